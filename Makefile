@@ -1,0 +1,44 @@
+# Everything begins here. Bare `make` prints this help.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One file pins every package, for people, containers and CI alike; pip reads it for build tools, too.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help up demo test check bench clean
+
+help:  ## Print this help
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
+
+up: $(VENV)/.local  ## Set up and serve on http://127.0.0.1:8000 until Ctrl-C
+	@$(BIN)/impasto up
+
+demo: $(VENV)/.local  ## Set up and paint the sample pictures into out/
+	@$(BIN)/impasto demo
+
+test: $(VENV)/.dev  ## Set up and run every test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## Style, types and the dependency rule
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev  ## Measure speed and delivered loss: bench/README.md
+	$(BIN)/python bench/optimize.py
+
+clean:  ## Remove the environment and what was built (not your jobs: operations.md)
+	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.local: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --editable '.[local]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.local
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
