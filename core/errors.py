@@ -1,0 +1,199 @@
+"""What can go wrong, as one tree. Knows nothing of HTTP (api/problems.py) or exit codes (cli/).
+
+    ImpastoError
+    ├── BadInput               the caller can mend it
+    │   ├── BadSpec            a knob
+    │   ├── BadImage           a picture
+    │   │   ├── UnsupportedImage
+    │   │   └── ImageTooLarge
+    │   ├── UploadTooLarge
+    │   └── BadRequest
+    ├── NotFound
+    │   ├── JobNotFound
+    │   └── ImageNotFound
+    ├── Conflict               right request, wrong moment
+    │   ├── JobNotEnded
+    │   ├── NoResult
+    │   └── ResultGone
+    ├── Unavailable            try again later
+    │   ├── StoreUnavailable
+    │   └── StorageFull
+    ├── WeightsUnavailable
+    ├── BadWeights
+    ├── Diverged
+    ├── WorkerLost
+    ├── ServiceUnreachable     (clients only)
+    └── BadSettings
+
+    Interrupt (BaseException)  not errors: the run is asked to stop
+    ├── LeaseLost
+    └── ShuttingDown
+
+Each class carries a stable `code`; its docstring is the default message and says what to do.
+"""
+
+from typing import ClassVar
+
+
+class ImpastoError(Exception):
+    """Something went wrong inside the service; the log has the details."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+    @property
+    def message(self) -> str:
+        """The sentence for a person."""
+        return str(self.args[0])
+
+
+class BadInput(ImpastoError):
+    """The request cannot be served as it stands."""
+
+    code = "bad_input"
+
+
+class BadRequest(BadInput):
+    """The request could not be read; see /docs for its form."""
+
+    code = "bad_request"
+
+
+class BadSpec(BadInput):
+    """A knob has a value that is not allowed."""
+
+    code = "bad_spec"
+
+
+class BadImage(BadInput):
+    """The picture is damaged or incomplete; save it again as JPEG, PNG or WebP."""
+
+    code = "bad_image"
+
+
+class UnsupportedImage(BadImage):
+    """Only JPEG, PNG and WebP pictures are taken, whatever the file is called."""
+
+    code = "unsupported_image"
+
+
+class ImageTooLarge(BadImage):
+    """The picture has more pixels than are taken."""
+
+    code = "image_too_large"
+
+
+class UploadTooLarge(BadInput):
+    """The file is larger than is taken."""
+
+    code = "upload_too_large"
+
+
+class NotFound(ImpastoError):
+    """There is nothing here."""
+
+    code = "not_found"
+
+
+class JobNotFound(NotFound):
+    """There is no job with this id."""
+
+    code = "job_not_found"
+
+
+class ImageNotFound(NotFound):
+    """There is no picture with this digest; upload it first."""
+
+    code = "image_not_found"
+
+
+class Conflict(ImpastoError):
+    """The job is not in a state that allows this."""
+
+    code = "conflict"
+
+
+class JobNotEnded(Conflict):
+    """The job has not ended yet; poll its status."""
+
+    code = "job_not_ended"
+
+
+class NoResult(Conflict):
+    """The job ended without a picture; its status says why."""
+
+    code = "no_result"
+
+
+class ResultGone(Conflict):
+    """The picture is no longer kept."""
+
+    code = "result_gone"
+
+
+class Unavailable(ImpastoError):
+    """The service cannot take this now; try again in a few seconds."""
+
+    code = "unavailable"
+
+
+class StoreUnavailable(Unavailable):
+    """The job store does not answer; try again in a few seconds."""
+
+    code = "store_unavailable"
+
+
+class StorageFull(Unavailable):
+    """Pictures cannot be stored at the moment; try again later."""
+
+    code = "storage_full"
+
+
+class WeightsUnavailable(ImpastoError):
+    """The network's weights are not on this machine; run `impasto weights fetch`."""
+
+    code = "weights_unavailable"
+
+
+class BadWeights(ImpastoError):
+    """The weights file is not what it should be; fetch or import it again."""
+
+    code = "bad_weights"
+
+
+class Diverged(ImpastoError):
+    """The optimisation left the finite numbers; lower the weights or choose optimizer=adam."""
+
+    code = "diverged"
+
+
+class WorkerLost(ImpastoError):
+    """The workers that ran this job died; it was tried as often as is allowed."""
+
+    code = "worker_lost"
+
+
+class ServiceUnreachable(ImpastoError):
+    """No Impasto service answers; start one with `impasto up` or set --url."""
+
+    code = "service_unreachable"
+
+
+class BadSettings(ImpastoError):
+    """A setting is wrong; docs/operations.md lists them all."""
+
+    code = "bad_settings"
+
+
+class Interrupt(BaseException):
+    """The run is asked to stop. Not an Exception, so that no `except Exception` swallows it."""
+
+
+class LeaseLost(Interrupt):
+    """The job belongs to another worker now, or to nobody; drop it without a word."""
+
+
+class ShuttingDown(Interrupt):
+    """The worker is going away; hand the job back."""

@@ -1,0 +1,234 @@
+"""Bytes to a checked, upright, sRGB picture, and a picture to bytes.
+
+A picture is a Pillow image in mode RGB with empty metadata. This module knows Pillow only: no tensors, no storage,
+no HTTP. The API calls `inspect_in_child`, which decodes where a hostile file can harm nothing.
+"""
+
+import io
+import json
+import multiprocessing
+import resource
+import warnings
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import Any, Literal, get_args
+
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+
+from core import errors
+
+Format = Literal["png", "jpeg", "webp"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+MAX_BYTES = 20_000_000
+MAX_PIXELS = 40_000_000
+MAX_PIXELS_WEBP = 25_000_000  # a WebP decoder needs 16 bytes a pixel where JPEG needs 8
+MAX_SIDE_PX = 12_000
+MIN_SIDE_PX = 32
+MAX_ASPECT = 20
+PROVENANCE_KEY = "impasto"
+
+DECODE_MEMORY_BYTES = 1536 * 2**20
+DECODE_SECONDS = 10
+
+# Pillow only warns up to twice its own pixel limit; a warning nobody reads is no limit.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+# What Pillow is known to raise on hostile files, beyond OSError.
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+def sniff(data: bytes) -> Format:
+    """The format by content; a file's name and declared type count for nothing.
+
+    Raises UnsupportedImage.
+    """
+    if data[:3] == b"\xff\xd8\xff":
+        return "jpeg"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    raise errors.UnsupportedImage()
+
+
+def decode(data: bytes) -> Image.Image:
+    """Bytes of a JPEG, PNG or WebP file to a picture: first frame, upright, sRGB, alpha composited on white.
+
+    Raises UnsupportedImage, ImageTooLarge, UploadTooLarge, BadImage.
+    """
+    if len(data) > MAX_BYTES:
+        raise errors.UploadTooLarge(f"A picture may have at most {MAX_BYTES // 10**6} MB.")
+    kind = sniff(data)
+    try:
+        with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
+            _check_size(image.size, kind)
+            image.load()
+            return _rebuilt(_on_white(_to_srgb(_upright(image))))
+    except errors.ImpastoError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise errors.ImageTooLarge(_pixel_limit(kind)) from error
+    except _PILLOW_ERRORS as error:
+        raise errors.BadImage() from error
+
+
+def _pixel_limit(kind: Format) -> str:
+    pixels = MAX_PIXELS_WEBP if kind == "webp" else MAX_PIXELS
+    return f"A {kind.upper()} picture may have at most {pixels // 10**6} megapixels and {MAX_SIDE_PX} px a side."
+
+
+def _check_size(size: tuple[int, int], kind: Format) -> None:
+    """Refuse by the header alone, before a pixel is decoded."""
+    short, long = sorted(size)
+    if long > MAX_SIDE_PX or short * long > (MAX_PIXELS_WEBP if kind == "webp" else MAX_PIXELS):
+        raise errors.ImageTooLarge(_pixel_limit(kind))
+    if short < MIN_SIDE_PX:
+        raise errors.BadImage(f"A picture must have at least {MIN_SIDE_PX} px a side.")
+    if long > MAX_ASPECT * short:
+        raise errors.BadImage(f"A picture may be at most {MAX_ASPECT} times as long as it is wide.")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    try:
+        turned = ImageOps.exif_transpose(image)
+    except _PILLOW_ERRORS:
+        return image  # broken EXIF is no reason to refuse good pixels
+    if profile is not None:
+        turned.info["icc_profile"] = profile
+    return turned
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Mode RGB or RGBA, in sRGB. A missing or broken profile means sRGB."""
+    profile = image.info.get("icc_profile")
+    alpha = None
+    if image.mode.startswith("I"):  # 16-bit grey; convert("L") alone would clip at 255
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    elif image.has_transparency_data or image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert("RGB")
+    if profile:
+        image = _through_profile(image, profile)
+    image = image.convert("RGB")
+    if alpha is not None:
+        image.putalpha(alpha)
+    return image
+
+
+def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
+    try:
+        converted = ImageCms.profileToProfile(
+            image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except (ImageCms.PyCMSError, *_PILLOW_ERRORS):
+        return image
+    return image if converted is None else converted
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode != "RGBA":
+        return image
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _rebuilt(image: Image.Image) -> Image.Image:
+    """The same pixels in a fresh image: Pillow carries comments and chunks along in `info`, even through convert()."""
+    return Image.frombytes("RGB", image.size, image.tobytes())
+
+
+def encode(picture: Image.Image, kind: Format = "png", provenance: Mapping[str, Any] | None = None) -> bytes:
+    """A picture to the bytes of a file; `provenance` goes into a PNG as one iTXt chunk of JSON."""
+    buffer = io.BytesIO()
+    if kind == "png":
+        chunks = PngImagePlugin.PngInfo()
+        if provenance is not None:
+            chunks.add_itxt(PROVENANCE_KEY, json.dumps(provenance, ensure_ascii=False), zip=False)
+        picture.save(buffer, "PNG", pnginfo=chunks)
+    elif kind == "jpeg":
+        picture.save(buffer, "JPEG", quality=95, subsampling=0)
+    else:
+        picture.save(buffer, "WEBP", quality=95)
+    return buffer.getvalue()
+
+
+def provenance_of(data: bytes) -> dict[str, Any] | None:
+    """What `encode` recorded in a PNG; None where there is nothing."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        image.load()
+        text = image.info.get(PROVENANCE_KEY)
+    return None if text is None else dict(json.loads(text))
+
+
+def thumbnail(picture: Image.Image, side_px: int) -> Image.Image:
+    """The picture with its long side at most `side_px`."""
+    small = picture.copy()
+    small.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    return small
+
+
+def inspect_in_child(data: bytes) -> tuple[int, int]:
+    """Decode in a child process with limits on memory and time; the (width, height) that came out.
+
+    A file that crashes the decoder, or makes it eat memory, kills only the child.
+    Raises what `decode` raises.
+    """
+    if len(data) > MAX_BYTES:
+        raise errors.UploadTooLarge(f"A picture may have at most {MAX_BYTES // 10**6} MB.")
+    sniff(data)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["core.images"])
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_inspect, args=(theirs, DECODE_MEMORY_BYTES, DECODE_SECONDS), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        ours.send_bytes(data)
+        verdict = ours.recv_bytes() if ours.poll(2 * DECODE_SECONDS) else None
+    except (EOFError, OSError):  # the child died: over its limits, or crashed
+        verdict = None
+    finally:
+        child.kill()
+        child.join()
+        ours.close()
+    if verdict is None:
+        raise errors.BadImage()
+    return _read_verdict(verdict)
+
+
+def _inspect(pipe: Connection, memory_bytes: int, seconds: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        width, height = decode(pipe.recv_bytes()).size
+        verdict: dict[str, Any] = {"width": width, "height": height}
+    except errors.BadInput as error:
+        verdict = {"refusal": type(error).__name__, "message": error.message}
+    pipe.send_bytes(json.dumps(verdict).encode())
+
+
+def _read_verdict(verdict: bytes) -> tuple[int, int]:
+    """JSON, not pickle: a decoder that a file has taken over must not be able to run code in its parent."""
+    answer = json.loads(verdict)
+    if "refusal" not in answer:
+        return int(answer["width"]), int(answer["height"])
+    refusals = (errors.UnsupportedImage, errors.ImageTooLarge, errors.UploadTooLarge)
+    kind = next((kind for kind in refusals if kind.__name__ == answer["refusal"]), errors.BadImage)
+    raise kind(str(answer["message"]))

@@ -1,0 +1,137 @@
+"""A job: one request to stylise, with an id and a life.
+
+What it looks like to a client, and which steps its life may take.
+Knows nothing of Redis, Celery or HTTP. The store (store.py, store.lua) is the only one that changes a job.
+"""
+
+import re
+import secrets
+from base64 import b32encode
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from core.spec import StyleSpec
+
+MAX_ATTEMPTS = 3
+_ID = re.compile(r"job_[a-z2-7]{26}")
+
+
+class Status(StrEnum):
+    """Where a job is in its life."""
+
+    QUEUED = "queued"  # in: created, handed back by a worker, or its worker's lease ran out. out: claimed, canceled
+    RUNNING = "running"  # in: claimed by a worker, which renews a lease. out: the worker ends it, or the lease runs out
+    SUCCEEDED = "succeeded"  # ended: has a result
+    FAILED = "failed"  # ended: has an error
+    CANCELED = "canceled"  # ended: someone asked for it
+    EXPIRED = "expired"  # ended: nobody could begin it in time
+
+    @property
+    def ended(self) -> bool:
+        """An ended job never changes."""
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELED, Status.EXPIRED}),
+    Status.RUNNING: frozenset({Status.QUEUED, Status.SUCCEEDED, Status.FAILED, Status.CANCELED}),
+    Status.SUCCEEDED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.CANCELED: frozenset(),
+    Status.EXPIRED: frozenset(),
+}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class JobInput(_Record):
+    """What was asked: digests of the pictures, and the spec with every default filled in."""
+
+    content: str
+    styles: list[str]
+    spec: StyleSpec
+
+
+class JobProgress(_Record):
+    """How far the run is. Iterations count over all scales; losses are by name."""
+
+    value: float
+    scale: int
+    scales: int
+    iteration: int
+    iterations: int
+    iterations_per_second: float | None
+    seconds_left: float | None
+    loss: dict[str, float]
+
+
+class Output(_Record):
+    """The finished picture."""
+
+    id: str
+    content_type: str
+    width: int
+    height: int
+    size_bytes: int
+
+
+class NetworkUsed(_Record):
+    """Which weights painted it."""
+
+    name: str
+    sha256: str
+
+
+class JobError(_Record):
+    """Why it failed: a stable code and a sentence."""
+
+    code: str
+    message: str
+
+
+class Queue(_Record):
+    """Place in the queue; 0 is next."""
+
+    position: int
+
+
+class Job(_Record):
+    """The whole of what a client may know of a job."""
+
+    id: str
+    status: Status
+    version: int
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    attempt: int
+    max_attempts: int
+    cancel_requested: bool
+    input: JobInput
+    queue: Queue | None
+    progress: JobProgress | None
+    preview: str | None
+    outputs: list[Output]
+    model: NetworkUsed | None
+    error: JobError | None
+    metrics: dict[str, float]
+
+
+def new_job_id() -> str:
+    """128 random bits: nobody guesses a job."""
+    return "job_" + b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()
+
+
+def is_job_id(text: str) -> bool:
+    """Whether this could be a job's id at all; anything else needs no look-up."""
+    return _ID.fullmatch(text) is not None
+
+
+def when(milliseconds: Any) -> datetime | None:
+    """The store's clock (ms since 1970) as a UTC time; None for what has not happened."""
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds else None

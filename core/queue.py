@@ -1,0 +1,68 @@
+"""The doorbell: Celery's names, serialiser and transport options; no tasks.
+
+A message says "there is work", no more. Which job runs, and who may finish it, is the store's business. So a message
+that is lost, doubled or late harms nothing: the reaper rings again, and a bell without work claims nothing.
+"""
+
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from core import errors
+
+QUEUE = "impasto"
+STYLIZE = "impasto.stylize"
+
+
+def make_celery(redis_url: str) -> Celery:
+    """The Celery application on this Redis. Reads no settings: the URL is given."""
+    app = Celery("impasto", broker=redis_url, include=["worker.tasks"])
+    app.conf.update(
+        task_default_queue=QUEUE,
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_acks_late=False,  # late acks on Redis double jobs; recovery is the lease's
+        worker_disable_prefetch=True,
+        worker_prefetch_multiplier=1,
+        worker_pool="prefork",
+        worker_concurrency=1,
+        worker_pool_start_method="spawn",  # CUDA cannot be used in a forked child
+        worker_proc_alive_timeout=120,  # a child imports torch and loads the network before it says it is alive
+        worker_max_tasks_per_child=500,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # with True, 5.7 loses jobs
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=2,
+        broker_transport_options={
+            "visibility_timeout": 86400,
+            "health_check_interval": 5,
+            "socket_timeout": 30,
+            "socket_connect_timeout": 2,
+            "socket_keepalive": True,
+        },
+    )
+    return app
+
+
+def ring(app: Celery) -> bool:
+    """Wake a worker. False when the broker does not answer; the reaper rings again then."""
+    try:
+        app.send_task(STYLIZE, queue=QUEUE, retry=False, ignore_result=True)
+    except (OperationalError, RedisError, OSError):
+        return False
+    return True
+
+
+def waiting_bells(app: Celery) -> int:
+    """How many bells no worker has heard yet. Raises StoreUnavailable."""
+    try:
+        with app.connection_for_read() as connection:
+            channel: Any = connection.default_channel
+            declared = channel.queue_declare(queue=QUEUE)
+            return int(declared.message_count)
+    except (OperationalError, RedisError, OSError) as error:
+        raise errors.StoreUnavailable() from error

@@ -1,0 +1,62 @@
+"""Settings that every process needs, and how settings are read: from IMPASTO_* variables, once, at start, strictly."""
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from core import errors
+
+
+def _home(variable: str, fallback: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / fallback) / "impasto"
+
+
+class Settings(BaseSettings):
+    """IMPASTO_*: where things are."""
+
+    model_config = SettingsConfigDict(env_prefix="IMPASTO_", frozen=True)
+
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey 7 or newer, with AOF always.")
+    data_dir: Path = Field(
+        default_factory=lambda: _home("XDG_DATA_HOME", ".local/share"),
+        description="Pictures, and the embedded server's data; API and workers must see the same folder.",
+    )
+    cache_dir: Path = Field(
+        default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"), description="The networks' weights."
+    )
+    url: str = Field("http://127.0.0.1:8000", description="Where clients find the service (submit, watch, demo).")
+
+    @property
+    def blobs_dir(self) -> Path:
+        """Where the blobs are."""
+        return self.data_dir / "blobs"
+
+    @property
+    def weights_dir(self) -> Path:
+        """Where the networks are."""
+        return self.cache_dir / "weights"
+
+
+AnySettings = TypeVar("AnySettings", bound=BaseSettings)
+
+# Settings of one kind of process have a prefix of their own, read by its own class.
+_PROCESS_PREFIXES = ("IMPASTO_API_", "IMPASTO_WORKER_")
+
+
+def read(kind: type[AnySettings]) -> AnySettings:
+    """The settings from the environment. Raises BadSettings, naming the variable: a typing error is no default."""
+    prefix = kind.model_config["env_prefix"]
+    known = {prefix + name.upper() for name in kind.model_fields}
+    for variable in os.environ:
+        elsewhere = prefix not in _PROCESS_PREFIXES and variable.startswith(_PROCESS_PREFIXES)
+        if variable.startswith(prefix) and variable not in known and not elsewhere:
+            raise errors.BadSettings(f"There is no setting {variable}; there are {', '.join(sorted(known))}.")
+    try:
+        return kind()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        variable = prefix + str(first["loc"][0]).upper()
+        raise errors.BadSettings(f"{variable}: {first['msg']}.") from error

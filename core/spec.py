@@ -1,0 +1,190 @@
+"""StyleSpec: every knob of a stylisation, once. API, command line, docs and page are made from these fields.
+
+Each field has its default, its range, its unit and one sentence. Knows no tensors, no jobs, no HTTP.
+"""
+
+import json
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from core import errors
+
+ModelName = Literal["auto", "vgg19", "vgg16"]
+Layer = Literal[
+    "relu1_1", "relu1_2",
+    "relu2_1", "relu2_2",
+    "relu3_1", "relu3_2", "relu3_3", "relu3_4",
+    "relu4_1", "relu4_2", "relu4_3", "relu4_4",
+    "relu5_1", "relu5_2", "relu5_3", "relu5_4",
+]  # fmt: skip
+ONLY_VGG19 = frozenset({"relu3_4", "relu4_4", "relu5_4"})
+MAX_STYLES = 8
+
+STYLE_WEIGHT = 5.0
+STYLE_WEIGHT_GATYS = 1e6  # the same look where the terms are the paper's raw sums; docs/algorithm.md
+
+
+def _layer_weights(value: Any) -> Any:
+    """`relu4_2`, `relu1_1=1,relu2_1=0.5`, a JSON object, a list of names: all become {layer: weight}."""
+    if isinstance(value, str):
+        text = value.strip()
+        if text.startswith(("{", "[")):
+            value = _loads(text)
+        else:
+            pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+            value = {name.strip(): weight.strip() or 1.0 for name, _, weight in pairs}
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        value = dict.fromkeys(value, 1.0)
+    return value
+
+
+def _numbers(value: Any) -> Any:
+    """`0.7,0.3` or a JSON list."""
+    if isinstance(value, str):
+        text = value.strip()
+        value = _loads(text) if text.startswith("[") else [part.strip() for part in text.split(",")]
+    return value
+
+
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None  # the field's own validation says what is expected
+
+
+Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+LayerWeights = Annotated[
+    dict[Layer, Weight], BeforeValidator(_layer_weights), Field(min_length=1, max_length=len(get_args(Layer)))
+]
+MixingWeights = Annotated[list[Weight], BeforeValidator(_numbers), Field(max_length=MAX_STYLES)]
+
+
+class StyleSpec(BaseModel):
+    """What is asked for. Frozen; unknown names, NaN, infinity and values out of range are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    size: int = Field(512, ge=64, le=2048, description="Long side of the result, in px.")
+    content_weight: Weight = Field(1.0, description="Alpha: how much the photo's content counts; 0 makes pure texture.")
+    style_weight: Weight = Field(
+        STYLE_WEIGHT,
+        description="Beta: how much the painting's style counts; 0 reconstructs the photo. "
+        f"2 keeps more of the photo, 20 less. With objective=gatys the default is {STYLE_WEIGHT_GATYS:g}.",
+    )
+    tv_weight: Weight = Field(0.0, description="How much total variation (noise) is held down; 1 to 10 is visible.")
+    content_layers: LayerWeights = Field(
+        {"relu4_2": 1.0}, description="Layers whose features carry the content, with weights: relu4_2=1."
+    )
+    style_layers: LayerWeights = Field(
+        {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0, "relu4_1": 1.0, "relu5_1": 1.0},
+        description="Layers whose Gram matrices carry the style, with weights; shares of their sum.",
+    )
+    style_weights: MixingWeights = Field(
+        [], description="Shares of several paintings, in their order: 0.7,0.3. Empty: equal shares."
+    )
+    style_scale: float = Field(
+        1.0, ge=0.25, le=4, description="Size of the brush strokes: the painting's size relative to the result's."
+    )
+    init: Literal["content", "noise", "style"] = Field(
+        "content", description="The first image: the photo, white noise, or the painting."
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the white noise; same seed, same picture.")
+    objective: Literal["relative", "gatys"] = Field(
+        "relative", description="relative: each term divided by the size of its target; gatys: as in the paper."
+    )
+    optimizer: Literal["lbfgs", "adam"] = Field("lbfgs", description="L-BFGS inside [0, 1], or Adam.")
+    iterations: int = Field(
+        100, ge=1, le=5000, description="Iterations at the coarsest scale; each finer scale takes half as many."
+    )
+    scales: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="Sizes to go through from coarse to fine; 0 chooses, 1 is full size only (the paper).",
+    )
+    pooling: Literal["max", "average"] = Field("max", description="Pooling of the network; average is smoother.")
+    preserve_color: Literal["none", "luminance"] = Field(
+        "none", description="luminance: keep the photo's colors and take only light and dark from the painting."
+    )
+    model: ModelName = Field("auto", description="The network; auto is vgg19 where its weights are, else vgg16.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _style_weight_of_the_objective(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("objective") == "gatys":
+            return {"style_weight": STYLE_WEIGHT_GATYS, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _weights_make_sense(self) -> Self:
+        if self.content_weight == 0 and self.style_weight == 0:
+            raise ValueError("content_weight and style_weight: one of them must be above 0.")
+        for name in ("content_layers", "style_layers"):
+            if not any(getattr(self, name).values()):
+                raise ValueError(f"{name}: one weight must be above 0.")
+        if self.style_weights and not any(self.style_weights):
+            raise ValueError("style_weights: one share must be above 0.")
+        missing = ONLY_VGG19 & {*self.content_layers, *self.style_layers}
+        if missing and self.model != "vgg19":
+            raise ValueError(f"{min(missing)} is a layer of VGG-19 alone: set model=vgg19.")
+        return self
+
+    def for_styles(self, count: int) -> "StyleSpec":
+        """The same spec with one mixing share a painting, summing to 1. Raises BadSpec if they do not fit."""
+        if not 1 <= count <= MAX_STYLES:
+            raise errors.BadSpec(f"style: send 1 to {MAX_STYLES} paintings.")
+        shares = self.style_weights or [1.0] * count
+        if len(shares) != count:
+            raise errors.BadSpec(f"style_weights: give one share for each of the {count} paintings, or none.")
+        return self.model_copy(update={"style_weights": [share / sum(shares) for share in shares]})
+
+
+# Four poolings lie before relu5_1: 16 px are one position there.
+MIN_RESULT_SIDE_PX = 32
+
+
+def result_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height of the result in px: the photo's shape, its long side `size`.
+
+    Raises BadSpec where the short side would leave the network nothing to see.
+    """
+    long, short = max(width, height), min(width, height)
+    if size * short < MIN_RESULT_SIDE_PX * long:
+        least = -(-MIN_RESULT_SIDE_PX * long // short)
+        raise errors.BadSpec(f"size must be at least {least} for a picture of this shape.")
+    return max(1, round(width * size / long)), max(1, round(height * size / long))
+
+
+KNOBS: tuple[str, ...] = tuple(StyleSpec.model_fields)
+
+
+def parse_spec(knobs: dict[str, Any]) -> StyleSpec:
+    """Knobs as they came (text from a form or a command line, or JSON values) to a spec.
+
+    Raises BadSpec with one sentence that names the knob and its range; the value itself is never repeated.
+    """
+    try:
+        return StyleSpec.model_validate(knobs)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+    if not first["loc"]:
+        raise errors.BadSpec(str(first["ctx"]["error"]) if "ctx" in first else "The spec must be an object of knobs.")
+    name = str(first["loc"][0])
+    if name not in StyleSpec.model_fields:
+        raise errors.BadSpec(f"There is no such knob; the knobs are {', '.join(KNOBS)}.")
+    raise errors.BadSpec(f"{name} must be {allowed(name)}.")
+
+
+def allowed(name: str) -> str:
+    """What a knob may be, in words: `a whole number from 64 to 2048`. For refusals, help texts and docs."""
+    if name in ("content_layers", "style_layers"):
+        return f"layers with weights from 0 to 1e+09, like relu4_2=1; the layers are {', '.join(get_args(Layer))}"
+    if name == "style_weights":
+        return f"at most {MAX_STYLES} numbers from 0 to 1e+09, one for each painting"
+    schema = StyleSpec.model_json_schema()["properties"][name]
+    if "enum" in schema:
+        return "one of " + ", ".join(schema["enum"])
+    kind = "a whole number" if schema["type"] == "integer" else "a number"
+    return f"{kind} from {schema['minimum']:.10g} to {schema['maximum']:.10g}"

@@ -1,0 +1,74 @@
+"""Bytes under their digest."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from core import errors
+from core.blobs import Blobs, digest_of, is_digest
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_what_was_put_is_got_by_its_digest(blobs: Blobs, tmp_path: Path) -> None:
+    digest = blobs.put(b"paint")
+
+    assert "sha256:" + "8c5d6f4b" not in digest
+    assert digest_of(b"paint") == digest == blobs.put(b"paint")
+    assert b"paint" == blobs.get(digest)
+    assert blobs.has(digest)
+    assert 1 == len(_files(tmp_path))
+
+
+def test_a_deleted_blob_is_gone_and_deleting_is_safe_to_repeat(blobs: Blobs) -> None:
+    digest = blobs.put(b"paint")
+    blobs.delete(digest)
+    blobs.delete(digest)
+
+    assert not blobs.has(digest)
+    with pytest.raises(errors.ImageNotFound):
+        blobs.get(digest)
+
+
+@pytest.mark.parametrize("name", ["", "sha256:", "../../etc/passwd", "sha256:" + "g" * 64, "sha256:" + "a" * 64 + "\n"])
+def test_only_a_digest_is_ever_a_path(blobs: Blobs, name: str) -> None:
+    assert not is_digest(name)
+    assert not blobs.has(name)
+    with pytest.raises(errors.ImageNotFound):
+        blobs.get(name)
+
+
+def test_a_write_that_fails_leaves_nothing(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(errors.StorageFull):
+        blobs.put(b"paint")
+
+    assert [] == _files(tmp_path)
+
+
+def test_half_written_files_are_swept_after_an_hour(blobs: Blobs, tmp_path: Path) -> None:
+    digest = blobs.put(b"paint")
+    part = tmp_path / "blobs" / "parts" / "left-by-a-killed-process"
+    part.write_bytes(b"pai")
+    assert 0 == blobs.sweep()
+
+    os.utime(part, (time.time() - 7200,) * 2)
+    assert 1 == blobs.sweep()
+    assert blobs.has(digest)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+
+    assert Blobs(tmp_path / "good").writable()
+    assert not Blobs(blocked).writable()
+    with pytest.raises(errors.StorageFull):
+        Blobs(blocked).put(b"paint")

@@ -1,0 +1,218 @@
+"""Bytes to picture and back."""
+
+import io
+import json
+import struct
+import zlib
+from typing import Any
+
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+
+from core import errors, images
+
+GRADIENT = Image.linear_gradient("L").resize((64, 48))
+
+
+def _colors() -> Image.Image:
+    """64 x 48: red left, blue right, a green bar on top, so that every turn is visible."""
+    picture = Image.new("RGB", (64, 48), (200, 30, 30))
+    picture.paste((30, 30, 200), (32, 0, 64, 48))
+    picture.paste((30, 200, 30), (0, 0, 64, 12))
+    return picture
+
+
+def _bytes(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _near(expected: tuple[int, int, int], got: Any, tolerance: int = 12) -> bool:
+    return all(abs(a - b) <= tolerance for a, b in zip(expected, got, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_each_format_comes_out_as_rgb_with_empty_metadata(kind: str) -> None:
+    got = images.decode(_bytes(_colors(), kind))
+
+    assert ("RGB", (64, 48), {}) == (got.mode, got.size, got.info)
+    assert _near((200, 30, 30), got.getpixel((8, 40)))
+    assert _near((30, 30, 200), got.getpixel((56, 40)))
+
+
+def _png16(gray: int) -> bytes:
+    """A 16-bit gray PNG of one value, written by hand so that no library has a say."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    row = b"\0" + struct.pack(">H", gray) * 40
+    head = struct.pack(">IIBBBBB", 40, 40, 16, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(row * 40)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "at", "expected"),
+    [
+        pytest.param(_bytes(_colors().convert("L"), "PNG"), (8, 40), (84, 84, 84), id="gray"),
+        pytest.param(_bytes(_colors().convert("1"), "PNG"), (8, 4), None, id="one bit"),
+        pytest.param(_bytes(_colors().convert("P"), "PNG"), (8, 40), (200, 30, 30), id="palette"),
+        pytest.param(_bytes(_colors().convert("CMYK"), "JPEG"), (8, 40), (200, 30, 30), id="CMYK"),
+        pytest.param(_bytes(_colors().convert("LA"), "PNG"), (8, 40), (84, 84, 84), id="gray with alpha"),
+        pytest.param(_png16(0x8080), (5, 5), (128, 128, 128), id="16-bit gray, middle"),
+        pytest.param(_png16(0x2000), (5, 5), (32, 32, 32), id="16-bit gray, dark"),
+        pytest.param(_png16(0xFFFF), (5, 5), (255, 255, 255), id="16-bit gray, white"),
+    ],
+)
+def test_every_mode_comes_out_in_its_colors(data: bytes, at: tuple[int, int], expected: Any) -> None:
+    got = images.decode(data)
+
+    assert "RGB" == got.mode
+    assert expected is None or _near(expected, got.getpixel(at), 30)
+
+
+def test_alpha_is_composited_on_white() -> None:
+    half = _colors().convert("RGBA")
+    half.putalpha(Image.new("L", half.size, 128))
+
+    assert _near((227, 142, 142), images.decode(_bytes(half, "PNG")).getpixel((8, 40)), 3)
+
+
+def test_a_transparent_palette_color_is_white() -> None:
+    picture = Image.new("P", (40, 40), 1)
+    picture.putpalette([0, 0, 0, 255, 0, 0] + [0] * 750)
+
+    assert (255, 255, 255) == images.decode(_bytes(picture, "PNG", transparency=1)).getpixel((5, 5))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_all_eight_orientations_come_out_upright(kind: str, orientation: int) -> None:
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = _colors().transpose(undo[orientation]) if orientation > 1 else _colors()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+
+    got = images.decode(_bytes(stored, kind, exif=exif))
+
+    assert (64, 48) == got.size
+    assert _near((30, 200, 30), got.getpixel((32, 4)), 20)
+    assert _near((200, 30, 30), got.getpixel((8, 40)), 20)
+
+
+def test_broken_exif_is_ignored() -> None:
+    assert (64, 48) == images.decode(_bytes(_colors(), "JPEG", exif=b"Exif\0\0garbage")).size
+
+
+def test_a_profile_is_converted_to_srgb() -> None:
+    """A profile that is sRGB with red and blue exchanged turns red into blue."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exchanged = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+
+    got = images.decode(_bytes(_colors(), "PNG", icc_profile=exchanged))
+
+    assert _near((30, 30, 200), got.getpixel((8, 40)), 3)
+
+
+@pytest.mark.parametrize("profile", [b"no profile", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()])
+def test_a_profile_that_does_not_fit_is_ignored(profile: bytes) -> None:
+    assert (200, 30, 30) == images.decode(_bytes(_colors(), "PNG", icc_profile=profile)).getpixel((8, 40))
+
+
+def test_only_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (40, 40), color) for color in ("red", "blue")]
+    data = _bytes(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+
+    assert (255, 0, 0) == images.decode(data).getpixel((5, 5))
+
+
+def _head_of_png(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+    data = bytearray(_png16(0))
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        pytest.param(b"", errors.UnsupportedImage, id="empty"),
+        pytest.param(b"<html>", errors.UnsupportedImage, id="html"),
+        pytest.param(_bytes(_colors(), "GIF"), errors.UnsupportedImage, id="gif"),
+        pytest.param(_bytes(_colors(), "TIFF"), errors.UnsupportedImage, id="tiff"),
+        pytest.param(_bytes(_colors(), "JPEG")[:400], errors.BadImage, id="cut JPEG"),
+        pytest.param(_bytes(_colors(), "PNG")[:-40], errors.BadImage, id="cut PNG"),
+        pytest.param(_bytes(_colors(), "WEBP")[:-20], errors.BadImage, id="cut WebP"),
+        pytest.param(b"\xff\xd8\xff" + b"\0" * 50, errors.BadImage, id="JPEG's first bytes only"),
+        pytest.param(_head_of_png(20_000, 20_000), errors.ImageTooLarge, id="400 megapixels"),
+        pytest.param(_head_of_png(9_000, 9_000), errors.ImageTooLarge, id="81 megapixels"),
+        pytest.param(_head_of_png(12_001, 1_000), errors.ImageTooLarge, id="12,001 px"),
+        pytest.param(_head_of_png(31, 400), errors.BadImage, id="31 px"),
+        pytest.param(_head_of_png(40, 801), errors.BadImage, id="20 times as long"),
+        pytest.param(b"\x89PNG\r\n\x1a\n" + b"\0" * images.MAX_BYTES, errors.UploadTooLarge, id="20 MB"),
+        pytest.param(_head_of_png(40, 40)[:16] + b"\0" * 40, errors.BadImage, id="no head"),
+    ],
+)
+def test_what_is_no_good_is_refused(data: bytes, error: type[errors.ImpastoError]) -> None:
+    """The same refusal here and through the child process."""
+    with pytest.raises(error) as here:
+        images.decode(data)
+    with pytest.raises(error) as child:
+        images.inspect_in_child(data)
+
+    assert type(here.value) is type(child.value) is error
+    assert here.value.message == child.value.message
+
+
+def test_the_child_tells_the_upright_size() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+
+    assert (48, 64) == images.inspect_in_child(_bytes(_colors(), "JPEG", exif=exif))
+
+
+@pytest.mark.parametrize(("limit", "value"), [("DECODE_MEMORY_BYTES", 300 * 2**20), ("DECODE_SECONDS", 0)])
+def test_a_file_that_eats_memory_or_time_harms_only_the_child(
+    monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    """A few bytes of WebP can ask for a gigabyte; a limit below what this one needs stands in for the real one."""
+    big = _bytes(Image.new("RGB", (5000, 5000), "white"), "WEBP", lossless=True)
+    assert (5000, 5000) == images.inspect_in_child(big)
+
+    monkeypatch.setattr(images, limit, value)
+    with pytest.raises(errors.BadImage):
+        images.inspect_in_child(big)
+
+
+@pytest.mark.parametrize(("kind", "pillow"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
+def test_a_result_is_a_file_of_its_format_that_decodes_to_the_same(kind: images.Format, pillow: str) -> None:
+    data = images.encode(_colors(), kind)
+
+    assert kind == images.sniff(data)
+    assert _near((200, 30, 30), images.decode(data).getpixel((8, 40)), 6)
+
+
+def test_the_png_records_how_it_was_made_and_nothing_of_the_inputs() -> None:
+    secret = PngImagePlugin.PngInfo()
+    secret.add_text("Comment", "canary")
+    exif = Image.Exif()
+    exif[0x010E] = "canary"
+    source = images.decode(_bytes(_colors(), "PNG", pnginfo=secret, exif=exif))
+    jpeg = images.decode(_bytes(_colors(), "JPEG", comment=b"canary", exif=exif))
+
+    data = images.encode(source, "png", {"spec": {"size": 64}, "model": "é"})
+
+    assert {"spec": {"size": 64}, "model": "é"} == images.provenance_of(data)
+    assert not any(b"canary" in images.encode(picture, kind) for picture in (source, jpeg) for kind in images.FORMATS)
+    assert images.provenance_of(images.encode(source)) is None
+    assert json.dumps({"size": 64}).encode() in data

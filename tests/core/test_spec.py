@@ -1,0 +1,110 @@
+"""The knobs: what is taken, what is refused and in which words."""
+
+import math
+from typing import Any
+
+import pytest
+
+from core import errors
+from core.spec import KNOBS, STYLE_WEIGHT_GATYS, StyleSpec, allowed, parse_spec, result_size
+
+
+def test_text_from_a_form_and_values_from_json_mean_the_same() -> None:
+    text = {
+        "size": "384",
+        "style_weight": "12.5",
+        "style_layers": "relu1_1=1,relu3_1=0.5",
+        "content_layers": "relu4_2",
+        "style_weights": "0.7, 0.3",
+        "init": "noise",
+    }
+    values = {
+        "size": 384,
+        "style_weight": 12.5,
+        "style_layers": {"relu1_1": 1, "relu3_1": 0.5},
+        "content_layers": ["relu4_2"],
+        "style_weights": [0.7, 0.3],
+        "init": "noise",
+    }
+
+    assert parse_spec(values) == parse_spec(text)
+    assert {"relu1_1": 1.0, "relu3_1": 0.5} == parse_spec(text).style_layers
+    assert parse_spec({"style_layers": '{"relu1_1": 1, "relu3_1": 0.5}', **{k: text[k] for k in ("size", "init")}})
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        *((name, bad) for name in ("size", "iterations", "seed", "scales") for bad in ("nan", "-1", "1.5", "1e9", "", "x", None)),
+        *(
+            (name, bad)
+            for name in ("content_weight", "style_weight", "tv_weight", "style_scale")
+            for bad in ("nan", "inf", "-inf", math.nan, math.inf, -0.1, 1e10, "x", None, [])
+        ),
+        *((name, bad) for name in ("init", "objective", "optimizer", "pooling", "preserve_color", "model") for bad in ("", "x", 1, None)),
+        *((name, bad) for name in ("content_layers", "style_layers") for bad in ("", "relu9_1", "relu4_2=nan", "relu4_2=-1", "{", {}, 3, "[" * 9999)),
+        *(("style_weights", bad) for bad in ("x", "1,nan", [1, -1], "1," * 20, 3)),
+        ("size", 63),
+        ("size", 2049),
+        ("size", True),
+        ("seed", 2**32),
+        ("iterations", 0),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_refused_naming_the_knob_and_its_range_but_not_the_value(knob: str, value: Any) -> None:
+    with pytest.raises(errors.BadSpec) as refused:
+        parse_spec({knob: value})
+
+    assert f"{knob} must be {allowed(knob)}." == refused.value.message
+
+
+def test_an_unknown_knob_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(errors.BadSpec, match="There is no such knob; the knobs are size, content_weight"):
+        parse_spec({"<script>": "1"})
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"content_weight": 0, "style_weight": 0}, "one of them must be above 0"),
+        ({"style_layers": {"relu1_1": 0}}, "style_layers: one weight must be above 0"),
+        ({"style_weights": [0, 0]}, "style_weights: one share must be above 0"),
+        ({"content_layers": "relu4_4"}, "relu4_4 is a layer of VGG-19 alone: set model=vgg19"),
+    ],
+)
+def test_knobs_that_make_no_sense_together_are_refused(knobs: dict[str, Any], words: str) -> None:
+    with pytest.raises(errors.BadSpec, match=words):
+        parse_spec(knobs)
+
+
+def test_a_layer_of_vgg19_is_taken_with_vgg19() -> None:
+    assert {"relu4_4": 1.0} == parse_spec({"content_layers": "relu4_4", "model": "vgg19"}).content_layers
+
+
+def test_the_papers_objective_has_its_own_default_weight() -> None:
+    assert STYLE_WEIGHT_GATYS == parse_spec({"objective": "gatys"}).style_weight
+    assert 7.0 == parse_spec({"objective": "gatys", "style_weight": "7"}).style_weight
+
+
+def test_shares_of_several_paintings_sum_to_one() -> None:
+    assert [0.75, 0.25] == parse_spec({"style_weights": "3,1"}).for_styles(2).style_weights
+    assert [0.5, 0.5] == StyleSpec().for_styles(2).style_weights
+    with pytest.raises(errors.BadSpec, match="one share for each of the 3 paintings"):
+        parse_spec({"style_weights": "3,1"}).for_styles(3)
+    with pytest.raises(errors.BadSpec, match="1 to 8 paintings"):
+        StyleSpec().for_styles(9)
+
+
+def test_every_knob_has_a_default_a_sentence_and_words_for_its_range() -> None:
+    spec = StyleSpec()
+
+    assert all(StyleSpec.model_fields[name].description and allowed(name) for name in KNOBS)
+    assert spec == StyleSpec.model_validate_json(spec.model_dump_json())
+
+
+def test_the_result_keeps_the_photos_shape() -> None:
+    assert (384, 288) == result_size(1024, 768, 384)
+    assert (288, 384) == result_size(768, 1024, 384)
+    with pytest.raises(errors.BadSpec, match="size must be at least 640"):
+        result_size(2000, 100, 639)
+    assert (640, 32) == result_size(2000, 100, 640)
