@@ -1,0 +1,69 @@
+"""The optimisers on functions whose minimum is known."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import pytest
+import torch
+from torch import Tensor
+
+from core.neural.losses import Losses
+from core.neural.optimize import Evaluate, adam, lbfgs
+
+
+def _quadratic(target: Tensor, stretch: Tensor) -> Evaluate:
+    """sum stretch (x - target)^2: its minimum inside the box is target, clamped."""
+
+    def evaluate(image: Tensor) -> tuple[Losses, Tensor]:
+        away = image.detach() - target
+        zero = torch.zeros(())
+        total = (stretch * away.square()).sum()
+        return Losses(zero, zero, zero, total), 2 * stretch * away
+
+    return evaluate
+
+
+def _last(iterates: Iterator[tuple[Tensor, Losses]], count: int) -> Tensor:
+    return list(islice(iterates, count))[-1][0]
+
+
+@pytest.fixture
+def target() -> Tensor:
+    """Values inside and outside the box."""
+    return torch.rand(1, 3, 6, 5, generator=torch.Generator().manual_seed(0)) * 2 - 0.5
+
+
+def test_lbfgs_finds_the_minimum_inside_the_box(target: Tensor) -> None:
+    """Badly scaled by 1:100, and with the bounds active where the free minimum lies outside."""
+    stretch = torch.logspace(0, 2, target.numel()).view_as(target)
+    found = _last(lbfgs(_quadratic(target, stretch), torch.full_like(target, 0.5)), 120)
+
+    assert torch.allclose(target.clamp(0, 1), found, atol=1e-3)
+
+
+def test_adam_finds_it_too(target: Tensor) -> None:
+    found = _last(adam(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5)), 400)
+
+    assert torch.allclose(target.clamp(0, 1), found, atol=2e-2)
+
+
+@pytest.mark.parametrize("optimizer", [lbfgs, adam])
+def test_every_iterate_stays_inside_the_box(optimizer: type, target: Tensor) -> None:
+    """What is measured on the way is what a user gets: nothing is clamped away at the end."""
+    iterates = optimizer(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5))
+
+    assert all(0 <= float(image.min()) and float(image.max()) <= 1 for image, _ in islice(iterates, 30))
+
+
+def test_the_first_image_is_left_as_it_was(target: Tensor) -> None:
+    for optimizer in (lbfgs, adam):
+        start = torch.full_like(target, 0.5)
+        _last(optimizer(_quadratic(target, torch.ones_like(target)), start), 5)
+        assert torch.equal(torch.full_like(target, 0.5), start)
+
+
+def test_at_the_minimum_lbfgs_stays(target: Tensor) -> None:
+    """No division by a zero gradient."""
+    inside = target.clamp(0, 1)
+
+    assert torch.equal(inside, _last(lbfgs(_quadratic(inside, torch.ones_like(inside)), inside), 3))

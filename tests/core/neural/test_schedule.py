@@ -1,0 +1,43 @@
+"""Coarse to fine."""
+
+import pytest
+
+from core import errors
+from core.neural.schedule import COARSEST_PX, STEP, schedule
+from core.spec import parse_spec
+
+
+def test_scales_grow_by_root_two_up_to_the_size_asked_for() -> None:
+    scales = schedule(parse_spec({"size": 384}), 1024, 768)
+
+    assert [(136, 102), (192, 144), (272, 204), (384, 288)] == [scale.size for scale in scales]
+    assert [100, 50, 50, 50] == [scale.iterations for scale in scales]
+
+
+@pytest.mark.parametrize("size", [64, 100, 128, 181, 182, 256, 512, 1000, 2048])
+@pytest.mark.parametrize("shape", [(1024, 768), (768, 1024), (500, 500)])
+def test_every_ladder_ends_at_the_size_and_begins_no_coarser_than_it_must(size: int, shape: tuple[int, int]) -> None:
+    sides = [scale.long_side for scale in schedule(parse_spec({"size": size}), *shape)]
+
+    assert size == sides[-1]
+    assert sides == sorted(sides)
+    assert min(size, COARSEST_PX) <= sides[0] <= max(size, 0) < max(COARSEST_PX * STEP + 1, sides[0] + 1, size + 1)
+    assert len(sides) == 1 or sides[0] < COARSEST_PX * STEP + 1
+
+
+def test_one_scale_is_the_paper() -> None:
+    assert [((512, 384), 300)] == [
+        (scale.size, scale.iterations)
+        for scale in schedule(parse_spec({"size": 512, "scales": 1, "iterations": 300}), 4, 3)
+    ]
+
+
+def test_a_number_of_scales_is_kept() -> None:
+    assert 3 == len(schedule(parse_spec({"size": 256, "scales": 3}), 4, 3))
+    assert 3 == len(schedule(parse_spec({"size": 2048, "scales": 3}), 4, 3))
+
+
+def test_a_narrow_photo_begins_where_the_network_still_sees_something() -> None:
+    assert all(min(scale.size) >= 32 for scale in schedule(parse_spec({"size": 1024}), 2000, 200))
+    with pytest.raises(errors.BadSpec, match="size must be at least 320"):
+        schedule(parse_spec({"size": 256}), 2000, 200)
