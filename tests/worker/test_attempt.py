@@ -1,0 +1,209 @@
+"""One attempt at one job, with a real store, real blobs and real weights, in this process."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from PIL import Image
+
+from core import errors, images
+from core.blobs import Blobs
+from core.jobs import Job, JobInput, Status, new_job_id
+from core.neural.weights import WeightsCache
+from core.settings import Settings
+from core.spec import parse_spec
+from core.store import PREFIX, JobStore
+from worker import attempt, lease
+from worker.attempt import Painter
+from worker.settings import WorkerSettings
+
+
+@pytest.fixture
+def painter(valkey: Any, tmp_path: Path, weights: WeightsCache) -> Painter:
+    settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
+    return Painter(settings, WorkerSettings(preview_seconds=0.1))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+    yield
+    attempt.shutting_down.clear()
+
+
+def _submit(store: JobStore, blobs: Blobs, pictures: tuple[Image.Image, ...], **knobs: Any) -> Job:
+    content, *styles = [blobs.put(images.encode(picture)) for picture in pictures]
+    spec = parse_spec({"size": 64, "iterations": 6, **knobs}).for_styles(len(styles))
+    return store.create(new_job_id(), JobInput(content=content, styles=styles, spec=spec))
+
+
+def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
+    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+) -> None:
+    job = _submit(store, blobs, (photo, painting, photo), style_weights="3,1")
+
+    assert job.id == painter.run_next()
+    ended = store.get(job.id)
+    data = blobs.get(ended.outputs[0].id)
+    record = images.provenance_of(data)
+
+    assert (Status.SUCCEEDED, 1) == (ended.status, ended.attempt)
+    assert (64, 48) == images.decode(data).size == (ended.outputs[0].width, ended.outputs[0].height)
+    assert len(data) == ended.outputs[0].size_bytes
+    assert record is not None
+    assert ended.model is not None
+    assert (ended.model.model_dump(), job.input.spec.model_dump()) == (record["model"], record["spec"])
+    assert [0.75, 0.25] == record["spec"]["style_weights"]
+    assert {"run_seconds", "load_seconds", "loss_total"} <= set(ended.metrics)
+
+
+def test_without_a_job_nothing_happens(painter: Painter) -> None:
+    assert painter.run_next() is None
+
+
+def test_the_network_stays_between_jobs(painter: Painter) -> None:
+    assert painter.network("auto") is painter.network("vgg16")
+
+
+def test_progress_and_previews_show_while_it_runs(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    until: Callable[..., None],
+) -> None:
+    job = _submit(store, blobs, (photo, painting), iterations=5000)
+    run = threading.Thread(target=painter.run_next)
+    run.start()
+    until(lambda: (seen := store.get(job.id)).preview and seen.progress, "progress and a preview")
+    running = store.get(job.id)
+    until(lambda: store.get(job.id).version > running.version, "news")
+    assert running.preview is not None
+    assert running.progress is not None
+    assert {"total", "content", "style", "tv"} == set(running.progress.loss)
+    assert 64 == images.decode(blobs.get(running.preview)).width
+    store.cancel(job.id)
+    run.join()
+
+    assert Status.CANCELED is store.get(job.id).status
+
+
+@pytest.mark.parametrize("gone", ["content", "style"])
+def test_a_picture_that_is_gone_fails_the_job_in_words(
+    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, gone: str
+) -> None:
+    job = _submit(store, blobs, (photo, painting))
+    blobs.delete(job.input.content if gone == "content" else job.input.styles[0])
+    painter.run_next()
+
+    error = store.get(job.id).error
+    assert error is not None
+    assert "image_not_found" == error.code
+
+
+def test_a_network_that_is_not_here_fails_the_job_with_the_command(
+    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
+) -> None:
+    painter._weights = WeightsCache(tmp_path / "none")
+    job = _submit(store, blobs, (photo, painting), model="vgg19")
+    painter.run_next()
+
+    error = store.get(job.id).error
+    assert error is not None
+    assert "weights_unavailable" == error.code
+    assert "impasto weights fetch vgg19" in error.message
+
+
+def test_what_nobody_foresaw_fails_the_job_without_its_words(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def explode(*_: Any) -> None:
+        raise RuntimeError("secret path /etc/passwd")
+
+    monkeypatch.setattr(attempt, "stylize", explode)
+    job = _submit(store, blobs, (photo, painting))
+    painter.run_next()
+
+    error = store.get(job.id).error
+    assert error is not None
+    assert ("internal", errors.ImpastoError().message) == (error.code, error.message)
+
+
+def test_asked_to_go_the_worker_hands_its_job_back(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    until: Callable[..., None],
+) -> None:
+    job = _submit(store, blobs, (photo, painting), iterations=5000)
+    run = threading.Thread(target=painter.run_next)
+    run.start()
+    until(lambda: store.get(job.id).progress, "progress")
+    attempt.shutting_down.set()
+    run.join()
+
+    back = store.get(job.id)
+    assert (Status.QUEUED, 0) == (back.status, back.attempt)
+
+
+def test_an_attempt_that_lost_its_job_publishes_nothing(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    until: Callable[..., None],
+    valkey: Any,
+) -> None:
+    job = _submit(store, blobs, (photo, painting), iterations=5000)
+    run = threading.Thread(target=painter.run_next)
+    run.start()
+    until(lambda: store.get(job.id).progress, "progress")
+    with redis.Redis.from_url(valkey.url) as client:  # as if the lease had run out and another worker had come
+        client.hset(f"{PREFIX}job:{job.id}", "token", "another")
+    run.join()
+
+    untouched = store.get(job.id)
+    assert (Status.RUNNING, []) == (untouched.status, untouched.outputs)
+
+
+def test_a_result_waits_for_a_store_that_is_away(
+    own_valkey: Any,
+    blobs: Blobs,
+    tmp_path: Path,
+    weights: WeightsCache,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = Settings(redis_url=own_valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
+    painter, store = Painter(settings, WorkerSettings()), JobStore(own_valkey.url)
+    job = _submit(store, blobs, (photo, painting))
+    real, away = attempt.stylize, threading.Event()
+
+    def paint_then_lose_the_store(*args: Any) -> Any:
+        painted = real(*args)
+        own_valkey.kill()
+        away.set()
+        return painted
+
+    monkeypatch.setattr(attempt, "stylize", paint_then_lose_the_store)
+    run = threading.Thread(target=painter.run_next)
+    run.start()
+    assert away.wait(60)
+    own_valkey.start()
+    run.join()
+
+    assert Status.SUCCEEDED is store.get(job.id).status
+    store.close()

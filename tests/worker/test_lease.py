@@ -1,0 +1,130 @@
+"""The lease beside the painting, on a real Valkey."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from PIL import Image
+
+from core import errors
+from core.jobs import Job, JobInput, JobProgress, Status, new_job_id
+from core.spec import StyleSpec
+from core.store import PREFIX, JobStore
+from worker import lease
+from worker.lease import Lease
+
+INPUT = JobInput(content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec())
+PREVIEW = Image.new("RGB", (4, 3))
+
+
+def _progress(iteration: int) -> JobProgress:
+    return JobProgress(
+        value=0.1,
+        scale=1,
+        scales=1,
+        iteration=iteration,
+        iterations=9,
+        iterations_per_second=1,
+        seconds_left=1,
+        loss={},
+    )
+
+
+@pytest.fixture(autouse=True)
+def _quick_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+
+
+@pytest.fixture
+def job(store: JobStore) -> Job:
+    store.create(new_job_id(), INPUT)
+    claimed = store.claim("t", "worker")
+    assert claimed is not None
+    return claimed
+
+
+def _keep(kept: list[str]) -> Callable[[Image.Image], str]:
+    def keep(_: Image.Image) -> str:
+        kept.append(f"sha256:{len(kept):064d}")
+        return kept[-1]
+
+    return keep
+
+
+def test_the_newest_progress_and_preview_reach_the_store(store: JobStore, job: Job, until: Callable[..., None]) -> None:
+    kept: list[str] = []
+    with Lease(store, job.id, "t", _keep(kept)) as held:
+        held.report(_progress(1), PREVIEW)
+        held.report(_progress(2))
+        until(lambda: store.get(job.id).progress == _progress(2), "progress 2")
+
+    assert ["sha256:" + "0" * 64] == kept
+    assert kept[0] == store.get(job.id).preview
+
+
+def test_the_lease_is_renewed_until_it_is_left(valkey: Any, until: Callable[..., None]) -> None:
+    store = JobStore(valkey.url, lease_seconds=0.5)
+    store.create(new_job_id(), INPUT)
+    job = store.claim("t", "worker")
+    assert job is not None
+    client = redis.Redis.from_url(valkey.url)
+    with Lease(store, job.id, "t", _keep([])) as held:
+        ends = client.zscore(PREFIX + "leases", job.id)
+        until(lambda: client.zscore(PREFIX + "leases", job.id) > ends + 500, "a lease longer than the first")
+        assert (0, 0) == store.reap()
+        assert not held.must_stop()
+
+    until(lambda: store.reap() == (1, 0), "the lease runs out")
+    client.close()
+    store.close()
+
+
+def test_a_cancel_arrives_at_the_next_beat(store: JobStore, job: Job, until: Callable[..., None]) -> None:
+    with Lease(store, job.id, "t", _keep([])) as held:
+        assert not held.must_stop()
+        store.cancel(job.id)
+        until(held.must_stop, "told to stop")
+
+
+def test_a_lost_lease_interrupts(store: JobStore, job: Job, until: Callable[..., None]) -> None:
+    def lost() -> bool:
+        try:
+            held.must_stop()
+        except errors.LeaseLost:
+            return True
+        return False
+
+    with Lease(store, job.id, "t", _keep([])) as held:
+        store.delete(job.id)
+        until(lost, "the lease is lost")
+
+
+def test_the_painting_goes_on_while_the_store_is_away(own_valkey: Any, until: Callable[..., None]) -> None:
+    store = JobStore(own_valkey.url)
+    store.create(new_job_id(), INPUT)
+    job = store.claim("t", "worker")
+    assert job is not None
+    with Lease(store, job.id, "t", _keep([])) as held:
+        own_valkey.kill()
+        held.report(_progress(1), PREVIEW)
+        assert not held.must_stop()
+        own_valkey.start()
+        held.report(_progress(2))
+        until(lambda: store.get(job.id).progress == _progress(2), "progress after the outage")
+        assert not held.must_stop()
+
+    assert Status.RUNNING is store.get(job.id).status
+    store.close()
+
+
+def test_a_preview_that_cannot_be_kept_costs_only_itself(store: JobStore, job: Job, until: Callable[..., None]) -> None:
+    def full(_: Image.Image) -> str:
+        raise errors.StorageFull()
+
+    with Lease(store, job.id, "t", full) as held:
+        held.report(_progress(1), PREVIEW)
+        held.report(_progress(2))
+        until(lambda: held._news is None, "the beat took it")
+        held.report(_progress(3))
+        until(lambda: store.get(job.id).progress == _progress(3), "progress 3")

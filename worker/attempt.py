@@ -1,0 +1,167 @@
+"""One attempt at one job: claim, load, paint, publish. Runs in the pool's child process, with the network resident.
+
+Knows no Celery. Every change to the job carries the token of the claim, so an attempt that has lost its job to another
+worker changes nothing.
+"""
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TypeVar
+
+from PIL import Image
+
+from core import errors, images
+from core.blobs import Blobs, digest_of
+from core.jobs import Job, JobProgress, NetworkUsed, Output
+from core.neural.stylize import Painting, Progress, stylize
+from core.neural.vgg import Network
+from core.neural.weights import WeightsCache
+from core.settings import Settings
+from core.spec import ModelName
+from core.store import JobStore, Standing
+from worker.lease import Lease
+from worker.settings import WorkerSettings
+
+HOLD_SECONDS = 600.0  # longer than any gap between writing a blob and publishing it
+RETRY_SECONDS = 0.5
+
+log = logging.getLogger(__name__)
+
+shutting_down = threading.Event()  # set by tasks.py when the worker is asked to go
+
+
+T = TypeVar("T")
+
+
+class Painter:
+    """What stays between jobs: connections, and the network on its device."""
+
+    def __init__(self, settings: Settings, worker: WorkerSettings) -> None:
+        self._worker = worker
+        self._store = JobStore(settings.redis_url)
+        self._blobs = Blobs(settings.blobs_dir)
+        self._weights = WeightsCache(settings.weights_dir)
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._load = lru_cache(maxsize=2)(lambda name: self._weights.load(name, worker.device, worker.precision))
+
+    def network(self, model: ModelName) -> Network:
+        """The resident network, loaded at its first use."""
+        return self._load(self._weights.resolve(model))
+
+    def run_next(self) -> str | None:
+        """Claim the next job and bring it to an end, or hand it back; its id, or None if there was none."""
+        token = secrets.token_hex(16)
+        job = self._store.claim(token, self._name)
+        if job is None:
+            return None
+        log.info("%s: attempt %d", job.id, job.attempt)
+        try:
+            with Lease(self._store, job.id, token, self._keep_preview) as lease:
+                standing = self._attempt(job, token, lease)
+            log.info("%s: attempt %d ended: %s", job.id, job.attempt, standing)
+        except errors.LeaseLost:
+            log.warning("%s: no longer ours", job.id)
+        except errors.ShuttingDown:
+            self._until_stored(lambda: self._store.release(job.id, token))
+            log.info("%s: handed back", job.id)
+        return job.id
+
+    def _attempt(self, job: Job, token: str, lease: Lease) -> Standing:
+        try:
+            painting, network, load_seconds = self._paint(job, lease)
+            if painting.stopped:
+                return self._until_stored(lambda: self._store.end_canceled(job.id, token))
+            output = self._keep_result(job, painting, network)
+            model = NetworkUsed(name=network.name, sha256=network.sha256)
+            metrics = {"load_seconds": load_seconds, "run_seconds": painting.seconds, **_named(painting.losses)}
+            return self._until_stored(lambda: self._store.succeed(job.id, token, output, model, metrics))
+        except errors.ImpastoError as error:
+            refused = error
+        except Exception:
+            log.exception("%s: failed", job.id)
+            refused = errors.ImpastoError()
+        return self._until_stored(lambda: self._store.fail(job.id, token, refused))
+
+    def _paint(self, job: Job, lease: Lease) -> tuple[Painting, Network, float]:
+        began = time.monotonic()
+        content = images.decode(self._blobs.get(job.input.content))
+        styles = [images.decode(self._blobs.get(digest)) for digest in job.input.styles]
+        network = self.network(job.input.spec.model)
+        load_seconds = time.monotonic() - began
+        watch = _Watch(lease, self._worker)
+        return stylize(content, styles, job.input.spec, network, watch), network, load_seconds
+
+    def _keep_result(self, job: Job, painting: Painting, network: Network) -> Output:
+        provenance = {
+            "program": "impasto",
+            "job": job.id,
+            "spec": job.input.spec.model_dump(),
+            "content": job.input.content,
+            "styles": job.input.styles,
+            "model": {"name": network.name, "sha256": network.sha256},
+        }
+        data = images.encode(painting.picture, "png", provenance)
+        width, height = painting.picture.size
+        digest = self._keep(data)
+        return Output(id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data))
+
+    def _keep_preview(self, preview: Image.Image) -> str:
+        return self._keep(images.encode(preview, "jpeg"))
+
+    def _keep(self, data: bytes) -> str:
+        digest = digest_of(data)
+        while not self._until_stored(lambda: self._store.hold(digest, HOLD_SECONDS)):
+            time.sleep(0.02)  # its old file is being deleted this moment
+        return self._blobs.put(data)
+
+    def _until_stored(self, step: Callable[[], T]) -> T:
+        """What a run has made is not thrown away because the store is away: ask until it answers."""
+        while True:
+            try:
+                return step()
+            except errors.StoreUnavailable as error:
+                if shutting_down.is_set():
+                    raise  # the lease will run out, and another worker begin again
+                log.warning("%s", error.message)
+                time.sleep(RETRY_SECONDS)
+
+
+class _Watch:
+    """Carries the run's progress to the lease, and the lease's word to the run."""
+
+    def __init__(self, lease: Lease, settings: WorkerSettings) -> None:
+        self._lease, self._settings = lease, settings
+        self._next_preview = 0.0
+
+    def __call__(self, progress: Progress, render: Callable[[], Image.Image]) -> bool:
+        if shutting_down.is_set():
+            raise errors.ShuttingDown()
+        preview = None
+        if time.monotonic() >= self._next_preview:
+            preview = images.thumbnail(render(), self._settings.preview_px)
+            self._next_preview = time.monotonic() + self._settings.preview_seconds
+        self._lease.report(_job_progress(progress), preview)
+        return self._lease.must_stop()
+
+
+def _job_progress(progress: Progress) -> JobProgress:
+    return JobProgress(
+        value=round(progress.value, 4),
+        scale=progress.scale,
+        scales=progress.scales,
+        iteration=progress.iteration,
+        iterations=progress.iterations,
+        iterations_per_second=round(progress.iterations_per_second, 2),
+        seconds_left=round(progress.seconds_left, 1),
+        loss=progress.losses,
+    )
+
+
+def _named(losses: dict[str, float]) -> dict[str, float]:
+    return {f"loss_{name}": value for name, value in losses.items()}

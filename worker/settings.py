@@ -1,0 +1,20 @@
+"""What a worker needs to know."""
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class WorkerSettings(BaseSettings):
+    """IMPASTO_WORKER_*."""
+
+    model_config = SettingsConfigDict(env_prefix="IMPASTO_WORKER_", frozen=True)
+
+    device: str = Field("auto", pattern="^(auto|cpu|mps|cuda(:[0-9]+)?)$", description="auto: cuda, mps or cpu.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Of the network; auto: bfloat16 where the processor is faster with it."
+    )
+    threads: int = Field(0, ge=0, le=256, description="CPU threads of the network; 0: all cores.")
+    preview_seconds: float = Field(2.0, ge=0.1, le=600, description="Between two previews of a running job.")
+    preview_px: int = Field(384, ge=32, le=1024, description="Long side of a preview.")

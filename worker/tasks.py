@@ -1,0 +1,61 @@
+"""The one Celery task: somebody rang. And what a pool child does at birth, and a worker that is asked to go."""
+
+import logging
+import os
+import signal
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from billiard.process import active_children
+from celery import shared_task
+from celery.signals import worker_process_init, worker_shutting_down
+
+from core import errors, settings
+from core.queue import STYLIZE
+from core.settings import Settings
+from worker.settings import WorkerSettings
+
+if TYPE_CHECKING:  # torch is for the pool's child, not for the parent
+    from worker.attempt import Painter
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def _painter() -> "Painter":
+    from core.neural.vgg import use_threads
+    from worker.attempt import Painter
+
+    worker = settings.read(WorkerSettings)
+    use_threads(worker.threads)
+    return Painter(settings.read(Settings), worker)
+
+
+@shared_task(name=STYLIZE)
+def stylize() -> None:
+    """Paint the next job, if there is one. A bell rung twice, or late, finds none."""
+    try:
+        _painter().run_next()
+    except errors.StoreUnavailable as error:  # the reaper will ring again
+        log.warning("%s", error.message)
+
+
+@worker_process_init.connect
+def _warm_up(**_: Any) -> None:
+    """Load torch and the network before the first job, not during it."""
+    from worker import attempt
+
+    # SIGURG is ignored by default, so a child that is told before it comes this far does not die of it.
+    signal.signal(signal.SIGURG, lambda *_: attempt.shutting_down.set())
+    try:
+        _painter().network("auto")
+    except errors.ImpastoError as error:
+        log.warning("%s", error.message)  # a job will say so, too
+
+
+@worker_shutting_down.connect
+def _hand_back(**_: Any) -> None:
+    """Tell the children to hand their jobs back; Celery then waits for them to return."""
+    for child in active_children():
+        if child.pid is not None:
+            os.kill(child.pid, signal.SIGURG)
