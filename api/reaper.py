@@ -1,0 +1,84 @@
+"""Brings back jobs whose worker is gone, rings again where a bell was lost, and deletes pictures that nobody uses.
+
+A thread in every API process; one of them leads. Knows no HTTP. The numbers that move together: the beat of a worker's
+lease (1 s), the lease (5 s), this tick (1 s): docs/operations.md.
+"""
+
+import logging
+import secrets
+import threading
+
+from celery import Celery
+
+from core import errors
+from core.blobs import Blobs
+from core.queue import ring, waiting_bells
+from core.store import JobStore
+
+TICK_SECONDS = 1.0
+TERM_SECONDS = 5.0
+BELLS_AT_ONCE = 100
+
+log = logging.getLogger(__name__)
+
+
+class Reaper:
+    """Started and stopped with the API."""
+
+    def __init__(self, store: JobStore, blobs: Blobs, celery: Celery) -> None:
+        self._store, self._blobs, self._celery = store, blobs, celery
+        self._me = secrets.token_hex(8)
+        self._bells_missing = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+
+    def start(self) -> None:
+        """Begin to tick."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the present tick."""
+        self._over.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._over.wait(TICK_SECONDS):
+            try:
+                self.tick()
+            except errors.ImpastoError as error:
+                log.warning("reaper: %s", error.message)
+            except Exception:  # a reaper that has died would lose jobs in silence
+                log.exception("reaper: tick failed")
+
+    def tick(self) -> None:
+        """One round, if this process leads."""
+        if not self._store.lead(self._me, TERM_SECONDS):
+            return
+        if self._store.settled():
+            requeued, ended = self._store.reap()
+            if requeued or ended:
+                log.warning("reaper: leases ran out: %d jobs put back, %d ended", requeued, ended)
+            self._ring(requeued)
+        self._ring_lost_bells()
+        self._delete_unused()
+
+    def _ring(self, times: int) -> None:
+        for _ in range(min(times, BELLS_AT_ONCE)):
+            ring(self._celery)
+
+    def _ring_lost_bells(self) -> None:
+        """Each waiting job needs a bell. One that is missing twice in a row is lost, not on its way to a claim."""
+        before = self._bells_missing
+        queued = self._store.queued()
+        self._bells_missing = queued - waiting_bells(self._celery) if queued else 0
+        lost = min(before, self._bells_missing)
+        if lost > 0:
+            log.warning("reaper: %d bells were lost; ringing again", lost)
+            self._ring(lost)
+            self._bells_missing = 0
+
+    def _delete_unused(self) -> None:
+        for digest in self._store.condemn():
+            self._blobs.delete(digest)
+            self._store.forget(digest)
+        self._blobs.sweep()

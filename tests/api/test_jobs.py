@@ -1,0 +1,320 @@
+"""Jobs over HTTP: the contract of docs/api.md."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from core import images
+from core.blobs import Blobs, digest_of
+from core.jobs import JobProgress, NetworkUsed, Output, is_job_id
+from core.store import JobStore
+
+PROGRESS = JobProgress(
+    value=0.5,
+    scale=1,
+    scales=2,
+    iteration=5,
+    iterations=10,
+    iterations_per_second=2.0,
+    seconds_left=3.0,
+    loss={"total": 1.0},
+)
+Submit = Callable[..., Any]
+
+
+def _run(store: JobStore, blobs: Blobs, picture: Image.Image) -> bytes:
+    """Do a worker's part; the result's bytes."""
+    job = store.claim("t", "worker")
+    assert job is not None
+    data = images.encode(picture, "png", {"program": "impasto"})
+    output = Output(id=blobs.put(data), content_type="image/png", width=96, height=72, size_bytes=len(data))
+    store.progress(job.id, "t", PROGRESS, blobs.put(images.encode(picture, "jpeg")))
+    store.succeed(job.id, "t", output, NetworkUsed(name="vgg16", sha256="0"), {})
+    return data
+
+
+def test_a_submission_is_answered_with_202_its_location_and_the_job(submit: Submit, rings: list[int]) -> None:
+    answer = submit(style_weight="12", style_layers="relu1_1=1,relu2_1=0.5")
+    job = answer.json()
+
+    assert (202, f"/v1/jobs/{job['id']}") == (answer.status_code, answer.headers["location"])
+    assert is_job_id(job["id"])
+    assert ("queued", 0, {"position": 0}) == (job["status"], job["attempt"], job["queue"])
+    assert (64, 12.0, {"relu1_1": 1.0, "relu2_1": 0.5}) == tuple(
+        job["input"]["spec"][name] for name in ("size", "style_weight", "style_layers")
+    )
+    assert {"self", "cancel"} == set(job["links"])
+    assert [1] == rings
+
+
+def test_the_same_by_json_with_digests_of_uploads(
+    client: TestClient, files: dict[str, Any], submit: Submit, rings: list[int]
+) -> None:
+    content, style = (
+        client.post("/v1/images", files={"image": files[name]}).json()["id"] for name in ("content", "style")
+    )
+    body = {"content": content, "styles": [style], "spec": {"size": 64}}
+
+    by_json, by_form = client.post("/v1/jobs", json=body), submit()
+
+    assert (202, 202) == (by_json.status_code, by_form.status_code)
+    assert by_form.json()["input"] == by_json.json()["input"]
+    by_digest = client.post("/v1/jobs", files={"style": files["style"]}, data={"content": content, "size": "64"})
+    assert by_form.json()["input"] == by_digest.json()["input"]
+
+
+def test_knobs_may_come_in_one_field_and_single_ones_win(submit: Submit) -> None:
+    spec = submit(spec=json.dumps({"size": 96, "seed": 5})).json()["input"]["spec"]
+
+    assert (64, 5) == (spec["size"], spec["seed"])
+
+
+def test_an_empty_field_of_a_form_means_the_default(submit: Submit) -> None:
+    assert 202 == submit(seed="", tv_weight=" ").status_code
+
+
+def test_several_paintings_keep_their_order_and_share_equally(client: TestClient, files: dict[str, Any]) -> None:
+    three = [("content", files["content"]), ("style", files["style"]), ("style", files["content"])]
+    job = client.post("/v1/jobs", files=three, data={"size": "64"}).json()
+
+    assert [digest_of(files["style"][1]), digest_of(files["content"][1])] == job["input"]["styles"]
+    assert [0.5, 0.5] == job["input"]["spec"]["style_weights"]
+
+
+def test_a_job_in_every_state_looks_as_promised(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> None:
+    address = submit().headers["location"]
+    queued = client.get(address)
+    _run(store, blobs, photo)
+    ended = client.get(address)
+
+    assert ("1", "no-cache") == (queued.headers["retry-after"], queued.headers["cache-control"])
+    assert "retry-after" not in ended.headers
+    assert queued.headers["etag"] != ended.headers["etag"]
+    assert ("succeeded", 1) == (ended.json()["status"], ended.json()["attempt"])
+    assert PROGRESS.model_dump() == ended.json()["progress"]
+    assert {"self", "cancel", "preview", "result"} == set(ended.json()["links"])
+    assert ended.json()["completed_at"].endswith("Z")
+
+
+def test_an_unchanged_job_is_304(client: TestClient, submit: Submit, store: JobStore) -> None:
+    address = submit().headers["location"]
+    tag = client.get(address).headers["etag"]
+
+    assert 304 == client.get(address, headers={"If-None-Match": tag}).status_code
+    store.claim("t", "worker")
+    assert 200 == client.get(address, headers={"If-None-Match": tag}).status_code
+
+
+def test_a_job_that_moves_up_in_the_queue_has_changed(client: TestClient, submit: Submit, store: JobStore) -> None:
+    submit()
+    address = submit().headers["location"]
+    tag = client.get(address).headers["etag"]
+    store.claim("t", "worker")
+
+    moved = client.get(address, headers={"If-None-Match": tag})
+    assert (200, {"position": 0}) == (moved.status_code, moved.json()["queue"])
+
+
+def test_the_result_comes_in_every_format(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> None:
+    address = submit().headers["location"]
+    data = _run(store, blobs, photo)
+
+    png = client.get(f"{address}/result")
+    assert (data, "image/png", "nosniff") == (
+        png.content,
+        png.headers["content-type"],
+        png.headers["x-content-type-options"],
+    )
+    for kind in images.FORMATS:
+        answer = client.get(f"{address}/result", params={"format": kind})
+        assert (kind, f"image/{kind}") == (images.sniff(answer.content), answer.headers["content-type"])
+        assert (96, 72) == images.decode(answer.content).size
+    assert "jpeg" == images.sniff(client.get(f"{address}/preview").content)
+
+
+def test_there_is_no_result_before_the_end_nor_of_a_canceled_job(client: TestClient, submit: Submit) -> None:
+    address = submit().headers["location"]
+    early = client.get(f"{address}/result")
+    client.post(f"{address}/cancel")
+    late = client.get(f"{address}/result")
+
+    assert (409, "job_not_ended") == (early.status_code, early.json()["code"])
+    assert (409, "no_result") == (late.status_code, late.json()["code"])
+    assert 409 == client.get(f"{address}/preview").status_code
+
+
+def test_a_result_that_is_no_longer_kept_is_410(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> None:
+    address = submit().headers["location"]
+    blobs.delete(digest_of(_run(store, blobs, photo)))
+
+    assert (410, "result_gone") == ((gone := client.get(f"{address}/result")).status_code, gone.json()["code"])
+
+
+def test_cancel_is_safe_to_repeat_and_leaves_an_ended_job_alone(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> None:
+    waiting, running = (submit().headers["location"] for _ in range(2))
+    answers = [client.post(f"{waiting}/cancel").json() for _ in range(2)]
+    _run(store, blobs, photo)
+
+    assert ["canceled", "canceled"] == [answer["status"] for answer in answers]
+    assert answers[0] == answers[1]
+    assert "succeeded" == client.post(f"{running}/cancel").json()["status"]
+
+
+def test_cancel_of_a_running_job_is_told_at_once(client: TestClient, submit: Submit, store: JobStore) -> None:
+    address = submit().headers["location"]
+    store.claim("t", "worker")
+
+    job = client.post(f"{address}/cancel").json()
+    assert ("running", True) == (job["status"], job["cancel_requested"])
+
+
+def test_a_deleted_job_is_404_and_deleting_is_safe_to_repeat(
+    client: TestClient, submit: Submit, store: JobStore
+) -> None:
+    address = submit().headers["location"]
+
+    assert [204, 204] == [client.delete(address).status_code for _ in range(2)]
+    assert 404 == client.get(address).status_code
+    assert 404 == client.get(f"{address}/result").status_code
+    assert store.claim("t", "worker") is None
+
+
+def test_the_list_is_newest_first_in_linked_pages_by_status(
+    client: TestClient, submit: Submit, store: JobStore
+) -> None:
+    ids = [submit().json()["id"] for _ in range(5)]
+    store.claim("t", "worker")
+
+    first = client.get("/v1/jobs", params={"limit": 2, "status": "queued"}).json()
+    second = client.get(first["next"]).json()
+
+    assert list(reversed(ids[1:])) == [job["id"] for page in (first, second) for job in page["jobs"]]
+    assert second["next"] is None
+    assert 5 == len(client.get("/v1/jobs").json()["jobs"])
+    assert [ids[0]] == [job["id"] for job in client.get("/v1/jobs", params={"status": "running"}).json()["jobs"]]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "code", "words"),
+    [
+        ({"size": "nan"}, "bad_spec", "size must be a whole number from 64 to 2048."),
+        ({"style_weight": "inf"}, "bad_spec", "style_weight must be a number from 0 to 1000000000."),
+        ({"init": "<b>"}, "bad_spec", "init must be one of content, noise, style."),
+        ({"sise": "64"}, "bad_spec", "There is no such knob; the knobs are size,"),
+        ({"spec": "{"}, "bad_request", "This is no JSON"),
+        ({"spec": '{"size": NaN}'}, "bad_spec", "Numbers must be finite."),
+        ({"spec": '{"seed": 1e999}'}, "bad_spec", "seed must be"),
+        ({"spec": "[" * 90_000}, "bad_request", "This is no JSON"),
+        ({"style_weights": "1,2"}, "bad_spec", "style_weights: give one share"),
+        ({"content_layers": "relu4_4"}, "bad_spec", "set model=vgg19"),
+    ],
+)
+def test_a_bad_knob_is_refused_in_words_and_nothing_is_left_behind(
+    submit: Submit, store: JobStore, rings: list[int], tmp_path: Any, knobs: dict[str, str], code: str, words: str
+) -> None:
+    answer = submit(**knobs)
+
+    assert (400 if code == "bad_request" else 422, code) == (answer.status_code, answer.json()["code"])
+    assert words in answer.json()["detail"]
+    assert ([], 0, []) == (rings, store.queued(), [path for path in tmp_path.rglob("*") if path.is_file()])
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    ("bad", "status", "code"),
+    [
+        (b"", 415, "unsupported_image"),
+        (b"<html>", 415, "unsupported_image"),
+        (PNG + b"\0" * 50, 422, "bad_image"),
+        (PNG + b"\0" * images.MAX_BYTES, 413, "upload_too_large"),
+    ],
+    ids=["empty", "html", "broken", "20 MB"],
+)
+@pytest.mark.parametrize("which", ["content", "style"])
+def test_a_bad_picture_is_refused_and_no_job_made(
+    client: TestClient,
+    files: dict[str, Any],
+    store: JobStore,
+    rings: list[int],
+    bad: bytes,
+    status: int,
+    code: str,
+    which: str,
+) -> None:
+    answer = client.post("/v1/jobs", files={**files, which: ("../../x.jpg", bad, "image/jpeg")})
+
+    assert (status, code) == (answer.status_code, answer.json()["code"])
+    assert ([], 0) == (rings, store.queued())
+
+
+def test_requests_of_the_wrong_form_are_refused(client: TestClient, files: dict[str, Any], store: JobStore) -> None:
+    digest = "sha256:" + "0" * 64
+    answers = [
+        client.post("/v1/jobs"),
+        client.post("/v1/jobs", content=b"x", headers={"Content-Type": "text/plain"}),
+        client.post("/v1/jobs", data={"size": "64"}),
+        client.post("/v1/jobs", files={"content": files["content"]}),
+        client.post("/v1/jobs", files=[("content", files["content"])] * 2 + [("style", files["style"])]),
+        client.post("/v1/jobs", files=[("content", files["content"])] + [("style", files["style"])] * 12),
+        client.post("/v1/jobs", files={**files, "other": ("x", b"y")}),
+        client.post("/v1/jobs", content=b"{", headers={"Content-Type": "application/json"}),
+        client.post("/v1/jobs", content=b"[]", headers={"Content-Type": "application/json"}),
+        client.post("/v1/jobs", content=b"\xff\xfe", headers={"Content-Type": "application/json"}),
+        client.post("/v1/jobs", json={"content": digest}),
+        client.post("/v1/jobs", json={"content": digest, "styles": [1]}),
+        client.post("/v1/jobs", json={"content": digest, "styles": [digest], "extra": 1}),
+        client.post("/v1/jobs", content=b"--x", headers={"Content-Type": "multipart/form-data"}),
+        client.post("/v1/jobs", content=b"--x", headers={"Content-Type": "multipart/form-data; boundary=x"}),
+    ]
+
+    assert {400} == {answer.status_code for answer in answers}
+    assert {"bad_request"} == {answer.json()["code"] for answer in answers}
+    assert 0 == store.queued()
+    unknown = client.post("/v1/jobs", json={"content": digest, "styles": [digest]})
+    assert (404, "image_not_found") == (unknown.status_code, unknown.json()["code"])
+
+
+def test_a_photo_too_narrow_for_the_size_is_refused_with_a_size_that_would_do(
+    client: TestClient, files: dict[str, Any]
+) -> None:
+    narrow = images.encode(Image.new("RGB", (800, 60)))
+    answer = client.post("/v1/jobs", files={**files, "content": ("x", narrow)}, data={"size": "256"})
+
+    assert (422, "size must be at least 427 for a picture of this shape.") == (
+        answer.status_code,
+        answer.json()["detail"],
+    )
+
+
+@pytest.mark.parametrize("job_id", ["job_" + "a" * 26, "x", "job_", "..%2f..", "%00", "job_" + "A" * 26, "j" * 5000])
+def test_an_unknown_id_is_404_whatever_it_looks_like(client: TestClient, job_id: str) -> None:
+    answers = [
+        client.get(f"/v1/jobs/{job_id}"),
+        client.get(f"/v1/jobs/{job_id}/result"),
+        client.get(f"/v1/jobs/{job_id}/preview"),
+        client.post(f"/v1/jobs/{job_id}/cancel"),
+    ]
+
+    assert {404} == {answer.status_code for answer in answers}
+
+
+def test_the_description_names_every_knob_with_its_sentence(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()
+    form = described["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+
+    assert {"content", "style", "spec", "size", "style_layers", "model"} <= set(form["properties"])
+    assert all("description" in form["properties"][name] for name in ("size", "style_layers", "seed"))

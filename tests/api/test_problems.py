@@ -1,0 +1,88 @@
+"""One shape of error, whatever goes wrong."""
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from api import problems
+from core import errors
+
+
+def _assert_problem(answer: Any, status: int, code: str) -> None:
+    body = answer.json()
+    assert (status, "application/problem+json") == (answer.status_code, answer.headers["content-type"])
+    assert {"type", "title", "status", "code", "detail"} == set(body)
+    assert (status, code) == (body["status"], body["code"])
+    assert body["detail"].endswith(".")
+
+
+def test_every_address_and_method_that_is_not_there_is_a_problem(client: TestClient) -> None:
+    _assert_problem(client.get("/nowhere"), 404, "not_found")
+    _assert_problem(client.put("/v1/jobs"), 405, "method_not_allowed")
+    _assert_problem(client.get("/v1/jobs/job_" + "a" * 26), 404, "job_not_found")
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=nan", "cursor=-1", "status=%ud800", "limit=1e999"])
+def test_a_bad_query_is_a_problem_that_echoes_nothing(client: TestClient, query: str) -> None:
+    answer = client.get(f"/v1/jobs?{query}")
+
+    _assert_problem(answer, 422, "bad_input")
+    assert query.split("=")[1] not in answer.text.replace("limit", "")
+
+
+def test_what_nobody_foresaw_is_a_500_without_its_words(app: FastAPI, client: TestClient) -> None:
+    @app.get("/v1/explode")
+    def explode() -> None:
+        raise RuntimeError("secret")
+
+    app.router.routes.insert(0, app.router.routes.pop())
+    answer = client.get("/v1/explode")
+
+    _assert_problem(answer, 500, "internal")
+    assert "secret" not in answer.text
+
+
+def test_a_store_that_is_away_is_503_with_retry_after_everywhere(
+    app: FastAPI, client: TestClient, files: dict[str, Any]
+) -> None:
+    from core.store import JobStore
+
+    app.state.store.close()
+    app.state.store = JobStore("redis://127.0.0.1:1/0")
+    job = "/v1/jobs/job_" + "a" * 26
+
+    for answer in (
+        client.get(job),
+        client.get("/v1/jobs"),
+        client.post(f"{job}/cancel"),
+        client.delete(job),
+        client.post("/v1/jobs", files=files),
+        client.post("/v1/images", files={"image": files["content"]}),
+        client.get("/readyz"),
+    ):
+        _assert_problem(answer, 503, "store_unavailable")
+        assert 0 < int(answer.headers["retry-after"])
+    assert 200 == client.get("/livez").status_code
+
+
+def test_every_error_that_can_reach_a_client_has_a_status() -> None:
+    def walk(kind: type[errors.ImpastoError]) -> list[type[errors.ImpastoError]]:
+        return [kind, *(found for child in kind.__subclasses__() for found in walk(child))]
+
+    statuses = {kind.__name__: problems.problem(kind()).status_code for kind in walk(errors.ImpastoError)}
+
+    assert (404, 409, 410, 503) == tuple(
+        statuses[name] for name in ("JobNotFound", "JobNotEnded", "ResultGone", "StorageFull")
+    )
+    assert {413, 415, 422, 400} == {statuses[kind.__name__] for kind in walk(errors.BadInput)}
+
+
+def test_the_page_and_its_parts_are_served_with_a_policy(client: TestClient) -> None:
+    page = client.get("/")
+
+    assert (200, "text/html; charset=utf-8") == (page.status_code, page.headers["content-type"])
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert [200, 200] == [client.get(path).status_code for path in ("/web/app.js", "/web/style.css")]
+    assert 404 == client.get("/web/..%2fsettings.py").status_code
