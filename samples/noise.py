@@ -1,0 +1,60 @@
+"""Lattice noise, and the small arithmetic of columns that both pictures are drawn with.
+
+It knows random numbers on a square lattice and how to blend between them, and vectors kept as
+columns: an array of shape (3, n) holds n points, directions or colors.  It does not know what is
+drawn with them, nor any file.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+Index = NDArray[np.intp]
+rng = np.random.default_rng(1889)  # the harbor goes on from where the lattice stopped
+LATTICE = rng.random(256 * 256, dtype=np.float32)
+
+
+def vec(*numbers: float) -> Array:
+    """One column of numbers: a point, a direction or a color."""
+    column: Array = np.array(numbers, np.float32).reshape(-1, 1)
+    return column
+
+
+def dot(a: Array, b: Array) -> Array:
+    """The products of columns, summed by hand, for numpy's sum over so short an axis is slow."""
+    total: Array = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+    return total
+
+
+def unit(v: Array) -> Array:
+    """Columns of the same directions, each of length one."""
+    return v / np.sqrt(dot(v, v))
+
+
+def mix(a: Array, b: Array, amount: Array | float) -> Array:
+    """What lies between a (amount 0) and b (amount 1)."""
+    return a + (b - a) * amount
+
+
+def ramp(x: Array, low: float, high: float) -> Array:
+    """0 below low, 1 above high, and no corner at either end."""
+    t: Array = np.clip((x - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def noise(x: Array, y: Array, octaves: int = 1) -> Array:
+    """Value noise in 0..1 about 0.5; whole coordinates give the lattice's own random numbers."""
+    total = np.zeros(np.broadcast_shapes(x.shape, y.shape), np.float32)
+    for octave in range(octaves):
+        fx, fy = x * 2.03**octave, y * 2.03**octave
+        ix, iy = np.floor(fx).astype(np.int32), np.floor(fy).astype(np.int32)
+        tx, ty = ramp(fx - ix.astype(np.float32), 0, 1), ramp(fy - iy.astype(np.float32), 0, 1)
+        left, right, top, bottom = (ix & 255) * 256, (ix + 1 & 255) * 256, iy & 255, iy + 1 & 255
+        upper = mix(LATTICE[left + top], LATTICE[right + top], tx)
+        total += mix(upper, mix(LATTICE[left + bottom], LATTICE[right + bottom], tx), ty) * 0.5**octave
+    return total / (2 - 0.5 ** (octaves - 1))
+
+
+def bytes_of(colors: Array) -> NDArray[np.uint8]:
+    """Colors of 0..1 as the bytes of a picture, what lies outside clipped."""
+    return (np.clip(colors, 0, 1) * 255).astype(np.uint8)
