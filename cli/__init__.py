@@ -1,0 +1,1 @@
+"""The third way in: the command `impasto`. Meets api and worker only in core."""

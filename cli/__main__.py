@@ -1,0 +1,310 @@
+"""The command `impasto`. Exit codes: 0 done, 1 the work failed, 2 used wrongly.
+
+An error is one line that says what to do, never a traceback. core.neural is reached inside the commands that need it.
+"""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.bar import Bar
+from cli.client import Client
+from core import errors, images, settings
+from core.jobs import Job, Status
+from core.settings import Settings
+from core.spec import StyleSpec, allowed, parse_spec
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+_SUFFIXES: dict[str, images.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+Command = Callable[..., Any]
+
+
+def main() -> None:
+    """The entry point."""
+    try:
+        impasto.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (errors.BadInput, errors.BadSettings) as error:
+        sys.exit(_say(error, 2))
+    except errors.ImpastoError as error:
+        sys.exit(_say(error, 1))
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+
+
+def _say(error: errors.ImpastoError, code: int) -> int:
+    click.echo(f"impasto: {error.message}", err=True)
+    return code
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="impasto")
+def impasto() -> None:
+    """Paint one picture in the style of another."""
+
+
+def knobs(command: Command) -> Command:
+    """One option for each knob of StyleSpec."""
+    for name, field in reversed(StyleSpec.model_fields.items()):
+        default = (
+            ",".join(f"{layer}={weight:g}" for layer, weight in field.default.items())
+            if isinstance(field.default, dict)
+            else field.default
+        )
+        text = f"{field.description}  [{allowed(name)}; default: {default or 'none'}]"
+        command = click.option(f"--{name.replace('_', '-')}", name, metavar="X", help=text)(command)
+    return command
+
+
+existing = click.Path(exists=True, dir_okay=False, path_type=Path)
+content_argument = click.argument("content", type=existing)
+style_argument = click.argument("style", type=existing, nargs=-1, required=True)
+url_option = click.option("--url", help="Where the service is.  [default: IMPASTO_URL]")
+
+
+# ---------------------------------------------------------------------- the service
+
+
+@impasto.command()
+@click.option("--host", default=None, help="Address to listen on.  [default: IMPASTO_API_HOST or 127.0.0.1]")
+@click.option("--port", default=None, type=click.IntRange(1, 65535), help="[default: IMPASTO_API_PORT or 8000]")
+def up(host: str | None, port: int | None) -> None:
+    """Serve everything on this machine until Ctrl-C."""
+    service = _local_service(host, port)
+    with service:
+        click.echo(f"Impasto serves at {service.url}   (API: {service.url}/docs, Ctrl-C ends it)")
+        _sleep_until_told(service)
+        click.echo("\nStopping; accepted jobs and results are kept.")
+
+
+def _local_service(host: str | None = None, port: int | None = None) -> Any:
+    from cli.up import LocalService
+
+    config = settings.read(Settings)
+    _ensure_weights()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    host = host or os.environ.get("IMPASTO_API_HOST") or "127.0.0.1"
+    return LocalService(config, host, port or int(os.environ.get("IMPASTO_API_PORT") or 8000))
+
+
+def _sleep_until_told(service: Any) -> None:
+    try:
+        while True:
+            service.mend()
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        pass
+
+
+def _ensure_weights() -> None:
+    """In a process of its own: this one stays small, without torch."""
+    ran = subprocess.run([sys.executable, "-m", "cli", "weights", "fetch"], check=False)
+    if ran.returncode:
+        sys.exit(ran.returncode)
+
+
+@impasto.command()
+def api() -> None:
+    """One API process, against IMPASTO_REDIS_URL."""
+    runpy.run_module("api", run_name="__main__")
+
+
+@impasto.command()
+def worker() -> None:
+    """One worker, against IMPASTO_REDIS_URL."""
+    os.execv(sys.executable, [sys.executable, "-m", "worker"])  # noqa: S606 - our own program
+
+
+# ---------------------------------------------------------------------- through the REST API
+
+
+@impasto.command()
+@content_argument
+@style_argument
+@knobs
+@url_option
+@click.option("--wait", is_flag=True, help="Follow the job to its end.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the result.")
+def submit(
+    content: Path, style: tuple[Path, ...], url: str | None, wait: bool, output: Path | None, **given: str | None
+) -> None:
+    """Send a job to a service; with --wait, follow it and write the result."""
+    _check_output(output)
+    with _client(url) as client:
+        job = client.submit(content, style, _given(given))
+        click.echo(client.link(job))
+        if wait or output:
+            _fetch(client, _follow(client, job.id), output)
+
+
+@impasto.command()
+@click.argument("job")
+@url_option
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the result.")
+def watch(job: str, url: str | None, output: Path | None) -> None:
+    """Follow a job, by its id or address, to its end."""
+    _check_output(output)
+    with _client(url) as client:
+        _fetch(client, _follow(client, job.rstrip("/").rpartition("/")[2]), output)
+
+
+def _client(url: str | None) -> Client:
+    return Client(url or settings.read(Settings).url)
+
+
+def _follow(client: Client, job_id: str, between: Callable[[], None] = lambda: None) -> Job:
+    """Show the job until it has ended. Raises ImpastoError when it ended without a result."""
+    with Bar() as bar:
+        for job in client.follow(job_id):
+            bar.show_job(job)
+            between()
+        bar.done(job.status)
+    if job.status is not Status.SUCCEEDED:
+        raise errors.ImpastoError(job.error.message if job.error else f"The job was {job.status}.")
+    return job
+
+
+def _fetch(client: Client, job: Job, output: Path | None) -> None:
+    if output is not None:
+        output.write_bytes(client.result(job.id, _SUFFIXES[output.suffix.lower()]))
+        click.echo(output)
+
+
+def _check_output(output: Path | None) -> None:
+    if output is not None and output.suffix.lower() not in _SUFFIXES:
+        raise errors.BadInput(f"The output must end in {', '.join(_SUFFIXES)}.")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise errors.BadInput(f"There is no folder {output.absolute().parent}.")
+
+
+def _given(options: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@impasto.command()
+@click.option("--size", default="384", help="Long side in px.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("out/harbor.png"))
+def demo(size: str, output: Path) -> None:
+    """Paint the two sample pictures through a service; starts one for the purpose unless one is running."""
+    parse_spec({"size": size})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _check_output(output)
+    with _client(None) as client:
+        if client.ready():
+            return _demo(client, size, output, lambda: None)
+    with _local_service() as service, Client(service.url) as client:
+        return _demo(client, size, output, service.mend)
+
+
+def _demo(client: Client, size: str, output: Path, between: Callable[[], None]) -> None:
+    job = client.submit(SAMPLES / "harbor.jpg", [SAMPLES / "strokes.jpg"], {"size": size})
+    _fetch(client, _follow(client, job.id, between), output)
+    click.echo(client.link(job))
+
+
+# ---------------------------------------------------------------------- without a service
+
+
+@impasto.command()
+@content_argument
+@style_argument
+@knobs
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--precision", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]))
+def stylize(
+    content: Path,
+    style: tuple[Path, ...],
+    output: Path,
+    device: str,
+    precision: Any,
+    **given: str | None,
+) -> None:
+    """Paint on this machine, without a service."""
+    _check_output(output)
+    spec = parse_spec(_given(given)).for_styles(len(style))
+    photo, paintings = images.decode(content.read_bytes()), [images.decode(path.read_bytes()) for path in style]
+
+    from core.neural.stylize import Progress
+    from core.neural.stylize import stylize as paint
+
+    network = _weights_cache().load(spec.model, device, precision)
+    with Bar() as bar:
+
+        def show(at: Progress, _: object) -> None:
+            bar.show(
+                at.value, (at.scale, at.scales), (at.iteration, at.iterations), at.losses["total"], at.seconds_left
+            )
+
+        painting = paint(photo, paintings, spec, network, show)
+        bar.done("done")
+    model = {"name": network.name, "sha256": network.sha256}
+    provenance = {"program": "impasto", "spec": spec.model_dump(), "model": model}
+    output.write_bytes(images.encode(painting.picture, _SUFFIXES[output.suffix.lower()], provenance))
+    click.echo(output)
+
+
+# ---------------------------------------------------------------------- the networks
+
+
+@impasto.group()
+def weights() -> None:
+    """The networks on this machine."""
+
+
+def _weights_cache() -> Any:
+    from core.neural.weights import WeightsCache
+
+    return WeightsCache(settings.read(Settings).weights_dir)
+
+
+@weights.command("list")
+def list_weights() -> None:
+    """What is here, and what a job with model=auto uses."""
+    cache = _weights_cache()
+    for entry in cache.entries():
+        auto = "  <- auto" if cache.resolve("auto") == entry.name else ""
+        click.echo(f"{entry.name}  {entry.bytes / 1e6:.0f} MB  sha256 {entry.sha256[:16]}  {entry.path}{auto}")
+    if not cache.has("vgg19"):
+        click.echo("vgg19, the paper's network (548 MB), is not here: impasto weights fetch vgg19")
+
+
+@weights.command()
+@click.argument("name", type=click.Choice(["vgg16", "vgg19"]), required=False)
+def fetch(name: Any) -> None:
+    """Download a network; without a name, VGG-16 unless there is one already."""
+    cache = _weights_cache()
+    wanted = name or cache.resolve("auto")
+    if cache.has(wanted):
+        if name:
+            click.echo(f"{cache.path(wanted)} is here already.")
+        return
+    click.echo(f"Fetching the weights of {wanted} ({'64' if wanted == 'vgg16' else '548'} MB) ...")
+    with click.progressbar(length=1000, show_eta=False) as bar:
+        cache.fetch(wanted, lambda done, total: bar.update(int(1000 * done / max(total, done)) - bar.pos))
+    click.echo(cache.path(wanted))
+    if not cache.has("vgg19"):
+        click.echo("For VGG-19, the paper's network (548 MB): impasto weights fetch vgg19")
+
+
+@weights.command("import")
+@click.argument("file", type=existing)
+@click.option("--name", required=True, type=click.Choice(["vgg16", "vgg19"]), help="Which network the file holds.")
+def import_weights(file: Path, name: Any) -> None:
+    """Take a .pth or .safetensors file in torchvision's naming as a network."""
+    click.echo(_weights_cache().import_file(name, file))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The progress bar of every command, fed by a job's status or by a run's own progress."""
+
+from types import TracebackType
+
+from tqdm import tqdm
+
+from core.jobs import Job, Status
+
+
+class Bar:
+    """One line on the terminal. A context manager."""
+
+    def __init__(self) -> None:
+        form = "{desc:<9} {percentage:3.0f}% |{bar}| {postfix}"
+        self._bar = tqdm(total=1.0, bar_format=form, dynamic_ncols=True, mininterval=0.2)
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def show_job(self, job: Job) -> None:
+        """Queued, running or ended."""
+        if job.status is Status.QUEUED and job.queue is not None:
+            self._show("queued", 0.0, f"{job.queue.position} before it")
+        elif job.progress is None:
+            self._show(job.status, 0.0, "starting")
+        else:
+            at = job.progress
+            self.show(at.value, (at.scale, at.scales), (at.iteration, at.iterations), at.loss["total"], at.seconds_left)
+
+    def show(
+        self,
+        value: float,
+        scale: tuple[int, int],
+        iteration: tuple[int, int],
+        loss: float,
+        seconds_left: float | None,
+    ) -> None:
+        """A running painting."""
+        left = "" if seconds_left is None else f", {seconds_left:.0f} s left"
+        steps = f"scale {scale[0]}/{scale[1]}, iteration {iteration[0]}/{iteration[1]}"
+        self._show("painting", value, f"{steps}, loss {loss:.4g}{left}")
+
+    def done(self, words: str) -> None:
+        """The last line."""
+        self._show(words, 1.0, "")
+
+    def _show(self, words: str, value: float, postfix: str) -> None:
+        self._bar.n = value
+        self._bar.set_description_str(words, refresh=False)
+        self._bar.set_postfix_str(postfix, refresh=False)
+        self._bar.refresh()

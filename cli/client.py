@@ -1,0 +1,96 @@
+"""A client of the REST API, as the commands use it: submit, follow, fetch.
+
+Knows the contract (docs/api.md), nothing else.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx2
+
+from core import errors
+from core.images import Format
+from core.jobs import Job
+
+POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 60.0  # a service that restarts is away for less
+
+
+class Client:
+    """One service. A context manager."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        # No proxy from the environment: the service is usually on this machine.
+        self._http = httpx2.Client(base_url=self.url, timeout=httpx2.Timeout(10, read=60), trust_env=False)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def ready(self) -> bool:
+        """Whether an Impasto answers there and can serve."""
+        try:
+            return self._http.get("/readyz", timeout=2).status_code == 200
+        except httpx2.HTTPError:
+            return False
+
+    def link(self, job: Job) -> str:
+        """The job's own address."""
+        return f"{self.url}/v1/jobs/{job.id}"
+
+    def submit(self, content: Path, styles: Sequence[Path], knobs: Mapping[str, str]) -> Job:
+        """Upload the pictures and create the job. Raises BadInput with the service's words."""
+        files = [("content", content.read_bytes()), *(("style", style.read_bytes()) for style in styles)]
+        answer = self._ask("POST", "/v1/jobs", files=files, data=dict(knobs))
+        return Job.model_validate_json(answer.content)
+
+    def get(self, job_id: str) -> Job:
+        """Raises BadInput when there is no such job."""
+        return Job.model_validate_json(self._ask("GET", f"/v1/jobs/{job_id}").content)
+
+    def follow(self, job_id: str) -> Iterator[Job]:
+        """The job now, and every half second until it has ended. A service that restarts meanwhile is waited for."""
+        job, last_answer = self.get(job_id), time.monotonic()
+        while True:
+            yield job
+            if job.status.ended:
+                return
+            time.sleep(POLL_SECONDS)
+            try:
+                job, last_answer = self.get(job_id), time.monotonic()
+            except (errors.ServiceUnreachable, errors.Unavailable):
+                if time.monotonic() - last_answer > PATIENCE_SECONDS:
+                    raise
+
+    def result(self, job_id: str, kind: Format = "png") -> bytes:
+        """The finished picture's file."""
+        return self._ask("GET", f"/v1/jobs/{job_id}/result", params={"format": kind}).content
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask the job to stop."""
+        return Job.model_validate_json(self._ask("POST", f"/v1/jobs/{job_id}/cancel").content)
+
+    def _ask(self, method: str, path: str, **request: Any) -> httpx2.Response:
+        try:
+            answer = self._http.request(method, path, **request)
+        except httpx2.HTTPError as error:
+            raise errors.ServiceUnreachable(
+                f"No Impasto service answers at {self.url}; start one with `impasto up`, or set --url."
+            ) from error
+        if answer.is_success:
+            return answer
+        try:
+            words = str(answer.json()["detail"])
+        except (ValueError, KeyError, TypeError):
+            raise errors.ServiceUnreachable(f"What answers at {self.url} is not an Impasto service.") from None
+        if answer.status_code == 503:
+            raise errors.Unavailable(words)
+        raise errors.BadInput(words) if answer.status_code < 500 else errors.ImpastoError(words)

@@ -1,0 +1,154 @@
+"""The command line as a user meets it: a process, its words, its exit code."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cli.up import free_port
+from core import images
+from core.neural.weights import WeightsCache
+from core.spec import KNOBS
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, photo: Image.Image, painting: Image.Image) -> tuple[str, str]:
+    photo.save(tmp_path / "photo.png")
+    painting.save(tmp_path / "painting.webp")
+    return str(tmp_path / "photo.png"), str(tmp_path / "painting.webp")
+
+
+@pytest.fixture
+def impasto(tmp_path: Path, weights: WeightsCache) -> Any:
+    """Run the command in an empty folder."""
+
+    def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        settings = {"IMPASTO_CACHE_DIR": str(weights.folder.parent), "IMPASTO_DATA_DIR": str(tmp_path / "data")}
+        return subprocess.run(
+            [sys.executable, "-m", "cli", *args],
+            env={**os.environ, **settings, **environment},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_stylize_paints_without_a_service(impasto: Any, pictures: tuple[str, str], tmp_path: Path) -> None:
+    ran = impasto(
+        "stylize", *pictures, "-o", "out.png", "--size", "64", "--iterations", "4", "--style-layers", "relu1_1"
+    )
+
+    assert (0, "out.png\n") == (ran.returncode, ran.stdout)
+    assert "100%" in ran.stderr
+    record = images.provenance_of((tmp_path / "out.png").read_bytes())
+    assert record is not None
+    assert (4, {"relu1_1": 1.0}) == (record["spec"]["iterations"], record["spec"]["style_layers"])
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out.webp"])
+def test_the_outputs_ending_chooses_the_format(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path, name: str
+) -> None:
+    assert 0 == impasto("stylize", *pictures, "-o", name, "--size", "64", "--iterations", "1").returncode
+    assert ("jpeg" if name.endswith("jpg") else "webp") == images.sniff((tmp_path / name).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--size", "nan"], "size must be a whole number from 64 to 2048."),
+        (["--no-such-knob", "1"], "No such option"),
+        (["-o", "out.gif"], "The output must end in .png, .jpg, .jpeg, .webp."),
+        (["-o", "nowhere/out.png"], "There is no folder"),
+    ],
+)
+def test_wrong_use_is_exit_2_and_one_sentence(
+    impasto: Any, pictures: tuple[str, str], args: list[str], words: str
+) -> None:
+    output = [] if "-o" in args else ["-o", "out.png"]
+    ran = impasto("stylize", *pictures, *output, *args)
+
+    assert 2 == ran.returncode
+    assert words in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_bad_picture_is_exit_2_in_the_words_of_the_service(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"GIF89a")
+    ran = impasto("stylize", "bad.jpg", pictures[1], "-o", "out.png")
+
+    assert (2, "impasto: Only JPEG, PNG and WebP pictures are taken, whatever the file is called.\n") == (
+        ran.returncode,
+        ran.stderr,
+    )
+
+
+def test_missing_weights_are_exit_1_with_the_command_that_helps(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path
+) -> None:
+    ran = impasto("stylize", *pictures, "-o", "out.png", IMPASTO_CACHE_DIR=str(tmp_path / "empty"))
+
+    assert 1 == ran.returncode
+    assert "impasto weights fetch vgg16" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_without_a_service_submit_and_watch_say_how_to_start_one(impasto: Any, pictures: tuple[str, str]) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    for ran in (impasto("submit", *pictures, "--url", url), impasto("watch", "job_x", "--url", url)):
+        assert 1 == ran.returncode
+        assert "impasto up" in ran.stderr
+
+
+@pytest.mark.parametrize("command", ["api", "worker", "up", "stylize"])
+def test_a_misspelt_setting_is_refused_by_name(impasto: Any, pictures: tuple[str, str], command: str) -> None:
+    args = [*pictures, "-o", "out.png"] if command == "stylize" else []
+    ran = impasto(command, *args, IMPASTO_REDIS_ULR="redis://x")
+
+    assert 0 != ran.returncode
+    assert "There is no setting IMPASTO_REDIS_ULR" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "value"),
+    [("api", "IMPASTO_API_PORT", "x"), ("worker", "IMPASTO_WORKER_DEVICE", "gpu"), ("worker", "IMPASTO_WORKER_X", "1")],
+)
+def test_a_bad_setting_is_refused_by_name(impasto: Any, command: str, setting: str, value: str) -> None:
+    ran = impasto(command, **{setting: value})
+
+    assert 0 != ran.returncode
+    assert setting in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_weights_list_tells_what_auto_is(impasto: Any) -> None:
+    ran = impasto("weights", "list")
+
+    assert 0 == ran.returncode
+    assert "vgg16" in ran.stdout
+    assert "<- auto" in ran.stdout
+
+
+def test_importing_a_file_that_is_no_network_is_exit_1(impasto: Any, pictures: tuple[str, str]) -> None:
+    ran = impasto("weights", "import", pictures[0], "--name", "vgg19")
+
+    assert 1 == ran.returncode
+    assert "Traceback" not in ran.stderr
+
+
+def test_help_tells_every_command_and_every_knob(impasto: Any) -> None:
+    words, knobs = impasto("--help").stdout, impasto("submit", "--help").stdout
+
+    for command in ("up", "api", "worker", "stylize", "submit", "watch", "weights", "demo"):
+        assert command in words
+    assert all(f"--{name.replace('_', '-')}" in knobs for name in KNOBS)

@@ -1,0 +1,106 @@
+"""The whole service as a user starts it: `impasto up` in a process of its own, with its own data, on a free port."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+import pytest
+
+from cli.client import Client
+from cli.up import free_port
+from core.neural.weights import WeightsCache
+
+
+class Service:
+    """`impasto up`, to start, stop, and hurt."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self._port, self._log_path = free_port(), folder / "up.log"
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._environment = {**os.environ, "IMPASTO_DATA_DIR": str(folder / "data"), "IMPASTO_CACHE_DIR": str(cache)}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+        self.client = Client(self.url)
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "cli", "up", "--port", str(self._port)]
+        with self._log_path.open("ab") as log:
+            self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+        end = time.monotonic() + 60
+        while not self.client.ready():
+            assert self._process.poll() is None, self._log_path.read_text()
+            assert time.monotonic() < end, self._log_path.read_text()
+            time.sleep(0.05)
+
+    def stop(self) -> int:
+        """Ctrl-C; the exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        return self._process.wait(60)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def processes(self) -> list[psutil.Process]:
+        """All that it started, however deep."""
+        assert self._process is not None
+        return psutil.Process(self._process.pid).children(recursive=True)
+
+    def find(self, *words: str) -> list[psutil.Process]:
+        """Its processes whose command line has all the words."""
+        found = []
+        for process in self.processes():
+            try:
+                line = " ".join(process.cmdline())
+            except psutil.Error:
+                continue
+            if all(word in line for word in words):
+                found.append(process)
+        return found
+
+    @property
+    def log(self) -> str:
+        return self._log_path.read_text()
+
+
+@pytest.fixture
+def service(tmp_path: Path, weights: WeightsCache) -> Iterator[Service]:
+    running = Service(tmp_path, weights.folder.parent)
+    running.start()
+    before = running.processes()
+    yield running
+    process = running._process
+    if process is not None and process.poll() is None:
+        before = running.processes()
+        running.stop()
+    gone, alive = psutil.wait_procs(before, 20)
+    assert not alive, alive
+    running.client.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory, photo: Any, painting: Any) -> tuple[Path, Path]:
+    """A small photo and a small painting as files."""
+    folder = tmp_path_factory.mktemp("pictures")
+    photo.save(folder / "photo.jpg", quality=95)
+    painting.save(folder / "painting.png")
+    return folder / "photo.jpg", folder / "painting.png"
+
+
+@pytest.fixture
+def submit(service: Service, pictures: tuple[Path, Path]) -> Callable[..., str]:
+    """Send a job; its id. It takes some ten seconds on two cores unless told otherwise."""
+
+    def send(**knobs: str) -> str:
+        given = {"size": "128", "iterations": "120", "scales": "1", **knobs}
+        return service.client.submit(pictures[0], [pictures[1]], given).id
+
+    return send

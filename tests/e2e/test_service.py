@@ -1,0 +1,134 @@
+"""Real processes, real weights, real kill -9: an accepted job always ends."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from core import images
+from core.jobs import Job, Status
+
+pytestmark = pytest.mark.e2e
+
+Submit = Callable[..., str]
+Until = Callable[..., None]
+
+
+def _painting(service: Any, job_id: str) -> Callable[[], bool]:
+    return lambda: service.client.get(job_id).progress is not None
+
+
+def _end(service: Any, job_id: str) -> Job:
+    return list(service.client.follow(job_id))[-1]
+
+
+def test_upload_to_result(service: Any, submit: Submit) -> None:
+    """Progress on the way, a picture at the end, in every format, with its record."""
+    job_id = submit(size="96", iterations="40")
+    seen = list(service.client.follow(job_id))
+
+    assert Status.SUCCEEDED is seen[-1].status
+    assert any(job.progress and job.progress.iteration for job in seen)
+    assert (96, 72) == images.decode(service.client.result(job_id)).size
+    record = images.provenance_of(service.client.result(job_id))
+    assert record is not None
+    assert (96, "vgg16") == (record["spec"]["size"], record["model"]["name"])
+    assert "webp" == images.sniff(service.client.result(job_id, "webp"))
+
+
+def test_the_api_never_loads_torch(service: Any) -> None:
+    (api,) = service.find("-m", "api")
+
+    assert not [line for line in Path(f"/proc/{api.pid}/maps").read_text().splitlines() if "torch" in line]
+
+
+@pytest.mark.parametrize("victim", ["the whole worker", "its painting child"])
+def test_kill_9_of_the_worker_and_the_job_ends_on_its_second_attempt(
+    service: Any, submit: Submit, until: Until, victim: str
+) -> None:
+    job_id = submit()
+    until(_painting(service, job_id), "painting")
+    (worker,) = service.find("-m", "worker")
+    children = [child for child in worker.children(recursive=True) if "multiprocessing" not in child.name()]
+    busy = max(children, key=lambda child: child.memory_info().rss)
+    for process in [worker, *children] if victim == "the whole worker" else [busy]:
+        process.kill()
+    killed_at = time.monotonic()
+
+    until(lambda: service.client.get(job_id).attempt == 2, "second attempt", 15)
+    until(_painting(service, job_id), "painting again", 15 - (time.monotonic() - killed_at))
+    ended = _end(service, job_id)
+
+    assert (Status.SUCCEEDED, 2) == (ended.status, ended.attempt)
+
+
+def test_kill_9_of_the_store_and_nothing_is_lost(service: Any, submit: Submit, until: Until) -> None:
+    """The running job goes on, the waiting one is still there, and both end at their first attempt."""
+    running, waiting = submit(), submit(size="64", iterations="5")
+    until(_painting(service, running), "painting")
+    (valkey,) = service.find("valkey-server")
+    valkey.kill()
+
+    until(lambda: service.find("valkey-server") and service.client.ready(), "the store is back", 20)
+    ends = [_end(service, job_id) for job_id in (running, waiting)]
+
+    assert [(Status.SUCCEEDED, 1)] * 2 == [(job.status, job.attempt) for job in ends]
+
+
+def test_kill_9_of_the_api_and_it_is_back_with_every_job(service: Any, submit: Submit, until: Until) -> None:
+    job_id = submit()
+    until(_painting(service, job_id), "painting")
+    (api,) = service.find("-m", "api")
+    api.kill()
+    api.wait()
+
+    ended = _end(service, job_id)
+    assert (Status.SUCCEEDED, 1) == (ended.status, ended.attempt)
+
+
+def test_jobs_and_results_survive_ctrl_c_and_a_new_start(service: Any, submit: Submit, until: Until) -> None:
+    """The running job is handed back within seconds, not counted as an attempt, and everything stops."""
+    done, running, waiting = (
+        submit(size="64", iterations="5"),
+        submit(iterations="200"),
+        submit(size="64", iterations="5"),
+    )
+    _end(service, done)
+    until(_painting(service, running), "painting")
+    before, began = service.processes(), time.monotonic()
+
+    assert 0 == service.stop()
+    assert time.monotonic() - began < 10
+    assert not psutil.wait_procs(before, 5)[1]
+    assert "Traceback" not in service.log
+    service.start()
+
+    assert "png" == images.sniff(service.client.result(done))
+    ends = [_end(service, job_id) for job_id in (running, waiting)]
+    assert [(Status.SUCCEEDED, 1)] * 2 == [(job.status, job.attempt) for job in ends]
+
+
+def test_kill_9_of_impasto_itself_leaves_no_process_behind(service: Any, submit: Submit, until: Until) -> None:
+    job_id = submit()
+    until(_painting(service, job_id), "painting")
+    before = service.processes()
+    service.kill()
+
+    assert not psutil.wait_procs(before, 10)[1]
+    service.start()
+    ended = _end(service, job_id)
+    assert Status.SUCCEEDED is ended.status
+
+
+def test_cancel_stops_a_running_job_within_seconds_and_the_next_one_runs(
+    service: Any, submit: Submit, until: Until
+) -> None:
+    long, short = submit(iterations="5000"), submit(size="64", iterations="5")
+    until(_painting(service, long), "painting")
+    service.client.cancel(long)
+
+    until(lambda: service.client.get(long).status is Status.CANCELED, "canceled", 5)
+    assert Status.SUCCEEDED is _end(service, short).status
