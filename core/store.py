@@ -41,8 +41,8 @@ class JobStore:
         self._redis = redis.Redis.from_url(
             redis_url,
             decode_responses=True,
-            socket_timeout=2,
-            socket_connect_timeout=2,
+            socket_timeout=1,
+            socket_connect_timeout=1,
             health_check_interval=5,
             # One more try, for a connection that went stale in the pool. Every step may be sent twice unharmed.
             retry=Retry(ConstantBackoff(0.05), 1),

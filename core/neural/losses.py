@@ -120,7 +120,7 @@ class Objective:
         losses = self(leaf)
         (gradient,) = torch.autograd.grad(losses.total, leaf)
         detached = Losses(*(term.detach() for term in (losses.content, losses.style, losses.tv, losses.total)))
-        return detached, gradient
+        return detached, gradient.contiguous()  # it comes in the network's layout
 
 
 def _shares(weights: Mapping[Layer, float]) -> dict[Layer, float]:

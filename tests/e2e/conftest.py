@@ -21,17 +21,17 @@ class Service:
     """`impasto up`, to start, stop, and hurt."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
-        self._port, self._log_path = free_port(), folder / "up.log"
-        self.url = f"http://127.0.0.1:{self._port}"
-        self._environment = {**os.environ, "IMPASTO_DATA_DIR": str(folder / "data"), "IMPASTO_CACHE_DIR": str(cache)}
+        self.port, self._log_path = free_port(), folder / "up.log"
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {**os.environ, "IMPASTO_DATA_DIR": str(folder / "my data"), "IMPASTO_CACHE_DIR": str(cache)}
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self.client = Client(self.url)
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "cli", "up", "--port", str(self._port)]
+        command = [sys.executable, "-m", "cli", "up", "--port", str(self.port)]
         with self._log_path.open("ab") as log:
-            self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
         end = time.monotonic() + 60
         while not self.client.ready():
             assert self._process.poll() is None, self._log_path.read_text()
@@ -81,7 +81,7 @@ def service(tmp_path: Path, weights: WeightsCache) -> Iterator[Service]:
     if process is not None and process.poll() is None:
         before = running.processes()
         running.stop()
-    gone, alive = psutil.wait_procs(before, 20)
+    _, alive = psutil.wait_procs(before, 20)
     assert not alive, alive
     running.client.__exit__(None, None, None)
 

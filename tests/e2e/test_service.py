@@ -1,5 +1,7 @@
 """Real processes, real weights, real kill -9: an accepted job always ends."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +39,26 @@ def test_upload_to_result(service: Any, submit: Submit) -> None:
     assert record is not None
     assert (96, "vgg16") == (record["spec"]["size"], record["model"]["name"])
     assert "webp" == images.sniff(service.client.result(job_id, "webp"))
+
+
+def _second(service: Any, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cli", "up", "--port", str(service.port)]
+    given = {**service.environment, **environment}
+    return subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_second_one_on_the_same_folder_or_port_is_refused_and_harms_nothing(
+    service: Any, submit: Submit, until: Until, tmp_path: Path
+) -> None:
+    same_folder, same_port = _second(service), _second(service, IMPASTO_DATA_DIR=str(tmp_path / "other"))
+    (valkey,) = service.find("valkey-server")
+    valkey.kill()
+
+    assert (2, 2) == (same_folder.returncode, same_port.returncode)
+    assert "Another `impasto up` uses" in same_folder.stderr
+    assert "is taken by another program" in same_port.stderr
+    until(service.client.ready, "back after the kill", 20)
+    assert Status.SUCCEEDED is _end(service, submit(size="64", iterations="5")).status
 
 
 def test_the_api_never_loads_torch(service: Any) -> None:
@@ -84,6 +106,7 @@ def test_kill_9_of_the_api_and_it_is_back_with_every_job(service: Any, submit: S
     (api,) = service.find("-m", "api")
     api.kill()
     api.wait()
+    until(service.client.ready, "the API is back", 20)
 
     ended = _end(service, job_id)
     assert (Status.SUCCEEDED, 1) == (ended.status, ended.attempt)

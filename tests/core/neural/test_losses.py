@@ -159,7 +159,7 @@ def test_the_content_loss_is_zero_at_the_photo_alone(double: Network) -> None:
 
 def test_the_gradient_is_the_slope(double: Network) -> None:
     """Finite differences along a random direction, through the whole network, in float64."""
-    objective, photo = _objective(double, tv_weight=1)
+    objective, _ = _objective(double, tv_weight=1)
     image, direction = _rand(1, 3, 64, 48, seed=3), _rand(1, 3, 64, 48, seed=4) - 0.5
     _, gradient = objective.with_gradient(image)
     step = 1e-6

@@ -10,8 +10,8 @@ from PIL import Image, ImageChops, ImageStat
 from core import errors
 from core.neural import pixels
 from core.neural.losses import gram
-from core.neural.stylize import Painting, Progress, stylize, targets
 from core.neural.schedule import schedule
+from core.neural.stylize import Painting, Progress, stylize, targets
 from core.neural.vgg import Network
 from core.spec import StyleSpec, parse_spec
 

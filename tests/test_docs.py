@@ -1,0 +1,87 @@
+"""The documentation tells of everything that there is, and of nothing else."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic_settings import BaseSettings
+
+from api.app import create_app
+from api.settings import ApiSettings
+from core import errors
+from core.settings import Settings
+from core.spec import KNOBS, StyleSpec
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+SETTINGS: list[type[BaseSettings]] = [Settings, ApiSettings, WorkerSettings]
+
+
+def _read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def _variables() -> set[str]:
+    return {kind.model_config["env_prefix"] + name.upper() for kind in SETTINGS for name in kind.model_fields}
+
+
+def test_every_knob_is_in_the_table_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", _read("docs/api.md"), re.MULTILINE))
+
+    assert set(KNOBS) == set(rows)
+    for name, field in StyleSpec.model_fields.items():
+        if isinstance(field.default, int | float | str):
+            shown = f"{field.default:g}" if isinstance(field.default, int | float) else f"`{field.default}`"
+            assert rows[name].split(" ")[0] == shown, name
+
+
+@pytest.mark.parametrize("page", ["docs/operations.md", ".env.example"])
+def test_every_setting_is_documented_and_no_other(page: str) -> None:
+    named = set(re.findall(r"\bIMPASTO_[A-Z_]+[A-Z]", _read(page)))
+
+    assert _variables() | {"IMPASTO_REDIS_PASSWORD"} == named
+
+
+def test_every_error_code_is_documented() -> None:
+    def walk(kind: type[errors.ImpastoError]) -> set[str]:
+        return {kind.code}.union(*(walk(child) for child in kind.__subclasses__()))
+
+    assert all(f"`{code}`" in _read("docs/api.md") for code in walk(errors.ImpastoError))
+
+
+def test_every_route_is_documented_and_no_other(tmp_path: Path) -> None:
+    app = create_app(Settings(redis_url="redis://127.0.0.1:1/0", data_dir=tmp_path), ApiSettings())
+    routes = {f"{method.upper()} {path}" for path, methods in app.openapi()["paths"].items() for method in methods}
+    named = set(re.findall(r"`((?:GET|POST|HEAD|DELETE|PUT|PATCH) /[^`?]*)`", _read("docs/api.md")))
+
+    assert routes == named
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "bench").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_file_that_the_pages_name_is_there() -> None:
+    for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:core|api|worker|cli|bench|tests|docs|samples)/[\w./-]*\.\w+)`", text):
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_the_readmes_tree_names_every_module() -> None:
+    tree = _read("README.md")
+    for folder in ("core", "core/neural", "worker", "api", "cli"):
+        for module in (ROOT / folder).glob("*.py"):
+            if module.stem not in ("__init__", "__main__", "torchvision_registry"):
+                assert module.name in tree, module
+
+
+def test_no_page_or_code_names_a_registrys_host_or_somebodys_folder() -> None:
+    tracked = [path for path in ROOT.rglob("*") if path.suffix in (".py", ".md", ".toml", ".yml", ".lua", ".txt")]
+    for path in tracked:
+        if ".venv" not in path.parts and path != Path(__file__):
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"pypi\.org|pythonhosted|registry\.npmjs|/home/\w|/root/", text), path
