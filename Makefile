@@ -32,10 +32,11 @@ bench: $(VENV)/.dev  ## Measure speed and delivered loss: bench/README.md
 clean:  ## Remove the environment and what was built (not your jobs: operations.md)
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-$(VENV)/bin/python:
+# pip, not python: where Debian's python3-venv is missing, venv makes the one and fails before the other.
+$(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.local: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.local: $(BIN)/pip pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --editable '.[local]'
 	@touch $@
 

@@ -15,7 +15,8 @@ def main() -> None:
         own = settings.read(ApiSettings)
         app = create_app(own=own)
     except errors.BadSettings as error:
-        sys.exit(f"impasto api: {error.message}")
+        sys.stderr.write(f"impasto api: {error.message}\n")
+        sys.exit(2)
     uvicorn.run(app, host=own.host, port=own.port, timeout_graceful_shutdown=10)
 
 

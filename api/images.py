@@ -1,13 +1,15 @@
-"""Pictures coming in: POST /v1/images, HEAD /v1/images/{digest}; and keeping an upload, which jobs share."""
+"""Pictures coming in: POST /v1/images, HEAD /v1/images/{digest}; and checking an upload, as jobs do, too."""
 
-import time
+from dataclasses import dataclass
+from typing import IO
 
 from fastapi import APIRouter, Response, UploadFile
 from pydantic import BaseModel
 
 from api.deps import Blobs, Config, Store
 from core import errors, images
-from core.blobs import digest_of, is_digest
+from core.blobs import digest_of
+from core.store import HOLD_SECONDS
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
@@ -23,41 +25,44 @@ class Kept(BaseModel):
     size_bytes: int
 
 
-def keep(data: bytes, store: Store, blobs: Blobs, keep_seconds: float) -> Kept:
-    """Check the picture and store its bytes, safe from the janitor for `keep_seconds`.
+@dataclass(frozen=True)
+class Checked:
+    """A picture that may be kept; nothing is stored yet."""
 
-    Raises BadImage and its kind, UploadTooLarge, StorageFull, StoreUnavailable.
-    """
+    digest: str
+    width: int
+    height: int
+    data: bytes
+
+
+def checked(file: IO[bytes]) -> Checked:
+    """Read an upload and decode it in a child. Raises BadImage and its kind, UploadTooLarge, Unavailable."""
+    data = file.read(images.MAX_BYTES + 1)
     width, height = images.inspect_in_child(data)
-    digest = digest_of(data)
-    hold(digest, store, keep_seconds)
-    blobs.put(data)
-    return Kept(id=digest, width=width, height=height, size_bytes=len(data))
+    return Checked(digest_of(data), width, height, data)
 
 
-def hold(digest: str, store: Store, keep_seconds: float) -> None:
-    """Keep the blob from the janitor. Waits the moment that a deletion of the same bytes takes."""
-    for _ in range(100):
-        if store.hold(digest, keep_seconds):
+def known(digest: str, store: Store, blobs: Blobs, keep_seconds: float = HOLD_SECONDS) -> None:
+    """Make sure that an upload named by its digest is here, and stays for a while. Raises ImageNotFound."""
+    if blobs.has(digest):  # looked for first: a digest out of the air must not cost the store a record
+        store.hold(digest, keep_seconds)
+        if blobs.has(digest):
             return
-        time.sleep(0.02)
-    raise errors.Unavailable()
+    raise errors.ImageNotFound()
 
 
 @router.post("", status_code=201, summary="Upload a picture once", max_body_size=BODY_BYTES)
 def upload(image: UploadFile, store: Store, blobs: Blobs, config: Config, response: Response) -> Kept:
     """Send a JPEG, PNG or WebP file as the form field `image`; the answer names it by its digest."""
-    kept = keep(image.file.read(images.MAX_BYTES + 1), store, blobs, config.upload_keep_hours * 3600)
-    response.headers["Location"] = f"/v1/images/{kept.id}"
-    return kept
+    picture = checked(image.file)
+    store.hold(picture.digest, config.upload_keep_hours * 3600)
+    blobs.put(picture.data)
+    response.headers["Location"] = f"/v1/images/{picture.digest}"
+    return Kept(id=picture.digest, width=picture.width, height=picture.height, size_bytes=len(picture.data))
 
 
 @router.head("/{digest}", summary="Is this picture here?")
-def known(digest: str, store: Store, blobs: Blobs, config: Config) -> Response:
+def look(digest: str, store: Store, blobs: Blobs, config: Config) -> Response:
     """200 if a job can name this digest, and it stays for the time of an upload; else 404."""
-    if not is_digest(digest):
-        raise errors.ImageNotFound()
-    hold(digest, store, config.upload_keep_hours * 3600)
-    if not blobs.has(digest):
-        raise errors.ImageNotFound()
+    known(digest, store, blobs, config.upload_keep_hours * 3600)
     return Response()

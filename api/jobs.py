@@ -1,7 +1,7 @@
 """Jobs over HTTP: submit, look, list, result, preview, cancel, delete."""
 
-from collections.abc import Callable
-from typing import Annotated
+import io
+from typing import IO, Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
@@ -9,9 +9,8 @@ from starlette.concurrency import run_in_threadpool
 
 from api import submission
 from api.deps import Blobs, Ring, Store
-from api.images import Kept, hold, keep
+from api.images import checked, known
 from core import errors, images
-from core.blobs import is_digest
 from core.jobs import Job, JobInput, Status, is_job_id, new_job_id
 from core.spec import parse_spec, result_size
 from core.store import JobStore
@@ -19,7 +18,6 @@ from core.store import JobStore
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 POLL_SECONDS = 1
-HOLD_SECONDS = 600.0  # between writing the pictures and creating the job
 
 
 class JobResource(Job):
@@ -56,30 +54,31 @@ def resource(job: Job) -> JobResource:
 )
 async def submit(request: Request, response: Response, store: Store, blobs: Blobs, ring: Ring) -> JobResource:
     """Send `content`, one or more `style`, and any knob. Answers at once with the job; poll its `self` link."""
-    submitted = await submission.read(request)
-    job = await run_in_threadpool(_create, submitted, store, blobs, ring)
+    async with submission.received(request) as submitted:
+        job = await run_in_threadpool(_create, submitted, store, blobs)
+    await run_in_threadpool(ring)  # if nobody hears it, the reaper rings again
     response.headers["Location"] = f"{router.prefix}/{job.id}"
     response.headers["Retry-After"] = str(POLL_SECONDS)
     return resource(job)
 
 
-def _create(submitted: submission.Submission, store: JobStore, blobs: Blobs, ring: Callable[[], bool]) -> Job:
-    """Everything is on disk, pictures and record, before the answer is given."""
+def _create(submitted: submission.Submission, store: JobStore, blobs: Blobs) -> Job:
+    """All is checked before anything is stored; all is on disk, pictures and record, before the answer is given."""
     spec = parse_spec(submitted.knobs).for_styles(len(submitted.styles))
-    content, *styles = [_kept(picture, store, blobs) for picture in (submitted.content, *submitted.styles)]
-    result_size(content.width, content.height, spec.size)
-    job = store.create(new_job_id(), JobInput(content=content.id, styles=[style.id for style in styles], spec=spec))
-    ring()  # if nobody hears it, the reaper rings again
-    return job
+    pictures = [submitted.content, *submitted.styles]
+    for digest in (picture for picture in pictures if isinstance(picture, str)):
+        known(digest, store, blobs)
+    files = [checked(_open(picture, blobs)) for picture in pictures]
+    result_size(files[0].width, files[0].height, spec.size)
+    for file in files:
+        store.hold(file.digest)
+        blobs.put(file.data)
+    content, *styles = [file.digest for file in files]
+    return store.create(new_job_id(), JobInput(content=content, styles=styles, spec=spec.model_dump()))
 
 
-def _kept(picture: submission.Picture, store: JobStore, blobs: Blobs) -> Kept:
-    if isinstance(picture, bytes):
-        return keep(picture, store, blobs, HOLD_SECONDS)
-    if not is_digest(picture):
-        raise errors.ImageNotFound()
-    hold(picture, store, HOLD_SECONDS)
-    return keep(blobs.get(picture), store, blobs, HOLD_SECONDS)
+def _open(picture: submission.Picture, blobs: Blobs) -> IO[bytes]:
+    return io.BytesIO(blobs.get(picture)) if isinstance(picture, str) else picture
 
 
 @router.get("", summary="List jobs")

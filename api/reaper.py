@@ -7,6 +7,7 @@ lease (1 s), the lease (5 s), this tick (1 s): docs/operations.md.
 import logging
 import secrets
 import threading
+import time
 
 from celery import Celery
 
@@ -17,6 +18,8 @@ from core.store import JobStore
 
 TICK_SECONDS = 1.0
 TERM_SECONDS = 5.0
+GAP_SECONDS = 3.0
+SWEEP_SECONDS = 300.0
 BELLS_AT_ONCE = 100
 
 log = logging.getLogger(__name__)
@@ -27,6 +30,8 @@ class Reaper:
 
     def __init__(self, store: JobStore, blobs: Blobs, celery: Celery) -> None:
         self._store, self._blobs, self._celery = store, blobs, celery
+        self._contact_since = self._last_contact = 0.0
+        self._next_sweep = 0.0
         self._me = secrets.token_hex(8)
         self._bells_missing = 0
         self._over = threading.Event()
@@ -52,15 +57,29 @@ class Reaper:
 
     def tick(self) -> None:
         """One round, if this process leads."""
-        if not self._store.lead(self._me, TERM_SECONDS):
+        leads = self._store.lead(self._me, TERM_SECONDS)
+        settled = self._in_contact_for_a_lease()
+        if not leads:
             return
-        if self._store.settled():
+        if settled:
             requeued, ended = self._store.reap()
             if requeued or ended:
                 log.warning("reaper: leases ran out: %d jobs put back, %d ended", requeued, ended)
             self._ring(requeued)
         self._ring_lost_bells()
         self._delete_unused()
+
+    def _in_contact_for_a_lease(self) -> bool:
+        """Whether the store has answered without a gap for so long that every living worker must have renewed.
+
+        After a restart of the server, a network failure or a suspended host, all leases look as if they had run out.
+        By the wall clock: the other one stands still while a host sleeps.
+        """
+        now = time.time()
+        if abs(now - self._last_contact) > GAP_SECONDS:
+            self._contact_since = now
+        self._last_contact = now
+        return now - self._contact_since >= self._store.lease_seconds
 
     def _ring(self, times: int) -> None:
         for _ in range(min(times, BELLS_AT_ONCE)):
@@ -78,7 +97,12 @@ class Reaper:
             self._bells_missing = 0
 
     def _delete_unused(self) -> None:
-        for digest in self._store.condemn():
-            self._blobs.delete(digest)
-            self._store.forget(digest)
-        self._blobs.sweep()
+        with self._blobs.alone() as alone:
+            if not alone:
+                return  # a leader that was frozen here still has the word; its late deletion must not meet a new upload
+            for digest in self._store.condemn():
+                self._blobs.delete(digest)
+                self._store.forget(digest)
+            if time.monotonic() >= self._next_sweep:
+                self._blobs.sweep()
+                self._next_sweep = time.monotonic() + SWEEP_SECONDS

@@ -1,11 +1,13 @@
 """Reading what a client submits, multipart or JSON, into pictures and knobs. Decides nothing about jobs."""
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData
 
 from core import errors, images
 from core.spec import KNOBS, MAX_STYLES, StyleSpec
@@ -13,7 +15,7 @@ from core.spec import KNOBS, MAX_STYLES, StyleSpec
 BODY_BYTES = (MAX_STYLES + 1) * (images.MAX_BYTES + 10_000) + 1_000_000
 _JSON_BYTES = 100_000
 
-Picture = bytes | str  # a file's bytes, or the digest of a picture sent before
+Picture = IO[bytes] | str  # an uploaded file, or the digest of a picture sent before
 
 
 @dataclass
@@ -25,14 +27,27 @@ class Submission:
     knobs: dict[str, Any] = field(default_factory=dict)
 
 
-async def read(request: Request) -> Submission:
-    """Raises BadRequest, BadSpec, UploadTooLarge."""
+@asynccontextmanager
+async def received(request: Request) -> AsyncIterator[Submission]:
+    """The submission; its files are open inside, and gone afterwards. Raises BadRequest, BadSpec, UploadTooLarge."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return _from_json(await request.body())
-    if kind == "multipart/form-data":
-        return await _from_form(request)
-    raise errors.BadRequest("Send multipart/form-data with the files content and style, or application/json.")
+        yield _from_json(await _body(request))
+    elif kind == "multipart/form-data":
+        limits = {"max_files": MAX_STYLES + 1, "max_fields": 2 * len(KNOBS), "max_part_size": _JSON_BYTES}
+        async with request.form(**limits) as form:
+            yield _from_form(form)
+    else:
+        raise errors.BadRequest("Send multipart/form-data with the files content and style, or application/json.")
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _JSON_BYTES:
+            raise errors.UploadTooLarge("The JSON is longer than is taken.")
+    return body
 
 
 def _from_json(body: bytes) -> Submission:
@@ -45,35 +60,28 @@ def _from_json(body: bytes) -> Submission:
     return Submission(content, styles, knobs)
 
 
-async def _from_form(request: Request) -> Submission:
+def _from_form(form: FormData) -> Submission:
     contents: list[Picture] = []
     styles: list[Picture] = []
     knobs: dict[str, Any] = {}
-    async with request.form(max_files=MAX_STYLES + 1, max_fields=2 * len(KNOBS), max_part_size=_JSON_BYTES) as form:
-        for name, value in form.multi_items():
-            if name in ("content", "style"):
-                (contents if name == "content" else styles).append(await _picture(value))
-            elif not isinstance(value, str):
-                raise errors.BadRequest("Files are taken as content and style only.")
-            elif name == "spec":
-                knobs = {**_object(value.encode("utf-8", "replace")), **knobs}
-            elif value.strip() or name not in KNOBS:  # a form on a page sends its empty fields, too
-                knobs[name] = value
+    for name, value in form.multi_items():
+        if name in ("content", "style"):
+            (contents if name == "content" else styles).append(value if isinstance(value, str) else value.file)
+        elif not isinstance(value, str):
+            raise errors.BadRequest("Files are taken as content and style only.")
+        elif name == "spec":
+            knobs = {**_object(value.encode("utf-8", "replace")), **knobs}
+        elif value.strip() or name not in KNOBS:  # a form on a page sends its empty fields, too
+            knobs[name] = value
     if len(contents) != 1 or not 1 <= len(styles) <= MAX_STYLES:
         raise errors.BadRequest(f"Send one file as content and 1 to {MAX_STYLES} as style.")
     return Submission(contents[0], styles, knobs)
-
-
-async def _picture(value: UploadFile | str) -> Picture:
-    return value if isinstance(value, str) else await value.read(images.MAX_BYTES + 1)
 
 
 def _object(text: bytes) -> dict[str, Any]:
     def refuse(_: str) -> NoReturn:
         raise errors.BadSpec("Numbers must be finite.")
 
-    if len(text) > _JSON_BYTES:
-        raise errors.UploadTooLarge("The JSON is longer than is taken.")
     try:
         data = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:

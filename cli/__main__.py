@@ -4,7 +4,6 @@ An error is one line that says what to do, never a traceback. core.neural is rea
 """
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -37,15 +36,17 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (errors.BadInput, errors.BadSettings) as error:
-        sys.exit(_say(error, 2))
+        sys.exit(_say(error.message, 2))
     except errors.ImpastoError as error:
-        sys.exit(_say(error, 1))
+        sys.exit(_say(error.message, 1))
+    except OSError as error:  # a folder or disk that refuses; told as the system tells it
+        sys.exit(_say(f"{error.strerror}: {error.filename}" if error.filename else str(error), 1))
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
 
 
-def _say(error: errors.ImpastoError, code: int) -> int:
-    click.echo(f"impasto: {error.message}", err=True)
+def _say(words: str, code: int) -> int:
+    click.echo(f"impasto: {words}", err=True)
     return code
 
 
@@ -116,7 +117,7 @@ def _ensure_weights() -> None:
 @impasto.command()
 def api() -> None:
     """One API process, against IMPASTO_REDIS_URL."""
-    runpy.run_module("api", run_name="__main__")
+    os.execv(sys.executable, [sys.executable, "-m", "api"])  # noqa: S606 - our own program
 
 
 @impasto.command()
@@ -183,8 +184,12 @@ def _fetch(client: Client, job: Job, output: Path | None) -> None:
 def _check_output(output: Path | None) -> None:
     if output is not None and output.suffix.lower() not in _SUFFIXES:
         raise errors.BadInput(f"The output must end in {', '.join(_SUFFIXES)}.")
-    if output is not None and not output.absolute().parent.is_dir():
+    if output is None:
+        return
+    if not output.absolute().parent.is_dir():
         raise errors.BadInput(f"There is no folder {output.absolute().parent}.")
+    if not os.access(output if output.exists() else output.absolute().parent, os.W_OK):
+        raise errors.BadInput(f"{output} cannot be written.")
 
 
 def _given(options: dict[str, str | None]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from core.settings import Settings
 from core.store import JobStore
 
 START_SECONDS = 60.0
-STOP_SECONDS = 10.0
+STOP_SECONDS = 30.0  # handing a job back takes one iteration
 # A program that dies again within this time after its start is not helped by starting it once more.
 EARLY_SECONDS = 5.0
 EARLY_DEATHS = 3

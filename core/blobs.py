@@ -3,11 +3,14 @@
 Knows no pictures and no jobs; who uses which blob is the store's business (store.lua, refs and orphans).
 """
 
+import fcntl
 import hashlib
 import os
 import re
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from core import errors
@@ -40,9 +43,10 @@ class Blobs:
         """
         digest = digest_of(data)
         path = self._path(digest)
-        if path.exists():
-            return digest
         try:
+            if path.exists():
+                self._sync_names(path)  # another writer may not have come that far
+                return digest
             path.parent.mkdir(parents=True, exist_ok=True)
             self._parts.mkdir(parents=True, exist_ok=True)
             self._write(path, data)
@@ -61,7 +65,11 @@ class Blobs:
         except BaseException:
             Path(part).unlink(missing_ok=True)
             raise
-        for folder in (path.parent, self._folder):  # the names, too, must outlive a power cut
+        self._sync_names(path)
+
+    def _sync_names(self, path: Path) -> None:
+        """The names, too, must outlive a power cut."""
+        for folder in (path.parent, self._folder):
             descriptor = os.open(folder, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -85,10 +93,25 @@ class Blobs:
 
     def sweep(self) -> int:
         """Remove half-written files that a killed process left an hour ago or earlier; how many."""
-        stale = [part for part in self._parts.glob("*") if time.time() - part.stat().st_mtime > _STALE_PART_SECONDS]
-        for part in stale:
-            part.unlink(missing_ok=True)
-        return len(stale)
+        swept = 0
+        for part in self._parts.glob("*"):
+            with suppress(FileNotFoundError):  # finished meanwhile
+                if time.time() - part.stat().st_mtime > _STALE_PART_SECONDS:
+                    part.unlink()
+                    swept += 1
+        return swept
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Inside, whether this process alone has the word over deletions in the folder."""
+        self._parts.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "deletions.lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     def writable(self) -> bool:
         """Whether a blob could be written now."""

@@ -7,7 +7,10 @@ no HTTP. The API calls `inspect_in_child`, which decodes where a hostile file ca
 import io
 import json
 import multiprocessing
+import os
 import resource
+import sys
+import threading
 import warnings
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -30,6 +33,8 @@ PROVENANCE_KEY = "impasto"
 
 DECODE_MEMORY_BYTES = 1536 * 2**20
 DECODE_SECONDS = 10
+# Children at a time in one process: each may take DECODE_MEMORY_BYTES.
+_CHILDREN = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
 
 # Pillow only warns up to twice its own pixel limit; a warning nobody reads is no limit.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -187,33 +192,47 @@ def inspect_in_child(data: bytes) -> tuple[int, int]:
     """Decode in a child process with limits on memory and time; the (width, height) that came out.
 
     A file that crashes the decoder, or makes it eat memory, kills only the child.
-    Raises what `decode` raises.
+    Raises what `decode` raises, and Unavailable when no child can be had.
     """
     if len(data) > MAX_BYTES:
         raise errors.UploadTooLarge(f"A picture may have at most {MAX_BYTES // 10**6} MB.")
     sniff(data)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["core.images"])
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_inspect, args=(theirs, DECODE_MEMORY_BYTES, DECODE_SECONDS), daemon=True)
-    child.start()
-    theirs.close()
+    if not _CHILDREN.acquire(timeout=2 * DECODE_SECONDS):
+        raise errors.Unavailable()
     try:
-        ours.send_bytes(data)
-        verdict = ours.recv_bytes() if ours.poll(2 * DECODE_SECONDS) else None
-    except (EOFError, OSError):  # the child died: over its limits, or crashed
-        verdict = None
+        verdict = _verdict_of_child(data)
     finally:
-        child.kill()
-        child.join()
-        ours.close()
+        _CHILDREN.release()
     if verdict is None:
         raise errors.BadImage()
     return _read_verdict(verdict)
 
 
+def _verdict_of_child(data: bytes) -> bytes | None:
+    """What the child has to say; None if it died."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["core.images"])
+    try:
+        ours, theirs = context.Pipe()
+        child = context.Process(target=_inspect, args=(theirs, DECODE_MEMORY_BYTES, DECODE_SECONDS), daemon=True)
+        child.start()
+    except OSError as error:  # too many files or processes
+        raise errors.Unavailable() from error
+    theirs.close()
+    try:
+        ours.send_bytes(data)
+        return ours.recv_bytes() if ours.poll(2 * DECODE_SECONDS) else None
+    except (EOFError, OSError):  # the child died: over its limits, or crashed
+        return None
+    finally:
+        child.kill()
+        child.join()
+        ours.close()
+
+
 def _inspect(pipe: Connection, memory_bytes: int, seconds: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    if sys.platform != "darwin":  # where this limit cannot be set
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:

@@ -13,8 +13,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from core.spec import StyleSpec
-
 MAX_ATTEMPTS = 3
 _ID = re.compile(r"job_[a-z2-7]{26}")
 
@@ -54,7 +52,7 @@ class JobInput(_Record):
 
     content: str
     styles: list[str]
-    spec: StyleSpec
+    spec: dict[str, Any]  # as it was accepted; shown as it is, whatever later versions make of it
 
 
 class JobProgress(_Record):

@@ -19,7 +19,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="IMPASTO_", frozen=True)
 
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey 7 or newer, with AOF always.")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", pattern="^rediss?://.", description="Redis or Valkey 7 or newer, with AOF always."
+    )
     data_dir: Path = Field(
         default_factory=lambda: _home("XDG_DATA_HOME", ".local/share"),
         description="Pictures, and the embedded server's data; API and workers must see the same folder.",
@@ -27,7 +29,7 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"), description="The networks' weights."
     )
-    url: str = Field("http://127.0.0.1:8000", description="Where clients find the service (submit, watch, demo).")
+    url: str = Field("http://127.0.0.1:8000", description="Where clients find the service (submit, watch).")
 
     @property
     def blobs_dir(self) -> Path:

@@ -1,6 +1,6 @@
-#!lua name=impasto
+#!lua name=impasto_VERSION
 
--- The atomic steps of the job store. Called with KEYS[1] = the prefix of every key; times are ms of the server's clock.
+-- The atomic steps of the job store. VERSION becomes a hash of this file (store.py). Called with KEYS[1] = the prefix of every key; times are ms of the server's clock.
 --
 --   <p>job:<id>          hash    one job: status, version, attempt, token, input, progress, ... (JSON where structured)
 --   <p>jobs              zset    every job by its number, the order of arrival
@@ -68,12 +68,26 @@ local function standing(p, id, token)
   return job[3] == '1' and 'cancel' or 'ok'
 end
 
--- id, input, digest... -> its number. The same id again changes nothing.
+-- Whether a blob is used, or held until later than now.
+local function safe(p, digest)
+  if redis.call('HEXISTS', p .. 'refs', digest) == 1 then
+    return true
+  end
+  local until_ms = redis.call('ZSCORE', p .. 'orphans', digest)
+  return until_ms and tonumber(until_ms) > now_ms()
+end
+
+-- id, input, digest... -> its number, or nil if a blob is not safe. The same id again changes nothing.
 local function create(keys, args)
   local p, id = keys[1], args[1]
   local job = job_key(p, id)
   if redis.call('EXISTS', job) == 1 then
     return redis.call('HGET', job, 'number')
+  end
+  for i = 3, #args do
+    if not safe(p, args[i]) then
+      return nil
+    end
   end
   local number = redis.call('INCR', p .. 'number')
   redis.call('HSET', job, 'id', id, 'number', number, 'status', 'queued', 'version', 1, 'attempt', 0,
@@ -283,16 +297,16 @@ local function lead(keys, args)
   return 1
 end
 
-redis.register_function('impasto_create', create)
-redis.register_function('impasto_claim', claim)
-redis.register_function('impasto_renew', renew)
-redis.register_function('impasto_progress', progress)
-redis.register_function('impasto_finish', finish)
-redis.register_function('impasto_release', release)
-redis.register_function('impasto_cancel', cancel)
-redis.register_function('impasto_reap', reap)
-redis.register_function('impasto_delete', delete)
-redis.register_function('impasto_hold', hold)
-redis.register_function('impasto_condemn', condemn)
-redis.register_function('impasto_forget', forget)
-redis.register_function('impasto_lead', lead)
+redis.register_function('impasto_VERSION_create', create)
+redis.register_function('impasto_VERSION_claim', claim)
+redis.register_function('impasto_VERSION_renew', renew)
+redis.register_function('impasto_VERSION_progress', progress)
+redis.register_function('impasto_VERSION_finish', finish)
+redis.register_function('impasto_VERSION_release', release)
+redis.register_function('impasto_VERSION_cancel', cancel)
+redis.register_function('impasto_VERSION_reap', reap)
+redis.register_function('impasto_VERSION_delete', delete)
+redis.register_function('impasto_VERSION_hold', hold)
+redis.register_function('impasto_VERSION_condemn', condemn)
+redis.register_function('impasto_VERSION_forget', forget)
+redis.register_function('impasto_VERSION_lead', lead)

@@ -4,7 +4,9 @@ The keys are listed at the head of store.lua. This module knows no pictures, no 
 Synchronous: one color, docs/decisions/0002-one-color.md.
 """
 
+import hashlib
 import json
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +24,7 @@ from core.jobs import MAX_ATTEMPTS, Job, JobError, JobInput, JobProgress, Networ
 
 PREFIX = "impasto:"
 LEASE_SECONDS = 5.0
+HOLD_SECONDS = 600.0  # of a blob, between its writing and the step that uses it
 Standing = Literal["ok", "cancel", "stale"]
 
 # Any other answer of the server is a mistake of ours, and must not look like an outage. MISCONF: its disk is full.
@@ -30,12 +33,19 @@ _NO_FUNCTION = "Function not found"
 
 
 @cache
-def _library() -> str:
-    return Path(__file__).with_name("store.lua").read_text(encoding="utf-8")
+def _library() -> tuple[str, str]:
+    """The functions' common prefix and the library's code.
+
+    The server keeps functions on its disk. Their names carry a hash of the code, so that a new version never runs the
+    old one's functions, and both can serve side by side while a service is renewed.
+    """
+    code = Path(__file__).with_name("store.lua").read_text(encoding="utf-8")
+    version = f"impasto_{hashlib.sha256(code.encode()).hexdigest()[:12]}"
+    return version, code.replace("impasto_VERSION", version)
 
 
 class JobStore:
-    """The ten verbs of a job's life. Every method raises StoreUnavailable when the server does not answer in 2 s."""
+    """The verbs of a job's life. Every method raises StoreUnavailable when the server does not answer in time."""
 
     def __init__(self, redis_url: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self._redis = redis.Redis.from_url(
@@ -56,9 +66,13 @@ class JobStore:
     # ------------------------------------------------------------------ for the API
 
     def create(self, job_id: str, job_input: JobInput) -> Job:
-        """Put a new job at the end of the queue. Its blobs must be held (`hold`) and written before."""
+        """Put a new job at the end of the queue. Its blobs must be held (`hold`) and written before.
+
+        Raises ImageNotFound if one is no longer held: the janitor may have deleted it.
+        """
         digests = [job_input.content, *job_input.styles]
-        self._step("create", job_id, job_input.model_dump_json(), *digests)
+        if self._step("create", job_id, job_input.model_dump_json(), *digests) is None:
+            raise errors.ImageNotFound()
         return self.get(job_id)
 
     def get(self, job_id: str) -> Job:
@@ -142,12 +156,6 @@ class JobStore:
         """Whether process `me` is the one that reaps for the next `term_seconds`."""
         return bool(self._step("lead", me, round(term_seconds * 1000)))
 
-    def settled(self) -> bool:
-        """Whether the server has been up for a lease: before that, living workers may not have renewed yet."""
-        with _unavailable():
-            server: Any = self._redis.info("server")
-        return float(server["uptime_in_seconds"]) > self.lease_seconds
-
     def reap(self) -> tuple[int, int]:
         """Put jobs whose lease ran out back into the queue, or end them; (put back, ended)."""
         requeued, ended = self._step("reap", MAX_ATTEMPTS, _error_json(errors.WorkerLost()))
@@ -155,9 +163,16 @@ class JobStore:
 
     # ------------------------------------------------------------------ blobs in use
 
-    def hold(self, digest: str, keep_seconds: float) -> bool:
-        """Keep a blob from the janitor, before it is written. False while its old file is being deleted: try again."""
-        return bool(self._step("hold", digest, round(keep_seconds * 1000)))
+    def hold(self, digest: str, keep_seconds: float = HOLD_SECONDS) -> None:
+        """Keep a blob from the janitor; to be called before it is written. Waits while its old file is being deleted.
+
+        Raises Unavailable when that takes too long.
+        """
+        for _ in range(100):
+            if self._step("hold", digest, round(keep_seconds * 1000)):
+                return
+            time.sleep(0.02)
+        raise errors.Unavailable()
 
     def condemn(self) -> Sequence[str]:
         """Digests of blobs to delete now, because nothing uses or holds them; `forget` each once it is gone."""
@@ -180,14 +195,15 @@ class JobStore:
         return answer
 
     def _step(self, name: str, *args: str | int) -> Any:
+        version, code = _library()
         with _unavailable():
             try:
-                return self._redis.fcall(f"impasto_{name}", 1, PREFIX, *args)
+                return self._redis.fcall(f"{version}_{name}", 1, PREFIX, *args)
             except ResponseError as error:
                 if _NO_FUNCTION not in str(error):
                     raise
-            self._redis.function_load(_library(), replace=True)
-            return self._redis.fcall(f"impasto_{name}", 1, PREFIX, *args)
+            self._redis.function_load(code, replace=True)
+            return self._redis.fcall(f"{version}_{name}", 1, PREFIX, *args)
 
     def _read(self, job_ids: Sequence[str]) -> list[Job | None]:
         if not job_ids:

@@ -15,7 +15,8 @@ def main() -> None:
         redis_url = settings.read(Settings).redis_url
         settings.read(WorkerSettings)
     except errors.BadSettings as error:
-        sys.exit(f"impasto worker: {error.message}")
+        sys.stderr.write(f"impasto worker: {error.message}\n")
+        sys.exit(2)
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     name = f"--hostname=worker-{os.getpid()}@%h"
     make_celery(redis_url).worker_main(["worker", "--loglevel=INFO", name, *quiet])

@@ -23,12 +23,11 @@ from core.neural.stylize import Painting, Progress, stylize
 from core.neural.vgg import Network
 from core.neural.weights import WeightsCache
 from core.settings import Settings
-from core.spec import ModelName
+from core.spec import ModelName, parse_spec
 from core.store import JobStore, Standing
 from worker.lease import Lease
 from worker.settings import WorkerSettings
 
-HOLD_SECONDS = 600.0  # longer than any gap between writing a blob and publishing it
 RETRY_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
@@ -81,6 +80,8 @@ class Painter:
             model = NetworkUsed(name=network.name, sha256=network.sha256)
             metrics = {"load_seconds": load_seconds, "run_seconds": painting.seconds, **_named(painting.losses)}
             return self._until_stored(lambda: self._store.succeed(job.id, token, output, model, metrics))
+        except errors.Unavailable:
+            raise  # our trouble, not the job's: it comes back when the lease has run out
         except errors.ImpastoError as error:
             refused = error
         except Exception:
@@ -92,40 +93,38 @@ class Painter:
         began = time.monotonic()
         content = images.decode(self._blobs.get(job.input.content))
         styles = [images.decode(self._blobs.get(digest)) for digest in job.input.styles]
-        network = self.network(job.input.spec.model)
+        spec = parse_spec(job.input.spec)
+        network = self.network(spec.model)
         load_seconds = time.monotonic() - began
-        watch = _Watch(lease, self._worker)
-        return stylize(content, styles, job.input.spec, network, watch), network, load_seconds
+        return stylize(content, styles, spec, network, _Watch(lease, self._worker)), network, load_seconds
 
     def _keep_result(self, job: Job, painting: Painting, network: Network) -> Output:
         provenance = {
             "program": "impasto",
             "job": job.id,
-            "spec": job.input.spec.model_dump(),
+            "spec": job.input.spec,
             "content": job.input.content,
             "styles": job.input.styles,
             "model": {"name": network.name, "sha256": network.sha256},
         }
         data = images.encode(painting.picture, "png", provenance)
         width, height = painting.picture.size
-        digest = self._keep(data)
+        digest = self._until_stored(lambda: self._keep(data))
         return Output(id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data))
 
     def _keep_preview(self, preview: Image.Image) -> str:
         return self._keep(images.encode(preview, "jpeg"))
 
     def _keep(self, data: bytes) -> str:
-        digest = digest_of(data)
-        while not self._until_stored(lambda: self._store.hold(digest, HOLD_SECONDS)):
-            time.sleep(0.02)  # its old file is being deleted this moment
+        self._store.hold(digest_of(data))
         return self._blobs.put(data)
 
     def _until_stored(self, step: Callable[[], T]) -> T:
-        """What a run has made is not thrown away because the store is away: ask until it answers."""
+        """What a run has made is not thrown away because store or disk are away: ask until they take it."""
         while True:
             try:
                 return step()
-            except errors.StoreUnavailable as error:
+            except errors.Unavailable as error:
                 if shutting_down.is_set():
                     raise  # the lease will run out, and another worker begin again
                 log.warning("%s", error.message)

@@ -24,7 +24,7 @@ class Lease:
     """A context manager around one attempt at one job."""
 
     def __init__(self, store: JobStore, job_id: str, token: str, keep_preview: Callable[[Image.Image], str]) -> None:
-        """`keep_preview` stores a picture as a blob and returns its digest; it may raise ImpastoError."""
+        """`keep_preview` stores a picture as a blob and returns its digest; it may raise Unavailable."""
         self._store, self._job_id, self._token = store, job_id, token
         self._keep_preview = keep_preview
         self._standing: Standing = "ok"
@@ -61,8 +61,10 @@ class Lease:
             try:
                 self._standing = self._store.renew(self._job_id, self._token)
                 self._send()
-            except errors.ImpastoError as error:  # the next beat tries again
+            except errors.Unavailable as error:  # the next beat tries again
                 log.warning("%s: beat failed: %s", self._job_id, error.message)
+            except Exception:  # a thread that has died in silence would lose the job to another worker
+                log.exception("%s: beat failed", self._job_id)
             if self._standing == "stale":
                 return
 

@@ -36,7 +36,7 @@ def stylize() -> None:
     """Paint the next job, if there is one. A bell rung twice, or late, finds none."""
     try:
         _painter().run_next()
-    except errors.StoreUnavailable as error:  # the reaper will ring again
+    except errors.Unavailable as error:  # the job comes back when its lease has run out; the reaper rings
         log.warning("%s", error.message)
 
 
@@ -50,7 +50,9 @@ def _warm_up(**_: Any) -> None:
     try:
         _painter().network("auto")
     except errors.ImpastoError as error:
-        log.warning("%s", error.message)  # a job will say so, too
+        # A worker without a network would end every job it hears of, faster than any other could take one.
+        log.error("this worker cannot paint and stops: %s", error.message)  # noqa: TRY400 - the sentence is enough
+        os.kill(os.getppid(), signal.SIGTERM)
 
 
 @worker_shutting_down.connect

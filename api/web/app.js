@@ -3,6 +3,7 @@
 const at = (id) => document.getElementById(id);
 const show = (id, visible) => { at(id).hidden = !visible; };
 let links = null;
+let followed = null;  // the job on the screen; an older one's answers are dropped
 
 function describe(job) {
   if (job.status === "queued") return `Waiting; ${job.queue?.position ?? 0} before it.`;
@@ -24,7 +25,7 @@ function render(job) {
   const picture = job.links.result ?? (ended ? null : job.links.preview);
   show("picture", Boolean(picture));
   if (picture) {
-    at("picture").src = `${picture}?v=${job.version}`;
+    at("picture").src = `${picture}?v=${job.outputs[0]?.id ?? job.preview}`;
     at("picture").alt = job.links.result ? "The finished picture" : "The picture so far";
   }
   show("download", Boolean(job.links.result));
@@ -37,11 +38,14 @@ function render(job) {
 }
 
 async function follow(address) {
+  followed = address;
   for (;;) {
     try {
       const answer = await fetch(address, { cache: "no-store" });
+      const job = answer.ok ? await answer.json() : null;
+      if (followed !== address) return;
       if (answer.status === 404) { history.replaceState(null, "", location.pathname); return; }
-      if (answer.ok && render(await answer.json())) return;
+      if (job && render(job)) return;
     } catch { at("words").textContent = "The service does not answer; trying again."; }
     await new Promise((wake) => setTimeout(wake, 1000));
   }

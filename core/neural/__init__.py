@@ -3,3 +3,9 @@
 pixels: picture <-> tensor. vgg: the network. weights: its parameters. losses: the objective. optimize: its minimisers.
 schedule: coarse to fine. stylize: the run.
 """
+
+import os
+
+# torch's threads otherwise spin while they wait for each other. Alone that gains a twentieth; beside another program on
+# the same cores it costs a factor of up to four (docs/log.md). Read when torch is loaded, hence here, before it is.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

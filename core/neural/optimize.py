@@ -2,7 +2,7 @@
 
 They know no network and no loss by name.
 Each is a generator of (image, losses) after every iteration, without end; the caller takes as many as it wants.
-One iteration is one evaluation of loss and gradient.
+One iteration is one evaluation of loss and gradient; one more comes first. The losses are those of the very image.
 """
 
 from collections import deque
@@ -26,7 +26,7 @@ def lbfgs(evaluate: Evaluate, image: Tensor) -> Iterator[tuple[Tensor, Losses]]:
     as is usual, undoes much of the work: docs/log.md has the figures. image: (1, 3, H, W).
     """
     pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=HISTORY)  # s, y, 1 / (s . y)
-    losses, gradient = evaluate(image)
+    _, gradient = evaluate(image)
     while True:
         held = ((image <= 0) & (gradient > 0)) | ((image >= 1) & (gradient < 0))
         free = gradient.masked_fill(held, 0)
@@ -64,11 +64,12 @@ def adam(evaluate: Evaluate, image: Tensor) -> Iterator[tuple[Tensor, Losses]]:
     """Adam (Kingma and Ba 2015) with learning rate 0.02, the image brought back into [0, 1] after each step."""
     leaf = image.clone().requires_grad_()
     optimizer = torch.optim.Adam([leaf], lr=0.02, betas=(0.9, 0.99))
+    _, leaf.grad = evaluate(leaf)
     while True:
-        losses, leaf.grad = evaluate(leaf)
         optimizer.step()
         with torch.no_grad():
             leaf.clamp_(0, 1)
+        losses, leaf.grad = evaluate(leaf)
         yield leaf.detach(), losses
 
 

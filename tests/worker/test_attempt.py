@@ -36,8 +36,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _submit(store: JobStore, blobs: Blobs, pictures: tuple[Image.Image, ...], **knobs: Any) -> Job:
     content, *styles = [blobs.put(images.encode(picture)) for picture in pictures]
+    for digest in (content, *styles):
+        store.hold(digest)
     spec = parse_spec({"size": 64, "iterations": 6, **knobs}).for_styles(len(styles))
-    return store.create(new_job_id(), JobInput(content=content, styles=styles, spec=spec))
+    return store.create(new_job_id(), JobInput(content=content, styles=styles, spec=spec.model_dump()))
 
 
 def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
@@ -55,7 +57,7 @@ def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
     assert len(data) == ended.outputs[0].size_bytes
     assert record is not None
     assert ended.model is not None
-    assert (ended.model.model_dump(), job.input.spec.model_dump()) == (record["model"], record["spec"])
+    assert (ended.model.model_dump(), job.input.spec) == (record["model"], record["spec"])
     assert [0.75, 0.25] == record["spec"]["style_weights"]
     assert {"run_seconds", "load_seconds", "loss_total"} <= set(ended.metrics)
 
@@ -178,19 +180,14 @@ def test_an_attempt_that_lost_its_job_publishes_nothing(
     assert (Status.RUNNING, []) == (untouched.status, untouched.outputs)
 
 
-def test_a_result_waits_for_a_store_that_is_away(
-    own_valkey: Any,
-    blobs: Blobs,
-    tmp_path: Path,
-    weights: WeightsCache,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def outage(
+    own_valkey: Any, blobs: Blobs, tmp_path: Path, weights: WeightsCache, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Painter, JobStore, threading.Event]]:
+    """A painter whose store dies the moment the picture is done; and the event of that."""
     settings = Settings(redis_url=own_valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
-    painter, store = Painter(settings, WorkerSettings()), JobStore(own_valkey.url)
-    job = _submit(store, blobs, (photo, painting))
-    real, away = attempt.stylize, threading.Event()
+    painter, store, away = Painter(settings, WorkerSettings()), JobStore(own_valkey.url), threading.Event()
+    real = attempt.stylize
 
     def paint_then_lose_the_store(*args: Any) -> Any:
         painted = real(*args)
@@ -199,6 +196,18 @@ def test_a_result_waits_for_a_store_that_is_away(
         return painted
 
     monkeypatch.setattr(attempt, "stylize", paint_then_lose_the_store)
+    yield painter, store, away
+    store.close()
+
+
+Outage = tuple[Painter, JobStore, threading.Event]
+
+
+def test_a_result_waits_for_a_store_that_is_away(
+    outage: Outage, own_valkey: Any, blobs: Blobs, photo: Image.Image, painting: Image.Image
+) -> None:
+    painter, store, away = outage
+    job = _submit(store, blobs, (photo, painting))
     run = threading.Thread(target=painter.run_next)
     run.start()
     assert away.wait(60)
@@ -206,4 +215,41 @@ def test_a_result_waits_for_a_store_that_is_away(
     run.join()
 
     assert Status.SUCCEEDED is store.get(job.id).status
-    store.close()
+
+
+def test_asked_to_go_while_the_store_is_away_the_job_is_not_failed(
+    outage: Outage, own_valkey: Any, blobs: Blobs, photo: Image.Image, painting: Image.Image
+) -> None:
+    """Its lease runs out, and another worker begins again."""
+    painter, store, _ = outage
+    job = _submit(store, blobs, (photo, painting))
+    threading.Timer(3, attempt.shutting_down.set).start()
+    with pytest.raises(errors.StoreUnavailable):
+        painter.run_next()
+    own_valkey.start()
+
+    assert Status.RUNNING is store.get(job.id).status
+
+
+def test_a_result_waits_for_room_on_the_disk(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = _submit(store, blobs, (photo, painting))
+    real, tries = painter._blobs.put, []
+
+    def full_once(data: bytes) -> str:
+        tries.append(1)
+        if len(tries) == 1:
+            raise errors.StorageFull()
+        return real(data)
+
+    monkeypatch.setattr(painter._blobs, "put", full_once)
+    painter.run_next()
+
+    assert Status.SUCCEEDED is store.get(job.id).status
+    assert len(tries) > 1

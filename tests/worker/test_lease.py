@@ -14,7 +14,7 @@ from core.store import PREFIX, JobStore
 from worker import lease
 from worker.lease import Lease
 
-INPUT = JobInput(content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec())
+INPUT = JobInput(content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec().model_dump())
 PREVIEW = Image.new("RGB", (4, 3))
 
 
@@ -31,6 +31,11 @@ def _progress(iteration: int) -> JobProgress:
     )
 
 
+def _hold(store: JobStore) -> None:
+    for digest in (INPUT.content, *INPUT.styles):
+        store.hold(digest)
+
+
 @pytest.fixture(autouse=True)
 def _quick_beat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
@@ -38,6 +43,7 @@ def _quick_beat(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def job(store: JobStore) -> Job:
+    _hold(store)
     store.create(new_job_id(), INPUT)
     claimed = store.claim("t", "worker")
     assert claimed is not None
@@ -65,6 +71,7 @@ def test_the_newest_progress_and_preview_reach_the_store(store: JobStore, job: J
 
 def test_the_lease_is_renewed_until_it_is_left(valkey: Any, until: Callable[..., None]) -> None:
     store = JobStore(valkey.url, lease_seconds=0.5)
+    _hold(store)
     store.create(new_job_id(), INPUT)
     job = store.claim("t", "worker")
     assert job is not None
@@ -102,6 +109,7 @@ def test_a_lost_lease_interrupts(store: JobStore, job: Job, until: Callable[...,
 
 def test_the_painting_goes_on_while_the_store_is_away(own_valkey: Any, until: Callable[..., None]) -> None:
     store = JobStore(own_valkey.url)
+    _hold(store)
     store.create(new_job_id(), INPUT)
     job = store.claim("t", "worker")
     assert job is not None
@@ -118,9 +126,12 @@ def test_the_painting_goes_on_while_the_store_is_away(own_valkey: Any, until: Ca
     store.close()
 
 
-def test_a_preview_that_cannot_be_kept_costs_only_itself(store: JobStore, job: Job, until: Callable[..., None]) -> None:
+@pytest.mark.parametrize("trouble", [errors.StorageFull(), RuntimeError("a mistake of ours")])
+def test_a_preview_that_cannot_be_kept_costs_only_itself(
+    store: JobStore, job: Job, until: Callable[..., None], trouble: Exception
+) -> None:
     def full(_: Image.Image) -> str:
-        raise errors.StorageFull()
+        raise trouble
 
     with Lease(store, job.id, "t", full) as held:
         held.report(_progress(1), PREVIEW)

@@ -169,8 +169,7 @@ def test_the_gradient_is_the_slope(double: Network) -> None:
     assert float(slope) == pytest.approx(float((gradient * direction).sum()), rel=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["gatys", "relative"])
-def test_mixing_gram_matrices_pulls_as_mixing_losses_does(double: Network, objective: str) -> None:
+def test_mixing_gram_matrices_pulls_as_mixing_losses_does(double: Network) -> None:
     """sum_k s_k |G - A_k|^2 and |G - sum_k s_k A_k|^2 have the same gradient."""
     spec: StyleSpec = parse_spec({"objective": "gatys", "style_weights": [3, 1], "content_weight": 0}).for_styles(2)
     paintings = [_rand(1, 3, 64, 64, seed=seed) for seed in (5, 6)]

