@@ -94,7 +94,8 @@ def up(host: str, port: int) -> None:
 def _local_service(host: str, port: int) -> LocalService:
     config = settings.read(Settings)
     _ensure_weights()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for ending in (signal.SIGTERM, signal.SIGINT):  # a script's background job is born deaf to SIGINT
+        signal.signal(ending, signal.default_int_handler)
     return LocalService(config, host, port)
 
 
