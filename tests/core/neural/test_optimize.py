@@ -41,6 +41,27 @@ def test_lbfgs_finds_the_minimum_inside_the_box(target: Tensor) -> None:
     assert torch.allclose(target.clamp(0, 1), found, atol=1e-3)
 
 
+def test_lbfgs_finds_it_where_the_pixels_depend_on_each_other(target: Tensor) -> None:
+    """The minimum in the box is then not the free minimum, clamped; held pixels must leave direction and pairs alone."""
+    count = target.numel()
+    mixing = torch.randn(count, count, generator=torch.Generator().manual_seed(1))
+    hessian = mixing @ mixing.T / count + 0.05 * torch.eye(count)
+    goal = target.flatten() * 2 - 0.5
+
+    def evaluate(image: Tensor) -> tuple[Losses, Tensor]:
+        slope = hessian @ (image.detach().flatten() - goal)
+        zero = torch.zeros(())
+        return Losses(zero, zero, zero, slope @ (image.detach().flatten() - goal)), 2 * slope.view_as(image)
+
+    best = torch.full((count,), 0.5)
+    for _ in range(20_000):  # small projected steps, slow and sure
+        best = (best - 0.05 * hessian @ (best - goal)).clamp(0, 1)
+    found = _last(lbfgs(evaluate, torch.full_like(target, 0.5)), 150)
+
+    assert 10 < int(((best == 0) | (best == 1)).sum()) < count
+    assert torch.allclose(best, found.flatten(), atol=1e-3)
+
+
 def test_adam_finds_it_too(target: Tensor) -> None:
     found = _last(adam(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5)), 400)
 
