@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from core import errors
+from core import errors, png
 
 Format = Literal["png", "jpeg", "webp"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -81,6 +81,8 @@ def decode(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
             _check_size(image.size, kind)
+            if kind == "png" and not png.is_complete(data):
+                raise errors.BadImage()
             image.load()
             return _rebuilt(_on_white(_to_srgb(_upright(image))))
     except errors.ImpastoError:

@@ -42,7 +42,7 @@ def test_lbfgs_finds_the_minimum_inside_the_box(target: Tensor) -> None:
 
 
 def test_lbfgs_finds_it_where_the_pixels_depend_on_each_other(target: Tensor) -> None:
-    """The minimum in the box is then not the free minimum, clamped; held pixels must leave direction and pairs alone."""
+    """The minimum in the box is then not the free one, clamped; held pixels must leave direction and pairs alone."""
     count = target.numel()
     mixing = torch.randn(count, count, generator=torch.Generator().manual_seed(1))
     hessian = mixing @ mixing.T / count + 0.05 * torch.eye(count)

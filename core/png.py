@@ -1,0 +1,64 @@
+"""The structure of a PNG file: is everything there that its header promises? Knows no pixels and no Pillow.
+
+Pillow accepts files that were cut near their end, or that hold a few of their rows: the rest comes out black.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+# x and y of the first pixel and the steps from there, for the seven passes of an interlaced file.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_AT_ONCE_BYTES = 1 << 20
+
+
+def is_complete(data: bytes) -> bool:
+    """Whether every critical chunk is whole, all rows are there, and the file is closed. What follows is ignored."""
+    inflater, missing = zlib.decompressobj(), None
+    try:
+        for name, body in _critical_chunks(data):
+            if name == b"IHDR":
+                missing = _pixel_bytes(body)
+            elif name == b"IDAT" and missing is not None and missing > 0:
+                missing -= _inflated(inflater, body, missing)
+            elif name == b"IEND":
+                return missing is not None and missing <= 0
+    except (zlib.error, struct.error, KeyError, ValueError):
+        return False
+    return False
+
+
+def _critical_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name and body of each chunk that a reader must understand. Raises ValueError where one is cut or damaged."""
+    at = 8
+    while at < len(data):
+        length, name = struct.unpack_from(">I4s", data, at)
+        body = data[at + 8 : at + 8 + length]
+        (checksum,) = struct.unpack_from(">I", data, at + 8 + length)
+        if name[:1].isupper():
+            if zlib.crc32(name + body) != checksum:
+                raise ValueError(name)
+            yield name, body
+        at += 12 + length
+
+
+def _inflated(inflater: "zlib._Decompress", body: bytes, enough: int) -> int:
+    """How many bytes come out of a chunk; counts no further than `enough`, and never holds more than a megabyte."""
+    count = 0
+    while body and count < enough:
+        count += len(inflater.decompress(body, _AT_ONCE_BYTES))
+        body = inflater.unconsumed_tail
+    return count
+
+
+def _pixel_bytes(header: bytes) -> int:
+    """Bytes of all rows, each with its filter byte, by the header."""
+    width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    bits = depth * _CHANNELS[color]
+    total = 0
+    for x, y, across, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - x) // across), -(-(height - y) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + -(-columns * bits // 8))
+    return total
