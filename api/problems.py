@@ -13,6 +13,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from core import errors
+from core.images import FORMATS
+from core.jobs import Status
 
 RETRY_AFTER_SECONDS = 2
 
@@ -59,6 +61,15 @@ _FRAMEWORK = {
 }
 
 
+_PARAMETERS = {
+    "limit": "limit must be a whole number from 1 to 100.",
+    "cursor": "cursor must be one that a list gave as its next.",
+    "status": f"status must be one of {', '.join(Status)}.",
+    "format": f"format must be one of {', '.join(FORMATS)}.",
+    "image": "Send the picture as a file in the form field image.",
+}
+
+
 def reworded(response: Response) -> Response:
     """The framework's own words where its limit on the body answers past the handlers, as a problem."""
     if response.status_code == 413 and "json" not in response.headers.get("content-type", ""):
@@ -83,8 +94,7 @@ def install(app: FastAPI) -> None:
     async def invalid(_: Request, error: Exception) -> Problem:
         assert isinstance(error, RequestValidationError)
         where: Any = error.errors()[0]["loc"][-1]
-        known = where if isinstance(where, str) and where in ("limit", "cursor", "status", "format") else "a value"
-        return Problem(422, errors.BadInput.code, f"{known} is not as it must be; see /docs.")
+        return Problem(422, errors.BadInput.code, _PARAMETERS.get(where, "A value is not as it must be; see /docs."))
 
     async def unforeseen(request: Request, error: Exception) -> Problem:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)

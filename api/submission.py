@@ -34,7 +34,7 @@ async def received(request: Request) -> AsyncIterator[Submission]:
     if kind == "application/json":
         yield _from_json(await _body(request))
     elif kind == "multipart/form-data":
-        limits = {"max_files": MAX_STYLES + 1, "max_fields": 2 * len(KNOBS), "max_part_size": _JSON_BYTES}
+        limits = {"max_files": 2 * MAX_STYLES, "max_fields": 2 * len(KNOBS), "max_part_size": _JSON_BYTES}
         async with request.form(**limits) as form:
             yield _from_form(form)
     else:
@@ -64,18 +64,21 @@ def _from_form(form: FormData) -> Submission:
     contents: list[Picture] = []
     styles: list[Picture] = []
     knobs: dict[str, Any] = {}
+    spec: dict[str, Any] = {}
     for name, value in form.multi_items():
         if name in ("content", "style"):
             (contents if name == "content" else styles).append(value if isinstance(value, str) else value.file)
         elif not isinstance(value, str):
             raise errors.BadRequest("Files are taken as content and style only.")
         elif name == "spec":
-            knobs = {**_object(value.encode("utf-8", "replace")), **knobs}
+            spec = _object(value.encode("utf-8", "replace"))
+        elif name in knobs:
+            raise errors.BadRequest("A knob was sent twice.")
         elif value.strip() or name not in KNOBS:  # a form on a page sends its empty fields, too
             knobs[name] = value
     if len(contents) != 1 or not 1 <= len(styles) <= MAX_STYLES:
         raise errors.BadRequest(f"Send one file as content and 1 to {MAX_STYLES} as style.")
-    return Submission(contents[0], styles, knobs)
+    return Submission(contents[0], styles, {**spec, **knobs})
 
 
 def _object(text: bytes) -> dict[str, Any]:

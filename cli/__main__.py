@@ -42,7 +42,7 @@ def main() -> None:
     except OSError as error:  # a folder or disk that refuses; told as the system tells it
         sys.exit(_say(f"{error.strerror}: {error.filename}" if error.filename else str(error), 1))
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        sys.exit(_say("stopped.", 130))
 
 
 def _say(words: str, code: int) -> int:

@@ -1,18 +1,21 @@
 """The progress bar of every command, fed by a job's status or by a run's own progress."""
 
+import sys
 from types import TracebackType
+from typing import NoReturn
 
+import click
 from tqdm import tqdm
 
 from core.jobs import Job, Status
 
 
 class Bar:
-    """One line on the terminal. A context manager."""
+    """One line on the terminal; plain lines, one for each tenth, where there is none. A context manager."""
 
     def __init__(self) -> None:
-        form = "{desc:<9} {percentage:3.0f}% |{bar}| {postfix}"
-        self._bar = tqdm(total=1.0, bar_format=form, dynamic_ncols=True, mininterval=0.2)
+        self._bar: tqdm[NoReturn] | None = None
+        self._told = ("", -1)
 
     def __enter__(self) -> "Bar":
         return self
@@ -20,7 +23,8 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def show_job(self, job: Job) -> None:
         """Queued, running or ended."""
@@ -49,8 +53,17 @@ class Bar:
         """The last line."""
         self._show(words, 1.0, "")
 
-    def _show(self, words: str, value: float, postfix: str) -> None:
+    def _show(self, words: str, value: float, details: str) -> None:
+        if not sys.stderr.isatty():
+            tenth = (words, int(10 * value))
+            if tenth != self._told:
+                click.echo(f"{words:<9} {100 * value:3.0f}%  {details}".rstrip(), err=True)
+            self._told = tenth
+            return
+        if self._bar is None:
+            form = "{desc:<9} {percentage:3.0f}% |{bar}| {unit}"
+            self._bar = tqdm(total=1.0, bar_format=form, dynamic_ncols=True, mininterval=0.2)
         self._bar.n = value
+        self._bar.unit = details
         self._bar.set_description_str(words, refresh=False)
-        self._bar.set_postfix_str(postfix, refresh=False)
         self._bar.refresh()

@@ -28,6 +28,7 @@ STOP_SECONDS = 30.0  # handing a job back takes one iteration
 # A program that dies again within this time after its start is not helped by starting it once more.
 EARLY_SECONDS = 5.0
 EARLY_DEATHS = 3
+USED_WRONGLY = 2  # the exit code of our own programs for a wrong setting
 
 
 class Program:
@@ -37,12 +38,14 @@ class Program:
         self.name, self._command, self._environment, self._log = name, command, environment, log
         self._started_at = 0.0
         self._early_deaths = 0
+        self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it in a session of its own, so that Ctrl-C reaches only us; it dies with us, even by kill -9."""
         self._started_at = time.monotonic()
         with self._log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command,
                 env={**os.environ, **self._environment},
@@ -57,6 +60,8 @@ class Program:
         """Start it again if it died. Raises ImpastoError when it keeps dying at once."""
         if self._process is None or self._process.poll() is None:
             return
+        if self._process.returncode == USED_WRONGLY:
+            raise errors.BadSettings((self._tail() or "A setting is wrong.").partition(": ")[2])
         early = time.monotonic() - self._started_at < EARLY_SECONDS
         self._early_deaths = self._early_deaths + 1 if early else 0
         if self._early_deaths >= EARLY_DEATHS:
@@ -76,7 +81,8 @@ class Program:
         self._process = None
 
     def _tail(self) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-8:])
+        """What it said since its last start, at most eight lines."""
+        return "\n".join(self._log.read_bytes()[self._log_start :].decode(errors="replace").splitlines()[-8:])
 
 
 def _die_with_parent() -> None:
@@ -135,6 +141,7 @@ class LocalService:
         store.close()
         self._launch("worker", [sys.executable, "-m", "worker"], environment)
         self._launch("api", [sys.executable, "-m", "api"], environment, lambda: _taken(self._host, self._port))
+        self.mend()  # a worker that could not even start has died by now
 
     def _launch(
         self, name: str, command: list[str], environment: Mapping[str, str], ready: Callable[[], bool] = lambda: True

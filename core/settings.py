@@ -20,7 +20,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="IMPASTO_", frozen=True)
 
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", pattern="^rediss?://.", description="Redis or Valkey 7 or newer, with AOF always."
+        "redis://127.0.0.1:6379/0",
+        pattern="^rediss?://.",
+        description="redis://:password@host:port/0; Redis or Valkey 7 or newer.",
     )
     data_dir: Path = Field(
         default_factory=lambda: _home("XDG_DATA_HOME", ".local/share"),
@@ -61,4 +63,6 @@ def read(kind: type[AnySettings]) -> AnySettings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         variable = prefix + str(first["loc"][0]).upper()
-        raise errors.BadSettings(f"{variable}: {first['msg']}.") from error
+        field = kind.model_fields[str(first["loc"][0])]
+        words = field.description if first["type"] == "string_pattern_mismatch" else f"{first['msg']}."
+        raise errors.BadSettings(f"{variable}: {words}") from error

@@ -165,6 +165,9 @@ def parse_spec(knobs: dict[str, Any]) -> StyleSpec:
 
     Raises BadSpec with one sentence that names the knob and its range; the value itself is never repeated.
     """
+    for name, value in knobs.items():
+        if isinstance(value, bool) and name in KNOBS:  # pydantic would take true for 1
+            raise errors.BadSpec(f"{name} must be {allowed(name)}.")
     try:
         return StyleSpec.model_validate(knobs)
     except ValidationError as error:

@@ -42,6 +42,9 @@ local function move(p, id, to)
   if from == 'running' then
     redis.call('ZREM', p .. 'leases', id)
   end
+  if to == 'queued' then
+    redis.call('HDEL', job, 'progress') -- the next attempt begins again
+  end
   if to ~= 'queued' and to ~= 'running' then
     redis.call('HSET', job, 'completed_at', now_ms())
   end
@@ -120,7 +123,6 @@ local function claim(keys, args)
   redis.call('HINCRBY', job, 'attempt', 1)
   redis.call('HSET', job, 'token', token, 'worker', args[2])
   redis.call('HSETNX', job, 'started_at', now)
-  redis.call('HDEL', job, 'progress')
   move(p, id, 'running')
   redis.call('ZADD', p .. 'leases', now + lease_ms, id)
   return id

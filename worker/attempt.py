@@ -73,11 +73,13 @@ class Painter:
 
     def _attempt(self, job: Job, token: str, lease: Lease) -> Standing:
         try:
-            painting, network, load_seconds = self._paint(job, lease)
+            watch = _Watch(lease, self._worker)
+            painting, network, load_seconds = self._paint(job, watch)
             if painting.stopped:
                 return self._until_stored(lambda: self._store.end_canceled(job.id, token))
             output = self._keep_result(job, painting, network)
             model = NetworkUsed(name=network.name, sha256=network.sha256)
+            self._until_stored(lambda: self._store.progress(job.id, token, watch.newest))
             metrics = {"load_seconds": load_seconds, "run_seconds": painting.seconds, **_named(painting.losses)}
             return self._until_stored(lambda: self._store.succeed(job.id, token, output, model, metrics))
         except errors.Unavailable:
@@ -89,14 +91,14 @@ class Painter:
             refused = errors.ImpastoError()
         return self._until_stored(lambda: self._store.fail(job.id, token, refused))
 
-    def _paint(self, job: Job, lease: Lease) -> tuple[Painting, Network, float]:
+    def _paint(self, job: Job, watch: "_Watch") -> tuple[Painting, Network, float]:
         began = time.monotonic()
         content = images.decode(self._blobs.get(job.input.content))
         styles = [images.decode(self._blobs.get(digest)) for digest in job.input.styles]
         spec = parse_spec(job.input.spec)
         network = self.network(spec.model)
         load_seconds = time.monotonic() - began
-        return stylize(content, styles, spec, network, _Watch(lease, self._worker)), network, load_seconds
+        return stylize(content, styles, spec, network, watch), network, load_seconds
 
     def _keep_result(self, job: Job, painting: Painting, network: Network) -> Output:
         provenance = {
@@ -137,6 +139,7 @@ class _Watch:
     def __init__(self, lease: Lease, settings: WorkerSettings) -> None:
         self._lease, self._settings = lease, settings
         self._next_preview = 0.0
+        self.newest: JobProgress
 
     def __call__(self, progress: Progress, render: Callable[[], Image.Image]) -> bool:
         if shutting_down.is_set():
@@ -145,7 +148,8 @@ class _Watch:
         if time.monotonic() >= self._next_preview:
             preview = images.thumbnail(render(), self._settings.preview_px)
             self._next_preview = time.monotonic() + self._settings.preview_seconds
-        self._lease.report(_job_progress(progress), preview)
+        self.newest = _job_progress(progress)
+        self._lease.report(self.newest, preview)
         return self._lease.must_stop()
 
 

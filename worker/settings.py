@@ -11,7 +11,9 @@ class WorkerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="IMPASTO_WORKER_", frozen=True)
 
-    device: str = Field("auto", pattern="^(auto|cpu|mps|cuda(:[0-9]+)?)$", description="auto: cuda, mps or cpu.")
+    device: str = Field(
+        "auto", pattern="^(auto|cpu|mps|cuda(:[0-9]+)?)$", description="auto, cpu, mps, cuda, or cuda:1 and so on."
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Of the network; auto: bfloat16 where the processor is faster with it."
     )

@@ -188,7 +188,7 @@ def _opened(path: Path) -> Any:
     try:
         return safetensors.safe_open(path, framework="pt")
     except (safetensors.SafetensorError, OSError) as error:
-        raise errors.BadWeights(f"{path} cannot be read; delete it and fetch it again.") from error
+        raise errors.BadWeights(f"{path} is no file of weights that can be read.") from error
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -198,7 +198,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(action="ignore"):  # what torch finds odd in a bad file, our error says in words
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except Exception as error:  # what the unpickler raises on garbage belongs to no one family
         raise errors.BadWeights(f"{path} is no file of weights that can be read safely.") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise errors.BadWeights(f"{path} is no dictionary of tensors.")

@@ -114,19 +114,28 @@ def test_a_misspelt_setting_is_refused_by_name(impasto: Any, pictures: tuple[str
     args = [*pictures, "-o", "out.png"] if command == "stylize" else []
     ran = impasto(command, *args, IMPASTO_REDIS_ULR="redis://x")
 
-    assert 0 != ran.returncode
+    assert 2 == ran.returncode
     assert "There is no setting IMPASTO_REDIS_ULR" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize(
     ("command", "setting", "value"),
-    [("api", "IMPASTO_API_PORT", "x"), ("worker", "IMPASTO_WORKER_DEVICE", "gpu"), ("worker", "IMPASTO_WORKER_X", "1")],
+    [
+        ("api", "IMPASTO_API_PORT", "x"),
+        ("api", "IMPASTO_REDIS_URL", "foo"),
+        ("worker", "IMPASTO_WORKER_DEVICE", "gpu"),
+        ("worker", "IMPASTO_WORKER_X", "1"),
+        ("up", "IMPASTO_WORKER_X", "1"),
+        ("up", "IMPASTO_API_X", "1"),
+    ],
 )
 def test_a_bad_setting_is_refused_by_name(impasto: Any, command: str, setting: str, value: str) -> None:
-    ran = impasto(command, **{setting: value})
+    """Also by `impasto up`, for the programs that it starts."""
+    port = ["--port", str(free_port())] if command == "up" else []
+    ran = impasto(command, *port, **{setting: value})
 
-    assert 0 != ran.returncode
+    assert 2 == ran.returncode
     assert setting in ran.stderr
     assert "Traceback" not in ran.stderr
 

@@ -49,6 +49,7 @@ def test_text_from_a_form_and_values_from_json_mean_the_same() -> None:
         ("size", 63),
         ("size", 2049),
         ("size", True),
+        ("seed", True),
         ("seed", 2**32),
         ("iterations", 0),
     ],

@@ -60,6 +60,12 @@ def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
     assert (ended.model.model_dump(), job.input.spec) == (record["model"], record["spec"])
     assert [0.75, 0.25] == record["spec"]["style_weights"]
     assert {"run_seconds", "load_seconds", "loss_total"} <= set(ended.metrics)
+    assert ended.progress is not None
+    assert (1.0, 0.0, ended.progress.iterations) == (
+        ended.progress.value,
+        ended.progress.seconds_left,
+        ended.progress.iteration,
+    )
 
 
 def test_without_a_job_nothing_happens(painter: Painter) -> None:

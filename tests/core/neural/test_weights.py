@@ -83,6 +83,7 @@ def _bad_files() -> dict[str, bytes]:
     return {
         "empty": b"",
         "text": b"no weights",
+        "another text": b"hello\n",
         "code": pickle.dumps({"features.0.weight": _Evil()}),
         "code in a zip": saved({"features.0.weight": _Evil()}),
         "a list": saved([1, 2]),
