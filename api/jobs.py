@@ -1,6 +1,7 @@
 """Jobs over HTTP: submit, look, list, result, preview, cancel, delete."""
 
 import io
+from itertools import islice
 from typing import IO, Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -53,7 +54,10 @@ def resource(job: Job) -> JobResource:
     openapi_extra={"requestBody": submission.openapi_body()},
 )
 async def submit(request: Request, response: Response, store: Store, blobs: Blobs, ring: Ring) -> JobResource:
-    """Send `content`, one or more `style`, and any knob. Answers at once with the job; poll its `self` link."""
+    """Send `content`, one or more `style`, and any knob; `mask` and `init_image` are further pictures.
+
+    Answers at once with the job; poll its `self` link.
+    """
     async with submission.received(request) as submitted:
         job = await run_in_threadpool(_create, submitted, store, blobs)
     await run_in_threadpool(ring)  # if nobody hears it, the reaper rings again
@@ -64,17 +68,26 @@ async def submit(request: Request, response: Response, store: Store, blobs: Blob
 
 def _create(submitted: submission.Submission, store: JobStore, blobs: Blobs) -> Job:
     """All is checked before anything is stored; all is on disk, pictures and record, before the answer is given."""
-    spec = parse_spec(submitted.knobs).for_styles(len(submitted.styles))
-    pictures = [submitted.content, *submitted.styles]
+    spec = parse_spec(submitted.knobs)
+    init = submitted.init_image is not None
+    spec = spec.for_pictures(len(submitted.styles), len(submitted.masks), init_image=init)
+    pictures = submitted.pictures()
     for digest in (picture for picture in pictures if isinstance(picture, str)):
         known(digest, store, blobs)
     files = [checked(_open(picture, blobs)) for picture in pictures]
-    result_size(files[0].width, files[0].height, spec.size)
+    result_size(files[0].width, files[0].height, spec.size, seamless=spec.seamless)
     for file in files:
         store.hold(file.digest)
         blobs.put(file.data)
-    content, *styles = [file.digest for file in files]
-    return store.create(new_job_id(), JobInput(content=content, styles=styles, spec=spec.model_dump()))
+    digests = iter([file.digest for file in files])
+    job_input = JobInput(
+        content=next(digests),
+        styles=list(islice(digests, len(submitted.styles))),
+        masks=list(islice(digests, len(submitted.masks))),
+        init_image=next(digests, None),
+        spec=spec.model_dump(),
+    )
+    return store.create(new_job_id(), job_input)
 
 
 def _open(picture: submission.Picture, blobs: Blobs) -> IO[bytes]:

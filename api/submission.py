@@ -12,8 +12,11 @@ from starlette.datastructures import FormData
 from core import errors, images
 from core.spec import KNOBS, MAX_STYLES, StyleSpec
 
-BODY_BYTES = (MAX_STYLES + 1) * (images.MAX_BYTES + 10_000) + 1_000_000
+MAX_PICTURES = 2 + 2 * MAX_STYLES  # the photo, paintings, a mask for each, and one to begin with
+BODY_BYTES = MAX_PICTURES * (images.MAX_BYTES + 10_000) + 1_000_000
 _JSON_BYTES = 100_000
+
+PICTURE_FIELDS = ("content", "style", "mask", "init_image")
 
 Picture = IO[bytes] | str  # an uploaded file, or the digest of a picture sent before
 
@@ -24,7 +27,13 @@ class Submission:
 
     content: Picture
     styles: list[Picture]
+    masks: list[Picture] = field(default_factory=list)
+    init_image: Picture | None = None
     knobs: dict[str, Any] = field(default_factory=dict)
+
+    def pictures(self) -> list[Picture]:
+        """All of them, in the order of JobInput."""
+        return [self.content, *self.styles, *self.masks, *([] if self.init_image is None else [self.init_image])]
 
 
 @asynccontextmanager
@@ -34,7 +43,7 @@ async def received(request: Request) -> AsyncIterator[Submission]:
     if kind == "application/json":
         yield _from_json(await _body(request))
     elif kind == "multipart/form-data":
-        limits = {"max_files": 2 * MAX_STYLES, "max_fields": 2 * len(KNOBS), "max_part_size": _JSON_BYTES}
+        limits = {"max_files": MAX_PICTURES, "max_fields": 2 * len(KNOBS), "max_part_size": _JSON_BYTES}
         async with request.form(**limits) as form:
             yield _from_form(form)
     else:
@@ -53,32 +62,44 @@ async def _body(request: Request) -> bytes:
 def _from_json(body: bytes) -> Submission:
     data = _object(body)
     content, styles, knobs = data.pop("content", None), data.pop("styles", None), data.pop("spec", {})
+    masks, init_image = data.pop("masks", []), data.pop("init_image", None)
     if data or not isinstance(content, str) or not isinstance(knobs, dict):
-        raise errors.BadRequest("The JSON body must have content (a digest), styles (digests) and may have spec.")
-    if not isinstance(styles, list) or not styles or not all(isinstance(style, str) for style in styles):
+        raise errors.BadRequest(
+            "The JSON body must have content (a digest) and styles (digests); it may have masks, init_image and spec."
+        )
+    if not _are_digests(styles) or not styles:
         raise errors.BadRequest("styles must be a list of one or more digests.")
-    return Submission(content, styles, knobs)
+    if not _are_digests(masks) or not isinstance(init_image, str | None):
+        raise errors.BadRequest("masks must be a list of digests, init_image a digest.")
+    return Submission(content, styles, masks, init_image, knobs)
+
+
+def _are_digests(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= MAX_STYLES and all(isinstance(item, str) for item in value)
 
 
 def _from_form(form: FormData) -> Submission:
-    contents: list[Picture] = []
-    styles: list[Picture] = []
+    pictures: dict[str, list[Picture]] = {name: [] for name in PICTURE_FIELDS}
     knobs: dict[str, Any] = {}
     spec: dict[str, Any] = {}
     for name, value in form.multi_items():
-        if name in ("content", "style"):
-            (contents if name == "content" else styles).append(value if isinstance(value, str) else value.file)
+        if name in pictures:
+            if not isinstance(value, str):
+                pictures[name].append(value.file)
+            elif value.strip():
+                pictures[name].append(value)
         elif not isinstance(value, str):
-            raise errors.BadRequest("Files are taken as content and style only.")
+            raise errors.BadRequest(f"Files are taken as {', '.join(PICTURE_FIELDS)} only.")
         elif name == "spec":
             spec = _object(value.encode("utf-8", "replace"))
         elif name in knobs:
             raise errors.BadRequest("A knob was sent twice.")
         elif value.strip() or name not in KNOBS:  # a form on a page sends its empty fields, too
             knobs[name] = value
-    if len(contents) != 1 or not 1 <= len(styles) <= MAX_STYLES:
+    contents, styles, masks, inits = pictures.values()
+    if len(contents) != 1 or not 1 <= len(styles) <= MAX_STYLES or len(inits) > 1:
         raise errors.BadRequest(f"Send one file as content and 1 to {MAX_STYLES} as style.")
-    return Submission(contents[0], styles, {**spec, **knobs})
+    return Submission(contents[0], styles, masks, inits[0] if inits else None, {**spec, **knobs})
 
 
 def _object(text: bytes) -> dict[str, Any]:
@@ -104,14 +125,18 @@ def openapi_body() -> dict[str, Any]:
         for name, knob in spec["properties"].items()
     }
     picture = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP, or the digest of an upload."}
-    form = {"content": picture, "style": {"type": "array", "items": picture}, **knobs, "spec": {"type": "string"}}
-    digests = {"content": {"type": "string"}, "styles": {"type": "array", "items": {"type": "string"}}, "spec": spec}
+    many = {"type": "array", "items": picture}
+    files = {"content": picture, "style": many, "mask": many, "init_image": picture}
+    form = {**files, **knobs, "spec": {"type": "string"}}
+    digest = {"type": "string"}
+    many = {"type": "array", "items": digest}
+    digests = {"content": digest, "styles": many, "masks": many, "init_image": digest, "spec": spec}
     return {
         "required": True,
         "content": {
             "multipart/form-data": {
                 "schema": {"type": "object", "required": ["content", "style"], "properties": form},
-                "encoding": {"style": {"explode": True}},
+                "encoding": {"style": {"explode": True}, "mask": {"explode": True}},
             },
             "application/json": {
                 "schema": {"type": "object", "required": ["content", "styles"], "properties": digests}

@@ -1,8 +1,11 @@
-"""How fast the optimisation is, and how good the picture that comes out: `speed` and `recipes`. bench/README.md."""
+"""How fast the optimisation is, how good the picture that comes out, and in how much memory. bench/README.md."""
 
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -10,63 +13,75 @@ import click
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
+from bench.peer import Peer
 from core import images
 from core.neural import pixels
-from core.neural.losses import Objective
-from core.neural.optimize import OPTIMIZERS
+from core.neural.objective import Objective
+from core.neural.optimize import lbfgs
+from core.neural.planner import Planner
 from core.neural.schedule import Scale, schedule
-from core.neural.stylize import stylize, targets
-from core.neural.vgg import Network
+from core.neural.stylize import stylize
+from core.neural.subject import Subject
+from core.neural.vgg import Network, stride
 from core.neural.weights import Precision, WeightsCache
 from core.settings import Settings
 from core.spec import ModelName, StyleSpec, parse_spec
 
 SAMPLES = Path(__file__).parents[1] / "samples"
-ROUNDS = 3
-PRECISIONS: tuple[Precision, ...] = ("float32", "auto")
+ROUNDS = 5
 
 
-class Pair:
+class Pair(Subject):
     """A photo and a painting, both scaled to one long side."""
 
-    def __init__(self, content: Path, style: Path, size: int) -> None:
-        self.content, self.style = (
-            images.thumbnail(images.decode(path.read_bytes()), size) for path in (content, style)
-        )
-
-    def objective(self, spec: StyleSpec, network: Network) -> tuple[Tensor, Objective]:
+    def objective(self, spec: StyleSpec, network: Network, tile_px: int | None = None) -> tuple[Tensor, Objective]:
         """At full size."""
         scale = schedule(spec, *self.content.size)[-1]
-        return targets(self.content, [self.style], spec.for_styles(1), network, scale)
+        return self.at(scale, self.fitted(spec), network, tile_px)
 
 
-def delivered(pair: Pair, spec: StyleSpec, exact: Network, picture: Image.Image) -> float:
-    """The loss of an 8-bit picture, in float32."""
-    _, objective = pair.objective(spec, exact)
-    with torch.no_grad():
-        return float(objective(pixels.to_image(picture)).total)
+def pair(content: Path, style: Path, size: int) -> Pair:
+    """From two files; a picture smaller than `size` is enlarged, so that every size can be measured."""
+    photo, painting = (images.decode(path.read_bytes()) for path in (content, style))
+    return Pair(_scaled(photo, size), [_scaled(painting, size)])
 
 
-def torch_lbfgs(objective: Objective, image: Tensor, iterations: int) -> Tensor:
-    """The usual way: torch's L-BFGS, unbounded, clamped at the end."""
-    leaf = image.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([leaf], max_iter=iterations, history_size=100, tolerance_change=-1, tolerance_grad=-1)
-
-    def closure() -> float:
-        losses, leaf.grad = objective.with_gradient(leaf)
-        return float(losses.total)
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return leaf.detach().clamp(0, 1)
+def _scaled(picture: Image.Image, size: int) -> Image.Image:
+    factor = size / max(picture.size)
+    return picture.resize((round(picture.width * factor), round(picture.height * factor)), Image.Resampling.LANCZOS)
 
 
-def _rate(iterates: Iterator[object], count: int) -> float:
-    """Iterations per second, after two to warm up."""
-    list(islice(iterates, 2))
-    began = time.monotonic()
-    list(islice(iterates, count))
-    return count / (time.monotonic() - began)
+def seconds_of(step: Callable[[], object], rounds: int = ROUNDS) -> float:
+    """The median of some rounds, after one to warm up."""
+    step()
+    found = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        step()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+@torch.no_grad()
+def floor(network: Network, image: Tensor) -> float:
+    """Seconds of the convolutions alone, to relu5_1 and back: nothing with this network can be faster."""
+    total = 0.0
+    height, width = image.shape[2:]
+    for row, (weight, bias), turned in zip(network._row, network._parameters, network._turned, strict=True):
+        size = (height // stride(row.layer), width // stride(row.layer))
+        ahead, back = (
+            torch.rand(1, filters, *size, device=network.device)
+            .to(network.dtype)
+            .contiguous(memory_format=torch.channels_last)
+            for filters in (row.inputs, row.outputs)
+        )
+        total += seconds_of(partial(functional.conv2d, ahead, weight, bias, padding=1))
+        total += seconds_of(partial(functional.conv2d, back, turned, padding=1))
+        if row.layer == "relu5_1":
+            break
+    return total
 
 
 @click.group()
@@ -82,70 +97,187 @@ pictures = [
 
 
 def with_pictures(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that both commands have."""
+    """The options that most commands have."""
     for option in pictures:
         command = option(command)
     return command
 
 
+def _network(model: ModelName, precision: Precision = "auto") -> Network:
+    return WeightsCache(Settings().weights_dir).load(model, "auto", precision)
+
+
 @main.command()
 @with_pictures
 def speed(content: Path, style: Path, model: ModelName) -> None:
-    """Iterations per second of L-BFGS."""
-    cache = WeightsCache(Settings().weights_dir)
-    networks = {precision: cache.load(model, "auto", precision) for precision in PRECISIONS}
-    click.echo(f"| size | precision | it/s (median of {ROUNDS}) |\n|---|---|---|")
-    for size in (256, 512):
-        pair, spec = Pair(content, style, size), StyleSpec(size=size, scales=1)
-        runs = {}
-        for precision, network in networks.items():
-            photo, objective = pair.objective(spec, network)
-            runs[precision] = OPTIMIZERS["lbfgs"](objective.with_gradient, photo)
-        rates: dict[Precision, list[float]] = {precision: [] for precision in runs}
-        for _ in range(ROUNDS):  # in turns, so that a slow minute of the machine falls on both
-            for precision, iterates in runs.items():
-                rates[precision].append(_rate(iterates, 12 if size == 256 else 5))
-        for precision, found in rates.items():
-            dtype = str(networks[precision].dtype).removeprefix("torch.")
-            click.echo(f"| {size} | {precision} ({dtype}) | {statistics.median(found):.2f} |")
+    """Iterations per second: stock autograd, ours in float32 and as shipped, and the floor."""
+    shipped, exact = _network(model), _network(model, "float32")
+    click.echo(
+        "| px | autograd, float32 | ours, float32 | ours, as shipped | convolutions alone | share of the floor |"
+    )
+    click.echo("|---|---|---|---|---|---|")
+    for size in (256, 512, 1024):
+        subject, spec = pair(content, style, size), StyleSpec(size=size, scales=1)
+        photo, objective = subject.objective(spec, shipped)
+        _, objective32 = subject.objective(spec, exact)
+        peer = Peer(exact, subject.content, subject.styles[0])
+        rounds = 3 if size == 1024 else ROUNDS
+        rates = [
+            1 / seconds_of(step, rounds)
+            for step in (
+                partial(peer.gradient, photo),
+                _iteration(objective32, photo),
+                _iteration(objective, photo),
+            )
+        ]
+        least = 1 / floor(shipped, photo)
+        row = " | ".join(f"{rate:.2f}" for rate in (*rates, least))
+        click.echo(f"| {size} | {row} | {rates[2] / least:.0%} |")
+
+
+def _iteration(objective: Objective, photo: Tensor) -> Callable[[], object]:
+    iterates = lbfgs(objective.with_gradient, photo)
+    return lambda: next(iterates)
 
 
 @main.command()
 @with_pictures
 @click.option("--size", default=256)
-@click.option("--style-weight", default=100.0)
-def recipes(content: Path, style: Path, model: ModelName, size: int, style_weight: float) -> None:
-    """Seconds and delivered loss."""
-    cache = WeightsCache(Settings().weights_dir)
-    shipped, exact = cache.load(model, "auto", "auto"), cache.load(model, "auto", "float32")
-    pair = Pair(content, style, size)
-    one = parse_spec({"size": size, "style_weight": style_weight, "scales": 1, "iterations": 300})
+def recipes(content: Path, style: Path, model: ModelName, size: int) -> None:
+    """Seconds and delivered loss of several ways to minimise the default objective."""
+    shipped, exact = _network(model), _network(model, "float32")
+    subject = pair(content, style, size)
+    one = parse_spec({"size": size, "scales": 1, "iterations": 300})
 
     def usual() -> Image.Image:
-        photo, objective = pair.objective(one, shipped)
-        return pixels.to_picture(torch_lbfgs(objective, photo, 300))
+        photo, objective = subject.objective(one, shipped)
+        return pixels.to_picture(_torch_lbfgs(objective, photo, 300))
 
     def ours(**knobs: object) -> Callable[[], Image.Image]:
         spec = one.model_copy(update=knobs)
-        return lambda: stylize(pair.content, [pair.style], spec, shipped).picture
+        return lambda: stylize(subject, spec, shipped).picture
 
     rows: dict[str, Callable[[], Image.Image]] = {
         "300 it, torch's L-BFGS unbounded, clamped at the end": usual,
         "300 it, Adam, clamped each step": ours(optimizer="adam"),
         "300 it, L-BFGS inside [0, 1]": ours(),
-        f"coarse to fine {_ladder(pair, size)}: the default": ours(scales=0, iterations=100),
+        "100 it, L-BFGS inside [0, 1]": ours(iterations=100),
+        f"coarse to fine {_ladder(subject, size)}: the default": ours(scales=0, iterations=0),
     }
+    _, judge = subject.objective(one, exact)
     click.echo("| recipe | seconds | delivered loss |\n|---|---|---|")
     for name, recipe in rows.items():
         began = time.monotonic()
         picture = recipe()
         seconds = time.monotonic() - began
-        click.echo(f"| {name} | {seconds:.0f} | {delivered(pair, one, exact, picture):.3f} |")
+        loss = float(judge(pixels.to_image(picture).to(exact.device)).total)
+        click.echo(f"| {name} | {seconds:.0f} | {loss:.3f} |")
 
 
-def _ladder(pair: Pair, size: int) -> str:
-    scales: list[Scale] = schedule(StyleSpec(size=size), *pair.content.size)
+def _torch_lbfgs(objective: Objective, image: Tensor, iterations: int) -> Tensor:
+    leaf: Tensor = image.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([leaf], max_iter=iterations, history_size=100, tolerance_change=-1, tolerance_grad=-1)
+
+    def closure() -> float:
+        losses, leaf.grad = objective.with_gradient(leaf.detach())
+        return float(losses.total)
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return leaf.detach().clamp(0, 1)
+
+
+def _ladder(subject: Pair, size: int) -> str:
+    scales: list[Scale] = schedule(StyleSpec(size=size), *subject.content.size)
     return ", ".join(f"{scale.iterations} at {scale.long_side}" for scale in scales)
+
+
+@main.command()
+@with_pictures
+@click.option("--size", default=256)
+@click.option("--iterations", default=500)
+def peer(content: Path, style: Path, model: ModelName, size: int, iterations: int) -> None:
+    """neural-style-pt's recipe against our defaults on the same sum: seconds, delivered loss in its unit."""
+    shipped, exact = _network(model), _network(model, "float32")
+    subject = pair(content, style, size)
+    other = Peer(exact, subject.content, subject.styles[0])
+    spec = other.spec(size)
+    click.echo("| | seconds | delivered loss |\n|---|---|---|")
+    rows: dict[str, Callable[[], Image.Image]] = {
+        "ours, default": lambda: stylize(subject, spec, shipped).picture,
+        "ours, one scale, 100 it": lambda: stylize(subject, _one_scale(spec), shipped).picture,
+        f"neural-style-pt's recipe, {iterations} it": lambda: other.painted(iterations),
+    }
+    for name, recipe in rows.items():
+        began = time.monotonic()
+        picture = recipe()
+        seconds = time.monotonic() - began
+        click.echo(f"| {name} | {seconds:.1f} | {other.delivered(picture):.2f} |")
+
+
+def _one_scale(spec: StyleSpec) -> StyleSpec:
+    return spec.model_copy(update={"scales": 1, "iterations": 100})
+
+
+@main.command()
+@with_pictures
+@click.option("--size", default=1024)
+def tiled(content: Path, style: Path, model: ModelName, size: int) -> None:
+    """Error and cost of tiles, against the whole picture in one."""
+    click.echo("| tile px | gradient's relative difference, float32 | time, as shipped |\n|---|---|---|")
+    subject, spec = pair(content, style, size), StyleSpec(size=size, scales=1)
+    shipped, exact = _network(model), _network(model, "float32")
+    whole = usual = None
+    for side in (None, 1024, 512, 256):
+        if side is not None and side >= size:
+            continue
+        photo, objective = subject.objective(spec, exact, side)
+        gradient = objective.with_gradient(photo.flip(3))[1]
+        whole = gradient if whole is None else whole
+        _, fast = subject.objective(spec, shipped, side)
+        seconds = seconds_of(partial(fast.with_gradient, photo), 3)
+        usual = seconds if usual is None else usual
+        difference = float((gradient - whole).norm() / whole.norm())
+        click.echo(f"| {side or 'whole'} | {difference:.1e} | x{seconds / usual:.2f} |")
+
+
+@main.command()
+@with_pictures
+@click.option("--limit-gb", default=0.0, help="Memory that the plan may use; 0: what is free.")
+@click.argument("sizes", type=int, nargs=-1)
+def memory(content: Path, style: Path, model: ModelName, limit_gb: float, sizes: tuple[int, ...]) -> None:
+    """The largest resident memory of a run of two iterations (a process each), and what the plan said."""
+    click.echo("| px | limit, GB | route | planned, GB | resident before, GB | resident at most, GB | s/iteration |")
+    click.echo("|---|---|---|---|---|---|---|")
+    for size in sizes or (512, 1024, 2048):
+        arguments = [str(content), str(style), model, str(limit_gb), str(size)]
+        subprocess.run([sys.executable, __file__, "one-run", *arguments], check=True)
+
+
+@main.command(hidden=True)
+@click.argument("content", type=Path)
+@click.argument("style", type=Path)
+@click.argument("model")
+@click.argument("limit_gb", type=float)
+@click.argument("size", type=int)
+def one_run(content: Path, style: Path, model: ModelName, limit_gb: float, size: int) -> None:
+    """One row of `memory`."""
+    network, subject = _network(model), pair(content, style, size)
+    spec = parse_spec({"size": size, "scales": 1, "iterations": 12})
+    before, planner = _resident("VmRSS"), Planner(network, free_bytes=int(limit_gb * 1e9) or None)
+    leg = planner.plan(subject.content.size, [subject.styles[0].size], spec).legs[-1]
+    photo, objective = subject.at(leg.scale, subject.fitted(spec), network, leg.route.tile_px)
+    began = time.monotonic()
+    list(islice(lbfgs(objective.with_gradient, photo, leg.route.history), 2))
+    seconds = (time.monotonic() - began) / 3
+    route = f"{leg.route.tile_px or 'whole'}, {leg.route.history} pairs"
+    numbers = f"{leg.memory_bytes / 1e9:.2f} | {before:.2f} | {_resident('VmHWM'):.2f} | {seconds:.1f}"
+    click.echo(f"| {leg.scale.width} x {leg.scale.height} | {limit_gb or 'free'} | {route} | {numbers} |")
+
+
+def _resident(field: str) -> float:
+    """GB, as Linux counts them."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[field].split()[0]) * 1024 / 1e9
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from PIL import Image
 
 from cli.bar import Bar
 from cli.client import Client
@@ -72,6 +73,14 @@ def knobs(command: Command) -> Command:
 existing = click.Path(exists=True, dir_okay=False, path_type=Path)
 content_argument = click.argument("content", type=existing)
 style_argument = click.argument("style", type=existing, nargs=-1, required=True)
+mask_option = click.option(
+    "--mask",
+    "masks",
+    type=existing,
+    multiple=True,
+    help="Where a painting's style goes (white); one for each painting.",
+)
+init_option = click.option("--init-image", type=existing, help="The picture to begin with, for --init picture.")
 host_option = click.option("--host", envvar="IMPASTO_API_HOST", default="127.0.0.1", help="Address to listen on.")
 port_option = click.option("--port", envvar="IMPASTO_API_PORT", default=8000, type=click.IntRange(1, 65535))
 url_option = click.option("--url", help="Where the service is.  [default: IMPASTO_URL]")
@@ -133,17 +142,27 @@ def worker() -> None:
 @impasto.command()
 @content_argument
 @style_argument
+@mask_option
+@init_option
 @knobs
 @url_option
 @click.option("--wait", is_flag=True, help="Follow the job to its end.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the result.")
 def submit(
-    content: Path, style: tuple[Path, ...], url: str | None, wait: bool, output: Path | None, **given: str | None
+    *,
+    content: Path,
+    style: tuple[Path, ...],
+    masks: tuple[Path, ...],
+    init_image: Path | None,
+    url: str | None,
+    wait: bool,
+    output: Path | None,
+    **given: str | None,
 ) -> None:
     """Send a job to a service; with --wait, follow it and write the result."""
     _check_output(output)
     with _client(url) as client:
-        job = client.submit(content, style, _given(given))
+        job = client.submit(content, style, _given(given), masks, init_image)
         click.echo(client.link(job))
         if wait or output:
             _fetch(client, _follow(client, job.id), output)
@@ -227,13 +246,18 @@ def _demo(client: Client, size: str, output: Path, between: Callable[[], None]) 
 @impasto.command()
 @content_argument
 @style_argument
+@mask_option
+@init_option
 @knobs
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--precision", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]))
+@click.option("--precision", default="auto", type=click.Choice(["auto", "float32", "bfloat16", "float16"]))
 def stylize(
+    *,
     content: Path,
     style: tuple[Path, ...],
+    masks: tuple[Path, ...],
+    init_image: Path | None,
     output: Path,
     device: str,
     precision: Any,
@@ -241,11 +265,18 @@ def stylize(
 ) -> None:
     """Paint on this machine, without a service."""
     _check_output(output)
-    spec = parse_spec(_given(given)).for_styles(len(style))
-    photo, paintings = images.decode(content.read_bytes()), [images.decode(path.read_bytes()) for path in style]
+    spec = parse_spec(_given(given)).for_pictures(len(style), len(masks), init_image=init_image is not None)
 
     from core.neural.stylize import Progress
     from core.neural.stylize import stylize as paint
+    from core.neural.subject import Subject
+
+    subject = Subject(
+        _decoded(content),
+        [*map(_decoded, style)],
+        [*map(_decoded, masks)],
+        _decoded(init_image) if init_image else None,
+    )
 
     network = _weights_cache().load(spec.model, device, precision)
     with Bar() as bar:
@@ -255,12 +286,21 @@ def stylize(
                 at.value, (at.scale, at.scales), (at.iteration, at.iterations), at.losses["total"], at.seconds_left
             )
 
-        painting = paint(photo, paintings, spec, network, show)
+        try:
+            painting = paint(subject, spec, network, show)
+        except errors.Diverged as error:
+            if error.picture is not None:
+                error.picture.save(output)
+            raise
         bar.done("done")
     model = {"name": network.name, "sha256": network.sha256}
     provenance = {"program": "impasto", "spec": spec.model_dump(), "model": model}
     output.write_bytes(images.encode(painting.picture, _SUFFIXES[output.suffix.lower()], provenance))
     click.echo(output)
+
+
+def _decoded(path: Path) -> Image.Image:
+    return images.decode(path.read_bytes())
 
 
 # ---------------------------------------------------------------------- the networks

@@ -46,9 +46,18 @@ class Client:
         """The job's own address."""
         return f"{self.url}/v1/jobs/{job.id}"
 
-    def submit(self, content: Path, styles: Sequence[Path], knobs: Mapping[str, str]) -> Job:
+    def submit(
+        self,
+        content: Path,
+        styles: Sequence[Path],
+        knobs: Mapping[str, str],
+        masks: Sequence[Path] = (),
+        init_image: Path | None = None,
+    ) -> Job:
         """Upload the pictures and create the job. Raises BadInput with the service's words."""
-        files = [("content", content.read_bytes()), *(("style", style.read_bytes()) for style in styles)]
+        fields = [("content", content), *(("style", style) for style in styles), *(("mask", mask) for mask in masks)]
+        fields += [("init_image", init_image)] if init_image else []
+        files = [(name, path.read_bytes()) for name, path in fields]
         answer = self._ask("POST", "/v1/jobs", files=files, data=dict(knobs))
         return Job.model_validate_json(answer.content)
 

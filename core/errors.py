@@ -21,6 +21,7 @@
     ├── WeightsUnavailable
     ├── BadWeights
     ├── Diverged
+    ├── OutOfMemory
     ├── WorkerLost
     ├── ServiceUnreachable     (clients only)
     └── BadSettings
@@ -32,7 +33,10 @@
 Each class carries a stable `code`; its docstring is the default message and says what to do.
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class ImpastoError(Exception):
@@ -167,6 +171,16 @@ class Diverged(ImpastoError):
     """The optimisation left the finite numbers; lower the weights or choose optimizer=adam."""
 
     code = "diverged"
+
+    def __init__(self, message: str | None = None, picture: "Image.Image | None" = None) -> None:
+        super().__init__(message)
+        self.picture = picture  # the last that was good
+
+
+class OutOfMemory(ImpastoError):
+    """The picture needs more memory than this worker has; make size smaller."""
+
+    code = "out_of_memory"
 
 
 class WorkerLost(ImpastoError):

@@ -52,7 +52,13 @@ class JobInput(_Record):
 
     content: str
     styles: list[str]
+    masks: list[str] = []
+    init_image: str | None = None
     spec: dict[str, Any]  # as it was accepted; shown as it is, whatever later versions make of it
+
+    def digests(self) -> list[str]:
+        """Every picture that the job needs."""
+        return [self.content, *self.styles, *self.masks, *([self.init_image] if self.init_image else [])]
 
 
 class JobProgress(_Record):

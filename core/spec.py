@@ -21,8 +21,12 @@ Layer = Literal[
 ONLY_VGG19 = frozenset({"relu3_4", "relu4_4", "relu5_4"})
 MAX_STYLES = 8
 
-STYLE_WEIGHT = 5.0
+STYLE_WEIGHT = 8.0
 STYLE_WEIGHT_GATYS = 1e6  # the same look where the terms are the paper's raw sums; docs/algorithm.md
+STRENGTH_DECADES = 2.5  # what `strength` spans, in powers of ten of the style weight
+
+MAX_SIZE_PX = 8192
+SEAMLESS_PX = 16  # the sides of a picture that repeats are multiples of it: one position after four poolings
 
 
 def _layer_weights(value: Any) -> Any:
@@ -66,12 +70,18 @@ class StyleSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
-    size: int = Field(512, ge=64, le=2048, description="Long side of the result, in px.")
+    size: int = Field(512, ge=64, le=MAX_SIZE_PX, description="Long side of the result, in px.")
+    strength: float = Field(
+        0.5, ge=0, le=1, description="How much of the painting: 0 is a hint of it, 1 leaves only its brushwork."
+    )
+    quality: Literal["draft", "standard", "fine"] = Field(
+        "standard", description="How long to work on it: draft takes about a third of standard, fine three times."
+    )
     content_weight: Weight = Field(1.0, description="Alpha: how much the photo's content counts; 0 makes pure texture.")
     style_weight: Weight = Field(
         STYLE_WEIGHT,
-        description="Beta: how much the painting's style counts; 0 reconstructs the photo. "
-        f"2 keeps more of the photo, 20 less. With objective=gatys the default is {STYLE_WEIGHT_GATYS:g}.",
+        description="Beta: how much the painting's style counts at strength 0.5; 0 reconstructs the photo. "
+        f"With objective=gatys the default is {STYLE_WEIGHT_GATYS:g}.",
     )
     tv_weight: Weight = Field(0.0, description="How much total variation (noise) is held down; 1 to 10 is visible.")
     content_layers: LayerWeights = Field(
@@ -87,8 +97,8 @@ class StyleSpec(BaseModel):
     style_scale: float = Field(
         1.0, ge=0.25, le=4, description="Size of the brush strokes: the painting's size relative to the result's."
     )
-    init: Literal["content", "noise", "style"] = Field(
-        "content", description="The first image: the photo, white noise, or the painting."
+    init: Literal["content", "noise", "style", "picture"] = Field(
+        "content", description="The first image: the photo, white noise, the painting, or a picture sent as init_image."
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the white noise; same seed, same picture.")
     objective: Literal["relative", "gatys"] = Field(
@@ -96,7 +106,10 @@ class StyleSpec(BaseModel):
     )
     optimizer: Literal["lbfgs", "adam"] = Field("lbfgs", description="L-BFGS inside [0, 1], or Adam.")
     iterations: int = Field(
-        100, ge=1, le=5000, description="Iterations at the coarsest scale; each finer scale takes half as many."
+        0,
+        ge=0,
+        le=5000,
+        description="Iterations at the coarsest and the last scale, half as many between; 0 leaves it to quality.",
     )
     scales: int = Field(
         0,
@@ -104,9 +117,16 @@ class StyleSpec(BaseModel):
         le=8,
         description="Sizes to go through from coarse to fine; 0 chooses, 1 is full size only (the paper).",
     )
-    pooling: Literal["max", "average"] = Field("max", description="Pooling of the network; average is smoother.")
-    preserve_color: Literal["none", "luminance"] = Field(
-        "none", description="luminance: keep the photo's colors and take only light and dark from the painting."
+    pooling: Literal["max", "average", "l2"] = Field(
+        "max", description="Pooling of the network: max is crisp, average smooth, l2 between them."
+    )
+    seamless: bool = Field(
+        False, description=f"Make a result that repeats without a seam; its sides are multiples of {SEAMLESS_PX} px."
+    )
+    preserve_color: Literal["none", "luminance", "match", "histogram"] = Field(
+        "none",
+        description="Keep the photo's colors. luminance: take only light and dark from the painting; match: shift the "
+        "painting's colors to the photo's first; histogram: the same, for every shade.",
     )
     model: ModelName = Field("auto", description="The network; auto is vgg19 where its weights are, else vgg16.")
 
@@ -131,8 +151,20 @@ class StyleSpec(BaseModel):
             raise ValueError(f"{min(missing)} is a layer of VGG-19 alone: set model=vgg19.")
         return self
 
-    def for_styles(self, count: int) -> "StyleSpec":
-        """The same spec with one mixing share a painting, summing to 1. Raises BadSpec if they do not fit."""
+    @property
+    def beta(self) -> float:
+        """`style_weight` with `strength` in it: even steps of strength are even factors."""
+        return float(self.style_weight * 10 ** (STRENGTH_DECADES * (self.strength - 0.5)))
+
+    def for_pictures(self, styles: int = 1, masks: int = 0, *, init_image: bool = False) -> "StyleSpec":
+        """The same spec with one mixing share a painting, summing to 1. Raises BadSpec if the pictures do not fit."""
+        if masks not in (0, styles):
+            raise errors.BadSpec(f"mask: send one for each of the {styles} paintings, or none.")
+        if init_image != (self.init == "picture"):
+            raise errors.BadSpec("init=picture and a picture as init_image go together: send both, or neither.")
+        return self._with_shares(styles)
+
+    def _with_shares(self, count: int) -> "StyleSpec":
         if not 1 <= count <= MAX_STYLES:
             raise errors.BadSpec(f"style: send 1 to {MAX_STYLES} paintings.")
         shares = self.style_weights or [1.0] * count
@@ -145,16 +177,19 @@ class StyleSpec(BaseModel):
 MIN_RESULT_SIDE_PX = 32
 
 
-def result_size(width: int, height: int, size: int) -> tuple[int, int]:
+def result_size(width: int, height: int, size: int, *, seamless: bool = False) -> tuple[int, int]:
     """Width and height of the result in px: the photo's shape, its long side `size`.
 
-    Raises BadSpec where the short side would leave the network nothing to see.
+    seamless: both to the nearest multiple of `SEAMLESS_PX`. Raises BadSpec where the short side would leave the network
+    nothing to see.
     """
     long, short = max(width, height), min(width, height)
     if size * short < MIN_RESULT_SIDE_PX * long:
         least = -(-MIN_RESULT_SIDE_PX * long // short)
         raise errors.BadSpec(f"size must be at least {least} for a picture of this shape.")
-    return max(1, round(width * size / long)), max(1, round(height * size / long))
+    grid = SEAMLESS_PX if seamless else 1
+    across, down = (max(1, round(side * size / long / grid)) * grid for side in (width, height))
+    return across, down
 
 
 KNOBS: tuple[str, ...] = tuple(StyleSpec.model_fields)
@@ -166,7 +201,7 @@ def parse_spec(knobs: dict[str, Any]) -> StyleSpec:
     Raises BadSpec with one sentence that names the knob and its range; the value itself is never repeated.
     """
     for name, value in knobs.items():
-        if isinstance(value, bool) and name in KNOBS:  # pydantic would take true for 1
+        if isinstance(value, bool) and name in KNOBS and name != "seamless":  # pydantic would take true for 1
             raise errors.BadSpec(f"{name} must be {allowed(name)}.")
     try:
         return StyleSpec.model_validate(knobs)
@@ -187,6 +222,8 @@ def allowed(name: str) -> str:
     if name == "style_weights":
         return f"at most {MAX_STYLES} numbers from 0 to 1e+09, one for each painting"
     schema = StyleSpec.model_json_schema()["properties"][name]
+    if schema["type"] == "boolean":
+        return "true or false"
     if "enum" in schema:
         return "one of " + ", ".join(schema["enum"])
     kind = "a whole number" if schema["type"] == "integer" else "a number"

@@ -70,8 +70,7 @@ class JobStore:
 
         Raises ImageNotFound if one is no longer held: the janitor may have deleted it.
         """
-        digests = [job_input.content, *job_input.styles]
-        if self._step("create", job_id, job_input.model_dump_json(), *digests) is None:
+        if self._step("create", job_id, job_input.model_dump_json(), *job_input.digests()) is None:
             raise errors.ImageNotFound()
         return self.get(job_id)
 

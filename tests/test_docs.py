@@ -32,7 +32,8 @@ def test_every_knob_is_in_the_table_with_its_default() -> None:
     assert set(KNOBS) == set(rows)
     for name, field in StyleSpec.model_fields.items():
         if isinstance(field.default, int | float | str):
-            shown = f"{field.default:g}" if isinstance(field.default, int | float) else f"`{field.default}`"
+            number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
+            shown = f"{field.default:g}" if number else f"`{str(field.default).lower()}`"
             assert rows[name].split(" ")[0] == shown, name
 
 

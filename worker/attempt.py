@@ -19,7 +19,9 @@ from PIL import Image
 from core import errors, images
 from core.blobs import Blobs, digest_of
 from core.jobs import Job, JobProgress, NetworkUsed, Output
+from core.neural.planner import Planner, pace_of
 from core.neural.stylize import Painting, Progress, stylize
+from core.neural.subject import Subject
 from core.neural.vgg import Network
 from core.neural.weights import WeightsCache
 from core.settings import Settings
@@ -47,11 +49,17 @@ class Painter:
         self._blobs = Blobs(settings.blobs_dir)
         self._weights = WeightsCache(settings.weights_dir)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._load = lru_cache(maxsize=2)(lambda name: self._weights.load(name, worker.device, worker.precision))
+        self._load = lru_cache(maxsize=2)(self._loaded)
 
-    def network(self, model: ModelName) -> Network:
-        """The resident network, loaded at its first use."""
+    def network(self, model: ModelName) -> tuple[Network, Planner]:
+        """The resident network, loaded at its first use, and who plans its runs."""
         return self._load(self._weights.resolve(model))
+
+    def _loaded(self, name: ModelName) -> tuple[Network, Planner]:
+        network = self._weights.load(name, self._worker.device, self._worker.precision)
+        pace = pace_of(network, self._weights.folder / "pace.json")
+        free_bytes = int(self._worker.memory_gb * 1e9) or None
+        return network, Planner(network, pace, free_bytes)
 
     def run_next(self) -> str | None:
         """Claim the next job and bring it to an end, or hand it back; its id, or None if there was none."""
@@ -72,18 +80,21 @@ class Painter:
         return job.id
 
     def _attempt(self, job: Job, token: str, lease: Lease) -> Standing:
+        watch = _Watch(lease, self._worker)
         try:
-            watch = _Watch(lease, self._worker)
             painting, network, load_seconds = self._paint(job, watch)
             if painting.stopped:
                 return self._until_stored(lambda: self._store.end_canceled(job.id, token))
             output = self._keep_result(job, painting, network)
             model = NetworkUsed(name=network.name, sha256=network.sha256)
-            self._until_stored(lambda: self._store.progress(job.id, token, watch.newest))
+            self._until_stored(lambda: self._store.progress(job.id, token, watch.told()))
             metrics = {"load_seconds": load_seconds, "run_seconds": painting.seconds, **_named(painting.losses)}
             return self._until_stored(lambda: self._store.succeed(job.id, token, output, model, metrics))
         except errors.Unavailable:
             raise  # our trouble, not the job's: it comes back when the lease has run out
+        except errors.Diverged as error:
+            refused: errors.ImpastoError = error
+            self._keep_last_good(job, token, watch, error.picture)
         except errors.ImpastoError as error:
             refused = error
         except Exception:
@@ -93,12 +104,27 @@ class Painter:
 
     def _paint(self, job: Job, watch: "_Watch") -> tuple[Painting, Network, float]:
         began = time.monotonic()
-        content = images.decode(self._blobs.get(job.input.content))
-        styles = [images.decode(self._blobs.get(digest)) for digest in job.input.styles]
-        spec = parse_spec(job.input.spec)
-        network = self.network(spec.model)
+        wanted = job.input
+        subject = Subject(
+            self._picture(wanted.content),
+            [*map(self._picture, wanted.styles)],
+            [*map(self._picture, wanted.masks)],
+            self._picture(wanted.init_image) if wanted.init_image else None,
+        )
+        spec = parse_spec(wanted.spec)
+        network, planner = self.network(spec.model)
         load_seconds = time.monotonic() - began
-        return stylize(content, styles, spec, network, watch), network, load_seconds
+        return stylize(subject, spec, network, watch, planner), network, load_seconds
+
+    def _picture(self, digest: str) -> Image.Image:
+        return images.decode(self._blobs.get(digest))
+
+    def _keep_last_good(self, job: Job, token: str, watch: "_Watch", picture: Image.Image | None) -> None:
+        """What a run had before it went wrong stays to be seen, as the preview."""
+        if picture is not None:
+            small = images.thumbnail(picture, self._worker.preview_px)
+            digest = self._until_stored(lambda: self._keep_preview(small))
+            self._until_stored(lambda: self._store.progress(job.id, token, watch.told(), digest))
 
     def _keep_result(self, job: Job, painting: Painting, network: Network) -> Output:
         provenance = {
@@ -107,6 +133,8 @@ class Painter:
             "spec": job.input.spec,
             "content": job.input.content,
             "styles": job.input.styles,
+            "masks": job.input.masks,
+            "init_image": job.input.init_image,
             "model": {"name": network.name, "sha256": network.sha256},
         }
         data = images.encode(painting.picture, "png", provenance)
@@ -139,7 +167,12 @@ class _Watch:
     def __init__(self, lease: Lease, settings: WorkerSettings) -> None:
         self._lease, self._settings = lease, settings
         self._next_preview = 0.0
-        self.newest: JobProgress
+        self._newest: JobProgress | None = None
+
+    def told(self) -> JobProgress:
+        """The last progress, after there was one."""
+        assert self._newest is not None, "a run that has a picture has told of it"
+        return self._newest
 
     def __call__(self, progress: Progress, render: Callable[[], Image.Image]) -> bool:
         if shutting_down.is_set():
@@ -148,8 +181,8 @@ class _Watch:
         if time.monotonic() >= self._next_preview:
             preview = images.thumbnail(render(), self._settings.preview_px)
             self._next_preview = time.monotonic() + self._settings.preview_seconds
-        self.newest = _job_progress(progress)
-        self._lease.report(self.newest, preview)
+        self._newest = _job_progress(progress)
+        self._lease.report(self._newest, preview)
         return self._lease.must_stop()
 
 

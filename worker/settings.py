@@ -14,8 +14,11 @@ class WorkerSettings(BaseSettings):
     device: str = Field(
         "auto", pattern="^(auto|cpu|mps|cuda(:[0-9]+)?)$", description="auto, cpu, mps, cuda, or cuda:1 and so on."
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Of the network; auto: bfloat16 where the processor is faster with it."
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of the network; auto: bfloat16 or float16 where the processor is faster with it."
+    )
+    memory_gb: float = Field(
+        0, ge=0, le=10_000, description="Memory of the device that a job may take, in GB; 0: what is free."
     )
     threads: int = Field(0, ge=0, le=256, description="CPU threads of the network; 0: all cores.")
     preview_seconds: float = Field(2.0, ge=0.1, le=600, description="Between two previews of a running job.")

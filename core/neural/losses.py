@@ -1,129 +1,163 @@
-"""Gram matrix; content, style and total-variation loss; their weighted sum with its parts by name.
+"""The paper's losses and their gradients with respect to the responses, as closed forms; total variation.
 
-F: a layer's responses, N filters x M positions. P: those of the content image. G = F F^T; A: that of the painting.
-Features come in any precision; Gram matrices and losses are float32 (float64 for float64 features). Knows no optimiser.
+F: a layer's responses, N filters x M positions. P: those to the content image. G = F F^T; A: that of the painting.
+Responses come in any precision; Gram matrices and losses are float32 (float64 for float64 responses). Where a response
+is 0 its ReLU stops the gradient: that is the network's part (`vgg.Recording`). Knows no network and no optimiser.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from core.neural.vgg import Network
-from core.spec import Layer, StyleSpec
+# Below these a variance or a distance counts as none.
+_LEAST_VARIANCE = 1e-6
+_LEAST = 1e-12
+_NEAR = 0.01  # what the photo already has need not be had more exactly than to a tenth of its size
+
+# Positions that are taken to float32 at once: few enough to stay in a processor's cache.
+_CHUNK = 4096
 
 
-def _exact(features: Tensor) -> Tensor:
-    return features.to(torch.promote_types(features.dtype, torch.float32))
+def exact(tensor: Tensor) -> Tensor:
+    """At least float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def gram(features: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Statistics:
+    """What a style is made of: which responses occur together, and how strong each is. Of one layer."""
+
+    gram: Tensor  # (N, N): F F^T, or F F^T / M
+    mean: Tensor  # (N,): F 1, or F 1 / M
+
+    def __add__(self, other: "Statistics") -> "Statistics":
+        """Sums over two parts of a picture."""
+        return Statistics(self.gram + other.gram, self.mean + other.mean)
+
+    def __mul__(self, factor: Tensor | float) -> "Statistics":
+        """1 / M makes means of sums; a share makes a part of a mixture."""
+        return Statistics(self.gram * factor, self.mean * factor)
+
+    @property
+    def deviation(self) -> Tensor:
+        """The standard deviation of each filter over the positions, (N,); of means, not of sums."""
+        return (self.gram.diagonal() - self.mean.square()).clamp_min(0).add(_LEAST_VARIANCE).sqrt()
+
+
+def sums(responses: Tensor, guide: Tensor | None = None) -> Statistics:
+    """Summed over the positions of a part of a picture: parts can be added up. (1, N, h, w)
+
+    Gatys et al. 2015, eq. 3. With a guide T, (h, w), the responses count T^2 times: (F T)(F T)^T, as in Gatys et al.
+    2017, "Controlling Perceptual Factors in Neural Style Transfer", eq. 8.
+    """
+    rows = responses[0].permute(1, 2, 0).flatten(0, 1)  # (M, N): channels are last in memory
+    if guide is not None:
+        times = exact(guide).flatten().unsqueeze(1)  # (M, 1)
+        rows = exact(rows) * times
+        return Statistics(rows.T @ rows, times[:, 0] @ rows)
+    if rows.device.type == "cuda" and rows.dtype in (torch.float16, torch.bfloat16):
+        # Summed in float32 by the tensor cores.
+        return Statistics(torch.mm(rows.T, rows, out_dtype=torch.float32), rows.sum(0, dtype=torch.float32))
+    filters = rows.shape[1]
+    total = Statistics(exact(rows.new_zeros(filters, filters)), exact(rows.new_zeros(filters)))
+    for begin in range(0, len(rows), _CHUNK):
+        part = exact(rows[begin : begin + _CHUNK])
+        total = Statistics(total.gram.addmm_(part.T, part), total.mean.add_(part.sum(0)))
+    return total
+
+
+def gram(responses: Tensor) -> Tensor:
     """G / M, the Gram matrix divided by the number of positions. (1, N, h, w) -> (N, N)
 
-    Gatys et al. 2015, eq. 3, but for the division: it lets pictures of different sizes be compared. The paper divides
-    the loss instead (eq. 4), where photo and painting have the same M; then both are the same.
+    The division lets pictures of different sizes be compared. The paper divides the loss instead (eq. 4), where photo
+    and painting have the same M; then both are the same.
     """
-    responses = _exact(features)[0].flatten(1)  # (N, M)
-    return responses @ responses.T / responses.shape[1]
+    return sums(responses).gram / (responses.shape[2] * responses.shape[3])
 
 
-def content_loss(features: Tensor, target: Tensor) -> Tensor:
+def content_loss(responses: Tensor, target: Tensor) -> Tensor:
     """1/2 sum (F - P)^2: Gatys et al. 2015, eq. 1."""
-    return (_exact(features) - target).square().sum() / 2
+    return (exact(responses) - exact(target)).square().sum() / 2
 
 
-def style_loss(features: Tensor, target: Tensor) -> Tensor:
-    """E = 1 / (4 N^2 M^2) sum (G - A)^2: Gatys et al. 2015, eq. 4. target: A / M, (N, N)"""
-    filters = features.shape[1]
-    return (gram(features) - target).square().sum() / (4 * filters**2)
+def content_gradient(responses: Tensor, target: Tensor) -> Tensor:
+    """F - P: eq. 2."""
+    return responses - target
 
 
-def relative_content_loss(features: Tensor, target: Tensor) -> Tensor:
-    """Sum (F - P)^2 / sum P^2: 0 at the photo, 1 where every feature is 0. A departure from the paper: no unit."""
-    return (_exact(features) - target).square().sum() / target.square().sum().clamp_min(1e-12)
+class PaperStyle:
+    """E = 1 / (4 N^2 M^2) sum (G - A)^2: Gatys et al. 2015, eq. 4; here G / M and A / M."""
+
+    def __init__(self, target: Statistics, weight: Tensor | float) -> None:
+        self._target = target.gram
+        self._weight = weight / (4 * len(target.gram) ** 2)
+
+    def loss(self, found: Statistics) -> Tensor:
+        """The weighted term."""
+        return self._weight * (found.gram - self._target).square().sum()
+
+    def slope(self, found: Statistics) -> Statistics:
+        """dE/dG, symmetric, and dE/dmean."""
+        return Statistics(2 * self._weight * (found.gram - self._target), torch.zeros_like(found.mean))
 
 
-def relative_style_loss(features: Tensor, target: Tensor) -> Tensor:
-    """|G - A|^2 / |A|^2. A departure from the paper: means the same for every layer, network, size and painting."""
-    return (gram(features) - target).square().sum() / target.square().sum().clamp_min(1e-12)
+class RelativeStyle:
+    """A third each of Gram matrix, means and deviations, by the distance they have to go. A departure from the paper.
+
+    The Gram matrix alone can trade means against deviations (Risser et al. 2017). Each term is 1 at the photo, whatever
+    the layer, network, painting and size: so weights mean the same for all of them.
+    """
+
+    def __init__(self, target: Statistics, start: Statistics, weight: Tensor | float) -> None:
+        self._target = target
+        self._weights = [
+            weight / 3 / ((at - to).square().sum() + _NEAR * to.square().sum()).clamp_min(_LEAST)
+            for at, to in zip(_aspects(start), _aspects(target), strict=True)
+        ]
+
+    def loss(self, found: Statistics) -> Tensor:
+        """The weighted term."""
+        terms = zip(self._weights, _aspects(found), _aspects(self._target), strict=True)
+        return sum((weight * (at - to).square().sum() for weight, at, to in terms), start=found.mean.new_zeros(()))
+
+    def slope(self, found: Statistics) -> Statistics:
+        """dE/dG, symmetric, and dE/dmean. The deviation is a function of both: sqrt(diag G - mean^2)."""
+        gram, mean, deviation = (
+            2 * weight * (at - to)
+            for weight, at, to in zip(self._weights, _aspects(found), _aspects(self._target), strict=True)
+        )
+        by_deviation = deviation / found.deviation  # (N,)
+        return Statistics(gram + (by_deviation / 2).diag(), mean - by_deviation * found.mean)
+
+
+def _aspects(of: Statistics) -> tuple[Tensor, Tensor, Tensor]:
+    return of.gram, of.mean, of.deviation
+
+
+def style_gradient(responses: Tensor, slope: Statistics, guide: Tensor | None = None) -> Tensor:
+    """dE/dF = 1 / M (2 F^T dE/dG)^T + 1 / M dE/dmean: Gatys et al. 2015, eq. 6, where dE/dG is (G - A) / (2 N^2).
+
+    (1, N, h, w) -> (1, N, h, w). slope: dE/dG and dE/dmean, both already divided by M (with a guide: by sum T^2).
+    """
+    rows = responses[0].permute(1, 2, 0)  # (h, w, N)
+    gradient = rows @ (2 * slope.gram).to(rows.dtype) + slope.mean.to(rows.dtype)
+    if guide is not None:
+        gradient = gradient * guide.square().to(rows.dtype).unsqueeze(2)
+    return gradient.permute(2, 0, 1).unsqueeze(0)
 
 
 def tv_loss(image: Tensor) -> Tensor:
     """Mean squared difference of neighbors, down plus across. (1, 3, H, W); not in the paper. 2 for a checkerboard."""
-    down = (image[..., 1:, :] - image[..., :-1, :]).square().mean()
-    across = (image[..., :, 1:] - image[..., :, :-1]).square().mean()
-    return down + across
+    return image.diff(dim=2).square().mean() + image.diff(dim=3).square().mean()
 
 
-def mixed_gram(network: Network, paintings: Sequence[Tensor], spec: StyleSpec) -> dict[str, Tensor]:
-    """The Gram matrix of each style layer, mixed by the shares `spec.style_weights`. {layer: (N, N)}
-
-    sum_k s_k |G - A_k|^2 = |G - sum_k s_k A_k|^2 + a constant, for shares that sum to 1: pulling towards the mixture is
-    pulling towards every painting by its share, at the cost of one.
-    """
-    mixed: dict[str, Tensor] = {}
-    for painting, share in zip(paintings, spec.style_weights, strict=True):
-        for layer, features in network.features(painting, spec.style_layers, spec.pooling).items():
-            mixed[layer] = mixed.get(layer, 0) + share * gram(features)
-    return mixed
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The weighted terms as they enter the sum, and the sum; scalars."""
-
-    content: Tensor
-    style: Tensor
-    tv: Tensor
-    total: Tensor
-
-    def by_name(self) -> dict[str, float]:
-        """Plain numbers for people; waits for the device."""
-        return {name: float(getattr(self, name)) for name in ("total", "content", "style", "tv")}
-
-
-class Objective:
-    """L = alpha L_content + beta L_style + tv L_tv (Gatys et al. 2015, eq. 7), with its targets."""
-
-    def __init__(self, network: Network, spec: StyleSpec, content: Tensor, grams: Mapping[str, Tensor]) -> None:
-        """content: (1, 3, H, W), the photo at the size of the images to judge. grams: from `mixed_gram`."""
-        self._network, self._spec, self._grams = network, spec, grams
-        self._content_layers = _shares(spec.content_layers) if spec.content_weight else {}
-        self._style_layers = _shares(spec.style_layers) if spec.style_weight else {}
-        self._layers = {*self._content_layers, *self._style_layers}
-        with torch.no_grad():
-            responses = (
-                network.features(content, list(self._content_layers), spec.pooling) if self._content_layers else {}
-            )
-            self._targets = {layer: _exact(features) for layer, features in responses.items()}
-        paper = spec.objective == "gatys"
-        self._content_loss = content_loss if paper else relative_content_loss
-        self._style_loss = style_loss if paper else relative_style_loss
-
-    def __call__(self, image: Tensor) -> Losses:
-        """The losses of an image (1, 3, H, W)."""
-        spec, zero = self._spec, image.new_zeros(())
-        features = self._network.features(image, self._layers, spec.pooling)
-        content = style = tv = zero
-        for layer, share in self._content_layers.items():
-            content = content + spec.content_weight * share * self._content_loss(features[layer], self._targets[layer])
-        for layer, share in self._style_layers.items():
-            style = style + spec.style_weight * share * self._style_loss(features[layer], self._grams[layer])
-        if spec.tv_weight:
-            tv = spec.tv_weight * tv_loss(image)
-        return Losses(content, style, tv, content + style + tv)
-
-    def with_gradient(self, image: Tensor) -> tuple[Losses, Tensor]:
-        """The losses and dL/dimage, (1, 3, H, W)."""
-        leaf = image.detach().requires_grad_()
-        losses = self(leaf)
-        (gradient,) = torch.autograd.grad(losses.total, leaf)
-        detached = Losses(*(term.detach() for term in (losses.content, losses.style, losses.tv, losses.total)))
-        return detached, gradient.contiguous()  # it comes in the network's layout
-
-
-def _shares(weights: Mapping[Layer, float]) -> dict[Layer, float]:
-    """Layer weights that sum to 1; layers of weight 0 are not computed."""
-    total = sum(weights.values())
-    return {layer: weight / total for layer, weight in weights.items() if weight}
+def tv_gradient(image: Tensor) -> Tensor:
+    """Its gradient. (1, 3, H, W)"""
+    gradient = torch.zeros_like(image)
+    for dim in (2, 3):
+        slope = image.diff(dim=dim)
+        slope = slope * (2 / slope.numel())
+        gradient.narrow(dim, 1, slope.shape[dim]).add_(slope)
+        gradient.narrow(dim, 0, slope.shape[dim]).sub_(slope)
+    return gradient

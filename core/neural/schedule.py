@@ -9,7 +9,11 @@ from dataclasses import dataclass
 
 from core.spec import MIN_RESULT_SIDE_PX, StyleSpec, result_size
 
+# Iterations at full size by `quality`.
+ITERATIONS = {"draft": 25, "standard": 70, "fine": 210}
+
 COARSEST_PX = 128  # below it a photo's content is lost, and is not found again at the finer scales
+FINE_PX = 1024
 STEP = math.sqrt(2)
 
 
@@ -41,9 +45,13 @@ def schedule(spec: StyleSpec, width: int, height: int) -> list[Scale]:
     sides = [spec.size]
     while _goes_on(spec, sides, width, height):
         sides.append(round(spec.size / STEP ** len(sides)))
-    first, *finer = [result_size(width, height, side) for side in reversed(sides)]
-    half = max(1, spec.iterations // 2)
-    return [Scale(*first, spec.iterations), *(Scale(*size, half) for size in finer)]
+    *coarser, last = [result_size(width, height, side, seamless=spec.seamless) for side in reversed(sides)]
+    most = spec.iterations or ITERATIONS[spec.quality]
+    half = max(1, most // 2)
+    # Half as many are enough on the way, and above what the network's view still makes sense of.
+    at_last = half if coarser and max(last) > FINE_PX else most
+    on_the_way = [most] + [half] * len(coarser)
+    return [*(Scale(*size, count) for size, count in zip(coarser, on_the_way, strict=False)), Scale(*last, at_last)]
 
 
 def _goes_on(spec: StyleSpec, sides: list[int], width: int, height: int) -> bool:

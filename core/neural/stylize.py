@@ -1,10 +1,10 @@
-"""The run: targets, first image, one scale, all scales. Progress goes to a callback, which may stop the run.
+"""The run: one scale after the other, coarse to fine. Progress goes to a callback, which may stop the run.
 
 Knows no storage, no jobs and no printing.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,16 +15,19 @@ from torch import Tensor
 
 from core import errors
 from core.neural import pixels
-from core.neural.losses import Losses, Objective, mixed_gram
-from core.neural.optimize import OPTIMIZERS
-from core.neural.schedule import Scale, schedule
+from core.neural.objective import Losses
+from core.neural.optimize import adam, lbfgs
+from core.neural.planner import Leg, Planner
+from core.neural.subject import Subject
 from core.neural.vgg import Network
-from core.spec import MIN_RESULT_SIDE_PX, StyleSpec
+from core.spec import StyleSpec
 
-MAX_PAINTING_PX = 2048
+# A scale has nothing left to gain where ten iterations lower the loss by less than this share.
+_LEAST_GAIN = 1e-3
+_GAIN_WINDOW = 10
 
-# What an iteration costs beside its pixels, in pixels.
-_FIXED_COST_PX = 8_000
+# A device that works on its own is asked for its losses this often, and not after every iteration.
+_REPORT_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Progress:
         return self.seconds / (self.seconds + self.seconds_left)
 
 
-# Called after every iteration with the progress and a function that renders the picture so far. True stops the run,
-# which then returns what it has; an Interrupt raised here ends it with nothing.
+# Called with the progress and a function that renders the picture so far: after every iteration on a CPU, and many
+# times a second elsewhere. True stops the run, which then returns what it has; an Interrupt raised here ends it.
 OnProgress = Callable[[Progress, Callable[[], Image.Image]], bool | None]
 
 
@@ -65,127 +68,178 @@ class Painting:
 
 
 def stylize(
-    content: Image.Image,
-    styles: Sequence[Image.Image],
+    subject: Subject,
     spec: StyleSpec,
     network: Network,
     on_progress: OnProgress | None = None,
+    planner: Planner | None = None,
 ) -> Painting:
-    """The photo `content` in the style of the paintings `styles` (Gatys, Ecker and Bethge 2015), coarse to fine.
+    """The subject's photo in the style of its paintings (Gatys, Ecker and Bethge 2015), coarse to fine.
 
-    Same pictures, spec, network and machine: same picture. Raises BadSpec, Diverged, and what `on_progress` raises.
+    Same pictures, spec, network and machine: same picture. Raises BadSpec, BadImage, OutOfMemory, Diverged (it carries
+    the last good picture), and what `on_progress` raises.
     """
-    spec = spec.for_styles(len(styles))
-    scales = schedule(spec, *content.size)
-    clock, render = _Clock(scales), _renderer(content, spec)
-    image, losses, stopped = torch.empty(0), {}, False
-    for number, scale in enumerate(scales, start=1):
-        photo, objective = targets(content, styles, spec, network, scale)
-        image = _first_image(photo, styles, spec) if number == 1 else pixels.enlarge(image, scale.size)
-        iterates = OPTIMIZERS[spec.optimizer](objective.with_gradient, image)
-        for iterate, terms in islice(iterates, scale.iterations):
-            image, losses = iterate, _finite(terms)
-            progress = clock.tick(number, losses)
-            if on_progress is not None and on_progress(progress, partial(render, image)):
-                stopped = True
-                break
+    return _Run(subject, spec, network, on_progress, planner or Planner(network)).painting()
+
+
+class _Run:
+    """One run: the image, and where it stands."""
+
+    def __init__(
+        self, subject: Subject, spec: StyleSpec, network: Network, on_progress: OnProgress | None, planner: Planner
+    ) -> None:
+        self._subject, self._spec, self._network = subject, subject.fitted(spec), network
+        self._on_progress, self._planner = on_progress, planner
+        self._style_sizes = [style.size for style in subject.styles]
+        self._plan = planner.plan(subject.content.size, self._style_sizes, self._spec)
+        self._clock = _Clock(self._plan.legs)
+        self._image: Tensor | None = None  # the newest whose losses are known to be finite
+        self._losses: dict[str, float] = {}
+
+    def painting(self) -> Painting:
+        stopped = any(self._leg(number, leg) for number, leg in enumerate(self._plan.legs, start=1))
+        assert self._image is not None, "a plan has legs"
+        image = self._image
         if stopped:  # whatever the scale, the picture has the size that was asked for
-            image = pixels.enlarge(image, scales[-1].size)
-            break
-    return Painting(render(image), losses, clock.iteration, clock.seconds, stopped)
+            image = self._enlarged(image, self._plan.legs[-1])
+        picture = self._subject.render(image, self._spec)
+        return Painting(picture, self._losses, self._clock.iteration, self._clock.seconds, stopped)
 
+    def _leg(self, number: int, leg: Leg) -> bool:
+        """Go through one scale; True if the callback stops the run. Out of memory, once more by a smaller route."""
+        begun_with = self._image
+        try:
+            return self._go(number, leg)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+        # Outside of the except clause: the traceback holds on to all that filled the memory.
+        if self._network.device.type == "cuda":
+            torch.cuda.empty_cache()
+        smaller = self._planner.smaller(leg, self._style_sizes, self._spec)
+        if smaller is None:
+            raise errors.OutOfMemory()
+        self._image = begun_with
+        try:
+            return self._go(number, smaller)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise errors.OutOfMemory() from error
 
-def targets(
-    content: Image.Image, styles: Sequence[Image.Image], spec: StyleSpec, network: Network, scale: Scale
-) -> tuple[Tensor, Objective]:
-    """The photo at this scale as an image tensor, and the objective that judges images of its size."""
-    photo = pixels.to_image(content, scale.size).to(network.device)
-    paintings = [_painting(style, spec, scale).to(network.device) for style in styles]
-    if spec.preserve_color == "luminance":
-        photo = pixels.luminance(photo)
-        paintings = [pixels.match_luminance(pixels.luminance(painting), photo) for painting in paintings]
-    with torch.no_grad():
-        grams = mixed_gram(network, paintings, spec) if spec.style_weight else {}
-    return photo, Objective(network, spec, photo, grams)
+    def _go(self, number: int, leg: Leg) -> bool:
+        scale, before, exhausted = leg.scale, float("inf"), False
+        for count, (iterate, terms) in enumerate(islice(self._iterates(leg), scale.iterations), start=1):
+            self._clock.count(number)
+            window_ends = count % _GAIN_WINDOW == 0
+            if not (window_ends or count == scale.iterations or self._clock.is_due(self._network.device)):
+                continue
+            self._losses, self._image = self._finite(terms), iterate
+            if window_ends and not self._spec.iterations:  # an outright number of iterations is taken as it is
+                total = self._losses["total"]
+                before, exhausted = total, before - total <= _LEAST_GAIN * total
+            if exhausted:
+                self._clock.skip(number, scale.iterations - count)
+            if self._is_stopped(iterate):
+                return True
+            if exhausted:
+                break
+        return False
 
+    def _iterates(self, leg: Leg) -> Iterator[tuple[Tensor, Losses]]:
+        photo, objective = self._subject.at(leg.scale, self._balanced(leg), self._network, leg.route.tile_px)
+        if self._image is None:
+            image = self._subject.first_image(photo, self._spec)
+        else:
+            image = self._enlarged(self._image, leg)
+        if self._spec.optimizer == "adam":
+            return adam(objective.with_gradient, image)
+        host = torch.device("cpu") if leg.route.history_on_host else None
+        return lbfgs(objective.with_gradient, image, leg.route.history, host)
 
-def _painting(style: Image.Image, spec: StyleSpec, scale: Scale) -> Tensor:
-    """The painting with its long side at the scale's times `style_scale`: that sets the size of the strokes.
+    def _is_stopped(self, iterate: Tensor) -> bool:
+        if self._on_progress is None:
+            return False
+        render = partial(self._subject.render, iterate, self._spec)
+        return bool(self._on_progress(self._clock.progress(self._losses), render))
 
-    Never enlarged beyond its own size, where there are no strokes to find, nor beyond what fits into the memory of a
-    card, but never too narrow for the network.
-    """
-    wanted = min(scale.long_side * spec.style_scale, MAX_PAINTING_PX) / max(style.size)
-    factor = max(min(wanted, 1.0), MIN_RESULT_SIDE_PX / min(style.size))
-    return pixels.to_image(style, (round(style.width * factor), round(style.height * factor)))
+    def _balanced(self, leg: Leg) -> StyleSpec:
+        """The spec for one scale: the paper's content loss is a sum over positions, its style loss is not.
 
+        Where the picture is coarser, alpha makes up for the positions that are missing: beta means the same everywhere.
+        """
+        if self._spec.objective != "gatys":
+            return self._spec
+        last = self._plan.legs[-1].scale
+        share = last.width * last.height / (leg.scale.width * leg.scale.height)
+        return self._spec.model_copy(update={"content_weight": self._spec.content_weight * share})
 
-def _first_image(photo: Tensor, styles: Sequence[Image.Image], spec: StyleSpec) -> Tensor:
-    """(1, 3, H, W) in [0, 1]: the photo, white noise, or the first painting."""
-    if spec.init == "content":
-        return photo.clone()
-    if spec.init == "noise":
-        generator = torch.Generator().manual_seed(spec.seed)
-        return torch.rand(photo.shape, generator=generator).to(photo.device)
-    painting = pixels.to_image(styles[0], (photo.shape[3], photo.shape[2])).to(photo.device)
-    return pixels.luminance(painting) if spec.preserve_color == "luminance" else painting
+    def _enlarged(self, image: Tensor, leg: Leg) -> Tensor:
+        return pixels.enlarge(image, leg.scale.size, seamless=self._spec.seamless)
 
-
-def _renderer(content: Image.Image, spec: StyleSpec) -> Callable[[Tensor], Image.Image]:
-    def render(image: Tensor) -> Image.Image:
-        if spec.preserve_color == "luminance":
-            photo = pixels.to_image(content, (image.shape[3], image.shape[2])).to(image.device)
-            image = pixels.with_color_of(image, photo)
-        return pixels.to_picture(image)
-
-    return render
-
-
-def _finite(terms: Losses) -> dict[str, float]:
-    losses = terms.by_name()
-    if not abs(losses["total"]) < float("inf"):
-        raise errors.Diverged()
-    return losses
+    def _finite(self, terms: Losses) -> dict[str, float]:
+        losses = terms.by_name()
+        if not abs(losses["total"]) < float("inf"):
+            picture = None if self._image is None else self._subject.render(self._image, self._spec)
+            raise errors.Diverged(picture=picture)
+        return losses
 
 
 class _Clock:
-    """Counts iterations and foretells the end from the pixels that are left."""
+    """Counts iterations and foretells the end from what the plan says of the legs that are left."""
 
-    def __init__(self, scales: Sequence[Scale]) -> None:
+    def __init__(self, legs: Sequence[Leg]) -> None:
         self.iteration = 0
-        self._scales = scales
-        self._iterations = sum(scale.iterations for scale in scales)
-        self._work = sum(_cost(scale) * scale.iterations for scale in scales)
+        self._legs = legs
+        self._iterations = sum(leg.scale.iterations for leg in self._legs)
+        self._work = sum(leg.iteration_seconds * leg.scale.iterations for leg in self._legs)
         self._done = 0.0
-        self._begin = self._last_tick = time.monotonic()
-        self._scale, self._scale_began, self._before = 0, self._begin, 0
+        self._begin = self._last = self._reported = time.monotonic()
+        self._number, self._leg_began, self._before = 0, self._begin, 0
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._begin
 
-    def tick(self, number: int, losses: dict[str, float]) -> Progress:
-        """One more iteration, at scale `number`, counted from 1."""
-        if number != self._scale:
-            self._scale, self._scale_began, self._before = number, self._last_tick, self.iteration
-        scale = self._scales[number - 1]
+    def is_due(self, device: torch.device) -> bool:
+        """Whether to ask the device for its losses; asking waits until it is there."""
+        return device.type == "cpu" or time.monotonic() - self._reported >= _REPORT_SECONDS
+
+    def _is_going(self) -> bool:
+        return self.iteration < self._iterations
+
+    def count(self, number: int) -> None:
+        """One more iteration, of leg `number`, counted from 1."""
+        if number != self._number:
+            self._number, self._leg_began, self._before = number, self._last, self.iteration
         self.iteration += 1
-        self._done += _cost(scale)
-        self._last_tick = time.monotonic()
-        seconds = self._last_tick - self._begin
+        self._done += self._legs[number - 1].iteration_seconds
+        self._last = time.monotonic()
+
+    def skip(self, number: int, iterations: int) -> None:
+        """Iterations of leg `number` that will not be taken."""
+        self._iterations -= iterations
+        self._work -= iterations * self._legs[number - 1].iteration_seconds
+
+    def progress(self, losses: dict[str, float]) -> Progress:
+        """Where the run stands now."""
+        scale = self._legs[self._number - 1].scale
+        self._last = self._reported = time.monotonic()
+        seconds = self._last - self._begin
         return Progress(
-            scale=number,
-            scales=len(self._scales),
+            scale=self._number,
+            scales=len(self._legs),
             width=scale.width,
             height=scale.height,
             iteration=self.iteration,
             iterations=self._iterations,
             losses=losses,
             seconds=seconds,
-            iterations_per_second=(self.iteration - self._before) / (self._last_tick - self._scale_began),
-            seconds_left=seconds * (self._work - self._done) / self._done,
+            iterations_per_second=(self.iteration - self._before) / (self._last - self._leg_began),
+            seconds_left=max(0.0, seconds * (self._work - self._done) / self._done) if self._is_going() else 0.0,
         )
 
 
-def _cost(scale: Scale) -> float:
-    return scale.width * scale.height + _FIXED_COST_PX
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Of a card, or of the host: torch has no class for the latter."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

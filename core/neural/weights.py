@@ -30,8 +30,8 @@ from core.neural.torchvision_registry import vgg19_source
 from core.neural.vgg import Architecture, Network, convolutions
 from core.spec import ModelName
 
-Precision = Literal["auto", "float32", "bfloat16"]
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 OnBytes = Callable[[int, int], None]  # bytes so far, bytes in all (0: unknown)
 

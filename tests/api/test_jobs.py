@@ -209,9 +209,9 @@ def test_the_list_is_newest_first_in_linked_pages_by_status(
 @pytest.mark.parametrize(
     ("knobs", "code", "words"),
     [
-        ({"size": "nan"}, "bad_spec", "size must be a whole number from 64 to 2048."),
+        ({"size": "nan"}, "bad_spec", "size must be a whole number from 64 to 8192."),
         ({"style_weight": "inf"}, "bad_spec", "style_weight must be a number from 0 to 1000000000."),
-        ({"init": "<b>"}, "bad_spec", "init must be one of content, noise, style."),
+        ({"init": "<b>"}, "bad_spec", "init must be one of content, noise, style, picture."),
         ({"sise": "64"}, "bad_spec", "There is no such knob; the knobs are size,"),
         ({"spec": "{"}, "bad_request", "This is no JSON"),
         ({"spec": '{"size": NaN}'}, "bad_spec", "Numbers must be finite."),

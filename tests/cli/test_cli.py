@@ -63,7 +63,7 @@ def test_the_outputs_ending_chooses_the_format(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--size", "nan"], "size must be a whole number from 64 to 2048."),
+        (["--size", "nan"], "size must be a whole number from 64 to 8192."),
         (["--no-such-knob", "1"], "No such option"),
         (["-o", "out.gif"], "The output must end in .png, .jpg, .jpeg, .webp."),
         (["-o", "nowhere/out.png"], "There is no folder"),

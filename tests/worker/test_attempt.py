@@ -38,7 +38,7 @@ def _submit(store: JobStore, blobs: Blobs, pictures: tuple[Image.Image, ...], **
     content, *styles = [blobs.put(images.encode(picture)) for picture in pictures]
     for digest in (content, *styles):
         store.hold(digest)
-    spec = parse_spec({"size": 64, "iterations": 6, **knobs}).for_styles(len(styles))
+    spec = parse_spec({"size": 64, "iterations": 6, **knobs}).for_pictures(len(styles))
     return store.create(new_job_id(), JobInput(content=content, styles=styles, spec=spec.model_dump()))
 
 

@@ -1,18 +1,11 @@
-"""The losses against the paper's closed forms, and facts that any Gram matrix must have."""
-
-from typing import Any
+"""The losses against the paper's closed forms and against autograd, and facts that any Gram matrix must have."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from core.neural import losses
-from core.neural.losses import Objective, gram, mixed_gram, tv_loss
-from core.neural.vgg import Network
-from core.neural.weights import random_parameters
-from core.spec import StyleSpec, parse_spec
-
-STYLE_LAYERS = ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"]
+from core.neural.losses import PaperStyle, RelativeStyle, Statistics, gram, sums, tv_loss
 
 
 def _rand(*shape: int, seed: int = 0) -> Tensor:
@@ -55,6 +48,38 @@ def test_the_gram_matrix_of_bfloat16_features_is_summed_in_float32() -> None:
     assert torch.equal(torch.ones(2, 2), gram(torch.ones(1, 2, 64, 65, dtype=torch.bfloat16)))
 
 
+def test_sums_over_two_halves_add_up_to_the_sums_over_the_whole() -> None:
+    features = _rand(1, 6, 8, 5)
+    halves, whole = sums(features[:, :, :3]) + sums(features[:, :, 3:]), sums(features)
+
+    assert torch.allclose(whole.gram, halves.gram)
+    assert torch.allclose(whole.mean, halves.mean)
+
+
+def test_more_positions_than_fit_into_one_chunk_are_all_counted() -> None:
+    features = _rand(1, 3, 90, 91)
+
+    assert torch.allclose(torch.einsum("nij,mij->nm", features[0], features[0]), sums(features).gram)
+    assert torch.allclose(features.sum((0, 2, 3)), sums(features).mean)
+
+
+def test_a_guide_counts_a_response_as_often_as_its_square_says() -> None:
+    """T = 0 leaves a position out; T^2 = 1/4 counts it a quarter (Gatys et al. 2017, eq. 8)."""
+    features, guide = _rand(1, 6, 2, 2), torch.tensor([[1.0, 0.0], [0.5, 0.0]], dtype=torch.float64)
+    first, second = features[0, :, 0, 0], features[0, :, 1, 0]
+    guided = sums(features, guide)
+
+    assert torch.allclose(torch.outer(first, first) + torch.outer(second, second) / 4, guided.gram)
+    assert torch.allclose(first + second / 4, guided.mean)
+
+
+def test_the_deviation_is_that_of_each_filter_over_the_positions() -> None:
+    features = _rand(1, 6, 7, 9)
+
+    means = sums(features) * (1 / 63)
+    assert torch.allclose(features[0].flatten(1).std(1, correction=0), means.deviation, rtol=1e-3)
+
+
 # ---------------------------------------------------------------------- total variation
 
 
@@ -65,129 +90,87 @@ def test_tv_of_a_constant_is_zero_and_of_a_checkerboard_two() -> None:
     assert 2 == float(tv_loss(checkers))
 
 
+def test_the_tv_gradient_is_autograds() -> None:
+    image = _rand(1, 3, 9, 7).requires_grad_()
+    tv_loss(image).backward()
+
+    assert image.grad is not None
+    assert torch.allclose(image.grad, losses.tv_gradient(image.detach()), rtol=1e-12)
+
+
 # ---------------------------------------------------------------------- the paper's closed forms
 
 
-@pytest.fixture(scope="module")
-def double() -> Network:
-    """A VGG-19 in float64, so that agreement means agreement."""
-    parameters = [(w.double(), b.double()) for w, b in random_parameters("vgg19")]
-    network = Network("vgg19", parameters, name="vgg19", sha256="", dtype=torch.float64)
-    network._mean, network._std = network._mean.double(), network._std.double()
-    return network
-
-
-def _features(network: Network, layer: str, seed: int) -> Tensor:
-    return network.features(_rand(1, 3, 64, 48, seed=seed), [layer])[layer]
-
-
-@pytest.mark.parametrize("layer", STYLE_LAYERS)
-def test_the_style_gradient_is_the_papers_closed_form(double: Network, layer: str) -> None:
-    """dE/dF = 1 / (N^2 M^2) ((F)^T (G - A))^T where F > 0, else 0: Gatys et al. 2015, eq. 6."""
-    before_relu = (_features(double, layer, 1) - 0.1).detach().requires_grad_()
-    responses = before_relu.relu()
-    filters, positions = responses.shape[1], responses.shape[2] * responses.shape[3]
-    target = gram(_features(double, layer, 2))
-    losses.style_loss(responses, target).backward()
-
-    flat = responses.detach()[0].flatten(1)  # F, (N, M)
-    raw_g, raw_a = flat @ flat.T, target * positions
-    closed = (flat.T @ (raw_g - raw_a)).T / (filters**2 * positions**2) * (flat > 0)
-
-    assert before_relu.grad is not None
-    assert torch.allclose(closed, before_relu.grad[0].flatten(1), rtol=1e-10, atol=1e-18)
-
-
-@pytest.mark.parametrize("layer", [*STYLE_LAYERS, "relu4_2"])
-def test_the_content_gradient_is_the_papers_closed_form(double: Network, layer: str) -> None:
-    """dL/dF = F - P where F > 0, else 0: Gatys et al. 2015, eq. 2."""
-    before_relu = (_features(double, layer, 1) - 0.1).detach().requires_grad_()
-    target = _features(double, layer, 2)
-    responses = before_relu.relu()
-    losses.content_loss(responses, target).backward()
-
-    assert before_relu.grad is not None
-    assert torch.allclose((responses - target) * (responses > 0), before_relu.grad, rtol=1e-12, atol=1e-15)
+def _means(features: Tensor) -> Statistics:
+    return sums(features) * (1 / (features.shape[2] * features.shape[3]))
 
 
 def test_the_style_loss_is_the_papers_number() -> None:
     """E = 1 / (4 N^2 M^2) sum (G - A)^2, by hand for N = 1, M = 2: F = (1, 2), A = 1: (5 - 1)^2 / 16 = 1."""
     features = torch.tensor([1.0, 2.0]).view(1, 1, 1, 2)
+    term = PaperStyle(Statistics(torch.tensor([[1 / 2]]), torch.zeros(1)), 1.0)
 
-    assert 1 == float(losses.style_loss(features, torch.tensor([[1 / 2]])))
-
-
-def test_the_relative_losses_are_zero_at_the_target_and_one_at_nothing() -> None:
-    features = _rand(1, 4, 3, 3)
-    for loss, target in (
-        (losses.relative_content_loss, features),
-        (losses.relative_style_loss, gram(features)),
-    ):
-        assert 0 == float(loss(features, target))
-        assert torch.allclose(torch.ones((), dtype=torch.float64), loss(features * 0, target))
+    assert 1 == float(term.loss(_means(features)))
 
 
-# ---------------------------------------------------------------------- the weighted sum
+def test_the_style_gradient_is_the_papers_closed_form() -> None:
+    """dE/dF = 1 / (N^2 M^2) ((F)^T (G - A))^T: Gatys et al. 2015, eq. 6."""
+    features, other = _rand(1, 6, 5, 4, seed=1), _rand(1, 6, 5, 4, seed=2)
+    term = PaperStyle(_means(other), 1.0)
+    gradient = losses.style_gradient(features, term.slope(_means(features)) * (1 / 20))
+
+    flat, raw_a = features[0].flatten(1), other[0].flatten(1) @ other[0].flatten(1).T
+    closed = (flat.T @ (flat @ flat.T - raw_a)).T / (6**2 * 20**2)
+    assert torch.allclose(closed, gradient[0].flatten(1), rtol=1e-12)
 
 
-def _objective(network: Network, **knobs: Any) -> tuple[Objective, Tensor]:
-    spec = parse_spec(knobs).for_styles(1)
-    photo = _rand(1, 3, 64, 48, seed=1).to(network.dtype)
-    grams = mixed_gram(network, [_rand(1, 3, 48, 64, seed=2).to(network.dtype)], spec)
-    return Objective(network, spec, photo, grams), photo
+def test_the_content_gradient_is_the_papers_closed_form() -> None:
+    """L = 1/2 sum (F - P)^2 and dL/dF = F - P: Gatys et al. 2015, eq. 1 and 2."""
+    features, target = torch.tensor([1.0, 5.0]).view(1, 2, 1, 1), torch.tensor([4.0, 1.0]).view(1, 2, 1, 1)
+
+    assert 12.5 == float(losses.content_loss(features, target))
+    assert [-3, 4] == losses.content_gradient(features, target).flatten().tolist()
 
 
-@pytest.mark.parametrize("objective", ["gatys", "relative"])
-def test_the_total_is_the_sum_of_the_weighted_parts_by_name(double: Network, objective: str) -> None:
-    image = _rand(1, 3, 64, 48, seed=3)
-    one = _objective(double, objective=objective, style_weight=1, content_weight=1, tv_weight=1)[0](image).by_name()
-    many = _objective(double, objective=objective, style_weight=3, content_weight=2, tv_weight=5)[0](image).by_name()
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("kind", [PaperStyle, RelativeStyle])
+def test_every_style_gradient_is_autograds(kind: type, guided: bool) -> None:
+    features, other, start = (_rand(1, 6, 5, 4, seed=seed) for seed in (1, 2, 3))
+    term = PaperStyle(_means(other), 2.0) if kind is PaperStyle else RelativeStyle(_means(other), _means(start), 2.0)
+    guide = _rand(5, 4, seed=4) if guided else None
+    mass = float(guide.square().sum()) if guide is not None else 20.0
 
-    assert {"total", "content", "style", "tv"} == set(one)
-    assert all(value > 0 for value in one.values())
-    for name, factor in (("style", 3), ("content", 2), ("tv", 5)):
-        assert factor * one[name] == pytest.approx(many[name])
-    assert many["total"] == pytest.approx(many["content"] + many["style"] + many["tv"])
+    leaf = features.clone().requires_grad_()
+    term.loss(sums(leaf, guide) * (1 / mass)).backward()
+    found = losses.style_gradient(features, term.slope(sums(features, guide) * (1 / mass)) * (1 / mass), guide)
 
-
-def test_the_content_loss_is_zero_at_the_photo_alone(double: Network) -> None:
-    objective, photo = _objective(double)
-
-    assert 0 == float(objective(photo).content)
-    assert 0 < float(objective(photo * 0.9).content)
+    assert leaf.grad is not None
+    assert torch.allclose(leaf.grad, found, rtol=1e-9, atol=1e-15)
 
 
-def test_the_gradient_is_the_slope(double: Network) -> None:
-    """Finite differences along a random direction, through the whole network, in float64."""
-    objective, _ = _objective(double, tv_weight=1)
-    image, direction = _rand(1, 3, 64, 48, seed=3), _rand(1, 3, 64, 48, seed=4) - 0.5
-    _, gradient = objective.with_gradient(image)
-    step = 1e-6
-    with torch.no_grad():
-        slope = (objective(image + step * direction).total - objective(image - step * direction).total) / (2 * step)
+def test_the_relative_style_loss_is_zero_at_the_painting_and_one_at_the_photo() -> None:
+    """Whatever they are: that makes a weight mean the same for all of them."""
+    for size in (1.0, 1e3):
+        painting, photo = _means(size * _rand(1, 6, 5, 4, seed=1)), _means(size * _rand(1, 6, 5, 4, seed=2) ** 4)
+        term = RelativeStyle(painting, photo, 1.0)
 
-    assert float(slope) == pytest.approx(float((gradient * direction).sum()), rel=1e-5)
+        assert 0 == float(term.loss(painting))
+        assert float(term.loss(photo)) == pytest.approx(1, rel=0.1)
 
 
-def test_mixing_gram_matrices_pulls_as_mixing_losses_does(double: Network) -> None:
-    """sum_k s_k |G - A_k|^2 and |G - sum_k s_k A_k|^2 have the same gradient."""
-    spec: StyleSpec = parse_spec({"objective": "gatys", "style_weights": [3, 1], "content_weight": 0}).for_styles(2)
-    paintings = [_rand(1, 3, 64, 64, seed=seed) for seed in (5, 6)]
-    image = _rand(1, 3, 64, 48, seed=3)
-    _, mixed = Objective(double, spec, image, mixed_gram(double, paintings, spec)).with_gradient(image)
+def test_the_relative_style_loss_of_a_photo_in_its_own_style_is_finite() -> None:
+    """Nothing to go: no division by zero."""
+    same, other = _means(_rand(1, 6, 5, 4)), _means(_rand(1, 6, 5, 4, seed=1))
+    term = RelativeStyle(same, same, 1.0)
 
-    summed = torch.zeros_like(image)
-    alone = spec.model_copy(update={"style_weights": [1.0]})
-    for painting, share in zip(paintings, spec.style_weights, strict=True):
-        _, gradient = Objective(double, alone, image, mixed_gram(double, [painting], alone)).with_gradient(image)
-        summed += share * gradient
-
-    assert torch.allclose(summed, mixed, rtol=1e-8, atol=1e-14 * float(mixed.abs().max()) + 1e-18)
+    assert 0 == float(term.loss(same))
+    assert torch.isfinite(term.slope(other).gram).all()
 
 
-def test_a_weight_of_zero_leaves_its_term_out(double: Network) -> None:
-    texture, photo = _objective(double, content_weight=0)
-    content, _ = _objective(double, style_weight=0)
-
-    assert 0 == float(texture(photo * 0.5).content)
-    assert 0 == float(content(photo * 0.5).style)
+def test_responses_without_any_spread_give_finite_slopes() -> None:
+    """One-color pictures: a variance of 0, and a Gram matrix of 0."""
+    for flat in (torch.zeros(1, 4, 3, 3), torch.full((1, 4, 3, 3), 2.0)):
+        term = RelativeStyle(_means(flat), _means(_rand(1, 4, 3, 3).float()), 1.0)
+        slope = term.slope(_means(flat * 0))
+        assert torch.isfinite(slope.gram).all()
+        assert torch.isfinite(slope.mean).all()

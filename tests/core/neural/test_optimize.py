@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.neural.losses import Losses
+from core.neural.objective import Losses
 from core.neural.optimize import Evaluate, adam, lbfgs
 
 

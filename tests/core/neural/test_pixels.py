@@ -57,3 +57,50 @@ def test_recolored_the_luminance_is_the_images_and_the_color_is_the_contents() -
 
     assert torch.allclose(pixels.luminance(image), pixels.luminance(mixed), atol=1e-5)
     assert torch.allclose(content - pixels.luminance(content), mixed - pixels.luminance(mixed), atol=1e-5)
+
+
+def test_matched_colors_have_the_contents_mean_and_covariance() -> None:
+    style, content = _noise(40, 40) ** 2, _noise(30, 50, 1) * 0.3 + 0.3
+    content[:, 0] = content[:, 1] * 0.5 + 0.1  # two channels that go together
+    matched = pixels.match_color(style, content)
+    (mean, spread), (wanted_mean, wanted_spread) = (
+        (image[0].flatten(1).mean(1), torch.cov(image[0].flatten(1))) for image in (matched, content)
+    )
+
+    assert torch.allclose(wanted_mean, mean, atol=0.02)
+    assert torch.allclose(wanted_spread, spread, atol=0.003)
+
+
+def test_colors_that_match_already_stay_where_they_are() -> None:
+    content = _noise(40, 40) * 0.5 + 0.2
+
+    assert torch.allclose(content, pixels.match_color(content, content), atol=1e-3)
+
+
+def test_a_matched_histogram_is_the_contents_in_every_channel() -> None:
+    style, content = _noise(40, 40) ** 2, _noise(30, 50, 1) ** 3
+    matched = pixels.match_histogram(style, content)
+
+    for level in (0.1, 0.5, 0.9):
+        wanted, found = (torch.quantile(image[0].flatten(1), level, dim=1) for image in (content, matched))
+        assert torch.allclose(wanted, found, atol=0.01)
+
+
+def test_a_picture_that_repeats_is_enlarged_as_one_that_repeats() -> None:
+    """Rolled first or enlarged first: the same."""
+    image = _noise(32, 48)
+    larger = pixels.enlarge(image, (96, 64), seamless=True)
+
+    assert torch.allclose(
+        larger.roll((32, 48), (2, 3)), pixels.enlarge(image.roll((16, 24), (2, 3)), (96, 64), seamless=True), atol=1e-5
+    )
+    assert not torch.allclose(larger, pixels.enlarge(image, (96, 64)), atol=1e-2)
+
+
+def test_a_guide_is_white_where_the_mask_is() -> None:
+    mask = Image.new("L", (40, 20), 0)
+    mask.paste(255, (0, 0, 20, 20))
+    guide = pixels.to_guide(mask, (20, 10))
+
+    assert (10, 20) == tuple(guide.shape)
+    assert (1, 0) == (float(guide[5, 2]), float(guide[5, 17]))

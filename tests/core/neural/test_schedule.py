@@ -13,10 +13,30 @@ def test_scales_grow_by_root_two_up_to_the_size_asked_for() -> None:
     scales = schedule(parse_spec({"size": 384}), 1024, 768)
 
     assert [(136, 102), (192, 144), (272, 204), (384, 288)] == [scale.size for scale in scales]
-    assert [100, 50, 50, 50] == [scale.iterations for scale in scales]
+    assert [70, 35, 35, 70] == [scale.iterations for scale in scales]
 
 
-@pytest.mark.parametrize("size", [64, 100, 128, 181, 182, 256, 512, 1000, 2048])
+def test_quality_is_how_long_and_iterations_say_it_outright() -> None:
+    counts = [
+        schedule(parse_spec({"size": 384, "quality": q}), 4, 3)[-1].iterations for q in ("draft", "standard", "fine")
+    ]
+
+    assert 2 * counts[0] <= counts[1] <= counts[2] / 2
+    assert 11 == schedule(parse_spec({"size": 384, "quality": "fine", "iterations": 11}), 4, 3)[-1].iterations
+
+
+def test_above_a_thousand_pixels_half_as_many_are_enough() -> None:
+    assert [70, *[35] * 8] == [scale.iterations for scale in schedule(parse_spec({"size": 2048}), 4, 3)]
+
+
+def test_a_seamless_result_has_sides_of_whole_positions() -> None:
+    sizes = [scale.size for scale in schedule(parse_spec({"size": 300, "seamless": True}), 1024, 700)]
+
+    assert all(0 == width % 16 == height % 16 for width, height in sizes)
+    assert (304, 208) == sizes[-1]
+
+
+@pytest.mark.parametrize("size", [64, 100, 128, 181, 182, 256, 512, 1000, 2048, 8192])
 @pytest.mark.parametrize("shape", [(1024, 768), (768, 1024), (500, 500)])
 def test_every_ladder_ends_at_the_size_and_begins_no_coarser_than_it_must(size: int, shape: tuple[int, int]) -> None:
     sides = [scale.long_side for scale in schedule(parse_spec({"size": size}), *shape)]

@@ -10,8 +10,10 @@ from PIL import Image, ImageChops, ImageStat
 from core import errors
 from core.neural import pixels
 from core.neural.losses import gram
+from core.neural.planner import Planner
 from core.neural.schedule import schedule
-from core.neural.stylize import Painting, Progress, stylize, targets
+from core.neural.stylize import Painting, Progress, stylize
+from core.neural.subject import Subject
 from core.neural.vgg import Network
 from core.spec import StyleSpec, parse_spec
 
@@ -23,7 +25,7 @@ def painted(photo: Image.Image, painting: Image.Image, vgg16: Network) -> tuple[
     """One run that several tests look at."""
     seen: list[Progress] = []
     spec = parse_spec({"size": 96, "iterations": 24, "scales": 2})
-    return stylize(photo, [painting], spec, vgg16, lambda progress, _: seen.append(progress)), seen
+    return stylize(Subject(photo, [painting]), spec, vgg16, lambda progress, _: seen.append(progress)), seen
 
 
 def _style_distance(network: Network, picture: Image.Image, painting: Image.Image) -> dict[str, float]:
@@ -67,13 +69,13 @@ def test_the_loss_falls_at_every_scale(painted: tuple[Painting, list[Progress]])
 def test_progress_counts_over_all_scales_and_foretells_the_end(painted: tuple[Painting, list[Progress]]) -> None:
     result, seen = painted
 
-    assert list(range(1, 37)) == [progress.iteration for progress in seen]
+    assert list(range(1, 49)) == [progress.iteration for progress in seen]
     assert {(1, 2, 68), (2, 2, 96)} == {(progress.scale, progress.scales, progress.width) for progress in seen}
     assert all(set(progress.losses) == {"total", "content", "style", "tv"} for progress in seen)
     assert all(progress.iterations_per_second > 0 for progress in seen)
     assert sorted(progress.value for progress in seen) == [progress.value for progress in seen]
     assert (1.0, 0.0) == (seen[-1].value, seen[-1].seconds_left)
-    assert (36, False, seen[-1].losses) == (result.iterations, result.stopped, result.losses)
+    assert (48, False, seen[-1].losses) == (result.iterations, result.stopped, result.losses)
 
 
 def test_the_losses_told_are_those_of_the_picture_delivered(
@@ -81,8 +83,8 @@ def test_the_losses_told_are_those_of_the_picture_delivered(
 ) -> None:
     """Rounding to 8 bits is all that lies between them: nothing is clamped away."""
     result, _ = painted
-    spec = parse_spec({"size": 96, "iterations": 24, "scales": 2}).for_styles(1)
-    _, objective = targets(photo, [painting], spec, vgg16, schedule(spec, *photo.size)[-1])
+    spec = parse_spec({"size": 96, "iterations": 24, "scales": 2}).for_pictures()
+    _, objective = Subject(photo, [painting]).at(schedule(spec, *photo.size)[-1], spec, vgg16)
     with torch.no_grad():
         delivered = objective(pixels.to_image(result.picture)).by_name()
 
@@ -91,7 +93,7 @@ def test_the_losses_told_are_those_of_the_picture_delivered(
 
 def _paint(photo: Image.Image, painting: Image.Image, network: Network, **knobs: Any) -> Image.Image:
     spec = parse_spec({"size": 64, "iterations": 8, "scales": 2, **knobs})
-    return stylize(photo, [painting], spec, network).picture
+    return stylize(Subject(photo, [painting]), spec, network).picture
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -119,6 +121,10 @@ def test_another_seed_gives_another_picture_from_noise(
         {"init": "style"},
         {"optimizer": "adam"},
         {"pooling": "average"},
+        {"pooling": "l2"},
+        {"strength": 0.2},
+        {"quality": "draft", "iterations": 0},
+        {"seamless": True},
         {"objective": "gatys"},
         {"objective": "gatys", "init": "noise", "scales": 1},
         {"tv_weight": 10},
@@ -129,6 +135,8 @@ def test_another_seed_gives_another_picture_from_noise(
         {"content_weight": 0},
         {"style_weight": 0, "init": "noise"},
         {"preserve_color": "luminance"},
+        {"preserve_color": "match"},
+        {"preserve_color": "histogram"},
     ],
     ids=str,
 )
@@ -137,7 +145,9 @@ def test_every_knob_runs_lowers_its_loss_and_changes_the_picture(
 ) -> None:
     losses: list[float] = []
     spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, **knobs})
-    result = stylize(photo, [painting], spec, vgg16, lambda progress, _: losses.append(progress.losses["total"]))
+    result = stylize(
+        Subject(photo, [painting]), spec, vgg16, lambda progress, _: losses.append(progress.losses["total"])
+    )
 
     assert (64, 48) == result.picture.size
     assert losses[-1] < 0.9 * losses[0]
@@ -150,7 +160,7 @@ def test_two_paintings_mix_by_their_shares(photo: Image.Image, painting: Image.I
 
     def redness(shares: str) -> float:
         spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, "style_weights": shares, "style_weight": 100})
-        r, g, b = ImageStat.Stat(stylize(photo, [painting, red], spec, vgg16).picture).mean
+        r, g, b = ImageStat.Stat(stylize(Subject(photo, [painting, red]), spec, vgg16).picture).mean
         return r - (g + b) / 2
 
     assert redness("1,0") < redness("1,1") < redness("0,1")
@@ -184,7 +194,7 @@ def test_a_callback_may_stop_the_run_and_keeps_the_picture_at_full_size(
 ) -> None:
     seen: list[Image.Image] = []
     spec = parse_spec({"size": 96, "iterations": 20, "scales": 2})
-    result = stylize(photo, [painting], spec, vgg16, _stop_after(3, seen))
+    result = stylize(Subject(photo, [painting]), spec, vgg16, _stop_after(3, seen))
 
     assert (True, 3, (96, 72)) == (result.stopped, result.iterations, result.picture.size)
     assert [(68, 51)] * 3 == [picture.size for picture in seen]
@@ -196,7 +206,7 @@ def test_an_interrupt_goes_through_the_run_untouched(photo: Image.Image, paintin
         raise errors.LeaseLost()
 
     with pytest.raises(errors.LeaseLost):
-        stylize(photo, [painting], StyleSpec(size=64), vgg16, lost)
+        stylize(Subject(photo, [painting]), StyleSpec(size=64), vgg16, lost)
 
 
 def test_a_run_that_leaves_the_finite_numbers_says_so(
@@ -204,19 +214,168 @@ def test_a_run_that_leaves_the_finite_numbers_says_so(
 ) -> None:
     with pytest.raises(errors.Diverged):
         stylize(
-            photo,
-            [painting],
+            Subject(photo, [painting]),
             parse_spec({"size": 64, "objective": "gatys", "style_weight": 1e9, "content_weight": 1e9}),
             _Broken(vgg16),
         )
 
 
 class _Broken(Network):
-    """A network whose deepest features overflow."""
+    """A network whose responses overflow, from its `after`th look at an image on."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, after: int = 0) -> None:
         self.__dict__.update(network.__dict__)
-        self._parameters = [(weight * 1e30, bias) for weight, bias in network._parameters]
+        self._whole, self._looks_left = network._parameters, after
+
+    @property
+    def _parameters(self) -> Any:
+        self._looks_left -= 1
+        return self._whole if self._looks_left >= 0 else [(weight * 1e30, bias) for weight, bias in self._whole]
+
+    @_parameters.setter
+    def _parameters(self, value: Any) -> None:
+        pass
+
+
+def test_a_run_that_goes_wrong_late_keeps_its_last_good_picture(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
+    with pytest.raises(errors.Diverged) as caught:
+        stylize(Subject(photo, [painting]), parse_spec({"size": 64, "iterations": 30}), _Broken(vgg16, after=12))
+
+    assert caught.value.picture is not None
+    assert (64, 48) == caught.value.picture.size
+    assert 10 < ImageStat.Stat(caught.value.picture).stddev[0]
+
+
+# ---------------------------------------------------------------------- masks, a picture to begin with
+
+
+def _half(size: tuple[int, int], *, left: bool) -> Image.Image:
+    mask = Image.new("L", size, 0)
+    mask.paste(255, (0, 0, size[0] // 2, size[1]) if left else (size[0] // 2, 0, *size))
+    return mask
+
+
+def test_a_mask_says_where_each_painting_goes(photo: Image.Image, vgg16: Network) -> None:
+    """Red on the left, blue on the right."""
+    red, blue = (_speckled(color) for color in ((220, 30, 30), (30, 30, 220)))
+    subject = Subject(photo, [red, blue], [_half(photo.size, left=True), _half(photo.size, left=False)])
+    spec = parse_spec({"size": 128, "iterations": 30, "scales": 1, "strength": 0.9})
+    result = stylize(subject, spec, vgg16).picture
+    left, right = (ImageStat.Stat(result.crop(box)).mean for box in ((0, 0, 48, 96), (80, 0, 128, 96)))
+
+    assert left[0] - left[2] > right[0] - right[2] + 50
+
+
+def _speckled(color: tuple[int, int, int]) -> Image.Image:
+    noise = Image.effect_noise((96, 96), 60).convert("RGB")
+    return Image.blend(Image.new("RGB", (96, 96), color), noise, 0.15)
+
+
+def test_masks_of_the_wrong_number_and_a_black_one_are_refused_in_words(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
+    black, white = Image.new("L", (8, 8), 0), Image.new("L", (8, 8), 255)
+    with pytest.raises(errors.BadSpec, match="one for each of the 1 paintings"):
+        stylize(Subject(photo, [painting], [white, white]), StyleSpec(size=64), vgg16)
+    with pytest.raises(errors.BadImage, match="black all over"):
+        stylize(Subject(photo, [painting], [black]), StyleSpec(size=64), vgg16)
+
+
+def test_a_run_begins_with_the_picture_that_is_given(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
+    green = Image.new("RGB", (50, 50), (0, 200, 0))
+    spec = parse_spec({"size": 64, "iterations": 1, "scales": 1, "init": "picture"})
+    red, own, blue = ImageStat.Stat(stylize(Subject(photo, [painting], init=green), spec, vgg16).picture).mean
+
+    assert own > red + 150
+    assert own > blue + 150
+    with pytest.raises(errors.BadSpec, match="init_image"):
+        stylize(Subject(photo, [painting]), spec, vgg16)
+
+
+# ---------------------------------------------------------------------- memory, and nothing left to gain
+
+
+def test_little_memory_makes_tiles_and_the_same_picture(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
+    large = photo.resize((400, 300))
+    spec = parse_spec({"size": 400, "iterations": 1, "scales": 1})
+    tight = Planner(vgg16, free_bytes=360_000_000)
+    free, tiled = (stylize(Subject(large, [painting]), spec, vgg16, planner=p).picture for p in (None, tight))
+
+    assert tight.plan(large.size, [painting.size], spec.for_pictures()).legs[0].route.tile_px is not None
+    assert max(high for _, high in ImageChops.difference(free, tiled).getextrema()) <= 2
+
+
+class _Cramped(Network):
+    """A network that runs out of memory at pictures above so many pixels."""
+
+    def __init__(self, network: Network, most: int) -> None:
+        self.__dict__.update(network.__dict__)
+        self.most = most
+
+    def record(self, image: torch.Tensor, *rest: Any) -> Any:
+        if image.shape[2] * image.shape[3] > self.most:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+        return super().record(image, *rest)
+
+
+def test_out_of_memory_is_tried_once_more_in_smaller_pieces(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
+    large, spec = photo.resize((400, 300)), parse_spec({"size": 400, "iterations": 1, "scales": 1})
+    usual = stylize(Subject(large, [painting]), spec, vgg16).picture
+    cramped = stylize(Subject(large, [painting]), spec, _Cramped(vgg16, 330 * 330)).picture
+
+    assert max(high for _, high in ImageChops.difference(usual, cramped).getextrema()) <= 2
+    with pytest.raises(errors.OutOfMemory, match="size"):
+        stylize(Subject(large, [painting]), spec, _Cramped(vgg16, 100 * 100))
+
+
+def test_a_scale_with_nothing_left_to_gain_ends_early(painting: Image.Image, vgg16: Network) -> None:
+    """A painting in its own style is there from the beginning."""
+    seen: list[Progress] = []
+    spec = parse_spec({"size": 64})
+    result = stylize(Subject(painting, [painting]), spec, vgg16, lambda progress, _: seen.append(progress))
+
+    assert result.iterations < 70
+    assert seen[-1].iteration == seen[-1].iterations == result.iterations
+    assert 0 == seen[-1].seconds_left
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"objective": "gatys"},
+        {"preserve_color": "match"},
+        {"preserve_color": "histogram"},
+        {"preserve_color": "luminance"},
+        {"init": "noise"},
+        {"pooling": "l2"},
+        {"optimizer": "adam"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("flat", ["photo", "painting", "both"])
+def test_pictures_of_one_color_give_a_picture(
+    photo: Image.Image, painting: Image.Image, vgg16: Network, knobs: dict[str, Any], flat: str
+) -> None:
+    """No variance to divide by, nothing to match: and never NaN."""
+    gray, black = Image.new("RGB", (80, 60), (128, 128, 128)), Image.new("RGB", (60, 80), 0)
+    subject = Subject(gray if flat != "painting" else photo, [black if flat != "photo" else painting])
+    result = stylize(subject, parse_spec({"size": 64, "iterations": 5, **knobs}), vgg16)
+
+    assert (64, 48) == result.picture.size
+    assert all(value == value for value in result.losses.values())  # noqa: PLR0124 - NaN differs from itself
+
+
+def test_a_very_wide_photo_and_a_tiny_painting_give_a_picture(vgg16: Network, photo: Image.Image) -> None:
+    wide, tiny = photo.resize((1000, 50)), photo.resize((32, 32))
+
+    assert (640, 32) == stylize(Subject(wide, [tiny]), parse_spec({"size": 640, "iterations": 2}), vgg16).picture.size
 
 
 def test_vgg19_paints_with_its_own_layers(photo: Image.Image, painting: Image.Image, random_vgg19: Network) -> None:
@@ -225,6 +384,6 @@ def test_vgg19_paints_with_its_own_layers(photo: Image.Image, painting: Image.Im
     spec = parse_spec(
         {"size": 64, "iterations": 10, "scales": 1, "model": "vgg19", "style_layers": "relu1_1,relu3_4,relu5_4"}
     )
-    stylize(photo, [painting], spec, random_vgg19, lambda progress, _: losses.append(progress.losses["total"]))
+    stylize(Subject(photo, [painting]), spec, random_vgg19, lambda progress, _: losses.append(progress.losses["total"]))
 
     assert losses[-1] < losses[0]

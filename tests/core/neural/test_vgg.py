@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from core.neural import pixels
 from core.neural.torchvision_registry import vgg19_source
-from core.neural.vgg import MEAN, STD, Architecture, Network, convolutions
+from core.neural.vgg import MEAN, POOLING_SCALES, STD, Architecture, Network, convolutions
 from core.neural.weights import random_parameters
 
 # Position of each ReLU in torchvision's `features`, as documented: docs/algorithm.md.
@@ -42,7 +44,7 @@ def _torchvision(architecture: Architecture) -> tuple[nn.Sequential, Network]:
 def test_features_are_torchvisions_at_the_named_layers(architecture: Architecture) -> None:
     reference, network = _torchvision(architecture)
     x = (_image() - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
-    found = network.features(_image(), RELUS[architecture])
+    found = network.features(_image(), RELUS[architecture], edges="zeros")
 
     for layer, index in RELUS[architecture].items():
         with torch.no_grad():
@@ -57,18 +59,61 @@ def test_the_row_of_data_is_simonyan_and_zissermans() -> None:
     assert ["relu2_1", "relu3_1", "relu4_1", "relu5_1"] == [row.layer for row in convolutions("vgg16") if row.pooled]
 
 
-def test_average_pooling_averages(random_vgg19: Network) -> None:
-    """On a constant image both poolings see the same; on noise the average sees less."""
-    flat, noise = torch.full((1, 3, 64, 64), 0.7), _image(64, 64)
-    by_max, by_mean = (random_vgg19.features(noise, ["relu2_1"], pooling)["relu2_1"] for pooling in ("max", "average"))  # type: ignore[arg-type]
-    inner = (slice(None), slice(None), slice(8, 24), slice(8, 24))
-
-    assert float(by_mean.mean()) < float(by_max.mean())
-    assert torch.allclose(
-        random_vgg19.features(flat, ["relu2_1"], "max")["relu2_1"][inner],
-        random_vgg19.features(flat, ["relu2_1"], "average")["relu2_1"][inner],
-        atol=1e-4,
+def test_average_and_l2_pooling_see_less_noise_than_the_maximum(random_vgg19: Network) -> None:
+    """On noise: max above L2 above average, once what rescales them is taken out."""
+    noise = _image(64, 64)
+    by_max, by_l2, by_average = (
+        _block_end(random_vgg19, noise, pooling) / POOLING_SCALES[pooling] for pooling in ("max", "l2", "average")
     )
+
+    assert by_average < by_l2 < by_max
+
+
+def _block_end(network: Network, image: Tensor, pooling: Any) -> float:
+    return float(network.features(image, ["relu2_1"], pooling)["relu2_1"].mean())
+
+
+@pytest.mark.parametrize("pooling", ["average", "l2"])
+def test_rescaled_deep_responses_are_as_large_as_those_after_the_maximum(
+    vgg16: Network, painting: Image.Image, pooling: Any
+) -> None:
+    """So that the deep layers work at the level they were trained at."""
+    image = pixels.to_image(painting)
+    usual, other = (float(vgg16.features(image, ["relu4_1"], p)["relu4_1"].norm()) for p in ("max", pooling))
+
+    assert other / usual == pytest.approx(1, abs=0.5)
+
+
+def test_at_the_edges_the_outermost_pixels_repeat(random_vgg19: Network) -> None:
+    """A picture of one color then looks the same at its border as in its middle; the paper's network sees a frame."""
+    flat = torch.full((1, 3, 40, 40), 0.9)
+    repeated, framed = (random_vgg19.features(flat, ["relu1_1"], edges=e)["relu1_1"] for e in ("repeat", "zeros"))  # type: ignore[arg-type]
+
+    assert torch.allclose(repeated[..., 0, 0], repeated[..., 20, 20], atol=1e-5)
+    assert not torch.allclose(framed[..., 0, 0], framed[..., 20, 20], atol=1e-2)
+
+
+def test_a_recording_finds_what_features_finds(vgg16: Network) -> None:
+    found, recorded = (look(_image(), ["relu1_1", "relu4_2"]) for look in (vgg16.features, vgg16.record))
+
+    assert all(torch.equal(found[layer], recorded.features[layer]) for layer in found)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers", "halo"),
+    [
+        ("vgg16", ["relu1_1", "relu5_1"], 64),
+        ("vgg19", ["relu5_1"], 80),
+        ("vgg19", ["relu4_2"], 40),
+    ],
+)
+def test_the_halo_is_the_field_of_view_in_whole_positions(
+    architecture: Architecture, layers: list[str], halo: int
+) -> None:
+    """58 px for VGG-16's relu5_1, 70 for VGG-19's."""
+    network = Network(architecture, random_parameters(architecture), name="", sha256="", dtype=torch.float32)
+
+    assert halo == network.halo(layers)
 
 
 def test_bfloat16_features_are_close_to_float32(vgg16: Network, weights: Any) -> None:

@@ -1,0 +1,95 @@
+"""The usual way, to measure against: neural-style-pt's recipe, written down anew with stock autograd.
+
+Both pictures scaled to the long side beforehand, float32, the photo as first image, torch's L-BFGS without bounds, the
+result clamped at the end. Its unit: mean (F - P)^2 + 1e6 sum_l |G/M - A/M|^2 / N^4. Knows our network's weights only.
+"""
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from core.neural import pixels
+from core.neural.vgg import MEAN, STD, Network
+from core.spec import StyleSpec, parse_spec
+
+CONTENT = "relu4_2"
+FILTERS = {"relu1_1": 64, "relu2_1": 128, "relu3_1": 256, "relu4_1": 512, "relu5_1": 512}
+STYLE_WEIGHT = 1e6
+
+
+class Peer:
+    """The peer's loss of images, and its optimisation."""
+
+    def __init__(self, network: Network, content: Image.Image, style: Image.Image) -> None:
+        """network: in float32."""
+        self._network = network
+        self._photo = pixels.to_image(content).to(network.device)
+        with torch.no_grad():
+            self._content = self._features(self._photo)[CONTENT]
+            painting = self._features(pixels.to_image(style).to(network.device))
+            self._grams = {layer: _gram(painting[layer]) for layer in FILTERS}
+
+    def spec(self, size: int) -> StyleSpec:
+        """The same sum, as our knobs say it."""
+        return parse_spec(
+            {
+                "size": size,
+                "objective": "gatys",
+                "content_weight": 2 / self._content.numel(),
+                "style_weight": sum(4 * STYLE_WEIGHT / filters**2 for filters in FILTERS.values()),
+                "style_layers": {layer: 1 / filters**2 for layer, filters in FILTERS.items()},
+            }
+        )
+
+    def loss(self, image: Tensor) -> Tensor:
+        """Of an image (1, 3, H, W), in the peer's unit."""
+        features = self._features(image)
+        loss = (features[CONTENT] - self._content).square().mean()
+        for layer, filters in FILTERS.items():
+            loss = loss + STYLE_WEIGHT * (_gram(features[layer]) - self._grams[layer]).square().sum() / filters**4
+        return loss
+
+    @torch.no_grad()
+    def delivered(self, picture: Image.Image) -> float:
+        """Of an 8-bit picture."""
+        return float(self.loss(pixels.to_image(picture).to(self._network.device)))
+
+    def painted(self, iterations: int) -> Image.Image:
+        """The peer's result."""
+        image = self._photo.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [image], max_iter=iterations, history_size=100, tolerance_change=-1, tolerance_grad=-1
+        )
+
+        def closure() -> float:
+            optimizer.zero_grad()
+            loss = self.loss(image)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return float(loss)
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        return pixels.to_picture(image)
+
+    def gradient(self, image: Tensor) -> Tensor:
+        """One evaluation, for the stopwatch."""
+        leaf = image.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.loss(leaf), leaf)
+        return gradient
+
+    def _features(self, image: Tensor) -> dict[str, Tensor]:
+        mean, std = (torch.tensor(row, device=image.device).view(1, 3, 1, 1) for row in (MEAN, STD))
+        x, found = (image - mean) / std, {}
+        for row, (weight, bias) in zip(self._network._row, self._network._parameters, strict=True):
+            if row.pooled:
+                x = functional.max_pool2d(x, 2)
+            x = functional.relu(functional.conv2d(x, weight.contiguous(), bias, padding=1))
+            found[row.layer] = x
+            if row.layer == max(FILTERS):
+                break
+        return found
+
+
+def _gram(features: Tensor) -> Tensor:
+    flat = features[0].flatten(1)
+    return flat @ flat.T / flat.shape[1]

@@ -1,0 +1,244 @@
+"""The plan of a run, made before it: for each scale a route that fits into memory, its bytes and its seconds.
+
+A route is how the gradient is taken (whole, or in tiles) and how many curvature pairs L-BFGS keeps, and where. The
+fastest that fits is taken. Memory is counted from the network's shapes; time from a short measurement of the device,
+which is kept. Knows no pictures, only their sizes.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from core import errors
+from core.neural.objective import Objective, Region, style_of
+from core.neural.optimize import HISTORY
+from core.neural.schedule import Scale, schedule
+from core.neural.subject import painting_size
+from core.neural.tiling import Tile, tiles
+from core.neural.vgg import Network, stride
+from core.spec import MIN_RESULT_SIDE_PX, StyleSpec
+
+TILES_PX = (None, 4096, 2048, 1024, 512, 256)
+# Pairs, whether the host keeps them, and how much slower that is: fewer pairs need more iterations, and those on the
+# host go through the bus. Taken where nothing faster fits.
+HISTORIES = ((HISTORY, False, 1.0), (HISTORY // 2, False, 1.2), (HISTORY // 2, True, 2.0))
+
+# Of what is free, this share is planned with: the rest is for what no formula knows (allocators, libraries).
+USABLE = 0.85
+
+# An image in float32, for a pixel; and how many there are at once: photo, image, two gradients, step, change, both
+# together, direction, and two in passing.
+_VECTOR_BYTES = 3 * 4
+_VECTORS = 11
+
+# What libraries take beside it, for scratch: measured on a CPU (docs/log.md).
+_FIXED_BYTES = 160_000_000
+
+Size = tuple[int, int]  # width, height
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a device is with a network: seconds an evaluation takes beside its pixels, and for each seen pixel."""
+
+    fixed_seconds: float
+    pixel_seconds: float
+
+
+# A pace for plans whose seconds nobody asks for: their proportions are right.
+NOMINAL = Pace(0.02, 2.5e-6)
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way a scale is gone."""
+
+    tile_px: int | None
+    history: int
+    history_on_host: bool = False
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One scale of the run, its route and what it takes."""
+
+    scale: Scale
+    route: Route
+    memory_bytes: int
+    iteration_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """With the looks at photo and paintings before the first iteration, which are two iterations' worth."""
+        return self.iteration_seconds * (self.scale.iterations + 2)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do and take."""
+
+    legs: tuple[Leg, ...]
+
+    @property
+    def memory_bytes(self) -> int:
+        """At the most, beside the network itself."""
+        return max(leg.memory_bytes for leg in self.legs)
+
+    @property
+    def seconds(self) -> float:
+        """In all."""
+        return sum(leg.seconds for leg in self.legs)
+
+
+class Planner:
+    """Plans runs for one network on its device."""
+
+    def __init__(self, network: Network, pace: Pace = NOMINAL, free_bytes: int | None = None) -> None:
+        """free_bytes: what a run may take; None asks the device before each plan."""
+        self._network, self._pace, self._free_bytes = network, pace, free_bytes
+
+    def plan(self, content: Size, styles: Sequence[Size], spec: StyleSpec) -> Plan:
+        """The plan of a run.
+
+        Raises BadSpec (`size` too small for the photo's shape), OutOfMemory with a size that fits.
+        """
+        usable = self._usable()
+        legs = [self._fastest(self._legs(scale, styles, spec), usable) for scale in schedule(spec, *content)]
+        if None in legs:
+            raise errors.OutOfMemory(self._what_fits(content, styles, spec, usable))
+        return Plan(tuple(leg for leg in legs if leg is not None))
+
+    def smaller(self, leg: Leg, styles: Sequence[Size], spec: StyleSpec) -> Leg | None:
+        """The same scale by a route of at most half the memory; else by the smallest, if that is smaller at all."""
+        smallest = min(self._legs(leg.scale, styles, spec), key=lambda other: other.memory_bytes)
+        usable = max(leg.memory_bytes // 2, smallest.memory_bytes)
+        return self._fastest(self._legs(leg.scale, styles, spec), usable) if usable < leg.memory_bytes else None
+
+    def _usable(self) -> int:
+        free = free_memory(self._network.device) if self._free_bytes is None else self._free_bytes
+        return int(free * USABLE)
+
+    def _what_fits(self, content: Size, styles: Sequence[Size], spec: StyleSpec, usable: int) -> str:
+        """The sentence that names the largest size with a plan."""
+        fits, least = 0, -(-MIN_RESULT_SIDE_PX * max(content) // min(content))
+        for size in range(max(64, least), spec.size, 32):
+            last = schedule(spec.model_copy(update={"size": size}), *content)[-1]
+            if self._fastest(self._legs(last, styles, spec), usable) is None:
+                break
+            fits = size
+        if not fits:
+            return "This worker has too little memory for any size; free some, or use another."
+        return f"size {spec.size} needs more memory than this worker has; size {fits} fits."
+
+    @staticmethod
+    def _fastest(legs: Iterable[Leg], usable: int) -> Leg | None:
+        fitting = [leg for leg in legs if leg.memory_bytes <= usable]
+        return min(fitting, key=lambda leg: leg.iteration_seconds, default=None)
+
+    def _legs(self, scale: Scale, styles: Sequence[Size], spec: StyleSpec) -> Iterator[Leg]:
+        """The scale by every route there is."""
+        network, layers = self._network, {*spec.content_layers, *spec.style_layers}
+        for tile_px in (side for side in TILES_PX if side is None or side < max(scale.size)):
+            windows = tiles(scale.height, scale.width, tile_px, network.halo(layers), seamless=spec.seamless)
+            seen = [_seen(tile) for tile in windows]
+            passes = 1 if len(seen) == 1 else 1.5  # the first of two goes forward only
+            seconds = self._pace.fixed_seconds * len(seen)
+            seconds += self._pace.pixel_seconds * sum(seen) * passes * network.work(layers)
+            looks = [self._look_bytes(painting_size(*size, spec, scale), tile_px, spec) for size in styles]
+            for history, on_host, slower in HISTORIES if spec.optimizer == "lbfgs" else ((0, False, 1.0),):
+                if on_host and network.device.type == "cpu":
+                    continue
+                gradient = max(seen) * network.gradient_bytes(layers)
+                state = self._state_bytes(scale, spec, 0 if on_host else history)
+                memory = _FIXED_BYTES + state + max(gradient, *looks)
+                yield Leg(scale, Route(tile_px, history, on_host), memory, seconds * slower)
+
+    def _state_bytes(self, scale: Scale, spec: StyleSpec, history: int) -> int:
+        """What is as large as the image: images, gradients, pairs, targets."""
+        size = self._network.dtype.itemsize
+        targets = sum(self._network.filters(layer) / stride(layer) ** 2 * size for layer in spec.content_layers)
+        return int(scale.width * scale.height * (_VECTOR_BYTES * (_VECTORS + 2 * history) + targets))
+
+    def _look_bytes(self, size: Size, tile_px: int | None, spec: StyleSpec) -> int:
+        """A look at a painting: it is held in float32, and goes forward only."""
+        width, height = size
+        windows = tiles(height, width, tile_px, self._network.halo(spec.style_layers))
+        look = max(map(_seen, windows)) * self._network.features_bytes(spec.style_layers)
+        return look + 2 * _VECTOR_BYTES * width * height
+
+
+def _seen(tile: Tile) -> int:
+    """Pixels."""
+    return (tile.down.seen_end - tile.down.seen_begin) * (tile.across.seen_end - tile.across.seen_begin)
+
+
+# ---------------------------------------------------------------------- what the device has, and how fast it is
+
+
+def pace_of(network: Network, file: Path) -> Pace:
+    """The device's pace with this network: from the file, or measured, which takes seconds, and kept there."""
+    name = torch.cuda.get_device_name(network.device) if network.device.type == "cuda" else str(network.device)
+    key = (
+        f"{name}, {torch.get_num_threads()} threads, {network.architecture}, {network.dtype}, torch {torch.__version__}"
+    )
+    try:
+        paces = json.loads(file.read_text())
+        return Pace(**paces[key])
+    except (OSError, ValueError, TypeError, KeyError):
+        paces = {}
+    pace = measured_pace(network)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**paces, key: asdict(pace)}, indent=1))
+    return pace
+
+
+def measured_pace(network: Network) -> Pace:
+    """From the median seconds of an evaluation at two sizes."""
+    (small, small_seconds), (large, large_seconds) = (_evaluation(network, side) for side in (128, 320))
+    pixel_seconds = max(0.0, (large_seconds - small_seconds) / (large - small))
+    return Pace(max(1e-4, small_seconds - small * pixel_seconds), pixel_seconds)
+
+
+def _evaluation(network: Network, side: int) -> tuple[int, float]:
+    """Pixels, and the median seconds of their loss and gradient."""
+    spec = StyleSpec().for_pictures()
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(network.device)
+    objective = Objective(network, spec, image, [Region(style_of(network, image.flip(1), spec))])
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        objective.with_gradient(image)[0].by_name()  # reading the losses waits for the device
+        seconds.append(time.perf_counter() - began)
+    return side * side, statistics.median(seconds)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a run may take on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return min(_host_limits())
+
+
+def _host_limits() -> Iterable[int]:
+    """What the machine has, and what is left of this container's share (cgroup 2, then 1)."""
+    yield os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        yield int(lines["MemAvailable"].split()[0]) * 1024
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        folder = Path("/sys/fs/cgroup")
+        if (folder / limit).exists() and (text := (folder / limit).read_text().strip()).isdigit():
+            yield int(text) - int((folder / used).read_text())

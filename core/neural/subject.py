@@ -1,0 +1,96 @@
+"""The pictures of a run, and what they are at one scale: the photo's image, the objective, the first image.
+
+Keeps the photo's colors where that is asked for. Knows no optimiser and no progress.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from core import errors
+from core.neural import pixels
+from core.neural.objective import Objective, Region, mixed, style_of
+from core.neural.schedule import Scale
+from core.neural.vgg import Network
+from core.spec import MIN_RESULT_SIDE_PX, StyleSpec
+
+MAX_PAINTING_PX = 4096
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A photo and paintings; for each painting, if any, where its style goes (white) or not; what to begin with."""
+
+    content: Image.Image
+    styles: Sequence[Image.Image]
+    masks: Sequence[Image.Image] = ()
+    init: Image.Image | None = None
+
+    def fitted(self, spec: StyleSpec) -> StyleSpec:
+        """The spec with one mixing share a painting. Raises BadSpec, BadImage where pictures and spec do not fit."""
+        spec = spec.for_pictures(len(self.styles), len(self.masks), init_image=self.init is not None)
+        if not all(mask.convert("L").getextrema()[1] for mask in self.masks):
+            raise errors.BadImage("A mask is black all over: its painting would go nowhere. White is where it goes.")
+        return spec
+
+    def at(
+        self, scale: Scale, spec: StyleSpec, network: Network, tile_px: int | None = None
+    ) -> tuple[Tensor, Objective]:
+        """The photo as an image tensor, and the objective that judges images of its size."""
+        photo = pixels.to_image(self.content, scale.size).to(network.device)
+        paintings = [_painting(style, spec, scale).to(network.device) for style in self.styles]
+        photo, paintings = _in_colors(spec.preserve_color, photo, paintings)
+        styles = [style_of(network, painting, spec, tile_px) for painting in paintings] if spec.beta else []
+        if not self.masks or not styles:
+            regions = [Region(mixed(styles, spec.style_weights))] if styles else []
+        else:  # each share counts where its mask is: equal shares are all of it
+            guides = [pixels.to_guide(mask, scale.size).to(network.device) for mask in self.masks]
+            shares = [share * len(styles) for share in spec.style_weights]
+            regions = [Region(*region) for region in zip(styles, shares, guides, strict=True)]
+        return photo, Objective(network, spec, photo, regions, tile_px)
+
+    def first_image(self, photo: Tensor, spec: StyleSpec) -> Tensor:
+        """(1, 3, H, W) in [0, 1]: the photo, white noise, the first painting, or the picture to begin with."""
+        if spec.init == "content":
+            return photo.clone()
+        if spec.init == "noise":
+            generator = torch.Generator().manual_seed(spec.seed)
+            return torch.rand(photo.shape, generator=generator).to(photo.device)
+        picture = self.styles[0] if self.init is None else self.init
+        image = pixels.to_image(picture, (photo.shape[3], photo.shape[2])).to(photo.device)
+        return pixels.luminance(image) if spec.preserve_color == "luminance" else image
+
+    def render(self, image: Tensor, spec: StyleSpec) -> Image.Image:
+        """The picture that a user gets for an image (1, 3, H, W)."""
+        if spec.preserve_color == "luminance":
+            photo = pixels.to_image(self.content, (image.shape[3], image.shape[2])).to(image.device)
+            image = pixels.with_color_of(image, photo)
+        return pixels.to_picture(image)
+
+
+def painting_size(width: int, height: int, spec: StyleSpec, scale: Scale) -> tuple[int, int]:
+    """A painting with its long side at the scale's times `style_scale`: that sets the size of the strokes.
+
+    Never enlarged beyond its own size, where there are no strokes to find, but never too narrow for the network.
+    """
+    wanted = min(scale.long_side * spec.style_scale, MAX_PAINTING_PX) / max(width, height)
+    factor = max(min(wanted, 1.0), MIN_RESULT_SIDE_PX / min(width, height))
+    return round(width * factor), round(height * factor)
+
+
+def _painting(style: Image.Image, spec: StyleSpec, scale: Scale) -> Tensor:
+    return pixels.to_image(style, painting_size(*style.size, spec, scale))
+
+
+def _in_colors(preserve: str, photo: Tensor, paintings: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    if preserve == "luminance":
+        photo = pixels.luminance(photo)
+        return photo, [pixels.match_luminance(pixels.luminance(painting), photo) for painting in paintings]
+    if preserve == "match":
+        return photo, [pixels.match_color(painting, photo) for painting in paintings]
+    if preserve == "histogram":
+        return photo, [pixels.match_histogram(painting, photo) for painting in paintings]
+    return photo, paintings
