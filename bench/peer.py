@@ -63,9 +63,9 @@ class Peer:
         )
 
         def closure() -> float:
-            optimizer.zero_grad()
             loss = self.loss(image)
-            loss.backward()  # type: ignore[no-untyped-call]
+            (gradient,) = torch.autograd.grad(loss, image)
+            image.grad = gradient.contiguous()  # torch's L-BFGS takes no other layout
             return float(loss)
 
         optimizer.step(closure)  # type: ignore[no-untyped-call]

@@ -250,6 +250,7 @@ def _demo(client: Client, size: str, output: Path, between: Callable[[], None]) 
 @init_option
 @knobs
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--plan", "only_plan", is_flag=True, help="Say what it would take, and stop.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--precision", default="auto", type=click.Choice(["auto", "float32", "bfloat16", "float16"]))
 def stylize(
@@ -259,6 +260,7 @@ def stylize(
     masks: tuple[Path, ...],
     init_image: Path | None,
     output: Path,
+    only_plan: bool,
     device: str,
     precision: Any,
     **given: str | None,
@@ -267,6 +269,7 @@ def stylize(
     _check_output(output)
     spec = parse_spec(_given(given)).for_pictures(len(style), len(masks), init_image=init_image is not None)
 
+    from core.neural.planner import Planner, pace_of
     from core.neural.stylize import Progress
     from core.neural.stylize import stylize as paint
     from core.neural.subject import Subject
@@ -278,7 +281,12 @@ def stylize(
         _decoded(init_image) if init_image else None,
     )
 
-    network = _weights_cache().load(spec.model, device, precision)
+    cache = _weights_cache()
+    network = cache.load(spec.model, device, precision)
+    planner = Planner(network, pace_of(network, cache.folder / "pace.json"))
+    if only_plan:
+        _say_plan(planner.plan(subject.content.size, [style.size for style in subject.styles], subject.fitted(spec)))
+        return
     with Bar() as bar:
 
         def show(at: Progress, _: object) -> None:
@@ -287,7 +295,7 @@ def stylize(
             )
 
         try:
-            painting = paint(subject, spec, network, show)
+            painting = paint(subject, spec, network, show, planner)
         except errors.Diverged as error:
             if error.picture is not None:
                 error.picture.save(output)
@@ -297,6 +305,15 @@ def stylize(
     provenance = {"program": "impasto", "spec": spec.model_dump(), "model": model}
     output.write_bytes(images.encode(painting.picture, _SUFFIXES[output.suffix.lower()], provenance))
     click.echo(output)
+
+
+def _say_plan(plan: Any) -> None:
+    for leg in plan.legs:
+        way = f"tiles of {leg.route.tile_px} px" if leg.route.tile_px else "whole"
+        click.echo(
+            f"{leg.scale.width} x {leg.scale.height} px, {leg.scale.iterations} iterations, {way}: {leg.seconds:.0f} s"
+        )
+    click.echo(f"In all {plan.seconds:.0f} s, and {plan.memory_bytes / 1e9:.1f} GB beside the network.")
 
 
 def _decoded(path: Path) -> Image.Image:

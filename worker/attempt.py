@@ -88,7 +88,9 @@ class Painter:
             output = self._keep_result(job, painting, network)
             model = NetworkUsed(name=network.name, sha256=network.sha256)
             self._until_stored(lambda: self._store.progress(job.id, token, watch.told()))
-            metrics = {"load_seconds": load_seconds, "run_seconds": painting.seconds, **_named(painting.losses)}
+            took = {"load_seconds": load_seconds, "run_seconds": painting.seconds}
+            planned = {"planned_seconds": painting.plan.seconds, "planned_bytes": painting.plan.memory_bytes}
+            metrics = took | planned | _named(painting.losses)
             return self._until_stored(lambda: self._store.succeed(job.id, token, output, model, metrics))
         except errors.Unavailable:
             raise  # our trouble, not the job's: it comes back when the lease has run out

@@ -242,6 +242,8 @@ class Objective:
         weight = self._spec.beta * self._style_layers[layer] * region.share * area
         if self._spec.objective == "gatys":
             return PaperStyle(region.style[layer], weight)
+        if not self._content_layers:  # a texture comes from nothing: the photo lends it no more than its shape
+            start = start * 0.0
         return RelativeStyle(region.style[layer], start, weight)
 
 

@@ -12,6 +12,8 @@ from core.spec import MIN_RESULT_SIDE_PX, StyleSpec, result_size
 # Iterations at full size by `quality`.
 ITERATIONS = {"draft": 25, "standard": 70, "fine": 210}
 
+NOISE_FACTOR = 4
+
 COARSEST_PX = 128  # below it a photo's content is lost, and is not found again at the finer scales
 FINE_PX = 1024
 STEP = math.sqrt(2)
@@ -51,6 +53,8 @@ def schedule(spec: StyleSpec, width: int, height: int) -> list[Scale]:
     # Half as many are enough on the way, and above what the network's view still makes sense of.
     at_last = half if coarser and max(last) > FINE_PX else most
     on_the_way = [most] + [half] * len(coarser)
+    if spec.init == "noise" and not spec.iterations:  # nothing is there yet; where it is cheap, take the time
+        on_the_way[0], at_last = NOISE_FACTOR * most, at_last if coarser else NOISE_FACTOR * most
     return [*(Scale(*size, count) for size, count in zip(coarser, on_the_way, strict=False)), Scale(*last, at_last)]
 
 

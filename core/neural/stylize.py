@@ -17,7 +17,7 @@ from core import errors
 from core.neural import pixels
 from core.neural.objective import Losses
 from core.neural.optimize import adam, lbfgs
-from core.neural.planner import Leg, Planner
+from core.neural.planner import Leg, Plan, Planner
 from core.neural.subject import Subject
 from core.neural.vgg import Network
 from core.spec import StyleSpec
@@ -65,6 +65,7 @@ class Painting:
     iterations: int
     seconds: float
     stopped: bool
+    plan: Plan
 
 
 def stylize(
@@ -103,7 +104,7 @@ class _Run:
         if stopped:  # whatever the scale, the picture has the size that was asked for
             image = self._enlarged(image, self._plan.legs[-1])
         picture = self._subject.render(image, self._spec)
-        return Painting(picture, self._losses, self._clock.iteration, self._clock.seconds, stopped)
+        return Painting(picture, self._losses, self._clock.iteration, self._clock.seconds, stopped, self._plan)
 
     def _leg(self, number: int, leg: Leg) -> bool:
         """Go through one scale; True if the callback stops the run. Out of memory, once more by a smaller route."""

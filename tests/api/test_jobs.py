@@ -67,6 +67,33 @@ def test_the_same_by_json_with_digests_of_uploads(
     assert by_form.json()["input"] == by_digest.json()["input"]
 
 
+def test_masks_and_a_first_picture_come_as_files_or_as_digests(
+    client: TestClient, files: dict[str, Any], photo: Image.Image
+) -> None:
+    mask, first = (
+        images.encode(photo.convert(mode).convert("RGB").resize(size))
+        for mode, size in (("L", (40, 40)), ("RGB", (50, 50)))
+    )
+    more = [("mask", ("m.png", mask)), ("init_image", ("i.png", first))]
+    by_form = client.post("/v1/jobs", files=[*files.items(), *more], data={"size": "64", "init": "picture"})
+    wanted = by_form.json()["input"]
+
+    assert ([digest_of(mask)], digest_of(first)) == (wanted["masks"], wanted["init_image"])
+    assert wanted == client.post("/v1/jobs", json=wanted).json()["input"]
+
+
+@pytest.mark.parametrize(("field", "words"), [("mask", "mask: send one for each"), ("init_image", "init=picture")])
+def test_pictures_that_do_not_fit_the_spec_are_refused_and_leave_nothing(
+    client: TestClient, files: dict[str, Any], tmp_path: Any, field: str, words: str
+) -> None:
+    extra = [(field, ("x.png", files["style"][1]))] * 2 if field == "mask" else [(field, ("x.png", files["style"][1]))]
+    answer = client.post("/v1/jobs", files=[*files.items(), *extra], data={"size": "64"})
+
+    assert (422, "bad_spec") == (answer.status_code, answer.json()["code"])
+    assert words in answer.json()["detail"]
+    assert [] == [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_knobs_may_come_in_one_field_and_single_ones_win(submit: Submit) -> None:
     spec = submit(spec=json.dumps({"size": 96, "seed": 5})).json()["input"]["spec"]
 

@@ -52,6 +52,23 @@ def test_stylize_paints_without_a_service(impasto: Any, pictures: tuple[str, str
     assert (4, {"relu1_1": 1.0}) == (record["spec"]["iterations"], record["spec"]["style_layers"])
 
 
+def test_a_plan_is_said_and_nothing_is_painted(impasto: Any, pictures: tuple[str, str], tmp_path: Path) -> None:
+    ran = impasto("stylize", *pictures, "-o", "out.png", "--size", "300", "--plan")
+
+    assert 0 == ran.returncode
+    assert "300 x 225 px, 70 iterations, whole" in ran.stdout
+    assert "In all" in ran.stdout.splitlines()[-1]
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_masks_and_a_first_picture_are_taken(impasto: Any, pictures: tuple[str, str], tmp_path: Path) -> None:
+    more = ["--mask", pictures[1], "--init", "picture", "--init-image", pictures[0]]
+    ran = impasto("stylize", *pictures, "-o", "out.png", "--size", "64", "--iterations", "1", *more)
+
+    assert (0, True) == (ran.returncode, (tmp_path / "out.png").exists())
+    assert 2 == impasto("stylize", *pictures, "-o", "out.png", "--init", "picture").returncode
+
+
 @pytest.mark.parametrize("name", ["out.jpg", "out.webp"])
 def test_the_outputs_ending_chooses_the_format(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path, name: str

@@ -139,6 +139,67 @@ def test_a_network_that_is_not_here_fails_the_job_with_the_command(
     assert "impasto weights fetch vgg19" in error.message
 
 
+def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usual = attempt.stylize
+
+    def diverge(*arguments: Any) -> None:
+        good = usual(*arguments)
+        raise errors.Diverged(picture=good.picture)
+
+    monkeypatch.setattr(attempt, "stylize", diverge)
+    job = _submit(store, blobs, (photo, painting))
+    painter.run_next()
+
+    ended = store.get(job.id)
+    assert ended.error is not None
+    assert (Status.FAILED, "diverged") == (ended.status, ended.error.code)
+    assert ended.preview is not None
+    assert (64, 48) == images.decode(blobs.get(ended.preview)).size
+
+
+def test_a_job_with_masks_and_a_first_picture_is_painted(
+    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+) -> None:
+    digests = [blobs.put(images.encode(picture)) for picture in (photo, painting, photo.convert("L").convert("RGB"))]
+    for digest in digests:
+        store.hold(digest)
+    spec = parse_spec({"size": 64, "iterations": 2, "init": "picture"}).for_pictures(1, 1, init_image=True)
+    wanted = JobInput(
+        content=digests[0], styles=[digests[1]], masks=[digests[2]], init_image=digests[1], spec=spec.model_dump()
+    )
+    job = store.create(new_job_id(), wanted)
+    painter.run_next()
+
+    assert Status.SUCCEEDED == store.get(job.id).status
+    assert {"planned_seconds", "planned_bytes"} <= set(store.get(job.id).metrics)
+
+
+def test_a_job_too_large_for_the_workers_memory_fails_with_the_size_that_fits(
+    valkey: Any,
+    tmp_path: Path,
+    weights: WeightsCache,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+) -> None:
+    settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
+    job = _submit(store, blobs, (photo, painting), size=8192)
+    Painter(settings, WorkerSettings(memory_gb=1)).run_next()
+
+    error = store.get(job.id).error
+    assert error is not None
+    assert "out_of_memory" == error.code
+    assert "fits" in error.message
+
+
 def test_what_nobody_foresaw_fails_the_job_without_its_words(
     painter: Painter,
     store: JobStore,

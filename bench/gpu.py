@@ -1,0 +1,234 @@
+"""Everything about one card in one run of a few minutes, without a network: python bench/gpu.py [WEIGHTS].
+
+WEIGHTS is a cache file of VGG-16 or VGG-19 (`impasto weights list` names them); without it the weights are random, and
+speeds the same. Checks the card against the CPU in float32, then prints one table. bench/README.md.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import click
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bench.optimize import Pair, floor, pair
+from bench.peer import FILTERS, Peer
+from core import images
+from core.neural.optimize import lbfgs
+from core.neural.planner import Planner, measured_pace
+from core.neural.stylize import stylize
+from core.neural.vgg import Architecture, Network, convolutions, fast_dtype, stride
+from core.neural.weights import random_parameters
+from core.spec import StyleSpec
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+BUDGET_SECONDS = 420  # no section begins later
+
+Row = tuple[str, str]
+
+
+class Card:
+    """The device, its networks, and a stopwatch that waits for it."""
+
+    def __init__(self, device: str, weights: Path | None) -> None:
+        self.device = torch.device(device)
+        self.architecture, parameters = _parameters(weights)
+        networks = [
+            Network(self.architecture, parameters, name="bench", sha256="", device=name, dtype=dtype)
+            for name, dtype in (("cpu", torch.float32), (device, torch.float32), (device, fast_dtype(self.device)))
+        ]
+        self.cpu, self.exact, self.fast = networks
+
+    def seconds(self, step: Callable[[], object], rounds: int = 10) -> float:
+        """The median, after three to warm up."""
+        found = []
+        for number in range(rounds + 3):
+            began = time.perf_counter()
+            step()
+            self.wait()
+            if number >= 3:
+                found.append(time.perf_counter() - began)
+        return statistics.median(found)
+
+    def wait(self) -> None:
+        """Until the device has done all it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def flops(self, height: int, width: int) -> float:
+        """Of an evaluation: to relu5_1 and back."""
+        rows = [row for row in convolutions(self.architecture) if row.layer <= "relu5_1"]
+        return sum(2 * 2 * 9 * row.inputs * row.outputs * height * width / stride(row.layer) ** 2 for row in rows)
+
+
+def _parameters(weights: Path | None) -> tuple[Architecture, list[tuple[Tensor, Tensor]]]:
+    if weights is None:
+        return "vgg16", random_parameters("vgg16")
+    tensors = [tensor for _, tensor in sorted(load_file(weights).items(), key=lambda item: int(item[0].split(".")[1]))]
+    kernels, biases = ([t for t in tensors if t.dim() == dims] for dims in (4, 1))
+    return ("vgg19" if len(kernels) == 16 else "vgg16"), list(zip(kernels, biases, strict=True))
+
+
+def correctness(card: Card) -> Iterator[Row]:
+    """The gradient on the card against the CPU in float32; ten iterations of each."""
+    subject, spec = _samples(192), StyleSpec(size=192, scales=1)
+    photo, objective = subject.objective(spec, card.cpu)
+    image = photo.flip(3)
+    _, right = objective.with_gradient(image)
+    *_, (_, losses) = (pair for _, pair in zip(range(10), lbfgs(objective.with_gradient, photo), strict=False))
+    for name, network in (("float32", card.exact), (str(card.fast.dtype).removeprefix("torch."), card.fast)):
+        photo, objective = subject.objective(spec, network)
+        found = objective.with_gradient(image.to(card.device))[1].cpu()
+        yield (
+            f"gradient, {name}: relative difference from the CPU",
+            f"{float((found - right).norm() / right.norm()):.1e}",
+        )
+        *_, (_, ours) = (pair for _, pair in zip(range(10), lbfgs(objective.with_gradient, photo), strict=False))
+        yield f"loss after 10 iterations, {name} / CPU", f"{float(ours.total) / float(losses.total):.4f}"
+    _, whole = subject.objective(spec, card.exact)
+    _, tiled = subject.objective(spec, card.exact, 64)
+    one, many = (objective.with_gradient(image.to(card.device))[1] for objective in (whole, tiled))
+    yield "gradient in tiles of 64 px, float32: relative difference", f"{float((many - one).norm() / one.norm()):.1e}"
+
+
+def rates(card: Card) -> Iterator[Row]:
+    """Multiplication alone, then iterations beside what they could be."""
+    side = 8192 if card.device.type == "cuda" else 1024
+    matrix = torch.rand(side, side, device=card.device).to(card.fast.dtype)
+    peak = 2 * side**3 / card.seconds(partial(torch.mm, matrix, matrix), 5)
+    yield f"matrix product, {card.fast.dtype}", f"{peak / 1e12:.1f} TFLOP/s"
+    for size in (256, 512, 1024, 2048) if card.device.type == "cuda" else (256,):
+        subject, spec = _samples(size), StyleSpec(size=size, scales=1)
+        photo, objective = subject.objective(spec, card.fast)
+        evaluation = card.seconds(partial(objective.with_gradient, photo))
+        iterates = lbfgs(objective.with_gradient, photo)
+        iteration = card.seconds(lambda iterates=iterates: next(iterates))  # type: ignore[misc]
+        least, flops = floor(card.fast, photo), card.flops(photo.shape[2], photo.shape[3])
+        stock = card.seconds(partial(Peer(card.exact, subject.content, subject.styles[0]).gradient, photo), 3)
+        yield f"{size} px: iterations a second", f"{1 / iteration:.1f}"
+        yield (
+            f"{size} px: evaluation / convolutions alone / stock autograd in float32",
+            (f"{evaluation * 1e3:.1f} / {least * 1e3:.1f} / {stock * 1e3:.1f} ms"),
+        )
+        yield f"{size} px: share of the matrix product's rate", f"{flops / iteration / peak:.0%}"
+        if card.device.type == "cuda":
+            yield f"{size} px: evaluation as a CUDA graph", _graphed(card, partial(objective.with_gradient, photo))
+
+
+def _graphed(card: Card, step: Callable[[], object]) -> str:
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    try:
+        with torch.cuda.stream(stream):
+            step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return f"{card.seconds(graph.replay) * 1e3:.1f} ms"
+    except RuntimeError as error:
+        return f"cannot be captured: {str(error).splitlines()[0][:60]}"
+
+
+def autotune(card: Card) -> Iterator[Row]:
+    """Whether cuDNN's own search for algorithms pays."""
+    if card.device.type != "cuda":
+        return
+    photo, objective = _samples(512).objective(StyleSpec(size=512, scales=1), card.fast)
+    usual = card.seconds(partial(objective.with_gradient, photo))
+    torch.backends.cudnn.benchmark = True
+    tuned = card.seconds(partial(objective.with_gradient, photo))
+    torch.backends.cudnn.benchmark = False
+    yield "512 px: evaluation with cuDNN's search on / off", f"{tuned * 1e3:.1f} / {usual * 1e3:.1f} ms"
+
+
+def batches(card: Card) -> Iterator[Row]:
+    """Several pictures of one size at once: the network's part of an evaluation."""
+    layers = [*FILTERS, "relu4_2"]
+    for size in (256, 512) if card.device.type == "cuda" else (128,):
+        alone = 0.0
+        for count in (1, 2, 4, 8):
+            image = torch.rand(count, 3, size * 3 // 4, size, device=card.device)
+            seconds = card.seconds(lambda i=image: card.fast.record(i, layers).gradient(lambda _, r: r * 1e-6))  # type: ignore[misc]
+            alone = alone or seconds
+            yield f"{size} px: {count} at once, each against alone", f"x{seconds / count / alone:.2f}"
+
+
+def recipe(card: Card) -> Iterator[Row]:
+    """The default against neural-style-pt's, at 512 px."""
+    size, iterations = (512, 500) if card.device.type == "cuda" else (128, 10)
+    subject = _samples(size)
+    other = Peer(card.exact, subject.content, subject.styles[0])
+    spec = other.spec(size)
+    stylize(subject, spec.model_copy(update={"iterations": 2}), card.fast)  # to warm up
+    ours, mine = _timed(card, lambda: stylize(subject, spec, card.fast).picture)
+    theirs, yours = _timed(card, lambda: other.painted(iterations))
+    yield f"{size} px: the default's seconds, delivered loss", f"{ours:.1f}, {other.delivered(mine):.2f}"
+    yield f"{size} px: neural-style-pt's, {iterations} iterations", f"{theirs:.1f}, {other.delivered(yours):.2f}"
+
+
+def _timed(card: Card, paint: Callable[[], Image.Image]) -> tuple[float, Image.Image]:
+    began = time.perf_counter()
+    picture = paint()
+    card.wait()
+    return time.perf_counter() - began, picture
+
+
+def memory(card: Card) -> Iterator[Row]:
+    """Peaks, and what the plan said, on a card cut down to 12 GB."""
+    if card.device.type != "cuda":
+        return
+    total = torch.cuda.get_device_properties(card.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 12e9 / total), card.device)
+    planner = Planner(card.fast, measured_pace(card.fast), int(12e9) - torch.cuda.memory_allocated(card.device))
+    for size in (1024, 2048, 4096, 8192):
+        subject, spec = _samples(size), StyleSpec(size=size, scales=1, iterations=12)
+        try:
+            leg = planner.plan(subject.content.size, [subject.styles[0].size], subject.fitted(spec)).legs[-1]
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(card.device)
+            before = torch.cuda.memory_allocated(card.device)
+            photo, objective = subject.objective(spec, card.fast, leg.route.tile_px)
+            host = torch.device("cpu") if leg.route.history_on_host else None
+            iterates = lbfgs(objective.with_gradient, photo, leg.route.history, host)
+            next(iterates)
+            seconds, _ = _timed(card, lambda iterates=iterates: next(iterates))  # type: ignore[misc]
+            peak = torch.cuda.max_memory_allocated(card.device) - before
+            found = f"{peak / 1e9:.2f} / {leg.memory_bytes / 1e9:.2f} GB; {seconds:.2f} / {leg.iteration_seconds:.2f} s"
+        except Exception as error:  # a table with a hole says more than none
+            found = f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
+        yield f"{size} px, {leg.route}: found / planned", found
+    torch.cuda.set_per_process_memory_fraction(1.0, card.device)
+
+
+def _samples(size: int) -> Pair:
+    return pair(SAMPLES / "harbor.jpg", SAMPLES / "strokes.jpg", size)
+
+
+@click.command()
+@click.argument("weights", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--device", default="cuda", help="cuda, mps; cpu runs a small part, to see that the command itself is whole."
+)
+def main(weights: Path | None, device: str) -> None:
+    """Measure a card."""
+    images.decode((SAMPLES / "harbor.jpg").read_bytes())
+    card, began = Card(device, weights), time.monotonic()
+    name = torch.cuda.get_device_name() if card.device.type == "cuda" else device
+    click.echo(f"{name}, torch {torch.__version__}, {card.architecture}, {'real' if weights else 'random'} weights\n")
+    click.echo("| | |\n|---|---|")
+    for section in (correctness, rates, autotune, batches, memory, recipe):
+        if time.monotonic() - began > BUDGET_SECONDS:
+            click.echo(f"| {section.__name__} | left out: the time is up |")
+            continue
+        for label, found in section(card):
+            click.echo(f"| {label} | {found} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Whether plans hold: memory under a hard limit, and seconds. bench/README.md."""
+
+import json
+import math
+import random
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from PIL import Image
+
+from core import errors, images
+from core.neural.planner import Planner, pace_of
+from core.neural.stylize import stylize
+from core.neural.subject import Subject
+from core.neural.vgg import Network
+from core.neural.weights import Precision, WeightsCache
+from core.settings import Settings
+from core.spec import StyleSpec, parse_spec
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+@click.group()
+def main() -> None:
+    """Measure plans."""
+
+
+def random_knobs(seed: int, largest: int) -> dict[str, Any]:
+    """Any knob that changes memory or time, and the shape of the photo."""
+    choose = random.Random(seed)  # noqa: S311 - no secret
+    layers = choose.choice(
+        [{}, {"style_layers": "relu1_1,relu3_1"}, {"style_layers": "relu1_2,relu5_3"}, {"content_layers": "relu2_2"}]
+    )
+    return {
+        "size": round(math.exp(choose.uniform(math.log(100), math.log(largest)))),
+        "pooling": choose.choice(["max", "max", "average", "l2"]),
+        "optimizer": choose.choice(["lbfgs", "lbfgs", "adam"]),
+        "seamless": choose.random() < 0.15,
+        "tv_weight": choose.choice([0, 0, 1]),
+        "preserve_color": choose.choice(["none", "none", "luminance", "match", "histogram"]),
+        "style_scale": choose.choice([0.5, 1, 1, 2]),
+        "objective": choose.choice(["relative", "relative", "gatys"]),
+        "aspect": choose.choice([0.4, 0.75, 1, 1.3, 2]),
+        "paintings": choose.choice([1, 1, 2]),
+        "masked": choose.random() < 0.3,
+        "precision": choose.choice(["auto", "float32"]),
+        **layers,
+    }
+
+
+def _run(knobs: dict[str, Any]) -> tuple[Subject, StyleSpec, Network]:
+    precision: Precision = knobs.pop("precision")
+    aspect, paintings, masked = (knobs.pop(name) for name in ("aspect", "paintings", "masked"))
+    photo = images.decode((SAMPLES / "harbor.jpg").read_bytes()).resize((1000, round(1000 / aspect)))
+    painting = images.decode((SAMPLES / "strokes.jpg").read_bytes())
+    masks = [Image.linear_gradient("L")] * paintings if masked else []
+    network = WeightsCache(Settings().weights_dir).load("vgg16", "cpu", precision)
+    return Subject(photo, [painting] * paintings, masks), parse_spec(knobs), network
+
+
+@main.command()
+@click.option("--count", default=100)
+@click.option("--largest", default=1200)
+def memory(count: int, largest: int) -> None:
+    """Random specs under random limits that the operating system enforces: how many run out that had a plan?"""
+    outcomes: dict[str, int] = {}
+    for seed in range(count):
+        command = [sys.executable, __file__, "one-under-limit", str(seed), str(largest)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = ran.stdout.splitlines()
+        outcome = lines[-1] if lines else f"died: {ran.stderr.splitlines()[-1:]}"
+        outcomes[outcome.partition(":")[0]] = outcomes.get(outcome.partition(":")[0], 0) + 1
+        if not outcome.startswith(("painted", "refused")):
+            click.echo(f"seed {seed}: {outcome}")
+    click.echo("| outcome | specs |\n|---|---|")
+    for outcome, times in sorted(outcomes.items()):
+        click.echo(f"| {outcome} | {times} |")
+
+
+@main.command(hidden=True)
+@click.argument("seed", type=int)
+@click.argument("largest", type=int)
+def one_under_limit(seed: int, largest: int) -> None:
+    """One spec of `memory`, an iteration a scale."""
+    limit = int(random.Random(seed).uniform(0.3, 2.5) * 1e9)  # noqa: S311 - no secret
+    subject, spec, network = _run(random_knobs(seed, largest) | {"iterations": 1, "scales": 2})
+    planner = Planner(network, free_bytes=limit)
+    try:
+        planner.plan(subject.content.size, [style.size for style in subject.styles], subject.fitted(spec))
+    except (errors.OutOfMemory, errors.BadSpec) as error:
+        click.echo(f"refused: {error.message}")
+        return
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    most = int(status["VmData"].split()[0]) * 1024 + limit
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    Network.record = _once_only(Network.record)  # type: ignore[method-assign]
+    try:
+        stylize(subject, spec, network, planner=planner)
+        click.echo("painted")
+    except (errors.OutOfMemory, MemoryError, RuntimeError) as error:
+        click.echo(f"out of memory: {json.dumps(spec.model_dump())} {error}")
+
+
+def _once_only(record: Any) -> Any:
+    """A run that is out of memory must not be saved by its second try, which is not what is measured here."""
+
+    def wrapped(self: Network, *rest: Any) -> Any:
+        try:
+            return record(self, *rest)
+        except RuntimeError as error:
+            raise MemoryError(str(error)) from error
+
+    return wrapped
+
+
+@main.command(name="time")
+@click.option("--count", default=20)
+@click.option("--largest", default=400)
+def seconds(count: int, largest: int) -> None:
+    """Random specs to their end: how far from the plan's seconds?"""
+    ratios = []
+    cache = WeightsCache(Settings().weights_dir)
+    click.echo("| spec | planned s | taken s | taken / planned |\n|---|---|---|---|")
+    for seed in range(count):
+        knobs = random_knobs(seed, largest) | {"quality": "draft"}
+        subject, spec, network = _run(dict(knobs))
+        planner = Planner(network, pace_of(network, cache.folder / "pace.json"))
+        planned = planner.plan(subject.content.size, [style.size for style in subject.styles], subject.fitted(spec))
+        began = time.monotonic()
+        stylize(subject, spec, network, planner=planner)
+        taken = time.monotonic() - began
+        ratios.append(taken / planned.seconds)
+        told = f"{planned.legs[-1].scale.size}, {spec.optimizer}, {spec.pooling}, {knobs['precision']}"
+        click.echo(f"| {told} | {planned.seconds:.1f} | {taken:.1f} | {ratios[-1]:.2f} |")
+    within = sum(0.75 <= ratio <= 1.25 for ratio in ratios)
+    click.echo(f"\n{within} of {count} within 25 %")
+
+
+if __name__ == "__main__":
+    main()
