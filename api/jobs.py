@@ -138,7 +138,7 @@ def result(job_id: str, store: Store, blobs: Blobs, format: images.Format = "png
     except errors.ImageNotFound:
         raise errors.ResultGone() from None
     if format != "png":
-        data = images.encode(images.decode(data), format)
+        data = images.encode(images.reopened(data), format)
     return _picture(data, format, f'"{job.outputs[0].id}-{format}"', job.id)
 
 

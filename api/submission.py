@@ -98,7 +98,7 @@ def _from_form(form: FormData) -> Submission:
             knobs[name] = value
     contents, styles, masks, inits = pictures.values()
     if len(contents) != 1 or not 1 <= len(styles) <= MAX_STYLES or len(inits) > 1:
-        raise errors.BadRequest(f"Send one file as content and 1 to {MAX_STYLES} as style.")
+        raise errors.BadRequest(f"Send one file as content, 1 to {MAX_STYLES} as style, and at most one as init_image.")
     return Submission(contents[0], styles, masks, inits[0] if inits else None, {**spec, **knobs})
 
 

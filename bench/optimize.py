@@ -60,6 +60,8 @@ def seconds_of(step: Callable[[], object], rounds: int = ROUNDS) -> float:
     for _ in range(rounds):
         began = time.perf_counter()
         step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         found.append(time.perf_counter() - began)
     return statistics.median(found)
 
@@ -261,7 +263,8 @@ def memory(content: Path, style: Path, model: ModelName, limit_gb: float, sizes:
 @click.argument("size", type=int)
 def one_run(content: Path, style: Path, model: ModelName, limit_gb: float, size: int) -> None:
     """One row of `memory`."""
-    network, subject = _network(model), pair(content, style, size)
+    network = WeightsCache(Settings().weights_dir).load(model, "cpu", "auto")
+    subject = pair(content, style, size)
     spec = parse_spec({"size": size, "scales": 1, "iterations": 12})
     before, planner = _resident("VmRSS"), Planner(network, free_bytes=int(limit_gb * 1e9) or None)
     leg = planner.plan(subject.content.size, [subject.styles[0].size], spec).legs[-1]

@@ -14,7 +14,7 @@ import click
 from PIL import Image
 
 from core import errors, images
-from core.neural.planner import Planner, pace_of
+from core.neural.planner import Pace, Planner, measured_pace
 from core.neural.stylize import stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Network
@@ -91,31 +91,21 @@ def one_under_limit(seed: int, largest: int) -> None:
     subject, spec, network = _run(random_knobs(seed, largest) | {"iterations": 1, "scales": 2})
     planner = Planner(network, free_bytes=limit)
     try:
-        planner.plan(subject.content.size, [style.size for style in subject.styles], subject.fitted(spec))
+        planner.plan(
+            subject.content.size, [style.size for style in subject.styles], subject.fitted(spec), len(subject.masks)
+        )
     except (errors.OutOfMemory, errors.BadSpec) as error:
         click.echo(f"refused: {error.message}")
         return
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     most = int(status["VmData"].split()[0]) * 1024 + limit
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    Network.record = _once_only(Network.record)  # type: ignore[method-assign]
+    Planner.smaller = lambda *_: None  # type: ignore[method-assign]  # no second try: it is the first that is measured
     try:
         stylize(subject, spec, network, planner=planner)
         click.echo("painted")
-    except (errors.OutOfMemory, MemoryError, RuntimeError) as error:
+    except errors.OutOfMemory as error:
         click.echo(f"out of memory: {json.dumps(spec.model_dump())} {error}")
-
-
-def _once_only(record: Any) -> Any:
-    """A run that is out of memory must not be saved by its second try, which is not what is measured here."""
-
-    def wrapped(self: Network, *rest: Any) -> Any:
-        try:
-            return record(self, *rest)
-        except RuntimeError as error:
-            raise MemoryError(str(error)) from error
-
-    return wrapped
 
 
 @main.command(name="time")
@@ -124,13 +114,17 @@ def _once_only(record: Any) -> Any:
 def seconds(count: int, largest: int) -> None:
     """Random specs to their end: how far from the plan's seconds?"""
     ratios = []
-    cache = WeightsCache(Settings().weights_dir)
+    paces: dict[str, Pace] = {}
     click.echo("| spec | planned s | taken s | taken / planned |\n|---|---|---|---|")
     for seed in range(count):
         knobs = random_knobs(seed, largest) | {"quality": "draft"}
         subject, spec, network = _run(dict(knobs))
-        planner = Planner(network, pace_of(network, cache.folder / "pace.json"))
-        planned = planner.plan(subject.content.size, [style.size for style in subject.styles], subject.fitted(spec))
+        pace = paces.get(knobs["precision"]) or measured_pace(network)
+        paces[knobs["precision"]] = pace
+        planner = Planner(network, pace)
+        planned = planner.plan(
+            subject.content.size, [style.size for style in subject.styles], subject.fitted(spec), len(subject.masks)
+        )
         began = time.monotonic()
         stylize(subject, spec, network, planner=planner)
         taken = time.monotonic() - began

@@ -285,7 +285,11 @@ def stylize(
     network = cache.load(spec.model, device, precision)
     planner = Planner(network, pace_of(network, cache.folder / "pace.json"))
     if only_plan:
-        _say_plan(planner.plan(subject.content.size, [style.size for style in subject.styles], subject.fitted(spec)))
+        _say_plan(
+            planner.plan(
+                subject.content.size, [style.size for style in subject.styles], subject.fitted(spec), len(masks)
+            )
+        )
         return
     with Bar() as bar:
 

@@ -93,6 +93,12 @@ def decode(data: bytes) -> Image.Image:
         raise errors.BadImage() from error
 
 
+def reopened(data: bytes) -> Image.Image:
+    """A picture that `encode` wrote: a result may be larger than what is taken from strangers."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.convert("RGB")
+
+
 def _pixel_limit(kind: Format) -> str:
     pixels = MAX_PIXELS_WEBP if kind == "webp" else MAX_PIXELS
     return f"A {kind.upper()} picture may have at most {pixels // 10**6} megapixels and {MAX_SIDE_PX} px a side."

@@ -95,10 +95,11 @@ class Painter:
         except errors.Unavailable:
             raise  # our trouble, not the job's: it comes back when the lease has run out
         except errors.Diverged as error:
-            refused: errors.ImpastoError = error
+            refused: errors.ImpastoError = errors.Diverged(error.message)
             self._keep_last_good(job, token, watch, error.picture)
         except errors.ImpastoError as error:
-            refused = error
+            # Without its traceback, which would keep the run's tensors until the garbage collector comes.
+            refused = type(error)(error.message)
         except Exception:
             log.exception("%s: failed", job.id)
             refused = errors.ImpastoError()

@@ -52,18 +52,20 @@ def sums(responses: Tensor, guide: Tensor | None = None) -> Statistics:
     2017, "Controlling Perceptual Factors in Neural Style Transfer", eq. 8.
     """
     rows = responses[0].permute(1, 2, 0).flatten(0, 1)  # (M, N): channels are last in memory
-    if guide is not None:
-        times = exact(guide).flatten().unsqueeze(1)  # (M, 1)
-        rows = exact(rows) * times
-        return Statistics(rows.T @ rows, times[:, 0] @ rows)
-    if rows.device.type == "cuda" and rows.dtype in (torch.float16, torch.bfloat16):
+    times = None if guide is None else exact(guide).flatten().unsqueeze(1)  # (M, 1)
+    if times is None and rows.device.type == "cuda" and rows.dtype in (torch.float16, torch.bfloat16):
         # Summed in float32 by the tensor cores.
         return Statistics(torch.mm(rows.T, rows, out_dtype=torch.float32), rows.sum(0, dtype=torch.float32))
     filters = rows.shape[1]
     total = Statistics(exact(rows.new_zeros(filters, filters)), exact(rows.new_zeros(filters)))
     for begin in range(0, len(rows), _CHUNK):
         part = exact(rows[begin : begin + _CHUNK])
-        total = Statistics(total.gram.addmm_(part.T, part), total.mean.add_(part.sum(0)))
+        if times is None:
+            mean = part.sum(0)
+        else:
+            part = part * times[begin : begin + _CHUNK]
+            mean = times[begin : begin + _CHUNK, 0] @ part
+        total = Statistics(total.gram.addmm_(part.T, part), total.mean.add_(mean))
     return total
 
 
@@ -77,8 +79,10 @@ def gram(responses: Tensor) -> Tensor:
 
 
 def content_loss(responses: Tensor, target: Tensor) -> Tensor:
-    """1/2 sum (F - P)^2: Gatys et al. 2015, eq. 1."""
-    return (exact(responses) - exact(target)).square().sum() / 2
+    """1/2 sum (F - P)^2: Gatys et al. 2015, eq. 1. Filter by filter of the first rows, to copy little to float32."""
+    rows = max(1, _CHUNK // responses.shape[3])
+    parts = zip(responses.split(rows, 2), target.split(rows, 2), strict=True)  # type: ignore[no-untyped-call]
+    return torch.stack([(exact(f) - exact(p)).square().sum() for f, p in parts]).sum() / 2
 
 
 def content_gradient(responses: Tensor, target: Tensor) -> Tensor:
@@ -105,8 +109,8 @@ class PaperStyle:
 class RelativeStyle:
     """A third each of Gram matrix, means and deviations, by the distance they have to go. A departure from the paper.
 
-    The Gram matrix alone can trade means against deviations (Risser et al. 2017). Each term is 1 at the photo, whatever
-    the layer, network, painting and size: so weights mean the same for all of them.
+    The Gram matrix alone can trade means against deviations (Risser et al. 2017). The whole is 1 at `start`, the photo,
+    whatever the layer, network, painting and size: so weights mean the same for all of them.
     """
 
     def __init__(self, target: Statistics, start: Statistics, weight: Tensor | float) -> None:
@@ -147,17 +151,30 @@ def style_gradient(responses: Tensor, slope: Statistics, guide: Tensor | None = 
     return gradient.permute(2, 0, 1).unsqueeze(0)
 
 
-def tv_loss(image: Tensor) -> Tensor:
-    """Mean squared difference of neighbors, down plus across. (1, 3, H, W); not in the paper. 2 for a checkerboard."""
-    return image.diff(dim=2).square().mean() + image.diff(dim=3).square().mean()
+def tv_loss(image: Tensor, *, seamless: bool = False) -> Tensor:
+    """Mean squared difference of neighbors, down plus across. (1, 3, H, W); not in the paper. 2 for a checkerboard.
+
+    seamless: the last row's neighbor is the first.
+    """
+    total = image.new_zeros(())
+    for dim in (2, 3):
+        total = total + _differences(image, dim, seamless=seamless).square().mean()
+    return total
 
 
-def tv_gradient(image: Tensor) -> Tensor:
+def tv_gradient(image: Tensor, *, seamless: bool = False) -> Tensor:
     """Its gradient. (1, 3, H, W)"""
     gradient = torch.zeros_like(image)
     for dim in (2, 3):
-        slope = image.diff(dim=dim)
-        slope = slope * (2 / slope.numel())
-        gradient.narrow(dim, 1, slope.shape[dim]).add_(slope)
-        gradient.narrow(dim, 0, slope.shape[dim]).sub_(slope)
+        slope = _differences(image, dim, seamless=seamless)
+        slope *= 2 / slope.numel()
+        if seamless:
+            gradient += slope.roll(1, dim) - slope
+        else:
+            gradient.narrow(dim, 1, slope.shape[dim]).add_(slope)
+            gradient.narrow(dim, 0, slope.shape[dim]).sub_(slope)
     return gradient
+
+
+def _differences(image: Tensor, dim: int, *, seamless: bool) -> Tensor:
+    return image.roll(-1, dim) - image if seamless else image.diff(dim=dim)

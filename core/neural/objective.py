@@ -58,6 +58,12 @@ def style_of(network: Network, picture: Tensor, spec: StyleSpec, tile_px: int | 
     return {layer: total * (1 / _positions(layer, height, width)) for layer, total in style.items()}
 
 
+def layers_of(spec: StyleSpec) -> tuple[dict[str, float], dict[str, float]]:
+    """The layers that content and style really look at, with shares that sum to 1."""
+    content = _shares(spec.content_layers) if spec.content_weight else {}
+    return content, _shares(spec.style_layers) if spec.beta else {}
+
+
 def edges_of(spec: StyleSpec) -> Edges:
     """The paper's network for the paper's objective."""
     return "zeros" if spec.objective == "gatys" else "repeat"
@@ -66,8 +72,8 @@ def edges_of(spec: StyleSpec) -> Edges:
 def mixed(styles: Iterable[Style], shares: Sequence[float]) -> Style:
     """Several styles in one, by shares that sum to 1.
 
-    sum_k s_k |G - A_k|^2 = |G - sum_k s_k A_k|^2 + a constant: pulling towards the mixture is pulling towards every
-    painting by its share, at the cost of one.
+    For Gram matrices and means, sum_k s_k |G - A_k|^2 = |G - sum_k s_k A_k|^2 + a constant: pulling towards the mixture
+    is pulling towards every painting by its share, at the cost of one. Deviations become those of the mixture.
     """
     weighted = [
         {layer: statistics * share for layer, statistics in style.items()}
@@ -96,20 +102,20 @@ class Objective:
         """photo: (1, 3, H, W), at the size of the images to judge. tile_px: the largest tile; None is one for all."""
         self._network, self._spec, self._sight = network, spec, (spec.pooling, edges_of(spec))
         self._height, self._width = photo.shape[2:]
-        self._content_layers = _shares(spec.content_layers) if spec.content_weight else {}
-        self._style_layers = _shares(spec.style_layers) if spec.beta else {}
+        self._content_layers, self._style_layers = layers_of(spec)
         self._layers = {*self._content_layers, *self._style_layers}
         halo = network.halo(self._layers)
         self._tiles = tiles(self._height, self._width, tile_px, halo, seamless=spec.seamless)
         self._guides = [{layer: _guide(region.guide, layer) for layer in self._style_layers} for region in regions]
+        self._masses = [{layer: self._mass(guide, layer) for layer, guide in guides.items()} for guides in self._guides]
         self._targets: dict[str, Tensor] = {}  # P, (1, N, h, w), in the network's precision
         for tile in self._tiles:
             self._keep_targets(tile, photo)
         start = self._look_at(photo)
         self._alphas = {layer: self._alpha(layer, share) for layer, share in self._content_layers.items()}
         self._terms = [
-            {layer: self._style_term(layer, region, guides[layer], at[layer]) for layer in self._style_layers}
-            for region, guides, at in zip(regions, self._guides, start.styles, strict=True)
+            {layer: self._style_term(layer, region, masses[layer], at[layer]) for layer in self._style_layers}
+            for region, masses, at in zip(regions, self._masses, start.styles, strict=True)
         ]
 
     def __call__(self, image: Tensor) -> Losses:
@@ -133,7 +139,7 @@ class Objective:
             tile.add(gradient, recording.gradient(partial(self._cotangent, tile, slopes, boost)))
         gradient /= boost
         if self._spec.tv_weight:
-            gradient += self._spec.tv_weight * losses.tv_gradient(image)
+            gradient += self._spec.tv_weight * losses.tv_gradient(image, seamless=self._spec.seamless)
         return self._weighted(image, found), gradient
 
     # ------------------------------------------------------------------ the first pass: sums over the picture
@@ -155,14 +161,16 @@ class Objective:
                     for style, guides in zip(styles, self._guides, strict=True):
                         _add(style, layer, losses.sums(own, _placed(tile, guides[layer], layer)))
         means = [
-            {layer: total * (1 / self._mass(guides[layer], layer)) for layer, total in style.items()}
-            for style, guides in zip(styles, self._guides, strict=True)
+            {layer: total * (1 / masses[layer]) for layer, total in style.items()}
+            for style, masses in zip(styles, self._masses, strict=True)
         ]
         return _Found(content, means)
 
     def _mass(self, guide: Tensor | None, layer: str) -> Tensor | float:
-        """M, or sum T^2."""
-        return _positions(layer, self._height, self._width) if guide is None else guide.square().sum()
+        """M, or sum T^2; of a guide with nothing left at this resolution, next to nothing: all its sums are 0."""
+        if guide is None:
+            return _positions(layer, self._height, self._width)
+        return guide.square().sum().clamp_min(1e-12)
 
     def _weighted(self, image: Tensor, found: _Found) -> Losses:
         content = style = tv = image.new_zeros(())
@@ -172,7 +180,7 @@ class Objective:
             for layer, term in terms.items():
                 style = style + term.loss(at[layer])
         if self._spec.tv_weight:
-            tv = self._spec.tv_weight * losses.tv_loss(image)
+            tv = self._spec.tv_weight * losses.tv_loss(image, seamless=self._spec.seamless)
         return Losses(content, style, tv, content + style + tv)
 
     # ------------------------------------------------------------------ the second pass: gradients from the sums
@@ -183,8 +191,8 @@ class Objective:
     def _slopes(self, found: _Found) -> list[Style]:
         """By region and layer: dL/dG and dL/dmean, divided by M or sum T^2."""
         return [
-            {layer: term.slope(at[layer]) * (1 / self._mass(guides[layer], layer)) for layer, term in terms.items()}
-            for terms, at, guides in zip(self._terms, found.styles, self._guides, strict=True)
+            {layer: term.slope(at[layer]) * (1 / masses[layer]) for layer, term in terms.items()}
+            for terms, at, masses in zip(self._terms, found.styles, self._masses, strict=True)
         ]
 
     def _boost(self, slopes: list[Style]) -> Tensor | float:
@@ -192,7 +200,7 @@ class Objective:
         if self._network.dtype != torch.float16:
             return 1.0
         sizes = [slope.gram.abs().sum(0).max() for style in slopes for slope in style.values()]
-        sizes += [torch.as_tensor(alpha, device=self._network.device) for alpha in self._alphas.values()]
+        sizes += list(self._alphas.values())
         return 1 / torch.stack(sizes).max().clamp_min(1e-30)
 
     def _cotangent(
@@ -200,15 +208,16 @@ class Objective:
     ) -> Tensor:
         """dL/dresponses times the boost, 0 at the positions that the tile does not own."""
         own = tile.own(responses, stride(layer))
-        parts = [
-            losses.style_gradient(own, style[layer] * boost, _placed(tile, guides[layer], layer))
-            for style, guides in zip(slopes, self._guides, strict=True)
-            if layer in style
-        ]
+        total: Tensor | None = None
+        for style, guides in zip(slopes, self._guides, strict=True):
+            if layer in style:
+                part = losses.style_gradient(own, style[layer] * boost, _placed(tile, guides[layer], layer))
+                total = part if total is None else total.add_(part)
         if layer in self._content_layers:
             target = tile.place(self._targets[layer], stride(layer))
-            parts.append(losses.content_gradient(own, target) * (self._alphas[layer] * boost))
-        total = sum(parts[1:], start=parts[0])
+            part = losses.content_gradient(own, target).mul_(self._alphas[layer] * boost)
+            total = part if total is None else total.add_(part)
+        assert total is not None, "a layer is there for style or content"
         if total.shape == responses.shape:
             return total
         everywhere = torch.zeros_like(responses)
@@ -227,18 +236,18 @@ class Objective:
                 self._targets[layer] = empty.contiguous(memory_format=torch.channels_last)
             tile.place(self._targets[layer], stride(layer)).copy_(tile.own(responses, stride(layer)))
 
-    def _alpha(self, layer: str, share: float) -> Tensor | float:
+    def _alpha(self, layer: str, share: float) -> Tensor:
         """What the paper's content loss is multiplied by."""
         weight = self._spec.content_weight * share
         if self._spec.objective == "gatys":
-            return weight
+            return torch.tensor(weight, device=self._network.device)
         return 2 * weight / losses.exact(self._targets[layer]).square().sum().clamp_min(1e-12)
 
     def _style_term(
-        self, layer: str, region: Region, guide: Tensor | None, start: Statistics
+        self, layer: str, region: Region, mass: Tensor | float, start: Statistics
     ) -> PaperStyle | RelativeStyle:
         """A region counts by its area: so that a small one is not pulled harder than a large one."""
-        area = self._mass(guide, layer) / _positions(layer, self._height, self._width)
+        area = mass / _positions(layer, self._height, self._width)
         weight = self._spec.beta * self._style_layers[layer] * region.share * area
         if self._spec.objective == "gatys":
             return PaperStyle(region.style[layer], weight)

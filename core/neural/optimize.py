@@ -14,6 +14,7 @@ from core.neural.objective import Losses
 
 Evaluate = Callable[[Tensor], tuple[Losses, Tensor]]
 
+FIRST_STEP = 0.01
 HISTORY = 10  # pairs; more gain little and cost memory of twice the image each
 
 
@@ -24,19 +25,40 @@ def lbfgs(
 
     The bounds are inside: a pixel at a bound that the gradient pushes outwards is left out of the direction, and the
     curvature pairs come from the step that was really taken (Bertsekas 1982). Clamping an unbounded result at the end,
-    as is usual, undoes much of the work: docs/log.md has the figures. Nothing here waits for the device. image:
-    (1, 3, H, W). history_device: where the pairs are kept, if not beside the image.
+    as is usual, undoes much of the work: docs/log.md has the figures. Nothing here waits for the device, unless the
+    pairs are elsewhere. image: (1, 3, H, W). history_device: where the pairs are kept, if not beside the image.
     """
     pairs = _Pairs(image, history, history_device or image.device)
-    _, gradient = evaluate(image)
+    first, gradient = evaluate(image)
+    unit = _unit(gradient)
+    gradient = gradient * unit
     while True:
         held = ((image <= 0) & (gradient > 0)) | ((image >= 1) & (gradient < 0))
-        direction = pairs.inverse_hessian_times(gradient.masked_fill(held, 0)).masked_fill_(held, 0)
+        free = gradient.masked_fill(held, 0)
+        if pairs.are_there:
+            direction = pairs.inverse_hessian_times(free).masked_fill_(held, 0)
+        else:
+            direction = free * _first_step(first, unit, free)
         moved = direction.neg_().add_(image).clamp_(0, 1)
         losses, new_gradient = evaluate(moved)
+        new_gradient = new_gradient * unit
         pairs.append(moved - image, new_gradient - gradient)
         image, gradient = moved, new_gradient
         yield image, losses
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    """What brings a gradient to a mean of 1: weights of any size then leave float32 the room that it needs."""
+    return 1 / gradient.abs().mean().clamp_min(1e-30)
+
+
+def _first_step(first: Losses, unit: Tensor, gradient: Tensor) -> Tensor:
+    """Nothing is known of the curvature yet: a hundredth of the box on average, less if the loss would reach 0 sooner.
+
+    gradient: times `unit`.
+    """
+    to_zero = first.total * unit / gradient.square().sum().clamp_min(1e-30)
+    return torch.minimum(FIRST_STEP / gradient.abs().mean().clamp_min(1e-30), to_zero)
 
 
 class _Pairs:
@@ -55,6 +77,11 @@ class _Pairs:
         self._products = torch.zeros(2 * history, 2 * history, dtype=exact, device=device)
         self._gamma = torch.ones((), dtype=exact, device=device)
 
+    @property
+    def are_there(self) -> bool:
+        """Whether one has been taken in."""
+        return self._taken > 0
+
     def append(self, step: Tensor, change: Tensor) -> None:
         """Take a pair in, in place of the oldest."""
         row = self._taken % self._history
@@ -71,9 +98,6 @@ class _Pairs:
 
     def inverse_hessian_times(self, gradient: Tensor) -> Tensor:
         """H g, for a gradient (1, 3, H, W)."""
-        if not self._taken:
-            # Nothing is known of the curvature yet: a step that changes the image by 1 in all, as torch's L-BFGS does.
-            return gradient * torch.clamp(1 / gradient.abs().sum().clamp_min(1e-30), max=1.0)
         h, oldest, gamma = self._history, self._taken % self._history, self._gamma
         vector = gradient.flatten().to(self._rows.device)
         seen = (self._rows @ vector).to(self._products.dtype).view(2, h).roll(-oldest, 1)  # S^T g, Y^T g: oldest first
@@ -94,10 +118,13 @@ def adam(evaluate: Evaluate, image: Tensor) -> Iterator[tuple[Tensor, Losses]]:
     """Adam (Kingma and Ba 2015) with learning rate 0.02, the image brought back into [0, 1] after each step."""
     leaf = image.clone().requires_grad_()
     optimizer = torch.optim.Adam([leaf], lr=0.02, betas=(0.9, 0.99))
-    _, leaf.grad = evaluate(leaf)
+    _, gradient = evaluate(leaf.detach())
+    unit = _unit(gradient)
     while True:
+        leaf.grad = gradient * unit
         optimizer.step()
         with torch.no_grad():
             leaf.clamp_(0, 1)
-        losses, leaf.grad = evaluate(leaf)
-        yield leaf.detach(), losses
+        iterate = leaf.detach().clone()  # the next step changes the leaf itself
+        losses, gradient = evaluate(iterate)
+        yield iterate, losses

@@ -9,14 +9,15 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from core import errors
-from core.neural.objective import Objective, Region, style_of
+from core.neural.objective import Objective, Region, layers_of, style_of
 from core.neural.optimize import HISTORY
 from core.neural.schedule import Scale, schedule
 from core.neural.subject import painting_size
@@ -25,9 +26,9 @@ from core.neural.vgg import Network, stride
 from core.spec import MIN_RESULT_SIDE_PX, StyleSpec
 
 TILES_PX = (None, 4096, 2048, 1024, 512, 256)
-# Pairs, whether the host keeps them, and how much slower that is: fewer pairs need more iterations, and those on the
-# host go through the bus. Taken where nothing faster fits.
-HISTORIES = ((HISTORY, False, 1.0), (HISTORY // 2, False, 1.2), (HISTORY // 2, True, 2.0))
+# Pairs, and whether the host keeps them; in the order they are tried in. Fewer pairs make another picture: they are
+# the last resort.
+HISTORIES = ((HISTORY, False), (HISTORY, True), (HISTORY // 2, False))
 
 # Of what is free, this share is planned with: the rest is for what no formula knows (allocators, libraries).
 USABLE = 0.85
@@ -74,6 +75,12 @@ class Leg:
     iteration_seconds: float
 
     @property
+    def rank(self) -> int:
+        """Lower is better, before seconds are looked at."""
+        pairs = (self.route.history, self.route.history_on_host)
+        return HISTORIES.index(pairs) if pairs in HISTORIES else 0
+
+    @property
     def seconds(self) -> float:
         """With the looks at photo and paintings before the first iteration, which are two iterations' worth."""
         return self.iteration_seconds * (self.scale.iterations + 2)
@@ -103,33 +110,33 @@ class Planner:
         """free_bytes: what a run may take; None asks the device before each plan."""
         self._network, self._pace, self._free_bytes = network, pace, free_bytes
 
-    def plan(self, content: Size, styles: Sequence[Size], spec: StyleSpec) -> Plan:
-        """The plan of a run.
+    def plan(self, content: Size, styles: Sequence[Size], spec: StyleSpec, masks: int = 0) -> Plan:
+        """The plan of a run, with as many masks.
 
         Raises BadSpec (`size` too small for the photo's shape), OutOfMemory with a size that fits.
         """
         usable = self._usable()
-        legs = [self._fastest(self._legs(scale, styles, spec), usable) for scale in schedule(spec, *content)]
+        legs = [self._fastest(self._legs(scale, styles, spec, masks), usable) for scale in schedule(spec, *content)]
         if None in legs:
-            raise errors.OutOfMemory(self._what_fits(content, styles, spec, usable))
+            raise errors.OutOfMemory(self._what_fits(content, styles, spec, masks, usable))
         return Plan(tuple(leg for leg in legs if leg is not None))
 
-    def smaller(self, leg: Leg, styles: Sequence[Size], spec: StyleSpec) -> Leg | None:
+    def smaller(self, leg: Leg, styles: Sequence[Size], spec: StyleSpec, masks: int = 0) -> Leg | None:
         """The same scale by a route of at most half the memory; else by the smallest, if that is smaller at all."""
-        smallest = min(self._legs(leg.scale, styles, spec), key=lambda other: other.memory_bytes)
+        smallest = min(self._legs(leg.scale, styles, spec, masks), key=lambda other: other.memory_bytes)
         usable = max(leg.memory_bytes // 2, smallest.memory_bytes)
-        return self._fastest(self._legs(leg.scale, styles, spec), usable) if usable < leg.memory_bytes else None
+        return self._fastest(self._legs(leg.scale, styles, spec, masks), usable) if usable < leg.memory_bytes else None
 
     def _usable(self) -> int:
         free = free_memory(self._network.device) if self._free_bytes is None else self._free_bytes
         return int(free * USABLE)
 
-    def _what_fits(self, content: Size, styles: Sequence[Size], spec: StyleSpec, usable: int) -> str:
+    def _what_fits(self, content: Size, styles: Sequence[Size], spec: StyleSpec, masks: int, usable: int) -> str:
         """The sentence that names the largest size with a plan."""
         fits, least = 0, -(-MIN_RESULT_SIDE_PX * max(content) // min(content))
         for size in range(max(64, least), spec.size, 32):
             last = schedule(spec.model_copy(update={"size": size}), *content)[-1]
-            if self._fastest(self._legs(last, styles, spec), usable) is None:
+            if self._fastest(self._legs(last, styles, spec, masks), usable) is None:
                 break
             fits = size
         if not fits:
@@ -139,38 +146,42 @@ class Planner:
     @staticmethod
     def _fastest(legs: Iterable[Leg], usable: int) -> Leg | None:
         fitting = [leg for leg in legs if leg.memory_bytes <= usable]
-        return min(fitting, key=lambda leg: leg.iteration_seconds, default=None)
+        return min(fitting, key=lambda leg: (leg.rank, leg.iteration_seconds), default=None)
 
-    def _legs(self, scale: Scale, styles: Sequence[Size], spec: StyleSpec) -> Iterator[Leg]:
+    def _legs(self, scale: Scale, styles: Sequence[Size], spec: StyleSpec, guides: int) -> Iterator[Leg]:
         """The scale by every route there is."""
-        network, layers = self._network, {*spec.content_layers, *spec.style_layers}
-        for tile_px in (side for side in TILES_PX if side is None or side < max(scale.size)):
+        network, (content_layers, style_layers) = self._network, layers_of(spec)
+        layers = {*content_layers, *style_layers}
+        paintings = [painting_size(*size, spec, scale) for size in styles] if style_layers else []
+        largest = max(max(size) for size in (scale.size, *paintings))
+        for tile_px in (side for side in TILES_PX if side is None or side < largest):
             windows = tiles(scale.height, scale.width, tile_px, network.halo(layers), seamless=spec.seamless)
             seen = [_seen(tile) for tile in windows]
             passes = 1 if len(seen) == 1 else 1.5  # the first of two goes forward only
             seconds = self._pace.fixed_seconds * len(seen)
             seconds += self._pace.pixel_seconds * sum(seen) * passes * network.work(layers)
-            looks = [self._look_bytes(painting_size(*size, spec, scale), tile_px, spec) for size in styles]
-            for history, on_host, slower in HISTORIES if spec.optimizer == "lbfgs" else ((0, False, 1.0),):
+            looks = [self._look_bytes(size, tile_px, style_layers) for size in paintings]
+            for history, on_host in HISTORIES if spec.optimizer == "lbfgs" else ((0, False),):
                 if on_host and network.device.type == "cpu":
                     continue
                 gradient = max(seen) * network.gradient_bytes(layers)
-                state = self._state_bytes(scale, spec, 0 if on_host else history)
-                memory = _FIXED_BYTES + state + max(gradient, *looks)
-                yield Leg(scale, Route(tile_px, history, on_host), memory, seconds * slower)
+                state = self._state_bytes(scale, content_layers, 0 if on_host else history, guides)
+                memory = _FIXED_BYTES + state + max(gradient, *looks, 0)
+                yield Leg(scale, Route(tile_px, history, on_host), memory, seconds)
 
-    def _state_bytes(self, scale: Scale, spec: StyleSpec, history: int) -> int:
-        """What is as large as the image: images, gradients, pairs, targets."""
+    def _state_bytes(self, scale: Scale, content_layers: Iterable[str], history: int, guides: int) -> int:
+        """What is as large as the image: images, gradients, pairs, targets, guides with their smaller versions."""
         size = self._network.dtype.itemsize
-        targets = sum(self._network.filters(layer) / stride(layer) ** 2 * size for layer in spec.content_layers)
-        return int(scale.width * scale.height * (_VECTOR_BYTES * (_VECTORS + 2 * history) + targets))
+        targets = sum(self._network.filters(layer) / stride(layer) ** 2 * size for layer in content_layers)
+        vectors = _VECTOR_BYTES * (_VECTORS + 2 * history) + guides * 4 * 4 / 3
+        return int(scale.width * scale.height * (vectors + targets))
 
-    def _look_bytes(self, size: Size, tile_px: int | None, spec: StyleSpec) -> int:
-        """A look at a painting: it is held in float32, and goes forward only."""
+    def _look_bytes(self, size: Size, tile_px: int | None, layers: Collection[str]) -> int:
+        """A look at a painting: it is held in float32 and, to match its colors, sorted; and goes forward only."""
         width, height = size
-        windows = tiles(height, width, tile_px, self._network.halo(spec.style_layers))
-        look = max(map(_seen, windows)) * self._network.features_bytes(spec.style_layers)
-        return look + 2 * _VECTOR_BYTES * width * height
+        windows = tiles(height, width, tile_px, self._network.halo(layers))
+        look = max(map(_seen, windows)) * self._network.features_bytes(layers)
+        return max(look + 2 * _VECTOR_BYTES * width * height, 6 * _VECTOR_BYTES * width * height)
 
 
 def _seen(tile: Tile) -> int:
@@ -187,20 +198,30 @@ def pace_of(network: Network, file: Path) -> Pace:
     key = (
         f"{name}, {torch.get_num_threads()} threads, {network.architecture}, {network.dtype}, torch {torch.__version__}"
     )
-    try:
-        paces = json.loads(file.read_text())
-        return Pace(**paces[key])
-    except (OSError, ValueError, TypeError, KeyError):
-        paces = {}
+    paces = _kept_paces(file)
+    if key in paces:
+        return paces[key]
     pace = measured_pace(network)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**paces, key: asdict(pace)}, indent=1))
+    with suppress(OSError):  # where nothing can be written, it is measured at every start
+        file.parent.mkdir(parents=True, exist_ok=True)
+        written = file.with_suffix(f".{os.getpid()}")
+        written.write_text(json.dumps({name: asdict(one) for name, one in (paces | {key: pace}).items()}, indent=1))
+        written.replace(file)
     return pace
+
+
+def _kept_paces(file: Path) -> dict[str, Pace]:
+    try:
+        return {key: Pace(**one) for key, one in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def measured_pace(network: Network) -> Pace:
     """From the median seconds of an evaluation at two sizes."""
-    (small, small_seconds), (large, large_seconds) = (_evaluation(network, side) for side in (128, 320))
+    # A card does small pictures in the time of none.
+    sides = (512, 1536) if network.device.type == "cuda" else (128, 320)
+    (small, small_seconds), (large, large_seconds) = (_evaluation(network, side) for side in sides)
     pixel_seconds = max(0.0, (large_seconds - small_seconds) / (large - small))
     return Pace(max(1e-4, small_seconds - small * pixel_seconds), pixel_seconds)
 
@@ -224,21 +245,30 @@ def free_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return min(_host_limits())
 
 
 def _host_limits() -> Iterable[int]:
-    """What the machine has, and what is left of this container's share (cgroup 2, then 1)."""
+    """What the machine has, what of it is free, and what is left of this container's share."""
     yield os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         yield int(lines["MemAvailable"].split()[0]) * 1024
+    # Of a container: cgroup 2, then 1.
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
-        folder = Path("/sys/fs/cgroup")
-        if (folder / limit).exists() and (text := (folder / limit).read_text().strip()).isdigit():
-            yield int(text) - int((folder / used).read_text())
+        if (left := _left_of(Path("/sys/fs/cgroup") / limit, Path("/sys/fs/cgroup") / used)) is not None:
+            yield left
+
+
+def _left_of(limit: Path, used: Path) -> int | None:
+    """Bytes below the limit; copies of files do not count as used, they make room when asked."""
+    try:
+        counters = dict(line.split() for line in used.with_name("memory.stat").read_text().splitlines())
+        return int(limit.read_text()) - int(used.read_text()) + int(counters.get("inactive_file", 0))
+    except (OSError, ValueError):  # no such group, or its limit is the word "max"
+        return None

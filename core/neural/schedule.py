@@ -51,7 +51,7 @@ def schedule(spec: StyleSpec, width: int, height: int) -> list[Scale]:
     most = spec.iterations or ITERATIONS[spec.quality]
     half = max(1, most // 2)
     # Half as many are enough on the way, and above what the network's view still makes sense of.
-    at_last = half if coarser and max(last) > FINE_PX else most
+    at_last = half if coarser and max(last) > FINE_PX and not spec.iterations else most
     on_the_way = [most] + [half] * len(coarser)
     if spec.init == "noise" and not spec.iterations:  # nothing is there yet; where it is cheap, take the time
         on_the_way[0], at_last = NOISE_FACTOR * most, at_last if coarser else NOISE_FACTOR * most
@@ -63,4 +63,5 @@ def _goes_on(spec: StyleSpec, sides: list[int], width: int, height: int) -> bool
     narrow = coarser * min(width, height) < MIN_RESULT_SIDE_PX * max(width, height)
     if narrow or len(sides) == spec.scales:
         return False
-    return bool(spec.scales) or coarser >= COARSEST_PX
+    # A picture to begin with has its detail already; at a coarser scale it would lose it.
+    return bool(spec.scales) or (coarser >= COARSEST_PX and spec.init != "picture")

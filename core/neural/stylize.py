@@ -77,8 +77,8 @@ def stylize(
 ) -> Painting:
     """The subject's photo in the style of its paintings (Gatys, Ecker and Bethge 2015), coarse to fine.
 
-    Same pictures, spec, network and machine: same picture. Raises BadSpec, BadImage, OutOfMemory, Diverged (it carries
-    the last good picture), and what `on_progress` raises.
+    Same pictures, spec, network, machine and plan: same picture. Raises BadSpec, BadImage, OutOfMemory, Diverged (it
+    carries the last good picture), and what `on_progress` raises.
     """
     return _Run(subject, spec, network, on_progress, planner or Planner(network)).painting()
 
@@ -92,7 +92,7 @@ class _Run:
         self._subject, self._spec, self._network = subject, subject.fitted(spec), network
         self._on_progress, self._planner = on_progress, planner
         self._style_sizes = [style.size for style in subject.styles]
-        self._plan = planner.plan(subject.content.size, self._style_sizes, self._spec)
+        self._plan = planner.plan(subject.content.size, self._style_sizes, self._spec, len(subject.masks))
         self._clock = _Clock(self._plan.legs)
         self._image: Tensor | None = None  # the newest whose losses are known to be finite
         self._losses: dict[str, float] = {}
@@ -109,38 +109,33 @@ class _Run:
     def _leg(self, number: int, leg: Leg) -> bool:
         """Go through one scale; True if the callback stops the run. Out of memory, once more by a smaller route."""
         begun_with = self._image
-        try:
-            return self._go(number, leg)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-        # Outside of the except clause: the traceback holds on to all that filled the memory.
-        if self._network.device.type == "cuda":
-            torch.cuda.empty_cache()
-        smaller = self._planner.smaller(leg, self._style_sizes, self._spec)
-        if smaller is None:
-            raise errors.OutOfMemory()
-        self._image = begun_with
-        try:
-            return self._go(number, smaller)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise errors.OutOfMemory() from error
+        for attempt in (leg, self._planner.smaller(leg, self._style_sizes, self._spec, len(self._subject.masks))):
+            if attempt is None:
+                break
+            self._image = begun_with
+            self._clock.begin(number, attempt)
+            try:
+                return self._go(attempt)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+            # Outside of the except clause: the traceback holds on to all that filled the memory.
+            _give_back(self._network.device)
+        raise errors.OutOfMemory()
 
-    def _go(self, number: int, leg: Leg) -> bool:
+    def _go(self, leg: Leg) -> bool:
         scale, before, exhausted = leg.scale, float("inf"), False
         for count, (iterate, terms) in enumerate(islice(self._iterates(leg), scale.iterations), start=1):
-            self._clock.count(number)
+            self._clock.count()
             window_ends = count % _GAIN_WINDOW == 0
             if not (window_ends or count == scale.iterations or self._clock.is_due(self._network.device)):
                 continue
             self._losses, self._image = self._finite(terms), iterate
             if window_ends and not self._spec.iterations:  # an outright number of iterations is taken as it is
                 total = self._losses["total"]
-                before, exhausted = total, before - total <= _LEAST_GAIN * total
+                before, exhausted = total, 0 <= before - total <= _LEAST_GAIN * total
             if exhausted:
-                self._clock.skip(number, scale.iterations - count)
+                self._clock.skip(scale.iterations - count)
             if self._is_stopped(iterate):
                 return True
             if exhausted:
@@ -191,12 +186,10 @@ class _Clock:
 
     def __init__(self, legs: Sequence[Leg]) -> None:
         self.iteration = 0
-        self._legs = legs
-        self._iterations = sum(leg.scale.iterations for leg in self._legs)
-        self._work = sum(leg.iteration_seconds * leg.scale.iterations for leg in self._legs)
-        self._done = 0.0
-        self._begin = self._last = self._reported = time.monotonic()
-        self._number, self._leg_began, self._before = 0, self._begin, 0
+        self._legs = list(legs)
+        self._counts = [leg.scale.iterations for leg in legs]  # of each leg
+        self._begin = self._reported = time.monotonic()
+        self._number, self._leg_began = 0, self._begin
 
     @property
     def seconds(self) -> float:
@@ -206,41 +199,51 @@ class _Clock:
         """Whether to ask the device for its losses; asking waits until it is there."""
         return device.type == "cpu" or time.monotonic() - self._reported >= _REPORT_SECONDS
 
-    def _is_going(self) -> bool:
-        return self.iteration < self._iterations
+    def begin(self, number: int, leg: Leg) -> None:
+        """Leg `number`, counted from 1, begins, or begins again by another route."""
+        self._number, self._legs[number - 1] = number, leg
+        self.iteration = sum(self._counts[: number - 1])
+        self._leg_began = time.monotonic()
 
-    def count(self, number: int) -> None:
-        """One more iteration, of leg `number`, counted from 1."""
-        if number != self._number:
-            self._number, self._leg_began, self._before = number, self._last, self.iteration
+    def count(self) -> None:
+        """One more iteration."""
         self.iteration += 1
-        self._done += self._legs[number - 1].iteration_seconds
-        self._last = time.monotonic()
 
-    def skip(self, number: int, iterations: int) -> None:
-        """Iterations of leg `number` that will not be taken."""
-        self._iterations -= iterations
-        self._work -= iterations * self._legs[number - 1].iteration_seconds
+    def skip(self, iterations: int) -> None:
+        """Iterations of this leg that will not be taken."""
+        self._counts[self._number - 1] -= iterations
 
     def progress(self, losses: dict[str, float]) -> Progress:
         """Where the run stands now."""
-        scale = self._legs[self._number - 1].scale
-        self._last = self._reported = time.monotonic()
-        seconds = self._last - self._begin
+        index, now = self._number - 1, time.monotonic()
+        before = sum(self._counts[:index])
+        work = [leg.iteration_seconds * count for leg, count in zip(self._legs, self._counts, strict=True)]
+        done = sum(work[:index]) + self._legs[index].iteration_seconds * (self.iteration - before)
+        left = max(0.0, sum(work) - done) if self.iteration < sum(self._counts) else 0.0
+        self._reported = now
         return Progress(
             scale=self._number,
             scales=len(self._legs),
-            width=scale.width,
-            height=scale.height,
+            width=self._legs[index].scale.width,
+            height=self._legs[index].scale.height,
             iteration=self.iteration,
-            iterations=self._iterations,
+            iterations=sum(self._counts),
             losses=losses,
-            seconds=seconds,
-            iterations_per_second=(self.iteration - self._before) / (self._last - self._leg_began),
-            seconds_left=max(0.0, seconds * (self._work - self._done) / self._done) if self._is_going() else 0.0,
+            seconds=now - self._begin,
+            iterations_per_second=(self.iteration - before) / (now - self._leg_began),
+            seconds_left=(now - self._begin) * left / done,
         )
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Of a card, or of the host: torch has no class for the latter."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of a card, or of the host: torch has no one class for it."""
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def _give_back(device: torch.device) -> None:
+    """What torch keeps for later allocations."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

@@ -41,9 +41,12 @@ class Subject:
     ) -> tuple[Tensor, Objective]:
         """The photo as an image tensor, and the objective that judges images of its size."""
         photo = pixels.to_image(self.content, scale.size).to(network.device)
-        paintings = [_painting(style, spec, scale).to(network.device) for style in self.styles]
-        photo, paintings = _in_colors(spec.preserve_color, photo, paintings)
-        styles = [style_of(network, painting, spec, tile_px) for painting in paintings] if spec.beta else []
+        if spec.preserve_color == "luminance":
+            photo = pixels.luminance(photo)
+        styles = []
+        for style in self.styles if spec.beta else ():  # one at a time: each may be as large as the result
+            painting = pixels.to_image(style, painting_size(*style.size, spec, scale)).to(network.device)
+            styles.append(style_of(network, _in_colors_of(photo, painting, spec), spec, tile_px))
         if not self.masks or not styles:
             regions = [Region(mixed(styles, spec.style_weights))] if styles else []
         else:  # each share counts where its mask is: equal shares are all of it
@@ -61,7 +64,9 @@ class Subject:
             return torch.rand(photo.shape, generator=generator).to(photo.device)
         picture = self.styles[0] if self.init is None else self.init
         image = pixels.to_image(picture, (photo.shape[3], photo.shape[2])).to(photo.device)
-        return pixels.luminance(image) if spec.preserve_color == "luminance" else image
+        if spec.preserve_color == "luminance":
+            return pixels.luminance(image)
+        return image if spec.init == "picture" else _in_colors_of(photo, image, spec)
 
     def render(self, image: Tensor, spec: StyleSpec) -> Image.Image:
         """The picture that a user gets for an image (1, 3, H, W)."""
@@ -81,16 +86,11 @@ def painting_size(width: int, height: int, spec: StyleSpec, scale: Scale) -> tup
     return round(width * factor), round(height * factor)
 
 
-def _painting(style: Image.Image, spec: StyleSpec, scale: Scale) -> Tensor:
-    return pixels.to_image(style, painting_size(*style.size, spec, scale))
-
-
-def _in_colors(preserve: str, photo: Tensor, paintings: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    if preserve == "luminance":
-        photo = pixels.luminance(photo)
-        return photo, [pixels.match_luminance(pixels.luminance(painting), photo) for painting in paintings]
-    if preserve == "match":
-        return photo, [pixels.match_color(painting, photo) for painting in paintings]
-    if preserve == "histogram":
-        return photo, [pixels.match_histogram(painting, photo) for painting in paintings]
-    return photo, paintings
+def _in_colors_of(photo: Tensor, painting: Tensor, spec: StyleSpec) -> Tensor:
+    if spec.preserve_color == "luminance":
+        return pixels.match_luminance(pixels.luminance(painting), photo)
+    if spec.preserve_color == "match":
+        return pixels.match_color(painting, photo)
+    if spec.preserve_color == "histogram":
+        return pixels.match_histogram(painting, photo)
+    return painting

@@ -90,7 +90,7 @@ def tiles(height: int, width: int, side: int | None, halo: int, *, seamless: boo
 
 
 def _spans(whole: int, side: int | None, halo: int, *, seamless: bool) -> Iterator[Span]:
-    count = 1 if side is None else math.ceil(whole / side)
+    count = 1 if side is None else math.ceil(whole / (side // GRID_PX * GRID_PX))
     step = math.ceil(whole / count / GRID_PX) * GRID_PX
     halo = math.ceil(halo / GRID_PX) * GRID_PX
     for begin in range(0, whole, step):

@@ -109,6 +109,8 @@ class Network:
         self.architecture, self.name, self.sha256 = architecture, name, sha256
         self.device = best_device(device)
         self.dtype = dtype or fast_dtype(self.device)
+        if self.device.type == "cuda" and self.dtype == torch.float32:
+            torch.backends.cudnn.allow_tf32 = False  # float32 is what was asked for, not its first ten bits
         self._row = convolutions(architecture)
         self._parameters = [
             (_laid_out(weight.to(self.device, self.dtype)), bias.to(self.device, self.dtype))

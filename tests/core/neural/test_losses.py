@@ -167,6 +167,13 @@ def test_the_relative_style_loss_of_a_photo_in_its_own_style_is_finite() -> None
     assert torch.isfinite(term.slope(other).gram).all()
 
 
+def test_where_photo_and_painting_have_no_response_at_all_there_is_no_slope() -> None:
+    nothing = _means(torch.zeros(1, 4, 3, 3))
+    slope = RelativeStyle(nothing, nothing, 1.0).slope(nothing)
+
+    assert 0 == float(slope.gram.abs().max()) == float(slope.mean.abs().max())
+
+
 def test_responses_without_any_spread_give_finite_slopes() -> None:
     """One-color pictures: a variance of 0, and a Gram matrix of 0."""
     for flat in (torch.zeros(1, 4, 3, 3), torch.full((1, 4, 3, 3), 2.0)):

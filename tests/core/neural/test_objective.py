@@ -70,6 +70,9 @@ def _autograds(
         if spec.objective == "gatys":
             away = (found[0] - aim.gram).square().sum() / (4 * len(aim.gram) ** 2)
         else:
+            start = start if spec.content_weight else tuple(torch.zeros_like(aspect) for aspect in start)
+            if not spec.content_weight:
+                start = (*start[:2], start[2] + 1e-3)  # the deviation of nothing is the least there is
             triples = zip(found, (aim.gram, aim.mean, aim.deviation), start, strict=True)
             away = sum(_square(x - to) / (_square(at - to) + 0.01 * _square(to)) for x, to, at in triples) / 3
         total = total + spec.beta * share / sum(spec.style_layers.values()) * away
@@ -154,7 +157,7 @@ def test_a_painting_has_the_same_style_in_tiles(double: Network) -> None:
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_points_the_same_way(vgg16: Network, weights: WeightsCache, precision: Any) -> None:
     """float16 has no numbers below 6e-8: the gradient is carried through it larger than it is."""
-    spec = parse_spec({"size": 64}).for_pictures()
+    spec = parse_spec({"content_weight": 1e-5, "style_weight": 8e-5}).for_pictures()
     photo, image = _rand(1, 3, 64, 80, seed=1).float(), _rand(1, 3, 64, 80, seed=3).float()
     gradients = []
     for network in (vgg16, weights.load("vgg16", "cpu", precision)):
@@ -243,6 +246,17 @@ def test_style_pulls_inside_its_guide_alone(double: Network) -> None:
     assert 0 == float(gradient[..., 160 + double.halo(spec.style_layers) :].abs().max())
 
 
+def test_a_guide_that_vanishes_at_a_coarser_resolution_does_no_harm(double: Network) -> None:
+    """Its last columns lie beyond the last whole position of the deep layers."""
+    spec, photo, image = _spec(), _rand(1, 3, 64, 100, seed=1), _rand(1, 3, 64, 100, seed=3)
+    guide = torch.zeros(64, 100, dtype=torch.float64)
+    guide[:, 97:] = 1
+    loss, gradient = Objective(double, spec, photo, [_region(double, spec, guide=guide)]).with_gradient(image)
+
+    assert torch.isfinite(loss.total)
+    assert torch.isfinite(gradient).all()
+
+
 def test_a_small_region_is_pulled_no_harder_than_a_large_one(double: Network) -> None:
     """Its loss counts by its area: a pixel of the one feels what a pixel of the other feels."""
     spec, photo = _spec(content_weight=0), _rand(1, 3, 32, 32, seed=1).repeat(1, 1, 2, 12)
@@ -270,7 +284,7 @@ def test_guides_in_tiles_are_those_of_the_whole(double: Network) -> None:
 
 def test_a_seamless_objective_does_not_know_where_the_picture_begins(double: Network) -> None:
     """Rolled by whole positions, a picture has the same loss, and its gradient rolls along."""
-    spec, photo = _spec(seamless=True, content_weight=0), _rand(1, 3, 64, 96, seed=1)
+    spec, photo = _spec(seamless=True, content_weight=0, tv_weight=5), _rand(1, 3, 64, 96, seed=1)
     image = _rand(1, 3, 64, 96, seed=3)
     objective = Objective(double, spec, photo, [_region(double, spec)])
     (loss, gradient), (rolled_loss, rolled) = (
@@ -282,7 +296,7 @@ def test_a_seamless_objective_does_not_know_where_the_picture_begins(double: Net
 
 
 def test_a_seamless_gradient_is_the_slope(double: Network) -> None:
-    spec, photo, image = _spec(seamless=True), _rand(1, 3, 64, 96, seed=1), _rand(1, 3, 64, 96, seed=3)
+    spec, photo, image = _spec(seamless=True, tv_weight=5), _rand(1, 3, 64, 96, seed=1), _rand(1, 3, 64, 96, seed=3)
     objective = Objective(double, spec, photo, [_region(double, spec)])
     direction, step = _rand(1, 3, 64, 96, seed=4) - 0.5, 1e-6
     ahead, behind = objective(image + step * direction).total, objective(image - step * direction).total

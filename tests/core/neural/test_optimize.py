@@ -83,6 +83,44 @@ def test_the_first_image_is_left_as_it_was(target: Tensor) -> None:
         assert torch.equal(torch.full_like(target, 0.5), start)
 
 
+def test_more_pairs_find_it_in_fewer_iterations() -> None:
+    """Pairs that overwrote each other, or were taken in the wrong order, would not."""
+    generator = torch.Generator().manual_seed(1)
+    turn, _ = torch.linalg.qr(torch.randn(90, 90, generator=generator))
+    hessian = turn @ torch.logspace(0, 3, 90).diag() @ turn.T
+    goal = torch.rand(90, generator=generator) * 0.4 + 0.3
+
+    def evaluate(image: Tensor) -> tuple[Losses, Tensor]:
+        away, zero = image.flatten() - goal, torch.zeros(())
+        return Losses(zero, zero, zero, away @ hessian @ away), (2 * hessian @ away).view_as(image)
+
+    one, few, many = (
+        float(list(islice(lbfgs(evaluate, torch.full((1, 3, 6, 5), 0.5), pairs), 60))[-1][1].total)
+        for pairs in (1, 3, 30)
+    )
+    assert many < few < one
+    assert many < 0.15 * one
+
+
+def test_it_does_not_matter_how_large_the_loss_is(target: Tensor) -> None:
+    """Weights may be as small as 1e-9: products of gradients must not fall below what float32 can hold."""
+    stretch = torch.logspace(0, 2, target.numel()).view_as(target)
+    start = torch.full_like(target, 0.5)
+    for optimizer in (lbfgs, adam):
+        usual, tiny = (_last(optimizer(_quadratic(target, factor * stretch), start), 60) for factor in (1, 1e-20))
+        assert torch.allclose(usual, tiny, atol=1e-3)
+
+
+def test_an_iterate_stays_what_it_was(target: Tensor) -> None:
+    """Whoever keeps one finds it unchanged after the next step."""
+    for optimizer in (lbfgs, adam):
+        iterates = optimizer(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5))
+        kept, _ = next(iterates)
+        before = kept.clone()
+        next(iterates)
+        assert torch.equal(before, kept)
+
+
 def test_at_the_minimum_lbfgs_stays(target: Tensor) -> None:
     """No division by a zero gradient."""
     inside = target.clamp(0, 1)

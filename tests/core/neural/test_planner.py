@@ -90,6 +90,37 @@ def test_a_pace_is_measured_once_and_kept(vgg16: Network, tmp_path: Path, monkey
     assert Pace(0.1, 1e-6) == pace_of(vgg16, file) == pace_of(vgg16, file)
 
 
+def test_other_networks_paces_are_kept(vgg16: Network, random_vgg19: Network, tmp_path: Path, monkeypatch: Any) -> None:
+    measured = iter([Pace(0.1, 1e-6), Pace(0.2, 2e-6)])
+    monkeypatch.setattr(planner, "measured_pace", lambda _: next(measured))
+    paces = [pace_of(network, tmp_path / "pace.json") for network in (vgg16, random_vgg19, vgg16, random_vgg19)]
+
+    assert paces[:2] == paces[2:]
+    assert paces[0] != paces[1]
+    assert ["pace.json"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_where_nothing_can_be_written_the_pace_is_measured(vgg16: Network, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(planner, "measured_pace", lambda _: Pace(0.1, 1e-6))
+    (tmp_path / "file").touch()
+
+    assert Pace(0.1, 1e-6) == pace_of(vgg16, tmp_path / "file" / "pace.json")
+
+
+def test_masks_are_planned_with(vgg16: Network) -> None:
+    spec = parse_spec({"size": 1024}).for_pictures(2, 2)
+    few, many = (Planner(vgg16, NOMINAL, 64 * GB).plan((4, 3), [(64, 64)] * 2, spec, masks) for masks in (0, 2))
+
+    assert many.memory_bytes - few.memory_bytes >= 2 * 4 * 1024 * 768
+
+
+def test_pairs_are_given_up_last(vgg16: Network) -> None:
+    """Fewer make another picture; tiles do not."""
+    pairs = {_plan(vgg16, int(gigabytes * GB), size=2048).legs[-1].route.history for gigabytes in (64, 8, 4, 3, 2.2)}
+
+    assert {10} == pairs
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{]", '{"x": 1}'])
 def test_a_damaged_pace_file_is_measured_again(
     vgg16: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str

@@ -29,6 +29,16 @@ def test_above_a_thousand_pixels_half_as_many_are_enough() -> None:
     assert [70, *[35] * 8] == [scale.iterations for scale in schedule(parse_spec({"size": 2048}), 4, 3)]
 
 
+def test_from_noise_the_coarsest_scale_takes_its_time() -> None:
+    assert [280, 35, 35, 70] == [s.iterations for s in schedule(parse_spec({"size": 384, "init": "noise"}), 4, 3)]
+    assert [280] == [s.iterations for s in schedule(parse_spec({"size": 100, "init": "noise"}), 4, 3)]
+
+
+def test_a_picture_to_begin_with_keeps_its_detail_and_given_iterations_are_taken_as_they_are() -> None:
+    assert 1 == len(schedule(parse_spec({"size": 512, "init": "picture"}), 4, 3))
+    assert 300 == schedule(parse_spec({"size": 2048, "iterations": 300}), 4, 3)[-1].iterations
+
+
 def test_a_seamless_result_has_sides_of_whole_positions() -> None:
     sizes = [scale.size for scale in schedule(parse_spec({"size": 300, "seamless": True}), 1024, 700)]
 

@@ -237,15 +237,17 @@ class _Broken(Network):
         pass
 
 
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_a_run_that_goes_wrong_late_keeps_its_last_good_picture(
-    photo: Image.Image, painting: Image.Image, vgg16: Network
+    photo: Image.Image, painting: Image.Image, vgg16: Network, optimizer: str
 ) -> None:
+    seen: list[Image.Image] = []
+    spec = parse_spec({"size": 64, "iterations": 30, "optimizer": optimizer})
     with pytest.raises(errors.Diverged) as caught:
-        stylize(Subject(photo, [painting]), parse_spec({"size": 64, "iterations": 30}), _Broken(vgg16, after=12))
+        stylize(Subject(photo, [painting]), spec, _Broken(vgg16, after=12), lambda _, render: seen.append(render()))  # type: ignore[func-returns-value]
 
     assert caught.value.picture is not None
-    assert (64, 48) == caught.value.picture.size
-    assert 10 < ImageStat.Stat(caught.value.picture).stddev[0]
+    assert seen[-1].tobytes() == caught.value.picture.tobytes()
 
 
 # ---------------------------------------------------------------------- masks, a picture to begin with
@@ -310,14 +312,15 @@ def test_little_memory_makes_tiles_and_the_same_picture(
 
 
 class _Cramped(Network):
-    """A network that runs out of memory at pictures above so many pixels."""
+    """A network that runs out of memory at pictures above so many pixels, after so many looks."""
 
-    def __init__(self, network: Network, most: int) -> None:
+    def __init__(self, network: Network, most: int, after: int = 0) -> None:
         self.__dict__.update(network.__dict__)
-        self.most = most
+        self.most, self.after = most, after
 
     def record(self, image: torch.Tensor, *rest: Any) -> Any:
-        if image.shape[2] * image.shape[3] > self.most:
+        self.after -= 1
+        if self.after < 0 and image.shape[2] * image.shape[3] > self.most:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
         return super().record(image, *rest)
 
@@ -332,6 +335,34 @@ def test_out_of_memory_is_tried_once_more_in_smaller_pieces(
     assert max(high for _, high in ImageChops.difference(usual, cramped).getextrema()) <= 2
     with pytest.raises(errors.OutOfMemory, match="size"):
         stylize(Subject(large, [painting]), spec, _Cramped(vgg16, 100 * 100))
+
+
+def test_a_run_that_ran_out_of_memory_late_begins_its_scale_again(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
+    """The picture, and what is told of it, are those of a run that did not."""
+    large, spec = photo.resize((400, 300)), parse_spec({"size": 400, "iterations": 3, "scales": 2})
+    seen: list[Progress] = []
+    usual = stylize(Subject(large, [painting]), spec, vgg16).picture
+    cramped = _Cramped(vgg16, 330 * 330, after=6)  # in the second scale: three evaluations a scale, and one before
+    late = stylize(Subject(large, [painting]), spec, cramped, lambda progress, _: seen.append(progress)).picture
+
+    assert [1, 2, 3, 4, 4, 5, 6] == [progress.iteration for progress in seen]
+    assert (1.0, 6) == (seen[-1].value, seen[-1].iterations)
+    assert all(progress.value < 1 for progress in seen[:-1])
+    assert max(high for _, high in ImageChops.difference(usual, late).getextrema()) <= 3
+
+
+def test_the_papers_content_loss_makes_up_for_the_positions_that_a_coarser_scale_lacks(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
+    """Its losses are then of one size at all scales; without, the coarse ones would hardly count the photo."""
+    seen: list[Progress] = []
+    spec = parse_spec({"size": 256, "iterations": 2, "scales": 3, "objective": "gatys", "init": "noise"})
+    stylize(Subject(photo, [painting]), spec, vgg16, lambda progress, _: seen.append(progress))
+    first = {progress.scale: progress.losses["content"] for progress in reversed(seen)}
+
+    assert 0.5 < first[1] / first[3] < 3
 
 
 def test_a_scale_with_nothing_left_to_gain_ends_early(painting: Image.Image, vgg16: Network) -> None:
