@@ -17,7 +17,7 @@ def to_image(picture: Image.Image, size: tuple[int, int] | None = None) -> Tenso
     if size is not None and size != picture.size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(picture.convert("RGB")))  # (H, W, 3) uint8
-    return pixels.permute(2, 0, 1).unsqueeze(0).float() / 255
+    return pixels.permute(2, 0, 1).unsqueeze(0).contiguous().float() / 255
 
 
 def to_guide(mask: Image.Image, size: tuple[int, int]) -> Tensor:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -46,10 +47,14 @@ Size = tuple[int, int]  # width, height
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a device is with a network: seconds an evaluation takes beside its pixels, and for each seen pixel."""
+    """How fast a device is with a network: seconds an evaluation takes beside its pixels, and for each seen pixel.
+
+    And what a new size takes once, before its first iteration: looks at photo and painting, kernels made to measure.
+    """
 
     fixed_seconds: float
     pixel_seconds: float
+    new_size_seconds: float = 0.0
 
 
 # A pace for plans whose seconds nobody asks for: their proportions are right.
@@ -73,6 +78,7 @@ class Leg:
     route: Route
     memory_bytes: int
     iteration_seconds: float
+    new_size_seconds: float = 0.0
 
     @property
     def rank(self) -> int:
@@ -82,8 +88,8 @@ class Leg:
 
     @property
     def seconds(self) -> float:
-        """With the looks at photo and paintings before the first iteration, which are two iterations' worth."""
-        return self.iteration_seconds * (self.scale.iterations + 2)
+        """With the looks at photo and paintings and the evaluation that comes first: some two iterations' worth."""
+        return self.iteration_seconds * (self.scale.iterations + 2) + self.new_size_seconds
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,8 @@ class Planner:
                 gradient = max(seen) * network.gradient_bytes(layers)
                 state = self._state_bytes(scale, content_layers, 0 if on_host else history, guides)
                 memory = _FIXED_BYTES + state + max(gradient, *looks, 0)
-                yield Leg(scale, Route(tile_px, history, on_host), memory, seconds)
+                route = Route(tile_px, history, on_host)
+                yield Leg(scale, route, memory, seconds, self._pace.new_size_seconds)
 
     def _state_bytes(self, scale: Scale, content_layers: Iterable[str], history: int, guides: int) -> int:
         """What is as large as the image: images, gradients, pairs, targets, guides with their smaller versions."""
@@ -221,22 +228,24 @@ def measured_pace(network: Network) -> Pace:
     """From the median seconds of an evaluation at two sizes."""
     # A card does small pictures in the time of none.
     sides = (512, 1536) if network.device.type == "cuda" else (128, 320)
-    (small, small_seconds), (large, large_seconds) = (_evaluation(network, side) for side in sides)
+    (small, small_seconds, _), (large, large_seconds, begin_seconds) = (_evaluation(network, side) for side in sides)
     pixel_seconds = max(0.0, (large_seconds - small_seconds) / (large - small))
-    return Pace(max(1e-4, small_seconds - small * pixel_seconds), pixel_seconds)
+    fixed_seconds = max(1e-4, small_seconds - small * pixel_seconds)
+    return Pace(fixed_seconds, pixel_seconds, max(0.0, begin_seconds - 3 * large_seconds))
 
 
-def _evaluation(network: Network, side: int) -> tuple[int, float]:
-    """Pixels, and the median seconds of their loss and gradient."""
+def _evaluation(network: Network, side: int) -> tuple[int, float, float]:
+    """Pixels, the median seconds of their loss and gradient, and the seconds until the first was there."""
     spec = StyleSpec().for_pictures()
+    start = time.perf_counter()
     image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(network.device)
     objective = Objective(network, spec, image, [Region(style_of(network, image.flip(1), spec))])
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
+    ends = [start]
+    for _ in range(6):
         objective.with_gradient(image)[0].by_name()  # reading the losses waits for the device
-        seconds.append(time.perf_counter() - began)
-    return side * side, statistics.median(seconds)
+        ends.append(time.perf_counter())
+    seconds = [end - before for before, end in pairwise(ends)]
+    return side * side, statistics.median(seconds[1:]), seconds[0]
 
 
 def free_memory(device: torch.device) -> int:
