@@ -376,6 +376,14 @@ def test_a_scale_with_nothing_left_to_gain_ends_early(painting: Image.Image, vgg
     assert 0 == seen[-1].seconds_left
 
 
+def test_a_scale_that_still_gains_takes_all_of_its_iterations(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
+    spec = parse_spec({"size": 64, "quality": "draft"})
+
+    assert 25 == stylize(Subject(photo, [painting]), spec, vgg16).iterations
+
+
 @pytest.mark.parametrize(
     "knobs",
     [
