@@ -115,9 +115,13 @@ class RelativeStyle:
 
     def __init__(self, target: Statistics, start: Statistics, weight: Tensor | float) -> None:
         self._target = target
+        # Means and deviations are judged by the whole energy, the sum of their squares: where one of the two is next to
+        # nothing, as the deviations of a painting of one color are, it must not forbid every step.
+        energy = target.gram.diagonal().sum()
+        sizes = (target.gram.square().sum(), energy, energy)
         self._weights = [
-            weight / 3 / ((at - to).square().sum() + _NEAR * to.square().sum()).clamp_min(_LEAST)
-            for at, to in zip(_aspects(start), _aspects(target), strict=True)
+            weight / 3 / ((at - to).square().sum() + _NEAR * size).clamp_min(_LEAST)
+            for at, to, size in zip(_aspects(start), _aspects(target), sizes, strict=True)
         ]
 
     def loss(self, found: Statistics) -> Tensor:

@@ -74,7 +74,13 @@ def _autograds(
             if not spec.content_weight:
                 start = (*start[:2], start[2] + 1e-3)  # the deviation of nothing is the least there is
             triples = zip(found, (aim.gram, aim.mean, aim.deviation), start, strict=True)
-            away = sum(_square(x - to) / (_square(at - to) + 0.01 * _square(to)) for x, to, at in triples) / 3
+            energy = aim.gram.trace()
+            sizes = (_square(aim.gram), energy, energy)
+            away = sum(
+                _square(x - to) / (_square(at - to) + 0.01 * size)
+                for (x, to, at), size in zip(triples, sizes, strict=True)
+            )
+            away = away / 3
         total = total + spec.beta * share / sum(spec.style_layers.values()) * away
     return total.detach(), torch.autograd.grad(total, leaf)[0]
 

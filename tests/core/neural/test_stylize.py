@@ -411,6 +411,15 @@ def test_pictures_of_one_color_give_a_picture(
     assert all(value == value for value in result.losses.values())  # noqa: PLR0124 - NaN differs from itself
 
 
+def test_a_painting_of_one_color_gives_its_color_even_from_noise(vgg16: Network) -> None:
+    red = Image.new("RGB", (64, 64), (200, 30, 30))
+    spec = parse_spec({"size": 64, "init": "noise"})
+    mean = ImageStat.Stat(stylize(Subject(red, [red]), spec, vgg16).picture).mean
+
+    assert mean[0] > 150
+    assert max(mean[1:]) < 120
+
+
 def test_a_very_wide_photo_and_a_tiny_painting_give_a_picture(vgg16: Network, photo: Image.Image) -> None:
     wide, tiny = photo.resize((1000, 50)), photo.resize((32, 32))
 
