@@ -4,7 +4,6 @@ WEIGHTS is a cache file of VGG-16 or VGG-19 (`impasto weights list` names them);
 speeds the same. Checks the card against the CPU in float32, then prints one table. bench/README.md.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,67 +12,41 @@ from pathlib import Path
 import click
 import torch
 from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor
 
-from bench.optimize import Pair, floor, pair
+from bench.optimize import SAMPLES, Pair, floor, pair, seconds_of, wait
 from bench.peer import FILTERS, Peer
-from core import images
 from core.neural.optimize import lbfgs
 from core.neural.planner import Planner, measured_pace
 from core.neural.stylize import stylize
-from core.neural.vgg import Architecture, Network, convolutions, fast_dtype, stride
-from core.neural.weights import random_parameters
+from core.neural.vgg import Architecture, Network, convolutions, stride
+from core.neural.weights import DTYPES, Precision, WeightsCache, random_parameters
 from core.spec import StyleSpec
 
-SAMPLES = Path(__file__).parents[1] / "samples"
 BUDGET_SECONDS = 420  # no section begins later
 
 Row = tuple[str, str]
+_ARCHITECTURES: dict[str, Architecture] = {"vgg16": "vgg16", "vgg19": "vgg19"}
 
 
 class Card:
-    """The device, its networks, and a stopwatch that waits for it."""
+    """The device and its networks."""
 
     def __init__(self, device: str, weights: Path | None) -> None:
         self.device = torch.device(device)
-        self.architecture, parameters = _parameters(weights)
-        networks = [
-            Network(self.architecture, parameters, name="bench", sha256="", device=name, dtype=dtype)
-            for name, dtype in (("cpu", torch.float32), (device, torch.float32), (device, fast_dtype(self.device)))
-        ]
-        self.cpu, self.exact, self.fast = networks
-
-    def seconds(self, step: Callable[[], object], rounds: int = 10) -> float:
-        """The median, after three to warm up."""
-        found = []
-        for number in range(rounds + 3):
-            began = time.perf_counter()
-            step()
-            self.wait()
-            if number >= 3:
-                found.append(time.perf_counter() - began)
-        return statistics.median(found)
-
-    def wait(self) -> None:
-        """Until the device has done all it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
+        self.cpu = _network(weights, "cpu", "float32")
+        self.exact, self.fast = _network(weights, device, "float32"), _network(weights, device, "auto")
 
     def flops(self, height: int, width: int) -> float:
         """Of an evaluation: to relu5_1 and back."""
-        rows = [row for row in convolutions(self.architecture) if row.layer <= "relu5_1"]
+        rows = [row for row in convolutions(self.fast.architecture) if row.layer <= "relu5_1"]
         return sum(2 * 2 * 9 * row.inputs * row.outputs * height * width / stride(row.layer) ** 2 for row in rows)
 
 
-def _parameters(weights: Path | None) -> tuple[Architecture, list[tuple[Tensor, Tensor]]]:
-    if weights is None:
-        return "vgg16", random_parameters("vgg16")
-    tensors = [tensor for _, tensor in sorted(load_file(weights).items(), key=lambda item: int(item[0].split(".")[1]))]
-    kernels, biases = ([t for t in tensors if t.dim() == dims] for dims in (4, 1))
-    return ("vgg19" if len(kernels) == 16 else "vgg16"), list(zip(kernels, biases, strict=True))
+def _network(weights: Path | None, device: str, precision: Precision) -> Network:
+    if weights is not None:
+        return WeightsCache(weights.parent).load(_ARCHITECTURES[weights.stem], device, precision)
+    dtype = DTYPES[precision]
+    return Network("vgg16", random_parameters("vgg16"), name="random", sha256="", device=device, dtype=dtype)
 
 
 def correctness(card: Card) -> Iterator[Row]:
@@ -102,16 +75,16 @@ def rates(card: Card) -> Iterator[Row]:
     """Multiplication alone, then iterations beside what they could be."""
     side = 8192 if card.device.type == "cuda" else 1024
     matrix = torch.rand(side, side, device=card.device).to(card.fast.dtype)
-    peak = 2 * side**3 / card.seconds(partial(torch.mm, matrix, matrix), 5)
+    peak = 2 * side**3 / seconds_of(partial(torch.mm, matrix, matrix), 5)
     yield f"matrix product, {card.fast.dtype}", f"{peak / 1e12:.1f} TFLOP/s"
     for size in (256, 512, 1024, 2048) if card.device.type == "cuda" else (256,):
         subject, spec = _samples(size), StyleSpec(size=size, scales=1)
         photo, objective = subject.objective(spec, card.fast)
-        evaluation = card.seconds(partial(objective.with_gradient, photo))
+        evaluation = seconds_of(partial(objective.with_gradient, photo))
         iterates = lbfgs(objective.with_gradient, photo)
-        iteration = card.seconds(lambda iterates=iterates: next(iterates))  # type: ignore[misc]
+        iteration = seconds_of(lambda iterates=iterates: next(iterates))  # type: ignore[misc]
         least, flops = floor(card.fast, photo), card.flops(photo.shape[2], photo.shape[3])
-        stock = card.seconds(partial(Peer(card.exact, subject.content, subject.styles[0]).gradient, photo), 3)
+        stock = seconds_of(partial(Peer(card.exact, subject.content, subject.styles[0]).gradient, photo), 3)
         yield f"{size} px: iterations a second", f"{1 / iteration:.1f}"
         yield (
             f"{size} px: evaluation / convolutions alone / stock autograd in float32",
@@ -119,10 +92,10 @@ def rates(card: Card) -> Iterator[Row]:
         )
         yield f"{size} px: share of the matrix product's rate", f"{flops / iteration / peak:.0%}"
         if card.device.type == "cuda":
-            yield f"{size} px: evaluation as a CUDA graph", _graphed(card, partial(objective.with_gradient, photo))
+            yield f"{size} px: evaluation as a CUDA graph", _graphed(partial(objective.with_gradient, photo))
 
 
-def _graphed(card: Card, step: Callable[[], object]) -> str:
+def _graphed(step: Callable[[], object]) -> str:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     try:
         with torch.cuda.stream(stream):
@@ -130,7 +103,7 @@ def _graphed(card: Card, step: Callable[[], object]) -> str:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             step()
-        return f"{card.seconds(graph.replay) * 1e3:.1f} ms"
+        return f"{seconds_of(graph.replay) * 1e3:.1f} ms"
     except RuntimeError as error:
         return f"cannot be captured: {str(error).splitlines()[0][:60]}"
 
@@ -140,9 +113,9 @@ def autotune(card: Card) -> Iterator[Row]:
     if card.device.type != "cuda":
         return
     photo, objective = _samples(512).objective(StyleSpec(size=512, scales=1), card.fast)
-    usual = card.seconds(partial(objective.with_gradient, photo))
+    usual = seconds_of(partial(objective.with_gradient, photo))
     torch.backends.cudnn.benchmark = True
-    tuned = card.seconds(partial(objective.with_gradient, photo))
+    tuned = seconds_of(partial(objective.with_gradient, photo))
     torch.backends.cudnn.benchmark = False
     yield "512 px: evaluation with cuDNN's search on / off", f"{tuned * 1e3:.1f} / {usual * 1e3:.1f} ms"
 
@@ -154,7 +127,7 @@ def batches(card: Card) -> Iterator[Row]:
         alone = 0.0
         for count in (1, 2, 4, 8):
             image = torch.rand(count, 3, size * 3 // 4, size, device=card.device)
-            seconds = card.seconds(lambda i=image: card.fast.record(i, layers).gradient(lambda _, r: r * 1e-6))  # type: ignore[misc]
+            seconds = seconds_of(lambda i=image: card.fast.record(i, layers).gradient(lambda _, r: r * 1e-6))  # type: ignore[misc]
             alone = alone or seconds
             yield f"{size} px: {count} at once, each against alone", f"x{seconds / count / alone:.2f}"
 
@@ -166,16 +139,16 @@ def recipe(card: Card) -> Iterator[Row]:
     other = Peer(card.exact, subject.content, subject.styles[0])
     spec = other.spec(size)
     stylize(subject, spec.model_copy(update={"iterations": 2}), card.fast)  # to warm up
-    ours, mine = _timed(card, lambda: stylize(subject, spec, card.fast).picture)
-    theirs, yours = _timed(card, lambda: other.painted(iterations))
+    ours, mine = _timed(lambda: stylize(subject, spec, card.fast).picture)
+    theirs, yours = _timed(lambda: other.painted(iterations))
     yield f"{size} px: the default's seconds, delivered loss", f"{ours:.1f}, {other.delivered(mine):.2f}"
     yield f"{size} px: neural-style-pt's, {iterations} iterations", f"{theirs:.1f}, {other.delivered(yours):.2f}"
 
 
-def _timed(card: Card, paint: Callable[[], Image.Image]) -> tuple[float, Image.Image]:
+def _timed(paint: Callable[[], Image.Image]) -> tuple[float, Image.Image]:
     began = time.perf_counter()
     picture = paint()
-    card.wait()
+    wait()
     return time.perf_counter() - began, picture
 
 
@@ -205,10 +178,10 @@ def _two_iterations(card: Card, planner: Planner, size: int) -> Row:
     host = torch.device("cpu") if leg.route.history_on_host else None
     iterates = lbfgs(objective.with_gradient, photo, leg.route.history, host)
     next(iterates)
-    card.wait()
+    wait()
     began = time.perf_counter()
     next(iterates)
-    card.wait()
+    wait()
     seconds = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated(card.device) - before
     found = f"{peak / 1e9:.2f} / {leg.memory_bytes / 1e9:.2f} GB; {seconds:.2f} / {leg.iteration_seconds:.2f} s"
@@ -226,10 +199,11 @@ def _samples(size: int) -> Pair:
 )
 def main(weights: Path | None, device: str) -> None:
     """Measure a card."""
-    images.decode((SAMPLES / "harbor.jpg").read_bytes())
     card, began = Card(device, weights), time.monotonic()
     name = torch.cuda.get_device_name() if card.device.type == "cuda" else device
-    click.echo(f"{name}, torch {torch.__version__}, {card.architecture}, {'real' if weights else 'random'} weights\n")
+    click.echo(
+        f"{name}, torch {torch.__version__}, {card.fast.architecture}, {'real' if weights else 'random'} weights\n"
+    )
     click.echo("| | |\n|---|---|")
     for section in (correctness, rates, autotune, batches, memory, recipe):
         if time.monotonic() - began > BUDGET_SECONDS:

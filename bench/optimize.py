@@ -60,10 +60,17 @@ def seconds_of(step: Callable[[], object], rounds: int = ROUNDS) -> float:
     for _ in range(rounds):
         began = time.perf_counter()
         step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait()
         found.append(time.perf_counter() - began)
     return statistics.median(found)
+
+
+def wait() -> None:
+    """Until the device, if there is one beside the CPU, has done all that it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
 
 
 @torch.no_grad()
@@ -218,6 +225,18 @@ def peer(content: Path, style: Path, model: ModelName, size: int, iterations: in
 
 def _one_scale(spec: StyleSpec) -> StyleSpec:
     return spec.model_copy(update={"scales": 1, "iterations": 100})
+
+
+@main.command()
+@with_pictures
+@click.option("--size", default=256)
+def strength(content: Path, style: Path, model: ModelName, size: int) -> None:
+    """The result's content distance, sum (F - P)^2 / sum P^2, at five strengths: are the steps even?"""
+    network, subject = _network(model), pair(content, style, size)
+    click.echo("| strength | content distance |\n|---|---|")
+    for value in (0, 0.25, 0.5, 0.75, 1):
+        painted = stylize(subject, StyleSpec(size=size, strength=value), network)
+        click.echo(f"| {value} | {painted.losses['content']:.2f} |")
 
 
 @main.command()

@@ -66,7 +66,7 @@ class Peer:
             loss = self.loss(image)
             (gradient,) = torch.autograd.grad(loss, image)
             image.grad = gradient.contiguous()  # torch's L-BFGS takes no other layout
-            return float(loss)
+            return float(loss.detach())
 
         optimizer.step(closure)  # type: ignore[no-untyped-call]
         return pixels.to_picture(image)

@@ -13,6 +13,7 @@ from typing import Any
 import click
 from PIL import Image
 
+from bench.optimize import SAMPLES
 from core import errors, images
 from core.neural.planner import Pace, Planner, measured_pace
 from core.neural.stylize import stylize
@@ -21,8 +22,6 @@ from core.neural.vgg import Network
 from core.neural.weights import Precision, WeightsCache
 from core.settings import Settings
 from core.spec import StyleSpec, parse_spec
-
-SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 @click.group()

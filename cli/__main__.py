@@ -65,7 +65,7 @@ def knobs(command: Command) -> Command:
             if isinstance(field.default, dict)
             else field.default
         )
-        text = f"{field.description}  [{allowed(name)}; default: {default or 'none'}]"
+        text = f"{field.description}  [{allowed(name)}; default: {'none' if default == [] else default}]"
         command = click.option(f"--{name.replace('_', '-')}", name, metavar="X", help=text)(command)
     return command
 
@@ -283,8 +283,8 @@ def stylize(
 
     cache = _weights_cache()
     network = cache.load(spec.model, device, precision)
-    planner = Planner(network, pace_of(network, cache.folder / "pace.json"))
     if only_plan:
+        planner = Planner(network, pace_of(network, cache.folder / "pace.json"))
         _say_plan(
             planner.plan(
                 subject.content.size, [style.size for style in subject.styles], subject.fitted(spec), len(masks)
@@ -299,10 +299,10 @@ def stylize(
             )
 
         try:
-            painting = paint(subject, spec, network, show, planner)
+            painting = paint(subject, spec, network, show)
         except errors.Diverged as error:
             if error.picture is not None:
-                error.picture.save(output)
+                output.write_bytes(images.encode(error.picture, _SUFFIXES[output.suffix.lower()]))
             raise
         bar.done("done")
     model = {"name": network.name, "sha256": network.sha256}

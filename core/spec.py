@@ -26,7 +26,7 @@ STYLE_WEIGHT_GATYS = 1e6  # the same look where the terms are the paper's raw su
 STRENGTH_DECADES = 2.5  # what `strength` spans, in powers of ten of the style weight
 
 MAX_SIZE_PX = 8192
-SEAMLESS_PX = 16  # the sides of a picture that repeats are multiples of it: one position after four poolings
+GRID_PX = 16  # one position after four poolings; the sides of a picture that repeats are multiples of it
 
 
 def _layer_weights(value: Any) -> Any:
@@ -121,7 +121,7 @@ class StyleSpec(BaseModel):
         "max", description="Pooling of the network: max is crisp, average smooth, l2 between them."
     )
     seamless: bool = Field(
-        False, description=f"Make a result that repeats without a seam; its sides are multiples of {SEAMLESS_PX} px."
+        False, description=f"Make a result that repeats without a seam; its sides are multiples of {GRID_PX} px."
     )
     preserve_color: Literal["none", "luminance", "match", "histogram"] = Field(
         "none",
@@ -180,14 +180,14 @@ MIN_RESULT_SIDE_PX = 32
 def result_size(width: int, height: int, size: int, *, seamless: bool = False) -> tuple[int, int]:
     """Width and height of the result in px: the photo's shape, its long side `size`.
 
-    seamless: both to the nearest multiple of `SEAMLESS_PX`. Raises BadSpec where the short side would leave the network
+    seamless: both to the nearest multiple of `GRID_PX`. Raises BadSpec where the short side would leave the network
     nothing to see.
     """
     long, short = max(width, height), min(width, height)
     if size * short < MIN_RESULT_SIDE_PX * long:
         least = -(-MIN_RESULT_SIDE_PX * long // short)
         raise errors.BadSpec(f"size must be at least {least} for a picture of this shape.")
-    grid = SEAMLESS_PX if seamless else 1
+    grid = GRID_PX if seamless else 1
     across, down = (max(1, round(side * size / long / grid)) * grid for side in (width, height))
     return across, down
 
@@ -216,7 +216,7 @@ def parse_spec(knobs: dict[str, Any]) -> StyleSpec:
 
 
 def allowed(name: str) -> str:
-    """What a knob may be, in words: `a whole number from 64 to 2048`. For refusals, help texts and docs."""
+    """What a knob may be, in words: `a whole number from 64 to 8192`. For refusals, help texts and docs."""
     if name in ("content_layers", "style_layers"):
         return f"layers with weights from 0 to 1e+09, like relu4_2=1; the layers are {', '.join(get_args(Layer))}"
     if name == "style_weights":

@@ -48,8 +48,11 @@ class Statistics:
 def sums(responses: Tensor, guide: Tensor | None = None) -> Statistics:
     """Summed over the positions of a part of a picture: parts can be added up. (1, N, h, w)
 
-    Gatys et al. 2015, eq. 3. With a guide T, (h, w), the responses count T^2 times: (F T)(F T)^T, as in Gatys et al.
-    2017, "Controlling Perceptual Factors in Neural Style Transfer", eq. 8.
+    Gatys et al. 2015, eq. 3. Divided by the number of positions M, pictures of different sizes can be compared; the
+    paper divides the loss instead (eq. 4), where photo and painting have the same M.
+
+    With a guide T, (h, w), the responses count T^2 times: (F T)(F T)^T, as in Gatys et al. 2017, "Controlling
+    Perceptual Factors in Neural Style Transfer", eq. 8.
     """
     rows = responses[0].permute(1, 2, 0).flatten(0, 1)  # (M, N): channels are last in memory
     times = None if guide is None else exact(guide).flatten().unsqueeze(1)  # (M, 1)
@@ -69,17 +72,8 @@ def sums(responses: Tensor, guide: Tensor | None = None) -> Statistics:
     return total
 
 
-def gram(responses: Tensor) -> Tensor:
-    """G / M, the Gram matrix divided by the number of positions. (1, N, h, w) -> (N, N)
-
-    The division lets pictures of different sizes be compared. The paper divides the loss instead (eq. 4), where photo
-    and painting have the same M; then both are the same.
-    """
-    return sums(responses).gram / (responses.shape[2] * responses.shape[3])
-
-
 def content_loss(responses: Tensor, target: Tensor) -> Tensor:
-    """1/2 sum (F - P)^2: Gatys et al. 2015, eq. 1. Filter by filter of the first rows, to copy little to float32."""
+    """1/2 sum (F - P)^2: Gatys et al. 2015, eq. 1. In parts, so that little is copied to float32 at once."""
     rows = max(1, _CHUNK // responses.shape[3])
     parts = zip(responses.split(rows, 2), target.split(rows, 2), strict=True)  # type: ignore[no-untyped-call]
     return torch.stack([(exact(f) - exact(p)).square().sum() for f, p in parts]).sum() / 2

@@ -4,7 +4,7 @@ Style is what is summed over the whole picture: a first pass over the tiles adds
 tile's gradient from them (Gatys et al. 2015, eq. 6). One tile makes both passes one. Knows no optimiser.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -109,9 +109,7 @@ class Objective:
         self._guides = [{layer: _guide(region.guide, layer) for layer in self._style_layers} for region in regions]
         self._masses = [{layer: self._mass(guide, layer) for layer, guide in guides.items()} for guides in self._guides]
         self._targets: dict[str, Tensor] = {}  # P, (1, N, h, w), in the network's precision
-        for tile in self._tiles:
-            self._keep_targets(tile, photo)
-        start = self._look_at(photo)
+        start = self._sum_up((tile, self._keep_targets(tile, features)) for tile, features in self._views(photo))
         self._alphas = {layer: self._alpha(layer, share) for layer, share in self._content_layers.items()}
         self._terms = [
             {layer: self._style_term(layer, region, masses[layer], at[layer]) for layer in self._style_layers}
@@ -120,7 +118,7 @@ class Objective:
 
     def __call__(self, image: Tensor) -> Losses:
         """The losses of an image (1, 3, H, W)."""
-        return self._weighted(image, self._look_at(image))
+        return self._weighted(image, self._sum_up(self._views(image)))
 
     @torch.no_grad()
     def with_gradient(self, image: Tensor) -> tuple[Losses, Tensor]:
@@ -130,7 +128,7 @@ class Objective:
             recordings = [self._record(self._tiles[0], image)]
             found = self._sum_up([(self._tiles[0], recordings[0].features)])
         else:
-            found = self._look_at(image)
+            found = self._sum_up(self._views(image))
             recordings = (self._record(tile, image) for tile in self._tiles)
         slopes = self._slopes(found)
         boost = self._boost(slopes)
@@ -144,10 +142,10 @@ class Objective:
 
     # ------------------------------------------------------------------ the first pass: sums over the picture
 
-    @torch.no_grad()
-    def _look_at(self, image: Tensor) -> _Found:
-        network, sight = self._network, self._sight
-        return self._sum_up((tile, network.features(tile.cut(image), self._layers, *sight)) for tile in self._tiles)
+    def _views(self, image: Tensor) -> Iterator[tuple[Tile, dict[str, Tensor]]]:
+        """Each tile, and the responses to what it sees."""
+        for tile in self._tiles:
+            yield tile, self._network.features(tile.cut(image), self._layers, *self._sight)
 
     def _sum_up(self, views: Iterable[tuple[Tile, Mapping[str, Tensor]]]) -> _Found:
         content: dict[str, Tensor] = {}
@@ -226,15 +224,16 @@ class Objective:
 
     # ------------------------------------------------------------------ targets and weights
 
-    @torch.no_grad()
-    def _keep_targets(self, tile: Tile, photo: Tensor) -> None:
-        features = self._network.features(tile.cut(photo), self._content_layers, *self._sight)
-        for layer, responses in features.items():
+    def _keep_targets(self, tile: Tile, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """P at the tile's own positions, from the responses to the photo; they are handed on."""
+        for layer in self._content_layers:
+            responses = features[layer]
             if layer not in self._targets:
                 size = (1, responses.shape[1], self._height // stride(layer), self._width // stride(layer))
                 empty = torch.empty(size, dtype=responses.dtype, device=responses.device)
                 self._targets[layer] = empty.contiguous(memory_format=torch.channels_last)
             tile.place(self._targets[layer], stride(layer)).copy_(tile.own(responses, stride(layer)))
+        return features
 
     def _alpha(self, layer: str, share: float) -> Tensor:
         """What the paper's content loss is multiplied by."""

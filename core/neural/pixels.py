@@ -6,7 +6,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from core.spec import SEAMLESS_PX
+from core.spec import GRID_PX
 
 # Luminance of the YIQ space, as in Gatys et al. 2016, "Preserving Color in Neural Artistic Style Transfer".
 _LUMA = (0.299, 0.587, 0.114)
@@ -35,9 +35,9 @@ def enlarge(image: Tensor, size: tuple[int, int], *, seamless: bool = False) -> 
     """The image at (width, height), bicubic, back inside [0, 1]. seamless: beyond an edge comes the other side."""
     width, height = size
     if seamless:  # sides are multiples of 16 px: a sixteenth more on each side is whole pixels before and after
-        across, down = image.shape[3] // SEAMLESS_PX, image.shape[2] // SEAMLESS_PX
+        across, down = image.shape[3] // GRID_PX, image.shape[2] // GRID_PX
         image = functional.pad(image, (across, across, down, down), mode="circular")
-        across, down = width // SEAMLESS_PX, height // SEAMLESS_PX
+        across, down = width // GRID_PX, height // GRID_PX
         larger = enlarge(image, (width + 2 * across, height + 2 * down))
         return larger[..., down : down + height, across : across + width].contiguous()
     return functional.interpolate(image, (height, width), mode="bicubic").clamp(0, 1)

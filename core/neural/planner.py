@@ -1,8 +1,8 @@
 """The plan of a run, made before it: for each scale a route that fits into memory, its bytes and its seconds.
 
-A route is how the gradient is taken (whole, or in tiles) and how many curvature pairs L-BFGS keeps, and where. The
-fastest that fits is taken. Memory is counted from the network's shapes; time from a short measurement of the device,
-which is kept. Knows no pictures, only their sizes.
+A route is how the gradient is taken (whole, or in tiles) and how many curvature pairs L-BFGS keeps, and where. Of those
+that fit, the fastest with all pairs is taken. Memory is counted from the network's shapes; time from a short
+measurement of the device, which is kept. Knows no pictures, only their sizes.
 """
 
 import json

@@ -109,9 +109,7 @@ class _Run:
     def _leg(self, number: int, leg: Leg) -> bool:
         """Go through one scale; True if the callback stops the run. Out of memory, once more by a smaller route."""
         begun_with = self._image
-        for attempt in (leg, self._planner.smaller(leg, self._style_sizes, self._spec, len(self._subject.masks))):
-            if attempt is None:
-                break
+        for attempt in self._ways(leg):
             self._image = begun_with
             self._clock.begin(number, attempt)
             try:
@@ -122,6 +120,12 @@ class _Run:
             # Outside of the except clause: the traceback holds on to all that filled the memory.
             _give_back(self._network.device)
         raise errors.OutOfMemory()
+
+    def _ways(self, leg: Leg) -> Iterator[Leg]:
+        yield leg
+        smaller = self._planner.smaller(leg, self._style_sizes, self._spec, len(self._subject.masks))
+        if smaller is not None:
+            yield smaller
 
     def _go(self, leg: Leg) -> bool:
         scale, before, exhausted = leg.scale, float("inf"), False
@@ -218,8 +222,9 @@ class _Clock:
         index, now = self._number - 1, time.monotonic()
         before = sum(self._counts[:index])
         work = [leg.iteration_seconds * count for leg, count in zip(self._legs, self._counts, strict=True)]
-        done = sum(work[:index]) + self._legs[index].iteration_seconds * (self.iteration - before)
-        left = max(0.0, sum(work) - done) if self.iteration < sum(self._counts) else 0.0
+        here = self._legs[index].iteration_seconds
+        done = sum(work[:index]) + here * (self.iteration - before)
+        left = here * (before + self._counts[index] - self.iteration) + sum(work[index + 1 :])
         self._reported = now
         return Progress(
             scale=self._number,

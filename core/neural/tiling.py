@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Four poolings lie before relu5_1: tiles begin where all of their grids do.
-GRID_PX = 16
+from core.spec import GRID_PX  # tiles begin where the grids of all four poolings do
 
 
 @dataclass(frozen=True)
 class Span:
-    """Along one axis: the pixels owned, and those seen. `begin` may be negative where the picture repeats."""
+    """Along one axis: the pixels owned, and those seen: from below 0 where the picture repeats."""
 
     begin: int
     end: int

@@ -205,7 +205,7 @@ class Recording:
     """One forward pass: the responses of every layer up to the deepest that was asked for.
 
     They are all that the way back needs. Autograd would keep the positions of the maxima as well, and copies in
-    float32 of what a loss looks at; it would differentiate by the frozen weights' rules, not with turned kernels.
+    float32 of what a loss looks at.
     """
 
     def __init__(

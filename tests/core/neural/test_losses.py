@@ -5,11 +5,19 @@ import torch
 from torch import Tensor
 
 from core.neural import losses
-from core.neural.losses import PaperStyle, RelativeStyle, Statistics, gram, sums, tv_loss
+from core.neural.losses import PaperStyle, RelativeStyle, Statistics, sums, tv_loss
 
 
 def _rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _means(features: Tensor) -> Statistics:
+    return sums(features) * (1 / (features.shape[2] * features.shape[3]))
+
+
+def gram(features: Tensor) -> Tensor:
+    return _means(features).gram
 
 
 # ---------------------------------------------------------------------- Gram facts
@@ -99,10 +107,6 @@ def test_the_tv_gradient_is_autograds() -> None:
 
 
 # ---------------------------------------------------------------------- the paper's closed forms
-
-
-def _means(features: Tensor) -> Statistics:
-    return sums(features) * (1 / (features.shape[2] * features.shape[3]))
 
 
 def test_the_style_loss_is_the_papers_number() -> None:

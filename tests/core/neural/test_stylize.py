@@ -9,7 +9,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from core import errors
 from core.neural import pixels
-from core.neural.losses import gram
+from core.neural.objective import style_of
 from core.neural.planner import Planner
 from core.neural.schedule import schedule
 from core.neural.stylize import Painting, Progress, stylize
@@ -30,11 +30,8 @@ def painted(photo: Image.Image, painting: Image.Image, vgg16: Network) -> tuple[
 
 def _style_distance(network: Network, picture: Image.Image, painting: Image.Image) -> dict[str, float]:
     """|G - A|^2 / |A|^2 at each layer."""
-    with torch.no_grad():
-        g, a = (
-            {layer: gram(f) for layer, f in network.features(pixels.to_image(p), LAYERS).items()}
-            for p in (picture, painting)
-        )
+    styles = (style_of(network, pixels.to_image(one), StyleSpec()) for one in (picture, painting))
+    g, a = ({layer: statistics.gram for layer, statistics in style.items()} for style in styles)
     return {layer: float((g[layer] - a[layer]).square().sum() / a[layer].square().sum()) for layer in LAYERS}
 
 
@@ -231,10 +228,6 @@ class _Broken(Network):
     def _parameters(self) -> Any:
         self._looks_left -= 1
         return self._whole if self._looks_left >= 0 else [(weight * 1e30, bias) for weight, bias in self._whole]
-
-    @_parameters.setter
-    def _parameters(self, value: Any) -> None:
-        pass
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])

@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from core.neural.tiling import GRID_PX, tiles
+from core.neural.tiling import tiles
+from core.spec import GRID_PX
 
 SIZES = [(64, 64), (150, 203), (33, 500), (1000, 333), (161, 160)]
 
