@@ -15,6 +15,7 @@ from api.reaper import Reaper
 from api.settings import ApiSettings
 from core import settings
 from core.blobs import Blobs
+from core.checkpoints import Checkpoints
 from core.queue import make_celery, ring
 from core.settings import Settings
 from core.store import JobStore
@@ -28,7 +29,14 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     """The application with its store, blobs, doorbell and reaper. Raises BadSettings."""
     shared, own = shared or settings.read(Settings), own or settings.read(ApiSettings)
     store, blobs, celery = JobStore(shared.redis_url), Blobs(shared.blobs_dir), make_celery(shared.redis_url)
-    reaper = Reaper(store, blobs, celery)
+    reaper = Reaper(
+        store,
+        blobs,
+        Checkpoints(shared.checkpoints_dir),
+        celery,
+        record_seconds=own.record_days * 86_400,
+        disk_bytes=own.disk_gb * 1e9,
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

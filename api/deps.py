@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 
 from api.settings import ApiSettings
 from core import blobs, store
+from core.jobs import LOCAL
 
 
 def _store(request: Request) -> store.JobStore:
@@ -24,6 +25,10 @@ def _ring(request: Request) -> Callable[[], bool]:
     return held
 
 
+def _owner() -> str:
+    return LOCAL
+
+
 def _settings(request: Request) -> ApiSettings:
     held: ApiSettings = request.app.state.settings
     return held
@@ -32,4 +37,5 @@ def _settings(request: Request) -> ApiSettings:
 Store = Annotated[store.JobStore, Depends(_store)]
 Blobs = Annotated[blobs.Blobs, Depends(_blobs)]
 Ring = Annotated[Callable[[], bool], Depends(_ring)]
+Owner = Annotated[str, Depends(_owner)]
 Config = Annotated[ApiSettings, Depends(_settings)]

@@ -6,7 +6,7 @@ from typing import IO
 from fastapi import APIRouter, Response, UploadFile
 from pydantic import BaseModel
 
-from api.deps import Blobs, Config, Store
+from api.deps import Blobs, Config, Owner, Store
 from core import errors, images
 from core.blobs import digest_of
 from core.store import HOLD_SECONDS
@@ -42,27 +42,27 @@ def checked(file: IO[bytes]) -> Checked:
     return Checked(digest_of(data), width, height, data)
 
 
-def known(digest: str, store: Store, blobs: Blobs, keep_seconds: float = HOLD_SECONDS) -> None:
-    """Make sure that an upload named by its digest is here, and stays for a while. Raises ImageNotFound."""
-    if blobs.has(digest):  # looked for first: a digest out of the air must not cost the store a record
-        store.hold(digest, keep_seconds)
+def known(digest: str, owner: str, store: Store, blobs: Blobs, keep_seconds: float = HOLD_SECONDS) -> None:
+    """Make sure that the owner's upload named by its digest is here, and stays for a while. Raises ImageNotFound."""
+    if blobs.has(digest) and store.owns(owner, digest):  # a digest out of the air must not cost the store a record
+        store.hold(digest, keep_seconds, owner)
         if blobs.has(digest):
             return
     raise errors.ImageNotFound()
 
 
 @router.post("", status_code=201, summary="Upload a picture once", max_body_size=BODY_BYTES)
-def upload(image: UploadFile, store: Store, blobs: Blobs, config: Config, response: Response) -> Kept:
+def upload(*, image: UploadFile, owner: Owner, store: Store, blobs: Blobs, config: Config, response: Response) -> Kept:
     """Send a JPEG, PNG or WebP file as the form field `image`; the answer names it by its digest."""
     picture = checked(image.file)
-    store.hold(picture.digest, config.upload_keep_hours * 3600)
+    store.hold(picture.digest, config.upload_keep_hours * 3600, owner)
     blobs.put(picture.data)
     response.headers["Location"] = f"/v1/images/{picture.digest}"
     return Kept(id=picture.digest, width=picture.width, height=picture.height, size_bytes=len(picture.data))
 
 
 @router.head("/{digest}", summary="Is this picture here?")
-def look(digest: str, store: Store, blobs: Blobs, config: Config) -> Response:
+def look(digest: str, owner: Owner, store: Store, blobs: Blobs, config: Config) -> Response:
     """200 if a job can name this digest, and it stays for the time of an upload; else 404."""
-    known(digest, store, blobs, config.upload_keep_hours * 3600)
+    known(digest, owner, store, blobs, config.upload_keep_hours * 3600)
     return Response()

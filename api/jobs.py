@@ -1,24 +1,27 @@
 """Jobs over HTTP: submit, look, list, result, preview, cancel, delete."""
 
 import io
+from dataclasses import dataclass
 from itertools import islice
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from api import submission
-from api.deps import Blobs, Ring, Store
+from api.deps import Blobs, Config, Owner, Ring, Store
 from api.images import checked, known
 from core import errors, images
-from core.jobs import Job, JobInput, Status, is_job_id, new_job_id
+from core.jobs import Job, JobInput, Limits, Status, Terms, is_job_id, new_job_id
 from core.spec import parse_spec, result_size
 from core.store import JobStore
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 POLL_SECONDS = 1
+_BODY_BYTES = 100_000
+_KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
 
 
 class JobResource(Job):
@@ -37,12 +40,70 @@ class JobPage(BaseModel):
 def resource(job: Job) -> JobResource:
     """The job with its links."""
     path = f"{router.prefix}/{job.id}"
-    links = {"self": path, "cancel": f"{path}/cancel"}
+    links = {"self": path}
+    links |= {"retry": f"{path}/retry"} if job.status.ended else {"cancel": f"{path}/cancel"}
     if job.preview is not None:
         links["preview"] = f"{path}/preview"
-    if job.outputs:
+    if job.outputs and not job.gone:
         links["result"] = f"{path}/result"
     return JobResource(**dict(job), links=links)
+
+
+class Retry(BaseModel):
+    """What is to be different."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    spec: dict[str, Any] = Field({}, description="Knobs, as in a submission.")
+
+
+class Change(BaseModel):
+    """What is to be different."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pinned: bool = Field(description="Whether to keep the job for good.")
+
+
+@dataclass
+class Taker:
+    """Takes jobs: for whom, on what terms, into which queue."""
+
+    owner: Owner
+    store: Store
+    blobs: Blobs
+    ring: Ring
+    config: Config
+
+    def take(
+        self,
+        job_input: JobInput,
+        wishes: submission.Wishes,
+        response: Response,
+        *,
+        key: str | None = None,
+        old: str | None = None,
+    ) -> JobResource:
+        """Create the job and ring for it. Its pictures are stored."""
+        terms = Terms(
+            owner=self.owner,
+            priority=wishes.priority,
+            deadline_seconds=wishes.deadline_seconds,
+            reuse=wishes.reuse,
+            keep_seconds=self.config.keep_days * 86_400,
+            idempotency_key=key,
+            retried_from=old,
+        )
+        limits = Limits(queued=self.config.max_queued, per_owner=self.config.max_jobs_per_caller)
+        job_id = new_job_id()
+        job = self.store.create(job_id, job_input, terms, limits)
+        if job.id != job_id:
+            response.headers["Idempotent-Replayed"] = "true"
+        elif job.status is Status.QUEUED:
+            self.ring()  # if nobody hears it, the reaper rings again
+        response.headers["Location"] = f"{router.prefix}/{job.id}"
+        response.headers["Retry-After"] = str(POLL_SECONDS)
+        return resource(job)
 
 
 @router.post(
@@ -53,41 +114,43 @@ def resource(job: Job) -> JobResource:
     max_body_size=submission.BODY_BYTES,
     openapi_extra={"requestBody": submission.openapi_body()},
 )
-async def submit(request: Request, response: Response, store: Store, blobs: Blobs, ring: Ring) -> JobResource:
+async def submit(
+    request: Request,
+    response: Response,
+    taker: Annotated[Taker, Depends()],
+    idempotency_key: Annotated[str | None, Header(pattern=_KEY)] = None,
+) -> JobResource:
     """Send `content`, one or more `style`, and any knob; `mask` and `init_image` are further pictures.
 
-    Answers at once with the job; poll its `self` link.
+    Answers at once with the job; poll its `self` link. The same `Idempotency-Key` again, within a day, gives the same
+    job: send one, and a request may be repeated safely when its answer was lost.
     """
     async with submission.received(request) as submitted:
-        job = await run_in_threadpool(_create, submitted, store, blobs)
-    await run_in_threadpool(ring)  # if nobody hears it, the reaper rings again
-    response.headers["Location"] = f"{router.prefix}/{job.id}"
-    response.headers["Retry-After"] = str(POLL_SECONDS)
-    return resource(job)
+        job_input = await run_in_threadpool(_stored, submitted, taker.owner, taker.store, taker.blobs)
+        return await run_in_threadpool(taker.take, job_input, submitted.wishes, response, key=idempotency_key)
 
 
-def _create(submitted: submission.Submission, store: JobStore, blobs: Blobs) -> Job:
+def _stored(submitted: submission.Submission, owner: str, store: JobStore, blobs: Blobs) -> JobInput:
     """All is checked before anything is stored; all is on disk, pictures and record, before the answer is given."""
     spec = parse_spec(submitted.knobs)
     init = submitted.init_image is not None
     spec = spec.for_pictures(len(submitted.styles), len(submitted.masks), init_image=init)
     pictures = submitted.pictures()
     for digest in (picture for picture in pictures if isinstance(picture, str)):
-        known(digest, store, blobs)
+        known(digest, owner, store, blobs)
     files = [checked(_open(picture, blobs)) for picture in pictures]
     result_size(files[0].width, files[0].height, spec.size, seamless=spec.seamless)
     for file in files:
         store.hold(file.digest)
         blobs.put(file.data)
     digests = iter([file.digest for file in files])
-    job_input = JobInput(
+    return JobInput(
         content=next(digests),
         styles=list(islice(digests, len(submitted.styles))),
         masks=list(islice(digests, len(submitted.masks))),
         init_image=next(digests, None),
         spec=spec.model_dump(),
     )
-    return store.create(new_job_id(), job_input)
 
 
 def _open(picture: submission.Picture, blobs: Blobs) -> IO[bytes]:
@@ -97,12 +160,13 @@ def _open(picture: submission.Picture, blobs: Blobs) -> IO[bytes]:
 @router.get("", summary="List jobs")
 def listing(
     store: Store,
+    owner: Owner,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Annotated[int | None, Query(ge=1, le=2**53)] = None,
     status: Status | None = None,
 ) -> JobPage:
     """Newest first; follow `next` for older ones."""
-    jobs, before = store.page(limit=limit, before=cursor, status=status)
+    jobs, before = store.page(limit=limit, before=cursor, status=status, owner=owner)
     following = None
     if before is not None:
         following = f"{router.prefix}?limit={limit}&cursor={before}" + (f"&status={status}" if status else "")
@@ -111,10 +175,10 @@ def listing(
 
 @router.get("/{job_id}", response_model=JobResource, summary="How far is it?")
 def look(
-    job_id: str, store: Store, response: Response, if_none_match: Annotated[str | None, Header()] = None
+    job_id: str, owner: Owner, store: Store, response: Response, if_none_match: Annotated[str | None, Header()] = None
 ) -> JobResource | Response:
     """The job. Send the ETag back as If-None-Match: 304 while nothing has changed."""
-    job = _found(job_id, store)
+    job = _found(job_id, owner, store)
     tag = f'"{job.version}-{job.queue.position if job.queue else ""}"'
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if not job.status.ended:
@@ -126,13 +190,15 @@ def look(
 
 
 @router.get("/{job_id}/result", response_class=Response, summary="The picture")
-def result(job_id: str, store: Store, blobs: Blobs, format: images.Format = "png") -> Response:
-    """The finished picture as PNG (with a record of how it was made), JPEG or WebP."""
-    job = _found(job_id, store)
+def result(job_id: str, owner: Owner, store: Store, blobs: Blobs, format: images.Format = "png") -> Response:
+    """The picture as PNG (with a record of how it was made), JPEG or WebP; of a canceled job, how far it got."""
+    job = _found(job_id, owner, store)
     if not job.status.ended:
         raise errors.JobNotEnded()
     if not job.outputs:
         raise errors.NoResult()
+    if job.gone:
+        raise errors.ResultGone()
     try:
         data = blobs.get(job.outputs[0].id)
     except errors.ImageNotFound:
@@ -143,35 +209,69 @@ def result(job_id: str, store: Store, blobs: Blobs, format: images.Format = "png
 
 
 @router.get("/{job_id}/preview", response_class=Response, summary="The picture so far")
-def preview(job_id: str, store: Store, blobs: Blobs) -> Response:
+def preview(job_id: str, owner: Owner, store: Store, blobs: Blobs) -> Response:
     """A small JPEG of the newest state, while there is one."""
-    job = _found(job_id, store)
+    job = _found(job_id, owner, store)
     if job.preview is None:
         raise errors.NoResult("There is no preview yet.")
     return _picture(blobs.get(job.preview), "jpeg", f'"{job.preview}"', job.id)
 
 
 @router.post("/{job_id}/cancel", response_model=JobResource, summary="Stop it")
-def cancel(job_id: str, store: Store) -> JobResource:
-    """A waiting job is canceled at once, a running one within about a second; an ended one stays. Safe to repeat."""
+def cancel(job_id: str, owner: Owner, store: Store) -> JobResource:
+    """A waiting job is canceled at once, a running one within about a second; an ended one stays. Safe to repeat.
+
+    What a running job has painted so far is its result.
+    """
     if not is_job_id(job_id):
         raise errors.JobNotFound()
-    return resource(store.cancel(job_id))
+    return resource(store.cancel(job_id, owner))
+
+
+@router.post(
+    "/{job_id}/retry", status_code=202, response_model=JobResource, summary="Once more", max_body_size=_BODY_BYTES
+)
+def retry(
+    job_id: str,
+    response: Response,
+    taker: Annotated[Taker, Depends()],
+    change: Retry | None = None,
+    idempotency_key: Annotated[str | None, Header(pattern=_KEY)] = None,
+) -> JobResource:
+    """A new job with the pictures of one that has ended, its knobs, and what you change of them."""
+    old = _found(job_id, taker.owner, taker.store)
+    if not old.status.ended:
+        raise errors.JobNotEnded()
+    if old.gone:
+        raise errors.ResultGone("The job's pictures are no longer kept; submit them again.")
+    change = change or Retry()
+    spec = parse_spec({**old.input.spec, **change.spec})
+    spec = spec.for_pictures(len(old.input.styles), len(old.input.masks), init_image=old.input.init_image is not None)
+    job_input = old.input.model_copy(update={"spec": spec.model_dump()})
+    return taker.take(job_input, submission.Wishes(priority=old.priority), response, key=idempotency_key, old=job_id)
+
+
+@router.patch("/{job_id}", response_model=JobResource, summary="Keep it", max_body_size=_BODY_BYTES)
+def change(job_id: str, owner: Owner, store: Store, wanted: Change) -> JobResource:
+    """A pinned job and its pictures do not expire. Safe to repeat."""
+    if not is_job_id(job_id):
+        raise errors.JobNotFound()
+    return resource(store.pin(job_id, owner, pinned=wanted.pinned))
 
 
 @router.delete("/{job_id}", status_code=204, response_class=Response, summary="Forget it")
-def delete(job_id: str, store: Store) -> Response:
+def delete(job_id: str, owner: Owner, store: Store) -> Response:
     """Stop it if it runs, and delete the record and every picture that no other job uses. Safe to repeat."""
     if not is_job_id(job_id):
         raise errors.JobNotFound()
-    store.delete(job_id)
+    store.delete(job_id, owner)
     return Response(status_code=204)
 
 
-def _found(job_id: str, store: JobStore) -> Job:
+def _found(job_id: str, owner: str, store: JobStore) -> Job:
     if not is_job_id(job_id):
         raise errors.JobNotFound()
-    return store.get(job_id)
+    return store.get(job_id, owner)
 
 
 def _picture(data: bytes, kind: images.Format, tag: str, job_id: str) -> Response:

@@ -4,6 +4,7 @@ Never an echo of the input, never a library's words.
 """
 
 import logging
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -16,8 +17,6 @@ from core import errors
 from core.images import FORMATS
 from core.jobs import Status
 
-RETRY_AFTER_SECONDS = 2
-
 # The nearest class in an error's family decides.
 STATUS: dict[type[errors.ImpastoError], int] = {
     errors.ImpastoError: 500,
@@ -28,6 +27,8 @@ STATUS: dict[type[errors.ImpastoError], int] = {
     errors.NotFound: 404,
     errors.Conflict: 409,
     errors.ResultGone: 410,
+    errors.IdempotencyConflict: 422,
+    errors.QuotaExceeded: 429,
     errors.Unavailable: 503,
 }
 
@@ -39,9 +40,9 @@ class Problem(JSONResponse):
 
     media_type = "application/problem+json"
 
-    def __init__(self, status: int, code: str, detail: str) -> None:
+    def __init__(self, status: int, code: str, detail: str, retry_seconds: float | None = None) -> None:
         title = HTTPStatus(status).phrase
-        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
+        headers = None if retry_seconds is None else {"Retry-After": str(math.ceil(retry_seconds))}
         content = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
         super().__init__(content, status, headers)
 
@@ -49,7 +50,8 @@ class Problem(JSONResponse):
 def problem(error: errors.ImpastoError) -> Problem:
     """The response for one of our own errors."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    return Problem(status, error.code, error.message)
+    retry_seconds = error.retry_seconds if isinstance(error, errors.Unavailable | errors.QuotaExceeded) else None
+    return Problem(status, error.code, error.message, retry_seconds)
 
 
 # What the framework refuses before our code is asked.
@@ -66,6 +68,8 @@ _PARAMETERS = {
     "cursor": "cursor must be one that a list gave as its next.",
     "status": f"status must be one of {', '.join(Status)}.",
     "format": f"format must be one of {', '.join(FORMATS)}.",
+    "idempotency-key": "Idempotency-Key must be 1 to 255 characters without spaces.",
+    "pinned": "pinned must be true or false.",
     "image": "Send the picture as a file in the form field image.",
 }
 

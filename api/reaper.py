@@ -5,6 +5,7 @@ lease (1 s), the lease (5 s), this tick (1 s): docs/operations.md.
 """
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -13,13 +14,15 @@ from celery import Celery
 
 from core import errors
 from core.blobs import Blobs
+from core.checkpoints import Checkpoints
 from core.queue import ring, waiting_bells
 from core.store import JobStore
 
 TICK_SECONDS = 1.0
 TERM_SECONDS = 5.0
 GAP_SECONDS = 3.0
-SWEEP_SECONDS = 300.0
+SWEEP_SECONDS = 60.0
+RECORD_SECONDS = 30 * 86_400.0
 BELLS_AT_ONCE = 100
 
 log = logging.getLogger(__name__)
@@ -28,8 +31,19 @@ log = logging.getLogger(__name__)
 class Reaper:
     """Started and stopped with the API."""
 
-    def __init__(self, store: JobStore, blobs: Blobs, celery: Celery) -> None:
-        self._store, self._blobs, self._celery = store, blobs, celery
+    def __init__(
+        self,
+        store: JobStore,
+        blobs: Blobs,
+        checkpoints: Checkpoints,
+        celery: Celery,
+        *,
+        record_seconds: float = RECORD_SECONDS,
+        disk_bytes: float = 0,
+    ) -> None:
+        """disk_bytes: what blobs may take, 0 for all there is."""
+        self._store, self._blobs, self._checkpoints, self._celery = store, blobs, checkpoints, celery
+        self._record_seconds, self._disk_bytes = record_seconds, disk_bytes
         self._contact_since = self._last_contact = 0.0
         self._next_sweep = 0.0
         self._me = secrets.token_hex(8)
@@ -67,6 +81,7 @@ class Reaper:
                 log.warning("reaper: leases ran out: %d jobs put back, %d ended", requeued, ended)
             self._ring(requeued)
         self._ring_lost_bells()
+        self._store.expire(self._record_seconds)
         self._delete_unused()
 
     def _in_contact_for_a_lease(self) -> bool:
@@ -88,7 +103,7 @@ class Reaper:
     def _ring_lost_bells(self) -> None:
         """Each waiting job needs a bell. One that is missing twice in a row is lost, not on its way to a claim."""
         before = self._bells_missing
-        queued = self._store.queued()
+        queued = self._store.load().queued
         self._bells_missing = queued - waiting_bells(self._celery) if queued else 0
         lost = min(before, self._bells_missing)
         if lost > 0:
@@ -105,4 +120,23 @@ class Reaper:
                 self._store.forget(digest)
             if time.monotonic() >= self._next_sweep:
                 self._blobs.sweep()
+                self._checkpoints.sweep(self._named)
+                self._make_room()
                 self._next_sweep = time.monotonic() + SWEEP_SECONDS
+
+    def _named(self, job_id: str) -> str | None:
+        """The checkpoint that a job would go on from."""
+        try:
+            return self._store.get(job_id).checkpoint
+        except errors.JobNotFound:
+            return None
+
+    def _make_room(self) -> None:
+        """Let go of the oldest results while there is more than there may be; the next ticks delete them."""
+        if not self._disk_bytes:
+            return
+        sizes = self._blobs.sizes()
+        excess = sum(sizes) - self._disk_bytes
+        if excess > 0:
+            jobs = self._store.hasten(math.ceil(excess / sum(sizes) * len(sizes)))
+            log.warning("the disk's quota is exceeded by %.1f MB: %d jobs expire early", excess / 1e6, jobs)

@@ -11,6 +11,17 @@ class ApiSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    max_queued: int = Field(10_000, ge=1, description="Jobs that may wait, of all callers; more get 503.")
+    max_jobs_per_caller: int = Field(2_000, ge=1, description="Jobs of one caller that may wait and run; more get 429.")
+    keep_days: float = Field(
+        30.0, ge=0, le=36_500, description="How long an ended job keeps its pictures; 0: for good."
+    )
+    record_days: float = Field(
+        30.0, ge=0, le=36_500, description="How long after that its record, without pictures, is still told of."
+    )
+    disk_gb: float = Field(
+        0.0, ge=0, description="What pictures may take on the disk; when it is more, the oldest results go; 0: all."
+    )
     upload_keep_hours: float = Field(
         24.0, gt=0, le=8760, description="How long an uploaded picture is kept that no job uses."
     )

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import IO, Any, NoReturn
 
 from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData
 
 from core import errors, images
+from core.jobs import Priority
 from core.spec import KNOBS, MAX_STYLES, StyleSpec
 
 MAX_PICTURES = 2 + 2 * MAX_STYLES  # the photo, paintings, a mask for each, and one to begin with
@@ -21,15 +23,42 @@ PICTURE_FIELDS = ("content", "style", "mask", "init_image")
 Picture = IO[bytes] | str  # an uploaded file, or the digest of a picture sent before
 
 
+class Wishes(BaseModel):
+    """How the job is to be taken, beside what it is to paint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    priority: Priority = Field(Priority.NORMAL, description="Which of the waiting jobs go first: high, normal or low.")
+    deadline_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=30 * 86_400,
+        allow_inf_nan=False,
+        description="The job ends this long after it came, in any case.",
+    )
+    reuse: bool = Field(
+        False,
+        description="Answer with the result of an earlier job of yours, if pictures, knobs and network are the same.",
+    )
+
+
+WISHES = {
+    "priority": f"priority must be one of {', '.join(Priority)}.",
+    "deadline_seconds": "deadline_seconds must be a number above 0, and at most 2592000 (30 days).",
+    "reuse": "reuse must be true or false.",
+}
+
+
 @dataclass
 class Submission:
-    """Two or more pictures, and knobs as they came."""
+    """Two or more pictures, knobs as they came, and wishes."""
 
     content: Picture
     styles: list[Picture]
     masks: list[Picture] = field(default_factory=list)
     init_image: Picture | None = None
     knobs: dict[str, Any] = field(default_factory=dict)
+    wishes: Wishes = field(default_factory=Wishes)
 
     def pictures(self) -> list[Picture]:
         """All of them, in the order of JobInput."""
@@ -43,7 +72,7 @@ async def received(request: Request) -> AsyncIterator[Submission]:
     if kind == "application/json":
         yield _from_json(await _body(request))
     elif kind == "multipart/form-data":
-        limits = {"max_files": MAX_PICTURES, "max_fields": 2 * len(KNOBS), "max_part_size": _JSON_BYTES}
+        limits = {"max_files": MAX_PICTURES, "max_fields": 2 * len(KNOBS) + len(WISHES), "max_part_size": _JSON_BYTES}
         async with request.form(**limits) as form:
             yield _from_form(form)
     else:
@@ -63,15 +92,24 @@ def _from_json(body: bytes) -> Submission:
     data = _object(body)
     content, styles, knobs = data.pop("content", None), data.pop("styles", None), data.pop("spec", {})
     masks, init_image = data.pop("masks", []), data.pop("init_image", None)
+    wishes = _wishes({name: data.pop(name) for name in WISHES if name in data})
     if data or not isinstance(content, str) or not isinstance(knobs, dict):
         raise errors.BadRequest(
-            "The JSON body must have content (a digest) and styles (digests); it may have masks, init_image and spec."
+            "The JSON body must have content (a digest) and styles (digests); "
+            f"it may have masks, init_image, spec, {', '.join(WISHES)}."
         )
     if not _are_digests(styles) or not styles:
         raise errors.BadRequest("styles must be a list of one or more digests.")
     if not _are_digests(masks) or not isinstance(init_image, str | None):
         raise errors.BadRequest("masks must be a list of digests, init_image a digest.")
-    return Submission(content, styles, masks, init_image, knobs)
+    return Submission(content, styles, masks, init_image, knobs, wishes)
+
+
+def _wishes(values: dict[str, Any]) -> Wishes:
+    try:
+        return Wishes.model_validate(values)
+    except ValidationError as error:
+        raise errors.BadSpec(WISHES[str(error.errors()[0]["loc"][0])]) from error
 
 
 def _are_digests(value: Any) -> bool:
@@ -82,6 +120,7 @@ def _from_form(form: FormData) -> Submission:
     pictures: dict[str, list[Picture]] = {name: [] for name in PICTURE_FIELDS}
     knobs: dict[str, Any] = {}
     spec: dict[str, Any] = {}
+    wishes: dict[str, Any] = {}
     for name, value in form.multi_items():
         if name in pictures:
             if not isinstance(value, str):
@@ -92,14 +131,16 @@ def _from_form(form: FormData) -> Submission:
             raise errors.BadRequest(f"Files are taken as {', '.join(PICTURE_FIELDS)} only.")
         elif name == "spec":
             spec = _object(value.encode("utf-8", "replace"))
-        elif name in knobs:
+        elif name in knobs or name in wishes:
             raise errors.BadRequest("A knob was sent twice.")
+        elif name in WISHES:
+            wishes |= {name: value} if value.strip() else {}
         elif value.strip() or name not in KNOBS:  # a form on a page sends its empty fields, too
             knobs[name] = value
     contents, styles, masks, inits = pictures.values()
     if len(contents) != 1 or not 1 <= len(styles) <= MAX_STYLES or len(inits) > 1:
         raise errors.BadRequest(f"Send one file as content, 1 to {MAX_STYLES} as style, and at most one as init_image.")
-    return Submission(contents[0], styles, masks, inits[0] if inits else None, {**spec, **knobs})
+    return Submission(contents[0], styles, masks, inits[0] if inits else None, {**spec, **knobs}, _wishes(wishes))
 
 
 def _object(text: bytes) -> dict[str, Any]:
@@ -127,10 +168,13 @@ def openapi_body() -> dict[str, Any]:
     picture = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP, or the digest of an upload."}
     many = {"type": "array", "items": picture}
     files = {"content": picture, "style": many, "mask": many, "init_image": picture}
-    form = {**files, **knobs, "spec": {"type": "string"}}
+    wishes = Wishes.model_json_schema()["properties"]
+    wishes["priority"] = {**wishes["priority"], "type": "string", "enum": [*Priority]}
+    wishes["priority"].pop("$ref", None)
+    form = {**files, **knobs, "spec": {"type": "string"}, **wishes}
     digest = {"type": "string"}
     many = {"type": "array", "items": digest}
-    digests = {"content": digest, "styles": many, "masks": many, "init_image": digest, "spec": spec}
+    digests = {"content": digest, "styles": many, "masks": many, "init_image": digest, "spec": spec, **wishes}
     return {
         "required": True,
         "content": {

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bench.optimize import SAMPLES, Pair, floor, pair, seconds_of, wait
 from bench.peer import FILTERS, Peer
-from core.neural.optimize import lbfgs
+from core.neural.optimize import LBFGS
 from core.neural.planner import Planner, measured_pace
 from core.neural.stylize import stylize
 from core.neural.vgg import Architecture, Network, convolutions, stride
@@ -55,7 +55,7 @@ def correctness(card: Card) -> Iterator[Row]:
     photo, objective = subject.objective(spec, card.cpu)
     image = photo.flip(3)
     _, right = objective.with_gradient(image)
-    *_, (_, losses) = (pair for _, pair in zip(range(10), lbfgs(objective.with_gradient, photo), strict=False))
+    *_, (_, losses) = (pair for _, pair in zip(range(10), LBFGS(objective.with_gradient, photo), strict=False))
     for name, network in (("float32", card.exact), (str(card.fast.dtype).removeprefix("torch."), card.fast)):
         photo, objective = subject.objective(spec, network)
         found = objective.with_gradient(image.to(card.device))[1].cpu()
@@ -63,7 +63,7 @@ def correctness(card: Card) -> Iterator[Row]:
             f"gradient, {name}: relative difference from the CPU",
             f"{float((found - right).norm() / right.norm()):.1e}",
         )
-        *_, (_, ours) = (pair for _, pair in zip(range(10), lbfgs(objective.with_gradient, photo), strict=False))
+        *_, (_, ours) = (pair for _, pair in zip(range(10), LBFGS(objective.with_gradient, photo), strict=False))
         yield f"loss after 10 iterations, {name} / CPU", f"{float(ours.total) / float(losses.total):.4f}"
     _, whole = subject.objective(spec, card.exact)
     _, tiled = subject.objective(spec, card.exact, 64)
@@ -81,7 +81,7 @@ def rates(card: Card) -> Iterator[Row]:
         subject, spec = _samples(size), StyleSpec(size=size, scales=1)
         photo, objective = subject.objective(spec, card.fast)
         evaluation = seconds_of(partial(objective.with_gradient, photo))
-        iterates = lbfgs(objective.with_gradient, photo)
+        iterates = LBFGS(objective.with_gradient, photo)
         iteration = seconds_of(lambda iterates=iterates: next(iterates))  # type: ignore[misc]
         least, flops = floor(card.fast, photo), card.flops(photo.shape[2], photo.shape[3])
         stock = seconds_of(partial(Peer(card.exact, subject.content, subject.styles[0]).gradient, photo), 3)
@@ -176,7 +176,7 @@ def _two_iterations(card: Card, planner: Planner, size: int) -> Row:
     before = torch.cuda.memory_allocated(card.device)
     photo, objective = subject.objective(spec, card.fast, leg.route.tile_px)
     host = torch.device("cpu") if leg.route.history_on_host else None
-    iterates = lbfgs(objective.with_gradient, photo, leg.route.history, host)
+    iterates = LBFGS(objective.with_gradient, photo, leg.route.history, host)
     next(iterates)
     wait()
     began = time.perf_counter()

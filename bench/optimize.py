@@ -19,7 +19,7 @@ from bench.peer import Peer
 from core import images
 from core.neural import pixels
 from core.neural.objective import Objective
-from core.neural.optimize import lbfgs
+from core.neural.optimize import LBFGS
 from core.neural.planner import Planner
 from core.neural.schedule import Scale, schedule
 from core.neural.stylize import stylize
@@ -145,7 +145,7 @@ def speed(content: Path, style: Path, model: ModelName) -> None:
 
 
 def _iteration(objective: Objective, photo: Tensor) -> Callable[[], object]:
-    iterates = lbfgs(objective.with_gradient, photo)
+    iterates = LBFGS(objective.with_gradient, photo)
     return lambda: next(iterates)
 
 
@@ -289,7 +289,7 @@ def one_run(content: Path, style: Path, model: ModelName, limit_gb: float, size:
     leg = planner.plan(subject.content.size, [subject.styles[0].size], spec).legs[-1]
     photo, objective = subject.at(leg.scale, subject.fitted(spec), network, leg.route.tile_px)
     began = time.monotonic()
-    list(islice(lbfgs(objective.with_gradient, photo, leg.route.history), 2))
+    list(islice(LBFGS(objective.with_gradient, photo, leg.route.history), 2))
     seconds = (time.monotonic() - began) / 3
     route = f"{leg.route.tile_px or 'whole'}, {leg.route.history} pairs"
     numbers = f"{leg.memory_bytes / 1e9:.2f} | {before:.2f} | {_resident('VmHWM'):.2f} | {seconds:.1f}"

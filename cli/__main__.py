@@ -270,7 +270,7 @@ def stylize(
     spec = parse_spec(_given(given)).for_pictures(len(style), len(masks), init_image=init_image is not None)
 
     from core.neural.planner import Planner, pace_of
-    from core.neural.stylize import Progress
+    from core.neural.stylize import Moment
     from core.neural.stylize import stylize as paint
     from core.neural.subject import Subject
 
@@ -293,7 +293,8 @@ def stylize(
         return
     with Bar() as bar:
 
-        def show(at: Progress, _: object) -> None:
+        def show(moment: Moment) -> None:
+            at = moment.progress
             bar.show(
                 at.value, (at.scale, at.scales), (at.iteration, at.iterations), at.losses["total"], at.seconds_left
             )

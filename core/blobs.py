@@ -101,6 +101,14 @@ class Blobs:
                     swept += 1
         return swept
 
+    def sizes(self) -> list[int]:
+        """Of every blob, in bytes, as they are on the disk now."""
+        found = []
+        for path in self._folder.glob("??/*"):
+            with suppress(FileNotFoundError):
+                found.append(path.stat().st_size)
+        return found
+
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Inside, whether this process alone has the word over deletions in the folder."""

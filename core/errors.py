@@ -14,15 +14,19 @@
     ├── Conflict               right request, wrong moment
     │   ├── JobNotEnded
     │   ├── NoResult
-    │   └── ResultGone
+    │   ├── ResultGone
+    │   └── IdempotencyConflict
     ├── Unavailable            try again later
     │   ├── StoreUnavailable
-    │   └── StorageFull
+    │   ├── StorageFull
+    │   └── QueueFull
+    ├── QuotaExceeded
     ├── WeightsUnavailable
     ├── BadWeights
     ├── Diverged
     ├── OutOfMemory
     ├── WorkerLost
+    ├── DeadlineExceeded
     ├── ServiceUnreachable     (clients only)
     └── BadSettings
 
@@ -137,10 +141,30 @@ class ResultGone(Conflict):
     code = "result_gone"
 
 
+class IdempotencyConflict(Conflict):
+    """The Idempotency-Key was used for another request; take a new one."""
+
+    code = "idempotency_conflict"
+
+
+class QuotaExceeded(ImpastoError):
+    """You have as many jobs waiting and running as you may; try again when one has ended."""
+
+    code = "quota_exceeded"
+
+    def __init__(self, message: str | None = None, retry_seconds: float = 2) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
+
 class Unavailable(ImpastoError):
     """The service cannot take this now; try again in a few seconds."""
 
     code = "unavailable"
+
+    def __init__(self, message: str | None = None, retry_seconds: float = 2) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
 
 
 class StoreUnavailable(Unavailable):
@@ -153,6 +177,12 @@ class StorageFull(Unavailable):
     """Pictures cannot be stored at the moment; try again later."""
 
     code = "storage_full"
+
+
+class QueueFull(Unavailable):
+    """As many jobs are waiting as are taken; try again later."""
+
+    code = "queue_full"
 
 
 class WeightsUnavailable(ImpastoError):
@@ -187,6 +217,12 @@ class WorkerLost(ImpastoError):
     """The workers that ran this job died; it was tried as often as is allowed."""
 
     code = "worker_lost"
+
+
+class DeadlineExceeded(ImpastoError):
+    """The job's deadline came before its end."""
+
+    code = "deadline_exceeded"
 
 
 class ServiceUnreachable(ImpastoError):

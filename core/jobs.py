@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 3  # in a row that brought it no further
 _ID = re.compile(r"job_[a-z2-7]{26}")
 
 
@@ -61,6 +61,37 @@ class JobInput(_Record):
         return [self.content, *self.styles, *self.masks, *([self.init_image] if self.init_image else [])]
 
 
+class Priority(StrEnum):
+    """Which jobs go first; among those of one priority, callers take turns."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+LOCAL = "local"  # who owns the jobs of a service without keys
+
+
+class Terms(_Record):
+    """How a job is to be taken, beside what it is to paint."""
+
+    owner: str = LOCAL
+    priority: Priority = Priority.NORMAL
+    deadline_seconds: float | None = None  # from now on
+    keep_seconds: float = 0  # pictures and record, after the end; 0: for good
+    idempotency_key: str | None = None
+    reuse: bool = False  # a result of the same pictures, knobs and network will do
+    webhook: str | None = None
+    retried_from: str | None = None
+
+
+class Limits(_Record):
+    """How many jobs are taken; None: any number."""
+
+    queued: int | None = None
+    per_owner: int | None = None  # waiting and running
+
+
 class JobProgress(_Record):
     """How far the run is. Iterations count over all scales; losses are by name."""
 
@@ -99,9 +130,27 @@ class JobError(_Record):
 
 
 class Queue(_Record):
-    """Place in the queue; 0 is next."""
+    """Place in the queue; 0 is next. Seconds until it begins, by the pace of late, while a worker lives."""
 
     position: int
+    start_seconds: float | None = None
+
+
+class Load(_Record):
+    """What the service has to do."""
+
+    queued: int
+    running: int
+    workers: int
+    pace_seconds: float | None  # that a job runs, a moving average; None before the first has ended
+    left_seconds: float  # until all that runs now is over
+
+    def start_seconds(self, position: int) -> float | None:
+        """Until the job at this place begins. None where nobody can tell."""
+        if not self.workers or self.pace_seconds is None:
+            return None
+        free = position < self.workers - self.running
+        return 0.0 if free else (self.left_seconds + max(0, position) * self.pace_seconds) / self.workers
 
 
 class Job(_Record):
@@ -113,8 +162,14 @@ class Job(_Record):
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
+    expires_at: datetime | None
+    deadline_at: datetime | None
+    pinned: bool
+    priority: Priority
     attempt: int
     max_attempts: int
+    retried_from: str | None
+    reused_from: str | None
     cancel_requested: bool
     input: JobInput
     queue: Queue | None
@@ -124,6 +179,10 @@ class Job(_Record):
     model: NetworkUsed | None
     error: JobError | None
     metrics: dict[str, float]
+    gone: bool = Field(False, exclude=True)  # it has expired: its pictures are no longer kept
+    checkpoint: str | None = Field(None, exclude=True)  # where the next attempt goes on
+    owner: str = Field(LOCAL, exclude=True)
+    webhook: str | None = Field(None, exclude=True)
 
 
 def new_job_id() -> str:

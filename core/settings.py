@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(
         default_factory=lambda: _home("XDG_DATA_HOME", ".local/share"),
-        description="Pictures, and the embedded server's data; API and workers must see the same folder.",
+        description="Pictures, checkpoints, and the embedded server's data; API and workers must see the same folder.",
     )
     cache_dir: Path = Field(
         default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"), description="The networks' weights."
@@ -37,6 +37,11 @@ class Settings(BaseSettings):
     def blobs_dir(self) -> Path:
         """Where the blobs are."""
         return self.data_dir / "blobs"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Where workers leave what the next one goes on from."""
+        return self.data_dir / "checkpoints"
 
     @property
     def weights_dir(self) -> Path:

@@ -2,22 +2,38 @@
 
 -- The atomic steps of the job store. VERSION becomes a hash of this file (store.py). Called with KEYS[1] = the prefix of every key; times are ms of the server's clock.
 --
---   <p>job:<id>          hash    one job: status, version, attempt, token, input, progress, ... (JSON where structured)
---   <p>jobs              zset    every job by its number, the order of arrival
---   <p>status:<status>   zset    the jobs in that status by the same number; status:queued is the queue itself, so a
---                                job put back is ahead of all that came after it
---   <p>leases            zset    running jobs by the time their lease ends
---   <p>claim:<token>     string  which job a claim returned, so that a claim sent twice takes one job
---   <p>refs              hash    digest -> how many jobs use the blob
---   <p>orphans           zset    digest -> when it may be deleted, unless a job uses it by then
---   <p>condemned         set     digests whose file is being deleted now
---   <p>number            counter
---   <p>leader            string  which API process reaps
+--   <p>job:<id>            hash    one job: status, version, owner, attempt, token, input, progress, ... (JSON where structured)
+--   <p>of:<owner>          zset    an owner's jobs by their number, the order of arrival
+--   <p>of:<owner>:<status> zset    those of them in that status
+--   <p>queue               zset    the places of waiting jobs, all with score 0: their order as text is the order of claims
+--   <p>queue:<owner>       zset    those of one owner
+--   <p>leases              zset    running jobs by the time their lease ends
+--   <p>deadlines           zset    jobs that must have ended by then
+--   <p>expiry              zset    ended jobs by the time their pictures go, then their records
+--   <p>claim:<token>       string  which job a claim returned, so that a claim sent twice takes one job
+--   <p>signal:<token>      list    wakes the worker that runs under the token
+--   <p>replay:<owner>:<key> string fingerprint and job of a submission with an idempotency key
+--   <p>results:<owner>     hash    fingerprint -> the newest job with that result
+--   <p>refs                hash    digest -> how many jobs use the blob
+--   <p>refs:<owner>        hash    the same, of one owner's jobs
+--   <p>uploads:<owner>     zset    digest -> until when the owner may name what they uploaded
+--   <p>orphans             zset    digest -> when it may be deleted, unless a job uses it by then
+--   <p>condemned           set     digests whose file is being deleted now
+--   <p>workers             zset    live workers by their last beat
+--   <p>networks            hash    a model's name, as jobs ask for it -> digest of the weights that workers paint with
+--   <p>pace                string  seconds that a job runs: a moving average
+--   <p>outbox              zset    ended jobs by the time their webhook is due
+--   <p>number              counter
+--   <p>leader              string  which API process reaps
 
 local LEGAL = {
   queued = { running = true, canceled = true, expired = true },
   running = { queued = true, succeeded = true, failed = true, canceled = true },
 }
+local CLASS = { high = 1, normal = 2, low = 3 }
+local PLACE = '%d%010d%012d:' -- class, turn, number: 24 characters, then the id
+local SIGNAL_MS = 60000
+local WORKER_MS = 5000 -- a worker beats every second
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -28,47 +44,21 @@ local function job_key(p, id)
   return p .. 'job:' .. id
 end
 
--- The one place where a status changes.
-local function move(p, id, to)
-  local job = job_key(p, id)
-  local from = redis.call('HGET', job, 'status')
-  if not (LEGAL[from] and LEGAL[from][to]) then
-    return false
-  end
-  redis.call('ZREM', p .. 'status:' .. from, id)
-  redis.call('ZADD', p .. 'status:' .. to, redis.call('HGET', job, 'number'), id)
-  redis.call('HSET', job, 'status', to)
-  redis.call('HINCRBY', job, 'version', 1)
-  if from == 'running' then
-    redis.call('ZREM', p .. 'leases', id)
-  end
-  if to == 'queued' then
-    redis.call('HDEL', job, 'progress') -- the next attempt begins again
-  end
-  if to ~= 'queued' and to ~= 'running' then
-    redis.call('HSET', job, 'completed_at', now_ms())
-  end
-  return true
-end
+-- ---------------------------------------------------------------- blobs in use
 
-local function use(p, digest)
+local function use(p, owner, digest)
   redis.call('HINCRBY', p .. 'refs', digest, 1)
+  redis.call('HINCRBY', p .. 'refs:' .. owner, digest, 1)
 end
 
-local function drop(p, digest)
+local function drop(p, owner, digest)
+  if redis.call('HINCRBY', p .. 'refs:' .. owner, digest, -1) <= 0 then
+    redis.call('HDEL', p .. 'refs:' .. owner, digest)
+  end
   if redis.call('HINCRBY', p .. 'refs', digest, -1) <= 0 then
     redis.call('HDEL', p .. 'refs', digest)
     redis.call('ZADD', p .. 'orphans', 'NX', now_ms(), digest)
   end
-end
-
--- 'ok', 'cancel' when somebody asked the run to stop, 'stale' when the job is no longer this worker's.
-local function standing(p, id, token)
-  local job = redis.call('HMGET', job_key(p, id), 'status', 'token', 'cancel_requested')
-  if job[1] ~= 'running' or job[2] ~= token then
-    return 'stale'
-  end
-  return job[3] == '1' and 'cancel' or 'ok'
 end
 
 -- Whether a blob is used, or held until later than now.
@@ -80,30 +70,307 @@ local function safe(p, digest)
   return until_ms and tonumber(until_ms) > now_ms()
 end
 
--- id, input, digest... -> its number, or nil if a blob is not safe. The same id again changes nothing.
-local function create(keys, args)
-  local p, id = keys[1], args[1]
-  local job = job_key(p, id)
-  if redis.call('EXISTS', job) == 1 then
-    return redis.call('HGET', job, 'number')
+local function drop_all(p, id)
+  local job = redis.call('HMGET', job_key(p, id), 'owner', 'blobs', 'preview')
+  for _, digest in ipairs(cjson.decode(job[2])) do
+    drop(p, job[1], digest)
   end
-  for i = 3, #args do
-    if not safe(p, args[i]) then
-      return nil
+  if job[3] then
+    drop(p, job[1], job[3])
+  end
+  redis.call('HSET', job_key(p, id), 'blobs', '[]')
+  redis.call('HDEL', job_key(p, id), 'preview')
+end
+
+-- ---------------------------------------------------------------- the queue: classes of priority, and turns in each
+
+local function turn_at(place)
+  return tonumber(string.sub(place, 2, 11))
+end
+
+-- Where a job goes now. In each round every owner has one turn: a thousand jobs of one do not delay another's first.
+local function new_place(p, id)
+  local job = redis.call('HMGET', job_key(p, id), 'owner', 'priority', 'number')
+  local class = CLASS[job[2]]
+  local from, to = '[' .. class, '(' .. (class + 1)
+  local head = redis.call('ZRANGEBYLEX', p .. 'queue', from, to, 'LIMIT', 0, 1)[1]
+  local own = redis.call('ZREVRANGEBYLEX', p .. 'queue:' .. job[1], to, from, 'LIMIT', 0, 1)[1]
+  local turn = math.max(head and turn_at(head) or 0, own and turn_at(own) + 1 or 0)
+  return string.format(PLACE, class, turn, job[3]) .. id
+end
+
+local function enqueue(p, id)
+  local job = redis.call('HMGET', job_key(p, id), 'owner', 'place')
+  redis.call('ZADD', p .. 'queue', 0, job[2])
+  redis.call('ZADD', p .. 'queue:' .. job[1], 0, job[2])
+end
+
+local function dequeue(p, id)
+  local job = redis.call('HMGET', job_key(p, id), 'owner', 'place')
+  if job[2] then
+    redis.call('ZREM', p .. 'queue', job[2])
+    redis.call('ZREM', p .. 'queue:' .. job[1], job[2])
+  end
+end
+
+local function wake(p, token)
+  if token then
+    redis.call('LPUSH', p .. 'signal:' .. token, '1')
+    redis.call('PEXPIRE', p .. 'signal:' .. token, SIGNAL_MS)
+  end
+end
+
+-- ---------------------------------------------------------------- a job's life
+
+local function file_under(p, id, status)
+  local job = redis.call('HMGET', job_key(p, id), 'owner', 'number')
+  redis.call('ZADD', p .. 'of:' .. job[1] .. ':' .. status, job[2], id)
+end
+
+local function ended(p, id)
+  local job = redis.call('HMGET', job_key(p, id), 'keep_ms', 'webhook')
+  local now = now_ms()
+  redis.call('HSET', job_key(p, id), 'completed_at', now)
+  redis.call('HDEL', job_key(p, id), 'checkpoint')
+  redis.call('ZREM', p .. 'deadlines', id)
+  if tonumber(job[1]) > 0 then
+    redis.call('HSET', job_key(p, id), 'expires_at', now + job[1])
+    redis.call('ZADD', p .. 'expiry', now + job[1], id)
+  end
+  if job[2] then
+    redis.call('ZADD', p .. 'outbox', now, id)
+  end
+end
+
+-- The one place where a status changes.
+local function move(p, id, to)
+  local key = job_key(p, id)
+  local job = redis.call('HMGET', key, 'status', 'owner')
+  local from = job[1]
+  if not (LEGAL[from] and LEGAL[from][to]) then
+    return false
+  end
+  redis.call('ZREM', p .. 'of:' .. job[2] .. ':' .. from, id)
+  file_under(p, id, to)
+  redis.call('HSET', key, 'status', to)
+  redis.call('HINCRBY', key, 'version', 1)
+  if from == 'queued' then
+    dequeue(p, id)
+  else
+    redis.call('ZREM', p .. 'leases', id)
+  end
+  if to == 'queued' then
+    enqueue(p, id)
+    if redis.call('HEXISTS', key, 'checkpoint') == 0 then
+      redis.call('HDEL', key, 'progress') -- the next attempt begins again
+    end
+  elseif to ~= 'running' then
+    ended(p, id)
+  end
+  return true
+end
+
+-- 'ok'; 'cancel' when somebody asked the run to stop, 'late' when its deadline is over; 'stale' when the job is no
+-- longer this worker's.
+local function standing(p, id, token)
+  local job = redis.call('HMGET', job_key(p, id), 'status', 'token', 'cancel_requested', 'deadline_at')
+  if job[1] ~= 'running' or job[2] ~= token then
+    return 'stale'
+  end
+  if job[3] == '1' then
+    return 'cancel'
+  end
+  return job[4] and tonumber(job[4]) <= now_ms() and 'late' or 'ok'
+end
+
+-- A running job whose worker is gone: back into the queue, or to its end. -> 1 if it is queued again
+local function lose(p, id, most, error)
+  local key = job_key(p, id)
+  redis.call('HDEL', key, 'token')
+  if redis.call('HGET', key, 'cancel_requested') == '1' then
+    move(p, id, 'canceled')
+    return 0
+  end
+  local losses = redis.call('HINCRBY', key, 'losses', 1)
+  if losses >= tonumber(most) then
+    redis.call('HSET', key, 'error', error)
+    move(p, id, 'failed')
+    return 0
+  end
+  if losses > 1 then -- it may be what kills them: the others first
+    redis.call('HSET', key, 'place', new_place(p, id))
+  end
+  move(p, id, 'queued')
+  return 1
+end
+
+local function erase(p, id)
+  local key = job_key(p, id)
+  local job = redis.call('HMGET', key, 'status', 'owner', 'token', 'fingerprint')
+  drop_all(p, id)
+  dequeue(p, id)
+  wake(p, job[3])
+  if job[4] and redis.call('HGET', p .. 'results:' .. job[2], job[4]) == id then
+    redis.call('HDEL', p .. 'results:' .. job[2], job[4])
+  end
+  redis.call('ZREM', p .. 'of:' .. job[2] .. ':' .. job[1], id)
+  redis.call('ZREM', p .. 'of:' .. job[2], id)
+  for _, index in ipairs({ 'leases', 'deadlines', 'expiry', 'outbox' }) do
+    redis.call('ZREM', p .. index, id)
+  end
+  redis.call('DEL', key)
+end
+
+-- Of a job that the caller may see; '' sees all.
+local function visible(p, id, owner)
+  local whose = redis.call('HGET', job_key(p, id), 'owner')
+  return whose and (owner == '' or whose == owner)
+end
+
+-- ---------------------------------------------------------------- submission
+
+-- The earlier job that answers this submission: {word, id}, or nil
+local function answered(p, order)
+  if order.key then
+    local before = redis.call('GET', p .. 'replay:' .. order.owner .. ':' .. order.key)
+    if before then
+      local print, id = string.match(before, '^(%S+) (%S+)$')
+      if redis.call('EXISTS', job_key(p, id)) == 1 then
+        return { print == order.print and 'created' or 'conflict', id }
+      end
     end
   end
-  local number = redis.call('INCR', p .. 'number')
-  redis.call('HSET', job, 'id', id, 'number', number, 'status', 'queued', 'version', 1, 'attempt', 0,
-    'created_at', now_ms(), 'input', args[2])
-  redis.call('ZADD', p .. 'jobs', number, id)
-  redis.call('ZADD', p .. 'status:queued', number, id)
-  local blobs = {}
-  for i = 3, #args do
-    use(p, args[i])
-    blobs[#blobs + 1] = args[i]
+end
+
+local function result_of(p, order)
+  local id = order.reuse and redis.call('HGET', p .. 'results:' .. order.owner, order.fingerprint)
+  if not id then
+    return nil
   end
-  redis.call('HSET', job, 'blobs', cjson.encode(blobs))
-  return number
+  local model = redis.call('HGET', job_key(p, id), 'model')
+  if model and cjson.decode(model).sha256 == redis.call('HGET', p .. 'networks', order.model) then
+    return id
+  end
+end
+
+-- A new job that has ended before it began: with the result of another.
+local function copy_result(p, id, from)
+  local key = job_key(p, id)
+  local fields = { 'output', 'outputs', 'model', 'metrics', 'progress' }
+  local values = redis.call('HMGET', job_key(p, from), unpack(fields))
+  for i, field in ipairs(fields) do
+    if values[i] then
+      redis.call('HSET', key, field, values[i])
+    end
+  end
+  local blobs = cjson.decode(redis.call('HGET', key, 'blobs'))
+  blobs[#blobs + 1] = values[1]
+  use(p, redis.call('HGET', key, 'owner'), values[1])
+  redis.call('HSET', key, 'blobs', cjson.encode(blobs), 'reused_from', from, 'status', 'succeeded')
+  file_under(p, id, 'succeeded')
+  ended(p, id)
+end
+
+local function record(p, id, order)
+  local key, now = job_key(p, id), now_ms()
+  local number = redis.call('INCR', p .. 'number')
+  redis.call('HSET', key, 'id', id, 'number', number, 'status', 'queued', 'version', 1, 'attempt', 0, 'losses', 0,
+    'created_at', now, 'owner', order.owner, 'priority', order.priority, 'keep_ms', order.keep_ms,
+    'input', order.input, 'blobs', cjson.encode(order.digests), 'fingerprint', order.fingerprint)
+  for _, field in ipairs({ 'webhook', 'retried_from' }) do
+    if order[field] then
+      redis.call('HSET', key, field, order[field])
+    end
+  end
+  redis.call('ZADD', p .. 'of:' .. order.owner, number, id)
+  for _, digest in ipairs(order.digests) do
+    use(p, order.owner, digest)
+  end
+  if order.deadline_ms then
+    redis.call('HSET', key, 'deadline_at', now + order.deadline_ms)
+    redis.call('ZADD', p .. 'deadlines', now + order.deadline_ms, id)
+  end
+end
+
+-- id, order -> {word, id}: created (perhaps earlier, by the same key), conflict (the key was used for something else),
+-- gone (a picture is not safe), quota (the owner has enough jobs), full (all have). The same id again changes nothing.
+local function create(keys, args)
+  local p, id, order = keys[1], args[1], cjson.decode(args[2])
+  if redis.call('EXISTS', job_key(p, id)) == 1 then
+    return { 'created', id }
+  end
+  local before = answered(p, order)
+  if before then
+    return before
+  end
+  for _, digest in ipairs(order.digests) do
+    if not safe(p, digest) then
+      return { 'gone', id }
+    end
+  end
+  local source = result_of(p, order)
+  if not source then
+    local own = redis.call('ZCARD', p .. 'queue:' .. order.owner)
+      + redis.call('ZCARD', p .. 'of:' .. order.owner .. ':running')
+    if order.most_own and own >= order.most_own then
+      return { 'quota', id }
+    end
+    if order.most_queued and redis.call('ZCARD', p .. 'queue') >= order.most_queued then
+      return { 'full', id }
+    end
+  end
+  record(p, id, order)
+  if order.key then
+    redis.call('SET', p .. 'replay:' .. order.owner .. ':' .. order.key, order.print .. ' ' .. id, 'PX', order.replay_ms)
+  end
+  if source then
+    copy_result(p, id, source)
+  else
+    redis.call('HSET', job_key(p, id), 'place', new_place(p, id))
+    file_under(p, id, 'queued')
+    enqueue(p, id)
+  end
+  return { 'created', id }
+end
+
+-- ---------------------------------------------------------------- looking
+
+-- owner, id... -> for each its fields, its rank in the queue (-1: none); or an empty table for what is not there
+local function read(keys, args)
+  local p, jobs = keys[1], {}
+  for i = 2, #args do
+    local fields = {}
+    if visible(p, args[i], args[1]) then
+      fields = redis.call('HGETALL', job_key(p, args[i]))
+      local place = redis.call('HGET', job_key(p, args[i]), 'place')
+      fields[#fields + 1] = 'rank'
+      fields[#fields + 1] = place and redis.call('ZRANK', p .. 'queue', place) or -1
+    end
+    jobs[#jobs + 1] = fields
+  end
+  return jobs
+end
+
+-- -> {waiting, running, live workers, seconds a job runs or '', seconds until all that runs is over}
+local function load(keys)
+  local p, left = keys[1], 0
+  local pace = redis.call('GET', p .. 'pace')
+  for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, 999)) do
+    local progress = redis.call('HGET', job_key(p, id), 'progress')
+    local seconds = progress and cjson.decode(progress).seconds_left
+    left = left + (type(seconds) == 'number' and seconds or tonumber(pace or 0))
+  end
+  local live = redis.call('ZCOUNT', p .. 'workers', now_ms() - WORKER_MS, '+inf')
+  return { redis.call('ZCARD', p .. 'queue'), redis.call('ZCARD', p .. 'leases'), live, pace or '', tostring(left) }
+end
+
+-- ---------------------------------------------------------------- a worker's steps
+
+-- worker: it lives
+local function beat(keys, args)
+  local p, now = keys[1], now_ms()
+  redis.call('ZADD', p .. 'workers', now, args[1])
+  redis.call('ZREMRANGEBYSCORE', p .. 'workers', '-inf', now - 12 * WORKER_MS)
 end
 
 -- token, worker, lease_ms -> id of the next job, now running under this token, or nil
@@ -113,15 +380,16 @@ local function claim(keys, args)
   if before then
     return before
   end
-  local id = redis.call('ZRANGE', p .. 'status:queued', 0, 0)[1]
-  if not id then
+  local place = redis.call('ZRANGE', p .. 'queue', 0, 0)[1]
+  if not place then
     return nil
   end
+  local id = string.sub(place, 25)
   local job = job_key(p, id)
   local now = now_ms()
   redis.call('SET', p .. 'claim:' .. token, id, 'PX', lease_ms)
   redis.call('HINCRBY', job, 'attempt', 1)
-  redis.call('HSET', job, 'token', token, 'worker', args[2])
+  redis.call('HSET', job, 'token', token, 'worker', args[2], 'claimed_at', now)
   redis.call('HSETNX', job, 'started_at', now)
   move(p, id, 'running')
   redis.call('ZADD', p .. 'leases', now + lease_ms, id)
@@ -149,12 +417,22 @@ local function progress(keys, args)
   redis.call('HSET', job, 'progress', args[3])
   redis.call('HINCRBY', job, 'version', 1)
   if preview ~= '' then
-    local old = redis.call('HGET', job, 'preview')
-    use(p, preview)
+    local owner, old = unpack(redis.call('HMGET', job, 'owner', 'preview'))
+    use(p, owner, preview)
     redis.call('HSET', job, 'preview', preview)
     if old then
-      drop(p, old)
+      drop(p, owner, old)
     end
+  end
+  return answer
+end
+
+-- id, token, name -> standing. The next attempt goes on from there. A worker that got this far has not died in vain.
+local function keep(keys, args)
+  local p, id = keys[1], args[1]
+  local answer = standing(p, id, args[2])
+  if answer ~= 'stale' then
+    redis.call('HSET', job_key(p, id), 'checkpoint', args[3], 'losses', 0)
   end
   return answer
 end
@@ -163,7 +441,7 @@ end
 local function finish(keys, args)
   local p, id, token, status = keys[1], args[1], args[2], args[3]
   local job = job_key(p, id)
-  local mine = redis.call('HMGET', job, 'status', 'token')
+  local mine = redis.call('HMGET', job, 'status', 'token', 'owner', 'fingerprint', 'claimed_at')
   if mine[2] ~= token then
     return 'stale'
   end
@@ -175,13 +453,17 @@ local function finish(keys, args)
   end
   for i = 4, #args, 2 do
     if args[i] == 'output' then
-      use(p, args[i + 1])
+      use(p, mine[3], args[i + 1])
       local blobs = cjson.decode(redis.call('HGET', job, 'blobs'))
       blobs[#blobs + 1] = args[i + 1]
       redis.call('HSET', job, 'blobs', cjson.encode(blobs))
-    else
-      redis.call('HSET', job, args[i], args[i + 1])
     end
+    redis.call('HSET', job, args[i], args[i + 1])
+  end
+  if status == 'succeeded' then
+    local seconds, before = (now_ms() - mine[5]) / 1000, redis.call('GET', p .. 'pace')
+    redis.call('SET', p .. 'pace', before and 0.8 * before + 0.2 * seconds or seconds)
+    redis.call('HSET', p .. 'results:' .. mine[3], mine[4], id)
   end
   return move(p, id, status) and 'ok' or 'stale'
 end
@@ -203,72 +485,169 @@ local function release(keys, args)
   return 'ok'
 end
 
--- id -> its status afterwards, or nil if there is no such job. A running one is asked to stop, by the next renew.
-local function cancel(keys, args)
-  local p, id = keys[1], args[1]
-  local job = job_key(p, id)
-  local status = redis.call('HGET', job, 'status')
-  if status == 'queued' then
-    move(p, id, 'canceled')
-  elseif status == 'running' and redis.call('HGET', job, 'cancel_requested') ~= '1' then
-    redis.call('HSET', job, 'cancel_requested', '1')
-    redis.call('HINCRBY', job, 'version', 1)
-  end
-  return redis.call('HGET', job, 'status')
-end
-
--- max_attempts, error of a job that was tried too often -> {requeued, ended}
-local function reap(keys, args)
-  local p = keys[1]
-  local requeued, ended = 0, 0
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', p .. 'leases', '-inf', now_ms(), 'LIMIT', 0, 1000)) do
-    local job = job_key(p, id)
-    redis.call('HDEL', job, 'token')
-    if redis.call('HGET', job, 'cancel_requested') == '1' then
-      move(p, id, 'canceled')
-      ended = ended + 1
-    elseif tonumber(redis.call('HGET', job, 'attempt')) >= tonumber(args[1]) then
-      redis.call('HSET', job, 'error', args[2])
-      move(p, id, 'failed')
-      ended = ended + 1
-    else
-      move(p, id, 'queued')
-      requeued = requeued + 1
+-- worker, most losses, error of a job that was lost too often -> how many are queued again. The worker's process died.
+local function bury(keys, args)
+  local p, again = keys[1], 0
+  redis.call('ZREM', p .. 'workers', args[1])
+  for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, -1)) do
+    if redis.call('HGET', job_key(p, id), 'worker') == args[1] then
+      again = again + lose(p, id, args[2], args[3])
     end
   end
-  return { requeued, ended }
+  return again
 end
 
--- id -> 1 if there was such a job. A worker that still runs it finds its token stale.
-local function delete(keys, args)
-  local p, id = keys[1], args[1]
-  local job = job_key(p, id)
-  local found = redis.call('HMGET', job, 'status', 'blobs', 'preview')
-  if not found[1] then
-    return 0
+-- ---------------------------------------------------------------- a client's steps
+
+-- owner, id -> 1, or nil if there is no such job. A waiting job ends at once, a running one is asked to stop.
+local function cancel(keys, args)
+  local p, id = keys[1], args[2]
+  if not visible(p, id, args[1]) then
+    return nil
   end
-  for _, digest in ipairs(cjson.decode(found[2])) do
-    drop(p, digest)
+  local key = job_key(p, id)
+  local job = redis.call('HMGET', key, 'status', 'cancel_requested', 'token')
+  if job[1] == 'queued' then
+    move(p, id, 'canceled')
+  elseif job[1] == 'running' and job[2] ~= '1' then
+    redis.call('HSET', key, 'cancel_requested', '1')
+    redis.call('HINCRBY', key, 'version', 1)
+    wake(p, job[3])
   end
-  if found[3] then
-    drop(p, found[3])
-  end
-  redis.call('ZREM', p .. 'status:' .. found[1], id)
-  redis.call('ZREM', p .. 'leases', id)
-  redis.call('ZREM', p .. 'jobs', id)
-  redis.call('DEL', job)
   return 1
 end
 
--- digest, keep_ms -> 1, or 0 while its file is being deleted. Called before a blob is written: from now on it is safe
--- from the janitor for keep_ms, and as long as a job uses it.
+-- owner, id -> 1 if there was such a job. A worker that still runs it finds its token stale.
+local function delete(keys, args)
+  if not visible(keys[1], args[2], args[1]) then
+    return 0
+  end
+  erase(keys[1], args[2])
+  return 1
+end
+
+-- owner, id, '1' or '0' -> 1, or nil if there is no such job. A pinned job does not expire.
+local function pin(keys, args)
+  local p, id = keys[1], args[2]
+  if not visible(p, id, args[1]) then
+    return nil
+  end
+  local key = job_key(p, id)
+  local job = redis.call('HMGET', key, 'completed_at', 'keep_ms', 'gone', 'pinned')
+  if (job[4] or '0') ~= args[3] then
+    redis.call('HSET', key, 'pinned', args[3])
+    redis.call('HINCRBY', key, 'version', 1)
+  end
+  if args[3] == '1' and job[4] ~= '1' then
+    redis.call('HDEL', key, 'expires_at')
+    redis.call('ZREM', p .. 'expiry', id)
+    redis.call('HSET', key, 'keep_ms', 0, 'unpinned_keep_ms', job[2])
+  elseif args[3] ~= '1' and job[4] == '1' then
+    local keep_ms = redis.call('HGET', key, 'unpinned_keep_ms')
+    redis.call('HSET', key, 'keep_ms', keep_ms)
+    if job[1] and tonumber(keep_ms) > 0 then
+      redis.call('HSET', key, 'expires_at', now_ms() + keep_ms)
+      redis.call('ZADD', p .. 'expiry', now_ms() + keep_ms, id)
+    end
+  end
+  return 1
+end
+
+-- ---------------------------------------------------------------- the reaper's steps
+
+-- most losses, error of a job that was lost too often -> {queued again, ended}
+local function reap(keys, args)
+  local p, now = keys[1], now_ms()
+  local again, over = 0, 0
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', p .. 'leases', '-inf', now, 'LIMIT', 0, 1000)) do
+    local queued = lose(p, id, args[1], args[2])
+    again, over = again + queued, over + 1 - queued
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', p .. 'deadlines', '-inf', now, 'LIMIT', 0, 1000)) do
+    local job = redis.call('HMGET', job_key(p, id), 'status', 'token')
+    if job[1] == 'queued' then
+      move(p, id, 'expired')
+      over = over + 1
+    else
+      wake(p, job[2]) -- its worker ends it
+    end
+  end
+  return { again, over }
+end
+
+-- record_ms, most -> how many. Ended jobs whose time is over lose their pictures; and their records after record_ms more.
+local function expire(keys, args)
+  local p, now = keys[1], now_ms()
+  local due = redis.call('ZRANGEBYSCORE', p .. 'expiry', '-inf', now, 'LIMIT', 0, args[2])
+  for _, id in ipairs(due) do
+    local key = job_key(p, id)
+    if redis.call('HGET', key, 'gone') == '1' then
+      erase(p, id)
+    else
+      drop_all(p, id)
+      redis.call('HSET', key, 'gone', '1')
+      redis.call('HINCRBY', key, 'version', 1)
+      redis.call('ZADD', p .. 'expiry', now + args[1], id)
+    end
+  end
+  return #due
+end
+
+-- how many -> how many. The ended jobs that would expire next do so now: the disk is fuller than it may be.
+local function hasten(keys, args)
+  local p = keys[1]
+  local hastened = 0
+  for _, id in ipairs(redis.call('ZRANGE', p .. 'expiry', 0, -1)) do
+    if hastened >= tonumber(args[1]) then
+      break
+    end
+    if redis.call('HGET', job_key(p, id), 'gone') ~= '1' then
+      redis.call('ZADD', p .. 'expiry', 0, id)
+      hastened = hastened + 1
+    end
+  end
+  return hastened
+end
+
+-- me, term_ms -> 1 if this process leads now
+local function lead(keys, args)
+  local key = keys[1] .. 'leader'
+  local leader = redis.call('GET', key)
+  if leader and leader ~= args[1] then
+    return 0
+  end
+  redis.call('SET', key, args[1], 'PX', args[2])
+  return 1
+end
+
+-- ---------------------------------------------------------------- uploads
+
+-- digest, keep_ms, owner or '' -> 1, or 0 while its file is being deleted. Called before a blob is written: from now on
+-- it is safe from the janitor for keep_ms, and as long as a job uses it; and the owner may name it.
 local function hold(keys, args)
   local p, digest = keys[1], args[1]
   if redis.call('SISMEMBER', p .. 'condemned', digest) == 1 then
     return 0
   end
-  redis.call('ZADD', p .. 'orphans', 'GT', now_ms() + tonumber(args[2]), digest)
+  local now = now_ms()
+  redis.call('ZADD', p .. 'orphans', 'GT', now + tonumber(args[2]), digest)
+  if args[3] ~= '' then
+    local uploads = p .. 'uploads:' .. args[3]
+    redis.call('ZREMRANGEBYSCORE', uploads, '-inf', now)
+    redis.call('ZADD', uploads, 'GT', now + tonumber(args[2]), digest)
+    redis.call('PEXPIRE', uploads, math.max(redis.call('PTTL', uploads), tonumber(args[2])))
+  end
   return 1
+end
+
+-- owner, digest -> 1 if they uploaded it and it is kept, or a job of theirs uses it
+local function owns(keys, args)
+  local p = keys[1]
+  if redis.call('HEXISTS', p .. 'refs:' .. args[1], args[2]) == 1 then
+    return 1
+  end
+  local until_ms = redis.call('ZSCORE', p .. 'uploads:' .. args[1], args[2])
+  return until_ms and tonumber(until_ms) > now_ms() and 1 or 0
 end
 
 -- -> digests whose files may go now. They stay condemned until `forget`.
@@ -288,27 +667,25 @@ local function forget(keys, args)
   return redis.call('SREM', keys[1] .. 'condemned', args[1])
 end
 
--- me, term_ms -> 1 if this process leads now
-local function lead(keys, args)
-  local key = keys[1] .. 'leader'
-  local leader = redis.call('GET', key)
-  if leader and leader ~= args[1] then
-    return 0
-  end
-  redis.call('SET', key, args[1], 'PX', args[2])
-  return 1
-end
-
 redis.register_function('impasto_VERSION_create', create)
 redis.register_function('impasto_VERSION_claim', claim)
+redis.register_function('impasto_VERSION_beat', beat)
 redis.register_function('impasto_VERSION_renew', renew)
 redis.register_function('impasto_VERSION_progress', progress)
+redis.register_function('impasto_VERSION_keep', keep)
 redis.register_function('impasto_VERSION_finish', finish)
 redis.register_function('impasto_VERSION_release', release)
+redis.register_function('impasto_VERSION_bury', bury)
 redis.register_function('impasto_VERSION_cancel', cancel)
-redis.register_function('impasto_VERSION_reap', reap)
 redis.register_function('impasto_VERSION_delete', delete)
+redis.register_function('impasto_VERSION_pin', pin)
+redis.register_function('impasto_VERSION_reap', reap)
+redis.register_function('impasto_VERSION_expire', expire)
+redis.register_function('impasto_VERSION_hasten', hasten)
+redis.register_function('impasto_VERSION_lead', lead)
 redis.register_function('impasto_VERSION_hold', hold)
+redis.register_function('impasto_VERSION_owns', owns)
 redis.register_function('impasto_VERSION_condemn', condemn)
 redis.register_function('impasto_VERSION_forget', forget)
-redis.register_function('impasto_VERSION_lead', lead)
+redis.register_function({ function_name = 'impasto_VERSION_read', callback = read, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'impasto_VERSION_load', callback = load, flags = { 'no-writes' } })

@@ -20,12 +20,31 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from core import errors
-from core.jobs import MAX_ATTEMPTS, Job, JobError, JobInput, JobProgress, NetworkUsed, Output, Queue, Status, when
+from core.jobs import (
+    LOCAL,
+    MAX_ATTEMPTS,
+    Job,
+    JobError,
+    JobInput,
+    JobProgress,
+    Limits,
+    Load,
+    NetworkUsed,
+    Output,
+    Queue,
+    Status,
+    Terms,
+    when,
+)
 
 PREFIX = "impasto:"
 LEASE_SECONDS = 5.0
 HOLD_SECONDS = 600.0  # of a blob, between its writing and the step that uses it
-Standing = Literal["ok", "cancel", "stale"]
+REPLAY_SECONDS = 86_400.0  # that an idempotency key is remembered
+ANYONE = ""  # the owner of a step that may touch every job
+Standing = Literal["ok", "cancel", "late", "stale"]
+
+_USUAL, _UNLIMITED = Terms(), Limits()
 
 # Any other answer of the server is a mistake of ours, and must not look like an outage. MISCONF: its disk is full.
 _AWAY = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError)
@@ -65,47 +84,68 @@ class JobStore:
 
     # ------------------------------------------------------------------ for the API
 
-    def create(self, job_id: str, job_input: JobInput) -> Job:
-        """Put a new job at the end of the queue. Its blobs must be held (`hold`) and written before.
+    def create(self, job_id: str, job_input: JobInput, terms: Terms = _USUAL, limits: Limits = _UNLIMITED) -> Job:
+        """Put a new job into the queue. Its blobs must be held (`hold`) and written before.
 
-        Raises ImageNotFound if one is no longer held: the janitor may have deleted it.
+        The same idempotency key again gives the job that it made the first time. Raises IdempotencyConflict if that was
+        another request, ImageNotFound if a blob is no longer held (the janitor may have deleted it), QuotaExceeded,
+        QueueFull.
         """
-        if self._step("create", job_id, job_input.model_dump_json(), *job_input.digests()) is None:
+        word, found = self._step("create", job_id, _order(job_input, terms, limits))
+        if word == "conflict":
+            raise errors.IdempotencyConflict()
+        if word == "gone":
             raise errors.ImageNotFound()
-        return self.get(job_id)
+        if word != "created":
+            load = self.load()
+            retry_seconds = min(max(1.0, (load.pace_seconds or 2.0) / max(1, load.workers)), 600.0)
+            raise (errors.QuotaExceeded if word == "quota" else errors.QueueFull)(retry_seconds=retry_seconds)
+        return self.get(found)
 
-    def get(self, job_id: str) -> Job:
-        """Raises JobNotFound."""
-        job = self._read([job_id])[0]
+    def get(self, job_id: str, owner: str = ANYONE) -> Job:
+        """Raises JobNotFound, also for a job of another owner."""
+        job = self._read([job_id], owner)[0]
         if job is None:
             raise errors.JobNotFound()
         return job
 
     def page(
-        self, *, limit: int, before: int | None = None, status: Status | None = None
+        self, *, limit: int, before: int | None = None, status: Status | None = None, owner: str = LOCAL
     ) -> tuple[list[Job], int | None]:
         """Newest first: at most `limit` jobs that came before number `before`, and the number to go on from."""
-        index = PREFIX + (f"status:{status}" if status else "jobs")
+        index = f"{PREFIX}of:{owner}" + (f":{status}" if status else "")
         upper = "+inf" if before is None else f"({before}"
         with _unavailable():
             rows: Any = self._redis.zrevrangebyscore(index, upper, "-inf", start=0, num=limit + 1, withscores=True)
-        jobs = [job for job in self._read([job_id for job_id, _ in rows[:limit]]) if job is not None]
+        jobs = [job for job in self._read([job_id for job_id, _ in rows[:limit]], owner) if job is not None]
         return jobs, int(rows[limit - 1][1]) if len(rows) > limit else None
 
-    def cancel(self, job_id: str) -> Job:
+    def cancel(self, job_id: str, owner: str = ANYONE) -> Job:
         """A queued job is canceled at once, a running one is asked to stop; an ended one stays. Raises JobNotFound."""
-        if self._step("cancel", job_id) is None:
+        if self._step("cancel", owner, job_id) is None:
             raise errors.JobNotFound()
-        return self.get(job_id)
+        return self.get(job_id, owner)
 
-    def delete(self, job_id: str) -> None:
+    def pin(self, job_id: str, owner: str = ANYONE, *, pinned: bool = True) -> Job:
+        """Keep the job for good; or no longer, from now on. Raises JobNotFound."""
+        if self._step("pin", owner, job_id, int(pinned)) is None:
+            raise errors.JobNotFound()
+        return self.get(job_id, owner)
+
+    def delete(self, job_id: str, owner: str = ANYONE) -> None:
         """Forget the job, whatever its status; blobs that no other job uses are left to the janitor."""
-        self._step("delete", job_id)
+        self._step("delete", owner, job_id)
 
-    def queued(self) -> int:
-        """How many jobs wait."""
-        with _unavailable():
-            return int(self._redis.zcard(f"{PREFIX}status:{Status.QUEUED}"))
+    def load(self) -> Load:
+        """What waits, what runs, who works."""
+        queued, running, workers, pace, left = self._step("load")
+        return Load(
+            queued=queued,
+            running=running,
+            workers=workers,
+            pace_seconds=float(pace) if pace else None,
+            left_seconds=float(left),
+        )
 
     def ping(self) -> None:
         """Raises StoreUnavailable."""
@@ -114,40 +154,70 @@ class JobStore:
 
     # ------------------------------------------------------------------ for a worker
 
+    def beat(self, worker: str) -> None:
+        """A worker lives; to be said once a second."""
+        self._step("beat", worker)
+
+    def paints_with(self, model: str, sha256: str) -> None:
+        """The weights that jobs with this model are painted with, from now on."""
+        with _unavailable():
+            self._redis.hset(f"{PREFIX}networks", model, sha256)
+
     def claim(self, token: str, worker: str) -> Job | None:
         """Take the next queued job for one lease, or None. The token must be new and unguessable."""
         job_id = self._step("claim", token, worker, self._lease_ms)
         return None if job_id is None else self.get(job_id)
 
     def renew(self, job_id: str, token: str) -> Standing:
-        """One more lease. `cancel`: stop the run and finish as canceled; `stale`: drop it without a word."""
+        """One more lease. `cancel`, `late`: stop the run and end it so; `stale`: drop it without a word."""
         answer: Standing = self._step("renew", job_id, token, self._lease_ms)
         return answer
+
+    def wait(self, token: str, seconds: float) -> None:
+        """Sleep so long, or until somebody asks the run under this token to stop."""
+        with _unavailable():
+            self._redis.blpop([f"{PREFIX}signal:{token}"], timeout=seconds)
+
+    def wake(self, token: str) -> None:
+        """End the sleep of `wait`."""
+        with _unavailable(), self._redis.pipeline() as pipe:
+            pipe.lpush(f"{PREFIX}signal:{token}", "1")
+            pipe.pexpire(f"{PREFIX}signal:{token}", 10_000)
+            pipe.execute()
 
     def progress(self, job_id: str, token: str, progress: JobProgress, preview: str | None = None) -> Standing:
         """How far the run is, and the digest of the picture so far (held and written before)."""
         answer: Standing = self._step("progress", job_id, token, progress.model_dump_json(), preview or "")
         return answer
 
+    def keep(self, job_id: str, token: str, checkpoint: str) -> Standing:
+        """The next attempt goes on from this checkpoint."""
+        answer: Standing = self._step("keep", job_id, token, checkpoint)
+        return answer
+
     def succeed(
         self, job_id: str, token: str, output: Output, model: NetworkUsed, metrics: dict[str, float]
     ) -> Standing:
         """End the job with its picture (held and written before). `stale`: nothing was changed."""
-        fields = {"output": output.id, "outputs": json.dumps([output.model_dump()]), "model": model.model_dump_json()}
-        return self._finish(job_id, token, Status.SUCCEEDED, {**fields, "metrics": json.dumps(metrics)})
+        fields = {"model": model.model_dump_json(), "metrics": json.dumps(metrics)}
+        return self._finish(job_id, token, Status.SUCCEEDED, fields, output)
 
-    def fail(self, job_id: str, token: str, error: errors.ImpastoError) -> Standing:
-        """End the job with an error. `stale`: nothing was changed."""
-        return self._finish(job_id, token, Status.FAILED, {"error": _error_json(error)})
+    def fail(self, job_id: str, token: str, error: errors.ImpastoError, output: Output | None = None) -> Standing:
+        """End the job with an error, and perhaps a picture all the same. `stale`: nothing was changed."""
+        return self._finish(job_id, token, Status.FAILED, {"error": _error_json(error)}, output)
 
-    def end_canceled(self, job_id: str, token: str) -> Standing:
-        """End the job because `renew` said `cancel`. `stale`: nothing was changed."""
-        return self._finish(job_id, token, Status.CANCELED, {})
+    def end_canceled(self, job_id: str, token: str, output: Output | None = None) -> Standing:
+        """End the job because `renew` said `cancel`, with the picture so far. `stale`: nothing was changed."""
+        return self._finish(job_id, token, Status.CANCELED, {}, output)
 
     def release(self, job_id: str, token: str) -> Standing:
         """Hand the job back; it keeps its place ahead of all later ones, and the attempt does not count."""
         answer: Standing = self._step("release", job_id, token)
         return answer
+
+    def bury(self, worker: str) -> int:
+        """A worker's process has died: put back what it ran, without waiting for the lease; how many."""
+        return int(self._step("bury", worker, MAX_ATTEMPTS, _error_json(errors.WorkerLost())))
 
     # ------------------------------------------------------------------ for the reaper
 
@@ -156,22 +226,34 @@ class JobStore:
         return bool(self._step("lead", me, round(term_seconds * 1000)))
 
     def reap(self) -> tuple[int, int]:
-        """Put jobs whose lease ran out back into the queue, or end them; (put back, ended)."""
-        requeued, ended = self._step("reap", MAX_ATTEMPTS, _error_json(errors.WorkerLost()))
-        return int(requeued), int(ended)
+        """Put jobs whose lease ran out back into the queue, or end them; end what waited too long. (put back, ended)"""
+        again, ended = self._step("reap", MAX_ATTEMPTS, _error_json(errors.WorkerLost()))
+        return int(again), int(ended)
+
+    def expire(self, record_seconds: float, most: int = 100) -> int:
+        """Let jobs that ended long ago lose their pictures, and so much later their records; how many, at most."""
+        return int(self._step("expire", round(record_seconds * 1000), most))
+
+    def hasten(self, count: int) -> int:
+        """Let the next `count` jobs expire now; how many there were."""
+        return int(self._step("hasten", count))
 
     # ------------------------------------------------------------------ blobs in use
 
-    def hold(self, digest: str, keep_seconds: float = HOLD_SECONDS) -> None:
+    def hold(self, digest: str, keep_seconds: float = HOLD_SECONDS, owner: str = ANYONE) -> None:
         """Keep a blob from the janitor; to be called before it is written. Waits while its old file is being deleted.
 
-        Raises Unavailable when that takes too long.
+        For so long its owner may name it. Raises Unavailable when the wait takes too long.
         """
         for _ in range(100):
-            if self._step("hold", digest, round(keep_seconds * 1000)):
+            if self._step("hold", digest, round(keep_seconds * 1000), owner):
                 return
             time.sleep(0.02)
         raise errors.Unavailable()
+
+    def owns(self, owner: str, digest: str) -> bool:
+        """Whether they uploaded it and it is still held, or a job of theirs uses it."""
+        return bool(self._step("owns", owner, digest))
 
     def condemn(self) -> Sequence[str]:
         """Digests of blobs to delete now, because nothing uses or holds them; `forget` each once it is gone."""
@@ -188,7 +270,11 @@ class JobStore:
     def _lease_ms(self) -> int:
         return round(self.lease_seconds * 1000)
 
-    def _finish(self, job_id: str, token: str, status: Status, fields: dict[str, str]) -> Standing:
+    def _finish(
+        self, job_id: str, token: str, status: Status, fields: dict[str, str], output: Output | None
+    ) -> Standing:
+        if output is not None:
+            fields = {"output": output.id, "outputs": json.dumps([output.model_dump()]), **fields}
         flat = [word for pair in fields.items() for word in pair]
         answer: Standing = self._step("finish", job_id, token, status, *flat)
         return answer
@@ -204,17 +290,12 @@ class JobStore:
             self._redis.function_load(code, replace=True)
             return self._redis.fcall(f"{version}_{name}", 1, PREFIX, *args)
 
-    def _read(self, job_ids: Sequence[str]) -> list[Job | None]:
+    def _read(self, job_ids: Sequence[str], owner: str) -> list[Job | None]:
         if not job_ids:
             return []
-        with _unavailable(), self._redis.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.hgetall(f"{PREFIX}job:{job_id}")
-                pipe.zrank(f"{PREFIX}status:{Status.QUEUED}", job_id)
-            answers = pipe.execute()
-        return [
-            _job(fields, rank) if fields else None for fields, rank in zip(answers[::2], answers[1::2], strict=True)
-        ]
+        rows = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in self._step("read", owner, *job_ids)]
+        load = self.load() if any(fields and fields["rank"] >= 0 for fields in rows) else None
+        return [_job(fields, load) if fields else None for fields in rows]
 
 
 class _unavailable:
@@ -232,25 +313,64 @@ def _error_json(error: errors.ImpastoError) -> str:
     return JobError(code=error.code, message=error.message).model_dump_json()
 
 
-def _job(fields: dict[str, str], rank: int | None) -> Job:
-    created_at, started_at = when(fields["created_at"]), when(fields.get("started_at"))
+def _order(job_input: JobInput, terms: Terms, limits: Limits) -> str:
+    """A submission as store.lua reads it; what is None is left out."""
+    painting, digests = job_input.model_dump_json(), job_input.digests()
+    fingerprint = hashlib.sha256(painting.encode()).hexdigest()
+    asked = terms.model_dump_json(exclude={"owner", "idempotency_key"})
+    order = {
+        "owner": terms.owner,
+        "priority": terms.priority,
+        "keep_ms": round(terms.keep_seconds * 1000),
+        "deadline_ms": None if terms.deadline_seconds is None else round(terms.deadline_seconds * 1000),
+        "webhook": terms.webhook,
+        "retried_from": terms.retried_from,
+        "input": painting,
+        "digests": digests,
+        "fingerprint": fingerprint,
+        "reuse": terms.reuse or None,
+        "model": job_input.spec.get("model", "auto"),
+        "key": None if terms.idempotency_key is None else hashlib.sha256(terms.idempotency_key.encode()).hexdigest(),
+        "print": hashlib.sha256(f"{fingerprint} {asked}".encode()).hexdigest(),
+        "replay_ms": round(REPLAY_SECONDS * 1000),
+        "most_queued": limits.queued,
+        "most_own": limits.per_owner,
+    }
+    return json.dumps({name: value for name, value in order.items() if value is not None})
+
+
+def _job(fields: dict[str, Any], load: Load | None) -> Job:
+    created_at, rank = when(fields["created_at"]), fields["rank"]
     assert created_at is not None
+    queue = None
+    if rank >= 0 and load is not None:
+        queue = Queue(position=rank, start_seconds=load.start_seconds(rank))
     return Job(
         id=fields["id"],
         status=Status(fields["status"]),
         version=int(fields["version"]),
         created_at=created_at,
-        started_at=started_at,
+        started_at=when(fields.get("started_at")),
         completed_at=when(fields.get("completed_at")),
+        expires_at=when(fields.get("expires_at")),
+        deadline_at=when(fields.get("deadline_at")),
+        pinned=fields.get("pinned") == "1",
+        priority=fields["priority"],
         attempt=int(fields["attempt"]),
         max_attempts=MAX_ATTEMPTS,
+        retried_from=fields.get("retried_from"),
+        reused_from=fields.get("reused_from"),
         cancel_requested=fields.get("cancel_requested") == "1",
         input=JobInput.model_validate_json(fields["input"]),
-        queue=None if rank is None else Queue(position=rank),
+        queue=queue,
         progress=JobProgress.model_validate_json(fields["progress"]) if "progress" in fields else None,
         preview=fields.get("preview"),
         outputs=[Output.model_validate(output) for output in json.loads(fields.get("outputs", "[]"))],
         model=NetworkUsed.model_validate_json(fields["model"]) if "model" in fields else None,
         error=JobError.model_validate_json(fields["error"]) if "error" in fields else None,
         metrics=json.loads(fields.get("metrics", "{}")),
+        gone=fields.get("gone") == "1",
+        checkpoint=fields.get("checkpoint"),
+        owner=fields["owner"],
+        webhook=fields.get("webhook"),
     )

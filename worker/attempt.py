@@ -1,113 +1,120 @@
-"""One attempt at one job: claim, load, paint, publish. Runs in the pool's child process, with the network resident.
+"""One attempt at one job: what it is to paint, how far it is, how it ends. Runs in the pool's child process.
 
 Knows no Celery. Every change to the job carries the token of the claim, so an attempt that has lost its job to another
 worker changes nothing.
 """
 
 import logging
-import os
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TypeVar
 
 from PIL import Image
 
 from core import errors, images
 from core.blobs import Blobs, digest_of
+from core.checkpoints import Checkpoints
 from core.jobs import Job, JobProgress, NetworkUsed, Output
-from core.neural.planner import Planner, pace_of
-from core.neural.stylize import Painting, Progress, stylize
+from core.neural import checkpoint
+from core.neural.checkpoint import Checkpoint
+from core.neural.planner import Planner
+from core.neural.stylize import Moment, Painting, Progress, stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Network
-from core.neural.weights import WeightsCache
-from core.settings import Settings
 from core.spec import ModelName, parse_spec
 from core.store import JobStore, Standing
+from worker.keeper import Keeper
 from worker.lease import Lease
 from worker.settings import WorkerSettings
 
 RETRY_SECONDS = 0.5
+LAST_CHECKPOINT_SECONDS = 5.0  # that the last one may take, when the worker is asked to go
 
 log = logging.getLogger(__name__)
 
 shutting_down = threading.Event()  # set by tasks.py when the worker is asked to go
 
-
+Load = Callable[[ModelName], tuple[Network, Planner]]
 T = TypeVar("T")
 
 
-class Painter:
-    """What stays between jobs: connections, and the network on its device."""
+class Attempt:
+    """From the claim to the job's end, or until it is somebody else's."""
 
-    def __init__(self, settings: Settings, worker: WorkerSettings) -> None:
-        self._worker = worker
-        self._store = JobStore(settings.redis_url)
-        self._blobs = Blobs(settings.blobs_dir)
-        self._weights = WeightsCache(settings.weights_dir)
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._load = lru_cache(maxsize=2)(self._loaded)
+    def __init__(
+        self,
+        job: Job,
+        token: str,
+        store: JobStore,
+        *,
+        blobs: Blobs,
+        checkpoints: Checkpoints,
+        settings: WorkerSettings,
+    ) -> None:
+        self._job, self._token = job, token
+        self._store, self._blobs, self._checkpoints, self._settings = store, blobs, checkpoints, settings
+        self._lease = Lease(store, job.id, token, self._keep_preview, end=self._end, leaving=shutting_down)
+        self._keeper = Keeper(
+            checkpoints,
+            lambda count: checkpoints.name(job.id, token, count),
+            lambda name: store.keep(job.id, token, name),
+            settings.checkpoint_seconds,
+        )
+        self._moment: Moment | None = None  # the newest
+        self._has_ended = False  # by us
+        self._next_preview = 0.0
 
-    def network(self, model: ModelName) -> tuple[Network, Planner]:
-        """The resident network, loaded at its first use, and who plans its runs."""
-        return self._load(self._weights.resolve(model))
-
-    def _loaded(self, name: ModelName) -> tuple[Network, Planner]:
-        network = self._weights.load(name, self._worker.device, self._worker.precision)
-        pace = pace_of(network, self._weights.folder / "pace.json")
-        free_bytes = int(self._worker.memory_gb * 1e9) or None
-        return network, Planner(network, pace, free_bytes)
-
-    def run_next(self) -> str | None:
-        """Claim the next job and bring it to an end, or hand it back; its id, or None if there was none."""
-        token = secrets.token_hex(16)
-        job = self._store.claim(token, self._name)
-        if job is None:
-            return None
-        log.info("%s: attempt %d", job.id, job.attempt)
+    def run(self, load: Load) -> None:
+        """Bring the job to its end, or hand it back. `load`: the network for a model, and who plans its runs."""
+        job = self._job
+        log.info("%s: attempt %d%s", job.id, job.attempt, " goes on" if job.checkpoint else "")
         try:
-            with Lease(self._store, job.id, token, self._keep_preview) as lease:
-                standing = self._attempt(job, token, lease)
+            with self._lease:
+                standing = self._painted(load)
             log.info("%s: attempt %d ended: %s", job.id, job.attempt, standing)
         except errors.LeaseLost:
             log.warning("%s: no longer ours", job.id)
         except errors.ShuttingDown:
-            self._until_stored(lambda: self._store.release(job.id, token))
+            self._until_stored(lambda: self._store.release(job.id, self._token))
             log.info("%s: handed back", job.id)
-        return job.id
+        finally:
+            self._keeper.close()
+        if self._has_ended:  # else the next attempt goes on from there
+            self._keeper.forget()
+            self._checkpoints.delete(job.checkpoint or "")
 
-    def _attempt(self, job: Job, token: str, lease: Lease) -> Standing:
-        watch = _Watch(lease, self._worker)
+    # ------------------------------------------------------------------ painting
+
+    def _painted(self, load: Load) -> Standing:
+        job, token, store = self._job, self._token, self._store
         try:
-            painting, network, load_seconds = self._paint(job, watch)
+            painting, network, load_seconds = self._paint(load)
             if painting.stopped:
-                return self._until_stored(lambda: self._store.end_canceled(job.id, token))
-            output = self._keep_result(job, painting, network)
-            model = NetworkUsed(name=network.name, sha256=network.sha256)
-            self._until_stored(lambda: self._store.progress(job.id, token, watch.told()))
+                return self._end(self._until_stored(lambda: store.renew(job.id, token)))
+            output = self._keep_result(painting.picture, network)
+            self._until_stored(lambda: store.progress(job.id, token, self._told()))
             took = {"load_seconds": load_seconds, "run_seconds": painting.seconds}
             planned = {"planned_seconds": painting.plan.seconds, "planned_bytes": painting.plan.memory_bytes}
-            metrics = took | planned | _named(painting.losses)
-            return self._until_stored(lambda: self._store.succeed(job.id, token, output, model, metrics))
+            losses = {f"loss_{name}": value for name, value in painting.losses.items()}
+            model = NetworkUsed(name=network.name, sha256=network.sha256)
+            return self._ended(lambda: store.succeed(job.id, token, output, model, took | planned | losses))
         except errors.Unavailable:
             raise  # our trouble, not the job's: it comes back when the lease has run out
         except errors.Diverged as error:
             refused: errors.ImpastoError = errors.Diverged(error.message)
-            self._keep_last_good(job, token, watch, error.picture)
+            self._keep_last_good(error.picture)
         except errors.ImpastoError as error:
             # Without its traceback, which would keep the run's tensors until the garbage collector comes.
             refused = type(error)(error.message)
         except Exception:
             log.exception("%s: failed", job.id)
             refused = errors.ImpastoError()
-        return self._until_stored(lambda: self._store.fail(job.id, token, refused))
+        return self._ended(lambda: store.fail(job.id, token, refused))
 
-    def _paint(self, job: Job, watch: "_Watch") -> tuple[Painting, Network, float]:
+    def _paint(self, load: Load) -> tuple[Painting, Network, float]:
         began = time.monotonic()
-        wanted = job.input
+        wanted = self._job.input
         subject = Subject(
             self._picture(wanted.content),
             [*map(self._picture, wanted.styles)],
@@ -115,33 +122,83 @@ class Painter:
             self._picture(wanted.init_image) if wanted.init_image else None,
         )
         spec = parse_spec(wanted.spec)
-        network, planner = self.network(spec.model)
+        network, planner = load(spec.model)
+        resume = self._resumed()
         load_seconds = time.monotonic() - began
-        return stylize(subject, spec, network, watch, planner), network, load_seconds
+        return stylize(subject, spec, network, self._watch, planner, resume=resume), network, load_seconds
 
     def _picture(self, digest: str) -> Image.Image:
         return images.decode(self._blobs.get(digest))
 
-    def _keep_last_good(self, job: Job, token: str, watch: "_Watch", picture: Image.Image | None) -> None:
+    def _resumed(self) -> Checkpoint | None:
+        """Where the last attempt got to."""
+        if self._job.checkpoint is None:
+            return None
+        found = checkpoint.load(self._checkpoints.path(self._job.checkpoint))
+        if found is None:
+            log.warning("%s: its checkpoint cannot be read; it begins again", self._job.id)
+        return found
+
+    def _watch(self, moment: Moment) -> bool:
+        """Called by the run after every iteration."""
+        self._moment = moment
+        if shutting_down.is_set():
+            self._keeper.take(moment.checkpoint())
+            self._keeper.settle(LAST_CHECKPOINT_SECONDS)
+            raise errors.ShuttingDown()
+        if self._keeper.is_due():
+            self._keeper.take(moment.checkpoint())
+        preview = None
+        if time.monotonic() >= self._next_preview:
+            preview = images.thumbnail(moment.picture(), self._settings.preview_px)
+            self._next_preview = time.monotonic() + self._settings.preview_seconds
+        self._lease.report(_job_progress(moment.progress), preview)
+        return self._lease.must_stop()
+
+    def _told(self) -> JobProgress:
+        """The last progress, after there was one."""
+        assert self._moment is not None, "a run that has a picture has told of it"
+        return _job_progress(self._moment.progress)
+
+    # ------------------------------------------------------------------ ending
+
+    def _end(self, standing: Standing) -> Standing:
+        """Canceled, or late: with the picture so far. Also called beside the painting: an iteration may be long."""
+        job_id, token = self._job.id, self._token
+        if standing not in ("cancel", "late"):
+            return standing
+        output = None if self._moment is None else self._keep_result(self._moment.picture(), None)
+        if standing == "cancel":
+            return self._ended(lambda: self._store.end_canceled(job_id, token, output))
+        return self._ended(lambda: self._store.fail(job_id, token, errors.DeadlineExceeded(), output))
+
+    def _ended(self, step: Callable[[], Standing]) -> Standing:
+        standing = self._until_stored(step)
+        self._has_ended = self._has_ended or standing == "ok"
+        return standing
+
+    def _keep_last_good(self, picture: Image.Image | None) -> None:
         """What a run had before it went wrong stays to be seen, as the preview."""
         if picture is not None:
-            small = images.thumbnail(picture, self._worker.preview_px)
+            small = images.thumbnail(picture, self._settings.preview_px)
             digest = self._until_stored(lambda: self._keep_preview(small))
-            self._until_stored(lambda: self._store.progress(job.id, token, watch.told(), digest))
+            self._until_stored(lambda: self._store.progress(self._job.id, self._token, self._told(), digest))
 
-    def _keep_result(self, job: Job, painting: Painting, network: Network) -> Output:
+    def _keep_result(self, picture: Image.Image, network: Network | None) -> Output:
+        wanted = self._job.input
         provenance = {
             "program": "impasto",
-            "job": job.id,
-            "spec": job.input.spec,
-            "content": job.input.content,
-            "styles": job.input.styles,
-            "masks": job.input.masks,
-            "init_image": job.input.init_image,
-            "model": {"name": network.name, "sha256": network.sha256},
+            "job": self._job.id,
+            "spec": wanted.spec,
+            "content": wanted.content,
+            "styles": wanted.styles,
+            "masks": wanted.masks,
+            "init_image": wanted.init_image,
         }
-        data = images.encode(painting.picture, "png", provenance)
-        width, height = painting.picture.size
+        if network is not None:
+            provenance["model"] = {"name": network.name, "sha256": network.sha256}
+        data = images.encode(picture, "png", provenance)
+        width, height = picture.size
         digest = self._until_stored(lambda: self._keep(data))
         return Output(id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data))
 
@@ -159,34 +216,9 @@ class Painter:
                 return step()
             except errors.Unavailable as error:
                 if shutting_down.is_set():
-                    raise  # the lease will run out, and another worker begin again
+                    raise  # the lease will run out, and another worker go on
                 log.warning("%s", error.message)
                 time.sleep(RETRY_SECONDS)
-
-
-class _Watch:
-    """Carries the run's progress to the lease, and the lease's word to the run."""
-
-    def __init__(self, lease: Lease, settings: WorkerSettings) -> None:
-        self._lease, self._settings = lease, settings
-        self._next_preview = 0.0
-        self._newest: JobProgress | None = None
-
-    def told(self) -> JobProgress:
-        """The last progress, after there was one."""
-        assert self._newest is not None, "a run that has a picture has told of it"
-        return self._newest
-
-    def __call__(self, progress: Progress, render: Callable[[], Image.Image]) -> bool:
-        if shutting_down.is_set():
-            raise errors.ShuttingDown()
-        preview = None
-        if time.monotonic() >= self._next_preview:
-            preview = images.thumbnail(render(), self._settings.preview_px)
-            self._next_preview = time.monotonic() + self._settings.preview_seconds
-        self._newest = _job_progress(progress)
-        self._lease.report(self._newest, preview)
-        return self._lease.must_stop()
 
 
 def _job_progress(progress: Progress) -> JobProgress:
@@ -200,7 +232,3 @@ def _job_progress(progress: Progress) -> JobProgress:
         seconds_left=round(progress.seconds_left, 1),
         loss=progress.losses,
     )
-
-
-def _named(losses: dict[str, float]) -> dict[str, float]:
-    return {f"loss_{name}": value for name, value in losses.items()}

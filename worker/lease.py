@@ -1,12 +1,15 @@
 """Keeps the right to run a job alive beside the painting, and sends its progress. Turns loss and cancel into a stop.
 
-A thread renews the lease once a second and carries the newest progress along. It alone talks to the store during
-a run: the painting never waits for Redis, and goes on when Redis is away for a while. Knows no tensors.
+A thread renews the lease about once a second, or at once when somebody wants the run to stop, and carries the newest
+progress along. It alone talks to the store during a run: the painting never waits for Redis, and goes on when Redis is
+away for a while. Knows no tensors.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from PIL import Image
@@ -15,7 +18,8 @@ from core import errors
 from core.jobs import JobProgress
 from core.store import JobStore, Standing
 
-BEAT_SECONDS = 1.0
+BEAT_SECONDS = 0.8  # shorter than the time after which the store's silence is an error
+HAND_BACK_SECONDS = 8.0  # that an iteration has to end in, when the worker is asked to go
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +27,29 @@ log = logging.getLogger(__name__)
 class Lease:
     """A context manager around one attempt at one job."""
 
-    def __init__(self, store: JobStore, job_id: str, token: str, keep_preview: Callable[[Image.Image], str]) -> None:
-        """`keep_preview` stores a picture as a blob and returns its digest; it may raise Unavailable."""
+    def __init__(
+        self,
+        store: JobStore,
+        job_id: str,
+        token: str,
+        keep_preview: Callable[[Image.Image], str],
+        *,
+        end: Callable[[Standing], object] = lambda _: None,
+        leaving: threading.Event | None = None,
+    ) -> None:
+        """keep_preview: stores a picture as a blob and returns its digest; may raise Unavailable.
+
+        end: ends the job that is canceled or late, without waiting for the painting. leaving: the worker is to go.
+        """
         self._store, self._job_id, self._token = store, job_id, token
-        self._keep_preview = keep_preview
+        self._keep_preview, self._end = keep_preview, end
+        self._leaving = leaving or threading.Event()
+        self._left_at: float | None = None
         self._standing: Standing = "ok"
         self._news: tuple[JobProgress, Image.Image | None] | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"lease-{job_id}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"lease-{job_id}", daemon=True)
 
     def __enter__(self) -> "Lease":
         self._thread.start()
@@ -41,6 +59,8 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
+        with suppress(errors.Unavailable):
+            self._store.wake(self._token)
         self._thread.join()
 
     def report(self, progress: JobProgress, preview: Image.Image | None = None) -> None:
@@ -50,22 +70,47 @@ class Lease:
             self._news = (progress, preview or waiting)
 
     def must_stop(self) -> bool:
-        """True when somebody canceled the job. Raises LeaseLost when it is no longer ours."""
+        """True when somebody canceled the job or its deadline is over. Raises LeaseLost when it is no longer ours."""
         if self._standing == "stale":
             raise errors.LeaseLost()
-        return self._standing == "cancel"
+        return self._standing != "ok"
 
-    def _beat(self) -> None:
-        while not self._over.wait(BEAT_SECONDS):
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self._sleep()
+            if self._over.is_set():
+                return
             try:
-                self._standing = self._store.renew(self._job_id, self._token)
-                self._send()
+                self._beat()
             except errors.Unavailable as error:  # the next beat tries again
                 log.warning("%s: beat failed: %s", self._job_id, error.message)
             except Exception:  # a thread that has died in silence would lose the job to another worker
                 log.exception("%s: beat failed", self._job_id)
             if self._standing == "stale":
                 return
+
+    def _sleep(self) -> None:
+        try:
+            self._store.wait(self._token, BEAT_SECONDS)
+        except errors.Unavailable:
+            self._over.wait(BEAT_SECONDS)
+
+    def _beat(self) -> None:
+        standing = self._store.renew(self._job_id, self._token)
+        if standing in ("cancel", "late") and self._standing == "ok":
+            self._end(standing)
+        self._standing = standing
+        if self._must_leave():
+            self._store.release(self._job_id, self._token)
+            self._standing = "stale"
+        self._send()
+
+    def _must_leave(self) -> bool:
+        """The worker was asked to go a while ago, and one iteration takes longer than that."""
+        if not self._leaving.is_set():
+            return False
+        self._left_at = self._left_at or time.monotonic()
+        return time.monotonic() - self._left_at > HAND_BACK_SECONDS
 
     def _send(self) -> None:
         with self._lock:
@@ -74,4 +119,6 @@ class Lease:
             return
         progress, preview = news
         digest = None if preview is None else self._keep_preview(preview)
-        self._standing = self._store.progress(self._job_id, self._token, progress, digest)
+        standing = self._store.progress(self._job_id, self._token, progress, digest)
+        if standing == "stale":
+            self._standing = standing

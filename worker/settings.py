@@ -21,5 +21,8 @@ class WorkerSettings(BaseSettings):
         0, ge=0, le=10_000, description="Memory of the device that a job may take, in GB; 0: what is free."
     )
     threads: int = Field(0, ge=0, le=256, description="CPU threads of the network; 0: all cores.")
+    checkpoint_seconds: float = Field(
+        2.0, ge=0.05, le=3600, description="Between two checkpoints of a running job, at the least."
+    )
     preview_seconds: float = Field(2.0, ge=0.1, le=600, description="Between two previews of a running job.")
     preview_px: int = Field(384, ge=32, le=1024, description="Long side of a preview.")

@@ -3,20 +3,22 @@
 import logging
 import os
 import signal
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from billiard.process import active_children
 from celery import shared_task
-from celery.signals import worker_process_init, worker_shutting_down
+from celery.signals import worker_process_init, worker_ready, worker_shutting_down
 
 from core import errors, settings
-from core.queue import STYLIZE
+from core.queue import STYLIZE, ring
 from core.settings import Settings
+from core.store import JobStore
+from worker.mourner import Mourner
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:  # torch is for the pool's child, not for the parent
-    from worker.attempt import Painter
+    from worker.painter import Painter
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 @cache
 def _painter() -> "Painter":
     from core.neural.vgg import use_threads
-    from worker.attempt import Painter
+    from worker.painter import Painter
 
     worker = settings.read(WorkerSettings)
     use_threads(worker.threads)
@@ -49,10 +51,18 @@ def _warm_up(**_: Any) -> None:
     signal.signal(signal.SIGURG, lambda *_: attempt.shutting_down.set())
     try:
         _painter().network("auto")
+        _painter().live()
     except errors.ImpastoError as error:
         # A worker without a network would end every job it hears of, faster than any other could take one.
         log.error("this worker cannot paint and stops: %s", error.message)  # noqa: TRY400 - the sentence is enough
         os.kill(os.getppid(), signal.SIGTERM)
+
+
+@worker_ready.connect
+def _watch_over(sender: Any, **_: Any) -> None:
+    """From the parent: a child that dies leaves a job behind."""
+    store = JobStore(settings.read(Settings).redis_url)
+    Mourner(store, partial(ring, sender.app), lambda: [child.pid for child in active_children() if child.pid]).start()
 
 
 @worker_shutting_down.connect

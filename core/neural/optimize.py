@@ -1,11 +1,14 @@
 """The optimisers: images that get better, one after the other, inside the box [0, 1].
 
 They know no network and no loss by name.
-Each is a generator of (image, losses) after every iteration, without end; the caller takes as many as it wants.
+Each is an iterator of (image, losses) after every iteration, without end; the caller takes as many as it wants.
 One iteration is one evaluation of loss and gradient; one more comes first. The losses are those of the very image.
+Between two iterations `state` tells all that the next ones depend on: an optimiser made with it goes on to the same
+bits.
 """
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -17,10 +20,31 @@ Evaluate = Callable[[Tensor], tuple[Losses, Tensor]]
 FIRST_STEP = 0.01
 HISTORY = 10  # pairs; more gain little and cost memory of twice the image each
 
+# How long the next iteration waits for a reader of the state before it goes on and spoils what is being read.
+_PATIENCE_SECONDS = 0.1
 
-def lbfgs(
-    evaluate: Evaluate, image: Tensor, history: int = HISTORY, history_device: torch.device | None = None
-) -> Iterator[tuple[Tensor, Losses]]:
+
+class Loan:
+    """Tensors on the host, lent to a reader on another thread while the next gradient is taken. Nothing is copied.
+
+    The reader gives them back, and only then asks whether they were spoiled: it took too long, and they have changed.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = {name: tensor.to("cpu") for name, tensor in tensors.items()}
+        self.spoiled = False
+        self._back = threading.Event()
+
+    def give_back(self) -> None:
+        """The reader needs them no more."""
+        self._back.set()
+
+    def recall(self) -> None:
+        """They are about to change."""
+        self.spoiled = not self._back.wait(_PATIENCE_SECONDS)
+
+
+class LBFGS(Iterator[tuple[Tensor, Losses]]):
     """Limited-memory BFGS (Liu and Nocedal 1989) with step 1 and no line search, projected on [0, 1].
 
     The bounds are inside: a pixel at a bound that the gradient pushes outwards is left out of the direction, and the
@@ -28,23 +52,48 @@ def lbfgs(
     as is usual, undoes much of the work: docs/log.md has the figures. Nothing here waits for the device, unless the
     pairs are elsewhere. image: (1, 3, H, W). history_device: where the pairs are kept, if not beside the image.
     """
-    pairs = _Pairs(image, history, history_device or image.device)
-    first, gradient = evaluate(image)
-    unit = _unit(gradient)
-    gradient = gradient * unit
-    while True:
+
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        image: Tensor,
+        history: int = HISTORY,
+        history_device: torch.device | None = None,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._evaluate, self._image = evaluate, image
+        self._pairs = _Pairs(image, history, history_device or image.device)
+        self._loan: Loan | None = None
+        if state is None:
+            self._first, gradient = evaluate(image)
+            self._unit = _unit(gradient)
+            self._gradient = gradient * self._unit
+        else:
+            self._unit, self._gradient = (state[name].to(image.device) for name in ("unit", "gradient"))
+            self._pairs.restore(state)
+
+    def __next__(self) -> tuple[Tensor, Losses]:
+        image, gradient = self._image, self._gradient
         held = ((image <= 0) & (gradient > 0)) | ((image >= 1) & (gradient < 0))
         free = gradient.masked_fill(held, 0)
-        if pairs.are_there:
-            direction = pairs.inverse_hessian_times(free).masked_fill_(held, 0)
+        if self._pairs.are_there:
+            direction = self._pairs.inverse_hessian_times(free).masked_fill_(held, 0)
         else:
-            direction = free * _first_step(first, unit, free)
+            direction = free * _first_step(self._first, self._unit, free)
         moved = direction.neg_().add_(image).clamp_(0, 1)
-        losses, new_gradient = evaluate(moved)
-        new_gradient = new_gradient * unit
-        pairs.append(moved - image, new_gradient - gradient)
-        image, gradient = moved, new_gradient
-        yield image, losses
+        losses, new_gradient = self._evaluate(moved)
+        new_gradient = new_gradient * self._unit
+        if self._loan is not None:
+            self._loan.recall()
+            self._loan = None
+        self._pairs.append(moved - image, new_gradient - gradient)
+        self._image, self._gradient = moved, new_gradient
+        return moved, losses
+
+    def state(self) -> Loan:
+        """Image, gradient and pairs, after an iteration."""
+        self._loan = Loan({"image": self._image, "gradient": self._gradient, "unit": self._unit, **self._pairs.state()})
+        return self._loan
 
 
 def _unit(gradient: Tensor) -> Tensor:
@@ -82,6 +131,18 @@ class _Pairs:
         """Whether one has been taken in."""
         return self._taken > 0
 
+    def state(self) -> dict[str, Tensor]:
+        """All that they are."""
+        taken = torch.tensor(self._taken)
+        return {"rows": self._rows, "products": self._products, "gamma": self._gamma, "taken": taken}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Become what others were when their state was taken, of as many rows."""
+        self._taken = int(state["taken"])
+        self._rows.copy_(state["rows"])
+        self._products.copy_(state["products"])
+        self._gamma.copy_(state["gamma"])
+
     def append(self, step: Tensor, change: Tensor) -> None:
         """Take a pair in, in place of the oldest."""
         row = self._taken % self._history
@@ -114,17 +175,36 @@ class _Pairs:
         return product.add_(vector * gamma.to(vector.dtype)).to(gradient.device).view_as(gradient)
 
 
-def adam(evaluate: Evaluate, image: Tensor) -> Iterator[tuple[Tensor, Losses]]:
+class Adam(Iterator[tuple[Tensor, Losses]]):
     """Adam (Kingma and Ba 2015) with learning rate 0.02, the image brought back into [0, 1] after each step."""
-    leaf = image.clone().requires_grad_()
-    optimizer = torch.optim.Adam([leaf], lr=0.02, betas=(0.9, 0.99))
-    _, gradient = evaluate(leaf.detach())
-    unit = _unit(gradient)
-    while True:
-        leaf.grad = gradient * unit
-        optimizer.step()
+
+    def __init__(self, evaluate: Evaluate, image: Tensor, state: Mapping[str, Tensor] | None = None) -> None:
+        self._evaluate = evaluate
+        self._leaf = image.clone().requires_grad_()
+        self._optimizer = torch.optim.Adam([self._leaf], lr=0.02, betas=(0.9, 0.99))
+        if state is None:
+            _, self._gradient = evaluate(self._leaf.detach())
+            self._unit = _unit(self._gradient)
+        else:
+            self._unit, self._gradient = (state[name].to(image.device) for name in ("unit", "gradient"))
+            self._optimizer.state[self._leaf] = {
+                name: state[name].to("cpu" if name == "step" else image.device) for name in _MOMENTS
+            }
+
+    def __next__(self) -> tuple[Tensor, Losses]:
+        self._leaf.grad = self._gradient * self._unit
+        self._optimizer.step()
         with torch.no_grad():
-            leaf.clamp_(0, 1)
-        iterate = leaf.detach().clone()  # the next step changes the leaf itself
-        losses, gradient = evaluate(iterate)
-        yield iterate, losses
+            self._leaf.clamp_(0, 1)
+        iterate = self._leaf.detach().clone()  # the next step changes the leaf itself
+        losses, self._gradient = self._evaluate(iterate)
+        return iterate, losses
+
+    def state(self) -> Loan:
+        """Image, gradient and moments, after an iteration. Copies: the next step changes them at once."""
+        moments = {name: tensor.clone() for name, tensor in self._optimizer.state[self._leaf].items()}
+        image = self._leaf.detach().clone()
+        return Loan({"image": image, "gradient": self._gradient, "unit": self._unit, **moments})
+
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")

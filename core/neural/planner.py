@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import torch
@@ -116,13 +116,19 @@ class Planner:
         """free_bytes: what a run may take; None asks the device before each plan."""
         self._network, self._pace, self._free_bytes = network, pace, free_bytes
 
-    def plan(self, content: Size, styles: Sequence[Size], spec: StyleSpec, masks: int = 0) -> Plan:
-        """The plan of a run, with as many masks.
+    def plan(
+        self, content: Size, styles: Sequence[Size], spec: StyleSpec, masks: int = 0, routes: Sequence[Route] = ()
+    ) -> Plan:
+        """The plan of a run, with as many masks; by these routes, one a scale, where they fit.
 
         Raises BadSpec (`size` too small for the photo's shape), OutOfMemory with a size that fits.
         """
         usable = self._usable()
-        legs = [self._fastest(self._legs(scale, styles, spec, masks), usable) for scale in schedule(spec, *content)]
+        legs = [
+            self._fastest(self._legs(scale, styles, spec, masks), usable, route)
+            for scale, route in zip_longest(schedule(spec, *content), routes)
+            if scale is not None
+        ]
         if None in legs:
             raise errors.OutOfMemory(self._what_fits(content, styles, spec, masks, usable))
         return Plan(tuple(leg for leg in legs if leg is not None))
@@ -150,9 +156,10 @@ class Planner:
         return f"size {spec.size} needs more memory than this worker has; size {fits} fits."
 
     @staticmethod
-    def _fastest(legs: Iterable[Leg], usable: int) -> Leg | None:
+    def _fastest(legs: Iterable[Leg], usable: int, route: Route | None = None) -> Leg | None:
+        """Or the one that goes by `route`."""
         fitting = [leg for leg in legs if leg.memory_bytes <= usable]
-        return min(fitting, key=lambda leg: (leg.rank, leg.iteration_seconds), default=None)
+        return min(fitting, key=lambda leg: (leg.route != route, leg.rank, leg.iteration_seconds), default=None)
 
     def _legs(self, scale: Scale, styles: Sequence[Size], spec: StyleSpec, guides: int) -> Iterator[Leg]:
         """The scale by every route there is."""

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from core import errors
 from core.neural import pixels
+from core.neural.checkpoint import Checkpoint, Mark
 from core.neural.objective import Losses
-from core.neural.optimize import adam, lbfgs
+from core.neural.optimize import LBFGS, Adam
 from core.neural.planner import Leg, Plan, Planner
 from core.neural.subject import Subject
 from core.neural.vgg import Network
@@ -51,9 +52,21 @@ class Progress:
         return self.seconds / (self.seconds + self.seconds_left)
 
 
-# Called with the progress and a function that renders the picture so far: after every iteration on a CPU, and many
-# times a second elsewhere. True stops the run, which then returns what it has; an Interrupt raised here ends it.
-OnProgress = Callable[[Progress, Callable[[], Image.Image]], bool | None]
+@dataclass(frozen=True)
+class Moment:
+    """A moment of a run: how far it is, the picture so far, and what it takes to go on from here.
+
+    The picture may be asked for at any time; the checkpoint only before the call that brought the moment returns.
+    """
+
+    progress: Progress
+    picture: Callable[[], Image.Image]
+    checkpoint: Callable[[], Checkpoint]
+
+
+# Called after every iteration on a CPU, and many times a second elsewhere. True stops the run, which then returns what
+# it has; an Interrupt raised here ends it.
+OnProgress = Callable[[Moment], bool | None]
 
 
 @dataclass(frozen=True)
@@ -74,31 +87,51 @@ def stylize(
     network: Network,
     on_progress: OnProgress | None = None,
     planner: Planner | None = None,
+    *,
+    resume: Checkpoint | None = None,
 ) -> Painting:
     """The subject's photo in the style of its paintings (Gatys, Ecker and Bethge 2015), coarse to fine.
 
-    Same pictures, spec, network, machine and plan: same picture. Raises BadSpec, BadImage, OutOfMemory, Diverged (it
+    Same pictures, spec, network, machine and plan: same picture, also if the run is resumed from a checkpoint of an
+    earlier one; a checkpoint of another network is left aside. Raises BadSpec, BadImage, OutOfMemory, Diverged (it
     carries the last good picture), and what `on_progress` raises.
     """
-    return _Run(subject, spec, network, on_progress, planner or Planner(network)).painting()
+    return _Run(subject, spec, network, on_progress, planner or Planner(network), resume=resume).painting()
 
 
 class _Run:
     """One run: the image, and where it stands."""
 
     def __init__(
-        self, subject: Subject, spec: StyleSpec, network: Network, on_progress: OnProgress | None, planner: Planner
+        self,
+        subject: Subject,
+        spec: StyleSpec,
+        network: Network,
+        on_progress: OnProgress | None,
+        planner: Planner,
+        *,
+        resume: Checkpoint | None,
     ) -> None:
         self._subject, self._spec, self._network = subject, subject.fitted(spec), network
         self._on_progress, self._planner = on_progress, planner
         self._style_sizes = [style.size for style in subject.styles]
-        self._plan = planner.plan(subject.content.size, self._style_sizes, self._spec, len(subject.masks))
+        self._network_id = f"{network.sha256} {network.dtype}"
+        if resume is not None and resume.mark.network != self._network_id:
+            resume = None
+        routes = resume.mark.routes if resume else ()
+        self._plan = planner.plan(subject.content.size, self._style_sizes, self._spec, len(subject.masks), routes)
         self._clock = _Clock(self._plan.legs)
         self._image: Tensor | None = None  # the newest whose losses are known to be finite
         self._losses: dict[str, float] = {}
+        self._before = float("inf")  # the loss where the last window ended
+        self._resume = resume
+        if resume is not None:
+            self._image, self._losses = resume.tensors["image"].to(network.device), resume.mark.losses
+            self._clock.resume(resume.mark)
 
     def painting(self) -> Painting:
-        stopped = any(self._leg(number, leg) for number, leg in enumerate(self._plan.legs, start=1))
+        behind = self._resume.mark.leg - 1 if self._resume else 0
+        stopped = any(self._leg(number, leg) for number, leg in [*enumerate(self._plan.legs, start=1)][behind:])
         assert self._image is not None, "a plan has legs"
         image = self._image
         if stopped:  # whatever the scale, the picture has the size that was asked for
@@ -128,40 +161,65 @@ class _Run:
             yield smaller
 
     def _go(self, leg: Leg) -> bool:
-        scale, before, exhausted = leg.scale, float("inf"), False
-        for count, (iterate, terms) in enumerate(islice(self._iterates(leg), scale.iterations), start=1):
+        self._before, exhausted = float("inf"), False
+        iterates, done = self._optimizer(leg)
+        most = self._clock.counts[self._clock.leg - 1]
+        for count, (iterate, terms) in enumerate(islice(iterates, most - done), start=done + 1):
             self._clock.count()
             window_ends = count % _GAIN_WINDOW == 0
-            if not (window_ends or count == scale.iterations or self._clock.is_due(self._network.device)):
+            if not (window_ends or count == most or self._clock.is_due(self._network.device)):
                 continue
             self._losses, self._image = self._finite(terms), iterate
             if window_ends and not self._spec.iterations:  # an outright number of iterations is taken as it is
                 total = self._losses["total"]
-                before, exhausted = total, 0 <= before - total <= _LEAST_GAIN * total
+                self._before, exhausted = total, 0 <= self._before - total <= _LEAST_GAIN * total
             if exhausted:
-                self._clock.skip(scale.iterations - count)
-            if self._is_stopped(iterate):
+                self._clock.skip(most - count)
+            if self._is_stopped(iterates, iterate, count):
                 return True
             if exhausted:
                 break
         return False
 
-    def _iterates(self, leg: Leg) -> Iterator[tuple[Tensor, Losses]]:
+    def _optimizer(self, leg: Leg) -> tuple[LBFGS | Adam, int]:
+        """For this scale, and how many iterations it has behind it: none, but in a run that is resumed."""
         photo, objective = self._subject.at(leg.scale, self._balanced(leg), self._network, leg.route.tile_px)
-        if self._image is None:
-            image = self._subject.first_image(photo, self._spec)
+        image, state, done = self._image, None, 0
+        if self._resume is not None:
+            state, done, self._before = self._resume.tensors, self._resume.mark.count, self._resume.mark.before
+            self._clock.go_on(done)
+            if leg.route != self._resume.mark.routes[self._clock.leg - 1]:
+                state = None  # another machine, or less memory: the image is worth keeping all the same
+            self._resume = None
+        elif image is not None:
+            image = self._enlarged(image, leg)
         else:
-            image = self._enlarged(self._image, leg)
+            image = self._subject.first_image(photo, self._spec)
+        assert image is not None, "a checkpoint has an image"
         if self._spec.optimizer == "adam":
-            return adam(objective.with_gradient, image)
+            return Adam(objective.with_gradient, image, state), done
         host = torch.device("cpu") if leg.route.history_on_host else None
-        return lbfgs(objective.with_gradient, image, leg.route.history, host)
+        return LBFGS(objective.with_gradient, image, leg.route.history, host, state), done
 
-    def _is_stopped(self, iterate: Tensor) -> bool:
+    def _is_stopped(self, optimizer: LBFGS | Adam, iterate: Tensor, count: int) -> bool:
         if self._on_progress is None:
             return False
-        render = partial(self._subject.render, iterate, self._spec)
-        return bool(self._on_progress(self._clock.progress(self._losses), render))
+        picture = partial(self._subject.render, iterate, self._spec)
+        checkpoint = partial(self._checkpoint, optimizer, count)
+        return bool(self._on_progress(Moment(self._clock.progress(self._losses), picture, checkpoint)))
+
+    def _checkpoint(self, optimizer: LBFGS | Adam, count: int) -> Checkpoint:
+        mark = Mark(
+            leg=self._clock.leg,
+            count=count,
+            counts=self._clock.counts,
+            before=self._before,
+            losses=self._losses,
+            seconds=self._clock.seconds,
+            routes=[leg.route for leg in self._clock.legs],
+            network=self._network_id,
+        )
+        return Checkpoint(mark, optimizer.state())
 
     def _balanced(self, leg: Leg) -> StyleSpec:
         """The spec for one scale: the paper's content loss is a sum over positions, its style loss is not.
@@ -189,11 +247,16 @@ class _Clock:
     """Counts iterations and foretells the end from what the plan says of the legs that are left."""
 
     def __init__(self, legs: Sequence[Leg]) -> None:
-        self.iteration = 0
-        self._legs = list(legs)
-        self._counts = [leg.scale.iterations for leg in legs]  # of each leg
+        self.iteration = self.leg = 0
+        self.legs = list(legs)
+        self.counts = [leg.scale.iterations for leg in legs]  # of each leg
         self._begin = self._reported = time.monotonic()
-        self._number, self._leg_began = 0, self._begin
+        self._leg_began, self._leg_done = self._begin, 0
+
+    def resume(self, mark: Mark) -> None:
+        """Take over what an earlier run has counted."""
+        self.counts = list(mark.counts)
+        self._begin -= mark.seconds
 
     @property
     def seconds(self) -> float:
@@ -205,9 +268,14 @@ class _Clock:
 
     def begin(self, number: int, leg: Leg) -> None:
         """Leg `number`, counted from 1, begins, or begins again by another route."""
-        self._number, self._legs[number - 1] = number, leg
-        self.iteration = sum(self._counts[: number - 1])
-        self._leg_began = time.monotonic()
+        self.leg, self.legs[number - 1] = number, leg
+        self.iteration = sum(self.counts[: number - 1])
+        self._leg_began, self._leg_done = time.monotonic(), 0
+
+    def go_on(self, done: int) -> None:
+        """The leg has so many iterations behind it, from an earlier run."""
+        self.iteration += done
+        self._leg_done = done
 
     def count(self) -> None:
         """One more iteration."""
@@ -215,27 +283,27 @@ class _Clock:
 
     def skip(self, iterations: int) -> None:
         """Iterations of this leg that will not be taken."""
-        self._counts[self._number - 1] -= iterations
+        self.counts[self.leg - 1] -= iterations
 
     def progress(self, losses: dict[str, float]) -> Progress:
         """Where the run stands now."""
-        index, now = self._number - 1, time.monotonic()
-        before = sum(self._counts[:index])
-        work = [leg.iteration_seconds * count for leg, count in zip(self._legs, self._counts, strict=True)]
-        here = self._legs[index].iteration_seconds
+        index, now = self.leg - 1, time.monotonic()
+        before = sum(self.counts[:index])
+        work = [leg.iteration_seconds * count for leg, count in zip(self.legs, self.counts, strict=True)]
+        here = self.legs[index].iteration_seconds
         done = sum(work[:index]) + here * (self.iteration - before)
-        left = here * (before + self._counts[index] - self.iteration) + sum(work[index + 1 :])
+        left = here * (before + self.counts[index] - self.iteration) + sum(work[index + 1 :])
         self._reported = now
         return Progress(
-            scale=self._number,
-            scales=len(self._legs),
-            width=self._legs[index].scale.width,
-            height=self._legs[index].scale.height,
+            scale=self.leg,
+            scales=len(self.legs),
+            width=self.legs[index].scale.width,
+            height=self.legs[index].scale.height,
             iteration=self.iteration,
-            iterations=sum(self._counts),
+            iterations=sum(self.counts),
             losses=losses,
             seconds=now - self._begin,
-            iterations_per_second=(self.iteration - before) / (now - self._leg_began),
+            iterations_per_second=(self.iteration - before - self._leg_done) / (now - self._leg_began),
             seconds_left=(now - self._begin) * left / done,
         )
 

@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
+from api import deps
+from api.settings import ApiSettings
 from core import images
 from core.blobs import Blobs, digest_of
 from core.jobs import JobProgress, NetworkUsed, Output, is_job_id
@@ -43,7 +47,7 @@ def test_a_submission_is_answered_with_202_its_location_and_the_job(submit: Subm
 
     assert (202, f"/v1/jobs/{job['id']}") == (answer.status_code, answer.headers["location"])
     assert is_job_id(job["id"])
-    assert ("queued", 0, {"position": 0}) == (job["status"], job["attempt"], job["queue"])
+    assert ("queued", 0, {"position": 0, "start_seconds": None}) == (job["status"], job["attempt"], job["queue"])
     assert (64, 12.0, {"relu1_1": 1.0, "relu2_1": 0.5}) == tuple(
         job["input"]["spec"][name] for name in ("size", "style_weight", "style_layers")
     )
@@ -125,7 +129,7 @@ def test_a_job_in_every_state_looks_as_promised(
     assert queued.headers["etag"] != ended.headers["etag"]
     assert ("succeeded", 1) == (ended.json()["status"], ended.json()["attempt"])
     assert PROGRESS.model_dump() == ended.json()["progress"]
-    assert {"self", "cancel", "preview", "result"} == set(ended.json()["links"])
+    assert {"self", "retry", "preview", "result"} == set(ended.json()["links"])
     assert ended.json()["completed_at"].endswith("Z")
 
 
@@ -145,7 +149,7 @@ def test_a_job_that_moves_up_in_the_queue_has_changed(client: TestClient, submit
     store.claim("t", "worker")
 
     moved = client.get(address, headers={"If-None-Match": tag})
-    assert (200, {"position": 0}) == (moved.status_code, moved.json()["queue"])
+    assert (200, {"position": 0, "start_seconds": None}) == (moved.status_code, moved.json()["queue"])
 
 
 def test_the_result_comes_in_every_format(
@@ -255,7 +259,7 @@ def test_a_bad_knob_is_refused_in_words_and_nothing_is_left_behind(
 
     assert (400 if code == "bad_request" else 422, code) == (answer.status_code, answer.json()["code"])
     assert words in answer.json()["detail"]
-    assert ([], 0, []) == (rings, store.queued(), [path for path in tmp_path.rglob("*") if path.is_file()])
+    assert ([], 0, []) == (rings, store.load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -285,7 +289,7 @@ def test_a_bad_picture_is_refused_and_no_job_made(
     answer = client.post("/v1/jobs", files={**files, which: ("../../x.jpg", bad, "image/jpeg")})
 
     assert (status, code) == (answer.status_code, answer.json()["code"])
-    assert ([], 0) == (rings, store.queued())
+    assert ([], 0) == (rings, store.load().queued)
 
 
 def test_requests_of_the_wrong_form_are_refused(client: TestClient, files: dict[str, Any], store: JobStore) -> None:
@@ -310,7 +314,7 @@ def test_requests_of_the_wrong_form_are_refused(client: TestClient, files: dict[
 
     assert {400} == {answer.status_code for answer in answers}
     assert {"bad_request"} == {answer.json()["code"] for answer in answers}
-    assert 0 == store.queued()
+    assert 0 == store.load().queued
     unknown = client.post("/v1/jobs", json={"content": digest, "styles": [digest]})
     assert (404, "image_not_found") == (unknown.status_code, unknown.json()["code"])
 
@@ -345,3 +349,150 @@ def test_the_description_names_every_knob_with_its_sentence(client: TestClient) 
 
     assert {"content", "style", "spec", "size", "style_layers", "model"} <= set(form["properties"])
     assert all("description" in form["properties"][name] for name in ("size", "style_layers", "seed"))
+
+
+# ---------------------------------------------------------------------- on what terms
+
+
+def test_the_same_idempotency_key_gives_the_same_job_and_rings_once(
+    client: TestClient, files: dict[str, Any], rings: list[int]
+) -> None:
+    def post(**knobs: str) -> Any:
+        return client.post("/v1/jobs", files=files, data={"size": "64", **knobs}, headers={"Idempotency-Key": "k-1"})
+
+    first, again, other = post(), post(), post(size="96")
+
+    assert (202, 202, first.json()["id"]) == (first.status_code, again.status_code, again.json()["id"])
+    assert "true" == again.headers["idempotent-replayed"]
+    assert "idempotent-replayed" not in first.headers
+    assert (422, "idempotency_conflict") == (other.status_code, other.json()["code"])
+    assert [1] == rings
+
+
+@pytest.mark.parametrize("key", ["", "two words", "x" * 256, "ümlaut"])
+def test_a_bad_idempotency_key_is_refused(client: TestClient, files: dict[str, Any], key: str) -> None:
+    answer = client.post("/v1/jobs", files=files, headers={"Idempotency-Key": key.encode()})
+
+    assert (422, "bad_input") == (answer.status_code, answer.json()["code"])
+
+
+@pytest.mark.parametrize(
+    ("wish", "value"),
+    [
+        ("priority", "urgent"),
+        ("deadline_seconds", "0"),
+        ("deadline_seconds", "nan"),
+        ("deadline_seconds", "1e9"),
+        ("reuse", "perhaps"),
+    ],
+)
+def test_a_wish_that_cannot_be_is_refused_by_name(submit: Submit, store: JobStore, wish: str, value: str) -> None:
+    answer = submit(**{wish: value})
+
+    assert (422, "bad_spec") == (answer.status_code, answer.json()["code"])
+    assert wish in answer.json()["detail"]
+    assert 0 == store.load().queued
+
+
+def test_wishes_show_in_the_job(submit: Submit) -> None:
+    job = submit(priority="high", deadline_seconds="60").json()
+    created, deadline = (datetime.fromisoformat(job[name]) for name in ("created_at", "deadline_at"))
+
+    assert ("high", 60.0) == (job["priority"], (deadline - created).total_seconds())
+
+
+def test_a_full_queue_and_a_used_up_quota_say_when_to_come_back(
+    submit: Submit, app: FastAPI, client: TestClient
+) -> None:
+    app.state.settings = ApiSettings(max_queued=2, max_jobs_per_caller=1)
+    submit()
+    quota = submit()
+    app.state.settings = ApiSettings(max_queued=1, max_jobs_per_caller=9)
+    full = submit()
+
+    assert (429, "quota_exceeded") == (quota.status_code, quota.json()["code"])
+    assert (503, "queue_full") == (full.status_code, full.json()["code"])
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in (quota, full))
+
+
+def test_retry_makes_a_new_job_with_what_is_changed(
+    client: TestClient, submit: Submit, store: JobStore, rings: list[int]
+) -> None:
+    old = submit(strength="0.7", style_layers="relu1_1=1").json()
+    early = client.post(f"/v1/jobs/{old['id']}/retry")
+    client.post(f"/v1/jobs/{old['id']}/cancel")
+    same = client.post(f"/v1/jobs/{old['id']}/retry")
+    changed = client.post(f"/v1/jobs/{old['id']}/retry", json={"spec": {"strength": 0.9}})
+    wrong = client.post(f"/v1/jobs/{old['id']}/retry", json={"spec": {"strength": 9}})
+
+    assert (409, "job_not_ended") == (early.status_code, early.json()["code"])
+    assert (202, old["id"], old["input"]) == (same.status_code, same.json()["retried_from"], same.json()["input"])
+    assert {**old["input"]["spec"], "strength": 0.9} == changed.json()["input"]["spec"]
+    assert (422, "bad_spec") == (wrong.status_code, wrong.json()["code"])
+    assert [1, 1, 1] == rings
+
+
+def test_a_result_is_reused_where_that_is_allowed(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> None:
+    store.paints_with("auto", "0")
+    submit()
+    data = _run(store, blobs, photo)
+    job = submit(reuse="true").json()
+
+    assert ("succeeded", 0) == (job["status"], job["attempt"])
+    assert data == client.get(job["links"]["result"]).content
+    assert "queued" == submit().json()["status"]
+
+
+def test_a_pinned_job_does_not_expire(client: TestClient, submit: Submit, store: JobStore, blobs: Blobs) -> None:
+    path = submit().headers["location"]
+    _run(store, blobs, Image.new("RGB", (96, 72)))
+    assert client.get(path).json()["expires_at"] is not None
+
+    pinned = client.patch(path, json={"pinned": True}).json()
+    assert (True, None) == (pinned["pinned"], pinned["expires_at"])
+    assert client.patch(path, json={"pinned": False}).json()["expires_at"] is not None
+    assert 422 == client.patch(path, json={"pinned": "perhaps"}).status_code
+    assert 404 == client.patch("/v1/jobs/job_" + "a" * 26, json={"pinned": True}).status_code
+
+
+def test_an_expired_result_is_gone(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> None:
+    path = submit().headers["location"]
+    _run(store, blobs, photo)
+    store.hasten(1)
+    store.expire(60)
+    answer = client.get(f"{path}/result")
+    job = client.get(path).json()
+
+    assert (410, "result_gone") == (answer.status_code, answer.json()["code"])
+    assert ("succeeded", {"self", "retry"}) == (job["status"], set(job["links"]))
+    assert (410, "result_gone") == ((retry := client.post(f"{path}/retry")).status_code, retry.json()["code"])
+
+
+def test_of_a_canceled_job_the_picture_so_far_is_the_result(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> None:
+    path = submit().headers["location"]
+    job = store.claim("t", "worker")
+    assert job is not None
+    client.post(f"{path}/cancel")
+    data = images.encode(photo)
+    output = Output(id=blobs.put(data), content_type="image/png", width=96, height=72, size_bytes=len(data))
+    store.end_canceled(job.id, "t", output)
+
+    assert "canceled" == client.get(path).json()["status"]
+    assert data == client.get(f"{path}/result").content
+
+
+def test_anothers_upload_cannot_be_named(
+    client: TestClient, files: dict[str, Any], store: JobStore, rings: list[int]
+) -> None:
+    """Known to the service is not enough: whoever knows a digest could else ask for what others hold."""
+    digest = client.post("/v1/images", files={"image": files["content"]}).json()["id"]
+    client.app.dependency_overrides[deps._owner] = lambda: "stranger"  # type: ignore[attr-defined]
+
+    assert 404 == client.head(f"/v1/images/{digest}").status_code
+    assert 404 == client.post("/v1/jobs", json={"content": digest, "styles": [digest]}).status_code

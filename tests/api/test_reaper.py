@@ -9,6 +9,7 @@ from celery import Celery
 
 from api.reaper import Reaper
 from core.blobs import Blobs
+from core.checkpoints import Checkpoints
 from core.jobs import Job, JobInput, Status, new_job_id
 from core.queue import QUEUE, make_celery, ring, waiting_bells
 from core.spec import StyleSpec
@@ -39,7 +40,7 @@ def celery(valkey: Any) -> Any:
 @pytest.fixture
 def reaper(store: JobStore, blobs: Blobs, celery: Celery, clock: Clock) -> Reaper:
     """One that has long been in contact."""
-    old = Reaper(store, blobs, celery)
+    old = Reaper(store, blobs, Checkpoints(blobs._folder / "checkpoints"), celery)
     for _ in range(6):
         old.tick()
         clock.now += 1
@@ -99,7 +100,7 @@ def test_after_a_gap_no_lease_is_taken_before_its_worker_could_renew_it(
     if gap == "the reaper is new":
         with redis.Redis.from_url(valkey.url) as client:
             client.delete(PREFIX + "leader")
-        reaper = Reaper(store, blobs, celery)
+        reaper = Reaper(store, blobs, Checkpoints(blobs._folder / "checkpoints"), celery)
     clock.now += 600
     _expire(valkey.url, "leases")
 
@@ -166,7 +167,7 @@ def test_only_one_process_reaps(reaper: Reaper, store: JobStore, blobs: Blobs, c
     store.claim("t", "worker")
     _expire(valkey.url, "leases")
 
-    other = Reaper(store, blobs, celery)
+    other = Reaper(store, blobs, Checkpoints(blobs._folder / "checkpoints"), celery)
     other._contact_since, other._last_contact = reaper._contact_since, reaper._last_contact
     other.tick()
 

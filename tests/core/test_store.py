@@ -10,7 +10,19 @@ import pytest
 import redis
 
 from core import errors
-from core.jobs import MAX_ATTEMPTS, TRANSITIONS, Job, JobInput, JobProgress, NetworkUsed, Output, Status, new_job_id
+from core.jobs import (
+    MAX_ATTEMPTS,
+    TRANSITIONS,
+    Job,
+    JobInput,
+    JobProgress,
+    Limits,
+    NetworkUsed,
+    Output,
+    Status,
+    Terms,
+    new_job_id,
+)
 from core.spec import StyleSpec
 from core.store import PREFIX, JobStore, _library
 
@@ -55,7 +67,7 @@ def test_a_new_job_waits_with_its_input_and_its_place(store: JobStore) -> None:
 
     assert (Status.QUEUED, 1, 0, INPUT) == (first.status, first.version, first.attempt, first.input)
     assert [0, 1] == [job.queue.position for job in (first, second) if job.queue]
-    assert store.queued() == 2
+    assert store.load().queued == 2
 
 
 def test_creating_the_same_id_again_changes_nothing(store: JobStore) -> None:
@@ -63,7 +75,7 @@ def test_creating_the_same_id_again_changes_nothing(store: JobStore) -> None:
     _claimed(store)
 
     assert Status.RUNNING is store.create(job.id, INPUT).status
-    assert 0 == store.queued()
+    assert 0 == store.load().queued
 
 
 def test_jobs_are_claimed_in_the_order_of_their_arrival(store: JobStore) -> None:
@@ -77,7 +89,7 @@ def test_a_claim_sent_twice_takes_one_job(store: JobStore) -> None:
     _create(store), _create(store)
 
     assert _claimed(store, "t").id == _claimed(store, "t").id
-    assert 1 == store.queued()
+    assert 1 == store.load().queued
 
 
 def test_eight_workers_at_once_take_each_job_once(store: JobStore, valkey: Any) -> None:
@@ -398,7 +410,7 @@ def test_a_job_whose_picture_may_be_gone_is_refused(store: JobStore, valkey: Any
 
     with pytest.raises(errors.ImageNotFound):
         store.create(new_job_id(), INPUT)
-    assert 0 == store.queued()
+    assert 0 == store.load().queued
 
 
 def test_holding_again_never_shortens(store: JobStore) -> None:
@@ -459,3 +471,402 @@ def test_a_mistake_of_ours_does_not_look_like_an_outage(store: JobStore, valkey:
 
     with pytest.raises(redis.ResponseError):
         store.reap()
+
+
+# ---------------------------------------------------------------------- turns and classes
+
+
+def _submit(store: JobStore, owner: str = "local", limits: Limits | None = None, **terms: Any) -> Job:
+    store.hold(CONTENT, 60)
+    store.hold(STYLE, 60)
+    return store.create(new_job_id(), INPUT, Terms(owner=owner, **terms), limits or Limits())
+
+
+def _owners_in_order(store: JobStore) -> list[str]:
+    """Who is claimed for, until the queue is empty."""
+    order = []
+    while job := store.claim(new_job_id(), "worker"):
+        order.append(job.owner)
+    return order
+
+
+def test_a_thousand_jobs_of_one_do_not_delay_anothers_first(store: JobStore) -> None:
+    for _ in range(1000):
+        _submit(store, "anna")
+    late = _submit(store, "ben")
+
+    assert late.queue is not None
+    assert 1 == late.queue.position
+    assert ["anna", "ben", "anna", "anna"] == _owners_in_order(store)[:4]
+
+
+def test_callers_take_turns_in_the_order_of_their_arrival(store: JobStore) -> None:
+    for owner in "aaabbc":
+        _submit(store, owner)
+
+    assert list("abcaba") == _owners_in_order(store)
+
+
+def test_one_who_comes_again_and_again_does_not_push_in(store: JobStore) -> None:
+    """A job at a time, each as the last is claimed: no more than every second turn."""
+    for _ in range(10):
+        _submit(store, "many")
+    _submit(store, "again")
+    order = []
+    for number in range(10):
+        job = _claimed(store, f"t{number}")
+        order.append(job.owner)
+        if job.owner == "again":
+            _submit(store, "again")
+
+    assert ["many", "again"] * 5 == order
+
+
+def test_jobs_that_were_canceled_cost_no_turns(store: JobStore) -> None:
+    for job in [_submit(store, "a") for _ in range(50)]:
+        store.cancel(job.id)
+    for _ in range(3):
+        _submit(store, "b")
+    _submit(store, "a")
+
+    assert ["b", "a", "b", "b"] == _owners_in_order(store)
+
+
+def test_the_urgent_go_first_and_turns_are_taken_in_each_class(store: JobStore) -> None:
+    for owner, priority in (("a", "low"), ("b", "normal"), ("b", "normal"), ("a", "normal"), ("c", "high")):
+        _submit(store, owner, priority=priority)
+
+    assert list("cbaba") == _owners_in_order(store)
+
+
+def test_a_busy_class_takes_no_turns_from_another(store: JobStore) -> None:
+    """Else the second caller with low jobs, who comes late, would wait for all of the first's."""
+    for _ in range(5):
+        _submit(store, "a", priority="low")
+    for _ in range(50):
+        _submit(store, "x")
+    _submit(store, "b", priority="low")
+
+    assert ["a", "b", "a", "a", "a", "a"] == _owners_in_order(store)[50:]
+
+
+def test_the_position_is_the_order_of_claims(store: JobStore) -> None:
+    jobs = [_submit(store, owner, priority=priority) for owner in "aaabbc" for priority in ("normal", "high")]
+    places = {job.id: queue.position for job in jobs if (queue := store.get(job.id).queue)}
+    claimed = [_claimed(store, f"t{number}").id for number in range(len(jobs))]
+
+    assert claimed == sorted(places, key=places.__getitem__)
+
+
+def test_the_expected_start_is_told_while_a_worker_lives(store: JobStore) -> None:
+    first = _submit(store)
+    assert first.queue is not None
+    assert first.queue.start_seconds is None
+
+    store.beat("worker")
+    _claimed(store)
+    time.sleep(0.05)
+    store.succeed(first.id, "t", OUTPUT, MODEL, {})
+    _submit(store)
+    _claimed(store, "u")
+    soon, later = (job.queue.start_seconds for job in (_submit(store), _submit(store)) if job.queue)
+
+    assert soon is not None
+    assert later is not None
+    assert 0.05 <= soon < later
+
+
+# ---------------------------------------------------------------------- deaths
+
+
+def test_a_job_that_killed_two_workers_waits_for_the_others(store: JobStore) -> None:
+    poison, *others = [_create(store) for _ in range(4)]
+    _claimed(store, "a")
+    store.bury("worker")
+    assert poison.id == _claimed(store, "b").id
+    store.bury("worker")
+
+    assert [job.id for job in (*others, poison)] == [_claimed(store, token).id for token in "cdef"]
+
+
+def test_who_got_further_has_not_died_in_vain(store: JobStore) -> None:
+    """A long job on machines that come and go: only attempts in a row that bring nothing count."""
+    job = _create(store)
+    for attempt in range(10):
+        token = f"t{attempt}"
+        assert job.id == _claimed(store, token).id
+        if attempt % 2:
+            assert "ok" == store.keep(job.id, token, f"{job.id}.{attempt}")
+        store.bury("worker")
+    seen = store.get(job.id)
+
+    assert (Status.QUEUED, 10, f"{job.id}.9") == (seen.status, seen.attempt, seen.checkpoint)
+
+
+def test_the_dead_are_buried_with_their_own_jobs_only(store: JobStore) -> None:
+    mine, other = _create(store), _create(store)
+    store.claim("t", "dead")
+    store.claim("u", "alive")
+
+    assert 1 == store.bury("dead")
+    assert (Status.QUEUED, Status.RUNNING) == (store.get(mine.id).status, store.get(other.id).status)
+    assert 0 == store.bury("dead")
+    assert "stale" == store.succeed(mine.id, "t", OUTPUT, MODEL, {})
+
+
+def test_progress_stays_with_a_checkpoint_and_goes_without(store: JobStore) -> None:
+    job = _create(store)
+    for kept in (False, True):
+        _claimed(store, f"t{kept}")
+        store.progress(job.id, f"t{kept}", PROGRESS)
+        if kept:
+            store.keep(job.id, f"t{kept}", "c")
+        store.bury("worker")
+        assert (PROGRESS if kept else None) == store.get(job.id).progress
+
+
+def test_a_stale_token_names_no_checkpoint(store: JobStore, valkey: Any) -> None:
+    job = _create(store)
+    _claimed(store)
+    _expire_leases(valkey.url)
+    store.reap()
+    _claimed(store, "u")
+
+    assert "stale" == store.keep(job.id, "t", "c")
+    assert store.get(job.id).checkpoint is None
+
+
+# ---------------------------------------------------------------------- stopping
+
+
+def test_a_cancel_wakes_the_worker_at_once(store: JobStore) -> None:
+    job = _create(store)
+    _claimed(store)
+    cancel = threading.Timer(0.1, store.cancel, [job.id])
+    cancel.start()
+    began = time.monotonic()
+    store.wait("t", 0.9)
+
+    assert time.monotonic() - began < 0.5
+    cancel.join()
+
+
+def test_a_canceled_job_keeps_the_picture_so_far(store: JobStore) -> None:
+    job = _create(store)
+    _claimed(store)
+    store.cancel(job.id)
+    store.hold(RESULT, 0)
+    assert "ok" == store.end_canceled(job.id, "t", OUTPUT)
+
+    assert [OUTPUT] == store.get(job.id).outputs
+    assert [] == store.condemn()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_deadline_ends_a_job(store: JobStore, begun: bool) -> None:
+    job = _submit(store, deadline_seconds=0.05)
+    if begun:
+        _claimed(store)
+        assert "ok" == store.renew(job.id, "t")
+    time.sleep(0.06)
+    store.reap()
+
+    if begun:
+        assert "late" == store.renew(job.id, "t")
+        began = time.monotonic()
+        store.wait("t", 0.9)  # it was woken
+        assert time.monotonic() - began < 0.5
+        assert "ok" == store.fail(job.id, "t", errors.DeadlineExceeded(), OUTPUT)
+    ended = store.get(job.id)
+    assert (Status.FAILED if begun else Status.EXPIRED) is ended.status
+    assert ([OUTPUT] if begun else []) == ended.outputs
+
+
+# ---------------------------------------------------------------------- once, and not too many
+
+
+def test_the_same_key_gives_the_same_job(store: JobStore) -> None:
+    first = _submit(store, idempotency_key="k")
+    again = _submit(store, idempotency_key="k")
+    others = _submit(store, "ben", idempotency_key="k")
+
+    assert first == again
+    assert first.id != others.id
+    with pytest.raises(errors.IdempotencyConflict):
+        _submit(store, idempotency_key="k", priority="high")
+    store.delete(first.id)
+    assert first.id != _submit(store, idempotency_key="k").id
+
+
+def test_fifty_at_once_with_one_key_make_one_job(store: JobStore, valkey: Any) -> None:
+    store.hold(CONTENT, 60)
+    store.hold(STYLE, 60)
+    ids: list[str] = []
+
+    def submit() -> None:
+        own = JobStore(valkey.url)
+        ids.append(own.create(new_job_id(), INPUT, Terms(idempotency_key="k")).id)
+        own.close()
+
+    threads = [threading.Thread(target=submit) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (50, 1, 1) == (len(ids), len(set(ids)), store.load().queued)
+
+
+def test_one_may_have_so_many_and_all_together_so_many(store: JobStore) -> None:
+    limits = Limits(queued=3, per_owner=2)
+    _submit(store, "a", limits)
+    _submit(store, "a", limits)
+    with pytest.raises(errors.QuotaExceeded) as quota:
+        _submit(store, "a", limits)
+    _submit(store, "b", limits)
+    with pytest.raises(errors.QueueFull) as full:
+        _submit(store, "b", limits)
+    job = _claimed(store)
+    with pytest.raises(errors.QuotaExceeded):  # what runs counts, too
+        _submit(store, job.owner, limits)
+
+    assert quota.value.retry_seconds >= 1
+    assert full.value.retry_seconds >= 1
+    store.end_canceled(job.id, "t")
+    _submit(store, job.owner, limits)
+
+
+def test_a_finished_result_answers_the_same_request(store: JobStore) -> None:
+    store.paints_with("auto", MODEL.sha256)
+    assert Status.QUEUED is _submit(store, reuse=True).status
+    job = _claimed(store)
+    store.hold(RESULT, 0)
+    store.succeed(job.id, "t", OUTPUT, MODEL, {"run_seconds": 3.0})
+    same = _submit(store, reuse=True)
+
+    assert (Status.SUCCEEDED, [OUTPUT], job.id, 0) == (same.status, same.outputs, same.reused_from, same.attempt)
+    assert Status.QUEUED is _submit(store).status
+    assert Status.QUEUED is _submit(store, "ben", reuse=True).status  # what others made is theirs
+    store.delete(job.id)
+    assert RESULT not in store.condemn()
+    assert Status.QUEUED is _submit(store, reuse=True).status
+
+
+def test_another_network_answers_nothing(store: JobStore) -> None:
+    _submit(store)
+    store.succeed(_claimed(store).id, "t", OUTPUT, MODEL, {})
+    store.paints_with("auto", "another")
+
+    assert Status.QUEUED is _submit(store, reuse=True).status
+
+
+# ---------------------------------------------------------------------- whose it is
+
+
+def test_anothers_job_is_not_there(store: JobStore) -> None:
+    job = _submit(store, "anna")
+    for step in (store.get, store.cancel, store.pin):
+        with pytest.raises(errors.JobNotFound):
+            step(job.id, "ben")
+    store.delete(job.id, "ben")
+
+    assert Status.QUEUED is store.get(job.id, "anna").status
+    assert ([], None) == store.page(limit=10, owner="ben")
+    assert [job] == store.page(limit=10, owner="anna")[0]
+
+
+def test_an_owner_may_name_what_they_uploaded_or_use(store: JobStore) -> None:
+    store.hold(PREVIEW, 60, "anna")
+    store.hold(RESULT, 0, "anna")
+    _submit(store, "anna")
+    time.sleep(0.01)
+
+    assert [True, False, True] == [store.owns("anna", digest) for digest in (PREVIEW, RESULT, CONTENT)]
+    assert [False, False, False] == [store.owns("ben", digest) for digest in (PREVIEW, RESULT, CONTENT)]
+
+
+# ---------------------------------------------------------------------- in the end
+
+
+def _ended_job(store: JobStore, **terms: Any) -> Job:
+    job = _submit(store, **terms)
+    _claimed(store, job.id)
+    store.hold(RESULT, 0)
+    store.succeed(job.id, job.id, OUTPUT, MODEL, {})
+    return store.get(job.id)
+
+
+def _time_passes(url: str) -> None:
+    with redis.Redis.from_url(url) as client:
+        for job_id in client.zrange(PREFIX + "expiry", 0, -1):
+            client.zadd(PREFIX + "expiry", {job_id: 1})
+
+
+def test_an_ended_job_loses_its_pictures_and_then_its_record(store: JobStore, valkey: Any) -> None:
+    job = _ended_job(store, keep_seconds=60)
+    assert job.expires_at is not None
+    assert job.completed_at is not None
+    assert 60 == (job.expires_at - job.completed_at).total_seconds()
+    assert 0 == store.expire(60)
+
+    _time_passes(valkey.url)
+    assert 1 == store.expire(60)
+    bare = store.get(job.id)
+    assert (Status.SUCCEEDED, True) == (bare.status, bare.gone)
+    assert bare.version > job.version
+    _end_holds(valkey.url)
+    assert {CONTENT, STYLE, RESULT} == set(store.condemn())
+
+    _time_passes(valkey.url)
+    store.expire(60)
+    with pytest.raises(errors.JobNotFound):
+        store.get(job.id)
+    assert ([], None) == store.page(limit=10)
+
+
+def test_a_pinned_job_stays(store: JobStore, valkey: Any) -> None:
+    early, late = _ended_job(store, keep_seconds=60), _submit(store, keep_seconds=60)
+    for job in (early, late):
+        store.pin(job.id)
+        assert store.pin(job.id).pinned
+    store.cancel(late.id)
+    _time_passes(valkey.url)
+
+    assert 0 == store.expire(60)
+    assert store.get(late.id).expires_at is None
+    for job in (early, late):
+        assert store.pin(job.id, pinned=False).expires_at is not None
+    _time_passes(valkey.url)
+    assert 2 == store.expire(60)
+
+
+def test_when_the_disk_is_too_full_the_oldest_go_first(store: JobStore) -> None:
+    oldest, middle, _ = [_ended_job(store, keep_seconds=60 + number) for number in range(3)]
+
+    assert 2 == store.hasten(2)
+    assert 2 == store.expire(60)
+    assert [True, True] == [store.get(job.id).gone for job in (oldest, middle)]
+    assert 1 == store.hasten(5)
+
+
+def test_what_is_kept_for_good_has_no_end(store: JobStore) -> None:
+    assert _ended_job(store).expires_at is None
+    assert 0 == store.hasten(1)
+
+
+def test_nothing_stays_behind_of_deleted_jobs(store: JobStore, valkey: Any) -> None:
+    """All keys but the counters and what ends by itself."""
+    for owner in ("a", "b"):
+        _submit(store, owner, deadline_seconds=60, keep_seconds=60, webhook="https://example.org")
+        store.claim(owner, "worker")
+    _submit(store, "a", keep_seconds=60)
+    for owner in ("a", "b", "local"):
+        for job in store.page(limit=10, owner=owner)[0]:
+            store.delete(job.id)
+    _end_holds(valkey.url)
+    for digest in store.condemn():
+        store.forget(digest)
+
+    with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
+        left = [key.removeprefix(PREFIX) for key in client.keys(PREFIX + "*") if client.pttl(key) < 0]
+    assert ["number"] == left

@@ -17,7 +17,7 @@ from core.settings import Settings
 from core.spec import parse_spec
 from core.store import PREFIX, JobStore
 from worker import attempt, lease
-from worker.attempt import Painter
+from worker.painter import Painter
 from worker.settings import WorkerSettings
 
 
@@ -149,8 +149,8 @@ def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
 ) -> None:
     usual = attempt.stylize
 
-    def diverge(*arguments: Any) -> None:
-        good = usual(*arguments)
+    def diverge(*arguments: Any, **more: Any) -> None:
+        good = usual(*arguments, **more)
         raise errors.Diverged(picture=good.picture)
 
     monkeypatch.setattr(attempt, "stylize", diverge)
@@ -208,7 +208,7 @@ def test_what_nobody_foresaw_fails_the_job_without_its_words(
     painting: Image.Image,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def explode(*_: Any) -> None:
+    def explode(*_: Any, **__: Any) -> None:
         raise RuntimeError("secret path /etc/passwd")
 
     monkeypatch.setattr(attempt, "stylize", explode)
@@ -248,8 +248,8 @@ def outage(
     painter, store, away = Painter(settings, WorkerSettings()), JobStore(own_valkey.url), threading.Event()
     real = attempt.stylize
 
-    def paint_then_lose_the_store(*args: Any) -> Any:
-        painted = real(*args)
+    def paint_then_lose_the_store(*args: Any, **more: Any) -> Any:
+        painted = real(*args, **more)
         own_valkey.kill()
         away.set()
         return painted
@@ -320,3 +320,138 @@ def test_a_result_waits_for_room_on_the_disk(
 
     assert Status.SUCCEEDED is store.get(job.id).status
     assert len(tries) > 1
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+
+@pytest.fixture
+def keen(valkey: Any, tmp_path: Path, weights: WeightsCache) -> Painter:
+    """Takes checkpoints as often as it can."""
+    settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
+    return Painter(settings, WorkerSettings(checkpoint_seconds=0.05))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [*(folder / "checkpoints").glob("*")]
+
+
+def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_bits(
+    keen: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    until: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    whole = _submit(store, blobs, (photo, painting), iterations=200)
+    keen.run_next()
+    job = _submit(store, blobs, (photo, painting), iterations=200)
+    run = threading.Thread(target=keen.run_next)
+    run.start()
+    until(lambda: store.get(job.id).checkpoint, "a checkpoint")
+    attempt.shutting_down.set()  # it is handed back in the middle
+    run.join()
+    attempt.shutting_down.clear()
+    back = store.get(job.id)
+    assert back.status is Status.QUEUED
+    assert back.progress is not None
+    assert 0 < back.progress.iteration < back.progress.iterations
+    assert 1 == len(_checkpoints(tmp_path))
+
+    began: list[int] = []
+    usual = keen._store.progress
+    keen._store.progress = lambda *news: (began.append(news[2].iteration), usual(*news))[1]  # type: ignore[method-assign]
+    keen.run_next()
+    ended = store.get(job.id)
+
+    assert (Status.SUCCEEDED, 1) == (ended.status, ended.attempt)
+    assert began[0] > back.progress.iteration
+    pixels = [images.decode(blobs.get(store.get(one).outputs[0].id)).tobytes() for one in (whole.id, job.id)]
+    assert pixels[0] == pixels[1]
+    assert [] == _checkpoints(tmp_path)
+
+
+def test_a_torn_checkpoint_costs_the_work_not_the_job(
+    keen: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
+) -> None:
+    job = _submit(store, blobs, (photo, painting))
+    store.claim("t", "worker")
+    store.keep(job.id, "t", "job_torn")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "job_torn").write_bytes(b"PK")
+    store.release(job.id, "t")
+    keen.run_next()
+
+    assert Status.SUCCEEDED is store.get(job.id).status
+    assert [] == _checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["canceled", "late"])
+def test_stopped_beside_a_long_iteration_the_job_ends_at_once_with_its_picture(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Callable[..., None],
+    valkey: Any,
+    end: str,
+) -> None:
+    """One iteration of a large picture takes a minute: nobody waits for it."""
+    stuck, usual = threading.Event(), attempt.Attempt._watch
+
+    def watch(self: attempt.Attempt, moment: Any) -> bool:
+        stop = usual(self, moment)
+        if moment.progress.iteration == 5:
+            stuck.set()
+            until(lambda: store.get(job.id).status.ended, "the end")
+        return stop
+
+    monkeypatch.setattr(attempt.Attempt, "_watch", watch)
+    job = _submit(store, blobs, (photo, painting), iterations=100)
+    run = threading.Thread(target=painter.run_next)
+    run.start()
+    assert stuck.wait(30)
+    if end == "canceled":
+        store.cancel(job.id)
+    else:
+        with redis.Redis.from_url(valkey.url) as client:
+            client.hset(f"{PREFIX}job:{job.id}", "deadline_at", 1)
+    run.join()
+    ended = store.get(job.id)
+
+    assert (Status.CANCELED if end == "canceled" else Status.FAILED) is ended.status
+    assert ("deadline_exceeded" if end == "late" else None) == (ended.error.code if ended.error else None)
+    assert (64, 48) == images.decode(blobs.get(ended.outputs[0].id)).size
+
+
+def test_asked_to_go_in_a_long_iteration_the_job_is_handed_back_without_it(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Callable[..., None],
+) -> None:
+    monkeypatch.setattr(lease, "HAND_BACK_SECONDS", 0.2)
+    stuck, usual = threading.Event(), attempt.Attempt._watch
+
+    def watch(self: attempt.Attempt, moment: Any) -> bool:
+        if moment.progress.iteration == 5:
+            stuck.set()
+            until(lambda: store.get(job.id).status is Status.QUEUED, "handed back")
+        return usual(self, moment)
+
+    monkeypatch.setattr(attempt.Attempt, "_watch", watch)
+    job = _submit(store, blobs, (photo, painting), iterations=100)
+    run = threading.Thread(target=painter.run_next)
+    run.start()
+    assert stuck.wait(30)
+    attempt.shutting_down.set()
+    run.join()
+
+    assert (Status.QUEUED, 0) == ((back := store.get(job.id)).status, back.attempt)

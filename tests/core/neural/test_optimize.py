@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.neural.objective import Losses
-from core.neural.optimize import Evaluate, adam, lbfgs
+from core.neural.optimize import LBFGS, Adam, Evaluate
 
 
 def _quadratic(target: Tensor, stretch: Tensor) -> Evaluate:
@@ -36,7 +36,7 @@ def target() -> Tensor:
 def test_lbfgs_finds_the_minimum_inside_the_box(target: Tensor) -> None:
     """Badly scaled by 1:100, and with the bounds active where the free minimum lies outside."""
     stretch = torch.logspace(0, 2, target.numel()).view_as(target)
-    found = _last(lbfgs(_quadratic(target, stretch), torch.full_like(target, 0.5)), 120)
+    found = _last(LBFGS(_quadratic(target, stretch), torch.full_like(target, 0.5)), 120)
 
     assert torch.allclose(target.clamp(0, 1), found, atol=1e-3)
 
@@ -56,19 +56,19 @@ def test_lbfgs_finds_it_where_the_pixels_depend_on_each_other(target: Tensor) ->
     best = torch.full((count,), 0.5)
     for _ in range(20_000):  # small projected steps, slow and sure
         best = (best - 0.05 * hessian @ (best - goal)).clamp(0, 1)
-    found = _last(lbfgs(evaluate, torch.full_like(target, 0.5)), 150)
+    found = _last(LBFGS(evaluate, torch.full_like(target, 0.5)), 150)
 
     assert 10 < int(((best == 0) | (best == 1)).sum()) < count
     assert torch.allclose(best, found.flatten(), atol=1e-3)
 
 
 def test_adam_finds_it_too(target: Tensor) -> None:
-    found = _last(adam(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5)), 400)
+    found = _last(Adam(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5)), 400)
 
     assert torch.allclose(target.clamp(0, 1), found, atol=2e-2)
 
 
-@pytest.mark.parametrize("optimizer", [lbfgs, adam])
+@pytest.mark.parametrize("optimizer", [LBFGS, Adam])
 def test_every_iterate_stays_inside_the_box(optimizer: type, target: Tensor) -> None:
     """What is measured on the way is what a user gets: nothing is clamped away at the end."""
     iterates = optimizer(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5))
@@ -77,7 +77,7 @@ def test_every_iterate_stays_inside_the_box(optimizer: type, target: Tensor) -> 
 
 
 def test_the_first_image_is_left_as_it_was(target: Tensor) -> None:
-    for optimizer in (lbfgs, adam):
+    for optimizer in (LBFGS, Adam):
         start = torch.full_like(target, 0.5)
         _last(optimizer(_quadratic(target, torch.ones_like(target)), start), 5)
         assert torch.equal(torch.full_like(target, 0.5), start)
@@ -95,7 +95,7 @@ def test_more_pairs_find_it_in_fewer_iterations() -> None:
         return Losses(zero, zero, zero, away @ hessian @ away), (2 * hessian @ away).view_as(image)
 
     one, few, many = (
-        float(list(islice(lbfgs(evaluate, torch.full((1, 3, 6, 5), 0.5), pairs), 60))[-1][1].total)
+        float(list(islice(LBFGS(evaluate, torch.full((1, 3, 6, 5), 0.5), pairs), 60))[-1][1].total)
         for pairs in (1, 3, 30)
     )
     assert many < few < one
@@ -106,14 +106,14 @@ def test_it_does_not_matter_how_large_the_loss_is(target: Tensor) -> None:
     """Weights may be as small as 1e-9: products of gradients must not fall below what float32 can hold."""
     stretch = torch.logspace(0, 2, target.numel()).view_as(target)
     start = torch.full_like(target, 0.5)
-    for optimizer in (lbfgs, adam):
+    for optimizer in (LBFGS, Adam):
         usual, tiny = (_last(optimizer(_quadratic(target, factor * stretch), start), 60) for factor in (1, 1e-20))
         assert torch.allclose(usual, tiny, atol=1e-3)
 
 
 def test_an_iterate_stays_what_it_was(target: Tensor) -> None:
     """Whoever keeps one finds it unchanged after the next step."""
-    for optimizer in (lbfgs, adam):
+    for optimizer in (LBFGS, Adam):
         iterates = optimizer(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5))
         kept, _ = next(iterates)
         before = kept.clone()
@@ -125,4 +125,4 @@ def test_at_the_minimum_lbfgs_stays(target: Tensor) -> None:
     """No division by a zero gradient."""
     inside = target.clamp(0, 1)
 
-    assert torch.equal(inside, _last(lbfgs(_quadratic(inside, torch.ones_like(inside)), inside), 3))
+    assert torch.equal(inside, _last(LBFGS(_quadratic(inside, torch.ones_like(inside)), inside), 3))

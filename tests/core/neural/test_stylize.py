@@ -12,7 +12,7 @@ from core.neural import pixels
 from core.neural.objective import style_of
 from core.neural.planner import Planner
 from core.neural.schedule import schedule
-from core.neural.stylize import Painting, Progress, stylize
+from core.neural.stylize import Moment, Painting, Progress, stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Network
 from core.spec import StyleSpec, parse_spec
@@ -25,7 +25,7 @@ def painted(photo: Image.Image, painting: Image.Image, vgg16: Network) -> tuple[
     """One run that several tests look at."""
     seen: list[Progress] = []
     spec = parse_spec({"size": 96, "iterations": 24, "scales": 2})
-    return stylize(Subject(photo, [painting]), spec, vgg16, lambda progress, _: seen.append(progress)), seen
+    return stylize(Subject(photo, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress)), seen
 
 
 def _style_distance(network: Network, picture: Image.Image, painting: Image.Image) -> dict[str, float]:
@@ -143,7 +143,7 @@ def test_every_knob_runs_lowers_its_loss_and_changes_the_picture(
     losses: list[float] = []
     spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, **knobs})
     result = stylize(
-        Subject(photo, [painting]), spec, vgg16, lambda progress, _: losses.append(progress.losses["total"])
+        Subject(photo, [painting]), spec, vgg16, lambda moment: losses.append(moment.progress.losses["total"])
     )
 
     assert (64, 48) == result.picture.size
@@ -179,9 +179,9 @@ def test_keeping_luminance_keeps_the_photos_color(photo: Image.Image, painting: 
 
 
 def _stop_after(count: int, render_into: list[Image.Image]) -> Callable[..., bool]:
-    def watch(progress: Progress, render: Callable[[], Image.Image]) -> bool:
-        render_into.append(render())
-        return progress.iteration == count
+    def watch(moment: Moment) -> bool:
+        render_into.append(moment.picture())
+        return moment.progress.iteration == count
 
     return watch
 
@@ -237,7 +237,12 @@ def test_a_run_that_goes_wrong_late_keeps_its_last_good_picture(
     seen: list[Image.Image] = []
     spec = parse_spec({"size": 64, "iterations": 30, "optimizer": optimizer})
     with pytest.raises(errors.Diverged) as caught:
-        stylize(Subject(photo, [painting]), spec, _Broken(vgg16, after=12), lambda _, render: seen.append(render()))  # type: ignore[func-returns-value]
+        stylize(
+            Subject(photo, [painting]),
+            spec,
+            _Broken(vgg16, after=12),
+            lambda moment: seen.append(moment.picture()),  # type: ignore[func-returns-value]
+        )
 
     assert caught.value.picture is not None
     assert seen[-1].tobytes() == caught.value.picture.tobytes()
@@ -338,7 +343,7 @@ def test_a_run_that_ran_out_of_memory_late_begins_its_scale_again(
     seen: list[Progress] = []
     usual = stylize(Subject(large, [painting]), spec, vgg16).picture
     cramped = _Cramped(vgg16, 330 * 330, after=6)  # in the second scale: three evaluations a scale, and one before
-    late = stylize(Subject(large, [painting]), spec, cramped, lambda progress, _: seen.append(progress)).picture
+    late = stylize(Subject(large, [painting]), spec, cramped, lambda moment: seen.append(moment.progress)).picture
 
     assert [1, 2, 3, 4, 4, 5, 6] == [progress.iteration for progress in seen]
     assert (1.0, 6) == (seen[-1].value, seen[-1].iterations)
@@ -352,7 +357,7 @@ def test_the_papers_content_loss_makes_up_for_the_positions_that_a_coarser_scale
     """Its losses are then of one size at all scales; without, the coarse ones would hardly count the photo."""
     seen: list[Progress] = []
     spec = parse_spec({"size": 256, "iterations": 2, "scales": 3, "objective": "gatys", "init": "noise"})
-    stylize(Subject(photo, [painting]), spec, vgg16, lambda progress, _: seen.append(progress))
+    stylize(Subject(photo, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress))
     first = {progress.scale: progress.losses["content"] for progress in reversed(seen)}
 
     assert 0.5 < first[1] / first[3] < 3
@@ -362,7 +367,7 @@ def test_a_scale_with_nothing_left_to_gain_ends_early(painting: Image.Image, vgg
     """A painting in its own style is there from the beginning."""
     seen: list[Progress] = []
     spec = parse_spec({"size": 64})
-    result = stylize(Subject(painting, [painting]), spec, vgg16, lambda progress, _: seen.append(progress))
+    result = stylize(Subject(painting, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress))
 
     assert result.iterations < 70
     assert seen[-1].iteration == seen[-1].iterations == result.iterations
@@ -425,6 +430,8 @@ def test_vgg19_paints_with_its_own_layers(photo: Image.Image, painting: Image.Im
     spec = parse_spec(
         {"size": 64, "iterations": 10, "scales": 1, "model": "vgg19", "style_layers": "relu1_1,relu3_4,relu5_4"}
     )
-    stylize(Subject(photo, [painting]), spec, random_vgg19, lambda progress, _: losses.append(progress.losses["total"]))
+    stylize(
+        Subject(photo, [painting]), spec, random_vgg19, lambda moment: losses.append(moment.progress.losses["total"])
+    )
 
     assert losses[-1] < losses[0]

@@ -1,0 +1,35 @@
+"""The folder of checkpoints."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from core.checkpoints import Checkpoints
+from core.jobs import new_job_id
+
+
+def test_two_attempts_at_a_job_never_share_a_file() -> None:
+    job_id = new_job_id()
+    names = {Checkpoints.name(job_id, token, count) for token in ("a" * 32, "b" * 32) for count in (0, 1)}
+
+    assert 4 == len(names)
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_what_no_job_would_go_on_from_is_swept_when_it_is_old(tmp_path: Path, old: bool) -> None:
+    folder, job_id = Checkpoints(tmp_path), new_job_id()
+    named, left = (Checkpoints.name(job_id, "t" * 32, count) for count in (0, 1))
+    orphan = Checkpoints.name(new_job_id(), "t" * 32, 0)
+    for name in (named, left, orphan):
+        folder.path(name).write_text("x")
+        if old:
+            os.utime(folder.path(name), (1, 1))
+    swept = folder.sweep(lambda found: named if found == job_id else None)
+
+    assert (2 if old else 0) == swept
+    assert ({named} if old else {named, left, orphan}) == {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_name_leads_nowhere_else(tmp_path: Path) -> None:
+    assert tmp_path == Checkpoints(tmp_path).path("../../etc/passwd").parent
