@@ -82,7 +82,9 @@ def test_masks_and_a_first_picture_come_as_files_or_as_digests(
     assert wanted == client.post("/v1/jobs", json=wanted).json()["input"]
 
 
-@pytest.mark.parametrize(("field", "words"), [("mask", "mask: send one for each"), ("init_image", "init=picture")])
+@pytest.mark.parametrize(
+    ("field", "words"), [("mask", "mask: send one for the one painting, or none."), ("init_image", "init=picture")]
+)
 def test_pictures_that_do_not_fit_the_spec_are_refused_and_leave_nothing(
     client: TestClient, files: dict[str, Any], tmp_path: Any, field: str, words: str
 ) -> None:

@@ -272,7 +272,7 @@ def test_masks_of_the_wrong_number_and_a_black_one_are_refused_in_words(
     photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> None:
     black, white = Image.new("L", (8, 8), 0), Image.new("L", (8, 8), 255)
-    with pytest.raises(errors.BadSpec, match="one for each of the 1 paintings"):
+    with pytest.raises(errors.BadSpec, match="mask: send one for the one painting, or none"):
         stylize(Subject(photo, [painting], [white, white]), StyleSpec(size=64), vgg16)
     with pytest.raises(errors.BadImage, match="black all over"):
         stylize(Subject(photo, [painting], [black]), StyleSpec(size=64), vgg16)
