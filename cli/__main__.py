@@ -3,6 +3,7 @@
 An error is one line that says what to do, never a traceback. core.neural is reached inside the commands that need it.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -253,6 +254,12 @@ def _demo(client: Client, size: str, output: Path, between: Callable[[], None]) 
 @click.option("--plan", "only_plan", is_flag=True, help="Say what it would take, and stop.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--precision", default="auto", type=click.Choice(["auto", "float32", "bfloat16", "float16"]))
+@click.option(
+    "--memory-gb",
+    default=0.0,
+    type=click.FloatRange(0, 10_000),
+    help="Memory of the device that the run may take, in GB; 0: what is free.",
+)
 def stylize(
     *,
     content: Path,
@@ -263,13 +270,16 @@ def stylize(
     only_plan: bool,
     device: str,
     precision: Any,
+    memory_gb: float,
     **given: str | None,
 ) -> None:
     """Paint on this machine, without a service."""
     _check_output(output)
+    if math.isnan(memory_gb):  # which no range keeps out
+        raise errors.BadInput("--memory-gb must be a number from 0 to 10000.")
     spec = parse_spec(_given(given)).for_pictures(len(style), len(masks), init_image=init_image is not None)
 
-    from core.neural.planner import Planner, pace_of
+    from core.neural.planner import NOMINAL, Planner, pace_of
     from core.neural.stylize import Progress
     from core.neural.stylize import stylize as paint
     from core.neural.subject import Subject
@@ -283,8 +293,9 @@ def stylize(
 
     cache = _weights_cache()
     network = cache.load(spec.model, device, precision)
+    pace = pace_of(network, cache.folder / "pace.json") if only_plan else NOMINAL
+    planner = Planner(network, pace, int(memory_gb * 1e9) or None)
     if only_plan:
-        planner = Planner(network, pace_of(network, cache.folder / "pace.json"))
         _say_plan(
             planner.plan(
                 subject.content.size, [style.size for style in subject.styles], subject.fitted(spec), len(masks)
@@ -299,7 +310,7 @@ def stylize(
             )
 
         try:
-            painting = paint(subject, spec, network, show)
+            painting = paint(subject, spec, network, show, planner)
         except errors.Diverged as error:
             if error.picture is not None:
                 output.write_bytes(images.encode(error.picture, _SUFFIXES[output.suffix.lower()]))

@@ -61,7 +61,20 @@ def test_a_plan_is_said_and_nothing_is_painted(impasto: Any, pictures: tuple[str
     assert not (tmp_path / "out.png").exists()
 
 
-def test_masks_and_a_first_picture_are_taken(impasto: Any, pictures: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_the_run_and_the_plan_keep_to_the_memory_that_is_given(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path, plan: list[str]
+) -> None:
+    args = ["--size", "512", "--scales", "1", "--iterations", "1", "--memory-gb", "0.3", *plan]
+    ran = impasto("stylize", *pictures, "-o", "out.png", *args)
+
+    assert (1, False) == (ran.returncode, (tmp_path / "out.png").exists())
+    assert "size 512 needs more memory" in ran.stderr
+
+
+def test_masks_and_a_first_picture_are_taken_and_recorded(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path
+) -> None:
     more = ["--mask", pictures[1], "--init", "picture", "--init-image", pictures[0]]
     ran = impasto("stylize", *pictures, "-o", "out.png", "--size", "64", "--iterations", "1", *more)
 
@@ -82,6 +95,8 @@ def test_the_outputs_ending_chooses_the_format(
     [
         (["--size", "nan"], "size must be a whole number from 64 to 8192."),
         (["--no-such-knob", "1"], "No such option"),
+        (["--memory-gb", "-1"], "-1.0 is not in the range"),
+        (["--memory-gb", "nan"], "--memory-gb must be a number from 0 to 10000."),
         (["-o", "out.gif"], "The output must end in .png, .jpg, .jpeg, .webp."),
         (["-o", "nowhere/out.png"], "There is no folder"),
     ],
