@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from PIL import Image
 
 from cli.bar import Bar
 from cli.client import Client
 from cli.up import LocalService, service_url
 from core import errors, images, settings
-from core.jobs import Job, Status
+from core.blobs import digest_of
+from core.jobs import Job, JobInput, NetworkUsed, Status
 from core.settings import Settings
 from core.spec import StyleSpec, allowed, parse_spec
 
@@ -282,15 +282,8 @@ def stylize(
     from core.neural.planner import NOMINAL, Planner, pace_of
     from core.neural.stylize import Progress
     from core.neural.stylize import stylize as paint
-    from core.neural.subject import Subject
 
-    subject = Subject(
-        _decoded(content),
-        [*map(_decoded, style)],
-        [*map(_decoded, masks)],
-        _decoded(init_image) if init_image else None,
-    )
-
+    wanted, subject = _read(content, style, masks, init_image, spec)
     cache = _weights_cache()
     network = cache.load(spec.model, device, precision)
     pace = pace_of(network, cache.folder / "pace.json") if only_plan else NOMINAL
@@ -316,10 +309,38 @@ def stylize(
                 output.write_bytes(images.encode(error.picture, _SUFFIXES[output.suffix.lower()]))
             raise
         bar.done("done")
-    model = {"name": network.name, "sha256": network.sha256}
-    provenance = {"program": "impasto", "spec": spec.model_dump(), "model": model}
+    provenance = wanted.provenance(NetworkUsed(name=network.name, sha256=network.sha256))
     output.write_bytes(images.encode(painting.picture, _SUFFIXES[output.suffix.lower()], provenance))
     click.echo(output)
+
+
+def _read(
+    content: Path, style: tuple[Path, ...], masks: tuple[Path, ...], init_image: Path | None, spec: StyleSpec
+) -> tuple[JobInput, Any]:
+    """What is asked for, with the pictures' digests, and the pictures themselves. Each file is read once."""
+    from core.neural.subject import Subject
+
+    files: dict[str, bytes] = {}
+
+    def take(path: Path) -> str:
+        data = path.read_bytes()
+        files[digest := digest_of(data)] = data
+        return digest
+
+    wanted = JobInput(
+        content=take(content),
+        styles=[*map(take, style)],
+        masks=[*map(take, masks)],
+        init_image=take(init_image) if init_image else None,
+        spec=spec.model_dump(),
+    )
+    subject = Subject(
+        images.decode(files[wanted.content]),
+        [images.decode(files[digest]) for digest in wanted.styles],
+        [images.decode(files[digest]) for digest in wanted.masks],
+        images.decode(files[wanted.init_image]) if wanted.init_image else None,
+    )
+    return wanted, subject
 
 
 def _say_plan(plan: Any) -> None:
@@ -329,10 +350,6 @@ def _say_plan(plan: Any) -> None:
             f"{leg.scale.width} x {leg.scale.height} px, {leg.scale.iterations} iterations, {way}: {leg.seconds:.0f} s"
         )
     click.echo(f"In all {plan.seconds:.0f} s, and {plan.memory_bytes / 1e9:.1f} GB beside the network.")
-
-
-def _decoded(path: Path) -> Image.Image:
-    return images.decode(path.read_bytes())
 
 
 # ---------------------------------------------------------------------- the networks

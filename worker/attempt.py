@@ -85,8 +85,8 @@ class Painter:
             painting, network, load_seconds = self._paint(job, watch)
             if painting.stopped:
                 return self._until_stored(lambda: self._store.end_canceled(job.id, token))
-            output = self._keep_result(job, painting, network)
             model = NetworkUsed(name=network.name, sha256=network.sha256)
+            output = self._keep_result(job, painting, model)
             self._until_stored(lambda: self._store.progress(job.id, token, watch.told()))
             took = {"load_seconds": load_seconds, "run_seconds": painting.seconds}
             planned = {"planned_seconds": painting.plan.seconds, "planned_bytes": painting.plan.memory_bytes}
@@ -129,18 +129,8 @@ class Painter:
             digest = self._until_stored(lambda: self._keep_preview(small))
             self._until_stored(lambda: self._store.progress(job.id, token, watch.told(), digest))
 
-    def _keep_result(self, job: Job, painting: Painting, network: Network) -> Output:
-        provenance = {
-            "program": "impasto",
-            "job": job.id,
-            "spec": job.input.spec,
-            "content": job.input.content,
-            "styles": job.input.styles,
-            "masks": job.input.masks,
-            "init_image": job.input.init_image,
-            "model": {"name": network.name, "sha256": network.sha256},
-        }
-        data = images.encode(painting.picture, "png", provenance)
+    def _keep_result(self, job: Job, painting: Painting, model: NetworkUsed) -> Output:
+        data = images.encode(painting.picture, "png", {"job": job.id, **job.input.provenance(model)})
         width, height = painting.picture.size
         digest = self._until_stored(lambda: self._keep(data))
         return Output(id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cli.up import free_port
 from core import images
+from core.blobs import digest_of
 from core.neural.weights import WeightsCache
 from core.spec import KNOBS
 
@@ -77,8 +78,15 @@ def test_masks_and_a_first_picture_are_taken_and_recorded(
 ) -> None:
     more = ["--mask", pictures[1], "--init", "picture", "--init-image", pictures[0]]
     ran = impasto("stylize", *pictures, "-o", "out.png", "--size", "64", "--iterations", "1", *more)
+    photo, painting = (digest_of(Path(path).read_bytes()) for path in pictures)
 
-    assert (0, True) == (ran.returncode, (tmp_path / "out.png").exists())
+    assert 0 == ran.returncode
+    record = images.provenance_of((tmp_path / "out.png").read_bytes())
+    assert record is not None
+    assert (photo, [painting], [painting], photo) == tuple(
+        record[name] for name in ("content", "styles", "masks", "init_image")
+    )
+    assert {"program", "spec", "model", "content", "styles", "masks", "init_image"} == set(record)
     assert 2 == impasto("stylize", *pictures, "-o", "out.png", "--init", "picture").returncode
 
 

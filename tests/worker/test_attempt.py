@@ -77,7 +77,7 @@ def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
     assert len(data) == ended.outputs[0].size_bytes
     assert record is not None
     assert ended.model is not None
-    assert (ended.model.model_dump(), job.input.spec) == (record["model"], record["spec"])
+    assert {"program": "impasto", "job": job.id, **job.input.model_dump(), "model": ended.model.model_dump()} == record
     assert [0.75, 0.25] == record["spec"]["style_weights"]
     assert {"run_seconds", "load_seconds", "loss_total"} <= set(ended.metrics)
     assert ended.progress is not None
