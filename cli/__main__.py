@@ -79,7 +79,7 @@ mask_option = click.option(
     "masks",
     type=existing,
     multiple=True,
-    help="Where a painting's style goes (white); one for each painting.",
+    help="Where a painting's style goes (white) and where not (black, transparent); one for each painting.",
 )
 init_option = click.option("--init-image", type=existing, help="The picture to begin with, for --init picture.")
 host_option = click.option("--host", envvar="IMPASTO_API_HOST", default="127.0.0.1", help="Address to listen on.")
@@ -337,7 +337,7 @@ def _read(
     subject = Subject(
         images.decode(files[wanted.content]),
         [images.decode(files[digest]) for digest in wanted.styles],
-        [images.decode(files[digest]) for digest in wanted.masks],
+        [images.decode_mask(files[digest]) for digest in wanted.masks],
         images.decode(files[wanted.init_image]) if wanted.init_image else None,
     )
     return wanted, subject

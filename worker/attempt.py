@@ -111,7 +111,7 @@ class Painter:
         subject = Subject(
             self._picture(wanted.content),
             [*map(self._picture, wanted.styles)],
-            [*map(self._picture, wanted.masks)],
+            [images.decode_mask(self._blobs.get(mask)) for mask in wanted.masks],
             self._picture(wanted.init_image) if wanted.init_image else None,
         )
         spec = parse_spec(wanted.spec)

@@ -120,6 +120,16 @@ def test_wrong_use_is_exit_2_and_one_sentence(
     assert "Traceback" not in ran.stderr
 
 
+def test_a_transparent_mask_is_exit_2_in_the_words_of_the_service(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path
+) -> None:
+    Image.new("LA", (40, 40), (255, 0)).save(tmp_path / "clear.png")
+    ran = impasto("stylize", *pictures, "-o", "out.png", "--size", "64", "--mask", "clear.png")
+
+    assert 2 == ran.returncode
+    assert "A mask is black all over" in ran.stderr
+
+
 def test_a_bad_picture_is_exit_2_in_the_words_of_the_service(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
