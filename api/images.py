@@ -35,10 +35,13 @@ class Checked:
     data: bytes
 
 
-def checked(file: IO[bytes]) -> Checked:
-    """Read an upload and decode it in a child. Raises BadImage and its kind, UploadTooLarge, Unavailable."""
+def checked(file: IO[bytes], *, mask: bool = False) -> Checked:
+    """Read an upload and decode it in a child; a mask must not be black all over.
+
+    Raises BadImage and its kind, UploadTooLarge, Unavailable.
+    """
     data = file.read(images.MAX_BYTES + 1)
-    width, height = images.inspect_in_child(data)
+    width, height = images.inspect_in_child(data, mask=mask)
     return Checked(digest_of(data), width, height, data)
 
 

@@ -14,7 +14,7 @@ from api.deps import Blobs, Config, Owner, Ring, Store
 from api.images import checked, known
 from core import errors, images
 from core.jobs import Job, JobInput, Limits, Status, Terms, is_job_id, new_job_id
-from core.spec import parse_spec, result_size
+from core.spec import StyleSpec, parse_spec, result_size
 from core.store import JobStore
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -138,7 +138,8 @@ def _stored(submitted: submission.Submission, owner: str, store: JobStore, blobs
     pictures = submitted.pictures()
     for digest in (picture for picture in pictures if isinstance(picture, str)):
         known(digest, owner, store, blobs)
-    files = [checked(_open(picture, blobs)) for picture in pictures]
+    seen = zip(pictures, _must_select(submitted, spec), strict=False)
+    files = [checked(_open(picture, blobs), mask=mask) for picture, mask in seen]
     result_size(files[0].width, files[0].height, spec.size, seamless=spec.seamless)
     for file in files:
         store.hold(file.digest)
@@ -151,6 +152,12 @@ def _stored(submitted: submission.Submission, owner: str, store: JobStore, blobs
         init_image=next(digests, None),
         spec=spec.model_dump(),
     )
+
+
+def _must_select(submitted: submission.Submission, spec: StyleSpec) -> list[bool]:
+    """For each picture, in their order: is it a mask that must not be black? Without a share, it may be."""
+    before = 1 + len(submitted.styles)
+    return [False] * before + [share > 0 for share in spec.style_weights[: len(submitted.masks)]] + [False]
 
 
 def _open(picture: submission.Picture, blobs: Blobs) -> IO[bytes]:

@@ -152,6 +152,18 @@ def _iteration(objective: Objective, photo: Tensor) -> Callable[[], object]:
 @main.command()
 @with_pictures
 @click.option("--size", default=256)
+def precision(content: Path, style: Path, model: ModelName, size: int) -> None:
+    """Iterations per second in each precision, on this device."""
+    subject, spec = pair(content, style, size), StyleSpec(size=size, scales=1)
+    click.echo("| precision | it/s |\n|---|---|")
+    for name in ("float32", "bfloat16", "float16"):
+        photo, objective = subject.objective(spec, _network(model, name))
+        click.echo(f"| {name} | {1 / seconds_of(_iteration(objective, photo), 3):.2f} |")
+
+
+@main.command()
+@with_pictures
+@click.option("--size", default=256)
 def recipes(content: Path, style: Path, model: ModelName, size: int) -> None:
     """Seconds and delivered loss of several ways to minimise the default objective."""
     shipped, exact = _network(model), _network(model, "float32")

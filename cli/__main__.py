@@ -3,6 +3,7 @@
 An error is one line that says what to do, never a traceback. core.neural is reached inside the commands that need it.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -13,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from PIL import Image
 
 from cli.bar import Bar
 from cli.client import Client
 from cli.up import LocalService, service_url
 from core import errors, images, settings
-from core.jobs import Job, Status
+from core.blobs import digest_of
+from core.jobs import Job, JobInput, NetworkUsed, Status
 from core.settings import Settings
 from core.spec import StyleSpec, allowed, parse_spec
 
@@ -78,7 +79,7 @@ mask_option = click.option(
     "masks",
     type=existing,
     multiple=True,
-    help="Where a painting's style goes (white); one for each painting.",
+    help="Where a painting's style goes (white) and where not (black, transparent); one for each painting.",
 )
 init_option = click.option("--init-image", type=existing, help="The picture to begin with, for --init picture.")
 host_option = click.option("--host", envvar="IMPASTO_API_HOST", default="127.0.0.1", help="Address to listen on.")
@@ -253,6 +254,12 @@ def _demo(client: Client, size: str, output: Path, between: Callable[[], None]) 
 @click.option("--plan", "only_plan", is_flag=True, help="Say what it would take, and stop.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--precision", default="auto", type=click.Choice(["auto", "float32", "bfloat16", "float16"]))
+@click.option(
+    "--memory-gb",
+    default=0.0,
+    type=click.FloatRange(0, 10_000),
+    help="Memory of the device that the run may take, in GB; 0: what is free.",
+)
 def stylize(
     *,
     content: Path,
@@ -263,28 +270,25 @@ def stylize(
     only_plan: bool,
     device: str,
     precision: Any,
+    memory_gb: float,
     **given: str | None,
 ) -> None:
     """Paint on this machine, without a service."""
     _check_output(output)
+    if math.isnan(memory_gb):  # which no range keeps out
+        raise errors.BadInput("--memory-gb must be a number from 0 to 10000.")
     spec = parse_spec(_given(given)).for_pictures(len(style), len(masks), init_image=init_image is not None)
 
-    from core.neural.planner import Planner, pace_of
+    from core.neural.planner import NOMINAL, Planner, pace_of
     from core.neural.stylize import Moment
     from core.neural.stylize import stylize as paint
-    from core.neural.subject import Subject
 
-    subject = Subject(
-        _decoded(content),
-        [*map(_decoded, style)],
-        [*map(_decoded, masks)],
-        _decoded(init_image) if init_image else None,
-    )
-
+    wanted, subject = _read(content, style, masks, init_image, spec)
     cache = _weights_cache()
     network = cache.load(spec.model, device, precision)
+    pace = pace_of(network, cache.folder / "pace.json") if only_plan else NOMINAL
+    planner = Planner(network, pace, int(memory_gb * 1e9) or None)
     if only_plan:
-        planner = Planner(network, pace_of(network, cache.folder / "pace.json"))
         _say_plan(
             planner.plan(
                 subject.content.size, [style.size for style in subject.styles], subject.fitted(spec), len(masks)
@@ -300,16 +304,44 @@ def stylize(
             )
 
         try:
-            painting = paint(subject, spec, network, show)
+            painting = paint(subject, spec, network, show, planner)
         except errors.Diverged as error:
             if error.picture is not None:
                 output.write_bytes(images.encode(error.picture, _SUFFIXES[output.suffix.lower()]))
             raise
         bar.done("done")
-    model = {"name": network.name, "sha256": network.sha256}
-    provenance = {"program": "impasto", "spec": spec.model_dump(), "model": model}
+    provenance = wanted.provenance(NetworkUsed(name=network.name, sha256=network.sha256))
     output.write_bytes(images.encode(painting.picture, _SUFFIXES[output.suffix.lower()], provenance))
     click.echo(output)
+
+
+def _read(
+    content: Path, style: tuple[Path, ...], masks: tuple[Path, ...], init_image: Path | None, spec: StyleSpec
+) -> tuple[JobInput, Any]:
+    """What is asked for, with the pictures' digests, and the pictures themselves. Each file is read once."""
+    from core.neural.subject import Subject
+
+    files: dict[str, bytes] = {}
+
+    def take(path: Path) -> str:
+        data = path.read_bytes()
+        files[digest := digest_of(data)] = data
+        return digest
+
+    wanted = JobInput(
+        content=take(content),
+        styles=[*map(take, style)],
+        masks=[*map(take, masks)],
+        init_image=take(init_image) if init_image else None,
+        spec=spec.model_dump(),
+    )
+    subject = Subject(
+        images.decode(files[wanted.content]),
+        [images.decode(files[digest]) for digest in wanted.styles],
+        [images.decode_mask(files[digest]) for digest in wanted.masks],
+        images.decode(files[wanted.init_image]) if wanted.init_image else None,
+    )
+    return wanted, subject
 
 
 def _say_plan(plan: Any) -> None:
@@ -319,10 +351,6 @@ def _say_plan(plan: Any) -> None:
             f"{leg.scale.width} x {leg.scale.height} px, {leg.scale.iterations} iterations, {way}: {leg.seconds:.0f} s"
         )
     click.echo(f"In all {plan.seconds:.0f} s, and {plan.memory_bytes / 1e9:.1f} GB beside the network.")
-
-
-def _decoded(path: Path) -> Image.Image:
-    return images.decode(path.read_bytes())
 
 
 # ---------------------------------------------------------------------- the networks

@@ -70,8 +70,8 @@ def sniff(data: bytes) -> Format:
     raise errors.UnsupportedImage()
 
 
-def decode(data: bytes) -> Image.Image:
-    """Bytes of a JPEG, PNG or WebP file to a picture: first frame, upright, sRGB, alpha composited on white.
+def decode(data: bytes, ground: Literal["white", "black"] = "white") -> Image.Image:
+    """Bytes of a JPEG, PNG or WebP file to a picture: first frame, upright, sRGB, alpha composited on `ground`.
 
     Raises UnsupportedImage, ImageTooLarge, UploadTooLarge, BadImage.
     """
@@ -84,13 +84,24 @@ def decode(data: bytes) -> Image.Image:
             if kind == "png" and not png.is_complete(data):
                 raise errors.BadImage()
             image.load()
-            return _rebuilt(_on_white(_to_srgb(_upright(image))))
+            return _rebuilt(_on(ground, _to_srgb(_upright(image))))
     except errors.ImpastoError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise errors.ImageTooLarge(_pixel_limit(kind)) from error
     except _PILLOW_ERRORS as error:
         raise errors.BadImage() from error
+
+
+def decode_mask(data: bytes) -> Image.Image:
+    """As `decode`, but gray, and transparent is black: what cannot be seen selects nothing."""
+    return decode(data, "black").convert("L")
+
+
+def check_mask(mask: Image.Image) -> None:
+    """Raises BadImage where a mask is black all over."""
+    if not mask.convert("L").getextrema()[1]:
+        raise errors.BadImage("A mask is black all over: its painting would go nowhere. White is where it goes.")
 
 
 def reopened(data: bytes) -> Image.Image:
@@ -154,11 +165,10 @@ def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
     return image if converted is None else converted
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _on(ground: str, image: Image.Image) -> Image.Image:
     if image.mode != "RGBA":
         return image
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
 
 
 def _rebuilt(image: Image.Image) -> Image.Image:
@@ -196,11 +206,11 @@ def thumbnail(picture: Image.Image, side_px: int) -> Image.Image:
     return small
 
 
-def inspect_in_child(data: bytes) -> tuple[int, int]:
+def inspect_in_child(data: bytes, *, mask: bool = False) -> tuple[int, int]:
     """Decode in a child process with limits on memory and time; the (width, height) that came out.
 
-    A file that crashes the decoder, or makes it eat memory, kills only the child.
-    Raises what `decode` raises, and Unavailable when no child can be had.
+    A file that crashes the decoder, or makes it eat memory, kills only the child. mask: look as `decode_mask` does.
+    Raises what `decode` raises, BadImage for a mask that is black all over, and Unavailable when no child can be had.
     """
     if len(data) > MAX_BYTES:
         raise errors.UploadTooLarge(f"A picture may have at most {MAX_BYTES // 10**6} MB.")
@@ -208,7 +218,7 @@ def inspect_in_child(data: bytes) -> tuple[int, int]:
     if not _CHILDREN.acquire(timeout=2 * DECODE_SECONDS):
         raise errors.Unavailable()
     try:
-        verdict = _verdict_of_child(data)
+        verdict = _verdict_of_child(data, mask=mask)
     finally:
         _CHILDREN.release()
     if verdict is None:
@@ -216,13 +226,14 @@ def inspect_in_child(data: bytes) -> tuple[int, int]:
     return _read_verdict(verdict)
 
 
-def _verdict_of_child(data: bytes) -> bytes | None:
+def _verdict_of_child(data: bytes, *, mask: bool) -> bytes | None:
     """What the child has to say; None if it died."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["core.images"])
     try:
         ours, theirs = context.Pipe()
-        child = context.Process(target=_inspect, args=(theirs, DECODE_MEMORY_BYTES, DECODE_SECONDS), daemon=True)
+        limits = (DECODE_MEMORY_BYTES, DECODE_SECONDS)
+        child = context.Process(target=_inspect, args=(theirs, *limits, mask), daemon=True)
         child.start()
     except OSError as error:  # too many files or processes
         raise errors.Unavailable() from error
@@ -238,14 +249,16 @@ def _verdict_of_child(data: bytes) -> bytes | None:
         ours.close()
 
 
-def _inspect(pipe: Connection, memory_bytes: int, seconds: int) -> None:
+def _inspect(pipe: Connection, memory_bytes: int, seconds: int, mask: bool) -> None:
     if sys.platform != "darwin":  # where this limit cannot be set
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        width, height = decode(pipe.recv_bytes()).size
-        verdict: dict[str, Any] = {"width": width, "height": height}
+        picture = (decode_mask if mask else decode)(pipe.recv_bytes())
+        if mask:
+            check_mask(picture)
+        verdict: dict[str, Any] = {"width": picture.width, "height": picture.height}
     except errors.BadInput as error:
         verdict = {"refusal": type(error).__name__, "message": error.message}
     pipe.send_bytes(json.dumps(verdict).encode())

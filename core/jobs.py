@@ -60,6 +60,10 @@ class JobInput(_Record):
         """Every picture that the job needs."""
         return [self.content, *self.styles, *self.masks, *([self.init_image] if self.init_image else [])]
 
+    def provenance(self, model: "NetworkUsed") -> dict[str, Any]:
+        """What a result's PNG tells of its making, with a service or without."""
+        return {"program": "impasto", **self.model_dump(), "model": model.model_dump()}
+
 
 class Priority(StrEnum):
     """Which jobs go first; among those of one priority, callers take turns."""

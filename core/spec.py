@@ -159,7 +159,7 @@ class StyleSpec(BaseModel):
     def for_pictures(self, styles: int = 1, masks: int = 0, *, init_image: bool = False) -> "StyleSpec":
         """The same spec with one mixing share a painting, summing to 1. Raises BadSpec if the pictures do not fit."""
         if masks not in (0, styles):
-            raise errors.BadSpec(f"mask: send one for each of the {styles} paintings, or none.")
+            raise errors.BadSpec(f"mask: send one for {_each_of(styles)}, or none.")
         if init_image != (self.init == "picture"):
             raise errors.BadSpec("init=picture and a picture as init_image go together: send both, or neither.")
         return self._with_shares(styles)
@@ -169,8 +169,12 @@ class StyleSpec(BaseModel):
             raise errors.BadSpec(f"style: send 1 to {MAX_STYLES} paintings.")
         shares = self.style_weights or [1.0] * count
         if len(shares) != count:
-            raise errors.BadSpec(f"style_weights: give one share for each of the {count} paintings, or none.")
+            raise errors.BadSpec(f"style_weights: give one share for {_each_of(count)}, or none.")
         return self.model_copy(update={"style_weights": [share / sum(shares) for share in shares]})
+
+
+def _each_of(paintings: int) -> str:
+    return "the one painting" if paintings == 1 else f"each of the {paintings} paintings"
 
 
 # Four poolings lie before relu5_1: 16 px are one position there.

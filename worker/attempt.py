@@ -62,6 +62,7 @@ class Attempt:
             settings.checkpoint_seconds,
         )
         self._moment: Moment | None = None  # the newest
+        self._model: NetworkUsed | None = None  # once it is loaded
         self._has_ended = False  # by us
         self._next_preview = 0.0
 
@@ -89,15 +90,16 @@ class Attempt:
     def _painted(self, load: Load) -> Standing:
         job, token, store = self._job, self._token, self._store
         try:
-            painting, network, load_seconds = self._paint(load)
+            painting, load_seconds = self._paint(load)
             if painting.stopped:
                 return self._end(self._until_stored(lambda: store.renew(job.id, token)))
-            output = self._keep_result(painting.picture, network)
+            output = self._keep_result(painting.picture)
             self._until_stored(lambda: store.progress(job.id, token, self._told()))
             took = {"load_seconds": load_seconds, "run_seconds": painting.seconds}
             planned = {"planned_seconds": painting.plan.seconds, "planned_bytes": painting.plan.memory_bytes}
             losses = {f"loss_{name}": value for name, value in painting.losses.items()}
-            model = NetworkUsed(name=network.name, sha256=network.sha256)
+            model = self._model
+            assert model is not None, "a picture was painted with a network"
             return self._ended(lambda: store.succeed(job.id, token, output, model, took | planned | losses))
         except errors.Unavailable:
             raise  # our trouble, not the job's: it comes back when the lease has run out
@@ -112,20 +114,21 @@ class Attempt:
             refused = errors.ImpastoError()
         return self._ended(lambda: store.fail(job.id, token, refused))
 
-    def _paint(self, load: Load) -> tuple[Painting, Network, float]:
+    def _paint(self, load: Load) -> tuple[Painting, float]:
         began = time.monotonic()
         wanted = self._job.input
         subject = Subject(
             self._picture(wanted.content),
             [*map(self._picture, wanted.styles)],
-            [*map(self._picture, wanted.masks)],
+            [images.decode_mask(self._blobs.get(mask)) for mask in wanted.masks],
             self._picture(wanted.init_image) if wanted.init_image else None,
         )
         spec = parse_spec(wanted.spec)
         network, planner = load(spec.model)
+        self._model = NetworkUsed(name=network.name, sha256=network.sha256)
         resume = self._resumed()
         load_seconds = time.monotonic() - began
-        return stylize(subject, spec, network, self._watch, planner, resume=resume), network, load_seconds
+        return stylize(subject, spec, network, self._watch, planner, resume=resume), load_seconds
 
     def _picture(self, digest: str) -> Image.Image:
         return images.decode(self._blobs.get(digest))
@@ -167,7 +170,7 @@ class Attempt:
         job_id, token = self._job.id, self._token
         if standing not in ("cancel", "late"):
             return standing
-        output = None if self._moment is None else self._keep_result(self._moment.picture(), None)
+        output = None if self._moment is None else self._keep_result(self._moment.picture())
         if standing == "cancel":
             return self._ended(lambda: self._store.end_canceled(job_id, token, output))
         return self._ended(lambda: self._store.fail(job_id, token, errors.DeadlineExceeded(), output))
@@ -184,19 +187,9 @@ class Attempt:
             digest = self._until_stored(lambda: self._keep_preview(small))
             self._until_stored(lambda: self._store.progress(self._job.id, self._token, self._told(), digest))
 
-    def _keep_result(self, picture: Image.Image, network: Network | None) -> Output:
-        wanted = self._job.input
-        provenance = {
-            "program": "impasto",
-            "job": self._job.id,
-            "spec": wanted.spec,
-            "content": wanted.content,
-            "styles": wanted.styles,
-            "masks": wanted.masks,
-            "init_image": wanted.init_image,
-        }
-        if network is not None:
-            provenance["model"] = {"name": network.name, "sha256": network.sha256}
+    def _keep_result(self, picture: Image.Image) -> Output:
+        assert self._model is not None, "a picture was painted with a network"
+        provenance = {"job": self._job.id, **self._job.input.provenance(self._model)}
         data = images.encode(picture, "png", provenance)
         width, height = picture.size
         digest = self._until_stored(lambda: self._keep(data))

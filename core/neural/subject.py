@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core import errors
+from core import images
 from core.neural import pixels
 from core.neural.objective import Objective, Region, mixed, style_of
 from core.neural.schedule import Scale
@@ -32,8 +32,9 @@ class Subject:
     def fitted(self, spec: StyleSpec) -> StyleSpec:
         """The spec with one mixing share a painting. Raises BadSpec, BadImage where pictures and spec do not fit."""
         spec = spec.for_pictures(len(self.styles), len(self.masks), init_image=self.init is not None)
-        if not all(mask.convert("L").getextrema()[1] for mask in self.masks):
-            raise errors.BadImage("A mask is black all over: its painting would go nowhere. White is where it goes.")
+        for mask, share in zip(self.masks, spec.style_weights, strict=False):
+            if share:  # without one, the painting goes nowhere anyway
+                images.check_mask(mask)
         return spec
 
     def at(

@@ -25,6 +25,9 @@ WIDTHS = (64, 128, 256, 512, 512)
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
+# The instructions of x86 processors that multiply in a half precision, as torch calls them.
+_INSTRUCTIONS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}
+
 # The image normalised and with its edges repeated, in float32 and once more in the network's precision, for a pixel.
 _IMAGE_BYTES = 3 * (4 + 4 + 4)
 
@@ -76,15 +79,27 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     before Ampere that have tensor cores (Titan V, Titan RTX); bfloat16 since.
     """
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if _has_instructions(torch.bfloat16) else torch.float32
     if device.type != "cuda":
         return torch.float32
     capability = torch.cuda.get_device_capability(device)
     if capability >= (8, 0):
         return torch.bfloat16
     return torch.float16 if capability >= (7, 0) else torch.float32
+
+
+def is_imitated(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the processor has no instructions for a half precision, and is slower with it than with float32.
+
+    Told of x86 alone: how it is elsewhere, nobody has measured.
+    """
+    x86 = device.type == "cpu" and torch.cpu.get_capabilities()["architecture"] == "x86_64"
+    return x86 and dtype in _INSTRUCTIONS and not _has_instructions(dtype)
+
+
+def _has_instructions(dtype: torch.dtype) -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in _INSTRUCTIONS[dtype])
 
 
 def stride(layer: str) -> int:

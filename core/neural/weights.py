@@ -6,6 +6,7 @@ is ever unpickled. Knows no images and no losses.
 
 import hashlib
 import io
+import logging
 import pickle
 import subprocess
 import sys
@@ -27,8 +28,10 @@ from torch import Tensor
 
 from core import errors
 from core.neural.torchvision_registry import vgg19_source
-from core.neural.vgg import Architecture, Network, convolutions
+from core.neural.vgg import Architecture, Network, convolutions, is_imitated
 from core.spec import ModelName
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,7 +87,10 @@ class WeightsCache:
         return "vgg19" if self.has("vgg19") else "vgg16"
 
     def load(self, model: ModelName, device: str = "auto", precision: Precision = "auto") -> Network:
-        """The network, its parameters verified. Raises WeightsUnavailable, BadWeights."""
+        """The network, its parameters verified. Raises WeightsUnavailable, BadWeights, BadSettings.
+
+        Logs a warning where the processor only imitates the precision.
+        """
         name = self.resolve(model)
         if not self.has(name):
             raise errors.WeightsUnavailable(
@@ -98,9 +104,12 @@ class WeightsCache:
         if sha256 != recorded:
             raise errors.BadWeights(f"{self.path(name)} is damaged; delete it and run `impasto weights fetch {name}`.")
         try:
-            return Network(name, parameters, name=name, sha256=sha256, device=device, dtype=DTYPES[precision])
+            network = Network(name, parameters, name=name, sha256=sha256, device=device, dtype=DTYPES[precision])
         except (RuntimeError, AssertionError) as error:  # torch's answers to a device that is not there
             raise errors.BadSettings(f"The device {device} cannot be used here; cpu always can.") from error
+        if is_imitated(network.dtype, network.device):
+            log.warning("This processor only imitates %s, several times slower than float32; use auto.", precision)
+        return network
 
     def fetch(self, name: Architecture, on_bytes: OnBytes | None = None) -> Path:
         """Download the network unless it is here. Raises WeightsUnavailable, BadWeights."""

@@ -1,5 +1,6 @@
 """Jobs over HTTP: the contract of docs/api.md."""
 
+import io
 import json
 from collections.abc import Callable
 from datetime import datetime
@@ -86,7 +87,9 @@ def test_masks_and_a_first_picture_come_as_files_or_as_digests(
     assert wanted == client.post("/v1/jobs", json=wanted).json()["input"]
 
 
-@pytest.mark.parametrize(("field", "words"), [("mask", "mask: send one for each"), ("init_image", "init=picture")])
+@pytest.mark.parametrize(
+    ("field", "words"), [("mask", "mask: send one for the one painting, or none."), ("init_image", "init=picture")]
+)
 def test_pictures_that_do_not_fit_the_spec_are_refused_and_leave_nothing(
     client: TestClient, files: dict[str, Any], tmp_path: Any, field: str, words: str
 ) -> None:
@@ -96,6 +99,50 @@ def test_pictures_that_do_not_fit_the_spec_are_refused_and_leave_nothing(
     assert (422, "bad_spec") == (answer.status_code, answer.json()["code"])
     assert words in answer.json()["detail"]
     assert [] == [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+BLACK, CLEAR, WHITE = (Image.new("LA", (40, 40), shade) for shade in ((0, 255), (255, 0), (255, 255)))
+
+
+@pytest.mark.parametrize("by_digest", [False, True])
+@pytest.mark.parametrize(
+    ("masks", "shares", "status"),
+    [
+        pytest.param((WHITE, BLACK), "", 422, id="black"),
+        pytest.param((CLEAR, WHITE), "1,1", 422, id="transparent"),
+        pytest.param((WHITE, BLACK), "1,0", 202, id="black, of a painting without a share"),
+        pytest.param((BLACK, WHITE), "1,0", 422, id="black, of the painting with the share"),
+    ],
+)
+def test_a_mask_that_is_black_all_over_is_refused_unless_its_painting_has_no_share(
+    client: TestClient,
+    files: dict[str, Any],
+    store: JobStore,
+    masks: tuple[Image.Image, ...],
+    shares: str,
+    status: int,
+    by_digest: bool,
+) -> None:
+    many = [("content", files["content"]), *[("style", files["style"])] * 2]
+    many += [("mask", ("m.png", _saved(mask))) for mask in masks]
+    if by_digest:
+        ids = [client.post("/v1/images", files={"image": file}).json()["id"] for _, file in many]
+        body = {"content": ids[0], "styles": ids[1:3], "masks": ids[3:], "spec": {"style_weights": shares or []}}
+        answer = client.post("/v1/jobs", json=body)
+    else:
+        answer = client.post("/v1/jobs", files=many, data={"style_weights": shares})
+
+    assert (status, store.queued()) == (answer.status_code, int(status == 202))
+    if status == 422:
+        assert "bad_image" == answer.json()["code"]
+        assert "A mask is black all over" in answer.json()["detail"]
+
+
+def _saved(picture: Image.Image) -> bytes:
+    """With its transparency."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_knobs_may_come_in_one_field_and_single_ones_win(submit: Submit) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cli.up import free_port
 from core import images
+from core.blobs import digest_of
 from core.neural.weights import WeightsCache
 from core.spec import KNOBS
 
@@ -61,11 +62,31 @@ def test_a_plan_is_said_and_nothing_is_painted(impasto: Any, pictures: tuple[str
     assert not (tmp_path / "out.png").exists()
 
 
-def test_masks_and_a_first_picture_are_taken(impasto: Any, pictures: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_the_run_and_the_plan_keep_to_the_memory_that_is_given(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path, plan: list[str]
+) -> None:
+    args = ["--size", "512", "--scales", "1", "--iterations", "1", "--memory-gb", "0.3", *plan]
+    ran = impasto("stylize", *pictures, "-o", "out.png", *args)
+
+    assert (1, False) == (ran.returncode, (tmp_path / "out.png").exists())
+    assert "size 512 needs more memory" in ran.stderr
+
+
+def test_masks_and_a_first_picture_are_taken_and_recorded(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path
+) -> None:
     more = ["--mask", pictures[1], "--init", "picture", "--init-image", pictures[0]]
     ran = impasto("stylize", *pictures, "-o", "out.png", "--size", "64", "--iterations", "1", *more)
+    photo, painting = (digest_of(Path(path).read_bytes()) for path in pictures)
 
-    assert (0, True) == (ran.returncode, (tmp_path / "out.png").exists())
+    assert 0 == ran.returncode
+    record = images.provenance_of((tmp_path / "out.png").read_bytes())
+    assert record is not None
+    assert (photo, [painting], [painting], photo) == tuple(
+        record[name] for name in ("content", "styles", "masks", "init_image")
+    )
+    assert {"program", "spec", "model", "content", "styles", "masks", "init_image"} == set(record)
     assert 2 == impasto("stylize", *pictures, "-o", "out.png", "--init", "picture").returncode
 
 
@@ -82,6 +103,8 @@ def test_the_outputs_ending_chooses_the_format(
     [
         (["--size", "nan"], "size must be a whole number from 64 to 8192."),
         (["--no-such-knob", "1"], "No such option"),
+        (["--memory-gb", "-1"], "-1.0 is not in the range"),
+        (["--memory-gb", "nan"], "--memory-gb must be a number from 0 to 10000."),
         (["-o", "out.gif"], "The output must end in .png, .jpg, .jpeg, .webp."),
         (["-o", "nowhere/out.png"], "There is no folder"),
     ],
@@ -95,6 +118,16 @@ def test_wrong_use_is_exit_2_and_one_sentence(
     assert 2 == ran.returncode
     assert words in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_transparent_mask_is_exit_2_in_the_words_of_the_service(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path
+) -> None:
+    Image.new("LA", (40, 40), (255, 0)).save(tmp_path / "clear.png")
+    ran = impasto("stylize", *pictures, "-o", "out.png", "--size", "64", "--mask", "clear.png")
+
+    assert 2 == ran.returncode
+    assert "A mask is black all over" in ran.stderr
 
 
 def test_a_bad_picture_is_exit_2_in_the_words_of_the_service(

@@ -97,6 +97,34 @@ def test_a_transparent_palette_color_is_white() -> None:
     assert (255, 255, 255) == images.decode(_bytes(picture, "PNG", transparency=1)).getpixel((5, 5))
 
 
+def test_in_a_mask_what_is_transparent_is_black() -> None:
+    half = Image.new("LA", (40, 40), (255, 128))
+    half.paste((255, 0), (0, 0, 20, 40))
+    mask = images.decode_mask(_bytes(half, "PNG"))
+
+    assert ("L", 0, 128) == (mask.mode, mask.getpixel((5, 5)), mask.getpixel((35, 5)))
+
+
+@pytest.mark.parametrize(
+    ("mask", "is_black"),
+    [
+        pytest.param(Image.new("L", (40, 40), 0), True, id="black"),
+        pytest.param(Image.new("LA", (40, 40), (255, 0)), True, id="transparent"),
+        pytest.param(Image.new("L", (40, 40), 1), False, id="nearly black"),
+        pytest.param(Image.new("RGB", (40, 40), (9, 0, 0)), False, id="dark red"),
+    ],
+)
+def test_the_child_refuses_a_black_mask_and_takes_it_as_a_picture(mask: Image.Image, is_black: bool) -> None:
+    data = _bytes(mask, "PNG")
+
+    assert (40, 40) == images.inspect_in_child(data)
+    if is_black:
+        with pytest.raises(errors.BadImage, match="A mask is black all over"):
+            images.inspect_in_child(data, mask=True)
+    else:
+        assert (40, 40) == images.inspect_in_child(data, mask=True)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_all_eight_orientations_come_out_upright(kind: str, orientation: int) -> None:

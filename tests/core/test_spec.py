@@ -94,6 +94,10 @@ def test_shares_of_several_paintings_sum_to_one() -> None:
     assert [0.5, 0.5] == StyleSpec().for_pictures(2).style_weights
     with pytest.raises(errors.BadSpec, match="one share for each of the 3 paintings"):
         parse_spec({"style_weights": "3,1"}).for_pictures(3)
+    with pytest.raises(errors.BadSpec, match="one share for the one painting, or none"):
+        parse_spec({"style_weights": "3,1"}).for_pictures(1)
+    with pytest.raises(errors.BadSpec, match="mask: send one for each of the 2 paintings, or none"):
+        StyleSpec().for_pictures(2, 1)
     with pytest.raises(errors.BadSpec, match="1 to 8 paintings"):
         StyleSpec().for_pictures(9)
 

@@ -1,5 +1,6 @@
 """One attempt at one job, with a real store, real blobs and real weights, in this process."""
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
     assert len(data) == ended.outputs[0].size_bytes
     assert record is not None
     assert ended.model is not None
-    assert (ended.model.model_dump(), job.input.spec) == (record["model"], record["spec"])
+    assert {"program": "impasto", "job": job.id, **job.input.model_dump(), "model": ended.model.model_dump()} == record
     assert [0.75, 0.25] == record["spec"]["style_weights"]
     assert {"run_seconds", "load_seconds", "loss_total"} <= set(ended.metrics)
     assert ended.progress is not None
@@ -179,6 +180,24 @@ def test_a_job_with_masks_and_a_first_picture_is_painted(
 
     assert Status.SUCCEEDED == store.get(job.id).status
     assert {"planned_seconds", "planned_bytes"} <= set(store.get(job.id).metrics)
+
+
+def test_a_transparent_mask_selects_nothing(
+    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+) -> None:
+    clear = io.BytesIO()
+    Image.new("LA", (40, 40), (255, 0)).save(clear, "PNG")
+    digests = [blobs.put(data) for data in (images.encode(photo), images.encode(painting), clear.getvalue())]
+    for digest in digests:
+        store.hold(digest)
+    spec = parse_spec({"size": 64, "iterations": 2}).for_pictures(1, 1)
+    wanted = JobInput(content=digests[0], styles=[digests[1]], masks=[digests[2]], spec=spec.model_dump())
+    job = store.create(new_job_id(), wanted)
+    painter.run_next()
+
+    error = store.get(job.id).error
+    assert error is not None
+    assert ("bad_image", True) == (error.code, "black all over" in error.message)
 
 
 def test_a_job_too_large_for_the_workers_memory_fails_with_the_size_that_fits(

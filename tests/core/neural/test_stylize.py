@@ -277,10 +277,24 @@ def test_masks_of_the_wrong_number_and_a_black_one_are_refused_in_words(
     photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> None:
     black, white = Image.new("L", (8, 8), 0), Image.new("L", (8, 8), 255)
-    with pytest.raises(errors.BadSpec, match="one for each of the 1 paintings"):
+    with pytest.raises(errors.BadSpec, match="mask: send one for the one painting, or none"):
         stylize(Subject(photo, [painting], [white, white]), StyleSpec(size=64), vgg16)
     with pytest.raises(errors.BadImage, match="black all over"):
         stylize(Subject(photo, [painting], [black]), StyleSpec(size=64), vgg16)
+
+
+def test_a_black_mask_of_a_painting_without_a_share_harms_nothing(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
+    black, left = Image.new("L", (8, 8), 0), _half((8, 8), left=True)
+    knobs = {"size": 64, "iterations": 3, "scales": 1}
+    alone = stylize(Subject(photo, [painting], [left]), parse_spec(knobs), vgg16)
+    both = parse_spec({**knobs, "style_weights": "1,0"})
+    beside = stylize(Subject(photo, [painting, photo], [left, black]), both, vgg16)
+
+    assert 0 < alone.losses["style"] < beside.losses["style"] < float("inf")
+    with pytest.raises(errors.BadImage, match="black all over"):
+        stylize(Subject(photo, [painting, photo], [black, left]), both, vgg16)
 
 
 def test_a_run_begins_with_the_picture_that_is_given(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:

@@ -124,6 +124,37 @@ def test_bfloat16_features_are_close_to_float32(vgg16: Network, weights: Any) ->
     assert float((fast.float() - exact).norm() / exact.norm()) < 0.03
 
 
+@pytest.mark.parametrize(
+    ("precision", "has", "architecture", "warned"),
+    [
+        ("float16", (), "x86_64", True),
+        ("float16", ("avx512_bf16",), "x86_64", True),
+        ("float16", ("avx512_fp16",), "x86_64", False),
+        ("bfloat16", ("avx512_fp16",), "x86_64", True),
+        ("bfloat16", ("amx_bf16",), "x86_64", False),
+        ("float32", (), "x86_64", False),
+        ("auto", (), "x86_64", False),
+        ("float16", (), "arm64", False),
+    ],
+)
+def test_a_precision_that_the_processor_only_imitates_is_warned_of_in_one_line(
+    weights: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    precision: str,
+    has: tuple[str, ...],
+    architecture: str,
+    warned: bool,
+) -> None:
+    capabilities = {"architecture": architecture, **dict.fromkeys(has, True)}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    weights.load("vgg16", "cpu", precision)
+
+    assert [f"This processor only imitates {precision}, several times slower than float32; use auto."] * warned == [
+        record.message for record in caplog.records
+    ]
+
+
 def test_a_layer_that_the_network_does_not_have_is_an_error(vgg16: Network) -> None:
     with pytest.raises(KeyError, match="relu5_4"):
         vgg16.features(_image(), ["relu1_1", "relu5_4"])
