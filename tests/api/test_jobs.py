@@ -132,7 +132,7 @@ def test_a_mask_that_is_black_all_over_is_refused_unless_its_painting_has_no_sha
     else:
         answer = client.post("/v1/jobs", files=many, data={"style_weights": shares})
 
-    assert (status, store.queued()) == (answer.status_code, int(status == 202))
+    assert (status, store.load().queued) == (answer.status_code, int(status == 202))
     if status == 422:
         assert "bad_image" == answer.json()["code"]
         assert "A mask is black all over" in answer.json()["detail"]

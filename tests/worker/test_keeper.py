@@ -108,7 +108,7 @@ def test_a_disk_that_is_full_costs_only_the_checkpoint(
 ) -> None:
     class Full(State):
         def save(self, file: Path) -> bool:
-            raise OSError("no space left")
+            raise OSError(f"no space left for {file}")
 
     kept = make()
     kept.take(Full(""))
