@@ -19,6 +19,7 @@ from core.jobs import JobProgress
 from core.store import JobStore, Standing
 
 BEAT_SECONDS = 0.8  # shorter than the time after which the store's silence is an error
+FIRST_SECONDS = 0.1  # between two beats until there is something to tell: who waits wants to see that it begins
 HAND_BACK_SECONDS = 8.0  # that an iteration has to end in, when the worker is asked to go
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Lease:
         self._keep_preview, self._end = keep_preview, end
         self._leaving = leaving or threading.Event()
         self._left_at: float | None = None
+        self._has_told = False
         self._standing: Standing = "ok"
         self._news: tuple[JobProgress, Image.Image | None] | None = None
         self._lock = threading.Lock()
@@ -91,7 +93,7 @@ class Lease:
 
     def _sleep(self) -> None:
         try:
-            self._store.wait(self._token, BEAT_SECONDS)
+            self._store.wait(self._token, BEAT_SECONDS if self._has_told else FIRST_SECONDS)
         except errors.Unavailable:
             self._over.wait(BEAT_SECONDS)
 
@@ -117,6 +119,7 @@ class Lease:
             news, self._news = self._news, None
         if news is None or self._standing == "stale":
             return
+        self._has_told = True
         progress, preview = news
         digest = None if preview is None else self._keep_preview(preview)
         standing = self._store.progress(self._job_id, self._token, progress, digest)

@@ -67,7 +67,7 @@ class Program:
     def children(self) -> list[psutil.Process]:
         """Of a worker: its pool."""
         try:
-            return [one for one in psutil.Process(self.pid).children() if "billiard" in " ".join(one.cmdline())]
+            return [one for one in psutil.Process(self.pid).children() if "spawn_main" in " ".join(one.cmdline())]
         except psutil.Error:
             return []
 

@@ -1,0 +1,152 @@
+"""How soon does a job go on whose painter died, or froze with its whole worker? And how much is painted again?
+
+python tests/campaigns/orphans.py --seed 1 --trials 200
+python tests/campaigns/orphans.py --seed 1 --trials 6 --without mourner
+"""
+
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+from fleet import Fleet
+from history import History, events, percentile
+from kills import Caller
+
+KNOBS = {"size": "64", "iterations": "5000", "scales": "1"}
+FROZEN_SHARE = 0.2  # of the trials: the whole worker, as if its machine were gone
+LIMITS = {"died": 3.0, "frozen": 6.5}  # seconds, for 99 of 100
+
+CONTROLS = {
+    "mourner": "import core.store as s; s.JobStore.bury = lambda self, worker: 0",
+    "checkpoints": "import core.store as s; s.JobStore.keep = lambda self, *_: 'ok'",
+}
+
+
+def _until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > end:
+            raise TimeoutError(what)
+        time.sleep(0.005)
+    return found
+
+
+class Trial:
+    """One job, and the death of who paints it."""
+
+    def __init__(self, fleet: Fleet, caller: Caller, store: Any) -> None:
+        self._fleet, self._caller, self._store = fleet, caller, store
+
+    def run(self, kind: str, key: str) -> dict[str, Any]:
+        """The figures."""
+        job_id = self._caller.submit(KNOBS, key)
+        self._key = f"impasto:job:{job_id}"
+        _until(lambda: self._iteration() > 30 and self._store.hexists(self._key, "checkpoint"), "progress")
+        time.sleep(0.5)
+        child = int(self._store.hget(self._key, "worker").rpartition(":")[2])
+        parent = next(one for one in self._fleet.workers if child in [process.pid for process in one.children()])
+        victims = [child] if kind == "died" else [parent.pid, child]
+        reached = self._iteration()
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL if kind == "died" else signal.SIGSTOP)
+        began = time.monotonic()
+        _until(lambda: self._store.hget(self._key, "attempt") == "2", "another attempt")
+        claimed = time.monotonic() - began
+        version = int(self._store.hget(self._key, "version"))
+        _until(lambda: int(self._store.hget(self._key, "version")) > version, "its progress")
+        goes_on = time.monotonic() - began
+        rate = self._store.hget(self._key, "progress")
+        self._caller.ask("POST", f"/v1/jobs/{job_id}/cancel")
+        for pid in victims if kind == "frozen" else []:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        _until(lambda: self._caller.ask("GET", f"/v1/jobs/{job_id}").json()["status"] == "canceled", "canceled")
+        _until(self._all_there, "a new child")
+        return {"claimed": claimed, "goes_on": goes_on, "reached": reached, "again_at": _number(rate, "iteration")}
+
+    def _iteration(self) -> int:
+        return int(_number(self._store.hget(self._key, "progress"), "iteration"))
+
+    def _all_there(self) -> bool:
+        """Each worker has a child, and each child says that it lives."""
+        children = {child.pid for worker in self._fleet.workers for child in worker.children()}
+        now = int(self._store.time()[0]) * 1000
+        live = {
+            int(name.rpartition(":")[2]) for name in self._store.zrangebyscore("impasto:workers", now - 2000, "+inf")
+        }
+        return len(children) == len(self._fleet.workers) and children <= live
+
+
+def _number(progress: str | None, name: str) -> float:
+    import json
+
+    return float(json.loads(progress)[name]) if progress else 0.0
+
+
+def campaign(folder: Path, history: History, *, seed: int, trials: int, without: str | None = None) -> None:
+    """Run it and tell the history."""
+    dice = random.Random(seed)
+    history.tell("begin", seed=seed, trials=trials, without=without)
+    with Fleet(folder, changed=CONTROLS.get(without or "", "")) as fleet, fleet.redis() as store:
+        trial = Trial(fleet, Caller(fleet.url), store)
+        for number in range(trials):
+            kind = "frozen" if dice.random() < FROZEN_SHARE else "died"
+            try:
+                history.tell("trial", kind=kind, **trial.run(kind, f"{seed}-{number}"))
+            except TimeoutError as error:
+                history.tell("stuck", kind=kind, what=str(error))
+                break
+        history.tell("end")
+
+
+def violations(file: Path) -> list[str]:
+    """What must not be, by the history alone."""
+    found = [f"{event['kind']}: never {event['what']}" for event in events(file, "stuck")]
+    for kind, limit in LIMITS.items():
+        seconds = [event["goes_on"] for event in events(file, "trial") if event["kind"] == kind]
+        if seconds and percentile(seconds, 0.99) > limit:
+            found.append(f"{kind}: 99 of 100 go on within {percentile(seconds, 0.99):.2f} s, not {limit}")
+    found += [
+        f"painted again from iteration {event['again_at']:.0f} of {event['reached']}"
+        for event in events(file, "trial")
+        if event["again_at"] < 0.2 * event["reached"]
+    ]
+    if not any(events(file, "end")):
+        found.append("the campaign did not come to its end")
+    return found
+
+
+@click.command()
+@click.option("--seed", default=1)
+@click.option("--trials", default=200)
+@click.option("--history", "file", type=click.Path(path_type=Path), default=None)
+@click.option("--without", type=click.Choice([*CONTROLS]), default=None)
+def main(seed: int, trials: int, file: Path | None, without: str | None) -> None:
+    """Kill and time."""
+    with tempfile.TemporaryDirectory(prefix="impasto-orphans-") as folder:
+        history = History(file or Path(folder) / "history.jsonl")
+        campaign(Path(folder) / "fleet", history, seed=seed, trials=trials, without=without)
+        for kind in LIMITS:
+            told = [event for event in events(history.file, "trial") if event["kind"] == kind]
+            for name in ("claimed", "goes_on"):
+                if seconds := [event[name] for event in told]:
+                    p50, p99, most = percentile(seconds, 0.5), percentile(seconds, 0.99), max(seconds)
+                    click.echo(
+                        f"| {kind}, {name}, {len(told)} trials: p50, p99, most | {p50:.2f}, {p99:.2f}, {most:.2f} s |"
+                    )
+        found = violations(history.file)
+        click.echo(f"| violations | {len(found)} |")
+        for line in found[:20]:
+            click.echo(line)
+    raise SystemExit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()
