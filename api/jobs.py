@@ -2,7 +2,7 @@
 
 import io
 from itertools import islice
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
@@ -12,6 +12,7 @@ from api import submission
 from api.deps import Blobs, Ring, Store
 from api.images import checked, known
 from core import errors, images
+from core.images import FORMATS
 from core.jobs import Job, JobInput, Status, is_job_id, new_job_id
 from core.spec import parse_spec, result_size
 from core.store import JobStore
@@ -19,6 +20,11 @@ from core.store import JobStore
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 POLL_SECONDS = 1
+
+
+def _pictures(*formats: str) -> dict[int | str, dict[str, Any]]:
+    """For the contract: 200 is a picture."""
+    return {200: {"content": {f"image/{kind}": {} for kind in formats}}}
 
 
 class JobResource(Job):
@@ -109,7 +115,7 @@ def listing(
     return JobPage(jobs=[resource(job) for job in jobs], next=following)
 
 
-@router.get("/{job_id}", response_model=JobResource, summary="How far is it?")
+@router.get("/{job_id}", response_model=JobResource, responses={304: {}}, summary="How far is it?")
 def look(
     job_id: str, store: Store, response: Response, if_none_match: Annotated[str | None, Header()] = None
 ) -> JobResource | Response:
@@ -125,7 +131,7 @@ def look(
     return resource(job)
 
 
-@router.get("/{job_id}/result", response_class=Response, summary="The picture")
+@router.get("/{job_id}/result", response_class=Response, responses=_pictures(*FORMATS), summary="The picture")
 def result(job_id: str, store: Store, blobs: Blobs, format: images.Format = "png") -> Response:
     """The finished picture as PNG (with a record of how it was made), JPEG or WebP."""
     job = _found(job_id, store)
@@ -142,7 +148,7 @@ def result(job_id: str, store: Store, blobs: Blobs, format: images.Format = "png
     return _picture(data, format, f'"{job.outputs[0].id}-{format}"', job.id)
 
 
-@router.get("/{job_id}/preview", response_class=Response, summary="The picture so far")
+@router.get("/{job_id}/preview", response_class=Response, responses=_pictures("jpeg"), summary="The picture so far")
 def preview(job_id: str, store: Store, blobs: Blobs) -> Response:
     """A small JPEG of the newest state, while there is one."""
     job = _found(job_id, store)
