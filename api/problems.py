@@ -114,10 +114,13 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, errors.ImpastoError)
         return problem(error)
 
-    async def framework(_: Request, error: Exception) -> Problem:
+    async def framework(request: Request, error: Exception) -> Problem:
         assert isinstance(error, HTTPException)
         answer = refusal(_FRAMEWORK.get(error.status_code, "bad_request"))
         answer.headers.update(error.headers or {})
+        methods = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
+        if error.status_code == 405 and methods:  # the framework names those of one route of the address only
+            answer.headers["Allow"] = ", ".join(sorted(method.upper() for method in methods))
         return answer
 
     async def invalid(_: Request, error: Exception) -> Problem:

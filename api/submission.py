@@ -128,9 +128,10 @@ def openapi_body() -> dict[str, Any]:
     many = {"type": "array", "items": picture}
     files = {"content": picture, "style": many, "mask": many, "init_image": picture}
     form = {**files, **knobs, "spec": {"type": "string"}}
-    digest = {"type": "string"}
-    many = {"type": "array", "items": digest}
-    digests = {"content": digest, "styles": many, "masks": many, "init_image": digest, "spec": spec}
+    digest = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
+    masks = {"type": "array", "items": digest, "maxItems": MAX_STYLES}
+    styles = {**masks, "minItems": 1}
+    digests = {"content": digest, "styles": styles, "masks": masks, "init_image": digest, "spec": spec}
     return {
         "required": True,
         "content": {
@@ -139,7 +140,12 @@ def openapi_body() -> dict[str, Any]:
                 "encoding": {"style": {"explode": True}, "mask": {"explode": True}},
             },
             "application/json": {
-                "schema": {"type": "object", "required": ["content", "styles"], "properties": digests}
+                "schema": {
+                    "type": "object",
+                    "required": ["content", "styles"],
+                    "properties": digests,
+                    "additionalProperties": False,
+                }
             },
         },
     }
