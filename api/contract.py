@@ -25,6 +25,10 @@ def describe(app: FastAPI) -> None:
     for name in _STOCK:
         schemas.pop(name, None)
     schemas["Problem"] = _problem()
+    for schema in schemas.values():
+        for field in schema.get("properties", {}).values():
+            if field.pop("contentMediaType", None):
+                field["format"] = "binary"  # as the other forms say it, and most programs expect a file
     setattr(app, "openapi", lambda: document)  # noqa: B010 - FastAPI's own way; mypy takes an assignment for an error
 
 
