@@ -20,7 +20,7 @@ _PLAIN = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 
 class Access:
-    """The outermost layer. Answers `X-Request-Id`: the client's own if it is short and plain, else a new one."""
+    """Around all that can fail. Answers `X-Request-Id`: the client's own if it is short and plain, else a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

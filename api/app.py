@@ -77,5 +77,5 @@ def _surround(app: FastAPI, own: ApiSettings) -> None:
             expose_headers=_READ,
         )
     app.add_middleware(problems.Reworded)
-    app.add_middleware(Policy)
     app.add_middleware(Access)
+    app.add_middleware(Policy)

@@ -3,6 +3,8 @@
 import os
 import sys
 
+import celery.apps.worker
+
 from core import errors, logs, settings
 from core.queue import make_celery
 from core.settings import Settings
@@ -18,9 +20,11 @@ def main() -> None:
         sys.stderr.write(f"impasto worker: {error.message}\n")
         sys.exit(2)
     logs.install(shared.log_format)
+    # These two speak past the logs: what stops a worker, and (below WARNING) what starts its child.
+    celery.apps.worker.safe_say = lambda *_: None
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     name = f"--hostname=worker-{os.getpid()}@%h"
-    make_celery(shared.redis_url).worker_main(["--quiet", "worker", "--loglevel=INFO", name, *quiet])
+    make_celery(shared.redis_url).worker_main(["--quiet", "worker", "--loglevel=WARNING", name, *quiet])
 
 
 if __name__ == "__main__":
