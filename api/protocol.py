@@ -157,7 +157,7 @@ class PatientProtocol(HttpToolsProtocol):
         else:
             self._patience = min(self.limits.patience, self._patience + moved / self.limits.rate) - elapsed
         self._timer = self.loop.call_later(TICK_SECONDS, self._look)
-        if self._patience < TICK_SECONDS / 2 or (self._in_body and now > self._body_until):
+        if self._patience <= 0 or (self._in_body and now > self._body_until):
             self._cut()
 
     def _moved(self) -> int | None:

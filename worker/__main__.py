@@ -21,7 +21,7 @@ def main() -> None:
         sys.exit(2)
     logs.install(shared.log_format)
     # These two speak past the logs: what stops a worker, and (below WARNING) what starts its child.
-    celery.apps.worker.safe_say = lambda *_: None
+    celery.apps.worker.safe_say = lambda *_: None  # type: ignore[attr-defined]
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     name = f"--hostname=worker-{os.getpid()}@%h"
     make_celery(shared.redis_url).worker_main(["--quiet", "worker", "--loglevel=WARNING", name, *quiet])
