@@ -62,7 +62,7 @@ def run(seed: int, count: int, history: Path, without: str | None) -> None:
         ]
         command += ["--report", "ndjson", "--report-ndjson-path", str(report)]
         environment = os.environ | _things(api, seed)
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        ended = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
         if not report.exists():
             raise RuntimeError(ended.stdout + ended.stderr)
         with report.open() as lines, history.open("w") as out:

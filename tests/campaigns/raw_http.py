@@ -94,6 +94,8 @@ def syntax(seed: int) -> Iterator[Case]:
     yield Case("chunks and length", framed(f"{te}: chunked", f"{length}: 2", body=chunks), bad, "bad_request")
     for value in ("gzip, chunked", "identity", "xchunked", "chunked, chunked", "\x0bchunked", "chunked, identity"):
         yield Case(f"coding {value!r}", framed(f"{te}: {value}", body=chunks), bad, "bad_request")
+        livez = request("GET", "/livez", f"{te}: {value}") + chunks
+        yield Case(f"coding {value!r} where no body is read", livez, bad, "bad_request")
     yield Case("coding twice", framed(f"{te}: chunked", f"{te}: chunked", body=chunks), bad, "bad_request")
     yield Case("coding, space before the colon", framed(f"{te} : chunked", body=chunks), bad, "bad_request")
     yield Case("chunks in HTTP/1.0", framed(f"{te}: chunked", body=chunks, version="1.0"), bad, "bad_request")
@@ -154,6 +156,7 @@ def heads() -> Iterator[Case]:
     yield Case("header of 20 KB", request("GET", "/livez", "A: " + "b" * 20_000), {431}, "headers_too_large")
     yield Case("header of 20 MB", request("GET", "/livez", b"A: " + b"b" * 20_000_000), {431}, "headers_too_large")
     yield Case("header name of 1 MB", request("GET", "/livez", b"A" * 1_000_000 + b": b"), {431}, "headers_too_large")
+    yield Case("header without end", b"GET /livez HTTP/1.1\r\nA: " + b"b" * 1_000_000, {431}, "headers_too_large")
     yield Case("90 headers", request("GET", "/livez", *["A: b"] * 90), {200})
     yield Case("101 headers", request("GET", "/livez", *["A: b"] * 101), {431}, "headers_too_large")
     yield Case("100,000 headers", request("GET", "/livez", *["A: b"] * 100_000), {431}, "headers_too_large")
