@@ -1,23 +1,44 @@
 """`python -m api`: one API process, until it is asked to go."""
 
+import resource
 import sys
 
 import uvicorn
 
 from api.app import create_app
+from api.protocol import Limits, patient
 from api.settings import ApiSettings
-from core import errors, settings
+from core import errors, logs, settings
+from core.settings import Settings
 
 
 def main() -> None:
     """Read the settings, then hand over to uvicorn."""
     try:
-        own = settings.read(ApiSettings)
-        app = create_app(own=own)
+        shared, own = settings.read(Settings), settings.read(ApiSettings)
+        app = create_app(shared, own)
     except errors.BadSettings as error:
         sys.stderr.write(f"impasto api: {error.message}\n")
         sys.exit(2)
-    uvicorn.run(app, host=own.host, port=own.port, timeout_graceful_shutdown=10)
+    logs.install(shared.log_format)
+    _open_many()
+    uvicorn.run(
+        app,
+        host=own.host,
+        port=own.port,
+        http=patient(Limits(own.patience_seconds, own.min_rate)),
+        ws="none",
+        log_config=None,
+        access_log=False,  # api/access.py
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+
+
+def _open_many() -> None:
+    """Each connection is a file, and many systems allow 1024 unless asked for more."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

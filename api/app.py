@@ -1,16 +1,20 @@
 """The one place where the API is put together."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.middleware.cors import CORSMiddleware
 
-from api import health, images, jobs, problems
+from api import contract, guard, health, images, jobs, policy, problems
+from api.access import Access
+from api.guard import Guard
+from api.policy import Policy
 from api.reaper import Reaper
 from api.settings import ApiSettings
 from core import settings
@@ -22,7 +26,9 @@ from core.store import JobStore
 
 WEB = Path(__file__).with_name("web")
 
-_PAGE_POLICY = "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+# What a page of an allowed origin may send, and read of an answer, beyond what CORS allows by itself.
+_SENT = ["Content-Type", "Idempotency-Key", "If-None-Match", "X-Request-Id"]
+_READ = ["ETag", "Location", "Retry-After", "X-Request-Id"]
 
 
 def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -> FastAPI:
@@ -50,23 +56,34 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         version=version("impasto"),
         description="Paints one picture in the style of another. Submit, poll, fetch the result.",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.store, app.state.blobs, app.state.settings = store, blobs, own
     app.state.ring = partial(ring, celery)
     problems.install(app)
-    app.middleware("http")(_harden)
+    _surround(app, own)
+    policy.add_docs(app)
     for part in (jobs, images, health):
         app.include_router(part.router)
     app.mount("/web", StaticFiles(directory=WEB), name="web")
     app.add_api_route("/", lambda: FileResponse(WEB / "index.html"), include_in_schema=False)
+    contract.describe(app)
     return app
 
 
-async def _harden(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """What every answer says to a browser. /docs loads its scripts from elsewhere, so the policy is not for it."""
-    response = problems.reworded(await call_next(request))
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    if not request.url.path.startswith(("/docs", "/redoc")):
-        response.headers["Content-Security-Policy"] = _PAGE_POLICY
-    return response
+def _surround(app: FastAPI, own: ApiSettings) -> None:
+    """The layers around the routes, from the inside out."""
+    app.add_middleware(Guard, names=guard.names_for(own.host, own.hosts), origins=own.origins)
+    if own.origins:
+        methods = ["GET", "HEAD", "POST", "DELETE"]
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=own.origins,
+            allow_methods=methods,
+            allow_headers=_SENT,
+            expose_headers=_READ,
+        )
+    app.add_middleware(problems.Reworded)
+    app.add_middleware(Access)
+    app.add_middleware(Policy)

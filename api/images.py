@@ -64,7 +64,7 @@ def upload(*, image: UploadFile, owner: Owner, store: Store, blobs: Blobs, confi
     return Kept(id=picture.digest, width=picture.width, height=picture.height, size_bytes=len(picture.data))
 
 
-@router.head("/{digest}", summary="Is this picture here?")
+@router.head("/{digest}", response_class=Response, summary="Is this picture here?")
 def look(digest: str, owner: Owner, store: Store, blobs: Blobs, config: Config) -> Response:
     """200 if a job can name this digest, and it stays for the time of an upload; else 404."""
     known(digest, owner, store, blobs, config.upload_keep_hours * 3600)

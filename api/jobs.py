@@ -13,6 +13,7 @@ from api import submission
 from api.deps import Blobs, Config, Owner, Ring, Store
 from api.images import checked, known
 from core import errors, images
+from core.images import FORMATS
 from core.jobs import Job, JobInput, Limits, Status, Terms, is_job_id, new_job_id
 from core.spec import StyleSpec, parse_spec, result_size
 from core.store import JobStore
@@ -22,6 +23,11 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 POLL_SECONDS = 1
 _BODY_BYTES = 100_000
 _KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
+
+
+def _pictures(*formats: str) -> dict[int | str, dict[str, Any]]:
+    """For the contract: 200 is a picture."""
+    return {200: {"content": {f"image/{kind}": {} for kind in formats}}}
 
 
 class JobResource(Job):
@@ -180,7 +186,7 @@ def listing(
     return JobPage(jobs=[resource(job) for job in jobs], next=following)
 
 
-@router.get("/{job_id}", response_model=JobResource, summary="How far is it?")
+@router.get("/{job_id}", response_model=JobResource, responses={304: {}}, summary="How far is it?")
 def look(
     job_id: str, owner: Owner, store: Store, response: Response, if_none_match: Annotated[str | None, Header()] = None
 ) -> JobResource | Response:
@@ -196,7 +202,7 @@ def look(
     return resource(job)
 
 
-@router.get("/{job_id}/result", response_class=Response, summary="The picture")
+@router.get("/{job_id}/result", response_class=Response, responses=_pictures(*FORMATS), summary="The picture")
 def result(job_id: str, owner: Owner, store: Store, blobs: Blobs, format: images.Format = "png") -> Response:
     """The picture as PNG (with a record of how it was made), JPEG or WebP; of a canceled job, how far it got."""
     job = _found(job_id, owner, store)
@@ -215,7 +221,7 @@ def result(job_id: str, owner: Owner, store: Store, blobs: Blobs, format: images
     return _picture(data, format, f'"{job.outputs[0].id}-{format}"', job.id)
 
 
-@router.get("/{job_id}/preview", response_class=Response, summary="The picture so far")
+@router.get("/{job_id}/preview", response_class=Response, responses=_pictures("jpeg"), summary="The picture so far")
 def preview(job_id: str, owner: Owner, store: Store, blobs: Blobs) -> Response:
     """A small JPEG of the newest state, while there is one."""
     job = _found(job_id, owner, store)

@@ -3,15 +3,16 @@
 Never an echo of the input, never a library's words.
 """
 
-import logging
 import math
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core import errors
 from core.images import FORMATS
@@ -31,8 +32,6 @@ STATUS: dict[type[errors.ImpastoError], int] = {
     errors.QuotaExceeded: 429,
     errors.Unavailable: 503,
 }
-
-log = logging.getLogger(__name__)
 
 
 class Problem(JSONResponse):
@@ -54,13 +53,21 @@ def problem(error: errors.ImpastoError) -> Problem:
     return Problem(status, error.code, error.message, retry_seconds)
 
 
-# What the framework refuses before our code is asked.
-_FRAMEWORK = {
-    400: ("bad_request", "The request could not be read; see /docs for its form."),
-    404: ("not_found", "There is nothing here; see /docs for what there is."),
-    405: ("method_not_allowed", "This address does not take that method; see /docs."),
-    413: ("upload_too_large", "The request is larger than is taken."),
+# What is refused before a route is asked: by the connection, the guard or the framework.
+REFUSALS = {
+    "bad_request": (400, "The request could not be read; see /docs for its form."),
+    "foreign_host": (403, "This service is not called by that name; IMPASTO_API_HOSTS lists more of its names."),
+    "foreign_site": (403, "Another site's page may not do this; IMPASTO_API_ORIGINS lists those that may."),
+    "not_found": (404, "There is nothing here; see /docs for what there is."),
+    "method_not_allowed": (405, "This address does not take that method; see /docs."),
+    "slow_request": (408, "The request came too slowly; send it again over a faster line."),
+    "upload_too_large": (413, "The request is larger than is taken."),
+    "uri_too_long": (414, "The address is longer than is taken."),
+    "unsupported_encoding": (415, "Send the body as it is, without a Content-Encoding."),
+    "range_not_satisfiable": (416, "The file has no such part."),
+    "headers_too_large": (431, "The headers are more, or longer, than are taken."),
 }
+_FRAMEWORK = {status: code for code, (status, _) in REFUSALS.items() if status not in (403, 415)}
 
 
 _PARAMETERS = {
@@ -74,11 +81,34 @@ _PARAMETERS = {
 }
 
 
-def reworded(response: Response) -> Response:
-    """The framework's own words where its limit on the body answers past the handlers, as a problem."""
-    if response.status_code == 413 and "json" not in response.headers.get("content-type", ""):
-        return Problem(413, *_FRAMEWORK[413])
-    return response
+def refusal(code: str) -> Problem:
+    """The response for one of REFUSALS."""
+    status, detail = REFUSALS[code]
+    return Problem(status, code, detail)
+
+
+class Reworded:
+    """Makes problems of the framework's own words where it answers past the handlers: its limit on bodies, CORS."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        instead: Problem | None = None
+
+        async def answer(message: Message) -> None:
+            nonlocal instead
+            if message["type"] == "http.response.start" and message["status"] in _FRAMEWORK:
+                headers = MutableHeaders(scope=message)
+                if headers.get("content-type", "").startswith("text/plain"):
+                    instead = refusal(_FRAMEWORK[message["status"]])
+                    headers["content-type"], headers["content-length"] = Problem.media_type, str(len(instead.body))
+            if instead is not None and message["type"] == "http.response.body":
+                message = {**message, "body": b"" if message.get("more_body") else instead.body}
+            await send(message)
+
+        await self._app(scope, receive, answer if scope["type"] == "http" else send)
 
 
 def install(app: FastAPI) -> None:
@@ -88,11 +118,13 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, errors.ImpastoError)
         return problem(error)
 
-    async def framework(_: Request, error: Exception) -> Problem:
+    async def framework(request: Request, error: Exception) -> Problem:
         assert isinstance(error, HTTPException)
-        code, detail = _FRAMEWORK.get(error.status_code, ("refused", "The request is refused."))
-        answer = Problem(error.status_code, code, detail)
+        answer = refusal(_FRAMEWORK.get(error.status_code, "bad_request"))
         answer.headers.update(error.headers or {})
+        methods = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
+        if error.status_code == 405 and methods:  # the framework names those of one route of the address only
+            answer.headers["Allow"] = ", ".join(sorted(method.upper() for method in methods))
         return answer
 
     async def invalid(_: Request, error: Exception) -> Problem:
@@ -100,11 +132,6 @@ def install(app: FastAPI) -> None:
         where: Any = error.errors()[0]["loc"][-1]
         return Problem(422, errors.BadInput.code, _PARAMETERS.get(where, "A value is not as it must be; see /docs."))
 
-    async def unforeseen(request: Request, error: Exception) -> Problem:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return Problem(500, errors.ImpastoError.code, errors.ImpastoError().message)
-
     app.add_exception_handler(errors.ImpastoError, ours)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, unforeseen)

@@ -172,9 +172,10 @@ def openapi_body() -> dict[str, Any]:
     wishes["priority"] = {**wishes["priority"], "type": "string", "enum": [*Priority]}
     wishes["priority"].pop("$ref", None)
     form = {**files, **knobs, "spec": {"type": "string"}, **wishes}
-    digest = {"type": "string"}
-    many = {"type": "array", "items": digest}
-    digests = {"content": digest, "styles": many, "masks": many, "init_image": digest, "spec": spec, **wishes}
+    digest = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
+    masks = {"type": "array", "items": digest, "maxItems": MAX_STYLES}
+    styles = {**masks, "minItems": 1}
+    digests = {"content": digest, "styles": styles, "masks": masks, "init_image": digest, "spec": spec, **wishes}
     return {
         "required": True,
         "content": {
@@ -183,7 +184,12 @@ def openapi_body() -> dict[str, Any]:
                 "encoding": {"style": {"explode": True}, "mask": {"explode": True}},
             },
             "application/json": {
-                "schema": {"type": "object", "required": ["content", "styles"], "properties": digests}
+                "schema": {
+                    "type": "object",
+                    "required": ["content", "styles"],
+                    "properties": digests,
+                    "additionalProperties": False,
+                }
             },
         },
     }

@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from core import errors
+from core import errors, logs
 
 
 def _home(variable: str, fallback: str) -> Path:
@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"), description="The networks' weights."
     )
+    log_format: logs.Format = Field("text", description="How to log: text for people, json for machines.")
     url: str = Field("http://127.0.0.1:8000", description="Where clients find the service (submit, watch).")
 
     @property

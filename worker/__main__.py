@@ -3,7 +3,9 @@
 import os
 import sys
 
-from core import errors, settings
+import celery.apps.worker
+
+from core import errors, logs, settings
 from core.queue import make_celery
 from core.settings import Settings
 from worker.settings import WorkerSettings
@@ -12,14 +14,17 @@ from worker.settings import WorkerSettings
 def main() -> None:
     """Read the settings, then hand over to Celery."""
     try:
-        redis_url = settings.read(Settings).redis_url
+        shared = settings.read(Settings)
         settings.read(WorkerSettings)
     except errors.BadSettings as error:
         sys.stderr.write(f"impasto worker: {error.message}\n")
         sys.exit(2)
+    logs.install(shared.log_format)
+    # These two speak past the logs: what stops a worker, and (below WARNING) what starts its child.
+    celery.apps.worker.safe_say = lambda *_: None  # type: ignore[attr-defined]
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     name = f"--hostname=worker-{os.getpid()}@%h"
-    make_celery(redis_url).worker_main(["worker", "--loglevel=INFO", name, *quiet])
+    make_celery(shared.redis_url).worker_main(["--quiet", "worker", "--loglevel=WARNING", name, *quiet])
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from billiard.process import active_children
 from celery import shared_task
-from celery.signals import worker_process_init, worker_ready, worker_shutting_down
+from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutting_down
 
-from core import errors, settings
+from core import errors, logs, settings
 from core.queue import STYLIZE, ring
 from core.settings import Settings
 from core.store import JobStore
@@ -40,6 +40,12 @@ def stylize() -> None:
         _painter().run_next()
     except errors.Unavailable as error:  # the job comes back when its lease has run out; the reaper rings
         log.warning("%s", error.message)
+
+
+@setup_logging.connect
+def _log(**_: Any) -> None:
+    """Celery asks in the worker and in each child, and then leaves the logs alone."""
+    logs.install(settings.read(Settings).log_format)
 
 
 @worker_process_init.connect

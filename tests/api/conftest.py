@@ -23,7 +23,7 @@ def app(valkey: Any, tmp_path: Path) -> FastAPI:
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
     """Not entered as a context: no reaper runs beside the test."""
-    client = TestClient(app, raise_server_exceptions=False)
+    client = TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
     yield client
     client.close()
     app.state.store.close()

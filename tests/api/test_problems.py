@@ -84,6 +84,6 @@ def test_the_page_and_its_parts_are_served_with_a_policy(client: TestClient) -> 
     page = client.get("/")
 
     assert (200, "text/html; charset=utf-8") == (page.status_code, page.headers["content-type"])
-    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "default-src 'none'; script-src 'self';" in page.headers["content-security-policy"]
     assert [200, 200] == [client.get(path).status_code for path in ("/web/app.js", "/web/style.css")]
     assert 404 == client.get("/web/..%2fsettings.py").status_code

@@ -1,0 +1,72 @@
+"""What browsers are told with every answer: run nothing, embed nothing, ask nobody else. Knows paths, not contents."""
+
+import base64
+import hashlib
+import re
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.datastructures import MutableHeaders
+from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_NOBODY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+# The page. blob: is a picture that was chosen and not yet sent. Its form is sent by its script, so it needs no action.
+_PAGE = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    f"require-trusted-types-for 'script'; trusted-types 'none'; {_NOBODY}"
+)
+# All else: JSON and pictures. Opened as a document, not even a picture that is a page for some browser can do anything.
+_DATA = f"default-src 'none'; sandbox; {_NOBODY}"
+
+_ALWAYS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+}
+
+
+class Policy:
+    """Puts the headers on every answer, unless the answer has its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("Content-Security-Policy", _PAGE if _is_page(scope["path"]) else _DATA)
+                for name, value in _ALWAYS.items():
+                    headers[name] = value
+            await send(message)
+
+        await self._app(scope, receive, answer)
+
+
+def _is_page(path: str) -> bool:
+    return path == "/" or path.startswith("/web/")
+
+
+def add_docs(app: FastAPI) -> None:
+    """/docs: loads its scripts from elsewhere, so it has a policy of its own, which names them and no others."""
+    page = get_swagger_ui_html(openapi_url="/openapi.json", title="Impasto: the API", swagger_favicon_url="data:,")
+    html = bytes(page.body).decode()
+    inline = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in inline]
+    elsewhere = " ".join(re.findall(r"(?:src|href)=\"(https://[^\"]+)\"", html))
+    scripts = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    policy = (
+        f"default-src 'none'; script-src {scripts} {elsewhere}; style-src 'unsafe-inline' {elsewhere}; "
+        f"img-src 'self' data:; connect-src 'self'; {_NOBODY}"
+    )
+    headers = {"Content-Security-Policy": policy}
+    app.add_api_route("/docs", lambda: HTMLResponse(html, headers=headers), include_in_schema=False)

@@ -1,0 +1,65 @@
+"""What browsers are told."""
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+WEB = Path(__file__).parents[2] / "api" / "web"
+
+
+def _policy(answer: object) -> dict[str, str]:
+    parts = answer.headers["content-security-policy"].split("; ")  # type: ignore[attr-defined]
+    return {name: rest for name, _, rest in (part.partition(" ") for part in parts)}
+
+
+@pytest.mark.parametrize("path", ["/", "/web/app.js", "/docs", "/openapi.json", "/livez", "/v1/jobs", "/nowhere"])
+def test_every_answer_can_neither_be_sniffed_nor_embedded_nor_run(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    policy = _policy(answer)
+
+    assert "nosniff" == answer.headers["x-content-type-options"]
+    assert "no-referrer" == answer.headers["referrer-policy"]
+    assert "same-origin" == answer.headers["cross-origin-resource-policy"]
+    assert "same-origin" == answer.headers["cross-origin-opener-policy"]
+    assert "camera=()" in answer.headers["permissions-policy"]
+    names = ("default-src", "base-uri", "form-action", "frame-ancestors")
+    assert ["'none'"] * 4 == [policy[name] for name in names]
+    assert "unsafe-inline" not in policy.get("script-src", "")
+    assert "unsafe-eval" not in answer.headers["content-security-policy"]
+
+
+def test_data_opened_as_a_page_is_in_a_sandbox(client: TestClient) -> None:
+    assert "" == _policy(client.get("/v1/jobs"))["sandbox"]
+
+
+def test_the_page_needs_nothing_that_its_policy_forbids(client: TestClient) -> None:
+    html, script = client.get("/").text, (WEB / "app.js").read_text()
+
+    assert not re.search(r"<script(?![^>]*src=)|<style|\son\w+=|\sstyle=|javascript:", html)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script)
+    assert all(address.startswith("/") for address in re.findall(r"(?:src|href)=\"([^\"]+)\"", html))
+
+
+def test_the_docs_run_the_scripts_that_they_name_and_no_others(client: TestClient) -> None:
+    page = client.get("/docs")
+    scripts = _policy(page)["script-src"].split(" ")
+
+    for inline in re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL):
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()}'" in scripts
+    assert all(source in scripts for source in re.findall(r"<script src=\"([^\"]+)\"", page.text))
+
+
+def test_what_nobody_foresaw_has_the_headers_too(app: FastAPI, client: TestClient) -> None:
+    @app.get("/v1/explode")
+    def explode() -> None:
+        raise RuntimeError
+
+    answer = client.get("/v1/explode")
+
+    assert (500, "nosniff") == (answer.status_code, answer.headers["x-content-type-options"])
+    assert answer.headers["x-request-id"]

