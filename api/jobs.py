@@ -1,8 +1,8 @@
 """Jobs over HTTP: submit, look, list, result, preview, cancel, delete."""
 
-import io
 from itertools import islice
-from typing import IO, Annotated
+from pathlib import Path
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
@@ -10,10 +10,10 @@ from starlette.concurrency import run_in_threadpool
 
 from api import submission
 from api.deps import Blobs, Ring, Store
-from api.images import checked, known
+from api.images import inspected, known
 from core import errors, images
 from core.jobs import Job, JobInput, Status, is_job_id, new_job_id
-from core.spec import parse_spec, result_size
+from core.spec import StyleSpec, parse_spec, result_size
 from core.store import JobStore
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -58,28 +58,30 @@ async def submit(request: Request, response: Response, store: Store, blobs: Blob
 
     Answers at once with the job; poll its `self` link.
     """
-    async with submission.received(request) as submitted:
-        job = await run_in_threadpool(_create, submitted, store, blobs)
+    async with submission.received(request, blobs) as submitted:
+        spec = await run_in_threadpool(_resolved, submitted, store, blobs)
+        sizes = [await inspected(_file(picture, blobs)) for picture in submitted.pictures()]
+        result_size(*sizes[0], spec.size, seamless=spec.seamless)
+        job = await run_in_threadpool(_create, submitted, spec, store, blobs)
     await run_in_threadpool(ring)  # if nobody hears it, the reaper rings again
     response.headers["Location"] = f"{router.prefix}/{job.id}"
     response.headers["Retry-After"] = str(POLL_SECONDS)
     return resource(job)
 
 
-def _create(submitted: submission.Submission, store: JobStore, blobs: Blobs) -> Job:
-    """All is checked before anything is stored; all is on disk, pictures and record, before the answer is given."""
+def _resolved(submitted: submission.Submission, store: JobStore, blobs: Blobs) -> StyleSpec:
+    """The knobs for these pictures; those named by digest are here, and stay."""
     spec = parse_spec(submitted.knobs)
     init = submitted.init_image is not None
     spec = spec.for_pictures(len(submitted.styles), len(submitted.masks), init_image=init)
-    pictures = submitted.pictures()
-    for digest in (picture for picture in pictures if isinstance(picture, str)):
+    for digest in (picture for picture in submitted.pictures() if isinstance(picture, str)):
         known(digest, store, blobs)
-    files = [checked(_open(picture, blobs)) for picture in pictures]
-    result_size(files[0].width, files[0].height, spec.size, seamless=spec.seamless)
-    for file in files:
-        store.hold(file.digest)
-        blobs.put(file.data)
-    digests = iter([file.digest for file in files])
+    return spec
+
+
+def _create(submitted: submission.Submission, spec: StyleSpec, store: JobStore, blobs: Blobs) -> Job:
+    """All was checked before anything is stored; all is on disk, pictures and record, before the answer is given."""
+    digests = iter([_kept(picture, store, blobs) for picture in submitted.pictures()])
     job_input = JobInput(
         content=next(digests),
         styles=list(islice(digests, len(submitted.styles))),
@@ -90,8 +92,16 @@ def _create(submitted: submission.Submission, store: JobStore, blobs: Blobs) -> 
     return store.create(new_job_id(), job_input)
 
 
-def _open(picture: submission.Picture, blobs: Blobs) -> IO[bytes]:
-    return io.BytesIO(blobs.get(picture)) if isinstance(picture, str) else picture
+def _kept(picture: submission.Picture, store: JobStore, blobs: Blobs) -> str:
+    """Its digest. One that was named by it is held by now."""
+    if isinstance(picture, str):
+        return picture
+    store.hold(picture.digest)
+    return blobs.keep(picture)
+
+
+def _file(picture: submission.Picture, blobs: Blobs) -> Path:
+    return blobs.path(picture) if isinstance(picture, str) else picture.path
 
 
 @router.get("", summary="List jobs")

@@ -4,21 +4,24 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from fastapi import Request
 from starlette.datastructures import FormData
 
+from api import form
 from core import errors, images
+from core.blobs import Blobs, Part
 from core.spec import KNOBS, MAX_STYLES, StyleSpec
 
 MAX_PICTURES = 2 + 2 * MAX_STYLES  # the photo, paintings, a mask for each, and one to begin with
 BODY_BYTES = MAX_PICTURES * (images.MAX_BYTES + 10_000) + 1_000_000
 _JSON_BYTES = 100_000
+_FORM = form.Limits(files=MAX_PICTURES, fields=2 * len(KNOBS), text_bytes=_JSON_BYTES)
 
 PICTURE_FIELDS = ("content", "style", "mask", "init_image")
 
-Picture = IO[bytes] | str  # an uploaded file, or the digest of a picture sent before
+Picture = Part | str  # an uploaded file, or the digest of a picture sent before
 
 
 @dataclass
@@ -37,15 +40,17 @@ class Submission:
 
 
 @asynccontextmanager
-async def received(request: Request) -> AsyncIterator[Submission]:
-    """The submission; its files are open inside, and gone afterwards. Raises BadRequest, BadSpec, UploadTooLarge."""
+async def received(request: Request, blobs: Blobs) -> AsyncIterator[Submission]:
+    """The submission; its files are open inside, and gone afterwards unless they were kept.
+
+    Raises BadRequest, BadSpec, UploadTooLarge, StorageFull.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         yield _from_json(await _body(request))
     elif kind == "multipart/form-data":
-        limits = {"max_files": MAX_PICTURES, "max_fields": 2 * len(KNOBS), "max_part_size": _JSON_BYTES}
-        async with request.form(**limits) as form:
-            yield _from_form(form)
+        async with form.opened(request, blobs, _FORM) as received:
+            yield _from_form(received)
     else:
         raise errors.BadRequest("Send multipart/form-data with the files content and style, or application/json.")
 
@@ -78,14 +83,14 @@ def _are_digests(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= MAX_STYLES and all(isinstance(item, str) for item in value)
 
 
-def _from_form(form: FormData) -> Submission:
+def _from_form(data: FormData) -> Submission:
     pictures: dict[str, list[Picture]] = {name: [] for name in PICTURE_FIELDS}
     knobs: dict[str, Any] = {}
     spec: dict[str, Any] = {}
-    for name, value in form.multi_items():
+    for name, value in data.multi_items():
         if name in pictures:
             if not isinstance(value, str):
-                pictures[name].append(value.file)
+                pictures[name].append(form.part_of(value))
             elif value.strip():
                 pictures[name].append(value)
         elif not isinstance(value, str):

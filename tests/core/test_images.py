@@ -4,6 +4,8 @@ import io
 import json
 import struct
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +32,18 @@ def _bytes(picture: Image.Image, kind: str, **options: Any) -> bytes:
 
 def _near(expected: tuple[int, int, int], got: Any, tolerance: int = 12) -> bool:
     return all(abs(a - b) <= tolerance for a, b in zip(expected, got, strict=True))
+
+
+@pytest.fixture
+def inspect(tmp_path: Path) -> Callable[[bytes], tuple[int, int]]:
+    """Bytes in a file, given to a child."""
+
+    def look(data: bytes) -> tuple[int, int]:
+        file = tmp_path / "upload"
+        file.write_bytes(data)
+        return images.inspect_in_child(file)
+
+    return look
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -176,12 +190,14 @@ def _head_of_png(width: int, height: int) -> bytes:
         pytest.param(_head_of_png(40, 40)[:16] + b"\0" * 40, errors.BadImage, id="no head"),
     ],
 )
-def test_what_is_no_good_is_refused(data: bytes, error: type[errors.ImpastoError]) -> None:
+def test_what_is_no_good_is_refused(
+    inspect: Callable[[bytes], Any], data: bytes, error: type[errors.ImpastoError]
+) -> None:
     """The same refusal here and through the child process."""
     with pytest.raises(error) as here:
         images.decode(data)
     with pytest.raises(error) as child:
-        images.inspect_in_child(data)
+        inspect(data)
 
     assert type(here.value) is type(child.value) is error
     assert here.value.message == child.value.message
@@ -208,24 +224,24 @@ def test_a_png_with_a_damaged_chunk_is_refused_and_one_with_something_behind_its
     assert (64, 48) == images.decode(whole + b"<script>").size
 
 
-def test_the_child_tells_the_upright_size() -> None:
+def test_the_child_tells_the_upright_size(inspect: Callable[[bytes], Any]) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
 
-    assert (48, 64) == images.inspect_in_child(_bytes(_colors(), "JPEG", exif=exif))
+    assert (48, 64) == inspect(_bytes(_colors(), "JPEG", exif=exif))
 
 
 @pytest.mark.parametrize(("limit", "value"), [("DECODE_MEMORY_BYTES", 300 * 2**20), ("DECODE_SECONDS", 0)])
 def test_a_file_that_eats_memory_or_time_harms_only_the_child(
-    monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+    inspect: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
     """A few bytes of WebP can ask for a gigabyte; a limit below what this one needs stands in for the real one."""
     big = _bytes(Image.new("RGB", (5000, 5000), "white"), "WEBP", lossless=True)
-    assert (5000, 5000) == images.inspect_in_child(big)
+    assert (5000, 5000) == inspect(big)
 
     monkeypatch.setattr(images, limit, value)
     with pytest.raises(errors.BadImage):
-        images.inspect_in_child(big)
+        inspect(big)
 
 
 @pytest.mark.parametrize(("kind", "pillow"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
