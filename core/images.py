@@ -250,7 +250,7 @@ def _verdict_of_child(file: Path) -> bytes | None:
 
 def _inspect(pipe: Connection, file: Path, memory_bytes: int, seconds: int) -> None:
     data = file.read_bytes()
-    sandbox.close_others(pipe.fileno())
+    sandbox.let_go(pipe.fileno())
     filtered = sandbox.enter(memory_bytes, seconds)
     try:
         width, height = decode(data).size

@@ -87,5 +87,14 @@ def test_what_needs_no_leave_still_works(tmp_path: Path) -> None:
 
 
 @here
+def test_what_a_decoder_prints_does_not_reach_the_log(tmp_path: Path) -> None:
+    (tmp_path / "upload").write_bytes(b"x")
+    script = _TAKEN_OVER.format(attempt="os.write(2, b'flood'); print('flood', flush=True)")
+    done = subprocess.run([sys.executable, "-c", script, tmp_path, "decoder"], capture_output=True, check=True)
+
+    assert b"flood" not in done.stdout + done.stderr
+
+
+@here
 def test_the_children_of_the_api_are_filtered() -> None:
     assert images.warm_up()
