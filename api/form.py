@@ -3,7 +3,7 @@
 Knows no fields. The files lie among the blobs' parts: where one ends up in any case, and where a full disk is felt.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -18,6 +18,8 @@ from core import errors, images
 from core.blobs import Blobs, Part
 
 _WRITERS = CapacityLimiter(4)  # a disk that is slow must not take the threads that other requests need
+
+_PIECE_BYTES = 16_384
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class _Parser(MultiPartParser):
     """Starlette's, with its files elsewhere: it would hold the first megabyte of each in memory."""
 
     def __init__(self, request: Request, blobs: Blobs, limits: Limits) -> None:
-        super().__init__(request.headers, request.stream(), max_files=limits.files, max_fields=limits.fields)
+        super().__init__(request.headers, _pieces(request), max_files=limits.files, max_fields=limits.fields)
         self.max_part_size = self._text_left = limits.text_bytes
         self._blobs = blobs
 
@@ -61,6 +63,22 @@ class _Parser(MultiPartParser):
             if self._text_left < 0:
                 raise errors.UploadTooLarge("The form has more text than is taken.")
         super().on_part_data(data, start, end)
+
+
+async def _pieces(request: Request) -> AsyncGenerator[bytes, None]:
+    """The body in small pieces, for the parser copies what it is given; and no block is held while the next is awaited,
+
+    as Starlette does: with many clients at once it is the blocks that take the memory.
+    """
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        more, block = message.get("more_body", False), message.get("body", b"")
+        for start in range(0, len(block), _PIECE_BYTES):
+            yield block[start : start + _PIECE_BYTES]
+        del message, block
 
 
 @asynccontextmanager

@@ -92,6 +92,7 @@ class Client:
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._used = 0.0
 
     def upload(self, file: File, kind: str) -> Entry:
         """As a picture of its own."""
@@ -105,6 +106,8 @@ class Client:
     def _send(self, path: str, parts: list[tuple[str, File]], file: File, kind: str) -> Entry:
         entry: Entry = {"kind": kind, "name": file.name, "bytes": len(file.data), "pinned": list(file.verdict)}
         body = b"".join(_part(name, part) for name, part in parts) + b"--frontier--\r\n"
+        if time.monotonic() - self._used > 1:  # a server closes a connection that has long been idle
+            self._connection.close()
         began = time.monotonic()
         try:
             self._connection.request(
@@ -118,6 +121,7 @@ class Client:
         except (OSError, http.client.HTTPException, ValueError) as error:
             self._connection.close()
             return entry | {"status": 0, "code": type(error).__name__, "seconds": time.monotonic() - began}
+        self._used = time.monotonic()
         entry |= {"status": response.status, "code": answer.get("code", ""), "seconds": time.monotonic() - began}
         entry["retry_after"] = response.headers.get("Retry-After")
         if response.status in (201, 202):
