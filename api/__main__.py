@@ -4,6 +4,7 @@ import sys
 
 import uvicorn
 
+from api import cycle
 from api.app import create_app
 from api.settings import ApiSettings
 from core import errors, settings
@@ -17,6 +18,7 @@ def main() -> None:
     except errors.BadSettings as error:
         sys.stderr.write(f"impasto api: {error.message}\n")
         sys.exit(2)
+    cycle.install()
     uvicorn.run(app, host=own.host, port=own.port, timeout_graceful_shutdown=10)
 
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hostile_files
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from core import errors, images
+from core import errors, images, png
 
 GRADIENT = Image.linear_gradient("L").resize((64, 48))
 
@@ -203,15 +204,40 @@ def test_what_is_no_good_is_refused(
     assert here.value.message == child.value.message
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_file_cut_anywhere_is_refused(kind: str) -> None:
-    """Also by the few last bytes that Pillow does not miss; two bytes of a JPEG's end mark are the exception."""
-    whole = _bytes(_colors(), kind)
-    cuts = [*range(3 if kind == "JPEG" else 1, 40), len(whole) // 2, len(whole) - 12]
+@pytest.mark.parametrize("name", sorted(hostile_files.encodings()))
+def test_a_file_cut_at_any_byte_is_refused_and_one_with_something_behind_its_end_is_not(name: str) -> None:
+    """Thumbnails, comments and second pictures hold end marks that are not the file's."""
+    whole = hostile_files.encodings()[name]
+    assert images.decode(whole) == images.decode(whole + b"<script>\xff\xd9IEND") == images.decode(whole + bytes(999))
 
-    for cut in cuts:
+    for end in range(len(whole)):
         with pytest.raises(errors.BadImage):
-            images.decode(whole[:-cut])
+            images.decode(whole[:end])
+
+
+@pytest.mark.parametrize("name", sorted(hostile_files.canaries()))
+def test_nothing_but_pixels_comes_from_a_file(name: str) -> None:
+    """Neither into a result nor into a preview, whatever the format and wherever the file had it."""
+    data = hostile_files.canaries()[name]
+    assert hostile_files.CANARY in data
+    picture = images.decode(data)
+
+    for kind in images.FORMATS:
+        for seen in (picture, images.thumbnail(picture, 40)):
+            encoded = images.encode(seen, kind, {"spec": {}})
+            assert hostile_files.CANARY not in encoded
+            assert {"impasto", "jfif", "jfif_version", "jfif_unit", "jfif_density", "loop", "background"} >= {
+                *Image.open(io.BytesIO(encoded)).info
+            } - {"timestamp", "duration"}
+
+
+def test_texts_are_taken_up_to_a_mebibyte() -> None:
+    def stuffed(count: int) -> bytes:
+        return hostile_files.png(40, 40, 8, 2, hostile_files.chunk(b"tEXt", b"a\0" + bytes(98)) * count)
+
+    assert (40, 40) == images.decode(stuffed(png.MAX_METADATA_BYTES // 100)).size
+    with pytest.raises(errors.BadImage, match="more text"):
+        images.decode(stuffed(png.MAX_METADATA_BYTES // 100 + 1))
 
 
 def test_a_png_with_a_damaged_chunk_is_refused_and_one_with_something_behind_its_end_is_not() -> None:
