@@ -40,7 +40,7 @@ GOOD = {"pinned": [201, ""], "status": 201, "code": "", "digests": ["a"]}
         ("not (422", _entry(status=500, code="internal"), {}),
         ("not (0", _entry(kind="mutant", pinned=[0, ""], status=503, code="unavailable"), {}),
         ("does not decode again", _entry(**GOOD, decodes=False), {"blobs": ["a"]}),
-        ("after 13.0 s", _entry(seconds=13.0), {}),
+        ("after 22.0 s", _entry(seconds=22.0), {}),
         ("is gone", _entry(**GOOD, decodes=True), {}),
         ("nobody was told", _entry(), {"blobs": ["a"]}),
         ("a part was left", _entry(), {"parts": ["tmp1"]}),
