@@ -5,6 +5,7 @@ import sys
 
 import uvicorn
 
+from api import cycle
 from api.app import create_app
 from api.protocol import Limits, patient
 from api.settings import ApiSettings
@@ -22,6 +23,7 @@ def main() -> None:
         sys.exit(2)
     logs.install(shared.log_format)
     _open_many()
+    cycle.install()
     uvicorn.run(
         app,
         host=own.host,

@@ -1,5 +1,6 @@
 """The one place where the API is put together."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
 from api import contract, guard, health, images, jobs, policy, problems
@@ -17,12 +19,15 @@ from api.guard import Guard
 from api.policy import Policy
 from api.reaper import Reaper
 from api.settings import ApiSettings
+from core import images as pictures
 from core import settings
 from core.blobs import Blobs
 from core.checkpoints import Checkpoints
 from core.queue import make_celery, ring
 from core.settings import Settings
 from core.store import JobStore
+
+log = logging.getLogger(__name__)
 
 WEB = Path(__file__).with_name("web")
 
@@ -46,6 +51,8 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if not await run_in_threadpool(pictures.warm_up):
+            log.warning("pictures are decoded without a filter on system calls: this system has none that we know")
         reaper.start()
         yield
         reaper.stop()

@@ -1,19 +1,34 @@
 """Pictures coming in: POST /v1/images, HEAD /v1/images/{digest}; and checking an upload, as jobs do, too."""
 
-from dataclasses import dataclass
-from typing import IO
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from fastapi import APIRouter, Response, UploadFile
+from anyio import CapacityLimiter, fail_after, to_thread
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
+from starlette.datastructures import UploadFile
 
+from api import form
 from api.deps import Blobs, Config, Owner, Store
 from core import errors, images
-from core.blobs import digest_of
 from core.store import HOLD_SECONDS
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
 BODY_BYTES = images.MAX_BYTES + 100_000
+_FORM = form.Limits(files=1, fields=1, text_bytes=1000)
+_FORM_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["image"],
+    "properties": {"image": {"type": "string", "format": "binary"}},
+}
+
+# Decoding children at a time: each may take images.DECODE_MEMORY_BYTES. Who waits for one waits in no thread, so that
+# requests without pictures stay quick, and not for long.
+_CHILDREN = CapacityLimiter(max(2, os.cpu_count() or 1))
+WAIT_SECONDS = 10.0
 
 
 class Kept(BaseModel):
@@ -25,24 +40,20 @@ class Kept(BaseModel):
     size_bytes: int
 
 
-@dataclass(frozen=True)
-class Checked:
-    """A picture that may be kept; nothing is stored yet."""
+async def inspected(file: Path, *, mask: bool = False) -> tuple[int, int]:
+    """(width, height) of a picture that a child has decoded; a mask must not be black all over.
 
-    digest: str
-    width: int
-    height: int
-    data: bytes
-
-
-def checked(file: IO[bytes], *, mask: bool = False) -> Checked:
-    """Read an upload and decode it in a child; a mask must not be black all over.
-
-    Raises BadImage and its kind, UploadTooLarge, Unavailable.
+    Raises BadImage and its kind, Unavailable.
     """
-    data = file.read(images.MAX_BYTES + 1)
-    width, height = images.inspect_in_child(data, mask=mask)
-    return Checked(digest_of(data), width, height, data)
+    try:
+        with fail_after(WAIT_SECONDS):
+            await _CHILDREN.acquire()
+    except TimeoutError:
+        raise errors.Unavailable("Too many pictures are waiting to be looked at; try again in a few seconds.") from None
+    try:
+        return await to_thread.run_sync(partial(images.inspect_in_child, file, mask=mask))
+    finally:
+        _CHILDREN.release()
 
 
 def known(digest: str, owner: str, store: Store, blobs: Blobs, keep_seconds: float = HOLD_SECONDS) -> None:
@@ -54,14 +65,31 @@ def known(digest: str, owner: str, store: Store, blobs: Blobs, keep_seconds: flo
     raise errors.ImageNotFound()
 
 
-@router.post("", status_code=201, summary="Upload a picture once", max_body_size=BODY_BYTES)
-def upload(*, image: UploadFile, owner: Owner, store: Store, blobs: Blobs, config: Config, response: Response) -> Kept:
+@router.post(
+    "",
+    status_code=201,
+    summary="Upload a picture once",
+    max_body_size=BODY_BYTES,
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM_SCHEMA}}}},
+)
+async def upload(
+    *, request: Request, owner: Owner, store: Store, blobs: Blobs, config: Config, response: Response
+) -> Kept:
     """Send a JPEG, PNG or WebP file as the form field `image`; the answer names it by its digest."""
-    picture = checked(image.file)
-    store.hold(picture.digest, config.upload_keep_hours * 3600, owner)
-    blobs.put(picture.data)
-    response.headers["Location"] = f"/v1/images/{picture.digest}"
-    return Kept(id=picture.digest, width=picture.width, height=picture.height, size_bytes=len(picture.data))
+    async with form.opened(request, blobs, _FORM) as received:
+        image = received.get("image")
+        if not isinstance(image, UploadFile):
+            raise errors.BadInput("Send the picture as a file in the form field image.")
+        part = form.part_of(image)
+        width, height = await inspected(part.path)
+
+        def keep() -> str:
+            store.hold(part.digest, config.upload_keep_hours * 3600, owner)
+            return blobs.keep(part)
+
+        digest = await to_thread.run_sync(keep)
+    response.headers["Location"] = f"/v1/images/{digest}"
+    return Kept(id=digest, width=width, height=height, size_bytes=image.size or 0)
 
 
 @router.head("/{digest}", response_class=Response, summary="Is this picture here?")

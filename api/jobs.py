@@ -1,9 +1,9 @@
 """Jobs over HTTP: submit, look, list, result, preview, cancel, delete."""
 
-import io
 from dataclasses import dataclass
 from itertools import islice
-from typing import IO, Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api import submission
 from api.deps import Blobs, Config, Owner, Ring, Store
-from api.images import checked, known
+from api.images import inspected, known
 from core import errors, images
 from core.images import FORMATS
 from core.jobs import Job, JobInput, Limits, Status, Terms, is_job_id, new_job_id
@@ -131,26 +131,28 @@ async def submit(
     Answers at once with the job; poll its `self` link. The same `Idempotency-Key` again, within a day, gives the same
     job: send one, and a request may be repeated safely when its answer was lost.
     """
-    async with submission.received(request) as submitted:
-        job_input = await run_in_threadpool(_stored, submitted, taker.owner, taker.store, taker.blobs)
+    async with submission.received(request, taker.blobs) as submitted:
+        spec = await run_in_threadpool(_resolved, submitted, taker)
+        seen = zip(submitted.pictures(), _must_select(submitted, spec), strict=False)
+        sizes = [await inspected(_file(picture, taker.blobs), mask=mask) for picture, mask in seen]
+        result_size(*sizes[0], spec.size, seamless=spec.seamless)
+        job_input = await run_in_threadpool(_stored, submitted, spec, taker)
         return await run_in_threadpool(taker.take, job_input, submitted.wishes, response, key=idempotency_key)
 
 
-def _stored(submitted: submission.Submission, owner: str, store: JobStore, blobs: Blobs) -> JobInput:
-    """All is checked before anything is stored; all is on disk, pictures and record, before the answer is given."""
+def _resolved(submitted: submission.Submission, taker: Taker) -> StyleSpec:
+    """The knobs for these pictures; those named by digest are here, and stay."""
     spec = parse_spec(submitted.knobs)
     init = submitted.init_image is not None
     spec = spec.for_pictures(len(submitted.styles), len(submitted.masks), init_image=init)
-    pictures = submitted.pictures()
-    for digest in (picture for picture in pictures if isinstance(picture, str)):
-        known(digest, owner, store, blobs)
-    seen = zip(pictures, _must_select(submitted, spec), strict=False)
-    files = [checked(_open(picture, blobs), mask=mask) for picture, mask in seen]
-    result_size(files[0].width, files[0].height, spec.size, seamless=spec.seamless)
-    for file in files:
-        store.hold(file.digest)
-        blobs.put(file.data)
-    digests = iter([file.digest for file in files])
+    for digest in (picture for picture in submitted.pictures() if isinstance(picture, str)):
+        known(digest, taker.owner, taker.store, taker.blobs)
+    return spec
+
+
+def _stored(submitted: submission.Submission, spec: StyleSpec, taker: Taker) -> JobInput:
+    """All was checked before anything is stored; all is on disk, pictures and record, before the answer is given."""
+    digests = iter([_kept(picture, taker.store, taker.blobs) for picture in submitted.pictures()])
     return JobInput(
         content=next(digests),
         styles=list(islice(digests, len(submitted.styles))),
@@ -166,8 +168,16 @@ def _must_select(submitted: submission.Submission, spec: StyleSpec) -> list[bool
     return [False] * before + [share > 0 for share in spec.style_weights[: len(submitted.masks)]] + [False]
 
 
-def _open(picture: submission.Picture, blobs: Blobs) -> IO[bytes]:
-    return io.BytesIO(blobs.get(picture)) if isinstance(picture, str) else picture
+def _kept(picture: submission.Picture, store: JobStore, blobs: Blobs) -> str:
+    """Its digest. One that was named by it is held by now."""
+    if isinstance(picture, str):
+        return picture
+    store.hold(picture.digest)
+    return blobs.keep(picture)
+
+
+def _file(picture: submission.Picture, blobs: Blobs) -> Path:
+    return blobs.path(picture) if isinstance(picture, str) else picture.path
 
 
 @router.get("", summary="List jobs")

@@ -4,13 +4,15 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData
 
+from api import form
 from core import errors, images
+from core.blobs import Blobs, Part
 from core.jobs import Priority
 from core.spec import KNOBS, MAX_STYLES, StyleSpec
 
@@ -20,7 +22,7 @@ _JSON_BYTES = 100_000
 
 PICTURE_FIELDS = ("content", "style", "mask", "init_image")
 
-Picture = IO[bytes] | str  # an uploaded file, or the digest of a picture sent before
+Picture = Part | str  # an uploaded file, or the digest of a picture sent before
 
 
 class Wishes(BaseModel):
@@ -49,6 +51,9 @@ WISHES = {
 }
 
 
+_FORM = form.Limits(files=MAX_PICTURES, fields=2 * len(KNOBS) + len(WISHES), text_bytes=_JSON_BYTES)
+
+
 @dataclass
 class Submission:
     """Two or more pictures, knobs as they came, and wishes."""
@@ -66,15 +71,17 @@ class Submission:
 
 
 @asynccontextmanager
-async def received(request: Request) -> AsyncIterator[Submission]:
-    """The submission; its files are open inside, and gone afterwards. Raises BadRequest, BadSpec, UploadTooLarge."""
+async def received(request: Request, blobs: Blobs) -> AsyncIterator[Submission]:
+    """The submission; its files are open inside, and gone afterwards unless they were kept.
+
+    Raises BadRequest, BadSpec, UploadTooLarge, StorageFull.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         yield _from_json(await _body(request))
     elif kind == "multipart/form-data":
-        limits = {"max_files": MAX_PICTURES, "max_fields": 2 * len(KNOBS) + len(WISHES), "max_part_size": _JSON_BYTES}
-        async with request.form(**limits) as form:
-            yield _from_form(form)
+        async with form.opened(request, blobs, _FORM) as received:
+            yield _from_form(received)
     else:
         raise errors.BadRequest("Send multipart/form-data with the files content and style, or application/json.")
 
@@ -116,15 +123,15 @@ def _are_digests(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= MAX_STYLES and all(isinstance(item, str) for item in value)
 
 
-def _from_form(form: FormData) -> Submission:
+def _from_form(data: FormData) -> Submission:
     pictures: dict[str, list[Picture]] = {name: [] for name in PICTURE_FIELDS}
     knobs: dict[str, Any] = {}
     spec: dict[str, Any] = {}
     wishes: dict[str, Any] = {}
-    for name, value in form.multi_items():
+    for name, value in data.multi_items():
         if name in pictures:
             if not isinstance(value, str):
-                pictures[name].append(value.file)
+                pictures[name].append(form.part_of(value))
             elif value.strip():
                 pictures[name].append(value)
         elif not isinstance(value, str):

@@ -5,13 +5,16 @@ Knows no pictures and no jobs; who uses which blob is the store's business (stor
 
 import fcntl
 import hashlib
+import io
 import os
 import re
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from core import errors
 
@@ -29,6 +32,41 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+class Part(io.BufferedRandom):
+    """A file on its way to being a blob: gone when it is closed, unless it was kept."""
+
+    def __init__(self, handle: int, path: Path) -> None:
+        self.path = path
+        super().__init__(io.FileIO(handle, "r+b"))
+
+    def write(self, data: Any) -> int:
+        """As of any file. Raises StorageFull."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise errors.StorageFull() from error
+
+    def flush(self) -> None:
+        """As of any file. Raises StorageFull."""
+        try:
+            super().flush()
+        except OSError as error:
+            raise errors.StorageFull() from error
+
+    @cached_property
+    def digest(self) -> str:
+        """The blob's name to be, when all is written. Raises StorageFull."""
+        self.flush()
+        self.seek(0)
+        return f"sha256:{hashlib.file_digest(self, 'sha256').hexdigest()}"
+
+    def close(self) -> None:
+        """Leaves nothing, also where what is still to be written no longer has room."""
+        with suppress(OSError, errors.StorageFull):
+            super().close()
+        self.path.unlink(missing_ok=True)
+
+
 class Blobs:
     """A folder of blobs, spread over 256 sub-folders. Safe for many processes at once."""
 
@@ -36,36 +74,36 @@ class Blobs:
         self._folder = folder
         self._parts = folder / "parts"
 
+    def part(self) -> Part:
+        """A file to write to, where the blobs are. Raises StorageFull."""
+        try:
+            self._parts.mkdir(parents=True, exist_ok=True)
+            handle, path = tempfile.mkstemp(dir=self._parts)
+        except OSError as error:
+            raise errors.StorageFull() from error
+        return Part(handle, Path(path))
+
     def put(self, data: bytes) -> str:
-        """Keep the bytes and return their digest; on disk (fsync of file and folder) when it returns.
+        """Keep the bytes, as `keep` does, and return their digest."""
+        with self.part() as part:
+            part.write(data)
+            return self.keep(part)
+
+    def keep(self, part: Part) -> str:
+        """Make the part a blob and return its digest; on disk (fsync of file and folder) when it returns.
 
         Raises StorageFull when the folder cannot be written.
         """
-        digest = digest_of(data)
-        path = self._path(digest)
+        path = self._path(part.digest)
         try:
-            if path.exists():
-                self._sync_names(path)  # another writer may not have come that far
-                return digest
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._parts.mkdir(parents=True, exist_ok=True)
-            self._write(path, data)
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.fsync(part.fileno())
+                part.path.replace(path)
+            self._sync_names(path)  # also of another writer's: it may not have come that far
         except OSError as error:
             raise errors.StorageFull() from error
-        return digest
-
-    def _write(self, path: Path, data: bytes) -> None:
-        handle, part = tempfile.mkstemp(dir=self._parts)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(part).replace(path)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
-        self._sync_names(path)
+        return part.digest
 
     def _sync_names(self, path: Path) -> None:
         """The names, too, must outlive a power cut."""
@@ -82,6 +120,13 @@ class Blobs:
             return self._path(digest).read_bytes()
         except FileNotFoundError:
             raise errors.ImageNotFound() from None
+
+    def path(self, digest: str) -> Path:
+        """Where the blob's file is, for a process that reads it itself. Raises ImageNotFound."""
+        path = self._path(digest)
+        if not path.exists():
+            raise errors.ImageNotFound()
+        return path
 
     def has(self, digest: str) -> bool:
         """Whether the blob is here."""

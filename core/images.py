@@ -7,18 +7,16 @@ no HTTP. The API calls `inspect_in_child`, which decodes where a hostile file ca
 import io
 import json
 import multiprocessing
-import os
-import resource
-import sys
-import threading
+import tempfile
 import warnings
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, MpoImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from core import errors, png
+from core import errors, jpeg, png, sandbox, webp
 
 Format = Literal["png", "jpeg", "webp"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -33,8 +31,10 @@ PROVENANCE_KEY = "impasto"
 
 DECODE_MEMORY_BYTES = 1536 * 2**20
 DECODE_SECONDS = 10
-# Children at a time in one process: each may take DECODE_MEMORY_BYTES.
-_CHILDREN = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
+_VERDICT_BYTES = 4096
+# A child that has shut itself in can load no code any more, so what Pillow loads late is loaded here.
+Image.preinit()
+_LOADED_EARLY = (MpoImagePlugin, WebPImagePlugin)
 
 # Pillow only warns up to twice its own pixel limit; a warning nobody reads is no limit.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -78,10 +78,11 @@ def decode(data: bytes, ground: Literal["white", "black"] = "white") -> Image.Im
     if len(data) > MAX_BYTES:
         raise errors.UploadTooLarge(f"A picture may have at most {MAX_BYTES // 10**6} MB.")
     kind = sniff(data)
+    _check_structure(data, kind)
     try:
         with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
             _check_size(image.size, kind)
-            if kind == "png" and not png.is_complete(data):
+            if kind == "png" and not png.is_complete(data):  # costs as much as the pixels that the header promises
                 raise errors.BadImage()
             image.load()
             return _rebuilt(_on(ground, _to_srgb(_upright(image))))
@@ -113,6 +114,14 @@ def reopened(data: bytes) -> Image.Image:
 def _pixel_limit(kind: Format) -> str:
     pixels = MAX_PIXELS_WEBP if kind == "webp" else MAX_PIXELS
     return f"A {kind.upper()} picture may have at most {pixels // 10**6} megapixels and {MAX_SIDE_PX} px a side."
+
+
+def _check_structure(data: bytes, kind: Format) -> None:
+    """Refuse what was cut or is stuffed before Pillow reads it: it fills up with black or gray what is missing."""
+    if kind == "png" and not png.is_light(data):
+        raise errors.BadImage("The picture carries more text than is taken; save it again without its metadata.")
+    if (kind == "jpeg" and not jpeg.is_complete(data)) or (kind == "webp" and not webp.is_complete(data)):
+        raise errors.BadImage()
 
 
 def _check_size(size: tuple[int, int], kind: Format) -> None:
@@ -206,41 +215,43 @@ def thumbnail(picture: Image.Image, side_px: int) -> Image.Image:
     return small
 
 
-def inspect_in_child(data: bytes, *, mask: bool = False) -> tuple[int, int]:
-    """Decode in a child process with limits on memory and time; the (width, height) that came out.
+def inspect_in_child(file: Path, *, mask: bool = False) -> tuple[int, int]:
+    """Decode in a child process that has shut itself in (core/sandbox.py); the (width, height) that came out.
 
-    A file that crashes the decoder, or makes it eat memory, kills only the child. mask: look as `decode_mask` does.
-    Raises what `decode` raises, BadImage for a mask that is black all over, and Unavailable when no child can be had.
+    A file that crashes the decoder, takes it over, or makes it eat memory harms only the child. mask: look as
+    `decode_mask` does. Raises what `decode` raises, BadImage for a mask that is black all over, and Unavailable when no
+    child can be had.
     """
-    if len(data) > MAX_BYTES:
+    if file.stat().st_size > MAX_BYTES:
         raise errors.UploadTooLarge(f"A picture may have at most {MAX_BYTES // 10**6} MB.")
-    sniff(data)
-    if not _CHILDREN.acquire(timeout=2 * DECODE_SECONDS):
-        raise errors.Unavailable()
-    try:
-        verdict = _verdict_of_child(data, mask=mask)
-    finally:
-        _CHILDREN.release()
-    if verdict is None:
-        raise errors.BadImage()
-    return _read_verdict(verdict)
+    with file.open("rb") as opened:
+        sniff(opened.read(12))
+    return _read_verdict(_verdict_of_child(file, mask=mask))
 
 
-def _verdict_of_child(data: bytes, *, mask: bool) -> bytes | None:
+def warm_up() -> bool:
+    """Start the process that children come from, by one small picture; whether the kernel filters what they do."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(encode(Image.new("RGB", (MIN_SIDE_PX, MIN_SIDE_PX))))
+        file.flush()
+        verdict = _verdict_of_child(Path(file.name), mask=False)
+    return bool(json.loads(verdict or b"{}").get("filtered"))
+
+
+def _verdict_of_child(file: Path, *, mask: bool) -> bytes | None:
     """What the child has to say; None if it died."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["core.images"])
     try:
-        ours, theirs = context.Pipe()
+        ours, theirs = context.Pipe(duplex=False)
         limits = (DECODE_MEMORY_BYTES, DECODE_SECONDS)
-        child = context.Process(target=_inspect, args=(theirs, *limits, mask), daemon=True)
+        child = context.Process(target=_inspect, args=(theirs, file, *limits, mask), daemon=True)
         child.start()
     except OSError as error:  # too many files or processes
         raise errors.Unavailable() from error
     theirs.close()
     try:
-        ours.send_bytes(data)
-        return ours.recv_bytes() if ours.poll(2 * DECODE_SECONDS) else None
+        return ours.recv_bytes(_VERDICT_BYTES) if ours.poll(2 * DECODE_SECONDS) else None
     except (EOFError, OSError):  # the child died: over its limits, or crashed
         return None
     finally:
@@ -249,26 +260,28 @@ def _verdict_of_child(data: bytes, *, mask: bool) -> bytes | None:
         ours.close()
 
 
-def _inspect(pipe: Connection, memory_bytes: int, seconds: int, mask: bool) -> None:
-    if sys.platform != "darwin":  # where this limit cannot be set
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def _inspect(pipe: Connection, file: Path, memory_bytes: int, seconds: int, mask: bool) -> None:
+    data = file.read_bytes()
+    sandbox.let_go(pipe.fileno())
+    filtered = sandbox.enter(memory_bytes, seconds)
     try:
-        picture = (decode_mask if mask else decode)(pipe.recv_bytes())
+        picture = (decode_mask if mask else decode)(data)
         if mask:
             check_mask(picture)
-        verdict: dict[str, Any] = {"width": picture.width, "height": picture.height}
+        verdict: dict[str, Any] = {"width": picture.width, "height": picture.height, "filtered": filtered}
     except errors.BadInput as error:
         verdict = {"refusal": type(error).__name__, "message": error.message}
     pipe.send_bytes(json.dumps(verdict).encode())
 
 
-def _read_verdict(verdict: bytes) -> tuple[int, int]:
-    """JSON, not pickle: a decoder that a file has taken over must not be able to run code in its parent."""
-    answer = json.loads(verdict)
-    if "refusal" not in answer:
-        return int(answer["width"]), int(answer["height"])
+def _read_verdict(verdict: bytes | None) -> tuple[int, int]:
+    """JSON, not pickle, and nothing taken on trust: a file may have taken the child over, or killed it."""
+    try:
+        answer = json.loads(verdict or b"")
+        if "refusal" not in answer:
+            return int(answer["width"]), int(answer["height"])
+        name, message = str(answer["refusal"]), str(answer["message"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise errors.BadImage() from error
     refusals = (errors.UnsupportedImage, errors.ImageTooLarge, errors.UploadTooLarge)
-    kind = next((kind for kind in refusals if kind.__name__ == answer["refusal"]), errors.BadImage)
-    raise kind(str(answer["message"]))
+    raise next((kind for kind in refusals if kind.__name__ == name), errors.BadImage)(message)

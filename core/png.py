@@ -12,6 +12,23 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _AT_ONCE_BYTES = 1 << 20
 
+_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
+MAX_METADATA_BYTES = 1 << 20
+_MAX_CHUNKS = 50_000
+
+
+def is_light(data: bytes) -> bool:
+    """Whether texts, EXIF and profile take no more than a mebibyte, and chunks are not without number.
+
+    To be asked before a library reads them: it copies each, one by one.
+    """
+    weight = 0
+    for count, (name, _, length) in enumerate(_chunks(data)):
+        weight += length if name in _METADATA else 0
+        if weight > MAX_METADATA_BYTES or count > _MAX_CHUNKS:
+            return False
+    return True
+
 
 def is_complete(data: bytes) -> bool:
     """Whether every critical chunk is whole, all rows are there, and the file is closed. What follows is ignored."""
@@ -29,18 +46,24 @@ def is_complete(data: bytes) -> bool:
     return False
 
 
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name of each chunk, and where its body begins and how long it claims to be, up to the end of picture or file."""
+    at, name = 8, b""
+    while at + 8 <= len(data) and name != b"IEND":
+        length, name = struct.unpack_from(">I4s", data, at)
+        yield name, at + 8, length
+        at += 12 + length
+
+
 def _critical_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Name and body of each chunk that a reader must understand. Raises ValueError where one is cut or damaged."""
-    at = 8
-    while at < len(data):
-        length, name = struct.unpack_from(">I4s", data, at)
-        body = data[at + 8 : at + 8 + length]
-        (checksum,) = struct.unpack_from(">I", data, at + 8 + length)
+    for name, start, length in _chunks(data):
         if name[:1].isupper():
+            body = data[start : start + length]
+            (checksum,) = struct.unpack_from(">I", data, start + length)
             if zlib.crc32(name + body) != checksum:
                 raise ValueError(name)
             yield name, body
-        at += 12 + length
 
 
 def _inflated(inflater: "zlib._Decompress", body: bytes, enough: int) -> int:

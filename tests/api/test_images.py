@@ -1,11 +1,16 @@
 """Uploads."""
 
-from typing import Any
+import os
+import tempfile
+from typing import Any, NoReturn
 
 import pytest
+from anyio import CapacityLimiter
 from starlette.testclient import TestClient
 
-from core.blobs import Blobs, digest_of
+from api import form, images
+from core import images as pictures
+from core.blobs import Blobs, Part, digest_of
 from core.store import JobStore
 
 
@@ -50,3 +55,73 @@ def test_a_body_beyond_the_limit_is_413(client: TestClient) -> None:
     answer = client.post("/v1/images", files={"image": ("x", b"\0" * 21_000_000)})
 
     assert (413, "upload_too_large") == (answer.status_code, answer.json()["code"])
+
+
+def _files(folder: Any) -> list[Any]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("path", ["/v1/images", "/v1/jobs"])
+def test_a_file_is_refused_as_soon_as_it_passes_its_limit(
+    client: TestClient, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """The body may still be as long as is taken of the whole form."""
+    written = []
+    monkeypatch.setattr(pictures, "MAX_BYTES", 200_000)
+    monkeypatch.setattr(Part, "write", lambda self, data: written.append(len(data)))
+    field = "content" if path == "/v1/jobs" else "image"
+
+    answer = client.post(path, files={field: ("x", b"\xff\xd8\xff" + bytes(5_000_000))})
+
+    assert (413, "upload_too_large") == (answer.status_code, answer.json()["code"])
+    assert 150_000 < sum(written) <= 200_000
+    assert [] == _files(tmp_path)
+
+
+def test_text_is_taken_within_a_limit_for_all_fields_together(client: TestClient, tmp_path: Any) -> None:
+    answer = client.post(
+        "/v1/jobs", files={"content": ("x", b"\xff\xd8\xff")}, data={"a": "x" * 60_000, "b": "x" * 60_000}
+    )
+
+    assert (413, "upload_too_large") == (answer.status_code, answer.json()["code"])
+    assert [] == _files(tmp_path)
+
+
+def test_a_full_disk_is_503_and_leaves_nothing(
+    client: TestClient, files: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is read, and when it is kept."""
+
+    def full(*_: Any, **__: Any) -> NoReturn:
+        raise OSError(28, "No space left on device")
+
+    for module, name in ((tempfile, "mkstemp"), (os, "fsync")):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, full)
+            answer = client.post("/v1/images", files={"image": files["content"]})
+        assert (503, "storage_full", "2") == (answer.status_code, answer.json()["code"], answer.headers["retry-after"])
+        assert [] == _files(tmp_path)
+
+
+def test_who_waits_too_long_for_a_decoder_is_told_to_come_again(
+    client: TestClient, files: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_CHILDREN", CapacityLimiter(0))
+    monkeypatch.setattr(images, "WAIT_SECONDS", 0.1)
+    answer = client.post("/v1/images", files={"image": files["content"]})
+
+    assert (503, "unavailable", "2") == (answer.status_code, answer.json()["code"], answer.headers["retry-after"])
+    assert [] == _files(tmp_path)
+    assert 200 == client.get("/livez").status_code
+
+
+def test_files_lie_among_the_parts_of_blobs_while_they_are_read(
+    client: TestClient, files: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    stock = form.part_of
+    monkeypatch.setattr(images.form, "part_of", lambda file: seen.append(stock(file).path) or stock(file))
+    client.post("/v1/images", files={"image": files["content"]})
+
+    assert [tmp_path / "blobs" / "parts"] == [path.parent for path in seen]
+    assert not seen[0].exists()

@@ -19,8 +19,6 @@ from fleet import Fleet
 from history import History, events, percentile
 from proxy import FAULTS, Proxy
 
-from cli.up import free_port
-
 FAULT_SECONDS = (0.3, 4.0)
 PEACE_SECONDS = (1.0, 4.0)
 HANG_SECONDS = 10.0
@@ -67,10 +65,11 @@ def campaign(folder: Path, history: History, *, seed: int, faults: int, without:
     """Run it and tell the history."""
     dice, over = random.Random(seed), threading.Event()
     history.tell("begin", seed=seed, faults=faults, without=without)
-    with Proxy(free_port(), seed) as proxy:
-        with Fleet(folder, through=proxy.port, changed=CONTROLS.get(without or "", "")) as fleet:
-            proxy._target = fleet.store_port
-            _campaign(fleet, proxy, history, dice, over, faults)
+    proxy = Proxy(seed)
+    fleet = Fleet(folder, through=proxy.port, changed=CONTROLS.get(without or "", ""))
+    proxy.target = fleet.store_port
+    with proxy, fleet:
+        _campaign(fleet, proxy, history, dice, over, faults)
 
 
 def _campaign(

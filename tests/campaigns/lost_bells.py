@@ -54,9 +54,8 @@ def violations(file: Path) -> list[str]:
     found = [
         f"rung again after {event['after']:.1f} s" for event in events(file, "rung") if event["after"] > LIMIT_SECONDS
     ]
-    for event in events(file, "end"):
-        if event["ended"] < event["jobs"]:
-            found.append(f"{event['ended']} of {event['jobs']} ended")
+    ends = events(file, "end")
+    found += [f"{event['ended']} of {event['jobs']} ended" for event in ends if event["ended"] < event["jobs"]]
     return found if any(events(file, "end")) else ["the campaign did not come to its end"]
 
 

@@ -18,8 +18,8 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 class Proxy:
     """From a port of its own to another on this host. A context manager."""
 
-    def __init__(self, target: int, seed: int = 1) -> None:
-        self.port, self._target = free_port(), target
+    def __init__(self, seed: int, target: int = 0) -> None:
+        self.port, self.target = free_port(), target
         self.fault: Fault = "none"
         self._dice = random.Random(seed)
         self._loop = asyncio.new_event_loop()
@@ -64,7 +64,7 @@ class Proxy:
             _reset(writer)
             return
         try:
-            onward, outward = await asyncio.open_connection("127.0.0.1", self._target)
+            onward, outward = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
             _reset(writer)
             return

@@ -54,6 +54,22 @@ def test_a_write_that_fails_leaves_nothing(blobs: Blobs, tmp_path: Path, monkeyp
     assert [] == _files(tmp_path)
 
 
+def test_a_part_becomes_a_blob_without_a_copy_or_is_gone_when_it_is_closed(blobs: Blobs, tmp_path: Path) -> None:
+    with blobs.part() as kept:
+        kept.write(b"paint")
+        inode = os.fstat(kept.fileno()).st_ino
+        digest = blobs.keep(kept)
+    with blobs.part() as again:
+        again.write(b"paint")
+        assert digest == blobs.keep(again)
+    with blobs.part() as dropped:
+        dropped.write(b"other")
+
+    assert digest_of(b"paint") == digest
+    assert [inode] == [path.stat().st_ino for path in _files(tmp_path)]
+    assert blobs.path(digest).read_bytes() == b"paint"
+
+
 def test_half_written_files_are_swept_after_an_hour(blobs: Blobs, tmp_path: Path) -> None:
     digest = blobs.put(b"paint")
     part = tmp_path / "blobs" / "parts" / "left-by-a-killed-process"

@@ -4,12 +4,15 @@ import io
 import json
 import struct
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import hostile_files
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from core import errors, images
+from core import errors, images, png
 
 GRADIENT = Image.linear_gradient("L").resize((64, 48))
 
@@ -30,6 +33,18 @@ def _bytes(picture: Image.Image, kind: str, **options: Any) -> bytes:
 
 def _near(expected: tuple[int, int, int], got: Any, tolerance: int = 12) -> bool:
     return all(abs(a - b) <= tolerance for a, b in zip(expected, got, strict=True))
+
+
+@pytest.fixture
+def inspect(tmp_path: Path) -> Callable[[bytes], tuple[int, int]]:
+    """Bytes in a file, given to a child."""
+
+    def look(data: bytes) -> tuple[int, int]:
+        file = tmp_path / "upload"
+        file.write_bytes(data)
+        return images.inspect_in_child(file)
+
+    return look
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -204,26 +219,53 @@ def _head_of_png(width: int, height: int) -> bytes:
         pytest.param(_head_of_png(40, 40)[:16] + b"\0" * 40, errors.BadImage, id="no head"),
     ],
 )
-def test_what_is_no_good_is_refused(data: bytes, error: type[errors.ImpastoError]) -> None:
+def test_what_is_no_good_is_refused(
+    inspect: Callable[[bytes], Any], data: bytes, error: type[errors.ImpastoError]
+) -> None:
     """The same refusal here and through the child process."""
     with pytest.raises(error) as here:
         images.decode(data)
     with pytest.raises(error) as child:
-        images.inspect_in_child(data)
+        inspect(data)
 
     assert type(here.value) is type(child.value) is error
     assert here.value.message == child.value.message
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_file_cut_anywhere_is_refused(kind: str) -> None:
-    """Also by the few last bytes that Pillow does not miss; two bytes of a JPEG's end mark are the exception."""
-    whole = _bytes(_colors(), kind)
-    cuts = [*range(3 if kind == "JPEG" else 1, 40), len(whole) // 2, len(whole) - 12]
+@pytest.mark.parametrize("name", sorted(hostile_files.encodings()))
+def test_a_file_cut_at_any_byte_is_refused_and_one_with_something_behind_its_end_is_not(name: str) -> None:
+    """Thumbnails, comments and second pictures hold end marks that are not the file's."""
+    whole = hostile_files.encodings()[name]
+    assert images.decode(whole) == images.decode(whole + b"<script>\xff\xd9IEND") == images.decode(whole + bytes(999))
 
-    for cut in cuts:
+    for end in range(len(whole)):
         with pytest.raises(errors.BadImage):
-            images.decode(whole[:-cut])
+            images.decode(whole[:end])
+
+
+@pytest.mark.parametrize("name", sorted(hostile_files.canaries()))
+def test_nothing_but_pixels_comes_from_a_file(name: str) -> None:
+    """Neither into a result nor into a preview, whatever the format and wherever the file had it."""
+    data = hostile_files.canaries()[name]
+    assert hostile_files.CANARY in data
+    picture = images.decode(data)
+
+    for kind in images.FORMATS:
+        for seen in (picture, images.thumbnail(picture, 40)):
+            encoded = images.encode(seen, kind, {"spec": {}})
+            assert hostile_files.CANARY not in encoded
+            assert {"impasto", "jfif", "jfif_version", "jfif_unit", "jfif_density", "loop", "background"} >= {
+                *Image.open(io.BytesIO(encoded)).info
+            } - {"timestamp", "duration"}
+
+
+def test_texts_are_taken_up_to_a_mebibyte() -> None:
+    def stuffed(count: int) -> bytes:
+        return hostile_files.png(40, 40, 8, 2, hostile_files.chunk(b"tEXt", b"a\0" + bytes(98)) * count)
+
+    assert (40, 40) == images.decode(stuffed(png.MAX_METADATA_BYTES // 100)).size
+    with pytest.raises(errors.BadImage, match="more text"):
+        images.decode(stuffed(png.MAX_METADATA_BYTES // 100 + 1))
 
 
 def test_a_png_with_a_damaged_chunk_is_refused_and_one_with_something_behind_its_end_is_not() -> None:
@@ -236,24 +278,24 @@ def test_a_png_with_a_damaged_chunk_is_refused_and_one_with_something_behind_its
     assert (64, 48) == images.decode(whole + b"<script>").size
 
 
-def test_the_child_tells_the_upright_size() -> None:
+def test_the_child_tells_the_upright_size(inspect: Callable[[bytes], Any]) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
 
-    assert (48, 64) == images.inspect_in_child(_bytes(_colors(), "JPEG", exif=exif))
+    assert (48, 64) == inspect(_bytes(_colors(), "JPEG", exif=exif))
 
 
 @pytest.mark.parametrize(("limit", "value"), [("DECODE_MEMORY_BYTES", 300 * 2**20), ("DECODE_SECONDS", 0)])
 def test_a_file_that_eats_memory_or_time_harms_only_the_child(
-    monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+    inspect: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
     """A few bytes of WebP can ask for a gigabyte; a limit below what this one needs stands in for the real one."""
     big = _bytes(Image.new("RGB", (5000, 5000), "white"), "WEBP", lossless=True)
-    assert (5000, 5000) == images.inspect_in_child(big)
+    assert (5000, 5000) == inspect(big)
 
     monkeypatch.setattr(images, limit, value)
     with pytest.raises(errors.BadImage):
-        images.inspect_in_child(big)
+        inspect(big)
 
 
 @pytest.mark.parametrize(("kind", "pillow"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])

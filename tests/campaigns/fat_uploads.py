@@ -1,0 +1,143 @@
+"""Many clients, each uploading far more than is taken: all are refused early; memory and disk stay as they are.
+
+    python tests/campaigns/fat_uploads.py --seed 1 [--count 200] [--megabytes 50] [--history FILE] [--without GUARD]
+
+The kinds, by the seed: `declared`, a body whose length says at once that it is too large; `chunked`, one that does not
+tell its length; `job`, one picture of a job, whose body may hold many. Guards to take out: limit (while reading), disk
+(instead of memory).
+"""
+
+import asyncio
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from watched_api import WatchedApi
+
+from core import images
+
+GROWTH_KB = 64 * 1024
+# What a client has sent when it hears of the refusal: what the API had to read, and what lies in the kernel's buffers.
+SENT_BYTES = {"declared": 10_000_000, "chunked": images.MAX_BYTES + 10_000_000, "job": images.MAX_BYTES + 10_000_000}
+_BLOCK = 65_536
+
+WITHOUT = {
+    "limit": (
+        "import api.form; from anyio import to_thread\n"
+        "async def _write(self, data):\n"
+        "    self.size += len(data)\n"
+        "    await to_thread.run_sync(self.file.write, data)\n"
+        "api.form._File.write = _write"
+    ),
+    "disk": (
+        "import io, pathlib; from core import blobs\n"
+        "class _Memory(io.BytesIO):\n"
+        "    path = pathlib.Path('nowhere')\n"
+        "blobs.Blobs.part = lambda self: _Memory()"
+    ),
+}
+
+Entry = dict[str, Any]
+
+
+async def _upload(port: int, kind: str, size_bytes: int) -> Entry:
+    """Send until there is an answer; how much that was."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    answered = asyncio.ensure_future(reader.readuntil(b"\r\n\r\n"))
+    field, path = ("content", "/v1/jobs") if kind == "job" else ("image", "/v1/images")
+    part = f'--frontier\r\nContent-Disposition: form-data; name="{field}"; filename="x.jpg"\r\n\r\n'.encode()
+    part += b"\xff\xd8\xff"
+    length = "Transfer-Encoding: chunked" if kind == "chunked" else f"Content-Length: {len(part) + size_bytes}"
+    kind_of_body = "Content-Type: multipart/form-data; boundary=frontier"
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{kind_of_body}\r\n{length}\r\n\r\n"
+    sent, began, status = 0, time.monotonic(), 0
+    try:
+        writer.write(head.encode())
+        for block in [part, *[bytes(_BLOCK)] * (size_bytes // _BLOCK)]:
+            if answered.done():
+                break
+            writer.write(b"%x\r\n%s\r\n" % (len(block), block) if kind == "chunked" else block)
+            await writer.drain()
+            sent += len(block)
+        status = int((await asyncio.wait_for(answered, 60)).split()[1])
+    except (OSError, EOFError, TimeoutError):
+        answered.cancel()
+    finally:
+        writer.close()
+    return {"kind": kind, "status": status, "sent": sent, "seconds": time.monotonic() - began}
+
+
+async def _upload_all(port: int, kinds: list[str], size_bytes: int) -> list[Entry]:
+    return await asyncio.gather(*(_upload(port, kind, size_bytes) for kind in kinds))
+
+
+def run(seed: int, count: int, megabytes: int, without: str | None) -> list[Entry]:
+    """All that was sent and seen."""
+    kinds = random.Random(seed).choices(sorted(SENT_BYTES), k=count)
+    with WatchedApi(WITHOUT.get(without or "", "")) as api:
+        asyncio.run(_upload_all(api.port, sorted(SENT_BYTES), 1_000_000))  # refused for what they are; all is loaded
+        begin = {"kind": "begin", "seed": seed, "count": count, "without": without, "peak_kb": api.peak_kb}
+        seen = asyncio.run(_upload_all(api.port, kinds, megabytes * 1_000_000))
+        until = time.monotonic() + 30
+        while api.parts() and time.monotonic() < until:
+            time.sleep(0.05)
+        left = [*api.parts(), *sorted(api.digests())]
+        end = {"kind": "end", "alive": api.get("/readyz") == 200, "peak_kb": api.peak_kb, "left": left}
+        return [begin, *seen, end | {"log": [line for line in api.log.splitlines() if "Traceback" in line]}]
+
+
+def violations(history: Path) -> list[str]:
+    """What the history shows that must not be."""
+    begin, *seen, end = [json.loads(line) for line in history.read_text().splitlines()]
+    found = [f"{entry['kind']}: {entry['status']}, not 413" for entry in seen if entry["status"] != 413]
+    late = [entry for entry in seen if entry["sent"] > SENT_BYTES[entry["kind"]]]
+    found += [f"{entry['kind']}: {entry['sent'] / 1e6:.0f} MB were taken before the answer" for entry in late]
+    growth = end["peak_kb"] - begin["peak_kb"]
+    if growth > GROWTH_KB:
+        found.append(f"the API grew by {growth / 1024:.0f} MiB")
+    if not end["alive"]:
+        found.append("the API is dead")
+    if len(seen) != begin["count"]:
+        found.append("uploads are missing")
+    return found + [f"left on disk: {name}" for name in end["left"]] + [f"the log says: {line}" for line in end["log"]]
+
+
+def _figures(history: list[Entry]) -> Iterator[str]:
+    begin, *seen, end = history
+    yield "| kind | clients | 413 | most sent, MB | slowest answer, s |\n|---|---|---|---|---|"
+    for kind in SENT_BYTES:
+        of_kind = [entry for entry in seen if entry["kind"] == kind]
+        if of_kind:
+            refused = sum(entry["status"] == 413 for entry in of_kind)
+            most, slowest = (max(entry[what] for entry in of_kind) for what in ("sent", "seconds"))
+            yield f"| {kind} | {len(of_kind)} | {refused} | {most / 1e6:.1f} | {slowest:.1f} |"
+    growth = (end["peak_kb"] - begin["peak_kb"]) / 1024
+    before = begin["peak_kb"] / 1024
+    yield f"API: {before:.0f} MiB at most before, {growth:+.1f} MiB after; files left: {len(end['left'])}"
+
+
+@click.command()
+@click.option("--seed", default=1)
+@click.option("--count", default=200, help="Clients at once.")
+@click.option("--megabytes", default=50, help="What each wants to send.")
+@click.option("--history", type=click.Path(path_type=Path), default=Path("fat_uploads.jsonl"))
+@click.option("--without", type=click.Choice(sorted(WITHOUT)))
+def main(seed: int, count: int, megabytes: int, history: Path, without: str | None) -> None:
+    """Run it, write the history, judge it."""
+    entries = run(seed, count, megabytes, without)
+    history.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    click.echo("\n".join(_figures(entries)))
+    found = violations(history)
+    for words in found[:20]:
+        click.echo(words)
+    click.echo(f"seed {seed}: {len(found)} violations")
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()

