@@ -128,7 +128,7 @@ def test_no_body_takes_longer_than_all_bodies_may(ask: Ask, monkeypatch: pytest.
     status, seconds = ask(_post("/read", 100_000), *([b"a" * 5000] * 20), pause=0.5)
 
     assert status in (408, 0)
-    assert seconds < 6
+    assert seconds < 9
 
 
 def test_a_body_that_was_answered_before_its_end_is_not_waited_for(ask: Ask) -> None:

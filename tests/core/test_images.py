@@ -129,15 +129,18 @@ def test_in_a_mask_what_is_transparent_is_black() -> None:
         pytest.param(Image.new("RGB", (40, 40), (9, 0, 0)), False, id="dark red"),
     ],
 )
-def test_the_child_refuses_a_black_mask_and_takes_it_as_a_picture(mask: Image.Image, is_black: bool) -> None:
-    data = _bytes(mask, "PNG")
+def test_the_child_refuses_a_black_mask_and_takes_it_as_a_picture(
+    mask: Image.Image, is_black: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "mask"
+    file.write_bytes(_bytes(mask, "PNG"))
 
-    assert (40, 40) == images.inspect_in_child(data)
+    assert (40, 40) == images.inspect_in_child(file)
     if is_black:
         with pytest.raises(errors.BadImage, match="A mask is black all over"):
-            images.inspect_in_child(data, mask=True)
+            images.inspect_in_child(file, mask=True)
     else:
-        assert (40, 40) == images.inspect_in_child(data, mask=True)
+        assert (40, 40) == images.inspect_in_child(file, mask=True)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -32,9 +32,10 @@ if "decoder" in sys.argv:
 ours, theirs = multiprocessing.Pipe(duplex=False)
 if os.fork() == 0:
     try:
-        images._inspect(theirs, folder / "upload", 2**30, 5)
+        images._inspect(theirs, folder / "upload", 2**30, 5, mask=False)
     finally:
         os._exit(0)
+theirs.close()
 print(ours.recv_bytes().decode())
 """
 
