@@ -6,16 +6,20 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 
 from api import health, images, jobs, problems
+from api.auth import Authentication, KeyRing
+from api.rates import Rates
 from api.reaper import Reaper
 from api.settings import ApiSettings
 from core import settings
 from core.blobs import Blobs
 from core.checkpoints import Checkpoints
+from core.keys import Keys
 from core.queue import make_celery, ring
 from core.settings import Settings
 from core.store import JobStore
@@ -23,6 +27,9 @@ from core.store import JobStore
 WEB = Path(__file__).with_name("web")
 
 _PAGE_POLICY = "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+
+# For the OpenAPI document, and the form at /docs; api/auth.py has looked at the header by then.
+_BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key: `impasto keys create NAME`.")
 
 
 def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -> FastAPI:
@@ -38,12 +45,16 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         disk_bytes=own.disk_gb * 1e9,
     )
 
+    keys = Keys(shared.redis_url)
+    rates = Rates(shared.redis_url, own.submissions_per_minute, own.requests_per_minute)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         reaper.start()
         yield
         reaper.stop()
-        store.close()
+        for opened in (store, keys, rates):
+            opened.close()
 
     app = FastAPI(
         title="Impasto",
@@ -54,9 +65,12 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     app.state.store, app.state.blobs, app.state.settings = store, blobs, own
     app.state.ring = partial(ring, celery)
     problems.install(app)
+    app.add_middleware(Authentication, ring=KeyRing(keys) if own.keys_required else None, rates=rates)
     app.middleware("http")(_harden)
-    for part in (jobs, images, health):
-        app.include_router(part.router)
+    bearer = [Depends(_BEARER)] if own.keys_required else []
+    for part in (jobs, images):
+        app.include_router(part.router, dependencies=bearer)
+    app.include_router(health.router)
     app.mount("/web", StaticFiles(directory=WEB), name="web")
     app.add_api_route("/", lambda: FileResponse(WEB / "index.html"), include_in_schema=False)
     return app

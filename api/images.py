@@ -47,7 +47,9 @@ def checked(file: IO[bytes], *, mask: bool = False) -> Checked:
 
 def known(digest: str, owner: str, store: Store, blobs: Blobs, keep_seconds: float = HOLD_SECONDS) -> None:
     """Make sure that the owner's upload named by its digest is here, and stays for a while. Raises ImageNotFound."""
-    if blobs.has(digest) and store.owns(owner, digest):  # a digest out of the air must not cost the store a record
+    if store.owns(owner, digest) and blobs.has(
+        digest
+    ):  # asked in this order, another's digest takes no longer than none
         store.hold(digest, keep_seconds, owner)
         if blobs.has(digest):
             return

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from api import submission
-from api.deps import Blobs, Config, Owner, Ring, Store
+from api.deps import Asker, Blobs, Config, Owner, Ring, Store
 from api.images import checked, known
 from core import errors, images
 from core.jobs import Job, JobInput, Limits, Status, Terms, is_job_id, new_job_id
@@ -69,7 +69,7 @@ class Change(BaseModel):
 class Taker:
     """Takes jobs: for whom, on what terms, into which queue."""
 
-    owner: Owner
+    caller: Asker
     store: Store
     blobs: Blobs
     ring: Ring
@@ -86,8 +86,8 @@ class Taker:
     ) -> JobResource:
         """Create the job and ring for it. Its pictures are stored."""
         terms = Terms(
-            owner=self.owner,
-            priority=wishes.priority,
+            owner=self.caller.owner,
+            priority=wishes.priority_within(self.caller.priority),
             deadline_seconds=wishes.deadline_seconds,
             reuse=wishes.reuse,
             keep_seconds=self.config.keep_days * 86_400,
@@ -126,7 +126,7 @@ async def submit(
     job: send one, and a request may be repeated safely when its answer was lost.
     """
     async with submission.received(request) as submitted:
-        job_input = await run_in_threadpool(_stored, submitted, taker.owner, taker.store, taker.blobs)
+        job_input = await run_in_threadpool(_stored, submitted, taker.caller.owner, taker.store, taker.blobs)
         return await run_in_threadpool(taker.take, job_input, submitted.wishes, response, key=idempotency_key)
 
 
@@ -246,7 +246,7 @@ def retry(
     idempotency_key: Annotated[str | None, Header(pattern=_KEY)] = None,
 ) -> JobResource:
     """A new job with the pictures of one that has ended, its knobs, and what you change of them."""
-    old = _found(job_id, taker.owner, taker.store)
+    old = _found(job_id, taker.caller.owner, taker.store)
     if not old.status.ended:
         raise errors.JobNotEnded()
     if old.gone:

@@ -1,5 +1,8 @@
 """What an API process needs to know."""
 
+from ipaddress import ip_address
+from typing import Literal
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -11,6 +14,13 @@ class ApiSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    keys: Literal["auto", "required", "off"] = Field(
+        "auto", description="Whether requests need an API key; auto: unless the API listens on loopback."
+    )
+    submissions_per_minute: int = Field(
+        600, ge=1, description="Uploads, submissions and retries of one key in a minute; more get 429."
+    )
+    requests_per_minute: int = Field(6_000, ge=1, description="All other requests of one key in a minute.")
     max_queued: int = Field(10_000, ge=1, description="Jobs that may wait, of all callers; more get 503.")
     max_jobs_per_caller: int = Field(2_000, ge=1, description="Jobs of one caller that may wait and run; more get 429.")
     keep_days: float = Field(
@@ -25,3 +35,15 @@ class ApiSettings(BaseSettings):
     upload_keep_hours: float = Field(
         24.0, gt=0, le=8760, description="How long an uploaded picture is kept that no job uses."
     )
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether a request without an API key is refused."""
+        return self.keys == "required" or (self.keys == "auto" and not _is_loopback(self.host))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

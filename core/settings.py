@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core import errors
@@ -32,6 +32,7 @@ class Settings(BaseSettings):
         default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"), description="The networks' weights."
     )
     url: str = Field("http://127.0.0.1:8000", description="Where clients find the service (submit, watch).")
+    key: SecretStr = Field(SecretStr(""), description="The API key that clients send, if the service asks for one.")
 
     @property
     def blobs_dir(self) -> Path:
