@@ -47,9 +47,8 @@ def checked(file: IO[bytes], *, mask: bool = False) -> Checked:
 
 def known(digest: str, owner: str, store: Store, blobs: Blobs, keep_seconds: float = HOLD_SECONDS) -> None:
     """Make sure that the owner's upload named by its digest is here, and stays for a while. Raises ImageNotFound."""
-    if store.owns(owner, digest) and blobs.has(
-        digest
-    ):  # asked in this order, another's digest takes no longer than none
+    # The store is asked first, so that another's digest takes no longer than none; it makes no record of a question.
+    if store.owns(owner, digest) and blobs.has(digest):
         store.hold(digest, keep_seconds, owner)
         if blobs.has(digest):
             return
