@@ -192,14 +192,31 @@ def test_requests_that_only_look_are_counted_here_and_told_to_redis_now_and_then
     """Each write goes to the disk: a thousand polls must not be a thousand of them."""
     client, headers = serve(requests_per_minute=1000), bearer()
 
-    def written() -> int:
-        stats: Any = keys._redis.info("commandstats")
-        return int(stats.get("cmdstat_incrby", {}).get("calls", 0))
-
-    before = written()
+    before = _written(keys)
     for _ in range(35):
         assert 200 == client.get("/v1/jobs", headers=headers).status_code
-    assert 1 <= written() - before <= 20
+    assert 1 <= _written(keys) - before <= 20
+
+
+def test_who_is_refused_is_refused_from_memory(serve: Serve, bearer: Any, keys: Keys) -> None:
+    """A flood costs the store nothing, and no request slips through between two counts."""
+    client, headers = serve(requests_per_minute=500), bearer()
+    statuses = [client.get("/v1/jobs", headers=headers).status_code for _ in range(500)]
+    while 200 == client.get("/v1/jobs", headers=headers).status_code:
+        statuses.append(200)
+    before = _written(keys)
+
+    refused = [client.get("/v1/jobs", headers=headers).status_code for _ in range(30)]
+
+    assert {200} == set(statuses)
+    assert len(statuses) <= 505
+    assert ([429] * 30, before) == (refused, _written(keys))
+
+
+def _written(keys: Keys) -> int:
+    """How often a count was written to the store."""
+    stats: Any = keys._redis.info("commandstats")
+    return int(stats.get("cmdstat_incrby", {}).get("calls", 0))
 
 
 @pytest.mark.parametrize(
