@@ -7,22 +7,26 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import FileResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
 from api import contract, guard, health, images, jobs, policy, problems
 from api.access import Access
+from api.auth import Authentication, KeyRing
 from api.guard import Guard
 from api.policy import Policy
+from api.rates import Rates
 from api.reaper import Reaper
 from api.settings import ApiSettings
 from core import images as pictures
 from core import settings
 from core.blobs import Blobs
 from core.checkpoints import Checkpoints
+from core.keys import Keys
 from core.queue import make_celery, ring
 from core.settings import Settings
 from core.store import JobStore
@@ -32,8 +36,11 @@ log = logging.getLogger(__name__)
 WEB = Path(__file__).with_name("web")
 
 # What a page of an allowed origin may send, and read of an answer, beyond what CORS allows by itself.
-_SENT = ["Content-Type", "Idempotency-Key", "If-None-Match", "X-Request-Id"]
-_READ = ["ETag", "Location", "Retry-After", "X-Request-Id"]
+_SENT = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "X-Request-Id"]
+_READ = ["ETag", "Idempotent-Replayed", "Location", "Retry-After", "WWW-Authenticate", "X-Request-Id"]
+
+# For the OpenAPI document, and the form at /docs; api/auth.py has looked at the header by then.
+_BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key: `impasto keys create NAME`.")
 
 
 def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -> FastAPI:
@@ -49,6 +56,9 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         disk_bytes=own.disk_gb * 1e9,
     )
 
+    keys = Keys(shared.redis_url)
+    rates = Rates(shared.redis_url, own.submissions_per_minute, own.requests_per_minute)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if not await run_in_threadpool(pictures.warm_up):
@@ -56,7 +66,8 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         reaper.start()
         yield
         reaper.stop()
-        store.close()
+        for opened in (store, keys, rates):
+            opened.close()
 
     app = FastAPI(
         title="Impasto",
@@ -69,10 +80,13 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     app.state.store, app.state.blobs, app.state.settings = store, blobs, own
     app.state.ring = partial(ring, celery)
     problems.install(app)
+    app.add_middleware(Authentication, ring=KeyRing(keys) if own.keys_required else None, rates=rates)
     _surround(app, own)
     policy.add_docs(app)
-    for part in (jobs, images, health):
-        app.include_router(part.router)
+    bearer = [Depends(_BEARER)] if own.keys_required else []
+    for part in (jobs, images):
+        app.include_router(part.router, dependencies=bearer)
+    app.include_router(health.router)
     app.mount("/web", StaticFiles(directory=WEB), name="web")
     app.add_api_route("/", lambda: FileResponse(WEB / "index.html"), include_in_schema=False)
     contract.describe(app)
@@ -83,7 +97,7 @@ def _surround(app: FastAPI, own: ApiSettings) -> None:
     """The layers around the routes, from the inside out."""
     app.add_middleware(Guard, names=guard.names_for(own.host, own.hosts), origins=own.origins)
     if own.origins:
-        methods = ["GET", "HEAD", "POST", "DELETE"]
+        methods = ["GET", "HEAD", "POST", "PATCH", "DELETE"]
         app.add_middleware(
             CORSMiddleware,
             allow_origins=own.origins,

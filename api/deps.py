@@ -1,35 +1,47 @@
-"""What routes depend on, by name: the store, the blobs, the doorbell, the settings."""
+"""What routes depend on, by name: the caller, the store, the blobs, the doorbell, the settings.
+
+Each is a coroutine, because FastAPI would send a plain function to a thread, once for each request.
+"""
 
 from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.auth import Caller
 from api.settings import ApiSettings
 from core import blobs, store
-from core.jobs import LOCAL
 
 
-def _store(request: Request) -> store.JobStore:
+async def _store(request: Request) -> store.JobStore:
     held: store.JobStore = request.app.state.store
     return held
 
 
-def _blobs(request: Request) -> blobs.Blobs:
+async def _blobs(request: Request) -> blobs.Blobs:
     held: blobs.Blobs = request.app.state.blobs
     return held
 
 
-def _ring(request: Request) -> Callable[[], bool]:
+async def _ring(request: Request) -> Callable[[], bool]:
     held: Callable[[], bool] = request.app.state.ring
     return held
 
 
-def _owner() -> str:
-    return LOCAL
+async def _caller(request: Request) -> Caller:
+    """As api/auth.py found out. Where it was not asked, this fails: nobody gets in by an oversight."""
+    found: Caller = request.state.caller
+    return found
 
 
-def _settings(request: Request) -> ApiSettings:
+Asker = Annotated[Caller, Depends(_caller)]
+
+
+async def _owner(caller: Asker) -> str:
+    return caller.owner
+
+
+async def _settings(request: Request) -> ApiSettings:
     held: ApiSettings = request.app.state.settings
     return held
 

@@ -58,7 +58,8 @@ async def inspected(file: Path, *, mask: bool = False) -> tuple[int, int]:
 
 def known(digest: str, owner: str, store: Store, blobs: Blobs, keep_seconds: float = HOLD_SECONDS) -> None:
     """Make sure that the owner's upload named by its digest is here, and stays for a while. Raises ImageNotFound."""
-    if blobs.has(digest) and store.owns(owner, digest):  # a digest out of the air must not cost the store a record
+    # The store is asked first, so that another's digest takes no longer than none; it makes no record of a question.
+    if store.owns(owner, digest) and blobs.has(digest):
         store.hold(digest, keep_seconds, owner)
         if blobs.has(digest):
             return

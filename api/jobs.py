@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from api import submission
-from api.deps import Blobs, Config, Owner, Ring, Store
+from api.deps import Asker, Blobs, Config, Owner, Ring, Store
 from api.images import inspected, known
 from core import errors, images
 from core.images import FORMATS
@@ -75,7 +75,7 @@ class Change(BaseModel):
 class Taker:
     """Takes jobs: for whom, on what terms, into which queue."""
 
-    owner: Owner
+    caller: Asker
     store: Store
     blobs: Blobs
     ring: Ring
@@ -92,8 +92,8 @@ class Taker:
     ) -> JobResource:
         """Create the job and ring for it. Its pictures are stored."""
         terms = Terms(
-            owner=self.owner,
-            priority=wishes.priority,
+            owner=self.caller.owner,
+            priority=wishes.priority_within(self.caller.priority),
             deadline_seconds=wishes.deadline_seconds,
             reuse=wishes.reuse,
             keep_seconds=self.config.keep_days * 86_400,
@@ -146,7 +146,7 @@ def _resolved(submitted: submission.Submission, taker: Taker) -> StyleSpec:
     init = submitted.init_image is not None
     spec = spec.for_pictures(len(submitted.styles), len(submitted.masks), init_image=init)
     for digest in (picture for picture in submitted.pictures() if isinstance(picture, str)):
-        known(digest, taker.owner, taker.store, taker.blobs)
+        known(digest, taker.caller.owner, taker.store, taker.blobs)
     return spec
 
 
@@ -262,7 +262,7 @@ def retry(
     idempotency_key: Annotated[str | None, Header(pattern=_KEY)] = None,
 ) -> JobResource:
     """A new job with the pictures of one that has ended, its knobs, and what you change of them."""
-    old = _found(job_id, taker.owner, taker.store)
+    old = _found(job_id, taker.caller.owner, taker.store)
     if not old.status.ended:
         raise errors.JobNotEnded()
     if old.gone:

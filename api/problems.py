@@ -29,6 +29,7 @@ STATUS: dict[type[errors.ImpastoError], int] = {
     errors.Conflict: 409,
     errors.ResultGone: 410,
     errors.IdempotencyConflict: 422,
+    errors.Unauthorized: 401,
     errors.QuotaExceeded: 429,
     errors.Unavailable: 503,
 }

@@ -1,6 +1,7 @@
 """What an API process needs to know."""
 
-from typing import Annotated
+from ipaddress import ip_address
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -31,6 +32,13 @@ class ApiSettings(BaseSettings):
         15.0, ge=1, le=600, description="How long a connection is borne that is silent, or slower than min_rate."
     )
     min_rate: int = Field(1000, ge=1, description="Bytes a second that a client must send or read on average.")
+    keys: Literal["auto", "required", "off"] = Field(
+        "auto", description="Whether requests need an API key; auto: unless the API listens on loopback."
+    )
+    submissions_per_minute: int = Field(
+        600, ge=1, description="Uploads, submissions and retries of one key in a minute; more get 429."
+    )
+    requests_per_minute: int = Field(6_000, ge=1, description="All other requests of one key in a minute.")
     max_queued: int = Field(10_000, ge=1, description="Jobs that may wait, of all callers; more get 503.")
     max_jobs_per_caller: int = Field(2_000, ge=1, description="Jobs of one caller that may wait and run; more get 429.")
     keep_days: float = Field(
@@ -45,3 +53,15 @@ class ApiSettings(BaseSettings):
     upload_keep_hours: float = Field(
         24.0, gt=0, le=8760, description="How long an uploaded picture is kept that no job uses."
     )
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether a request without an API key is refused."""
+        return self.keys == "required" or (self.keys == "auto" and not _is_loopback(self.host))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

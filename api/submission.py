@@ -43,6 +43,15 @@ class Wishes(BaseModel):
         description="Answer with the result of an earlier job of yours, if pictures, knobs and network are the same.",
     )
 
+    def priority_within(self, highest: Priority) -> Priority:
+        """The one that is asked for, else normal, or what the caller may. Raises BadSpec above the highest."""
+        order = list(Priority)
+        if order.index(self.priority) >= order.index(highest):
+            return self.priority
+        if "priority" in self.model_fields_set:
+            raise errors.BadSpec(f"priority: this API key may ask for {highest} at most.")
+        return highest
+
 
 WISHES = {
     "priority": f"priority must be one of {', '.join(Priority)}.",

@@ -17,6 +17,7 @@ import click
 
 from cli.bar import Bar
 from cli.client import Client
+from cli.keys import keys
 from cli.up import LocalService, service_url
 from core import errors, images, settings
 from core.blobs import digest_of
@@ -37,7 +38,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (errors.BadInput, errors.BadSettings) as error:
+    except (errors.BadInput, errors.BadSettings, errors.Unauthorized) as error:
         sys.exit(_say(error.message, 2))
     except errors.ImpastoError as error:
         sys.exit(_say(error.message, 1))
@@ -56,6 +57,9 @@ def _say(words: str, code: int) -> int:
 @click.version_option(package_name="impasto")
 def impasto() -> None:
     """Paint one picture in the style of another."""
+
+
+impasto.add_command(keys)
 
 
 def knobs(command: Command) -> Command:
@@ -181,7 +185,8 @@ def watch(job: str, url: str | None, output: Path | None) -> None:
 
 
 def _client(url: str | None) -> Client:
-    return Client(url or settings.read(Settings).url)
+    config = settings.read(Settings)
+    return Client(url or config.url, config.key.get_secret_value())
 
 
 def _follow(client: Client, job_id: str, between: Callable[[], None] = lambda: None) -> Job:
@@ -227,7 +232,7 @@ def demo(size: str, output: Path, host: str, port: int) -> None:
     parse_spec({"size": size})
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_output(output)
-    with Client(service_url(host, port)) as client:
+    with _client(service_url(host, port)) as client:
         if client.ready():
             _demo(client, size, output, lambda: None)
         else:

@@ -22,10 +22,13 @@ PATIENCE_SECONDS = 60.0  # a service that restarts is away for less
 class Client:
     """One service. A context manager."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str = "") -> None:
+        """key: sent with every request, unless it is empty."""
         self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         # No proxy from the environment: the service is usually on this machine.
-        self._http = httpx2.Client(base_url=self.url, timeout=httpx2.Timeout(10, read=60), trust_env=False)
+        timeout = httpx2.Timeout(10, read=60)
+        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
 
     def __enter__(self) -> "Client":
         return self
@@ -67,14 +70,17 @@ class Client:
 
     def follow(self, job_id: str) -> Iterator[Job]:
         """The job now, and every half second until it has ended. A service that restarts meanwhile is waited for."""
-        job, last_answer = self.get(job_id), time.monotonic()
+        job, last_answer, pause = self.get(job_id), time.monotonic(), POLL_SECONDS
         while True:
             yield job
             if job.status.ended:
                 return
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause)
+            pause = POLL_SECONDS
             try:
                 job, last_answer = self.get(job_id), time.monotonic()
+            except errors.RateLimited as error:
+                pause = error.retry_seconds
             except (errors.ServiceUnreachable, errors.Unavailable):
                 if time.monotonic() - last_answer > PATIENCE_SECONDS:
                     raise
@@ -97,9 +103,13 @@ class Client:
         if answer.is_success:
             return answer
         try:
-            words = str(answer.json()["detail"])
+            code, words = (str(answer.json()[name]) for name in ("code", "detail"))
         except (ValueError, KeyError, TypeError):
             raise errors.ServiceUnreachable(f"What answers at {self.url} is not an Impasto service.") from None
+        if answer.status_code == 401:
+            raise errors.Unauthorized("The service asks for an API key; set IMPASTO_KEY to one that it knows.")
+        if code == errors.RateLimited.code:
+            raise errors.RateLimited(words, float(answer.headers.get("Retry-After", 2)))
         if answer.status_code == 503:
             raise errors.Unavailable(words)
         raise errors.BadInput(words) if answer.status_code < 500 else errors.ImpastoError(words)

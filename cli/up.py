@@ -19,6 +19,7 @@ from typing import IO
 
 from celery.platforms import set_pdeathsig  # type: ignore[attr-defined]
 
+from cli.keys import store_file
 from core import errors
 from core.settings import Settings
 from core.store import JobStore
@@ -139,6 +140,7 @@ class LocalService:
         store = JobStore(redis_url)
         self._launch("valkey", self._valkey_command(password, port), {}, lambda: _answers(store))
         store.close()
+        _write_secretly(store_file(self._folder), redis_url)
         self._launch("worker", [sys.executable, "-m", "worker"], environment)
         self._launch("api", [sys.executable, "-m", "api"], environment, lambda: _taken(self._host, self._port))
         self.mend()  # a worker that could not even start has died by now
@@ -170,6 +172,7 @@ class LocalService:
         """The worker first: it hands its job back, and needs the store for it. Valkey last."""
         for program in sorted(self._programs, key=lambda program: ("worker", "api", "valkey").index(program.name)):
             program.stop()
+        store_file(self._folder).unlink(missing_ok=True)
         self._lock.close()
 
     def _valkey_command(self, password: str, port: int) -> list[str]:
@@ -188,9 +191,15 @@ class LocalService:
             "maxmemory-policy": "noeviction",
         }
         path = folder / "valkey.conf"
-        path.touch(mode=0o600)
-        path.write_text("".join(f"{name} {value}\n" for name, value in lines.items()))
+        _write_secretly(path, "".join(f"{name} {value}\n" for name, value in lines.items()))
         return [str(get_binary_path()), str(path)]
+
+
+def _write_secretly(path: Path, text: str) -> None:
+    """For nobody else to read, from its first byte on."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600, exist_ok=False)
+    path.write_text(text, encoding="utf-8")
 
 
 def _answers(store: JobStore) -> bool:

@@ -20,7 +20,9 @@
     │   ├── StoreUnavailable
     │   ├── StorageFull
     │   └── QueueFull
+    ├── Unauthorized
     ├── QuotaExceeded
+    │   └── RateLimited
     ├── WeightsUnavailable
     ├── BadWeights
     ├── Diverged
@@ -147,6 +149,12 @@ class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
 
+class Unauthorized(ImpastoError):
+    """Send an API key as `Authorization: Bearer ...`; whoever runs the service makes one with `impasto keys create`."""
+
+    code = "unauthorized"
+
+
 class QuotaExceeded(ImpastoError):
     """You have as many jobs waiting and running as you may; try again when one has ended."""
 
@@ -155,6 +163,12 @@ class QuotaExceeded(ImpastoError):
     def __init__(self, message: str | None = None, retry_seconds: float = 2) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
+
+
+class RateLimited(QuotaExceeded):
+    """You ask more often than you may; wait for as long as Retry-After says."""
+
+    code = "rate_limited"
 
 
 class Unavailable(ImpastoError):

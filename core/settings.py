@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core import errors, logs
@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     )
     log_format: logs.Format = Field("text", description="How to log: text for people, json for machines.")
     url: str = Field("http://127.0.0.1:8000", description="Where clients find the service (submit, watch).")
+    key: SecretStr = Field(SecretStr(""), description="The API key that clients send, if the service asks for one.")
 
     @property
     def blobs_dir(self) -> Path:

@@ -3,7 +3,7 @@
 -- The atomic steps of the job store. VERSION becomes a hash of this file (store.py). Called with KEYS[1] = the prefix of every key; times are ms of the server's clock.
 --
 --   <p>job:<id>            hash    one job: status, version, owner, attempt, token, input, progress, ... (JSON where structured)
---   <p>of:<owner>          zset    an owner's jobs by their number, the order of arrival
+--   <p>of:<owner>          zset    an owner's jobs by their entry: a count of their own, which tells nothing of others' jobs
 --   <p>of:<owner>:<status> zset    those of them in that status
 --   <p>queue               zset    the places of waiting jobs, all with score 0: their order as text is the order of claims
 --   <p>queue:<owner>       zset    those of one owner
@@ -23,7 +23,8 @@
 --   <p>networks            hash    a model's name, as jobs ask for it -> digest of the weights that workers paint with
 --   <p>pace                string  seconds that a job runs: a moving average
 --   <p>outbox              zset    ended jobs by the time their webhook is due
---   <p>number              counter
+--   <p>number              counter of all jobs, the order of arrival
+--   <p>entries             hash    owner -> how many jobs they have submitted
 --   <p>leader              string  which API process reaps
 
 local LEGAL = {
@@ -123,7 +124,7 @@ end
 -- ---------------------------------------------------------------- a job's life
 
 local function file_under(p, id, status)
-  local job = redis.call('HMGET', job_key(p, id), 'owner', 'number')
+  local job = redis.call('HMGET', job_key(p, id), 'owner', 'entry')
   redis.call('ZADD', p .. 'of:' .. job[1] .. ':' .. status, job[2], id)
 end
 
@@ -273,16 +274,16 @@ end
 
 local function record(p, id, order)
   local key, now = job_key(p, id), now_ms()
-  local number = redis.call('INCR', p .. 'number')
-  redis.call('HSET', key, 'id', id, 'number', number, 'status', 'queued', 'version', 1, 'attempt', 0, 'losses', 0,
-    'created_at', now, 'owner', order.owner, 'priority', order.priority, 'keep_ms', order.keep_ms,
+  local number, entry = redis.call('INCR', p .. 'number'), redis.call('HINCRBY', p .. 'entries', order.owner, 1)
+  redis.call('HSET', key, 'id', id, 'number', number, 'entry', entry, 'status', 'queued', 'version', 1, 'attempt', 0,
+    'losses', 0, 'created_at', now, 'owner', order.owner, 'priority', order.priority, 'keep_ms', order.keep_ms,
     'input', order.input, 'blobs', cjson.encode(order.digests), 'fingerprint', order.fingerprint)
   for _, field in ipairs({ 'webhook', 'retried_from' }) do
     if order[field] then
       redis.call('HSET', key, field, order[field])
     end
   end
-  redis.call('ZADD', p .. 'of:' .. order.owner, number, id)
+  redis.call('ZADD', p .. 'of:' .. order.owner, entry, id)
   for _, digest in ipairs(order.digests) do
     use(p, order.owner, digest)
   end

@@ -63,19 +63,24 @@ def _library() -> tuple[str, str]:
     return version, code.replace("impasto_VERSION", version)
 
 
+def connection(redis_url: str) -> redis.Redis:
+    """A client of the server that gives up after a second. Opens nothing yet."""
+    return redis.Redis.from_url(
+        redis_url,
+        decode_responses=True,
+        socket_timeout=1,
+        socket_connect_timeout=1,
+        health_check_interval=5,
+        # One more try, for a connection that went stale in the pool. Every step may be sent twice unharmed.
+        retry=Retry(ConstantBackoff(0.05), 1),
+    )
+
+
 class JobStore:
     """The verbs of a job's life. Every method raises StoreUnavailable when the server does not answer in time."""
 
     def __init__(self, redis_url: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
-        self._redis = redis.Redis.from_url(
-            redis_url,
-            decode_responses=True,
-            socket_timeout=1,
-            socket_connect_timeout=1,
-            health_check_interval=5,
-            # One more try, for a connection that went stale in the pool. Every step may be sent twice unharmed.
-            retry=Retry(ConstantBackoff(0.05), 1),
-        )
+        self._redis = connection(redis_url)
         self.lease_seconds = lease_seconds
 
     def close(self) -> None:
@@ -112,10 +117,10 @@ class JobStore:
     def page(
         self, *, limit: int, before: int | None = None, status: Status | None = None, owner: str = LOCAL
     ) -> tuple[list[Job], int | None]:
-        """Newest first: at most `limit` jobs that came before number `before`, and the number to go on from."""
+        """Newest first: at most `limit` of the owner's jobs, before entry `before`; and the entry to go on from."""
         index = f"{PREFIX}of:{owner}" + (f":{status}" if status else "")
         upper = "+inf" if before is None else f"({before}"
-        with _unavailable():
+        with unavailable():
             rows: Any = self._redis.zrevrangebyscore(index, upper, "-inf", start=0, num=limit + 1, withscores=True)
         jobs = [job for job in self._read([job_id for job_id, _ in rows[:limit]], owner) if job is not None]
         return jobs, int(rows[limit - 1][1]) if len(rows) > limit else None
@@ -149,7 +154,7 @@ class JobStore:
 
     def ping(self) -> None:
         """Raises StoreUnavailable."""
-        with _unavailable():
+        with unavailable():
             self._redis.ping()
 
     # ------------------------------------------------------------------ for a worker
@@ -160,7 +165,7 @@ class JobStore:
 
     def paints_with(self, model: str, sha256: str) -> None:
         """The weights that jobs with this model are painted with, from now on."""
-        with _unavailable():
+        with unavailable():
             self._redis.hset(f"{PREFIX}networks", model, sha256)
 
     def claim(self, token: str, worker: str) -> Job | None:
@@ -175,12 +180,12 @@ class JobStore:
 
     def wait(self, token: str, seconds: float) -> None:
         """Sleep so long, or until somebody asks the run under this token to stop."""
-        with _unavailable():
+        with unavailable():
             self._redis.blpop([f"{PREFIX}signal:{token}"], timeout=seconds)
 
     def wake(self, token: str) -> None:
         """End the sleep of `wait`."""
-        with _unavailable(), self._redis.pipeline() as pipe:
+        with unavailable(), self._redis.pipeline() as pipe:
             pipe.lpush(f"{PREFIX}signal:{token}", "1")
             pipe.pexpire(f"{PREFIX}signal:{token}", 10_000)
             pipe.execute()
@@ -281,7 +286,7 @@ class JobStore:
 
     def _step(self, name: str, *args: str | int) -> Any:
         version, code = _library()
-        with _unavailable():
+        with unavailable():
             try:
                 return self._redis.fcall(f"{version}_{name}", 1, PREFIX, *args)
             except ResponseError as error:
@@ -298,7 +303,7 @@ class JobStore:
         return [_job(fields, load) if fields else None for fields in rows]
 
 
-class _unavailable:
+class unavailable:
     """Any failure of the server or the way to it, as StoreUnavailable."""
 
     def __enter__(self) -> None:

@@ -239,6 +239,7 @@ def test_the_api_can_be_reached_on_its_port(monkeypatch: pytest.MonkeyPatch) -> 
     assert own.host == "0.0.0.0"  # noqa: S104 - inside the container
     assert API.one("EXPOSE") == str(own.port)
     assert SERVICES["api"]["ports"] == [f"127.0.0.1:8000:{own.port}"]
+    assert own.keys_required
 
 
 def test_api_and_worker_share_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

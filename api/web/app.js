@@ -5,6 +5,47 @@ const show = (id, visible) => { at(id).hidden = !visible; };
 let links = null;
 let followed = null;  // the job on the screen; an older one's answers are dropped
 
+// A service may ask for an API key. It is kept for as long as this tab lives, and sent in a header, so pictures are
+// fetched here, too, and shown from memory.
+let asking = null;
+
+async function ask(address, options = {}) {
+  for (;;) {
+    const key = sessionStorage.getItem("key");
+    const headers = key ? { Authorization: `Bearer ${key}` } : {};
+    const answer = await fetch(address, { ...options, headers });
+    if (answer.status !== 401) return answer;
+    await (asking ??= newKey(Boolean(key)));
+  }
+}
+
+function newKey(refused) {
+  at("key-words").textContent = refused ? "This key is not known here." : "This service asks for an API key.";
+  show("key-form", true);
+  return new Promise((done) => at("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    sessionStorage.setItem("key", at("key").value.replace(/[^!-~]/g, ""));
+    at("key").value = "";
+    show("key-form", false);
+    asking = null;
+    done();
+  }, { once: true }));
+}
+
+let shown = null;  // the picture on the screen, by its address and content
+
+async function showPicture(address, name) {
+  if (shown === name) return;
+  shown = name;
+  try {
+    const answer = await ask(address);
+    const bytes = answer.ok ? await answer.blob() : null;
+    if (!bytes || shown !== name) return;
+    URL.revokeObjectURL(at("picture").src);
+    at("picture").src = at("download").href = URL.createObjectURL(bytes);
+  } catch (error) { shown = null; throw error; }  // the next round tries again
+}
+
 function describe(job) {
   if (job.status === "queued") return `Waiting; ${job.queue?.position ?? 0} before it.`;
   if (job.status === "running" && !job.progress) return "Starting.";
@@ -15,7 +56,7 @@ function describe(job) {
   return job.error?.message ?? { succeeded: "Done.", canceled: "Stopped." }[job.status] ?? job.status;
 }
 
-function render(job) {
+async function render(job) {
   const ended = !["queued", "running"].includes(job.status);
   links = job.links;
   show("job", true);
@@ -25,14 +66,11 @@ function render(job) {
   const picture = job.links.result ?? (ended ? null : job.links.preview);
   show("picture", Boolean(picture));
   if (picture) {
-    at("picture").src = `${picture}?v=${job.outputs[0]?.id ?? job.preview}`;
+    await showPicture(picture, `${picture} ${job.outputs[0]?.id ?? job.preview}`);
     at("picture").alt = job.links.result ? "The finished picture" : "The picture so far";
   }
   show("download", Boolean(job.links.result));
-  if (job.links.result) {
-    at("download").href = job.links.result;
-    at("download").download = `${job.id}.png`;
-  }
+  at("download").download = `${job.id}.png`;
   show("cancel", !ended);
   return ended;
 }
@@ -41,11 +79,11 @@ async function follow(address) {
   followed = address;
   for (;;) {
     try {
-      const answer = await fetch(address, { cache: "no-store" });
+      const answer = await ask(address, { cache: "no-store" });
       const job = answer.ok ? await answer.json() : null;
       if (followed !== address) return;
       if (answer.status === 404) { history.replaceState(null, "", location.pathname); return; }
-      if (job && render(job)) return;
+      if (job && await render(job)) return;
     } catch { at("words").textContent = "The service does not answer; trying again."; }
     await new Promise((wake) => setTimeout(wake, 1000));
   }
@@ -56,7 +94,7 @@ at("form").addEventListener("submit", async (event) => {
   const button = at("form").querySelector("button");
   button.disabled = true;
   try {
-    const answer = await fetch("/v1/jobs", { method: "POST", body: new FormData(at("form")) });
+    const answer = await ask("/v1/jobs", { method: "POST", body: new FormData(at("form")) });
     const body = await answer.json();
     show("job", true);
     if (!answer.ok) {
@@ -65,7 +103,6 @@ at("form").addEventListener("submit", async (event) => {
       return;
     }
     history.replaceState(null, "", `#${body.id}`);
-    render(body);
     follow(body.links.self);
   } catch {
     show("job", true);
@@ -73,7 +110,7 @@ at("form").addEventListener("submit", async (event) => {
   } finally { button.disabled = false; }
 });
 
-at("cancel").addEventListener("click", () => fetch(links.cancel, { method: "POST" }));
+at("cancel").addEventListener("click", () => ask(links.cancel, { method: "POST" }));
 
 // A reload finds the job again.
 if (/^#job_[a-z2-7]+$/.test(location.hash)) follow(`/v1/jobs/${location.hash.slice(1)}`);

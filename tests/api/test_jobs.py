@@ -12,6 +12,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from api import deps
+from api.auth import Caller
 from api.settings import ApiSettings
 from core import images
 from core.blobs import Blobs, digest_of
@@ -539,7 +540,7 @@ def test_anothers_upload_cannot_be_named(
 ) -> None:
     """Known to the service is not enough: whoever knows a digest could else ask for what others hold."""
     digest = client.post("/v1/images", files={"image": files["content"]}).json()["id"]
-    client.app.dependency_overrides[deps._owner] = lambda: "stranger"  # type: ignore[attr-defined]
+    client.app.dependency_overrides[deps._caller] = lambda: Caller("stranger")  # type: ignore[attr-defined]
 
     assert 404 == client.head(f"/v1/images/{digest}").status_code
     assert 404 == client.post("/v1/jobs", json={"content": digest, "styles": [digest]}).status_code

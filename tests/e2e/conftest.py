@@ -72,8 +72,15 @@ class Service:
 
 
 @pytest.fixture
-def service(tmp_path: Path, weights: WeightsCache) -> Iterator[Service]:
+def settings() -> dict[str, str]:
+    """What a test's service is told beyond the defaults."""
+    return {}
+
+
+@pytest.fixture
+def service(tmp_path: Path, weights: WeightsCache, settings: dict[str, str]) -> Iterator[Service]:
     running = Service(tmp_path, weights.folder.parent)
+    running.environment |= settings
     running.start()
     before = running.processes()
     yield running

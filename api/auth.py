@@ -1,0 +1,109 @@
+"""Who asks, and may they: before anything of a request's body is read. Knows paths, no route.
+
+Where keys are required, all but the page, the documentation and the health checks needs one. Wrong, revoked, malformed
+and missing keys get the same answer. Without keys everybody is the same caller, without limits.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.problems import problem
+from api.rates import Kind, Rates
+from core import errors
+from core.jobs import LOCAL, Priority
+from core.keys import Key, Keys
+
+OPEN = frozenset({"/", "/livez", "/readyz", "/openapi.json", "/docs"})
+OPEN_FOLDER = "/web/"
+MEMORY_SECONDS = 1.0  # a revoked key may work for so long
+NOTED_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose the request is: the owner of jobs and pictures, and the highest priority they may ask for."""
+
+    owner: str = LOCAL
+    priority: Priority = Priority.HIGH
+
+
+ANYBODY = Caller()
+
+
+class Authentication:
+    """Leaves the caller in the request's state, or answers itself: 401, 429, 503."""
+
+    def __init__(self, app: ASGIApp, ring: "KeyRing | None", rates: Rates) -> None:
+        """ring: None where keys are not required."""
+        self._app, self._ring, self._rates = app, ring, rates
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http" or is_open(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        try:
+            caller = ANYBODY if self._ring is None else await self._admitted(scope, self._ring)
+        except errors.ImpastoError as error:
+            answer = problem(error)
+            if isinstance(error, errors.Unauthorized):
+                answer.headers["WWW-Authenticate"] = "Bearer"
+            await answer(scope, receive, send)
+            return
+        scope.setdefault("state", {})["caller"] = caller
+        await self._app(scope, receive, send)
+
+    async def _admitted(self, scope: Scope, ring: "KeyRing") -> Caller:
+        key = await ring.find(Headers(scope=scope).getlist("authorization"))
+        await self._rates.count(key.id, kind_of(scope["method"], scope["path"]))
+        return Caller(key.id, key.priority)
+
+
+def is_open(path: str) -> bool:
+    """Whether everybody may ask for it."""
+    return path in OPEN or path.startswith(OPEN_FOLDER)
+
+
+def kind_of(method: str, path: str) -> Kind:
+    """How the request is counted."""
+    submits = method == "POST" and (path in ("/v1/jobs", "/v1/images") or path.endswith("/retry"))
+    return Kind.SUBMISSION if submits else Kind.OTHER
+
+
+@dataclass
+class _Known:
+    key: Key
+    until: float
+    noted_at: float
+
+
+class KeyRing:
+    """The keys that were used of late, for a second each: polling asks Redis once a second, not every time."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._known: dict[str, _Known] = {}  # by secret; only real ones, so no stranger can make it grow
+
+    async def find(self, authorization: list[str]) -> Key:
+        """The key that the headers name. Raises Unauthorized, StoreUnavailable."""
+        scheme, _, secret = (authorization[0] if len(authorization) == 1 else "").partition(" ")
+        known, now = self._known.get(secret), time.monotonic()
+        if scheme.lower() != "bearer":
+            raise errors.Unauthorized()
+        if known is not None and now < known.until:
+            return known.key
+        key = await run_in_threadpool(self._keys.find, secret)
+        if key is None:
+            self._known.pop(secret, None)
+            raise errors.Unauthorized()
+        noted_at = known.noted_at if known else -math.inf
+        if now - noted_at >= NOTED_SECONDS:
+            noted_at = now
+            await run_in_threadpool(self._keys.used, secret)
+        self._known[secret] = _Known(key, now + MEMORY_SECONDS, noted_at)
+        return key

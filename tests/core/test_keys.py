@@ -1,0 +1,83 @@
+"""API keys in a real Valkey: shown once, kept as hashes, refused when revoked."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from core import errors
+from core.jobs import Priority
+from core.keys import Keys
+
+
+@pytest.fixture
+def keys(valkey: Any) -> Iterator[Keys]:
+    opened = Keys(valkey.url)
+    yield opened
+    opened.close()
+
+
+def test_a_key_is_found_by_its_secret_and_by_nothing_else(keys: Keys) -> None:
+    key, secret = keys.create("Ada's laptop", Priority.HIGH)
+    other, _ = keys.create("CI")
+
+    assert key == keys.find(secret)
+    assert ("Ada's laptop", Priority.HIGH, Priority.NORMAL) == (key.name, key.priority, other.priority)
+    assert [key, other] == keys.all()
+    wrong = secret[:-2] + ("aa" if not secret.endswith("aa") else "bb")
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    for text in ("", wrong, secret.upper(), secret + "\n", key.id, digest, "impasto_" + "a" * 52, "*", "ключ"):
+        assert keys.find(text) is None, text
+
+
+def test_the_secret_is_nowhere_in_the_store(keys: Keys, own_valkey: Any, tmp_path: Path) -> None:
+    """Neither in its memory nor in its files: who reads a backup has no key."""
+    ring = Keys(own_valkey.url)
+    _, secret = ring.create("a")
+    ring.used(secret)
+    ring.close()
+
+    with redis.Redis.from_url(own_valkey.url, decode_responses=True) as client:
+        values = [str(client.hgetall(name)) + str(name) for name in client.keys("*")]
+    files = [path.read_bytes() for path in (tmp_path / "valkey").rglob("*") if path.is_file()]
+
+    assert values
+    assert any(b"HSET" in data.upper() for data in files)
+    assert not [text for text in values if secret in text]
+    assert not [data for data in files if secret.encode() in data]
+    assert len(secret) - len("impasto_") == 52  # 32 bytes
+
+
+def test_a_revoked_key_is_refused_and_still_listed(keys: Keys) -> None:
+    key, secret = keys.create("a")
+    keys.used(secret)
+    keys.revoke(key.id)
+    keys.revoke(key.id)
+
+    assert keys.find(secret) is None
+    (listed,) = keys.all()
+    assert (True, True) == (listed.revoked, listed.last_used_at is not None)
+    with pytest.raises(errors.BadInput, match="impasto keys list"):
+        keys.revoke("key_x")
+
+
+@pytest.mark.parametrize("name", ["", " a", "a" * 101, "a\nb", "a\x1b[31m", "a\u202eb"])
+def test_a_name_that_would_harm_a_terminal_is_refused(keys: Keys, name: str) -> None:
+    with pytest.raises(errors.BadInput):
+        keys.create(name)
+    assert [] == keys.all()
+
+
+def test_a_store_that_is_away_is_said(tmp_path: Path) -> None:
+    keys = Keys("redis://127.0.0.1:1/0")
+    for step in (
+        lambda: keys.find("impasto_" + "a" * 52),
+        keys.all,
+        lambda: keys.create("a"),
+        lambda: keys.revoke("a"),
+    ):
+        with pytest.raises(errors.StoreUnavailable):
+            step()
