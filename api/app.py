@@ -52,6 +52,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         lifespan=lifespan,
     )
     app.state.store, app.state.blobs, app.state.settings = store, blobs, own
+    app.state.webhooks = shared.webhooks
     app.state.ring = partial(ring, celery)
     problems.install(app)
     app.middleware("http")(_harden)

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from api.settings import ApiSettings
-from core import blobs, store
+from core import blobs, store, webhooks
 from core.jobs import LOCAL
 
 
@@ -29,6 +29,11 @@ def _owner() -> str:
     return LOCAL
 
 
+def _webhooks(request: Request) -> webhooks.Policy:
+    held: webhooks.Policy = request.app.state.webhooks
+    return held
+
+
 def _settings(request: Request) -> ApiSettings:
     held: ApiSettings = request.app.state.settings
     return held
@@ -38,4 +43,5 @@ Store = Annotated[store.JobStore, Depends(_store)]
 Blobs = Annotated[blobs.Blobs, Depends(_blobs)]
 Ring = Annotated[Callable[[], bool], Depends(_ring)]
 Owner = Annotated[str, Depends(_owner)]
+Webhooks = Annotated[webhooks.Policy, Depends(_webhooks)]
 Config = Annotated[ApiSettings, Depends(_settings)]

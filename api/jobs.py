@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from api import submission
-from api.deps import Blobs, Config, Owner, Ring, Store
+from api.deps import Blobs, Config, Owner, Ring, Store, Webhooks
 from api.images import checked, known
 from core import errors, images
 from core.jobs import Job, JobInput, Limits, Status, Terms, is_job_id, new_job_id
@@ -55,6 +55,7 @@ class Retry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     spec: dict[str, Any] = Field({}, description="Knobs, as in a submission.")
+    webhook: str | None = Field(None, description="A URL that is told when the new job has ended.")
 
 
 class Change(BaseModel):
@@ -74,6 +75,13 @@ class Taker:
     blobs: Blobs
     ring: Ring
     config: Config
+    webhooks: Webhooks
+
+    def agreed(self, wishes: submission.Wishes) -> submission.Wishes:
+        """The wishes, with the webhook's URL written in the one way. Raises BadWebhook."""
+        if wishes.webhook is None:
+            return wishes
+        return wishes.model_copy(update={"webhook": self.webhooks.receiver(wishes.webhook).url})
 
     def take(
         self,
@@ -90,6 +98,7 @@ class Taker:
             priority=wishes.priority,
             deadline_seconds=wishes.deadline_seconds,
             reuse=wishes.reuse,
+            webhook=wishes.webhook,
             keep_seconds=self.config.keep_days * 86_400,
             idempotency_key=key,
             retried_from=old,
@@ -126,8 +135,9 @@ async def submit(
     job: send one, and a request may be repeated safely when its answer was lost.
     """
     async with submission.received(request) as submitted:
+        wishes = taker.agreed(submitted.wishes)
         job_input = await run_in_threadpool(_stored, submitted, taker.owner, taker.store, taker.blobs)
-        return await run_in_threadpool(taker.take, job_input, submitted.wishes, response, key=idempotency_key)
+        return await run_in_threadpool(taker.take, job_input, wishes, response, key=idempotency_key)
 
 
 def _stored(submitted: submission.Submission, owner: str, store: JobStore, blobs: Blobs) -> JobInput:
@@ -255,7 +265,8 @@ def retry(
     spec = parse_spec({**old.input.spec, **change.spec})
     spec = spec.for_pictures(len(old.input.styles), len(old.input.masks), init_image=old.input.init_image is not None)
     job_input = old.input.model_copy(update={"spec": spec.model_dump()})
-    return taker.take(job_input, submission.Wishes(priority=old.priority), response, key=idempotency_key, old=job_id)
+    wishes = taker.agreed(submission.Wishes(priority=old.priority, webhook=change.webhook))
+    return taker.take(job_input, wishes, response, key=idempotency_key, old=job_id)
 
 
 @router.patch("/{job_id}", response_model=JobResource, summary="Keep it", max_body_size=_BODY_BYTES)

@@ -40,12 +40,14 @@ class Wishes(BaseModel):
         False,
         description="Answer with the result of an earlier job of yours, if pictures, knobs and network are the same.",
     )
+    webhook: str | None = Field(None, description="A URL, https://…, that is told when the job has ended.")
 
 
 WISHES = {
     "priority": f"priority must be one of {', '.join(Priority)}.",
     "deadline_seconds": "deadline_seconds must be a number above 0, and at most 2592000 (30 days).",
     "reuse": "reuse must be true or false.",
+    "webhook": "webhook must be a URL.",
 }
 
 
