@@ -24,11 +24,14 @@ def test_every_webhook_arrives_or_is_given_up_by_the_rule() -> None:
     assert 0 == ran.returncode, ran.stdout + ran.stderr
 
 
-def test_without_the_guard_the_canary_is_reached() -> None:
-    ran = _run("--seed", "3", "--without", "guard")
+@pytest.mark.parametrize(
+    ("guard", "violation"), [("guard", "a canary was reached"), ("lease", "sent twice at the same time")]
+)
+def test_without_a_guard_it_fails(guard: str, violation: str) -> None:
+    ran = _run("--seed", "3", "--without", guard)
 
     assert 1 == ran.returncode, ran.stdout + ran.stderr
-    assert "a canary was reached" in ran.stdout
+    assert violation in ran.stdout
 
 
 def _history(**changes: Any) -> list[dict[str, Any]]:

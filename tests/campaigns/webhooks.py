@@ -1,13 +1,15 @@
 """Webhooks to receivers that fail, hang, reset and redirect, by couriers that are killed, past names that lie.
 
-    python tests/campaigns/webhooks.py --seed 1 [--count N] [--history FILE] [--without guard]
+    python tests/campaigns/webhooks.py --seed 1 [--count N] [--history FILE] [--without guard|lease]
 
 A real store, real couriers (processes, killed with SIGKILL), a real receiver. Only the names and the roads are made:
 names are looked up in a table of our own, public addresses lead to the receiver, and every other address leads to a
-canary, which nobody must reach. `--without guard`: couriers connect to whatever a name says.
+canary, which nobody must reach. `--without guard`: couriers connect to whatever a name says; `--without lease`: what
+one has taken is at once due for the others.
 """
 
 import json
+import logging
 import random
 import socket
 import subprocess
@@ -52,7 +54,8 @@ HOSTILE = [
     "fd00::1",
     "2002:a00:1::",
 ]
-BEHAVIORS = ["ok", "ok", "ok", "fail", "hang", "reset", "redirect", "endless"]
+BEHAVIORS = ["ok", "ok", "drip", "drip", "fail", "hang", "reset", "redirect", "endless"]
+TAKEN = {"ok", "drip", "endless"}  # answered with 2xx
 
 
 # ---------------------------------------------------------------------- the checker
@@ -84,7 +87,7 @@ def _wrong(job: dict[str, Any], last: dict[str, Any], posts: list[dict[str, Any]
         yield "the job's end was delayed"
     if last["end"] is None:
         yield "neither delivered nor given up"
-    if last["end"] == "delivered" and not answers & {"ok", "endless"}:
+    if last["end"] == "delivered" and not answers & TAKEN:
         yield "said to be delivered, but nobody took it"
     if last["end"] == "gone" and "gone" not in answers:
         yield "said to be gone, but nobody said so"
@@ -186,9 +189,9 @@ class Receiver:
         self._history.write("post", job=told["id"], id=headers["webhook-id"], answer=answer, verified=verified, **span)
 
     def _answer(self, connection: socket.socket, answer: str) -> None:
-        head = {"ok": "204", "fail": "503", "gone": "410", "endless": "200"}
+        head = {"ok": "204", "fail": "503", "gone": "410", "endless": "200", "drip": "200"}
         if answer in head:
-            length = "" if answer == "endless" else "Content-Length: 0\r\n"
+            length = "" if answer in ("endless", "drip") else "Content-Length: 0\r\n"
             connection.sendall(f"HTTP/1.1 {head[answer]} X\r\n{length}\r\n".encode())
         elif answer == "redirect":
             where = f"Location: http://127.0.0.1:{self._canary}/\r\nContent-Length: 0\r\n"
@@ -197,6 +200,9 @@ class Receiver:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         while answer == "endless":
             connection.sendall(b"a" * 10_000)
+        for _ in range(10 if answer == "drip" else 0):  # a courier that is killed now will send it again
+            connection.sendall(b"a")
+            time.sleep(0.05)
         if answer == "hang":
             connection.settimeout(20)
             connection.recv(1)
@@ -250,21 +256,23 @@ class Couriers:
 
 def _carry(world: dict[str, Any]) -> None:
     """What a courier's process does: the product's own courier, on our roads."""
+    logging.disable()
     if world["without"] == "guard":
         Policy.may_reach = lambda *_: True  # type: ignore[method-assign]
     roads = Roads(world["receiver"], world["canary"])
     delivery = Delivery(POLICY, seconds=SECONDS, resolve=resolve, network=roads)
-    Courier(JobStore(world["url"]), POLICY, delivery, delays=DELAYS, lease_seconds=LEASE_SECONDS).run()
+    lease_seconds = 0.001 - SECONDS if world["without"] == "lease" else LEASE_SECONDS  # beyond the delivery's
+    Courier(JobStore(world["url"]), POLICY, delivery, delays=DELAYS, lease_seconds=lease_seconds).run()
 
 
 # ---------------------------------------------------------------------- the run
 
 
-def _end_jobs(store: JobStore, history: History, chance: random.Random, count: int) -> list[str]:
+def _end_jobs(store: JobStore, history: History, chance: random.Random, count: int) -> None:
+    """Some twenty a second."""
     digest = "sha256:" + "a" * 64
     job_input = JobInput(content=digest, styles=[digest], spec=StyleSpec().model_dump())
     output = Output(id=digest, content_type="image/png", width=4, height=3, size_bytes=9)
-    names = []
     for number in range(count):
         kind = chance.choice(["good", "good", "good", "rebind", "mixed", "private"])
         host = f"{kind}-{chance.randrange(max(8, count // 4))}.example.org"
@@ -282,8 +290,7 @@ def _end_jobs(store: JobStore, history: History, chance: random.Random, count: i
                 store.fail(job.id, job.id, errors.Diverged())
         seconds = time.monotonic() - began
         history.write("ended", job=job.id, host=host, seconds=seconds, record=_shown(store.get(job.id)))
-        names.append(job.id)
-    return names
+        time.sleep(chance.uniform(0, 0.1))
 
 
 def _shown(job: Job) -> dict[str, Any]:
@@ -297,18 +304,19 @@ def _run(seed: int, count: int, history: History, without: str) -> None:
     with tempfile.TemporaryDirectory() as folder, _store(Path(folder)) as url:
         store, couriers = JobStore(url), Couriers(url, receiver.port, canary.port, without)
         try:
-            names = _end_jobs(store, history, chance, count)
+            ending = threading.Thread(target=_end_jobs, args=(store, history, random.Random(seed), count))
+            ending.start()
+            while ending.is_alive():
+                time.sleep(chance.uniform(0.1, 0.8))
+                which = chance.randrange(COURIERS)
+                history.write("kill", which=which)
+                couriers.kill(which)
             until = time.monotonic() + SETTLE_SECONDS
-            kills = 0
-            while time.monotonic() < until and (kills < 3 or store._redis.zcard(f"{PREFIX}outbox")):
-                time.sleep(chance.uniform(0.1, 1.5))
-                if kills < count // 5:
-                    which, kills = chance.randrange(COURIERS), kills + 1
-                    history.write("kill", which=which)
-                    couriers.kill(which)
+            while time.monotonic() < until and store._redis.zcard(f"{PREFIX}outbox"):
+                time.sleep(0.1)
         finally:
             couriers.close()
-        for name in names:
+        for name in [job.id for job in store.page(limit=count)[0]]:
             end, tries = store._redis.hmget(f"{PREFIX}job:{name}", "webhook_end", "webhook_tries")  # type: ignore[misc]
             history.write("last", job=name, end=end, tries=int(tries or 0), record=_shown(store.get(name)))
         store.close()
@@ -332,7 +340,7 @@ def _table(history: list[dict[str, Any]]) -> Iterator[tuple[str, int]]:
 
 
 def _twice(history: list[dict[str, Any]]) -> int:
-    taken = [event["job"] for event in history if event["event"] == "post" and event["answer"] in ("ok", "endless")]
+    taken = [event["job"] for event in history if event["event"] == "post" and event["answer"] in TAKEN]
     return sum(taken.count(name) > 1 for name in set(taken))
 
 
@@ -340,7 +348,7 @@ def _twice(history: list[dict[str, Any]]) -> int:
 @click.option("--seed", default=1)
 @click.option("--count", default=300, help="Jobs.")
 @click.option("--history", "path", type=click.Path(path_type=Path), default=None)
-@click.option("--without", type=click.Choice(["", "guard"]), default="")
+@click.option("--without", type=click.Choice(["", "guard", "lease"]), default="")
 @click.option("--courier", hidden=True)
 def main(seed: int, count: int, path: Path | None, without: str, courier: str | None) -> None:
     """Run, judge, and tell."""
