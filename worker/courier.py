@@ -69,14 +69,17 @@ class Courier:
         token, began = secrets.token_hex(16), time.monotonic()
         try:
             found = self._store.collect(token, self._lease_seconds, len(self._delays))
+            if found is not None:
+                # By the clock from before the lease began: a courier that was frozen since does not send any more.
+                given = (*found, token, began + self._delivery.seconds)
+                threading.Thread(target=self._carry, args=given, name=found[0].id, daemon=True).start()
         except errors.StoreUnavailable as error:
             log.warning("%s", error.message)
-            return False
-        if found is not None:
-            # By the clock from before the lease began: a courier that was frozen since does not send any more.
-            given = (*found, token, began + self._delivery.seconds)
-            threading.Thread(target=self._carry, args=given, name=found[0].id, daemon=True).start()
-        return found is not None
+        except Exception:  # one that keeps dying would end `impasto up`
+            log.exception("no webhook is taken")
+        else:
+            return found is not None
+        return False
 
     def _carry(self, job: Job, attempt: int, token: str, until: float) -> None:
         try:

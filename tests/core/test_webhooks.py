@@ -25,6 +25,7 @@ HOSTILE_URLS = [
     "https:/example.org",
     "//example.org/hook",
     "http://example.org/hook",
+    "http://example.org:443/hook",
     "ftp://example.org/",
     "gopher://example.org:443/_SET%20a",
     "file:///etc/passwd",
