@@ -52,7 +52,7 @@ def courier(store: JobStore, behave: Any) -> Iterator[Callable[..., Courier]]:
         network = behave.network(server.port)
         delivery = Delivery(STRICT, seconds=seconds, resolve=behave.names("93.184.216.34"), network=network)
         courier = Courier(store, STRICT, delivery, delays=delays, lease_seconds=1)
-        thread = threading.Thread(target=courier.run)
+        thread = threading.Thread(target=courier.run, daemon=True)
         thread.start()
         running.append((courier, thread))
         return courier
@@ -162,7 +162,7 @@ def test_the_store_may_go_away_while_a_webhook_is_on_its_way(
     job = _ended(store, "http://hooks.example.org/")
     delivery = Delivery(STRICT, resolve=behave.names("93.184.216.34"), network=behave.network(server.port))
     courier = Courier(store, STRICT, delivery)
-    thread = threading.Thread(target=courier.run)
+    thread = threading.Thread(target=courier.run, daemon=True)
     thread.start()
     until(lambda: len(server.requests) == 1, "sent")
     until(lambda: _answers(store), "the store is back")
