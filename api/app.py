@@ -78,6 +78,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         redoc_url=None,
     )
     app.state.store, app.state.blobs, app.state.settings = store, blobs, own
+    app.state.webhooks = shared.webhooks
     app.state.ring = partial(ring, celery)
     problems.install(app)
     app.add_middleware(Authentication, ring=KeyRing(keys) if own.keys_required else None, rates=rates)

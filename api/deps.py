@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 
 from api.auth import Caller
 from api.settings import ApiSettings
-from core import blobs, store
+from core import blobs, store, webhooks
 
 
 async def _store(request: Request) -> store.JobStore:
@@ -41,6 +41,11 @@ async def _owner(caller: Asker) -> str:
     return caller.owner
 
 
+async def _webhooks(request: Request) -> webhooks.Policy:
+    held: webhooks.Policy = request.app.state.webhooks
+    return held
+
+
 async def _settings(request: Request) -> ApiSettings:
     held: ApiSettings = request.app.state.settings
     return held
@@ -50,4 +55,5 @@ Store = Annotated[store.JobStore, Depends(_store)]
 Blobs = Annotated[blobs.Blobs, Depends(_blobs)]
 Ring = Annotated[Callable[[], bool], Depends(_ring)]
 Owner = Annotated[str, Depends(_owner)]
+Webhooks = Annotated[webhooks.Policy, Depends(_webhooks)]
 Config = Annotated[ApiSettings, Depends(_settings)]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from api import submission
-from api.deps import Asker, Blobs, Config, Owner, Ring, Store
+from api.deps import Asker, Blobs, Config, Owner, Ring, Store, Webhooks
 from api.images import inspected, known
 from core import errors, images
 from core.images import FORMATS
@@ -61,6 +61,7 @@ class Retry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     spec: dict[str, Any] = Field({}, description="Knobs, as in a submission.")
+    webhook: str | None = Field(None, description="A URL that is told when the new job has ended.")
 
 
 class Change(BaseModel):
@@ -80,6 +81,13 @@ class Taker:
     blobs: Blobs
     ring: Ring
     config: Config
+    webhooks: Webhooks
+
+    def agreed(self, wishes: submission.Wishes) -> submission.Wishes:
+        """The wishes, with the webhook's URL written in the one way. Raises BadWebhook."""
+        if wishes.webhook is None:
+            return wishes
+        return wishes.model_copy(update={"webhook": self.webhooks.receiver(wishes.webhook).url})
 
     def take(
         self,
@@ -96,6 +104,7 @@ class Taker:
             priority=wishes.priority_within(self.caller.priority),
             deadline_seconds=wishes.deadline_seconds,
             reuse=wishes.reuse,
+            webhook=wishes.webhook,
             keep_seconds=self.config.keep_days * 86_400,
             idempotency_key=key,
             retried_from=old,
@@ -132,12 +141,13 @@ async def submit(
     job: send one, and a request may be repeated safely when its answer was lost.
     """
     async with submission.received(request, taker.blobs) as submitted:
+        wishes = taker.agreed(submitted.wishes)
         spec = await run_in_threadpool(_resolved, submitted, taker)
         seen = zip(submitted.pictures(), _must_select(submitted, spec), strict=False)
         sizes = [await inspected(_file(picture, taker.blobs), mask=mask) for picture, mask in seen]
         result_size(*sizes[0], spec.size, seamless=spec.seamless)
         job_input = await run_in_threadpool(_stored, submitted, spec, taker)
-        return await run_in_threadpool(taker.take, job_input, submitted.wishes, response, key=idempotency_key)
+        return await run_in_threadpool(taker.take, job_input, wishes, response, key=idempotency_key)
 
 
 def _resolved(submitted: submission.Submission, taker: Taker) -> StyleSpec:
@@ -271,7 +281,8 @@ def retry(
     spec = parse_spec({**old.input.spec, **change.spec})
     spec = spec.for_pictures(len(old.input.styles), len(old.input.masks), init_image=old.input.init_image is not None)
     job_input = old.input.model_copy(update={"spec": spec.model_dump()})
-    return taker.take(job_input, submission.Wishes(priority=old.priority), response, key=idempotency_key, old=job_id)
+    wishes = taker.agreed(submission.Wishes(priority=old.priority, webhook=change.webhook))
+    return taker.take(job_input, wishes, response, key=idempotency_key, old=job_id)
 
 
 @router.patch("/{job_id}", response_model=JobResource, summary="Keep it", max_body_size=_BODY_BYTES)

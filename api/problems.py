@@ -78,6 +78,7 @@ _PARAMETERS = {
     "format": f"format must be one of {', '.join(FORMATS)}.",
     "idempotency-key": "Idempotency-Key must be 1 to 255 characters without spaces.",
     "pinned": "pinned must be true or false.",
+    "webhook": "webhook must be a URL.",
     "image": "Send the picture as a file in the form field image.",
 }
 

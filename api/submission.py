@@ -42,6 +42,7 @@ class Wishes(BaseModel):
         False,
         description="Answer with the result of an earlier job of yours, if pictures, knobs and network are the same.",
     )
+    webhook: str | None = Field(None, description="A URL, https://…, that is told when the job has ended.")
 
     def priority_within(self, highest: Priority) -> Priority:
         """The one that is asked for, else normal, or what the caller may. Raises BadSpec above the highest."""
@@ -57,6 +58,7 @@ WISHES = {
     "priority": f"priority must be one of {', '.join(Priority)}.",
     "deadline_seconds": "deadline_seconds must be a number above 0, and at most 2592000 (30 days).",
     "reuse": "reuse must be true or false.",
+    "webhook": "webhook must be a URL.",
 }
 
 

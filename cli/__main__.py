@@ -21,7 +21,7 @@ from cli.keys import keys
 from cli.up import LocalService, service_url
 from core import errors, images, settings
 from core.blobs import digest_of
-from core.jobs import Job, JobInput, NetworkUsed, Status
+from core.jobs import LOCAL, Job, JobInput, NetworkUsed, Status
 from core.settings import Settings
 from core.spec import StyleSpec, allowed, parse_spec
 
@@ -139,6 +139,19 @@ def api() -> None:
 def worker() -> None:
     """One worker, against IMPASTO_REDIS_URL."""
     os.execv(sys.executable, [sys.executable, "-m", "worker"])  # noqa: S606 - our own program
+
+
+@impasto.command()
+def webhooks() -> None:
+    """One courier, which sends webhooks, against IMPASTO_REDIS_URL."""
+    os.execv(sys.executable, [sys.executable, "-m", "worker.courier"])  # noqa: S606 - our own program
+
+
+@impasto.command()
+@click.option("--owner", default=LOCAL, show_default=True, help="Whose webhooks; without keys all jobs are of one.")
+def webhook_secret(owner: str) -> None:
+    """The secret to verify an owner's webhooks with."""
+    click.echo(settings.read(Settings).webhooks.owners_secret(owner))
 
 
 # ---------------------------------------------------------------------- through the REST API

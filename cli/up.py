@@ -1,4 +1,6 @@
-"""Everything on one machine: an embedded Valkey, the API and one worker, started, watched, and stopped together.
+"""Everything on one machine: an embedded Valkey, the API, one worker, and a courier if webhooks are sent.
+
+Started, watched, and stopped together.
 
 Each is a program of its own, as in the containers. One that dies is started again; the jobs' safety does not depend on
 it. Knows nothing of what the programs do.
@@ -91,11 +93,12 @@ def _die_with_parent() -> None:
 
 
 class LocalService:
-    """The three programs. A context manager: started and answering inside, all gone afterwards."""
+    """The programs. A context manager: started and answering inside, all gone afterwards."""
 
     def __init__(self, settings: Settings, host: str, port: int) -> None:
         self._host, self._port = host, port
         self._folder = settings.data_dir
+        self._sends_webhooks = bool(settings.webhook_secret)
         self._programs: list[Program] = []
 
     @property
@@ -142,6 +145,8 @@ class LocalService:
         store.close()
         _write_secretly(store_file(self._folder), redis_url)
         self._launch("worker", [sys.executable, "-m", "worker"], environment)
+        if self._sends_webhooks:
+            self._launch("webhooks", [sys.executable, "-m", "worker.courier"], environment)
         self._launch("api", [sys.executable, "-m", "api"], environment, lambda: _taken(self._host, self._port))
         self.mend()  # a worker that could not even start has died by now
 
@@ -170,7 +175,8 @@ class LocalService:
 
     def stop(self) -> None:
         """The worker first: it hands its job back, and needs the store for it. Valkey last."""
-        for program in sorted(self._programs, key=lambda program: ("worker", "api", "valkey").index(program.name)):
+        order = ("worker", "webhooks", "api", "valkey")
+        for program in sorted(self._programs, key=lambda program: order.index(program.name)):
             program.stop()
         store_file(self._folder).unlink(missing_ok=True)
         self._lock.close()

@@ -6,6 +6,7 @@
     │   ├── BadImage           a picture
     │   │   ├── UnsupportedImage
     │   │   └── ImageTooLarge
+    │   ├── BadWebhook         where a webhook is to go
     │   ├── UploadTooLarge
     │   └── BadRequest
     ├── NotFound
@@ -93,6 +94,12 @@ class ImageTooLarge(BadImage):
     """The picture has more pixels than are taken."""
 
     code = "image_too_large"
+
+
+class BadWebhook(BadInput):
+    """A webhook must be a URL such as https://example.org/hook, without user name or fragment."""
+
+    code = "bad_webhook"
 
 
 class UploadTooLarge(BadInput):

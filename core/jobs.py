@@ -85,7 +85,7 @@ class Terms(_Record):
     keep_seconds: float = 0  # pictures and record, after the end; 0: for good
     idempotency_key: str | None = None
     reuse: bool = False  # a result of the same pictures, knobs and network will do
-    webhook: str | None = None
+    webhook: str | None = None  # a URL that is told of the end
     retried_from: str | None = None
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core import errors, logs
+from core.webhooks import Policy
 
 
 def _home(variable: str, fallback: str) -> Path:
@@ -34,6 +35,25 @@ class Settings(BaseSettings):
     log_format: logs.Format = Field("text", description="How to log: text for people, json for machines.")
     url: str = Field("http://127.0.0.1:8000", description="Where clients find the service (submit, watch).")
     key: SecretStr = Field(SecretStr(""), description="The API key that clients send, if the service asks for one.")
+    webhook_secret: str = Field(
+        "",
+        repr=False,
+        pattern=r"^(whsec_([A-Za-z0-9+/]{4}){8,21}([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)?$",
+        description="whsec_ and the base64 of 24 to 64 random bytes, to sign webhooks with; none: no webhooks.",
+    )
+    webhook_ports: str = Field(
+        "443", pattern=r"^[0-9]{1,5}(,[0-9]{1,5})*$", description="Ports that webhooks may go to, with commas between."
+    )
+    webhook_http: bool = Field(False, description="Whether webhooks may go to http:// as well: for development.")
+    webhook_private: bool = Field(
+        False, description="Whether webhooks may go to private addresses, of an intranet or this machine."
+    )
+
+    @property
+    def webhooks(self) -> Policy:
+        """What webhooks are taken."""
+        ports = frozenset(map(int, self.webhook_ports.split(",")))
+        return Policy(self.webhook_secret, ports, http=self.webhook_http, private=self.webhook_private)
 
     @property
     def blobs_dir(self) -> Path:

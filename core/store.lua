@@ -22,7 +22,10 @@
 --   <p>workers             zset    live workers by their last beat
 --   <p>networks            hash    a model's name, as jobs ask for it -> digest of the weights that workers paint with
 --   <p>pace                string  seconds that a job runs: a moving average
---   <p>outbox              zset    ended jobs by the time their webhook is due
+--   <p>outbox              zset    lanes (an owner and a host) by the time something is due there
+--   <p>outbox:<lane>       zset    ended jobs by the time their webhook is due
+--   <p>couriers            zset    lanes where a courier is, by the time its lease ends
+--   <p>collect:<token>     string  what a collect returned, so that one sent twice takes one delivery
 --   <p>number              counter of all jobs, the order of arrival
 --   <p>entries             hash    owner -> how many jobs they have submitted
 --   <p>leader              string  which API process reaps
@@ -128,8 +131,40 @@ local function file_under(p, id, status)
   redis.call('ZADD', p .. 'of:' .. job[1] .. ':' .. status, job[2], id)
 end
 
+-- One courier at a time goes to one host for one owner: whoever answers slowly delays nobody else.
+local function lane_of(p, id)
+  local job = redis.call('HMGET', job_key(p, id), 'owner', 'webhook')
+  return job[2] and job[1] .. ' ' .. (string.match(job[2], '^%a+://([^/?#]+)') or '')
+end
+
+-- When a lane is due: with its first.
+local function sort_lane(p, lane)
+  local first = redis.call('ZRANGE', p .. 'outbox:' .. lane, 0, 0, 'WITHSCORES')
+  if first[1] then
+    redis.call('ZADD', p .. 'outbox', first[2], lane)
+  else
+    redis.call('ZREM', p .. 'outbox', lane)
+  end
+end
+
+local function post(p, id, due)
+  local lane = lane_of(p, id)
+  if lane then
+    redis.call('ZADD', p .. 'outbox:' .. lane, due, id)
+    sort_lane(p, lane)
+  end
+end
+
+local function unpost(p, id)
+  local lane = lane_of(p, id)
+  if lane then
+    redis.call('ZREM', p .. 'outbox:' .. lane, id)
+    sort_lane(p, lane)
+  end
+end
+
 local function ended(p, id)
-  local job = redis.call('HMGET', job_key(p, id), 'keep_ms', 'webhook')
+  local job = redis.call('HMGET', job_key(p, id), 'keep_ms')
   local now = now_ms()
   redis.call('HSET', job_key(p, id), 'completed_at', now)
   redis.call('HDEL', job_key(p, id), 'checkpoint')
@@ -138,9 +173,7 @@ local function ended(p, id)
     redis.call('HSET', job_key(p, id), 'expires_at', now + job[1])
     redis.call('ZADD', p .. 'expiry', now + job[1], id)
   end
-  if job[2] then
-    redis.call('ZADD', p .. 'outbox', now, id)
-  end
+  post(p, id, now)
 end
 
 -- The one place where a status changes.
@@ -216,7 +249,8 @@ local function erase(p, id)
   end
   redis.call('ZREM', p .. 'of:' .. job[2] .. ':' .. job[1], id)
   redis.call('ZREM', p .. 'of:' .. job[2], id)
-  for _, index in ipairs({ 'leases', 'deadlines', 'expiry', 'outbox' }) do
+  unpost(p, id)
+  for _, index in ipairs({ 'leases', 'deadlines', 'expiry' }) do
     redis.call('ZREM', p .. index, id)
   end
   redis.call('DEL', key)
@@ -621,6 +655,56 @@ local function lead(keys, args)
   return 1
 end
 
+-- ---------------------------------------------------------------- a courier's steps
+
+-- token, lease_ms, most tries -> {id, which try}, or nil. The job whose webhook is due first, among the lanes without a
+-- courier. A try counts before it is made: one that kills couriers is not made for ever.
+local function collect(keys, args)
+  local p, now = keys[1], now_ms()
+  local before = redis.call('GET', p .. 'collect:' .. args[1])
+  if before then
+    return cjson.decode(before)
+  end
+  redis.call('ZREMRANGEBYSCORE', p .. 'couriers', '-inf', now)
+  local busy = redis.call('ZCARD', p .. 'couriers') -- so many lanes may stand before a free one
+  for _, lane in ipairs(redis.call('ZRANGEBYSCORE', p .. 'outbox', '-inf', now, 'LIMIT', 0, busy + 1)) do
+    while not redis.call('ZSCORE', p .. 'couriers', lane) do
+      local id = redis.call('ZRANGEBYSCORE', p .. 'outbox:' .. lane, '-inf', now, 'LIMIT', 0, 1)[1]
+      if not id then
+        break
+      end
+      local try = redis.call('HINCRBY', job_key(p, id), 'webhook_tries', 1)
+      if try <= tonumber(args[3]) then
+        redis.call('HSET', job_key(p, id), 'webhook_token', args[1])
+        redis.call('ZADD', p .. 'couriers', now + args[2], lane)
+        redis.call('SET', p .. 'collect:' .. args[1], cjson.encode({ id, try }), 'PX', args[2])
+        return { id, try }
+      end
+      redis.call('HSET', job_key(p, id), 'webhook_end', 'given_up')
+      unpost(p, id)
+    end
+  end
+  return nil
+end
+
+-- id, token, ms until the next try or '', how it ended or '' -> 'ok'; 'stale' if the delivery is another courier's
+local function settle(keys, args)
+  local p, id = keys[1], args[1]
+  local key = job_key(p, id)
+  if redis.call('HGET', key, 'webhook_token') ~= args[2] then
+    return 'stale'
+  end
+  redis.call('HDEL', key, 'webhook_token')
+  redis.call('ZREM', p .. 'couriers', lane_of(p, id))
+  if args[3] ~= '' then
+    post(p, id, now_ms() + args[3])
+  else
+    redis.call('HSET', key, 'webhook_end', args[4])
+    unpost(p, id)
+  end
+  return 'ok'
+end
+
 -- ---------------------------------------------------------------- uploads
 
 -- digest, keep_ms, owner or '' -> 1, or 0 while its file is being deleted. Called before a blob is written: from now on
@@ -684,6 +768,8 @@ redis.register_function('impasto_VERSION_reap', reap)
 redis.register_function('impasto_VERSION_expire', expire)
 redis.register_function('impasto_VERSION_hasten', hasten)
 redis.register_function('impasto_VERSION_lead', lead)
+redis.register_function('impasto_VERSION_collect', collect)
+redis.register_function('impasto_VERSION_settle', settle)
 redis.register_function('impasto_VERSION_hold', hold)
 redis.register_function('impasto_VERSION_owns', owns)
 redis.register_function('impasto_VERSION_condemn', condemn)

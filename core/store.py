@@ -43,6 +43,7 @@ HOLD_SECONDS = 600.0  # of a blob, between its writing and the step that uses it
 REPLAY_SECONDS = 86_400.0  # that an idempotency key is remembered
 ANYONE = ""  # the owner of a step that may touch every job
 Standing = Literal["ok", "cancel", "late", "stale"]
+WebhookEnd = Literal["delivered", "gone", "given_up"]
 
 _USUAL, _UNLIMITED = Terms(), Limits()
 
@@ -242,6 +243,22 @@ class JobStore:
     def hasten(self, count: int) -> int:
         """Let the next `count` jobs expire now; how many there were."""
         return int(self._step("hasten", count))
+
+    # ------------------------------------------------------------------ for a courier
+
+    def collect(self, token: str, lease_seconds: float, most_tries: int) -> tuple[Job, int] | None:
+        """Take the ended job whose webhook is due next, and which try this is, from 1; or None.
+
+        Nobody else sends to its host for its owner before the lease is over, or `settle`. The token must be new.
+        """
+        found = self._step("collect", token, round(lease_seconds * 1000), most_tries)
+        job = found and self._read([found[0]], ANYONE)[0]
+        return (job, int(found[1])) if job else None
+
+    def settle(self, job_id: str, token: str, end: WebhookEnd, again_seconds: float | None = None) -> bool:
+        """Say how a delivery went, or when to try again. False: it is another courier's by now, nothing was changed."""
+        again = "" if again_seconds is None else round(again_seconds * 1000)
+        return bool(self._step("settle", job_id, token, again, end) == "ok")
 
     # ------------------------------------------------------------------ blobs in use
 

@@ -28,6 +28,7 @@ from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[1]
 PASSWORD = "secret"
+SECRET = "whsec_" + "A" * 32
 PINNED = re.compile(r"[a-z0-9./-]+:\d+\.\d+\.\d+[a-z0-9.-]*")
 _INTERPOLATION = re.compile(r"\$\{(\w+)[^}]*\}")
 
@@ -84,7 +85,8 @@ _Loader.add_constructor("!reset", lambda *_: RESET)
 
 
 def _compose(name: str = "docker-compose.yml") -> dict[str, Any]:
-    text = _INTERPOLATION.sub(PASSWORD, (ROOT / name).read_text())
+    given = {"IMPASTO_REDIS_PASSWORD": PASSWORD, "IMPASTO_WEBHOOK_SECRET": SECRET, "IMPASTO_API_HOSTS": "localhost"}
+    text = _INTERPOLATION.sub(lambda variable: given[variable[1]], (ROOT / name).read_text())
     loaded: dict[str, Any] = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     return loaded
 
@@ -272,10 +274,14 @@ def test_redis_is_for_the_other_containers_only() -> None:
 
 
 def test_there_is_no_default_password() -> None:
-    """Compose refuses to start without IMPASTO_REDIS_PASSWORD, the one thing to set, and .env.example names it."""
+    """Compose refuses to start without IMPASTO_REDIS_PASSWORD, the one thing to set, and .env.example names it.
+
+    Without IMPASTO_WEBHOOK_SECRET it sends no webhooks.
+    """
     text = (ROOT / "docker-compose.yml").read_text()
     needed = {name for name in _INTERPOLATION.findall(text) if f"${{{name}:-" not in text}
     assert needed == {"IMPASTO_REDIS_PASSWORD"}
+    assert "${IMPASTO_WEBHOOK_SECRET:-}" in text
     assert "${IMPASTO_REDIS_PASSWORD:?" in text
     assert "${IMPASTO_REDIS_PASSWORD:-" not in text
     example = ROOT / ".env.example"
@@ -296,6 +302,17 @@ def test_programs_start_once_redis_answers() -> None:
     """API and worker wait for a healthy Redis."""
     for name in IMAGES:
         assert SERVICES[name]["depends_on"] == {"redis": {"condition": "service_healthy"}}
+
+
+def test_the_courier_runs_from_the_apis_image_with_the_same_settings() -> None:
+    """Webhooks are signed with the secret under which the API takes them, by a program that is in the image."""
+    courier = SERVICES["webhooks"]
+    *python, module = courier["command"]
+    assert (python, courier["build"]) == (["python", "-m"], SERVICES["api"]["build"])
+    assert find_spec(module) is not None
+    assert module.partition(".")[0] in API.copied
+    assert courier["environment"] == SERVICES["api"]["environment"]
+    assert courier["depends_on"] == SERVICES["api"]["depends_on"]
 
 
 def test_the_worker_reserves_a_gpu_unless_told_otherwise() -> None:

@@ -18,6 +18,7 @@ from core import images
 from core.blobs import Blobs, digest_of
 from core.jobs import JobProgress, NetworkUsed, Output, is_job_id
 from core.store import JobStore
+from core.webhooks import Policy
 
 PROGRESS = JobProgress(
     value=0.5,
@@ -544,3 +545,73 @@ def test_anothers_upload_cannot_be_named(
 
     assert 404 == client.head(f"/v1/images/{digest}").status_code
     assert 404 == client.post("/v1/jobs", json={"content": digest, "styles": [digest]}).status_code
+
+
+# ---------------------------------------------------------------------- webhooks
+
+
+@pytest.fixture
+def webhooks(app: FastAPI) -> None:
+    """A service with a secret."""
+    app.state.webhooks = Policy("whsec_" + "A" * 32)
+
+
+@pytest.mark.usefixtures("webhooks")
+def test_a_webhook_is_taken_by_form_by_json_and_by_a_retry(
+    client: TestClient, store: JobStore, files: dict[str, Any], submit: Submit
+) -> None:
+    by_form = submit(webhook="HTTPS://Example.org?a=b").json()
+    inputs = by_form["input"]
+    body = {"content": inputs["content"], "styles": inputs["styles"], "webhook": "https://example.org/x"}
+    by_json = client.post("/v1/jobs", json=body).json()
+    client.post(f"/v1/jobs/{by_form['id']}/cancel")
+    again, plain = [
+        client.post(f"/v1/jobs/{by_form['id']}/retry", json=change).json()
+        for change in ({"webhook": "https://example.org/y"}, {})
+    ]
+
+    urls = [store.get(job["id"]).webhook for job in (by_form, by_json, again, plain)]
+    assert ["https://example.org/?a=b", "https://example.org/x", "https://example.org/y", None] == urls
+    assert not [key for job in (by_form, again) for key in job if "webhook" in key]
+
+
+@pytest.mark.usefixtures("webhooks")
+@pytest.mark.parametrize("url", ["http://a.org/", "https://127.0.0.1/", "https://0x7f.1/", "https://a@b.org/", "x"])
+def test_a_webhook_that_leads_nowhere_good_is_refused_before_anything_is_stored(
+    url: str, client: TestClient, store: JobStore, submit: Submit, blobs: Blobs
+) -> None:
+    refused = submit(webhook=url)
+
+    assert (422, "bad_webhook") == (refused.status_code, refused.json()["code"])
+    assert url not in refused.json()["detail"] or url == "x"
+    assert ([], None) == store.page(limit=10)
+    assert [] == [*blobs.sizes()]
+
+
+@pytest.mark.usefixtures("webhooks")
+def test_a_retry_refuses_a_bad_webhook_and_what_is_no_text(client: TestClient, submit: Submit) -> None:
+    job = submit().json()
+    client.post(f"/v1/jobs/{job['id']}/cancel")
+    refused = [
+        client.post(f"/v1/jobs/{job['id']}/retry", json={"webhook": webhook}).json()["code"]
+        for webhook in ("https://10.0.0.1/", 7)
+    ]
+
+    assert ["bad_webhook", "bad_input"] == refused
+
+
+def test_without_a_secret_webhooks_are_refused_in_words(submit: Submit) -> None:
+    refused = submit(webhook="https://example.org/")
+
+    assert (422, "bad_webhook") == (refused.status_code, refused.json()["code"])
+    assert "IMPASTO_WEBHOOK_SECRET" in refused.json()["detail"]
+
+
+@pytest.mark.usefixtures("webhooks")
+def test_another_webhook_is_another_request_for_an_idempotency_key(client: TestClient, files: dict[str, Any]) -> None:
+    statuses = [
+        client.post("/v1/jobs", files=files, data={"webhook": url}, headers={"Idempotency-Key": "k"}).status_code
+        for url in ("https://example.org", "https://example.org/", "https://example.org/other")
+    ]
+
+    assert [202, 202, 422] == statuses

@@ -14,6 +14,7 @@ from core import images
 from core.blobs import digest_of
 from core.neural.weights import WeightsCache
 from core.spec import KNOBS
+from core.webhooks import Policy
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def test_without_a_service_submit_and_watch_say_how_to_start_one(impasto: Any, p
         assert "impasto up" in ran.stderr
 
 
-@pytest.mark.parametrize("command", ["api", "worker", "up", "stylize"])
+@pytest.mark.parametrize("command", ["api", "worker", "up", "stylize", "webhooks", "webhook-secret"])
 def test_a_misspelt_setting_is_refused_by_name(impasto: Any, pictures: tuple[str, str], command: str) -> None:
     args = [*pictures, "-o", "out.png"] if command == "stylize" else []
     ran = impasto(command, *args, IMPASTO_REDIS_ULR="redis://x")
@@ -190,6 +191,19 @@ def test_a_bad_setting_is_refused_by_name(impasto: Any, command: str, setting: s
     assert "Traceback" not in ran.stderr
 
 
+def test_each_owners_webhook_secret_is_told(impasto: Any) -> None:
+    secret = "whsec_" + "A" * 32
+    told = [
+        impasto("webhook-secret", *owner, IMPASTO_WEBHOOK_SECRET=secret).stdout.strip()
+        for owner in ((), ("--owner", "local"), ("--owner", "anna"))
+    ]
+    none = impasto("webhook-secret")
+
+    assert [Policy(secret).owners_secret(owner) for owner in ("local", "local", "anna")] == told
+    assert 2 == none.returncode
+    assert "IMPASTO_WEBHOOK_SECRET is not set" in none.stderr
+
+
 def test_weights_list_tells_what_auto_is(impasto: Any) -> None:
     ran = impasto("weights", "list")
 
@@ -208,6 +222,7 @@ def test_importing_a_file_that_is_no_network_is_exit_1(impasto: Any, pictures: t
 def test_help_tells_every_command_and_every_knob(impasto: Any) -> None:
     words, knobs = impasto("--help").stdout, impasto("submit", "--help").stdout
 
-    for command in ("up", "api", "worker", "stylize", "submit", "watch", "weights", "demo"):
+    commands = ["up", "api", "worker", "webhooks", "webhook-secret", "stylize", "submit", "watch", "weights", "demo"]
+    for command in commands:
         assert command in words
     assert all(f"--{name.replace('_', '-')}" in knobs for name in KNOBS)

@@ -11,6 +11,7 @@ import redis
 
 from core import errors
 from core.jobs import (
+    LOCAL,
     MAX_ATTEMPTS,
     TRANSITIONS,
     Job,
@@ -870,3 +871,136 @@ def test_nothing_stays_behind_of_deleted_jobs(store: JobStore, valkey: Any) -> N
     with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
         left = [key.removeprefix(PREFIX) for key in client.keys(PREFIX + "*") if client.pttl(key) < 0]
     assert {"number", "entries"} == set(left)
+
+
+# ---------------------------------------------------------------------- the outbox
+
+
+def _told(store: JobStore, webhook: str = "https://example.org/a", owner: str = LOCAL) -> str:
+    """An ended job with a webhook."""
+    job = _submit(store, owner, webhook=webhook)
+    store.cancel(job.id)
+    return job.id
+
+
+def _collected(store: JobStore, token: str, lease_seconds: float = 60) -> tuple[str, int] | None:
+    found = store.collect(token, lease_seconds, 3)
+    return found and (found[0].id, found[1])
+
+
+def test_a_webhook_is_due_when_its_job_has_ended_however_it_ended(store: JobStore, valkey: Any) -> None:
+    jobs = [_submit(store, str(n), webhook="https://example.org", deadline_seconds=0.01 + n) for n in range(4)]
+    assert _collected(store, "t") is None
+    time.sleep(0.02)
+    store.reap()
+    store.cancel(jobs[1].id)
+    _claimed(store, "a")
+    _claimed(store, "b")
+    store.succeed(jobs[2].id, "a", OUTPUT, MODEL, {})
+    store.fail(jobs[3].id, "b", DIVERGED)
+
+    assert [(job.id, 1) for job in jobs] == [_collected(store, f"t{n}") for n in range(4)]
+    ends = [store.get(job.id).status for job in jobs]
+    assert [Status.EXPIRED, Status.CANCELED, Status.SUCCEEDED, Status.FAILED] == ends
+
+
+def test_a_job_without_a_webhook_tells_nobody(store: JobStore) -> None:
+    store.cancel(_create(store).id)
+
+    assert _collected(store, "t") is None
+
+
+def test_a_reused_result_is_told_as_well(store: JobStore) -> None:
+    store.paints_with("auto", MODEL.sha256)
+    _ended_job(store)
+    job = _submit(store, reuse=True, webhook="https://example.org")
+
+    assert Status.SUCCEEDED is job.status
+    assert (job.id, 1) == _collected(store, "t")
+
+
+def test_a_collect_sent_twice_takes_one_delivery(store: JobStore) -> None:
+    first = _told(store)
+    _told(store, "https://other.example")
+
+    assert [(first, 1), (first, 1)] == [_collected(store, "t"), _collected(store, "t")]
+
+
+def test_one_courier_at_a_time_goes_to_a_host_for_an_owner(store: JobStore) -> None:
+    """However many wait for a host that is busy, another host's and another owner's are not held up."""
+    busy = [_told(store) for _ in range(5)]
+    other, anna = _told(store, "https://other.example/a"), _told(store, owner="anna")
+
+    assert [(busy[0], 1), (other, 1), (anna, 1), None] == [_collected(store, token) for token in "abcd"]
+    assert store.settle(busy[0], "a", "delivered")
+    assert (busy[1], 1) == _collected(store, "e")
+
+
+def test_what_is_settled_is_not_sent_again(store: JobStore) -> None:
+    job_id = _told(store)
+    _collected(store, "a")
+
+    assert store.settle(job_id, "a", "delivered")
+    assert not store.settle(job_id, "a", "delivered")
+    assert _collected(store, "b") is None
+
+
+def test_a_failed_one_comes_back_when_it_is_due_and_not_for_ever(store: JobStore) -> None:
+    job_id = _told(store)
+    for number in (1, 2, 3):
+        assert (job_id, number) == _collected(store, str(number))
+        store.settle(job_id, str(number), "given_up", 0.03)
+        assert _collected(store, f"early {number}") is None
+        time.sleep(0.04)
+
+    assert _collected(store, "4") is None, "a fourth try of three"
+
+
+def test_a_dead_couriers_delivery_is_another_ones_after_the_lease(store: JobStore) -> None:
+    """And what the first says when it turns out to be alive changes nothing."""
+    job_id = _told(store)
+    _collected(store, "frozen", 0.03)
+    assert _collected(store, "b") is None
+    time.sleep(0.04)
+
+    assert (job_id, 2) == _collected(store, "b")
+    assert not store.settle(job_id, "frozen", "delivered")
+    assert store.settle(job_id, "b", "given_up", 0)
+    assert (job_id, 3) == _collected(store, "c")
+
+
+def test_eight_couriers_at_once_take_each_delivery_once(store: JobStore, valkey: Any) -> None:
+    due = {_told(store, f"https://host-{n % 9}.example/") for n in range(60)}
+    taken: list[str] = []
+
+    def courier(name: str) -> None:
+        own = JobStore(valkey.url)
+        for number in itertools.count():
+            found = own.collect(f"{name} {number}", 60, 3)
+            if found:
+                taken.append(found[0].id)
+                own.settle(found[0].id, f"{name} {number}", "delivered")
+            elif len(taken) >= 60 or number > 10_000:
+                break
+        own.close()
+
+    threads = [threading.Thread(target=courier, args=(str(number),)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert 60 == len(taken)
+    assert due == set(taken)
+
+
+def test_a_forgotten_job_is_not_told(store: JobStore, valkey: Any) -> None:
+    waiting, taken = _told(store), _told(store, "https://other.example/")
+    _collected(store, "a")
+    _collected(store, "b")
+    store.delete(waiting)
+    store.delete(taken)
+
+    assert not store.settle(taken, "b", "delivered")
+    with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
+        assert [] == client.keys(PREFIX + "outbox*")

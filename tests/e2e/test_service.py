@@ -1,17 +1,21 @@
 """Real processes, real weights, real kill -9: an accepted job always ends."""
 
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from standardwebhooks import Webhook
 
 from core import images
 from core.jobs import Job, Status
+from core.webhooks import Policy
 
 pytestmark = pytest.mark.e2e
 
@@ -155,3 +159,41 @@ def test_cancel_stops_a_running_job_within_seconds_and_the_next_one_runs(
 
     until(lambda: service.client.get(long).status is Status.CANCELED, "canceled", 5)
     assert Status.SUCCEEDED is _end(service, short).status
+
+
+def test_a_webhook_comes_through_a_kill_of_its_courier(service: Any, submit: Submit, until: Until) -> None:
+    """From `impasto up` with a secret to a receiver that is not there at first."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    secret = "whsec_" + "A" * 32
+    allowed = {"IMPASTO_WEBHOOK_PORTS": str(port), "IMPASTO_WEBHOOK_HTTP": "1", "IMPASTO_WEBHOOK_PRIVATE": "1"}
+    service.stop()
+    service.environment |= {"IMPASTO_WEBHOOK_SECRET": secret, **allowed}
+    service.start()
+    (courier,) = service.find("-m", "worker.courier")
+    courier.kill()
+    courier.wait()
+    job_id = submit(size="64", iterations="5", webhook=f"http://localhost:{port}/hook")
+    assert Status.SUCCEEDED is _end(service, job_id).status
+    until(lambda: service.find("-m", "worker.courier"), "another courier")
+    log = Path(service.environment["IMPASTO_DATA_DIR"]) / "logs" / "webhooks.log"
+    until(lambda: f"{job_id}: webhook, try 1" in log.read_text(), "a try in vain")
+
+    came: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            came.append(Webhook(Policy(secret).owners_secret("local")).verify(body, dict(self.headers)))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", port), Handler) as server:
+        server.timeout = 20
+        server.handle_request()
+    until(lambda: f"{job_id}: webhook, try 2: answered 204" in log.read_text(), "told")
+
+    assert [("job.succeeded", job_id)] == [(told["type"], told["data"]["id"]) for told in came]
+    assert 0 == service.stop()

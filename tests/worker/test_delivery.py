@@ -1,0 +1,269 @@
+"""One POST to a server that may be anybody's: what is sent, what is refused, and how long it takes at most."""
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+import trustme
+
+from core.webhooks import Policy, Receiver
+from worker.delivery import BODY_BYTES, Delivery, Undelivered
+
+SECRET = "whsec_" + "A" * 32
+STRICT = Policy(SECRET, http=True, ports=frozenset({80, 443}))
+NAME, PUBLIC = "hooks.example.org", "93.184.216.34"
+SECONDS = 0.6
+
+HOSTILE = """
+    0.0.0.0 0.1.2.3 10.0.0.1 10.255.255.255 100.64.0.1 100.100.100.200 127.0.0.1 127.0.0.53 127.255.255.254
+    168.63.129.16 169.254.169.254 172.16.0.1 172.31.255.255 192.0.0.192 192.0.2.1 192.88.99.1 192.168.0.1 198.18.0.1
+    198.51.100.1 203.0.113.1 224.0.0.1 239.255.255.250 240.0.0.1 255.255.255.255 :: ::1 ::127.0.0.1 ::10.0.0.1
+    ::ffff:127.0.0.1 ::ffff:169.254.169.254 ::ffff:8.8.8.8 64:ff9b::127.0.0.1 64:ff9b::10.0.0.1 64:ff9b:1::a00:1
+    2001:0:a00:1::1 2001:db8::1 2002:7f00:1:: 2002:a00:1:: 3fff::1 fc00::1 fd00:ec2::254 fe80::1 fec0::1 ff02::1
+    ff0e::1
+""".split()  # noqa: SIM905
+
+
+def _post(delivery: Delivery, url: str, policy: Policy = STRICT) -> int:
+    headers = {"Content-Type": "application/json"}
+    return delivery.post(policy.receiver(url), headers, '{"a":1}', time.monotonic() + delivery.seconds)
+
+
+def _in_time(step: Callable[[], Any]) -> float:
+    began = time.monotonic()
+    step()
+    return time.monotonic() - began
+
+
+# ---------------------------------------------------------------------- what is sent
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+def _server_tls(authority: trustme.CA, name: str, asked: list[str | None]) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    context.sni_callback = lambda _, asked_for, __: asked.append(asked_for)
+    return context
+
+
+def test_the_address_is_the_checked_one_and_all_else_goes_by_the_name(
+    serve: Any, behave: Any, authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    """TLS with a certificate for the name, SNI and Host of the name, a connection to the address."""
+    asked: list[str | None] = []
+    server = serve(behave.answer(204), tls=_server_tls(authority, NAME, asked))
+    network = behave.network(server.port)
+    delivery = Delivery(STRICT, resolve=behave.names(PUBLIC), network=network, tls=trusting)
+
+    assert 204 == _post(delivery, f"https://{NAME}/hook?a=b")
+    (request,) = server.requests
+    assert ("POST /hook?a=b HTTP/1.1", NAME, '{"a":1}') == (request.line, request.headers["host"], request.body)
+    assert ([NAME], [PUBLIC]) == (asked, network.asked)
+
+
+def test_a_certificate_for_another_name_or_of_nobody_is_refused(
+    serve: Any, behave: Any, authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    server = serve(tls=_server_tls(authority, "evil.example", []))
+    for context, why in ((trusting, "Hostname mismatch"), (None, "certificate verify failed")):
+        network = behave.network(server.port)
+        delivery = Delivery(STRICT, resolve=behave.names(PUBLIC), network=network, tls=context)
+        with pytest.raises(Undelivered, match=why):
+            _post(delivery, f"https://{NAME}/")
+
+    assert [] == server.requests
+
+
+def test_a_proxy_of_the_environment_is_not_asked(serve: Any, behave: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy would look the name up again."""
+    proxy, server = serve(), serve()
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+    _post(Delivery(STRICT, resolve=behave.names(PUBLIC), network=behave.network(server.port)), f"http://{NAME}/")
+
+    assert (0, 1) == (proxy.connections, len(server.requests))
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(serve: Any, behave: Any) -> None:
+    server = serve()
+
+    class Network(behave.network):  # type: ignore[misc,name-defined]
+        def connect_tcp(self, host: str, port: int, timeout: float | None = None, *_: Any) -> Any:
+            if host != PUBLIC:
+                import httpcore2
+
+                self.asked.append(host)
+                time.sleep(timeout or 0)
+                raise httpcore2.ConnectTimeout
+            return super().connect_tcp(host, port, timeout)
+
+    network = Network(server.port)
+    delivery = Delivery(STRICT, seconds=1, resolve=behave.names("2606:4700::1", "1.1.1.1", PUBLIC), network=network)
+
+    assert 200 == _post(delivery, f"http://{NAME}/")
+    assert ["2606:4700::1", "1.1.1.1", PUBLIC] == network.asked
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("address", HOSTILE)
+def test_a_name_of_a_hostile_address_is_not_connected_to(address: str, serve: Any, behave: Any) -> None:
+    """Alone, and hidden behind one that is good: this network would lead to the canary from any address."""
+    canary = serve()
+    network = behave.network(canary.port)
+    for addresses in ((address,), (PUBLIC, address), (address, PUBLIC)):
+        delivery = Delivery(STRICT, resolve=behave.names(*addresses), network=network)
+        with pytest.raises(Undelivered, match="must not reach"):
+            _post(delivery, f"http://{NAME}/")
+
+    assert ([], 0) == (network.asked, canary.connections)
+
+
+def test_a_name_that_changes_its_mind_after_the_check_gains_nothing(serve: Any, behave: Any) -> None:
+    """The name is asked once, and what it said then is what is connected to."""
+    server = serve()
+    network, answers = behave.network(server.port), [PUBLIC, "127.0.0.1", "127.0.0.1"]
+    delivery = Delivery(STRICT, resolve=lambda *_: [ip_address(answers.pop(0))], network=network)
+
+    assert 200 == _post(delivery, f"http://{NAME}/")
+    assert ([PUBLIC], 2) == (network.asked, len(answers))
+    with pytest.raises(Undelivered, match="must not reach"):
+        _post(delivery, f"http://{NAME}/")
+
+
+def test_this_machine_is_refused_with_the_systems_own_look_up(serve: Any) -> None:
+    """Also in notations that only the system knows, should one ever pass the check of the text."""
+    canary = serve()
+    policy = Policy(SECRET, frozenset({canary.port}), http=True, private=True)
+    strict = Policy(SECRET, frozenset({canary.port}), http=True)
+    hosts = "localhost 127.0.0.1 127.0.0.2 ::1 ::ffff:127.0.0.1 0.0.0.0 0 127.1 0x7f.1 0x7f000001 2130706433 0177.0.0.1"
+    for host in hosts.split():
+        with pytest.raises(Undelivered):
+            Delivery(strict).post(Receiver("http", host, canary.port, "/"), {}, "", time.monotonic() + 5)
+
+    assert 0 == canary.connections
+    assert 200 == _post(Delivery(policy), f"http://localhost:{canary.port}/", policy)
+
+
+def test_a_redirect_is_an_answer_and_not_followed(serve: Any, behave: Any) -> None:
+    canary = serve()
+    for status in (301, 302, 303, 307, 308):
+        server = serve(behave.answer(status, f"Location: http://127.0.0.1:{canary.port}/"))
+        network = behave.network(server.port)
+        assert status == _post(Delivery(STRICT, resolve=behave.names(PUBLIC), network=network), f"http://{NAME}/")
+        assert ([PUBLIC], 1) == (network.asked, len(server.requests))
+
+    assert 0 == canary.connections
+
+
+@pytest.mark.parametrize("error", [OSError("no"), UnicodeError("label too long"), socket.gaierror(-2, "no")])
+def test_a_name_that_nobody_knows_is_undelivered(error: Exception, behave: Any) -> None:
+    def resolve(*_: Any) -> Any:
+        raise error
+
+    with pytest.raises(Undelivered, match="not known"):
+        _post(Delivery(STRICT, resolve=resolve), f"http://{NAME}/")
+
+
+# ---------------------------------------------------------------------- how long, how much
+
+
+def _drip(head: bytes, piece: bytes) -> Any:
+    def behave(connection: socket.socket, _: Any) -> None:
+        connection.sendall(head)
+        while True:
+            connection.sendall(piece)
+            time.sleep(0.05)
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"", b""),
+        (b"", b"H"),
+        (b"HTTP/1.1 200 OK\r\n", b"X-A: 1\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"a" * 60_000),
+        (b"\x00\xff\x00 nonsense", b""),
+    ],
+    ids=["silence", "one letter at a time", "headers for ever", "100 for ever", "a header without end", "no HTTP"],
+)
+def test_an_answer_that_does_not_come_is_cut(head: bytes, piece: bytes, serve: Any, behave: Any) -> None:
+    network = behave.network(serve(_drip(head, piece)).port)
+    delivery = Delivery(STRICT, seconds=SECONDS, resolve=behave.names(PUBLIC), network=network)
+
+    def step() -> None:
+        with pytest.raises(Undelivered):
+            _post(delivery, f"http://{NAME}/")
+
+    assert _in_time(step) < SECONDS + 0.3
+
+
+@pytest.mark.parametrize("piece", [b"a", b"a" * 100_000], ids=["slow", "fast"])
+def test_a_body_without_end_is_cut_and_the_status_counts(piece: bytes, serve: Any, behave: Any) -> None:
+    network = behave.network(serve(_drip(b"HTTP/1.1 200 OK\r\n\r\n", piece)).port)
+    delivery = Delivery(STRICT, seconds=SECONDS, resolve=behave.names(PUBLIC), network=network)
+
+    assert _in_time(lambda: _post(delivery, f"http://{NAME}/")) < SECONDS + 0.3
+    assert network.read <= 2 * BODY_BYTES, "one reading more than what may be kept"
+
+
+def test_a_name_that_takes_for_ever_is_cut(behave: Any) -> None:
+    over = threading.Event()
+
+    def resolve(*_: Any) -> Any:
+        over.wait(20)
+        return []
+
+    def step() -> None:
+        with pytest.raises(Undelivered, match="in time"):
+            _post(Delivery(STRICT, seconds=SECONDS, resolve=resolve), f"http://{NAME}/")
+
+    assert _in_time(step) < SECONDS + 0.3
+    over.set()
+
+
+def test_what_is_too_late_is_not_sent(serve: Any, behave: Any) -> None:
+    """A courier that was frozen until another may have its delivery."""
+    server = serve()
+    delivery = Delivery(STRICT, resolve=behave.names(PUBLIC), network=behave.network(server.port))
+    with pytest.raises(Undelivered, match="too long"):
+        delivery.post(STRICT.receiver(f"http://{NAME}/"), {}, "{}", time.monotonic())
+
+    assert 0 == server.connections
+
+
+@pytest.fixture
+def mute() -> Iterator[int]:
+    """The port of a listener that accepts and says nothing, not even to TLS."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_a_handshake_that_does_not_end_is_cut(mute: int, behave: Any) -> None:
+    delivery = Delivery(STRICT, seconds=SECONDS, resolve=behave.names(PUBLIC), network=behave.network(mute))
+
+    def step() -> None:
+        with pytest.raises(Undelivered):
+            _post(delivery, f"https://{NAME}/")
+
+    assert _in_time(step) < SECONDS + 0.3
