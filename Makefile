@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 # One file pins every package, for people, containers and CI alike; pip reads it for build tools, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+CAMPAIGNS := acknowledged zombies lost_bells orphans faults kills raw_http contract strangers webhooks hostile_pictures fat_uploads slow_clients
 
-.PHONY: help up demo test check bench clean
+.PHONY: help up demo test check bench campaign clean
 
 help:  ## Print this help
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
@@ -28,6 +29,9 @@ check: $(VENV)/.dev  ## Style, types and the dependency rule
 
 bench: $(VENV)/.dev  ## Measure speed and delivered loss: bench/README.md
 	$(BIN)/python bench/optimize.py
+
+campaign: $(VENV)/.dev  ## Attack the real service for some hours: docs/operations.md
+	@for name in $(CAMPAIGNS); do echo "== $$name"; $(BIN)/python tests/campaigns/$$name.py --seed 1 || exit 1; done
 
 clean:  ## Remove the environment and what was built (not your jobs: operations.md)
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -41,6 +41,7 @@ class Timed(kills.Caller):
 
     def __init__(self, url: str, history: History) -> None:
         super().__init__(url)
+        self._http.close()
         self._http = httpx2.Client(base_url=url, timeout=3 * HANG_SECONDS, trust_env=False)
         self._http.event_hooks = {"request": [self._began], "response": [self._ended]}
         self._history, self._at = history, 0.0
@@ -58,6 +59,7 @@ class Client(kills.Client):
 
     def __init__(self, fleet: Fleet, history: History, seed: int, jobs: int, over: threading.Event) -> None:
         super().__init__(fleet, history, seed, jobs, over)
+        self._caller._http.close()
         self._caller = Timed(fleet.url, history)
 
 
@@ -68,14 +70,19 @@ def campaign(folder: Path, history: History, *, seed: int, faults: int, without:
     proxy = Proxy(seed)
     fleet = Fleet(folder, through=proxy.port, changed=CONTROLS.get(without or "", ""))
     proxy.target = fleet.store_port
-    with proxy, fleet:
-        _campaign(fleet, proxy, history, dice, over, faults)
+    with proxy, fleet, kills.Caller(fleet.url) as caller:
+        _campaign(fleet, proxy, caller, history, dice, over, faults)
 
 
 def _campaign(
-    fleet: Fleet, proxy: Proxy, history: History, dice: random.Random, over: threading.Event, faults: int
+    fleet: Fleet,
+    proxy: Proxy,
+    caller: kills.Caller,
+    history: History,
+    dice: random.Random,
+    over: threading.Event,
+    faults: int,
 ) -> None:
-    caller = kills.Caller(fleet.url)
     for number, knobs in enumerate(kills.KNOBS):
         job = kills._followed(caller, caller.submit(knobs, f"reference-{number}"))
         history.tell("reference", knobs=number, pixels=caller.pixels(job))

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 import httpx2
@@ -76,6 +76,12 @@ class Caller:
     def __init__(self, url: str) -> None:
         self._http = httpx2.Client(base_url=url, timeout=10, trust_env=False)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
     def ask(self, method: str, path: str, until: Callable[[], bool] = lambda: False, **request: Any) -> httpx2.Response:
         while True:
             with suppress(httpx2.HTTPError):
@@ -118,6 +124,10 @@ class Client(threading.Thread):
         self._seed = seed
 
     def run(self) -> None:
+        with self._caller:
+            self._run()
+
+    def _run(self) -> None:
         open_jobs: dict[str, str] = {}
         sent = 0
         while open_jobs or (sent < self._jobs and not self._over.is_set()):
@@ -170,8 +180,8 @@ def campaign(folder: Path, history: History, *, seed: int, kills: int, jobs: int
     dice, over = random.Random(seed), threading.Event()
     store = {"appendonly": "no"} if without == "durability" else None
     history.tell("begin", seed=seed, kills=kills, jobs=jobs, without=without)
-    with Fleet(folder, store=store, changed=CONTROLS.get(without or "", "")) as fleet:
-        caller = Caller(fleet.url)
+    fleet = Fleet(folder, store=store, changed=CONTROLS.get(without or "", ""))
+    with fleet, Caller(fleet.url) as caller:
         for number, knobs in enumerate(KNOBS):  # in peace
             job = _followed(caller, caller.submit(knobs, f"reference-{number}"))
             history.tell("reference", knobs=number, pixels=caller.pixels(job))
@@ -229,7 +239,8 @@ def _tidy_up(fleet: Fleet, caller: Caller, history: History) -> None:
     for path in files:
         with suppress(FileNotFoundError):
             os.utime(path, (1, 1))
-    until = time.monotonic() + 90  # the reaper sweeps once a minute
+    fleet.api.kill()  # a new reaper sweeps at once
+    until = time.monotonic() + 90
     while (left := _files(fleet.data)) and time.monotonic() < until:
         time.sleep(0.5)
     history.tell("left", files=left)

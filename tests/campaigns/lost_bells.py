@@ -24,8 +24,8 @@ CONTROLS = {"reaper": "import api.reaper as r; r.Reaper._ring_lost_bells = lambd
 def campaign(folder: Path, history: History, *, jobs: int, without: str | None = None, patience: float = 300) -> None:
     """Run it and tell the history."""
     history.tell("begin", jobs=jobs, without=without)
-    with Fleet(folder, workers=1, changed=CONTROLS.get(without or "", "")) as fleet, fleet.redis() as store:
-        caller = Caller(fleet.url)
+    fleet = Fleet(folder, workers=1, changed=CONTROLS.get(without or "", ""))
+    with fleet, fleet.redis() as store, Caller(fleet.url) as caller:
         long = caller.submit({**KNOBS, "iterations": "5000"}, "long")  # holds the worker
         while caller.ask("GET", f"/v1/jobs/{long}").json()["status"] == "queued":
             time.sleep(0.02)
@@ -60,13 +60,15 @@ def violations(file: Path) -> list[str]:
 
 
 @click.command()
+@click.option("--seed", default=1, help="Nothing here is by chance.")
 @click.option("--jobs", default=100)
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
-def main(jobs: int, file: Path | None, without: str | None) -> None:
+def main(seed: int, jobs: int, file: Path | None, without: str | None) -> None:
     """Empty and wait."""
     with tempfile.TemporaryDirectory(prefix="impasto-bells-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
+        history.tell("seed", seed=seed)
         campaign(Path(folder) / "fleet", history, jobs=jobs, without=without, patience=60 if without else 300)
         for event in events(history.file, "emptied", "rung", "end"):
             click.echo(f"| {event.pop('event')} | {event} |")

@@ -94,8 +94,9 @@ def campaign(folder: Path, history: History, *, seed: int, trials: int, without:
     """Run it and tell the history."""
     dice = random.Random(seed)
     history.tell("begin", seed=seed, trials=trials, without=without)
-    with Fleet(folder, changed=CONTROLS.get(without or "", "")) as fleet, fleet.redis() as store:
-        trial = Trial(fleet, Caller(fleet.url), store)
+    fleet = Fleet(folder, changed=CONTROLS.get(without or "", ""))
+    with fleet, fleet.redis() as store, Caller(fleet.url) as caller:
+        trial = Trial(fleet, caller, store)
         for number in range(trials):
             kind = "frozen" if dice.random() < FROZEN_SHARE else "died"
             try:

@@ -73,9 +73,9 @@ def be_a_worker(url: str, folder: Path, lease_seconds: float, order: list[str]) 
     heard = "ok"
     with Lease(told, job.id, token, lambda _: "") as lease:
         lease.report(_progress(1))
+        before = time.monotonic()  # from the next line on it may be frozen at any time
         sys.stdout.write(json.dumps({"job": job.id}) + "\n")
         sys.stdout.flush()
-        before = time.monotonic()
         while time.monotonic() - before < lease_seconds / 2:  # until it was frozen
             before = time.monotonic()
             time.sleep(0.02)

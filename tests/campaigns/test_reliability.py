@@ -1,0 +1,173 @@
+"""Short runs of the campaigns on jobs, and their judges."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import acknowledged
+import faults
+import kills
+import lost_bells
+import orphans
+import pytest
+import zombies
+from history import History, percentile
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def history(tmp_path: Path, weights: Any) -> History:
+    return History(tmp_path / "history.jsonl")
+
+
+def test_nothing_is_lost_when_everything_is_killed(tmp_path: Path, history: History) -> None:
+    kills.campaign(tmp_path / "fleet", history, seed=1, kills=8, jobs=12)
+
+    assert [] == kills.violations(history.file)
+    assert 8 == sum(kills.figures(history.file)["kills"].values())
+
+
+def test_what_was_acknowledged_is_there_after_the_stores_death(tmp_path: Path, history: History) -> None:
+    acknowledged.campaign(tmp_path, history, seed=1, kills=3)
+
+    assert [] == acknowledged.violations(history.file)
+
+
+def test_a_store_that_writes_nothing_down_is_found_out(tmp_path: Path, history: History) -> None:
+    acknowledged.campaign(tmp_path, history, seed=1, kills=1, without="aof")
+
+    assert acknowledged.violations(history.file)
+
+
+def test_nobody_listens_to_zombies(tmp_path: Path, history: History) -> None:
+    zombies.campaign(tmp_path, history, seed=1, trials=4, lease_seconds=2)
+
+    assert [] == zombies.violations(history.file)
+
+
+def test_without_fencing_zombies_are_heard(tmp_path: Path, history: History) -> None:
+    zombies.campaign(tmp_path, history, seed=1, trials=3, lease_seconds=2, without="fencing")
+
+    assert zombies.violations(history.file)
+
+
+def test_a_job_whose_painter_died_goes_on_soon(tmp_path: Path, history: History) -> None:
+    orphans.campaign(tmp_path / "fleet", history, seed=2, trials=2)
+
+    assert [] == orphans.violations(history.file)
+
+
+def test_lost_bells_ring_again(tmp_path: Path, history: History) -> None:
+    lost_bells.campaign(tmp_path / "fleet", history, jobs=8)
+
+    assert [] == lost_bells.violations(history.file)
+
+
+def test_the_network_may_fail(tmp_path: Path, history: History) -> None:
+    faults.campaign(tmp_path / "fleet", history, seed=1, faults=5)
+
+    assert [] == faults.violations(history.file)
+
+
+# ---------------------------------------------------------------------- the judges
+
+
+def _kills(history: History, **changes: Any) -> None:
+    """A history in order, but for the changes to the job's end."""
+    end = {
+        "status": "succeeded",
+        "version": 9,
+        "attempt": 1,
+        "completed_at": "t",
+        "outputs": [],
+        "error": None,
+        "pixels": "p",
+    }
+    history.tell("reference", knobs=0, pixels="p")
+    history.tell("accepted", job="a", key="k", knobs=0)
+    history.tell("ended", job="a", **end)
+    if changes.pop("final", True):
+        history.tell("final", job="a", **{**end, **changes})
+    history.tell("records", count=2)
+    history.tell("left", files=[])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"final": False}, "lost"),
+        ({"status": "running"}, "never ended"),
+        ({"pixels": "q"}, "wrong bytes"),
+        ({"version": 10}, "changed after its end"),
+        ({"status": "canceled"}, "ended as canceled"),
+        ({"status": "failed", "error": {"code": "internal"}}, "ended as failed"),
+    ],
+)
+def test_the_judge_of_kills(history: History, changes: dict[str, Any], words: str | None) -> None:
+    _kills(history, **changes)
+    found = kills.violations(history.file)
+
+    assert any(words in line for line in found) if words else not found
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda told: told.tell("accepted", job="b", key="k", knobs=0),
+        lambda told: told.tell("left", files=["blobs/aa/x"]),
+        lambda told: told.file.write_text(""),
+    ],
+)
+def test_the_judge_of_kills_sees_doubles_leftovers_and_an_early_end(
+    history: History, spoil: Callable[[History], None]
+) -> None:
+    _kills(history)
+    spoil(history)
+
+    assert kills.violations(history.file)
+
+
+def test_the_judge_of_faults_sees_hangs_and_errors(history: History) -> None:
+    _kills(history)
+    assert [] == faults.violations(history.file)
+    history.tell("answer", method="GET", status=200, seconds=11.0)
+    history.tell("answer", method="GET", status=500, seconds=0.1)
+
+    assert 2 == len(faults.violations(history.file))
+
+
+def test_the_judge_of_orphans_sees_the_slow_and_the_forgetful(history: History) -> None:
+    good = {"kind": "died", "claimed": 0.2, "goes_on": 1.0, "reached": 50, "again_at": 60}
+    history.tell("trial", **good)
+    history.tell("end")
+    assert [] == orphans.violations(history.file)
+    history.tell("trial", **{**good, "goes_on": 4.0})
+    history.tell("trial", **{**good, "again_at": 1})
+
+    assert 2 == len(orphans.violations(history.file))
+
+
+def test_the_judge_of_zombies_sees_who_was_heard_and_what_changed(history: History) -> None:
+    good = {"job": "a", "status": "running", "answers": {"keep": "stale"}, "lease": "stale", "changed": False}
+    history.tell("trial", **good)
+    history.tell("end")
+    assert [] == zombies.violations(history.file)
+    for change in ({"answers": {"keep": "ok"}}, {"lease": "ok"}, {"changed": True}):
+        history.tell("trial", **{**good, **change})
+
+    assert 3 == len(zombies.violations(history.file))
+
+
+def test_the_judge_of_bells_sees_the_late_and_the_unheard(history: History) -> None:
+    history.tell("rung", after=11.0, bells=0)
+    history.tell("end", ended=1, jobs=2)
+
+    assert 2 == len(lost_bells.violations(history.file))
+
+
+def test_percentiles() -> None:
+    values = [float(number) for number in range(1, 101)]
+
+    assert (50, 99, 100) == (percentile(values, 0.5), percentile(values, 0.99), percentile(values, 1))
