@@ -114,7 +114,7 @@ class Taker:
         job = self.store.create(job_id, job_input, terms, limits)
         if job.id != job_id:
             response.headers["Idempotent-Replayed"] = "true"
-        elif job.status is Status.QUEUED:
+        elif not job.status.ended:  # if it runs already, by the bell of another, that one has none now
             self.ring()  # if nobody hears it, the reaper rings again
         response.headers["Location"] = f"{router.prefix}/{job.id}"
         response.headers["Retry-After"] = str(POLL_SECONDS)

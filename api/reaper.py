@@ -81,8 +81,9 @@ class Reaper:
                 log.warning("reaper: leases ran out: %d jobs put back, %d ended", requeued, ended)
             self._ring(requeued)
         self._ring_lost_bells()
-        self._store.expire(self._record_seconds)
-        self._delete_unused()
+        if settled:  # a worker that could not speak for a while may still need what it holds
+            self._store.expire(self._record_seconds)
+            self._delete_unused()
 
     def _in_contact_for_a_lease(self) -> bool:
         """Whether the store has answered without a gap for so long that every living worker must have renewed.

@@ -35,7 +35,8 @@
 
     Interrupt (BaseException)  not errors: the run is asked to stop
     ├── LeaseLost
-    └── ShuttingDown
+    ├── ShuttingDown
+    └── DeviceLost
 
 Each class carries a stable `code`; its docstring is the default message and says what to do.
 """
@@ -268,3 +269,7 @@ class LeaseLost(Interrupt):
 
 class ShuttingDown(Interrupt):
     """The worker is going away; hand the job back."""
+
+
+class DeviceLost(Interrupt):
+    """The device gives nothing but errors until this process ends; another process may go on."""

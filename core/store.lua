@@ -7,6 +7,7 @@
 --   <p>of:<owner>:<status> zset    those of them in that status
 --   <p>queue               zset    the places of waiting jobs, all with score 0: their order as text is the order of claims
 --   <p>queue:<owner>       zset    those of one owner
+--   <p>turns               hash    class -> the latest turn that a job was claimed of
 --   <p>leases              zset    running jobs by the time their lease ends
 --   <p>deadlines           zset    jobs that must have ended by then
 --   <p>expiry              zset    ended jobs by the time their pictures go, then their records
@@ -92,15 +93,18 @@ local function turn_at(place)
   return tonumber(string.sub(place, 2, 11))
 end
 
--- Where a job goes now. In each round every owner has one turn: a thousand jobs of one do not delay another's first.
-local function new_place(p, id)
-  local job = redis.call('HMGET', job_key(p, id), 'owner', 'priority', 'number')
+-- Where a job goes now, as the number-th to come. In each round every owner has one turn: a thousand jobs of one do not
+-- delay another's first. The round is the one that was last claimed from, or the first that waits: a job that was put
+-- back is of an earlier one.
+local function new_place(p, id, number)
+  local job = redis.call('HMGET', job_key(p, id), 'owner', 'priority')
   local class = CLASS[job[2]]
   local from, to = '[' .. class, '(' .. (class + 1)
   local head = redis.call('ZRANGEBYLEX', p .. 'queue', from, to, 'LIMIT', 0, 1)[1]
   local own = redis.call('ZREVRANGEBYLEX', p .. 'queue:' .. job[1], to, from, 'LIMIT', 0, 1)[1]
-  local turn = math.max(head and turn_at(head) or 0, own and turn_at(own) + 1 or 0)
-  return string.format(PLACE, class, turn, job[3]) .. id
+  local claimed = redis.call('HGET', p .. 'turns', class)
+  local turn = math.max(head and turn_at(head) or 0, own and turn_at(own) + 1 or 0, tonumber(claimed or 0))
+  return string.format(PLACE, class, turn, number) .. id
 end
 
 local function enqueue(p, id)
@@ -118,7 +122,7 @@ local function dequeue(p, id)
 end
 
 local function wake(p, token)
-  if token then
+  if token and redis.call('EXISTS', p .. 'signal:' .. token) == 0 then
     redis.call('LPUSH', p .. 'signal:' .. token, '1')
     redis.call('PEXPIRE', p .. 'signal:' .. token, SIGNAL_MS)
   end
@@ -232,21 +236,27 @@ local function lose(p, id, most, error)
     return 0
   end
   if losses > 1 then -- it may be what kills them: the others first
-    redis.call('HSET', key, 'place', new_place(p, id))
+    redis.call('HSET', key, 'place', new_place(p, id, redis.call('INCR', p .. 'number')))
   end
   move(p, id, 'queued')
   return 1
 end
 
+-- Nobody is answered with this job's result any more.
+local function forget_result(p, id)
+  local job = redis.call('HMGET', job_key(p, id), 'owner', 'fingerprint')
+  if job[2] and redis.call('HGET', p .. 'results:' .. job[1], job[2]) == id then
+    redis.call('HDEL', p .. 'results:' .. job[1], job[2])
+  end
+end
+
 local function erase(p, id)
   local key = job_key(p, id)
-  local job = redis.call('HMGET', key, 'status', 'owner', 'token', 'fingerprint')
+  local job = redis.call('HMGET', key, 'status', 'owner', 'token')
   drop_all(p, id)
   dequeue(p, id)
   wake(p, job[3])
-  if job[4] and redis.call('HGET', p .. 'results:' .. job[2], job[4]) == id then
-    redis.call('HDEL', p .. 'results:' .. job[2], job[4])
-  end
+  forget_result(p, id)
   redis.call('ZREM', p .. 'of:' .. job[2] .. ':' .. job[1], id)
   redis.call('ZREM', p .. 'of:' .. job[2], id)
   unpost(p, id)
@@ -282,8 +292,9 @@ local function result_of(p, order)
   if not id then
     return nil
   end
-  local model = redis.call('HGET', job_key(p, id), 'model')
-  if model and cjson.decode(model).sha256 == redis.call('HGET', p .. 'networks', order.model) then
+  local job = redis.call('HMGET', job_key(p, id), 'model', 'output', 'gone')
+  local model, output, gone = job[1], job[2], job[3]
+  if model and gone ~= '1' and safe(p, output) and cjson.decode(model).sha256 == redis.call('HGET', p .. 'networks', order.model) then
     return id
   end
 end
@@ -361,7 +372,7 @@ local function create(keys, args)
   if source then
     copy_result(p, id, source)
   else
-    redis.call('HSET', job_key(p, id), 'place', new_place(p, id))
+    redis.call('HSET', job_key(p, id), 'place', new_place(p, id, redis.call('HGET', job_key(p, id), 'number')))
     file_under(p, id, 'queued')
     enqueue(p, id)
   end
@@ -420,6 +431,10 @@ local function claim(keys, args)
     return nil
   end
   local id = string.sub(place, 25)
+  local class, turn = string.sub(place, 1, 1), turn_at(place)
+  if turn > tonumber(redis.call('HGET', p .. 'turns', class) or 0) then
+    redis.call('HSET', p .. 'turns', class, turn)
+  end
   local job = job_key(p, id)
   local now = now_ms()
   redis.call('SET', p .. 'claim:' .. token, id, 'PX', lease_ms)
@@ -568,16 +583,16 @@ local function pin(keys, args)
     return nil
   end
   local key = job_key(p, id)
-  local job = redis.call('HMGET', key, 'completed_at', 'keep_ms', 'gone', 'pinned')
-  if (job[4] or '0') ~= args[3] then
+  local job = redis.call('HMGET', key, 'completed_at', 'keep_ms', 'pinned')
+  if (job[3] or '0') ~= args[3] then
     redis.call('HSET', key, 'pinned', args[3])
     redis.call('HINCRBY', key, 'version', 1)
   end
-  if args[3] == '1' and job[4] ~= '1' then
+  if args[3] == '1' and job[3] ~= '1' then
     redis.call('HDEL', key, 'expires_at')
     redis.call('ZREM', p .. 'expiry', id)
     redis.call('HSET', key, 'keep_ms', 0, 'unpinned_keep_ms', job[2])
-  elseif args[3] ~= '1' and job[4] == '1' then
+  elseif args[3] ~= '1' and job[3] == '1' then
     local keep_ms = redis.call('HGET', key, 'unpinned_keep_ms')
     redis.call('HSET', key, 'keep_ms', keep_ms)
     if job[1] and tonumber(keep_ms) > 0 then
@@ -620,6 +635,7 @@ local function expire(keys, args)
       erase(p, id)
     else
       drop_all(p, id)
+      forget_result(p, id)
       redis.call('HSET', key, 'gone', '1')
       redis.call('HINCRBY', key, 'version', 1)
       redis.call('ZADD', p .. 'expiry', now + args[1], id)

@@ -94,7 +94,7 @@ class Attempt:
             if painting.stopped:
                 return self._end(self._until_stored(lambda: store.renew(job.id, token)))
             output = self._keep_result(painting.picture)
-            self._until_stored(lambda: store.progress(job.id, token, self._told()))
+            self._tell_end()
             took = {"load_seconds": load_seconds, "run_seconds": painting.seconds}
             planned = {"planned_seconds": painting.plan.seconds, "planned_bytes": painting.plan.memory_bytes}
             losses = {f"loss_{name}": value for name, value in painting.losses.items()}
@@ -145,7 +145,8 @@ class Attempt:
     def _watch(self, moment: Moment) -> bool:
         """Called by the run after every iteration."""
         self._moment = moment
-        if shutting_down.is_set():
+        stop = self._lease.must_stop()
+        if shutting_down.is_set() and not stop:
             self._keeper.take(moment.checkpoint())
             self._keeper.settle(LAST_CHECKPOINT_SECONDS)
             raise errors.ShuttingDown()
@@ -156,12 +157,13 @@ class Attempt:
             preview = images.thumbnail(moment.picture(), self._settings.preview_px)
             self._next_preview = time.monotonic() + self._settings.preview_seconds
         self._lease.report(_job_progress(moment.progress), preview)
-        return self._lease.must_stop()
+        return stop
 
-    def _told(self) -> JobProgress:
-        """The last progress, after there was one."""
-        assert self._moment is not None, "a run that has a picture has told of it"
-        return _job_progress(self._moment.progress)
+    def _tell_end(self, preview: str | None = None) -> None:
+        """The last progress, if there was any: a run that was resumed at its end by another way may have none."""
+        if (moment := self._moment) is not None:
+            progress = _job_progress(moment.progress)
+            self._until_stored(lambda: self._store.progress(self._job.id, self._token, progress, preview))
 
     # ------------------------------------------------------------------ ending
 
@@ -185,14 +187,22 @@ class Attempt:
         if picture is not None:
             small = images.thumbnail(picture, self._settings.preview_px)
             digest = self._until_stored(lambda: self._keep_preview(small))
-            self._until_stored(lambda: self._store.progress(self._job.id, self._token, self._told(), digest))
+            self._tell_end(digest)
 
     def _keep_result(self, picture: Image.Image) -> Output:
         assert self._model is not None, "a picture was painted with a network"
         provenance = {"job": self._job.id, **self._job.input.provenance(self._model)}
         data = images.encode(picture, "png", provenance)
         width, height = picture.size
-        digest = self._until_stored(lambda: self._keep(data))
+
+        def keep() -> str:
+            try:
+                return self._keep(data)
+            except errors.StorageFull:
+                self._keeper.forget()  # the room that checkpoints take is worth less
+                raise
+
+        digest = self._until_stored(keep)
         return Output(id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data))
 
     def _keep_preview(self, preview: Image.Image) -> str:

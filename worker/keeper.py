@@ -12,6 +12,7 @@ from typing import Protocol
 
 from core import errors
 from core.checkpoints import Checkpoints
+from core.store import Standing
 
 # Seconds between two checkpoints, for each second that writing one took.
 _REST = 50
@@ -30,23 +31,25 @@ class Keeper:
     """One thread, one file at a time."""
 
     def __init__(
-        self, folder: Checkpoints, name: Callable[[int], str], tell: Callable[[str], object], every_seconds: float
+        self, folder: Checkpoints, name: Callable[[int], str], tell: Callable[[str], Standing], every_seconds: float
     ) -> None:
-        """name: of the n-th file. tell: the store, which is the next to go on from; may raise Unavailable."""
+        """name: of the n-th file. tell: tells the store which is the next to go on from; may raise Unavailable."""
         self._folder, self._name, self._tell, self._every = folder, name, tell, every_seconds
         self._next = time.monotonic() + every_seconds
         self._count = 0
         self._files: list[str] = []  # written, and not deleted
         self._pool = ThreadPoolExecutor(1, "keeper")
         self._write: Future[None] | None = None
+        self._closed = False
 
     def is_due(self) -> bool:
         """Whether to take a checkpoint now."""
-        return (self._write is None or self._write.done()) and time.monotonic() >= self._next
+        return not self._closed and (self._write is None or self._write.done()) and time.monotonic() >= self._next
 
     def take(self, checkpoint: Savable) -> None:
         """Write it and name it, on the thread."""
-        self._write = self._pool.submit(self._kept, checkpoint)
+        if not self._closed:
+            self._write = self._pool.submit(self._kept, checkpoint)
 
     def settle(self, seconds: float) -> None:
         """Wait for what is being written, at most so long."""
@@ -55,27 +58,40 @@ class Keeper:
 
     def close(self) -> None:
         """Take no more; and wait for what is being written."""
+        self._closed = True
         self._pool.shutdown()
 
     def forget(self) -> None:
-        """Delete all that was written: the job has ended."""
+        """Delete all that was written: the job has ended, or its result needs the room."""
         self.close()
-        for name in self._files:
-            self._folder.delete(name)
+        while self._files:
+            self._folder.delete(self._files.pop())
+
+    def _is_written(self, checkpoint: Savable, name: str) -> bool:
+        """Whole and good, or not there at all: what is torn must not take the room of the result."""
+        try:
+            if checkpoint.save(self._folder.path(name)):
+                return True
+        except (OSError, RuntimeError) as error:  # the run goes on; so does the file before
+            log.warning("no checkpoint: %s", error)
+        self._folder.delete(name)
+        return False
 
     def _kept(self, checkpoint: Savable) -> None:
         name, began = self._name(self._count), time.monotonic()
         self._count += 1
         try:
-            self._files.append(name)
-            if checkpoint.save(self._folder.path(name)):
-                self._tell(name)
-                # Only now is it sure that nobody will look for the earlier ones.
-                while len(self._files) > 1:
+            if self._is_written(checkpoint, name):
+                self._files.append(name)
+                if self._tell(name) == "stale":  # another worker goes on from an earlier one, which must stay
+                    self._folder.delete(self._files.pop())
+                    return
+                while len(self._files) > 1:  # only now is it sure that nobody will look for the earlier ones
                     self._folder.delete(self._files.pop(0))
-        except (OSError, RuntimeError, errors.Unavailable) as error:  # the run goes on; so does the file before
-            log.warning("no checkpoint: %s", error)
+        except errors.Unavailable as error:  # whether it was named is not known: both stay
+            log.warning("no checkpoint: %s", error.message)
         except Exception:
             log.exception("no checkpoint")
-        took = time.monotonic() - began
-        self._next = time.monotonic() + max(self._every, _REST * took)
+        finally:
+            took = time.monotonic() - began
+            self._next = time.monotonic() + max(self._every, _REST * took)

@@ -99,9 +99,12 @@ class Lease:
 
     def _beat(self) -> None:
         standing = self._store.renew(self._job_id, self._token)
-        if standing in ("cancel", "late") and self._standing == "ok":
+        was_ok, self._standing = (
+            self._standing == "ok",
+            standing,
+        )  # first: should the end fail here, the run ends itself
+        if standing in ("cancel", "late") and was_ok:
             self._end(standing)
-        self._standing = standing
         if self._must_leave():
             self._store.release(self._job_id, self._token)
             self._standing = "stale"

@@ -52,7 +52,10 @@ class Painter:
     def run_next(self) -> str | None:
         """Claim the next job and bring it to an end, or hand it back; its id, or None if there was none."""
         token = secrets.token_hex(16)
-        job = self._store.claim(token, self._name)
+        try:
+            job = self._store.claim(token, self._name)
+        except errors.JobNotFound:  # deleted at this very moment
+            return None
         if job is None:
             return None
         attempt = Attempt(
@@ -72,8 +75,9 @@ class Painter:
         except errors.Unavailable as error:
             log.warning("%s", error.message)
 
-    def live(self) -> None:
-        """Say once a second, from now on, that this process lives."""
+    def warm_up(self) -> None:
+        """Load the usual network, tell which it is, and say once a second, from now on, that this process lives."""
+        self._network_for("auto")
         threading.Thread(target=self._beat, name="life", daemon=True).start()
 
     def _beat(self) -> None:

@@ -40,6 +40,10 @@ def stylize() -> None:
         _painter().run_next()
     except errors.Unavailable as error:  # the job comes back when its lease has run out; the reaper rings
         log.warning("%s", error.message)
+    except errors.DeviceLost:
+        log.exception("the device is lost; this process ends, and its job goes on in the next")
+        logging.shutdown()
+        os._exit(1)  # without asking the device to tidy up; the parent puts the job back
 
 
 @setup_logging.connect
@@ -56,8 +60,7 @@ def _warm_up(**_: Any) -> None:
     # SIGURG is ignored by default, so a child that is told before it comes this far does not die of it.
     signal.signal(signal.SIGURG, lambda *_: attempt.shutting_down.set())
     try:
-        _painter().network("auto")
-        _painter().live()
+        _painter().warm_up()
     except errors.ImpastoError as error:
         # A worker without a network would end every job it hears of, faster than any other could take one.
         log.error("this worker cannot paint and stops: %s", error.message)  # noqa: TRY400 - the sentence is enough

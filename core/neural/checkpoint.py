@@ -3,6 +3,7 @@
 Knows no network and no store; what a run does with it is stylize.py's business, where files lie is the worker's.
 """
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,17 @@ from core.neural.optimize import Loan
 from core.neural.planner import Route
 
 _FORMAT = 1
-_UNREADABLE = (OSError, EOFError, UnpicklingError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
+_UNREADABLE = (
+    OSError,
+    zipfile.BadZipFile,
+    EOFError,
+    UnpicklingError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Checkpoint:
     def save(self, file: Path) -> bool:
         """Write it; False if the run went on before all was read, and the file is worth nothing.
 
-        Not on disk (fsync) when this returns: a file that a power cut tore is found out when it is loaded.
+        Not on disk (fsync) when this returns: a file that a power cut tore is found out by its checksums.
         """
         try:
             torch.save({"format": _FORMAT, "mark": asdict(self.mark), "tensors": dict(self.tensors)}, file)
@@ -58,6 +69,9 @@ class Checkpoint:
 def load(file: Path) -> Checkpoint | None:
     """None where there is none that this version can read: then the run begins again."""
     try:
+        with zipfile.ZipFile(file) as archive:
+            if archive.testzip() is not None:  # torch looks at no checksum
+                return None
         found = torch.load(file, weights_only=True)
         if found["format"] != _FORMAT:
             return None

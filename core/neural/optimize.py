@@ -64,6 +64,7 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         self._evaluate, self._image = evaluate, image
         self._pairs = _Pairs(image, history, history_device or image.device)
         self._loan: Loan | None = None
+        self.is_resumed = state is not None
         if state is None:
             self._first, gradient = evaluate(image)
             self._unit = _unit(gradient)
@@ -182,6 +183,7 @@ class Adam(Iterator[tuple[Tensor, Losses]]):
         self._evaluate = evaluate
         self._leaf = image.clone().requires_grad_()
         self._optimizer = torch.optim.Adam([self._leaf], lr=0.02, betas=(0.9, 0.99))
+        self.is_resumed = state is not None
         if state is None:
             _, self._gradient = evaluate(self._leaf.detach())
             self._unit = _unit(self._gradient)

@@ -64,8 +64,8 @@ class Moment:
     checkpoint: Callable[[], Checkpoint]
 
 
-# Called after every iteration on a CPU, and many times a second elsewhere. True stops the run, which then returns what
-# it has; an Interrupt raised here ends it.
+# Called after every iteration on a CPU, many times a second elsewhere; and first of all where a run is resumed. True
+# stops the run, which then returns what it has; an Interrupt raised here ends it.
 OnProgress = Callable[[Moment], bool | None]
 
 
@@ -149,6 +149,8 @@ class _Run:
                 return self._go(attempt)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
+                    if "CUDA error" in str(error):  # after most of them every call fails, whatever it asks
+                        raise errors.DeviceLost() from error
                     raise
             # Outside of the except clause: the traceback holds on to all that filled the memory.
             _give_back(self._network.device)
@@ -164,6 +166,8 @@ class _Run:
         self._before, exhausted = float("inf"), False
         iterates, done = self._optimizer(leg)
         most = self._clock.counts[self._clock.leg - 1]
+        if done and iterates.is_resumed and self._is_stopped(iterates, self._image, done):
+            return True
         for count, (iterate, terms) in enumerate(islice(iterates, most - done), start=done + 1):
             self._clock.count()
             window_ends = count % _GAIN_WINDOW == 0
@@ -201,8 +205,8 @@ class _Run:
         host = torch.device("cpu") if leg.route.history_on_host else None
         return LBFGS(objective.with_gradient, image, leg.route.history, host, state), done
 
-    def _is_stopped(self, optimizer: LBFGS | Adam, iterate: Tensor, count: int) -> bool:
-        if self._on_progress is None:
+    def _is_stopped(self, optimizer: LBFGS | Adam, iterate: Tensor | None, count: int) -> bool:
+        if self._on_progress is None or iterate is None:
             return False
         picture = partial(self._subject.render, iterate, self._spec)
         checkpoint = partial(self._checkpoint, optimizer, count)
@@ -212,7 +216,7 @@ class _Run:
         mark = Mark(
             leg=self._clock.leg,
             count=count,
-            counts=self._clock.counts,
+            counts=list(self._clock.counts),
             before=self._before,
             losses=self._losses,
             seconds=self._clock.seconds,

@@ -11,6 +11,7 @@ import lost_bells
 import orphans
 import pytest
 import zombies
+from fleet import Fleet
 from history import History, percentile
 
 pytestmark = pytest.mark.e2e
@@ -68,6 +69,34 @@ def test_the_network_may_fail(tmp_path: Path, history: History) -> None:
     faults.campaign(tmp_path / "fleet", history, seed=1, faults=5)
 
     assert [] == faults.violations(history.file)
+
+
+# The painter of a job with this seed dies of it, whenever.
+POISON = """
+import os, signal, sys
+import core.spec as s
+stock = s.parse_spec
+def deadly(knobs):
+    spec = stock(knobs)
+    if spec.seed == 666 and 'torch' in sys.modules:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return spec
+s.parse_spec = deadly
+"""
+
+
+def test_a_job_that_kills_its_painters_ends_after_three_and_lets_the_others_go_first(
+    tmp_path: Path, weights: Any
+) -> None:
+    fleet = Fleet(tmp_path / "fleet", workers=1, changed=POISON)
+    with fleet, kills.Caller(fleet.url) as caller:
+        poison = caller.submit({**kills.KNOBS[0], "seed": "666"}, "poison")
+        others = [caller.submit(kills.KNOBS[0], f"other-{number}") for number in range(3)]
+        ends = [kills._followed(caller, job_id) for job_id in (poison, *others)]
+
+    assert [("failed", 3)] + [("succeeded", 1)] * 3 == [(end["status"], end["attempt"]) for end in ends]
+    assert "worker_lost" == ends[0]["error"]["code"]
+    assert all(end["completed_at"] < ends[0]["completed_at"] for end in ends[1:])
 
 
 # ---------------------------------------------------------------------- the judges

@@ -577,6 +577,20 @@ def test_the_expected_start_is_told_while_a_worker_lives(store: JobStore) -> Non
     assert 0.05 <= soon < later
 
 
+def test_a_job_that_was_put_back_lets_nobody_push_in(store: JobStore) -> None:
+    """It is of an early round; who comes now is of the present one."""
+    for _ in range(6):
+        _submit(store, "many")
+    early = _claimed(store, "early")
+    for number in range(3):
+        _claimed(store, f"t{number}")
+    store.release(early.id, "early")
+    for _ in range(4):
+        _submit(store, "new")
+
+    assert ["many", "new", "many", "new", "many", "new", "new"] == _owners_in_order(store)
+
+
 # ---------------------------------------------------------------------- deaths
 
 
@@ -588,6 +602,15 @@ def test_a_job_that_killed_two_workers_waits_for_the_others(store: JobStore) -> 
     store.bury("worker")
 
     assert [job.id for job in (*others, poison)] == [_claimed(store, token).id for token in "cdef"]
+
+
+def test_a_job_that_killed_two_workers_waits_for_other_callers_too(store: JobStore) -> None:
+    poison, other = _submit(store, "a"), _submit(store, "b")
+    for token in ("t", "u"):
+        assert poison.id == _claimed(store, token).id
+        store.bury("worker")
+
+    assert [other.id, poison.id] == [_claimed(store, token).id for token in "vw"]
 
 
 def test_who_got_further_has_not_died_in_vain(store: JobStore) -> None:
@@ -750,6 +773,16 @@ def test_a_finished_result_answers_the_same_request(store: JobStore) -> None:
     assert Status.QUEUED is _submit(store, "ben", reuse=True).status  # what others made is theirs
     store.delete(job.id)
     assert RESULT not in store.condemn()
+    assert Status.QUEUED is _submit(store, reuse=True).status
+
+
+def test_an_expired_result_answers_nothing(store: JobStore, valkey: Any) -> None:
+    store.paints_with("auto", MODEL.sha256)
+    _ended_job(store, keep_seconds=60)
+    assert Status.SUCCEEDED is _submit(store, reuse=True).status
+    _time_passes(valkey.url)
+    store.expire(60)
+
     assert Status.QUEUED is _submit(store, reuse=True).status
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from core import errors, images
 from core.blobs import Blobs
 from core.jobs import Job, JobInput, Status, new_job_id
+from core.neural.subject import Subject
 from core.neural.weights import WeightsCache
 from core.settings import Settings
 from core.spec import parse_spec
@@ -386,7 +387,7 @@ def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_b
     ended = store.get(job.id)
 
     assert (Status.SUCCEEDED, 1) == (ended.status, ended.attempt)
-    assert began[0] > back.progress.iteration
+    assert began[0] >= back.progress.iteration
     pixels = [images.decode(blobs.get(store.get(one).outputs[0].id)).tobytes() for one in (whole.id, job.id)]
     assert pixels[0] == pixels[1]
     assert [] == _checkpoints(tmp_path)
@@ -474,3 +475,49 @@ def test_asked_to_go_in_a_long_iteration_the_job_is_handed_back_without_it(
     run.join()
 
     assert (Status.QUEUED, 0) == ((back := store.get(job.id)).status, back.attempt)
+
+
+def test_a_lost_device_ends_no_job(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process is to end, and its parent to put the job back: else it would fail each job that it claims."""
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Subject, "at", lost)
+    job = _submit(store, blobs, (photo, painting))
+    with pytest.raises(errors.DeviceLost):
+        painter.run_next()
+
+    assert Status.RUNNING is store.get(job.id).status
+
+
+def test_a_run_that_was_cut_off_after_its_last_iteration_succeeds(
+    keen: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+) -> None:
+    """Nothing is left to paint, only to publish."""
+    job = _submit(store, blobs, (photo, painting), iterations=8, scales=1)
+
+    class Last(lease.Lease):
+        def report(self, progress: Any, preview: Any = None) -> None:
+            super().report(progress, preview)
+            if progress.iteration == 7:
+                attempt.shutting_down.set()  # asked to go in the last iteration
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attempt, "Lease", Last)
+        keen.run_next()
+    attempt.shutting_down.clear()
+    assert Status.QUEUED is store.get(job.id).status
+    keen.run_next()
+
+    ended = store.get(job.id)
+    assert Status.SUCCEEDED is ended.status
+    assert ended.progress is not None
+    assert (1.0, 8) == (ended.progress.value, ended.progress.iteration)

@@ -81,6 +81,33 @@ def test_the_one_before_stays_while_the_store_may_still_name_it(make: Callable[.
     kept.close()
 
 
+def test_once_the_job_is_anothers_the_file_that_is_named_stays(make: Callable[..., Keeper], tmp_path: Path) -> None:
+    """It is what the other goes on from."""
+    answers = ["ok", "stale"]
+    kept = make(lambda _: answers.pop(0))
+    for text in ("named", "late"):
+        kept.take(State(text))
+        kept.settle(10)
+
+    assert {"named"} == set(_files(tmp_path).values())
+    kept.close()
+
+
+def test_what_could_not_be_written_takes_no_room(make: Callable[..., Keeper], tmp_path: Path) -> None:
+    class Torn(State):
+        def save(self, file: Path) -> bool:
+            super().save(file)
+            raise OSError("no space left")
+
+    kept = make()
+    for state in (State("good"), Torn("torn"), State("spoiled", good=False)):
+        kept.take(state)
+        kept.settle(10)
+
+    assert {"good"} == set(_files(tmp_path).values())
+    kept.close()
+
+
 def test_none_is_due_while_one_is_written_or_has_just_been(
     make: Callable[..., Keeper], monkeypatch: pytest.MonkeyPatch
 ) -> None:
