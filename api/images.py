@@ -13,6 +13,7 @@ from starlette.datastructures import UploadFile
 from api import form
 from api.deps import Blobs, Config, Owner, Store
 from core import errors, images
+from core.blobs import is_digest
 from core.store import HOLD_SECONDS
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
@@ -59,7 +60,7 @@ async def inspected(file: Path, *, mask: bool = False) -> tuple[int, int]:
 def known(digest: str, owner: str, store: Store, blobs: Blobs, keep_seconds: float = HOLD_SECONDS) -> None:
     """Make sure that the owner's upload named by its digest is here, and stays for a while. Raises ImageNotFound."""
     # The store is asked first, so that another's digest takes no longer than none; it makes no record of a question.
-    if store.owns(owner, digest) and blobs.has(digest):
+    if is_digest(digest) and store.owns(owner, digest) and blobs.has(digest):
         store.hold(digest, keep_seconds, owner)
         if blobs.has(digest):
             return

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from starlette.concurrency import run_in_threadpool
 
 from api import submission
@@ -60,7 +60,9 @@ class Retry(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    spec: dict[str, Any] = Field({}, description="Knobs, as in a submission.")
+    spec: dict[str, Any] = Field(
+        {}, description="Knobs, as in a submission.", json_schema_extra=submission.openapi_spec()
+    )
     webhook: str | None = Field(None, description="A URL that is told when the new job has ended.")
 
 
@@ -69,7 +71,7 @@ class Change(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    pinned: bool = Field(description="Whether to keep the job for good.")
+    pinned: StrictBool = Field(description="Whether to keep the job for good.")
 
 
 @dataclass

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from PIL import Image
@@ -149,6 +150,8 @@ class Attempt:
         if shutting_down.is_set() and not stop:
             self._keeper.take(moment.checkpoint())
             self._keeper.settle(LAST_CHECKPOINT_SECONDS)
+            with suppress(errors.Unavailable):
+                self._tell_end()  # who looks at the waiting job sees how far it is
             raise errors.ShuttingDown()
         if self._keeper.is_due():
             self._keeper.take(moment.checkpoint())

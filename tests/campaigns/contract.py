@@ -39,8 +39,8 @@ mode = "all"
 no-shrink = true
 
 [[operations]]
-include-name = ["POST /v1/jobs", "POST /v1/images"]
-checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "413", "415", "422"]
+include-name = ["POST /v1/jobs", "POST /v1/jobs/{{job_id}}/retry", "POST /v1/images"]
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "409", "410", "413", "415", "422"]
 """
 
 

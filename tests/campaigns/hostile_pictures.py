@@ -235,7 +235,11 @@ def _end(api: WatchedApi) -> Entry:
         "parts": api.parts(),
         "blobs": sorted(api.digests()),
         "escaped": (api.folder / "escaped").exists(),
-        "log": [line for line in api.log.splitlines() if "Traceback" in line or "Warning" in line or "without" in line],
+        "log": [
+            line
+            for line in api.log.splitlines()
+            if any(word in line for word in ("Traceback", "Error", "Warning", "without"))
+        ],
     }
 
 
