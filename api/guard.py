@@ -8,11 +8,11 @@ of somebody else. The second follows Go's http.CrossOriginProtection: no tokens,
 
 import re
 from collections.abc import Iterable
-from ipaddress import ip_address
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import problems
+from api.settings import is_loopback
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -24,16 +24,9 @@ def names_for(listening_on: str, allowed: Iterable[str]) -> frozenset[str] | Non
     """The names that we may be called by; None: any, because a proxy's name cannot be known."""
     given = frozenset(name.lower() for name in allowed)
     own = f"[{listening_on}]" if ":" in listening_on else listening_on
-    if given or _is_loopback(listening_on):
+    if given or is_loopback(listening_on):
         return given | LOOPBACK | {own}
     return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Guard:

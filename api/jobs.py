@@ -61,7 +61,7 @@ class Retry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     spec: dict[str, Any] = Field(
-        {}, description="Knobs, as in a submission.", json_schema_extra=submission.openapi_spec()
+        {}, description="Knobs, as in a submission.", json_schema_extra=StyleSpec.model_json_schema()
     )
     webhook: str | None = Field(None, description="A URL that is told when the new job has ended.")
 

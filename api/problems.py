@@ -30,7 +30,7 @@ STATUS: dict[type[errors.ImpastoError], int] = {
     errors.ResultGone: 410,
     errors.IdempotencyConflict: 422,
     errors.Unauthorized: 401,
-    errors.QuotaExceeded: 429,
+    errors.Later: 429,
     errors.Unavailable: 503,
 }
 
@@ -50,7 +50,7 @@ class Problem(JSONResponse):
 def problem(error: errors.ImpastoError) -> Problem:
     """The response for one of our own errors."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    retry_seconds = error.retry_seconds if isinstance(error, errors.Unavailable | errors.QuotaExceeded) else None
+    retry_seconds = error.retry_seconds if isinstance(error, errors.Later) else None
     return Problem(status, error.code, error.message, retry_seconds)
 
 

@@ -57,10 +57,11 @@ class ApiSettings(BaseSettings):
     @property
     def keys_required(self) -> bool:
         """Whether a request without an API key is refused."""
-        return self.keys == "required" or (self.keys == "auto" and not _is_loopback(self.host))
+        return self.keys == "required" or (self.keys == "auto" and not is_loopback(self.host))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether who listens there can be reached from this machine only."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:

@@ -174,11 +174,6 @@ def _object(text: bytes) -> dict[str, Any]:
     return data
 
 
-def openapi_spec() -> dict[str, Any]:
-    """The knobs as one object."""
-    return StyleSpec.model_json_schema()
-
-
 def openapi_body() -> dict[str, Any]:
     """The request body's description for OpenAPI, made from StyleSpec."""
     spec = StyleSpec.model_json_schema()

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,6 @@ def start(rounds: int) -> None:
 
 
 def _milliseconds(time_of_day: str) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(time_of_day).timestamp() * 1000
 
 

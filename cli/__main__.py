@@ -19,6 +19,8 @@ from cli.bar import Bar
 from cli.client import Client
 from cli.keys import keys
 from cli.up import LocalService, service_url
+from cli.weights import opened as opened_weights
+from cli.weights import weights
 from core import errors, images, settings
 from core.blobs import digest_of
 from core.jobs import LOCAL, Job, JobInput, NetworkUsed, Status
@@ -60,6 +62,7 @@ def impasto() -> None:
 
 
 impasto.add_command(keys)
+impasto.add_command(weights)
 
 
 def knobs(command: Command) -> Command:
@@ -302,7 +305,7 @@ def stylize(
     from core.neural.stylize import stylize as paint
 
     wanted, subject = _read(content, style, masks, init_image, spec)
-    cache = _weights_cache()
+    cache = opened_weights()
     network = cache.load(spec.model, device, precision)
     pace = pace_of(network, cache.folder / "pace.json") if only_plan else NOMINAL
     planner = Planner(network, pace, int(memory_gb * 1e9) or None)
@@ -353,13 +356,7 @@ def _read(
         init_image=take(init_image) if init_image else None,
         spec=spec.model_dump(),
     )
-    subject = Subject(
-        images.decode(files[wanted.content]),
-        [images.decode(files[digest]) for digest in wanted.styles],
-        [images.decode_mask(files[digest]) for digest in wanted.masks],
-        images.decode(files[wanted.init_image]) if wanted.init_image else None,
-    )
-    return wanted, subject
+    return wanted, Subject(*wanted.pictures(files.__getitem__))
 
 
 def _say_plan(plan: Any) -> None:
@@ -369,57 +366,6 @@ def _say_plan(plan: Any) -> None:
             f"{leg.scale.width} x {leg.scale.height} px, {leg.scale.iterations} iterations, {way}: {leg.seconds:.0f} s"
         )
     click.echo(f"In all {plan.seconds:.0f} s, and {plan.memory_bytes / 1e9:.1f} GB beside the network.")
-
-
-# ---------------------------------------------------------------------- the networks
-
-
-@impasto.group()
-def weights() -> None:
-    """The networks on this machine."""
-
-
-def _weights_cache() -> Any:
-    from core.neural.weights import WeightsCache
-
-    return WeightsCache(settings.read(Settings).weights_dir)
-
-
-@weights.command("list")
-def list_weights() -> None:
-    """What is here, and what a job with model=auto uses."""
-    cache = _weights_cache()
-    for entry in cache.entries():
-        auto = "  <- auto" if cache.resolve("auto") == entry.name else ""
-        click.echo(f"{entry.name}  {entry.bytes / 1e6:.0f} MB  sha256 {entry.sha256[:16]}  {entry.path}{auto}")
-    if not cache.has("vgg19"):
-        click.echo("vgg19, the paper's network (548 MB), is not here: impasto weights fetch vgg19")
-
-
-@weights.command()
-@click.argument("name", type=click.Choice(["vgg16", "vgg19"]), required=False)
-def fetch(name: Any) -> None:
-    """Download a network; without a name, VGG-16 unless there is one already."""
-    cache = _weights_cache()
-    wanted = name or cache.resolve("auto")
-    if cache.has(wanted):
-        if name:
-            click.echo(f"{cache.path(wanted)} is here already.")
-        return
-    click.echo(f"Fetching the weights of {wanted} ({'64' if wanted == 'vgg16' else '548'} MB) ...")
-    with click.progressbar(length=1000, show_eta=False) as bar:
-        cache.fetch(wanted, lambda done, total: bar.update(int(1000 * done / max(total, done)) - bar.pos))
-    click.echo(cache.path(wanted))
-    if not cache.has("vgg19"):
-        click.echo("For VGG-19, the paper's network (548 MB): impasto weights fetch vgg19")
-
-
-@weights.command("import")
-@click.argument("file", type=existing)
-@click.option("--name", required=True, type=click.Choice(["vgg16", "vgg19"]), help="Which network the file holds.")
-def import_weights(file: Path, name: Any) -> None:
-    """Take a .pth or .safetensors file in torchvision's naming as a network."""
-    click.echo(_weights_cache().import_file(name, file))
 
 
 if __name__ == "__main__":

@@ -30,10 +30,9 @@ class Checkpoints:
         return f"{job_id}.{token[:16]}.{count}"
 
     def delete(self, name: str) -> None:
-        """Safe to repeat, and where there is none."""
-        if name:
-            with suppress(OSError):
-                self.path(name).unlink(missing_ok=True)
+        """Safe to repeat."""
+        with suppress(OSError):
+            self.path(name).unlink(missing_ok=True)
 
     def sweep(self, named: Callable[[str], str | None]) -> int:
         """Delete what no job needs; how many. `named`: a job's id to the checkpoint it would go on from, if any."""

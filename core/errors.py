@@ -17,13 +17,14 @@
     │   ├── NoResult
     │   ├── ResultGone
     │   └── IdempotencyConflict
-    ├── Unavailable            try again later
-    │   ├── StoreUnavailable
-    │   ├── StorageFull
-    │   └── QueueFull
-    ├── Unauthorized
-    ├── QuotaExceeded
+    ├── Later                  right request, too early; says in how many seconds
+    │   ├── Unavailable        for everybody
+    │   │   ├── StoreUnavailable
+    │   │   ├── StorageFull
+    │   │   └── QueueFull
+    │   ├── QuotaExceeded      for this caller
     │   └── RateLimited
+    ├── Unauthorized
     ├── WeightsUnavailable
     ├── BadWeights
     ├── Diverged
@@ -163,30 +164,32 @@ class Unauthorized(ImpastoError):
     code = "unauthorized"
 
 
-class QuotaExceeded(ImpastoError):
-    """You have as many jobs waiting and running as you may; try again when one has ended."""
+class Later(ImpastoError):
+    """Try again in a few seconds."""
 
-    code = "quota_exceeded"
+    code = "later"
 
     def __init__(self, message: str | None = None, retry_seconds: float = 2) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
 
 
-class RateLimited(QuotaExceeded):
+class QuotaExceeded(Later):
+    """You have as many jobs waiting and running as you may; try again when one has ended."""
+
+    code = "quota_exceeded"
+
+
+class RateLimited(Later):
     """You ask more often than you may; wait for as long as Retry-After says."""
 
     code = "rate_limited"
 
 
-class Unavailable(ImpastoError):
+class Unavailable(Later):
     """The service cannot take this now; try again in a few seconds."""
 
     code = "unavailable"
-
-    def __init__(self, message: str | None = None, retry_seconds: float = 2) -> None:
-        super().__init__(message)
-        self.retry_seconds = retry_seconds
 
 
 class StoreUnavailable(Unavailable):

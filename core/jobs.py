@@ -7,11 +7,15 @@ Knows nothing of Redis, Celery or HTTP. The store (store.py, store.lua) is the o
 import re
 import secrets
 from base64 import b32encode
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
+
+from core import images
 
 MAX_ATTEMPTS = 3  # in a row that brought it no further
 _ID = re.compile(r"job_[a-z2-7]{26}")
@@ -20,7 +24,7 @@ _ID = re.compile(r"job_[a-z2-7]{26}")
 class Status(StrEnum):
     """Where a job is in its life."""
 
-    QUEUED = "queued"  # in: created, handed back by a worker, or its worker's lease ran out. out: claimed, canceled
+    QUEUED = "queued"  # in: created, handed back, or its worker was lost. out: claimed, canceled, or too late
     RUNNING = "running"  # in: claimed by a worker, which renews a lease. out: the worker ends it, or the lease runs out
     SUCCEEDED = "succeeded"  # ended: has a result
     FAILED = "failed"  # ended: has an error
@@ -59,6 +63,17 @@ class JobInput(_Record):
     def digests(self) -> list[str]:
         """Every picture that the job needs."""
         return [self.content, *self.styles, *self.masks, *([self.init_image] if self.init_image else [])]
+
+    def pictures(
+        self, get: Callable[[str], bytes]
+    ) -> tuple[Image.Image, list[Image.Image], list[Image.Image], Image.Image | None]:
+        """The photo, the paintings, the masks and what to begin with, decoded. `get`: a digest to its bytes.
+
+        Raises BadImage, and what `get` raises.
+        """
+        content, *styles = (images.decode(get(digest)) for digest in (self.content, *self.styles))
+        masks = [images.decode_mask(get(digest)) for digest in self.masks]
+        return content, styles, masks, images.decode(get(self.init_image)) if self.init_image else None
 
     def provenance(self, model: "NetworkUsed") -> dict[str, Any]:
         """What a result's PNG tells of its making, with a service or without."""

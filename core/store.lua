@@ -381,22 +381,6 @@ end
 
 -- ---------------------------------------------------------------- looking
 
--- owner, id... -> for each its fields, its rank in the queue (-1: none); or an empty table for what is not there
-local function read(keys, args)
-  local p, jobs = keys[1], {}
-  for i = 2, #args do
-    local fields = {}
-    if visible(p, args[i], args[1]) then
-      fields = redis.call('HGETALL', job_key(p, args[i]))
-      local place = redis.call('HGET', job_key(p, args[i]), 'place')
-      fields[#fields + 1] = 'rank'
-      fields[#fields + 1] = place and redis.call('ZRANK', p .. 'queue', place) or -1
-    end
-    jobs[#jobs + 1] = fields
-  end
-  return jobs
-end
-
 -- -> {waiting, running, live workers, seconds a job runs or '', seconds until all that runs is over}
 local function load(keys)
   local p, left = keys[1], 0
@@ -408,6 +392,26 @@ local function load(keys)
   end
   local live = redis.call('ZCOUNT', p .. 'workers', now_ms() - WORKER_MS, '+inf')
   return { redis.call('ZCARD', p .. 'queue'), redis.call('ZCARD', p .. 'leases'), live, pace or '', tostring(left) }
+end
+
+-- owner, id... -> for each its fields, and its rank in the queue (-1: none); or an empty table for what is not there.
+-- After them the load, if one of them waits.
+local function read(keys, args)
+  local p, jobs, waits = keys[1], {}, false
+  for i = 2, #args do
+    local fields = {}
+    if visible(p, args[i], args[1]) then
+      fields = redis.call('HGETALL', job_key(p, args[i]))
+      local place = redis.call('HGET', job_key(p, args[i]), 'place')
+      fields[#fields + 1] = 'rank'
+      local rank = place and redis.call('ZRANK', p .. 'queue', place) or -1
+      fields[#fields + 1] = rank
+      waits = waits or rank >= 0
+    end
+    jobs[#jobs + 1] = fields
+  end
+  jobs[#jobs + 1] = waits and load(keys) or {}
+  return jobs
 end
 
 -- ---------------------------------------------------------------- a worker's steps

@@ -144,14 +144,7 @@ class JobStore:
 
     def load(self) -> Load:
         """What waits, what runs, who works."""
-        queued, running, workers, pace, left = self._step("load")
-        return Load(
-            queued=queued,
-            running=running,
-            workers=workers,
-            pace_seconds=float(pace) if pace else None,
-            left_seconds=float(left),
-        )
+        return _load(self._step("load"))
 
     def ping(self) -> None:
         """Raises StoreUnavailable."""
@@ -179,10 +172,10 @@ class JobStore:
         answer: Standing = self._step("renew", job_id, token, self._lease_ms)
         return answer
 
-    def wait(self, token: str, seconds: float) -> None:
-        """Sleep so long, or until somebody asks the run under this token to stop."""
+    def wait(self, token: str, seconds: float) -> bool:
+        """Sleep so long, or until somebody asks the run under this token to stop; whether they did."""
         with unavailable():
-            self._redis.blpop([f"{PREFIX}signal:{token}"], timeout=seconds)
+            return self._redis.blpop([f"{PREFIX}signal:{token}"], timeout=seconds) is not None
 
     def wake(self, token: str) -> None:
         """End the sleep of `wait`."""
@@ -315,8 +308,9 @@ class JobStore:
     def _read(self, job_ids: Sequence[str], owner: str) -> list[Job | None]:
         if not job_ids:
             return []
-        rows = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in self._step("read", owner, *job_ids)]
-        load = self.load() if any(fields and fields["rank"] >= 0 for fields in rows) else None
+        *jobs, told = self._step("read", owner, *job_ids)
+        load = _load(told) if told else None
+        rows = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in jobs)
         return [_job(fields, load) if fields else None for fields in rows]
 
 
@@ -359,6 +353,17 @@ def _order(job_input: JobInput, terms: Terms, limits: Limits) -> str:
         "most_own": limits.per_owner,
     }
     return json.dumps({name: value for name, value in order.items() if value is not None})
+
+
+def _load(told: Sequence[Any]) -> Load:
+    queued, running, workers, pace, left = told
+    return Load(
+        queued=queued,
+        running=running,
+        workers=workers,
+        pace_seconds=float(pace) if pace else None,
+        left_seconds=float(left),
+    )
 
 
 def _job(fields: dict[str, Any], load: Load | None) -> Job:

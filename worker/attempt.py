@@ -84,7 +84,8 @@ class Attempt:
             self._keeper.close()
         if self._has_ended:  # else the next attempt goes on from there
             self._keeper.forget()
-            self._checkpoints.delete(job.checkpoint or "")
+            if job.checkpoint is not None:
+                self._checkpoints.delete(job.checkpoint)
 
     # ------------------------------------------------------------------ painting
 
@@ -118,21 +119,13 @@ class Attempt:
     def _paint(self, load: Load) -> tuple[Painting, float]:
         began = time.monotonic()
         wanted = self._job.input
-        subject = Subject(
-            self._picture(wanted.content),
-            [*map(self._picture, wanted.styles)],
-            [images.decode_mask(self._blobs.get(mask)) for mask in wanted.masks],
-            self._picture(wanted.init_image) if wanted.init_image else None,
-        )
+        subject = Subject(*wanted.pictures(self._blobs.get))
         spec = parse_spec(wanted.spec)
         network, planner = load(spec.model)
         self._model = NetworkUsed(name=network.name, sha256=network.sha256)
         resume = self._resumed()
         load_seconds = time.monotonic() - began
         return stylize(subject, spec, network, self._watch, planner, resume=resume), load_seconds
-
-    def _picture(self, digest: str) -> Image.Image:
-        return images.decode(self._blobs.get(digest))
 
     def _resumed(self) -> Checkpoint | None:
         """Where the last attempt got to."""

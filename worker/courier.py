@@ -14,7 +14,7 @@ import threading
 import time
 from datetime import UTC, datetime
 
-from core import errors, settings
+from core import errors, logs, settings
 from core.jobs import Job
 from core.settings import Settings
 from core.store import JobStore, WebhookEnd
@@ -136,13 +136,13 @@ class Courier:
 
 def main() -> None:
     """Read the settings, then carry until SIGTERM or SIGINT."""
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(levelname)s %(message)s")
     try:
         shared = settings.read(Settings)
         shared.webhooks.owners_secret("")
     except errors.BadSettings as error:
         sys.stderr.write(f"impasto webhooks: {error.message}\n")
         sys.exit(2)
+    logs.install(shared.log_format)
     courier = Courier(JobStore(shared.redis_url), shared.webhooks, Delivery(shared.webhooks))
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, lambda *_: courier.leave())

@@ -19,7 +19,7 @@ from core.jobs import JobProgress
 from core.store import JobStore, Standing
 
 BEAT_SECONDS = 0.8  # shorter than the time after which the store's silence is an error
-FIRST_SECONDS = 0.1  # between two beats until there is something to tell: who waits wants to see that it begins
+FIRST_SECONDS = 0.1  # between two looks for the first news: who waits wants to see that it begins
 HAND_BACK_SECONDS = 8.0  # that an iteration has to end in, when the worker is asked to go
 
 log = logging.getLogger(__name__)
@@ -92,8 +92,14 @@ class Lease:
                 return
 
     def _sleep(self) -> None:
+        """Until the next beat: sooner if somebody asks for it, or when there is news for the first time."""
+        until = time.monotonic() + BEAT_SECONDS
         try:
-            self._store.wait(self._token, BEAT_SECONDS if self._has_told else FIRST_SECONDS)
+            while (left := until - time.monotonic()) > 0 and not self._over.is_set():
+                if self._store.wait(self._token, left if self._has_told else min(left, FIRST_SECONDS)):
+                    return
+                if self._news is not None and not self._has_told:
+                    return
         except errors.Unavailable:
             self._over.wait(BEAT_SECONDS)
 

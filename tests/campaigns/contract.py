@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 from api_process import ApiProcess
+from history import judged
 from PIL import Image
 
 from core import images
@@ -161,9 +162,7 @@ def main(seed: int, count: int, history: Path, without: str | None) -> None:
     print(f"seed {seed}: {len(cases)} cases")
     for operation, statuses in sorted(operations.items()):
         print(f"{operation:36} {dict(sorted(statuses.items()))}")
-    found = violations(history)
-    print("\n".join([f"violations {len(found)}", *sorted(set(found))]))
-    sys.exit(1 if found else 0)
+    judged(sorted(set(violations(history))))
 
 
 if __name__ == "__main__":

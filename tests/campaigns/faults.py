@@ -16,7 +16,7 @@ import click
 import httpx2
 import kills
 from fleet import Fleet
-from history import History, events, percentile
+from history import History, events, judged, percentile
 from proxy import FAULTS, Proxy
 
 FAULT_SECONDS = (0.3, 4.0)
@@ -136,11 +136,7 @@ def main(seed: int, faults: int, file: Path | None, without: str | None) -> None
         ]
         for name, value in shown.items():
             click.echo(f"| {name} | {value} |")
-        found = violations(history.file)
-        click.echo(f"| violations | {len(found)} |")
-        for line in found[:20]:
-            click.echo(line)
-    raise SystemExit(1 if found else 0)
+        judged(violations(history.file))
 
 
 if __name__ == "__main__":

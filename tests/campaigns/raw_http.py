@@ -7,7 +7,6 @@ import gzip
 import json
 import random
 import socket
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any
 
 import click
 from api_process import CONTROLS, ApiProcess
+from history import judged
 
 CANARY = "zanzibar"  # in everything that must not be repeated, in an answer or in the log
 HANG_SECONDS = 15.0
@@ -451,11 +451,9 @@ def main(seed: int, history: Path, patience: float, without: str | None) -> None
     run(seed, history, patience, without)
     seen = [json.loads(line).get("case") for line in history.read_text().splitlines()]
     statuses = Counter((case["statuses"] or [NOTHING])[-1] for case in seen if case)
-    found = violations(history)
     print(f"seed {seed}: {sum(statuses.values())} cases; statuses {dict(sorted(statuses.items()))}")
-    print(f"longest {max(case['seconds'] for case in seen if case)} s; violations {len(found)}")
-    print("\n".join(found))
-    sys.exit(1 if found else 0)
+    print(f"longest {max(case['seconds'] for case in seen if case)} s")
+    judged(violations(history))
 
 
 if __name__ == "__main__":

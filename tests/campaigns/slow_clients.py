@@ -14,7 +14,6 @@ import json
 import random
 import resource
 import socket
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -26,6 +25,7 @@ from typing import Any
 import click
 import psutil
 from api_process import ApiProcess
+from history import judged, percentile
 from PIL import Image
 
 from core import images
@@ -238,10 +238,6 @@ def _answers(port: int) -> bool:
     return False
 
 
-def _percentile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
-
-
 def _sorted(history: Path) -> tuple[Entry, Entry, dict[str, list[Entry]], dict[str, list[Entry]]]:
     slow, honest = defaultdict(list), defaultdict(list)
     given: Entry = {}
@@ -277,7 +273,7 @@ def violations(history: Path) -> list[str]:
             found.append(
                 f"honest {what}: {len(bad)} of {len(honest[what])} failed: {sorted({e['status'] for e in bad})}"
             )
-    p99 = _percentile([entry["ms"] for entry in honest["poll"]], 0.99)
+    p99 = percentile([entry["ms"] for entry in honest["poll"]], 0.99)
     if p99 >= HONEST_P99_MS:
         found.append(f"honest poll: p99 {p99} ms")
     if not server["answers"]:
@@ -301,17 +297,15 @@ def main(seed: int, count: int, seconds: float, history: Path, patience: float, 
     print(f"seed {seed}, {count} slow clients for {seconds:g} s, patience {patience:g} s")
     for kind in KINDS:
         lived = [entry["seconds"] for entry in slow[kind] if entry["ended"] == "cut"]
-        after = f"after {_percentile(lived, 0.5)} s (median), {max(lived)} s (longest)" if lived else ""
+        after = f"after {percentile(lived, 0.5)} s (median), {max(lived)} s (longest)" if lived else ""
         print(f"{kind:8} cut {len(lived)} times {after}")
     took = [entry["ms"] for entry in honest["poll"]]
-    p50, p99 = _percentile(took, 0.5), _percentile(took, 0.99)
+    p50, p99 = percentile(took, 0.5), percentile(took, 0.99)
     print(f"honest   {len(took)} polls: p50 {p50} ms, p99 {p99} ms, longest {max(took)} ms")
     for what in ("upload", "download"):
         print(f"honest   {what} {[(entry['status'], entry['ms']) for entry in honest[what]]}")
     print(f"server   before {server['before']}, after {server['after']}")
-    found = violations(history)
-    print("\n".join([f"violations {len(found)}", *found]))
-    sys.exit(1 if found else 0)
+    judged(violations(history))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ must not take longer. The rest of an answer but date and request id is compared:
 import json
 import random
 import statistics
-import sys
 import tempfile
 import time
 from base64 import b32encode
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from history import judged
 from keyed_api import KeyedApi
 from PIL import Image
 
@@ -438,13 +438,10 @@ def main(seed: int, count: int, history: Path, without: str | None) -> None:
     """Run, judge, tell; exit code 1 if there are violations."""
     run(seed, count, history, without)
     entries = [json.loads(line) for line in history.read_text().splitlines()]
-    found = violations(history)
     print(f"seed {seed}: {sum('pair' in entry for entry in entries)} pairs of answers, {count} guesses")
     for timing in (entry["timing"] for entry in entries if "timing" in entry):
         print("{name:13} another's {foreign_ms:.2f} ms, unknown {unknown_ms:.2f} ms, t = {t:.1f}".format(**timing))
-    print(f"violations {len(found)}")
-    print("\n".join(found))
-    sys.exit(1 if found else 0)
+    judged(violations(history))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def test_clients_that_send_too_much_are_refused_while_they_send(tmp_path: Path) 
     [
         ("", {}, {}),
         ("not 413", {"status": 503}, {}),
-        ("35 MB were taken", {"sent": 35_000_000}, {}),
+        ("no answer after 2", {"sent": 35_000_000}, {}),
         ("grew by 65 MiB", {}, {"peak_kb": 66 * 1024}),
         ("left on disk", {}, {"left": ["tmp1"]}),
         ("the API is dead", {}, {"alive": False}),

