@@ -338,6 +338,11 @@ local function record(p, id, order)
   end
 end
 
+-- owner, key, print -> {'created' or 'conflict', id} if the key was used before, or nil
+local function repeated(keys, args)
+  return answered(keys[1], { owner = args[1], key = args[2], print = args[3] })
+end
+
 -- id, order -> {word, id}: created (perhaps earlier, by the same key), conflict (the key was used for something else),
 -- gone (a picture is not safe), quota (the owner has enough jobs), full (all have). The same id again changes nothing.
 local function create(keys, args)
@@ -794,5 +799,6 @@ redis.register_function('impasto_VERSION_hold', hold)
 redis.register_function('impasto_VERSION_owns', owns)
 redis.register_function('impasto_VERSION_condemn', condemn)
 redis.register_function('impasto_VERSION_forget', forget)
+redis.register_function({ function_name = 'impasto_VERSION_repeated', callback = repeated, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'impasto_VERSION_read', callback = read, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'impasto_VERSION_load', callback = load, flags = { 'no-writes' } })
