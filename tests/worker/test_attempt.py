@@ -342,6 +342,45 @@ def test_a_result_waits_for_room_on_the_disk(
     assert len(tries) > 1
 
 
+@pytest.mark.parametrize("end", ["canceled", "late", "deleted", "another's"])
+def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    valkey: Any,
+    end: str,
+) -> None:
+    job, waiting = _submit(store, blobs, (photo, painting)), threading.Event()
+
+    def full(data: bytes) -> str:
+        if images.sniff(data) == "png":  # the result, not a preview
+            waiting.set()
+        raise errors.StorageFull()
+
+    monkeypatch.setattr(painter._blobs, "put", full)
+    run = threading.Thread(target=painter.run_next, daemon=True)
+    run.start()
+    assert waiting.wait(30)
+    with redis.Redis.from_url(valkey.url) as client:
+        if end == "canceled":
+            store.cancel(job.id)
+        elif end == "late":
+            client.hset(f"{PREFIX}job:{job.id}", "deadline_at", 1)
+        elif end == "deleted":
+            store.delete(job.id)
+        else:
+            client.hset(f"{PREFIX}job:{job.id}", "token", "another")
+    run.join(10)
+
+    assert not run.is_alive()
+    if end in ("canceled", "late"):
+        ended = store.get(job.id)
+        assert (Status.CANCELED if end == "canceled" else Status.FAILED, []) == (ended.status, ended.outputs)
+
+
 # ---------------------------------------------------------------------- checkpoints
 
 
