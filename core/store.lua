@@ -38,6 +38,7 @@ local LEGAL = {
 local CLASS = { high = 1, normal = 2, low = 3 }
 local PLACE = '%d%010d%012d:' -- class, turn, number: 24 characters, then the id
 local SIGNAL_MS = 60000
+local CLAIM_MS = 600000 -- that a worker may ask again for the answer to its claim
 local WORKER_MS = 5000 -- a worker beats every second
 
 local function now_ms()
@@ -428,12 +429,23 @@ local function beat(keys, args)
   redis.call('ZREMRANGEBYSCORE', p .. 'workers', '-inf', now - 12 * WORKER_MS)
 end
 
--- token, worker, lease_ms -> id of the next job, now running under this token, or nil
+-- id, token, lease_ms -> standing
+local function renew(keys, args)
+  local p, id = keys[1], args[1]
+  local answer = standing(p, id, args[2])
+  if answer ~= 'stale' then
+    redis.call('ZADD', p .. 'leases', now_ms() + tonumber(args[3]), id)
+  end
+  return answer
+end
+
+-- token, worker, lease_ms -> id of the next job, now running under this token, or nil. Sent again, it is answered again,
+-- with a whole lease; or nil where the job is no longer under the token.
 local function claim(keys, args)
   local p, token, lease_ms = keys[1], args[1], tonumber(args[3])
   local before = redis.call('GET', p .. 'claim:' .. token)
   if before then
-    return before
+    return renew(keys, { before, token, lease_ms }) ~= 'stale' and before or nil
   end
   local place = redis.call('ZRANGE', p .. 'queue', 0, 0)[1]
   if not place then
@@ -446,23 +458,13 @@ local function claim(keys, args)
   end
   local job = job_key(p, id)
   local now = now_ms()
-  redis.call('SET', p .. 'claim:' .. token, id, 'PX', lease_ms)
+  redis.call('SET', p .. 'claim:' .. token, id, 'PX', CLAIM_MS)
   redis.call('HINCRBY', job, 'attempt', 1)
   redis.call('HSET', job, 'token', token, 'worker', args[2], 'claimed_at', now)
   redis.call('HSETNX', job, 'started_at', now)
   move(p, id, 'running')
   redis.call('ZADD', p .. 'leases', now + lease_ms, id)
   return id
-end
-
--- id, token, lease_ms -> standing
-local function renew(keys, args)
-  local p, id = keys[1], args[1]
-  local answer = standing(p, id, args[2])
-  if answer ~= 'stale' then
-    redis.call('ZADD', p .. 'leases', now_ms() + tonumber(args[3]), id)
-  end
-  return answer
 end
 
 -- id, token, progress, digest of the preview or '' -> standing

@@ -173,7 +173,10 @@ class JobStore:
             self._redis.hset(f"{PREFIX}networks", model, sha256)
 
     def claim(self, token: str, worker: str) -> Job | None:
-        """Take the next queued job for one lease, or None. The token must be new and unguessable."""
+        """Take the next queued job for one lease, or None. The token must be new and unguessable.
+
+        When the answer is lost, ask again with the same token: it is the same job, and no loss of it.
+        """
         job_id = self._step("claim", token, worker, self._lease_ms)
         return None if job_id is None else self.get(job_id)
 

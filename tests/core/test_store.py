@@ -93,6 +93,21 @@ def test_a_claim_sent_twice_takes_one_job(store: JobStore) -> None:
     assert 1 == store.load().queued
 
 
+def test_a_claim_that_is_sent_again_later_still_holds_its_job(valkey: Any) -> None:
+    """Though its lease had been over by now; and never a second job, not even when the first has ended."""
+    store = JobStore(valkey.url, lease_seconds=0.4)
+    first, _ = _create(store), _create(store)
+    for _ in range(3):
+        assert first.id == _claimed(store, "t").id
+        time.sleep(0.25)
+        assert (0, 0) == store.reap()
+    store.succeed(first.id, "t", OUTPUT, MODEL, {})
+
+    assert store.claim("t", "worker") is None
+    assert 1 == store.load().queued
+    store.close()
+
+
 def test_eight_workers_at_once_take_each_job_once(store: JobStore, valkey: Any) -> None:
     jobs = {_create(store).id for _ in range(60)}
     taken: list[str] = []

@@ -1,14 +1,17 @@
 """One attempt at one job, with a real store, real blobs and real weights, in this process."""
 
+import asyncio
 import io
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from PIL import Image
+from proxy import Proxy
 
 from core import errors, images
 from core.blobs import Blobs
@@ -92,6 +95,48 @@ def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
 
 def test_without_a_job_nothing_happens(painter: Painter) -> None:
     assert painter.run_next() is None
+
+
+class Forgetful(Proxy):
+    """Passes claims on and cuts the line before they are answered, a few times."""
+
+    cuts = 5  # each step is sent twice before the worker hears of it
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionResetError):
+            await super()._serve(reader, writer)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+            if b"_claim" in data and self.cuts:
+                self.cuts -= 1
+                raise ConnectionResetError
+        writer.close()
+
+
+def test_a_claim_whose_answer_is_lost_counts_as_no_attempt(
+    valkey: Any,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    tmp_path: Path,
+    weights: WeightsCache,
+) -> None:
+    jobs = [_submit(store, blobs, (photo, painting)) for _ in range(2)]
+    with Forgetful(1, valkey.port) as proxy:
+        url = f"redis://127.0.0.1:{proxy.port}/0"
+        settings = Settings(redis_url=url, data_dir=tmp_path, cache_dir=weights.folder.parent)
+        painter = Painter(settings, WorkerSettings())
+
+        assert jobs[0].id == painter.run_next()
+        assert 0 == proxy.cuts
+        painter._store.close()
+
+    seen = [store.get(job.id) for job in jobs]
+    assert [(Status.SUCCEEDED, 1), (Status.QUEUED, 0)] == [(job.status, job.attempt) for job in seen]
 
 
 def test_the_network_stays_between_jobs(painter: Painter) -> None:
