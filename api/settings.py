@@ -39,6 +39,9 @@ class ApiSettings(BaseSettings):
         600, ge=1, description="Uploads, submissions and retries of one key in a minute; more get 429."
     )
     requests_per_minute: int = Field(6_000, ge=1, description="All other requests of one key in a minute.")
+    wrong_keys_per_minute: int = Field(
+        30, ge=1, description="Wrong API keys from one address in a minute; more get 429."
+    )
     max_queued: int = Field(10_000, ge=1, description="Jobs that may wait, of all callers; more get 503.")
     max_jobs_per_caller: int = Field(2_000, ge=1, description="Jobs of one caller that may wait and run; more get 429.")
     keep_days: float = Field(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from starlette.testclient import TestClient
 
 from api import auth
@@ -213,6 +214,38 @@ def test_who_is_refused_is_refused_from_memory(serve: Serve, bearer: Any, keys: 
     assert {200} == set(statuses)
     assert len(statuses) <= 505
     assert ([429] * 30, before) == (refused, _written(keys))
+
+
+def _from(client: TestClient, address: str) -> TestClient:
+    return TestClient(client.app, base_url="http://localhost", client=(address, 1))
+
+
+def test_who_guesses_keys_is_told_to_wait_and_who_has_one_is_not(serve: Serve, bearer: Any, valkey: Any) -> None:
+    first, second = (serve(wrong_keys_per_minute=3) for _ in range(2))
+    in_use, new = bearer(), bearer()
+    wrong = {"Authorization": f"Bearer impasto_{'a' * 52}"}
+    assert [200, 200] == [client.get("/v1/jobs", headers=in_use).status_code for client in (first, second)]
+
+    assert [401] * 9 == [first.get("/v1/jobs").status_code for _ in range(9)], "no key is no guess"
+    assert [401, 401, 401] == [client.get("/v1/jobs", headers=wrong).status_code for client in (first, second, first)]
+    for client in (first, second):
+        for headers in (wrong, new):  # no answer tells whether a guess was right
+            refused = client.get("/v1/jobs", headers=headers)
+            assert (429, "rate_limited") == (refused.status_code, refused.json()["code"])
+            assert 1 <= int(refused.headers["retry-after"]) <= 61
+        assert 200 == client.get("/v1/jobs", headers=in_use).status_code
+    assert 200 == _from(first, "198.51.100.7").get("/v1/jobs", headers=new).status_code
+    with redis.Redis.from_url(valkey.url) as server:  # a minute later
+        server.delete(*server.keys("*wrong-keys*"))
+    assert 200 == second.get("/v1/jobs", headers=new).status_code
+
+
+def test_one_network_of_ipv6_is_one_address(serve: Serve) -> None:
+    client, wrong = serve(wrong_keys_per_minute=2), {"Authorization": "Bearer x"}
+    addresses = ["2001:db8::1", "2001:db8::2:2", "2001:db8::3", "2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"]
+    tries = [_from(client, address).get("/v1/jobs", headers=wrong).status_code for address in addresses]
+
+    assert [401, 401, 429, 401, 401, 401] == tries
 
 
 def _written(keys: Keys) -> int:
