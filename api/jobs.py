@@ -279,7 +279,8 @@ def preview(job_id: str, owner: Owner, store: Store, blobs: Blobs) -> Response:
 def cancel(job_id: str, owner: Owner, store: Store) -> JobResource:
     """A waiting job is canceled at once, a running one within about a second; an ended one stays. Safe to repeat.
 
-    What a running job has painted so far is its result.
+    What a running job has painted so far is its result. One that waits ends without a result; if a worker has begun it
+    and given it back, its preview stays.
     """
     if not is_job_id(job_id):
         raise errors.JobNotFound()

@@ -143,8 +143,7 @@ class Attempt:
         if shutting_down.is_set() and not stop:
             self._keeper.take(moment.checkpoint())
             self._keeper.settle(LAST_CHECKPOINT_SECONDS)
-            with suppress(errors.Unavailable):
-                self._tell_end()  # who looks at the waiting job sees how far it is
+            self._tell_last(moment)
             raise errors.ShuttingDown()
         if self._keeper.is_due():
             self._keeper.take(moment.checkpoint())
@@ -154,6 +153,14 @@ class Attempt:
             self._next_preview = time.monotonic() + self._settings.preview_seconds
         self._lease.report(_job_progress(moment.progress), preview)
         return stop
+
+    def _tell_last(self, moment: Moment) -> None:
+        """Who looks at the waiting job sees how far it is, and who cancels it has this picture of it."""
+        preview = None
+        with suppress(errors.Unavailable):
+            preview = self._keep_preview(images.thumbnail(moment.picture(), self._settings.preview_px))
+        with suppress(errors.Unavailable):
+            self._tell_end(preview)
 
     def _tell_end(self, preview: str | None = None) -> None:
         """The last progress, if there was any: a run that was resumed at its end by another way may have none."""

@@ -1049,9 +1049,11 @@ def test_a_job_that_is_deleted_on_the_way_holds_nobody_up(store: JobStore) -> No
     assert (following, 1) == _collected(store, "c")
 
 
-def test_a_late_courier_of_a_deleted_job_frees_no_lane_of_anothers(store: JobStore) -> None:
+def test_a_late_courier_of_a_deleted_job_frees_no_lane_of_anothers(store: JobStore, valkey: Any) -> None:
     deleted, following, _ = (_told(store) for _ in range(3))
     _collected(store, "frozen", 0.03)
+    with redis.Redis.from_url(valkey.url) as client:  # as if all happened in the millisecond in which the lease ends
+        client.persist(f"{PREFIX}collect:frozen")
     store.delete(deleted)
     time.sleep(0.04)
     assert (following, 1) == _collected(store, "b")

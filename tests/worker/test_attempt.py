@@ -294,6 +294,35 @@ def test_asked_to_go_the_worker_hands_its_job_back(running: Running, store: JobS
     assert (Status.QUEUED, 0) == (back.status, back.attempt)
 
 
+def test_a_job_canceled_after_it_was_handed_back_keeps_how_far_it_was_as_its_preview(
+    valkey: Any,
+    tmp_path: Path,
+    weights: WeightsCache,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    until: Callable[..., None],
+) -> None:
+    settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
+    painter = Painter(settings, WorkerSettings(preview_seconds=600))
+    job = _submit(store, blobs, (photo, painting), iterations=5000)
+    run = threading.Thread(target=painter.run_next)
+    run.start()
+    until(lambda: store.get(job.id).preview, "the only preview")
+    early = store.get(job.id).preview
+    until(lambda: (progress := store.get(job.id).progress) and progress.iteration > 5, "progress")
+    attempt.shutting_down.set()
+    run.join()
+    ended = store.cancel(job.id)
+
+    assert (Status.CANCELED, []) == (ended.status, ended.outputs)
+    assert ended.preview not in (None, early)
+    assert ended.preview is not None
+    assert 64 == images.decode(blobs.get(ended.preview)).width
+    assert ended.preview not in store.condemn()
+
+
 def test_an_attempt_that_lost_its_job_publishes_nothing(running: Running, store: JobStore, valkey: Any) -> None:
     job, run = running
     with redis.Redis.from_url(valkey.url) as client:  # as if the lease had run out and another worker had come
