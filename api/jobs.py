@@ -17,7 +17,7 @@ from api.deps import Asker, Blobs, Config, Owner, Ring, Store, Webhooks
 from api.images import inspected, known
 from core import errors, images
 from core.images import FORMATS
-from core.jobs import Job, JobInput, Limits, Status, Terms, is_job_id, new_job_id
+from core.jobs import Job, JobInput, Limits, Priority, Status, Terms, is_job_id, new_job_id
 from core.spec import StyleSpec, parse_spec, result_size
 from core.store import JobStore
 
@@ -297,7 +297,10 @@ def retry(
     change: Retry | None = None,
     idempotency_key: Annotated[str | None, Header(pattern=_KEY)] = None,
 ) -> JobResource:
-    """A new job with the pictures of one that has ended, its knobs, and what you change of them."""
+    """A new job with the pictures of one that has ended, its knobs, and what you change of them.
+
+    Its priority is the old one's, as far as your key may still ask for it; webhook and deadline are not taken over.
+    """
     change = change or Retry()
     sent = _request_of({"retry": job_id, **change.model_dump(exclude_unset=True)})
     if before := taker.replayed(idempotency_key, sent, response):
@@ -310,7 +313,10 @@ def retry(
     spec = parse_spec({**old.input.spec, **change.spec})
     spec = spec.for_pictures(len(old.input.styles), len(old.input.masks), init_image=old.input.init_image is not None)
     job_input = old.input.model_copy(update={"spec": spec.model_dump()})
-    wishes = taker.agreed(submission.Wishes(priority=old.priority, webhook=change.webhook))
+    priority = max(
+        old.priority, taker.caller.priority, key=list(Priority).index
+    )  # the lower: who asks may do less by now
+    wishes = taker.agreed(submission.Wishes(priority=priority, webhook=change.webhook))
     return taker.take(job_input, wishes, response, key=idempotency_key, request=sent, old=job_id)
 
 

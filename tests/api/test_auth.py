@@ -17,6 +17,7 @@ from api.settings import ApiSettings
 from core.jobs import Priority, new_job_id
 from core.keys import Keys
 from core.settings import Settings
+from core.store import PREFIX
 
 Serve = Callable[..., TestClient]
 
@@ -153,6 +154,31 @@ def test_a_key_asks_for_no_higher_priority_than_it_may(serve: Serve, files: Any,
     assert "high" == submit(Priority.HIGH, priority="high").json()["priority"]
     assert ["normal", "normal", "low"] == [submit(highest).json()["priority"] for highest in Priority]
     assert 422 == submit(Priority.LOW, priority="normal").status_code
+
+
+def test_a_retry_has_the_old_priority_or_what_the_key_may_by_now(
+    serve: Serve, files: Any, keys: Keys, valkey: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "MEMORY_SECONDS", 0.0)
+    client, (key, secret) = serve(), keys.create("a", Priority.HIGH)
+    headers = {"Authorization": f"Bearer {secret}"}
+    old = [
+        client.post("/v1/jobs", files=files, data={"size": "64", "priority": priority}, headers=headers).json()
+        for priority in ("high", "low")
+    ]
+    for job in old:
+        client.post(job["links"]["cancel"], headers=headers)
+
+    def retried() -> list[str]:
+        answers = [client.post(f"/v1/jobs/{job['id']}/retry", headers=headers) for job in old]
+        return [answer.json().get("priority", "refused") for answer in answers]
+
+    assert ["high", "low"] == retried()
+    with redis.Redis.from_url(
+        valkey.url, decode_responses=True
+    ) as server:  # whoever runs the service has thought again
+        server.hset(f"{PREFIX}key:{server.hget(f'{PREFIX}keys', key.id)}", "priority", "normal")
+    assert ["normal", "low"] == retried()
 
 
 def test_jobs_pictures_and_lists_are_the_keys_own(serve: Serve, files: Any, bearer: Any) -> None:
