@@ -49,7 +49,7 @@ class Progress:
     @property
     def value(self) -> float:
         """The share of the time that is over, 0 to 1."""
-        return self.seconds / (self.seconds + self.seconds_left)
+        return round(self.seconds / (self.seconds + self.seconds_left), 9)  # so that no rounding makes it go back
 
 
 @dataclass(frozen=True)
