@@ -6,6 +6,7 @@ from typing import Any
 
 import acknowledged
 import faults
+import forged
 import kills
 import lost_bells
 import orphans
@@ -69,6 +70,12 @@ def test_the_network_may_fail(tmp_path: Path, history: History) -> None:
     faults.campaign(tmp_path / "fleet", history, seed=1, faults=5)
 
     assert [] == faults.violations(history.file)
+
+
+def test_what_nobody_of_ours_sent_harms_nobody(tmp_path: Path, history: History) -> None:
+    forged.campaign(tmp_path / "fleet", history, seed=1, count=24)
+
+    assert [] == forged.violations(history.file)
 
 
 # The painter of a job with this seed dies of it, whenever.
@@ -200,3 +207,11 @@ def test_percentiles() -> None:
     values = [float(number) for number in range(1, 101)]
 
     assert (50, 99, 100) == (percentile(values, 0.5), percentile(values, 0.99), percentile(values, 1))
+
+
+def test_the_judge_of_forged_messages_hears_of_each(history: History) -> None:
+    history.tell("died", after="deep", alive=[])
+    history.tell("job", id="job_a", status="queued")
+    history.tell("end", left=3, canary=True)
+
+    assert 4 == len(forged.violations(history.file))
