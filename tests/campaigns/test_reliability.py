@@ -11,6 +11,7 @@ import kills
 import lost_bells
 import orphans
 import pytest
+import repeats
 import zombies
 from fleet import Fleet
 from history import History, percentile
@@ -76,6 +77,18 @@ def test_what_nobody_of_ours_sent_harms_nobody(tmp_path: Path, history: History)
     forged.campaign(tmp_path / "fleet", history, seed=1, count=24)
 
     assert [] == forged.violations(history.file)
+
+
+def test_what_is_repeated_is_taken_once(history: History) -> None:
+    repeats.campaign(history, seed=1, posts=150, keys=6)
+
+    assert [] == repeats.violations(history.file)
+
+
+def test_without_its_key_it_is_taken_often(history: History) -> None:
+    repeats.campaign(history, seed=1, posts=60, keys=6, without="keys")
+
+    assert repeats.violations(history.file)
 
 
 # The painter of a job with this seed dies of it, whenever.
