@@ -12,6 +12,7 @@ import lost_bells
 import orphans
 import pytest
 import repeats
+import rolling
 import zombies
 from fleet import Fleet
 from history import History, percentile
@@ -89,6 +90,18 @@ def test_without_its_key_it_is_taken_often(history: History) -> None:
     repeats.campaign(history, seed=1, posts=60, keys=6, without="keys")
 
     assert repeats.violations(history.file)
+
+
+def test_what_is_under_way_is_finished_before_a_restart(tmp_path: Path, history: History) -> None:
+    rolling.campaign(tmp_path / "fleet", history, seed=1, restarts=4)
+
+    assert [] == rolling.violations(history.file)
+
+
+def test_without_grace_it_is_cut_off(tmp_path: Path, history: History) -> None:
+    rolling.campaign(tmp_path / "fleet", history, seed=1, restarts=1, without="grace")
+
+    assert rolling.violations(history.file)
 
 
 # The painter of a job with this seed dies of it, whenever.
@@ -228,3 +241,11 @@ def test_the_judge_of_forged_messages_hears_of_each(history: History) -> None:
     history.tell("end", left=3, canary=True)
 
     assert 4 == len(forged.violations(history.file))
+
+
+def test_the_judge_of_restarts_sees_what_is_slow_or_lost(history: History) -> None:
+    history.tell("api", answers=["HTTP/1.1 201 Created", ""], seconds=1)
+    history.tell("worker", job="a", seconds=11, status="queued", attempt=0, reached=9, again_at=3)
+    history.tell("worker", job="b", seconds=1, status="running", attempt=1, reached=9, again_at=9)
+
+    assert 5 == len(rolling.violations(history.file))
