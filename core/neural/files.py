@@ -5,6 +5,7 @@ is ever unpickled. Knows no cache.
 """
 
 import hashlib
+import io
 import json
 import math
 import warnings
@@ -63,7 +64,9 @@ def write(path: Path, parameters: Parameters, card: Card, convention: Convention
     if path.suffix == ".caffemodel":
         caffe.write(path, parameters)
     else:
-        torch.save(parameters.named(), path)
+        data = io.BytesIO()  # torch tells a folder that is not there, or a full disk, in a way of its own
+        torch.save(parameters.named(), data)
+        path.write_bytes(data.getbuffer())
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Card]:
