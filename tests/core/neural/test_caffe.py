@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from google.protobuf import text_format
+from PIL import Image, ImageChops
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,8 +17,11 @@ from core import errors
 from core.architecture import Architecture
 from core.neural import caffe, files
 from core.neural.parameters import CAFFE, Parameters
+from core.neural.stylize import stylize
+from core.neural.subject import Subject
 from core.neural.vgg import Input, Network
 from core.neural.weights import WeightsCache, random_parameters
+from core.spec import parse_spec
 
 MEAN_BGR = (103.939, 116.779, 123.68)
 
@@ -194,6 +198,22 @@ def test_a_network_of_torchvisions_comes_back_to_rounding(tmp_path: Path, weight
     for (weight, bias), (weight_too, bias_too) in zip(there.pairs, back.pairs, strict=True):
         assert torch.allclose(weight, weight_too, rtol=1e-6, atol=1e-7)
         assert torch.allclose(bias, bias_too, rtol=1e-6, atol=1e-6)
+
+
+def test_what_went_to_caffe_and_came_back_begins_to_paint_the_same_picture(
+    tmp_path: Path, weights: WeightsCache, photo: Image.Image, painting: Image.Image
+) -> None:
+    """After many iterations two runs part, as two runs of one network do whose weights differ in the last bit."""
+    there, _ = weights.parameters("vgg16")
+    files.write(tmp_path / "x.caffemodel", there, {})
+    back, _ = files.read(tmp_path / "x.caffemodel")
+    spec = parse_spec({"size": 64, "iterations": 3})
+    networks = [
+        Network("vgg16", p.pairs, name="", sha256="", dtype=torch.float32, takes=p.takes) for p in (there, back)
+    ]
+    usual, other = (stylize(Subject(photo, [painting]), spec, network).picture for network in networks)
+
+    assert max(high for _, high in ImageChops.difference(usual, other).getextrema()) <= 1
 
 
 def test_the_prototxt_tells_the_layers_and_nothing_of_their_numbers(tmp_path: Path) -> None:
