@@ -16,8 +16,9 @@ from proxy import Proxy
 from core import errors, images
 from core.blobs import Blobs
 from core.jobs import Job, JobInput, Status, new_job_id
+from core.neural.parameters import Parameters
 from core.neural.subject import Subject
-from core.neural.weights import WeightsCache
+from core.neural.weights import WeightsCache, random_parameters
 from core.settings import Settings
 from core.spec import parse_spec
 from core.store import PREFIX, JobStore
@@ -173,6 +174,32 @@ def test_a_picture_that_is_gone_fails_the_job_in_words(
     assert "image_not_found" == error.code
 
 
+def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
+    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
+) -> None:
+    painter._weights = cache = WeightsCache(tmp_path / "own")
+    cache.keep("my-textures", first := Parameters.of(random_parameters("vgg11")), {})
+    jobs = [
+        _submit(store, blobs, (photo, painting), model="my-textures", **knobs)
+        for knobs in ({}, {"style_layers": "relu3_3"}, {"style_layers": "relu3_3=0,relu3_2"}, {})
+    ]
+    for _ in range(3):
+        painter.run_next()
+    cache.remove("my-textures")
+    cache.keep("my-textures", second := Parameters.of(random_parameters("vgg13")), {})
+    painter.run_next()
+    painted, refused, unweighted, replaced = (store.get(job.id) for job in jobs)
+
+    assert painted.model is not None
+    assert ("my-textures", first.sha256) == (painted.model.name, painted.model.sha256)
+    assert refused.error is not None
+    assert "bad_spec" == refused.error.code
+    assert refused.error.message.startswith("relu3_3 is no layer of my-textures, a VGG-11: it has relu1_1, relu2_1,")
+    assert Status.SUCCEEDED is unweighted.status
+    assert replaced.model is not None
+    assert second.sha256 == replaced.model.sha256
+
+
 def test_a_network_that_is_not_here_fails_the_job_with_the_command(
     painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
 ) -> None:
@@ -184,6 +211,7 @@ def test_a_network_that_is_not_here_fails_the_job_with_the_command(
     assert error is not None
     assert "weights_unavailable" == error.code
     assert "impasto weights fetch vgg19" in error.message
+    assert str(tmp_path) not in error.message
 
 
 def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
