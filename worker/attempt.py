@@ -138,8 +138,8 @@ class Attempt:
 
     def _watch(self, moment: Moment) -> bool:
         """Called by the run after every iteration."""
-        # Where it goes on is written already; to keep that once more would pass for having got further.
-        goes_on = self._moment is None and self._job.checkpoint is not None
+        if self._moment is None and self._job.checkpoint is not None:
+            self._keeper.begin_anew()  # what is kept at once, or a step later, would pass for having got further
         self._moment = moment
         stop = self._lease.must_stop()
         if shutting_down.is_set() and not stop:
@@ -148,7 +148,7 @@ class Attempt:
             with suppress(errors.Unavailable):
                 self._tell_end()  # who looks at the waiting job sees how far it is
             raise errors.ShuttingDown()
-        if self._keeper.is_due() and not goes_on:
+        if self._keeper.is_due():
             self._keeper.take(moment.checkpoint())
         preview = None
         if time.monotonic() >= self._next_preview:
