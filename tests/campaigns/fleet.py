@@ -91,6 +91,11 @@ class Program:
         if self._process is not None:
             self._process.kill()
 
+    def stop_at_once(self) -> None:
+        """For good, with kill -9."""
+        self._wanted = False
+        self.kill()
+
     def stop(self) -> None:
         """For good, in peace if it can."""
         self._wanted = False
