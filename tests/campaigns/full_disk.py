@@ -374,7 +374,12 @@ def main(seed: int, count: int, file: Path | None, without: str | None, inside: 
         sys.exit(_in_a_namespace(sys.argv[1:]))
     with tempfile.TemporaryDirectory(prefix="impasto-full-disk-", ignore_cleanup_errors=True) as folder:
         history = History(file or Path(folder) / "history.jsonl")
-        campaign(Path(folder) / "fleet", history, seed=seed, count=count, without=without)
+        try:
+            campaign(Path(folder) / "fleet", history, seed=seed, count=count, without=without)
+        finally:  # so that the folder can go
+            for name in SIZES_MB:
+                command = ["umount", "--lazy", str(Path(folder) / "fleet" / name)]
+                subprocess.run(command, check=False, capture_output=True)
         for name, value in figures(history.file).items():
             click.echo(f"| {name} | {value} |")
         judged(violations(history.file))
