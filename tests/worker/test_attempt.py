@@ -534,6 +534,45 @@ def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_b
     assert [] == _checkpoints(tmp_path)
 
 
+def test_attempts_that_die_where_they_went_on_have_got_no_further(
+    keen: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Died(BaseException):
+        pass
+
+    def deadly(*args: Any, resume: Any) -> Any:
+        subject, spec, network, watch, planner = args
+
+        def die(moment: Any) -> bool:
+            while resume is None and not store.get(job.id).checkpoint:
+                attempt.time.sleep(0.06)  # a checkpoint is due
+                watch(moment)
+            if resume is not None:
+                attempt.time.sleep(0.06)
+                watch(moment)
+            raise Died
+
+        return stylize(subject, spec, network, die, planner, resume=resume)
+
+    stylize = attempt.stylize
+    monkeypatch.setattr(attempt, "stylize", deadly)
+    job = _submit(store, blobs, (photo, painting), iterations=50)
+    for _ in range(3):
+        with pytest.raises(Died):
+            keen.run_next()
+        store.bury(keen._name)
+    ended = store.get(job.id)
+
+    assert (Status.FAILED, 3) == (ended.status, ended.attempt)
+    assert ended.error is not None
+    assert "worker_lost" == ended.error.code
+
+
 def test_a_torn_checkpoint_costs_the_work_not_the_job(
     keen: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
 ) -> None:
