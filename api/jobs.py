@@ -68,6 +68,9 @@ class Retry(BaseModel):
         {}, description="Knobs, as in a submission.", json_schema_extra=StyleSpec.model_json_schema()
     )
     webhook: str | None = Field(None, description="A URL that is told when the new job has ended.")
+    go_on: StrictBool = Field(
+        False, alias="continue", description="Begin with the result: for more iterations, or a larger size."
+    )
 
 
 def _weights_schema() -> dict[str, Any]:
@@ -320,18 +323,30 @@ def retry(
     change: Retry | None = None,
     idempotency_key: Annotated[str | None, Header(pattern=_KEY)] = None,
 ) -> JobResource:
-    """A new job with the pictures of one that has ended, its knobs, and what you change of them."""
+    """A new job with the pictures of one that has ended, its knobs, and what you change of them.
+
+    `continue` begins with its result: more `iterations`, other weights, or a larger `size` of the same picture.
+    """
     old = found(job_id, taker.caller.owner, taker.store)
     if not old.status.ended:
         raise errors.JobNotEnded()
     if old.gone:
         raise errors.ResultGone("The job's pictures are no longer kept; submit them again.")
     change = change or Retry()
-    spec = parse_spec({**old.input.spec, **change.spec})
-    spec = spec.for_pictures(len(old.input.styles), len(old.input.masks), init_image=old.input.init_image is not None)
-    job_input = old.input.model_copy(update={"spec": spec.model_dump()})
+    made_of = _continued(old, taker.blobs) if change.go_on else old.input
+    spec = parse_spec({**made_of.spec, **change.spec})
+    spec = spec.for_pictures(len(made_of.styles), len(made_of.masks), init_image=made_of.init_image is not None)
+    job_input = made_of.model_copy(update={"spec": spec.model_dump()})
     wishes = taker.agreed(submission.Wishes(priority=old.priority, webhook=change.webhook))
     return taker.take(job_input, wishes, response, key=idempotency_key, old=job_id)
+
+
+def _continued(old: Job, blobs: Blobs) -> JobInput:
+    """To begin with what the job has painted."""
+    result = _output(old).id
+    if not blobs.has(result):
+        raise errors.ResultGone()
+    return old.input.model_copy(update={"init_image": result, "spec": {**old.input.spec, "init": "picture"}})
 
 
 @router.patch("/{job_id}", response_model=JobResource, summary="Steer it, keep it", max_body_size=_BODY_BYTES)

@@ -76,7 +76,8 @@ class JobInput(_Record):
         """
         content, *styles = (images.decode(get(digest)) for digest in (self.content, *self.styles))
         masks = [images.decode_mask(get(digest)) for digest in self.masks]
-        return content, styles, masks, images.decode(get(self.init_image)) if self.init_image else None
+        init = images.decode(get(self.init_image), any_size=True) if self.init_image else None
+        return content, styles, masks, init
 
     def steered(self, knobs: Mapping[str, Any]) -> "JobInput":
         """The same with other weights. Raises BadSpec."""

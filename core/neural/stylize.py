@@ -123,7 +123,10 @@ class _Run:
         if resume is not None and resume.mark.network != self._network_id:
             resume = None
         routes = resume.mark.routes if resume else ()
-        self._plan = planner.plan(subject.content.size, self._style_sizes, self._spec, len(subject.masks), routes)
+        begun = subject.init.size if subject.init else None
+        self._plan = planner.plan(
+            subject.content.size, self._style_sizes, self._spec, len(subject.masks), routes, init=begun
+        )
         self._clock = _Clock(self._plan.legs)
         self._image: Tensor | None = None  # the newest whose losses are known to be finite
         self._losses: dict[str, float] = {}

@@ -482,6 +482,37 @@ def test_retry_makes_a_new_job_with_what_is_changed(
     assert [1, 1, 1] == rings
 
 
+def test_a_job_goes_on_from_the_result_of_another(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> None:
+    path = f"/v1/jobs/{(old := submit(strength='0.7').json())['id']}"
+    result = digest_of(_run(store, blobs, photo))
+    on = client.post(f"{path}/retry", json={"continue": True, "spec": {"size": 128, "iterations": 9}})
+    otherwise = client.post(f"{path}/retry", json={"continue": True, "spec": {"init": "noise"}})
+    again = client.post(f"/v1/jobs/{on.json()['id']}/cancel").json()
+
+    spec = {**old["input"]["spec"], "init": "picture", "size": 128, "iterations": 9}
+    assert (202, {**old["input"], "init_image": result, "spec": spec}) == (on.status_code, on.json()["input"])
+    assert old["id"] == on.json()["retried_from"]
+    assert (422, "bad_spec") == (otherwise.status_code, otherwise.json()["code"])
+    none = client.post(f"/v1/jobs/{again['id']}/retry", json={"continue": True})
+    assert (409, "no_result") == (none.status_code, none.json()["code"])
+    client.delete(path)
+    assert store.owns("local", result), "the new job needs it"
+    plain = client.post(f"/v1/jobs/{again['id']}/retry").json()
+    assert (result, "picture") == (plain["input"]["init_image"], plain["input"]["spec"]["init"])
+
+
+def test_a_result_that_is_gone_cannot_be_gone_on_from(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> None:
+    path = f"/v1/jobs/{submit().json()['id']}"
+    blobs.delete(digest_of(_run(store, blobs, photo)))
+    gone = client.post(f"{path}/retry", json={"continue": True})
+
+    assert (410, "result_gone") == (gone.status_code, gone.json()["code"])
+
+
 def test_a_result_is_reused_where_that_is_allowed(
     client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from core import errors, images
 from core.blobs import Blobs
@@ -675,3 +675,24 @@ def test_without_room_for_frames_a_run_goes_on(
     painter.run_next()
 
     assert Status.SUCCEEDED is store.get(job.id).status
+
+
+def test_going_on_at_a_larger_size_the_result_is_not_painted_anew(
+    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+) -> None:
+    """Seen from afar the large one is the small one; one that is painted from the photo is another picture."""
+    old = _submit(store, blobs, (photo, painting), iterations=30, scales=1, strength=0.8)
+    painter.run_next()
+    result = store.get(old.id).outputs[0].id
+    small = images.decode(blobs.get(result))
+    spec = {**old.input.spec, "size": 96, "iterations": 12}
+    anew = old.input.model_copy(update={"spec": spec})
+    further = old.input.model_copy(update={"init_image": result, "spec": {**spec, "init": "picture", "scales": 0}})
+    larger = []
+    for job_input in (further, anew):
+        job = store.create(new_job_id(), job_input)
+        painter.run_next()
+        larger.append(images.decode(blobs.get(store.get(job.id).outputs[0].id)).resize(small.size))
+
+    apart = [sum(ImageStat.Stat(ImageChops.difference(picture, small)).mean) for picture in larger]
+    assert apart[0] < 0.6 * apart[1], apart
