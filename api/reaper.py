@@ -139,5 +139,6 @@ class Reaper:
         sizes = self._blobs.sizes()
         excess = sum(sizes) - self._disk_bytes
         if excess > 0:
-            jobs = self._store.hasten(math.ceil(excess / sum(sizes) * len(sizes)))
+            most = min(len(sizes), self._store.expiring())  # a job has many small blobs, frames, and a few large ones
+            jobs = self._store.hasten(math.ceil(excess / sum(sizes) * most))
             log.warning("the disk's quota is exceeded by %.1f MB: %d jobs expire early", excess / 1e6, jobs)

@@ -198,7 +198,7 @@ def encode(
             chunks.add_itxt(PROVENANCE_KEY, json.dumps(provenance, ensure_ascii=False), zip=False)
         picture.save(buffer, "PNG", pnginfo=chunks)
     elif kind == "jpeg":
-        picture.save(buffer, "JPEG", quality=quality, subsampling=0)
+        picture.save(buffer, "JPEG", quality=quality, subsampling=0 if quality > 90 else 2)  # 2: 4:2:0
     else:
         picture.save(buffer, "WEBP", quality=quality)
     return buffer.getvalue()

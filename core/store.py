@@ -279,6 +279,11 @@ class JobStore:
         """Let jobs that ended long ago lose their pictures, and so much later their records; how many, at most."""
         return int(self._step("expire", round(record_seconds * 1000), most))
 
+    def expiring(self) -> int:
+        """Ended jobs that will not stay for good; some may have lost their pictures already."""
+        with unavailable():
+            return int(self._redis.zcard(f"{PREFIX}expiry"))
+
     def hasten(self, count: int) -> int:
         """Let the next `count` jobs expire now; how many there were."""
         return int(self._step("hasten", count))

@@ -181,7 +181,7 @@ class Attempt:
 
     def _keep_frame(self, progress: Progress, picture: Image.Image) -> None:
         """No run fails, and no end waits, because a frame is missing."""
-        data = images.encode(images.thumbnail(picture, FRAME_PX), "jpeg", quality=85)
+        data = images.encode(images.thumbnail(picture, FRAME_PX), "jpeg", quality=80)
         with self._framing, suppress(errors.Unavailable):
             if progress.iteration >= self._framed:
                 frame = Frame(
