@@ -158,6 +158,8 @@ class JobStore:
                 raise errors.Conflict(f"A job may be steered {MAX_STEERINGS} times.")
             painting = new.model_dump_json()
             word = self._step("steer", owner, job_id, job.steerings, painting, _fingerprint(painting))
+            if word is None:
+                raise errors.JobNotFound()
             if word == "ended":
                 raise errors.JobAlreadyEnded()
 
