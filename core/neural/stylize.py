@@ -50,7 +50,7 @@ class Progress:
     @property
     def value(self) -> float:
         """The share of the time that is over, 0 to 1."""
-        return self.seconds / (self.seconds + self.seconds_left)
+        return round(self.seconds / (self.seconds + self.seconds_left), 9)  # so that no rounding makes it go back
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ class _Run:
         self._clock = _Clock(self._plan.legs)
         self._image: Tensor | None = None  # the newest whose losses are known to be finite
         self._losses: dict[str, float] = {}
+        self._done = 0  # iterations of this leg that the image has behind it
         self._before = float("inf")  # the loss where the last window ended
         self._steered: tuple[Steering, ...] = ()
         self._resume = resume
@@ -152,10 +153,9 @@ class _Run:
         )
 
     def _leg(self, number: int, leg: Leg) -> bool:
-        """Go through one scale; True if the callback stops the run. Out of memory, once more by a smaller route."""
-        begun_with = self._image
+        """Go through one scale; True if the callback stops the run. Out of memory, go on by a smaller route."""
+        self._done = 0
         for attempt in self._ways(leg):
-            self._image = begun_with
             self._clock.begin(number, attempt)
             try:
                 return self._go(attempt)
@@ -176,17 +176,17 @@ class _Run:
 
     def _go(self, leg: Leg) -> bool:
         self._before = float("inf")
-        scene, iterates, done = self._optimizer(leg)
-        if done and iterates.is_resumed and self._is_stopped(scene, iterates, self._image, done):
+        scene, iterates = self._optimizer(leg)
+        if self._done and iterates.is_resumed and self._is_stopped(scene, iterates, self._image, self._done):
             return True
-        count = done
+        count = self._done
         while count < self._clock.most:  # which may change on the way
             (iterate, terms), count = next(iterates), count + 1
             self._clock.count()
             window_ends = count % _GAIN_WINDOW == 0
             if not (window_ends or count == self._clock.most or self._clock.is_due(self._network.device)):
                 continue
-            self._losses, self._image = self._finite(terms), iterate
+            self._losses, self._image, self._done = self._finite(terms), iterate, count
             if window_ends and not self._spec.iterations:  # an outright number of iterations is taken as it is
                 self._end_window(count)
             if self._is_stopped(scene, iterates, iterate, count):
@@ -199,35 +199,36 @@ class _Run:
         if 0 <= before - self._before <= _LEAST_GAIN * self._before:
             self._clock.skip(self._clock.most - count)
 
-    def _optimizer(self, leg: Leg) -> tuple[Scene, LBFGS | Adam, int]:
-        """What this scale is painted by, and how many iterations lie behind it: none, but in a run that is resumed."""
+    def _optimizer(self, leg: Leg) -> tuple[Scene, LBFGS | Adam]:
+        """For this scale: from its beginning, or from where an earlier run, or another route, has got to."""
         scene = self._subject.at(leg.scale, self._balanced(leg), self._network, leg.route.tile_px)
-        image, state, done = self._image, None, 0
+        image, state = self._image, None
         if self._resume is not None:
-            state, done = self._taken_up(self._resume, leg)
+            state = self._taken_up(self._resume.mark, self._resume.tensors, leg)
             self._resume = None
-        elif image is not None:
-            image = self._enlarged(image, leg)
         else:
-            image = self._subject.first_image(scene.photo, self._spec)
+            self._clock.go_on(self._done)
+            if image is None:
+                image = self._subject.first_image(scene.photo, self._spec)
+            elif not self._done:
+                image = self._enlarged(image, leg)
         assert image is not None, "a checkpoint has an image"
         evaluate = scene.objective.with_gradient
         if self._spec.optimizer == "adam":
-            return scene, Adam(evaluate, image, state), done
+            return scene, Adam(evaluate, image, state)
         host = torch.device("cpu") if leg.route.history_on_host else None
-        return scene, LBFGS(evaluate, image, leg.route.history, host, state), done
+        return scene, LBFGS(evaluate, image, leg.route.history, host, state)
 
-    def _taken_up(self, resume: Checkpoint, leg: Leg) -> tuple[Mapping[str, Tensor] | None, int]:
-        """The optimizer's state, if it is of any use here, and how many iterations this scale has behind it."""
-        mark = resume.mark
+    def _taken_up(self, mark: Mark, state: Mapping[str, Tensor], leg: Leg) -> Mapping[str, Tensor] | None:
+        """Stand where an earlier run stood; the optimizer's state, if it is of any use here."""
+        self._done = mark.count
         self._clock.go_on(mark.count)
         if mark.weights != self._spec.weights:
             self._note_steering(mark.weights, mark.count)
-            return None, mark.count
+            return None
         self._before = mark.before
-        same_way = leg.route == mark.routes[self._clock.leg - 1]
         # Another machine, or less memory: the image is worth keeping all the same.
-        return resume.tensors if same_way else None, mark.count
+        return state if leg.route == mark.routes[self._clock.leg - 1] else None
 
     def _is_stopped(self, scene: Scene, optimizer: LBFGS | Adam, iterate: Tensor | None, count: int) -> bool:
         if self._on_progress is None or iterate is None:
@@ -306,6 +307,7 @@ class _Clock:
         self.counts = [leg.scale.iterations for leg in legs]  # of each leg
         self._begin = self._reported = time.monotonic()
         self._leg_began, self._leg_done = self._begin, 0
+        self._share = 0.0  # of the time, that was told last
 
     def resume(self, mark: Mark) -> None:
         """Take over what an earlier run has counted."""
@@ -327,7 +329,7 @@ class _Clock:
         self._leg_began, self._leg_done = time.monotonic(), 0
 
     def go_on(self, done: int) -> None:
-        """The leg has so many iterations behind it, from an earlier run."""
+        """The leg has so many iterations behind it, from an earlier run or by another route."""
         self.iteration += done
         self._leg_done = done
 
@@ -345,6 +347,7 @@ class _Clock:
         if self.leg == len(self.legs):
             planned = self.legs[-1].scale.iterations
             self.counts[-1] = max(self.counts[-1], count + 1, min(count + planned // 2, 2 * planned))
+            self._share = 0.0  # more is left than was told
 
     def skip(self, iterations: int) -> None:
         """Iterations of this leg that will not be taken."""
@@ -358,6 +361,7 @@ class _Clock:
         here = self.legs[index].iteration_seconds
         done = sum(work[:index]) + here * (self.iteration - before)
         left = here * (before + self.counts[index] - self.iteration) + sum(work[index + 1 :])
+        self._share = max(self._share, done / (done + left))  # by a slower route more is left than was told before
         self._reported = now
         return Progress(
             scale=self.leg,
@@ -369,7 +373,7 @@ class _Clock:
             losses=losses,
             seconds=now - self._begin,
             iterations_per_second=(self.iteration - before - self._leg_done) / (now - self._leg_began),
-            seconds_left=(now - self._begin) * left / done,
+            seconds_left=(now - self._begin) * (1 - self._share) / self._share,
         )
 
 
