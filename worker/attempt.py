@@ -149,6 +149,8 @@ class Attempt:
 
     def _watch(self, moment: Moment) -> bool | StyleSpec:
         """Called by the run after every iteration."""
+        if self._moment is None and self._job.checkpoint is not None:
+            self._keeper.begin_anew()  # what is kept at once, or a step later, would pass for having got further
         self._moment = moment
         if moment.progress.iteration == moment.progress.iterations:
             self._until_stored(self._lease.seal)
