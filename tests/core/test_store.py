@@ -1100,20 +1100,6 @@ def test_a_forgotten_job_is_not_told(store: JobStore, valkey: Any) -> None:
         assert [] == client.keys(PREFIX + "outbox*")
 
 
-@pytest.mark.parametrize(("field", "value"), [("input", '{"content'), ("created_at", None), ("status", "sleeping")])
-def test_a_record_that_the_disk_has_damaged_hides_no_other(
-    store: JobStore, valkey: Any, field: str, value: str | None
-) -> None:
-    damaged, whole = _create(store), _create(store)
-    with redis.Redis(port=valkey.port) as client:
-        key = f"{PREFIX}job:{damaged.id}"
-        client.hdel(key, field) if value is None else client.hset(key, field, value)
-
-    assert [whole.id] == [job.id for job in store.page(limit=10)[0]]
-    with pytest.raises(errors.JobNotFound):
-        store.get(damaged.id)
-
-
 # ---------------------------------------------------------------------- steering
 
 
@@ -1294,3 +1280,17 @@ def test_a_stale_worker_keeps_no_frame_and_a_stranger_sees_none(store: JobStore)
     assert 1 == len(store.frames(job.id, LOCAL))
     with pytest.raises(errors.JobNotFound):
         store.frames(job.id, "anna")
+
+
+@pytest.mark.parametrize(("field", "value"), [("input", '{"content'), ("created_at", None), ("status", "sleeping")])
+def test_a_record_that_the_disk_has_damaged_hides_no_other(
+    store: JobStore, valkey: Any, field: str, value: str | None
+) -> None:
+    damaged, whole = _create(store), _create(store)
+    with redis.Redis(port=valkey.port) as client:
+        key = f"{PREFIX}job:{damaged.id}"
+        client.hdel(key, field) if value is None else client.hset(key, field, value)
+
+    assert [whole.id] == [job.id for job in store.page(limit=10)[0]]
+    with pytest.raises(errors.JobNotFound):
+        store.get(damaged.id)
