@@ -12,13 +12,14 @@ from starlette.concurrency import run_in_threadpool
 from api import submission
 from api.deps import Asker, Blobs, Config, Owner, Ring, Store, Webhooks
 from api.images import inspected, known
+from api.resource import JOBS, JobPage, JobResource, resource
 from core import errors, images
 from core.images import FORMATS
 from core.jobs import Job, JobInput, Limits, Status, Terms, is_job_id, new_job_id
 from core.spec import StyleSpec, parse_spec, result_size
 from core.store import JobStore
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix=JOBS, tags=["jobs"])
 
 POLL_SECONDS = 1
 _BODY_BYTES = 100_000
@@ -28,31 +29,6 @@ _KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
 def _pictures(*formats: str) -> dict[int | str, dict[str, Any]]:
     """For the contract: 200 is a picture."""
     return {200: {"content": {f"image/{kind}": {} for kind in formats}}}
-
-
-class JobResource(Job):
-    """A job, and where to go from it. Follow the links; do not build addresses."""
-
-    links: dict[str, str]
-
-
-class JobPage(BaseModel):
-    """Some jobs, newest first; `next` leads to older ones."""
-
-    jobs: list[JobResource]
-    next: str | None
-
-
-def resource(job: Job) -> JobResource:
-    """The job with its links."""
-    path = f"{router.prefix}/{job.id}"
-    links = {"self": path}
-    links |= {"retry": f"{path}/retry"} if job.status.ended else {"cancel": f"{path}/cancel"}
-    if job.preview is not None:
-        links["preview"] = f"{path}/preview"
-    if job.outputs and not job.gone:
-        links["result"] = f"{path}/result"
-    return JobResource(**dict(job), links=links)
 
 
 class Retry(BaseModel):
@@ -118,7 +94,7 @@ class Taker:
             response.headers["Idempotent-Replayed"] = "true"
         elif not job.status.ended:  # if it runs already, by the bell of another, that one has none now
             self.ring()  # if nobody hears it, the reaper rings again
-        response.headers["Location"] = f"{router.prefix}/{job.id}"
+        response.headers["Location"] = f"{JOBS}/{job.id}"
         response.headers["Retry-After"] = str(POLL_SECONDS)
         return resource(job)
 
@@ -204,7 +180,7 @@ def listing(
     jobs, before = store.page(limit=limit, before=cursor, status=status, owner=owner)
     following = None
     if before is not None:
-        following = f"{router.prefix}?limit={limit}&cursor={before}" + (f"&status={status}" if status else "")
+        following = f"{JOBS}?limit={limit}&cursor={before}" + (f"&status={status}" if status else "")
     return JobPage(jobs=[resource(job) for job in jobs], next=following)
 
 

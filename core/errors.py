@@ -23,7 +23,8 @@
     │   │   ├── StorageFull
     │   │   └── QueueFull
     │   ├── QuotaExceeded      for this caller
-    │   └── RateLimited
+    │   ├── RateLimited
+    │   └── TooManyWatchers
     ├── Unauthorized
     ├── WeightsUnavailable
     ├── BadWeights
@@ -184,6 +185,12 @@ class RateLimited(Later):
     """You ask more often than you may; wait for as long as Retry-After says."""
 
     code = "rate_limited"
+
+
+class TooManyWatchers(Later):
+    """You watch as many jobs at a time as you may; end a stream, or poll."""
+
+    code = "too_many_watchers"
 
 
 class Unavailable(Later):

@@ -30,6 +30,7 @@
 --   <p>number              counter of all jobs, the order of arrival
 --   <p>entries             hash    owner -> how many jobs they have submitted
 --   <p>leader              string  which API process reaps
+--   <p>changes             channel ids of jobs that have changed or are gone
 
 local LEGAL = {
   queued = { running = true, canceled = true, expired = true },
@@ -47,6 +48,13 @@ end
 
 local function job_key(p, id)
   return p .. 'job:' .. id
+end
+
+-- To be called with every change of what a client may see of a job, which is one step: who watches hears of it
+-- when the step is over.
+local function changed(p, id)
+  redis.call('HINCRBY', job_key(p, id), 'version', 1)
+  redis.call('PUBLISH', p .. 'changes', id)
 end
 
 -- ---------------------------------------------------------------- blobs in use
@@ -191,7 +199,7 @@ local function move(p, id, to)
   redis.call('ZREM', p .. 'of:' .. job[2] .. ':' .. from, id)
   file_under(p, id, to)
   redis.call('HSET', key, 'status', to)
-  redis.call('HINCRBY', key, 'version', 1)
+  changed(p, id)
   if from == 'queued' then
     dequeue(p, id)
   else
@@ -264,6 +272,7 @@ local function erase(p, id)
     redis.call('ZREM', p .. index, id)
   end
   redis.call('DEL', key)
+  redis.call('PUBLISH', p .. 'changes', id)
 end
 
 -- Of a job that the caller may see; '' sees all.
@@ -394,21 +403,42 @@ local function load(keys)
   return { redis.call('ZCARD', p .. 'queue'), redis.call('ZCARD', p .. 'leases'), live, pace or '', tostring(left) }
 end
 
--- owner, id... -> for each its fields, and its rank in the queue (-1: none); or an empty table for what is not there.
+-- In the queue; 0 is next, -1: it does not wait.
+local function rank_of(p, id)
+  local place = redis.call('HGET', job_key(p, id), 'place')
+  return place and redis.call('ZRANK', p .. 'queue', place) or -1
+end
+
+local function read_one(p, id)
+  local fields = redis.call('HGETALL', job_key(p, id))
+  fields[#fields + 1] = 'rank'
+  fields[#fields + 1] = rank_of(p, id)
+  return fields
+end
+
+-- owner, id... -> for each its fields, and its rank in the queue; or an empty table for what is not there.
 -- After them the load, if one of them waits.
 local function read(keys, args)
   local p, jobs, waits = keys[1], {}, false
   for i = 2, #args do
-    local fields = {}
-    if visible(p, args[i], args[1]) then
-      fields = redis.call('HGETALL', job_key(p, args[i]))
-      local place = redis.call('HGET', job_key(p, args[i]), 'place')
-      fields[#fields + 1] = 'rank'
-      local rank = place and redis.call('ZRANK', p .. 'queue', place) or -1
-      fields[#fields + 1] = rank
-      waits = waits or rank >= 0
-    end
+    local fields = visible(p, args[i], args[1]) and read_one(p, args[i]) or {}
+    waits = waits or (fields[#fields] or -1) >= 0
     jobs[#jobs + 1] = fields
+  end
+  jobs[#jobs + 1] = waits and load(keys) or {}
+  return jobs
+end
+
+-- id, version that is known or '', ... -> as `read`, but of a job in its known version the rank alone
+local function reread(keys, args)
+  local p, jobs, waits = keys[1], {}, false
+  for i = 1, #args, 2 do
+    local version, found = redis.call('HGET', job_key(p, args[i]), 'version'), {}
+    if version then
+      found = version == args[i + 1] and { rank_of(p, args[i]) } or read_one(p, args[i])
+    end
+    waits = waits or (found[#found] or -1) >= 0
+    jobs[#jobs + 1] = found
   end
   jobs[#jobs + 1] = waits and load(keys) or {}
   return jobs
@@ -469,7 +499,7 @@ local function progress(keys, args)
     return answer
   end
   redis.call('HSET', job, 'progress', args[3])
-  redis.call('HINCRBY', job, 'version', 1)
+  changed(p, id)
   if preview ~= '' then
     local owner, old = unpack(redis.call('HMGET', job, 'owner', 'preview'))
     use(p, owner, preview)
@@ -565,7 +595,7 @@ local function cancel(keys, args)
     move(p, id, 'canceled')
   elseif job[1] == 'running' and job[2] ~= '1' then
     redis.call('HSET', key, 'cancel_requested', '1')
-    redis.call('HINCRBY', key, 'version', 1)
+    changed(p, id)
     wake(p, job[3])
   end
   return 1
@@ -590,7 +620,7 @@ local function pin(keys, args)
   local job = redis.call('HMGET', key, 'completed_at', 'keep_ms', 'pinned')
   if (job[3] or '0') ~= args[3] then
     redis.call('HSET', key, 'pinned', args[3])
-    redis.call('HINCRBY', key, 'version', 1)
+    changed(p, id)
   end
   if args[3] == '1' and job[3] ~= '1' then
     redis.call('HDEL', key, 'expires_at')
@@ -641,7 +671,7 @@ local function expire(keys, args)
       drop_all(p, id)
       forget_result(p, id)
       redis.call('HSET', key, 'gone', '1')
-      redis.call('HINCRBY', key, 'version', 1)
+      changed(p, id)
       redis.call('ZADD', p .. 'expiry', now + args[1], id)
     end
   end
@@ -795,4 +825,5 @@ redis.register_function('impasto_VERSION_owns', owns)
 redis.register_function('impasto_VERSION_condemn', condemn)
 redis.register_function('impasto_VERSION_forget', forget)
 redis.register_function({ function_name = 'impasto_VERSION_read', callback = read, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'impasto_VERSION_reread', callback = reread, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'impasto_VERSION_load', callback = load, flags = { 'no-writes' } })

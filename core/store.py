@@ -49,11 +49,11 @@ _USUAL, _UNLIMITED = Terms(), Limits()
 
 # Any other answer of the server is a mistake of ours, and must not look like an outage. MISCONF: its disk is full.
 _AWAY = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError)
-_NO_FUNCTION = "Function not found"
+NO_FUNCTION = "Function not found"
 
 
 @cache
-def _library() -> tuple[str, str]:
+def library() -> tuple[str, str]:
     """The functions' common prefix and the library's code.
 
     The server keeps functions on its disk. Their names carry a hash of the code, so that a new version never runs the
@@ -144,7 +144,7 @@ class JobStore:
 
     def load(self) -> Load:
         """What waits, what runs, who works."""
-        return _load(self._step("load"))
+        return load_of(self._step("load"))
 
     def ping(self) -> None:
         """Raises StoreUnavailable."""
@@ -295,12 +295,12 @@ class JobStore:
         return answer
 
     def _step(self, name: str, *args: str | int) -> Any:
-        version, code = _library()
+        version, code = library()
         with unavailable():
             try:
                 return self._redis.fcall(f"{version}_{name}", 1, PREFIX, *args)
             except ResponseError as error:
-                if _NO_FUNCTION not in str(error):
+                if NO_FUNCTION not in str(error):
                     raise
             self._redis.function_load(code, replace=True)
             return self._redis.fcall(f"{version}_{name}", 1, PREFIX, *args)
@@ -309,9 +309,9 @@ class JobStore:
         if not job_ids:
             return []
         *jobs, told = self._step("read", owner, *job_ids)
-        load = _load(told) if told else None
+        load = load_of(told) if told else None
         rows = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in jobs)
-        return [_job(fields, load) if fields else None for fields in rows]
+        return [job_of(fields, load) if fields else None for fields in rows]
 
 
 class unavailable:
@@ -355,7 +355,8 @@ def _order(job_input: JobInput, terms: Terms, limits: Limits) -> str:
     return json.dumps({name: value for name, value in order.items() if value is not None})
 
 
-def _load(told: Sequence[Any]) -> Load:
+def load_of(told: Sequence[Any]) -> Load:
+    """As the function `load` tells it."""
     queued, running, workers, pace, left = told
     return Load(
         queued=queued,
@@ -366,7 +367,8 @@ def _load(told: Sequence[Any]) -> Load:
     )
 
 
-def _job(fields: dict[str, Any], load: Load | None) -> Job:
+def job_of(fields: dict[str, Any], load: Load | None) -> Job:
+    """As the function `read` tells it, fields and rank."""
     created_at, rank = when(fields["created_at"]), fields["rank"]
     assert created_at is not None
     queue = None

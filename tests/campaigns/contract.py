@@ -24,6 +24,7 @@ from history import judged
 from PIL import Image
 
 from core import images
+from core.store import JobStore
 
 HERE = Path(__file__).parent
 JOBS = 40
@@ -82,9 +83,12 @@ def _things(api: ApiProcess, seed: int) -> dict[str, str]:
         pictures.append(file.getvalue())
     digests = [json.loads(_posted(api, "/v1/images", _form(picture)))["id"] for picture in pictures]
     body = json.dumps({"content": digests[0], "styles": [digests[1]]}).encode()
-    jobs = [json.loads(_posted(api, "/v1/jobs", body, "application/json"))["id"] for _ in range(JOBS)]
+    *jobs, ended = [json.loads(_posted(api, "/v1/jobs", body, "application/json"))["id"] for _ in range(JOBS + 1)]
+    store = JobStore(api.redis_url)
+    store.cancel(ended)
+    store.close()
     assert all(images.sniff(picture) == "png" for picture in pictures)
-    things = {"PICTURES": [picture.hex() for picture in pictures], "DIGESTS": digests, "JOBS": jobs}
+    things = {"PICTURES": [picture.hex() for picture in pictures], "DIGESTS": digests, "JOBS": jobs, "ENDED": ended}
     return {f"CONTRACT_{name}": json.dumps(value) for name, value in things.items()} | {"CONTRACT_SEED": str(seed)}
 
 
