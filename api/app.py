@@ -37,8 +37,10 @@ log = logging.getLogger(__name__)
 WEB = Path(__file__).with_name("web")
 
 # What a page of an allowed origin may send, and read of an answer, beyond what CORS allows by itself.
-_SENT = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer", "X-Request-Id"]
-_READ = ["ETag", "Idempotent-Replayed", "Location", "Retry-After", "WWW-Authenticate", "X-Request-Id"]
+_SENT = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer"]
+_SENT += ["X-Request-Id"]
+_READ = ["ETag", "Idempotent-Replayed", "Location", "Preference-Applied", "Retry-After", "WWW-Authenticate"]
+_READ += ["X-Request-Id"]
 
 # For the OpenAPI document, and the form at /docs; api/auth.py has looked at the header by then.
 _BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key: `impasto keys create NAME`.")

@@ -1,5 +1,7 @@
 """Jobs over HTTP: submit, look, list, result, preview, cancel, delete."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,8 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from starlette.concurrency import run_in_threadpool
 
 from api import submission
-from api.deps import Asker, Blobs, Config, Owner, Ring, Store, Webhooks
+from api.deps import Asker, Blobs, Config, Owner, Ring, Sights, Store, Webhooks
 from api.images import inspected, known
+from api.lookout import Sight
+from api.prefer import Patience, applied
 from api.resource import JOBS, JobPage, JobResource, resource
 from core import errors, images
 from core.images import FORMATS
@@ -108,15 +112,19 @@ class Taker:
     openapi_extra={"requestBody": submission.openapi_body()},
 )
 async def submit(
+    *,
     request: Request,
     response: Response,
     taker: Annotated[Taker, Depends()],
+    sights: Sights,
+    patience: Patience,
     idempotency_key: Annotated[str | None, Header(pattern=_KEY)] = None,
 ) -> JobResource:
     """Send `content`, one or more `style`, and any knob; `mask` and `init_image` are further pictures.
 
     Answers at once with the job; poll its `self` link. The same `Idempotency-Key` again, within a day, gives the same
-    job: send one, and a request may be repeated safely when its answer was lost.
+    job: send one, and a request may be repeated safely when its answer was lost. With `Prefer: wait=N` (30 s at most)
+    the answer comes when the job has ended.
     """
     async with submission.received(request, taker.blobs) as submitted:
         wishes = taker.agreed(submitted.wishes)
@@ -125,7 +133,17 @@ async def submit(
         sizes = [await inspected(_file(picture, taker.blobs), mask=mask) for picture, mask in seen]
         result_size(*sizes[0], spec.size, seamless=spec.seamless)
         job_input = await run_in_threadpool(_stored, submitted, spec, taker)
-        return await run_in_threadpool(taker.take, job_input, wishes, response, key=idempotency_key)
+        job = await run_in_threadpool(taker.take, job_input, wishes, response, key=idempotency_key)
+    if patience:
+        with suppress(errors.Later, errors.JobNotFound):  # the job is taken; nothing may hide that
+            sight = await sights.see_when(_ended, job.id, taker.caller.owner, patience)
+            response.headers.update(applied(patience))
+            return resource(sight.job)
+    return job
+
+
+def _ended(_: Sight, newest: Sight) -> bool:
+    return newest.job.status.ended
 
 
 def _resolved(submitted: submission.Submission, taker: Taker) -> StyleSpec:
@@ -185,19 +203,40 @@ def listing(
 
 
 @router.get("/{job_id}", response_model=JobResource, responses={304: {}}, summary="How far is it?")
-def look(
-    job_id: str, owner: Owner, store: Store, response: Response, if_none_match: Annotated[str | None, Header()] = None
-) -> JobResource | Response:
-    """The job. Send the ETag back as If-None-Match: 304 while nothing has changed."""
-    job = _found(job_id, owner, store)
-    tag = f'"{job.version}-{job.queue.position if job.queue else ""}"'
-    headers = {"ETag": tag, "Cache-Control": "no-cache"}
-    if not job.status.ended:
+async def look(
+    job_id: str,
+    owner: Owner,
+    sights: Sights,
+    patience: Patience,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The job. Send the ETag back as If-None-Match: 304 while nothing has changed.
+
+    `Prefer: wait=N` (30 s at most): with If-None-Match the answer comes with the next change, else with a new status.
+    """
+    if not is_job_id(job_id):
+        raise errors.JobNotFound()
+    tags = if_none_match or ""
+    headers = {"Cache-Control": "no-cache"}
+    sight = None
+    if patience:
+        with suppress(errors.TooManyWatchers):  # it is a preference; they may poll
+            sight = await sights.see_when(_differs_from(tags), job_id, owner, patience)
+            headers |= applied(patience)
+    sight = sight or await sights.see(job_id, owner)
+    headers["ETag"] = sight.tag
+    if not sight.job.status.ended:
         headers["Retry-After"] = str(POLL_SECONDS)
-    if if_none_match is not None and tag in if_none_match:
+    if sight.tag in tags:
         return Response(status_code=304, headers=headers)
-    response.headers.update(headers)
-    return resource(job)
+    return Response(sight.body, media_type="application/json", headers=headers)
+
+
+def _differs_from(known: str) -> Callable[[Sight, Sight], bool]:
+    """Whether a sight is news for who knows these tags; or for who knows none, since the first."""
+    if known:
+        return lambda _, newest: newest.tag not in known
+    return lambda first, newest: newest.job.status.ended or newest.job.status != first.job.status
 
 
 @router.get("/{job_id}/result", response_class=Response, responses=_pictures(*FORMATS), summary="The picture")

@@ -8,6 +8,8 @@ for one that is slow. Knows no HTTP.
 import asyncio
 import logging
 from collections import Counter, OrderedDict
+from collections.abc import Callable
+from contextlib import closing
 from functools import cached_property
 from itertools import islice
 
@@ -76,6 +78,21 @@ class Lookout:
             watch.close()
             raise
         return watch
+
+    async def see_when(self, done: Callable[[Sight, Sight], bool], job_id: str, owner: str, seconds: float) -> Sight:
+        """The job once `done` says so of the first sight and the newest; as it is after so long, in any case.
+
+        Raises TooManyWatchers, and as `see`.
+        """
+        until = asyncio.get_running_loop().time() + seconds
+        with closing(await self.watch(job_id, owner)) as watch:
+            first = watch.sight
+            while first and (newest := watch.sight) and not done(first, newest) and not self.stopping:
+                left = until - asyncio.get_running_loop().time()
+                if left <= 0:
+                    break
+                await watch.wait(newest, left)
+        return await self.see(job_id, owner)
 
     def end_watches(self) -> None:
         """Every watcher hears that this process goes; nobody waits any more."""
