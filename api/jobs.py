@@ -1,6 +1,5 @@
-"""Jobs over HTTP: submit, look, list, result, preview, cancel, delete."""
+"""Jobs over HTTP: submit, list, result, preview, cancel, retry, change, delete. To look at one: api/look.py."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from api import submission
 from api.deps import Asker, Blobs, Config, Owner, Ring, Sights, Store, Webhooks
 from api.images import inspected, known
+from api.look import POLL_SECONDS
 from api.lookout import Sight
 from api.prefer import Patience, applied
 from api.resource import JOBS, JobPage, JobResource, resource
@@ -25,7 +25,6 @@ from core.store import JobStore
 
 router = APIRouter(prefix=JOBS, tags=["jobs"])
 
-POLL_SECONDS = 1
 _BODY_BYTES = 100_000
 _KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
 
@@ -200,43 +199,6 @@ def listing(
     if before is not None:
         following = f"{JOBS}?limit={limit}&cursor={before}" + (f"&status={status}" if status else "")
     return JobPage(jobs=[resource(job) for job in jobs], next=following)
-
-
-@router.get("/{job_id}", response_model=JobResource, responses={304: {}}, summary="How far is it?")
-async def look(
-    job_id: str,
-    owner: Owner,
-    sights: Sights,
-    patience: Patience,
-    if_none_match: Annotated[str | None, Header()] = None,
-) -> Response:
-    """The job. Send the ETag back as If-None-Match: 304 while nothing has changed.
-
-    `Prefer: wait=N` (30 s at most): with If-None-Match the answer comes with the next change, else with a new status.
-    """
-    if not is_job_id(job_id):
-        raise errors.JobNotFound()
-    tags = if_none_match or ""
-    headers = {"Cache-Control": "no-cache"}
-    sight = None
-    if patience:
-        with suppress(errors.TooManyWatchers):  # it is a preference; they may poll
-            sight = await sights.see_when(_differs_from(tags), job_id, owner, patience)
-            headers |= applied(patience)
-    sight = sight or await sights.see(job_id, owner)
-    headers["ETag"] = sight.tag
-    if not sight.job.status.ended:
-        headers["Retry-After"] = str(POLL_SECONDS)
-    if sight.tag in tags:
-        return Response(status_code=304, headers=headers)
-    return Response(sight.body, media_type="application/json", headers=headers)
-
-
-def _differs_from(known: str) -> Callable[[Sight, Sight], bool]:
-    """Whether a sight is news for who knows these tags; or for who knows none, since the first."""
-    if known:
-        return lambda _, newest: newest.tag not in known
-    return lambda first, newest: newest.job.status.ended or newest.job.status != first.job.status
 
 
 @router.get("/{job_id}/result", response_class=Response, responses=_pictures(*FORMATS), summary="The picture")

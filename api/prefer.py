@@ -10,14 +10,20 @@ MOST_SECONDS = 30  # proxies give up after a minute or so
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(?=[;,]|$)', re.IGNORECASE)
 
 
-async def _patience(
-    prefer: Annotated[str | None, Header(description="wait=N: answer when there is news, or after N seconds.")] = None,
-) -> int:
-    found = _WAIT.search(prefer or "")
+WORDS = "wait=N: answer when there is news, or after N seconds."
+
+
+def patience(preferences: str | None) -> int:
+    """Seconds that a client would wait; 0: none were named, or they cannot be read."""
+    found = _WAIT.search(preferences or "")
     return min(int(found[1]), MOST_SECONDS) if found else 0
 
 
-Patience = Annotated[int, Depends(_patience)]  # seconds; 0: none was asked for, or what was cannot be read
+async def _patience(prefer: Annotated[str | None, Header(description=WORDS)] = None) -> int:
+    return patience(prefer)
+
+
+Patience = Annotated[int, Depends(_patience)]
 
 
 def applied(seconds: int) -> dict[str, str]:

@@ -155,6 +155,15 @@ class Queue(_Record):
     start_seconds: float | None = None
 
 
+class Worker(_Record):
+    """What a worker tells of itself."""
+
+    device: str  # as the device's driver names it
+    precision: str  # of the network
+    network: str  # that `auto` means there
+    networks: list[str]  # whose weights are there
+
+
 class Load(_Record):
     """What the service has to do."""
 

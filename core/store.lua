@@ -21,6 +21,8 @@
 --   <p>orphans             zset    digest -> when it may be deleted, unless a job uses it by then
 --   <p>condemned           set     digests whose file is being deleted now
 --   <p>workers             zset    live workers by their last beat
+--   <p>crew                hash    worker -> what it told of itself, as JSON
+--   <p>ended               hash    status -> how many jobs have ended so
 --   <p>networks            hash    a model's name, as jobs ask for it -> digest of the weights that workers paint with
 --   <p>pace                string  seconds that a job runs: a moving average
 --   <p>outbox              zset    lanes (an owner and a host) by the time something is due there
@@ -179,6 +181,7 @@ local function ended(p, id)
   local job = redis.call('HMGET', job_key(p, id), 'keep_ms')
   local now = now_ms()
   redis.call('HSET', job_key(p, id), 'completed_at', now)
+  redis.call('HINCRBY', p .. 'ended', redis.call('HGET', job_key(p, id), 'status'), 1)
   redis.call('HDEL', job_key(p, id), 'checkpoint')
   redis.call('ZREM', p .. 'deadlines', id)
   if tonumber(job[1]) > 0 then
@@ -444,13 +447,40 @@ local function reread(keys, args)
   return jobs
 end
 
+-- -> for each live worker what it told of itself, or '', and 1 if it runs a job
+local function crew(keys)
+  local p, busy, found = keys[1], {}, {}
+  for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, 999)) do
+    busy[redis.call('HGET', job_key(p, id), 'worker') or ''] = true
+  end
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', p .. 'workers', now_ms() - WORKER_MS, '+inf')) do
+    found[#found + 1] = { redis.call('HGET', p .. 'crew', worker) or '', busy[worker] and 1 or 0 }
+  end
+  return found
+end
+
+-- -> {how many jobs have ended, by status: name, number, ...; webhooks that wait to be sent}
+local function counts(keys)
+  local p, waiting = keys[1], 0
+  for _, lane in ipairs(redis.call('ZRANGE', p .. 'outbox', 0, 9999)) do
+    waiting = waiting + redis.call('ZCARD', p .. 'outbox:' .. lane)
+  end
+  return { redis.call('HGETALL', p .. 'ended'), waiting }
+end
+
 -- ---------------------------------------------------------------- a worker's steps
 
--- worker: it lives
+-- worker, what it tells of itself: it lives
 local function beat(keys, args)
   local p, now = keys[1], now_ms()
   redis.call('ZADD', p .. 'workers', now, args[1])
-  redis.call('ZREMRANGEBYSCORE', p .. 'workers', '-inf', now - 12 * WORKER_MS)
+  if redis.call('HGET', p .. 'crew', args[1]) ~= args[2] then
+    redis.call('HSET', p .. 'crew', args[1], args[2])
+  end
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', p .. 'workers', '-inf', now - 12 * WORKER_MS)) do
+    redis.call('ZREM', p .. 'workers', gone)
+    redis.call('HDEL', p .. 'crew', gone)
+  end
 end
 
 -- token, worker, lease_ms -> id of the next job, now running under this token, or nil
@@ -573,6 +603,7 @@ end
 local function bury(keys, args)
   local p, again = keys[1], 0
   redis.call('ZREM', p .. 'workers', args[1])
+  redis.call('HDEL', p .. 'crew', args[1])
   for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, -1)) do
     if redis.call('HGET', job_key(p, id), 'worker') == args[1] then
       again = again + lose(p, id, args[2], args[3])
@@ -826,4 +857,6 @@ redis.register_function('impasto_VERSION_condemn', condemn)
 redis.register_function('impasto_VERSION_forget', forget)
 redis.register_function({ function_name = 'impasto_VERSION_read', callback = read, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'impasto_VERSION_reread', callback = reread, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'impasto_VERSION_crew', callback = crew, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'impasto_VERSION_counts', callback = counts, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'impasto_VERSION_load', callback = load, flags = { 'no-writes' } })

@@ -34,6 +34,7 @@ from core.jobs import (
     Queue,
     Status,
     Terms,
+    Worker,
     when,
 )
 
@@ -146,6 +147,15 @@ class JobStore:
         """What waits, what runs, who works."""
         return load_of(self._step("load"))
 
+    def crew(self) -> list[tuple[Worker | None, bool]]:
+        """What each live worker tells of itself, and whether it runs a job."""
+        return [(Worker.model_validate_json(told) if told else None, bool(busy)) for told, busy in self._step("crew")]
+
+    def counts(self) -> tuple[dict[Status, int], int]:
+        """How many jobs have ended in which way, since ever; how many webhooks wait to be sent."""
+        ended, waiting = self._step("counts")
+        return {Status(name): int(count) for name, count in zip(ended[::2], ended[1::2], strict=True)}, waiting
+
     def ping(self) -> None:
         """Raises StoreUnavailable."""
         with unavailable():
@@ -153,9 +163,9 @@ class JobStore:
 
     # ------------------------------------------------------------------ for a worker
 
-    def beat(self, worker: str) -> None:
-        """A worker lives; to be said once a second."""
-        self._step("beat", worker)
+    def beat(self, worker: str, told: Worker | None = None) -> None:
+        """A worker lives, and what it tells of itself; to be said once a second."""
+        self._step("beat", worker, "" if told is None else told.model_dump_json())
 
     def paints_with(self, model: str, sha256: str) -> None:
         """The weights that jobs with this model are painted with, from now on."""

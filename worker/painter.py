@@ -12,8 +12,9 @@ from functools import lru_cache
 from core import errors
 from core.blobs import Blobs
 from core.checkpoints import Checkpoints
-from core.neural.planner import Planner, pace_of
-from core.neural.vgg import Network
+from core.jobs import Worker
+from core.neural.planner import Planner, device_name, pace_of
+from core.neural.vgg import BLOCKS, Network
 from core.neural.weights import WeightsCache
 from core.settings import Settings
 from core.spec import ModelName
@@ -78,13 +79,22 @@ class Painter:
     def warm_up(self) -> None:
         """Load the usual network, tell which it is, and say once a second, from now on, that this process lives."""
         self._network_for("auto")
-        threading.Thread(target=self._beat, name="life", daemon=True).start()
+        threading.Thread(target=self._beat, args=(self._told(),), name="life", daemon=True).start()
 
-    def _beat(self) -> None:
+    def _told(self) -> Worker:
+        network, _ = self.network("auto")
+        return Worker(
+            device=device_name(network.device),
+            precision=str(network.dtype).removeprefix("torch."),
+            network=network.name,
+            networks=[name for name in BLOCKS if self._weights.has(name)],
+        )
+
+    def _beat(self, told: Worker) -> None:
         away = threading.Event()
         while True:
             try:
-                self._store.beat(self._name)
+                self._store.beat(self._name, told)
             except errors.Unavailable:  # the next beat says it
                 pass
             except Exception:

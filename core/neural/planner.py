@@ -208,10 +208,8 @@ def _seen(tile: Tile) -> int:
 
 def pace_of(network: Network, file: Path) -> Pace:
     """The device's pace with this network: from the file, or measured, which takes seconds, and kept there."""
-    name = torch.cuda.get_device_name(network.device) if network.device.type == "cuda" else str(network.device)
-    key = (
-        f"{name}, {torch.get_num_threads()} threads, {network.architecture}, {network.dtype}, torch {torch.__version__}"
-    )
+    device, threads = device_name(network.device), torch.get_num_threads()
+    key = f"{device}, {threads} threads, {network.architecture}, {network.dtype}, torch {torch.__version__}"
     paces = _kept_paces(file)
     if key in paces:
         return paces[key]
@@ -222,6 +220,11 @@ def pace_of(network: Network, file: Path) -> Pace:
         written.write_text(json.dumps({name: asdict(one) for name, one in (paces | {key: pace}).items()}, indent=1))
         written.replace(file)
     return pace
+
+
+def device_name(device: torch.device) -> str:
+    """A card's own name; else its kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _kept_paces(file: Path) -> dict[str, Pace]:
