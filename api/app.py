@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from api import contract, events, guard, health, images, jobs, look, policy, problems, system
+from api import contract, estimate, events, guard, health, images, jobs, look, policy, problems, system
 from api.access import Access
 from api.auth import Authentication, KeyRing
 from api.guard import Guard
@@ -91,7 +91,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     _surround(app, own)
     policy.add_docs(app)
     bearer = [Depends(_BEARER)] if own.keys_required else []
-    for part in (look, jobs, events, images, system):  # the first is found soonest
+    for part in (look, jobs, events, images, estimate, system):  # the first is found soonest
         app.include_router(part.router, dependencies=bearer)
     app.include_router(health.router)
     app.mount("/web", StaticFiles(directory=WEB), name="web")

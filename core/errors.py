@@ -19,6 +19,7 @@
     │   └── IdempotencyConflict
     ├── Later                  right request, too early; says in how many seconds
     │   ├── Unavailable        for everybody
+    │   │   ├── NoWorker
     │   │   ├── StoreUnavailable
     │   │   ├── StorageFull
     │   │   └── QueueFull
@@ -197,6 +198,12 @@ class Unavailable(Later):
     """The service cannot take this now; try again in a few seconds."""
 
     code = "unavailable"
+
+
+class NoWorker(Unavailable):
+    """No worker is there to tell; try again when one is connected."""
+
+    code = "no_worker"
 
 
 class StoreUnavailable(Unavailable):

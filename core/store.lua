@@ -29,6 +29,8 @@
 --   <p>outbox:<lane>       zset    ended jobs by the time their webhook is due
 --   <p>couriers            zset    lanes where a courier is, by the time its lease ends
 --   <p>collect:<token>     string  what a collect returned, so that one sent twice takes one delivery
+--   <p>questions           list    of estimates, which the next worker at leisure answers
+--   <p>answer:<name>       list    the answer to one
 --   <p>number              counter of all jobs, the order of arrival
 --   <p>entries             hash    owner -> how many jobs they have submitted
 --   <p>leader              string  which API process reaps

@@ -6,6 +6,7 @@ Synchronous: one color, docs/decisions/0002-one-color.md.
 
 import hashlib
 import json
+import secrets
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -23,6 +24,7 @@ from core import errors
 from core.jobs import (
     LOCAL,
     MAX_ATTEMPTS,
+    Forecast,
     Job,
     JobError,
     JobInput,
@@ -31,6 +33,7 @@ from core.jobs import (
     Load,
     NetworkUsed,
     Output,
+    Question,
     Queue,
     Status,
     Terms,
@@ -42,6 +45,8 @@ PREFIX = "impasto:"
 LEASE_SECONDS = 5.0
 HOLD_SECONDS = 600.0  # of a blob, between its writing and the step that uses it
 REPLAY_SECONDS = 86_400.0  # that an idempotency key is remembered
+LISTEN_SECONDS = 0.5  # less than a connection's patience
+MOST_QUESTIONS, ANSWER_MS = 100, 10_000
 ANYONE = ""  # the owner of a step that may touch every job
 Standing = Literal["ok", "cancel", "late", "stale"]
 WebhookEnd = Literal["delivered", "gone", "given_up"]
@@ -262,6 +267,39 @@ class JobStore:
         """Say how a delivery went, or when to try again. False: it is another courier's by now, nothing was changed."""
         again = "" if again_seconds is None else round(again_seconds * 1000)
         return bool(self._step("settle", job_id, token, again, end) == "ok")
+
+    # ------------------------------------------------------------------ questions to workers
+
+    def ask(self, question: Question, seconds: float) -> Forecast | None:
+        """The answer of whichever worker is first, or None when so long there was none."""
+        name, until = secrets.token_hex(16), time.monotonic() + seconds
+        with unavailable(), self._redis.pipeline() as pipe:
+            pipe.lpush(f"{PREFIX}questions", json.dumps([name, question.model_dump()]))
+            pipe.ltrim(f"{PREFIX}questions", 0, MOST_QUESTIONS - 1)
+            pipe.pexpire(f"{PREFIX}questions", ANSWER_MS)  # who asked has gone by then
+            pipe.execute()
+        while (left := until - time.monotonic()) > 0:
+            with unavailable():
+                found: Any = self._redis.blpop([f"{PREFIX}answer:{name}"], timeout=min(left, LISTEN_SECONDS))
+            if found is not None:
+                return Forecast.model_validate_json(found[1])
+        return None
+
+    def asked(self) -> tuple[str, Question] | None:
+        """The oldest question that nobody has taken, and its name; or None when for half a second there is none."""
+        with unavailable():
+            found: Any = self._redis.brpop([f"{PREFIX}questions"], timeout=LISTEN_SECONDS)
+        if found is None:
+            return None
+        name, question = json.loads(found[1])
+        return name, Question.model_validate(question)
+
+    def answer(self, name: str, forecast: Forecast) -> None:
+        """To the question of that name."""
+        with unavailable(), self._redis.pipeline() as pipe:
+            pipe.lpush(f"{PREFIX}answer:{name}", forecast.model_dump_json())
+            pipe.pexpire(f"{PREFIX}answer:{name}", ANSWER_MS)
+            pipe.execute()
 
     # ------------------------------------------------------------------ blobs in use
 

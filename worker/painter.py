@@ -20,6 +20,7 @@ from core.settings import Settings
 from core.spec import ModelName
 from core.store import JobStore
 from worker.attempt import Attempt
+from worker.forecaster import Forecaster
 from worker.names import name_of
 from worker.settings import WorkerSettings
 
@@ -39,15 +40,33 @@ class Painter:
         self._weights = WeightsCache(settings.weights_dir)
         self._name = name_of(os.getpid())
         self._load = lru_cache(maxsize=2)(self._loaded)
+        self._resident: set[ModelName] = set()
+        self._paints = threading.Lock()
 
     def network(self, model: ModelName) -> tuple[Network, Planner]:
         """The resident network, loaded at its first use, and who plans its runs."""
         return self._load(self._weights.resolve(model))
 
+    def resident(self, model: ModelName) -> tuple[Network, Planner]:
+        """The same, but one that is loaded already: to load another, and to measure it, would disturb a run.
+
+        Raises WeightsUnavailable.
+        """
+        name = self._weights.resolve(model)
+        if not self._weights.has(name):
+            raise errors.WeightsUnavailable(f"The workers do not have the weights of {name}.")
+        return self._load(name if name in self._resident else self._weights.resolve("auto"))
+
+    @property
+    def paints(self) -> bool:
+        """Whether it runs a job at this moment."""
+        return self._paints.locked()
+
     def _loaded(self, name: ModelName) -> tuple[Network, Planner]:
         network = self._weights.load(name, self._worker.device, self._worker.precision)
         pace = pace_of(network, self._weights.folder / "pace.json")
         free_bytes = int(self._worker.memory_gb * 1e9) or None
+        self._resident.add(name)
         return network, Planner(network, pace, free_bytes)
 
     def run_next(self) -> str | None:
@@ -62,7 +81,8 @@ class Painter:
         attempt = Attempt(
             job, token, self._store, blobs=self._blobs, checkpoints=self._checkpoints, settings=self._worker
         )
-        attempt.run(self._network_for)
+        with self._paints:
+            attempt.run(self._network_for)
         return job.id
 
     def _network_for(self, model: ModelName) -> tuple[Network, Planner]:
@@ -80,6 +100,7 @@ class Painter:
         """Load the usual network, tell which it is, and say once a second, from now on, that this process lives."""
         self._network_for("auto")
         threading.Thread(target=self._beat, args=(self._told(),), name="life", daemon=True).start()
+        Forecaster(self._store, self).start()
 
     def _told(self) -> Worker:
         network, _ = self.network("auto")

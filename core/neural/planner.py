@@ -117,13 +117,22 @@ class Planner:
         self._network, self._pace, self._free_bytes = network, pace, free_bytes
 
     def plan(
-        self, content: Size, styles: Sequence[Size], spec: StyleSpec, masks: int = 0, routes: Sequence[Route] = ()
+        self,
+        content: Size,
+        styles: Sequence[Size],
+        spec: StyleSpec,
+        masks: int = 0,
+        routes: Sequence[Route] = (),
+        *,
+        free_bytes: int | None = None,
     ) -> Plan:
         """The plan of a run, with as many masks; by these routes, one a scale, where they fit.
 
+        free_bytes: as if that were what a run may take.
+
         Raises BadSpec (`size` too small for the photo's shape), OutOfMemory with a size that fits.
         """
-        usable = self._usable()
+        usable = int((self.free() if free_bytes is None else free_bytes) * USABLE)
         legs = [
             self._fastest(self._legs(scale, styles, spec, masks), usable, route)
             for scale, route in zip_longest(schedule(spec, *content), routes)
@@ -139,9 +148,9 @@ class Planner:
         usable = max(leg.memory_bytes // 2, smallest.memory_bytes)
         return self._fastest(self._legs(leg.scale, styles, spec, masks), usable) if usable < leg.memory_bytes else None
 
-    def _usable(self) -> int:
-        free = free_memory(self._network.device) if self._free_bytes is None else self._free_bytes
-        return int(free * USABLE)
+    def free(self) -> int:
+        """Bytes that a run may take now."""
+        return free_memory(self._network.device) if self._free_bytes is None else self._free_bytes
 
     def _what_fits(self, content: Size, styles: Sequence[Size], spec: StyleSpec, masks: int, usable: int) -> str:
         """The sentence that names the largest size with a plan."""

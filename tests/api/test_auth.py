@@ -221,6 +221,7 @@ def _written(keys: Keys) -> int:
     [
         ("POST", "/v1/jobs", Kind.SUBMISSION),
         ("POST", "/v1/images", Kind.SUBMISSION),
+        ("POST", "/v1/estimate", Kind.SUBMISSION),
         ("POST", "/v1/jobs/job_x/retry", Kind.SUBMISSION),
         ("POST", "/v1/jobs/job_x/cancel", Kind.OTHER),
         ("GET", "/v1/jobs", Kind.OTHER),
