@@ -1,12 +1,15 @@
 """`python -m api`: one API process, until it is asked to go."""
 
 import resource
+import socket
 import sys
+from contextlib import suppress
 
 import uvicorn
 
 from api import cycle
 from api.app import create_app
+from api.lookout import Lookout
 from api.protocol import Limits, patient
 from api.settings import ApiSettings
 from core import errors, logs, settings
@@ -24,7 +27,7 @@ def main() -> None:
     logs.install(shared.log_format)
     _open_many()
     cycle.install()
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=own.host,
         port=own.port,
@@ -35,6 +38,21 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=10,
     )
+    with suppress(KeyboardInterrupt):
+        Server(config, app.state.sights).run()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's waits for open answers before it tells the application; streams would not end by themselves."""
+
+    def __init__(self, config: uvicorn.Config, sights: Lookout) -> None:
+        super().__init__(config)
+        self._sights = sights
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell those who wait first."""
+        self._sights.end_watches()
+        await super().shutdown(sockets)
 
 
 def _open_many() -> None:

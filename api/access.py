@@ -9,7 +9,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import problems
+from api import metrics, problems
 from core import errors, logs
 
 GONE = 499  # for the log only: the client did not wait for the answer
@@ -30,13 +30,13 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), None
+        began, first, status = time.perf_counter(), None, None
         own_id = _id(scope)
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, first
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, first = message["status"], time.perf_counter()
                 MutableHeaders(scope=message)["X-Request-Id"] = own_id
             await send(message)
 
@@ -51,7 +51,8 @@ class Access:
                 raise
             await problems.problem(errors.ImpastoError())(scope, receive, answer)
         finally:
-            _tell(scope, status or GONE, time.perf_counter() - began)
+            ended = time.perf_counter()
+            _tell(scope, status or GONE, ended - began, (first or ended) - began)
             logs.request_id.reset(token)
 
 
@@ -60,9 +61,10 @@ def _id(scope: Scope) -> str:
     return given.decode() if _PLAIN.fullmatch(given) else secrets.token_hex(8)
 
 
-def _tell(scope: Scope, status: int, seconds: float) -> None:
+def _tell(scope: Scope, status: int, seconds: float, answered_seconds: float) -> None:
     """The route, not the path: what a caller makes up does not get into the log."""
     method, route = scope["method"], getattr(scope.get("route"), "path", "-")
     milliseconds = round(seconds * 1000, 1)
     fields = {"method": method, "route": route, "status": status, "ms": milliseconds}
+    metrics.answered(method, route, status, answered_seconds)
     log.info("%s %s %d %s ms", method, route, status, milliseconds, extra={"fields": fields})

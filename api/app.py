@@ -14,10 +14,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from api import contract, frames, guard, health, images, jobs, policy, problems
+from api import contract, estimate, events, frames, guard, health, images, jobs, look, policy, problems, system
 from api.access import Access
 from api.auth import Authentication, KeyRing
 from api.guard import Guard
+from api.lookout import Lookout
 from api.policy import Policy
 from api.rates import Rates
 from api.reaper import Reaper
@@ -36,8 +37,10 @@ log = logging.getLogger(__name__)
 WEB = Path(__file__).with_name("web")
 
 # What a page of an allowed origin may send, and read of an answer, beyond what CORS allows by itself.
-_SENT = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "X-Request-Id"]
-_READ = ["ETag", "Idempotent-Replayed", "Location", "Retry-After", "WWW-Authenticate", "X-Request-Id"]
+_SENT = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer"]
+_SENT += ["X-Request-Id"]
+_READ = ["ETag", "Idempotent-Replayed", "Location", "Preference-Applied", "Retry-After", "WWW-Authenticate"]
+_READ += ["X-Request-Id"]
 
 # For the OpenAPI document, and the form at /docs; api/auth.py has looked at the header by then.
 _BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key: `impasto keys create NAME`.")
@@ -56,6 +59,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         disk_bytes=own.disk_gb * 1e9,
     )
 
+    sights = Lookout(shared.redis_url, own.max_watchers_per_caller)
     keys = Keys(shared.redis_url)
     rates = Rates(shared.redis_url, own.submissions_per_minute, own.requests_per_minute, own.wrong_keys_per_minute)
 
@@ -65,6 +69,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
             log.warning("pictures are decoded without a filter on system calls: this system has none that we know")
         reaper.start()
         yield
+        await sights.stop()
         reaper.stop()
         for opened in (store, keys, rates):
             opened.close()
@@ -74,10 +79,11 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         version=version("impasto"),
         description="Paints one picture in the style of another. Submit, poll, fetch the result.",
         lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # it asks with every request
         docs_url=None,
         redoc_url=None,
     )
-    app.state.store, app.state.blobs, app.state.settings = store, blobs, own
+    app.state.store, app.state.sights, app.state.blobs, app.state.settings = store, sights, blobs, own
     app.state.webhooks = shared.webhooks
     app.state.ring = partial(ring, celery)
     problems.install(app)
@@ -85,7 +91,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     _surround(app, own)
     policy.add_docs(app)
     bearer = [Depends(_BEARER)] if own.keys_required else []
-    for part in (jobs, frames, images):
+    for part in (look, jobs, frames, events, images, estimate, system):  # the first is found soonest
         app.include_router(part.router, dependencies=bearer)
     app.include_router(health.router)
     app.mount("/web", StaticFiles(directory=WEB), name="web")

@@ -9,12 +9,18 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from api.auth import Caller
+from api.lookout import Lookout
 from api.settings import ApiSettings
 from core import blobs, store, webhooks
 
 
 async def _store(request: Request) -> store.JobStore:
     held: store.JobStore = request.app.state.store
+    return held
+
+
+async def _sights(request: Request) -> Lookout:
+    held: Lookout = request.app.state.sights
     return held
 
 
@@ -52,6 +58,7 @@ async def _settings(request: Request) -> ApiSettings:
 
 
 Store = Annotated[store.JobStore, Depends(_store)]
+Sights = Annotated[Lookout, Depends(_sights)]
 Blobs = Annotated[blobs.Blobs, Depends(_blobs)]
 Ring = Annotated[Callable[[], bool], Depends(_ring)]
 Owner = Annotated[str, Depends(_owner)]

@@ -1,8 +1,9 @@
-"""Jobs over HTTP: submit, look, list, result, preview, cancel, delete."""
+"""Jobs over HTTP: submit, list, result, preview, cancel, retry, change, delete. To look at one: api/look.py."""
 
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,17 +16,20 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from api import rendition, submission
-from api.deps import Asker, Blobs, Config, Owner, Ring, Store, Webhooks
+from api.deps import Asker, Blobs, Config, Owner, Ring, Sights, Store, Webhooks
 from api.images import inspected, known
+from api.look import POLL_SECONDS
+from api.lookout import Sight
+from api.prefer import Patience, applied
+from api.resource import JOBS, JobPage, JobResource, resource
 from core import errors, images
 from core.images import FORMATS
 from core.jobs import Job, JobInput, Limits, Output, Priority, Status, Terms, is_job_id, new_job_id
 from core.spec import MAX_SIZE_PX, STEERABLE, StyleSpec, parse_spec, result_size
 from core.store import JobStore
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix=JOBS, tags=["jobs"])
 
-POLL_SECONDS = 1
 _BODY_BYTES = 100_000
 _KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
 
@@ -33,33 +37,6 @@ _KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
 def pictures(*formats: str) -> dict[int | str, dict[str, Any]]:
     """For the contract: 200 is a picture, 304 says that the client has it."""
     return {200: {"content": {f"image/{kind}": {} for kind in formats}}, 304: {}}
-
-
-class JobResource(Job):
-    """A job, and where to go from it. Follow the links; do not build addresses."""
-
-    links: dict[str, str]
-
-
-class JobPage(BaseModel):
-    """Some jobs, newest first; `next` leads to older ones."""
-
-    jobs: list[JobResource]
-    next: str | None
-
-
-def resource(job: Job) -> JobResource:
-    """The job with its links."""
-    path = f"{router.prefix}/{job.id}"
-    links = {"self": path}
-    links |= {"retry": f"{path}/retry"} if job.status.ended else {"cancel": f"{path}/cancel"}
-    if job.preview is not None:
-        links["preview"] = f"{path}/preview"
-    if job.outputs and not job.gone:
-        links["result"] = f"{path}/result"
-    if job.frames:
-        links |= {"frames": f"{path}/frames", "timelapse": f"{path}/timelapse"}
-    return JobResource(**dict(job), links=links)
 
 
 class Retry(BaseModel):
@@ -156,7 +133,7 @@ class Taker:
 
 
 def _told(job: Job, response: Response, *, replayed: bool) -> JobResource:
-    response.headers["Location"] = f"{router.prefix}/{job.id}"
+    response.headers["Location"] = f"{JOBS}/{job.id}"
     response.headers["Retry-After"] = str(POLL_SECONDS)
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
@@ -177,19 +154,37 @@ def _request_of(sent: Mapping[str, Any]) -> str:
     openapi_extra={"requestBody": submission.openapi_body()},
 )
 async def submit(
+    *,
     request: Request,
     response: Response,
     taker: Annotated[Taker, Depends()],
+    sights: Sights,
+    patience: Patience,
     idempotency_key: Annotated[str | None, Header(pattern=_KEY)] = None,
 ) -> JobResource:
     """Send `content`, one or more `style`, and any knob; `mask` and `init_image` are further pictures.
 
     Answers at once with the job; poll its `self` link. The same `Idempotency-Key` again, within a day, gives the same
-    job: send one, and a request may be repeated safely when its answer was lost.
+    job: send one, and a request may be repeated safely when its answer was lost. With `Prefer: wait=N` (30 s at most)
+    the answer comes when the job has ended.
     """
+    job = await _submitted(request, response, taker, idempotency_key)
+    if patience:
+        with suppress(errors.Later, errors.JobNotFound):  # the job is taken; nothing may hide that
+            sight = await sights.see_when(_ended, job.id, taker.caller.owner, patience)
+            response.headers.update(applied(patience))
+            return resource(sight.job)
+    return job
+
+
+def _ended(_: Sight, newest: Sight) -> bool:
+    return newest.job.status.ended
+
+
+async def _submitted(request: Request, response: Response, taker: Taker, key: str | None) -> JobResource:
     async with submission.received(request, taker.blobs) as submitted:
         sent = await run_in_threadpool(lambda: _request_of(submitted.sent()))
-        if before := await run_in_threadpool(taker.replayed, idempotency_key, sent, response):
+        if before := await run_in_threadpool(taker.replayed, key, sent, response):
             return before
         wishes = taker.agreed(submitted.wishes)
         spec = await run_in_threadpool(_resolved, submitted, taker)
@@ -197,7 +192,7 @@ async def submit(
         sizes = [await inspected(_file(picture, taker.blobs), mask=mask) for picture, mask in seen]
         result_size(*sizes[0], spec.size, seamless=spec.seamless)
         job_input = await run_in_threadpool(_stored, submitted, spec, taker)
-        return await run_in_threadpool(taker.take, job_input, wishes, response, key=idempotency_key, request=sent)
+        return await run_in_threadpool(taker.take, job_input, wishes, response, key=key, request=sent)
 
 
 def _resolved(submitted: submission.Submission, taker: Taker) -> StyleSpec:
@@ -252,24 +247,8 @@ def listing(
     jobs, before = store.page(limit=limit, before=cursor, status=status, owner=owner)
     following = None
     if before is not None:
-        following = f"{router.prefix}?limit={limit}&cursor={before}" + (f"&status={status}" if status else "")
+        following = f"{JOBS}?limit={limit}&cursor={before}" + (f"&status={status}" if status else "")
     return JobPage(jobs=[resource(job) for job in jobs], next=following)
-
-
-@router.get("/{job_id}", response_model=JobResource, responses={304: {}}, summary="How far is it?")
-def look(
-    job_id: str, owner: Owner, store: Store, response: Response, if_none_match: Annotated[str | None, Header()] = None
-) -> JobResource | Response:
-    """The job. Send the ETag back as If-None-Match: 304 while nothing has changed."""
-    job = found(job_id, owner, store)
-    tag = f'"{job.version}-{job.queue.position if job.queue else ""}"'
-    headers = {"ETag": tag, "Cache-Control": "no-cache"}
-    if not job.status.ended:
-        headers["Retry-After"] = str(POLL_SECONDS)
-    if if_none_match is not None and tag in if_none_match:
-        return Response(status_code=304, headers=headers)
-    response.headers.update(headers)
-    return resource(job)
 
 
 @router.get("/{job_id}/result", response_class=Response, responses=pictures(*FORMATS), summary="The picture")

@@ -6,7 +6,6 @@ import re
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.datastructures import MutableHeaders
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,9 +15,9 @@ _NOBODY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _PAGE = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     f"require-trusted-types-for 'script'; trusted-types 'none'; {_NOBODY}"
-)
+).encode()
 # All else: JSON and pictures. Opened as a document, not even a picture that is a page for some browser can do anything.
-_DATA = f"default-src 'none'; sandbox; {_NOBODY}"
+_DATA = f"default-src 'none'; sandbox; {_NOBODY}".encode()
 
 _ALWAYS = {
     "X-Content-Type-Options": "nosniff",
@@ -27,6 +26,10 @@ _ALWAYS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
+# As ASGI has them: every answer is written over, so it is done in one pass.
+_CSP = b"content-security-policy"
+_ALWAYS_RAW = [(name.lower().encode(), value.encode()) for name, value in _ALWAYS.items()]
+_ALWAYS_NAMES = frozenset(name for name, _ in _ALWAYS_RAW)
 
 
 class Policy:
@@ -43,10 +46,10 @@ class Policy:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers.setdefault("Content-Security-Policy", _PAGE if _is_page(scope["path"]) else _DATA)
-                for name, value in _ALWAYS.items():
-                    headers[name] = value
+                given = [pair for pair in message["headers"] if pair[0] not in _ALWAYS_NAMES]
+                if all(name != _CSP for name, _ in given):
+                    given.append((_CSP, _PAGE if _is_page(scope["path"]) else _DATA))
+                message["headers"] = given + _ALWAYS_RAW
             await send(message)
 
         await self._app(scope, receive, answer)

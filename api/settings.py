@@ -44,6 +44,9 @@ class ApiSettings(BaseSettings):
     )
     max_queued: int = Field(10_000, ge=1, description="Jobs that may wait, of all callers; more get 503.")
     max_jobs_per_caller: int = Field(2_000, ge=1, description="Jobs of one caller that may wait and run; more get 429.")
+    max_watchers_per_caller: int = Field(
+        200, ge=1, description="Streams of events of one caller that one API process serves; more get 429."
+    )
     keep_days: float = Field(
         30.0, ge=0, le=36_500, description="How long an ended job keeps its pictures; 0: while there is room for them."
     )

@@ -20,11 +20,13 @@
     │   └── IdempotencyConflict
     ├── Later                  right request, too early; says in how many seconds
     │   ├── Unavailable        for everybody
+    │   │   ├── NoWorker
     │   │   ├── StoreUnavailable
     │   │   ├── StorageFull
     │   │   └── QueueFull
     │   ├── QuotaExceeded      for this caller
-    │   └── RateLimited
+    │   ├── RateLimited
+    │   └── TooManyWatchers
     ├── Unauthorized
     ├── WeightsUnavailable
     ├── BadWeights
@@ -193,10 +195,22 @@ class RateLimited(Later):
     code = "rate_limited"
 
 
+class TooManyWatchers(Later):
+    """You watch as many jobs at a time as you may; end a stream, or poll."""
+
+    code = "too_many_watchers"
+
+
 class Unavailable(Later):
     """The service cannot take this now; try again in a few seconds."""
 
     code = "unavailable"
+
+
+class NoWorker(Unavailable):
+    """No worker is there to tell; try again when one is connected."""
+
+    code = "no_worker"
 
 
 class StoreUnavailable(Unavailable):

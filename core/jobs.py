@@ -184,6 +184,44 @@ class Queue(_Record):
     start_seconds: float | None = None
 
 
+class Worker(_Record):
+    """What a worker tells of itself."""
+
+    device: str  # as the device's driver names it
+    precision: str  # of the network
+    network: str  # that `auto` means there
+    networks: list[str]  # whose weights are there
+
+
+class Question(_Record):
+    """How long would it take? Sizes are width and height in px."""
+
+    content: tuple[int, int]
+    styles: list[tuple[int, int]]
+    masks: int
+    spec: dict[str, Any]
+
+
+class Step(_Record):
+    """One scale of a run. tile_px: the side of its tiles; None: it is painted whole."""
+
+    width: int
+    height: int
+    iterations: int
+    seconds: float
+    memory_bytes: int
+    tile_px: int | None
+
+
+class Forecast(_Record):
+    """A worker's answer: what the run would take there, beside the network itself; or why there would be none."""
+
+    device: str
+    network: str  # whose figures these are
+    scales: list[Step] = []
+    refused: JobError | None = None
+
+
 class Load(_Record):
     """What the service has to do."""
 

@@ -29,7 +29,7 @@ STYLE_WEIGHT = 8.0
 STYLE_WEIGHT_GATYS = 1e6  # the same look where the terms are the paper's raw sums; docs/algorithm.md
 STRENGTH_DECADES = 2.5  # what `strength` spans, in powers of ten of the style weight
 
-MAX_SIZE_PX = 8192
+MIN_SIZE_PX, MAX_SIZE_PX = 64, 8192
 GRID_PX = 16  # one position after four poolings; the sides of a picture that repeats are multiples of it
 
 
@@ -78,7 +78,7 @@ class StyleSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
-    size: int = Field(512, ge=64, le=MAX_SIZE_PX, description="Long side of the result, in px.")
+    size: int = Field(512, ge=MIN_SIZE_PX, le=MAX_SIZE_PX, description="Long side of the result, in px.")
     strength: float = Field(
         0.5,
         ge=0,

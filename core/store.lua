@@ -23,15 +23,20 @@
 --   <p>orphans             zset    digest -> when it may be deleted, unless a job uses it by then
 --   <p>condemned           set     digests whose file is being deleted now
 --   <p>workers             zset    live workers by their last beat
+--   <p>crew                hash    worker -> what it told of itself, as JSON
+--   <p>ended               hash    status -> how many jobs have ended so
 --   <p>networks            hash    a model's name, as jobs ask for it -> digest of the weights that workers paint with
 --   <p>pace                string  seconds that a job runs: a moving average
 --   <p>outbox              zset    lanes (an owner and a host) by the time something is due there
 --   <p>outbox:<lane>       zset    ended jobs by the time their webhook is due
 --   <p>couriers            zset    lanes where a courier is, by the time its lease ends
 --   <p>collect:<token>     string  what a collect returned, so that one sent twice takes one delivery
+--   <p>questions           list    of estimates, which the next worker at leisure answers
+--   <p>answer:<name>       list    the answer to one
 --   <p>number              counter of all jobs, the order of arrival
 --   <p>entries             hash    owner -> how many jobs they have submitted
 --   <p>leader              string  which API process reaps
+--   <p>changes             channel ids of jobs that have changed or are gone
 
 local LEGAL = {
   queued = { running = true, canceled = true, expired = true },
@@ -51,6 +56,13 @@ end
 
 local function job_key(p, id)
   return p .. 'job:' .. id
+end
+
+-- To be called with every change of what a client may see of a job, which is one step: who watches hears of it
+-- when the step is over.
+local function changed(p, id)
+  redis.call('HINCRBY', job_key(p, id), 'version', 1)
+  redis.call('PUBLISH', p .. 'changes', id)
 end
 
 -- ---------------------------------------------------------------- blobs in use
@@ -200,6 +212,7 @@ local function ended(p, id)
   local keep_ms, pinned = unpack(redis.call('HMGET', job_key(p, id), 'keep_ms', 'pinned'))
   local now = now_ms()
   redis.call('HSET', job_key(p, id), 'completed_at', now)
+  redis.call('HINCRBY', p .. 'ended', redis.call('HGET', job_key(p, id), 'status'), 1)
   redis.call('HDEL', job_key(p, id), 'checkpoint')
   redis.call('ZREM', p .. 'deadlines', id)
   if pinned ~= '1' then
@@ -219,7 +232,7 @@ local function move(p, id, to)
   redis.call('ZREM', p .. 'of:' .. job[2] .. ':' .. from, id)
   file_under(p, id, to)
   redis.call('HSET', key, 'status', to)
-  redis.call('HINCRBY', key, 'version', 1)
+  changed(p, id)
   if from == 'queued' then
     dequeue(p, id)
   else
@@ -294,6 +307,7 @@ local function erase(p, id)
     redis.call('ZREM', p .. index, id)
   end
   redis.call('DEL', key)
+  redis.call('PUBLISH', p .. 'changes', id)
 end
 
 -- Of a job that the caller may see; '' sees all.
@@ -429,20 +443,26 @@ local function load(keys)
   return { redis.call('ZCARD', p .. 'queue'), redis.call('ZCARD', p .. 'leases'), live, pace or '', tostring(left) }
 end
 
--- owner, id... -> for each its fields, and its rank in the queue (-1: none); or an empty table for what is not there.
+-- In the queue; 0 is next, -1: it does not wait.
+local function rank_of(p, id)
+  local place = redis.call('HGET', job_key(p, id), 'place')
+  return place and redis.call('ZRANK', p .. 'queue', place) or -1
+end
+
+local function read_one(p, id)
+  local fields = redis.call('HGETALL', job_key(p, id))
+  fields[#fields + 1] = 'rank'
+  fields[#fields + 1] = rank_of(p, id)
+  return fields
+end
+
+-- owner, id... -> for each its fields, and its rank in the queue; or an empty table for what is not there.
 -- After them the load, if one of them waits.
 local function read(keys, args)
   local p, jobs, waits = keys[1], {}, false
   for i = 2, #args do
-    local fields = {}
-    if visible(p, args[i], args[1]) then
-      fields = redis.call('HGETALL', job_key(p, args[i]))
-      local place = redis.call('HGET', job_key(p, args[i]), 'place')
-      fields[#fields + 1] = 'rank'
-      local rank = place and redis.call('ZRANK', p .. 'queue', place) or -1
-      fields[#fields + 1] = rank
-      waits = waits or rank >= 0
-    end
+    local fields = visible(p, args[i], args[1]) and read_one(p, args[i]) or {}
+    waits = waits or (fields[#fields] or -1) >= 0
     jobs[#jobs + 1] = fields
   end
   jobs[#jobs + 1] = waits and load(keys) or {}
@@ -454,13 +474,55 @@ local function frames(keys, args)
   return visible(keys[1], args[2], args[1]) and redis.call('LRANGE', keys[1] .. 'frames:' .. args[2], 0, -1) or nil
 end
 
+-- id, version that is known or '', ... -> as `read`, but of a job in its known version the rank alone
+local function reread(keys, args)
+  local p, jobs, waits = keys[1], {}, false
+  for i = 1, #args, 2 do
+    local version, found = redis.call('HGET', job_key(p, args[i]), 'version'), {}
+    if version then
+      found = version == args[i + 1] and { rank_of(p, args[i]) } or read_one(p, args[i])
+    end
+    waits = waits or (found[#found] or -1) >= 0
+    jobs[#jobs + 1] = found
+  end
+  jobs[#jobs + 1] = waits and load(keys) or {}
+  return jobs
+end
+
+-- -> for each live worker what it told of itself, or '', and 1 if it runs a job
+local function crew(keys)
+  local p, busy, found = keys[1], {}, {}
+  for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, 999)) do
+    busy[redis.call('HGET', job_key(p, id), 'worker') or ''] = true
+  end
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', p .. 'workers', now_ms() - WORKER_MS, '+inf')) do
+    found[#found + 1] = { redis.call('HGET', p .. 'crew', worker) or '', busy[worker] and 1 or 0 }
+  end
+  return found
+end
+
+-- -> {how many jobs have ended, by status: name, number, ...; webhooks that wait to be sent}
+local function counts(keys)
+  local p, waiting = keys[1], 0
+  for _, lane in ipairs(redis.call('ZRANGE', p .. 'outbox', 0, 9999)) do
+    waiting = waiting + redis.call('ZCARD', p .. 'outbox:' .. lane)
+  end
+  return { redis.call('HGETALL', p .. 'ended'), waiting }
+end
+
 -- ---------------------------------------------------------------- a worker's steps
 
--- worker: it lives
+-- worker, what it tells of itself: it lives
 local function beat(keys, args)
   local p, now = keys[1], now_ms()
   redis.call('ZADD', p .. 'workers', now, args[1])
-  redis.call('ZREMRANGEBYSCORE', p .. 'workers', '-inf', now - 12 * WORKER_MS)
+  if redis.call('HGET', p .. 'crew', args[1]) ~= args[2] then
+    redis.call('HSET', p .. 'crew', args[1], args[2])
+  end
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', p .. 'workers', '-inf', now - 12 * WORKER_MS)) do
+    redis.call('ZREM', p .. 'workers', gone)
+    redis.call('HDEL', p .. 'crew', gone)
+  end
 end
 
 -- Whether these are all changes of the job's spec.
@@ -532,7 +594,7 @@ local function progress(keys, args)
     return answer
   end
   redis.call('HSET', job, 'progress', args[3])
-  redis.call('HINCRBY', job, 'version', 1)
+  changed(p, id)
   if preview ~= '' then
     local owner, old = unpack(redis.call('HMGET', job, 'owner', 'preview'))
     use(p, owner, preview)
@@ -640,6 +702,7 @@ end
 local function bury(keys, args)
   local p, again = keys[1], 0
   redis.call('ZREM', p .. 'workers', args[1])
+  redis.call('HDEL', p .. 'crew', args[1])
   for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, -1)) do
     if redis.call('HGET', job_key(p, id), 'worker') == args[1] then
       again = again + lose(p, id, args[2], args[3])
@@ -662,7 +725,7 @@ local function cancel(keys, args)
     move(p, id, 'canceled')
   elseif job[1] == 'running' and job[2] ~= '1' then
     redis.call('HSET', key, 'cancel_requested', '1')
-    redis.call('HINCRBY', key, 'version', 1)
+    changed(p, id)
     wake(p, job[3])
   end
   return 1
@@ -688,7 +751,7 @@ local function steer(keys, args)
     redis.call('HDEL', key, 'fingerprint')
   end
   redis.call('HINCRBY', key, 'steerings', 1)
-  redis.call('HINCRBY', key, 'version', 1)
+  changed(p, id)
   wake(p, job[6])
   return 'ok'
 end
@@ -712,7 +775,7 @@ local function pin(keys, args)
   local completed_at, keep_ms, pinned = unpack(redis.call('HMGET', key, 'completed_at', 'keep_ms', 'pinned'))
   if (pinned or '0') ~= args[3] then
     redis.call('HSET', key, 'pinned', args[3])
-    redis.call('HINCRBY', key, 'version', 1)
+    changed(p, id)
   end
   if args[3] == '1' then
     redis.call('HDEL', key, 'expires_at')
@@ -757,7 +820,7 @@ local function expire(keys, args)
       drop_all(p, id)
       forget_result(p, id)
       redis.call('HSET', key, 'gone', '1')
-      redis.call('HINCRBY', key, 'version', 1)
+      changed(p, id)
       redis.call('ZADD', p .. 'expiry', now + args[1], id)
     end
   end
@@ -947,4 +1010,7 @@ redis.register_function('impasto_VERSION_adopt', adopt)
 redis.register_function({ function_name = 'impasto_VERSION_repeated', callback = repeated, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'impasto_VERSION_read', callback = read, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'impasto_VERSION_frames', callback = frames, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'impasto_VERSION_reread', callback = reread, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'impasto_VERSION_crew', callback = crew, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'impasto_VERSION_counts', callback = counts, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'impasto_VERSION_load', callback = load, flags = { 'no-writes' } })

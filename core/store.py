@@ -7,6 +7,7 @@ Synchronous: one color, docs/decisions/0002-one-color.md.
 import hashlib
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -26,6 +27,7 @@ from core.jobs import (
     MAX_ATTEMPTS,
     MAX_FRAMES,
     MAX_STEERINGS,
+    Forecast,
     Frame,
     Job,
     JobError,
@@ -35,9 +37,11 @@ from core.jobs import (
     Load,
     NetworkUsed,
     Output,
+    Question,
     Queue,
     Status,
     Terms,
+    Worker,
     when,
 )
 
@@ -47,6 +51,8 @@ PREFIX = "impasto:"
 LEASE_SECONDS = 5.0
 HOLD_SECONDS = 600.0  # of a blob, between its writing and the step that uses it
 REPLAY_SECONDS = 86_400.0  # that an idempotency key is remembered
+LISTEN_SECONDS = 0.5  # less than a connection's patience
+MOST_QUESTIONS, ANSWER_MS = 100, 10_000
 ANYONE = ""  # the owner of a step that may touch every job
 Standing = Literal["ok", "steered", "cancel", "late", "stale"]
 WebhookEnd = Literal["delivered", "gone", "given_up"]
@@ -55,11 +61,11 @@ _USUAL, _UNLIMITED = Terms(), Limits()
 
 # Any other answer of the server is a mistake of ours, and must not look like an outage. MISCONF: its disk is full.
 _AWAY = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError)
-_NO_FUNCTION = "Function not found"
+NO_FUNCTION = "Function not found"
 
 
 @cache
-def _library() -> tuple[str, str]:
+def library() -> tuple[str, str]:
     """The functions' common prefix and the library's code.
 
     The server keeps functions on its disk. Their names carry a hash of the code, so that a new version never runs the
@@ -189,7 +195,16 @@ class JobStore:
 
     def load(self) -> Load:
         """What waits, what runs, who works."""
-        return _load(self._step("load"))
+        return load_of(self._step("load"))
+
+    def crew(self) -> list[tuple[Worker | None, bool]]:
+        """What each live worker tells of itself, and whether it runs a job."""
+        return [(Worker.model_validate_json(told) if told else None, bool(busy)) for told, busy in self._step("crew")]
+
+    def counts(self) -> tuple[dict[Status, int], int]:
+        """How many jobs have ended in which way, since ever; how many webhooks wait to be sent."""
+        ended, waiting = self._step("counts")
+        return {Status(name): int(count) for name, count in zip(ended[::2], ended[1::2], strict=True)}, waiting
 
     def ping(self) -> None:
         """Raises StoreUnavailable."""
@@ -198,9 +213,9 @@ class JobStore:
 
     # ------------------------------------------------------------------ for a worker
 
-    def beat(self, worker: str) -> None:
-        """A worker lives; to be said once a second."""
-        self._step("beat", worker)
+    def beat(self, worker: str, told: Worker | None = None) -> None:
+        """A worker lives, and what it tells of itself; to be said once a second."""
+        self._step("beat", worker, "" if told is None else told.model_dump_json())
 
     def paints_with(self, model: str, sha256: str) -> None:
         """The weights that jobs with this model are painted with, from now on."""
@@ -322,6 +337,39 @@ class JobStore:
         again = "" if again_seconds is None else round(again_seconds * 1000)
         return bool(self._step("settle", job_id, token, again, end) == "ok")
 
+    # ------------------------------------------------------------------ questions to workers
+
+    def ask(self, question: Question, seconds: float) -> Forecast | None:
+        """The answer of whichever worker is first, or None when so long there was none."""
+        name, until = secrets.token_hex(16), time.monotonic() + seconds
+        with unavailable(), self._redis.pipeline() as pipe:
+            pipe.lpush(f"{PREFIX}questions", json.dumps([name, question.model_dump()]))
+            pipe.ltrim(f"{PREFIX}questions", 0, MOST_QUESTIONS - 1)
+            pipe.pexpire(f"{PREFIX}questions", ANSWER_MS)  # who asked has gone by then
+            pipe.execute()
+        while (left := until - time.monotonic()) > 0:
+            with unavailable():
+                found: Any = self._redis.blpop([f"{PREFIX}answer:{name}"], timeout=min(left, LISTEN_SECONDS))
+            if found is not None:
+                return Forecast.model_validate_json(found[1])
+        return None
+
+    def asked(self) -> tuple[str, Question] | None:
+        """The oldest question that nobody has taken, and its name; or None when for half a second there is none."""
+        with unavailable():
+            found: Any = self._redis.brpop([f"{PREFIX}questions"], timeout=LISTEN_SECONDS)
+        if found is None:
+            return None
+        name, question = json.loads(found[1])
+        return name, Question.model_validate(question)
+
+    def answer(self, name: str, forecast: Forecast) -> None:
+        """To the question of that name."""
+        with unavailable(), self._redis.pipeline() as pipe:
+            pipe.lpush(f"{PREFIX}answer:{name}", forecast.model_dump_json())
+            pipe.pexpire(f"{PREFIX}answer:{name}", ANSWER_MS)
+            pipe.execute()
+
     # ------------------------------------------------------------------ blobs in use
 
     def hold(self, digest: str, keep_seconds: float = HOLD_SECONDS, owner: str = ANYONE) -> None:
@@ -368,12 +416,12 @@ class JobStore:
         return answer
 
     def _step(self, name: str, *args: str | int) -> Any:
-        version, code = _library()
+        version, code = library()
         with unavailable():
             try:
                 return self._redis.fcall(f"{version}_{name}", 1, PREFIX, *args)
             except ResponseError as error:
-                if _NO_FUNCTION not in str(error):
+                if NO_FUNCTION not in str(error):
                     raise
             self._redis.function_load(code, replace=True)
             return self._redis.fcall(f"{version}_{name}", 1, PREFIX, *args)
@@ -382,7 +430,7 @@ class JobStore:
         if not job_ids:
             return []
         *jobs, told = self._step("read", owner, *job_ids)
-        load = _load(told) if told else None
+        load = load_of(told) if told else None
         rows = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in jobs)
         return [_readable(fields, load) if fields else None for fields in rows]
 
@@ -432,7 +480,8 @@ def _order(job_input: JobInput, terms: Terms, limits: Limits) -> str:
     return json.dumps({name: value for name, value in order.items() if value is not None})
 
 
-def _load(told: Sequence[Any]) -> Load:
+def load_of(told: Sequence[Any]) -> Load:
+    """As the function `load` tells it."""
     queued, running, workers, pace, left = told
     return Load(
         queued=queued,
@@ -446,13 +495,14 @@ def _load(told: Sequence[Any]) -> Load:
 def _readable(fields: dict[str, Any], load: Load | None) -> Job | None:
     """None for a record that the store's disk has damaged: it must not hide the others on its page."""
     try:
-        return _job(fields, load)
+        return job_of(fields, load)
     except (ValueError, KeyError, TypeError, AssertionError):
         log.exception("a record cannot be read: %s", fields.get("id"))
         return None
 
 
-def _job(fields: dict[str, Any], load: Load | None) -> Job:
+def job_of(fields: dict[str, Any], load: Load | None) -> Job:
+    """As the function `read` tells it, fields and rank."""
     created_at, rank = when(fields["created_at"]), fields["rank"]
     assert created_at is not None
     queue = None

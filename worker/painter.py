@@ -12,14 +12,15 @@ from functools import lru_cache
 from core import errors
 from core.blobs import Blobs
 from core.checkpoints import Checkpoints
-from core.jobs import Job
-from core.neural.planner import Planner, pace_of
+from core.jobs import Job, Worker
+from core.neural.planner import Planner, device_name, pace_of
 from core.neural.vgg import Network
 from core.neural.weights import WeightsCache
 from core.settings import Settings
 from core.spec import ModelName
 from core.store import JobStore
 from worker.attempt import RETRY_SECONDS, Attempt, shutting_down
+from worker.forecaster import Forecaster
 from worker.names import name_of
 from worker.settings import WorkerSettings
 
@@ -39,16 +40,34 @@ class Painter:
         self._weights = WeightsCache(settings.weights_dir)
         self._name = name_of(os.getpid())
         self._load = lru_cache(maxsize=2)(self._loaded)
+        self._resident: set[ModelName] = set()
+        self._paints = threading.Lock()
 
     def network(self, model: ModelName) -> tuple[Network, Planner]:
         """The resident network, loaded at its first use, and who plans its runs."""
         entry = self._weights.entry(self._weights.resolve(model))
         return self._load(entry.name, entry.sha256)  # a network that was replaced under its name is another
 
+    def resident(self, model: ModelName) -> tuple[Network, Planner]:
+        """The same, but one that is loaded already: to load another, and to measure it, would disturb a run.
+
+        Raises WeightsUnavailable.
+        """
+        name = self._weights.resolve(model)
+        if not self._weights.has(name):
+            raise errors.WeightsUnavailable(f"The workers do not have the weights of {name}.")
+        return self.network(name if name in self._resident else "auto")
+
+    @property
+    def paints(self) -> bool:
+        """Whether it runs a job at this moment."""
+        return self._paints.locked()
+
     def _loaded(self, name: str, _: str) -> tuple[Network, Planner]:
         network = self._weights.load(name, self._worker.device, self._worker.precision)
         pace = pace_of(network, self._weights.folder / "pace.json")
         free_bytes = int(self._worker.memory_gb * 1e9) or None
+        self._resident.add(name)
         return network, Planner(network, pace, free_bytes)
 
     def run_next(self) -> str | None:
@@ -60,7 +79,8 @@ class Painter:
         attempt = Attempt(
             job, token, self._store, blobs=self._blobs, checkpoints=self._checkpoints, settings=self._worker
         )
-        attempt.run(self._network_for)
+        with self._paints:
+            attempt.run(self._network_for)
         return job.id
 
     def _claimed(self, token: str) -> Job | None:
@@ -89,13 +109,23 @@ class Painter:
     def warm_up(self) -> None:
         """Load the usual network, tell which it is, and say once a second, from now on, that this process lives."""
         self._network_for("auto")
-        threading.Thread(target=self._beat, name="life", daemon=True).start()
+        threading.Thread(target=self._beat, args=(self._told(),), name="life", daemon=True).start()
+        Forecaster(self._store, self).start()
 
-    def _beat(self) -> None:
+    def _told(self) -> Worker:
+        network, _ = self.network("auto")
+        return Worker(
+            device=device_name(network.device),
+            precision=str(network.dtype).removeprefix("torch."),
+            network=network.name,
+            networks=[entry.name for entry in self._weights.entries()],
+        )
+
+    def _beat(self, told: Worker) -> None:
         away = threading.Event()
         while True:
             try:
-                self._store.beat(self._name)
+                self._store.beat(self._name, told)
             except errors.Unavailable:  # the next beat says it
                 pass
             except Exception:

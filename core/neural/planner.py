@@ -125,14 +125,17 @@ class Planner:
         routes: Sequence[Route] = (),
         *,
         init: Size | None = None,
+        free_bytes: int | None = None,
     ) -> Plan:
         """The plan of a run, with as many masks; by these routes, one a scale, where they fit. init: to begin with.
+
+        free_bytes: as if that were what a run may take.
 
         Raises BadSpec (`size` too small for the photo's shape, a layer that the network does not have), OutOfMemory
         with a size that fits.
         """
         self._network.must_have({layer for layers in layers_of(spec) for layer in layers})
-        usable = self._usable()
+        usable = int((self.free() if free_bytes is None else free_bytes) * USABLE)
         legs = [
             self._fastest(self._legs(scale, styles, spec, masks), usable, route)
             for scale, route in zip_longest(schedule(spec, *content, max(init) if init else None), routes)
@@ -148,9 +151,9 @@ class Planner:
         usable = max(leg.memory_bytes // 2, smallest.memory_bytes)
         return self._fastest(self._legs(leg.scale, styles, spec, masks), usable) if usable < leg.memory_bytes else None
 
-    def _usable(self) -> int:
-        free = free_memory(self._network.device) if self._free_bytes is None else self._free_bytes
-        return int(free * USABLE)
+    def free(self) -> int:
+        """Bytes that a run may take now."""
+        return free_memory(self._network.device) if self._free_bytes is None else self._free_bytes
 
     def _what_fits(self, content: Size, styles: Sequence[Size], spec: StyleSpec, masks: int, usable: int) -> str:
         """The sentence that names the largest size with a plan."""
@@ -217,10 +220,8 @@ def _seen(tile: Tile) -> int:
 
 def pace_of(network: Network, file: Path) -> Pace:
     """The device's pace with this network: from the file, or measured, which takes seconds, and kept there."""
-    name = torch.cuda.get_device_name(network.device) if network.device.type == "cuda" else str(network.device)
-    key = (
-        f"{name}, {torch.get_num_threads()} threads, {network.architecture}, {network.dtype}, torch {torch.__version__}"
-    )
+    device, threads = device_name(network.device), torch.get_num_threads()
+    key = f"{device}, {threads} threads, {network.architecture}, {network.dtype}, torch {torch.__version__}"
     paces = _kept_paces(file)
     if key in paces:
         return paces[key]
@@ -231,6 +232,11 @@ def pace_of(network: Network, file: Path) -> Pace:
         written.write_text(json.dumps({name: asdict(one) for name, one in (paces | {key: pace}).items()}, indent=1))
         written.replace(file)
     return pace
+
+
+def device_name(device: torch.device) -> str:
+    """A card's own name; else its kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _kept_paces(file: Path) -> dict[str, Pace]:

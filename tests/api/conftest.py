@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
@@ -21,12 +22,28 @@ def app(valkey: Any, tmp_path: Path) -> FastAPI:
 
 
 @pytest.fixture
-def client(app: FastAPI) -> Iterator[TestClient]:
-    """Not entered as a context: no reaper runs beside the test."""
-    client = TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
-    yield client
-    client.close()
-    app.state.store.close()
+def connect() -> Iterator[Callable[[FastAPI], TestClient]]:
+    """A client of an API, with one event loop for all requests. Not entered: no reaper runs beside the test."""
+    clients: list[TestClient] = []
+
+    def client_of(app: FastAPI) -> TestClient:
+        client = TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
+        client.portal = portal
+        clients.append(client)
+        return client
+
+    with start_blocking_portal() as portal:
+        yield client_of
+        for client in clients:
+            state: Any = client.app.state  # type: ignore[attr-defined]
+            portal.call(state.sights.stop)
+            client.close()
+            state.store.close()
+
+
+@pytest.fixture
+def client(app: FastAPI, connect: Callable[[FastAPI], TestClient]) -> TestClient:
+    return connect(app)
 
 
 @pytest.fixture

@@ -23,20 +23,15 @@ Serve = Callable[..., TestClient]
 
 
 @pytest.fixture
-def serve(valkey: Any, tmp_path: Path) -> Iterator[Serve]:
+def serve(valkey: Any, tmp_path: Path, connect: Any) -> Serve:
     """An API that requires keys, unless told otherwise."""
-    clients: list[TestClient] = []
 
     def start(url: str = valkey.url, **own: Any) -> TestClient:
         settings = ApiSettings(**{"keys": "required", **own})
-        app = create_app(Settings(redis_url=url, data_dir=tmp_path), settings)
-        clients.append(TestClient(app, base_url="http://localhost", raise_server_exceptions=False))
-        return clients[-1]
+        client: TestClient = connect(create_app(Settings(redis_url=url, data_dir=tmp_path), settings))
+        return client
 
-    yield start
-    for client in clients:
-        client.close()
-        client.app.state.store.close()  # type: ignore[attr-defined]
+    return start
 
 
 @pytest.fixture
@@ -285,6 +280,7 @@ def _written(keys: Keys) -> int:
     [
         ("POST", "/v1/jobs", Kind.SUBMISSION),
         ("POST", "/v1/images", Kind.SUBMISSION),
+        ("POST", "/v1/estimate", Kind.SUBMISSION),
         ("POST", "/v1/jobs/job_x/retry", Kind.SUBMISSION),
         ("POST", "/v1/jobs/job_x/cancel", Kind.OTHER),
         ("GET", "/v1/jobs", Kind.OTHER),

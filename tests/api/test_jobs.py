@@ -55,7 +55,7 @@ def test_a_submission_is_answered_with_202_its_location_and_the_job(submit: Subm
     assert (64, 12.0, {"relu1_1": 1.0, "relu2_1": 0.5}) == tuple(
         job["input"]["spec"][name] for name in ("size", "style_weight", "style_layers")
     )
-    assert {"self", "cancel"} == set(job["links"])
+    assert {"self", "events", "cancel"} == set(job["links"])
     assert [1] == rings
 
 
@@ -179,7 +179,7 @@ def test_a_job_in_every_state_looks_as_promised(
     assert queued.headers["etag"] != ended.headers["etag"]
     assert ("succeeded", 1) == (ended.json()["status"], ended.json()["attempt"])
     assert PROGRESS.model_dump() == ended.json()["progress"]
-    assert {"self", "retry", "preview", "result"} == set(ended.json()["links"])
+    assert {"self", "events", "retry", "preview", "result"} == set(ended.json()["links"])
     assert ended.json()["completed_at"].endswith("Z")
 
 
@@ -664,7 +664,7 @@ def test_an_expired_result_is_gone(
     job = client.get(path).json()
 
     assert (410, "result_gone") == (answer.status_code, answer.json()["code"])
-    assert ("succeeded", {"self", "retry"}) == (job["status"], set(job["links"]))
+    assert ("succeeded", {"self", "events", "retry"}) == (job["status"], set(job["links"]))
     assert (410, "result_gone") == ((retry := client.post(f"{path}/retry")).status_code, retry.json()["code"])
 
 

@@ -24,6 +24,7 @@ from history import judged
 from PIL import Image
 
 from core import images
+from core.store import JobStore
 
 HERE = Path(__file__).parent
 JOBS = 40
@@ -42,6 +43,12 @@ no-shrink = true
 [[operations]]
 include-name = ["POST /v1/jobs", "POST /v1/jobs/{{job_id}}/retry", "PATCH /v1/jobs/{{job_id}}", "POST /v1/images"]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "409", "410", "413", "415", "422"]
+
+[[operations]]
+include-name = "POST /v1/estimate"
+# There is no worker to answer: 503. Any other error of ours is found by the judge below.
+checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503"]
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "422", "503"]
 """
 
 
@@ -82,9 +89,12 @@ def _things(api: ApiProcess, seed: int) -> dict[str, str]:
         pictures.append(file.getvalue())
     digests = [json.loads(_posted(api, "/v1/images", _form(picture)))["id"] for picture in pictures]
     body = json.dumps({"content": digests[0], "styles": [digests[1]]}).encode()
-    jobs = [json.loads(_posted(api, "/v1/jobs", body, "application/json"))["id"] for _ in range(JOBS)]
+    *jobs, ended = [json.loads(_posted(api, "/v1/jobs", body, "application/json"))["id"] for _ in range(JOBS + 1)]
+    store = JobStore(api.redis_url)
+    store.cancel(ended)
+    store.close()
     assert all(images.sniff(picture) == "png" for picture in pictures)
-    things = {"PICTURES": [picture.hex() for picture in pictures], "DIGESTS": digests, "JOBS": jobs}
+    things = {"PICTURES": [picture.hex() for picture in pictures], "DIGESTS": digests, "JOBS": jobs, "ENDED": ended}
     return {f"CONTRACT_{name}": json.dumps(value) for name, value in things.items()} | {"CONTRACT_SEED": str(seed)}
 
 

@@ -48,12 +48,12 @@ CONTROLS = {
     # Whoever holds a job's id may end it.
     "fencing": (
         "import core.store as s\n"
-        "stock = s._library\n"
+        "stock = s.library\n"
         "def library():\n"
         "    version, code = stock()\n"
         "    loose = code.replace(\"if mine[2] ~= token then\", 'if false then')\n"
         "    return version + 'x', loose.replace(version, version + 'x')\n"
-        "s._library = library"
+        "s.library = library"
     ),
     "durability": "",  # the store keeps nothing on its disk
 }

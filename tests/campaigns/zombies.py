@@ -119,13 +119,13 @@ class Zombie:
 CONTROLS = {
     "fencing": (
         "import core.store as s\n"
-        "stock = s._library\n"
+        "stock = s.library\n"
         "def library():\n"
         "    version, code = stock()\n"
         "    loose = code.replace(\"job[1] ~= 'running' or job[2] ~= token\", \"job[1] ~= 'running'\")\n"
         "    loose = loose.replace('if mine[2] ~= token then', 'if false then')\n"
         "    return version + 'x', loose.replace(version, version + 'x')\n"
-        "s._library = library"
+        "s.library = library"
     )
 }
 

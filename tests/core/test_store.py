@@ -26,7 +26,7 @@ from core.jobs import (
     new_job_id,
 )
 from core.spec import StyleSpec
-from core.store import PREFIX, JobStore, _library
+from core.store import PREFIX, JobStore, library
 
 CONTENT, STYLE, RESULT, PREVIEW = (f"sha256:{digit * 64}" for digit in "abcd")
 INPUT = JobInput(content=CONTENT, styles=[STYLE], spec=StyleSpec().model_dump())
@@ -221,7 +221,7 @@ def _raw_move(url: str, job_id: str, status: Status, to: Status) -> bool:
     """Try to end the job as `to` by the one function that takes any status."""
     with redis.Redis.from_url(url, decode_responses=True) as client:
         client.hset(f"{PREFIX}job:{job_id}", "token", "t")
-        return client.fcall(f"{_library()[0]}_finish", 1, PREFIX, job_id, "t", to) == "ok" and status is not to
+        return client.fcall(f"{library()[0]}_finish", 1, PREFIX, job_id, "t", to) == "ok" and status is not to
 
 
 @pytest.mark.parametrize(("status", "to"), list(itertools.product(REACH, Status)))
@@ -473,7 +473,7 @@ def test_a_server_without_our_functions_is_taught_them(store: JobStore, valkey: 
 
 def test_a_server_that_keeps_another_versions_functions_runs_ours(store: JobStore, valkey: Any) -> None:
     """It writes functions to its disk, and knows nothing of a new version of the program."""
-    version, code = _library()
+    version, code = library()
     other = code.replace(version, "impasto_other").replace("return nil", "error('old')").replace("'queued'", "'gone'")
     with redis.Redis.from_url(valkey.url) as client:
         client.function_load(other, replace=True)

@@ -14,7 +14,7 @@ import pytest
 import redis
 from standardwebhooks import Webhook
 
-from api.jobs import resource
+from api.resource import resource
 from core.jobs import Job, JobInput, Status, Terms, new_job_id
 from core.spec import StyleSpec
 from core.store import PREFIX, JobStore

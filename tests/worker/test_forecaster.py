@@ -1,0 +1,85 @@
+"""What a worker answers when it is asked how long."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from core import errors
+from core.jobs import Question
+from core.neural.planner import Pace, Planner
+from core.neural.vgg import Network
+from core.spec import StyleSpec
+from core.store import JobStore
+from worker.forecaster import Forecaster
+
+
+class Painter:
+    """With a network, and a memory that a test sets."""
+
+    def __init__(self, network: Network) -> None:
+        self.network, self.paints = network, False
+        self.planner = Planner(network, Pace(0.01, 1e-6, 0.5), 4_000_000_000)
+
+    def resident(self, model: str) -> tuple[Network, Planner]:
+        if model == "vgg16":
+            raise errors.WeightsUnavailable()
+        return self.network, self.planner
+
+
+@pytest.fixture
+def painter(random_vgg19: Network) -> Painter:
+    return Painter(random_vgg19)
+
+
+@pytest.fixture
+def forecaster(store: JobStore, painter: Any) -> Forecaster:
+    return Forecaster(store, painter)
+
+
+def question(**knobs: Any) -> Question:
+    spec = StyleSpec(**knobs).for_pictures(1)
+    return Question(content=(1200, 900), styles=[(640, 480)], masks=0, spec=spec.model_dump())
+
+
+def test_the_forecast_is_the_plan(forecaster: Forecaster, painter: Painter) -> None:
+    asked = question(size=400)
+    plan = painter.planner.plan((1200, 900), [(640, 480)], StyleSpec(**asked.spec))
+
+    told = forecaster.forecast(asked)
+
+    assert pytest.approx(plan.seconds, abs=0.01) == sum(scale.seconds for scale in told.scales)
+    assert plan.memory_bytes == max(scale.memory_bytes for scale in told.scales)
+    assert (400, 300, 70) == (told.scales[-1].width, told.scales[-1].height, told.scales[-1].iterations)
+    assert ("cpu", "vgg19", None) == (told.device, told.network, told.refused)
+
+
+def test_what_has_no_plan_is_refused_with_its_reason(forecaster: Forecaster, painter: Painter) -> None:
+    painter.planner._free_bytes = 800_000_000
+    told = forecaster.forecast(question(size=8192))
+    assert told.refused is not None
+    assert ([], "out_of_memory") == (told.scales, told.refused.code)
+    assert "fits" in told.refused.message
+    unknown = forecaster.forecast(question(model="vgg16")).refused
+    assert unknown is not None
+    assert "weights_unavailable" == unknown.code
+
+
+def test_a_run_does_not_count_as_memory_that_is_gone(forecaster: Forecaster, painter: Painter) -> None:
+    at_rest = forecaster.forecast(question(size=1024))
+    painter.paints, painter.planner._free_bytes = True, 300_000_000
+    assert at_rest == forecaster.forecast(question(size=1024))
+    painter.paints = False
+    assert at_rest != forecaster.forecast(question(size=1024))
+
+
+def test_questions_are_answered_in_passing(forecaster: Forecaster, store: JobStore, valkey: Any) -> None:
+    assert store.ask(question(), 0.2) is None, "nobody listens"
+    store._redis.delete("impasto:questions")
+    with ThreadPoolExecutor() as asking:
+        asked = asking.submit(store.ask, question(size=400), 20)
+        while not asked.done():
+            forecaster.answer_next()
+        told = asked.result()
+    assert told is not None
+    assert 400 == told.scales[-1].width

@@ -1,0 +1,92 @@
+"""Answers what a job would take on this worker, beside the painting. Knows no HTTP, loads no network, claims nothing.
+
+The plan is the one that a run would have here. While a job runs, the memory that it holds counts as free: the next one
+begins when it is over.
+"""
+
+import logging
+import threading
+from typing import Protocol
+
+from core import errors
+from core.jobs import Forecast, JobError, Question, Step
+from core.neural.planner import Plan, Planner, device_name
+from core.neural.vgg import Network
+from core.spec import ModelName, parse_spec
+from core.store import JobStore
+
+AGAIN_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Painter(Protocol):
+    """What there is to ask."""
+
+    @property
+    def paints(self) -> bool:
+        """Whether a job runs."""
+
+    def resident(self, model: ModelName) -> tuple[Network, Planner]:
+        """A network that is loaded, the one of this name if it is, and who plans its runs."""
+
+
+class Forecaster:
+    """A thread that listens for questions."""
+
+    def __init__(self, store: JobStore, painter: Painter) -> None:
+        self._store, self._painter = store, painter
+        self._free_bytes: dict[str, int] = {}  # by network; when no job ran last
+
+    def start(self) -> None:
+        """From now on, as long as the process lives."""
+        threading.Thread(target=self._listen, name="forecaster", daemon=True).start()
+
+    def _listen(self) -> None:
+        away = threading.Event()
+        while True:
+            try:
+                self.answer_next()
+            except errors.Unavailable:
+                away.wait(AGAIN_SECONDS)
+            except Exception:
+                log.exception("a question was not answered")
+                away.wait(AGAIN_SECONDS)
+
+    def answer_next(self) -> None:
+        """Wait for a question, half a second at most, and answer it. Raises StoreUnavailable."""
+        if asked := self._store.asked():
+            self._store.answer(asked[0], self.forecast(asked[1]))
+        elif not self._painter.paints:
+            self._look_at_memory("auto")
+
+    def forecast(self, question: Question) -> Forecast:
+        """The plan, or why there is none."""
+        spec = parse_spec(question.spec)
+        network, _ = self._painter.resident("auto")
+        plan, refused = Plan(()), None
+        try:
+            network, planner = self._painter.resident(spec.model)
+            free_bytes = self._look_at_memory(spec.model)
+            plan = planner.plan(question.content, question.styles, spec, question.masks, free_bytes=free_bytes)
+        except errors.ImpastoError as error:
+            refused = JobError(code=error.code, message=error.message)
+        scales = [
+            Step(
+                width=leg.scale.width,
+                height=leg.scale.height,
+                iterations=leg.scale.iterations,
+                seconds=round(leg.seconds, 3),
+                memory_bytes=leg.memory_bytes,
+                tile_px=leg.route.tile_px,
+            )
+            for leg in plan.legs
+        ]
+        return Forecast(device=device_name(network.device), network=network.name, scales=scales, refused=refused)
+
+    def _look_at_memory(self, model: ModelName) -> int:
+        """Bytes that a run may take when no other does."""
+        network, planner = self._painter.resident(model)
+        if not self._painter.paints or network.name not in self._free_bytes:
+            self._free_bytes[network.name] = planner.free()
+        return self._free_bytes[network.name]
