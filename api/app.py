@@ -89,7 +89,8 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         app.include_router(part.router, dependencies=bearer)
     app.include_router(health.router)
     app.mount("/web", StaticFiles(directory=WEB), name="web")
-    app.add_api_route("/", lambda: FileResponse(WEB / "index.html"), include_in_schema=False)
+    for address in ("/", "/j/{job_id}"):  # the page finds in its own address which job to show
+        app.add_api_route(address, lambda: FileResponse(WEB / "index.html"), include_in_schema=False)
     contract.describe(app)
     return app
 

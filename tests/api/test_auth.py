@@ -101,7 +101,7 @@ def test_two_keys_at_once_are_none(serve: Serve, bearer: Any) -> None:
 def test_the_page_and_the_probes_need_no_key_and_all_else_does(serve: Serve) -> None:
     """By the OpenAPI document, so that a new route is closed from the beginning."""
     client = serve()
-    for path in ("/", "/livez", "/readyz", "/openapi.json", "/docs", "/web/app.js", "/web/style.css"):
+    for path in ("/", "/livez", "/readyz", "/openapi.json", "/docs", "/j/job_x", "/web/app.js", "/web/style.css"):
         assert 200 == client.get(path).status_code, path
     document = client.get("/openapi.json").json()
 
