@@ -5,12 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import Depends, FastAPI
-from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
-from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
@@ -18,6 +15,7 @@ from api import contract, guard, health, images, jobs, policy, problems
 from api.access import Access
 from api.auth import Authentication, KeyRing
 from api.guard import Guard
+from api.page import add_page
 from api.policy import Policy
 from api.rates import Rates
 from api.reaper import Reaper
@@ -32,8 +30,6 @@ from core.settings import Settings
 from core.store import JobStore
 
 log = logging.getLogger(__name__)
-
-WEB = Path(__file__).with_name("web")
 
 # What a page of an allowed origin may send, and read of an answer, beyond what CORS allows by itself.
 _SENT = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "X-Request-Id"]
@@ -88,9 +84,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     for part in (jobs, images):
         app.include_router(part.router, dependencies=bearer)
     app.include_router(health.router)
-    app.mount("/web", StaticFiles(directory=WEB), name="web")
-    for address in ("/", "/j/{job_id}"):  # the page finds in its own address which job to show
-        app.add_api_route(address, lambda: FileResponse(WEB / "index.html"), include_in_schema=False)
+    add_page(app)
     contract.describe(app)
     return app
 

@@ -67,7 +67,7 @@ def known(digest: str, owner: str, store: Store, blobs: Blobs, keep_seconds: flo
 
 
 def _is_here(digest: str, owner: str, store: Store, blobs: Blobs) -> bool:
-    """The store is asked first, so that another's digest takes no longer than none; it makes no record of a question."""
+    """The store is asked first, so that another's digest takes no longer than none; it records no question."""
     return is_digest(digest) and store.owns(owner, digest) and blobs.has(digest)
 
 

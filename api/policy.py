@@ -41,14 +41,10 @@ class Policy:
             await self._app(scope, receive, send)
             return
 
-        page = _is_page(scope["path"])
-
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.setdefault("Content-Security-Policy", _PAGE if page else _DATA)
-                if page:
-                    headers.setdefault("Cache-Control", "no-cache")  # its modules belong together: all new, or all old
+                headers.setdefault("Content-Security-Policy", _PAGE if _is_page(scope["path"]) else _DATA)
                 for name, value in _ALWAYS.items():
                     headers[name] = value
             await send(message)

@@ -1,5 +1,4 @@
-// Photo and painting on one another: a curtain between them, a mixture of both, and a look at single pixels.
-// The mixture is made in the browser; nothing is painted again.
+// Photo and painting on one another: a curtain between them, a mixture of both, a look at pixels. Paints nothing again.
 
 import { make } from "./element.js";
 
@@ -8,21 +7,24 @@ export class Compare {
     Object.assign(this, { stage, curtain, blend });
     this.before = make("img", { className: "before", alt: "" });
     this.after = make("img", { className: "after", alt: "" });
-    this.sheet = make("div", { className: "sheet" }, this.before, this.after, make("div", { className: "edge" }));
+    this.sheet = make("div", { className: "sheet" }, this.before, this.after);
     stage.append(this.sheet);
     curtain.addEventListener("input", () => this.draw());
     blend.addEventListener("input", () => this.draw());
     this.#drag();
   }
 
-  // painted: a URL of what there is of the painting. photo: a URL, or null while nothing can be compared.
+  // URLs; without a photo nothing is compared.
   show({ painted, photo = null, words }) {
-    if (this.after.src !== painted) this.after.src = painted;
+    this.painted = this.after.src = painted;
     this.after.alt = words;
     if (photo) { this.before.src = photo; this.before.alt = "The photo"; } else this.before.removeAttribute("src");
     this.stage.classList.toggle("compares", Boolean(photo));
     this.draw();
   }
+
+  // A picture of how it came about, for the while.
+  frame(url) { this.after.src = url ?? this.painted; }
 
   clear() {
     for (const image of [this.before, this.after]) image.removeAttribute("src");
@@ -39,12 +41,13 @@ export class Compare {
     this.blend.setAttribute("aria-valuetext", `${this.blend.value} % painting`);
   }
 
-  // One pixel of the picture to one of the screen, or all of it at once.
+  // One pixel of the picture to one of the screen (of small ones to four), or all of it at once.
   zoom(on = !this.zoomed) {
     this.zoomed = on;
     this.stage.classList.toggle("zoomed", on);
-    this.sheet.style.width = on && this.after.naturalWidth ? `${this.after.naturalWidth / devicePixelRatio * (this.after.naturalWidth < 900 ? 2 : 1)}px` : "";
-    if (on) this.stage.scrollTo((this.stage.scrollWidth - this.stage.clientWidth) / 2, (this.stage.scrollHeight - this.stage.clientHeight) / 2);
+    const { naturalWidth: wide } = this.after;
+    this.sheet.style.width = on ? `${wide / devicePixelRatio * (wide < 900 ? 2 : 1)}px` : "";
+    if (on) this.stage.scrollTo((this.stage.scrollWidth - this.stage.clientWidth) / 2, 0);
   }
 
   // The mixture as a file.
@@ -53,7 +56,7 @@ export class Compare {
     const pen = canvas.getContext("2d");
     pen.drawImage(this.before, 0, 0, canvas.width, canvas.height);
     pen.globalAlpha = this.blend.value / 100;
-    pen.drawImage(this.after, 0, 0);
+    pen.drawImage(this.after, 0, 0, canvas.width, canvas.height);
     return new Promise((done) => canvas.toBlob(done, type, 0.95));
   }
 

@@ -1,5 +1,6 @@
 // A job as the command that submits it again. Knows how a shell quotes.
 
+import { submission } from "./contract.js";
 import { key } from "./service.js";
 
 const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
@@ -7,11 +8,12 @@ const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replac
 // In curl's own -F a name with ; , or " is something else: it is put in quotes there, too.
 const file = (field, name) => quoted(/[;,"\\]/.test(name) ? `${field}=@"${name.replace(/[\\"]/g, "\\$&")}"` : `${field}=@${name}`);
 
-export function commandFor(job, names) {
-  const { spec, styles } = job.input;
+export async function commandFor(job, names) {
+  const { spec, styles } = job.input, { knobs } = await submission();
+  const told = Object.entries(spec).filter(([name, value]) => value && JSON.stringify(value) !== JSON.stringify(knobs[name]?.default) && (name !== "style_weights" || styles.length > 1));
   const parts = [file("content", names?.content ?? "photo.jpg"),
     ...styles.map((_, i) => file("style", names?.styles[i] ?? `painting${styles.length > 1 ? i + 1 : ""}.jpg`)),
-    quoted(`spec=${JSON.stringify(spec)}`)];
+    ...told.map(([name, value]) => quoted(`${name}=${typeof value === "object" ? JSON.stringify(value) : value}`))];
   const auth = key.get() ? ['-H "Authorization: Bearer $IMPASTO_KEY"'] : [];
   return ["curl", ...auth, ...parts.map((part) => `-F ${part}`), `${location.origin}/v1/jobs`].join(" \\\n  ");
 }

@@ -1,10 +1,10 @@
-// The second screen: one job, from waiting to hanging on the wall. Follows it, shows it, and lets its owner do what can be done.
+// The second screen: one job, from waiting to the end, and what its owner can do with it.
 
 import { Chart } from "./chart.js";
 import { Compare } from "./compare.js";
-import * as contract from "./contract.js";
 import { commandFor } from "./curl.js";
-import { at, duration, make, say, show } from "./element.js";
+import { at, duration, saved, say, show } from "./element.js";
+import { Reel } from "./frames.js";
 import { blob, Refusal, tell } from "./service.js";
 import * as shelf from "./shelf.js";
 import { ended, watch } from "./watch.js";
@@ -18,6 +18,7 @@ export class Easel {
     Object.assign(this, { again, gone, job: null });
     this.compare = new Compare(at("stage"), at("curtain"), at("blend"));
     this.chart = new Chart(at("chart"));
+    this.reel = new Reel(at("reel"), (url) => this.compare.frame(url));
     this.#wire();
   }
 
@@ -25,13 +26,12 @@ export class Easel {
     const on = (id, act) => at(id).addEventListener("click", () => this.#try(act));
     on("stop", () => { at("stop").disabled = true; return this.#change("POST", this.job.links.cancel); });
     on("download", () => this.#download());
-    on("share", () => this.#share());
     on("again", () => this.again(this.job, {}));
     on("as-photo", () => this.again(this.job, { as: "photo" }));
     on("as-painting", () => this.again(this.job, { as: "painting" }));
     on("pin", () => this.#change("PATCH", this.job.links.self, { pinned: !this.job.pinned }));
     on("forget", () => this.#forget());
-    on("curl", () => { at("command").textContent = commandFor(this.job, shelf.namesOf(this.job.id)); at("sheet").showModal(); });
+    on("curl", async () => { at("command").textContent = await commandFor(this.job, shelf.namesOf(this.job.id)); at("copy").textContent = "Copy"; at("sheet").showModal(); });
     on("close", () => at("sheet").close());
     on("copy", () => copied());
     on("zoom", () => { this.compare.zoom(); at("zoom").setAttribute("aria-pressed", this.compare.zoomed); });
@@ -55,8 +55,8 @@ export class Easel {
     } catch (error) {
       if (signal.aborted) return;
       if (error.status === 404) shelf.forget(id);
-      at("state").textContent = error.status === 404 ? "Not here" : TITLES.failed;
-      at("facts").textContent = error.status === 404 ? "There is no such painting, or not any more." : error.message;
+      at("state").textContent = error.status === 404 ? "Not here any more" : TITLES.failed;
+      at("facts").textContent = error.message;
       show(at("waiting"), false);
     }
   }
@@ -64,12 +64,13 @@ export class Easel {
   close() { this.closing?.abort(); }
 
   #clear() {
-    Object.assign(this, { job: null, picture: null, told: null, began: null });
+    Object.assign(this, { job: null, picture: null, told: null, unsteerable: false });
     this.compare.clear();
+    this.reel.clear();
     this.chart.clear();
     at("state").textContent = "One moment";
     for (const id of ["facts", "pace", "until"]) at(id).textContent = "";
-    for (const id of ["progress", "steer", "stop", "after", "actions", "comparing", "trouble", "reel"]) show(at(id), false);
+    for (const id of ["progress", "steer", "stop", "after", "actions", "comparing", "trouble"]) show(at(id), false);
     at("zoom").setAttribute("aria-pressed", "false");
     at("blended").textContent = "100 %";
     show(at("waiting"), true);
@@ -88,6 +89,7 @@ export class Easel {
     this.#progress(job);
     this.#buttons(job);
     this.#picture(job);
+    if (ended(job)) this.reel.of(job);
     if (ended(job) && before && !ended(before)) at("state").focus({ preventScroll: true });
   }
 
@@ -124,10 +126,7 @@ export class Easel {
     for (const id of ["as-photo", "as-painting", "pin"]) show(at(id), here);
     show(at("again"), !gone(job));
     at("pin").setAttribute("aria-pressed", job.pinned);
-    show(at("share"), Boolean(navigator.canShare?.({ files: [new File([""], "a.png", { type: "image/png" })] })));
-    const steering = job.status === "running" && !job.cancel_requested && this.steers !== false;
-    if (steering && this.steers === undefined) this.#askSteering();
-    show(at("steer"), steering && this.steers === true);
+    show(at("steer"), Boolean(job.progress) && !over && !job.cancel_requested && !this.unsteerable);
   }
 
   // The newest there is, once; the finished one with the photo beneath.
@@ -140,7 +139,8 @@ export class Easel {
     try {
       const [painted, photo] = await Promise.all([blob(address), job.links.result ? photoOf(job) : null]);
       if (this.picture !== name || this.job?.id !== job.id) return;
-      this.compare.show({ painted: held(painted, 0), photo: photo && held(photo, 1), words: job.links.result ? "The painted picture" : "The picture so far" });
+      const words = job.links.result ? "The painted picture" : "The picture so far";
+      this.compare.show({ painted: held(painted, 0), photo: photo && held(photo, 1), words });
       show(at("comparing"), Boolean(photo));
     } catch (error) {
       if (this.picture === name) this.picture = null;  // the next news tries again
@@ -154,18 +154,12 @@ export class Easel {
     at("steering").setAttribute("aria-valuetext", words);
   }
 
-  async #askSteering() {
-    this.steers = null;
-    this.steers = await contract.steers().catch(() => undefined);
-    if (this.job) this.#buttons(this.job);
-  }
-
   async #steer() {
     try {
       await tell("PATCH", this.job.links.self, { spec: { strength: Number(at("steering").value) } });
     } catch (error) {
       if (!(error instanceof Refusal) || ended(this.job)) return;
-      this.steers = false;
+      this.unsteerable = true;  // a service that cannot, or a run that is about to end
       show(at("steer"), false);
     }
   }
@@ -174,21 +168,11 @@ export class Easel {
     this.seen(await (await tell(method, address, body)).json());
   }
 
-  async #file() {
+  async #download() {
     const format = at("format").value, name = `impasto-${this.job.id.slice(4, 12)}.${EXTENSIONS[format]}`;
     const whole = at("blend").value === "100" || !at("stage").classList.contains("compares");
     const picture = whole ? await blob(`${this.job.links.result}?format=${format}`) : await this.compare.mixed(`image/${format}`);
-    return new File([picture], name, { type: `image/${format}` });
-  }
-
-  async #download() {
-    const file = await this.#file(), href = URL.createObjectURL(file);
-    make("a", { href, download: file.name }).click();
-    setTimeout(() => URL.revokeObjectURL(href), 60_000);
-  }
-
-  async #share() {
-    try { await navigator.share({ files: [await this.#file()] }); } catch (error) { if (error.name !== "AbortError") throw error; }
+    saved(picture, name);
   }
 
   async #forget() {
@@ -203,7 +187,7 @@ const gone = (job) => ended(job) && !job.links.result && job.outputs.length > 0;
 
 const photoOf = (job) => blob(`/v1/images/${job.input.content}`).catch(() => null);
 
-// One address of each kind at a time: an old picture's memory is given back.
+// The memory of the picture before is given back.
 const holding = [];
 function held(bytes, slot) {
   const old = holding[slot];
@@ -240,12 +224,7 @@ function until(job) {
 }
 
 async function copied() {
-  try {
-    await navigator.clipboard.writeText(at("command").textContent);
-    at("copy").textContent = "Copied";
-  } catch {
-    getSelection().selectAllChildren(at("command"));  // without https a page may not write there: the user may
-    at("copy").textContent = "Press Ctrl+C";
-  }
-  setTimeout(() => { at("copy").textContent = "Copy"; }, 2000);
+  getSelection().selectAllChildren(at("command"));
+  const done = await navigator.clipboard?.writeText(at("command").textContent).then(() => true, () => false);
+  at("copy").textContent = done ? "Copied" : "Press Ctrl+C";  // without https only the user may write there
 }

@@ -1,5 +1,4 @@
-// An element of the page, made from its name, its properties and its children. Knows nothing of what it shows.
-// Text is always text: nothing here reads HTML, so no name of a file and no answer can become a part of the page.
+// An element of the page, from its name, properties and children. Text is text: nothing here reads HTML.
 
 export const at = (id) => document.getElementById(id);
 
@@ -25,6 +24,12 @@ export const show = (element, visible) => { element.hidden = !visible; };
 // What a screen reader says. The same words twice are said once.
 export function say(words) {
   if (at("said").textContent !== words) at("said").textContent = words;
+}
+
+export function saved(bytes, name) {
+  const href = URL.createObjectURL(bytes);
+  make("a", { href, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000);
 }
 
 export function duration(seconds) {

@@ -1,7 +1,6 @@
 // How long it will take, before anything is sent. Says nothing where the service cannot tell.
 
 import { duration } from "./element.js";
-import { has } from "./contract.js";
 import { tell } from "./service.js";
 
 const PATIENCE_MS = 400;  // a slider in motion asks nothing
@@ -14,14 +13,15 @@ export class Forecast {
     clearTimeout(this.timer);
     const turn = this.turn = {};
     this.root.textContent = body ? this.root.dataset.last ?? "" : words;
-    if (body?.content && body.styles.every(Boolean)) this.timer = setTimeout(() => this.#ask(body, turn), PATIENCE_MS);
+    if (!this.none && body?.content && body.styles.every(Boolean)) this.timer = setTimeout(() => this.#ask(body, turn), PATIENCE_MS);
   }
 
   async #ask(body, turn) {
     let words = "";
     try {
-      if (await has("post", "/v1/estimate")) words = told(await (await tell("POST", "/v1/estimate", body)).json());
+      words = told(await (await tell("POST", "/v1/estimate", body)).json());
     } catch (error) {
+      this.none = [404, 405].includes(error.status);
       if (error.status === 422) words = error.message;
     }
     if (this.turn !== turn) return;

@@ -1,4 +1,4 @@
-// Pictures of our own to begin with. What there is, gallery/index.json says; samples/draw.py wrote it and drew them.
+// Pictures of our own to begin with; samples/draw.py drew them and wrote their index.
 
 import { make } from "./element.js";
 import { Picture } from "./picture.js";

@@ -1,4 +1,4 @@
-// Pictures that are dropped or pasted anywhere on the page, and which well they belong to.
+// Pictures dropped or pasted anywhere on the page, and which well they belong to.
 
 const picturesIn = (transfer) => [...(transfer?.files ?? [])].filter((file) => file.type.startsWith("image/") || !file.type);
 

@@ -1,15 +1,15 @@
-// The knobs: four in plain words, all others under their real names. Ranges, defaults and sentences are the contract's.
+// The knobs: four in plain words, the others under their names. Ranges, defaults and sentences are the contract's.
 
 import { make } from "./element.js";
 
-// How the four are shown. A slider of brush sizes goes in even factors, so it turns a power of two.
+// A slider of brush sizes goes in even factors: it turns a power of two.
 const PLAIN = {
   strength: { label: "Strength", ends: ["a hint", "all brushwork"], step: 0.05, words: (value) => `${Math.round(value * 100)} %` },
   style_scale: { label: "Brush", ends: ["fine", "broad"], step: 0.25, power: true, words: (value) => `${Number(value.toFixed(2))}×` },
-  size: { label: "Size", sizes: { 256: "tiny", 384: "small", 512: "medium", 768: "large", 1024: "very large", 2048: "huge", 4096: "wall" } },
-  preserve_color: { label: "Colors", names: { none: "the painting’s", luminance: "the photo’s", match: "painting’s, tuned to the photo", histogram: "painting’s, tuned shade by shade" } },
+  size: { label: "Size", sizes: { 256: "tiny", 384: "small", 512: "medium", 768: "large", 1024: "very large", 2048: "huge" } },
+  preserve_color: { label: "Colors", names: { none: "the painting’s", luminance: "the photo’s", match: "tuned to the photo", histogram: "tuned shade by shade" } },
 };
-const ELSEWHERE = ["style_weights"];  // the mixing sliders
+const ELSEWHERE = ["style_weights", "content", "styles", "masks", "init_image"];  // wells, masks, mixing sliders
 const NEEDS_MORE = { init: ["picture"] };  // choices that need what this page does not send
 
 export class Knobs extends EventTarget {
@@ -19,7 +19,7 @@ export class Knobs extends EventTarget {
     for (const [name, look] of Object.entries(PLAIN)) {
       if (knobs[name]) plain.append(this.#add(name, knobs[name], "spec", look.sizes ? sizes : look.names ? choice : slider, look));
     }
-    const rest = (named, group) => Object.entries(named).filter(([name]) => !PLAIN[name] && !ELSEWHERE.includes(name) && !["content", "styles", "masks", "init_image"].includes(name))
+    const rest = (named, group) => Object.entries(named).filter(([name]) => !PLAIN[name] && !ELSEWHERE.includes(name))
       .map(([name, schema]) => this.#add(name, schema, group, named_, {}));
     more.append(...rest(knobs, "spec"), ...rest(wishes, "wishes"));
   }
@@ -48,6 +48,9 @@ export class Knobs extends EventTarget {
   }
 }
 
+const labeled = ({ description }, htmlFor, words, ...parts) =>
+  make("div", { className: "knob", title: description }, make("label", { htmlFor }, ...words), ...parts);
+
 function slider(name, schema, { label, ends, step, power, words }) {
   const scaled = power ? Math.log2 : Number;
   const meant = power ? (text) => 2 ** Number(text) : Number;
@@ -59,8 +62,7 @@ function slider(name, schema, { label, ends, step, power, words }) {
   return {
     get: () => meant(input.value),
     set: (value) => { input.value = scaled(value); tell(); },
-    element: make("div", { className: "knob", title: schema.description },
-      make("label", { htmlFor: input.id }, label, told), input,
+    element: labeled(schema, input.id, [label, told], input,
       make("p", { className: "ends", "aria-hidden": "true" }, ...ends.map((end) => make("span", { textContent: end })))),
   };
 }
@@ -72,7 +74,7 @@ function choice(name, schema, { label, names }) {
   return {
     get: () => select.value,
     set: (value) => { select.value = value; },
-    element: make("div", { className: "knob", title: schema.description }, make("label", { htmlFor: select.id, textContent: label }), select),
+    element: labeled(schema, select.id, [label], select),
   };
 }
 
@@ -89,11 +91,10 @@ function sizes(name, schema, { label, sizes: words }) {
   return {
     set,
     get: () => Number(select.value === "other" ? exact.value : select.value),
-    element: make("div", { className: "knob", title: schema.description }, make("label", { htmlFor: select.id, textContent: label }), select, exact),
+    element: labeled(schema, select.id, [label], select, exact),
   };
 }
 
-// A knob under its real name: what it takes follows from its schema alone.
 function named_(name, schema) {
   const id = `knob-${name}`, hint = `${id}-hint`;
   const kind = schema.type ?? schema.anyOf?.find((one) => one.type !== "null")?.type;
@@ -117,5 +118,5 @@ function named_(name, schema) {
     return kind === "integer" || kind === "number" ? Number(input.value) : input.value;
   };
   const label = make("label", { htmlFor: id }, make("code", { textContent: name }));
-  return { get, set, element: make("div", { className: `knob real ${kind}` }, label, input, make("p", { id: hint, className: "hint", textContent: schema.description })) };
+  return { get, set, element: make("div", { className: `knob ${kind}` }, label, input, make("p", { id: hint, className: "hint", textContent: schema.description })) };
 }

@@ -1,6 +1,6 @@
-// A picture that somebody chose: upright on the screen at once, sent once, named by its digest from then on.
+// A picture that somebody chose: shown at once, sent once, named by its digest from then on.
 
-import { ask, blob, Refusal } from "./service.js";
+import { ask, blob } from "./service.js";
 
 const TAKEN = ["image/jpeg", "image/png", "image/webp"];
 const MOST_BYTES = 20_000_000;
@@ -8,7 +8,7 @@ const MOST_PIXELS = 24_000_000;
 const LONG_SIDE = 4096;  // of a picture that this page makes smaller
 
 export class Picture {
-  // file: a Blob; source: where the page got it, or null where it is the user's own.
+  // source: where the page got it; null where it is the user's own.
   constructor(file, name, source = null) {
     Object.assign(this, { file, name: name || "picture", source, digest: null, note: "" });
     this.url = URL.createObjectURL(file);
@@ -26,7 +26,7 @@ export class Picture {
     return new Picture(await blob(address, { cache: "default" }), name, address);
   }
 
-  // The digest, once the service has looked at it. Throws Refusal, Unreachable, and Error in words.
+  // The digest, once the service has looked at it. Throws errors in words.
   send() {
     return (this.sent ??= this.#send().catch((error) => { this.sent = null; throw error; }));
   }
@@ -76,6 +76,6 @@ async function opened(file) {
   try {
     return await createImageBitmap(file);
   } catch {
-    throw new Refusal({ code: "unreadable", detail: "This browser can't open that file. Save it as JPEG, PNG or WebP." }, { status: 0, headers: new Headers() });
+    throw new Error("This browser can't open that file. Save it as JPEG, PNG or WebP.");
   }
 }

@@ -16,8 +16,8 @@ export class Unreachable extends Error {
   }
 }
 
-// A service may ask for an API key. It stays in this tab, or on this device if its owner says so. It is sent in a
-// header, which an <img> cannot do: so pictures are fetched here, too, and shown from memory.
+// An API key stays in this tab, or on this device if its owner says so. An <img> cannot send it: so pictures are fetched
+// here, too, and shown from memory.
 const SLOT = "impasto key";
 let unlock = () => Promise.reject(new Error("nobody can be asked for a key"));
 let unlocking = null;
@@ -32,7 +32,6 @@ export const key = {
     sessionStorage.removeItem(SLOT);
     localStorage.removeItem(SLOT);
   },
-  // asking: shows the field and keeps its promise when a key was set.
   askedBy(asking) { unlock = asking; },
 };
 

@@ -1,4 +1,4 @@
-// The caller's own paintings, newest first, as this browser remembers them. The service knows no history of a browser.
+// The paintings of whoever uses this browser, newest first, as it remembers them.
 
 import { at, make, show } from "./element.js";
 import { blob, read, Refusal, tell } from "./service.js";

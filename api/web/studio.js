@@ -6,6 +6,7 @@ import { Forecast } from "./forecast.js";
 import { hang } from "./gallery.js";
 import { receive } from "./intake.js";
 import { Knobs } from "./knobs.js";
+import { Masks } from "./mask.js";
 import { Picture } from "./picture.js";
 import { tell } from "./service.js";
 import { Shares } from "./shares.js";
@@ -19,13 +20,14 @@ export class Studio {
     this.photo = new Well(at("photo"), { noun: "Photo" });
     this.painting = new Well(at("painting"), { noun: "Painting", most: 8 });
     this.shares = new Shares(at("shares"), this.painting);
+    this.masks = new Masks(this.photo, this.painting);
     this.forecast = new Forecast(at("forecast"));
     this.knobs = null;
     at("mixing").addEventListener("change", () => this.mix(at("mixing").checked));
     at("compose").addEventListener("submit", (event) => { event.preventDefault(); this.submit(); });
     at("reset").addEventListener("click", () => this.knobs?.set());
     receive(this.photo, this.painting, () => !at("studio").hidden);
-    for (const source of [this.photo, this.painting, this.shares]) source.addEventListener("change", () => this.changed());
+    for (const source of [this.photo, this.painting, this.shares, this.masks]) source.addEventListener("change", () => this.changed());
     for (const well of [this.photo, this.painting]) well.addEventListener("sent", () => this.foresee());
     this.changed();
   }
@@ -47,6 +49,7 @@ export class Studio {
 
   mix(on) {
     this.painting.mixing = at("mixing").checked = on;
+    this.painting.draw();
     if (!on && this.painting.pictures.length > 1) this.painting.put(this.painting.pictures.slice(0, 1));
   }
 
@@ -87,17 +90,18 @@ export class Studio {
     } finally { at("paint").disabled = false; }
   }
 
-  // The pictures are sent by now, as a rule. Those that the service has let go of since are sent again.
+  // As a rule, the pictures are there by now. Those that the service has let go of since are sent again.
   async #send() {
     const pictures = [...this.photo.pictures, ...this.painting.pictures];
     const once = crypto.getRandomValues(new Uint32Array(4)).join("-");
     for (let tries = 0; ; tries++) {
-      await Promise.all(pictures.map((picture) => picture.send()));
+      const [masks] = await Promise.all([this.masks.digests(), ...pictures.map((picture) => picture.send())]);
       try {
-        return await (await tell("POST", "/v1/jobs", this.body, { "Idempotency-Key": once + tries })).json();
+        return await (await tell("POST", "/v1/jobs", { ...this.body, ...(masks && { masks }) }, { "Idempotency-Key": once + tries })).json();
       } catch (error) {
         if (error.code !== "image_not_found" || tries) throw error;
         pictures.forEach((picture) => picture.forget());
+        this.masks.sent.clear();
       }
     }
   }

@@ -1,5 +1,4 @@
-// Follows a job to its end: told by events where the service has them, else asking as often as it likes to be asked.
-// Outlives a sleeping device, a lost network and a restarted service. Knows no page.
+// Follows a job to its end, by events or by asking; through sleep, lost networks and restarts. Knows no page.
 
 import { ask, Refusal } from "./service.js";
 
@@ -47,7 +46,7 @@ function rest(seconds, signal) {
   });
 }
 
-// Server-sent events, read by hand because an EventSource cannot send a key. True: this service has none after all.
+// Server-sent events, by hand: an EventSource cannot send a key. True: this service has none.
 async function listen(job, seen, signal) {
   const silence = new AbortController();
   const quit = () => silence.abort();

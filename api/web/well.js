@@ -1,5 +1,4 @@
-// A well: a place on the page for the photo, or for paintings. It takes files, and tells of every change.
-// It knows pictures; it does not know how they got here (intake.js), nor what is done with them.
+// A place for the photo, or for paintings. Takes pictures and tells of every change; knows not what they are for.
 
 import { Picture } from "./picture.js";
 import { make, say, show } from "./element.js";
@@ -8,18 +7,23 @@ export class Well extends EventTarget {
   constructor(root, { noun, most = 1 }) {
     super();
     Object.assign(this, { root, noun, most, pictures: [] });
-    this.list = root.querySelector(".chosen");
-    this.words = root.querySelector(".words");
-    for (const input of root.querySelectorAll("input[type=file]")) {
-      input.addEventListener("change", () => { this.take([...input.files]); input.value = ""; });
-    }
-    for (const button of root.querySelectorAll("[data-opens]")) {
-      button.addEventListener("click", () => root.querySelector(`input.${button.dataset.opens}`).click());
-    }
+    this.list = make("ul", { className: "chosen" });
+    this.words = make("p", { className: "refusal", role: "alert", hidden: true });
+    const named = noun.toLowerCase();
+    const ways = [this.#way("files", `Choose a ${named}`), this.#way("camera", "Take one", { capture: "environment" })];
+    root.querySelector("h2").after(make("div", { className: "mouth" }, this.list,
+      make("div", { className: "choose" }, ...ways.flat(), make("p", { className: "or", textContent: "or drop or paste it here" }))), this.words);
     this.draw();
   }
 
   get ready() { return this.pictures.length > 0; }
+
+  // A button, and the input that it opens.
+  #way(kind, words, more = {}) {
+    const input = make("input", { type: "file", className: kind, accept: "image/*", multiple: this.most > 1, hidden: true, "aria-label": words, ...more });
+    input.addEventListener("change", () => { this.take([...input.files]); input.value = ""; });
+    return [make("button", { type: "button", className: kind, textContent: words, onclick: () => input.click() }), input];
+  }
 
   take(files) {
     const given = files.slice(0, this.most).map((file) => new Picture(file, file.name));
@@ -67,6 +71,8 @@ export class Well extends EventTarget {
 
   draw() {
     this.root.classList.toggle("full", this.ready);
+    const verb = !this.ready ? "Choose a" : this.mixing ? "Add a" : "Another";
+    this.root.querySelector("button.files").textContent = `${verb} ${this.noun.toLowerCase()}`;
     this.list.replaceChildren(...this.pictures.map((picture) => this.#card(picture)));
     show(this.list, this.ready);
   }

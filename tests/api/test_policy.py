@@ -48,9 +48,20 @@ def test_the_page_needs_nothing_that_its_policy_forbids(client: TestClient) -> N
     assert all(address[0] in "/#" for address in re.findall(r"(?:src|href)=\"([^\"]+)\"", html))
 
 
+def test_no_module_of_an_older_page_meets_one_of_a_newer(client: TestClient) -> None:
+    """A browser asks each time, and is told whether its copy is still the one."""
+    for path in ("/", "/j/job_x", "/web/app.js", "/web/gallery/index.json"):
+        answer = client.get(path)
+
+        assert "no-cache" == answer.headers["cache-control"]
+        again = client.get(path, headers={"If-None-Match": answer.headers["etag"]})
+        assert again.status_code in {200, 304}
+        assert "no-cache" == again.headers["cache-control"]
+
+
 def test_the_page_stays_small() -> None:
     """Without its pictures."""
-    assert sum(file.stat().st_size for file in WEB.iterdir() if file.is_file()) < 80_000
+    assert sum(file.stat().st_size for file in WEB.iterdir() if file.is_file()) < 80 * 1024
 
 
 def test_the_docs_run_the_scripts_that_they_name_and_no_others(client: TestClient) -> None:
