@@ -1,4 +1,4 @@
-// The page is put together here: the key's field, and which of the two screens an address shows.
+// The key's field, and which of the two screens an address shows.
 
 import { at, show } from "./element.js";
 import { Easel } from "./easel.js";

@@ -1,4 +1,4 @@
-// The losses of a run as two lines: how far the picture is from photo and painting. Logarithmic, lower is closer.
+// The losses of a run, logarithmic: how far the picture is from photo and painting.
 
 import { drawn, make, show } from "./element.js";
 

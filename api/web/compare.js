@@ -41,7 +41,7 @@ export class Compare {
     this.blend.setAttribute("aria-valuetext", `${this.blend.value} % painting`);
   }
 
-  // One pixel of the picture to one of the screen (of small ones to four), or all of it at once.
+  // One pixel of the picture to one of the screen (of small ones, to four), or all of it.
   zoom(on = !this.zoomed) {
     this.zoomed = on;
     this.stage.classList.toggle("zoomed", on);

@@ -5,7 +5,7 @@ import { key } from "./service.js";
 
 const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
-// In curl's own -F a name with ; , or " is something else: it is put in quotes there, too.
+// To curl's -F itself ; , and " mean something, too.
 const file = (field, name) => quoted(/[;,"\\]/.test(name) ? `${field}=@"${name.replace(/[\\"]/g, "\\$&")}"` : `${field}=@${name}`);
 
 export async function commandFor(job, names) {

@@ -56,7 +56,8 @@ export class Easel {
       if (signal.aborted) return;
       if (error.status === 404) shelf.forget(id);
       at("state").textContent = error.status === 404 ? "Not here any more" : TITLES.failed;
-      at("facts").textContent = error.message;
+      at("facts").textContent = error.status === 404 ? "It was deleted, or it has expired." : error.message;
+      show(at("stage"), false);
       show(at("waiting"), false);
     }
   }
@@ -73,7 +74,7 @@ export class Easel {
     for (const id of ["progress", "steer", "stop", "after", "actions", "comparing", "trouble"]) show(at(id), false);
     at("zoom").setAttribute("aria-pressed", "false");
     at("blended").textContent = "100 %";
-    show(at("waiting"), true);
+    for (const id of ["waiting", "stage"]) show(at(id), true);
   }
 
   #trouble(words) {

@@ -1,4 +1,4 @@
-// How a picture came about: its frames, to be gone through with a finger. Shown where the service keeps them.
+// How a picture came about: its frames, where the service keeps them.
 
 import { at, saved, show } from "./element.js";
 import { blob, read } from "./service.js";

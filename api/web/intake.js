@@ -24,7 +24,7 @@ export function receive(photo, painting, isOpen) {
     const files = picturesIn(event.dataTransfer);
     if (!isOpen()) return;
     if (files.length) pour(files, photo, painting, event.target);
-    else photo.refuse("That is no file. Save the picture to this device first, then drop it here.");
+    else photo.refuse("That is no file. Save the picture first, then drop it here.");
   });
   addEventListener("paste", (event) => {
     const files = picturesIn(event.clipboardData);

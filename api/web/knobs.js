@@ -41,7 +41,7 @@ export class Knobs extends EventTarget {
     return said;
   }
 
-  // Those of a spec with every default filled in; the others go back to their defaults.
+  // Those that a spec does not name go back to their defaults.
   set(spec = {}) {
     for (const [name, { set, preset }] of Object.entries(this.controls)) set(spec[name] ?? preset);
     this.dispatchEvent(new Event("change"));

@@ -1,4 +1,4 @@
-// Where each painting goes, drawn with a finger on the photo: white there, nothing elsewhere. Nothing drawn: everywhere.
+// Where each painting goes, drawn on the photo with a finger: white there. Nothing drawn: everywhere.
 
 import { at, make, show } from "./element.js";
 import { Picture } from "./picture.js";
@@ -52,7 +52,7 @@ export class Masks extends EventTarget {
     pen.stroke();
   }
 
-  // A finger, a pen, a mouse; or the arrow keys, with the space bar to paint.
+  // A finger or a mouse; or the arrow keys, with the space bar to paint.
   #brush() {
     const over = at("over");
     let from = null, spot = { x: 0.5, y: 0.5 };

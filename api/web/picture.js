@@ -19,7 +19,7 @@ export class Picture {
   static async known(digest, name) {
     const picture = new Picture(await blob(`/v1/images/${digest}`), name);
     picture.digest = digest;
-    return picture;
+    return Object.assign(picture, await sizeOf(picture.file));
   }
 
   static async at(address, name) {
@@ -63,13 +63,17 @@ export class Picture {
 
   async #isVast() {
     if (this.file.size < 2_000_000) return false;
-    try {
-      const bitmap = await createImageBitmap(this.file);
-      const pixels = bitmap.width * bitmap.height;
-      bitmap.close();
-      return pixels > MOST_PIXELS;
-    } catch { return false; }  // the service says what is wrong with it
+    const { width, height } = await sizeOf(this.file);
+    return width * height > MOST_PIXELS;  // not, if nobody can tell: the service says what is wrong with it
   }
+}
+
+async function sizeOf(file) {
+  try {
+    const bitmap = await createImageBitmap(file), { width, height } = bitmap;
+    bitmap.close();
+    return { width, height };
+  } catch { return {}; }
 }
 
 async function opened(file) {

@@ -9,13 +9,6 @@ export class Refusal extends Error {
   }
 }
 
-export class Unreachable extends Error {
-  constructor() {
-    super("The service does not answer. It may be starting again; this page keeps trying.");
-    this.code = "unreachable";
-  }
-}
-
 // An API key stays in this tab, or on this device if its owner says so. An <img> cannot send it: so pictures are fetched
 // here, too, and shown from memory.
 const SLOT = "impasto key";
@@ -35,7 +28,7 @@ export const key = {
   askedBy(asking) { unlock = asking; },
 };
 
-// The answer, be it 2xx or 304. Throws Refusal, Unreachable, and AbortError where a signal said so.
+// The answer, be it 2xx or 304. Throws Refusal, an Error with the code unreachable, AbortError.
 export async function ask(address, { headers = {}, ...options } = {}) {
   for (;;) {
     const own = key.get();
@@ -51,7 +44,7 @@ async function reach(address, options) {
     return await fetch(address, { cache: "no-store", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Unreachable();
+    throw Object.assign(new Error("The service does not answer. This page keeps trying."), { code: "unreachable" });
   }
 }
 

@@ -69,7 +69,10 @@ export class Studio {
 
   foresee() {
     const missing = [this.photo.ready ? null : "a photo", this.painting.ready ? null : "a painting"].filter(Boolean);
-    this.forecast.of(missing.length ? null : this.body, missing.length ? `Still missing: ${missing.join(" and ")}.` : "");
+    const sizes = [...this.photo.pictures, ...this.painting.pictures].map(({ width, height }) => width && { width, height });
+    const [content, ...styles] = sizes;
+    if (missing.length) this.forecast.of(null, `Still missing: ${missing.join(" and ")}.`);
+    else this.forecast.of(sizes.every(Boolean) ? { ...this.body, content, styles } : null, "");
   }
 
   async submit() {

@@ -32,10 +32,11 @@ export class Well extends EventTarget {
 
   // In place of what is there, or beside it where several are mixed.
   put(pictures, { beside = this.mixing } = {}) {
+    const before = this.pictures;
     this.pictures = (beside ? [...this.pictures, ...pictures] : pictures).slice(0, this.most);
     this.refuse("");
     this.changed();
-    for (const picture of pictures) this.#send(picture);
+    for (const picture of pictures) this.#send(picture, before);
   }
 
   remove(picture) {
@@ -48,8 +49,8 @@ export class Well extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  // A picture that the service refuses leaves again, and the reason stays.
-  async #send(picture) {
+  // A picture that the service refuses makes way for what was there before, and the reason stays.
+  async #send(picture, before) {
     try {
       await picture.send();
       if (this.pictures.includes(picture)) {
@@ -59,7 +60,9 @@ export class Well extends EventTarget {
       }
     } catch (error) {
       if (error.code === "unreachable" || !this.pictures.includes(picture)) return;
-      this.remove(picture);
+      this.pictures = this.pictures.filter((other) => other !== picture);
+      if (!this.ready) this.pictures = before;
+      this.changed();
       this.refuse(`${picture.name}: ${error.message}`);
     }
   }

@@ -198,6 +198,7 @@ def test_what_is_no_picture_is_refused_in_words_and_a_hostile_name_is_a_name(
     hostile = next(path for name, path in files.items() if "onerror" in name)
     page.set_input_files("#painting input.files", files["no picture.png"])
     expect(page.locator("#painting .refusal")).to_contain_text("no picture.png: Only JPEG, PNG and WebP")
+    expect(page.locator("#painting .name")).to_have_count(0)
     page.click("#paint")
     expect(page.locator("#photo .refusal")).to_contain_text("Choose a photo first")
 
@@ -265,6 +266,7 @@ def test_again_with_others_and_the_result_as_a_painting(open_page: Open, files: 
     page.wait_for_url(re.compile("/j/job_"))
     ended(page)
     page.click("#as-painting")
+    expect(page.locator("#studio")).to_be_visible()
     expect(page.locator("#painting .name")).to_have_text("my painting")
 
 
