@@ -39,9 +39,9 @@ function route({ focus }) {
   else {
     easel.close();
     shelf.draw();
-    studio.open().catch(() => setTimeout(() => route({ focus: false }), 3000));  // the service is starting again
-    if (location.hash === "#shelf") at("shelf").scrollIntoView();
-    else if (focus) scrollTo(0, 0);
+    if (focus) scrollTo(0, 0);
+    const aim = () => { if (location.hash === "#shelf") at("shelf").scrollIntoView(); };
+    studio.open().then(aim, () => setTimeout(() => route({ focus: false }), 3000));  // the service is starting again
   }
   if (focus) (id ? at("state") : at("main")).focus({ preventScroll: true });
 }

@@ -24,7 +24,7 @@ function frame({ name, title, words }, well) {
       try { well.put([await Picture.at(address, title)]); } catch (error) { well.refuse(error.message); }
     }
   };
-  const image = make("img", { src: `/web/gallery/${name}-small.jpg`, alt: words, loading: "lazy", width: 192, height: 144 });
+  const image = make("img", { src: `/web/gallery/${name}-small.jpg`, alt: words, width: 192, height: 144 });
   const item = make("li", {}, make("button", { type: "button", onclick: choose, "aria-pressed": "false" },
     image, make("span", { textContent: title })));
   item.address = address;

@@ -105,7 +105,7 @@ function named_(name, schema) {
   } else if (kind === "boolean") input.type = "checkbox";
   else if (kind === "integer" || kind === "number") {
     Object.assign(input, { type: "number", step: kind === "integer" ? 1 : "any", min: limits.minimum ?? 0, max: limits.maximum ?? "" });
-  } else Object.assign(input, { type: "text", autocomplete: "off", spellcheck: false });
+  } else Object.assign(input, { type: "text" });
   const set = (value) => {
     if (kind === "boolean") input.checked = Boolean(value);
     else input.value = value && typeof value === "object" ? Object.entries(value).map((pair) => pair.join("=")).join(",") : value ?? "";

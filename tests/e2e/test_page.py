@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from core import images
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 pytestmark = [
@@ -136,25 +138,46 @@ def test_from_two_files_to_a_picture_that_is_compared_and_downloaded(open_page: 
     assert pictures[0].tobytes() != pictures[1].tobytes()
 
 
-def test_two_files_dropped_anywhere_are_photo_and_painting(open_page: Open) -> None:
-    page = open_page()
-    page.evaluate("""async () => {
-        const transfer = new DataTransfer();
-        for (const [name, color] of [["one.png", "red"], ["two.png", "blue"]]) {
-            const canvas = Object.assign(document.createElement("canvas"), { width: 64, height: 48 });
-            const pen = canvas.getContext("2d");
-            pen.fillStyle = color;
-            pen.fillRect(0, 0, 40, 30);
-            const bytes = await new Promise((done) => canvas.toBlob(done));
-            transfer.items.add(new File([bytes], name, { type: "image/png" }));
-        }
-        document.body.dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: transfer }));
-    }""")
+GIVEN = """async ([kind, names]) => {
+    const transfer = new DataTransfer();
+    for (const name of names) {
+        const canvas = Object.assign(document.createElement("canvas"), { width: 64, height: 48 });
+        const pen = canvas.getContext("2d");
+        pen.fillStyle = name === "one.png" ? "red" : "blue";
+        pen.fillRect(0, 0, 40, 30);
+        const bytes = await new Promise((done) => canvas.toBlob(done));
+        transfer.items.add(new File([bytes], name, { type: "image/png" }));
+    }
+    const more = { bubbles: true, cancelable: true, dataTransfer: transfer, clipboardData: transfer };
+    document.body.dispatchEvent(kind === "drop" ? new DragEvent(kind, more) : new ClipboardEvent(kind, more));
+}"""
 
+
+@pytest.mark.parametrize(
+    "given", [[["drop", ["one.png", "two.png"]]], [["paste", ["one.png"]], ["paste", ["two.png"]]]]
+)
+def test_what_is_dropped_or_pasted_anywhere_is_photo_and_painting_and_masked_by_hand(
+    open_page: Open, shared_service: Any, given: list[Any]
+) -> None:
+    page = open_page()
+    for one in given:
+        page.evaluate(GIVEN, one)
     expect(page.locator("#photo .name")).to_have_text("one.png")
     expect(page.locator("#painting .name")).to_have_text("two.png")
-    paint(page)
+
+    page.click("#mask")
+    page.locator("#over").hover(position={"x": 20, "y": 20})
+    page.mouse.down()
+    page.locator("#over").hover(position={"x": 40, "y": 20})
+    page.mouse.up()
+    page.click("#masked")
+    address = paint(page)
     ended(page)
+    (mask,) = shared_service.client.get(address.rpartition("/")[2]).input.masks
+    with page.expect_response(f"**/v1/images/{mask}") as answer:
+        page.evaluate("address => fetch(address).then(() => null)", f"/v1/images/{mask}")
+    drawn = images.decode_mask(answer.value.body())
+    assert ((512, 384), 255, 0) == (drawn.size, drawn.getpixel((48, 32)), drawn.getpixel((400, 300)))
 
 
 def test_a_job_is_found_again_after_a_reload_and_in_a_new_tab_and_stopped_with_what_it_has(open_page: Open) -> None:
