@@ -58,7 +58,6 @@ export class Easel {
       at("state").textContent = error.status === 404 ? "Not here any more" : TITLES.failed;
       at("facts").textContent = error.status === 404 ? "It was deleted, or it has expired." : error.message;
       show(at("stage"), false);
-      show(at("waiting"), false);
     }
   }
 
@@ -83,7 +82,8 @@ export class Easel {
   }
 
   seen(job) {
-    const before = this.job;
+    const before = this.job, within = ["stop", "steering"].includes(document.activeElement.id);
+    if (before?.version > job.version) return;  // an answer that was overtaken
     this.job = job;
     if (!before) { shelf.remember(job.id); at("steering").value = job.input.spec.strength; this.#tellStrength(); }
     this.#words(job);
@@ -91,7 +91,7 @@ export class Easel {
     this.#buttons(job);
     this.#picture(job);
     if (ended(job)) this.reel.of(job);
-    if (ended(job) && before && !ended(before)) at("state").focus({ preventScroll: true });
+    if (ended(job) && within) at("state").focus({ preventScroll: true });  // what had it is gone
   }
 
   #words(job) {
