@@ -6,6 +6,7 @@ Synchronous: one color, docs/decisions/0002-one-color.md.
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -36,6 +37,8 @@ from core.jobs import (
     Terms,
     when,
 )
+
+log = logging.getLogger(__name__)
 
 PREFIX = "impasto:"
 LEASE_SECONDS = 5.0
@@ -93,9 +96,9 @@ class JobStore:
     def create(self, job_id: str, job_input: JobInput, terms: Terms = _USUAL, limits: Limits = _UNLIMITED) -> Job:
         """Put a new job into the queue. Its blobs must be held (`hold`) and written before.
 
-        The same idempotency key again gives the job that it made the first time. Raises IdempotencyConflict if that was
-        another request, ImageNotFound if a blob is no longer held (the janitor may have deleted it), QuotaExceeded,
-        QueueFull.
+        The same idempotency key again gives the job that it made the first time (`repeated` asks for it beforehand).
+        Raises IdempotencyConflict if that was another request, ImageNotFound if a blob is no longer held (the janitor
+        may have deleted it), QuotaExceeded, QueueFull.
         """
         word, found = self._step("create", job_id, _order(job_input, terms, limits))
         if word == "conflict":
@@ -107,6 +110,16 @@ class JobStore:
             retry_seconds = min(max(1.0, (load.pace_seconds or 2.0) / max(1, load.workers)), 600.0)
             raise (errors.QuotaExceeded if word == "quota" else errors.QueueFull)(retry_seconds=retry_seconds)
         return self.get(found)
+
+    def repeated(self, key: str, request: str, owner: str = LOCAL) -> Job | None:
+        """The job that the same request (a hash of it) made under this idempotency key, if it came before.
+
+        Raises IdempotencyConflict if the key was used for another request.
+        """
+        word, found = self._step("repeated", owner, _hash(key), request) or (None, None)
+        if word == "conflict":
+            raise errors.IdempotencyConflict()
+        return found and self._read([found], owner)[0]
 
     def get(self, job_id: str, owner: str = ANYONE) -> Job:
         """Raises JobNotFound, also for a job of another owner."""
@@ -163,7 +176,10 @@ class JobStore:
             self._redis.hset(f"{PREFIX}networks", model, sha256)
 
     def claim(self, token: str, worker: str) -> Job | None:
-        """Take the next queued job for one lease, or None. The token must be new and unguessable."""
+        """Take the next queued job for one lease, or None. The token must be new and unguessable.
+
+        When the answer is lost, ask again with the same token: it is the same job, and no loss of it.
+        """
         job_id = self._step("claim", token, worker, self._lease_ms)
         return None if job_id is None else self.get(job_id)
 
@@ -279,6 +295,10 @@ class JobStore:
         """The condemned blob is deleted."""
         self._step("forget", digest)
 
+    def adopt(self, digests: Sequence[str], keep_seconds: float) -> int:
+        """Let blobs that are on the disk and known to nobody go after so long; how many there were."""
+        return int(self._step("adopt", round(keep_seconds * 1000), *digests))
+
     # ------------------------------------------------------------------ within
 
     @property
@@ -311,7 +331,7 @@ class JobStore:
         *jobs, told = self._step("read", owner, *job_ids)
         load = _load(told) if told else None
         rows = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in jobs)
-        return [_job(fields, load) if fields else None for fields in rows]
+        return [_readable(fields, load) if fields else None for fields in rows]
 
 
 class unavailable:
@@ -329,11 +349,15 @@ def _error_json(error: errors.ImpastoError) -> str:
     return JobError(code=error.code, message=error.message).model_dump_json()
 
 
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _order(job_input: JobInput, terms: Terms, limits: Limits) -> str:
     """A submission as store.lua reads it; what is None is left out."""
     painting, digests = job_input.model_dump_json(), job_input.digests()
-    fingerprint = hashlib.sha256(painting.encode()).hexdigest()
-    asked = terms.model_dump_json(exclude={"owner", "idempotency_key"})
+    fingerprint = _hash(painting)
+    asked = terms.model_dump_json(exclude={"owner", "idempotency_key", "request", "keep_seconds"})
     order = {
         "owner": terms.owner,
         "priority": terms.priority,
@@ -346,8 +370,8 @@ def _order(job_input: JobInput, terms: Terms, limits: Limits) -> str:
         "fingerprint": fingerprint,
         "reuse": terms.reuse or None,
         "model": job_input.spec.get("model", "auto"),
-        "key": None if terms.idempotency_key is None else hashlib.sha256(terms.idempotency_key.encode()).hexdigest(),
-        "print": hashlib.sha256(f"{fingerprint} {asked}".encode()).hexdigest(),
+        "key": None if terms.idempotency_key is None else _hash(terms.idempotency_key),
+        "print": terms.request or _hash(f"{fingerprint} {asked}"),
         "replay_ms": round(REPLAY_SECONDS * 1000),
         "most_queued": limits.queued,
         "most_own": limits.per_owner,
@@ -364,6 +388,15 @@ def _load(told: Sequence[Any]) -> Load:
         pace_seconds=float(pace) if pace else None,
         left_seconds=float(left),
     )
+
+
+def _readable(fields: dict[str, Any], load: Load | None) -> Job | None:
+    """None for a record that the store's disk has damaged: it must not hide the others on its page."""
+    try:
+        return _job(fields, load)
+    except (ValueError, KeyError, TypeError, AssertionError):
+        log.exception("a record cannot be read: %s", fields.get("id"))
+        return None
 
 
 def _job(fields: dict[str, Any], load: Load | None) -> Job:

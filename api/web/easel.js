@@ -82,7 +82,7 @@ export class Easel {
   }
 
   seen(job) {
-    const before = this.job, within = ["stop", "steering"].includes(document.activeElement.id);
+    const before = this.job, within = at("stop").contains(document.activeElement);
     if (before?.version > job.version) return;  // an answer that was overtaken
     this.job = job;
     if (!before) { shelf.remember(job.id); at("steering").value = job.input.spec.strength; this.#tellStrength(); }
@@ -91,7 +91,7 @@ export class Easel {
     this.#buttons(job);
     this.#picture(job);
     if (ended(job)) this.reel.of(job);
-    if (ended(job) && within) at("state").focus({ preventScroll: true });  // what had it is gone
+    if (ended(job) && within) at("state").focus({ preventScroll: true });
   }
 
   #words(job) {

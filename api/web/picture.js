@@ -47,7 +47,9 @@ export class Picture {
   // The file as it is, or what this browser can make of it: a phone's HEIC, a scan of 100 megapixels.
   async #fitting() {
     if (TAKEN.includes(this.file.type) && this.file.size <= MOST_BYTES && !(await this.#isVast())) return this.file;
-    const bitmap = await opened(this.file);
+    const bitmap = await createImageBitmap(this.file).catch(() => {
+      throw new Error("This browser can't open that file. Save it as JPEG, PNG or WebP.");
+    });
     const scale = Math.min(1, LONG_SIDE / Math.max(bitmap.width, bitmap.height));
     const canvas = Object.assign(document.createElement("canvas"), {
       width: Math.max(1, Math.round(bitmap.width * scale)), height: Math.max(1, Math.round(bitmap.height * scale)),
@@ -74,12 +76,4 @@ async function sizeOf(file) {
     bitmap.close();
     return { width, height };
   } catch { return {}; }
-}
-
-async function opened(file) {
-  try {
-    return await createImageBitmap(file);
-  } catch {
-    throw new Error("This browser can't open that file. Save it as JPEG, PNG or WebP.");
-  }
 }

@@ -172,3 +172,55 @@ def test_only_one_process_reaps(reaper: Reaper, store: JobStore, blobs: Blobs, c
     other.tick()
 
     assert Status.RUNNING is store.get(job.id).status
+
+
+def test_pictures_without_a_record_are_kept_for_a_while_and_then_go(
+    reaper: Reaper, store: JobStore, blobs: Blobs, valkey: Any
+) -> None:
+    used, stray, held = _create(store, blobs).input.content, blobs.put(b"stray"), blobs.put(b"held")
+    store.hold(held, 60)
+    reaper._next_look = 0.0
+    reaper.tick()
+    reaper.tick()
+    assert blobs.has(stray)  # it may be the store that is the wrong one
+    with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
+        assert {stray} == {
+            digest
+            for digest, until in client.zrange(PREFIX + "orphans", 0, -1, withscores=True)
+            if until > (client.time()[0] + 6 * 86_400) * 1000
+        }
+        client.zadd(PREFIX + "orphans", {stray: 1})
+    reaper.tick()
+
+    assert [True, False, True] == [blobs.has(digest) for digest in (used, stray, held)]
+
+
+@pytest.mark.parametrize(("checkpoint_bytes", "goes"), [(100, False), (2_000, True)])
+def test_checkpoints_count_for_the_disks_quota(
+    store: JobStore, blobs: Blobs, celery: Celery, clock: Clock, tmp_path: Path, checkpoint_bytes: int, goes: bool
+) -> None:
+    """The oldest result makes room, also where results are kept for good."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    reaper = Reaper(store, blobs, checkpoints, celery, disk_bytes=1_000)
+    ended, painted = _create(store, blobs), _create(store, blobs)
+    store.cancel(ended.id)
+    checkpoints.path(Checkpoints.name(painted.id, "t" * 32, 0)).write_bytes(b"x" * checkpoint_bytes)
+    for _ in range(8):
+        reaper.tick()
+        clock.now += 1
+
+    assert goes is store.get(ended.id).gone
+    assert not store.get(painted.id).gone
+
+
+def test_an_empty_folder_over_its_quota_harms_nothing(
+    store: JobStore, blobs: Blobs, celery: Celery, clock: Clock, tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.path(Checkpoints.name(new_job_id(), "t" * 32, 0)).write_bytes(b"x" * 10)
+    reaper = Reaper(store, blobs, checkpoints, celery, disk_bytes=1)
+    for _ in range(8):
+        reaper.tick()
+        clock.now += 1
+
+    assert 10 == sum(checkpoints.sizes())

@@ -1,20 +1,24 @@
 """One attempt at one job, with a real store, real blobs and real weights, in this process."""
 
+import asyncio
 import io
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from PIL import Image
+from proxy import Proxy
 
 from core import errors, images
 from core.blobs import Blobs
 from core.jobs import Job, JobInput, Status, new_job_id
+from core.neural.parameters import Parameters
 from core.neural.subject import Subject
-from core.neural.weights import WeightsCache
+from core.neural.weights import WeightsCache, random_parameters
 from core.settings import Settings
 from core.spec import parse_spec
 from core.store import PREFIX, JobStore
@@ -94,6 +98,48 @@ def test_without_a_job_nothing_happens(painter: Painter) -> None:
     assert painter.run_next() is None
 
 
+class Forgetful(Proxy):
+    """Passes claims on and cuts the line before they are answered, a few times."""
+
+    cuts = 5  # each step is sent twice before the worker hears of it
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionResetError):
+            await super()._serve(reader, writer)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+            if b"_claim" in data and self.cuts:
+                self.cuts -= 1
+                raise ConnectionResetError
+        writer.close()
+
+
+def test_a_claim_whose_answer_is_lost_counts_as_no_attempt(
+    valkey: Any,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    tmp_path: Path,
+    weights: WeightsCache,
+) -> None:
+    jobs = [_submit(store, blobs, (photo, painting)) for _ in range(2)]
+    with Forgetful(1, valkey.port) as proxy:
+        url = f"redis://127.0.0.1:{proxy.port}/0"
+        settings = Settings(redis_url=url, data_dir=tmp_path, cache_dir=weights.folder.parent)
+        painter = Painter(settings, WorkerSettings())
+
+        assert jobs[0].id == painter.run_next()
+        assert 0 == proxy.cuts
+        painter._store.close()
+
+    seen = [store.get(job.id) for job in jobs]
+    assert [(Status.SUCCEEDED, 1), (Status.QUEUED, 0)] == [(job.status, job.attempt) for job in seen]
+
+
 def test_the_network_stays_between_jobs(painter: Painter) -> None:
     assert painter.network("auto") is painter.network("vgg16")
 
@@ -128,6 +174,32 @@ def test_a_picture_that_is_gone_fails_the_job_in_words(
     assert "image_not_found" == error.code
 
 
+def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
+    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
+) -> None:
+    painter._weights = cache = WeightsCache(tmp_path / "own")
+    cache.keep("my-textures", first := Parameters.of(random_parameters("vgg11")), {})
+    jobs = [
+        _submit(store, blobs, (photo, painting), model="my-textures", **knobs)
+        for knobs in ({}, {"style_layers": "relu3_3"}, {"style_layers": "relu3_3=0,relu3_2"}, {})
+    ]
+    for _ in range(3):
+        painter.run_next()
+    cache.remove("my-textures")
+    cache.keep("my-textures", second := Parameters.of(random_parameters("vgg13")), {})
+    painter.run_next()
+    painted, refused, unweighted, replaced = (store.get(job.id) for job in jobs)
+
+    assert painted.model is not None
+    assert ("my-textures", first.sha256) == (painted.model.name, painted.model.sha256)
+    assert refused.error is not None
+    assert "bad_spec" == refused.error.code
+    assert refused.error.message.startswith("relu3_3 is no layer of my-textures, a VGG-11: it has relu1_1, relu2_1,")
+    assert Status.SUCCEEDED is unweighted.status
+    assert replaced.model is not None
+    assert second.sha256 == replaced.model.sha256
+
+
 def test_a_network_that_is_not_here_fails_the_job_with_the_command(
     painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
 ) -> None:
@@ -139,6 +211,7 @@ def test_a_network_that_is_not_here_fails_the_job_with_the_command(
     assert error is not None
     assert "weights_unavailable" == error.code
     assert "impasto weights fetch vgg19" in error.message
+    assert str(tmp_path) not in error.message
 
 
 def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
@@ -249,6 +322,35 @@ def test_asked_to_go_the_worker_hands_its_job_back(running: Running, store: JobS
     assert (Status.QUEUED, 0) == (back.status, back.attempt)
 
 
+def test_a_job_canceled_after_it_was_handed_back_keeps_how_far_it_was_as_its_preview(
+    valkey: Any,
+    tmp_path: Path,
+    weights: WeightsCache,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    until: Callable[..., None],
+) -> None:
+    settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
+    painter = Painter(settings, WorkerSettings(preview_seconds=600))
+    job = _submit(store, blobs, (photo, painting), iterations=5000)
+    run = threading.Thread(target=painter.run_next)
+    run.start()
+    until(lambda: store.get(job.id).preview, "the only preview")
+    early = store.get(job.id).preview
+    until(lambda: (progress := store.get(job.id).progress) and progress.iteration > 5, "progress")
+    attempt.shutting_down.set()
+    run.join()
+    ended = store.cancel(job.id)
+
+    assert (Status.CANCELED, []) == (ended.status, ended.outputs)
+    assert ended.preview not in (None, early)
+    assert ended.preview is not None
+    assert 64 == images.decode(blobs.get(ended.preview)).width
+    assert ended.preview not in store.condemn()
+
+
 def test_an_attempt_that_lost_its_job_publishes_nothing(running: Running, store: JobStore, valkey: Any) -> None:
     job, run = running
     with redis.Redis.from_url(valkey.url) as client:  # as if the lease had run out and another worker had come
@@ -342,6 +444,45 @@ def test_a_result_waits_for_room_on_the_disk(
     assert len(tries) > 1
 
 
+@pytest.mark.parametrize("end", ["canceled", "late", "deleted", "another's"])
+def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    valkey: Any,
+    end: str,
+) -> None:
+    job, waiting = _submit(store, blobs, (photo, painting)), threading.Event()
+
+    def full(data: bytes) -> str:
+        if images.sniff(data) == "png":  # the result, not a preview
+            waiting.set()
+        raise errors.StorageFull()
+
+    monkeypatch.setattr(painter._blobs, "put", full)
+    run = threading.Thread(target=painter.run_next, daemon=True)
+    run.start()
+    assert waiting.wait(30)
+    with redis.Redis.from_url(valkey.url) as client:
+        if end == "canceled":
+            store.cancel(job.id)
+        elif end == "late":
+            client.hset(f"{PREFIX}job:{job.id}", "deadline_at", 1)
+        elif end == "deleted":
+            store.delete(job.id)
+        else:
+            client.hset(f"{PREFIX}job:{job.id}", "token", "another")
+    run.join(10)
+
+    assert not run.is_alive()
+    if end in ("canceled", "late"):
+        ended = store.get(job.id)
+        assert (Status.CANCELED if end == "canceled" else Status.FAILED, []) == (ended.status, ended.outputs)
+
+
 # ---------------------------------------------------------------------- checkpoints
 
 
@@ -391,6 +532,45 @@ def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_b
     pixels = [images.decode(blobs.get(store.get(one).outputs[0].id)).tobytes() for one in (whole.id, job.id)]
     assert pixels[0] == pixels[1]
     assert [] == _checkpoints(tmp_path)
+
+
+def test_attempts_that_die_where_they_went_on_have_got_no_further(
+    keen: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Died(BaseException):
+        pass
+
+    def deadly(*args: Any, resume: Any) -> Any:
+        subject, spec, network, watch, planner = args
+
+        def die(moment: Any) -> bool:
+            while resume is None and not store.get(job.id).checkpoint:
+                attempt.time.sleep(0.06)  # a checkpoint is due
+                watch(moment)
+            if resume is not None:
+                attempt.time.sleep(0.06)
+                watch(moment)
+            raise Died
+
+        return stylize(subject, spec, network, die, planner, resume=resume)
+
+    stylize = attempt.stylize
+    monkeypatch.setattr(attempt, "stylize", deadly)
+    job = _submit(store, blobs, (photo, painting), iterations=50)
+    for _ in range(3):
+        with pytest.raises(Died):
+            keen.run_next()
+        store.bury(keen._name)
+    ended = store.get(job.id)
+
+    assert (Status.FAILED, 3) == (ended.status, ended.attempt)
+    assert ended.error is not None
+    assert "worker_lost" == ended.error.code
 
 
 def test_a_torn_checkpoint_costs_the_work_not_the_job(
