@@ -317,3 +317,13 @@ def test_an_outage_of_the_store_is_503_for_every_key(
     own_valkey.start()
     assert 200 == client.get("/v1/jobs", headers=headers).status_code
     keys.close()
+
+
+def test_a_picture_is_fetched_by_its_owner_alone(
+    serve: Serve, bearer: Callable[..., dict[str, str]], files: dict[str, Any]
+) -> None:
+    client, own, foreign = serve(), bearer(), bearer()
+    kept = client.post("/v1/images", files={"image": files["content"]}, headers=own)
+    address = kept.headers["location"]
+
+    assert [200, 404, 401] == [client.get(address, headers=who).status_code for who in (own, foreign, {})]
