@@ -156,5 +156,6 @@ class Reaper:
         excess = sum(sizes) + sum(self._checkpoints.sizes()) - self._disk_bytes
         if excess > 0 and sizes:
             share = min(1.0, excess / max(1, sum(sizes)))
-            jobs = self._store.hasten(math.ceil(share * len(sizes)))
+            most = min(len(sizes), self._store.expiring())  # a job has many small blobs, frames, and a few large ones
+            jobs = self._store.hasten(math.ceil(share * most))
             log.warning("the disk's quota is exceeded by %.1f MB: %d jobs expire early", excess / 1e6, jobs)

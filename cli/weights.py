@@ -123,7 +123,14 @@ def export(name: str, file: Path, convention: Any) -> None:
 @click.argument("model")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--name", help="What jobs call the new network; without, the old name and -normalized.")
-def normalize(model: str, folder: Path, name: str | None) -> None:
+@click.option(
+    "--least",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(1e-6, 1),
+    help="No filter is divided by less than this share of its layer's average; weaker ones stay below 1.",
+)
+def normalize(model: str, folder: Path, name: str | None, least: float) -> None:
     """Rescale a network so that each filter responds with 1 on average to the pictures in a folder.
 
     As in Gatys et al. 2016. The network's function stays the same; how much each filter counts for the style does not.
@@ -134,10 +141,13 @@ def normalize(model: str, folder: Path, name: str | None) -> None:
     model = cache.resolve(model)
     found = activations.averages(cache.load(model, precision="float32"), _pictures(folder))
     parameters, card = cache.parameters(model)
-    told = {"normalized_over": f"{found.pictures} pictures", "normalized_from": f"{model} {parameters.sha256}"}
-    for layer, count in found.dead().items():
-        click.echo(f"{layer}: {count} filters respond to next to nothing; they are left in proportion.")
-    made = cache.keep(name or f"{model}-normalized", activations.normalized(parameters, found), {**card, **told})
+    told = {
+        "normalized_over": f"{found.pictures} pictures, least {least:g}",
+        "normalized_from": f"{model} {parameters.sha256}",
+    }
+    for layer, count in found.weak(least).items():
+        click.echo(f"{layer}: {count} filters respond too weakly; they stay below 1.")
+    made = cache.keep(name or f"{model}-normalized", activations.normalized(parameters, found, least), {**card, **told})
     click.echo(f"{_line(made)}, over {found.pictures} pictures")
 
 

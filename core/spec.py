@@ -4,9 +4,10 @@ Each field has its default, its range, its unit and one sentence. Knows no tenso
 """
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from core import errors
 from core.architecture import BLOCKS, layers, missing_layer
@@ -68,6 +69,10 @@ LayerWeights = Annotated[
 MixingWeights = Annotated[list[Weight], BeforeValidator(_numbers), Field(max_length=MAX_STYLES)]
 
 
+# Of a knob that may be changed while the job waits or runs: it weighs what is there, and needs nothing else.
+_STEERABLE: dict[str, JsonValue] = {"steerable": True}
+
+
 class StyleSpec(BaseModel):
     """What is asked for. Frozen; unknown names, NaN, infinity and values out of range are refused."""
 
@@ -75,18 +80,31 @@ class StyleSpec(BaseModel):
 
     size: int = Field(512, ge=64, le=MAX_SIZE_PX, description="Long side of the result, in px.")
     strength: float = Field(
-        0.5, ge=0, le=1, description="How much of the painting: 0 is a hint of it, 1 leaves only its brushwork."
+        0.5,
+        ge=0,
+        le=1,
+        description="How much of the painting: 0 is a hint of it, 1 leaves only its brushwork.",
+        json_schema_extra=_STEERABLE,
     )
     quality: Literal["draft", "standard", "fine"] = Field(
         "standard", description="How long to work on it: draft takes about a third of standard, fine three times."
     )
-    content_weight: Weight = Field(1.0, description="Alpha: how much the photo's content counts; 0 makes pure texture.")
+    content_weight: Weight = Field(
+        1.0,
+        description="Alpha: how much the photo's content counts; 0 makes pure texture.",
+        json_schema_extra=_STEERABLE,
+    )
     style_weight: Weight = Field(
         STYLE_WEIGHT,
         description="Beta: how much the painting's style counts at strength 0.5; 0 reconstructs the photo. "
         f"With objective=gatys the default is {STYLE_WEIGHT_GATYS:g}.",
+        json_schema_extra=_STEERABLE,
     )
-    tv_weight: Weight = Field(0.0, description="How much total variation (noise) is held down; 1 to 10 is visible.")
+    tv_weight: Weight = Field(
+        0.0,
+        description="How much total variation (noise) is held down; 1 to 10 is visible.",
+        json_schema_extra=_STEERABLE,
+    )
     content_layers: LayerWeights = Field(
         {"relu4_2": 1.0}, description="Layers whose features carry the content, with weights: relu4_2=1."
     )
@@ -95,7 +113,9 @@ class StyleSpec(BaseModel):
         description="Layers whose Gram matrices carry the style, with weights; shares of their sum.",
     )
     style_weights: MixingWeights = Field(
-        [], description="Shares of several paintings, in their order: 0.7,0.3. Empty: equal shares."
+        [],
+        description="Shares of several paintings, in their order: 0.7,0.3. Empty: equal shares.",
+        json_schema_extra=_STEERABLE,
     )
     style_scale: float = Field(
         1.0, ge=0.25, le=4, description="Size of the brush strokes: the painting's size relative to the result's."
@@ -170,6 +190,26 @@ class StyleSpec(BaseModel):
         """`style_weight` with `strength` in it: even steps of strength are even factors."""
         return float(self.style_weight * 10 ** (STRENGTH_DECADES * (self.strength - 0.5)))
 
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The knobs that may be steered, as they are."""
+        return {name: getattr(self, name) for name in STEERABLE}
+
+    def steered(self, knobs: Mapping[str, Any]) -> "StyleSpec":
+        """The spec with other weights, for the same pictures, in a job that is on its way.
+
+        Raises BadSpec for any other knob, and where a weight would become 0, or come from there: a run would then
+        look at other layers.
+        """
+        for name in knobs:
+            if name in KNOBS and name not in STEERABLE:
+                raise errors.BadSpec(f"{name} cannot be changed any more; {', '.join(STEERABLE)} can.")
+        spec = parse_spec({**self.model_dump(), **knobs})
+        for name in ("content_weight", "style_weight"):
+            if bool(getattr(spec, name)) != bool(getattr(self, name)):
+                raise errors.BadSpec(f"{name} cannot become 0, or be raised from 0, any more; a tiny weight will do.")
+        return spec._with_shares(len(self.style_weights)) if "style_weights" in knobs else spec
+
     def for_pictures(self, styles: int = 1, masks: int = 0, *, init_image: bool = False) -> "StyleSpec":
         """The same spec with one mixing share a painting, summing to 1. Raises BadSpec if the pictures do not fit."""
         if masks not in (0, styles):
@@ -211,6 +251,9 @@ def result_size(width: int, height: int, size: int, *, seamless: bool = False) -
 
 
 KNOBS: tuple[str, ...] = tuple(StyleSpec.model_fields)
+STEERABLE: tuple[str, ...] = tuple(
+    name for name, field in StyleSpec.model_fields.items() if field.json_schema_extra == _STEERABLE
+)
 
 
 def parse_spec(knobs: dict[str, Any]) -> StyleSpec:

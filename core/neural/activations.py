@@ -1,4 +1,4 @@
-"""How strongly a network's filters respond on average, and the same network with every average at 1.
+"""How strongly a network's filters respond on average, and the same network with these averages at 1.
 
 Gatys, Ecker and Bethge 2016, *Image Style Transfer Using Convolutional Neural Networks*: ReLU and pooling commute with
 positive factors, so a filter can be divided by its average if the next convolution's weights are multiplied by it. What
@@ -20,9 +20,9 @@ from core.neural.vgg import Network
 
 PICTURE_PX = 512  # the long side at which a picture is looked at
 
-# A filter that responds less than this share of its layer's average is as good as dead: brought up to 1, it would drown
-# the others wherever it does respond. It is divided by its layer's average instead.
-_DEAD = 1e-4
+# A filter that hardly responds to these pictures may to others, and brought up to 1 it would drown the rest: a run may
+# not recover from its first step (docs/log.md). So none is divided by less than this share of its layer's average.
+LEAST = 0.1
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Averages:
     by_layer: dict[str, Tensor]
     pictures: int
 
-    def dead(self) -> dict[str, int]:
-        """How many filters of a layer respond to next to nothing, where there are any."""
-        counts = {layer: int((means <= _DEAD * means.mean()).sum()) for layer, means in self.by_layer.items()}
+    def weak(self, least: float = LEAST) -> dict[str, int]:
+        """How many filters of a layer respond less than so large a share of its average, where there are any."""
+        counts = {layer: int((means < least * means.mean()).sum()) for layer, means in self.by_layer.items()}
         return {layer: count for layer, count in counts.items() if count}
 
 
@@ -61,8 +61,8 @@ def _size(picture: Image.Image) -> tuple[int, int]:
     return width, height
 
 
-def normalized(parameters: Parameters, of: Averages) -> Parameters:
-    """The network whose filters respond with 1 on average, to those pictures.
+def normalized(parameters: Parameters, of: Averages, least: float = LEAST) -> Parameters:
+    """The network whose filters respond with 1 on average to those pictures; weak ones with less, dead ones with 0.
 
     Raises BadInput for a layer that does not respond at all.
     """
@@ -71,7 +71,7 @@ def normalized(parameters: Parameters, of: Averages) -> Parameters:
         whole = means.mean()
         if not 0 < whole < float("inf"):
             raise errors.BadInput(f"{layer} does not respond to these pictures, or beyond all bounds.")
-        factors = torch.where(means > _DEAD * whole, means, whole)
+        factors = means.clamp_min(least * whole)
         scaled = weight.double() * before.view(1, -1, 1, 1) / factors.view(-1, 1, 1, 1)
         pairs.append((scaled.float(), (bias.double() / factors).float()))
         before = factors

@@ -251,7 +251,7 @@ def test_a_network_of_ones_own_comes_in_is_normalized_goes_out_and_away(
     assert files.read(tmp_path / "out.caffemodel")[0].sha256[:16] in listed.stdout
     assert (tmp_path / "out.prototxt").exists()
     assert "from: My Textures.caffemodel" in shown.stdout
-    assert "normalized_over: 2 pictures" in shown.stdout
+    assert "normalized_over: 2 pictures, least 0.1" in shown.stdout
     assert not any(line.startswith("my-textures  ") for line in listed.stdout.splitlines())
 
 

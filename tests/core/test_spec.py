@@ -8,7 +8,7 @@ import pytest
 
 from core import errors
 from core.architecture import BLOCKS
-from core.spec import KNOBS, STYLE_WEIGHT_GATYS, StyleSpec, allowed, parse_spec, result_size
+from core.spec import KNOBS, STEERABLE, STYLE_WEIGHT_GATYS, StyleSpec, allowed, parse_spec, result_size
 
 WHOLE = ["size", "iterations", "seed", "scales"]
 NUMBERS = ["strength", "content_weight", "style_weight", "tv_weight", "style_scale"]
@@ -133,3 +133,32 @@ def test_the_result_keeps_the_photos_shape() -> None:
     with pytest.raises(errors.BadSpec, match="size must be at least 640"):
         result_size(2000, 100, 639)
     assert (640, 32) == result_size(2000, 100, 640)
+
+
+def test_only_weights_can_be_steered_and_the_refusal_names_them() -> None:
+    spec = parse_spec({}).for_pictures(2)
+    steered = spec.steered({"strength": 0.9, "style_weights": "3,1", "tv_weight": "2"})
+
+    assert (0.9, [0.75, 0.25], 2.0) == (steered.strength, steered.style_weights, steered.tv_weight)
+    assert {"strength", "content_weight", "style_weight", "tv_weight", "style_weights"} == set(STEERABLE)
+    assert {name for name, knob in StyleSpec.model_json_schema()["properties"].items() if knob.get("steerable")} == {
+        *STEERABLE
+    }
+    for knobs, words in (
+        ({"size": 64}, "size cannot be changed any more; strength, "),
+        ({"strength": 2}, "strength must be a number from 0 to 1"),
+        ({"content_weight": 0}, "content_weight cannot become 0"),
+        ({"style_weights": "1"}, "each of the 2 paintings"),
+        ({"nothing": 1}, "no such knob"),
+    ):
+        with pytest.raises(errors.BadSpec, match=words):
+            spec.steered(knobs)
+    with pytest.raises(errors.BadSpec, match="raised from 0"):
+        parse_spec({"style_weight": 0}).for_pictures().steered({"style_weight": 1})
+
+
+def test_steering_one_knob_leaves_the_others_to_the_bit() -> None:
+    """Shares that are scaled to sum to 1 once more may differ in the last one."""
+    spec = parse_spec({"style_weights": "0.1,0.2,0.45"}).for_pictures(3)
+
+    assert spec == spec.steered({"strength": spec.strength})

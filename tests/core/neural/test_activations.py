@@ -44,10 +44,13 @@ def test_every_filter_of_the_real_network_comes_to_one_and_the_function_stays(
     before, after = (network.features(image, names) for network in (vgg16, _network(made)))
 
     for layer in names:
-        alive = usual[layer] > activations._DEAD * usual[layer].mean()
+        least = activations.LEAST * usual[layer].mean()
+        alive = usual[layer] > least
         assert torch.allclose(found.by_layer[layer], usual[layer], rtol=1e-4), layer
         assert torch.allclose(changed[layer][alive], torch.ones(()).double(), rtol=1e-3), layer
-        factors = torch.where(alive, usual[layer], usual[layer].mean()).float().view(1, -1, 1, 1)
+        assert all(changed[layer][~alive] <= 1.001)
+        assert alive.sum() > len(alive) / 3
+        factors = usual[layer].clamp_min(least).float().view(1, -1, 1, 1)
         back = after[layer] * factors
         assert float((back - before[layer]).norm() / before[layer].norm()) < 1e-4, layer
 
@@ -61,13 +64,13 @@ def test_other_poolings_commute_as_well(
     image = pixels.to_image(photo)
     (before,), (after,) = (network.features(image, ["relu5_1"], pooling).values() for network in (vgg16, made))
     means = found.by_layer["relu5_1"]
-    factors = torch.where(means > activations._DEAD * means.mean(), means, means.mean()).float().view(1, -1, 1, 1)
+    factors = means.clamp_min(activations.LEAST * means.mean()).float().view(1, -1, 1, 1)
 
     assert float((after * factors - before).norm() / before.norm()) < 1e-4
 
 
-def test_dead_filters_stay_dead_and_in_proportion(photo: Image.Image) -> None:
-    """One never responds, one to next to nothing: neither is blown up."""
+def test_dead_filters_stay_dead_and_weak_ones_weak(photo: Image.Image) -> None:
+    """One never responds, one to next to nothing, and nothing is divided by that."""
     pairs = random_parameters("vgg11")
     pairs[0][0][0], pairs[0][1][0] = 0, -1
     pairs[0][0][1] *= 1e-6
@@ -76,7 +79,7 @@ def test_dead_filters_stay_dead_and_in_proportion(photo: Image.Image) -> None:
     made = activations.normalized(parameters, found)
     responses = _network(made).features(pixels.to_image(photo), ["relu1_1"])["relu1_1"][0].mean((1, 2))
 
-    assert {"relu1_1": 2} == {layer: count for layer, count in found.dead().items() if layer == "relu1_1"}
+    assert {"relu1_1": 2} == {layer: count for layer, count in found.weak().items() if layer == "relu1_1"}
     assert 0 == responses[0]
     assert 0 < responses[1] < 1e-4
     assert torch.allclose(responses[2:], torch.ones(()), rtol=1e-3)
