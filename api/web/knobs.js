@@ -9,7 +9,7 @@ const PLAIN = {
   size: { label: "Size", sizes: { 256: "tiny", 384: "small", 512: "medium", 768: "large", 1024: "very large", 2048: "huge" } },
   preserve_color: { label: "Colors", names: { none: "the painting’s", luminance: "the photo’s", match: "tuned to the photo", histogram: "tuned shade by shade" } },
 };
-const ELSEWHERE = ["style_weights", "content", "styles", "masks", "init_image"];  // wells, masks, mixing sliders
+const ELSEWHERE = ["style_weights", "content", "styles", "masks", "init_image", "from"];  // wells, masks, mixing sliders
 const NEEDS_MORE = { init: ["picture"] };  // choices that need what this page does not send
 
 export class Knobs extends EventTarget {
