@@ -7,7 +7,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CAMPAIGNS := acknowledged zombies lost_bells forged repeats orphans rolling floods faults kills raw_http contract strangers webhooks hostile_pictures fat_uploads slow_clients full_disk torn_log poison soak
 
-.PHONY: help up demo test check bench campaign clean
+.PHONY: help up demo test check bench campaign browser clean
 
 help:  ## Print this help
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
@@ -18,7 +18,7 @@ up: $(VENV)/.local  ## Set up and serve on http://127.0.0.1:8000 until Ctrl-C
 demo: $(VENV)/.local  ## Set up and paint the sample pictures into out/
 	@$(BIN)/impasto demo
 
-test: $(VENV)/.dev  ## Set up and run every test
+test: $(VENV)/.dev browser  ## Set up and run every test
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.dev  ## Style, types and the dependency rule
@@ -32,6 +32,11 @@ bench: $(VENV)/.dev  ## Measure speed and delivered loss: bench/README.md
 
 campaign: $(VENV)/.dev  ## Attack the real service for some hours: docs/operations.md
 	@for name in $(CAMPAIGNS); do echo "== $$name"; $(BIN)/python tests/campaigns/$$name.py --seed 1 || exit 1; done
+
+browser:  ## Install Chromium for the tests of the page, where apt and root are
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	  echo "No Chromium here and no way to install it: the tests of the page will be skipped."
 
 clean:  ## Remove the environment and what was built (not your jobs: operations.md)
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -5,12 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import Depends, FastAPI
-from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
-from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
@@ -19,6 +16,7 @@ from api.access import Access
 from api.auth import Authentication, KeyRing
 from api.guard import Guard
 from api.lookout import Lookout
+from api.page import add_page
 from api.policy import Policy
 from api.rates import Rates
 from api.reaper import Reaper
@@ -33,8 +31,6 @@ from core.settings import Settings
 from core.store import JobStore
 
 log = logging.getLogger(__name__)
-
-WEB = Path(__file__).with_name("web")
 
 # What a page of an allowed origin may send, and read of an answer, beyond what CORS allows by itself.
 _SENT = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer"]
@@ -94,8 +90,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     for part in (look, jobs, frames, events, images, estimate, system):  # the first is found soonest
         app.include_router(part.router, dependencies=bearer)
     app.include_router(health.router)
-    app.mount("/web", StaticFiles(directory=WEB), name="web")
-    app.add_api_route("/", lambda: FileResponse(WEB / "index.html"), include_in_schema=False)
+    add_page(app)
     contract.describe(app)
     return app
 

@@ -1,4 +1,4 @@
-"""Pictures coming in: POST /v1/images, HEAD /v1/images/{digest}; and checking an upload, as jobs do, too."""
+"""Pictures by their digests, POST, HEAD and GET under /v1/images; and checking an upload, as jobs do, too."""
 
 import os
 from functools import partial
@@ -59,12 +59,16 @@ async def inspected(file: Path, *, mask: bool = False) -> tuple[int, int]:
 
 def known(digest: str, owner: str, store: Store, blobs: Blobs, keep_seconds: float = HOLD_SECONDS) -> None:
     """Make sure that the owner's upload named by its digest is here, and stays for a while. Raises ImageNotFound."""
-    # The store is asked first, so that another's digest takes no longer than none; it makes no record of a question.
-    if is_digest(digest) and store.owns(owner, digest) and blobs.has(digest):
+    if _is_here(digest, owner, store, blobs):
         store.hold(digest, keep_seconds, owner)
         if blobs.has(digest):
             return
     raise errors.ImageNotFound()
+
+
+def _is_here(digest: str, owner: str, store: Store, blobs: Blobs) -> bool:
+    """The store is asked first, so that another's digest takes no longer than none; it records no question."""
+    return is_digest(digest) and store.owns(owner, digest) and blobs.has(digest)
 
 
 @router.post(
@@ -99,3 +103,18 @@ def look(digest: str, owner: Owner, store: Store, blobs: Blobs, config: Config) 
     """200 if a job can name this digest, and it stays for the time of an upload; else 404."""
     known(digest, owner, store, blobs, config.upload_keep_hours * 3600)
     return Response()
+
+
+@router.get(
+    "/{digest}",
+    response_class=Response,
+    responses={200: {"content": {f"image/{kind}": {} for kind in images.FORMATS}}},
+    summary="A picture that you sent or were given",
+)
+def fetch(digest: str, owner: Owner, store: Store, blobs: Blobs) -> Response:
+    """The file as it came. To ask for it does not make it stay."""
+    if not _is_here(digest, owner, store, blobs):
+        raise errors.ImageNotFound()
+    data = blobs.get(digest)
+    headers = {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache"}
+    return Response(data, media_type=f"image/{images.sniff(data)}", headers=headers)

@@ -56,7 +56,7 @@ class Policy:
 
 
 def _is_page(path: str) -> bool:
-    return path == "/" or path.startswith("/web/")
+    return path == "/" or path.startswith(("/web/", "/j/"))
 
 
 def add_docs(app: FastAPI) -> None:

@@ -58,3 +58,33 @@ def noise(x: Array, y: Array, octaves: int = 1) -> Array:
 def bytes_of(colors: Array) -> NDArray[np.uint8]:
     """Colors of 0..1 as the bytes of a picture, what lies outside clipped."""
     return (np.clip(colors, 0, 1) * 255).astype(np.uint8)
+
+
+def sheet(wide: int, high: int) -> tuple[Array, Array]:
+    """Where each dot of a picture is, across and down, in picture heights."""
+    y, x = np.mgrid[0 : 1 : high * 1j, 0 : wide / high : wide * 1j].astype(np.float32)
+    return x, y
+
+
+def blur(a: Array, dots: int) -> Array:
+    """Each dot becomes the mean of those about it: three boxes after another, which is nearly a bell."""
+    for axis in (0, 1) * 3:
+        pad = [(dots + 1, dots) if side == axis else (0, 0) for side in range(a.ndim)]
+        total = np.cumsum(np.pad(a, pad, mode="edge"), axis=axis, dtype=np.float64)
+        end, start = (np.take(total, range(k, k + a.shape[axis]), axis) for k in (2 * dots + 1, 0))
+        a = ((end - start) / (2 * dots + 1)).astype(np.float32)
+    return a
+
+
+def rgb(text: str) -> Array:
+    """Colors written as in a style sheet, `2b3f9e f3c64f`, one row of three each, 0..1."""
+    return np.array([[int(one[i : i + 2], 16) / 255 for i in (0, 2, 4)] for one in text.split()], np.float32)
+
+
+def chance(*whole: NDArray[np.integer] | int, salt: int = 0) -> Array:
+    """A number of 0..1 for whole numbers: always the same for the same ones."""
+    total = np.zeros((), np.uint64) + np.uint64(salt * 7919 + 17)
+    for part in whole:
+        total = (total ^ np.asarray(part, np.int64).astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        total ^= total >> np.uint64(29)
+    return ((total * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)

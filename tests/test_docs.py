@@ -82,6 +82,12 @@ def test_the_readmes_tree_names_every_module() -> None:
                 assert module.name in tree, module
 
 
+def test_the_page_of_the_page_names_every_module_of_it() -> None:
+    named = set(re.findall(r"`([a-z]+\.js)`", _read("docs/page.md")))
+
+    assert {module.name for module in (ROOT / "api" / "web").glob("*.js")} == named
+
+
 def test_no_page_or_code_names_a_registrys_host_or_somebodys_folder() -> None:
     tracked = [path for path in ROOT.rglob("*") if path.suffix in (".py", ".md", ".toml", ".yml", ".lua", ".txt")]
     for path in tracked:

@@ -98,7 +98,7 @@ def test_two_keys_at_once_are_none(serve: Serve, bearer: Any) -> None:
 def test_the_page_and_the_probes_need_no_key_and_all_else_does(serve: Serve) -> None:
     """By the OpenAPI document, so that a new route is closed from the beginning."""
     client = serve()
-    for path in ("/", "/livez", "/readyz", "/openapi.json", "/docs", "/web/app.js", "/web/style.css"):
+    for path in ("/", "/livez", "/readyz", "/openapi.json", "/docs", "/j/job_x", "/web/app.js", "/web/style.css"):
         assert 200 == client.get(path).status_code, path
     document = client.get("/openapi.json").json()
 
@@ -313,3 +313,13 @@ def test_an_outage_of_the_store_is_503_for_every_key(
     own_valkey.start()
     assert 200 == client.get("/v1/jobs", headers=headers).status_code
     keys.close()
+
+
+def test_a_picture_is_fetched_by_its_owner_alone(
+    serve: Serve, bearer: Callable[..., dict[str, str]], files: dict[str, Any]
+) -> None:
+    client, own, foreign = serve(), bearer(), bearer()
+    kept = client.post("/v1/images", files={"image": files["content"]}, headers=own)
+    address = kept.headers["location"]
+
+    assert [200, 404, 401] == [client.get(address, headers=who).status_code for who in (own, foreign, {})]

@@ -38,9 +38,32 @@ def test_an_upload_is_safe_from_the_janitor(client: TestClient, files: dict[str,
     assert [] == store.condemn()
 
 
+def test_an_upload_can_be_fetched_as_it_came(client: TestClient, files: dict[str, Any]) -> None:
+    """Shown in a browser, it can do nothing."""
+    for name, kind in (("content", "image/jpeg"), ("style", "image/png")):
+        kept = client.post("/v1/images", files={"image": files[name]})
+        answer = client.get(kept.headers["location"])
+
+        assert (200, kind, files[name][1]) == (answer.status_code, answer.headers["content-type"], answer.content)
+        assert "sandbox" in answer.headers["content-security-policy"]
+
+
+def test_to_look_at_a_picture_does_not_make_it_stay(
+    client: TestClient, submit: Any, files: dict[str, Any], store: JobStore
+) -> None:
+    """Who deletes a job deletes its pictures, also those that were just shown."""
+    job = submit().json()
+    photo = job["input"]["content"]
+    shown = client.get(f"/v1/images/{photo}").status_code
+    client.delete(job["links"]["self"])
+    store.expire(0)
+
+    assert (200, 404) == (shown, client.get(f"/v1/images/{photo}").status_code)
+
+
 @pytest.mark.parametrize("digest", ["x", "sha256:" + "0" * 64, "..%2f..", "%00"])
 def test_what_is_not_here_is_404(client: TestClient, digest: str) -> None:
-    assert 404 == client.head(f"/v1/images/{digest}").status_code
+    assert [404, 404] == [client.request(method, f"/v1/images/{digest}").status_code for method in ("HEAD", "GET")]
 
 
 def test_a_bad_upload_is_refused_and_leaves_nothing(client: TestClient, tmp_path: Any) -> None:

@@ -17,7 +17,9 @@ def _policy(answer: object) -> dict[str, str]:
     return {name: rest for name, _, rest in (part.partition(" ") for part in parts)}
 
 
-@pytest.mark.parametrize("path", ["/", "/web/app.js", "/docs", "/openapi.json", "/livez", "/v1/jobs", "/nowhere"])
+@pytest.mark.parametrize(
+    "path", ["/", "/j/job_x", "/web/app.js", "/docs", "/openapi.json", "/livez", "/v1/jobs", "/nowhere"]
+)
 def test_every_answer_can_neither_be_sniffed_nor_embedded_nor_run(client: TestClient, path: str) -> None:
     answer = client.get(path)
     policy = _policy(answer)
@@ -38,11 +40,29 @@ def test_data_opened_as_a_page_is_in_a_sandbox(client: TestClient) -> None:
 
 
 def test_the_page_needs_nothing_that_its_policy_forbids(client: TestClient) -> None:
-    html, script = client.get("/").text, (WEB / "app.js").read_text()
+    html, script = client.get("/").text, "".join(module.read_text() for module in WEB.glob("*.js"))
 
     assert not re.search(r"<script(?![^>]*src=)|<style|\son\w+=|\sstyle=|javascript:", html)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script)
-    assert all(address.startswith("/") for address in re.findall(r"(?:src|href)=\"([^\"]+)\"", html))
+    of_a_job = client.get("/j/job_x")
+    assert (html, _policy(client.get("/"))) == (of_a_job.text, _policy(of_a_job))
+    assert all(address[0] in "/#" for address in re.findall(r"(?:src|href)=\"([^\"]+)\"", html))
+
+
+def test_no_module_of_an_older_page_meets_one_of_a_newer(client: TestClient) -> None:
+    """A browser asks each time, and is told whether its copy is still the one."""
+    for path in ("/", "/j/job_x", "/web/app.js", "/web/gallery/index.json"):
+        answer = client.get(path)
+
+        assert "no-cache" == answer.headers["cache-control"]
+        again = client.get(path, headers={"If-None-Match": answer.headers["etag"]})
+        assert again.status_code in {200, 304}
+        assert "no-cache" == again.headers["cache-control"]
+
+
+def test_the_page_stays_small() -> None:
+    """Without its pictures."""
+    assert sum(file.stat().st_size for file in WEB.iterdir() if file.is_file()) < 80 * 1024
 
 
 def test_the_docs_run_the_scripts_that_they_name_and_no_others(client: TestClient) -> None:

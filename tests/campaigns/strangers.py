@@ -355,6 +355,7 @@ def _timings(scene: Scene, count: int, tell: Tell) -> None:
         "GET job": (job, lambda name: scene.stranger.ask("GET", f"/v1/jobs/{name}")),
         "GET result": (job, lambda name: scene.stranger.ask("GET", f"/v1/jobs/{name}/result")),
         "POST cancel": (job, lambda name: scene.stranger.ask("POST", f"/v1/jobs/{name}/cancel")),
+        "GET picture": (digest, lambda name: scene.stranger.ask("GET", f"/v1/images/{name}")),
         "HEAD picture": (digest, lambda name: scene.stranger.ask("HEAD", f"/v1/images/{name}")),
     }
     for name, (real, ask) in questions.items():

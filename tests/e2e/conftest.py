@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -79,7 +80,21 @@ def settings() -> dict[str, str]:
 
 @pytest.fixture
 def service(tmp_path: Path, weights: WeightsCache, settings: dict[str, str]) -> Iterator[Service]:
-    running = Service(tmp_path, weights.folder.parent)
+    with serving(tmp_path, weights, settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared_service(tmp_path_factory: pytest.TempPathFactory, weights: WeightsCache) -> Iterator[Service]:
+    """One for all tests of a module that only use it."""
+    with serving(tmp_path_factory.mktemp("service"), weights, {"IMPASTO_WORKER_PREVIEW_SECONDS": "0.2"}) as running:
+        yield running
+
+
+@contextmanager
+def serving(folder: Path, weights: WeightsCache, settings: dict[str, str]) -> Iterator[Service]:
+    """Started, and gone afterwards with all that it started."""
+    running = Service(folder, weights.folder.parent)
     running.environment |= settings
     running.start()
     before = running.processes()

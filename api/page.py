@@ -1,0 +1,28 @@
+"""The page: one HTML file at two addresses, and its modules, styles and pictures. Knows nothing of what they do."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse, Response
+from fastapi.staticfiles import StaticFiles
+
+WEB = Path(__file__).with_name("web")
+ADDRESSES = ("/", "/j/{job_id}")  # the page finds in its own address which job to show
+
+# A browser asks each time whether there is a newer one: modules of two versions do not fit together.
+_FRESH = {"Cache-Control": "no-cache"}
+
+
+class _Files(StaticFiles):
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        answer = super().file_response(*args, **kwargs)
+        answer.headers.update(_FRESH)
+        return answer
+
+
+def add_page(app: FastAPI) -> None:
+    """Serve it."""
+    app.mount("/web", _Files(directory=WEB), name="web")
+    for address in ADDRESSES:
+        app.add_api_route(address, lambda: FileResponse(WEB / "index.html", headers=_FRESH), include_in_schema=False)
