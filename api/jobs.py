@@ -15,7 +15,7 @@ from api.images import inspected, known
 from core import errors, images
 from core.images import FORMATS
 from core.jobs import Job, JobInput, Limits, Status, Terms, is_job_id, new_job_id
-from core.spec import StyleSpec, parse_spec, result_size
+from core.spec import StyleSpec, parse_spec, result_size, varied
 from core.store import JobStore
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -61,7 +61,7 @@ class Retry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     spec: dict[str, Any] = Field(
-        {}, description="Knobs, as in a submission.", json_schema_extra=StyleSpec.model_json_schema()
+        {}, description="Knobs, as in a submission.", json_schema_extra=submission.knobs_schema()
     )
     webhook: str | None = Field(None, description="A URL that is told when the new job has ended.")
 
@@ -280,7 +280,7 @@ def retry(
     if old.gone:
         raise errors.ResultGone("The job's pictures are no longer kept; submit them again.")
     change = change or Retry()
-    spec = parse_spec({**old.input.spec, **change.spec})
+    spec = parse_spec(varied(old.input.spec, change.spec))
     spec = spec.for_pictures(len(old.input.styles), len(old.input.masks), init_image=old.input.init_image is not None)
     job_input = old.input.model_copy(update={"spec": spec.model_dump()})
     wishes = taker.agreed(submission.Wishes(priority=old.priority, webhook=change.webhook))

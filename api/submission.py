@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData
 
 from api import form
-from core import errors, images
+from core import errors, images, presets
 from core.blobs import Blobs, Part
 from core.jobs import Priority
 from core.spec import KNOBS, MAX_STYLES, StyleSpec
@@ -62,7 +62,7 @@ WISHES = {
 }
 
 
-_FORM = form.Limits(files=MAX_PICTURES, fields=2 * len(KNOBS) + len(WISHES), text_bytes=_JSON_BYTES)
+_FORM = form.Limits(files=MAX_PICTURES, fields=2 * len(KNOBS) + len(WISHES) + 1, text_bytes=_JSON_BYTES)
 
 
 @dataclass
@@ -153,7 +153,7 @@ def _from_form(data: FormData) -> Submission:
             raise errors.BadRequest("A knob was sent twice.")
         elif name in WISHES:
             wishes |= {name: value} if value.strip() else {}
-        elif value.strip() or name not in KNOBS:  # a form on a page sends its empty fields, too
+        elif value.strip() or name not in (*KNOBS, presets.FIELD):  # a form on a page sends its empty fields, too
             knobs[name] = value
     contents, styles, masks, inits = pictures.values()
     if len(contents) != 1 or not 1 <= len(styles) <= MAX_STYLES or len(inits) > 1:
@@ -174,9 +174,17 @@ def _object(text: bytes) -> dict[str, Any]:
     return data
 
 
+def knobs_schema() -> dict[str, Any]:
+    """For OpenAPI: every knob, and the preset."""
+    spec = StyleSpec.model_json_schema()
+    words = "Knobs that go together (GET /v1/presets); those that are sent beside it win."
+    spec["properties"][presets.FIELD] = {"type": "string", "enum": [*presets.PRESETS], "description": words}
+    return spec
+
+
 def openapi_body() -> dict[str, Any]:
     """The request body's description for OpenAPI, made from StyleSpec."""
-    spec = StyleSpec.model_json_schema()
+    spec = knobs_schema()
     knobs = {
         name: {"type": "string", "description": knob["description"]}
         if "type" not in knob or knob["type"] in ("array", "object")

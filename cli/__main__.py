@@ -21,7 +21,7 @@ from cli.keys import keys
 from cli.up import LocalService, service_url
 from cli.weights import opened as opened_weights
 from cli.weights import weights
-from core import errors, images, settings
+from core import errors, images, presets, settings
 from core.blobs import digest_of
 from core.jobs import LOCAL, Job, JobInput, NetworkUsed, Status
 from core.settings import Settings
@@ -66,7 +66,7 @@ impasto.add_command(weights)
 
 
 def knobs(command: Command) -> Command:
-    """One option for each knob of StyleSpec."""
+    """One option for each knob of StyleSpec, and one for the presets."""
     for name, field in reversed(StyleSpec.model_fields.items()):
         default = (
             ",".join(f"{layer}={weight:g}" for layer, weight in field.default.items())
@@ -75,7 +75,9 @@ def knobs(command: Command) -> Command:
         )
         text = f"{field.description}  [{allowed(name)}; default: {'none' if default == [] else default}]"
         command = click.option(f"--{name.replace('_', '-')}", name, metavar="X", help=text)(command)
-    return command
+    told = " ".join(f"{preset.name}: {preset.words}" for preset in presets.PRESETS.values())
+    text = f"Knobs that go together; those given beside it win. {told}"
+    return click.option(f"--{presets.FIELD}", type=click.Choice([*presets.PRESETS]), help=text)(command)
 
 
 existing = click.Path(exists=True, dir_okay=False, path_type=Path)

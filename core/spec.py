@@ -4,11 +4,12 @@ Each field has its default, its range, its unit and one sentence. Knows no tenso
 """
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from core import errors
+from core import errors, presets
 
 ModelName = Literal["auto", "vgg19", "vgg16"]
 Layer = Literal[
@@ -200,10 +201,11 @@ KNOBS: tuple[str, ...] = tuple(StyleSpec.model_fields)
 
 
 def parse_spec(knobs: dict[str, Any]) -> StyleSpec:
-    """Knobs as they came (text from a form or a command line, or JSON values) to a spec.
+    """Knobs as they came (text from a form or a command line, or JSON values), perhaps with a preset, to a spec.
 
     Raises BadSpec with one sentence that names the knob and its range; the value itself is never repeated.
     """
+    knobs = presets.expanded(knobs)
     for name, value in knobs.items():
         if isinstance(value, bool) and name in KNOBS and name != "seamless":  # pydantic would take true for 1
             raise errors.BadSpec(f"{name} must be {allowed(name)}.")
@@ -217,6 +219,18 @@ def parse_spec(knobs: dict[str, Any]) -> StyleSpec:
     if name not in StyleSpec.model_fields:
         raise errors.BadSpec(f"There is no such knob; the knobs are {', '.join(KNOBS)}.")
     raise errors.BadSpec(f"{name} must be {allowed(name)}.")
+
+
+def varied(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """The knobs of an earlier run with what is to be different. Raises BadSpec for a preset that there is not.
+
+    Another objective weighs by other units, so it does not keep the earlier style_weight.
+    """
+    change = presets.expanded(change)
+    kept = dict(spec)
+    if change.get("objective", spec.get("objective")) != spec.get("objective"):
+        kept.pop("style_weight", None)
+    return kept | change
 
 
 def allowed(name: str) -> str:

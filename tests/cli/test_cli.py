@@ -13,6 +13,7 @@ from cli.up import free_port
 from core import images
 from core.blobs import digest_of
 from core.neural.weights import WeightsCache
+from core.presets import PRESETS
 from core.spec import KNOBS
 from core.webhooks import Policy
 
@@ -52,6 +53,15 @@ def test_stylize_paints_without_a_service(impasto: Any, pictures: tuple[str, str
     record = images.provenance_of((tmp_path / "out.png").read_bytes())
     assert record is not None
     assert (4, {"relu1_1": 1.0}) == (record["spec"]["iterations"], record["spec"]["style_layers"])
+
+
+def test_a_preset_gives_way_to_the_knobs_beside_it(impasto: Any, pictures: tuple[str, str], tmp_path: Path) -> None:
+    knobs = ["--preset", "draft", "--size", "64", "--iterations", "2"]
+
+    assert 0 == impasto("stylize", *pictures, "-o", "out.png", *knobs).returncode
+    record = images.provenance_of((tmp_path / "out.png").read_bytes())
+    assert record is not None
+    assert (64, "draft") == (record["spec"]["size"], record["spec"]["quality"])
 
 
 def test_a_plan_is_said_and_nothing_is_painted(impasto: Any, pictures: tuple[str, str], tmp_path: Path) -> None:
@@ -102,6 +112,7 @@ def test_the_outputs_ending_chooses_the_format(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (["--preset", "x"], "'x' is not one of 'draft', 'faithful'"),
         (["--size", "nan"], "size must be a whole number from 64 to 8192."),
         (["--no-such-knob", "1"], "No such option"),
         (["--memory-gb", "-1"], "-1.0 is not in the range"),
@@ -225,4 +236,5 @@ def test_help_tells_every_command_and_every_knob(impasto: Any) -> None:
     commands = ["up", "api", "worker", "webhooks", "webhook-secret", "stylize", "submit", "watch", "weights", "demo"]
     for command in commands:
         assert command in words
-    assert all(f"--{name.replace('_', '-')}" in knobs for name in KNOBS)
+    assert all(f"--{name.replace('_', '-')}" in knobs for name in (*KNOBS, "preset"))
+    assert all(f"{name}: " in knobs for name in PRESETS)
