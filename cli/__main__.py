@@ -16,7 +16,6 @@ from typing import Any
 import click
 
 from cli.bar import Bar
-from cli.client import Client
 from cli.keys import keys
 from cli.up import LocalService, service_url
 from cli.weights import opened as opened_weights
@@ -26,6 +25,7 @@ from core.blobs import digest_of
 from core.jobs import LOCAL, Job, JobInput, NetworkUsed, Status
 from core.settings import Settings
 from core.spec import StyleSpec, allowed, parse_spec
+from impasto import Client
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 _SUFFIXES: dict[str, images.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -40,7 +40,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (errors.BadInput, errors.BadSettings, errors.Unauthorized) as error:
+    except (errors.BadInput, errors.NotFound, errors.Conflict, errors.BadSettings, errors.Unauthorized) as error:
         sys.exit(_say(error.message, 2))
     except errors.ImpastoError as error:
         sys.exit(_say(error.message, 1))
@@ -185,7 +185,7 @@ def submit(
     """Send a job to a service; with --wait, follow it and write the result."""
     _check_output(output)
     with _client(url) as client:
-        job = client.submit(content, style, _given(given), masks, init_image)
+        job = client.submit(content, style, masks=masks, init_image=init_image, **_given(given))
         click.echo(client.link(job))
         if wait or output:
             _fetch(client, _follow(client, job.id), output)
@@ -203,8 +203,7 @@ def watch(job: str, url: str | None, output: Path | None) -> None:
 
 
 def _client(url: str | None) -> Client:
-    config = settings.read(Settings)
-    return Client(url or config.url, config.key.get_secret_value())
+    return Client(url)
 
 
 def _follow(client: Client, job_id: str, between: Callable[[], None] = lambda: None) -> Job:
@@ -236,7 +235,7 @@ def _check_output(output: Path | None) -> None:
         raise errors.BadInput(f"{output} cannot be written.")
 
 
-def _given(options: dict[str, str | None]) -> dict[str, str]:
+def _given(options: dict[str, str | None]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -259,7 +258,7 @@ def demo(size: str, output: Path, host: str, port: int) -> None:
 
 
 def _demo(client: Client, size: str, output: Path, between: Callable[[], None]) -> None:
-    job = client.submit(SAMPLES / "harbor.jpg", [SAMPLES / "strokes.jpg"], {"size": size})
+    job = client.submit(SAMPLES / "harbor.jpg", SAMPLES / "strokes.jpg", size=size)
     _fetch(client, _follow(client, job.id, between), output)
     click.echo(client.link(job))
 

@@ -42,7 +42,7 @@
 Each class carries a stable `code`; its docstring is the default message and says what to do.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 class ImpastoError(Exception):
     """Something went wrong inside the service; the log has the details."""
 
-    code: ClassVar[str] = "internal"
+    code: str = "internal"  # of the class; a client gives an error that it does not know its own
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())

@@ -29,8 +29,8 @@ PRESETS: dict[str, Preset] = {
         Preset("brushwork", "Large strokes; the photo shines through.", {"strength": 0.75, "style_scale": 1.6}),
         Preset("keep-colors", "The painting's strokes in the photo's own colors.", {"preserve_color": "luminance"}),
         Preset(
-            "poster",
-            "Large calm areas with the painting's colors.",
+            "pastel",
+            "Soft areas without fine strokes, in lighter colors.",
             {"strength": 0.6, "tv_weight": 40, "style_layers": {"relu3_1": 1, "relu4_1": 1, "relu5_1": 1}},
         ),
         Preset(

@@ -90,7 +90,7 @@ def test_every_file_that_the_pages_name_is_there() -> None:
 
 def test_the_readmes_tree_names_every_module() -> None:
     tree = _read("README.md")
-    for folder in ("core", "core/neural", "worker", "api", "cli"):
+    for folder in ("core", "core/neural", "worker", "api", "cli", "impasto"):
         for module in (ROOT / folder).glob("*.py"):
             if module.stem not in ("__init__", "__main__", "torchvision_registry"):
                 assert module.name in tree, module
