@@ -137,13 +137,15 @@ async def submit(
     taker: Annotated[Taker, Depends()],
     idempotency_key: Annotated[str | None, Header(pattern=_KEY)] = None,
 ) -> JobResource:
-    """Send `content`, one or more `style`, and any knob; `mask` and `init_image` are further pictures.
+    """Send `content`, one or more `style`, and any knob; `mask` and `init_image` are further pictures. Or send a result
+    as `from`, and what is to be different.
 
     Answers at once with the job; poll its `self` link. The same `Idempotency-Key` again, within a day, gives the same
     job: send one, and a request may be repeated safely when its answer was lost.
     """
-    async with submission.received(request, taker.blobs) as submitted:
-        wishes = taker.agreed(submitted.wishes)
+    async with submission.received(request, taker.blobs) as sent:
+        wishes = taker.agreed(sent.wishes)
+        submitted = await run_in_threadpool(_completed, sent, taker)
         spec = await run_in_threadpool(_resolved, submitted, taker)
         seen = zip(submitted.pictures(), _must_select(submitted, spec), strict=False)
         sizes = [await inspected(_file(picture, taker.blobs), mask=mask) for picture, mask in seen]
@@ -152,13 +154,28 @@ async def submit(
         return await run_in_threadpool(taker.take, job_input, wishes, response, key=idempotency_key)
 
 
+def _completed(submitted: submission.Submission, taker: Taker) -> submission.Submission:
+    """With what the record of a result says, where nothing was sent. It is a stranger's word, and checked like one."""
+    if submitted.source is None:
+        return submitted
+    if isinstance(submitted.source, str):
+        known(submitted.source, taker.caller.owner, taker.store, taker.blobs)
+    with _file(submitted.source, taker.blobs).open("rb") as file:
+        return submitted.over(JobInput.of_record(images.provenance_of(file)))
+
+
 def _resolved(submitted: submission.Submission, taker: Taker) -> StyleSpec:
     """The knobs for these pictures; those named by digest are here, and stay."""
     spec = parse_spec(submitted.knobs)
     init = submitted.init_image is not None
     spec = spec.for_pictures(len(submitted.styles), len(submitted.masks), init_image=init)
-    for digest in (picture for picture in submitted.pictures() if isinstance(picture, str)):
-        known(digest, taker.caller.owner, taker.store, taker.blobs)
+    try:
+        for digest in (picture for picture in submitted.pictures() if isinstance(picture, str)):
+            known(digest, taker.caller.owner, taker.store, taker.blobs)
+    except errors.ImageNotFound:
+        if submitted.source is None:
+            raise
+        raise errors.ImageNotFound("A picture that the record names is not here; send it beside from.") from None
     return spec
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from fastapi import Request
@@ -13,14 +13,14 @@ from starlette.datastructures import FormData
 from api import form
 from core import errors, images, presets
 from core.blobs import Blobs, Part
-from core.jobs import Priority
-from core.spec import KNOBS, MAX_STYLES, StyleSpec
+from core.jobs import JobInput, Priority
+from core.spec import KNOBS, MAX_STYLES, StyleSpec, varied
 
-MAX_PICTURES = 2 + 2 * MAX_STYLES  # the photo, paintings, a mask for each, and one to begin with
+MAX_PICTURES = 3 + 2 * MAX_STYLES  # the photo, paintings, a mask for each, one to begin with, an earlier result
 BODY_BYTES = MAX_PICTURES * (images.MAX_BYTES + 10_000) + 1_000_000
 _JSON_BYTES = 100_000
 
-PICTURE_FIELDS = ("content", "style", "mask", "init_image")
+PICTURE_FIELDS = ("content", "style", "mask", "init_image", "from")
 
 Picture = Part | str  # an uploaded file, or the digest of a picture sent before
 
@@ -67,18 +67,37 @@ _FORM = form.Limits(files=MAX_PICTURES, fields=2 * len(KNOBS) + len(WISHES) + 1,
 
 @dataclass
 class Submission:
-    """Two or more pictures, knobs as they came, and wishes."""
+    """Pictures, knobs as they came, and wishes."""
 
-    content: Picture
+    content: Picture | None  # None: that of the source
     styles: list[Picture]
     masks: list[Picture] = field(default_factory=list)
     init_image: Picture | None = None
+    source: Picture | None = None  # a result, whose record says what was not sent
     knobs: dict[str, Any] = field(default_factory=dict)
     wishes: Wishes = field(default_factory=Wishes)
 
     def pictures(self) -> list[Picture]:
         """All of them, in the order of JobInput."""
-        return [self.content, *self.styles, *self.masks, *([] if self.init_image is None else [self.init_image])]
+        every = [self.content, *self.styles, *self.masks, self.init_image]
+        return [picture for picture in every if picture is not None]
+
+    def over(self, before: JobInput) -> "Submission":
+        """The earlier job's pictures and knobs, with what was sent in their place.
+
+        New paintings come without the earlier ones' masks and shares. Raises BadSpec for a preset that there is not.
+        """
+        kept = {name: value for name, value in before.spec.items() if not (self.styles and name == "style_weights")}
+        knobs = varied(kept, self.knobs)
+        first = before.init_image if knobs.get("init") == "picture" else None
+        return replace(
+            self,
+            content=before.content if self.content is None else self.content,
+            styles=self.styles or [*before.styles],
+            masks=self.masks or ([] if self.styles else [*before.masks]),
+            init_image=first if self.init_image is None else self.init_image,
+            knobs=knobs,
+        )
 
 
 @asynccontextmanager
@@ -109,18 +128,20 @@ async def _body(request: Request) -> bytes:
 def _from_json(body: bytes) -> Submission:
     data = _object(body)
     content, styles, knobs = data.pop("content", None), data.pop("styles", None), data.pop("spec", {})
-    masks, init_image = data.pop("masks", []), data.pop("init_image", None)
+    masks, init_image, source = data.pop("masks", []), data.pop("init_image", None), data.pop("from", None)
+    if isinstance(source, str):
+        content, styles = content or None, [] if styles is None else styles
     wishes = _wishes({name: data.pop(name) for name in WISHES if name in data})
-    if data or not isinstance(content, str) or not isinstance(knobs, dict):
+    if data or not isinstance(content, str if source is None else str | None) or not isinstance(knobs, dict):
         raise errors.BadRequest(
-            "The JSON body must have content (a digest) and styles (digests); "
+            "The JSON body must have content (a digest) and styles (digests), or from (the digest of a result); "
             f"it may have masks, init_image, spec, {', '.join(WISHES)}."
         )
-    if not _are_digests(styles) or not styles:
+    if not _are_digests(styles) or not (styles or source):
         raise errors.BadRequest("styles must be a list of one or more digests.")
-    if not _are_digests(masks) or not isinstance(init_image, str | None):
-        raise errors.BadRequest("masks must be a list of digests, init_image a digest.")
-    return Submission(content, styles, masks, init_image, knobs, wishes)
+    if not _are_digests(masks) or not isinstance(init_image, str | None) or not isinstance(source, str | None):
+        raise errors.BadRequest("masks must be a list of digests, init_image and from a digest.")
+    return Submission(content, styles, masks, init_image, source, knobs, wishes)
 
 
 def _wishes(values: dict[str, Any]) -> Wishes:
@@ -155,10 +176,14 @@ def _from_form(data: FormData) -> Submission:
             wishes |= {name: value} if value.strip() else {}
         elif value.strip() or name not in (*KNOBS, presets.FIELD):  # a form on a page sends its empty fields, too
             knobs[name] = value
-    contents, styles, masks, inits = pictures.values()
-    if len(contents) != 1 or not 1 <= len(styles) <= MAX_STYLES or len(inits) > 1:
-        raise errors.BadRequest(f"Send one file as content, 1 to {MAX_STYLES} as style, and at most one as init_image.")
-    return Submission(contents[0], styles, masks, inits[0] if inits else None, {**spec, **knobs}, _wishes(wishes))
+    contents, styles, masks, inits, sources = pictures.values()
+    least = 0 if sources else 1
+    if not (least <= len(contents) <= 1 and least <= len(styles) <= MAX_STYLES and len(inits) <= 1 >= len(sources)):
+        raise errors.BadRequest(
+            f"Send one file as content, 1 to {MAX_STYLES} as style, and at most one as init_image; or a result as from."
+        )
+    content, init_image, source = (found[0] if found else None for found in (contents, inits, sources))
+    return Submission(content, styles, masks, init_image, source, {**spec, **knobs}, _wishes(wishes))
 
 
 def _object(text: bytes) -> dict[str, Any]:
@@ -193,7 +218,9 @@ def openapi_body() -> dict[str, Any]:
     }
     picture = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP, or the digest of an upload."}
     many = {"type": "array", "items": picture}
+    words = "A PNG that was painted here, or its digest: it runs again, but for what else is sent."
     files = {"content": picture, "style": many, "mask": many, "init_image": picture}
+    files["from"] = {**picture, "description": words}
     wishes = Wishes.model_json_schema()["properties"]
     wishes["priority"] = {**wishes["priority"], "type": "string", "enum": [*Priority]}
     wishes["priority"].pop("$ref", None)
@@ -202,20 +229,25 @@ def openapi_body() -> dict[str, Any]:
     masks = {"type": "array", "items": digest, "maxItems": MAX_STYLES}
     styles = {**masks, "minItems": 1}
     digests = {"content": digest, "styles": styles, "masks": masks, "init_image": digest, "spec": spec, **wishes}
+    digests["from"] = {**digest, "description": words}
     return {
         "required": True,
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "required": ["content", "style"], "properties": form},
+                "schema": {"type": "object", "anyOf": _either("style"), "properties": form},
                 "encoding": {"style": {"explode": True}, "mask": {"explode": True}},
             },
             "application/json": {
                 "schema": {
                     "type": "object",
-                    "required": ["content", "styles"],
+                    "anyOf": _either("styles"),
                     "properties": digests,
                     "additionalProperties": False,
                 }
             },
         },
     }
+
+
+def _either(styles: str) -> list[dict[str, Any]]:
+    return [{"required": ["content", styles]}, {"required": ["from"]}]

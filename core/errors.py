@@ -6,6 +6,7 @@
     │   ├── BadImage           a picture
     │   │   ├── UnsupportedImage
     │   │   └── ImageTooLarge
+    │   ├── BadRecord          of how a picture was made
     │   ├── BadWebhook         where a webhook is to go
     │   ├── UploadTooLarge
     │   └── BadRequest
@@ -96,6 +97,12 @@ class ImageTooLarge(BadImage):
     """The picture has more pixels than are taken."""
 
     code = "image_too_large"
+
+
+class BadRecord(BadInput):
+    """The file carries no record of how it was made, or a damaged one; take a PNG as Impasto made it."""
+
+    code = "bad_record"
 
 
 class BadWebhook(BadInput):

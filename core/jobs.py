@@ -7,15 +7,15 @@ Knows nothing of Redis, Celery or HTTP. The store (store.py, store.lua) is the o
 import re
 import secrets
 from base64 import b32encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core import images
+from core import errors, images
 
 MAX_ATTEMPTS = 3  # in a row that brought it no further
 _ID = re.compile(r"job_[a-z2-7]{26}")
@@ -78,6 +78,14 @@ class JobInput(_Record):
     def provenance(self, model: "NetworkUsed") -> dict[str, Any]:
         """What a result's PNG tells of its making, with a service or without."""
         return {"program": "impasto", **self.model_dump(), "model": model.model_dump()}
+
+    @classmethod
+    def of_record(cls, provenance: Mapping[str, Any] | None) -> "JobInput":
+        """What `provenance` told, from a file that anybody may have written. Raises BadRecord."""
+        try:
+            return cls.model_validate(provenance)
+        except ValidationError as error:
+            raise errors.BadRecord() from error
 
 
 class Priority(StrEnum):

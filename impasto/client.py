@@ -94,9 +94,10 @@ class Client:
 
     def submit(
         self,
-        content: Picture,
-        styles: Picture | Sequence[Picture],
+        content: Picture | None = None,
+        styles: Picture | Sequence[Picture] = (),
         *,
+        source: Picture | None = None,
         masks: Sequence[Picture] = (),
         init_image: Picture | None = None,
         priority: Priority | str | None = None,
@@ -107,10 +108,15 @@ class Client:
     ) -> Job:
         """A new job. `knobs` are those of docs/api.md, and `preset`; what is None is left to the service.
 
-        Raises BadInput with the service's words, ImageNotFound for a digest that is not there.
+        source: a result's PNG, to run again but for what else is given; else content and styles are needed.
+        Raises BadInput with the service's words, ImageNotFound for a digest that is not there, BadRecord.
         """
-        pictures = [("content", content), *(("style", style) for style in _many(styles))]
-        pictures += [("mask", mask) for mask in masks] + ([] if init_image is None else [("init_image", init_image)])
+        single = _set({"content": content, "init_image": init_image, "from": source})
+        pictures = [
+            *single.items(),
+            *(("style", style) for style in _many(styles)),
+            *(("mask", mask) for mask in masks),
+        ]
         wishes = {"priority": priority, "deadline_seconds": deadline_seconds, "reuse": reuse, "webhook": webhook}
         fields = {"spec": _set(knobs), **_set(wishes)}
         texts = [(name, (None, _text(value))) for name, value in fields.items()]

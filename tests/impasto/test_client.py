@@ -59,6 +59,15 @@ def test_pictures_are_paths_bytes_or_digests_and_keep_their_order(client: Client
     assert (one, [other, one, one], [other, one, one]) == (job.input.content, job.input.styles, job.input.masks)
 
 
+def test_a_result_runs_again_by_its_file(client: Client, pictures: Pictures, worker: Any) -> None:
+    first = client.submit(*pictures, size=64, seed=5)
+    worker.claim()
+    again = client.submit(source=worker.succeed(), seed=6)
+
+    assert {**first.input.spec, "seed": 6} == again.input.spec
+    assert first.input.digests() == again.input.digests()
+
+
 def test_wishes_show_in_the_job_and_what_is_none_is_left_out(client: Client, pictures: Pictures) -> None:
     job = client.submit(
         *pictures, init_image=pictures[0], init="picture", priority="low", deadline_seconds=60, seed=None
