@@ -71,7 +71,7 @@ def is_open(path: str) -> bool:
 
 def kind_of(method: str, path: str) -> Kind:
     """How the request is counted."""
-    submits = method == "POST" and (path in ("/v1/jobs", "/v1/images") or path.endswith("/retry"))
+    submits = method == "POST" and (path in ("/v1/jobs", "/v1/images", "/v1/batches") or path.endswith("/retry"))
     return Kind.SUBMISSION if submits else Kind.OTHER
 
 

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from api.problems import REFUSALS, STATUS
 from core import errors
 
-_IDS = {"job_id": "^job_[a-z2-7]{26}$", "digest": "^sha256:[0-9a-f]{64}$"}
+_IDS = {"job_id": "^job_[a-z2-7]{26}$", "batch_id": "^batch_[a-z2-7]{26}$", "digest": "^sha256:[0-9a-f]{64}$"}
 _STOCK = ("HTTPValidationError", "ValidationError")
 
 Json = dict[str, Any]

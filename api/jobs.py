@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 POLL_SECONDS = 1
 _BODY_BYTES = 100_000
-_KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
+KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
 
 
 def _pictures(*formats: str) -> dict[int | str, dict[str, Any]]:
@@ -91,6 +91,24 @@ class Taker:
             return wishes
         return wishes.model_copy(update={"webhook": self.webhooks.receiver(wishes.webhook).url})
 
+    def terms(self, wishes: submission.Wishes, key: str | None, old: str | None = None) -> Terms:
+        """What is agreed. Raises BadSpec where the wishes are above what the caller may."""
+        return Terms(
+            owner=self.caller.owner,
+            priority=wishes.priority_within(self.caller.priority),
+            deadline_seconds=wishes.deadline_seconds,
+            reuse=wishes.reuse,
+            webhook=wishes.webhook,
+            keep_seconds=self.config.keep_days * 86_400,
+            idempotency_key=key,
+            retried_from=old,
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """How many jobs are taken."""
+        return Limits(queued=self.config.max_queued, per_owner=self.config.max_jobs_per_caller)
+
     def take(
         self,
         job_input: JobInput,
@@ -101,19 +119,8 @@ class Taker:
         old: str | None = None,
     ) -> JobResource:
         """Create the job and ring for it. Its pictures are stored."""
-        terms = Terms(
-            owner=self.caller.owner,
-            priority=wishes.priority_within(self.caller.priority),
-            deadline_seconds=wishes.deadline_seconds,
-            reuse=wishes.reuse,
-            webhook=wishes.webhook,
-            keep_seconds=self.config.keep_days * 86_400,
-            idempotency_key=key,
-            retried_from=old,
-        )
-        limits = Limits(queued=self.config.max_queued, per_owner=self.config.max_jobs_per_caller)
         job_id = new_job_id()
-        job = self.store.create(job_id, job_input, terms, limits)
+        job = self.store.create(job_id, job_input, self.terms(wishes, key, old), self.limits)
         if job.id != job_id:
             response.headers["Idempotent-Replayed"] = "true"
         elif not job.status.ended:  # if it runs already, by the bell of another, that one has none now
@@ -135,7 +142,7 @@ async def submit(
     request: Request,
     response: Response,
     taker: Annotated[Taker, Depends()],
-    idempotency_key: Annotated[str | None, Header(pattern=_KEY)] = None,
+    idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
 ) -> JobResource:
     """Send `content`, one or more `style`, and any knob; `mask` and `init_image` are further pictures. Or send a result
     as `from`, and what is to be different.
@@ -148,7 +155,7 @@ async def submit(
         submitted = await run_in_threadpool(_completed, sent, taker)
         spec = await run_in_threadpool(_resolved, submitted, taker)
         seen = zip(submitted.pictures(), _must_select(submitted, spec), strict=False)
-        sizes = [await inspected(_file(picture, taker.blobs), mask=mask) for picture, mask in seen]
+        sizes = [await inspected(file_of(picture, taker.blobs), mask=mask) for picture, mask in seen]
         result_size(*sizes[0], spec.size, seamless=spec.seamless)
         job_input = await run_in_threadpool(_stored, submitted, spec, taker)
         return await run_in_threadpool(taker.take, job_input, wishes, response, key=idempotency_key)
@@ -160,7 +167,7 @@ def _completed(submitted: submission.Submission, taker: Taker) -> submission.Sub
         return submitted
     if isinstance(submitted.source, str):
         known(submitted.source, taker.caller.owner, taker.store, taker.blobs)
-    with _file(submitted.source, taker.blobs).open("rb") as file:
+    with file_of(submitted.source, taker.blobs).open("rb") as file:
         return submitted.over(JobInput.of_record(images.provenance_of(file)))
 
 
@@ -181,7 +188,7 @@ def _resolved(submitted: submission.Submission, taker: Taker) -> StyleSpec:
 
 def _stored(submitted: submission.Submission, spec: StyleSpec, taker: Taker) -> JobInput:
     """All was checked before anything is stored; all is on disk, pictures and record, before the answer is given."""
-    digests = iter([_kept(picture, taker.store, taker.blobs) for picture in submitted.pictures()])
+    digests = iter([kept(picture, taker.store, taker.blobs) for picture in submitted.pictures()])
     return JobInput(
         content=next(digests),
         styles=list(islice(digests, len(submitted.styles))),
@@ -197,7 +204,7 @@ def _must_select(submitted: submission.Submission, spec: StyleSpec) -> list[bool
     return [False] * before + [share > 0 for share in spec.style_weights[: len(submitted.masks)]] + [False]
 
 
-def _kept(picture: submission.Picture, store: JobStore, blobs: Blobs) -> str:
+def kept(picture: submission.Picture, store: JobStore, blobs: Blobs) -> str:
     """Its digest. One that was named by it is held by now."""
     if isinstance(picture, str):
         return picture
@@ -205,7 +212,8 @@ def _kept(picture: submission.Picture, store: JobStore, blobs: Blobs) -> str:
     return blobs.keep(picture)
 
 
-def _file(picture: submission.Picture, blobs: Blobs) -> Path:
+def file_of(picture: submission.Picture, blobs: Blobs) -> Path:
+    """Where it lies."""
     return blobs.path(picture) if isinstance(picture, str) else picture.path
 
 
@@ -288,7 +296,7 @@ def retry(
     response: Response,
     taker: Annotated[Taker, Depends()],
     change: Retry | None = None,
-    idempotency_key: Annotated[str | None, Header(pattern=_KEY)] = None,
+    idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
 ) -> JobResource:
     """A new job with the pictures of one that has ended, its knobs, and what you change of them."""
     old = _found(job_id, taker.caller.owner, taker.store)

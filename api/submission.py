@@ -1,10 +1,10 @@
 """Reading what a client submits, multipart or JSON, into pictures and knobs. Decides nothing about jobs."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,11 +16,15 @@ from core.blobs import Blobs, Part
 from core.jobs import JobInput, Priority
 from core.spec import KNOBS, MAX_STYLES, StyleSpec, varied
 
-MAX_PICTURES = 3 + 2 * MAX_STYLES  # the photo, paintings, a mask for each, one to begin with, an earlier result
+MAX_CONTENTS = 12  # of a batch, which has 96 jobs at most
+# The photo, paintings, a mask for each, one to begin with, an earlier result; a batch has as many photos and paintings.
+MAX_PICTURES = max(3 + 2 * MAX_STYLES, MAX_CONTENTS + MAX_STYLES)
 BODY_BYTES = MAX_PICTURES * (images.MAX_BYTES + 10_000) + 1_000_000
 _JSON_BYTES = 100_000
 
 PICTURE_FIELDS = ("content", "style", "mask", "init_image", "from")
+
+T = TypeVar("T")
 
 Picture = Part | str  # an uploaded file, or the digest of a picture sent before
 
@@ -100,18 +104,47 @@ class Submission:
         )
 
 
+@dataclass
+class BatchSubmission:
+    """Photos, each to be painted in the style of each painting; the knobs and wishes of all."""
+
+    contents: list[Picture]
+    styles: list[Picture]
+    knobs: dict[str, Any]
+    wishes: Wishes
+
+    def __post_init__(self) -> None:
+        if not (1 <= len(self.contents) <= MAX_CONTENTS and 1 <= len(self.styles) <= MAX_STYLES):
+            raise errors.BadRequest(f"A batch has 1 to {MAX_CONTENTS} photos and 1 to {MAX_STYLES} paintings.")
+
+
 @asynccontextmanager
 async def received(request: Request, blobs: Blobs) -> AsyncIterator[Submission]:
     """The submission; its files are open inside, and gone afterwards unless they were kept.
 
     Raises BadRequest, BadSpec, UploadTooLarge, StorageFull.
     """
+    async with _sent(request, blobs, _from_json, _from_form) as submitted:
+        yield submitted
+
+
+@asynccontextmanager
+async def received_batch(request: Request, blobs: Blobs) -> AsyncIterator[BatchSubmission]:
+    """The same for a batch."""
+    async with _sent(request, blobs, _batch_from_json, _batch_from_form) as submitted:
+        yield submitted
+
+
+@asynccontextmanager
+async def _sent(
+    request: Request, blobs: Blobs, from_json: Callable[[bytes], T], from_form: Callable[[FormData], T]
+) -> AsyncIterator[T]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        yield _from_json(await _body(request))
+        yield from_json(await _body(request))
     elif kind == "multipart/form-data":
         async with form.opened(request, blobs, _FORM) as received:
-            yield _from_form(received)
+            yield from_form(received)
     else:
         raise errors.BadRequest("Send multipart/form-data with the files content and style, or application/json.")
 
@@ -144,6 +177,18 @@ def _from_json(body: bytes) -> Submission:
     return Submission(content, styles, masks, init_image, source, knobs, wishes)
 
 
+def _batch_from_json(body: bytes) -> BatchSubmission:
+    data = _object(body)
+    contents, styles, knobs = data.pop("contents", None), data.pop("styles", None), data.pop("spec", {})
+    wishes = _wishes({name: data.pop(name) for name in WISHES if name in data})
+    if data or not (_are_digests(contents, MAX_CONTENTS) and _are_digests(styles) and isinstance(knobs, dict)):
+        raise errors.BadRequest(
+            f"The JSON body must have contents and styles (lists of digests, {MAX_CONTENTS} and {MAX_STYLES} at most); "
+            f"it may have spec, {', '.join(WISHES)}."
+        )
+    return BatchSubmission(contents, styles, knobs, wishes)
+
+
 def _wishes(values: dict[str, Any]) -> Wishes:
     try:
         return Wishes.model_validate(values)
@@ -151,11 +196,32 @@ def _wishes(values: dict[str, Any]) -> Wishes:
         raise errors.BadSpec(WISHES[str(error.errors()[0]["loc"][0])]) from error
 
 
-def _are_digests(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_STYLES and all(isinstance(item, str) for item in value)
+def _are_digests(value: Any, most: int = MAX_STYLES) -> bool:
+    return isinstance(value, list) and len(value) <= most and all(isinstance(item, str) for item in value)
 
 
 def _from_form(data: FormData) -> Submission:
+    pictures, knobs, wishes = _fields(data)
+    contents, styles, masks, inits, sources = pictures.values()
+    least = 0 if sources else 1
+    if not (least <= len(contents) <= 1 and least <= len(styles) <= MAX_STYLES and len(inits) <= 1 >= len(sources)):
+        raise errors.BadRequest(
+            f"Send one file as content, 1 to {MAX_STYLES} as style, and at most one as init_image; or a result as from."
+        )
+    content, init_image, source = (found[0] if found else None for found in (contents, inits, sources))
+    return Submission(content, styles, masks, init_image, source, knobs, wishes)
+
+
+def _batch_from_form(data: FormData) -> BatchSubmission:
+    pictures, knobs, wishes = _fields(data)
+    contents, styles, *others = pictures.values()
+    if any(others):
+        raise errors.BadRequest("The pictures of a batch are content and style.")
+    return BatchSubmission(contents, styles, knobs, wishes)
+
+
+def _fields(data: FormData) -> tuple[dict[str, list[Picture]], dict[str, Any], Wishes]:
+    """Pictures by the name of their field, knobs, wishes."""
     pictures: dict[str, list[Picture]] = {name: [] for name in PICTURE_FIELDS}
     knobs: dict[str, Any] = {}
     spec: dict[str, Any] = {}
@@ -176,14 +242,7 @@ def _from_form(data: FormData) -> Submission:
             wishes |= {name: value} if value.strip() else {}
         elif value.strip() or name not in (*KNOBS, presets.FIELD):  # a form on a page sends its empty fields, too
             knobs[name] = value
-    contents, styles, masks, inits, sources = pictures.values()
-    least = 0 if sources else 1
-    if not (least <= len(contents) <= 1 and least <= len(styles) <= MAX_STYLES and len(inits) <= 1 >= len(sources)):
-        raise errors.BadRequest(
-            f"Send one file as content, 1 to {MAX_STYLES} as style, and at most one as init_image; or a result as from."
-        )
-    content, init_image, source = (found[0] if found else None for found in (contents, inits, sources))
-    return Submission(content, styles, masks, init_image, source, {**spec, **knobs}, _wishes(wishes))
+    return pictures, {**spec, **knobs}, _wishes(wishes)
 
 
 def _object(text: bytes) -> dict[str, Any]:
@@ -209,6 +268,39 @@ def knobs_schema() -> dict[str, Any]:
 
 def openapi_body() -> dict[str, Any]:
     """The request body's description for OpenAPI, made from StyleSpec."""
+    words = "A PNG that was painted here, or its digest: it runs again, but for what else is sent."
+    masks = {"type": "array", "items": _DIGEST, "maxItems": MAX_STYLES}
+    files = {"content": _FILE, "style": _many(_FILE), "mask": _many(_FILE), "init_image": _FILE}
+    digests = {"content": _DIGEST, "styles": {**masks, "minItems": 1}, "masks": masks, "init_image": _DIGEST}
+    return _openapi(
+        {**files, "from": {**_FILE, "description": words}},
+        {**digests, "from": {**_DIGEST, "description": words}},
+        {"anyOf": [{"required": ["content", "style"]}, {"required": ["from"]}]},
+        {"anyOf": [{"required": ["content", "styles"]}, {"required": ["from"]}]},
+    )
+
+
+def openapi_batch() -> dict[str, Any]:
+    """The same for a batch."""
+    digests = {
+        "contents": {"type": "array", "items": _DIGEST, "minItems": 1, "maxItems": MAX_CONTENTS},
+        "styles": {"type": "array", "items": _DIGEST, "minItems": 1, "maxItems": MAX_STYLES},
+    }
+    files = {"content": _many(_FILE), "style": _many(_FILE)}
+    return _openapi(files, digests, {"required": [*files]}, {"required": [*digests]})
+
+
+_FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP, or the digest of an upload."}
+_DIGEST = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
+
+
+def _many(item: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": item}
+
+
+def _openapi(
+    files: dict[str, Any], digests: dict[str, Any], needs_files: dict[str, Any], needs_digests: dict[str, Any]
+) -> dict[str, Any]:
     spec = knobs_schema()
     knobs = {
         name: {"type": "string", "description": knob["description"]}
@@ -216,38 +308,21 @@ def openapi_body() -> dict[str, Any]:
         else knob
         for name, knob in spec["properties"].items()
     }
-    picture = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP, or the digest of an upload."}
-    many = {"type": "array", "items": picture}
-    words = "A PNG that was painted here, or its digest: it runs again, but for what else is sent."
-    files = {"content": picture, "style": many, "mask": many, "init_image": picture}
-    files["from"] = {**picture, "description": words}
     wishes = Wishes.model_json_schema()["properties"]
     wishes["priority"] = {**wishes["priority"], "type": "string", "enum": [*Priority]}
     wishes["priority"].pop("$ref", None)
-    form = {**files, **knobs, "spec": {"type": "string"}, **wishes}
-    digest = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
-    masks = {"type": "array", "items": digest, "maxItems": MAX_STYLES}
-    styles = {**masks, "minItems": 1}
-    digests = {"content": digest, "styles": styles, "masks": masks, "init_image": digest, "spec": spec, **wishes}
-    digests["from"] = {**digest, "description": words}
+    fields = {**files, **knobs, "spec": {"type": "string"}, **wishes}
+    members = {**digests, "spec": spec, **wishes}
+    lists = {name: {"explode": True} for name, file in files.items() if file["type"] == "array"}
     return {
         "required": True,
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "anyOf": _either("style"), "properties": form},
-                "encoding": {"style": {"explode": True}, "mask": {"explode": True}},
+                "schema": {"type": "object", **needs_files, "properties": fields},
+                "encoding": lists,
             },
             "application/json": {
-                "schema": {
-                    "type": "object",
-                    "anyOf": _either("styles"),
-                    "properties": digests,
-                    "additionalProperties": False,
-                }
+                "schema": {"type": "object", **needs_digests, "properties": members, "additionalProperties": False}
             },
         },
     }
-
-
-def _either(styles: str) -> list[dict[str, Any]]:
-    return [{"required": ["content", styles]}, {"required": ["from"]}]

@@ -12,6 +12,7 @@
     │   └── BadRequest
     ├── NotFound
     │   ├── JobNotFound
+    │   ├── BatchNotFound
     │   └── ImageNotFound
     ├── Conflict               right request, wrong moment
     │   ├── JobNotEnded
@@ -127,6 +128,12 @@ class JobNotFound(NotFound):
     """There is no job with this id."""
 
     code = "job_not_found"
+
+
+class BatchNotFound(NotFound):
+    """There is no batch with this id."""
+
+    code = "batch_not_found"
 
 
 class ImageNotFound(NotFound):

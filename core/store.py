@@ -23,6 +23,7 @@ from core import errors
 from core.jobs import (
     LOCAL,
     MAX_ATTEMPTS,
+    Batch,
     Job,
     JobError,
     JobInput,
@@ -34,6 +35,7 @@ from core.jobs import (
     Queue,
     Status,
     Terms,
+    new_job_id,
     when,
 )
 
@@ -97,7 +99,24 @@ class JobStore:
         another request, ImageNotFound if a blob is no longer held (the janitor may have deleted it), QuotaExceeded,
         QueueFull.
         """
-        word, found = self._step("create", job_id, _order(job_input, terms, limits))
+        word, found = self._step("create", job_id, json.dumps(_order(job_input, terms, limits)))
+        self._check(word)
+        return self.get(found)
+
+    def create_batch(self, batch_id: str, inputs: Sequence[JobInput], terms: Terms, limits: Limits) -> Batch:
+        """The same for several jobs on the same terms: all of them or none."""
+        terms = terms.model_copy(update={"batch_id": batch_id})
+        orders = [_order(job_input, terms, limits) for job_input in inputs]
+        orders[0]["print"] = hashlib.sha256(
+            " ".join(["batch", *(order["print"] for order in orders)]).encode()
+        ).hexdigest()
+        ids = [new_job_id() for _ in orders]
+        word, found = self._step("create_batch", batch_id, json.dumps(ids), json.dumps(orders))
+        self._check(word)
+        return self.batch(found, terms.owner)
+
+    def _check(self, word: str) -> None:
+        """What a submission was answered with."""
         if word == "conflict":
             raise errors.IdempotencyConflict()
         if word == "gone":
@@ -106,7 +125,24 @@ class JobStore:
             load = self.load()
             retry_seconds = min(max(1.0, (load.pace_seconds or 2.0) / max(1, load.workers)), 600.0)
             raise (errors.QuotaExceeded if word == "quota" else errors.QueueFull)(retry_seconds=retry_seconds)
-        return self.get(found)
+
+    def batch(self, batch_id: str, owner: str = ANYONE) -> Batch:
+        """Its jobs that there still are. Raises BatchNotFound where there are none, or they are another's."""
+        with unavailable():
+            ids: Any = self._redis.zrange(f"{PREFIX}batch:{batch_id}", 0, -1)
+        jobs = [job for job in self._read(ids, owner) if job is not None]
+        if not jobs:
+            raise errors.BatchNotFound()
+        return Batch.of(batch_id, jobs)
+
+    def cancel_batch(self, batch_id: str, owner: str = ANYONE) -> Batch:
+        """Cancel every job of it, as `cancel` does. Raises BatchNotFound."""
+        self._step("cancel_batch", owner, batch_id)
+        return self.batch(batch_id, owner)
+
+    def delete_batch(self, batch_id: str, owner: str = ANYONE) -> None:
+        """Delete every job of it, as `delete` does."""
+        self._step("delete_batch", owner, batch_id)
 
     def get(self, job_id: str, owner: str = ANYONE) -> Job:
         """Raises JobNotFound, also for a job of another owner."""
@@ -329,11 +365,11 @@ def _error_json(error: errors.ImpastoError) -> str:
     return JobError(code=error.code, message=error.message).model_dump_json()
 
 
-def _order(job_input: JobInput, terms: Terms, limits: Limits) -> str:
+def _order(job_input: JobInput, terms: Terms, limits: Limits) -> dict[str, Any]:
     """A submission as store.lua reads it; what is None is left out."""
     painting, digests = job_input.model_dump_json(), job_input.digests()
     fingerprint = hashlib.sha256(painting.encode()).hexdigest()
-    asked = terms.model_dump_json(exclude={"owner", "idempotency_key"})
+    asked = terms.model_dump_json(exclude={"owner", "idempotency_key", "batch_id"})
     order = {
         "owner": terms.owner,
         "priority": terms.priority,
@@ -341,6 +377,7 @@ def _order(job_input: JobInput, terms: Terms, limits: Limits) -> str:
         "deadline_ms": None if terms.deadline_seconds is None else round(terms.deadline_seconds * 1000),
         "webhook": terms.webhook,
         "retried_from": terms.retried_from,
+        "batch_id": terms.batch_id,
         "input": painting,
         "digests": digests,
         "fingerprint": fingerprint,
@@ -352,7 +389,7 @@ def _order(job_input: JobInput, terms: Terms, limits: Limits) -> str:
         "most_queued": limits.queued,
         "most_own": limits.per_owner,
     }
-    return json.dumps({name: value for name, value in order.items() if value is not None})
+    return {name: value for name, value in order.items() if value is not None}
 
 
 def _load(told: Sequence[Any]) -> Load:
@@ -387,6 +424,7 @@ def _job(fields: dict[str, Any], load: Load | None) -> Job:
         max_attempts=MAX_ATTEMPTS,
         retried_from=fields.get("retried_from"),
         reused_from=fields.get("reused_from"),
+        batch_id=fields.get("batch_id"),
         cancel_requested=fields.get("cancel_requested") == "1",
         input=JobInput.model_validate_json(fields["input"]),
         queue=queue,

@@ -28,7 +28,7 @@ from pydantic import BaseModel
 
 from core import errors, settings
 from core.images import Format
-from core.jobs import Job, Priority, Status
+from core.jobs import Batch, Job, Priority, Status
 from core.presets import Preset
 from core.settings import Settings
 
@@ -118,10 +118,23 @@ class Client:
             *(("mask", mask) for mask in masks),
         ]
         wishes = {"priority": priority, "deadline_seconds": deadline_seconds, "reuse": reuse, "webhook": webhook}
-        fields = {"spec": _set(knobs), **_set(wishes)}
-        texts = [(name, (None, _text(value))) for name, value in fields.items()]
-        files = [(name, _part(picture)) for name, picture in pictures]
-        return _read(Job, self._ask("POST", "/v1/jobs", files=[*texts, *files], headers=_fresh_key()))
+        return _read(Job, self._send("/v1/jobs", pictures, knobs, wishes))
+
+    def submit_batch(
+        self,
+        contents: Sequence[Picture],
+        styles: Sequence[Picture],
+        *,
+        priority: Priority | str | None = None,
+        deadline_seconds: float | None = None,
+        reuse: bool | None = None,
+        webhook: str | None = None,
+        **knobs: Any,
+    ) -> Batch:
+        """A new job for each content with each style, in this order; all of them or none. Raises as `submit`."""
+        pictures = [*(("content", content) for content in contents), *(("style", style) for style in styles)]
+        wishes = {"priority": priority, "deadline_seconds": deadline_seconds, "reuse": reuse, "webhook": webhook}
+        return _read(Batch, self._send("/v1/batches", pictures, knobs, wishes))
 
     def retry(self, job_id: str, *, webhook: str | None = None, **knobs: Any) -> Job:
         """A new job with the pictures and knobs of one that has ended, but for the knobs given.
@@ -154,6 +167,10 @@ class Client:
         while page["next"]:
             page = self._ask("GET", page["next"]).json()
             yield from map(Job.model_validate, page["jobs"])
+
+    def batch(self, batch_id: str) -> Batch:
+        """How far its jobs are. Raises BatchNotFound, also when all of them are deleted."""
+        return _read(Batch, self._ask("GET", _batch(batch_id)))
 
     def follow(self, job_id: str, timeout_seconds: float | None = None) -> Iterator[Job]:
         """The job now, and after each change that is seen, until it has ended.
@@ -207,11 +224,26 @@ class Client:
         """Keep the job for good, or no longer."""
         return _read(Job, self._ask("PATCH", _job(job_id), json={"pinned": pinned}))
 
+    def cancel_batch(self, batch_id: str) -> Batch:
+        """Ask each of its jobs to stop."""
+        return _read(Batch, self._ask("POST", f"{_batch(batch_id)}/cancel"))
+
+    def delete_batch(self, batch_id: str) -> None:
+        """Forget each of its jobs."""
+        self._ask("DELETE", _batch(batch_id))
+
     def delete(self, job_id: str) -> None:
         """Forget the job and its pictures; one that is not there is no error."""
         self._ask("DELETE", _job(job_id))
 
     # ------------------------------------------------------------------ within
+
+    def _send(
+        self, path: str, pictures: Sequence[tuple[str, Picture]], knobs: dict[str, Any], wishes: dict[str, Any]
+    ) -> httpx2.Response:
+        texts = [(name, (None, _text(value))) for name, value in {"spec": _set(knobs), **_set(wishes)}.items()]
+        files = [(name, _part(picture)) for name, picture in pictures]
+        return self._ask("POST", path, files=[*texts, *files], headers=_fresh_key())
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx2.Response:
         """The answer; asked for again while that may help and patience lasts."""
@@ -287,6 +319,10 @@ def _read(kind: type[Answer], answer: httpx2.Response) -> Answer:
 
 def _job(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _batch(batch_id: str) -> str:
+    return f"/v1/batches/{quote(batch_id, safe='')}"
 
 
 def _fresh_key() -> dict[str, str]:

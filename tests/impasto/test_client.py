@@ -82,6 +82,21 @@ def test_wishes_show_in_the_job_and_what_is_none_is_left_out(client: Client, pic
     assert 60 == (job.deadline_at - job.created_at).total_seconds()
 
 
+def test_a_batch_is_sent_followed_canceled_and_deleted(client: Client, pictures: Pictures) -> None:
+    sent = client.submit_batch(pictures, pictures, preset="draft", size=64)
+    canceled = client.cancel_batch(sent.id)
+
+    one, other = (digest_of(picture.read_bytes()) for picture in pictures)
+    pairs = [(one, [one]), (one, [other]), (other, [one]), (other, [other])]
+    assert pairs == [(job.input.content, job.input.styles) for job in sent.jobs]
+    assert (4, 4) == (sent.counts[Status.QUEUED], canceled.counts[Status.CANCELED])
+    assert canceled == client.batch(sent.id)
+    for _ in range(2):
+        client.delete_batch(sent.id)
+    with pytest.raises(errors.BatchNotFound):
+        client.batch(sent.id)
+
+
 def test_jobs_are_changed_listed_and_deleted(client: Client, pictures: Pictures) -> None:
     first, second = (client.submit(*pictures, size=size) for size in (64, 96))
     canceled = client.cancel(first.id)
