@@ -18,6 +18,7 @@ from api import batches, contract, guard, health, images, jobs, policy, presets,
 from api.access import Access
 from api.auth import Authentication, KeyRing
 from api.guard import Guard
+from api.head import Head
 from api.policy import Policy
 from api.rates import Rates
 from api.reaper import Reaper
@@ -81,6 +82,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     app.state.webhooks = shared.webhooks
     app.state.ring = partial(ring, celery)
     problems.install(app)
+    app.add_middleware(Head)
     app.add_middleware(Authentication, ring=KeyRing(keys) if own.keys_required else None, rates=rates)
     _surround(app, own)
     policy.add_docs(app)

@@ -19,7 +19,7 @@ from core.jobs import LOCAL, Priority
 from core.keys import Key, Keys
 
 OPEN = frozenset({"/", "/livez", "/readyz", "/openapi.json", "/docs"})
-OPEN_FOLDER = "/web/"
+OPEN_FOLDERS = ("/web/", "/docs/ui/")
 MEMORY_SECONDS = 1.0  # a revoked key may work for so long
 NOTED_SECONDS = 60.0
 
@@ -66,7 +66,7 @@ class Authentication:
 
 def is_open(path: str) -> bool:
     """Whether everybody may ask for it."""
-    return path in OPEN or path.startswith(OPEN_FOLDER)
+    return path in OPEN or path.startswith(OPEN_FOLDERS)
 
 
 def kind_of(method: str, path: str) -> Kind:
