@@ -179,10 +179,8 @@ class Client:
         Raises TimeoutError when that takes longer; the job goes on.
         """
         end = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
-        tag = ""
+        headers: dict[str, str] = {}
         while True:
-            left = end - time.monotonic()
-            headers = {"Prefer": f"wait={max(1, math.ceil(min(left, WAIT_SECONDS)))}", "If-None-Match": tag}
             answer = self._ask("GET", _job(job_id), headers=headers)
             if answer.status_code != 304:
                 yield (job := _read(Job, answer))
@@ -190,9 +188,10 @@ class Client:
                     return
             if time.monotonic() >= end:
                 raise TimeoutError(f"After {timeout_seconds:g} s the job has not ended.")
-            tag = answer.headers.get("ETag", "")
-            if "wait" not in answer.headers.get("Preference-Applied", ""):
+            if headers and "wait" not in answer.headers.get("Preference-Applied", ""):
                 time.sleep(_retry_seconds(answer))
+            patience = max(1, math.ceil(min(end - time.monotonic(), WAIT_SECONDS)))
+            headers = {"If-None-Match": answer.headers.get("ETag", ""), "Prefer": f"wait={patience}"}
 
     def wait(
         self, job_id: str, on_progress: Callable[[Job], object] | None = None, timeout_seconds: float | None = None

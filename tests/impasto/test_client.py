@@ -1,5 +1,6 @@
 """The client against a real service: what it sends, what it makes of answers, what it does when none comes."""
 
+import itertools
 import socket
 import subprocess
 import sys
@@ -224,8 +225,11 @@ def test_two_submissions_make_two_jobs(client: Client, pictures: Pictures) -> No
     assert client.submit(*pictures).id != client.submit(*pictures).id
 
 
-def _answering(*answers: bytes) -> tuple[threading.Thread, int, list[float]]:
-    """A service that says these and no more; and when it was asked."""
+Asked = list[tuple[float, str]]
+
+
+def _answering(*answers: bytes) -> tuple[threading.Thread, int, Asked]:
+    """A service that says these and no more; and when it was asked for what."""
     listener, asked = socket.create_server(("127.0.0.1", 0)), []
 
     def serve() -> None:
@@ -233,8 +237,7 @@ def _answering(*answers: bytes) -> tuple[threading.Thread, int, list[float]]:
             for answer in answers:
                 line, _ = listener.accept()
                 with line:
-                    line.recv(65536)
-                    asked.append(time.monotonic())
+                    asked.append((time.monotonic(), line.recv(65536).decode()))
                     line.sendall(answer)
 
     thread = threading.Thread(target=serve)
@@ -275,7 +278,7 @@ def test_what_may_pass_is_asked_again_when_the_service_says(first: bytes) -> Non
 
     assert 3 == len(asked)
     if b"Retry-After" in first:
-        assert asked[2] - asked[0] >= 2
+        assert asked[2][0] - asked[0][0] >= 2
 
 
 @pytest.mark.parametrize(
@@ -300,6 +303,25 @@ def test_what_does_not_pass_in_time_is_raised(answer: bytes, kind: type[errors.I
     thread.join()
 
     assert (kind, code, 1) == (type(raised.value), raised.value.code, len(asked))
+
+
+def test_a_service_that_holds_its_answers_back_is_asked_again_at_once_any_other_after_a_while(
+    client: Client, pictures: Pictures
+) -> None:
+    waiting = client.submit(*pictures)
+    ended = client.cancel(waiting.id).model_dump_json()
+    told = {"ETag": '"1-0"', "Retry_After": "1"}
+    held, polled = _answer(304, "", Preference_Applied="wait=20", **told), _answer(304, "", **told)
+    thread, port, asked = _answering(_answer(200, waiting.model_dump_json(), **told), held, polled, _answer(200, ended))
+    with Client(f"http://127.0.0.1:{port}") as patient:
+        seen = [job.status for job in patient.follow(waiting.id)]
+    thread.join()
+
+    assert [Status.QUEUED, Status.CANCELED] == seen
+    assert [False, True, True, True] == ["prefer: wait=20" in words.lower() for _, words in asked]
+    assert [False, True, True, True] == ['if-none-match: "1-0"' in words.lower() for _, words in asked]
+    pauses = [later[0] - sooner[0] for sooner, later in itertools.pairwise(asked)]
+    assert [False, False, True] == [pause >= 1 for pause in pauses]
 
 
 def test_where_nobody_is_there_nobody_is_waited_for() -> None:
