@@ -41,6 +41,7 @@ def _told(document: Any) -> Iterator[str]:
                 yield f"{name} takes {kind}"
                 for field, schema in media["schema"].get("properties", {}).items():
                     yield f"{name} takes {kind} {field}: {_kind(schema)}"
+                    yield from (f"{name} takes {kind} {field}: {value}" for value in schema.get("enum", []))
             for status, answer in operation["responses"].items():
                 for kind, media in answer.get("content", {}).items():
                     yield f"{name} {status} {kind}: {_kind(media.get('schema', {}))}"
