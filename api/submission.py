@@ -103,6 +103,17 @@ class Submission:
             knobs=knobs,
         )
 
+    def sent(self) -> dict[str, Any]:
+        """What the client has sent, without any default of ours; pictures by their digests. Raises StorageFull."""
+        every = [*self.pictures(), *([] if self.source is None else [self.source])]
+        counts = [int(self.content is not None), len(self.styles), len(self.masks), int(self.source is not None)]
+        return {
+            "pictures": [picture if isinstance(picture, str) else picture.digest for picture in every],
+            "counts": counts,
+            "knobs": self.knobs,
+            "wishes": self.wishes.model_dump(exclude_unset=True),
+        }
+
 
 @dataclass
 class BatchSubmission:

@@ -102,6 +102,27 @@ def test_a_picture_that_is_gone_is_told_and_may_be_sent_beside_it(
     assert (202, old["input"]) == (sent.status_code, sent.json()["input"])
 
 
+def test_under_a_key_the_same_result_is_the_same_request_and_another_is_another(
+    client: TestClient, submit: Submit, paint: Any, blobs: Blobs
+) -> None:
+    old = submit().json()
+    result = paint()
+
+    def post(data: bytes) -> Any:
+        return client.post("/v1/jobs", files={"from": ("r.png", data)}, headers={"Idempotency-Key": "k"})
+
+    first = post(result)
+    blobs.delete(old["input"]["content"])
+    again, other = post(result), post(_png(images.provenance_of(result)))
+
+    assert (202, first.json()["id"], "true") == (
+        again.status_code,
+        again.json()["id"],
+        again.headers["idempotent-replayed"],
+    )
+    assert (422, "idempotency_conflict") == (other.status_code, other.json()["code"])
+
+
 def test_a_record_is_no_way_to_anothers_pictures(
     client: TestClient, submit: Submit, files: dict[str, Any], paint: Any, store: JobStore
 ) -> None:
