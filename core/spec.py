@@ -10,8 +10,12 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from core import errors, presets
+from core.architecture import BLOCKS, layers, missing_layer
 
-ModelName = Literal["auto", "vgg19", "vgg16"]
+# `auto`, or the name of a network on the workers: which there are, the API does not know.
+MODEL_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+MODEL_NAME_WORDS = "small letters, digits, - and _, at most 64"
+ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
 Layer = Literal[
     "relu1_1", "relu1_2",
     "relu2_1", "relu2_2",
@@ -19,7 +23,6 @@ Layer = Literal[
     "relu4_1", "relu4_2", "relu4_3", "relu4_4",
     "relu5_1", "relu5_2", "relu5_3", "relu5_4",
 ]  # fmt: skip
-ONLY_VGG19 = frozenset({"relu3_4", "relu4_4", "relu5_4"})
 MAX_STYLES = 8
 
 STYLE_WEIGHT = 8.0
@@ -129,7 +132,11 @@ class StyleSpec(BaseModel):
         description="Keep the photo's colors. luminance: take only light and dark from the painting; match: shift the "
         "painting's colors to the photo's first; histogram: the same, for every shade.",
     )
-    model: ModelName = Field("auto", description="The network; auto is vgg19 where its weights are, else vgg16.")
+    model: ModelName = Field(
+        "auto",
+        description="The network: vgg19, vgg16, or the name of one of your own; auto is vgg19 where its weights are, "
+        "else vgg16.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -147,10 +154,17 @@ class StyleSpec(BaseModel):
                 raise ValueError(f"{name}: one weight must be above 0.")
         if self.style_weights and not any(self.style_weights):
             raise ValueError("style_weights: one share must be above 0.")
-        missing = ONLY_VGG19 & {*self.content_layers, *self.style_layers}
-        if missing and self.model != "vgg19":
-            raise ValueError(f"{min(missing)} is a layer of VGG-19 alone: set model=vgg19.")
+        self._check_layers()
         return self
+
+    def _check_layers(self) -> None:
+        """Where the model's name tells how deep it is; of other networks the worker knows."""
+        wanted = {*self.content_layers, *self.style_layers}
+        if self.model in ("auto", "vgg16") and missing_layer("vgg16", wanted, self.model):
+            raise ValueError(f"{min(wanted - {*layers('vgg16')})} is a layer of VGG-19 alone: set model=vgg19.")
+        for architecture in BLOCKS:
+            if self.model == architecture and (refusal := missing_layer(architecture, wanted, self.model)):
+                raise ValueError(refusal)
 
     @property
     def beta(self) -> float:
@@ -239,6 +253,8 @@ def allowed(name: str) -> str:
         return f"layers with weights from 0 to 1e+09, like relu4_2=1; the layers are {', '.join(get_args(Layer))}"
     if name == "style_weights":
         return f"at most {MAX_STYLES} numbers from 0 to 1e+09, one for each painting"
+    if name == "model":
+        return f"auto or a network's name: {MODEL_NAME_WORDS}"
     schema = StyleSpec.model_json_schema()["properties"][name]
     if schema["type"] == "boolean":
         return "true or false"

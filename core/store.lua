@@ -858,6 +858,19 @@ local function forget(keys, args)
   return redis.call('SREM', keys[1] .. 'condemned', args[1])
 end
 
+-- keep_ms, digest... -> how many of them nobody used, held or was deleting. Those are held for keep_ms more, and then go:
+-- files whose record a torn log has lost, or a backup of the store never had.
+local function adopt(keys, args)
+  local p, strays = keys[1], 0
+  local until_ms = now_ms() + args[1]
+  for i = 2, #args do
+    if redis.call('HEXISTS', p .. 'refs', args[i]) == 0 and redis.call('SISMEMBER', p .. 'condemned', args[i]) == 0 then
+      strays = strays + redis.call('ZADD', p .. 'orphans', 'NX', until_ms, args[i])
+    end
+  end
+  return strays
+end
+
 redis.register_function('impasto_VERSION_create', create)
 redis.register_function('impasto_VERSION_create_batch', create_batch)
 redis.register_function('impasto_VERSION_cancel_batch', each(cancel))
@@ -883,6 +896,7 @@ redis.register_function('impasto_VERSION_hold', hold)
 redis.register_function('impasto_VERSION_owns', owns)
 redis.register_function('impasto_VERSION_condemn', condemn)
 redis.register_function('impasto_VERSION_forget', forget)
+redis.register_function('impasto_VERSION_adopt', adopt)
 redis.register_function({ function_name = 'impasto_VERSION_repeated', callback = repeated, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'impasto_VERSION_read', callback = read, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'impasto_VERSION_load', callback = load, flags = { 'no-writes' } })

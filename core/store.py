@@ -6,6 +6,7 @@ Synchronous: one color, docs/decisions/0002-one-color.md.
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -38,6 +39,8 @@ from core.jobs import (
     new_job_id,
     when,
 )
+
+log = logging.getLogger(__name__)
 
 PREFIX = "impasto:"
 LEASE_SECONDS = 5.0
@@ -326,6 +329,10 @@ class JobStore:
         """The condemned blob is deleted."""
         self._step("forget", digest)
 
+    def adopt(self, digests: Sequence[str], keep_seconds: float) -> int:
+        """Let blobs that are on the disk and known to nobody go after so long; how many there were."""
+        return int(self._step("adopt", round(keep_seconds * 1000), *digests))
+
     # ------------------------------------------------------------------ within
 
     @property
@@ -358,7 +365,7 @@ class JobStore:
         *jobs, told = self._step("read", owner, *job_ids)
         load = _load(told) if told else None
         rows = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in jobs)
-        return [_job(fields, load) if fields else None for fields in rows]
+        return [_readable(fields, load) if fields else None for fields in rows]
 
 
 class unavailable:
@@ -416,6 +423,15 @@ def _load(told: Sequence[Any]) -> Load:
         pace_seconds=float(pace) if pace else None,
         left_seconds=float(left),
     )
+
+
+def _readable(fields: dict[str, Any], load: Load | None) -> Job | None:
+    """None for a record that the store's disk has damaged: it must not hide the others on its page."""
+    try:
+        return _job(fields, load)
+    except (ValueError, KeyError, TypeError, AssertionError):
+        log.exception("a record cannot be read: %s", fields.get("id"))
+        return None
 
 
 def _job(fields: dict[str, Any], load: Load | None) -> Job:

@@ -22,7 +22,7 @@ from billiard.spawn import get_command_line
 from api import health
 from api.settings import ApiSettings
 from core import settings
-from core.neural.vgg import Architecture
+from core.architecture import Architecture
 from core.settings import Settings
 from worker.settings import WorkerSettings
 

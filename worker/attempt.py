@@ -138,6 +138,8 @@ class Attempt:
 
     def _watch(self, moment: Moment) -> bool:
         """Called by the run after every iteration."""
+        if self._moment is None and self._job.checkpoint is not None:
+            self._keeper.begin_anew()  # what is kept at once, or a step later, would pass for having got further
         self._moment = moment
         stop = self._lease.must_stop()
         if shutting_down.is_set() and not stop:

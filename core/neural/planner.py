@@ -121,8 +121,10 @@ class Planner:
     ) -> Plan:
         """The plan of a run, with as many masks; by these routes, one a scale, where they fit.
 
-        Raises BadSpec (`size` too small for the photo's shape), OutOfMemory with a size that fits.
+        Raises BadSpec (`size` too small for the photo's shape, a layer that the network does not have), OutOfMemory
+        with a size that fits.
         """
+        self._network.must_have({layer for layers in layers_of(spec) for layer in layers})
         usable = self._usable()
         legs = [
             self._fastest(self._legs(scale, styles, spec, masks), usable, route)

@@ -174,6 +174,27 @@ def test_only_one_process_reaps(reaper: Reaper, store: JobStore, blobs: Blobs, c
     assert Status.RUNNING is store.get(job.id).status
 
 
+def test_pictures_without_a_record_are_kept_for_a_while_and_then_go(
+    reaper: Reaper, store: JobStore, blobs: Blobs, valkey: Any
+) -> None:
+    used, stray, held = _create(store, blobs).input.content, blobs.put(b"stray"), blobs.put(b"held")
+    store.hold(held, 60)
+    reaper._next_look = 0.0
+    reaper.tick()
+    reaper.tick()
+    assert blobs.has(stray)  # it may be the store that is the wrong one
+    with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
+        assert {stray} == {
+            digest
+            for digest, until in client.zrange(PREFIX + "orphans", 0, -1, withscores=True)
+            if until > (client.time()[0] + 6 * 86_400) * 1000
+        }
+        client.zadd(PREFIX + "orphans", {stray: 1})
+    reaper.tick()
+
+    assert [True, False, True] == [blobs.has(digest) for digest in (used, stray, held)]
+
+
 @pytest.mark.parametrize(("checkpoint_bytes", "goes"), [(100, False), (2_000, True)])
 def test_checkpoints_count_for_the_disks_quota(
     store: JobStore, blobs: Blobs, celery: Celery, clock: Clock, tmp_path: Path, checkpoint_bytes: int, goes: bool

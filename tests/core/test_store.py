@@ -1097,3 +1097,17 @@ def test_a_forgotten_job_is_not_told(store: JobStore, valkey: Any) -> None:
     assert not store.settle(taken, "b", "delivered")
     with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
         assert [] == client.keys(PREFIX + "outbox*")
+
+
+@pytest.mark.parametrize(("field", "value"), [("input", '{"content'), ("created_at", None), ("status", "sleeping")])
+def test_a_record_that_the_disk_has_damaged_hides_no_other(
+    store: JobStore, valkey: Any, field: str, value: str | None
+) -> None:
+    damaged, whole = _create(store), _create(store)
+    with redis.Redis(port=valkey.port) as client:
+        key = f"{PREFIX}job:{damaged.id}"
+        client.hdel(key, field) if value is None else client.hset(key, field, value)
+
+    assert [whole.id] == [job.id for job in store.page(limit=10)[0]]
+    with pytest.raises(errors.JobNotFound):
+        store.get(damaged.id)

@@ -16,8 +16,9 @@ from proxy import Proxy
 from core import errors, images
 from core.blobs import Blobs
 from core.jobs import Job, JobInput, Status, new_job_id
+from core.neural.parameters import Parameters
 from core.neural.subject import Subject
-from core.neural.weights import WeightsCache
+from core.neural.weights import WeightsCache, random_parameters
 from core.settings import Settings
 from core.spec import parse_spec
 from core.store import PREFIX, JobStore
@@ -173,6 +174,32 @@ def test_a_picture_that_is_gone_fails_the_job_in_words(
     assert "image_not_found" == error.code
 
 
+def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
+    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
+) -> None:
+    painter._weights = cache = WeightsCache(tmp_path / "own")
+    cache.keep("my-textures", first := Parameters.of(random_parameters("vgg11")), {})
+    jobs = [
+        _submit(store, blobs, (photo, painting), model="my-textures", **knobs)
+        for knobs in ({}, {"style_layers": "relu3_3"}, {"style_layers": "relu3_3=0,relu3_2"}, {})
+    ]
+    for _ in range(3):
+        painter.run_next()
+    cache.remove("my-textures")
+    cache.keep("my-textures", second := Parameters.of(random_parameters("vgg13")), {})
+    painter.run_next()
+    painted, refused, unweighted, replaced = (store.get(job.id) for job in jobs)
+
+    assert painted.model is not None
+    assert ("my-textures", first.sha256) == (painted.model.name, painted.model.sha256)
+    assert refused.error is not None
+    assert "bad_spec" == refused.error.code
+    assert refused.error.message.startswith("relu3_3 is no layer of my-textures, a VGG-11: it has relu1_1, relu2_1,")
+    assert Status.SUCCEEDED is unweighted.status
+    assert replaced.model is not None
+    assert second.sha256 == replaced.model.sha256
+
+
 def test_a_network_that_is_not_here_fails_the_job_with_the_command(
     painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
 ) -> None:
@@ -184,6 +211,7 @@ def test_a_network_that_is_not_here_fails_the_job_with_the_command(
     assert error is not None
     assert "weights_unavailable" == error.code
     assert "impasto weights fetch vgg19" in error.message
+    assert str(tmp_path) not in error.message
 
 
 def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
@@ -504,6 +532,45 @@ def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_b
     pixels = [images.decode(blobs.get(store.get(one).outputs[0].id)).tobytes() for one in (whole.id, job.id)]
     assert pixels[0] == pixels[1]
     assert [] == _checkpoints(tmp_path)
+
+
+def test_attempts_that_die_where_they_went_on_have_got_no_further(
+    keen: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Died(BaseException):
+        pass
+
+    def deadly(*args: Any, resume: Any) -> Any:
+        subject, spec, network, watch, planner = args
+
+        def die(moment: Any) -> bool:
+            while resume is None and not store.get(job.id).checkpoint:
+                attempt.time.sleep(0.06)  # a checkpoint is due
+                watch(moment)
+            if resume is not None:
+                attempt.time.sleep(0.06)
+                watch(moment)
+            raise Died
+
+        return stylize(subject, spec, network, die, planner, resume=resume)
+
+    stylize = attempt.stylize
+    monkeypatch.setattr(attempt, "stylize", deadly)
+    job = _submit(store, blobs, (photo, painting), iterations=50)
+    for _ in range(3):
+        with pytest.raises(Died):
+            keen.run_next()
+        store.bury(keen._name)
+    ended = store.get(job.id)
+
+    assert (Status.FAILED, 3) == (ended.status, ended.attempt)
+    assert ended.error is not None
+    assert "worker_lost" == ended.error.code
 
 
 def test_a_torn_checkpoint_costs_the_work_not_the_job(

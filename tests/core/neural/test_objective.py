@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from core.architecture import convolutions
 from core.neural import losses
 from core.neural.objective import Objective, Region, mixed, style_of
-from core.neural.vgg import POOLING_SCALES, Network, convolutions, stride
+from core.neural.vgg import POOLING_SCALES, Network, stride
 from core.neural.weights import WeightsCache
 from core.spec import StyleSpec, parse_spec
 
@@ -158,6 +159,23 @@ def test_a_painting_has_the_same_style_in_tiles(double: Network) -> None:
     for layer, statistics in whole.items():
         assert torch.allclose(statistics.gram, tiled[layer].gram, rtol=1e-10)
         assert torch.allclose(statistics.mean, tiled[layer].mean, rtol=1e-10)
+
+
+@pytest.mark.parametrize("factor", [0.1, 100.0])
+def test_how_strongly_a_network_responds_does_not_matter(vgg16: Network, factor: float) -> None:
+    """Caffe's networks respond some sixty times as strongly as torchvision's; every term is relative."""
+    (weight, bias), *others = vgg16._parameters
+    scaled = [(weight * factor, bias * factor), *((weight, bias * factor) for weight, bias in others)]
+    other = Network("vgg16", scaled, name="", sha256="", dtype=torch.float32)
+    spec = parse_spec({}).for_pictures()
+    photo, painting, image = (_rand(1, 3, 64, 64, seed=seed).float() for seed in range(3))
+    usual, changed = (
+        Objective(network, spec, photo, [Region(style_of(network, painting**2, spec))]).with_gradient(image)
+        for network in (vgg16, other)
+    )
+
+    assert float(changed[0].total) == pytest.approx(float(usual[0].total), rel=1e-3)
+    assert float((changed[1] - usual[1]).norm() / usual[1].norm()) < 1e-2
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

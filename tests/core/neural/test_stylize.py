@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageChops, ImageStat
 
 from core import errors
+from core.architecture import Architecture
 from core.neural import checkpoint, pixels
 from core.neural.objective import style_of
 from core.neural.planner import Planner
@@ -16,6 +17,7 @@ from core.neural.schedule import schedule
 from core.neural.stylize import Moment, Painting, Progress, stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Network
+from core.neural.weights import random_parameters
 from core.spec import StyleSpec, parse_spec
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"]
@@ -461,6 +463,18 @@ def test_a_very_wide_photo_and_a_tiny_painting_give_a_picture(vgg16: Network, ph
     wide, tiny = photo.resize((1000, 50)), photo.resize((32, 32))
 
     assert (640, 32) == stylize(Subject(wide, [tiny]), parse_spec({"size": 640, "iterations": 2}), vgg16).picture.size
+
+
+@pytest.mark.parametrize("architecture", ["vgg11", "vgg13"])
+def test_shallower_networks_paint_with_the_default_layers(
+    photo: Image.Image, painting: Image.Image, architecture: Architecture
+) -> None:
+    network = Network(architecture, random_parameters(architecture), name="", sha256="", dtype=torch.float32)
+    losses: list[dict[str, float]] = []
+    spec = parse_spec({"size": 64, "iterations": 10, "scales": 1})
+    stylize(Subject(photo, [painting]), spec, network, lambda moment: losses.append(moment.progress.losses))
+
+    assert losses[-1]["total"] < losses[0]["total"] < spec.beta  # whatever the network: the style is 1 at the photo
 
 
 def test_vgg19_paints_with_its_own_layers(photo: Image.Image, painting: Image.Image, random_vgg19: Network) -> None:
