@@ -11,10 +11,26 @@ from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from api import contract, estimate, events, frames, guard, health, images, jobs, look, policy, problems, system
+from api import (
+    batches,
+    contract,
+    estimate,
+    events,
+    frames,
+    guard,
+    health,
+    images,
+    jobs,
+    look,
+    policy,
+    presets,
+    problems,
+    system,
+)
 from api.access import Access
 from api.auth import Authentication, KeyRing
 from api.guard import Guard
+from api.head import Head
 from api.lookout import Lookout
 from api.page import add_page
 from api.policy import Policy
@@ -83,11 +99,12 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     app.state.webhooks = shared.webhooks
     app.state.ring = partial(ring, celery)
     problems.install(app)
+    app.add_middleware(Head)
     app.add_middleware(Authentication, ring=KeyRing(keys) if own.keys_required else None, rates=rates)
     _surround(app, own)
     policy.add_docs(app)
     bearer = [Depends(_BEARER)] if own.keys_required else []
-    for part in (look, jobs, frames, events, images, estimate, system):  # the first is found soonest
+    for part in (look, jobs, frames, events, batches, images, presets, estimate, system):  # the first is found soonest
         app.include_router(part.router, dependencies=bearer)
     app.include_router(health.router)
     add_page(app)

@@ -20,7 +20,7 @@ from core.jobs import LOCAL, Priority
 from core.keys import Key, Keys
 
 OPEN = frozenset({"/", "/livez", "/readyz", "/openapi.json", "/docs"})
-OPEN_FOLDERS = ("/web/", "/j/")
+OPEN_FOLDERS = ("/web/", "/j/", "/docs/ui/")
 MEMORY_SECONDS = 1.0  # a revoked key may work for so long
 NOTED_SECONDS = 60.0
 
@@ -87,7 +87,8 @@ def is_open(path: str) -> bool:
 
 def kind_of(method: str, path: str) -> Kind:
     """How the request is counted."""
-    submits = method == "POST" and (path in ("/v1/jobs", "/v1/images", "/v1/estimate") or path.endswith("/retry"))
+    taking = ("/v1/jobs", "/v1/images", "/v1/batches", "/v1/estimate")
+    submits = method == "POST" and (path in taking or path.endswith("/retry"))
     return Kind.SUBMISSION if submits else Kind.OTHER
 
 

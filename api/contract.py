@@ -1,15 +1,17 @@
-"""The OpenAPI document: FastAPI's, and what it cannot know of any route: how we refuse, and how an id looks."""
+"""The OpenAPI document: FastAPI's, and what it cannot know of any route: how we refuse, ids, and an example of each."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from api.problems import REFUSALS, STATUS
+from api import examples
+from api.problems import REFUSALS, STATUS, problem, refusal
 from core import errors
 
-_IDS = {"job_id": "^job_[a-z2-7]{26}$", "digest": "^sha256:[0-9a-f]{64}$"}
+_IDS = {"job_id": "^job_[a-z2-7]{26}$", "batch_id": "^batch_[a-z2-7]{26}$", "digest": "^sha256:[0-9a-f]{64}$"}
 _STOCK = ("HTTPValidationError", "ValidationError")
 
 Json = dict[str, Any]
@@ -19,8 +21,10 @@ def describe(app: FastAPI) -> None:
     """Make `app.openapi()` tell the whole contract. Call it when all routes are there."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             _amend(operation, refusable=path != "/livez")
+            _exemplify(operation, examples.BODIES.get(f"{method.upper()} {path}", {}))
+    document["components"]["responses"] = {"Refused": _refused(range(400, 500)), "Later": _later()}
     schemas = document["components"]["schemas"]
     for name in _STOCK:
         schemas.pop(name, None)
@@ -35,19 +39,42 @@ def describe(app: FastAPI) -> None:
 def _amend(operation: Json, *, refusable: bool) -> None:
     answers = operation["responses"]
     answers.pop("422", None)
-    answers["4XX"] = _answer("Refused; `code` says why.")
+    answers["4XX"] = {"$ref": "#/components/responses/Refused"}
     if refusable:
-        seconds = {"schema": {"type": "integer"}, "description": "Seconds to wait."}
-        answers["503"] = _answer("Not now; try again.") | {"headers": {"Retry-After": seconds}}
+        answers["503"] = {"$ref": "#/components/responses/Later"}
     for parameter in operation.get("parameters", []):
         parameter["schema"] = _sendable(parameter["schema"])
         if parameter["name"] in _IDS:
             parameter["schema"]["pattern"] = _IDS[parameter["name"]]
 
 
-def _answer(words: str) -> Json:
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": words, "content": {"application/problem+json": {"schema": schema}}}
+def _exemplify(operation: Json, bodies: Json) -> None:
+    """An example for each body, each answer in JSON, each id in an address."""
+    for kind, media in operation.get("requestBody", {}).get("content", {}).items():
+        if kind in bodies:
+            media["example"] = bodies[kind]
+    for answer in operation["responses"].values():
+        media = answer.get("content", {}).get("application/json", {})
+        name = media.get("schema", {}).get("$ref", "").rpartition("/")[2]
+        if name in examples.ANSWERS:
+            media["example"] = examples.ANSWERS[name]
+    for parameter in operation.get("parameters", []):
+        if parameter["name"] in examples.PARAMETERS:
+            parameter["example"] = examples.PARAMETERS[parameter["name"]]
+
+
+def _refused(statuses: Iterable[int]) -> Json:
+    """A problem, with an example for each code of these statuses."""
+    every = [problem(kind()) for kind in _kinds(errors.ImpastoError)] + [refusal(code) for code in REFUSALS]
+    told = {body["code"]: body for body in (json.loads(bytes(answer.body)) for answer in every)}
+    cases = {code: {"value": body} for code, body in sorted(told.items()) if body["status"] in statuses}
+    media = {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": cases}
+    return {"description": "Refused; `code` says why.", "content": {"application/problem+json": media}}
+
+
+def _later() -> Json:
+    seconds = {"schema": {"type": "integer"}, "description": "Seconds to wait."}
+    return _refused([503]) | {"description": "Not now; try again.", "headers": {"Retry-After": seconds}}
 
 
 def _sendable(schema: Json) -> Json:
@@ -62,15 +89,15 @@ def _problem() -> Json:
         "type": words,
         "title": words,
         "status": {"type": "integer", "minimum": 400, "maximum": 599},
-        "code": {"type": "string", "enum": sorted({*_codes(errors.ImpastoError), *REFUSALS})},
+        "code": {"type": "string", "enum": sorted({*(kind.code for kind in _kinds(errors.ImpastoError)), *REFUSALS})},
         "detail": words,
     }
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
-def _codes(kind: type[errors.ImpastoError]) -> Iterator[str]:
+def _kinds(kind: type[errors.ImpastoError]) -> Iterator[type[errors.ImpastoError]]:
     """Of the errors that can be an answer: those whose family has a status."""
     if any(family in STATUS for family in kind.__mro__ if family is not errors.ImpastoError) or kind in STATUS:
-        yield kind.code
+        yield kind
     for child in kind.__subclasses__():
-        yield from _codes(child)
+        yield from _kinds(child)

@@ -9,10 +9,11 @@ from starlette.concurrency import run_in_threadpool
 
 from api.deps import Blobs, Owner, Store
 from api.images import inspected, known
+from api.submission import knobs_schema
 from core import errors
 from core.images import MAX_SIDE_PX, MIN_SIDE_PX
 from core.jobs import JobError, Question, Queue, Step
-from core.spec import MAX_STYLES, StyleSpec, parse_spec, result_size
+from core.spec import MAX_STYLES, parse_spec, result_size
 from core.store import JobStore
 
 WAIT_SECONDS = 5.0
@@ -46,9 +47,7 @@ class Sketch(BaseModel):
     styles: Annotated[Pictures, Field(min_length=1)]
     masks: Pictures = []
     init_image: Picture | None = None
-    spec: dict[str, Any] = Field(
-        {}, description="Knobs, as in a submission.", json_schema_extra=StyleSpec.model_json_schema()
-    )
+    spec: dict[str, Any] = Field({}, description="Knobs, as in a submission.", json_schema_extra=knobs_schema())
 
 
 class Estimate(BaseModel):

@@ -102,7 +102,7 @@ async def upload(
 def look(digest: str, owner: Owner, store: Store, blobs: Blobs, config: Config) -> Response:
     """200 if a job can name this digest, and it stays for the time of an upload; else 404."""
     known(digest, owner, store, blobs, config.upload_keep_hours * 3600)
-    return Response()
+    return Response(headers=fetch(digest, owner, store, blobs).headers)
 
 
 @router.get(

@@ -25,13 +25,13 @@ from api.resource import JOBS, JobPage, JobResource, resource
 from core import errors, images
 from core.images import FORMATS
 from core.jobs import Job, JobInput, Limits, Output, Priority, Status, Terms, is_job_id, new_job_id
-from core.spec import MAX_SIZE_PX, STEERABLE, StyleSpec, parse_spec, result_size
+from core.spec import MAX_SIZE_PX, STEERABLE, StyleSpec, parse_spec, result_size, varied
 from core.store import JobStore
 
 router = APIRouter(prefix=JOBS, tags=["jobs"])
 
 _BODY_BYTES = 100_000
-_KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
+KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
 
 
 def pictures(*formats: str) -> dict[int | str, dict[str, Any]]:
@@ -45,7 +45,7 @@ class Retry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     spec: dict[str, Any] = Field(
-        {}, description="Knobs, as in a submission.", json_schema_extra=StyleSpec.model_json_schema()
+        {}, description="Knobs, as in a submission.", json_schema_extra=submission.knobs_schema()
     )
     webhook: str | None = Field(None, description="A URL that is told when the new job has ended.")
     go_on: StrictBool = Field(
@@ -101,6 +101,27 @@ class Taker:
             return wishes
         return wishes.model_copy(update={"webhook": self.webhooks.receiver(wishes.webhook).url})
 
+    def terms(
+        self, wishes: submission.Wishes, key: str | None, *, request: str | None = None, old: str | None = None
+    ) -> Terms:
+        """What is agreed. Raises BadSpec where the wishes are above what the caller may."""
+        return Terms(
+            owner=self.caller.owner,
+            priority=wishes.priority_within(self.caller.priority),
+            deadline_seconds=wishes.deadline_seconds,
+            reuse=wishes.reuse,
+            webhook=wishes.webhook,
+            keep_seconds=self.config.keep_days * 86_400,
+            idempotency_key=key,
+            request=request,
+            retried_from=old,
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """How many jobs are taken."""
+        return Limits(queued=self.config.max_queued, per_owner=self.config.max_jobs_per_caller)
+
     def take(
         self,
         job_input: JobInput,
@@ -112,20 +133,8 @@ class Taker:
         old: str | None = None,
     ) -> JobResource:
         """Create the job and ring for it. Its pictures are stored."""
-        terms = Terms(
-            owner=self.caller.owner,
-            priority=wishes.priority_within(self.caller.priority),
-            deadline_seconds=wishes.deadline_seconds,
-            reuse=wishes.reuse,
-            webhook=wishes.webhook,
-            keep_seconds=self.config.keep_days * 86_400,
-            idempotency_key=key,
-            request=request,
-            retried_from=old,
-        )
-        limits = Limits(queued=self.config.max_queued, per_owner=self.config.max_jobs_per_caller)
         job_id = new_job_id()
-        job = self.store.create(job_id, job_input, terms, limits)
+        job = self.store.create(job_id, job_input, self.terms(wishes, key, request=request, old=old), self.limits)
         replayed = job.id != job_id  # the same request came twice at once
         if not replayed and not job.status.ended:  # if it runs already, by the bell of another, that one has none now
             self.ring()  # if nobody hears it, the reaper rings again
@@ -160,9 +169,10 @@ async def submit(
     taker: Annotated[Taker, Depends()],
     sights: Sights,
     patience: Patience,
-    idempotency_key: Annotated[str | None, Header(pattern=_KEY)] = None,
+    idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
 ) -> JobResource:
-    """Send `content`, one or more `style`, and any knob; `mask` and `init_image` are further pictures.
+    """Send `content`, one or more `style`, and any knob; `mask` and `init_image` are further pictures. Or send a result
+    as `from`, and what is to be different.
 
     Answers at once with the job; poll its `self` link. The same `Idempotency-Key` again, within a day, gives the same
     job: send one, and a request may be repeated safely when its answer was lost. With `Prefer: wait=N` (30 s at most)
@@ -182,17 +192,28 @@ def _ended(_: Sight, newest: Sight) -> bool:
 
 
 async def _submitted(request: Request, response: Response, taker: Taker, key: str | None) -> JobResource:
-    async with submission.received(request, taker.blobs) as submitted:
-        sent = await run_in_threadpool(lambda: _request_of(submitted.sent()))
+    async with submission.received(request, taker.blobs) as came:
+        sent = await run_in_threadpool(lambda: _request_of(came.sent()))
         if before := await run_in_threadpool(taker.replayed, key, sent, response):
             return before
-        wishes = taker.agreed(submitted.wishes)
+        wishes = taker.agreed(came.wishes)
+        submitted = await run_in_threadpool(_completed, came, taker)
         spec = await run_in_threadpool(_resolved, submitted, taker)
         seen = zip(submitted.pictures(), _must_select(submitted, spec), strict=False)
-        sizes = [await inspected(_file(picture, taker.blobs), mask=mask) for picture, mask in seen]
+        sizes = [await inspected(file_of(picture, taker.blobs), mask=mask) for picture, mask in seen]
         result_size(*sizes[0], spec.size, seamless=spec.seamless)
         job_input = await run_in_threadpool(_stored, submitted, spec, taker)
         return await run_in_threadpool(taker.take, job_input, wishes, response, key=key, request=sent)
+
+
+def _completed(submitted: submission.Submission, taker: Taker) -> submission.Submission:
+    """With what the record of a result says, where nothing was sent. It is a stranger's word, and checked like one."""
+    if submitted.source is None:
+        return submitted
+    if isinstance(submitted.source, str):
+        known(submitted.source, taker.caller.owner, taker.store, taker.blobs)
+    with file_of(submitted.source, taker.blobs).open("rb") as file:
+        return submitted.over(JobInput.of_record(images.provenance_of(file)))
 
 
 def _resolved(submitted: submission.Submission, taker: Taker) -> StyleSpec:
@@ -200,14 +221,19 @@ def _resolved(submitted: submission.Submission, taker: Taker) -> StyleSpec:
     spec = parse_spec(submitted.knobs)
     init = submitted.init_image is not None
     spec = spec.for_pictures(len(submitted.styles), len(submitted.masks), init_image=init)
-    for digest in (picture for picture in submitted.pictures() if isinstance(picture, str)):
-        known(digest, taker.caller.owner, taker.store, taker.blobs)
+    try:
+        for digest in (picture for picture in submitted.pictures() if isinstance(picture, str)):
+            known(digest, taker.caller.owner, taker.store, taker.blobs)
+    except errors.ImageNotFound:
+        if submitted.source is None:
+            raise
+        raise errors.ImageNotFound("A picture that the record names is not here; send it beside from.") from None
     return spec
 
 
 def _stored(submitted: submission.Submission, spec: StyleSpec, taker: Taker) -> JobInput:
     """All was checked before anything is stored; all is on disk, pictures and record, before the answer is given."""
-    digests = iter([_kept(picture, taker.store, taker.blobs) for picture in submitted.pictures()])
+    digests = iter([kept(picture, taker.store, taker.blobs) for picture in submitted.pictures()])
     return JobInput(
         content=next(digests),
         styles=list(islice(digests, len(submitted.styles))),
@@ -223,7 +249,7 @@ def _must_select(submitted: submission.Submission, spec: StyleSpec) -> list[bool
     return [False] * before + [share > 0 for share in spec.style_weights[: len(submitted.masks)]] + [False]
 
 
-def _kept(picture: submission.Picture, store: JobStore, blobs: Blobs) -> str:
+def kept(picture: submission.Picture, store: JobStore, blobs: Blobs) -> str:
     """Its digest. One that was named by it is held by now."""
     if isinstance(picture, str):
         return picture
@@ -231,7 +257,8 @@ def _kept(picture: submission.Picture, store: JobStore, blobs: Blobs) -> str:
     return blobs.keep(picture)
 
 
-def _file(picture: submission.Picture, blobs: Blobs) -> Path:
+def file_of(picture: submission.Picture, blobs: Blobs) -> Path:
+    """Where it lies."""
     return blobs.path(picture) if isinstance(picture, str) else picture.path
 
 
@@ -324,7 +351,7 @@ def retry(
     response: Response,
     taker: Annotated[Taker, Depends()],
     change: Retry | None = None,
-    idempotency_key: Annotated[str | None, Header(pattern=_KEY)] = None,
+    idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
 ) -> JobResource:
     """A new job with the pictures of one that has ended, its knobs, and what you change of them.
 
@@ -341,7 +368,7 @@ def retry(
     if old.gone:
         raise errors.ResultGone("The job's pictures are no longer kept; submit them again.")
     made_of = _continued(old, taker.blobs) if change.go_on else old.input
-    spec = parse_spec({**made_of.spec, **change.spec})
+    spec = parse_spec(varied(made_of.spec, change.spec))
     spec = spec.for_pictures(len(made_of.styles), len(made_of.masks), init_image=made_of.init_image is not None)
     job_input = made_of.model_copy(update={"spec": spec.model_dump()})
     priority = max(

@@ -3,11 +3,16 @@
 import base64
 import hashlib
 import re
+from pathlib import Path
 
+import fastapi_offline
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import HTMLResponse
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+DOCS_FOLDER = "/docs/ui"  # what the page /docs loads
 
 _NOBODY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
@@ -60,16 +65,22 @@ def _is_page(path: str) -> bool:
 
 
 def add_docs(app: FastAPI) -> None:
-    """/docs: loads its scripts from elsewhere, so it has a policy of its own, which names them and no others."""
-    page = get_swagger_ui_html(openapi_url="/openapi.json", title="Impasto: the API", swagger_favicon_url="data:,")
+    """/docs: Swagger UI, from this service as all else. It styles itself as it runs, so it has a policy of its own."""
+    app.mount(DOCS_FOLDER, StaticFiles(directory=Path(fastapi_offline.__file__).with_name("static")), name="docs")
+    page = get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="Impasto: the API",
+        swagger_js_url=f"{DOCS_FOLDER}/swagger-ui-bundle.js",
+        swagger_css_url=f"{DOCS_FOLDER}/swagger-ui.css",
+        swagger_favicon_url="data:,",
+    )
     html = bytes(page.body).decode()
     inline = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in inline]
-    elsewhere = " ".join(re.findall(r"(?:src|href)=\"(https://[^\"]+)\"", html))
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in inline)
     scripts = " ".join(f"'sha256-{digest}'" for digest in hashes)
     policy = (
-        f"default-src 'none'; script-src {scripts} {elsewhere}; style-src 'unsafe-inline' {elsewhere}; "
-        f"img-src 'self' data:; connect-src 'self'; {_NOBODY}"
+        f"default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; "
+        f"img-src 'self' data: blob:; connect-src 'self'; {_NOBODY}"
     )
     headers = {"Content-Security-Policy": policy}
     app.add_api_route("/docs", lambda: HTMLResponse(html, headers=headers), include_in_schema=False)

@@ -132,7 +132,9 @@ def install(app: FastAPI) -> None:
         answer.headers.update(error.headers or {})
         methods = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
         if error.status_code == 405 and methods:  # the framework names those of one route of the address only
-            answer.headers["Allow"] = ", ".join(sorted(method.upper() for method in methods))
+            answer.headers["Allow"] = ", ".join(
+                sorted({method.upper() for method in methods} | ({"HEAD"} if "get" in methods else set()))
+            )
         return answer
 
     async def invalid(_: Request, error: Exception) -> Problem:

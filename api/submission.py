@@ -1,26 +1,30 @@
 """Reading what a client submits, multipart or JSON, into pictures and knobs. Decides nothing about jobs."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData
 
 from api import form
-from core import errors, images
+from core import errors, images, presets
 from core.blobs import Blobs, Part
-from core.jobs import Priority
-from core.spec import KNOBS, MAX_STYLES, StyleSpec
+from core.jobs import JobInput, Priority
+from core.spec import KNOBS, MAX_STYLES, StyleSpec, varied
 
-MAX_PICTURES = 2 + 2 * MAX_STYLES  # the photo, paintings, a mask for each, and one to begin with
+MAX_CONTENTS = 12  # of a batch, which has 96 jobs at most
+# The photo, paintings, a mask for each, one to begin with, an earlier result; a batch has as many photos and paintings.
+MAX_PICTURES = max(3 + 2 * MAX_STYLES, MAX_CONTENTS + MAX_STYLES)
 BODY_BYTES = MAX_PICTURES * (images.MAX_BYTES + 10_000) + 1_000_000
 _JSON_BYTES = 100_000
 
-PICTURE_FIELDS = ("content", "style", "mask", "init_image")
+PICTURE_FIELDS = ("content", "style", "mask", "init_image", "from")
+
+T = TypeVar("T")
 
 Picture = Part | str  # an uploaded file, or the digest of a picture sent before
 
@@ -62,34 +66,67 @@ WISHES = {
 }
 
 
-_FORM = form.Limits(files=MAX_PICTURES, fields=2 * len(KNOBS) + len(WISHES), text_bytes=_JSON_BYTES)
+_FORM = form.Limits(files=MAX_PICTURES, fields=2 * len(KNOBS) + len(WISHES) + 1, text_bytes=_JSON_BYTES)
 
 
 @dataclass
 class Submission:
-    """Two or more pictures, knobs as they came, and wishes."""
+    """Pictures, knobs as they came, and wishes."""
 
-    content: Picture
+    content: Picture | None  # None: that of the source
     styles: list[Picture]
     masks: list[Picture] = field(default_factory=list)
     init_image: Picture | None = None
+    source: Picture | None = None  # a result, whose record says what was not sent
     knobs: dict[str, Any] = field(default_factory=dict)
     wishes: Wishes = field(default_factory=Wishes)
 
     def pictures(self) -> list[Picture]:
         """All of them, in the order of JobInput."""
-        return [self.content, *self.styles, *self.masks, *([] if self.init_image is None else [self.init_image])]
+        every = [self.content, *self.styles, *self.masks, self.init_image]
+        return [picture for picture in every if picture is not None]
+
+    def over(self, before: JobInput) -> "Submission":
+        """The earlier job's pictures and knobs, with what was sent in their place.
+
+        New paintings come without the earlier ones' masks and shares. Raises BadSpec for a preset that there is not.
+        """
+        kept = {name: value for name, value in before.spec.items() if not (self.styles and name == "style_weights")}
+        knobs = varied(kept, self.knobs)
+        first = before.init_image if knobs.get("init") == "picture" else None
+        return replace(
+            self,
+            content=before.content if self.content is None else self.content,
+            styles=self.styles or [*before.styles],
+            masks=self.masks or ([] if self.styles else [*before.masks]),
+            init_image=first if self.init_image is None else self.init_image,
+            knobs=knobs,
+        )
 
     def sent(self) -> dict[str, Any]:
         """What the client has sent, without any default of ours; pictures by their digests. Raises StorageFull."""
-        pictures = [picture if isinstance(picture, str) else picture.digest for picture in self.pictures()]
-        counts = [len(self.styles), len(self.masks)]
+        every = [*self.pictures(), *([] if self.source is None else [self.source])]
+        counts = [int(self.content is not None), len(self.styles), len(self.masks), int(self.source is not None)]
         return {
-            "pictures": pictures,
+            "pictures": [picture if isinstance(picture, str) else picture.digest for picture in every],
             "counts": counts,
             "knobs": self.knobs,
             "wishes": self.wishes.model_dump(exclude_unset=True),
         }
+
+
+@dataclass
+class BatchSubmission:
+    """Photos, each to be painted in the style of each painting; the knobs and wishes of all."""
+
+    contents: list[Picture]
+    styles: list[Picture]
+    knobs: dict[str, Any]
+    wishes: Wishes
+
+    def __post_init__(self) -> None:
+        if not (1 <= len(self.contents) <= MAX_CONTENTS and 1 <= len(self.styles) <= MAX_STYLES):
+            raise errors.BadRequest(f"A batch has 1 to {MAX_CONTENTS} photos and 1 to {MAX_STYLES} paintings.")
 
 
 @asynccontextmanager
@@ -98,12 +135,27 @@ async def received(request: Request, blobs: Blobs) -> AsyncIterator[Submission]:
 
     Raises BadRequest, BadSpec, UploadTooLarge, StorageFull.
     """
+    async with _sent(request, blobs, _from_json, _from_form) as submitted:
+        yield submitted
+
+
+@asynccontextmanager
+async def received_batch(request: Request, blobs: Blobs) -> AsyncIterator[BatchSubmission]:
+    """The same for a batch."""
+    async with _sent(request, blobs, _batch_from_json, _batch_from_form) as submitted:
+        yield submitted
+
+
+@asynccontextmanager
+async def _sent(
+    request: Request, blobs: Blobs, from_json: Callable[[bytes], T], from_form: Callable[[FormData], T]
+) -> AsyncIterator[T]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        yield _from_json(await _body(request))
+        yield from_json(await _body(request))
     elif kind == "multipart/form-data":
         async with form.opened(request, blobs, _FORM) as received:
-            yield _from_form(received)
+            yield from_form(received)
     else:
         raise errors.BadRequest("Send multipart/form-data with the files content and style, or application/json.")
 
@@ -120,18 +172,32 @@ async def _body(request: Request) -> bytes:
 def _from_json(body: bytes) -> Submission:
     data = _object(body)
     content, styles, knobs = data.pop("content", None), data.pop("styles", None), data.pop("spec", {})
-    masks, init_image = data.pop("masks", []), data.pop("init_image", None)
+    masks, init_image, source = data.pop("masks", []), data.pop("init_image", None), data.pop("from", None)
+    if isinstance(source, str):
+        content, styles = content or None, [] if styles is None else styles
     wishes = _wishes({name: data.pop(name) for name in WISHES if name in data})
-    if data or not isinstance(content, str) or not isinstance(knobs, dict):
+    if data or not isinstance(content, str if source is None else str | None) or not isinstance(knobs, dict):
         raise errors.BadRequest(
-            "The JSON body must have content (a digest) and styles (digests); "
+            "The JSON body must have content (a digest) and styles (digests), or from (the digest of a result); "
             f"it may have masks, init_image, spec, {', '.join(WISHES)}."
         )
-    if not _are_digests(styles) or not styles:
+    if not _are_digests(styles) or not (styles or source):
         raise errors.BadRequest("styles must be a list of one or more digests.")
-    if not _are_digests(masks) or not isinstance(init_image, str | None):
-        raise errors.BadRequest("masks must be a list of digests, init_image a digest.")
-    return Submission(content, styles, masks, init_image, knobs, wishes)
+    if not _are_digests(masks) or not isinstance(init_image, str | None) or not isinstance(source, str | None):
+        raise errors.BadRequest("masks must be a list of digests, init_image and from a digest.")
+    return Submission(content, styles, masks, init_image, source, knobs, wishes)
+
+
+def _batch_from_json(body: bytes) -> BatchSubmission:
+    data = _object(body)
+    contents, styles, knobs = data.pop("contents", None), data.pop("styles", None), data.pop("spec", {})
+    wishes = _wishes({name: data.pop(name) for name in WISHES if name in data})
+    if data or not (_are_digests(contents, MAX_CONTENTS) and _are_digests(styles) and isinstance(knobs, dict)):
+        raise errors.BadRequest(
+            f"The JSON body must have contents and styles (lists of digests, {MAX_CONTENTS} and {MAX_STYLES} at most); "
+            f"it may have spec, {', '.join(WISHES)}."
+        )
+    return BatchSubmission(contents, styles, knobs, wishes)
 
 
 def _wishes(values: dict[str, Any]) -> Wishes:
@@ -141,11 +207,32 @@ def _wishes(values: dict[str, Any]) -> Wishes:
         raise errors.BadSpec(WISHES[str(error.errors()[0]["loc"][0])]) from error
 
 
-def _are_digests(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_STYLES and all(isinstance(item, str) for item in value)
+def _are_digests(value: Any, most: int = MAX_STYLES) -> bool:
+    return isinstance(value, list) and len(value) <= most and all(isinstance(item, str) for item in value)
 
 
 def _from_form(data: FormData) -> Submission:
+    pictures, knobs, wishes = _fields(data)
+    contents, styles, masks, inits, sources = pictures.values()
+    least = 0 if sources else 1
+    if not (least <= len(contents) <= 1 and least <= len(styles) <= MAX_STYLES and len(inits) <= 1 >= len(sources)):
+        raise errors.BadRequest(
+            f"Send one file as content, 1 to {MAX_STYLES} as style, and at most one as init_image; or a result as from."
+        )
+    content, init_image, source = (found[0] if found else None for found in (contents, inits, sources))
+    return Submission(content, styles, masks, init_image, source, knobs, wishes)
+
+
+def _batch_from_form(data: FormData) -> BatchSubmission:
+    pictures, knobs, wishes = _fields(data)
+    contents, styles, *others = pictures.values()
+    if any(others):
+        raise errors.BadRequest("The pictures of a batch are content and style.")
+    return BatchSubmission(contents, styles, knobs, wishes)
+
+
+def _fields(data: FormData) -> tuple[dict[str, list[Picture]], dict[str, Any], Wishes]:
+    """Pictures by the name of their field, knobs, wishes."""
     pictures: dict[str, list[Picture]] = {name: [] for name in PICTURE_FIELDS}
     knobs: dict[str, Any] = {}
     spec: dict[str, Any] = {}
@@ -164,12 +251,9 @@ def _from_form(data: FormData) -> Submission:
             raise errors.BadRequest("A knob was sent twice.")
         elif name in WISHES:
             wishes |= {name: value} if value.strip() else {}
-        elif value.strip() or name not in KNOBS:  # a form on a page sends its empty fields, too
+        elif value.strip() or name not in (*KNOBS, presets.FIELD):  # a form on a page sends its empty fields, too
             knobs[name] = value
-    contents, styles, masks, inits = pictures.values()
-    if len(contents) != 1 or not 1 <= len(styles) <= MAX_STYLES or len(inits) > 1:
-        raise errors.BadRequest(f"Send one file as content, 1 to {MAX_STYLES} as style, and at most one as init_image.")
-    return Submission(contents[0], styles, masks, inits[0] if inits else None, {**spec, **knobs}, _wishes(wishes))
+    return pictures, {**spec, **knobs}, _wishes(wishes)
 
 
 def _object(text: bytes) -> dict[str, Any]:
@@ -185,40 +269,71 @@ def _object(text: bytes) -> dict[str, Any]:
     return data
 
 
+def knobs_schema() -> dict[str, Any]:
+    """For OpenAPI: every knob, and the preset."""
+    spec = StyleSpec.model_json_schema()
+    words = "Knobs that go together (GET /v1/presets); those that are sent beside it win."
+    spec["properties"][presets.FIELD] = {"type": "string", "enum": [*presets.PRESETS], "description": words}
+    return spec
+
+
 def openapi_body() -> dict[str, Any]:
     """The request body's description for OpenAPI, made from StyleSpec."""
-    spec = StyleSpec.model_json_schema()
+    words = "A PNG that was painted here, or its digest: it runs again, but for what else is sent."
+    masks = {"type": "array", "items": _DIGEST, "maxItems": MAX_STYLES}
+    files = {"content": _FILE, "style": _many(_FILE), "mask": _many(_FILE), "init_image": _FILE}
+    digests = {"content": _DIGEST, "styles": {**masks, "minItems": 1}, "masks": masks, "init_image": _DIGEST}
+    return _openapi(
+        {**files, "from": {**_FILE, "description": words}},
+        {**digests, "from": {**_DIGEST, "description": words}},
+        {"anyOf": [{"required": ["content", "style"]}, {"required": ["from"]}]},
+        {"anyOf": [{"required": ["content", "styles"]}, {"required": ["from"]}]},
+    )
+
+
+def openapi_batch() -> dict[str, Any]:
+    """The same for a batch."""
+    digests = {
+        "contents": {"type": "array", "items": _DIGEST, "minItems": 1, "maxItems": MAX_CONTENTS},
+        "styles": {"type": "array", "items": _DIGEST, "minItems": 1, "maxItems": MAX_STYLES},
+    }
+    files = {"content": _many(_FILE), "style": _many(_FILE)}
+    return _openapi(files, digests, {"required": [*files]}, {"required": [*digests]})
+
+
+_FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP, or the digest of an upload."}
+_DIGEST = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
+
+
+def _many(item: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": item}
+
+
+def _openapi(
+    files: dict[str, Any], digests: dict[str, Any], needs_files: dict[str, Any], needs_digests: dict[str, Any]
+) -> dict[str, Any]:
+    spec = knobs_schema()
     knobs = {
         name: {"type": "string", "description": knob["description"]}
         if "type" not in knob or knob["type"] in ("array", "object")
         else knob
         for name, knob in spec["properties"].items()
     }
-    picture = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP, or the digest of an upload."}
-    many = {"type": "array", "items": picture}
-    files = {"content": picture, "style": many, "mask": many, "init_image": picture}
     wishes = Wishes.model_json_schema()["properties"]
     wishes["priority"] = {**wishes["priority"], "type": "string", "enum": [*Priority]}
     wishes["priority"].pop("$ref", None)
-    form = {**files, **knobs, "spec": {"type": "string"}, **wishes}
-    digest = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
-    masks = {"type": "array", "items": digest, "maxItems": MAX_STYLES}
-    styles = {**masks, "minItems": 1}
-    digests = {"content": digest, "styles": styles, "masks": masks, "init_image": digest, "spec": spec, **wishes}
+    fields = {**files, **knobs, "spec": {"type": "string"}, **wishes}
+    members = {**digests, "spec": spec, **wishes}
+    lists = {name: {"explode": True} for name, file in files.items() if file["type"] == "array"}
     return {
         "required": True,
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "required": ["content", "style"], "properties": form},
-                "encoding": {"style": {"explode": True}, "mask": {"explode": True}},
+                "schema": {"type": "object", **needs_files, "properties": fields},
+                "encoding": lists,
             },
             "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["content", "styles"],
-                    "properties": digests,
-                    "additionalProperties": False,
-                }
+                "schema": {"type": "object", **needs_digests, "properties": members, "additionalProperties": False}
             },
         },
     }

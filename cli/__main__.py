@@ -16,16 +16,17 @@ from typing import Any
 import click
 
 from cli.bar import Bar
-from cli.client import Client
+from cli.info import info, recorded
 from cli.keys import keys
 from cli.up import LocalService, service_url
 from cli.weights import opened as opened_weights
 from cli.weights import weights
-from core import errors, images, settings
+from core import errors, images, presets, settings
 from core.blobs import digest_of
 from core.jobs import LOCAL, Job, JobInput, NetworkUsed, Status
 from core.settings import Settings
-from core.spec import StyleSpec, allowed, parse_spec
+from core.spec import StyleSpec, allowed, parse_spec, varied
+from impasto import Client
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 _SUFFIXES: dict[str, images.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -40,7 +41,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (errors.BadInput, errors.BadSettings, errors.Unauthorized) as error:
+    except (errors.BadInput, errors.NotFound, errors.Conflict, errors.BadSettings, errors.Unauthorized) as error:
         sys.exit(_say(error.message, 2))
     except errors.ImpastoError as error:
         sys.exit(_say(error.message, 1))
@@ -61,12 +62,16 @@ def impasto() -> None:
     """Paint one picture in the style of another."""
 
 
+impasto.add_command(info)
 impasto.add_command(keys)
 impasto.add_command(weights)
 
 
+existing = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
 def knobs(command: Command) -> Command:
-    """One option for each knob of StyleSpec."""
+    """One option for each knob of StyleSpec, one for the presets, one for an earlier result."""
     for name, field in reversed(StyleSpec.model_fields.items()):
         default = (
             ",".join(f"{layer}={weight:g}" for layer, weight in field.default.items())
@@ -75,10 +80,13 @@ def knobs(command: Command) -> Command:
         )
         text = f"{field.description}  [{allowed(name)}; default: {'none' if default == [] else default}]"
         command = click.option(f"--{name.replace('_', '-')}", name, metavar="X", help=text)(command)
-    return command
+    told = " ".join(f"{preset.name}: {preset.words}" for preset in presets.PRESETS.values())
+    text = f"Knobs that go together; those given beside it win. {told}"
+    command = click.option(f"--{presets.FIELD}", type=click.Choice([*presets.PRESETS]), help=text)(command)
+    text = "Take the knobs of an earlier result, a PNG; those given beside it win."
+    return click.option("--from", "source", type=existing, help=text)(command)
 
 
-existing = click.Path(exists=True, dir_okay=False, path_type=Path)
 content_argument = click.argument("content", type=existing)
 style_argument = click.argument("style", type=existing, nargs=-1, required=True)
 mask_option = click.option(
@@ -178,12 +186,13 @@ def submit(
     url: str | None,
     wait: bool,
     output: Path | None,
+    source: Path | None,
     **given: str | None,
 ) -> None:
     """Send a job to a service; with --wait, follow it and write the result."""
     _check_output(output)
     with _client(url) as client:
-        job = client.submit(content, style, _given(given), masks, init_image)
+        job = client.submit(content, style, masks=masks, init_image=init_image, **_given(given, source))
         click.echo(client.link(job))
         if wait or output:
             _fetch(client, _follow(client, job.id), output)
@@ -201,8 +210,7 @@ def watch(job: str, url: str | None, output: Path | None) -> None:
 
 
 def _client(url: str | None) -> Client:
-    config = settings.read(Settings)
-    return Client(url or config.url, config.key.get_secret_value())
+    return Client(url)
 
 
 def _follow(client: Client, job_id: str, between: Callable[[], None] = lambda: None) -> Job:
@@ -234,8 +242,13 @@ def _check_output(output: Path | None) -> None:
         raise errors.BadInput(f"{output} cannot be written.")
 
 
-def _given(options: dict[str, str | None]) -> dict[str, str]:
-    return {name: value for name, value in options.items() if value is not None}
+def _given(options: dict[str, str | None], source: Path | None) -> dict[str, Any]:
+    """The knobs; where an earlier result is named, over its own, but for the shares of its paintings."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if source is None:
+        return given
+    earlier = recorded(source)[1].spec
+    return varied({name: value for name, value in earlier.items() if name != "style_weights"}, given)
 
 
 @impasto.command()
@@ -257,7 +270,7 @@ def demo(size: str, output: Path, host: str, port: int) -> None:
 
 
 def _demo(client: Client, size: str, output: Path, between: Callable[[], None]) -> None:
-    job = client.submit(SAMPLES / "harbor.jpg", [SAMPLES / "strokes.jpg"], {"size": size})
+    job = client.submit(SAMPLES / "harbor.jpg", SAMPLES / "strokes.jpg", size=size)
     _fetch(client, _follow(client, job.id, between), output)
     click.echo(client.link(job))
 
@@ -292,13 +305,14 @@ def stylize(
     device: str,
     precision: Any,
     memory_gb: float,
+    source: Path | None,
     **given: str | None,
 ) -> None:
     """Paint on this machine, without a service."""
     _check_output(output)
     if math.isnan(memory_gb):  # which no range keeps out
         raise errors.BadInput("--memory-gb must be a number from 0 to 10000.")
-    spec = parse_spec(_given(given)).for_pictures(len(style), len(masks), init_image=init_image is not None)
+    spec = parse_spec(_given(given, source)).for_pictures(len(style), len(masks), init_image=init_image is not None)
 
     from core.neural.planner import NOMINAL, Planner, pace_of
     from core.neural.stylize import Moment

@@ -6,11 +6,13 @@
     │   ├── BadImage           a picture
     │   │   ├── UnsupportedImage
     │   │   └── ImageTooLarge
+    │   ├── BadRecord          of how a picture was made
     │   ├── BadWebhook         where a webhook is to go
     │   ├── UploadTooLarge
     │   └── BadRequest
     ├── NotFound
     │   ├── JobNotFound
+    │   ├── BatchNotFound
     │   └── ImageNotFound
     ├── Conflict               right request, wrong moment
     │   ├── JobNotEnded
@@ -45,7 +47,7 @@
 Each class carries a stable `code`; its docstring is the default message and says what to do.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
 class ImpastoError(Exception):
     """Something went wrong inside the service; the log has the details."""
 
-    code: ClassVar[str] = "internal"
+    code: str = "internal"  # of the class; a client gives an error that it does not know its own
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
@@ -101,6 +103,12 @@ class ImageTooLarge(BadImage):
     code = "image_too_large"
 
 
+class BadRecord(BadInput):
+    """The file carries no record of how it was made, or a damaged one; take a PNG as Impasto made it."""
+
+    code = "bad_record"
+
+
 class BadWebhook(BadInput):
     """A webhook must be a URL such as https://example.org/hook, without user name or fragment."""
 
@@ -123,6 +131,12 @@ class JobNotFound(NotFound):
     """There is no job with this id."""
 
     code = "job_not_found"
+
+
+class BatchNotFound(NotFound):
+    """There is no batch with this id."""
+
+    code = "batch_not_found"
 
 
 class ImageNotFound(NotFound):

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, NoReturn, get_args
 
 from PIL import Image, ImageCms, ImageOps, MpoImagePlugin, PngImagePlugin, WebPImagePlugin
 
@@ -226,12 +226,17 @@ def animate(pictures: Sequence[Image.Image], milliseconds: int, last_millisecond
     return buffer.getvalue()
 
 
-def provenance_of(data: bytes) -> dict[str, Any] | None:
-    """What `encode` recorded in a PNG; None where there is nothing."""
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        image.load()
-        text = image.info.get(PROVENANCE_KEY)
-    return None if text is None else dict(json.loads(text))
+def provenance_of(file: bytes | BinaryIO) -> dict[str, Any] | None:
+    """What `encode` recorded in a PNG; None where there is nothing. Decodes no pixels. Raises BadRecord."""
+    try:
+        text = png.text(io.BytesIO(file) if isinstance(file, bytes) else file, PROVENANCE_KEY)
+        return None if text is None else dict(json.loads(text, parse_constant=_refuse))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise errors.BadRecord() from error
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)  # NaN and infinity are no JSON
 
 
 def thumbnail(picture: Image.Image, side_px: int) -> Image.Image:

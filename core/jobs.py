@@ -7,21 +7,22 @@ Knows nothing of Redis, Celery or HTTP. The store (store.py, store.lua) is the o
 import re
 import secrets
 from base64 import b32encode
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core import images
+from core import errors, images
 from core.spec import parse_spec
 
 MAX_ATTEMPTS = 3  # in a row that brought it no further
 MAX_STEERINGS = 200  # of one job
 MAX_FRAMES = 60  # of one job
-_ID = re.compile(r"job_[a-z2-7]{26}")
+_ID = re.compile(r"(job|batch)_[a-z2-7]{26}")
 
 
 class Status(StrEnum):
@@ -88,6 +89,14 @@ class JobInput(_Record):
         """What a result's PNG tells of its making, with a service or without."""
         return {"program": "impasto", **self.model_dump(), "model": model.model_dump()}
 
+    @classmethod
+    def of_record(cls, provenance: Mapping[str, Any] | None) -> "JobInput":
+        """What `provenance` told, from a file that anybody may have written. Raises BadRecord."""
+        try:
+            return cls.model_validate(provenance)
+        except ValidationError as error:
+            raise errors.BadRecord() from error
+
 
 class Priority(StrEnum):
     """Which jobs go first; among those of one priority, callers take turns."""
@@ -112,6 +121,7 @@ class Terms(_Record):
     reuse: bool = False  # a result of the same pictures, knobs and network will do
     webhook: str | None = None  # a URL that is told of the end
     retried_from: str | None = None
+    batch_id: str | None = None
 
 
 class Limits(_Record):
@@ -256,6 +266,7 @@ class Job(_Record):
     max_attempts: int
     retried_from: str | None
     reused_from: str | None
+    batch_id: str | None = None
     cancel_requested: bool
     input: JobInput
     queue: Queue | None
@@ -274,14 +285,44 @@ class Job(_Record):
     webhook: str | None = Field(None, exclude=True)
 
 
+class Batch(_Record):
+    """Jobs that were submitted together, in their order; those that were deleted since are missing."""
+
+    id: str
+    created_at: datetime
+    counts: dict[Status, int]  # of every status
+    jobs: Sequence[Job]
+
+    @classmethod
+    def of(cls, batch_id: str, jobs: Sequence[Job]) -> Self:
+        """One or more."""
+        counts = Counter(job.status for job in jobs)
+        created_at = min(job.created_at for job in jobs)
+        return cls(id=batch_id, created_at=created_at, counts={status: counts[status] for status in Status}, jobs=jobs)
+
+
 def new_job_id() -> str:
     """128 random bits: nobody guesses a job."""
-    return "job_" + b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()
+    return _new_id("job")
+
+
+def new_batch_id() -> str:
+    """As unguessable as a job's."""
+    return _new_id("batch")
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}_" + b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()
 
 
 def is_job_id(text: str) -> bool:
     """Whether this could be a job's id at all; anything else needs no look-up."""
-    return _ID.fullmatch(text) is not None
+    return text.startswith("job_") and _ID.fullmatch(text) is not None
+
+
+def is_batch_id(text: str) -> bool:
+    """The same for a batch."""
+    return text.startswith("batch_") and _ID.fullmatch(text) is not None
 
 
 def when(milliseconds: Any) -> datetime | None:

@@ -1,12 +1,15 @@
-"""The structure of a PNG file: is everything there that its header promises? Knows no pixels and no Pillow.
+"""The structure of a PNG file: is everything there that its header promises? And its texts. No pixels, no Pillow.
 
 Pillow accepts files that were cut near their end, or that hold a few of their rows: the rest comes out black.
 """
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import BinaryIO
 
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # x and y of the first pixel and the steps from there, for the seven passes of an interlaced file.
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -44,6 +47,30 @@ def is_complete(data: bytes) -> bool:
     except (zlib.error, struct.error, KeyError, ValueError):
         return False
     return False
+
+
+def text(file: BinaryIO, keyword: str) -> str | None:
+    """The text under the keyword, in an iTXt chunk without compression, as Pillow writes it; None where there is none.
+
+    Reads the chunks' heads and that text, whatever else the file holds. Raises ValueError where the text is damaged.
+    """
+    if file.read(8) != _SIGNATURE:
+        return None
+    for _ in range(_MAX_CHUNKS):
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            return None
+        length = int.from_bytes(head[:4])
+        if head[4:] == b"iTXt" and length <= MAX_METADATA_BYTES:
+            body, checksum = file.read(length), file.read(4)
+            name, _, rest = body.partition(b"\0")
+            if name == keyword.encode("latin-1"):
+                if rest[:2] != b"\0\0" or zlib.crc32(head[4:] + body).to_bytes(4) != checksum:
+                    raise ValueError(name)
+                return rest[2:].split(b"\0", 2)[-1].decode("utf-8")
+        else:
+            file.seek(length + 4, io.SEEK_CUR)
+    return None
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from core import errors
+from core import errors, presets
 from core.architecture import BLOCKS, layers, missing_layer
 
 # `auto`, or the name of a network on the workers: which there are, the API does not know.
@@ -202,7 +202,7 @@ class StyleSpec(BaseModel):
         look at other layers.
         """
         for name in knobs:
-            if name in KNOBS and name not in STEERABLE:
+            if name not in STEERABLE and (name in KNOBS or name == "preset"):
                 raise errors.BadSpec(f"{name} cannot be changed any more; {', '.join(STEERABLE)} can.")
         spec = parse_spec({**self.model_dump(), **knobs})
         for name in ("content_weight", "style_weight"):
@@ -257,10 +257,11 @@ STEERABLE: tuple[str, ...] = tuple(
 
 
 def parse_spec(knobs: dict[str, Any]) -> StyleSpec:
-    """Knobs as they came (text from a form or a command line, or JSON values) to a spec.
+    """Knobs as they came (text from a form or a command line, or JSON values), perhaps with a preset, to a spec.
 
     Raises BadSpec with one sentence that names the knob and its range; the value itself is never repeated.
     """
+    knobs = presets.expanded(knobs)
     for name, value in knobs.items():
         if isinstance(value, bool) and name in KNOBS and name != "seamless":  # pydantic would take true for 1
             raise errors.BadSpec(f"{name} must be {allowed(name)}.")
@@ -274,6 +275,18 @@ def parse_spec(knobs: dict[str, Any]) -> StyleSpec:
     if name not in StyleSpec.model_fields:
         raise errors.BadSpec(f"There is no such knob; the knobs are {', '.join(KNOBS)}.")
     raise errors.BadSpec(f"{name} must be {allowed(name)}.")
+
+
+def varied(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """The knobs of an earlier run with what is to be different. Raises BadSpec for a preset that there is not.
+
+    Another objective weighs by other units, so it does not keep the earlier style_weight.
+    """
+    change = presets.expanded(change)
+    kept = dict(spec)
+    if change.get("objective", spec.get("objective")) != spec.get("objective"):
+        kept.pop("style_weight", None)
+    return kept | change
 
 
 def allowed(name: str) -> str:

@@ -16,6 +16,7 @@
 --   <p>signal:<token>      list    wakes the worker that runs under the token
 --   <p>frames:<id>         list    small pictures of a run on its way, in their order (JSON)
 --   <p>replay:<owner>:<key> string fingerprint and job of a submission with an idempotency key
+--   <p>batch:<id>          zset    the jobs that were submitted as one batch, in their order
 --   <p>results:<owner>     hash    fingerprint -> the newest job with that result
 --   <p>refs                hash    digest -> how many jobs use the blob
 --   <p>refs:<owner>        hash    the same, of one owner's jobs
@@ -303,6 +304,10 @@ local function erase(p, id)
   redis.call('ZREM', p .. 'of:' .. job[2] .. ':' .. job[1], id)
   redis.call('ZREM', p .. 'of:' .. job[2], id)
   unpost(p, id)
+  local batch = redis.call('HGET', key, 'batch_id')
+  if batch then
+    redis.call('ZREM', p .. 'batch:' .. batch, id)
+  end
   for _, index in ipairs({ 'leases', 'deadlines', 'expiry' }) do
     redis.call('ZREM', p .. index, id)
   end
@@ -324,7 +329,7 @@ local function answered(p, order)
     local before = redis.call('GET', p .. 'replay:' .. order.owner .. ':' .. order.key)
     if before then
       local print, id = string.match(before, '^(%S+) (%S+)$')
-      if redis.call('EXISTS', job_key(p, id)) == 1 then
+      if redis.call('EXISTS', job_key(p, id), p .. 'batch:' .. id) == 1 then
         return { print == order.print and 'created' or 'conflict', id }
       end
     end
@@ -367,7 +372,7 @@ local function record(p, id, order)
   redis.call('HSET', key, 'id', id, 'number', number, 'entry', entry, 'status', 'queued', 'version', 1, 'attempt', 0,
     'losses', 0, 'created_at', now, 'owner', order.owner, 'priority', order.priority, 'keep_ms', order.keep_ms,
     'input', order.input, 'blobs', cjson.encode(order.digests), 'fingerprint', order.fingerprint)
-  for _, field in ipairs({ 'webhook', 'retried_from' }) do
+  for _, field in ipairs({ 'webhook', 'retried_from', 'batch_id' }) do
     if order[field] then
       redis.call('HSET', key, field, order[field])
     end
@@ -379,6 +384,45 @@ local function record(p, id, order)
   if order.deadline_ms then
     redis.call('HSET', key, 'deadline_at', now + order.deadline_ms)
     redis.call('ZADD', p .. 'deadlines', now + order.deadline_ms, id)
+  end
+end
+
+-- Why orders of one owner cannot be taken, all of them; or nil
+local function refusal(p, orders)
+  local new = 0 -- that are to be painted
+  for _, order in ipairs(orders) do
+    for _, digest in ipairs(order.digests) do
+      if not safe(p, digest) then
+        return 'gone'
+      end
+    end
+    new = new + (result_of(p, order) and 0 or 1)
+  end
+  local owner, most_own, most_queued = orders[1].owner, orders[1].most_own, orders[1].most_queued
+  local own = redis.call('ZCARD', p .. 'queue:' .. owner) + redis.call('ZCARD', p .. 'of:' .. owner .. ':running')
+  if new > 0 and most_own and own + new > most_own then
+    return 'quota'
+  end
+  if new > 0 and most_queued and redis.call('ZCARD', p .. 'queue') + new > most_queued then
+    return 'full'
+  end
+end
+
+local function take(p, id, order)
+  local source = result_of(p, order)
+  record(p, id, order)
+  if source then
+    copy_result(p, id, source)
+  else
+    redis.call('HSET', job_key(p, id), 'place', new_place(p, id, redis.call('HGET', job_key(p, id), 'number')))
+    file_under(p, id, 'queued')
+    enqueue(p, id)
+  end
+end
+
+local function remember(p, order, id)
+  if order.key then
+    redis.call('SET', p .. 'replay:' .. order.owner .. ':' .. order.key, order.print .. ' ' .. id, 'PX', order.replay_ms)
   end
 end
 
@@ -398,34 +442,35 @@ local function create(keys, args)
   if before then
     return before
   end
-  for _, digest in ipairs(order.digests) do
-    if not safe(p, digest) then
-      return { 'gone', id }
-    end
+  local why = refusal(p, { order })
+  if why then
+    return { why, id }
   end
-  local source = result_of(p, order)
-  if not source then
-    local own = redis.call('ZCARD', p .. 'queue:' .. order.owner)
-      + redis.call('ZCARD', p .. 'of:' .. order.owner .. ':running')
-    if order.most_own and own >= order.most_own then
-      return { 'quota', id }
-    end
-    if order.most_queued and redis.call('ZCARD', p .. 'queue') >= order.most_queued then
-      return { 'full', id }
-    end
-  end
-  record(p, id, order)
-  if order.key then
-    redis.call('SET', p .. 'replay:' .. order.owner .. ':' .. order.key, order.print .. ' ' .. id, 'PX', order.replay_ms)
-  end
-  if source then
-    copy_result(p, id, source)
-  else
-    redis.call('HSET', job_key(p, id), 'place', new_place(p, id, redis.call('HGET', job_key(p, id), 'number')))
-    file_under(p, id, 'queued')
-    enqueue(p, id)
-  end
+  take(p, id, order)
+  remember(p, order, id)
   return { 'created', id }
+end
+
+-- batch, ids, orders (JSON lists) -> {word, batch}, as `create`: all jobs or none. The first order carries the key.
+local function create_batch(keys, args)
+  local p, batch, ids, orders = keys[1], args[1], cjson.decode(args[2]), cjson.decode(args[3])
+  if redis.call('EXISTS', p .. 'batch:' .. batch) == 1 then
+    return { 'created', batch }
+  end
+  local before = answered(p, orders[1])
+  if before then
+    return before
+  end
+  local why = refusal(p, orders)
+  if why then
+    return { why, batch }
+  end
+  for i, order in ipairs(orders) do
+    take(p, ids[i], order)
+    redis.call('ZADD', p .. 'batch:' .. batch, i, ids[i])
+  end
+  remember(p, orders[1], batch)
+  return { 'created', batch }
 end
 
 -- ---------------------------------------------------------------- looking
@@ -765,6 +810,17 @@ local function delete(keys, args)
   return 1
 end
 
+-- owner, batch -> how many jobs it had that the caller may see
+local function each(step)
+  return function(keys, args)
+    local count = 0
+    for _, id in ipairs(redis.call('ZRANGE', keys[1] .. 'batch:' .. args[2], 0, -1)) do
+      count = count + (step(keys, { args[1], id }) or 0)
+    end
+    return count
+  end
+end
+
 -- owner, id, '1' or '0' -> 1, or nil if there is no such job. A pinned job does not expire.
 local function pin(keys, args)
   local p, id = keys[1], args[2]
@@ -982,6 +1038,9 @@ local function adopt(keys, args)
 end
 
 redis.register_function('impasto_VERSION_create', create)
+redis.register_function('impasto_VERSION_create_batch', create_batch)
+redis.register_function('impasto_VERSION_cancel_batch', each(cancel))
+redis.register_function('impasto_VERSION_delete_batch', each(delete))
 redis.register_function('impasto_VERSION_claim', claim)
 redis.register_function('impasto_VERSION_beat', beat)
 redis.register_function('impasto_VERSION_renew', renew)

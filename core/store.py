@@ -27,6 +27,7 @@ from core.jobs import (
     MAX_ATTEMPTS,
     MAX_FRAMES,
     MAX_STEERINGS,
+    Batch,
     Forecast,
     Frame,
     Job,
@@ -42,6 +43,7 @@ from core.jobs import (
     Status,
     Terms,
     Worker,
+    new_job_id,
     when,
 )
 
@@ -109,7 +111,22 @@ class JobStore:
         Raises IdempotencyConflict if that was another request, ImageNotFound if a blob is no longer held (the janitor
         may have deleted it), QuotaExceeded, QueueFull.
         """
-        word, found = self._step("create", job_id, _order(job_input, terms, limits))
+        word, found = self._step("create", job_id, json.dumps(_order(job_input, terms, limits)))
+        self._check(word)
+        return self.get(found)
+
+    def create_batch(self, batch_id: str, inputs: Sequence[JobInput], terms: Terms, limits: Limits) -> Batch:
+        """The same for several jobs on the same terms: all of them or none."""
+        terms = terms.model_copy(update={"batch_id": batch_id})
+        orders = [_order(job_input, terms, limits) for job_input in inputs]
+        orders[0]["print"] = _hash(" ".join(["batch", *(order["print"] for order in orders)]))
+        ids = [new_job_id() for _ in orders]
+        word, found = self._step("create_batch", batch_id, json.dumps(ids), json.dumps(orders))
+        self._check(word)
+        return self.batch(found, terms.owner)
+
+    def _check(self, word: str) -> None:
+        """What a submission was answered with."""
         if word == "conflict":
             raise errors.IdempotencyConflict()
         if word == "gone":
@@ -118,7 +135,24 @@ class JobStore:
             load = self.load()
             retry_seconds = min(max(1.0, (load.pace_seconds or 2.0) / max(1, load.workers)), 600.0)
             raise (errors.QuotaExceeded if word == "quota" else errors.QueueFull)(retry_seconds=retry_seconds)
-        return self.get(found)
+
+    def batch(self, batch_id: str, owner: str = ANYONE) -> Batch:
+        """Its jobs that there still are. Raises BatchNotFound where there are none, or they are another's."""
+        with unavailable():
+            ids: Any = self._redis.zrange(f"{PREFIX}batch:{batch_id}", 0, -1)
+        jobs = [job for job in self._read(ids, owner) if job is not None]
+        if not jobs:
+            raise errors.BatchNotFound()
+        return Batch.of(batch_id, jobs)
+
+    def cancel_batch(self, batch_id: str, owner: str = ANYONE) -> Batch:
+        """Cancel every job of it, as `cancel` does. Raises BatchNotFound."""
+        self._step("cancel_batch", owner, batch_id)
+        return self.batch(batch_id, owner)
+
+    def delete_batch(self, batch_id: str, owner: str = ANYONE) -> None:
+        """Delete every job of it, as `delete` does."""
+        self._step("delete_batch", owner, batch_id)
 
     def repeated(self, key: str, request: str, owner: str = LOCAL) -> Job | None:
         """The job that the same request (a hash of it) made under this idempotency key, if it came before.
@@ -454,11 +488,11 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _order(job_input: JobInput, terms: Terms, limits: Limits) -> str:
+def _order(job_input: JobInput, terms: Terms, limits: Limits) -> dict[str, Any]:
     """A submission as store.lua reads it; what is None is left out."""
     painting, digests = job_input.model_dump_json(), job_input.digests()
     fingerprint = _hash(painting)
-    asked = terms.model_dump_json(exclude={"owner", "idempotency_key", "request", "keep_seconds"})
+    asked = terms.model_dump_json(exclude={"owner", "idempotency_key", "request", "keep_seconds", "batch_id"})
     order = {
         "owner": terms.owner,
         "priority": terms.priority,
@@ -466,6 +500,7 @@ def _order(job_input: JobInput, terms: Terms, limits: Limits) -> str:
         "deadline_ms": None if terms.deadline_seconds is None else round(terms.deadline_seconds * 1000),
         "webhook": terms.webhook,
         "retried_from": terms.retried_from,
+        "batch_id": terms.batch_id,
         "input": painting,
         "digests": digests,
         "fingerprint": fingerprint,
@@ -477,7 +512,7 @@ def _order(job_input: JobInput, terms: Terms, limits: Limits) -> str:
         "most_queued": limits.queued,
         "most_own": limits.per_owner,
     }
-    return json.dumps({name: value for name, value in order.items() if value is not None})
+    return {name: value for name, value in order.items() if value is not None}
 
 
 def load_of(told: Sequence[Any]) -> Load:
@@ -523,6 +558,7 @@ def job_of(fields: dict[str, Any], load: Load | None) -> Job:
         max_attempts=MAX_ATTEMPTS,
         retried_from=fields.get("retried_from"),
         reused_from=fields.get("reused_from"),
+        batch_id=fields.get("batch_id"),
         cancel_requested=fields.get("cancel_requested") == "1",
         input=JobInput.model_validate_json(fields["input"]),
         queue=queue,

@@ -11,6 +11,7 @@ from api.problems import REFUSALS
 from api.settings import ApiSettings
 from api.submission import Wishes
 from core import errors
+from core.presets import PRESETS
 from core.settings import Settings
 from core.spec import KNOBS, StyleSpec
 from worker.settings import WorkerSettings
@@ -37,6 +38,19 @@ def test_every_knob_is_in_the_table_with_its_default() -> None:
             number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
             shown = f"{field.default:g}" if number else f"`{str(field.default).lower()}`"
             assert rows[name].split(" ")[0] == shown, name
+
+
+def test_every_preset_is_in_the_table_with_what_it_sets() -> None:
+    rows = [
+        f"| {name} | {preset.words} | {', '.join(f'{knob} {_shown(value)}' for knob, value in preset.knobs.items())} |"
+        for name, preset in PRESETS.items()
+    ]
+
+    assert "\n".join(["|---|---|---|", *rows, ""]) in _read("docs/api.md")
+
+
+def _shown(value: object) -> str:
+    return ",".join(f"{name}={share}" for name, share in value.items()) if isinstance(value, dict) else f"{value}"
 
 
 @pytest.mark.parametrize("page", ["docs/operations.md", ".env.example"])
@@ -76,7 +90,7 @@ def test_every_file_that_the_pages_name_is_there() -> None:
 
 def test_the_readmes_tree_names_every_module() -> None:
     tree = _read("README.md")
-    for folder in ("core", "core/neural", "worker", "api", "cli"):
+    for folder in ("core", "core/neural", "worker", "api", "cli", "impasto"):
         for module in (ROOT / folder).glob("*.py"):
             if module.stem not in ("__init__", "__main__", "torchvision_registry"):
                 assert module.name in tree, module

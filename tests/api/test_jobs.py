@@ -17,6 +17,7 @@ from api.settings import ApiSettings
 from core import images
 from core.blobs import Blobs, digest_of
 from core.jobs import JobProgress, NetworkUsed, Output, is_job_id
+from core.presets import PRESETS
 from core.spec import STEERABLE
 from core.store import JobStore
 from core.webhooks import Policy
@@ -154,8 +155,26 @@ def test_knobs_may_come_in_one_field_and_single_ones_win(submit: Submit) -> None
     assert (64, 5) == (spec["size"], spec["seed"])
 
 
+@pytest.mark.parametrize("field", ["preset", "spec"])
+def test_a_preset_sets_what_is_not_sent(submit: Submit, field: str) -> None:
+    value = json.dumps({"preset": "brushwork", "style_scale": 2}) if field == "spec" else "brushwork"
+    spec = submit(**{field: value}).json()["input"]["spec"]
+
+    knobs = PRESETS["brushwork"].knobs
+    expected = (64, knobs["strength"], 2 if field == "spec" else knobs["style_scale"])
+    assert expected == (spec["size"], spec["strength"], spec["style_scale"])
+    assert "preset" not in spec
+
+
+def test_a_preset_that_there_is_not_is_refused_with_those_that_there_are(submit: Submit, rings: list[int]) -> None:
+    for refused in (submit(preset="<b>"), submit(spec='{"preset": ["draft"]}')):
+        assert (422, "bad_spec") == (refused.status_code, refused.json()["code"])
+        assert refused.json()["detail"].startswith("preset must be one of draft,")
+    assert [] == rings
+
+
 def test_an_empty_field_of_a_form_means_the_default(submit: Submit) -> None:
-    assert 202 == submit(seed="", tv_weight=" ").status_code
+    assert 202 == submit(seed="", tv_weight=" ", preset="").status_code
 
 
 def test_several_paintings_keep_their_order_and_share_equally(client: TestClient, files: dict[str, Any]) -> None:
@@ -559,6 +578,14 @@ def test_a_result_that_is_gone_cannot_be_gone_on_from(
     gone = client.post(f"{path}/retry", json={"continue": True})
 
     assert (410, "result_gone") == (gone.status_code, gone.json()["code"])
+
+
+def test_a_retry_with_a_preset_changes_what_the_preset_sets(client: TestClient, submit: Submit) -> None:
+    old = submit(strength="0.7", seed="5").json()
+    client.post(f"/v1/jobs/{old['id']}/cancel")
+    spec = client.post(f"/v1/jobs/{old['id']}/retry", json={"spec": {"preset": "gatys-2016"}}).json()["input"]["spec"]
+
+    assert {**old["input"]["spec"], **PRESETS["gatys-2016"].knobs, "style_weight": 1e6} == spec
 
 
 def test_a_result_is_reused_where_that_is_allowed(

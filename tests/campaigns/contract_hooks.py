@@ -42,7 +42,7 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
 
 
 def _exchange(body: dict[str, Any], things: list[Any]) -> None:
-    for name in ("content", "style", "styles", "mask", "masks", "init_image", "image"):
+    for name in ("content", "contents", "style", "styles", "mask", "masks", "init_image", "image"):
         if isinstance(body.get(name), list):
             body[name] = [chance.choice(things) for _ in body[name]]
         elif name in body:

@@ -134,7 +134,7 @@ class Scene:
         """An id of the same form that nobody has."""
         if like.startswith("sha256:"):
             return digest_of(self.chance.randbytes(32))
-        return "job_" + b32encode(self.chance.randbytes(16)).decode().rstrip("=").lower()
+        return like.partition("_")[0] + "_" + b32encode(self.chance.randbytes(16)).decode().rstrip("=").lower()
 
     def _submitted(self, **more: Any) -> str:
         return str(json.loads(self.owner.submit(self.upload, **more)["body"])["id"])
@@ -168,6 +168,8 @@ class Scene:
         store.renew(self.jobs["running"], "running")
         store.progress(self.jobs["running"], "running", PROGRESS, self.digests["preview"])
         self.jobs["queued"] = self._submitted()
+        body = {"contents": [self.upload], "styles": [self.upload], "spec": {"size": 64}}
+        self.batches = {"queued": str(json.loads(self.owner.send("POST", "/v1/batches", body)["body"])["id"])}
 
     def _kept(self) -> str:
         data = self.picture()
@@ -196,14 +198,15 @@ def operations(scene: Scene) -> Iterator[tuple[str, str]]:
 def pairs(scene: Scene) -> Iterator[tuple[str, str, Callable[[str], Answer]]]:
     """(name, an id of the owner's, how the stranger asks for an id)."""
     for verb, path in operations(scene):
-        of_a_job = "{job_id}" in path
-        for state, real in (scene.jobs if of_a_job else scene.digests).items():
-            place = "{job_id}" if of_a_job else "{digest}"
+        place = path[path.index("{") : path.index("}") + 1]
+        things = {"{job_id}": scene.jobs, "{batch_id}": scene.batches, "{digest}": scene.digests}[place]
+        for state, real in things.items():
             yield f"{verb} {path} {state}", real, _asking(scene, verb, path, place, real)
     ways: dict[str, Callable[[str], Any]] = {
         "content": lambda digest: {"content": digest, "styles": [own]},
         "styles": lambda digest: {"content": own, "styles": [own, digest]},
         "masks": lambda digest: {"content": own, "styles": [own], "masks": [digest]},
+        "from": lambda digest: {"from": digest},
         "init_image": lambda digest: {
             "content": own,
             "styles": [own],
@@ -215,6 +218,7 @@ def pairs(scene: Scene) -> Iterator[tuple[str, str, Callable[[str], Answer]]]:
     for name, real in scene.digests.items():
         for field, body in ways.items():
             yield f"POST /v1/jobs {field}={name}", real, _naming(scene, body)
+        yield f"POST /v1/batches contents={name}", real, _batching(scene, own)
         yield f"POST /v1/jobs form content={name}", real, _form(scene, own)
 
 
@@ -230,6 +234,10 @@ def _asking(scene: Scene, verb: str, path: str, place: str, real: str) -> Callab
 
 def _naming(scene: Scene, body: Callable[[str], Any]) -> Callable[[str], Answer]:
     return lambda digest: scene.stranger.send("POST", "/v1/jobs", body(digest))
+
+
+def _batching(scene: Scene, own: str) -> Callable[[str], Answer]:
+    return lambda digest: scene.stranger.send("POST", "/v1/batches", {"contents": [digest], "styles": [own]})
 
 
 def _form(scene: Scene, own: str) -> Callable[[str], Answer]:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: a process, its words, its exit code."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from core.blobs import digest_of
 from core.neural import files
 from core.neural.parameters import Parameters
 from core.neural.weights import WeightsCache, random_parameters
+from core.presets import PRESETS
 from core.spec import KNOBS
 from core.webhooks import Policy
 
@@ -54,6 +56,51 @@ def test_stylize_paints_without_a_service(impasto: Any, pictures: tuple[str, str
     record = images.provenance_of((tmp_path / "out.png").read_bytes())
     assert record is not None
     assert (4, {"relu1_1": 1.0}) == (record["spec"]["iterations"], record["spec"]["style_layers"])
+
+
+def test_a_preset_gives_way_to_the_knobs_beside_it(impasto: Any, pictures: tuple[str, str], tmp_path: Path) -> None:
+    knobs = ["--preset", "draft", "--size", "64", "--iterations", "2"]
+
+    assert 0 == impasto("stylize", *pictures, "-o", "out.png", *knobs).returncode
+    record = images.provenance_of((tmp_path / "out.png").read_bytes())
+    assert record is not None
+    assert (64, "draft") == (record["spec"]["size"], record["spec"]["quality"])
+
+
+def test_info_tells_how_a_result_was_made_and_from_makes_it_again(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path
+) -> None:
+    impasto("stylize", *pictures, "-o", "one.png", "--size", "64", "--iterations", "2", "--seed", "7")
+    told, as_json = impasto("info", "one.png"), impasto("info", "one.png", "--json")
+    record = json.loads(as_json.stdout)
+
+    assert images.provenance_of((tmp_path / "one.png").read_bytes()) == record
+    lines = dict(line.split(maxsplit=1) for line in told.stdout.splitlines())
+    assert (record["content"], record["styles"][0], "7", "lbfgs") == tuple(
+        lines[name] for name in ("content", "style", "seed", "optimizer")
+    )
+    assert "network sha256" in told.stdout
+
+    assert 0 == impasto("stylize", *pictures, "-o", "two.png", "--from", "one.png").returncode
+    more = ["--from", "one.png", "--iterations", "1"]
+    assert 0 == impasto("stylize", pictures[0], *[pictures[1]] * 2, "-o", "three.png", *more).returncode
+    one, two, three = ((tmp_path / f"{name}.png").read_bytes() for name in ("one", "two", "three"))
+    spec = (images.provenance_of(three) or {})["spec"]
+    assert one == two
+    assert {**record["spec"], "iterations": 1, "style_weights": [0.5, 0.5]} == spec
+
+
+def test_a_file_without_a_record_and_one_that_speaks_to_terminals_do_no_harm(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path
+) -> None:
+    record = {"content": "\x1b[2J", "styles": ["s"], "spec": {"\x1b[2J\n": "\x07"}, "job": "\x9b"}
+    (tmp_path / "evil.png").write_bytes(images.encode(Image.new("RGB", (40, 40)), "png", record))
+    evil = [impasto("info", "evil.png", *option) for option in ([], ["--json"])]
+    plain = [impasto("info", pictures[0]), impasto("stylize", *pictures, "-o", "o.png", "--from", pictures[0])]
+
+    assert [0, 0, 2, 2] == [ran.returncode for ran in (*evil, *plain)]
+    assert all("carries no record" in ran.stderr for ran in plain)
+    assert all((ran.stdout.replace("\n", "")).isprintable() for ran in evil)
 
 
 def test_a_plan_is_said_and_nothing_is_painted(impasto: Any, pictures: tuple[str, str], tmp_path: Path) -> None:
@@ -104,6 +151,7 @@ def test_the_outputs_ending_chooses_the_format(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (["--preset", "x"], "'x' is not one of 'draft', 'faithful'"),
         (["--size", "nan"], "size must be a whole number from 64 to 8192."),
         (["--no-such-knob", "1"], "No such option"),
         (["--memory-gb", "-1"], "-1.0 is not in the range"),
@@ -256,9 +304,10 @@ def test_a_network_of_ones_own_comes_in_is_normalized_goes_out_and_away(
 
 
 def test_help_tells_every_command_and_every_knob(impasto: Any) -> None:
-    words, knobs = impasto("--help").stdout, impasto("submit", "--help").stdout
+    words, knobs = impasto("--help").stdout, "".join(impasto("submit", "--help").stdout.split())
 
     commands = ["up", "api", "worker", "webhooks", "webhook-secret", "stylize", "submit", "watch", "weights", "demo"]
     for command in commands:
         assert command in words
-    assert all(f"--{name.replace('_', '-')}" in knobs for name in KNOBS)
+    assert all(f"--{name.replace('_', '-')}" in knobs for name in (*KNOBS, "preset"))
+    assert all(f"{name}:{preset.words}".replace(" ", "") in knobs for name, preset in PRESETS.items())

@@ -13,9 +13,9 @@ from typing import IO, Any
 import psutil
 import pytest
 
-from cli.client import Client
 from cli.up import free_port
 from core.neural.weights import WeightsCache
+from impasto import Client
 
 
 class Service:
@@ -123,6 +123,6 @@ def submit(service: Service, pictures: tuple[Path, Path]) -> Callable[..., str]:
 
     def send(**knobs: str) -> str:
         given = {"size": "128", "iterations": "120", "scales": "1", **knobs}
-        return service.client.submit(pictures[0], [pictures[1]], given).id
+        return service.client.submit(*pictures, **given).id
 
     return send

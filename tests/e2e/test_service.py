@@ -24,7 +24,7 @@ Until = Callable[..., None]
 
 
 def _painting(service: Any, job_id: str) -> Callable[[], bool]:
-    return lambda: service.client.get(job_id).progress is not None
+    return lambda: service.client.job(job_id).progress is not None
 
 
 def _end(service: Any, job_id: str) -> Job:
@@ -84,7 +84,7 @@ def test_kill_9_of_the_worker_and_the_job_ends_on_its_second_attempt(
         process.kill()
     killed_at = time.monotonic()
 
-    until(lambda: service.client.get(job_id).attempt == 2, "second attempt", 15)
+    until(lambda: service.client.job(job_id).attempt == 2, "second attempt", 15)
     until(_painting(service, job_id), "painting again", 15 - (time.monotonic() - killed_at))
     ended = _end(service, job_id)
 
@@ -157,7 +157,7 @@ def test_cancel_stops_a_running_job_within_seconds_and_the_next_one_runs(
     until(_painting(service, long), "painting")
     service.client.cancel(long)
 
-    until(lambda: service.client.get(long).status is Status.CANCELED, "canceled", 5)
+    until(lambda: service.client.job(long).status is Status.CANCELED, "canceled", 5)
     assert Status.SUCCEEDED is _end(service, short).status
 
 

@@ -1,0 +1,53 @@
+"""Presets: knobs that go together, under a name. API, command line, page and docs/api.md tell of these.
+
+Knows the knobs' names only; core/spec.py says what they may be.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core import errors
+
+FIELD = "preset"  # where a submission names one, beside its knobs
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A name, one sentence for a person, and what it sets; all other knobs keep their defaults."""
+
+    name: str
+    words: str
+    knobs: Mapping[str, Any]
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("draft", "A quick look, small and unfinished.", {"size": 256, "quality": "draft"}),
+        Preset("faithful", "The photo first, with a breath of the painting.", {"strength": 0.25}),
+        Preset("brushwork", "Large strokes; the photo shines through.", {"strength": 0.75, "style_scale": 1.6}),
+        Preset("keep-colors", "The painting's strokes in the photo's own colors.", {"preserve_color": "luminance"}),
+        Preset(
+            "pastel",
+            "Soft areas without fine strokes, in lighter colors.",
+            {"strength": 0.6, "tv_weight": 40, "style_layers": {"relu3_1": 1, "relu4_1": 1, "relu5_1": 1}},
+        ),
+        Preset(
+            "gatys-2016",
+            "As the paper has it: its sums, from white noise, at full size only; slow.",
+            {"objective": "gatys", "init": "noise", "scales": 1, "pooling": "average", "iterations": 500},
+        ),
+    )
+}
+
+
+def expanded(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """The knobs with those of the preset that they name, which give way to all others. Raises BadSpec."""
+    rest = {name: value for name, value in knobs.items() if name != FIELD}
+    if FIELD not in knobs:
+        return rest
+    preset = PRESETS.get(knobs[FIELD]) if isinstance(knobs[FIELD], str) else None
+    if preset is None:
+        raise errors.BadSpec(f"{FIELD} must be one of {', '.join(PRESETS)}.")
+    return {**preset.knobs, **rest}

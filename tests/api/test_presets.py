@@ -1,0 +1,21 @@
+"""GET /v1/presets."""
+
+from starlette.testclient import TestClient
+
+from core.presets import PRESETS
+
+
+def test_all_are_told_and_what_is_told_can_be_sent(client: TestClient) -> None:
+    told = client.get("/v1/presets").json()["presets"]
+
+    assert [(name, preset.words, dict(preset.knobs)) for name, preset in PRESETS.items()] == [
+        (preset["name"], preset["description"], preset["spec"]) for preset in told
+    ]
+
+
+def test_the_description_of_the_api_names_each(client: TestClient) -> None:
+    body = client.get("/openapi.json").json()["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]
+    form = body["multipart/form-data"]["schema"]["properties"]
+    spec = body["application/json"]["schema"]["properties"]["spec"]["properties"]
+
+    assert [[*PRESETS]] * 2 == [fields["preset"]["enum"] for fields in (form, spec)]

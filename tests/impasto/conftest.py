@@ -1,0 +1,82 @@
+"""A real API process on a real Valkey, and a worker's part to be played by the test."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from api_process import ApiProcess
+from PIL import Image
+
+from core import images
+from core.blobs import Blobs
+from core.jobs import Frame, Job, JobProgress, NetworkUsed, Output
+from core.store import JobStore
+from impasto import Client
+
+
+class Worker:
+    """Does what a worker does, a step at a time."""
+
+    def __init__(self, store: JobStore, blobs: Blobs, picture: Image.Image) -> None:
+        self._store, self._blobs, self._picture = store, blobs, picture
+        self.job: Job | None = None
+
+    def claim(self) -> None:
+        self.job = self._store.claim("t", "worker")
+
+    def progress(self, value: float) -> None:
+        assert self.job is not None
+        counts = {"scale": 1, "scales": 1, "iteration": int(10 * value), "iterations": 10}
+        at = JobProgress(value=value, iterations_per_second=2.0, seconds_left=3.0, loss={"total": 1.0}, **counts)
+        self._store.progress(self.job.id, "t", at, self._blobs.put(images.encode(self._picture, "jpeg")))
+
+    def frame(self) -> None:
+        assert self.job is not None
+        digest = self._blobs.put(images.encode(self._picture, "jpeg"))
+        self._store.hold(digest)
+        self._store.keep_frame(self.job.id, "t", Frame(index=0, iteration=5, scale=1, seconds=0.1, digest=digest))
+
+    def succeed(self) -> bytes:
+        """The result's file."""
+        assert self.job is not None
+        model = NetworkUsed(name="vgg16", sha256="0" * 64)
+        data = images.encode(self._picture, "png", {"job": self.job.id, **self.job.input.provenance(model)})
+        width, height = self._picture.size
+        output = Output(
+            id=self._blobs.put(data), content_type="image/png", width=width, height=height, size_bytes=len(data)
+        )
+        self._store.succeed(self.job.id, "t", output, model, {})
+        return data
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
+    with ApiProcess(tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+@pytest.fixture
+def at_service(service: ApiProcess) -> Iterator[JobStore]:
+    """The service's store, without the jobs of earlier tests."""
+    store = JobStore(service.redis_url)
+    store._redis.flushall()
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def worker(service: ApiProcess, at_service: JobStore, photo: Image.Image) -> Worker:
+    return Worker(at_service, Blobs(service.data / "blobs"), photo)
+
+
+@pytest.fixture
+def client(service: ApiProcess, at_service: JobStore) -> Iterator[Client]:
+    with Client(service.url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, photo: Image.Image, painting: Image.Image) -> tuple[Path, Path]:
+    photo.save(tmp_path / "photo.jpg", quality=95)
+    painting.save(tmp_path / "painting.png")
+    return tmp_path / "photo.jpg", tmp_path / "painting.png"

@@ -1,0 +1,388 @@
+"""The client against a real service: what it sends, what it makes of answers, what it does when none comes."""
+
+import itertools
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_process import ApiProcess
+from keyed_api import KeyedApi
+
+from cli.up import free_port
+from core import images
+from core.blobs import digest_of
+from core.keys import Keys
+from core.presets import PRESETS
+from core.store import JobStore
+from impasto import Client, Job, Status, client, errors
+
+Pictures = tuple[Path, Path]
+
+
+def test_a_job_from_submission_to_result(client: Client, pictures: Pictures, worker: Any) -> None:
+    """The worker takes a step whenever the client has seen the last one, so every state is seen once."""
+    steps: list[Callable[[], Any]] = [worker.claim, lambda: worker.progress(0.5), worker.succeed]
+    seen: list[Job] = []
+
+    def show(job: Job) -> None:
+        seen.append(job)
+        if steps:
+            steps.pop(0)()
+
+    job = client.submit(*pictures, size=64, preset="brushwork", style_layers={"relu1_1": 1}, seamless=True)
+    ended = client.wait(job.id, show)
+
+    knobs = {"size": 64, "strength": PRESETS["brushwork"].knobs["strength"], "style_layers": {"relu1_1": 1.0}}
+    assert knobs | {"seamless": True} == {name: job.input.spec[name] for name in (*knobs, "seamless")}
+    statuses = [Status.QUEUED, Status.RUNNING, Status.RUNNING, Status.SUCCEEDED]
+    assert (statuses, [None, None, 0.5, 0.5]) == (
+        [job.status for job in seen],
+        [job.progress and job.progress.value for job in seen],
+    )
+    assert seen[-1] == ended == client.job(job.id)
+    assert digest_of(client.result(job.id)) == ended.outputs[0].id
+    assert ("webp", "jpeg") == (images.sniff(client.result(job.id, "webp")), images.sniff(client.preview(job.id)))
+
+
+def test_pictures_are_paths_bytes_or_digests_and_keep_their_order(client: Client, pictures: Pictures) -> None:
+    photo, painting = pictures
+    digest = client.upload(photo)
+    job = client.submit(digest, [str(painting), photo.read_bytes(), digest], masks=[painting, digest, photo])
+
+    one, other = digest_of(photo.read_bytes()), digest_of(painting.read_bytes())
+    assert (one, [other, one, one], [other, one, one]) == (job.input.content, job.input.styles, job.input.masks)
+
+
+def test_a_result_runs_again_by_its_file(client: Client, pictures: Pictures, worker: Any) -> None:
+    first = client.submit(*pictures, size=64, seed=5)
+    worker.claim()
+    again = client.submit(source=worker.succeed(), seed=6)
+
+    assert {**first.input.spec, "seed": 6} == again.input.spec
+    assert first.input.digests() == again.input.digests()
+
+
+def test_wishes_show_in_the_job_and_what_is_none_is_left_out(client: Client, pictures: Pictures) -> None:
+    job = client.submit(
+        *pictures, init_image=pictures[0], init="picture", priority="low", deadline_seconds=60, seed=None
+    )
+
+    assert ("low", 0, digest_of(pictures[0].read_bytes())) == (
+        job.priority,
+        job.input.spec["seed"],
+        job.input.init_image,
+    )
+    assert job.deadline_at is not None
+    assert 60 == (job.deadline_at - job.created_at).total_seconds()
+
+
+def test_a_batch_is_sent_followed_canceled_and_deleted(client: Client, pictures: Pictures) -> None:
+    sent = client.submit_batch(pictures, pictures, preset="draft", size=64)
+    canceled = client.cancel_batch(sent.id)
+
+    one, other = (digest_of(picture.read_bytes()) for picture in pictures)
+    pairs = [(one, [one]), (one, [other]), (other, [one]), (other, [other])]
+    assert pairs == [(job.input.content, job.input.styles) for job in sent.jobs]
+    assert (4, 4) == (sent.counts[Status.QUEUED], canceled.counts[Status.CANCELED])
+    assert canceled == client.batch(sent.id)
+    for _ in range(2):
+        client.delete_batch(sent.id)
+    with pytest.raises(errors.BatchNotFound):
+        client.batch(sent.id)
+
+
+def test_jobs_are_changed_listed_and_deleted(client: Client, pictures: Pictures) -> None:
+    first, second = (client.submit(*pictures, size=size) for size in (64, 96))
+    canceled = client.cancel(first.id)
+    again = client.retry(first.id, size=80)
+
+    assert (Status.CANCELED, True) == (canceled.status, client.pin(first.id).pinned)
+    assert (first.id, 80) == (again.retried_from, again.input.spec["size"])
+    assert [again.id, second.id, first.id] == [job.id for job in client.jobs()]
+    assert [again.id, second.id] == [job.id for job in client.jobs(Status.QUEUED)]
+    for _ in range(2):
+        client.delete(second.id)
+    assert [again.id, first.id] == [job.id for job in client.jobs()]
+
+
+def test_the_list_goes_on_over_its_pages(client: Client, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("impasto.client.PAGE_JOBS", 2)
+    ids = [client.submit(*pictures, size=64).id for _ in range(5)]
+
+    assert ids[::-1] == [job.id for job in client.jobs()]
+
+
+def test_presets_are_told(client: Client) -> None:
+    assert list(PRESETS.values()) == client.presets()
+
+
+def test_a_wait_ends_when_its_time_is_over_and_the_job_goes_on(client: Client, pictures: Pictures) -> None:
+    job = client.submit(*pictures)
+
+    with pytest.raises(TimeoutError, match=r"After 0\.2 s the job has not ended"):
+        client.wait(job.id, timeout_seconds=0.2)
+    assert Status.QUEUED is client.job(job.id).status
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("ask", "kind", "words"),
+    [
+        (lambda client, photo: client.job("job_x"), errors.JobNotFound, "There is no job with this id."),
+        (lambda client, photo: client.job("../images"), errors.NotFound, "There is nothing here"),
+        (lambda client, photo: client.result(client.submit(photo, photo).id), errors.JobNotEnded, "has not ended"),
+        (lambda client, photo: client.submit(photo, photo, size=1), errors.BadSpec, "size must be a whole number"),
+        (lambda client, photo: client.submit(photo, photo, size=float("nan")), errors.BadSpec, "must be finite"),
+        (lambda client, photo: client.submit(photo, photo, preset="x"), errors.BadSpec, "preset must be one of"),
+        (lambda client, photo: client.submit(photo, "sha256:" + "0" * 64), errors.ImageNotFound, "upload it first"),
+        (lambda client, photo: client.upload(b"GIF89a"), errors.UnsupportedImage, "Only JPEG, PNG and WebP"),
+        (lambda client, photo: client.upload(bytes(20_000_001)), errors.UploadTooLarge, "at most 20 MB"),
+        (lambda client, photo: list(client.jobs("x")), errors.BadInput, "status must be one of"),
+    ],
+)
+def test_a_refusal_is_the_services_own_error_at_once(
+    client: Client, pictures: Pictures, ask: Callable[..., Any], kind: type[errors.ImpastoError], words: str
+) -> None:
+    with pytest.raises(errors.ImpastoError) as refused:
+        ask(client, pictures[0])
+
+    assert (kind, kind.code) == (type(refused.value), refused.value.code)
+    assert words in refused.value.message
+
+
+def test_the_key_is_taken_from_the_environment_or_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with KeyedApi(tmp_path) as api:
+        keys = Keys(api.redis_url)
+        _, secret = keys.create("me")
+        keys.close()
+        monkeypatch.setenv("IMPASTO_URL", f"http://127.0.0.1:{api.port}/")
+        with Client() as stranger, pytest.raises(errors.Unauthorized, match="set IMPASTO_KEY"):
+            list(stranger.jobs())
+        with Client(key=secret) as told:
+            assert [] == list(told.jobs())
+        monkeypatch.setenv("IMPASTO_KEY", secret)
+        with Client() as known:
+            assert [] == list(known.jobs())
+
+
+# ---------------------------------------------------------------------- no answer, or one for later
+
+
+@contextmanager
+def _between(target: int, cut: int) -> Iterator[int]:
+    """A port that leads to another; of the first `cut` connections the answer is lost when it has been given."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        over = threading.Event()
+        thread = threading.Thread(target=_serve, args=(listener, target, cut, over))
+        thread.start()
+        yield listener.getsockname()[1]
+        over.set()
+        socket.create_connection(listener.getsockname()).close()
+        thread.join()
+
+
+def _serve(listener: socket.socket, target: int, cut: int, over: threading.Event) -> None:
+    while True:
+        line, _ = listener.accept()
+        with line, socket.create_connection(("127.0.0.1", target)) as onward:
+            if over.is_set():
+                return
+            sender = threading.Thread(target=_pump, args=(line, onward))
+            sender.start()
+            if cut:
+                cut -= 1
+                onward.recv(1)  # it has answered
+            else:
+                _pump(onward, line)
+            line.shutdown(socket.SHUT_RDWR)
+            sender.join()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    while data := source.recv(65536):
+        target.sendall(data)
+
+
+def test_a_submission_whose_answers_are_lost_makes_one_job(
+    service: ApiProcess, at_service: JobStore, pictures: Pictures
+) -> None:
+    with _between(service.port, 2) as port, Client(f"http://127.0.0.1:{port}") as client:
+        job = client.submit(*pictures)
+
+    assert [job.id] == [found.id for found in at_service.page(limit=10)[0]]
+
+
+def test_two_submissions_make_two_jobs(client: Client, pictures: Pictures) -> None:
+    assert client.submit(*pictures).id != client.submit(*pictures).id
+
+
+Asked = list[tuple[float, str]]
+
+
+def _answering(*answers: bytes) -> tuple[threading.Thread, int, Asked]:
+    """A service that says these and no more; and when it was asked for what."""
+    listener, asked = socket.create_server(("127.0.0.1", 0)), []
+
+    def serve() -> None:
+        with listener:
+            for answer in answers:
+                line, _ = listener.accept()
+                with line:
+                    asked.append((time.monotonic(), line.recv(65536).decode()))
+                    line.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread, listener.getsockname()[1], asked
+
+
+def _answer(status: int, body: str, **headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status} x", f"Content-Length: {len(body)}", "Connection: close"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", body]).encode()
+
+
+def _problem(status: int, code: str, **headers: str) -> bytes:
+    return _answer(status, f'{{"code": "{code}", "detail": "Words."}}', **headers)
+
+
+NONE = _answer(200, '{"presets": []}')
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        _problem(503, "store_unavailable", Retry_After="1"),
+        _problem(429, "rate_limited", Retry_After="1"),
+        _problem(503, "of_another_version", Retry_After="1"),
+        _answer(502, "<html>a proxy's own</html>"),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\ncut",
+        b"",
+    ],
+    ids=["store away", "too often", "unknown code", "proxy", "cut", "closed"],
+)
+def test_what_may_pass_is_asked_again_when_the_service_says(first: bytes) -> None:
+    thread, port, asked = _answering(first, first, NONE)
+    with Client(f"http://127.0.0.1:{port}") as client:
+        assert [] == client.presets()
+    thread.join()
+
+    assert 3 == len(asked)
+    if b"Retry-After" in first:
+        assert asked[2][0] - asked[0][0] >= 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "code"),
+    [
+        (_problem(503, "queue_full", Retry_After="600"), errors.QueueFull, "queue_full"),
+        (_problem(429, "of_another_version", Retry_After="600"), errors.Later, "of_another_version"),
+        (_problem(422, "of_another_version"), errors.BadInput, "of_another_version"),
+        (_problem(500, "internal"), errors.ImpastoError, "internal"),
+        (_answer(200, "")[:20], errors.ServiceUnreachable, "service_unreachable"),
+        (_answer(404, "<html>"), errors.ServiceUnreachable, "service_unreachable"),
+        (_answer(404, '{"detail": "x"}'), errors.ServiceUnreachable, "service_unreachable"),
+    ],
+)
+def test_what_does_not_pass_in_time_is_raised(answer: bytes, kind: type[errors.ImpastoError], code: str) -> None:
+    thread, port, asked = _answering(answer)
+    with (
+        Client(f"http://127.0.0.1:{port}", patience_seconds=0.1) as client,
+        pytest.raises(errors.ImpastoError) as raised,
+    ):
+        client.presets()
+    thread.join()
+
+    assert (kind, code, 1) == (type(raised.value), raised.value.code, len(asked))
+
+
+def test_a_service_that_holds_its_answers_back_is_asked_again_at_once_any_other_after_a_while(
+    client: Client, pictures: Pictures
+) -> None:
+    waiting = client.submit(*pictures)
+    ended = client.cancel(waiting.id).model_dump_json()
+    told = {"ETag": '"1-0"', "Retry_After": "1"}
+    held, polled = _answer(304, "", Preference_Applied="wait=20", **told), _answer(304, "", **told)
+    thread, port, asked = _answering(_answer(200, waiting.model_dump_json(), **told), held, polled, _answer(200, ended))
+    with Client(f"http://127.0.0.1:{port}") as patient:
+        seen = [job.status for job in patient.follow(waiting.id)]
+    thread.join()
+
+    assert [Status.QUEUED, Status.CANCELED] == seen
+    assert [False, True, True, True] == ["prefer: wait=20" in words.lower() for _, words in asked]
+    assert [False, True, True, True] == ['if-none-match: "1-0"' in words.lower() for _, words in asked]
+    pauses = [later[0] - sooner[0] for sooner, later in itertools.pairwise(asked)]
+    assert [False, False, True] == [pause >= 1 for pause in pauses]
+
+
+def test_where_nobody_is_there_nobody_is_waited_for() -> None:
+    began = time.monotonic()
+    with (
+        Client(f"http://127.0.0.1:{free_port()}") as client,
+        pytest.raises(errors.ServiceUnreachable, match="impasto up"),
+    ):
+        client.presets()
+
+    assert time.monotonic() - began < 5
+
+
+def test_who_has_been_there_is_waited_for(tmp_path: Path) -> None:
+    """A service that is away while it is renewed."""
+    thread, port, _ = _answering(NONE)
+    with Client(f"http://127.0.0.1:{port}") as client:
+        client.presets()
+        thread.join()
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+            def back() -> None:
+                listener.bind(("127.0.0.1", port))
+                listener.listen()
+                line, _ = listener.accept()
+                with line:
+                    line.recv(65536)
+                    line.sendall(NONE)
+
+            later = threading.Timer(0.5, back)
+            later.start()
+            assert [] == client.presets()
+            later.join()
+
+
+def test_the_client_loads_no_store_and_no_tensors() -> None:
+    code = (
+        "import impasto, sys; print([name for name in ('torch', 'redis', 'celery', 'fastapi') if name in sys.modules])"
+    )
+
+    assert "[]\n" == subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_its_own_words_are_a_program_that_runs(
+    service: ApiProcess, pictures: Pictures, worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The example at the head of the module."""
+    lines = (client.__doc__ or "").split("\n\n")[1:3]
+    monkeypatch.setenv("IMPASTO_URL", service.url)
+    monkeypatch.chdir(pictures[0].parent)
+    (pictures[0].parent / "painting.jpg").write_bytes(pictures[1].read_bytes())
+    steps = [worker.claim, worker.succeed]
+    shown: list[Any] = []
+
+    def show(*words: Any) -> None:
+        shown.append(words)
+        if steps:
+            steps.pop(0)()
+
+    exec("\n".join(line[4:] for line in "\n\n".join(lines).splitlines()), {"Path": Path, "print": show})  # noqa: S102
+
+    assert [("queued", None), ("running", None), ("succeeded", None)] == shown
+    assert "png" == images.sniff(Path("result.png").read_bytes())
