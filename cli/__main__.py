@@ -17,6 +17,7 @@ import click
 
 from cli.bar import Bar
 from cli.client import Client
+from cli.dataset import dataset
 from cli.keys import keys
 from cli.up import LocalService, service_url
 from cli.weights import opened as opened_weights
@@ -63,6 +64,7 @@ def impasto() -> None:
 
 impasto.add_command(keys)
 impasto.add_command(weights)
+impasto.add_command(dataset)
 
 
 def knobs(command: Command) -> Command:
