@@ -19,6 +19,7 @@ from cli.bar import Bar
 from cli.client import Client
 from cli.dataset import dataset
 from cli.keys import keys
+from cli.train import train
 from cli.up import LocalService, service_url
 from cli.weights import opened as opened_weights
 from cli.weights import weights
@@ -65,6 +66,7 @@ def impasto() -> None:
 impasto.add_command(keys)
 impasto.add_command(weights)
 impasto.add_command(dataset)
+impasto.add_command(train)
 
 
 def knobs(command: Command) -> Command:
