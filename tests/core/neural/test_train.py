@@ -177,7 +177,9 @@ def test_what_comes_out_can_be_painted_with_and_says_what_it_is(stripes: Path, t
     pth = torch.load(tmp_path / "run" / "network.pth", weights_only=True)
 
     assert ["lying", "upright"] == json.loads(card["classes"])
-    assert ("vgg16", "1", ended.best) == (card["architecture"], card["epoch"], float(card["validation_top1"]))
+    assert ("vgg16", "1", f"{ended.best:.6g}") == tuple(
+        card[name] for name in ("architecture", "epoch", "validation_top1")
+    )
     assert json.loads(card["recipe"])["batch_norm"]
     assert 64 == len(card["dataset_sha256"])
     assert all(torch.equal(tensor, pth[name]) for name, tensor in model.state_dict().items())
@@ -186,7 +188,6 @@ def test_what_comes_out_can_be_painted_with_and_says_what_it_is(stripes: Path, t
     cache.import_file("vgg16", tmp_path / "run" / "network.safetensors")
     network = cache.load("vgg16", "cpu", "float32")
     image = torch.randint(0, 256, (1, 3, 48, 48), dtype=torch.uint8)
-    wanted = model.features[:27]((image.float() / 255 - model.mean) / model.std)  # to relu4_1, with batch norm
     found = network.features(image.float() / 255, ["relu3_3"], edges="zeros")["relu3_3"]
     wanted = model.features[:23]((image.float() / 255 - model.mean) / model.std)
     torch.testing.assert_close(wanted.detach(), found[:, : wanted.shape[1]], rtol=1e-3, atol=1e-4)
