@@ -57,7 +57,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     )
 
     keys = Keys(shared.redis_url)
-    rates = Rates(shared.redis_url, own.submissions_per_minute, own.requests_per_minute)
+    rates = Rates(shared.redis_url, own.submissions_per_minute, own.requests_per_minute, own.wrong_keys_per_minute)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,7 +1,8 @@
 """Who asks, and may they: before anything of a request's body is read. Knows paths, no route.
 
 Where keys are required, all but the page, the documentation and the health checks needs one. Wrong, revoked, malformed
-and missing keys get the same answer. Without keys everybody is the same caller, without limits.
+and missing keys get the same answer; too many wrong ones from one address get 429. Without keys everybody is the same
+caller, without limits.
 """
 
 import math
@@ -59,9 +60,24 @@ class Authentication:
         await self._app(scope, receive, send)
 
     async def _admitted(self, scope: Scope, ring: "KeyRing") -> Caller:
-        key = await ring.find(Headers(scope=scope).getlist("authorization"))
+        secret, address = secret_in(Headers(scope=scope).getlist("authorization")), (scope["client"] or ("",))[0]
+        if not ring.knows(secret):  # who has a key is not held up by who guesses at the same address
+            await self._rates.check_guesses(address)
+        try:
+            key = await ring.find(secret)
+        except errors.Unauthorized:
+            await self._rates.note_guess(address)
+            raise
         await self._rates.count(key.id, kind_of(scope["method"], scope["path"]))
         return Caller(key.id, key.priority)
+
+
+def secret_in(authorization: list[str]) -> str:
+    """What the headers give as a key. Raises Unauthorized where they give none."""
+    scheme, _, secret = (authorization[0] if len(authorization) == 1 else "").partition(" ")
+    if scheme.lower() != "bearer" or not secret:
+        raise errors.Unauthorized()
+    return secret
 
 
 def is_open(path: str) -> bool:
@@ -89,12 +105,13 @@ class KeyRing:
         self._keys = keys
         self._known: dict[str, _Known] = {}  # by secret; only real ones, so no stranger can make it grow
 
-    async def find(self, authorization: list[str]) -> Key:
-        """The key that the headers name. Raises Unauthorized, StoreUnavailable."""
-        scheme, _, secret = (authorization[0] if len(authorization) == 1 else "").partition(" ")
+    def knows(self, secret: str) -> bool:
+        """Whether it was a real key when it was last used here."""
+        return secret in self._known
+
+    async def find(self, secret: str) -> Key:
+        """The key with this secret. Raises Unauthorized, StoreUnavailable."""
         known, now = self._known.get(secret), time.monotonic()
-        if scheme.lower() != "bearer":
-            raise errors.Unauthorized()
         if known is not None and now < known.until:
             return known.key
         key = await run_in_threadpool(self._keys.find, secret)

@@ -1,5 +1,8 @@
 """Jobs over HTTP: submit, look, list, result, preview, cancel, delete."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +17,7 @@ from api.deps import Asker, Blobs, Config, Owner, Ring, Store, Webhooks
 from api.images import inspected, known
 from core import errors, images
 from core.images import FORMATS
-from core.jobs import Job, JobInput, Limits, Status, Terms, is_job_id, new_job_id
+from core.jobs import Job, JobInput, Limits, Priority, Status, Terms, is_job_id, new_job_id
 from core.spec import StyleSpec, parse_spec, result_size
 from core.store import JobStore
 
@@ -85,6 +88,11 @@ class Taker:
     config: Config
     webhooks: Webhooks
 
+    def replayed(self, key: str | None, request: str, response: Response) -> JobResource | None:
+        """The job that the same request made when it came first, whatever has become of its pictures since."""
+        job = self.store.repeated(key, request, self.caller.owner) if key else None
+        return None if job is None else _told(job, response, replayed=True)
+
     def agreed(self, wishes: submission.Wishes) -> submission.Wishes:
         """The wishes, with the webhook's URL written in the one way. Raises BadWebhook."""
         if wishes.webhook is None:
@@ -98,6 +106,7 @@ class Taker:
         response: Response,
         *,
         key: str | None = None,
+        request: str | None = None,
         old: str | None = None,
     ) -> JobResource:
         """Create the job and ring for it. Its pictures are stored."""
@@ -109,18 +118,29 @@ class Taker:
             webhook=wishes.webhook,
             keep_seconds=self.config.keep_days * 86_400,
             idempotency_key=key,
+            request=request,
             retried_from=old,
         )
         limits = Limits(queued=self.config.max_queued, per_owner=self.config.max_jobs_per_caller)
         job_id = new_job_id()
         job = self.store.create(job_id, job_input, terms, limits)
-        if job.id != job_id:
-            response.headers["Idempotent-Replayed"] = "true"
-        elif not job.status.ended:  # if it runs already, by the bell of another, that one has none now
+        replayed = job.id != job_id  # the same request came twice at once
+        if not replayed and not job.status.ended:  # if it runs already, by the bell of another, that one has none now
             self.ring()  # if nobody hears it, the reaper rings again
-        response.headers["Location"] = f"{router.prefix}/{job.id}"
-        response.headers["Retry-After"] = str(POLL_SECONDS)
-        return resource(job)
+        return _told(job, response, replayed=replayed)
+
+
+def _told(job: Job, response: Response, *, replayed: bool) -> JobResource:
+    response.headers["Location"] = f"{router.prefix}/{job.id}"
+    response.headers["Retry-After"] = str(POLL_SECONDS)
+    if replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    return resource(job)
+
+
+def _request_of(sent: Mapping[str, Any]) -> str:
+    """The same for the same request, and for no other."""
+    return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
 
 
 @router.post(
@@ -143,13 +163,16 @@ async def submit(
     job: send one, and a request may be repeated safely when its answer was lost.
     """
     async with submission.received(request, taker.blobs) as submitted:
+        sent = await run_in_threadpool(lambda: _request_of(submitted.sent()))
+        if before := await run_in_threadpool(taker.replayed, idempotency_key, sent, response):
+            return before
         wishes = taker.agreed(submitted.wishes)
         spec = await run_in_threadpool(_resolved, submitted, taker)
         seen = zip(submitted.pictures(), _must_select(submitted, spec), strict=False)
         sizes = [await inspected(_file(picture, taker.blobs), mask=mask) for picture, mask in seen]
         result_size(*sizes[0], spec.size, seamless=spec.seamless)
         job_input = await run_in_threadpool(_stored, submitted, spec, taker)
-        return await run_in_threadpool(taker.take, job_input, wishes, response, key=idempotency_key)
+        return await run_in_threadpool(taker.take, job_input, wishes, response, key=idempotency_key, request=sent)
 
 
 def _resolved(submitted: submission.Submission, taker: Taker) -> StyleSpec:
@@ -256,7 +279,8 @@ def preview(job_id: str, owner: Owner, store: Store, blobs: Blobs) -> Response:
 def cancel(job_id: str, owner: Owner, store: Store) -> JobResource:
     """A waiting job is canceled at once, a running one within about a second; an ended one stays. Safe to repeat.
 
-    What a running job has painted so far is its result.
+    What a running job has painted so far is its result. One that waits ends without a result; if a worker has begun it
+    and given it back, its preview stays.
     """
     if not is_job_id(job_id):
         raise errors.JobNotFound()
@@ -273,18 +297,27 @@ def retry(
     change: Retry | None = None,
     idempotency_key: Annotated[str | None, Header(pattern=_KEY)] = None,
 ) -> JobResource:
-    """A new job with the pictures of one that has ended, its knobs, and what you change of them."""
+    """A new job with the pictures of one that has ended, its knobs, and what you change of them.
+
+    Its priority is the old one's, as far as your key may still ask for it; webhook and deadline are not taken over.
+    """
+    change = change or Retry()
+    sent = _request_of({"retry": job_id, **change.model_dump(exclude_unset=True)})
+    if before := taker.replayed(idempotency_key, sent, response):
+        return before
     old = _found(job_id, taker.caller.owner, taker.store)
     if not old.status.ended:
         raise errors.JobNotEnded()
     if old.gone:
         raise errors.ResultGone("The job's pictures are no longer kept; submit them again.")
-    change = change or Retry()
     spec = parse_spec({**old.input.spec, **change.spec})
     spec = spec.for_pictures(len(old.input.styles), len(old.input.masks), init_image=old.input.init_image is not None)
     job_input = old.input.model_copy(update={"spec": spec.model_dump()})
-    wishes = taker.agreed(submission.Wishes(priority=old.priority, webhook=change.webhook))
-    return taker.take(job_input, wishes, response, key=idempotency_key, old=job_id)
+    priority = max(
+        old.priority, taker.caller.priority, key=list(Priority).index
+    )  # the lower: who asks may do less by now
+    wishes = taker.agreed(submission.Wishes(priority=priority, webhook=change.webhook))
+    return taker.take(job_input, wishes, response, key=idempotency_key, request=sent, old=job_id)
 
 
 @router.patch("/{job_id}", response_model=JobResource, summary="Keep it", max_body_size=_BODY_BYTES)

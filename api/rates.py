@@ -3,12 +3,16 @@
 Every write to Redis goes to the disk, so requests that only look are counted here first, and told to Redis a hundredth
 of the limit at a time, or after a second. A caller can thus ask a little more often than the limit says, never less.
 Submissions are counted one by one. Who is over the limit is refused from memory until their minute is over.
+
+Wrong keys are counted by the address that they come from, in Redis alone: a stranger can make nothing grow here.
 """
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from limits import RateLimitItemPerMinute
 from limits.storage import RedisStorage
@@ -19,6 +23,7 @@ from core import errors
 from core.store import PREFIX, connection, unavailable
 
 SETTLE_SECONDS = 1.0
+_WRONG_KEYS = "wrong-keys"
 
 
 class Kind(StrEnum):
@@ -40,8 +45,8 @@ class _Account:
 class Rates:
     """The limits of a service. Used on the event loop; what waits for Redis waits in a thread."""
 
-    def __init__(self, redis_url: str, submissions: int, others: int) -> None:
-        """submissions, others: a minute, of one caller."""
+    def __init__(self, redis_url: str, submissions: int, others: int, wrong_keys: int) -> None:
+        """A minute. submissions, others: of one caller; wrong_keys: from one address."""
         self._redis = connection(redis_url)
         storage = RedisStorage(redis_url, connection_pool=self._redis.connection_pool, key_prefix=f"{PREFIX}rates")
         self._limiter = FixedWindowRateLimiter(storage)
@@ -49,6 +54,7 @@ class Rates:
             Kind.SUBMISSION: RateLimitItemPerMinute(submissions),
             Kind.OTHER: RateLimitItemPerMinute(others),
         }
+        self._wrong_keys = RateLimitItemPerMinute(wrong_keys)
         self._batch = {Kind.SUBMISSION: 1, Kind.OTHER: max(1, others // 100)}
         self._accounts: dict[tuple[str, Kind], _Account] = {}  # of keys that there are: no stranger can make it grow
 
@@ -73,7 +79,37 @@ class Rates:
         """Tell Redis. 0, or the seconds until the caller may ask again."""
         limit = self._limits[kind]
         with unavailable():
-            if self._limiter.hit(limit, caller, kind, cost=cost):
-                return 0.0
-            reset_at = self._limiter.get_window_stats(limit, caller, kind).reset_time
+            return 0.0 if self._limiter.hit(limit, caller, kind, cost=cost) else self._left(limit, caller, kind)
+
+    def _left(self, limit: RateLimitItemPerMinute, *who: str) -> float:
+        """Seconds until their minute is over."""
+        reset_at = self._limiter.get_window_stats(limit, *who).reset_time
         return max(1.0, reset_at - time.time() + 0.5)  # Redis tells whole seconds, the nearest
+
+    async def check_guesses(self, address: str) -> None:
+        """Before a key is looked up that is not known. Raises RateLimited, StoreUnavailable."""
+        await self._guess(self._limiter.test, address)
+
+    async def note_guess(self, address: str) -> None:
+        """It was wrong. Raises RateLimited, StoreUnavailable."""
+        await self._guess(self._limiter.hit, address)
+
+    async def _guess(self, step: Callable[..., bool], address: str) -> None:
+        who = (_WRONG_KEYS, _neighborhood(address))
+
+        def ask() -> float:
+            with unavailable():
+                return 0.0 if step(self._wrong_keys, *who) else self._left(self._wrong_keys, *who)
+
+        if seconds := await run_in_threadpool(ask):
+            words = "Too many wrong API keys came from your address; wait for as long as Retry-After says."
+            raise errors.RateLimited(words, seconds)
+
+
+def _neighborhood(address: str) -> str:
+    """What one client is given: an address, or all of IPv6 that begin with the same 64 bits."""
+    try:
+        known = ip_address(address)
+    except ValueError:  # what a proxy calls it
+        return address[:100]
+    return str(IPv6Network((known, 64), strict=False).network_address) if isinstance(known, IPv6Address) else address

@@ -41,7 +41,7 @@ class Reaper:
         record_seconds: float = RECORD_SECONDS,
         disk_bytes: float = 0,
     ) -> None:
-        """disk_bytes: what blobs may take, 0 for all there is."""
+        """disk_bytes: what blobs and checkpoints may take, 0 for all there is."""
         self._store, self._blobs, self._checkpoints, self._celery = store, blobs, checkpoints, celery
         self._record_seconds, self._disk_bytes = record_seconds, disk_bytes
         self._contact_since = self._last_contact = 0.0
@@ -136,8 +136,9 @@ class Reaper:
         """Let go of the oldest results while there is more than there may be; the next ticks delete them."""
         if not self._disk_bytes:
             return
-        sizes = self._blobs.sizes()
-        excess = sum(sizes) - self._disk_bytes
-        if excess > 0:
-            jobs = self._store.hasten(math.ceil(excess / sum(sizes) * len(sizes)))
+        sizes = self._blobs.sizes()  # only blobs can go: a checkpoint is of a job that has not ended
+        excess = sum(sizes) + sum(self._checkpoints.sizes()) - self._disk_bytes
+        if excess > 0 and sizes:
+            share = min(1.0, excess / max(1, sum(sizes)))
+            jobs = self._store.hasten(math.ceil(share * len(sizes)))
             log.warning("the disk's quota is exceeded by %.1f MB: %d jobs expire early", excess / 1e6, jobs)

@@ -39,16 +39,19 @@ class ApiSettings(BaseSettings):
         600, ge=1, description="Uploads, submissions and retries of one key in a minute; more get 429."
     )
     requests_per_minute: int = Field(6_000, ge=1, description="All other requests of one key in a minute.")
+    wrong_keys_per_minute: int = Field(
+        30, ge=1, description="Wrong API keys from one address in a minute; more get 429."
+    )
     max_queued: int = Field(10_000, ge=1, description="Jobs that may wait, of all callers; more get 503.")
     max_jobs_per_caller: int = Field(2_000, ge=1, description="Jobs of one caller that may wait and run; more get 429.")
     keep_days: float = Field(
-        30.0, ge=0, le=36_500, description="How long an ended job keeps its pictures; 0: for good."
+        30.0, ge=0, le=36_500, description="How long an ended job keeps its pictures; 0: while there is room for them."
     )
     record_days: float = Field(
         30.0, ge=0, le=36_500, description="How long after that its record, without pictures, is still told of."
     )
     disk_gb: float = Field(
-        0.0, ge=0, description="What pictures may take on the disk; when it is more, the oldest results go; 0: all."
+        0.0, ge=0, description="What pictures and checkpoints may take; when it is more, the oldest results go; 0: all."
     )
     upload_keep_hours: float = Field(
         24.0, gt=0, le=8760, description="How long an uploaded picture is kept that no job uses."

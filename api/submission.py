@@ -80,6 +80,17 @@ class Submission:
         """All of them, in the order of JobInput."""
         return [self.content, *self.styles, *self.masks, *([] if self.init_image is None else [self.init_image])]
 
+    def sent(self) -> dict[str, Any]:
+        """What the client has sent, without any default of ours; pictures by their digests. Raises StorageFull."""
+        pictures = [picture if isinstance(picture, str) else picture.digest for picture in self.pictures()]
+        counts = [len(self.styles), len(self.masks)]
+        return {
+            "pictures": pictures,
+            "counts": counts,
+            "knobs": self.knobs,
+            "wishes": self.wishes.model_dump(exclude_unset=True),
+        }
+
 
 @asynccontextmanager
 async def received(request: Request, blobs: Blobs) -> AsyncIterator[Submission]:

@@ -3,6 +3,7 @@
 Knows the contract (docs/api.md), nothing else.
 """
 
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from core.jobs import Job
 
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0  # a service that restarts is away for less
+TRIES = 5  # of a submission
 
 
 class Client:
@@ -57,11 +59,15 @@ class Client:
         masks: Sequence[Path] = (),
         init_image: Path | None = None,
     ) -> Job:
-        """Upload the pictures and create the job. Raises BadInput with the service's words."""
+        """Upload the pictures and create the job; once more where the answer was lost: under its key it is one job.
+
+        Raises BadInput with the service's words.
+        """
         fields = [("content", content), *(("style", style) for style in styles), *(("mask", mask) for mask in masks)]
         fields += [("init_image", init_image)] if init_image else []
         files = [(name, path.read_bytes()) for name, path in fields]
-        answer = self._ask("POST", "/v1/jobs", files=files, data=dict(knobs))
+        key = {"Idempotency-Key": secrets.token_hex(16)}
+        answer = self._persistently("POST", "/v1/jobs", files=files, data=dict(knobs), headers=key)
         return Job.model_validate_json(answer.content)
 
     def get(self, job_id: str) -> Job:
@@ -93,6 +99,22 @@ class Client:
         """Ask the job to stop."""
         return Job.model_validate_json(self._ask("POST", f"/v1/jobs/{job_id}/cancel").content)
 
+    def _persistently(self, method: str, path: str, **request: Any) -> httpx2.Response:
+        """The same again, a few times, where the line was cut or the service asks for patience."""
+        for tried in range(1, TRIES):
+            try:
+                return self._ask(method, path, **request)
+            except errors.Later as error:
+                if error.retry_seconds > PATIENCE_SECONDS:
+                    raise
+                time.sleep(error.retry_seconds)
+            except errors.ServiceUnreachable as error:
+                never_there = tried == 1 and isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout)
+                if never_there or error.__cause__ is None:
+                    raise
+                time.sleep(tried)
+        return self._ask(method, path, **request)
+
     def _ask(self, method: str, path: str, **request: Any) -> httpx2.Response:
         try:
             answer = self._http.request(method, path, **request)
@@ -108,8 +130,9 @@ class Client:
             raise errors.ServiceUnreachable(f"What answers at {self.url} is not an Impasto service.") from None
         if answer.status_code == 401:
             raise errors.Unauthorized("The service asks for an API key; set IMPASTO_KEY to one that it knows.")
+        wait_seconds = float(answer.headers.get("Retry-After", 2))
         if code == errors.RateLimited.code:
-            raise errors.RateLimited(words, float(answer.headers.get("Retry-After", 2)))
+            raise errors.RateLimited(words, wait_seconds)
         if answer.status_code == 503:
-            raise errors.Unavailable(words)
+            raise errors.Unavailable(words, wait_seconds)
         raise errors.BadInput(words) if answer.status_code < 500 else errors.ImpastoError(words)

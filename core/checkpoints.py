@@ -34,6 +34,14 @@ class Checkpoints:
         with suppress(OSError):
             self.path(name).unlink(missing_ok=True)
 
+    def sizes(self) -> list[int]:
+        """Of every file, in bytes, as they are on the disk now."""
+        found = []
+        for file in self._files():
+            with suppress(FileNotFoundError):
+                found.append(file.stat().st_size)
+        return found
+
     def sweep(self, named: Callable[[str], str | None]) -> int:
         """Delete what no job needs; how many. `named`: a job's id to the checkpoint it would go on from, if any."""
         swept = 0

@@ -99,6 +99,7 @@ class Terms(_Record):
     deadline_seconds: float | None = None  # from now on
     keep_seconds: float = 0  # pictures and record, after the end; 0: for good
     idempotency_key: str | None = None
+    request: str | None = None  # a hash of what was sent; under the key, only the same is answered with the same job
     reuse: bool = False  # a result of the same pictures, knobs and network will do
     webhook: str | None = None  # a URL that is told of the end
     retried_from: str | None = None

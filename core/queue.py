@@ -1,13 +1,17 @@
 """The doorbell: Celery's names, serialiser and transport options; no tasks.
 
 A message says "there is work", no more. Which job runs, and who may finish it, is the store's business. So a message
-that is lost, doubled or late harms nothing: the reaper rings again, and a bell without work claims nothing.
+that is lost, doubled or late harms nothing: the reaper rings again, and a bell without work claims nothing. And so what
+a message holds is never read: whoever can write into the broker can ring, and cannot say anything else.
 """
 
+import logging
+import uuid
 from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from kombu.transport import redis, virtual
 from redis.exceptions import RedisError
 
 from core import errors
@@ -15,11 +19,49 @@ from core import errors
 QUEUE = "impasto"
 STYLIZE = "impasto.stylize"
 
+log = logging.getLogger(__name__)
+
+
+class Bell(virtual.Message):
+    """A message, whatever was in it: the one task, without arguments, options, or a time."""
+
+    def __init__(self, _: object, channel: Any = None, **options: Any) -> None:
+        tag = str(uuid.uuid4())
+        sound = {
+            "body": "[[], {}, {}]",
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "headers": {"task": STYLIZE, "id": tag},
+            "properties": {"delivery_tag": tag, "delivery_info": {"exchange": "", "routing_key": QUEUE}},
+        }
+        super().__init__(sound, channel=channel, **options)
+
+
+class Channel(redis.Channel):
+    """Takes whatever is in the list for a bell. What is no JSON ends a worker of Celery's own, each time it starts."""
+
+    Message = Bell
+
+    def _brpop_read(self, **options: Any) -> bool:
+        try:
+            return bool(super()._brpop_read(**options))  # type: ignore[misc]
+        except (ValueError, RecursionError):
+            log.warning("a message in the broker is not ours")
+            return True
+
+
+class Transport(redis.Transport):
+    """Redis, by our channel."""
+
+    Channel = Channel
+
 
 def make_celery(redis_url: str) -> Celery:
     """The Celery application on this Redis. Reads no settings: the URL is given."""
     app = Celery("impasto", broker=redis_url, include=["worker.tasks"])
     app.conf.update(
+        broker_transport=f"{__name__}:Transport",
+        worker_enable_remote_control=False,  # anybody who can write there could end a worker
         task_default_queue=QUEUE,
         task_serializer="json",
         accept_content=["json"],

@@ -10,6 +10,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from core import errors, logs
 from core.webhooks import Policy
 
+_WHSEC = r"^(whsec_([A-Za-z0-9+/]{4}){8,21}([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)?$"
+
 
 def _home(variable: str, fallback: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / fallback) / "impasto"
@@ -38,8 +40,14 @@ class Settings(BaseSettings):
     webhook_secret: str = Field(
         "",
         repr=False,
-        pattern=r"^(whsec_([A-Za-z0-9+/]{4}){8,21}([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)?$",
+        pattern=_WHSEC,
         description="whsec_ and the base64 of 24 to 64 random bytes, to sign webhooks with; none: no webhooks.",
+    )
+    webhook_old_secret: str = Field(
+        "",
+        repr=False,
+        pattern=_WHSEC,
+        description="The secret before this one, to sign with as well until all receivers know the new one.",
     )
     webhook_ports: str = Field(
         "443", pattern=r"^[0-9]{1,5}(,[0-9]{1,5})*$", description="Ports that webhooks may go to, with commas between."
@@ -53,7 +61,13 @@ class Settings(BaseSettings):
     def webhooks(self) -> Policy:
         """What webhooks are taken."""
         ports = frozenset(map(int, self.webhook_ports.split(",")))
-        return Policy(self.webhook_secret, ports, http=self.webhook_http, private=self.webhook_private)
+        return Policy(
+            self.webhook_secret,
+            ports,
+            http=self.webhook_http,
+            private=self.webhook_private,
+            old_secret=self.webhook_old_secret,
+        )
 
     @property
     def blobs_dir(self) -> Path:

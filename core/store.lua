@@ -10,7 +10,8 @@
 --   <p>turns               hash    class -> the latest turn that a job was claimed of
 --   <p>leases              zset    running jobs by the time their lease ends
 --   <p>deadlines           zset    jobs that must have ended by then
---   <p>expiry              zset    ended jobs by the time their pictures go, then their records
+--   <p>expiry              zset    ended jobs by the time their pictures go, then their records; those that are kept for
+--                                  good stand there as well, in the far future, but pinned ones do not
 --   <p>claim:<token>       string  which job a claim returned, so that a claim sent twice takes one job
 --   <p>signal:<token>      list    wakes the worker that runs under the token
 --   <p>replay:<owner>:<key> string fingerprint and job of a submission with an idempotency key
@@ -38,6 +39,8 @@ local LEGAL = {
 local CLASS = { high = 1, normal = 2, low = 3 }
 local PLACE = '%d%010d%012d:' -- class, turn, number: 24 characters, then the id
 local SIGNAL_MS = 60000
+local FOREVER_MS = 1000 * 365 * 86400000 -- after those that end some day, in the order of their end
+local CLAIM_MS = 600000 -- that a worker may ask again for the answer to its claim
 local WORKER_MS = 5000 -- a worker beats every second
 
 local function now_ms()
@@ -167,15 +170,25 @@ local function unpost(p, id)
   end
 end
 
+-- From now on an ended job is kept for so long; 0: for good, as long as there is room.
+local function keep_ended(p, id, keep_ms)
+  local now = now_ms()
+  if tonumber(keep_ms) > 0 then
+    redis.call('HSET', job_key(p, id), 'expires_at', now + keep_ms)
+    redis.call('ZADD', p .. 'expiry', now + keep_ms, id)
+  else
+    redis.call('ZADD', p .. 'expiry', now + FOREVER_MS, id)
+  end
+end
+
 local function ended(p, id)
-  local job = redis.call('HMGET', job_key(p, id), 'keep_ms')
+  local keep_ms, pinned = unpack(redis.call('HMGET', job_key(p, id), 'keep_ms', 'pinned'))
   local now = now_ms()
   redis.call('HSET', job_key(p, id), 'completed_at', now)
   redis.call('HDEL', job_key(p, id), 'checkpoint')
   redis.call('ZREM', p .. 'deadlines', id)
-  if tonumber(job[1]) > 0 then
-    redis.call('HSET', job_key(p, id), 'expires_at', now + job[1])
-    redis.call('ZADD', p .. 'expiry', now + job[1], id)
+  if pinned ~= '1' then
+    keep_ended(p, id, keep_ms)
   end
   post(p, id, now)
 end
@@ -338,6 +351,11 @@ local function record(p, id, order)
   end
 end
 
+-- owner, key, print -> {'created' or 'conflict', id} if the key was used before, or nil
+local function repeated(keys, args)
+  return answered(keys[1], { owner = args[1], key = args[2], print = args[3] })
+end
+
 -- id, order -> {word, id}: created (perhaps earlier, by the same key), conflict (the key was used for something else),
 -- gone (a picture is not safe), quota (the owner has enough jobs), full (all have). The same id again changes nothing.
 local function create(keys, args)
@@ -423,12 +441,23 @@ local function beat(keys, args)
   redis.call('ZREMRANGEBYSCORE', p .. 'workers', '-inf', now - 12 * WORKER_MS)
 end
 
--- token, worker, lease_ms -> id of the next job, now running under this token, or nil
+-- id, token, lease_ms -> standing
+local function renew(keys, args)
+  local p, id = keys[1], args[1]
+  local answer = standing(p, id, args[2])
+  if answer ~= 'stale' then
+    redis.call('ZADD', p .. 'leases', now_ms() + tonumber(args[3]), id)
+  end
+  return answer
+end
+
+-- token, worker, lease_ms -> id of the next job, now running under this token, or nil. Sent again, it is answered again,
+-- with a whole lease; or nil where the job is no longer under the token.
 local function claim(keys, args)
   local p, token, lease_ms = keys[1], args[1], tonumber(args[3])
   local before = redis.call('GET', p .. 'claim:' .. token)
   if before then
-    return before
+    return renew(keys, { before, token, lease_ms }) ~= 'stale' and before or nil
   end
   local place = redis.call('ZRANGE', p .. 'queue', 0, 0)[1]
   if not place then
@@ -441,23 +470,13 @@ local function claim(keys, args)
   end
   local job = job_key(p, id)
   local now = now_ms()
-  redis.call('SET', p .. 'claim:' .. token, id, 'PX', lease_ms)
+  redis.call('SET', p .. 'claim:' .. token, id, 'PX', CLAIM_MS)
   redis.call('HINCRBY', job, 'attempt', 1)
   redis.call('HSET', job, 'token', token, 'worker', args[2], 'claimed_at', now)
   redis.call('HSETNX', job, 'started_at', now)
   move(p, id, 'running')
   redis.call('ZADD', p .. 'leases', now + lease_ms, id)
   return id
-end
-
--- id, token, lease_ms -> standing
-local function renew(keys, args)
-  local p, id = keys[1], args[1]
-  local answer = standing(p, id, args[2])
-  if answer ~= 'stale' then
-    redis.call('ZADD', p .. 'leases', now_ms() + tonumber(args[3]), id)
-  end
-  return answer
 end
 
 -- id, token, progress, digest of the preview or '' -> standing
@@ -587,22 +606,16 @@ local function pin(keys, args)
     return nil
   end
   local key = job_key(p, id)
-  local job = redis.call('HMGET', key, 'completed_at', 'keep_ms', 'pinned')
-  if (job[3] or '0') ~= args[3] then
+  local completed_at, keep_ms, pinned = unpack(redis.call('HMGET', key, 'completed_at', 'keep_ms', 'pinned'))
+  if (pinned or '0') ~= args[3] then
     redis.call('HSET', key, 'pinned', args[3])
     redis.call('HINCRBY', key, 'version', 1)
   end
-  if args[3] == '1' and job[3] ~= '1' then
+  if args[3] == '1' then
     redis.call('HDEL', key, 'expires_at')
     redis.call('ZREM', p .. 'expiry', id)
-    redis.call('HSET', key, 'keep_ms', 0, 'unpinned_keep_ms', job[2])
-  elseif args[3] ~= '1' and job[3] == '1' then
-    local keep_ms = redis.call('HGET', key, 'unpinned_keep_ms')
-    redis.call('HSET', key, 'keep_ms', keep_ms)
-    if job[1] and tonumber(keep_ms) > 0 then
-      redis.call('HSET', key, 'expires_at', now_ms() + keep_ms)
-      redis.call('ZADD', p .. 'expiry', now_ms() + keep_ms, id)
-    end
+  elseif pinned == '1' and completed_at then
+    keep_ended(p, id, keep_ms)
   end
   return 1
 end
@@ -683,7 +696,8 @@ local function collect(keys, args)
   local p, now = keys[1], now_ms()
   local before = redis.call('GET', p .. 'collect:' .. args[1])
   if before then
-    return cjson.decode(before)
+    local taken = cjson.decode(before)
+    return { taken.id, taken.try }
   end
   redis.call('ZREMRANGEBYSCORE', p .. 'couriers', '-inf', now)
   local busy = redis.call('ZCARD', p .. 'couriers') -- so many lanes may stand before a free one
@@ -697,7 +711,8 @@ local function collect(keys, args)
       if try <= tonumber(args[3]) then
         redis.call('HSET', job_key(p, id), 'webhook_token', args[1])
         redis.call('ZADD', p .. 'couriers', now + args[2], lane)
-        redis.call('SET', p .. 'collect:' .. args[1], cjson.encode({ id, try }), 'PX', args[2])
+        local taken = { id = id, try = try, lane = lane, until_ms = now + args[2] }
+        redis.call('SET', p .. 'collect:' .. args[1], cjson.encode(taken), 'PX', args[2])
         return { id, try }
       end
       redis.call('HSET', job_key(p, id), 'webhook_end', 'given_up')
@@ -707,10 +722,25 @@ local function collect(keys, args)
   return nil
 end
 
+-- Nobody is on the way to the lane any more: the job is deleted, which knew the lane; the collect knows it, too.
+local function free_lane(p, token)
+  local before = redis.call('GET', p .. 'collect:' .. token)
+  if before then
+    local taken = cjson.decode(before)
+    if tonumber(redis.call('ZSCORE', p .. 'couriers', taken.lane) or 0) == taken.until_ms then -- it is still this courier's
+      redis.call('ZREM', p .. 'couriers', taken.lane)
+    end
+  end
+end
+
 -- id, token, ms until the next try or '', how it ended or '' -> 'ok'; 'stale' if the delivery is another courier's
 local function settle(keys, args)
   local p, id = keys[1], args[1]
   local key = job_key(p, id)
+  if redis.call('EXISTS', key) == 0 then
+    free_lane(p, args[2])
+    return 'stale'
+  end
   if redis.call('HGET', key, 'webhook_token') ~= args[2] then
     return 'stale'
   end
@@ -794,5 +824,6 @@ redis.register_function('impasto_VERSION_hold', hold)
 redis.register_function('impasto_VERSION_owns', owns)
 redis.register_function('impasto_VERSION_condemn', condemn)
 redis.register_function('impasto_VERSION_forget', forget)
+redis.register_function({ function_name = 'impasto_VERSION_repeated', callback = repeated, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'impasto_VERSION_read', callback = read, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'impasto_VERSION_load', callback = load, flags = { 'no-writes' } })

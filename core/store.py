@@ -93,9 +93,9 @@ class JobStore:
     def create(self, job_id: str, job_input: JobInput, terms: Terms = _USUAL, limits: Limits = _UNLIMITED) -> Job:
         """Put a new job into the queue. Its blobs must be held (`hold`) and written before.
 
-        The same idempotency key again gives the job that it made the first time. Raises IdempotencyConflict if that was
-        another request, ImageNotFound if a blob is no longer held (the janitor may have deleted it), QuotaExceeded,
-        QueueFull.
+        The same idempotency key again gives the job that it made the first time (`repeated` asks for it beforehand).
+        Raises IdempotencyConflict if that was another request, ImageNotFound if a blob is no longer held (the janitor
+        may have deleted it), QuotaExceeded, QueueFull.
         """
         word, found = self._step("create", job_id, _order(job_input, terms, limits))
         if word == "conflict":
@@ -107,6 +107,16 @@ class JobStore:
             retry_seconds = min(max(1.0, (load.pace_seconds or 2.0) / max(1, load.workers)), 600.0)
             raise (errors.QuotaExceeded if word == "quota" else errors.QueueFull)(retry_seconds=retry_seconds)
         return self.get(found)
+
+    def repeated(self, key: str, request: str, owner: str = LOCAL) -> Job | None:
+        """The job that the same request (a hash of it) made under this idempotency key, if it came before.
+
+        Raises IdempotencyConflict if the key was used for another request.
+        """
+        word, found = self._step("repeated", owner, _hash(key), request) or (None, None)
+        if word == "conflict":
+            raise errors.IdempotencyConflict()
+        return found and self._read([found], owner)[0]
 
     def get(self, job_id: str, owner: str = ANYONE) -> Job:
         """Raises JobNotFound, also for a job of another owner."""
@@ -163,7 +173,10 @@ class JobStore:
             self._redis.hset(f"{PREFIX}networks", model, sha256)
 
     def claim(self, token: str, worker: str) -> Job | None:
-        """Take the next queued job for one lease, or None. The token must be new and unguessable."""
+        """Take the next queued job for one lease, or None. The token must be new and unguessable.
+
+        When the answer is lost, ask again with the same token: it is the same job, and no loss of it.
+        """
         job_id = self._step("claim", token, worker, self._lease_ms)
         return None if job_id is None else self.get(job_id)
 
@@ -329,11 +342,15 @@ def _error_json(error: errors.ImpastoError) -> str:
     return JobError(code=error.code, message=error.message).model_dump_json()
 
 
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _order(job_input: JobInput, terms: Terms, limits: Limits) -> str:
     """A submission as store.lua reads it; what is None is left out."""
     painting, digests = job_input.model_dump_json(), job_input.digests()
-    fingerprint = hashlib.sha256(painting.encode()).hexdigest()
-    asked = terms.model_dump_json(exclude={"owner", "idempotency_key"})
+    fingerprint = _hash(painting)
+    asked = terms.model_dump_json(exclude={"owner", "idempotency_key", "request", "keep_seconds"})
     order = {
         "owner": terms.owner,
         "priority": terms.priority,
@@ -346,8 +363,8 @@ def _order(job_input: JobInput, terms: Terms, limits: Limits) -> str:
         "fingerprint": fingerprint,
         "reuse": terms.reuse or None,
         "model": job_input.spec.get("model", "auto"),
-        "key": None if terms.idempotency_key is None else hashlib.sha256(terms.idempotency_key.encode()).hexdigest(),
-        "print": hashlib.sha256(f"{fingerprint} {asked}".encode()).hexdigest(),
+        "key": None if terms.idempotency_key is None else _hash(terms.idempotency_key),
+        "print": terms.request or _hash(f"{fingerprint} {asked}"),
         "replay_ms": round(REPLAY_SECONDS * 1000),
         "most_queued": limits.queued,
         "most_own": limits.per_owner,

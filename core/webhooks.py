@@ -70,12 +70,13 @@ class Receiver:
 
 @dataclass(frozen=True)
 class Policy:
-    """What this service takes. secret: `whsec_…`, or empty: no webhooks."""
+    """What this service takes. secret: `whsec_…`, or empty: no webhooks. old_secret: the one before, still valid."""
 
     secret: str = ""
     ports: frozenset[int] = frozenset({443})
     http: bool = False
     private: bool = False
+    old_secret: str = ""
 
     def receiver(self, url: str) -> Receiver:
         """The receiver at a URL, as far as its text tells. Raises BadWebhook."""
@@ -126,17 +127,26 @@ class Policy:
         """What an owner verifies their webhooks with. Raises BadSettings if there is no secret to derive it from."""
         if not self.secret:
             raise errors.BadSettings("IMPASTO_WEBHOOK_SECRET is not set; docs/operations.md tells how to make one.")
-        key = b64decode(self.secret.removeprefix("whsec_"))
-        return "whsec_" + b64encode(hmac.digest(key, f"impasto webhooks {owner}".encode(), hashlib.sha256)).decode()
+        return _derived(self.secret, owner)
 
     def headers(self, job: Job, body: str, now: datetime) -> dict[str, str]:
-        """The signature. The id stays the same however often a job's webhook is sent. now: with its time zone."""
+        """The signature; two while there is an old secret, either of which will do. now: with its time zone.
+
+        The id stays the same however often a job's webhook is sent.
+        """
         message = f"msg_{job.id.removeprefix('job_')}"
+        secrets = [self.owners_secret(job.owner)]
+        secrets += [_derived(self.old_secret, job.owner)] if self.old_secret else []
         return {
             "webhook-id": message,
             "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": Webhook(self.owners_secret(job.owner)).sign(message, now, body),
+            "webhook-signature": " ".join(Webhook(secret).sign(message, now, body) for secret in secrets),
         }
+
+
+def _derived(secret: str, owner: str) -> str:
+    key = b64decode(secret.removeprefix("whsec_"))
+    return "whsec_" + b64encode(hmac.digest(key, f"impasto webhooks {owner}".encode(), hashlib.sha256)).decode()
 
 
 def body(job: Job) -> str:

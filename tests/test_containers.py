@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 PASSWORD = "secret"
 SECRET = "whsec_" + "A" * 32
 PINNED = re.compile(r"[a-z0-9./-]+:\d+\.\d+\.\d+[a-z0-9.-]*")
-_INTERPOLATION = re.compile(r"\$\{(\w+)[^}]*\}")
+_INTERPOLATION = re.compile(r"\$\{(\w+)(?::-)?([^}]*)\}")
 
 
 class Dockerfile:
@@ -85,8 +85,8 @@ _Loader.add_constructor("!reset", lambda *_: RESET)
 
 
 def _compose(name: str = "docker-compose.yml") -> dict[str, Any]:
-    given = {"IMPASTO_REDIS_PASSWORD": PASSWORD, "IMPASTO_WEBHOOK_SECRET": SECRET, "IMPASTO_API_HOSTS": "localhost"}
-    text = _INTERPOLATION.sub(lambda variable: given[variable[1]], (ROOT / name).read_text())
+    given = {"IMPASTO_REDIS_PASSWORD": PASSWORD, "IMPASTO_WEBHOOK_SECRET": SECRET}
+    text = _INTERPOLATION.sub(lambda variable: given.get(variable[1], variable[2]), (ROOT / name).read_text())
     loaded: dict[str, Any] = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     return loaded
 
@@ -273,13 +273,24 @@ def test_redis_is_for_the_other_containers_only() -> None:
     assert words[words.index("--requirepass") + 1] == PASSWORD
 
 
+def test_the_containers_take_every_setting_of_webhooks() -> None:
+    """From .env; and where it says nothing, what the programs would take by themselves."""
+    names = {f"IMPASTO_{name.upper()}" for name in Settings.model_fields if name.startswith("webhook_")}
+    text = (ROOT / "docker-compose.yml").read_text()
+    given = {name: default for name, default in _INTERPOLATION.findall(text) if "WEBHOOK" in name}
+    defaults = Settings(**{name.removeprefix("IMPASTO_").lower(): value for name, value in given.items()})
+
+    assert names == given.keys() == {name for name in SERVICES["webhooks"]["environment"] if "WEBHOOK" in name}
+    assert Settings().webhooks == defaults.webhooks
+
+
 def test_there_is_no_default_password() -> None:
     """Compose refuses to start without IMPASTO_REDIS_PASSWORD, the one thing to set, and .env.example names it.
 
     Without IMPASTO_WEBHOOK_SECRET it sends no webhooks.
     """
     text = (ROOT / "docker-compose.yml").read_text()
-    needed = {name for name in _INTERPOLATION.findall(text) if f"${{{name}:-" not in text}
+    needed = {name for name, _ in _INTERPOLATION.findall(text) if f"${{{name}:-" not in text}
     assert needed == {"IMPASTO_REDIS_PASSWORD"}
     assert "${IMPASTO_WEBHOOK_SECRET:-}" in text
     assert "${IMPASTO_REDIS_PASSWORD:?" in text

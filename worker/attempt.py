@@ -93,9 +93,9 @@ class Attempt:
         job, token, store = self._job, self._token, self._store
         try:
             painting, load_seconds = self._paint(load)
-            if painting.stopped:
+            output = None if painting.stopped else self._keep_result(painting.picture)
+            if output is None:  # asked to stop, perhaps while there was no room for the picture
                 return self._end(self._until_stored(lambda: store.renew(job.id, token)))
-            output = self._keep_result(painting.picture)
             self._tell_end()
             took = {"load_seconds": load_seconds, "run_seconds": painting.seconds}
             planned = {"planned_seconds": painting.plan.seconds, "planned_bytes": painting.plan.memory_bytes}
@@ -143,8 +143,7 @@ class Attempt:
         if shutting_down.is_set() and not stop:
             self._keeper.take(moment.checkpoint())
             self._keeper.settle(LAST_CHECKPOINT_SECONDS)
-            with suppress(errors.Unavailable):
-                self._tell_end()  # who looks at the waiting job sees how far it is
+            self._tell_last(moment)
             raise errors.ShuttingDown()
         if self._keeper.is_due():
             self._keeper.take(moment.checkpoint())
@@ -154,6 +153,14 @@ class Attempt:
             self._next_preview = time.monotonic() + self._settings.preview_seconds
         self._lease.report(_job_progress(moment.progress), preview)
         return stop
+
+    def _tell_last(self, moment: Moment) -> None:
+        """Who looks at the waiting job sees how far it is, and who cancels it has this picture of it."""
+        preview = None
+        with suppress(errors.Unavailable):
+            preview = self._keep_preview(images.thumbnail(moment.picture(), self._settings.preview_px))
+        with suppress(errors.Unavailable):
+            self._tell_end(preview)
 
     def _tell_end(self, preview: str | None = None) -> None:
         """The last progress, if there was any: a run that was resumed at its end by another way may have none."""
@@ -182,23 +189,18 @@ class Attempt:
         """What a run had before it went wrong stays to be seen, as the preview."""
         if picture is not None:
             small = images.thumbnail(picture, self._settings.preview_px)
-            digest = self._until_stored(lambda: self._keep_preview(small))
+            digest = self._until_room(lambda: self._keep_preview(small))
             self._tell_end(digest)
 
-    def _keep_result(self, picture: Image.Image) -> Output:
+    def _keep_result(self, picture: Image.Image) -> Output | None:
+        """None where the disk has no room for it, and nobody waits for it any more."""
         assert self._model is not None, "a picture was painted with a network"
         provenance = {"job": self._job.id, **self._job.input.provenance(self._model)}
         data = images.encode(picture, "png", provenance)
         width, height = picture.size
-
-        def keep() -> str:
-            try:
-                return self._keep(data)
-            except errors.StorageFull:
-                self._keeper.forget()  # the room that checkpoints take is worth less
-                raise
-
-        digest = self._until_stored(keep)
+        digest = self._until_room(lambda: self._keep(data))
+        if digest is None:
+            return None
         return Output(id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data))
 
     def _keep_preview(self, preview: Image.Image) -> str:
@@ -207,6 +209,22 @@ class Attempt:
     def _keep(self, data: bytes) -> str:
         self._store.hold(digest_of(data))
         return self._blobs.put(data)
+
+    def _until_room(self, step: Callable[[], T]) -> T | None:
+        """Wait for room on the disk; None when the job is to stop. Raises LeaseLost when it is no longer ours."""
+
+        def once() -> T | None:
+            try:
+                return step()
+            except errors.StorageFull:
+                self._keeper.forget()  # the room that checkpoints take is worth less
+                if not self._lease.must_stop():
+                    raise
+            with suppress(errors.StorageFull):
+                return step()
+            return None
+
+        return self._until_stored(once)
 
     def _until_stored(self, step: Callable[[], T]) -> T:
         """What a run has made is not thrown away because store or disk are away: ask until they take it."""

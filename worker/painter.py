@@ -12,13 +12,14 @@ from functools import lru_cache
 from core import errors
 from core.blobs import Blobs
 from core.checkpoints import Checkpoints
+from core.jobs import Job
 from core.neural.planner import Planner, pace_of
 from core.neural.vgg import Network
 from core.neural.weights import WeightsCache
 from core.settings import Settings
 from core.spec import ModelName
 from core.store import JobStore
-from worker.attempt import Attempt
+from worker.attempt import RETRY_SECONDS, Attempt, shutting_down
 from worker.names import name_of
 from worker.settings import WorkerSettings
 
@@ -52,10 +53,7 @@ class Painter:
     def run_next(self) -> str | None:
         """Claim the next job and bring it to an end, or hand it back; its id, or None if there was none."""
         token = secrets.token_hex(16)
-        try:
-            job = self._store.claim(token, self._name)
-        except errors.JobNotFound:  # deleted at this very moment
-            return None
+        job = self._claimed(token)
         if job is None:
             return None
         attempt = Attempt(
@@ -63,6 +61,18 @@ class Painter:
         )
         attempt.run(self._network_for)
         return job.id
+
+    def _claimed(self, token: str) -> Job | None:
+        """The next job. Asks until it is answered: when the answer is lost, the job is ours all the same."""
+        while True:
+            try:
+                return self._store.claim(token, self._name)
+            except errors.JobNotFound:  # deleted at this very moment
+                return None
+            except errors.Unavailable as error:
+                log.warning("%s", error.message)
+                if shutting_down.wait(RETRY_SECONDS):
+                    raise
 
     def _network_for(self, model: ModelName) -> tuple[Network, Planner]:
         network, planner = self.network(model)

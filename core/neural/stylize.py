@@ -49,7 +49,7 @@ class Progress:
     @property
     def value(self) -> float:
         """The share of the time that is over, 0 to 1."""
-        return self.seconds / (self.seconds + self.seconds_left)
+        return round(self.seconds / (self.seconds + self.seconds_left), 9)  # so that no rounding makes it go back
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ class _Run:
         self._clock = _Clock(self._plan.legs)
         self._image: Tensor | None = None  # the newest whose losses are known to be finite
         self._losses: dict[str, float] = {}
+        self._done = 0  # iterations of this leg that the image has behind it
         self._before = float("inf")  # the loss where the last window ended
         self._resume = resume
         if resume is not None:
@@ -140,10 +141,9 @@ class _Run:
         return Painting(picture, self._losses, self._clock.iteration, self._clock.seconds, stopped, self._plan)
 
     def _leg(self, number: int, leg: Leg) -> bool:
-        """Go through one scale; True if the callback stops the run. Out of memory, once more by a smaller route."""
-        begun_with = self._image
+        """Go through one scale; True if the callback stops the run. Out of memory, go on by a smaller route."""
+        self._done = 0
         for attempt in self._ways(leg):
-            self._image = begun_with
             self._clock.begin(number, attempt)
             try:
                 return self._go(attempt)
@@ -164,8 +164,8 @@ class _Run:
 
     def _go(self, leg: Leg) -> bool:
         self._before, exhausted = float("inf"), False
-        iterates, done = self._optimizer(leg)
-        most = self._clock.counts[self._clock.leg - 1]
+        iterates = self._optimizer(leg)
+        done, most = self._done, self._clock.counts[self._clock.leg - 1]
         if done and iterates.is_resumed and self._is_stopped(iterates, self._image, done):
             return True
         for count, (iterate, terms) in enumerate(islice(iterates, most - done), start=done + 1):
@@ -173,7 +173,7 @@ class _Run:
             window_ends = count % _GAIN_WINDOW == 0
             if not (window_ends or count == most or self._clock.is_due(self._network.device)):
                 continue
-            self._losses, self._image = self._finite(terms), iterate
+            self._losses, self._image, self._done = self._finite(terms), iterate, count
             if window_ends and not self._spec.iterations:  # an outright number of iterations is taken as it is
                 total = self._losses["total"]
                 self._before, exhausted = total, 0 <= self._before - total <= _LEAST_GAIN * total
@@ -185,25 +185,26 @@ class _Run:
                 break
         return False
 
-    def _optimizer(self, leg: Leg) -> tuple[LBFGS | Adam, int]:
-        """For this scale, and how many iterations it has behind it: none, but in a run that is resumed."""
+    def _optimizer(self, leg: Leg) -> LBFGS | Adam:
+        """For this scale: from its beginning, or from where an earlier run, or another route, has got to."""
         photo, objective = self._subject.at(leg.scale, self._balanced(leg), self._network, leg.route.tile_px)
-        image, state, done = self._image, None, 0
+        image, state = self._image, None
         if self._resume is not None:
-            state, done, self._before = self._resume.tensors, self._resume.mark.count, self._resume.mark.before
-            self._clock.go_on(done)
-            if leg.route != self._resume.mark.routes[self._clock.leg - 1]:
+            mark, state = self._resume.mark, self._resume.tensors
+            self._done, self._before = mark.count, mark.before
+            if leg.route != mark.routes[self._clock.leg - 1]:
                 state = None  # another machine, or less memory: the image is worth keeping all the same
             self._resume = None
-        elif image is not None:
-            image = self._enlarged(image, leg)
-        else:
+        elif image is None:
             image = self._subject.first_image(photo, self._spec)
+        elif not self._done:
+            image = self._enlarged(image, leg)
+        self._clock.go_on(self._done)
         assert image is not None, "a checkpoint has an image"
         if self._spec.optimizer == "adam":
-            return Adam(objective.with_gradient, image, state), done
+            return Adam(objective.with_gradient, image, state)
         host = torch.device("cpu") if leg.route.history_on_host else None
-        return LBFGS(objective.with_gradient, image, leg.route.history, host, state), done
+        return LBFGS(objective.with_gradient, image, leg.route.history, host, state)
 
     def _is_stopped(self, optimizer: LBFGS | Adam, iterate: Tensor | None, count: int) -> bool:
         if self._on_progress is None or iterate is None:
@@ -256,6 +257,7 @@ class _Clock:
         self.counts = [leg.scale.iterations for leg in legs]  # of each leg
         self._begin = self._reported = time.monotonic()
         self._leg_began, self._leg_done = self._begin, 0
+        self._share = 0.0  # of the time, that was told last
 
     def resume(self, mark: Mark) -> None:
         """Take over what an earlier run has counted."""
@@ -277,7 +279,7 @@ class _Clock:
         self._leg_began, self._leg_done = time.monotonic(), 0
 
     def go_on(self, done: int) -> None:
-        """The leg has so many iterations behind it, from an earlier run."""
+        """The leg has so many iterations behind it, from an earlier run or by another route."""
         self.iteration += done
         self._leg_done = done
 
@@ -297,6 +299,7 @@ class _Clock:
         here = self.legs[index].iteration_seconds
         done = sum(work[:index]) + here * (self.iteration - before)
         left = here * (before + self.counts[index] - self.iteration) + sum(work[index + 1 :])
+        self._share = max(self._share, done / (done + left))  # by a slower route more is left than was told before
         self._reported = now
         return Progress(
             scale=self.leg,
@@ -308,7 +311,7 @@ class _Clock:
             losses=losses,
             seconds=now - self._begin,
             iterations_per_second=(self.iteration - before - self._leg_done) / (now - self._leg_began),
-            seconds_left=(now - self._begin) * left / done,
+            seconds_left=(now - self._begin) * (1 - self._share) / self._share,
         )
 
 

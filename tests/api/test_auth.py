@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from starlette.testclient import TestClient
 
 from api import auth
@@ -16,6 +17,7 @@ from api.settings import ApiSettings
 from core.jobs import Priority, new_job_id
 from core.keys import Keys
 from core.settings import Settings
+from core.store import PREFIX
 
 Serve = Callable[..., TestClient]
 
@@ -154,6 +156,31 @@ def test_a_key_asks_for_no_higher_priority_than_it_may(serve: Serve, files: Any,
     assert 422 == submit(Priority.LOW, priority="normal").status_code
 
 
+def test_a_retry_has_the_old_priority_or_what_the_key_may_by_now(
+    serve: Serve, files: Any, keys: Keys, valkey: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "MEMORY_SECONDS", 0.0)
+    client, (key, secret) = serve(), keys.create("a", Priority.HIGH)
+    headers = {"Authorization": f"Bearer {secret}"}
+    old = [
+        client.post("/v1/jobs", files=files, data={"size": "64", "priority": priority}, headers=headers).json()
+        for priority in ("high", "low")
+    ]
+    for job in old:
+        client.post(job["links"]["cancel"], headers=headers)
+
+    def retried() -> list[str]:
+        answers = [client.post(f"/v1/jobs/{job['id']}/retry", headers=headers) for job in old]
+        return [answer.json().get("priority", "refused") for answer in answers]
+
+    assert ["high", "low"] == retried()
+    with redis.Redis.from_url(
+        valkey.url, decode_responses=True
+    ) as server:  # whoever runs the service has thought again
+        server.hset(f"{PREFIX}key:{server.hget(f'{PREFIX}keys', key.id)}", "priority", "normal")
+    assert ["normal", "low"] == retried()
+
+
 def test_jobs_pictures_and_lists_are_the_keys_own(serve: Serve, files: Any, bearer: Any) -> None:
     client, mine, theirs = serve(), bearer(), bearer()
     job = client.post("/v1/jobs", files=files, data={"size": "64"}, headers=theirs).json()
@@ -213,6 +240,38 @@ def test_who_is_refused_is_refused_from_memory(serve: Serve, bearer: Any, keys: 
     assert {200} == set(statuses)
     assert len(statuses) <= 505
     assert ([429] * 30, before) == (refused, _written(keys))
+
+
+def _from(client: TestClient, address: str) -> TestClient:
+    return TestClient(client.app, base_url="http://localhost", client=(address, 1))
+
+
+def test_who_guesses_keys_is_told_to_wait_and_who_has_one_is_not(serve: Serve, bearer: Any, valkey: Any) -> None:
+    first, second = (serve(wrong_keys_per_minute=3) for _ in range(2))
+    in_use, new = bearer(), bearer()
+    wrong = {"Authorization": f"Bearer impasto_{'a' * 52}"}
+    assert [200, 200] == [client.get("/v1/jobs", headers=in_use).status_code for client in (first, second)]
+
+    assert [401] * 9 == [first.get("/v1/jobs").status_code for _ in range(9)], "no key is no guess"
+    assert [401, 401, 401] == [client.get("/v1/jobs", headers=wrong).status_code for client in (first, second, first)]
+    for client in (first, second):
+        for headers in (wrong, new):  # no answer tells whether a guess was right
+            refused = client.get("/v1/jobs", headers=headers)
+            assert (429, "rate_limited") == (refused.status_code, refused.json()["code"])
+            assert 1 <= int(refused.headers["retry-after"]) <= 61
+        assert 200 == client.get("/v1/jobs", headers=in_use).status_code
+    assert 200 == _from(first, "198.51.100.7").get("/v1/jobs", headers=new).status_code
+    with redis.Redis.from_url(valkey.url) as server:  # a minute later
+        server.delete(*server.keys("*wrong-keys*"))
+    assert 200 == second.get("/v1/jobs", headers=new).status_code
+
+
+def test_one_network_of_ipv6_is_one_address(serve: Serve) -> None:
+    client, wrong = serve(wrong_keys_per_minute=2), {"Authorization": "Bearer x"}
+    addresses = ["2001:db8::1", "2001:db8::2:2", "2001:db8::3", "2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"]
+    tries = [_from(client, address).get("/v1/jobs", headers=wrong).status_code for address in addresses]
+
+    assert [401, 401, 429, 401, 401, 401] == tries
 
 
 def _written(keys: Keys) -> int:

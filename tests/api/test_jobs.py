@@ -418,6 +418,54 @@ def test_the_same_idempotency_key_gives_the_same_job_and_rings_once(
     assert [1] == rings
 
 
+def test_a_repeated_submission_is_answered_though_its_pictures_have_gone(
+    client: TestClient, files: dict[str, Any], store: JobStore, blobs: Blobs, app: FastAPI
+) -> None:
+    """And though the server's own settings are others by now."""
+    ids = [client.post("/v1/images", files={"image": files[name]}).json()["id"] for name in ("content", "style")]
+    body, key = {"content": ids[0], "styles": [ids[1]], "spec": {"size": 64}}, {"Idempotency-Key": "k"}
+    first = client.post("/v1/jobs", json=body, headers=key)
+    store.cancel(first.json()["id"])
+    store.hasten(1)
+    store.expire(60)
+    for digest in ids:
+        blobs.delete(digest)
+    app.state.settings = ApiSettings(keep_days=7, max_queued=1, max_jobs_per_caller=1)
+    again = client.post("/v1/jobs", json=body, headers=key)
+
+    assert (202, first.json()["id"]) == (again.status_code, again.json()["id"])
+    assert "true" == again.headers["idempotent-replayed"]
+    assert "image_not_found" == client.post("/v1/jobs", json=body).json()["code"]
+    other = client.post("/v1/jobs", json={**body, "spec": {"size": 96}}, headers=key)
+    assert "idempotency_conflict" == other.json()["code"]
+
+
+def test_a_repeated_retry_is_answered_though_the_old_job_has_gone(client: TestClient, submit: Submit) -> None:
+    path, key = submit().headers["location"], {"Idempotency-Key": "k"}
+    client.post(f"{path}/cancel")
+    first = client.post(f"{path}/retry", json={"spec": {"seed": 1}}, headers=key)
+    client.delete(path)
+    again = client.post(f"{path}/retry", json={"spec": {"seed": 1}}, headers=key)
+
+    assert (202, first.json()["id"]) == (again.status_code, again.json()["id"])
+    assert "true" == again.headers["idempotent-replayed"]
+    assert "idempotency_conflict" == client.post(f"{path}/retry", headers=key).json()["code"]
+    assert "job_not_found" == client.post(f"{path}/retry").json()["code"]
+
+
+def test_other_settings_of_the_server_make_no_other_request(
+    client: TestClient, files: dict[str, Any], app: FastAPI, rings: list[int]
+) -> None:
+    def post() -> Any:
+        return client.post("/v1/jobs", files=files, data={"size": "64"}, headers={"Idempotency-Key": "k"})
+
+    first = post()
+    app.state.settings = ApiSettings(keep_days=7, max_queued=1, max_jobs_per_caller=1)
+    again = post()
+
+    assert (202, first.json()["id"], [1]) == (again.status_code, again.json()["id"], rings)
+
+
 @pytest.mark.parametrize("key", ["", "two words", "x" * 256, "ümlaut"])
 def test_a_bad_idempotency_key_is_refused(client: TestClient, files: dict[str, Any], key: str) -> None:
     answer = client.post("/v1/jobs", files=files, headers={"Idempotency-Key": key.encode()})
@@ -611,7 +659,7 @@ def test_without_a_secret_webhooks_are_refused_in_words(submit: Submit) -> None:
 def test_another_webhook_is_another_request_for_an_idempotency_key(client: TestClient, files: dict[str, Any]) -> None:
     statuses = [
         client.post("/v1/jobs", files=files, data={"webhook": url}, headers={"Idempotency-Key": "k"}).status_code
-        for url in ("https://example.org", "https://example.org/", "https://example.org/other")
+        for url in ("https://example.org", "https://example.org", "https://example.org/other")
     ]
 
     assert [202, 202, 422] == statuses

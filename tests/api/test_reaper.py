@@ -172,3 +172,34 @@ def test_only_one_process_reaps(reaper: Reaper, store: JobStore, blobs: Blobs, c
     other.tick()
 
     assert Status.RUNNING is store.get(job.id).status
+
+
+@pytest.mark.parametrize(("checkpoint_bytes", "goes"), [(100, False), (2_000, True)])
+def test_checkpoints_count_for_the_disks_quota(
+    store: JobStore, blobs: Blobs, celery: Celery, clock: Clock, tmp_path: Path, checkpoint_bytes: int, goes: bool
+) -> None:
+    """The oldest result makes room, also where results are kept for good."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    reaper = Reaper(store, blobs, checkpoints, celery, disk_bytes=1_000)
+    ended, painted = _create(store, blobs), _create(store, blobs)
+    store.cancel(ended.id)
+    checkpoints.path(Checkpoints.name(painted.id, "t" * 32, 0)).write_bytes(b"x" * checkpoint_bytes)
+    for _ in range(8):
+        reaper.tick()
+        clock.now += 1
+
+    assert goes is store.get(ended.id).gone
+    assert not store.get(painted.id).gone
+
+
+def test_an_empty_folder_over_its_quota_harms_nothing(
+    store: JobStore, blobs: Blobs, celery: Celery, clock: Clock, tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.path(Checkpoints.name(new_job_id(), "t" * 32, 0)).write_bytes(b"x" * 10)
+    reaper = Reaper(store, blobs, checkpoints, celery, disk_bytes=1)
+    for _ in range(8):
+        reaper.tick()
+        clock.now += 1
+
+    assert 10 == sum(checkpoints.sizes())

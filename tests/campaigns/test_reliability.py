@@ -6,10 +6,14 @@ from typing import Any
 
 import acknowledged
 import faults
+import floods
+import forged
 import kills
 import lost_bells
 import orphans
 import pytest
+import repeats
+import rolling
 import zombies
 from fleet import Fleet
 from history import History, percentile
@@ -69,6 +73,42 @@ def test_the_network_may_fail(tmp_path: Path, history: History) -> None:
     faults.campaign(tmp_path / "fleet", history, seed=1, faults=5)
 
     assert [] == faults.violations(history.file)
+
+
+def test_what_nobody_of_ours_sent_harms_nobody(tmp_path: Path, history: History) -> None:
+    forged.campaign(tmp_path / "fleet", history, seed=1, count=24)
+
+    assert [] == forged.violations(history.file)
+
+
+def test_what_is_repeated_is_taken_once(history: History) -> None:
+    repeats.campaign(history, seed=1, posts=150, keys=6)
+
+    assert [] == repeats.violations(history.file)
+
+
+def test_without_its_key_it_is_taken_often(history: History) -> None:
+    repeats.campaign(history, seed=1, posts=60, keys=6, without="keys")
+
+    assert repeats.violations(history.file)
+
+
+def test_what_is_under_way_is_finished_before_a_restart(tmp_path: Path, history: History) -> None:
+    rolling.campaign(tmp_path / "fleet", history, seed=1, restarts=4)
+
+    assert [] == rolling.violations(history.file)
+
+
+def test_without_grace_it_is_cut_off(tmp_path: Path, history: History) -> None:
+    rolling.campaign(tmp_path / "fleet", history, seed=1, restarts=1, without="grace")
+
+    assert rolling.violations(history.file)
+
+
+def test_a_flood_of_one_callers_jobs_delays_no_others(tmp_path: Path, history: History) -> None:
+    floods.campaign(tmp_path / "fleet", history, seed=1, seconds=8)
+
+    assert [] == [found for found in floods.violations(history.file) if found != "the flooder was never asked to wait"]
 
 
 # The painter of a job with this seed dies of it, whenever.
@@ -168,12 +208,12 @@ def test_the_judge_of_faults_sees_hangs_and_errors(history: History) -> None:
 
 
 def test_the_judge_of_orphans_sees_the_slow_and_the_forgetful(history: History) -> None:
-    good = {"kind": "died", "claimed": 0.2, "goes_on": 1.0, "reached": 50, "again_at": 60}
+    good = {"kind": "died", "claimed": 0.2, "goes_on": 1.0, "reached": 50, "again_at": 60, "lost": 0.0}
     history.tell("trial", **good)
     history.tell("end")
     assert [] == orphans.violations(history.file)
     history.tell("trial", **{**good, "goes_on": 4.0})
-    history.tell("trial", **{**good, "again_at": 1})
+    history.tell("trial", **{**good, "again_at": 1, "lost": 2.5})
 
     assert 2 == len(orphans.violations(history.file))
 
@@ -200,3 +240,34 @@ def test_percentiles() -> None:
     values = [float(number) for number in range(1, 101)]
 
     assert (50, 99, 100) == (percentile(values, 0.5), percentile(values, 0.99), percentile(values, 1))
+
+
+def test_the_judge_of_forged_messages_hears_of_each(history: History) -> None:
+    history.tell("died", after="deep", alive=[])
+    history.tell("job", id="job_a", status="queued")
+    history.tell("end", left=3, canary=True)
+
+    assert 4 == len(forged.violations(history.file))
+
+
+def test_the_judge_of_restarts_sees_what_is_slow_or_lost(history: History) -> None:
+    history.tell("api", answers=["HTTP/1.1 201 Created", ""], seconds=1)
+    history.tell("worker", job="a", seconds=11, status="queued", attempt=0, reached=9, again_at=3)
+    history.tell("worker", job="b", seconds=1, status="running", attempt=1, reached=9, again_at=9)
+
+    assert 5 == len(rolling.violations(history.file))
+
+
+def test_the_judge_of_floods_counts_who_went_before(history: History) -> None:
+    for second in range(5):
+        history.tell("started", at_time=f"2026-01-01T00:00:0{second}")
+    for began in ("2026-01-01T00:00:03", "2026-01-01T00:00:09"):
+        facts = {"created_at": "2026-01-01T00:00:00", "started_at": began}
+        history.tell("honest", when="during", status=202, ended="succeeded", **facts)
+    history.tell("honest", when="during", status=429)
+    history.tell("flood", status=500, wait=None)
+    history.tell("flood", status=429, wait=2)
+    history.tell("end", store_mib=7)
+
+    assert [2, 4] == floods.overtaken(history.file)
+    assert 3 == len(floods.violations(history.file))

@@ -17,14 +17,15 @@ class WatchedApi:
     """Started on entry, stopped and swept away on exit.
 
     `changed` is Python that the API and its children run before anything else: a stand-in, or a guard taken out.
+    `settings`: IMPASTO_*.
     """
 
-    def __init__(self, changed: str = "") -> None:
+    def __init__(self, changed: str = "", **settings: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="impasto-campaign-")
         self.folder = Path(self._folder.name)
         self.blobs = self.folder / "data" / "blobs"
         self.port = free_port()
-        self.changed = changed
+        self.changed, self._settings = changed, settings
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "WatchedApi":
@@ -32,7 +33,8 @@ class WatchedApi:
         valkey_port = free_port()
         self._processes.append(subprocess.Popen(valkey_command(valkey_port, self.folder)))
         redis_url = f"redis://127.0.0.1:{valkey_port}/0"
-        own = environment(REDIS_URL=redis_url, DATA_DIR=str(self.folder / "data"), API_PORT=str(self.port))
+        data, port = str(self.folder / "data"), str(self.port)
+        own = environment(REDIS_URL=redis_url, DATA_DIR=data, API_PORT=port, **self._settings)
         with (self.folder / "api.log").open("ab") as log:
             command = [sys.executable, "-m", "api"]
             api = subprocess.Popen(command, env=own | {"PYTHONPATH": str(self.folder)}, stdout=log, stderr=log)

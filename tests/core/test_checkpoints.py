@@ -31,5 +31,14 @@ def test_what_no_job_would_go_on_from_is_swept_when_it_is_old(tmp_path: Path, ol
     assert ({named} if old else {named, left, orphan}) == {file.name for file in tmp_path.iterdir()}
 
 
+def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
+    folder = Checkpoints(tmp_path)
+    assert [] == folder.sizes()
+    for size in (3, 5):
+        folder.path(Checkpoints.name(new_job_id(), "t" * 32, 0)).write_bytes(b"x" * size)
+
+    assert [3, 5] == sorted(folder.sizes())
+
+
 def test_a_name_leads_nowhere_else(tmp_path: Path) -> None:
     assert tmp_path == Checkpoints(tmp_path).path("../../etc/passwd").parent

@@ -93,6 +93,21 @@ def test_a_claim_sent_twice_takes_one_job(store: JobStore) -> None:
     assert 1 == store.load().queued
 
 
+def test_a_claim_that_is_sent_again_later_still_holds_its_job(valkey: Any) -> None:
+    """Though its lease had been over by now; and never a second job, not even when the first has ended."""
+    store = JobStore(valkey.url, lease_seconds=0.4)
+    first, _ = _create(store), _create(store)
+    for _ in range(3):
+        assert first.id == _claimed(store, "t").id
+        time.sleep(0.25)
+        assert (0, 0) == store.reap()
+    store.succeed(first.id, "t", OUTPUT, MODEL, {})
+
+    assert store.claim("t", "worker") is None
+    assert 1 == store.load().queued
+    store.close()
+
+
 def test_eight_workers_at_once_take_each_job_once(store: JobStore, valkey: Any) -> None:
     jobs = {_create(store).id for _ in range(60)}
     taken: list[str] = []
@@ -883,8 +898,29 @@ def test_when_the_disk_is_too_full_the_oldest_go_first(store: JobStore) -> None:
     assert 1 == store.hasten(5)
 
 
-def test_what_is_kept_for_good_has_no_end(store: JobStore) -> None:
-    assert _ended_job(store).expires_at is None
+def test_what_is_kept_for_good_goes_only_when_the_disk_is_too_full_and_last(store: JobStore) -> None:
+    oldest, newer = _ended_job(store), _ended_job(store)
+    ending, pinned = _ended_job(store, keep_seconds=60), _ended_job(store)
+    store.pin(pinned.id)
+    assert oldest.expires_at is None
+    assert 0 == store.expire(60)
+
+    gone = []
+    for _ in range(4):
+        store.hasten(1)
+        store.expire(60)
+        gone.append([store.get(job.id).gone for job in (ending, oldest, newer, pinned)])
+    assert [[True, False, False, False], [True, True, False, False], *[[True, True, True, False]] * 2] == gone
+    store.pin(pinned.id, pinned=False)
+    assert 1 == store.hasten(5)
+
+
+def test_a_job_pinned_while_it_runs_is_kept_when_it_has_ended(store: JobStore) -> None:
+    job = _submit(store)
+    _claimed(store)
+    store.pin(job.id)
+    store.succeed(job.id, "t", OUTPUT, MODEL, {})
+
     assert 0 == store.hasten(1)
 
 
@@ -1000,6 +1036,30 @@ def test_a_dead_couriers_delivery_is_another_ones_after_the_lease(store: JobStor
     assert not store.settle(job_id, "frozen", "delivered")
     assert store.settle(job_id, "b", "given_up", 0)
     assert (job_id, 3) == _collected(store, "c")
+
+
+def test_a_job_that_is_deleted_on_the_way_holds_nobody_up(store: JobStore) -> None:
+    """Its lane is free as soon as its courier is back, and no sooner."""
+    deleted, following = _told(store), _told(store)
+    _collected(store, "a")
+    store.delete(deleted)
+    assert _collected(store, "b") is None
+
+    assert not store.settle(deleted, "a", "delivered")
+    assert (following, 1) == _collected(store, "c")
+
+
+def test_a_late_courier_of_a_deleted_job_frees_no_lane_of_anothers(store: JobStore, valkey: Any) -> None:
+    deleted, following, _ = (_told(store) for _ in range(3))
+    _collected(store, "frozen", 0.03)
+    with redis.Redis.from_url(valkey.url) as client:  # as if all happened in the millisecond in which the lease ends
+        client.persist(f"{PREFIX}collect:frozen")
+    store.delete(deleted)
+    time.sleep(0.04)
+    assert (following, 1) == _collected(store, "b")
+
+    assert not store.settle(deleted, "frozen", "delivered")
+    assert _collected(store, "c") is None
 
 
 def test_eight_couriers_at_once_take_each_delivery_once(store: JobStore, valkey: Any) -> None:

@@ -238,6 +238,19 @@ def test_the_body_is_small_and_tells_the_end() -> None:
     assert ["self"] == [*bad["data"]["links"]]
 
 
+def test_while_secrets_change_either_verifies() -> None:
+    job = _job(status=Status.CANCELED)
+    told = body(job)
+    new = Policy("whsec_" + "A" * 32, old_secret=SECRET)
+    headers = new.headers(job, told, datetime.now(UTC))
+
+    for secret in (STRICT.owners_secret("anna"), new.owners_secret("anna")):
+        assert json.loads(told) == Webhook(secret).verify(told, headers)
+    with pytest.raises(Exception, match="No matching signature"):
+        Webhook(new.owners_secret("ben")).verify(told, headers)
+    assert STRICT.owners_secret("anna") != new.owners_secret("anna")
+
+
 def test_the_signature_verifies_with_the_owners_secret_and_no_other() -> None:
     job = _job(status=Status.CANCELED)
     told, now = body(job), datetime.now(UTC)

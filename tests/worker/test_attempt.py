@@ -1,14 +1,17 @@
 """One attempt at one job, with a real store, real blobs and real weights, in this process."""
 
+import asyncio
 import io
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from PIL import Image
+from proxy import Proxy
 
 from core import errors, images
 from core.blobs import Blobs
@@ -92,6 +95,48 @@ def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
 
 def test_without_a_job_nothing_happens(painter: Painter) -> None:
     assert painter.run_next() is None
+
+
+class Forgetful(Proxy):
+    """Passes claims on and cuts the line before they are answered, a few times."""
+
+    cuts = 5  # each step is sent twice before the worker hears of it
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionResetError):
+            await super()._serve(reader, writer)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+            if b"_claim" in data and self.cuts:
+                self.cuts -= 1
+                raise ConnectionResetError
+        writer.close()
+
+
+def test_a_claim_whose_answer_is_lost_counts_as_no_attempt(
+    valkey: Any,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    tmp_path: Path,
+    weights: WeightsCache,
+) -> None:
+    jobs = [_submit(store, blobs, (photo, painting)) for _ in range(2)]
+    with Forgetful(1, valkey.port) as proxy:
+        url = f"redis://127.0.0.1:{proxy.port}/0"
+        settings = Settings(redis_url=url, data_dir=tmp_path, cache_dir=weights.folder.parent)
+        painter = Painter(settings, WorkerSettings())
+
+        assert jobs[0].id == painter.run_next()
+        assert 0 == proxy.cuts
+        painter._store.close()
+
+    seen = [store.get(job.id) for job in jobs]
+    assert [(Status.SUCCEEDED, 1), (Status.QUEUED, 0)] == [(job.status, job.attempt) for job in seen]
 
 
 def test_the_network_stays_between_jobs(painter: Painter) -> None:
@@ -249,6 +294,35 @@ def test_asked_to_go_the_worker_hands_its_job_back(running: Running, store: JobS
     assert (Status.QUEUED, 0) == (back.status, back.attempt)
 
 
+def test_a_job_canceled_after_it_was_handed_back_keeps_how_far_it_was_as_its_preview(
+    valkey: Any,
+    tmp_path: Path,
+    weights: WeightsCache,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    until: Callable[..., None],
+) -> None:
+    settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
+    painter = Painter(settings, WorkerSettings(preview_seconds=600))
+    job = _submit(store, blobs, (photo, painting), iterations=5000)
+    run = threading.Thread(target=painter.run_next)
+    run.start()
+    until(lambda: store.get(job.id).preview, "the only preview")
+    early = store.get(job.id).preview
+    until(lambda: (progress := store.get(job.id).progress) and progress.iteration > 5, "progress")
+    attempt.shutting_down.set()
+    run.join()
+    ended = store.cancel(job.id)
+
+    assert (Status.CANCELED, []) == (ended.status, ended.outputs)
+    assert ended.preview not in (None, early)
+    assert ended.preview is not None
+    assert 64 == images.decode(blobs.get(ended.preview)).width
+    assert ended.preview not in store.condemn()
+
+
 def test_an_attempt_that_lost_its_job_publishes_nothing(running: Running, store: JobStore, valkey: Any) -> None:
     job, run = running
     with redis.Redis.from_url(valkey.url) as client:  # as if the lease had run out and another worker had come
@@ -340,6 +414,45 @@ def test_a_result_waits_for_room_on_the_disk(
 
     assert Status.SUCCEEDED is store.get(job.id).status
     assert len(tries) > 1
+
+
+@pytest.mark.parametrize("end", ["canceled", "late", "deleted", "another's"])
+def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    valkey: Any,
+    end: str,
+) -> None:
+    job, waiting = _submit(store, blobs, (photo, painting)), threading.Event()
+
+    def full(data: bytes) -> str:
+        if images.sniff(data) == "png":  # the result, not a preview
+            waiting.set()
+        raise errors.StorageFull()
+
+    monkeypatch.setattr(painter._blobs, "put", full)
+    run = threading.Thread(target=painter.run_next, daemon=True)
+    run.start()
+    assert waiting.wait(30)
+    with redis.Redis.from_url(valkey.url) as client:
+        if end == "canceled":
+            store.cancel(job.id)
+        elif end == "late":
+            client.hset(f"{PREFIX}job:{job.id}", "deadline_at", 1)
+        elif end == "deleted":
+            store.delete(job.id)
+        else:
+            client.hset(f"{PREFIX}job:{job.id}", "token", "another")
+    run.join(10)
+
+    assert not run.is_alive()
+    if end in ("canceled", "late"):
+        ended = store.get(job.id)
+        assert (Status.CANCELED if end == "canceled" else Status.FAILED, []) == (ended.status, ended.outputs)
 
 
 # ---------------------------------------------------------------------- checkpoints

@@ -1,0 +1,176 @@
+"""One caller submits as fast as it can: the others' jobs are taken, and begin in their turn, as if it had sent one.
+
+python tests/campaigns/floods.py --seed 1 --seconds 60
+python tests/campaigns/floods.py --seed 1 --seconds 20 --without turns
+"""
+
+import asyncio
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx2
+from fleet import Fleet
+from history import History, events, judged, percentile
+from kills import KNOBS, PAINTING, PHOTO
+
+from core.keys import Keys
+
+FLOODERS = 32  # connections of the one
+OVERTAKEN = (
+    2  # jobs of the flood that may begin while one of the others' waits: the round's turn, and one worker's next
+)
+STORE_MIB = 100
+PER_MINUTE = 120  # submissions of one key: few, so that a slow machine comes to the limit, too
+PATIENCE_SECONDS = 60.0
+CONTROLS = {
+    # First come, first served.
+    "turns": (
+        "import core.store as s\n"
+        "stock = s._library\n"
+        "def library():\n"
+        "    version, code = stock()\n"
+        "    loose = code.replace('class, turn, number)', 'class, 0, number)')\n"
+        "    assert loose != code\n"
+        "    return version + 'x', loose.replace(version, version + 'x')\n"
+        "s._library = library"
+    )
+}
+
+
+class Owner:
+    """One with a key."""
+
+    def __init__(self, url: str, secret: str) -> None:
+        headers = {"Authorization": f"Bearer {secret}"}
+        limits = httpx2.Limits(max_connections=FLOODERS)
+        self.http = httpx2.AsyncClient(base_url=url, headers=headers, timeout=60, trust_env=False, limits=limits)
+        self.order: dict[str, Any] = {}
+
+    async def bring(self, seed: int) -> None:
+        """The pictures, once."""
+        sent = [await self.http.post("/v1/images", files={"image": data}) for data in (PHOTO, PAINTING)]
+        content, style = (answer.json()["id"] for answer in sent)
+        self.order = {"content": content, "styles": [style], "spec": random.Random(seed).choice(KNOBS)}
+
+    async def submit(self) -> httpx2.Response:
+        return await self.http.post("/v1/jobs", json=self.order)
+
+    async def until(self, job_id: str, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not true(job := (await self.http.get(f"/v1/jobs/{job_id}")).json()) and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        return job
+
+
+async def _honest(owner: Owner, history: History, when: str) -> None:
+    answer = await owner.submit()
+    if answer.status_code != 202:
+        history.tell("honest", when=when, status=answer.status_code)
+        return
+    job = await owner.until(answer.json()["id"], lambda job: bool(job["completed_at"]))
+    facts = {name: job[name] for name in ("created_at", "started_at", "completed_at")}
+    history.tell("honest", when=when, status=202, ended=job["status"], **facts)
+
+
+async def _flood(owner: Owner, history: History, until: float) -> None:
+    while time.monotonic() < until:
+        answer = await owner.submit()
+        wait = answer.headers.get("Retry-After", "")
+        history.tell("flood", status=answer.status_code, wait=int(wait) if wait.isdigit() else None)
+
+
+async def _play(url: str, secrets: list[str], history: History, seed: int, seconds: float) -> None:
+    flooder, *others = (Owner(url, secret) for secret in secrets)
+    for owner in (flooder, *others):
+        await owner.bring(seed)
+    for owner in others:
+        await _honest(owner, history, "before")
+    until = time.monotonic() + seconds
+    floods = [asyncio.create_task(_flood(flooder, history, until)) for _ in range(FLOODERS)]
+    while time.monotonic() < until:
+        await asyncio.gather(*(_honest(owner, history, "during") for owner in others))
+    await asyncio.gather(*floods)
+    following: str | None = "/v1/jobs?limit=100"
+    while following:
+        page = (await flooder.http.get(following)).json()
+        for job in page["jobs"]:
+            if job["started_at"]:
+                history.tell("started", at_time=job["started_at"])
+        following = page["next"]
+    for owner in (flooder, *others):
+        await owner.http.aclose()
+
+
+def campaign(folder: Path, history: History, *, seed: int, seconds: float, without: str | None = None) -> None:
+    """Run it and tell the history."""
+    history.tell("begin", seed=seed, seconds=seconds, without=without)
+    fleet = Fleet(
+        folder,
+        workers=1,
+        changed=CONTROLS.get(without or "", ""),
+        API_KEYS="required",
+        API_SUBMISSIONS_PER_MINUTE=str(PER_MINUTE),
+    )
+    with fleet, fleet.redis() as store:
+        ring = Keys(f"redis://127.0.0.1:{fleet.store_port}/0")
+        secrets = [ring.create(name)[1] for name in ("flooder", "one", "another")]
+        ring.close()
+        asyncio.run(_play(fleet.url, secrets, history, seed, seconds))
+        history.tell("end", store_mib=store.info("memory")["used_memory_peak"] / 2**20)
+
+
+def overtaken(file: Path) -> list[int]:
+    """For each honest job during the flood: how many of the flooder's began while it waited."""
+    began = [event["at_time"] for event in events(file, "started")]
+    waits = [(event["created_at"], event["started_at"]) for event in events(file, "honest") if "started_at" in event]
+    return [sum(created < one < (started or "9") for one in began) for created, started in waits]
+
+
+def violations(file: Path) -> list[str]:
+    """What must not be, by the history alone."""
+    found: list[str] = []
+    found += [
+        f"a job of another {event['when']} the flood: {event['status']} {event.get('ended')}"
+        for event in events(file, "honest")
+        if event["status"] != 202 or event["ended"] != "succeeded"
+    ]
+    found += [f"{count} jobs of the flood went before another's" for count in overtaken(file) if count > OVERTAKEN]
+    for event in events(file, "flood"):
+        if event["status"] != 202 and (event["status"] != 429 or not event["wait"]):
+            found.append(f"the flooder got {event['status']}, to wait {event['wait']} s")
+    if not any(event["status"] == 429 for event in events(file, "flood")):
+        found.append("the flooder was never asked to wait")
+    if not any(event["when"] == "during" for event in events(file, "honest")):
+        found.append("nobody else came")
+    ends = [*events(file, "end")]
+    found += [f"the store grew to {event['store_mib']:.0f} MiB" for event in ends if event["store_mib"] > STORE_MIB]
+    return found if ends else [*found, "the campaign did not come to its end"]
+
+
+@click.command()
+@click.option("--seed", default=1)
+@click.option("--seconds", default=60.0)
+@click.option("--history", "file", type=click.Path(path_type=Path), default=None)
+@click.option("--without", type=click.Choice([*CONTROLS]), default=None)
+def main(seed: int, seconds: float, file: Path | None, without: str | None) -> None:
+    """Flood and watch."""
+    with tempfile.TemporaryDirectory(prefix="impasto-floods-") as folder:
+        history = History(file or Path(folder) / "history.jsonl")
+        campaign(Path(folder) / "fleet", history, seed=seed, seconds=seconds, without=without)
+        answers = Counter(event["status"] for event in events(history.file, "flood"))
+        click.echo(f"| the flooder's answers | {dict(answers)} |")
+        before = [float(count) for count in overtaken(history.file)]
+        click.echo(f"| others' jobs | {len(before)}; of the flood went before: p50 {percentile(before, 0.5):.0f} |")
+        for event in events(history.file, "end"):
+            click.echo(f"| the store, at most | {event['store_mib']:.0f} MiB |")
+        judged(violations(history.file))
+
+
+if __name__ == "__main__":
+    main()

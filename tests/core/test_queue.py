@@ -1,0 +1,34 @@
+"""The doorbell on a real Valkey."""
+
+import pickle
+from typing import Any
+
+import pytest
+import redis
+
+from core.queue import QUEUE, STYLIZE, make_celery, ring, waiting_bells
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [b"", b"\xff\xfe", b"null", b"7", b"[" * 100_000, b"{}", b'{"body": 7, "properties": {}}', pickle.dumps([[], {}])],
+    ids=repr,
+)
+def test_whatever_lies_in_the_list_rings_or_does_nothing(valkey: Any, forged: bytes) -> None:
+    app, heard = make_celery(valkey.url), []
+    ring(app)
+    with redis.Redis.from_url(valkey.url) as store:
+        store.rpush(QUEUE, forged)  # it is heard first
+
+    assert 2 == waiting_bells(app)
+    with app.connection_for_read() as connection:
+        consumer = connection.Consumer(queues=[app.amqp.queues[QUEUE]], accept=["json"])
+        consumer.register_callback(lambda body, message: (heard.append((body, message.headers["task"])), message.ack()))
+        with consumer:
+            while waiting_bells(app):
+                connection.drain_events(timeout=5)
+
+    assert heard
+    assert all(one == ([[], {}, {}], STYLIZE) for one in heard)
+    with redis.Redis.from_url(valkey.url) as store:
+        assert 0 == store.hlen("unacked")
