@@ -140,7 +140,12 @@ def train(
     """
     with Dataset(dataset) as opened:
         _check(opened, recipe, team)
-        about = trained.About(opened.sha256, opened.classes, recipe, start_sha256=trained.digest_of(start))
+        about = trained.About(
+            dataset_sha256=opened.sha256,
+            classes=opened.classes,
+            recipe=recipe,
+            start_sha256=trained.digest_of(start),
+        )
         opened.close()  # whoever reads opens it again, after it has forked
         try:
             with _alone(run, team):

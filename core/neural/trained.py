@@ -37,9 +37,6 @@ class About(BaseModel):
     recipe: Recipe
     start_sha256: str = ""
 
-    def __init__(self, dataset_sha256: str, classes: list[str], recipe: Recipe, **more: Any) -> None:
-        super().__init__(dataset_sha256=dataset_sha256, classes=classes, recipe=recipe, **more)
-
 
 def publish(folder: Path, model: Classifier, about: About, epoch: int, validation: list[float] | None) -> None:
     """Write the three files. validation: loss, top-1, top-5. Raises StorageFull."""

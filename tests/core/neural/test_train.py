@@ -199,8 +199,8 @@ def test_other_settings_or_pictures_than_those_it_was_begun_with_are_refused(str
 
     with pytest.raises(errors.BadSpec, match="was begun with epochs 1"):
         teach(stripes, tmp_path / "run", epochs=2)
-    about = trained.About("0" * 64, ["lying", "upright"], TINY.model_copy(update={"epochs": 1}))
     found = load(tmp_path / "run" / "checkpoint.pt")
+    about = trained.About.model_validate_json(found["about"]).model_copy(update={"dataset_sha256": "0" * 64})
     trained.save(tmp_path / "run" / "checkpoint.pt", {**found, "about": about.model_dump_json()})
     with pytest.raises(errors.BadSpec, match="other pictures"):
         teach(stripes, tmp_path / "run", epochs=1)
