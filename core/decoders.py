@@ -22,7 +22,9 @@ RESIZES: tuple[Resize, ...] = get_args(Resize)
 
 _CHILD_SECONDS = 3600  # CPU time, which is never given back; a new child comes long before
 _CHILD_PICTURES = 10_000
-_PICTURE, _REFUSAL = b"+", b"-"
+# By the clock, of a machine that may be busy: a picture refused for that would be in one build and not in the next.
+_PICTURE_SECONDS = _START_SECONDS = 120
+_READY, _PICTURE, _REFUSAL = b"!", b"+", b"-"
 _REFUSALS = (errors.BadImage, errors.UnsupportedImage, errors.ImageTooLarge, errors.UploadTooLarge)
 _forkserver = threading.Lock()  # it is started by whoever is first
 
@@ -51,7 +53,7 @@ class Decoder:
         self._served = 0
 
     def square(self, data: bytes) -> bytes:
-        """As the function of that name. Raises BadImage as well where the child died over the file."""
+        """As the function of that name. Raises BadImage as well where the child died over the file, and Unavailable."""
         if self._pipe is None or self._served >= _CHILD_PICTURES:
             self._start()
         assert self._pipe is not None
@@ -59,7 +61,7 @@ class Decoder:
         answer = None
         with suppress(EOFError, OSError):
             self._pipe.send_bytes(data)
-            if self._pipe.poll(2 * images.DECODE_SECONDS):
+            if self._pipe.poll(_PICTURE_SECONDS):
                 answer = self._pipe.recv_bytes(1 + self._bytes)
         if answer is None:
             self.close()
@@ -79,6 +81,11 @@ class Decoder:
             child.start()
         theirs.close()
         self._child, self._pipe, self._served = child, ours, 0
+        with suppress(EOFError, OSError):
+            if ours.poll(_START_SECONDS) and ours.recv_bytes(1) == _READY:
+                return
+        self.close()
+        raise errors.Unavailable("No process to decode pictures in can be started; try again.")
 
     def _read(self, answer: bytes | None) -> bytes:
         """The pixels. Takes nothing on trust: a file may have taken the child over."""
@@ -105,6 +112,7 @@ def _serve(pipe: Connection, side_px: int, resize: Resize) -> None:
     sandbox.let_go(pipe.fileno())
     sandbox.enter(images.DECODE_MEMORY_BYTES, _CHILD_SECONDS)
     with suppress(EOFError, OSError):  # the parent has gone
+        pipe.send_bytes(_READY)
         while True:
             data = pipe.recv_bytes(images.MAX_BYTES)
             try:

@@ -83,6 +83,30 @@ def test_a_file_that_kills_the_child_is_refused_and_the_next_gets_a_new_child(de
     assert square(halves(64, 64), 32, "linear") == decoder.square(halves(64, 64))
 
 
+def test_a_child_that_hangs_is_ended_and_the_next_picture_gets_a_new_one(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder.square(halves(64, 64))
+    assert decoder._child is not None
+    hung = decoder._child
+    os.kill(hung.pid or 0, signal.SIGSTOP)
+    monkeypatch.setattr("core.decoders._PICTURE_SECONDS", 0.1)
+
+    with pytest.raises(errors.BadImage):
+        decoder.square(halves(64, 64))
+    monkeypatch.undo()
+    assert not hung.is_alive()
+    assert square(halves(64, 64), 32, "linear") == decoder.square(halves(64, 64))
+
+
+def test_without_a_process_to_decode_in_nothing_is_refused(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a busy machine's data set would lack pictures."""
+    monkeypatch.setattr("core.decoders._START_SECONDS", 0)
+
+    with pytest.raises(errors.Unavailable):
+        decoder.square(halves(64, 64))
+
+
 def test_nothing_that_a_child_says_is_taken_on_trust(decoder: Decoder) -> None:
     for answer in (b"", b"+short", b"?" * 4000, b'-["SystemExit", "x"]', b"-[[[[", b"-7"):
         with pytest.raises(errors.BadImage):
