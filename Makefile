@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One file pins every package, for people, containers and CI alike; pip reads it for build tools, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-CAMPAIGNS := acknowledged zombies lost_bells forged repeats orphans rolling floods faults kills raw_http contract strangers webhooks hostile_pictures fat_uploads slow_clients
+CAMPAIGNS := acknowledged zombies lost_bells forged repeats orphans rolling floods faults kills raw_http contract strangers webhooks hostile_pictures fat_uploads slow_clients full_disk torn_log poison soak
 
 .PHONY: help up demo test check bench campaign clean
 

@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from api import contract, guard, health, images, jobs, policy, problems
+from api import contract, frames, guard, health, images, jobs, policy, problems
 from api.access import Access
 from api.auth import Authentication, KeyRing
 from api.guard import Guard
@@ -85,7 +85,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     _surround(app, own)
     policy.add_docs(app)
     bearer = [Depends(_BEARER)] if own.keys_required else []
-    for part in (jobs, images):
+    for part in (jobs, frames, images):
         app.include_router(part.router, dependencies=bearer)
     app.include_router(health.router)
     app.mount("/web", StaticFiles(directory=WEB), name="web")

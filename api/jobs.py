@@ -4,21 +4,23 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
+from anyio import from_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from api import submission
+from api import rendition, submission
 from api.deps import Asker, Blobs, Config, Owner, Ring, Store, Webhooks
 from api.images import inspected, known
 from core import errors, images
 from core.images import FORMATS
-from core.jobs import Job, JobInput, Limits, Priority, Status, Terms, is_job_id, new_job_id
-from core.spec import StyleSpec, parse_spec, result_size
+from core.jobs import Job, JobInput, Limits, Output, Priority, Status, Terms, is_job_id, new_job_id
+from core.spec import MAX_SIZE_PX, STEERABLE, StyleSpec, parse_spec, result_size
 from core.store import JobStore
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -28,9 +30,9 @@ _BODY_BYTES = 100_000
 _KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
 
 
-def _pictures(*formats: str) -> dict[int | str, dict[str, Any]]:
-    """For the contract: 200 is a picture."""
-    return {200: {"content": {f"image/{kind}": {} for kind in formats}}}
+def pictures(*formats: str) -> dict[int | str, dict[str, Any]]:
+    """For the contract: 200 is a picture, 304 says that the client has it."""
+    return {200: {"content": {f"image/{kind}": {} for kind in formats}}, 304: {}}
 
 
 class JobResource(Job):
@@ -55,6 +57,8 @@ def resource(job: Job) -> JobResource:
         links["preview"] = f"{path}/preview"
     if job.outputs and not job.gone:
         links["result"] = f"{path}/result"
+    if job.frames:
+        links |= {"frames": f"{path}/frames", "timelapse": f"{path}/timelapse"}
     return JobResource(**dict(job), links=links)
 
 
@@ -67,14 +71,35 @@ class Retry(BaseModel):
         {}, description="Knobs, as in a submission.", json_schema_extra=StyleSpec.model_json_schema()
     )
     webhook: str | None = Field(None, description="A URL that is told when the new job has ended.")
+    go_on: StrictBool = Field(
+        False, alias="continue", description="Begin with the result: for more iterations, or a larger size."
+    )
+
+
+def _weights_schema() -> dict[str, Any]:
+    """Of the knobs that may be steered."""
+    schema = StyleSpec.model_json_schema()
+    return {
+        "properties": {name: schema["properties"][name] for name in STEERABLE},
+        "additionalProperties": False,
+    }
 
 
 class Change(BaseModel):
     """What is to be different."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
 
-    pinned: StrictBool = Field(description="Whether to keep the job for good.")
+    pinned: StrictBool = Field(False, description="Whether to keep the job for good.")
+    spec: dict[str, Any] = Field(
+        {}, description="Other weights for a job that waits or runs.", json_schema_extra=_weights_schema()
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("Say what is to be different.")
+        return self
 
 
 @dataclass
@@ -236,7 +261,7 @@ def look(
     job_id: str, owner: Owner, store: Store, response: Response, if_none_match: Annotated[str | None, Header()] = None
 ) -> JobResource | Response:
     """The job. Send the ETag back as If-None-Match: 304 while nothing has changed."""
-    job = _found(job_id, owner, store)
+    job = found(job_id, owner, store)
     tag = f'"{job.version}-{job.queue.position if job.queue else ""}"'
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if not job.status.ended:
@@ -247,32 +272,57 @@ def look(
     return resource(job)
 
 
-@router.get("/{job_id}/result", response_class=Response, responses=_pictures(*FORMATS), summary="The picture")
-def result(job_id: str, owner: Owner, store: Store, blobs: Blobs, format: images.Format = "png") -> Response:
-    """The picture as PNG (with a record of how it was made), JPEG or WebP; of a canceled job, how far it got."""
-    job = _found(job_id, owner, store)
+@router.get("/{job_id}/result", response_class=Response, responses=pictures(*FORMATS), summary="The picture")
+async def result(
+    *,
+    job_id: str,
+    request: Request,
+    owner: Owner,
+    store: Store,
+    blobs: Blobs,
+    format: images.Format = "png",
+    width: Annotated[int | None, Query(ge=16, le=MAX_SIZE_PX)] = None,
+) -> Response:
+    """The picture as PNG (with a record of how it was made), JPEG or WebP; of a canceled job, how far it got.
+
+    `width` makes it smaller, in px; never larger.
+    """
+    output = await run_in_threadpool(lambda: _output(found(job_id, owner, store)))
+    smaller = width if width is not None and width < output.width else None
+    tag = f'"{output.id}-{format}{"" if smaller is None else f"-{smaller}"}"'
+    if rendition.told(request, tag):
+        return rendition.unchanged(tag)
+    try:
+        if format == "png" and smaller is None:
+            data = await run_in_threadpool(blobs.get, output.id)
+        else:
+            data = await rendition.rendered(tag, lambda: images.converted(blobs.get(output.id), format, smaller))
+    except errors.ImageNotFound:
+        raise errors.ResultGone() from None
+    return rendition.picture(data, format, tag, job_id)
+
+
+def _output(job: Job) -> Output:
+    """The result of a job that has one."""
     if not job.status.ended:
         raise errors.JobNotEnded()
     if not job.outputs:
         raise errors.NoResult()
     if job.gone:
         raise errors.ResultGone()
-    try:
-        data = blobs.get(job.outputs[0].id)
-    except errors.ImageNotFound:
-        raise errors.ResultGone() from None
-    if format != "png":
-        data = images.encode(images.reopened(data), format)
-    return _picture(data, format, f'"{job.outputs[0].id}-{format}"', job.id)
+    return job.outputs[0]
 
 
-@router.get("/{job_id}/preview", response_class=Response, responses=_pictures("jpeg"), summary="The picture so far")
-def preview(job_id: str, owner: Owner, store: Store, blobs: Blobs) -> Response:
+@router.get("/{job_id}/preview", response_class=Response, responses=pictures("jpeg"), summary="The picture so far")
+def preview(job_id: str, request: Request, owner: Owner, store: Store, blobs: Blobs) -> Response:
     """A small JPEG of the newest state, while there is one."""
-    job = _found(job_id, owner, store)
+    job = found(job_id, owner, store)
     if job.preview is None:
         raise errors.NoResult("There is no preview yet.")
-    return _picture(blobs.get(job.preview), "jpeg", f'"{job.preview}"', job.id)
+    tag = f'"{job.preview}"'
+    if rendition.told(request, tag):
+        return rendition.unchanged(tag)
+    return rendition.picture(blobs.get(job.preview), "jpeg", tag, job_id)
 
 
 @router.post("/{job_id}/cancel", response_model=JobResource, summary="Stop it")
@@ -299,20 +349,22 @@ def retry(
 ) -> JobResource:
     """A new job with the pictures of one that has ended, its knobs, and what you change of them.
 
+    `continue` begins with its result: more `iterations`, other weights, or a larger `size` of the same picture.
     Its priority is the old one's, as far as your key may still ask for it; webhook and deadline are not taken over.
     """
     change = change or Retry()
     sent = _request_of({"retry": job_id, **change.model_dump(exclude_unset=True)})
     if before := taker.replayed(idempotency_key, sent, response):
         return before
-    old = _found(job_id, taker.caller.owner, taker.store)
+    old = found(job_id, taker.caller.owner, taker.store)
     if not old.status.ended:
         raise errors.JobNotEnded()
     if old.gone:
         raise errors.ResultGone("The job's pictures are no longer kept; submit them again.")
-    spec = parse_spec({**old.input.spec, **change.spec})
-    spec = spec.for_pictures(len(old.input.styles), len(old.input.masks), init_image=old.input.init_image is not None)
-    job_input = old.input.model_copy(update={"spec": spec.model_dump()})
+    made_of = _continued(old, taker.blobs) if change.go_on else old.input
+    spec = parse_spec({**made_of.spec, **change.spec})
+    spec = spec.for_pictures(len(made_of.styles), len(made_of.masks), init_image=made_of.init_image is not None)
+    job_input = made_of.model_copy(update={"spec": spec.model_dump()})
     priority = max(
         old.priority, taker.caller.priority, key=list(Priority).index
     )  # the lower: who asks may do less by now
@@ -320,12 +372,36 @@ def retry(
     return taker.take(job_input, wishes, response, key=idempotency_key, request=sent, old=job_id)
 
 
-@router.patch("/{job_id}", response_model=JobResource, summary="Keep it", max_body_size=_BODY_BYTES)
-def change(job_id: str, owner: Owner, store: Store, wanted: Change) -> JobResource:
-    """A pinned job and its pictures do not expire. Safe to repeat."""
-    if not is_job_id(job_id):
-        raise errors.JobNotFound()
-    return resource(store.pin(job_id, owner, pinned=wanted.pinned))
+def _continued(old: Job, blobs: Blobs) -> JobInput:
+    """To begin with what the job has painted."""
+    result = _output(old).id
+    if not blobs.has(result):
+        raise errors.ResultGone()
+    return old.input.model_copy(update={"init_image": result, "spec": {**old.input.spec, "init": "picture"}})
+
+
+@router.patch("/{job_id}", response_model=JobResource, summary="Steer it, keep it", max_body_size=_BODY_BYTES)
+def change(job_id: str, owner: Owner, store: Store, blobs: Blobs, wanted: Change) -> JobResource:
+    """`spec`: other weights for a job that waits or runs; the next preview shows them. Safe to repeat.
+
+    `pinned`: a pinned job and its pictures do not expire.
+    """
+    job = found(job_id, owner, store)
+    if "spec" in wanted.model_fields_set:
+        job = store.steer(job_id, lambda job_input: _steered(job_input, wanted.spec, blobs), owner)
+    if "pinned" in wanted.model_fields_set:
+        job = store.pin(job_id, owner, pinned=wanted.pinned)
+    return resource(job)
+
+
+def _steered(job_input: JobInput, knobs: dict[str, Any], blobs: Blobs) -> JobInput:
+    """With other weights; where a painting gets a share that had none, its mask is looked at."""
+    steered = job_input.steered(knobs)
+    shares = zip(job_input.masks, job_input.spec["style_weights"], steered.spec["style_weights"], strict=False)
+    for mask, before, after in shares:
+        if after and not before:
+            from_thread.run(partial(inspected, blobs.path(mask), mask=True))
+    return steered
 
 
 @router.delete("/{job_id}", status_code=204, response_class=Response, summary="Forget it")
@@ -337,16 +413,8 @@ def delete(job_id: str, owner: Owner, store: Store) -> Response:
     return Response(status_code=204)
 
 
-def _found(job_id: str, owner: str, store: JobStore) -> Job:
+def found(job_id: str, owner: str, store: JobStore) -> Job:
+    """Raises JobNotFound; what is no id at all costs no question."""
     if not is_job_id(job_id):
         raise errors.JobNotFound()
     return store.get(job_id, owner)
-
-
-def _picture(data: bytes, kind: images.Format, tag: str, job_id: str) -> Response:
-    headers = {
-        "ETag": tag,
-        "Cache-Control": "private, no-cache",
-        "Content-Disposition": f'inline; filename="{job_id}.{"jpg" if kind == "jpeg" else kind}"',
-    }
-    return Response(data, media_type=f"image/{kind}", headers=headers)

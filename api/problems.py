@@ -3,6 +3,8 @@
 Never an echo of the input, never a library's words.
 """
 
+import errno
+import logging
 import math
 from http import HTTPStatus
 from typing import Any
@@ -17,6 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core import errors
 from core.images import FORMATS
 from core.jobs import Status
+
+log = logging.getLogger(__name__)
+
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)  # in this process, on this machine: passes when others are closed
 
 # The nearest class in an error's family decides.
 STATUS: dict[type[errors.ImpastoError], int] = {
@@ -134,6 +140,14 @@ def install(app: FastAPI) -> None:
         where: Any = error.errors()[0]["loc"][-1]
         return Problem(422, errors.BadInput.code, _PARAMETERS.get(where, "A value is not as it must be; see /docs."))
 
+    async def system(_: Request, error: Exception) -> Problem:
+        assert isinstance(error, OSError)
+        if error.errno not in _TOO_MANY_FILES:
+            raise error
+        log.warning("too many files are open")
+        return problem(errors.Unavailable())
+
     app.add_exception_handler(errors.ImpastoError, ours)
+    app.add_exception_handler(OSError, system)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -9,6 +9,7 @@ import math
 import secrets
 import threading
 import time
+from itertools import islice
 
 from celery import Celery
 
@@ -22,6 +23,9 @@ TICK_SECONDS = 1.0
 TERM_SECONDS = 5.0
 GAP_SECONDS = 3.0
 SWEEP_SECONDS = 60.0
+STRAY_LOOK_SECONDS = 3600.0
+STRAY_SECONDS = 7 * 86_400.0  # time to notice that the store is not the one that belongs to the pictures
+STRAYS_AT_ONCE = 1000
 RECORD_SECONDS = 30 * 86_400.0
 BELLS_AT_ONCE = 100
 
@@ -45,7 +49,7 @@ class Reaper:
         self._store, self._blobs, self._checkpoints, self._celery = store, blobs, checkpoints, celery
         self._record_seconds, self._disk_bytes = record_seconds, disk_bytes
         self._contact_since = self._last_contact = 0.0
-        self._next_sweep = 0.0
+        self._next_sweep = self._next_look = 0.0
         self._me = secrets.token_hex(8)
         self._bells_missing = 0
         self._over = threading.Event()
@@ -124,6 +128,18 @@ class Reaper:
                 self._checkpoints.sweep(self._named)
                 self._make_room()
                 self._next_sweep = time.monotonic() + SWEEP_SECONDS
+            if time.monotonic() >= self._next_look:
+                self._adopt_strays()
+                self._next_look = time.monotonic() + STRAY_LOOK_SECONDS
+
+    def _adopt_strays(self) -> None:
+        """Pictures whose record was lost with the end of a torn log, or is younger than the backup of the store."""
+        digests = self._blobs.digests()
+        strays = 0
+        while some := [*islice(digests, STRAYS_AT_ONCE)]:
+            strays += self._store.adopt(some, STRAY_SECONDS)
+        if strays:
+            log.warning("%d pictures belong to no job that the store knows; they are deleted in a week", strays)
 
     def _named(self, job_id: str) -> str | None:
         """The checkpoint that a job would go on from."""
@@ -140,5 +156,6 @@ class Reaper:
         excess = sum(sizes) + sum(self._checkpoints.sizes()) - self._disk_bytes
         if excess > 0 and sizes:
             share = min(1.0, excess / max(1, sum(sizes)))
-            jobs = self._store.hasten(math.ceil(share * len(sizes)))
+            most = min(len(sizes), self._store.expiring())  # a job has many small blobs, frames, and a few large ones
+            jobs = self._store.hasten(math.ceil(share * most))
             log.warning("the disk's quota is exceeded by %.1f MB: %d jobs expire early", excess / 1e6, jobs)

@@ -39,7 +39,8 @@ class Pair(Subject):
     def objective(self, spec: StyleSpec, network: Network, tile_px: int | None = None) -> tuple[Tensor, Objective]:
         """At full size."""
         scale = schedule(spec, *self.content.size)[-1]
-        return self.at(scale, self.fitted(spec), network, tile_px)
+        scene = self.at(scale, self.fitted(spec), network, tile_px)
+        return scene.photo, scene.objective
 
 
 def pair(content: Path, style: Path, size: int) -> Pair:
@@ -299,7 +300,8 @@ def one_run(content: Path, style: Path, model: ModelName, limit_gb: float, size:
     spec = parse_spec({"size": size, "scales": 1, "iterations": 12})
     before, planner = _resident("VmRSS"), Planner(network, free_bytes=int(limit_gb * 1e9) or None)
     leg = planner.plan(subject.content.size, [subject.styles[0].size], spec).legs[-1]
-    photo, objective = subject.at(leg.scale, subject.fitted(spec), network, leg.route.tile_px)
+    scene = subject.at(leg.scale, subject.fitted(spec), network, leg.route.tile_px)
+    photo, objective = scene.photo, scene.objective
     began = time.monotonic()
     list(islice(LBFGS(objective.with_gradient, photo, leg.route.history), 2))
     seconds = (time.monotonic() - began) / 3

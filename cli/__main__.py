@@ -314,11 +314,9 @@ def stylize(
     pace = pace_of(network, cache.folder / "pace.json") if only_plan else NOMINAL
     planner = Planner(network, pace, int(memory_gb * 1e9) or None)
     if only_plan:
-        _say_plan(
-            planner.plan(
-                subject.content.size, [style.size for style in subject.styles], subject.fitted(spec), len(masks)
-            )
-        )
+        sizes = subject.content.size, [style.size for style in subject.styles]
+        begun = subject.init.size if subject.init else None
+        _say_plan(planner.plan(*sizes, subject.fitted(spec), len(masks), init=begun))
         return
     with Bar() as bar:
 

@@ -1,12 +1,24 @@
 """`impasto weights`: the networks on this machine."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from core import settings
+from core import errors, images, settings
 from core.settings import Settings
+from core.spec import MODEL_NAME
+
+existing = click.Path(exists=True, dir_okay=False, path_type=Path)
+convention_option = click.option(
+    "--input",
+    "convention",
+    type=click.Choice(["torchvision", "caffe"]),
+    help="What the file's network takes: RGB less torchvision's mean, by its deviation; or BGR in 0 to 255 less "
+    "Caffe's mean.  [default: what the file tells; else caffe for .caffemodel, torchvision for the others]",
+)
 
 
 @click.group()
@@ -26,10 +38,28 @@ def list_weights() -> None:
     """What is here, and what a job with model=auto uses."""
     cache = opened()
     for entry in cache.entries():
-        auto = "  <- auto" if cache.resolve("auto") == entry.name else ""
-        click.echo(f"{entry.name}  {entry.bytes / 1e6:.0f} MB  sha256 {entry.sha256[:16]}  {entry.path}{auto}")
+        click.echo(_line(entry) + ("  <- auto" if cache.resolve("auto") == entry.name else ""))
     if not cache.has("vgg19"):
         click.echo("vgg19, the paper's network (548 MB), is not here: impasto weights fetch vgg19")
+
+
+def _line(entry: Any) -> str:
+    from core.architecture import title
+
+    if entry.architecture is None:
+        return f"{entry.name}  damaged: impasto weights remove {entry.name}"
+    told = f"  from {entry.card['from']}" if "from" in entry.card else ""
+    size = f"{entry.bytes / 1e6:.0f} MB"
+    return f"{entry.name}  {title(entry.architecture)}  {size}  sha256 {entry.sha256[:16]}{told}"
+
+
+@weights.command()
+@click.argument("name", required=False)
+def show(name: str | None) -> None:
+    """All that is known of a network: its card."""
+    cache = opened()
+    for key, text in sorted(cache.entry(cache.resolve(name or "auto")).card.items()):
+        click.echo(f"{key}: {text}")
 
 
 @weights.command()
@@ -51,8 +81,81 @@ def fetch(name: Any) -> None:
 
 
 @weights.command("import")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--name", required=True, type=click.Choice(["vgg16", "vgg19"]), help="Which network the file holds.")
-def import_weights(file: Path, name: Any) -> None:
-    """Take a .pth or .safetensors file in torchvision's naming as a network."""
-    click.echo(opened().import_file(name, file))
+@click.argument("file", type=existing)
+@click.option("--name", help="What jobs call it; without, the file's own name.")
+@convention_option
+def import_weights(file: Path, name: str | None, convention: Any) -> None:
+    """Take a network from a .safetensors, .pth or .caffemodel file: a VGG-11, 13, 16 or 19.
+
+    Tensors have torchvision's names; batch normalisation is folded into the convolutions.
+    """
+    name = name or file.stem.lower()
+    if not re.fullmatch(MODEL_NAME, name):
+        raise errors.BadInput("Say --name: the file's own is none that a network can have.")
+    click.echo(_line(opened().import_file(name, file, convention)))
+
+
+@weights.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Delete a network from this machine."""
+    opened().remove(name)
+    click.echo(f"{name} is removed.")
+
+
+@weights.command()
+@click.argument("name")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@convention_option
+def export(name: str, file: Path, convention: Any) -> None:
+    """Write a network as .caffemodel (with .prototxt), .pth or .safetensors."""
+    from core.neural import files
+
+    cache = opened()
+    if file.suffix not in files.SUFFIXES:
+        raise errors.BadInput(f"The file must end in {', '.join(files.SUFFIXES)}.")
+    parameters, card = cache.parameters(cache.resolve(name))
+    files.write(file, parameters, card, convention)
+    click.echo(file)
+
+
+@weights.command()
+@click.argument("model")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--name", help="What jobs call the new network; without, the old name and -normalized.")
+@click.option(
+    "--least",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(1e-6, 1),
+    help="No filter is divided by less than this share of its layer's average; weaker ones stay below 1.",
+)
+def normalize(model: str, folder: Path, name: str | None, least: float) -> None:
+    """Rescale a network so that each filter responds with 1 on average to the pictures in a folder.
+
+    As in Gatys et al. 2016. The network's function stays the same; how much each filter counts for the style does not.
+    """
+    from core.neural import activations
+
+    cache = opened()
+    model = cache.resolve(model)
+    found = activations.averages(cache.load(model, precision="float32"), _pictures(folder))
+    parameters, card = cache.parameters(model)
+    told = {
+        "normalized_over": f"{found.pictures} pictures, least {least:g}",
+        "normalized_from": f"{model} {parameters.sha256}",
+    }
+    for layer, count in found.weak(least).items():
+        click.echo(f"{layer}: {count} filters respond too weakly; they stay below 1.")
+    made = cache.keep(name or f"{model}-normalized", activations.normalized(parameters, found, least), {**card, **told})
+    click.echo(f"{_line(made)}, over {found.pictures} pictures")
+
+
+def _pictures(folder: Path) -> Iterator[Any]:
+    """One at a time; those that cannot be read are told of and left out."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            yield images.decode(path.read_bytes())
+        except (errors.BadInput, OSError) as error:
+            words = error.message if isinstance(error, errors.BadInput) else error.strerror
+            click.echo(f"left out: {path.relative_to(folder)}: {words}", err=True)

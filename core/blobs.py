@@ -154,6 +154,11 @@ class Blobs:
                 found.append(path.stat().st_size)
         return found
 
+    def digests(self) -> Iterator[str]:
+        """Of every blob that is on the disk now."""
+        for path in self._folder.glob("??/*"):
+            yield f"sha256:{path.parent.name}{path.name}"
+
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Inside, whether this process alone has the word over deletions in the folder."""

@@ -15,6 +15,7 @@
     │   └── ImageNotFound
     ├── Conflict               right request, wrong moment
     │   ├── JobNotEnded
+    │   ├── JobAlreadyEnded
     │   ├── NoResult
     │   ├── ResultGone
     │   └── IdempotencyConflict
@@ -145,6 +146,12 @@ class JobNotEnded(Conflict):
     """The job has not ended yet; poll its status."""
 
     code = "job_not_ended"
+
+
+class JobAlreadyEnded(Conflict):
+    """The job has ended, or is about to: its knobs change no more. Retry it with others."""
+
+    code = "job_already_ended"
 
 
 class NoResult(Conflict):

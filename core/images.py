@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -70,18 +70,20 @@ def sniff(data: bytes) -> Format:
     raise errors.UnsupportedImage()
 
 
-def decode(data: bytes, ground: Literal["white", "black"] = "white") -> Image.Image:
+def decode(data: bytes, ground: Literal["white", "black"] = "white", *, any_size: bool = False) -> Image.Image:
     """Bytes of a JPEG, PNG or WebP file to a picture: first frame, upright, sRGB, alpha composited on `ground`.
 
+    any_size: it may be a result of ours, larger than what is taken from strangers.
     Raises UnsupportedImage, ImageTooLarge, UploadTooLarge, BadImage.
     """
-    if len(data) > MAX_BYTES:
+    if len(data) > MAX_BYTES and not any_size:
         raise errors.UploadTooLarge(f"A picture may have at most {MAX_BYTES // 10**6} MB.")
     kind = sniff(data)
     _check_structure(data, kind)
     try:
         with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
-            _check_size(image.size, kind)
+            if not any_size:
+                _check_size(image.size, kind)
             if kind == "png" and not png.is_complete(data):  # costs as much as the pixels that the header promises
                 raise errors.BadImage()
             image.load()
@@ -185,7 +187,9 @@ def _rebuilt(image: Image.Image) -> Image.Image:
     return Image.frombytes("RGB", image.size, image.tobytes())
 
 
-def encode(picture: Image.Image, kind: Format = "png", provenance: Mapping[str, Any] | None = None) -> bytes:
+def encode(
+    picture: Image.Image, kind: Format = "png", provenance: Mapping[str, Any] | None = None, quality: int = 95
+) -> bytes:
     """A picture to the bytes of a file; `provenance` goes into a PNG as one iTXt chunk of JSON."""
     buffer = io.BytesIO()
     if kind == "png":
@@ -194,9 +198,31 @@ def encode(picture: Image.Image, kind: Format = "png", provenance: Mapping[str, 
             chunks.add_itxt(PROVENANCE_KEY, json.dumps(provenance, ensure_ascii=False), zip=False)
         picture.save(buffer, "PNG", pnginfo=chunks)
     elif kind == "jpeg":
-        picture.save(buffer, "JPEG", quality=95, subsampling=0)
+        picture.save(buffer, "JPEG", quality=quality, subsampling=0 if quality > 90 else 2)  # 2: 4:2:0
     else:
-        picture.save(buffer, "WEBP", quality=95)
+        picture.save(buffer, "WEBP", quality=quality)
+    return buffer.getvalue()
+
+
+def converted(data: bytes, kind: Format, width: int | None = None) -> bytes:
+    """A picture that `encode` wrote, in another format, or as small as `width` px; a PNG keeps its record."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        record, picture = image.info.get(PROVENANCE_KEY), image.convert("RGB")
+    if width is not None:
+        size = (width, max(1, round(picture.height * width / picture.width)))
+        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return encode(picture, kind, None if record is None else json.loads(record))
+
+
+def animate(pictures: Sequence[Image.Image], milliseconds: int, last_milliseconds: int, quality: int = 80) -> bytes:
+    """An animated WebP that repeats: all pictures at the size of the largest, each shown so long, and the last."""
+    size = max((picture.size for picture in pictures), key=lambda size: size[0] * size[1])
+    first, *others = (picture.resize(size, Image.Resampling.BICUBIC) for picture in pictures)
+    buffer = io.BytesIO()
+    times = [*[milliseconds] * len(others), last_milliseconds]
+    # `method` 2: a third of the time of the usual 4, and hardly more bytes.
+    first.save(buffer, "WEBP", save_all=True, append_images=others, duration=times, loop=0, quality=quality, method=2)
     return buffer.getvalue()
 
 

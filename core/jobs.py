@@ -7,7 +7,7 @@ Knows nothing of Redis, Celery or HTTP. The store (store.py, store.lua) is the o
 import re
 import secrets
 from base64 import b32encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -16,8 +16,11 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from core import images
+from core.spec import parse_spec
 
 MAX_ATTEMPTS = 3  # in a row that brought it no further
+MAX_STEERINGS = 200  # of one job
+MAX_FRAMES = 60  # of one job
 _ID = re.compile(r"job_[a-z2-7]{26}")
 
 
@@ -73,7 +76,13 @@ class JobInput(_Record):
         """
         content, *styles = (images.decode(get(digest)) for digest in (self.content, *self.styles))
         masks = [images.decode_mask(get(digest)) for digest in self.masks]
-        return content, styles, masks, images.decode(get(self.init_image)) if self.init_image else None
+        init = images.decode(get(self.init_image), any_size=True) if self.init_image else None
+        return content, styles, masks, init
+
+    def steered(self, knobs: Mapping[str, Any]) -> "JobInput":
+        """The same with other weights. Raises BadSpec."""
+        spec = parse_spec(self.spec).steered(knobs)
+        return self.model_copy(update={"spec": spec.model_dump()})
 
     def provenance(self, model: "NetworkUsed") -> dict[str, Any]:
         """What a result's PNG tells of its making, with a service or without."""
@@ -112,6 +121,14 @@ class Limits(_Record):
     per_owner: int | None = None  # waiting and running
 
 
+class Steered(_Record):
+    """A change of weights that the run has taken up, and the iteration after which it did."""
+
+    iteration: int
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
 class JobProgress(_Record):
     """How far the run is. Iterations count over all scales; losses are by name."""
 
@@ -123,6 +140,17 @@ class JobProgress(_Record):
     iterations_per_second: float | None
     seconds_left: float | None
     loss: dict[str, float]
+    steered: list[Steered] = []
+
+
+class Frame(_Record):
+    """A small picture of the run on its way. Its index stays the same when others go to make room."""
+
+    index: int
+    iteration: int
+    scale: int
+    seconds: float
+    digest: str = Field(exclude=True)
 
 
 class Output(_Record):
@@ -201,6 +229,9 @@ class Job(_Record):
     metrics: dict[str, float]
     gone: bool = Field(False, exclude=True)  # it has expired: its pictures are no longer kept
     checkpoint: str | None = Field(None, exclude=True)  # where the next attempt goes on
+    frames: int = Field(0, exclude=True)  # that were ever kept
+    thinned: int = Field(0, exclude=True)  # how often every other frame went
+    steerings: int = Field(0, exclude=True)  # how often its spec was changed
     owner: str = Field(LOCAL, exclude=True)
     webhook: str | None = Field(None, exclude=True)
 

@@ -4,13 +4,18 @@ Each field has its default, its range, its unit and one sentence. Knows no tenso
 """
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from core import errors
+from core.architecture import BLOCKS, layers, missing_layer
 
-ModelName = Literal["auto", "vgg19", "vgg16"]
+# `auto`, or the name of a network on the workers: which there are, the API does not know.
+MODEL_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+MODEL_NAME_WORDS = "small letters, digits, - and _, at most 64"
+ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
 Layer = Literal[
     "relu1_1", "relu1_2",
     "relu2_1", "relu2_2",
@@ -18,7 +23,6 @@ Layer = Literal[
     "relu4_1", "relu4_2", "relu4_3", "relu4_4",
     "relu5_1", "relu5_2", "relu5_3", "relu5_4",
 ]  # fmt: skip
-ONLY_VGG19 = frozenset({"relu3_4", "relu4_4", "relu5_4"})
 MAX_STYLES = 8
 
 STYLE_WEIGHT = 8.0
@@ -65,6 +69,10 @@ LayerWeights = Annotated[
 MixingWeights = Annotated[list[Weight], BeforeValidator(_numbers), Field(max_length=MAX_STYLES)]
 
 
+# Of a knob that may be changed while the job waits or runs: it weighs what is there, and needs nothing else.
+_STEERABLE: dict[str, JsonValue] = {"steerable": True}
+
+
 class StyleSpec(BaseModel):
     """What is asked for. Frozen; unknown names, NaN, infinity and values out of range are refused."""
 
@@ -72,18 +80,31 @@ class StyleSpec(BaseModel):
 
     size: int = Field(512, ge=64, le=MAX_SIZE_PX, description="Long side of the result, in px.")
     strength: float = Field(
-        0.5, ge=0, le=1, description="How much of the painting: 0 is a hint of it, 1 leaves only its brushwork."
+        0.5,
+        ge=0,
+        le=1,
+        description="How much of the painting: 0 is a hint of it, 1 leaves only its brushwork.",
+        json_schema_extra=_STEERABLE,
     )
     quality: Literal["draft", "standard", "fine"] = Field(
         "standard", description="How long to work on it: draft takes about a third of standard, fine three times."
     )
-    content_weight: Weight = Field(1.0, description="Alpha: how much the photo's content counts; 0 makes pure texture.")
+    content_weight: Weight = Field(
+        1.0,
+        description="Alpha: how much the photo's content counts; 0 makes pure texture.",
+        json_schema_extra=_STEERABLE,
+    )
     style_weight: Weight = Field(
         STYLE_WEIGHT,
         description="Beta: how much the painting's style counts at strength 0.5; 0 reconstructs the photo. "
         f"With objective=gatys the default is {STYLE_WEIGHT_GATYS:g}.",
+        json_schema_extra=_STEERABLE,
     )
-    tv_weight: Weight = Field(0.0, description="How much total variation (noise) is held down; 1 to 10 is visible.")
+    tv_weight: Weight = Field(
+        0.0,
+        description="How much total variation (noise) is held down; 1 to 10 is visible.",
+        json_schema_extra=_STEERABLE,
+    )
     content_layers: LayerWeights = Field(
         {"relu4_2": 1.0}, description="Layers whose features carry the content, with weights: relu4_2=1."
     )
@@ -92,7 +113,9 @@ class StyleSpec(BaseModel):
         description="Layers whose Gram matrices carry the style, with weights; shares of their sum.",
     )
     style_weights: MixingWeights = Field(
-        [], description="Shares of several paintings, in their order: 0.7,0.3. Empty: equal shares."
+        [],
+        description="Shares of several paintings, in their order: 0.7,0.3. Empty: equal shares.",
+        json_schema_extra=_STEERABLE,
     )
     style_scale: float = Field(
         1.0, ge=0.25, le=4, description="Size of the brush strokes: the painting's size relative to the result's."
@@ -128,7 +151,11 @@ class StyleSpec(BaseModel):
         description="Keep the photo's colors. luminance: take only light and dark from the painting; match: shift the "
         "painting's colors to the photo's first; histogram: the same, for every shade.",
     )
-    model: ModelName = Field("auto", description="The network; auto is vgg19 where its weights are, else vgg16.")
+    model: ModelName = Field(
+        "auto",
+        description="The network: vgg19, vgg16, or the name of one of your own; auto is vgg19 where its weights are, "
+        "else vgg16.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -146,15 +173,42 @@ class StyleSpec(BaseModel):
                 raise ValueError(f"{name}: one weight must be above 0.")
         if self.style_weights and not any(self.style_weights):
             raise ValueError("style_weights: one share must be above 0.")
-        missing = ONLY_VGG19 & {*self.content_layers, *self.style_layers}
-        if missing and self.model != "vgg19":
-            raise ValueError(f"{min(missing)} is a layer of VGG-19 alone: set model=vgg19.")
+        self._check_layers()
         return self
+
+    def _check_layers(self) -> None:
+        """Where the model's name tells how deep it is; of other networks the worker knows."""
+        wanted = {*self.content_layers, *self.style_layers}
+        if self.model in ("auto", "vgg16") and missing_layer("vgg16", wanted, self.model):
+            raise ValueError(f"{min(wanted - {*layers('vgg16')})} is a layer of VGG-19 alone: set model=vgg19.")
+        for architecture in BLOCKS:
+            if self.model == architecture and (refusal := missing_layer(architecture, wanted, self.model)):
+                raise ValueError(refusal)
 
     @property
     def beta(self) -> float:
         """`style_weight` with `strength` in it: even steps of strength are even factors."""
         return float(self.style_weight * 10 ** (STRENGTH_DECADES * (self.strength - 0.5)))
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The knobs that may be steered, as they are."""
+        return {name: getattr(self, name) for name in STEERABLE}
+
+    def steered(self, knobs: Mapping[str, Any]) -> "StyleSpec":
+        """The spec with other weights, for the same pictures, in a job that is on its way.
+
+        Raises BadSpec for any other knob, and where a weight would become 0, or come from there: a run would then
+        look at other layers.
+        """
+        for name in knobs:
+            if name in KNOBS and name not in STEERABLE:
+                raise errors.BadSpec(f"{name} cannot be changed any more; {', '.join(STEERABLE)} can.")
+        spec = parse_spec({**self.model_dump(), **knobs})
+        for name in ("content_weight", "style_weight"):
+            if bool(getattr(spec, name)) != bool(getattr(self, name)):
+                raise errors.BadSpec(f"{name} cannot become 0, or be raised from 0, any more; a tiny weight will do.")
+        return spec._with_shares(len(self.style_weights)) if "style_weights" in knobs else spec
 
     def for_pictures(self, styles: int = 1, masks: int = 0, *, init_image: bool = False) -> "StyleSpec":
         """The same spec with one mixing share a painting, summing to 1. Raises BadSpec if the pictures do not fit."""
@@ -197,6 +251,9 @@ def result_size(width: int, height: int, size: int, *, seamless: bool = False) -
 
 
 KNOBS: tuple[str, ...] = tuple(StyleSpec.model_fields)
+STEERABLE: tuple[str, ...] = tuple(
+    name for name, field in StyleSpec.model_fields.items() if field.json_schema_extra == _STEERABLE
+)
 
 
 def parse_spec(knobs: dict[str, Any]) -> StyleSpec:
@@ -225,6 +282,8 @@ def allowed(name: str) -> str:
         return f"layers with weights from 0 to 1e+09, like relu4_2=1; the layers are {', '.join(get_args(Layer))}"
     if name == "style_weights":
         return f"at most {MAX_STYLES} numbers from 0 to 1e+09, one for each painting"
+    if name == "model":
+        return f"auto or a network's name: {MODEL_NAME_WORDS}"
     schema = StyleSpec.model_json_schema()["properties"][name]
     if schema["type"] == "boolean":
         return "true or false"

@@ -14,6 +14,7 @@
 --                                  good stand there as well, in the far future, but pinned ones do not
 --   <p>claim:<token>       string  which job a claim returned, so that a claim sent twice takes one job
 --   <p>signal:<token>      list    wakes the worker that runs under the token
+--   <p>frames:<id>         list    small pictures of a run on its way, in their order (JSON)
 --   <p>replay:<owner>:<key> string fingerprint and job of a submission with an idempotency key
 --   <p>results:<owner>     hash    fingerprint -> the newest job with that result
 --   <p>refs                hash    digest -> how many jobs use the blob
@@ -78,6 +79,19 @@ local function safe(p, digest)
   return until_ms and tonumber(until_ms) > now_ms()
 end
 
+local function drop_frame(p, owner, frame)
+  drop(p, owner, cjson.decode(frame).digest)
+end
+
+local function drop_frames(p, id)
+  local owner = redis.call('HGET', job_key(p, id), 'owner')
+  for _, frame in ipairs(redis.call('LRANGE', p .. 'frames:' .. id, 0, -1)) do
+    drop_frame(p, owner, frame)
+  end
+  redis.call('DEL', p .. 'frames:' .. id)
+  redis.call('HDEL', job_key(p, id), 'frames', 'thinned')
+end
+
 local function drop_all(p, id)
   local job = redis.call('HMGET', job_key(p, id), 'owner', 'blobs', 'preview')
   for _, digest in ipairs(cjson.decode(job[2])) do
@@ -86,6 +100,7 @@ local function drop_all(p, id)
   if job[3] then
     drop(p, job[1], job[3])
   end
+  drop_frames(p, id)
   redis.call('HSET', job_key(p, id), 'blobs', '[]')
   redis.call('HDEL', job_key(p, id), 'preview')
 end
@@ -212,8 +227,10 @@ local function move(p, id, to)
   end
   if to == 'queued' then
     enqueue(p, id)
+    redis.call('HDEL', key, 'sealed')
     if redis.call('HEXISTS', key, 'checkpoint') == 0 then
       redis.call('HDEL', key, 'progress') -- the next attempt begins again
+      drop_frames(p, id)
     end
   elseif to ~= 'running' then
     ended(p, id)
@@ -432,6 +449,11 @@ local function read(keys, args)
   return jobs
 end
 
+-- owner, id -> its frames; nil if there is no such job
+local function frames(keys, args)
+  return visible(keys[1], args[2], args[1]) and redis.call('LRANGE', keys[1] .. 'frames:' .. args[2], 0, -1) or nil
+end
+
 -- ---------------------------------------------------------------- a worker's steps
 
 -- worker: it lives
@@ -441,12 +463,20 @@ local function beat(keys, args)
   redis.call('ZREMRANGEBYSCORE', p .. 'workers', '-inf', now - 12 * WORKER_MS)
 end
 
--- id, token, lease_ms -> standing
+-- Whether these are all changes of the job's spec.
+local function knows(p, id, steerings)
+  return (redis.call('HGET', job_key(p, id), 'steerings') or '0') == steerings
+end
+
+-- id, token, lease_ms, changes of the spec that the run knows of or '' -> standing
 local function renew(keys, args)
   local p, id = keys[1], args[1]
   local answer = standing(p, id, args[2])
   if answer ~= 'stale' then
     redis.call('ZADD', p .. 'leases', now_ms() + tonumber(args[3]), id)
+  end
+  if answer == 'ok' and (args[4] or '') ~= '' and not knows(p, id, args[4]) then
+    return 'steered'
   end
   return answer
 end
@@ -479,6 +509,20 @@ local function claim(keys, args)
   return id
 end
 
+-- id, token, changes of the spec that the run knows of -> standing. If these are all, there will be no more: what is
+-- told of a picture is what it was made with.
+local function seal(keys, args)
+  local p, id = keys[1], args[1]
+  local answer = standing(p, id, args[2])
+  if answer ~= 'stale' then
+    if not knows(p, id, args[3]) then
+      return 'steered'
+    end
+    redis.call('HSET', job_key(p, id), 'sealed', '1')
+  end
+  return answer
+end
+
 -- id, token, progress, digest of the preview or '' -> standing
 local function progress(keys, args)
   local p, id, preview = keys[1], args[1], args[4]
@@ -498,6 +542,38 @@ local function progress(keys, args)
     end
   end
   return answer
+end
+
+-- id, token, frame (JSON: iteration, digest, ...), most -> how often they were thinned out by now; -1: it is not kept.
+-- Where there are too many, every other one goes. What an earlier attempt kept from this iteration on is painted again.
+local function keep_frame(keys, args)
+  local p, id = keys[1], args[1]
+  local key, list = job_key(p, id), p .. 'frames:' .. id
+  if standing(p, id, args[2]) == 'stale' then
+    return -1
+  end
+  local owner, frame = redis.call('HGET', key, 'owner'), cjson.decode(args[3])
+  use(p, owner, frame.digest)
+  local last = redis.call('LINDEX', list, -1)
+  while last and cjson.decode(last).iteration >= frame.iteration do
+    drop_frame(p, owner, redis.call('RPOP', list))
+    last = redis.call('LINDEX', list, -1)
+  end
+  frame.index = redis.call('HINCRBY', key, 'frames', 1) - 1
+  redis.call('RPUSH', list, cjson.encode(frame))
+  if redis.call('LLEN', list) > tonumber(args[4]) then
+    local frames = redis.call('LRANGE', list, 0, -1)
+    redis.call('DEL', list)
+    for i, kept in ipairs(frames) do
+      if i % 2 == 1 then
+        redis.call('RPUSH', list, kept)
+      else
+        drop_frame(p, owner, kept)
+      end
+    end
+    redis.call('HINCRBY', key, 'thinned', 1)
+  end
+  return tonumber(redis.call('HGET', key, 'thinned') or 0)
 end
 
 -- id, token, name -> standing. The next attempt goes on from there. A worker that got this far has not died in vain.
@@ -536,7 +612,9 @@ local function finish(keys, args)
   if status == 'succeeded' then
     local seconds, before = (now_ms() - mine[5]) / 1000, redis.call('GET', p .. 'pace')
     redis.call('SET', p .. 'pace', before and 0.8 * before + 0.2 * seconds or seconds)
-    redis.call('HSET', p .. 'results:' .. mine[3], mine[4], id)
+    if mine[4] then
+      redis.call('HSET', p .. 'results:' .. mine[3], mine[4], id)
+    end
   end
   return move(p, id, status) and 'ok' or 'stale'
 end
@@ -588,6 +666,31 @@ local function cancel(keys, args)
     wake(p, job[3])
   end
   return 1
+end
+
+-- owner, id, changes of the spec before this, input, fingerprint -> 'ok'; 'ended' if it is too late; 'again' if there was
+-- another change; nil if there is no such job. A picture that was begun otherwise is not what the fingerprint promises.
+local function steer(keys, args)
+  local p, id = keys[1], args[2]
+  if not visible(p, id, args[1]) then
+    return nil
+  end
+  local key = job_key(p, id)
+  local job = redis.call('HMGET', key, 'status', 'cancel_requested', 'sealed', 'steerings', 'started_at', 'token')
+  if not LEGAL[job[1]] or job[2] == '1' or job[3] then
+    return 'ended'
+  end
+  if (job[4] or '0') ~= args[3] then
+    return 'again'
+  end
+  redis.call('HSET', key, 'input', args[4], 'fingerprint', args[5])
+  if job[5] then
+    redis.call('HDEL', key, 'fingerprint')
+  end
+  redis.call('HINCRBY', key, 'steerings', 1)
+  redis.call('HINCRBY', key, 'version', 1)
+  wake(p, job[6])
+  return 'ok'
 end
 
 -- owner, id -> 1 if there was such a job. A worker that still runs it finds its token stale.
@@ -802,17 +905,33 @@ local function forget(keys, args)
   return redis.call('SREM', keys[1] .. 'condemned', args[1])
 end
 
+-- keep_ms, digest... -> how many of them nobody used, held or was deleting. Those are held for keep_ms more, and then go:
+-- files whose record a torn log has lost, or a backup of the store never had.
+local function adopt(keys, args)
+  local p, strays = keys[1], 0
+  local until_ms = now_ms() + args[1]
+  for i = 2, #args do
+    if redis.call('HEXISTS', p .. 'refs', args[i]) == 0 and redis.call('SISMEMBER', p .. 'condemned', args[i]) == 0 then
+      strays = strays + redis.call('ZADD', p .. 'orphans', 'NX', until_ms, args[i])
+    end
+  end
+  return strays
+end
+
 redis.register_function('impasto_VERSION_create', create)
 redis.register_function('impasto_VERSION_claim', claim)
 redis.register_function('impasto_VERSION_beat', beat)
 redis.register_function('impasto_VERSION_renew', renew)
+redis.register_function('impasto_VERSION_seal', seal)
 redis.register_function('impasto_VERSION_progress', progress)
 redis.register_function('impasto_VERSION_keep', keep)
+redis.register_function('impasto_VERSION_keep_frame', keep_frame)
 redis.register_function('impasto_VERSION_finish', finish)
 redis.register_function('impasto_VERSION_release', release)
 redis.register_function('impasto_VERSION_bury', bury)
 redis.register_function('impasto_VERSION_cancel', cancel)
 redis.register_function('impasto_VERSION_delete', delete)
+redis.register_function('impasto_VERSION_steer', steer)
 redis.register_function('impasto_VERSION_pin', pin)
 redis.register_function('impasto_VERSION_reap', reap)
 redis.register_function('impasto_VERSION_expire', expire)
@@ -824,6 +943,8 @@ redis.register_function('impasto_VERSION_hold', hold)
 redis.register_function('impasto_VERSION_owns', owns)
 redis.register_function('impasto_VERSION_condemn', condemn)
 redis.register_function('impasto_VERSION_forget', forget)
+redis.register_function('impasto_VERSION_adopt', adopt)
 redis.register_function({ function_name = 'impasto_VERSION_repeated', callback = repeated, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'impasto_VERSION_read', callback = read, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'impasto_VERSION_frames', callback = frames, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'impasto_VERSION_load', callback = load, flags = { 'no-writes' } })

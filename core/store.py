@@ -6,8 +6,9 @@ Synchronous: one color, docs/decisions/0002-one-color.md.
 
 import hashlib
 import json
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,9 @@ from core import errors
 from core.jobs import (
     LOCAL,
     MAX_ATTEMPTS,
+    MAX_FRAMES,
+    MAX_STEERINGS,
+    Frame,
     Job,
     JobError,
     JobInput,
@@ -37,12 +41,14 @@ from core.jobs import (
     when,
 )
 
+log = logging.getLogger(__name__)
+
 PREFIX = "impasto:"
 LEASE_SECONDS = 5.0
 HOLD_SECONDS = 600.0  # of a blob, between its writing and the step that uses it
 REPLAY_SECONDS = 86_400.0  # that an idempotency key is remembered
 ANYONE = ""  # the owner of a step that may touch every job
-Standing = Literal["ok", "cancel", "late", "stale"]
+Standing = Literal["ok", "steered", "cancel", "late", "stale"]
 WebhookEnd = Literal["delivered", "gone", "given_up"]
 
 _USUAL, _UNLIMITED = Terms(), Limits()
@@ -148,9 +154,38 @@ class JobStore:
             raise errors.JobNotFound()
         return self.get(job_id, owner)
 
+    def steer(self, job_id: str, changed: Callable[[JobInput], JobInput], owner: str = ANYONE) -> Job:
+        """Give a job that waits or runs another spec: what `changed` makes of its input. Its pictures stay.
+
+        A worker that runs it is told at once. Raises JobNotFound, JobAlreadyEnded, Conflict where that was done too
+        often, and what `changed` raises; it is asked again where somebody else was quicker.
+        """
+        while True:
+            job = self.get(job_id, owner)
+            if job.status.ended:
+                raise errors.JobAlreadyEnded()
+            new = changed(job.input)
+            if new == job.input:
+                return job
+            if job.steerings >= MAX_STEERINGS:
+                raise errors.Conflict(f"A job may be steered {MAX_STEERINGS} times.")
+            painting = new.model_dump_json()
+            word = self._step("steer", owner, job_id, job.steerings, painting, _hash(painting))
+            if word is None:
+                raise errors.JobNotFound()
+            if word == "ended":
+                raise errors.JobAlreadyEnded()
+
     def delete(self, job_id: str, owner: str = ANYONE) -> None:
         """Forget the job, whatever its status; blobs that no other job uses are left to the janitor."""
         self._step("delete", owner, job_id)
+
+    def frames(self, job_id: str, owner: str = ANYONE) -> list[Frame]:
+        """Small pictures of the run, in their order. Raises JobNotFound."""
+        rows = self._step("frames", owner, job_id)
+        if rows is None:
+            raise errors.JobNotFound()
+        return [Frame.model_validate_json(row) for row in rows]
 
     def load(self) -> Load:
         """What waits, what runs, who works."""
@@ -180,9 +215,17 @@ class JobStore:
         job_id = self._step("claim", token, worker, self._lease_ms)
         return None if job_id is None else self.get(job_id)
 
-    def renew(self, job_id: str, token: str) -> Standing:
-        """One more lease. `cancel`, `late`: stop the run and end it so; `stale`: drop it without a word."""
-        answer: Standing = self._step("renew", job_id, token, self._lease_ms)
+    def renew(self, job_id: str, token: str, steerings: int | None = None) -> Standing:
+        """One more lease. `cancel`, `late`: stop the run and end it so; `stale`: drop it without a word.
+
+        `steered`: its spec was changed more often than the `steerings` that the run knows of.
+        """
+        answer: Standing = self._step("renew", job_id, token, self._lease_ms, "" if steerings is None else steerings)
+        return answer
+
+    def seal(self, job_id: str, token: str, steerings: int) -> Standing:
+        """The run is at its end: from now on the spec does not change. Not so if it is `steered`: then it goes on."""
+        answer: Standing = self._step("seal", job_id, token, steerings)
         return answer
 
     def wait(self, token: str, seconds: float) -> bool:
@@ -206,6 +249,14 @@ class JobStore:
         """The next attempt goes on from this checkpoint."""
         answer: Standing = self._step("keep", job_id, token, checkpoint)
         return answer
+
+    def keep_frame(self, job_id: str, token: str, frame: Frame) -> int:
+        """One more small picture of the run (held and written before); its index is the store's to choose.
+
+        How often they were thinned out by now, so as to come half as often from then on; -1 if it was not kept.
+        """
+        told = json.dumps({**frame.model_dump(exclude={"index"}), "digest": frame.digest})
+        return int(self._step("keep_frame", job_id, token, told, MAX_FRAMES))
 
     def succeed(
         self, job_id: str, token: str, output: Output, model: NetworkUsed, metrics: dict[str, float]
@@ -245,6 +296,11 @@ class JobStore:
     def expire(self, record_seconds: float, most: int = 100) -> int:
         """Let jobs that ended long ago lose their pictures, and so much later their records; how many, at most."""
         return int(self._step("expire", round(record_seconds * 1000), most))
+
+    def expiring(self) -> int:
+        """Ended jobs that will not stay for good; some may have lost their pictures already."""
+        with unavailable():
+            return int(self._redis.zcard(f"{PREFIX}expiry"))
 
     def hasten(self, count: int) -> int:
         """Let the next `count` jobs expire now; how many there were."""
@@ -292,6 +348,10 @@ class JobStore:
         """The condemned blob is deleted."""
         self._step("forget", digest)
 
+    def adopt(self, digests: Sequence[str], keep_seconds: float) -> int:
+        """Let blobs that are on the disk and known to nobody go after so long; how many there were."""
+        return int(self._step("adopt", round(keep_seconds * 1000), *digests))
+
     # ------------------------------------------------------------------ within
 
     @property
@@ -324,7 +384,7 @@ class JobStore:
         *jobs, told = self._step("read", owner, *job_ids)
         load = _load(told) if told else None
         rows = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in jobs)
-        return [_job(fields, load) if fields else None for fields in rows]
+        return [_readable(fields, load) if fields else None for fields in rows]
 
 
 class unavailable:
@@ -383,6 +443,15 @@ def _load(told: Sequence[Any]) -> Load:
     )
 
 
+def _readable(fields: dict[str, Any], load: Load | None) -> Job | None:
+    """None for a record that the store's disk has damaged: it must not hide the others on its page."""
+    try:
+        return _job(fields, load)
+    except (ValueError, KeyError, TypeError, AssertionError):
+        log.exception("a record cannot be read: %s", fields.get("id"))
+        return None
+
+
 def _job(fields: dict[str, Any], load: Load | None) -> Job:
     created_at, rank = when(fields["created_at"]), fields["rank"]
     assert created_at is not None
@@ -415,6 +484,9 @@ def _job(fields: dict[str, Any], load: Load | None) -> Job:
         metrics=json.loads(fields.get("metrics", "{}")),
         gone=fields.get("gone") == "1",
         checkpoint=fields.get("checkpoint"),
+        frames=int(fields.get("frames", 0)),
+        thinned=int(fields.get("thinned", 0)),
+        steerings=int(fields.get("steerings", 0)),
         owner=fields["owner"],
         webhook=fields.get("webhook"),
     )

@@ -22,7 +22,7 @@ from billiard.spawn import get_command_line
 from api import health
 from api.settings import ApiSettings
 from core import settings
-from core.neural.vgg import Architecture
+from core.neural.weights import Fetched
 from core.settings import Settings
 from worker.settings import WorkerSettings
 
@@ -161,7 +161,7 @@ def test_base_images_are_pinned() -> None:
 def test_the_worker_brings_its_networks() -> None:
     """The worker's image holds every network, fetched as the user that reads them, so it works offline."""
     fetching = " ".join(WORKER.after("USER", "RUN"))
-    for name in get_args(Architecture):
+    for name in get_args(Fetched):
         assert f"python -m cli weights fetch {name}" in fetching
     folder = WORKER.environment["IMPASTO_CACHE_DIR"]
     made = next(command for command in WORKER.all("RUN") if "install --directory" in command)

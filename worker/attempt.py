@@ -7,8 +7,9 @@ worker changes nothing.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TypeVar
 
 from PIL import Image
@@ -16,20 +17,23 @@ from PIL import Image
 from core import errors, images
 from core.blobs import Blobs, digest_of
 from core.checkpoints import Checkpoints
-from core.jobs import Job, JobProgress, NetworkUsed, Output
+from core.jobs import Frame, Job, JobProgress, NetworkUsed, Output, Steered
 from core.neural import checkpoint
-from core.neural.checkpoint import Checkpoint
+from core.neural.checkpoint import Checkpoint, Steering
 from core.neural.planner import Planner
 from core.neural.stylize import Moment, Painting, Progress, stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Network
-from core.spec import ModelName, parse_spec
+from core.spec import ModelName, StyleSpec, parse_spec
 from core.store import JobStore, Standing
 from worker.keeper import Keeper
 from worker.lease import Lease
 from worker.settings import WorkerSettings
 
 RETRY_SECONDS = 0.5
+FRAME_SECONDS = 0.5  # between two frames, until there are too many
+FRAME_PX = 256
+FRAME_REST = 200  # seconds between two frames, for each second that the painting waited for one
 LAST_CHECKPOINT_SECONDS = 5.0  # that the last one may take, when the worker is asked to go
 
 log = logging.getLogger(__name__)
@@ -55,7 +59,9 @@ class Attempt:
     ) -> None:
         self._job, self._token = job, token
         self._store, self._blobs, self._checkpoints, self._settings = store, blobs, checkpoints, settings
-        self._lease = Lease(store, job.id, token, self._keep_preview, end=self._end, leaving=shutting_down)
+        self._lease = Lease(
+            store, job.id, token, self._keep_preview, end=self._end, leaving=shutting_down, steerings=job.steerings
+        )
         self._keeper = Keeper(
             checkpoints,
             lambda count: checkpoints.name(job.id, token, count),
@@ -65,7 +71,10 @@ class Attempt:
         self._moment: Moment | None = None  # the newest
         self._model: NetworkUsed | None = None  # once it is loaded
         self._has_ended = False  # by us
-        self._next_preview = 0.0
+        self._next_preview = self._next_frame = 0.0
+        self._frame_seconds = FRAME_SECONDS * 2**job.thinned
+        self._framed = -1  # the iteration of the newest frame
+        self._framing = threading.Lock()
 
     def run(self, load: Load) -> None:
         """Bring the job to its end, or hand it back. `load`: the network for a model, and who plans its runs."""
@@ -93,7 +102,9 @@ class Attempt:
         job, token, store = self._job, self._token, self._store
         try:
             painting, load_seconds = self._paint(load)
-            output = None if painting.stopped else self._keep_result(painting.picture)
+            output = None
+            if not painting.stopped:
+                output = self._keep_result(painting.picture, painting.spec, painting.steered)
             if output is None:  # asked to stop, perhaps while there was no room for the picture
                 return self._end(self._until_stored(lambda: store.renew(job.id, token)))
             self._tell_end()
@@ -136,9 +147,13 @@ class Attempt:
             log.warning("%s: its checkpoint cannot be read; it begins again", self._job.id)
         return found
 
-    def _watch(self, moment: Moment) -> bool:
+    def _watch(self, moment: Moment) -> bool | StyleSpec:
         """Called by the run after every iteration."""
+        if self._moment is None and self._job.checkpoint is not None:
+            self._keeper.begin_anew()  # what is kept at once, or a step later, would pass for having got further
         self._moment = moment
+        if moment.progress.iteration == moment.progress.iterations:
+            self._until_stored(self._lease.seal)
         stop = self._lease.must_stop()
         if shutting_down.is_set() and not stop:
             self._keeper.take(moment.checkpoint())
@@ -147,12 +162,40 @@ class Attempt:
             raise errors.ShuttingDown()
         if self._keeper.is_due():
             self._keeper.take(moment.checkpoint())
-        preview = None
-        if time.monotonic() >= self._next_preview:
-            preview = images.thumbnail(moment.picture(), self._settings.preview_px)
-            self._next_preview = time.monotonic() + self._settings.preview_seconds
-        self._lease.report(_job_progress(moment.progress), preview)
-        return stop
+        self._lease.report(_job_progress(moment.progress), self._shown(moment))
+        spec = self._lease.steered()
+        return stop or (spec is not None and parse_spec(spec))
+
+    def _shown(self, moment: Moment) -> Image.Image | None:
+        """A preview, if one is due; a frame is made of the same picture, if that is."""
+        began = time.monotonic()
+        preview_due, frame_due = began >= self._next_preview, began >= self._next_frame
+        if not (preview_due or frame_due):
+            return None
+        shown = images.thumbnail(moment.picture(), self._settings.preview_px if preview_due else FRAME_PX)
+        if frame_due:
+            self._lease.later(lambda: self._keep_frame(moment.progress, shown))
+        now = time.monotonic()
+        if preview_due:
+            self._next_preview = now + self._settings.preview_seconds
+        if frame_due:
+            self._next_frame = now + max(self._frame_seconds, FRAME_REST * (now - began))
+        return shown if preview_due else None
+
+    def _keep_frame(self, progress: Progress, picture: Image.Image) -> None:
+        """No run fails, and no end waits, because a frame is missing."""
+        data = images.encode(images.thumbnail(picture, FRAME_PX), "jpeg", quality=80)
+        with self._framing, suppress(errors.Unavailable):
+            if progress.iteration >= self._framed:
+                frame = Frame(
+                    index=0,
+                    iteration=progress.iteration,
+                    scale=progress.scale,
+                    seconds=round(progress.seconds, 2),
+                    digest=self._keep(data),
+                )
+                thinned = self._store.keep_frame(self._job.id, self._token, frame)
+                self._framed, self._frame_seconds = progress.iteration, FRAME_SECONDS * 2 ** max(0, thinned)
 
     def _tell_last(self, moment: Moment) -> None:
         """Who looks at the waiting job sees how far it is, and who cancels it has this picture of it."""
@@ -175,7 +218,9 @@ class Attempt:
         job_id, token = self._job.id, self._token
         if standing not in ("cancel", "late"):
             return standing
-        output = None if self._moment is None else self._keep_result(self._moment.picture())
+        output = None
+        if (moment := self._moment) is not None:
+            output = self._keep_result(moment.picture(), moment.spec, moment.progress.steered)
         if standing == "cancel":
             return self._ended(lambda: self._store.end_canceled(job_id, token, output))
         return self._ended(lambda: self._store.fail(job_id, token, errors.DeadlineExceeded(), output))
@@ -192,15 +237,20 @@ class Attempt:
             digest = self._until_room(lambda: self._keep_preview(small))
             self._tell_end(digest)
 
-    def _keep_result(self, picture: Image.Image) -> Output | None:
+    def _keep_result(self, picture: Image.Image, spec: StyleSpec, steered: Sequence[Steering]) -> Output | None:
         """None where the disk has no room for it, and nobody waits for it any more."""
         assert self._model is not None, "a picture was painted with a network"
-        provenance = {"job": self._job.id, **self._job.input.provenance(self._model)}
+        made_of = self._job.input.model_copy(update={"spec": spec.model_dump()})
+        provenance = {"job": self._job.id, **made_of.provenance(self._model)}
+        if steered:
+            provenance["steered"] = [asdict(change) for change in steered]
         data = images.encode(picture, "png", provenance)
         width, height = picture.size
         digest = self._until_room(lambda: self._keep(data))
         if digest is None:
             return None
+        if self._moment is not None:
+            self._keep_frame(self._moment.progress, picture)
         return Output(id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data))
 
     def _keep_preview(self, preview: Image.Image) -> str:
@@ -248,4 +298,5 @@ def _job_progress(progress: Progress) -> JobProgress:
         iterations_per_second=round(progress.iterations_per_second, 2),
         seconds_left=round(progress.seconds_left, 1),
         loss=progress.losses,
+        steered=[Steered(**asdict(change)) for change in progress.steered],
     )

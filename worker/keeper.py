@@ -35,12 +35,16 @@ class Keeper:
     ) -> None:
         """name: of the n-th file. tell: tells the store which is the next to go on from; may raise Unavailable."""
         self._folder, self._name, self._tell, self._every = folder, name, tell, every_seconds
-        self._next = time.monotonic() + every_seconds
+        self.begin_anew()
         self._count = 0
         self._files: list[str] = []  # written, and not deleted
         self._pool = ThreadPoolExecutor(1, "keeper")
         self._write: Future[None] | None = None
         self._closed = False
+
+    def begin_anew(self) -> None:
+        """Count the seconds until the first checkpoint from now."""
+        self._next = time.monotonic() + self._every
 
     def is_due(self) -> bool:
         """Whether to take a checkpoint now."""

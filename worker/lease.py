@@ -1,8 +1,8 @@
 """Keeps the right to run a job alive beside the painting, and sends its progress. Turns loss and cancel into a stop.
 
 A thread renews the lease about once a second, or at once when somebody wants the run to stop, and carries the newest
-progress along. It alone talks to the store during a run: the painting never waits for Redis, and goes on when Redis is
-away for a while. Knows no tensors.
+progress along; it hears when the job's spec was changed. It alone talks to the store during a run: the painting never
+waits for Redis, and goes on when Redis is away for a while. Knows no tensors.
 """
 
 import logging
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 from PIL import Image
 
@@ -20,6 +21,7 @@ from core.store import JobStore, Standing
 
 BEAT_SECONDS = 0.8  # shorter than the time after which the store's silence is an error
 FIRST_SECONDS = 0.1  # between two looks for the first news: who waits wants to see that it begins
+MOST_ERRANDS = 4  # that wait for a beat
 HAND_BACK_SECONDS = 8.0  # that an iteration has to end in, when the worker is asked to go
 
 log = logging.getLogger(__name__)
@@ -37,10 +39,12 @@ class Lease:
         *,
         end: Callable[[Standing], object] = lambda _: None,
         leaving: threading.Event | None = None,
+        steerings: int = 0,
     ) -> None:
         """keep_preview: stores a picture as a blob and returns its digest; may raise Unavailable.
 
         end: ends the job that is canceled or late, without waiting for the painting. leaving: the worker is to go.
+        steerings: changes of the spec that the run knows of from the start.
         """
         self._store, self._job_id, self._token = store, job_id, token
         self._keep_preview, self._end = keep_preview, end
@@ -48,6 +52,9 @@ class Lease:
         self._left_at: float | None = None
         self._has_told = False
         self._standing: Standing = "ok"
+        self._heard = self._taken = steerings
+        self._spec: dict[str, Any] | None = None  # heard of, and not taken
+        self._errands: list[Callable[[], object]] = []
         self._news: tuple[JobProgress, Image.Image | None] | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -71,11 +78,39 @@ class Lease:
             waiting = self._news[1] if self._news else None
             self._news = (progress, preview or waiting)
 
+    def later(self, errand: Callable[[], object]) -> None:
+        """Leave something to be done after the next beat, beside the painting. Where too much waits, it is left out."""
+        with self._lock:
+            if len(self._errands) < MOST_ERRANDS:
+                self._errands.append(errand)
+
     def must_stop(self) -> bool:
         """True when somebody canceled the job or its deadline is over. Raises LeaseLost when it is no longer ours."""
         if self._standing == "stale":
             raise errors.LeaseLost()
         return self._standing != "ok"
+
+    def steered(self) -> dict[str, Any] | None:
+        """The job's spec, once, when somebody has changed it."""
+        with self._lock:
+            spec, self._spec, self._taken = self._spec, None, self._heard
+        return spec
+
+    def seal(self) -> Standing:
+        """The painting is at its end: ask the store to change the spec no more, unless it has done so just now.
+
+        Then `steered` has it. Raises StoreUnavailable.
+        """
+        standing = self._store.seal(self._job_id, self._token, self._taken)
+        if standing == "steered":
+            self._hear()
+        return standing
+
+    def _hear(self) -> None:
+        with suppress(errors.JobNotFound):  # the next beat finds out
+            job = self._store.get(self._job_id)
+            with self._lock:
+                self._spec, self._heard = job.input.spec, job.steerings
 
     def _run(self) -> None:
         while not self._over.is_set():
@@ -104,17 +139,26 @@ class Lease:
             self._over.wait(BEAT_SECONDS)
 
     def _beat(self) -> None:
-        standing = self._store.renew(self._job_id, self._token)
-        was_ok, self._standing = (
-            self._standing == "ok",
-            standing,
-        )  # first: should the end fail here, the run ends itself
+        standing = self._store.renew(self._job_id, self._token, self._heard)
+        if standing == "steered":
+            self._hear()
+            standing = "ok"
+        # First: should the end fail here, the run ends itself.
+        was_ok, self._standing = self._standing == "ok", standing
         if standing in ("cancel", "late") and was_ok:
             self._end(standing)
         if self._must_leave():
             self._store.release(self._job_id, self._token)
             self._standing = "stale"
         self._send()
+        self._run_errands()
+
+    def _run_errands(self) -> None:
+        with self._lock:
+            errands, self._errands = self._errands, []
+        for errand in errands:
+            if self._standing != "stale":
+                errand()
 
     def _must_leave(self) -> bool:
         """The worker was asked to go a while ago, and one iteration takes longer than that."""

@@ -42,9 +42,10 @@ class Painter:
 
     def network(self, model: ModelName) -> tuple[Network, Planner]:
         """The resident network, loaded at its first use, and who plans its runs."""
-        return self._load(self._weights.resolve(model))
+        entry = self._weights.entry(self._weights.resolve(model))
+        return self._load(entry.name, entry.sha256)  # a network that was replaced under its name is another
 
-    def _loaded(self, name: ModelName) -> tuple[Network, Planner]:
+    def _loaded(self, name: str, _: str) -> tuple[Network, Planner]:
         network = self._weights.load(name, self._worker.device, self._worker.precision)
         pace = pace_of(network, self._weights.folder / "pace.json")
         free_bytes = int(self._worker.memory_gb * 1e9) or None

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from core.neural.optimize import Loan
 from core.neural.planner import Route
 
-_FORMAT = 1
+_FORMAT = 2
 _UNREADABLE = (
     OSError,
     zipfile.BadZipFile,
@@ -30,6 +31,15 @@ _UNREADABLE = (
 
 
 @dataclass(frozen=True)
+class Steering:
+    """A change of weights during a run: which, and after which iteration."""
+
+    iteration: int
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Mark:
     """Where a run stands, in words and numbers."""
 
@@ -41,6 +51,8 @@ class Mark:
     seconds: float
     routes: list[Route]
     network: str  # its weights' digest, and its precision
+    weights: dict[str, Any]  # the knobs that may be steered, as they were
+    steered: list[Steering]  # so far
 
 
 class Checkpoint:
@@ -77,6 +89,7 @@ def load(file: Path) -> Checkpoint | None:
             return None
         mark = found["mark"]
         routes = [Route(**route) for route in mark.pop("routes")]
-        return Checkpoint(Mark(routes=routes, **mark), Loan(found["tensors"]))
+        steered = [Steering(**change) for change in mark.pop("steered")]
+        return Checkpoint(Mark(routes=routes, steered=steered, **mark), Loan(found["tensors"]))
     except _UNREADABLE:
         return None

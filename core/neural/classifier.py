@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from core import errors
 from core.neural.torchvision_registry import module
-from core.neural.vgg import MEAN, STD
+from core.neural.vgg import TORCHVISION
 from core.recipe import Recipe
 
 _ROWS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # the columns of the paper's table, in torchvision
@@ -45,7 +45,7 @@ class Classifier(nn.Module):
         )
         self.mean: Tensor
         self.std: Tensor
-        for name, values in (("mean", MEAN), ("std", STD)):
+        for name, values in (("mean", TORCHVISION.mean), ("std", TORCHVISION.std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pictures: Tensor) -> Tensor:

@@ -110,10 +110,19 @@ class Objective:
         self._masses = [{layer: self._mass(guide, layer) for layer, guide in guides.items()} for guides in self._guides]
         self._targets: dict[str, Tensor] = {}  # P, (1, N, h, w), in the network's precision
         start = self._sum_up((tile, self._keep_targets(tile, features)) for tile, features in self._views(photo))
+        self._start = start.styles
+        self.weigh(spec, regions)
+
+    def weigh(self, spec: StyleSpec, regions: Sequence[Region]) -> None:
+        """Other weights, and other mixtures of the same styles: another function from now on, with the same targets.
+
+        Layers and guides must be the old ones: a content or style weight neither becomes 0 nor comes from there.
+        """
+        self._spec = spec
         self._alphas = {layer: self._alpha(layer, share) for layer, share in self._content_layers.items()}
         self._terms = [
             {layer: self._style_term(layer, region, masses[layer], at[layer]) for layer in self._style_layers}
-            for region, masses, at in zip(regions, self._masses, start.styles, strict=True)
+            for region, masses, at in zip(regions, self._masses, self._start, strict=True)
         ]
 
     def __call__(self, image: Tensor) -> Losses:

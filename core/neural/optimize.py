@@ -66,12 +66,18 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         self._loan: Loan | None = None
         self.is_resumed = state is not None
         if state is None:
-            self._first, gradient = evaluate(image)
-            self._unit = _unit(gradient)
-            self._gradient = gradient * self._unit
+            self.begin()
         else:
             self._unit, self._gradient = (state[name].to(image.device) for name in ("unit", "gradient"))
             self._pairs.restore(state)
+
+    def begin(self) -> None:
+        """From this image on, as if there had been no other: the function may be another, and its curvature with it."""
+        self._first, gradient = self._evaluate(self._image)
+        self._unit = _unit(gradient)
+        self._gradient = gradient * self._unit
+        self._recall()
+        self._pairs.forget()
 
     def __next__(self) -> tuple[Tensor, Losses]:
         image, gradient = self._image, self._gradient
@@ -84,9 +90,7 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         moved = direction.neg_().add_(image).clamp_(0, 1)
         losses, new_gradient = self._evaluate(moved)
         new_gradient = new_gradient * self._unit
-        if self._loan is not None:
-            self._loan.recall()
-            self._loan = None
+        self._recall()
         self._pairs.append(moved - image, new_gradient - gradient)
         self._image, self._gradient = moved, new_gradient
         return moved, losses
@@ -95,6 +99,11 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         """Image, gradient and pairs, after an iteration."""
         self._loan = Loan({"image": self._image, "gradient": self._gradient, "unit": self._unit, **self._pairs.state()})
         return self._loan
+
+    def _recall(self) -> None:
+        if self._loan is not None:
+            self._loan.recall()
+            self._loan = None
 
 
 def _unit(gradient: Tensor) -> Tensor:
@@ -144,6 +153,12 @@ class _Pairs:
         self._products.copy_(state["products"])
         self._gamma.copy_(state["gamma"])
 
+    def forget(self) -> None:
+        """Become what they were at first. The rows stay as they are: what has no products counts nothing."""
+        self._taken = 0
+        self._products.zero_()
+        self._gamma.fill_(1)
+
     def append(self, step: Tensor, change: Tensor) -> None:
         """Take a pair in, in place of the oldest."""
         row = self._taken % self._history
@@ -166,6 +181,8 @@ class _Pairs:
         blocks = self._products.view(2, h, 2, h).roll((-oldest, -oldest), (1, 3))
         sy, yy = blocks[0, :, 1], blocks[1, :, 1]  # (h, h)
         counts = sy.diagonal() > 0
+        both = counts[:, None] & counts
+        sy, yy = torch.where(both, sy, 0), torch.where(both, yy, 0)
         seen = torch.where(counts, seen, 0)
         r = sy.triu() + (~counts).to(sy.dtype).diag()
         u = torch.linalg.solve_triangular(r, seen[0, :, None], upper=True)  # R^-1 S^T g, (h, 1)
@@ -182,16 +199,24 @@ class Adam(Iterator[tuple[Tensor, Losses]]):
     def __init__(self, evaluate: Evaluate, image: Tensor, state: Mapping[str, Tensor] | None = None) -> None:
         self._evaluate = evaluate
         self._leaf = image.clone().requires_grad_()
-        self._optimizer = torch.optim.Adam([self._leaf], lr=0.02, betas=(0.9, 0.99))
         self.is_resumed = state is not None
         if state is None:
-            _, self._gradient = evaluate(self._leaf.detach())
-            self._unit = _unit(self._gradient)
+            self.begin()
         else:
+            self._optimizer = self._fresh()
             self._unit, self._gradient = (state[name].to(image.device) for name in ("unit", "gradient"))
             self._optimizer.state[self._leaf] = {
                 name: state[name].to("cpu" if name == "step" else image.device) for name in _MOMENTS
             }
+
+    def begin(self) -> None:
+        """From this image on, as if there had been no other: the function may be another, and its slopes with it."""
+        self._optimizer = self._fresh()
+        _, self._gradient = self._evaluate(self._leaf.detach())
+        self._unit = _unit(self._gradient)
+
+    def _fresh(self) -> torch.optim.Adam:
+        return torch.optim.Adam([self._leaf], lr=0.02, betas=(0.9, 0.99))
 
     def __next__(self) -> tuple[Tensor, Losses]:
         self._leaf.grad = self._gradient * self._unit

@@ -117,16 +117,25 @@ class Planner:
         self._network, self._pace, self._free_bytes = network, pace, free_bytes
 
     def plan(
-        self, content: Size, styles: Sequence[Size], spec: StyleSpec, masks: int = 0, routes: Sequence[Route] = ()
+        self,
+        content: Size,
+        styles: Sequence[Size],
+        spec: StyleSpec,
+        masks: int = 0,
+        routes: Sequence[Route] = (),
+        *,
+        init: Size | None = None,
     ) -> Plan:
-        """The plan of a run, with as many masks; by these routes, one a scale, where they fit.
+        """The plan of a run, with as many masks; by these routes, one a scale, where they fit. init: to begin with.
 
-        Raises BadSpec (`size` too small for the photo's shape), OutOfMemory with a size that fits.
+        Raises BadSpec (`size` too small for the photo's shape, a layer that the network does not have), OutOfMemory
+        with a size that fits.
         """
+        self._network.must_have({layer for layers in layers_of(spec) for layer in layers})
         usable = self._usable()
         legs = [
             self._fastest(self._legs(scale, styles, spec, masks), usable, route)
-            for scale, route in zip_longest(schedule(spec, *content), routes)
+            for scale, route in zip_longest(schedule(spec, *content, max(init) if init else None), routes)
             if scale is not None
         ]
         if None in legs:

@@ -1,13 +1,13 @@
-"""The run: one scale after the other, coarse to fine. Progress goes to a callback, which may stop the run.
+"""The run: one scale after the other, coarse to fine. Progress goes to a callback, which may stop or steer the run.
 
 Knows no storage, no jobs and no printing.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from core import errors
 from core.neural import pixels
-from core.neural.checkpoint import Checkpoint, Mark
+from core.neural.checkpoint import Checkpoint, Mark, Steering
 from core.neural.objective import Losses
 from core.neural.optimize import LBFGS, Adam
 from core.neural.planner import Leg, Plan, Planner
-from core.neural.subject import Subject
+from core.neural.subject import Scene, Subject
 from core.neural.vgg import Network
 from core.spec import StyleSpec
 
@@ -45,6 +45,7 @@ class Progress:
     seconds: float
     iterations_per_second: float
     seconds_left: float
+    steered: tuple[Steering, ...] = ()
 
     @property
     def value(self) -> float:
@@ -54,19 +55,20 @@ class Progress:
 
 @dataclass(frozen=True)
 class Moment:
-    """A moment of a run: how far it is, the picture so far, and what it takes to go on from here.
+    """A moment of a run: how far it is and by which spec, the picture so far, and what it takes to go on from here.
 
     The picture may be asked for at any time; the checkpoint only before the call that brought the moment returns.
     """
 
     progress: Progress
+    spec: StyleSpec
     picture: Callable[[], Image.Image]
     checkpoint: Callable[[], Checkpoint]
 
 
 # Called after every iteration on a CPU, many times a second elsewhere; and first of all where a run is resumed. True
-# stops the run, which then returns what it has; an Interrupt raised here ends it.
-OnProgress = Callable[[Moment], bool | None]
+# stops the run, which then returns what it has; a spec with other weights steers it; an Interrupt raised here ends it.
+OnProgress = Callable[[Moment], bool | StyleSpec | None]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Painting:
     seconds: float
     stopped: bool
     plan: Plan
+    spec: StyleSpec  # as it was at the end
+    steered: tuple[Steering, ...]
 
 
 def stylize(
@@ -93,8 +97,8 @@ def stylize(
     """The subject's photo in the style of its paintings (Gatys, Ecker and Bethge 2015), coarse to fine.
 
     Same pictures, spec, network, machine and plan: same picture, also if the run is resumed from a checkpoint of an
-    earlier one; a checkpoint of another network is left aside. Raises BadSpec, BadImage, OutOfMemory, Diverged (it
-    carries the last good picture), and what `on_progress` raises.
+    earlier one; a checkpoint of another network is left aside, one made by other weights is steered.
+    Raises BadSpec, BadImage, OutOfMemory, Diverged (it carries the last good picture), and what `on_progress` raises.
     """
     return _Run(subject, spec, network, on_progress, planner or Planner(network), resume=resume).painting()
 
@@ -119,16 +123,21 @@ class _Run:
         if resume is not None and resume.mark.network != self._network_id:
             resume = None
         routes = resume.mark.routes if resume else ()
-        self._plan = planner.plan(subject.content.size, self._style_sizes, self._spec, len(subject.masks), routes)
+        begun = subject.init.size if subject.init else None
+        self._plan = planner.plan(
+            subject.content.size, self._style_sizes, self._spec, len(subject.masks), routes, init=begun
+        )
         self._clock = _Clock(self._plan.legs)
         self._image: Tensor | None = None  # the newest whose losses are known to be finite
         self._losses: dict[str, float] = {}
         self._done = 0  # iterations of this leg that the image has behind it
         self._before = float("inf")  # the loss where the last window ended
+        self._steered: tuple[Steering, ...] = ()
         self._resume = resume
         if resume is not None:
             self._image, self._losses = resume.tensors["image"].to(network.device), resume.mark.losses
             self._clock.resume(resume.mark)
+            self._steered = tuple(resume.mark.steered)
 
     def painting(self) -> Painting:
         behind = self._resume.mark.leg - 1 if self._resume else 0
@@ -138,7 +147,10 @@ class _Run:
         if stopped:  # whatever the scale, the picture has the size that was asked for
             image = self._enlarged(image, self._plan.legs[-1])
         picture = self._subject.render(image, self._spec)
-        return Painting(picture, self._losses, self._clock.iteration, self._clock.seconds, stopped, self._plan)
+        clock = self._clock
+        return Painting(
+            picture, self._losses, clock.iteration, clock.seconds, stopped, self._plan, self._spec, self._steered
+        )
 
     def _leg(self, number: int, leg: Leg) -> bool:
         """Go through one scale; True if the callback stops the run. Out of memory, go on by a smaller route."""
@@ -163,55 +175,91 @@ class _Run:
             yield smaller
 
     def _go(self, leg: Leg) -> bool:
-        self._before, exhausted = float("inf"), False
-        iterates = self._optimizer(leg)
-        done, most = self._done, self._clock.counts[self._clock.leg - 1]
-        if done and iterates.is_resumed and self._is_stopped(iterates, self._image, done):
+        self._before = float("inf")
+        scene, iterates = self._optimizer(leg)
+        if self._done and iterates.is_resumed and self._is_stopped(scene, iterates, self._image, self._done):
             return True
-        for count, (iterate, terms) in enumerate(islice(iterates, most - done), start=done + 1):
+        count = self._done
+        while count < self._clock.most:  # which may change on the way
+            (iterate, terms), count = next(iterates), count + 1
             self._clock.count()
             window_ends = count % _GAIN_WINDOW == 0
-            if not (window_ends or count == most or self._clock.is_due(self._network.device)):
+            if not (window_ends or count == self._clock.most or self._clock.is_due(self._network.device)):
                 continue
             self._losses, self._image, self._done = self._finite(terms), iterate, count
             if window_ends and not self._spec.iterations:  # an outright number of iterations is taken as it is
-                total = self._losses["total"]
-                self._before, exhausted = total, 0 <= self._before - total <= _LEAST_GAIN * total
-            if exhausted:
-                self._clock.skip(most - count)
-            if self._is_stopped(iterates, iterate, count):
+                self._end_window(count)
+            if self._is_stopped(scene, iterates, iterate, count):
                 return True
-            if exhausted:
-                break
         return False
 
-    def _optimizer(self, leg: Leg) -> LBFGS | Adam:
+    def _end_window(self, count: int) -> None:
+        """Leave out the rest of this scale where the last iterations have gained next to nothing."""
+        before, self._before = self._before, self._losses["total"]
+        if 0 <= before - self._before <= _LEAST_GAIN * self._before:
+            self._clock.skip(self._clock.most - count)
+
+    def _optimizer(self, leg: Leg) -> tuple[Scene, LBFGS | Adam]:
         """For this scale: from its beginning, or from where an earlier run, or another route, has got to."""
-        photo, objective = self._subject.at(leg.scale, self._balanced(leg), self._network, leg.route.tile_px)
+        scene = self._subject.at(leg.scale, self._balanced(leg), self._network, leg.route.tile_px)
         image, state = self._image, None
         if self._resume is not None:
-            mark, state = self._resume.mark, self._resume.tensors
-            self._done, self._before = mark.count, mark.before
-            if leg.route != mark.routes[self._clock.leg - 1]:
-                state = None  # another machine, or less memory: the image is worth keeping all the same
+            state = self._taken_up(self._resume.mark, self._resume.tensors, leg)
             self._resume = None
-        elif image is None:
-            image = self._subject.first_image(photo, self._spec)
-        elif not self._done:
-            image = self._enlarged(image, leg)
-        self._clock.go_on(self._done)
+        else:
+            self._clock.go_on(self._done)
+            if image is None:
+                image = self._subject.first_image(scene.photo, self._spec)
+            elif not self._done:
+                image = self._enlarged(image, leg)
         assert image is not None, "a checkpoint has an image"
+        evaluate = scene.objective.with_gradient
         if self._spec.optimizer == "adam":
-            return Adam(objective.with_gradient, image, state)
+            return scene, Adam(evaluate, image, state)
         host = torch.device("cpu") if leg.route.history_on_host else None
-        return LBFGS(objective.with_gradient, image, leg.route.history, host, state)
+        return scene, LBFGS(evaluate, image, leg.route.history, host, state)
 
-    def _is_stopped(self, optimizer: LBFGS | Adam, iterate: Tensor | None, count: int) -> bool:
+    def _taken_up(self, mark: Mark, state: Mapping[str, Tensor], leg: Leg) -> Mapping[str, Tensor] | None:
+        """Stand where an earlier run stood; the optimizer's state, if it is of any use here."""
+        self._done = mark.count
+        self._clock.go_on(mark.count)
+        if mark.weights != self._spec.weights:
+            self._note_steering(mark.weights, mark.count)
+            return None
+        self._before = mark.before
+        # Another machine, or less memory: the image is worth keeping all the same.
+        return state if leg.route == mark.routes[self._clock.leg - 1] else None
+
+    def _is_stopped(self, scene: Scene, optimizer: LBFGS | Adam, iterate: Tensor | None, count: int) -> bool:
         if self._on_progress is None or iterate is None:
             return False
         picture = partial(self._subject.render, iterate, self._spec)
         checkpoint = partial(self._checkpoint, optimizer, count)
-        return bool(self._on_progress(Moment(self._clock.progress(self._losses), picture, checkpoint)))
+        progress = replace(self._clock.progress(self._losses), steered=self._steered)
+        answer = self._on_progress(Moment(progress, self._spec, picture, checkpoint))
+        if isinstance(answer, StyleSpec):
+            self._steer(self._subject.fitted(answer), scene, optimizer, count)
+            return False
+        return bool(answer)
+
+    def _steer(self, spec: StyleSpec, scene: Scene, optimizer: LBFGS | Adam, count: int) -> None:
+        """Go on by other weights: another function, of which the optimizer knows nothing yet."""
+        before, self._spec = self._spec.weights, spec
+        if spec.weights != before:
+            scene.weigh(self._balanced(self._clock.legs[self._clock.leg - 1]))
+            optimizer.begin()
+            self._note_steering(before, count)
+
+    def _note_steering(self, before: Mapping[str, Any], count: int) -> None:
+        """For those who ask how the picture was made. And a scale that was about to end takes the time to follow."""
+        after = self._spec.weights
+        changed = [name for name in after if after[name] != before[name]]
+        steering = Steering(
+            self._clock.iteration, {name: before[name] for name in changed}, {name: after[name] for name in changed}
+        )
+        self._steered = (*self._steered, steering)
+        self._before = float("inf")
+        self._clock.lengthen(count)
 
     def _checkpoint(self, optimizer: LBFGS | Adam, count: int) -> Checkpoint:
         mark = Mark(
@@ -223,6 +271,8 @@ class _Run:
             seconds=self._clock.seconds,
             routes=[leg.route for leg in self._clock.legs],
             network=self._network_id,
+            weights=self._spec.weights,
+            steered=list(self._steered),
         )
         return Checkpoint(mark, optimizer.state())
 
@@ -286,6 +336,18 @@ class _Clock:
     def count(self) -> None:
         """One more iteration."""
         self.iteration += 1
+
+    @property
+    def most(self) -> int:
+        """Iterations of this leg."""
+        return self.counts[self.leg - 1]
+
+    def lengthen(self, count: int) -> None:
+        """Let half of the last leg's iterations come from `count` on; it takes at most twice as many, then one more."""
+        if self.leg == len(self.legs):
+            planned = self.legs[-1].scale.iterations
+            self.counts[-1] = max(self.counts[-1], count + 1, min(count + planned // 2, 2 * planned))
+            self._share = 0.0  # more is left than was told
 
     def skip(self, iterations: int) -> None:
         """Iterations of this leg that will not be taken."""

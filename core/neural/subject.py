@@ -12,7 +12,7 @@ from torch import Tensor
 
 from core import images
 from core.neural import pixels
-from core.neural.objective import Objective, Region, mixed, style_of
+from core.neural.objective import Objective, Region, Style, mixed, style_of
 from core.neural.schedule import Scale
 from core.neural.vgg import Network
 from core.spec import MIN_RESULT_SIDE_PX, StyleSpec
@@ -37,10 +37,8 @@ class Subject:
                 images.check_mask(mask)
         return spec
 
-    def at(
-        self, scale: Scale, spec: StyleSpec, network: Network, tile_px: int | None = None
-    ) -> tuple[Tensor, Objective]:
-        """The photo as an image tensor, and the objective that judges images of its size."""
+    def at(self, scale: Scale, spec: StyleSpec, network: Network, tile_px: int | None = None) -> "Scene":
+        """The photo as an image, and the objective that judges images of its size."""
         photo = pixels.to_image(self.content, scale.size).to(network.device)
         if spec.preserve_color == "luminance":
             photo = pixels.luminance(photo)
@@ -48,13 +46,9 @@ class Subject:
         for style in self.styles if spec.beta else ():  # one at a time: each may be as large as the result
             painting = pixels.to_image(style, painting_size(*style.size, spec, scale)).to(network.device)
             styles.append(style_of(network, _in_colors_of(photo, painting, spec), spec, tile_px))
-        if not self.masks or not styles:
-            regions = [Region(mixed(styles, spec.style_weights))] if styles else []
-        else:  # each share counts where its mask is: equal shares are all of it
-            guides = [pixels.to_guide(mask, scale.size).to(network.device) for mask in self.masks]
-            shares = [share * len(styles) for share in spec.style_weights]
-            regions = [Region(*region) for region in zip(styles, shares, guides, strict=True)]
-        return photo, Objective(network, spec, photo, regions, tile_px)
+        guides = [pixels.to_guide(mask, scale.size).to(network.device) for mask in (self.masks if styles else ())]
+        objective = Objective(network, spec, photo, _regions(styles, guides, spec), tile_px)
+        return Scene(photo, styles, guides, objective)
 
     def first_image(self, photo: Tensor, spec: StyleSpec) -> Tensor:
         """(1, 3, H, W) in [0, 1]: the photo, white noise, the first painting, or the picture to begin with."""
@@ -75,6 +69,29 @@ class Subject:
             photo = pixels.to_image(self.content, (image.shape[3], image.shape[2])).to(image.device)
             image = pixels.with_color_of(image, photo)
         return pixels.to_picture(image)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A subject at one scale: what of it stays the same whatever the weights, and the objective, which does not."""
+
+    photo: Tensor
+    styles: list[Style]  # of each painting
+    guides: list[Tensor]
+    objective: Objective
+
+    def weigh(self, spec: StyleSpec) -> None:
+        """Let the objective go by the weights and shares of another spec that is the same in all else."""
+        self.objective.weigh(spec, _regions(self.styles, self.guides, spec))
+
+
+def _regions(styles: Sequence[Style], guides: Sequence[Tensor], spec: StyleSpec) -> list[Region]:
+    if not styles:
+        return []
+    if not guides:
+        return [Region(mixed(styles, spec.style_weights))]
+    shares = [share * len(styles) for share in spec.style_weights]  # each counts where its mask is: equal is all of it
+    return [Region(*region) for region in zip(styles, shares, guides, strict=True)]
 
 
 def painting_size(width: int, height: int, spec: StyleSpec, scale: Scale) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from core import errors
 from core.neural.classifier import Classifier, full_outputs, places, widened
-from core.neural.vgg import MEAN, STD
+from core.neural.vgg import TORCHVISION
 from core.recipe import Recipe
 
 
@@ -69,8 +69,8 @@ def _card(about: About, epoch: int, validation: list[float] | None) -> dict[str,
         "classes": json.dumps(about.classes),
         "recipe": about.recipe.model_dump_json(),
         "epoch": str(epoch),
-        "mean": json.dumps(MEAN),
-        "std": json.dumps(STD),
+        "mean": json.dumps(TORCHVISION.mean),
+        "std": json.dumps(TORCHVISION.std),
     }
     if about.start_sha256:
         card["start_sha256"] = about.start_sha256

@@ -1,4 +1,4 @@
-"""VGG-16 and VGG-19 (Simonyan and Zisserman 2014) as a row of data; their features by layer name.
+"""A VGG network on a device: its features by layer name, and their gradient.
 
 The network takes RGB in [0, 1]. It is frozen, has no fully connected layers, and knows nothing of losses.
 """
@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from core import errors
+from core.architecture import WIDTHS, Architecture, convolutions, missing_layer
+
 Pooling = Literal["max", "average", "l2"]
-Architecture = Literal["vgg16", "vgg19"]
+Color = tuple[float, float, float]  # RGB
 # What the first convolution sees beyond the image: its outermost pixels once more, or the mean color, as the paper's
 # network does. The latter is an edge like any other, and paints a frame along the border.
 Edges = Literal["repeat", "zeros"]
-
-# Convolutions in each of the five blocks; a pooling ends each block.
-BLOCKS: dict[Architecture, tuple[int, ...]] = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
-WIDTHS = (64, 128, 256, 512, 512)
 
 # torchvision's normalisation, which its weights were trained with.
 MEAN = (0.485, 0.456, 0.406)
@@ -37,24 +36,14 @@ POOLING_SCALES: dict[Pooling, float] = {"max": 1.0, "average": 1.7, "l2": 1.35}
 
 
 @dataclass(frozen=True)
-class Convolution:
-    """One 3 x 3 convolution, its ReLU's name, and whether a pooling comes before it."""
+class Input:
+    """What a network was trained on: (RGB - mean) / std. Zeros beyond the border are the mean color."""
 
-    layer: str
-    inputs: int
-    outputs: int
-    pooled: bool
+    mean: Color = MEAN
+    std: Color = STD
 
 
-def convolutions(architecture: Architecture) -> list[Convolution]:
-    """All convolutions in order, `relu1_1` to `relu5_3` or `relu5_4`."""
-    row: list[Convolution] = []
-    inputs = 3
-    for block, (count, width) in enumerate(zip(BLOCKS[architecture], WIDTHS, strict=True), start=1):
-        for number in range(1, count + 1):
-            row.append(Convolution(f"relu{block}_{number}", inputs, width, pooled=block > 1 and number == 1))
-            inputs = width
-    return row
+TORCHVISION = Input()
 
 
 def best_device(wanted: str = "auto") -> torch.device:
@@ -119,6 +108,7 @@ class Network:
         sha256: str,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
+        takes: Input = TORCHVISION,
     ) -> None:
         """`parameters`: weight (out, in, 3, 3) and bias (out,) of each convolution, in order."""
         self.architecture, self.name, self.sha256 = architecture, name, sha256
@@ -135,8 +125,14 @@ class Network:
         self._turned = [_laid_out(weight.flip(2, 3).transpose(0, 1)) for weight, _ in self._parameters]
         exact = torch.promote_types(self.dtype, torch.float32)
         self._mean, self._std = (
-            torch.tensor(row, device=self.device, dtype=exact).view(1, 3, 1, 1) for row in (MEAN, STD)
+            torch.tensor(row, device=self.device, dtype=exact).view(1, 3, 1, 1) for row in (takes.mean, takes.std)
         )
+
+    def must_have(self, layers: Collection[str]) -> None:
+        """Raises BadSpec, with the layers that there are."""
+        refusal = missing_layer(self.architecture, layers, self.name)
+        if refusal is not None:
+            raise errors.BadSpec(refusal)
 
     def halo(self, layers: Collection[str]) -> int:
         """How far from its own pixels a position of these layers sees, in px, rounded up to whole positions."""
@@ -184,20 +180,20 @@ class Network:
         image: (B, 3, H, W) in [0, 1], any float dtype. Returns {layer: (B, C, h, w)}. Stops at the deepest layer asked
         for, and keeps no other. Raises KeyError for a layer the network does not have.
         """
-        forward = self._forward(image, layers, pooling, edges)
+        forward = self.responses(image, layers, pooling, edges)
         return {layer: responses for layer, responses in forward if layer in layers}
 
     def record(
         self, image: Tensor, layers: Collection[str], pooling: Pooling = "max", edges: Edges = "repeat"
     ) -> "Recording":
         """As `features`, with what the way back to the image needs."""
-        return Recording(self, layers, pooling, edges, dict(self._forward(image, layers, pooling, edges)))
+        return Recording(self, layers, pooling, edges, dict(self.responses(image, layers, pooling, edges)))
 
     @torch.no_grad()
-    def _forward(
-        self, image: Tensor, layers: Collection[str], pooling: Pooling, edges: Edges
+    def responses(
+        self, image: Tensor, layers: Collection[str], pooling: Pooling = "max", edges: Edges = "repeat"
     ) -> Iterator[tuple[str, Tensor]]:
-        """Each layer and its responses, up to the deepest of `layers`."""
+        """Every layer and its responses, one after the other, down to the deepest of `layers`."""
         missing = set(layers) - {convolution.layer for convolution in self._row}
         if missing:
             raise KeyError(min(missing))

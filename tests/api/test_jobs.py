@@ -17,6 +17,7 @@ from api.settings import ApiSettings
 from core import images
 from core.blobs import Blobs, digest_of
 from core.jobs import JobProgress, NetworkUsed, Output, is_job_id
+from core.spec import STEERABLE
 from core.store import JobStore
 from core.webhooks import Policy
 
@@ -529,6 +530,37 @@ def test_retry_makes_a_new_job_with_what_is_changed(
     assert [1, 1, 1] == rings
 
 
+def test_a_job_goes_on_from_the_result_of_another(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> None:
+    path = f"/v1/jobs/{(old := submit(strength='0.7').json())['id']}"
+    result = digest_of(_run(store, blobs, photo))
+    on = client.post(f"{path}/retry", json={"continue": True, "spec": {"size": 128, "iterations": 9}})
+    otherwise = client.post(f"{path}/retry", json={"continue": True, "spec": {"init": "noise"}})
+    again = client.post(f"/v1/jobs/{on.json()['id']}/cancel").json()
+
+    spec = {**old["input"]["spec"], "init": "picture", "size": 128, "iterations": 9}
+    assert (202, {**old["input"], "init_image": result, "spec": spec}) == (on.status_code, on.json()["input"])
+    assert old["id"] == on.json()["retried_from"]
+    assert (422, "bad_spec") == (otherwise.status_code, otherwise.json()["code"])
+    none = client.post(f"/v1/jobs/{again['id']}/retry", json={"continue": True})
+    assert (409, "no_result") == (none.status_code, none.json()["code"])
+    client.delete(path)
+    assert store.owns("local", result), "the new job needs it"
+    plain = client.post(f"/v1/jobs/{again['id']}/retry").json()
+    assert (result, "picture") == (plain["input"]["init_image"], plain["input"]["spec"]["init"])
+
+
+def test_a_result_that_is_gone_cannot_be_gone_on_from(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> None:
+    path = f"/v1/jobs/{submit().json()['id']}"
+    blobs.delete(digest_of(_run(store, blobs, photo)))
+    gone = client.post(f"{path}/retry", json={"continue": True})
+
+    assert (410, "result_gone") == (gone.status_code, gone.json()["code"])
+
+
 def test_a_result_is_reused_where_that_is_allowed(
     client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
 ) -> None:
@@ -540,6 +572,73 @@ def test_a_result_is_reused_where_that_is_allowed(
     assert ("succeeded", 0) == (job["status"], job["attempt"])
     assert data == client.get(job["links"]["result"]).content
     assert "queued" == submit().json()["status"]
+
+
+def test_a_result_comes_in_a_smaller_size_but_never_in_a_larger_one(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> None:
+    path = f"/v1/jobs/{submit().json()['id']}/result"
+    whole = _run(store, blobs, photo)
+
+    for kind in ("png", "jpeg", "webp"):
+        small = client.get(f"{path}?width=48&format={kind}")
+        assert (f"image/{kind}", (48, 36)) == (
+            small.headers["content-type"],
+            Image.open(io.BytesIO(small.content)).size,
+        )
+    assert {"program": "impasto"} == images.provenance_of(client.get(f"{path}?width=48").content)
+    assert whole == client.get(f"{path}?width=500").content == client.get(path).content
+    assert [422, 422] == [client.get(f"{path}?width={width}").status_code for width in (15, 9000)]
+
+
+def test_a_result_that_the_client_has_is_not_sent_again(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> None:
+    path = f"/v1/jobs/{submit().json()['id']}/result"
+    _run(store, blobs, photo)
+    tags = [client.get(path + query).headers["etag"] for query in ("", "?format=webp", "?width=48")]
+
+    assert 3 == len(set(tags))
+    assert 304 == client.get(path, headers={"If-None-Match": tags[0]}).status_code
+    assert 200 == client.get(path, headers={"If-None-Match": tags[1]}).status_code
+
+
+def test_a_job_is_steered_by_patch_until_it_ends(client: TestClient, submit: Submit, store: JobStore) -> None:
+    path = f"/v1/jobs/{submit(strength='0.2').json()['id']}"
+    both = client.patch(path, json={"spec": {"strength": 0.9}, "pinned": True}).json()
+    again = client.patch(path, json={"spec": {"strength": 0.9}}).json()
+    refused = client.patch(path, json={"spec": {"size": 128}, "pinned": False})
+    nothing = client.patch(path, json={})
+    client.post(f"{path}/cancel")
+    late = client.patch(path, json={"spec": {"strength": 0.5}})
+
+    assert (0.9, True) == (both["input"]["spec"]["strength"], both["pinned"])
+    assert both["version"] == again["version"]
+    assert (422, "bad_spec") == (refused.status_code, refused.json()["code"])
+    assert "size cannot be changed any more; strength, content_weight" in refused.json()["detail"]
+    assert (422, "bad_input") == (nothing.status_code, nothing.json()["code"])
+    assert (409, "job_already_ended") == (late.status_code, late.json()["code"])
+    ended = client.get(path).json()
+    assert (0.9, True) == (ended["input"]["spec"]["strength"], ended["pinned"])
+
+
+def test_what_may_be_steered_stands_in_the_description(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()["components"]["schemas"]["Change"]
+
+    assert {*STEERABLE} == set(described["properties"]["spec"]["properties"])
+
+
+def test_a_black_mask_gets_no_share_by_steering(
+    client: TestClient, files: dict[str, Any], painting: Image.Image, rings: list[int]
+) -> None:
+    """It would make the run fail."""
+    masks = [images.encode(Image.new("RGB", (40, 40), color)) for color in ("white", "black")]
+    parts = [("content", files["content"]), *[("style", files["style"])] * 2, *[("mask", ("m", m)) for m in masks]]
+    path = f"/v1/jobs/{client.post('/v1/jobs', files=parts, data={'style_weights': '1,0'}).json()['id']}"
+    refused = client.patch(path, json={"spec": {"style_weights": [1, 1]}})
+
+    assert (422, "bad_image") == (refused.status_code, refused.json()["code"])
+    assert 200 == client.patch(path, json={"spec": {"style_weights": [2, 0]}}).status_code
 
 
 def test_a_pinned_job_does_not_expire(client: TestClient, submit: Submit, store: JobStore, blobs: Blobs) -> None:

@@ -1,5 +1,6 @@
 """One shape of error, whatever goes wrong."""
 
+import errno
 from typing import Any
 
 import pytest
@@ -42,6 +43,24 @@ def test_what_nobody_foresaw_is_a_500_without_its_words(app: FastAPI, client: Te
     answer = client.get("/v1/explode")
 
     _assert_problem(answer, 500, "internal")
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "code"), [(errno.EMFILE, 503, "unavailable"), (errno.EIO, 500, "internal")]
+)
+def test_too_many_open_files_pass_and_a_broken_disk_does_not(
+    app: FastAPI, client: TestClient, number: int, status: int, code: str
+) -> None:
+    @app.get("/v1/open")
+    def opened() -> None:
+        raise OSError(number, "secret")
+
+    app.router.routes.insert(0, app.router.routes.pop())
+    answer = client.get("/v1/open")
+
+    _assert_problem(answer, status, code)
+    assert ("retry-after" in answer.headers) == (status == 503)
     assert "secret" not in answer.text
 
 

@@ -8,9 +8,10 @@ import redis
 from celery import Celery
 
 from api.reaper import Reaper
+from core import errors
 from core.blobs import Blobs
 from core.checkpoints import Checkpoints
-from core.jobs import Job, JobInput, Status, new_job_id
+from core.jobs import Frame, Job, JobInput, Status, Terms, new_job_id
 from core.queue import QUEUE, make_celery, ring, waiting_bells
 from core.spec import StyleSpec
 from core.store import PREFIX, JobStore
@@ -172,6 +173,49 @@ def test_only_one_process_reaps(reaper: Reaper, store: JobStore, blobs: Blobs, c
     other.tick()
 
     assert Status.RUNNING is store.get(job.id).status
+
+
+def test_a_little_over_the_quota_few_jobs_go_however_many_frames_each_has(
+    store: JobStore, blobs: Blobs, celery: Celery, clock: Clock
+) -> None:
+    for number in range(8):
+        photo, painting = blobs.put(b"photo"), blobs.put(b"painting")
+        for digest in (photo, painting):
+            store.hold(digest, 60)
+        job_input = JobInput(content=photo, styles=[painting], spec={})
+        job = store.create(new_job_id(), job_input, Terms(keep_seconds=1000))
+        store.claim(str(number), "worker")
+        for iteration in range(30):
+            digest = blobs.put(bytes([number, iteration]) * 500)
+            store.hold(digest, 60)
+            frame = Frame(index=0, iteration=iteration, scale=1, seconds=0, digest=digest)
+            store.keep_frame(job.id, str(number), frame)
+        store.fail(job.id, str(number), errors.Diverged())
+    full = Reaper(store, blobs, Checkpoints(blobs._folder / "c"), celery, disk_bytes=0.9 * sum(blobs.sizes()))
+    full._make_room()
+
+    assert 1 == store.expire(1000)
+
+
+def test_pictures_without_a_record_are_kept_for_a_while_and_then_go(
+    reaper: Reaper, store: JobStore, blobs: Blobs, valkey: Any
+) -> None:
+    used, stray, held = _create(store, blobs).input.content, blobs.put(b"stray"), blobs.put(b"held")
+    store.hold(held, 60)
+    reaper._next_look = 0.0
+    reaper.tick()
+    reaper.tick()
+    assert blobs.has(stray)  # it may be the store that is the wrong one
+    with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
+        assert {stray} == {
+            digest
+            for digest, until in client.zrange(PREFIX + "orphans", 0, -1, withscores=True)
+            if until > (client.time()[0] + 6 * 86_400) * 1000
+        }
+        client.zadd(PREFIX + "orphans", {stray: 1})
+    reaper.tick()
+
+    assert [True, False, True] == [blobs.has(digest) for digest in (used, stray, held)]
 
 
 @pytest.mark.parametrize(("checkpoint_bytes", "goes"), [(100, False), (2_000, True)])

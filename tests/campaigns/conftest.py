@@ -25,6 +25,6 @@ def play(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(HERE / f"{name}.py"), "--history", str(tmp_path / "history"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
 
     return run

@@ -40,7 +40,7 @@ mode = "all"
 no-shrink = true
 
 [[operations]]
-include-name = ["POST /v1/jobs", "POST /v1/jobs/{{job_id}}/retry", "POST /v1/images"]
+include-name = ["POST /v1/jobs", "POST /v1/jobs/{{job_id}}/retry", "PATCH /v1/jobs/{{job_id}}", "POST /v1/images"]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "409", "410", "413", "415", "422"]
 """
 

@@ -51,16 +51,20 @@ class Timed(kills.Caller):
 
     def _ended(self, answer: httpx2.Response) -> None:
         took = round(time.monotonic() - self._at, 3)
-        self._history.tell("answer", method=answer.request.method, status=answer.status_code, seconds=took)
+        request, later = answer.request, answer.headers.get("Retry-After")
+        told = {"path": request.url.path, "status": answer.status_code, "retry_after": later}
+        self._history.tell("answer", method=request.method, seconds=took, **told)
 
 
 class Client(kills.Client):
     """As in kills.py, with a timed caller."""
 
+    kind: type[Timed] = Timed
+
     def __init__(self, fleet: Fleet, history: History, seed: int, jobs: int, over: threading.Event) -> None:
         super().__init__(fleet, history, seed, jobs, over)
         self._caller._http.close()
-        self._caller = Timed(fleet.url, history)
+        self._caller = self.kind(fleet.url, history)
 
 
 def campaign(folder: Path, history: History, *, seed: int, faults: int, without: str | None = None) -> None:

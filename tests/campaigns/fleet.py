@@ -22,6 +22,46 @@ from cli.up import free_port
 from core.settings import Settings
 
 LOOK_SECONDS = 0.05
+START_SECONDS = 180  # on a machine that others use as well
+LIFE_MS = 5000  # a worker says once a second that it lives, and does not count after this
+
+_LATE = """
+import importlib.util, sys
+class Late:
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name != {module!r}:
+            return None
+        sys.meta_path.remove(cls)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+        def load_and_change(module):
+            load(module)
+            exec({code!r}, {{'module': module}})
+        spec.loader.exec_module = load_and_change
+        return spec
+sys.meta_path.insert(0, Late)
+"""
+
+
+def late(module: str, code: str) -> str:
+    """For `changed`: code that runs once a process has imported the module, and finds it as `module`.
+
+    So that what needs torch is changed where torch is, and loaded nowhere else.
+    """
+    return _LATE.format(module=module, code=code)
+
+
+# A network of 4 channels with weights of chance: where it does not matter what is painted, but how often.
+TINY = late(
+    "core.neural.weights",
+    "import torch, core.neural.vgg as vgg\n"
+    "vgg.WIDTHS = (4, 4, 4, 4, 4)\n"
+    "tiny = dict(name='vgg16', sha256='tiny', device='cpu', dtype=torch.float32)\n"
+    "def load(self, *_):\n"
+    "    return module.Network('vgg16', module.random_parameters('vgg16'), **tiny)\n"
+    "module.WeightsCache.load = load",
+)
 
 
 class Program:
@@ -50,6 +90,11 @@ class Program:
         """With kill -9; whoever watches starts it again."""
         if self._process is not None:
             self._process.kill()
+
+    def stop_at_once(self) -> None:
+        """For good, with kill -9."""
+        self._wanted = False
+        self.kill()
 
     def stop(self) -> None:
         """For good, in peace if it can."""
@@ -81,22 +126,25 @@ class Fleet:
         workers: int = 2,
         store: Mapping[str, str] | None = None,
         changed: str = "",
+        tiny: bool = False,
         through: int | None = None,
         **settings: str,
     ) -> None:
         """store: options of Valkey. changed: Python that every process of ours runs first, a guard taken out.
 
-        through: a port that leads to the store's; our processes then use it. settings: IMPASTO_*.
+        tiny: paint with TINY. through: a port that leads to the store's; our processes then use it.
+        settings: IMPASTO_*.
         """
         self.folder, self.store_port, self.api_port = folder, free_port(), free_port()
         self.data = folder / "data"
         for made in (folder / "valkey", folder / "changed", self.data):
             made.mkdir(parents=True, exist_ok=True)
+        changed = TINY * tiny + changed
         (folder / "changed" / "sitecustomize.py").write_text(changed)
         own = {
             "REDIS_URL": f"redis://127.0.0.1:{through or self.store_port}/0",
             "DATA_DIR": str(self.data),
-            "CACHE_DIR": str(Settings().cache_dir),
+            "CACHE_DIR": str(folder / "cache" if tiny else Settings().cache_dir),
             "API_PORT": str(self.api_port),
             "WORKER_THREADS": "1",
             "WORKER_CHECKPOINT_SECONDS": "0.1",
@@ -136,11 +184,15 @@ class Fleet:
         return self
 
     def _until_serving(self) -> None:
-        until = time.monotonic() + 60
-        while not (self._ready() and self._live_workers() == len(self.workers)):
+        until = time.monotonic() + START_SECONDS
+        while not self.is_serving():
             if time.monotonic() > until:
                 raise RuntimeError(f"the fleet does not start: see {self.folder}")
             time.sleep(LOOK_SECONDS)
+
+    def is_serving(self) -> bool:
+        """Whether the API is ready and every worker has said that it lives, of late."""
+        return self._ready() and self._live_workers() == len(self.workers)
 
     def _ready(self) -> bool:
         try:
@@ -149,8 +201,12 @@ class Fleet:
             return False
 
     def _live_workers(self) -> int:
-        with self.redis() as client:
-            return int(client.zcard("impasto:workers"))
+        try:
+            with self.redis() as client:
+                since = int(client.time()[0]) * 1000 - LIFE_MS
+                return int(client.zcount("impasto:workers", since, "+inf"))
+        except redis.RedisError:
+            return 0
 
     def _programs(self) -> Iterator[Program]:
         yield self.valkey

@@ -24,6 +24,7 @@ import redis
 from fleet import Fleet
 from history import History, events, judged
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from core.blobs import digest_of
 from core.jobs import Status
@@ -58,12 +59,14 @@ CONTROLS = {
 }
 
 
-def picture(seed: int, width: int, height: int) -> bytes:
-    """Smooth noise, as a PNG."""
+def picture(seed: int, width: int, height: int, words: str = "") -> bytes:
+    """Smooth noise, as a PNG. The words show nowhere, but make other bytes, and another digest."""
     noise = random.Random(seed).randbytes(12 * 9 * 3)
     image = Image.frombytes("RGB", (12, 9), noise).resize((width, height), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    buffer, info = io.BytesIO(), PngInfo()
+    if words:
+        info.add_text("words", words)
+    image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 
@@ -92,8 +95,12 @@ class Caller:
                 raise TimeoutError(path)
             time.sleep(0.05)
 
+    def photo(self, key: str) -> bytes:  # noqa: ARG002 - for others
+        """What a submission sends."""
+        return PHOTO
+
     def submit(self, knobs: dict[str, str], key: str) -> str:
-        files = {"content": ("a.png", PHOTO), "style": ("b.png", PAINTING)}
+        files = {"content": ("a.png", self.photo(key)), "style": ("b.png", PAINTING)}
         answer = self.ask("POST", "/v1/jobs", files=files, data=knobs, headers={"Idempotency-Key": key})
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])

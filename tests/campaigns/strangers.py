@@ -36,12 +36,16 @@ CONTROLS = {
         "step = s.JobStore._step\n"
         "def blind(self, name, *args):\n"
         "    if name == 'owns': return 1\n"
-        "    return step(self, name, *(('',) + args[1:] if name in ('read', 'cancel', 'pin', 'delete') else args))\n"
+        "    by_owner = ('read', 'frames', 'cancel', 'steer', 'pin', 'delete')\n"
+        "    return step(self, name, *(('',) + args[1:] if name in by_owner else args))\n"
         "s.JobStore._step = blind"
     )
 }
 VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
-BODIES = {"/v1/jobs/{job_id}": {"pinned": True}, "/v1/jobs/{job_id}/retry": {"spec": {"size": 64}}}
+BODIES = {
+    "/v1/jobs/{job_id}": {"spec": {"tv_weight": 1}, "pinned": True},
+    "/v1/jobs/{job_id}/retry": {"spec": {"size": 64}},
+}
 UNTOLD = {"date", "x-request-id"}
 UPLOAD = "POST picture"  # told, not judged: who sends the very bytes has them already
 UPLOAD_PX = 700  # of noise: 1.5 MB, so that writing it takes some of the time
@@ -216,7 +220,7 @@ def pairs(scene: Scene) -> Iterator[tuple[str, str, Callable[[str], Answer]]]:
 
 def _asking(scene: Scene, verb: str, path: str, place: str, real: str) -> Callable[[str], Answer]:
     def ask(name: str) -> Answer:
-        address = path.replace(place, name)
+        address = path.replace(place, name).replace("{index}", "0")
         if verb in ("POST", "PATCH") and path in BODIES:
             return scene.stranger.send(verb, address, BODIES[path])
         return scene.stranger.ask(verb, address, if_none_match=scene.etags.get(real, '"1"'))

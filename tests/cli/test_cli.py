@@ -12,7 +12,9 @@ from PIL import Image
 from cli.up import free_port
 from core import images
 from core.blobs import digest_of
-from core.neural.weights import WeightsCache
+from core.neural import files
+from core.neural.parameters import Parameters
+from core.neural.weights import WeightsCache, random_parameters
 from core.spec import KNOBS
 from core.webhooks import Policy
 
@@ -217,6 +219,40 @@ def test_importing_a_file_that_is_no_network_is_exit_1(impasto: Any, pictures: t
 
     assert 1 == ran.returncode
     assert "Traceback" not in ran.stderr
+
+
+def test_a_network_of_ones_own_comes_in_is_normalized_goes_out_and_away(
+    impasto: Any, tmp_path: Path, photo: Image.Image
+) -> None:
+    own = {"IMPASTO_CACHE_DIR": str(tmp_path / "cache")}
+    files.write(tmp_path / "My Textures.caffemodel", Parameters.of(random_parameters("vgg11")), {})
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    photo.save(folder / "a.png")
+    photo.save(folder / "more" / "b.jpg")
+    (folder / "broken.png").write_bytes(b"no picture")
+    unnamed = impasto("weights", "import", "My Textures.caffemodel", **own)
+    taken = impasto("weights", "import", "My Textures.caffemodel", "--name", "my-textures", **own)
+    normalized = impasto("weights", "normalize", "my-textures", "photos", **own)
+    exported = impasto("weights", "export", "my-textures-normalized", "out.caffemodel", **own)
+    nowhere = impasto("weights", "export", "my-textures", "nowhere/out.pth", **own)
+    unknown = impasto("weights", "export", "my-textures", "out.txt", **own)
+    shown = impasto("weights", "show", "my-textures-normalized", **own)
+    removed = impasto("weights", "remove", "my-textures", **own)
+    listed = impasto("weights", "list", **own)
+
+    assert (2, 1, 2) == (unnamed.returncode, nowhere.returncode, unknown.returncode)
+    assert "Say --name" in unnamed.stderr
+    assert all("Traceback" not in ran.stderr for ran in (unnamed, nowhere, unknown))
+    assert [0] * 6 == [ran.returncode for ran in (taken, normalized, exported, shown, removed, listed)]
+    assert taken.stdout.startswith("my-textures  VGG-11  37 MB  sha256 ")
+    assert "over 2 pictures" in normalized.stdout
+    assert "left out: broken.png: Only JPEG, PNG and WebP" in normalized.stderr
+    assert files.read(tmp_path / "out.caffemodel")[0].sha256[:16] in listed.stdout
+    assert (tmp_path / "out.prototxt").exists()
+    assert "from: My Textures.caffemodel" in shown.stdout
+    assert "normalized_over: 2 pictures, least 0.1" in shown.stdout
+    assert not any(line.startswith("my-textures  ") for line in listed.stdout.splitlines())
 
 
 def test_help_tells_every_command_and_every_knob(impasto: Any) -> None:

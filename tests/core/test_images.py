@@ -323,3 +323,13 @@ def test_the_png_records_how_it_was_made_and_nothing_of_the_inputs() -> None:
     assert not any(b"canary" in images.encode(picture, kind) for picture in (source, jpeg) for kind in images.FORMATS)
     assert images.provenance_of(images.encode(source)) is None
     assert json.dumps({"size": 64}).encode() in data
+
+
+def test_a_result_of_ours_may_be_larger_than_what_is_taken_from_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = images.encode(Image.effect_noise((200, 100), 50).convert("RGB"))
+    monkeypatch.setattr(images, "MAX_BYTES", len(data) - 1)
+    monkeypatch.setattr(images, "MAX_SIDE_PX", 150)
+    with pytest.raises(errors.UploadTooLarge):
+        images.decode(data)
+
+    assert (200, 100) == images.decode(data, any_size=True).size

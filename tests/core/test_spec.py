@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from core import errors
-from core.spec import KNOBS, STYLE_WEIGHT_GATYS, StyleSpec, allowed, parse_spec, result_size
+from core.architecture import BLOCKS
+from core.spec import KNOBS, STEERABLE, STYLE_WEIGHT_GATYS, StyleSpec, allowed, parse_spec, result_size
 
 WHOLE = ["size", "iterations", "seed", "scales"]
 NUMBERS = ["strength", "content_weight", "style_weight", "tv_weight", "style_scale"]
-CHOICES = ["quality", "init", "objective", "optimizer", "pooling", "preserve_color", "model"]
+CHOICES = ["quality", "init", "objective", "optimizer", "pooling", "preserve_color"]
 LAYERS = ["content_layers", "style_layers"]
 
 
@@ -46,6 +47,7 @@ def test_text_from_a_form_and_values_from_json_mean_the_same() -> None:
         *itertools.product(CHOICES, ("", "x", 1, None)),
         *itertools.product(LAYERS, ("", "relu9_1", "relu4_2=nan", "relu4_2=-1", "{", {}, 3, "[" * 9999)),
         *itertools.product(["style_weights"], ("x", "1,nan", [1, -1], "1," * 20, 3)),
+        *itertools.product(["model"], ("", "My", "-x", "x/y", "../x", "x.y", "x\n", "x" * 65, 1, None)),
         ("size", 63),
         ("size", 8193),
         ("size", True),
@@ -73,6 +75,12 @@ def test_an_unknown_knob_is_refused_with_the_known_ones() -> None:
         ({"style_layers": {"relu1_1": 0}}, "style_layers: one weight must be above 0"),
         ({"style_weights": [0, 0]}, "style_weights: one share must be above 0"),
         ({"content_layers": "relu4_4"}, "relu4_4 is a layer of VGG-19 alone: set model=vgg19"),
+        ({"content_layers": "relu4_4", "model": "vgg16"}, "relu4_4 is a layer of VGG-19 alone: set model=vgg19"),
+        (
+            {"content_layers": "relu4_2", "style_layers": "relu1_2", "model": "vgg11"},
+            "relu1_2 is no layer of vgg11, a VGG-11: it has relu1_1, relu2_1, relu3_1, relu3_2, relu4_1, relu4_2, "
+            "relu5_1, relu5_2.",
+        ),
     ],
 )
 def test_knobs_that_make_no_sense_together_are_refused(knobs: dict[str, Any], words: str) -> None:
@@ -82,6 +90,16 @@ def test_knobs_that_make_no_sense_together_are_refused(knobs: dict[str, Any], wo
 
 def test_a_layer_of_vgg19_is_taken_with_vgg19() -> None:
     assert {"relu4_4": 1.0} == parse_spec({"content_layers": "relu4_4", "model": "vgg19"}).content_layers
+
+
+def test_any_sane_name_is_a_model_and_its_layers_are_the_workers_business() -> None:
+    """How deep a network of one's own is, the name does not tell."""
+    assert "my-textures_2" == parse_spec({"model": "my-textures_2", "style_layers": "relu5_4"}).model
+
+
+def test_the_default_layers_are_those_of_every_depth() -> None:
+    for architecture in BLOCKS:
+        assert {"relu4_2": 1.0} == parse_spec({"model": architecture}).content_layers
 
 
 def test_the_papers_objective_has_its_own_default_weight() -> None:
@@ -115,3 +133,32 @@ def test_the_result_keeps_the_photos_shape() -> None:
     with pytest.raises(errors.BadSpec, match="size must be at least 640"):
         result_size(2000, 100, 639)
     assert (640, 32) == result_size(2000, 100, 640)
+
+
+def test_only_weights_can_be_steered_and_the_refusal_names_them() -> None:
+    spec = parse_spec({}).for_pictures(2)
+    steered = spec.steered({"strength": 0.9, "style_weights": "3,1", "tv_weight": "2"})
+
+    assert (0.9, [0.75, 0.25], 2.0) == (steered.strength, steered.style_weights, steered.tv_weight)
+    assert {"strength", "content_weight", "style_weight", "tv_weight", "style_weights"} == set(STEERABLE)
+    assert {name for name, knob in StyleSpec.model_json_schema()["properties"].items() if knob.get("steerable")} == {
+        *STEERABLE
+    }
+    for knobs, words in (
+        ({"size": 64}, "size cannot be changed any more; strength, "),
+        ({"strength": 2}, "strength must be a number from 0 to 1"),
+        ({"content_weight": 0}, "content_weight cannot become 0"),
+        ({"style_weights": "1"}, "each of the 2 paintings"),
+        ({"nothing": 1}, "no such knob"),
+    ):
+        with pytest.raises(errors.BadSpec, match=words):
+            spec.steered(knobs)
+    with pytest.raises(errors.BadSpec, match="raised from 0"):
+        parse_spec({"style_weight": 0}).for_pictures().steered({"style_weight": 1})
+
+
+def test_steering_one_knob_leaves_the_others_to_the_bit() -> None:
+    """Shares that are scaled to sum to 1 once more may differ in the last one."""
+    spec = parse_spec({"style_weights": "0.1,0.2,0.45"}).for_pictures(3)
+
+    assert spec == spec.steered({"strength": spec.strength})

@@ -14,6 +14,7 @@ from core.jobs import (
     LOCAL,
     MAX_ATTEMPTS,
     TRANSITIONS,
+    Frame,
     Job,
     JobInput,
     JobProgress,
@@ -1097,3 +1098,199 @@ def test_a_forgotten_job_is_not_told(store: JobStore, valkey: Any) -> None:
     assert not store.settle(taken, "b", "delivered")
     with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
         assert [] == client.keys(PREFIX + "outbox*")
+
+
+# ---------------------------------------------------------------------- steering
+
+
+def _stronger(job_input: JobInput) -> JobInput:
+    return job_input.model_copy(update={"spec": {**job_input.spec, "strength": 0.9}})
+
+
+def test_a_waiting_job_that_is_steered_is_the_job_that_was_submitted_so(store: JobStore) -> None:
+    """Also for those who would take its result for theirs."""
+    steered = store.steer(_create(store).id, _stronger)
+    _claimed(store)
+    store.hold(RESULT, 60)
+    store.paints_with("auto", MODEL.sha256)
+    store.succeed(steered.id, "t", OUTPUT, MODEL, {})
+    as_before, so = (store.create(new_job_id(), made, Terms(reuse=True)) for made in (INPUT, _stronger(INPUT)))
+
+    assert (0.9, 2) == (steered.input.spec["strength"], steered.version)
+    assert (None, steered.id) == (as_before.reused_from, so.reused_from)
+
+
+def test_a_picture_that_was_begun_otherwise_answers_nobody_else(store: JobStore) -> None:
+    job = _create(store)
+    _claimed(store)
+    store.steer(job.id, _stronger)
+    store.hold(RESULT, 60)
+    store.paints_with("auto", MODEL.sha256)
+    assert "ok" == store.succeed(job.id, "t", OUTPUT, MODEL, {})
+
+    for made in (INPUT, _stronger(INPUT)):
+        assert store.create(new_job_id(), made, Terms(reuse=True)).reused_from is None
+    store.delete(job.id)
+
+
+def test_a_worker_hears_at_once_that_its_job_was_steered_and_until_it_knows(store: JobStore) -> None:
+    job = _create(store)
+    _claimed(store)
+    assert "ok" == store.renew(job.id, "t", 0)
+    store.steer(job.id, _stronger)
+
+    assert store.wait("t", 5)
+    assert ["steered", "steered", "ok"] == [store.renew(job.id, "t", known) for known in (0, 0, 1)]
+    assert "stale" == store.renew(job.id, "another", 0)
+    assert 1 == store.get(job.id).steerings
+    store.cancel(job.id)
+    assert "cancel" == store.renew(job.id, "t", 0)
+
+
+def test_steering_to_where_it_is_changes_nothing(store: JobStore) -> None:
+    job = _create(store)
+    first = store.steer(job.id, _stronger)
+
+    assert first == store.steer(job.id, _stronger)
+
+
+def test_two_who_steer_at_once_both_have_their_way(store: JobStore) -> None:
+    """Each changes a knob of its own; the second sees what the first did."""
+    job, between = _create(store), []
+
+    def slowly(job_input: JobInput) -> JobInput:
+        if not between:
+            between.append(store.steer(job.id, _stronger))
+        return job_input.model_copy(update={"spec": {**job_input.spec, "tv_weight": 2.0}})
+
+    spec = store.steer(job.id, slowly).input.spec
+    assert (0.9, 2.0) == (spec["strength"], spec["tv_weight"])
+
+
+def test_sealed_a_run_is_steered_no_more_unless_it_goes_on_elsewhere(store: JobStore) -> None:
+    job = _create(store)
+    _claimed(store)
+    store.steer(job.id, _stronger)
+
+    assert "steered" == store.seal(job.id, "t", 0)
+    assert "stale" == store.seal(job.id, "another", 1)
+    assert "ok" == store.seal(job.id, "t", 1)
+    with pytest.raises(errors.JobAlreadyEnded):
+        store.steer(job.id, lambda _: INPUT)
+    store.release(job.id, "t")
+    assert INPUT == store.steer(job.id, lambda _: INPUT).input
+
+
+@pytest.mark.parametrize("end", ["ended", "being canceled", "gone", "somebody else's"])
+def test_what_cannot_be_steered(store: JobStore, end: str) -> None:
+    job = _create(store)
+    if end == "being canceled":
+        _claimed(store)
+    if end in ("ended", "being canceled"):
+        store.cancel(job.id)
+    if end == "gone":
+        store.delete(job.id)
+    owner = "anna" if end == "somebody else's" else LOCAL
+
+    with pytest.raises(errors.JobNotFound if end in ("gone", "somebody else's") else errors.JobAlreadyEnded):
+        store.steer(job.id, _stronger, owner)
+
+
+def test_steering_has_an_end(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.store.MAX_STEERINGS", 1)
+    job = store.steer(_create(store).id, _stronger)
+
+    with pytest.raises(errors.Conflict, match="1 times"):
+        store.steer(job.id, lambda _: INPUT)
+
+
+# ---------------------------------------------------------------------- frames
+
+
+def _frame(iteration: int, digest: str = PREVIEW) -> Frame:
+    return Frame(index=0, iteration=iteration, scale=1, seconds=iteration / 4, digest=digest)
+
+
+def _keep_frame(store: JobStore, job: Job, iteration: int, token: str = "t") -> int:
+    digest = f"sha256:{iteration:064}"
+    store.hold(digest, 60)
+    return store.keep_frame(job.id, token, _frame(iteration, digest))
+
+
+def _uses(url: str) -> set[bytes]:
+    with redis.Redis.from_url(url) as client:
+        return {digest for digest in client.hkeys(PREFIX + "refs") if digest.startswith(b"sha256:00")}
+
+
+def test_frames_are_thinned_out_where_there_are_too_many_and_keep_their_index(
+    store: JobStore, valkey: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.store.MAX_FRAMES", 4)
+    job = _create(store)
+    _claimed(store)
+    thinned = [_keep_frame(store, job, iteration) for iteration in range(8)]
+
+    assert [0, 0, 0, 0, 1, 1, 2, 2] == thinned
+    assert [(0, 0), (4, 4), (6, 6), (7, 7)] == [(frame.index, frame.iteration) for frame in store.frames(job.id)]
+    assert {f"sha256:{number:064}".encode() for number in (0, 4, 6, 7)} == _uses(valkey.url)
+    assert (8, 2) == ((seen := store.get(job.id)).frames, seen.thinned)
+
+
+def test_an_iteration_that_is_painted_again_has_one_frame(store: JobStore, valkey: Any) -> None:
+    """The next attempt goes on from a checkpoint that is older than the newest frame."""
+    job = _create(store)
+    _claimed(store)
+    store.keep(job.id, "t", "c")
+    for iteration in (1, 5, 9):
+        _keep_frame(store, job, iteration)
+    store.release(job.id, "t")
+    _claimed(store, "u")
+    _keep_frame(store, job, 5, "u")
+
+    assert [1, 5] == [frame.iteration for frame in store.frames(job.id)]
+    assert 2 == len(_uses(valkey.url))
+
+
+@pytest.mark.parametrize("way", ["deleted", "expired", "begun again"])
+def test_frames_go_with_their_job(store: JobStore, valkey: Any, way: str) -> None:
+    job = _create(store)
+    _claimed(store)
+    _keep_frame(store, job, 1)
+    if way == "deleted":
+        store.delete(job.id)
+    elif way == "begun again":
+        store.release(job.id, "t")
+    else:
+        store.fail(job.id, "t", DIVERGED)
+        with redis.Redis.from_url(valkey.url) as client:
+            client.zadd(PREFIX + "expiry", {job.id: 1})
+        assert 1 == store.expire(1000)
+
+    assert set() == _uses(valkey.url)
+    with redis.Redis.from_url(valkey.url) as client:
+        assert not client.exists(f"{PREFIX}frames:{job.id}")
+
+
+def test_a_stale_worker_keeps_no_frame_and_a_stranger_sees_none(store: JobStore) -> None:
+    job = _create(store)
+    _claimed(store)
+    _keep_frame(store, job, 1)
+
+    assert -1 == _keep_frame(store, job, 2, "stale")
+    assert 1 == len(store.frames(job.id, LOCAL))
+    with pytest.raises(errors.JobNotFound):
+        store.frames(job.id, "anna")
+
+
+@pytest.mark.parametrize(("field", "value"), [("input", '{"content'), ("created_at", None), ("status", "sleeping")])
+def test_a_record_that_the_disk_has_damaged_hides_no_other(
+    store: JobStore, valkey: Any, field: str, value: str | None
+) -> None:
+    damaged, whole = _create(store), _create(store)
+    with redis.Redis(port=valkey.port) as client:
+        key = f"{PREFIX}job:{damaged.id}"
+        client.hdel(key, field) if value is None else client.hset(key, field, value)
+
+    assert [whole.id] == [job.id for job in store.page(limit=10)[0]]
+    with pytest.raises(errors.JobNotFound):
+        store.get(damaged.id)

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import redis
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 from proxy import Proxy
 
 from core import errors, images
 from core.blobs import Blobs
 from core.jobs import Job, JobInput, Status, new_job_id
+from core.neural.parameters import Parameters
 from core.neural.subject import Subject
-from core.neural.weights import WeightsCache
+from core.neural.weights import WeightsCache, random_parameters
 from core.settings import Settings
 from core.spec import parse_spec
 from core.store import PREFIX, JobStore
@@ -173,6 +174,32 @@ def test_a_picture_that_is_gone_fails_the_job_in_words(
     assert "image_not_found" == error.code
 
 
+def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
+    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
+) -> None:
+    painter._weights = cache = WeightsCache(tmp_path / "own")
+    cache.keep("my-textures", first := Parameters.of(random_parameters("vgg11")), {})
+    jobs = [
+        _submit(store, blobs, (photo, painting), model="my-textures", **knobs)
+        for knobs in ({}, {"style_layers": "relu3_3"}, {"style_layers": "relu3_3=0,relu3_2"}, {})
+    ]
+    for _ in range(3):
+        painter.run_next()
+    cache.remove("my-textures")
+    cache.keep("my-textures", second := Parameters.of(random_parameters("vgg13")), {})
+    painter.run_next()
+    painted, refused, unweighted, replaced = (store.get(job.id) for job in jobs)
+
+    assert painted.model is not None
+    assert ("my-textures", first.sha256) == (painted.model.name, painted.model.sha256)
+    assert refused.error is not None
+    assert "bad_spec" == refused.error.code
+    assert refused.error.message.startswith("relu3_3 is no layer of my-textures, a VGG-11: it has relu1_1, relu2_1,")
+    assert Status.SUCCEEDED is unweighted.status
+    assert replaced.model is not None
+    assert second.sha256 == replaced.model.sha256
+
+
 def test_a_network_that_is_not_here_fails_the_job_with_the_command(
     painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
 ) -> None:
@@ -184,6 +211,7 @@ def test_a_network_that_is_not_here_fails_the_job_with_the_command(
     assert error is not None
     assert "weights_unavailable" == error.code
     assert "impasto weights fetch vgg19" in error.message
+    assert str(tmp_path) not in error.message
 
 
 def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
@@ -506,6 +534,45 @@ def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_b
     assert [] == _checkpoints(tmp_path)
 
 
+def test_attempts_that_die_where_they_went_on_have_got_no_further(
+    keen: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Died(BaseException):
+        pass
+
+    def deadly(*args: Any, resume: Any) -> Any:
+        subject, spec, network, watch, planner = args
+
+        def die(moment: Any) -> bool:
+            while resume is None and not store.get(job.id).checkpoint:
+                attempt.time.sleep(0.06)  # a checkpoint is due
+                watch(moment)
+            if resume is not None:
+                attempt.time.sleep(0.06)
+                watch(moment)
+            raise Died
+
+        return stylize(subject, spec, network, die, planner, resume=resume)
+
+    stylize = attempt.stylize
+    monkeypatch.setattr(attempt, "stylize", deadly)
+    job = _submit(store, blobs, (photo, painting), iterations=50)
+    for _ in range(3):
+        with pytest.raises(Died):
+            keen.run_next()
+        store.bury(keen._name)
+    ended = store.get(job.id)
+
+    assert (Status.FAILED, 3) == (ended.status, ended.attempt)
+    assert ended.error is not None
+    assert "worker_lost" == ended.error.code
+
+
 def test_a_torn_checkpoint_costs_the_work_not_the_job(
     keen: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
 ) -> None:
@@ -634,3 +701,178 @@ def test_a_run_that_was_cut_off_after_its_last_iteration_succeeds(
     assert Status.SUCCEEDED is ended.status
     assert ended.progress is not None
     assert (1.0, 8) == (ended.progress.value, ended.progress.iteration)
+
+
+# ---------------------------------------------------------------------- steering
+
+
+def _steer(store: JobStore, job: Job, **knobs: Any) -> Job:
+    return store.steer(job.id, lambda job_input: job_input.steered(knobs))
+
+
+def _record(store: JobStore, blobs: Blobs, job: Job) -> dict[str, Any]:
+    record = images.provenance_of(blobs.get(store.get(job.id).outputs[0].id))
+    assert record is not None
+    return record
+
+
+def test_steered_before_it_begins_a_job_is_that_of_the_other_spec_to_the_bit(
+    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+) -> None:
+    job, other = _submit(store, blobs, (photo, painting)), _submit(store, blobs, (photo, painting), strength=0.9)
+    _steer(store, job, strength=0.9)
+    painter.run_next()
+    painter.run_next()
+    one, two = (images.decode(blobs.get(store.get(each.id).outputs[0].id)) for each in (job, other))
+
+    assert one.tobytes() == two.tobytes()
+    assert 0.9 == _record(store, blobs, job)["spec"]["strength"]
+    assert "steered" not in _record(store, blobs, job)
+
+
+def test_a_running_job_is_steered_within_a_beat_and_tells_so_ever_after(
+    running: Running, store: JobStore, blobs: Blobs, until: Callable[..., None]
+) -> None:
+    job, run = running
+    _steer(store, job, strength=0.9)
+
+    def steered() -> Any:
+        progress = store.get(job.id).progress
+        return progress and progress.steered
+
+    until(steered, "the change in the progress")
+    change = steered()[0]
+    assert ({"strength": 0.5}, {"strength": 0.9}) == (change.before, change.after)
+    store.cancel(job.id)
+    run.join()
+
+    record = _record(store, blobs, job)
+    assert (0.9, [change.model_dump()]) == (record["spec"]["strength"], record["steered"])
+    assert 0.9 == store.get(job.id).input.spec["strength"]
+
+
+def test_steered_at_the_last_moment_the_run_goes_on_and_after_it_nobody_steers(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the last iteration and the end: what was acknowledged is in the picture, what is not in it is refused."""
+    job, usual, refused = _submit(store, blobs, (photo, painting), scales=1), JobStore.seal, []
+
+    def steer_then_seal(self: JobStore, job_id: str, token: str, steerings: int) -> Any:
+        if not steerings:
+            _steer(store, job, strength=0.9)
+        standing = usual(self, job_id, token, steerings)
+        if standing == "ok":
+            with pytest.raises(errors.JobAlreadyEnded) as caught:
+                _steer(store, job, strength=0.1)
+            refused.append(caught.value)
+        return standing
+
+    monkeypatch.setattr(JobStore, "seal", steer_then_seal)
+    painter.run_next()
+    ended, record = store.get(job.id), _record(store, blobs, job)
+
+    assert ended.progress is not None
+    assert (Status.SUCCEEDED, 9, 0.9) == (ended.status, ended.progress.iteration, ended.input.spec["strength"])
+    assert [(6, {"strength": 0.9})] == [(change["iteration"], change["after"]) for change in record["steered"]]
+    assert 1 == len(refused)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["steered, then handed back", "handed back, then steered"])
+def test_a_steered_job_goes_on_steered_in_the_next_attempt(
+    keen: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    until: Callable[..., None],
+    before: bool,
+) -> None:
+    job = _submit(store, blobs, (photo, painting), iterations=200)
+    run = threading.Thread(target=keen.run_next)
+    run.start()
+    if before:
+        until(lambda: store.get(job.id).progress, "progress")
+        _steer(store, job, strength=0.9)
+        until(lambda: (at := store.get(job.id).progress) and at.steered, "the change")
+    until(lambda: store.get(job.id).checkpoint, "a checkpoint")
+    attempt.shutting_down.set()
+    run.join()
+    attempt.shutting_down.clear()
+    if not before:
+        _steer(store, job, strength=0.9)
+    keen.run_next()
+    ended, record = store.get(job.id), _record(store, blobs, job)
+
+    assert ended.progress is not None
+    assert (Status.SUCCEEDED, 0.9) == (ended.status, record["spec"]["strength"])
+    assert [{"strength": 0.9}] == [change["after"] for change in record["steered"]]
+    assert 0 < record["steered"][0]["iteration"] < ended.progress.iterations
+
+
+# ---------------------------------------------------------------------- frames
+
+
+def test_a_run_leaves_frames_and_the_result_is_the_last(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attempt, "FRAME_SECONDS", 0.01)
+    monkeypatch.setattr(attempt, "FRAME_REST", 0)
+    job = _submit(store, blobs, (photo, painting), iterations=60)
+    painter.run_next()
+    ended, frames = store.get(job.id), store.frames(job.id)
+    result = images.decode(blobs.get(ended.outputs[0].id))
+
+    assert ended.progress is not None
+    assert 3 <= len(frames) <= 60
+    assert sorted({frame.iteration for frame in frames}) == [frame.iteration for frame in frames]
+    assert ended.progress.iteration == frames[-1].iteration
+    assert images.encode(result, "jpeg", quality=80) == blobs.get(frames[-1].digest)
+
+
+def test_without_room_for_frames_a_run_goes_on(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise errors.StorageFull()
+
+    monkeypatch.setattr(JobStore, "keep_frame", full)
+    job = _submit(store, blobs, (photo, painting))
+    painter.run_next()
+
+    assert Status.SUCCEEDED is store.get(job.id).status
+
+
+def test_going_on_at_a_larger_size_the_result_is_not_painted_anew(
+    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+) -> None:
+    """Seen from afar the large one is the small one; one that is painted from the photo is another picture."""
+    old = _submit(store, blobs, (photo, painting), iterations=30, scales=1, strength=0.8)
+    painter.run_next()
+    result = store.get(old.id).outputs[0].id
+    small = images.decode(blobs.get(result))
+    spec = {**old.input.spec, "size": 96, "iterations": 12}
+    anew = old.input.model_copy(update={"spec": spec})
+    further = old.input.model_copy(update={"init_image": result, "spec": {**spec, "init": "picture", "scales": 0}})
+    larger = []
+    for job_input in (further, anew):
+        job = store.create(new_job_id(), job_input)
+        painter.run_next()
+        larger.append(images.decode(blobs.get(store.get(job.id).outputs[0].id)).resize(small.size))
+
+    apart = [sum(ImageStat.Stat(ImageChops.difference(picture, small)).mean) for picture in larger]
+    assert apart[0] < 0.6 * apart[1], apart

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from core.architecture import convolutions
 from core.neural import losses
 from core.neural.objective import Objective, Region, mixed, style_of
-from core.neural.vgg import POOLING_SCALES, Network, convolutions, stride
+from core.neural.vgg import POOLING_SCALES, Network, stride
 from core.neural.weights import WeightsCache
 from core.spec import StyleSpec, parse_spec
 
@@ -160,6 +161,23 @@ def test_a_painting_has_the_same_style_in_tiles(double: Network) -> None:
         assert torch.allclose(statistics.mean, tiled[layer].mean, rtol=1e-10)
 
 
+@pytest.mark.parametrize("factor", [0.1, 100.0])
+def test_how_strongly_a_network_responds_does_not_matter(vgg16: Network, factor: float) -> None:
+    """Caffe's networks respond some sixty times as strongly as torchvision's; every term is relative."""
+    (weight, bias), *others = vgg16._parameters
+    scaled = [(weight * factor, bias * factor), *((weight, bias * factor) for weight, bias in others)]
+    other = Network("vgg16", scaled, name="", sha256="", dtype=torch.float32)
+    spec = parse_spec({}).for_pictures()
+    photo, painting, image = (_rand(1, 3, 64, 64, seed=seed).float() for seed in range(3))
+    usual, changed = (
+        Objective(network, spec, photo, [Region(style_of(network, painting**2, spec))]).with_gradient(image)
+        for network in (vgg16, other)
+    )
+
+    assert float(changed[0].total) == pytest.approx(float(usual[0].total), rel=1e-3)
+    assert float((changed[1] - usual[1]).norm() / usual[1].norm()) < 1e-2
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_points_the_same_way(vgg16: Network, weights: WeightsCache, precision: Any) -> None:
     """float16 has no numbers below 6e-8: the gradient is carried through it larger than it is."""
@@ -283,6 +301,23 @@ def test_guides_in_tiles_are_those_of_the_whole(double: Network) -> None:
     whole, tiled = (Objective(double, spec, photo, regions, side).with_gradient(image) for side in (None, 64))
 
     assert float((tiled[1] - whole[1]).norm() / whole[1].norm()) < 1e-11
+
+
+@pytest.mark.parametrize("objective", ["relative", "gatys"])
+def test_weighed_anew_it_is_the_objective_of_the_other_spec(double: Network, objective: str) -> None:
+    """To the bit, and without another look at photo and paintings."""
+    spec = _spec(objective=objective)
+    other = spec.steered({"strength": 0.9, "content_weight": 3, "tv_weight": 2})
+    photo, image = _rand(1, 3, 64, 96, seed=1), _rand(1, 3, 64, 96, seed=3)
+    one, two = _region(double, spec), Region(style_of(double, _rand(1, 3, 64, 64, seed=5), spec), 0.4)
+    steered = Objective(double, spec, photo, [one])
+    steered.weigh(other, [two])
+    (loss, gradient), (own, slope) = (
+        judge.with_gradient(image) for judge in (steered, Objective(double, other, photo, [two]))
+    )
+
+    assert loss.by_name() == own.by_name()
+    assert torch.equal(gradient, slope)
 
 
 # ---------------------------------------------------------------------- seamless

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.neural.objective import Losses
-from core.neural.optimize import LBFGS, Adam, Evaluate
+from core.neural.optimize import LBFGS, Adam, Evaluate, _Pairs
 
 
 def _quadratic(target: Tensor, stretch: Tensor) -> Evaluate:
@@ -126,3 +126,33 @@ def test_at_the_minimum_lbfgs_stays(target: Tensor) -> None:
     inside = target.clamp(0, 1)
 
     assert torch.equal(inside, _last(LBFGS(_quadratic(inside, torch.ones_like(inside)), inside), 3))
+
+
+@pytest.mark.parametrize("optimizer", [LBFGS, Adam])
+def test_begun_again_it_knows_nothing_of_the_function_before(optimizer: type, target: Tensor) -> None:
+    """To the bit as from this image on its own: no pair, no moment, no gradient of the other function is left."""
+    functions = [_quadratic(target, torch.logspace(0, 2, 90).view_as(target)), _quadratic(1 - target, 0 * target + 3)]
+    iterates = optimizer(lambda image: functions[0](image), torch.full_like(target, 0.5))  # noqa: PLW0108
+    image = _last(iterates, 15)
+    functions.pop(0)
+    iterates.begin()
+    fresh = optimizer(functions[0], image.clone())
+
+    for _ in range(15):
+        assert torch.equal(next(iterates)[0], next(fresh)[0])
+
+
+def test_a_pair_without_curvature_counts_nothing_also_when_later_ones_are_multiplied_with_it(target: Tensor) -> None:
+    def pairs(*, bad: bool) -> _Pairs:
+        generator = torch.Generator().manual_seed(2)
+        found = _Pairs(target, 4, target.device)
+        for number in range(3):
+            step = torch.rand(target.shape, generator=generator)
+            if number == 1 and bad:
+                found.append(torch.ones_like(target), -torch.ones_like(target))
+            if number != 1:
+                found.append(step, step * torch.rand(target.shape, generator=generator))
+        return found
+
+    products = [pairs(bad=bad).inverse_hessian_times(target) for bad in (False, True)]
+    assert torch.allclose(*products, rtol=1e-5)

@@ -39,6 +39,24 @@ def test_a_picture_to_begin_with_keeps_its_detail_and_given_iterations_are_taken
     assert 300 == schedule(parse_spec({"size": 2048, "iterations": 300}), 4, 3)[-1].iterations
 
 
+@pytest.mark.parametrize(
+    ("begun", "scales"),
+    [
+        (None, [(1024, 70)]),
+        (512, [(724, 35), (1024, 70)]),
+        (511, [(512, 35), (724, 35), (1024, 70)]),
+        (1024, [(1024, 70)]),
+        (3000, [(1024, 70)]),
+        (40, [(128, 35), (181, 35), (256, 35), (362, 35), (512, 35), (724, 35), (1024, 70)]),
+    ],
+)
+def test_from_a_picture_the_scales_go_up_from_its_own_size(begun: int | None, scales: list[tuple[int, int]]) -> None:
+    """At its own scale it is done, and at a coarser one it would be painted anew."""
+    found = schedule(parse_spec({"size": 1024, "init": "picture"}), 4, 3, begun)
+
+    assert scales == [(scale.long_side, scale.iterations) for scale in found]
+
+
 def test_a_seamless_result_has_sides_of_whole_positions() -> None:
     sizes = [scale.size for scale in schedule(parse_spec({"size": 300, "seamless": True}), 1024, 700)]
 

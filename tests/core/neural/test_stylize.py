@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageChops, ImageStat
 
 from core import errors
+from core.architecture import Architecture
 from core.neural import checkpoint, pixels
 from core.neural.objective import style_of
 from core.neural.planner import Planner
@@ -16,6 +17,7 @@ from core.neural.schedule import schedule
 from core.neural.stylize import Moment, Painting, Progress, stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Network
+from core.neural.weights import random_parameters
 from core.spec import StyleSpec, parse_spec
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"]
@@ -82,7 +84,7 @@ def test_the_losses_told_are_those_of_the_picture_delivered(
     """Rounding to 8 bits is all that lies between them: nothing is clamped away."""
     result, _ = painted
     spec = parse_spec({"size": 96, "iterations": 24, "scales": 2}).for_pictures()
-    _, objective = Subject(photo, [painting]).at(schedule(spec, *photo.size)[-1], spec, vgg16)
+    objective = Subject(photo, [painting]).at(schedule(spec, *photo.size)[-1], spec, vgg16).objective
     with torch.no_grad():
         delivered = objective(pixels.to_image(result.picture)).by_name()
 
@@ -463,6 +465,18 @@ def test_a_very_wide_photo_and_a_tiny_painting_give_a_picture(vgg16: Network, ph
     assert (640, 32) == stylize(Subject(wide, [tiny]), parse_spec({"size": 640, "iterations": 2}), vgg16).picture.size
 
 
+@pytest.mark.parametrize("architecture", ["vgg11", "vgg13"])
+def test_shallower_networks_paint_with_the_default_layers(
+    photo: Image.Image, painting: Image.Image, architecture: Architecture
+) -> None:
+    network = Network(architecture, random_parameters(architecture), name="", sha256="", dtype=torch.float32)
+    losses: list[dict[str, float]] = []
+    spec = parse_spec({"size": 64, "iterations": 10, "scales": 1})
+    stylize(Subject(photo, [painting]), spec, network, lambda moment: losses.append(moment.progress.losses))
+
+    assert losses[-1]["total"] < losses[0]["total"] < spec.beta  # whatever the network: the style is 1 at the photo
+
+
 def test_vgg19_paints_with_its_own_layers(photo: Image.Image, painting: Image.Image, random_vgg19: Network) -> None:
     """With random weights: the code path, not the look."""
     losses: list[float] = []
@@ -474,3 +488,79 @@ def test_vgg19_paints_with_its_own_layers(photo: Image.Image, painting: Image.Im
     )
 
     assert losses[-1] < losses[0]
+
+
+# ---------------------------------------------------------------------- steering
+
+
+def _steer_at(count: int, spec: StyleSpec, seen: list[Progress]) -> Callable[..., StyleSpec | None]:
+    def watch(moment: Moment) -> StyleSpec | None:
+        seen.append(moment.progress)
+        return spec if moment.progress.iteration == count else None
+
+    return watch
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_steered_on_the_way_a_run_ends_near_where_it_would_have_got_from_the_start(
+    photo: Image.Image, painting: Image.Image, vgg16: Network, optimizer: str
+) -> None:
+    """By the loss of the new weights; pixels of two paintings in one style may lie anywhere."""
+    knobs = {"size": 96, "iterations": 40, "scales": 1, "optimizer": optimizer}
+    subject, weak, strong = Subject(photo, [painting]), {**knobs, "strength": 0.2}, {**knobs, "strength": 0.9}
+    low, high = (stylize(subject, parse_spec(spec), vgg16).picture for spec in (weak, strong))
+    seen: list[Progress] = []
+    steered = stylize(subject, parse_spec(weak), vgg16, _steer_at(20, parse_spec(strong), seen))
+    objective = subject.at(schedule(steered.spec, *photo.size)[-1], steered.spec, vgg16).objective
+    losses = [objective(pixels.to_image(picture)).by_name()["total"] for picture in (low, steered.picture, high)]
+
+    assert losses[1] - losses[2] < 0.2 * (losses[0] - losses[2]), losses
+    assert losses[1] == pytest.approx(steered.losses["total"], rel=0.03)
+    assert [(20, {"strength": 0.2}, {"strength": 0.9})] == [(s.iteration, s.before, s.after) for s in steered.steered]
+    assert ((), steered.steered, 0.9) == (seen[19].steered, seen[20].steered, steered.spec.strength)
+
+
+def test_steered_at_the_very_end_the_run_takes_the_time_to_follow(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
+    weak = parse_spec({"size": 64, "iterations": 20, "scales": 1, "strength": 0.2})
+    seen: list[Progress] = []
+    result = stylize(Subject(photo, [painting]), weak, vgg16, _steer_at(20, weak.steered({"strength": 0.9}), seen))
+    low = stylize(Subject(photo, [painting]), weak, vgg16)
+
+    assert (30, 30) == (result.iterations, seen[-1].iterations)
+    assert result.picture.tobytes() != low.picture.tobytes()
+
+
+def test_steering_for_ever_ends_all_the_same(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
+    spec = parse_spec({"size": 64, "iterations": 6, "scales": 1})
+    counts: list[int] = []
+
+    def watch(moment: Moment) -> StyleSpec | None:
+        counts.append(moment.progress.iterations)
+        return spec.steered({"tv_weight": len(counts)}) if len(counts) < 16 else None
+
+    assert 16 == stylize(Subject(photo, [painting]), spec, vgg16, watch).iterations
+    assert 12 == counts[11]  # never more than twice as many as planned, and then one for each
+
+
+def test_steering_to_where_it_is_changes_nothing(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
+    spec = parse_spec({"size": 64, "iterations": 8, "scales": 2})
+    plain = stylize(Subject(photo, [painting]), spec, vgg16)
+    same = stylize(Subject(photo, [painting]), spec, vgg16, lambda moment: spec)
+
+    assert (plain.picture.tobytes(), ()) == (same.picture.tobytes(), same.steered)
+
+
+def test_the_mixture_of_paintings_is_steered_too(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
+    red = Image.new("RGB", (64, 64), (220, 20, 20))
+    spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, "style_weights": "1,0", "style_weight": 100})
+    subject = Subject(photo, [painting, red])
+    more = spec.for_pictures(2).steered({"style_weights": "0,1"})
+
+    def redness(picture: Image.Image) -> float:
+        r, g, b = ImageStat.Stat(picture).mean
+        return r - (g + b) / 2
+
+    steered = stylize(subject, spec, vgg16, _steer_at(8, more, []))
+    assert redness(steered.picture) > redness(stylize(subject, spec, vgg16).picture) + 20

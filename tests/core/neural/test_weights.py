@@ -17,15 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core import errors
-from core.neural import weights
+from core.architecture import Architecture, convolutions
+from core.neural import sources
+from core.neural.parameters import Parameters, from_torchvision, torchvision_names
 from core.neural.torchvision_registry import vgg19_source
-from core.neural.vgg import Architecture, Network
-from core.neural.weights import PINNED, WeightsCache, parameters_sha256, random_parameters
+from core.neural.vgg import MEAN, STD, Network
+from core.neural.weights import PINNED, WeightsCache, random_parameters
 
 
 def _named(architecture: Architecture, seed: int = 0) -> dict[str, Tensor]:
-    keys = [key for pair in weights._keys(architecture) for key in pair]
-    return dict(zip(keys, (t for pair in random_parameters(architecture, seed) for t in pair), strict=True))
+    return Parameters.of(random_parameters(architecture, seed)).named()
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_the_real_vgg16_is_torchvisions_to_the_bit(vgg16: Network) -> None:
 
 
 def test_torchvisions_names_count_convolutions_relus_and_poolings() -> None:
-    vgg16, vgg19 = ([int(key[0].split(".")[1]) for key in weights._keys(name)] for name in ("vgg16", "vgg19"))  # type: ignore[arg-type]
+    vgg16, vgg19 = ([int(key[0].split(".")[1]) for key in torchvision_names(name)] for name in ("vgg16", "vgg19"))  # type: ignore[arg-type]
 
     assert [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28] == vgg16
     assert [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34] == vgg19
@@ -62,7 +63,7 @@ def test_a_file_in_torchvisions_format_becomes_the_network(cache: WeightsCache, 
 
     assert "vgg19" == cache.resolve("auto")
     network = cache.load("auto", "cpu", "float32")
-    assert ("vgg19", parameters_sha256(random_parameters("vgg19"))) == (network.name, network.sha256)
+    assert ("vgg19", Parameters.of(random_parameters("vgg19")).sha256) == (network.name, network.sha256)
     assert {"relu5_4"} == set(network.features(torch.rand(1, 3, 32, 32), ["relu5_4"]))
     assert [("vgg19", network.sha256)] == [(entry.name, entry.sha256) for entry in cache.entries()]
 
@@ -113,17 +114,142 @@ def test_a_damaged_cache_is_found_out(cache: WeightsCache, tmp_path: Path) -> No
     path = tmp_path / "mine.safetensors"
     save_file(_named("vgg16"), path)
     stored = cache.import_file("vgg16", path)
-    data = bytearray(stored.read_bytes())
+    data = bytearray(stored.path.read_bytes())
     data[-100] ^= 1
-    stored.write_bytes(data)
+    stored.path.write_bytes(data)
 
     with pytest.raises(errors.BadWeights, match="damaged"):
         cache.load("vgg16")
 
 
+# ---------------------------------------------------------------------- networks of one's own
+
+
+def _saved(tmp_path: Path, architecture: Architecture, metadata: dict[str, str] | None = None, seed: int = 0) -> Path:
+    path = tmp_path / f"{architecture}-{seed}.safetensors"
+    save_file(_named(architecture, seed), path, metadata)
+    return path
+
+
+@pytest.mark.parametrize("architecture", ["vgg11", "vgg13", "vgg16", "vgg19"])
+def test_any_depth_is_taken_under_any_name_with_its_card(
+    cache: WeightsCache, tmp_path: Path, architecture: Architecture
+) -> None:
+    """What depth it is, the tensors tell, whatever the file says of itself."""
+    told = {"architecture": "vgg99", "data": "textures", "classes": "47"}
+    path = _saved(tmp_path, architecture, told)
+    cache.import_file("my-textures", path)
+
+    (entry,) = cache.entries()
+    network = cache.load("my-textures", "cpu", "float32")
+    assert ("my-textures", architecture) == (entry.name, entry.architecture) == (network.name, network.architecture)
+    assert ("textures", "47", path.name) == tuple(entry.card[key] for key in ("data", "classes", "from"))
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == entry.card["from_sha256"]
+    assert Parameters.of(random_parameters(architecture)).sha256 == entry.sha256 == network.sha256
+
+
+def test_what_a_file_says_that_its_network_takes_is_believed(cache: WeightsCache, tmp_path: Path) -> None:
+    grey = {"mean": "[0.5, 0.5, 0.5]", "std": "[0.25, 0.25, 0.25]"}
+    images = torch.rand(1, 3, 8, 8)
+    for name, metadata in (("usual", None), ("grey", grey)):
+        cache.import_file(name, _saved(tmp_path, "vgg11", metadata))
+    usual, grey_one = (cache.load(name, "cpu", "float32") for name in ("usual", "grey"))
+    as_the_usual_sees = (images - 0.5) / 0.25 * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1)
+
+    assert usual.sha256 != grey_one.sha256
+    assert torch.allclose(
+        usual.features(as_the_usual_sees, ["relu1_1"])["relu1_1"],
+        grey_one.features(images, ["relu1_1"])["relu1_1"],
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("told", ['"x"', "[1, 2]", "[0.2, 0.2, 0]", "[NaN, 1, 1]", "[" * 2000])
+def test_what_is_told_must_make_sense(cache: WeightsCache, tmp_path: Path, told: str) -> None:
+    with pytest.raises(errors.BadWeights, match="mean and std"):
+        cache.import_file("mine", _saved(tmp_path, "vgg11", {"std": told}))
+
+
+@pytest.mark.parametrize("name", ["auto", "My", "../x", "a/b", "", "x.y", "x" * 65, "-x", "x\n"])
+def test_a_name_that_no_job_could_say_is_refused(cache: WeightsCache, tmp_path: Path, name: str) -> None:
+    with pytest.raises(errors.BadInput, match="name"):
+        cache.import_file(name, _saved(tmp_path, "vgg11"))
+
+    assert not cache.folder.exists() or not any(cache.folder.iterdir())
+
+
+def test_a_name_means_one_network(cache: WeightsCache, tmp_path: Path) -> None:
+    first, second = (_saved(tmp_path, "vgg11", seed=seed) for seed in (0, 1))
+    for _ in range(2):  # once more is no harm
+        cache.import_file("mine", first)
+    with pytest.raises(errors.BadInput, match="impasto weights remove mine"):
+        cache.import_file("mine", second)
+    with pytest.raises(errors.BadInput, match="This is a VGG-11; call it anything but vgg16"):
+        cache.import_file("vgg16", first)
+
+    cache.remove("mine")
+    assert not cache.has("mine")
+    assert Parameters.of(random_parameters("vgg11", 1)).sha256 == cache.import_file("mine", second).sha256
+    with pytest.raises(errors.WeightsUnavailable, match="impasto weights import FILE --name other"):
+        cache.remove("other")
+
+
+def test_a_damaged_file_does_not_hide_the_others(cache: WeightsCache, tmp_path: Path) -> None:
+    cache.import_file("mine", _saved(tmp_path, "vgg11"))
+    cache.path("broken").write_bytes(b"no weights")
+
+    assert {"broken": None, "mine": "vgg11"} == {entry.name: entry.architecture for entry in cache.entries()}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("architecture", ["vgg11", "vgg16"])
+def test_batch_normalisation_goes_into_the_convolutions(architecture: Architecture) -> None:
+    """The same function to rounding, by torchvision's own network with batch normalisation."""
+    vgg19_source()  # makes torchvision importable beside a CPU build of torch
+    from torchvision import models
+
+    generator = torch.Generator().manual_seed(3)
+    reference: Any = getattr(models, f"{architecture}_bn")().features.eval()
+    for name, tensor in reference.state_dict().items():
+        if tensor.dtype.is_floating_point and tensor.ndim == 1:
+            spread = torch.rand(tensor.shape, generator=generator)
+            tensor.copy_(spread + 0.5 if name.endswith(("weight", "running_var")) else spread - 0.5)
+    folded = from_torchvision(reference.state_dict(prefix="features."))
+    network = Network(architecture, folded.pairs, name="", sha256="", dtype=torch.float32)
+    image = torch.rand(1, 3, 48, 40, generator=generator)
+    x = (image - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    deepest = convolutions(architecture)[-1].layer
+    found = network.features(image, [deepest], edges="zeros")[deepest]
+    with torch.no_grad():
+        expected = reference[:-1](x)  # without the last pooling
+
+    assert architecture == folded.architecture
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_batch_normalisation_that_does_not_fit_is_refused() -> None:
+    tensors = {}
+    for row, (weight, bias) in zip(
+        torchvision_names("vgg11", normalized=True), random_parameters("vgg11"), strict=True
+    ):
+        after = f"features.{int(row[0].split('.')[1]) + 1}"
+        tensors |= {row[0]: weight, row[1]: bias}
+        tensors |= {
+            f"{after}.{name}": torch.ones_like(bias) for name in ("weight", "bias", "running_mean", "running_var")
+        }
+    assert "vgg11" == from_torchvision(tensors).architecture
+
+    with pytest.raises(errors.BadWeights, match="does not fit"):
+        from_torchvision({**tensors, "features.1.running_var": torch.ones(3)})
+    with pytest.raises(errors.BadWeights, match=r"no features\.5\.running_mean"):
+        from_torchvision({name: tensor for name, tensor in tensors.items() if name != "features.5.running_mean"})
+
+
 def test_missing_weights_are_told_with_the_command(cache: WeightsCache) -> None:
     with pytest.raises(errors.WeightsUnavailable, match="impasto weights fetch vgg19"):
         cache.load("vgg19")
+    with pytest.raises(errors.WeightsUnavailable, match="impasto weights import FILE --name my-textures"):
+        cache.load("my-textures")
 
 
 # ---------------------------------------------------------------------- the archive of VGG-16
@@ -131,7 +257,7 @@ def test_missing_weights_are_told_with_the_command(cache: WeightsCache) -> None:
 
 def test_only_arrays_come_out_of_the_archives_pickle(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(errors.BadWeights):
-        weights._from_flax(pickle.dumps({"VGG16_0": _Evil()}))
+        sources._from_flax(pickle.dumps({"VGG16_0": _Evil()}))
 
     assert "owned" not in capfd.readouterr().out
 
@@ -195,11 +321,11 @@ def test_vgg19_is_downloaded_once_with_progress(
     cache: WeightsCache, shelf: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, digest = shelf
-    monkeypatch.setattr(weights, "vgg19_source", lambda: (url, digest[:8]))
+    monkeypatch.setattr(sources, "vgg19_source", lambda: (url, digest[:8]))
     seen: list[tuple[int, int]] = []
 
     cache.fetch("vgg19", lambda done, total: seen.append((done, total)))
-    monkeypatch.setattr(weights, "vgg19_source", lambda: pytest.fail("asked again"))
+    monkeypatch.setattr(sources, "vgg19_source", lambda: pytest.fail("asked again"))
     cache.fetch("vgg19")
 
     assert seen[-1][0] == seen[-1][1] > 80_000_000
@@ -214,7 +340,7 @@ def test_a_download_that_is_damaged_or_missing_leaves_nothing(
     path: str,
     error: type[errors.ImpastoError],
 ) -> None:
-    monkeypatch.setattr(weights, "vgg19_source", lambda: (shelf[0] + path, "00000000"))
+    monkeypatch.setattr(sources, "vgg19_source", lambda: (shelf[0] + path, "00000000"))
 
     with pytest.raises(error):
         cache.fetch("vgg19")

@@ -1,0 +1,88 @@
+"""Pictures of ours on their way out: in a format and a size that they are not kept in.
+
+Making one takes time and memory, so few are made at once, and the newest are kept for who asks again. Knows no jobs.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Literal
+
+from anyio import CapacityLimiter, fail_after, to_thread
+from fastapi import Request, Response
+
+from core import errors
+
+WAIT_SECONDS = 10.0
+KEPT_BYTES = 64_000_000
+
+# Who waits for one waits in no thread. A result of 8192 px takes half a gigabyte while it is changed.
+_MAKERS = CapacityLimiter(min(4, max(1, (os.cpu_count() or 1) // 2)))
+
+
+class Shelf:
+    """The bytes that were asked for last, as many as there may be. Safe for threads."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most, self._taken = most_bytes, 0
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, tag: str) -> bytes | None:
+        """None for what is not, or no longer, here."""
+        with self._lock:
+            if tag in self._kept:
+                self._kept.move_to_end(tag)
+            return self._kept.get(tag)
+
+    def put(self, tag: str, data: bytes) -> None:
+        """Keep it, in place of what nobody has asked for the longest; what is too large for the shelf is not kept."""
+        with self._lock:
+            self._taken += len(data) - len(self._kept.pop(tag, b""))
+            self._kept[tag] = data
+            while self._taken > self._most:
+                self._taken -= len(self._kept.popitem(last=False)[1])
+
+
+_shelf = Shelf(KEPT_BYTES)
+
+
+async def rendered(tag: str, make: Callable[[], bytes]) -> bytes:
+    """What `make` makes, or has made for the same tag lately. Raises Unavailable, and what `make` raises."""
+    if (kept := _shelf.get(tag)) is not None:
+        return kept
+    try:
+        with fail_after(WAIT_SECONDS):
+            await _MAKERS.acquire()
+    except TimeoutError:
+        raise errors.Unavailable("Too many pictures are waiting to be made; try again in a few seconds.") from None
+    try:
+        data = _shelf.get(tag)
+        if data is None:  # else somebody has asked for the same a moment ago
+            data = await to_thread.run_sync(make)
+            _shelf.put(tag, data)
+        return data
+    finally:
+        _MAKERS.release()
+
+
+def told(request: Request, tag: str) -> bool:
+    """Whether the client says that it has this very picture."""
+    return tag in request.headers.get("if-none-match", "")
+
+
+def unchanged(tag: str) -> Response:
+    """304."""
+    return Response(status_code=304, headers=_headers(tag))
+
+
+def picture(data: bytes, kind: Literal["png", "jpeg", "webp"], tag: str, name: str) -> Response:
+    """An answer with a picture, to be asked for again whether it is still the same. name: without its suffix."""
+    suffix = "jpg" if kind == "jpeg" else kind
+    headers = {**_headers(tag), "Content-Disposition": f'inline; filename="{name}.{suffix}"'}
+    return Response(data, media_type=f"image/{kind}", headers=headers)
+
+
+def _headers(tag: str) -> dict[str, str]:
+    return {"ETag": tag, "Cache-Control": "private, no-cache"}

@@ -1,0 +1,389 @@
+"""The disk fails under a service at work: full, nearly full, read-only, too many files open; and the store's own, full.
+
+python tests/campaigns/full_disk.py --seed 1 --count 60
+python tests/campaigns/full_disk.py --seed 1 --count 6 --without rename
+
+Pictures and store have a small file system of memory each. It is mounted where nobody else sees it, and goes with the
+campaign, however that ends: the program starts itself again in a mount namespace of its own, for which it needs to be
+root, or a Linux that lets users have one.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+import faults
+import httpx2
+import kills
+import psutil
+from fleet import Fleet
+from history import History, events, judged, percentile
+
+from core.blobs import digest_of
+
+SIZES_MB = {"data": 256, "valkey": 96}
+KINDS = ("full", "nearly full", "read-only", "too many files", "store full")
+FULL = ("full", "read-only")  # nothing can be written at all; the store answers
+FAULT_SECONDS = (1.0, 4.0)
+PEACE_SECONDS = (0.5, 2.0)
+RECOVERY_SECONDS = 10.0
+PATIENCE_SECONDS = 120.0
+
+CONTROLS = {
+    # Blobs are written where they are to be.
+    "rename": (
+        "import core.blobs as b\n"
+        "def keep(self, part):\n"
+        "    path = self._path(part.digest)\n"
+        "    path.parent.mkdir(parents=True, exist_ok=True)\n"
+        "    try:\n"
+        "        path.write_bytes(part.path.read_bytes())\n"
+        "    except OSError as error:\n"
+        "        raise b.errors.StorageFull() from error\n"
+        "    return part.digest\n"
+        "b.Blobs.keep = keep\n"
+    ),
+    # Nobody turns the system's errors into ours.
+    "refusal": (
+        "import core.blobs as b, io, tempfile\n"
+        "b.Part.write, b.Part.flush = io.BufferedRandom.write, io.BufferedRandom.flush\n"
+        "def part(self):\n"
+        "    self._parts.mkdir(parents=True, exist_ok=True)\n"
+        "    handle, path = tempfile.mkstemp(dir=self._parts)\n"
+        "    return b.Part(handle, b.Path(path))\n"
+        "b.Blobs.part = part\n"
+    ),
+    # What was begun stays when it comes to nothing.
+    "parts": "import core.blobs as b, io; b.Part.close = lambda self: io.BufferedRandom.close(self)\n",
+    # It calls itself ready without a look at the disk.
+    "room": "import core.blobs as b; b.Blobs.writable = lambda self: True\n",
+}
+
+
+class Disk:
+    """A file system of memory, to be filled and locked."""
+
+    def __init__(self, folder: Path, megabytes: int) -> None:
+        self.folder, self._filler = folder, folder / "filler"
+        folder.mkdir(parents=True, exist_ok=True)
+        _run("mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=700", "impasto", str(folder))
+
+    def fill(self, spare_bytes: int) -> None:
+        """Others write at the same time: until no more than that is left."""
+        with self._filler.open("ab") as file, suppress(OSError):
+            while (room := self._room() - spare_bytes) > 0:
+                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), room)
+
+    def _room(self) -> int:
+        room = os.statvfs(self.folder)
+        return room.f_bavail * room.f_frsize
+
+    def clear(self) -> None:
+        self._filler.unlink(missing_ok=True)
+
+    def lock(self) -> None:
+        """Refused as long as somebody has a file open to write."""
+        until = time.monotonic() + 20
+        while True:
+            try:
+                return _run("mount", "-o", "remount,ro", str(self.folder))
+            except subprocess.CalledProcessError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+
+    def unlock(self) -> None:
+        _run("mount", "-o", "remount,rw", str(self.folder))
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+class Timed(faults.Timed):
+    """Each photo has bytes of its own, and shows the same."""
+
+    def photo(self, key: str) -> bytes:
+        return _photo(key)
+
+
+def _photo(key: str) -> bytes:
+    return kills.picture(1, 96, 72, random.Random(key).randbytes(20_000).hex())
+
+
+class Client(faults.Client):
+    kind = Timed
+
+
+class Visitor(threading.Thread):
+    """Looks at everything that there is, all the time."""
+
+    def __init__(self, fleet: Fleet, history: History, over: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self._caller, self._over = Timed(fleet.url, history), over
+
+    def run(self) -> None:
+        with self._caller:
+            while not self._over.is_set():
+                for path in ("/", "/docs", "/v1/jobs"):
+                    answer = self._caller.ask("GET", path, self._over.is_set)
+                for job in answer.json()["jobs"]:
+                    for name in ("preview", "result"):
+                        if name in job["links"]:
+                            query = "?format=webp" if name == "result" else ""
+                            self._caller.ask("GET", job["links"][name] + query, self._over.is_set)
+                self._over.wait(0.3)
+
+
+class Trial:
+    """The faults of one fleet's disks, one after the other."""
+
+    def __init__(self, fleet: Fleet, disks: dict[str, Disk], history: History, dice: random.Random) -> None:
+        self._fleet, self._disks, self._history, self._dice = fleet, disks, history, dice
+        self._http = httpx2.Client(base_url=fleet.url, timeout=3 * faults.HANG_SECONDS, trust_env=False)
+        self._sent = 0
+
+    def run(self, kind: str) -> None:
+        """One fault, from its beginning until all is well again."""
+        before = self._pids()
+        self._history.tell("fault", kind=kind)
+        try:
+            self._begin(kind)
+            self._history.tell("begun", kind=kind)
+            time.sleep(self._dice.uniform(*FAULT_SECONDS))
+            if kind in FULL:
+                self._history.tell("refused", kind=kind, **self._refused(kind))
+        finally:
+            self._end(kind)
+        began = time.monotonic()
+        self._history.tell("over", kind=kind, torn=self.torn())
+        while not (self._ready() == 200 and self._upload() == 201 and self._fleet.is_serving()):
+            if time.monotonic() - began > PATIENCE_SECONDS:
+                break
+            time.sleep(0.05)
+        died = [name for name, pid in self._pids().items() if pid != before[name]]
+        self._history.tell("recovered", kind=kind, after=round(time.monotonic() - began, 3), died=died)
+
+    def _begin(self, kind: str) -> None:
+        data = self._disks["data"]
+        if kind == "full":
+            data.fill(0)
+        elif kind == "nearly full":
+            data.fill(self._dice.randrange(80_000))
+        elif kind == "read-only":
+            data.lock()
+        elif kind == "store full":
+            self._disks["valkey"].fill(self._dice.randrange(20_000))
+        else:
+            self._limit_files(self._dice.choice(["api", "worker", "child"]), self._dice.choice([0, 1, 2, 5]))
+
+    def _end(self, kind: str) -> None:
+        if kind == "read-only":
+            self._disks["data"].unlock()
+        elif kind == "too many files":
+            self._unlimit_files()
+        else:
+            self._disks["valkey" if kind == "store full" else "data"].clear()
+
+    def _refused(self, kind: str) -> dict[str, int]:
+        """What an upload is answered, and whether the service calls itself ready."""
+        for _ in range(20):
+            if kind == "full":
+                self._disks["data"].fill(0)  # what others had begun is gone by now, and has left room
+            seen = {"upload": self._upload(), "ready": self._ready()}
+            if {*seen.values()} == {503}:
+                break
+        return seen
+
+    def _limit_files(self, who: str, spare: int) -> None:
+        if who == "child":
+            chosen = [child for worker in self._fleet.workers for child in worker.children()]
+        else:
+            chosen = [psutil.Process((self._fleet.api if who == "api" else self._fleet.workers[0]).pid)]
+        for process in chosen:
+            hard = process.rlimit(psutil.RLIMIT_NOFILE)[1]
+            process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() + spare, hard))
+        self._history.tell("limited", who=who, spare=spare)
+
+    def _unlimit_files(self) -> None:
+        """Of those that were born meanwhile, too."""
+        for program in (self._fleet.api, *self._fleet.workers):
+            with suppress(psutil.Error):
+                parent = psutil.Process(program.pid)
+                for process in (parent, *parent.children(recursive=True)):
+                    with suppress(psutil.Error):
+                        hard = process.rlimit(psutil.RLIMIT_NOFILE)[1]
+                        process.rlimit(psutil.RLIMIT_NOFILE, (hard, hard))
+
+    def _pids(self) -> dict[str, int]:
+        found = {"api": self._fleet.api.pid}
+        for worker in self._fleet.workers:
+            found |= {worker.name: worker.pid, f"{worker.name}'s child": sum(one.pid for one in worker.children())}
+        return found
+
+    def _upload(self) -> int:
+        """The status of one, of a picture that nobody has sent."""
+        self._sent += 1
+        photo = _photo(f"probe {self._sent} {self._dice.random()}")
+        return self._status("POST", "/v1/images", files={"image": ("a.png", photo)})
+
+    def _ready(self) -> int:
+        return self._status("GET", "/readyz")
+
+    def _status(self, method: str, path: str, **request: Any) -> int:
+        try:
+            return self._http.request(method, path, **request).status_code
+        except httpx2.HTTPError:
+            return 0
+
+    def torn(self) -> list[str]:
+        """Blobs that are not what their names say."""
+        return [name for name, data in _blobs(self._fleet.data) if digest_of(data) != f"sha256:{name}"]
+
+    def parts(self) -> list[str]:
+        return [path.name for path in (self._fleet.data / "blobs" / "parts").glob("*")]
+
+
+def _blobs(data: Path) -> Any:
+    for path in (data / "blobs").glob("??/*"):
+        with suppress(FileNotFoundError):
+            yield path.parent.name + path.name, path.read_bytes()
+
+
+def campaign(folder: Path, history: History, *, seed: int, count: int, without: str | None = None) -> None:
+    """Run it, in a mount namespace of its own, and tell the history."""
+    dice, over = random.Random(seed), threading.Event()
+    history.tell("begin", seed=seed, count=count, without=without)
+    disks = {name: Disk(folder / name, megabytes) for name, megabytes in SIZES_MB.items()}
+    fleet = Fleet(folder, tiny=True, changed=CONTROLS.get(without or "", ""), WORKER_PREVIEW_SECONDS="0.3")
+    with fleet, Timed(fleet.url, history) as caller:
+        for number, knobs in enumerate(kills.KNOBS):
+            job = kills._followed(caller, caller.submit(knobs, f"reference-{number}"))
+            history.tell("reference", knobs=number, pixels=caller.pixels(job))
+        clients = [Client(fleet, history, seed * 1000 + number, 10**6, over) for number in range(kills.CLIENTS)]
+        for client in (*clients, Visitor(fleet, history, over)):
+            client.start()
+        trial = Trial(fleet, disks, history, dice)
+        for kind in _order(dice, count):
+            time.sleep(dice.uniform(*PEACE_SECONDS))
+            trial.run(kind)
+        over.set()
+        until = time.monotonic() + PATIENCE_SECONDS
+        for client in clients:
+            client.join(max(0.0, until - time.monotonic()))
+        kills._look_again(fleet, caller, history)
+        history.tell("files", torn=trial.torn(), parts=trial.parts())
+        kills._tidy_up(fleet, caller, history)
+
+
+def _order(dice: random.Random, count: int) -> list[str]:
+    """Each kind as often as any other, in no order."""
+    kinds = [*KINDS] * -(-count // len(KINDS))
+    dice.shuffle(kinds)
+    return kinds[:count]
+
+
+# ---------------------------------------------------------------------- the judge
+
+
+def violations(file: Path) -> list[str]:
+    """What must not be, by the history alone: the list of faults.py, and the disk's own."""
+    found = faults.violations(file)
+    found += [
+        f"{event['job']} ended as {event['status']}"
+        for event in events(file, "final")
+        if event["status"] != "succeeded"
+    ]
+    fault = ""
+    for event in events(file, "begun", "over", "answer"):
+        if event["event"] == "answer":
+            found += _answered_wrongly(event, fault)
+        else:
+            fault = event["kind"] if event["event"] == "begun" else ""
+    for event in events(file, "refused"):
+        if event["upload"] != 503 or event["ready"] != 503:
+            found.append(f"{event['kind']}: an upload was answered {event['upload']}, /readyz {event['ready']}")
+    for event in events(file, "over", "files"):
+        found += [f"torn: {name}" for name in event["torn"]]
+    for event in events(file, "files"):
+        found += [f"begun and left: {name}" for name in event["parts"]]
+    for event in events(file, "recovered"):
+        if event["after"] > RECOVERY_SECONDS:
+            found.append(f"{event['kind']}: well again after {event['after']} s")
+        if event["died"] and event["kind"] not in ("too many files", "store full"):
+            found.append(f"{event['kind']}: {', '.join(event['died'])} died")
+    return found
+
+
+def _answered_wrongly(event: dict[str, Any], fault: str) -> list[str]:
+    """A preview may be replaced by the next, or go with the job's end, between the look and the request for it."""
+    if event["status"] in (404, 409) and event["path"].endswith("/preview"):
+        return []
+    what = f"{fault or 'peace'}: {event['method']} {event['path']} was answered {event['status']}"
+    status = event["status"]
+    if status == 503 and not event["retry_after"]:
+        return [f"{what} without Retry-After"]
+    if fault in FULL and event["method"] == "GET" and status == 503:
+        return [f"{what}, though nothing is to be written"]
+    return [] if status < 300 or status >= 500 else [what]
+
+
+def figures(file: Path) -> dict[str, Any]:
+    """What the table shows."""
+    shown = kills.figures(file)
+    del shown["kills"]
+    for kind in KINDS:
+        told = [event for event in events(file, "recovered") if event["kind"] == kind]
+        if told:
+            after = [event["after"] for event in told]
+            died = sum(len(event["died"]) for event in told)
+            shown[f"{kind}: times, well again after (p50, most), processes that died"] = (
+                f"{len(told)}, {percentile(after, 0.5):.2f} s, {max(after):.2f} s, {died}"
+            )
+    shown["answers"] = dict(Counter(event["status"] for event in events(file, "answer")))
+    return shown
+
+
+# ---------------------------------------------------------------------- the program
+
+
+def _in_a_namespace(arguments: list[str]) -> int:
+    """Run this program again where its mounts are its own; its exit code."""
+    unshare = ["unshare", *([] if os.geteuid() == 0 else ["--map-root-user"]), "--mount"]
+    return subprocess.run([*unshare, sys.executable, __file__, "--inside", *arguments], check=False).returncode
+
+
+@click.command()
+@click.option("--seed", default=1)
+@click.option("--count", default=60, help="Faults.")
+@click.option("--history", "file", type=click.Path(path_type=Path), default=None)
+@click.option("--without", type=click.Choice([*CONTROLS]), default=None)
+@click.option("--inside", is_flag=True, hidden=True)
+def main(seed: int, count: int, file: Path | None, without: str | None, inside: bool) -> None:
+    """Fill, lock and count."""
+    if not inside:
+        sys.exit(_in_a_namespace(sys.argv[1:]))
+    with tempfile.TemporaryDirectory(prefix="impasto-full-disk-", ignore_cleanup_errors=True) as folder:
+        history = History(file or Path(folder) / "history.jsonl")
+        try:
+            campaign(Path(folder) / "fleet", history, seed=seed, count=count, without=without)
+        finally:  # so that the folder can go
+            for name in SIZES_MB:
+                command = ["umount", "--lazy", str(Path(folder) / "fleet" / name)]
+                subprocess.run(command, check=False, capture_output=True)
+        for name, value in figures(history.file).items():
+            click.echo(f"| {name} | {value} |")
+        judged(violations(history.file))
+
+
+if __name__ == "__main__":
+    main()

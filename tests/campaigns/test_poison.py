@@ -1,0 +1,75 @@
+"""A short run of the campaign, and its judge."""
+
+from pathlib import Path
+from typing import Any
+
+import poison
+import pytest
+from history import History
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.timeout(900)  # each death takes a process with torch
+def test_sound_jobs_end_among_those_that_kill_their_painters(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl")
+    poison.campaign(tmp_path / "fleet", history, seed=1, jobs=6, poison=2, seconds=3, factor=1000)
+
+    assert [] == poison.violations(history.file)
+
+
+SOUND = {"poison": "", "knobs": 0, "status": "succeeded", "attempt": 1, "error": None, "pixels": "p", "seconds": 1}
+KILL = {
+    "poison": "kill",
+    "knobs": 0,
+    "status": "failed",
+    "attempt": 3,
+    "error": {"code": "worker_lost"},
+    "pixels": None,
+}
+
+
+def _history(tmp_path: Path, *poisoned: dict[str, Any], serving: bool = True) -> Path:
+    """Of one calm job, and those."""
+    told = History(tmp_path / "history.jsonl")
+    told.tell("begin", factor=5)
+    told.tell("reference", knobs=0, pixels="p")
+    for number, facts in enumerate([SOUND, *poisoned]):
+        name = "poisoned" if number else "calm"
+        told.tell("accepted", job=str(number), round=name, poison=facts["poison"], knobs=facts["knobs"])
+        if facts["status"]:
+            end = {name: facts[name] for name in ("status", "attempt", "error", "pixels")}
+            done = f"2026-01-01T00:00:{facts.get('seconds', 9):02}Z" if facts["status"] != "queued" else None
+            told.tell("final", job=str(number), created_at="2026-01-01T00:00:00Z", completed_at=done, **end)
+    told.tell("end", serving=serving)
+    return told.file
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"status": ""}, "lost"),
+        ({"status": "queued"}, "never ended"),
+        ({"attempt": 2}, "at attempt 2"),
+        ({"pixels": "q"}, "with q"),
+        ({"seconds": 12}, "12.00 s, not 1.00"),
+        ({**KILL}, ""),
+        ({**KILL, "attempt": 2}, "at attempt 2"),
+        ({**KILL, "attempt": 4}, "at attempt 4"),
+        ({**KILL, "poison": "late", "attempt": 5}, ""),
+        ({**KILL, "poison": "late", "attempt": 50}, "at attempt 50"),
+        ({**KILL, "error": {"code": "internal"}}, "internal"),
+        ({**KILL, "status": "succeeded"}, "ended as succeeded"),
+    ],
+)
+def test_the_judge_finds_what_must_not_be(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    found = poison.violations(_history(tmp_path, SOUND, {**SOUND, **changes}))
+
+    if changes.get("seconds"):
+        found = poison.violations(_history(tmp_path, {**SOUND, **changes}))
+    assert [words in line for line in found] == [True] * bool(words)
+
+
+def test_the_judge_wants_a_service_in_the_end(tmp_path: Path) -> None:
+    assert 1 == len(poison.violations(_history(tmp_path, SOUND, serving=False)))

@@ -1,0 +1,78 @@
+"""A short run of the campaign, and its judge."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soak
+from history import History
+
+pytestmark = pytest.mark.e2e
+
+SAMPLE = {"api rss_mb": 80.0, "api fds": 20, "store_keys": 50, "files": 100, "data_mb": 1.0}
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    return History(tmp_path / "history.jsonl")
+
+
+@pytest.mark.timeout(600)  # it starts, and measures its pace
+def test_a_short_day_leaves_nothing_behind(tmp_path: Path, history: History) -> None:
+    soak.campaign(tmp_path / "fleet", history, seed=1, minutes=0.3, load=0.7, every=0.4, loose=3)
+
+    assert [] == soak.violations(history.file)
+
+
+def _tell(told: History, changes: dict[str, Any], *, loose: float = 1.0) -> None:
+    """Ten samples, from the usual ones to those with the changes."""
+    told.tell("begin", loose=loose, pace=1.0)
+    for number in range(10):
+        grown = {
+            name: SAMPLE[name] + (value - SAMPLE[name]) * number / 9
+            for name, value in changes.items()
+            if name in SAMPLE
+        }
+        told.tell("sample", **{**SAMPLE, **grown})
+    told.tell("came", with_them=0)
+    if changes.get("job", "succeeded"):
+        told.tell("job", status=changes.get("job", "succeeded"))
+    if "answer" in changes:
+        told.tell("failed", method="GET", path="/", status=changes["answer"])
+    if "refused" in changes:
+        told.tell("refused", status=changes["refused"], text="no")
+    if changes.get("ends", True):
+        told.tell("end")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, []),
+        ({"api rss_mb": 90}, []),
+        ({"api rss_mb": 120}, ["api rss_mb grew"]),
+        ({"api fds": 40}, ["api fds grew"]),
+        ({"store_keys": 250}, ["store_keys grew"]),
+        ({"files": 300}, ["files grew"]),
+        ({"data_mb": 20.0}, ["data_mb grew"]),
+        ({"job": ""}, ["1 callers came, 0 went content"]),
+        ({"job": "failed"}, ["1 jobs ended as failed"]),
+        ({"job": "queued"}, ["1 jobs ended as queued"]),
+        ({"answer": 503}, []),
+        ({"answer": 500}, ["answered 500"]),
+        ({"refused": 422}, ["answered 422"]),
+        ({"ends": False}, ["did not come to its end"]),
+    ],
+)
+def test_the_judge_finds_what_must_not_be(history: History, changes: dict[str, Any], words: list[str]) -> None:
+    _tell(history, changes)
+    found = soak.violations(history.file)
+
+    assert len(words) == len(found)
+    assert all(word in line for word, line in zip(words, found, strict=True))
+
+
+def test_a_loose_judge_bears_more(history: History) -> None:
+    _tell(history, {"files": 200.0}, loose=3.0)
+
+    assert [] == soak.violations(history.file)
