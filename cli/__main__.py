@@ -16,8 +16,10 @@ from typing import Any
 import click
 
 from cli.bar import Bar
+from cli.dataset import dataset
 from cli.info import info, recorded
 from cli.keys import keys
+from cli.train import train
 from cli.up import LocalService, service_url
 from cli.weights import opened as opened_weights
 from cli.weights import weights
@@ -65,6 +67,8 @@ def impasto() -> None:
 impasto.add_command(info)
 impasto.add_command(keys)
 impasto.add_command(weights)
+impasto.add_command(dataset)
+impasto.add_command(train)
 
 
 existing = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -49,6 +49,10 @@ class Bar:
         steps = f"scale {scale[0]}/{scale[1]}, iteration {iteration[0]}/{iteration[1]}"
         self._show("painting", value, f"{steps}, loss {loss:.4g}{left}")
 
+    def tell(self, words: str, value: float, details: str) -> None:
+        """Any other work, `value` of it done, from 0 to 1."""
+        self._show(words, value, details)
+
     def done(self, words: str) -> None:
         """The last line."""
         self._show(words, 1.0, "")

@@ -87,7 +87,7 @@ def fetch(name: Any) -> None:
 def import_weights(file: Path, name: str | None, convention: Any) -> None:
     """Take a network from a .safetensors, .pth or .caffemodel file: a VGG-11, 13, 16 or 19.
 
-    Tensors have torchvision's names; batch normalisation is folded into the convolutions.
+    Tensors have torchvision's names; batch normalization is folded into the convolutions.
     """
     name = name or file.stem.lower()
     if not re.fullmatch(MODEL_NAME, name):

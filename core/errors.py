@@ -8,6 +8,7 @@
     │   │   └── ImageTooLarge
     │   ├── BadRecord          of how a picture was made
     │   ├── BadWebhook         where a webhook is to go
+    │   ├── BadDataset         pictures to learn from
     │   ├── UploadTooLarge
     │   └── BadRequest
     ├── NotFound
@@ -113,6 +114,12 @@ class BadWebhook(BadInput):
     """A webhook must be a URL such as https://example.org/hook, without user name or fragment."""
 
     code = "bad_webhook"
+
+
+class BadDataset(BadInput):
+    """The data set cannot be used; build it again."""
+
+    code = "bad_dataset"
 
 
 class UploadTooLarge(BadInput):

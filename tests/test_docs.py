@@ -12,6 +12,7 @@ from api.settings import ApiSettings
 from api.submission import Wishes
 from core import errors
 from core.presets import PRESETS
+from core.recipe import Recipe
 from core.settings import Settings
 from core.spec import KNOBS, StyleSpec
 from worker.settings import WorkerSettings
@@ -65,6 +66,15 @@ def test_every_error_code_is_documented() -> None:
         return {kind.code}.union(*(walk(child) for child in kind.__subclasses__()))
 
     assert all(f"`{code}`" in _read("docs/api.md") for code in walk(errors.ImpastoError) | set(REFUSALS))
+
+
+def test_every_setting_of_a_training_is_in_the_table_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", _read("docs/training.md"), re.MULTILINE))
+
+    assert {*Recipe.model_fields} == set(rows)
+    for name, field in Recipe.model_fields.items():
+        number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
+        assert rows[name].strip("`") == (f"{field.default:g}" if number else str(field.default).lower()), name
 
 
 def test_every_route_is_documented_and_no_other(tmp_path: Path) -> None:

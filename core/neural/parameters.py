@@ -22,7 +22,7 @@ Pairs = Sequence[tuple[Tensor, Tensor]]  # weight (out, in, 3, 3) and bias (out,
 # ImageNet. As for all our networks, the first convolution's inputs are kept in the order RGB.
 CAFFE = Input(mean=(123.68 / 255, 116.779 / 255, 103.939 / 255), std=(1 / 255, 1 / 255, 1 / 255))
 
-_EPSILON = 1e-5  # of torch's batch normalisation
+_EPSILON = 1e-5  # of torch's batch normalization
 _CONVOLUTION = re.compile(r"features\.(\d+)\.weight")
 
 
@@ -94,7 +94,7 @@ class Parameters:
 
 
 def torchvision_names(architecture: Architecture, *, normalized: bool = False) -> list[tuple[str, str]]:
-    """Torchvision counts convolutions, ReLUs and poolings; with batch normalisation (`vgg16_bn`) that as well."""
+    """Torchvision counts convolutions, ReLUs and poolings; with batch normalization (`vgg16_bn`) that as well."""
     index, names = 0, []
     for row in convolutions(architecture):
         index += row.pooled
@@ -104,7 +104,7 @@ def torchvision_names(architecture: Architecture, *, normalized: bool = False) -
 
 
 def from_torchvision(tensors: Mapping[str, Tensor], takes: Input = TORCHVISION) -> Parameters:
-    """From tensors by torchvision's names; batch normalisation goes into the convolutions. Raises BadWeights."""
+    """From tensors by torchvision's names; batch normalization goes into the convolutions. Raises BadWeights."""
     weights = [name for name, tensor in tensors.items() if _CONVOLUTION.fullmatch(name) and tensor.ndim == 4]
     architecture = _architecture(len(weights))
     normalized = any(name.endswith(".running_var") for name in tensors)
@@ -118,7 +118,7 @@ def from_torchvision(tensors: Mapping[str, Tensor], takes: Input = TORCHVISION) 
             f"The file has no {error.args[0]}; {title(architecture)} in torchvision's naming has."
         ) from error
     except RuntimeError as error:  # shapes that do not go together
-        raise errors.BadWeights("The file's batch normalisation does not fit its convolutions.") from error
+        raise errors.BadWeights("The file's batch normalization does not fit its convolutions.") from error
     return Parameters.of(pairs, takes)
 
 

@@ -20,7 +20,7 @@ Color = tuple[float, float, float]  # RGB
 # network does. The latter is an edge like any other, and paints a frame along the border.
 Edges = Literal["repeat", "zeros"]
 
-# torchvision's normalisation, which its weights were trained with.
+# torchvision's normalization, which its weights were trained with.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 

@@ -261,7 +261,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "sides below zero": (_wrong(_small()[0], num=2**64 - 2), "another shape"),
     "sides beyond all bounds": (_wrong(_small()[0], num=2**31 - 1, channels=2**31 - 1), "another shape"),
     "a stride": (_layer("conv", _small()[0], "new", _field(106, _field(6, 2))), "stride"),
-    "batch normalisation": (_field(100, _field(2, b"BatchNorm")), "VGG has none"),
+    "batch normalization": (_field(100, _field(2, b"BatchNorm")), "VGG has none"),
     "too many parts": (_field(4, 1) * 20_000, "more parts"),
 }
 

@@ -203,8 +203,8 @@ def test_a_damaged_file_does_not_hide_the_others(cache: WeightsCache, tmp_path: 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("architecture", ["vgg11", "vgg16"])
-def test_batch_normalisation_goes_into_the_convolutions(architecture: Architecture) -> None:
-    """The same function to rounding, by torchvision's own network with batch normalisation."""
+def test_batch_normalization_goes_into_the_convolutions(architecture: Architecture) -> None:
+    """The same function to rounding, by torchvision's own network with batch normalization."""
     vgg19_source()  # makes torchvision importable beside a CPU build of torch
     from torchvision import models
 
@@ -227,7 +227,7 @@ def test_batch_normalisation_goes_into_the_convolutions(architecture: Architectu
     assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
-def test_batch_normalisation_that_does_not_fit_is_refused() -> None:
+def test_batch_normalization_that_does_not_fit_is_refused() -> None:
     tensors = {}
     for row, (weight, bias) in zip(
         torchvision_names("vgg11", normalized=True), random_parameters("vgg11"), strict=True

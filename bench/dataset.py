@@ -1,0 +1,79 @@
+"""How many pictures a second a data set is built and read with, beside torchvision's ImageFolder. bench/README.md."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+
+from core.dataset import STORES, Dataset
+from core.harvest import Wish, build
+from core.neural.feed import Views
+from core.neural.torchvision_registry import module
+from core.recipe import Recipe
+
+HARBOR = Path(__file__).parents[1] / "samples" / "harbor.jpg"
+
+
+def draw(folder: Path, count: int) -> None:
+    """Parts of the sample photo, about as large as photos in data sets are: 500 × 375 px, JPEG."""
+    hand = np.random.default_rng(0)
+    with Image.open(HARBOR) as photo:
+        for number in range(count):
+            left, top = int(hand.integers(0, photo.width - 500)), int(hand.integers(0, photo.height - 375))
+            place = folder / "source" / f"class{number % 10}" / f"{number}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            photo.crop((left, top, left + 500, top + 375)).save(place, quality=92)
+
+
+def rate(step: Callable[[], Iterable[Any]]) -> float:
+    """Items a second of CPU time: one process and one thread, whatever else the machine does."""
+    began, count = time.process_time(), 0
+    for _ in step():
+        count += 1
+    return count / (time.process_time() - began)
+
+
+def views_of(dataset: Dataset, recipe: Recipe) -> Iterable[Any]:
+    views = Views(dataset, "train", recipe)
+    return (views[0, index] for index in torch.randperm(dataset.count("train")).tolist())
+
+
+def image_folder(folder: Path, recipe: Recipe) -> Iterable[Any]:
+    """The same from the files: each decoded and scaled anew, in every epoch."""
+    v2 = module("transforms.v2")
+    steps = [v2.PILToTensor(), v2.Resize((256, 256), antialias=True), v2.RandomCrop(recipe.crop_px)]
+    folder_ = module("datasets").ImageFolder(folder, v2.Compose([*steps, v2.RandomHorizontalFlip()]))
+    return (folder_[index] for index in torch.randperm(len(folder_)).tolist())
+
+
+@click.command()
+@click.option("--count", default=1000, show_default=True, help="Pictures.")
+@click.option("--jobs", default=0, help="Decoding processes; 0: one a core.")
+def main(count: int, jobs: int) -> None:
+    """Build in both stores, then read with one process; the rates of one run, to be compared with each other."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, recipe = Path(temporary), Recipe()
+        draw(folder, count)
+        click.echo("| | built, pictures/s | read, views/s of CPU time | KB a picture |\n|---|---|---|---|")
+        for store in STORES:
+            out = folder / store
+            began = time.perf_counter()
+            build(folder / "source", out, Wish(store=store, validation=0), jobs)
+            built = count / (time.perf_counter() - began)
+            with Dataset(out) as dataset:
+                rates = [rate(lambda opened=dataset: views_of(opened, recipe)) for _ in range(3)]  # type: ignore[misc]
+                click.echo(f"| {store} | {built:.0f} | {max(rates):.0f} | {dataset.bytes / count / 1e3:.0f} |")
+        rates = [rate(lambda: image_folder(folder / "source", recipe)) for _ in range(3)]
+        size = sum(file.stat().st_size for file in (folder / "source").rglob("*.jpg")) / count / 1e3
+        click.echo(f"| ImageFolder | | {max(rates):.0f} | {size:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Which networks begin to learn, and what a painting owes to what was learnt. bench/README.md."""
+
+import csv
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from core import images
+from core.neural import trained
+from core.neural.classifier import Classifier
+from core.neural.stylize import stylize
+from core.neural.subject import Subject
+from core.neural.train import Pacing, Team, train
+from core.neural.weights import WeightsCache
+from core.recipe import Recipe
+from core.spec import parse_spec
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+SMALL = Recipe(width=0.25, hidden=256, crop_px=65, batch=32, dropout=0.0, epochs=2)
+BEGINNINGS: dict[str, dict[str, object]] = {
+    "he": {"init": "he"},
+    "gaussian": {"init": "gaussian"},
+    "batch norm": {"init": "he", "batch_norm": True},
+}
+
+
+@click.group()
+def main() -> None:
+    """Training, measured."""
+
+
+@main.command()
+@click.argument("dataset", type=click.Path(exists=True, path_type=Path))
+@click.option("--epochs", default=2, show_default=True)
+@click.option("--learning-rate", default=0.01, show_default=True)
+@click.option("--depth", "depths", multiple=True, default=["vgg11", "vgg13", "vgg16", "vgg19"], show_default=True)
+def start(dataset: Path, epochs: int, learning_rate: float, depths: tuple[str, ...]) -> None:
+    """Short runs of each depth from each beginning: the loss at first and at last. A guess gives ln(classes)."""
+    pacing = Pacing(workers=1, checkpoint_seconds=1e9, log_steps=1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+
+        def run(name: str, changes: dict[str, object], begin_with: Path | None = None) -> None:
+            recipe = SMALL.model_copy(update={"epochs": epochs, "learning_rate": learning_rate, **changes})
+            place = folder / name.replace(" ", "-").replace(",", "")
+            train(dataset, place, recipe, Team(), pacing, start=begin_with)
+            with (place / "log.csv").open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            losses = [float(row["loss"]) for row in rows if row["loss"]]
+            best = max(float(row["validation_top1"] or 0) for row in rows)
+            first, last = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
+            click.echo(f"| {name} | {len(losses)} | {first:.3f} | {last:.3f} | {100 * best:.1f} % |")
+
+        click.echo("| | steps | loss, first 10 steps | last 10 | best validation top-1 |\n|---|---|---|---|---|")
+        for depth in depths:
+            for words, changes in BEGINNINGS.items():
+                run(f"{depth}, {words}", {"architecture": depth, **changes})
+        if "vgg11" in depths:
+            shallow = folder / "vgg11-he" / "whole.safetensors"
+            for depth in depths:
+                if depth in ("vgg16", "vgg19"):
+                    run(f"{depth}, gaussian after vgg11", {"architecture": depth, "init": "gaussian"}, shallow)
+
+
+@main.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--size", default="256", show_default=True)
+@click.option("--iterations", default="100", show_default=True)
+@click.option("--content", type=click.Path(exists=True, path_type=Path), default=SAMPLES / "harbor.jpg")
+@click.option("--style", type=click.Path(exists=True, path_type=Path), default=SAMPLES / "strokes.jpg")
+def paint(*, run: Path, out: Path, size: str, iterations: str, content: Path, style: Path) -> None:
+    """Paint with the network of a run, and with one of the same shape that has learnt nothing: two pictures."""
+    out.mkdir(parents=True, exist_ok=True)
+    about = trained.About.model_validate_json(trained.load(run / "checkpoint.pt")["about"])
+    model_name: Any = about.recipe.architecture
+    spec = parse_spec({"size": size, "iterations": iterations, "model": model_name})
+    subject = Subject(images.decode(content.read_bytes()), [images.decode(style.read_bytes())])
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in ("trained", "random"):
+            folder = Path(temporary) / name
+            folder.mkdir()
+            if name == "trained":
+                shutil.copy(run / "network.safetensors", folder)
+            else:
+                torch.manual_seed(0)
+                model = Classifier(about.recipe, len(about.classes))
+                model.begin("he")
+                trained.publish(folder, model, about, 0, None)
+            cache = WeightsCache(folder)
+            cache.import_file(model_name, folder / "network.safetensors")
+            painting = stylize(subject, spec, cache.load(model_name, "auto", "auto"))
+            (out / f"{name}.png").write_bytes(images.encode(painting.picture))
+            click.echo(out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

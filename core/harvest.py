@@ -1,0 +1,316 @@
+"""A folder of pictures to a data set: list the files, decode them in children, write what came out.
+
+A sub-folder is a class. It goes on after any end: the files are listed first, under the hash of their path, and taken
+in that order; after each portion the place is written together with its pictures. Memory does not grow with their
+number.
+"""
+
+import fcntl
+import hashlib
+import os
+import queue
+import shutil
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from core import errors, images
+from core.dataset import INDEX, LABEL, MAX_CLASSES, Book, Header, Split, State, Store, digest_of, room
+from core.decoders import Decoder, Resize
+
+_LISTED_AT_ONCE = 4096
+_PORTION = 256  # pictures from one commit to the next
+_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How pictures are to be kept."""
+
+    side_px: int = 256
+    resize: Resize = "linear"
+    store: Store = "jpeg"
+    validation: float = 0.05
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a build is."""
+
+    files: int
+    done: int
+    refused: int
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class _Taken:
+    key: bytes
+    label: int
+    split: Split
+    value: bytes
+
+
+@dataclass(frozen=True)
+class _Refused:
+    key: bytes
+    sentence: str
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def build(
+    folder: Path,
+    out: Path,
+    wish: Wish,
+    jobs: int = 0,
+    *,
+    on_progress: OnProgress | None = None,
+    book_bytes: int | None = None,
+) -> State:
+    """Build the data set `out`, or go on with it; quick where it is complete. jobs: children; 0: one a core.
+
+    Raises BadDataset where nothing can be learnt from the folder, where `out` is something else or was begun with other
+    settings, or is being built by another process; StorageFull. Leaves nothing of a data set that cannot be used.
+    """
+    header = _header(folder, wish)
+    _check_place(out)
+    existed = out.is_dir()
+    try:
+        with _alone(out), room(out), Book(out, *([book_bytes] if book_bytes else [])) as book:
+            state = _begun(book, header, out)
+            if state.phase == "listing":
+                state = _list(folder, book, state, header)
+            if state.phase == "reading":
+                with closing(_outcomes(folder, book, state, header, jobs or os.cpu_count() or 1)) as outcomes:
+                    _take(outcomes, book, state, header, on_progress)
+            return state
+    except _Useless as error:
+        _remove(out, keep_folder=existed)
+        raise errors.BadDataset(str(error)) from None
+
+
+class _Useless(Exception):
+    """Nothing can be learnt from it."""
+
+
+def _header(folder: Path, wish: Wish) -> Header:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    if names and {name.lower() for name in names} <= _SPLIT_NAMES:
+        raise errors.BadDataset(f"{folder} is split already; give one of {', '.join(names)}: it is split here again.")
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise errors.BadDataset(
+            f"{folder} must have from 2 to {MAX_CLASSES} sub-folders, each a class; it has {len(names)}."
+        )
+    if any(not name.isprintable() for name in names):
+        raise errors.BadDataset(f"The name of a sub-folder of {folder} cannot be written; rename it.")
+    return Header(classes=names, side_px=wish.side_px, resize=wish.resize, store=wish.store, validation=wish.validation)
+
+
+def _check_place(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise errors.BadDataset(f"{out} is a file; a data set is a folder.")
+    if out.is_dir() and any(out.iterdir()) and not (out / "data.mdb").is_file():
+        raise errors.BadDataset(f"{out} is a folder with something else in it; take another.")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise errors.BadDataset(f"{out} is being built by another process.") from error
+    finally:
+        os.close(handle)
+
+
+def _remove(out: Path, *, keep_folder: bool) -> None:
+    for name in ("data.mdb", "lock.mdb"):
+        (out / name).unlink(missing_ok=True)
+    if not keep_folder:
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def _begun(book: Book, header: Header, out: Path) -> State:
+    front = book.read()
+    if front is None:
+        none = [0] * len(header.classes)
+        state = State(
+            train=none, validation=none.copy(), sha256=hashlib.sha256(header.model_dump_json().encode()).hexdigest()
+        )
+        book.write([], state, header)
+        return state
+    for name, value in front[0]:
+        if value != getattr(header, name):
+            raise errors.BadDataset(
+                f"{out} was begun with another {name}; give the same as then, or another place for this one."
+            )
+    return front[1]
+
+
+# ---------------------------------------------------------------------- list
+
+
+def _list(folder: Path, book: Book, state: State, header: Header) -> State:
+    """All files under the hash of their path. Safe to repeat."""
+    for label, name in enumerate(header.classes):
+        entries: list[tuple[bytes, bytes, bytes]] = []
+        path = None
+        for path in _files(folder / name):
+            relative = os.fsencode(path.relative_to(folder))
+            key = hashlib.blake2b(relative, digest_size=16).digest()
+            entries.append((b"files", key, LABEL.pack(label) + relative))
+            if len(entries) == _LISTED_AT_ONCE:
+                book.write(entries, state)
+                entries.clear()
+        book.write(entries, state)
+        if path is None:
+            raise _Useless(f"There is no file in {folder / name}.")
+    state.files, state.phase = book.count(b"files"), "reading"
+    book.write([], state)
+    return state
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Also of folders below, but through no link to a folder: it could lead back."""
+    below = [folder]
+    while below:
+        with os.scandir(below.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(Path(entry.path))
+                elif not entry.is_dir():
+                    yield Path(entry.path)
+
+
+# ---------------------------------------------------------------------- read
+
+
+def _take(
+    outcomes: Iterator[_Taken | _Refused], book: Book, state: State, header: Header, on_progress: OnProgress | None
+) -> None:
+    began, portion, done_before = time.monotonic(), list[_Taken | _Refused](), state.taken + state.refused
+    for outcome in outcomes:
+        portion.append(outcome)
+        if len(portion) == _PORTION:
+            _keep(book, state, portion)
+            portion.clear()
+        if on_progress is not None:
+            done = state.taken + state.refused + len(portion)
+            pace = (time.monotonic() - began) / (done - done_before)
+            on_progress(Progress(state.files, done, state.refused, pace * (state.files - done)))
+    _keep(book, state, portion)
+    for name, count in zip(header.classes, state.train, strict=True):
+        if not count:
+            raise _Useless(f"Of the class {name} no picture can be used for training: {_example(book)}")
+    state.phase = "complete"
+    book.write([], state)
+
+
+def _example(book: Book) -> str:
+    refused = book.after(b"refused", b"", 1)
+    return f"{refused[0][1].decode()} (and {book.count(b'refused') - 1} more)" if refused else "there are too few."
+
+
+def _outcomes(
+    folder: Path, book: Book, state: State, header: Header, jobs: int
+) -> Generator[_Taken | _Refused, None, None]:
+    """What becomes of each file, in order, some ahead of those that are written."""
+    decoders: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+    everyone = [Decoder(header.side_px, header.resize) for _ in range(jobs)]
+    for decoder in everyone:
+        decoders.put(decoder)
+
+    def work(key: bytes, value: bytes) -> _Taken | _Refused:
+        decoder = decoders.get()
+        try:
+            return _outcome(folder, key, value, header, decoder)
+        finally:
+            decoders.put(decoder)
+
+    pending: deque[Future[_Taken | _Refused]] = deque()
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for key, value in _listed(book, bytes.fromhex(state.position)):
+            pending.append(pool.submit(work, key, value))
+            if len(pending) > 4 * jobs:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for decoder in everyone:
+            decoder.close()
+
+
+def _listed(book: Book, after: bytes) -> Iterator[tuple[bytes, bytes]]:
+    while found := book.after(b"files", after, _LISTED_AT_ONCE):
+        yield from found
+        after = found[-1][0]
+
+
+def _outcome(folder: Path, key: bytes, value: bytes, header: Header, decoder: Decoder) -> _Taken | _Refused:
+    label, path = LABEL.unpack_from(value)[0], os.fsdecode(value[LABEL.size :])
+    try:
+        data = _content(folder / path)
+        pixels = decoder.square(data)
+    except errors.BadInput as error:
+        return _Refused(key, f"{path}: {error.message}".encode("utf-8", "replace").decode())
+    return _Taken(key, label, _split_of(data, header.validation), LABEL.pack(label) + _stored(pixels, header))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # to open a pipe could take for ever
+            raise errors.UnsupportedImage()
+        if found.st_size > images.MAX_BYTES:
+            raise errors.UploadTooLarge(f"A picture may have at most {images.MAX_BYTES // 10**6} MB.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise errors.BadImage(f"The file cannot be read: {error.strerror}.") from error
+    images.sniff(data)
+    return data
+
+
+def _split_of(data: bytes, validation: float) -> Split:
+    """By the file's bytes: the same whatever it is called and wherever it lies, so that no copy is on both sides."""
+    place = int.from_bytes(hashlib.sha256(data).digest()[:8]) / 2**64
+    return "validation" if place < validation else "train"
+
+
+def _stored(pixels: bytes, header: Header) -> bytes:
+    if header.store == "raw":
+        return pixels
+    return images.encode(Image.frombytes("RGB", (header.side_px, header.side_px), pixels), "jpeg")
+
+
+def _keep(book: Book, state: State, portion: list[_Taken | _Refused]) -> None:
+    """Write a portion and the state after it. The state is advanced with it."""
+    entries = []
+    counts = {"train": sum(state.train), "validation": sum(state.validation)}
+    for outcome in portion:
+        if isinstance(outcome, _Refused):
+            entries.append((b"refused", INDEX.pack(state.refused), outcome.sentence.encode()))
+            state.refused += 1
+        else:
+            entries.append((outcome.split.encode(), INDEX.pack(counts[outcome.split]), outcome.value))
+            counts[outcome.split] += 1
+            getattr(state, outcome.split)[outcome.label] += 1
+            state.sha256 = digest_of(state.sha256, outcome.split, outcome.value)
+        state.position = outcome.key.hex()
+    book.write(entries, state)

@@ -1,0 +1,46 @@
+"""`impasto dataset` as a user meets it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def impasto(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "cli", *args], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_a_folder_becomes_a_data_set_and_a_contact_sheet(tmp_path: Path) -> None:
+    hand = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.fromarray(hand.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / f"pets/{name}/{number}.png")
+    (tmp_path / "pets" / "cats" / "notes.txt").write_text("no picture")
+
+    built = impasto(tmp_path, "dataset", "build", "pets", "pets.lmdb", "--side", "48", "--validation", "0.2")
+    told = impasto(tmp_path, "dataset", "info", "pets.lmdb", "--classes", "--sheet", "sheet.png")
+
+    assert (0, 0) == (built.returncode, told.returncode), built.stderr + told.stderr
+    assert "100%" in built.stderr
+    for words in (
+        "in 2 classes",
+        "48 × 48 px, resize linear, stored as jpeg",
+        "1 files were not taken",
+        "notes.txt: On",
+    ):
+        assert words in built.stdout
+        assert words in told.stdout
+    assert "sheet.png" == told.stdout.splitlines()[-1]
+    assert (tmp_path / "sheet.png").is_file()
+
+
+def test_what_cannot_be_built_or_read_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
+    for args in (["build", "empty", "out"], ["info", "empty"]):
+        ran = impasto(tmp_path, "dataset", *args)
+        assert (2, 1) == (ran.returncode, len(ran.stderr.splitlines())), ran.stderr
+        assert "impasto: " in ran.stderr

@@ -1,0 +1,50 @@
+"""How to train: bounds, words, and the learning rate's way."""
+
+import pytest
+
+from core import errors
+from core.recipe import Recipe, allowed, parse_recipe
+
+
+def test_texts_become_settings() -> None:
+    recipe = parse_recipe({"epochs": "3", "batch_norm": "true", "width": "0.25", "schedule": "cosine"})
+
+    assert (3, True, 0.25, "cosine") == (recipe.epochs, recipe.batch_norm, recipe.width, recipe.schedule)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"epochs": "0"}, "epochs must be a whole number from 1 to 10000."),
+        ({"learning_rate": "nan"}, "learning_rate must be a number from over 0 to 100."),
+        ({"momentum": "1"}, "momentum must be a number from 0 to under 1."),
+        ({"init": "xavier"}, "init must be one of he, gaussian."),
+        ({"batch_norm": "perhaps"}, "batch_norm must be true or false."),
+        ({"epoch": "3"}, "There is no such setting"),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused_by_name(given: dict[str, str], words: str) -> None:
+    with pytest.raises(errors.BadSpec, match=words):
+        parse_recipe(given)
+
+
+def test_every_setting_says_what_it_may_be() -> None:
+    assert all(allowed(name) and field.description for name, field in Recipe.model_fields.items())
+
+
+def test_the_rate_falls_to_a_tenth_by_steps() -> None:
+    recipe = Recipe(learning_rate=0.01, step_epochs=2, epochs=5)
+    rates = [recipe.rate(step, 10) for step in (0, 19, 20, 39, 40)]
+
+    assert pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001]) == rates
+
+
+def test_the_rate_rises_in_the_warm_up_and_falls_along_a_cosine_to_nothing() -> None:
+    recipe = Recipe(learning_rate=1.0, schedule="cosine", warmup_epochs=2, epochs=10)
+    rates = [recipe.rate(step, 10) for step in range(100)]
+
+    assert sorted(rates[:20]) == rates[:20]
+    assert sorted(rates[20:], reverse=True) == rates[20:]
+    assert pytest.approx([1.0, 0.5]) == [rates[20], rates[60]]
+    assert 0 < rates[99] < 0.001
+    assert 0 < rates[0] < 0.05
