@@ -32,13 +32,13 @@ CONTROLS = {
     # First come, first served.
     "turns": (
         "import core.store as s\n"
-        "stock = s._library\n"
+        "stock = s.library\n"
         "def library():\n"
         "    version, code = stock()\n"
         "    loose = code.replace('class, turn, number)', 'class, 0, number)')\n"
         "    assert loose != code\n"
         "    return version + 'x', loose.replace(version, version + 'x')\n"
-        "s._library = library"
+        "s.library = library"
     )
 }
 
