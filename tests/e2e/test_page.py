@@ -173,7 +173,7 @@ def test_what_is_dropped_or_pasted_anywhere_is_photo_and_painting_and_masked_by_
     page.click("#masked")
     address = paint(page)
     ended(page)
-    (mask,) = shared_service.client.get(address.rpartition("/")[2]).input.masks
+    (mask,) = shared_service.client.job(address.rpartition("/")[2]).input.masks
     with page.expect_response(f"**/v1/images/{mask}") as answer:
         page.evaluate("address => fetch(address).then(() => null)", f"/v1/images/{mask}")
     drawn = images.decode_mask(answer.value.body())
