@@ -40,14 +40,14 @@ class JobReader:
         known: each as it was seen last, if it was; one that has not changed since comes back as the same object.
         """
         words = [word for job_id, job in known.items() for word in (job_id, job.version if job else "")]
-        with store.unavailable():
+        with _Unavailable():
             *rows, told = await self._step("reread", words)
         load = store.load_of(told) if told else None
         return {job_id: _read(known[job_id], row, load) for job_id, row in zip(known, rows, strict=True)}
 
     async def changes(self) -> AsyncIterator[str]:
         """Ids of jobs that have changed or are gone; at first an empty one, once nothing is missed any more."""
-        with store.unavailable():
+        with _Unavailable():
             async with self._redis.pubsub() as told:
                 await told.subscribe(CHANGES)
                 asked = False
@@ -67,18 +67,29 @@ class JobReader:
         version, code = store.library()
         try:
             return await self._redis.fcall(f"{version}_{name}", 1, store.PREFIX, *words)
+        except RuntimeError:  # the line was closed; the next one is new
+            pass
         except ResponseError as error:
             if store.NO_FUNCTION not in str(error):
                 raise
-        await self._redis.function_load(code, replace=True)
+            await self._redis.function_load(code, replace=True)
         return await self._redis.fcall(f"{version}_{name}", 1, store.PREFIX, *words)
+
+
+class _Unavailable(store.unavailable):
+    """With uvloop's word for a line that was cut, which redis-py does not know."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RuntimeError):
+            raise errors.StoreUnavailable() from error
+        super().__exit__(kind, error, trace)
 
 
 def _read(known: Job | None, row: list[Any], load: Load | None) -> Job | None:
     if not row:
         return None
     if len(row) > 1:
-        return store.job_of(dict(zip(row[::2], row[1::2], strict=True)), load)
+        return store.readable(dict(zip(row[::2], row[1::2], strict=True)), load)
     assert known is not None, "its version was named"
     queue = None if row[0] < 0 or load is None else Queue(position=row[0], start_seconds=load.start_seconds(row[0]))
     return known if queue == known.queue else known.model_copy(update={"queue": queue})

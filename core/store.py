@@ -466,7 +466,7 @@ class JobStore:
         *jobs, told = self._step("read", owner, *job_ids)
         load = load_of(told) if told else None
         rows = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in jobs)
-        return [_readable(fields, load) if fields else None for fields in rows]
+        return [readable(fields, load) if fields else None for fields in rows]
 
 
 class unavailable:
@@ -527,7 +527,7 @@ def load_of(told: Sequence[Any]) -> Load:
     )
 
 
-def _readable(fields: dict[str, Any], load: Load | None) -> Job | None:
+def readable(fields: dict[str, Any], load: Load | None) -> Job | None:
     """None for a record that the store's disk has damaged: it must not hide the others on its page."""
     try:
         return job_of(fields, load)

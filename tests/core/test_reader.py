@@ -1,0 +1,70 @@
+"""The asynchronous reader, on the event loop that the API has."""
+
+from typing import Any
+
+import pytest
+import redis
+import uvloop
+
+from core import errors
+from core.jobs import JobInput, new_job_id
+from core.reader import JobReader
+from core.store import PREFIX, JobStore
+
+
+def _job(store: JobStore) -> str:
+    return store.create(new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={})).id
+
+
+def _cut(reader: JobReader) -> None:
+    """As a reset does, between two questions."""
+    for line in reader._redis.connection_pool._available_connections:
+        line._writer.transport.abort()
+
+
+@pytest.fixture
+def job_id(store: JobStore) -> str:
+    for digest in ("sha256:a", "sha256:b"):
+        store.hold(digest)
+    return _job(store)
+
+
+def test_a_line_that_was_cut_is_laid_again(valkey: Any, job_id: str) -> None:
+    async def look() -> None:
+        reader = JobReader(valkey.url)
+        for _ in range(2):
+            job = (await reader.read({job_id: None}))[job_id]
+            assert job is not None
+            assert job_id == job.id
+            _cut(reader)
+        await reader.close()
+
+    uvloop.run(look())
+
+
+def test_a_line_that_is_cut_again_and_again_is_a_store_that_is_away(
+    valkey: Any, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def look() -> None:
+        reader = JobReader(valkey.url)
+
+        async def cut(*_: Any) -> None:
+            raise RuntimeError("the handler is closed")
+
+        monkeypatch.setattr(reader._redis, "fcall", cut)
+        with pytest.raises(errors.StoreUnavailable):
+            await reader.read({job_id: None})
+        await reader.close()
+
+    uvloop.run(look())
+
+
+def test_a_damaged_record_is_no_job(valkey: Any, job_id: str) -> None:
+    async def look() -> None:
+        reader = JobReader(valkey.url)
+        assert {job_id: None} == await reader.read({job_id: None})
+        await reader.close()
+
+    with redis.Redis.from_url(valkey.url) as client:
+        client.hset(f"{PREFIX}job:{job_id}", "input", '{"content')
+    uvloop.run(look())
