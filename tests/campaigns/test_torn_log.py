@@ -22,7 +22,7 @@ def test_what_is_left_of_a_torn_log_is_whole(tmp_path: Path, history: History) -
 
 
 def test_steps_that_nothing_holds_together_are_found_torn(tmp_path: Path, history: History) -> None:
-    torn_log.campaign(tmp_path / "torn", history, seed=1, count=5, seconds=0, without="atomic")
+    torn_log.campaign(tmp_path / "torn", history, seed=1, count=25, seconds=0, without="atomic")
 
     assert torn_log.violations(history.file)
 
