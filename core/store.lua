@@ -501,17 +501,24 @@ local function read_one(p, id)
   return fields
 end
 
--- owner, id... -> for each its fields, and its rank in the queue; or an empty table for what is not there.
--- After them the load, if one of them waits.
-local function read(keys, args)
-  local p, jobs, waits = keys[1], {}, false
-  for i = 2, #args do
-    local fields = visible(p, args[i], args[1]) and read_one(p, args[i]) or {}
+-- Jobs that were read, and after them the load, if one of them waits.
+local function with_load(keys, jobs)
+  local waits = false
+  for _, fields in ipairs(jobs) do
     waits = waits or (fields[#fields] or -1) >= 0
-    jobs[#jobs + 1] = fields
   end
   jobs[#jobs + 1] = waits and load(keys) or {}
   return jobs
+end
+
+-- owner, id... -> for each its fields, and its rank in the queue; or an empty table for what is not there.
+-- After them the load, if one of them waits.
+local function read(keys, args)
+  local p, jobs = keys[1], {}
+  for i = 2, #args do
+    jobs[#jobs + 1] = visible(p, args[i], args[1]) and read_one(p, args[i]) or {}
+  end
+  return with_load(keys, jobs)
 end
 
 -- owner, id -> its frames; nil if there is no such job
@@ -521,17 +528,15 @@ end
 
 -- id, version that is known or '', ... -> as `read`, but of a job in its known version the rank alone
 local function reread(keys, args)
-  local p, jobs, waits = keys[1], {}, false
+  local p, jobs = keys[1], {}
   for i = 1, #args, 2 do
     local version, found = redis.call('HGET', job_key(p, args[i]), 'version'), {}
     if version then
       found = version == args[i + 1] and { rank_of(p, args[i]) } or read_one(p, args[i])
     end
-    waits = waits or (found[#found] or -1) >= 0
     jobs[#jobs + 1] = found
   end
-  jobs[#jobs + 1] = waits and load(keys) or {}
-  return jobs
+  return with_load(keys, jobs)
 end
 
 -- -> for each live worker what it told of itself, or '', and 1 if it runs a job
