@@ -12,9 +12,9 @@ from starlette.concurrency import run_in_threadpool
 from api import submission
 from api.deps import Owner, Store
 from api.images import inspected, known
-from api.jobs import KEY, Taker, file_of, kept
 from api.look import POLL_SECONDS
 from api.resource import JobResource, resource
+from api.taker import KEY, Taker, file_of, kept
 from core import errors
 from core.jobs import Batch, JobInput, is_batch_id, new_batch_id
 from core.spec import StyleSpec, parse_spec, result_size

@@ -4,10 +4,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 from anyio import from_thread
@@ -16,22 +14,21 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from api import rendition, submission
-from api.deps import Asker, Blobs, Config, Owner, Ring, Sights, Store, Webhooks
+from api.deps import Blobs, Owner, Sights, Store
 from api.images import inspected, known
-from api.look import POLL_SECONDS
 from api.lookout import Sight
 from api.prefer import Patience, applied
 from api.resource import JOBS, JobPage, JobResource, resource
+from api.taker import KEY, Taker, file_of, kept
 from core import errors, images
 from core.images import FORMATS
-from core.jobs import Job, JobInput, Limits, Output, Priority, Status, Terms, is_job_id, new_job_id
+from core.jobs import Job, JobInput, Output, Priority, Status, is_job_id
 from core.spec import MAX_SIZE_PX, STEERABLE, StyleSpec, parse_spec, result_size, varied
 from core.store import JobStore
 
 router = APIRouter(prefix=JOBS, tags=["jobs"])
 
 _BODY_BYTES = 100_000
-KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
 
 
 def pictures(*formats: str) -> dict[int | str, dict[str, Any]]:
@@ -77,76 +74,6 @@ class Change(BaseModel):
         if not self.model_fields_set:
             raise ValueError("Say what is to be different.")
         return self
-
-
-@dataclass
-class Taker:
-    """Takes jobs: for whom, on what terms, into which queue."""
-
-    caller: Asker
-    store: Store
-    blobs: Blobs
-    ring: Ring
-    config: Config
-    webhooks: Webhooks
-
-    def replayed(self, key: str | None, request: str, response: Response) -> JobResource | None:
-        """The job that the same request made when it came first, whatever has become of its pictures since."""
-        job = self.store.repeated(key, request, self.caller.owner) if key else None
-        return None if job is None else _told(job, response, replayed=True)
-
-    def agreed(self, wishes: submission.Wishes) -> submission.Wishes:
-        """The wishes, with the webhook's URL written in the one way. Raises BadWebhook."""
-        if wishes.webhook is None:
-            return wishes
-        return wishes.model_copy(update={"webhook": self.webhooks.receiver(wishes.webhook).url})
-
-    def terms(
-        self, wishes: submission.Wishes, key: str | None, *, request: str | None = None, old: str | None = None
-    ) -> Terms:
-        """What is agreed. Raises BadSpec where the wishes are above what the caller may."""
-        return Terms(
-            owner=self.caller.owner,
-            priority=wishes.priority_within(self.caller.priority),
-            deadline_seconds=wishes.deadline_seconds,
-            reuse=wishes.reuse,
-            webhook=wishes.webhook,
-            keep_seconds=self.config.keep_days * 86_400,
-            idempotency_key=key,
-            request=request,
-            retried_from=old,
-        )
-
-    @property
-    def limits(self) -> Limits:
-        """How many jobs are taken."""
-        return Limits(queued=self.config.max_queued, per_owner=self.config.max_jobs_per_caller)
-
-    def take(
-        self,
-        job_input: JobInput,
-        wishes: submission.Wishes,
-        response: Response,
-        *,
-        key: str | None = None,
-        request: str | None = None,
-        old: str | None = None,
-    ) -> JobResource:
-        """Create the job and ring for it. Its pictures are stored."""
-        job_id = new_job_id()
-        job = self.store.create(job_id, job_input, self.terms(wishes, key, request=request, old=old), self.limits)
-        replayed = job.id != job_id  # the same request came twice at once
-        if not replayed and not job.status.ended:  # if it runs already, by the bell of another, that one has none now
-            self.ring()  # if nobody hears it, the reaper rings again
-        return _told(job, response, replayed=replayed)
-
-
-def _told(job: Job, response: Response, *, replayed: bool) -> JobResource:
-    response.headers["Location"] = f"{JOBS}/{job.id}"
-    response.headers["Retry-After"] = str(POLL_SECONDS)
-    if replayed:
-        response.headers["Idempotent-Replayed"] = "true"
-    return resource(job)
 
 
 def _request_of(sent: Mapping[str, Any]) -> str:
@@ -247,19 +174,6 @@ def _must_select(submitted: submission.Submission, spec: StyleSpec) -> list[bool
     """For each picture, in their order: is it a mask that must not be black? Without a share, it may be."""
     before = 1 + len(submitted.styles)
     return [False] * before + [share > 0 for share in spec.style_weights[: len(submitted.masks)]] + [False]
-
-
-def kept(picture: submission.Picture, store: JobStore, blobs: Blobs) -> str:
-    """Its digest. One that was named by it is held by now."""
-    if isinstance(picture, str):
-        return picture
-    store.hold(picture.digest)
-    return blobs.keep(picture)
-
-
-def file_of(picture: submission.Picture, blobs: Blobs) -> Path:
-    """Where it lies."""
-    return blobs.path(picture) if isinstance(picture, str) else picture.path
 
 
 @router.get("", summary="List jobs")
