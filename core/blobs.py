@@ -32,6 +32,15 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+@contextmanager
+def _room() -> Iterator[None]:
+    """Inside, any refusal of the system to write is StorageFull."""
+    try:
+        yield
+    except OSError as error:
+        raise errors.StorageFull() from error
+
+
 class Part(io.BufferedRandom):
     """A file on its way to being a blob: gone when it is closed, unless it was kept."""
 
@@ -41,17 +50,18 @@ class Part(io.BufferedRandom):
 
     def write(self, data: Any) -> int:
         """As of any file. Raises StorageFull."""
-        try:
+        with _room():
             return super().write(data)
-        except OSError as error:
-            raise errors.StorageFull() from error
 
     def flush(self) -> None:
         """As of any file. Raises StorageFull."""
-        try:
+        with _room():
             super().flush()
-        except OSError as error:
-            raise errors.StorageFull() from error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of any file, which first writes what is still to be written. Raises StorageFull."""
+        with _room():
+            return super().seek(offset, whence)
 
     @cached_property
     def digest(self) -> str:
@@ -76,11 +86,9 @@ class Blobs:
 
     def part(self) -> Part:
         """A file to write to, where the blobs are. Raises StorageFull."""
-        try:
+        with _room():
             self._parts.mkdir(parents=True, exist_ok=True)
             handle, path = tempfile.mkstemp(dir=self._parts)
-        except OSError as error:
-            raise errors.StorageFull() from error
         return Part(handle, Path(path))
 
     def put(self, data: bytes) -> str:
@@ -95,14 +103,12 @@ class Blobs:
         Raises StorageFull when the folder cannot be written.
         """
         path = self._path(part.digest)
-        try:
+        with _room():
             # Also where it is already: nobody is to learn from the time it takes that another has sent the same.
             path.parent.mkdir(parents=True, exist_ok=True)
             os.fsync(part.fileno())
             part.path.replace(path)
             self._sync_names(path)
-        except OSError as error:
-            raise errors.StorageFull() from error
         return part.digest
 
     def _sync_names(self, path: Path) -> None:

@@ -80,7 +80,9 @@ def make_celery(redis_url: str) -> Celery:
         broker_connection_max_retries=None,
         broker_connection_timeout=2,
         broker_transport_options={
-            "visibility_timeout": 86400,
+            # A bell that is heard is not kept in the broker as well, to be struck out there: where that fails for once,
+            # a worker counts the bell as unheard for good, and hears no other.
+            "ack_emulation": False,
             "health_check_interval": 5,
             "socket_timeout": 30,
             "socket_connect_timeout": 2,

@@ -62,7 +62,8 @@ TINY = late(
     "    return module.Network('vgg16', module.random_parameters('vgg16'), **tiny)\n"
     "def entry(self, name):\n"
     "    return module.Entry(name, self.path(name), 0, {'sha256': 'tiny'})\n"
-    "module.WeightsCache.load, module.WeightsCache.entry = load, entry",
+    "module.WeightsCache.load, module.WeightsCache.entry = load, entry\n"
+    "module.WeightsCache.has = lambda *_: True",
 )
 
 

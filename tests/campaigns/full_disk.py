@@ -55,7 +55,8 @@ CONTROLS = {
     # Nobody turns the system's errors into ours.
     "refusal": (
         "import core.blobs as b, io, tempfile\n"
-        "b.Part.write, b.Part.flush = io.BufferedRandom.write, io.BufferedRandom.flush\n"
+        "plain = io.BufferedRandom\n"
+        "b.Part.write, b.Part.flush, b.Part.seek = plain.write, plain.flush, plain.seek\n"
         "def part(self):\n"
         "    self._parts.mkdir(parents=True, exist_ok=True)\n"
         "    handle, path = tempfile.mkstemp(dir=self._parts)\n"

@@ -3,12 +3,13 @@
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from core import errors
-from core.blobs import Blobs, digest_of, is_digest
+from core.blobs import Blobs, Part, digest_of, is_digest
 
 
 def _files(folder: Path) -> list[Path]:
@@ -52,6 +53,24 @@ def test_a_write_that_fails_leaves_nothing(blobs: Blobs, tmp_path: Path, monkeyp
         blobs.put(b"paint")
 
     assert [] == _files(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda part: part.flush(),
+        lambda part: part.seek(0),
+        lambda part: part.digest,
+        lambda part: part.write(b"p" * 99_999),
+    ],
+)
+def test_whatever_first_writes_to_a_full_disk_says_so(tmp_path: Path, use: Callable[[Part], object]) -> None:
+    with Part(os.open("/dev/full", os.O_RDWR), tmp_path / "part") as part:
+        part.write(b"paint")  # stays in memory
+
+        with pytest.raises(errors.StorageFull):
+            use(part)
 
 
 def test_a_part_becomes_a_blob_without_a_copy_or_is_gone_when_it_is_closed(blobs: Blobs, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The doorbell on a real Valkey."""
 
+import logging
 import pickle
 from typing import Any
 
@@ -32,3 +33,23 @@ def test_whatever_lies_in_the_list_rings_or_does_nothing(valkey: Any, forged: by
     assert all(one == ([[], {}, {}], STYLIZE) for one in heard)
     with redis.Redis.from_url(valkey.url) as store:
         assert 0 == store.hlen("unacked")
+
+
+def test_a_worker_that_lost_the_broker_as_it_took_a_bell_hears_the_next(own_valkey: Any) -> None:
+    app, heard = make_celery(own_valkey.url), []
+
+    def lost(_: object, message: Any) -> None:
+        own_valkey.kill()
+        message.ack_log_error(logging.getLogger(__name__), (redis.RedisError,))
+        heard.append(message)
+
+    ring(app)
+    with app.connection_for_read() as connection:
+        consumer = connection.Consumer(queues=[app.amqp.queues[QUEUE]], accept=["json"], callbacks=[lost])
+        consumer.qos(prefetch_count=1)
+        with consumer:
+            while not heard:
+                connection.drain_events(timeout=5)
+
+            assert consumer.channel.qos.can_consume()
+            own_valkey.start()
