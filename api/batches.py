@@ -16,7 +16,7 @@ from api.look import POLL_SECONDS
 from api.resource import JobResource, resource
 from api.taker import KEY, Taker, file_of, kept
 from core import errors
-from core.jobs import Batch, JobInput, is_batch_id, new_batch_id
+from core.jobs import Batch, JobInput, Terms, is_batch_id, new_batch_id
 from core.spec import StyleSpec, parse_spec, result_size
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -54,14 +54,32 @@ async def submit(
 
     Each `content` is painted in each `style`, by a job of its own: the first in all of them, then the second.
     """
-    async with submission.received_batch(request, taker.blobs) as sent:
-        wishes = taker.agreed(sent.wishes)
-        spec = await run_in_threadpool(_resolved, sent, taker)
-        for number, picture in enumerate([*sent.contents, *sent.styles]):
+    batch, replayed = await _submitted(request, taker, idempotency_key)
+    response.headers["Location"] = f"{router.prefix}/{batch.id}"
+    response.headers["Retry-After"] = str(POLL_SECONDS)
+    if replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    return batch_resource(batch)
+
+
+async def _submitted(request: Request, taker: Taker, key: str | None) -> tuple[Batch, bool]:
+    """The batch, and whether the same request had made it before."""
+    async with submission.received_batch(request, taker.blobs) as came:
+        sent = await run_in_threadpool(lambda: submission.print_of(came.sent()))
+        if before := await run_in_threadpool(_before, key, sent, taker):
+            return before, True
+        wishes = taker.agreed(came.wishes)
+        spec = await run_in_threadpool(_resolved, came, taker)
+        for number, picture in enumerate([*came.contents, *came.styles]):
             size = await inspected(file_of(picture, taker.blobs))
-            if number < len(sent.contents):
+            if number < len(came.contents):
                 result_size(*size, spec.size, seamless=spec.seamless)
-        return await run_in_threadpool(_taken, sent, spec, wishes, taker, response=response, key=idempotency_key)
+        return await run_in_threadpool(_taken, came, spec, taker.terms(wishes, key, request=sent), taker)
+
+
+def _before(key: str | None, sent: str, taker: Taker) -> Batch | None:
+    found = taker.before(key, sent)
+    return None if found is None else taker.store.batch(found, taker.caller.owner)
 
 
 def _resolved(sent: submission.BatchSubmission, taker: Taker) -> StyleSpec:
@@ -74,30 +92,19 @@ def _resolved(sent: submission.BatchSubmission, taker: Taker) -> StyleSpec:
     return spec
 
 
-def _taken(
-    sent: submission.BatchSubmission,
-    spec: StyleSpec,
-    wishes: submission.Wishes,
-    taker: Taker,
-    *,
-    response: Response,
-    key: str | None,
-) -> BatchResource:
+def _taken(sent: submission.BatchSubmission, spec: StyleSpec, terms: Terms, taker: Taker) -> tuple[Batch, bool]:
+    """Its pictures are stored and its jobs rung for. The same request may have made it in this very moment."""
     contents, styles = (
         [kept(picture, taker.store, taker.blobs) for picture in pictures] for pictures in (sent.contents, sent.styles)
     )
     inputs = [JobInput(content=one, styles=[other], spec=spec.model_dump()) for one in contents for other in styles]
     batch_id = new_batch_id()
-    batch = taker.store.create_batch(batch_id, inputs, taker.terms(wishes, key), taker.limits)
-    if batch.id != batch_id:
-        response.headers["Idempotent-Replayed"] = "true"
-    else:
+    batch = taker.store.create_batch(batch_id, inputs, terms, taker.limits)
+    if batch.id == batch_id:
         for job in batch.jobs:
             if not job.status.ended:
                 taker.ring()
-    response.headers["Location"] = f"{router.prefix}/{batch.id}"
-    response.headers["Retry-After"] = str(POLL_SECONDS)
-    return batch_resource(batch)
+    return batch, batch.id != batch_id
 
 
 @router.get("/{batch_id}", response_model=BatchResource, responses={304: {}}, summary="How far are they?")

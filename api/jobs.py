@@ -1,8 +1,5 @@
 """Jobs over HTTP: submit, list, result, preview, cancel, retry, change, delete. To look at one: api/look.py."""
 
-import hashlib
-import json
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -76,11 +73,6 @@ class Change(BaseModel):
         return self
 
 
-def _request_of(sent: Mapping[str, Any]) -> str:
-    """The same for the same request, and for no other."""
-    return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
-
-
 @router.post(
     "",
     status_code=202,
@@ -120,7 +112,7 @@ def _ended(_: Sight, newest: Sight) -> bool:
 
 async def _submitted(request: Request, response: Response, taker: Taker, key: str | None) -> JobResource:
     async with submission.received(request, taker.blobs) as came:
-        sent = await run_in_threadpool(lambda: _request_of(came.sent()))
+        sent = await run_in_threadpool(lambda: submission.print_of(came.sent()))
         if before := await run_in_threadpool(taker.replayed, key, sent, response):
             return before
         wishes = taker.agreed(came.wishes)
@@ -273,7 +265,7 @@ def retry(
     Its priority is the old one's, as far as your key may still ask for it; webhook and deadline are not taken over.
     """
     change = change or Retry()
-    sent = _request_of({"retry": job_id, **change.model_dump(exclude_unset=True)})
+    sent = submission.print_of({"retry": job_id, **change.model_dump(exclude_unset=True)})
     if before := taker.replayed(idempotency_key, sent, response):
         return before
     old = found(job_id, taker.caller.owner, taker.store)

@@ -1,7 +1,8 @@
 """Reading what a client submits, multipart or JSON, into pictures and knobs. Decides nothing about jobs."""
 
+import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
@@ -108,7 +109,7 @@ class Submission:
         every = [*self.pictures(), *([] if self.source is None else [self.source])]
         counts = [int(self.content is not None), len(self.styles), len(self.masks), int(self.source is not None)]
         return {
-            "pictures": [picture if isinstance(picture, str) else picture.digest for picture in every],
+            "pictures": _digests(every),
             "counts": counts,
             "knobs": self.knobs,
             "wishes": self.wishes.model_dump(exclude_unset=True),
@@ -127,6 +128,23 @@ class BatchSubmission:
     def __post_init__(self) -> None:
         if not (1 <= len(self.contents) <= MAX_CONTENTS and 1 <= len(self.styles) <= MAX_STYLES):
             raise errors.BadRequest(f"A batch has 1 to {MAX_CONTENTS} photos and 1 to {MAX_STYLES} paintings.")
+
+    def sent(self) -> dict[str, Any]:
+        """As of a single submission. Raises StorageFull."""
+        return {
+            "batch": [_digests(self.contents), _digests(self.styles)],
+            "knobs": self.knobs,
+            "wishes": self.wishes.model_dump(exclude_unset=True),
+        }
+
+
+def _digests(pictures: list[Picture]) -> list[str]:
+    return [picture if isinstance(picture, str) else picture.digest for picture in pictures]
+
+
+def print_of(sent: Mapping[str, Any]) -> str:
+    """The same for the same request, and for no other."""
+    return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
 
 
 @asynccontextmanager

@@ -28,8 +28,12 @@ class Taker:
 
     def replayed(self, key: str | None, request: str, response: Response) -> JobResource | None:
         """The job that the same request made when it came first, whatever has become of its pictures since."""
-        job = self.store.repeated(key, request, self.caller.owner) if key else None
-        return None if job is None else _told(job, response, replayed=True)
+        found = self.before(key, request)
+        return None if found is None else _told(self.store.get(found, self.caller.owner), response, replayed=True)
+
+    def before(self, key: str | None, request: str) -> str | None:
+        """The id of what the same request made when it came first: a job or a batch. Raises IdempotencyConflict."""
+        return self.store.repeated(key, request, self.caller.owner) if key else None
 
     def agreed(self, wishes: submission.Wishes) -> submission.Wishes:
         """The wishes, with the webhook's URL written in the one way. Raises BadWebhook."""

@@ -32,6 +32,7 @@ PROVENANCE_KEY = "impasto"
 DECODE_MEMORY_BYTES = 1536 * 2**20
 DECODE_SECONDS = 10
 _VERDICT_BYTES = 4096
+_BEGUN, _START_SECONDS = b"!", 20  # what the child says when it has the file, and how long that may take
 # A child that has shut itself in can load no code any more, so what Pillow loads late is loaded here.
 Image.preinit()
 _LOADED_EARLY = (MpoImagePlugin, WebPImagePlugin)
@@ -281,20 +282,28 @@ def _verdict_of_child(file: Path, *, mask: bool) -> bytes | None:
     except OSError as error:  # too many files or processes
         raise errors.Unavailable() from error
     theirs.close()
+    begun = False
     try:
-        return ours.recv_bytes(_VERDICT_BYTES) if ours.poll(2 * DECODE_SECONDS) else None
+        if ours.poll(_START_SECONDS):
+            begun = ours.recv_bytes(1) == _BEGUN
+        if begun and ours.poll(2 * DECODE_SECONDS):
+            return ours.recv_bytes(_VERDICT_BYTES)
     except (EOFError, OSError):  # the child died: over its limits, or crashed
-        return None
+        pass
     finally:
         child.kill()
         child.join()
         ours.close()
+    if not begun:  # it could not be forked, or have its file: the picture is not to blame
+        raise errors.Unavailable()
+    return None
 
 
 def _inspect(pipe: Connection, file: Path, memory_bytes: int, seconds: int, mask: bool) -> None:
     data = file.read_bytes()
     sandbox.let_go(pipe.fileno())
     filtered = sandbox.enter(memory_bytes, seconds)
+    pipe.send_bytes(_BEGUN)
     try:
         picture = (decode_mask if mask else decode)(data)
         if mask:

@@ -55,6 +55,12 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- A table that was stored as JSON; an empty one where the disk has damaged it, for no step may stop at one bad record.
+local function stored(text)
+  local read, value = pcall(cjson.decode, text)
+  return read and type(value) == 'table' and value or {}
+end
+
 local function job_key(p, id)
   return p .. 'job:' .. id
 end
@@ -93,7 +99,10 @@ local function safe(p, digest)
 end
 
 local function drop_frame(p, owner, frame)
-  drop(p, owner, cjson.decode(frame).digest)
+  local digest = stored(frame).digest
+  if digest then
+    drop(p, owner, digest)
+  end
 end
 
 local function drop_frames(p, id)
@@ -107,7 +116,7 @@ end
 
 local function drop_all(p, id)
   local job = redis.call('HMGET', job_key(p, id), 'owner', 'blobs', 'preview')
-  for _, digest in ipairs(cjson.decode(job[2])) do
+  for _, digest in ipairs(stored(job[2])) do
     drop(p, job[1], digest)
   end
   if job[3] then
@@ -343,7 +352,7 @@ local function result_of(p, order)
   end
   local job = redis.call('HMGET', job_key(p, id), 'model', 'output', 'gone')
   local model, output, gone = job[1], job[2], job[3]
-  if model and gone ~= '1' and safe(p, output) and cjson.decode(model).sha256 == redis.call('HGET', p .. 'networks', order.model) then
+  if model and gone ~= '1' and safe(p, output) and stored(model).sha256 == redis.call('HGET', p .. 'networks', order.model) then
     return id
   end
 end
@@ -358,7 +367,7 @@ local function copy_result(p, id, from)
       redis.call('HSET', key, field, values[i])
     end
   end
-  local blobs = cjson.decode(redis.call('HGET', key, 'blobs'))
+  local blobs = stored(redis.call('HGET', key, 'blobs'))
   blobs[#blobs + 1] = values[1]
   use(p, redis.call('HGET', key, 'owner'), values[1])
   redis.call('HSET', key, 'blobs', cjson.encode(blobs), 'reused_from', from, 'status', 'succeeded')
@@ -481,7 +490,7 @@ local function load(keys)
   local pace = redis.call('GET', p .. 'pace')
   for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, 999)) do
     local progress = redis.call('HGET', job_key(p, id), 'progress')
-    local seconds = progress and cjson.decode(progress).seconds_left
+    local seconds = progress and stored(progress).seconds_left
     left = left + (type(seconds) == 'number' and seconds or tonumber(pace or 0))
   end
   local live = redis.call('ZCOUNT', p .. 'workers', now_ms() - WORKER_MS, '+inf')
@@ -667,7 +676,7 @@ local function keep_frame(keys, args)
   local owner, frame = redis.call('HGET', key, 'owner'), cjson.decode(args[3])
   use(p, owner, frame.digest)
   local last = redis.call('LINDEX', list, -1)
-  while last and cjson.decode(last).iteration >= frame.iteration do
+  while last and (stored(last).iteration or frame.iteration) >= frame.iteration do
     drop_frame(p, owner, redis.call('RPOP', list))
     last = redis.call('LINDEX', list, -1)
   end
@@ -715,7 +724,7 @@ local function finish(keys, args)
   for i = 4, #args, 2 do
     if args[i] == 'output' then
       use(p, mine[3], args[i + 1])
-      local blobs = cjson.decode(redis.call('HGET', job, 'blobs'))
+      local blobs = stored(redis.call('HGET', job, 'blobs'))
       blobs[#blobs + 1] = args[i + 1]
       redis.call('HSET', job, 'blobs', cjson.encode(blobs))
     end

@@ -119,7 +119,7 @@ class JobStore:
         """The same for several jobs on the same terms: all of them or none."""
         terms = terms.model_copy(update={"batch_id": batch_id})
         orders = [_order(job_input, terms, limits) for job_input in inputs]
-        orders[0]["print"] = _hash(" ".join(["batch", *(order["print"] for order in orders)]))
+        orders[0]["print"] = terms.request or _hash(" ".join(["batch", *(order["print"] for order in orders)]))
         ids = [new_job_id() for _ in orders]
         word, found = self._step("create_batch", batch_id, json.dumps(ids), json.dumps(orders))
         self._check(word)
@@ -154,15 +154,15 @@ class JobStore:
         """Delete every job of it, as `delete` does."""
         self._step("delete_batch", owner, batch_id)
 
-    def repeated(self, key: str, request: str, owner: str = LOCAL) -> Job | None:
-        """The job that the same request (a hash of it) made under this idempotency key, if it came before.
+    def repeated(self, key: str, request: str, owner: str = LOCAL) -> str | None:
+        """The id of the job, or the batch, that the same request (a hash of it) made under this idempotency key before.
 
         Raises IdempotencyConflict if the key was used for another request.
         """
         word, found = self._step("repeated", owner, _hash(key), request) or (None, None)
         if word == "conflict":
             raise errors.IdempotencyConflict()
-        return found and self._read([found], owner)[0]
+        return None if found is None else str(found)
 
     def get(self, job_id: str, owner: str = ANYONE) -> Job:
         """Raises JobNotFound, also for a job of another owner."""

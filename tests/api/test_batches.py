@@ -132,6 +132,26 @@ def test_the_same_idempotency_key_gives_the_same_batch(client: TestClient, send:
     assert first.json()["id"] != send("k").json()["id"]
 
 
+def test_a_repeated_batch_is_answered_though_its_pictures_have_gone(
+    client: TestClient, store: JobStore, blobs: Blobs
+) -> None:
+    ids = [client.post("/v1/images", files={"image": data}).json()["id"] for data in (PHOTOS[0], PAINTINGS[0])]
+    body, key = {"contents": [ids[0]], "styles": [ids[1]], "spec": {"size": 64}}, {"Idempotency-Key": "k"}
+    first = client.post("/v1/batches", json=body, headers=key)
+    store.cancel_batch(first.json()["id"])
+    store.hasten(1)
+    store.expire(60)
+    for digest in ids:
+        blobs.delete(digest)
+    again = client.post("/v1/batches", json=body, headers=key)
+
+    assert (202, first.json()["id"]) == (again.status_code, again.json()["id"])
+    assert "true" == again.headers["idempotent-replayed"]
+    assert "image_not_found" == client.post("/v1/batches", json=body).json()["code"]
+    other = client.post("/v1/batches", json={**body, "spec": {"size": 96}}, headers=key)
+    assert "idempotency_conflict" == other.json()["code"]
+
+
 @pytest.mark.parametrize(
     ("limits", "status", "code"),
     [

@@ -69,7 +69,7 @@ WITHOUT = {
         "jpeg.is_complete = png.is_complete = png.is_light = webp.is_complete = lambda _: True"
     ),
     "child": (
-        "from core import images; images.inspect_in_child = lambda file: images.decode(file.read_bytes()).size\n"
+        "from core import images; images.inspect_in_child = lambda file, **_: images.decode(file.read_bytes()).size\n"
         "images.warm_up = lambda: True"
     ),
     "queue": (
@@ -78,7 +78,7 @@ WITHOUT = {
         "def _look(file):\n"
         "    with _two:\n"
         "        return images.inspect_in_child(file)\n"
-        "async def _inspected(file):\n"
+        "async def _inspected(file, **_):\n"
         "    return await to_thread.run_sync(_look, file)\n"
         "api.images.inspected = _inspected"
     ),

@@ -47,6 +47,11 @@ def inspect(tmp_path: Path) -> Callable[[bytes], tuple[int, int]]:
     return look
 
 
+def test_a_child_that_cannot_have_its_file_does_not_blame_the_picture(tmp_path: Path) -> None:
+    with pytest.raises(errors.Unavailable):
+        images._verdict_of_child(tmp_path / "gone", mask=False)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_each_format_comes_out_as_rgb_with_empty_metadata(kind: str) -> None:
     got = images.decode(_bytes(_colors(), kind))

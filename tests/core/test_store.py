@@ -1294,3 +1294,21 @@ def test_a_record_that_the_disk_has_damaged_hides_no_other(
     assert [whole.id] == [job.id for job in store.page(limit=10)[0]]
     with pytest.raises(errors.JobNotFound):
         store.get(damaged.id)
+
+
+@pytest.mark.parametrize("field", ["blobs", "progress"])
+def test_a_record_that_the_disk_has_damaged_stops_no_step(store: JobStore, valkey: Any, field: str) -> None:
+    damaged, other, waiting = _create(store), _create(store), _create(store)
+    for token in "tu":
+        _claimed(store, token)
+    with redis.Redis(port=valkey.port) as client:
+        client.hset(f"{PREFIX}job:{damaged.id}", field, '{"sha')
+    assert (1, 2) == (store.load().queued, store.load().running)
+    assert waiting.id == store.get(waiting.id).id
+    for job, token in ((damaged, "t"), (other, "u")):
+        store.fail(job.id, token, DIVERGED)
+    store.hasten(2)
+
+    assert 2 == store.expire(0)
+    assert 2 == store.expire(0)
+    assert [waiting.id] == [job.id for job in store.page(limit=10)[0]]
