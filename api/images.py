@@ -12,6 +12,7 @@ from starlette.datastructures import UploadFile
 
 from api import form
 from api.deps import Blobs, Config, Owner, Store
+from api.rendition import PictureFile
 from core import errors, images
 from core.blobs import is_digest
 from core.store import HOLD_SECONDS
@@ -102,7 +103,7 @@ async def upload(
 def look(digest: str, owner: Owner, store: Store, blobs: Blobs, config: Config) -> Response:
     """200 if a job can name this digest, and it stays for the time of an upload; else 404."""
     known(digest, owner, store, blobs, config.upload_keep_hours * 3600)
-    return Response(headers=fetch(digest, owner, store, blobs).headers)
+    return fetch(digest, owner, store, blobs)
 
 
 @router.get(
@@ -115,6 +116,7 @@ def fetch(digest: str, owner: Owner, store: Store, blobs: Blobs) -> Response:
     """The file as it came. To ask for it does not make it stay."""
     if not _is_here(digest, owner, store, blobs):
         raise errors.ImageNotFound()
-    data = blobs.get(digest)
-    headers = {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache"}
-    return Response(data, media_type=f"image/{images.sniff(data)}", headers=headers)
+    file = blobs.open(digest)
+    kind = images.sniff(file.read(12))
+    file.seek(0)
+    return PictureFile(file, kind, {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache"})

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, BinaryIO, Self
 
 from anyio import from_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -206,12 +206,12 @@ async def result(
         return rendition.unchanged(tag)
     try:
         if format == "png" and smaller is None:
-            data = await run_in_threadpool(blobs.get, output.id)
+            made: bytes | BinaryIO = await run_in_threadpool(blobs.open, output.id)
         else:
-            data = await rendition.rendered(tag, lambda: images.converted(blobs.get(output.id), format, smaller))
+            made = await rendition.rendered(tag, lambda: images.converted(blobs.get(output.id), format, smaller))
     except errors.ImageNotFound:
         raise errors.ResultGone() from None
-    return rendition.picture(data, format, tag, job_id)
+    return rendition.picture(made, format, tag, job_id)
 
 
 def _output(job: Job) -> Output:

@@ -1,10 +1,11 @@
 """The page: one HTML file at two addresses, and its modules, styles and pictures. Knows nothing of what they do."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.responses import FileResponse, Response
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 WEB = Path(__file__).with_name("web")
@@ -21,8 +22,16 @@ class _Files(StaticFiles):
         return answer
 
 
+def _page(request: Request) -> Response:
+    html = (WEB / "index.html").read_bytes()
+    tag = f'"{hashlib.sha256(html).hexdigest()[:32]}"'
+    if tag in request.headers.get("If-None-Match", ""):
+        return Response(status_code=304, headers={**_FRESH, "ETag": tag})
+    return HTMLResponse(html, headers={**_FRESH, "ETag": tag})
+
+
 def add_page(app: FastAPI) -> None:
     """Serve it."""
     app.mount("/web", _Files(directory=WEB), name="web")
     for address in ADDRESSES:
-        app.add_api_route(address, lambda: FileResponse(WEB / "index.html", headers=_FRESH), include_in_schema=False)
+        app.add_api_route(address, _page, include_in_schema=False)

@@ -1,4 +1,4 @@
-"""Pictures of ours on their way out: in a format and a size that they are not kept in.
+"""Pictures on their way out: as they are kept, or in a format and a size that they are not kept in.
 
 Making one takes time and memory, so few are made at once, and the newest are kept for who asks again. Knows no jobs.
 """
@@ -6,13 +6,16 @@ Making one takes time and memory, so few are made at once, and the newest are ke
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import BinaryIO
 
-from anyio import CapacityLimiter, fail_after, to_thread
+from anyio import AsyncFile, CapacityLimiter, fail_after, to_thread, wrap_file
 from fastapi import Request, Response
+from fastapi.responses import FileResponse
+from starlette.types import Receive, Scope, Send
 
-from core import errors
+from core import errors, images
 
 WAIT_SECONDS = 10.0
 KEPT_BYTES = 64_000_000
@@ -67,6 +70,26 @@ async def rendered(tag: str, make: Callable[[], bytes]) -> bytes:
         _MAKERS.release()
 
 
+class PictureFile(FileResponse):
+    """A picture as it is kept, read while it is sent: a slow reader holds no memory, and may ask for a part (Range)."""
+
+    chunk_size = 256 * 1024
+
+    def __init__(self, file: BinaryIO, kind: images.Format, headers: dict[str, str]) -> None:
+        """file: is closed when it is sent."""
+        self._file = file
+        super().__init__(file.name, media_type=f"image/{kind}", headers=headers, stat_result=os.fstat(file.fileno()))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        with self._file:
+            await super().__call__(scope, receive, send)
+
+    @asynccontextmanager
+    async def _open_file(self) -> AsyncIterator[AsyncFile[bytes]]:
+        yield wrap_file(self._file)
+
+
 def told(request: Request, tag: str) -> bool:
     """Whether the client says that it has this very picture."""
     return tag in request.headers.get("if-none-match", "")
@@ -77,11 +100,13 @@ def unchanged(tag: str) -> Response:
     return Response(status_code=304, headers=_headers(tag))
 
 
-def picture(data: bytes, kind: Literal["png", "jpeg", "webp"], tag: str, name: str) -> Response:
+def picture(made: bytes | BinaryIO, kind: images.Format, tag: str, name: str) -> Response:
     """An answer with a picture, to be asked for again whether it is still the same. name: without its suffix."""
     suffix = "jpg" if kind == "jpeg" else kind
     headers = {**_headers(tag), "Content-Disposition": f'inline; filename="{name}.{suffix}"'}
-    return Response(data, media_type=f"image/{kind}", headers=headers)
+    if isinstance(made, bytes):
+        return Response(made, media_type=f"image/{kind}", headers=headers)
+    return PictureFile(made, kind, headers)
 
 
 def _headers(tag: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from core import errors
 
@@ -124,6 +124,13 @@ class Blobs:
         """Raises ImageNotFound."""
         try:
             return self._path(digest).read_bytes()
+        except FileNotFoundError:
+            raise errors.ImageNotFound() from None
+
+    def open(self, digest: str) -> BinaryIO:
+        """The blob's file, which can be read to its end though it is deleted meanwhile. Raises ImageNotFound."""
+        try:
+            return self._path(digest).open("rb")
         except FileNotFoundError:
             raise errors.ImageNotFound() from None
 

@@ -19,6 +19,7 @@ import pytest
 from api import events
 from api.lookout import Sight
 from cli.up import free_port
+from core.blobs import Blobs, digest_of
 from core.jobs import Job, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
 from core.keys import Keys
 from core.store import JobStore
@@ -90,9 +91,9 @@ class Api:
             self.store.hold(preview)
         assert "ok" == self.store.progress(job.id, token, told, preview)
 
-    def succeed(self, job: Job, token: str = "t") -> None:
-        self.store.hold("sha256:r")
-        output = Output(id="sha256:r", content_type="image/png", width=1, height=1, size_bytes=1)
+    def succeed(self, job: Job, digest: str = "sha256:r", token: str = "t") -> None:
+        self.store.hold(digest)
+        output = Output(id=digest, content_type="image/png", width=1, height=1, size_bytes=1)
         assert "ok" == self.store.succeed(job.id, token, output, NetworkUsed(name="vgg16", sha256="w"), {})
 
     def stop(self) -> float:
@@ -322,6 +323,24 @@ def test_who_does_not_read_costs_nothing_and_is_cut(serve: Serve) -> None:
     while (left := _connections(api)) and time.monotonic() < until:
         time.sleep(0.1)
     assert 0 == left
+
+
+def test_who_takes_a_large_result_slowly_costs_no_memory(serve: Serve, blobs: Blobs) -> None:
+    """48 MB for each of 10 readers, who have it whole in the end, though the job is deleted meanwhile."""
+    api = serve()
+    job, picture = api.new_job(), b"\x89PNG\r\n\x1a\n" + os.urandom(48_000_000)
+    api.claim()
+    api.succeed(job, blobs.put(picture))
+    assert 200 == api.ask(f"/v1/jobs/{job.id}").status
+    before = psutil.Process(api.process.pid).memory_info().rss
+    answers = [api.ask(f"/v1/jobs/{job.id}/result") for _ in range(10)]
+    assert {b"\x89PNG"} == {answer.read(4) for answer in answers}
+    api.store.delete(job.id)
+    blobs.delete(digest_of(picture))
+    after = psutil.Process(api.process.pid).memory_info().rss
+
+    assert after - before < 32e6, f"{(after - before) / 1e6:.0f} MB"
+    assert all(answer.read() == picture[4:] for answer in answers)
 
 
 def _connections(api: Api) -> int:

@@ -618,6 +618,24 @@ def test_a_result_comes_in_a_smaller_size_but_never_in_a_larger_one(
     assert [422, 422] == [client.get(f"{path}?width={width}").status_code for width in (15, 9000)]
 
 
+def test_a_part_of_a_result_can_be_asked_for(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> None:
+    path = f"/v1/jobs/{submit().json()['id']}/result"
+    whole = _run(store, blobs, photo)
+    tag = client.get(path).headers["etag"]
+    part = client.get(path, headers={"Range": "bytes=10-", "If-Range": tag})
+    changed = client.get(path, headers={"Range": "bytes=10-", "If-Range": '"other"'})
+    beyond = client.get(path, headers={"Range": f"bytes={len(whole)}-"})
+    nonsense = client.get(path, headers={"Range": "bytes=z"})
+
+    assert (206, whole[10:]) == (part.status_code, part.content)
+    assert (200, whole) == (changed.status_code, changed.content)
+    assert (416, "range_not_satisfiable") == (beyond.status_code, beyond.json()["code"])
+    assert (400, "bad_request") == (nonsense.status_code, nonsense.json()["code"])
+    assert (200, str(len(whole))) == ((head := client.head(path)).status_code, head.headers["content-length"])
+
+
 def test_a_result_that_the_client_has_is_not_sent_again(
     client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
 ) -> None:
