@@ -144,6 +144,18 @@ def test_the_network_stays_between_jobs(painter: Painter) -> None:
     assert painter.network("auto") is painter.network("vgg16")
 
 
+def test_who_asks_how_long_it_takes_loads_no_network(painter: Painter, tmp_path: Path) -> None:
+    painter._weights = cache = WeightsCache(tmp_path / "own")
+    for number, name in enumerate(["vgg16", "one", "two", "three"]):
+        cache.keep(name, Parameters.of(random_parameters("vgg16" if name == "vgg16" else "vgg11", number)), {})
+        painter.network(name)
+    loaded = {name for name in ("vgg16", "one", "two", "three") if painter.resident(name)[0].name == name}
+
+    assert {"two", "three"} == loaded
+    assert "three" == painter.resident("auto")[0].name
+    assert painter.network("two") is painter.network("two")
+
+
 def test_progress_and_previews_show_while_it_runs(
     running: Running, store: JobStore, blobs: Blobs, until: Callable[..., None]
 ) -> None:
