@@ -18,6 +18,7 @@ from core.store import JobStore
 from worker import exits
 from worker.mourner import Mourner
 from worker.settings import WorkerSettings
+from worker.warden import Warden
 
 if TYPE_CHECKING:  # torch is for the pool's child, not for the parent
     from worker.painter import Painter
@@ -79,14 +80,19 @@ def _warm_up(**_: Any) -> None:
 
 @worker_ready.connect
 def _watch_over(sender: Any, **_: Any) -> None:
-    """From the parent: a child that dies leaves a job behind."""
+    """From the parent: a child that dies leaves a job behind, and one that lives may do nothing."""
     store = JobStore(settings.read(Settings).redis_url)
-    Mourner(store, partial(ring, sender.app), lambda: [child.pid for child in active_children() if child.pid]).start()
+    rings = partial(ring, sender.app)
+    Mourner(store, rings, _children).start()
+    Warden(store, rings, _children).start()
+
+
+def _children() -> list[int]:
+    return [child.pid for child in active_children() if child.pid]
 
 
 @worker_shutting_down.connect
 def _hand_back(**_: Any) -> None:
     """Tell the children to hand their jobs back; Celery then waits for them to return."""
-    for child in active_children():
-        if child.pid is not None:
-            os.kill(child.pid, signal.SIGURG)
+    for child in _children():
+        os.kill(child, signal.SIGURG)

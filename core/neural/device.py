@@ -44,3 +44,8 @@ def give_back(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def spins() -> bool:
+    """Whether a thread of this process that waits for its device may compute meanwhile."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Workers that cannot work, as real processes: they go, and end no job on their way."""
+"""Workers that cannot work, or no longer, as real processes: they go, and every job ends as it should."""
 
 import os
 import subprocess
@@ -101,3 +101,83 @@ def test_a_card_that_dies_while_it_idles_ends_the_worker_and_no_job(
     assert 0 == process.wait(90)
     assert {Status.QUEUED} == {store.get(job.id).status for job in jobs}
     assert "the device is lost; this process ends" in (tmp_path / "log").read_text()
+
+
+def _at_first(folder: Path, code: str) -> str:
+    """Code that only the first process to come by runs."""
+    return (
+        "import os, time\n"
+        "def is_first():\n"
+        "    try:\n"
+        f"        os.close(os.open({os.fspath(folder / 'first')!r}, os.O_CREAT | os.O_EXCL))\n"
+        "    except FileExistsError:\n"
+        "        return False\n"
+        "    return True\n" + code
+    )
+
+
+HANGS = {
+    "in an iteration": ("core.neural.stylize", "_Clock", "count"),
+    "in reading a picture": ("core.blobs", "Blobs", "get"),
+    "in writing the result": ("core.images", None, "encode"),
+    "after the end": ("worker.keeper", "Keeper", "close"),
+}
+
+
+@pytest.mark.parametrize("place", HANGS)
+def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
+    start: Start, jobs: list[Job], store: JobStore, tmp_path: Path, until: Callable[..., None], place: str
+) -> None:
+    """Though its lease is renewed, and its sign of life given."""
+    module, owner, name = HANGS[place]
+    where = f"module.{owner}" if owner else "module"
+    trouble = (
+        f"usual = {where}.{name}\n"
+        "def hang(*args, **more):\n"
+        "    if is_first():\n"
+        "        time.sleep(3600)\n"
+        "    return usual(*args, **more)\n"
+        f"{where}.{name} = hang\n"
+    )
+    quick = "module.LOOK_SECONDS, module.STEP_SECONDS, module.REST_SECONDS, module.STEPS = 0.2, 2, 4, 1"
+    if place == "in writing the result":  # no frame or preview is what hangs
+        trouble = trouble.replace("if is_first()", "if len(args) > 1 and args[1] == 'png' and is_first()")
+    start(late(module, _at_first(tmp_path, trouble)) + late("worker.pulse", quick))
+    until(lambda: all(store.get(job.id).status.ended for job in jobs), "the end of all jobs", 120)
+
+    assert {Status.SUCCEEDED} == {store.get(job.id).status for job in jobs}
+    log = (tmp_path / "log").read_text()
+    assert 1 == log.count("this process ends; it hangs in <string>:"), log
+    assert " hang < " in log
+
+
+def test_a_worker_that_is_deaf_goes_and_the_next_one_hears(
+    start: Start, jobs: list[Job], store: JobStore, tmp_path: Path, until: Callable[..., None]
+) -> None:
+    deaf = "module.Channel._brpop_start = lambda *_, **__: None"  # it never asks for a bell
+    quick = "module.LOOK_SECONDS, module.DEAF_SECONDS, module.BEGIN_SECONDS = 0.2, 4, 1"
+    process = start(late("core.queue", deaf) + late("worker.warden", quick))
+    assert 0 == process.wait(90)
+    assert "jobs wait, and this worker does nothing" in (tmp_path / "log").read_text()
+    assert {Status.QUEUED} == {store.get(job.id).status for job in jobs}
+
+    start(late("worker.warden", quick))
+    until(lambda: all(store.get(job.id).status is Status.SUCCEEDED for job in jobs), "all painted", 90)
+
+
+def test_a_worker_that_does_not_go_by_itself_is_ended(
+    start: Start, jobs: list[Job], store: JobStore, tmp_path: Path
+) -> None:
+    """Its main thread may be what hangs."""
+    deaf = (
+        "import signal\n"
+        "def stuck(*_, **__):\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "module.Channel._brpop_start = stuck"
+    )
+    quick = "module.LOOK_SECONDS, module.DEAF_SECONDS, module.BEGIN_SECONDS, module.LEAVE_SECONDS = 0.2, 4, 1, 1"
+    process = start(late("core.queue", deaf) + late("worker.warden", quick))
+
+    assert 1 == process.wait(90)
+    assert {Status.QUEUED} == {store.get(job.id).status for job in jobs}
+    assert "this worker does not stop by itself" in (tmp_path / "log").read_text()
