@@ -91,7 +91,9 @@ async def upload(
         width, height = await inspected(part.path)
 
         def keep() -> str:
-            store.hold(part.digest, config.upload_keep_hours * 3600, owner)
+            most_bytes, size_bytes = config.uploads_gb_per_caller * 1e9, image.size or 0
+            keep_seconds = config.upload_keep_hours * 3600
+            store.hold(part.digest, keep_seconds, owner, size_bytes=size_bytes, most_bytes=most_bytes)
             return blobs.keep(part)
 
         digest = await to_thread.run_sync(keep)

@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -1312,3 +1313,67 @@ def test_a_record_that_the_disk_has_damaged_stops_no_step(store: JobStore, valke
     assert 2 == store.expire(0)
     assert 2 == store.expire(0)
     assert [waiting.id] == [job.id for job in store.page(limit=10)[0]]
+
+
+@pytest.mark.parametrize("field", ["status", "place", "attempt", "version", "owner", "record"])
+def test_whatever_the_disk_has_damaged_those_behind_it_are_claimed(store: JobStore, valkey: Any, field: str) -> None:
+    damaged, other = _create(store), _create(store)
+    with redis.Redis(port=valkey.port) as client:
+        key = f"{PREFIX}job:{damaged.id}"
+        client.delete(key) if field == "record" else client.hset(key, field, "\x01")
+    claimed = []
+    for token in "tuv":
+        with suppress(errors.JobNotFound):
+            claimed += [job.id for job in [store.claim(token, "worker")] if job]
+
+    assert other.id in claimed
+    assert len(claimed) == len(set(claimed))
+    assert 0 == store.load().queued
+
+
+@pytest.mark.parametrize("field", ["status", "losses", "record"])
+def test_whatever_the_disk_has_damaged_others_are_put_back(store: JobStore, valkey: Any, field: str) -> None:
+    damaged, other = _create(store), _create(store)
+    for token in "tu":
+        _claimed(store, token)
+    with redis.Redis(port=valkey.port) as client:
+        key = f"{PREFIX}job:{damaged.id}"
+        client.delete(key) if field == "record" else client.hset(key, field, "\x01")
+    _expire_leases(valkey.url)
+
+    assert (1 + (field == "losses"), 0) == store.reap()
+    assert (0, 0) == store.reap()
+    assert 0 == store.load().running
+    assert "queued" == store.get(other.id).status
+
+
+def _fewer(monkeypatch: pytest.MonkeyPatch, line: str, other: str) -> None:
+    """Another number in the library."""
+    version, code = library()
+    assert line in code
+    changed = code.replace(line, other).replace(version, f"{version}_fewer")
+    monkeypatch.setattr("core.store.library", lambda: (f"{version}_fewer", changed))
+
+
+def test_the_oldest_record_that_has_ended_makes_room_for_the_next(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fewer(monkeypatch, "local MOST_RECORDS = 50000", "local MOST_RECORDS = 3")
+    running, pinned, ended = _create(store), _create(store), _create(store)
+    _claimed(store)
+    store.pin(pinned.id, pinned=True)
+    for job in (pinned, ended):
+        store.cancel(job.id)
+    last = _create(store)
+
+    assert [last.id, pinned.id, running.id] == [job.id for job in store.page(limit=9)[0]]
+
+
+def test_one_owner_has_a_few_couriers_however_many_hosts_they_name(store: JobStore) -> None:
+    for number in range(9):
+        _told(store, f"https://host{number}.example/", owner="anna")
+    other = _told(store, "https://host.example/", owner="bob")
+    taken = [_collected(store, f"t{number}") for number in range(10)]
+
+    assert 9 == sum(one is not None for one in taken)
+    assert (other, 1) in taken
