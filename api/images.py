@@ -29,7 +29,8 @@ _FORM_SCHEMA: dict[str, Any] = {
 
 # Decoding children at a time: each may take images.DECODE_MEMORY_BYTES. Who waits for one waits in no thread, so that
 # requests without pictures stay quick, and not for long.
-_CHILDREN = CapacityLimiter(max(2, os.cpu_count() or 1))
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+_CHILDREN = CapacityLimiter(max(2, _CORES or 1))
 WAIT_SECONDS = 10.0
 
 

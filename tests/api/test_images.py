@@ -162,3 +162,13 @@ def test_the_uploads_of_a_caller_take_so_much_room_and_no_more(app: FastAPI, cli
     assert "quota_exceeded" == answers[3].json()["code"]
     assert 0 < int(answers[3].headers["retry-after"]) <= 86_400
     assert 200 == client.head(answers[0].headers["location"]).status_code
+
+
+def test_no_header_tells_that_somebody_else_has_sent_the_same(client: TestClient, blobs: Blobs) -> None:
+    data = pictures.encode(Image.new("RGB", (40, 40), "red"))
+    path = client.post("/v1/images", files={"image": data}).headers["location"]
+    before = client.get(path).headers
+    os.utime(blobs.path(digest_of(data)), (2e9, 2e9))
+
+    assert "last-modified" not in before
+    assert {**before, "x-request-id": ""} == {**client.get(path).headers, "x-request-id": ""}
