@@ -10,8 +10,9 @@
 --   <p>turns               hash    class -> the latest turn that a job was claimed of
 --   <p>leases              zset    running jobs by the time their lease ends
 --   <p>deadlines           zset    jobs that must have ended by then
---   <p>expiry              zset    ended jobs by the time their pictures go, then their records; those that are kept for
---                                  good stand there as well, in the far future, but pinned ones do not
+--   <p>expiry              zset    ended jobs by the time their pictures go; those that are kept for good stand there as
+--                                  well, in the far future, but pinned ones do not
+--   <p>records             zset    those whose pictures are gone, by the time their records go
 --   <p>claim:<token>       string  which job a claim returned, so that a claim sent twice takes one job
 --   <p>signal:<token>      list    wakes the worker that runs under the token
 --   <p>frames:<id>         list    small pictures of a run on its way, in their order (JSON)
@@ -334,7 +335,7 @@ local function erase(p, id)
   if batch then
     redis.call('ZREM', p .. 'batch:' .. batch, id)
   end
-  for _, index in ipairs({ 'leases', 'deadlines', 'expiry' }) do
+  for _, index in ipairs({ 'leases', 'deadlines', 'expiry', 'records' }) do
     redis.call('ZREM', p .. index, id)
   end
   redis.call('DEL', key)
@@ -900,6 +901,7 @@ local function pin(keys, args)
   if args[3] == '1' then
     redis.call('HDEL', key, 'expires_at')
     redis.call('ZREM', p .. 'expiry', id)
+    redis.call('ZREM', p .. 'records', id)
   elseif pinned == '1' and completed_at then
     keep_ended(p, id, keep_ms)
   end
@@ -931,36 +933,29 @@ end
 -- record_ms, most -> how many. Ended jobs whose time is over lose their pictures; and their records after record_ms more.
 local function expire(keys, args)
   local p, now = keys[1], now_ms()
+  local over = redis.call('ZRANGEBYSCORE', p .. 'records', '-inf', now, 'LIMIT', 0, args[2])
+  for _, id in ipairs(over) do
+    erase(p, id)
+  end
   local due = redis.call('ZRANGEBYSCORE', p .. 'expiry', '-inf', now, 'LIMIT', 0, args[2])
   for _, id in ipairs(due) do
-    local key = job_key(p, id)
-    if redis.call('HGET', key, 'gone') == '1' then
-      erase(p, id)
-    else
-      drop_all(p, id)
-      forget_result(p, id)
-      redis.call('HSET', key, 'gone', '1')
-      changed(p, id)
-      redis.call('ZADD', p .. 'expiry', now + args[1], id)
-    end
+    drop_all(p, id)
+    forget_result(p, id)
+    redis.call('HSET', job_key(p, id), 'gone', '1')
+    changed(p, id)
+    redis.call('ZREM', p .. 'expiry', id)
+    redis.call('ZADD', p .. 'records', now + args[1], id)
   end
-  return #due
+  return #over + #due
 end
 
 -- how many -> how many. The ended jobs that would expire next do so now: the disk is fuller than it may be.
 local function hasten(keys, args)
-  local p = keys[1]
-  local hastened = 0
-  for _, id in ipairs(redis.call('ZRANGE', p .. 'expiry', 0, -1)) do
-    if hastened >= tonumber(args[1]) then
-      break
-    end
-    if redis.call('HGET', job_key(p, id), 'gone') ~= '1' then
-      redis.call('ZADD', p .. 'expiry', 0, id)
-      hastened = hastened + 1
-    end
+  local next_ones = redis.call('ZRANGE', keys[1] .. 'expiry', 0, args[1] - 1)
+  for _, id in ipairs(next_ones) do
+    redis.call('ZADD', keys[1] .. 'expiry', 0, id)
   end
-  return hastened
+  return #next_ones
 end
 
 -- me, term_ms -> 1 if this process leads now

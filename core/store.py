@@ -347,7 +347,7 @@ class JobStore:
         return int(self._step("expire", round(record_seconds * 1000), most))
 
     def expiring(self) -> int:
-        """Ended jobs that will not stay for good; some may have lost their pictures already."""
+        """Ended jobs that still have their pictures; pinned ones do not count."""
         with unavailable():
             return int(self._redis.zcard(f"{PREFIX}expiry"))
 
