@@ -94,6 +94,21 @@ def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
     )
 
 
+def test_a_strangers_file_is_not_decoded_in_the_workers_own_process(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = _submit(store, blobs, (photo, painting))
+    monkeypatch.setattr(images, "decode", None)
+    painter.run_next()
+
+    assert Status.SUCCEEDED is store.get(job.id).status
+
+
 def test_without_a_job_nothing_happens(painter: Painter) -> None:
     assert painter.run_next() is None
 
