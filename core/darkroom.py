@@ -1,16 +1,19 @@
-"""A stranger's file to a picture, decoded in a child that has shut itself in (core/sandbox.py). For workers.
+"""Strangers' files to pictures, in a child that has shut itself in (core/sandbox.py), one for the pictures of a job.
 
-They decode what the API has looked at, but a file that took that child over would do it again: here, too, it finds
-neither files nor a network. Where core/images.py asks for a verdict, pixels come back, and nothing else is believed.
+A worker decodes what the API has looked at, but a file that took that child over would do it again: here, too, it finds
+neither files nor a network, and no secrets either, for this child is a program of its own and inherits nothing. Where
+core/images.py asks for a verdict, pixels come back, and nothing else is believed.
 """
 
+import io
 import json
-import multiprocessing
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
-from typing import Literal
+from contextlib import suppress
+from types import TracebackType
+from typing import BinaryIO, Literal
 
 from PIL import Image
 
@@ -18,79 +21,103 @@ from core import errors, images, sandbox
 from core.spec import MAX_SIZE_PX
 
 MEMORY_BYTES = 3 * 2**30  # a result of ours that is gone on from is larger than what strangers may send
-SECONDS, PATIENCE_SECONDS = 120, 500  # of CPU time; by the clock, on a machine that may be busy
-_READY, _HEAD_BYTES = b"!", 4096
+SECONDS = 600  # of CPU time, for all of them
+PATIENCE_SECONDS = 500.0  # for one, by the clock, on a machine that may be busy
 _MOST_PIXELS = max(images.MAX_PIXELS, MAX_SIZE_PX**2)
+_READY, _HEAD_BYTES = b"!", 4096
+_PASSED_ON = ("PYTHON", "PATH", "LD_", "LANG", "LC_", "VIRTUAL_ENV")  # beginnings of an environment's names
 _REFUSALS = (errors.UnsupportedImage, errors.ImageTooLarge, errors.UploadTooLarge)
 
 Ground = Literal["white", "black"]
 
 
-def developed(data: bytes, ground: Ground = "white", *, any_size: bool = False) -> Image.Image:
-    """As `images.decode`. Raises what that does, BadImage where the child dies of the file; Unavailable without one."""
-    with _child(ground, any_size=any_size) as pipe:
+class Darkroom:
+    """A context manager, for one thread."""
+
+    def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "core.darkroom")) -> None:
+        self._command = command
+
+    def __enter__(self) -> "Darkroom":
+        """Raises Unavailable where no child can be had."""
+        given = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         try:
-            ready = pipe.recv_bytes(1) == _READY
-        except (EOFError, OSError) as error:
-            raise errors.Unavailable("No process to decode pictures in can be started; try again.") from error
-        head = pixels = b""
-        with suppress(EOFError, OSError):  # over its limits, or crashed
-            if ready:
-                pipe.send_bytes(data)
-                head = pipe.recv_bytes(_HEAD_BYTES)
-                pixels = pipe.recv_bytes(3 * _MOST_PIXELS)
-    return _picture(head, pixels)
+            self._child = subprocess.Popen(self._command, env=given, stdin=pipe, stdout=pipe, stderr=nowhere)
+        except OSError as error:  # too many files or processes
+            raise _no_child() from error
+        if self._answer(b"", 1) != _READY:
+            self.__exit__(None, None, None)
+            raise _no_child()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.kill()
+        with suppress(OSError):  # what the child did not take
+            self._child.communicate()
+
+    def developed(self, data: bytes, ground: Ground = "white", *, any_size: bool = False) -> Image.Image:
+        """As `images.decode`. Raises what that does, and BadImage where the child dies of the file."""
+        wish = json.dumps({"bytes": len(data), "ground": ground, "any_size": any_size}).encode()
+        head = self._answer(wish.ljust(_HEAD_BYTES) + data, _HEAD_BYTES)
+        try:
+            told = json.loads(head)
+            if "refusal" not in told:
+                width, height = map(int, told["size"])
+                if min(width, height) < 1 or width * height > _MOST_PIXELS:
+                    raise errors.BadImage()
+                return Image.frombytes("RGB", (width, height), self._answer(b"", 3 * width * height))
+            name, message = str(told["refusal"]), str(told["message"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise errors.BadImage() from error
+        raise next((kind for kind in _REFUSALS if kind.__name__ == name), errors.BadImage)(message)
+
+    def _answer(self, question: bytes, count: int) -> bytes:
+        """So many bytes, or less where the child has died, or hangs."""
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        late = threading.Timer(PATIENCE_SECONDS, self._child.kill)
+        late.start()
+        try:
+            self._child.stdin.write(question)
+            self._child.stdin.flush()
+            return bytes(self._child.stdout.read(count))
+        except OSError:
+            return b""
+        finally:
+            late.cancel()
 
 
-def warm_up() -> None:
-    """Start the process that children come from. Raises Unavailable."""
-    developed(images.encode(Image.new("RGB", (images.MIN_SIDE_PX, images.MIN_SIDE_PX))))
+def _no_child() -> errors.Unavailable:
+    return errors.Unavailable("No process to decode pictures in can be started; try again.")
 
 
-@contextmanager
-def _child(ground: Ground, *, any_size: bool) -> Iterator[Connection]:
-    """The pipe to one. It is gone afterwards."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["core.darkroom"])
-    try:
-        ours, theirs = context.Pipe()
-        child = context.Process(target=_serve, args=(theirs, ground, any_size), daemon=True)
-        child.start()
-    except (OSError, EOFError) as error:  # too many files or processes
-        raise errors.Unavailable("No process to decode pictures in can be started; try again.") from error
-    theirs.close()
-    late = threading.Timer(PATIENCE_SECONDS, child.kill)
-    late.start()
-    try:
-        yield ours
-    finally:
-        late.cancel()
-        ours.close()
-        child.kill()
-        child.join()
+def _serve(come: BinaryIO, go: BinaryIO) -> None:
+    """In the child, until the parent has gone."""
+    while wish := come.read(_HEAD_BYTES):
+        asked = json.loads(wish)
+        try:
+            picture = images.decode(come.read(asked["bytes"]), asked["ground"], any_size=asked["any_size"])
+        except errors.BadInput as error:
+            go.write(
+                json.dumps({"refusal": type(error).__name__, "message": error.message}).encode().ljust(_HEAD_BYTES)
+            )
+        else:
+            go.write(json.dumps({"size": picture.size}).encode().ljust(_HEAD_BYTES))
+            go.write(picture.tobytes())
+        go.flush()
 
 
-def _serve(pipe: Connection, ground: Ground, any_size: bool) -> None:
-    sandbox.let_go(pipe.fileno())
+def main() -> None:
+    """Shut itself in, then serve on what were standard input and output."""
+    come, go = io.FileIO(os.dup(0), "r"), io.FileIO(os.dup(1), "w")
+    sandbox.let_go(come.fileno(), go.fileno())
     sandbox.enter(MEMORY_BYTES, SECONDS)
-    pipe.send_bytes(_READY)
-    data = pipe.recv_bytes()
-    try:
-        picture = images.decode(data, ground, any_size=any_size)
-    except errors.BadInput as error:
-        pipe.send_bytes(json.dumps({"refusal": type(error).__name__, "message": error.message}).encode())
-        return
-    pipe.send_bytes(json.dumps({"size": picture.size}).encode())
-    pipe.send_bytes(picture.tobytes())
+    go.write(_READY)
+    with suppress(OSError):
+        _serve(io.BufferedReader(come), io.BufferedWriter(go))
 
 
-def _picture(head: bytes, pixels: bytes) -> Image.Image:
-    try:
-        told = json.loads(head)
-        if "refusal" not in told:
-            width, height = told["size"]
-            return Image.frombytes("RGB", (int(width), int(height)), pixels)
-        name, message = str(told["refusal"]), str(told["message"])
-    except (ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
-        raise errors.BadImage() from error
-    raise next((kind for kind in _REFUSALS if kind.__name__ == name), errors.BadImage)(message)
+if __name__ == "__main__":
+    main()

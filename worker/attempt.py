@@ -17,7 +17,7 @@ from PIL import Image
 from core import errors, images
 from core.blobs import Blobs, digest_of
 from core.checkpoints import Checkpoints
-from core.darkroom import developed
+from core.darkroom import Darkroom
 from core.jobs import Frame, Job, JobProgress, NetworkUsed, Output, Steered
 from core.neural import checkpoint, device
 from core.neural.checkpoint import Checkpoint, Steering
@@ -152,7 +152,8 @@ class Attempt:
     def _paint(self, load: Load) -> tuple[Painting, float]:
         began = time.monotonic()
         wanted = self._job.input
-        subject = Subject(*wanted.pictures(self._read, developed))
+        with Darkroom() as room:
+            subject = Subject(*wanted.pictures(self._read, room.developed))
         spec = parse_spec(wanted.spec)
         self._pulse.begin("device")
         network, planner = load(spec.model)

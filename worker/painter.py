@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 
-from core import darkroom, errors
+from core import errors
 from core.blobs import Blobs
 from core.checkpoints import Checkpoints
 from core.jobs import Job, Worker
@@ -120,7 +120,6 @@ class Painter:
 
         Raises what loading raises, also DeviceLost: then this process is to claim nothing.
         """
-        darkroom.warm_up()
         _, planner = self._network_for("auto")
         planner.free()  # the first thing that a run asks the device
         threading.Thread(target=self._beat, args=(self._told(),), name="life", daemon=True).start()
