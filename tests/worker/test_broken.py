@@ -139,7 +139,7 @@ def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
         "    return usual(*args, **more)\n"
         f"{where}.{name} = hang\n"
     )
-    quick = "module.LOOK_SECONDS, module.STEP_SECONDS, module.REST_SECONDS, module.STEPS = 0.2, 2, 4, 1"
+    quick = "module.LOOK_SECONDS, module.STEP_SECONDS, module.REST_SECONDS, module.STEPS = 0.2, 4, 12, 1"
     if place == "in writing the result":  # no frame or preview is what hangs
         trouble = trouble.replace("if is_first()", "if len(args) > 1 and args[1] == 'png' and is_first()")
     start(late(module, _at_first(tmp_path, trouble)) + late("worker.pulse", quick))
@@ -161,7 +161,7 @@ def test_a_worker_that_is_deaf_goes_and_the_next_one_hears(
     assert "jobs wait, and this worker does nothing" in (tmp_path / "log").read_text()
     assert {Status.QUEUED} == {store.get(job.id).status for job in jobs}
 
-    start(late("worker.warden", quick))
+    start("")
     until(lambda: all(store.get(job.id).status is Status.SUCCEEDED for job in jobs), "all painted", 90)
 
 
