@@ -6,6 +6,7 @@ comes back for both.
 """
 
 import json
+import re
 from collections.abc import AsyncIterator
 from functools import lru_cache
 from typing import Annotated, Any
@@ -23,6 +24,8 @@ from core.jobs import is_job_id
 
 HEARTBEAT_SECONDS = 15.0
 RETRY_MS = 2000  # how long a browser waits before it comes again
+
+_ID = re.compile(r"[0-9]{1,16}")  # what is none is answered as if nothing were known
 
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second tells nginx to pass on what it gets
 
@@ -66,7 +69,7 @@ async def events(
     """
     if not is_job_id(job_id):
         raise errors.JobNotFound()
-    if last_event_id is not None and last_event_id.isdecimal() and last_event_id.isascii():
+    if last_event_id is not None and _ID.fullmatch(last_event_id):
         after = int(last_event_id)  # newer than an address, which a browser does not change
     watch = await sights.watch(job_id, owner)
     assert watch.sight is not None, "a watch begins with a sight"
@@ -117,7 +120,10 @@ def told(now: Sight, before: Sight | None) -> bytes:
 
 
 def _rest(sight: Sight) -> Any:
-    return sight.job.model_copy(update={"version": 0, "progress": None, "preview": None, "checkpoint": None})
+    """All that a client sees and no event but `status` tells."""
+    shown = resource(sight.job).model_dump(exclude={"version", "progress", "preview"})
+    shown["links"].pop("preview", None)
+    return shown
 
 
 def _json(data: dict[str, Any]) -> bytes:

@@ -20,7 +20,7 @@ from api import events
 from api.lookout import Sight
 from cli.up import free_port
 from core.blobs import Blobs, digest_of
-from core.jobs import Job, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
+from core.jobs import Frame, Job, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
 from core.keys import Keys
 from core.store import JobStore
 
@@ -226,6 +226,37 @@ def test_a_watcher_goes_on_from_any_event(serve: Serve) -> None:
     assert 204 == api.watch(job.id, Last_Event_ID="5").status, "a browser that comes again is told to stop"
     assert 204 == api.watch(job.id, "?after=0", Last_Event_ID="5").status, "the header is newer than the address"
     assert 422 == api.watch(job.id, "?after=x").status
+    for strange in ("9" * 5000, "-1", "x", "²"):
+        first = api.watch(job.id, Last_Event_ID=strange).next()
+        assert ("status", "5") == (first or ())[:2], strange[:9]
+
+
+def test_a_run_that_keeps_frames_is_told_of_as_progress_and_its_first_frame_once(serve: Serve) -> None:
+    """As a worker does it: a frame at every beat, which changes no version; and a steering between."""
+    api = serve()
+    job = api.new_job()
+    api.claim()
+    stream = api.watch(job.id)
+    assert stream.next()
+    told = []
+    for number in range(1, 4):
+        digest = f"sha256:f{number}"
+        api.store.hold(digest)
+        frame = Frame(index=0, iteration=number, scale=1, seconds=0.1, digest=digest)
+        assert 0 == api.store.keep_frame(job.id, "t", frame)
+        api.progress(job, number / 10, "sha256:p" if number == 3 else None)
+        told.append(stream.next())
+    told.append(stream.next())
+    api.store.steer(job.id, lambda job_input: job_input.model_copy(update={"spec": {"strength": 1}}))
+    told.append(stream.next())
+
+    assert ["status", "progress", "progress", "preview", "status"] == [event[0] for event in told if event]
+    known: dict[str, Any] = {}
+    for event in told:
+        assert event is not None
+        known |= event[2]
+    assert json.loads(api.ask(f"/v1/jobs/{job.id}").read()) == known
+    assert {"frames", "timelapse"} <= set(known["links"])
 
 
 def test_all_watchers_of_a_job_are_told_and_a_deleted_job_ends_them(serve: Serve) -> None:
@@ -399,5 +430,6 @@ def test_what_no_client_sees_is_not_told(serve: Serve, store: JobStore) -> None:
     for digest in ("sha256:a", "sha256:b"):
         store.hold(digest)
     job = store.create(new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}))
-    assert b"" == events.told(Sight(job.model_copy(update={"checkpoint": "c", "version": 2})), Sight(job))
+    for unseen in ({"checkpoint": "c"}, {"thinned": 1}, {"steerings": 1}, {"owner": "x"}):
+        assert b"" == events.told(Sight(job.model_copy(update={**unseen, "version": 2})), Sight(job)), unseen
     assert events.told(Sight(job.model_copy(update={"pinned": True})), Sight(job)).startswith(b"event: status\n")
