@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api import submission
+from api import submission, tags
 from api.deps import Owner, Store
 from api.images import inspected, known
 from api.look import POLL_SECONDS
@@ -108,17 +108,15 @@ def _taken(sent: submission.BatchSubmission, spec: StyleSpec, terms: Terms, take
 
 
 @router.get("/{batch_id}", response_model=BatchResource, responses={304: {}}, summary="How far are they?")
-def look(
-    batch_id: str, owner: Owner, store: Store, response: Response, if_none_match: Annotated[str | None, Header()] = None
-) -> BatchResource | Response:
+def look(batch_id: str, owner: Owner, store: Store, request: Request, response: Response) -> BatchResource | Response:
     """The batch. Send the ETag back as If-None-Match: 304 while nothing has changed."""
     batch = store.batch(_id(batch_id), owner)
     states = "".join(f"{job.id} {job.version} {job.queue and job.queue.position} " for job in batch.jobs)
-    tag = f'"{hashlib.sha256(states.encode()).hexdigest()[:32]}"'
+    tag = f'W/"{hashlib.sha256(states.encode()).hexdigest()[:32]}"'
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if not all(job.status.ended for job in batch.jobs):
         headers["Retry-After"] = str(POLL_SECONDS)
-    if if_none_match is not None and tag in if_none_match:
+    if tags.among(tags.sent(request), tag):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return batch_resource(batch)

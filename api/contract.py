@@ -16,6 +16,14 @@ _STOCK = ("HTTPValidationError", "ValidationError")
 
 Json = dict[str, Any]
 
+_KNOWN: Json = {
+    "name": "if-none-match",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "ETags of what you have: 304 if it is still the same.",
+}
+
 
 def describe(app: FastAPI) -> None:
     """Make `app.openapi()` tell the whole contract. Call it when all routes are there."""
@@ -42,6 +50,8 @@ def _amend(operation: Json, *, refusable: bool) -> None:
     answers["4XX"] = {"$ref": "#/components/responses/Refused"}
     if refusable:
         answers["503"] = {"$ref": "#/components/responses/Later"}
+    if "304" in answers:
+        operation.setdefault("parameters", []).append(_KNOWN)
     for parameter in operation.get("parameters", []):
         parameter["schema"] = _sendable(parameter["schema"])
         if parameter["name"] in _IDS:

@@ -34,8 +34,8 @@ class Sight:
 
     @cached_property
     def tag(self) -> str:
-        """The ETag."""
-        return f'"{self.job.version}-{self.job.queue.position if self.job.queue else ""}"'
+        """The ETag. A weak one: the seconds until it begins change without it."""
+        return f'W/"{self.job.version}-{self.job.queue.position if self.job.queue else ""}"'
 
     @cached_property
     def body(self) -> bytes:
