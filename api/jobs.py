@@ -174,13 +174,14 @@ def listing(
     owner: Owner,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Annotated[int | None, Query(ge=1, le=2**53)] = None,
-    status: Status | None = None,
+    status: Annotated[list[Status] | None, Query(description="Those in one of these.")] = None,
 ) -> JobPage:
-    """Newest first; follow `next` for older ones."""
-    jobs, before = store.page(limit=limit, before=cursor, status=status, owner=owner)
+    """Newest first; follow `next` for older ones. `status` may be said several times."""
+    statuses = list(dict.fromkeys(status or []))
+    jobs, before = store.page(limit=limit, before=cursor, statuses=statuses, owner=owner)
     following = None
     if before is not None:
-        following = f"{JOBS}?limit={limit}&cursor={before}" + (f"&status={status}" if status else "")
+        following = f"{JOBS}?limit={limit}&cursor={before}" + "".join(f"&status={one}" for one in statuses)
     return JobPage(jobs=[resource(job) for job in jobs], next=following)
 
 

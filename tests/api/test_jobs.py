@@ -211,6 +211,22 @@ def test_an_unchanged_job_is_304(client: TestClient, submit: Submit, store: JobS
     assert 200 == client.get(address, headers={"If-None-Match": tag}).status_code
 
 
+def test_a_list_may_be_of_several_statuses_over_its_pages(client: TestClient, submit: Submit, store: JobStore) -> None:
+    ids = [submit().json()["id"] for _ in range(6)][::-1]
+    store.cancel(ids[1])
+    store.cancel(ids[4])
+    store.claim("t", "worker")
+    store.delete(ids[2])
+    seen, path = [], "/v1/jobs?limit=2&status=queued&status=running&status=queued"
+    while path:
+        page = client.get(path).json()
+        seen += [(job["id"], job["status"]) for job in page["jobs"]]
+        path = page["next"]
+
+    assert [(ids[0], "queued"), (ids[3], "queued"), (ids[5], "running")] == seen
+    assert 422 == client.get("/v1/jobs?status=queued&status=x").status_code
+
+
 def test_a_job_that_moves_up_in_the_queue_has_changed(client: TestClient, submit: Submit, store: JobStore) -> None:
     submit()
     address = submit().headers["location"]
