@@ -43,14 +43,24 @@ class Worker:
     def succeed(self) -> bytes:
         """The result's file."""
         assert self.job is not None
-        model = NetworkUsed(name="vgg16", sha256="0" * 64)
-        data = images.encode(self._picture, "png", {"job": self.job.id, **self.job.input.provenance(model)})
-        width, height = self._picture.size
-        output = Output(
-            id=self._blobs.put(data), content_type="image/png", width=width, height=height, size_bytes=len(data)
-        )
+        output, model, data = self._painted(self.job)
         self._store.succeed(self.job.id, self._token, output, model, {})
         return data
+
+    def end_canceled(self) -> bytes:
+        """The file of what was painted."""
+        assert self.job is not None
+        output, _, data = self._painted(self.job)
+        self._store.end_canceled(self.job.id, self._token, output)
+        return data
+
+    def _painted(self, job: Job) -> tuple[Output, NetworkUsed, bytes]:
+        model = NetworkUsed(name="vgg16", sha256="0" * 64)
+        data = images.encode(self._picture, "png", {"job": job.id, **job.input.provenance(model)})
+        width, height = self._picture.size
+        digest = self._blobs.put(data)
+        output = Output(id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data))
+        return output, model, data
 
 
 @pytest.fixture(scope="session")
