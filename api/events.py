@@ -16,13 +16,14 @@ from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.deps import Owner, Sights
+from api import auth
+from api.deps import Admits, Owner, Sights
 from api.lookout import Sight, Watch
 from api.resource import JOBS, resource
 from core import errors
 from core.jobs import is_job_id
 
-HEARTBEAT_SECONDS = 15.0
+HEARTBEAT_SECONDS = 5.0  # and a key that is revoked ends its streams
 RETRY_MS = 2000  # how long a browser waits before it comes again
 
 _ID = re.compile(r"[0-9]{1,16}")  # what is none is answered as if nothing were known
@@ -37,8 +38,8 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, watch: Watch, after: int | None) -> None:
-        super().__init__(_stream(watch, after), headers=_HEADERS)
+    def __init__(self, watch: Watch, after: int | None, admits: auth.Admits) -> None:
+        super().__init__(_stream(watch, after, admits), headers=_HEADERS)
         self._watch = watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,9 +57,11 @@ class EventStream(StreamingResponse):
     summary="Watch it",
 )
 async def events(
+    *,
     job_id: str,
     owner: Owner,
     sights: Sights,
+    admits: Admits,
     after: Annotated[int | None, Query(ge=0, le=2**53)] = None,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -76,15 +79,15 @@ async def events(
     if watch.sight.job.status.ended and watch.sight.job.version == after:
         watch.close()
         return Response(status_code=204, headers=_HEADERS)
-    return EventStream(watch, after)
+    return EventStream(watch, after, admits)
 
 
-async def _stream(watch: Watch, after: int | None) -> AsyncIterator[bytes]:
+async def _stream(watch: Watch, after: int | None, admits: auth.Admits) -> AsyncIterator[bytes]:
     yield format_sse_event(retry=RETRY_MS)
     known: Sight | None = None
     if watch.sight and watch.sight.job.version == after and watch.sight.job.queue is None:
         known = watch.sight  # a place in the queue has no version: it is told again
-    while not watch.over:
+    while not watch.over and await admits():
         sight = watch.sight
         if sight is None:
             yield format_sse_event(comment="the job is deleted")

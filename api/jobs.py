@@ -229,13 +229,18 @@ def _output(job: Job) -> Output:
 @router.get("/{job_id}/preview", response_class=Response, responses=pictures("jpeg"), summary="The picture so far")
 def preview(job_id: str, request: Request, owner: Owner, store: Store, blobs: Blobs) -> Response:
     """A small JPEG of the newest state, while there is one."""
-    job = found(job_id, owner, store)
+    with suppress(errors.ImageNotFound):  # a newer one has come, and this one has gone, between the two lines
+        return _preview(found(job_id, owner, store), request, blobs)
+    return _preview(found(job_id, owner, store), request, blobs)
+
+
+def _preview(job: Job, request: Request, blobs: Blobs) -> Response:
     if job.preview is None:
         raise errors.NoResult("There is no preview yet.")
     tag = f'"{job.preview}"'
     if rendition.told(request, tag):
         return rendition.unchanged(tag)
-    return rendition.picture(blobs.get(job.preview), "jpeg", tag, job_id)
+    return rendition.picture(blobs.get(job.preview), "jpeg", tag, job.id)
 
 
 @router.post("/{job_id}/cancel", response_model=JobResource, summary="Stop it")

@@ -26,6 +26,10 @@ from core.store import JobStore
 
 Event = tuple[str, str | None, dict[str, Any]]  # name, id, data
 
+PROGRESS = JobProgress(
+    value=0.1, scale=1, scales=1, iteration=1, iterations=9, iterations_per_second=None, seconds_left=None, loss={}
+)
+
 MAIN = "from api.__main__ import main; main()"
 
 
@@ -418,6 +422,43 @@ def test_a_stream_is_its_owners(serve: Serve, valkey: Any) -> None:
         time.sleep(0.05)
     assert ("status", "1") == (again.next() or ())[:2]
     assert stream.next()
+
+
+def test_a_revoked_key_ends_its_streams_and_no_others(serve: Serve, valkey: Any) -> None:
+    """Also of a job of which there is no news, and of one of which there is all the time."""
+    api = serve(code=_patched("api.events.HEARTBEAT_SECONDS = 0.3"), API_KEYS="required")
+    keys = Keys(valkey.url)
+    (ada, adas), (bob, bobs) = keys.create("ada"), keys.create("bob")
+    waiting, running = api.new_job(ada.id), api.new_job(bob.id)
+    lasting = api.watch(running.id, Authorization=f"Bearer {bobs}")
+    silent = api.watch(waiting.id, Authorization=f"Bearer {adas}")
+    for stream in (lasting, silent):
+        assert stream.next()
+    silent.comment("still here")
+    keys.revoke(ada.id)
+    began, said = time.monotonic(), [b""]
+    while line := silent.answer.readline():
+        assert time.monotonic() - began < 10, "a stream without news goes on for ever"
+        said.append(line)
+    assert b": come again\n" in said
+    assert 401 == api.watch(waiting.id, Authorization=f"Bearer {adas}").status
+
+    lasting.comment("still here")
+    job = api.claim()
+    while job.id != running.id:
+        job = api.claim("other")
+    keys.revoke(bob.id)
+    keys.close()
+    with ThreadPoolExecutor() as reading:
+        told = reading.submit(lasting.rest)
+        until = time.monotonic() + 20
+        while not told.done() and time.monotonic() < until:
+            api.store.renew(running.id, "other")
+            api.store.renew(running.id, "t")
+            for token in ("t", "other"):
+                api.store.progress(running.id, token, PROGRESS)
+            time.sleep(0.1)
+        assert told.done(), "a stream with news goes on for ever"
 
 
 def test_a_page_of_an_allowed_origin_may_watch(serve: Serve) -> None:
