@@ -349,7 +349,7 @@ def test_the_list_is_newest_first_in_pages_and_by_status(store: JobStore) -> Non
 
     first, cursor = store.page(limit=3)
     second, end = store.page(limit=3, before=cursor)
-    queued, _ = store.page(limit=10, status=Status.QUEUED)
+    queued, _ = store.page(limit=10, statuses=[Status.QUEUED])
 
     assert [job.id for job in reversed(jobs)] == [job.id for job in first + second]
     assert end is None
