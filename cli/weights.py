@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cli.plain import plain
 from core import errors, images, settings
 from core.settings import Settings
 from core.spec import MODEL_NAME
@@ -48,9 +49,9 @@ def _line(entry: Any) -> str:
 
     if entry.architecture is None:
         return f"{entry.name}  damaged: impasto weights remove {entry.name}"
-    told = f"  from {entry.card['from']}" if "from" in entry.card else ""
+    told = f"  from {plain(entry.card['from'])}" if "from" in entry.card else ""
     size = f"{entry.bytes / 1e6:.0f} MB"
-    return f"{entry.name}  {title(entry.architecture)}  {size}  sha256 {entry.sha256[:16]}{told}"
+    return f"{entry.name}  {title(entry.architecture)}  {size}  sha256 {plain(entry.sha256[:16])}{told}"
 
 
 @weights.command()
@@ -59,7 +60,7 @@ def show(name: str | None) -> None:
     """All that is known of a network: its card."""
     cache = opened()
     for key, text in sorted(cache.entry(cache.resolve(name or "auto")).card.items()):
-        click.echo(f"{key}: {text}")
+        click.echo(f"{plain(key)}: {plain(text)}")
 
 
 @weights.command()
@@ -158,4 +159,4 @@ def _pictures(folder: Path) -> Iterator[Any]:
             yield images.decode(path.read_bytes())
         except (errors.BadInput, OSError) as error:
             words = error.message if isinstance(error, errors.BadInput) else error.strerror
-            click.echo(f"left out: {path.relative_to(folder)}: {words}", err=True)
+            click.echo(f"left out: {plain(str(path.relative_to(folder)))}: {words}", err=True)
