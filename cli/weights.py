@@ -113,7 +113,7 @@ def export(name: str, file: Path, convention: Any) -> None:
     from core.neural import files
 
     cache = opened()
-    if file.suffix not in files.SUFFIXES:
+    if file.suffix.lower() not in files.SUFFIXES:
         raise errors.BadInput(f"The file must end in {', '.join(files.SUFFIXES)}.")
     parameters, card = cache.parameters(cache.resolve(name))
     files.write(file, parameters, card, convention)
@@ -140,6 +140,9 @@ def normalize(model: str, folder: Path, name: str | None, least: float) -> None:
 
     cache = opened()
     model = cache.resolve(model)
+    name = name or f"{model}-normalized"
+    if (architecture := cache.entry(model).architecture) is not None:
+        cache.check_name(name, architecture)
     found = activations.averages(cache.load(model, precision="float32"), _pictures(folder))
     parameters, card = cache.parameters(model)
     told = {
@@ -148,7 +151,7 @@ def normalize(model: str, folder: Path, name: str | None, least: float) -> None:
     }
     for layer, count in found.weak(least).items():
         click.echo(f"{layer}: {count} filters respond too weakly; they stay below 1.")
-    made = cache.keep(name or f"{model}-normalized", activations.normalized(parameters, found, least), {**card, **told})
+    made = cache.keep(name, activations.normalized(parameters, found, least), {**card, **told})
     click.echo(f"{_line(made)}, over {found.pictures} pictures")
 
 
@@ -156,6 +159,8 @@ def _pictures(folder: Path) -> Iterator[Any]:
     """One at a time; those that cannot be read are told of and left out."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
+            if path.stat().st_size > images.MAX_BYTES:
+                raise errors.UploadTooLarge()
             yield images.decode(path.read_bytes())
         except (errors.BadInput, OSError) as error:
             words = error.message if isinstance(error, errors.BadInput) else error.strerror
