@@ -393,7 +393,7 @@ def test_a_team_that_no_batch_can_be_shared_among_is_told_what_batch_could(strip
         count = data.count("train")
     team = Team(Share(0, 7))
 
-    with pytest.raises(errors.BadSpec, match="^batch must be a multiple of the 7 processes, 7 or so"):
+    with pytest.raises(errors.BadSpec, match=r"^batch must be a multiple of the 7 processes, 7 or so"):
         train(stripes, tmp_path / "run", TINY, team, EVERY_STEP)
     with pytest.raises(errors.BadSpec, match=rf"only {count} pictures .* 7 processes, {count // 7 * 7} or so"):
         train(stripes, tmp_path / "run", TINY.model_copy(update={"batch": 7000}), team, EVERY_STEP)
