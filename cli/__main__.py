@@ -22,6 +22,7 @@ from cli.bar import Bar
 from cli.dataset import dataset
 from cli.info import info, recorded
 from cli.keys import keys
+from cli.plain import plain
 from cli.train import train
 from cli.up import LocalService, service_url
 from cli.weights import opened as opened_weights
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def _say(words: str, code: int) -> int:
-    click.echo(f"impasto: {words}", err=True)
+    click.echo("\n".join(plain(line) for line in f"impasto: {words}".split("\n")), err=True)
     return code
 
 
