@@ -54,6 +54,8 @@ def main() -> None:
         sys.exit(_say(error.message, 2))
     except errors.ImpastoError as error:
         sys.exit(_say(error.message, 1))
+    except errors.DeviceLost as error:
+        sys.exit(_say(f"the device is lost: {error.__cause__}", 1))
     except OSError as error:  # a folder or disk that refuses; told as the system tells it
         sys.exit(_say(f"{error.strerror}: {error.filename}" if error.filename else str(error), 1))
     except (click.Abort, KeyboardInterrupt):

@@ -333,6 +333,17 @@ class JobStore:
         answer: Standing = self._step("release", job_id, token)
         return answer
 
+    def idles(self, worker: str) -> bool:
+        """Whether jobs wait while this worker runs none."""
+        with unavailable(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.zcard(f"{PREFIX}queue")
+            pipe.zrange(f"{PREFIX}leases", 0, -1)
+            queued, running = pipe.execute()
+            if queued:
+                for job_id in running:
+                    pipe.hget(f"{PREFIX}job:{job_id}", "worker")
+            return bool(queued) and worker not in pipe.execute()
+
     def bury(self, worker: str) -> int:
         """A worker's process has died: put back what it ran, without waiting for the lease; how many."""
         return int(self._step("bury", worker, MAX_ATTEMPTS, _error_json(errors.WorkerLost())))
