@@ -10,9 +10,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 
-from api import form
+from api import form, rendition
 from api.deps import Blobs, Config, Owner, Store
-from api.rendition import PictureFile
 from core import errors, images
 from core.blobs import is_digest
 from core.store import HOLD_SECONDS
@@ -103,23 +102,26 @@ async def upload(
 
 
 @router.head("/{digest}", response_class=Response, summary="Is this picture here?")
-def look(digest: str, owner: Owner, store: Store, blobs: Blobs, config: Config) -> Response:
+def look(*, digest: str, request: Request, owner: Owner, store: Store, blobs: Blobs, config: Config) -> Response:
     """200 if a job can name this digest, and it stays for the time of an upload; else 404."""
     known(digest, owner, store, blobs, config.upload_keep_hours * 3600)
-    return fetch(digest, owner, store, blobs)
+    return fetch(digest=digest, request=request, owner=owner, store=store, blobs=blobs)
 
 
 @router.get(
     "/{digest}",
     response_class=Response,
-    responses={200: {"content": {f"image/{kind}": {} for kind in images.FORMATS}}},
+    responses={200: {"content": {f"image/{kind}": {} for kind in images.FORMATS}}, 304: {}},
     summary="A picture that you sent or were given",
 )
-def fetch(digest: str, owner: Owner, store: Store, blobs: Blobs) -> Response:
+def fetch(*, digest: str, request: Request, owner: Owner, store: Store, blobs: Blobs) -> Response:
     """The file as it came. To ask for it does not make it stay."""
     if not _is_here(digest, owner, store, blobs):
         raise errors.ImageNotFound()
+    tag = f'"{digest}"'
+    if rendition.told(request, tag):
+        return rendition.unchanged(tag)
     file = blobs.open(digest)
     kind = images.sniff(file.read(12))
     file.seek(0)
-    return PictureFile(file, kind, {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache"})
+    return rendition.picture(file, kind, tag)

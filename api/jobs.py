@@ -172,13 +172,14 @@ def listing(
     owner: Owner,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Annotated[int | None, Query(ge=1, le=2**53)] = None,
-    status: Status | None = None,
+    status: Annotated[list[Status] | None, Query(description="Those in one of these.")] = None,
 ) -> JobPage:
-    """Newest first; follow `next` for older ones."""
-    jobs, before = store.page(limit=limit, before=cursor, status=status, owner=owner)
+    """Newest first; follow `next` for older ones. `status` may be said several times."""
+    statuses = list(dict.fromkeys(status or []))
+    jobs, before = store.page(limit=limit, before=cursor, statuses=statuses, owner=owner)
     following = None
     if before is not None:
-        following = f"{JOBS}?limit={limit}&cursor={before}" + (f"&status={status}" if status else "")
+        following = f"{JOBS}?limit={limit}&cursor={before}" + "".join(f"&status={one}" for one in statuses)
     return JobPage(jobs=[resource(job) for job in jobs], next=following)
 
 
@@ -227,13 +228,18 @@ def _output(job: Job) -> Output:
 @router.get("/{job_id}/preview", response_class=Response, responses=pictures("jpeg"), summary="The picture so far")
 def preview(job_id: str, request: Request, owner: Owner, store: Store, blobs: Blobs) -> Response:
     """A small JPEG of the newest state, while there is one."""
-    job = found(job_id, owner, store)
+    with suppress(errors.ImageNotFound):  # a newer one has come, and this one has gone, between the two lines
+        return _preview(found(job_id, owner, store), request, blobs)
+    return _preview(found(job_id, owner, store), request, blobs)
+
+
+def _preview(job: Job, request: Request, blobs: Blobs) -> Response:
     if job.preview is None:
         raise errors.NoResult("There is no preview yet.")
     tag = f'"{job.preview}"'
     if rendition.told(request, tag):
         return rendition.unchanged(tag)
-    return rendition.picture(blobs.get(job.preview), "jpeg", tag, job_id)
+    return rendition.picture(blobs.get(job.preview), "jpeg", tag, job.id)
 
 
 @router.post("/{job_id}/cancel", response_model=JobResource, summary="Stop it")

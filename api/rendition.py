@@ -15,6 +15,7 @@ from fastapi import Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
+from api import tags
 from core import errors, images
 from core.blobs import Blobs
 
@@ -114,7 +115,7 @@ def laid_down(data: bytes, blobs: Blobs) -> bytes | BinaryIO:
 
 def told(request: Request, tag: str) -> bool:
     """Whether the client says that it has this very picture."""
-    return tag in request.headers.get("if-none-match", "")
+    return tags.among(tags.sent(request), tag)
 
 
 def unchanged(tag: str) -> Response:
@@ -122,10 +123,11 @@ def unchanged(tag: str) -> Response:
     return Response(status_code=304, headers=_headers(tag))
 
 
-def picture(made: bytes | BinaryIO, kind: images.Format, tag: str, name: str) -> Response:
+def picture(made: bytes | BinaryIO, kind: images.Format, tag: str, name: str | None = None) -> Response:
     """An answer with a picture, to be asked for again whether it is still the same. name: without its suffix."""
-    suffix = "jpg" if kind == "jpeg" else kind
-    headers = {**_headers(tag), "Content-Disposition": f'inline; filename="{name}.{suffix}"'}
+    headers = _headers(tag)
+    if name is not None:
+        headers["Content-Disposition"] = f'inline; filename="{name}.{"jpg" if kind == "jpeg" else kind}"'
     if isinstance(made, bytes):
         return Response(made, media_type=f"image/{kind}", headers=headers)
     return PictureFile(made, kind, headers)

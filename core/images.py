@@ -110,10 +110,18 @@ def check_mask(mask: Image.Image) -> None:
         raise errors.BadImage("A mask is black all over: its painting would go nowhere. White is where it goes.")
 
 
-def reopened(data: bytes) -> Image.Image:
-    """A picture that `encode` wrote: a result may be larger than what is taken from strangers."""
-    with Image.open(io.BytesIO(data)) as image:
-        return image.convert("RGB")
+def reopened(data: bytes, kinds: Sequence[Format] = FORMATS, size: tuple[int, int] | None = None) -> Image.Image:
+    """A picture that `encode` wrote, maybe larger than what is taken from strangers; of that size, if one is told.
+
+    Raises BadImage.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=[kind.upper() for kind in kinds]) as image:
+            if size is not None and image.size != size:
+                raise errors.BadImage()
+            return image.convert("RGB")
+    except _PILLOW_ERRORS as error:
+        raise errors.BadImage() from error
 
 
 def _pixel_limit(kind: Format) -> str:

@@ -161,7 +161,7 @@ class Frame(_Record):
     iteration: int
     scale: int
     seconds: float
-    digest: str = Field(exclude=True)
+    digest: str = Field("", exclude=True)  # which clients are not told
 
 
 class Output(_Record):
@@ -285,6 +285,11 @@ class Job(_Record):
     owner: str = Field(LOCAL, exclude=True)
     webhook: str | None = Field(None, exclude=True)
 
+    @property
+    def ended(self) -> bool:
+        """An ended job never changes."""
+        return self.status.ended
+
 
 class Batch(_Record):
     """Jobs that were submitted together, in their order; those that were deleted since are missing."""
@@ -300,6 +305,11 @@ class Batch(_Record):
         counts = Counter(job.status for job in jobs)
         created_at = min(job.created_at for job in jobs)
         return cls(id=batch_id, created_at=created_at, counts={status: counts[status] for status in Status}, jobs=jobs)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of them have."""
+        return all(job.status.ended for job in self.jobs)
 
 
 def new_job_id() -> str:

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,13 +173,18 @@ class JobStore:
         return job
 
     def page(
-        self, *, limit: int, before: int | None = None, status: Status | None = None, owner: str = LOCAL
+        self, *, limit: int, before: int | None = None, statuses: Sequence[Status] = (), owner: str = LOCAL
     ) -> tuple[list[Job], int | None]:
-        """Newest first: at most `limit` of the owner's jobs, before entry `before`; and the entry to go on from."""
-        index = f"{PREFIX}of:{owner}" + (f":{status}" if status else "")
+        """Newest first: at most `limit` of the owner's jobs, before entry `before`; and the entry to go on from.
+
+        statuses: of those in one of them; none: of all. One that changes meanwhile may be seen in its new one.
+        """
         upper = "+inf" if before is None else f"({before}"
-        with unavailable():
-            rows: Any = self._redis.zrevrangebyscore(index, upper, "-inf", start=0, num=limit + 1, withscores=True)
+        with unavailable(), self._redis.pipeline() as pipe:
+            for ending in [f":{status}" for status in statuses] or [""]:
+                index = f"{PREFIX}of:{owner}{ending}"
+                pipe.zrevrangebyscore(index, upper, "-inf", start=0, num=limit + 1, withscores=True)
+            rows: Any = sorted(chain(*pipe.execute()), key=lambda row: -row[1])
         jobs = [job for job in self._read([job_id for job_id, _ in rows[:limit]], owner) if job is not None]
         return jobs, int(rows[limit - 1][1]) if len(rows) > limit else None
 

@@ -90,6 +90,17 @@ def test_info_tells_how_a_result_was_made_and_from_makes_it_again(
     assert {**record["spec"], "iterations": 1, "style_weights": [0.5, 0.5]} == spec
 
 
+def test_info_tells_how_a_run_was_steered(impasto: Any, tmp_path: Path) -> None:
+    change = {"iteration": 120, "before": {"strength": 0.5}, "after": {"strength": 0.9}}
+    for name, steered in (("one", [change]), ("two", "strange")):
+        record = {"content": "c", "styles": ["s"], "spec": {}, "steered": steered}
+        (tmp_path / f"{name}.png").write_bytes(images.encode(Image.new("RGB", (40, 40)), "png", record))
+    one, two = (impasto("info", f"{name}.png").stdout.splitlines() for name in ("one", "two"))
+
+    assert f"{'steered':<16} {json.dumps(change)}" == one[-1]
+    assert not any(line.startswith("steered") for line in two)
+
+
 def test_a_file_without_a_record_and_one_that_speaks_to_terminals_do_no_harm(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -285,11 +296,14 @@ def test_a_network_of_ones_own_comes_in_is_normalized_goes_out_and_away(
     exported = impasto("weights", "export", "my-textures-normalized", "out.caffemodel", **own)
     nowhere = impasto("weights", "export", "my-textures", "nowhere/out.pth", **own)
     unknown = impasto("weights", "export", "my-textures", "out.txt", **own)
+    misnamed = impasto("weights", "normalize", "my-textures", "photos", "--name", "vgg16", **own)
     shown = impasto("weights", "show", "my-textures-normalized", **own)
     removed = impasto("weights", "remove", "my-textures", **own)
     listed = impasto("weights", "list", **own)
 
     assert (2, 1, 2) == (unnamed.returncode, nowhere.returncode, unknown.returncode)
+    # Refused before it looks at any picture.
+    assert (2, "impasto: This is a VGG-11; call it anything but vgg16.\n") == (misnamed.returncode, misnamed.stderr)
     assert "Say --name" in unnamed.stderr
     assert all("Traceback" not in ran.stderr for ran in (unnamed, nowhere, unknown))
     assert [0] * 6 == [ran.returncode for ran in (taken, normalized, exported, shown, removed, listed)]
