@@ -28,7 +28,8 @@ _FORM_SCHEMA: dict[str, Any] = {
 
 # Decoding children at a time: each may take images.DECODE_MEMORY_BYTES. Who waits for one waits in no thread, so that
 # requests without pictures stay quick, and not for long.
-_CHILDREN = CapacityLimiter(max(2, os.cpu_count() or 1))
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+_CHILDREN = CapacityLimiter(max(2, _CORES or 1))
 WAIT_SECONDS = 10.0
 
 
@@ -90,7 +91,9 @@ async def upload(
         width, height = await inspected(part.path)
 
         def keep() -> str:
-            store.hold(part.digest, config.upload_keep_hours * 3600, owner)
+            most_bytes, size_bytes = config.uploads_gb_per_caller * 1e9, image.size or 0
+            keep_seconds = config.upload_keep_hours * 3600
+            store.hold(part.digest, keep_seconds, owner, size_bytes=size_bytes, most_bytes=most_bytes)
             return blobs.keep(part)
 
         digest = await to_thread.run_sync(keep)

@@ -14,7 +14,8 @@ from core.neural import trained
 from core.neural.classifier import Classifier
 from core.neural.stylize import stylize
 from core.neural.subject import Subject
-from core.neural.train import Pacing, Team, train
+from core.neural.team import Team
+from core.neural.train import Pacing, train
 from core.neural.weights import WeightsCache
 from core.recipe import Recipe
 from core.spec import parse_spec
@@ -33,37 +34,53 @@ def main() -> None:
     """Training, measured."""
 
 
+def run(dataset: Path, place: Path, recipe: Recipe, begin_with: Path | None = None) -> None:
+    """Train, and tell it in a row of the table."""
+    train(dataset, place, recipe, Team(), Pacing(workers=1, checkpoint_seconds=1e9, log_steps=1), start=begin_with)
+    with (place / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["loss"]) for row in rows if row["loss"]]
+    best = max(float(row["validation_top1"] or 0) for row in rows)
+    first, last = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
+    click.echo(f"| {place.name} | {len(losses)} | {first:.3f} | {last:.3f} | {100 * best:.1f} % |")
+
+
 @main.command()
 @click.argument("dataset", type=click.Path(exists=True, path_type=Path))
 @click.option("--epochs", default=2, show_default=True)
+@click.option("--shallow-epochs", default=20, show_default=True, help="Of the VGG-11 that others begin with; 0: none.")
 @click.option("--learning-rate", default=0.01, show_default=True)
 @click.option("--depth", "depths", multiple=True, default=["vgg11", "vgg13", "vgg16", "vgg19"], show_default=True)
-def start(dataset: Path, epochs: int, learning_rate: float, depths: tuple[str, ...]) -> None:
-    """Short runs of each depth from each beginning: the loss at first and at last. A guess gives ln(classes)."""
-    pacing = Pacing(workers=1, checkpoint_seconds=1e9, log_steps=1)
+@click.option("--from", "beginnings", multiple=True, default=list(BEGINNINGS), show_default=True)
+def start(
+    *,
+    dataset: Path,
+    epochs: int,
+    shallow_epochs: int,
+    learning_rate: float,
+    depths: tuple[str, ...],
+    beginnings: tuple[str, ...],
+) -> None:
+    """Short runs of each depth from each beginning: the loss at first and at last. A guess gives ln(classes).
+
+    The deeper ones also as in the paper: Gaussian, but for the layers of a VGG-11 that has learnt.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
 
-        def run(name: str, changes: dict[str, object], begin_with: Path | None = None) -> None:
-            recipe = SMALL.model_copy(update={"epochs": epochs, "learning_rate": learning_rate, **changes})
-            place = folder / name.replace(" ", "-").replace(",", "")
-            train(dataset, place, recipe, Team(), pacing, start=begin_with)
-            with (place / "log.csv").open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            losses = [float(row["loss"]) for row in rows if row["loss"]]
-            best = max(float(row["validation_top1"] or 0) for row in rows)
-            first, last = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
-            click.echo(f"| {name} | {len(losses)} | {first:.3f} | {last:.3f} | {100 * best:.1f} % |")
+        def recipe(**changes: object) -> Recipe:
+            return SMALL.model_copy(update={"epochs": epochs, "learning_rate": learning_rate, **changes})
 
         click.echo("| | steps | loss, first 10 steps | last 10 | best validation top-1 |\n|---|---|---|---|---|")
         for depth in depths:
-            for words, changes in BEGINNINGS.items():
-                run(f"{depth}, {words}", {"architecture": depth, **changes})
-        if "vgg11" in depths:
-            shallow = folder / "vgg11-he" / "whole.safetensors"
-            for depth in depths:
-                if depth in ("vgg16", "vgg19"):
-                    run(f"{depth}, gaussian after vgg11", {"architecture": depth, "init": "gaussian"}, shallow)
+            for words in beginnings:
+                run(dataset, folder / f"{depth}, {words}", recipe(architecture=depth, **BEGINNINGS[words]))
+        if shallow_epochs:
+            shallow = folder / "vgg11 to begin with"
+            run(dataset, shallow, recipe(architecture="vgg11", epochs=shallow_epochs, schedule="cosine"))
+            for depth in (depth for depth in depths if depth != "vgg11"):
+                place = folder / f"{depth}, gaussian after vgg11"
+                run(dataset, place, recipe(architecture=depth, init="gaussian"), shallow / "whole.safetensors")
 
 
 @main.command()
@@ -76,7 +93,7 @@ def start(dataset: Path, epochs: int, learning_rate: float, depths: tuple[str, .
 def paint(*, run: Path, out: Path, size: str, iterations: str, content: Path, style: Path) -> None:
     """Paint with the network of a run, and with one of the same shape that has learnt nothing: two pictures."""
     out.mkdir(parents=True, exist_ok=True)
-    about = trained.About.model_validate_json(trained.load(run / "checkpoint.pt")["about"])
+    about = trained.load(run / "checkpoint.pt").about
     model_name: Any = about.recipe.architecture
     spec = parse_spec({"size": size, "iterations": iterations, "model": model_name})
     subject = Subject(images.decode(content.read_bytes()), [images.decode(style.read_bytes())])

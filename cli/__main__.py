@@ -22,6 +22,7 @@ from cli.bar import Bar
 from cli.dataset import dataset
 from cli.info import info, recorded
 from cli.keys import keys
+from cli.plain import plain
 from cli.train import train
 from cli.up import LocalService, service_url
 from cli.weights import opened as opened_weights
@@ -53,6 +54,8 @@ def main() -> None:
         sys.exit(_say(error.message, 2))
     except errors.ImpastoError as error:
         sys.exit(_say(error.message, 1))
+    except errors.DeviceLost as error:
+        sys.exit(_say(f"the device is lost: {error.__cause__}", 1))
     except OSError as error:  # a folder or disk that refuses; told as the system tells it
         sys.exit(_say(f"{error.strerror}: {error.filename}" if error.filename else str(error), 1))
     except (click.Abort, KeyboardInterrupt):
@@ -60,7 +63,7 @@ def main() -> None:
 
 
 def _say(words: str, code: int) -> int:
-    click.echo(f"impasto: {words}", err=True)
+    click.echo("\n".join(plain(line) for line in f"impasto: {words}".split("\n")), err=True)
     return code
 
 

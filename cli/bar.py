@@ -1,6 +1,7 @@
 """The progress bar of every command, fed by a job's status or by a run's own progress."""
 
 import sys
+import time
 from types import TracebackType
 from typing import NoReturn
 
@@ -9,6 +10,8 @@ from tqdm import tqdm
 
 from core.jobs import Job, Status
 
+_REDRAW_SECONDS = 0.1  # thousands of steps a second would be told of otherwise, each at the cost of a redraw
+
 
 class Bar:
     """One line on the terminal; plain lines, one for each tenth, where there is none. A context manager."""
@@ -16,6 +19,7 @@ class Bar:
     def __init__(self) -> None:
         self._bar: tqdm[NoReturn] | None = None
         self._told = ("", -1)
+        self._drawn = 0.0
 
     def __enter__(self) -> "Bar":
         return self
@@ -64,6 +68,9 @@ class Bar:
                 click.echo(f"{words:<9} {100 * value:3.0f}%  {details}".rstrip(), err=True)
             self._told = tenth
             return
+        if value < 1 and time.monotonic() - self._drawn < _REDRAW_SECONDS:
+            return
+        self._drawn = time.monotonic()
         if self._bar is None:
             form = "{desc:<9} {percentage:3.0f}% |{bar}| {unit}"
             self._bar = tqdm(total=1.0, bar_format=form, dynamic_ncols=True, mininterval=0.2)

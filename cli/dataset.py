@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from cli.bar import Bar
-from core import errors
+from cli.plain import plain
+from core import disk, errors
 
 folder = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -51,8 +52,11 @@ def build(source: Path, out: Path, jobs: int, **wish: Any) -> None:
     with Bar() as bar:
 
         def show(at: Progress) -> None:
-            left = "" if at.seconds_left is None else f", {at.seconds_left:.0f} s left"
-            bar.tell("building", at.done / at.files, f"{at.done} of {at.files} files, {at.refused} refused{left}")
+            if at.seconds_left is None:
+                bar.tell("listing", 0.0, f"{at.files} files")
+            else:
+                details = f"{at.done} of {at.files} files, {at.refused} refused, {at.seconds_left:.0f} s left"
+                bar.tell("building", at.done / at.files, details)
 
         side_px = wish.pop("side")
         harvest(source, out, Wish(side_px=side_px, **wish), jobs, on_progress=show)
@@ -67,19 +71,20 @@ def build(source: Path, out: Path, jobs: int, **wish: Any) -> None:
 @click.option("--refused", default=10, show_default=True, type=click.IntRange(0), help="Refused files to tell of.")
 @click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a contact sheet, PNG or JPEG.")
 def info(place: Path, classes: bool, refused: int, sheet: Path | None) -> None:
-    """What a data set holds."""
+    """What a data set holds, also one that is not complete."""
     from core.dataset import Dataset, contact_sheet
 
     if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise errors.BadInput("A contact sheet must end in .png, .jpg or .jpeg.")
-    with Dataset(place) as opened:
+    with Dataset(place, unfinished=True) as opened:
         _say(opened, refused)
         if classes:
             rows = zip(opened.classes, opened.state.train, opened.state.validation, strict=True)
             for name, train, validation in rows:
-                click.echo(f"{train:>9} + {validation:<7} {name}")
+                click.echo(f"{train:>9} + {validation:<7} {plain(name)}")
         if sheet is not None:
-            contact_sheet(opened).save(sheet, quality=90)
+            kind = "PNG" if sheet.suffix.lower() == ".png" else "JPEG"
+            disk.written(sheet, lambda part: contact_sheet(opened).save(part, kind, quality=90))
             click.echo(sheet)
 
 
@@ -93,7 +98,10 @@ def _say(opened: Any, refusals: int) -> None:
         f"{header.side_px} × {header.side_px} px, resize {header.resize}, stored as {header.store}, "
         f"{opened.bytes / 1e6:.0f} MB, sha256 {opened.sha256[:16]}"
     )
+    if state.phase != "complete":
+        done = f"{state.taken + state.refused} of {state.files}" if state.files else "none"
+        click.echo(f"It is not complete: {done} of the files are read. Give the command that began it again.")
     if state.refused:
         click.echo(f"{state.refused} files were not taken:")
         for sentence in opened.refusals(refusals):
-            click.echo(f"  {sentence}")
+            click.echo(f"  {plain(sentence)}")

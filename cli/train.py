@@ -47,7 +47,8 @@ def train(
     """Train a VGG on DATASET in the folder OUTPUT. Given again, it goes on where the last checkpoint is."""
     recipe = parse_recipe({name: value for name, value in given.items() if value is not None})
 
-    from core.neural.train import Moment, Pacing, joined, reading_processes
+    from core.neural.team import joined, reading_processes
+    from core.neural.train import Moment, Pacing
     from core.neural.train import train as teach
 
     with joined(device) as team, Bar() as bar:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cli.plain import plain
 from core import errors, images, settings
 from core.settings import Settings
 from core.spec import MODEL_NAME
@@ -48,9 +49,9 @@ def _line(entry: Any) -> str:
 
     if entry.architecture is None:
         return f"{entry.name}  damaged: impasto weights remove {entry.name}"
-    told = f"  from {entry.card['from']}" if "from" in entry.card else ""
+    told = f"  from {plain(entry.card['from'])}" if "from" in entry.card else ""
     size = f"{entry.bytes / 1e6:.0f} MB"
-    return f"{entry.name}  {title(entry.architecture)}  {size}  sha256 {entry.sha256[:16]}{told}"
+    return f"{entry.name}  {title(entry.architecture)}  {size}  sha256 {plain(entry.sha256[:16])}{told}"
 
 
 @weights.command()
@@ -59,7 +60,7 @@ def show(name: str | None) -> None:
     """All that is known of a network: its card."""
     cache = opened()
     for key, text in sorted(cache.entry(cache.resolve(name or "auto")).card.items()):
-        click.echo(f"{key}: {text}")
+        click.echo(f"{plain(key)}: {plain(text)}")
 
 
 @weights.command()
@@ -112,7 +113,7 @@ def export(name: str, file: Path, convention: Any) -> None:
     from core.neural import files
 
     cache = opened()
-    if file.suffix not in files.SUFFIXES:
+    if file.suffix.lower() not in files.SUFFIXES:
         raise errors.BadInput(f"The file must end in {', '.join(files.SUFFIXES)}.")
     parameters, card = cache.parameters(cache.resolve(name))
     files.write(file, parameters, card, convention)
@@ -139,6 +140,9 @@ def normalize(model: str, folder: Path, name: str | None, least: float) -> None:
 
     cache = opened()
     model = cache.resolve(model)
+    name = name or f"{model}-normalized"
+    if (architecture := cache.entry(model).architecture) is not None:
+        cache.check_name(name, architecture)
     found = activations.averages(cache.load(model, precision="float32"), _pictures(folder))
     parameters, card = cache.parameters(model)
     told = {
@@ -147,7 +151,7 @@ def normalize(model: str, folder: Path, name: str | None, least: float) -> None:
     }
     for layer, count in found.weak(least).items():
         click.echo(f"{layer}: {count} filters respond too weakly; they stay below 1.")
-    made = cache.keep(name or f"{model}-normalized", activations.normalized(parameters, found, least), {**card, **told})
+    made = cache.keep(name, activations.normalized(parameters, found, least), {**card, **told})
     click.echo(f"{_line(made)}, over {found.pictures} pictures")
 
 
@@ -155,7 +159,9 @@ def _pictures(folder: Path) -> Iterator[Any]:
     """One at a time; those that cannot be read are told of and left out."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
+            if path.stat().st_size > images.MAX_BYTES:
+                raise errors.UploadTooLarge()
             yield images.decode(path.read_bytes())
         except (errors.BadInput, OSError) as error:
             words = error.message if isinstance(error, errors.BadInput) else error.strerror
-            click.echo(f"left out: {path.relative_to(folder)}: {words}", err=True)
+            click.echo(f"left out: {plain(str(path.relative_to(folder)))}: {words}", err=True)

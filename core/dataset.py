@@ -13,16 +13,17 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import lmdb
 from PIL import Image, ImageDraw
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from core import errors, images
+from core import disk, errors, images
 from core.decoders import Resize
 
-FORMAT, VERSION = "impasto dataset", 1
+FORMAT: Literal["impasto dataset"] = "impasto dataset"
+VERSION = 1
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Store = Literal["jpeg", "raw"]  # JPEG at quality 95, without subsampling; or the pixels as they are
@@ -34,7 +35,9 @@ INDEX, LABEL = struct.Struct(">Q"), struct.Struct(">H")
 _HEADER, _STATE = b"header", b"state"
 _DATABASES = (b"train", b"validation", b"files", b"refused")
 _FIRST_MAP_BYTES = 64 * 2**20
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # LMDB calls a write that fell short EIO
+_NO_ROOM = disk.NO_ROOM | {errno.EIO}  # LMDB calls a write that fell short EIO
+
+Counts = list[Annotated[int, Field(ge=0)]]  # of each class
 
 
 class Header(BaseModel):
@@ -42,10 +45,10 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    format: str = FORMAT
+    format: Literal["impasto dataset"] = FORMAT
     version: int = VERSION
     classes: list[str]
-    side_px: int
+    side_px: Annotated[int, Field(ge=1)]
     resize: Resize
     store: Store
     validation: float
@@ -56,9 +59,12 @@ class State(BaseModel):
 
     phase: Phase = "listing"
     files: int = 0
+    listings: int = (
+        0  # how often the folder was listed to its end: once, and once more each time a class lacks pictures
+    )
     position: str = ""  # key in `files` of the last file that was taken or refused, in hex
-    train: list[int]  # pictures of each class
-    validation: list[int]
+    train: Counts
+    validation: Counts
     refused: int = 0
     sha256: str  # over header and pictures, each over what came before
 
@@ -77,14 +83,18 @@ class Book:
     """The LMDB file of a data set, open to be written; the map grows as it fills. A context manager."""
 
     def __init__(self, folder: Path, map_bytes: int = _FIRST_MAP_BYTES) -> None:
+        """Raises BadDataset where the file is a stranger's, which stays as it is to the bit; StorageFull."""
         folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "data.mdb"
         with room(folder):
+            if file.exists() and file.stat().st_size:
+                with _reading(folder) as environment:
+                    _front_matter(environment)
             # metasync: a power cut may undo the last commit, never more.
             self._env = lmdb.open(str(folder), map_size=map_bytes, metasync=False, max_dbs=len(_DATABASES))
-            self._open_databases()
-
-    def _open_databases(self) -> None:
-        self._databases = {name: self._env.open_db(name) for name in _DATABASES}
+            self._databases: dict[bytes, Any] = {}
+            if self.read() is not None:
+                self._databases = {name: self._env.open_db(name) for name in _DATABASES}
 
     def __enter__(self) -> "Book":
         return self
@@ -96,20 +106,30 @@ class Book:
         """None where nothing has been written yet. Raises BadDataset."""
         return _front_matter(self._env)
 
-    def write(self, entries: list[tuple[bytes, bytes, bytes]], state: State, header: Header | None = None) -> None:
-        """Entries (database, key, value) and the state, all or nothing, on disk when it returns. Raises StorageFull."""
+    def begin(self, header: Header, state: State) -> None:
+        """The header, the first state and the databases: never one without the others. Raises StorageFull."""
+        with self._env.begin(write=True) as transaction:
+            self._databases = {name: self._env.open_db(name, transaction) for name in _DATABASES}
+            transaction.put(_HEADER, header.model_dump_json().encode())
+            transaction.put(_STATE, state.model_dump_json().encode())
+
+    def write(self, entries: list[tuple[bytes, bytes, bytes]], state: State) -> None:
+        """Entries (database, key, value) and the state, all or nothing. Raises StorageFull."""
         while True:
             try:
                 with self._env.begin(write=True) as transaction:
                     for name, key, value in entries:
                         transaction.put(key, value, db=self._databases[name])
-                    if header is not None:
-                        transaction.put(_HEADER, header.model_dump_json().encode())
                     transaction.put(_STATE, state.model_dump_json().encode())
             except lmdb.MapFullError:
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
             else:
                 return
+
+    def has(self, name: bytes, key: bytes) -> bool:
+        """Whether a database has an entry."""
+        with self._env.begin(db=self._databases[name]) as transaction:
+            return transaction.get(key) is not None
 
     def count(self, name: bytes) -> int:
         """Entries of a database."""
@@ -133,6 +153,8 @@ def room(folder: Path) -> Iterator[None]:
     try:
         yield
     except lmdb.Error as error:
+        if "already open in this process" in str(error):
+            raise errors.BadDataset(f"{folder} is open in this process already; close it first.") from error
         if isinstance(error, lmdb.DiskError) or error.code in _NO_ROOM:
             raise errors.StorageFull(
                 f"There is no room for {folder}; make some and give the command again: it goes on where it was."
@@ -140,38 +162,56 @@ def room(folder: Path) -> Iterator[None]:
         raise errors.BadDataset(f"{folder} is no data set, or it is damaged; build it again.") from error
 
 
+def _reading(folder: Path) -> Any:
+    return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, max_dbs=len(_DATABASES), create=False)
+
+
 class Dataset:
-    """A complete data set, to be read by as many processes as like. A context manager.
+    """A data set, to be read by as many processes as like. A context manager.
 
     A process that forks closes it before: a child must not use what its parent has open.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Raises BadDataset where it is not one, of another version, cut short or not complete."""
+    def __init__(self, folder: Path, *, unfinished: bool = False) -> None:
+        """Raises BadDataset where it is not one, of another version, cut short, or not complete unless it may be so."""
         self.folder = folder
+        self._env: Any = None
+        self._databases: dict[str, Any] = {}
         file = folder / "data.mdb"
         if not file.is_file():
             raise errors.BadDataset(f"There is no data set in {folder}; `impasto dataset build` makes one.")
-        self._env: Any = None
-        self._databases: dict[str, Any] = {}
-        with room(folder):
-            front = _front_matter(self._opened())
-            info = self._opened().info()
-            whole = file.stat().st_size >= (info["last_pgno"] + 1) * self._opened().stat()["psize"]
-        if front is None:
-            raise errors.BadDataset(f"{folder} is no data set.")
-        self.header, self.state = front
-        if self.state.phase != "complete":
-            raise errors.BadDataset(f"{folder} is not complete; give the command that began it again.")
-        if not whole:  # to read on would kill the process: what a map promises, the file must hold
-            raise errors.BadDataset(f"{folder} has been cut short; build it again.")
         self.bytes = file.stat().st_size
+        try:
+            with room(folder):
+                self.header, self.state = self._front()
+                self._check_whole(unfinished=unfinished)
+        except BaseException:
+            self.close()
+            raise
+
+    def _front(self) -> tuple[Header, State]:
+        front = _front_matter(self._opened())
+        if front is None:
+            raise errors.BadDataset(f"{self.folder} is no data set.")
+        return front
+
+    def _check_whole(self, *, unfinished: bool) -> None:
+        if self.state.phase != "complete" and not unfinished:
+            raise errors.BadDataset(f"{self.folder} is not complete; give the command that began it again.")
+        pages, size = self._opened().info()["last_pgno"] + 1, self._opened().stat()["psize"]
+        if self.bytes < pages * size:  # to read on would kill the process: what a map promises, the file must hold
+            raise errors.BadDataset(f"{self.folder} has been cut short; build it again.")
+        for split in SPLITS:
+            with self._opened().begin(db=self._database(split)) as transaction:
+                if transaction.stat(self._database(split))["entries"] != self.count(split):
+                    raise self._damaged()
+
+    def _damaged(self) -> errors.BadDataset:
+        return errors.BadDataset(f"{self.folder} is damaged; build it again.")
 
     def _opened(self) -> Any:
         if self._env is None:
-            self._env = lmdb.open(
-                str(self.folder), readonly=True, lock=False, readahead=False, max_dbs=len(_DATABASES), create=False
-            )
+            self._env = _reading(self.folder)
         return self._env
 
     def __enter__(self) -> "Dataset":
@@ -202,16 +242,18 @@ class Dataset:
 
     def value(self, split: Split, index: int) -> tuple[int, bytes]:
         """A picture's class and stored bytes. Raises IndexError, BadDataset."""
-        return self._entry(split, INDEX.pack(index))
-
-    def _entry(self, split: Split, key: bytes) -> tuple[int, bytes]:
+        if not 0 <= index < self.count(split):
+            raise IndexError(index)
         with room(self.folder):
             database = self._database(split)
             with self._opened().begin(db=database) as transaction:
-                value = transaction.get(key)
-        if value is None:
-            raise IndexError(key)
-        return LABEL.unpack_from(value)[0], value[LABEL.size :]
+                value = transaction.get(INDEX.pack(index))
+        if value is None or len(value) < LABEL.size:
+            raise self._damaged()
+        label = LABEL.unpack_from(value)[0]
+        if label >= len(self.classes):
+            raise self._damaged()
+        return label, value[LABEL.size :]
 
     def _database(self, name: str) -> Any:
         if name not in self._databases:
@@ -221,24 +263,31 @@ class Dataset:
     def picture(self, split: Split, index: int) -> tuple[int, Image.Image]:
         """A picture's class, and the picture. Raises IndexError, BadDataset."""
         label, data = self.value(split, index)
+        size = (self.header.side_px, self.header.side_px)
         if self.header.store == "raw":
-            return label, Image.frombytes("RGB", (self.header.side_px, self.header.side_px), data)
-        return label, images.reopened(data)
+            if len(data) != 3 * size[0] * size[1]:
+                raise self._damaged()
+            return label, Image.frombytes("RGB", size, data)
+        try:
+            return label, images.reopened(data, ("jpeg",), size)
+        except errors.BadImage as error:
+            raise self._damaged() from error
 
     def refusals(self, count: int) -> list[str]:
         """The first files that were not taken, and why."""
         with room(self.folder):
             database = self._database("refused")
             with self._opened().begin(db=database) as transaction, transaction.cursor() as cursor:
-                return [value.decode() for _, (_, value) in zip(range(count), cursor, strict=False)]
+                return [value.decode(errors="replace") for _, (_, value) in zip(range(count), cursor, strict=False)]
 
 
 def _front_matter(environment: Any) -> tuple[Header, State] | None:
+    """None where the file is empty. Raises BadDataset where it is another's, or damaged. Opens nothing in it."""
+    path = environment.path()
     with environment.begin() as transaction:
         header, state = transaction.get(_HEADER), transaction.get(_STATE)
-    if header is None or state is None:
-        return None
-    path = environment.path()
+        if header is None and state is None and not transaction.stat()["entries"]:
+            return None
     try:
         fields = json.loads(header)
         if fields["format"] == FORMAT and fields["version"] != VERSION:
@@ -246,9 +295,12 @@ def _front_matter(environment: Any) -> tuple[Header, State] | None:
                 f"{path} is a data set of version {fields['version']}, and this program reads version {VERSION}; "
                 "build it again."
             )
-        return Header.model_validate(fields), State.model_validate_json(state)
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        found = Header.model_validate(fields), State.model_validate_json(state)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # pydantic's are ValueErrors
         raise errors.BadDataset(f"{path} is no data set that can be read; build it again.") from error
+    if not len(found[0].classes) == len(found[1].train) == len(found[1].validation):
+        raise errors.BadDataset(f"{path} is damaged; build it again.")
+    return found
 
 
 # ---------------------------------------------------------------------- to look at

@@ -20,8 +20,8 @@ from core import errors, images, sandbox
 Resize = Literal["linear", "crop"]
 RESIZES: tuple[Resize, ...] = get_args(Resize)
 
-_CHILD_SECONDS = 3600  # CPU time, which is never given back; a new child comes long before
-_CHILD_PICTURES = 10_000
+# CPU time, which is never given back, for so many pictures: twelve seconds for each, and an upload has ten.
+_CHILD_SECONDS, _CHILD_PICTURES = 3600, 300
 # By the clock, of a machine that may be busy: a picture refused for that would be in one build and not in the next.
 _PICTURE_SECONDS = _START_SECONDS = 120
 _READY, _PICTURE, _REFUSAL = b"!", b"+", b"-"
@@ -53,19 +53,34 @@ class Decoder:
         self._served = 0
 
     def square(self, data: bytes) -> bytes:
-        """As the function of that name. Raises BadImage as well where the child died over the file, and Unavailable."""
-        if self._pipe is None or self._served >= _CHILD_PICTURES:
+        """As the function of that name. Raises BadImage as well where a child of its own died over it; Unavailable.
+
+        A child that has served others may have died of them, or of the machine: the picture gets another.
+        """
+        fresh = self._pipe is None or self._served >= _CHILD_PICTURES
+        answer = self._answer(data, fresh=fresh)
+        if answer is None and not fresh:
+            answer = self._answer(data, fresh=True)
+        return self._read(answer)
+
+    def _answer(self, data: bytes, *, fresh: bool) -> bytes | None:
+        """What the child says; None if it died of it, or had to be ended."""
+        if fresh:
             self._start()
         assert self._pipe is not None
+        assert self._child is not None
         self._served += 1
-        answer = None
-        with suppress(EOFError, OSError):
+        # Neither what is sent to it nor its own answer may be waited for forever: it may have been taken over.
+        timer = threading.Timer(_PICTURE_SECONDS, self._child.kill)
+        timer.start()
+        try:
             self._pipe.send_bytes(data)
-            if self._pipe.poll(_PICTURE_SECONDS):
-                answer = self._pipe.recv_bytes(1 + self._bytes)
-        if answer is None:
+            return self._pipe.recv_bytes(1 + self._bytes)
+        except (EOFError, OSError):
             self.close()
-        return self._read(answer)
+            return None
+        finally:
+            timer.cancel()
 
     @property
     def _bytes(self) -> int:

@@ -5,28 +5,30 @@ in that order; after each portion the place is written together with its picture
 number.
 """
 
-import fcntl
+import errno
 import hashlib
 import os
 import queue
-import shutil
 import stat
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from core import errors, images
+from core import disk, errors, images
 from core.dataset import INDEX, LABEL, MAX_CLASSES, Book, Header, Split, State, Store, digest_of, room
 from core.decoders import Decoder, Resize
 
 _LISTED_AT_ONCE = 4096
 _PORTION = 256  # pictures from one commit to the next
+_NO_CLASS = MAX_CLASSES  # in the place of a class's number: a file that lies in no sub-folder
+# What is wrong with a file, and not with the machine: of that a picture is told, and the build goes on.
+_FILE_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 
 
@@ -42,7 +44,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a build is."""
+    """Where a build is; `done` is 0 and no time is known while files are listed."""
 
     files: int
     done: int
@@ -79,27 +81,31 @@ def build(
     """Build the data set `out`, or go on with it; quick where it is complete. jobs: children; 0: one a core.
 
     Raises BadDataset where nothing can be learnt from the folder, where `out` is something else or was begun with other
-    settings, or is being built by another process; StorageFull. Leaves nothing of a data set that cannot be used.
+    settings, or is being built by another process; StorageFull, and OSError where the system fails to read: what has
+    been done is kept. Leaves nothing of a data set of which there is nothing yet.
     """
     header = _header(folder, wish)
-    _check_place(out)
-    existed = out.is_dir()
-    try:
-        with _alone(out), room(out), Book(out, *([book_bytes] if book_bytes else [])) as book:
-            state = _begun(book, header, out)
-            if state.phase == "listing":
-                state = _list(folder, book, state, header)
-            if state.phase == "reading":
-                with closing(_outcomes(folder, book, state, header, jobs or os.cpu_count() or 1)) as outcomes:
-                    _take(outcomes, book, state, header, on_progress)
-            return state
-    except _Useless as error:
-        _remove(out, keep_folder=existed)
-        raise errors.BadDataset(str(error)) from None
+    _check_place(folder, out)
+    with disk.alone(out, errors.BadDataset(f"{out} is being built by another process.")):
+        try:
+            with room(out), Book(out, *([book_bytes] if book_bytes else [])) as book:
+                state = _begun(book, header, out)
+                if state.phase == "complete":
+                    _check_unchanged(folder, out, state, header)
+                if state.phase == "listing":
+                    _list(folder, book, state, header, on_progress)
+                if state.phase == "reading":
+                    with closing(_outcomes(folder, book, state, header, jobs or os.cpu_count() or 1)) as outcomes:
+                        _take(outcomes, book, state, header, on_progress)
+                return state
+        except _Useless as error:
+            for name in ("data.mdb", "lock.mdb"):
+                (out / name).unlink(missing_ok=True)
+            raise errors.BadDataset(str(error)) from None
 
 
 class _Useless(Exception):
-    """Nothing can be learnt from it."""
+    """Nothing can be learnt from it, as its list of files tells before any is read."""
 
 
 def _header(folder: Path, wish: Wish) -> Header:
@@ -116,31 +122,22 @@ def _header(folder: Path, wish: Wish) -> Header:
     return Header(classes=names, side_px=wish.side_px, resize=wish.resize, store=wish.store, validation=wish.validation)
 
 
-def _check_place(out: Path) -> None:
+def _check_place(folder: Path, out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise errors.BadDataset(f"{out} is a file; a data set is a folder.")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise errors.BadDataset(f"{out} lies in {folder}, whose sub-folders are the classes; take another place.")
     if out.is_dir() and any(out.iterdir()) and not (out / "data.mdb").is_file():
         raise errors.BadDataset(f"{out} is a folder with something else in it; take another.")
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    out.mkdir(parents=True, exist_ok=True)
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise errors.BadDataset(f"{out} is being built by another process.") from error
-    finally:
-        os.close(handle)
-
-
-def _remove(out: Path, *, keep_folder: bool) -> None:
-    for name in ("data.mdb", "lock.mdb"):
-        (out / name).unlink(missing_ok=True)
-    if not keep_folder:
-        shutil.rmtree(out, ignore_errors=True)
+def _check_unchanged(folder: Path, out: Path, state: State, header: Header) -> None:
+    found = sum(1 for _ in _places(folder, header))
+    if found > state.files:
+        raise errors.BadDataset(
+            f"{out} is complete, of {state.files} files; {folder} has {found} now. To take them all, build it at "
+            "another place."
+        )
 
 
 def _begun(book: Book, header: Header, out: Path) -> State:
@@ -150,7 +147,7 @@ def _begun(book: Book, header: Header, out: Path) -> State:
         state = State(
             train=none, validation=none.copy(), sha256=hashlib.sha256(header.model_dump_json().encode()).hexdigest()
         )
-        book.write([], state, header)
+        book.begin(header, state)
         return state
     for name, value in front[0]:
         if value != getattr(header, name):
@@ -163,24 +160,38 @@ def _begun(book: Book, header: Header, out: Path) -> State:
 # ---------------------------------------------------------------------- list
 
 
-def _list(folder: Path, book: Book, state: State, header: Header) -> State:
-    """All files under the hash of their path. Safe to repeat."""
-    for label, name in enumerate(header.classes):
-        entries: list[tuple[bytes, bytes, bytes]] = []
-        path = None
-        for path in _files(folder / name):
-            relative = os.fsencode(path.relative_to(folder))
-            key = hashlib.blake2b(relative, digest_size=16).digest()
-            entries.append((b"files", key, LABEL.pack(label) + relative))
-            if len(entries) == _LISTED_AT_ONCE:
-                book.write(entries, state)
-                entries.clear()
-        book.write(entries, state)
-        if path is None:
-            raise _Useless(f"There is no file in {folder / name}.")
-    state.files, state.phase = book.count(b"files"), "reading"
+def _list(folder: Path, book: Book, state: State, header: Header, on_progress: OnProgress | None) -> None:
+    """All files under the hash of their path; listed again, the new ones after all others. Safe to repeat."""
+    entries, labels = list[tuple[bytes, bytes, bytes]](), set[int]()
+    for label, path in _places(folder, header):
+        labels.add(label)
+        relative = os.fsencode(path.relative_to(folder))
+        key = hashlib.blake2b(relative, digest_size=16).digest()
+        if not any(book.has(b"files", LABEL.pack(earlier) + key) for earlier in range(state.listings)):
+            entries.append((b"files", LABEL.pack(state.listings) + key, LABEL.pack(label) + relative))
+        if len(entries) == _LISTED_AT_ONCE:
+            book.write(entries, state)
+            entries.clear()
+            if on_progress is not None:
+                on_progress(Progress(book.count(b"files"), 0, 0, None))
+    if not state.position:
+        for label, name in enumerate(header.classes):
+            if label not in labels:
+                raise _Useless(f"There is no file in {folder / name}.")
+    book.write(entries, state)
+    state.files, state.phase, state.listings = book.count(b"files"), "reading", state.listings + 1
     book.write([], state)
-    return state
+
+
+def _places(folder: Path, header: Header) -> Iterator[tuple[int, Path]]:
+    """Every file, and the number of its class."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith(".") and not entry.is_dir():
+                yield _NO_CLASS, Path(entry.path)
+    for label, name in enumerate(header.classes):
+        for path in _files(folder / name):
+            yield label, path
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -216,14 +227,21 @@ def _take(
     _keep(book, state, portion)
     for name, count in zip(header.classes, state.train, strict=True):
         if not count:
-            raise _Useless(f"Of the class {name} no picture can be used for training: {_example(book)}")
+            state.phase = "listing"
+            book.write([], state)
+            raise errors.BadDataset(
+                f"Of the class {name} no picture can be used for training: {_example(book, name)} Put others there and "
+                "give the command again; it goes on from here."
+            )
     state.phase = "complete"
     book.write([], state)
 
 
-def _example(book: Book) -> str:
-    refused = book.after(b"refused", b"", 1)
-    return f"{refused[0][1].decode()} (and {book.count(b'refused') - 1} more)" if refused else "there are too few."
+def _example(book: Book, name: str) -> str:
+    """Why a class lacks pictures."""
+    sentences = (value.decode() for _, value in _entries(book, b"refused", b""))
+    own = [sentence for sentence in sentences if sentence.startswith(f"{name}/")]
+    return f"{own[0]} (and {len(own) - 1} more)" if own else "there are too few."
 
 
 def _outcomes(
@@ -245,7 +263,7 @@ def _outcomes(
     pending: deque[Future[_Taken | _Refused]] = deque()
     pool = ThreadPoolExecutor(jobs)
     try:
-        for key, value in _listed(book, bytes.fromhex(state.position)):
+        for key, value in _entries(book, b"files", bytes.fromhex(state.position)):
             pending.append(pool.submit(work, key, value))
             if len(pending) > 4 * jobs:
                 yield pending.popleft().result()
@@ -257,20 +275,26 @@ def _outcomes(
             decoder.close()
 
 
-def _listed(book: Book, after: bytes) -> Iterator[tuple[bytes, bytes]]:
-    while found := book.after(b"files", after, _LISTED_AT_ONCE):
+def _entries(book: Book, name: bytes, after: bytes) -> Iterator[tuple[bytes, bytes]]:
+    while found := book.after(name, after, _LISTED_AT_ONCE):
         yield from found
         after = found[-1][0]
 
 
 def _outcome(folder: Path, key: bytes, value: bytes, header: Header, decoder: Decoder) -> _Taken | _Refused:
     label, path = LABEL.unpack_from(value)[0], os.fsdecode(value[LABEL.size :])
+    if label == _NO_CLASS:
+        return _refused(key, path, "It lies in no sub-folder, and so belongs to no class.")
     try:
         data = _content(folder / path)
         pixels = decoder.square(data)
     except errors.BadInput as error:
-        return _Refused(key, f"{path}: {error.message}".encode("utf-8", "replace").decode())
+        return _refused(key, path, error.message)
     return _Taken(key, label, _split_of(data, header.validation), LABEL.pack(label) + _stored(pixels, header))
+
+
+def _refused(key: bytes, path: str, words: str) -> _Refused:
+    return _Refused(key, f"{path}: {words}".encode("utf-8", "replace").decode())
 
 
 def _content(path: Path) -> bytes:
@@ -282,6 +306,8 @@ def _content(path: Path) -> bytes:
             raise errors.UploadTooLarge(f"A picture may have at most {images.MAX_BYTES // 10**6} MB.")
         data = path.read_bytes()
     except OSError as error:
+        if error.errno not in _FILE_ERRORS:
+            raise
         raise errors.BadImage(f"The file cannot be read: {error.strerror}.") from error
     images.sniff(data)
     return data

@@ -69,15 +69,16 @@ class JobInput(_Record):
         return [self.content, *self.styles, *self.masks, *([self.init_image] if self.init_image else [])]
 
     def pictures(
-        self, get: Callable[[str], bytes]
+        self, get: Callable[[str], bytes], decode: Callable[..., Image.Image] = images.decode
     ) -> tuple[Image.Image, list[Image.Image], list[Image.Image], Image.Image | None]:
-        """The photo, the paintings, the masks and what to begin with, decoded. `get`: a digest to its bytes.
+        """The photo, the paintings, the masks and what to begin with. `get`: a digest to its bytes.
 
-        Raises BadImage, and what `get` raises.
+        decode: as `images.decode`. Raises BadImage, and what `get` and `decode` raise.
         """
-        content, *styles = (images.decode(get(digest)) for digest in (self.content, *self.styles))
-        masks = [images.decode_mask(get(digest)) for digest in self.masks]
-        init = images.decode(get(self.init_image), any_size=True) if self.init_image else None
+        content, *styles = (decode(get(digest)) for digest in (self.content, *self.styles))
+        # As `images.decode_mask`.
+        masks = [decode(get(digest), "black").convert("L") for digest in self.masks]
+        init = decode(get(self.init_image), any_size=True) if self.init_image else None
         return content, styles, masks, init
 
     def steered(self, knobs: Mapping[str, Any]) -> "JobInput":

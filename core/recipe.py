@@ -34,7 +34,7 @@ class Recipe(BaseModel):
         "crop",
         description="none: the middle; crop: any part, mirrored or not; scale: parts of any size, in other light, too.",
     )
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(74, description="Times that every picture is seen.")
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(74, description="Rounds over the pictures.")
     batch: Annotated[int, Field(ge=1, le=65_536)] = Field(
         256, description="Pictures for a step, on all devices together."
     )
@@ -55,7 +55,7 @@ class Recipe(BaseModel):
     )
     init: Literal["he", "gaussian"] = Field(
         "he",
-        description="First weights. he: He et al. 2015; gaussian: deviation 0.01, as the paper's shallow networks.",
+        description="First weights. he: He et al. 2015; gaussian: deviation 0.01.",
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of the convolutions; weights are float32. auto: the fastest of the device."

@@ -333,6 +333,17 @@ class JobStore:
         answer: Standing = self._step("release", job_id, token)
         return answer
 
+    def idles(self, worker: str) -> bool:
+        """Whether jobs wait while this worker runs none."""
+        with unavailable(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.zcard(f"{PREFIX}queue")
+            pipe.zrange(f"{PREFIX}leases", 0, -1)
+            queued, running = pipe.execute()
+            if queued:
+                for job_id in running:
+                    pipe.hget(f"{PREFIX}job:{job_id}", "worker")
+            return bool(queued) and worker not in pipe.execute()
+
     def bury(self, worker: str) -> int:
         """A worker's process has died: put back what it ran, without waiting for the lease; how many."""
         return int(self._step("bury", worker, MAX_ATTEMPTS, _error_json(errors.WorkerLost())))
@@ -353,7 +364,7 @@ class JobStore:
         return int(self._step("expire", round(record_seconds * 1000), most))
 
     def expiring(self) -> int:
-        """Ended jobs that will not stay for good; some may have lost their pictures already."""
+        """Ended jobs that still have their pictures; pinned ones do not count."""
         with unavailable():
             return int(self._redis.zcard(f"{PREFIX}expiry"))
 
@@ -412,14 +423,30 @@ class JobStore:
 
     # ------------------------------------------------------------------ blobs in use
 
-    def hold(self, digest: str, keep_seconds: float = HOLD_SECONDS, owner: str = ANYONE) -> None:
+    def hold(
+        self,
+        digest: str,
+        keep_seconds: float = HOLD_SECONDS,
+        owner: str = ANYONE,
+        *,
+        size_bytes: int = 0,
+        most_bytes: float = 0,
+    ) -> None:
         """Keep a blob from the janitor; to be called before it is written. Waits while its old file is being deleted.
 
-        For so long its owner may name it. Raises Unavailable when the wait takes too long.
+        For so long its owner may name it. size_bytes: of an upload; most_bytes: of all uploads that the owner may name.
+        Raises Unavailable when the wait takes too long, QuotaExceeded where there is no room for the upload.
         """
+        words = (digest, round(keep_seconds * 1000), owner, size_bytes, round(most_bytes))
         for _ in range(100):
-            if self._step("hold", digest, round(keep_seconds * 1000), owner):
+            held = self._step("hold", *words)
+            if held == 1:
                 return
+            if held < 0:
+                raise errors.QuotaExceeded(
+                    "Your uploads take as much room as they may; use them by digest, or wait until one has gone.",
+                    retry_seconds=-held / 1000,
+                )
             time.sleep(0.02)
         raise errors.Unavailable()
 

@@ -47,7 +47,7 @@ def averages(network: Network, pictures: Iterable[Image.Image]) -> Averages:
     for count, picture in enumerate(pictures, start=1):  # noqa: B007 - it is wanted after the loop
         image = pixels.to_image(picture, _size(picture)).to(network.device)
         for layer, responses in network.responses(image, names):  # (1, N, h, w)
-            total = responses.sum((0, 2, 3), dtype=torch.float64).cpu()
+            total = responses.sum(3).cpu().double().sum((0, 2))  # an Apple card has no double precision
             sums[layer] = sums[layer] + total if layer in sums else total
             positions[layer] += responses.shape[2] * responses.shape[3]
     if not count:

@@ -17,7 +17,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
-from core import errors
+from core import disk, errors
 from core.architecture import convolutions
 from core.neural.parameters import Parameters
 
@@ -55,7 +55,12 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "num_output": (1, "uint32"),
         "pad": (3, "*uint32"),
         "kernel_size": (4, "*uint32"),
+        "group": (5, "uint32"),
         "stride": (6, "*uint32"),
+        "pad_h": (9, "uint32"),
+        "pad_w": (10, "uint32"),
+        "stride_h": (13, "uint32"),
+        "stride_w": (14, "uint32"),
         "dilation": (18, "*uint32"),
     },
     "Pooling": {"pool": (1, "Method"), "kernel_size": (2, "uint32"), "stride": (3, "uint32")},
@@ -65,7 +70,8 @@ _METHODS = {"MAX": 0, "AVE": 1}
 
 _LAYERS = {2: "OldLayer", 100: "Layer"}  # fields of a net
 _CONVOLUTION = (4, b"Convolution")  # types, old and new
-_FOREIGN = (b"BatchNorm", b"Scale", b"Bias", b"LRN", b"Deconvolution")  # no VGG has them, and leaving them out is wrong
+# No VGG has them, and leaving them out is wrong; before 2015 types were numbers.
+_FOREIGN = (b"BatchNorm", b"Scale", b"Bias", b"LRN", b"Deconvolution", 15, 39)
 
 _MOST_RECORDS = 10_000
 _MOST_CONVOLUTIONS = 16
@@ -129,7 +135,8 @@ def _layers(file: BinaryIO, size: int) -> Iterator[Any]:
             continue
         layer = _KINDS[_LAYERS[field]].FromString(file.read(length))
         if layer.type in _FOREIGN:
-            raise errors.BadWeights(f"The file has a layer of the type {layer.type.decode()}; VGG has none.")
+            kind = {15: "LRN", 39: "Deconvolution"}.get(layer.type) or layer.type.decode()
+            raise errors.BadWeights(f"The file has a layer of the type {kind}; VGG has none.")
         yield layer
 
 
@@ -171,15 +178,24 @@ def _varint(file: BinaryIO) -> int:
 
 
 def _pair(layer: Any) -> tuple[Tensor, Tensor]:
-    name, told = layer.name.decode(errors="replace"), layer.convolution_param
-    if any(number != 1 for numbers in (told.pad, told.stride, told.dilation) for number in numbers):
-        raise errors.BadWeights(f"The convolution {name!r} has a pad, stride or dilation that VGG's have not.")
+    name = layer.name.decode(errors="replace")
+    if layer.HasField("convolution_param") and not _is_vggs(layer.convolution_param):
+        raise errors.BadWeights(f"The convolution {name!r} has a pad, stride, group or dilation that VGG's have not.")
     if not 1 <= len(layer.blobs) <= 2:
         raise errors.BadWeights(f"The convolution {name!r} has no weights: {len(layer.blobs)} blobs.")
     weight, *bias = (_tensor(blob, name) for blob in layer.blobs)
     if weight.ndim != 4:
         raise errors.BadWeights(f"The convolution {name!r} has weights of {weight.ndim} dimensions.")
     return weight, bias[0].flatten() if bias else torch.zeros(len(weight))
+
+
+def _is_vggs(told: Any) -> bool:
+    """What is not told has Caffe's default: no pad, a stride, dilation and group of 1."""
+    pads, strides = [*told.pad], [*told.stride, *told.dilation]
+    for side in ("h", "w"):
+        pads += [getattr(told, f"pad_{side}")] if told.HasField(f"pad_{side}") else []
+        strides += [getattr(told, f"stride_{side}")] if told.HasField(f"stride_{side}") else []
+    return {*pads} == {1} and {*strides} <= {1} and (not told.HasField("group") or told.group == 1)
 
 
 def _tensor(data: bytes, name: str) -> Tensor:
@@ -196,19 +212,26 @@ def _tensor(data: bytes, name: str) -> Tensor:
 
 
 def write(path: Path, parameters: Parameters) -> None:
-    """The network as a .caffemodel, and its .prototxt beside it; the first convolution's inputs as they are given."""
-    layers = list(_described(parameters))
-    net = _KINDS["Net"](name=path.stem.encode(), layer=layers)
-    path.with_suffix(".prototxt").write_text(text_format.MessageToString(net))
+    """The network as a .caffemodel, and its .prototxt beside it; the first convolution's inputs as they are given.
+
+    Raises BadInput where there is a .prototxt of another network, which nobody named; StorageFull, OSError.
+    """
+    layers, told = list(_described(parameters)), path.with_suffix(".prototxt")
+    text = text_format.MessageToString(_KINDS["Net"](name=path.stem.encode(), layer=layers)).encode()
+    if told.exists() and told.read_bytes() != text:
+        raise errors.BadInput(f"There is another {told}, which would be lost; take another name.")
+    disk.written(path, lambda part: _write_layers(part, path.stem, layers, parameters))
+    disk.written(told, lambda part: part.write_bytes(text))
+
+
+def _write_layers(path: Path, name: str, layers: list[Any], parameters: Parameters) -> None:
     blobs = iter(parameters.pairs)
-    written = path.with_suffix(".part")
-    with written.open("wb") as file:
-        file.write(_KINDS["Net"](name=path.stem.encode()).SerializeToString())
+    with path.open("wb") as file:
+        file.write(_KINDS["Net"](name=name.encode()).SerializeToString())
         for layer in layers:  # messages in a row are one message
             if layer.type == b"Convolution":
                 layer.blobs.extend(_blob(tensor) for tensor in next(blobs))
             file.write(_KINDS["Net"](layer=[layer]).SerializeToString())
-    written.replace(path)
 
 
 def _described(parameters: Parameters) -> Iterator[Any]:

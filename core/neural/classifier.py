@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from core import errors
+from core.neural.parameters import pair, torchvision_names
 from core.neural.torchvision_registry import module
 from core.neural.vgg import TORCHVISION
 from core.recipe import Recipe
@@ -73,16 +74,23 @@ class Classifier(nn.Module):
     def begin_with(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what Simonyan and Zisserman took over from VGG-11 for the deeper ones. Raises BadWeights.
 
-        tensors: a trained VGG-11 of the same width, hidden units, input and classes, by torchvision's names.
+        tensors: a trained VGG-11 of the same width, hidden units, input and classes, with batch normalization if this
+        network has it, by torchvision's names.
         """
-        theirs = places("vgg11", batch_norm=any(name.endswith(".running_var") for name in tensors))
-        ours = places(self._recipe.architecture, batch_norm=self._recipe.batch_norm)
+        normalized = self._recipe.batch_norm
+        if normalized != any(name.endswith(".running_var") for name in tensors):
+            raise errors.BadWeights(
+                "Of this network and the file to begin with one has batch normalization and the other has not."
+            )
+        theirs = places("vgg11", batch_norm=normalized)
+        ours = places(self._recipe.architecture, batch_norm=normalized)
         taken = {ours[place]: theirs[place] for place in _STAGED}
+        if normalized:
+            taken |= {_after(mine): _after(other) for mine, other in taken.items()}
         taken |= {f"classifier.{index}": f"classifier.{index}" for index in (0, 3, 6)}
         for mine, other in taken.items():
-            layer = self.get_submodule(mine)
-            for kind in ("weight", "bias"):
-                found, wanted = tensors.get(f"{other}.{kind}"), getattr(layer, kind)
+            for kind, wanted in self.get_submodule(mine).state_dict().items():
+                found = tensors.get(f"{other}.{kind}")
                 if found is None or found.shape != wanted.shape:
                     raise errors.BadWeights(
                         "The file to begin with must hold a whole VGG-11 of the same width, hidden units, crop and "
@@ -90,22 +98,17 @@ class Classifier(nn.Module):
                     )
                 wanted.copy_(found)
 
-    @torch.no_grad()
     def folded(self) -> list[Pair]:
         """Weight and bias of each convolution, batch normalization taken into them, in float32 on the CPU."""
-        pairs: list[Pair] = []
-        for layer in self.features:
-            if isinstance(layer, nn.Conv2d):
-                assert layer.bias is not None
-                pairs.append((layer.weight.double().cpu(), layer.bias.double().cpu()))
-            elif isinstance(layer, nn.BatchNorm2d):
-                assert layer.running_mean is not None
-                assert layer.running_var is not None
-                weight, bias = pairs.pop()
-                scale = layer.weight.double().cpu() / (layer.running_var.double().cpu() + layer.eps).sqrt()
-                shift = layer.bias.double().cpu() - layer.running_mean.double().cpu() * scale
-                pairs.append((weight * scale.view(-1, 1, 1, 1), bias * scale + shift))
-        return [(weight.float().contiguous(), bias.float()) for weight, bias in pairs]
+        # To the CPU first: an Apple card has no numbers of double precision.
+        tensors = {name: tensor.cpu() for name, tensor in self.features.state_dict(prefix="features.").items()}
+        normalized = self._recipe.batch_norm
+        names = torchvision_names(self._recipe.architecture, normalized=normalized)
+        return [pair(tensors, *row, normalized=normalized) for row in names]
+
+
+def _after(layer: str) -> str:
+    return f"features.{int(layer.removeprefix('features.')) + 1}"
 
 
 def places(architecture: str, *, batch_norm: bool = False) -> dict[tuple[int, int], str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from core import errors
 from core.dataset import Dataset, Split
 from core.neural.torchvision_registry import module
 from core.recipe import Recipe
@@ -56,7 +57,8 @@ class Views(TorchDataset[tuple[Tensor, int]]):
     def __getitem__(self, place: Place) -> tuple[Tensor, int]:
         label, picture = self._dataset.picture(self._split, place[1])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed(self._recipe.seed, "view", *place))
+            # Of the CPU alone: torch.manual_seed looks for every device there could be, for each picture.
+            torch.default_generator.manual_seed(mixed(self._recipe.seed, "view", *place))
             return self._transform(picture), label
 
 
@@ -80,18 +82,35 @@ def shuffled(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed(seed, "order", epoch)))
 
 
-def in_order(count: int, batch: int, share: Share) -> list[list[Place]]:
+def in_order(count: int, batch: int, share: Share) -> Iterator[list[Place]]:
     """A process's part of a split, once."""
-    mine = [(0, index) for index in range(share.rank, count, share.size)]
-    return [mine[start : start + batch] for start in range(0, len(mine), batch)]
+    mine = range(share.rank, count, share.size)
+    for start in range(0, len(mine), batch):
+        yield [(0, index) for index in mine[start : start + batch]]
 
 
-def loader(views: Views, order: Iterable[list[Place]], workers: int, device: torch.device) -> Any:
-    """Batches (pictures (N, 3, H, W), labels (N,)). workers: processes that read ahead; 0: none."""
-    return DataLoader(
+def loader(
+    views: Views, order: Iterable[list[Place]], workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches (pictures (N, 3, H, W), labels (N,)). workers: processes that read ahead; 0: none.
+
+    Raises BadDataset, and Unavailable where one of them died.
+    """
+    batches: Iterable[Any] = DataLoader(
         views,
         batch_sampler=order,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
+    try:
+        yield from batches
+    except errors.BadDataset as error:  # from a process it comes with all of its traceback as the message
+        raise errors.BadDataset(error.message.strip().rpartition("BadDataset: ")[2]) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise errors.Unavailable(
+            "A process that reads pictures has died, perhaps for want of memory; give the command again, with fewer "
+            "--workers."
+        ) from error

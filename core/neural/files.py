@@ -5,20 +5,21 @@ is ever unpickled. Knows no cache.
 """
 
 import hashlib
-import io
 import json
 import math
+import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import safetensors
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
-from core import errors
+from core import disk, errors
 from core.neural import caffe
 from core.neural.parameters import CAFFE, Parameters, from_torchvision
 from core.neural.vgg import TORCHVISION, Color, Input
@@ -41,9 +42,9 @@ def read(path: Path, convention: Convention | None = None) -> tuple[Parameters, 
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     card = {"from": path.name, "from_sha256": sha256}
-    if path.suffix == ".caffemodel":
+    if path.suffix.lower() == ".caffemodel":
         parameters = Parameters.of(caffe.read(path), _INPUTS[convention := convention or "caffe"])
-    elif path.suffix == ".safetensors":
+    elif path.suffix.lower() == ".safetensors":
         tensors, told = read_safetensors(path)
         card = {**told, **card}
         parameters = from_torchvision(tensors, _INPUTS[convention] if convention else input_of(told))
@@ -54,19 +55,23 @@ def read(path: Path, convention: Convention | None = None) -> tuple[Parameters, 
 
 
 def write(path: Path, parameters: Parameters, card: Card, convention: Convention | None = None) -> None:
-    """The network as a file, a .caffemodel with its .prototxt. A .safetensors tells what the network takes as it is."""
-    if path.suffix == ".safetensors":
+    """The network as a file, a .caffemodel with its .prototxt; whole, or what was there before.
+
+    A .safetensors tells what the network takes: without a convention as it is. Raises BadInput, StorageFull, OSError.
+    """
+    suffix = path.suffix.lower()
+    if convention is None and suffix != ".safetensors":
+        convention = "caffe" if suffix == ".caffemodel" else "torchvision"
+    if convention is not None:
+        parameters = parameters.taking(_INPUTS[convention])
+    if suffix == ".safetensors":
         write_safetensors(path, parameters, card)
         return
-    convention = convention or ("caffe" if path.suffix == ".caffemodel" else "torchvision")
-    parameters = parameters.taking(_INPUTS[convention])
     parameters = parameters.turned() if convention == "caffe" else parameters
-    if path.suffix == ".caffemodel":
+    if suffix == ".caffemodel":
         caffe.write(path, parameters)
     else:
-        data = io.BytesIO()  # torch tells a folder that is not there, or a full disk, in a way of its own
-        torch.save(parameters.named(), data)
-        path.write_bytes(data.getbuffer())
+        disk.written(path, lambda part: save_pth(part, parameters.named()))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Card]:
@@ -79,12 +84,47 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Card]:
 
 
 def write_safetensors(path: Path, parameters: Parameters, card: Card) -> None:
-    """By torchvision's names, with the card completed. Whole or not at all."""
+    """By torchvision's names, with the card completed. Whole or not at all. Raises StorageFull, OSError."""
     mean, std = json.dumps(parameters.takes.mean), json.dumps(parameters.takes.std)
     own = {"architecture": parameters.architecture, "sha256": parameters.sha256, "mean": mean, "std": std}
-    written = path.with_suffix(".part")
-    written.write_bytes(save(parameters.named(), metadata={**card, **own}))
-    written.replace(path)
+    disk.written(path, lambda part: save_tensors(part, parameters.named(), {**card, **own}))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], card: Card) -> None:
+    """A .safetensors file. Raises OSError."""
+    try:
+        save_file(dict(tensors), path, dict(card))
+    except safetensors.SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        raise OSError(int(number[1]) if number else None, str(error), str(path)) from error
+
+
+def save_pth(path: Path, content: Mapping[str, Any]) -> None:
+    """What torch saves. Raises OSError."""
+    with path.open("wb") as file:
+        sink = _Sink(file)
+        torch.save(dict(content), sink)  # type: ignore[arg-type]
+        if sink.error is not None:
+            raise sink.error
+
+
+class _Sink:
+    """A file that keeps its error to itself until torch is done: torch tells of none in a way that says which."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing: it is closed soon."""
 
 
 def opened(path: Path) -> Any:
@@ -100,7 +140,7 @@ def input_of(card: Card) -> Input:
     try:
         mean = _color(card["mean"]) if "mean" in card else TORCHVISION.mean
         std = _color(card["std"]) if "std" in card else TORCHVISION.std
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise errors.BadWeights("What the file tells as mean and std must be three numbers each.") from error
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise errors.BadWeights("What the file tells as mean and std must be finite, std above 0.")
@@ -112,13 +152,36 @@ def _color(text: str) -> Color:
     return red, green, blue
 
 
-def read_pth(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that torch saved. Raises BadWeights."""
+def load(path: Path) -> dict[str, Any]:
+    """The dictionary that torch saved in a file. Runs nothing in it. Raises BadWeights."""
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                # torch looks at no checksum, and packs nothing: what is packed may be a thousand times as large
+                whole = not any(entry.compress_type for entry in archive.infolist()) and archive.testzip() is None
+        else:
+            whole = True  # the form of before 2020, which has no checksums
         with warnings.catch_warnings(action="ignore"):  # what torch finds odd in a bad file, our error says in words
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location="cpu", weights_only=True) if whole else None
     except Exception as error:  # what the unpickler raises on garbage belongs to no one family
         raise errors.BadWeights(f"{path} is no file of weights that can be read safely.") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    if not whole:
+        raise errors.BadWeights(f"{path} is damaged.")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise errors.BadWeights(f"{path} is no dictionary of tensors.")
+    return found
+
+
+def read_pth(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that torch saved. Raises BadWeights."""
+    tensors = load(path)
+    if not all(isinstance(tensor, Tensor) and _is_plain(tensor) for tensor in tensors.values()):
+        raise errors.BadWeights(f"{path} is no dictionary of tensors with all their numbers.")
     return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether every number is in the file: a few bytes can stand for terabytes that nobody must ask for."""
+    if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -37,17 +37,20 @@ class Parameters:
     @classmethod
     def of(cls, pairs: Pairs, takes: Input = TORCHVISION) -> "Parameters":
         """As float32; the architecture is read from their shapes. Raises BadWeights."""
-        pairs = [(weight.float().contiguous(), bias.float().contiguous()) for weight, bias in pairs]
-        architecture = _architecture(len(pairs))
+        architecture, checked = _architecture(len(pairs)), []
         for (weight, bias), row in zip(pairs, convolutions(architecture), strict=True):
             if weight.shape != (row.outputs, row.inputs, 3, 3) or bias.shape != (row.outputs,):
                 found = " x ".join(map(str, weight.shape))
                 raise errors.BadWeights(
                     f"The convolution before {row.layer} is {found}; {title(architecture)} has other."
                 )
+            if weight.is_complex() or bias.is_complex():
+                raise errors.BadWeights(f"The convolution before {row.layer} holds complex numbers.")
+            weight, bias = weight.float().contiguous(), bias.float().contiguous()  # noqa: PLW2901
             if not (weight.isfinite().all() and bias.isfinite().all()):
                 raise errors.BadWeights(f"The convolution before {row.layer} holds numbers that are not finite.")
-        return cls(architecture, pairs, takes)
+            checked.append((weight, bias))
+        return cls(architecture, checked, takes)
 
     @property
     def sha256(self) -> str:
@@ -110,8 +113,7 @@ def from_torchvision(tensors: Mapping[str, Tensor], takes: Input = TORCHVISION) 
     normalized = any(name.endswith(".running_var") for name in tensors)
     try:
         pairs = [
-            _pair(tensors, *row, normalized=normalized)
-            for row in torchvision_names(architecture, normalized=normalized)
+            pair(tensors, *row, normalized=normalized) for row in torchvision_names(architecture, normalized=normalized)
         ]
     except KeyError as error:
         raise errors.BadWeights(
@@ -122,9 +124,8 @@ def from_torchvision(tensors: Mapping[str, Tensor], takes: Input = TORCHVISION) 
     return Parameters.of(pairs, takes)
 
 
-def _pair(
-    tensors: Mapping[str, Tensor], weight_name: str, bias_name: str, *, normalized: bool
-) -> tuple[Tensor, Tensor]:
+def pair(tensors: Mapping[str, Tensor], weight_name: str, bias_name: str, *, normalized: bool) -> tuple[Tensor, Tensor]:
+    """A convolution's weight and bias; with batch normalization, taken into them. Raises KeyError, RuntimeError."""
     weight = tensors[weight_name]
     if not normalized:
         return weight, tensors[bias_name]

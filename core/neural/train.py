@@ -5,29 +5,26 @@ dropout depend on the seed and the step alone, so that a checkpoint needs no sta
 Knows no terminal.
 """
 
-import fcntl
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from core import errors
+from core import disk, errors
 from core.dataset import Dataset
 from core.neural import feed, trained
 from core.neural.classifier import Classifier
-from core.neural.feed import Share
+from core.neural.team import Team
+from core.neural.trained import Checkpoint, Position
 from core.neural.trainlog import Log, Row
-from core.neural.vgg import best_device, fast_dtype
+from core.neural.vgg import fast_dtype, keep_exact
 from core.recipe import Recipe
 
-_FORMAT = 1
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -45,73 +42,6 @@ class Moment:
     pictures_per_second: float
     seconds_left: float
     validation_top1: float | None
-
-
-@dataclass
-class Position:
-    """Where a run stands, beside its tensors."""
-
-    step: int = 0
-    best: float = -1.0  # top-1 of the best validation
-    best_epoch: int = 0
-    last_top1: float | None = None
-    log_bytes: int = 0
-    ended: bool = False
-
-
-@dataclass(frozen=True)
-class Team:
-    """One process among those that `torchrun` started; alone without it."""
-
-    share: Share = field(default_factory=Share)
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @property
-    def leads(self) -> bool:
-        """Whether it is the one that writes."""
-        return self.share.rank == 0
-
-    def summed(self, numbers: Tensor) -> list[float]:
-        """Over all processes."""
-        if self.share.size > 1:
-            torch.distributed.all_reduce(numbers)
-        return numbers.tolist()
-
-    def wrapped(self, model: nn.Module) -> nn.Module:
-        """With gradients that are the mean over all processes."""
-        if self.share.size == 1:
-            return model
-        return DistributedDataParallel(model, [self.device.index] if self.device.type == "cuda" else None)
-
-
-@contextmanager
-def joined(wanted: str) -> Iterator[Team]:
-    """The team of this process. Raises BadSettings for a device that is not there."""
-    share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-    device = best_device(wanted)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    try:
-        torch.zeros(1, device=device)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:  # torch's answers to a device that is not there
-        raise errors.BadSettings(f"The device {wanted} cannot be used here; cpu always can.") from error
-    if share.size == 1:
-        yield Team(share, device)
-        return
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Team(share, device)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def reading_processes(team: Team) -> int:
-    """As many as keep a device busy: one beside a CPU, whose cores have enough to do; a GPU's share of the cores."""
-    if team.device.type != "cuda":
-        return 1
-    return max(1, min(16, (os.cpu_count() or 1) // max(1, torch.cuda.device_count())))
 
 
 @dataclass(frozen=True)
@@ -150,15 +80,24 @@ def train(
         try:
             with _alone(run, team):
                 return Run(opened, run, about, team=team, pacing=pacing, start=start).go(on_moment)
-        except torch.OutOfMemoryError as error:
-            raise errors.OutOfMemory("The device has not enough memory for this; make --batch smaller.") from error
+        except (RuntimeError, MemoryError) as error:
+            # On a CPU torch has no class for it.
+            if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+                raise errors.OutOfMemory("There is not enough memory for this; make --batch smaller.") from error
+            raise
 
 
 def _check(dataset: Dataset, recipe: Recipe, team: Team) -> None:
     if dataset.header.side_px < recipe.crop_px:
         raise errors.BadSpec(f"The data set's pictures have {dataset.header.side_px} px; crop_px must not be larger.")
-    if _batch(recipe, dataset.count("train")) % team.share.size:
-        raise errors.BadSpec(f"batch must be a multiple of the {team.share.size} processes.")
+    if recipe.patience and not dataset.count("validation"):
+        raise errors.BadSpec("patience looks at validation pictures, and the data set has none; leave it at 0.")
+    if recipe.warmup_epochs >= recipe.epochs:
+        raise errors.BadSpec("warmup_epochs must be less than epochs, or the learning rate never falls.")
+    batch, size = _batch(recipe, dataset.count("train")), team.share.size
+    if batch % size:
+        few = "" if batch == recipe.batch else f"There are only {batch} pictures for training, which are one batch: "
+        raise errors.BadSpec(f"{few}batch must be a multiple of the {size} processes, {batch // size * size} or so.")
 
 
 def _batch(recipe: Recipe, count: int) -> int:
@@ -166,20 +105,10 @@ def _batch(recipe: Recipe, count: int) -> int:
     return min(recipe.batch, count)
 
 
-@contextmanager
-def _alone(run: Path, team: Team) -> Iterator[None]:
+def _alone(run: Path, team: Team) -> AbstractContextManager[None]:
     if run.is_dir() and any(run.iterdir()) and not (run / "log.csv").is_file():
         raise errors.BadSpec(f"{run} is a folder with something else in it; take another.")
-    run.mkdir(parents=True, exist_ok=True)
-    handle = os.open(run, os.O_RDONLY)
-    try:
-        if team.leads:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise errors.BadSpec(f"Another process trains in {run}.") from error
-    finally:
-        os.close(handle)
+    return disk.alone(run, errors.BadSpec(f"Another process trains in {run}.")) if team.leads else nullcontext()
 
 
 class Run:
@@ -195,18 +124,23 @@ class Run:
         pacing: Pacing,
         start: Path | None,
     ) -> None:
-        self._dataset, self._folder, self._about, self._team, self._pacing = dataset, folder, about, team, pacing
+        self._dataset, self._folder, self._team, self._pacing = dataset, folder, team, pacing
         self._recipe = recipe = about.recipe
         self._train, self._validation = dataset.count("train"), dataset.count("validation")
         self._batch = _batch(recipe, self._train)
         self._epoch_steps = self._train // self._batch
         self._steps = recipe.epochs * self._epoch_steps
-        dtype = fast_dtype(team.device) if recipe.precision == "auto" else _DTYPES[recipe.precision]
+        found = trained.load(self._checkpoint) if self._checkpoint.is_file() else None
+        if found is not None:
+            self._check_same(found.about, about)
+        dtype = _dtype(recipe, found, team.device)
+        self._about = about.model_copy(update={"precision": str(dtype).removeprefix("torch.")})
         self._half = None if dtype == torch.float32 else dtype
+        keep_exact(dtype)
         torch.manual_seed(feed.mixed(recipe.seed, "weights"))
         self._plain = Classifier(recipe, len(about.classes))
         self._plain.begin(recipe.init)
-        if start is not None:
+        if start is not None and found is None:
             self._plain.begin_with(trained.read(start))
         self._plain = self._plain.to(team.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = torch.optim.SGD(
@@ -216,7 +150,7 @@ class Run:
             weight_decay=recipe.weight_decay,
         )
         self._scaler = torch.amp.GradScaler(team.device.type, enabled=dtype == torch.float16)
-        self.position = self._resumed()
+        self.position = Position() if found is None else self._resumed(found)
         self._model = team.wrapped(self._plain)
         self._log = Log(folder / "log.csv", self.position.log_bytes) if team.leads else None
 
@@ -235,9 +169,9 @@ class Run:
     def _go(self, on_moment: Callable[[Moment], None]) -> None:
         views = feed.Views(self._dataset, "train", self._recipe)
         order = feed.Order(self._recipe, self._train, self._batch, self.position.step, self._team.share)
-        watch, saved = _Watch(self.position.step), time.monotonic()
+        watch, saved = _Watch(), time.monotonic()
         for pictures, labels in feed.loader(views, order, self._pacing.workers, self._team.device):
-            losses = self._step(pictures.to(self._team.device), labels.to(self._team.device))
+            losses = self._step(*self._there(pictures, labels))
             self.position.step += 1
             on_moment(self._moment(losses, watch))
             if self.position.step % self._pacing.log_steps == 0:
@@ -263,27 +197,30 @@ class Run:
         for group in self._optimizer.param_groups:
             group["lr"] = recipe.rate(step, self._epoch_steps)
         self._model.train()
-        scores = self._scores(pictures)
+        scores = self._scores(self._model, pictures)
         loss = nn.functional.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        losses = self._team.summed(torch.stack([loss.detach(), *_hits(scores, labels)]))
-        losses = [losses[0] / self._team.share.size, losses[1] / self._batch, losses[2] / self._batch]
-        if not math.isfinite(losses[0]):
-            raise errors.Diverged(
-                f"The loss left the finite numbers at step {step + 1}; the last checkpoint is kept. Begin another run "
-                "with a lower learning_rate, a warm-up, or clip."
-            )
+        sums = self._team.summed(torch.stack([loss.detach(), *_hits(scores, labels)]))
         if recipe.clip:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return losses
+        total, top1, top5 = sums.tolist()  # only now: whoever asks a card for numbers waits until it is done
+        if not math.isfinite(total):
+            raise errors.Diverged(
+                f"The loss left the finite numbers at step {step + 1}; the last checkpoint is kept. Begin another run "
+                "with a lower learning_rate, a warm-up, or clip."
+            )
+        return [total / self._team.share.size, top1 / self._batch, top5 / self._batch]
 
-    def _scores(self, pictures: Tensor) -> Tensor:
+    def _there(self, *tensors: Tensor) -> list[Tensor]:
+        return [tensor.to(self._team.device, non_blocking=True) for tensor in tensors]
+
+    def _scores(self, model: nn.Module, pictures: Tensor) -> Tensor:
         with torch.autocast(self._team.device.type, self._half, enabled=self._half is not None):
-            scores: Tensor = self._model(pictures)
+            scores: Tensor = model(pictures)
         return scores.float()
 
     def _end_epoch(self, watch: "_Watch") -> None:
@@ -299,16 +236,20 @@ class Run:
 
     @torch.no_grad()
     def _validate(self) -> list[float]:
-        """Mean loss, top-1 and top-5 of the validation pictures."""
-        self._model.eval()
+        """Mean loss, top-1 and top-5 of the validation pictures.
+
+        Each process by itself: some may have fewer batches than others, or none, and must not be waited for in between.
+        """
+        self._team.agree(self._plain)
+        self._plain.eval()
         views = feed.Views(self._dataset, "validation", self._recipe)
         order = feed.in_order(self._validation, max(1, self._batch // self._team.share.size), self._team.share)
         sums = torch.zeros(3, device=self._team.device)
         for pictures, labels in feed.loader(views, order, self._pacing.workers, self._team.device):
-            labels = labels.to(self._team.device)  # noqa: PLW2901
-            scores = self._scores(pictures.to(self._team.device))
-            sums += torch.stack([nn.functional.cross_entropy(scores, labels, reduction="sum"), *_hits(scores, labels)])
-        return [total / self._validation for total in self._team.summed(sums)]
+            seen, right = self._there(pictures, labels)
+            scores = self._scores(self._plain, seen)
+            sums += torch.stack([nn.functional.cross_entropy(scores, right, reduction="sum"), *_hits(scores, right)])
+        return [total / self._validation for total in self._team.summed(sums).tolist()]
 
     # ------------------------------------------------------------------ what is told
 
@@ -346,46 +287,53 @@ class Run:
             return
         self.position.log_bytes = self._log.settle()
         trained.save(
-            self._folder / "checkpoint.pt",
-            {
-                "format": _FORMAT,
-                "about": self._about.model_dump_json(),
-                "position": asdict(self.position),
-                "model": self._plain.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "scaler": self._scaler.state_dict(),
-            },
+            self._checkpoint,
+            self._about,
+            self.position,
+            model=self._plain.state_dict(),
+            optimizer=self._optimizer.state_dict(),
+            scaler=self._scaler.state_dict(),
         )
 
-    def _resumed(self) -> Position:
-        """Take over the checkpoint, if there is one. Raises BadSpec, BadWeights."""
-        file = self._folder / "checkpoint.pt"
-        if not file.is_file():
-            return Position()
-        found = trained.load(file)
-        if found.get("format") != _FORMAT:
-            raise errors.BadWeights(f"{file} is of another version; begin another run.")
-        self._check_same(trained.About.model_validate_json(found["about"]))
-        self._plain.load_state_dict(found["model"])
-        self._optimizer.load_state_dict(found["optimizer"])
-        self._scaler.load_state_dict(found["scaler"])
-        return Position(**found["position"])
+    @property
+    def _checkpoint(self) -> Path:
+        return self._folder / "checkpoint.pt"
 
-    def _check_same(self, then: trained.About) -> None:
-        if then.dataset_sha256 != self._about.dataset_sha256 or then.start_sha256 != self._about.start_sha256:
+    def _resumed(self, found: Checkpoint) -> Position:
+        """Take over a checkpoint. Raises BadWeights."""
+        try:
+            self._plain.load_state_dict(found.model)
+            self._optimizer.load_state_dict(found.optimizer)
+            self._scaler.load_state_dict(found.scaler)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise errors.BadWeights(f"{self._checkpoint} does not fit its own recipe; begin another run.") from error
+        return found.position
+
+    def _check_same(self, then: trained.About, now: trained.About) -> None:
+        if (then.dataset_sha256, then.start_sha256) != (now.dataset_sha256, now.start_sha256):
             raise errors.BadSpec(f"The run in {self._folder} was begun with other pictures or weights; take another.")
         for name, value in then.recipe:
-            if value != getattr(self._recipe, name):
+            if value != getattr(now.recipe, name):
                 raise errors.BadSpec(
                     f"The run in {self._folder} was begun with {name} {value}; give the same, or begin another run."
                 )
 
 
+def _dtype(recipe: Recipe, found: Checkpoint | None, device: torch.device) -> torch.dtype:
+    """What was meant by `auto` where the run began, on whatever device it goes on. Raises BadWeights."""
+    told = found.about.precision if found is not None else ""
+    if told and told not in _DTYPES:
+        raise errors.BadWeights(f"The run was begun in the precision {told}, which there is not.")
+    if told or recipe.precision != "auto":
+        return _DTYPES[told or recipe.precision]
+    return fast_dtype(device)
+
+
 class _Watch:
     """Pictures a second, and means over the last hundred steps or so."""
 
-    def __init__(self, step: int) -> None:
-        self._began, self._seen, self.means, self._step = time.monotonic(), 0, [0.0, 0.0, 0.0], step
+    def __init__(self) -> None:
+        self._began, self._seen, self.means = time.monotonic(), 0, [0.0, 0.0, 0.0]
 
     def see(self, losses: list[float], pictures: int) -> None:
         self._seen += pictures

@@ -1,30 +1,30 @@
-"""What comes out of a training, as files that are whole or not there. Knows no data and no optimiser.
+"""What comes out of a training, and where it stands, as files that are whole or not there. Knows no data.
 
 - `network.safetensors`: the convolutions for painting, at full width, batch normalization taken into them, with a card
 - `whole.safetensors`: all that was trained, as it was, with the same card
 - `network.pth`: the same as a state dict in torchvision's naming
+- `checkpoint.pt`: all that a run needs to go on
 """
 
 import hashlib
 import json
-import os
-import pickle
-import zipfile
-from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import safetensors
-import torch
-from pydantic import BaseModel, ConfigDict
-from safetensors.torch import save_file
+from pydantic import BaseModel, ConfigDict, Json
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from core import errors
-from core.neural.classifier import Classifier, full_outputs, places, widened
+from core import disk, errors
+from core.neural import files
+from core.neural.classifier import Classifier, full_outputs, widened
+from core.neural.parameters import Parameters
 from core.neural.vgg import TORCHVISION
 from core.recipe import Recipe
+
+_FORMAT: Literal[1] = 1
 
 
 class About(BaseModel):
@@ -36,29 +36,41 @@ class About(BaseModel):
     classes: list[str]
     recipe: Recipe
     start_sha256: str = ""
+    precision: str = ""  # what `auto` meant where the run began; empty before it is known
+
+
+@dataclass
+class Position:
+    """Where a run stands, beside its tensors."""
+
+    step: int = 0
+    best: float = -1.0  # top-1 of the best validation
+    best_epoch: int = 0
+    last_top1: float | None = None
+    log_bytes: int = 0
+    ended: bool = False
+
+
+class Checkpoint(BaseModel):
+    """All that a run needs to go on."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    about: Json[About]
+    position: Position
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
 
 
 def publish(folder: Path, model: Classifier, about: About, epoch: int, validation: list[float] | None) -> None:
-    """Write the three files. validation: loss, top-1, top-5. Raises StorageFull."""
-    recipe = about.recipe
+    """Write the three files. validation: loss, top-1, top-5. Raises StorageFull, OSError."""
     card = _card(about, epoch, validation)
-    names = places(recipe.architecture).values()
-    pairs = widened(model.folded(), full_outputs(recipe.architecture))
-    folded = {
-        f"{name}.{kind}": tensor
-        for name, pair in zip(names, pairs, strict=True)
-        for kind, tensor in zip(("weight", "bias"), pair, strict=True)
-    }
+    parameters = Parameters.of(widened(model.folded(), full_outputs(about.recipe.architecture)))
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    digest = hashlib.sha256()  # as core/neural/weights.py has it: over every weight and bias, in order
-    for pair in pairs:
-        for tensor in pair:
-            digest.update(tensor.contiguous().numpy().tobytes())
-    _written(
-        folder / "network.safetensors", lambda file: save_file(folded, file, {**card, "sha256": digest.hexdigest()})
-    )
-    _written(folder / "whole.safetensors", lambda file: save_file(whole, file, card))
-    _written(folder / "network.pth", lambda file: torch.save(whole, file))
+    files.write_safetensors(folder / "network.safetensors", parameters, card)
+    disk.written(folder / "whole.safetensors", lambda part: files.save_tensors(part, whole, card))
+    disk.written(folder / "network.pth", lambda part: files.save_pth(part, whole))
 
 
 def _card(about: About, epoch: int, validation: list[float] | None) -> dict[str, str]:
@@ -68,6 +80,7 @@ def _card(about: About, epoch: int, validation: list[float] | None) -> dict[str,
         "dataset_sha256": about.dataset_sha256,
         "classes": json.dumps(about.classes),
         "recipe": about.recipe.model_dump_json(),
+        "precision": about.precision,
         "epoch": str(epoch),
         "mean": json.dumps(TORCHVISION.mean),
         "std": json.dumps(TORCHVISION.std),
@@ -80,32 +93,31 @@ def _card(about: About, epoch: int, validation: list[float] | None) -> dict[str,
     return card
 
 
-def save(file: Path, content: Mapping[str, Any]) -> None:
-    """A checkpoint, on disk when it returns, in the place of the one before. Raises StorageFull."""
-    _written(file, lambda part: torch.save(dict(content), part))
+def save(
+    file: Path, about: About, position: Position, *, model: dict[str, Tensor], optimizer: Any, scaler: Any
+) -> None:
+    """A checkpoint, on disk when it returns, in the place of the one before. Raises StorageFull, OSError."""
+    content = {"format": _FORMAT, "about": about.model_dump_json(), "position": asdict(position)}
+    content |= {"model": model, "optimizer": optimizer, "scaler": scaler}
+    disk.written(file, lambda part: files.save_pth(part, content))
 
 
-def load(file: Path) -> dict[str, Any]:
+def load(file: Path) -> Checkpoint:
     """A checkpoint. Raises BadWeights."""
+    content = files.load(file)
+    if content.get("format") != _FORMAT:
+        raise errors.BadWeights(f"{file} is of another version; begin another run.")
     try:
-        with zipfile.ZipFile(file) as archive:
-            torn = archive.testzip() is not None  # torch looks at no checksum
-        if not torn:
-            return dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (OSError, zipfile.BadZipFile, EOFError, pickle.UnpicklingError, RuntimeError, ValueError) as error:
-        raise errors.BadWeights(f"{file} is damaged, or is something else.") from error
-    raise errors.BadWeights(f"{file} is damaged.")
+        return Checkpoint.model_validate(content)
+    except ValueError as error:  # pydantic's are
+        raise errors.BadWeights(f"{file} is damaged; begin another run.") from error
 
 
 def read(file: Path) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` or `.pth` file. Raises BadWeights."""
-    if file.suffix != ".safetensors":
-        return {name: tensor for name, tensor in load(file).items() if isinstance(tensor, Tensor)}
-    try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-    except (safetensors.SafetensorError, OSError) as error:
-        raise errors.BadWeights(f"{file} is no file of weights that can be read.") from error
+    if file.suffix.lower() == ".safetensors":
+        return files.read_safetensors(file)[0]
+    return files.read_pth(file)
 
 
 def digest_of(file: Path | None) -> str:
@@ -117,20 +129,3 @@ def digest_of(file: Path | None) -> str:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise errors.BadWeights(f"{file} cannot be read.") from error
-
-
-def _written(file: Path, write: Callable[[Path], object]) -> None:
-    part = file.with_name(f"{file.name}.part")
-    try:
-        write(part)
-        with part.open("rb") as opened:
-            os.fsync(opened.fileno())
-        part.replace(file)
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch tells a full disk as a RuntimeError
-        part.unlink(missing_ok=True)
-        raise errors.StorageFull(f"There is no room for {file}; make some and go on with the run.") from error

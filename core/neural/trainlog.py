@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from core import errors
+from core import disk
 
 
 class Row(NamedTuple):
@@ -26,30 +26,30 @@ class Log:
     """The file, cut back to what the checkpoint knows of, and open to be gone on with."""
 
     def __init__(self, file: Path, known_bytes: int) -> None:
-        self._file = file.open("a+", encoding="ascii", newline="")
-        self._file.truncate(known_bytes)
-        self._file.seek(0, os.SEEK_END)
-        if not known_bytes:
+        """Raises StorageFull, OSError."""
+        self._path = file
+        with disk.room(file):
+            self._file = file.open("ab", buffering=0)  # nothing is left to be written when it is closed
+            length = min(known_bytes, file.stat().st_size)  # shorter where someone has cut it: no gap is filled
+            self._file.truncate(length)
+        if not length:
             self._write(",".join(Row._fields))
 
     def write(self, row: Row) -> None:
-        """Numbers as they are, to the last bit. Raises StorageFull."""
+        """Numbers as they are, to the last bit. Raises StorageFull, OSError."""
         self._write(",".join("" if value is None else repr(value) for value in row))
 
     def _write(self, line: str) -> None:
-        try:
-            self._file.write(line + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise errors.StorageFull("There is no room for the log; make some and go on with the run.") from error
+        rest = memoryview(f"{line}\n".encode("ascii"))
+        with disk.room(self._path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
 
     def settle(self) -> int:
-        """Its bytes, on disk. Raises StorageFull."""
-        try:
+        """Its bytes, on disk. Raises StorageFull, OSError."""
+        with disk.room(self._path):
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise errors.StorageFull("There is no room for the log; make some and go on with the run.") from error
-        return self._file.tell()
+            return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         """No more lines."""

@@ -77,6 +77,12 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.float16 if capability >= (7, 0) else torch.float32
 
 
+def keep_exact(dtype: torch.dtype) -> None:
+    """Where float32 is asked for, no card may take its first ten bits for it, as cuDNN does by itself since Ampere."""
+    if dtype == torch.float32:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def is_imitated(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the processor has no instructions for a half precision, and is slower with it than with float32.
 
@@ -114,8 +120,7 @@ class Network:
         self.architecture, self.name, self.sha256 = architecture, name, sha256
         self.device = best_device(device)
         self.dtype = dtype or fast_dtype(self.device)
-        if self.device.type == "cuda" and self.dtype == torch.float32:
-            torch.backends.cudnn.allow_tf32 = False  # float32 is what was asked for, not its first ten bits
+        keep_exact(self.dtype)
         self._row = convolutions(architecture)
         self._parameters = [
             (_laid_out(weight.to(self.device, self.dtype)), bias.to(self.device, self.dtype))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from core import errors
 from core.architecture import Architecture, convolutions, title
+from core.neural import device as devices
 from core.neural import files, sources
 from core.neural.files import Card, Convention
 from core.neural.parameters import Parameters, from_torchvision
@@ -63,7 +64,8 @@ class WeightsCache:
         self.folder = folder
 
     def path(self, name: str) -> Path:
-        """Where the network's file is, or would be."""
+        """Where the network's file is, or would be. Raises BadInput for what no network can be called."""
+        _check_name(name)
         return self.folder / f"{name}.safetensors"
 
     def has(self, name: str) -> bool:
@@ -73,7 +75,7 @@ class WeightsCache:
     def entries(self) -> Iterator[Entry]:
         """The networks that are here, by name. Reads the heads of their files only."""
         for path in sorted(self.folder.glob("*.safetensors")):
-            if re.fullmatch(MODEL_NAME, path.stem):
+            if _is_name(path.stem):
                 yield self.entry(path.stem)
 
     def entry(self, name: str) -> Entry:
@@ -96,9 +98,10 @@ class WeightsCache:
         return "vgg19" if self.has("vgg19") else "vgg16"
 
     def load(self, model: ModelName, device: str = "auto", precision: Precision = "auto") -> Network:
-        """The network, its parameters verified. Raises WeightsUnavailable, BadWeights, BadSettings.
+        """The network, its parameters verified.
 
-        Logs a warning where the processor only imitates the precision.
+        Raises WeightsUnavailable, BadWeights, BadSettings, OutOfMemory, DeviceLost. Logs a warning where the processor
+        only imitates the precision.
         """
         name = self.resolve(model)
         found, _ = self.parameters(name)
@@ -113,6 +116,7 @@ class WeightsCache:
                 takes=found.takes,
             )
         except (RuntimeError, AssertionError) as error:  # torch's answers to a device that is not there
+            devices.judge(error)
             raise errors.BadSettings(f"The device {device} cannot be used here; cpu always can.") from error
         if is_imitated(network.dtype, network.device):
             log.warning("This processor only imitates %s, several times slower than float32; use auto.", precision)
@@ -142,14 +146,12 @@ class WeightsCache:
 
     def import_file(self, name: str, path: Path, convention: Convention | None = None) -> Entry:
         """Take a file (`files.SUFFIXES`) as a network of this name. Raises BadInput, BadWeights."""
-        _check_name(name)
+        self.path(name)
         return self.keep(name, *files.read(path, convention))
 
     def keep(self, name: str, parameters: Parameters, card: Card) -> Entry:
         """Safe to repeat. Raises BadInput where the name is bad, or is that of another network."""
-        _check_name(name)
-        if name in get_args(Architecture) and name != parameters.architecture:
-            raise errors.BadInput(f"This is a {title(parameters.architecture)}; call it anything but {name}.")
+        self.check_name(name, parameters.architecture)
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock(name):
             if not self.has(name):
@@ -160,20 +162,29 @@ class WeightsCache:
                 )
         return self.entry(name)
 
+    def check_name(self, name: str, architecture: Architecture) -> None:
+        """Raises BadInput where no network of that depth can be called so."""
+        self.path(name)
+        if name in get_args(Architecture) and name != architecture:
+            raise errors.BadInput(f"This is a {title(architecture)}; call it anything but {name}.")
+
     def remove(self, name: str) -> None:
-        """Raises WeightsUnavailable if it is not here."""
+        """Raises WeightsUnavailable if it is not here, BadInput."""
+        if not self.has(name):
+            raise errors.WeightsUnavailable(_missing(name))
         with self._lock(name):
-            try:
-                self.path(name).unlink()
-            except FileNotFoundError:
-                raise errors.WeightsUnavailable(_missing(name)) from None
+            self.path(name).unlink(missing_ok=True)
 
     def _lock(self, name: str) -> FileLock:
-        return FileLock(self.folder / f"{name}.lock")
+        return FileLock(self.path(name).with_suffix(".lock"))
+
+
+def _is_name(name: str) -> bool:
+    return name != "auto" and re.fullmatch(MODEL_NAME, name) is not None
 
 
 def _check_name(name: str) -> None:
-    if name == "auto" or not re.fullmatch(MODEL_NAME, name):
+    if not _is_name(name):
         raise errors.BadInput(f"A network's name has {MODEL_NAME_WORDS}; and it is not auto.")
 
 

@@ -15,10 +15,12 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
 from api import events
 from api.lookout import Sight
 from cli.up import free_port
+from core import images
 from core.blobs import Blobs, digest_of
 from core.jobs import Frame, Job, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
 from core.keys import Keys
@@ -97,7 +99,7 @@ class Api:
 
     def succeed(self, job: Job, digest: str = "sha256:r", token: str = "t") -> None:
         self.store.hold(digest)
-        output = Output(id=digest, content_type="image/png", width=1, height=1, size_bytes=1)
+        output = Output(id=digest, content_type="image/png", width=1600, height=1600, size_bytes=1)
         assert "ok" == self.store.succeed(job.id, token, output, NetworkUsed(name="vgg16", sha256="w"), {})
 
     def stop(self) -> float:
@@ -358,6 +360,26 @@ def test_who_does_not_read_costs_nothing_and_is_cut(serve: Serve) -> None:
     while (left := _connections(api)) and time.monotonic() < until:
         time.sleep(0.1)
     assert 0 == left
+
+
+def test_who_takes_a_large_rendition_slowly_costs_no_memory(serve: Serve, blobs: Blobs) -> None:
+    """One that is too large for the shelf, so that each is made anew."""
+    api = serve(code=f"from api import rendition; rendition._shelf = rendition.Shelf(0); {MAIN}")
+    job = api.new_job()
+    api.claim()
+    noise = Image.frombytes("RGB", (1600, 1600), os.urandom(1600 * 1600 * 3))
+    api.succeed(job, blobs.put(images.encode(noise)))
+    path = f"/v1/jobs/{job.id}/result?width=1500"
+    data = api.ask(path).read()
+    assert images.sniff(data) == "png"
+    before = psutil.Process(api.process.pid).memory_info().rss
+    answers = [api.ask(path) for _ in range(16)]
+    assert {data[:4]} == {answer.read(4) for answer in answers}
+    after = psutil.Process(api.process.pid).memory_info().rss
+
+    assert after - before < 60e6 < 10 * len(data), f"{(after - before) / 1e6:.0f} MB"
+    assert all(answer.read() == data[4:] for answer in answers)
+    assert [] == [path for path in (blobs._folder / "parts").iterdir() if path.is_file()]
 
 
 def test_who_takes_a_large_result_slowly_costs_no_memory(serve: Serve, blobs: Blobs) -> None:

@@ -296,11 +296,14 @@ def test_a_network_of_ones_own_comes_in_is_normalized_goes_out_and_away(
     exported = impasto("weights", "export", "my-textures-normalized", "out.caffemodel", **own)
     nowhere = impasto("weights", "export", "my-textures", "nowhere/out.pth", **own)
     unknown = impasto("weights", "export", "my-textures", "out.txt", **own)
+    misnamed = impasto("weights", "normalize", "my-textures", "photos", "--name", "vgg16", **own)
     shown = impasto("weights", "show", "my-textures-normalized", **own)
     removed = impasto("weights", "remove", "my-textures", **own)
     listed = impasto("weights", "list", **own)
 
     assert (2, 1, 2) == (unnamed.returncode, nowhere.returncode, unknown.returncode)
+    # Refused before it looks at any picture.
+    assert (2, "impasto: This is a VGG-11; call it anything but vgg16.\n") == (misnamed.returncode, misnamed.stderr)
     assert "Say --name" in unnamed.stderr
     assert all("Traceback" not in ran.stderr for ran in (unnamed, nowhere, unknown))
     assert [0] * 6 == [ran.returncode for ran in (taken, normalized, exported, shown, removed, listed)]

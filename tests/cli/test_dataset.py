@@ -4,8 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
+import lmdb
 import numpy as np
 from PIL import Image
+
+from cli.dataset import build
+from core.dataset import STORES
+from core.decoders import RESIZES
 
 
 def impasto(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":
@@ -44,3 +50,27 @@ def test_what_cannot_be_built_or_read_is_one_line_and_exit_code_2(tmp_path: Path
         ran = impasto(tmp_path, "dataset", *args)
         assert (2, 1) == (ran.returncode, len(ran.stderr.splitlines())), ran.stderr
         assert "impasto: " in ran.stderr
+
+
+def test_one_that_is_not_complete_is_told_of_in_characters_that_do_nothing(tmp_path: Path) -> None:
+    """Names in a data set are a stranger's: they must not clear the screen, or look like another line."""
+    for name in ("cats", "dogs"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        (tmp_path / "pets" / name / "\x1b[2J\nall is well").write_text("no picture")
+    refused = impasto(tmp_path, "dataset", "build", "pets", "out", "--side", "32")
+    with lmdb.open(str(tmp_path / "out"), max_dbs=4) as environment, environment.begin(write=True) as transaction:
+        header = transaction.get(b"header")
+        transaction.put(b"header", header.replace(b"cats", b"c\\u001b[2Jats"))
+    told = impasto(tmp_path, "dataset", "info", "out", "--classes")
+
+    assert (2, 0) == (refused.returncode, told.returncode), told.stderr
+    assert "It is not complete: 2 of 2 of the files are read." in told.stdout
+    assert "cats/\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}all is well: Only" in told.stdout
+    assert "\N{REPLACEMENT CHARACTER}[2Jats" in told.stdout
+    assert "\x1b" not in refused.stderr + told.stdout + told.stderr
+
+
+def test_the_options_are_those_that_there_are() -> None:
+    choices = {option.name: option.type.choices for option in build.params if isinstance(option.type, click.Choice)}
+
+    assert {"resize": RESIZES, "store": STORES} == choices

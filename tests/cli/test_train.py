@@ -25,6 +25,7 @@ def test_it_trains_with_progress_and_tells_what_is_wrong_in_one_line(tmp_path: P
 
     ran = impasto(tmp_path, "train", "data", "-o", "run", *small, "--workers", "0")
     wrong = impasto(tmp_path, "train", "data", "-o", "other", "--momentum", "1")
+    nowhere = impasto(tmp_path, "train", "data", "-o", "other", "--device", "gpu")
     strange = impasto(tmp_path, "train", "data", "-o", "pets")
 
     assert 0 == ran.returncode, ran.stderr
@@ -33,5 +34,6 @@ def test_it_trains_with_progress_and_tells_what_is_wrong_in_one_line(tmp_path: P
     assert "Best validation top-1" in ran.stdout
     assert (tmp_path / "run" / "network.safetensors").is_file()
     assert (2, "impasto: momentum must be a number from 0 to under 1.\n") == (wrong.returncode, wrong.stderr)
+    assert (2, "impasto: The device gpu cannot be used here; cpu always can.\n") == (nowhere.returncode, nowhere.stderr)
     assert (2, 1) == (strange.returncode, len(strange.stderr.splitlines()))
     assert not (tmp_path / "other").exists()

@@ -1,7 +1,10 @@
 import io
+import multiprocessing
 import os
 import signal
+import struct
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import pytest
@@ -72,31 +75,56 @@ def test_what_an_upload_would_not_be_taken_for_is_refused_in_words_and_the_child
     assert 32 * 32 * 3 == len(decoder.square(halves(64, 64)))
 
 
-def test_a_file_that_kills_the_child_is_refused_and_the_next_gets_a_new_child(decoder: Decoder) -> None:
-    decoder.square(halves(64, 64))
+def end(decoder: Decoder, how: signal.Signals) -> BaseProcess:
     assert decoder._child is not None
-    os.kill(decoder._child.pid or 0, signal.SIGKILL)
-    decoder._child.join()
-
-    with pytest.raises(errors.BadImage):
-        decoder.square(halves(64, 64))
-    assert square(halves(64, 64), 32, "linear") == decoder.square(halves(64, 64))
+    os.kill(decoder._child.pid or 0, how)
+    if how == signal.SIGKILL:
+        decoder._child.join()
+    return decoder._child
 
 
-def test_a_child_that_hangs_is_ended_and_the_next_picture_gets_a_new_one(
-    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("side", [64, 2000])  # what a pipe takes at once, and what someone must read
+def test_a_picture_is_not_refused_for_what_became_of_the_child_of_others(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, how: signal.Signals, side: int
 ) -> None:
+    """Its CPU time was over, or the machine was out of memory; or it hangs, taken over by the picture before."""
+    noise = Image.effect_noise((side, side), 50).convert("RGB")
     decoder.square(halves(64, 64))
-    assert decoder._child is not None
-    hung = decoder._child
-    os.kill(hung.pid or 0, signal.SIGSTOP)
-    monkeypatch.setattr("core.decoders._PICTURE_SECONDS", 0.1)
+    monkeypatch.setattr("core.decoders._PICTURE_SECONDS", 2)
+    ended = end(decoder, how)
+
+    assert square(images.encode(noise), 32, "linear") == decoder.square(images.encode(noise))
+    assert not ended.is_alive()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_file_over_which_a_child_of_its_own_dies_or_hangs_is_refused_and_the_next_gets_a_new_child(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    start = decoder._start
+    monkeypatch.setattr("core.decoders._PICTURE_SECONDS", 1)
+    monkeypatch.setattr(decoder, "_start", lambda: (start(), end(decoder, how)))
 
     with pytest.raises(errors.BadImage):
         decoder.square(halves(64, 64))
     monkeypatch.undo()
-    assert not hung.is_alive()
     assert square(halves(64, 64), 32, "linear") == decoder.square(halves(64, 64))
+
+
+def test_an_answer_that_never_ends_is_not_waited_for(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that is taken over may promise more bytes than it sends."""
+    decoder._start()
+    assert decoder._pipe is not None
+    ours, theirs = multiprocessing.Pipe()
+    os.write(theirs.fileno(), struct.pack("!i", 3073) + b"+")
+    monkeypatch.setattr(decoder._pipe, "recv_bytes", ours.recv_bytes)
+    assert decoder._child is not None
+    kill = decoder._child.kill
+    monkeypatch.setattr(decoder._child, "kill", lambda: (kill(), theirs.close()))
+    monkeypatch.setattr("core.decoders._PICTURE_SECONDS", 0.2)
+
+    assert decoder._answer(halves(64, 64), fresh=False) is None
 
 
 def test_without_a_process_to_decode_in_nothing_is_refused(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:

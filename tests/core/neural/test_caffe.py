@@ -1,6 +1,8 @@
 """Caffe's files: both forms of layers and blobs, the colors that its networks take, hostile files, and the way back."""
 
 import random
+import resource
+import signal
 import struct
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,17 @@ def test_every_form_gives_the_numbers_to_the_bit(tmp_path: Path, form: str) -> N
 
     for expected, found in zip(_small(), caffe.read(path), strict=True):
         assert all(torch.equal(ours, theirs.float()) for ours, theirs in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("form", ["old", "new"])
+@pytest.mark.parametrize(
+    "pad", [_field(3, 1), _field(9, 1) + _field(10, 1), _field(3, 1) + _field(5, 1) + _field(6, 1)]
+)
+def test_a_pad_of_1_is_vggs_in_whatever_form_it_is_told(tmp_path: Path, form: str, pad: bytes) -> None:
+    path = tmp_path / "x.caffemodel"
+    path.write_bytes(_layer("conv", _small()[0], form, _field(10 if form == "old" else 106, pad)))
+
+    assert 1 == len(caffe.read(path))
 
 
 def test_a_convolution_without_a_bias_has_none(tmp_path: Path) -> None:
@@ -234,6 +247,51 @@ def test_the_prototxt_tells_the_layers_and_nothing_of_their_numbers(tmp_path: Pa
     assert [1, 3, 224, 224] == list(net.layer[0].input_param.shape[0].dim)
 
 
+def test_the_prototxt_of_another_network_is_not_lost(tmp_path: Path) -> None:
+    """Nobody named it."""
+    (tmp_path / "x.prototxt").write_text("mine")
+    there = Parameters.of(random_parameters("vgg11"))
+    with pytest.raises(errors.BadInput, match=r"another .*x\.prototxt"):
+        files.write(tmp_path / "x.caffemodel", there, {})
+    assert ["x.prototxt"] == [path.name for path in tmp_path.iterdir()]
+
+    for _ in range(2):  # its own is no other
+        files.write(tmp_path / "y.caffemodel", there, {})
+
+
+@pytest.mark.parametrize("suffix", ["caffemodel", "pth", "safetensors", "PTH"])
+def test_where_there_is_no_room_the_file_of_before_stays(tmp_path: Path, suffix: str) -> None:
+    """The limit on the size of a file stands in for the disk: the kernel refuses the write just the same."""
+    path = tmp_path / f"x.{suffix}"
+    path.write_bytes(b"before")
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(errors.StorageFull, match="There is no room for"):
+            files.write(path, Parameters.of(random_parameters("vgg11")), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+
+    assert {path.name: b"before"} == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("suffix", ["caffemodel", "pth", "safetensors"])
+def test_a_folder_that_is_not_there_is_no_full_disk(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.write(tmp_path / "nowhere" / f"x.{suffix}", Parameters.of(random_parameters("vgg11")), {})
+
+
+def test_a_safetensors_can_be_made_to_take_caffes_colors(tmp_path: Path) -> None:
+    there = Parameters.of(random_parameters("vgg11"))
+    files.write(tmp_path / "x.safetensors", there, {}, "caffe")
+    back, _ = files.read(tmp_path / "x.safetensors")
+
+    assert CAFFE == back.takes
+    assert there.taking(CAFFE).sha256 == back.sha256
+
+
 # ---------------------------------------------------------------------- hostile files
 
 
@@ -260,6 +318,12 @@ BAD: dict[str, tuple[bytes, str]] = {
     "sides that do not fit": (_wrong(_small()[0], num=7), "another shape"),
     "sides below zero": (_wrong(_small()[0], num=2**64 - 2), "another shape"),
     "sides beyond all bounds": (_wrong(_small()[0], num=2**31 - 1, channels=2**31 - 1), "another shape"),
+    "no pad": (_layer("conv", _small()[0], "new", _field(106, _field(1, 2))), "pad"),
+    "no pad on one side": (_layer("conv", _small()[0], "new", _field(106, _field(9, 1) + _field(10, 0))), "pad"),
+    "a stride on one side": (_layer("conv", _small()[0], "old", _field(10, _field(3, 1) + _field(14, 2))), "stride"),
+    "groups": (_layer("conv", _small()[0], "new", _field(106, _field(3, 1) + _field(5, 2))), "group"),
+    "an old response normalization": (_field(2, _field(5, 15)), "type LRN; VGG has none"),
+    "an old deconvolution": (_field(2, _field(5, 39)), "type Deconvolution; VGG has none"),
     "a stride": (_layer("conv", _small()[0], "new", _field(106, _field(6, 2))), "stride"),
     "batch normalization": (_field(100, _field(2, b"BatchNorm")), "VGG has none"),
     "too many parts": (_field(4, 1) * 20_000, "more parts"),

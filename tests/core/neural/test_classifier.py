@@ -100,20 +100,55 @@ def test_places_name_the_layers_as_painting_does() -> None:
     assert "features.27" == places("vgg16", batch_norm=True)[4, 2]
 
 
-def test_a_deeper_network_takes_over_the_first_and_last_layers_of_vgg_11_and_nothing_else() -> None:
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_deeper_network_takes_over_the_first_and_last_layers_of_vgg_11_and_nothing_else(batch_norm: bool) -> None:
     torch.manual_seed(0)
-    shallow = Classifier(SMALL.model_copy(update={"architecture": "vgg11", "batch_norm": True}), 10)
-    deep = Classifier(SMALL.model_copy(update={"architecture": "vgg19"}), 10)
+    recipe = SMALL.model_copy(update={"batch_norm": batch_norm})
+    shallow = Classifier(recipe.model_copy(update={"architecture": "vgg11"}), 10)
+    shallow(pictures(8))  # what batch normalization counts is not what it begins with
+    deep = Classifier(recipe.model_copy(update={"architecture": "vgg19"}), 10)
     before = {name: tensor.clone() for name, tensor in deep.state_dict().items()}
     deep.begin_with(shallow.state_dict())
 
-    theirs, ours = places("vgg11", batch_norm=True), places("vgg19")
+    theirs, ours = (places(name, batch_norm=batch_norm) for name in ("vgg11", "vgg19"))
     taken = {ours[place]: theirs[place] for place in ((1, 1), (2, 1), (3, 1), (3, 2))}
+    if batch_norm:
+        numbers = [(int(mine.split(".")[1]), int(other.split(".")[1])) for mine, other in taken.items()]
+        taken |= {f"features.{mine + 1}": f"features.{other + 1}" for mine, other in numbers}
     taken |= {f"classifier.{index}": f"classifier.{index}" for index in (0, 3, 6)}
     for name, tensor in deep.state_dict().items():
         layer, _, kind = name.rpartition(".")
         wanted = shallow.state_dict()[f"{taken[layer]}.{kind}"] if layer in taken else before[name]
         assert torch.equal(wanted, tensor), name
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_raw_convolutions_of_a_normalized_network_are_no_beginning(batch_norm: bool) -> None:
+    shallow = Classifier(SMALL.model_copy(update={"architecture": "vgg11", "batch_norm": not batch_norm}), 10)
+
+    with pytest.raises(errors.BadWeights, match="one has batch normalization and the other has not"):
+        Classifier(SMALL.model_copy(update={"batch_norm": batch_norm}), 10).begin_with(shallow.state_dict())
+
+
+def test_an_apple_card_is_asked_for_no_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has none: what is folded comes to the CPU first."""
+    here, cpu, double = set[int](), Tensor.cpu, Tensor.double
+    kept = list[Tensor]()
+
+    def to_cpu(tensor: Tensor) -> Tensor:
+        kept.append(cpu(tensor).clone())
+        here.add(id(kept[-1]))
+        return kept[-1]
+
+    def to_double(tensor: Tensor) -> Tensor:
+        assert id(tensor) in here
+        return double(tensor)
+
+    model = Classifier(SMALL.model_copy(update={"batch_norm": True}), 10)
+    monkeypatch.setattr(Tensor, "cpu", to_cpu)
+    monkeypatch.setattr(Tensor, "double", to_double)
+
+    assert 13 == len(model.folded())
 
 
 @pytest.mark.parametrize("change", [{"width": 0.25}, {"hidden": 17}, {"crop_px": 64}])

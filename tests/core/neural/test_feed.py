@@ -1,11 +1,16 @@
 """The order of the pictures and what is seen of them: by seed and place alone."""
 
+import os
+import shutil
+import signal
 from pathlib import Path
 
+import lmdb
 import pytest
 import torch
 from torch import Tensor
 
+from core import errors
 from core.dataset import Dataset
 from core.neural.feed import Order, Share, Views, in_order, loader, shuffled
 from core.recipe import Recipe
@@ -49,6 +54,7 @@ def test_validation_is_seen_once_by_all_together() -> None:
     seen = [index for rank in range(3) for batch in in_order(11, 2, Share(rank, 3)) for _, index in batch]
 
     assert list(range(11)) == sorted(seen)
+    assert [(0, 0), (0, 1)] == next(in_order(10**12, 2, Share()))  # not a tuple for each of a million pictures
 
 
 def test_the_seed_decides_the_order() -> None:
@@ -85,3 +91,31 @@ def test_a_view_has_the_size_that_is_asked_for_and_changes_with_the_epoch(stripe
     assert ((3, 32, 32), torch.uint8) == (tuple(first.shape), first.dtype)
     assert torch.equal(first, again)
     assert torch.equal(first, later) == (augment == "none")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_told_of_in_one_sentence_whoever_reads_it(
+    stripes: Path, tmp_path: Path, workers: int
+) -> None:
+    shutil.copytree(stripes, tmp_path / "data")
+    with lmdb.open(str(tmp_path / "data"), max_dbs=4) as environment:
+        database = environment.open_db(b"train")
+        with environment.begin(db=database, write=True) as transaction:
+            transaction.put(b"\0" * 8, b"\0\0damaged")
+
+    with pytest.raises(errors.BadDataset) as refused:
+        batches(tmp_path / "data", workers)
+    assert f"{tmp_path / 'data'} is damaged; build it again." == refused.value.message
+
+
+class Dying(Views):
+    def __getitem__(self, place: object) -> tuple[Tensor, int]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_reading_process_that_is_killed_is_told_of_in_words(stripes: Path) -> None:
+    with Dataset(stripes) as opened:
+        opened.close()
+        with pytest.raises(errors.Unavailable, match="fewer --workers"):
+            list(loader(Dying(opened, "train", RECIPE), Order(RECIPE, 20, 4, 0, Share()), 1, CPU))

@@ -1,24 +1,33 @@
 """Training: it learns, goes on after a kill to the same bits, stops where it must, and leaves what painting needs."""
 
 import csv
+import hashlib
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
 import torch
+from PIL import Image
 
 from core import errors
+from core.dataset import Dataset
+from core.harvest import Wish, build
 from core.neural import trained
 from core.neural.classifier import Classifier
-from core.neural.train import Moment, Pacing, Position, Team, train
-from core.neural.trained import load
+from core.neural.feed import Share
+from core.neural.team import Team
+from core.neural.train import Moment, Pacing, train
+from core.neural.trained import Position, load
 from core.neural.weights import WeightsCache
 from core.recipe import Recipe
 
@@ -70,23 +79,23 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from core.neural import trained
-from core.neural.train import Pacing, Team, train
+from core.neural.team import Team
+from core.neural.train import Pacing, train
 from core.recipe import Recipe
 
 dataset, run, recipe, at, where = sys.argv[1:]
 def on_moment(moment):
     if where == "step" and moment.step == int(at):
         os.kill(os.getpid(), signal.SIGKILL)
-saves, save = 0, torch.save
-def torn(content, file):
+saves, replace = 0, Path.replace
+def torn(part, file):
     global saves
-    saves += str(file).endswith("checkpoint.pt.part")
-    save(content, file)
+    saves += part.name == "checkpoint.pt.part"
     if where == "save" and saves == int(at):
-        os.truncate(file, os.stat(file).st_size // 2)
+        os.truncate(part, part.stat().st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-torch.save = torn
+    return replace(part, file)
+Path.replace = torn
 torch.set_num_threads(int(os.environ["THREADS"]))
 pacing = Pacing(workers=0, checkpoint_seconds=0, log_steps=1)
 train(Path(dataset), Path(run), Recipe.model_validate_json(recipe), Team(), pacing, on_moment=on_moment)
@@ -111,8 +120,8 @@ def test_a_run_that_is_killed_goes_on_to_the_same_losses_and_weights_to_the_bit(
 
     assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
     one, other = (load(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
-    assert all(torch.equal(tensor, other["model"][name]) for name, tensor in one["model"].items())
-    assert one["position"] == other["position"] | {"log_bytes": one["position"]["log_bytes"]}
+    assert all(torch.equal(tensor, other.model[name]) for name, tensor in one.model.items())
+    assert one.position == replace(other.position, log_bytes=one.position.log_bytes)
     assert opened(tmp_path / "whole") == opened(tmp_path / "killed")
 
 
@@ -122,6 +131,61 @@ def test_a_run_that_has_ended_is_left_as_it_is(stripes: Path, tmp_path: Path) ->
 
     assert first == teach(stripes, tmp_path / "run")
     assert before == {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+
+
+TEAM = """
+import os, sys
+from pathlib import Path
+import torch
+from core.neural.team import joined
+from core.neural.train import Pacing, train
+from core.recipe import Recipe
+
+dataset, run, recipe, at = sys.argv[1:]
+def on_moment(moment):
+    if moment.step == int(at):
+        os._exit(1)
+with joined("cpu") as team:
+    pacing = Pacing(workers=0, checkpoint_seconds=0, log_steps=1)
+    train(Path(dataset), Path(run), Recipe.model_validate_json(recipe), team, pacing, on_moment=on_moment)
+"""
+
+
+def validated_by(folder: Path, count: int) -> Path:
+    """A data set of 24 pictures, of which so many are for validation."""
+    hand = np.random.default_rng(0)
+    for number in range(24):
+        place = folder / "source" / f"class{number % 2}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(hand.integers(0, 256, (40, 40, 3), np.uint8)).save(place)
+    places = sorted(
+        int.from_bytes(hashlib.sha256(file.read_bytes()).digest()[:8]) / 2**64 for file in folder.rglob("*.png")
+    )
+    build(folder / "source", folder / "data", Wish(40, validation=(places[count - 1] + places[count]) / 2), jobs=1)
+    return folder / "data"
+
+
+@pytest.mark.parametrize("validation", [1, 5])  # of two processes one has nothing to look at, or a batch less
+def test_processes_with_uneven_shares_and_batch_normalization_do_not_wait_for_each_other_and_go_on_after_a_kill(
+    tmp_path: Path, validation: int
+) -> None:
+    dataset = validated_by(tmp_path, validation)
+    recipe = TINY.model_copy(update={"batch_norm": True, "batch": 4, "epochs": 2})
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "team.py")]
+    (tmp_path / "team.py").write_text(TEAM)
+
+    def run(name: str, at: int) -> int:
+        args = [str(dataset), str(tmp_path / name), recipe.model_dump_json(), str(at)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, *launch, *args], env=environment, check=False, timeout=120, capture_output=True
+        ).returncode
+
+    assert 0 == run("whole", -1)
+    assert 1 == run("killed", 6)
+    assert 0 == run("killed", -1)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
+    assert 2 == sum(bool(row["validation_loss"]) for row in rows(tmp_path / "whole"))
 
 
 def test_two_processes_learn_as_one(stripes: Path, tmp_path: Path) -> None:
@@ -153,7 +217,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(st
     with pytest.raises(errors.Diverged, match="lower learning_rate"):
         teach(stripes, tmp_path / "run", learning_rate=100, epochs=50)
 
-    kept = load(tmp_path / "run" / "checkpoint.pt")["model"]
+    kept = load(tmp_path / "run" / "checkpoint.pt").model
     assert all(tensor.isfinite().all() for tensor in kept.values())
 
 
@@ -194,14 +258,20 @@ def test_what_comes_out_can_be_painted_with_and_says_what_it_is(stripes: Path, t
     assert card["sha256"] == network.sha256
 
 
+def resaved(run: Path, **changes: Any) -> None:
+    """The checkpoint, with something else told of the run."""
+    found = load(run / "checkpoint.pt")
+    about = found.about.model_copy(update=changes)
+    tensors = {"model": found.model, "optimizer": found.optimizer, "scaler": found.scaler}
+    trained.save(run / "checkpoint.pt", about, found.position, **tensors)
+
+
 def test_other_settings_or_pictures_than_those_it_was_begun_with_are_refused(stripes: Path, tmp_path: Path) -> None:
     teach(stripes, tmp_path / "run", epochs=1)
 
     with pytest.raises(errors.BadSpec, match="was begun with epochs 1"):
         teach(stripes, tmp_path / "run", epochs=2)
-    found = load(tmp_path / "run" / "checkpoint.pt")
-    about = trained.About.model_validate_json(found["about"]).model_copy(update={"dataset_sha256": "0" * 64})
-    trained.save(tmp_path / "run" / "checkpoint.pt", {**found, "about": about.model_dump_json()})
+    resaved(tmp_path / "run", dataset_sha256="0" * 64)
     with pytest.raises(errors.BadSpec, match="other pictures"):
         teach(stripes, tmp_path / "run", epochs=1)
 
@@ -226,14 +296,17 @@ def test_pictures_smaller_than_the_crop_are_refused(stripes: Path, tmp_path: Pat
         teach(stripes, tmp_path / "run", crop_px=48)
 
 
-def test_a_full_disk_is_told_of_and_the_last_checkpoint_is_still_good(stripes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("room_bytes", [20_000, 200])  # less than a checkpoint, and less than the log
+def test_a_full_disk_is_told_of_and_the_last_checkpoint_is_still_good(
+    stripes: Path, tmp_path: Path, room_bytes: int
+) -> None:
     """The limit on the size of a file stands in for the disk: the kernel refuses the write just the same."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     def fill(moment: Moment) -> None:
         if moment.step == 3:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, hard))
 
     try:
         with pytest.raises(errors.StorageFull, match="no room"):
@@ -242,7 +315,7 @@ def test_a_full_disk_is_told_of_and_the_last_checkpoint_is_still_good(stripes: P
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         signal.signal(signal.SIGXFSZ, previous)
 
-    assert 2 == load(tmp_path / "run" / "checkpoint.pt")["position"]["step"]
+    assert 2 == load(tmp_path / "run" / "checkpoint.pt").position.step
     assert not list((tmp_path / "run").glob("*.part"))
     teach(stripes, tmp_path / "whole")
     teach(stripes, tmp_path / "run")
@@ -250,11 +323,131 @@ def test_a_full_disk_is_told_of_and_the_last_checkpoint_is_still_good(stripes: P
 
 
 def test_without_validation_the_last_epoch_is_kept(stripes: Path, tmp_path: Path) -> None:
-    from core.harvest import Wish, build
-
     build(stripes.parent / "source", tmp_path / "all", Wish(40, validation=0), jobs=1)
     ended = teach(tmp_path / "all", tmp_path / "run", epochs=2)
 
     assert (-1.0, 2) == (ended.best, ended.best_epoch)
     with safetensors.safe_open(tmp_path / "run" / "network.safetensors", framework="pt") as file:
         assert "validation_top1" not in file.metadata()
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(step: int) -> Callable[[Moment], None]:
+    def look(moment: Moment) -> None:
+        if moment.step == step:
+            raise Stopped
+
+    return look
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_a_run_in_half_precision_goes_on_with_its_scaler_and_in_the_precision_it_was_begun_with(
+    stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Where `auto` means another one now: the run was begun on a card, say."""
+    recipe = TINY.model_copy(update={"precision": "auto", "epochs": 1})
+    monkeypatch.setattr("core.neural.train.fast_dtype", lambda _: getattr(torch, precision))
+    train(stripes, tmp_path / "whole", recipe, Team(), EVERY_STEP)
+    with pytest.raises(Stopped):
+        train(stripes, tmp_path / "parts", recipe, Team(), EVERY_STEP, on_moment=stop_at(4))
+    monkeypatch.setattr("core.neural.train.fast_dtype", lambda _: torch.float32)
+    train(stripes, tmp_path / "parts", recipe, Team(), EVERY_STEP)
+
+    whole, parts = (load(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+    assert whole.scaler == parts.scaler
+    assert (precision == "float16") == bool(whole.scaler)
+    assert precision == parts.about.precision == opened(tmp_path / "parts")[0]["precision"]
+
+
+def test_float32_is_not_ten_bits_of_it_on_a_card(stripes: Path, tmp_path: Path) -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    teach(stripes, tmp_path / "run", epochs=1)
+
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"warmup_epochs": 3.0}, "warmup_epochs must be less than epochs"),
+        ({"patience": 1}, "the data set has none"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_and_leave_nothing(
+    stripes: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    build(stripes.parent / "source", tmp_path / "all", Wish(40, validation=0), jobs=1)
+
+    with pytest.raises(errors.BadSpec, match=words):
+        teach(tmp_path / "all", tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_team_that_no_batch_can_be_shared_among_is_told_what_batch_could(stripes: Path, tmp_path: Path) -> None:
+    with Dataset(stripes) as data:
+        count = data.count("train")
+    team = Team(Share(0, 7))
+
+    with pytest.raises(errors.BadSpec, match=r"^batch must be a multiple of the 7 processes, 7 or so"):
+        train(stripes, tmp_path / "run", TINY, team, EVERY_STEP)
+    with pytest.raises(errors.BadSpec, match=rf"only {count} pictures .* 7 processes, {count // 7 * 7} or so"):
+        train(stripes, tmp_path / "run", TINY.model_copy(update={"batch": 7000}), team, EVERY_STEP)
+
+
+def test_a_beginning_that_cannot_be_read_leaves_no_folder(stripes: Path, tmp_path: Path) -> None:
+    (tmp_path / "start.pth").write_bytes(b"no weights")
+
+    with pytest.raises(errors.BadWeights):
+        train(stripes, tmp_path / "run", TINY, Team(), EVERY_STEP, start=tmp_path / "start.pth")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_machine_without_memory_is_told_of_in_words(stripes: Path, tmp_path: Path) -> None:
+    """On a CPU, where torch's error has no class of its own: a billion bytes more than there are."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000, hard))
+    try:
+        with pytest.raises(errors.OutOfMemory, match="make --batch smaller"):
+            teach(stripes, tmp_path / "run", width=1.0, hidden=16384)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1, 2],
+        {7: 7},
+        {"format": 1},
+        {"format": 2},
+        {"format": 1, "about": "[" * 100_000, "position": {}, "model": {}, "optimizer": {}, "scaler": {}},
+        {"format": 1, "about": None, "position": {"step": "many"}, "model": {}, "optimizer": {}, "scaler": {}},
+        {"format": 1, "about": None, "position": {}, "model": {}, "optimizer": {"state": 7}, "scaler": {}},
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused_in_words(stripes: Path, tmp_path: Path, content: Any) -> None:
+    teach(stripes, tmp_path / "run", epochs=1)
+    file = tmp_path / "run" / "checkpoint.pt"
+    if isinstance(content, dict) and content.get("about", 0) is None:
+        content = {**content, "about": load(file).about.model_dump_json()}
+    torch.save(content, file)
+
+    with pytest.raises(errors.BadWeights):
+        teach(stripes, tmp_path / "run", epochs=1)
+
+
+def test_a_log_that_someone_has_cut_goes_on_without_a_gap(stripes: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(stripes, tmp_path / "run", TINY, Team(), EVERY_STEP, on_moment=stop_at(5))
+    text = (tmp_path / "run" / "log.csv").read_bytes()
+    (tmp_path / "run" / "log.csv").write_bytes(text[: text.index(b"\n") + 1])
+    teach(stripes, tmp_path / "run")
+
+    assert b"\0" not in (tmp_path / "run" / "log.csv").read_bytes()
+    assert "5" == rows(tmp_path / "run")[0]["step"]

@@ -6,6 +6,8 @@ import os
 import pickle
 import tarfile
 import threading
+import zipfile
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -48,12 +50,12 @@ def test_torchvisions_names_count_convolutions_relus_and_poolings() -> None:
     assert [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34] == vgg19
 
 
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "PTH", "SafeTensors"])
 def test_a_file_in_torchvisions_format_becomes_the_network(cache: WeightsCache, tmp_path: Path, suffix: str) -> None:
     """With the fully connected layers that torchvision's file has, and painting does not use."""
     tensors = {**_named("vgg19"), "classifier.0.weight": torch.zeros(2, 2)}
     path = tmp_path / f"mine.{suffix}"
-    if suffix == "pth":
+    if suffix.lower() == "pth":
         torch.save(tensors, path)
     else:
         save_file(tensors, path)
@@ -73,40 +75,59 @@ class _Evil:
         return os.system, ("echo owned",)
 
 
-def _bad_files() -> dict[str, bytes]:
-    def saved(value: Any) -> bytes:
-        buffer = io.BytesIO()
-        torch.save(value, buffer)
-        return buffer.getvalue()
-
-    wrong_shape = {**_named("vgg16"), "features.0.weight": torch.zeros(64, 3, 5, 5)}
-    not_finite = {**_named("vgg16"), "features.0.bias": torch.full((64,), torch.nan)}
-    return {
-        "empty": b"",
-        "text": b"no weights",
-        "another text": b"hello\n",
-        "code": pickle.dumps({"features.0.weight": _Evil()}),
-        "code in a zip": saved({"features.0.weight": _Evil()}),
-        "a list": saved([1, 2]),
-        "cut": saved(_named("vgg16"))[:1000],
-        "another network": saved({"conv.weight": torch.zeros(1)}),
-        "wrong shape": saved(wrong_shape),
-        "not finite": saved(not_finite),
-    }
+def _packed(data: bytes) -> bytes:
+    """The same archive, deflated: a few bytes could stand for a thousand times as many."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    return buffer.getvalue()
 
 
-@pytest.mark.parametrize("name", list(_bad_files()))
+def _saved_by_torch(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _vgg16_but(**changed: Tensor) -> bytes:
+    """A good file but for these."""
+    return _saved_by_torch({**_named("vgg16"), **{name.replace("__", "."): value for name, value in changed.items()}})
+
+
+BAD_FILES: dict[str, Callable[[], bytes]] = {
+    "empty": lambda: b"",
+    "text": lambda: b"no weights",
+    "another text": lambda: b"hello\n",
+    "code": lambda: pickle.dumps({"features.0.weight": _Evil()}),
+    "code in a zip": lambda: _saved_by_torch({"features.0.weight": _Evil()}),
+    "a list": lambda: _saved_by_torch([1, 2]),
+    "cut": lambda: _saved_by_torch(_named("vgg16"))[:1000],
+    "another network": lambda: _saved_by_torch({"conv.weight": torch.zeros(1)}),
+    "wrong shape": lambda: _vgg16_but(features__0__weight=torch.zeros(64, 3, 5, 5)),
+    "not finite": lambda: _vgg16_but(features__0__bias=torch.full((64,), torch.nan)),
+    "a name that is none": lambda: _saved_by_torch({**_named("vgg16"), 7: torch.zeros(1)}),
+    "terabytes of one number": lambda: _vgg16_but(features__0__weight=torch.zeros(1).expand(1 << 40)),
+    "terabytes of variance": lambda: _vgg16_but(features__1__running_var=torch.zeros(1).expand(1 << 40)),
+    "no numbers": lambda: _vgg16_but(features__0__bias=torch.zeros(64, device="meta")),
+    "sparse": lambda: _vgg16_but(features__0__bias=torch.zeros(64).to_sparse()),
+    "complex": lambda: _vgg16_but(features__0__bias=torch.zeros(64, dtype=torch.complex64)),
+    "packed": lambda: _packed(_saved_by_torch(_named("vgg11"))),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_FILES))
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_a_bad_file_is_refused_runs_nothing_and_leaves_nothing(
     cache: WeightsCache, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, suffix: str
 ) -> None:
     path = tmp_path / f"bad.{suffix}"
-    path.write_bytes(_bad_files()[name])
+    path.write_bytes(BAD_FILES[name]())
 
     with pytest.raises(errors.BadWeights):
-        cache.import_file("vgg16", path)
+        cache.import_file("mine", path)
 
-    assert not cache.has("vgg16")
+    assert not cache.has("mine")
     assert "owned" not in capfd.readouterr().out
 
 
@@ -164,7 +185,7 @@ def test_what_a_file_says_that_its_network_takes_is_believed(cache: WeightsCache
     )
 
 
-@pytest.mark.parametrize("told", ['"x"', "[1, 2]", "[0.2, 0.2, 0]", "[NaN, 1, 1]", "[" * 2000])
+@pytest.mark.parametrize("told", ['"x"', "[1, 2]", "[0.2, 0.2, 0]", "[NaN, 1, 1]", "[" * 2000, f"[{'9' * 400}, 1, 1]"])
 def test_what_is_told_must_make_sense(cache: WeightsCache, tmp_path: Path, told: str) -> None:
     with pytest.raises(errors.BadWeights, match="mean and std"):
         cache.import_file("mine", _saved(tmp_path, "vgg11", {"std": told}))
@@ -176,6 +197,17 @@ def test_a_name_that_no_job_could_say_is_refused(cache: WeightsCache, tmp_path: 
         cache.import_file(name, _saved(tmp_path, "vgg11"))
 
     assert not cache.folder.exists() or not any(cache.folder.iterdir())
+
+
+def test_no_name_leads_out_of_the_folder(cache: WeightsCache, tmp_path: Path) -> None:
+    other = _saved(tmp_path, "vgg11")
+    cache.folder.mkdir()
+    for act in (cache.remove, cache.entry, cache.parameters, cache.has):
+        with pytest.raises(errors.BadInput, match="A network's name has"):
+            act(f"../{other.stem}")
+
+    assert other.exists()
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_a_name_means_one_network(cache: WeightsCache, tmp_path: Path) -> None:

@@ -1,0 +1,25 @@
+"""The bar on a terminal, as often as an eye can follow it."""
+
+import sys
+
+import pytest
+
+from cli import bar
+from cli.bar import Bar
+
+
+def test_it_is_drawn_ten_times_a_second_and_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(bar.time, "monotonic", lambda: clock[0])
+    with Bar() as opened:
+        for step in range(1000):
+            clock[0] += 0.001
+            opened.tell("training", step / 1000, f"step {step};")
+        opened.tell("training", 1.0, "step 1000;")
+
+    drawn = capsys.readouterr().err
+    assert 10 <= drawn.count("step ") <= 14
+    assert "step 1000;" in drawn
