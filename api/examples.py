@@ -59,7 +59,16 @@ JOB: dict[str, Any] = {
     "outputs": [{"id": RESULT, "content_type": "image/png", "width": 512, "height": 384, "size_bytes": 421_337}],
     "model": {"name": "vgg19", "sha256": WEIGHTS},
     "error": None,
-    "metrics": {"load_seconds": 0.2, "run_seconds": 29.6},
+    "metrics": {
+        "load_seconds": 0.2,
+        "run_seconds": 29.6,
+        "planned_seconds": 31.0,
+        "planned_bytes": 1_210_000_000.0,
+        "loss_total": 1.6,
+        "loss_content": 0.6,
+        "loss_style": 1.0,
+        "loss_tv": 0.0,
+    },
     "links": {
         "self": _SELF,
         "events": f"{_SELF}/events",

@@ -1,6 +1,6 @@
-"""What the service adds to the painting: checkpoints, the way from a submission to its start, the end of a cancel.
+"""What the service adds to the painting: checkpoints, frames, the way from submission to start, the end of a cancel.
 
-    python bench/service.py checkpoint | cancel | start
+    python bench/service.py checkpoint | frames | cancel | start
 
 Each prints one table. bench/README.md.
 """
@@ -16,16 +16,23 @@ from typing import Any
 
 import click
 import httpx2
+from PIL import Image
 
+from bench import api
 from bench.optimize import SAMPLES, pair
 from cli.up import LocalService, free_port
+from core.blobs import Blobs
 from core.checkpoints import Checkpoints
-from core.neural.stylize import Moment, Painting, stylize
+from core.jobs import JobInput, new_job_id
+from core.neural.planner import NOMINAL, Planner
+from core.neural.stylize import Moment, Painting, Progress, stylize
 from core.neural.weights import WeightsCache
 from core.settings import Settings
 from core.spec import StyleSpec
 from core.store import Standing
+from worker.attempt import Attempt
 from worker.keeper import Keeper
+from worker.settings import WorkerSettings
 
 
 @click.group()
@@ -81,6 +88,48 @@ def _with_checkpoints(folder: Path, paint: Callable[[Callable[[Moment], None]], 
     painting = paint(watch)
     keeper.forget()
     return painting
+
+
+class _Timed(Attempt):
+    """An attempt that looks at the clock: what frames cost the painting, and the thread beside it."""
+
+    waited = busy = 0.0  # seconds of the painting; CPU seconds of the thread
+
+    def _shown(self, moment: Moment) -> Image.Image | None:
+        began = time.perf_counter()
+        shown = super()._shown(moment)
+        self.waited += time.perf_counter() - began
+        return shown
+
+    def _keep_frame(self, progress: Progress, picture: Image.Image) -> None:
+        began = time.thread_time()
+        super()._keep_frame(progress, picture)
+        self.busy += time.thread_time() - began
+
+
+@main.command()
+@click.option("--size", default=512)
+@click.option("--iterations", default=60)
+def frames(size: int, iterations: int) -> None:
+    """Of a run without previews: how long the painting waits for its frames, and the CPU time of keeping them."""
+    network = WeightsCache(Settings().weights_dir).load("vgg16")
+    with api.service(processes=0) as running:  # a store, and nobody at its door
+        blobs, store = Blobs(running.folder / "blobs"), running.store
+        digests = [blobs.put((SAMPLES / name).read_bytes()) for name in ("harbor.jpg", "strokes.jpg")]
+        for digest in digests:
+            store.hold(digest)
+        spec = StyleSpec(size=size, scales=1, iterations=iterations).for_pictures()
+        store.create(new_job_id(), JobInput(content=digests[0], styles=digests[1:], spec=spec.model_dump()))
+        job = store.claim("t", "bench")
+        assert job is not None
+        checkpoints, settings = Checkpoints(running.folder / "checkpoints"), WorkerSettings(preview_seconds=600)
+        attempt = _Timed(job, "t", store, blobs=blobs, checkpoints=checkpoints, settings=settings)
+        attempt.run(lambda _: (network, Planner(network, NOMINAL, None)))
+        ended, kept = store.get(job.id), len(store.frames(job.id))
+    seconds = ended.metrics["run_seconds"]
+    click.echo("| size | iterations | run | frames | painting waits | thread |\n|---|---|---|---|---|---|")
+    shares = f"{attempt.waited / seconds:.2%} | {attempt.busy / seconds:.2%} of a core |"
+    click.echo(f"| {size} px | {iterations} | {seconds:.0f} s | {kept} | {shares}")
 
 
 @contextmanager

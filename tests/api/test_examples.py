@@ -19,6 +19,8 @@ USUAL = {"content-type", "content-length", "content-disposition", "cache-control
 USUAL |= {"last-modified", "content-security-policy", "x-content-type-options", "referrer-policy", "x-accel-buffering"}
 USUAL |= {"cross-origin-resource-policy", "cross-origin-opener-policy", "permissions-policy"}
 
+WORKER = Worker(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
+
 
 class Seen:
     """Real answers, by operation and status, of a service that has been through everything once."""
@@ -82,10 +84,10 @@ def seen(client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blo
     store.keep_frame(job["id"], "t", Frame(index=0, iteration=1, scale=1, seconds=0.1, digest=small))
     store.progress(job["id"], "t", at, small)
     output = Output(id=picture, content_type="image/png", width=96, height=72, size_bytes=1)
-    took = {"load_seconds": 1.0, "run_seconds": 2.0}
+    took = dict.fromkeys(("load_seconds", "run_seconds", "planned_seconds", "planned_bytes"), 1.0)
+    took |= {f"loss_{name}": 1.0 for name in losses}
     store.succeed(job["id"], "t", output, NetworkUsed(name="vgg16", sha256="w"), took)
-    worker = Worker(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
-    store.beat("worker", worker)
+    store.beat("worker", WORKER)
     for path in (
         own,
         *(f"{own}/{part}" for part in ("result", "preview", "frames/0", "timelapse")),
@@ -111,8 +113,10 @@ def seen(client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blo
     ask("POST", "/v1/images", files={"image": files["content"]})
     listening = Thread(target=_answer, args=(store,))
     listening.start()
+    store.beat("worker", WORKER)
     ask("POST", "/v1/estimate", json={"content": digest, "styles": [digest]})
     listening.join()
+    store.beat("worker", WORKER)
     for path in ("/v1/presets", "/v1/system", "/v1/models", "/livez", "/readyz"):
         ask("GET", path)
     ask("GET", "/v1/jobs?limit=0")
@@ -124,9 +128,11 @@ def seen(client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blo
 
 def _answer(store: JobStore) -> None:
     step = Step(width=96, height=72, iterations=1, seconds=1.0, memory_bytes=1, tile_px=None)
-    while (found := store.asked()) is None:
-        pass
-    store.answer(found[0], Forecast(device="cpu", network="vgg16", scales=[step]))
+    for _ in range(40):  # half a minute at most
+        store.beat("worker", WORKER)
+        if found := store.asked():
+            store.answer(found[0], Forecast(device="cpu", network="vgg16", scales=[step]))
+            return
 
 
 def _kind(value: Any) -> Any:

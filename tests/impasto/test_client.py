@@ -166,6 +166,7 @@ def test_an_estimate_is_of_sizes_digests_or_files(client: Client, pictures: Pict
 
     def answer() -> None:
         while len(asked) < 2:
+            at_service.beat("worker")
             if found := at_service.asked():
                 asked.append(found[1])
                 at_service.answer(found[0], Forecast(device="cpu", network="vgg16", scales=[step]))
