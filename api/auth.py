@@ -7,7 +7,10 @@ caller, without limits.
 
 import math
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
@@ -35,6 +38,13 @@ class Caller:
 
 ANYBODY = Caller()
 
+Admits = Callable[[], Awaitable[bool]]
+"""Whether the caller still may: for an answer that goes on and on."""
+
+
+async def _always() -> bool:
+    return True
+
 
 class Authentication:
     """Leaves the caller in the request's state, or answers itself: 401, 429, 503."""
@@ -49,17 +59,17 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         try:
-            caller = ANYBODY if self._ring is None else await self._admitted(scope, self._ring)
+            caller, admits = (ANYBODY, _always) if self._ring is None else await self._admitted(scope, self._ring)
         except errors.ImpastoError as error:
             answer = problem(error)
             if isinstance(error, errors.Unauthorized):
                 answer.headers["WWW-Authenticate"] = "Bearer"
             await answer(scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = caller
+        scope.setdefault("state", {}).update(caller=caller, admits=admits)
         await self._app(scope, receive, send)
 
-    async def _admitted(self, scope: Scope, ring: "KeyRing") -> Caller:
+    async def _admitted(self, scope: Scope, ring: "KeyRing") -> tuple[Caller, Admits]:
         secret, address = secret_in(Headers(scope=scope).getlist("authorization")), (scope["client"] or ("",))[0]
         if not ring.knows(secret):  # who has a key is not held up by who guesses at the same address
             await self._rates.check_guesses(address)
@@ -69,7 +79,7 @@ class Authentication:
             await self._rates.note_guess(address)
             raise
         await self._rates.count(key.id, kind_of(scope["method"], scope["path"]))
-        return Caller(key.id, key.priority)
+        return Caller(key.id, key.priority), partial(ring.admits, secret)
 
 
 def secret_in(authorization: list[str]) -> str:
@@ -109,6 +119,15 @@ class KeyRing:
     def knows(self, secret: str) -> bool:
         """Whether it was a real key when it was last used here."""
         return secret in self._known
+
+    async def admits(self, secret: str) -> bool:
+        """Whether the key is still good. While the store is away, nobody is turned out."""
+        with suppress(errors.StoreUnavailable):
+            try:
+                await self.find(secret)
+            except errors.Unauthorized:
+                return False
+        return True
 
     async def find(self, secret: str) -> Key:
         """The key with this secret. Raises Unauthorized, StoreUnavailable."""

@@ -4,15 +4,21 @@ A batch is no more than its jobs: each has its own place in the queue and counts
 """
 
 import hashlib
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api import submission
-from api.deps import Owner, Store
+from api import submission, tags
+from api.deps import Owner, Sights, Store
 from api.images import inspected, known
 from api.look import POLL_SECONDS
+from api.lookout import Vigil
+from api.prefer import Patience, applied
 from api.resource import JobResource, resource
 from api.taker import KEY, Taker, file_of, kept
 from core import errors
@@ -108,20 +114,51 @@ def _taken(sent: submission.BatchSubmission, spec: StyleSpec, terms: Terms, take
 
 
 @router.get("/{batch_id}", response_model=BatchResource, responses={304: {}}, summary="How far are they?")
-def look(
-    batch_id: str, owner: Owner, store: Store, response: Response, if_none_match: Annotated[str | None, Header()] = None
+async def look(
+    *,
+    batch_id: str,
+    owner: Owner,
+    store: Store,
+    sights: Sights,
+    request: Request,
+    response: Response,
+    patience: Patience,
 ) -> BatchResource | Response:
-    """The batch. Send the ETag back as If-None-Match: 304 while nothing has changed."""
-    batch = store.batch(_id(batch_id), owner)
-    states = "".join(f"{job.id} {job.version} {job.queue and job.queue.position} " for job in batch.jobs)
-    tag = f'"{hashlib.sha256(states.encode()).hexdigest()[:32]}"'
-    headers = {"ETag": tag, "Cache-Control": "no-cache"}
-    if not all(job.status.ended for job in batch.jobs):
+    """The batch. Send the ETag back as If-None-Match: 304 while nothing has changed.
+
+    `Prefer: wait=N` (30 s at most): with If-None-Match the answer comes with the next change, else when a job of it
+    has a new status.
+    """
+    batch, known, headers = await run_in_threadpool(store.batch, _id(batch_id), owner), tags.sent(request), {}
+    if patience and not batch.ended:
+        with suppress(errors.TooManyWatchers):  # it is a preference; they may poll
+            with closing(sights.listen_to([job.id for job in batch.jobs], owner)) as vigil:
+                batch = await _changed(batch, known, vigil, patience, partial(store.batch, batch.id, owner))
+            headers = applied(patience)
+    tag = _tag(batch)
+    headers |= {"ETag": tag, "Cache-Control": "no-cache"}
+    if not batch.ended:
         headers["Retry-After"] = str(POLL_SECONDS)
-    if if_none_match is not None and tag in if_none_match:
+    if tags.among(known, tag):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return batch_resource(batch)
+
+
+async def _changed(first: Batch, known: str, vigil: Vigil, seconds: float, read: Callable[[], Batch]) -> Batch:
+    """The batch when it tells something new; as it is after so long, in any case. Raises BatchNotFound."""
+    until = time.monotonic() + seconds
+    while True:
+        batch = await run_in_threadpool(read)  # at first for what has changed before the vigil began
+        new = not tags.among(known, _tag(batch)) if known else batch.counts != first.counts
+        if new or batch.ended or not await vigil.wait(until - time.monotonic()):
+            return batch
+
+
+def _tag(batch: Batch) -> str:
+    """The ETag. A weak one, as a job's."""
+    states = "".join(f"{job.id} {job.version} {job.queue and job.queue.position} " for job in batch.jobs)
+    return f'W/"{hashlib.sha256(states.encode()).hexdigest()[:32]}"'
 
 
 @router.post("/{batch_id}/cancel", response_model=BatchResource, summary="Stop them")

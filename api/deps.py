@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api import auth
 from api.auth import Caller
 from api.lookout import Lookout
 from api.settings import ApiSettings
@@ -47,6 +48,11 @@ async def _owner(caller: Asker) -> str:
     return caller.owner
 
 
+async def _admits(request: Request) -> auth.Admits:
+    held: auth.Admits = request.state.admits
+    return held
+
+
 async def _webhooks(request: Request) -> webhooks.Policy:
     held: webhooks.Policy = request.app.state.webhooks
     return held
@@ -62,5 +68,6 @@ Sights = Annotated[Lookout, Depends(_sights)]
 Blobs = Annotated[blobs.Blobs, Depends(_blobs)]
 Ring = Annotated[Callable[[], bool], Depends(_ring)]
 Owner = Annotated[str, Depends(_owner)]
+Admits = Annotated[auth.Admits, Depends(_admits)]
 Webhooks = Annotated[webhooks.Policy, Depends(_webhooks)]
 Config = Annotated[ApiSettings, Depends(_settings)]

@@ -12,7 +12,8 @@ from api.images import inspected, known
 from api.submission import knobs_schema
 from core import errors
 from core.images import MAX_SIDE_PX, MIN_SIDE_PX
-from core.jobs import JobError, Question, Queue, Step
+from core.jobs import Question, Queue
+from core.service import Estimate
 from core.spec import MAX_STYLES, parse_spec, result_size
 from core.store import JobStore
 
@@ -48,23 +49,6 @@ class Sketch(BaseModel):
     masks: Pictures = []
     init_image: Picture | None = None
     spec: dict[str, Any] = Field({}, description="Knobs, as in a submission.", json_schema_extra=knobs_schema())
-
-
-class Estimate(BaseModel):
-    """What the run would take beside the network itself, and when it would begin if it were submitted now.
-
-    refused: why it would fail; there are no figures then.
-    """
-
-    seconds: float | None
-    memory_bytes: int | None
-    width: int
-    height: int
-    scales: list[Step]
-    refused: JobError | None
-    device: str
-    network: str
-    queue: Queue
 
 
 @router.post("", summary="How long would it take?", max_body_size=_BODY_BYTES)

@@ -6,6 +6,7 @@ comes back for both.
 """
 
 import json
+import re
 from collections.abc import AsyncIterator
 from functools import lru_cache
 from typing import Annotated, Any
@@ -15,14 +16,17 @@ from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.deps import Owner, Sights
+from api import auth
+from api.deps import Admits, Owner, Sights
 from api.lookout import Sight, Watch
 from api.resource import JOBS, resource
 from core import errors
 from core.jobs import is_job_id
 
-HEARTBEAT_SECONDS = 15.0
+HEARTBEAT_SECONDS = 5.0  # and a key that is revoked ends its streams
 RETRY_MS = 2000  # how long a browser waits before it comes again
+
+_ID = re.compile(r"[0-9]{1,16}")  # what is none is answered as if nothing were known
 
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second tells nginx to pass on what it gets
 
@@ -34,8 +38,8 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, watch: Watch, after: int | None) -> None:
-        super().__init__(_stream(watch, after), headers=_HEADERS)
+    def __init__(self, watch: Watch, after: int | None, admits: auth.Admits) -> None:
+        super().__init__(_stream(watch, after, admits), headers=_HEADERS)
         self._watch = watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,9 +57,11 @@ class EventStream(StreamingResponse):
     summary="Watch it",
 )
 async def events(
+    *,
     job_id: str,
     owner: Owner,
     sights: Sights,
+    admits: Admits,
     after: Annotated[int | None, Query(ge=0, le=2**53)] = None,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -66,22 +72,22 @@ async def events(
     """
     if not is_job_id(job_id):
         raise errors.JobNotFound()
-    if last_event_id is not None and last_event_id.isdecimal() and last_event_id.isascii():
+    if last_event_id is not None and _ID.fullmatch(last_event_id):
         after = int(last_event_id)  # newer than an address, which a browser does not change
     watch = await sights.watch(job_id, owner)
     assert watch.sight is not None, "a watch begins with a sight"
     if watch.sight.job.status.ended and watch.sight.job.version == after:
         watch.close()
         return Response(status_code=204, headers=_HEADERS)
-    return EventStream(watch, after)
+    return EventStream(watch, after, admits)
 
 
-async def _stream(watch: Watch, after: int | None) -> AsyncIterator[bytes]:
+async def _stream(watch: Watch, after: int | None, admits: auth.Admits) -> AsyncIterator[bytes]:
     yield format_sse_event(retry=RETRY_MS)
     known: Sight | None = None
     if watch.sight and watch.sight.job.version == after and watch.sight.job.queue is None:
         known = watch.sight  # a place in the queue has no version: it is told again
-    while not watch.over:
+    while not watch.over and await admits():
         sight = watch.sight
         if sight is None:
             yield format_sse_event(comment="the job is deleted")
@@ -117,7 +123,10 @@ def told(now: Sight, before: Sight | None) -> bytes:
 
 
 def _rest(sight: Sight) -> Any:
-    return sight.job.model_copy(update={"version": 0, "progress": None, "preview": None, "checkpoint": None})
+    """All that a client sees and no event but `status` tells."""
+    shown = resource(sight.job).model_dump(exclude={"version", "progress", "preview"})
+    shown["links"].pop("preview", None)
+    return shown
 
 
 def _json(data: dict[str, Any]) -> bytes:

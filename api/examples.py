@@ -1,7 +1,12 @@
 """One of everything that goes over the wire, for the OpenAPI document. A test holds each against its schema."""
 
+import json
 from typing import Any
 
+from fastapi.sse import format_sse_event
+
+from api.settings import ApiSettings
+from api.system import limits_of
 from core.jobs import Status
 from core.presets import PRESETS
 from core.spec import parse_spec
@@ -9,6 +14,7 @@ from core.spec import parse_spec
 JOB_ID, BATCH_ID = "job_" + "k3v7qd2m5x" * 2 + "ab2cd3", "batch_" + "m5xk3v7qd2" * 2 + "ab2cd3"
 PHOTO, PAINTING, RESULT = (f"sha256:{digit * 64}" for digit in "abc")
 WEIGHTS = "d" * 64
+PREVIEW = f"sha256:{'e' * 64}"
 
 _KNOBS = {"preset": "brushwork", "size": 512}
 _SELF = f"/v1/jobs/{JOB_ID}"
@@ -47,22 +53,57 @@ JOB: dict[str, Any] = {
         "iterations_per_second": 12.5,
         "seconds_left": 0.0,
         "loss": {"total": 1.6, "content": 0.6, "style": 1.0, "tv": 0.0},
+        "steered": [],
     },
-    "preview": None,
+    "preview": PREVIEW,
     "outputs": [{"id": RESULT, "content_type": "image/png", "width": 512, "height": 384, "size_bytes": 421_337}],
     "model": {"name": "vgg19", "sha256": WEIGHTS},
     "error": None,
     "metrics": {"load_seconds": 0.2, "run_seconds": 29.6},
-    "frames": 59,
     "links": {
         "self": _SELF,
         "events": f"{_SELF}/events",
         "retry": f"{_SELF}/retry",
+        "preview": f"{_SELF}/preview",
         "result": f"{_SELF}/result",
         "frames": f"{_SELF}/frames",
         "timelapse": f"{_SELF}/timelapse",
     },
 }
+
+WAITING: dict[str, Any] = {
+    **JOB,
+    "status": "queued",
+    "version": 1,
+    **dict.fromkeys(("started_at", "completed_at", "expires_at", "progress", "preview", "model")),
+    "attempt": 0,
+    "queue": {"position": 3, "start_seconds": 64.0},
+    "outputs": [],
+    "metrics": {},
+    "links": {"self": _SELF, "events": f"{_SELF}/events", "cancel": f"{_SELF}/cancel"},
+}
+
+
+CANCELED: dict[str, Any] = {
+    **WAITING,
+    "status": "canceled",
+    "version": 2,
+    "completed_at": "2026-11-23T14:00:09Z",
+    "expires_at": "2026-12-23T14:00:09Z",
+    "queue": None,
+    "links": {"self": _SELF, "events": f"{_SELF}/events", "retry": f"{_SELF}/retry"},
+}
+
+
+def _batch(job: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": BATCH_ID,
+        "created_at": "2026-11-23T14:00:00Z",
+        "counts": {**dict.fromkeys(Status, 0), job["status"]: 1},
+        "jobs": [{**job, "batch_id": BATCH_ID}],
+        "links": {"self": f"/v1/batches/{BATCH_ID}", "cancel": f"/v1/batches/{BATCH_ID}/cancel"},
+    }
+
 
 _ABOUT = {"device": "cpu", "precision": "bfloat16", "network": "vgg16", "networks": ["vgg16"]}
 
@@ -70,13 +111,7 @@ _ABOUT = {"device": "cpu", "precision": "bfloat16", "network": "vgg16", "network
 ANSWERS: dict[str, Any] = {
     "JobResource": JOB,
     "JobPage": {"jobs": [JOB], "next": "/v1/jobs?limit=1&cursor=17"},
-    "BatchResource": {
-        "id": BATCH_ID,
-        "created_at": "2026-11-23T14:00:00Z",
-        "counts": {**dict.fromkeys(Status, 0), "succeeded": 1},
-        "jobs": [{**JOB, "batch_id": BATCH_ID}],
-        "links": {"self": f"/v1/batches/{BATCH_ID}", "cancel": f"/v1/batches/{BATCH_ID}/cancel"},
-    },
+    "BatchResource": _batch(WAITING),
     "Kept": {"id": PHOTO, "width": 1024, "height": 768, "size_bytes": 310_224},
     "PresetList": {
         "presets": [
@@ -111,7 +146,7 @@ ANSWERS: dict[str, Any] = {
         "running": 1,
         "pace_seconds": 21.4,
         "workers": [{"busy": True, "about": _ABOUT}],
-        "limits": {"max_queued": 10_000, "max_jobs_per_caller": 2_000},
+        "limits": limits_of(ApiSettings.model_construct()).model_dump(),
     },
     "Models": {
         "models": [
@@ -120,6 +155,29 @@ ANSWERS: dict[str, Any] = {
         ]
     },
 }
+
+# Answers that are otherwise than their schema's, by operation and status.
+ANSWERS_OF: dict[str, Any] = {
+    "POST /v1/jobs 202": WAITING,
+    "POST /v1/jobs/{job_id}/retry 202": {**WAITING, "retried_from": "job_" + "q5n2w7t4r6" * 2 + "ab2cd3"},
+    "PATCH /v1/jobs/{job_id} 200": WAITING,
+    "POST /v1/jobs/{job_id}/cancel 200": CANCELED,
+    "POST /v1/batches/{batch_id}/cancel 200": _batch(CANCELED),
+}
+
+
+_RUNNING = {name: link for name, link in JOB["links"].items() if name not in ("retry", "result")}
+_RUNNING["cancel"] = f"{_SELF}/cancel"
+
+# As whoever knew version 40 is told of the last two: progress with a preview, and the end.
+_TOLD: list[tuple[str, dict[str, Any], str | None]] = [
+    ("progress", {"version": 41, "progress": JOB["progress"]}, None),
+    ("preview", {"version": 41, "preview": PREVIEW, "links": _RUNNING}, "41"),
+    ("status", JOB, "42"),
+]
+STREAM = format_sse_event(retry=2000).decode() + "".join(
+    format_sse_event(event=name, data_str=json.dumps(data), id=number).decode() for name, data, number in _TOLD
+)
 
 _FORM, _JSON = "multipart/form-data", "application/json"
 

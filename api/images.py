@@ -10,9 +10,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 
-from api import form
+from api import form, rendition
 from api.deps import Blobs, Config, Owner, Store
-from api.rendition import PictureFile
 from core import errors, images
 from core.blobs import is_digest
 from core.store import HOLD_SECONDS
@@ -29,7 +28,8 @@ _FORM_SCHEMA: dict[str, Any] = {
 
 # Decoding children at a time: each may take images.DECODE_MEMORY_BYTES. Who waits for one waits in no thread, so that
 # requests without pictures stay quick, and not for long.
-_CHILDREN = CapacityLimiter(max(2, os.cpu_count() or 1))
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+_CHILDREN = CapacityLimiter(max(2, _CORES or 1))
 WAIT_SECONDS = 10.0
 
 
@@ -91,7 +91,9 @@ async def upload(
         width, height = await inspected(part.path)
 
         def keep() -> str:
-            store.hold(part.digest, config.upload_keep_hours * 3600, owner)
+            most_bytes, size_bytes = config.uploads_gb_per_caller * 1e9, image.size or 0
+            keep_seconds = config.upload_keep_hours * 3600
+            store.hold(part.digest, keep_seconds, owner, size_bytes=size_bytes, most_bytes=most_bytes)
             return blobs.keep(part)
 
         digest = await to_thread.run_sync(keep)
@@ -100,23 +102,26 @@ async def upload(
 
 
 @router.head("/{digest}", response_class=Response, summary="Is this picture here?")
-def look(digest: str, owner: Owner, store: Store, blobs: Blobs, config: Config) -> Response:
+def look(*, digest: str, request: Request, owner: Owner, store: Store, blobs: Blobs, config: Config) -> Response:
     """200 if a job can name this digest, and it stays for the time of an upload; else 404."""
     known(digest, owner, store, blobs, config.upload_keep_hours * 3600)
-    return fetch(digest, owner, store, blobs)
+    return fetch(digest=digest, request=request, owner=owner, store=store, blobs=blobs)
 
 
 @router.get(
     "/{digest}",
     response_class=Response,
-    responses={200: {"content": {f"image/{kind}": {} for kind in images.FORMATS}}},
+    responses={200: {"content": {f"image/{kind}": {} for kind in images.FORMATS}}, 304: {}},
     summary="A picture that you sent or were given",
 )
-def fetch(digest: str, owner: Owner, store: Store, blobs: Blobs) -> Response:
+def fetch(*, digest: str, request: Request, owner: Owner, store: Store, blobs: Blobs) -> Response:
     """The file as it came. To ask for it does not make it stay."""
     if not _is_here(digest, owner, store, blobs):
         raise errors.ImageNotFound()
+    tag = f'"{digest}"'
+    if rendition.told(request, tag):
+        return rendition.unchanged(tag)
     file = blobs.open(digest)
     kind = images.sniff(file.read(12))
     file.seek(0)
-    return PictureFile(file, kind, {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache"})
+    return rendition.picture(file, kind, tag)

@@ -1,11 +1,9 @@
 """Jobs over HTTP: submit, list, result, preview, cancel, retry, change, delete. To look at one: api/look.py."""
 
 from contextlib import suppress
-from functools import partial
 from itertools import islice
 from typing import Annotated, Any, BinaryIO, Self
 
-from anyio import from_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from starlette.concurrency import run_in_threadpool
@@ -19,7 +17,7 @@ from api.resource import JOBS, JobPage, JobResource, resource
 from api.taker import KEY, Taker, file_of, kept
 from core import errors, images
 from core.images import FORMATS
-from core.jobs import Job, JobInput, Output, Priority, Status, is_job_id
+from core.jobs import MAX_STEERINGS, Job, JobInput, Output, Priority, Status, is_job_id
 from core.spec import MAX_SIZE_PX, STEERABLE, StyleSpec, parse_spec, result_size, varied
 from core.store import JobStore
 
@@ -174,13 +172,14 @@ def listing(
     owner: Owner,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Annotated[int | None, Query(ge=1, le=2**53)] = None,
-    status: Status | None = None,
+    status: Annotated[list[Status] | None, Query(description="Those in one of these.")] = None,
 ) -> JobPage:
-    """Newest first; follow `next` for older ones."""
-    jobs, before = store.page(limit=limit, before=cursor, status=status, owner=owner)
+    """Newest first; follow `next` for older ones. `status` may be said several times."""
+    statuses = list(dict.fromkeys(status or []))
+    jobs, before = store.page(limit=limit, before=cursor, statuses=statuses, owner=owner)
     following = None
     if before is not None:
-        following = f"{JOBS}?limit={limit}&cursor={before}" + (f"&status={status}" if status else "")
+        following = f"{JOBS}?limit={limit}&cursor={before}" + "".join(f"&status={one}" for one in statuses)
     return JobPage(jobs=[resource(job) for job in jobs], next=following)
 
 
@@ -208,7 +207,8 @@ async def result(
         if format == "png" and smaller is None:
             made: bytes | BinaryIO = await run_in_threadpool(blobs.open, output.id)
         else:
-            made = await rendition.rendered(tag, lambda: images.converted(blobs.get(output.id), format, smaller))
+            data = await rendition.rendered(tag, lambda: images.converted(blobs.get(output.id), format, smaller))
+            made = await run_in_threadpool(rendition.laid_down, data, blobs)
     except errors.ImageNotFound:
         raise errors.ResultGone() from None
     return rendition.picture(made, format, tag, job_id)
@@ -228,13 +228,18 @@ def _output(job: Job) -> Output:
 @router.get("/{job_id}/preview", response_class=Response, responses=pictures("jpeg"), summary="The picture so far")
 def preview(job_id: str, request: Request, owner: Owner, store: Store, blobs: Blobs) -> Response:
     """A small JPEG of the newest state, while there is one."""
-    job = found(job_id, owner, store)
+    with suppress(errors.ImageNotFound):  # a newer one has come, and this one has gone, between the two lines
+        return _preview(found(job_id, owner, store), request, blobs)
+    return _preview(found(job_id, owner, store), request, blobs)
+
+
+def _preview(job: Job, request: Request, blobs: Blobs) -> Response:
     if job.preview is None:
         raise errors.NoResult("There is no preview yet.")
     tag = f'"{job.preview}"'
     if rendition.told(request, tag):
         return rendition.unchanged(tag)
-    return rendition.picture(blobs.get(job.preview), "jpeg", tag, job_id)
+    return rendition.picture(blobs.get(job.preview), "jpeg", tag, job.id)
 
 
 @router.post("/{job_id}/cancel", response_model=JobResource, summary="Stop it")
@@ -293,27 +298,29 @@ def _continued(old: Job, blobs: Blobs) -> JobInput:
 
 
 @router.patch("/{job_id}", response_model=JobResource, summary="Steer it, keep it", max_body_size=_BODY_BYTES)
-def change(job_id: str, owner: Owner, store: Store, blobs: Blobs, wanted: Change) -> JobResource:
+async def change(job_id: str, owner: Owner, store: Store, blobs: Blobs, wanted: Change) -> JobResource:
     """`spec`: other weights for a job that waits or runs; the next preview shows them. Safe to repeat.
 
     `pinned`: a pinned job and its pictures do not expire.
     """
-    job = found(job_id, owner, store)
-    if "spec" in wanted.model_fields_set:
-        job = store.steer(job_id, lambda job_input: _steered(job_input, wanted.spec, blobs), owner)
-    if "pinned" in wanted.model_fields_set:
-        job = store.pin(job_id, owner, pinned=wanted.pinned)
-    return resource(job)
+    job = await run_in_threadpool(found, job_id, owner, store)
+    if "spec" in wanted.model_fields_set and not job.status.ended and job.steerings < MAX_STEERINGS:
+        for mask in _woken(job.input, job.input.steered(wanted.spec)):
+            await inspected(blobs.path(mask), mask=True)
+
+    def take() -> Job:
+        now = job
+        if "spec" in wanted.model_fields_set:
+            now = store.steer(job_id, lambda job_input: job_input.steered(wanted.spec), owner)
+        return store.pin(job_id, owner, pinned=wanted.pinned) if "pinned" in wanted.model_fields_set else now
+
+    return resource(await run_in_threadpool(take))
 
 
-def _steered(job_input: JobInput, knobs: dict[str, Any], blobs: Blobs) -> JobInput:
-    """With other weights; where a painting gets a share that had none, its mask is looked at."""
-    steered = job_input.steered(knobs)
-    shares = zip(job_input.masks, job_input.spec["style_weights"], steered.spec["style_weights"], strict=False)
-    for mask, before, after in shares:
-        if after and not before:
-            from_thread.run(partial(inspected, blobs.path(mask), mask=True))
-    return steered
+def _woken(before: JobInput, after: JobInput) -> list[str]:
+    """The masks of the paintings that get a share and had none: nobody has looked at these."""
+    shares = zip(before.masks, before.spec["style_weights"], after.spec["style_weights"], strict=False)
+    return [mask for mask, old, new in shares if new and not old]
 
 
 @router.delete("/{job_id}", status_code=204, response_class=Response, summary="Forget it")

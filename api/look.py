@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
-from api import prefer
+from api import prefer, tags
 from api.auth import Caller
 from api.lookout import Lookout, Sight
 from api.resource import JOBS, JobResource
@@ -45,7 +45,6 @@ def _parameter(name: str, place: str, words: str) -> dict[str, Any]:
     openapi_extra={
         "parameters": [
             _parameter("job_id", "path", "As the submission was answered."),
-            _parameter("if-none-match", "header", "The ETag of what you know."),
             _parameter("prefer", "header", prefer.WORDS),
         ]
     },
@@ -57,26 +56,26 @@ async def look(request: Request) -> Response:
     """
     sights: Lookout = request.app.state.sights
     caller: Caller = request.state.caller
-    job_id, tags = request.path_params["job_id"], request.headers.get("if-none-match", "")
+    job_id, known = request.path_params["job_id"], tags.sent(request)
     if not is_job_id(job_id):
         raise errors.JobNotFound()
     headers = {"Cache-Control": "no-cache"}
     sight = None
     if patience := prefer.patience(request.headers.get("prefer")):
         with suppress(errors.TooManyWatchers):  # it is a preference; they may poll
-            sight = await sights.see_when(_differs_from(tags), job_id, caller.owner, patience)
+            sight = await sights.see_when(_differs_from(known), job_id, caller.owner, patience)
             headers |= prefer.applied(patience)
     sight = sight or await sights.see(job_id, caller.owner)
     headers["ETag"] = sight.tag
     if not sight.job.status.ended:
         headers["Retry-After"] = str(POLL_SECONDS)
-    if sight.tag in tags:
+    if tags.among(known, sight.tag):
         return Response(status_code=304, headers=headers)
     return Response(sight.body, media_type="application/json", headers=headers)
 
 
-def _differs_from(tags: str) -> Callable[[Sight, Sight], bool]:
+def _differs_from(known: str) -> Callable[[Sight, Sight], bool]:
     """Whether a sight is news for who knows these tags; or for who knows none, since the first."""
-    if tags:
-        return lambda _, newest: newest.tag not in tags
+    if known:
+        return lambda _, newest: not tags.among(known, newest.tag)
     return lambda first, newest: newest.job.status.ended or newest.job.status != first.job.status

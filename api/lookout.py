@@ -8,7 +8,7 @@ for one that is slow. Knows no HTTP.
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cached_property
 from itertools import islice
@@ -34,8 +34,8 @@ class Sight:
 
     @cached_property
     def tag(self) -> str:
-        """The ETag."""
-        return f'"{self.job.version}-{self.job.queue.position if self.job.queue else ""}"'
+        """The ETag. A weak one: the seconds until it begins change without it."""
+        return f'W/"{self.job.version}-{self.job.queue.position if self.job.queue else ""}"'
 
     @cached_property
     def body(self) -> bytes:
@@ -68,8 +68,7 @@ class Lookout:
 
     async def watch(self, job_id: str, owner: str) -> "Watch":
         """From now on; to be closed. Raises TooManyWatchers, and as `see`."""
-        if self._watchers[owner] >= self._max_watchers:
-            raise errors.TooManyWatchers()
+        self._admit(owner)
         watch = Watch(self, job_id, owner)
         try:
             self._follow()
@@ -78,6 +77,16 @@ class Lookout:
             watch.close()
             raise
         return watch
+
+    def listen_to(self, job_ids: Sequence[str], owner: str) -> "Vigil":
+        """For changes of several jobs, which the owner has; to be closed. One watcher. Raises TooManyWatchers."""
+        self._admit(owner)
+        self._follow()
+        return Vigil(self, job_ids, owner)
+
+    def _admit(self, owner: str) -> None:
+        if self._watchers[owner] >= self._max_watchers:
+            raise errors.TooManyWatchers()
 
     async def see_when(self, done: Callable[[Sight, Sight], bool], job_id: str, owner: str, seconds: float) -> Sight:
         """The job once `done` says so of the first sight and the newest; as it is after so long, in any case.
@@ -175,19 +184,21 @@ class Lookout:
             for job_id in self._spots:
                 self._ask(job_id)
 
-    def enter(self, job_id: str, owner: str) -> "_Spot":
-        """One watcher more, for Watch."""
+    def enter(self, job_ids: Sequence[str], owner: str) -> list["_Spot"]:
+        """One watcher more, for Watch and Vigil."""
         self._watchers[owner] += 1
-        spot = self._spots.setdefault(job_id, _Spot())
-        spot.watchers += 1
-        return spot
+        spots = [self._spots.setdefault(job_id, _Spot()) for job_id in job_ids]
+        for spot in spots:
+            spot.watchers += 1
+        return spots
 
-    def leave(self, job_id: str, owner: str) -> None:
+    def leave(self, job_ids: Sequence[str], owner: str) -> None:
         """One less."""
         self._watchers -= Counter([owner])  # and forget who has none
-        self._spots[job_id].watchers -= 1
-        if not self._spots[job_id].watchers:
-            del self._spots[job_id]
+        for job_id in job_ids:
+            self._spots[job_id].watchers -= 1
+            if not self._spots[job_id].watchers:
+                del self._spots[job_id]
 
 
 class _Spot:
@@ -197,6 +208,7 @@ class _Spot:
         self.watchers = 0
         self.sight: Sight | None = None
         self.stirred = asyncio.Event()
+        self.bells: set[asyncio.Event] = set()  # of who watches others, too
 
     def show(self, sight: Sight | None) -> None:
         if sight is not self.sight:
@@ -207,6 +219,8 @@ class _Spot:
         """Wake those who wait now."""
         self.stirred.set()
         self.stirred = asyncio.Event()
+        for bell in self.bells:
+            bell.set()
 
 
 class Watch:
@@ -214,7 +228,7 @@ class Watch:
 
     def __init__(self, lookout: Lookout, job_id: str, owner: str) -> None:
         self._lookout, self._job_id, self._owner = lookout, job_id, owner
-        self.spot = lookout.enter(job_id, owner)
+        (self.spot,) = lookout.enter([job_id], owner)
         self._open = True
 
     @property
@@ -245,4 +259,31 @@ class Watch:
         """Watch no longer. Safe to repeat."""
         if self._open:
             self._open = False
-            self._lookout.leave(self._job_id, self._owner)
+            self._lookout.leave([self._job_id], self._owner)
+
+
+class Vigil:
+    """One watcher's ear for several jobs: hears that one has changed, not which; at times one that has not."""
+
+    def __init__(self, lookout: Lookout, job_ids: Sequence[str], owner: str) -> None:
+        self._lookout, self._job_ids, self._owner = lookout, job_ids, owner
+        self._bell = asyncio.Event()
+        self._spots = lookout.enter(job_ids, owner)
+        for spot in self._spots:
+            spot.bells.add(self._bell)
+
+    async def wait(self, seconds: float) -> bool:
+        """Whether there was a change since the last call; until there is one, or so long."""
+        try:
+            async with asyncio.timeout(0 if self._lookout.stopping else seconds):
+                await self._bell.wait()
+        except TimeoutError:
+            return False
+        self._bell.clear()
+        return not self._lookout.stopping
+
+    def close(self) -> None:
+        """Listen no longer. Once."""
+        for spot in self._spots:
+            spot.bells.discard(self._bell)
+        self._lookout.leave(self._job_ids, self._owner)

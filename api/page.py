@@ -8,6 +8,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 
+from api import tags
+
 WEB = Path(__file__).with_name("web")
 ADDRESSES = ("/", "/j/{job_id}")  # the page finds in its own address which job to show
 
@@ -25,7 +27,7 @@ class _Files(StaticFiles):
 def _page(request: Request) -> Response:
     html = (WEB / "index.html").read_bytes()
     tag = f'"{hashlib.sha256(html).hexdigest()[:32]}"'
-    if tag in request.headers.get("If-None-Match", ""):
+    if tags.among(tags.sent(request), tag):
         return Response(status_code=304, headers={**_FRESH, "ETag": tag})
     return HTMLResponse(html, headers={**_FRESH, "ETag": tag})
 

@@ -17,8 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core import errors
-from core.images import FORMATS
+from core.images import FORMATS, MAX_SIDE_PX, MIN_SIDE_PX
 from core.jobs import Status
+from core.spec import MAX_SIZE_PX, MAX_STYLES
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +78,45 @@ REFUSALS = {
 _FRAMEWORK = {status: code for code, (status, _) in REFUSALS.items() if status not in (403, 415)}
 
 
-_PARAMETERS = {
+_PICTURE = f"the digest of an upload, or its width and height from {MIN_SIDE_PX} to {MAX_SIDE_PX} px"
+
+# What a value must be, by its name in the address, a header, or the top of a JSON body; "body" is the body itself.
+_VALUES = {
     "limit": "limit must be a whole number from 1 to 100.",
     "cursor": "cursor must be one that a list gave as its next.",
     "status": f"status must be one of {', '.join(Status)}.",
     "format": f"format must be one of {', '.join(FORMATS)}.",
+    "width": f"width must be a whole number from 16 to {MAX_SIZE_PX}.",
+    "index": "index must be a whole number that the list of frames tells.",
+    "after": "after must be an id that the stream gave.",
     "idempotency-key": "Idempotency-Key must be 1 to 255 characters without spaces.",
     "pinned": "pinned must be true or false.",
+    "continue": "continue must be true or false.",
     "webhook": "webhook must be a URL.",
+    "spec": "spec must be an object of knobs.",
+    "content": f"content must be {_PICTURE}.",
+    "styles": f"styles must be a list of 1 to {MAX_STYLES}, each {_PICTURE}.",
+    "masks": f"masks must be a list of at most {MAX_STYLES}, each {_PICTURE}.",
+    "init_image": f"init_image must be {_PICTURE}.",
     "image": "Send the picture as a file in the form field image.",
+    "body": "Send a JSON object as the body; see /docs for its fields.",
 }
+_VALUES_OF_ROUTE = {
+    ("/v1/jobs/{job_id}/timelapse", "format"): "format must be webp.",
+    ("/v1/jobs/{job_id}", "body"): "Say in a JSON object what is to be different: spec, pinned.",
+}
+_UNREADABLE = {
+    "json_invalid": "This is no JSON that can be read.",
+    "extra_forbidden": "The JSON has a field that is not taken here; see /docs.",  # its name is the client's own word
+}
+
+
+def _wrong(error: dict[str, Any], route: str) -> str:
+    """The sentence for what the framework found wrong."""
+    place, *inner = error["loc"]
+    name = inner[0] if inner else place
+    words = _UNREADABLE.get(error["type"]) or _VALUES_OF_ROUTE.get((route, name)) or _VALUES.get(name)
+    return words or "A value is not as it must be; see /docs."
 
 
 def refusal(code: str) -> Problem:
@@ -137,10 +167,10 @@ def install(app: FastAPI) -> None:
             )
         return answer
 
-    async def invalid(_: Request, error: Exception) -> Problem:
+    async def invalid(request: Request, error: Exception) -> Problem:
         assert isinstance(error, RequestValidationError)
-        where: Any = error.errors()[0]["loc"][-1]
-        return Problem(422, errors.BadInput.code, _PARAMETERS.get(where, "A value is not as it must be; see /docs."))
+        route = getattr(request.scope.get("route"), "path", "")
+        return Problem(422, errors.BadInput.code, _wrong(error.errors()[0], route))
 
     async def system(_: Request, error: Exception) -> Problem:
         assert isinstance(error, OSError)

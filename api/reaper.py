@@ -9,14 +9,15 @@ import math
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from itertools import islice
 
 from celery import Celery
 
 from core import errors
-from core.blobs import Blobs
+from core.blobs import Blobs, is_digest
 from core.checkpoints import Checkpoints
-from core.queue import ring, waiting_bells
+from core.queue import ring, silence, waiting_bells
 from core.store import JobStore
 
 TICK_SECONDS = 1.0
@@ -80,14 +81,29 @@ class Reaper:
         if not leads:
             return
         if settled:
-            requeued, ended = self._store.reap()
-            if requeued or ended:
-                log.warning("reaper: leases ran out: %d jobs put back, %d ended", requeued, ended)
-            self._ring(requeued)
-        self._ring_lost_bells()
+            self._try(self._reap)
+        self._try(self._ring_lost_bells)
         if settled:  # a worker that could not speak for a while may still need what it holds
-            self._store.expire(self._record_seconds)
-            self._delete_unused()
+            self._try(self._expire)
+            self._try(self._delete_unused)
+
+    def _try(self, step: Callable[[], None]) -> None:
+        """A step that fails keeps no other from its turn."""
+        try:
+            step()
+        except errors.StoreUnavailable:
+            raise
+        except Exception:
+            log.exception("reaper: %s failed", step.__name__)
+
+    def _reap(self) -> None:
+        requeued, ended = self._store.reap()
+        if requeued or ended:
+            log.warning("reaper: leases ran out: %d jobs put back, %d ended", requeued, ended)
+        self._ring(requeued)
+
+    def _expire(self) -> None:
+        self._store.expire(self._record_seconds)
 
     def _in_contact_for_a_lease(self) -> bool:
         """Whether the store has answered without a gap for so long that every living worker must have renewed.
@@ -121,16 +137,25 @@ class Reaper:
             if not alone:
                 return  # a leader that was frozen here still has the word; its late deletion must not meet a new upload
             for digest in self._store.condemn():
-                self._blobs.delete(digest)
-                self._store.forget(digest)
+                self._delete(digest)
             if time.monotonic() >= self._next_sweep:
                 self._blobs.sweep()
                 self._checkpoints.sweep(self._named)
                 self._make_room()
+                silence(self._celery, self._store.load().queued + BELLS_AT_ONCE)
                 self._next_sweep = time.monotonic() + SWEEP_SECONDS
             if time.monotonic() >= self._next_look:
                 self._adopt_strays()
                 self._next_look = time.monotonic() + STRAY_LOOK_SECONDS
+
+    def _delete(self, digest: str) -> None:
+        try:
+            if is_digest(digest):  # else the disk has damaged the record that named it
+                self._blobs.delete(digest)
+        except OSError as error:  # the next tick tries again
+            log.warning("a picture cannot be deleted: %s", error.strerror)
+        else:
+            self._store.forget(digest)
 
     def _adopt_strays(self) -> None:
         """Pictures whose record was lost with the end of a torn log, or is younger than the backup of the store."""

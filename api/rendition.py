@@ -15,10 +15,13 @@ from fastapi import Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
+from api import tags
 from core import errors, images
+from core.blobs import Blobs
 
 WAIT_SECONDS = 10.0
 KEPT_BYTES = 64_000_000
+MEMORY_BYTES = 1_000_000  # of an answer; more waits in a file for who reads it slowly
 
 # Who waits for one waits in no thread. A result of 8192 px takes half a gigabyte while it is changed.
 _MAKERS = CapacityLimiter(min(4, max(1, (os.cpu_count() or 1) // 2)))
@@ -78,21 +81,41 @@ class PictureFile(FileResponse):
     def __init__(self, file: BinaryIO, kind: images.Format, headers: dict[str, str]) -> None:
         """file: is closed when it is sent."""
         self._file = file
-        super().__init__(file.name, media_type=f"image/{kind}", headers=headers, stat_result=os.fstat(file.fileno()))
+        super().__init__("", media_type=f"image/{kind}", headers=headers, stat_result=os.fstat(file.fileno()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         with self._file:
             await super().__call__(scope, receive, send)
 
+    def set_stat_headers(self, stat_result: os.stat_result) -> None:
+        """The length alone: when a file was last written tells that somebody else has sent the same."""
+        self.headers.setdefault("Content-Length", str(stat_result.st_size))
+
+    def _should_use_range(self, http_if_range: str) -> bool:
+        return http_if_range == self.headers["ETag"]
+
     @asynccontextmanager
     async def _open_file(self) -> AsyncIterator[AsyncFile[bytes]]:
         yield wrap_file(self._file)
 
 
+def laid_down(data: bytes, blobs: Blobs) -> bytes | BinaryIO:
+    """What is large waits in a file, which is gone when it is sent; in memory where the disk has no room for it."""
+    if len(data) <= MEMORY_BYTES:
+        return data
+    try:
+        part = blobs.part()
+        part.write(data)
+        part.seek(0)
+    except errors.StorageFull:
+        return data
+    return part
+
+
 def told(request: Request, tag: str) -> bool:
     """Whether the client says that it has this very picture."""
-    return tag in request.headers.get("if-none-match", "")
+    return tags.among(tags.sent(request), tag)
 
 
 def unchanged(tag: str) -> Response:
@@ -100,10 +123,11 @@ def unchanged(tag: str) -> Response:
     return Response(status_code=304, headers=_headers(tag))
 
 
-def picture(made: bytes | BinaryIO, kind: images.Format, tag: str, name: str) -> Response:
+def picture(made: bytes | BinaryIO, kind: images.Format, tag: str, name: str | None = None) -> Response:
     """An answer with a picture, to be asked for again whether it is still the same. name: without its suffix."""
-    suffix = "jpg" if kind == "jpeg" else kind
-    headers = {**_headers(tag), "Content-Disposition": f'inline; filename="{name}.{suffix}"'}
+    headers = _headers(tag)
+    if name is not None:
+        headers["Content-Disposition"] = f'inline; filename="{name}.{"jpg" if kind == "jpeg" else kind}"'
     if isinstance(made, bytes):
         return Response(made, media_type=f"image/{kind}", headers=headers)
     return PictureFile(made, kind, headers)

@@ -59,6 +59,9 @@ class ApiSettings(BaseSettings):
     upload_keep_hours: float = Field(
         24.0, gt=0, le=8760, description="How long an uploaded picture is kept that no job uses."
     )
+    uploads_gb_per_caller: float = Field(
+        5.0, gt=0, description="What the uploads of one caller may take while they are kept; more get 429."
+    )
 
     @property
     def keys_required(self) -> bool:

@@ -5,13 +5,13 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ConfigDict
 
 from api import metrics
 from api.deps import Config, Store
+from api.settings import ApiSettings
 from api.submission import BODY_BYTES
 from core import images
-from core.jobs import Worker
+from core.service import Limits, Model, Models, System, WorkerState
 from core.spec import MAX_SIZE_PX, MAX_STYLES, MIN_SIZE_PX
 
 router = APIRouter(tags=["system"])
@@ -19,56 +19,23 @@ router = APIRouter(tags=["system"])
 FETCHED = ("vgg16", "vgg19")  # that any worker may have by one command
 
 
-class WorkerState(BaseModel):
-    """One worker. What it is, is null until it has said so."""
-
-    busy: bool
-    about: Worker | None
-
-
-class Limits(BaseModel):
-    """What a client needs to know before it sends a picture."""
-
-    formats: list[str] = [*images.FORMATS]
-    max_file_bytes: int = images.MAX_BYTES
-    max_request_bytes: int = BODY_BYTES
-    max_pixels: int = images.MAX_PIXELS
-    max_webp_pixels: int = images.MAX_PIXELS_WEBP
-    max_side_px: int = images.MAX_SIDE_PX
-    min_side_px: int = images.MIN_SIDE_PX
-    max_aspect: int = images.MAX_ASPECT
-    min_size: int = MIN_SIZE_PX
-    max_size: int = MAX_SIZE_PX
-    max_styles: int = MAX_STYLES
-    max_queued: int
-    max_jobs_per_caller: int
-
-
-class System(BaseModel):
-    """The service as a whole."""
-
-    version: str
-    queued: int
-    running: int
-    pace_seconds: float | None  # that a job runs, of late
-    workers: list[WorkerState]
-    limits: Limits
-
-
-class Model(BaseModel):
-    """A network that a job may name as its `model`, and how many live workers have it."""
-
-    model_config = ConfigDict(protected_namespaces=())
-
-    name: str
-    workers: int
-    means: list[str] = []  # of auto: the networks that it is on live workers
-
-
-class Models(BaseModel):
-    """All of them."""
-
-    models: list[Model]
+def limits_of(config: ApiSettings) -> Limits:
+    """Of what may be sent, and how much may wait."""
+    return Limits(
+        formats=[*images.FORMATS],
+        max_file_bytes=images.MAX_BYTES,
+        max_request_bytes=BODY_BYTES,
+        max_pixels=images.MAX_PIXELS,
+        max_webp_pixels=images.MAX_PIXELS_WEBP,
+        max_side_px=images.MAX_SIDE_PX,
+        min_side_px=images.MIN_SIDE_PX,
+        max_aspect=images.MAX_ASPECT,
+        min_size=MIN_SIZE_PX,
+        max_size=MAX_SIZE_PX,
+        max_styles=MAX_STYLES,
+        max_queued=config.max_queued,
+        max_jobs_per_caller=config.max_jobs_per_caller,
+    )
 
 
 @router.get("/v1/system", summary="Who works, what waits, what is taken")
@@ -81,7 +48,7 @@ def system(store: Store, config: Config) -> System:
         running=load.running,
         pace_seconds=load.pace_seconds,
         workers=[WorkerState(busy=busy, about=about) for about, busy in store.crew()],
-        limits=Limits(max_queued=config.max_queued, max_jobs_per_caller=config.max_jobs_per_caller),
+        limits=limits_of(config),
     )
 
 

@@ -92,6 +92,7 @@ def _told(job: Job, response: Response, *, replayed: bool) -> JobResource:
 def kept(picture: submission.Picture, store: JobStore, blobs: Blobs) -> str:
     """Its digest. One that was named by it is held by now."""
     if isinstance(picture, str):
+        store.hold(picture)  # again: to look at them all may have taken long
         return picture
     store.hold(picture.digest)
     return blobs.keep(picture)

@@ -5,11 +5,14 @@ An error is one line that says what to do, never a traceback. core.neural is rea
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +32,13 @@ from core.blobs import digest_of
 from core.jobs import LOCAL, Job, JobInput, NetworkUsed, Status
 from core.settings import Settings
 from core.spec import StyleSpec, allowed, parse_spec, varied
-from impasto import Client
+from impasto import Client, Estimate
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 _SUFFIXES: dict[str, images.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+_ADDRESS = re.compile(r"(?P<service>https?://.+?)/(?:v1/jobs|j)/(?P<job>[^/?#]+)/?")  # the API's, or the page's
+LOOK_SECONDS = 0.5  # between two looks at a job whose service we tend
 
 Command = Callable[..., Any]
 
@@ -48,6 +54,8 @@ def main() -> None:
         sys.exit(_say(error.message, 2))
     except errors.ImpastoError as error:
         sys.exit(_say(error.message, 1))
+    except errors.DeviceLost as error:
+        sys.exit(_say(f"the device is lost: {error.__cause__}", 1))
     except OSError as error:  # a folder or disk that refuses; told as the system tells it
         sys.exit(_say(f"{error.strerror}: {error.filename}" if error.filename else str(error), 1))
     except (click.Abort, KeyboardInterrupt):
@@ -88,7 +96,7 @@ def knobs(command: Command) -> Command:
     told = " ".join(f"{preset.name}: {preset.words}" for preset in presets.PRESETS.values())
     text = f"Knobs that go together; those given beside it win. {told}"
     command = click.option(f"--{presets.FIELD}", type=click.Choice([*presets.PRESETS]), help=text)(command)
-    text = "Take the knobs of an earlier result, a PNG; those given beside it win."
+    text = "An earlier result, a PNG: its knobs, and through a service its pictures; what is given beside it wins."
     return click.option("--from", "source", type=existing, help=text)(command)
 
 
@@ -174,33 +182,63 @@ def webhook_secret(owner: str) -> None:
 
 
 @impasto.command()
-@content_argument
-@style_argument
+@click.argument("content", type=existing, required=False)
+@click.argument("style", type=existing, nargs=-1)
 @mask_option
 @init_option
 @knobs
 @url_option
 @click.option("--wait", is_flag=True, help="Follow the job to its end.")
+@click.option("--plan", "only_plan", is_flag=True, help="Say what it would take, and when it would begin, and stop.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the result.")
 def submit(
     *,
-    content: Path,
+    content: Path | None,
     style: tuple[Path, ...],
     masks: tuple[Path, ...],
     init_image: Path | None,
     url: str | None,
     wait: bool,
+    only_plan: bool,
     output: Path | None,
     source: Path | None,
-    **given: str | None,
+    **given: Any,
 ) -> None:
-    """Send a job to a service; with --wait, follow it and write the result."""
+    """Send a job to a service; with --wait, follow it and write the result.
+
+    With --from neither a photo nor a painting needs to be named.
+    """
     _check_output(output)
-    with _client(url) as client:
-        job = client.submit(content, style, masks=masks, init_image=init_image, **_given(given, source))
+    if source is None and not style:
+        raise errors.BadInput("Name a photo and one or more paintings, or an earlier result with --from.")
+    with Client(url) as client:
+        if only_plan:
+            if content is None or not style:
+                raise errors.BadInput("--plan needs a photo and one or more paintings.")
+            knobs = _given(given, source)
+            _say_estimate(client.estimate(content, style, masks=masks, init_image=init_image, **knobs))
+            return
+        job = client.submit(content, style, source=_sendable(source), masks=masks, init_image=init_image, **given)
         click.echo(client.link(job))
         if wait or output:
-            _fetch(client, _follow(client, job.id), output)
+            _fetch(client, client.follow(job.id), output)
+
+
+def _sendable(source: Path | None) -> Path | str | None:
+    """A result that is larger than an upload may be is at the service, if anywhere: its digest will do."""
+    if source is None or source.stat().st_size <= images.MAX_BYTES:
+        return source
+    return digest_of(source.read_bytes())
+
+
+def _say_estimate(told: Estimate) -> None:
+    if told.refused is not None:
+        raise errors.ImpastoError(told.refused.message)
+    _say_legs((step.width, step.height, step.iterations, step.tile_px, step.seconds) for step in told.scales)
+    begins = told.queue.start_seconds
+    start = f"after {told.queue.position} others" if begins is None else f"in {begins:.0f} s"
+    memory = f"{(told.memory_bytes or 0) / 1e9:.1f} GB beside the network"
+    click.echo(f"In all {told.seconds:.0f} s, and {memory} ({told.network}, {told.device}); it would begin {start}.")
 
 
 @impasto.command()
@@ -208,32 +246,41 @@ def submit(
 @url_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the result.")
 def watch(job: str, url: str | None, output: Path | None) -> None:
-    """Follow a job, by its id or address, to its end."""
+    """Follow a job, by its id or address, to its end.
+
+    An address says where the service is. Your key goes only to the one of --url, else of IMPASTO_URL.
+    """
     _check_output(output)
-    with _client(url) as client:
-        _fetch(client, _follow(client, job.rstrip("/").rpartition("/")[2]), output)
+    address = _ADDRESS.fullmatch(job)
+    if address is None:
+        with Client(url) as client:
+            _fetch(client, client.follow(job), output)
+        return
+    with Client(url) as own:
+        known = own.url == address["service"]
+    if url is not None and not known:
+        raise errors.BadInput("The job's address and --url name two services.")
+    with Client(address["service"], key=None if known else "") as client:
+        try:
+            _fetch(client, client.follow(address["job"]), output)
+        except errors.Unauthorized:
+            if known:
+                raise
+            words = f"That service asks for an API key; to send yours there, add --url {client.url}"
+            raise errors.Unauthorized(words) from None
 
 
-def _client(url: str | None) -> Client:
-    return Client(url)
-
-
-def _follow(client: Client, job_id: str, between: Callable[[], None] = lambda: None) -> Job:
-    """Show the job until it has ended. Raises ImpastoError when it ended without a result."""
+def _fetch(client: Client, states: Iterable[Job], output: Path | None) -> None:
+    """Show the job until it has ended, and write what it has painted. Raises ImpastoError where it did not succeed."""
     with Bar() as bar:
-        for job in client.follow(job_id):
+        for job in states:
             bar.show_job(job)
-            between()
         bar.done(job.status)
-    if job.status is not Status.SUCCEEDED:
-        raise errors.ImpastoError(job.error.message if job.error else f"The job was {job.status}.")
-    return job
-
-
-def _fetch(client: Client, job: Job, output: Path | None) -> None:
-    if output is not None:
+    if output is not None and job.outputs:
         output.write_bytes(client.result(job.id, _SUFFIXES[output.suffix.lower()]))
         click.echo(output)
+    if job.status is not Status.SUCCEEDED:
+        raise errors.ImpastoError(job.error.message if job.error else f"The job was {job.status}.")
 
 
 def _check_output(output: Path | None) -> None:
@@ -266,18 +313,30 @@ def demo(size: str, output: Path, host: str, port: int) -> None:
     parse_spec({"size": size})
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_output(output)
-    with _client(service_url(host, port)) as client:
+    with Client(service_url(host, port)) as client:
         if client.ready():
-            _demo(client, size, output, lambda: None)
+            _demo(client, size, output, client.follow)
         else:
             with _local_service(host, port) as service:
-                _demo(client, size, output, service.mend)
+                _demo(client, size, output, partial(_tended, service))
 
 
-def _demo(client: Client, size: str, output: Path, between: Callable[[], None]) -> None:
+def _demo(client: Client, size: str, output: Path, follow: Callable[[str], Iterable[Job]]) -> None:
     job = client.submit(SAMPLES / "harbor.jpg", SAMPLES / "strokes.jpg", size=size)
-    _fetch(client, _follow(client, job.id, between), output)
+    _fetch(client, follow(job.id), output)
     click.echo(client.link(job))
+
+
+def _tended(service: LocalService, job_id: str) -> Iterator[Job]:
+    """The job until it has ended; meanwhile what dies of the service is started again, be it the API that is asked."""
+    with Client(service.url, patience_seconds=0) as client:
+        while True:
+            service.mend()
+            with suppress(errors.ServiceUnreachable, errors.Later):
+                yield (job := client.job(job_id))
+                if job.ended:
+                    return
+            time.sleep(LOOK_SECONDS)
 
 
 # ---------------------------------------------------------------------- without a service
@@ -376,12 +435,16 @@ def _read(
     return wanted, Subject(*wanted.pictures(files.__getitem__))
 
 
+def _say_legs(legs: Iterable[tuple[int, int, int, int | None, float]]) -> None:
+    for width, height, iterations, tile_px, seconds in legs:
+        way = f"tiles of {tile_px} px" if tile_px else "whole"
+        click.echo(f"{width} x {height} px, {iterations} iterations, {way}: {seconds:.0f} s")
+
+
 def _say_plan(plan: Any) -> None:
-    for leg in plan.legs:
-        way = f"tiles of {leg.route.tile_px} px" if leg.route.tile_px else "whole"
-        click.echo(
-            f"{leg.scale.width} x {leg.scale.height} px, {leg.scale.iterations} iterations, {way}: {leg.seconds:.0f} s"
-        )
+    _say_legs(
+        (leg.scale.width, leg.scale.height, leg.scale.iterations, leg.route.tile_px, leg.seconds) for leg in plan.legs
+    )
     click.echo(f"In all {plan.seconds:.0f} s, and {plan.memory_bytes / 1e9:.1f} GB beside the network.")
 
 

@@ -1,6 +1,7 @@
 """`impasto keys`: API keys, made and taken back by whoever runs the service. Asks its store, not its API."""
 
 import os
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -35,11 +36,15 @@ def create(name: str, priority: str) -> None:
 
 @keys.command("list")
 def list_keys() -> None:
-    """Every key: id, highest priority, when made, when last used, name."""
+    """Every key: id, highest priority, when made, when last used (UTC), name."""
     for key in _opened().all():
-        used = f"used {key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never used"
+        used = f"used {_shown(key.last_used_at)}" if key.last_used_at else "never used"
         revoked = "  revoked" if key.revoked else ""
-        click.echo(f"{key.id}  {key.priority}  made {key.created_at:%Y-%m-%d %H:%M}  {used}  {key.name}{revoked}")
+        click.echo(f"{key.id}  {key.priority}  made {_shown(key.created_at)}  {used}  {key.name}{revoked}")
+
+
+def _shown(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M} UTC"
 
 
 @keys.command()

@@ -121,11 +121,13 @@ class Blobs:
                 os.close(descriptor)
 
     def get(self, digest: str) -> bytes:
-        """Raises ImageNotFound."""
+        """Raises ImageNotFound; Unavailable where the system refuses to read: out of open files, a disk that fails."""
         try:
             return self._path(digest).read_bytes()
         except FileNotFoundError:
             raise errors.ImageNotFound() from None
+        except OSError as error:
+            raise errors.Unavailable("Pictures cannot be read at the moment; try again.") from error
 
     def open(self, digest: str) -> BinaryIO:
         """The blob's file, which can be read to its end though it is deleted meanwhile. Raises ImageNotFound."""

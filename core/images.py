@@ -7,7 +7,9 @@ no HTTP. The API calls `inspect_in_child`, which decodes where a hostile file ca
 import io
 import json
 import multiprocessing
+import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -262,10 +264,14 @@ def inspect_in_child(file: Path, *, mask: bool = False) -> tuple[int, int]:
     `decode_mask` does. Raises what `decode` raises, BadImage for a mask that is black all over, and Unavailable when no
     child can be had.
     """
-    if file.stat().st_size > MAX_BYTES:
+    try:
+        with file.open("rb") as opened:
+            sniff(opened.read(12))
+            size_bytes = os.fstat(opened.fileno()).st_size
+    except FileNotFoundError:  # swept: this machine's clock has jumped
+        raise errors.Unavailable() from None
+    if size_bytes > MAX_BYTES:
         raise errors.UploadTooLarge(f"A picture may have at most {MAX_BYTES // 10**6} MB.")
-    with file.open("rb") as opened:
-        sniff(opened.read(12))
     return _read_verdict(_verdict_of_child(file, mask=mask))
 
 
@@ -287,18 +293,18 @@ def _verdict_of_child(file: Path, *, mask: bool) -> bytes | None:
         limits = (DECODE_MEMORY_BYTES, DECODE_SECONDS)
         child = context.Process(target=_inspect, args=(theirs, file, *limits, mask), daemon=True)
         child.start()
-    except OSError as error:  # too many files or processes
+    except (OSError, EOFError) as error:  # too many files or processes
         raise errors.Unavailable() from error
     theirs.close()
-    begun = False
+    begun, late = False, threading.Timer(_START_SECONDS + 2 * DECODE_SECONDS, child.kill)  # that says half a word, too
+    late.start()
     try:
-        if ours.poll(_START_SECONDS):
-            begun = ours.recv_bytes(1) == _BEGUN
-        if begun and ours.poll(2 * DECODE_SECONDS):
-            return ours.recv_bytes(_VERDICT_BYTES)
+        begun = ours.recv_bytes(1) == _BEGUN
+        return ours.recv_bytes(_VERDICT_BYTES)
     except (EOFError, OSError):  # the child died: over its limits, or crashed
         pass
     finally:
+        late.cancel()
         child.kill()
         child.join()
         ours.close()

@@ -69,15 +69,16 @@ class JobInput(_Record):
         return [self.content, *self.styles, *self.masks, *([self.init_image] if self.init_image else [])]
 
     def pictures(
-        self, get: Callable[[str], bytes]
+        self, get: Callable[[str], bytes], decode: Callable[..., Image.Image] = images.decode
     ) -> tuple[Image.Image, list[Image.Image], list[Image.Image], Image.Image | None]:
-        """The photo, the paintings, the masks and what to begin with, decoded. `get`: a digest to its bytes.
+        """The photo, the paintings, the masks and what to begin with. `get`: a digest to its bytes.
 
-        Raises BadImage, and what `get` raises.
+        decode: as `images.decode`. Raises BadImage, and what `get` and `decode` raise.
         """
-        content, *styles = (images.decode(get(digest)) for digest in (self.content, *self.styles))
-        masks = [images.decode_mask(get(digest)) for digest in self.masks]
-        init = images.decode(get(self.init_image), any_size=True) if self.init_image else None
+        content, *styles = (decode(get(digest)) for digest in (self.content, *self.styles))
+        # As `images.decode_mask`.
+        masks = [decode(get(digest), "black").convert("L") for digest in self.masks]
+        init = decode(get(self.init_image), any_size=True) if self.init_image else None
         return content, styles, masks, init
 
     def steered(self, knobs: Mapping[str, Any]) -> "JobInput":
@@ -160,7 +161,7 @@ class Frame(_Record):
     iteration: int
     scale: int
     seconds: float
-    digest: str = Field(exclude=True)
+    digest: str = Field("", exclude=True)  # which clients are not told
 
 
 class Output(_Record):
@@ -284,6 +285,11 @@ class Job(_Record):
     owner: str = Field(LOCAL, exclude=True)
     webhook: str | None = Field(None, exclude=True)
 
+    @property
+    def ended(self) -> bool:
+        """An ended job never changes."""
+        return self.status.ended
+
 
 class Batch(_Record):
     """Jobs that were submitted together, in their order; those that were deleted since are missing."""
@@ -299,6 +305,11 @@ class Batch(_Record):
         counts = Counter(job.status for job in jobs)
         created_at = min(job.created_at for job in jobs)
         return cls(id=batch_id, created_at=created_at, counts={status: counts[status] for status in Status}, jobs=jobs)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of them have."""
+        return all(job.status.ended for job in self.jobs)
 
 
 def new_job_id() -> str:

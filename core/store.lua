@@ -10,8 +10,9 @@
 --   <p>turns               hash    class -> the latest turn that a job was claimed of
 --   <p>leases              zset    running jobs by the time their lease ends
 --   <p>deadlines           zset    jobs that must have ended by then
---   <p>expiry              zset    ended jobs by the time their pictures go, then their records; those that are kept for
---                                  good stand there as well, in the far future, but pinned ones do not
+--   <p>expiry              zset    ended jobs by the time their pictures go; those that are kept for good stand there as
+--                                  well, in the far future, but pinned ones do not
+--   <p>records             zset    those whose pictures are gone, by the time their records go
 --   <p>claim:<token>       string  which job a claim returned, so that a claim sent twice takes one job
 --   <p>signal:<token>      list    wakes the worker that runs under the token
 --   <p>frames:<id>         list    small pictures of a run on its way, in their order (JSON)
@@ -21,6 +22,7 @@
 --   <p>refs                hash    digest -> how many jobs use the blob
 --   <p>refs:<owner>        hash    the same, of one owner's jobs
 --   <p>uploads:<owner>     zset    digest -> until when the owner may name what they uploaded
+--   <p>sizes:<owner>       hash    digest -> bytes, of these
 --   <p>orphans             zset    digest -> when it may be deleted, unless a job uses it by then
 --   <p>condemned           set     digests whose file is being deleted now
 --   <p>workers             zset    live workers by their last beat
@@ -49,6 +51,8 @@ local SIGNAL_MS = 60000
 local FOREVER_MS = 1000 * 365 * 86400000 -- after those that end some day, in the order of their end
 local CLAIM_MS = 600000 -- that a worker may ask again for the answer to its claim
 local WORKER_MS = 5000 -- a worker beats every second
+local COURIERS, MOST_LANES = 8, 10000 -- at a time for one owner; that are looked at
+local MOST_RECORDS = 50000 -- of one owner; the oldest that has ended makes room for the next
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -61,6 +65,13 @@ local function stored(text)
   return read and type(value) == 'table' and value or {}
 end
 
+-- HINCRBY, which stops at what is no number.
+local function add(key, field, number)
+  local sum = (tonumber(redis.call('HGET', key, field) or 0) or 0) + number
+  redis.call('HSET', key, field, sum)
+  return sum
+end
+
 local function job_key(p, id)
   return p .. 'job:' .. id
 end
@@ -68,7 +79,7 @@ end
 -- To be called with every change of what a client may see of a job, which is one step: who watches hears of it
 -- when the step is over.
 local function changed(p, id)
-  redis.call('HINCRBY', job_key(p, id), 'version', 1)
+  add(job_key(p, id), 'version', 1)
   redis.call('PUBLISH', p .. 'changes', id)
 end
 
@@ -175,7 +186,8 @@ local function file_under(p, id, status)
   redis.call('ZADD', p .. 'of:' .. job[1] .. ':' .. status, job[2], id)
 end
 
--- One courier at a time goes to one host for one owner: whoever answers slowly delays nobody else.
+-- One courier at a time goes to one host for one owner, and a few to all hosts of one owner: whoever answers slowly
+-- delays nobody else.
 local function lane_of(p, id)
   local job = redis.call('HMGET', job_key(p, id), 'owner', 'webhook')
   return job[2] and job[1] .. ' ' .. (string.match(job[2], '^%a+://([^/?#]+)') or '')
@@ -274,15 +286,20 @@ local function standing(p, id, token)
   return job[4] and tonumber(job[4]) <= now_ms() and 'late' or 'ok'
 end
 
--- A running job whose worker is gone: back into the queue, or to its end. -> 1 if it is queued again
+-- A running job whose worker is gone: back into the queue, or to its end. -> 1 if it is queued again, 0 if it has ended;
+-- nil where the record does not run, which only a damaged one does not.
 local function lose(p, id, most, error)
   local key = job_key(p, id)
+  if redis.call('HGET', key, 'status') ~= 'running' then
+    redis.call('ZREM', p .. 'leases', id)
+    return nil
+  end
   redis.call('HDEL', key, 'token')
   if redis.call('HGET', key, 'cancel_requested') == '1' then
     move(p, id, 'canceled')
     return 0
   end
-  local losses = redis.call('HINCRBY', key, 'losses', 1)
+  local losses = add(key, 'losses', 1)
   if losses >= tonumber(most) then
     redis.call('HSET', key, 'error', error)
     move(p, id, 'failed')
@@ -306,18 +323,19 @@ end
 local function erase(p, id)
   local key = job_key(p, id)
   local job = redis.call('HMGET', key, 'status', 'owner', 'token')
+  local status, owner = job[1] or '', job[2] or ''
   drop_all(p, id)
   dequeue(p, id)
   wake(p, job[3])
   forget_result(p, id)
-  redis.call('ZREM', p .. 'of:' .. job[2] .. ':' .. job[1], id)
-  redis.call('ZREM', p .. 'of:' .. job[2], id)
+  redis.call('ZREM', p .. 'of:' .. owner .. ':' .. status, id)
+  redis.call('ZREM', p .. 'of:' .. owner, id)
   unpost(p, id)
   local batch = redis.call('HGET', key, 'batch_id')
   if batch then
     redis.call('ZREM', p .. 'batch:' .. batch, id)
   end
-  for _, index in ipairs({ 'leases', 'deadlines', 'expiry' }) do
+  for _, index in ipairs({ 'leases', 'deadlines', 'expiry', 'records' }) do
     redis.call('ZREM', p .. index, id)
   end
   redis.call('DEL', key)
@@ -417,7 +435,21 @@ local function refusal(p, orders)
   end
 end
 
+-- An owner's records are bounded, as everything that a stranger can pile up.
+local function let_oldest_go(p, owner)
+  if redis.call('ZCARD', p .. 'of:' .. owner) < MOST_RECORDS then
+    return
+  end
+  for _, id in ipairs(redis.call('ZRANGE', p .. 'of:' .. owner, 0, 99)) do
+    local status, pinned = unpack(redis.call('HMGET', job_key(p, id), 'status', 'pinned'))
+    if not LEGAL[status] and pinned ~= '1' then
+      return erase(p, id)
+    end
+  end
+end
+
 local function take(p, id, order)
+  let_oldest_go(p, order.owner)
   local source = result_of(p, order)
   record(p, id, order)
   if source then
@@ -602,6 +634,26 @@ local function renew(keys, args)
   return answer
 end
 
+-- The first place of the queue, and the job that waits there; or nil. A place whose job does not wait goes: its record is
+-- damaged, or missing, and nobody behind it would ever be claimed.
+local function next_place(p)
+  while true do
+    local place = redis.call('ZRANGE', p .. 'queue', 0, 0)[1]
+    if not place then
+      return nil
+    end
+    local id = string.sub(place, 25)
+    local status, owner = unpack(redis.call('HMGET', job_key(p, id), 'status', 'owner'))
+    if status == 'queued' then
+      return place, id
+    end
+    redis.call('ZREM', p .. 'queue', place)
+    if owner then
+      redis.call('ZREM', p .. 'queue:' .. owner, place)
+    end
+  end
+end
+
 -- token, worker, lease_ms -> id of the next job, now running under this token, or nil. Sent again, it is answered again,
 -- with a whole lease; or nil where the job is no longer under the token.
 local function claim(keys, args)
@@ -610,11 +662,10 @@ local function claim(keys, args)
   if before then
     return renew(keys, { before, token, lease_ms }) ~= 'stale' and before or nil
   end
-  local place = redis.call('ZRANGE', p .. 'queue', 0, 0)[1]
+  local place, id = next_place(p)
   if not place then
     return nil
   end
-  local id = string.sub(place, 25)
   local class, turn = string.sub(place, 1, 1), turn_at(place)
   if turn > tonumber(redis.call('HGET', p .. 'turns', class) or 0) then
     redis.call('HSET', p .. 'turns', class, turn)
@@ -622,8 +673,8 @@ local function claim(keys, args)
   local job = job_key(p, id)
   local now = now_ms()
   redis.call('SET', p .. 'claim:' .. token, id, 'PX', CLAIM_MS)
-  redis.call('HINCRBY', job, 'attempt', 1)
-  redis.call('HSET', job, 'token', token, 'worker', args[2], 'claimed_at', now)
+  add(job, 'attempt', 1)
+  redis.call('HSET', job, 'place', place, 'token', token, 'worker', args[2], 'claimed_at', now)
   redis.call('HSETNX', job, 'started_at', now)
   move(p, id, 'running')
   redis.call('ZADD', p .. 'leases', now + lease_ms, id)
@@ -751,7 +802,7 @@ local function release(keys, args)
     move(p, id, 'canceled')
   else
     move(p, id, 'queued')
-    redis.call('HINCRBY', job_key(p, id), 'attempt', -1)
+    add(job_key(p, id), 'attempt', -1)
   end
   redis.call('HDEL', job_key(p, id), 'token')
   return 'ok'
@@ -764,7 +815,7 @@ local function bury(keys, args)
   redis.call('HDEL', p .. 'crew', args[1])
   for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, -1)) do
     if redis.call('HGET', job_key(p, id), 'worker') == args[1] then
-      again = again + lose(p, id, args[2], args[3])
+      again = again + (lose(p, id, args[2], args[3]) or 0)
     end
   end
   return again
@@ -850,6 +901,7 @@ local function pin(keys, args)
   if args[3] == '1' then
     redis.call('HDEL', key, 'expires_at')
     redis.call('ZREM', p .. 'expiry', id)
+    redis.call('ZREM', p .. 'records', id)
   elseif pinned == '1' and completed_at then
     keep_ended(p, id, keep_ms)
   end
@@ -864,7 +916,7 @@ local function reap(keys, args)
   local again, over = 0, 0
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', p .. 'leases', '-inf', now, 'LIMIT', 0, 1000)) do
     local queued = lose(p, id, args[1], args[2])
-    again, over = again + queued, over + 1 - queued
+    again, over = again + (queued or 0), over + (queued == 0 and 1 or 0)
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', p .. 'deadlines', '-inf', now, 'LIMIT', 0, 1000)) do
     local job = redis.call('HMGET', job_key(p, id), 'status', 'token')
@@ -881,36 +933,29 @@ end
 -- record_ms, most -> how many. Ended jobs whose time is over lose their pictures; and their records after record_ms more.
 local function expire(keys, args)
   local p, now = keys[1], now_ms()
+  local over = redis.call('ZRANGEBYSCORE', p .. 'records', '-inf', now, 'LIMIT', 0, args[2])
+  for _, id in ipairs(over) do
+    erase(p, id)
+  end
   local due = redis.call('ZRANGEBYSCORE', p .. 'expiry', '-inf', now, 'LIMIT', 0, args[2])
   for _, id in ipairs(due) do
-    local key = job_key(p, id)
-    if redis.call('HGET', key, 'gone') == '1' then
-      erase(p, id)
-    else
-      drop_all(p, id)
-      forget_result(p, id)
-      redis.call('HSET', key, 'gone', '1')
-      changed(p, id)
-      redis.call('ZADD', p .. 'expiry', now + args[1], id)
-    end
+    drop_all(p, id)
+    forget_result(p, id)
+    redis.call('HSET', job_key(p, id), 'gone', '1')
+    changed(p, id)
+    redis.call('ZREM', p .. 'expiry', id)
+    redis.call('ZADD', p .. 'records', now + args[1], id)
   end
-  return #due
+  return #over + #due
 end
 
 -- how many -> how many. The ended jobs that would expire next do so now: the disk is fuller than it may be.
 local function hasten(keys, args)
-  local p = keys[1]
-  local hastened = 0
-  for _, id in ipairs(redis.call('ZRANGE', p .. 'expiry', 0, -1)) do
-    if hastened >= tonumber(args[1]) then
-      break
-    end
-    if redis.call('HGET', job_key(p, id), 'gone') ~= '1' then
-      redis.call('ZADD', p .. 'expiry', 0, id)
-      hastened = hastened + 1
-    end
+  local next_ones = redis.call('ZRANGE', keys[1] .. 'expiry', 0, args[1] - 1)
+  for _, id in ipairs(next_ones) do
+    redis.call('ZADD', keys[1] .. 'expiry', 0, id)
   end
-  return hastened
+  return #next_ones
 end
 
 -- me, term_ms -> 1 if this process leads now
@@ -936,23 +981,36 @@ local function collect(keys, args)
     return { taken.id, taken.try }
   end
   redis.call('ZREMRANGEBYSCORE', p .. 'couriers', '-inf', now)
-  local busy = redis.call('ZCARD', p .. 'couriers') -- so many lanes may stand before a free one
-  for _, lane in ipairs(redis.call('ZRANGEBYSCORE', p .. 'outbox', '-inf', now, 'LIMIT', 0, busy + 1)) do
-    while not redis.call('ZSCORE', p .. 'couriers', lane) do
+  local busy, free = {}, {}
+  for _, lane in ipairs(redis.call('ZRANGE', p .. 'couriers', 0, -1)) do
+    local owner = string.match(lane, '^%S+')
+    busy[lane], busy[owner] = 1, (busy[owner] or 0) + 1
+  end
+  for _, lane in ipairs(redis.call('ZRANGEBYSCORE', p .. 'outbox', '-inf', now, 'LIMIT', 0, MOST_LANES)) do
+    if not busy[lane] and (busy[string.match(lane, '^%S+')] or 0) < COURIERS then
+      free[#free + 1] = lane
+    end
+  end
+  for _, lane in ipairs(free) do
+    while true do
       local id = redis.call('ZRANGEBYSCORE', p .. 'outbox:' .. lane, '-inf', now, 'LIMIT', 0, 1)[1]
       if not id then
         break
       end
-      local try = redis.call('HINCRBY', job_key(p, id), 'webhook_tries', 1)
-      if try <= tonumber(args[3]) then
-        redis.call('HSET', job_key(p, id), 'webhook_token', args[1])
+      local job = job_key(p, id)
+      local try = redis.call('HEXISTS', job, 'webhook') == 1 and add(job, 'webhook_tries', 1)
+      if try and try <= tonumber(args[3]) then
+        redis.call('HSET', job, 'webhook_token', args[1])
         redis.call('ZADD', p .. 'couriers', now + args[2], lane)
         local taken = { id = id, try = try, lane = lane, until_ms = now + args[2] }
         redis.call('SET', p .. 'collect:' .. args[1], cjson.encode(taken), 'PX', args[2])
         return { id, try }
       end
-      redis.call('HSET', job_key(p, id), 'webhook_end', 'given_up')
-      unpost(p, id)
+      if try then
+        redis.call('HSET', job, 'webhook_end', 'given_up')
+      end
+      redis.call('ZREM', p .. 'outbox:' .. lane, id)
+      sort_lane(p, lane)
     end
   end
   return nil
@@ -993,21 +1051,48 @@ end
 
 -- ---------------------------------------------------------------- uploads
 
--- digest, keep_ms, owner or '' -> 1, or 0 while its file is being deleted. Called before a blob is written: from now on
--- it is safe from the janitor for keep_ms, and as long as a job uses it; and the owner may name it.
+local function forget_old_uploads(p, owner)
+  local uploads, now = p .. 'uploads:' .. owner, now_ms()
+  for _, digest in ipairs(redis.call('ZRANGEBYSCORE', uploads, '-inf', now)) do
+    redis.call('HDEL', p .. 'sizes:' .. owner, digest)
+  end
+  redis.call('ZREMRANGEBYSCORE', uploads, '-inf', now)
+end
+
+-- Whether the owner's uploads would take more than so many bytes with this one.
+local function is_too_much(p, owner, digest, bytes, most_bytes)
+  if bytes == 0 or redis.call('ZSCORE', p .. 'uploads:' .. owner, digest) then
+    return false
+  end
+  for _, others in ipairs(redis.call('HVALS', p .. 'sizes:' .. owner)) do
+    bytes = bytes + tonumber(others)
+  end
+  return bytes > most_bytes
+end
+
+-- digest, keep_ms, owner or '', bytes of an upload or 0, most bytes of all uploads of theirs -> 1; 0 while its file is
+-- being deleted; -ms, as long as it will take, where there is no room. Called before a blob is written: from now on it
+-- is safe from the janitor for keep_ms, and as long as a job uses it; and the owner may name it.
 local function hold(keys, args)
-  local p, digest = keys[1], args[1]
+  local p, digest, keep_ms, owner, bytes = keys[1], args[1], tonumber(args[2]), args[3], tonumber(args[4])
   if redis.call('SISMEMBER', p .. 'condemned', digest) == 1 then
     return 0
   end
-  local now = now_ms()
-  redis.call('ZADD', p .. 'orphans', 'GT', now + tonumber(args[2]), digest)
-  if args[3] ~= '' then
-    local uploads = p .. 'uploads:' .. args[3]
-    redis.call('ZREMRANGEBYSCORE', uploads, '-inf', now)
-    redis.call('ZADD', uploads, 'GT', now + tonumber(args[2]), digest)
-    redis.call('PEXPIRE', uploads, math.max(redis.call('PTTL', uploads), tonumber(args[2])))
+  local now, uploads, sizes = now_ms(), p .. 'uploads:' .. owner, p .. 'sizes:' .. owner
+  if owner ~= '' then
+    forget_old_uploads(p, owner)
+    if is_too_much(p, owner, digest, bytes, tonumber(args[5])) then
+      local first = redis.call('ZRANGE', uploads, 0, 0, 'WITHSCORES')[2]
+      return math.min(-1, now - tonumber(first or now))
+    end
+    redis.call('ZADD', uploads, 'GT', now + keep_ms, digest)
+    redis.call('PEXPIRE', uploads, math.max(redis.call('PTTL', uploads), keep_ms))
+    if bytes > 0 then
+      redis.call('HSET', sizes, digest, bytes)
+      redis.call('PEXPIRE', sizes, redis.call('PTTL', uploads))
+    end
   end
+  redis.call('ZADD', p .. 'orphans', 'GT', now + keep_ms, digest)
   return 1
 end
 

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,13 +173,18 @@ class JobStore:
         return job
 
     def page(
-        self, *, limit: int, before: int | None = None, status: Status | None = None, owner: str = LOCAL
+        self, *, limit: int, before: int | None = None, statuses: Sequence[Status] = (), owner: str = LOCAL
     ) -> tuple[list[Job], int | None]:
-        """Newest first: at most `limit` of the owner's jobs, before entry `before`; and the entry to go on from."""
-        index = f"{PREFIX}of:{owner}" + (f":{status}" if status else "")
+        """Newest first: at most `limit` of the owner's jobs, before entry `before`; and the entry to go on from.
+
+        statuses: of those in one of them; none: of all. One that changes meanwhile may be seen in its new one.
+        """
         upper = "+inf" if before is None else f"({before}"
-        with unavailable():
-            rows: Any = self._redis.zrevrangebyscore(index, upper, "-inf", start=0, num=limit + 1, withscores=True)
+        with unavailable(), self._redis.pipeline() as pipe:
+            for ending in [f":{status}" for status in statuses] or [""]:
+                index = f"{PREFIX}of:{owner}{ending}"
+                pipe.zrevrangebyscore(index, upper, "-inf", start=0, num=limit + 1, withscores=True)
+            rows: Any = sorted(chain(*pipe.execute()), key=lambda row: -row[1])
         jobs = [job for job in self._read([job_id for job_id, _ in rows[:limit]], owner) if job is not None]
         return jobs, int(rows[limit - 1][1]) if len(rows) > limit else None
 
@@ -327,6 +333,17 @@ class JobStore:
         answer: Standing = self._step("release", job_id, token)
         return answer
 
+    def idles(self, worker: str) -> bool:
+        """Whether jobs wait while this worker runs none."""
+        with unavailable(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.zcard(f"{PREFIX}queue")
+            pipe.zrange(f"{PREFIX}leases", 0, -1)
+            queued, running = pipe.execute()
+            if queued:
+                for job_id in running:
+                    pipe.hget(f"{PREFIX}job:{job_id}", "worker")
+            return bool(queued) and worker not in pipe.execute()
+
     def bury(self, worker: str) -> int:
         """A worker's process has died: put back what it ran, without waiting for the lease; how many."""
         return int(self._step("bury", worker, MAX_ATTEMPTS, _error_json(errors.WorkerLost())))
@@ -347,7 +364,7 @@ class JobStore:
         return int(self._step("expire", round(record_seconds * 1000), most))
 
     def expiring(self) -> int:
-        """Ended jobs that will not stay for good; some may have lost their pictures already."""
+        """Ended jobs that still have their pictures; pinned ones do not count."""
         with unavailable():
             return int(self._redis.zcard(f"{PREFIX}expiry"))
 
@@ -406,14 +423,30 @@ class JobStore:
 
     # ------------------------------------------------------------------ blobs in use
 
-    def hold(self, digest: str, keep_seconds: float = HOLD_SECONDS, owner: str = ANYONE) -> None:
+    def hold(
+        self,
+        digest: str,
+        keep_seconds: float = HOLD_SECONDS,
+        owner: str = ANYONE,
+        *,
+        size_bytes: int = 0,
+        most_bytes: float = 0,
+    ) -> None:
         """Keep a blob from the janitor; to be called before it is written. Waits while its old file is being deleted.
 
-        For so long its owner may name it. Raises Unavailable when the wait takes too long.
+        For so long its owner may name it. size_bytes: of an upload; most_bytes: of all uploads that the owner may name.
+        Raises Unavailable when the wait takes too long, QuotaExceeded where there is no room for the upload.
         """
+        words = (digest, round(keep_seconds * 1000), owner, size_bytes, round(most_bytes))
         for _ in range(100):
-            if self._step("hold", digest, round(keep_seconds * 1000), owner):
+            held = self._step("hold", *words)
+            if held == 1:
                 return
+            if held < 0:
+                raise errors.QuotaExceeded(
+                    "Your uploads take as much room as they may; use them by digest, or wait until one has gone.",
+                    retry_seconds=-held / 1000,
+                )
             time.sleep(0.02)
         raise errors.Unavailable()
 

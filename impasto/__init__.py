@@ -1,8 +1,9 @@
 """Impasto from a Python program: a client of the REST API. Knows the contract (docs/api.md), no store, no tensors."""
 
 from core import errors
-from core.jobs import Batch, Job, Status
+from core.jobs import Batch, Frame, Job, Status
 from core.presets import Preset
+from core.service import Estimate, Model, System
 from impasto.client import Client, Picture
 
-__all__ = ["Batch", "Client", "Job", "Picture", "Preset", "Status", "errors"]
+__all__ = ["Batch", "Client", "Estimate", "Frame", "Job", "Model", "Picture", "Preset", "Status", "System", "errors"]

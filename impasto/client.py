@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 from urllib.parse import quote
 
 import httpx2
@@ -28,8 +28,9 @@ from pydantic import BaseModel
 
 from core import errors, settings
 from core.images import Format
-from core.jobs import Batch, Job, Priority, Status
+from core.jobs import Batch, Frame, Job, Priority, Status
 from core.presets import Preset
+from core.service import Estimate, Model, System
 from core.settings import Settings
 
 PATIENCE_SECONDS = 60.0  # a service that restarts is away for less
@@ -40,7 +41,11 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
 Picture = str | os.PathLike[str] | bytes
 """A file by its path, a file's bytes, or the digest (`sha256:...`) of a picture that is at the service."""
 
+Size = tuple[int, int]
+"""Width and height in px, where a picture itself is not needed."""
+
 Answer = TypeVar("Answer", bound=BaseModel)
+Followed = TypeVar("Followed", Job, Batch)
 
 
 class Client:
@@ -64,8 +69,7 @@ class Client:
         self._has_answered = False
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # No proxy from the environment: the service is usually on this machine.
-        timeout = httpx2.Timeout(10, read=60)
-        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+        self._http = httpx2.Client(base_url=self.url, headers=headers, trust_env=False)
 
     def __enter__(self) -> "Client":
         return self
@@ -136,18 +140,56 @@ class Client:
         wishes = {"priority": priority, "deadline_seconds": deadline_seconds, "reuse": reuse, "webhook": webhook}
         return _read(Batch, self._send("/v1/batches", pictures, knobs, wishes))
 
-    def retry(self, job_id: str, *, webhook: str | None = None, **knobs: Any) -> Job:
+    def retry(self, job_id: str, *, go_on: bool = False, webhook: str | None = None, **knobs: Any) -> Job:
         """A new job with the pictures and knobs of one that has ended, but for the knobs given.
 
-        Raises JobNotEnded, ResultGone where its pictures are no longer kept, BadSpec.
+        go_on: begin with its result, for more iterations, other weights or a larger size.
+        Raises JobNotEnded, NoResult, ResultGone where its pictures are no longer kept, BadSpec.
         """
-        change = {"spec": _set(knobs), **_set({"webhook": webhook})}
+        change = {"spec": _set(knobs), "continue": go_on, **_set({"webhook": webhook})}
         return _read(Job, self._ask("POST", f"{_job(job_id)}/retry", json=change, headers=_fresh_key()))
 
     def upload(self, picture: Picture) -> str:
         """Send a picture once, to name it by its digest in many jobs. Raises BadImage and its kinds."""
         answer = self._ask("POST", "/v1/images", files=[("image", _part(picture))])
         return str(answer.json()["id"])
+
+    def image(self, digest: str) -> bytes:
+        """The file of an upload, of a job's picture or of a result. Raises ImageNotFound."""
+        return self._ask("GET", f"/v1/images/{quote(digest, safe='')}").content
+
+    def estimate(
+        self,
+        content: Picture | Size,
+        styles: Sequence[Picture | Size],
+        *,
+        masks: Sequence[Picture | Size] = (),
+        init_image: Picture | Size | None = None,
+        **knobs: Any,
+    ) -> Estimate:
+        """What a job would take, and when it would begin. A file is uploaded for it; its size does as well.
+
+        Raises NoWorker where none tells in time, and as `submit`.
+        """
+        lists = {"styles": [self._sketched(one) for one in styles], "masks": [self._sketched(one) for one in masks]}
+        single = {"content": content, "init_image": init_image}
+        sketch = {name: self._sketched(one) for name, one in _set(single).items()}
+        return _read(Estimate, self._ask("POST", "/v1/estimate", json={**sketch, **lists, "spec": _set(knobs)}))
+
+    def _sketched(self, picture: Picture | Size) -> str | dict[str, int]:
+        if isinstance(picture, tuple):
+            return dict(zip(("width", "height"), picture, strict=True))
+        return picture if _is_digest(picture) else self.upload(picture)
+
+    # ------------------------------------------------------------------ the service
+
+    def system(self) -> System:
+        """Who works, what waits, what may be sent."""
+        return _read(System, self._ask("GET", "/v1/system"))
+
+    def models(self) -> list[Model]:
+        """The networks that a job may name as its `model`."""
+        return [Model.model_validate(one) for one in self._ask("GET", "/v1/models").json()["models"]]
 
     def presets(self) -> list[Preset]:
         """Knobs that go together, for `submit(preset=...)`."""
@@ -160,9 +202,9 @@ class Client:
         """How far it is."""
         return _read(Job, self._ask("GET", _job(job_id)))
 
-    def jobs(self, status: Status | str | None = None) -> Iterator[Job]:
-        """All that are yours, newest first; or those in one status. Asks for more as you go."""
-        page = self._ask("GET", "/v1/jobs", params={"limit": PAGE_JOBS, **_set({"status": status})}).json()
+    def jobs(self, *status: Status | str) -> Iterator[Job]:
+        """All that are yours, newest first; or those in one of these statuses. Asks for more as you go."""
+        page = self._ask("GET", "/v1/jobs", params={"limit": PAGE_JOBS, "status": status}).json()
         yield from map(Job.model_validate, page["jobs"])
         while page["next"]:
             page = self._ask("GET", page["next"]).json()
@@ -173,25 +215,12 @@ class Client:
         return _read(Batch, self._ask("GET", _batch(batch_id)))
 
     def follow(self, job_id: str, timeout_seconds: float | None = None) -> Iterator[Job]:
-        """The job now, and after each change that is seen, until it has ended.
+        """The job now, and after each change that is seen, until it has ended: status, progress, previews, knobs.
 
         A service that can holds its answers back until there is one; else it is asked as often as it says.
         Raises TimeoutError when that takes longer; the job goes on.
         """
-        end = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
-        headers: dict[str, str] = {}
-        while True:
-            answer = self._ask("GET", _job(job_id), headers=headers)
-            if answer.status_code != 304:
-                yield (job := _read(Job, answer))
-                if job.status.ended:
-                    return
-            if time.monotonic() >= end:
-                raise TimeoutError(f"After {timeout_seconds:g} s the job has not ended.")
-            if headers and "wait" not in answer.headers.get("Preference-Applied", ""):
-                time.sleep(_retry_seconds(answer))
-            patience = max(1, math.ceil(min(end - time.monotonic(), WAIT_SECONDS)))
-            headers = {"If-None-Match": answer.headers.get("ETag", ""), "Prefer": f"wait={patience}"}
+        return self._follow(Job, _job(job_id), timeout_seconds)
 
     def wait(
         self, job_id: str, on_progress: Callable[[Job], object] | None = None, timeout_seconds: float | None = None
@@ -205,19 +234,49 @@ class Client:
                 on_progress(job)
         return job
 
-    def result(self, job_id: str, format: Format = "png") -> bytes:
-        """The finished picture's file. Raises JobNotEnded, NoResult, ResultGone."""
-        return self._ask("GET", f"{_job(job_id)}/result", params={"format": format}).content
+    def follow_batch(self, batch_id: str, timeout_seconds: float | None = None) -> Iterator[Batch]:
+        """The same of a batch, until all of its jobs have ended."""
+        return self._follow(Batch, _batch(batch_id), timeout_seconds)
+
+    def wait_batch(
+        self, batch_id: str, on_progress: Callable[[Batch], object] | None = None, timeout_seconds: float | None = None
+    ) -> Batch:
+        """The batch when all of its jobs have ended; as `wait`."""
+        for batch in self.follow_batch(batch_id, timeout_seconds):
+            if on_progress is not None:
+                on_progress(batch)
+        return batch
+
+    def result(self, job_id: str, format: Format = "png", width: int | None = None) -> bytes:
+        """The finished picture's file. width: in px, to have it smaller. Raises JobNotEnded, NoResult, ResultGone."""
+        params = {"format": format, **_set({"width": width})}
+        return self._ask("GET", f"{_job(job_id)}/result", params=params).content
 
     def preview(self, job_id: str) -> bytes:
         """A small JPEG of how far it is. Raises NoResult while there is none."""
         return self._ask("GET", f"{_job(job_id)}/preview").content
+
+    def frames(self, job_id: str) -> list[Frame]:
+        """What there is of small pictures of the run, in their order. Raises ResultGone."""
+        return [Frame.model_validate(one) for one in self._ask("GET", f"{_job(job_id)}/frames").json()["frames"]]
+
+    def frame(self, job_id: str, index: int) -> bytes:
+        """One of them, a JPEG. Raises ImageNotFound where it has gone to make room."""
+        return self._ask("GET", f"{_job(job_id)}/frames/{index}").content
+
+    def timelapse(self, job_id: str) -> bytes:
+        """All of them as an animated WebP. Raises NoResult while there are none."""
+        return self._ask("GET", f"{_job(job_id)}/timelapse").content
 
     # ------------------------------------------------------------------ changing them
 
     def cancel(self, job_id: str) -> Job:
         """Ask the job to stop; what it has painted is its result. One that has ended stays as it is."""
         return _read(Job, self._ask("POST", f"{_job(job_id)}/cancel"))
+
+    def steer(self, job_id: str, **weights: Any) -> Job:
+        """Give a job that waits or runs other weights; the next preview shows them. Raises BadSpec, JobAlreadyEnded."""
+        return _read(Job, self._ask("PATCH", _job(job_id), json={"spec": _set(weights)}))
 
     def pin(self, job_id: str, *, pinned: bool = True) -> Job:
         """Keep the job for good, or no longer."""
@@ -244,16 +303,38 @@ class Client:
         files = [(name, _part(picture)) for name, picture in pictures]
         return self._ask("POST", path, files=[*texts, *files], headers=_fresh_key())
 
-    def _ask(self, method: str, path: str, **request: Any) -> httpx2.Response:
-        """The answer; asked for again while that may help and patience lasts."""
+    def _follow(self, kind: type[Followed], path: str, timeout_seconds: float | None) -> Iterator[Followed]:
+        end = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+        headers: dict[str, str] = {}
+        while (left := end - time.monotonic()) > 0 or not headers:
+            if headers:
+                headers["Prefer"] = f"wait={math.floor(min(left, WAIT_SECONDS))}"
+            try:
+                answer = self._ask("GET", path, end=end, headers=headers)
+            except TimeoutError:
+                break
+            if answer.status_code != 304:
+                yield (now := _read(kind, answer))
+                if now.ended:
+                    return
+            if headers and "wait" not in answer.headers.get("Preference-Applied", ""):
+                time.sleep(min(_retry_seconds(answer), max(0, end - time.monotonic())))
+            headers = {"If-None-Match": answer.headers.get("ETag", "")}
+        raise TimeoutError(f"After {timeout_seconds:g} s the {kind.__name__.lower()} has not ended.")
+
+    def _ask(self, method: str, path: str, *, end: float = math.inf, **request: Any) -> httpx2.Response:
+        """The answer; asked for again while that may help and patience lasts. Raises TimeoutError at the end."""
         until, pause = time.monotonic() + self._patience_seconds, FIRST_PAUSE_SECONDS
         while True:
+            left = end - time.monotonic()
             try:
-                return self._ask_once(method, path, **request)
+                return self._ask_once(method, path, timeout=_timeout(left), **request)
             except errors.ImpastoError as error:
                 seconds = max(pause, error.retry_seconds if isinstance(error, errors.Later) else 0)
                 if not self._passes(error) or time.monotonic() + seconds > until:
                     raise
+                if time.monotonic() + seconds > end:
+                    raise TimeoutError from error
             time.sleep(seconds)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -309,7 +390,12 @@ _KINDS = dict(_kinds(errors.ImpastoError))
 def _retry_seconds(answer: httpx2.Response) -> float:
     """When to ask again; a second where nobody says, or in the words of a proxy (a date)."""
     told = answer.headers.get("Retry-After", "")
-    return float(told) if told.isdecimal() else 1.0
+    return min(float(told), 86_400.0) if told.isdecimal() else 1.0
+
+
+def _timeout(left_seconds: float) -> httpx2.Timeout:
+    """For one request; a moment longer than there is time, for an answer that is held back just so long."""
+    return httpx2.Timeout(max(1, min(10, left_seconds)), read=max(1, min(60, left_seconds + 1)))
 
 
 def _read(kind: type[Answer], answer: httpx2.Response) -> Answer:
@@ -332,11 +418,15 @@ def _many(pictures: Picture | Sequence[Picture]) -> Sequence[Picture]:
     return [pictures] if isinstance(pictures, str | bytes | os.PathLike) else pictures
 
 
+def _is_digest(picture: Picture) -> TypeGuard[str]:
+    return isinstance(picture, str) and picture.startswith("sha256:")
+
+
 def _part(picture: Picture) -> tuple[str | None, bytes | str]:
     """A part of a form: a file, or the text of a digest."""
     if isinstance(picture, bytes):
         return "picture", picture
-    if isinstance(picture, str) and picture.startswith("sha256:"):
+    if _is_digest(picture):
         return None, picture
     return "picture", Path(picture).read_bytes()
 

@@ -17,8 +17,9 @@ from PIL import Image
 from core import errors, images
 from core.blobs import Blobs, digest_of
 from core.checkpoints import Checkpoints
+from core.darkroom import developed
 from core.jobs import Frame, Job, JobProgress, NetworkUsed, Output, Steered
-from core.neural import checkpoint
+from core.neural import checkpoint, device
 from core.neural.checkpoint import Checkpoint, Steering
 from core.neural.planner import Planner
 from core.neural.stylize import Moment, Painting, Progress, stylize
@@ -28,9 +29,11 @@ from core.spec import ModelName, StyleSpec, parse_spec
 from core.store import JobStore, Standing
 from worker.keeper import Keeper
 from worker.lease import Lease
+from worker.pulse import Pulse
 from worker.settings import WorkerSettings
 
 RETRY_SECONDS = 0.5
+TRIES = 10  # to read a picture, or to hand the job back
 FRAME_SECONDS = 0.5  # between two frames, until there are too many
 FRAME_PX = 256
 FRAME_REST = 200  # seconds between two frames, for each second that the painting waited for one
@@ -68,6 +71,7 @@ class Attempt:
             lambda name: store.keep(job.id, token, name),
             settings.checkpoint_seconds,
         )
+        self._pulse = Pulse(device.spins)
         self._moment: Moment | None = None  # the newest
         self._model: NetworkUsed | None = None  # once it is loaded
         self._has_ended = False  # by us
@@ -77,24 +81,42 @@ class Attempt:
         self._framing = threading.Lock()
 
     def run(self, load: Load) -> None:
-        """Bring the job to its end, or hand it back. `load`: the network for a model, and who plans its runs."""
+        """Bring the job to its end, or hand it back. `load`: the network for a model, and who plans its runs.
+
+        Raises DeviceLost.
+        """
         job = self._job
         log.info("%s: attempt %d%s", job.id, job.attempt, " goes on" if job.checkpoint else "")
-        try:
-            with self._lease:
-                standing = self._painted(load)
-            log.info("%s: attempt %d ended: %s", job.id, job.attempt, standing)
-        except errors.LeaseLost:
-            log.warning("%s: no longer ours", job.id)
-        except errors.ShuttingDown:
-            self._until_stored(lambda: self._store.release(job.id, self._token))
-            log.info("%s: handed back", job.id)
-        finally:
-            self._keeper.close()
-        if self._has_ended:  # else the next attempt goes on from there
-            self._keeper.forget()
-            if job.checkpoint is not None:
-                self._checkpoints.delete(job.checkpoint)
+        with self._pulse:
+            try:
+                with self._lease:
+                    standing = self._painted(load)
+                log.info("%s: attempt %d ended: %s", job.id, job.attempt, standing)
+            except errors.LeaseLost:
+                log.warning("%s: no longer ours", job.id)
+            except errors.ShuttingDown:
+                self._hand_back()
+            except errors.Unavailable as error:  # our trouble, not the job's
+                log.warning("%s: %s", job.id, error.message)
+                self._hand_back()
+            finally:
+                self._keeper.close()
+            if self._has_ended:  # else the next attempt goes on from there
+                self._keeper.forget()
+                if job.checkpoint is not None:
+                    self._checkpoints.delete(job.checkpoint)
+
+    def _hand_back(self) -> None:
+        """So that it counts as no attempt. Where the store stays away, the lease runs out, and it does."""
+        for _ in range(TRIES):
+            try:
+                self._store.release(self._job.id, self._token)
+            except errors.Unavailable:
+                time.sleep(RETRY_SECONDS)
+            else:
+                log.info("%s: handed back", self._job.id)
+                return
+        log.warning("%s: could not be handed back", self._job.id)
 
     # ------------------------------------------------------------------ painting
 
@@ -115,7 +137,7 @@ class Attempt:
             assert model is not None, "a picture was painted with a network"
             return self._ended(lambda: store.succeed(job.id, token, output, model, took | planned | losses))
         except errors.Unavailable:
-            raise  # our trouble, not the job's: it comes back when the lease has run out
+            raise
         except errors.Diverged as error:
             refused: errors.ImpastoError = errors.Diverged(error.message)
             self._keep_last_good(error.picture)
@@ -130,13 +152,32 @@ class Attempt:
     def _paint(self, load: Load) -> tuple[Painting, float]:
         began = time.monotonic()
         wanted = self._job.input
-        subject = Subject(*wanted.pictures(self._blobs.get))
+        subject = Subject(*wanted.pictures(self._read, developed))
         spec = parse_spec(wanted.spec)
+        self._pulse.begin("device")
         network, planner = load(spec.model)
         self._model = NetworkUsed(name=network.name, sha256=network.sha256)
+        self._pulse.begin("host")
         resume = self._resumed()
         load_seconds = time.monotonic() - began
-        return stylize(subject, spec, network, self._watch, planner, resume=resume), load_seconds
+        self._pulse.begin("device")
+        painting = stylize(subject, spec, network, self._watch, planner, resume=resume)
+        self._pulse.begin("host")
+        return painting, load_seconds
+
+    def _read(self, digest: str) -> bytes:
+        """A picture of the job. Raises ImageNotFound, also where it alone cannot be read; Unavailable, LeaseLost."""
+        for _ in range(TRIES):
+            self._pulse.begin("host")
+            try:
+                return self._blobs.get(digest)
+            except errors.Unavailable as error:
+                log.warning("%s: %s %s", self._job.id, error.message, error.__cause__)
+                time.sleep(RETRY_SECONDS)
+                self._lease.must_stop()
+        if self._blobs.writable():  # all but this one: it would be the same for every worker, for ever
+            raise errors.ImageNotFound("A picture of this job cannot be read any more; upload it again.")
+        return self._blobs.get(digest)
 
     def _resumed(self) -> Checkpoint | None:
         """Where the last attempt got to."""
@@ -149,13 +190,18 @@ class Attempt:
 
     def _watch(self, moment: Moment) -> bool | StyleSpec:
         """Called by the run after every iteration."""
+        self._pulse.step()
         if self._moment is None and self._job.checkpoint is not None:
             self._keeper.begin_anew()  # what is kept at once, or a step later, would pass for having got further
         self._moment = moment
         if moment.progress.iteration == moment.progress.iterations:
+            self._pulse.begin("device")  # the last iteration; the picture comes
             self._until_stored(self._lease.seal)
         stop = self._lease.must_stop()
+        if stop:
+            self._pulse.begin("device")
         if shutting_down.is_set() and not stop:
+            self._pulse.begin("host")
             self._keeper.take(moment.checkpoint())
             self._keeper.settle(LAST_CHECKPOINT_SECONDS)
             self._tell_last(moment)
@@ -184,18 +230,25 @@ class Attempt:
 
     def _keep_frame(self, progress: Progress, picture: Image.Image) -> None:
         """No run fails, and no end waits, because a frame is missing."""
-        data = images.encode(images.thumbnail(picture, FRAME_PX), "jpeg", quality=80)
-        with self._framing, suppress(errors.Unavailable):
-            if progress.iteration >= self._framed:
-                frame = Frame(
-                    index=0,
-                    iteration=progress.iteration,
-                    scale=progress.scale,
-                    seconds=round(progress.seconds, 2),
-                    digest=self._keep(data),
-                )
-                thinned = self._store.keep_frame(self._job.id, self._token, frame)
-                self._framed, self._frame_seconds = progress.iteration, FRAME_SECONDS * 2 ** max(0, thinned)
+        try:
+            with self._framing:
+                if progress.iteration >= self._framed:
+                    self._keep_newest_frame(progress, images.thumbnail(picture, FRAME_PX))
+        except errors.Unavailable:
+            pass
+        except Exception:
+            log.exception("%s: no frame", self._job.id)
+
+    def _keep_newest_frame(self, progress: Progress, picture: Image.Image) -> None:
+        frame = Frame(
+            index=0,
+            iteration=progress.iteration,
+            scale=progress.scale,
+            seconds=round(progress.seconds, 2),
+            digest=self._keep(images.encode(picture, "jpeg", quality=80)),
+        )
+        thinned = self._store.keep_frame(self._job.id, self._token, frame)
+        self._framed, self._frame_seconds = progress.iteration, FRAME_SECONDS * 2 ** max(0, thinned)
 
     def _tell_last(self, moment: Moment) -> None:
         """Who looks at the waiting job sees how far it is, and who cancels it has this picture of it."""
@@ -285,6 +338,7 @@ class Attempt:
                 if shutting_down.is_set():
                     raise  # the lease will run out, and another worker go on
                 log.warning("%s", error.message)
+                self._pulse.wait()
                 time.sleep(RETRY_SECONDS)
 
 

@@ -19,6 +19,7 @@ from core.jobs import Job
 from core.settings import Settings
 from core.store import JobStore, WebhookEnd
 from core.webhooks import Policy, body
+from worker import exits
 from worker.delivery import Delivery, Undelivered
 
 # Seconds before each try, and a tenth more by chance, so that what failed together does not come back together.
@@ -144,8 +145,7 @@ def main() -> None:
         sys.exit(2)
     logs.install(shared.log_format)
     courier = Courier(JobStore(shared.redis_url), shared.webhooks, Delivery(shared.webhooks))
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(ending, lambda *_: courier.leave())
+    exits.when_told(courier.leave, signal.SIGTERM, signal.SIGINT)
     log.info("sending webhooks")
     courier.run()
 

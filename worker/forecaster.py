@@ -10,10 +10,12 @@ from typing import Protocol
 
 from core import errors
 from core.jobs import Forecast, JobError, Question, Step
+from core.neural import device
 from core.neural.planner import Plan, Planner, device_name
 from core.neural.vgg import Network
 from core.spec import ModelName, parse_spec
 from core.store import JobStore
+from worker import exits
 
 AGAIN_SECONDS = 1.0
 
@@ -37,6 +39,7 @@ class Forecaster:
     def __init__(self, store: JobStore, painter: Painter) -> None:
         self._store, self._painter = store, painter
         self._free_bytes: dict[str, int] = {}  # by network; when no job ran last
+        self._trouble = ""  # that was told last
 
     def start(self) -> None:
         """From now on, as long as the process lives."""
@@ -45,13 +48,28 @@ class Forecaster:
     def _listen(self) -> None:
         away = threading.Event()
         while True:
-            try:
+            if not self.listened():
+                away.wait(AGAIN_SECONDS)
+
+    def listened(self) -> bool:
+        """One round; False if nothing can be answered now. What is wrong for a while is said once."""
+        try:
+            with device.guarded():
                 self.answer_next()
-            except errors.Unavailable:
-                away.wait(AGAIN_SECONDS)
-            except Exception:
-                log.exception("a question was not answered")
-                away.wait(AGAIN_SECONDS)
+        except errors.Unavailable:  # the next round
+            return False
+        except errors.ImpastoError as error:
+            if error.message != self._trouble:
+                log.warning("no question can be answered: %s", error.message)
+            self._trouble = error.message
+            return False
+        except errors.DeviceLost:  # also when no job runs: it would end the next one
+            exits.at_once("the device is lost; this process ends", trace=True)
+        except Exception:
+            log.exception("a question was not answered")
+            return False
+        self._trouble = ""
+        return True
 
     def answer_next(self) -> None:
         """Wait for a question, half a second at most, and answer it. Raises StoreUnavailable."""

@@ -1,8 +1,9 @@
 """Keeps the right to run a job alive beside the painting, and sends its progress. Turns loss and cancel into a stop.
 
-A thread renews the lease about once a second, or at once when somebody wants the run to stop, and carries the newest
-progress along; it hears when the job's spec was changed. It alone talks to the store during a run: the painting never
-waits for Redis, and goes on when Redis is away for a while. Knows no tensors.
+A thread renews the lease about once a second, or at once when somebody wants the run to stop, and hears when the job's
+spec was changed. A second one then carries what there is to tell, which may take longer than a lease: the disk may be
+slow, the last picture large. They alone talk to the store during a run: the painting never waits for Redis, and goes on
+when Redis is away for a while. Knows no tensors.
 """
 
 import logging
@@ -50,7 +51,7 @@ class Lease:
         self._keep_preview, self._end = keep_preview, end
         self._leaving = leaving or threading.Event()
         self._left_at: float | None = None
-        self._has_told = False
+        self._has_told = self._is_ending = False
         self._standing: Standing = "ok"
         self._heard = self._taken = steerings
         self._spec: dict[str, Any] | None = None  # heard of, and not taken
@@ -58,10 +59,15 @@ class Lease:
         self._news: tuple[JobProgress, Image.Image | None] | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"lease-{job_id}", daemon=True)
+        self._beaten = threading.Event()  # since something was carried last
+        self._threads = [
+            threading.Thread(target=run, name=f"{name}-{job_id}", daemon=True)
+            for name, run in (("lease", self._run), ("news", self._carry))
+        ]
 
     def __enter__(self) -> "Lease":
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
@@ -70,7 +76,9 @@ class Lease:
         self._over.set()
         with suppress(errors.Unavailable):
             self._store.wake(self._token)
-        self._thread.join()
+        self._beaten.set()
+        for thread in self._threads:
+            thread.join()
 
     def report(self, progress: JobProgress, preview: Image.Image | None = None) -> None:
         """Leave the newest progress for the next beat; a preview not yet sent stays until a newer one comes."""
@@ -123,6 +131,7 @@ class Lease:
                 log.warning("%s: beat failed: %s", self._job_id, error.message)
             except Exception:  # a thread that has died in silence would lose the job to another worker
                 log.exception("%s: beat failed", self._job_id)
+            self._beaten.set()
             if self._standing == "stale":
                 return
 
@@ -137,21 +146,41 @@ class Lease:
                     return
         except errors.Unavailable:
             self._over.wait(BEAT_SECONDS)
+        except Exception:
+            log.exception("%s: the lease does not hear", self._job_id)
+            self._over.wait(BEAT_SECONDS)
 
     def _beat(self) -> None:
         standing = self._store.renew(self._job_id, self._token, self._heard)
         if standing == "steered":
             self._hear()
             standing = "ok"
-        # First: should the end fail here, the run ends itself.
-        was_ok, self._standing = self._standing == "ok", standing
-        if standing in ("cancel", "late") and was_ok:
-            self._end(standing)
-        if self._must_leave():
+        self._standing = standing
+        if standing == "ok" and self._must_leave():
             self._store.release(self._job_id, self._token)
             self._standing = "stale"
-        self._send()
-        self._run_errands()
+
+    def _carry(self) -> None:
+        """After each beat, until the run is over."""
+        while not self._over.is_set() and self._standing != "stale":
+            self._beaten.wait()
+            self._beaten.clear()
+            if self._over.is_set():
+                return
+            try:
+                self._end_early()
+                self._send()
+                self._run_errands()
+            except errors.Unavailable as error:
+                log.warning("%s: nothing is told: %s", self._job_id, error.message)
+            except (Exception, errors.Interrupt):  # the run meets the interrupt as well
+                log.exception("%s: nothing is told", self._job_id)
+
+    def _end_early(self) -> None:
+        """Once. Should it fail, the run ends itself."""
+        if self._standing in ("cancel", "late") and not self._is_ending:
+            self._is_ending = True
+            self._end(self._standing)
 
     def _run_errands(self) -> None:
         with self._lock:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 @cache
 def _where() -> str:
-    """Containers may share a host's name, and then count their processes alike."""
+    """Cloned machines may share a host's name; its containers, too, and these count their processes alike."""
     with suppress(OSError):
-        return f"{socket.gethostname()}:{Path('/proc/self/ns/pid').stat().st_ino}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()}:{boot}:{Path('/proc/self/ns/pid').stat().st_ino}"
     return socket.gethostname()
 
 

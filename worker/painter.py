@@ -7,12 +7,12 @@ import logging
 import os
 import secrets
 import threading
-from functools import lru_cache
 
-from core import errors
+from core import darkroom, errors
 from core.blobs import Blobs
 from core.checkpoints import Checkpoints
 from core.jobs import Job, Worker
+from core.neural import device
 from core.neural.planner import Planner, device_name, pace_of
 from core.neural.vgg import Network
 from core.neural.weights import WeightsCache
@@ -25,6 +25,7 @@ from worker.names import name_of
 from worker.settings import WorkerSettings
 
 LIFE_SECONDS = 1.0
+MOST_NETWORKS = 2  # that are resident
 
 log = logging.getLogger(__name__)
 
@@ -39,35 +40,42 @@ class Painter:
         self._checkpoints = Checkpoints(settings.checkpoints_dir)
         self._weights = WeightsCache(settings.weights_dir)
         self._name = name_of(os.getpid())
-        self._load = lru_cache(maxsize=2)(self._loaded)
-        self._resident: set[ModelName] = set()
+        # By name, the one that was used last at the end. Never changed, only replaced: others look at it meanwhile.
+        self._networks: dict[str, tuple[Network, Planner]] = {}
         self._paints = threading.Lock()
 
     def network(self, model: ModelName) -> tuple[Network, Planner]:
         """The resident network, loaded at its first use, and who plans its runs."""
         entry = self._weights.entry(self._weights.resolve(model))
-        return self._load(entry.name, entry.sha256)  # a network that was replaced under its name is another
+        others, found = dict(self._networks), self._networks.get(entry.name)
+        others.pop(entry.name, None)
+        if found is None or found[0].sha256 != entry.sha256:  # one that was replaced under its name is another
+            self._networks = others = dict([*others.items()][1 - MOST_NETWORKS :])  # first make room
+            found = self._loaded(entry.name)
+        self._networks = {**others, entry.name: found}
+        return found
 
     def resident(self, model: ModelName) -> tuple[Network, Planner]:
         """The same, but one that is loaded already: to load another, and to measure it, would disturb a run.
 
         Raises WeightsUnavailable.
         """
-        name = self._weights.resolve(model)
-        if not self._weights.has(name):
+        name, networks = self._weights.resolve(model), self._networks
+        if not self._weights.has(name) or not networks:
             raise errors.WeightsUnavailable(f"The workers do not have the weights of {name}.")
-        return self.network(name if name in self._resident else "auto")
+        usual = networks.get(self._weights.resolve("auto"), [*networks.values()][-1])
+        return networks.get(name, usual)
 
     @property
     def paints(self) -> bool:
         """Whether it runs a job at this moment."""
         return self._paints.locked()
 
-    def _loaded(self, name: str, _: str) -> tuple[Network, Planner]:
+    @device.guarded()
+    def _loaded(self, name: str) -> tuple[Network, Planner]:
         network = self._weights.load(name, self._worker.device, self._worker.precision)
         pace = pace_of(network, self._weights.folder / "pace.json")
         free_bytes = int(self._worker.memory_gb * 1e9) or None
-        self._resident.add(name)
         return network, Planner(network, pace, free_bytes)
 
     def run_next(self) -> str | None:
@@ -106,9 +114,15 @@ class Painter:
         except errors.Unavailable as error:
             log.warning("%s", error.message)
 
+    @device.guarded()
     def warm_up(self) -> None:
-        """Load the usual network, tell which it is, and say once a second, from now on, that this process lives."""
-        self._network_for("auto")
+        """Load the usual network, tell which it is, and say once a second, from now on, that this process lives.
+
+        Raises what loading raises, also DeviceLost: then this process is to claim nothing.
+        """
+        darkroom.warm_up()
+        _, planner = self._network_for("auto")
+        planner.free()  # the first thing that a run asks the device
         threading.Thread(target=self._beat, args=(self._told(),), name="life", daemon=True).start()
         Forecaster(self._store, self).start()
 

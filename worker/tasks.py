@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import threading
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,17 @@ from core import errors, logs, settings
 from core.queue import STYLIZE, ring
 from core.settings import Settings
 from core.store import JobStore
+from worker import exits
 from worker.mourner import Mourner
 from worker.settings import WorkerSettings
+from worker.warden import Warden
 
 if TYPE_CHECKING:  # torch is for the pool's child, not for the parent
     from worker.painter import Painter
 
 log = logging.getLogger(__name__)
+
+_unfit = threading.Event()  # this process claims nothing: its parent has been asked to stop the worker
 
 
 @cache
@@ -36,14 +41,14 @@ def _painter() -> "Painter":
 @shared_task(name=STYLIZE)
 def stylize() -> None:
     """Paint the next job, if there is one. A bell rung twice, or late, finds none."""
+    if _unfit.is_set():
+        return
     try:
         _painter().run_next()
-    except errors.Unavailable as error:  # the job comes back when its lease has run out; the reaper rings
+    except errors.Unavailable as error:  # the reaper rings
         log.warning("%s", error.message)
     except errors.DeviceLost:
-        log.exception("the device is lost; this process ends, and its job goes on in the next")
-        logging.shutdown()
-        os._exit(1)  # without asking the device to tidy up; the parent puts the job back
+        exits.at_once("the device is lost; this process ends, and its job goes on in the next", trace=True)
 
 
 @setup_logging.connect
@@ -54,29 +59,40 @@ def _log(**_: Any) -> None:
 
 @worker_process_init.connect
 def _warm_up(**_: Any) -> None:
-    """Load torch and the network before the first job, not during it."""
-    from worker import attempt
+    """Load torch and the network before the first job, not during it.
 
-    # SIGURG is ignored by default, so a child that is told before it comes this far does not die of it.
-    signal.signal(signal.SIGURG, lambda *_: attempt.shutting_down.set())
+    A worker that cannot would end every job it hears of, faster than any other could take one: it stops.
+    """
     try:
+        from worker import attempt
+
+        # SIGURG is ignored by default, so a child that is told before it comes this far does not die of it.
+        exits.when_told(attempt.shutting_down.set, signal.SIGURG)
         _painter().warm_up()
-    except errors.ImpastoError as error:
-        # A worker without a network would end every job it hears of, faster than any other could take one.
-        log.error("this worker cannot paint and stops: %s", error.message)  # noqa: TRY400 - the sentence is enough
+    except (Exception, errors.DeviceLost) as error:
+        _unfit.set()
+        if isinstance(error, errors.ImpastoError):
+            log.error("this worker cannot paint and stops: %s", error.message)  # noqa: TRY400 - the sentence is enough
+        else:
+            log.exception("this worker cannot paint and stops")
         os.kill(os.getppid(), signal.SIGTERM)
 
 
 @worker_ready.connect
 def _watch_over(sender: Any, **_: Any) -> None:
-    """From the parent: a child that dies leaves a job behind."""
+    """From the parent: a child that dies leaves a job behind, and one that lives may do nothing."""
     store = JobStore(settings.read(Settings).redis_url)
-    Mourner(store, partial(ring, sender.app), lambda: [child.pid for child in active_children() if child.pid]).start()
+    rings = partial(ring, sender.app)
+    Mourner(store, rings, _children).start()
+    Warden(store, rings, _children).start()
+
+
+def _children() -> list[int]:
+    return [child.pid for child in active_children() if child.pid]
 
 
 @worker_shutting_down.connect
 def _hand_back(**_: Any) -> None:
     """Tell the children to hand their jobs back; Celery then waits for them to return."""
-    for child in active_children():
-        if child.pid is not None:
-            os.kill(child.pid, signal.SIGURG)
+    for child in _children():
+        os.kill(child, signal.SIGURG)

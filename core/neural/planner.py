@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from core import errors
+from core.neural import device as devices
 from core.neural.objective import Objective, Region, layers_of, style_of
 from core.neural.optimize import HISTORY
 from core.neural.schedule import Scale, schedule
@@ -41,6 +42,8 @@ _VECTORS = 11
 
 # What libraries take beside it, for scratch: measured on a CPU (docs/log.md).
 _FIXED_BYTES = 160_000_000
+
+_LEAST_SIDE_PX = 64  # of what is measured
 
 Size = tuple[int, int]  # width, height
 
@@ -247,9 +250,21 @@ def _kept_paces(file: Path) -> dict[str, Pace]:
 
 
 def measured_pace(network: Network) -> Pace:
-    """From the median seconds of an evaluation at two sizes."""
+    """From the median seconds of an evaluation at two sizes: smaller ones where the memory is too little for these."""
     # A card does small pictures in the time of none.
     sides = (512, 1536) if network.device.type == "cuda" else (128, 320)
+    while sides[0] > _LEAST_SIDE_PX:
+        try:
+            return _pace_at(network, sides)
+        except (RuntimeError, MemoryError) as error:
+            if not devices.is_out_of_memory(error):
+                raise
+        devices.give_back(network.device)
+        sides = (sides[0] // 2, sides[1] // 2)
+    return _pace_at(network, sides)
+
+
+def _pace_at(network: Network, sides: tuple[int, int]) -> Pace:
     (small, small_seconds, _), (large, large_seconds, begin_seconds) = (_evaluation(network, side) for side in sides)
     pixel_seconds = max(0.0, (large_seconds - small_seconds) / (large - small))
     fixed_seconds = max(1e-4, small_seconds - small * pixel_seconds)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from core import errors
-from core.neural import pixels
+from core.neural import device, pixels
 from core.neural.checkpoint import Checkpoint, Mark, Steering
 from core.neural.objective import Losses
 from core.neural.optimize import LBFGS, Adam
@@ -98,9 +98,11 @@ def stylize(
 
     Same pictures, spec, network, machine and plan: same picture, also if the run is resumed from a checkpoint of an
     earlier one; a checkpoint of another network is left aside, one made by other weights is steered.
-    Raises BadSpec, BadImage, OutOfMemory, Diverged (it carries the last good picture), and what `on_progress` raises.
+    Raises BadSpec, BadImage, OutOfMemory, Diverged (it carries the last good picture), DeviceLost, and what
+    `on_progress` raises.
     """
-    return _Run(subject, spec, network, on_progress, planner or Planner(network), resume=resume).painting()
+    with device.guarded():
+        return _Run(subject, spec, network, on_progress, planner or Planner(network), resume=resume).painting()
 
 
 class _Run:
@@ -146,7 +148,7 @@ class _Run:
         image = self._image
         if stopped:  # whatever the scale, the picture has the size that was asked for
             image = self._enlarged(image, self._plan.legs[-1])
-        picture = self._subject.render(image, self._spec)
+        picture = self._rendered(image, self._spec)
         clock = self._clock
         return Painting(
             picture, self._losses, clock.iteration, clock.seconds, stopped, self._plan, self._spec, self._steered
@@ -159,13 +161,11 @@ class _Run:
             self._clock.begin(number, attempt)
             try:
                 return self._go(attempt)
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
-                    if "CUDA error" in str(error):  # after most of them every call fails, whatever it asks
-                        raise errors.DeviceLost() from error
+            except (RuntimeError, MemoryError, errors.OutOfMemory) as error:
+                if not device.is_out_of_memory(error):
                     raise
             # Outside of the except clause: the traceback holds on to all that filled the memory.
-            _give_back(self._network.device)
+            device.give_back(self._network.device)
         raise errors.OutOfMemory()
 
     def _ways(self, leg: Leg) -> Iterator[Leg]:
@@ -233,7 +233,7 @@ class _Run:
     def _is_stopped(self, scene: Scene, optimizer: LBFGS | Adam, iterate: Tensor | None, count: int) -> bool:
         if self._on_progress is None or iterate is None:
             return False
-        picture = partial(self._subject.render, iterate, self._spec)
+        picture = partial(self._rendered, iterate, self._spec)
         checkpoint = partial(self._checkpoint, optimizer, count)
         progress = replace(self._clock.progress(self._losses), steered=self._steered)
         answer = self._on_progress(Moment(progress, self._spec, picture, checkpoint))
@@ -287,13 +287,17 @@ class _Run:
         share = last.width * last.height / (leg.scale.width * leg.scale.height)
         return self._spec.model_copy(update={"content_weight": self._spec.content_weight * share})
 
+    @device.guarded()  # it may be called at any time
+    def _rendered(self, image: Tensor, spec: StyleSpec) -> Image.Image:
+        return self._subject.render(image, spec)
+
     def _enlarged(self, image: Tensor, leg: Leg) -> Tensor:
         return pixels.enlarge(image, leg.scale.size, seamless=self._spec.seamless)
 
     def _finite(self, terms: Losses) -> dict[str, float]:
         losses = terms.by_name()
         if not abs(losses["total"]) < float("inf"):
-            picture = None if self._image is None else self._subject.render(self._image, self._spec)
+            picture = None if self._image is None else self._rendered(self._image, self._spec)
             raise errors.Diverged(picture=picture)
         return losses
 
@@ -375,17 +379,3 @@ class _Clock:
             iterations_per_second=(self.iteration - before - self._leg_done) / (now - self._leg_began),
             seconds_left=(now - self._begin) * (1 - self._share) / self._share,
         )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Of a card, or of the host: torch has no one class for it."""
-    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
-
-
-def _give_back(device: torch.device) -> None:
-    """What torch keeps for later allocations."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()

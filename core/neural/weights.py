@@ -17,6 +17,7 @@ from torch import Tensor
 
 from core import errors
 from core.architecture import Architecture, convolutions, title
+from core.neural import device as devices
 from core.neural import files, sources
 from core.neural.files import Card, Convention
 from core.neural.parameters import Parameters, from_torchvision
@@ -97,9 +98,10 @@ class WeightsCache:
         return "vgg19" if self.has("vgg19") else "vgg16"
 
     def load(self, model: ModelName, device: str = "auto", precision: Precision = "auto") -> Network:
-        """The network, its parameters verified. Raises WeightsUnavailable, BadWeights, BadSettings.
+        """The network, its parameters verified.
 
-        Logs a warning where the processor only imitates the precision.
+        Raises WeightsUnavailable, BadWeights, BadSettings, OutOfMemory, DeviceLost. Logs a warning where the processor
+        only imitates the precision.
         """
         name = self.resolve(model)
         found, _ = self.parameters(name)
@@ -114,6 +116,7 @@ class WeightsCache:
                 takes=found.takes,
             )
         except (RuntimeError, AssertionError) as error:  # torch's answers to a device that is not there
+            devices.judge(error)
             raise errors.BadSettings(f"The device {device} cannot be used here; cpu always can.") from error
         if is_imitated(network.dtype, network.device):
             log.warning("This processor only imitates %s, several times slower than float32; use auto.", precision)

@@ -15,16 +15,22 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
 from api import events
 from api.lookout import Sight
 from cli.up import free_port
+from core import images
 from core.blobs import Blobs, digest_of
-from core.jobs import Job, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
+from core.jobs import Frame, Job, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
 from core.keys import Keys
 from core.store import JobStore
 
 Event = tuple[str, str | None, dict[str, Any]]  # name, id, data
+
+PROGRESS = JobProgress(
+    value=0.1, scale=1, scales=1, iteration=1, iterations=9, iterations_per_second=None, seconds_left=None, loss={}
+)
 
 MAIN = "from api.__main__ import main; main()"
 
@@ -93,7 +99,7 @@ class Api:
 
     def succeed(self, job: Job, digest: str = "sha256:r", token: str = "t") -> None:
         self.store.hold(digest)
-        output = Output(id=digest, content_type="image/png", width=1, height=1, size_bytes=1)
+        output = Output(id=digest, content_type="image/png", width=1600, height=1600, size_bytes=1)
         assert "ok" == self.store.succeed(job.id, token, output, NetworkUsed(name="vgg16", sha256="w"), {})
 
     def stop(self) -> float:
@@ -226,6 +232,37 @@ def test_a_watcher_goes_on_from_any_event(serve: Serve) -> None:
     assert 204 == api.watch(job.id, Last_Event_ID="5").status, "a browser that comes again is told to stop"
     assert 204 == api.watch(job.id, "?after=0", Last_Event_ID="5").status, "the header is newer than the address"
     assert 422 == api.watch(job.id, "?after=x").status
+    for strange in ("9" * 5000, "-1", "x", "²"):
+        first = api.watch(job.id, Last_Event_ID=strange).next()
+        assert ("status", "5") == (first or ())[:2], strange[:9]
+
+
+def test_a_run_that_keeps_frames_is_told_of_as_progress_and_its_first_frame_once(serve: Serve) -> None:
+    """As a worker does it: a frame at every beat, which changes no version; and a steering between."""
+    api = serve()
+    job = api.new_job()
+    api.claim()
+    stream = api.watch(job.id)
+    assert stream.next()
+    told = []
+    for number in range(1, 4):
+        digest = f"sha256:f{number}"
+        api.store.hold(digest)
+        frame = Frame(index=0, iteration=number, scale=1, seconds=0.1, digest=digest)
+        assert 0 == api.store.keep_frame(job.id, "t", frame)
+        api.progress(job, number / 10, "sha256:p" if number == 3 else None)
+        told.append(stream.next())
+    told.append(stream.next())
+    api.store.steer(job.id, lambda job_input: job_input.model_copy(update={"spec": {"strength": 1}}))
+    told.append(stream.next())
+
+    assert ["status", "progress", "progress", "preview", "status"] == [event[0] for event in told if event]
+    known: dict[str, Any] = {}
+    for event in told:
+        assert event is not None
+        known |= event[2]
+    assert json.loads(api.ask(f"/v1/jobs/{job.id}").read()) == known
+    assert {"frames", "timelapse"} <= set(known["links"])
 
 
 def test_all_watchers_of_a_job_are_told_and_a_deleted_job_ends_them(serve: Serve) -> None:
@@ -325,6 +362,26 @@ def test_who_does_not_read_costs_nothing_and_is_cut(serve: Serve) -> None:
     assert 0 == left
 
 
+def test_who_takes_a_large_rendition_slowly_costs_no_memory(serve: Serve, blobs: Blobs) -> None:
+    """One that is too large for the shelf, so that each is made anew."""
+    api = serve(code=f"from api import rendition; rendition._shelf = rendition.Shelf(0); {MAIN}")
+    job = api.new_job()
+    api.claim()
+    noise = Image.frombytes("RGB", (1600, 1600), os.urandom(1600 * 1600 * 3))
+    api.succeed(job, blobs.put(images.encode(noise)))
+    path = f"/v1/jobs/{job.id}/result?width=1500"
+    data = api.ask(path).read()
+    assert images.sniff(data) == "png"
+    before = psutil.Process(api.process.pid).memory_info().rss
+    answers = [api.ask(path) for _ in range(16)]
+    assert {data[:4]} == {answer.read(4) for answer in answers}
+    after = psutil.Process(api.process.pid).memory_info().rss
+
+    assert after - before < 60e6 < 10 * len(data), f"{(after - before) / 1e6:.0f} MB"
+    assert all(answer.read() == data[4:] for answer in answers)
+    assert [] == [path for path in (blobs._folder / "parts").iterdir() if path.is_file()]
+
+
 def test_who_takes_a_large_result_slowly_costs_no_memory(serve: Serve, blobs: Blobs) -> None:
     """48 MB for each of 10 readers, who have it whole in the end, though the job is deleted meanwhile."""
     api = serve()
@@ -389,6 +446,43 @@ def test_a_stream_is_its_owners(serve: Serve, valkey: Any) -> None:
     assert stream.next()
 
 
+def test_a_revoked_key_ends_its_streams_and_no_others(serve: Serve, valkey: Any) -> None:
+    """Also of a job of which there is no news, and of one of which there is all the time."""
+    api = serve(code=_patched("api.events.HEARTBEAT_SECONDS = 0.3"), API_KEYS="required")
+    keys = Keys(valkey.url)
+    (ada, adas), (bob, bobs) = keys.create("ada"), keys.create("bob")
+    waiting, running = api.new_job(ada.id), api.new_job(bob.id)
+    lasting = api.watch(running.id, Authorization=f"Bearer {bobs}")
+    silent = api.watch(waiting.id, Authorization=f"Bearer {adas}")
+    for stream in (lasting, silent):
+        assert stream.next()
+    silent.comment("still here")
+    keys.revoke(ada.id)
+    began, said = time.monotonic(), [b""]
+    while line := silent.answer.readline():
+        assert time.monotonic() - began < 10, "a stream without news goes on for ever"
+        said.append(line)
+    assert b": come again\n" in said
+    assert 401 == api.watch(waiting.id, Authorization=f"Bearer {adas}").status
+
+    lasting.comment("still here")
+    job = api.claim()
+    while job.id != running.id:
+        job = api.claim("other")
+    keys.revoke(bob.id)
+    keys.close()
+    with ThreadPoolExecutor() as reading:
+        told = reading.submit(lasting.rest)
+        until = time.monotonic() + 20
+        while not told.done() and time.monotonic() < until:
+            api.store.renew(running.id, "other")
+            api.store.renew(running.id, "t")
+            for token in ("t", "other"):
+                api.store.progress(running.id, token, PROGRESS)
+            time.sleep(0.1)
+        assert told.done(), "a stream with news goes on for ever"
+
+
 def test_a_page_of_an_allowed_origin_may_watch(serve: Serve) -> None:
     api = serve(API_ORIGINS="https://example.org")
     answer = api.watch(api.new_job().id, Origin="https://example.org")
@@ -399,5 +493,6 @@ def test_what_no_client_sees_is_not_told(serve: Serve, store: JobStore) -> None:
     for digest in ("sha256:a", "sha256:b"):
         store.hold(digest)
     job = store.create(new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}))
-    assert b"" == events.told(Sight(job.model_copy(update={"checkpoint": "c", "version": 2})), Sight(job))
+    for unseen in ({"checkpoint": "c"}, {"thinned": 1}, {"steerings": 1}, {"owner": "x"}):
+        assert b"" == events.told(Sight(job.model_copy(update={**unseen, "version": 2})), Sight(job)), unseen
     assert events.told(Sight(job.model_copy(update={"pinned": True})), Sight(job)).startswith(b"event: status\n")

@@ -6,9 +6,12 @@ from typing import Any, NoReturn
 
 import pytest
 from anyio import CapacityLimiter
+from fastapi import FastAPI
+from PIL import Image
 from starlette.testclient import TestClient
 
 from api import form, images
+from api.settings import ApiSettings
 from core import images as pictures
 from core.blobs import Blobs, Part, digest_of
 from core.store import JobStore
@@ -148,3 +151,24 @@ def test_files_lie_among_the_parts_of_blobs_while_they_are_read(
 
     assert [tmp_path / "blobs" / "parts"] == [path.parent for path in seen]
     assert not seen[0].exists()
+
+
+def test_the_uploads_of_a_caller_take_so_much_room_and_no_more(app: FastAPI, client: TestClient) -> None:
+    one, two, three = (pictures.encode(Image.new("RGB", (40, 40), color)) for color in ("red", "green", "blue"))
+    app.state.settings = ApiSettings(uploads_gb_per_caller=(len(one) + len(two)) / 1e9)
+    answers = [client.post("/v1/images", files={"image": data}) for data in (one, two, two, three)]
+
+    assert [201, 201, 201, 429] == [answer.status_code for answer in answers]
+    assert "quota_exceeded" == answers[3].json()["code"]
+    assert 0 < int(answers[3].headers["retry-after"]) <= 86_400
+    assert 200 == client.head(answers[0].headers["location"]).status_code
+
+
+def test_no_header_tells_that_somebody_else_has_sent_the_same(client: TestClient, blobs: Blobs) -> None:
+    data = pictures.encode(Image.new("RGB", (40, 40), "red"))
+    path = client.post("/v1/images", files={"image": data}).headers["location"]
+    before = client.get(path).headers
+    os.utime(blobs.path(digest_of(data)), (2e9, 2e9))
+
+    assert "last-modified" not in before
+    assert {**before, "x-request-id": ""} == {**client.get(path).headers, "x-request-id": ""}

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,6 +210,50 @@ def test_an_unchanged_job_is_304(client: TestClient, submit: Submit, store: JobS
     assert 304 == client.get(address, headers={"If-None-Match": tag}).status_code
     store.claim("t", "worker")
     assert 200 == client.get(address, headers={"If-None-Match": tag}).status_code
+
+
+def test_a_list_may_be_of_several_statuses_over_its_pages(client: TestClient, submit: Submit, store: JobStore) -> None:
+    ids = [submit().json()["id"] for _ in range(6)][::-1]
+    store.cancel(ids[1])
+    store.cancel(ids[4])
+    store.claim("t", "worker")
+    store.delete(ids[2])
+    seen, path = [], "/v1/jobs?limit=2&status=queued&status=running&status=queued"
+    while path:
+        page = client.get(path).json()
+        seen += [(job["id"], job["status"]) for job in page["jobs"]]
+        path = page["next"]
+
+    assert [(ids[0], "queued"), (ids[3], "queued"), (ids[5], "running")] == seen
+    assert 422 == client.get("/v1/jobs?status=queued&status=x").status_code
+
+
+def test_a_preview_that_goes_while_it_is_asked_for_gives_way_to_the_next(
+    client: TestClient, app: FastAPI, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image, tmp_path: Path
+) -> None:
+    """Between the look at the job and the opening of the file; and one that is gone for good is no endless search."""
+    address = submit().headers["location"]
+    job = store.claim("t", "worker")
+    assert job is not None
+    old, new = (blobs.put(images.encode(photo, "jpeg", quality=quality)) for quality in (50, 90))
+    store.progress(job.id, "t", PROGRESS, old)
+
+    class Swept(Blobs):
+        def get(self, digest: str) -> bytes:
+            if digest == old:
+                store.progress(job.id, "t", PROGRESS, new)
+                self.delete(old)
+            return super().get(digest)
+
+    app.state.blobs = Swept(tmp_path / "blobs")
+    shown = client.get(f"{address}/preview")
+    blobs.delete(new)
+
+    assert (200, digest_of(shown.content)) == (shown.status_code, new)
+    assert (404, "image_not_found") == (
+        (gone := client.get(f"{address}/preview")).status_code,
+        gone.json()["code"],
+    )
 
 
 def test_a_job_that_moves_up_in_the_queue_has_changed(client: TestClient, submit: Submit, store: JobStore) -> None:

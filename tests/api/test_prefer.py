@@ -114,3 +114,43 @@ def test_a_submission_may_wait_for_the_end(client: TestClient, files: Any, rings
     assert f"/v1/jobs/{job.id}" == answer.headers["location"]
     answer = client.post("/v1/jobs", files=files, data={"size": "64"}, headers={"Prefer": "wait=1"})
     assert (202, "queued") == (answer.status_code, answer.json()["status"])
+
+
+def test_a_batch_is_waited_for_as_a_job_is(ask: Any, submit: Any, store: JobStore, client: TestClient) -> None:
+    photo = submit().json()["input"]["content"]
+    store.cancel(client.get("/v1/jobs").json()["jobs"][0]["id"])
+    path = client.post("/v1/batches", json={"contents": [photo] * 2, "styles": [photo]}).headers["location"]
+
+    answer, seconds = ask(path, lambda: store.claim("t", "w"), Prefer="wait=20")
+    assert (200, "wait=20", 1) == (
+        answer.status_code,
+        answer.headers["preference-applied"],
+        answer.json()["counts"]["running"],
+    )
+    assert 0.3 <= seconds < 10
+    running, tag = answer.json()["jobs"][0]["id"], answer.headers["etag"]
+    answer, seconds = ask(path, lambda: store.progress(running, "t", PROGRESS), Prefer="wait=20", If_None_Match=tag)
+    assert (200, 0.5, True) == (answer.status_code, answer.json()["jobs"][0]["progress"]["value"], seconds < 10)
+    tag = answer.headers["etag"]
+    answer, seconds = ask(path, Prefer="wait=1", If_None_Match=tag)
+    assert (304, True) == (answer.status_code, seconds >= 1)
+    answer, seconds = ask(path, lambda: store.progress(running, "t", PROGRESS), Prefer="wait=1")
+    assert (200, tag, True) == (answer.status_code, tag, seconds >= 1), "progress is no new status"
+
+    answer, seconds = ask(path, lambda: store.cancel_batch(path.rpartition("/")[2]), Prefer="wait=20")
+    assert (1, True) == (answer.json()["counts"]["canceled"], seconds < 10)
+    store.end_canceled(running, "t")
+    answer, seconds = ask(path, Prefer="wait=20")
+    assert (2, True) == (answer.json()["counts"]["canceled"], seconds < 1), "one that has ended is not waited for"
+
+
+def test_a_batch_that_is_deleted_meanwhile_is_not_there_and_nobody_watches_any_more(
+    ask: Any, submit: Any, store: JobStore, client: TestClient
+) -> None:
+    photo = submit().json()["input"]["content"]
+    path = client.post("/v1/batches", json={"contents": [photo] * 2, "styles": [photo]}).headers["location"]
+    answer, seconds = ask(path, lambda: store.delete_batch(path.rpartition("/")[2]), Prefer="wait=20")
+
+    assert (404, True) == (answer.status_code, seconds < 10)
+    sights: Any = client.app.state.sights  # type: ignore[attr-defined]
+    assert ({}, 0) == (sights._spots, sights._watchers.total())

@@ -34,6 +34,62 @@ def test_a_bad_query_is_a_problem_that_names_the_parameter_and_echoes_nothing(cl
     assert "zzz" not in answer.text
 
 
+def test_every_value_of_an_address_is_refused_by_name_with_what_is_taken(client: TestClient) -> None:
+    """Each that the contract has, with the bounds that it tells there."""
+    told = {}
+    paths = client.get("/openapi.json").json()["paths"]
+    ids = {"{job_id}": "job_" + "a" * 26, "{batch_id}": "batch_" + "a" * 26, "{digest}": "sha256:" + "0" * 64}
+    for path, methods in paths.items():
+        for parameter in methods.get("get", {}).get("parameters", []):
+            name, schema = parameter["name"], parameter["schema"]
+            if parameter["in"] == "header" or "pattern" in schema:
+                continue
+            address = path.replace("{index}", "zzz" if name == "index" else "0")
+            for word, real in ids.items():
+                address = address.replace(word, real)
+            answer = client.get(address, params={name: "zzz"} if parameter["in"] == "query" else {})
+            _assert_problem(answer, 422, "bad_input")
+            assert "zzz" not in answer.text
+            told[path, name] = detail = answer.json()["detail"]
+            assert detail.startswith(f"{name} must be "), (path, name, detail)
+            allowed = [] if name in ("cursor", "after", "index") else [schema.get("minimum"), schema.get("maximum")]
+            allowed += [schema.get("const"), *schema.get("enum", [])]
+            assert all(str(one) in detail for one in allowed if one is not None), (path, name, detail)
+    assert 8 == len(told)
+    assert "png" not in told["/v1/jobs/{job_id}/timelapse", "format"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "words"),
+    [
+        ("POST", "/v1/jobs/{job}/retry", '{"continue": "zzz"}', "continue must be true or false."),
+        ("POST", "/v1/jobs/{job}/retry", '{"spec": "zzz"}', "spec must be an object of knobs."),
+        ("POST", "/v1/jobs/{job}/retry", '{"webhook": 1}', "webhook must be a URL."),
+        ("POST", "/v1/jobs/{job}/retry", '{"zzz": 1}', "The JSON has a field that is not taken here; see /docs."),
+        ("POST", "/v1/jobs/{job}/retry", "{zzz", "This is no JSON that can be read."),
+        ("POST", "/v1/jobs/{job}/retry", '"zzz"', "Send a JSON object as the body; see /docs for its fields."),
+        ("PATCH", "/v1/jobs/{job}", '{"pinned": "zzz"}', "pinned must be true or false."),
+        ("PATCH", "/v1/jobs/{job}", "{}", "Say in a JSON object what is to be different: spec, pinned."),
+        ("POST", "/v1/estimate", '{"styles": ["x"]}', "content must be the digest of an upload, or its width"),
+        ("POST", "/v1/estimate", '{"content": {"width": 1, "height": 99}, "styles": ["x"]}', "content must be"),
+        ("POST", "/v1/estimate", '{"content": "x", "styles": []}', "styles must be a list of 1 to 8"),
+        ("POST", "/v1/estimate", '{"content": "x", "styles": [{"width": "zzz"}]}', "styles must be"),
+        ("POST", "/v1/estimate", '{"content": "x", "styles": ["x"], "masks": "zzz"}', "masks must be a list"),
+        ("POST", "/v1/estimate", '{"content": "x", "styles": ["x"], "init_image": 1}', "init_image must be"),
+        ("POST", "/v1/estimate", "", "Send a JSON object as the body"),
+    ],
+)
+def test_every_field_of_a_body_is_refused_by_name(
+    client: TestClient, method: str, path: str, body: str, words: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = client.request(method, path.replace("{job}", "job_" + "a" * 26), content=body, headers=headers)
+
+    _assert_problem(answer, 422, "bad_input")
+    assert answer.json()["detail"].startswith(words)
+    assert "zzz" not in answer.text
+
+
 def test_what_nobody_foresaw_is_a_500_without_its_words(app: FastAPI, client: TestClient) -> None:
     @app.get("/v1/explode")
     def explode() -> None:

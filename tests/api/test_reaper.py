@@ -247,3 +247,51 @@ def test_an_empty_folder_over_its_quota_harms_nothing(
         clock.now += 1
 
     assert 10 == sum(checkpoints.sizes())
+
+
+def test_what_cannot_be_deleted_keeps_nothing_else_from_going(
+    reaper: Reaper, store: JobStore, blobs: Blobs, valkey: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck, upload = blobs.put(b"stuck"), blobs.put(b"upload")
+    blobs.path(stuck).unlink()
+    (tmp_path / "blobs" / stuck[7:9] / stuck[9:]).mkdir()  # is no file, so nobody can unlink it
+    for digest in (stuck, upload):
+        store.hold(digest, 0)
+    with redis.Redis.from_url(valkey.url) as client:
+        client.sadd(PREFIX + "condemned", "sha256:damaged")
+    reaper.tick()
+
+    assert not blobs.has(upload)
+    with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
+        assert {stuck} == client.smembers(PREFIX + "condemned")
+    assert "cannot be deleted" in caplog.text
+
+
+def test_a_step_that_fails_keeps_no_other_from_its_turn(
+    reaper: Reaper, store: JobStore, blobs: Blobs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    upload = blobs.put(b"upload")
+    store.hold(upload, 0)
+
+    def fail(*_: Any) -> None:
+        raise ValueError("no number")
+
+    for step in ("reap", "load", "expire"):
+        monkeypatch.setattr(store, step, fail)
+    reaper.tick()
+
+    assert not blobs.has(upload)
+    assert 3 == caplog.text.count("no number\n")
+
+
+def test_bells_that_nobody_needs_are_taken_away(
+    reaper: Reaper, store: JobStore, blobs: Blobs, celery: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.reaper.BELLS_AT_ONCE", 3)
+    _create(store, blobs)
+    for _ in range(9):
+        ring(celery)
+    reaper._next_sweep = 0
+    reaper.tick()
+
+    assert 4 == waiting_bells(celery)

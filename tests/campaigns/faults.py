@@ -17,9 +17,11 @@ import httpx2
 import kills
 from fleet import Fleet
 from history import History, events, judged, percentile
-from proxy import FAULTS, Proxy
+from proxy import FAULTS, Fault, Proxy
 
 FAULT_SECONDS = (0.3, 4.0)
+LONG: Fault = "swallow"
+LONG_EVERY, LONG_SECONDS = 10, 15.0  # the sixth, the sixteenth and so on are longer than a hang may be
 PEACE_SECONDS = (1.0, 4.0)
 HANG_SECONDS = 10.0
 PATIENCE_SECONDS = 120.0
@@ -31,7 +33,12 @@ CONTROLS = {
         "stock = redis.Redis.from_url.__func__\n"
         "def patient(kind, url, **options):\n"
         "    return stock(kind, url, **{**options, 'socket_timeout': None})\n"
-        "redis.Redis.from_url = classmethod(patient)"
+        "redis.Redis.from_url = classmethod(patient)\n"
+        "import redis.asyncio\n"
+        "stock_of_loops = redis.asyncio.Redis.from_url.__func__\n"
+        "def as_patient(kind, url, **options):\n"
+        "    return stock_of_loops(kind, url, **{**options, 'socket_timeout': None})\n"
+        "redis.asyncio.Redis.from_url = classmethod(as_patient)"
     ),
 }
 
@@ -93,12 +100,14 @@ def _campaign(
     clients = [Client(fleet, history, number, 10**6, over) for number in range(kills.CLIENTS)]
     for client in clients:
         client.start()
-    for _ in range(faults):
+    for number in range(faults):
         time.sleep(dice.uniform(*PEACE_SECONDS))
-        fault = dice.choice(FAULTS)
+        fault, seconds = dice.choice(FAULTS), dice.uniform(*FAULT_SECONDS)
+        if number % LONG_EVERY == LONG_EVERY // 2:
+            fault, seconds = LONG, LONG_SECONDS
         proxy.suffer(fault)
         history.tell("fault", kind=fault)
-        time.sleep(dice.uniform(*FAULT_SECONDS))
+        time.sleep(seconds)
         proxy.suffer("none")
     over.set()
     until = time.monotonic() + PATIENCE_SECONDS

@@ -45,16 +45,6 @@ KNOBS = [
 CONTROLS = {
     # The leases of the dead never run out, and nobody mourns.
     "lease": "import core.store as s; s.JobStore.reap = lambda self: (0, 0); s.JobStore.bury = lambda self, worker: 0",
-    # Whoever holds a job's id may end it.
-    "fencing": (
-        "import core.store as s\n"
-        "stock = s.library\n"
-        "def library():\n"
-        "    version, code = stock()\n"
-        "    loose = code.replace(\"if mine[2] ~= token then\", 'if false then')\n"
-        "    return version + 'x', loose.replace(version, version + 'x')\n"
-        "s.library = library"
-    ),
     "durability": "",  # the store keeps nothing on its disk
 }
 

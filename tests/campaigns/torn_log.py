@@ -139,7 +139,7 @@ def halves(client: Any) -> list[str]:
         waits = client.zscore(f"{PREFIX}queue", job.get("place", "")) is not None
         if waits != (job["status"] == "queued"):
             found.append(f"{job_id} is {job['status']}, and its place in the queue is {waits}")
-    for name in ("of:local", *(f"of:local:{status}" for status in Status), "leases", "deadlines", "expiry"):
+    for name in ("of:local", *(f"of:local:{status}" for status in Status), "leases", "deadlines", "expiry", "records"):
         found += [f"{name} names {job}" for job in client.zrange(PREFIX + name, 0, -1) if job not in jobs]
     found += [
         f"the queue names {place[24:]}" for place in client.zrange(f"{PREFIX}queue", 0, -1) if place[24:] not in jobs

@@ -90,6 +90,17 @@ def test_info_tells_how_a_result_was_made_and_from_makes_it_again(
     assert {**record["spec"], "iterations": 1, "style_weights": [0.5, 0.5]} == spec
 
 
+def test_info_tells_how_a_run_was_steered(impasto: Any, tmp_path: Path) -> None:
+    change = {"iteration": 120, "before": {"strength": 0.5}, "after": {"strength": 0.9}}
+    for name, steered in (("one", [change]), ("two", "strange")):
+        record = {"content": "c", "styles": ["s"], "spec": {}, "steered": steered}
+        (tmp_path / f"{name}.png").write_bytes(images.encode(Image.new("RGB", (40, 40)), "png", record))
+    one, two = (impasto("info", f"{name}.png").stdout.splitlines() for name in ("one", "two"))
+
+    assert f"{'steered':<16} {json.dumps(change)}" == one[-1]
+    assert not any(line.startswith("steered") for line in two)
+
+
 def test_a_file_without_a_record_and_one_that_speaks_to_terminals_do_no_harm(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:

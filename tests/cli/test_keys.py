@@ -38,7 +38,7 @@ def test_a_key_is_made_listed_and_revoked(command: Command, valkey: Any) -> None
 
     assert ("Ada", "high") == (key.name, key.priority)
     assert key.id in made.stderr
-    assert f"{key.id}  high" in listed
+    assert f"{key.id}  high  made {key.created_at:%Y-%m-%d %H:%M} UTC  never used" in listed
     assert made.stdout.strip() not in listed + made.stderr
     assert 0 == revoked.returncode
     assert ring.find(made.stdout.strip()) is None

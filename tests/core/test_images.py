@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +47,25 @@ def inspect(tmp_path: Path) -> Callable[[bytes], tuple[int, int]]:
         return images.inspect_in_child(file)
 
     return look
+
+
+def test_a_child_that_says_half_a_word_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As one that a file has taken over."""
+    (tmp_path / "upload").write_bytes(_bytes(_colors(), "PNG"))
+    monkeypatch.setattr(images, "_START_SECONDS", 5)
+    monkeypatch.setattr(images, "DECODE_SECONDS", 1)
+    monkeypatch.setattr(images, "_inspect", _half_a_word)
+    began = time.monotonic()
+
+    with pytest.raises(errors.BadImage):
+        images.inspect_in_child(tmp_path / "upload")
+    assert time.monotonic() - began < 20
+
+
+def _half_a_word(pipe: Any, *_: Any) -> None:
+    pipe.send_bytes(images._BEGUN)
+    os.write(pipe.fileno(), b"\0\0\0\x10")
+    time.sleep(60)
 
 
 def test_a_child_that_cannot_have_its_file_does_not_blame_the_picture(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ if os.fork() == 0:
     finally:
         os._exit(0)
 theirs.close()
+ours.recv_bytes()  # it has begun
 print(ours.recv_bytes().decode())
 """
 

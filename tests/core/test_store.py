@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -348,7 +349,7 @@ def test_the_list_is_newest_first_in_pages_and_by_status(store: JobStore) -> Non
 
     first, cursor = store.page(limit=3)
     second, end = store.page(limit=3, before=cursor)
-    queued, _ = store.page(limit=10, status=Status.QUEUED)
+    queued, _ = store.page(limit=10, statuses=[Status.QUEUED])
 
     assert [job.id for job in reversed(jobs)] == [job.id for job in first + second]
     assert end is None
@@ -703,12 +704,14 @@ def test_a_canceled_job_keeps_the_picture_so_far(store: JobStore) -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_deadline_ends_a_job(store: JobStore, begun: bool) -> None:
-    job = _submit(store, deadline_seconds=0.05)
+def test_a_deadline_ends_a_job(store: JobStore, valkey: Any, begun: bool) -> None:
+    job = _submit(store, deadline_seconds=60)
     if begun:
         _claimed(store)
         assert "ok" == store.renew(job.id, "t")
-    time.sleep(0.06)
+    with redis.Redis.from_url(valkey.url) as client:  # a minute later
+        client.hset(f"{PREFIX}job:{job.id}", "deadline_at", 1)
+        client.zadd(PREFIX + "deadlines", {job.id: 1})
     store.reap()
 
     if begun:
@@ -848,8 +851,9 @@ def _ended_job(store: JobStore, **terms: Any) -> Job:
 
 def _time_passes(url: str) -> None:
     with redis.Redis.from_url(url) as client:
-        for job_id in client.zrange(PREFIX + "expiry", 0, -1):
-            client.zadd(PREFIX + "expiry", {job_id: 1})
+        for index in ("expiry", "records"):
+            for job_id in client.zrange(PREFIX + index, 0, -1):
+                client.zadd(PREFIX + index, {job_id: 1})
 
 
 def test_an_ended_job_loses_its_pictures_and_then_its_record(store: JobStore, valkey: Any) -> None:
@@ -1015,23 +1019,26 @@ def test_what_is_settled_is_not_sent_again(store: JobStore) -> None:
     assert _collected(store, "b") is None
 
 
-def test_a_failed_one_comes_back_when_it_is_due_and_not_for_ever(store: JobStore) -> None:
+def test_a_failed_one_comes_back_when_it_is_due_and_not_for_ever(store: JobStore, valkey: Any) -> None:
     job_id = _told(store)
     for number in (1, 2, 3):
         assert (job_id, number) == _collected(store, str(number))
-        store.settle(job_id, str(number), "given_up", 0.03)
+        store.settle(job_id, str(number), "given_up", 60)
         assert _collected(store, f"early {number}") is None
-        time.sleep(0.04)
+        with redis.Redis.from_url(valkey.url) as client:  # now they are due
+            for key in client.keys(PREFIX + "outbox*"):
+                client.zadd(key, dict.fromkeys(client.zrange(key, 0, -1), 1))
 
     assert _collected(store, "4") is None, "a fourth try of three"
 
 
-def test_a_dead_couriers_delivery_is_another_ones_after_the_lease(store: JobStore) -> None:
+def test_a_dead_couriers_delivery_is_another_ones_after_the_lease(store: JobStore, valkey: Any) -> None:
     """And what the first says when it turns out to be alive changes nothing."""
     job_id = _told(store)
-    _collected(store, "frozen", 0.03)
+    _collected(store, "frozen")
     assert _collected(store, "b") is None
-    time.sleep(0.04)
+    with redis.Redis.from_url(valkey.url) as client:  # the lease runs out
+        client.zadd(PREFIX + "couriers", dict.fromkeys(client.zrange(PREFIX + "couriers", 0, -1), 1))
 
     assert (job_id, 2) == _collected(store, "b")
     assert not store.settle(job_id, "frozen", "delivered")
@@ -1312,3 +1319,67 @@ def test_a_record_that_the_disk_has_damaged_stops_no_step(store: JobStore, valke
     assert 2 == store.expire(0)
     assert 2 == store.expire(0)
     assert [waiting.id] == [job.id for job in store.page(limit=10)[0]]
+
+
+@pytest.mark.parametrize("field", ["status", "place", "attempt", "version", "owner", "record"])
+def test_whatever_the_disk_has_damaged_those_behind_it_are_claimed(store: JobStore, valkey: Any, field: str) -> None:
+    damaged, other = _create(store), _create(store)
+    with redis.Redis(port=valkey.port) as client:
+        key = f"{PREFIX}job:{damaged.id}"
+        client.delete(key) if field == "record" else client.hset(key, field, "\x01")
+    claimed = []
+    for token in "tuv":
+        with suppress(errors.JobNotFound):
+            claimed += [job.id for job in [store.claim(token, "worker")] if job]
+
+    assert other.id in claimed
+    assert len(claimed) == len(set(claimed))
+    assert 0 == store.load().queued
+
+
+@pytest.mark.parametrize("field", ["status", "losses", "record"])
+def test_whatever_the_disk_has_damaged_others_are_put_back(store: JobStore, valkey: Any, field: str) -> None:
+    damaged, other = _create(store), _create(store)
+    for token in "tu":
+        _claimed(store, token)
+    with redis.Redis(port=valkey.port) as client:
+        key = f"{PREFIX}job:{damaged.id}"
+        client.delete(key) if field == "record" else client.hset(key, field, "\x01")
+    _expire_leases(valkey.url)
+
+    assert (1 + (field == "losses"), 0) == store.reap()
+    assert (0, 0) == store.reap()
+    assert 0 == store.load().running
+    assert "queued" == store.get(other.id).status
+
+
+def _fewer(monkeypatch: pytest.MonkeyPatch, line: str, other: str) -> None:
+    """Another number in the library."""
+    version, code = library()
+    assert line in code
+    changed = code.replace(line, other).replace(version, f"{version}_fewer")
+    monkeypatch.setattr("core.store.library", lambda: (f"{version}_fewer", changed))
+
+
+def test_the_oldest_record_that_has_ended_makes_room_for_the_next(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fewer(monkeypatch, "local MOST_RECORDS = 50000", "local MOST_RECORDS = 3")
+    running, pinned, ended = _create(store), _create(store), _create(store)
+    _claimed(store)
+    store.pin(pinned.id, pinned=True)
+    for job in (pinned, ended):
+        store.cancel(job.id)
+    last = _create(store)
+
+    assert [last.id, pinned.id, running.id] == [job.id for job in store.page(limit=9)[0]]
+
+
+def test_one_owner_has_a_few_couriers_however_many_hosts_they_name(store: JobStore) -> None:
+    for number in range(9):
+        _told(store, f"https://host{number}.example/", owner="anna")
+    other = _told(store, "https://host.example/", owner="bob")
+    taken = [_collected(store, f"t{number}") for number in range(10)]
+
+    assert 9 == sum(one is not None for one in taken)
+    assert (other, 1) in taken

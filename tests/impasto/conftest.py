@@ -9,7 +9,7 @@ from PIL import Image
 
 from core import images
 from core.blobs import Blobs
-from core.jobs import Frame, Job, JobProgress, NetworkUsed, Output
+from core.jobs import Frame, Job, JobProgress, NetworkUsed, Output, new_job_id
 from core.store import JobStore
 from impasto import Client
 
@@ -20,33 +20,47 @@ class Worker:
     def __init__(self, store: JobStore, blobs: Blobs, picture: Image.Image) -> None:
         self._store, self._blobs, self._picture = store, blobs, picture
         self.job: Job | None = None
+        self._token = ""
 
     def claim(self) -> None:
-        self.job = self._store.claim("t", "worker")
+        self._token = new_job_id()
+        self.job = self._store.claim(self._token, "worker")
 
     def progress(self, value: float) -> None:
         assert self.job is not None
         counts = {"scale": 1, "scales": 1, "iteration": int(10 * value), "iterations": 10}
         at = JobProgress(value=value, iterations_per_second=2.0, seconds_left=3.0, loss={"total": 1.0}, **counts)
-        self._store.progress(self.job.id, "t", at, self._blobs.put(images.encode(self._picture, "jpeg")))
+        self._store.progress(self.job.id, self._token, at, self._blobs.put(images.encode(self._picture, "jpeg")))
 
     def frame(self) -> None:
         assert self.job is not None
         digest = self._blobs.put(images.encode(self._picture, "jpeg"))
         self._store.hold(digest)
-        self._store.keep_frame(self.job.id, "t", Frame(index=0, iteration=5, scale=1, seconds=0.1, digest=digest))
+        self._store.keep_frame(
+            self.job.id, self._token, Frame(index=0, iteration=5, scale=1, seconds=0.1, digest=digest)
+        )
 
     def succeed(self) -> bytes:
         """The result's file."""
         assert self.job is not None
-        model = NetworkUsed(name="vgg16", sha256="0" * 64)
-        data = images.encode(self._picture, "png", {"job": self.job.id, **self.job.input.provenance(model)})
-        width, height = self._picture.size
-        output = Output(
-            id=self._blobs.put(data), content_type="image/png", width=width, height=height, size_bytes=len(data)
-        )
-        self._store.succeed(self.job.id, "t", output, model, {})
+        output, model, data = self._painted(self.job)
+        self._store.succeed(self.job.id, self._token, output, model, {})
         return data
+
+    def end_canceled(self) -> bytes:
+        """The file of what was painted."""
+        assert self.job is not None
+        output, _, data = self._painted(self.job)
+        self._store.end_canceled(self.job.id, self._token, output)
+        return data
+
+    def _painted(self, job: Job) -> tuple[Output, NetworkUsed, bytes]:
+        model = NetworkUsed(name="vgg16", sha256="0" * 64)
+        data = images.encode(self._picture, "png", {"job": job.id, **job.input.provenance(model)})
+        width, height = self._picture.size
+        digest = self._blobs.put(data)
+        output = Output(id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data))
+        return output, model, data
 
 
 @pytest.fixture(scope="session")

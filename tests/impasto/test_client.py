@@ -18,6 +18,7 @@ from keyed_api import KeyedApi
 from cli.up import free_port
 from core import images
 from core.blobs import digest_of
+from core.jobs import Forecast, Question, Step, Worker
 from core.keys import Keys
 from core.presets import PRESETS
 from core.store import JobStore
@@ -107,6 +108,7 @@ def test_jobs_are_changed_listed_and_deleted(client: Client, pictures: Pictures)
     assert (first.id, 80) == (again.retried_from, again.input.spec["size"])
     assert [again.id, second.id, first.id] == [job.id for job in client.jobs()]
     assert [again.id, second.id] == [job.id for job in client.jobs(Status.QUEUED)]
+    assert [again.id, second.id, first.id] == [job.id for job in client.jobs(Status.QUEUED, "canceled")]
     for _ in range(2):
         client.delete(second.id)
     assert [again.id, first.id] == [job.id for job in client.jobs()]
@@ -117,6 +119,97 @@ def test_the_list_goes_on_over_its_pages(client: Client, pictures: Pictures, mon
     ids = [client.submit(*pictures, size=64).id for _ in range(5)]
 
     assert ids[::-1] == [job.id for job in client.jobs()]
+
+
+def test_a_waiting_job_is_steered_and_an_ended_one_goes_on_larger(
+    client: Client, pictures: Pictures, worker: Any
+) -> None:
+    job = client.submit(*pictures, size=64)
+    steered = client.steer(job.id, strength=0.9, style_weights=None)
+    worker.claim()
+    worker.succeed()
+    result = client.job(job.id).outputs[0].id
+    larger, same = client.retry(job.id, go_on=True, size=96), client.retry(job.id)
+
+    assert (0.9, 0.9) == (steered.input.spec["strength"], same.input.spec["strength"])
+    assert (result, "picture", 96) == (larger.input.init_image, larger.input.spec["init"], larger.input.spec["size"])
+    assert None is same.input.init_image
+    with pytest.raises(errors.JobAlreadyEnded):
+        client.steer(job.id, strength=0.1)
+
+
+def test_every_picture_of_a_job_is_fetched(client: Client, pictures: Pictures, worker: Any) -> None:
+    job = client.submit(*pictures, size=64)
+    worker.claim()
+    with pytest.raises(errors.NoResult):
+        client.timelapse(job.id)
+    worker.frame()
+    worker.progress(0.5)
+    (frame,) = client.frames(job.id)
+    data = worker.succeed()
+
+    assert (0, 5, 1, 0.1) == (frame.index, frame.iteration, frame.scale, frame.seconds)
+    assert ("jpeg", "webp") == (images.sniff(client.frame(job.id, 0)), images.sniff(client.timelapse(job.id)))
+    assert (96, 48) == tuple(images.decode(client.result(job.id, width=width)).width for width in (None, 48))
+    assert [data, pictures[0].read_bytes()] == [client.image(one) for one in (digest_of(data), job.input.content)]
+    for missing in (lambda: client.frame(job.id, 7), lambda: client.image("sha256:" + "0" * 64)):
+        with pytest.raises(errors.ImageNotFound):
+            missing()
+
+
+def test_an_estimate_is_of_sizes_digests_or_files(client: Client, pictures: Pictures, at_service: JobStore) -> None:
+    """The worker is played by a thread that answers each question."""
+    with pytest.raises(errors.NoWorker), Client(client.url, patience_seconds=0) as impatient:
+        impatient.estimate((1200, 900), [(640, 480)])
+    step = Step(width=256, height=192, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None)
+    asked: list[Question] = []
+
+    def answer() -> None:
+        while len(asked) < 2:
+            if found := at_service.asked():
+                asked.append(found[1])
+                at_service.answer(found[0], Forecast(device="cpu", network="vgg16", scales=[step]))
+
+    at_service.beat("worker")
+    answering = threading.Thread(target=answer)
+    answering.start()
+    told = client.estimate((1200, 900), [(640, 480)], size=256, strength=None)
+    client.estimate(pictures[0], [client.upload(pictures[1]), (640, 480)], masks=[pictures[0]] * 2)
+    answering.join()
+
+    assert (4.0, 2_000_000, [step], 0) == (told.seconds, told.memory_bytes, told.scales, told.queue.position)
+    assert [((1200, 900), [(640, 480)], 0), ((96, 72), [(96, 75), (640, 480)], 2)] == [
+        (question.content, question.styles, question.masks) for question in asked
+    ]
+    assert (256, 0.5) == (asked[0].spec["size"], asked[0].spec["strength"])
+
+
+def test_the_service_tells_of_itself(client: Client, pictures: Pictures, at_service: JobStore) -> None:
+    at_service.beat("worker", Worker(device="A card", precision="float16", network="vgg19", networks=["mine"]))
+    client.submit(*pictures)
+    system, models = client.system(), {model.name: model for model in client.models()}
+
+    assert (1, 0, images.MAX_BYTES) == (system.queued, system.running, system.limits.max_file_bytes)
+    assert [(False, "A card")] == [(one.busy, one.about and one.about.device) for one in system.workers]
+    assert (["vgg19"], 1, 0) == (models["auto"].means, models["mine"].workers, models["vgg16"].workers)
+
+
+def test_a_batch_is_waited_for_until_its_last_job_has_ended(client: Client, pictures: Pictures, worker: Any) -> None:
+    batch = client.submit_batch([pictures[0]], pictures, size=64)
+    steps: list[Callable[[], Any]] = [worker.claim, worker.succeed, worker.claim, worker.succeed]
+    seen: list[int] = []
+
+    def show(batch: Any) -> None:
+        seen.append(batch.counts[Status.SUCCEEDED])
+        if steps:
+            steps.pop(0)()
+
+    ended = client.wait_batch(batch.id, show, timeout_seconds=20)
+
+    assert [0, 0, 1, 1, 2] == seen
+    assert (2, True) == (ended.counts[Status.SUCCEEDED], ended.ended)
+    with pytest.raises(TimeoutError, match=r"After 0\.2 s the batch has not ended"):
+        client.wait_batch(client.submit_batch([pictures[0]], [pictures[1]]).id, timeout_seconds=0.2)
 
 
 def test_presets_are_told(client: Client) -> None:
@@ -322,6 +415,43 @@ def test_a_service_that_holds_its_answers_back_is_asked_again_at_once_any_other_
     assert [False, True, True, True] == ['if-none-match: "1-0"' in words.lower() for _, words in asked]
     pauses = [later[0] - sooner[0] for sooner, later in itertools.pairwise(asked)]
     assert [False, False, True] == [pause >= 1 for pause in pauses]
+
+
+@pytest.mark.parametrize("later", ["silent", "away", "busy", "gone"])
+def test_a_wait_does_not_overrun_its_time_whatever_the_service_does(
+    client: Client, pictures: Pictures, later: str
+) -> None:
+    """It answers once, and then never; or with 503; or says to come again in half a minute; or takes no connection."""
+    job = client.submit(*pictures).model_dump_json()
+    first = _answer(200, job, ETag='"1-0"', Retry_After="30" if later == "busy" else "1")
+    away = [_problem(503, "store_unavailable", Retry_After="2")] if later == "away" else []
+    busy = [_answer(304, "", Retry_After="30")] if later == "busy" else []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        answers, over = [first, *away, *busy], threading.Event()
+
+        def serve() -> None:
+            for answer in answers:
+                line, _ = listener.accept()
+                with line:
+                    line.recv(65536)
+                    line.sendall(answer)
+            if later == "gone":
+                listener.close()
+            over.wait(30)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        began = time.monotonic()
+        with (
+            Client(f"http://127.0.0.1:{listener.getsockname()[1]}") as waiting,
+            pytest.raises(TimeoutError, match="After 2 s the job has not ended"),
+        ):
+            waiting.wait("job_x", timeout_seconds=2)
+        seconds = time.monotonic() - began
+        over.set()
+        thread.join()
+
+    assert seconds < 4
 
 
 def test_where_nobody_is_there_nobody_is_waited_for() -> None:

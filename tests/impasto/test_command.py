@@ -3,12 +3,17 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from api_process import ApiProcess
+from keyed_api import KeyedApi
 
+from core.blobs import digest_of
+from core.jobs import Forecast, JobError, JobInput, Step, Terms, new_job_id
+from core.keys import Keys
 from core.presets import PRESETS
 from core.store import JobStore
 from impasto import Client
@@ -18,9 +23,9 @@ Pictures = tuple[Path, Path]
 
 @pytest.fixture
 def impasto(service: ApiProcess, at_service: JobStore, tmp_path: Path) -> Any:
-    def run(*args: Any) -> subprocess.CompletedProcess[str]:
+    def run(*args: Any, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "cli", *map(str, args)]
-        given = {**os.environ, "IMPASTO_URL": service.url}
+        given = {**os.environ, "IMPASTO_URL": service.url, **environment}
         return subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     return run
@@ -42,6 +47,102 @@ def test_submit_sends_knobs_presets_and_those_of_an_earlier_result(
         job.input.spec[name] for name in ("size", "seamless", "strength")
     )
     assert {**job.input.spec, "seed": 3, "style_weights": [0.5, 0.5]} == newest.input.spec
+
+
+def test_an_earlier_result_is_enough_to_submit(
+    impasto: Any, client: Client, pictures: Pictures, worker: Any, tmp_path: Path
+) -> None:
+    """With its own pictures; with another photo; and nothing at all is not enough."""
+    first = client.submit(*pictures, size=64, seed=5)
+    worker.claim()
+    (tmp_path / "result.png").write_bytes(worker.succeed())
+    same = impasto("submit", "--from", "result.png", "--seed", 6)
+    (again, _) = client.jobs()
+    other = impasto("submit", "--from", "result.png", pictures[1])
+    (newest, *_) = client.jobs()
+    nothing = impasto("submit", pictures[0])
+
+    assert (0, 0, 2) == (same.returncode, other.returncode, nothing.returncode), same.stderr + other.stderr
+    assert ({**first.input.spec, "seed": 6}, first.input.digests()) == (again.input.spec, again.input.digests())
+    assert [digest_of(pictures[1].read_bytes()), *first.input.styles] == newest.input.digests()
+    assert "or an earlier result with --from" in nothing.stderr
+
+
+def test_a_plan_is_the_services_and_sends_no_job(
+    impasto: Any, client: Client, pictures: Pictures, at_service: JobStore
+) -> None:
+    step = Step(width=64, height=48, iterations=70, seconds=4.0, memory_bytes=2_000_000_000, tile_px=None)
+    forecasts = [
+        Forecast(device="cpu", network="vgg16", scales=[step]),
+        Forecast(device="cpu", network="vgg16", refused=JobError(code="out_of_memory", message="Too large.")),
+    ]
+
+    def answer() -> None:
+        while forecasts:
+            at_service.beat("worker")
+            if found := at_service.asked():
+                at_service.answer(found[0], forecasts.pop(0))
+
+    answering = threading.Thread(target=answer)
+    answering.start()
+    told, refused = (impasto("submit", *pictures, "--plan", "--size", "64") for _ in range(2))
+    answering.join()
+
+    words = "In all 4 s, and 2.0 GB beside the network (vgg16, cpu); it would begin after 0 others."
+    assert ["64 x 48 px, 70 iterations, whole: 4 s", words] == told.stdout.splitlines(), told.stderr
+    assert (1, "impasto: Too large.\n") == (refused.returncode, refused.stderr)
+    assert [] == list(client.jobs())
+    assert 2 == impasto("submit", "--plan", "--from", pictures[0]).returncode
+
+
+def test_watch_goes_where_the_address_leads_and_takes_no_key_to_strangers(
+    impasto: Any, client: Client, pictures: Pictures, worker: Any, tmp_path: Path, service: ApiProcess
+) -> None:
+    job = client.submit(*pictures, size=64)
+    worker.claim()
+    data = worker.succeed()
+    with KeyedApi(tmp_path) as api:
+        keys, store, own = Keys(api.redis_url), JobStore(api.redis_url), f"http://127.0.0.1:{api.port}"
+        ada, secret = keys.create("ada")
+        for one in ("sha256:a", "sha256:b"):
+            store.hold(one)
+        waiting = store.create(
+            new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}), Terms(owner=ada.id)
+        )
+        store.cancel(waiting.id)
+        keyed = {"IMPASTO_URL": own, "IMPASTO_KEY": secret}
+        elsewhere = [
+            impasto("watch", address, "-o", "out.png", **keyed)
+            for address in (client.link(job), f"{service.url}/j/{job.id}/")
+        ]
+        there = f"{own}/v1/jobs/{waiting.id}"
+        withheld = impasto("watch", there, IMPASTO_KEY=secret)
+        known, named = impasto("watch", there, **keyed), impasto("watch", there, "--url", own, IMPASTO_KEY=secret)
+        store.close()
+        keys.close()
+    two = impasto("watch", client.link(job), "--url", own)
+
+    assert [0, 0] == [ran.returncode for ran in elsewhere], elsewhere[0].stderr + elsewhere[1].stderr
+    assert data == (tmp_path / "out.png").read_bytes()
+    assert (2, f"impasto: That service asks for an API key; to send yours there, add --url {own}\n") == (
+        withheld.returncode,
+        withheld.stderr,
+    )
+    assert ["impasto: The job was canceled."] * 2 == [ran.stderr.splitlines()[-1] for ran in (known, named)]
+    assert (2, "impasto: The job's address and --url name two services.\n") == (two.returncode, two.stderr)
+
+
+def test_what_a_canceled_job_has_painted_is_written_though_the_command_fails(
+    impasto: Any, client: Client, pictures: Pictures, worker: Any, tmp_path: Path
+) -> None:
+    job = client.submit(*pictures, size=64)
+    worker.claim()
+    client.cancel(job.id)
+    data = worker.end_canceled()
+    ran = impasto("watch", job.id, "-o", "out.png")
+
+    assert (1, "impasto: The job was canceled.") == (ran.returncode, ran.stderr.splitlines()[-1])
+    assert data == (tmp_path / "out.png").read_bytes()
 
 
 def test_watch_writes_the_result_of_a_job_that_has_ended(

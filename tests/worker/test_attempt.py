@@ -94,6 +94,21 @@ def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
     )
 
 
+def test_a_strangers_file_is_not_decoded_in_the_workers_own_process(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = _submit(store, blobs, (photo, painting))
+    monkeypatch.setattr(images, "decode", None)
+    painter.run_next()
+
+    assert Status.SUCCEEDED is store.get(job.id).status
+
+
 def test_without_a_job_nothing_happens(painter: Painter) -> None:
     assert painter.run_next() is None
 
@@ -142,6 +157,18 @@ def test_a_claim_whose_answer_is_lost_counts_as_no_attempt(
 
 def test_the_network_stays_between_jobs(painter: Painter) -> None:
     assert painter.network("auto") is painter.network("vgg16")
+
+
+def test_who_asks_how_long_it_takes_loads_no_network(painter: Painter, tmp_path: Path) -> None:
+    painter._weights = cache = WeightsCache(tmp_path / "own")
+    for number, name in enumerate(["vgg16", "one", "two", "three"]):
+        cache.keep(name, Parameters.of(random_parameters("vgg16" if name == "vgg16" else "vgg11", number)), {})
+        painter.network(name)
+    loaded = {name for name in ("vgg16", "one", "two", "three") if painter.resident(name)[0].name == name}
+
+    assert {"two", "three"} == loaded
+    assert "three" == painter.resident("auto")[0].name
+    assert painter.network("two") is painter.network("two")
 
 
 def test_progress_and_previews_show_while_it_runs(
@@ -398,7 +425,7 @@ def test_a_result_waits_for_a_store_that_is_away(
     assert Status.SUCCEEDED is store.get(job.id).status
 
 
-def test_asked_to_go_during_an_outage_the_job_is_not_failed_when_the_store_is_back_a_moment_later(
+def test_asked_to_go_during_an_outage_the_job_is_handed_back_when_the_store_is_back_a_moment_later(
     painter: Painter,
     store: JobStore,
     blobs: Blobs,
@@ -406,7 +433,7 @@ def test_asked_to_go_during_an_outage_the_job_is_not_failed_when_the_store_is_ba
     painting: Image.Image,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its lease runs out, and another worker begins again."""
+    """It counts as no attempt: three such in a row would fail it."""
 
     def away(*_: Any) -> None:
         attempt.shutting_down.set()
@@ -414,10 +441,41 @@ def test_asked_to_go_during_an_outage_the_job_is_not_failed_when_the_store_is_ba
 
     monkeypatch.setattr(painter._store, "succeed", away)
     job = _submit(store, blobs, (photo, painting))
-    with pytest.raises(errors.StoreUnavailable):
-        painter.run_next()
+    painter.run_next()
 
-    assert Status.RUNNING is store.get(job.id).status
+    assert (Status.QUEUED, 0) == ((back := store.get(job.id)).status, back.attempt)
+
+
+@pytest.mark.parametrize("trouble", ["for a moment", "of this picture", "of the disk"])
+def test_a_picture_that_cannot_be_read_costs_no_attempt(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: str,
+) -> None:
+    """A moment, or the folder's trouble, is waited for; a picture that is the only one ends its job in words."""
+    job, tries, usual = _submit(store, blobs, (photo, painting)), list[Path](), Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        tries.append(path)
+        if trouble == "for a moment" and len(tries) > 2:
+            return usual(path)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(attempt, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(Blobs, "writable", lambda _: trouble != "of the disk")
+    painter.run_next()
+
+    ended = store.get(job.id)
+    assert {
+        "for a moment": (Status.SUCCEEDED, 1, None),
+        "of this picture": (Status.FAILED, 1, "image_not_found"),
+        "of the disk": (Status.QUEUED, 0, None),
+    }[trouble] == (ended.status, ended.attempt, ended.error and ended.error.code)
 
 
 def test_a_result_waits_for_room_on_the_disk(
@@ -855,6 +913,74 @@ def test_without_room_for_frames_a_run_goes_on(
     painter.run_next()
 
     assert Status.SUCCEEDED is store.get(job.id).status
+
+
+def test_without_memory_for_frames_a_run_goes_on(
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usual = images.thumbnail
+
+    def short(picture: Image.Image, side_px: int) -> Image.Image:
+        if side_px == attempt.FRAME_PX:
+            raise MemoryError
+        return usual(picture, side_px)
+
+    job = _submit(store, blobs, (photo, painting), iterations=2)
+    monkeypatch.setattr(attempt, "FRAME_SECONDS", 1e9)
+    monkeypatch.setattr(attempt.images, "thumbnail", short)
+    painter.run_next()
+
+    assert Status.SUCCEEDED is store.get(job.id).status
+
+
+@pytest.mark.parametrize("why", ["canceled", "late"])
+def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_is_ended(
+    valkey: Any,
+    painter: Painter,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Callable[..., None],
+    why: str,
+) -> None:
+    """In the middle of an iteration that takes longer still."""
+    painter._store.lease_seconds = 0.5
+    usual, watch, over = images.encode, attempt.Attempt._watch, threading.Event()
+
+    def slow(picture: Image.Image, kind: Any = "png", *args: Any, **more: Any) -> bytes:
+        if kind == "png":
+            attempt.time.sleep(1.5)
+        return usual(picture, kind, *args, **more)
+
+    def long(self: attempt.Attempt, moment: Any) -> bool | Any:
+        if moment.progress.iteration == 3:
+            over.wait(20)
+        return watch(self, moment)
+
+    job = _submit(store, blobs, (photo, painting), iterations=5000)
+    monkeypatch.setattr(attempt.images, "encode", slow)
+    monkeypatch.setattr(attempt.Attempt, "_watch", long)
+    run = threading.Thread(target=painter.run_next)
+    run.start()
+    until(lambda: store.get(job.id).progress, "progress")
+    if why == "canceled":
+        store.cancel(job.id)
+    else:
+        with redis.Redis.from_url(valkey.url) as client:
+            client.hset(f"{PREFIX}job:{job.id}", "deadline_at", 1)
+    until(lambda: (store.reap(), store.get(job.id).status.ended)[1], "its end")
+    over.set()
+    run.join()
+
+    ended = store.get(job.id)
+    assert (Status.CANCELED if why == "canceled" else Status.FAILED, 1) == (ended.status, len(ended.outputs))
 
 
 def test_going_on_at_a_larger_size_the_result_is_not_painted_anew(

@@ -83,3 +83,18 @@ def test_questions_are_answered_in_passing(forecaster: Forecaster, store: JobSto
         told = asked.result()
     assert told is not None
     assert 400 == told.scales[-1].width
+
+
+def test_what_stays_wrong_is_said_once_and_in_one_line(
+    forecaster: Forecaster, painter: Painter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(_: str) -> None:
+        raise errors.WeightsUnavailable()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(painter, "resident", gone)
+        assert [False] * 3 == [forecaster.listened() for _ in range(3)]
+    assert forecaster.listened()
+
+    said = [record for record in caplog.records if record.name == "worker.forecaster"]
+    assert [None] == [record.exc_info for record in said]

@@ -139,3 +139,17 @@ def test_a_preview_that_cannot_be_kept_costs_only_itself(
         until(lambda: held._news is None, "the beat took it")
         held.report(_progress(3))
         until(lambda: store.get(job.id).progress == _progress(3), "progress 3")
+
+
+def test_a_mistake_while_it_sleeps_does_not_end_the_lease(
+    store: JobStore, job: Job, until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> bool:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(store, "wait", broken)
+    with Lease(store, job.id, "t", _keep([])) as held:
+        held.report(_progress(1))
+        until(lambda: store.get(job.id).progress == _progress(1), "progress")
+        store.cancel(job.id)
+        until(held.must_stop, "told to stop")

@@ -3,6 +3,7 @@
 import pytest
 
 from core import errors
+from worker import names
 from worker.mourner import Mourner
 from worker.names import name_of
 
@@ -30,6 +31,16 @@ def test_who_is_gone_is_buried_once_and_rung_for() -> None:
     mourner.look()
 
     assert ([name_of(1)], [1]) == (store.buried, rings)
+
+
+def test_a_cloned_machine_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same host name, and processes counted alike."""
+    here = name_of(1)
+    names._where.cache_clear()
+    monkeypatch.setattr(names.Path, "read_text", lambda _: "another-boot")
+
+    assert here != name_of(1)
+    names._where.cache_clear()
 
 
 def test_while_the_store_is_away_the_dead_wait() -> None:

@@ -1,0 +1,190 @@
+"""The examples in the OpenAPI document beside what is really answered: the same names, the same kinds, the headers."""
+
+import json
+import re
+from threading import Thread
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from core import images
+from core.blobs import Blobs
+from core.jobs import Forecast, Frame, JobProgress, NetworkUsed, Output, Step, Worker
+from core.store import JobStore
+
+# That every answer may have, and no program has to be told of.
+USUAL = {"content-type", "content-length", "content-disposition", "cache-control", "vary", "accept-ranges"}
+USUAL |= {"last-modified", "content-security-policy", "x-content-type-options", "referrer-policy", "x-accel-buffering"}
+USUAL |= {"cross-origin-resource-policy", "cross-origin-opener-policy", "permissions-policy"}
+
+
+class Seen:
+    """Real answers, by operation and status, of a service that has been through everything once."""
+
+    def __init__(self, client: TestClient) -> None:
+        self.client, self.bodies, self.headers = client, dict[str, Any](), dict[str, set[str]]()
+        self.document = client.get("/openapi.json").json()
+
+    def __call__(self, method: str, path: str, **request: Any) -> Any:
+        answer = self.client.request(method, path, **request)
+        name = f"{self._operation(method, path)} {answer.status_code}"
+        self.headers.setdefault(name, set()).update({*answer.headers.keys()} - USUAL)
+        if answer.headers.get("content-type") == "application/json":
+            self.bodies[name] = answer.json()
+        elif answer.headers.get("content-type", "").startswith("text/event-stream"):
+            self.bodies[name] = answer.text
+        return answer
+
+    def _operation(self, method: str, path: str) -> str:
+        for known in sorted(self.document["paths"], key=lambda known: "{" in known):
+            if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", known), path.partition("?")[0]):
+                return f"{method} {known}"
+        raise AssertionError(path)
+
+    def told(self, name: str) -> Any:
+        """The answer in the document."""
+        method, path, status = name.split(" ")
+        answers = self.document["paths"][path][method.lower()]["responses"]
+        answer = answers.get(status) or answers["503" if status == "503" else f"{status[0]}XX"]
+        if "$ref" in answer:
+            answer = self.document["components"]["responses"][answer["$ref"].rpartition("/")[2]]
+        return answer
+
+
+@pytest.fixture
+def seen(client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blobs, photo: Image.Image) -> Seen:
+    ask, data = Seen(client), {"size": "64"}
+    key = {"Idempotency-Key": "k"}
+    for _ in range(2):
+        job = ask("POST", "/v1/jobs", files=files, data=data, headers=key).json()
+    own, digest = job["links"]["self"], job["input"]["content"]
+    ask("POST", "/v1/jobs", files=files, data=data, headers={"Prefer": "wait=1"})
+    ask("GET", own, headers={"Prefer": "wait=1"})
+    ask("GET", own, headers={"Prefer": "wait=1", "If-None-Match": "*"})
+    claimed = store.claim("t", "worker")
+    assert claimed is not None
+    picture, small = blobs.put(images.encode(photo)), blobs.put(images.encode(photo, "jpeg"))
+    for one in (picture, small):
+        store.hold(one)
+    losses = dict.fromkeys(("total", "content", "style", "tv"), 1.0)
+    at = JobProgress(
+        value=0.5,
+        scale=1,
+        scales=1,
+        iteration=1,
+        iterations=9,
+        iterations_per_second=2.0,
+        seconds_left=1.0,
+        loss=losses,
+    )
+    store.keep_frame(job["id"], "t", Frame(index=0, iteration=1, scale=1, seconds=0.1, digest=small))
+    store.progress(job["id"], "t", at, small)
+    output = Output(id=picture, content_type="image/png", width=96, height=72, size_bytes=1)
+    took = {"load_seconds": 1.0, "run_seconds": 2.0}
+    store.succeed(job["id"], "t", output, NetworkUsed(name="vgg16", sha256="w"), took)
+    worker = Worker(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
+    store.beat("worker", worker)
+    for path in (
+        own,
+        *(f"{own}/{part}" for part in ("result", "preview", "frames/0", "timelapse")),
+        f"/v1/images/{digest}",
+    ):
+        tag = ask("GET", path).headers["etag"]
+        ask("GET", path, headers={"If-None-Match": tag})
+    ask("GET", f"{own}/frames")
+    ask("GET", f"{own}/events")
+    for _ in range(2):
+        batch = ask(
+            "POST",
+            "/v1/batches",
+            json={"contents": [digest], "styles": [digest]},
+            headers={**key, "Idempotency-Key": "b"},
+        )
+        again = ask("POST", f"{own}/retry", json={}, headers={"Idempotency-Key": "r"}).json()["links"]
+    ask("GET", batch.headers["location"], headers={"Prefer": "wait=1"})
+    ask("GET", batch.headers["location"], headers={"Prefer": "wait=1", "If-None-Match": "*"})
+    ask("PATCH", again["self"], json={"spec": {"strength": 0.7}})
+    ask("POST", again["cancel"])
+    ask("GET", "/v1/jobs?limit=1&status=succeeded")
+    ask("POST", "/v1/images", files={"image": files["content"]})
+    listening = Thread(target=_answer, args=(store,))
+    listening.start()
+    ask("POST", "/v1/estimate", json={"content": digest, "styles": [digest]})
+    listening.join()
+    for path in ("/v1/presets", "/v1/system", "/v1/models", "/livez", "/readyz"):
+        ask("GET", path)
+    ask("GET", "/v1/jobs?limit=0")
+    ask("DELETE", own)
+    ask("POST", batch.json()["links"]["cancel"])
+    ask("DELETE", batch.headers["location"])
+    return ask
+
+
+def _answer(store: JobStore) -> None:
+    step = Step(width=96, height=72, iterations=1, seconds=1.0, memory_bytes=1, tile_px=None)
+    while (found := store.asked()) is None:
+        pass
+    store.answer(found[0], Forecast(device="cpu", network="vgg16", scales=[step]))
+
+
+def _kind(value: Any) -> Any:
+    """What a program that was written by the example would rely on: names and kinds, but not how long a list is."""
+    if isinstance(value, dict):
+        return {name: _kind(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_kind(inner) for inner in value[:1]]
+    return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
+
+
+def _unlike(told: Any, real: Any) -> list[str]:
+    """Where they differ; what is null in one of them may be anything, and a list that is empty of anything."""
+    if isinstance(told, dict) and isinstance(real, dict):
+        missing = [f".{name}" for name in told.keys() ^ real.keys()]
+        return missing + [f".{name}{path}" for name in told.keys() & real for path in _unlike(told[name], real[name])]
+    if isinstance(told, list) and isinstance(real, list):
+        return [f"[]{path}" for path in (_unlike(told[0], real[0]) if told and real else [])]
+    return [""] if type(None) not in (told, real) and told != real else []
+
+
+def test_every_example_is_like_the_real_answer(seen: Seen) -> None:
+    compared = set()
+    for name, real in seen.bodies.items():
+        if isinstance(real, dict):
+            assert [] == _unlike(_kind(seen.told(name)["content"]["application/json"]["example"]), _kind(real)), name
+            compared.add(name)
+    every = {
+        f"{method.upper()} {path} {status}"
+        for path, methods in seen.document["paths"].items()
+        for method, operation in methods.items()
+        for status, answer in operation["responses"].items()
+        if "application/json" in answer.get("content", {})
+    }
+    assert every == compared
+
+
+def test_an_example_tells_the_status_that_such_an_answer_has(seen: Seen) -> None:
+    for name, real in seen.bodies.items():
+        example = seen.told(name)["content"].get("application/json", {}).get("example", {})
+        if "status" in example:
+            assert real["status"] == example["status"], name
+
+
+def test_the_streams_example_is_like_a_real_one(seen: Seen) -> None:
+    name = "GET /v1/jobs/{job_id}/events 200"
+    example = seen.told(name)["content"]["text/event-stream"]["example"]
+    told, real = (re.findall(r"event: (\w+)\ndata: (.*)\n", text) for text in (example, seen.bodies[name]))
+
+    assert example.startswith("retry: 2000\n\n")
+    assert ["progress", "preview", "status"] == [event for event, _ in told]
+    assert [] == _unlike(_kind(json.loads(told[-1][1])), _kind(json.loads(real[-1][1])))
+    assert {"version", "progress"} == set(json.loads(told[0][1]))
+    assert {"version", "preview", "links"} == set(json.loads(told[1][1]))
+
+
+def test_every_header_that_is_answered_is_told_and_no_other(seen: Seen) -> None:
+    for name, real in seen.headers.items():
+        told = {header.lower() for header in seen.told(name).get("headers", {})}
+        refused = {"retry-after", "www-authenticate", "allow"} if name[-3] == "4" else set()
+        assert told - refused == real - refused, name

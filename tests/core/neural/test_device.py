@@ -1,0 +1,83 @@
+"""What a device says when it cannot go on, wherever it says it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from core import errors
+from core.neural import planner
+from core.neural.planner import Planner, measured_pace
+from core.neural.stylize import stylize
+from core.neural.subject import Subject
+from core.neural.vgg import Network
+from core.neural.weights import WeightsCache
+from core.spec import parse_spec
+
+LOST = RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def _raise(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("place", ["plan", "leg", "picture"])
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        (LOST, errors.DeviceLost),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            errors.OutOfMemory,
+        ),
+        (MemoryError(), errors.OutOfMemory),
+        (RuntimeError("something else"), RuntimeError),
+    ],
+)
+def test_a_run_knows_a_lost_device_and_missing_memory_wherever_they_show(
+    vgg16: Network,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    said: Exception,
+    means: type[BaseException],
+) -> None:
+    where = {"plan": (Planner, "free"), "leg": (Subject, "at"), "picture": (Subject, "render")}[place]
+    monkeypatch.setattr(*where, _raise(said))
+    with pytest.raises(means):
+        stylize(Subject(photo, [painting]), parse_spec({"size": 64, "iterations": 1}).for_pictures(), vgg16)
+
+
+def test_a_device_that_is_lost_while_a_network_is_loaded_is_no_wrong_setting(
+    weights: WeightsCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.neural.weights.Network", _raise(LOST))
+    with pytest.raises(errors.DeviceLost):
+        weights.load("vgg16")
+    monkeypatch.setattr("core.neural.weights.Network", _raise(RuntimeError("CUDA error: invalid device ordinal")))
+    with pytest.raises(errors.BadSettings):
+        weights.load("vgg16")
+
+
+def test_where_memory_is_short_the_pace_is_measured_with_less(vgg16: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, sides = planner._evaluation, list[int]()
+
+    def cramped(network: Network, side: int) -> tuple[int, float, float]:
+        sides.append(side)
+        if side > 160:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return usual(network, side)
+
+    monkeypatch.setattr(planner, "_evaluation", cramped)
+    assert measured_pace(vgg16).pixel_seconds > 0
+    assert [128, 320, 64, 160] == sides
+
+    monkeypatch.setattr(planner, "_evaluation", _raise(torch.OutOfMemoryError("CUDA out of memory.")))
+    with pytest.raises(torch.OutOfMemoryError):
+        measured_pace(vgg16)

@@ -1,0 +1,109 @@
+"""Who hangs and who is only slow."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import pytest
+
+from worker import pulse
+from worker.pulse import Pulse
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(pulse, "STEP_SECONDS", 0.3)
+    monkeypatch.setattr(pulse, "REST_SECONDS", 0.6)
+
+
+Ends = list[str]
+
+
+@contextmanager
+def _beating(*, spins: bool) -> Iterator[tuple[Pulse, Ends, threading.Event]]:
+    ends, ended = Ends(), threading.Event()
+
+    def end(why: str) -> None:
+        ends.append(why)
+        ended.set()
+
+    with Pulse(lambda: spins, end) as beating:
+        yield beating, ends, ended
+
+
+def _compute(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        sum(range(1000))
+
+
+def test_who_ends_no_step_and_does_not_compute_hangs_and_where_is_told() -> None:
+    with _beating(spins=False) as (beating, ends, ended):
+        beating.step()
+        began = time.monotonic()
+        assert ended.wait(20)
+        assert time.monotonic() - began > 0.25
+
+    assert " test_who_ends_no_step_and_does_not_compute_hangs" in ends[0]
+
+
+@pytest.mark.parametrize("on", ["host", "device"])
+def test_what_has_no_iterations_may_take_longer(on: Literal["host", "device"]) -> None:
+    with _beating(spins=True) as (beating, ends, ended):
+        beating.step()
+        beating.begin(on)
+        assert not ended.wait(0.4)
+        assert ended.wait(20)
+
+    assert 1 == len(ends)
+
+
+def test_who_computes_is_slow_and_no_more() -> None:
+    with _beating(spins=False) as (beating, ends, _):
+        beating.step()
+        _compute(1.5)
+
+    assert [] == ends
+
+
+def test_who_waits_for_a_card_computes_though_it_hangs() -> None:
+    with _beating(spins=True) as (beating, ends, _):
+        beating.step()
+        _compute(1.5)
+
+    assert 1 == len(ends)
+
+
+def test_an_iteration_may_take_many_times_as_long_as_the_slowest_so_far() -> None:
+    with _beating(spins=True) as (beating, ends, ended):
+        beating.begin("device")
+        time.sleep(0.2)
+        beating.step()
+        assert not ended.wait(1.5)
+
+    assert [] == ends
+
+
+def test_a_process_that_was_frozen_is_not_blamed_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shift, usual = [0.0], time.monotonic
+    monkeypatch.setattr(pulse.time, "monotonic", lambda: usual() + shift[0])
+    with _beating(spins=True) as (beating, ends, ended):
+        beating.step()
+        shift[0] = 1000
+        assert not ended.wait(0.15)
+        beating.step()
+
+    assert [] == ends
+
+
+def test_what_is_known_to_be_away_is_waited_for() -> None:
+    with _beating(spins=True) as (beating, ends, _):
+        beating.step()
+        for _ in range(10):
+            beating.wait()
+            time.sleep(0.1)
+
+    assert [] == ends
