@@ -1,8 +1,10 @@
-"""How many pictures a second a data set is built and read with, beside torchvision's ImageFolder. bench/README.md."""
+"""How fast a data set is built and read, beside torchvision's ImageFolder, and in how much memory. bench/README.md."""
 
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 
 from core.dataset import STORES, Dataset
-from core.harvest import Wish, build
+from core.harvest import Progress, Wish, build
 from core.neural.feed import Views
 from core.neural.torchvision_registry import module
 from core.recipe import Recipe
@@ -52,10 +54,15 @@ def image_folder(folder: Path, recipe: Recipe) -> Iterable[Any]:
     return (folder_[index] for index in torch.randperm(len(folder_)).tolist())
 
 
-@click.command()
+@click.group()
+def main() -> None:
+    """Data sets, measured."""
+
+
+@main.command()
 @click.option("--count", default=1000, show_default=True, help="Pictures.")
 @click.option("--jobs", default=0, help="Decoding processes; 0: one a core.")
-def main(count: int, jobs: int) -> None:
+def rates(count: int, jobs: int) -> None:
     """Build in both stores, then read with one process; the rates of one run, to be compared with each other."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -68,11 +75,45 @@ def main(count: int, jobs: int) -> None:
             build(folder / "source", out, Wish(store=store, validation=0), jobs)
             built = count / (time.perf_counter() - began)
             with Dataset(out) as dataset:
-                rates = [rate(lambda opened=dataset: views_of(opened, recipe)) for _ in range(3)]  # type: ignore[misc]
-                click.echo(f"| {store} | {built:.0f} | {max(rates):.0f} | {dataset.bytes / count / 1e3:.0f} |")
-        rates = [rate(lambda: image_folder(folder / "source", recipe)) for _ in range(3)]
+                read = [rate(lambda opened=dataset: views_of(opened, recipe)) for _ in range(3)]  # type: ignore[misc]
+                click.echo(f"| {store} | {built:.0f} | {max(read):.0f} | {dataset.bytes / count / 1e3:.0f} |")
+        read = [rate(lambda: image_folder(folder / "source", recipe)) for _ in range(3)]
         size = sum(file.stat().st_size for file in (folder / "source").rglob("*.jpg")) / count / 1e3
-        click.echo(f"| ImageFolder | | {max(rates):.0f} | {size:.0f} |")
+        click.echo(f"| ImageFolder | | {max(read):.0f} | {size:.0f} |")
+
+
+@main.command()
+@click.option("--count", "counts", multiple=True, default=[2_000, 20_000], show_default=True, help="Pictures.")
+def memory(counts: tuple[int, ...]) -> None:
+    """The most memory that a build takes, by the number of its pictures; they are tiny, which changes nothing of it."""
+    click.echo("| pictures | MB of its own, at most | MB of the file in memory, at most |\n|---|---|---|")
+    for count in counts:
+        with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+            own, mapped = fresh.submit(_peaks, Path(temporary), count).result()
+            click.echo(f"| {count} | {own / 1e6:.1f} | {mapped / 1e6:.1f} |")
+
+
+def _peaks(folder: Path, count: int) -> tuple[int, int]:
+    """Anonymous memory, and pages of mapped files, above what there is before the build."""
+    hand = np.random.default_rng(0)
+    for number in range(count):
+        place = folder / "source" / f"class{number % 10}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(hand.integers(0, 256, (32, 32, 3), np.uint8)).save(place)
+    before, peaks = _resident(), [0, 0]
+
+    def look(_: Progress) -> None:
+        now = _resident()
+        peaks[:] = [max(peak, size - first) for peak, size, first in zip(peaks, now, before, strict=True)]
+
+    build(folder / "source", folder / "out", Wish(32, store="raw"), 2, on_progress=look)
+    return peaks[0], peaks[1]
+
+
+def _resident() -> tuple[int, int]:
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    own, mapped = (1024 * int(lines[name].split()[0]) for name in ("RssAnon", "RssFile"))
+    return own, mapped
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import csv
 import shutil
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def start(
 ) -> None:
     """Short runs of each depth from each beginning: the loss at first and at last. A guess gives ln(classes).
 
-    The deeper ones also as in the paper: Gaussian, but for the layers of a VGG-11 that has learnt.
+    The deeper ones also as in the paper: but for some layers, which are those of a VGG-11 that has learnt.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -78,9 +79,10 @@ def start(
         if shallow_epochs:
             shallow = folder / "vgg11 to begin with"
             run(dataset, shallow, recipe(architecture="vgg11", epochs=shallow_epochs, schedule="cosine"))
-            for depth in (depth for depth in depths if depth != "vgg11"):
-                place = folder / f"{depth}, gaussian after vgg11"
-                run(dataset, place, recipe(architecture=depth, init="gaussian"), shallow / "whole.safetensors")
+            plain = [words for words in beginnings if words != "batch norm"]
+            for depth, words in product((depth for depth in depths if depth != "vgg11"), plain):
+                place = folder / f"{depth}, {words} after vgg11"
+                run(dataset, place, recipe(architecture=depth, init=words), shallow / "whole.safetensors")
 
 
 @main.command()

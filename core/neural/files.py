@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -92,8 +93,11 @@ def write_safetensors(path: Path, parameters: Parameters, card: Card) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], card: Card) -> None:
     """A .safetensors file. Raises OSError."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
     try:
         save_file(dict(tensors), path, dict(card))
+        path.chmod(mode)  # or nobody else could read it, such as a worker of another user
     except safetensors.SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         raise OSError(int(number[1]) if number else None, str(error), str(path)) from error

@@ -380,7 +380,7 @@ FIRST = b"\0" * 8
 VALUES = {
     "nothing": b"",
     "short": b"\0",
-    "a class that is not there": b"\0\2" + b"\xff\xd8\xff",
+    "a class that is not there": b"\0\2" + images.encode(Image.new("RGB", (32, 32)), "jpeg"),
     "no picture": b"\0\1hello",
     "a torn picture": b"\0\1" + images.encode(Image.effect_noise((32, 32), 50).convert("RGB"), "jpeg")[:300],
     "another size": b"\0\1" + images.encode(Image.new("RGB", (31, 32)), "jpeg"),

@@ -278,6 +278,15 @@ def test_where_there_is_no_room_the_file_of_before_stays(tmp_path: Path, suffix:
 
 
 @pytest.mark.parametrize("suffix", ["caffemodel", "pth", "safetensors"])
+def test_what_is_written_can_be_read_by_whom_the_users_mask_lets(tmp_path: Path, suffix: str) -> None:
+    """A worker of another user, say."""
+    files.write(tmp_path / f"x.{suffix}", Parameters.of(random_parameters("vgg11")), {})
+    (tmp_path / "usual").touch()
+
+    assert (tmp_path / "usual").stat().st_mode == (tmp_path / f"x.{suffix}").stat().st_mode
+
+
+@pytest.mark.parametrize("suffix", ["caffemodel", "pth", "safetensors"])
 def test_a_folder_that_is_not_there_is_no_full_disk(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(FileNotFoundError):
         files.write(tmp_path / "nowhere" / f"x.{suffix}", Parameters.of(random_parameters("vgg11")), {})
