@@ -23,7 +23,7 @@ pytestmark = [
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
 WIDTHS = {"desktop": 1280, "phone": 375, "small phone": 320}
-SECONDS = 60_000  # milliseconds: a machine may be busy
+SECONDS = 20_000  # milliseconds: a machine may be busy
 
 Open = Callable[..., Any]
 
@@ -115,7 +115,7 @@ def test_from_two_files_to_a_picture_that_is_compared_and_downloaded(open_page: 
     assert (72, 96) == tuple(shown.evaluate("image => [image.naturalWidth, image.naturalHeight]"))
 
     paint(page, size=96, iterations=60)
-    expect(page.locator("#progress")).to_have_attribute("aria-valuenow", re.compile(r"\d+"))
+    expect(page.locator("#progress")).to_have_attribute("value", re.compile(r"\d+"))
     expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("^blob:"))
     assert not page.locator("#comparing").is_visible(), "a live picture while it is painted"
     expect(page.locator("#chart polyline").first).to_be_visible()
@@ -198,14 +198,14 @@ def test_a_job_is_found_again_after_a_reload_and_in_a_new_tab_and_stopped_with_w
     ended(page, "Stopped")
     expect(page.locator("#download")).to_be_visible()
     page.go_back()
-    expect(page.locator("#paintings-kept .about")).to_have_text("stopped")
+    expect(page.locator("#paintings-kept .about")).to_have_text("Stopped")
 
 
 def test_the_page_goes_on_when_the_api_was_killed_meanwhile(open_page: Open, shared_service: Any) -> None:
     page = open_page()
     ours(page)
     paint(page, size=96, iterations=150)
-    expect(page.locator("#progress")).to_have_attribute("aria-valuenow", re.compile(r"\d+"))
+    expect(page.locator("#progress")).to_have_attribute("value", re.compile(r"\d+"))
     (api,) = shared_service.find("-m", "api")
     api.kill()
     api.wait()
@@ -229,9 +229,6 @@ def test_what_is_no_picture_is_refused_in_words_and_a_hostile_name_is_a_name(
     expect(page.locator("#photo .name")).to_have_text(hostile.name)
     paint(page)
     ended(page)
-    page.click("#curl")
-    expect(page.locator("#command")).to_contain_text(hostile.name.replace("'", "'\\''"))
-    page.click("#close")
     page.click("text=Paint another")
     expect(page.locator("#paintings-kept .caption")).to_contain_text(hostile.name)
     assert 0 == page.locator("img[src=x]").count()
