@@ -31,6 +31,7 @@ export class Easel {
     on("curl", () => this.#tellCommand());
     on("close", () => at("sheet").close());
     on("copy", copied);
+    on("timelapse", () => this.reel.save());
     at("steering").addEventListener("input", () => this.#tellStrength());
     at("steering").addEventListener("change", () => this.#steer());
   }
@@ -38,6 +39,7 @@ export class Easel {
   // What comes back when another job is open is none of its business.
   async #try(act) {
     const { signal } = this.closing;
+    this.troubled();
     try {
       await act();
     } catch (error) {

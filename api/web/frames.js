@@ -9,7 +9,6 @@ export class Reel {
   constructor(root, { shown, troubled }) {
     Object.assign(this, { root, shown, troubled });
     at("frame").addEventListener("input", () => this.#turn());
-    at("timelapse").addEventListener("click", () => this.#save().catch(troubled));
   }
 
   clear() {
@@ -41,5 +40,5 @@ export class Reel {
     }
   }
 
-  async #save() { saved(await blob(this.job.links.timelapse), `impasto-${this.job.id.slice(4, 12)}.webp`); }
+  async save() { saved(await blob(this.job.links.timelapse), `impasto-${this.job.id.slice(4, 12)}.webp`); }
 }
