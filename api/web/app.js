@@ -1,28 +1,30 @@
 // The key's field, and which of the two screens an address shows.
 
-import { at, show } from "./element.js";
+import { at, show, write } from "./element.js";
 import { Easel } from "./easel.js";
 import { key } from "./service.js";
 import * as shelf from "./shelf.js";
 import { Studio } from "./studio.js";
 
+const keyed = () => show(at("unlearn"), key.get());
+
 key.askedBy((refused) => new Promise((done) => {
-  at("key-words").textContent = refused ? "This key is not known here. Try another." : "This service asks for an API key.";
+  write("key-words", refused ? "This key is not known here. Try another." : "This service asks for an API key.");
   show(at("lock"), true);
   at("key").focus();
   at("lock").onsubmit = (event) => {
     event.preventDefault();
     key.set(at("key").value, at("key-stays").checked);
-    at("key").value = "";
+    at("lock").reset();
     show(at("lock"), false);
+    keyed();
     done();
   };
 }));
+at("unlearn").addEventListener("click", () => { key.forget(); location.assign("/"); });
+keyed();
 
-const go = (address, { focus = true } = {}) => {
-  if (address !== location.pathname + location.hash) history.pushState(null, "", address);
-  route({ focus });
-};
+let path = null;
 
 const studio = new Studio((job) => go(`/j/${job.id}`));
 const easel = new Easel({
@@ -30,20 +32,23 @@ const easel = new Easel({
   gone: () => go("/"),
 });
 
-function route({ focus }) {
-  const id = /^\/j\/([^/]+)$/.exec(location.pathname)?.[1];
-  show(at("easel"), Boolean(id));
+function go(address) {
+  if (address !== location.pathname + location.hash) history.pushState(null, "", address);
+  route();
+  scrollTo(0, 0);
+  at(path === "/" ? "main" : "state").focus({ preventScroll: true });
+}
+
+function route() {
+  path = location.pathname;
+  const id = /^\/j\/([^/]+)$/.exec(path)?.[1];
+  show(at("easel"), id);
   show(at("studio"), !id);
   document.title = "Impasto";
-  if (id) easel.open(decodeURIComponent(id));
-  else {
-    easel.close();
-    shelf.draw();
-    if (focus) scrollTo(0, 0);
-    const aim = () => { if (location.hash === "#shelf") at("shelf").scrollIntoView(); };
-    studio.open().then(aim, () => setTimeout(() => route({ focus: false }), 3000));  // the service is starting again
-  }
-  if (focus) (id ? at("state") : at("main")).focus({ preventScroll: true });
+  if (id) return easel.open(id);
+  easel.close();
+  shelf.draw();
+  studio.open().then(() => { if (location.hash === "#shelf") at("shelf").scrollIntoView(); }, () => {});
 }
 
 // Links within the page change its address, not the page.
@@ -53,5 +58,5 @@ document.addEventListener("click", (event) => {
   event.preventDefault();
   go(link.getAttribute("href"));
 });
-addEventListener("popstate", () => route({ focus: true }));
-route({ focus: false });
+addEventListener("popstate", () => { if (location.pathname !== path) go(location.pathname + location.hash); });  // else a place on it
+route();

@@ -1,34 +1,36 @@
-// The losses of a run, logarithmic: how far the picture is from photo and painting.
+// The losses of a run, logarithmic, each on a scale of its own: how far the picture is from photo and painting.
 
-import { drawn, make, show } from "./element.js";
+import { show } from "./element.js";
+import { tab } from "./memory.js";
 
 const WIDE = 300, HIGH = 80;
+const SLOT = "impasto losses";  // of the last job that this tab has seen, for a reload
 
 export class Chart {
-  constructor(root) { Object.assign(this, { root, points: [] }); }
-
-  clear() { this.points = []; this.draw(); }
-
-  add(progress) {
-    const { iteration, loss } = progress;
-    const last = this.points.at(-1);
-    if (last && iteration < last.iteration) this.points = [];  // another attempt
-    if (!last || iteration > last.iteration) { this.points.push({ iteration, ...loss }); this.draw(progress.iterations); }
+  constructor(root) {
+    Object.assign(this, { root, points: [] });
+    addEventListener("pagehide", () => tab.set(SLOT, JSON.stringify({ id: this.id, points: this.points })));
   }
 
-  draw(iterations = 1) {
+  of(id) {
+    const kept = JSON.parse(tab.get(SLOT));
+    Object.assign(this, { id, points: kept?.id === id ? kept.points : [] });
+    this.draw();
+  }
+
+  add({ iteration, iterations, loss: { content, style } }) {
+    if (iteration < this.points.at(-1)?.iteration) this.points = [];  // another attempt
+    if (iteration === this.points.at(-1)?.iteration) return;
+    this.points.push({ iteration, iterations, content, style });
+    this.draw();
+  }
+
+  draw() {
     show(this.root, this.points.length > 1);
-    if (this.points.length < 2) return;
-    const logs = this.points.flatMap(({ content, style }) => [content, style]).filter((loss) => loss > 0).map(Math.log);
-    const low = Math.min(...logs), high = Math.max(...logs, low + 0.1);
-    const line = (name) => this.points.filter((point) => point[name] > 0).map((point) =>
-      `${(WIDE * point.iteration / iterations).toFixed(1)},${(HIGH - 4 - (HIGH - 8) * (Math.log(point[name]) - low) / (high - low)).toFixed(1)}`).join(" ");
-    const last = this.points.at(-1);
-    const lines = ["content", "style"].map((name) => drawn("polyline", { class: name, points: line(name) }));
-    const words = `Distance from the photo ${last.content.toPrecision(2)}, from the painting ${last.style.toPrecision(2)}`;
-    this.root.replaceChildren(
-      drawn("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, preserveAspectRatio: "none", role: "img", "aria-label": words }, ...lines),
-      make("p", { className: "legend" }, ...[["content", "from the photo"], ["style", "from the painting"]].map(([name, text]) =>
-        make("span", { className: name }, `${text} `, make("b", { textContent: last[name].toPrecision(2) })))));
+    for (const line of this.root.querySelectorAll("polyline")) {
+      const logs = this.points.map((point) => Math.log(point[line.id] || 1)), low = Math.min(...logs), span = Math.max(...logs) - low || 1;
+      line.setAttribute("points", this.points.map(({ iteration, iterations }, i) =>
+        `${WIDE * iteration / iterations},${HIGH * (0.95 - 0.9 * (logs[i] - low) / span)}`).join(" "));
+    }
   }
 }

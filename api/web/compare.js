@@ -1,87 +1,63 @@
-// Photo and painting on one another: a curtain between them, a mixture of both, a look at pixels. Paints nothing again.
+// Photo and painting on one another: a curtain between them, a mixture of both, a look at pixels. Paints nothing.
 
-import { make } from "./element.js";
+import { make, shown, valued } from "./element.js";
 
 export class Compare {
-  constructor(stage, curtain, blend) {
-    Object.assign(this, { stage, curtain, blend });
-    this.before = make("img", { className: "before", alt: "" });
-    this.after = make("img", { className: "after", alt: "" });
-    this.sheet = make("div", { className: "sheet" }, this.before, this.after);
-    stage.append(this.sheet);
-    curtain.addEventListener("input", () => this.draw());
-    blend.addEventListener("input", () => this.draw());
-    this.#drag();
+  constructor(stage, { curtain, blend, closer }) {
+    Object.assign(this, { stage, curtain, blend, closer, sheet: curtain.parentElement });
+    [this.before, this.after] = this.sheet.querySelectorAll("img");
+    for (const slider of [curtain, blend]) slider.addEventListener("input", () => this.draw());
+    closer.addEventListener("click", () => this.zoom());
   }
 
-  // URLs; without a photo nothing is compared.
-  show({ painted, photo = null, words }) {
-    this.painted = this.after.src = painted;
-    this.after.alt = words;
-    if (photo) { this.before.src = photo; this.before.alt = "The photo"; } else this.before.removeAttribute("src");
+  // Files; without a photo nothing is compared.
+  show(painted, words, photo) {
+    this.painted = painted;
+    shown(painted, words, this.after);
+    if (photo) shown(photo, "The photo", this.before);
     this.stage.classList.toggle("compares", Boolean(photo));
     this.draw();
   }
 
   // A picture of how it came about, for the while.
-  frame(url) { this.after.src = url ?? this.painted; }
+  frame(picture) { shown(picture ?? this.painted, this.after.alt, this.after); }
 
   clear() {
     for (const image of [this.before, this.after]) image.removeAttribute("src");
     this.stage.classList.remove("compares");
     this.curtain.value = 50;
     this.blend.value = 100;
+    this.draw();
     this.zoom(false);
   }
 
   draw() {
     this.sheet.style.setProperty("--curtain", `${this.curtain.value}%`);
     this.sheet.style.setProperty("--blend", this.blend.value / 100);
-    this.curtain.setAttribute("aria-valuetext", `${this.curtain.value} % photo, the rest painting`);
-    this.blend.setAttribute("aria-valuetext", `${this.blend.value} % painting`);
+    valued(this.curtain, `${this.curtain.value} % photo, the rest painting`);
+    valued(this.blend, `${this.blend.value} %`);
   }
 
-  // One pixel of the picture to one of the screen (of small ones, to four), or all of it.
+  // One pixel of the picture to one of the screen, of small ones to several; or all of it.
   zoom(on = !this.zoomed) {
     this.zoomed = on;
     this.stage.classList.toggle("zoomed", on);
-    const { naturalWidth: wide } = this.after;
-    this.sheet.style.width = on ? `${wide / devicePixelRatio * (wide < 900 ? 2 : 1)}px` : "";
+    this.closer.setAttribute("aria-pressed", on);
+    this.stage.tabIndex = on ? 0 : -1;  // to be moved by the arrow keys
+    const wide = this.after.naturalWidth / devicePixelRatio;
+    this.sheet.style.width = on ? `${wide * Math.ceil(1.5 * this.stage.clientWidth / wide)}px` : "";
     if (on) this.stage.scrollTo((this.stage.scrollWidth - this.stage.clientWidth) / 2, 0);
   }
 
-  // The mixture as a file.
+  // The mixture as a file, of the picture itself whatever frame is shown. A browser that cannot write a type writes PNG.
   async mixed(type) {
-    const canvas = make("canvas", { width: this.after.naturalWidth, height: this.after.naturalHeight });
-    const pen = canvas.getContext("2d");
-    pen.drawImage(this.before, 0, 0, canvas.width, canvas.height);
+    const painted = await createImageBitmap(this.painted), { width, height } = painted;
+    const canvas = make("canvas", { width, height }), pen = canvas.getContext("2d");
+    pen.drawImage(this.before, 0, 0, width, height);
     pen.globalAlpha = this.blend.value / 100;
-    pen.drawImage(this.after, 0, 0, canvas.width, canvas.height);
-    return new Promise((done) => canvas.toBlob(done, type, 0.95));
-  }
-
-  // A finger or a mouse draws the curtain; enlarged, it moves the picture.
-  #drag() {
-    let from = null;
-    const move = (event) => {
-      if (!from) return;
-      if (this.zoomed) {
-        this.stage.scrollBy(from.x - event.clientX, from.y - event.clientY);
-        from = { x: event.clientX, y: event.clientY };
-      } else if (this.stage.classList.contains("compares")) {
-        const box = this.sheet.getBoundingClientRect();
-        this.curtain.value = Math.round(100 * (event.clientX - box.left) / box.width);
-        this.draw();
-      }
-    };
-    this.sheet.addEventListener("pointerdown", (event) => {
-      if (event.button || (this.zoomed && event.pointerType !== "mouse")) return;
-      from = { x: event.clientX, y: event.clientY };
-      this.sheet.setPointerCapture(event.pointerId);
-      move(event);
-    });
-    this.sheet.addEventListener("pointermove", move);
-    for (const end of ["pointerup", "pointercancel"]) this.sheet.addEventListener(end, () => { from = null; });
-    this.sheet.addEventListener("dragstart", (event) => event.preventDefault());
+    pen.drawImage(painted, 0, 0);
+    const bytes = await new Promise((done) => canvas.toBlob(done, type, 0.95));
+    if (!bytes) throw new Error("This browser cannot mix a picture that large. Unmixed it can be downloaded.");
+    return bytes;
   }
 }

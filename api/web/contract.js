@@ -1,12 +1,21 @@
-// What the service takes, as its own OpenAPI document says: every knob is defined once, and not here.
+// What the service takes, as it says itself: every knob, preset and limit is defined once, and not here. Asked once.
 
 import { read } from "./service.js";
 
-let asked = null;
+const answers = new Map();
+
+function once(address) {
+  if (!answers.has(address)) answers.set(address, read(address).catch((error) => { answers.delete(address); throw error; }));
+  return answers.get(address);
+}
 
 // The body of POST /v1/jobs: {knobs: {size: {…}, …}, wishes: {priority: {…}, …}}.
 export async function submission() {
-  const { paths } = await (asked ??= read("/openapi.json").catch((error) => { asked = null; throw error; }));
+  const { paths } = await once("/openapi.json");
   const { spec, ...rest } = paths["/v1/jobs"].post.requestBody.content["application/json"].schema.properties;
   return { knobs: spec.properties, wishes: rest };
 }
+
+export const presets = async () => (await once("/v1/presets")).presets;
+
+export const limits = async () => (await once("/v1/system")).limits;

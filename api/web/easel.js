@@ -3,117 +3,115 @@
 import { Chart } from "./chart.js";
 import { Compare } from "./compare.js";
 import { commandFor } from "./curl.js";
-import { at, duration, saved, say, show } from "./element.js";
+import { at, complain, duration, saved, say, show, valued, write } from "./element.js";
 import { Reel } from "./frames.js";
-import { blob, Refusal, tell } from "./service.js";
+import { persist } from "./patience.js";
+import { blob, read, tell } from "./service.js";
 import * as shelf from "./shelf.js";
-import { ended, watch } from "./watch.js";
+import { ended, gone, watch } from "./watch.js";
 
-const TITLES = { queued: "Waiting", running: "Painting", succeeded: "Done", failed: "It did not work", canceled: "Stopped", expired: "Too late" };
-const EXTENSIONS = { png: "png", jpeg: "jpg", webp: "webp" };
+const PREVIEW_SECONDS = 60;  // then its download has died
 
 export class Easel {
   // again(job, how): back to the studio with it. gone(): it is deleted.
   constructor({ again, gone }) {
-    Object.assign(this, { again, gone, job: null });
-    this.compare = new Compare(at("stage"), at("curtain"), at("blend"));
+    this.gone = gone;
+    this.troubled = (words) => complain(at("trouble"), words);
+    this.compare = new Compare(at("stage"), { curtain: at("curtain"), blend: at("blend"), closer: at("zoom") });
     this.chart = new Chart(at("chart"));
-    this.reel = new Reel(at("reel"), (url) => this.compare.frame(url));
-    this.#wire();
-  }
-
-  #wire() {
+    this.reel = new Reel(at("reel"), { shown: (picture) => this.compare.frame(picture), troubled: (error) => this.troubled(error.message) });
     const on = (id, act) => at(id).addEventListener("click", () => this.#try(act));
     on("stop", () => { at("stop").disabled = true; return this.#change("POST", this.job.links.cancel); });
     on("download", () => this.#download());
-    on("again", () => this.again(this.job, {}));
-    on("as-photo", () => this.again(this.job, { as: "photo" }));
-    on("as-painting", () => this.again(this.job, { as: "painting" }));
+    on("again", () => again(this.job));
+    on("as-photo", () => again(this.job, { as: "photo" }));
+    on("as-painting", () => again(this.job, { as: "painting" }));
     on("pin", () => this.#change("PATCH", this.job.links.self, { pinned: !this.job.pinned }));
     on("forget", () => this.#forget());
-    on("curl", async () => { at("command").textContent = await commandFor(this.job, shelf.namesOf(this.job.id)); at("copy").textContent = "Copy"; at("sheet").showModal(); });
+    on("curl", () => this.#tellCommand());
     on("close", () => at("sheet").close());
-    on("copy", () => copied());
-    on("zoom", () => { this.compare.zoom(); at("zoom").setAttribute("aria-pressed", this.compare.zoomed); });
-    at("blend").addEventListener("input", () => { at("blended").textContent = `${at("blend").value} %`; });
+    on("copy", copied);
+    on("timelapse", () => this.reel.save());
     at("steering").addEventListener("input", () => this.#tellStrength());
     at("steering").addEventListener("change", () => this.#steer());
   }
 
+  // What comes back when another job is open is none of its business.
   async #try(act) {
-    try { await act(); } catch (error) { this.#trouble(error.message); }
+    const { signal } = this.closing;
+    this.troubled();
+    try {
+      await act();
+    } catch (error) {
+      if (signal.aborted) return;
+      this.troubled(error.message);
+      at("stop").disabled = false;
+    }
   }
 
   async open(id) {
     this.close();
     const { signal } = this.closing = new AbortController();
-    this.#clear();
+    this.#clear(id);
     try {
-      await watch(`/v1/jobs/${encodeURIComponent(id)}`, {
-        signal, seen: (job) => { if (!signal.aborted) this.seen(job); }, troubled: (error) => this.#trouble(error?.message ?? ""),
-      });
+      await watch(`/v1/jobs/${id}`, { signal, seen: (job) => this.seen(job), troubled: this.troubled });
     } catch (error) {
       if (signal.aborted) return;
-      if (error.status === 404) shelf.forget(id);
-      at("state").textContent = error.status === 404 ? "Not here any more" : TITLES.failed;
-      at("facts").textContent = error.status === 404 ? "It was deleted, or it has expired." : error.message;
+      const lost = error.status === 404;
+      write("state", lost ? "Not here any more" : shelf.TITLES.failed);
+      write("facts", lost ? "It was deleted, it has expired, or it is another key’s." : error.message);
+      say(at("state").textContent);
       show(at("stage"), false);
     }
   }
 
   close() { this.closing?.abort(); }
 
-  #clear() {
-    Object.assign(this, { job: null, picture: null, told: null, unsteerable: false });
+  #clear(id) {
+    Object.assign(this, { id, job: null, picture: null, crew: null, told: null, unsteerable: false });
     this.compare.clear();
     this.reel.clear();
-    this.chart.clear();
-    at("state").textContent = "One moment";
-    for (const id of ["facts", "pace", "until"]) at(id).textContent = "";
-    for (const id of ["progress", "steer", "stop", "after", "actions", "comparing", "trouble"]) show(at(id), false);
-    at("zoom").setAttribute("aria-pressed", "false");
-    at("blended").textContent = "100 %";
-    for (const id of ["waiting", "stage"]) show(at(id), true);
-  }
-
-  #trouble(words) {
-    at("trouble").textContent = words;
-    show(at("trouble"), Boolean(words));
+    this.chart.of(id);
+    this.troubled();
+    write("state", "One moment");
+    for (const part of ["facts", "pace", "until"]) write(part, "");
+    for (const part of ["progress", "steer", "stop", "after", "actions", "comparing"]) show(at(part), false);
+    for (const part of ["waiting", "stage"]) show(at(part), true);
   }
 
   seen(job) {
-    const before = this.job, within = at("stop").contains(document.activeElement);
-    if (before?.version > job.version) return;  // an answer that was overtaken
+    const before = this.job, within = document.activeElement === at("stop"), { signal } = this.closing;
+    if (signal.aborted || this.id !== job.id || before?.version > job.version) return;  // of another job, or overtaken
     this.job = job;
     if (!before) { shelf.remember(job.id); at("steering").value = job.input.spec.strength; this.#tellStrength(); }
     this.#words(job);
     this.#progress(job);
     this.#buttons(job);
-    this.#picture(job);
-    if (ended(job)) this.reel.of(job);
+    this.#picture(signal);
+    if (job.status === "queued" && job.queue?.start_seconds === null) this.#count(signal);
+    if (ended(job)) this.reel.of(job, signal);
     if (ended(job) && within) at("state").focus({ preventScroll: true });
   }
 
   #words(job) {
     const stopping = job.cancel_requested && !ended(job);
-    at("state").textContent = stopping ? "Stopping" : TITLES[job.status];
-    at("facts").textContent = stopping ? "It keeps what is painted so far." : facts(job);
-    at("until").textContent = until(job);
-    const share = Math.round(100 * (job.progress?.value ?? 0));
-    document.title = (job.status === "running" ? `${share} % · ` : `${TITLES[job.status]} · `) + "Impasto";
-    const quarter = job.status === "running" ? Math.floor(share / 25) : 0;  // oftener would drown everything else
-    const news = `${at("state").textContent}${quarter ? ` ${quarter * 25} %` : ""}`;
+    const state = stopping ? "Stopping" : shelf.TITLES[job.status];
+    write("state", state);
+    write("facts", stopping ? "It keeps what is painted so far." : facts(job, this.crew));
+    write("until", until(job));
+    const share = job.status === "running" ? Math.round(100 * (job.progress?.value ?? 0)) : null;
+    document.title = `${share === null ? shelf.TITLES[job.status] : `${share} %`} · Impasto`;
+    const quarter = Math.floor(share / 25);  // oftener would drown everything else
+    const news = quarter ? `${state} ${quarter * 25} %` : state;
     if (news !== this.told) say(this.told = news);
   }
 
   #progress(job) {
     const bar = at("progress");
     show(bar, !ended(job));
-    const share = job.status === "running" && job.progress ? Math.round(100 * job.progress.value) : null;
-    bar.classList.toggle("unsure", share === null);
-    if (share === null) bar.removeAttribute("aria-valuenow"); else bar.setAttribute("aria-valuenow", share);
-    bar.firstElementChild.style.width = share === null ? "" : `${share}%`;
-    at("pace").textContent = ended(job) ? "" : pace(job);
+    if (job.status === "running" && job.progress) bar.value = Math.round(100 * job.progress.value);
+    else bar.removeAttribute("value");
+    write("pace", pace(job));
     if (job.progress) this.chart.add(job.progress);
   }
 
@@ -121,101 +119,125 @@ export class Easel {
     const over = ended(job), here = Boolean(job.links.result);
     show(at("stop"), !over);
     at("stop").disabled = job.cancel_requested;
-    at("stop").textContent = job.progress ? "Stop and keep this one" : "Never mind";
+    write("stop", job.progress ? "Stop and keep this one" : "Never mind");
     show(at("after"), over && here);
     show(at("actions"), over);
     for (const id of ["as-photo", "as-painting", "pin"]) show(at(id), here);
     show(at("again"), !gone(job));
     at("pin").setAttribute("aria-pressed", job.pinned);
-    show(at("steer"), Boolean(job.progress) && !over && !job.cancel_requested && !this.unsteerable);
+    show(at("steer"), job.progress && !over && !job.cancel_requested && !this.unsteerable);
   }
 
-  // The newest there is, once; the finished one with the photo beneath.
-  async #picture(job) {
-    const address = job.links.result ?? (job.links.preview && !gone(job) ? job.links.preview : null);
-    const name = job.links.result ? job.outputs[0].id : job.preview;
-    show(at("waiting"), !address && !ended(job));
-    if (!address || this.picture === name) return;
+  // Is there anybody at all who paints?
+  async #count(signal) {
+    const { job } = this, { workers } = await read("/v1/system", { signal }).catch(() => ({}));
+    if (this.job !== job || !workers) return;
+    this.crew = workers.length;
+    this.#words(job);
+  }
+
+  // One download at a time: it is shown, and then the newest is fetched, if that is another.
+  async #picture(signal) {
+    show(at("waiting"), !this.picture && !ended(this.job));
+    if (this.fetching === signal) return;
+    this.fetching = signal;
+    try {
+      while (!signal.aborted && await this.#newest(signal));
+    } catch (error) {
+      if (!signal.aborted) this.troubled(error.message);
+    }
+    if (this.fetching === signal) this.fetching = null;
+  }
+
+  // False: it is shown already, or there is none. The finished one is tried for until it is here.
+  async #newest(signal) {
+    const { job } = this, { result, preview } = job.links;
+    const name = result ? job.outputs[0].id : preview && !gone(job) && job.preview;
+    if (!name || name === this.picture) return false;
+    if (result) await persist(() => this.#finished(job, signal), { signal, troubled: this.troubled });
+    else {
+      const late = AbortSignal.any([signal, AbortSignal.timeout(PREVIEW_SECONDS * 1000)]), painted = await blob(preview, { signal: late }).catch(() => null);
+      if (signal.aborted || !painted) return Boolean(this.job.links.result);  // the next news tries again
+      this.compare.show(painted, "The picture so far");
+    }
     this.picture = name;
-    try {
-      const [painted, photo] = await Promise.all([blob(address), job.links.result ? photoOf(job) : null]);
-      if (this.picture !== name || this.job?.id !== job.id) return;
-      const words = job.links.result ? "The painted picture" : "The picture so far";
-      this.compare.show({ painted: held(painted, 0), photo: photo && held(photo, 1), words });
-      show(at("comparing"), Boolean(photo));
-    } catch (error) {
-      if (this.picture === name) this.picture = null;  // the next news tries again
-      if (ended(job)) this.#trouble(error.message);
-    }
+    show(at("waiting"), false);
+    return true;
   }
 
-  #tellStrength() {
-    const words = `${Math.round(100 * at("steering").value)} %`;
-    at("steered").textContent = words;
-    at("steering").setAttribute("aria-valuetext", words);
+  async #finished(job, signal) {
+    const [painted, photo] = await Promise.all([
+      blob(job.links.result, { signal }), blob(`/v1/images/${job.input.content}`, { signal }).catch(() => null)]);
+    signal.throwIfAborted();
+    this.compare.show(painted, "The painted picture", photo);
+    show(at("comparing"), photo);
   }
 
+  #tellStrength() { valued(at("steering"), `${Math.round(100 * at("steering").value)} %`); }
+
+  // One at a time, then the latest; through lost networks and restarts.
   async #steer() {
+    const { job, closing: { signal } } = this;
+    if (this.steering === signal) return;
+    this.steering = signal;
+    let told = null;
+    const tellLatest = () => tell("PATCH", job.links.self, { spec: { strength: Number(told = at("steering").value) } });
     try {
-      await tell("PATCH", this.job.links.self, { spec: { strength: Number(at("steering").value) } });
+      while (!signal.aborted && told !== at("steering").value) await persist(tellLatest, { signal, troubled: this.troubled });
     } catch (error) {
-      if (!(error instanceof Refusal) || ended(this.job)) return;
-      this.unsteerable = true;  // a service that cannot, or a run that is about to end
-      show(at("steer"), false);
+      if (!signal.aborted && !ended(this.job)) {
+        this.unsteerable = [404, 405, 409].includes(error.status);  // a run that is about to end
+        if (this.unsteerable) show(at("steer"), false);
+        else this.troubled(error.message);
+      }
     }
+    if (this.steering === signal) this.steering = null;
   }
 
-  async #change(method, address, body) {
-    this.seen(await (await tell(method, address, body)).json());
-  }
+  async #change(method, address, body) { this.seen(await (await tell(method, address, body)).json()); }
 
   async #download() {
-    const format = at("format").value, name = `impasto-${this.job.id.slice(4, 12)}.${EXTENSIONS[format]}`;
-    const whole = at("blend").value === "100" || !at("stage").classList.contains("compares");
-    const picture = whole ? await blob(`${this.job.links.result}?format=${format}`) : await this.compare.mixed(`image/${format}`);
-    saved(picture, name);
+    const { job } = this, format = at("format").value;
+    const mixes = at("blend").value < 100 && at("stage").classList.contains("compares");
+    const picture = mixes ? await this.compare.mixed(`image/${format}`) : await blob(`${job.links.result}?format=${format}`);
+    saved(picture, `impasto-${job.id.slice(4, 12)}.${picture.type.replace("image/", "").replace("jpeg", "jpg")}`);
   }
 
   async #forget() {
+    const { job, closing: { signal } } = this;
     if (!confirm("Delete this painting and its pictures from the service?")) return;
-    await tell("DELETE", this.job.links.self);
-    shelf.forget(this.job.id);
-    this.gone();
+    await tell("DELETE", job.links.self);
+    shelf.forget(job.id);
+    if (!signal.aborted) this.gone();
+  }
+
+  async #tellCommand() {
+    write("command", await commandFor(this.job));
+    write("copy", "Copy");
+    at("sheet").showModal();
   }
 }
 
-const gone = (job) => ended(job) && !job.links.result && job.outputs.length > 0;
-
-const photoOf = (job) => blob(`/v1/images/${job.input.content}`).catch(() => null);
-
-// The memory of the picture before is given back.
-const holding = [];
-function held(bytes, slot) {
-  const old = holding[slot];
-  if (old) setTimeout(() => URL.revokeObjectURL(old), 2000);  // it may still be on the screen
-  return (holding[slot] = URL.createObjectURL(bytes));
-}
-
-function facts(job) {
+function facts(job, crew) {
   const { spec } = job.input, out = job.outputs[0];
   if (job.error) return job.error.message;
   if (gone(job)) return "Its pictures are no longer kept.";
   if (job.status === "queued") {
-    const { position = 0, start_seconds: start = null } = job.queue ?? {};
+    if (crew === 0) return "No worker is there just now. It begins when one comes.";
+    const { position, start_seconds: start } = job.queue ?? {};
     return `${position ? `${position} before it` : "It is next"}${start ? `, in about ${duration(start)}` : ""}.`;
   }
   if (job.status === "running") return `${spec.size} px, strength ${Math.round(spec.strength * 100)} %`;
-  if (!out) return { canceled: "It was stopped before anything was painted." }[job.status] ?? "";
+  if (!out) return job.status === "canceled" ? "It was stopped before anything was painted." : "";
   const took = job.started_at && job.completed_at ? `, in ${duration((Date.parse(job.completed_at) - Date.parse(job.started_at)) / 1000)}` : "";
   return `${out.width} × ${out.height} px${took}${job.status === "canceled" ? ", stopped early" : ""}.`;
 }
 
-function pace(job) {
-  const p = job.progress;
-  if (job.status !== "running") return "";
-  if (!p) return "Setting up the canvas.";
-  const left = p.seconds_left === null ? "" : `, about ${duration(p.seconds_left)} left`;
-  return `Iteration ${p.iteration} of ${p.iterations}${left}`;
+function pace({ status, progress }) {
+  if (status !== "running") return "";
+  if (!progress) return "Setting up the canvas.";
+  const left = progress.seconds_left === null ? "" : `, about ${duration(progress.seconds_left)} left`;
+  return `Iteration ${progress.iteration} of ${progress.iterations}${left}`;
 }
 
 function until(job) {
@@ -224,8 +246,7 @@ function until(job) {
   return job.expires_at ? `Kept until ${new Date(job.expires_at).toLocaleString([], { dateStyle: "long", timeStyle: "short" })}.` : "";
 }
 
-async function copied() {
+function copied() {
   getSelection().selectAllChildren(at("command"));
-  const done = await navigator.clipboard?.writeText(at("command").textContent).then(() => true, () => false);
-  at("copy").textContent = done ? "Copied" : "Press Ctrl+C";  // without https only the user may write there
+  write("copy", document.execCommand("copy") ? "Copied" : "Press Ctrl+C");
 }

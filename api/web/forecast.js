@@ -13,7 +13,7 @@ export class Forecast {
     clearTimeout(this.timer);
     const turn = this.turn = {};
     if (!body) this.root.textContent = words;
-    else if (!this.none) this.timer = setTimeout(() => this.#ask(body, turn), PATIENCE_MS);
+    else this.timer = setTimeout(() => this.#ask(body, turn), PATIENCE_MS);
   }
 
   async #ask(body, turn) {
@@ -21,7 +21,6 @@ export class Forecast {
     try {
       words = told(await (await tell("POST", "/v1/estimate", body)).json());
     } catch (error) {
-      this.none = [404, 405].includes(error.status);
       if ([422, 503].includes(error.status)) words = error.message;
     }
     if (this.turn === turn) this.root.textContent = words;

@@ -1,45 +1,44 @@
 // How a picture came about: its frames, where the service keeps them.
 
-import { at, saved, show } from "./element.js";
+import { at, saved, show, valued } from "./element.js";
+import { persist } from "./patience.js";
 import { blob, read } from "./service.js";
 
 export class Reel {
-  // shown(url): a frame instead of the picture, or null for the picture itself.
-  constructor(root, shown) {
-    Object.assign(this, { root, shown });
+  // shown(picture): a frame instead of the picture, or null for the picture itself. troubled(error): it cannot be had.
+  constructor(root, { shown, troubled }) {
+    Object.assign(this, { root, shown, troubled });
     at("frame").addEventListener("input", () => this.#turn());
-    at("timelapse").addEventListener("click", () => this.#save());
   }
 
   clear() {
-    for (const url of this.kept?.values() ?? []) url.then(URL.revokeObjectURL, () => {});
-    Object.assign(this, { job: null, frames: [], kept: new Map() });
+    Object.assign(this, { job: null, turn: null, frames: [], kept: new Map() });
     show(this.root, false);
   }
 
-  async of(job) {
+  async of(job, signal) {
     if (this.job || !job.links.frames) return;
     this.job = job;
-    try { this.frames = (await read(job.links.frames)).frames; } catch { return; }
-    if (this.job !== job || this.frames.length < 2) return;
-    Object.assign(at("frame"), { max: this.frames.length, value: this.frames.length });
+    const { frames } = await persist(() => read(job.links.frames, { signal }), { signal }).catch(() => ({ frames: [] }));
+    if (signal.aborted || frames.length < 2) return;
+    this.frames = frames;
+    Object.assign(at("frame"), { max: frames.length, value: frames.length });
     show(this.root, true);
     this.#turn();
   }
 
   async #turn() {
-    const turn = this.turn = Number(at("frame").value), frame = this.frames[turn];
-    at("when").textContent = frame ? `iteration ${frame.iteration}` : "the end";
-    at("frame").setAttribute("aria-valuetext", at("when").textContent);
-    if (!frame) return this.shown(null);
-    if (!this.kept.has(turn)) this.kept.set(turn, blob(frame.url).then(URL.createObjectURL));
+    const { job, kept } = this, turn = this.turn = Number(at("frame").value), frame = this.frames[turn];
+    valued(at("frame"), frame ? `iteration ${frame.iteration}` : "the end");
     try {
-      const url = await this.kept.get(turn);
-      if (this.turn === turn) this.shown(url);
-    } catch { this.kept.delete(turn); }
+      if (frame && !kept.has(turn)) kept.set(turn, blob(frame.url));
+      const picture = await kept.get(turn);
+      if (this.job === job && this.turn === turn) this.shown(picture);
+    } catch (error) {
+      kept.delete(turn);
+      if (this.job === job) this.troubled(error);
+    }
   }
 
-  async #save() {
-    saved(await blob(this.job.links.timelapse), `impasto-${this.job.id.slice(4, 12)}.webp`);
-  }
+  async save() { saved(await blob(this.job.links.timelapse), `impasto-${this.job.id.slice(4, 12)}.webp`); }
 }

@@ -1,6 +1,6 @@
 // Pictures dropped or pasted anywhere on the page, and which well they belong to.
 
-const picturesIn = (transfer) => [...(transfer?.files ?? [])].filter((file) => file.type.startsWith("image/") || !file.type);
+const picturesIn = ({ files }) => [...files].filter((file) => file.type.startsWith("image/") || !file.type);
 
 // Two at once are photo and painting. One goes into the well that it was dropped on, else into the first empty one.
 function pour(files, photo, painting, target) {
@@ -15,7 +15,7 @@ export function receive(photo, painting, isOpen) {
   const leave = () => document.body.classList.remove("dragging");
   addEventListener("dragover", (event) => {
     event.preventDefault();
-    if (isOpen() && event.dataTransfer?.types.includes("Files")) document.body.classList.add("dragging");
+    document.body.classList.toggle("dragging", event.dataTransfer.types.includes("Files"));
   });
   addEventListener("dragleave", (event) => { if (!event.relatedTarget) leave(); });
   addEventListener("drop", (event) => {

@@ -1,7 +1,8 @@
 // Where each painting goes, drawn on the photo with a finger: white there. Nothing drawn: everywhere.
 
-import { at, make, show } from "./element.js";
+import { at, make, show, shown } from "./element.js";
 import { Picture } from "./picture.js";
+import { blob } from "./service.js";
 
 const LONG_SIDE = 512;  // of a mask; it is laid over the photo, however large that is
 
@@ -21,12 +22,14 @@ export class Masks extends EventTarget {
 
   get whose() { return this.painting.pictures[at("whose").selectedIndex]; }
 
-  open() {
+  async open() {
     const { pictures } = this.painting;
     at("whose").replaceChildren(...pictures.map((picture) => make("option", { textContent: picture.name })));
     show(at("whose"), pictures.length > 1);
-    at("under").src = this.photo.pictures[0].url;
+    at("over").replaceChildren();
+    shown(this.photo.pictures[0].file, "The photo", at("under"));
     at("masking").showModal();
+    await at("under").decode();  // a mask has its proportions
     this.#lay();
   }
 
@@ -40,57 +43,60 @@ export class Masks extends EventTarget {
     return canvas;
   }
 
-  // x, y: shares of the photo.
-  #dab(x, y, from = { x, y }) {
-    const canvas = at("over").firstChild, pen = canvas.getContext("2d");
+  // to, from: x and y as shares of the photo.
+  #dab(to, from) {
+    const canvas = at("over").firstChild, pen = canvas?.getContext("2d");
+    if (!pen) return;  // the photo is not there yet
     this.drawn.set(this.whose, canvas);
     Object.assign(pen, { lineCap: "round", lineWidth: at("width").value / 100 * LONG_SIDE, strokeStyle: "white" });
     pen.globalCompositeOperation = at("erase").checked ? "destination-out" : "source-over";
     pen.beginPath();
     pen.moveTo(from.x * canvas.width, from.y * canvas.height);
-    pen.lineTo(x * canvas.width, y * canvas.height);
+    pen.lineTo(to.x * canvas.width, to.y * canvas.height);
     pen.stroke();
   }
 
   // A finger or a mouse; or the arrow keys, with the space bar to paint.
   #brush() {
-    const over = at("over");
-    let from = null, spot = { x: 0.5, y: 0.5 };
-    const where = (event) => {
-      const box = over.getBoundingClientRect();
-      return { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
+    const over = at("over"), share = (number) => Math.min(1, Math.max(0, number));
+    let spot = { x: 0.5, y: 0.5 };
+    const move = (to, paints, from = spot) => {
+      if (paints) this.#dab(to, from);
+      spot = to;
+      for (const side of ["x", "y"]) over.style.setProperty(`--${side}`, `${to[side] * 100}%`);
     };
-    over.addEventListener("pointerdown", (event) => { over.setPointerCapture(event.pointerId); from = where(event); this.#dab(from.x, from.y); });
-    over.addEventListener("pointermove", (event) => {
-      if (!from) return;
-      const to = where(event);
-      this.#dab(to.x, to.y, from);
-      from = to;
-    });
-    for (const end of ["pointerup", "pointercancel"]) over.addEventListener(end, () => { from = null; });
+    const where = (event) => ({ x: event.offsetX / over.clientWidth, y: event.offsetY / over.clientHeight });
+    over.addEventListener("pointerdown", (event) => { over.setPointerCapture(event.pointerId); move(where(event), true, where(event)); });
+    over.addEventListener("pointermove", (event) => move(where(event), event.buttons));
     over.addEventListener("keydown", (event) => {
       const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0] }[event.key];
       if (!step) return;
       event.preventDefault();
-      const to = { x: Math.min(1, Math.max(0, spot.x + step[0] / 25)), y: Math.min(1, Math.max(0, spot.y + step[1] / 25)) };
-      if (event.key === " " || event.shiftKey) this.#dab(to.x, to.y, spot);
-      spot = to;
-      over.style.setProperty("--x", `${spot.x * 100}%`);
-      over.style.setProperty("--y", `${spot.y * 100}%`);
+      move({ x: share(spot.x + step[0] / 25), y: share(spot.y + step[1] / 25) }, event.key === " " || event.shiftKey);
     });
+  }
+
+  // Those of an earlier job, in the order of the paintings.
+  async carry(digests) {
+    await Promise.all(digests.map(async (digest, i) => {
+      const picture = this.painting.pictures[i], bitmap = await createImageBitmap(await blob(`/v1/images/${digest}`));
+      const canvas = make("canvas", { width: bitmap.width, height: bitmap.height });
+      canvas.getContext("2d").drawImage(bitmap, 0, 0);
+      this.drawn.set(picture, canvas);
+      this.sent.set(picture, digest);
+    }));
   }
 
   // One digest for each painting, or null where every painting goes everywhere.
   async digests() {
     const { pictures } = this.painting;
     if (!pictures.some((picture) => this.drawn.has(picture))) return null;
-    return Promise.all(pictures.map((picture) => {
-      if (!this.sent.has(picture)) this.sent.set(picture, this.#send(this.drawn.get(picture) ?? this.#canvas("white")));
-      return this.sent.get(picture);
+    return Promise.all(pictures.map(async (picture) => {
+      const digest = this.sent.get(picture) ?? await send(this.drawn.get(picture) ?? this.#canvas("white"));
+      this.sent.set(picture, digest);
+      return digest;
     }));
   }
-
-  async #send(canvas) {
-    return new Picture(await new Promise((done) => canvas.toBlob(done, "image/png")), "mask").send();
-  }
 }
+
+const send = async (canvas) => new Picture(await new Promise((done) => canvas.toBlob(done)), "mask").send();

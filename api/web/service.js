@@ -1,5 +1,9 @@
 // The service over HTTP: the caller's key, its refusals in words, pictures from memory. Knows no route and no page.
 
+import { device, tab } from "./memory.js";
+
+const SILENCE_SECONDS = 40;  // without an answer; then the line is dead, as after sleep
+
 export class Refusal extends Error {
   constructor(problem, answer) {
     super(problem.detail ?? `The service answered ${answer.status}.`);
@@ -12,18 +16,17 @@ export class Refusal extends Error {
 // An API key stays in this tab, or on this device if its owner says so. An <img> cannot send it: so pictures are fetched
 // here, too, and shown from memory.
 const SLOT = "impasto key";
-let unlock = () => Promise.reject(new Error("nobody can be asked for a key"));
-let unlocking = null;
+let unlock = null, unlocking = null;
 
 export const key = {
-  get: () => sessionStorage.getItem(SLOT) ?? localStorage.getItem(SLOT),
+  get: () => tab.get(SLOT) ?? device.get(SLOT),
   set(text, stays) {
     key.forget();
-    (stays ? localStorage : sessionStorage).setItem(SLOT, text.replace(/[^!-~]/g, ""));
+    (stays ? device : tab).set(SLOT, text.replace(/[^!-~]/g, ""));
   },
   forget() {
-    sessionStorage.removeItem(SLOT);
-    localStorage.removeItem(SLOT);
+    tab.forget(SLOT);
+    device.forget(SLOT);
   },
   askedBy(asking) { unlock = asking; },
 };
@@ -34,30 +37,35 @@ export async function ask(address, { headers = {}, ...options } = {}) {
     const own = key.get();
     const answer = await reach(address, { ...options, headers: own ? { ...headers, Authorization: `Bearer ${own}` } : headers });
     if (answer.ok || answer.status === 304) return answer;
-    if (answer.status !== 401) throw new Refusal(await problemOf(answer), answer);
+    if (answer.status !== 401) throw new Refusal(await answer.json().catch(() => ({})), answer);
     await (unlocking ??= unlock(Boolean(own)).finally(() => { unlocking = null; }));
   }
 }
 
 async function reach(address, options) {
+  const silence = new AbortController(), signals = [silence.signal, options.signal].filter(Boolean);
+  const sending = options.body instanceof FormData;  // an upload may take as long as it takes
+  const timer = sending ? null : setTimeout(() => silence.abort(), SILENCE_SECONDS * 1000);
   try {
-    return await fetch(address, { cache: "no-store", ...options });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw Object.assign(new Error("The service does not answer. This page keeps trying."), { code: "unreachable" });
-  }
+    return await fetch(address, { cache: "no-store", ...options, signal: AbortSignal.any(signals) });
+  } catch {
+    options.signal?.throwIfAborted();
+    throw unreachable();
+  } finally { clearTimeout(timer); }
 }
 
-async function problemOf(answer) {
-  try { return await answer.json(); } catch { return {}; }
-}
+const unreachable = () => Object.assign(new Error("The service does not answer."), { code: "unreachable" });
 
 export const tell = (method, address, body, headers = {}) => ask(address, {
-  method,
-  ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-  headers: body === undefined ? headers : { "Content-Type": "application/json", ...headers },
+  method, ...(body && { body: JSON.stringify(body) }), headers: { ...(body && { "Content-Type": "application/json" }), ...headers },
 });
 
-export const read = async (address, options) => (await ask(address, options)).json();
+async function body(kind, address, options) {
+  const answer = await ask(address, options);
+  try { return await answer[kind](); } catch { options.signal?.throwIfAborted(); throw unreachable(); }  // cut off
+}
 
-export const blob = async (address, options) => (await ask(address, options)).blob();
+export const read = (address, options = {}) => body("json", address, options);
+
+// A picture. The browser may keep it, and asks whether it is still the same.
+export const blob = (address, options = {}) => body("blob", address, { cache: "no-cache", ...options });

@@ -1,19 +1,23 @@
-// The paintings of whoever uses this browser, newest first, as it remembers them.
+// The paintings of whoever uses this browser, newest first, as it remembers them. Forgets none unless it is asked to.
 
-import { at, make, show } from "./element.js";
-import { blob, read, Refusal, tell } from "./service.js";
+import { at, make, say, show, shown } from "./element.js";
+import { device } from "./memory.js";
+import { blob, read, tell } from "./service.js";
+import { gone } from "./watch.js";
 
 const SLOT = "impasto shelf";
 const MOST = 60;
 
+export const TITLES = { queued: "Waiting", running: "Painting", succeeded: "Done", failed: "It did not work", canceled: "Stopped", expired: "Too late" };
+
 const remembered = () => {
   try {
-    const kept = JSON.parse(localStorage.getItem(SLOT));
+    const kept = JSON.parse(device.get(SLOT));
     return Array.isArray(kept) ? kept.filter((one) => /^job_[a-z2-7]{26}$/.test(one?.id)) : [];
   } catch { return []; }
 };
 
-const keep = (kept) => localStorage.setItem(SLOT, JSON.stringify(kept.slice(0, MOST)));
+const keep = (kept) => device.set(SLOT, JSON.stringify(kept.slice(0, MOST)));
 
 export function remember(id, names = null) {
   const kept = remembered(), before = kept.find((one) => one.id === id);
@@ -38,39 +42,38 @@ export function draw() {
 
 function card(id, names) {
   const title = names ? `${names.content} as ${names.styles.join(" and ")}` : "A painting";
-  const caption = make("span", { className: "caption", textContent: title });
-  const item = make("li", {}, make("a", { href: `/j/${id}`, "data-here": "" }, make("span", { className: "thumb" }), caption, make("span", { className: "about" })),
-    make("button", { type: "button", className: "quiet remove", "aria-label": `Delete: ${title}`, textContent: "✕", onclick: () => remove(item) }));
-  item.job = id;
-  return item;
+  const span = (className, textContent = "") => make("span", { className, textContent });
+  const item = make("li", {}, make("a", { href: `/j/${id}`, "data-here": "" }, span("thumb"), span("caption", title), span("about")),
+    make("button", { className: "quiet remove", "aria-label": `Delete: ${title}`, textContent: "✕", onclick: () => remove(item, title) }));
+  return Object.assign(item, { job: id });
 }
+
+const mark = (item, words) => (item.querySelector(".about").textContent = words);
+const isGone = ({ status }) => status === 404 || status === 410;
 
 async function fill(item) {
   try {
     const job = await read(`/v1/jobs/${item.job}`);
-    item.querySelector(".about").textContent = about(job);
-    if (!job.links.preview) return;
-    const url = URL.createObjectURL(await blob(job.links.preview));
-    item.querySelector(".thumb").replaceChildren(make("img", { src: url, alt: "", onload: () => URL.revokeObjectURL(url) }));
-  } catch (error) {
-    if (!(error instanceof Refusal)) return;
-    item.querySelector(".about").textContent = "no longer kept";
-    if (error.code === "job_not_found") { forget(item.job); item.remove(); show(at("bare"), !remembered().length); }
-  }
+    mark(item, about(job));
+    const { result, preview } = job.links;
+    if (!result && (!preview || gone(job))) return;
+    item.querySelector(".thumb").replaceChildren(shown(await blob(result ? `${result}?format=webp&width=384` : preview)));
+  } catch (error) { mark(item, isGone(error) ? "No longer kept" : error.message); }
 }
-
-const STATES = { queued: "waiting", running: "being painted", failed: "failed", canceled: "stopped", expired: "came too late" };
 
 function about(job) {
-  if (job.pinned) return "kept for good";
-  if (STATES[job.status]) return STATES[job.status];
-  return job.expires_at ? `until ${new Date(job.expires_at).toLocaleDateString()}` : "";
+  if (gone(job)) return "No longer kept";
+  if (job.pinned) return "Kept for good";
+  return job.status === "succeeded" && job.expires_at ? `Until ${new Date(job.expires_at).toLocaleDateString()}` : TITLES[job.status];
 }
 
-async function remove(item) {
-  const name = item.querySelector(".caption").textContent;
-  if (!confirm(`Delete “${name}”, picture and all?`)) return;
-  try { await tell("DELETE", `/v1/jobs/${item.job}`); } catch (error) { if (!(error instanceof Refusal)) return; }
+async function remove(item, title) {
+  if (!confirm(`Delete “${title}”, picture and all?`)) return;
+  try {
+    await tell("DELETE", `/v1/jobs/${item.job}`);
+  } catch (error) {
+    if (!isGone(error)) return say(mark(item, error.message));
+  }
   forget(item.job);
   const next = item.nextElementSibling ?? item.previousElementSibling;
   item.remove();

@@ -1,14 +1,15 @@
 // The first screen: a photo, paintings, knobs, and one button. Ends with a job's address.
 
 import * as contract from "./contract.js";
-import { at, say, show } from "./element.js";
+import { at, complain } from "./element.js";
 import { Forecast } from "./forecast.js";
 import { hang } from "./gallery.js";
 import { receive } from "./intake.js";
 import { Knobs } from "./knobs.js";
 import { Masks } from "./mask.js";
+import { persist } from "./patience.js";
 import { Picture } from "./picture.js";
-import { tell } from "./service.js";
+import { read, tell } from "./service.js";
 import { Shares } from "./shares.js";
 import { remember } from "./shelf.js";
 import { Well } from "./well.js";
@@ -22,10 +23,9 @@ export class Studio {
     this.shares = new Shares(at("shares"), this.painting);
     this.masks = new Masks(this.photo, this.painting);
     this.forecast = new Forecast(at("forecast"));
-    this.knobs = null;
+    this.knobs = this.first = null;  // first: a picture to begin with, of an earlier job
     at("mixing").addEventListener("change", () => this.mix(at("mixing").checked));
     at("compose").addEventListener("submit", (event) => { event.preventDefault(); this.submit(); });
-    at("reset").addEventListener("click", () => this.knobs?.set());
     receive(this.photo, this.painting, () => !at("studio").hidden);
     for (const source of [this.photo, this.painting, this.shares, this.masks]) source.addEventListener("change", () => this.changed());
     for (const well of [this.photo, this.painting]) well.addEventListener("sent", () => this.foresee());
@@ -34,73 +34,89 @@ export class Studio {
 
   // What needs the service: once it answers.
   async open() {
-    if (!this.opening) {
-      this.opening = Promise.all([
-        hang(at("photos"), "photo", this.photo), hang(at("paintings"), "painting", this.painting),
-        contract.submission().then((known) => {
-          this.knobs = new Knobs(at("plain"), at("more"), known);
-          this.knobs.addEventListener("change", () => this.changed());
-        }),
-      ]).catch((error) => { this.opening = null; throw error; });
+    const troubled = (words) => complain(at("down"), words);
+    this.opening ??= persist(() => this.#furnish(), { troubled });
+    try {
+      await this.opening;
+    } catch (error) {
+      this.opening = null;
+      troubled(error.message);
+      throw error;
     }
-    await this.opening;
     this.foresee();
+  }
+
+  // All is fetched before anything is put up: so it is put up once, however often that fails.
+  async #furnish() {
+    const [pictures, known] = await Promise.all([read("/web/gallery/index.json"), contract.submission()]);
+    hang(at("photos"), "photo", this.photo, pictures);
+    hang(at("paintings"), "painting", this.painting, pictures);
+    this.knobs = new Knobs(at("plain"), at("more"), known);
+    this.knobs.addEventListener("change", () => this.changed());
+    persist(contract.presets).then((all) => this.knobs.offer(at("presets"), all), () => {});  // a page without them will do
   }
 
   mix(on) {
-    this.painting.mixing = at("mixing").checked = on;
+    this.painting.mixing = on;
+    if (!on && this.painting.pictures.length > 1) this.painting.put(this.painting.pictures.slice(0, 1), { beside: false });
     this.painting.draw();
-    if (!on && this.painting.pictures.length > 1) this.painting.put(this.painting.pictures.slice(0, 1));
+    this.changed();
   }
 
   changed() {
-    show(at("refusal"), false);
+    at("mixing").checked = this.painting.mixing;
+    complain(at("refusal"));
     this.foresee();
   }
 
-  get body() {
+  get pictures() { return [...this.photo.pictures, ...this.painting.pictures]; }
+
+  // As it is chosen now, but for the pictures themselves.
+  get wish() {
     const { spec, ...wishes } = this.knobs?.chosen ?? { spec: {} };
     const weights = this.shares.weights;
     return {
-      content: this.photo.pictures[0]?.digest, styles: this.painting.pictures.map((picture) => picture.digest),
       spec: weights ? { ...spec, style_weights: weights } : spec, ...wishes,
+      ...(spec.init === "picture" && this.first && { init_image: this.first }),
     };
   }
 
   foresee() {
-    const missing = [this.photo.ready ? null : "a photo", this.painting.ready ? null : "a painting"].filter(Boolean);
-    const sizes = [...this.photo.pictures, ...this.painting.pictures].map(({ width, height }) => width && { width, height });
+    const missing = [this.photo, this.painting].filter((well) => !well.ready).map((well) => `a ${well.noun.toLowerCase()}`);
+    const sizes = this.pictures.map(({ width, height }) => width && { width, height });
     const [content, ...styles] = sizes;
     if (missing.length) this.forecast.of(null, `Still missing: ${missing.join(" and ")}.`);
-    else this.forecast.of(sizes.every(Boolean) ? { ...this.body, content, styles } : null, "");
+    else this.forecast.of(sizes.every(Boolean) ? { ...this.wish, content, styles } : null, "");
   }
 
   async submit() {
     const empty = [this.photo, this.painting].find((well) => !well.ready);
     if (empty) {
       empty.refuse(`Choose a ${empty.noun.toLowerCase()} first, or take one of ours below.`);
-      return empty.root.querySelector("button").focus();
+      return empty.button.focus();
     }
     at("paint").disabled = true;
-    say("Sending the pictures.");
     try {
-      const job = await this.#send();
-      remember(job.id, { content: this.photo.pictures[0].name, styles: this.painting.pictures.map((picture) => picture.name) });
+      const [photo, ...paintings] = this.pictures.map((picture) => picture.name);
+      const job = await this.#send(this.pictures, this.wish);
+      remember(job.id, { content: photo, styles: paintings });
       this.painted(job);
     } catch (error) {
-      at("refusal").textContent = error.message;
-      show(at("refusal"), true);
+      complain(at("refusal"), error.message);
     } finally { at("paint").disabled = false; }
   }
 
   // As a rule, the pictures are there by now. Those that the service has let go of since are sent again.
-  async #send() {
-    const pictures = [...this.photo.pictures, ...this.painting.pictures];
+  // Where the answer is lost, the same is asked again: its key makes it the same job.
+  async #send(pictures, wish) {
     const once = crypto.getRandomValues(new Uint32Array(4)).join("-");
+    const until = ({ code, status }) => code !== "unreachable" && (code !== "unknown" || status < 500);
     for (let tries = 0; ; tries++) {
-      const [masks] = await Promise.all([this.masks.digests(), ...pictures.map((picture) => picture.send())]);
+      const [masks, content, ...styles] = await Promise.all([this.masks.digests(), ...pictures.map((picture) => picture.send())]);
+      const body = { content, styles, ...wish, ...(masks && { masks }) };
+      const submit = async () => (await tell("POST", "/v1/jobs", body, { "Idempotency-Key": once + tries })).json();
       try {
-        return await (await tell("POST", "/v1/jobs", { ...this.body, ...(masks && { masks }) }, { "Idempotency-Key": once + tries })).json();
+        return await persist(submit, { until, troubled: (words) => complain(at("refusal"), words) });
       } catch (error) {
         if (error.code !== "image_not_found" || tries) throw error;
         pictures.forEach((picture) => picture.forget());
@@ -111,16 +127,19 @@ export class Studio {
 
   // With the pictures and knobs of a job, or with its result in place of one of them.
   async prepare(job, { as = null, names = null } = {}) {
-    const result = job.outputs[0] && await Picture.known(job.outputs[0].id, "my painting");
-    if (as === "photo") return this.photo.put([result]);
-    if (as === "painting") return this.painting.put([result], { beside: false });
-    const { content, styles, spec } = job.input;
+    if (as) {
+      const result = await Picture.known(job.outputs[0].id, "my painting");
+      return as === "photo" ? this.photo.put([result]) : this.painting.put([result], { beside: false });
+    }
+    const { content, styles, masks, init_image: first, spec } = job.input;
     const [photo, ...paintings] = await Promise.all([content, ...styles].map((digest, i) =>
       Picture.known(digest, i ? names?.styles[i - 1] ?? `painting ${i}` : names?.content ?? "photo")));
-    this.mix(paintings.length > 1);
+    this.painting.mixing = paintings.length > 1;
     this.photo.put([photo]);
     this.painting.put(paintings, { beside: false });
     if (paintings.length > 1) this.shares.set(paintings, spec.style_weights);
+    this.first = first;
     this.knobs?.set(spec);
+    await this.masks.carry(masks);
   }
 }
