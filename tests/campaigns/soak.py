@@ -50,8 +50,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
 CONTROLS = {
     # Every answer with a picture is kept for ever.
     "letting-go": (
-        "import starlette.responses as r\n"
+        "import functools, starlette.responses as r\n"
         "stock, kept = r.Response.__init__, []\n"
+        "@functools.wraps(stock)\n"  # FastAPI reads its parameters
         "def init(self, content=None, *args, **more):\n"
         "    stock(self, content, *args, **more)\n"
         "    kept.append((bytes(self.body) + b' ') * 20)\n"
@@ -67,8 +68,10 @@ def _scaled(keep_seconds: float) -> str:
     return (
         "import core.store as s\n"
         f"s.REPLAY_SECONDS = {keep_seconds}\n"
-        f"hold = s.JobStore.hold\n"
-        f"s.JobStore.hold = lambda self, digest, keep=0, owner=s.ANYONE: hold(self, digest, {keep_seconds}, owner)\n"
+        "stock_hold = s.JobStore.hold\n"
+        "def hold(self, digest, keep=0, owner=s.ANYONE, **more):\n"
+        f"    stock_hold(self, digest, {keep_seconds}, owner, **more)\n"
+        "s.JobStore.hold = hold\n"
     )
 
 
