@@ -88,7 +88,7 @@ def _frames(job_id: str, owner: str, store: JobStore) -> list[Frame]:
 def _animated(frames: list[Frame], blobs: blobs.Blobs) -> bytes:
     pictures = []
     for one in frames:
-        with suppress(errors.ImageNotFound):  # it went meanwhile
+        with suppress(errors.ImageNotFound, errors.BadImage):  # it went meanwhile, or the disk has damaged it
             pictures.append(images.reopened(blobs.get(one.digest)))
     if not pictures:
         raise errors.ResultGone()

@@ -9,7 +9,7 @@ from PIL import Image, ImageSequence
 from starlette.testclient import TestClient
 
 from core import images
-from core.blobs import Blobs
+from core.blobs import Blobs, digest_of
 from core.jobs import Frame
 from core.store import JobStore
 
@@ -66,6 +66,16 @@ def test_the_timelapse_is_an_animation_of_one_size(client: TestClient, path: str
     assert [(4, 0, 0), (0, 0, 4)] == colors
     assert 304 == client.get(f"{path}/timelapse", headers={"If-None-Match": answer.headers["etag"]}).status_code
     assert 422 == client.get(f"{path}/timelapse?format=gif").status_code
+
+
+def test_a_frame_that_the_disk_has_damaged_is_left_out(client: TestClient, path: str, blobs: Blobs) -> None:
+    first = client.get(f"{path}/frames").json()["frames"][0]
+    blobs.path(digest_of(client.get(first["url"]).content)).write_bytes(b"\xff\xd8\xffjunk")
+    answer = client.get(f"{path}/timelapse")
+
+    assert 200 == answer.status_code
+    with Image.open(io.BytesIO(answer.content)) as animation:
+        assert [(0, 0, 4)] == [_color(frame) for frame in ImageSequence.Iterator(animation)]
 
 
 def test_there_may_be_no_frames_yet(client: TestClient, submit: Callable[..., Any]) -> None:
