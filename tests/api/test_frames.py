@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageSequence
 from starlette.testclient import TestClient
 
+from api.rendition import Shelf
 from core import images
 from core.blobs import Blobs, digest_of
 from core.jobs import Frame
@@ -68,7 +69,10 @@ def test_the_timelapse_is_an_animation_of_one_size(client: TestClient, path: str
     assert 422 == client.get(f"{path}/timelapse?format=gif").status_code
 
 
-def test_a_frame_that_the_disk_has_damaged_is_left_out(client: TestClient, path: str, blobs: Blobs) -> None:
+def test_a_frame_that_the_disk_has_damaged_is_left_out(
+    client: TestClient, path: str, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.rendition._shelf", Shelf(0))
     first = client.get(f"{path}/frames").json()["frames"][0]
     blobs.path(digest_of(client.get(first["url"]).content)).write_bytes(b"\xff\xd8\xffjunk")
     answer = client.get(f"{path}/timelapse")
