@@ -120,8 +120,8 @@ def test_an_answer_that_never_ends_is_not_waited_for(decoder: Decoder, monkeypat
     os.write(theirs.fileno(), struct.pack("!i", 3073) + b"+")
     monkeypatch.setattr(decoder._pipe, "recv_bytes", ours.recv_bytes)
     assert decoder._child is not None
-    kill = decoder._child.kill
-    monkeypatch.setattr(decoder._child, "kill", lambda: (kill(), theirs.close()))
+    kill, ends = decoder._child.kill, iter([theirs.close])  # once: the timer's thread and `close` both kill
+    monkeypatch.setattr(decoder._child, "kill", lambda: (kill(), next(ends, bool)()))
     monkeypatch.setattr("core.decoders._PICTURE_SECONDS", 0.2)
 
     assert decoder._answer(halves(64, 64), fresh=False) is None
