@@ -1,6 +1,6 @@
 """The disk fails under a service at work: full, nearly full, read-only, too many files open; and the store's own, full.
 
-python tests/campaigns/full_disk.py --seed 1 --count 60
+python tests/campaigns/full_disk.py --seed 1 --count 60 [--kind "store full"]
 python tests/campaigns/full_disk.py --seed 1 --count 6 --without rename
 
 Pictures and store have a small file system of memory each. It is mounted where nobody else sees it, and goes with the
@@ -260,7 +260,15 @@ def _blobs(data: Path) -> Any:
             yield path.parent.name + path.name, path.read_bytes()
 
 
-def campaign(folder: Path, history: History, *, seed: int, count: int, without: str | None = None) -> None:
+def campaign(
+    folder: Path,
+    history: History,
+    *,
+    seed: int,
+    count: int,
+    kinds: tuple[str, ...] = KINDS,
+    without: str | None = None,
+) -> None:
     """Run it, in a mount namespace of its own, and tell the history."""
     dice, over = random.Random(seed), threading.Event()
     history.tell("begin", seed=seed, count=count, without=without)
@@ -274,7 +282,7 @@ def campaign(folder: Path, history: History, *, seed: int, count: int, without: 
         for client in (*clients, Visitor(fleet, history, over)):
             client.start()
         trial = Trial(fleet, disks, history, dice)
-        for kind in _order(dice, count):
+        for kind in _order(dice, kinds, count):
             time.sleep(dice.uniform(*PEACE_SECONDS))
             trial.run(kind)
         over.set()
@@ -286,11 +294,11 @@ def campaign(folder: Path, history: History, *, seed: int, count: int, without: 
         kills._tidy_up(fleet, caller, history)
 
 
-def _order(dice: random.Random, count: int) -> list[str]:
+def _order(dice: random.Random, kinds: tuple[str, ...], count: int) -> list[str]:
     """Each kind as often as any other, in no order."""
-    kinds = [*KINDS] * -(-count // len(KINDS))
-    dice.shuffle(kinds)
-    return kinds[:count]
+    order = [*kinds] * -(-count // len(kinds))
+    dice.shuffle(order)
+    return order[:count]
 
 
 # ---------------------------------------------------------------------- the judge
@@ -366,17 +374,20 @@ def _in_a_namespace(arguments: list[str]) -> int:
 @click.command()
 @click.option("--seed", default=1)
 @click.option("--count", default=60, help="Faults.")
+@click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, default=KINDS, help="Of these kinds only.")
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
 @click.option("--inside", is_flag=True, hidden=True)
-def main(seed: int, count: int, file: Path | None, without: str | None, inside: bool) -> None:
+def main(
+    *, seed: int, count: int, kinds: tuple[str, ...], file: Path | None, without: str | None, inside: bool
+) -> None:
     """Fill, lock and count."""
     if not inside:
         sys.exit(_in_a_namespace(sys.argv[1:]))
     with tempfile.TemporaryDirectory(prefix="impasto-full-disk-", ignore_cleanup_errors=True) as folder:
         history = History(file or Path(folder) / "history.jsonl")
         try:
-            campaign(Path(folder) / "fleet", history, seed=seed, count=count, without=without)
+            campaign(Path(folder) / "fleet", history, seed=seed, count=count, kinds=kinds, without=without)
         finally:  # so that the folder can go
             for name in SIZES_MB:
                 command = ["umount", "--lazy", str(Path(folder) / "fleet" / name)]

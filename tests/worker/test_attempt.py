@@ -40,28 +40,33 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     attempt.shutting_down.clear()
 
 
-def _submit(store: JobStore, blobs: Blobs, pictures: tuple[Image.Image, ...], **knobs: Any) -> Job:
-    content, *styles = [blobs.put(images.encode(picture)) for picture in pictures]
-    for digest in (content, *styles):
-        store.hold(digest)
-    spec = parse_spec({"size": 64, "iterations": 6, **knobs}).for_pictures(len(styles))
-    return store.create(new_job_id(), JobInput(content=content, styles=styles, spec=spec.model_dump()))
+Submit = Callable[..., Job]
+
+
+def _submitter(store: JobStore, blobs: Blobs, pair: tuple[Image.Image, Image.Image]) -> Submit:
+    def send(*pictures: Image.Image, **knobs: Any) -> Job:
+        content, *styles = [blobs.put(images.encode(picture)) for picture in pictures or pair]
+        for digest in (content, *styles):
+            store.hold(digest)
+        spec = parse_spec({"size": 64, "iterations": 6, **knobs}).for_pictures(len(styles))
+        return store.create(new_job_id(), JobInput(content=content, styles=styles, spec=spec.model_dump()))
+
+    return send
+
+
+@pytest.fixture
+def submit(store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image) -> Submit:
+    """A small job of the photo and the painting, or of other pictures."""
+    return _submitter(store, blobs, (photo, painting))
 
 
 Running = tuple[Job, threading.Thread]
 
 
 @pytest.fixture
-def running(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    until: Callable[..., None],
-) -> Running:
+def running(painter: Painter, store: JobStore, submit: Submit, until: Callable[..., None]) -> Running:
     """A long job, and the thread that is painting it."""
-    job = _submit(store, blobs, (photo, painting), iterations=5000)
+    job = submit(iterations=5000)
     run = threading.Thread(target=painter.run_next)
     run.start()
     until(lambda: store.get(job.id).progress, "progress")
@@ -69,9 +74,9 @@ def running(
 
 
 def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
-    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, photo: Image.Image, painting: Image.Image
 ) -> None:
-    job = _submit(store, blobs, (photo, painting, photo), style_weights="3,1")
+    job = submit(photo, painting, photo, style_weights="3,1")
 
     assert job.id == painter.run_next()
     ended = store.get(job.id)
@@ -95,14 +100,9 @@ def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
 
 
 def test_a_strangers_file_is_not_decoded_in_the_workers_own_process(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
+    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = _submit(store, blobs, (photo, painting))
+    job = submit()
     monkeypatch.setattr(images, "decode", None)
     painter.run_next()
 
@@ -133,15 +133,9 @@ class Forgetful(Proxy):
 
 
 def test_a_claim_whose_answer_is_lost_counts_as_no_attempt(
-    valkey: Any,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    tmp_path: Path,
-    weights: WeightsCache,
+    valkey: Any, store: JobStore, submit: Submit, tmp_path: Path, weights: WeightsCache
 ) -> None:
-    jobs = [_submit(store, blobs, (photo, painting)) for _ in range(2)]
+    jobs = [submit() for _ in range(2)]
     with Forgetful(1, valkey.port) as proxy:
         url = f"redis://127.0.0.1:{proxy.port}/0"
         settings = Settings(redis_url=url, data_dir=tmp_path, cache_dir=weights.folder.parent)
@@ -190,9 +184,9 @@ def test_progress_and_previews_show_while_it_runs(
 
 @pytest.mark.parametrize("gone", ["content", "style"])
 def test_a_picture_that_is_gone_fails_the_job_in_words(
-    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, gone: str
+    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, gone: str
 ) -> None:
-    job = _submit(store, blobs, (photo, painting))
+    job = submit()
     blobs.delete(job.input.content if gone == "content" else job.input.styles[0])
     painter.run_next()
 
@@ -202,12 +196,12 @@ def test_a_picture_that_is_gone_fails_the_job_in_words(
 
 
 def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
-    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
+    painter: Painter, store: JobStore, submit: Submit, tmp_path: Path
 ) -> None:
     painter._weights = cache = WeightsCache(tmp_path / "own")
     cache.keep("my-textures", first := Parameters.of(random_parameters("vgg11")), {})
     jobs = [
-        _submit(store, blobs, (photo, painting), model="my-textures", **knobs)
+        submit(model="my-textures", **knobs)
         for knobs in ({}, {"style_layers": "relu3_3"}, {"style_layers": "relu3_3=0,relu3_2"}, {})
     ]
     for _ in range(3):
@@ -228,10 +222,10 @@ def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
 
 
 def test_a_network_that_is_not_here_fails_the_job_with_the_command(
-    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
+    painter: Painter, store: JobStore, submit: Submit, tmp_path: Path
 ) -> None:
     painter._weights = WeightsCache(tmp_path / "none")
-    job = _submit(store, blobs, (photo, painting), model="vgg19")
+    job = submit(model="vgg19")
     painter.run_next()
 
     error = store.get(job.id).error
@@ -242,12 +236,7 @@ def test_a_network_that_is_not_here_fails_the_job_with_the_command(
 
 
 def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
+    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = attempt.stylize
 
@@ -256,7 +245,7 @@ def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
         raise errors.Diverged(picture=good.picture)
 
     monkeypatch.setattr(attempt, "stylize", diverge)
-    job = _submit(store, blobs, (photo, painting))
+    job = submit()
     painter.run_next()
 
     ended = store.get(job.id)
@@ -302,16 +291,10 @@ def test_a_transparent_mask_selects_nothing(
 
 
 def test_a_job_too_large_for_the_workers_memory_fails_with_the_size_that_fits(
-    valkey: Any,
-    tmp_path: Path,
-    weights: WeightsCache,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
+    valkey: Any, tmp_path: Path, weights: WeightsCache, store: JobStore, submit: Submit
 ) -> None:
     settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
-    job = _submit(store, blobs, (photo, painting), size=8192)
+    job = submit(size=8192)
     Painter(settings, WorkerSettings(memory_gb=1)).run_next()
 
     error = store.get(job.id).error
@@ -321,18 +304,13 @@ def test_a_job_too_large_for_the_workers_memory_fails_with_the_size_that_fits(
 
 
 def test_what_nobody_foresaw_fails_the_job_without_its_words(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
+    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(*_: Any, **__: Any) -> None:
         raise RuntimeError("secret path /etc/passwd")
 
     monkeypatch.setattr(attempt, "stylize", explode)
-    job = _submit(store, blobs, (photo, painting))
+    job = submit()
     painter.run_next()
 
     error = store.get(job.id).error
@@ -354,14 +332,13 @@ def test_a_job_canceled_after_it_was_handed_back_keeps_how_far_it_was_as_its_pre
     tmp_path: Path,
     weights: WeightsCache,
     store: JobStore,
+    submit: Submit,
     blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
     until: Callable[..., None],
 ) -> None:
     settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
     painter = Painter(settings, WorkerSettings(preview_seconds=600))
-    job = _submit(store, blobs, (photo, painting), iterations=5000)
+    job = submit(iterations=5000)
     run = threading.Thread(target=painter.run_next)
     run.start()
     until(lambda: store.get(job.id).preview, "the only preview")
@@ -415,7 +392,7 @@ def test_a_result_waits_for_a_store_that_is_away(
     outage: Outage, own_valkey: Any, blobs: Blobs, photo: Image.Image, painting: Image.Image
 ) -> None:
     painter, store, away = outage
-    job = _submit(store, blobs, (photo, painting))
+    job = _submitter(store, blobs, (photo, painting))()
     run = threading.Thread(target=painter.run_next)
     run.start()
     assert away.wait(60)
@@ -426,12 +403,7 @@ def test_a_result_waits_for_a_store_that_is_away(
 
 
 def test_asked_to_go_during_an_outage_the_job_is_handed_back_when_the_store_is_back_a_moment_later(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
+    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It counts as no attempt: three such in a row would fail it."""
 
@@ -440,7 +412,7 @@ def test_asked_to_go_during_an_outage_the_job_is_handed_back_when_the_store_is_b
         raise errors.StoreUnavailable()
 
     monkeypatch.setattr(painter._store, "succeed", away)
-    job = _submit(store, blobs, (photo, painting))
+    job = submit()
     painter.run_next()
 
     assert (Status.QUEUED, 0) == ((back := store.get(job.id)).status, back.attempt)
@@ -448,16 +420,10 @@ def test_asked_to_go_during_an_outage_the_job_is_handed_back_when_the_store_is_b
 
 @pytest.mark.parametrize("trouble", ["for a moment", "of this picture", "of the disk"])
 def test_a_picture_that_cannot_be_read_costs_no_attempt(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
-    trouble: str,
+    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     """A moment, or the folder's trouble, is waited for; a picture that is the only one ends its job in words."""
-    job, tries, usual = _submit(store, blobs, (photo, painting)), list[Path](), Path.read_bytes
+    job, tries, usual = submit(), list[Path](), Path.read_bytes
 
     def refuse(path: Path) -> bytes:
         tries.append(path)
@@ -479,14 +445,9 @@ def test_a_picture_that_cannot_be_read_costs_no_attempt(
 
 
 def test_a_result_waits_for_room_on_the_disk(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
+    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = _submit(store, blobs, (photo, painting))
+    job = submit()
     real, tries = painter._blobs.put, []
 
     def full_once(data: bytes) -> str:
@@ -504,16 +465,9 @@ def test_a_result_waits_for_room_on_the_disk(
 
 @pytest.mark.parametrize("end", ["canceled", "late", "deleted", "another's"])
 def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
-    valkey: Any,
-    end: str,
+    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, valkey: Any, end: str
 ) -> None:
-    job, waiting = _submit(store, blobs, (photo, painting)), threading.Event()
+    job, waiting = submit(), threading.Event()
 
     def full(data: bytes) -> str:
         if images.sniff(data) == "png":  # the result, not a preview
@@ -556,17 +510,11 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_bits(
-    keen: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    until: Callable[..., None],
-    tmp_path: Path,
+    keen: Painter, store: JobStore, submit: Submit, blobs: Blobs, until: Callable[..., None], tmp_path: Path
 ) -> None:
-    whole = _submit(store, blobs, (photo, painting), iterations=200)
+    whole = submit(iterations=200)
     keen.run_next()
-    job = _submit(store, blobs, (photo, painting), iterations=200)
+    job = submit(iterations=200)
     run = threading.Thread(target=keen.run_next)
     run.start()
     until(lambda: store.get(job.id).checkpoint, "a checkpoint")
@@ -593,12 +541,7 @@ def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_b
 
 
 def test_attempts_that_die_where_they_went_on_have_got_no_further(
-    keen: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
+    keen: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Died(BaseException):
         pass
@@ -619,7 +562,7 @@ def test_attempts_that_die_where_they_went_on_have_got_no_further(
 
     stylize = attempt.stylize
     monkeypatch.setattr(attempt, "stylize", deadly)
-    job = _submit(store, blobs, (photo, painting), iterations=50)
+    job = submit(iterations=50)
     for _ in range(3):
         with pytest.raises(Died):
             keen.run_next()
@@ -632,9 +575,9 @@ def test_attempts_that_die_where_they_went_on_have_got_no_further(
 
 
 def test_a_torn_checkpoint_costs_the_work_not_the_job(
-    keen: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, tmp_path: Path
+    keen: Painter, store: JobStore, submit: Submit, tmp_path: Path
 ) -> None:
-    job = _submit(store, blobs, (photo, painting))
+    job = submit()
     store.claim("t", "worker")
     store.keep(job.id, "t", "job_torn")
     (tmp_path / "checkpoints").mkdir()
@@ -650,9 +593,8 @@ def test_a_torn_checkpoint_costs_the_work_not_the_job(
 def test_stopped_beside_a_long_iteration_the_job_ends_at_once_with_its_picture(
     painter: Painter,
     store: JobStore,
+    submit: Submit,
     blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
     monkeypatch: pytest.MonkeyPatch,
     until: Callable[..., None],
     valkey: Any,
@@ -669,7 +611,7 @@ def test_stopped_beside_a_long_iteration_the_job_ends_at_once_with_its_picture(
         return stop
 
     monkeypatch.setattr(attempt.Attempt, "_watch", watch)
-    job = _submit(store, blobs, (photo, painting), iterations=100)
+    job = submit(iterations=100)
     run = threading.Thread(target=painter.run_next)
     run.start()
     assert stuck.wait(30)
@@ -687,13 +629,7 @@ def test_stopped_beside_a_long_iteration_the_job_ends_at_once_with_its_picture(
 
 
 def test_asked_to_go_in_a_long_iteration_the_job_is_handed_back_without_it(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
-    until: Callable[..., None],
+    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
 ) -> None:
     monkeypatch.setattr(lease, "HAND_BACK_SECONDS", 0.2)
     stuck, usual = threading.Event(), attempt.Attempt._watch
@@ -705,7 +641,7 @@ def test_asked_to_go_in_a_long_iteration_the_job_is_handed_back_without_it(
         return usual(self, moment)
 
     monkeypatch.setattr(attempt.Attempt, "_watch", watch)
-    job = _submit(store, blobs, (photo, painting), iterations=100)
+    job = submit(iterations=100)
     run = threading.Thread(target=painter.run_next)
     run.start()
     assert stuck.wait(30)
@@ -716,12 +652,7 @@ def test_asked_to_go_in_a_long_iteration_the_job_is_handed_back_without_it(
 
 
 def test_a_lost_device_ends_no_job(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
+    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process is to end, and its parent to put the job back: else it would fail each job that it claims."""
 
@@ -729,7 +660,7 @@ def test_a_lost_device_ends_no_job(
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(Subject, "at", lost)
-    job = _submit(store, blobs, (photo, painting))
+    job = submit()
     with pytest.raises(errors.DeviceLost):
         painter.run_next()
 
@@ -737,10 +668,10 @@ def test_a_lost_device_ends_no_job(
 
 
 def test_a_run_that_was_cut_off_after_its_last_iteration_succeeds(
-    keen: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+    keen: Painter, store: JobStore, submit: Submit
 ) -> None:
     """Nothing is left to paint, only to publish."""
-    job = _submit(store, blobs, (photo, painting), iterations=8, scales=1)
+    job = submit(iterations=8, scales=1)
 
     class Last(lease.Lease):
         def report(self, progress: Any, preview: Any = None) -> None:
@@ -775,9 +706,9 @@ def _record(store: JobStore, blobs: Blobs, job: Job) -> dict[str, Any]:
 
 
 def test_steered_before_it_begins_a_job_is_that_of_the_other_spec_to_the_bit(
-    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs
 ) -> None:
-    job, other = _submit(store, blobs, (photo, painting)), _submit(store, blobs, (photo, painting), strength=0.9)
+    job, other = submit(), submit(strength=0.9)
     _steer(store, job, strength=0.9)
     painter.run_next()
     painter.run_next()
@@ -810,15 +741,10 @@ def test_a_running_job_is_steered_within_a_beat_and_tells_so_ever_after(
 
 
 def test_steered_at_the_last_moment_the_run_goes_on_and_after_it_nobody_steers(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
+    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the last iteration and the end: what was acknowledged is in the picture, what is not in it is refused."""
-    job, usual, refused = _submit(store, blobs, (photo, painting), scales=1), JobStore.seal, []
+    job, usual, refused = submit(scales=1), JobStore.seal, []
 
     def steer_then_seal(self: JobStore, job_id: str, token: str, steerings: int) -> Any:
         if not steerings:
@@ -842,15 +768,9 @@ def test_steered_at_the_last_moment_the_run_goes_on_and_after_it_nobody_steers(
 
 @pytest.mark.parametrize("before", [True, False], ids=["steered, then handed back", "handed back, then steered"])
 def test_a_steered_job_goes_on_steered_in_the_next_attempt(
-    keen: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    until: Callable[..., None],
-    before: bool,
+    keen: Painter, store: JobStore, submit: Submit, blobs: Blobs, until: Callable[..., None], before: bool
 ) -> None:
-    job = _submit(store, blobs, (photo, painting), iterations=200)
+    job = submit(iterations=200)
     run = threading.Thread(target=keen.run_next)
     run.start()
     if before:
@@ -876,16 +796,11 @@ def test_a_steered_job_goes_on_steered_in_the_next_attempt(
 
 
 def test_a_run_leaves_frames_and_the_result_is_the_last(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
+    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempt, "FRAME_SECONDS", 0.01)
     monkeypatch.setattr(attempt, "FRAME_REST", 0)
-    job = _submit(store, blobs, (photo, painting), iterations=60)
+    job = submit(iterations=60)
     painter.run_next()
     ended, frames = store.get(job.id), store.frames(job.id)
     result = images.decode(blobs.get(ended.outputs[0].id))
@@ -898,30 +813,20 @@ def test_a_run_leaves_frames_and_the_result_is_the_last(
 
 
 def test_without_room_for_frames_a_run_goes_on(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
+    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise errors.StorageFull()
 
     monkeypatch.setattr(JobStore, "keep_frame", full)
-    job = _submit(store, blobs, (photo, painting))
+    job = submit()
     painter.run_next()
 
     assert Status.SUCCEEDED is store.get(job.id).status
 
 
 def test_without_memory_for_frames_a_run_goes_on(
-    painter: Painter,
-    store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
+    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = images.thumbnail
 
@@ -930,7 +835,7 @@ def test_without_memory_for_frames_a_run_goes_on(
             raise MemoryError
         return usual(picture, side_px)
 
-    job = _submit(store, blobs, (photo, painting), iterations=2)
+    job = submit(iterations=2)
     monkeypatch.setattr(attempt, "FRAME_SECONDS", 1e9)
     monkeypatch.setattr(attempt.images, "thumbnail", short)
     painter.run_next()
@@ -943,9 +848,7 @@ def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_
     valkey: Any,
     painter: Painter,
     store: JobStore,
-    blobs: Blobs,
-    photo: Image.Image,
-    painting: Image.Image,
+    submit: Submit,
     monkeypatch: pytest.MonkeyPatch,
     until: Callable[..., None],
     why: str,
@@ -964,7 +867,7 @@ def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_
             over.wait(20)
         return watch(self, moment)
 
-    job = _submit(store, blobs, (photo, painting), iterations=5000)
+    job = submit(iterations=5000)
     monkeypatch.setattr(attempt.images, "encode", slow)
     monkeypatch.setattr(attempt.Attempt, "_watch", long)
     run = threading.Thread(target=painter.run_next)
@@ -984,10 +887,10 @@ def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_
 
 
 def test_going_on_at_a_larger_size_the_result_is_not_painted_anew(
-    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs
 ) -> None:
     """Seen from afar the large one is the small one; one that is painted from the photo is another picture."""
-    old = _submit(store, blobs, (photo, painting), iterations=30, scales=1, strength=0.8)
+    old = submit(iterations=30, scales=1, strength=0.8)
     painter.run_next()
     result = store.get(old.id).outputs[0].id
     small = images.decode(blobs.get(result))
