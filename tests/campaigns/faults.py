@@ -79,7 +79,7 @@ def campaign(folder: Path, history: History, *, seed: int, faults: int, without:
     dice, over = random.Random(seed), threading.Event()
     history.tell("begin", seed=seed, faults=faults, without=without)
     proxy = Proxy(seed)
-    fleet = Fleet(folder, through=proxy.port, changed=CONTROLS.get(without or "", ""))
+    fleet = Fleet(folder, tiny=True, through=proxy.port, changed=CONTROLS.get(without or "", ""))
     proxy.target = fleet.store_port
     with proxy, fleet, kills.Caller(fleet.url) as caller:
         _campaign(fleet, proxy, caller, history, dice, over, faults)

@@ -113,6 +113,7 @@ def campaign(folder: Path, history: History, *, seed: int, seconds: float, witho
     fleet = Fleet(
         folder,
         workers=1,
+        tiny=True,
         changed=CONTROLS.get(without or "", ""),
         API_KEYS="required",
         API_SUBMISSIONS_PER_MINUTE=str(PER_MINUTE),

@@ -128,7 +128,7 @@ s.parse_spec = deadly
 def test_a_job_that_kills_its_painters_ends_after_three_and_lets_the_others_go_first(
     tmp_path: Path, weights: Any
 ) -> None:
-    fleet = Fleet(tmp_path / "fleet", workers=1, changed=POISON)
+    fleet = Fleet(tmp_path / "fleet", workers=1, tiny=True, changed=POISON)
     with fleet, kills.Caller(fleet.url) as caller:
         poison = caller.submit({**kills.KNOBS[0], "seed": "666"}, "poison")
         others = [caller.submit(kills.KNOBS[0], f"other-{number}") for number in range(3)]
