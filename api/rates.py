@@ -20,7 +20,7 @@ from limits.strategies import FixedWindowRateLimiter
 from starlette.concurrency import run_in_threadpool
 
 from core import errors
-from core.store import PREFIX, connection, unavailable
+from core.connection import PREFIX, connection, unavailable
 
 SETTLE_SECONDS = 1.0
 _WRONG_KEYS = "wrong-keys"

@@ -9,12 +9,14 @@ it. Knows nothing of what the programs do.
 import fcntl
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -31,6 +33,8 @@ STOP_SECONDS = 30.0  # handing a job back takes one iteration
 # A program that dies again within this time after its start is not helped by starting it once more.
 EARLY_SECONDS = 5.0
 EARLY_DEATHS = 3
+LOG_BYTES = 16 * 2**20  # of a log, before it is turned
+TAIL_BYTES = 16 * 1024
 USED_WRONGLY = 2  # the exit code of our own programs for a wrong setting
 
 
@@ -60,8 +64,11 @@ class Program:
             )
 
     def mend(self) -> None:
-        """Start it again if it died. Raises ImpastoError when it keeps dying at once."""
-        if self._process is None or self._process.poll() is None:
+        """Turn its log if that is long; start it again if it died. Raises ImpastoError when it keeps dying at once."""
+        if self._process is None:
+            return
+        self._turn_log()
+        if self._process.poll() is None:
             return
         if self._process.returncode == USED_WRONGLY:
             raise errors.BadSettings((self._tail() or "A setting is wrong.").partition(": ")[2])
@@ -83,9 +90,23 @@ class Program:
             self._process.wait()
         self._process = None
 
+    def _turn_log(self) -> None:
+        """Copied and cut, as the program holds it open: what it writes goes on at the new end. The one before is lost.
+
+        A disk that has no room for the copy costs the old lines: better than what the program could not write later.
+        """
+        if self._log.stat().st_size < LOG_BYTES:
+            return
+        with suppress(OSError):
+            shutil.copyfile(self._log, self._log.with_suffix(".log.1"))
+        os.truncate(self._log, 0)
+        self._log_start = 0
+
     def _tail(self) -> str:
         """What it said since its last start, at most eight lines."""
-        return "\n".join(self._log.read_bytes()[self._log_start :].decode(errors="replace").splitlines()[-8:])
+        with self._log.open("rb") as log:
+            log.seek(max(self._log_start, self._log.stat().st_size - TAIL_BYTES))
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-8:])
 
 
 def _die_with_parent() -> None:

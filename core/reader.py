@@ -12,9 +12,11 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import ResponseError
 
 from core import errors, store
+from core.connection import PREFIX, unavailable
 from core.jobs import Job, Load, Queue
+from core.record import job_of, load_of
 
-CHANGES = f"{store.PREFIX}changes"
+CHANGES = f"{PREFIX}changes"
 SILENCE_SECONDS = 5.0  # after which the server is asked whether it is still there
 
 
@@ -42,7 +44,7 @@ class JobReader:
         words = [word for job_id, job in known.items() for word in (job_id, job.version if job else "")]
         with _Unavailable():
             *rows, told = await self._step("reread", words)
-        load = store.load_of(told) if told else None
+        load = load_of(told) if told else None
         return {job_id: _read(known[job_id], row, load) for job_id, row in zip(known, rows, strict=True)}
 
     async def changes(self) -> AsyncIterator[str]:
@@ -66,17 +68,17 @@ class JobReader:
     async def _step(self, name: str, words: list[str | int]) -> Any:
         version, code = store.library()
         try:
-            return await self._redis.fcall(f"{version}_{name}", 1, store.PREFIX, *words)
+            return await self._redis.fcall(f"{version}_{name}", 1, PREFIX, *words)
         except RuntimeError:  # the line was closed; the next one is new
             pass
         except ResponseError as error:
             if store.NO_FUNCTION not in str(error):
                 raise
             await self._redis.function_load(code, replace=True)
-        return await self._redis.fcall(f"{version}_{name}", 1, store.PREFIX, *words)
+        return await self._redis.fcall(f"{version}_{name}", 1, PREFIX, *words)
 
 
-class _Unavailable(store.unavailable):
+class _Unavailable(unavailable):
     """With uvloop's word for a line that was cut, which redis-py does not know."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -89,7 +91,7 @@ def _read(known: Job | None, row: list[Any], load: Load | None) -> Job | None:
     if not row:
         return None
     if len(row) > 1:
-        return store.readable(dict(zip(row[::2], row[1::2], strict=True)), load)
+        return job_of(dict(zip(row[::2], row[1::2], strict=True)), load)
     assert known is not None, "its version was named"
     queue = None if row[0] < 0 or load is None else Queue(position=row[0], start_seconds=load.start_seconds(row[0]))
     return known if queue == known.queue else known.model_copy(update={"queue": queue})

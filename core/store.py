@@ -6,7 +6,6 @@ Synchronous: one color, docs/decisions/0002-one-color.md.
 
 import hashlib
 import json
-import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -15,14 +14,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-import redis
-from redis.backoff import ConstantBackoff
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
+from redis.exceptions import ResponseError
 
 from core import errors
+from core.connection import PREFIX, connection, unavailable
 from core.jobs import (
     LOCAL,
     MAX_ATTEMPTS,
@@ -40,20 +35,15 @@ from core.jobs import (
     NetworkUsed,
     Output,
     Question,
-    Queue,
     Status,
     Terms,
     Worker,
     new_job_id,
-    when,
 )
+from core.record import hashed, job_of, load_of, order_of
 
-log = logging.getLogger(__name__)
-
-PREFIX = "impasto:"
 LEASE_SECONDS = 5.0
 HOLD_SECONDS = 600.0  # of a blob, between its writing and the step that uses it
-REPLAY_SECONDS = 86_400.0  # that an idempotency key is remembered
 LISTEN_SECONDS = 0.5  # less than a connection's patience
 MOST_QUESTIONS, ANSWER_MS = 100, 10_000
 ANYONE = ""  # the owner of a step that may touch every job
@@ -62,8 +52,6 @@ WebhookEnd = Literal["delivered", "gone", "given_up"]
 
 _USUAL, _UNLIMITED = Terms(), Limits()
 
-# Any other answer of the server is a mistake of ours, and must not look like an outage. MISCONF: its disk is full.
-_AWAY = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError)
 NO_FUNCTION = "Function not found"
 
 
@@ -77,19 +65,6 @@ def library() -> tuple[str, str]:
     code = Path(__file__).with_name("store.lua").read_text(encoding="utf-8")
     version = f"impasto_{hashlib.sha256(code.encode()).hexdigest()[:12]}"
     return version, code.replace("impasto_VERSION", version)
-
-
-def connection(redis_url: str) -> redis.Redis:
-    """A client of the server that gives up after a second. Opens nothing yet."""
-    return redis.Redis.from_url(
-        redis_url,
-        decode_responses=True,
-        socket_timeout=1,
-        socket_connect_timeout=1,
-        health_check_interval=5,
-        # One more try, for a connection that went stale in the pool. Every step may be sent twice unharmed.
-        retry=Retry(ConstantBackoff(0.05), 1),
-    )
 
 
 class JobStore:
@@ -112,15 +87,15 @@ class JobStore:
         Raises IdempotencyConflict if that was another request, ImageNotFound if a blob is no longer held (the janitor
         may have deleted it), QuotaExceeded, QueueFull.
         """
-        word, found = self._step("create", job_id, json.dumps(_order(job_input, terms, limits)))
+        word, found = self._step("create", job_id, json.dumps(order_of(job_input, terms, limits)))
         self._check(word)
         return self.get(found)
 
     def create_batch(self, batch_id: str, inputs: Sequence[JobInput], terms: Terms, limits: Limits) -> Batch:
         """The same for several jobs on the same terms: all of them or none."""
         terms = terms.model_copy(update={"batch_id": batch_id})
-        orders = [_order(job_input, terms, limits) for job_input in inputs]
-        orders[0]["print"] = terms.request or _hash(" ".join(["batch", *(order["print"] for order in orders)]))
+        orders = [order_of(job_input, terms, limits) for job_input in inputs]
+        orders[0]["print"] = terms.request or hashed(" ".join(["batch", *(order["print"] for order in orders)]))
         ids = [new_job_id() for _ in orders]
         word, found = self._step("create_batch", batch_id, json.dumps(ids), json.dumps(orders))
         self._check(word)
@@ -160,7 +135,7 @@ class JobStore:
 
         Raises IdempotencyConflict if the key was used for another request.
         """
-        word, found = self._step("repeated", owner, _hash(key), request) or (None, None)
+        word, found = self._step("repeated", owner, hashed(key), request) or (None, None)
         if word == "conflict":
             raise errors.IdempotencyConflict()
         return None if found is None else str(found)
@@ -216,7 +191,7 @@ class JobStore:
             if job.steerings >= MAX_STEERINGS:
                 raise errors.Conflict(f"A job may be steered {MAX_STEERINGS} times.")
             painting = new.model_dump_json()
-            word = self._step("steer", owner, job_id, job.steerings, painting, _hash(painting))
+            word = self._step("steer", owner, job_id, job.steerings, painting, hashed(painting))
             if word is None:
                 raise errors.JobNotFound()
             if word == "ended":
@@ -499,113 +474,8 @@ class JobStore:
         *jobs, told = self._step("read", owner, *job_ids)
         load = load_of(told) if told else None
         rows = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in jobs)
-        return [readable(fields, load) if fields else None for fields in rows]
-
-
-class unavailable:
-    """Any failure of the server or the way to it, as StoreUnavailable."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, _AWAY) or (isinstance(error, ResponseError) and str(error).startswith("MISCONF")):
-            raise errors.StoreUnavailable() from error
+        return [job_of(fields, load) if fields else None for fields in rows]
 
 
 def _error_json(error: errors.ImpastoError) -> str:
     return JobError(code=error.code, message=error.message).model_dump_json()
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _order(job_input: JobInput, terms: Terms, limits: Limits) -> dict[str, Any]:
-    """A submission as store.lua reads it; what is None is left out."""
-    painting, digests = job_input.model_dump_json(), job_input.digests()
-    fingerprint = _hash(painting)
-    asked = terms.model_dump_json(exclude={"owner", "idempotency_key", "request", "keep_seconds", "batch_id"})
-    order = {
-        "owner": terms.owner,
-        "priority": terms.priority,
-        "keep_ms": round(terms.keep_seconds * 1000),
-        "deadline_ms": None if terms.deadline_seconds is None else round(terms.deadline_seconds * 1000),
-        "webhook": terms.webhook,
-        "retried_from": terms.retried_from,
-        "batch_id": terms.batch_id,
-        "input": painting,
-        "digests": digests,
-        "fingerprint": fingerprint,
-        "reuse": terms.reuse or None,
-        "model": job_input.spec.get("model", "auto"),
-        "key": None if terms.idempotency_key is None else _hash(terms.idempotency_key),
-        "print": terms.request or _hash(f"{fingerprint} {asked}"),
-        "replay_ms": round(REPLAY_SECONDS * 1000),
-        "most_queued": limits.queued,
-        "most_own": limits.per_owner,
-    }
-    return {name: value for name, value in order.items() if value is not None}
-
-
-def load_of(told: Sequence[Any]) -> Load:
-    """As the function `load` tells it."""
-    queued, running, workers, pace, left = told
-    return Load(
-        queued=queued,
-        running=running,
-        workers=workers,
-        pace_seconds=float(pace) if pace else None,
-        left_seconds=float(left),
-    )
-
-
-def readable(fields: dict[str, Any], load: Load | None) -> Job | None:
-    """None for a record that the store's disk has damaged: it must not hide the others on its page."""
-    try:
-        return job_of(fields, load)
-    except (ValueError, KeyError, TypeError, AssertionError):
-        log.exception("a record cannot be read: %s", fields.get("id"))
-        return None
-
-
-def job_of(fields: dict[str, Any], load: Load | None) -> Job:
-    """As the function `read` tells it, fields and rank."""
-    created_at, rank = when(fields["created_at"]), fields["rank"]
-    assert created_at is not None
-    queue = None
-    if rank >= 0 and load is not None:
-        queue = Queue(position=rank, start_seconds=load.start_seconds(rank))
-    return Job(
-        id=fields["id"],
-        status=Status(fields["status"]),
-        version=int(fields["version"]),
-        created_at=created_at,
-        started_at=when(fields.get("started_at")),
-        completed_at=when(fields.get("completed_at")),
-        expires_at=when(fields.get("expires_at")),
-        deadline_at=when(fields.get("deadline_at")),
-        pinned=fields.get("pinned") == "1",
-        priority=fields["priority"],
-        attempt=int(fields["attempt"]),
-        max_attempts=MAX_ATTEMPTS,
-        retried_from=fields.get("retried_from"),
-        reused_from=fields.get("reused_from"),
-        batch_id=fields.get("batch_id"),
-        cancel_requested=fields.get("cancel_requested") == "1",
-        input=JobInput.model_validate_json(fields["input"]),
-        queue=queue,
-        progress=JobProgress.model_validate_json(fields["progress"]) if "progress" in fields else None,
-        preview=fields.get("preview"),
-        outputs=[Output.model_validate(output) for output in json.loads(fields.get("outputs", "[]"))],
-        model=NetworkUsed.model_validate_json(fields["model"]) if "model" in fields else None,
-        error=JobError.model_validate_json(fields["error"]) if "error" in fields else None,
-        metrics=json.loads(fields.get("metrics", "{}")),
-        gone=fields.get("gone") == "1",
-        checkpoint=fields.get("checkpoint"),
-        frames=int(fields.get("frames", 0)),
-        thinned=int(fields.get("thinned", 0)),
-        steerings=int(fields.get("steerings", 0)),
-        owner=fields["owner"],
-        webhook=fields.get("webhook"),
-    )

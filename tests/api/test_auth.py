@@ -14,10 +14,10 @@ from api.app import create_app
 from api.auth import kind_of
 from api.rates import Kind
 from api.settings import ApiSettings
+from core.connection import PREFIX
 from core.jobs import Priority, new_job_id
 from core.keys import Keys
 from core.settings import Settings
-from core.store import PREFIX
 
 Serve = Callable[..., TestClient]
 

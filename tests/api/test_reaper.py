@@ -11,10 +11,11 @@ from api.reaper import Reaper
 from core import errors
 from core.blobs import Blobs
 from core.checkpoints import Checkpoints
+from core.connection import PREFIX
 from core.jobs import Frame, Job, JobInput, Status, Terms, new_job_id
 from core.queue import QUEUE, make_celery, ring, waiting_bells
 from core.spec import StyleSpec
-from core.store import PREFIX, JobStore
+from core.store import JobStore
 
 
 class Clock:

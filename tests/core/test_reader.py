@@ -7,9 +7,10 @@ import redis
 import uvloop
 
 from core import errors
+from core.connection import PREFIX
 from core.jobs import JobInput, new_job_id
 from core.reader import JobReader
-from core.store import PREFIX, JobStore
+from core.store import JobStore
 
 
 def _job(store: JobStore) -> str:

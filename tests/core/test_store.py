@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from core import errors
+from core.connection import PREFIX
 from core.jobs import (
     LOCAL,
     MAX_ATTEMPTS,
@@ -27,7 +28,7 @@ from core.jobs import (
     new_job_id,
 )
 from core.spec import StyleSpec
-from core.store import PREFIX, JobStore, library
+from core.store import JobStore, library
 
 CONTENT, STYLE, RESULT, PREVIEW = (f"sha256:{digit * 64}" for digit in "abcd")
 INPUT = JobInput(content=CONTENT, styles=[STYLE], spec=StyleSpec().model_dump())

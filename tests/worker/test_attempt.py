@@ -15,13 +15,14 @@ from proxy import Proxy
 
 from core import errors, images
 from core.blobs import Blobs
+from core.connection import PREFIX
 from core.jobs import Job, JobInput, Status, new_job_id
 from core.neural.parameters import Parameters
 from core.neural.subject import Subject
 from core.neural.weights import WeightsCache, random_parameters
 from core.settings import Settings
 from core.spec import parse_spec
-from core.store import PREFIX, JobStore
+from core.store import JobStore
 from worker import attempt, lease
 from worker.painter import Painter
 from worker.settings import WorkerSettings

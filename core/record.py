@@ -1,0 +1,127 @@
+"""A job's record: how a submission is written for the store's functions, and how what they tell of a job is read.
+
+Asks no server.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from core.jobs import (
+    MAX_ATTEMPTS,
+    Job,
+    JobError,
+    JobInput,
+    JobProgress,
+    Limits,
+    Load,
+    NetworkUsed,
+    Output,
+    Queue,
+    Status,
+    Terms,
+    when,
+)
+
+log = logging.getLogger(__name__)
+
+REPLAY_SECONDS = 86_400.0  # that an idempotency key is remembered
+
+
+def hashed(text: str) -> str:
+    """SHA-256, in hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def order_of(job_input: JobInput, terms: Terms, limits: Limits) -> dict[str, Any]:
+    """A submission as store.lua reads it; what is None is left out."""
+    painting, digests = job_input.model_dump_json(), job_input.digests()
+    fingerprint = hashed(painting)
+    asked = terms.model_dump_json(exclude={"owner", "idempotency_key", "request", "keep_seconds", "batch_id"})
+    order = {
+        "owner": terms.owner,
+        "priority": terms.priority,
+        "keep_ms": round(terms.keep_seconds * 1000),
+        "deadline_ms": None if terms.deadline_seconds is None else round(terms.deadline_seconds * 1000),
+        "webhook": terms.webhook,
+        "retried_from": terms.retried_from,
+        "batch_id": terms.batch_id,
+        "input": painting,
+        "digests": digests,
+        "fingerprint": fingerprint,
+        "reuse": terms.reuse or None,
+        "model": job_input.spec.get("model", "auto"),
+        "key": None if terms.idempotency_key is None else hashed(terms.idempotency_key),
+        "print": terms.request or hashed(f"{fingerprint} {asked}"),
+        "replay_ms": round(REPLAY_SECONDS * 1000),
+        "most_queued": limits.queued,
+        "most_own": limits.per_owner,
+    }
+    return {name: value for name, value in order.items() if value is not None}
+
+
+def load_of(told: Sequence[Any]) -> Load:
+    """As the function `load` tells it."""
+    queued, running, workers, pace, left = told
+    return Load(
+        queued=queued,
+        running=running,
+        workers=workers,
+        pace_seconds=float(pace) if pace else None,
+        left_seconds=float(left),
+    )
+
+
+def job_of(fields: dict[str, Any], load: Load | None) -> Job | None:
+    """As the function `read` tells it, fields and rank.
+
+    None for a record that the store's disk has damaged: it must not hide the others on its page.
+    """
+    try:
+        return _job(fields, load)
+    except (ValueError, KeyError, TypeError, AssertionError):
+        log.exception("a record cannot be read: %s", fields.get("id"))
+        return None
+
+
+def _job(fields: dict[str, Any], load: Load | None) -> Job:
+    created_at, rank = when(fields["created_at"]), fields["rank"]
+    assert created_at is not None
+    queue = None
+    if rank >= 0 and load is not None:
+        queue = Queue(position=rank, start_seconds=load.start_seconds(rank))
+    return Job(
+        id=fields["id"],
+        status=Status(fields["status"]),
+        version=int(fields["version"]),
+        created_at=created_at,
+        started_at=when(fields.get("started_at")),
+        completed_at=when(fields.get("completed_at")),
+        expires_at=when(fields.get("expires_at")),
+        deadline_at=when(fields.get("deadline_at")),
+        pinned=fields.get("pinned") == "1",
+        priority=fields["priority"],
+        attempt=int(fields["attempt"]),
+        max_attempts=MAX_ATTEMPTS,
+        retried_from=fields.get("retried_from"),
+        reused_from=fields.get("reused_from"),
+        batch_id=fields.get("batch_id"),
+        cancel_requested=fields.get("cancel_requested") == "1",
+        input=JobInput.model_validate_json(fields["input"]),
+        queue=queue,
+        progress=JobProgress.model_validate_json(fields["progress"]) if "progress" in fields else None,
+        preview=fields.get("preview"),
+        outputs=[Output.model_validate(output) for output in json.loads(fields.get("outputs", "[]"))],
+        model=NetworkUsed.model_validate_json(fields["model"]) if "model" in fields else None,
+        error=JobError.model_validate_json(fields["error"]) if "error" in fields else None,
+        metrics=json.loads(fields.get("metrics", "{}")),
+        gone=fields.get("gone") == "1",
+        checkpoint=fields.get("checkpoint"),
+        frames=int(fields.get("frames", 0)),
+        thinned=int(fields.get("thinned", 0)),
+        steerings=int(fields.get("steerings", 0)),
+        owner=fields["owner"],
+        webhook=fields.get("webhook"),
+    )
