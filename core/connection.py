@@ -20,6 +20,7 @@ def connection(redis_url: str) -> redis.Redis:
     return redis.Redis.from_url(
         redis_url,
         decode_responses=True,
+        encoding_errors="replace",  # of a byte that the disk has damaged: the record is wrong, and no other is
         socket_timeout=1,
         socket_connect_timeout=1,
         health_check_interval=5,

@@ -8,8 +8,10 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -35,6 +37,7 @@ DECODE_MEMORY_BYTES = 1536 * 2**20
 DECODE_SECONDS = 10
 _VERDICT_BYTES = 4096
 _BEGUN, _START_SECONDS = b"!", 20  # what the child says when it has the file, and how long that may take
+_DEATH_SECONDS = 1  # that a child may take to be dead, once its pipe is closed
 # A child that has shut itself in can load no code any more, so what Pillow loads late is loaded here.
 Image.preinit()
 _LOADED_EARLY = (MpoImagePlugin, WebPImagePlugin)
@@ -296,19 +299,21 @@ def _verdict_of_child(file: Path, *, mask: bool) -> bytes | None:
     except (OSError, EOFError) as error:  # too many files or processes
         raise errors.Unavailable() from error
     theirs.close()
-    begun, late = False, threading.Timer(_START_SECONDS + 2 * DECODE_SECONDS, child.kill)  # that says half a word, too
+    begun, patience = False, _START_SECONDS + 2 * DECODE_SECONDS
+    began, late = time.monotonic(), threading.Timer(patience, child.kill)  # also one that says half a word
     late.start()
     try:
         begun = ours.recv_bytes(1) == _BEGUN
         return ours.recv_bytes(_VERDICT_BYTES)
     except (EOFError, OSError):  # the child died: over its limits, or crashed
-        pass
+        child.join(_DEATH_SECONDS)
     finally:
         late.cancel()
         child.kill()
         child.join()
         ours.close()
-    if not begun:  # it could not be forked, or have its file: the picture is not to blame
+    # It could not be forked, or have its file, or the machine, out of memory, killed it: the picture is not to blame.
+    if not begun or (child.exitcode == -signal.SIGKILL and time.monotonic() - began < patience):
         raise errors.Unavailable()
     return None
 

@@ -27,6 +27,7 @@ class JobReader:
         self._redis: Any = Redis.from_url(
             redis_url,
             decode_responses=True,
+            encoding_errors="replace",  # as core/connection.py
             socket_timeout=1,
             socket_connect_timeout=1,
             retry=Retry(ConstantBackoff(0.05), 1),

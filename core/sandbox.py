@@ -5,11 +5,13 @@ memory and what it has open: to open, connect, start or signal is refused by the
 """
 
 import ctypes
+import math
 import os
 import platform
 import resource
 import struct
 import sys
+import time
 
 # What stays allowed, by its number on x86_64 and on aarch64. Elsewhere there is no filter.
 _CALLS = {
@@ -52,10 +54,12 @@ class _Program(ctypes.Structure):
 
 
 def enter(memory_bytes: int, seconds: int) -> bool:
-    """Shut this process in, with so much address space and CPU time; whether the kernel has a filter for it, too."""
+    """Shut this process in, with so much address space and more CPU time; whether the kernel filters it, too."""
     if sys.platform != "darwin":  # where this limit cannot be set
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    seconds += math.ceil(time.process_time())  # what it took to get here does not count
+    # First a signal of its own: SIGKILL at once could not be told from that of a machine that is out of memory.
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 2))
     for none in (resource.RLIMIT_CORE, resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC):
         resource.setrlimit(none, (0, 0))
     return _filter_calls()

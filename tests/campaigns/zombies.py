@@ -176,7 +176,7 @@ def _round(told: JobStore, blobs: Blobs, zombies: list[Zombie], history: History
         zombie.freeze()
     back: set[str] = set()
     until = time.monotonic() + 60
-    while len(back) < len(jobs) and time.monotonic() < until:  # the reaper, and another worker
+    while not back.issuperset(jobs) and time.monotonic() < until:  # the reaper, and another worker
         told.reap()
         while job := told.claim(token := os.urandom(16).hex(), "living"):
             back.add(job.id)
@@ -191,6 +191,7 @@ def _round(told: JobStore, blobs: Blobs, zombies: list[Zombie], history: History
         answers = zombie.told()
         changed = before[job] != told.get(job).model_dump(mode="json")
         history.tell("trial", job=job, status=before[job]["status"], changed=changed, **answers)
+        told.delete(job)  # the next round would find it, its living worker's lease run out
 
 
 def violations(file: Path) -> list[str]:

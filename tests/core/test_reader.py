@@ -30,6 +30,20 @@ def job_id(store: JobStore) -> str:
     return _job(store)
 
 
+def test_a_record_that_the_disk_has_damaged_hides_no_other(valkey: Any, store: JobStore, job_id: str) -> None:
+    other = _job(store)
+    with redis.Redis(port=valkey.port) as client:
+        client.hset(f"{PREFIX}job:{job_id}", "input", b'{"content\xe3')
+
+    async def look() -> None:
+        reader = JobReader(valkey.url)
+        seen = await reader.read({job_id: None, other: None})
+        assert [None, other] == [job and job.id for job in seen.values()]
+        await reader.close()
+
+    uvloop.run(look())
+
+
 def test_a_line_that_was_cut_is_laid_again(valkey: Any, job_id: str) -> None:
     async def look() -> None:
         reader = JobReader(valkey.url)

@@ -1290,9 +1290,12 @@ def test_a_stale_worker_keeps_no_frame_and_a_stranger_sees_none(store: JobStore)
         store.frames(job.id, "anna")
 
 
-@pytest.mark.parametrize(("field", "value"), [("input", '{"content'), ("created_at", None), ("status", "sleeping")])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("input", '{"content'), ("input", b'{"content\xe3'), ("created_at", None), ("status", "sleeping")],
+)
 def test_a_record_that_the_disk_has_damaged_hides_no_other(
-    store: JobStore, valkey: Any, field: str, value: str | None
+    store: JobStore, valkey: Any, field: str, value: str | bytes | None
 ) -> None:
     damaged, whole = _create(store), _create(store)
     with redis.Redis(port=valkey.port) as client:
@@ -1302,6 +1305,14 @@ def test_a_record_that_the_disk_has_damaged_hides_no_other(
     assert [whole.id] == [job.id for job in store.page(limit=10)[0]]
     with pytest.raises(errors.JobNotFound):
         store.get(damaged.id)
+
+
+def test_an_entry_that_the_disk_has_damaged_hides_no_other(store: JobStore, valkey: Any) -> None:
+    whole = _create(store)
+    with redis.Redis(port=valkey.port) as client:
+        client.zadd(f"{PREFIX}of:local", {b"job_\xe3": 999})
+
+    assert [whole.id] == [job.id for job in store.page(limit=10)[0]]
 
 
 @pytest.mark.parametrize("field", ["blobs", "progress"])
