@@ -19,10 +19,11 @@ export class Compare {
     this.draw();
   }
 
-  // A picture of how it came about, for the while.
-  frame(picture) { shown(picture ?? this.painted, this.after.alt, this.after); }
+  // A frame, for the while.
+  frame(picture) { if (picture ??= this.painted) shown(picture, this.after.alt, this.after); }
 
   clear() {
+    this.painted = null;
     for (const image of [this.before, this.after]) image.removeAttribute("src");
     this.stage.classList.remove("compares");
     this.curtain.value = 50;

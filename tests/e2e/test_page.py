@@ -579,6 +579,19 @@ def test_a_picture_and_its_film_come_though_the_line_is_cut(open_page: Open, odd
     assert film.value.suggested_filename.endswith(".webp")
 
 
+def test_a_film_that_comes_before_its_picture_is_no_trouble(open_page: Open, odd_job: Any) -> None:
+    page = open_page("/livez")
+    slow = Held(page, "**/result", "GET")
+    page.goto(f"/j/{odd_job.id}")
+    slow.until(page, 1)
+    expect(page.locator("#reel")).to_be_visible()
+    expect(page.locator("output[for=frame]")).to_have_text("the end")
+    page.wait_for_timeout(300)
+    assert page.locator("#trouble").is_hidden()
+    slow.routes[0].continue_()
+    ended(page)
+
+
 def test_a_tab_that_nobody_sees_holds_no_stream_and_comes_back(open_page: Open, long_job: Any) -> None:
     hide = """hidden => {
         Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
