@@ -49,8 +49,8 @@ export class Studio {
 
   // All is fetched before anything is put up: so it is put up once, however often that fails.
   async #furnish() {
-    const [pictures, known, { max_styles: most }] = await Promise.all([read("/web/gallery/index.json"), contract.submission(), contract.limits()]);
-    this.painting.most = most;
+    const [pictures, known] = await Promise.all([read("/web/gallery/index.json"), contract.submission()]);
+    this.painting.most = known.wishes.styles.maxItems;
     hang(at("photos"), "photo", this.photo, pictures);
     hang(at("paintings"), "painting", this.painting, pictures);
     this.knobs = new Knobs(at("plain"), at("more"), known);
