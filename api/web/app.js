@@ -44,8 +44,8 @@ function route() {
   const id = /^\/j\/([^/]+)$/.exec(path)?.[1];
   show(at("easel"), id);
   show(at("studio"), !id);
-  document.title = "Impasto";
   if (id) return easel.open(id);
+  document.title = "Impasto";
   easel.close();
   shelf.draw();
   studio.open().then(() => { if (location.hash === "#shelf") at("shelf").scrollIntoView(); }, () => {});

@@ -1,11 +1,11 @@
 // Photo and painting on one another: a curtain between them, a mixture of both, a look at pixels. Paints nothing.
 
-import { make, shown, valued } from "./element.js";
+import { at, make, shown, valued, written } from "./element.js";
 
 export class Compare {
-  constructor(stage, { curtain, blend, closer }) {
-    Object.assign(this, { stage, curtain, blend, closer, sheet: curtain.parentElement });
-    [this.before, this.after] = this.sheet.querySelectorAll("img");
+  constructor(stage) {
+    const curtain = at("curtain"), blend = at("blend"), closer = at("zoom"), [before, after] = stage.querySelectorAll("img");
+    Object.assign(this, { stage, curtain, blend, closer, before, after, sheet: curtain.parentElement });
     for (const slider of [curtain, blend]) slider.addEventListener("input", () => this.draw());
     closer.addEventListener("click", () => this.zoom());
   }
@@ -19,10 +19,11 @@ export class Compare {
     this.draw();
   }
 
-  // A picture of how it came about, for the while.
-  frame(picture) { shown(picture ?? this.painted, this.after.alt, this.after); }
+  // A frame, for the while.
+  frame(picture) { if (picture ??= this.painted) shown(picture, this.after.alt, this.after); }
 
   clear() {
+    this.painted = null;
     for (const image of [this.before, this.after]) image.removeAttribute("src");
     this.stage.classList.remove("compares");
     this.curtain.value = 50;
@@ -49,15 +50,13 @@ export class Compare {
     if (on) this.stage.scrollTo((this.stage.scrollWidth - this.stage.clientWidth) / 2, 0);
   }
 
-  // The mixture as a file, of the picture itself whatever frame is shown. A browser that cannot write a type writes PNG.
+  // The mixture as a file, of the picture itself whatever frame is shown.
   async mixed(type) {
     const painted = await createImageBitmap(this.painted), { width, height } = painted;
     const canvas = make("canvas", { width, height }), pen = canvas.getContext("2d");
     pen.drawImage(this.before, 0, 0, width, height);
     pen.globalAlpha = this.blend.value / 100;
     pen.drawImage(painted, 0, 0);
-    const bytes = await new Promise((done) => canvas.toBlob(done, type, 0.95));
-    if (!bytes) throw new Error("This browser cannot mix a picture that large. Unmixed it can be downloaded.");
-    return bytes;
+    return written(canvas, type, 0.95);
   }
 }

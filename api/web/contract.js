@@ -2,11 +2,10 @@
 
 import { read } from "./service.js";
 
-const answers = new Map();
+const answers = {};
 
 function once(address) {
-  if (!answers.has(address)) answers.set(address, read(address).catch((error) => { answers.delete(address); throw error; }));
-  return answers.get(address);
+  return answers[address] ??= read(address).catch((error) => { delete answers[address]; throw error; });
 }
 
 // The body of POST /v1/jobs: {knobs: {size: {…}, …}, wishes: {priority: {…}, …}}.

@@ -6,7 +6,7 @@ import { commandFor } from "./curl.js";
 import { at, complain, duration, saved, say, show, valued, write } from "./element.js";
 import { Reel } from "./frames.js";
 import { persist } from "./patience.js";
-import { blob, read, tell } from "./service.js";
+import { blob, tell } from "./service.js";
 import * as shelf from "./shelf.js";
 import { ended, gone, watch } from "./watch.js";
 
@@ -17,7 +17,7 @@ export class Easel {
   constructor({ again, gone }) {
     this.gone = gone;
     this.troubled = (words) => complain(at("trouble"), words);
-    this.compare = new Compare(at("stage"), { curtain: at("curtain"), blend: at("blend"), closer: at("zoom") });
+    this.compare = new Compare(at("stage"));
     this.chart = new Chart(at("chart"));
     this.reel = new Reel(at("reel"), { shown: (picture) => this.compare.frame(picture), troubled: (error) => this.troubled(error.message) });
     const on = (id, act) => at(id).addEventListener("click", () => this.#try(act));
@@ -58,22 +58,24 @@ export class Easel {
     } catch (error) {
       if (signal.aborted) return;
       const lost = error.status === 404;
+      this.#clear(id);
       write("state", lost ? "Not here any more" : shelf.TITLES.failed);
       write("facts", lost ? "It was deleted, it has expired, or it is another key’s." : error.message);
       say(at("state").textContent);
-      show(at("stage"), false);
+      for (const part of ["stage", "chart"]) show(at(part), false);
     }
   }
 
   close() { this.closing?.abort(); }
 
   #clear(id) {
-    Object.assign(this, { id, job: null, picture: null, crew: null, told: null, unsteerable: false });
+    Object.assign(this, { id, job: null, picture: null, told: null, unsteerable: false });
     this.compare.clear();
     this.reel.clear();
     this.chart.of(id);
     this.troubled();
     write("state", "One moment");
+    document.title = "Impasto";
     for (const part of ["facts", "pace", "until"]) write(part, "");
     for (const part of ["progress", "steer", "stop", "after", "actions", "comparing"]) show(at(part), false);
     for (const part of ["waiting", "stage"]) show(at(part), true);
@@ -88,7 +90,6 @@ export class Easel {
     this.#progress(job);
     this.#buttons(job);
     this.#picture(signal);
-    if (job.status === "queued" && job.queue?.start_seconds === null) this.#count(signal);
     if (ended(job)) this.reel.of(job, signal);
     if (ended(job) && within) at("state").focus({ preventScroll: true });
   }
@@ -97,7 +98,7 @@ export class Easel {
     const stopping = job.cancel_requested && !ended(job);
     const state = stopping ? "Stopping" : shelf.TITLES[job.status];
     write("state", state);
-    write("facts", stopping ? "It keeps what is painted so far." : facts(job, this.crew));
+    write("facts", stopping ? "It keeps what is painted so far." : facts(job));
     write("until", until(job));
     const share = job.status === "running" ? Math.round(100 * (job.progress?.value ?? 0)) : null;
     document.title = `${share === null ? shelf.TITLES[job.status] : `${share} %`} · Impasto`;
@@ -126,14 +127,6 @@ export class Easel {
     show(at("again"), !gone(job));
     at("pin").setAttribute("aria-pressed", job.pinned);
     show(at("steer"), job.progress && !over && !job.cancel_requested && !this.unsteerable);
-  }
-
-  // Is there anybody at all who paints?
-  async #count(signal) {
-    const { job } = this, { workers } = await read("/v1/system", { signal }).catch(() => ({}));
-    if (this.job !== job || !workers) return;
-    this.crew = workers.length;
-    this.#words(job);
   }
 
   // One download at a time: it is shown, and then the newest is fetched, if that is another.
@@ -200,14 +193,13 @@ export class Easel {
     const { job } = this, format = at("format").value;
     const mixes = at("blend").value < 100 && at("stage").classList.contains("compares");
     const picture = mixes ? await this.compare.mixed(`image/${format}`) : await blob(`${job.links.result}?format=${format}`);
-    saved(picture, `impasto-${job.id.slice(4, 12)}.${picture.type.replace("image/", "").replace("jpeg", "jpg")}`);
+    saved(picture, job);
   }
 
   async #forget() {
     const { job, closing: { signal } } = this;
     if (!confirm("Delete this painting and its pictures from the service?")) return;
-    await tell("DELETE", job.links.self);
-    shelf.forget(job.id);
+    await shelf.forget(job.id);
     if (!signal.aborted) this.gone();
   }
 
@@ -218,14 +210,13 @@ export class Easel {
   }
 }
 
-function facts(job, crew) {
+function facts(job) {
   const { spec } = job.input, out = job.outputs[0];
   if (job.error) return job.error.message;
   if (gone(job)) return "Its pictures are no longer kept.";
   if (job.status === "queued") {
-    if (crew === 0) return "No worker is there just now. It begins when one comes.";
     const { position, start_seconds: start } = job.queue ?? {};
-    return `${position ? `${position} before it` : "It is next"}${start ? `, in about ${duration(start)}` : ""}.`;
+    return `${position ? `${position} before it` : "It is next"}${start ? `, in about ${duration(start)}` : start === null ? ", and begins when a worker is free" : ""}.`;
   }
   if (job.status === "running") return `${spec.size} px, strength ${Math.round(spec.strength * 100)} %`;
   if (!out) return job.status === "canceled" ? "It was stopped before anything was painted." : "";

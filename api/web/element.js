@@ -18,31 +18,36 @@ export function shown(bytes, alt = "", image = make("img")) {
   return Object.assign(image, { alt, onload: done, onerror: done, src });
 }
 
+// What is on a canvas, as a file. A browser that cannot write a type writes PNG.
+export async function written(canvas, type, quality) {
+  const bytes = await new Promise((done) => canvas.toBlob(done, type, quality));
+  if (!bytes) throw new Error("This browser cannot write a picture that large.");
+  return bytes;
+}
+
 export const show = (element, visible) => { element.hidden = !visible; };
 
 export const write = (id, words) => { at(id).textContent = words; };
 
-// Is there when it has words.
 export function complain(element, words = "") {
   element.textContent = words;
   show(element, words);
 }
 
-// What a slider stands for, in words.
 export function valued(input, words) {
   input.setAttribute("aria-valuetext", words);
   const output = document.querySelector(`output[for=${input.id}]`);
   if (output) output.textContent = words;
 }
 
-// What a screen reader says. The same words twice are said once.
+// What a screen reader says, once.
 export function say(words) {
   if (at("said").textContent !== words) write("said", words);
 }
 
-export function saved(bytes, name) {
-  const href = URL.createObjectURL(bytes);
-  make("a", { href, download: name }).click();
+export function saved(bytes, { id }) {
+  const href = URL.createObjectURL(bytes), kind = bytes.type.replace("image/", "").replace("jpeg", "jpg");
+  make("a", { href, download: `impasto-${id.slice(4, 12)}.${kind}` }).click();
   setTimeout(() => URL.revokeObjectURL(href), 60_000);
 }
 

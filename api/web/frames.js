@@ -40,5 +40,5 @@ export class Reel {
     }
   }
 
-  async save() { saved(await blob(this.job.links.timelapse), `impasto-${this.job.id.slice(4, 12)}.webp`); }
+  async save() { saved(await blob(this.job.links.timelapse), this.job); }
 }

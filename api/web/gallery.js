@@ -3,7 +3,6 @@
 import { make } from "./element.js";
 import { Picture } from "./picture.js";
 
-// all: what the index says.
 export function hang(root, kind, well, all) {
   const frames = all.filter((one) => one.kind === kind).map((one) => frame(one, well));
   root.replaceChildren(...frames);

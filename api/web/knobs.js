@@ -63,7 +63,7 @@ export class Knobs extends EventTarget {
     const all = [{ name: "standard", description: "Neither too little nor too much.", spec: {} }, ...presets];
     const hint = make("p", { className: "hint" });
     const buttons = all.map(({ name, spec, description }) => make("button", {
-      type: "button", textContent: name.replaceAll("-", " "), title: description, onclick: () => this.set(spec) }));
+      type: "button", textContent: name[0].toUpperCase() + name.slice(1).replaceAll("-", " "), title: description, onclick: () => this.set(spec) }));
     const mark = () => {
       const now = all.find(({ spec }) => text(spec) === text(this.chosen.spec));
       buttons.forEach((button, i) => button.setAttribute("aria-pressed", all[i] === now));
@@ -103,7 +103,7 @@ function sizes(name, schema, { label, sizes: words }) {
   const fitting = Object.entries(words).filter(([px]) => px >= schema.minimum && px <= schema.maximum);
   const select = picker("knob-size", Object.fromEntries([...fitting.map(([px, word]) => [px, `${word} · ${px} px`]), ["other", "other …"]]));
   const exact = make("input", { type: "number", id: "knob-size-px", required: true, min: schema.minimum, max: schema.maximum, "aria-label": "Size, long side in px" });
-  const follow = () => { exact.hidden = exact.disabled = select.value !== "other"; };  // disabled, it bars no submission
+  const follow = () => { exact.hidden = exact.disabled = select.value !== "other"; };  // it bars no submission
   select.addEventListener("change", follow);
   return {
     set: (value) => { exact.value = value; select.value = words[value] ? value : "other"; follow(); },
@@ -128,6 +128,6 @@ function named_(name, schema) {
     if (kind === "boolean") return input.checked;
     return input.value === "" ? null : isNumber ? Number(input.value) : input.value;
   };
-  const label = make("label", { htmlFor: id }, make("code", { textContent: name }));
-  return { get, set, element: make("div", { className: "knob" }, label, input, make("p", { id: hint, className: "hint", textContent: schema.description })) };
+  const words = make("p", { id: hint, className: "hint", textContent: schema.description });
+  return { get, set, element: labeled(schema, id, [make("code", { textContent: name })], input, words) };
 }

@@ -1,6 +1,6 @@
 // Where each painting goes, drawn on the photo with a finger: white there. Nothing drawn: everywhere.
 
-import { at, make, show, shown } from "./element.js";
+import { at, make, show, shown, written } from "./element.js";
 import { Picture } from "./picture.js";
 import { blob } from "./service.js";
 
@@ -37,9 +37,9 @@ export class Masks extends EventTarget {
 
   #canvas(fill = null) {
     const { naturalWidth: wide, naturalHeight: high } = at("under");
-    const scale = LONG_SIDE / Math.max(wide, high, 1);
-    const canvas = make("canvas", { width: Math.max(32, Math.round(wide * scale)), height: Math.max(32, Math.round(high * scale)) });
-    if (fill) Object.assign(canvas.getContext("2d"), { fillStyle: fill }).fillRect(0, 0, canvas.width, canvas.height);
+    const [width, height] = [wide, high].map((side) => Math.max(32, Math.round(side * LONG_SIDE / Math.max(wide, high, 1))));
+    const canvas = make("canvas", { width, height });
+    if (fill) Object.assign(canvas.getContext("2d"), { fillStyle: fill }).fillRect(0, 0, width, height);
     return canvas;
   }
 
@@ -99,4 +99,4 @@ export class Masks extends EventTarget {
   }
 }
 
-const send = async (canvas) => new Picture(await new Promise((done) => canvas.toBlob(done)), "mask").send();
+const send = async (canvas) => new Picture(await written(canvas), "mask").send();

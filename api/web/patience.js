@@ -2,7 +2,7 @@
 
 const MOST_SECONDS = 8;  // between two tries
 
-// Until it works, or nothing is mended by waiting. troubled(words): before each pause, and without words when it works again.
+// Until it works, or waiting mends nothing. troubled(words): before each pause, and without words when it works again.
 export async function persist(act, { signal, troubled = () => {}, until = isFinal } = {}) {
   for (let tries = 0; ; tries++) {
     try {

@@ -1,6 +1,7 @@
 // A picture that somebody chose: sent once, named by its digest from then on.
 
 import { limits } from "./contract.js";
+import { make, written } from "./element.js";
 import { ask, blob } from "./service.js";
 
 const LONG_SIDE = 4096;  // of a picture that this page makes smaller
@@ -27,6 +28,7 @@ export class Picture {
   // What the service does not take this browser may be able to read: a phone's HEIC, a scan of 100 megapixels.
   async #send() {
     if (this.digest) return this.digest;
+    await this.file.slice(0, 1).arrayBuffer().catch(() => { throw new Error("It cannot be read. Is it a folder, or was it changed?"); });
     const { max_file_bytes: most } = await limits();
     const kept = this.file.size > most ? await upload(await this.#smaller()) : await upload(this.file).catch(async (error) => {
       if (!["unsupported_image", "image_too_large"].includes(error.code)) throw error;
@@ -41,13 +43,11 @@ export class Picture {
 
   async #smaller() {
     const bitmap = await createImageBitmap(this.file), scale = Math.min(1, LONG_SIDE / Math.max(bitmap.width, bitmap.height));
-    const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
-    canvas.width = Math.max(1, Math.round(bitmap.width * scale));
-    canvas.height = Math.max(1, Math.round(bitmap.height * scale));
-    pen.fillStyle = "white";
-    pen.fillRect(0, 0, canvas.width, canvas.height);
-    pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-    return new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.94));
+    const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(side * scale)));
+    const canvas = make("canvas", { width, height }), pen = canvas.getContext("2d");
+    Object.assign(pen, { fillStyle: "white" }).fillRect(0, 0, width, height);
+    pen.drawImage(bitmap, 0, 0, width, height);
+    return written(canvas, "image/jpeg", 0.94);
   }
 }
 

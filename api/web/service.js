@@ -13,8 +13,7 @@ export class Refusal extends Error {
   }
 }
 
-// An API key stays in this tab, or on this device if its owner says so. An <img> cannot send it: so pictures are fetched
-// here, too, and shown from memory.
+// An API key stays in this tab, or on this device if its owner says so. An <img> cannot send it: pictures are fetched here, too.
 const SLOT = "impasto key";
 let unlock = null, unlocking = null;
 

@@ -25,7 +25,11 @@ export function remember(id, names = null) {
   keep([{ id, names: names ?? before?.names ?? null }, ...kept.filter((one) => one.id !== id)]);
 }
 
-export const forget = (id) => keep(remembered().filter((one) => one.id !== id));
+// Here and at the service; also what the service has no more.
+export async function forget(id) {
+  await tell("DELETE", `/v1/jobs/${id}`).catch((error) => { if (!isGone(error)) throw error; });
+  keep(remembered().filter((one) => one.id !== id));
+}
 
 // What the pictures of a job were called here: {content, styles}, or null.
 export const namesOf = (id) => remembered().find((one) => one.id === id)?.names ?? null;
@@ -69,12 +73,7 @@ function about(job) {
 
 async function remove(item, title) {
   if (!confirm(`Delete “${title}”, picture and all?`)) return;
-  try {
-    await tell("DELETE", `/v1/jobs/${item.job}`);
-  } catch (error) {
-    if (!isGone(error)) return say(mark(item, error.message));
-  }
-  forget(item.job);
+  try { await forget(item.job); } catch (error) { return say(mark(item, error.message)); }
   const next = item.nextElementSibling ?? item.previousElementSibling;
   item.remove();
   show(at("bare"), !remembered().length);

@@ -19,7 +19,8 @@ export class Studio {
   constructor(painted) {
     this.painted = painted;
     this.photo = new Well(at("photo"), { noun: "Photo" });
-    this.painting = new Well(at("painting"), { noun: "Painting", most: 8 });
+    this.painting = new Well(at("painting"), { noun: "Painting", most: Infinity });  // until the service says
+    this.wells = [this.photo, this.painting];
     this.shares = new Shares(at("shares"), this.painting);
     this.masks = new Masks(this.photo, this.painting);
     this.forecast = new Forecast(at("forecast"));
@@ -27,8 +28,8 @@ export class Studio {
     at("mixing").addEventListener("change", () => this.mix(at("mixing").checked));
     at("compose").addEventListener("submit", (event) => { event.preventDefault(); this.submit(); });
     receive(this.photo, this.painting, () => !at("studio").hidden);
-    for (const source of [this.photo, this.painting, this.shares, this.masks]) source.addEventListener("change", () => this.changed());
-    for (const well of [this.photo, this.painting]) well.addEventListener("sent", () => this.foresee());
+    for (const source of [...this.wells, this.shares, this.masks]) source.addEventListener("change", () => this.changed());
+    for (const well of this.wells) well.addEventListener("sent", () => this.foresee());
     this.changed();
   }
 
@@ -49,6 +50,7 @@ export class Studio {
   // All is fetched before anything is put up: so it is put up once, however often that fails.
   async #furnish() {
     const [pictures, known] = await Promise.all([read("/web/gallery/index.json"), contract.submission()]);
+    this.painting.most = known.wishes.styles.maxItems;
     hang(at("photos"), "photo", this.photo, pictures);
     hang(at("paintings"), "painting", this.painting, pictures);
     this.knobs = new Knobs(at("plain"), at("more"), known);
@@ -59,8 +61,7 @@ export class Studio {
   mix(on) {
     this.painting.mixing = on;
     if (!on && this.painting.pictures.length > 1) this.painting.put(this.painting.pictures.slice(0, 1), { beside: false });
-    this.painting.draw();
-    this.changed();
+    this.painting.changed();
   }
 
   changed() {
@@ -69,7 +70,7 @@ export class Studio {
     this.foresee();
   }
 
-  get pictures() { return [...this.photo.pictures, ...this.painting.pictures]; }
+  get pictures() { return this.wells.flatMap((well) => well.pictures); }
 
   // As it is chosen now, but for the pictures themselves.
   get wish() {
@@ -82,7 +83,7 @@ export class Studio {
   }
 
   foresee() {
-    const missing = [this.photo, this.painting].filter((well) => !well.ready).map((well) => `a ${well.noun.toLowerCase()}`);
+    const missing = this.wells.filter((well) => !well.ready).map((well) => `a ${well.noun.toLowerCase()}`);
     const sizes = this.pictures.map(({ width, height }) => width && { width, height });
     const [content, ...styles] = sizes;
     if (missing.length) this.forecast.of(null, `Still missing: ${missing.join(" and ")}.`);
@@ -90,7 +91,7 @@ export class Studio {
   }
 
   async submit() {
-    const empty = [this.photo, this.painting].find((well) => !well.ready);
+    const empty = this.wells.find((well) => !well.ready);
     if (empty) {
       empty.refuse(`Choose a ${empty.noun.toLowerCase()} first, or take one of ours below.`);
       return empty.button.focus();
@@ -106,7 +107,7 @@ export class Studio {
     } finally { at("paint").disabled = false; }
   }
 
-  // As a rule, the pictures are there by now. Those that the service has let go of since are sent again.
+  // Pictures that the service has let go of are sent again.
   // Where the answer is lost, the same is asked again: its key makes it the same job.
   async #send(pictures, wish) {
     const once = crypto.getRandomValues(new Uint32Array(4)).join("-");

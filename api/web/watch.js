@@ -49,8 +49,8 @@ async function listen(job, seen, signal) {
       const events = (text + value).split(/\r?\n\r?\n/);
       text = events.pop();
       for (const event of events) {
-        const data = event.split(/\r?\n/).filter((row) => row.startsWith("data:")).map((row) => row.slice(5)).join("\n");
-        if (data) seen(job = { ...job, ...JSON.parse(data) });  // it carries the job, or what has changed of it
+        const data = /^data:(.*)/m.exec(event)?.[1];
+        if (data) seen(job = { ...job, ...JSON.parse(data) });  // the job, or what changed
       }
       if (ended(job)) return;
     }

@@ -10,28 +10,34 @@ export class Well extends EventTarget {
     Object.assign(this, { root, noun, most, mixing: false, pictures: [], cards: new WeakMap() });
     this.list = make("ul", { className: "chosen" });
     this.words = make("p", { className: "refusal", role: "alert", hidden: true });
-    this.button = make("button", { type: "button", onclick: () => input.click() });
-    const input = make("input", { type: "file", className: "files", accept: "image/*", multiple: most > 1, hidden: true });
-    input.addEventListener("change", () => { this.take([...input.files]); input.value = ""; });
+    const ways = [this.#way("files", { multiple: most > 1 }), this.#way("camera", { capture: "environment" })].flat();
+    this.button = ways[0];
     root.querySelector("h2").after(make("div", { className: "mouth" }, this.list,
-      make("div", { className: "choose" }, this.button, input, make("p", { className: "or", textContent: "or drop or paste it here" }))), this.words);
+      make("div", { className: "choose" }, ...ways, make("p", { className: "or", textContent: "or drop or paste it here" }))), this.words);
     this.draw();
+  }
+
+  // A button, and what it opens. A camera is offered where there are fingers.
+  #way(className, how) {
+    const input = make("input", { type: "file", className, accept: "image/*", hidden: true, ...how });
+    input.addEventListener("change", () => { this.take([...input.files]); input.value = ""; });
+    return [make("button", { type: "button", className, textContent: "Camera", onclick: () => input.click() }), input];
   }
 
   get ready() { return this.pictures.length > 0; }
 
   take(files) {
-    const given = files.slice(0, this.most).map((file) => new Picture(file, file.name));
-    if (given.length) this.put(given);
+    if (files.length) this.put(files.map((file) => new Picture(file, file.name)));
   }
 
   // In place of what is there, or beside it where several are mixed. Several at once are mixed.
   put(pictures, { beside = this.mixing } = {}) {
     const before = this.pictures;
-    this.pictures = (beside ? [...this.pictures, ...pictures] : pictures).slice(0, this.most);
+    const all = beside ? [...before, ...pictures] : pictures;
+    this.pictures = all.slice(0, this.most);
     this.mixing ||= this.pictures.length > 1;
     this.turn = null;
-    this.refuse("");
+    this.refuse(all.length > this.most ? `No more than ${this.most}: the rest was left out.` : "");
     this.changed();
     for (const picture of pictures) this.#send(picture, before);
   }

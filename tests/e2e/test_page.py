@@ -433,7 +433,7 @@ def test_a_preset_sets_the_knobs_and_is_what_is_painted(open_page: Open, shared_
     ours(page)
     page.get_by_role("button", name="brushwork").click()
     assert ["75 %", "1.6×"] == page.locator("#plain output").all_text_contents()
-    expect(page.locator("#presets [aria-pressed=true]")).to_have_text("brushwork")
+    expect(page.locator("#presets [aria-pressed=true]")).to_have_text("Brushwork")
     assert 0 == page.locator("#knob-preset").count()
     address = paint(page)
     expect(page.locator("#presets [aria-pressed=true]")).to_have_count(0)
@@ -579,6 +579,19 @@ def test_a_picture_and_its_film_come_though_the_line_is_cut(open_page: Open, odd
     assert film.value.suggested_filename.endswith(".webp")
 
 
+def test_a_film_that_comes_before_its_picture_is_no_trouble(open_page: Open, odd_job: Any) -> None:
+    page = open_page("/livez")
+    slow = Held(page, "**/result", "GET")
+    page.goto(f"/j/{odd_job.id}")
+    slow.until(page, 1)
+    expect(page.locator("#reel")).to_be_visible()
+    expect(page.locator("output[for=frame]")).to_have_text("the end")
+    page.wait_for_timeout(300)
+    assert page.locator("#trouble").is_hidden()
+    slow.routes[0].continue_()
+    ended(page)
+
+
 def test_a_tab_that_nobody_sees_holds_no_stream_and_comes_back(open_page: Open, long_job: Any) -> None:
     hide = """hidden => {
         Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
@@ -654,6 +667,94 @@ def test_nothing_sticks_out_and_nothing_bars_anybody(open_page: Open, device: st
     page.set_input_files("#photo input.files", {"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"})
     expect(page.locator("#photo .refusal")).to_be_visible()
     looks_right("refused")
+
+
+def test_a_camera_is_offered_to_fingers_and_not_to_a_mouse(open_page: Open, files: dict[str, Path]) -> None:
+    assert open_page().locator("button.camera:visible").count() == 0
+    page = open_page(width=360, has_touch=True, is_mobile=True)
+    camera = page.locator("#photo button.camera")
+    box = camera.bounding_box()
+    assert box["height"] >= 44
+    with page.expect_file_chooser() as chooser:
+        camera.tap()
+    assert "environment" == chooser.value.element.get_attribute("capture")
+    chooser.value.set_files(files["lying.jpg"])
+
+    expect(page.locator("#photo .about")).to_have_text("72 × 96")
+
+
+def test_on_a_phone_mixed_paintings_have_the_width_and_sliders_are_as_high_as_a_finger(
+    open_page: Open, files: dict[str, Path]
+) -> None:
+    page = open_page(width=360, has_touch=True, is_mobile=True)
+    expect(page.locator("#presets button").first).to_be_visible()
+    choose(page, files["lying.jpg"], *[files["painting.png"]] * 3)
+    expect(page.locator("#shares input")).to_have_count(3)
+    widths = [page.locator(f"#{well}").bounding_box()["width"] for well in ("photo", "painting")]
+    heights = [slider.bounding_box()["height"] for slider in page.locator("input[type=range]:visible").all()]
+
+    assert [328, 328] == widths
+    assert min(heights) >= 44
+
+
+def test_too_many_paintings_are_not_left_out_silently(open_page: Open, files: dict[str, Path]) -> None:
+    """How many there may be, the service says."""
+    page = open_page()
+    expect(page.locator("#presets button").first).to_be_visible()
+    choose(page, files["lying.jpg"], *[files["painting.png"]] * 12)
+
+    expect(page.locator("#painting .refusal")).to_have_text("No more than 8: the rest was left out.")
+    expect(page.locator("#shares input")).to_have_count(8)
+
+
+def test_a_file_that_is_gone_is_refused_in_words_and_not_tried_for_ever(
+    open_page: Open, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """As is a folder that was dropped: the browser gives it as a file that cannot be read."""
+    moved = tmp_path / "moved.png"
+    shutil.copy(files["painting.png"], moved)
+    page = open_page()
+    page.route("**/v1/images", lambda route: route.abort(), times=1)
+    page.set_input_files("#photo input.files", moved)
+    expect(page.locator("#photo .about")).to_contain_text("keeps trying")
+    moved.unlink()
+
+    expect(page.locator("#photo .refusal")).to_contain_text("moved.png: It cannot be read.")
+    expect(page.locator("#photo .name")).to_have_count(0)
+
+
+def test_a_second_click_paints_nothing_more_and_what_is_deleted_elsewhere_leaves_no_buttons(
+    open_page: Open, shared_service: Any
+) -> None:
+    page = open_page()
+    ours(page)
+    set_knobs(page, size=96, iterations=3000)
+    before = {job.id for job in shared_service.client.jobs()}
+    page.dblclick("#paint")
+    page.wait_for_url(re.compile("/j/job_"))
+    expect(page.locator("#progress")).to_have_attribute("value", re.compile(r"\d+"))
+    (job_id,) = {job.id for job in shared_service.client.jobs()} - before
+    shared_service.client.delete(job_id)
+
+    expect(page.locator("#state")).to_have_text("Not here any more")
+    for part in ("stop", "progress", "steer", "chart", "stage"):
+        expect(page.locator(f"#{part}")).to_be_hidden()
+    assert "Impasto" == page.title()
+
+
+def test_what_was_deleted_elsewhere_can_be_deleted_here(
+    open_page: Open, shared_service: Any, files: dict[str, Path]
+) -> None:
+    client = shared_service.client
+    job = client.submit(files["lying.jpg"], [files["painting.png"]], size=64, iterations=2, scales=1)
+    client.wait(job.id)
+    page = open_page(f"/j/{job.id}")
+    ended(page)
+    client.delete(job.id)
+    page.click("#forget")
+
+    expect(page.locator("#studio")).to_be_visible()
+    assert 0 == page.locator("#paintings-kept li").count()
 
 
 @pytest.fixture
