@@ -52,10 +52,11 @@ def build(source: Path, out: Path, jobs: int, **wish: Any) -> None:
     with Bar() as bar:
 
         def show(at: Progress) -> None:
-            if at.seconds_left is None:
+            if not at.done:
                 bar.tell("listing", 0.0, f"{at.files} files")
             else:
-                details = f"{at.done} of {at.files} files, {at.refused} refused, {at.seconds_left:.0f} s left"
+                left = "" if at.seconds_left is None else f", {at.seconds_left:.0f} s left"
+                details = f"{at.done} of {at.files} files, {at.refused} refused{left}"
                 bar.tell("building", at.done / at.files, details)
 
         side_px = wish.pop("side")
@@ -79,9 +80,10 @@ def info(place: Path, classes: bool, refused: int, sheet: Path | None) -> None:
     with Dataset(place, unfinished=True) as opened:
         _say(opened, refused)
         if classes:
+            click.echo("    train + validation")
             rows = zip(opened.classes, opened.state.train, opened.state.validation, strict=True)
             for name, train, validation in rows:
-                click.echo(f"{train:>9} + {validation:<7} {plain(name)}")
+                click.echo(f"{train:>9} + {validation:<10} {plain(name)}")
         if sheet is not None:
             kind = "PNG" if sheet.suffix.lower() == ".png" else "JPEG"
             disk.written(sheet, lambda part: contact_sheet(opened).save(part, kind, quality=90))
@@ -105,3 +107,6 @@ def _say(opened: Any, refusals: int) -> None:
         click.echo(f"{state.refused} files were not taken:")
         for sentence in opened.refusals(refusals):
             click.echo(f"  {plain(sentence)}")
+    if state.refused > refusals:
+        command = f"impasto dataset info {opened.folder} --refused {state.refused}"
+        click.echo(f"  and {state.refused - refusals} more: {command}")

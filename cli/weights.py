@@ -90,8 +90,7 @@ def import_weights(file: Path, name: str | None, convention: Any) -> None:
 
     Tensors have torchvision's names; batch normalization is folded into the convolutions.
     """
-    name = name or file.stem.lower()
-    if not re.fullmatch(MODEL_NAME, name):
+    if name is None and not re.fullmatch(MODEL_NAME, name := file.stem.lower()):
         raise errors.BadInput("Say --name: the file's own is none that a network can have.")
     click.echo(_line(opened().import_file(name, file, convention)))
 

@@ -9,6 +9,7 @@ each other, and the first hundred are a fair sample. Knows no folder of files (c
 import errno
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ INDEX, LABEL = struct.Struct(">Q"), struct.Struct(">H")
 _HEADER, _STATE = b"header", b"state"
 _DATABASES = (b"train", b"validation", b"files", b"refused")
 _FIRST_MAP_BYTES = 64 * 2**20
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 _NO_ROOM = disk.NO_ROOM | {errno.EIO}  # LMDB calls a write that fell short EIO
 
 Counts = list[Annotated[int, Field(ge=0)]]  # of each class
@@ -149,7 +151,7 @@ class Book:
 
 @contextmanager
 def room(folder: Path) -> Iterator[None]:
-    """What LMDB raises, as our errors: StorageFull, BadDataset."""
+    """What LMDB raises, as our errors: StorageFull, BadDataset; OSError where the system forbids it."""
     try:
         yield
     except lmdb.Error as error:
@@ -159,6 +161,8 @@ def room(folder: Path) -> Iterator[None]:
             raise errors.StorageFull(
                 f"There is no room for {folder}; make some and give the command again: it goes on where it was."
             ) from error
+        if error.code in _FORBIDDEN:
+            raise OSError(error.code, os.strerror(error.code), str(folder)) from error
         raise errors.BadDataset(f"{folder} is no data set, or it is damaged; build it again.") from error
 
 

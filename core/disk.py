@@ -35,6 +35,10 @@ def written(file: Path, write: Callable[[Path], object]) -> None:
             _settle(part)
             part.replace(file)
             _settle(file.parent)
+    except OSError as error:
+        if error.filename == str(part):  # which nobody has named
+            error.filename = str(file)
+        raise
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)

@@ -44,7 +44,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a build is; `done` is 0 and no time is known while files are listed."""
+    """Where a build is; `done` is 0 while files are listed, and no time is known until a second one is read."""
 
     files: int
     done: int
@@ -84,6 +84,8 @@ def build(
     settings, or is being built by another process; StorageFull, and OSError where the system fails to read: what has
     been done is kept. Leaves nothing of a data set of which there is nothing yet.
     """
+    if not 0 <= wish.validation < 1:  # nor what is no number, which JSON cannot keep
+        raise errors.BadDataset("validation must be a share from 0 to under 1.")
     header = _header(folder, wish)
     _check_place(folder, out)
     with disk.alone(out, errors.BadDataset(f"{out} is being built by another process.")):
@@ -91,7 +93,7 @@ def build(
             with room(out), Book(out, *([book_bytes] if book_bytes else [])) as book:
                 state = _begun(book, header, out)
                 if state.phase == "complete":
-                    _check_unchanged(folder, out, state, header)
+                    _check_unchanged(folder, book, out, state, header)
                 if state.phase == "listing":
                     _list(folder, book, state, header, on_progress)
                 if state.phase == "reading":
@@ -110,7 +112,7 @@ class _Useless(Exception):
 
 def _header(folder: Path, wish: Wish) -> Header:
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
     if names and {name.lower() for name in names} <= _SPLIT_NAMES:
         raise errors.BadDataset(f"{folder} is split already; give one of {', '.join(names)}: it is split here again.")
     if not 2 <= len(names) <= MAX_CLASSES:
@@ -131,12 +133,12 @@ def _check_place(folder: Path, out: Path) -> None:
         raise errors.BadDataset(f"{out} is a folder with something else in it; take another.")
 
 
-def _check_unchanged(folder: Path, out: Path, state: State, header: Header) -> None:
-    found = sum(1 for _ in _places(folder, header))
-    if found > state.files:
+def _check_unchanged(folder: Path, book: Book, out: Path, state: State, header: Header) -> None:
+    new = sum(not _is_listed(book, state, _relative(folder, path)) for _, path in _places(folder, header))
+    if new:
         raise errors.BadDataset(
-            f"{out} is complete, of {state.files} files; {folder} has {found} now. To take them all, build it at "
-            "another place."
+            f"{out} is complete, of {state.files} files; {folder} has {new} now that are not among them. To take them "
+            "all, build it at another place."
         )
 
 
@@ -151,8 +153,9 @@ def _begun(book: Book, header: Header, out: Path) -> State:
         return state
     for name, value in front[0]:
         if value != getattr(header, name):
+            then = "other classes" if name == "classes" else f"{name.removesuffix('_px')} {value}"
             raise errors.BadDataset(
-                f"{out} was begun with another {name}; give the same as then, or another place for this one."
+                f"{out} was begun with {then}; give the same as then, or another place for this one."
             )
     return front[1]
 
@@ -165,10 +168,9 @@ def _list(folder: Path, book: Book, state: State, header: Header, on_progress: O
     entries, labels = list[tuple[bytes, bytes, bytes]](), set[int]()
     for label, path in _places(folder, header):
         labels.add(label)
-        relative = os.fsencode(path.relative_to(folder))
-        key = hashlib.blake2b(relative, digest_size=16).digest()
-        if not any(book.has(b"files", LABEL.pack(earlier) + key) for earlier in range(state.listings)):
-            entries.append((b"files", LABEL.pack(state.listings) + key, LABEL.pack(label) + relative))
+        relative = _relative(folder, path)
+        if not _is_listed(book, state, relative):
+            entries.append((b"files", _key(state.listings, relative), LABEL.pack(label) + relative))
         if len(entries) == _LISTED_AT_ONCE:
             book.write(entries, state)
             entries.clear()
@@ -183,11 +185,23 @@ def _list(folder: Path, book: Book, state: State, header: Header, on_progress: O
     book.write([], state)
 
 
+def _relative(folder: Path, path: Path) -> bytes:
+    return os.fsencode(path.relative_to(folder))
+
+
+def _key(listing: int, relative: bytes) -> bytes:
+    return LABEL.pack(listing) + hashlib.blake2b(relative, digest_size=16).digest()
+
+
+def _is_listed(book: Book, state: State, relative: bytes) -> bool:
+    return any(book.has(b"files", _key(listing, relative)) for listing in range(state.listings))
+
+
 def _places(folder: Path, header: Header) -> Iterator[tuple[int, Path]]:
     """Every file, and the number of its class."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.name.startswith(".") and not entry.is_dir():
+            if not entry.name.startswith(".") and not _is_folder(entry):
                 yield _NO_CLASS, Path(entry.path)
     for label, name in enumerate(header.classes):
         for path in _files(folder / name):
@@ -195,17 +209,35 @@ def _places(folder: Path, header: Header) -> Iterator[tuple[int, Path]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Also of folders below, but through no link to a folder: it could lead back."""
+    """Also of folders below, but through no link to a folder: it could lead back. One that cannot be read is a file."""
     below = [folder]
     while below:
-        with os.scandir(below.pop()) as entries:
+        place = below.pop()
+        try:
+            found = os.scandir(place)
+        except OSError as error:
+            if place == folder or error.errno not in _FILE_ERRORS:
+                raise
+            yield place
+            continue
+        with found as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     below.append(Path(entry.path))
-                elif not entry.is_dir():
+                elif not _is_folder(entry):
                     yield Path(entry.path)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Also a link to one. A link that leads to itself is none; it is told of when it is read."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno not in _FILE_ERRORS:
+            raise
+        return False
 
 
 # ---------------------------------------------------------------------- read
@@ -214,16 +246,19 @@ def _files(folder: Path) -> Iterator[Path]:
 def _take(
     outcomes: Iterator[_Taken | _Refused], book: Book, state: State, header: Header, on_progress: OnProgress | None
 ) -> None:
-    began, portion, done_before = time.monotonic(), list[_Taken | _Refused](), state.taken + state.refused
-    for outcome in outcomes:
+    began, portion, refused = 0.0, list[_Taken | _Refused](), state.refused
+    before = state.taken + state.refused
+    for count, outcome in enumerate(outcomes, start=1):
+        began = began or time.monotonic()  # the children have started by now, which says nothing of the pace
         portion.append(outcome)
+        refused += isinstance(outcome, _Refused)
         if len(portion) == _PORTION:
             _keep(book, state, portion)
             portion.clear()
         if on_progress is not None:
-            done = state.taken + state.refused + len(portion)
-            pace = (time.monotonic() - began) / (done - done_before)
-            on_progress(Progress(state.files, done, state.refused, pace * (state.files - done)))
+            done, pace = before + count, (time.monotonic() - began) / (count - 1) if count > 1 else None
+            left = None if pace is None else pace * (state.files - done)
+            on_progress(Progress(state.files, done, refused, left))
     _keep(book, state, portion)
     for name, count in zip(header.classes, state.train, strict=True):
         if not count:
@@ -300,6 +335,8 @@ def _refused(key: bytes, path: str, words: str) -> _Refused:
 def _content(path: Path) -> bytes:
     try:
         found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise errors.BadImage("The folder cannot be read.")
         if not stat.S_ISREG(found.st_mode):  # to open a pipe could take for ever
             raise errors.UnsupportedImage()
         if found.st_size > images.MAX_BYTES:

@@ -180,7 +180,9 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that torch saved. Raises BadWeights."""
     tensors = load(path)
     if not all(isinstance(tensor, Tensor) and _is_plain(tensor) for tensor in tensors.values()):
-        raise errors.BadWeights(f"{path} is no dictionary of tensors with all their numbers.")
+        raise errors.BadWeights(
+            f"{path} is no dictionary of tensors with all their numbers; save a network's state_dict() alone."
+        )
     return tensors
 
 

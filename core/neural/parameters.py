@@ -40,9 +40,11 @@ class Parameters:
         architecture, checked = _architecture(len(pairs)), []
         for (weight, bias), row in zip(pairs, convolutions(architecture), strict=True):
             if weight.shape != (row.outputs, row.inputs, 3, 3) or bias.shape != (row.outputs,):
-                found = " x ".join(map(str, weight.shape))
+                narrow = weight.ndim == 4 and len(weight) < row.outputs
                 raise errors.BadWeights(
-                    f"The convolution before {row.layer} is {found}; {title(architecture)} has other."
+                    f"The convolution before {row.layer} is {' x '.join(map(str, weight.shape))}; "
+                    f"{title(architecture)} has {row.outputs} x {row.inputs} x 3 x 3."
+                    + (" Of a narrow network of `impasto train` take network.safetensors." if narrow else "")
                 )
             if weight.is_complex() or bias.is_complex():
                 raise errors.BadWeights(f"The convolution before {row.layer} holds complex numbers.")

@@ -38,7 +38,7 @@ class Team:
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
         # What batch normalization has counted, training does not look at: to send it round in each step is for nothing.
-        return DistributedDataParallel(model, devices, broadcast_buffers=False)
+        return DistributedDataParallel(model, devices, forward_sync_buffers=False)
 
     def agree(self, model: nn.Module) -> None:
         """What batch normalization has counted becomes that of the process that leads, which is what is written."""

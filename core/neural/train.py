@@ -210,8 +210,8 @@ class Run:
         total, top1, top5 = sums.tolist()  # only now: whoever asks a card for numbers waits until it is done
         if not math.isfinite(total):
             raise errors.Diverged(
-                f"The loss left the finite numbers at step {step + 1}; the last checkpoint is kept. Begin another run "
-                "with a lower learning_rate, a warm-up, or clip."
+                f"The loss left the finite numbers at step {step + 1}; {self._kept}. Begin another run with a lower "
+                "learning_rate, a warm-up, or clip."
             )
         return [total / self._team.share.size, top1 / self._batch, top5 / self._batch]
 
@@ -279,8 +279,15 @@ class Run:
     def _is_sound(self) -> bool:
         """Whether all weights are finite. Raises Diverged."""
         if not all(bool(tensor.isfinite().all()) for tensor in self._plain.state_dict().values()):
-            raise errors.Diverged("The weights left the finite numbers; the last checkpoint is kept.")
+            raise errors.Diverged(
+                f"The weights left the finite numbers; {self._kept}. Begin another run with a lower learning_rate, a "
+                "warm-up, or clip."
+            )
         return True
+
+    @property
+    def _kept(self) -> str:
+        return "the last checkpoint is kept" if self._checkpoint.is_file() else "there was no checkpoint yet"
 
     def _save(self) -> None:
         if self._log is None or not self._is_sound():
@@ -305,13 +312,24 @@ class Run:
             self._plain.load_state_dict(found.model)
             self._optimizer.load_state_dict(found.optimizer)
             self._scaler.load_state_dict(found.scaler)
+            self._check_momentum()
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise errors.BadWeights(f"{self._checkpoint} does not fit its own recipe; begin another run.") from error
         return found.position
 
+    def _check_momentum(self) -> None:
+        """The optimizer takes whatever it is given, and would stop in the middle of a step. Raises ValueError."""
+        for tensor in self._plain.parameters():
+            momentum = self._optimizer.state[tensor].get("momentum_buffer", tensor)
+            if momentum is not None and (momentum.shape != tensor.shape or not momentum.isfinite().all()):
+                raise ValueError("momentum of another shape, or not finite")
+
     def _check_same(self, then: trained.About, now: trained.About) -> None:
-        if (then.dataset_sha256, then.start_sha256) != (now.dataset_sha256, now.start_sha256):
-            raise errors.BadSpec(f"The run in {self._folder} was begun with other pictures or weights; take another.")
+        if then.dataset_sha256 != now.dataset_sha256:
+            raise errors.BadSpec(f"The run in {self._folder} was begun with another data set; take another folder.")
+        if then.start_sha256 != now.start_sha256:
+            how = "with another --start" if then.start_sha256 else "without --start"
+            raise errors.BadSpec(f"The run in {self._folder} was begun {how}; give the same, or begin another run.")
         for name, value in then.recipe:
             if value != getattr(now.recipe, name):
                 raise errors.BadSpec(

@@ -291,6 +291,7 @@ def test_a_network_of_ones_own_comes_in_is_normalized_goes_out_and_away(
     photo.save(folder / "more" / "b.jpg")
     (folder / "broken.png").write_bytes(b"no picture")
     unnamed = impasto("weights", "import", "My Textures.caffemodel", **own)
+    badly = impasto("weights", "import", "My Textures.caffemodel", "--name", "a/b", **own)
     taken = impasto("weights", "import", "My Textures.caffemodel", "--name", "my-textures", **own)
     normalized = impasto("weights", "normalize", "my-textures", "photos", **own)
     exported = impasto("weights", "export", "my-textures-normalized", "out.caffemodel", **own)
@@ -305,6 +306,7 @@ def test_a_network_of_ones_own_comes_in_is_normalized_goes_out_and_away(
     # Refused before it looks at any picture.
     assert (2, "impasto: This is a VGG-11; call it anything but vgg16.\n") == (misnamed.returncode, misnamed.stderr)
     assert "Say --name" in unnamed.stderr
+    assert (2, "impasto: A network's name has small letters") == (badly.returncode, badly.stderr[:43])
     assert all("Traceback" not in ran.stderr for ran in (unnamed, nowhere, unknown))
     assert [0] * 6 == [ran.returncode for ran in (taken, normalized, exported, shown, removed, listed)]
     assert taken.stdout.startswith("my-textures  VGG-11  37 MB  sha256 ")

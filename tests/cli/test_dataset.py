@@ -28,6 +28,7 @@ def test_a_folder_becomes_a_data_set_and_a_contact_sheet(tmp_path: Path) -> None
 
     built = impasto(tmp_path, "dataset", "build", "pets", "pets.lmdb", "--side", "48", "--validation", "0.2")
     told = impasto(tmp_path, "dataset", "info", "pets.lmdb", "--classes", "--sheet", "sheet.png")
+    nowhere = impasto(tmp_path, "dataset", "info", "pets.lmdb", "--refused", "0", "--sheet", "no/sheet.png")
 
     assert (0, 0) == (built.returncode, told.returncode), built.stderr + told.stderr
     assert "100%" in built.stderr
@@ -39,6 +40,9 @@ def test_a_folder_becomes_a_data_set_and_a_contact_sheet(tmp_path: Path) -> None
     ):
         assert words in built.stdout
         assert words in told.stdout
+    assert "    train + validation" in told.stdout.splitlines()
+    assert "  and 1 more: impasto dataset info pets.lmdb --refused 1" in nowhere.stdout.splitlines()
+    assert (1, "impasto: No such file or directory: no/sheet.png\n") == (nowhere.returncode, nowhere.stderr)
     assert "sheet.png" == told.stdout.splitlines()[-1]
     assert (tmp_path / "sheet.png").is_file()
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from core import errors, harvest, images
-from core.dataset import SPLITS, Dataset, State, contact_sheet
+from core.dataset import SPLITS, Dataset, State, contact_sheet, room
 from core.harvest import Wish, build
 
 WISH = Wish(side_px=32, validation=0.25)
@@ -69,6 +69,55 @@ def test_every_good_picture_is_there_once_and_every_other_file_is_told_of(source
             sentence.split(":")[0] for sentence in opened.refusals(10)
         }
         assert (32, 32) == opened.picture("train", 0)[1].size
+
+
+def test_links_that_lead_to_themselves_and_folders_that_cannot_be_read_are_told_of(
+    source: Path, tmp_path: Path
+) -> None:
+    (source / "itself").symlink_to("itself")
+    (source / "cats" / "itself").symlink_to("itself")
+    place = os.open(source / "dogs", os.O_RDONLY)
+    for _ in range(20):  # deeper than a path may be long
+        os.mkdir("d" * 250, dir_fd=place)
+        place, above = os.open("d" * 250, os.O_RDONLY, dir_fd=place), place
+        os.close(above)
+    os.close(place)
+
+    state = build(source, tmp_path / "out", WISH, jobs=1)
+
+    assert (23, 20, 3) == (state.files, state.taken, state.refused)
+    with Dataset(tmp_path / "out") as opened:
+        told = "\n".join(opened.refusals(10))
+    assert "cats/itself: The file cannot be read: Too many levels" in told
+    assert "itself: It lies in no sub-folder" in told
+    assert "File name too long" in told
+
+
+def test_progress_counts_what_is_refused_at_once_and_tells_no_time_before_it_knows_one(
+    source: Path, tmp_path: Path
+) -> None:
+    for path in source.glob("cats/[1-9].png"):
+        path.write_text("no picture")
+    seen = list[harvest.Progress]()
+    state = build(source, tmp_path / "out", WISH, jobs=1, on_progress=seen.append)
+
+    assert (9, 9) == (state.refused, seen[-1].refused)
+    assert [*range(1, 21)] == [at.done for at in seen]
+    assert [True, *[False] * 19] == [at.seconds_left is None for at in seen]
+
+
+def test_a_share_that_is_no_number_is_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(errors.BadDataset, match="validation must be a share"):
+        build(source, tmp_path / "out", Wish(32, validation=float("nan")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_the_system_refuses_to_open_is_not_called_damaged(tmp_path: Path) -> None:
+    refusal = lmdb.Error("another system's words")
+    refusal.code = errno.EACCES
+
+    with pytest.raises(PermissionError, match="Permission denied"), room(tmp_path):
+        raise refusal
 
 
 def test_raw_pixels_are_those_of_the_file(source: Path, tmp_path: Path) -> None:
@@ -176,10 +225,10 @@ def test_a_map_that_is_full_grows(source: Path, tmp_path: Path) -> None:
 def test_other_settings_than_those_it_was_begun_with_are_refused(source: Path, tmp_path: Path) -> None:
     build(source, tmp_path / "out", WISH)
 
-    with pytest.raises(errors.BadDataset, match="another side_px"):
+    with pytest.raises(errors.BadDataset, match="begun with side 32;"):
         build(source, tmp_path / "out", Wish(64, validation=0.25))
     fill(source, {"mice": 3})
-    with pytest.raises(errors.BadDataset, match="another classes"):
+    with pytest.raises(errors.BadDataset, match="begun with other classes"):
         build(source, tmp_path / "out", WISH)
 
 
@@ -234,8 +283,12 @@ def test_pictures_that_came_after_the_end_are_not_passed_over_in_silence(source:
     state = build(source, tmp_path / "out", WISH)
     shutil.copy(source / "cats" / "0.png", source / "cats" / "new.png")
 
-    with pytest.raises(errors.BadDataset, match=r"complete, of 20 files; .* has 21 now"):
+    with pytest.raises(errors.BadDataset, match=r"complete, of 20 files; .* has 1 now that are not"):
         build(source, tmp_path / "out", WISH)
+    (source / "dogs" / "0.png").rename(tmp_path / "0.png")  # as many as before, and another one all the same
+    with pytest.raises(errors.BadDataset, match="not among them"):
+        build(source, tmp_path / "out", WISH)
+    (tmp_path / "0.png").rename(source / "dogs" / "0.png")
     (source / "cats" / "new.png").unlink()
     assert state == build(source, tmp_path / "out", WISH)
 
@@ -246,7 +299,7 @@ def test_a_disk_that_fails_ends_the_build_and_blames_no_picture(
     read, failures = Path.read_bytes, [errno.EIO, errno.ESTALE, errno.EMFILE]
 
     def reading(path: Path) -> bytes:
-        if path.name == "5.png" and failures:
+        if path.parts[-2:] == ("cats", "5.png") and failures:
             raise OSError(failures.pop(), "of the machine", str(path))
         return read(path)
 

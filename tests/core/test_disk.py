@@ -47,3 +47,9 @@ def test_a_folder_is_held_and_goes_if_nothing_came_of_it(tmp_path: Path) -> None
 def test_what_blocks_inside_is_not_taken_for_another_process(tmp_path: Path) -> None:
     with pytest.raises(BlockingIOError), disk.alone(tmp_path, errors.BadSpec("held")):
         raise BlockingIOError(errno.EAGAIN, "a pipe")
+
+
+def test_a_refusal_names_the_file_that_was_asked_for_and_not_its_part(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as refused:
+        disk.written(tmp_path / "nowhere" / "file", lambda part: part.write_bytes(b"some"))
+    assert str(tmp_path / "nowhere" / "file") == refused.value.filename

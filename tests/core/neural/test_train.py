@@ -211,11 +211,14 @@ def test_two_processes_learn_as_one(stripes: Path, tmp_path: Path) -> None:
         assert pytest.approx(one, rel=1e-4) == two
     assert [row["top1"] for row in alone] == [row["top1"] for row in together]
     assert 1 == ran.stdout.count("network.safetensors")
+    assert "Warning" not in ran.stderr
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(stripes: Path, tmp_path: Path) -> None:
-    with pytest.raises(errors.Diverged, match="lower learning_rate"):
+    with pytest.raises(errors.Diverged, match=r"the last checkpoint is kept\. Begin .* lower learning_rate"):
         teach(stripes, tmp_path / "run", learning_rate=100, epochs=50)
+    with pytest.raises(errors.Diverged, match="there was no checkpoint yet"):
+        teach(stripes, tmp_path / "other", Pacing(workers=0), learning_rate=100, epochs=50)
 
     kept = load(tmp_path / "run" / "checkpoint.pt").model
     assert all(tensor.isfinite().all() for tensor in kept.values())
@@ -272,8 +275,28 @@ def test_other_settings_or_pictures_than_those_it_was_begun_with_are_refused(str
     with pytest.raises(errors.BadSpec, match="was begun with epochs 1"):
         teach(stripes, tmp_path / "run", epochs=2)
     resaved(tmp_path / "run", dataset_sha256="0" * 64)
-    with pytest.raises(errors.BadSpec, match="other pictures"):
+    with pytest.raises(errors.BadSpec, match="another data set"):
         teach(stripes, tmp_path / "run", epochs=1)
+    with Dataset(stripes) as data:
+        resaved(tmp_path / "run", dataset_sha256=data.sha256, start_sha256="0" * 64)
+    with pytest.raises(errors.BadSpec, match="with another --start"):
+        teach(stripes, tmp_path / "run", epochs=1)
+
+
+@pytest.mark.parametrize("spoil", [lambda tensor: tensor[..., :1], lambda tensor: tensor * float("nan")])
+def test_a_checkpoint_whose_momentum_does_not_fit_is_refused_before_a_step(
+    stripes: Path, tmp_path: Path, spoil: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    with pytest.raises(Stopped):
+        train(stripes, tmp_path / "run", TINY, Team(), EVERY_STEP, on_moment=stop_at(3))
+    found = load(tmp_path / "run" / "checkpoint.pt")
+    first = found.optimizer["state"][0]
+    first["momentum_buffer"] = spoil(first["momentum_buffer"])
+    tensors = {"model": found.model, "optimizer": found.optimizer, "scaler": found.scaler}
+    trained.save(tmp_path / "run" / "checkpoint.pt", found.about, found.position, **tensors)
+
+    with pytest.raises(errors.BadWeights, match="does not fit its own recipe"):
+        teach(stripes, tmp_path / "run")
 
 
 def test_a_damaged_checkpoint_and_a_strange_folder_are_refused(stripes: Path, tmp_path: Path) -> None:

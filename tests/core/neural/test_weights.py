@@ -398,3 +398,12 @@ def test_torchvisions_registry_answers_beside_a_cpu_torch() -> None:
 
     assert url.startswith("https://")
     assert url.endswith(f"vgg19-{prefix}.pth")
+
+
+def test_the_whole_of_a_narrow_network_is_refused_with_the_file_to_take() -> None:
+    pairs = [(torch.zeros(8, 3, 3, 3), torch.zeros(8))] * 8
+
+    with pytest.raises(
+        errors.BadWeights, match=r"is 8 x 3 x 3 x 3; VGG-11 has 64 x 3 x 3 x 3\. .*network\.safetensors"
+    ):
+        Parameters.of(pairs)
