@@ -3,7 +3,6 @@
 An error is one line that says what to do, never a traceback. core.neural is reached inside the commands that need it.
 """
 
-import math
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ from cli.bar import Bar
 from cli.dataset import dataset
 from cli.info import info, recorded
 from cli.keys import keys
+from cli.number import Number
 from cli.plain import plain
 from cli.train import train
 from cli.up import LocalService, service_url
@@ -355,7 +355,7 @@ def _tended(service: LocalService, job_id: str) -> Iterator[Job]:
 @click.option(
     "--memory-gb",
     default=0.0,
-    type=click.FloatRange(0, 10_000),
+    type=Number(0, 10_000),
     help="Memory of the device that the run may take, in GB; 0: what is free.",
 )
 def stylize(
@@ -374,8 +374,6 @@ def stylize(
 ) -> None:
     """Paint on this machine, without a service."""
     _check_output(output)
-    if math.isnan(memory_gb):  # which no range keeps out
-        raise errors.BadInput("--memory-gb must be a number from 0 to 10000.")
     spec = parse_spec(_given(given, source)).for_pictures(len(style), len(masks), init_image=init_image is not None)
 
     from core.neural.planner import NOMINAL, Planner, pace_of

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from cli.bar import Bar
+from cli.number import Number
 from cli.plain import plain
 from core import disk, errors
 
@@ -39,7 +40,7 @@ def dataset() -> None:
     "--validation",
     default=0.05,
     show_default=True,
-    type=click.FloatRange(0, 0.5),
+    type=Number(0, 0.5),
     help="Share of the pictures that is kept from training.",
 )
 @click.option("--jobs", default=0, type=click.IntRange(0, 256), help="Decoding processes; 0: one a core.")

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from cli.bar import Bar
+from cli.number import Number
 from core.recipe import Recipe, allowed, parse_recipe
 
 
@@ -31,7 +32,7 @@ def settings(command: Any) -> Any:
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--workers", type=click.IntRange(0, 256), help="Processes that read ahead.  [default: by the device]")
-@click.option("--checkpoint-seconds", default=60.0, show_default=True, type=click.FloatRange(0), help="Between two.")
+@click.option("--checkpoint-seconds", default=60.0, show_default=True, type=Number(0), help="Between two.")
 @click.option("--log-steps", default=10, show_default=True, type=click.IntRange(1), help="Steps for a line of log.csv.")
 def train(
     *,

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cli.number import Number
 from cli.plain import plain
 from core import errors, images, settings
 from core.settings import Settings
@@ -127,7 +128,7 @@ def export(name: str, file: Path, convention: Any) -> None:
     "--least",
     default=0.1,
     show_default=True,
-    type=click.FloatRange(1e-6, 1),
+    type=Number(1e-6, 1),
     help="No filter is divided by less than this share of its layer's average; weaker ones stay below 1.",
 )
 def normalize(model: str, folder: Path, name: str | None, least: float) -> None:
