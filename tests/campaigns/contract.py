@@ -125,6 +125,7 @@ def _cases(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "status": response.get("status_code"),
             "seconds": response.get("elapsed"),
             "broken": [_words(check) for check in failed],
+            **({"uri": interaction.get("request", {}).get("uri")} if failed else {}),
         }
 
 
