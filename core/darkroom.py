@@ -8,6 +8,7 @@ core/images.py asks for a verdict, pixels come back, and nothing else is believe
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from core.spec import MAX_SIZE_PX
 MEMORY_BYTES = 3 * 2**30  # a result of ours that is gone on from is larger than what strangers may send
 SECONDS = 600  # of CPU time, for all of them
 PATIENCE_SECONDS = 500.0  # for one, by the clock, on a machine that may be busy
+DEATH_SECONDS = 1.0  # that a child may take to be dead, once it says no more
 _MOST_PIXELS = max(images.MAX_PIXELS, MAX_SIZE_PX**2)
 _READY, _HEAD_BYTES = b"!", 4096
 _PASSED_ON = ("PYTHON", "PATH", "LD_", "LANG", "LC_", "VIRTUAL_ENV")  # beginnings of an environment's names
@@ -36,6 +38,7 @@ class Darkroom:
 
     def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "core.darkroom")) -> None:
         self._command = command
+        self._gave_up = False
 
     def __enter__(self) -> "Darkroom":
         """Raises Unavailable where no child can be had."""
@@ -58,7 +61,10 @@ class Darkroom:
             self._child.communicate()
 
     def developed(self, data: bytes, ground: Ground = "white", *, any_size: bool = False) -> Image.Image:
-        """As `images.decode`. Raises what that does, and BadImage where the child dies of the file."""
+        """As `images.decode`. Raises what that does.
+
+        Also BadImage where the child dies of the file, and OutOfMemory where the machine ended it.
+        """
         wish = json.dumps({"bytes": len(data), "ground": ground, "any_size": any_size}).encode()
         head = self._answer(wish.ljust(_HEAD_BYTES) + data, _HEAD_BYTES)
         try:
@@ -70,14 +76,14 @@ class Darkroom:
                 return Image.frombytes("RGB", (width, height), self._answer(b"", 3 * width * height))
             name, message = str(told["refusal"]), str(told["message"])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise errors.BadImage() from error
+            raise (errors.OutOfMemory() if self._was_killed() else errors.BadImage()) from error
         raise next((kind for kind in _REFUSALS if kind.__name__ == name), errors.BadImage)(message)
 
     def _answer(self, question: bytes, count: int) -> bytes:
         """So many bytes, or less where the child has died, or hangs."""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        late = threading.Timer(PATIENCE_SECONDS, self._child.kill)
+        late = threading.Timer(PATIENCE_SECONDS, self._give_up)
         late.start()
         try:
             self._child.stdin.write(question)
@@ -87,6 +93,16 @@ class Darkroom:
             return b""
         finally:
             late.cancel()
+
+    def _give_up(self) -> None:
+        self._gave_up = True
+        self._child.kill()
+
+    def _was_killed(self) -> bool:
+        """By somebody else, as a kernel does that has no memory left: a limit of its own is another signal."""
+        with suppress(subprocess.TimeoutExpired):
+            return self._child.wait(DEATH_SECONDS) == -signal.SIGKILL and not self._gave_up
+        return False
 
 
 def _no_child() -> errors.Unavailable:

@@ -53,6 +53,13 @@ TAKEN_OVER = {
 }
 
 
+def test_where_the_machine_ends_the_child_the_picture_is_not_to_blame() -> None:
+    """As one that is out of memory does."""
+    killed = "import os, signal\nos.write(1, b'!')\nos.read(0, 4096)\nos.kill(os.getpid(), signal.SIGKILL)"
+    with Darkroom((sys.executable, "-c", killed)) as room, pytest.raises(errors.OutOfMemory):
+        room.developed(_file())
+
+
 @pytest.mark.parametrize("deed", TAKEN_OVER)
 def test_a_child_that_was_taken_over_harms_nobody(monkeypatch: pytest.MonkeyPatch, deed: str) -> None:
     monkeypatch.setattr(darkroom, "PATIENCE_SECONDS", 3)
