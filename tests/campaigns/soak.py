@@ -24,7 +24,7 @@ import httpx2
 import kills
 import psutil
 import redis
-from fleet import Fleet
+from fleet import Fleet, late
 from history import History, events, judged
 
 from core.jobs import Status
@@ -64,10 +64,12 @@ CONTROLS = {
 
 
 def _scaled(keep_seconds: float) -> str:
-    """For `changed`: what the code keeps for a fixed time, it keeps for so long."""
+    """For `changed`: what the code keeps for a fixed time, it keeps for so long; and what it remembers, less of it."""
     return (
-        "import core.store as s\n"
-        f"s.REPLAY_SECONDS = {keep_seconds}\n"
+        late("api.lookout", "module.REMEMBERED = 50")
+        + late("api.rendition", "module._shelf = module.Shelf(200_000)")
+        + "import core.record, core.store as s\n"
+        f"core.record.REPLAY_SECONDS = {keep_seconds}\n"
         "stock_hold = s.JobStore.hold\n"
         "def hold(self, digest, keep=0, owner=s.ANYONE, **more):\n"
         f"    stock_hold(self, digest, {keep_seconds}, owner, **more)\n"
