@@ -21,7 +21,7 @@ from core.settings import Settings
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "harbor.jpg"
 SIDE_PX = 224
-CAFFE_MEAN = (103.939, 116.779, 123.68)  # B, G, R
+MEAN = tuple(255 * channel for channel in reversed(CAFFE.mean))  # B, G, R
 
 
 @click.command()
@@ -48,7 +48,7 @@ def main(model: str) -> None:
     read.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
     layers = [name for name in read.getLayerNames() if name.startswith("relu")]
     blue_first = np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
-    read.setInput(cv2.dnn.blobFromImage(blue_first, mean=CAFFE_MEAN))
+    read.setInput(cv2.dnn.blobFromImage(blue_first, mean=MEAN))
     theirs = dict(zip(layers, read.forward(layers), strict=True))
     with torch.inference_mode():
         ours = network.features(to_image(picture), layers, edges="zeros")
