@@ -55,13 +55,18 @@ _READ = ["ETag", "Idempotent-Replayed", "Location", "Preference-Applied", "Retry
 _READ += ["X-Request-Id"]
 
 # For the OpenAPI document, and the form at /docs; api/auth.py has looked at the header by then.
+RING_SECONDS = 2.0  # that a submission waits for a doorbell that says nothing; the reaper rings again
 _BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key: `impasto keys create NAME`.")
 
 
 def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -> FastAPI:
     """The application with its store, blobs, doorbell and reaper. Raises BadSettings."""
     shared, own = shared or settings.read(Settings), own or settings.read(ApiSettings)
-    store, blobs, celery = JobStore(shared.redis_url), Blobs(shared.blobs_dir), make_celery(shared.redis_url)
+    store, blobs, celery = (
+        JobStore(shared.redis_url),
+        Blobs(shared.blobs_dir),
+        make_celery(shared.redis_url, patience_seconds=RING_SECONDS),
+    )
     reaper = Reaper(
         store,
         blobs,

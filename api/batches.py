@@ -5,7 +5,7 @@ A batch is no more than its jobs: each has its own place in the queue and counts
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 from functools import partial
 from typing import Annotated
@@ -108,8 +108,8 @@ def _taken(sent: submission.BatchSubmission, spec: StyleSpec, terms: Terms, take
     batch = taker.store.create_batch(batch_id, inputs, terms, taker.limits)
     if batch.id == batch_id:
         for job in batch.jobs:
-            if not job.status.ended:
-                taker.ring()
+            if not job.status.ended and not taker.ring():
+                break  # the broker is away; the reaper rings again
     return batch, batch.id != batch_id
 
 
@@ -133,7 +133,8 @@ async def look(
     if patience and not batch.ended:
         with suppress(errors.TooManyWatchers):  # it is a preference; they may poll
             with closing(sights.listen_to([job.id for job in batch.jobs], owner)) as vigil:
-                batch = await _changed(batch, known, vigil, patience, partial(store.batch, batch.id, owner))
+                read = partial(sights.share, f"{batch.id} {owner}", partial(store.batch, batch.id, owner))
+                batch = await _changed(batch, known, vigil, patience, read)
             headers = applied(patience)
     tag = _tag(batch)
     headers |= {"ETag": tag, "Cache-Control": "no-cache"}
@@ -145,11 +146,13 @@ async def look(
     return batch_resource(batch)
 
 
-async def _changed(first: Batch, known: str, vigil: Vigil, seconds: float, read: Callable[[], Batch]) -> Batch:
+async def _changed(
+    first: Batch, known: str, vigil: Vigil, seconds: float, read: Callable[[], Awaitable[Batch]]
+) -> Batch:
     """The batch when it tells something new; as it is after so long, in any case. Raises BatchNotFound."""
     until = time.monotonic() + seconds
     while True:
-        batch = await run_in_threadpool(read)  # at first for what has changed before the vigil began
+        batch = await read()  # at first for what has changed before the vigil began
         new = not tags.among(known, _tag(batch)) if known else batch.counts != first.counts
         if new or batch.ended or not await vigil.wait(until - time.monotonic()):
             return batch

@@ -14,7 +14,6 @@ from api import form, rendition
 from api.deps import Blobs, Config, Owner, Store
 from core import errors, images
 from core.blobs import is_digest
-from core.store import HOLD_SECONDS
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
@@ -58,13 +57,19 @@ async def inspected(file: Path, *, mask: bool = False) -> tuple[int, int]:
         _CHILDREN.release()
 
 
-def known(digest: str, owner: str, store: Store, blobs: Blobs, keep_seconds: float = HOLD_SECONDS) -> None:
+def known(digest: str, owner: str, store: Store, blobs: Blobs) -> None:
     """Make sure that the owner's upload named by its digest is here, and stays for a while. Raises ImageNotFound."""
     if _is_here(digest, owner, store, blobs):
-        store.hold(digest, keep_seconds, owner)
+        store.hold(digest, owner=owner)
         if blobs.has(digest):
             return
     raise errors.ImageNotFound()
+
+
+def _hold(digest: str, size_bytes: int, owner: str, store: Store, config: Config) -> None:
+    """For as long as an upload stays; it counts as one. Raises QuotaExceeded."""
+    keep_seconds, most_bytes = config.upload_keep_hours * 3600, config.uploads_gb_per_caller * 1e9
+    store.hold(digest, keep_seconds, owner, size_bytes=size_bytes, most_bytes=most_bytes)
 
 
 def _is_here(digest: str, owner: str, store: Store, blobs: Blobs) -> bool:
@@ -91,9 +96,7 @@ async def upload(
         width, height = await inspected(part.path)
 
         def keep() -> str:
-            most_bytes, size_bytes = config.uploads_gb_per_caller * 1e9, image.size or 0
-            keep_seconds = config.upload_keep_hours * 3600
-            store.hold(part.digest, keep_seconds, owner, size_bytes=size_bytes, most_bytes=most_bytes)
+            _hold(part.digest, image.size or 0, owner, store, config)
             return blobs.keep(part)
 
         digest = await to_thread.run_sync(keep)
@@ -104,7 +107,8 @@ async def upload(
 @router.head("/{digest}", response_class=Response, summary="Is this picture here?")
 def look(*, digest: str, request: Request, owner: Owner, store: Store, blobs: Blobs, config: Config) -> Response:
     """200 if a job can name this digest, and it stays for the time of an upload; else 404."""
-    known(digest, owner, store, blobs, config.upload_keep_hours * 3600)
+    if _is_here(digest, owner, store, blobs):
+        _hold(digest, blobs.size_bytes(digest), owner, store, config)
     return fetch(digest=digest, request=request, owner=owner, store=store, blobs=blobs)
 
 

@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cached_property
 from itertools import islice
+from typing import Any, TypeVar
+
+from anyio import to_thread
 
 from api.resource import resource
 from core import errors
@@ -22,6 +25,8 @@ POLL_SECONDS = 2.0
 AGAIN_SECONDS = 0.5
 READ_AT_ONCE = 100
 REMEMBERED = 1000  # jobs, some 10 kB each
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +61,7 @@ class Lookout:
         self._watchers: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
         self._reading: asyncio.Task[None] | None = None
+        self._shared: dict[str, asyncio.Task[Any]] = {}  # reads that have not begun
         self.away = False  # whether the store has not answered last time
         self.stopping = False
 
@@ -83,6 +89,18 @@ class Lookout:
         self._admit(owner)
         self._follow()
         return Vigil(self, job_ids, owner)
+
+    async def share(self, name: str, read: Callable[[], T]) -> T:
+        """What `read` finds, in a thread: one read for all who ask under the name before it has begun."""
+
+        async def begun() -> T:
+            del self._shared[name]
+            return await to_thread.run_sync(read)
+
+        if name not in self._shared:
+            self._shared[name] = asyncio.create_task(begun())
+        answer: T = await asyncio.shield(self._shared[name])
+        return answer
 
     def _admit(self, owner: str) -> None:
         if self._watchers[owner] >= self._max_watchers:
@@ -138,6 +156,8 @@ class Lookout:
                 )
             except Exception as error:
                 self.away = True
+                if isinstance(error, errors.StoreUnavailable):  # nor would those behind them be answered
+                    asked, self._asked = asked | self._asked, {}
                 for answer in asked.values():
                     answer.set_exception(error)
                     answer.exception()  # perhaps nobody waits for it

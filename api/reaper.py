@@ -119,7 +119,8 @@ class Reaper:
 
     def _ring(self, times: int) -> None:
         for _ in range(min(times, BELLS_AT_ONCE)):
-            ring(self._celery)
+            if not ring(self._celery):
+                return  # the broker is away; the bells are missed again
 
     def _ring_lost_bells(self) -> None:
         """Each waiting job needs a bell. One that is missing twice in a row is lost, not on its way to a claim."""

@@ -41,6 +41,17 @@ def _room() -> Iterator[None]:
         raise errors.StorageFull() from error
 
 
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Inside, what is not there is ImageNotFound, and any other refusal of the system to read is Unavailable."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise errors.ImageNotFound() from None
+    except OSError as error:
+        raise errors.Unavailable("Pictures cannot be read at the moment; try again.") from error
+
+
 class Part(io.BufferedRandom):
     """A file on its way to being a blob: gone when it is closed, unless it was kept."""
 
@@ -122,30 +133,31 @@ class Blobs:
 
     def get(self, digest: str) -> bytes:
         """Raises ImageNotFound; Unavailable where the system refuses to read: out of open files, a disk that fails."""
-        try:
+        with _reading():
             return self._path(digest).read_bytes()
-        except FileNotFoundError:
-            raise errors.ImageNotFound() from None
-        except OSError as error:
-            raise errors.Unavailable("Pictures cannot be read at the moment; try again.") from error
 
     def open(self, digest: str) -> BinaryIO:
-        """The blob's file, which can be read to its end though it is deleted meanwhile. Raises ImageNotFound."""
-        try:
+        """The blob's file, which can be read to its end though it is deleted meanwhile. Raises as `get`."""
+        with _reading():
             return self._path(digest).open("rb")
-        except FileNotFoundError:
-            raise errors.ImageNotFound() from None
+
+    def size_bytes(self, digest: str) -> int:
+        """Raises as `get`."""
+        with _reading():
+            return self._path(digest).stat().st_size
 
     def path(self, digest: str) -> Path:
-        """Where the blob's file is, for a process that reads it itself. Raises ImageNotFound."""
-        path = self._path(digest)
-        if not path.exists():
-            raise errors.ImageNotFound()
-        return path
+        """Where the blob's file is, for a process that reads it itself. Raises as `get`."""
+        self.size_bytes(digest)
+        return self._path(digest)
 
     def has(self, digest: str) -> bool:
-        """Whether the blob is here."""
-        return is_digest(digest) and self._path(digest).exists()
+        """Whether the blob is here. Raises Unavailable, as `get`."""
+        try:
+            self.size_bytes(digest)
+        except errors.ImageNotFound:
+            return False
+        return True
 
     def delete(self, digest: str) -> None:
         """Safe to repeat."""

@@ -53,6 +53,7 @@ local CLAIM_MS = 600000 -- that a worker may ask again for the answer to its cla
 local WORKER_MS = 5000 -- a worker beats every second
 local COURIERS, MOST_LANES = 8, 10000 -- at a time for one owner; that are looked at
 local MOST_RECORDS = 50000 -- of one owner; the oldest that has ended makes room for the next
+local MOST_LOOKED_AT = 5000 -- to find it: before it may stand jobs that wait or are pinned
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -414,18 +415,38 @@ local function record(p, id, order)
   end
 end
 
--- Why orders of one owner cannot be taken, all of them; or nil
+-- An owner's records are bounded, as everything that a stranger can pile up. -> those that make room for so many more,
+-- and whether they do.
+local function room_for(p, owner, count)
+  local of, going = p .. 'of:' .. owner, {}
+  local need = math.min(count, redis.call('ZCARD', of) + count - MOST_RECORDS)
+  if need > 0 then
+    for _, id in ipairs(redis.call('ZRANGE', of, 0, MOST_LOOKED_AT - 1)) do
+      local status, pinned = unpack(redis.call('HMGET', job_key(p, id), 'status', 'pinned'))
+      if #going < need and not LEGAL[status] and pinned ~= '1' then
+        going[#going + 1] = id
+      end
+    end
+  end
+  return going, #going >= need
+end
+
+-- Why orders of one owner cannot be taken, all of them; or false, and the records that make room for them
 local function refusal(p, orders)
-  local new = 0 -- that are to be painted
+  local owner, most_own, most_queued = orders[1].owner, orders[1].most_own, orders[1].most_queued
+  local going, is_room = room_for(p, owner, #orders)
+  if not is_room then
+    return 'records'
+  end
+  local new = 0 -- that are to be painted; where records go, a result to reuse may be among them
   for _, order in ipairs(orders) do
     for _, digest in ipairs(order.digests) do
       if not safe(p, digest) then
         return 'gone'
       end
     end
-    new = new + (result_of(p, order) and 0 or 1)
+    new = new + (#going == 0 and result_of(p, order) and 0 or 1)
   end
-  local owner, most_own, most_queued = orders[1].owner, orders[1].most_own, orders[1].most_queued
   local own = redis.call('ZCARD', p .. 'queue:' .. owner) + redis.call('ZCARD', p .. 'of:' .. owner .. ':running')
   if new > 0 and most_own and own + new > most_own then
     return 'quota'
@@ -433,23 +454,10 @@ local function refusal(p, orders)
   if new > 0 and most_queued and redis.call('ZCARD', p .. 'queue') + new > most_queued then
     return 'full'
   end
-end
-
--- An owner's records are bounded, as everything that a stranger can pile up.
-local function let_oldest_go(p, owner)
-  if redis.call('ZCARD', p .. 'of:' .. owner) < MOST_RECORDS then
-    return
-  end
-  for _, id in ipairs(redis.call('ZRANGE', p .. 'of:' .. owner, 0, 99)) do
-    local status, pinned = unpack(redis.call('HMGET', job_key(p, id), 'status', 'pinned'))
-    if not LEGAL[status] and pinned ~= '1' then
-      return erase(p, id)
-    end
-  end
+  return false, going
 end
 
 local function take(p, id, order)
-  let_oldest_go(p, order.owner)
   local source = result_of(p, order)
   record(p, id, order)
   if source then
@@ -473,7 +481,8 @@ local function repeated(keys, args)
 end
 
 -- id, order -> {word, id}: created (perhaps earlier, by the same key), conflict (the key was used for something else),
--- gone (a picture is not safe), quota (the owner has enough jobs), full (all have). The same id again changes nothing.
+-- gone (a picture is not safe), quota (the owner has enough jobs), full (all have), records (the owner's fill their room,
+-- and none of them may go). The same id again changes nothing.
 local function create(keys, args)
   local p, id, order = keys[1], args[1], cjson.decode(args[2])
   if redis.call('EXISTS', job_key(p, id)) == 1 then
@@ -483,9 +492,12 @@ local function create(keys, args)
   if before then
     return before
   end
-  local why = refusal(p, { order })
+  local why, going = refusal(p, { order })
   if why then
     return { why, id }
+  end
+  for _, oldest in ipairs(going) do
+    erase(p, oldest)
   end
   take(p, id, order)
   remember(p, order, id)
@@ -502,9 +514,12 @@ local function create_batch(keys, args)
   if before then
     return before
   end
-  local why = refusal(p, orders)
+  local why, going = refusal(p, orders)
   if why then
     return { why, batch }
+  end
+  for _, oldest in ipairs(going) do
+    erase(p, oldest)
   end
   for i, order in ipairs(orders) do
     take(p, ids[i], order)
@@ -1059,9 +1074,9 @@ local function forget_old_uploads(p, owner)
   redis.call('ZREMRANGEBYSCORE', uploads, '-inf', now)
 end
 
--- Whether the owner's uploads would take more than so many bytes with this one.
+-- Whether the owner's uploads would take more than so many bytes with this one, where it is not among them yet.
 local function is_too_much(p, owner, digest, bytes, most_bytes)
-  if bytes == 0 or redis.call('ZSCORE', p .. 'uploads:' .. owner, digest) then
+  if bytes == 0 or redis.call('HEXISTS', p .. 'sizes:' .. owner, digest) == 1 then
     return false
   end
   for _, others in ipairs(redis.call('HVALS', p .. 'sizes:' .. owner)) do
@@ -1089,8 +1104,8 @@ local function hold(keys, args)
     redis.call('PEXPIRE', uploads, math.max(redis.call('PTTL', uploads), keep_ms))
     if bytes > 0 then
       redis.call('HSET', sizes, digest, bytes)
-      redis.call('PEXPIRE', sizes, redis.call('PTTL', uploads))
     end
+    redis.call('PEXPIRE', sizes, redis.call('PTTL', uploads))
   end
   redis.call('ZADD', p .. 'orphans', 'GT', now + keep_ms, digest)
   return 1

@@ -107,6 +107,12 @@ class JobStore:
             raise errors.IdempotencyConflict()
         if word == "gone":
             raise errors.ImageNotFound()
+        if word == "records":
+            raise errors.QuotaExceeded(
+                "You have as many jobs as are kept, and those that waited longest are pinned or have not ended; "
+                "delete some, or take their pins away.",
+                retry_seconds=60.0,
+            )
         if word != "created":
             load = self.load()
             retry_seconds = min(max(1.0, (load.pace_seconds or 2.0) / max(1, load.workers)), 600.0)
@@ -355,8 +361,13 @@ class JobStore:
         Nobody else sends to its host for its owner before the lease is over, or `settle`. The token must be new.
         """
         found = self._step("collect", token, round(lease_seconds * 1000), most_tries)
-        job = found and self._read([found[0]], ANYONE)[0]
-        return (job, int(found[1])) if job else None
+        if found is None:
+            return None
+        job = self._read([found[0]], ANYONE)[0]
+        if job is None:  # deleted in this moment: nobody is on the way to its host
+            self.settle(found[0], token, "gone")
+            return None
+        return job, int(found[1])
 
     def settle(self, job_id: str, token: str, end: WebhookEnd, again_seconds: float | None = None) -> bool:
         """Say how a delivery went, or when to try again. False: it is another courier's by now, nothing was changed."""

@@ -59,6 +59,15 @@ def test_every_photo_is_painted_in_every_style_in_their_order(client: TestClient
     assert 6 == len(rings)
 
 
+def test_a_doorbell_that_nobody_hears_is_rung_once(client: TestClient, app: Any, files: dict[str, Any]) -> None:
+    rung: list[int] = []
+    app.state.ring = lambda: bool(rung.append(1))
+    several = [("content", files["content"]), ("content", files["style"]), ("style", files["style"])]
+    answer = client.post("/v1/batches", files=several, data={"size": "64"})
+
+    assert (202, 2, 1) == (answer.status_code, len(answer.json()["jobs"]), len(rung))
+
+
 def test_the_same_by_json_with_digests(client: TestClient, rings: list[int]) -> None:
     ids = [client.post("/v1/images", files={"image": data}).json()["id"] for data in (*PHOTOS, *PAINTINGS)]
     body = {"contents": ids[:3], "styles": ids[3:], "spec": {"size": 64, "preset": "draft"}, "priority": "low"}

@@ -164,6 +164,15 @@ def test_the_uploads_of_a_caller_take_so_much_room_and_no_more(app: FastAPI, cli
     assert 200 == client.head(answers[0].headers["location"]).status_code
 
 
+def test_a_picture_of_a_job_that_is_kept_as_an_upload_counts_as_one(
+    app: FastAPI, client: TestClient, submit: Any, files: dict[str, Any]
+) -> None:
+    digest = submit().json()["input"]["content"]
+    app.state.settings = ApiSettings(uploads_gb_per_caller=1 / 1e9)
+
+    assert [429, 200] == [client.request(way, f"/v1/images/{digest}").status_code for way in ("HEAD", "GET")]
+
+
 def test_no_header_tells_that_somebody_else_has_sent_the_same(client: TestClient, blobs: Blobs) -> None:
     data = pictures.encode(Image.new("RGB", (40, 40), "red"))
     path = client.post("/v1/images", files={"image": data}).headers["location"]

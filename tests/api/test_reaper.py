@@ -1,5 +1,7 @@
 """The reaper, tick by tick, on a real Valkey and a real broker."""
 
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,17 @@ def test_without_a_broker_ringing_says_so_at_once(celery: Celery) -> None:
 
     assert not ring(deaf)
     deaf.close()
+
+
+def test_a_broker_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        deaf, began = (
+            make_celery(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", patience_seconds=0.5),
+            time.monotonic(),
+        )
+        assert not ring(deaf)
+        assert time.monotonic() - began < 10
+        deaf.close()
 
 
 def test_a_job_whose_worker_is_gone_is_put_back_and_rung_for(

@@ -1,5 +1,6 @@
 """Bytes under their digest."""
 
+import errno
 import hashlib
 import os
 import time
@@ -42,6 +43,21 @@ def test_only_a_digest_is_ever_a_path(blobs: Blobs, name: str) -> None:
     assert not blobs.has(name)
     with pytest.raises(errors.ImageNotFound):
         blobs.get(name)
+
+
+@pytest.mark.parametrize("use", [Blobs.get, Blobs.open, Blobs.path, Blobs.has, Blobs.size_bytes])
+def test_a_disk_that_fails_to_read_is_no_missing_picture(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch, use: Callable[[Blobs, str], object]
+) -> None:
+    digest = blobs.put(b"x")
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(Path, "open", failing)
+    monkeypatch.setattr(Path, "stat", failing)
+    with pytest.raises(errors.Unavailable):
+        use(blobs, digest)
 
 
 def test_a_write_that_fails_leaves_nothing(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +25,7 @@ from core.jobs import (
     Output,
     Status,
     Terms,
+    new_batch_id,
     new_job_id,
 )
 from core.spec import StyleSpec
@@ -839,6 +840,26 @@ def test_an_owner_may_name_what_they_uploaded_or_use(store: JobStore) -> None:
     assert [False, False, False] == [store.owns("ben", digest) for digest in (PREVIEW, RESULT, CONTENT)]
 
 
+@pytest.mark.parametrize(
+    "before", [{"keep_seconds": 0.2, "size_bytes": 10}, {"keep_seconds": 60}], ids=["sized", "not"]
+)
+def test_an_upload_counts_for_as_long_as_its_owner_may_name_it(store: JobStore, before: dict[str, Any]) -> None:
+    store.hold(PREVIEW, owner="anna", most_bytes=15, **before)
+    store.hold(PREVIEW, 60, "anna", size_bytes=10, most_bytes=15)
+    store.hold(PREVIEW, 60, "anna")
+    time.sleep(0.3)
+
+    with pytest.raises(errors.QuotaExceeded):
+        store.hold(RESULT, 60, "anna", size_bytes=10, most_bytes=15)
+
+
+def test_what_was_named_without_a_size_is_no_way_round_the_quota(store: JobStore) -> None:
+    store.hold(PREVIEW, 60, "anna")
+
+    with pytest.raises(errors.QuotaExceeded):
+        store.hold(PREVIEW, 60, "anna", size_bytes=20, most_bytes=15)
+
+
 # ---------------------------------------------------------------------- in the end
 
 
@@ -961,6 +982,22 @@ def _told(store: JobStore, webhook: str = "https://example.org/a", owner: str = 
 def _collected(store: JobStore, token: str, lease_seconds: float = 60) -> tuple[str, int] | None:
     found = store.collect(token, lease_seconds, 3)
     return found and (found[0].id, found[1])
+
+
+def test_a_webhook_whose_job_is_deleted_as_it_is_collected_holds_up_no_other(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = _told(store), _told(store)
+    read = store._read
+
+    def deleted(job_ids: Sequence[str], owner: str) -> Any:
+        store.delete(first)
+        return read(job_ids, owner)
+
+    monkeypatch.setattr(store, "_read", deleted)
+    assert _collected(store, "t") is None
+    monkeypatch.undo()
+    assert (second, 1) == _collected(store, "u")
 
 
 def test_a_webhook_is_due_when_its_job_has_ended_however_it_ended(store: JobStore, valkey: Any) -> None:
@@ -1369,8 +1406,9 @@ def _fewer(monkeypatch: pytest.MonkeyPatch, line: str, other: str) -> None:
     """Another number in the library."""
     version, code = library()
     assert line in code
-    changed = code.replace(line, other).replace(version, f"{version}_fewer")
-    monkeypatch.setattr("core.store.library", lambda: (f"{version}_fewer", changed))
+    name = f"{version}_{other.split()[-1]}"  # the server keeps the functions of earlier tests
+    changed = code.replace(line, other).replace(version, name)
+    monkeypatch.setattr("core.store.library", lambda: (name, changed))
 
 
 def test_the_oldest_record_that_has_ended_makes_room_for_the_next(
@@ -1385,6 +1423,37 @@ def test_the_oldest_record_that_has_ended_makes_room_for_the_next(
     last = _create(store)
 
     assert [last.id, pinned.id, running.id] == [job.id for job in store.page(limit=9)[0]]
+
+
+def test_whose_records_may_not_go_gets_no_more_of_them_also_by_reuse(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fewer(monkeypatch, "local MOST_RECORDS = 50000", "local MOST_RECORDS = 3")
+    store.paints_with(INPUT.spec["model"], MODEL.sha256)
+    jobs = [_ended_job(store), *(_submit(store, reuse=True) for _ in range(2))]
+    assert [None, jobs[0].id, jobs[0].id] == [job.reused_from for job in jobs]
+    for job in jobs:
+        store.pin(job.id)
+
+    with pytest.raises(errors.QuotaExceeded, match="pin"):
+        _submit(store, reuse=True)
+    with pytest.raises(errors.QuotaExceeded, match="pin"):
+        store.create_batch(new_batch_id(), [INPUT] * 2, Terms(reuse=True), Limits())
+    store.pin(jobs[1].id, pinned=False)
+    last = _submit(store)
+    assert [last.id, jobs[2].id, jobs[0].id] == [job.id for job in store.page(limit=9)[0]]
+
+
+def test_a_job_that_is_painted_again_because_its_result_made_room_counts(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fewer(monkeypatch, "local MOST_RECORDS = 50000", "local MOST_RECORDS = 2")
+    store.paints_with(INPUT.spec["model"], MODEL.sha256)
+    _ended_job(store)
+
+    with pytest.raises(errors.QuotaExceeded):
+        store.create_batch(new_batch_id(), [INPUT] * 2, Terms(reuse=True), Limits(per_owner=1))
+    assert 1 == len(store.page(limit=9)[0]), "and a refusal costs no record"
 
 
 def test_one_owner_has_a_few_couriers_however_many_hosts_they_name(store: JobStore) -> None:
