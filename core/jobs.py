@@ -33,7 +33,7 @@ class Status(StrEnum):
     SUCCEEDED = "succeeded"  # ended: has a result
     FAILED = "failed"  # ended: has an error
     CANCELED = "canceled"  # ended: someone asked for it
-    EXPIRED = "expired"  # ended: nobody could begin it in time
+    EXPIRED = "expired"  # ended: nobody could begin it, or go on with it, in time
 
     @property
     def ended(self) -> bool:

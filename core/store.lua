@@ -51,7 +51,7 @@ local SIGNAL_MS = 60000
 local FOREVER_MS = 1000 * 365 * 86400000 -- after those that end some day, in the order of their end
 local CLAIM_MS = 600000 -- that a worker may ask again for the answer to its claim
 local WORKER_MS = 5000 -- a worker beats every second
-local COURIERS, MOST_LANES = 8, 10000 -- at a time for one owner; that are looked at
+local COURIERS, LANES_AT_ONCE = 8, 1000 -- at a time for one owner; that are looked at
 local MOST_RECORDS = 50000 -- of one owner; the oldest that has ended makes room for the next
 local MOST_LOOKED_AT = 5000 -- to find it: before it may stand jobs that wait or are pinned
 
@@ -1001,11 +1001,16 @@ local function collect(keys, args)
     local owner = string.match(lane, '^%S+')
     busy[lane], busy[owner] = 1, (busy[owner] or 0) + 1
   end
-  for _, lane in ipairs(redis.call('ZRANGEBYSCORE', p .. 'outbox', '-inf', now, 'LIMIT', 0, MOST_LANES)) do
-    if not busy[lane] and (busy[string.match(lane, '^%S+')] or 0) < COURIERS then
-      free[#free + 1] = lane
+  local at = 0
+  repeat -- on to the end, if need be: one owner's many lanes hide no other's
+    local lanes = redis.call('ZRANGEBYSCORE', p .. 'outbox', '-inf', now, 'LIMIT', at, LANES_AT_ONCE)
+    for _, lane in ipairs(lanes) do
+      if not busy[lane] and (busy[string.match(lane, '^%S+')] or 0) < COURIERS then
+        free[#free + 1] = lane
+      end
     end
-  end
+    at = at + #lanes
+  until #free > 0 or #lanes == 0
   for _, lane in ipairs(free) do
     while true do
       local id = redis.call('ZRANGEBYSCORE', p .. 'outbox:' .. lane, '-inf', now, 'LIMIT', 0, 1)[1]

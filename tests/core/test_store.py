@@ -996,6 +996,18 @@ def test_a_webhook_whose_job_is_deleted_as_it_is_collected_holds_up_no_other(
     assert (second, 1) == _collected(store, "u")
 
 
+def test_an_owner_of_many_hosts_that_hang_hides_no_other(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fewer(monkeypatch, "LANES_AT_ONCE = 8, 1000", "LANES_AT_ONCE = 8, 5")
+    for number in range(20):
+        _told(store, f"https://host{number}.example/", owner="anna")
+    time.sleep(0.005)
+    other = _told(store, "https://host.example/", owner="bob")
+    taken = [_collected(store, f"t{number}") for number in range(9)]
+
+    assert (other, 1) == taken[8]
+    assert _collected(store, "u") is None
+
+
 def test_a_webhook_is_due_when_its_job_has_ended_however_it_ended(store: JobStore, valkey: Any) -> None:
     jobs = [_submit(store, str(n), webhook="https://example.org", deadline_seconds=0.01 + n) for n in range(4)]
     assert _collected(store, "t") is None
