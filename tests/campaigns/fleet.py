@@ -190,8 +190,12 @@ class Fleet:
         until = time.monotonic() + START_SECONDS
         while not self.is_serving():
             if time.monotonic() > until:
-                raise RuntimeError(f"the fleet does not start: see {self.folder}")
+                raise RuntimeError(f"the fleet does not start, see {self.folder}: {self._last_words()}")
             time.sleep(LOOK_SECONDS)
+
+    def _last_words(self) -> dict[str, str]:
+        """Of each program, by its log: where only the test's output is kept, they are all there is."""
+        return {log.name: log.read_text(errors="replace")[-300:] for log in sorted(self.folder.glob("*.log"))}
 
     def is_serving(self) -> bool:
         """Whether the API is ready and every worker has said that it lives, of late."""

@@ -31,8 +31,8 @@ PATIENCE_SECONDS = 60.0
 _STAYS = """
 import core.queue as q
 retires = q.make_celery
-def stays(url):
-    app = retires(url)
+def stays(*url, **options):
+    app = retires(*url, **options)
     app.conf.worker_max_tasks_per_child = None
     return app
 q.make_celery = stays
@@ -41,8 +41,8 @@ _STOCK = """
 import os, core.queue as q
 os.environ["C_FORCE_ROOT"] = "1"
 ours = q.make_celery
-def stock(url):
-    app = ours(url)
+def stock(*url, **options):
+    app = ours(*url, **options)
     app.conf.update(broker_transport=None, accept_content={accepted})
     return app
 q.make_celery = stock
