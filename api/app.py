@@ -54,8 +54,9 @@ _SENT += ["X-Request-Id"]
 _READ = ["ETag", "Idempotent-Replayed", "Location", "Preference-Applied", "Retry-After", "WWW-Authenticate"]
 _READ += ["X-Request-Id"]
 
-# For the OpenAPI document, and the form at /docs; api/auth.py has looked at the header by then.
 RING_SECONDS = 2.0  # that a submission waits for a doorbell that says nothing; the reaper rings again
+REST_SECONDS = 0.5  # that a store that says nothing is left alone
+# For the OpenAPI document, and the form at /docs; api/auth.py has looked at the header by then.
 _BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key: `impasto keys create NAME`.")
 
 
@@ -63,7 +64,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     """The application with its store, blobs, doorbell and reaper. Raises BadSettings."""
     shared, own = shared or settings.read(Settings), own or settings.read(ApiSettings)
     store, blobs, celery = (
-        JobStore(shared.redis_url),
+        JobStore(shared.redis_url, rest_seconds=REST_SECONDS),
         Blobs(shared.blobs_dir),
         make_celery(shared.redis_url, patience_seconds=RING_SECONDS),
     )
@@ -77,8 +78,9 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     )
 
     sights = Lookout(shared.redis_url, own.max_watchers_per_caller)
-    keys = Keys(shared.redis_url)
-    rates = Rates(shared.redis_url, own.submissions_per_minute, own.requests_per_minute, own.wrong_keys_per_minute)
+    keys = Keys(shared.redis_url, rest_seconds=REST_SECONDS)
+    limits = own.submissions_per_minute, own.requests_per_minute, own.wrong_keys_per_minute
+    rates = Rates(shared.redis_url, *limits, rest_seconds=REST_SECONDS)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

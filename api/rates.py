@@ -45,9 +45,14 @@ class _Account:
 class Rates:
     """The limits of a service. Used on the event loop; what waits for Redis waits in a thread."""
 
-    def __init__(self, redis_url: str, submissions: int, others: int, wrong_keys: int) -> None:
-        """A minute. submissions, others: of one caller; wrong_keys: from one address."""
-        self._redis = connection(redis_url)
+    def __init__(
+        self, redis_url: str, submissions: int, others: int, wrong_keys: int, *, rest_seconds: float = 0
+    ) -> None:
+        """A minute. submissions, others: of one caller; wrong_keys: from one address.
+
+        rest_seconds: as of core.connection.unavailable.
+        """
+        self._redis, self._unavailable = connection(redis_url), unavailable(rest_seconds)
         storage = RedisStorage(redis_url, connection_pool=self._redis.connection_pool, key_prefix=f"{PREFIX}rates")
         self._limiter = FixedWindowRateLimiter(storage)
         self._limits = {
@@ -78,7 +83,7 @@ class Rates:
     def _settle(self, caller: str, kind: Kind, cost: int) -> float:
         """Tell Redis. 0, or the seconds until the caller may ask again."""
         limit = self._limits[kind]
-        with unavailable():
+        with self._unavailable:
             return 0.0 if self._limiter.hit(limit, caller, kind, cost=cost) else self._left(limit, caller, kind)
 
     def _left(self, limit: RateLimitItemPerMinute, *who: str) -> float:
@@ -98,7 +103,7 @@ class Rates:
         who = (_WRONG_KEYS, _neighborhood(address))
 
         def ask() -> float:
-            with unavailable():
+            with self._unavailable:
                 return 0.0 if step(self._wrong_keys, *who) else self._left(self._wrong_keys, *who)
 
         if seconds := await run_in_threadpool(ask):

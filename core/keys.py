@@ -39,8 +39,9 @@ class Key(BaseModel):
 class Keys:
     """All keys of a service. Every method raises StoreUnavailable when the server does not answer in time."""
 
-    def __init__(self, redis_url: str) -> None:
-        self._redis = connection(redis_url)
+    def __init__(self, redis_url: str, *, rest_seconds: float = 0) -> None:
+        """rest_seconds: as of core.connection.unavailable."""
+        self._redis, self._unavailable = connection(redis_url), unavailable(rest_seconds)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -53,7 +54,7 @@ class Keys:
         secret = f"impasto_{_random(32)}"
         key = Key(id=f"key_{_random(10)}", name=name, priority=priority, created_at=datetime.now(UTC))
         fields = [text for pair in key.model_dump(mode="json", exclude_unset=True).items() for text in pair]
-        with unavailable(), self._redis.pipeline() as pipe:
+        with self._unavailable, self._redis.pipeline() as pipe:
             pipe.hset(_at(secret), items=fields)
             pipe.hset(f"{PREFIX}keys", key.id, _hash(secret))
             pipe.execute()
@@ -63,19 +64,19 @@ class Keys:
         """The key with this secret, unless it is revoked. Found by its hash: no time tells how much of it fits."""
         if not _SECRET.fullmatch(secret):
             return None
-        with unavailable():
+        with self._unavailable:
             fields: Any = self._redis.hgetall(_at(secret))
         key = _key(fields) if fields else None
         return None if key is None or key.revoked else key
 
     def used(self, secret: str) -> None:
         """Note that the key was used now."""
-        with unavailable():
+        with self._unavailable:
             self._redis.hset(_at(secret), "last_used_at", datetime.now(UTC).isoformat())
 
     def all(self) -> list[Key]:
         """Oldest first, revoked ones, too."""
-        with unavailable():
+        with self._unavailable:
             hashes: Any = self._redis.hvals(f"{PREFIX}keys")
             with self._redis.pipeline(transaction=False) as pipe:
                 for digest in hashes:
@@ -85,7 +86,7 @@ class Keys:
 
     def revoke(self, key_id: str) -> None:
         """It is refused from now on; its jobs stay, and run. Safe to repeat. Raises BadInput for an unknown id."""
-        with unavailable():
+        with self._unavailable:
             digest: Any = self._redis.hget(f"{PREFIX}keys", key_id)
             if digest is None:
                 raise errors.BadInput("There is no key with this id; `impasto keys list` tells them.")

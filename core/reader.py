@@ -12,7 +12,7 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import ResponseError
 
 from core import errors, store
-from core.connection import PREFIX, unavailable
+from core.connection import CONNECT_SECONDS, PATIENCE_SECONDS, PREFIX, RETRIED, unavailable
 from core.jobs import Job, Load, Queue
 from core.record import job_of, load_of
 
@@ -28,9 +28,9 @@ class JobReader:
             redis_url,
             decode_responses=True,
             encoding_errors="replace",  # as core/connection.py
-            socket_timeout=1,
-            socket_connect_timeout=1,
-            retry=Retry(ConstantBackoff(0.05), 1),
+            socket_timeout=PATIENCE_SECONDS,
+            socket_connect_timeout=CONNECT_SECONDS,
+            retry=Retry(ConstantBackoff(0.05), 1, supported_errors=RETRIED),
         )
 
     async def close(self) -> None:

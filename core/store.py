@@ -70,8 +70,9 @@ def library() -> tuple[str, str]:
 class JobStore:
     """The verbs of a job's life. Every method raises StoreUnavailable when the server does not answer in time."""
 
-    def __init__(self, redis_url: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
-        self._redis = connection(redis_url)
+    def __init__(self, redis_url: str, *, lease_seconds: float = LEASE_SECONDS, rest_seconds: float = 0) -> None:
+        """rest_seconds: as of core.connection.unavailable, for a process that many ask."""
+        self._redis, self._unavailable = connection(redis_url), unavailable(rest_seconds)
         self.lease_seconds = lease_seconds
 
     def close(self) -> None:
@@ -120,7 +121,7 @@ class JobStore:
 
     def batch(self, batch_id: str, owner: str = ANYONE) -> Batch:
         """Its jobs that there still are. Raises BatchNotFound where there are none, or they are another's."""
-        with unavailable():
+        with self._unavailable:
             ids: Any = self._redis.zrange(f"{PREFIX}batch:{batch_id}", 0, -1)
         jobs = [job for job in self._read(ids, owner) if job is not None]
         if not jobs:
@@ -161,7 +162,7 @@ class JobStore:
         statuses: of those in one of them; none: of all. One that changes meanwhile may be seen in its new one.
         """
         upper = "+inf" if before is None else f"({before}"
-        with unavailable(), self._redis.pipeline() as pipe:
+        with self._unavailable, self._redis.pipeline() as pipe:
             for ending in [f":{status}" for status in statuses] or [""]:
                 index = f"{PREFIX}of:{owner}{ending}"
                 pipe.zrevrangebyscore(index, upper, "-inf", start=0, num=limit + 1, withscores=True)
@@ -229,7 +230,7 @@ class JobStore:
 
     def ping(self) -> None:
         """Raises StoreUnavailable."""
-        with unavailable():
+        with self._unavailable:
             self._redis.ping()
 
     # ------------------------------------------------------------------ for a worker
@@ -240,7 +241,7 @@ class JobStore:
 
     def paints_with(self, model: str, sha256: str) -> None:
         """The weights that jobs with this model are painted with, from now on."""
-        with unavailable():
+        with self._unavailable:
             self._redis.hset(f"{PREFIX}networks", model, sha256)
 
     def claim(self, token: str, worker: str) -> Job | None:
@@ -266,12 +267,12 @@ class JobStore:
 
     def wait(self, token: str, seconds: float) -> bool:
         """Sleep so long, or until somebody asks the run under this token to stop; whether they did."""
-        with unavailable():
+        with self._unavailable:
             return self._redis.blpop([f"{PREFIX}signal:{token}"], timeout=seconds) is not None
 
     def wake(self, token: str) -> None:
         """End the sleep of `wait`."""
-        with unavailable(), self._redis.pipeline() as pipe:
+        with self._unavailable, self._redis.pipeline() as pipe:
             pipe.lpush(f"{PREFIX}signal:{token}", "1")
             pipe.pexpire(f"{PREFIX}signal:{token}", 10_000)
             pipe.execute()
@@ -316,7 +317,7 @@ class JobStore:
 
     def idles(self, worker: str) -> bool:
         """Whether jobs wait while this worker runs none."""
-        with unavailable(), self._redis.pipeline(transaction=False) as pipe:
+        with self._unavailable, self._redis.pipeline(transaction=False) as pipe:
             pipe.zcard(f"{PREFIX}queue")
             pipe.zrange(f"{PREFIX}leases", 0, -1)
             queued, running = pipe.execute()
@@ -346,7 +347,7 @@ class JobStore:
 
     def expiring(self) -> int:
         """Ended jobs that still have their pictures; pinned ones do not count."""
-        with unavailable():
+        with self._unavailable:
             return int(self._redis.zcard(f"{PREFIX}expiry"))
 
     def hasten(self, count: int) -> int:
@@ -379,13 +380,13 @@ class JobStore:
     def ask(self, question: Question, seconds: float) -> Forecast | None:
         """The answer of whichever worker is first, or None when so long there was none."""
         name, until = secrets.token_hex(16), time.monotonic() + seconds
-        with unavailable(), self._redis.pipeline() as pipe:
+        with self._unavailable, self._redis.pipeline() as pipe:
             pipe.lpush(f"{PREFIX}questions", json.dumps([name, question.model_dump()]))
             pipe.ltrim(f"{PREFIX}questions", 0, MOST_QUESTIONS - 1)
             pipe.pexpire(f"{PREFIX}questions", ANSWER_MS)  # who asked has gone by then
             pipe.execute()
         while (left := until - time.monotonic()) > 0:
-            with unavailable():
+            with self._unavailable:
                 found: Any = self._redis.blpop([f"{PREFIX}answer:{name}"], timeout=min(left, LISTEN_SECONDS))
             if found is not None:
                 return Forecast.model_validate_json(found[1])
@@ -393,7 +394,7 @@ class JobStore:
 
     def asked(self) -> tuple[str, Question] | None:
         """The oldest question that nobody has taken, and its name; or None when for half a second there is none."""
-        with unavailable():
+        with self._unavailable:
             found: Any = self._redis.brpop([f"{PREFIX}questions"], timeout=LISTEN_SECONDS)
         if found is None:
             return None
@@ -402,7 +403,7 @@ class JobStore:
 
     def answer(self, name: str, forecast: Forecast) -> None:
         """To the question of that name."""
-        with unavailable(), self._redis.pipeline() as pipe:
+        with self._unavailable, self._redis.pipeline() as pipe:
             pipe.lpush(f"{PREFIX}answer:{name}", forecast.model_dump_json())
             pipe.pexpire(f"{PREFIX}answer:{name}", ANSWER_MS)
             pipe.execute()
@@ -470,7 +471,7 @@ class JobStore:
 
     def _step(self, name: str, *args: str | int) -> Any:
         version, code = library()
-        with unavailable():
+        with self._unavailable:
             try:
                 return self._redis.fcall(f"{version}_{name}", 1, PREFIX, *args)
             except ResponseError as error:

@@ -2,6 +2,7 @@
 
 python tests/campaigns/faults.py --seed 1 --faults 100
 python tests/campaigns/faults.py --seed 1 --faults 10 --without timeouts
+python tests/campaigns/faults.py --seed 1 --faults 10 --without breaker
 """
 
 import random
@@ -23,6 +24,7 @@ FAULT_SECONDS = (0.3, 4.0)
 LONG: Fault = "swallow"
 LONG_EVERY, LONG_SECONDS = 10, 15.0  # the sixth, the sixteenth and so on are longer than a hang may be
 PEACE_SECONDS = (1.0, 4.0)
+CROWD = 300  # that come at once when a long one begins
 HANG_SECONDS = 10.0
 PATIENCE_SECONDS = 120.0
 
@@ -40,6 +42,8 @@ CONTROLS = {
         "    return stock_of_loops(kind, url, **{**options, 'socket_timeout': None})\n"
         "redis.asyncio.Redis.from_url = classmethod(as_patient)"
     ),
+    # Everybody waits for a store that says nothing, and for a thread to wait in.
+    "breaker": "import core.connection as c\nc.unavailable.__enter__ = lambda line: None",
 }
 
 
@@ -107,7 +111,10 @@ def _campaign(
             fault, seconds = LONG, LONG_SECONDS
         proxy.suffer(fault)
         history.tell("fault", kind=fault)
-        time.sleep(seconds)
+        over_at = time.monotonic() + seconds
+        if seconds == LONG_SECONDS:
+            crowd(fleet, history, CROWD)
+        time.sleep(max(0.0, over_at - time.monotonic()))
         proxy.suffer("none")
     over.set()
     until = time.monotonic() + PATIENCE_SECONDS
@@ -115,6 +122,23 @@ def _campaign(
         client.join(max(0.0, until - time.monotonic()))
     kills._look_again(fleet, caller, history)
     kills._tidy_up(fleet, caller, history)
+
+
+def crowd(fleet: Fleet, history: History, callers: int) -> None:
+    """So many look at the newest jobs at once, one time each; until the last has an answer."""
+    with httpx2.Client(base_url=fleet.url, timeout=60, trust_env=False, limits=httpx2.Limits()) as http:
+
+        def look() -> None:
+            began = time.monotonic()
+            status = http.get("/v1/jobs").status_code
+            took = round(time.monotonic() - began, 3)
+            history.tell("answer", method="GET", seconds=took, path="/v1/jobs", status=status)
+
+        threads = [threading.Thread(target=look) for _ in range(callers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
 
 def violations(file: Path) -> list[str]:

@@ -16,7 +16,8 @@ import repeats
 import rolling
 import zombies
 from fleet import Fleet
-from history import History, percentile
+from history import History, events, percentile
+from proxy import Proxy
 
 pytestmark = pytest.mark.e2e
 
@@ -73,6 +74,27 @@ def test_the_network_may_fail(tmp_path: Path, history: History) -> None:
     faults.campaign(tmp_path / "fleet", history, seed=1, faults=5)
 
     assert [] == faults.violations(history.file)
+
+
+def _seconds_of_a_crowd(folder: Path, history: History, changed: str = "") -> list[float]:
+    """That its answers take, where the store says nothing."""
+    proxy = Proxy(1)
+    fleet = Fleet(folder, workers=0, tiny=True, through=proxy.port, changed=changed)
+    proxy.target = fleet.store_port
+    with proxy, fleet:
+        proxy.suffer("swallow")
+        faults.crowd(fleet, history, 240)
+    answers = list(events(history.file, "answer"))
+    assert [503] * 240 == [answer["status"] for answer in answers]
+    return [answer["seconds"] for answer in answers]
+
+
+def test_a_crowd_does_not_wait_for_a_store_that_says_nothing(tmp_path: Path, history: History) -> None:
+    assert 4 > max(_seconds_of_a_crowd(tmp_path, history))
+
+
+def test_without_the_breaker_a_crowd_waits(tmp_path: Path, history: History) -> None:
+    assert 4 < max(_seconds_of_a_crowd(tmp_path, history, faults.CONTROLS["breaker"]))
 
 
 def test_what_nobody_of_ours_sent_harms_nobody(tmp_path: Path, history: History) -> None:
