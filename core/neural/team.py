@@ -1,13 +1,12 @@
 """The processes that train one network together, as `torchrun` starts them; or one alone. Knows no network."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from core import errors
 from core.neural.feed import Share
@@ -32,19 +31,25 @@ class Team:
             torch.distributed.all_reduce(numbers)
         return numbers
 
-    def wrapped(self, model: nn.Module) -> nn.Module:
-        """With gradients that are the mean over all processes."""
-        if self.share.size == 1:
-            return model
-        devices = [self.device.index] if self.device.type == "cuda" else None
-        # What batch normalization has counted, training does not look at: to send it round in each step is for nothing.
-        return DistributedDataParallel(model, devices, forward_sync_buffers=False)
-
-    def agree(self, model: nn.Module) -> None:
-        """What batch normalization has counted becomes that of the process that leads, which is what is written."""
+    def agree(self, tensors: Iterable[Tensor]) -> None:
+        """They become those of the process that leads."""
         if self.share.size > 1:
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, 0)
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor.detach(), 0)
+
+    def average(self, model: nn.Module) -> None:
+        """Its gradients become the mean over all processes.
+
+        Not by torch's DistributedDataParallel: it never lets go of the process group, whose threads then outlive the
+        interpreter, and one run in ten ended, all done, in an abort. What that costs: nothing is sent while the
+        gradients are still being computed.
+        """
+        if self.share.size > 1:
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            sent = [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]
+            for one in sent:
+                one.wait()
+            torch._foreach_div_(gradients, self.share.size)
 
 
 @contextmanager

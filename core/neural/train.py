@@ -138,20 +138,20 @@ class Run:
         self._half = None if dtype == torch.float32 else dtype
         keep_exact(dtype)
         torch.manual_seed(feed.mixed(recipe.seed, "weights"))
-        self._plain = Classifier(recipe, len(about.classes))
-        self._plain.begin(recipe.init)
+        self._model = Classifier(recipe, len(about.classes))
+        self._model.begin(recipe.init)
         if start is not None and found is None:
-            self._plain.begin_with(trained.read(start))
-        self._plain = self._plain.to(team.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._model.begin_with(trained.read(start))
+        self._model = self._model.to(team.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = torch.optim.SGD(
-            self._plain.parameters(),
+            self._model.parameters(),
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
         )
         self._scaler = torch.amp.GradScaler(team.device.type, enabled=dtype == torch.float16)
         self.position = Position() if found is None else self._resumed(found)
-        self._model = team.wrapped(self._plain)
+        team.agree(self._model.parameters())
         self._log = Log(folder / "log.csv", self.position.log_bytes) if team.leads else None
 
     # ------------------------------------------------------------------ the loop
@@ -197,10 +197,11 @@ class Run:
         for group in self._optimizer.param_groups:
             group["lr"] = recipe.rate(step, self._epoch_steps)
         self._model.train()
-        scores = self._scores(self._model, pictures)
+        scores = self._scores(pictures)
         loss = nn.functional.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._team.average(self._model)
         sums = self._team.summed(torch.stack([loss.detach(), *_hits(scores, labels)]))
         if recipe.clip:
             self._scaler.unscale_(self._optimizer)
@@ -218,9 +219,9 @@ class Run:
     def _there(self, *tensors: Tensor) -> list[Tensor]:
         return [tensor.to(self._team.device, non_blocking=True) for tensor in tensors]
 
-    def _scores(self, model: nn.Module, pictures: Tensor) -> Tensor:
+    def _scores(self, pictures: Tensor) -> Tensor:
         with torch.autocast(self._team.device.type, self._half, enabled=self._half is not None):
-            scores: Tensor = model(pictures)
+            scores: Tensor = self._model(pictures)
         return scores.float()
 
     def _end_epoch(self, watch: "_Watch") -> None:
@@ -232,7 +233,7 @@ class Run:
         if found is None or found[1] > self.position.best:
             self.position.best, self.position.best_epoch = (found[1] if found else -1.0), epoch
             if self._team.leads and self._is_sound():
-                trained.publish(self._folder, self._plain, self._about, epoch, found)
+                trained.publish(self._folder, self._model, self._about, epoch, found)
 
     @torch.no_grad()
     def _validate(self) -> list[float]:
@@ -240,14 +241,14 @@ class Run:
 
         Each process by itself: some may have fewer batches than others, or none, and must not be waited for in between.
         """
-        self._team.agree(self._plain)
-        self._plain.eval()
+        self._team.agree(self._model.buffers())  # what batch normalization has counted, each by itself
+        self._model.eval()
         views = feed.Views(self._dataset, "validation", self._recipe)
         order = feed.in_order(self._validation, max(1, self._batch // self._team.share.size), self._team.share)
         sums = torch.zeros(3, device=self._team.device)
         for pictures, labels in feed.loader(views, order, self._pacing.workers, self._team.device):
             seen, right = self._there(pictures, labels)
-            scores = self._scores(self._plain, seen)
+            scores = self._scores(seen)
             sums += torch.stack([nn.functional.cross_entropy(scores, right, reduction="sum"), *_hits(scores, right)])
         return [total / self._validation for total in self._team.summed(sums).tolist()]
 
@@ -278,7 +279,7 @@ class Run:
 
     def _is_sound(self) -> bool:
         """Whether all weights are finite. Raises Diverged."""
-        if not all(bool(tensor.isfinite().all()) for tensor in self._plain.state_dict().values()):
+        if not all(bool(tensor.isfinite().all()) for tensor in self._model.state_dict().values()):
             raise errors.Diverged(
                 f"The weights left the finite numbers; {self._kept}. Begin another run with a lower learning_rate, a "
                 "warm-up, or clip."
@@ -297,7 +298,7 @@ class Run:
             self._checkpoint,
             self._about,
             self.position,
-            model=self._plain.state_dict(),
+            model=self._model.state_dict(),
             optimizer=self._optimizer.state_dict(),
             scaler=self._scaler.state_dict(),
         )
@@ -309,7 +310,7 @@ class Run:
     def _resumed(self, found: Checkpoint) -> Position:
         """Take over a checkpoint. Raises BadWeights."""
         try:
-            self._plain.load_state_dict(found.model)
+            self._model.load_state_dict(found.model)
             self._optimizer.load_state_dict(found.optimizer)
             self._scaler.load_state_dict(found.scaler)
             self._check_momentum()
@@ -319,7 +320,7 @@ class Run:
 
     def _check_momentum(self) -> None:
         """The optimizer takes whatever it is given, and would stop in the middle of a step. Raises ValueError."""
-        for tensor in self._plain.parameters():
+        for tensor in self._model.parameters():
             momentum = self._optimizer.state[tensor].get("momentum_buffer", tensor)
             if momentum is not None and (momentum.shape != tensor.shape or not momentum.isfinite().all()):
                 raise ValueError("momentum of another shape, or not finite")
