@@ -41,7 +41,7 @@ class Team:
         """Its gradients become the mean over all processes.
 
         Not by torch's DistributedDataParallel: it never lets go of the process group, whose threads then outlive the
-        interpreter, and one run in ten ended, all done, in an abort. What that costs: nothing is sent while the
+        interpreter, and now and then a run ended, all done, in an abort. What that costs: nothing is sent while the
         gradients are still being computed.
         """
         if self.share.size > 1:
