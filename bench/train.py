@@ -1,27 +1,34 @@
-"""Which networks begin to learn, and what a painting owes to what was learnt. bench/README.md."""
+"""Which networks begin to learn, what a painting owes to that, and what two processes cost. bench/README.md."""
 
 import csv
+import os
 import shutil
+import statistics
+import subprocess
+import sys
 import tempfile
+import time
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from core import images
 from core.neural import trained
 from core.neural.classifier import Classifier
 from core.neural.stylize import stylize
 from core.neural.subject import Subject
-from core.neural.team import Team
+from core.neural.team import Team, joined
 from core.neural.train import Pacing, train
 from core.neural.weights import WeightsCache
 from core.recipe import Recipe
 from core.spec import parse_spec
 
 SAMPLES = Path(__file__).parents[1] / "samples"
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # for each of two processes on two cores
 SMALL = Recipe(width=0.25, hidden=256, crop_px=65, batch=32, dropout=0.0, epochs=2)
 BEGINNINGS: dict[str, dict[str, object]] = {
     "he": {"init": "he"},
@@ -115,6 +122,51 @@ def paint(*, run: Path, out: Path, size: str, iterations: str, content: Path, st
             painting = stylize(subject, spec, cache.load(model_name, "auto", "auto"))
             (out / f"{name}.png").write_bytes(images.encode(painting.picture))
             click.echo(out / f"{name}.png")
+
+
+@main.command()
+@click.option("--rounds", default=20, show_default=True)
+@click.option("--steps", default=10, show_default=True)
+@click.option("--size", "crop_px", default=65, show_default=True, help="Of a picture, in px.")
+def together(*, rounds: int, steps: int, crop_px: int) -> None:
+    """Two processes on this CPU, by our mean of the gradients and by torch's DistributedDataParallel, in turns.
+
+    What a step of VGG-11 takes, and how many runs end as they should.
+    """
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, "pair"]
+    found: dict[str, list[float]] = {"ours": [], "ddp": []}
+    badly = dict.fromkeys(found, 0)
+    for _, way in product(range(rounds), found):
+        options = [f"--way={way}", f"--steps={steps}", f"--size={crop_px}"]
+        environment = {**os.environ, **ONE_THREAD}
+        ran = subprocess.run([*launch, *options], check=False, capture_output=True, text=True, env=environment)
+        badly[way] += ran.returncode != 0
+        found[way] += [float(line) for line in ran.stdout.split()]
+    click.echo("| | ms a step, median | runs that ended badly |\n|---|---|---|")
+    for way, seconds in found.items():
+        click.echo(f"| {way} | {1000 * statistics.median(seconds):.1f} | {badly[way]} of {rounds} |")
+
+
+@main.command(hidden=True)
+@click.option("--way", required=True)
+@click.option("--steps", type=int, required=True)
+@click.option("--size", "crop_px", type=int, required=True)
+def pair(*, way: str, steps: int, crop_px: int) -> None:
+    """One of the two: the seconds of each step but the first."""
+    recipe = SMALL.model_copy(update={"architecture": "vgg11", "crop_px": crop_px})
+    with joined("cpu") as team:
+        plain = Classifier(recipe, 10)
+        model = DistributedDataParallel(plain) if way == "ddp" else plain
+        optimizer = torch.optim.SGD(plain.parameters(), lr=0.01)
+        for step in range(steps + 1):
+            began = time.perf_counter()
+            optimizer.zero_grad()
+            model(torch.rand(8, 3, crop_px, crop_px)).square().mean().backward()  # (N, C, H, W)
+            if way == "ours":
+                team.average(plain)
+            optimizer.step()
+            if team.leads and step:
+                click.echo(time.perf_counter() - began)
 
 
 if __name__ == "__main__":

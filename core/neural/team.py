@@ -47,9 +47,9 @@ class Team:
         if self.share.size > 1:
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             sent = [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]
-            for one in sent:
+            for gradient, one in zip(gradients, sent, strict=True):
                 one.wait()
-            torch._foreach_div_(gradients, self.share.size)
+                gradient.div_(self.share.size)
 
 
 @contextmanager
