@@ -19,28 +19,25 @@ import click
 
 from cli.bar import Bar
 from cli.dataset import dataset
-from cli.info import info, recorded
+from cli.info import info
 from cli.keys import keys
-from cli.number import Number
+from cli.order import FORMATS, check_output, existing, init_option, knobs, knobs_of, mask_option, say_legs
 from cli.plain import plain
+from cli.stylize import stylize
 from cli.train import train
 from cli.up import LocalService, service_url
-from cli.weights import opened as opened_weights
 from cli.weights import weights
-from core import errors, images, presets, settings
+from core import errors, images, settings
 from core.blobs import digest_of
-from core.jobs import LOCAL, Job, JobInput, NetworkUsed, Status
+from core.jobs import LOCAL, Job, Status
 from core.settings import Settings
-from core.spec import StyleSpec, allowed, parse_spec, varied
+from core.spec import parse_spec
 from impasto import Client, Estimate
 
 SAMPLES = Path(__file__).parents[1] / "samples"
-_SUFFIXES: dict[str, images.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 _ADDRESS = re.compile(r"(?P<service>https?://.+?)/(?:v1/jobs|j)/(?P<job>[^/?#]+)/?")  # the API's, or the page's
 LOOK_SECONDS = 0.5  # between two looks at a job whose service we tend
-
-Command = Callable[..., Any]
 
 
 def main() -> None:
@@ -78,38 +75,9 @@ impasto.add_command(keys)
 impasto.add_command(weights)
 impasto.add_command(dataset)
 impasto.add_command(train)
+impasto.add_command(stylize)
 
 
-existing = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
-def knobs(command: Command) -> Command:
-    """One option for each knob of StyleSpec, one for the presets, one for an earlier result."""
-    for name, field in reversed(StyleSpec.model_fields.items()):
-        default = (
-            ",".join(f"{layer}={weight:g}" for layer, weight in field.default.items())
-            if isinstance(field.default, dict)
-            else field.default
-        )
-        text = f"{field.description}  [{allowed(name)}; default: {'none' if default == [] else default}]"
-        command = click.option(f"--{name.replace('_', '-')}", name, metavar="X", help=text)(command)
-    told = " ".join(f"{preset.name}: {preset.words}" for preset in presets.PRESETS.values())
-    text = f"Knobs that go together; those given beside it win. {told}"
-    command = click.option(f"--{presets.FIELD}", type=click.Choice([*presets.PRESETS]), help=text)(command)
-    text = "An earlier result, a PNG: its knobs, and through a service its pictures; what is given beside it wins."
-    return click.option("--from", "source", type=existing, help=text)(command)
-
-
-content_argument = click.argument("content", type=existing)
-style_argument = click.argument("style", type=existing, nargs=-1, required=True)
-mask_option = click.option(
-    "--mask",
-    "masks",
-    type=existing,
-    multiple=True,
-    help="Where a painting's style goes (white) and where not (black, transparent); one for each painting.",
-)
-init_option = click.option("--init-image", type=existing, help="The picture to begin with, for --init picture.")
 host_option = click.option("--host", envvar="IMPASTO_API_HOST", default="127.0.0.1", help="Address to listen on.")
 port_option = click.option("--port", envvar="IMPASTO_API_PORT", default=8000, type=click.IntRange(1, 65535))
 url_option = click.option("--url", help="Where the service is.  [default: IMPASTO_URL]")
@@ -208,14 +176,14 @@ def submit(
 
     With --from neither a photo nor a painting needs to be named.
     """
-    _check_output(output)
+    check_output(output)
     if source is None and not style:
         raise errors.BadInput("Name a photo and one or more paintings, or an earlier result with --from.")
     with Client(url) as client:
         if only_plan:
             if content is None or not style:
                 raise errors.BadInput("--plan needs a photo and one or more paintings.")
-            knobs = _given(given, source)
+            knobs = knobs_of(given, source)
             _say_estimate(client.estimate(content, style, masks=masks, init_image=init_image, **knobs))
             return
         job = client.submit(content, style, source=_sendable(source), masks=masks, init_image=init_image, **given)
@@ -234,7 +202,7 @@ def _sendable(source: Path | None) -> Path | str | None:
 def _say_estimate(told: Estimate) -> None:
     if told.refused is not None:
         raise errors.ImpastoError(told.refused.message)
-    _say_legs((step.width, step.height, step.iterations, step.tile_px, step.seconds) for step in told.scales)
+    say_legs((step.width, step.height, step.iterations, step.tile_px, step.seconds) for step in told.scales)
     begins = told.queue.start_seconds
     start = f"after {told.queue.position} others" if begins is None else f"in {begins:.0f} s"
     memory = f"{(told.memory_bytes or 0) / 1e9:.1f} GB beside the network"
@@ -250,7 +218,7 @@ def watch(job: str, url: str | None, output: Path | None) -> None:
 
     An address says where the service is. Your key goes only to the one of --url, else of IMPASTO_URL.
     """
-    _check_output(output)
+    check_output(output)
     address = _ADDRESS.fullmatch(job)
     if address is None:
         with Client(url) as client:
@@ -277,30 +245,10 @@ def _fetch(client: Client, states: Iterable[Job], output: Path | None) -> None:
             bar.show_job(job)
         bar.done(job.status)
     if output is not None and job.outputs:
-        output.write_bytes(client.result(job.id, _SUFFIXES[output.suffix.lower()]))
+        output.write_bytes(client.result(job.id, FORMATS[output.suffix.lower()]))
         click.echo(output)
     if job.status is not Status.SUCCEEDED:
         raise errors.ImpastoError(job.error.message if job.error else f"The job was {job.status}.")
-
-
-def _check_output(output: Path | None) -> None:
-    if output is None:
-        return
-    if output.suffix.lower() not in _SUFFIXES:
-        raise errors.BadInput(f"The output must end in {', '.join(_SUFFIXES)}.")
-    if not output.absolute().parent.is_dir():
-        raise errors.BadInput(f"There is no folder {output.absolute().parent}.")
-    if not os.access(output if output.exists() else output.absolute().parent, os.W_OK):
-        raise errors.BadInput(f"{output} cannot be written.")
-
-
-def _given(options: dict[str, str | None], source: Path | None) -> dict[str, Any]:
-    """The knobs; where an earlier result is named, over its own, but for the shares of its paintings."""
-    given = {name: value for name, value in options.items() if value is not None}
-    if source is None:
-        return given
-    earlier = recorded(source)[1].spec
-    return varied({name: value for name, value in earlier.items() if name != "style_weights"}, given)
 
 
 @impasto.command()
@@ -312,7 +260,7 @@ def demo(size: str, output: Path, host: str, port: int) -> None:
     """Paint the two sample pictures through a service; starts one for the purpose unless one is running."""
     parse_spec({"size": size})
     output.parent.mkdir(parents=True, exist_ok=True)
-    _check_output(output)
+    check_output(output)
     with Client(service_url(host, port)) as client:
         if client.ready():
             _demo(client, size, output, client.follow)
@@ -337,113 +285,6 @@ def _tended(service: LocalService, job_id: str) -> Iterator[Job]:
                 if job.ended:
                     return
             time.sleep(LOOK_SECONDS)
-
-
-# ---------------------------------------------------------------------- without a service
-
-
-@impasto.command()
-@content_argument
-@style_argument
-@mask_option
-@init_option
-@knobs
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--plan", "only_plan", is_flag=True, help="Say what it would take, and stop.")
-@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--precision", default="auto", type=click.Choice(["auto", "float32", "bfloat16", "float16"]))
-@click.option(
-    "--memory-gb",
-    default=0.0,
-    type=Number(0, 10_000),
-    help="Memory of the device that the run may take, in GB; 0: what is free.",
-)
-def stylize(
-    *,
-    content: Path,
-    style: tuple[Path, ...],
-    masks: tuple[Path, ...],
-    init_image: Path | None,
-    output: Path,
-    only_plan: bool,
-    device: str,
-    precision: Any,
-    memory_gb: float,
-    source: Path | None,
-    **given: str | None,
-) -> None:
-    """Paint on this machine, without a service."""
-    _check_output(output)
-    spec = parse_spec(_given(given, source)).for_pictures(len(style), len(masks), init_image=init_image is not None)
-
-    from core.neural.planner import NOMINAL, Planner, pace_of
-    from core.neural.stylize import Moment
-    from core.neural.stylize import stylize as paint
-
-    wanted, subject = _read(content, style, masks, init_image, spec)
-    cache = opened_weights()
-    network = cache.load(spec.model, device, precision)
-    pace = pace_of(network, cache.folder / "pace.json") if only_plan else NOMINAL
-    planner = Planner(network, pace, int(memory_gb * 1e9) or None)
-    if only_plan:
-        sizes = subject.content.size, [style.size for style in subject.styles]
-        begun = subject.init.size if subject.init else None
-        _say_plan(planner.plan(*sizes, subject.fitted(spec), len(masks), init=begun))
-        return
-    with Bar() as bar:
-
-        def show(moment: Moment) -> None:
-            at = moment.progress
-            bar.show(
-                at.value, (at.scale, at.scales), (at.iteration, at.iterations), at.losses["total"], at.seconds_left
-            )
-
-        try:
-            painting = paint(subject, spec, network, show, planner)
-        except errors.Diverged as error:
-            if error.picture is not None:
-                output.write_bytes(images.encode(error.picture, _SUFFIXES[output.suffix.lower()]))
-            raise
-        bar.done("done")
-    provenance = wanted.provenance(NetworkUsed(name=network.name, sha256=network.sha256))
-    output.write_bytes(images.encode(painting.picture, _SUFFIXES[output.suffix.lower()], provenance))
-    click.echo(output)
-
-
-def _read(
-    content: Path, style: tuple[Path, ...], masks: tuple[Path, ...], init_image: Path | None, spec: StyleSpec
-) -> tuple[JobInput, Any]:
-    """What is asked for, with the pictures' digests, and the pictures themselves. Each file is read once."""
-    from core.neural.subject import Subject
-
-    files: dict[str, bytes] = {}
-
-    def take(path: Path) -> str:
-        data = path.read_bytes()
-        files[digest := digest_of(data)] = data
-        return digest
-
-    wanted = JobInput(
-        content=take(content),
-        styles=[*map(take, style)],
-        masks=[*map(take, masks)],
-        init_image=take(init_image) if init_image else None,
-        spec=spec.model_dump(),
-    )
-    return wanted, Subject(*wanted.pictures(files.__getitem__))
-
-
-def _say_legs(legs: Iterable[tuple[int, int, int, int | None, float]]) -> None:
-    for width, height, iterations, tile_px, seconds in legs:
-        way = f"tiles of {tile_px} px" if tile_px else "whole"
-        click.echo(f"{width} x {height} px, {iterations} iterations, {way}: {seconds:.0f} s")
-
-
-def _say_plan(plan: Any) -> None:
-    _say_legs(
-        (leg.scale.width, leg.scale.height, leg.scale.iterations, leg.route.tile_px, leg.seconds) for leg in plan.legs
-    )
-    click.echo(f"In all {plan.seconds:.0f} s, and {plan.memory_bytes / 1e9:.1f} GB beside the network.")
 
 
 if __name__ == "__main__":

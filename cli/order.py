@@ -1,0 +1,73 @@
+"""What is asked for on the command line: the options of those commands that paint, and where the result goes."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.info import recorded
+from core import errors, images, presets
+from core.spec import StyleSpec, allowed, varied
+
+FORMATS: dict[str, images.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+Command = Callable[..., Any]
+
+existing = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def knobs(command: Command) -> Command:
+    """One option for each knob of StyleSpec, one for the presets, one for an earlier result."""
+    for name, field in reversed(StyleSpec.model_fields.items()):
+        default = (
+            ",".join(f"{layer}={weight:g}" for layer, weight in field.default.items())
+            if isinstance(field.default, dict)
+            else field.default
+        )
+        text = f"{field.description}  [{allowed(name)}; default: {'none' if default == [] else default}]"
+        command = click.option(f"--{name.replace('_', '-')}", name, metavar="X", help=text)(command)
+    told = " ".join(f"{preset.name}: {preset.words}" for preset in presets.PRESETS.values())
+    text = f"Knobs that go together; those given beside it win. {told}"
+    command = click.option(f"--{presets.FIELD}", type=click.Choice([*presets.PRESETS]), help=text)(command)
+    text = "An earlier result, a PNG: its knobs, and through a service its pictures; what is given beside it wins."
+    return click.option("--from", "source", type=existing, help=text)(command)
+
+
+mask_option = click.option(
+    "--mask",
+    "masks",
+    type=existing,
+    multiple=True,
+    help="Where a painting's style goes (white) and where not (black, transparent); one for each painting.",
+)
+init_option = click.option("--init-image", type=existing, help="The picture to begin with, for --init picture.")
+
+
+def check_output(output: Path | None) -> None:
+    """Raises BadInput where nothing could be written there."""
+    if output is None:
+        return
+    if output.suffix.lower() not in FORMATS:
+        raise errors.BadInput(f"The output must end in {', '.join(FORMATS)}.")
+    if not output.absolute().parent.is_dir():
+        raise errors.BadInput(f"There is no folder {output.absolute().parent}.")
+    if not os.access(output if output.exists() else output.absolute().parent, os.W_OK):
+        raise errors.BadInput(f"{output} cannot be written.")
+
+
+def knobs_of(options: dict[str, str | None], source: Path | None) -> dict[str, Any]:
+    """The knobs; where an earlier result is named, over its own, but for the shares of its paintings."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if source is None:
+        return given
+    earlier = recorded(source)[1].spec
+    return varied({name: value for name, value in earlier.items() if name != "style_weights"}, given)
+
+
+def say_legs(legs: Iterable[tuple[int, int, int, int | None, float]]) -> None:
+    """Width and height in px, iterations, side of a tile if any, seconds: a line for each."""
+    for width, height, iterations, tile_px, seconds in legs:
+        way = f"tiles of {tile_px} px" if tile_px else "whole"
+        click.echo(f"{width} x {height} px, {iterations} iterations, {way}: {seconds:.0f} s")
