@@ -12,19 +12,20 @@ from api.app import create_app
 from api.lookout import Lookout
 from api.protocol import Limits, patient
 from api.settings import ApiSettings
-from core import errors, logs, settings
-from core.settings import Settings
+from core import errors
+from core.logs import configure_logging
+from core.settings import Settings, read_settings
 
 
 def main() -> None:
     """Read the settings, then hand over to uvicorn."""
     try:
-        shared, own = settings.read(Settings), settings.read(ApiSettings)
+        shared, own = read_settings(Settings), read_settings(ApiSettings)
         app = create_app(shared, own)
     except errors.BadSettings as error:
         sys.stderr.write(f"impasto api: {error.message}\n")
         sys.exit(2)
-    logs.install(shared.log_format)
+    configure_logging(shared.log_format)
     _open_many()
     cycle.install()
     config = uvicorn.Config(

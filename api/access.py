@@ -10,7 +10,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import metrics, problems
-from core import errors, logs
+from core import errors
+from core.logs import request_id
 
 GONE = 499  # for the log only: the client did not wait for the answer
 
@@ -40,7 +41,7 @@ class Access:
                 MutableHeaders(scope=message)["X-Request-Id"] = own_id
             await send(message)
 
-        token = logs.request_id.set(own_id)
+        token = request_id.set(own_id)
         try:
             await self._app(scope, receive, answer)
         except ClientDisconnect:
@@ -53,7 +54,7 @@ class Access:
         finally:
             ended = time.perf_counter()
             _tell(scope, status or GONE, ended - began, (first or ended) - began)
-            logs.request_id.reset(token)
+            request_id.reset(token)
 
 
 def _id(scope: Scope) -> str:

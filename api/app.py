@@ -38,12 +38,11 @@ from api.rates import Rates
 from api.reaper import Reaper
 from api.settings import ApiSettings
 from core import images as pictures
-from core import settings
 from core.blobs import Blobs
 from core.checkpoints import Checkpoints
 from core.keys import Keys
 from core.queue import make_celery, ring
-from core.settings import Settings
+from core.settings import Settings, read_settings
 from core.store import JobStore
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ _BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API ke
 
 def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -> FastAPI:
     """The application with its store, blobs, doorbell and reaper. Raises BadSettings."""
-    shared, own = shared or settings.read(Settings), own or settings.read(ApiSettings)
+    shared, own = shared or read_settings(Settings), own or read_settings(ApiSettings)
     store, blobs, celery = (
         JobStore(shared.redis_url, rest_seconds=REST_SECONDS),
         Blobs(shared.blobs_dir),

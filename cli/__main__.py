@@ -27,10 +27,10 @@ from cli.stylize import stylize
 from cli.train import train
 from cli.up import LocalService, service_url
 from cli.weights import weights
-from core import errors, images, settings
+from core import errors, images
 from core.blobs import digest_of
 from core.jobs import LOCAL, Job, Status
-from core.settings import Settings
+from core.settings import Settings, read_settings
 from core.spec import parse_spec
 from impasto import Client, Estimate
 
@@ -98,7 +98,7 @@ def up(host: str, port: int) -> None:
 
 
 def _local_service(host: str, port: int) -> LocalService:
-    config = settings.read(Settings)
+    config = read_settings(Settings)
     _ensure_weights()
     for ending in (signal.SIGTERM, signal.SIGINT):  # a script's background job is born deaf to SIGINT
         signal.signal(ending, signal.default_int_handler)
@@ -143,7 +143,7 @@ def webhooks() -> None:
 @click.option("--owner", default=LOCAL, show_default=True, help="Whose webhooks; without keys all jobs are of one.")
 def webhook_secret(owner: str) -> None:
     """The secret to verify an owner's webhooks with."""
-    click.echo(settings.read(Settings).webhooks.owners_secret(owner))
+    click.echo(read_settings(Settings).webhooks.owners_secret(owner))
 
 
 # ---------------------------------------------------------------------- through the REST API

@@ -8,7 +8,8 @@ import click
 from cli.bar import Bar
 from cli.number import Number
 from cli.plain import plain
-from core import disk, errors
+from core import errors
+from core.disk import atomic_write
 
 folder = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -87,7 +88,7 @@ def info(place: Path, classes: bool, refused: int, sheet: Path | None) -> None:
                 click.echo(f"{train:>9} + {validation:<10} {plain(name)}")
         if sheet is not None:
             kind = "PNG" if sheet.suffix.lower() == ".png" else "JPEG"
-            disk.written(sheet, lambda part: contact_sheet(opened).save(part, kind, quality=90))
+            atomic_write(sheet, lambda part: contact_sheet(opened).save(part, kind, quality=90))
             click.echo(sheet)
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 
-from core import settings
 from core.jobs import Priority
 from core.keys import Keys
-from core.settings import Settings
+from core.settings import Settings, read_settings
 
 
 @click.group()
@@ -56,7 +55,7 @@ def revoke(key_id: str) -> None:
 
 
 def _opened() -> Keys:
-    config = settings.read(Settings)
+    config = read_settings(Settings)
     left = store_file(config.data_dir)
     if "IMPASTO_REDIS_URL" not in os.environ and left.exists():
         return Keys(left.read_text(encoding="utf-8"))

@@ -9,8 +9,8 @@ import click
 
 from cli.number import Number
 from cli.plain import plain
-from core import errors, images, settings
-from core.settings import Settings
+from core import errors, images
+from core.settings import Settings, read_settings
 from core.spec import MODEL_NAME
 
 existing = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -32,7 +32,7 @@ def opened() -> Any:
     """The cache of networks. Loads torch."""
     from core.neural.weights import WeightsCache
 
-    return WeightsCache(settings.read(Settings).weights_dir)
+    return WeightsCache(read_settings(Settings).weights_dir)
 
 
 @weights.command("list")

@@ -13,7 +13,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def room(what: Path) -> Iterator[None]:
+def translate_disk_errors(what: Path) -> Iterator[None]:
     """Inside, a full disk is StorageFull; any other refusal of the system stays what it is."""
     try:
         yield
@@ -23,14 +23,14 @@ def room(what: Path) -> Iterator[None]:
         raise errors.StorageFull(f"There is no room for {what}; make some and give the command again.") from error
 
 
-def written(file: Path, write: Callable[[Path], object]) -> None:
+def atomic_write(file: Path, write: Callable[[Path], object]) -> None:
     """The file as `write` leaves the one it is given, on disk when this returns; or as it was before.
 
     Raises StorageFull, and OSError where the system refuses for another reason.
     """
     part = file.with_name(f"{file.name}.part")
     try:
-        with room(file):
+        with translate_disk_errors(file):
             write(part)
             _settle(part)
             part.replace(file)
@@ -53,7 +53,7 @@ def _settle(path: Path) -> None:
 
 
 @contextmanager
-def alone(folder: Path, refusal: errors.ImpastoError) -> Iterator[None]:
+def exclusive_lock(folder: Path, refusal: errors.ImpastoError) -> Iterator[None]:
     """Hold a folder against other processes, which get `refusal`. One that is made for it goes if it stays empty."""
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)

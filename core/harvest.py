@@ -20,9 +20,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from core import disk, errors, images
+from core import errors, images
 from core.dataset import INDEX, LABEL, MAX_CLASSES, Book, Header, Split, State, Store, digest_of, room
 from core.decoders import Decoder, Resize
+from core.disk import exclusive_lock
 
 _LISTED_AT_ONCE = 4096
 _PORTION = 256  # pictures from one commit to the next
@@ -88,7 +89,7 @@ def build(
         raise errors.BadDataset("validation must be a share from 0 to under 1.")
     header = _header(folder, wish)
     _check_place(folder, out)
-    with disk.alone(out, errors.BadDataset(f"{out} is being built by another process.")):
+    with exclusive_lock(out, errors.BadDataset(f"{out} is being built by another process.")):
         try:
             with room(out), Book(out, *([book_bytes] if book_bytes else [])) as book:
                 state = _begun(book, header, out)

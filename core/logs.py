@@ -23,7 +23,7 @@ _PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")  # of an address: redis://:password
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def install(form: Format) -> None:
+def configure_logging(form: Format) -> None:
     """Send everything that is logged in this process to standard error, in this form."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if form == "json" else TextLines())

@@ -91,7 +91,7 @@ AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 _PROCESS_PREFIXES = ("IMPASTO_API_", "IMPASTO_WORKER_")
 
 
-def read(kind: type[AnySettings]) -> AnySettings:
+def read_settings(kind: type[AnySettings]) -> AnySettings:
     """The settings from the environment. Raises BadSettings, naming the variable: a typing error is no default."""
     prefix = kind.model_config["env_prefix"]
     known = {prefix + name.upper() for name in kind.model_fields}

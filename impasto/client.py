@@ -26,12 +26,12 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel
 
-from core import errors, settings
+from core import errors
 from core.images import Format
 from core.jobs import Batch, Frame, Job, Priority, Status
 from core.presets import Preset
 from core.service import Estimate, Model, System
-from core.settings import Settings
+from core.settings import Settings, read_settings
 
 PATIENCE_SECONDS = 60.0  # a service that restarts is away for less
 PAGE_JOBS = 100  # that a list is asked for at a time
@@ -62,7 +62,7 @@ class Client:
         patience_seconds: how long a request is repeated. Raises BadSettings.
         """
         if url is None or key is None:
-            environment = settings.read(Settings)
+            environment = read_settings(Settings)
             url = environment.url if url is None else url
             key = environment.key.get_secret_value() if key is None else key
         self.url, self._patience_seconds = url.rstrip("/"), patience_seconds

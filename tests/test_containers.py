@@ -21,9 +21,8 @@ from billiard.spawn import get_command_line
 
 from api import health
 from api.settings import ApiSettings
-from core import settings
 from core.neural.weights import Fetched
-from core.settings import Settings
+from core.settings import Settings, read_settings
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[1]
@@ -226,9 +225,9 @@ def test_the_workers_health_check_knows_the_process_that_paints() -> None:
 def test_settings_accept_the_containers_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every IMPASTO_* variable of a container is a setting with a value that the program takes."""
     _environment(name, monkeypatch)
-    shared = settings.read(Settings)
-    settings.read(ApiSettings)
-    settings.read(WorkerSettings)
+    shared = read_settings(Settings)
+    read_settings(ApiSettings)
+    read_settings(WorkerSettings)
     assert urlsplit(shared.redis_url).hostname == "redis"
     assert urlsplit(shared.redis_url).password == PASSWORD
     assert "env_file" not in SERVICES[name]  # would bring in variables that are no settings
@@ -237,7 +236,7 @@ def test_settings_accept_the_containers_environment(name: str, monkeypatch: pyte
 def test_the_api_can_be_reached_on_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """The API listens on all addresses of its container, on the port exposed, which is published to loopback only."""
     _environment("api", monkeypatch)
-    own = settings.read(ApiSettings)
+    own = read_settings(ApiSettings)
     assert own.host == "0.0.0.0"  # noqa: S104 - inside the container
     assert API.one("EXPOSE") == str(own.port)
     assert SERVICES["api"]["ports"] == [f"127.0.0.1:8000:{own.port}"]
@@ -249,7 +248,7 @@ def test_api_and_worker_share_the_pictures(monkeypatch: pytest.MonkeyPatch) -> N
     volumes = set()
     for name in IMAGES:
         _environment(name, monkeypatch)
-        volumes.add(_mounts(name)[str(settings.read(Settings).data_dir)])
+        volumes.add(_mounts(name)[str(read_settings(Settings).data_dir)])
     assert len(volumes) == 1
     assert volumes <= set(_compose()["volumes"])
     assert API.all("USER") == WORKER.all("USER")

@@ -5,21 +5,22 @@ import sys
 
 import celery.apps.worker
 
-from core import errors, logs, settings
+from core import errors
+from core.logs import configure_logging
 from core.queue import make_celery
-from core.settings import Settings
+from core.settings import Settings, read_settings
 from worker.settings import WorkerSettings
 
 
 def main() -> None:
     """Read the settings, then hand over to Celery."""
     try:
-        shared = settings.read(Settings)
-        settings.read(WorkerSettings)
+        shared = read_settings(Settings)
+        read_settings(WorkerSettings)
     except errors.BadSettings as error:
         sys.stderr.write(f"impasto worker: {error.message}\n")
         sys.exit(2)
-    logs.install(shared.log_format)
+    configure_logging(shared.log_format)
     # These two speak past the logs: what stops a worker, and (below WARNING) what starts its child.
     celery.apps.worker.safe_say = lambda *_: None  # type: ignore[attr-defined]
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]

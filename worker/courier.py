@@ -14,9 +14,10 @@ import threading
 import time
 from datetime import UTC, datetime
 
-from core import errors, logs, settings
+from core import errors
 from core.jobs import Job
-from core.settings import Settings
+from core.logs import configure_logging
+from core.settings import Settings, read_settings
 from core.store import JobStore, WebhookEnd
 from core.webhooks import Policy, body
 from worker import exits
@@ -138,12 +139,12 @@ class Courier:
 def main() -> None:
     """Read the settings, then carry until SIGTERM or SIGINT."""
     try:
-        shared = settings.read(Settings)
+        shared = read_settings(Settings)
         shared.webhooks.owners_secret("")
     except errors.BadSettings as error:
         sys.stderr.write(f"impasto webhooks: {error.message}\n")
         sys.exit(2)
-    logs.install(shared.log_format)
+    configure_logging(shared.log_format)
     courier = Courier(JobStore(shared.redis_url), shared.webhooks, Delivery(shared.webhooks))
     exits.when_told(courier.leave, signal.SIGTERM, signal.SIGINT)
     log.info("sending webhooks")

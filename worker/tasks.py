@@ -11,9 +11,10 @@ from billiard.process import active_children
 from celery import shared_task
 from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutting_down
 
-from core import errors, logs, settings
+from core import errors
+from core.logs import configure_logging
 from core.queue import STYLIZE, ring
-from core.settings import Settings
+from core.settings import Settings, read_settings
 from core.store import JobStore
 from worker import exits
 from worker.mourner import Mourner
@@ -33,9 +34,9 @@ def _painter() -> "Painter":
     from core.neural.vgg import use_threads
     from worker.painter import Painter
 
-    worker = settings.read(WorkerSettings)
+    worker = read_settings(WorkerSettings)
     use_threads(worker.threads)
-    return Painter(settings.read(Settings), worker)
+    return Painter(read_settings(Settings), worker)
 
 
 @shared_task(name=STYLIZE)
@@ -54,7 +55,7 @@ def stylize() -> None:
 @setup_logging.connect
 def _log(**_: Any) -> None:
     """Celery asks in the worker and in each child, and then leaves the logs alone."""
-    logs.install(settings.read(Settings).log_format)
+    configure_logging(read_settings(Settings).log_format)
 
 
 @worker_process_init.connect
@@ -81,7 +82,7 @@ def _warm_up(**_: Any) -> None:
 @worker_ready.connect
 def _watch_over(sender: Any, **_: Any) -> None:
     """From the parent: a child that dies leaves a job behind, and one that lives may do nothing."""
-    store = JobStore(settings.read(Settings).redis_url)
+    store = JobStore(read_settings(Settings).redis_url)
     rings = partial(ring, sender.app)
     Mourner(store, rings, _children).start()
     Warden(store, rings, _children).start()

@@ -17,8 +17,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
-from core import disk, errors
+from core import errors
 from core.architecture import convolutions
+from core.disk import atomic_write
 from core.neural.parameters import Parameters
 
 # By message and field: number and type; "*" is repeated, "+" repeated and packed. `OldLayer` is what layers were before
@@ -220,8 +221,8 @@ def write(path: Path, parameters: Parameters) -> None:
     text = text_format.MessageToString(_KINDS["Net"](name=path.stem.encode(), layer=layers)).encode()
     if told.exists() and told.read_bytes() != text:
         raise errors.BadInput(f"There is another {told}, which would be lost; take another name.")
-    disk.written(path, lambda part: _write_layers(part, path.stem, layers, parameters))
-    disk.written(told, lambda part: part.write_bytes(text))
+    atomic_write(path, lambda part: _write_layers(part, path.stem, layers, parameters))
+    atomic_write(told, lambda part: part.write_bytes(text))
 
 
 def _write_layers(path: Path, name: str, layers: list[Any], parameters: Parameters) -> None:

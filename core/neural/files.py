@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from core import disk, errors
+from core import errors
+from core.disk import atomic_write
 from core.neural import caffe
 from core.neural.parameters import CAFFE, Parameters, from_torchvision
 from core.neural.vgg import TORCHVISION, Color, Input
@@ -72,7 +73,7 @@ def write(path: Path, parameters: Parameters, card: Card, convention: Convention
     if suffix == ".caffemodel":
         caffe.write(path, parameters)
     else:
-        disk.written(path, lambda part: save_pth(part, parameters.named()))
+        atomic_write(path, lambda part: save_pth(part, parameters.named()))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Card]:
@@ -88,7 +89,7 @@ def write_safetensors(path: Path, parameters: Parameters, card: Card) -> None:
     """By torchvision's names, with the card completed. Whole or not at all. Raises StorageFull, OSError."""
     mean, std = json.dumps(parameters.takes.mean), json.dumps(parameters.takes.std)
     own = {"architecture": parameters.architecture, "sha256": parameters.sha256, "mean": mean, "std": std}
-    disk.written(path, lambda part: save_tensors(part, parameters.named(), {**card, **own}))
+    atomic_write(path, lambda part: save_tensors(part, parameters.named(), {**card, **own}))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], card: Card) -> None:

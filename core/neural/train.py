@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from core import disk, errors
+from core import errors
 from core.dataset import Dataset
+from core.disk import exclusive_lock
 from core.neural import feed, trained
 from core.neural.classifier import Classifier
 from core.neural.team import Team
@@ -108,7 +109,7 @@ def _batch(recipe: Recipe, count: int) -> int:
 def _alone(run: Path, team: Team) -> AbstractContextManager[None]:
     if run.is_dir() and any(run.iterdir()) and not (run / "log.csv").is_file():
         raise errors.BadSpec(f"{run} is a folder with something else in it; take another.")
-    return disk.alone(run, errors.BadSpec(f"Another process trains in {run}.")) if team.leads else nullcontext()
+    return exclusive_lock(run, errors.BadSpec(f"Another process trains in {run}.")) if team.leads else nullcontext()
 
 
 class Run:

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Json
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from core import disk, errors
+from core import errors
+from core.disk import atomic_write
 from core.neural import files
 from core.neural.classifier import Classifier, full_outputs, widened
 from core.neural.parameters import Parameters
@@ -69,8 +70,8 @@ def publish(folder: Path, model: Classifier, about: About, epoch: int, validatio
     parameters = Parameters.of(widened(model.folded(), full_outputs(about.recipe.architecture)))
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     files.write_safetensors(folder / "network.safetensors", parameters, card)
-    disk.written(folder / "whole.safetensors", lambda part: files.save_tensors(part, whole, card))
-    disk.written(folder / "network.pth", lambda part: files.save_pth(part, whole))
+    atomic_write(folder / "whole.safetensors", lambda part: files.save_tensors(part, whole, card))
+    atomic_write(folder / "network.pth", lambda part: files.save_pth(part, whole))
 
 
 def _card(about: About, epoch: int, validation: list[float] | None) -> dict[str, str]:
@@ -99,7 +100,7 @@ def save(
     """A checkpoint, on disk when it returns, in the place of the one before. Raises StorageFull, OSError."""
     content = {"format": _FORMAT, "about": about.model_dump_json(), "position": asdict(position)}
     content |= {"model": model, "optimizer": optimizer, "scaler": scaler}
-    disk.written(file, lambda part: files.save_pth(part, content))
+    atomic_write(file, lambda part: files.save_pth(part, content))
 
 
 def load(file: Path) -> Checkpoint:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from core import disk
+from core.disk import translate_disk_errors
 
 
 class Row(NamedTuple):
@@ -28,7 +28,7 @@ class Log:
     def __init__(self, file: Path, known_bytes: int) -> None:
         """Raises StorageFull, OSError."""
         self._path = file
-        with disk.room(file):
+        with translate_disk_errors(file):
             self._file = file.open("ab", buffering=0)  # nothing is left to be written when it is closed
             length = min(known_bytes, file.stat().st_size)  # shorter where someone has cut it: no gap is filled
             self._file.truncate(length)
@@ -41,13 +41,13 @@ class Log:
 
     def _write(self, line: str) -> None:
         rest = memoryview(f"{line}\n".encode("ascii"))
-        with disk.room(self._path):
+        with translate_disk_errors(self._path):
             while rest:
                 rest = rest[self._file.write(rest) :]
 
     def settle(self) -> int:
         """Its bytes, on disk. Raises StorageFull, OSError."""
-        with disk.room(self._path):
+        with translate_disk_errors(self._path):
             os.fsync(self._file.fileno())
             return os.fstat(self._file.fileno()).st_size
 

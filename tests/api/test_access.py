@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from core import logs
+from core.logs import request_id
 
 
 @pytest.mark.parametrize("own", ["abc-DEF_123", "a" * 64])
@@ -42,8 +42,8 @@ def test_the_id_is_known_to_what_is_logged_on_the_way(app: FastAPI, client: Test
 
     @app.get("/v1/look")
     def look() -> None:  # in a thread of the pool
-        seen.append(logs.request_id.get())
+        seen.append(request_id.get())
 
     client.get("/v1/look", headers={"X-Request-Id": "abc"})
 
-    assert (["abc"], None) == (seen, logs.request_id.get())
+    assert (["abc"], None) == (seen, request_id.get())

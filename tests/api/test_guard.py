@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.guard import names_for
 from api.settings import ApiSettings
-from core import errors, settings
-from core.settings import Settings
+from core import errors
+from core.settings import Settings, read_settings
 
 FRIEND = "https://friend.example"
 
@@ -128,12 +128,12 @@ def test_bodies_are_taken_only_as_they_are(client: TestClient) -> None:
 def test_lists_are_checked_when_a_process_starts(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     monkeypatch.setenv(f"IMPASTO_API_{variable}", value)
     with pytest.raises(errors.BadSettings, match=variable):
-        settings.read(ApiSettings)
+        read_settings(ApiSettings)
 
 
 def test_lists_have_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMPASTO_API_ORIGINS", "https://a.example, http://b.example:8080")
     monkeypatch.setenv("IMPASTO_API_HOSTS", "a.example,[::1]")
-    own = settings.read(ApiSettings)
+    own = read_settings(ApiSettings)
 
     assert (["https://a.example", "http://b.example:8080"], ["a.example", "[::1]"]) == (own.origins, own.hosts)

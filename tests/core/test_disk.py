@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from core import disk, errors
+from core import errors
+from core.disk import atomic_write, exclusive_lock
 
 
 def test_a_file_is_replaced_whole_or_stays_what_it_was(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    disk.written(file, lambda part: part.write_bytes(b"first"))
+    atomic_write(file, lambda part: part.write_bytes(b"first"))
 
     for number, kind in ((errno.ENOSPC, errors.StorageFull), (errno.EACCES, PermissionError)):
 
@@ -19,37 +20,37 @@ def test_a_file_is_replaced_whole_or_stays_what_it_was(tmp_path: Path) -> None:
             raise OSError(number, "in the middle")
 
         with pytest.raises(kind):
-            disk.written(file, fails)
+            atomic_write(file, fails)
         assert {"file": b"first"} == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    disk.written(file, lambda part: part.write_bytes(b"second"))
+    atomic_write(file, lambda part: part.write_bytes(b"second"))
     assert {"file": b"second"} == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 def test_a_folder_is_held_and_goes_if_nothing_came_of_it(tmp_path: Path) -> None:
     folder, refusal = tmp_path / "a" / "b", errors.BadSpec("held")
-    with disk.alone(folder, refusal):
-        with pytest.raises(errors.BadSpec, match="held"), disk.alone(folder, refusal):
+    with exclusive_lock(folder, refusal):
+        with pytest.raises(errors.BadSpec, match="held"), exclusive_lock(folder, refusal):
             pass
         assert folder.is_dir()
     assert not folder.exists()
 
-    with disk.alone(folder, refusal):
+    with exclusive_lock(folder, refusal):
         (folder / "work").touch()
     folder_of_mine = tmp_path / "mine"
     folder_of_mine.mkdir()
-    with disk.alone(folder_of_mine, refusal):
+    with exclusive_lock(folder_of_mine, refusal):
         pass
     assert (folder / "work").exists()
     assert folder_of_mine.is_dir()
 
 
 def test_what_blocks_inside_is_not_taken_for_another_process(tmp_path: Path) -> None:
-    with pytest.raises(BlockingIOError), disk.alone(tmp_path, errors.BadSpec("held")):
+    with pytest.raises(BlockingIOError), exclusive_lock(tmp_path, errors.BadSpec("held")):
         raise BlockingIOError(errno.EAGAIN, "a pipe")
 
 
 def test_a_refusal_names_the_file_that_was_asked_for_and_not_its_part(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as refused:
-        disk.written(tmp_path / "nowhere" / "file", lambda part: part.write_bytes(b"some"))
+        atomic_write(tmp_path / "nowhere" / "file", lambda part: part.write_bytes(b"some"))
     assert str(tmp_path / "nowhere" / "file") == refused.value.filename

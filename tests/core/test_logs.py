@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from core import logs
+from core.logs import request_id
 
 HOSTILE = 'a\r\nINFO root: forged\x1b[2J\x00\u202e\x85\u2028 "quoted" ä \ud800'
 JOB = "job_" + "a" * 26
@@ -60,9 +61,9 @@ def test_no_line_tells_a_password(form: logging.Formatter) -> None:
 
 
 def test_a_request_is_named_while_it_lasts() -> None:
-    token = logs.request_id.set("abc")
+    token = request_id.set("abc")
     said = json.loads(logs.JsonLines().format(_record("x")))
-    logs.request_id.reset(token)
+    request_id.reset(token)
 
     assert "abc" == said["request"]
     assert "request" not in json.loads(logs.JsonLines().format(_record("x")))
@@ -70,7 +71,8 @@ def test_a_request_is_named_while_it_lasts() -> None:
 
 def test_all_that_a_process_says_by_logging_or_warning_is_json() -> None:
     program = (
-        "import logging, warnings; from core import logs; logs.install('json'); logging.getLogger('x').info('hello');"
+        "import logging, warnings; from core.logs import configure_logging; configure_logging('json');"
+        "logging.getLogger('x').info('hello');"
         "warnings.warn('careful')"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
