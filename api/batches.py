@@ -23,7 +23,7 @@ from api.resource import JobResource, resource
 from api.taker import KEY, Taker, file_of, kept
 from core import errors
 from core.jobs import Batch, JobInput, Terms, is_batch_id, new_batch_id
-from core.spec import StyleSpec, parse_spec, result_size
+from core.style.spec import StyleSpec, parse_spec, result_size
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 

@@ -14,8 +14,8 @@ from core import errors
 from core.images import MAX_SIDE_PX, MIN_SIDE_PX
 from core.jobs import Question, Queue
 from core.service import Estimate
-from core.spec import MAX_STYLES, parse_spec, result_size
 from core.store import JobStore
+from core.style.spec import MAX_STYLES, parse_spec, result_size
 
 WAIT_SECONDS = 5.0
 _BODY_BYTES = 100_000

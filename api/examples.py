@@ -8,8 +8,8 @@ from fastapi.sse import format_sse_event
 from api.settings import ApiSettings
 from api.system import limits_of
 from core.jobs import Status
-from core.presets import PRESETS
-from core.spec import parse_spec
+from core.style.presets import PRESETS
+from core.style.spec import parse_spec
 
 JOB_ID, BATCH_ID = "job_" + "k3v7qd2m5x" * 2 + "ab2cd3", "batch_" + "m5xk3v7qd2" * 2 + "ab2cd3"
 PHOTO, PAINTING, RESULT = (f"sha256:{digit * 64}" for digit in "abc")

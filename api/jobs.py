@@ -18,8 +18,8 @@ from api.taker import KEY, Taker, file_of, kept
 from core import errors, images
 from core.images import FORMATS
 from core.jobs import MAX_STEERINGS, Job, JobInput, Output, Priority, Status, is_job_id
-from core.spec import MAX_SIZE_PX, STEERABLE, StyleSpec, parse_spec, result_size, varied
 from core.store import JobStore
+from core.style.spec import MAX_SIZE_PX, STEERABLE, StyleSpec, parse_spec, result_size, varied
 
 router = APIRouter(prefix=JOBS, tags=["jobs"])
 

@@ -1,11 +1,11 @@
-"""GET /v1/presets: the names of knobs that go together (core/presets.py), for a page or program to offer."""
+"""GET /v1/presets: the names of knobs that go together (core/style/presets.py), for a page or program to offer."""
 
 from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from core.presets import PRESETS
+from core.style.presets import PRESETS
 
 router = APIRouter(prefix="/v1/presets", tags=["presets"])
 

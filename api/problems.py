@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core import errors
 from core.images import FORMATS, MAX_SIDE_PX, MIN_SIDE_PX
 from core.jobs import Status
-from core.spec import MAX_SIZE_PX, MAX_STYLES
+from core.style.spec import MAX_SIZE_PX, MAX_STYLES
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData
 
 from api import form
-from core import errors, images, presets
+from core import errors, images
 from core.blobs import Blobs, Part
 from core.jobs import JobInput, Priority
-from core.spec import KNOBS, MAX_STYLES, StyleSpec, varied
+from core.style import presets
+from core.style.spec import KNOBS, MAX_STYLES, StyleSpec, varied
 
 MAX_CONTENTS = 12  # of a batch, which has 96 jobs at most
 # The photo, paintings, a mask for each, one to begin with, an earlier result; a batch has as many photos and paintings.

@@ -12,7 +12,7 @@ from api.settings import ApiSettings
 from api.submission import BODY_BYTES
 from core import images
 from core.service import Limits, Model, Models, System, WorkerState
-from core.spec import MAX_SIZE_PX, MAX_STYLES, MIN_SIZE_PX
+from core.style.spec import MAX_SIZE_PX, MAX_STYLES, MIN_SIZE_PX
 
 router = APIRouter(tags=["system"])
 

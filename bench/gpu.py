@@ -15,13 +15,13 @@ from PIL import Image
 
 from bench.optimize import SAMPLES, Pair, floor, pair, seconds_of, wait
 from bench.peer import FILTERS, Peer
-from core.architecture import Architecture, convolutions
 from core.neural.optimize import LBFGS
 from core.neural.planner import Planner, measured_pace
 from core.neural.stylize import stylize
 from core.neural.vgg import Network, stride
 from core.neural.weights import DTYPES, Precision, WeightsCache, random_parameters
-from core.spec import StyleSpec
+from core.style.spec import StyleSpec
+from core.style.vgg_layers import Architecture, convolutions
 
 BUDGET_SECONDS = 420  # no section begins later
 

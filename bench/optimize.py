@@ -27,7 +27,7 @@ from core.neural.subject import Subject
 from core.neural.vgg import Network, stride
 from core.neural.weights import Precision, WeightsCache
 from core.settings import Settings
-from core.spec import ModelName, StyleSpec, parse_spec
+from core.style.spec import ModelName, StyleSpec, parse_spec
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 ROUNDS = 5

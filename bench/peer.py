@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from core.neural import pixels
 from core.neural.vgg import MEAN, STD, Network
-from core.spec import StyleSpec, parse_spec
+from core.style.spec import StyleSpec, parse_spec
 
 CONTENT = "relu4_2"
 FILTERS = {"relu1_1": 64, "relu2_1": 128, "relu3_1": 256, "relu4_1": 512, "relu5_1": 512}

@@ -21,7 +21,7 @@ from core.neural.subject import Subject
 from core.neural.vgg import Network
 from core.neural.weights import Precision, WeightsCache
 from core.settings import Settings
-from core.spec import StyleSpec, parse_spec
+from core.style.spec import StyleSpec, parse_spec
 
 
 @click.group()

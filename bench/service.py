@@ -28,8 +28,8 @@ from core.neural.planner import NOMINAL, Planner
 from core.neural.stylize import Moment, Painting, Progress, stylize
 from core.neural.weights import WeightsCache
 from core.settings import Settings
-from core.spec import StyleSpec
 from core.store import Standing
+from core.style.spec import StyleSpec
 from worker.attempt import Attempt
 from worker.keeper import Keeper
 from worker.settings import WorkerSettings

@@ -25,7 +25,7 @@ from core.neural.team import Team, joined
 from core.neural.train import Pacing, train
 from core.neural.weights import WeightsCache
 from core.recipe import Recipe
-from core.spec import parse_spec
+from core.style.spec import parse_spec
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # for each of two processes on two cores

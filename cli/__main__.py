@@ -31,7 +31,7 @@ from core import errors, images
 from core.blobs import digest_of
 from core.jobs import LOCAL, Job, Status
 from core.settings import Settings, read_settings
-from core.spec import parse_spec
+from core.style.spec import parse_spec
 from impasto import Client, Estimate
 
 SAMPLES = Path(__file__).parents[1] / "samples"

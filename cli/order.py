@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from cli.info import recorded
-from core import errors, images, presets
-from core.spec import StyleSpec, allowed, varied
+from core import errors, images
+from core.style import presets
+from core.style.spec import StyleSpec, allowed, varied
 
 FORMATS: dict[str, images.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 

@@ -12,7 +12,7 @@ from cli.weights import opened
 from core import errors, images
 from core.blobs import digest_of
 from core.jobs import JobInput, NetworkUsed
-from core.spec import StyleSpec, parse_spec
+from core.style.spec import StyleSpec, parse_spec
 
 
 @click.command()

@@ -11,7 +11,7 @@ from cli.number import Number
 from cli.plain import plain
 from core import errors, images
 from core.settings import Settings, read_settings
-from core.spec import MODEL_NAME
+from core.style.spec import MODEL_NAME
 
 existing = click.Path(exists=True, dir_okay=False, path_type=Path)
 convention_option = click.option(
@@ -46,7 +46,7 @@ def list_weights() -> None:
 
 
 def _line(entry: Any) -> str:
-    from core.architecture import title
+    from core.style.vgg_layers import title
 
     if entry.architecture is None:
         return f"{entry.name}  damaged: impasto weights remove {entry.name}"

@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal
 from PIL import Image
 
 from core import errors, images, sandbox
-from core.spec import MAX_SIZE_PX
+from core.style.spec import MAX_SIZE_PX
 
 MEMORY_BYTES = 3 * 2**30  # a result of ours that is gone on from is larger than what strangers may send
 SECONDS = 600  # of CPU time, for all of them

@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core import errors, images
-from core.spec import parse_spec
+from core.style.spec import parse_spec
 
 MAX_ATTEMPTS = 3  # in a row that brought it no further
 MAX_STEERINGS = 200  # of one job

@@ -2,8 +2,8 @@
 
 from core import errors
 from core.jobs import Batch, Frame, Job, Status
-from core.presets import Preset
 from core.service import Estimate, Model, System
+from core.style.presets import Preset
 from impasto.client import Client, Picture
 
 __all__ = ["Batch", "Client", "Estimate", "Frame", "Job", "Model", "Picture", "Preset", "Status", "System", "errors"]

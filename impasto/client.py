@@ -29,9 +29,9 @@ from pydantic import BaseModel
 from core import errors
 from core.images import Format
 from core.jobs import Batch, Frame, Job, Priority, Status
-from core.presets import Preset
 from core.service import Estimate, Model, System
 from core.settings import Settings, read_settings
+from core.style.presets import Preset
 
 PATIENCE_SECONDS = 60.0  # a service that restarts is away for less
 PAGE_JOBS = 100  # that a list is asked for at a time

@@ -25,8 +25,8 @@ from core.neural.planner import Planner
 from core.neural.stylize import Moment, Painting, Progress, stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Network
-from core.spec import ModelName, StyleSpec, parse_spec
 from core.store import JobStore, Standing
+from core.style.spec import ModelName, StyleSpec, parse_spec
 from worker.keeper import Keeper
 from worker.lease import Lease
 from worker.pulse import Pulse

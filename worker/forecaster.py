@@ -13,8 +13,8 @@ from core.jobs import Forecast, JobError, Question, Step
 from core.neural import device
 from core.neural.planner import Plan, Planner, device_name
 from core.neural.vgg import Network
-from core.spec import ModelName, parse_spec
 from core.store import JobStore
+from core.style.spec import ModelName, parse_spec
 from worker import exits
 
 AGAIN_SECONDS = 1.0

@@ -17,8 +17,8 @@ from core.neural.planner import Planner, device_name, pace_of
 from core.neural.vgg import Network
 from core.neural.weights import WeightsCache
 from core.settings import Settings
-from core.spec import ModelName
 from core.store import JobStore
+from core.style.spec import ModelName
 from worker.attempt import RETRY_SECONDS, Attempt, shutting_down
 from worker.forecaster import Forecaster
 from worker.names import name_of

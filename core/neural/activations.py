@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from core import errors
-from core.architecture import layers
 from core.neural import pixels
 from core.neural.parameters import Parameters
 from core.neural.vgg import Network
+from core.style.vgg_layers import layers
 
 PICTURE_PX = 512  # the long side at which a picture is looked at
 

@@ -18,9 +18,9 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from core import errors
-from core.architecture import convolutions
 from core.disk import atomic_write
 from core.neural.parameters import Parameters
+from core.style.vgg_layers import convolutions
 
 # By message and field: number and type; "*" is repeated, "+" repeated and packed. `OldLayer` is what layers were before
 # 2015, and still are in the files of that time. A blob stays bytes until it is known to be wanted.

@@ -17,7 +17,7 @@ from core.neural import losses
 from core.neural.losses import PaperStyle, RelativeStyle, Statistics
 from core.neural.tiling import Tile, tiles
 from core.neural.vgg import Edges, Network, Recording, stride
-from core.spec import Layer, StyleSpec
+from core.style.spec import Layer, StyleSpec
 
 Style = dict[str, Statistics]  # by layer; means, not sums
 _Summable = TypeVar("_Summable", Tensor, Statistics)

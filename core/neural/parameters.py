@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from core import errors
-from core.architecture import BLOCKS, Architecture, convolutions, title
 from core.neural.vgg import TORCHVISION, Input
+from core.style.vgg_layers import BLOCKS, Architecture, convolutions, title
 
 Pairs = Sequence[tuple[Tensor, Tensor]]  # weight (out, in, 3, 3) and bias (out,) of each convolution, in order
 

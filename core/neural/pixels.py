@@ -6,7 +6,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from core.spec import GRID_PX
+from core.style.spec import GRID_PX
 
 # Luminance of the YIQ space, as in Gatys et al. 2016, "Preserving Color in Neural Artistic Style Transfer".
 _LUMA = (0.299, 0.587, 0.114)

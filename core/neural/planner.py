@@ -25,7 +25,7 @@ from core.neural.schedule import Scale, schedule
 from core.neural.subject import painting_size
 from core.neural.tiling import Tile, tiles
 from core.neural.vgg import Network, stride
-from core.spec import MIN_RESULT_SIDE_PX, StyleSpec
+from core.style.spec import MIN_RESULT_SIDE_PX, StyleSpec
 
 TILES_PX = (None, 4096, 2048, 1024, 512, 256)
 # Pairs, and whether the host keeps them; in the order they are tried in. Fewer pairs make another picture: they are

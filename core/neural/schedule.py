@@ -7,7 +7,7 @@ ones need few iterations on top (Gatys et al. 2017, "Controlling Perceptual Fact
 import math
 from dataclasses import dataclass
 
-from core.spec import MIN_RESULT_SIDE_PX, StyleSpec, result_size
+from core.style.spec import MIN_RESULT_SIDE_PX, StyleSpec, result_size
 
 # Iterations at full size by `quality`.
 ITERATIONS = {"draft": 25, "standard": 70, "fine": 210}

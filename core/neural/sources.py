@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from core import errors
-from core.architecture import convolutions
 from core.neural.files import read_pth
 from core.neural.parameters import torchvision_names
 from core.neural.torchvision_registry import vgg19_source
+from core.style.vgg_layers import convolutions
 
 OnBytes = Callable[[int, int], None]  # bytes so far, bytes in all (0: unknown)
 

@@ -21,7 +21,7 @@ from core.neural.optimize import LBFGS, Adam
 from core.neural.planner import Leg, Plan, Planner
 from core.neural.subject import Scene, Subject
 from core.neural.vgg import Network
-from core.spec import StyleSpec
+from core.style.spec import StyleSpec
 
 # A scale has nothing left to gain where ten iterations lower the loss by less than this share.
 _LEAST_GAIN = 1e-3

@@ -15,7 +15,7 @@ from core.neural import pixels
 from core.neural.objective import Objective, Region, Style, mixed, style_of
 from core.neural.schedule import Scale
 from core.neural.vgg import Network
-from core.spec import MIN_RESULT_SIDE_PX, StyleSpec
+from core.style.spec import MIN_RESULT_SIDE_PX, StyleSpec
 
 MAX_PAINTING_PX = 4096
 

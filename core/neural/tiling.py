@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.spec import GRID_PX  # tiles begin where the grids of all four poolings do
+from core.style.spec import GRID_PX  # tiles begin where the grids of all four poolings do
 
 
 @dataclass(frozen=True)

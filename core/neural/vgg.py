@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from core import errors
-from core.architecture import WIDTHS, Architecture, convolutions, missing_layer
+from core.style.vgg_layers import WIDTHS, Architecture, convolutions, missing_layer
 
 Pooling = Literal["max", "average", "l2"]
 Color = tuple[float, float, float]  # RGB

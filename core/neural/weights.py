@@ -16,14 +16,14 @@ from filelock import FileLock
 from torch import Tensor
 
 from core import errors
-from core.architecture import Architecture, convolutions, title
 from core.neural import device as devices
 from core.neural import files, sources
 from core.neural.files import Card, Convention
 from core.neural.parameters import Parameters, from_torchvision
 from core.neural.sources import OnBytes
 from core.neural.vgg import Network, is_imitated
-from core.spec import MODEL_NAME, MODEL_NAME_WORDS, ModelName
+from core.style.spec import MODEL_NAME, MODEL_NAME_WORDS, ModelName
+from core.style.vgg_layers import Architecture, convolutions, title
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from api.settings import ApiSettings
 from core import images
 from core.blobs import Blobs, digest_of
 from core.jobs import JobProgress, NetworkUsed, Output, is_job_id
-from core.presets import PRESETS
-from core.spec import STEERABLE
 from core.store import JobStore
+from core.style.presets import PRESETS
+from core.style.spec import STEERABLE
 from core.webhooks import Policy
 
 PROGRESS = JobProgress(

@@ -2,7 +2,7 @@
 
 from starlette.testclient import TestClient
 
-from core.presets import PRESETS
+from core.style.presets import PRESETS
 
 
 def test_all_are_told_and_what_is_told_can_be_sent(client: TestClient) -> None:

@@ -16,8 +16,8 @@ from core.checkpoints import Checkpoints
 from core.connection import PREFIX
 from core.jobs import Frame, Job, JobInput, Status, Terms, new_job_id
 from core.queue import QUEUE, make_celery, ring, waiting_bells
-from core.spec import StyleSpec
 from core.store import JobStore
+from core.style.spec import StyleSpec
 
 
 class Clock:

@@ -16,8 +16,8 @@ from processes import Valkey
 
 from core import errors
 from core.jobs import JobInput, new_job_id
-from core.spec import StyleSpec
 from core.store import JobStore
+from core.style.spec import StyleSpec
 
 WRITERS = 4
 PAUSE_SECONDS = 0.8  # on average, between a start and a kill

@@ -136,7 +136,7 @@ def test_a_flood_of_one_callers_jobs_delays_no_others(tmp_path: Path, history: H
 # The painter of a job with this seed dies of it, whenever.
 POISON = """
 import os, signal, sys
-import core.spec as s
+import core.style.spec as s
 stock = s.parse_spec
 def deadly(knobs):
     spec = stock(knobs)

@@ -37,8 +37,8 @@ from core import errors
 from core.connection import PREFIX
 from core.jobs import JobInput, JobProgress, NetworkUsed, Output, Status, new_job_id
 from core.settings import Settings
-from core.spec import StyleSpec
 from core.store import JobStore
+from core.style.spec import StyleSpec
 
 WRITERS = 4
 LIVES_PER_TRIAL = 10

@@ -24,8 +24,8 @@ from processes import Valkey
 from core import errors, store
 from core.blobs import Blobs
 from core.jobs import JobInput, JobProgress, NetworkUsed, Output, new_job_id
-from core.spec import StyleSpec
 from core.store import JobStore, Standing
+from core.style.spec import StyleSpec
 from worker.lease import Lease
 
 AT_ONCE = 20

@@ -16,8 +16,8 @@ from core.blobs import digest_of
 from core.neural import files
 from core.neural.parameters import Parameters
 from core.neural.weights import WeightsCache, random_parameters
-from core.presets import PRESETS
-from core.spec import KNOBS
+from core.style.presets import PRESETS
+from core.style.spec import KNOBS
 from core.webhooks import Policy
 
 

@@ -28,8 +28,8 @@ from core.jobs import (
     new_batch_id,
     new_job_id,
 )
-from core.spec import StyleSpec
 from core.store import JobStore, library
+from core.style.spec import StyleSpec
 
 CONTENT, STYLE, RESULT, PREVIEW = (f"sha256:{digit * 64}" for digit in "abcd")
 INPUT = JobInput(content=CONTENT, styles=[STYLE], spec=StyleSpec().model_dump())

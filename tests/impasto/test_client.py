@@ -20,8 +20,8 @@ from core import images
 from core.blobs import digest_of
 from core.jobs import Forecast, Question, Step, Worker
 from core.keys import Keys
-from core.presets import PRESETS
 from core.store import JobStore
+from core.style.presets import PRESETS
 from impasto import Client, Job, Status, client, errors
 
 Pictures = tuple[Path, Path]

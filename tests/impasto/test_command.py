@@ -14,8 +14,8 @@ from keyed_api import KeyedApi
 from core.blobs import digest_of
 from core.jobs import Forecast, JobError, JobInput, Step, Terms, new_job_id
 from core.keys import Keys
-from core.presets import PRESETS
 from core.store import JobStore
+from core.style.presets import PRESETS
 from impasto import Client
 
 Pictures = tuple[Path, Path]

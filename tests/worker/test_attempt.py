@@ -21,8 +21,8 @@ from core.neural.parameters import Parameters
 from core.neural.subject import Subject
 from core.neural.weights import WeightsCache, random_parameters
 from core.settings import Settings
-from core.spec import parse_spec
 from core.store import JobStore
+from core.style.spec import parse_spec
 from worker import attempt, lease
 from worker.painter import Painter
 from worker.settings import WorkerSettings

@@ -16,8 +16,8 @@ from core import images
 from core.blobs import Blobs
 from core.jobs import Job, JobInput, Status, new_job_id
 from core.queue import make_celery, ring
-from core.spec import StyleSpec
 from core.store import JobStore
+from core.style.spec import StyleSpec
 
 Start = Callable[[str], subprocess.Popen[bytes]]
 LOST = "raise RuntimeError('CUDA error: the card has fallen off the bus')\n"

@@ -17,8 +17,8 @@ from standardwebhooks import Webhook
 from api.resource import resource
 from core.connection import PREFIX
 from core.jobs import Job, JobInput, Status, Terms, new_job_id
-from core.spec import StyleSpec
 from core.store import JobStore
+from core.style.spec import StyleSpec
 from core.webhooks import Policy
 from worker.courier import DELAYS, Courier
 from worker.delivery import Delivery

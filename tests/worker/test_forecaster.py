@@ -9,8 +9,8 @@ from core import errors
 from core.jobs import Question
 from core.neural.planner import Pace, Planner
 from core.neural.vgg import Network
-from core.spec import StyleSpec
 from core.store import JobStore
+from core.style.spec import StyleSpec
 from worker.forecaster import Forecaster
 
 

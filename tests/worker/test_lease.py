@@ -10,8 +10,8 @@ from PIL import Image
 from core import errors
 from core.connection import PREFIX
 from core.jobs import Job, JobInput, JobProgress, Status, new_job_id
-from core.spec import StyleSpec
 from core.store import JobStore
+from core.style.spec import StyleSpec
 from worker import lease
 from worker.lease import Lease
 

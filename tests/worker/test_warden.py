@@ -4,8 +4,8 @@ import pytest
 
 from core import errors
 from core.jobs import JobInput, new_job_id
-from core.spec import StyleSpec
 from core.store import JobStore
+from core.style.spec import StyleSpec
 from worker import warden
 from worker.names import name_of
 from worker.warden import Warden

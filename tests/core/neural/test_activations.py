@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from core import errors
-from core.architecture import layers
 from core.neural import activations, pixels
 from core.neural.activations import Averages
 from core.neural.parameters import CAFFE, Parameters
 from core.neural.vgg import Network, Pooling
 from core.neural.weights import WeightsCache, random_parameters
+from core.style.vgg_layers import layers
 
 
 def _network(parameters: Parameters) -> Network:

@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from core import errors
-from core.architecture import Architecture
 from core.neural import caffe, files
 from core.neural.parameters import CAFFE, Parameters
 from core.neural.stylize import stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Input, Network
 from core.neural.weights import WeightsCache, random_parameters
-from core.spec import parse_spec
+from core.style.spec import parse_spec
+from core.style.vgg_layers import Architecture
 
 MEAN_BGR = (103.939, 116.779, 123.68)
 

@@ -14,7 +14,7 @@ from core.neural.planner import USABLE, Planner
 from core.neural.stylize import Moment, stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Network
-from core.spec import parse_spec
+from core.style.spec import parse_spec
 
 LADDER = {"size": 96, "scales": 2, "iterations": 12}
 

@@ -14,7 +14,7 @@ from core.neural.stylize import stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Network
 from core.neural.weights import WeightsCache
-from core.spec import parse_spec
+from core.style.spec import parse_spec
 
 LOST = RuntimeError("CUDA error: an illegal memory access was encountered")
 

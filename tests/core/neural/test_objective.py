@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from core.architecture import convolutions
 from core.neural import losses
 from core.neural.objective import Objective, Region, mixed, style_of
 from core.neural.vgg import POOLING_SCALES, Network, stride
 from core.neural.weights import WeightsCache
-from core.spec import StyleSpec, parse_spec
+from core.style.spec import StyleSpec, parse_spec
+from core.style.vgg_layers import convolutions
 
 KNOBS: list[dict[str, Any]] = [
     {},

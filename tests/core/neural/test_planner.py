@@ -9,7 +9,7 @@ from core import errors
 from core.neural import planner
 from core.neural.planner import NOMINAL, Pace, Plan, Planner, free_memory, pace_of
 from core.neural.vgg import Network
-from core.spec import parse_spec
+from core.style.spec import parse_spec
 
 GB = 10**9
 

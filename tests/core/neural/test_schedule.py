@@ -6,7 +6,7 @@ import pytest
 
 from core import errors
 from core.neural.schedule import COARSEST_PX, STEP, schedule
-from core.spec import parse_spec
+from core.style.spec import parse_spec
 
 
 def test_scales_grow_by_root_two_up_to_the_size_asked_for() -> None:

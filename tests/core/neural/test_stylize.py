@@ -9,7 +9,6 @@ import torch
 from PIL import Image, ImageChops, ImageStat
 
 from core import errors
-from core.architecture import Architecture
 from core.neural import checkpoint, pixels
 from core.neural.objective import style_of
 from core.neural.planner import Planner
@@ -18,7 +17,8 @@ from core.neural.stylize import Moment, Painting, Progress, stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Network
 from core.neural.weights import random_parameters
-from core.spec import StyleSpec, parse_spec
+from core.style.spec import StyleSpec, parse_spec
+from core.style.vgg_layers import Architecture
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"]
 

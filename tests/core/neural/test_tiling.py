@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.neural.tiling import tiles
-from core.spec import GRID_PX
+from core.style.spec import GRID_PX
 
 SIZES = [(64, 64), (150, 203), (33, 500), (1000, 333), (161, 160)]
 

@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core import errors
-from core.architecture import Architecture, convolutions
 from core.neural import files, sources
 from core.neural.parameters import Parameters, from_torchvision, torchvision_names
 from core.neural.torchvision_registry import vgg19_source
 from core.neural.vgg import MEAN, STD, Network
 from core.neural.weights import PINNED, WeightsCache, random_parameters
+from core.style.vgg_layers import Architecture, convolutions
 
 
 def _named(architecture: Architecture, seed: int = 0) -> dict[str, Tensor]:

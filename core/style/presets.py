@@ -1,6 +1,6 @@
 """Presets: knobs that go together, under a name. API, command line, page and docs/api.md tell of these.
 
-Knows the knobs' names only; core/spec.py says what they may be.
+Knows the knobs' names only; core/style/spec.py says what they may be.
 """
 
 from collections.abc import Mapping

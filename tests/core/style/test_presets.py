@@ -3,8 +3,8 @@
 import pytest
 
 from core import errors
-from core.presets import PRESETS, expanded
-from core.spec import StyleSpec, parse_spec, varied
+from core.style.presets import PRESETS, expanded
+from core.style.spec import StyleSpec, parse_spec, varied
 
 
 @pytest.mark.parametrize("name", PRESETS)

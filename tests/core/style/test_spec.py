@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from core import errors
-from core.architecture import BLOCKS
-from core.spec import KNOBS, STEERABLE, STYLE_WEIGHT_GATYS, StyleSpec, allowed, parse_spec, result_size
+from core.style.spec import KNOBS, STEERABLE, STYLE_WEIGHT_GATYS, StyleSpec, allowed, parse_spec, result_size
+from core.style.vgg_layers import BLOCKS
 
 WHOLE = ["size", "iterations", "seed", "scales"]
 NUMBERS = ["strength", "content_weight", "style_weight", "tv_weight", "style_scale"]

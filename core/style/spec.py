@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from core import errors, presets
-from core.architecture import BLOCKS, layers, missing_layer
+from core import errors
+from core.style import presets
+from core.style.vgg_layers import BLOCKS, layers, missing_layer
 
 # `auto`, or the name of a network on the workers: which there are, the API does not know.
 MODEL_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
