@@ -40,10 +40,10 @@ from api.settings import ApiSettings
 from core import images as pictures
 from core.blobs import Blobs
 from core.checkpoints import Checkpoints
+from core.jobs.store import JobStore
 from core.keys import Keys
 from core.queue import make_celery, ring
 from core.settings import Settings, read_settings
-from core.store import JobStore
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.problems import problem
 from api.rates import Kind, Rates
 from core import errors
-from core.jobs import LOCAL, Priority
+from core.jobs.models import LOCAL, Priority
 from core.keys import Key, Keys
 
 OPEN = frozenset({"/", "/livez", "/readyz", "/openapi.json", "/docs"})

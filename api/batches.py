@@ -22,7 +22,7 @@ from api.prefer import Patience, applied
 from api.resource import JobResource, resource
 from api.taker import KEY, Taker, file_of, kept
 from core import errors
-from core.jobs import Batch, JobInput, Terms, is_batch_id, new_batch_id
+from core.jobs.models import Batch, JobInput, Terms, is_batch_id, new_batch_id
 from core.style.spec import StyleSpec, parse_spec, result_size
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])

@@ -12,7 +12,8 @@ from api import auth
 from api.auth import Caller
 from api.lookout import Lookout
 from api.settings import ApiSettings
-from core import blobs, store, webhooks
+from core import blobs, webhooks
+from core.jobs import store
 
 
 async def _store(request: Request) -> store.JobStore:

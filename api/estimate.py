@@ -12,9 +12,9 @@ from api.images import inspected, known
 from api.submission import knobs_schema
 from core import errors
 from core.images import MAX_SIDE_PX, MIN_SIDE_PX
-from core.jobs import Question, Queue
-from core.service import Estimate
-from core.store import JobStore
+from core.jobs.models import Question, Queue
+from core.jobs.service_info import Estimate
+from core.jobs.store import JobStore
 from core.style.spec import MAX_STYLES, parse_spec, result_size
 
 WAIT_SECONDS = 5.0

@@ -21,7 +21,7 @@ from api.deps import Admits, Owner, Sights
 from api.lookout import Sight, Watch
 from api.resource import JOBS, resource
 from core import errors
-from core.jobs import is_job_id
+from core.jobs.models import is_job_id
 
 HEARTBEAT_SECONDS = 5.0  # and a key that is revoked ends its streams
 RETRY_MS = 2000  # how long a browser waits before it comes again

@@ -7,7 +7,7 @@ from fastapi.sse import format_sse_event
 
 from api.settings import ApiSettings
 from api.system import limits_of
-from core.jobs import Status
+from core.jobs.models import Status
 from core.style.presets import PRESETS
 from core.style.spec import parse_spec
 

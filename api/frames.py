@@ -14,8 +14,8 @@ from api.deps import Blobs, Owner, Store
 from api.jobs import found, pictures
 from api.jobs import router as jobs
 from core import blobs, errors, images
-from core.jobs import Frame
-from core.store import JobStore
+from core.jobs.models import Frame
+from core.jobs.store import JobStore
 
 router = APIRouter(prefix=f"{jobs.prefix}/{{job_id}}", tags=["frames"])
 

@@ -17,8 +17,8 @@ from api.resource import JOBS, JobPage, JobResource, resource
 from api.taker import KEY, Taker, file_of, kept
 from core import errors, images
 from core.images import FORMATS
-from core.jobs import MAX_STEERINGS, Job, JobInput, Output, Priority, Status, is_job_id
-from core.store import JobStore
+from core.jobs.models import MAX_STEERINGS, Job, JobInput, Output, Priority, Status, is_job_id
+from core.jobs.store import JobStore
 from core.style.spec import MAX_SIZE_PX, STEERABLE, StyleSpec, parse_spec, result_size, varied
 
 router = APIRouter(prefix=JOBS, tags=["jobs"])

@@ -15,7 +15,7 @@ from api.auth import Caller
 from api.lookout import Lookout, Sight
 from api.resource import JOBS, JobResource
 from core import errors
-from core.jobs import is_job_id
+from core.jobs.models import is_job_id
 
 POLL_SECONDS = 1
 

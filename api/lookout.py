@@ -18,8 +18,8 @@ from anyio import to_thread
 
 from api.resource import resource
 from core import errors
-from core.jobs import Job
-from core.reader import JobReader
+from core.jobs.async_reader import JobReader
+from core.jobs.models import Job
 
 POLL_SECONDS = 2.0
 AGAIN_SECONDS = 0.5

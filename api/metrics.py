@@ -2,8 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from core.jobs import Status
-from core.store import JobStore
+from core.jobs.models import Status
+from core.jobs.store import JobStore
 
 # Each API process tells of its own requests: one is asked by its own address.
 REQUESTS = CollectorRegistry()

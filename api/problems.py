@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core import errors
 from core.images import FORMATS, MAX_SIDE_PX, MIN_SIDE_PX
-from core.jobs import Status
+from core.jobs.models import Status
 from core.style.spec import MAX_SIZE_PX, MAX_STYLES
 
 log = logging.getLogger(__name__)

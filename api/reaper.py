@@ -17,8 +17,8 @@ from celery import Celery
 from core import errors
 from core.blobs import Blobs, is_digest
 from core.checkpoints import Checkpoints
+from core.jobs.store import JobStore
 from core.queue import ring, silence, waiting_bells
-from core.store import JobStore
 
 TICK_SECONDS = 1.0
 TERM_SECONDS = 5.0

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel
 
-from core.jobs import Job
+from core.jobs.models import Job
 
 JOBS = "/v1/jobs"
 

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData
 from api import form
 from core import errors, images
 from core.blobs import Blobs, Part
-from core.jobs import JobInput, Priority
+from core.jobs.models import JobInput, Priority
 from core.style import presets
 from core.style.spec import KNOBS, MAX_STYLES, StyleSpec, varied
 

@@ -11,7 +11,7 @@ from api.deps import Config, Store
 from api.settings import ApiSettings
 from api.submission import BODY_BYTES
 from core import images
-from core.service import Limits, Model, Models, System, WorkerState
+from core.jobs.service_info import Limits, Model, Models, System, WorkerState
 from core.style.spec import MAX_SIZE_PX, MAX_STYLES, MIN_SIZE_PX
 
 router = APIRouter(tags=["system"])

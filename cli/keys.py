@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from core.jobs import Priority
+from core.jobs.models import Priority
 from core.keys import Keys
 from core.settings import Settings, read_settings
 

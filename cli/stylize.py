@@ -11,7 +11,7 @@ from cli.order import FORMATS, check_output, existing, init_option, knobs, knobs
 from cli.weights import opened
 from core import errors, images
 from core.blobs import digest_of
-from core.jobs import JobInput, NetworkUsed
+from core.jobs.models import JobInput, NetworkUsed
 from core.style.spec import StyleSpec, parse_spec
 
 

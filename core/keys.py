@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from core import errors
 from core.connection import PREFIX, connection, unavailable
-from core.jobs import Priority
+from core.jobs.models import Priority
 
 _SECRET = re.compile(r"impasto_[a-z2-7]{52}")
 _NAME = re.compile(r"\S(?:.{0,98}\S)?")

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from standardwebhooks import Webhook
 
 from core import errors
-from core.jobs import Job, Status
+from core.jobs.models import Job, Status
 
 Address = IPv4Address | IPv6Address
 

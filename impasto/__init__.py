@@ -1,8 +1,8 @@
 """Impasto from a Python program: a client of the REST API. Knows the contract (docs/api.md), no store, no tensors."""
 
 from core import errors
-from core.jobs import Batch, Frame, Job, Status
-from core.service import Estimate, Model, System
+from core.jobs.models import Batch, Frame, Job, Status
+from core.jobs.service_info import Estimate, Model, System
 from core.style.presets import Preset
 from impasto.client import Client, Picture
 

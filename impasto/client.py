@@ -28,8 +28,8 @@ from pydantic import BaseModel
 
 from core import errors
 from core.images import Format
-from core.jobs import Batch, Frame, Job, Priority, Status
-from core.service import Estimate, Model, System
+from core.jobs.models import Batch, Frame, Job, Priority, Status
+from core.jobs.service_info import Estimate, Model, System
 from core.settings import Settings, read_settings
 from core.style.presets import Preset
 

@@ -18,14 +18,14 @@ from core import errors, images
 from core.blobs import Blobs, digest_of
 from core.checkpoints import Checkpoints
 from core.darkroom import Darkroom
-from core.jobs import Frame, Job, JobProgress, NetworkUsed, Output, Steered
+from core.jobs.models import Frame, Job, JobProgress, NetworkUsed, Output, Steered
+from core.jobs.store import JobStore, Standing
 from core.neural import checkpoint, device
 from core.neural.checkpoint import Checkpoint, Steering
 from core.neural.planner import Planner
 from core.neural.stylize import Moment, Painting, Progress, stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Network
-from core.store import JobStore, Standing
 from core.style.spec import ModelName, StyleSpec, parse_spec
 from worker.keeper import Keeper
 from worker.lease import Lease

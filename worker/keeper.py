@@ -12,7 +12,7 @@ from typing import Protocol
 
 from core import errors
 from core.checkpoints import Checkpoints
-from core.store import Standing
+from core.jobs.store import Standing
 
 # Seconds between two checkpoints, for each second that writing one took.
 _REST = 50

@@ -17,8 +17,8 @@ from typing import Any
 from PIL import Image
 
 from core import errors
-from core.jobs import JobProgress
-from core.store import JobStore, Standing
+from core.jobs.models import JobProgress
+from core.jobs.store import JobStore, Standing
 
 BEAT_SECONDS = 0.8  # shorter than the time after which the store's silence is an error
 FIRST_SECONDS = 0.1  # between two looks for the first news: who waits wants to see that it begins

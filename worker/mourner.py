@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from core import errors
-from core.store import JobStore
+from core.jobs.store import JobStore
 from worker.names import name_of
 
 LOOK_SECONDS = 0.2

@@ -11,13 +11,13 @@ import threading
 from core import errors
 from core.blobs import Blobs
 from core.checkpoints import Checkpoints
-from core.jobs import Job, Worker
+from core.jobs.models import Job, Worker
+from core.jobs.store import JobStore
 from core.neural import device
 from core.neural.planner import Planner, device_name, pace_of
 from core.neural.vgg import Network
 from core.neural.weights import WeightsCache
 from core.settings import Settings
-from core.store import JobStore
 from core.style.spec import ModelName
 from worker.attempt import RETRY_SECONDS, Attempt, shutting_down
 from worker.forecaster import Forecaster

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from core import errors
-from core.store import JobStore
+from core.jobs.store import JobStore
 from worker import exits
 from worker.names import name_of
 

@@ -15,7 +15,7 @@ from api.auth import kind_of
 from api.rates import Kind
 from api.settings import ApiSettings
 from core.connection import PREFIX
-from core.jobs import Priority, new_job_id
+from core.jobs.models import Priority, new_job_id
 from core.keys import Keys
 from core.settings import Settings
 

@@ -12,8 +12,8 @@ from api.auth import Caller
 from api.settings import ApiSettings
 from core import images
 from core.blobs import Blobs, digest_of
-from core.jobs import NetworkUsed, Output, Status, is_batch_id
-from core.store import JobStore
+from core.jobs.models import NetworkUsed, Output, Status, is_batch_id
+from core.jobs.store import JobStore
 
 PHOTOS, PAINTINGS = (
     [images.encode(Image.new("RGB", (40, 40), color)) for color in colors]

@@ -8,8 +8,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from api import estimate
-from core.jobs import Forecast, JobError, Step
-from core.store import JobStore
+from core.jobs.models import Forecast, JobError, Step
+from core.jobs.store import JobStore
 
 Ask = Callable[..., Any]
 STEPS = [

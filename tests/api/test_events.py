@@ -22,9 +22,9 @@ from api.lookout import Sight
 from cli.up import free_port
 from core import images
 from core.blobs import Blobs, digest_of
-from core.jobs import Frame, Job, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
+from core.jobs.models import Frame, Job, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
+from core.jobs.store import JobStore
 from core.keys import Keys
-from core.store import JobStore
 
 Event = tuple[str, str | None, dict[str, Any]]  # name, id, data
 
@@ -178,7 +178,7 @@ def serve(valkey: Any, tmp_path: Path) -> Iterator[Serve]:
 
 
 def _patched(line: str) -> str:
-    return f"import api.events, api.lookout, core.reader; {line}; {MAIN}"
+    return f"import api.events, api.lookout, core.jobs.async_reader; {line}; {MAIN}"
 
 
 def test_a_life_is_told_as_it_is_lived(serve: Serve) -> None:
@@ -289,7 +289,7 @@ def test_all_watchers_of_a_job_are_told_and_a_deleted_job_ends_them(serve: Serve
 
 def test_what_was_not_heard_is_found(serve: Serve) -> None:
     """A subscription that hears nothing: the poll finds every state that lasts."""
-    api = serve(code=_patched("core.reader.CHANGES = 'elsewhere'"))
+    api = serve(code=_patched("core.jobs.async_reader.CHANGES = 'elsewhere'"))
     job = api.new_job()
     stream = api.watch(job.id)
     stream.next()

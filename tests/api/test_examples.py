@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 
 from core import images
 from core.blobs import Blobs
-from core.jobs import Forecast, Frame, JobProgress, NetworkUsed, Output, Step, Worker
-from core.store import JobStore
+from core.jobs.models import Forecast, Frame, JobProgress, NetworkUsed, Output, Step, Worker
+from core.jobs.store import JobStore
 
 # That every answer may have, and no program has to be told of.
 USUAL = {"content-type", "content-length", "content-disposition", "cache-control", "vary", "accept-ranges"}

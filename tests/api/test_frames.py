@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 from api.rendition import Shelf
 from core import images
 from core.blobs import Blobs, digest_of
-from core.jobs import Frame
-from core.store import JobStore
+from core.jobs.models import Frame
+from core.jobs.store import JobStore
 
 
 def _paint(store: JobStore, blobs: Blobs, *pictures: Image.Image) -> None:

@@ -13,8 +13,8 @@ from api import deps
 from api.auth import Caller
 from core import images
 from core.blobs import Blobs, digest_of
-from core.jobs import JobInput, NetworkUsed, Output
-from core.store import JobStore
+from core.jobs.models import JobInput, NetworkUsed, Output
+from core.jobs.store import JobStore
 
 Submit = Callable[..., Any]
 MODEL = NetworkUsed(name="vgg16", sha256="0")

@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 
 from core import images
 from core.blobs import Blobs
-from core.jobs import NetworkUsed, Output
-from core.store import JobStore
+from core.jobs.models import NetworkUsed, Output
+from core.jobs.store import JobStore
 
 UNTOLD = {"date", "x-request-id"}
 

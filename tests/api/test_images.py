@@ -14,7 +14,7 @@ from api import form, images
 from api.settings import ApiSettings
 from core import images as pictures
 from core.blobs import Blobs, Part, digest_of
-from core.store import JobStore
+from core.jobs.store import JobStore
 
 
 def test_an_upload_is_named_by_its_digest_and_found_again(

@@ -17,8 +17,8 @@ from api.auth import Caller
 from api.settings import ApiSettings
 from core import images
 from core.blobs import Blobs, digest_of
-from core.jobs import JobProgress, NetworkUsed, Output, is_job_id
-from core.store import JobStore
+from core.jobs.models import JobProgress, NetworkUsed, Output, is_job_id
+from core.jobs.store import JobStore
 from core.style.presets import PRESETS
 from core.style.spec import STEERABLE
 from core.webhooks import Policy

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from core.jobs import JobProgress
-from core.store import JobStore
+from core.jobs.models import JobProgress
+from core.jobs.store import JobStore
 
 PROGRESS = JobProgress(
     value=0.5, scale=1, scales=1, iteration=1, iterations=2, iterations_per_second=None, seconds_left=None, loss={}

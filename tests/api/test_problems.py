@@ -124,7 +124,7 @@ def test_a_store_that_is_away_is_503_with_retry_after_everywhere(
     app: FastAPI, client: TestClient, files: dict[str, Any]
 ) -> None:
     from api.lookout import Lookout
-    from core.store import JobStore
+    from core.jobs.store import JobStore
 
     app.state.store.close()
     app.state.store = JobStore("redis://127.0.0.1:1/0")

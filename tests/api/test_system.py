@@ -8,8 +8,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from core import images
-from core.jobs import Worker
-from core.store import JobStore
+from core.jobs.models import Worker
+from core.jobs.store import JobStore
 
 CARD = Worker(device="A card", precision="bfloat16", network="vgg19", networks=["vgg16", "vgg19"])
 CPU = Worker(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])

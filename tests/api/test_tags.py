@@ -9,8 +9,8 @@ from starlette.testclient import TestClient
 from api import tags
 from core import images
 from core.blobs import Blobs
-from core.jobs import Frame, JobProgress, NetworkUsed, Output
-from core.store import JobStore
+from core.jobs.models import Frame, JobProgress, NetworkUsed, Output
+from core.jobs.store import JobStore
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from history import History, events, judged
 from processes import Valkey
 
 from core import errors
-from core.jobs import JobInput, new_job_id
-from core.store import JobStore
+from core.jobs.models import JobInput, new_job_id
+from core.jobs.store import JobStore
 from core.style.spec import StyleSpec
 
 WRITERS = 4

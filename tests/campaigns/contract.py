@@ -24,7 +24,7 @@ from history import judged
 from PIL import Image
 
 from core import images
-from core.store import JobStore
+from core.jobs.store import JobStore
 
 HERE = Path(__file__).parent
 JOBS = 40

@@ -11,7 +11,7 @@ from typing import Any
 
 import schemathesis
 
-from core.jobs import is_job_id
+from core.jobs.models import is_job_id
 
 PICTURES = [bytes.fromhex(picture) for picture in json.loads(os.environ["CONTRACT_PICTURES"])]
 JOBS, DIGESTS = json.loads(os.environ["CONTRACT_JOBS"]), json.loads(os.environ["CONTRACT_DIGESTS"])

@@ -31,7 +31,7 @@ PATIENCE_SECONDS = 60.0
 CONTROLS = {
     # First come, first served.
     "turns": (
-        "import core.store as s\n"
+        "import core.jobs.store as s\n"
         "stock = s.library\n"
         "def library():\n"
         "    version, code = stock()\n"

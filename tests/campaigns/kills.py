@@ -27,7 +27,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from core.blobs import digest_of
-from core.jobs import Status
+from core.jobs.models import Status
 
 CLIENTS = 4
 AT_ONCE = 3  # jobs of one client that are not ended
@@ -44,7 +44,8 @@ KNOBS = [
 
 CONTROLS = {
     # The leases of the dead never run out, and nobody mourns.
-    "lease": "import core.store as s; s.JobStore.reap = lambda self: (0, 0); s.JobStore.bury = lambda self, worker: 0",
+    "lease": "import core.jobs.store as s; s.JobStore.reap = lambda self: (0, 0); "
+    "s.JobStore.bury = lambda self, worker: 0",
     "durability": "",  # the store keeps nothing on its disk
 }
 

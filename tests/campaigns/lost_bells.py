@@ -13,7 +13,7 @@ from fleet import Fleet
 from history import History, events, judged
 from kills import Caller
 
-from core.jobs import Status
+from core.jobs.models import Status
 from core.queue import QUEUE
 
 KNOBS = {"size": "64", "iterations": "10", "scales": "1"}

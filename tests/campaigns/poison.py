@@ -21,7 +21,7 @@ import kills
 from fleet import Fleet, late
 from history import History, events, judged, percentile
 
-from core.jobs import MAX_ATTEMPTS, Status
+from core.jobs.models import MAX_ATTEMPTS, Status
 from core.keys import Keys
 
 CALLERS = 4
@@ -57,7 +57,7 @@ _DEADLY = late(
 
 CONTROLS = {
     # A job may be tried for ever.
-    "limit": "import core.store as s; s.MAX_ATTEMPTS = 10**6\n",
+    "limit": "import core.jobs.store as s; s.MAX_ATTEMPTS = 10**6\n",
 }
 
 

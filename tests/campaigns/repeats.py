@@ -22,7 +22,7 @@ from watched_api import WatchedApi
 AT_ONCE = 50
 CONTROLS = {
     "keys": (
-        "import core.store as s\n"
+        "import core.jobs.store as s\n"
         "stock = s.JobStore.create\n"
         "def create(self, job_id, job_input, terms=s.Terms(), limits=s.Limits()):\n"
         "    loose = terms.model_copy(update={'idempotency_key': None})\n"

@@ -30,8 +30,8 @@ from PIL import Image
 
 from core import images
 from core.blobs import Blobs, digest_of
-from core.jobs import JobInput, NetworkUsed, Output, new_job_id
-from core.store import JobStore
+from core.jobs.models import JobInput, NetworkUsed, Output, new_job_id
+from core.jobs.store import JobStore
 from core.style.spec import StyleSpec
 
 KINDS = ("silent", "head", "body", "read", "result")

@@ -27,7 +27,7 @@ import redis
 from fleet import Fleet, late
 from history import History, events, judged
 
-from core.jobs import Status
+from core.jobs.models import Status
 
 PACE_JOBS = 40
 SAMPLE_SECONDS = 5.0
@@ -59,7 +59,7 @@ CONTROLS = {
         "r.Response.__init__ = init\n"
     ),
     # Nothing is ever deleted.
-    "janitor": "import core.store as s; s.JobStore.condemn = lambda self: []\n",
+    "janitor": "import core.jobs.store as s; s.JobStore.condemn = lambda self: []\n",
 }
 
 
@@ -68,8 +68,8 @@ def _scaled(keep_seconds: float) -> str:
     return (
         late("api.lookout", "module.REMEMBERED = 50")
         + late("api.rendition", "module._shelf = module.Shelf(200_000)")
-        + "import core.record, core.store as s\n"
-        f"core.record.REPLAY_SECONDS = {keep_seconds}\n"
+        + "import core.jobs.serialization, core.jobs.store as s\n"
+        f"core.jobs.serialization.REPLAY_SECONDS = {keep_seconds}\n"
         "stock_hold = s.JobStore.hold\n"
         "def hold(self, digest, keep=0, owner=s.ANYONE, **more):\n"
         f"    stock_hold(self, digest, {keep_seconds}, owner, **more)\n"

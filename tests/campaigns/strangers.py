@@ -25,14 +25,14 @@ from PIL import Image
 
 from core import errors, images
 from core.blobs import Blobs, digest_of
-from core.jobs import JobProgress, NetworkUsed, Output
+from core.jobs.models import JobProgress, NetworkUsed, Output
+from core.jobs.store import JobStore
 from core.keys import Keys
-from core.store import JobStore
 
 # The API as if it had forgotten whose a job or a picture is.
 CONTROLS = {
     "owners": (
-        "import api.lookout as l, core.store as s\n"
+        "import api.lookout as l, core.jobs.store as s\n"
         "see, step = l.Lookout.see, s.JobStore._step\n"
         "async def anybodys(self, job_id, owner):\n"
         "    sight = await self._ask(job_id)\n"

@@ -33,8 +33,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from core import errors
 from core.connection import PREFIX
-from core.jobs import Job, JobInput, Limits, NetworkUsed, Output, Terms, new_job_id
-from core.store import JobStore
+from core.jobs.models import Job, JobInput, Limits, NetworkUsed, Output, Terms, new_job_id
+from core.jobs.store import JobStore
 from core.style.spec import StyleSpec
 from core.webhooks import Address, Policy
 from worker.courier import Courier

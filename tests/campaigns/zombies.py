@@ -21,10 +21,11 @@ import click
 from history import History, events, judged
 from processes import Valkey
 
-from core import errors, store
+from core import errors
 from core.blobs import Blobs
-from core.jobs import JobInput, JobProgress, NetworkUsed, Output, new_job_id
-from core.store import JobStore, Standing
+from core.jobs import store
+from core.jobs.models import JobInput, JobProgress, NetworkUsed, Output, new_job_id
+from core.jobs.store import JobStore, Standing
 from core.style.spec import StyleSpec
 from worker.lease import Lease
 
@@ -118,7 +119,7 @@ class Zombie:
 
 CONTROLS = {
     "fencing": (
-        "import core.store as s\n"
+        "import core.jobs.store as s\n"
         "stock = s.library\n"
         "def library():\n"
         "    version, code = stock()\n"

@@ -9,8 +9,8 @@ import redis
 
 from core import errors
 from core.connection import unavailable
+from core.jobs.store import JobStore
 from core.keys import Keys
-from core.store import JobStore
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from core import errors
-from core.jobs import Priority
+from core.jobs.models import Priority
 from core.keys import Keys
 
 

@@ -8,7 +8,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from core import errors
-from core.jobs import Job, JobError, JobInput, Output, Priority, Status
+from core.jobs.models import Job, JobError, JobInput, Output, Priority, Status
 from core.webhooks import Policy, body
 
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

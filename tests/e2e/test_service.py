@@ -14,7 +14,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from core import images
-from core.jobs import Job, Status
+from core.jobs.models import Job, Status
 from core.webhooks import Policy
 
 pytestmark = pytest.mark.e2e

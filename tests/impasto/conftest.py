@@ -9,8 +9,8 @@ from PIL import Image
 
 from core import images
 from core.blobs import Blobs
-from core.jobs import Frame, Job, JobProgress, NetworkUsed, Output, new_job_id
-from core.store import JobStore
+from core.jobs.models import Frame, Job, JobProgress, NetworkUsed, Output, new_job_id
+from core.jobs.store import JobStore
 from impasto import Client
 
 

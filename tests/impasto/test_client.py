@@ -18,9 +18,9 @@ from keyed_api import KeyedApi
 from cli.up import free_port
 from core import images
 from core.blobs import digest_of
-from core.jobs import Forecast, Question, Step, Worker
+from core.jobs.models import Forecast, Question, Step, Worker
+from core.jobs.store import JobStore
 from core.keys import Keys
-from core.store import JobStore
 from core.style.presets import PRESETS
 from impasto import Client, Job, Status, client, errors
 

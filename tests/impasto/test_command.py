@@ -12,9 +12,9 @@ from api_process import ApiProcess
 from keyed_api import KeyedApi
 
 from core.blobs import digest_of
-from core.jobs import Forecast, JobError, JobInput, Step, Terms, new_job_id
+from core.jobs.models import Forecast, JobError, JobInput, Step, Terms, new_job_id
+from core.jobs.store import JobStore
 from core.keys import Keys
-from core.store import JobStore
 from core.style.presets import PRESETS
 from impasto import Client
 

@@ -16,12 +16,12 @@ from proxy import Proxy
 from core import errors, images
 from core.blobs import Blobs
 from core.connection import PREFIX
-from core.jobs import Job, JobInput, Status, new_job_id
+from core.jobs.models import Job, JobInput, Status, new_job_id
+from core.jobs.store import JobStore
 from core.neural.parameters import Parameters
 from core.neural.subject import Subject
 from core.neural.weights import WeightsCache, random_parameters
 from core.settings import Settings
-from core.store import JobStore
 from core.style.spec import parse_spec
 from worker import attempt, lease
 from worker.painter import Painter

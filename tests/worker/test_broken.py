@@ -14,9 +14,9 @@ from processes import environment
 
 from core import images
 from core.blobs import Blobs
-from core.jobs import Job, JobInput, Status, new_job_id
+from core.jobs.models import Job, JobInput, Status, new_job_id
+from core.jobs.store import JobStore
 from core.queue import make_celery, ring
-from core.store import JobStore
 from core.style.spec import StyleSpec
 
 Start = Callable[[str], subprocess.Popen[bytes]]

@@ -16,8 +16,8 @@ from standardwebhooks import Webhook
 
 from api.resource import resource
 from core.connection import PREFIX
-from core.jobs import Job, JobInput, Status, Terms, new_job_id
-from core.store import JobStore
+from core.jobs.models import Job, JobInput, Status, Terms, new_job_id
+from core.jobs.store import JobStore
 from core.style.spec import StyleSpec
 from core.webhooks import Policy
 from worker.courier import DELAYS, Courier
@@ -187,7 +187,7 @@ def _answers(store: JobStore) -> bool:
 
 SHORT = """
 import sys
-from core.store import JobStore
+from core.jobs.store import JobStore
 from core.settings import Settings
 from worker.courier import Courier
 from worker.delivery import Delivery

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from core import errors
-from core.jobs import Question
+from core.jobs.models import Question
+from core.jobs.store import JobStore
 from core.neural.planner import Pace, Planner
 from core.neural.vgg import Network
-from core.store import JobStore
 from core.style.spec import StyleSpec
 from worker.forecaster import Forecaster
 

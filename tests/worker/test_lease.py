@@ -9,8 +9,8 @@ from PIL import Image
 
 from core import errors
 from core.connection import PREFIX
-from core.jobs import Job, JobInput, JobProgress, Status, new_job_id
-from core.store import JobStore
+from core.jobs.models import Job, JobInput, JobProgress, Status, new_job_id
+from core.jobs.store import JobStore
 from core.style.spec import StyleSpec
 from worker import lease
 from worker.lease import Lease

@@ -3,8 +3,8 @@
 import pytest
 
 from core import errors
-from core.jobs import JobInput, new_job_id
-from core.store import JobStore
+from core.jobs.models import JobInput, new_job_id
+from core.jobs.store import JobStore
 from core.style.spec import StyleSpec
 from worker import warden
 from worker.names import name_of

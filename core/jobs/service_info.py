@@ -5,7 +5,7 @@ Knows no HTTP, and no figure of its own.
 
 from pydantic import BaseModel, ConfigDict
 
-from core.jobs import JobError, Queue, Step, Worker
+from core.jobs.models import JobError, Queue, Step, Worker
 
 
 class _Told(BaseModel):

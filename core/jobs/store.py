@@ -1,6 +1,6 @@
-"""JobStore: the truth about jobs, on Redis (or Valkey). Every change of more than one key is one function of store.lua.
+"""JobStore: the truth about jobs, on Redis (or Valkey). Changes of several keys are Lua functions.
 
-The keys are listed at the head of store.lua. This module knows no pictures, no Celery, no HTTP; it reads no settings.
+They are in scripts/, one file a topic; scripts/common.lua lists the keys. This module knows no pictures, no Celery, no HTTP; it reads no settings.
 Synchronous: one color, docs/decisions/0002-one-color.md.
 """
 
@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 
 from core import errors
 from core.connection import PREFIX, connection, unavailable
-from core.jobs import (
+from core.jobs.models import (
     LOCAL,
     MAX_ATTEMPTS,
     MAX_FRAMES,
@@ -40,7 +40,7 @@ from core.jobs import (
     Worker,
     new_job_id,
 )
-from core.record import hashed, job_of, load_of, order_of
+from core.jobs.serialization import hashed, job_of, load_of, order_of
 
 LEASE_SECONDS = 5.0
 HOLD_SECONDS = 600.0  # of a blob, between its writing and the step that uses it
@@ -53,6 +53,8 @@ WebhookEnd = Literal["delivered", "gone", "given_up"]
 _USUAL, _UNLIMITED = Terms(), Limits()
 
 NO_FUNCTION = "Function not found"
+# In the order of their dependencies: a local function is known only below its definition.
+SCRIPTS = ("common", "blobs", "queue", "outbox", "lifecycle", "submission", "queries", "maintenance")
 
 
 @cache
@@ -62,7 +64,8 @@ def library() -> tuple[str, str]:
     The server keeps functions on its disk. Their names carry a hash of the code, so that a new version never runs the
     old one's functions, and both can serve side by side while a service is renewed.
     """
-    code = Path(__file__).with_name("store.lua").read_text(encoding="utf-8")
+    folder = Path(__file__).with_name("scripts")
+    code = "\n".join((folder / f"{topic}.lua").read_text(encoding="utf-8") for topic in SCRIPTS)
     version = f"impasto_{hashlib.sha256(code.encode()).hexdigest()[:12]}"
     return version, code.replace("impasto_VERSION", version)
 

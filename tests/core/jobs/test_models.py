@@ -1,6 +1,6 @@
 """A job's life, and its id."""
 
-from core.jobs import TRANSITIONS, Status, is_job_id, new_job_id
+from core.jobs.models import TRANSITIONS, Status, is_job_id, new_job_id
 
 
 def test_an_ended_job_never_changes_and_every_other_can_end() -> None:

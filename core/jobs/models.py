@@ -1,7 +1,7 @@
 """A job: one request to stylise, with an id and a life.
 
 What it looks like to a client, and which steps its life may take.
-Knows nothing of Redis, Celery or HTTP. The store (store.py, store.lua) is the only one that changes a job.
+Knows nothing of Redis, Celery or HTTP. The store (store.py, scripts/) is the only one that changes a job.
 """
 
 import re

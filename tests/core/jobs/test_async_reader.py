@@ -8,9 +8,9 @@ import uvloop
 
 from core import errors
 from core.connection import PREFIX
-from core.jobs import JobInput, new_job_id
-from core.reader import JobReader
-from core.store import JobStore
+from core.jobs.async_reader import JobReader
+from core.jobs.models import JobInput, new_job_id
+from core.jobs.store import JobStore
 
 
 def _job(store: JobStore) -> str:

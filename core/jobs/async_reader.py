@@ -11,10 +11,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import ResponseError
 
-from core import errors, store
+from core import errors
 from core.connection import CONNECT_SECONDS, PATIENCE_SECONDS, PREFIX, RETRIED, unavailable
-from core.jobs import Job, Load, Queue
-from core.record import job_of, load_of
+from core.jobs import store
+from core.jobs.models import Job, Load, Queue
+from core.jobs.serialization import job_of, load_of
 
 CHANGES = f"{PREFIX}changes"
 SILENCE_SECONDS = 5.0  # after which the server is asked whether it is still there

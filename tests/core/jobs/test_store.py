@@ -12,7 +12,7 @@ import redis
 
 from core import errors
 from core.connection import PREFIX
-from core.jobs import (
+from core.jobs.models import (
     LOCAL,
     MAX_ATTEMPTS,
     TRANSITIONS,
@@ -28,7 +28,7 @@ from core.jobs import (
     new_batch_id,
     new_job_id,
 )
-from core.store import JobStore, library
+from core.jobs.store import JobStore, library
 from core.style.spec import StyleSpec
 
 CONTENT, STYLE, RESULT, PREVIEW = (f"sha256:{digit * 64}" for digit in "abcd")
@@ -1250,7 +1250,7 @@ def test_what_cannot_be_steered(store: JobStore, end: str) -> None:
 
 
 def test_steering_has_an_end(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.store.MAX_STEERINGS", 1)
+    monkeypatch.setattr("core.jobs.store.MAX_STEERINGS", 1)
     job = store.steer(_create(store).id, _stronger)
 
     with pytest.raises(errors.Conflict, match="1 times"):
@@ -1278,7 +1278,7 @@ def _uses(url: str) -> set[bytes]:
 def test_frames_are_thinned_out_where_there_are_too_many_and_keep_their_index(
     store: JobStore, valkey: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.store.MAX_FRAMES", 4)
+    monkeypatch.setattr("core.jobs.store.MAX_FRAMES", 4)
     job = _create(store)
     _claimed(store)
     thinned = [_keep_frame(store, job, iteration) for iteration in range(8)]
@@ -1416,7 +1416,7 @@ def _fewer(monkeypatch: pytest.MonkeyPatch, line: str, other: str) -> None:
     assert line in code
     name = f"{version}_{other.rsplit(maxsplit=1)[-1]}"  # the server keeps the functions of earlier tests
     changed = code.replace(line, other).replace(version, name)
-    monkeypatch.setattr("core.store.library", lambda: (name, changed))
+    monkeypatch.setattr("core.jobs.store.library", lambda: (name, changed))
 
 
 def test_the_oldest_record_that_has_ended_makes_room_for_the_next(

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from core.jobs import (
+from core.jobs.models import (
     MAX_ATTEMPTS,
     Job,
     JobError,
@@ -36,7 +36,7 @@ def hashed(text: str) -> str:
 
 
 def order_of(job_input: JobInput, terms: Terms, limits: Limits) -> dict[str, Any]:
-    """A submission as store.lua reads it; what is None is left out."""
+    """A submission as the functions in scripts/ read it; what is None is left out."""
     painting, digests = job_input.model_dump_json(), job_input.digests()
     fingerprint = hashed(painting)
     asked = terms.model_dump_json(exclude={"owner", "idempotency_key", "request", "keep_seconds", "batch_id"})
