@@ -37,9 +37,9 @@ from api.policy import Policy
 from api.rates import Rates
 from api.reaper import Reaper
 from api.settings import ApiSettings
-from core import images as pictures
 from core.blobs import Blobs
 from core.checkpoints import Checkpoints
+from core.images import codec as pictures
 from core.jobs.store import JobStore
 from core.keys import Keys
 from core.queue import make_celery, ring

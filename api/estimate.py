@@ -11,7 +11,7 @@ from api.deps import Blobs, Owner, Store
 from api.images import inspected, known
 from api.submission import knobs_schema
 from core import errors
-from core.images import MAX_SIDE_PX, MIN_SIDE_PX
+from core.images.codec import MAX_SIDE_PX, MIN_SIDE_PX
 from core.jobs.models import Question, Queue
 from core.jobs.service_info import Estimate
 from core.jobs.store import JobStore

@@ -14,8 +14,9 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from core import errors, images
+from core import errors
 from core.blobs import Blobs, Part
+from core.images import codec
 
 _WRITERS = CapacityLimiter(4)  # a disk that is slow must not take the threads that other requests need
 
@@ -36,8 +37,8 @@ class _File(UploadFile):
 
     async def write(self, data: bytes) -> None:
         self.size = (self.size or 0) + len(data)
-        if self.size > images.MAX_BYTES:
-            raise errors.UploadTooLarge(f"A picture may have at most {images.MAX_BYTES // 10**6} MB.")
+        if self.size > codec.MAX_BYTES:
+            raise errors.UploadTooLarge(f"A picture may have at most {codec.MAX_BYTES // 10**6} MB.")
         await to_thread.run_sync(self.file.write, data, limiter=_WRITERS)
 
 

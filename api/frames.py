@@ -13,7 +13,8 @@ from api import rendition
 from api.deps import Blobs, Owner, Store
 from api.jobs import found, pictures
 from api.jobs import router as jobs
-from core import blobs, errors, images
+from core import blobs, errors
+from core.images import codec
 from core.jobs.models import Frame
 from core.jobs.store import JobStore
 
@@ -89,8 +90,8 @@ def _animated(frames: list[Frame], blobs: blobs.Blobs) -> bytes:
     pictures = []
     for one in frames:
         with suppress(errors.ImageNotFound, errors.BadImage):  # it went meanwhile, or the disk has damaged it
-            pictures.append(images.reopened(blobs.get(one.digest)))
+            pictures.append(codec.reopened(blobs.get(one.digest)))
     if not pictures:
         raise errors.ResultGone()
     each_ms = min(max(_WHOLE_MS // len(pictures), _LEAST_MS), _MOST_MS)
-    return images.animate(pictures, each_ms, _LAST_MS)
+    return codec.animate(pictures, each_ms, _LAST_MS)

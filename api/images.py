@@ -12,12 +12,13 @@ from starlette.datastructures import UploadFile
 
 from api import form, rendition
 from api.deps import Blobs, Config, Owner, Store
-from core import errors, images
+from core import errors
 from core.blobs import is_digest
+from core.images import codec
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
-BODY_BYTES = images.MAX_BYTES + 100_000
+BODY_BYTES = codec.MAX_BYTES + 100_000
 _FORM = form.Limits(files=1, fields=1, text_bytes=1000)
 _FORM_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -52,7 +53,7 @@ async def inspected(file: Path, *, mask: bool = False) -> tuple[int, int]:
     except TimeoutError:
         raise errors.Unavailable("Too many pictures are waiting to be looked at; try again in a few seconds.") from None
     try:
-        return await to_thread.run_sync(partial(images.inspect_in_child, file, mask=mask))
+        return await to_thread.run_sync(partial(codec.inspect_in_child, file, mask=mask))
     finally:
         _CHILDREN.release()
 
@@ -115,7 +116,7 @@ def look(*, digest: str, request: Request, owner: Owner, store: Store, blobs: Bl
 @router.get(
     "/{digest}",
     response_class=Response,
-    responses={200: {"content": {f"image/{kind}": {} for kind in images.FORMATS}}, 304: {}},
+    responses={200: {"content": {f"image/{kind}": {} for kind in codec.FORMATS}}, 304: {}},
     summary="A picture that you sent or were given",
 )
 def fetch(*, digest: str, request: Request, owner: Owner, store: Store, blobs: Blobs) -> Response:
@@ -126,6 +127,6 @@ def fetch(*, digest: str, request: Request, owner: Owner, store: Store, blobs: B
     if rendition.told(request, tag):
         return rendition.unchanged(tag)
     file = blobs.open(digest)
-    kind = images.sniff(file.read(12))
+    kind = codec.sniff(file.read(12))
     file.seek(0)
     return rendition.picture(file, kind, tag)

@@ -15,8 +15,9 @@ from api.lookout import Sight
 from api.prefer import Patience, applied
 from api.resource import JOBS, JobPage, JobResource, resource
 from api.taker import KEY, Taker, file_of, kept
-from core import errors, images
-from core.images import FORMATS
+from core import errors
+from core.images import codec
+from core.images.codec import FORMATS
 from core.jobs.models import MAX_STEERINGS, Job, JobInput, Output, Priority, Status, is_job_id
 from core.jobs.store import JobStore
 from core.style.spec import MAX_SIZE_PX, STEERABLE, StyleSpec, parse_spec, result_size, varied
@@ -130,7 +131,7 @@ def _completed(submitted: submission.Submission, taker: Taker) -> submission.Sub
     if isinstance(submitted.source, str):
         known(submitted.source, taker.caller.owner, taker.store, taker.blobs)
     with file_of(submitted.source, taker.blobs).open("rb") as file:
-        return submitted.over(JobInput.of_record(images.provenance_of(file)))
+        return submitted.over(JobInput.of_record(codec.provenance_of(file)))
 
 
 def _resolved(submitted: submission.Submission, taker: Taker) -> StyleSpec:
@@ -191,7 +192,7 @@ async def result(
     owner: Owner,
     store: Store,
     blobs: Blobs,
-    format: images.Format = "png",
+    format: codec.Format = "png",
     width: Annotated[int | None, Query(ge=16, le=MAX_SIZE_PX)] = None,
 ) -> Response:
     """The picture as PNG (with a record of how it was made), JPEG or WebP; of a canceled job, how far it got.
@@ -207,7 +208,7 @@ async def result(
         if format == "png" and smaller is None:
             made: bytes | BinaryIO = await run_in_threadpool(blobs.open, output.id)
         else:
-            data = await rendition.rendered(tag, lambda: images.converted(blobs.get(output.id), format, smaller))
+            data = await rendition.rendered(tag, lambda: codec.converted(blobs.get(output.id), format, smaller))
             made = await run_in_threadpool(rendition.laid_down, data, blobs)
     except errors.ImageNotFound:
         raise errors.ResultGone() from None

@@ -16,8 +16,9 @@ from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
 from api import tags
-from core import errors, images
+from core import errors
 from core.blobs import Blobs
+from core.images import codec
 
 WAIT_SECONDS = 10.0
 KEPT_BYTES = 64_000_000
@@ -78,7 +79,7 @@ class PictureFile(FileResponse):
 
     chunk_size = 256 * 1024
 
-    def __init__(self, file: BinaryIO, kind: images.Format, headers: dict[str, str]) -> None:
+    def __init__(self, file: BinaryIO, kind: codec.Format, headers: dict[str, str]) -> None:
         """file: is closed when it is sent."""
         self._file = file
         super().__init__("", media_type=f"image/{kind}", headers=headers, stat_result=os.fstat(file.fileno()))
@@ -123,7 +124,7 @@ def unchanged(tag: str) -> Response:
     return Response(status_code=304, headers=_headers(tag))
 
 
-def picture(made: bytes | BinaryIO, kind: images.Format, tag: str, name: str | None = None) -> Response:
+def picture(made: bytes | BinaryIO, kind: codec.Format, tag: str, name: str | None = None) -> Response:
     """An answer with a picture, to be asked for again whether it is still the same. name: without its suffix."""
     headers = _headers(tag)
     if name is not None:

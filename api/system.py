@@ -10,7 +10,7 @@ from api import metrics
 from api.deps import Config, Store
 from api.settings import ApiSettings
 from api.submission import BODY_BYTES
-from core import images
+from core.images import codec
 from core.jobs.service_info import Limits, Model, Models, System, WorkerState
 from core.style.spec import MAX_SIZE_PX, MAX_STYLES, MIN_SIZE_PX
 
@@ -22,14 +22,14 @@ FETCHED = ("vgg16", "vgg19")  # that any worker may have by one command
 def limits_of(config: ApiSettings) -> Limits:
     """Of what may be sent, and how much may wait."""
     return Limits(
-        formats=[*images.FORMATS],
-        max_file_bytes=images.MAX_BYTES,
+        formats=[*codec.FORMATS],
+        max_file_bytes=codec.MAX_BYTES,
         max_request_bytes=BODY_BYTES,
-        max_pixels=images.MAX_PIXELS,
-        max_webp_pixels=images.MAX_PIXELS_WEBP,
-        max_side_px=images.MAX_SIDE_PX,
-        min_side_px=images.MIN_SIDE_PX,
-        max_aspect=images.MAX_ASPECT,
+        max_pixels=codec.MAX_PIXELS,
+        max_webp_pixels=codec.MAX_PIXELS_WEBP,
+        max_side_px=codec.MAX_SIDE_PX,
+        min_side_px=codec.MIN_SIDE_PX,
+        max_aspect=codec.MAX_ASPECT,
         min_size=MIN_SIZE_PX,
         max_size=MAX_SIZE_PX,
         max_styles=MAX_STYLES,

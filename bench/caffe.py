@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-from core import images
+from core.images import codec
 from core.neural import files
 from core.neural.parameters import CAFFE
 from core.neural.pixels import to_image
@@ -29,7 +29,7 @@ MEAN = tuple(255 * channel for channel in reversed(CAFFE.mean))  # B, G, R
 def main(model: str) -> None:
     """Export, read with OpenCV, and compare the responses to a picture after each ReLU."""
     cache = WeightsCache(Settings().weights_dir)
-    picture = images.decode(SAMPLE.read_bytes()).resize((SIDE_PX, SIDE_PX))
+    picture = codec.decode(SAMPLE.read_bytes()).resize((SIDE_PX, SIDE_PX))
     parameters, card = cache.parameters(cache.resolve(model))
     parameters = parameters.taking(CAFFE)  # so that the zeros around a picture are the same color to both
     network = Network(

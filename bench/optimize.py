@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.peer import Peer
-from core import images
+from core.images import codec
 from core.neural import pixels
 from core.neural.objective import Objective
 from core.neural.optimize import LBFGS
@@ -45,7 +45,7 @@ class Pair(Subject):
 
 def pair(content: Path, style: Path, size: int) -> Pair:
     """From two files; a picture smaller than `size` is enlarged, so that every size can be measured."""
-    photo, painting = (images.decode(path.read_bytes()) for path in (content, style))
+    photo, painting = (codec.decode(path.read_bytes()) for path in (content, style))
     return Pair(_scaled(photo, size), [_scaled(painting, size)])
 
 

@@ -14,7 +14,8 @@ import click
 from PIL import Image
 
 from bench.optimize import SAMPLES
-from core import errors, images
+from core import errors
+from core.images import codec
 from core.neural.planner import Pace, Planner, measured_pace
 from core.neural.stylize import stylize
 from core.neural.subject import Subject
@@ -55,8 +56,8 @@ def random_knobs(seed: int, largest: int) -> dict[str, Any]:
 def _run(knobs: dict[str, Any]) -> tuple[Subject, StyleSpec, Network]:
     precision: Precision = knobs.pop("precision")
     aspect, paintings, masked = (knobs.pop(name) for name in ("aspect", "paintings", "masked"))
-    photo = images.decode((SAMPLES / "harbor.jpg").read_bytes()).resize((1000, round(1000 / aspect)))
-    painting = images.decode((SAMPLES / "strokes.jpg").read_bytes())
+    photo = codec.decode((SAMPLES / "harbor.jpg").read_bytes()).resize((1000, round(1000 / aspect)))
+    painting = codec.decode((SAMPLES / "strokes.jpg").read_bytes())
     masks = [Image.linear_gradient("L")] * paintings if masked else []
     network = WeightsCache(Settings().weights_dir).load("vgg16", "cpu", precision)
     return Subject(photo, [painting] * paintings, masks), parse_spec(knobs), network

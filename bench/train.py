@@ -16,7 +16,7 @@ import click
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from core import images
+from core.images import codec
 from core.neural import trained
 from core.neural.classifier import Classifier
 from core.neural.stylize import stylize
@@ -105,7 +105,7 @@ def paint(*, run: Path, out: Path, size: str, iterations: str, content: Path, st
     about = trained.load(run / "checkpoint.pt").about
     model_name: Any = about.recipe.architecture
     spec = parse_spec({"size": size, "iterations": iterations, "model": model_name})
-    subject = Subject(images.decode(content.read_bytes()), [images.decode(style.read_bytes())])
+    subject = Subject(codec.decode(content.read_bytes()), [codec.decode(style.read_bytes())])
     with tempfile.TemporaryDirectory() as temporary:
         for name in ("trained", "random"):
             folder = Path(temporary) / name
@@ -120,7 +120,7 @@ def paint(*, run: Path, out: Path, size: str, iterations: str, content: Path, st
             cache = WeightsCache(folder)
             cache.import_file(model_name, folder / "network.safetensors")
             painting = stylize(subject, spec, cache.load(model_name, "auto", "auto"))
-            (out / f"{name}.png").write_bytes(images.encode(painting.picture))
+            (out / f"{name}.png").write_bytes(codec.encode(painting.picture))
             click.echo(out / f"{name}.png")
 
 

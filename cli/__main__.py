@@ -27,8 +27,9 @@ from cli.stylize import stylize
 from cli.train import train
 from cli.up import LocalService, service_url
 from cli.weights import weights
-from core import errors, images
+from core import errors
 from core.blobs import digest_of
+from core.images import codec
 from core.jobs.models import LOCAL, Job, Status
 from core.settings import Settings, read_settings
 from core.style.spec import parse_spec
@@ -194,7 +195,7 @@ def submit(
 
 def _sendable(source: Path | None) -> Path | str | None:
     """A result that is larger than an upload may be is at the service, if anywhere: its digest will do."""
-    if source is None or source.stat().st_size <= images.MAX_BYTES:
+    if source is None or source.stat().st_size <= codec.MAX_BYTES:
         return source
     return digest_of(source.read_bytes())
 

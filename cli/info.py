@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from core import errors, images
+from core import errors
+from core.images import codec
 from core.jobs.models import JobInput
 
 
@@ -26,7 +27,7 @@ def info(file: Path, as_json: bool) -> None:
 def recorded(file: Path) -> tuple[dict[str, Any], JobInput]:
     """The record in a PNG, and what was asked for by it. Raises BadRecord."""
     with file.open("rb") as opened:
-        record = images.provenance_of(opened)
+        record = codec.provenance_of(opened)
     if record is None:
         raise errors.BadRecord()
     return record, JobInput.of_record(record)

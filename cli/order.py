@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from cli.info import recorded
-from core import errors, images
+from core import errors
+from core.images import codec
 from core.style import presets
 from core.style.spec import StyleSpec, allowed, varied
 
-FORMATS: dict[str, images.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+FORMATS: dict[str, codec.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 Command = Callable[..., Any]
 

@@ -9,8 +9,9 @@ from cli.bar import Bar
 from cli.number import Number
 from cli.order import FORMATS, check_output, existing, init_option, knobs, knobs_of, mask_option, say_legs
 from cli.weights import opened
-from core import errors, images
+from core import errors
 from core.blobs import digest_of
+from core.images import codec
 from core.jobs.models import JobInput, NetworkUsed
 from core.style.spec import StyleSpec, parse_spec
 
@@ -75,11 +76,11 @@ def stylize(
             painting = paint(subject, spec, network, show, planner)
         except errors.Diverged as error:
             if error.picture is not None:
-                output.write_bytes(images.encode(error.picture, FORMATS[output.suffix.lower()]))
+                output.write_bytes(codec.encode(error.picture, FORMATS[output.suffix.lower()]))
             raise
         bar.done("done")
     provenance = wanted.provenance(NetworkUsed(name=network.name, sha256=network.sha256))
-    output.write_bytes(images.encode(painting.picture, FORMATS[output.suffix.lower()], provenance))
+    output.write_bytes(codec.encode(painting.picture, FORMATS[output.suffix.lower()], provenance))
     click.echo(output)
 
 

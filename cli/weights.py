@@ -9,7 +9,8 @@ import click
 
 from cli.number import Number
 from cli.plain import plain
-from core import errors, images
+from core import errors
+from core.images import codec
 from core.settings import Settings, read_settings
 from core.style.spec import MODEL_NAME
 
@@ -159,9 +160,9 @@ def _pictures(folder: Path) -> Iterator[Any]:
     """One at a time; those that cannot be read are told of and left out."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
-            if path.stat().st_size > images.MAX_BYTES:
+            if path.stat().st_size > codec.MAX_BYTES:
                 raise errors.UploadTooLarge()
-            yield images.decode(path.read_bytes())
+            yield codec.decode(path.read_bytes())
         except (errors.BadInput, OSError) as error:
             words = error.message if isinstance(error, errors.BadInput) else error.strerror
             click.echo(f"left out: {plain(str(path.relative_to(folder)))}: {words}", err=True)

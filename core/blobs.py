@@ -1,6 +1,6 @@
 """Blobs: bytes under their SHA-256 digest, in a folder. Written whole and durable, or not at all.
 
-Knows no pictures and no jobs; who uses which blob is the store's business (core/jobs/scripts/blobs.lua, refs and orphans).
+Knows no pictures and no jobs; who uses which blob is the store's business (jobs/scripts/blobs.lua).
 """
 
 import fcntl

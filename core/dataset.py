@@ -20,8 +20,9 @@ import lmdb
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field
 
-from core import disk, errors, images
-from core.decoders import Resize
+from core import disk, errors
+from core.images import codec
+from core.images.decoders import Resize
 
 FORMAT: Literal["impasto dataset"] = "impasto dataset"
 VERSION = 1
@@ -273,7 +274,7 @@ class Dataset:
                 raise self._damaged()
             return label, Image.frombytes("RGB", size, data)
         try:
-            return label, images.reopened(data, ("jpeg",), size)
+            return label, codec.reopened(data, ("jpeg",), size)
         except errors.BadImage as error:
             raise self._damaged() from error
 

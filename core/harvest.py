@@ -20,10 +20,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from core import errors, images
+from core import errors
 from core.dataset import INDEX, LABEL, MAX_CLASSES, Book, Header, Split, State, Store, digest_of, room
-from core.decoders import Decoder, Resize
 from core.disk import exclusive_lock
+from core.images import codec
+from core.images.decoders import Decoder, Resize
 
 _LISTED_AT_ONCE = 4096
 _PORTION = 256  # pictures from one commit to the next
@@ -340,14 +341,14 @@ def _content(path: Path) -> bytes:
             raise errors.BadImage("The folder cannot be read.")
         if not stat.S_ISREG(found.st_mode):  # to open a pipe could take for ever
             raise errors.UnsupportedImage()
-        if found.st_size > images.MAX_BYTES:
-            raise errors.UploadTooLarge(f"A picture may have at most {images.MAX_BYTES // 10**6} MB.")
+        if found.st_size > codec.MAX_BYTES:
+            raise errors.UploadTooLarge(f"A picture may have at most {codec.MAX_BYTES // 10**6} MB.")
         data = path.read_bytes()
     except OSError as error:
         if error.errno not in _FILE_ERRORS:
             raise
         raise errors.BadImage(f"The file cannot be read: {error.strerror}.") from error
-    images.sniff(data)
+    codec.sniff(data)
     return data
 
 
@@ -360,7 +361,7 @@ def _split_of(data: bytes, validation: float) -> Split:
 def _stored(pixels: bytes, header: Header) -> bytes:
     if header.store == "raw":
         return pixels
-    return images.encode(Image.frombytes("RGB", (header.side_px, header.side_px), pixels), "jpeg")
+    return codec.encode(Image.frombytes("RGB", (header.side_px, header.side_px), pixels), "jpeg")
 
 
 def _keep(book: Book, state: State, portion: list[_Taken | _Refused]) -> None:

@@ -27,7 +27,7 @@ import httpx2
 from pydantic import BaseModel
 
 from core import errors
-from core.images import Format
+from core.images.codec import Format
 from core.jobs.models import Batch, Frame, Job, Priority, Status
 from core.jobs.service_info import Estimate, Model, System
 from core.settings import Settings, read_settings

@@ -14,10 +14,11 @@ from typing import TypeVar
 
 from PIL import Image
 
-from core import errors, images
+from core import errors
 from core.blobs import Blobs, digest_of
 from core.checkpoints import Checkpoints
-from core.darkroom import Darkroom
+from core.images import codec
+from core.images.darkroom import Darkroom
 from core.jobs.models import Frame, Job, JobProgress, NetworkUsed, Output, Steered
 from core.jobs.store import JobStore, Standing
 from core.neural import checkpoint, device
@@ -219,7 +220,7 @@ class Attempt:
         preview_due, frame_due = began >= self._next_preview, began >= self._next_frame
         if not (preview_due or frame_due):
             return None
-        shown = images.thumbnail(moment.picture(), self._settings.preview_px if preview_due else FRAME_PX)
+        shown = codec.thumbnail(moment.picture(), self._settings.preview_px if preview_due else FRAME_PX)
         if frame_due:
             self._lease.later(lambda: self._keep_frame(moment.progress, shown))
         now = time.monotonic()
@@ -234,7 +235,7 @@ class Attempt:
         try:
             with self._framing:
                 if progress.iteration >= self._framed:
-                    self._keep_newest_frame(progress, images.thumbnail(picture, FRAME_PX))
+                    self._keep_newest_frame(progress, codec.thumbnail(picture, FRAME_PX))
         except errors.Unavailable:
             pass
         except Exception:
@@ -246,7 +247,7 @@ class Attempt:
             iteration=progress.iteration,
             scale=progress.scale,
             seconds=round(progress.seconds, 2),
-            digest=self._keep(images.encode(picture, "jpeg", quality=80)),
+            digest=self._keep(codec.encode(picture, "jpeg", quality=80)),
         )
         thinned = self._store.keep_frame(self._job.id, self._token, frame)
         self._framed, self._frame_seconds = progress.iteration, FRAME_SECONDS * 2 ** max(0, thinned)
@@ -255,7 +256,7 @@ class Attempt:
         """Who looks at the waiting job sees how far it is, and who cancels it has this picture of it."""
         preview = None
         with suppress(errors.Unavailable):
-            preview = self._keep_preview(images.thumbnail(moment.picture(), self._settings.preview_px))
+            preview = self._keep_preview(codec.thumbnail(moment.picture(), self._settings.preview_px))
         with suppress(errors.Unavailable):
             self._tell_end(preview)
 
@@ -287,7 +288,7 @@ class Attempt:
     def _keep_last_good(self, picture: Image.Image | None) -> None:
         """What a run had before it went wrong stays to be seen, as the preview."""
         if picture is not None:
-            small = images.thumbnail(picture, self._settings.preview_px)
+            small = codec.thumbnail(picture, self._settings.preview_px)
             digest = self._until_room(lambda: self._keep_preview(small))
             self._tell_end(digest)
 
@@ -298,7 +299,7 @@ class Attempt:
         provenance = {"job": self._job.id, **made_of.provenance(self._model)}
         if steered:
             provenance["steered"] = [asdict(change) for change in steered]
-        data = images.encode(picture, "png", provenance)
+        data = codec.encode(picture, "png", provenance)
         width, height = picture.size
         digest = self._until_room(lambda: self._keep(data))
         if digest is None:
@@ -308,7 +309,7 @@ class Attempt:
         return Output(id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data))
 
     def _keep_preview(self, preview: Image.Image) -> str:
-        return self._keep(images.encode(preview, "jpeg"))
+        return self._keep(codec.encode(preview, "jpeg"))
 
     def _keep(self, data: bytes) -> str:
         self._store.hold(digest_of(data))

@@ -16,7 +16,8 @@ from typing import Any, Self
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core import errors, images
+from core import errors
+from core.images import codec
 from core.style.spec import parse_spec
 
 MAX_ATTEMPTS = 3  # in a row that brought it no further
@@ -69,14 +70,14 @@ class JobInput(_Record):
         return [self.content, *self.styles, *self.masks, *([self.init_image] if self.init_image else [])]
 
     def pictures(
-        self, get: Callable[[str], bytes], decode: Callable[..., Image.Image] = images.decode
+        self, get: Callable[[str], bytes], decode: Callable[..., Image.Image] = codec.decode
     ) -> tuple[Image.Image, list[Image.Image], list[Image.Image], Image.Image | None]:
         """The photo, the paintings, the masks and what to begin with. `get`: a digest to its bytes.
 
-        decode: as `images.decode`. Raises BadImage, and what `get` and `decode` raise.
+        decode: as `codec.decode`. Raises BadImage, and what `get` and `decode` raise.
         """
         content, *styles = (decode(get(digest)) for digest in (self.content, *self.styles))
-        # As `images.decode_mask`.
+        # As `codec.decode_mask`.
         masks = [decode(get(digest), "black").convert("L") for digest in self.masks]
         init = decode(get(self.init_image), any_size=True) if self.init_image else None
         return content, styles, masks, init

@@ -1,6 +1,7 @@
 """JobStore: the truth about jobs, on Redis (or Valkey). Changes of several keys are Lua functions.
 
-They are in scripts/, one file a topic; scripts/common.lua lists the keys. This module knows no pictures, no Celery, no HTTP; it reads no settings.
+They are in scripts/, one file a topic; scripts/common.lua lists the keys. This module knows no pictures, no Celery, no
+HTTP; it reads no settings.
 Synchronous: one color, docs/decisions/0002-one-color.md.
 """
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core import images
+from core.images import codec
 from core.neural import pixels
 from core.neural.objective import Objective, Region, Style, mixed, style_of
 from core.neural.schedule import Scale
@@ -34,7 +34,7 @@ class Subject:
         spec = spec.for_pictures(len(self.styles), len(self.masks), init_image=self.init is not None)
         for mask, share in zip(self.masks, spec.style_weights, strict=False):
             if share:  # without one, the painting goes nowhere anyway
-                images.check_mask(mask)
+                codec.check_mask(mask)
         return spec
 
     def at(self, scale: Scale, spec: StyleSpec, network: Network, tile_px: int | None = None) -> "Scene":

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.settings import ApiSettings
-from core import images
+from core.images import codec
 from core.settings import Settings
 
 
@@ -62,7 +62,7 @@ def rings(app: FastAPI) -> list[int]:
 @pytest.fixture
 def files(photo: Image.Image, painting: Image.Image) -> dict[str, Any]:
     """A photo and a painting for a multipart form."""
-    return {"content": ("a.jpg", images.encode(photo, "jpeg")), "style": ("b.png", images.encode(painting))}
+    return {"content": ("a.jpg", codec.encode(photo, "jpeg")), "style": ("b.png", codec.encode(painting))}
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from starlette.testclient import TestClient
 from api import deps
 from api.auth import Caller
 from api.settings import ApiSettings
-from core import images
 from core.blobs import Blobs, digest_of
+from core.images import codec
 from core.jobs.models import NetworkUsed, Output, Status, is_batch_id
 from core.jobs.store import JobStore
 
 PHOTOS, PAINTINGS = (
-    [images.encode(Image.new("RGB", (40, 40), color)) for color in colors]
+    [codec.encode(Image.new("RGB", (40, 40), color)) for color in colors]
     for colors in (("red", "green", "blue"), ("black", "white"))
 )
 FILES = [("content", ("p", data)) for data in PHOTOS] + [("style", ("s", data)) for data in PAINTINGS]
@@ -84,7 +84,7 @@ def test_its_link_tells_of_every_change_and_else_304(
     job = store.claim("t", "worker")
     running = client.get(path, headers={"If-None-Match": first.headers["etag"]})
     assert job is not None
-    data = images.encode(Image.new("RGB", (64, 64)))
+    data = codec.encode(Image.new("RGB", (64, 64)))
     output = Output(id=blobs.put(data), content_type="image/png", width=64, height=64, size_bytes=len(data))
     store.succeed(job.id, "t", output, NetworkUsed(name="vgg16", sha256="0"), {})
     done = client.get(path).json()
@@ -242,7 +242,7 @@ def test_anothers_batch_is_as_one_that_there_is_not(client: TestClient, send: An
         (FILES, {"init": "picture"}, 422, "bad_spec"),
         (FILES, {"style_weights": "1,2"}, 422, "bad_spec"),
         ([*FILES, ("style", ("s", b"GIF89a"))], {}, 415, "unsupported_image"),
-        ([*FILES, ("content", ("s", images.encode(Image.new("RGB", (800, 60)))))], {}, 422, "bad_spec"),
+        ([*FILES, ("content", ("s", codec.encode(Image.new("RGB", (800, 60)))))], {}, 422, "bad_spec"),
         ([*FILES, ("content", (None, "sha256:" + "0" * 64))], {}, 404, "image_not_found"),
     ],
 )

@@ -20,8 +20,8 @@ from PIL import Image
 from api import events
 from api.lookout import Sight
 from cli.up import free_port
-from core import images
 from core.blobs import Blobs, digest_of
+from core.images import codec
 from core.jobs.models import Frame, Job, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
 from core.jobs.store import JobStore
 from core.keys import Keys
@@ -368,10 +368,10 @@ def test_who_takes_a_large_rendition_slowly_costs_no_memory(serve: Serve, blobs:
     job = api.new_job()
     api.claim()
     noise = Image.frombytes("RGB", (1600, 1600), os.urandom(1600 * 1600 * 3))
-    api.succeed(job, blobs.put(images.encode(noise)))
+    api.succeed(job, blobs.put(codec.encode(noise)))
     path = f"/v1/jobs/{job.id}/result?width=1500"
     data = api.ask(path).read()
-    assert images.sniff(data) == "png"
+    assert codec.sniff(data) == "png"
     before = psutil.Process(api.process.pid).memory_info().rss
     answers = [api.ask(path) for _ in range(16)]
     assert {data[:4]} == {answer.read(4) for answer in answers}

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from core import images
 from core.blobs import Blobs
+from core.images import codec
 from core.jobs.models import Forecast, Frame, JobProgress, NetworkUsed, Output, Step, Worker
 from core.jobs.store import JobStore
 
@@ -67,7 +67,7 @@ def seen(client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blo
     ask("GET", own, headers={"Prefer": "wait=1", "If-None-Match": "*"})
     claimed = store.claim("t", "worker")
     assert claimed is not None
-    picture, small = blobs.put(images.encode(photo)), blobs.put(images.encode(photo, "jpeg"))
+    picture, small = blobs.put(codec.encode(photo)), blobs.put(codec.encode(photo, "jpeg"))
     for one in (picture, small):
         store.hold(one)
     losses = dict.fromkeys(("total", "content", "style", "tv"), 1.0)

@@ -9,8 +9,8 @@ from PIL import Image, ImageSequence
 from starlette.testclient import TestClient
 
 from api.rendition import Shelf
-from core import images
 from core.blobs import Blobs, digest_of
+from core.images import codec
 from core.jobs.models import Frame
 from core.jobs.store import JobStore
 
@@ -20,7 +20,7 @@ def _paint(store: JobStore, blobs: Blobs, *pictures: Image.Image) -> None:
     job = store.claim("t", "worker")
     assert job is not None
     for number, picture in enumerate(pictures):
-        digest = blobs.put(images.encode(picture, "jpeg"))
+        digest = blobs.put(codec.encode(picture, "jpeg"))
         store.hold(digest)
         frame = Frame(index=0, iteration=10 * number, scale=1, seconds=number / 2, digest=digest)
         assert 0 == store.keep_frame(job.id, "t", frame)

@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 
 from api import deps
 from api.auth import Caller
-from core import images
 from core.blobs import Blobs, digest_of
+from core.images import codec
 from core.jobs.models import JobInput, NetworkUsed, Output
 from core.jobs.store import JobStore
 
@@ -27,7 +27,7 @@ def paint(store: JobStore, blobs: Blobs, photo: Image.Image) -> Callable[[], byt
     def run() -> bytes:
         job = store.claim("t", "worker")
         assert job is not None
-        data = images.encode(photo, "png", {"job": job.id, **job.input.provenance(MODEL)})
+        data = codec.encode(photo, "png", {"job": job.id, **job.input.provenance(MODEL)})
         output = Output(id=blobs.put(data), content_type="image/png", width=96, height=72, size_bytes=len(data))
         store.succeed(job.id, "t", output, MODEL, {})
         return data
@@ -36,7 +36,7 @@ def paint(store: JobStore, blobs: Blobs, photo: Image.Image) -> Callable[[], byt
 
 
 def _png(record: Any) -> bytes:
-    return images.encode(Image.new("RGB", (40, 40)), "png", record)
+    return codec.encode(Image.new("RGB", (40, 40)), "png", record)
 
 
 @pytest.mark.parametrize("way", ["file", "digest in a form", "digest in JSON"])
@@ -60,7 +60,7 @@ def test_what_is_sent_beside_it_takes_the_place_of_what_was(
     client: TestClient, submit: Submit, files: dict[str, Any], paint: Any
 ) -> None:
     old = submit(strength="0.7").json()["input"]
-    result, other = ("r.png", paint()), images.encode(Image.new("RGB", (50, 40), "red"))
+    result, other = ("r.png", paint()), codec.encode(Image.new("RGB", (50, 40), "red"))
     knobs = client.post("/v1/jobs", files={"from": result}, data={"size": "80", "preset": "faithful"}).json()["input"]
     photo = client.post("/v1/jobs", files={"from": result, "content": ("c", other)}).json()["input"]
     paintings = client.post("/v1/jobs", files=[("from", result), *[("style", ("s", other))] * 2]).json()["input"]
@@ -113,7 +113,7 @@ def test_under_a_key_the_same_result_is_the_same_request_and_another_is_another(
 
     first = post(result)
     blobs.delete(old["input"]["content"])
-    again, other = post(result), post(_png(images.provenance_of(result)))
+    again, other = post(result), post(_png(codec.provenance_of(result)))
 
     assert (202, first.json()["id"], "true") == (
         again.status_code,
@@ -129,7 +129,7 @@ def test_a_record_is_no_way_to_anothers_pictures(
     """Who got a result from somebody, or knows digests, gets the answer that they get for pictures of nobody."""
     submit()
     result = paint()
-    record = images.provenance_of(result)
+    record = codec.provenance_of(result)
     unknown = _png({**(record or {}), "content": "sha256:" + "0" * 64})
     client.app.dependency_overrides[deps._caller] = lambda: Caller("stranger")  # type: ignore[attr-defined]
     foreign, nobodys = (client.post("/v1/jobs", files={"from": ("r.png", data)}) for data in (result, unknown))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from core import images
+from core.images import codec
 
 GALLERY = Path(__file__).parents[2] / "api" / "web" / "gallery"
 HUNG: list[dict[str, Any]] = json.loads((GALLERY / "index.json").read_text())
@@ -27,7 +27,7 @@ def test_what_hangs_is_in_the_index_and_nothing_else_is_there() -> None:
 def test_each_is_served_small_and_whole_to_anybody(client: TestClient, one: dict[str, Any]) -> None:
     large, small = (client.get(f"/web/gallery/{one['name']}{part}.jpg").content for part in ("", "-small"))
 
-    assert (640, (256, 192)) == (images.decode(large).width, images.decode(small).size)
+    assert (640, (256, 192)) == (codec.decode(large).width, codec.decode(small).size)
     assert (True, True) == (len(large) <= 100_000, len(small) <= 25_000)
     assert one["title"]
     assert one["words"]

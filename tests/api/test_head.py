@@ -10,8 +10,8 @@ from PIL import Image
 from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
-from core import images
 from core.blobs import Blobs
+from core.images import codec
 from core.jobs.models import NetworkUsed, Output
 from core.jobs.store import JobStore
 
@@ -28,7 +28,7 @@ def test_every_get_has_a_head_with_its_headers_and_no_body(
     """Of every GET in the OpenAPI document, and of the pages beside it; also where it is refused."""
     job = submit().json()["id"]
     store.claim("t", "worker")
-    data = images.encode(photo)
+    data = codec.encode(photo)
     output = Output(id=blobs.put(data), content_type="image/png", width=96, height=72, size_bytes=len(data))
     store.succeed(job, "t", output, NetworkUsed(name="vgg16", sha256="0"), {})
     document = client.get("/openapi.json").json()

@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 
 from api import form, images
 from api.settings import ApiSettings
-from core import images as pictures
 from core.blobs import Blobs, Part, digest_of
+from core.images import codec as pictures
 from core.jobs.store import JobStore
 
 

@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 from api import deps
 from api.auth import Caller
 from api.settings import ApiSettings
-from core import images
 from core.blobs import Blobs, digest_of
+from core.images import codec
 from core.jobs.models import JobProgress, NetworkUsed, Output, is_job_id
 from core.jobs.store import JobStore
 from core.style.presets import PRESETS
@@ -40,9 +40,9 @@ def _run(store: JobStore, blobs: Blobs, picture: Image.Image) -> bytes:
     """Do a worker's part; the result's bytes."""
     job = store.claim("t", "worker")
     assert job is not None
-    data = images.encode(picture, "png", {"program": "impasto"})
+    data = codec.encode(picture, "png", {"program": "impasto"})
     output = Output(id=blobs.put(data), content_type="image/png", width=96, height=72, size_bytes=len(data))
-    store.progress(job.id, "t", PROGRESS, blobs.put(images.encode(picture, "jpeg")))
+    store.progress(job.id, "t", PROGRESS, blobs.put(codec.encode(picture, "jpeg")))
     store.succeed(job.id, "t", output, NetworkUsed(name="vgg16", sha256="0"), {})
     return data
 
@@ -81,7 +81,7 @@ def test_masks_and_a_first_picture_come_as_files_or_as_digests(
     client: TestClient, files: dict[str, Any], photo: Image.Image
 ) -> None:
     mask, first = (
-        images.encode(photo.convert(mode).convert("RGB").resize(size))
+        codec.encode(photo.convert(mode).convert("RGB").resize(size))
         for mode, size in (("L", (40, 40)), ("RGB", (50, 50)))
     )
     more = [("mask", ("m.png", mask)), ("init_image", ("i.png", first))]
@@ -235,7 +235,7 @@ def test_a_preview_that_goes_while_it_is_asked_for_gives_way_to_the_next(
     address = submit().headers["location"]
     job = store.claim("t", "worker")
     assert job is not None
-    old, new = (blobs.put(images.encode(photo, "jpeg", quality=quality)) for quality in (50, 90))
+    old, new = (blobs.put(codec.encode(photo, "jpeg", quality=quality)) for quality in (50, 90))
     store.progress(job.id, "t", PROGRESS, old)
 
     class Swept(Blobs):
@@ -278,11 +278,11 @@ def test_the_result_comes_in_every_format(
         png.headers["content-type"],
         png.headers["x-content-type-options"],
     )
-    for kind in images.FORMATS:
+    for kind in codec.FORMATS:
         answer = client.get(f"{address}/result", params={"format": kind})
-        assert (kind, f"image/{kind}") == (images.sniff(answer.content), answer.headers["content-type"])
-        assert (96, 72) == images.decode(answer.content).size
-    assert "jpeg" == images.sniff(client.get(f"{address}/preview").content)
+        assert (kind, f"image/{kind}") == (codec.sniff(answer.content), answer.headers["content-type"])
+        assert (96, 72) == codec.decode(answer.content).size
+    assert "jpeg" == codec.sniff(client.get(f"{address}/preview").content)
 
 
 def test_there_is_no_result_before_the_end_nor_of_a_canceled_job(client: TestClient, submit: Submit) -> None:
@@ -385,7 +385,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
         (b"", 415, "unsupported_image"),
         (b"<html>", 415, "unsupported_image"),
         (PNG + b"\0" * 50, 422, "bad_image"),
-        (PNG + b"\0" * images.MAX_BYTES, 413, "upload_too_large"),
+        (PNG + b"\0" * codec.MAX_BYTES, 413, "upload_too_large"),
     ],
     ids=["empty", "html", "broken", "20 MB"],
 )
@@ -436,7 +436,7 @@ def test_requests_of_the_wrong_form_are_refused(client: TestClient, files: dict[
 def test_a_photo_too_narrow_for_the_size_is_refused_with_a_size_that_would_do(
     client: TestClient, files: dict[str, Any]
 ) -> None:
-    narrow = images.encode(Image.new("RGB", (800, 60)))
+    narrow = codec.encode(Image.new("RGB", (800, 60)))
     answer = client.post("/v1/jobs", files={**files, "content": ("x", narrow)}, data={"size": "256"})
 
     assert (422, "size must be at least 427 for a picture of this shape.") == (
@@ -658,7 +658,7 @@ def test_a_result_comes_in_a_smaller_size_but_never_in_a_larger_one(
             small.headers["content-type"],
             Image.open(io.BytesIO(small.content)).size,
         )
-    assert {"program": "impasto"} == images.provenance_of(client.get(f"{path}?width=48").content)
+    assert {"program": "impasto"} == codec.provenance_of(client.get(f"{path}?width=48").content)
     assert whole == client.get(f"{path}?width=500").content == client.get(path).content
     assert [422, 422] == [client.get(f"{path}?width={width}").status_code for width in (15, 9000)]
 
@@ -722,7 +722,7 @@ def test_a_black_mask_gets_no_share_by_steering(
     client: TestClient, files: dict[str, Any], painting: Image.Image, rings: list[int]
 ) -> None:
     """It would make the run fail."""
-    masks = [images.encode(Image.new("RGB", (40, 40), color)) for color in ("white", "black")]
+    masks = [codec.encode(Image.new("RGB", (40, 40), color)) for color in ("white", "black")]
     parts = [("content", files["content"]), *[("style", files["style"])] * 2, *[("mask", ("m", m)) for m in masks]]
     path = f"/v1/jobs/{client.post('/v1/jobs', files=parts, data={'style_weights': '1,0'}).json()['id']}"
     refused = client.patch(path, json={"spec": {"style_weights": [1, 1]}})
@@ -765,7 +765,7 @@ def test_of_a_canceled_job_the_picture_so_far_is_the_result(
     job = store.claim("t", "worker")
     assert job is not None
     client.post(f"{path}/cancel")
-    data = images.encode(photo)
+    data = codec.encode(photo)
     output = Output(id=blobs.put(data), content_type="image/png", width=96, height=72, size_bytes=len(data))
     store.end_canceled(job.id, "t", output)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from core import images
+from core.images import codec
 from core.jobs.models import Worker
 from core.jobs.store import JobStore
 
@@ -28,7 +28,7 @@ def test_the_system_tells_of_workers_queue_and_limits(client: TestClient, submit
     assert (2, 1) == (told["queued"], told["running"])
     workers = sorted(told["workers"], key=lambda worker: not worker["busy"])
     assert [{"busy": True, "about": CARD.model_dump()}, {"busy": False, "about": None}] == workers
-    assert (images.MAX_BYTES, ["png", "jpeg", "webp"], 8192, 8) == tuple(
+    assert (codec.MAX_BYTES, ["png", "jpeg", "webp"], 8192, 8) == tuple(
         told["limits"][name] for name in ("max_file_bytes", "formats", "max_size", "max_styles")
     )
     assert "host" not in str(told["workers"]), "a worker's name tells its host"

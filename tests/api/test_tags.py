@@ -7,8 +7,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from api import tags
-from core import images
 from core.blobs import Blobs
+from core.images import codec
 from core.jobs.models import Frame, JobProgress, NetworkUsed, Output
 from core.jobs.store import JobStore
 
@@ -41,7 +41,7 @@ def addresses(client: TestClient, submit: Any, store: JobStore, blobs: Blobs, ph
     submitted = submit().json()
     job = store.claim("t", "worker")
     assert job is not None
-    picture, small = blobs.put(images.encode(photo)), blobs.put(images.encode(photo, "jpeg"))
+    picture, small = blobs.put(codec.encode(photo)), blobs.put(codec.encode(photo, "jpeg"))
     for digest in (picture, small):
         store.hold(digest)
     counts = {"scale": 1, "scales": 1, "iteration": 1, "iterations": 9}

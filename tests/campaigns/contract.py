@@ -23,7 +23,7 @@ from api_process import ApiProcess
 from history import judged
 from PIL import Image
 
-from core import images
+from core.images import codec
 from core.jobs.store import JobStore
 
 HERE = Path(__file__).parent
@@ -95,7 +95,7 @@ def _things(api: ApiProcess, seed: int) -> dict[str, str]:
     store = JobStore(api.redis_url)
     store.cancel(ended)
     store.close()
-    assert all(images.sniff(picture) == "png" for picture in pictures)
+    assert all(codec.sniff(picture) == "png" for picture in pictures)
     things = {"PICTURES": [picture.hex() for picture in pictures], "DIGESTS": digests, "JOBS": jobs, "ENDED": ended}
     return {f"CONTRACT_{name}": json.dumps(value) for name, value in things.items()} | {"CONTRACT_SEED": str(seed)}
 

@@ -19,13 +19,13 @@ import click
 from history import judged
 from watched_api import WatchedApi
 
-from core import images
+from core.images import codec
 
 GROWTH_KB = 64 * 1024
 _BLOCK = 65_536
 # The refusal must be there when the API has read this much. Each client sends it and then waits: how much more it could
 # push into the kernel's buffers would say nothing of the API.
-ENOUGH_BYTES = {"declared": 0, "chunked": images.MAX_BYTES + _BLOCK, "job": images.MAX_BYTES + _BLOCK}
+ENOUGH_BYTES = {"declared": 0, "chunked": codec.MAX_BYTES + _BLOCK, "job": codec.MAX_BYTES + _BLOCK}
 GRACE_SECONDS = 60
 
 WITHOUT = {

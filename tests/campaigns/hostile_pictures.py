@@ -22,11 +22,12 @@ from history import judged, percentile
 from hostile_files import BAD, File
 from watched_api import WatchedApi
 
-from core import errors, images
+from core import errors
+from core.images import codec
 
 ALLOWED = {(201, ""), (413, "upload_too_large"), (415, "unsupported_image"), BAD, (422, "image_too_large")}
 GROWTH_KB = 16 * 1024
-VERDICT_SECONDS = 2.0 * images.DECODE_SECONDS + 1  # of the clock; busy cores make ten seconds of CPU time long
+VERDICT_SECONDS = 2.0 * codec.DECODE_SECONDS + 1  # of the clock; busy cores make ten seconds of CPU time long
 BYSTANDER_P99_SECONDS = 1.0
 CROWD = 60
 
@@ -62,22 +63,23 @@ PIL.Image.open = _open
 """
 
 WITHOUT = {
-    "sandbox": "from core import sandbox; sandbox.enter = lambda *_: False",
-    "limits": "from core import sandbox; _enter = sandbox.enter; sandbox.enter = lambda *_: _enter(-1, 600)",
+    "sandbox": "from core.images import sandbox; sandbox.enter = lambda *_: False",
+    "limits": "from core.images import sandbox; _enter = sandbox.enter; sandbox.enter = lambda *_: _enter(-1, 600)",
     "walk": (
-        "from core import jpeg, png, webp\n"
+        "from core.images import jpeg, png, webp\n"
         "jpeg.is_complete = png.is_complete = png.is_light = webp.is_complete = lambda _: True"
     ),
     "child": (
-        "from core import images; images.inspect_in_child = lambda file, **_: images.decode(file.read_bytes()).size\n"
-        "images.warm_up = lambda: True"
+        "from core.images import codec\n"
+        "codec.inspect_in_child = lambda file, **_: codec.decode(file.read_bytes()).size\n"
+        "codec.warm_up = lambda: True"
     ),
     "queue": (
-        "import threading; from anyio import to_thread; from core import images; import api.images\n"
+        "import threading; from anyio import to_thread; from core.images import codec; import api.images\n"
         "_two = threading.BoundedSemaphore(2)\n"
         "def _look(file):\n"
         "    with _two:\n"
-        "        return images.inspect_in_child(file)\n"
+        "        return codec.inspect_in_child(file)\n"
         "async def _inspected(file, **_):\n"
         "    return await to_thread.run_sync(_look, file)\n"
         "api.images.inspected = _inspected"
@@ -139,7 +141,7 @@ def _part(field: str, file: File) -> bytes:
 def _decodes(data: bytes) -> bool:
     """Whether a worker would take what was accepted."""
     try:
-        images.decode(data)
+        codec.decode(data)
     except errors.ImpastoError:
         return False
     return True
@@ -191,7 +193,7 @@ def _watch(port: int, over: threading.Event, seen: list[Entry]) -> None:
 
 def _crowd(port: int, seen: list[Entry]) -> None:
     """Many heavy pictures at once."""
-    heavy = hostile_files.saved(images.Image.new("RGB", (5000, 5000)), "WEBP", lossless=True)
+    heavy = hostile_files.saved(codec.Image.new("RGB", (5000, 5000)), "WEBP", lossless=True)
     over = threading.Event()
     bystander = threading.Thread(target=_watch, args=(port, over, seen))
     bystander.start()

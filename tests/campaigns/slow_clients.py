@@ -28,8 +28,8 @@ from api_process import ApiProcess
 from history import judged, percentile
 from PIL import Image
 
-from core import images
 from core.blobs import Blobs, digest_of
+from core.images import codec
 from core.jobs.models import JobInput, NetworkUsed, Output, new_job_id
 from core.jobs.store import JobStore
 from core.style.spec import StyleSpec
@@ -134,7 +134,7 @@ def poll(port: int, until: float) -> list[Entry]:
 def upload(port: int, until: float) -> list[Entry]:
     """An honest client on a slow line: noise as PNG, at ten times the lowest rate, as large as the time allows."""
     side = int((max(1.0, until - time.monotonic() - 5) * RATE * 10 / 3) ** 0.5)
-    picture = images.encode(Image.frombytes("RGB", (side, side), random.Random(0).randbytes(side * side * 3)))
+    picture = codec.encode(Image.frombytes("RGB", (side, side), random.Random(0).randbytes(side * side * 3)))
     head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
     body = head + picture + b"\r\n--x--\r\n"
     began = time.monotonic()

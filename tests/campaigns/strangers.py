@@ -23,8 +23,9 @@ from history import judged
 from keyed_api import KeyedApi
 from PIL import Image
 
-from core import errors, images
+from core import errors
 from core.blobs import Blobs, digest_of
+from core.images import codec
 from core.jobs.models import JobProgress, NetworkUsed, Output
 from core.jobs.store import JobStore
 from core.keys import Keys
@@ -129,7 +130,7 @@ class Scene:
 
     def picture(self, side: int = 64) -> bytes:
         """One that nobody has sent before."""
-        return images.encode(Image.frombytes("RGB", (side, side), self.chance.randbytes(side * side * 3)))
+        return codec.encode(Image.frombytes("RGB", (side, side), self.chance.randbytes(side * side * 3)))
 
     def uploaded(self, who: Caller) -> str:
         """The digest of a new picture of theirs."""

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from cli.up import free_port
-from core import images
 from core.blobs import digest_of
+from core.images import codec
 from core.neural import files
 from core.neural.parameters import Parameters
 from core.neural.weights import WeightsCache, random_parameters
@@ -53,7 +53,7 @@ def test_stylize_paints_without_a_service(impasto: Any, pictures: tuple[str, str
 
     assert (0, "out.png\n") == (ran.returncode, ran.stdout)
     assert "100%" in ran.stderr
-    record = images.provenance_of((tmp_path / "out.png").read_bytes())
+    record = codec.provenance_of((tmp_path / "out.png").read_bytes())
     assert record is not None
     assert (4, {"relu1_1": 1.0}) == (record["spec"]["iterations"], record["spec"]["style_layers"])
 
@@ -62,7 +62,7 @@ def test_a_preset_gives_way_to_the_knobs_beside_it(impasto: Any, pictures: tuple
     knobs = ["--preset", "draft", "--size", "64", "--iterations", "2"]
 
     assert 0 == impasto("stylize", *pictures, "-o", "out.png", *knobs).returncode
-    record = images.provenance_of((tmp_path / "out.png").read_bytes())
+    record = codec.provenance_of((tmp_path / "out.png").read_bytes())
     assert record is not None
     assert (64, "draft") == (record["spec"]["size"], record["spec"]["quality"])
 
@@ -74,7 +74,7 @@ def test_info_tells_how_a_result_was_made_and_from_makes_it_again(
     told, as_json = impasto("info", "one.png"), impasto("info", "one.png", "--json")
     record = json.loads(as_json.stdout)
 
-    assert images.provenance_of((tmp_path / "one.png").read_bytes()) == record
+    assert codec.provenance_of((tmp_path / "one.png").read_bytes()) == record
     lines = dict(line.split(maxsplit=1) for line in told.stdout.splitlines())
     assert (record["content"], record["styles"][0], "7", "lbfgs") == tuple(
         lines[name] for name in ("content", "style", "seed", "optimizer")
@@ -85,7 +85,7 @@ def test_info_tells_how_a_result_was_made_and_from_makes_it_again(
     more = ["--from", "one.png", "--iterations", "1"]
     assert 0 == impasto("stylize", pictures[0], *[pictures[1]] * 2, "-o", "three.png", *more).returncode
     one, two, three = ((tmp_path / f"{name}.png").read_bytes() for name in ("one", "two", "three"))
-    spec = (images.provenance_of(three) or {})["spec"]
+    spec = (codec.provenance_of(three) or {})["spec"]
     assert one == two
     assert {**record["spec"], "iterations": 1, "style_weights": [0.5, 0.5]} == spec
 
@@ -94,7 +94,7 @@ def test_info_tells_how_a_run_was_steered(impasto: Any, tmp_path: Path) -> None:
     change = {"iteration": 120, "before": {"strength": 0.5}, "after": {"strength": 0.9}}
     for name, steered in (("one", [change]), ("two", "strange")):
         record = {"content": "c", "styles": ["s"], "spec": {}, "steered": steered}
-        (tmp_path / f"{name}.png").write_bytes(images.encode(Image.new("RGB", (40, 40)), "png", record))
+        (tmp_path / f"{name}.png").write_bytes(codec.encode(Image.new("RGB", (40, 40)), "png", record))
     one, two = (impasto("info", f"{name}.png").stdout.splitlines() for name in ("one", "two"))
 
     assert f"{'steered':<16} {json.dumps(change)}" == one[-1]
@@ -105,7 +105,7 @@ def test_a_file_without_a_record_and_one_that_speaks_to_terminals_do_no_harm(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
     record = {"content": "\x1b[2J", "styles": ["s"], "spec": {"\x1b[2J\n": "\x07"}, "job": "\x9b"}
-    (tmp_path / "evil.png").write_bytes(images.encode(Image.new("RGB", (40, 40)), "png", record))
+    (tmp_path / "evil.png").write_bytes(codec.encode(Image.new("RGB", (40, 40)), "png", record))
     evil = [impasto("info", "evil.png", *option) for option in ([], ["--json"])]
     plain = [impasto("info", pictures[0]), impasto("stylize", *pictures, "-o", "o.png", "--from", pictures[0])]
 
@@ -142,7 +142,7 @@ def test_masks_and_a_first_picture_are_taken_and_recorded(
     photo, painting = (digest_of(Path(path).read_bytes()) for path in pictures)
 
     assert 0 == ran.returncode
-    record = images.provenance_of((tmp_path / "out.png").read_bytes())
+    record = codec.provenance_of((tmp_path / "out.png").read_bytes())
     assert record is not None
     assert (photo, [painting], [painting], photo) == tuple(
         record[name] for name in ("content", "styles", "masks", "init_image")
@@ -156,7 +156,7 @@ def test_the_outputs_ending_chooses_the_format(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path, name: str
 ) -> None:
     assert 0 == impasto("stylize", *pictures, "-o", name, "--size", "64", "--iterations", "1").returncode
-    assert ("jpeg" if name.endswith("jpg") else "webp") == images.sniff((tmp_path / name).read_bytes())
+    assert ("jpeg" if name.endswith("jpg") else "webp") == codec.sniff((tmp_path / name).read_bytes())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cli.dataset import build
 from core.dataset import STORES
-from core.decoders import RESIZES
+from core.images.decoders import RESIZES
 
 
 def impasto(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":

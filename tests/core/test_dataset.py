@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core import errors, harvest, images
+from core import errors, harvest
 from core.dataset import SPLITS, Dataset, State, contact_sheet, room
 from core.harvest import Wish, build
+from core.images import codec
 
 WISH = Wish(side_px=32, validation=0.25)
 
@@ -433,11 +434,11 @@ FIRST = b"\0" * 8
 VALUES = {
     "nothing": b"",
     "short": b"\0",
-    "a class that is not there": b"\0\2" + images.encode(Image.new("RGB", (32, 32)), "jpeg"),
+    "a class that is not there": b"\0\2" + codec.encode(Image.new("RGB", (32, 32)), "jpeg"),
     "no picture": b"\0\1hello",
-    "a torn picture": b"\0\1" + images.encode(Image.effect_noise((32, 32), 50).convert("RGB"), "jpeg")[:300],
-    "another size": b"\0\1" + images.encode(Image.new("RGB", (31, 32)), "jpeg"),
-    "another format": b"\0\1" + images.encode(Image.new("RGB", (32, 32)), "png"),
+    "a torn picture": b"\0\1" + codec.encode(Image.effect_noise((32, 32), 50).convert("RGB"), "jpeg")[:300],
+    "another size": b"\0\1" + codec.encode(Image.new("RGB", (31, 32)), "jpeg"),
+    "another format": b"\0\1" + codec.encode(Image.new("RGB", (32, 32)), "png"),
 }
 
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from cli.up import free_port
-from core import images
+from core.images import codec
 from core.neural.weights import WeightsCache
 
 pytestmark = pytest.mark.e2e
@@ -33,4 +33,4 @@ def test_what_dies_while_the_job_waits_is_started_again(tmp_path: Path, weights:
         demo.terminate()
         demo.wait(60)
 
-    assert "png" == images.sniff((tmp_path / "out.png").read_bytes())
+    assert "png" == codec.sniff((tmp_path / "out.png").read_bytes())

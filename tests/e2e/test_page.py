@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from core import images
+from core.images import codec
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -179,7 +179,7 @@ def test_what_is_dropped_or_pasted_anywhere_is_photo_and_painting_and_masked_by_
     (mask,) = shared_service.client.job(address.rpartition("/")[2]).input.masks
     with page.expect_response(f"**/v1/images/{mask}") as answer:
         page.evaluate("address => fetch(address).then(() => null)", f"/v1/images/{mask}")
-    drawn = images.decode_mask(answer.value.body())
+    drawn = codec.decode_mask(answer.value.body())
     assert ((512, 384), 255, 0) == (drawn.size, drawn.getpixel((48, 32)), drawn.getpixel((400, 300)))
 
 
@@ -574,8 +574,8 @@ def test_a_picture_and_its_film_come_though_the_line_is_cut(open_page: Open, odd
         page.click("#timelapse")
     expect(page.locator("#trouble")).to_be_hidden()
 
-    assert (60, 80) == images.decode(Path(mixed.value.path()).read_bytes()).size
-    assert "webp" == images.sniff(Path(film.value.path()).read_bytes())
+    assert (60, 80) == codec.decode(Path(mixed.value.path()).read_bytes()).size
+    assert "webp" == codec.sniff(Path(film.value.path()).read_bytes())
     assert film.value.suggested_filename.endswith(".webp")
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from standardwebhooks import Webhook
 
-from core import images
+from core.images import codec
 from core.jobs.models import Job, Status
 from core.webhooks import Policy
 
@@ -38,11 +38,11 @@ def test_upload_to_result(service: Any, submit: Submit) -> None:
 
     assert Status.SUCCEEDED is seen[-1].status
     assert any(job.progress and job.progress.iteration for job in seen)
-    assert (96, 72) == images.decode(service.client.result(job_id)).size
-    record = images.provenance_of(service.client.result(job_id))
+    assert (96, 72) == codec.decode(service.client.result(job_id)).size
+    record = codec.provenance_of(service.client.result(job_id))
     assert record is not None
     assert (96, "vgg16") == (record["spec"]["size"], record["model"]["name"])
-    assert "webp" == images.sniff(service.client.result(job_id, "webp"))
+    assert "webp" == codec.sniff(service.client.result(job_id, "webp"))
 
 
 def _second(service: Any, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -133,7 +133,7 @@ def test_jobs_and_results_survive_ctrl_c_and_a_new_start(service: Any, submit: S
     assert "Traceback" not in service.log
     service.start()
 
-    assert "png" == images.sniff(service.client.result(done))
+    assert "png" == codec.sniff(service.client.result(done))
     ends = [_end(service, job_id) for job_id in (running, waiting)]
     assert [(Status.SUCCEEDED, 1)] * 2 == [(job.status, job.attempt) for job in ends]
 

@@ -7,8 +7,8 @@ import pytest
 from api_process import ApiProcess
 from PIL import Image
 
-from core import images
 from core.blobs import Blobs
+from core.images import codec
 from core.jobs.models import Frame, Job, JobProgress, NetworkUsed, Output, new_job_id
 from core.jobs.store import JobStore
 from impasto import Client
@@ -30,11 +30,11 @@ class Worker:
         assert self.job is not None
         counts = {"scale": 1, "scales": 1, "iteration": int(10 * value), "iterations": 10}
         at = JobProgress(value=value, iterations_per_second=2.0, seconds_left=3.0, loss={"total": 1.0}, **counts)
-        self._store.progress(self.job.id, self._token, at, self._blobs.put(images.encode(self._picture, "jpeg")))
+        self._store.progress(self.job.id, self._token, at, self._blobs.put(codec.encode(self._picture, "jpeg")))
 
     def frame(self) -> None:
         assert self.job is not None
-        digest = self._blobs.put(images.encode(self._picture, "jpeg"))
+        digest = self._blobs.put(codec.encode(self._picture, "jpeg"))
         self._store.hold(digest)
         self._store.keep_frame(
             self.job.id, self._token, Frame(index=0, iteration=5, scale=1, seconds=0.1, digest=digest)
@@ -56,7 +56,7 @@ class Worker:
 
     def _painted(self, job: Job) -> tuple[Output, NetworkUsed, bytes]:
         model = NetworkUsed(name="vgg16", sha256="0" * 64)
-        data = images.encode(self._picture, "png", {"job": job.id, **job.input.provenance(model)})
+        data = codec.encode(self._picture, "png", {"job": job.id, **job.input.provenance(model)})
         width, height = self._picture.size
         digest = self._blobs.put(data)
         output = Output(id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data))

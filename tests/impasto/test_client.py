@@ -16,8 +16,8 @@ from api_process import ApiProcess
 from keyed_api import KeyedApi
 
 from cli.up import free_port
-from core import images
 from core.blobs import digest_of
+from core.images import codec
 from core.jobs.models import Forecast, Question, Step, Worker
 from core.jobs.store import JobStore
 from core.keys import Keys
@@ -49,7 +49,7 @@ def test_a_job_from_submission_to_result(client: Client, pictures: Pictures, wor
     )
     assert seen[-1] == ended == client.job(job.id)
     assert digest_of(client.result(job.id)) == ended.outputs[0].id
-    assert ("webp", "jpeg") == (images.sniff(client.result(job.id, "webp")), images.sniff(client.preview(job.id)))
+    assert ("webp", "jpeg") == (codec.sniff(client.result(job.id, "webp")), codec.sniff(client.preview(job.id)))
 
 
 def test_pictures_are_paths_bytes_or_digests_and_keep_their_order(client: Client, pictures: Pictures) -> None:
@@ -149,8 +149,8 @@ def test_every_picture_of_a_job_is_fetched(client: Client, pictures: Pictures, w
     data = worker.succeed()
 
     assert (0, 5, 1, 0.1) == (frame.index, frame.iteration, frame.scale, frame.seconds)
-    assert ("jpeg", "webp") == (images.sniff(client.frame(job.id, 0)), images.sniff(client.timelapse(job.id)))
-    assert (96, 48) == tuple(images.decode(client.result(job.id, width=width)).width for width in (None, 48))
+    assert ("jpeg", "webp") == (codec.sniff(client.frame(job.id, 0)), codec.sniff(client.timelapse(job.id)))
+    assert (96, 48) == tuple(codec.decode(client.result(job.id, width=width)).width for width in (None, 48))
     assert [data, pictures[0].read_bytes()] == [client.image(one) for one in (digest_of(data), job.input.content)]
     for missing in (lambda: client.frame(job.id, 7), lambda: client.image("sha256:" + "0" * 64)):
         with pytest.raises(errors.ImageNotFound):
@@ -190,7 +190,7 @@ def test_the_service_tells_of_itself(client: Client, pictures: Pictures, at_serv
     client.submit(*pictures)
     system, models = client.system(), {model.name: model for model in client.models()}
 
-    assert (1, 0, images.MAX_BYTES) == (system.queued, system.running, system.limits.max_file_bytes)
+    assert (1, 0, codec.MAX_BYTES) == (system.queued, system.running, system.limits.max_file_bytes)
     assert [(False, "A card")] == [(one.busy, one.about and one.about.device) for one in system.workers]
     assert (["vgg19"], 1, 0) == (models["auto"].means, models["mine"].workers, models["vgg16"].workers)
 
@@ -516,4 +516,4 @@ def test_its_own_words_are_a_program_that_runs(
     exec("\n".join(line[4:] for line in "\n\n".join(lines).splitlines()), {"Path": Path, "print": show})  # noqa: S102
 
     assert [("queued", None), ("running", None), ("succeeded", None)] == shown
-    assert "png" == images.sniff(Path("result.png").read_bytes())
+    assert "png" == codec.sniff(Path("result.png").read_bytes())

@@ -13,9 +13,10 @@ import redis
 from PIL import Image, ImageChops, ImageStat
 from proxy import Proxy
 
-from core import errors, images
+from core import errors
 from core.blobs import Blobs
 from core.connection import PREFIX
+from core.images import codec
 from core.jobs.models import Job, JobInput, Status, new_job_id
 from core.jobs.store import JobStore
 from core.neural.parameters import Parameters
@@ -46,7 +47,7 @@ Submit = Callable[..., Job]
 
 def _submitter(store: JobStore, blobs: Blobs, pair: tuple[Image.Image, Image.Image]) -> Submit:
     def send(*pictures: Image.Image, **knobs: Any) -> Job:
-        content, *styles = [blobs.put(images.encode(picture)) for picture in pictures or pair]
+        content, *styles = [blobs.put(codec.encode(picture)) for picture in pictures or pair]
         for digest in (content, *styles):
             store.hold(digest)
         spec = parse_spec({"size": 64, "iterations": 6, **knobs}).for_pictures(len(styles))
@@ -82,10 +83,10 @@ def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
     assert job.id == painter.run_next()
     ended = store.get(job.id)
     data = blobs.get(ended.outputs[0].id)
-    record = images.provenance_of(data)
+    record = codec.provenance_of(data)
 
     assert (Status.SUCCEEDED, 1) == (ended.status, ended.attempt)
-    assert (64, 48) == images.decode(data).size == (ended.outputs[0].width, ended.outputs[0].height)
+    assert (64, 48) == codec.decode(data).size == (ended.outputs[0].width, ended.outputs[0].height)
     assert len(data) == ended.outputs[0].size_bytes
     assert record is not None
     assert ended.model is not None
@@ -104,7 +105,7 @@ def test_a_strangers_file_is_not_decoded_in_the_workers_own_process(
     painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = submit()
-    monkeypatch.setattr(images, "decode", None)
+    monkeypatch.setattr(codec, "decode", None)
     painter.run_next()
 
     assert Status.SUCCEEDED is store.get(job.id).status
@@ -176,7 +177,7 @@ def test_progress_and_previews_show_while_it_runs(
     assert running.preview is not None
     assert running.progress is not None
     assert {"total", "content", "style", "tv"} == set(running.progress.loss)
-    assert 64 == images.decode(blobs.get(running.preview)).width
+    assert 64 == codec.decode(blobs.get(running.preview)).width
     store.cancel(job.id)
     run.join()
 
@@ -253,13 +254,13 @@ def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
     assert ended.error is not None
     assert (Status.FAILED, "diverged") == (ended.status, ended.error.code)
     assert ended.preview is not None
-    assert (64, 48) == images.decode(blobs.get(ended.preview)).size
+    assert (64, 48) == codec.decode(blobs.get(ended.preview)).size
 
 
 def test_a_job_with_masks_and_a_first_picture_is_painted(
     painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
 ) -> None:
-    digests = [blobs.put(images.encode(picture)) for picture in (photo, painting, photo.convert("L").convert("RGB"))]
+    digests = [blobs.put(codec.encode(picture)) for picture in (photo, painting, photo.convert("L").convert("RGB"))]
     for digest in digests:
         store.hold(digest)
     spec = parse_spec({"size": 64, "iterations": 2, "init": "picture"}).for_pictures(1, 1, init_image=True)
@@ -278,7 +279,7 @@ def test_a_transparent_mask_selects_nothing(
 ) -> None:
     clear = io.BytesIO()
     Image.new("LA", (40, 40), (255, 0)).save(clear, "PNG")
-    digests = [blobs.put(data) for data in (images.encode(photo), images.encode(painting), clear.getvalue())]
+    digests = [blobs.put(data) for data in (codec.encode(photo), codec.encode(painting), clear.getvalue())]
     for digest in digests:
         store.hold(digest)
     spec = parse_spec({"size": 64, "iterations": 2}).for_pictures(1, 1)
@@ -352,7 +353,7 @@ def test_a_job_canceled_after_it_was_handed_back_keeps_how_far_it_was_as_its_pre
     assert (Status.CANCELED, []) == (ended.status, ended.outputs)
     assert ended.preview not in (None, early)
     assert ended.preview is not None
-    assert 64 == images.decode(blobs.get(ended.preview)).width
+    assert 64 == codec.decode(blobs.get(ended.preview)).width
     assert ended.preview not in store.condemn()
 
 
@@ -471,7 +472,7 @@ def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
     job, waiting = submit(), threading.Event()
 
     def full(data: bytes) -> str:
-        if images.sniff(data) == "png":  # the result, not a preview
+        if codec.sniff(data) == "png":  # the result, not a preview
             waiting.set()
         raise errors.StorageFull()
 
@@ -536,7 +537,7 @@ def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_b
 
     assert (Status.SUCCEEDED, 1) == (ended.status, ended.attempt)
     assert began[0] >= back.progress.iteration
-    pixels = [images.decode(blobs.get(store.get(one).outputs[0].id)).tobytes() for one in (whole.id, job.id)]
+    pixels = [codec.decode(blobs.get(store.get(one).outputs[0].id)).tobytes() for one in (whole.id, job.id)]
     assert pixels[0] == pixels[1]
     assert [] == _checkpoints(tmp_path)
 
@@ -626,7 +627,7 @@ def test_stopped_beside_a_long_iteration_the_job_ends_at_once_with_its_picture(
 
     assert (Status.CANCELED if end == "canceled" else Status.FAILED) is ended.status
     assert ("deadline_exceeded" if end == "late" else None) == (ended.error.code if ended.error else None)
-    assert (64, 48) == images.decode(blobs.get(ended.outputs[0].id)).size
+    assert (64, 48) == codec.decode(blobs.get(ended.outputs[0].id)).size
 
 
 def test_asked_to_go_in_a_long_iteration_the_job_is_handed_back_without_it(
@@ -701,7 +702,7 @@ def _steer(store: JobStore, job: Job, **knobs: Any) -> Job:
 
 
 def _record(store: JobStore, blobs: Blobs, job: Job) -> dict[str, Any]:
-    record = images.provenance_of(blobs.get(store.get(job.id).outputs[0].id))
+    record = codec.provenance_of(blobs.get(store.get(job.id).outputs[0].id))
     assert record is not None
     return record
 
@@ -713,7 +714,7 @@ def test_steered_before_it_begins_a_job_is_that_of_the_other_spec_to_the_bit(
     _steer(store, job, strength=0.9)
     painter.run_next()
     painter.run_next()
-    one, two = (images.decode(blobs.get(store.get(each.id).outputs[0].id)) for each in (job, other))
+    one, two = (codec.decode(blobs.get(store.get(each.id).outputs[0].id)) for each in (job, other))
 
     assert one.tobytes() == two.tobytes()
     assert 0.9 == _record(store, blobs, job)["spec"]["strength"]
@@ -804,13 +805,13 @@ def test_a_run_leaves_frames_and_the_result_is_the_last(
     job = submit(iterations=60)
     painter.run_next()
     ended, frames = store.get(job.id), store.frames(job.id)
-    result = images.decode(blobs.get(ended.outputs[0].id))
+    result = codec.decode(blobs.get(ended.outputs[0].id))
 
     assert ended.progress is not None
     assert 3 <= len(frames) <= 60
     assert sorted({frame.iteration for frame in frames}) == [frame.iteration for frame in frames]
     assert ended.progress.iteration == frames[-1].iteration
-    assert images.encode(result, "jpeg", quality=80) == blobs.get(frames[-1].digest)
+    assert codec.encode(result, "jpeg", quality=80) == blobs.get(frames[-1].digest)
 
 
 def test_without_room_for_frames_a_run_goes_on(
@@ -829,7 +830,7 @@ def test_without_room_for_frames_a_run_goes_on(
 def test_without_memory_for_frames_a_run_goes_on(
     painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = images.thumbnail
+    usual = codec.thumbnail
 
     def short(picture: Image.Image, side_px: int) -> Image.Image:
         if side_px == attempt.FRAME_PX:
@@ -856,7 +857,7 @@ def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_
 ) -> None:
     """In the middle of an iteration that takes longer still."""
     painter._store.lease_seconds = 0.5
-    usual, watch, over = images.encode, attempt.Attempt._watch, threading.Event()
+    usual, watch, over = codec.encode, attempt.Attempt._watch, threading.Event()
 
     def slow(picture: Image.Image, kind: Any = "png", *args: Any, **more: Any) -> bytes:
         if kind == "png":
@@ -894,7 +895,7 @@ def test_going_on_at_a_larger_size_the_result_is_not_painted_anew(
     old = submit(iterations=30, scales=1, strength=0.8)
     painter.run_next()
     result = store.get(old.id).outputs[0].id
-    small = images.decode(blobs.get(result))
+    small = codec.decode(blobs.get(result))
     spec = {**old.input.spec, "size": 96, "iterations": 12}
     anew = old.input.model_copy(update={"spec": spec})
     further = old.input.model_copy(update={"init_image": result, "spec": {**spec, "init": "picture", "scales": 0}})
@@ -902,7 +903,7 @@ def test_going_on_at_a_larger_size_the_result_is_not_painted_anew(
     for job_input in (further, anew):
         job = store.create(new_job_id(), job_input)
         painter.run_next()
-        larger.append(images.decode(blobs.get(store.get(job.id).outputs[0].id)).resize(small.size))
+        larger.append(codec.decode(blobs.get(store.get(job.id).outputs[0].id)).resize(small.size))
 
     apart = [sum(ImageStat.Stat(ImageChops.difference(picture, small)).mean) for picture in larger]
     assert apart[0] < 0.6 * apart[1], apart

@@ -12,8 +12,8 @@ from fleet import TINY, late
 from PIL import Image
 from processes import environment
 
-from core import images
 from core.blobs import Blobs
+from core.images import codec
 from core.jobs.models import Job, JobInput, Status, new_job_id
 from core.jobs.store import JobStore
 from core.queue import make_celery, ring
@@ -50,7 +50,7 @@ def start(tmp_path: Path, valkey: Any) -> Iterator[Start]:
 @pytest.fixture
 def jobs(store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, valkey: Any) -> list[Job]:
     """Two that wait, each with its bell."""
-    content, style = (blobs.put(images.encode(picture)) for picture in (photo, painting))
+    content, style = (blobs.put(codec.encode(picture)) for picture in (photo, painting))
     for digest in (content, style):
         store.hold(digest)
     spec = StyleSpec(size=64, iterations=40).for_pictures()
@@ -119,7 +119,7 @@ def _at_first(folder: Path, code: str) -> str:
 HANGS = {
     "in an iteration": ("core.neural.stylize", "_Clock", "count"),
     "in reading a picture": ("core.blobs", "Blobs", "get"),
-    "in writing the result": ("core.images", None, "encode"),
+    "in writing the result": ("core.images.codec", None, "encode"),
     "after the end": ("worker.keeper", "Keeper", "close"),
 }
 

@@ -3,7 +3,7 @@
 import hostile_files
 import pytest
 
-from core import webp
+from core.images import webp
 
 WEBPS = {name: data for name, data in hostile_files.encodings().items() if name.startswith("WebP")}
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from core import darkroom, errors, images
-from core.darkroom import Darkroom
+from core import errors
+from core.images import codec, darkroom
+from core.images.darkroom import Darkroom
 
 
 def _file(mode: str = "RGB", size: tuple[int, int] = (60, 40), color: Any = (200, 30, 90)) -> bytes:
@@ -29,7 +30,7 @@ def room() -> Iterator[Darkroom]:
 def test_the_pixels_are_those_that_decode_gives(room: Darkroom) -> None:
     clear = _file("LA", color=(255, 100))
     for arguments in ((_file(),), (clear,), (clear, "black")):
-        assert images.decode(*arguments).tobytes() == room.developed(*arguments).tobytes()  # type: ignore[arg-type]
+        assert codec.decode(*arguments).tobytes() == room.developed(*arguments).tobytes()  # type: ignore[arg-type]
 
 
 def test_refusals_come_back_in_their_words_and_the_next_picture_after_them(room: Darkroom) -> None:
@@ -74,13 +75,14 @@ def test_without_a_child_the_picture_is_not_to_blame(command: tuple[str, ...]) -
         pass
 
 
-@pytest.mark.skipif(not images.warm_up(), reason="no filter on this system")
+@pytest.mark.skipif(not codec.warm_up(), reason="no filter on this system")
 def test_it_can_open_nothing_and_knows_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("s")
     monkeypatch.setenv("IMPASTO_WEBHOOK_SECRET", "whsec")
     taken_over = (
         "import os\n"
-        "from core import darkroom, errors\n"
+        "from core import errors\n"
+        "from core.images import darkroom\n"
         "def decode(*_, **__):\n"
         "    try:\n"
         f"        open({os.fspath(tmp_path / 'file')!r})\n"
@@ -88,7 +90,7 @@ def test_it_can_open_nothing_and_knows_no_secrets(tmp_path: Path, monkeypatch: p
         "    except OSError:\n"
         "        told = 'shut'\n"
         "    raise errors.BadImage(told + ' ' + os.environ.get('IMPASTO_WEBHOOK_SECRET', 'nothing'))\n"
-        "darkroom.images.decode = decode\n"
+        "darkroom.codec.decode = decode\n"
         "darkroom.main()\n"
     )
     with Darkroom((sys.executable, "-c", taken_over)) as room, pytest.raises(errors.BadImage, match=r"^shut nothing$"):

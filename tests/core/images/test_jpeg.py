@@ -3,7 +3,7 @@
 import hostile_files
 import pytest
 
-from core import jpeg
+from core.images import jpeg
 
 JPEGS = {name: data for name, data in hostile_files.encodings().items() if name.startswith("JPEG")}
 

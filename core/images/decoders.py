@@ -1,7 +1,7 @@
 """Child processes that turn a stranger's file into a square of pixels, each shut in for good. Knows no data set.
 
 What comes back is so many bytes of pixels, or a refusal in words: nothing that a hostile file could have shaped is
-ever decoded again. Where a single upload gets a child of its own (core/images.py), here one serves thousands.
+ever decoded again. Where a single upload gets a child of its own (core/images/codec.py), here one serves thousands.
 """
 
 import json
@@ -14,7 +14,8 @@ from typing import Literal, get_args
 
 from PIL import Image, ImageOps
 
-from core import errors, images, sandbox
+from core import errors
+from core.images import codec, sandbox
 
 # linear: each side on its own, whatever becomes of the proportions. crop: the short side, then the middle.
 Resize = Literal["linear", "crop"]
@@ -34,7 +35,7 @@ def square(data: bytes, side_px: int, resize: Resize) -> bytes:
 
     Also BadImage where it is one color all over: there is nothing to learn from it.
     """
-    picture = images.decode(data)
+    picture = codec.decode(data)
     if all(low == high for low, high in picture.getextrema()):  # type: ignore[misc]
         raise errors.BadImage("The picture is one color all over.")
     size = (side_px, side_px)
@@ -91,7 +92,7 @@ class Decoder:
         context = multiprocessing.get_context("forkserver")
         ours, theirs = context.Pipe()
         with _forkserver:
-            context.set_forkserver_preload(["core.decoders"])
+            context.set_forkserver_preload(["core.images.decoders"])
             child = context.Process(target=_serve, args=(theirs, *self._plan), daemon=True)
             child.start()
         theirs.close()
@@ -125,11 +126,11 @@ class Decoder:
 
 def _serve(pipe: Connection, side_px: int, resize: Resize) -> None:
     sandbox.let_go(pipe.fileno())
-    sandbox.enter(images.DECODE_MEMORY_BYTES, _CHILD_SECONDS)
+    sandbox.enter(codec.DECODE_MEMORY_BYTES, _CHILD_SECONDS)
     with suppress(EOFError, OSError):  # the parent has gone
         pipe.send_bytes(_READY)
         while True:
-            data = pipe.recv_bytes(images.MAX_BYTES)
+            data = pipe.recv_bytes(codec.MAX_BYTES)
             try:
                 answer = _PICTURE + square(data, side_px, resize)
             except errors.BadInput as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core import images
+from core.images import codec
 
 here = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"), reason="no filter on this system"
@@ -17,7 +17,8 @@ here = pytest.mark.skipif(
 # The child as it is, but its decoder is taken over: it tries one thing, and says what came of it.
 _TAKEN_OVER = """
 import ctypes, multiprocessing, os, pathlib, resource, signal, socket, subprocess, sys, threading
-from core import errors, images
+from core import errors
+from core.images import codec
 folder, out = pathlib.Path(sys.argv[1]), os.dup(1)
 def attempt():
     {attempt}
@@ -28,11 +29,11 @@ def decode(data):
         raise errors.BadImage(f"{{type(error).__name__}} {{error}}") from error
     raise errors.BadImage("done")
 if "decoder" in sys.argv:
-    images.decode = decode
+    codec.decode = decode
 ours, theirs = multiprocessing.Pipe(duplex=False)
 if os.fork() == 0:
     try:
-        images._inspect(theirs, folder / "upload", 2**30, 5, mask=False)
+        codec._inspect(theirs, folder / "upload", 2**30, 5, mask=False)
     finally:
         os._exit(0)
 theirs.close()
@@ -99,4 +100,4 @@ def test_what_a_decoder_prints_does_not_reach_the_log(tmp_path: Path) -> None:
 
 @here
 def test_the_children_of_the_api_are_filtered() -> None:
-    assert images.warm_up()
+    assert codec.warm_up()

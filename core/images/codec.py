@@ -20,7 +20,8 @@ from typing import Any, BinaryIO, Literal, NoReturn, get_args
 
 from PIL import Image, ImageCms, ImageOps, MpoImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from core import errors, jpeg, png, sandbox, webp
+from core import errors
+from core.images import jpeg, png, sandbox, webp
 
 Format = Literal["png", "jpeg", "webp"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -261,7 +262,7 @@ def thumbnail(picture: Image.Image, side_px: int) -> Image.Image:
 
 
 def inspect_in_child(file: Path, *, mask: bool = False) -> tuple[int, int]:
-    """Decode in a child process that has shut itself in (core/sandbox.py); the (width, height) that came out.
+    """Decode in a child process that has shut itself in (core/images/sandbox.py); the (width, height) that came out.
 
     A file that crashes the decoder, takes it over, or makes it eat memory harms only the child. mask: look as
     `decode_mask` does. Raises what `decode` raises, BadImage for a mask that is black all over, and Unavailable when no
@@ -290,7 +291,7 @@ def warm_up() -> bool:
 def _verdict_of_child(file: Path, *, mask: bool) -> bytes | None:
     """What the child has to say; None if it died."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["core.images"])
+    context.set_forkserver_preload(["core.images.codec"])
     try:
         ours, theirs = context.Pipe(duplex=False)
         limits = (DECODE_MEMORY_BYTES, DECODE_SECONDS)

@@ -15,7 +15,8 @@ import hostile_files
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from core import errors, images, png, sandbox
+from core import errors
+from core.images import codec, png, sandbox
 
 GRADIENT = Image.linear_gradient("L").resize((64, 48))
 
@@ -45,7 +46,7 @@ def inspect(tmp_path: Path) -> Callable[[bytes], tuple[int, int]]:
     def look(data: bytes) -> tuple[int, int]:
         file = tmp_path / "upload"
         file.write_bytes(data)
-        return images.inspect_in_child(file)
+        return codec.inspect_in_child(file)
 
     return look
 
@@ -53,18 +54,18 @@ def inspect(tmp_path: Path) -> Callable[[bytes], tuple[int, int]]:
 def test_a_child_that_says_half_a_word_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As one that a file has taken over."""
     (tmp_path / "upload").write_bytes(_bytes(_colors(), "PNG"))
-    monkeypatch.setattr(images, "_START_SECONDS", 5)
-    monkeypatch.setattr(images, "DECODE_SECONDS", 1)
-    monkeypatch.setattr(images, "_inspect", _half_a_word)
+    monkeypatch.setattr(codec, "_START_SECONDS", 5)
+    monkeypatch.setattr(codec, "DECODE_SECONDS", 1)
+    monkeypatch.setattr(codec, "_inspect", _half_a_word)
     began = time.monotonic()
 
     with pytest.raises(errors.BadImage):
-        images.inspect_in_child(tmp_path / "upload")
+        codec.inspect_in_child(tmp_path / "upload")
     assert time.monotonic() - began < 20
 
 
 def _half_a_word(pipe: Any, *_: Any) -> None:
-    pipe.send_bytes(images._BEGUN)
+    pipe.send_bytes(codec._BEGUN)
     os.write(pipe.fileno(), b"\0\0\0\x10")
     time.sleep(60)
 
@@ -74,25 +75,25 @@ def test_a_child_that_the_machine_kills_does_not_blame_the_picture(
 ) -> None:
     """As one that is out of memory does, whoever took it."""
     (tmp_path / "upload").write_bytes(_bytes(_colors(), "PNG"))
-    monkeypatch.setattr(images, "_inspect", _killed)
+    monkeypatch.setattr(codec, "_inspect", _killed)
 
     with pytest.raises(errors.Unavailable):
-        images.inspect_in_child(tmp_path / "upload")
+        codec.inspect_in_child(tmp_path / "upload")
 
 
 def _killed(pipe: Any, *_: Any) -> None:
-    pipe.send_bytes(images._BEGUN)
+    pipe.send_bytes(codec._BEGUN)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_child_that_cannot_have_its_file_does_not_blame_the_picture(tmp_path: Path) -> None:
     with pytest.raises(errors.Unavailable):
-        images._verdict_of_child(tmp_path / "gone", mask=False)
+        codec._verdict_of_child(tmp_path / "gone", mask=False)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_each_format_comes_out_as_rgb_with_empty_metadata(kind: str) -> None:
-    got = images.decode(_bytes(_colors(), kind))
+    got = codec.decode(_bytes(_colors(), kind))
 
     assert ("RGB", (64, 48), {}) == (got.mode, got.size, got.info)
     assert _near((200, 30, 30), got.getpixel((8, 40)))
@@ -135,7 +136,7 @@ def _interlaced(gray: int) -> bytes:
     ],
 )
 def test_every_mode_comes_out_in_its_colors(data: bytes, at: tuple[int, int], expected: Any) -> None:
-    got = images.decode(data)
+    got = codec.decode(data)
 
     assert "RGB" == got.mode
     assert expected is None or _near(expected, got.getpixel(at), 30)
@@ -145,20 +146,20 @@ def test_alpha_is_composited_on_white() -> None:
     half = _colors().convert("RGBA")
     half.putalpha(Image.new("L", half.size, 128))
 
-    assert _near((227, 142, 142), images.decode(_bytes(half, "PNG")).getpixel((8, 40)), 3)
+    assert _near((227, 142, 142), codec.decode(_bytes(half, "PNG")).getpixel((8, 40)), 3)
 
 
 def test_a_transparent_palette_color_is_white() -> None:
     picture = Image.new("P", (40, 40), 1)
     picture.putpalette([0, 0, 0, 255, 0, 0] + [0] * 750)
 
-    assert (255, 255, 255) == images.decode(_bytes(picture, "PNG", transparency=1)).getpixel((5, 5))
+    assert (255, 255, 255) == codec.decode(_bytes(picture, "PNG", transparency=1)).getpixel((5, 5))
 
 
 def test_in_a_mask_what_is_transparent_is_black() -> None:
     half = Image.new("LA", (40, 40), (255, 128))
     half.paste((255, 0), (0, 0, 20, 40))
-    mask = images.decode_mask(_bytes(half, "PNG"))
+    mask = codec.decode_mask(_bytes(half, "PNG"))
 
     assert ("L", 0, 128) == (mask.mode, mask.getpixel((5, 5)), mask.getpixel((35, 5)))
 
@@ -178,12 +179,12 @@ def test_the_child_refuses_a_black_mask_and_takes_it_as_a_picture(
     file = tmp_path / "mask"
     file.write_bytes(_bytes(mask, "PNG"))
 
-    assert (40, 40) == images.inspect_in_child(file)
+    assert (40, 40) == codec.inspect_in_child(file)
     if is_black:
         with pytest.raises(errors.BadImage, match="A mask is black all over"):
-            images.inspect_in_child(file, mask=True)
+            codec.inspect_in_child(file, mask=True)
     else:
-        assert (40, 40) == images.inspect_in_child(file, mask=True)
+        assert (40, 40) == codec.inspect_in_child(file, mask=True)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -202,7 +203,7 @@ def test_all_eight_orientations_come_out_upright(kind: str, orientation: int) ->
     exif = Image.Exif()
     exif[0x0112] = orientation
 
-    got = images.decode(_bytes(stored, kind, exif=exif))
+    got = codec.decode(_bytes(stored, kind, exif=exif))
 
     assert (64, 48) == got.size
     assert _near((30, 200, 30), got.getpixel((32, 4)), 20)
@@ -210,7 +211,7 @@ def test_all_eight_orientations_come_out_upright(kind: str, orientation: int) ->
 
 
 def test_broken_exif_is_ignored() -> None:
-    assert (64, 48) == images.decode(_bytes(_colors(), "JPEG", exif=b"Exif\0\0garbage")).size
+    assert (64, 48) == codec.decode(_bytes(_colors(), "JPEG", exif=b"Exif\0\0garbage")).size
 
 
 def test_a_profile_is_converted_to_srgb() -> None:
@@ -218,21 +219,21 @@ def test_a_profile_is_converted_to_srgb() -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exchanged = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
 
-    got = images.decode(_bytes(_colors(), "PNG", icc_profile=exchanged))
+    got = codec.decode(_bytes(_colors(), "PNG", icc_profile=exchanged))
 
     assert _near((30, 30, 200), got.getpixel((8, 40)), 3)
 
 
 @pytest.mark.parametrize("profile", [b"no profile", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()])
 def test_a_profile_that_does_not_fit_is_ignored(profile: bytes) -> None:
-    assert (200, 30, 30) == images.decode(_bytes(_colors(), "PNG", icc_profile=profile)).getpixel((8, 40))
+    assert (200, 30, 30) == codec.decode(_bytes(_colors(), "PNG", icc_profile=profile)).getpixel((8, 40))
 
 
 def test_only_the_first_frame_counts() -> None:
     frames = [Image.new("RGB", (40, 40), color) for color in ("red", "blue")]
     data = _bytes(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
 
-    assert (255, 0, 0) == images.decode(data).getpixel((5, 5))
+    assert (255, 0, 0) == codec.decode(data).getpixel((5, 5))
 
 
 def _head_of_png(width: int, height: int) -> bytes:
@@ -261,7 +262,7 @@ def _head_of_png(width: int, height: int) -> bytes:
         pytest.param(_head_of_png(12_001, 1_000), errors.ImageTooLarge, id="12,001 px"),
         pytest.param(_head_of_png(31, 400), errors.BadImage, id="31 px"),
         pytest.param(_head_of_png(40, 801), errors.BadImage, id="20 times as long"),
-        pytest.param(b"\x89PNG\r\n\x1a\n" + b"\0" * images.MAX_BYTES, errors.UploadTooLarge, id="20 MB"),
+        pytest.param(b"\x89PNG\r\n\x1a\n" + b"\0" * codec.MAX_BYTES, errors.UploadTooLarge, id="20 MB"),
         pytest.param(_head_of_png(40, 40)[:16] + b"\0" * 40, errors.BadImage, id="no head"),
     ],
 )
@@ -270,7 +271,7 @@ def test_what_is_no_good_is_refused(
 ) -> None:
     """The same refusal here and through the child process."""
     with pytest.raises(error) as here:
-        images.decode(data)
+        codec.decode(data)
     with pytest.raises(error) as child:
         inspect(data)
 
@@ -282,11 +283,11 @@ def test_what_is_no_good_is_refused(
 def test_a_file_cut_at_any_byte_is_refused_and_one_with_something_behind_its_end_is_not(name: str) -> None:
     """Thumbnails, comments and second pictures hold end marks that are not the file's."""
     whole = hostile_files.encodings()[name]
-    assert images.decode(whole) == images.decode(whole + b"<script>\xff\xd9IEND") == images.decode(whole + bytes(999))
+    assert codec.decode(whole) == codec.decode(whole + b"<script>\xff\xd9IEND") == codec.decode(whole + bytes(999))
 
     for end in range(len(whole)):
         with pytest.raises(errors.BadImage):
-            images.decode(whole[:end])
+            codec.decode(whole[:end])
 
 
 @pytest.mark.parametrize("name", sorted(hostile_files.canaries()))
@@ -294,11 +295,11 @@ def test_nothing_but_pixels_comes_from_a_file(name: str) -> None:
     """Neither into a result nor into a preview, whatever the format and wherever the file had it."""
     data = hostile_files.canaries()[name]
     assert hostile_files.CANARY in data
-    picture = images.decode(data)
+    picture = codec.decode(data)
 
-    for kind in images.FORMATS:
-        for seen in (picture, images.thumbnail(picture, 40)):
-            encoded = images.encode(seen, kind, {"spec": {}})
+    for kind in codec.FORMATS:
+        for seen in (picture, codec.thumbnail(picture, 40)):
+            encoded = codec.encode(seen, kind, {"spec": {}})
             assert hostile_files.CANARY not in encoded
             assert {"impasto", "jfif", "jfif_version", "jfif_unit", "jfif_density", "loop", "background"} >= {
                 *Image.open(io.BytesIO(encoded)).info
@@ -309,9 +310,9 @@ def test_texts_are_taken_up_to_a_mebibyte() -> None:
     def stuffed(count: int) -> bytes:
         return hostile_files.png(40, 40, 8, 2, hostile_files.chunk(b"tEXt", b"a\0" + bytes(98)) * count)
 
-    assert (40, 40) == images.decode(stuffed(png.MAX_METADATA_BYTES // 100)).size
+    assert (40, 40) == codec.decode(stuffed(png.MAX_METADATA_BYTES // 100)).size
     with pytest.raises(errors.BadImage, match="more text"):
-        images.decode(stuffed(png.MAX_METADATA_BYTES // 100 + 1))
+        codec.decode(stuffed(png.MAX_METADATA_BYTES // 100 + 1))
 
 
 def test_a_png_with_a_damaged_chunk_is_refused_and_one_with_something_behind_its_end_is_not() -> None:
@@ -320,8 +321,8 @@ def test_a_png_with_a_damaged_chunk_is_refused_and_one_with_something_behind_its
     data[whole.index(b"IDAT") + 30] ^= 1
 
     with pytest.raises(errors.BadImage):
-        images.decode(bytes(data))
-    assert (64, 48) == images.decode(whole + b"<script>").size
+        codec.decode(bytes(data))
+    assert (64, 48) == codec.decode(whole + b"<script>").size
 
 
 def test_the_child_tells_the_upright_size(inspect: Callable[[bytes], Any]) -> None:
@@ -334,8 +335,8 @@ def test_the_child_tells_the_upright_size(inspect: Callable[[bytes], Any]) -> No
 def test_a_file_that_eats_time_harms_only_the_child(
     inspect: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "DECODE_SECONDS", 1)
-    monkeypatch.setattr(images, "_inspect", _spins)
+    monkeypatch.setattr(codec, "DECODE_SECONDS", 1)
+    monkeypatch.setattr(codec, "_inspect", _spins)
 
     with pytest.raises(errors.BadImage):
         inspect(_bytes(_colors(), "PNG"))
@@ -345,7 +346,7 @@ def _spins(pipe: Any, _: Any, memory_bytes: int, seconds: int, mask: bool) -> No
     _compute_until(seconds)  # which does not count: the picture is not to blame
     sandbox.enter(memory_bytes, seconds)
     _compute_until(seconds + 0.5)
-    pipe.send_bytes(images._BEGUN)
+    pipe.send_bytes(codec._BEGUN)
     while True:
         pass
 
@@ -362,17 +363,17 @@ def test_a_file_that_eats_memory_harms_only_the_child(
     big = _bytes(Image.new("RGB", (5000, 5000), "white"), "WEBP", lossless=True)
     assert (5000, 5000) == inspect(big)
 
-    monkeypatch.setattr(images, "DECODE_MEMORY_BYTES", 300 * 2**20)
+    monkeypatch.setattr(codec, "DECODE_MEMORY_BYTES", 300 * 2**20)
     with pytest.raises(errors.BadImage):
         inspect(big)
 
 
 @pytest.mark.parametrize(("kind", "pillow"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
-def test_a_result_is_a_file_of_its_format_that_decodes_to_the_same(kind: images.Format, pillow: str) -> None:
-    data = images.encode(_colors(), kind)
+def test_a_result_is_a_file_of_its_format_that_decodes_to_the_same(kind: codec.Format, pillow: str) -> None:
+    data = codec.encode(_colors(), kind)
 
-    assert kind == images.sniff(data)
-    assert _near((200, 30, 30), images.decode(data).getpixel((8, 40)), 6)
+    assert kind == codec.sniff(data)
+    assert _near((200, 30, 30), codec.decode(data).getpixel((8, 40)), 6)
 
 
 def test_the_png_records_how_it_was_made_and_nothing_of_the_inputs() -> None:
@@ -380,22 +381,22 @@ def test_the_png_records_how_it_was_made_and_nothing_of_the_inputs() -> None:
     secret.add_text("Comment", "canary")
     exif = Image.Exif()
     exif[0x010E] = "canary"
-    source = images.decode(_bytes(_colors(), "PNG", pnginfo=secret, exif=exif))
-    jpeg = images.decode(_bytes(_colors(), "JPEG", comment=b"canary", exif=exif))
+    source = codec.decode(_bytes(_colors(), "PNG", pnginfo=secret, exif=exif))
+    jpeg = codec.decode(_bytes(_colors(), "JPEG", comment=b"canary", exif=exif))
 
-    data = images.encode(source, "png", {"spec": {"size": 64}, "model": "é"})
+    data = codec.encode(source, "png", {"spec": {"size": 64}, "model": "é"})
 
-    assert {"spec": {"size": 64}, "model": "é"} == images.provenance_of(data)
-    assert not any(b"canary" in images.encode(picture, kind) for picture in (source, jpeg) for kind in images.FORMATS)
-    assert images.provenance_of(images.encode(source)) is None
+    assert {"spec": {"size": 64}, "model": "é"} == codec.provenance_of(data)
+    assert not any(b"canary" in codec.encode(picture, kind) for picture in (source, jpeg) for kind in codec.FORMATS)
+    assert codec.provenance_of(codec.encode(source)) is None
     assert json.dumps({"size": 64}).encode() in data
 
 
 def test_a_result_of_ours_may_be_larger_than_what_is_taken_from_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = images.encode(Image.effect_noise((200, 100), 50).convert("RGB"))
-    monkeypatch.setattr(images, "MAX_BYTES", len(data) - 1)
-    monkeypatch.setattr(images, "MAX_SIDE_PX", 150)
+    data = codec.encode(Image.effect_noise((200, 100), 50).convert("RGB"))
+    monkeypatch.setattr(codec, "MAX_BYTES", len(data) - 1)
+    monkeypatch.setattr(codec, "MAX_SIDE_PX", 150)
     with pytest.raises(errors.UploadTooLarge):
-        images.decode(data)
+        codec.decode(data)
 
-    assert (200, 100) == images.decode(data, any_size=True).size
+    assert (200, 100) == codec.decode(data, any_size=True).size

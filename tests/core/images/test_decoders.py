@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core import errors, images
-from core.decoders import Decoder, square
+from core import errors
+from core.images import codec
+from core.images.decoders import Decoder, square
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def halves(width: int, height: int) -> bytes:
     """Left black, right white."""
     picture = Image.new("RGB", (width, height))
     picture.paste("white", (width // 2, 0, width, height))
-    return images.encode(picture)
+    return codec.encode(picture)
 
 
 def pixels(data: bytes, side: int) -> np.ndarray:
@@ -35,7 +36,7 @@ def pixels(data: bytes, side: int) -> np.ndarray:
 def test_linear_keeps_all_of_the_picture_and_crop_its_proportions() -> None:
     picture = Image.new("RGB", (200, 100), "red")
     picture.paste("blue", (50, 0, 150, 100))  # the middle square
-    data = images.encode(picture)
+    data = codec.encode(picture)
 
     linear, crop = pixels(square(_with_dot(data), 50, "linear"), 50), pixels(square(_with_dot(data), 50, "crop"), 50)
 
@@ -46,9 +47,9 @@ def test_linear_keeps_all_of_the_picture_and_crop_its_proportions() -> None:
 
 def _with_dot(data: bytes) -> bytes:
     """So that the middle is not one color all over."""
-    picture = images.decode(data)
+    picture = codec.decode(data)
     picture.putpixel((100, 50), (0, 255, 0))
-    return images.encode(picture)
+    return codec.encode(picture)
 
 
 def test_a_child_answers_for_one_picture_after_another(decoder: Decoder) -> None:
@@ -62,8 +63,8 @@ def test_a_child_answers_for_one_picture_after_another(decoder: Decoder) -> None
     [
         (b"\xff\xd8\xff" + bytes(100), errors.BadImage, "damaged"),
         (b"hello", errors.UnsupportedImage, "JPEG, PNG and WebP"),
-        (images.encode(Image.new("RGB", (64, 64), "gray")), errors.BadImage, "one color all over"),
-        (images.encode(Image.new("RGB", (20, 20))), errors.BadImage, "at least 32 px"),
+        (codec.encode(Image.new("RGB", (64, 64), "gray")), errors.BadImage, "one color all over"),
+        (codec.encode(Image.new("RGB", (20, 20))), errors.BadImage, "at least 32 px"),
     ],
 )
 def test_what_an_upload_would_not_be_taken_for_is_refused_in_words_and_the_child_goes_on(
@@ -91,10 +92,10 @@ def test_a_picture_is_not_refused_for_what_became_of_the_child_of_others(
     """Its CPU time was over, or the machine was out of memory; or it hangs, taken over by the picture before."""
     noise = Image.effect_noise((side, side), 50).convert("RGB")
     decoder.square(halves(64, 64))
-    monkeypatch.setattr("core.decoders._PICTURE_SECONDS", 2)
+    monkeypatch.setattr("core.images.decoders._PICTURE_SECONDS", 2)
     ended = end(decoder, how)
 
-    assert square(images.encode(noise), 32, "linear") == decoder.square(images.encode(noise))
+    assert square(codec.encode(noise), 32, "linear") == decoder.square(codec.encode(noise))
     assert not ended.is_alive()
 
 
@@ -103,7 +104,7 @@ def test_a_file_over_which_a_child_of_its_own_dies_or_hangs_is_refused_and_the_n
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:
     start = decoder._start
-    monkeypatch.setattr("core.decoders._PICTURE_SECONDS", 1)
+    monkeypatch.setattr("core.images.decoders._PICTURE_SECONDS", 1)
     monkeypatch.setattr(decoder, "_start", lambda: (start(), end(decoder, how)))
 
     with pytest.raises(errors.BadImage):
@@ -122,14 +123,14 @@ def test_an_answer_that_never_ends_is_not_waited_for(decoder: Decoder, monkeypat
     assert decoder._child is not None
     kill, ends = decoder._child.kill, iter([theirs.close])  # once: the timer's thread and `close` both kill
     monkeypatch.setattr(decoder._child, "kill", lambda: (kill(), next(ends, bool)()))
-    monkeypatch.setattr("core.decoders._PICTURE_SECONDS", 0.2)
+    monkeypatch.setattr("core.images.decoders._PICTURE_SECONDS", 0.2)
 
     assert decoder._answer(halves(64, 64), fresh=False) is None
 
 
 def test_without_a_process_to_decode_in_nothing_is_refused(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a busy machine's data set would lack pictures."""
-    monkeypatch.setattr("core.decoders._START_SECONDS", 0)
+    monkeypatch.setattr("core.images.decoders._START_SECONDS", 0)
 
     with pytest.raises(errors.Unavailable):
         decoder.square(halves(64, 64))
@@ -143,6 +144,6 @@ def test_nothing_that_a_child_says_is_taken_on_trust(decoder: Decoder) -> None:
 
 def test_a_jpeg_is_decoded_there_as_well(decoder: Decoder) -> None:
     buffer = io.BytesIO()
-    images.decode(halves(64, 64)).save(buffer, "JPEG")
+    codec.decode(halves(64, 64)).save(buffer, "JPEG")
 
     assert 0 == pixels(decoder.square(buffer.getvalue()), 32)[5, 2, 0]

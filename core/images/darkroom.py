@@ -1,8 +1,8 @@
-"""Strangers' files to pictures, in a child that has shut itself in (core/sandbox.py), one for the pictures of a job.
+"""Strangers' files to pictures, in a child that has shut itself in (sandbox.py), one for the pictures of a job.
 
 A worker decodes what the API has looked at, but a file that took that child over would do it again: here, too, it finds
 neither files nor a network, and no secrets either, for this child is a program of its own and inherits nothing. Where
-core/images.py asks for a verdict, pixels come back, and nothing else is believed.
+core/images/codec.py asks for a verdict, pixels come back, and nothing else is believed.
 """
 
 import io
@@ -18,14 +18,15 @@ from typing import BinaryIO, Literal
 
 from PIL import Image
 
-from core import errors, images, sandbox
+from core import errors
+from core.images import codec, sandbox
 from core.style.spec import MAX_SIZE_PX
 
 MEMORY_BYTES = 3 * 2**30  # a result of ours that is gone on from is larger than what strangers may send
 SECONDS = 600  # of CPU time, for all of them
 PATIENCE_SECONDS = 500.0  # for one, by the clock, on a machine that may be busy
 DEATH_SECONDS = 1.0  # that a child may take to be dead, once it says no more
-_MOST_PIXELS = max(images.MAX_PIXELS, MAX_SIZE_PX**2)
+_MOST_PIXELS = max(codec.MAX_PIXELS, MAX_SIZE_PX**2)
 _READY, _HEAD_BYTES = b"!", 4096
 _PASSED_ON = ("PYTHON", "PATH", "LD_", "LANG", "LC_", "VIRTUAL_ENV")  # beginnings of an environment's names
 _REFUSALS = (errors.UnsupportedImage, errors.ImageTooLarge, errors.UploadTooLarge)
@@ -36,7 +37,7 @@ Ground = Literal["white", "black"]
 class Darkroom:
     """A context manager, for one thread."""
 
-    def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "core.darkroom")) -> None:
+    def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "core.images.darkroom")) -> None:
         self._command = command
         self._gave_up = False
 
@@ -114,7 +115,7 @@ def _serve(come: BinaryIO, go: BinaryIO) -> None:
     while wish := come.read(_HEAD_BYTES):
         asked = json.loads(wish)
         try:
-            picture = images.decode(come.read(asked["bytes"]), asked["ground"], any_size=asked["any_size"])
+            picture = codec.decode(come.read(asked["bytes"]), asked["ground"], any_size=asked["any_size"])
         except errors.BadInput as error:
             go.write(
                 json.dumps({"refusal": type(error).__name__, "message": error.message}).encode().ljust(_HEAD_BYTES)
