@@ -37,13 +37,13 @@ from api.policy import Policy
 from api.rates import Rates
 from api.reaper import Reaper
 from api.settings import ApiSettings
-from core.blobs import Blobs
-from core.checkpoints import Checkpoints
+from core.auth.api_keys import Keys
 from core.images import codec as pictures
 from core.jobs.store import JobStore
-from core.keys import Keys
 from core.queue import make_celery, ring
 from core.settings import Settings, read_settings
+from core.storage.blobs import Blobs
+from core.storage.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 

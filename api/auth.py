@@ -19,8 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.problems import problem
 from api.rates import Kind, Rates
 from core import errors
+from core.auth.api_keys import Key, Keys
 from core.jobs.models import LOCAL, Priority
-from core.keys import Key, Keys
 
 OPEN = frozenset({"/", "/livez", "/readyz", "/openapi.json", "/docs"})
 OPEN_FOLDERS = ("/web/", "/j/", "/docs/ui/")

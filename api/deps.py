@@ -12,8 +12,9 @@ from api import auth
 from api.auth import Caller
 from api.lookout import Lookout
 from api.settings import ApiSettings
-from core import blobs, webhooks
 from core.jobs import store
+from core.storage import blobs
+from core.webhooks import policy
 
 
 async def _store(request: Request) -> store.JobStore:
@@ -54,8 +55,8 @@ async def _admits(request: Request) -> auth.Admits:
     return held
 
 
-async def _webhooks(request: Request) -> webhooks.Policy:
-    held: webhooks.Policy = request.app.state.webhooks
+async def _webhooks(request: Request) -> policy.Policy:
+    held: policy.Policy = request.app.state.webhooks
     return held
 
 
@@ -70,5 +71,5 @@ Blobs = Annotated[blobs.Blobs, Depends(_blobs)]
 Ring = Annotated[Callable[[], bool], Depends(_ring)]
 Owner = Annotated[str, Depends(_owner)]
 Admits = Annotated[auth.Admits, Depends(_admits)]
-Webhooks = Annotated[webhooks.Policy, Depends(_webhooks)]
+Webhooks = Annotated[policy.Policy, Depends(_webhooks)]
 Config = Annotated[ApiSettings, Depends(_settings)]

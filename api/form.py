@@ -15,8 +15,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from core import errors
-from core.blobs import Blobs, Part
 from core.images import codec
+from core.storage.blobs import Blobs, Part
 
 _WRITERS = CapacityLimiter(4)  # a disk that is slow must not take the threads that other requests need
 

@@ -13,10 +13,11 @@ from api import rendition
 from api.deps import Blobs, Owner, Store
 from api.jobs import found, pictures
 from api.jobs import router as jobs
-from core import blobs, errors
+from core import errors
 from core.images import codec
 from core.jobs.models import Frame
 from core.jobs.store import JobStore
+from core.storage import blobs
 
 router = APIRouter(prefix=f"{jobs.prefix}/{{job_id}}", tags=["frames"])
 

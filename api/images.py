@@ -13,8 +13,8 @@ from starlette.datastructures import UploadFile
 from api import form, rendition
 from api.deps import Blobs, Config, Owner, Store
 from core import errors
-from core.blobs import is_digest
 from core.images import codec
+from core.storage.blobs import is_digest
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 

@@ -15,10 +15,10 @@ from itertools import islice
 from celery import Celery
 
 from core import errors
-from core.blobs import Blobs, is_digest
-from core.checkpoints import Checkpoints
 from core.jobs.store import JobStore
 from core.queue import ring, silence, waiting_bells
+from core.storage.blobs import Blobs, is_digest
+from core.storage.checkpoints import Checkpoints
 
 TICK_SECONDS = 1.0
 TERM_SECONDS = 5.0

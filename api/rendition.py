@@ -17,8 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from api import tags
 from core import errors
-from core.blobs import Blobs
 from core.images import codec
+from core.storage.blobs import Blobs
 
 WAIT_SECONDS = 10.0
 KEPT_BYTES = 64_000_000

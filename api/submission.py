@@ -13,9 +13,9 @@ from starlette.datastructures import FormData
 
 from api import form
 from core import errors
-from core.blobs import Blobs, Part
 from core.images import codec
 from core.jobs.models import JobInput, Priority
+from core.storage.blobs import Blobs, Part
 from core.style import presets
 from core.style.spec import KNOBS, MAX_STYLES, StyleSpec, varied
 

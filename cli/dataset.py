@@ -9,7 +9,7 @@ from cli.bar import Bar
 from cli.number import Number
 from cli.plain import plain
 from core import errors
-from core.disk import atomic_write
+from core.storage.files import atomic_write
 
 folder = click.Path(exists=True, file_okay=False, path_type=Path)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from core.auth.api_keys import Keys
 from core.jobs.models import Priority
-from core.keys import Keys
 from core.settings import Settings, read_settings
 
 

@@ -10,9 +10,9 @@ from cli.number import Number
 from cli.order import FORMATS, check_output, existing, init_option, knobs, knobs_of, mask_option, say_legs
 from cli.weights import opened
 from core import errors
-from core.blobs import digest_of
 from core.images import codec
 from core.jobs.models import JobInput, NetworkUsed
+from core.storage.blobs import digest_of
 from core.style.spec import StyleSpec, parse_spec
 
 

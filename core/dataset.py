@@ -20,9 +20,10 @@ import lmdb
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field
 
-from core import disk, errors
+from core import errors
 from core.images import codec
 from core.images.decoders import Resize
+from core.storage import files
 
 FORMAT: Literal["impasto dataset"] = "impasto dataset"
 VERSION = 1
@@ -38,7 +39,7 @@ _HEADER, _STATE = b"header", b"state"
 _DATABASES = (b"train", b"validation", b"files", b"refused")
 _FIRST_MAP_BYTES = 64 * 2**20
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
-_NO_ROOM = disk.NO_ROOM | {errno.EIO}  # LMDB calls a write that fell short EIO
+_NO_ROOM = files.NO_ROOM | {errno.EIO}  # LMDB calls a write that fell short EIO
 
 Counts = list[Annotated[int, Field(ge=0)]]  # of each class
 

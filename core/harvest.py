@@ -22,9 +22,9 @@ from PIL import Image
 
 from core import errors
 from core.dataset import INDEX, LABEL, MAX_CLASSES, Book, Header, Split, State, Store, digest_of, room
-from core.disk import exclusive_lock
 from core.images import codec
 from core.images.decoders import Decoder, Resize
+from core.storage.files import exclusive_lock
 
 _LISTED_AT_ONCE = 4096
 _PORTION = 256  # pictures from one commit to the next

@@ -15,8 +15,6 @@ from typing import TypeVar
 from PIL import Image
 
 from core import errors
-from core.blobs import Blobs, digest_of
-from core.checkpoints import Checkpoints
 from core.images import codec
 from core.images.darkroom import Darkroom
 from core.jobs.models import Frame, Job, JobProgress, NetworkUsed, Output, Steered
@@ -27,6 +25,8 @@ from core.neural.planner import Planner
 from core.neural.stylize import Moment, Painting, Progress, stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Network
+from core.storage.blobs import Blobs, digest_of
+from core.storage.checkpoints import Checkpoints
 from core.style.spec import ModelName, StyleSpec, parse_spec
 from worker.keeper import Keeper
 from worker.lease import Lease

@@ -19,7 +19,7 @@ from core.jobs.models import Job
 from core.jobs.store import JobStore, WebhookEnd
 from core.logs import configure_logging
 from core.settings import Settings, read_settings
-from core.webhooks import Policy, body
+from core.webhooks.policy import Policy, body
 from worker import exits
 from worker.delivery import Delivery, Undelivered
 

@@ -19,7 +19,7 @@ from typing import Any
 import httpcore2
 from httpcore2 import NetworkBackend, NetworkStream
 
-from core.webhooks import Address, Policy, Receiver
+from core.webhooks.policy import Address, Policy, Receiver
 
 SECONDS = 15.0
 BODY_BYTES = 65_536  # of an answer

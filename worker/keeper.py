@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from core import errors
-from core.checkpoints import Checkpoints
 from core.jobs.store import Standing
+from core.storage.checkpoints import Checkpoints
 
 # Seconds between two checkpoints, for each second that writing one took.
 _REST = 50

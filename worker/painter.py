@@ -9,8 +9,6 @@ import secrets
 import threading
 
 from core import errors
-from core.blobs import Blobs
-from core.checkpoints import Checkpoints
 from core.jobs.models import Job, Worker
 from core.jobs.store import JobStore
 from core.neural import device
@@ -18,6 +16,8 @@ from core.neural.planner import Planner, device_name, pace_of
 from core.neural.vgg import Network
 from core.neural.weights import WeightsCache
 from core.settings import Settings
+from core.storage.blobs import Blobs
+from core.storage.checkpoints import Checkpoints
 from core.style.spec import ModelName
 from worker.attempt import RETRY_SECONDS, Attempt, shutting_down
 from worker.forecaster import Forecaster

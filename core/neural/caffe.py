@@ -18,8 +18,8 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from core import errors
-from core.disk import atomic_write
 from core.neural.parameters import Parameters
+from core.storage.files import atomic_write
 from core.style.vgg_layers import convolutions
 
 # By message and field: number and type; "*" is repeated, "+" repeated and packed. `OldLayer` is what layers were before

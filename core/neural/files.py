@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core import errors
-from core.disk import atomic_write
 from core.neural import caffe
 from core.neural.parameters import CAFFE, Parameters, from_torchvision
 from core.neural.vgg import TORCHVISION, Color, Input
+from core.storage.files import atomic_write
 
 Card = Mapping[str, str]
 

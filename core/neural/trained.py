@@ -18,12 +18,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from core import errors
-from core.disk import atomic_write
 from core.neural import files
 from core.neural.classifier import Classifier, full_outputs, widened
 from core.neural.parameters import Parameters
 from core.neural.vgg import TORCHVISION
 from core.recipe import Recipe
+from core.storage.files import atomic_write
 
 _FORMAT: Literal[1] = 1
 

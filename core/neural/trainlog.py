@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from core.disk import translate_disk_errors
+from core.storage.files import translate_disk_errors
 
 
 class Row(NamedTuple):

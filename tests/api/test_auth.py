@@ -14,9 +14,9 @@ from api.app import create_app
 from api.auth import kind_of
 from api.rates import Kind
 from api.settings import ApiSettings
+from core.auth.api_keys import Keys
 from core.connection import PREFIX
 from core.jobs.models import Priority, new_job_id
-from core.keys import Keys
 from core.settings import Settings
 
 Serve = Callable[..., TestClient]

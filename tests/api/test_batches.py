@@ -10,10 +10,10 @@ from starlette.testclient import TestClient
 from api import deps
 from api.auth import Caller
 from api.settings import ApiSettings
-from core.blobs import Blobs, digest_of
 from core.images import codec
 from core.jobs.models import NetworkUsed, Output, Status, is_batch_id
 from core.jobs.store import JobStore
+from core.storage.blobs import Blobs, digest_of
 
 PHOTOS, PAINTINGS = (
     [codec.encode(Image.new("RGB", (40, 40), color)) for color in colors]

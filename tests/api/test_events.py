@@ -20,11 +20,11 @@ from PIL import Image
 from api import events
 from api.lookout import Sight
 from cli.up import free_port
-from core.blobs import Blobs, digest_of
+from core.auth.api_keys import Keys
 from core.images import codec
 from core.jobs.models import Frame, Job, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
 from core.jobs.store import JobStore
-from core.keys import Keys
+from core.storage.blobs import Blobs, digest_of
 
 Event = tuple[str, str | None, dict[str, Any]]  # name, id, data
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from core.blobs import Blobs
 from core.images import codec
 from core.jobs.models import Forecast, Frame, JobProgress, NetworkUsed, Output, Step, Worker
 from core.jobs.store import JobStore
+from core.storage.blobs import Blobs
 
 # That every answer may have, and no program has to be told of.
 USUAL = {"content-type", "content-length", "content-disposition", "cache-control", "vary", "accept-ranges"}

@@ -9,10 +9,10 @@ from PIL import Image, ImageSequence
 from starlette.testclient import TestClient
 
 from api.rendition import Shelf
-from core.blobs import Blobs, digest_of
 from core.images import codec
 from core.jobs.models import Frame
 from core.jobs.store import JobStore
+from core.storage.blobs import Blobs, digest_of
 
 
 def _paint(store: JobStore, blobs: Blobs, *pictures: Image.Image) -> None:

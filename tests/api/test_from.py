@@ -11,10 +11,10 @@ from starlette.testclient import TestClient
 
 from api import deps
 from api.auth import Caller
-from core.blobs import Blobs, digest_of
 from core.images import codec
 from core.jobs.models import JobInput, NetworkUsed, Output
 from core.jobs.store import JobStore
+from core.storage.blobs import Blobs, digest_of
 
 Submit = Callable[..., Any]
 MODEL = NetworkUsed(name="vgg16", sha256="0")

@@ -10,10 +10,10 @@ from PIL import Image
 from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
-from core.blobs import Blobs
 from core.images import codec
 from core.jobs.models import NetworkUsed, Output
 from core.jobs.store import JobStore
+from core.storage.blobs import Blobs
 
 UNTOLD = {"date", "x-request-id"}
 

@@ -12,9 +12,9 @@ from starlette.testclient import TestClient
 
 from api import form, images
 from api.settings import ApiSettings
-from core.blobs import Blobs, Part, digest_of
 from core.images import codec as pictures
 from core.jobs.store import JobStore
+from core.storage.blobs import Blobs, Part, digest_of
 
 
 def test_an_upload_is_named_by_its_digest_and_found_again(

@@ -15,13 +15,13 @@ from starlette.testclient import TestClient
 from api import deps
 from api.auth import Caller
 from api.settings import ApiSettings
-from core.blobs import Blobs, digest_of
 from core.images import codec
 from core.jobs.models import JobProgress, NetworkUsed, Output, is_job_id
 from core.jobs.store import JobStore
+from core.storage.blobs import Blobs, digest_of
 from core.style.presets import PRESETS
 from core.style.spec import STEERABLE
-from core.webhooks import Policy
+from core.webhooks.policy import Policy
 
 PROGRESS = JobProgress(
     value=0.5,

@@ -7,10 +7,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from api import tags
-from core.blobs import Blobs
 from core.images import codec
 from core.jobs.models import Frame, JobProgress, NetworkUsed, Output
 from core.jobs.store import JobStore
+from core.storage.blobs import Blobs
 
 
 @pytest.mark.parametrize(

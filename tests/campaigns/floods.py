@@ -19,7 +19,7 @@ from fleet import Fleet
 from history import History, events, judged, percentile
 from kills import KNOBS, PAINTING, PHOTO
 
-from core.keys import Keys
+from core.auth.api_keys import Keys
 
 FLOODERS = 32  # connections of the one
 OVERTAKEN = (

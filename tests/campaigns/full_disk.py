@@ -28,7 +28,7 @@ import psutil
 from fleet import Fleet
 from history import History, events, judged, percentile
 
-from core.blobs import digest_of
+from core.storage.blobs import digest_of
 
 SIZES_MB = {"data": 256, "valkey": 96}
 KINDS = ("full", "nearly full", "read-only", "too many files", "store full")
@@ -41,7 +41,7 @@ PATIENCE_SECONDS = 120.0
 CONTROLS = {
     # Blobs are written where they are to be.
     "rename": (
-        "import core.blobs as b\n"
+        "import core.storage.blobs as b\n"
         "def keep(self, part):\n"
         "    path = self._path(part.digest)\n"
         "    path.parent.mkdir(parents=True, exist_ok=True)\n"
@@ -54,7 +54,7 @@ CONTROLS = {
     ),
     # Nobody turns the system's errors into ours.
     "refusal": (
-        "import core.blobs as b, io, tempfile\n"
+        "import core.storage.blobs as b, io, tempfile\n"
         "plain = io.BufferedRandom\n"
         "b.Part.write, b.Part.flush, b.Part.seek = plain.write, plain.flush, plain.seek\n"
         "def part(self):\n"
@@ -64,9 +64,9 @@ CONTROLS = {
         "b.Blobs.part = part\n"
     ),
     # What was begun stays when it comes to nothing.
-    "parts": "import core.blobs as b, io; b.Part.close = lambda self: io.BufferedRandom.close(self)\n",
+    "parts": "import core.storage.blobs as b, io; b.Part.close = lambda self: io.BufferedRandom.close(self)\n",
     # It calls itself ready without a look at the disk.
-    "room": "import core.blobs as b; b.Blobs.writable = lambda self: True\n",
+    "room": "import core.storage.blobs as b; b.Blobs.writable = lambda self: True\n",
 }
 
 

@@ -26,8 +26,8 @@ from history import History, events, judged
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from core.blobs import digest_of
 from core.jobs.models import Status
+from core.storage.blobs import digest_of
 
 CLIENTS = 4
 AT_ONCE = 3  # jobs of one client that are not ended

@@ -21,8 +21,8 @@ import kills
 from fleet import Fleet, late
 from history import History, events, judged, percentile
 
+from core.auth.api_keys import Keys
 from core.jobs.models import MAX_ATTEMPTS, Status
-from core.keys import Keys
 
 CALLERS = 4
 FACTOR = 5.0  # that the median delay of sound jobs may be above that of the same without poison

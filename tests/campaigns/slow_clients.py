@@ -28,10 +28,10 @@ from api_process import ApiProcess
 from history import judged, percentile
 from PIL import Image
 
-from core.blobs import Blobs, digest_of
 from core.images import codec
 from core.jobs.models import JobInput, NetworkUsed, Output, new_job_id
 from core.jobs.store import JobStore
+from core.storage.blobs import Blobs, digest_of
 from core.style.spec import StyleSpec
 
 KINDS = ("silent", "head", "body", "read", "result")

@@ -24,11 +24,11 @@ from keyed_api import KeyedApi
 from PIL import Image
 
 from core import errors
-from core.blobs import Blobs, digest_of
+from core.auth.api_keys import Keys
 from core.images import codec
 from core.jobs.models import JobProgress, NetworkUsed, Output
 from core.jobs.store import JobStore
-from core.keys import Keys
+from core.storage.blobs import Blobs, digest_of
 
 # The API as if it had forgotten whose a job or a picture is.
 CONTROLS = {

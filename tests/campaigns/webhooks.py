@@ -36,7 +36,7 @@ from core.connection import PREFIX
 from core.jobs.models import Job, JobInput, Limits, NetworkUsed, Output, Terms, new_job_id
 from core.jobs.store import JobStore
 from core.style.spec import StyleSpec
-from core.webhooks import Address, Policy
+from core.webhooks.policy import Address, Policy
 from worker.courier import Courier
 from worker.delivery import Delivery
 

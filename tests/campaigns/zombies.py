@@ -22,10 +22,10 @@ from history import History, events, judged
 from processes import Valkey
 
 from core import errors
-from core.blobs import Blobs
 from core.jobs import store
 from core.jobs.models import JobInput, JobProgress, NetworkUsed, Output, new_job_id
 from core.jobs.store import JobStore, Standing
+from core.storage.blobs import Blobs
 from core.style.spec import StyleSpec
 from worker.lease import Lease
 

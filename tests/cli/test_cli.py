@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from cli.up import free_port
-from core.blobs import digest_of
 from core.images import codec
 from core.neural import files
 from core.neural.parameters import Parameters
 from core.neural.weights import WeightsCache, random_parameters
+from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
 from core.style.spec import KNOBS
-from core.webhooks import Policy
+from core.webhooks.policy import Policy
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from cli.keys import store_file
 from cli.up import _write_secretly
-from core.keys import Keys
+from core.auth.api_keys import Keys
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -8,9 +8,9 @@ import pytest
 import redis
 
 from core import errors
+from core.auth.api_keys import Keys
 from core.connection import unavailable
 from core.jobs.store import JobStore
-from core.keys import Keys
 
 
 @pytest.fixture

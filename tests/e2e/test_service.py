@@ -15,7 +15,7 @@ from standardwebhooks import Webhook
 
 from core.images import codec
 from core.jobs.models import Job, Status
-from core.webhooks import Policy
+from core.webhooks.policy import Policy
 
 pytestmark = pytest.mark.e2e
 

@@ -7,10 +7,10 @@ import pytest
 from api_process import ApiProcess
 from PIL import Image
 
-from core.blobs import Blobs
 from core.images import codec
 from core.jobs.models import Frame, Job, JobProgress, NetworkUsed, Output, new_job_id
 from core.jobs.store import JobStore
+from core.storage.blobs import Blobs
 from impasto import Client
 
 

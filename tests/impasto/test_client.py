@@ -16,11 +16,11 @@ from api_process import ApiProcess
 from keyed_api import KeyedApi
 
 from cli.up import free_port
-from core.blobs import digest_of
+from core.auth.api_keys import Keys
 from core.images import codec
 from core.jobs.models import Forecast, Question, Step, Worker
 from core.jobs.store import JobStore
-from core.keys import Keys
+from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
 from impasto import Client, Job, Status, client, errors
 

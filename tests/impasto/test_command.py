@@ -11,10 +11,10 @@ import pytest
 from api_process import ApiProcess
 from keyed_api import KeyedApi
 
-from core.blobs import digest_of
+from core.auth.api_keys import Keys
 from core.jobs.models import Forecast, JobError, JobInput, Step, Terms, new_job_id
 from core.jobs.store import JobStore
-from core.keys import Keys
+from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
 from impasto import Client
 

@@ -12,7 +12,7 @@ import httpcore2
 import pytest
 from httpcore2 import NetworkStream
 
-from core.webhooks import Address
+from core.webhooks.policy import Address
 
 Behavior = Callable[[socket.socket, "Request"], None]
 

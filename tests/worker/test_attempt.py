@@ -14,7 +14,6 @@ from PIL import Image, ImageChops, ImageStat
 from proxy import Proxy
 
 from core import errors
-from core.blobs import Blobs
 from core.connection import PREFIX
 from core.images import codec
 from core.jobs.models import Job, JobInput, Status, new_job_id
@@ -23,6 +22,7 @@ from core.neural.parameters import Parameters
 from core.neural.subject import Subject
 from core.neural.weights import WeightsCache, random_parameters
 from core.settings import Settings
+from core.storage.blobs import Blobs
 from core.style.spec import parse_spec
 from worker import attempt, lease
 from worker.painter import Painter

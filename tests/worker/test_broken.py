@@ -12,11 +12,11 @@ from fleet import TINY, late
 from PIL import Image
 from processes import environment
 
-from core.blobs import Blobs
 from core.images import codec
 from core.jobs.models import Job, JobInput, Status, new_job_id
 from core.jobs.store import JobStore
 from core.queue import make_celery, ring
+from core.storage.blobs import Blobs
 from core.style.spec import StyleSpec
 
 Start = Callable[[str], subprocess.Popen[bytes]]
@@ -118,7 +118,7 @@ def _at_first(folder: Path, code: str) -> str:
 
 HANGS = {
     "in an iteration": ("core.neural.stylize", "_Clock", "count"),
-    "in reading a picture": ("core.blobs", "Blobs", "get"),
+    "in reading a picture": ("core.storage.blobs", "Blobs", "get"),
     "in writing the result": ("core.images.codec", None, "encode"),
     "after the end": ("worker.keeper", "Keeper", "close"),
 }

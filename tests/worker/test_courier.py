@@ -19,7 +19,7 @@ from core.connection import PREFIX
 from core.jobs.models import Job, JobInput, Status, Terms, new_job_id
 from core.jobs.store import JobStore
 from core.style.spec import StyleSpec
-from core.webhooks import Policy
+from core.webhooks.policy import Policy
 from worker.courier import DELAYS, Courier
 from worker.delivery import Delivery
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trustme
 
-from core.webhooks import Policy, Receiver
+from core.webhooks.policy import Policy, Receiver
 from worker.delivery import BODY_BYTES, Delivery, Undelivered
 
 SECRET = "whsec_" + "A" * 32

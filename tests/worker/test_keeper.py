@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from core import errors
-from core.checkpoints import Checkpoints
+from core.storage.checkpoints import Checkpoints
 from worker import keeper
 from worker.keeper import Keeper
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from core import errors
-from core.disk import atomic_write, exclusive_lock
+from core.storage.files import atomic_write, exclusive_lock
 
 
 def test_a_file_is_replaced_whole_or_stays_what_it_was(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from standardwebhooks import Webhook
 
 from core import errors
 from core.jobs.models import Job, JobError, JobInput, Output, Priority, Status
-from core.webhooks import Policy, body
+from core.webhooks.policy import Policy, body
 
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 STRICT = Policy(SECRET)

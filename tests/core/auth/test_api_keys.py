@@ -9,8 +9,8 @@ import pytest
 import redis
 
 from core import errors
+from core.auth.api_keys import Keys
 from core.jobs.models import Priority
-from core.keys import Keys
 
 
 @pytest.fixture

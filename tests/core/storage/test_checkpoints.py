@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from core.checkpoints import Checkpoints
 from core.jobs.models import new_job_id
+from core.storage.checkpoints import Checkpoints
 
 
 def test_two_attempts_at_a_job_never_share_a_file() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core import errors
-from core.blobs import Blobs, Part, digest_of, is_digest
+from core.storage.blobs import Blobs, Part, digest_of, is_digest
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,0 +1,1 @@
+"""API keys: who may ask, and how much. Knows no HTTP."""
