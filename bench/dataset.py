@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from core.dataset import STORES, Dataset
-from core.harvest import Progress, Wish, build
 from core.neural.feed import Views
 from core.neural.torchvision_registry import module
-from core.recipe import Recipe
+from core.training.config import Recipe
+from core.training.dataset import STORES, Dataset
+from core.training.dataset_builder import Progress, Wish, build
 
 HARBOR = Path(__file__).parents[1] / "samples" / "harbor.jpg"
 

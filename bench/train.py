@@ -24,8 +24,8 @@ from core.neural.subject import Subject
 from core.neural.team import Team, joined
 from core.neural.train import Pacing, train
 from core.neural.weights import WeightsCache
-from core.recipe import Recipe
 from core.style.spec import parse_spec
+from core.training.config import Recipe
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # for each of two processes on two cores

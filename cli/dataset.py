@@ -47,9 +47,9 @@ def dataset() -> None:
 @click.option("--jobs", default=0, type=click.IntRange(0, 256), help="Decoding processes; 0: one a core.")
 def build(source: Path, out: Path, jobs: int, **wish: Any) -> None:
     """Make the data set OUT of FOLDER, whose sub-folders are the classes. Given again, it goes on where it was."""
-    from core.dataset import Dataset
-    from core.harvest import Progress, Wish
-    from core.harvest import build as harvest
+    from core.training.dataset import Dataset
+    from core.training.dataset_builder import Progress, Wish
+    from core.training.dataset_builder import build as harvest
 
     with Bar() as bar:
 
@@ -75,7 +75,7 @@ def build(source: Path, out: Path, jobs: int, **wish: Any) -> None:
 @click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a contact sheet, PNG or JPEG.")
 def info(place: Path, classes: bool, refused: int, sheet: Path | None) -> None:
     """What a data set holds, also one that is not complete."""
-    from core.dataset import Dataset, contact_sheet
+    from core.training.dataset import Dataset, contact_sheet
 
     if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise errors.BadInput("A contact sheet must end in .png, .jpg or .jpeg.")

@@ -7,7 +7,7 @@ import click
 
 from cli.bar import Bar
 from cli.number import Number
-from core.recipe import Recipe, allowed, parse_recipe
+from core.training.config import Recipe, allowed, parse_recipe
 
 
 def settings(command: Any) -> Any:

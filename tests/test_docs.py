@@ -11,10 +11,10 @@ from api.problems import REFUSALS
 from api.settings import ApiSettings
 from api.submission import Wishes
 from core import errors
-from core.recipe import Recipe
 from core.settings import Settings
 from core.style.presets import PRESETS
 from core.style.spec import KNOBS, StyleSpec
+from core.training.config import Recipe
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from core import errors
 from core.neural.parameters import pair, torchvision_names
 from core.neural.torchvision_registry import module
 from core.neural.vgg import TORCHVISION
-from core.recipe import Recipe
+from core.training.config import Recipe
 
 _ROWS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # the columns of the paper's table, in torchvision
 # What the deep networks of the paper take over from VGG-11: its first four convolutions, and all after the last.

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from core import errors
-from core.dataset import Dataset, Split
 from core.neural.torchvision_registry import module
-from core.recipe import Recipe
+from core.training.config import Recipe
+from core.training.dataset import Dataset, Split
 
 Place = tuple[int, int]  # epoch, and index in the split
 

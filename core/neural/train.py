@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from core import errors
-from core.dataset import Dataset
 from core.neural import feed, trained
 from core.neural.classifier import Classifier
 from core.neural.team import Team
 from core.neural.trained import Checkpoint, Position
 from core.neural.trainlog import Log, Row
 from core.neural.vgg import fast_dtype, keep_exact
-from core.recipe import Recipe
 from core.storage.files import exclusive_lock
+from core.training.config import Recipe
+from core.training.dataset import Dataset
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -22,8 +22,8 @@ from core.neural import files
 from core.neural.classifier import Classifier, full_outputs, widened
 from core.neural.parameters import Parameters
 from core.neural.vgg import TORCHVISION
-from core.recipe import Recipe
 from core.storage.files import atomic_write
+from core.training.config import Recipe
 
 _FORMAT: Literal[1] = 1
 

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from cli.dataset import build
-from core.dataset import STORES
 from core.images.decoders import RESIZES
+from core.training.dataset import STORES
 
 
 def impasto(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":

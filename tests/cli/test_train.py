@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from core.harvest import Wish, build
+from core.training.dataset_builder import Wish, build
 
 
 def impasto(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.harvest import Wish, build
+from core.training.dataset_builder import Wish, build
 
 
 def _stripes(hand: np.random.Generator, *, upright: bool) -> Image.Image:

@@ -8,7 +8,7 @@ from torch.nn import functional
 from core import errors
 from core.neural.classifier import Classifier, full_outputs, places, widened
 from core.neural.torchvision_registry import module
-from core.recipe import Recipe
+from core.training.config import Recipe
 
 SMALL = Recipe(width=0.125, hidden=16, crop_px=40)
 

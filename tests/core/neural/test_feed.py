@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from core import errors
-from core.dataset import Dataset
 from core.neural.feed import Order, Share, Views, in_order, loader, shuffled
-from core.recipe import Recipe
+from core.training.config import Recipe
+from core.training.dataset import Dataset
 
 RECIPE = Recipe(crop_px=32, epochs=3, augment="scale", seed=4)
 CPU = torch.device("cpu")

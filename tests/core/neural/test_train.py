@@ -20,8 +20,6 @@ import torch
 from PIL import Image
 
 from core import errors
-from core.dataset import Dataset
-from core.harvest import Wish, build
 from core.neural import trained
 from core.neural.classifier import Classifier
 from core.neural.feed import Share
@@ -29,7 +27,9 @@ from core.neural.team import Team
 from core.neural.train import Moment, Pacing, train
 from core.neural.trained import Position, load
 from core.neural.weights import WeightsCache
-from core.recipe import Recipe
+from core.training.config import Recipe
+from core.training.dataset import Dataset
+from core.training.dataset_builder import Wish, build
 
 ROOT = Path(__file__).parents[3]
 TINY = Recipe(
@@ -81,7 +81,7 @@ from pathlib import Path
 import torch
 from core.neural.team import Team
 from core.neural.train import Pacing, train
-from core.recipe import Recipe
+from core.training.config import Recipe
 
 dataset, run, recipe, at, where = sys.argv[1:]
 def on_moment(moment):
@@ -139,7 +139,7 @@ from pathlib import Path
 import torch
 from core.neural.team import joined
 from core.neural.train import Pacing, train
-from core.recipe import Recipe
+from core.training.config import Recipe
 
 dataset, run, recipe, at = sys.argv[1:]
 def on_moment(moment):

@@ -3,7 +3,7 @@
 import pytest
 
 from core import errors
-from core.recipe import Recipe, allowed, parse_recipe
+from core.training.config import Recipe, allowed, parse_recipe
 
 
 def test_texts_become_settings() -> None:

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core import errors, harvest
-from core.dataset import SPLITS, Dataset, State, contact_sheet, room
-from core.harvest import Wish, build
+from core import errors
 from core.images import codec
+from core.training import dataset_builder
+from core.training.dataset import SPLITS, Dataset, State, contact_sheet, room
+from core.training.dataset_builder import Wish, build
 
 WISH = Wish(side_px=32, validation=0.25)
 
@@ -99,7 +100,7 @@ def test_progress_counts_what_is_refused_at_once_and_tells_no_time_before_it_kno
 ) -> None:
     for path in source.glob("cats/[1-9].png"):
         path.write_text("no picture")
-    seen = list[harvest.Progress]()
+    seen = list[dataset_builder.Progress]()
     state = build(source, tmp_path / "out", WISH, jobs=1, on_progress=seen.append)
 
     assert (9, 9) == (state.refused, seen[-1].refused)
@@ -163,15 +164,15 @@ def test_a_picture_and_its_copy_are_on_the_same_side(source: Path, tmp_path: Pat
 def build_elsewhere(source: Path, out: Path, prelude: str = "") -> "subprocess.Popen[bytes]":
     script = f"""
 from pathlib import Path
-import core.harvest as harvest
-from core.harvest import Wish, build
+import core.training.dataset_builder as harvest
+from core.training.dataset_builder import Wish, build
 {prelude}
 if __name__ == "__main__":
     build(Path({str(source)!r}), Path({str(out)!r}), Wish(32, validation=0.25), 2)
 """
     file = out.with_suffix(".py")
     file.write_text(script)
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     return subprocess.Popen([sys.executable, str(file)], env={**os.environ, "PYTHONPATH": str(root)})
 
 
@@ -180,11 +181,11 @@ def test_a_build_that_is_killed_goes_on_and_ends_with_the_same_bytes(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, left: int
 ) -> None:
     """Killed before the commit with that number: two for the listing, five of four pictures each, one for the end."""
-    monkeypatch.setattr("core.harvest._PORTION", 4)
+    monkeypatch.setattr("core.training.dataset_builder._PORTION", 4)
     wanted = build(source, tmp_path / "whole", WISH)
     prelude = f"""
 import os, signal
-from core.dataset import Book
+from core.training.dataset import Book
 harvest._PORTION = 4
 written, count = Book.write, 0
 def write(book, *args):
@@ -199,8 +200,8 @@ Book.write = write
     with pytest.raises(errors.BadDataset, match="not complete"):
         Dataset(tmp_path / "out")
 
-    read, looked_at = harvest._content, list[Path]()
-    monkeypatch.setattr(harvest, "_content", lambda path: looked_at.append(path) or read(path))
+    read, looked_at = dataset_builder._content, list[Path]()
+    monkeypatch.setattr(dataset_builder, "_content", lambda path: looked_at.append(path) or read(path))
     state = build(source, tmp_path / "out", WISH)
 
     assert wanted == state
@@ -270,8 +271,8 @@ def test_a_class_without_a_usable_picture_is_told_of_and_the_build_goes_on_when_
 
     shutil.move(kept / "0.png", source / "dogs" / "better.png")
     shutil.move(kept / "1.png", source / "dogs" / "best.png")
-    read, looked_at = harvest._content, list[str]()
-    monkeypatch.setattr(harvest, "_content", lambda path: looked_at.append(path.name) or read(path))
+    read, looked_at = dataset_builder._content, list[str]()
+    monkeypatch.setattr(dataset_builder, "_content", lambda path: looked_at.append(path.name) or read(path))
     state = build(source, tmp_path / "out", Wish(32, validation=0.25))
 
     assert {"better.png", "best.png"} == set(looked_at)

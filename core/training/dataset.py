@@ -3,7 +3,7 @@
 Keys and values: `header` (what it is) and `state` (how far it is) in JSON; the databases `train` and `validation` with
 an index of 8 bytes for a class's number of 2 bytes and the picture; `files`, the hash of a path for class and path;
 `refused`, an index for a sentence. Pictures lie in the order of their paths' hashes: neighbors have nothing to do with
-each other, and the first hundred are a fair sample. Knows no folder of files (core/harvest.py) and no tensors.
+each other, and the first hundred are a fair sample. Knows no folder of files (dataset_builder.py) and no tensors.
 """
 
 import errno

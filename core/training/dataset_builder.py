@@ -21,10 +21,10 @@ from pathlib import Path
 from PIL import Image
 
 from core import errors
-from core.dataset import INDEX, LABEL, MAX_CLASSES, Book, Header, Split, State, Store, digest_of, room
 from core.images import codec
 from core.images.decoders import Decoder, Resize
 from core.storage.files import exclusive_lock
+from core.training.dataset import INDEX, LABEL, MAX_CLASSES, Book, Header, Split, State, Store, digest_of, room
 
 _LISTED_AT_ONCE = 4096
 _PORTION = 256  # pictures from one commit to the next
