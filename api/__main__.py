@@ -13,8 +13,8 @@ from api.lookout import Lookout
 from api.protocol import Limits, patient
 from api.settings import ApiSettings
 from core import errors
-from core.logs import configure_logging
-from core.settings import Settings, read_settings
+from core.config import Settings, read_settings
+from core.log import configure_logging
 
 
 def main() -> None:

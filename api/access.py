@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import metrics, problems
 from core import errors
-from core.logs import request_id
+from core.log import request_id
 
 GONE = 499  # for the log only: the client did not wait for the answer
 

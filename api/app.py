@@ -38,10 +38,10 @@ from api.rates import Rates
 from api.reaper import Reaper
 from api.settings import ApiSettings
 from core.auth.api_keys import Keys
+from core.celery_app import make_celery, ring
+from core.config import Settings, read_settings
 from core.images import codec as pictures
 from core.jobs.store import JobStore
-from core.queue import make_celery, ring
-from core.settings import Settings, read_settings
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
 

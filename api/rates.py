@@ -20,7 +20,7 @@ from limits.strategies import FixedWindowRateLimiter
 from starlette.concurrency import run_in_threadpool
 
 from core import errors
-from core.connection import PREFIX, connection, unavailable
+from core.redis_client import PREFIX, connection, unavailable
 
 SETTLE_SECONDS = 1.0
 _WRONG_KEYS = "wrong-keys"
@@ -50,7 +50,7 @@ class Rates:
     ) -> None:
         """A minute. submissions, others: of one caller; wrong_keys: from one address.
 
-        rest_seconds: as of core.connection.unavailable.
+        rest_seconds: as of core.redis_client.unavailable.
         """
         self._redis, self._unavailable = connection(redis_url), unavailable(rest_seconds)
         storage = RedisStorage(redis_url, connection_pool=self._redis.connection_pool, key_prefix=f"{PREFIX}rates")

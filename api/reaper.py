@@ -15,8 +15,8 @@ from itertools import islice
 from celery import Celery
 
 from core import errors
+from core.celery_app import ring, silence, waiting_bells
 from core.jobs.store import JobStore
-from core.queue import ring, silence, waiting_bells
 from core.storage.blobs import Blobs, is_digest
 from core.storage.checkpoints import Checkpoints
 

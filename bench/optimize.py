@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.peer import Peer
+from core.config import Settings
 from core.images import codec
 from core.neural import pixels
 from core.neural.objective import Objective
@@ -26,7 +27,6 @@ from core.neural.stylize import stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Network, stride
 from core.neural.weights import Precision, WeightsCache
-from core.settings import Settings
 from core.style.spec import ModelName, StyleSpec, parse_spec
 
 SAMPLES = Path(__file__).parents[1] / "samples"

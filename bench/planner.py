@@ -15,13 +15,13 @@ from PIL import Image
 
 from bench.optimize import SAMPLES
 from core import errors
+from core.config import Settings
 from core.images import codec
 from core.neural.planner import Pace, Planner, measured_pace
 from core.neural.stylize import stylize
 from core.neural.subject import Subject
 from core.neural.vgg import Network
 from core.neural.weights import Precision, WeightsCache
-from core.settings import Settings
 from core.style.spec import StyleSpec, parse_spec
 
 

@@ -21,12 +21,12 @@ from PIL import Image
 from bench import api
 from bench.optimize import SAMPLES, pair
 from cli.up import LocalService, free_port
+from core.config import Settings
 from core.jobs.models import JobInput, new_job_id
 from core.jobs.store import Standing
 from core.neural.planner import NOMINAL, Planner
 from core.neural.stylize import Moment, Painting, Progress, stylize
 from core.neural.weights import WeightsCache
-from core.settings import Settings
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
 from core.style.spec import StyleSpec

@@ -28,9 +28,9 @@ from cli.train import train
 from cli.up import LocalService, service_url
 from cli.weights import weights
 from core import errors
+from core.config import Settings, read_settings
 from core.images import codec
 from core.jobs.models import LOCAL, Job, Status
-from core.settings import Settings, read_settings
 from core.storage.blobs import digest_of
 from core.style.spec import parse_spec
 from impasto import Client, Estimate

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from core.auth.api_keys import Keys
+from core.config import Settings, read_settings
 from core.jobs.models import Priority
-from core.settings import Settings, read_settings
 
 
 @click.group()

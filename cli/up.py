@@ -25,8 +25,8 @@ from celery.platforms import set_pdeathsig  # type: ignore[attr-defined]
 
 from cli.keys import store_file
 from core import errors
+from core.config import Settings
 from core.jobs.store import JobStore
-from core.settings import Settings
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0  # handing a job back takes one iteration

@@ -10,8 +10,8 @@ import click
 from cli.number import Number
 from cli.plain import plain
 from core import errors
+from core.config import Settings, read_settings
 from core.images import codec
-from core.settings import Settings, read_settings
 from core.style.spec import MODEL_NAME
 
 existing = click.Path(exists=True, dir_okay=False, path_type=Path)

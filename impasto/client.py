@@ -27,10 +27,10 @@ import httpx2
 from pydantic import BaseModel
 
 from core import errors
+from core.config import Settings, read_settings
 from core.images.codec import Format
 from core.jobs.models import Batch, Frame, Job, Priority, Status
 from core.jobs.service_info import Estimate, Model, System
-from core.settings import Settings, read_settings
 from core.style.presets import Preset
 
 PATIENCE_SECONDS = 60.0  # a service that restarts is away for less

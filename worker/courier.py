@@ -15,10 +15,10 @@ import time
 from datetime import UTC, datetime
 
 from core import errors
+from core.config import Settings, read_settings
 from core.jobs.models import Job
 from core.jobs.store import JobStore, WebhookEnd
-from core.logs import configure_logging
-from core.settings import Settings, read_settings
+from core.log import configure_logging
 from core.webhooks.policy import Policy, body
 from worker import exits
 from worker.delivery import Delivery, Undelivered

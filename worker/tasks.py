@@ -12,10 +12,10 @@ from celery import shared_task
 from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutting_down
 
 from core import errors
+from core.celery_app import STYLIZE, ring
+from core.config import Settings, read_settings
 from core.jobs.store import JobStore
-from core.logs import configure_logging
-from core.queue import STYLIZE, ring
-from core.settings import Settings, read_settings
+from core.log import configure_logging
 from worker import exits
 from worker.mourner import Mourner
 from worker.settings import WorkerSettings

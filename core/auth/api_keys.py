@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from core import errors
-from core.connection import PREFIX, connection, unavailable
 from core.jobs.models import Priority
+from core.redis_client import PREFIX, connection, unavailable
 
 _SECRET = re.compile(r"impasto_[a-z2-7]{52}")
 _NAME = re.compile(r"\S(?:.{0,98}\S)?")
@@ -40,7 +40,7 @@ class Keys:
     """All keys of a service. Every method raises StoreUnavailable when the server does not answer in time."""
 
     def __init__(self, redis_url: str, *, rest_seconds: float = 0) -> None:
-        """rest_seconds: as of core.connection.unavailable."""
+        """rest_seconds: as of core.redis_client.unavailable."""
         self._redis, self._unavailable = connection(redis_url), unavailable(rest_seconds)
 
     def close(self) -> None:

@@ -12,10 +12,10 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import ResponseError
 
 from core import errors
-from core.connection import CONNECT_SECONDS, PATIENCE_SECONDS, PREFIX, RETRIED, unavailable
 from core.jobs import store
 from core.jobs.models import Job, Load, Queue
 from core.jobs.serialization import job_of, load_of
+from core.redis_client import CONNECT_SECONDS, PATIENCE_SECONDS, PREFIX, RETRIED, unavailable
 
 CHANGES = f"{PREFIX}changes"
 SILENCE_SECONDS = 5.0  # after which the server is asked whether it is still there
@@ -28,7 +28,7 @@ class JobReader:
         self._redis: Any = Redis.from_url(
             redis_url,
             decode_responses=True,
-            encoding_errors="replace",  # as core/connection.py
+            encoding_errors="replace",  # as core/redis_client.py
             socket_timeout=PATIENCE_SECONDS,
             socket_connect_timeout=CONNECT_SECONDS,
             retry=Retry(ConstantBackoff(0.05), 1, supported_errors=RETRIED),

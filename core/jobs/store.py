@@ -18,7 +18,6 @@ from typing import Any, Literal
 from redis.exceptions import ResponseError
 
 from core import errors
-from core.connection import PREFIX, connection, unavailable
 from core.jobs.models import (
     LOCAL,
     MAX_ATTEMPTS,
@@ -42,6 +41,7 @@ from core.jobs.models import (
     new_job_id,
 )
 from core.jobs.serialization import hashed, job_of, load_of, order_of
+from core.redis_client import PREFIX, connection, unavailable
 
 LEASE_SECONDS = 5.0
 HOLD_SECONDS = 600.0  # of a blob, between its writing and the step that uses it
@@ -75,7 +75,7 @@ class JobStore:
     """The verbs of a job's life. Every method raises StoreUnavailable when the server does not answer in time."""
 
     def __init__(self, redis_url: str, *, lease_seconds: float = LEASE_SECONDS, rest_seconds: float = 0) -> None:
-        """rest_seconds: as of core.connection.unavailable, for a process that many ask."""
+        """rest_seconds: as of core.redis_client.unavailable, for a process that many ask."""
         self._redis, self._unavailable = connection(redis_url), unavailable(rest_seconds)
         self.lease_seconds = lease_seconds
 

@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.settings import ApiSettings
+from core.config import Settings
 from core.images import codec
-from core.settings import Settings
 
 
 @pytest.fixture

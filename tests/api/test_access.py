@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from core.logs import request_id
+from core.log import request_id
 
 
 @pytest.mark.parametrize("own", ["abc-DEF_123", "a" * 64])

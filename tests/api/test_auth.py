@@ -15,9 +15,9 @@ from api.auth import kind_of
 from api.rates import Kind
 from api.settings import ApiSettings
 from core.auth.api_keys import Keys
-from core.connection import PREFIX
+from core.config import Settings
 from core.jobs.models import Priority, new_job_id
-from core.settings import Settings
+from core.redis_client import PREFIX
 
 Serve = Callable[..., TestClient]
 

@@ -11,7 +11,7 @@ from api.app import create_app
 from api.guard import names_for
 from api.settings import ApiSettings
 from core import errors
-from core.settings import Settings, read_settings
+from core.config import Settings, read_settings
 
 FRIEND = "https://friend.example"
 

@@ -11,10 +11,10 @@ from celery import Celery
 
 from api.reaper import Reaper
 from core import errors
-from core.connection import PREFIX
+from core.celery_app import QUEUE, make_celery, ring, waiting_bells
 from core.jobs.models import Frame, Job, JobInput, Status, Terms, new_job_id
 from core.jobs.store import JobStore
-from core.queue import QUEUE, make_celery, ring, waiting_bells
+from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
 from core.style.spec import StyleSpec

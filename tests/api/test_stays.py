@@ -13,7 +13,7 @@ import pytest
 
 from api.app import create_app
 from api.settings import ApiSettings
-from core.settings import Settings
+from core.config import Settings
 
 PROMISED = Path(__file__).with_name("v1.txt")
 

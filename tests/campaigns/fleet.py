@@ -19,7 +19,7 @@ import redis
 from processes import environment, valkey_command
 
 from cli.up import free_port
-from core.settings import Settings
+from core.config import Settings
 
 LOOK_SECONDS = 0.05
 START_SECONDS = 180  # on a machine that others use as well

@@ -23,13 +23,13 @@ from fleet import Fleet, Program
 from history import History, events, judged
 from kills import Caller
 
-from core.queue import QUEUE, STYLIZE
+from core.celery_app import QUEUE, STYLIZE
 
 KNOBS = {"size": "64", "iterations": "20", "scales": "1"}
 PATIENCE_SECONDS = 60.0
 # A child that has heard 500 bells makes room for another, in peace: here that would pass for a death.
 _STAYS = """
-import core.queue as q
+import core.celery_app as q
 retires = q.make_celery
 def stays(*url, **options):
     app = retires(*url, **options)
@@ -38,7 +38,7 @@ def stays(*url, **options):
 q.make_celery = stays
 """
 _STOCK = """
-import os, core.queue as q
+import os, core.celery_app as q
 os.environ["C_FORCE_ROOT"] = "1"
 ours = q.make_celery
 def stock(*url, **options):

@@ -13,8 +13,8 @@ from fleet import Fleet
 from history import History, events, judged
 from kills import Caller
 
+from core.celery_app import QUEUE
 from core.jobs.models import Status
-from core.queue import QUEUE
 
 KNOBS = {"size": "64", "iterations": "10", "scales": "1"}
 LIMIT_SECONDS = 10.0  # until the bells ring again

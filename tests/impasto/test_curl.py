@@ -12,7 +12,7 @@ from PIL import Image
 
 from api.app import create_app
 from api.settings import ApiSettings
-from core.settings import Settings
+from core.config import Settings
 from impasto import Client
 
 ROOT = Path(__file__).parents[2]

@@ -14,14 +14,14 @@ from PIL import Image, ImageChops, ImageStat
 from proxy import Proxy
 
 from core import errors
-from core.connection import PREFIX
+from core.config import Settings
 from core.images import codec
 from core.jobs.models import Job, JobInput, Status, new_job_id
 from core.jobs.store import JobStore
 from core.neural.parameters import Parameters
 from core.neural.subject import Subject
 from core.neural.weights import WeightsCache, random_parameters
-from core.settings import Settings
+from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
 from core.style.spec import parse_spec
 from worker import attempt, lease

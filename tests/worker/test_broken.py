@@ -12,10 +12,10 @@ from fleet import TINY, late
 from PIL import Image
 from processes import environment
 
+from core.celery_app import make_celery, ring
 from core.images import codec
 from core.jobs.models import Job, JobInput, Status, new_job_id
 from core.jobs.store import JobStore
-from core.queue import make_celery, ring
 from core.storage.blobs import Blobs
 from core.style.spec import StyleSpec
 
@@ -156,7 +156,7 @@ def test_a_worker_that_is_deaf_goes_and_the_next_one_hears(
 ) -> None:
     deaf = "module.Channel._brpop_start = lambda *_, **__: None"  # it never asks for a bell
     quick = "module.LOOK_SECONDS, module.DEAF_SECONDS, module.BEGIN_SECONDS = 0.2, 4, 1"
-    process = start(late("core.queue", deaf) + late("worker.warden", quick))
+    process = start(late("core.celery_app", deaf) + late("worker.warden", quick))
     assert 0 == process.wait(90)
     assert "jobs wait, and this worker does nothing" in (tmp_path / "log").read_text()
     assert {Status.QUEUED} == {store.get(job.id).status for job in jobs}
@@ -176,7 +176,7 @@ def test_a_worker_that_does_not_go_by_itself_is_ended(
         "module.Channel._brpop_start = stuck"
     )
     quick = "module.LOOK_SECONDS, module.DEAF_SECONDS, module.BEGIN_SECONDS, module.LEAVE_SECONDS = 0.2, 4, 1, 1"
-    process = start(late("core.queue", deaf) + late("worker.warden", quick))
+    process = start(late("core.celery_app", deaf) + late("worker.warden", quick))
 
     assert 1 == process.wait(90)
     assert {Status.QUEUED} == {store.get(job.id).status for job in jobs}

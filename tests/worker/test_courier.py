@@ -15,9 +15,9 @@ import redis
 from standardwebhooks import Webhook
 
 from api.resource import resource
-from core.connection import PREFIX
 from core.jobs.models import Job, JobInput, Status, Terms, new_job_id
 from core.jobs.store import JobStore
+from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 from core.webhooks.policy import Policy
 from worker.courier import DELAYS, Courier
@@ -188,7 +188,7 @@ def _answers(store: JobStore) -> bool:
 SHORT = """
 import sys
 from core.jobs.store import JobStore
-from core.settings import Settings
+from core.config import Settings
 from worker.courier import Courier
 from worker.delivery import Delivery
 shared = Settings()

@@ -8,9 +8,9 @@ import redis
 from PIL import Image
 
 from core import errors
-from core.connection import PREFIX
 from core.jobs.models import Job, JobInput, JobProgress, Status, new_job_id
 from core.jobs.store import JobStore
+from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 from worker import lease
 from worker.lease import Lease

@@ -7,10 +7,10 @@ import redis
 import uvloop
 
 from core import errors
-from core.connection import PREFIX
 from core.jobs.async_reader import JobReader
 from core.jobs.models import JobInput, new_job_id
 from core.jobs.store import JobStore
+from core.redis_client import PREFIX
 
 
 def _job(store: JobStore) -> str:

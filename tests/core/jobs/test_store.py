@@ -11,7 +11,6 @@ import pytest
 import redis
 
 from core import errors
-from core.connection import PREFIX
 from core.jobs.models import (
     LOCAL,
     MAX_ATTEMPTS,
@@ -29,6 +28,7 @@ from core.jobs.models import (
     new_job_id,
 )
 from core.jobs.store import JobStore, library
+from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 
 CONTENT, STYLE, RESULT, PREVIEW = (f"sha256:{digit * 64}" for digit in "abcd")

@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from core import errors, logs
+from core import errors, log
 from core.webhooks.policy import Policy
 
 _WHSEC = r"^(whsec_([A-Za-z0-9+/]{4}){8,21}([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)?$"
@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"), description="The networks' weights."
     )
-    log_format: logs.Format = Field("text", description="How to log: text for people, json for machines.")
+    log_format: log.Format = Field("text", description="How to log: text for people, json for machines.")
     url: str = Field("http://127.0.0.1:8000", description="Where clients find the service (submit, watch).")
     key: SecretStr = Field(SecretStr(""), description="The API key that clients send, if the service asks for one.")
     webhook_secret: str = Field(

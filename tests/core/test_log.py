@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from core import logs
-from core.logs import request_id
+from core import log
+from core.log import request_id
 
 HOSTILE = 'a\r\nINFO root: forged\x1b[2J\x00\u202e\x85\u2028 "quoted" ä \ud800'
 JOB = "job_" + "a" * 26
@@ -25,7 +25,7 @@ def _record(message: str, *args: object, trace: bool = False, **extra: object) -
 
 
 def test_a_json_line_says_when_how_bad_who_and_what() -> None:
-    said = json.loads(logs.JsonLines().format(_record("%s: failed", JOB, fields={"status": 503})))
+    said = json.loads(log.JsonLines().format(_record("%s: failed", JOB, fields={"status": 503})))
 
     assert said.pop("time").endswith("+00:00")
     expected = {"level": "warning", "logger": "a.b", "message": f"{JOB}: failed", "job": JOB, "status": 503}
@@ -35,7 +35,7 @@ def test_a_json_line_says_when_how_bad_who_and_what() -> None:
 @pytest.mark.parametrize("message", [HOSTILE, HOSTILE * 5000, "\x00" * 100_000])
 @pytest.mark.parametrize("trace", [False, True])
 def test_a_json_line_is_one_short_line_without_control_characters(message: str, trace: bool) -> None:
-    line = logs.JsonLines().format(_record("%s", message, trace=trace))
+    line = log.JsonLines().format(_record("%s", message, trace=trace))
 
     assert json.loads(line)["message"]
     assert line.isascii()
@@ -45,14 +45,14 @@ def test_a_json_line_is_one_short_line_without_control_characters(message: str, 
 
 @pytest.mark.parametrize("trace", [False, True])
 def test_nobody_can_forge_a_line_of_text_or_move_the_cursor(trace: bool) -> None:
-    first, *others = logs.TextLines().format(_record("%s", HOSTILE, trace=trace)).split("\n")
+    first, *others = log.TextLines().format(_record("%s", HOSTILE, trace=trace)).split("\n")
 
     assert "WARNING a.b: a\\x0d\\x0aINFO" in first
     assert all(line.startswith("  ") for line in others)
     assert all(line.replace("ä", "").isprintable() for line in [first, *others])
 
 
-@pytest.mark.parametrize("form", [logs.JsonLines(), logs.TextLines()])
+@pytest.mark.parametrize("form", [log.JsonLines(), log.TextLines()])
 def test_no_line_tells_a_password(form: logging.Formatter) -> None:
     line = form.format(_record("connected to %s", "redis://:hunter2@redis:6379/0"))
 
@@ -62,16 +62,16 @@ def test_no_line_tells_a_password(form: logging.Formatter) -> None:
 
 def test_a_request_is_named_while_it_lasts() -> None:
     token = request_id.set("abc")
-    said = json.loads(logs.JsonLines().format(_record("x")))
+    said = json.loads(log.JsonLines().format(_record("x")))
     request_id.reset(token)
 
     assert "abc" == said["request"]
-    assert "request" not in json.loads(logs.JsonLines().format(_record("x")))
+    assert "request" not in json.loads(log.JsonLines().format(_record("x")))
 
 
 def test_all_that_a_process_says_by_logging_or_warning_is_json() -> None:
     program = (
-        "import logging, warnings; from core.logs import configure_logging; configure_logging('json');"
+        "import logging, warnings; from core.log import configure_logging; configure_logging('json');"
         "logging.getLogger('x').info('hello');"
         "warnings.warn('careful')"
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from core.queue import QUEUE, STYLIZE, make_celery, ring, waiting_bells
+from core.celery_app import QUEUE, STYLIZE, make_celery, ring, waiting_bells
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import redis
 
 from core import errors
 from core.auth.api_keys import Keys
-from core.connection import unavailable
 from core.jobs.store import JobStore
+from core.redis_client import unavailable
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def _made(line: unavailable, answer: BaseException | None = None) -> bool:
 
 def test_of_a_crowd_one_at_a_time_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now, line, silence = 100.0, unavailable(rest_seconds=0.5), redis.TimeoutError("nothing")
-    monkeypatch.setattr("core.connection.time.monotonic", lambda: now)
+    monkeypatch.setattr("core.redis_client.time.monotonic", lambda: now)
 
     assert _made(line, silence)
     assert not _made(line)
