@@ -13,11 +13,11 @@ import torch
 
 from core.config import Settings
 from core.images import codec
-from core.neural import files
-from core.neural.parameters import CAFFE
-from core.neural.pixels import to_image
+from core.neural.transfer.pixels import to_image
 from core.neural.vgg import Network
-from core.neural.weights import WeightsCache
+from core.neural.weights import files
+from core.neural.weights.cache import WeightsCache
+from core.neural.weights.parameters import CAFFE
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "harbor.jpg"
 SIDE_PX = 224

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from core.neural.feed import Views
-from core.neural.torchvision_registry import module
+from core.neural.training.data import Views
+from core.neural.weights.torchvision_registry import module
 from core.training.config import Recipe
 from core.training.dataset import STORES, Dataset
 from core.training.dataset_builder import Progress, Wish, build

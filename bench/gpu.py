@@ -15,11 +15,11 @@ from PIL import Image
 
 from bench.optimize import SAMPLES, Pair, floor, pair, seconds_of, wait
 from bench.peer import FILTERS, Peer
-from core.neural.optimize import LBFGS
-from core.neural.planner import Planner, measured_pace
-from core.neural.stylize import stylize
+from core.neural.transfer.optimize import LBFGS
+from core.neural.transfer.planner import Planner, measured_pace
+from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Network, stride
-from core.neural.weights import DTYPES, Precision, WeightsCache, random_parameters
+from core.neural.weights.cache import DTYPES, Precision, WeightsCache, random_parameters
 from core.style.spec import StyleSpec
 from core.style.vgg_layers import Architecture, convolutions
 

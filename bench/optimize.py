@@ -18,15 +18,15 @@ from torch.nn import functional
 from bench.peer import Peer
 from core.config import Settings
 from core.images import codec
-from core.neural import pixels
-from core.neural.objective import Objective
-from core.neural.optimize import LBFGS
-from core.neural.planner import Planner
-from core.neural.schedule import Scale, schedule
-from core.neural.stylize import stylize
-from core.neural.subject import Subject
+from core.neural.transfer import pixels
+from core.neural.transfer.inputs import Subject
+from core.neural.transfer.objective import Objective
+from core.neural.transfer.optimize import LBFGS
+from core.neural.transfer.planner import Planner
+from core.neural.transfer.schedule import Scale, schedule
+from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Network, stride
-from core.neural.weights import Precision, WeightsCache
+from core.neural.weights.cache import Precision, WeightsCache
 from core.style.spec import ModelName, StyleSpec, parse_spec
 
 SAMPLES = Path(__file__).parents[1] / "samples"

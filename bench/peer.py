@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from core.neural import pixels
+from core.neural.transfer import pixels
 from core.neural.vgg import MEAN, STD, Network
 from core.style.spec import StyleSpec, parse_spec
 

@@ -17,11 +17,11 @@ from bench.optimize import SAMPLES
 from core import errors
 from core.config import Settings
 from core.images import codec
-from core.neural.planner import Pace, Planner, measured_pace
-from core.neural.stylize import stylize
-from core.neural.subject import Subject
+from core.neural.transfer.inputs import Subject
+from core.neural.transfer.planner import Pace, Planner, measured_pace
+from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Network
-from core.neural.weights import Precision, WeightsCache
+from core.neural.weights.cache import Precision, WeightsCache
 from core.style.spec import StyleSpec, parse_spec
 
 

@@ -24,9 +24,9 @@ from cli.up import LocalService, free_port
 from core.config import Settings
 from core.jobs.models import JobInput, new_job_id
 from core.jobs.store import Standing
-from core.neural.planner import NOMINAL, Planner
-from core.neural.stylize import Moment, Painting, Progress, stylize
-from core.neural.weights import WeightsCache
+from core.neural.transfer.planner import NOMINAL, Planner
+from core.neural.transfer.stylize import Moment, Painting, Progress, stylize
+from core.neural.weights.cache import WeightsCache
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
 from core.style.spec import StyleSpec

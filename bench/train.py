@@ -17,13 +17,13 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from core.images import codec
-from core.neural import trained
-from core.neural.classifier import Classifier
-from core.neural.stylize import stylize
-from core.neural.subject import Subject
-from core.neural.team import Team, joined
-from core.neural.train import Pacing, train
-from core.neural.weights import WeightsCache
+from core.neural.training import artifacts
+from core.neural.training.classifier import Classifier
+from core.neural.training.distributed import Team, joined
+from core.neural.training.trainer import Pacing, train
+from core.neural.transfer.inputs import Subject
+from core.neural.transfer.stylize import stylize
+from core.neural.weights.cache import WeightsCache
 from core.style.spec import parse_spec
 from core.training.config import Recipe
 
@@ -102,7 +102,7 @@ def start(
 def paint(*, run: Path, out: Path, size: str, iterations: str, content: Path, style: Path) -> None:
     """Paint with the network of a run, and with one of the same shape that has learnt nothing: two pictures."""
     out.mkdir(parents=True, exist_ok=True)
-    about = trained.load(run / "checkpoint.pt").about
+    about = artifacts.load(run / "checkpoint.pt").about
     model_name: Any = about.recipe.architecture
     spec = parse_spec({"size": size, "iterations": iterations, "model": model_name})
     subject = Subject(codec.decode(content.read_bytes()), [codec.decode(style.read_bytes())])
@@ -116,7 +116,7 @@ def paint(*, run: Path, out: Path, size: str, iterations: str, content: Path, st
                 torch.manual_seed(0)
                 model = Classifier(about.recipe, len(about.classes))
                 model.begin("he")
-                trained.publish(folder, model, about, 0, None)
+                artifacts.publish(folder, model, about, 0, None)
             cache = WeightsCache(folder)
             cache.import_file(model_name, folder / "network.safetensors")
             painting = stylize(subject, spec, cache.load(model_name, "auto", "auto"))

@@ -50,9 +50,9 @@ def stylize(
     check_output(output)
     spec = parse_spec(knobs_of(given, source)).for_pictures(len(style), len(masks), init_image=init_image is not None)
 
-    from core.neural.planner import NOMINAL, Planner, pace_of
-    from core.neural.stylize import Moment
-    from core.neural.stylize import stylize as paint
+    from core.neural.transfer.planner import NOMINAL, Planner, pace_of
+    from core.neural.transfer.stylize import Moment
+    from core.neural.transfer.stylize import stylize as paint
 
     wanted, subject = _read(content, style, masks, init_image, spec)
     cache = opened()
@@ -88,7 +88,7 @@ def _read(
     content: Path, style: tuple[Path, ...], masks: tuple[Path, ...], init_image: Path | None, spec: StyleSpec
 ) -> tuple[JobInput, Any]:
     """What is asked for, with the pictures' digests, and the pictures themselves. Each file is read once."""
-    from core.neural.subject import Subject
+    from core.neural.transfer.inputs import Subject
 
     files: dict[str, bytes] = {}
 

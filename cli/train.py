@@ -48,9 +48,9 @@ def train(
     """Train a VGG on DATASET in the folder OUTPUT. Given again, it goes on where the last checkpoint is."""
     recipe = parse_recipe({name: value for name, value in given.items() if value is not None})
 
-    from core.neural.team import joined, reading_processes
-    from core.neural.train import Moment, Pacing
-    from core.neural.train import train as teach
+    from core.neural.training.distributed import joined, reading_processes
+    from core.neural.training.trainer import Moment, Pacing
+    from core.neural.training.trainer import train as teach
 
     with joined(device) as team, Bar() as bar:
 

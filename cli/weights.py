@@ -31,7 +31,7 @@ def weights() -> None:
 
 def opened() -> Any:
     """The cache of networks. Loads torch."""
-    from core.neural.weights import WeightsCache
+    from core.neural.weights.cache import WeightsCache
 
     return WeightsCache(read_settings(Settings).weights_dir)
 
@@ -111,7 +111,7 @@ def remove(name: str) -> None:
 @convention_option
 def export(name: str, file: Path, convention: Any) -> None:
     """Write a network as .caffemodel (with .prototxt), .pth or .safetensors."""
-    from core.neural import files
+    from core.neural.weights import files
 
     cache = opened()
     if file.suffix.lower() not in files.SUFFIXES:
@@ -137,14 +137,14 @@ def normalize(model: str, folder: Path, name: str | None, least: float) -> None:
 
     As in Gatys et al. 2016. The network's function stays the same; how much each filter counts for the style does not.
     """
-    from core.neural import activations
+    from core.neural.weights import normalization
 
     cache = opened()
     model = cache.resolve(model)
     name = name or f"{model}-normalized"
     if (architecture := cache.entry(model).architecture) is not None:
         cache.check_name(name, architecture)
-    found = activations.averages(cache.load(model, precision="float32"), _pictures(folder))
+    found = normalization.averages(cache.load(model, precision="float32"), _pictures(folder))
     parameters, card = cache.parameters(model)
     told = {
         "normalized_over": f"{found.pictures} pictures, least {least:g}",
@@ -152,7 +152,7 @@ def normalize(model: str, folder: Path, name: str | None, least: float) -> None:
     }
     for layer, count in found.weak(least).items():
         click.echo(f"{layer}: {count} filters respond too weakly; they stay below 1.")
-    made = cache.keep(name, activations.normalized(parameters, found, least), {**card, **told})
+    made = cache.keep(name, normalization.normalized(parameters, found, least), {**card, **told})
     click.echo(f"{_line(made)}, over {found.pictures} pictures")
 
 

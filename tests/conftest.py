@@ -15,7 +15,7 @@ from cli.up import free_port
 from core.config import Settings
 from core.jobs.store import JobStore
 from core.neural.vgg import Network
-from core.neural.weights import WeightsCache, random_parameters
+from core.neural.weights.cache import WeightsCache, random_parameters
 from core.storage.blobs import Blobs
 
 SAMPLES = Path(__file__).parents[1] / "samples"

@@ -22,7 +22,7 @@ from billiard.spawn import get_command_line
 from api import health
 from api.settings import ApiSettings
 from core.config import Settings, read_settings
-from core.neural.weights import Fetched
+from core.neural.weights.cache import Fetched
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[1]

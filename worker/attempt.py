@@ -19,11 +19,12 @@ from core.images import codec
 from core.images.darkroom import Darkroom
 from core.jobs.models import Frame, Job, JobProgress, NetworkUsed, Output, Steered
 from core.jobs.store import JobStore, Standing
-from core.neural import checkpoint, device
-from core.neural.checkpoint import Checkpoint, Steering
-from core.neural.planner import Planner
-from core.neural.stylize import Moment, Painting, Progress, stylize
-from core.neural.subject import Subject
+from core.neural import device
+from core.neural.transfer import checkpoint
+from core.neural.transfer.checkpoint import Checkpoint, Steering
+from core.neural.transfer.inputs import Subject
+from core.neural.transfer.planner import Planner
+from core.neural.transfer.stylize import Moment, Painting, Progress, stylize
 from core.neural.vgg import Network
 from core.storage.blobs import Blobs, digest_of
 from core.storage.checkpoints import Checkpoints

@@ -12,7 +12,7 @@ from core import errors
 from core.jobs.models import Forecast, JobError, Question, Step
 from core.jobs.store import JobStore
 from core.neural import device
-from core.neural.planner import Plan, Planner, device_name
+from core.neural.transfer.planner import Plan, Planner, device_name
 from core.neural.vgg import Network
 from core.style.spec import ModelName, parse_spec
 from worker import exits

@@ -13,9 +13,9 @@ from core.config import Settings
 from core.jobs.models import Job, Worker
 from core.jobs.store import JobStore
 from core.neural import device
-from core.neural.planner import Planner, device_name, pace_of
+from core.neural.transfer.planner import Planner, device_name, pace_of
 from core.neural.vgg import Network
-from core.neural.weights import WeightsCache
+from core.neural.weights.cache import WeightsCache
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
 from core.style.spec import ModelName

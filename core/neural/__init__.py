@@ -1,9 +1,7 @@
 """Everything that imports torch. Tensors know nothing of Redis, Celery, HTTP or jobs.
 
-pixels: picture <-> tensor. vgg: the network and its gradient. parameters: what it is made of. files, caffe: in and out
-of files. sources: where they are fetched. weights: the cache of them. activations: every average at 1. losses: the
-paper's terms. tiling: parts of large pictures. objective: the weighted sum. optimize: its minimisers. schedule: coarse
-to fine. subject: the pictures of a run. planner: memory and time before it. stylize: the run.
+vgg: the network and its gradient. device: what a device can do, and its errors. transfer/: one picture in the style of
+another. weights/: the files of networks. training/: a network from a data set.
 """
 
 import os

@@ -54,7 +54,7 @@ def late(module: str, code: str) -> str:
 
 # A network of 4 channels with weights of chance: where it does not matter what is painted, but how often.
 TINY = late(
-    "core.neural.weights",
+    "core.neural.weights.cache",
     "import torch, core.style.vgg_layers\n"
     "core.style.vgg_layers.WIDTHS = (4, 4, 4, 4, 4)\n"
     "tiny = dict(name='vgg16', sha256='tiny', device='cpu', dtype=torch.float32)\n"

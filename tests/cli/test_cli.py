@@ -12,9 +12,9 @@ from PIL import Image
 
 from cli.up import free_port
 from core.images import codec
-from core.neural import files
-from core.neural.parameters import Parameters
-from core.neural.weights import WeightsCache, random_parameters
+from core.neural.weights import files
+from core.neural.weights.cache import WeightsCache, random_parameters
+from core.neural.weights.parameters import Parameters
 from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
 from core.style.spec import KNOBS

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from cli.up import free_port
-from core.neural.weights import WeightsCache
+from core.neural.weights.cache import WeightsCache
 from impasto import Client
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from cli.up import free_port
 from core.images import codec
-from core.neural.weights import WeightsCache
+from core.neural.weights.cache import WeightsCache
 
 pytestmark = pytest.mark.e2e
 

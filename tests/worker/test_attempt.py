@@ -18,9 +18,9 @@ from core.config import Settings
 from core.images import codec
 from core.jobs.models import Job, JobInput, Status, new_job_id
 from core.jobs.store import JobStore
-from core.neural.parameters import Parameters
-from core.neural.subject import Subject
-from core.neural.weights import WeightsCache, random_parameters
+from core.neural.transfer.inputs import Subject
+from core.neural.weights.cache import WeightsCache, random_parameters
+from core.neural.weights.parameters import Parameters
 from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
 from core.style.spec import parse_spec

@@ -74,7 +74,7 @@ def jobs(store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Imag
 def test_a_worker_that_fails_at_its_start_stops_and_ends_no_job(
     start: Start, jobs: list[Job], store: JobStore, tmp_path: Path, trouble: str
 ) -> None:
-    process = start(late("core.neural.planner", trouble))
+    process = start(late("core.neural.transfer.planner", trouble))
 
     assert 0 == process.wait(90)
     assert [(Status.QUEUED, 0)] * 2 == [((seen := store.get(job.id)).status, seen.attempt) for job in jobs]
@@ -96,7 +96,7 @@ def test_a_card_that_dies_while_it_idles_ends_the_worker_and_no_job(
         "    return usual(self)\n"
         "module.Planner.free = free\n"
     )
-    process = start(late("core.neural.planner", trouble))
+    process = start(late("core.neural.transfer.planner", trouble))
 
     assert 0 == process.wait(90)
     assert {Status.QUEUED} == {store.get(job.id).status for job in jobs}
@@ -117,7 +117,7 @@ def _at_first(folder: Path, code: str) -> str:
 
 
 HANGS = {
-    "in an iteration": ("core.neural.stylize", "_Clock", "count"),
+    "in an iteration": ("core.neural.transfer.stylize", "_Clock", "count"),
     "in reading a picture": ("core.storage.blobs", "Blobs", "get"),
     "in writing the result": ("core.images.codec", None, "encode"),
     "after the end": ("worker.keeper", "Keeper", "close"),

@@ -8,7 +8,7 @@ import pytest
 from core import errors
 from core.jobs.models import Question
 from core.jobs.store import JobStore
-from core.neural.planner import Pace, Planner
+from core.neural.transfer.planner import Pace, Planner
 from core.neural.vgg import Network
 from core.style.spec import StyleSpec
 from worker.forecaster import Forecaster

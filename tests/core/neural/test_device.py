@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from core import errors
-from core.neural import planner
-from core.neural.planner import Planner, measured_pace
-from core.neural.stylize import stylize
-from core.neural.subject import Subject
+from core.neural.transfer import planner
+from core.neural.transfer.inputs import Subject
+from core.neural.transfer.planner import Planner, measured_pace
+from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Network
-from core.neural.weights import WeightsCache
+from core.neural.weights.cache import WeightsCache
 from core.style.spec import parse_spec
 
 LOST = RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -57,10 +57,10 @@ def test_a_run_knows_a_lost_device_and_missing_memory_wherever_they_show(
 def test_a_device_that_is_lost_while_a_network_is_loaded_is_no_wrong_setting(
     weights: WeightsCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.neural.weights.Network", _raise(LOST))
+    monkeypatch.setattr("core.neural.weights.cache.Network", _raise(LOST))
     with pytest.raises(errors.DeviceLost):
         weights.load("vgg16")
-    monkeypatch.setattr("core.neural.weights.Network", _raise(RuntimeError("CUDA error: invalid device ordinal")))
+    monkeypatch.setattr("core.neural.weights.cache.Network", _raise(RuntimeError("CUDA error: invalid device ordinal")))
     with pytest.raises(errors.BadSettings):
         weights.load("vgg16")
 

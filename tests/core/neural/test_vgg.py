@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from core.neural import pixels
-from core.neural.torchvision_registry import vgg19_source
+from core.neural.transfer import pixels
 from core.neural.vgg import MEAN, POOLING_SCALES, STD, Network
-from core.neural.weights import random_parameters
+from core.neural.weights.cache import random_parameters
+from core.neural.weights.torchvision_registry import vgg19_source
 from core.style.vgg_layers import Architecture, convolutions
 
 # Position of each ReLU in torchvision's `features`, as documented: docs/algorithm.md.

@@ -1,0 +1,1 @@
+"""Trains a VGG classifier on a data set, on one device or several. Knows no style transfer."""

@@ -1,0 +1,1 @@
+"""The files of networks: where they come from, their formats, and the verified cache. Knows no training."""

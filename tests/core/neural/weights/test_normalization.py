@@ -1,0 +1,115 @@
+"""A network with every filter's average at 1: the same function, up to a factor for each filter."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from core import errors
+from core.neural.transfer import pixels
+from core.neural.vgg import Network, Pooling
+from core.neural.weights import normalization
+from core.neural.weights.cache import WeightsCache, random_parameters
+from core.neural.weights.normalization import Averages
+from core.neural.weights.parameters import CAFFE, Parameters
+from core.style.vgg_layers import layers
+
+
+def _network(parameters: Parameters) -> Network:
+    return Network(
+        parameters.architecture, parameters.pairs, name="", sha256="", dtype=torch.float32, takes=parameters.takes
+    )
+
+
+def _means(network: Network, pictures: list[Image.Image]) -> dict[str, Tensor]:
+    """Written down a second time: all responses at once, by layer."""
+    names = layers(network.architecture)
+    found = [network.features(pixels.to_image(picture), names) for picture in pictures]
+    return {name: torch.cat([one[name][0].flatten(1) for one in found], 1).double().mean(1) for name in names}
+
+
+def test_every_filter_of_the_real_network_comes_to_one_and_the_function_stays(
+    vgg16: Network, weights: WeightsCache, photo: Image.Image, painting: Image.Image
+) -> None:
+    """Two pictures of different sizes: each position counts as much as any other."""
+    pictures = [photo, painting.resize((64, 64))]
+    found = normalization.averages(vgg16, pictures)
+    parameters, _ = weights.parameters("vgg16")
+    made = normalization.normalized(parameters, found)
+    usual, changed = _means(vgg16, pictures), _means(_network(made), pictures)
+    image = pixels.to_image(photo)
+    names = layers("vgg16")
+    before, after = (network.features(image, names) for network in (vgg16, _network(made)))
+
+    for layer in names:
+        least = normalization.LEAST * usual[layer].mean()
+        alive = usual[layer] > least
+        assert torch.allclose(found.by_layer[layer], usual[layer], rtol=1e-4), layer
+        assert torch.allclose(changed[layer][alive], torch.ones(()).double(), rtol=1e-3), layer
+        assert all(changed[layer][~alive] <= 1.001)
+        assert alive.sum() > len(alive) / 3
+        factors = usual[layer].clamp_min(least).float().view(1, -1, 1, 1)
+        back = after[layer] * factors
+        assert float((back - before[layer]).norm() / before[layer].norm()) < 1e-4, layer
+
+
+@pytest.mark.parametrize("pooling", ["average", "l2"])
+def test_other_poolings_commute_as_well(
+    vgg16: Network, weights: WeightsCache, photo: Image.Image, pooling: Pooling
+) -> None:
+    found = normalization.averages(vgg16, [photo])
+    made = _network(normalization.normalized(weights.parameters("vgg16")[0], found))
+    image = pixels.to_image(photo)
+    (before,), (after,) = (network.features(image, ["relu5_1"], pooling).values() for network in (vgg16, made))
+    means = found.by_layer["relu5_1"]
+    factors = means.clamp_min(normalization.LEAST * means.mean()).float().view(1, -1, 1, 1)
+
+    assert float((after * factors - before).norm() / before.norm()) < 1e-4
+
+
+def test_dead_filters_stay_dead_and_weak_ones_weak(photo: Image.Image) -> None:
+    """One never responds, one to next to nothing, and nothing is divided by that."""
+    pairs = random_parameters("vgg11")
+    pairs[0][0][0], pairs[0][1][0] = 0, -1
+    pairs[0][0][1] *= 1e-6
+    parameters = Parameters.of(pairs, CAFFE)
+    found = normalization.averages(_network(parameters), [photo])
+    made = normalization.normalized(parameters, found)
+    responses = _network(made).features(pixels.to_image(photo), ["relu1_1"])["relu1_1"][0].mean((1, 2))
+
+    assert {"relu1_1": 2} == {layer: count for layer, count in found.weak().items() if layer == "relu1_1"}
+    assert 0 == responses[0]
+    assert 0 < responses[1] < 1e-4
+    assert torch.allclose(responses[2:], torch.ones(()), rtol=1e-3)
+    assert CAFFE == made.takes
+
+
+def test_pictures_are_taken_one_after_the_other_and_large_ones_smaller(photo: Image.Image) -> None:
+    events: list[str] = []
+
+    class Watched(Network):
+        def responses(self, image: Tensor, *arguments: Any, **more: Any) -> Iterator[tuple[str, Tensor]]:
+            events.append(f"look {image.shape[3]} x {image.shape[2]}")
+            return super().responses(image, *arguments, **more)
+
+    def pictures() -> Iterator[Image.Image]:
+        for _ in range(2):
+            events.append("take")
+            yield photo.resize((1600, 40))
+
+    network = Watched("vgg11", random_parameters("vgg11"), name="", sha256="", dtype=torch.float32)
+
+    assert 2 == normalization.averages(network, pictures()).pictures
+    assert ["take", "look 512 x 32"] * 2 == events
+
+
+def test_without_a_picture_or_a_response_it_is_refused(photo: Image.Image) -> None:
+    parameters = Parameters.of(random_parameters("vgg11"))
+    with pytest.raises(errors.BadInput, match="no picture"):
+        normalization.averages(_network(parameters), [])
+    silent = Averages({layer: torch.zeros(64).double() for layer in layers("vgg11")}, 1)
+    with pytest.raises(errors.BadInput, match="relu1_1 does not respond"):
+        normalization.normalized(parameters, silent)
