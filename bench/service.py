@@ -31,7 +31,7 @@ from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
 from core.style.spec import StyleSpec
 from worker.attempt import Attempt
-from worker.keeper import Keeper
+from worker.checkpoint_writer import Keeper
 from worker.settings import WorkerSettings
 
 

@@ -137,7 +137,7 @@ def worker() -> None:
 @impasto.command()
 def webhooks() -> None:
     """One courier, which sends webhooks, against IMPASTO_REDIS_URL."""
-    os.execv(sys.executable, [sys.executable, "-m", "worker.courier"])  # noqa: S606 - our own program
+    os.execv(sys.executable, [sys.executable, "-m", "worker.webhooks"])  # noqa: S606 - our own program
 
 
 @impasto.command()

@@ -167,7 +167,7 @@ class LocalService:
         _write_secretly(store_file(self._folder), redis_url)
         self._launch("worker", [sys.executable, "-m", "worker"], environment)
         if self._sends_webhooks:
-            self._launch("webhooks", [sys.executable, "-m", "worker.courier"], environment)
+            self._launch("webhooks", [sys.executable, "-m", "worker.webhooks"], environment)
         self._launch("api", [sys.executable, "-m", "api"], environment, lambda: _taken(self._host, self._port))
         self.mend()  # a worker that could not even start has died by now
 

@@ -1,1 +1,1 @@
-"""The Celery worker: hears the doorbell, claims a job, paints it, publishes it. Meets the API only in core."""
+"""The Celery worker: claims jobs, runs them, stores the results. Shares only core with the API."""

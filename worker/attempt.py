@@ -29,10 +29,10 @@ from core.neural.vgg import Network
 from core.storage.blobs import Blobs, digest_of
 from core.storage.checkpoints import Checkpoints
 from core.style.spec import ModelName, StyleSpec, parse_spec
-from worker.keeper import Keeper
+from worker.checkpoint_writer import Keeper
 from worker.lease import Lease
-from worker.pulse import Pulse
 from worker.settings import WorkerSettings
+from worker.watchdog import Pulse
 
 RETRY_SECONDS = 0.5
 TRIES = 10  # to read a picture, or to hand the job back

@@ -16,13 +16,12 @@ from core.celery_app import STYLIZE, ring
 from core.config import Settings, read_settings
 from core.jobs.store import JobStore
 from core.log import configure_logging
-from worker import exits
-from worker.mourner import Mourner
+from worker import process
 from worker.settings import WorkerSettings
-from worker.warden import Warden
+from worker.supervisor import ChildMonitor, StallMonitor
 
 if TYPE_CHECKING:  # torch is for the pool's child, not for the parent
-    from worker.painter import Painter
+    from worker.runner import Painter
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ _unfit = threading.Event()  # this process claims nothing: its parent has been a
 @cache
 def _painter() -> "Painter":
     from core.neural.vgg import use_threads
-    from worker.painter import Painter
+    from worker.runner import Painter
 
     worker = read_settings(WorkerSettings)
     use_threads(worker.threads)
@@ -49,7 +48,7 @@ def stylize() -> None:
     except errors.Unavailable as error:  # the reaper rings
         log.warning("%s", error.message)
     except errors.DeviceLost:
-        exits.at_once("the device is lost; this process ends, and its job goes on in the next", trace=True)
+        process.exit_now("the device is lost; this process ends, and its job goes on in the next", trace=True)
 
 
 @setup_logging.connect
@@ -68,7 +67,7 @@ def _warm_up(**_: Any) -> None:
         from worker import attempt
 
         # SIGURG is ignored by default, so a child that is told before it comes this far does not die of it.
-        exits.when_told(attempt.shutting_down.set, signal.SIGURG)
+        process.on_signals(attempt.shutting_down.set, signal.SIGURG)
         _painter().warm_up()
     except (Exception, errors.DeviceLost) as error:
         _unfit.set()
@@ -84,8 +83,8 @@ def _watch_over(sender: Any, **_: Any) -> None:
     """From the parent: a child that dies leaves a job behind, and one that lives may do nothing."""
     store = JobStore(read_settings(Settings).redis_url)
     rings = partial(ring, sender.app)
-    Mourner(store, rings, _children).start()
-    Warden(store, rings, _children).start()
+    ChildMonitor(store, rings, _children).start()
+    StallMonitor(store, rings, _children).start()
 
 
 def _children() -> list[int]:

@@ -37,8 +37,8 @@ from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 from core.webhooks.policy import Address, Policy
-from worker.courier import Courier
-from worker.delivery import Delivery
+from worker.webhooks.dispatcher import Courier
+from worker.webhooks.sender import Delivery
 
 POLICY = Policy("whsec_" + "A" * 32, frozenset({80}), http=True)
 SECONDS, LEASE_SECONDS = 0.8, 0.4

@@ -170,12 +170,12 @@ def test_a_webhook_comes_through_a_kill_of_its_courier(service: Any, submit: Sub
     service.stop()
     service.environment |= {"IMPASTO_WEBHOOK_SECRET": secret, **allowed}
     service.start()
-    (courier,) = service.find("-m", "worker.courier")
+    (courier,) = service.find("-m", "worker.webhooks")
     courier.kill()
     courier.wait()
     job_id = submit(size="64", iterations="5", webhook=f"http://localhost:{port}/hook")
     assert Status.SUCCEEDED is _end(service, job_id).status
-    until(lambda: service.find("-m", "worker.courier"), "another courier")
+    until(lambda: service.find("-m", "worker.webhooks"), "another courier")
     log = Path(service.environment["IMPASTO_DATA_DIR"]) / "logs" / "webhooks.log"
     until(lambda: f"{job_id}: webhook, try 1" in log.read_text(), "a try in vain")
 

@@ -25,7 +25,7 @@ from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
 from core.style.spec import parse_spec
 from worker import attempt, lease
-from worker.painter import Painter
+from worker.runner import Painter
 from worker.settings import WorkerSettings
 
 

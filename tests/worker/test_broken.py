@@ -120,7 +120,7 @@ HANGS = {
     "in an iteration": ("core.neural.transfer.stylize", "_Clock", "count"),
     "in reading a picture": ("core.storage.blobs", "Blobs", "get"),
     "in writing the result": ("core.images.codec", None, "encode"),
-    "after the end": ("worker.keeper", "Keeper", "close"),
+    "after the end": ("worker.checkpoint_writer", "Keeper", "close"),
 }
 
 
@@ -142,7 +142,7 @@ def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
     quick = "module.LOOK_SECONDS, module.STEP_SECONDS, module.REST_SECONDS, module.STEPS = 0.2, 4, 12, 1"
     if place == "in writing the result":  # no frame or preview is what hangs
         trouble = trouble.replace("if is_first()", "if len(args) > 1 and args[1] == 'png' and is_first()")
-    start(late(module, _at_first(tmp_path, trouble)) + late("worker.pulse", quick))
+    start(late(module, _at_first(tmp_path, trouble)) + late("worker.watchdog", quick))
     until(lambda: all(store.get(job.id).status.ended for job in jobs), "the end of all jobs", 120)
 
     assert {Status.SUCCEEDED} == {store.get(job.id).status for job in jobs}
@@ -155,10 +155,10 @@ def test_a_worker_that_is_deaf_goes_and_the_next_one_hears(
     start: Start, jobs: list[Job], store: JobStore, tmp_path: Path, until: Callable[..., None]
 ) -> None:
     deaf = "module.Channel._brpop_start = lambda *_, **__: None"  # it never asks for a bell
-    quick = "module.LOOK_SECONDS, module.DEAF_SECONDS, module.BEGIN_SECONDS = 0.2, 4, 1"
-    process = start(late("core.celery_app", deaf) + late("worker.warden", quick))
+    quick = "module.STALL_POLL_SECONDS, module.STALL_SECONDS, module.CHILD_START_SECONDS = 0.2, 4, 1"
+    process = start(late("core.celery_app", deaf) + late("worker.supervisor", quick))
     assert 0 == process.wait(90)
-    assert "jobs wait, and this worker does nothing" in (tmp_path / "log").read_text()
+    assert "jobs are queued, and this worker has run none" in (tmp_path / "log").read_text()
     assert {Status.QUEUED} == {store.get(job.id).status for job in jobs}
 
     start("")
@@ -175,8 +175,11 @@ def test_a_worker_that_does_not_go_by_itself_is_ended(
         "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "module.Channel._brpop_start = stuck"
     )
-    quick = "module.LOOK_SECONDS, module.DEAF_SECONDS, module.BEGIN_SECONDS, module.LEAVE_SECONDS = 0.2, 4, 1, 1"
-    process = start(late("core.celery_app", deaf) + late("worker.warden", quick))
+    quick = (
+        "module.STALL_POLL_SECONDS, module.STALL_SECONDS = 0.2, 4\n"
+        "module.CHILD_START_SECONDS, module.SHUTDOWN_SECONDS = 1, 1"
+    )
+    process = start(late("core.celery_app", deaf) + late("worker.supervisor", quick))
 
     assert 1 == process.wait(90)
     assert {Status.QUEUED} == {store.get(job.id).status for job in jobs}

@@ -1,4 +1,4 @@
-"""`python -m worker.courier`: sends the webhooks of ended jobs, until it is asked to go.
+"""Sends the webhooks of ended jobs, until it is asked to go.
 
 Takes what is due from the store's outbox under a lease, several at once, to one host one at a time. A courier that dies
 loses nothing: its deliveries are due again when their leases are over. So a webhook comes at least once, with the same
@@ -8,20 +8,15 @@ id each time. No job waits for it. Knows no Celery and no tensors.
 import logging
 import random
 import secrets
-import signal
-import sys
 import threading
 import time
 from datetime import UTC, datetime
 
 from core import errors
-from core.config import Settings, read_settings
 from core.jobs.models import Job
 from core.jobs.store import JobStore, WebhookEnd
-from core.log import configure_logging
 from core.webhooks.policy import Policy, body
-from worker import exits
-from worker.delivery import Delivery, Undelivered
+from worker.webhooks.sender import Delivery, Undelivered
 
 # Seconds before each try, and a tenth more by chance, so that what failed together does not come back together.
 DELAYS = (0.0, 5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 86_400.0)
@@ -134,22 +129,3 @@ class Courier:
                 if not ours:
                     log.warning("%s: its webhook was no longer ours", job.id)
                 return
-
-
-def main() -> None:
-    """Read the settings, then carry until SIGTERM or SIGINT."""
-    try:
-        shared = read_settings(Settings)
-        shared.webhooks.owners_secret("")
-    except errors.BadSettings as error:
-        sys.stderr.write(f"impasto webhooks: {error.message}\n")
-        sys.exit(2)
-    configure_logging(shared.log_format)
-    courier = Courier(JobStore(shared.redis_url), shared.webhooks, Delivery(shared.webhooks))
-    exits.when_told(courier.leave, signal.SIGTERM, signal.SIGINT)
-    log.info("sending webhooks")
-    courier.run()
-
-
-if __name__ == "__main__":
-    main()

@@ -15,7 +15,7 @@ from core.neural import device
 from core.neural.transfer.planner import Plan, Planner, device_name
 from core.neural.vgg import Network
 from core.style.spec import ModelName, parse_spec
-from worker import exits
+from worker import process
 
 AGAIN_SECONDS = 1.0
 
@@ -64,7 +64,7 @@ class Forecaster:
             self._trouble = error.message
             return False
         except errors.DeviceLost:  # also when no job runs: it would end the next one
-            exits.at_once("the device is lost; this process ends", trace=True)
+            process.exit_now("the device is lost; this process ends", trace=True)
         except Exception:
             log.exception("a question was not answered")
             return False

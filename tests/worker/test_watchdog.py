@@ -8,15 +8,15 @@ from typing import Literal
 
 import pytest
 
-from worker import pulse
-from worker.pulse import Pulse
+from worker import watchdog
+from worker.watchdog import Pulse
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulse, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(pulse, "STEP_SECONDS", 0.3)
-    monkeypatch.setattr(pulse, "REST_SECONDS", 0.6)
+    monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.3)
+    monkeypatch.setattr(watchdog, "REST_SECONDS", 0.6)
 
 
 Ends = list[str]
@@ -89,7 +89,7 @@ def test_an_iteration_may_take_many_times_as_long_as_the_slowest_so_far() -> Non
 
 def test_a_process_that_was_frozen_is_not_blamed_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     shift, usual = [0.0], time.monotonic
-    monkeypatch.setattr(pulse.time, "monotonic", lambda: usual() + shift[0])
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: usual() + shift[0])
     with _beating(spins=True) as (beating, ends, ended):
         beating.step()
         shift[0] = 1000

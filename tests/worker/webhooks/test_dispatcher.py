@@ -20,13 +20,13 @@ from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 from core.webhooks.policy import Policy
-from worker.courier import DELAYS, Courier
-from worker.delivery import Delivery
+from worker.webhooks.dispatcher import DELAYS, Courier
+from worker.webhooks.sender import Delivery
 
 SECRET = "whsec_" + "A" * 32
 STRICT = Policy(SECRET, http=True, ports=frozenset({80}))
 FAST = (0.0, 0.05, 0.05)
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def _ended(store: JobStore, webhook: str, owner: str = "anna") -> Job:
@@ -189,8 +189,8 @@ SHORT = """
 import sys
 from core.jobs.store import JobStore
 from core.config import Settings
-from worker.courier import Courier
-from worker.delivery import Delivery
+from worker.webhooks.dispatcher import Courier
+from worker.webhooks.sender import Delivery
 shared = Settings()
 Courier(JobStore(shared.redis_url), shared.webhooks, Delivery(shared.webhooks, seconds=2), lease_seconds=0.5).run()
 """
@@ -242,7 +242,7 @@ def test_the_program_delivers_to_this_machine_if_it_may_and_goes_when_asked(
 ) -> None:
     server = serve()
     job = _ended(store, f"http://localhost:{server.port}/")
-    refusing = process("-m", "worker.courier", **_local(server) | {"IMPASTO_WEBHOOK_PRIVATE": "false"})
+    refusing = process("-m", "worker.webhooks", **_local(server) | {"IMPASTO_WEBHOOK_PRIVATE": "false"})
     for line in refusing.stderr:
         if job.id in line:
             break
@@ -250,7 +250,7 @@ def test_the_program_delivers_to_this_machine_if_it_may_and_goes_when_asked(
     refusing.send_signal(signal.SIGTERM)
     assert (0, 0) == (refusing.wait(10), server.connections)
 
-    allowed = process("-m", "worker.courier", **_local(server))
+    allowed = process("-m", "worker.webhooks", **_local(server))
     until(lambda: _end(store, valkey.url, job) == "delivered", "delivered")
     allowed.send_signal(signal.SIGTERM)
     assert 0 == allowed.wait(10)
@@ -258,13 +258,13 @@ def test_the_program_delivers_to_this_machine_if_it_may_and_goes_when_asked(
 
 
 def test_it_loads_no_torch() -> None:
-    words = "import sys, worker.courier; sys.exit('torch' in sys.modules or 'celery' in sys.modules)"
+    words = "import sys, worker.webhooks.__main__; sys.exit('torch' in sys.modules or 'celery' in sys.modules)"
     assert 0 == subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=False).returncode
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_short", "A" * 32, "whsec_" + "!" * 32])
 def test_without_a_good_secret_it_ends_at_once_and_says_so(secret: str, process: Any) -> None:
-    ran = process("-m", "worker.courier", IMPASTO_WEBHOOK_SECRET=secret)
+    ran = process("-m", "worker.webhooks", IMPASTO_WEBHOOK_SECRET=secret)
     _, words = ran.communicate(timeout=20)
 
     assert 2 == ran.returncode

@@ -11,7 +11,7 @@ from core.jobs.store import JobStore
 from core.neural.transfer.planner import Pace, Planner
 from core.neural.vgg import Network
 from core.style.spec import StyleSpec
-from worker.forecaster import Forecaster
+from worker.estimator import Forecaster
 
 
 class Painter:
@@ -96,5 +96,5 @@ def test_what_stays_wrong_is_said_once_and_in_one_line(
         assert [False] * 3 == [forecaster.listened() for _ in range(3)]
     assert forecaster.listened()
 
-    said = [record for record in caplog.records if record.name == "worker.forecaster"]
+    said = [record for record in caplog.records if record.name == "worker.estimator"]
     assert [None] == [record.exc_info for record in said]

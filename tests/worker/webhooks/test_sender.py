@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from core.webhooks.policy import Policy, Receiver
-from worker.delivery import BODY_BYTES, Delivery, Undelivered
+from worker.webhooks.sender import BODY_BYTES, Delivery, Undelivered
 
 SECRET = "whsec_" + "A" * 32
 STRICT = Policy(SECRET, http=True, ports=frozenset({80, 443}))

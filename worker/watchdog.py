@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from worker import exits
+from worker import process
 
 LOOK_SECONDS = 1.0
 STEP_SECONDS = 60.0  # that an iteration may take, and the beginning of a scale
@@ -25,7 +25,7 @@ COMPUTED_SECONDS = 0.02  # of the painting thread's own time, that show that it 
 class Pulse:
     """A context manager, to be entered by the thread that paints."""
 
-    def __init__(self, spins: Callable[[], bool], end: Callable[[str], object] = exits.at_once) -> None:
+    def __init__(self, spins: Callable[[], bool], end: Callable[[str], object] = process.exit_now) -> None:
         """spins: whether who waits for the device computes meanwhile: then a thread that computes may hang.
 
         end: is told why.

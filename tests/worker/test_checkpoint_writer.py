@@ -8,8 +8,8 @@ import pytest
 
 from core import errors
 from core.storage.checkpoints import Checkpoints
-from worker import keeper
-from worker.keeper import Keeper
+from worker import checkpoint_writer
+from worker.checkpoint_writer import Keeper
 
 
 class State:
@@ -112,7 +112,7 @@ def test_none_is_due_while_one_is_written_or_has_just_been(
     make: Callable[..., Keeper], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, may = [0.0], threading.Event()
-    monkeypatch.setattr(keeper.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint_writer.time, "monotonic", lambda: now[0])
     kept = make(every=2)
     assert not kept.is_due()
     now[0] = 2
@@ -123,9 +123,9 @@ def test_none_is_due_while_one_is_written_or_has_just_been(
     may.set()
     kept.settle(10)
 
-    now[0] = 3 + keeper._REST - 0.1  # it took a second
+    now[0] = 3 + checkpoint_writer._REST - 0.1  # it took a second
     assert not kept.is_due()
-    now[0] = 3 + keeper._REST
+    now[0] = 3 + checkpoint_writer._REST
     assert kept.is_due()
     kept.close()
 

@@ -20,8 +20,8 @@ from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
 from core.style.spec import ModelName
 from worker.attempt import RETRY_SECONDS, Attempt, shutting_down
-from worker.forecaster import Forecaster
-from worker.names import name_of
+from worker.estimator import Forecaster
+from worker.process import process_name
 from worker.settings import WorkerSettings
 
 LIFE_SECONDS = 1.0
@@ -39,7 +39,7 @@ class Painter:
         self._blobs = Blobs(settings.blobs_dir)
         self._checkpoints = Checkpoints(settings.checkpoints_dir)
         self._weights = WeightsCache(settings.weights_dir)
-        self._name = name_of(os.getpid())
+        self._name = process_name(os.getpid())
         # By name, the one that was used last at the end. Never changed, only replaced: others look at it meanwhile.
         self._networks: dict[str, tuple[Network, Planner]] = {}
         self._paints = threading.Lock()

@@ -1,0 +1,97 @@
+"""The monitors in the worker's parent process."""
+
+import pytest
+
+from core import errors
+from core.jobs.models import JobInput, new_job_id
+from core.jobs.store import JobStore
+from core.style.spec import StyleSpec
+from worker import supervisor
+from worker.process import process_name
+from worker.supervisor import ChildMonitor, StallMonitor
+
+
+class FakeStore:
+    """The two questions that the monitors ask a store."""
+
+    def __init__(self) -> None:
+        self.requeued: list[str] = []
+        self.idle: set[int] = set()
+        self.unavailable = False
+
+    def bury(self, worker: str) -> int:
+        if self.unavailable:
+            raise errors.StoreUnavailable()
+        self.requeued.append(worker)
+        return 1
+
+    def idles(self, worker: str) -> bool:
+        if self.unavailable:
+            raise errors.StoreUnavailable()
+        return worker in {process_name(pid) for pid in self.idle}
+
+
+def test_an_exited_child_is_requeued_once_and_notified_for() -> None:
+    store, notified, alive = FakeStore(), [], {1, 2}
+    monitor = ChildMonitor(store, lambda: notified.append(1), lambda: alive)  # type: ignore[arg-type]
+    monitor.poll()
+    alive -= {1}
+    monitor.poll()
+    monitor.poll()
+
+    assert ([process_name(1)], [1]) == (store.requeued, notified)
+
+
+def test_while_the_store_is_unavailable_requeuing_is_retried() -> None:
+    store, alive = FakeStore(), {1}
+    monitor = ChildMonitor(store, lambda: None, lambda: alive)  # type: ignore[arg-type]
+    monitor.poll()
+    alive -= {1}
+    store.unavailable = True
+    with pytest.raises(errors.StoreUnavailable):
+        monitor.poll()
+    store.unavailable = False
+    monitor.poll()
+
+    assert [process_name(1)] == store.requeued
+
+
+def test_a_worker_that_stays_idle_while_jobs_are_queued_is_notified_once_and_then_stalled() -> None:
+    store, notified = FakeStore(), list[int]()
+    monitor = StallMonitor(store, lambda: notified.append(1), lambda: [1])  # type: ignore[arg-type]
+    store.idle = {1}
+    for _ in range(int(supervisor.CHILD_START_SECONDS)):
+        monitor.poll(1)
+    assert not notified, "the child may still be starting"
+    for _ in range(int(supervisor.STALL_SECONDS)):
+        monitor.poll(1)
+    assert ([1], False) == (notified, monitor.is_stalled)
+    monitor.poll(1)
+
+    assert ([1], True) == (notified, monitor.is_stalled)
+
+
+@pytest.mark.parametrize("reason", ["it runs a job", "another child has started"])
+def test_a_worker_that_runs_a_job_now_and_then_is_not_stalled(reason: str) -> None:
+    store, alive = FakeStore(), [1]
+    monitor = StallMonitor(store, lambda: None, lambda: alive)  # type: ignore[arg-type]
+    for number in range(1, 400):
+        store.idle = {alive[0]} if number % 50 or reason != "it runs a job" else set()
+        if number % 150 == 0 and reason != "it runs a job":
+            alive = [number]
+        monitor.poll(1)
+        assert not monitor.is_stalled
+
+
+def test_the_store_knows_which_worker_is_idle_while_jobs_are_queued(store: JobStore) -> None:
+    job_input = JobInput(content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec().model_dump())
+    for digest in job_input.digests():
+        store.hold(digest)
+    assert not store.idles("me"), "no job is queued"
+    for _ in range(2):
+        store.create(new_job_id(), job_input)
+    assert store.idles("me")
+    store.claim("t", "me")
+    assert (False, True) == (store.idles("me"), store.idles("another"))
+    store.claim("u", "another")
+    assert not store.idles("me"), "no job is queued any more"

@@ -1,0 +1,53 @@
+"""A worker's processes: their names in the store, their signals, and their end when nothing else is left."""
+
+import _thread
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import NoReturn
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def _host_name() -> str:
+    """A name for this host and process namespace.
+
+    Cloned machines may share a host name, and so may containers, which also count their
+    processes from 1; the boot id and the namespace's inode tell them apart.
+    """
+    with suppress(OSError):
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+        return f"{socket.gethostname()}:{boot_id}:{namespace}"
+    return socket.gethostname()
+
+
+def process_name(pid: int) -> str:
+    """The name of a process of this host in the store. Its parent derives the same name."""
+    return f"{_host_name()}:{pid}"
+
+
+def on_signals(act: Callable[[], object], *signals: signal.Signals) -> None:
+    """Call `act`, which sets an event, in a thread when one of the signals arrives.
+
+    A signal handler interrupts the main thread anywhere, also where it holds the event's lock.
+    `Thread.start` takes locks as well, so the handler starts a bare thread.
+    """
+    for number in signals:
+        signal.signal(number, lambda *_: _thread.start_new_thread(act, ()))
+
+
+def exit_now(reason: str, *, trace: bool = False) -> NoReturn:
+    """End this process without cleanup, which a broken device could block. The parent requeues its job.
+
+    trace: log the exception that is being handled.
+    """
+    log.critical("%s", reason, exc_info=trace)
+    logging.shutdown()
+    os._exit(1)

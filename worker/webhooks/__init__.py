@@ -1,0 +1,1 @@
+"""Sends the webhooks of ended jobs. Knows no Celery, no tensors and no pictures."""
