@@ -7,10 +7,10 @@ from contextlib import suppress
 
 import uvicorn
 
-from api import cycle
 from api.app import create_app
-from api.lookout import Lookout
-from api.protocol import Limits, patient
+from api.job_feed import Lookout
+from api.server import backpressure
+from api.server.slow_clients import Limits, patient
 from api.settings import ApiSettings
 from core import errors
 from core.config import Settings, read_settings
@@ -27,7 +27,7 @@ def main() -> None:
         sys.exit(2)
     configure_logging(shared.log_format)
     _open_many()
-    cycle.install()
+    backpressure.install()
     config = uvicorn.Config(
         app,
         host=own.host,
@@ -35,7 +35,7 @@ def main() -> None:
         http=patient(Limits(own.patience_seconds, own.min_rate)),
         ws="none",
         log_config=None,
-        access_log=False,  # api/access.py
+        access_log=False,  # api/middleware/access_log.py
         server_header=False,
         timeout_graceful_shutdown=10,
     )

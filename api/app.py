@@ -11,31 +11,19 @@ from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from api import (
-    batches,
-    contract,
-    estimate,
-    events,
-    frames,
-    guard,
-    health,
-    images,
-    jobs,
-    look,
-    policy,
-    presets,
-    problems,
-    system,
-)
-from api.access import Access
-from api.auth import Authentication, KeyRing
-from api.guard import Guard
-from api.head import Head
-from api.lookout import Lookout
-from api.page import add_page
-from api.policy import Policy
-from api.rates import Rates
-from api.reaper import Reaper
+from api.background.reaper import Reaper
+from api.http import problems
+from api.job_feed import Lookout
+from api.middleware import host_guard, security_headers
+from api.middleware.access_log import Access
+from api.middleware.auth import Authentication, KeyRing
+from api.middleware.head import Head
+from api.middleware.host_guard import Guard
+from api.middleware.security_headers import Policy
+from api.openapi import document
+from api.rate_limit import Rates
+from api.routes import batches, estimate, health, images, job_events, job_frames, job_status, jobs, presets, system
+from api.routes.web import add_page
 from api.settings import ApiSettings
 from core.auth.api_keys import Keys
 from core.celery_app import make_celery, ring
@@ -55,7 +43,7 @@ _READ += ["X-Request-Id"]
 
 RING_SECONDS = 2.0  # that a submission waits for a doorbell that says nothing; the reaper rings again
 REST_SECONDS = 0.5  # that a store that says nothing is left alone
-# For the OpenAPI document, and the form at /docs; api/auth.py has looked at the header by then.
+# For the OpenAPI document, and the form at /docs; api/middleware/auth.py has looked at the header by then.
 _BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key: `impasto keys create NAME`.")
 
 
@@ -108,19 +96,29 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     app.add_middleware(Head)
     app.add_middleware(Authentication, ring=KeyRing(keys) if own.keys_required else None, rates=rates)
     _surround(app, own)
-    policy.add_docs(app)
+    security_headers.add_docs(app)
     bearer = [Depends(_BEARER)] if own.keys_required else []
-    for part in (look, jobs, frames, events, batches, images, presets, estimate, system):  # the first is found soonest
+    for part in (
+        job_status,
+        jobs,
+        job_frames,
+        job_events,
+        batches,
+        images,
+        presets,
+        estimate,
+        system,
+    ):  # the first is found soonest
         app.include_router(part.router, dependencies=bearer)
     app.include_router(health.router)
     add_page(app)
-    contract.describe(app)
+    document.describe(app)
     return app
 
 
 def _surround(app: FastAPI, own: ApiSettings) -> None:
     """The layers around the routes, from the inside out."""
-    app.add_middleware(Guard, names=guard.names_for(own.host, own.hosts), origins=own.origins)
+    app.add_middleware(Guard, names=host_guard.names_for(own.host, own.hosts), origins=own.origins)
     if own.origins:
         methods = ["GET", "HEAD", "POST", "PATCH", "DELETE"]
         app.add_middleware(

@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree. Knows nothing of HTTP (api/problems.py) or exit codes (cli/).
+"""What can go wrong, as one tree. Knows nothing of HTTP (api/http/problems.py) or exit codes (cli/).
 
     ImpastoError
     ├── BadInput               the caller can mend it

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from billiard.spawn import get_command_line
 
-from api import health
+from api.routes import health
 from api.settings import ApiSettings
 from core.config import Settings, read_settings
 from core.neural.weights.cache import Fetched

@@ -7,9 +7,9 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from api.app import create_app
-from api.problems import REFUSALS
+from api.http.problems import REFUSALS
 from api.settings import ApiSettings
-from api.submission import Wishes
+from api.submissions.parser import Wishes
 from core import errors
 from core.config import Settings
 from core.style.presets import PRESETS

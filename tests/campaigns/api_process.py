@@ -16,7 +16,10 @@ from cli.up import free_port
 # What stands in for `python -m api` when a guard is taken out.
 CONTROLS = {
     "protocol": "import uvicorn; uvicorn.run('api.app:create_app', factory=True, host='127.0.0.1', port={port})",
-    "guard": "import api.guard as g; g.Guard._refused = lambda *_: None; from api.__main__ import main; main()",
+    "guard": (
+        "import api.middleware.host_guard as g; g.Guard._refused = lambda *_: None\n"
+        "from api.__main__ import main; main()"
+    ),
     "validation": (
         "import api.app as a; from fastapi import exception_handlers as h, exceptions as e\n"
         "stock = a.problems.install\n"

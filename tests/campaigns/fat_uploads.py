@@ -30,11 +30,11 @@ GRACE_SECONDS = 60
 
 WITHOUT = {
     "limit": (
-        "import api.form; from anyio import to_thread\n"
+        "import api.submissions.multipart; from anyio import to_thread\n"
         "async def _write(self, data):\n"
         "    self.size += len(data)\n"
         "    await to_thread.run_sync(self.file.write, data)\n"
-        "api.form._File.write = _write"
+        "api.submissions.multipart._File.write = _write"
     ),
     "disk": (
         "import io, pathlib; from core import blobs\n"

@@ -75,14 +75,14 @@ WITHOUT = {
         "codec.warm_up = lambda: True"
     ),
     "queue": (
-        "import threading; from anyio import to_thread; from core.images import codec; import api.images\n"
+        "import threading; from anyio import to_thread; from core.images import codec; import api.routes.images\n"
         "_two = threading.BoundedSemaphore(2)\n"
         "def _look(file):\n"
         "    with _two:\n"
         "        return codec.inspect_in_child(file)\n"
         "async def _inspected(file, **_):\n"
         "    return await to_thread.run_sync(_look, file)\n"
-        "api.images.inspected = _inspected"
+        "api.routes.images.inspected = _inspected"
     ),
 }
 

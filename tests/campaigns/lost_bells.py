@@ -18,7 +18,7 @@ from core.jobs.models import Status
 
 KNOBS = {"size": "64", "iterations": "10", "scales": "1"}
 LIMIT_SECONDS = 10.0  # until the bells ring again
-CONTROLS = {"reaper": "import api.reaper as r; r.Reaper._ring_lost_bells = lambda self: None"}
+CONTROLS = {"reaper": "import api.background.reaper as r; r.Reaper._ring_lost_bells = lambda self: None"}
 
 
 def campaign(folder: Path, history: History, *, jobs: int, without: str | None = None, patience: float = 300) -> None:

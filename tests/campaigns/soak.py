@@ -66,8 +66,8 @@ CONTROLS = {
 def _scaled(keep_seconds: float) -> str:
     """For `changed`: what the code keeps for a fixed time, it keeps for so long; and what it remembers, less of it."""
     return (
-        late("api.lookout", "module.REMEMBERED = 50")
-        + late("api.rendition", "module._shelf = module.Shelf(200_000)")
+        late("api.job_feed", "module.REMEMBERED = 50")
+        + late("api.http.image_response", "module._shelf = module.Shelf(200_000)")
         + "import core.jobs.serialization, core.jobs.store as s\n"
         f"core.jobs.serialization.REPLAY_SECONDS = {keep_seconds}\n"
         "stock_hold = s.JobStore.hold\n"

@@ -33,7 +33,7 @@ from core.storage.blobs import Blobs, digest_of
 # The API as if it had forgotten whose a job or a picture is.
 CONTROLS = {
     "owners": (
-        "import api.lookout as l, core.jobs.store as s\n"
+        "import api.job_feed as l, core.jobs.store as s\n"
         "see, step = l.Lookout.see, s.JobStore._step\n"
         "async def anybodys(self, job_id, owner):\n"
         "    sight = await self._ask(job_id)\n"

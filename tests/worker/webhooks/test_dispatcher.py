@@ -14,7 +14,7 @@ import pytest
 import redis
 from standardwebhooks import Webhook
 
-from api.resource import resource
+from api.schemas.job import resource
 from core.jobs.models import Job, JobInput, Status, Terms, new_job_id
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX

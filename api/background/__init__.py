@@ -1,0 +1,1 @@
+"""Periodic work of the API process that leads: the reaper."""

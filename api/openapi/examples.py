@@ -1,0 +1,212 @@
+"""One of everything that goes over the wire, for the OpenAPI document. A test holds each against its schema."""
+
+import json
+from typing import Any
+
+from fastapi.sse import format_sse_event
+
+from api.routes.system import limits_of
+from api.settings import ApiSettings
+from core.jobs.models import Status
+from core.style.presets import PRESETS
+from core.style.spec import parse_spec
+
+JOB_ID, BATCH_ID = "job_" + "k3v7qd2m5x" * 2 + "ab2cd3", "batch_" + "m5xk3v7qd2" * 2 + "ab2cd3"
+PHOTO, PAINTING, RESULT = (f"sha256:{digit * 64}" for digit in "abc")
+WEIGHTS = "d" * 64
+PREVIEW = f"sha256:{'e' * 64}"
+
+_KNOBS = {"preset": "brushwork", "size": 512}
+_SELF = f"/v1/jobs/{JOB_ID}"
+
+JOB: dict[str, Any] = {
+    "id": JOB_ID,
+    "status": "succeeded",
+    "version": 42,
+    "created_at": "2026-11-23T14:00:00Z",
+    "started_at": "2026-11-23T14:00:01Z",
+    "completed_at": "2026-11-23T14:00:31Z",
+    "expires_at": "2026-12-23T14:00:31Z",
+    "deadline_at": None,
+    "pinned": False,
+    "priority": "normal",
+    "attempt": 1,
+    "max_attempts": 3,
+    "retried_from": None,
+    "reused_from": None,
+    "batch_id": None,
+    "cancel_requested": False,
+    "input": {
+        "content": PHOTO,
+        "styles": [PAINTING],
+        "masks": [],
+        "init_image": None,
+        "spec": parse_spec(_KNOBS).for_pictures().model_dump(),
+    },
+    "queue": None,
+    "progress": {
+        "value": 1.0,
+        "scale": 5,
+        "scales": 5,
+        "iteration": 245,
+        "iterations": 245,
+        "iterations_per_second": 12.5,
+        "seconds_left": 0.0,
+        "loss": {"total": 1.6, "content": 0.6, "style": 1.0, "tv": 0.0},
+        "steered": [],
+    },
+    "preview": PREVIEW,
+    "outputs": [{"id": RESULT, "content_type": "image/png", "width": 512, "height": 384, "size_bytes": 421_337}],
+    "model": {"name": "vgg19", "sha256": WEIGHTS},
+    "error": None,
+    "metrics": {
+        "load_seconds": 0.2,
+        "run_seconds": 29.6,
+        "planned_seconds": 31.0,
+        "planned_bytes": 1_210_000_000.0,
+        "loss_total": 1.6,
+        "loss_content": 0.6,
+        "loss_style": 1.0,
+        "loss_tv": 0.0,
+    },
+    "links": {
+        "self": _SELF,
+        "events": f"{_SELF}/events",
+        "retry": f"{_SELF}/retry",
+        "preview": f"{_SELF}/preview",
+        "result": f"{_SELF}/result",
+        "frames": f"{_SELF}/frames",
+        "timelapse": f"{_SELF}/timelapse",
+    },
+}
+
+WAITING: dict[str, Any] = {
+    **JOB,
+    "status": "queued",
+    "version": 1,
+    **dict.fromkeys(("started_at", "completed_at", "expires_at", "progress", "preview", "model")),
+    "attempt": 0,
+    "queue": {"position": 3, "start_seconds": 64.0},
+    "outputs": [],
+    "metrics": {},
+    "links": {"self": _SELF, "events": f"{_SELF}/events", "cancel": f"{_SELF}/cancel"},
+}
+
+
+CANCELED: dict[str, Any] = {
+    **WAITING,
+    "status": "canceled",
+    "version": 2,
+    "completed_at": "2026-11-23T14:00:09Z",
+    "expires_at": "2026-12-23T14:00:09Z",
+    "queue": None,
+    "links": {"self": _SELF, "events": f"{_SELF}/events", "retry": f"{_SELF}/retry"},
+}
+
+
+def _batch(job: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": BATCH_ID,
+        "created_at": "2026-11-23T14:00:00Z",
+        "counts": {**dict.fromkeys(Status, 0), job["status"]: 1},
+        "jobs": [{**job, "batch_id": BATCH_ID}],
+        "links": {"self": f"/v1/batches/{BATCH_ID}", "cancel": f"/v1/batches/{BATCH_ID}/cancel"},
+    }
+
+
+_ABOUT = {"device": "cpu", "precision": "bfloat16", "network": "vgg16", "networks": ["vgg16"]}
+
+# Answers, by the name of their schema.
+ANSWERS: dict[str, Any] = {
+    "JobResource": JOB,
+    "JobPage": {"jobs": [JOB], "next": "/v1/jobs?limit=1&cursor=17"},
+    "BatchResource": _batch(WAITING),
+    "Kept": {"id": PHOTO, "width": 1024, "height": 768, "size_bytes": 310_224},
+    "PresetList": {
+        "presets": [
+            {"name": name, "description": preset.words, "spec": dict(preset.knobs)} for name, preset in PRESETS.items()
+        ]
+    },
+    "Health": {"status": "ok"},
+    "Frames": {"frames": [{"index": 0, "iteration": 1, "scale": 1, "seconds": 0.21, "url": f"{_SELF}/frames/0"}]},
+    "Estimate": {
+        "seconds": 41.2,
+        "memory_bytes": 1_210_000_000,
+        "width": 512,
+        "height": 384,
+        "scales": [
+            {
+                "width": 512,
+                "height": 384,
+                "iterations": 70,
+                "seconds": 41.2,
+                "memory_bytes": 1_210_000_000,
+                "tile_px": None,
+            }
+        ],
+        "refused": None,
+        "device": "cpu",
+        "network": "vgg16",
+        "queue": {"position": 3, "start_seconds": 64.0},
+    },
+    "System": {
+        "version": "0.1.0",
+        "queued": 3,
+        "running": 1,
+        "pace_seconds": 21.4,
+        "workers": [{"busy": True, "about": _ABOUT}],
+        "limits": limits_of(ApiSettings.model_construct()).model_dump(),
+    },
+    "Models": {
+        "models": [
+            {"name": "auto", "workers": 1, "means": ["vgg16"]},
+            {"name": "vgg16", "workers": 1, "means": []},
+        ]
+    },
+}
+
+# Answers that are otherwise than their schema's, by operation and status.
+ANSWERS_OF: dict[str, Any] = {
+    "POST /v1/jobs 202": WAITING,
+    "POST /v1/jobs/{job_id}/retry 202": {**WAITING, "retried_from": "job_" + "q5n2w7t4r6" * 2 + "ab2cd3"},
+    "PATCH /v1/jobs/{job_id} 200": WAITING,
+    "POST /v1/jobs/{job_id}/cancel 200": CANCELED,
+    "POST /v1/batches/{batch_id}/cancel 200": _batch(CANCELED),
+}
+
+
+_RUNNING = {name: link for name, link in JOB["links"].items() if name not in ("retry", "result")}
+_RUNNING["cancel"] = f"{_SELF}/cancel"
+
+# As whoever knew version 40 is told of the last two: progress with a preview, and the end.
+_TOLD: list[tuple[str, dict[str, Any], str | None]] = [
+    ("progress", {"version": 41, "progress": JOB["progress"]}, None),
+    ("preview", {"version": 41, "preview": PREVIEW, "links": _RUNNING}, "41"),
+    ("status", JOB, "42"),
+]
+STREAM = format_sse_event(retry=2000).decode() + "".join(
+    format_sse_event(event=name, data_str=json.dumps(data), id=number).decode() for name, data, number in _TOLD
+)
+
+_FORM, _JSON = "multipart/form-data", "application/json"
+
+# Bodies of requests, by operation and kind. In a form a file is told by its name.
+BODIES: dict[str, dict[str, Any]] = {
+    "POST /v1/jobs": {
+        _FORM: {"content": "photo.jpg", "style": ["painting.jpg"], **_KNOBS},
+        _JSON: {"content": PHOTO, "styles": [PAINTING], "spec": _KNOBS},
+    },
+    "POST /v1/batches": {
+        _FORM: {"content": ["one.jpg", "two.jpg"], "style": ["painting.jpg"], **_KNOBS},
+        _JSON: {"contents": [PHOTO], "styles": [PAINTING], "spec": _KNOBS},
+    },
+    "POST /v1/images": {_FORM: {"image": "photo.jpg"}},
+    "POST /v1/jobs/{job_id}/retry": {_JSON: {"spec": {"strength": 0.8}}},
+    "PATCH /v1/jobs/{job_id}": {_JSON: {"spec": {"strength": 0.9}}},
+    "POST /v1/estimate": {
+        _JSON: {"content": {"width": 1200, "height": 900}, "styles": [{"width": 640, "height": 480}], "spec": _KNOBS}
+    },
+}
+
+# What an address holds.
+PARAMETERS: dict[str, Any] = {"job_id": JOB_ID, "batch_id": BATCH_ID, "digest": PHOTO, "index": 0}

@@ -1,0 +1,74 @@
+"""What there is: GET /v1/system, GET /v1/models, GET /metrics. Tells nothing of callers, nor of their jobs."""
+
+from collections import Counter
+from importlib.metadata import version
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from api import metrics
+from api.dependencies import Config, Store
+from api.settings import ApiSettings
+from api.submissions.parser import BODY_BYTES
+from core.images import codec
+from core.jobs.service_info import Limits, Model, Models, System, WorkerState
+from core.style.spec import MAX_SIZE_PX, MAX_STYLES, MIN_SIZE_PX
+
+router = APIRouter(tags=["system"])
+
+FETCHED = ("vgg16", "vgg19")  # that any worker may have by one command
+
+
+def limits_of(config: ApiSettings) -> Limits:
+    """Of what may be sent, and how much may wait."""
+    return Limits(
+        formats=[*codec.FORMATS],
+        max_file_bytes=codec.MAX_BYTES,
+        max_request_bytes=BODY_BYTES,
+        max_pixels=codec.MAX_PIXELS,
+        max_webp_pixels=codec.MAX_PIXELS_WEBP,
+        max_side_px=codec.MAX_SIDE_PX,
+        min_side_px=codec.MIN_SIDE_PX,
+        max_aspect=codec.MAX_ASPECT,
+        min_size=MIN_SIZE_PX,
+        max_size=MAX_SIZE_PX,
+        max_styles=MAX_STYLES,
+        max_queued=config.max_queued,
+        max_jobs_per_caller=config.max_jobs_per_caller,
+    )
+
+
+@router.get("/v1/system", summary="Who works, what waits, what is taken")
+def system(store: Store, config: Config) -> System:
+    """Workers with device and network, the queue's length, the version, and the limits of a submission."""
+    load = store.load()
+    return System(
+        version=version("impasto"),
+        queued=load.queued,
+        running=load.running,
+        pace_seconds=load.pace_seconds,
+        workers=[WorkerState(busy=busy, about=about) for about, busy in store.crew()],
+        limits=limits_of(config),
+    )
+
+
+@router.get("/v1/models", summary="The networks")
+def models(store: Store) -> Models:
+    """What can be named as `model`. One that no worker has fails with `weights_unavailable`."""
+    crew = [about for about, _ in store.crew() if about is not None]
+    having = Counter(name for about in crew for name in about.networks)
+    having.update(dict.fromkeys(FETCHED, 0))
+    means = sorted({about.network for about in crew})
+    named = [Model(name=name, workers=having[name]) for name in sorted(having)]
+    return Models(models=[Model(name="auto", workers=len(crew), means=means), *named])
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    summary="Figures for Prometheus",
+)
+def figures(store: Store) -> Response:
+    """Requests of this process; queue, workers and ends of the service."""
+    return Response(generate_latest(metrics.REQUESTS) + metrics.of_service(store), media_type=CONTENT_TYPE_LATEST)

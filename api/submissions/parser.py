@@ -1,0 +1,359 @@
+"""Reading what a client submits, multipart or JSON, into pictures and knobs. Decides nothing about jobs."""
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import FormData
+
+from api.submissions import multipart
+from core import errors
+from core.images import codec
+from core.jobs.models import JobInput, Priority
+from core.storage.blobs import Blobs, Part
+from core.style import presets
+from core.style.spec import KNOBS, MAX_STYLES, StyleSpec, varied
+
+MAX_CONTENTS = 12  # of a batch, which has 96 jobs at most
+# The photo, paintings, a mask for each, one to begin with, an earlier result; a batch has as many photos and paintings.
+MAX_PICTURES = max(3 + 2 * MAX_STYLES, MAX_CONTENTS + MAX_STYLES)
+BODY_BYTES = MAX_PICTURES * (codec.MAX_BYTES + 10_000) + 1_000_000
+_JSON_BYTES = 100_000
+
+PICTURE_FIELDS = ("content", "style", "mask", "init_image", "from")
+
+T = TypeVar("T")
+
+Picture = Part | str  # an uploaded file, or the digest of a picture sent before
+
+
+class Wishes(BaseModel):
+    """How the job is to be taken, beside what it is to paint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    priority: Priority = Field(Priority.NORMAL, description="Which of the waiting jobs go first: high, normal or low.")
+    deadline_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=30 * 86_400,
+        allow_inf_nan=False,
+        description="The job ends this long after it came, in any case.",
+    )
+    reuse: bool = Field(
+        False,
+        description="Answer with the result of an earlier job of yours, if pictures, knobs and network are the same.",
+    )
+    webhook: str | None = Field(None, description="A URL, https://…, that is told when the job has ended.")
+
+    def priority_within(self, highest: Priority) -> Priority:
+        """The one that is asked for, else normal, or what the caller may. Raises BadSpec above the highest."""
+        order = list(Priority)
+        if order.index(self.priority) >= order.index(highest):
+            return self.priority
+        if "priority" in self.model_fields_set:
+            raise errors.BadSpec(f"priority: this API key may ask for {highest} at most.")
+        return highest
+
+
+WISHES = {
+    "priority": f"priority must be one of {', '.join(Priority)}.",
+    "deadline_seconds": "deadline_seconds must be a number above 0, and at most 2592000 (30 days).",
+    "reuse": "reuse must be true or false.",
+    "webhook": "webhook must be a URL.",
+}
+
+
+_FORM = multipart.Limits(files=MAX_PICTURES, fields=2 * len(KNOBS) + len(WISHES) + 1, text_bytes=_JSON_BYTES)
+
+
+@dataclass
+class Submission:
+    """Pictures, knobs as they came, and wishes."""
+
+    content: Picture | None  # None: that of the source
+    styles: list[Picture]
+    masks: list[Picture] = field(default_factory=list)
+    init_image: Picture | None = None
+    source: Picture | None = None  # a result, whose record says what was not sent
+    knobs: dict[str, Any] = field(default_factory=dict)
+    wishes: Wishes = field(default_factory=Wishes)
+
+    def pictures(self) -> list[Picture]:
+        """All of them, in the order of JobInput."""
+        every = [self.content, *self.styles, *self.masks, self.init_image]
+        return [picture for picture in every if picture is not None]
+
+    def over(self, before: JobInput) -> "Submission":
+        """The earlier job's pictures and knobs, with what was sent in their place.
+
+        New paintings come without the earlier ones' masks and shares. Raises BadSpec for a preset that there is not.
+        """
+        kept = {name: value for name, value in before.spec.items() if not (self.styles and name == "style_weights")}
+        knobs = varied(kept, self.knobs)
+        first = before.init_image if knobs.get("init") == "picture" else None
+        return replace(
+            self,
+            content=before.content if self.content is None else self.content,
+            styles=self.styles or [*before.styles],
+            masks=self.masks or ([] if self.styles else [*before.masks]),
+            init_image=first if self.init_image is None else self.init_image,
+            knobs=knobs,
+        )
+
+    def sent(self) -> dict[str, Any]:
+        """What the client has sent, without any default of ours; pictures by their digests. Raises StorageFull."""
+        every = [*self.pictures(), *([] if self.source is None else [self.source])]
+        counts = [int(self.content is not None), len(self.styles), len(self.masks), int(self.source is not None)]
+        return {
+            "pictures": _digests(every),
+            "counts": counts,
+            "knobs": self.knobs,
+            "wishes": self.wishes.model_dump(exclude_unset=True),
+        }
+
+
+@dataclass
+class BatchSubmission:
+    """Photos, each to be painted in the style of each painting; the knobs and wishes of all."""
+
+    contents: list[Picture]
+    styles: list[Picture]
+    knobs: dict[str, Any]
+    wishes: Wishes
+
+    def __post_init__(self) -> None:
+        if not (1 <= len(self.contents) <= MAX_CONTENTS and 1 <= len(self.styles) <= MAX_STYLES):
+            raise errors.BadRequest(f"A batch has 1 to {MAX_CONTENTS} photos and 1 to {MAX_STYLES} paintings.")
+
+    def sent(self) -> dict[str, Any]:
+        """As of a single submission. Raises StorageFull."""
+        return {
+            "batch": [_digests(self.contents), _digests(self.styles)],
+            "knobs": self.knobs,
+            "wishes": self.wishes.model_dump(exclude_unset=True),
+        }
+
+
+def _digests(pictures: list[Picture]) -> list[str]:
+    return [picture if isinstance(picture, str) else picture.digest for picture in pictures]
+
+
+def print_of(sent: Mapping[str, Any]) -> str:
+    """The same for the same request, and for no other."""
+    return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
+
+
+@asynccontextmanager
+async def received(request: Request, blobs: Blobs) -> AsyncIterator[Submission]:
+    """The submission; its files are open inside, and gone afterwards unless they were kept.
+
+    Raises BadRequest, BadSpec, UploadTooLarge, StorageFull.
+    """
+    async with _sent(request, blobs, _from_json, _from_form) as submitted:
+        yield submitted
+
+
+@asynccontextmanager
+async def received_batch(request: Request, blobs: Blobs) -> AsyncIterator[BatchSubmission]:
+    """The same for a batch."""
+    async with _sent(request, blobs, _batch_from_json, _batch_from_form) as submitted:
+        yield submitted
+
+
+@asynccontextmanager
+async def _sent(
+    request: Request, blobs: Blobs, from_json: Callable[[bytes], T], from_form: Callable[[FormData], T]
+) -> AsyncIterator[T]:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        yield from_json(await _body(request))
+    elif kind == "multipart/form-data":
+        async with multipart.opened(request, blobs, _FORM) as received:
+            yield from_form(received)
+    else:
+        raise errors.BadRequest("Send multipart/form-data with the files content and style, or application/json.")
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _JSON_BYTES:
+            raise errors.UploadTooLarge("The JSON is longer than is taken.")
+    return body
+
+
+def _from_json(body: bytes) -> Submission:
+    data = _object(body)
+    content, styles, knobs = data.pop("content", None), data.pop("styles", None), data.pop("spec", {})
+    masks, init_image, source = data.pop("masks", []), data.pop("init_image", None), data.pop("from", None)
+    if isinstance(source, str):
+        content, styles = content or None, [] if styles is None else styles
+    wishes = _wishes({name: data.pop(name) for name in WISHES if name in data})
+    if data or not isinstance(content, str if source is None else str | None) or not isinstance(knobs, dict):
+        raise errors.BadRequest(
+            "The JSON body must have content (a digest) and styles (digests), or from (the digest of a result); "
+            f"it may have masks, init_image, spec, {', '.join(WISHES)}."
+        )
+    if not _are_digests(styles) or not (styles or source):
+        raise errors.BadRequest("styles must be a list of one or more digests.")
+    if not _are_digests(masks) or not isinstance(init_image, str | None) or not isinstance(source, str | None):
+        raise errors.BadRequest("masks must be a list of digests, init_image and from a digest.")
+    return Submission(content, styles, masks, init_image, source, knobs, wishes)
+
+
+def _batch_from_json(body: bytes) -> BatchSubmission:
+    data = _object(body)
+    contents, styles, knobs = data.pop("contents", None), data.pop("styles", None), data.pop("spec", {})
+    wishes = _wishes({name: data.pop(name) for name in WISHES if name in data})
+    if data or not (_are_digests(contents, MAX_CONTENTS) and _are_digests(styles) and isinstance(knobs, dict)):
+        raise errors.BadRequest(
+            f"The JSON body must have contents and styles (lists of digests, {MAX_CONTENTS} and {MAX_STYLES} at most); "
+            f"it may have spec, {', '.join(WISHES)}."
+        )
+    return BatchSubmission(contents, styles, knobs, wishes)
+
+
+def _wishes(values: dict[str, Any]) -> Wishes:
+    try:
+        return Wishes.model_validate(values)
+    except ValidationError as error:
+        raise errors.BadSpec(WISHES[str(error.errors()[0]["loc"][0])]) from error
+
+
+def _are_digests(value: Any, most: int = MAX_STYLES) -> bool:
+    return isinstance(value, list) and len(value) <= most and all(isinstance(item, str) for item in value)
+
+
+def _from_form(data: FormData) -> Submission:
+    pictures, knobs, wishes = _fields(data)
+    contents, styles, masks, inits, sources = pictures.values()
+    least = 0 if sources else 1
+    if not (least <= len(contents) <= 1 and least <= len(styles) <= MAX_STYLES and len(inits) <= 1 >= len(sources)):
+        raise errors.BadRequest(
+            f"Send one file as content, 1 to {MAX_STYLES} as style, and at most one as init_image; or a result as from."
+        )
+    content, init_image, source = (found[0] if found else None for found in (contents, inits, sources))
+    return Submission(content, styles, masks, init_image, source, knobs, wishes)
+
+
+def _batch_from_form(data: FormData) -> BatchSubmission:
+    pictures, knobs, wishes = _fields(data)
+    contents, styles, *others = pictures.values()
+    if any(others):
+        raise errors.BadRequest("The pictures of a batch are content and style.")
+    return BatchSubmission(contents, styles, knobs, wishes)
+
+
+def _fields(data: FormData) -> tuple[dict[str, list[Picture]], dict[str, Any], Wishes]:
+    """Pictures by the name of their field, knobs, wishes."""
+    pictures: dict[str, list[Picture]] = {name: [] for name in PICTURE_FIELDS}
+    knobs: dict[str, Any] = {}
+    spec: dict[str, Any] = {}
+    wishes: dict[str, Any] = {}
+    for name, value in data.multi_items():
+        if name in pictures:
+            if not isinstance(value, str):
+                pictures[name].append(multipart.part_of(value))
+            elif value.strip():
+                pictures[name].append(value)
+        elif not isinstance(value, str):
+            raise errors.BadRequest(f"Files are taken as {', '.join(PICTURE_FIELDS)} only.")
+        elif name == "spec":
+            spec = _object(value.encode("utf-8", "replace"))
+        elif name in knobs or name in wishes:
+            raise errors.BadRequest("A knob was sent twice.")
+        elif name in WISHES:
+            wishes |= {name: value} if value.strip() else {}
+        elif value.strip() or name not in (*KNOBS, presets.FIELD):  # a form on a page sends its empty fields, too
+            knobs[name] = value
+    return pictures, {**spec, **knobs}, _wishes(wishes)
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    def refuse(_: str) -> NoReturn:
+        raise errors.BadSpec("Numbers must be finite.")
+
+    try:
+        data = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise errors.BadRequest("This is no JSON that can be read.") from error
+    if not isinstance(data, dict):
+        raise errors.BadRequest("The JSON must be an object.")
+    return data
+
+
+def knobs_schema() -> dict[str, Any]:
+    """For OpenAPI: every knob, and the preset."""
+    spec = StyleSpec.model_json_schema()
+    words = "Knobs that go together (GET /v1/presets); those that are sent beside it win."
+    spec["properties"][presets.FIELD] = {"type": "string", "enum": [*presets.PRESETS], "description": words}
+    return spec
+
+
+def openapi_body() -> dict[str, Any]:
+    """The request body's description for OpenAPI, made from StyleSpec."""
+    words = "A PNG that was painted here, or its digest: it runs again, but for what else is sent."
+    masks = {"type": "array", "items": _DIGEST, "maxItems": MAX_STYLES}
+    files = {"content": _FILE, "style": _many(_FILE), "mask": _many(_FILE), "init_image": _FILE}
+    digests = {"content": _DIGEST, "styles": {**masks, "minItems": 1}, "masks": masks, "init_image": _DIGEST}
+    return _openapi(
+        {**files, "from": {**_FILE, "description": words}},
+        {**digests, "from": {**_DIGEST, "description": words}},
+        {"anyOf": [{"required": ["content", "style"]}, {"required": ["from"]}]},
+        {"anyOf": [{"required": ["content", "styles"]}, {"required": ["from"]}]},
+    )
+
+
+def openapi_batch() -> dict[str, Any]:
+    """The same for a batch."""
+    digests = {
+        "contents": {"type": "array", "items": _DIGEST, "minItems": 1, "maxItems": MAX_CONTENTS},
+        "styles": {"type": "array", "items": _DIGEST, "minItems": 1, "maxItems": MAX_STYLES},
+    }
+    files = {"content": _many(_FILE), "style": _many(_FILE)}
+    return _openapi(files, digests, {"required": [*files]}, {"required": [*digests]})
+
+
+_FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP, or the digest of an upload."}
+_DIGEST = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
+
+
+def _many(item: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": item}
+
+
+def _openapi(
+    files: dict[str, Any], digests: dict[str, Any], needs_files: dict[str, Any], needs_digests: dict[str, Any]
+) -> dict[str, Any]:
+    spec = knobs_schema()
+    knobs = {
+        name: {"type": "string", "description": knob["description"]}
+        if "type" not in knob or knob["type"] in ("array", "object")
+        else knob
+        for name, knob in spec["properties"].items()
+    }
+    wishes = Wishes.model_json_schema()["properties"]
+    wishes["priority"] = {**wishes["priority"], "type": "string", "enum": [*Priority]}
+    wishes["priority"].pop("$ref", None)
+    fields = {**files, **knobs, "spec": {"type": "string"}, **wishes}
+    members = {**digests, "spec": spec, **wishes}
+    lists = {name: {"explode": True} for name, file in files.items() if file["type"] == "array"}
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", **needs_files, "properties": fields},
+                "encoding": lists,
+            },
+            "application/json": {
+                "schema": {"type": "object", **needs_digests, "properties": members, "additionalProperties": False}
+            },
+        },
+    }

@@ -1,0 +1,96 @@
+"""If-None-Match, as RFC 9110 has it, wherever an ETag is told."""
+
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from api.http import etag
+from core.images import codec
+from core.jobs.models import Frame, JobProgress, NetworkUsed, Output
+from core.jobs.store import JobStore
+from core.storage.blobs import Blobs
+
+
+@pytest.mark.parametrize(
+    ("sent", "has"),
+    [
+        ('"a-1"', True),
+        ('W/"a-1"', True),
+        ('"x", W/"a-1" ,"y"', True),
+        ("*", True),
+        (" * ", True),
+        ("", False),
+        ('"a-11"', False),
+        ('"xa-1"', False),
+        ("a-1", False),
+        ('"a-1', False),
+        ('"*"', False),
+        ('"x", "y"', False),
+    ],
+)
+@pytest.mark.parametrize("tag", ['"a-1"', 'W/"a-1"'])
+def test_a_tag_is_found_whole_in_a_list_and_weakly(sent: str, tag: str, *, has: bool) -> None:
+    assert has is etag.among(sent, tag)
+
+
+@pytest.fixture
+def addresses(client: TestClient, submit: Any, store: JobStore, blobs: Blobs, photo: Image.Image) -> list[str]:
+    """Of one job that has everything, and of a batch."""
+    submitted = submit().json()
+    job = store.claim("t", "worker")
+    assert job is not None
+    picture, small = blobs.put(codec.encode(photo)), blobs.put(codec.encode(photo, "jpeg"))
+    for digest in (picture, small):
+        store.hold(digest)
+    counts = {"scale": 1, "scales": 1, "iteration": 1, "iterations": 9}
+    at = JobProgress(value=0.5, iterations_per_second=None, seconds_left=None, loss={"total": 1.0}, **counts)
+    store.keep_frame(job.id, "t", Frame(index=0, iteration=1, scale=1, seconds=0.1, digest=small))
+    store.progress(job.id, "t", at, small)
+    output = Output(id=picture, content_type="image/png", width=96, height=72, size_bytes=1)
+    store.succeed(job.id, "t", output, NetworkUsed(name="vgg16", sha256="w"), {})
+    own, photo_id = submitted["links"]["self"], submitted["input"]["content"]
+    batch = client.post("/v1/batches", json={"contents": [photo_id], "styles": [photo_id]})
+    pictures = [f"{own}/{part}" for part in ("result", "result?format=webp", "preview", "frames/0", "timelapse")]
+    return [own, batch.headers["location"], *pictures, f"/v1/images/{photo_id}", "/", f"/j/{job.id}"]
+
+
+def test_wherever_an_etag_is_told_it_is_understood(client: TestClient, addresses: list[str]) -> None:
+    for path in addresses:
+        tag = client.get(path).headers["etag"]
+        strong = tag.removeprefix("W/")
+        for known in (tag, strong, f"W/{strong}", f'"x", {tag}', "*"):
+            answer = client.get(path, headers={"If-None-Match": known})
+            assert (304, b"", tag) == (answer.status_code, answer.content, answer.headers["etag"]), (path, known)
+        assert 304 == client.get(path, headers=[("If-None-Match", '"x"'), ("If-None-Match", tag)]).status_code, path
+        for other in (f'"x{strong[1:]}', strong[:-1], strong.strip('"')):
+            assert 200 == client.get(path, headers={"If-None-Match": other}).status_code, (path, other)
+
+
+def test_a_tag_of_a_body_that_changes_by_itself_is_weak(
+    client: TestClient, store: JobStore, submit: Any, addresses: list[str]
+) -> None:
+    """The seconds until a job begins."""
+    store.beat("worker")
+    waiting = submit().headers["location"]
+    first = client.get(waiting)
+    store._redis.set("impasto:pace", "1000")
+    second = client.get(waiting)
+
+    assert first.json()["queue"] != second.json()["queue"]
+    assert first.headers["etag"] == second.headers["etag"]
+    assert [True, True] == [client.get(path).headers["etag"].startswith("W/") for path in (waiting, addresses[1])]
+
+
+def test_the_contract_tells_where(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    told = {
+        path
+        for path, methods in paths.items()
+        for parameter in methods.get("get", {}).get("parameters", [])
+        if parameter["name"] == "if-none-match"
+    }
+    ends = ("", "/result", "/preview", "/frames/{index}", "/timelapse")
+    jobs = {f"/v1/jobs/{{job_id}}{end}" for end in ends}
+    assert jobs | {"/v1/batches/{batch_id}", "/v1/images/{digest}"} == told

@@ -1,0 +1,54 @@
+"""What is kept of pictures that were made for somebody."""
+
+from functools import partial
+
+import anyio
+import pytest
+
+from api.http import image_response
+from api.http.image_response import Shelf
+from core import errors
+
+
+def test_a_shelf_keeps_what_was_asked_for_last() -> None:
+    shelf = Shelf(10)
+    for tag, size in (("a", 4), ("b", 4), ("a", 5)):
+        shelf.put(tag, b"x" * size)
+    assert b"x" * 4 == shelf.get("b")
+    shelf.put("c", b"x" * 4)
+
+    assert [None, b"x" * 4, b"x" * 4] == [shelf.get(tag) for tag in "abc"]
+    shelf.put("d", b"x" * 11)
+    assert [None] * 4 == [shelf.get(tag) for tag in "abcd"]
+
+
+def test_few_are_made_at_once_and_who_waits_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_response, "_MAKERS", anyio.CapacityLimiter(1))
+    monkeypatch.setattr(image_response, "_shelf", Shelf(100))
+    monkeypatch.setattr(image_response, "WAIT_SECONDS", 0.2)
+    refused: list[BaseException] = []
+
+    async def ask(tag: str, done: anyio.Event | None = None) -> None:
+        try:
+            assert tag.encode() == await image_response.rendered(tag, partial(_made, tag, done))
+        except errors.Unavailable as error:
+            refused.append(error)
+
+    def _made(tag: str, done: anyio.Event | None) -> bytes:
+        if done is not None:
+            anyio.from_thread.run(done.wait)
+        return tag.encode()
+
+    async def crowd() -> None:
+        done = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, "slow", done)
+            await anyio.wait_all_tasks_blocked()
+            await ask("other")
+            assert 1 == len(refused)
+            done.set()
+        await ask("other")
+
+    anyio.run(crowd)
+    assert 1 == len(refused)
+    assert b"slow" == image_response._shelf.get("slow")

@@ -1,0 +1,49 @@
+"""Every request has an id, and a line."""
+
+import logging
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from core.log import request_id
+
+
+@pytest.mark.parametrize("own", ["abc-DEF_123", "a" * 64])
+def test_a_plain_id_of_the_client_is_kept(client: TestClient, own: str) -> None:
+    assert own == client.get("/livez", headers={"X-Request-Id": own}).headers["x-request-id"]
+
+
+@pytest.mark.parametrize("own", ["", "a b", "a" * 65, "ä".encode(), '"};{', "a\tb"])
+def test_any_other_gets_a_new_one(client: TestClient, own: Any) -> None:
+    first, second = (client.get("/livez", headers={"X-Request-Id": own}).headers["x-request-id"] for _ in range(2))
+
+    assert first != second
+    assert 16 == len(first)
+
+
+def test_the_line_names_the_route_and_nothing_of_the_callers(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "api.middleware.access_log"):
+        client.get("/v1/jobs/secret?key=secret", headers={"X-Request-Id": "abc"})
+        client.get("/secret")
+
+    first, second = (record.fields for record in caplog.records)  # type: ignore[attr-defined]
+    assert ("GET", "/v1/jobs/{job_id}", 404) == (first["method"], first["route"], first["status"])
+    assert ("-", 404) == (second["route"], second["status"])
+    assert 0 <= first["ms"] < 5000
+    assert "secret" not in caplog.text
+
+
+def test_the_id_is_known_to_what_is_logged_on_the_way(app: FastAPI, client: TestClient) -> None:
+    seen = []
+
+    @app.get("/v1/look")
+    def look() -> None:  # in a thread of the pool
+        seen.append(request_id.get())
+
+    client.get("/v1/look", headers={"X-Request-Id": "abc"})
+
+    assert (["abc"], None) == (seen, request_id.get())

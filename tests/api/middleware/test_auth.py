@@ -1,0 +1,325 @@
+"""Who may ask: keys, what each may ask for, and how often."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from api.middleware import auth
+from api.middleware.auth import kind_of
+from api.rate_limit import Kind
+from api.settings import ApiSettings
+from core.auth.api_keys import Keys
+from core.config import Settings
+from core.jobs.models import Priority, new_job_id
+from core.redis_client import PREFIX
+
+Serve = Callable[..., TestClient]
+
+
+@pytest.fixture
+def serve(valkey: Any, tmp_path: Path, connect: Any) -> Serve:
+    """An API that requires keys, unless told otherwise."""
+
+    def start(url: str = valkey.url, **own: Any) -> TestClient:
+        settings = ApiSettings(**{"keys": "required", **own})
+        client: TestClient = connect(create_app(Settings(redis_url=url, data_dir=tmp_path), settings))
+        return client
+
+    return start
+
+
+@pytest.fixture
+def keys(valkey: Any) -> Iterator[Keys]:
+    opened = Keys(valkey.url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def bearer(keys: Keys) -> Callable[..., dict[str, str]]:
+    """The header of a new key."""
+
+    def make(priority: Priority = Priority.NORMAL) -> dict[str, str]:
+        return {"Authorization": f"Bearer {keys.create('a', priority)[1]}"}
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("keys", "host", "required"),
+    [
+        ("auto", "127.0.0.1", False),
+        ("auto", "::1", False),
+        ("auto", "localhost", False),
+        ("auto", "127.8.8.8", False),
+        ("auto", "0.0.0.0", True),  # noqa: S104
+        ("auto", "::", True),
+        ("auto", "192.168.1.2", True),
+        ("auto", "impasto.example", True),
+        ("required", "127.0.0.1", True),
+        ("off", "0.0.0.0", False),  # noqa: S104
+    ],
+)
+def test_keys_are_required_unless_only_this_machine_can_ask(keys: Any, host: str, required: bool) -> None:
+    assert required == ApiSettings(keys=keys, host=host).keys_required
+
+
+def test_every_wrong_key_gets_the_same_answer(serve: Serve, keys: Keys, bearer: Any) -> None:
+    client, (key, secret) = serve(), keys.create("gone")
+    keys.revoke(key.id)
+    unknown = secret[:-4] + ("aaaa" if not secret.endswith("aaaa") else "bbbb")
+    texts = ["", f"Bearer {secret}", f"Bearer {unknown}", "Bearer", "Bearer x", f"Basic {secret}", secret, "Bearer é"]
+    wrong = [{}, *({"Authorization": text.encode()} for text in texts)]
+    ways = [("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", f"/v1/jobs/{new_job_id()}"), ("PUT", "/v1/nothing")]
+
+    answers = [client.request(*way, headers=headers) for way in ways for headers in wrong]
+
+    assert {401} == {answer.status_code for answer in answers}
+    assert 1 == len({answer.content for answer in answers})
+    for answer in answers:
+        del answer.headers["x-request-id"]
+    assert 1 == len({tuple(sorted(answer.headers.items())) for answer in answers})
+    assert ("Bearer", "unauthorized") == (answers[0].headers["www-authenticate"], answers[0].json()["code"])
+    assert "x-content-type-options" in answers[0].headers
+    assert 200 == client.get("/v1/jobs", headers=bearer()).status_code
+
+
+def test_two_keys_at_once_are_none(serve: Serve, bearer: Any) -> None:
+    headers = [*bearer().items(), *bearer().items()]
+    assert 401 == serve().get("/v1/jobs", headers=headers).status_code
+
+
+def test_the_page_and_the_probes_need_no_key_and_all_else_does(serve: Serve) -> None:
+    """By the OpenAPI document, so that a new route is closed from the beginning."""
+    client = serve()
+    for path in ("/", "/livez", "/readyz", "/openapi.json", "/docs", "/j/job_x", "/web/app.js", "/web/style.css"):
+        assert 200 == client.get(path).status_code, path
+    document = client.get("/openapi.json").json()
+
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            closed = path not in ("/livez", "/readyz")
+            assert closed == (401 == client.request(method, path).status_code), (method, path)
+            assert closed == ([{"key": []}] == operation.get("security"))
+    assert {"type": "http", "scheme": "bearer"}.items() <= document["components"]["securitySchemes"]["key"].items()
+
+
+def test_a_body_is_not_read_before_the_key_is_known(serve: Serve) -> None:
+    def body() -> Iterator[bytes]:
+        yield b"x"
+        pytest.fail("the body was read")
+
+    assert 401 == serve().post("/v1/images", content=body()).status_code
+
+
+def test_without_keys_nothing_is_asked_for(client: TestClient) -> None:
+    """Neither by the service nor by its document; and a key that is sent all the same does no harm."""
+    assert 200 == client.get("/v1/jobs", headers={"Authorization": "Bearer x"}).status_code
+    assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
+
+
+def test_a_revoked_key_works_for_a_second_at_most(serve: Serve, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(auth.time, "monotonic", lambda: now)
+    client, (key, secret) = serve(), keys.create("a")
+    headers = {"Authorization": f"Bearer {secret}"}
+    assert 200 == client.get("/v1/jobs", headers=headers).status_code
+    keys.revoke(key.id)
+
+    monkeypatch.setattr(auth.time, "monotonic", lambda: now + 1)
+    assert 401 == client.get("/v1/jobs", headers=headers).status_code
+    assert keys.all()[0].last_used_at is not None
+
+
+def test_a_key_asks_for_no_higher_priority_than_it_may(serve: Serve, files: Any, bearer: Any) -> None:
+    client = serve()
+
+    def submit(highest: Priority, **knobs: str) -> Any:
+        return client.post("/v1/jobs", files=files, data={"size": "64", **knobs}, headers=bearer(highest))
+
+    refused = submit(Priority.NORMAL, priority="high")
+    assert (422, "bad_spec") == (refused.status_code, refused.json()["code"])
+    assert "this API key may ask for normal at most" in refused.json()["detail"]
+    assert "high" == submit(Priority.HIGH, priority="high").json()["priority"]
+    assert ["normal", "normal", "low"] == [submit(highest).json()["priority"] for highest in Priority]
+    assert 422 == submit(Priority.LOW, priority="normal").status_code
+
+
+def test_a_retry_has_the_old_priority_or_what_the_key_may_by_now(
+    serve: Serve, files: Any, keys: Keys, valkey: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "MEMORY_SECONDS", 0.0)
+    client, (key, secret) = serve(), keys.create("a", Priority.HIGH)
+    headers = {"Authorization": f"Bearer {secret}"}
+    old = [
+        client.post("/v1/jobs", files=files, data={"size": "64", "priority": priority}, headers=headers).json()
+        for priority in ("high", "low")
+    ]
+    for job in old:
+        client.post(job["links"]["cancel"], headers=headers)
+
+    def retried() -> list[str]:
+        answers = [client.post(f"/v1/jobs/{job['id']}/retry", headers=headers) for job in old]
+        return [answer.json().get("priority", "refused") for answer in answers]
+
+    assert ["high", "low"] == retried()
+    with redis.Redis.from_url(
+        valkey.url, decode_responses=True
+    ) as server:  # whoever runs the service has thought again
+        server.hset(f"{PREFIX}key:{server.hget(f'{PREFIX}keys', key.id)}", "priority", "normal")
+    assert ["normal", "low"] == retried()
+
+
+def test_jobs_pictures_and_lists_are_the_keys_own(serve: Serve, files: Any, bearer: Any) -> None:
+    client, mine, theirs = serve(), bearer(), bearer()
+    job = client.post("/v1/jobs", files=files, data={"size": "64"}, headers=theirs).json()
+    own = client.post("/v1/jobs", files=files, data={"size": "64"}, headers=mine).json()
+
+    assert [own["id"]] == [listed["id"] for listed in client.get("/v1/jobs", headers=mine).json()["jobs"]]
+    assert 404 == client.get(job["links"]["self"], headers=mine).status_code
+    assert 200 == client.get(job["links"]["self"], headers=theirs).status_code
+    assert 1 == own["queue"]["position"]
+
+
+def test_a_cursor_tells_nothing_of_how_much_others_submit(serve: Serve, files: Any, bearer: Any) -> None:
+    client, mine, theirs = serve(), bearer(), bearer()
+    for headers in (mine, theirs, theirs, mine):
+        client.post("/v1/jobs", files=files, data={"size": "64"}, headers=headers)
+
+    assert "/v1/jobs?limit=1&cursor=2" == client.get("/v1/jobs?limit=1", headers=mine).json()["next"]
+
+
+def test_who_asks_too_often_is_told_when_to_come_back(serve: Serve, bearer: Any) -> None:
+    """Others are served meanwhile, and what is counted apart, too; two API processes count together."""
+    first, second = (serve(requests_per_minute=3, submissions_per_minute=2) for _ in range(2))
+    mine, theirs = bearer(), bearer()
+    statuses = [client.get("/v1/jobs", headers=mine).status_code for client in (first, second, first)]
+    refused = [client.get("/v1/jobs", headers=mine) for client in (first, second)]
+
+    assert [200, 200, 200] == statuses
+    assert [(429, "rate_limited")] * 2 == [(answer.status_code, answer.json()["code"]) for answer in refused]
+    assert all(1 <= int(answer.headers["retry-after"]) <= 61 for answer in refused)
+    assert 200 == first.get("/v1/jobs", headers=theirs).status_code
+    tries = [first.post("/v1/jobs", headers=mine).status_code for _ in range(3)]
+    assert [400, 400, 429] == tries
+
+
+def test_requests_that_only_look_are_counted_here_and_told_to_redis_now_and_then(
+    serve: Serve, bearer: Any, keys: Keys
+) -> None:
+    """Each write goes to the disk: a thousand polls must not be a thousand of them."""
+    client, headers = serve(requests_per_minute=1000), bearer()
+
+    before = _written(keys)
+    for _ in range(35):
+        assert 200 == client.get("/v1/jobs", headers=headers).status_code
+    assert 1 <= _written(keys) - before <= 20
+
+
+def test_who_is_refused_is_refused_from_memory(serve: Serve, bearer: Any, keys: Keys) -> None:
+    """A flood costs the store nothing, and no request slips through between two counts."""
+    client, headers = serve(requests_per_minute=500), bearer()
+    statuses = [client.get("/v1/jobs", headers=headers).status_code for _ in range(500)]
+    while 200 == client.get("/v1/jobs", headers=headers).status_code:
+        statuses.append(200)
+    before = _written(keys)
+
+    refused = [client.get("/v1/jobs", headers=headers).status_code for _ in range(30)]
+
+    assert {200} == set(statuses)
+    assert len(statuses) <= 505
+    assert ([429] * 30, before) == (refused, _written(keys))
+
+
+def _from(client: TestClient, address: str) -> TestClient:
+    return TestClient(client.app, base_url="http://localhost", client=(address, 1))
+
+
+def test_who_guesses_keys_is_told_to_wait_and_who_has_one_is_not(serve: Serve, bearer: Any, valkey: Any) -> None:
+    first, second = (serve(wrong_keys_per_minute=3) for _ in range(2))
+    in_use, new = bearer(), bearer()
+    wrong = {"Authorization": f"Bearer impasto_{'a' * 52}"}
+    assert [200, 200] == [client.get("/v1/jobs", headers=in_use).status_code for client in (first, second)]
+
+    assert [401] * 9 == [first.get("/v1/jobs").status_code for _ in range(9)], "no key is no guess"
+    assert [401, 401, 401] == [client.get("/v1/jobs", headers=wrong).status_code for client in (first, second, first)]
+    for client in (first, second):
+        for headers in (wrong, new):  # no answer tells whether a guess was right
+            refused = client.get("/v1/jobs", headers=headers)
+            assert (429, "rate_limited") == (refused.status_code, refused.json()["code"])
+            assert 1 <= int(refused.headers["retry-after"]) <= 61
+        assert 200 == client.get("/v1/jobs", headers=in_use).status_code
+    assert 200 == _from(first, "198.51.100.7").get("/v1/jobs", headers=new).status_code
+    with redis.Redis.from_url(valkey.url) as server:  # a minute later
+        server.delete(*server.keys("*wrong-keys*"))
+    assert 200 == second.get("/v1/jobs", headers=new).status_code
+
+
+def test_one_network_of_ipv6_is_one_address(serve: Serve) -> None:
+    client, wrong = serve(wrong_keys_per_minute=2), {"Authorization": "Bearer x"}
+    addresses = ["2001:db8::1", "2001:db8::2:2", "2001:db8::3", "2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"]
+    tries = [_from(client, address).get("/v1/jobs", headers=wrong).status_code for address in addresses]
+
+    assert [401, 401, 429, 401, 401, 401] == tries
+
+
+def _written(keys: Keys) -> int:
+    """How often a count was written to the store."""
+    stats: Any = keys._redis.info("commandstats")
+    return int(stats.get("cmdstat_incrby", {}).get("calls", 0))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind"),
+    [
+        ("POST", "/v1/jobs", Kind.SUBMISSION),
+        ("POST", "/v1/images", Kind.SUBMISSION),
+        ("POST", "/v1/estimate", Kind.SUBMISSION),
+        ("POST", "/v1/jobs/job_x/retry", Kind.SUBMISSION),
+        ("POST", "/v1/jobs/job_x/cancel", Kind.OTHER),
+        ("GET", "/v1/jobs", Kind.OTHER),
+    ],
+)
+def test_what_makes_work_is_counted_apart(method: str, path: str, kind: Kind) -> None:
+    assert kind is kind_of(method, path)
+
+
+def test_without_keys_there_is_no_limit(serve: Serve) -> None:
+    client = serve(keys="off", requests_per_minute=1, submissions_per_minute=1)
+    assert [200, 200, 200] == [client.get("/v1/jobs").status_code for _ in range(3)]
+
+
+def test_an_outage_of_the_store_is_503_for_every_key(
+    serve: Serve, own_valkey: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while keys and counts are remembered, and in the very request that would tell Redis."""
+    keys, client = Keys(own_valkey.url), serve(own_valkey.url, requests_per_minute=300)
+    headers = {"Authorization": f"Bearer {keys.create('a')[1]}"}
+    assert 200 == client.get("/v1/jobs", headers=headers).status_code
+    own_valkey.kill()
+
+    answers = [client.get("/v1/jobs", headers=headers) for _ in range(8)]
+    answers.append(client.get("/v1/jobs", headers={"Authorization": "Bearer impasto_" + "a" * 52}))
+    answers.append(client.post("/v1/images", headers=headers))
+
+    assert {(503, "store_unavailable")} == {(answer.status_code, answer.json()["code"]) for answer in answers}
+    assert all("retry-after" in answer.headers for answer in answers)
+    own_valkey.start()
+    assert 200 == client.get("/v1/jobs", headers=headers).status_code
+    keys.close()
+
+
+def test_a_picture_is_fetched_by_its_owner_alone(
+    serve: Serve, bearer: Callable[..., dict[str, str]], files: dict[str, Any]
+) -> None:
+    client, own, foreign = serve(), bearer(), bearer()
+    kept = client.post("/v1/images", files={"image": files["content"]}, headers=own)
+    address = kept.headers["location"]
+
+    assert [200, 404, 401] == [client.get(address, headers=who).status_code for who in (own, foreign, {})]

@@ -1,0 +1,139 @@
+"""Who may speak to us, and what other pages may do."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from api.middleware.host_guard import names_for
+from api.settings import ApiSettings
+from core import errors
+from core.config import Settings, read_settings
+
+FRIEND = "https://friend.example"
+
+
+def _client(valkey: Any, folder: Path, **own: Any) -> TestClient:
+    app = create_app(Settings(redis_url=valkey.url, data_dir=folder), ApiSettings(**own))
+    return TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
+
+
+@pytest.fixture
+def friendly(valkey: Any, tmp_path: Path) -> Iterator[TestClient]:
+    """A service that lets one other site's pages use it."""
+    client = _client(valkey, tmp_path, origins=[FRIEND])
+    yield client
+    client.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.9"])
+def test_on_loopback_only_loopbacks_names_are_ours(host: str) -> None:
+    names = names_for(host, [])
+
+    assert names is not None
+    assert names >= {"localhost", "127.0.0.1", "[::1]"}
+    assert "elsewhere.example" not in names
+
+
+def test_elsewhere_any_name_is_ours_unless_they_are_listed() -> None:
+    assert names_for("0.0.0.0", []) is None  # noqa: S104 - not listened on
+    names = names_for("0.0.0.0", ["Pictures.example"])  # noqa: S104
+    assert names is not None
+    assert {"pictures.example", "localhost"} <= names
+
+
+@pytest.mark.parametrize(("host", "status"), [("localhost:1", 200), ("127.0.0.1", 200), ("rebound.example", 403)])
+def test_a_name_that_is_made_to_mean_loopback_is_refused(client: TestClient, host: str, status: int) -> None:
+    assert status == client.get("/v1/jobs", headers={"Host": host}).status_code
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 202),
+        ({"Origin": "http://localhost"}, 202),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://seen-by-a-proxy.example"}, 202),
+        ({"Sec-Fetch-Site": "none"}, 202),
+        ({"Origin": "http://elsewhere.example"}, 403),
+        ({"Origin": "http://localhost.elsewhere.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+    ],
+)
+def test_another_sites_page_cannot_submit(
+    client: TestClient, files: dict[str, Any], rings: list[int], headers: dict[str, str], status: int
+) -> None:
+    answer = client.post("/v1/jobs", files=files, data={"size": "64"}, headers=headers)
+
+    assert status == answer.status_code
+    assert status == 202 or answer.json()["code"] == "foreign_site"
+    assert len(rings) == (status == 202)
+
+
+def test_reading_is_left_to_the_browser_which_gets_no_leave(client: TestClient) -> None:
+    answer = client.get("/v1/jobs", headers={"Origin": "http://elsewhere.example", "Sec-Fetch-Site": "cross-site"})
+
+    assert 200 == answer.status_code
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_a_friends_page_may_submit_and_read(friendly: TestClient, files: dict[str, Any]) -> None:
+    headers = {"Origin": FRIEND, "Sec-Fetch-Site": "cross-site"}
+    answer = friendly.post("/v1/jobs", files=files, data={"size": "64"}, headers=headers)
+
+    assert (202, FRIEND) == (answer.status_code, answer.headers["access-control-allow-origin"])
+    assert {"Location", "Retry-After", "ETag"} <= set(answer.headers["access-control-expose-headers"].split(", "))
+    assert "Origin" in answer.headers["vary"]
+    assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_a_friends_page_is_told_what_it_may_send(friendly: TestClient) -> None:
+    ask = {"Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "if-none-match"}
+    yes = friendly.options("/v1/jobs/x", headers={"Origin": FRIEND, **ask})
+    no = friendly.options("/v1/jobs/x", headers={"Origin": "https://elsewhere.example", **ask})
+
+    assert (200, FRIEND) == (yes.status_code, yes.headers["access-control-allow-origin"])
+    assert (400, "bad_request") == (no.status_code, no.json()["code"])
+    assert "access-control-allow-origin" not in no.headers
+
+
+def test_with_friends_every_answer_varies_by_origin(friendly: TestClient) -> None:
+    for headers in ({}, {"Origin": FRIEND}, {"Origin": "https://elsewhere.example"}):
+        assert "Origin" in friendly.get("/v1/jobs", headers=headers).headers["vary"]
+    other = friendly.get("/v1/jobs", headers={"Origin": "https://elsewhere.example"})
+    assert "access-control-allow-origin" not in other.headers
+    assert 403 == friendly.post("/v1/jobs", headers={"Origin": "https://elsewhere.example"}).status_code
+
+
+def test_bodies_are_taken_only_as_they_are(client: TestClient) -> None:
+    answer = client.post("/v1/jobs", content=b"{}", headers={"Content-Encoding": "gzip"})
+
+    assert (415, "unsupported_encoding") == (answer.status_code, answer.json()["code"])
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ORIGINS", "*"),
+        ("ORIGINS", "https://a.example/"),
+        ("ORIGINS", "a.example"),
+        ("HOSTS", "a.example:80"),
+        ("HOSTS", "*"),
+    ],
+)
+def test_lists_are_checked_when_a_process_starts(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(f"IMPASTO_API_{variable}", value)
+    with pytest.raises(errors.BadSettings, match=variable):
+        read_settings(ApiSettings)
+
+
+def test_lists_have_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMPASTO_API_ORIGINS", "https://a.example, http://b.example:8080")
+    monkeypatch.setenv("IMPASTO_API_HOSTS", "a.example,[::1]")
+    own = read_settings(ApiSettings)
+
+    assert (["https://a.example", "http://b.example:8080"], ["a.example", "[::1]"]) == (own.origins, own.hosts)

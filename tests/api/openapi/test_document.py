@@ -1,0 +1,82 @@
+"""The OpenAPI document: an example of everything, and every example is right."""
+
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from fastapi import FastAPI
+
+from api.http.problems import REFUSALS, problem
+from core import errors
+
+Media = dict[str, Any]
+
+
+@pytest.fixture
+def document(app: FastAPI) -> Any:
+    return app.openapi()
+
+
+def _operations(document: Any) -> list[tuple[str, Any]]:
+    return [
+        (f"{method.upper()} {path}", operation)
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    ]
+
+
+def _assert_right(document: Any, schema: Any, example: Any, where: str) -> None:
+    whole = {**schema, "components": document["components"]}
+    wrong = [error.message for error in jsonschema_rs.validator_for(whole).iter_errors(example)]
+    assert not wrong, (where, wrong)
+
+
+def _bodies(document: Any) -> list[tuple[str, Media]]:
+    """All that is JSON or a form, of requests and answers; pictures and streams have no example."""
+    found = []
+    for name, operation in _operations(document):
+        media = operation.get("requestBody", {}).get("content", {})
+        found += [(f"{name} {kind}", one) for kind, one in media.items()]
+        for status, answer in operation["responses"].items():
+            media = answer.get("content", {})
+            found += [(f"{name} {status} {kind}", one) for kind, one in media.items() if kind == "application/json"]
+    return found
+
+
+def test_every_body_has_an_example_that_keeps_its_schema(document: Any) -> None:
+    for where, media in _bodies(document):
+        assert "example" in media, where
+        _assert_right(document, media["schema"], media["example"], where)
+
+
+def test_every_id_in_an_address_has_an_example_that_keeps_its_pattern(document: Any) -> None:
+    for name, operation in _operations(document):
+        for parameter in operation.get("parameters", []):
+            if parameter["in"] == "path":
+                assert "example" in parameter, name
+                _assert_right(document, parameter["schema"], parameter["example"], name)
+
+
+def test_every_operation_tells_how_it_refuses(document: Any) -> None:
+    for name, operation in _operations(document):
+        assert {"$ref": "#/components/responses/Refused"} == operation["responses"]["4XX"], name
+        later = operation["responses"].get("503")
+        assert ({"$ref": "#/components/responses/Later"} if name != "GET /livez" else None) == later, name
+
+
+def test_every_code_has_an_example_that_is_what_is_answered(document: Any) -> None:
+    def walk(kind: type[errors.ImpastoError]) -> list[type[errors.ImpastoError]]:
+        return [kind, *(found for child in kind.__subclasses__() for found in walk(child))]
+
+    answers = document["components"]["responses"]
+    told: dict[str, Any] = {}
+    for answer in answers.values():
+        media = answer["content"]["application/problem+json"]
+        for code, case in media["examples"].items():
+            _assert_right(document, media["schema"], case["value"], code)
+            told[code] = case["value"]
+
+    answered = {kind.code for kind in walk(errors.ImpastoError) if problem(kind()).status_code != 500} | set(REFUSALS)
+    assert answered == set(told)
+    assert all(code == body["code"] and body["detail"].endswith(".") for code, body in told.items())
+    assert "Retry-After" in answers["Later"]["headers"]

@@ -1,0 +1,498 @@
+"""The stream of a job's events: real processes, a real store, real sockets."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image
+
+from api.job_feed import Sight
+from api.routes import job_events
+from cli.up import free_port
+from core.auth.api_keys import Keys
+from core.images import codec
+from core.jobs.models import Frame, Job, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
+from core.jobs.store import JobStore
+from core.storage.blobs import Blobs, digest_of
+
+Event = tuple[str, str | None, dict[str, Any]]  # name, id, data
+
+PROGRESS = JobProgress(
+    value=0.1, scale=1, scales=1, iteration=1, iterations=9, iterations_per_second=None, seconds_left=None, loss={}
+)
+
+MAIN = "from api.__main__ import main; main()"
+
+
+class Api:
+    """A real API process, and the store that it tells of."""
+
+    def __init__(self, redis_url: str, folder: Path, code: str = MAIN, **settings: str) -> None:
+        self.port, self.store = free_port(), JobStore(redis_url)
+        self.opened: list[Any] = []
+        own = {"REDIS_URL": redis_url, "DATA_DIR": str(folder), "API_PORT": str(self.port)} | settings
+        environment = os.environ | {f"IMPASTO_{name}": value for name, value in own.items()}
+        with (folder / "api.log").open("wb") as log:
+            self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=log, stderr=log)
+        until = time.monotonic() + 60
+        while not self._is_ready():
+            assert self.process.poll() is None, (folder / "api.log").read_text()
+            assert time.monotonic() < until, "the API does not answer"
+            time.sleep(0.05)
+
+    def ask(self, path: str, **headers: str) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request("GET", path, headers={name.replace("_", "-"): text for name, text in headers.items()})
+            answer = connection.getresponse()
+        finally:
+            self.opened.append(connection)
+        self.opened.append(answer)
+        return answer
+
+    def _is_ready(self) -> bool:
+        try:
+            return self.ask("/readyz").status == 200
+        except ConnectionRefusedError:
+            return False
+
+    def watch(self, job_id: str, query: str = "", **headers: str) -> "Stream":
+        return Stream(self.ask(f"/v1/jobs/{job_id}/events{query}", **headers))
+
+    def new_job(self, owner: str = "local") -> Job:
+        for digest in ("sha256:a", "sha256:b"):
+            self.store.hold(digest)
+        return self.store.create(
+            new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}), Terms(owner=owner)
+        )
+
+    def claim(self, token: str = "t") -> Job:
+        job = self.store.claim(token, "worker")
+        assert job is not None
+        return job
+
+    def progress(self, job: Job, value: float, preview: str | None = None, token: str = "t", **loss: float) -> None:
+        told = JobProgress(
+            value=value,
+            scale=1,
+            scales=2,
+            iteration=1,
+            iterations=9,
+            iterations_per_second=None,
+            seconds_left=None,
+            loss=loss,
+        )
+        if preview:
+            self.store.hold(preview)
+        assert "ok" == self.store.progress(job.id, token, told, preview)
+
+    def succeed(self, job: Job, digest: str = "sha256:r", token: str = "t") -> None:
+        self.store.hold(digest)
+        output = Output(id=digest, content_type="image/png", width=1600, height=1600, size_bytes=1)
+        assert "ok" == self.store.succeed(job.id, token, output, NetworkUsed(name="vgg16", sha256="w"), {})
+
+    def stop(self) -> float:
+        """Seconds that it took."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+        return time.monotonic() - began
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.store.close()
+        for one in self.opened:
+            one.close()
+
+
+class Stream:
+    """Reads what a watcher reads."""
+
+    def __init__(self, answer: http.client.HTTPResponse) -> None:
+        self.answer, self.status, self.headers = answer, answer.status, answer.headers
+        self.comments: list[str] = []
+        self.retry: str | None = None
+
+    def next(self) -> Event | None:
+        """The next event, or None at the end of the stream."""
+        name, own_id, data = "", None, ""
+        while line := self.answer.readline().decode():
+            field, _, value = line.rstrip("\n").partition(": ")
+            if field == "event":
+                name = value
+            elif field == "id":
+                own_id = value
+            elif field == "data":
+                data += value
+            elif field == "retry":
+                self.retry = value
+            elif line.startswith(":"):
+                self.comments.append(value)
+            elif not field and data:
+                return name, own_id, json.loads(data)
+        return None
+
+    def comment(self, sought: str) -> None:
+        """Read until it comes; no event may come before."""
+        while sought not in self.comments:
+            line = self.answer.readline().decode()
+            assert line, "the stream has ended"
+            assert not line.startswith("data"), line
+            if line.startswith(":"):
+                self.comments.append(line[2:].rstrip("\n"))
+
+    def rest(self) -> list[Event]:
+        return list(iter(self.next, None))
+
+    def close(self) -> None:
+        self.answer.close()
+
+
+Serve = Callable[..., Api]
+
+
+@pytest.fixture
+def serve(valkey: Any, tmp_path: Path) -> Iterator[Serve]:
+    started: list[Api] = []
+
+    def start(url: str = valkey.url, code: str = MAIN, **settings: str) -> Api:
+        started.append(Api(url, tmp_path, code, **settings))
+        return started[-1]
+
+    yield start
+    for api in started:
+        api.close()
+
+
+def _patched(line: str) -> str:
+    return f"import api.routes.job_events, api.job_feed, core.jobs.async_reader; {line}; {MAIN}"
+
+
+def test_a_life_is_told_as_it_is_lived(serve: Serve) -> None:
+    """And what was told, laid one over the other, is the job."""
+    api = serve()
+    job = api.new_job()
+    stream = api.watch(job.id)
+    assert (200, "text/event-stream; charset=utf-8") == (stream.status, stream.headers["Content-Type"])
+    assert ("no-store", "no") == (stream.headers["Cache-Control"], stream.headers["X-Accel-Buffering"])
+    told = [stream.next()]
+    api.claim()
+    told.append(stream.next())
+    api.progress(job, 0.25, style=1.0)
+    told.append(stream.next())
+    api.progress(job, 0.5, "sha256:p", style=0.5)
+    told += [stream.next(), stream.next()]
+    api.succeed(job)
+    told += stream.rest()
+
+    lines = [(event[0], event[1]) for event in told if event]
+    expected = [("status", "1"), ("status", "2"), ("progress", "3"), ("progress", None), ("preview", "4")]
+    assert [*expected, ("status", "5")] == lines, "one id for the events of one change, on the last of them"
+    known: dict[str, Any] = {}
+    for event in told:
+        assert event is not None
+        known |= event[2]
+    assert json.loads(api.ask(f"/v1/jobs/{job.id}").read()) == known
+    assert "2000" == stream.retry
+    assert known["links"]["events"] == f"/v1/jobs/{job.id}/events"
+
+
+def test_a_watcher_goes_on_from_any_event(serve: Serve) -> None:
+    api = serve()
+    job = api.new_job()
+    api.claim()
+    api.progress(job, 0.25)
+    for after in (0, 1, 2, 99):  # the last was never told: a store that was put back
+        first = api.watch(job.id, Last_Event_ID=str(after)).next()
+        assert first is not None
+        assert ("status", "3", 0.25) == (*first[:2], first[2]["progress"]["value"])
+    stream = api.watch(job.id, f"?after={3}")
+    api.progress(job, 0.5)
+    following = stream.next()
+    assert following is not None
+    assert ("progress", "4", 0.5) == (*following[:2], following[2]["progress"]["value"]), "it knew 3"
+    api.succeed(job)
+    assert [("status", "5")] == [event[:2] for event in stream.rest()]
+
+    for after in range(5):
+        assert [("status", "5")] == [event[:2] for event in api.watch(job.id, f"?after={after}").rest()]
+    assert 204 == api.watch(job.id, Last_Event_ID="5").status, "a browser that comes again is told to stop"
+    assert 204 == api.watch(job.id, "?after=0", Last_Event_ID="5").status, "the header is newer than the address"
+    assert 422 == api.watch(job.id, "?after=x").status
+    for strange in ("9" * 5000, "-1", "x", "²"):
+        first = api.watch(job.id, Last_Event_ID=strange).next()
+        assert ("status", "5") == (first or ())[:2], strange[:9]
+
+
+def test_a_run_that_keeps_frames_is_told_of_as_progress_and_its_first_frame_once(serve: Serve) -> None:
+    """As a worker does it: a frame at every beat, which changes no version; and a steering between."""
+    api = serve()
+    job = api.new_job()
+    api.claim()
+    stream = api.watch(job.id)
+    assert stream.next()
+    told = []
+    for number in range(1, 4):
+        digest = f"sha256:f{number}"
+        api.store.hold(digest)
+        frame = Frame(index=0, iteration=number, scale=1, seconds=0.1, digest=digest)
+        assert 0 == api.store.keep_frame(job.id, "t", frame)
+        api.progress(job, number / 10, "sha256:p" if number == 3 else None)
+        told.append(stream.next())
+    told.append(stream.next())
+    api.store.steer(job.id, lambda job_input: job_input.model_copy(update={"spec": {"strength": 1}}))
+    told.append(stream.next())
+
+    assert ["status", "progress", "progress", "preview", "status"] == [event[0] for event in told if event]
+    known: dict[str, Any] = {}
+    for event in told:
+        assert event is not None
+        known |= event[2]
+    assert json.loads(api.ask(f"/v1/jobs/{job.id}").read()) == known
+    assert {"frames", "timelapse"} <= set(known["links"])
+
+
+def test_all_watchers_of_a_job_are_told_and_a_deleted_job_ends_them(serve: Serve) -> None:
+    api = serve()
+    job, other = api.new_job(), api.new_job()
+    streams = [api.watch(job.id), api.watch(job.id)]
+    elsewhere = api.watch(other.id)
+    for stream in (*streams, elsewhere):
+        stream.next()
+    api.claim()
+    assert [("status", "2"), ("status", "2")] == [event[:2] for event in (stream.next() for stream in streams) if event]
+    moved = elsewhere.next()
+    assert moved is not None
+    assert ("status", "1", {"position": 0, "start_seconds": None}) == (*moved[:2], moved[2]["queue"])
+
+    streams[0].close()
+    api.progress(job, 0.5)
+    assert ("progress", "3") == (streams[1].next() or ())[:2]
+    api.store.delete(job.id)
+    assert [] == streams[1].rest()
+    assert "the job is deleted" in streams[1].comments
+    assert 404 == api.watch(job.id).status
+
+
+def test_what_was_not_heard_is_found(serve: Serve) -> None:
+    """A subscription that hears nothing: the poll finds every state that lasts."""
+    api = serve(code=_patched("core.jobs.async_reader.CHANGES = 'elsewhere'"))
+    job = api.new_job()
+    stream = api.watch(job.id)
+    stream.next()
+    api.claim()
+    assert ("status", "2") == (stream.next() or ())[:2]
+    api.progress(job, 0.5)
+    assert ("progress", "3") == (stream.next() or ())[:2]
+
+
+def test_without_the_poll_what_is_heard_is_enough(serve: Serve) -> None:
+    api = serve(code=_patched("api.job_feed.POLL_SECONDS = 1000"))
+    job = api.new_job()
+    stream = api.watch(job.id)
+    stream.next()
+    began = time.monotonic()
+    api.claim()
+    assert ("status", "2") == (stream.next() or ())[:2]
+    assert time.monotonic() - began < 5
+
+
+def test_a_stream_outlives_the_store(serve: Serve, own_valkey: Any) -> None:
+    api = serve(own_valkey.url, _patched("api.routes.job_events.HEARTBEAT_SECONDS = 0.3"))
+    job = api.new_job()
+    streams = [api.watch(job.id), api.watch(job.id)]
+    for stream in streams:
+        assert stream.next()
+    streams[0].comment("still here")
+    own_valkey.kill()
+    for stream in streams:
+        stream.comment("the store does not answer")
+    assert 503 == api.watch(job.id).status
+    own_valkey.start()
+    api.claim()
+    api.progress(job, 0.5)
+    for stream in streams:
+        while (event := stream.next()) and event[1] != "3":
+            pass
+        assert event is not None
+        assert 0.5 == event[2]["progress"]["value"]
+    api.succeed(job)
+    assert [["4"], ["4"]] == [[event[1] for event in stream.rest()] for stream in streams]
+
+
+def test_who_does_not_read_costs_nothing_and_is_cut(serve: Serve) -> None:
+    """16 MB of changes for each of 20 watchers; what their kernels do not take is not kept by ours."""
+    api = serve(API_PATIENCE_SECONDS="3")
+    job = api.new_job()
+    api.claim()
+    for _ in range(20):
+        line = socket.socket()
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.connect(("127.0.0.1", api.port))
+        line.sendall(f"GET /v1/jobs/{job.id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        api.opened.append(line)
+    honest = api.watch(job.id)
+    assert honest.next()
+    before = psutil.Process(api.process.pid).memory_info().rss
+    with ThreadPoolExecutor() as reading:
+        told = reading.submit(honest.rest)
+        for number in range(150):
+            assert "ok" == api.store.renew(job.id, "t")
+            api.progress(job, number / 150, **{f"{name:0100}": float(number) for name in range(1000)})
+        api.succeed(job)
+        assert "succeeded" == told.result()[-1][2]["status"]
+    after = psutil.Process(api.process.pid).memory_info().rss
+    assert after - before < 40e6, f"{(after - before) / 1e6:.0f} MB"
+    until = time.monotonic() + 30
+    while (left := _connections(api)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert 0 == left
+
+
+def test_who_takes_a_large_rendition_slowly_costs_no_memory(serve: Serve, blobs: Blobs) -> None:
+    """One that is too large for the shelf, so that each is made anew."""
+    api = serve(code=f"from api.http import image_response as r; r._shelf = r.Shelf(0); {MAIN}")
+    job = api.new_job()
+    api.claim()
+    noise = Image.frombytes("RGB", (1600, 1600), os.urandom(1600 * 1600 * 3))
+    api.succeed(job, blobs.put(codec.encode(noise)))
+    path = f"/v1/jobs/{job.id}/result?width=1500"
+    data = api.ask(path).read()
+    assert codec.sniff(data) == "png"
+    before = psutil.Process(api.process.pid).memory_info().rss
+    answers = [api.ask(path) for _ in range(16)]
+    assert {data[:4]} == {answer.read(4) for answer in answers}
+    after = psutil.Process(api.process.pid).memory_info().rss
+
+    assert after - before < 60e6 < 10 * len(data), f"{(after - before) / 1e6:.0f} MB"
+    assert all(answer.read() == data[4:] for answer in answers)
+    assert [] == [path for path in (blobs._folder / "parts").iterdir() if path.is_file()]
+
+
+def test_who_takes_a_large_result_slowly_costs_no_memory(serve: Serve, blobs: Blobs) -> None:
+    """48 MB for each of 10 readers, who have it whole in the end, though the job is deleted meanwhile."""
+    api = serve()
+    job, picture = api.new_job(), b"\x89PNG\r\n\x1a\n" + os.urandom(48_000_000)
+    api.claim()
+    api.succeed(job, blobs.put(picture))
+    assert 200 == api.ask(f"/v1/jobs/{job.id}").status
+    before = psutil.Process(api.process.pid).memory_info().rss
+    answers = [api.ask(f"/v1/jobs/{job.id}/result") for _ in range(10)]
+    assert {b"\x89PNG"} == {answer.read(4) for answer in answers}
+    api.store.delete(job.id)
+    blobs.delete(digest_of(picture))
+    after = psutil.Process(api.process.pid).memory_info().rss
+
+    assert after - before < 32e6, f"{(after - before) / 1e6:.0f} MB"
+    assert all(answer.read() == picture[4:] for answer in answers)
+
+
+def _connections(api: Api) -> int:
+    found = psutil.Process(api.process.pid).net_connections()
+    return sum(one.laddr.port == api.port and one.status == "ESTABLISHED" for one in found)
+
+
+def test_streams_end_when_the_process_is_asked_to_go(serve: Serve) -> None:
+    api = serve()
+    job = api.new_job()
+    streams = [api.watch(job.id) for _ in range(3)]
+    for stream in streams:
+        stream.next()
+    seconds = api.stop()
+    for stream in streams:
+        assert [] == stream.rest(), "to its proper end: a broken one raises IncompleteRead"
+        assert "come again" in stream.comments
+    assert seconds < 5, "uvicorn waits for open answers for 10 s"
+
+
+def test_a_stream_is_its_owners(serve: Serve, valkey: Any) -> None:
+    api = serve(API_KEYS="required", API_MAX_WATCHERS_PER_CALLER="2")
+    keys = Keys(valkey.url)
+    (ada, adas), (_, bobs) = keys.create("ada"), keys.create("bob")
+    keys.close()
+    job = api.new_job(ada.id)
+
+    assert 401 == api.watch(job.id).status
+    assert 200 == (stream := api.watch(job.id, Authorization=f"Bearer {adas}")).status
+    answers = [api.ask(f"/v1/jobs/{one}/events", Authorization=f"Bearer {bobs}") for one in (job.id, new_job_id(), "x")]
+    assert [404, 404, 404] == [answer.status for answer in answers]
+    assert 1 == len({answer.read() for answer in answers})
+
+    second = api.watch(job.id, Authorization=f"Bearer {adas}")
+    refused = api.ask(f"/v1/jobs/{job.id}/events", Authorization=f"Bearer {adas}")
+    assert (429, "too_many_watchers") == (refused.status, json.loads(refused.read())["code"])
+    assert 404 == api.watch(job.id, Authorization=f"Bearer {bobs}").status, "each has their own number"
+    second.next()
+    second.answer.fp.raw._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
+    second.close()
+    until = time.monotonic() + 20
+    while (again := api.watch(job.id, Authorization=f"Bearer {adas}")).status == 429:
+        assert time.monotonic() < until, "a watcher that is gone still counts"
+        time.sleep(0.05)
+    assert ("status", "1") == (again.next() or ())[:2]
+    assert stream.next()
+
+
+def test_a_revoked_key_ends_its_streams_and_no_others(serve: Serve, valkey: Any) -> None:
+    """Also of a job of which there is no news, and of one of which there is all the time."""
+    api = serve(code=_patched("api.routes.job_events.HEARTBEAT_SECONDS = 0.3"), API_KEYS="required")
+    keys = Keys(valkey.url)
+    (ada, adas), (bob, bobs) = keys.create("ada"), keys.create("bob")
+    waiting, running = api.new_job(ada.id), api.new_job(bob.id)
+    lasting = api.watch(running.id, Authorization=f"Bearer {bobs}")
+    silent = api.watch(waiting.id, Authorization=f"Bearer {adas}")
+    for stream in (lasting, silent):
+        assert stream.next()
+    silent.comment("still here")
+    keys.revoke(ada.id)
+    began, said = time.monotonic(), [b""]
+    while line := silent.answer.readline():
+        assert time.monotonic() - began < 10, "a stream without news goes on for ever"
+        said.append(line)
+    assert b": come again\n" in said
+    assert 401 == api.watch(waiting.id, Authorization=f"Bearer {adas}").status
+
+    lasting.comment("still here")
+    job = api.claim()
+    while job.id != running.id:
+        job = api.claim("other")
+    keys.revoke(bob.id)
+    keys.close()
+    with ThreadPoolExecutor() as reading:
+        told = reading.submit(lasting.rest)
+        until = time.monotonic() + 20
+        while not told.done() and time.monotonic() < until:
+            api.store.renew(running.id, "other")
+            api.store.renew(running.id, "t")
+            for token in ("t", "other"):
+                api.store.progress(running.id, token, PROGRESS)
+            time.sleep(0.1)
+        assert told.done(), "a stream with news goes on for ever"
+
+
+def test_a_page_of_an_allowed_origin_may_watch(serve: Serve) -> None:
+    api = serve(API_ORIGINS="https://example.org")
+    answer = api.watch(api.new_job().id, Origin="https://example.org")
+    assert "https://example.org" == answer.headers["Access-Control-Allow-Origin"]
+
+
+def test_what_no_client_sees_is_not_told(serve: Serve, store: JobStore) -> None:
+    for digest in ("sha256:a", "sha256:b"):
+        store.hold(digest)
+    job = store.create(new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}))
+    for unseen in ({"checkpoint": "c"}, {"thinned": 1}, {"steerings": 1}, {"owner": "x"}):
+        assert b"" == job_events.told(Sight(job.model_copy(update={**unseen, "version": 2})), Sight(job)), unseen
+    assert job_events.told(Sight(job.model_copy(update={"pinned": True})), Sight(job)).startswith(b"event: status\n")

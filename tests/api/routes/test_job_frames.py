@@ -1,0 +1,93 @@
+"""Frames over HTTP: what the run looked like on its way."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from PIL import Image, ImageSequence
+from starlette.testclient import TestClient
+
+from api.http.image_response import Shelf
+from core.images import codec
+from core.jobs.models import Frame
+from core.jobs.store import JobStore
+from core.storage.blobs import Blobs, digest_of
+
+
+def _paint(store: JobStore, blobs: Blobs, *pictures: Image.Image) -> None:
+    """Do a worker's part, up to so many frames."""
+    job = store.claim("t", "worker")
+    assert job is not None
+    for number, picture in enumerate(pictures):
+        digest = blobs.put(codec.encode(picture, "jpeg"))
+        store.hold(digest)
+        frame = Frame(index=0, iteration=10 * number, scale=1, seconds=number / 2, digest=digest)
+        assert 0 == store.keep_frame(job.id, "t", frame)
+
+
+def _color(picture: Image.Image) -> tuple[int, ...]:
+    pixel = picture.convert("RGB").getpixel((5, 5))
+    assert isinstance(pixel, tuple)
+    return tuple(round(value / 64) for value in pixel)
+
+
+@pytest.fixture
+def path(submit: Callable[..., Any], store: JobStore, blobs: Blobs) -> str:
+    """A running job with a red and, at a finer scale, a blue frame."""
+    path = f"/v1/jobs/{submit().json()['id']}"
+    _paint(store, blobs, Image.new("RGB", (32, 24), "red"), Image.new("RGB", (64, 48), "blue"))
+    return path
+
+
+def test_frames_are_listed_and_shown_while_it_runs(client: TestClient, path: str) -> None:
+    links = client.get(path).json()["links"]
+    listed = client.get(links["frames"]).json()["frames"]
+    shown = client.get(listed[1]["url"])
+    again = client.get(listed[1]["url"], headers={"If-None-Match": shown.headers["etag"]})
+
+    assert [(0, 0, 0.0), (1, 10, 0.5)] == [(one["index"], one["iteration"], one["seconds"]) for one in listed]
+    assert ("image/jpeg", (0, 0, 4)) == (
+        shown.headers["content-type"],
+        _color(Image.open(io.BytesIO(shown.content))),
+    )
+    assert (304, b"") == (again.status_code, again.content)
+    assert (404, "image_not_found") == (
+        (missing := client.get(f"{path}/frames/2")).status_code,
+        missing.json()["code"],
+    )
+
+
+def test_the_timelapse_is_an_animation_of_one_size(client: TestClient, path: str) -> None:
+    answer = client.get(f"{path}/timelapse?format=webp")
+    with Image.open(io.BytesIO(answer.content)) as animation:
+        colors = [_color(frame) for frame in ImageSequence.Iterator(animation)]
+
+    assert ("image/webp", (64, 48)) == (answer.headers["content-type"], animation.size)
+    assert [(4, 0, 0), (0, 0, 4)] == colors
+    assert 304 == client.get(f"{path}/timelapse", headers={"If-None-Match": answer.headers["etag"]}).status_code
+    assert 422 == client.get(f"{path}/timelapse?format=gif").status_code
+
+
+def test_a_frame_that_the_disk_has_damaged_is_left_out(
+    client: TestClient, path: str, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.http.image_response._shelf", Shelf(0))
+    first = client.get(f"{path}/frames").json()["frames"][0]
+    blobs.path(digest_of(client.get(first["url"]).content)).write_bytes(b"\xff\xd8\xffjunk")
+    answer = client.get(f"{path}/timelapse")
+
+    assert 200 == answer.status_code
+    with Image.open(io.BytesIO(answer.content)) as animation:
+        assert [(0, 0, 4)] == [_color(frame) for frame in ImageSequence.Iterator(animation)]
+
+
+def test_there_may_be_no_frames_yet(client: TestClient, submit: Callable[..., Any]) -> None:
+    path = f"/v1/jobs/{submit().json()['id']}"
+    none = client.get(f"{path}/timelapse")
+
+    assert {"frames": []} == client.get(f"{path}/frames").json()
+    assert (409, "no_result") == (none.status_code, none.json()["code"])
+    assert "frames" not in client.get(path).json()["links"]
+    assert 404 == client.get("/v1/jobs/job_" + "a" * 26 + "/frames").status_code
+    assert 404 == client.get("/v1/jobs/x/timelapse").status_code

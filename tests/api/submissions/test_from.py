@@ -1,0 +1,199 @@
+"""A result posted back runs again: with its knobs and pictures, or others. The record is a stranger's word."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from api import dependencies
+from api.middleware.auth import Caller
+from core.images import codec
+from core.jobs.models import JobInput, NetworkUsed, Output
+from core.jobs.store import JobStore
+from core.storage.blobs import Blobs, digest_of
+
+Submit = Callable[..., Any]
+MODEL = NetworkUsed(name="vgg16", sha256="0")
+
+
+@pytest.fixture
+def paint(store: JobStore, blobs: Blobs, photo: Image.Image) -> Callable[[], bytes]:
+    """A worker's part for the next job; its result."""
+
+    def run() -> bytes:
+        job = store.claim("t", "worker")
+        assert job is not None
+        data = codec.encode(photo, "png", {"job": job.id, **job.input.provenance(MODEL)})
+        output = Output(id=blobs.put(data), content_type="image/png", width=96, height=72, size_bytes=len(data))
+        store.succeed(job.id, "t", output, MODEL, {})
+        return data
+
+    return run
+
+
+def _png(record: Any) -> bytes:
+    return codec.encode(Image.new("RGB", (40, 40)), "png", record)
+
+
+@pytest.mark.parametrize("way", ["file", "digest in a form", "digest in JSON"])
+def test_a_result_posted_back_is_the_same_job_again(
+    client: TestClient, submit: Submit, paint: Any, rings: list[int], way: str
+) -> None:
+    old = submit(strength="0.7", style_layers="relu1_1=1", init="style").json()
+    result = paint()
+    if way == "file":
+        again = client.post("/v1/jobs", files={"from": ("r.png", result)})
+    elif way == "digest in a form":
+        again = client.post("/v1/jobs", files={"from": (None, digest_of(result))})
+    else:
+        again = client.post("/v1/jobs", json={"from": digest_of(result)})
+
+    assert (202, old["input"]) == (again.status_code, again.json()["input"])
+    assert [1, 1] == rings
+
+
+def test_what_is_sent_beside_it_takes_the_place_of_what_was(
+    client: TestClient, submit: Submit, files: dict[str, Any], paint: Any
+) -> None:
+    old = submit(strength="0.7").json()["input"]
+    result, other = ("r.png", paint()), codec.encode(Image.new("RGB", (50, 40), "red"))
+    knobs = client.post("/v1/jobs", files={"from": result}, data={"size": "80", "preset": "faithful"}).json()["input"]
+    photo = client.post("/v1/jobs", files={"from": result, "content": ("c", other)}).json()["input"]
+    paintings = client.post("/v1/jobs", files=[("from", result), *[("style", ("s", other))] * 2]).json()["input"]
+    by_json = client.post("/v1/jobs", json={"from": digest_of(result[1]), "styles": [old["content"]]}).json()["input"]
+
+    assert {**old, "spec": {**old["spec"], "size": 80, "strength": 0.25}} == knobs
+    assert {**old, "content": digest_of(other)} == photo
+    shared = {**old["spec"], "style_weights": [0.5, 0.5]}
+    assert {**old, "styles": [digest_of(other)] * 2, "spec": shared} == paintings
+    assert {**old, "styles": [old["content"]]} == by_json
+
+
+def test_masks_and_a_first_picture_come_along_unless_what_they_belong_to_is_replaced(
+    client: TestClient, files: dict[str, Any], paint: Any
+) -> None:
+    more = [("mask", files["style"]), ("init_image", files["content"])]
+    old = client.post("/v1/jobs", files=[*files.items(), *more], data={"init": "picture"}).json()["input"]
+    result = ("r.png", paint())
+    same = client.post("/v1/jobs", files={"from": result}).json()["input"]
+    painting = client.post("/v1/jobs", files={"from": result, "style": files["content"]}).json()["input"]
+    noise = client.post("/v1/jobs", files={"from": result}, data={"init": "noise"}).json()["input"]
+
+    assert old == same
+    assert ([], old["init_image"]) == (painting["masks"], painting["init_image"])
+    assert (old["masks"], None) == (noise["masks"], noise["init_image"])
+
+
+def test_a_picture_that_is_gone_is_told_and_may_be_sent_beside_it(
+    client: TestClient, submit: Submit, files: dict[str, Any], paint: Any, blobs: Blobs
+) -> None:
+    old = submit().json()
+    result = ("r.png", paint())
+    blobs.delete(old["input"]["content"])
+    gone = client.post("/v1/jobs", files={"from": result})
+    sent = client.post("/v1/jobs", files={"from": result, "content": files["content"]})
+
+    assert (404, "image_not_found") == (gone.status_code, gone.json()["code"])
+    assert "beside from" in gone.json()["detail"]
+    assert (202, old["input"]) == (sent.status_code, sent.json()["input"])
+
+
+def test_under_a_key_the_same_result_is_the_same_request_and_another_is_another(
+    client: TestClient, submit: Submit, paint: Any, blobs: Blobs
+) -> None:
+    old = submit().json()
+    result = paint()
+
+    def post(data: bytes) -> Any:
+        return client.post("/v1/jobs", files={"from": ("r.png", data)}, headers={"Idempotency-Key": "k"})
+
+    first = post(result)
+    blobs.delete(old["input"]["content"])
+    again, other = post(result), post(_png(codec.provenance_of(result)))
+
+    assert (202, first.json()["id"], "true") == (
+        again.status_code,
+        again.json()["id"],
+        again.headers["idempotent-replayed"],
+    )
+    assert (422, "idempotency_conflict") == (other.status_code, other.json()["code"])
+
+
+def test_a_record_is_no_way_to_anothers_pictures(
+    client: TestClient, submit: Submit, files: dict[str, Any], paint: Any, store: JobStore
+) -> None:
+    """Who got a result from somebody, or knows digests, gets the answer that they get for pictures of nobody."""
+    submit()
+    result = paint()
+    record = codec.provenance_of(result)
+    unknown = _png({**(record or {}), "content": "sha256:" + "0" * 64})
+    client.app.dependency_overrides[dependencies._caller] = lambda: Caller("stranger")  # type: ignore[attr-defined]
+    foreign, nobodys = (client.post("/v1/jobs", files={"from": ("r.png", data)}) for data in (result, unknown))
+    digest = client.post("/v1/jobs", json={"from": digest_of(result)})
+    mine = client.post("/v1/jobs", files={**files, "from": ("r.png", result)})
+
+    assert (404, 404, 404) == (foreign.status_code, nobodys.status_code, digest.status_code)
+    assert foreign.json() == nobodys.json()
+    assert 202 == mine.status_code, "with pictures of their own the knobs may be used"
+    assert [mine.json()["id"]] == [job.id for job in store.page(limit=9, owner="stranger")[0]]
+
+
+ANY = "sha256:" + "0" * 64
+RECORD = {"program": "impasto", **JobInput(content=ANY, styles=[ANY], spec={}).provenance(MODEL)}
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        pytest.param(_png(None), 422, "bad_record", id="no record"),
+        pytest.param(b"", 422, "bad_record", id="nothing"),
+        pytest.param(b"GIF89a" * 99, 422, "bad_record", id="no PNG"),
+        pytest.param(_png({}), 422, "bad_record", id="empty"),
+        pytest.param(_png([]), 422, "bad_record", id="a list"),
+        pytest.param(_png([["content", ANY]]), 422, "bad_record", id="pairs"),
+        pytest.param(_png({**RECORD, "content": 7}), 422, "bad_record", id="a number for a digest"),
+        pytest.param(_png({**RECORD, "spec": "x"}), 422, "bad_record", id="a word for the knobs"),
+        pytest.param(_png({**RECORD, "spec": {"size": float("nan")}}), 422, "bad_record", id="NaN"),
+        pytest.param(_png({**RECORD, "spec": {"size": 10**9}}), 422, "bad_spec", id="too large"),
+        pytest.param(_png({**RECORD, "spec": {"<script>": 1}}), 422, "bad_spec", id="no knob"),
+        pytest.param(_png({**RECORD, "styles": []}), 422, "bad_spec", id="no painting"),
+        pytest.param(_png({**RECORD, "styles": [ANY] * 1000}), 422, "bad_spec", id="a thousand paintings"),
+        pytest.param(_png({**RECORD, "masks": [ANY] * 9}), 422, "bad_spec", id="nine masks"),
+        pytest.param(_png({**RECORD, "content": "../../etc/passwd"}), 404, "image_not_found", id="a path"),
+        pytest.param(_png(RECORD), 404, "image_not_found", id="of nobody"),
+        pytest.param(_png(RECORD).replace(b'"program"', b'"Program"'), 422, "bad_record", id="damaged"),
+        pytest.param(_png(RECORD)[:90], 422, "bad_record", id="cut"),
+    ],
+)
+def test_a_hostile_record_is_refused_as_a_submission_is_and_nothing_is_left(
+    client: TestClient, store: JobStore, rings: list[int], tmp_path: Path, data: bytes, status: int, code: str
+) -> None:
+    answer = client.post("/v1/jobs", files={"from": ("r.png", data)})
+
+    assert (status, code) == (answer.status_code, answer.json()["code"])
+    assert ([], 0, []) == (rings, store.load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
+
+
+def test_a_record_that_is_nested_without_end_is_refused(client: TestClient) -> None:
+    deep = _png({"x": "y" * 200_000}).replace(b'"' + b"y" * 200_000 + b'"', b"[" * 200_002)
+    at = deep.index(b"iTXt")
+    length = int.from_bytes(deep[at - 4 : at])
+    import zlib
+
+    whole = deep[: at + 4 + length] + zlib.crc32(deep[at : at + 4 + length]).to_bytes(4) + deep[at + 8 + length :]
+    answer = client.post("/v1/jobs", files={"from": ("r.png", whole)})
+
+    assert (422, "bad_record") == (answer.status_code, answer.json()["code"])
+
+
+@pytest.mark.parametrize(
+    "body", [{"from": 7}, {"from": ANY, "content": 7}, {"from": ANY, "styles": "x"}, {"from": None}]
+)
+def test_json_of_the_wrong_form_is_refused(client: TestClient, body: dict[str, Any]) -> None:
+    answer = client.post("/v1/jobs", content=json.dumps(body), headers={"Content-Type": "application/json"})
+
+    assert (400, "bad_request") == (answer.status_code, answer.json()["code"])
