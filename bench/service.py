@@ -20,7 +20,7 @@ from PIL import Image
 
 from bench import api
 from bench.optimize import SAMPLES, pair
-from cli.up import LocalService, free_port
+from cli.local_service import LocalService, free_port
 from core.config import Settings
 from core.jobs.models import JobInput, new_job_id
 from core.jobs.store import Standing

@@ -5,9 +5,8 @@ from typing import Any
 
 import click
 
-from cli.bar import Bar
-from cli.number import Number
-from cli.plain import plain
+from cli.options import Number
+from cli.output import Bar, plain
 from core import errors
 from core.storage.files import atomic_write
 

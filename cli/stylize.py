@@ -5,9 +5,8 @@ from typing import Any
 
 import click
 
-from cli.bar import Bar
-from cli.number import Number
-from cli.order import FORMATS, check_output, existing, init_option, knobs, knobs_of, mask_option, say_legs
+from cli.options import FORMATS, Number, check_output, existing, init_option, knobs, knobs_of, mask_option, say_legs
+from cli.output import Bar
 from cli.weights import opened
 from core import errors
 from core.images import codec

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from cli.bar import Bar
-from cli.number import Number
+from cli.options import Number
+from cli.output import Bar
 from core.training.config import Recipe, allowed, parse_recipe
 
 

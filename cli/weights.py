@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from cli.number import Number
-from cli.plain import plain
+from cli.options import Number
+from cli.output import plain
 from core import errors
 from core.config import Settings, read_settings
 from core.images import codec

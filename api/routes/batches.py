@@ -18,8 +18,7 @@ from api.http import etag
 from api.http.prefer import Patience, applied
 from api.job_feed import Vigil
 from api.routes.images import inspected, known
-from api.routes.job_status import POLL_SECONDS
-from api.schemas.job import JobResource, resource
+from api.schemas.job import RETRY_AFTER_SECONDS, JobResource, resource
 from api.submissions import parser
 from api.submissions.service import KEY, Taker, file_of, kept
 from core import errors
@@ -63,7 +62,7 @@ async def submit(
     """
     batch, replayed = await _submitted(request, taker, idempotency_key)
     response.headers["Location"] = f"{router.prefix}/{batch.id}"
-    response.headers["Retry-After"] = str(POLL_SECONDS)
+    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return batch_resource(batch)
@@ -140,7 +139,7 @@ async def look(
     tag = _tag(batch)
     headers |= {"ETag": tag, "Cache-Control": "no-cache"}
     if not batch.ended:
-        headers["Retry-After"] = str(POLL_SECONDS)
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if etag.among(known, tag):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)

@@ -13,11 +13,9 @@ from fastapi.routing import APIRoute
 from api.http import etag, prefer
 from api.job_feed import Lookout, Sight
 from api.middleware.auth import Caller
-from api.schemas.job import JOBS, JobResource
+from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource
 from core import errors
 from core.jobs.models import is_job_id
-
-POLL_SECONDS = 1
 
 
 class Direct(APIRoute):
@@ -68,7 +66,7 @@ async def look(request: Request) -> Response:
     sight = sight or await sights.see(job_id, caller.owner)
     headers["ETag"] = sight.tag
     if not sight.job.status.ended:
-        headers["Retry-After"] = str(POLL_SECONDS)
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if etag.among(known, sight.tag):
         return Response(status_code=304, headers=headers)
     return Response(sight.body, media_type="application/json", headers=headers)

@@ -4,6 +4,8 @@ from pydantic import BaseModel
 
 from core.jobs.models import Job
 
+RETRY_AFTER_SECONDS = 1  # between two polls of a job that has not ended
+
 JOBS = "/v1/jobs"
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from fastapi import Response
 
 from api.dependencies import Asker, Blobs, Config, Ring, Store, Webhooks
-from api.routes.job_status import POLL_SECONDS
-from api.schemas.job import JOBS, JobResource, resource
+from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource, resource
 from api.submissions import parser
 from core.jobs.models import Job, JobInput, Limits, Terms, new_job_id
 from core.jobs.store import JobStore
@@ -83,7 +82,7 @@ class Taker:
 
 def _told(job: Job, response: Response, *, replayed: bool) -> JobResource:
     response.headers["Location"] = f"{JOBS}/{job.id}"
-    response.headers["Retry-After"] = str(POLL_SECONDS)
+    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return resource(job)

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from processes import environment, valkey_command
 
-from cli.up import free_port
+from cli.local_service import free_port
 
 # What stands in for `python -m api` when a guard is taken out.
 CONTROLS = {

@@ -18,7 +18,7 @@ import psutil
 import redis
 from processes import environment, valkey_command
 
-from cli.up import free_port
+from cli.local_service import free_port
 from core.config import Settings
 
 LOOK_SECONDS = 0.05

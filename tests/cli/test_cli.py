@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cli.up import free_port
+from cli.local_service import free_port
 from core.images import codec
 from core.neural.weights import files
 from core.neural.weights.cache import WeightsCache, random_parameters

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cli.keys import store_file
-from cli.up import _write_secretly
+from cli.local_service import _write_secretly
 from core.auth.api_keys import Keys
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -13,7 +13,7 @@ from typing import IO, Any
 import psutil
 import pytest
 
-from cli.up import free_port
+from cli.local_service import free_port
 from core.neural.weights.cache import WeightsCache
 from impasto import Client
 

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cli.up import free_port
+from cli.local_service import free_port
 from core.images import codec
 from core.neural.weights.cache import WeightsCache
 

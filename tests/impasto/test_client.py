@@ -15,7 +15,7 @@ import pytest
 from api_process import ApiProcess
 from keyed_api import KeyedApi
 
-from cli.up import free_port
+from cli.local_service import free_port
 from core.auth.api_keys import Keys
 from core.images import codec
 from core.jobs.models import Forecast, Question, Step, Worker

@@ -19,7 +19,7 @@ from PIL import Image
 
 from api.job_feed import Sight
 from api.routes import job_events
-from cli.up import free_port
+from cli.local_service import free_port
 from core.auth.api_keys import Keys
 from core.images import codec
 from core.jobs.models import Frame, Job, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id

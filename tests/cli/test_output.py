@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from cli import bar
-from cli.bar import Bar
+from cli import output
+from cli.output import Bar
 
 
 def test_it_is_drawn_ten_times_a_second_and_at_the_end(
@@ -13,7 +13,7 @@ def test_it_is_drawn_ten_times_a_second_and_at_the_end(
 ) -> None:
     clock = [100.0]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(bar.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(output.time, "monotonic", lambda: clock[0])
     with Bar() as opened:
         for step in range(1000):
             clock[0] += 0.001

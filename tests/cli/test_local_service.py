@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import up
+from cli import local_service
 from core import errors
 
 TALKS = "import sys\nfor number in range(1000): print('line', number, flush=True); sys.stdin.read(0)\n"
@@ -16,9 +16,9 @@ TALKS_ON = TALKS + "import time\nwhile True: print('on', flush=True); time.sleep
 def test_a_long_log_is_turned_while_its_program_writes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(up, "LOG_BYTES", 5000)
+    monkeypatch.setattr(local_service, "LOG_BYTES", 5000)
     log = tmp_path / "a.log"
-    program = up.Program("a", [sys.executable, "-c", TALKS_ON], {}, log)
+    program = local_service.Program("a", [sys.executable, "-c", TALKS_ON], {}, log)
     program.start()
     until(lambda: b"on" in log.read_bytes(), "all its lines")
 
@@ -35,8 +35,8 @@ def test_a_long_log_is_turned_while_its_program_writes_on(
 def test_what_does_not_stay_up_tells_its_last_words_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(up, "TAIL_BYTES", 100)
-    program = up.Program("a", [sys.executable, "-c", TALKS], {}, tmp_path / "a.log")
+    monkeypatch.setattr(local_service, "TAIL_BYTES", 100)
+    program = local_service.Program("a", [sys.executable, "-c", TALKS], {}, tmp_path / "a.log")
     program.start()
 
     with pytest.raises(errors.ImpastoError, match="does not stay up") as trouble:

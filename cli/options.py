@@ -1,5 +1,6 @@
 """What is asked for on the command line: the options of those commands that paint, and where the result goes."""
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +19,17 @@ FORMATS: dict[str, codec.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpe
 Command = Callable[..., Any]
 
 existing = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class Number(click.FloatRange):
+    """One within bounds. What is no number, which no bounds keep out, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Raises click.BadParameter."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
 
 
 def knobs(command: Command) -> Command:
@@ -45,6 +57,11 @@ mask_option = click.option(
     help="Where a painting's style goes (white) and where not (black, transparent); one for each painting.",
 )
 init_option = click.option("--init-image", type=existing, help="The picture to begin with, for --init picture.")
+
+
+host_option = click.option("--host", envvar="IMPASTO_API_HOST", default="127.0.0.1", help="Address to listen on.")
+port_option = click.option("--port", envvar="IMPASTO_API_PORT", default=8000, type=click.IntRange(1, 65535))
+url_option = click.option("--url", help="Where the service is.  [default: IMPASTO_URL]")
 
 
 def check_output(output: Path | None) -> None:

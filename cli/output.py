@@ -1,4 +1,4 @@
-"""The progress bar of every command, fed by a job's status or by a run's own progress."""
+"""What the commands print: the progress bar, and untrusted text without control characters."""
 
 import sys
 import time
@@ -78,3 +78,8 @@ class Bar:
         self._bar.unit = details
         self._bar.set_description_str(words, refresh=False)
         self._bar.refresh()
+
+
+def plain(text: str) -> str:
+    """The same with a mark in the place of whatever is not seen: escape sequences, ends of lines, turned directions."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

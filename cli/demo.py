@@ -1,0 +1,57 @@
+"""`impasto demo`: the sample pictures through a service."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import click
+
+from cli.jobs import follow_and_save
+from cli.local_service import LocalService, service_url
+from cli.options import check_output, host_option, port_option
+from cli.service import open_local_service
+from core import errors
+from core.jobs.models import Job
+from core.style.spec import parse_spec
+from impasto import Client
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+LOOK_SECONDS = 0.5  # between two looks at a job whose service we tend
+
+
+@click.command()
+@click.option("--size", default="384", help="Long side in px.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("out/harbor.png"))
+@host_option
+@port_option
+def demo(size: str, output: Path, host: str, port: int) -> None:
+    """Paint the two sample pictures through a service; starts one for the purpose unless one is running."""
+    parse_spec({"size": size})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    check_output(output)
+    with Client(service_url(host, port)) as client:
+        if client.ready():
+            _demo(client, size, output, client.follow)
+        else:
+            with open_local_service(host, port) as service:
+                _demo(client, size, output, partial(_tended, service))
+
+
+def _demo(client: Client, size: str, output: Path, follow: Callable[[str], Iterable[Job]]) -> None:
+    job = client.submit(SAMPLES / "harbor.jpg", SAMPLES / "strokes.jpg", size=size)
+    follow_and_save(client, follow(job.id), output)
+    click.echo(client.link(job))
+
+
+def _tended(service: LocalService, job_id: str) -> Iterator[Job]:
+    """The job until it has ended; meanwhile what dies of the service is started again, be it the API that is asked."""
+    with Client(service.url, patience_seconds=0) as client:
+        while True:
+            service.mend()
+            with suppress(errors.ServiceUnreachable, errors.Later):
+                yield (job := client.job(job_id))
+                if job.ended:
+                    return
+            time.sleep(LOOK_SECONDS)
