@@ -106,7 +106,7 @@ def test_the_readmes_tree_names_every_top_level_folder() -> None:
 
 
 def test_the_page_of_the_page_names_every_module_of_it() -> None:
-    named = set(re.findall(r"`([a-z]+\.js)`", _read("docs/page.md")))
+    named = set(re.findall(r"`([a-z-]+\.js)`", _read("docs/page.md")))
 
     assert {module.name for module in (ROOT / "api" / "web").glob("*.js")} == named
 

@@ -1,10 +1,10 @@
 // The key's field, and which of the two screens an address shows.
 
-import { at, show, write } from "./element.js";
-import { Easel } from "./easel.js";
-import { key } from "./service.js";
-import * as shelf from "./shelf.js";
-import { Studio } from "./studio.js";
+import { at, show, write } from "./dom.js";
+import { Easel } from "./job-view.js";
+import { key } from "./api.js";
+import * as shelf from "./history.js";
+import { Studio } from "./submit-view.js";
 
 const keyed = () => show(at("unlearn"), key.get());
 

@@ -1,7 +1,7 @@
 // The losses of a run, logarithmic, each on a scale of its own: how far the picture is from photo and painting.
 
-import { show } from "./element.js";
-import { tab } from "./memory.js";
+import { show } from "./dom.js";
+import { tab } from "./storage.js";
 
 const WIDE = 300, HIGH = 80;
 const SLOT = "impasto losses";  // of the last job that this tab has seen, for a reload

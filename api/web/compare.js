@@ -1,6 +1,6 @@
 // Photo and painting on one another: a curtain between them, a mixture of both, a look at pixels. Paints nothing.
 
-import { at, make, shown, valued, written } from "./element.js";
+import { at, make, shown, valued, written } from "./dom.js";
 
 export class Compare {
   constructor(stage) {

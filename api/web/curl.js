@@ -1,7 +1,7 @@
 // A job as the command that submits it again, with pictures that the service has. Knows how a shell quotes.
 
-import { submission } from "./contract.js";
-import { key } from "./service.js";
+import { submission } from "./schema.js";
+import { key } from "./api.js";
 
 export async function commandFor({ input: { spec, masks, init_image, ...pictures } }) {
   const { knobs } = await submission();

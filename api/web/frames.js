@@ -1,8 +1,8 @@
 // How a picture came about: its frames, where the service keeps them.
 
-import { at, saved, show, valued } from "./element.js";
-import { persist } from "./patience.js";
-import { blob, read } from "./service.js";
+import { at, saved, show, valued } from "./dom.js";
+import { persist } from "./retry.js";
+import { blob, read } from "./api.js";
 
 export class Reel {
   // shown(picture): a frame instead of the picture, or null for the picture itself. troubled(error): it cannot be had.

@@ -1,6 +1,6 @@
 // Pictures of our own to begin with; samples/draw.py drew them and wrote their index.
 
-import { make } from "./element.js";
+import { make } from "./dom.js";
 import { Picture } from "./picture.js";
 
 export function hang(root, kind, well, all) {

@@ -1,8 +1,8 @@
 // Where each painting goes, drawn on the photo with a finger: white there. Nothing drawn: everywhere.
 
-import { at, make, show, shown, written } from "./element.js";
+import { at, make, show, shown, written } from "./dom.js";
 import { Picture } from "./picture.js";
-import { blob } from "./service.js";
+import { blob } from "./api.js";
 
 const LONG_SIDE = 512;  // of a mask; it is laid over the photo, however large that is
 

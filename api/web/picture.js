@@ -1,8 +1,8 @@
 // A picture that somebody chose: sent once, named by its digest from then on.
 
-import { limits } from "./contract.js";
-import { make, written } from "./element.js";
-import { ask, blob } from "./service.js";
+import { limits } from "./schema.js";
+import { make, written } from "./dom.js";
+import { ask, blob } from "./api.js";
 
 const LONG_SIDE = 4096;  // of a picture that this page makes smaller
 

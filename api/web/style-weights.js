@@ -1,6 +1,6 @@
 // How several paintings are mixed: one slider each, as shares of their sum.
 
-import { make, show, valued } from "./element.js";
+import { make, show, valued } from "./dom.js";
 
 export class Shares extends EventTarget {
   constructor(root, well) {

@@ -1,7 +1,7 @@
 // Follows a job to its end, by events or by asking; through sleep, lost networks and restarts. Knows no page.
 
-import { persist, rest } from "./patience.js";
-import { ask, Refusal } from "./service.js";
+import { persist, rest } from "./retry.js";
+import { ask, Refusal } from "./api.js";
 
 const SILENCE_SECONDS = 40;  // the service says something oftener; then the line is dead
 const UNSEEN_SECONDS = 5;  // between two looks while nobody sees the page: a browser has six lines for all its tabs

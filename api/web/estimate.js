@@ -1,7 +1,7 @@
 // How long it will take, before anything is sent. Says nothing where the service cannot tell.
 
-import { duration } from "./element.js";
-import { tell } from "./service.js";
+import { duration } from "./dom.js";
+import { tell } from "./api.js";
 
 const PATIENCE_MS = 400;  // a slider in motion asks nothing
 

@@ -3,12 +3,12 @@
 import { Chart } from "./chart.js";
 import { Compare } from "./compare.js";
 import { commandFor } from "./curl.js";
-import { at, complain, duration, saved, say, show, valued, write } from "./element.js";
+import { at, complain, duration, saved, say, show, valued, write } from "./dom.js";
 import { Reel } from "./frames.js";
-import { persist } from "./patience.js";
-import { blob, tell } from "./service.js";
-import * as shelf from "./shelf.js";
-import { ended, gone, watch } from "./watch.js";
+import { persist } from "./retry.js";
+import { blob, tell } from "./api.js";
+import * as shelf from "./history.js";
+import { ended, gone, watch } from "./job-stream.js";
 
 const PREVIEW_SECONDS = 60;  // then its download has died
 

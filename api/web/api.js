@@ -1,6 +1,6 @@
 // The service over HTTP: the caller's key, its refusals in words, pictures from memory. Knows no route and no page.
 
-import { device, tab } from "./memory.js";
+import { device, tab } from "./storage.js";
 
 const SILENCE_SECONDS = 40;  // without an answer; then the line is dead, as after sleep
 

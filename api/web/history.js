@@ -1,9 +1,9 @@
 // The paintings of whoever uses this browser, newest first, as it remembers them. Forgets none unless it is asked to.
 
-import { at, make, say, show, shown } from "./element.js";
-import { device } from "./memory.js";
-import { blob, read, tell } from "./service.js";
-import { gone } from "./watch.js";
+import { at, make, say, show, shown } from "./dom.js";
+import { device } from "./storage.js";
+import { blob, read, tell } from "./api.js";
+import { gone } from "./job-stream.js";
 
 const SLOT = "impasto shelf";
 const MOST = 60;

@@ -1,6 +1,6 @@
 // What the service takes, as it says itself: every knob, preset and limit is defined once, and not here. Asked once.
 
-import { read } from "./service.js";
+import { read } from "./api.js";
 
 const answers = {};
 

@@ -1,8 +1,8 @@
 // A place for the photo, or for paintings. Takes pictures and tells of every change; knows not what they are for.
 
 import { Picture } from "./picture.js";
-import { complain, make, say, show, shown } from "./element.js";
-import { persist } from "./patience.js";
+import { complain, make, say, show, shown } from "./dom.js";
+import { persist } from "./retry.js";
 
 export class Well extends EventTarget {
   constructor(root, { noun, most = 1 }) {

@@ -1,6 +1,6 @@
 // The knobs: four in plain words, the others under their names. Ranges, defaults and sentences are the contract's.
 
-import { make, show, valued } from "./element.js";
+import { make, show, valued } from "./dom.js";
 
 // A slider of brush sizes goes in even factors: it turns a power of two.
 const PLAIN = {

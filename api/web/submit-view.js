@@ -1,18 +1,18 @@
 // The first screen: a photo, paintings, knobs, and one button. Ends with a job's address.
 
-import * as contract from "./contract.js";
-import { at, complain } from "./element.js";
-import { Forecast } from "./forecast.js";
+import * as contract from "./schema.js";
+import { at, complain } from "./dom.js";
+import { Forecast } from "./estimate.js";
 import { hang } from "./gallery.js";
-import { receive } from "./intake.js";
-import { Knobs } from "./knobs.js";
+import { receive } from "./drop-paste.js";
+import { Knobs } from "./form.js";
 import { Masks } from "./mask.js";
-import { persist } from "./patience.js";
+import { persist } from "./retry.js";
 import { Picture } from "./picture.js";
-import { read, tell } from "./service.js";
-import { Shares } from "./shares.js";
-import { remember } from "./shelf.js";
-import { Well } from "./well.js";
+import { read, tell } from "./api.js";
+import { Shares } from "./style-weights.js";
+import { remember } from "./history.js";
+import { Well } from "./image-picker.js";
 
 export class Studio {
   // painted(id): where to go with a new job.
