@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 # One file pins every package, for people, containers and CI alike; pip reads it for build tools, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Two processes: what the tests start has threads of its own, and some tests measure time.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 CAMPAIGNS := acknowledged zombies lost_bells forged repeats orphans rolling floods faults kills raw_http contract strangers webhooks hostile_pictures fat_uploads slow_clients full_disk torn_log poison soak
 
-.PHONY: help up demo test check bench campaign browser clean
+.PHONY: help up demo test test-reliability check bench campaign browser clean
 
 help:  ## Print this help
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 24
 
 up: $(VENV)/.local  ## Set up and serve on http://127.0.0.1:8000 until Ctrl-C
 	@$(BIN)/impasto up
@@ -18,8 +20,11 @@ up: $(VENV)/.local  ## Set up and serve on http://127.0.0.1:8000 until Ctrl-C
 demo: $(VENV)/.local  ## Set up and paint the sample pictures into out/
 	@$(BIN)/impasto demo
 
-test: $(VENV)/.dev browser  ## Set up and run every test
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev browser  ## Set up and run the tests
+	$(PYTEST) -m "not reliability"
+
+test-reliability: $(VENV)/.dev  ## Run short campaigns, their controls and long faults
+	$(PYTEST) -m reliability
 
 check: $(VENV)/.dev  ## Style, types and the dependency rule
 	$(BIN)/ruff format --check .

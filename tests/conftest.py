@@ -18,7 +18,32 @@ from core.neural.vgg import Network
 from core.neural.weights.cache import WeightsCache, random_parameters
 from core.storage.blobs import Blobs
 
+# Modules whose tests share something costly, or measure time: with xdist, each group stays on one process.
+GROUPS = {
+    "tests/e2e/test_page.py": "page",
+    "tests/e2e/test_service.py": "service",
+    "tests/api/openapi/test_examples.py": "examples",
+    "tests/api/server/test_slow_clients.py": "timing",
+    "tests/api/routes/test_job_events.py": "timing",
+    "tests/api/http/test_prefer.py": "timing",
+    "tests/core/test_redis_client.py": "timing",
+    "tests/worker/test_watchdog.py": "timing",
+    "tests/worker/webhooks/test_sender.py": "timing",
+    "tests/worker/webhooks/test_dispatcher.py": "timing",
+    "tests/impasto/test_client.py": "timing",
+}
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads of torch would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Name the xdist group of each test that has one."""
+    for item in items:
+        group = GROUPS.get(item.path.relative_to(config.rootpath).as_posix())
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

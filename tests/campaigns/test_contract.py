@@ -13,12 +13,14 @@ SOUND = {"operation": "GET /v1/jobs", "status": 200, "seconds": 0.1, "broken": [
 END = {"exit": 0, "log": 0}
 
 
+@pytest.mark.reliability
 def test_every_answer_keeps_the_contract(play: Play) -> None:
     played = play("contract", "--count", "2")
 
     assert 0 == played.returncode, played.stdout + played.stderr
 
 
+@pytest.mark.reliability
 def test_fastapis_own_handler_breaks_it(play: Play) -> None:
     played = play("contract", "--count", "2", "--without", "validation")
 

@@ -10,6 +10,7 @@ import fat_uploads
 import pytest
 
 
+@pytest.mark.reliability
 def test_clients_that_send_too_much_are_refused_while_they_send(tmp_path: Path) -> None:
     command = [sys.executable, fat_uploads.__file__, "--count", "12", "--history", tmp_path / "history.jsonl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -29,6 +29,7 @@ def _mounts() -> bool:
         return False
 
 
+@pytest.mark.reliability
 @pytest.mark.skipif(not _mounts(), reason="needs a mount namespace")
 def test_a_service_outlives_the_faults_of_its_disk(play: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = play("full_disk", "--seed", "1", "--count", "5")

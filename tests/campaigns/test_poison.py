@@ -10,6 +10,7 @@ from history import History
 pytestmark = pytest.mark.e2e
 
 
+@pytest.mark.reliability
 @pytest.mark.timeout(900)  # each death takes a process with torch
 def test_sound_jobs_end_among_those_that_kill_their_painters(tmp_path: Path) -> None:
     history = History(tmp_path / "history.jsonl")

@@ -21,6 +21,7 @@ def test_every_answer_is_one_of_those_that_are_expected(play: Play) -> None:
     assert 0 == played.returncode, played.stdout + played.stderr
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize(("guard", "wrong"), [("guard", "host elsewhere.example"), ("validation", "query limit=NaN")])
 def test_without_a_guard_it_fails(play: Play, guard: str, wrong: str) -> None:
     played = play("raw_http", "--patience", "2", "--without", guard)

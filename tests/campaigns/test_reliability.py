@@ -27,6 +27,7 @@ def history(tmp_path: Path, weights: Any) -> History:
     return History(tmp_path / "history.jsonl")
 
 
+@pytest.mark.reliability
 def test_nothing_is_lost_when_everything_is_killed(tmp_path: Path, history: History) -> None:
     kills.campaign(tmp_path / "fleet", history, seed=1, kills=8, jobs=12)
 
@@ -52,24 +53,28 @@ def test_nobody_listens_to_zombies(tmp_path: Path, history: History) -> None:
     assert [] == zombies.violations(history.file)
 
 
+@pytest.mark.reliability
 def test_without_fencing_zombies_are_heard(tmp_path: Path, history: History) -> None:
     zombies.campaign(tmp_path, history, seed=1, trials=3, lease_seconds=2, without="fencing")
 
     assert zombies.violations(history.file)
 
 
+@pytest.mark.reliability
 def test_a_job_whose_painter_died_goes_on_soon(tmp_path: Path, history: History) -> None:
     orphans.campaign(tmp_path / "fleet", history, seed=2, trials=2)
 
     assert [] == orphans.violations(history.file)
 
 
+@pytest.mark.reliability
 def test_lost_bells_ring_again(tmp_path: Path, history: History) -> None:
     lost_bells.campaign(tmp_path / "fleet", history, jobs=8)
 
     assert [] == lost_bells.violations(history.file)
 
 
+@pytest.mark.reliability
 def test_the_network_may_fail(tmp_path: Path, history: History) -> None:
     faults.campaign(tmp_path / "fleet", history, seed=1, faults=5)
 
@@ -93,10 +98,12 @@ def test_a_crowd_does_not_wait_for_a_store_that_says_nothing(tmp_path: Path, his
     assert 4 > max(_seconds_of_a_crowd(tmp_path, history))
 
 
+@pytest.mark.reliability
 def test_without_the_breaker_a_crowd_waits(tmp_path: Path, history: History) -> None:
     assert 4 < max(_seconds_of_a_crowd(tmp_path, history, faults.CONTROLS["breaker"]))
 
 
+@pytest.mark.reliability
 def test_what_nobody_of_ours_sent_harms_nobody(tmp_path: Path, history: History) -> None:
     forged.campaign(tmp_path / "fleet", history, seed=1, count=24)
 
@@ -115,18 +122,21 @@ def test_without_its_key_it_is_taken_often(history: History) -> None:
     assert repeats.violations(history.file)
 
 
+@pytest.mark.reliability
 def test_what_is_under_way_is_finished_before_a_restart(tmp_path: Path, history: History) -> None:
     rolling.campaign(tmp_path / "fleet", history, seed=1, restarts=4)
 
     assert [] == rolling.violations(history.file)
 
 
+@pytest.mark.reliability
 def test_without_grace_it_is_cut_off(tmp_path: Path, history: History) -> None:
     rolling.campaign(tmp_path / "fleet", history, seed=1, restarts=1, without="grace")
 
     assert rolling.violations(history.file)
 
 
+@pytest.mark.reliability
 def test_a_flood_of_one_callers_jobs_delays_no_others(tmp_path: Path, history: History) -> None:
     floods.campaign(tmp_path / "fleet", history, seed=1, seconds=8)
 
@@ -147,6 +157,7 @@ s.parse_spec = deadly
 """
 
 
+@pytest.mark.reliability
 def test_a_job_that_kills_its_painters_ends_after_three_and_lets_the_others_go_first(
     tmp_path: Path, weights: Any
 ) -> None:

@@ -20,12 +20,14 @@ SOUND = [
 ]
 
 
+@pytest.mark.reliability
 def test_the_slow_are_cut_and_the_honest_are_served(play: Play) -> None:
     played = play("slow_clients", "--count", "100", "--seconds", "6", "--patience", "2")
 
     assert 0 == played.returncode, played.stdout + played.stderr
 
 
+@pytest.mark.reliability
 def test_uvicorns_own_protocol_fails(play: Play) -> None:
     played = play("slow_clients", "--count", "20", "--seconds", "6", "--patience", "2", "--without", "protocol")
 

@@ -17,6 +17,7 @@ def history(tmp_path: Path) -> History:
     return History(tmp_path / "history.jsonl")
 
 
+@pytest.mark.reliability
 @pytest.mark.timeout(600)  # it starts, and measures its pace
 def test_a_short_day_leaves_nothing_behind(tmp_path: Path, history: History) -> None:
     soak.campaign(tmp_path / "fleet", history, seed=1, minutes=0.3, load=0.7, every=0.4, loose=3)

@@ -31,6 +31,7 @@ def test_a_stranger_sees_nothing_of_anothers(tmp_path: Path) -> None:
     assert 0 == played.returncode, played.stdout + played.stderr
 
 
+@pytest.mark.reliability
 def test_without_owners_it_fails(tmp_path: Path, strangers: ModuleType) -> None:
     played = _play(tmp_path, "--without", "owners")
     found = "\n".join(strangers.violations(tmp_path / "history"))

@@ -21,12 +21,14 @@ def test_what_is_left_of_a_torn_log_is_whole(tmp_path: Path, history: History) -
     assert [] == torn_log.violations(history.file)
 
 
+@pytest.mark.reliability
 def test_steps_that_nothing_holds_together_are_found_torn(tmp_path: Path, history: History) -> None:
     torn_log.campaign(tmp_path / "torn", history, seed=1, count=25, seconds=0, without="atomic")
 
     assert torn_log.violations(history.file)
 
 
+@pytest.mark.reliability
 @pytest.mark.timeout(900)  # it starts three times
 def test_a_service_goes_on_from_a_torn_log_and_from_a_backup(tmp_path: Path, history: History) -> None:
     torn_log.campaign(tmp_path / "torn", history, seed=1, count=0, seconds=4)

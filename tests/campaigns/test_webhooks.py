@@ -24,6 +24,7 @@ def test_every_webhook_arrives_or_is_given_up_by_the_rule() -> None:
     assert 0 == ran.returncode, ran.stdout + ran.stderr
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize(
     ("guard", "violation"), [("guard", "a canary was reached"), ("lease", "sent twice at the same time")]
 )

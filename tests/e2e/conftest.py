@@ -39,6 +39,9 @@ class Service:
             assert time.monotonic() < end, self._log_path.read_text()
             time.sleep(0.05)
 
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def stop(self) -> int:
         """Ctrl-C; the exit code."""
         assert self._process is not None
@@ -72,21 +75,30 @@ class Service:
         return self._log_path.read_text()
 
 
-@pytest.fixture
-def settings() -> dict[str, str]:
-    """What a test's service is told beyond the defaults."""
-    return {}
+@pytest.fixture(scope="module")
+def _service(tmp_path_factory: pytest.TempPathFactory, weights: WeightsCache) -> Iterator[Service]:
+    with serving(tmp_path_factory.mktemp("service"), weights, {}) as running:
+        yield running
 
 
 @pytest.fixture
-def service(tmp_path: Path, weights: WeightsCache, settings: dict[str, str]) -> Iterator[Service]:
-    with serving(tmp_path, weights, settings) as running:
+def service(_service: Service) -> Service:
+    """The module's service, which a test may kill or stop: the next test finds it running again."""
+    if not _service.is_running():
+        _service.start()
+    return _service
+
+
+@pytest.fixture
+def keyed_service(tmp_path: Path, weights: WeightsCache) -> Iterator[Service]:
+    """A service of the test's own that asks for API keys."""
+    with serving(tmp_path, weights, {"IMPASTO_API_KEYS": "required"}) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def shared_service(tmp_path_factory: pytest.TempPathFactory, weights: WeightsCache) -> Iterator[Service]:
-    """One for all tests of a module that only use it."""
+    """A service for all tests of the page, which do not stop it."""
     with serving(tmp_path_factory.mktemp("service"), weights, {"IMPASTO_WORKER_PREVIEW_SECONDS": "0.2"}) as running:
         yield running
 
@@ -99,8 +111,7 @@ def serving(folder: Path, weights: WeightsCache, settings: dict[str, str]) -> It
     running.start()
     before = running.processes()
     yield running
-    process = running._process
-    if process is not None and process.poll() is None:
+    if running.is_running():
         before = running.processes()
         running.stop()
     _, alive = psutil.wait_procs(before, 20)

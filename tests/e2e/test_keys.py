@@ -12,18 +12,14 @@ import pytest
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture
-def settings() -> dict[str, str]:
-    return {"IMPASTO_API_KEYS": "required"}
-
-
 def _impasto(service: Any, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     given = {**service.environment, "IMPASTO_URL": service.url, **environment}
     command = [sys.executable, "-m", "cli", *args]
     return subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=100)
 
 
-def test_from_the_first_key_to_the_picture(service: Any, pictures: tuple[Path, Path], tmp_path: Path) -> None:
+def test_from_the_first_key_to_the_picture(keyed_service: Any, pictures: tuple[Path, Path], tmp_path: Path) -> None:
+    service = keyed_service
     data = Path(service.environment["IMPASTO_DATA_DIR"])
     job = ["submit", *map(str, pictures), "--size", "64", "--iterations", "3", "-o", str(tmp_path / "out.png")]
 

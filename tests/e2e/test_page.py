@@ -757,14 +757,11 @@ def test_what_was_deleted_elsewhere_can_be_deleted_here(
     assert 0 == page.locator("#paintings-kept li").count()
 
 
-@pytest.fixture
-def settings() -> dict[str, str]:
-    """Of `service`, which only the last test uses."""
-    return {"IMPASTO_API_KEYS": "required"}
-
-
-def test_where_a_key_is_needed_the_page_asks_for_it_and_keeps_it_in_the_tab(service: Any, open_page: Open) -> None:
+def test_where_a_key_is_needed_the_page_asks_for_it_and_keeps_it_in_the_tab(
+    keyed_service: Any, open_page: Open
+) -> None:
     """Pictures and events are fetched with it."""
+    service = keyed_service
     command = [sys.executable, "-m", "cli", "keys", "create", "Ada"]
     secret = subprocess.run(command, env=service.environment, capture_output=True, text=True, check=True).stdout.strip()
     page = open_page(url=service.url)

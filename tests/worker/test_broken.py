@@ -124,6 +124,7 @@ HANGS = {
 }
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("place", HANGS)
 def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
     start: Start, jobs: list[Job], store: JobStore, tmp_path: Path, until: Callable[..., None], place: str
@@ -151,6 +152,7 @@ def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
     assert " hang < " in log
 
 
+@pytest.mark.reliability
 def test_a_worker_that_is_deaf_goes_and_the_next_one_hears(
     start: Start, jobs: list[Job], store: JobStore, tmp_path: Path, until: Callable[..., None]
 ) -> None:
