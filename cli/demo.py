@@ -50,7 +50,7 @@ def _tended(service: LocalService, job_id: str) -> Iterator[Job]:
     with Client(service.url, patience_seconds=0) as client:
         while True:
             service.mend()
-            with suppress(errors.ServiceUnreachable, errors.Later):
+            with suppress(errors.ServiceUnreachable, errors.RetryLater):
                 yield (job := client.job(job_id))
                 if job.ended:
                     return

@@ -16,7 +16,7 @@ from core.jobs.models import JobInput
 @click.option("--json", "as_json", is_flag=True, help="The record as it stands in the file.")
 def info(file: Path, as_json: bool) -> None:
     """Tell how a PNG of Impasto was made: network, pictures, knobs."""
-    record, made_from = recorded(file)
+    record, made_from = read_record(file)
     if as_json:
         click.echo(json.dumps(record, indent=2, ensure_ascii=True))
         return
@@ -24,12 +24,12 @@ def info(file: Path, as_json: bool) -> None:
         click.echo(f"{_plain(name):<16} {_plain(value)}")
 
 
-def recorded(file: Path) -> tuple[dict[str, Any], JobInput]:
+def read_record(file: Path) -> tuple[dict[str, Any], JobInput]:
     """The record in a PNG, and what was asked for by it. Raises BadRecord."""
     with file.open("rb") as opened:
-        record = codec.provenance_of(opened)
+        record = codec.read_provenance(opened)
     if record is None:
-        raise errors.BadRecord()
+        raise errors.InvalidProvenance()
     return record, JobInput.of_record(record)
 
 

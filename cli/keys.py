@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.config import Settings, read_settings
 from core.jobs.models import Priority
 
@@ -54,12 +54,12 @@ def revoke(key_id: str) -> None:
     click.echo(f"{key_id} is revoked.")
 
 
-def _opened() -> Keys:
+def _opened() -> ApiKeyStore:
     config = read_settings(Settings)
     left = store_file(config.data_dir)
     if "IMPASTO_REDIS_URL" not in os.environ and left.exists():
-        return Keys(left.read_text(encoding="utf-8"))
-    return Keys(config.redis_url)
+        return ApiKeyStore(left.read_text(encoding="utf-8"))
+    return ApiKeyStore(config.redis_url)
 
 
 def store_file(data_dir: Path) -> Path:

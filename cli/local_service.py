@@ -38,7 +38,7 @@ TAIL_BYTES = 16 * 1024
 USED_WRONGLY = 2  # the exit code of our own programs for a wrong setting
 
 
-class Program:
+class ManagedProcess:
     """One child process with its log file."""
 
     def __init__(self, name: str, command: list[str], environment: Mapping[str, str], log: Path) -> None:
@@ -120,7 +120,7 @@ class LocalService:
         self._host, self._port = host, port
         self._folder = settings.data_dir
         self._sends_webhooks = bool(settings.webhook_secret)
-        self._programs: list[Program] = []
+        self._programs: list[ManagedProcess] = []
 
     @property
     def url(self) -> str:
@@ -174,7 +174,7 @@ class LocalService:
     def _launch(
         self, name: str, command: list[str], environment: Mapping[str, str], ready: Callable[[], bool] = lambda: True
     ) -> None:
-        program = Program(name, command, environment, self._folder / "logs" / f"{name}.log")
+        program = ManagedProcess(name, command, environment, self._folder / "logs" / f"{name}.log")
         self._programs.append(program)
         program.start()
         until = time.monotonic() + START_SECONDS

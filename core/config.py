@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core import errors, log
-from core.webhooks.policy import Policy
+from core.webhooks.policy import WebhookPolicy
 
 _WHSEC = r"^(whsec_([A-Za-z0-9+/]{4}){8,21}([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)?$"
 
@@ -58,10 +58,10 @@ class Settings(BaseSettings):
     )
 
     @property
-    def webhooks(self) -> Policy:
+    def webhooks(self) -> WebhookPolicy:
         """What webhooks are taken."""
         ports = frozenset(map(int, self.webhook_ports.split(",")))
-        return Policy(
+        return WebhookPolicy(
             self.webhook_secret,
             ports,
             http=self.webhook_http,

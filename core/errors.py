@@ -104,7 +104,7 @@ class ImageTooLarge(BadImage):
     code = "image_too_large"
 
 
-class BadRecord(BadInput):
+class InvalidProvenance(BadInput):
     """The file carries no record of how it was made, or a damaged one; take a PNG as Impasto made it."""
 
     code = "bad_record"
@@ -194,7 +194,7 @@ class Unauthorized(ImpastoError):
     code = "unauthorized"
 
 
-class Later(ImpastoError):
+class RetryLater(ImpastoError):
     """Try again in a few seconds."""
 
     code = "later"
@@ -204,25 +204,25 @@ class Later(ImpastoError):
         self.retry_seconds = retry_seconds
 
 
-class QuotaExceeded(Later):
+class QuotaExceeded(RetryLater):
     """You have as many jobs waiting and running as you may; try again when one has ended."""
 
     code = "quota_exceeded"
 
 
-class RateLimited(Later):
+class RateLimited(RetryLater):
     """You ask more often than you may; wait for as long as Retry-After says."""
 
     code = "rate_limited"
 
 
-class TooManyWatchers(Later):
+class TooManyStreams(RetryLater):
     """You watch as many jobs at a time as you may; end a stream, or poll."""
 
     code = "too_many_watchers"
 
 
-class Unavailable(Later):
+class Unavailable(RetryLater):
     """The service cannot take this now; try again in a few seconds."""
 
     code = "unavailable"

@@ -30,7 +30,7 @@ from core import errors
 from core.config import Settings, read_settings
 from core.images.codec import Format
 from core.jobs.models import Batch, Frame, Job, Priority, Status
-from core.jobs.service_info import Estimate, Model, System
+from core.jobs.service_info import Estimate, ModelInfo, SystemInfo
 from core.style.presets import Preset
 
 PATIENCE_SECONDS = 60.0  # a service that restarts is away for less
@@ -183,13 +183,13 @@ class Client:
 
     # ------------------------------------------------------------------ the service
 
-    def system(self) -> System:
+    def system(self) -> SystemInfo:
         """Who works, what waits, what may be sent."""
-        return _read(System, self._ask("GET", "/v1/system"))
+        return _read(SystemInfo, self._ask("GET", "/v1/system"))
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[ModelInfo]:
         """The networks that a job may name as its `model`."""
-        return [Model.model_validate(one) for one in self._ask("GET", "/v1/models").json()["models"]]
+        return [ModelInfo.model_validate(one) for one in self._ask("GET", "/v1/models").json()["models"]]
 
     def presets(self) -> list[Preset]:
         """Knobs that go together, for `submit(preset=...)`."""
@@ -330,7 +330,7 @@ class Client:
             try:
                 return self._ask_once(method, path, timeout=_timeout(left), **request)
             except errors.ImpastoError as error:
-                seconds = max(pause, error.retry_seconds if isinstance(error, errors.Later) else 0)
+                seconds = max(pause, error.retry_seconds if isinstance(error, errors.RetryLater) else 0)
                 if not self._passes(error) or time.monotonic() + seconds > until:
                     raise
                 if time.monotonic() + seconds > end:
@@ -353,7 +353,7 @@ class Client:
     def _passes(self, error: errors.ImpastoError) -> bool:
         """Whether it may be over the next time. Where nobody has ever been, nobody is waited for."""
         if error.__cause__ is None:
-            return isinstance(error, errors.Later)
+            return isinstance(error, errors.RetryLater)
         return self._has_answered or not isinstance(error.__cause__, httpx2.ConnectError)
 
 
@@ -369,11 +369,11 @@ def _refusal(answer: httpx2.Response, url: str) -> errors.ImpastoError:
         words = "The service asks for an API key; set IMPASTO_KEY to one that it knows."
     kind = _KINDS.get(code)
     if kind is None:
-        families = {429: errors.Later, 503: errors.Unavailable}
+        families = {429: errors.RetryLater, 503: errors.Unavailable}
         kind = families.get(answer.status_code, errors.BadInput if answer.status_code < 500 else errors.ImpastoError)
     error = kind(words)
     error.code = code
-    if isinstance(error, errors.Later):
+    if isinstance(error, errors.RetryLater):
         error.retry_seconds = _retry_seconds(answer)
     return error
 

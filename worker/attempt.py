@@ -16,30 +16,30 @@ from PIL import Image
 
 from core import errors
 from core.images import codec
-from core.images.darkroom import Darkroom
-from core.jobs.models import Frame, Job, JobProgress, NetworkUsed, Output, Steered
-from core.jobs.store import JobStore, Standing
+from core.images.darkroom import SandboxedDecoder
+from core.jobs.models import Frame, Job, JobProgress, ModelUsed, Output, SpecUpdate
+from core.jobs.store import JobStore, LeaseStatus
 from core.neural import device
 from core.neural.transfer import checkpoint
-from core.neural.transfer.checkpoint import Checkpoint, Steering
-from core.neural.transfer.inputs import Subject
+from core.neural.transfer.checkpoint import AppliedUpdate, Checkpoint
+from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.planner import Planner
-from core.neural.transfer.stylize import Moment, Painting, Progress, stylize
+from core.neural.transfer.stylize import RunProgress, StepEvent, StyleResult, stylize
 from core.neural.vgg import Network
 from core.storage.blobs import Blobs, digest_of
 from core.storage.checkpoints import Checkpoints
 from core.style.spec import ModelName, StyleSpec, parse_spec
-from worker.checkpoint_writer import Keeper
+from worker.checkpoint_writer import CheckpointWriter
 from worker.lease import Lease
 from worker.settings import WorkerSettings
-from worker.watchdog import Pulse
+from worker.watchdog import HangWatchdog
 
 RETRY_SECONDS = 0.5
-TRIES = 10  # to read a picture, or to hand the job back
+MAX_TRIES = 10  # to read a picture, or to hand the job back
 FRAME_SECONDS = 0.5  # between two frames, until there are too many
 FRAME_PX = 256
-FRAME_REST = 200  # seconds between two frames, for each second that the painting waited for one
-LAST_CHECKPOINT_SECONDS = 5.0  # that the last one may take, when the worker is asked to go
+FRAME_COST_FACTOR = 200  # seconds between two frames, for each second that the painting waited for one
+FINAL_CHECKPOINT_SECONDS = 5.0  # that the last one may take, when the worker is asked to go
 
 log = logging.getLogger(__name__)
 
@@ -67,15 +67,15 @@ class Attempt:
         self._lease = Lease(
             store, job.id, token, self._keep_preview, end=self._end, leaving=shutting_down, steerings=job.steerings
         )
-        self._keeper = Keeper(
+        self._keeper = CheckpointWriter(
             checkpoints,
             lambda count: checkpoints.name(job.id, token, count),
             lambda name: store.keep(job.id, token, name),
             settings.checkpoint_seconds,
         )
-        self._pulse = Pulse(device.spins)
-        self._moment: Moment | None = None  # the newest
-        self._model: NetworkUsed | None = None  # once it is loaded
+        self._pulse = HangWatchdog(device.device_busy_waits)
+        self._moment: StepEvent | None = None  # the newest
+        self._model: ModelUsed | None = None  # once it is loaded
         self._has_ended = False  # by us
         self._next_preview = self._next_frame = 0.0
         self._frame_seconds = FRAME_SECONDS * 2**job.thinned
@@ -110,7 +110,7 @@ class Attempt:
 
     def _hand_back(self) -> None:
         """So that it counts as no attempt. Where the store stays away, the lease runs out, and it does."""
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             try:
                 self._store.release(self._job.id, self._token)
             except errors.Unavailable:
@@ -122,7 +122,7 @@ class Attempt:
 
     # ------------------------------------------------------------------ painting
 
-    def _painted(self, load: Load) -> Standing:
+    def _painted(self, load: Load) -> LeaseStatus:
         job, token, store = self._job, self._token, self._store
         try:
             painting, load_seconds = self._paint(load)
@@ -151,15 +151,15 @@ class Attempt:
             refused = errors.ImpastoError()
         return self._ended(lambda: store.fail(job.id, token, refused))
 
-    def _paint(self, load: Load) -> tuple[Painting, float]:
+    def _paint(self, load: Load) -> tuple[StyleResult, float]:
         began = time.monotonic()
         wanted = self._job.input
-        with Darkroom() as room:
-            subject = Subject(*wanted.pictures(self._read, room.developed))
+        with SandboxedDecoder() as room:
+            subject = StyleInputs(*wanted.pictures(self._read, room.developed))
         spec = parse_spec(wanted.spec)
         self._pulse.begin("device")
         network, planner = load(spec.model)
-        self._model = NetworkUsed(name=network.name, sha256=network.sha256)
+        self._model = ModelUsed(name=network.name, sha256=network.sha256)
         self._pulse.begin("host")
         resume = self._resumed()
         load_seconds = time.monotonic() - began
@@ -170,7 +170,7 @@ class Attempt:
 
     def _read(self, digest: str) -> bytes:
         """A picture of the job. Raises ImageNotFound, also where it alone cannot be read; Unavailable, LeaseLost."""
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             self._pulse.begin("host")
             try:
                 return self._blobs.get(digest)
@@ -191,7 +191,7 @@ class Attempt:
             log.warning("%s: its checkpoint cannot be read; it begins again", self._job.id)
         return found
 
-    def _watch(self, moment: Moment) -> bool | StyleSpec:
+    def _watch(self, moment: StepEvent) -> bool | StyleSpec:
         """Called by the run after every iteration."""
         self._pulse.step()
         if self._moment is None and self._job.checkpoint is not None:
@@ -206,7 +206,7 @@ class Attempt:
         if shutting_down.is_set() and not stop:
             self._pulse.begin("host")
             self._keeper.take(moment.checkpoint())
-            self._keeper.settle(LAST_CHECKPOINT_SECONDS)
+            self._keeper.settle(FINAL_CHECKPOINT_SECONDS)
             self._tell_last(moment)
             raise errors.ShuttingDown()
         if self._keeper.is_due():
@@ -215,7 +215,7 @@ class Attempt:
         spec = self._lease.steered()
         return stop or (spec is not None and parse_spec(spec))
 
-    def _shown(self, moment: Moment) -> Image.Image | None:
+    def _shown(self, moment: StepEvent) -> Image.Image | None:
         """A preview, if one is due; a frame is made of the same picture, if that is."""
         began = time.monotonic()
         preview_due, frame_due = began >= self._next_preview, began >= self._next_frame
@@ -228,10 +228,10 @@ class Attempt:
         if preview_due:
             self._next_preview = now + self._settings.preview_seconds
         if frame_due:
-            self._next_frame = now + max(self._frame_seconds, FRAME_REST * (now - began))
+            self._next_frame = now + max(self._frame_seconds, FRAME_COST_FACTOR * (now - began))
         return shown if preview_due else None
 
-    def _keep_frame(self, progress: Progress, picture: Image.Image) -> None:
+    def _keep_frame(self, progress: RunProgress, picture: Image.Image) -> None:
         """No run fails, and no end waits, because a frame is missing."""
         try:
             with self._framing:
@@ -242,7 +242,7 @@ class Attempt:
         except Exception:
             log.exception("%s: no frame", self._job.id)
 
-    def _keep_newest_frame(self, progress: Progress, picture: Image.Image) -> None:
+    def _keep_newest_frame(self, progress: RunProgress, picture: Image.Image) -> None:
         frame = Frame(
             index=0,
             iteration=progress.iteration,
@@ -253,7 +253,7 @@ class Attempt:
         thinned = self._store.keep_frame(self._job.id, self._token, frame)
         self._framed, self._frame_seconds = progress.iteration, FRAME_SECONDS * 2 ** max(0, thinned)
 
-    def _tell_last(self, moment: Moment) -> None:
+    def _tell_last(self, moment: StepEvent) -> None:
         """Who looks at the waiting job sees how far it is, and who cancels it has this picture of it."""
         preview = None
         with suppress(errors.Unavailable):
@@ -269,7 +269,7 @@ class Attempt:
 
     # ------------------------------------------------------------------ ending
 
-    def _end(self, standing: Standing) -> Standing:
+    def _end(self, standing: LeaseStatus) -> LeaseStatus:
         """Canceled, or late: with the picture so far. Also called beside the painting: an iteration may be long."""
         job_id, token = self._job.id, self._token
         if standing not in ("cancel", "late"):
@@ -281,7 +281,7 @@ class Attempt:
             return self._ended(lambda: self._store.end_canceled(job_id, token, output))
         return self._ended(lambda: self._store.fail(job_id, token, errors.DeadlineExceeded(), output))
 
-    def _ended(self, step: Callable[[], Standing]) -> Standing:
+    def _ended(self, step: Callable[[], LeaseStatus]) -> LeaseStatus:
         standing = self._until_stored(step)
         self._has_ended = self._has_ended or standing == "ok"
         return standing
@@ -293,7 +293,7 @@ class Attempt:
             digest = self._until_room(lambda: self._keep_preview(small))
             self._tell_end(digest)
 
-    def _keep_result(self, picture: Image.Image, spec: StyleSpec, steered: Sequence[Steering]) -> Output | None:
+    def _keep_result(self, picture: Image.Image, spec: StyleSpec, steered: Sequence[AppliedUpdate]) -> Output | None:
         """None where the disk has no room for it, and nobody waits for it any more."""
         assert self._model is not None, "a picture was painted with a network"
         made_of = self._job.input.model_copy(update={"spec": spec.model_dump()})
@@ -345,7 +345,7 @@ class Attempt:
                 time.sleep(RETRY_SECONDS)
 
 
-def _job_progress(progress: Progress) -> JobProgress:
+def _job_progress(progress: RunProgress) -> JobProgress:
     return JobProgress(
         value=round(progress.value, 4),
         scale=progress.scale,
@@ -355,5 +355,5 @@ def _job_progress(progress: Progress) -> JobProgress:
         iterations_per_second=round(progress.iterations_per_second, 2),
         seconds_left=round(progress.seconds_left, 1),
         loss=progress.losses,
-        steered=[Steered(**asdict(change)) for change in progress.steered],
+        steered=[SpecUpdate(**asdict(change)) for change in progress.steered],
     )

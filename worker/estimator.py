@@ -9,7 +9,7 @@ import threading
 from typing import Protocol
 
 from core import errors
-from core.jobs.models import Forecast, JobError, Question, Step
+from core.jobs.models import EstimateRequest, EstimateResponse, JobError, ScaleEstimate
 from core.jobs.store import JobStore
 from core.neural import device
 from core.neural.transfer.planner import Plan, Planner, device_name
@@ -17,12 +17,12 @@ from core.neural.vgg import Network
 from core.style.spec import ModelName, parse_spec
 from worker import process
 
-AGAIN_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
 
-class Painter(Protocol):
+class NetworkHolder(Protocol):
     """What there is to ask."""
 
     @property
@@ -33,10 +33,10 @@ class Painter(Protocol):
         """A network that is loaded, the one of this name if it is, and who plans its runs."""
 
 
-class Forecaster:
+class EstimateService:
     """A thread that listens for questions."""
 
-    def __init__(self, store: JobStore, painter: Painter) -> None:
+    def __init__(self, store: JobStore, painter: NetworkHolder) -> None:
         self._store, self._painter = store, painter
         self._free_bytes: dict[str, int] = {}  # by network; when no job ran last
         self._trouble = ""  # that was told last
@@ -49,12 +49,12 @@ class Forecaster:
         away = threading.Event()
         while True:
             if not self.listened():
-                away.wait(AGAIN_SECONDS)
+                away.wait(RETRY_SECONDS)
 
     def listened(self) -> bool:
         """One round; False if nothing can be answered now. What is wrong for a while is said once."""
         try:
-            with device.guarded():
+            with device.translate_device_errors():
                 self.answer_next()
         except errors.Unavailable:  # the next round
             return False
@@ -78,7 +78,7 @@ class Forecaster:
         elif not self._painter.paints:
             self._look_at_memory("auto")
 
-    def forecast(self, question: Question) -> Forecast:
+    def forecast(self, question: EstimateRequest) -> EstimateResponse:
         """The plan, or why there is none."""
         spec = parse_spec(question.spec)
         network, _ = self._painter.resident("auto")
@@ -90,7 +90,7 @@ class Forecaster:
         except errors.ImpastoError as error:
             refused = JobError(code=error.code, message=error.message)
         scales = [
-            Step(
+            ScaleEstimate(
                 width=leg.scale.width,
                 height=leg.scale.height,
                 iterations=leg.scale.iterations,
@@ -100,7 +100,9 @@ class Forecaster:
             )
             for leg in plan.legs
         ]
-        return Forecast(device=device_name(network.device), network=network.name, scales=scales, refused=refused)
+        return EstimateResponse(
+            device=device_name(network.device), network=network.name, scales=scales, refused=refused
+        )
 
     def _look_at_memory(self, model: ModelName) -> int:
         """Bytes that a run may take when no other does."""

@@ -18,11 +18,11 @@ from PIL import Image
 
 from core import errors
 from core.jobs.models import JobProgress
-from core.jobs.store import JobStore, Standing
+from core.jobs.store import JobStore, LeaseStatus
 
-BEAT_SECONDS = 0.8  # shorter than the time after which the store's silence is an error
-FIRST_SECONDS = 0.1  # between two looks for the first news: who waits wants to see that it begins
-MOST_ERRANDS = 4  # that wait for a beat
+RENEW_SECONDS = 0.8  # shorter than the time after which the store's silence is an error
+FIRST_POLL_SECONDS = 0.1  # between two looks for the first news: who waits wants to see that it begins
+MAX_DEFERRED = 4  # that wait for a beat
 HAND_BACK_SECONDS = 8.0  # that an iteration has to end in, when the worker is asked to go
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Lease:
         token: str,
         keep_preview: Callable[[Image.Image], str],
         *,
-        end: Callable[[Standing], object] = lambda _: None,
+        end: Callable[[LeaseStatus], object] = lambda _: None,
         leaving: threading.Event | None = None,
         steerings: int = 0,
     ) -> None:
@@ -52,7 +52,7 @@ class Lease:
         self._leaving = leaving or threading.Event()
         self._left_at: float | None = None
         self._has_told = self._is_ending = False
-        self._standing: Standing = "ok"
+        self._standing: LeaseStatus = "ok"
         self._heard = self._taken = steerings
         self._spec: dict[str, Any] | None = None  # heard of, and not taken
         self._errands: list[Callable[[], object]] = []
@@ -89,7 +89,7 @@ class Lease:
     def later(self, errand: Callable[[], object]) -> None:
         """Leave something to be done after the next beat, beside the painting. Where too much waits, it is left out."""
         with self._lock:
-            if len(self._errands) < MOST_ERRANDS:
+            if len(self._errands) < MAX_DEFERRED:
                 self._errands.append(errand)
 
     def must_stop(self) -> bool:
@@ -104,7 +104,7 @@ class Lease:
             spec, self._spec, self._taken = self._spec, None, self._heard
         return spec
 
-    def seal(self) -> Standing:
+    def seal(self) -> LeaseStatus:
         """The painting is at its end: ask the store to change the spec no more, unless it has done so just now.
 
         Then `steered` has it. Raises StoreUnavailable.
@@ -137,18 +137,18 @@ class Lease:
 
     def _sleep(self) -> None:
         """Until the next beat: sooner if somebody asks for it, or when there is news for the first time."""
-        until = time.monotonic() + BEAT_SECONDS
+        until = time.monotonic() + RENEW_SECONDS
         try:
             while (left := until - time.monotonic()) > 0 and not self._over.is_set():
-                if self._store.wait(self._token, left if self._has_told else min(left, FIRST_SECONDS)):
+                if self._store.wait(self._token, left if self._has_told else min(left, FIRST_POLL_SECONDS)):
                     return
                 if self._news is not None and not self._has_told:
                     return
         except errors.Unavailable:
-            self._over.wait(BEAT_SECONDS)
+            self._over.wait(RENEW_SECONDS)
         except Exception:
             log.exception("%s: the lease does not hear", self._job_id)
-            self._over.wait(BEAT_SECONDS)
+            self._over.wait(RENEW_SECONDS)
 
     def _beat(self) -> None:
         standing = self._store.renew(self._job_id, self._token, self._heard)

@@ -15,7 +15,7 @@ from itertools import islice
 from celery import Celery
 
 from core import errors
-from core.celery_app import ring, silence, waiting_bells
+from core.celery_app import notify_workers, pending_notifications, trim_notifications
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, is_digest
 from core.storage.checkpoints import Checkpoints
@@ -119,14 +119,14 @@ class Reaper:
 
     def _ring(self, times: int) -> None:
         for _ in range(min(times, BELLS_AT_ONCE)):
-            if not ring(self._celery):
+            if not notify_workers(self._celery):
                 return  # the broker is away; the bells are missed again
 
     def _ring_lost_bells(self) -> None:
         """Each waiting job needs a bell. One that is missing twice in a row is lost, not on its way to a claim."""
         before = self._bells_missing
         queued = self._store.load().queued
-        self._bells_missing = queued - waiting_bells(self._celery) if queued else 0
+        self._bells_missing = queued - pending_notifications(self._celery) if queued else 0
         lost = min(before, self._bells_missing)
         if lost > 0:
             log.warning("reaper: %d bells were lost; ringing again", lost)
@@ -143,7 +143,7 @@ class Reaper:
                 self._blobs.sweep()
                 self._checkpoints.sweep(self._named)
                 self._make_room()
-                silence(self._celery, self._store.load().queued + BELLS_AT_ONCE)
+                trim_notifications(self._celery, self._store.load().queued + BELLS_AT_ONCE)
                 self._next_sweep = time.monotonic() + SWEEP_SECONDS
             if time.monotonic() >= self._next_look:
                 self._adopt_strays()

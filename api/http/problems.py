@@ -37,7 +37,7 @@ STATUS: dict[type[errors.ImpastoError], int] = {
     errors.ResultGone: 410,
     errors.IdempotencyConflict: 422,
     errors.Unauthorized: 401,
-    errors.Later: 429,
+    errors.RetryLater: 429,
     errors.Unavailable: 503,
 }
 
@@ -57,7 +57,7 @@ class Problem(JSONResponse):
 def problem(error: errors.ImpastoError) -> Problem:
     """The response for one of our own errors."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    retry_seconds = error.retry_seconds if isinstance(error, errors.Later) else None
+    retry_seconds = error.retry_seconds if isinstance(error, errors.RetryLater) else None
     return Problem(status, error.code, error.message, retry_seconds)
 
 
@@ -119,13 +119,13 @@ def _wrong(error: dict[str, Any], route: str) -> str:
     return words or "A value is not as it must be; see /docs."
 
 
-def refusal(code: str) -> Problem:
+def status_of(code: str) -> Problem:
     """The response for one of REFUSALS."""
     status, detail = REFUSALS[code]
     return Problem(status, code, detail)
 
 
-class Reworded:
+class FrameworkErrors:
     """Makes problems of the framework's own words where it answers past the handlers: its limit on bodies, CORS."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -140,7 +140,7 @@ class Reworded:
             if message["type"] == "http.response.start" and message["status"] in _FRAMEWORK:
                 headers = MutableHeaders(scope=message)
                 if headers.get("content-type", "").startswith("text/plain"):
-                    instead = refusal(_FRAMEWORK[message["status"]])
+                    instead = status_of(_FRAMEWORK[message["status"]])
                     headers["content-type"], headers["content-length"] = Problem.media_type, str(len(instead.body))
             if instead is not None and message["type"] == "http.response.body":
                 message = {**message, "body": b"" if message.get("more_body") else instead.body}
@@ -158,7 +158,7 @@ def install(app: FastAPI) -> None:
 
     async def framework(request: Request, error: Exception) -> Problem:
         assert isinstance(error, HTTPException)
-        answer = refusal(_FRAMEWORK.get(error.status_code, "bad_request"))
+        answer = status_of(_FRAMEWORK.get(error.status_code, "bad_request"))
         answer.headers.update(error.headers or {})
         methods = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
         if error.status_code == 405 and methods:  # the framework names those of one route of the address only

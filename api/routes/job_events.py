@@ -16,8 +16,8 @@ from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.dependencies import Admits, Owner, Sights
-from api.job_feed import Sight, Watch
+from api.dependencies import Feed, IsAdmitted, Owner
+from api.job_feed import JobSnapshot, JobSubscription
 from api.middleware import auth
 from api.schemas.job import JOBS, resource
 from core import errors
@@ -38,7 +38,7 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, watch: Watch, after: int | None, admits: auth.Admits) -> None:
+    def __init__(self, watch: JobSubscription, after: int | None, admits: auth.Admits) -> None:
         super().__init__(_stream(watch, after, admits), headers=_HEADERS)
         self._watch = watch
 
@@ -54,14 +54,14 @@ class EventStream(StreamingResponse):
     "/{job_id}/events",
     response_class=StreamingResponse,
     responses={200: {"content": {EventStream.media_type: {}}}, 204: {}},
-    summary="Watch it",
+    summary="JobSubscription it",
 )
 async def events(
     *,
     job_id: str,
     owner: Owner,
-    sights: Sights,
-    admits: Admits,
+    sights: Feed,
+    admits: IsAdmitted,
     after: Annotated[int | None, Query(ge=0, le=2**53)] = None,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -82,9 +82,9 @@ async def events(
     return EventStream(watch, after, admits)
 
 
-async def _stream(watch: Watch, after: int | None, admits: auth.Admits) -> AsyncIterator[bytes]:
+async def _stream(watch: JobSubscription, after: int | None, admits: auth.Admits) -> AsyncIterator[bytes]:
     yield format_sse_event(retry=RETRY_MS)
-    known: Sight | None = None
+    known: JobSnapshot | None = None
     if watch.sight and watch.sight.job.version == after and watch.sight.job.queue is None:
         known = watch.sight  # a place in the queue has no version: it is told again
     while not watch.over and await admits():
@@ -104,7 +104,7 @@ async def _stream(watch: Watch, after: int | None, admits: auth.Admits) -> Async
 
 
 @lru_cache(maxsize=16)  # all watchers of a job are told the same
-def told(now: Sight, before: Sight | None) -> bytes:
+def told(now: JobSnapshot, before: JobSnapshot | None) -> bytes:
     """The events that lead from one sight to the next; none where a client would see no difference."""
     job, parts = now.job, dict[str, bytes]()
     if before is None or _rest(before) != _rest(now):
@@ -122,7 +122,7 @@ def told(now: Sight, before: Sight | None) -> bytes:
     )
 
 
-def _rest(sight: Sight) -> Any:
+def _rest(sight: JobSnapshot) -> Any:
     """All that a client sees and no event but `status` tells."""
     shown = resource(sight.job).model_dump(exclude={"version", "progress", "preview"})
     shown["links"].pop("preview", None)

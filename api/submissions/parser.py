@@ -15,9 +15,9 @@ from api.submissions import multipart
 from core import errors
 from core.images import codec
 from core.jobs.models import JobInput, Priority
-from core.storage.blobs import Blobs, Part
+from core.storage.blobs import Blobs, PendingBlob
 from core.style import presets
-from core.style.spec import KNOBS, MAX_STYLES, StyleSpec, varied
+from core.style.spec import MAX_STYLES, PARAMETERS, StyleSpec, apply_changes
 
 MAX_CONTENTS = 12  # of a batch, which has 96 jobs at most
 # The photo, paintings, a mask for each, one to begin with, an earlier result; a batch has as many photos and paintings.
@@ -29,10 +29,10 @@ PICTURE_FIELDS = ("content", "style", "mask", "init_image", "from")
 
 T = TypeVar("T")
 
-Picture = Part | str  # an uploaded file, or the digest of a picture sent before
+Picture = PendingBlob | str  # an uploaded file, or the digest of a picture sent before
 
 
-class Wishes(BaseModel):
+class ClientOptions(BaseModel):
     """How the job is to be taken, beside what it is to paint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,7 +61,7 @@ class Wishes(BaseModel):
         return highest
 
 
-WISHES = {
+CLIENT_OPTIONS = {
     "priority": f"priority must be one of {', '.join(Priority)}.",
     "deadline_seconds": "deadline_seconds must be a number above 0, and at most 2592000 (30 days).",
     "reuse": "reuse must be true or false.",
@@ -69,7 +69,9 @@ WISHES = {
 }
 
 
-_FORM = multipart.Limits(files=MAX_PICTURES, fields=2 * len(KNOBS) + len(WISHES) + 1, text_bytes=_JSON_BYTES)
+_FORM = multipart.FormLimits(
+    files=MAX_PICTURES, fields=2 * len(PARAMETERS) + len(CLIENT_OPTIONS) + 1, text_bytes=_JSON_BYTES
+)
 
 
 @dataclass
@@ -82,7 +84,7 @@ class Submission:
     init_image: Picture | None = None
     source: Picture | None = None  # a result, whose record says what was not sent
     knobs: dict[str, Any] = field(default_factory=dict)
-    wishes: Wishes = field(default_factory=Wishes)
+    wishes: ClientOptions = field(default_factory=ClientOptions)
 
     def pictures(self) -> list[Picture]:
         """All of them, in the order of JobInput."""
@@ -95,7 +97,7 @@ class Submission:
         New paintings come without the earlier ones' masks and shares. Raises BadSpec for a preset that there is not.
         """
         kept = {name: value for name, value in before.spec.items() if not (self.styles and name == "style_weights")}
-        knobs = varied(kept, self.knobs)
+        knobs = apply_changes(kept, self.knobs)
         first = before.init_image if knobs.get("init") == "picture" else None
         return replace(
             self,
@@ -125,7 +127,7 @@ class BatchSubmission:
     contents: list[Picture]
     styles: list[Picture]
     knobs: dict[str, Any]
-    wishes: Wishes
+    wishes: ClientOptions
 
     def __post_init__(self) -> None:
         if not (1 <= len(self.contents) <= MAX_CONTENTS and 1 <= len(self.styles) <= MAX_STYLES):
@@ -144,13 +146,13 @@ def _digests(pictures: list[Picture]) -> list[str]:
     return [picture if isinstance(picture, str) else picture.digest for picture in pictures]
 
 
-def print_of(sent: Mapping[str, Any]) -> str:
+def request_hash(sent: Mapping[str, Any]) -> str:
     """The same for the same request, and for no other."""
     return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
 
 
 @asynccontextmanager
-async def received(request: Request, blobs: Blobs) -> AsyncIterator[Submission]:
+async def parse_submission(request: Request, blobs: Blobs) -> AsyncIterator[Submission]:
     """The submission; its files are open inside, and gone afterwards unless they were kept.
 
     Raises BadRequest, BadSpec, UploadTooLarge, StorageFull.
@@ -160,7 +162,7 @@ async def received(request: Request, blobs: Blobs) -> AsyncIterator[Submission]:
 
 
 @asynccontextmanager
-async def received_batch(request: Request, blobs: Blobs) -> AsyncIterator[BatchSubmission]:
+async def parse_batch(request: Request, blobs: Blobs) -> AsyncIterator[BatchSubmission]:
     """The same for a batch."""
     async with _sent(request, blobs, _batch_from_json, _batch_from_form) as submitted:
         yield submitted
@@ -174,8 +176,8 @@ async def _sent(
     if kind == "application/json":
         yield from_json(await _body(request))
     elif kind == "multipart/form-data":
-        async with multipart.opened(request, blobs, _FORM) as received:
-            yield from_form(received)
+        async with multipart.opened(request, blobs, _FORM) as parse_submission:
+            yield from_form(parse_submission)
     else:
         raise errors.BadRequest("Send multipart/form-data with the files content and style, or application/json.")
 
@@ -195,11 +197,11 @@ def _from_json(body: bytes) -> Submission:
     masks, init_image, source = data.pop("masks", []), data.pop("init_image", None), data.pop("from", None)
     if isinstance(source, str):
         content, styles = content or None, [] if styles is None else styles
-    wishes = _wishes({name: data.pop(name) for name in WISHES if name in data})
+    wishes = _wishes({name: data.pop(name) for name in CLIENT_OPTIONS if name in data})
     if data or not isinstance(content, str if source is None else str | None) or not isinstance(knobs, dict):
         raise errors.BadRequest(
             "The JSON body must have content (a digest) and styles (digests), or from (the digest of a result); "
-            f"it may have masks, init_image, spec, {', '.join(WISHES)}."
+            f"it may have masks, init_image, spec, {', '.join(CLIENT_OPTIONS)}."
         )
     if not _are_digests(styles) or not (styles or source):
         raise errors.BadRequest("styles must be a list of one or more digests.")
@@ -211,20 +213,20 @@ def _from_json(body: bytes) -> Submission:
 def _batch_from_json(body: bytes) -> BatchSubmission:
     data = _object(body)
     contents, styles, knobs = data.pop("contents", None), data.pop("styles", None), data.pop("spec", {})
-    wishes = _wishes({name: data.pop(name) for name in WISHES if name in data})
+    wishes = _wishes({name: data.pop(name) for name in CLIENT_OPTIONS if name in data})
     if data or not (_are_digests(contents, MAX_CONTENTS) and _are_digests(styles) and isinstance(knobs, dict)):
         raise errors.BadRequest(
             f"The JSON body must have contents and styles (lists of digests, {MAX_CONTENTS} and {MAX_STYLES} at most); "
-            f"it may have spec, {', '.join(WISHES)}."
+            f"it may have spec, {', '.join(CLIENT_OPTIONS)}."
         )
     return BatchSubmission(contents, styles, knobs, wishes)
 
 
-def _wishes(values: dict[str, Any]) -> Wishes:
+def _wishes(values: dict[str, Any]) -> ClientOptions:
     try:
-        return Wishes.model_validate(values)
+        return ClientOptions.model_validate(values)
     except ValidationError as error:
-        raise errors.BadSpec(WISHES[str(error.errors()[0]["loc"][0])]) from error
+        raise errors.BadSpec(CLIENT_OPTIONS[str(error.errors()[0]["loc"][0])]) from error
 
 
 def _are_digests(value: Any, most: int = MAX_STYLES) -> bool:
@@ -251,7 +253,7 @@ def _batch_from_form(data: FormData) -> BatchSubmission:
     return BatchSubmission(contents, styles, knobs, wishes)
 
 
-def _fields(data: FormData) -> tuple[dict[str, list[Picture]], dict[str, Any], Wishes]:
+def _fields(data: FormData) -> tuple[dict[str, list[Picture]], dict[str, Any], ClientOptions]:
     """Pictures by the name of their field, knobs, wishes."""
     pictures: dict[str, list[Picture]] = {name: [] for name in PICTURE_FIELDS}
     knobs: dict[str, Any] = {}
@@ -269,9 +271,9 @@ def _fields(data: FormData) -> tuple[dict[str, list[Picture]], dict[str, Any], W
             spec = _object(value.encode("utf-8", "replace"))
         elif name in knobs or name in wishes:
             raise errors.BadRequest("A knob was sent twice.")
-        elif name in WISHES:
+        elif name in CLIENT_OPTIONS:
             wishes |= {name: value} if value.strip() else {}
-        elif value.strip() or name not in (*KNOBS, presets.FIELD):  # a form on a page sends its empty fields, too
+        elif value.strip() or name not in (*PARAMETERS, presets.FIELD):  # a form on a page sends its empty fields, too
             knobs[name] = value
     return pictures, {**spec, **knobs}, _wishes(wishes)
 
@@ -339,7 +341,7 @@ def _openapi(
         else knob
         for name, knob in spec["properties"].items()
     }
-    wishes = Wishes.model_json_schema()["properties"]
+    wishes = ClientOptions.model_json_schema()["properties"]
     wishes["priority"] = {**wishes["priority"], "type": "string", "enum": [*Priority]}
     wishes["priority"].pop("$ref", None)
     fields = {**files, **knobs, "spec": {"type": "string"}, **wishes}

@@ -5,24 +5,24 @@ from pathlib import Path
 
 from fastapi import Response
 
-from api.dependencies import Asker, Blobs, Config, Ring, Store, Webhooks
+from api.dependencies import Blobs, Configuration, CurrentCaller, Notify, Store, Webhooks
 from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource, resource
 from api.submissions import parser
-from core.jobs.models import Job, JobInput, Limits, Terms, new_job_id
+from core.jobs.models import Job, JobInput, QueueLimits, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 
 KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
 
 
 @dataclass
-class Taker:
+class SubmissionService:
     """Takes jobs: for whom, on what terms, into which queue."""
 
-    caller: Asker
+    caller: CurrentCaller
     store: Store
     blobs: Blobs
-    ring: Ring
-    config: Config
+    ring: Notify
+    config: Configuration
     webhooks: Webhooks
 
     def replayed(self, key: str | None, request: str, response: Response) -> JobResource | None:
@@ -34,17 +34,17 @@ class Taker:
         """The id of what the same request made when it came first: a job or a batch. Raises IdempotencyConflict."""
         return self.store.repeated(key, request, self.caller.owner) if key else None
 
-    def agreed(self, wishes: parser.Wishes) -> parser.Wishes:
+    def agreed(self, wishes: parser.ClientOptions) -> parser.ClientOptions:
         """The wishes, with the webhook's URL written in the one way. Raises BadWebhook."""
         if wishes.webhook is None:
             return wishes
         return wishes.model_copy(update={"webhook": self.webhooks.receiver(wishes.webhook).url})
 
     def terms(
-        self, wishes: parser.Wishes, key: str | None, *, request: str | None = None, old: str | None = None
-    ) -> Terms:
+        self, wishes: parser.ClientOptions, key: str | None, *, request: str | None = None, old: str | None = None
+    ) -> SubmissionOptions:
         """What is agreed. Raises BadSpec where the wishes are above what the caller may."""
-        return Terms(
+        return SubmissionOptions(
             owner=self.caller.owner,
             priority=wishes.priority_within(self.caller.priority),
             deadline_seconds=wishes.deadline_seconds,
@@ -57,14 +57,14 @@ class Taker:
         )
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> QueueLimits:
         """How many jobs are taken."""
-        return Limits(queued=self.config.max_queued, per_owner=self.config.max_jobs_per_caller)
+        return QueueLimits(queued=self.config.max_queued, per_owner=self.config.max_jobs_per_caller)
 
     def take(
         self,
         job_input: JobInput,
-        wishes: parser.Wishes,
+        wishes: parser.ClientOptions,
         response: Response,
         *,
         key: str | None = None,

@@ -21,7 +21,7 @@ from core.images import codec
 from core.style.spec import parse_spec
 
 MAX_ATTEMPTS = 3  # in a row that brought it no further
-MAX_STEERINGS = 200  # of one job
+MAX_SPEC_UPDATES = 200  # of one job
 MAX_FRAMES = 60  # of one job
 _ID = re.compile(r"(job|batch)_[a-z2-7]{26}")
 
@@ -87,7 +87,7 @@ class JobInput(_Record):
         spec = parse_spec(self.spec).steered(knobs)
         return self.model_copy(update={"spec": spec.model_dump()})
 
-    def provenance(self, model: "NetworkUsed") -> dict[str, Any]:
+    def provenance(self, model: "ModelUsed") -> dict[str, Any]:
         """What a result's PNG tells of its making, with a service or without."""
         return {"program": "impasto", **self.model_dump(), "model": model.model_dump()}
 
@@ -97,7 +97,7 @@ class JobInput(_Record):
         try:
             return cls.model_validate(provenance)
         except ValidationError as error:
-            raise errors.BadRecord() from error
+            raise errors.InvalidProvenance() from error
 
 
 class Priority(StrEnum):
@@ -108,13 +108,13 @@ class Priority(StrEnum):
     LOW = "low"
 
 
-LOCAL = "local"  # who owns the jobs of a service without keys
+LOCAL_OWNER = "local"  # who owns the jobs of a service without keys
 
 
-class Terms(_Record):
+class SubmissionOptions(_Record):
     """How a job is to be taken, beside what it is to paint."""
 
-    owner: str = LOCAL
+    owner: str = LOCAL_OWNER
     priority: Priority = Priority.NORMAL
     deadline_seconds: float | None = None  # from now on
     keep_seconds: float = 0  # pictures and record, after the end; 0: for good
@@ -126,14 +126,14 @@ class Terms(_Record):
     batch_id: str | None = None
 
 
-class Limits(_Record):
+class QueueLimits(_Record):
     """How many jobs are taken; None: any number."""
 
     queued: int | None = None
     per_owner: int | None = None  # waiting and running
 
 
-class Steered(_Record):
+class SpecUpdate(_Record):
     """A change of weights that the run has taken up, and the iteration after which it did."""
 
     iteration: int
@@ -152,7 +152,7 @@ class JobProgress(_Record):
     iterations_per_second: float | None
     seconds_left: float | None
     loss: dict[str, float]
-    steered: list[Steered] = []
+    steered: list[SpecUpdate] = []
 
 
 class Frame(_Record):
@@ -175,7 +175,7 @@ class Output(_Record):
     size_bytes: int
 
 
-class NetworkUsed(_Record):
+class ModelUsed(_Record):
     """Which weights painted it."""
 
     name: str
@@ -189,14 +189,14 @@ class JobError(_Record):
     message: str
 
 
-class Queue(_Record):
+class QueuePosition(_Record):
     """Place in the queue; 0 is next. Seconds until it begins, by the pace of late, while a worker lives."""
 
     position: int
     start_seconds: float | None = None
 
 
-class Worker(_Record):
+class WorkerInfo(_Record):
     """What a worker tells of itself."""
 
     device: str  # as the device's driver names it
@@ -205,7 +205,7 @@ class Worker(_Record):
     networks: list[str]  # whose weights are there
 
 
-class Question(_Record):
+class EstimateRequest(_Record):
     """How long would it take? Sizes are width and height in px."""
 
     content: tuple[int, int]
@@ -214,7 +214,7 @@ class Question(_Record):
     spec: dict[str, Any]
 
 
-class Step(_Record):
+class ScaleEstimate(_Record):
     """One scale of a run. tile_px: the side of its tiles; None: it is painted whole."""
 
     width: int
@@ -225,16 +225,16 @@ class Step(_Record):
     tile_px: int | None
 
 
-class Forecast(_Record):
+class EstimateResponse(_Record):
     """A worker's answer: what the run would take there, beside the network itself; or why there would be none."""
 
     device: str
     network: str  # whose figures these are
-    scales: list[Step] = []
+    scales: list[ScaleEstimate] = []
     refused: JobError | None = None
 
 
-class Load(_Record):
+class ServiceLoad(_Record):
     """What the service has to do."""
 
     queued: int
@@ -271,11 +271,11 @@ class Job(_Record):
     batch_id: str | None = None
     cancel_requested: bool
     input: JobInput
-    queue: Queue | None
+    queue: QueuePosition | None
     progress: JobProgress | None
     preview: str | None
     outputs: list[Output]
-    model: NetworkUsed | None
+    model: ModelUsed | None
     error: JobError | None
     metrics: dict[str, float]
     gone: bool = Field(False, exclude=True)  # it has expired: its pictures are no longer kept
@@ -283,7 +283,7 @@ class Job(_Record):
     frames: int = Field(0, exclude=True)  # that were ever kept
     thinned: int = Field(0, exclude=True)  # how often every other frame went
     steerings: int = Field(0, exclude=True)  # how often its spec was changed
-    owner: str = Field(LOCAL, exclude=True)
+    owner: str = Field(LOCAL_OWNER, exclude=True)
     webhook: str | None = Field(None, exclude=True)
 
     @property
@@ -337,6 +337,6 @@ def is_batch_id(text: str) -> bool:
     return text.startswith("batch_") and _ID.fullmatch(text) is not None
 
 
-def when(milliseconds: Any) -> datetime | None:
+def parse_timestamp(milliseconds: Any) -> datetime | None:
     """The store's clock (ms since 1970) as a UTC time; None for what has not happened."""
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds else None

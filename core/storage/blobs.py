@@ -52,7 +52,7 @@ def _reading() -> Iterator[None]:
         raise errors.Unavailable("Pictures cannot be read at the moment; try again.") from error
 
 
-class Part(io.BufferedRandom):
+class PendingBlob(io.BufferedRandom):
     """A file on its way to being a blob: gone when it is closed, unless it was kept."""
 
     def __init__(self, handle: int, path: Path) -> None:
@@ -95,12 +95,12 @@ class Blobs:
         self._folder = folder
         self._parts = folder / "parts"
 
-    def part(self) -> Part:
+    def part(self) -> PendingBlob:
         """A file to write to, where the blobs are. Raises StorageFull."""
         with _room():
             self._parts.mkdir(parents=True, exist_ok=True)
             handle, path = tempfile.mkstemp(dir=self._parts)
-        return Part(handle, Path(path))
+        return PendingBlob(handle, Path(path))
 
     def put(self, data: bytes) -> str:
         """Keep the bytes, as `keep` does, and return their digest."""
@@ -108,7 +108,7 @@ class Blobs:
             part.write(data)
             return self.keep(part)
 
-    def keep(self, part: Part) -> str:
+    def keep(self, part: PendingBlob) -> str:
         """Make the part a blob and return its digest; on disk (fsync of file and folder) when it returns.
 
         Raises StorageFull when the folder cannot be written.

@@ -42,7 +42,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def expanded(knobs: Mapping[str, Any]) -> dict[str, Any]:
+def expand_preset(knobs: Mapping[str, Any]) -> dict[str, Any]:
     """The knobs with those of the preset that they name, which give way to all others. Raises BadSpec."""
     rest = {name: value for name, value in knobs.items() if name != FIELD}
     if FIELD not in knobs:

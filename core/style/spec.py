@@ -15,7 +15,7 @@ from core.style.vgg_layers import BLOCKS, layers, missing_layer
 
 # `auto`, or the name of a network on the workers: which there are, the API does not know.
 MODEL_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
-MODEL_NAME_WORDS = "small letters, digits, - and _, at most 64"
+MODEL_NAME_RULE = "small letters, digits, - and _, at most 64"
 ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
 Layer = Literal[
     "relu1_1", "relu1_2",
@@ -194,7 +194,7 @@ class StyleSpec(BaseModel):
     @property
     def weights(self) -> dict[str, Any]:
         """The knobs that may be steered, as they are."""
-        return {name: getattr(self, name) for name in STEERABLE}
+        return {name: getattr(self, name) for name in UPDATABLE}
 
     def steered(self, knobs: Mapping[str, Any]) -> "StyleSpec":
         """The spec with other weights, for the same pictures, in a job that is on its way.
@@ -203,8 +203,8 @@ class StyleSpec(BaseModel):
         look at other layers.
         """
         for name in knobs:
-            if name not in STEERABLE and (name in KNOBS or name == "preset"):
-                raise errors.BadSpec(f"{name} cannot be changed any more; {', '.join(STEERABLE)} can.")
+            if name not in UPDATABLE and (name in PARAMETERS or name == "preset"):
+                raise errors.BadSpec(f"{name} cannot be changed any more; {', '.join(UPDATABLE)} can.")
         spec = parse_spec({**self.model_dump(), **knobs})
         for name in ("content_weight", "style_weight"):
             if bool(getattr(spec, name)) != bool(getattr(self, name)):
@@ -251,8 +251,8 @@ def result_size(width: int, height: int, size: int, *, seamless: bool = False) -
     return across, down
 
 
-KNOBS: tuple[str, ...] = tuple(StyleSpec.model_fields)
-STEERABLE: tuple[str, ...] = tuple(
+PARAMETERS: tuple[str, ...] = tuple(StyleSpec.model_fields)
+UPDATABLE: tuple[str, ...] = tuple(
     name for name, field in StyleSpec.model_fields.items() if field.json_schema_extra == _STEERABLE
 )
 
@@ -262,10 +262,10 @@ def parse_spec(knobs: dict[str, Any]) -> StyleSpec:
 
     Raises BadSpec with one sentence that names the knob and its range; the value itself is never repeated.
     """
-    knobs = presets.expanded(knobs)
+    knobs = presets.expand_preset(knobs)
     for name, value in knobs.items():
-        if isinstance(value, bool) and name in KNOBS and name != "seamless":  # pydantic would take true for 1
-            raise errors.BadSpec(f"{name} must be {allowed(name)}.")
+        if isinstance(value, bool) and name in PARAMETERS and name != "seamless":  # pydantic would take true for 1
+            raise errors.BadSpec(f"{name} must be {describe_range(name)}.")
     try:
         return StyleSpec.model_validate(knobs)
     except ValidationError as error:
@@ -274,30 +274,30 @@ def parse_spec(knobs: dict[str, Any]) -> StyleSpec:
         raise errors.BadSpec(str(first["ctx"]["error"]) if "ctx" in first else "The spec must be an object of knobs.")
     name = str(first["loc"][0])
     if name not in StyleSpec.model_fields:
-        raise errors.BadSpec(f"There is no such knob; the knobs are {', '.join(KNOBS)}.")
-    raise errors.BadSpec(f"{name} must be {allowed(name)}.")
+        raise errors.BadSpec(f"There is no such knob; the knobs are {', '.join(PARAMETERS)}.")
+    raise errors.BadSpec(f"{name} must be {describe_range(name)}.")
 
 
-def varied(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+def apply_changes(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """The knobs of an earlier run with what is to be different. Raises BadSpec for a preset that there is not.
 
     Another objective weighs by other units, so it does not keep the earlier style_weight.
     """
-    change = presets.expanded(change)
+    change = presets.expand_preset(change)
     kept = dict(spec)
     if change.get("objective", spec.get("objective")) != spec.get("objective"):
         kept.pop("style_weight", None)
     return kept | change
 
 
-def allowed(name: str) -> str:
+def describe_range(name: str) -> str:
     """What a knob may be, in words: `a whole number from 64 to 8192`. For refusals, help texts and docs."""
     if name in ("content_layers", "style_layers"):
         return f"layers with weights from 0 to 1e+09, like relu4_2=1; the layers are {', '.join(get_args(Layer))}"
     if name == "style_weights":
         return f"at most {MAX_STYLES} numbers from 0 to 1e+09, one for each painting"
     if name == "model":
-        return f"auto or a network's name: {MODEL_NAME_WORDS}"
+        return f"auto or a network's name: {MODEL_NAME_RULE}"
     schema = StyleSpec.model_json_schema()["properties"][name]
     if schema["type"] == "boolean":
         return "true or false"

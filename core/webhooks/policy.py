@@ -69,7 +69,7 @@ class Receiver:
 
 
 @dataclass(frozen=True)
-class Policy:
+class WebhookPolicy:
     """What this service takes. secret: `whsec_…`, or empty: no webhooks. old_secret: the one before, still valid."""
 
     secret: str = ""
@@ -120,7 +120,7 @@ class Policy:
             return address.is_global and not special
         if address in _NAT64:
             inner = IPv4Address(int(address) & 0xFFFFFFFF)
-            return Policy().may_reach(inner)
+            return WebhookPolicy().may_reach(inner)
         return address in _UNICAST and not any(address in network for network in _NOT_UNICAST)
 
     def owners_secret(self, owner: str) -> str:

@@ -95,7 +95,7 @@ def _things(api: ApiProcess, seed: int) -> dict[str, str]:
     store = JobStore(api.redis_url)
     store.cancel(ended)
     store.close()
-    assert all(codec.sniff(picture) == "png" for picture in pictures)
+    assert all(codec.detect_format(picture) == "png" for picture in pictures)
     things = {"PICTURES": [picture.hex() for picture in pictures], "DIGESTS": digests, "JOBS": jobs, "ENDED": ended}
     return {f"CONTRACT_{name}": json.dumps(value) for name, value in things.items()} | {"CONTRACT_SEED": str(seed)}
 

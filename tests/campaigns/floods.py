@@ -19,7 +19,7 @@ from fleet import Fleet
 from history import History, events, judged, percentile
 from kills import KNOBS, PAINTING, PHOTO
 
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 
 FLOODERS = 32  # connections of the one
 OVERTAKEN = (
@@ -119,7 +119,7 @@ def campaign(folder: Path, history: History, *, seed: int, seconds: float, witho
         API_SUBMISSIONS_PER_MINUTE=str(PER_MINUTE),
     )
     with fleet, fleet.redis() as store:
-        ring = Keys(f"redis://127.0.0.1:{fleet.store_port}/0")
+        ring = ApiKeyStore(f"redis://127.0.0.1:{fleet.store_port}/0")
         secrets = [ring.create(name)[1] for name in ("flooder", "one", "another")]
         ring.close()
         asyncio.run(_play(fleet.url, secrets, history, seed, seconds))

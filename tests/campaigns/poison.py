@@ -21,7 +21,7 @@ import kills
 from fleet import Fleet, late
 from history import History, events, judged, percentile
 
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.jobs.models import MAX_ATTEMPTS, Status
 
 CALLERS = 4
@@ -118,7 +118,7 @@ def campaign(
     history.tell("begin", seed=seed, jobs=jobs, poison=poison, factor=factor, without=without)
     fleet = Fleet(folder, tiny=True, changed=_DEADLY + CONTROLS.get(without or "", ""), API_KEYS="required")
     with fleet:
-        keys = Keys(f"redis://127.0.0.1:{fleet.store_port}/0")
+        keys = ApiKeyStore(f"redis://127.0.0.1:{fleet.store_port}/0")
         callers = [Caller(fleet.url, keys.create(f"caller {number}")[1]) for number in range(CALLERS)]
         keys.close()
         for number, knobs in enumerate(SOUND):

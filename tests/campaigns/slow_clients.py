@@ -29,7 +29,7 @@ from history import judged, percentile
 from PIL import Image
 
 from core.images import codec
-from core.jobs.models import JobInput, NetworkUsed, Output, new_job_id
+from core.jobs.models import JobInput, ModelUsed, Output, new_job_id
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 from core.style.spec import StyleSpec
@@ -181,7 +181,7 @@ def finished_job(api: ApiProcess) -> str:
     job = store.create(new_job_id(), JobInput(content=digest, styles=[digest], spec=StyleSpec().model_dump()))
     store.claim("token", "campaign")
     output = Output(id=digest, content_type="image/png", width=1, height=1, size_bytes=RESULT_BYTES)
-    store.succeed(job.id, "token", output, NetworkUsed(name="vgg16", sha256="0" * 64), {})
+    store.succeed(job.id, "token", output, ModelUsed(name="vgg16", sha256="0" * 64), {})
     store.close()
     return job.id
 

@@ -24,9 +24,9 @@ from keyed_api import KeyedApi
 from PIL import Image
 
 from core import errors
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.images import codec
-from core.jobs.models import JobProgress, NetworkUsed, Output
+from core.jobs.models import JobProgress, ModelUsed, Output
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 
@@ -112,7 +112,7 @@ class Scene:
 
     def __init__(self, api: KeyedApi, seed: int) -> None:
         self.chance = random.Random(seed)
-        keys = Keys(api.redis_url)
+        keys = ApiKeyStore(api.redis_url)
         self.owner, self.stranger = (Caller(api.port, keys.create(name)[1]) for name in ("owner", "stranger"))
         keys.close()
         self._store, self._blobs = JobStore(api.redis_url), Blobs(api.folder / "data" / "blobs")
@@ -186,7 +186,7 @@ class Scene:
         self._store.claim(state, "worker")
         digest = self.digests[f"result of {state}"] = self._kept()
         output = Output(id=digest, content_type="image/png", width=64, height=64, size_bytes=1)
-        self._store.succeed(job, state, output, NetworkUsed(name="vgg16", sha256="0"), {})
+        self._store.succeed(job, state, output, ModelUsed(name="vgg16", sha256="0"), {})
 
     def close(self) -> None:
         """Give the store's connections back."""

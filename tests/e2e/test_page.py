@@ -575,7 +575,7 @@ def test_a_picture_and_its_film_come_though_the_line_is_cut(open_page: Open, odd
     expect(page.locator("#trouble")).to_be_hidden()
 
     assert (60, 80) == codec.decode(Path(mixed.value.path()).read_bytes()).size
-    assert "webp" == codec.sniff(Path(film.value.path()).read_bytes())
+    assert "webp" == codec.detect_format(Path(film.value.path()).read_bytes())
     assert film.value.suggested_filename.endswith(".webp")
 
 

@@ -8,7 +8,7 @@ from api_process import ApiProcess
 from PIL import Image
 
 from core.images import codec
-from core.jobs.models import Frame, Job, JobProgress, NetworkUsed, Output, new_job_id
+from core.jobs.models import Frame, Job, JobProgress, ModelUsed, Output, new_job_id
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
 from impasto import Client
@@ -54,8 +54,8 @@ class Worker:
         self._store.end_canceled(self.job.id, self._token, output)
         return data
 
-    def _painted(self, job: Job) -> tuple[Output, NetworkUsed, bytes]:
-        model = NetworkUsed(name="vgg16", sha256="0" * 64)
+    def _painted(self, job: Job) -> tuple[Output, ModelUsed, bytes]:
+        model = ModelUsed(name="vgg16", sha256="0" * 64)
         data = codec.encode(self._picture, "png", {"job": job.id, **job.input.provenance(model)})
         width, height = self._picture.size
         digest = self._blobs.put(data)

@@ -16,9 +16,9 @@ from api_process import ApiProcess
 from keyed_api import KeyedApi
 
 from cli.local_service import free_port
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.images import codec
-from core.jobs.models import Forecast, Question, Step, Worker
+from core.jobs.models import EstimateRequest, EstimateResponse, ScaleEstimate, WorkerInfo
 from core.jobs.store import JobStore
 from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
@@ -49,7 +49,10 @@ def test_a_job_from_submission_to_result(client: Client, pictures: Pictures, wor
     )
     assert seen[-1] == ended == client.job(job.id)
     assert digest_of(client.result(job.id)) == ended.outputs[0].id
-    assert ("webp", "jpeg") == (codec.sniff(client.result(job.id, "webp")), codec.sniff(client.preview(job.id)))
+    assert ("webp", "jpeg") == (
+        codec.detect_format(client.result(job.id, "webp")),
+        codec.detect_format(client.preview(job.id)),
+    )
 
 
 def test_pictures_are_paths_bytes_or_digests_and_keep_their_order(client: Client, pictures: Pictures) -> None:
@@ -149,7 +152,10 @@ def test_every_picture_of_a_job_is_fetched(client: Client, pictures: Pictures, w
     data = worker.succeed()
 
     assert (0, 5, 1, 0.1) == (frame.index, frame.iteration, frame.scale, frame.seconds)
-    assert ("jpeg", "webp") == (codec.sniff(client.frame(job.id, 0)), codec.sniff(client.timelapse(job.id)))
+    assert ("jpeg", "webp") == (
+        codec.detect_format(client.frame(job.id, 0)),
+        codec.detect_format(client.timelapse(job.id)),
+    )
     assert (96, 48) == tuple(codec.decode(client.result(job.id, width=width)).width for width in (None, 48))
     assert [data, pictures[0].read_bytes()] == [client.image(one) for one in (digest_of(data), job.input.content)]
     for missing in (lambda: client.frame(job.id, 7), lambda: client.image("sha256:" + "0" * 64)):
@@ -161,15 +167,15 @@ def test_an_estimate_is_of_sizes_digests_or_files(client: Client, pictures: Pict
     """The worker is played by a thread that answers each question."""
     with pytest.raises(errors.NoWorker), Client(client.url, patience_seconds=0) as impatient:
         impatient.estimate((1200, 900), [(640, 480)])
-    step = Step(width=256, height=192, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None)
-    asked: list[Question] = []
+    step = ScaleEstimate(width=256, height=192, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None)
+    asked: list[EstimateRequest] = []
 
     def answer() -> None:
         while len(asked) < 2:
             at_service.beat("worker")
             if found := at_service.asked():
                 asked.append(found[1])
-                at_service.answer(found[0], Forecast(device="cpu", network="vgg16", scales=[step]))
+                at_service.answer(found[0], EstimateResponse(device="cpu", network="vgg16", scales=[step]))
 
     at_service.beat("worker")
     answering = threading.Thread(target=answer)
@@ -186,7 +192,7 @@ def test_an_estimate_is_of_sizes_digests_or_files(client: Client, pictures: Pict
 
 
 def test_the_service_tells_of_itself(client: Client, pictures: Pictures, at_service: JobStore) -> None:
-    at_service.beat("worker", Worker(device="A card", precision="float16", network="vgg19", networks=["mine"]))
+    at_service.beat("worker", WorkerInfo(device="A card", precision="float16", network="vgg19", networks=["mine"]))
     client.submit(*pictures)
     system, models = client.system(), {model.name: model for model in client.models()}
 
@@ -255,7 +261,7 @@ def test_a_refusal_is_the_services_own_error_at_once(
 
 def test_the_key_is_taken_from_the_environment_or_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with KeyedApi(tmp_path) as api:
-        keys = Keys(api.redis_url)
+        keys = ApiKeyStore(api.redis_url)
         _, secret = keys.create("me")
         keys.close()
         monkeypatch.setenv("IMPASTO_URL", f"http://127.0.0.1:{api.port}/")
@@ -379,7 +385,7 @@ def test_what_may_pass_is_asked_again_when_the_service_says(first: bytes) -> Non
     ("answer", "kind", "code"),
     [
         (_problem(503, "queue_full", Retry_After="600"), errors.QueueFull, "queue_full"),
-        (_problem(429, "of_another_version", Retry_After="600"), errors.Later, "of_another_version"),
+        (_problem(429, "of_another_version", Retry_After="600"), errors.RetryLater, "of_another_version"),
         (_problem(422, "of_another_version"), errors.BadInput, "of_another_version"),
         (_problem(500, "internal"), errors.ImpastoError, "internal"),
         (_answer(200, "")[:20], errors.ServiceUnreachable, "service_unreachable"),
@@ -516,4 +522,4 @@ def test_its_own_words_are_a_program_that_runs(
     exec("\n".join(line[4:] for line in "\n\n".join(lines).splitlines()), {"Path": Path, "print": show})  # noqa: S102
 
     assert [("queued", None), ("running", None), ("succeeded", None)] == shown
-    assert "png" == codec.sniff(Path("result.png").read_bytes())
+    assert "png" == codec.detect_format(Path("result.png").read_bytes())

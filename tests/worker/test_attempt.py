@@ -18,21 +18,21 @@ from core.config import Settings
 from core.images import codec
 from core.jobs.models import Job, JobInput, Status, new_job_id
 from core.jobs.store import JobStore
-from core.neural.transfer.inputs import Subject
+from core.neural.transfer.inputs import StyleInputs
 from core.neural.weights.cache import WeightsCache, random_parameters
 from core.neural.weights.parameters import Parameters
 from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
 from core.style.spec import parse_spec
 from worker import attempt, lease
-from worker.runner import Painter
+from worker.runner import JobRunner
 from worker.settings import WorkerSettings
 
 
 @pytest.fixture
-def painter(valkey: Any, tmp_path: Path, weights: WeightsCache) -> Painter:
+def painter(valkey: Any, tmp_path: Path, weights: WeightsCache) -> JobRunner:
     settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
-    return Painter(settings, WorkerSettings(preview_seconds=0.1))
+    return JobRunner(settings, WorkerSettings(preview_seconds=0.1))
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ Running = tuple[Job, threading.Thread]
 
 
 @pytest.fixture
-def running(painter: Painter, store: JobStore, submit: Submit, until: Callable[..., None]) -> Running:
+def running(painter: JobRunner, store: JobStore, submit: Submit, until: Callable[..., None]) -> Running:
     """A long job, and the thread that is painting it."""
     job = submit(iterations=5000)
     run = threading.Thread(target=painter.run_next)
@@ -76,14 +76,14 @@ def running(painter: Painter, store: JobStore, submit: Submit, until: Callable[.
 
 
 def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
-    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, photo: Image.Image, painting: Image.Image
+    painter: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, photo: Image.Image, painting: Image.Image
 ) -> None:
     job = submit(photo, painting, photo, style_weights="3,1")
 
     assert job.id == painter.run_next()
     ended = store.get(job.id)
     data = blobs.get(ended.outputs[0].id)
-    record = codec.provenance_of(data)
+    record = codec.read_provenance(data)
 
     assert (Status.SUCCEEDED, 1) == (ended.status, ended.attempt)
     assert (64, 48) == codec.decode(data).size == (ended.outputs[0].width, ended.outputs[0].height)
@@ -102,7 +102,7 @@ def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
 
 
 def test_a_strangers_file_is_not_decoded_in_the_workers_own_process(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    painter: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = submit()
     monkeypatch.setattr(codec, "decode", None)
@@ -111,7 +111,7 @@ def test_a_strangers_file_is_not_decoded_in_the_workers_own_process(
     assert Status.SUCCEEDED is store.get(job.id).status
 
 
-def test_without_a_job_nothing_happens(painter: Painter) -> None:
+def test_without_a_job_nothing_happens(painter: JobRunner) -> None:
     assert painter.run_next() is None
 
 
@@ -141,7 +141,7 @@ def test_a_claim_whose_answer_is_lost_counts_as_no_attempt(
     with Forgetful(1, valkey.port) as proxy:
         url = f"redis://127.0.0.1:{proxy.port}/0"
         settings = Settings(redis_url=url, data_dir=tmp_path, cache_dir=weights.folder.parent)
-        painter = Painter(settings, WorkerSettings())
+        painter = JobRunner(settings, WorkerSettings())
 
         assert jobs[0].id == painter.run_next()
         assert 0 == proxy.cuts
@@ -151,11 +151,11 @@ def test_a_claim_whose_answer_is_lost_counts_as_no_attempt(
     assert [(Status.SUCCEEDED, 1), (Status.QUEUED, 0)] == [(job.status, job.attempt) for job in seen]
 
 
-def test_the_network_stays_between_jobs(painter: Painter) -> None:
+def test_the_network_stays_between_jobs(painter: JobRunner) -> None:
     assert painter.network("auto") is painter.network("vgg16")
 
 
-def test_who_asks_how_long_it_takes_loads_no_network(painter: Painter, tmp_path: Path) -> None:
+def test_who_asks_how_long_it_takes_loads_no_network(painter: JobRunner, tmp_path: Path) -> None:
     painter._weights = cache = WeightsCache(tmp_path / "own")
     for number, name in enumerate(["vgg16", "one", "two", "three"]):
         cache.keep(name, Parameters.of(random_parameters("vgg16" if name == "vgg16" else "vgg11", number)), {})
@@ -186,7 +186,7 @@ def test_progress_and_previews_show_while_it_runs(
 
 @pytest.mark.parametrize("gone", ["content", "style"])
 def test_a_picture_that_is_gone_fails_the_job_in_words(
-    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, gone: str
+    painter: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, gone: str
 ) -> None:
     job = submit()
     blobs.delete(job.input.content if gone == "content" else job.input.styles[0])
@@ -198,7 +198,7 @@ def test_a_picture_that_is_gone_fails_the_job_in_words(
 
 
 def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
-    painter: Painter, store: JobStore, submit: Submit, tmp_path: Path
+    painter: JobRunner, store: JobStore, submit: Submit, tmp_path: Path
 ) -> None:
     painter._weights = cache = WeightsCache(tmp_path / "own")
     cache.keep("my-textures", first := Parameters.of(random_parameters("vgg11")), {})
@@ -224,7 +224,7 @@ def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
 
 
 def test_a_network_that_is_not_here_fails_the_job_with_the_command(
-    painter: Painter, store: JobStore, submit: Submit, tmp_path: Path
+    painter: JobRunner, store: JobStore, submit: Submit, tmp_path: Path
 ) -> None:
     painter._weights = WeightsCache(tmp_path / "none")
     job = submit(model="vgg19")
@@ -238,7 +238,7 @@ def test_a_network_that_is_not_here_fails_the_job_with_the_command(
 
 
 def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
-    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    painter: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = attempt.stylize
 
@@ -258,7 +258,7 @@ def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
 
 
 def test_a_job_with_masks_and_a_first_picture_is_painted(
-    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+    painter: JobRunner, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
 ) -> None:
     digests = [blobs.put(codec.encode(picture)) for picture in (photo, painting, photo.convert("L").convert("RGB"))]
     for digest in digests:
@@ -275,7 +275,7 @@ def test_a_job_with_masks_and_a_first_picture_is_painted(
 
 
 def test_a_transparent_mask_selects_nothing(
-    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+    painter: JobRunner, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
 ) -> None:
     clear = io.BytesIO()
     Image.new("LA", (40, 40), (255, 0)).save(clear, "PNG")
@@ -297,7 +297,7 @@ def test_a_job_too_large_for_the_workers_memory_fails_with_the_size_that_fits(
 ) -> None:
     settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
     job = submit(size=8192)
-    Painter(settings, WorkerSettings(memory_gb=1)).run_next()
+    JobRunner(settings, WorkerSettings(memory_gb=1)).run_next()
 
     error = store.get(job.id).error
     assert error is not None
@@ -306,7 +306,7 @@ def test_a_job_too_large_for_the_workers_memory_fails_with_the_size_that_fits(
 
 
 def test_what_nobody_foresaw_fails_the_job_without_its_words(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    painter: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(*_: Any, **__: Any) -> None:
         raise RuntimeError("secret path /etc/passwd")
@@ -339,7 +339,7 @@ def test_a_job_canceled_after_it_was_handed_back_keeps_how_far_it_was_as_its_pre
     until: Callable[..., None],
 ) -> None:
     settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
-    painter = Painter(settings, WorkerSettings(preview_seconds=600))
+    painter = JobRunner(settings, WorkerSettings(preview_seconds=600))
     job = submit(iterations=5000)
     run = threading.Thread(target=painter.run_next)
     run.start()
@@ -370,10 +370,10 @@ def test_an_attempt_that_lost_its_job_publishes_nothing(running: Running, store:
 @pytest.fixture
 def outage(
     own_valkey: Any, blobs: Blobs, tmp_path: Path, weights: WeightsCache, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Painter, JobStore, threading.Event]]:
+) -> Iterator[tuple[JobRunner, JobStore, threading.Event]]:
     """A painter whose store dies the moment the picture is done; and the event of that."""
     settings = Settings(redis_url=own_valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
-    painter, store, away = Painter(settings, WorkerSettings()), JobStore(own_valkey.url), threading.Event()
+    painter, store, away = JobRunner(settings, WorkerSettings()), JobStore(own_valkey.url), threading.Event()
     real = attempt.stylize
 
     def paint_then_lose_the_store(*args: Any, **more: Any) -> Any:
@@ -387,7 +387,7 @@ def outage(
     store.close()
 
 
-Outage = tuple[Painter, JobStore, threading.Event]
+Outage = tuple[JobRunner, JobStore, threading.Event]
 
 
 def test_a_result_waits_for_a_store_that_is_away(
@@ -405,7 +405,7 @@ def test_a_result_waits_for_a_store_that_is_away(
 
 
 def test_asked_to_go_during_an_outage_the_job_is_handed_back_when_the_store_is_back_a_moment_later(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    painter: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It counts as no attempt: three such in a row would fail it."""
 
@@ -422,7 +422,7 @@ def test_asked_to_go_during_an_outage_the_job_is_handed_back_when_the_store_is_b
 
 @pytest.mark.parametrize("trouble", ["for a moment", "of this picture", "of the disk"])
 def test_a_picture_that_cannot_be_read_costs_no_attempt(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, trouble: str
+    painter: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     """A moment, or the folder's trouble, is waited for; a picture that is the only one ends its job in words."""
     job, tries, usual = submit(), list[Path](), Path.read_bytes
@@ -447,7 +447,7 @@ def test_a_picture_that_cannot_be_read_costs_no_attempt(
 
 
 def test_a_result_waits_for_room_on_the_disk(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    painter: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = submit()
     real, tries = painter._blobs.put, []
@@ -467,12 +467,12 @@ def test_a_result_waits_for_room_on_the_disk(
 
 @pytest.mark.parametrize("end", ["canceled", "late", "deleted", "another's"])
 def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, valkey: Any, end: str
+    painter: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, valkey: Any, end: str
 ) -> None:
     job, waiting = submit(), threading.Event()
 
     def full(data: bytes) -> str:
-        if codec.sniff(data) == "png":  # the result, not a preview
+        if codec.detect_format(data) == "png":  # the result, not a preview
             waiting.set()
         raise errors.StorageFull()
 
@@ -501,10 +501,10 @@ def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
 
 
 @pytest.fixture
-def keen(valkey: Any, tmp_path: Path, weights: WeightsCache) -> Painter:
+def keen(valkey: Any, tmp_path: Path, weights: WeightsCache) -> JobRunner:
     """Takes checkpoints as often as it can."""
     settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
-    return Painter(settings, WorkerSettings(checkpoint_seconds=0.05))
+    return JobRunner(settings, WorkerSettings(checkpoint_seconds=0.05))
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -512,7 +512,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_bits(
-    keen: Painter, store: JobStore, submit: Submit, blobs: Blobs, until: Callable[..., None], tmp_path: Path
+    keen: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, until: Callable[..., None], tmp_path: Path
 ) -> None:
     whole = submit(iterations=200)
     keen.run_next()
@@ -543,7 +543,7 @@ def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_b
 
 
 def test_attempts_that_die_where_they_went_on_have_got_no_further(
-    keen: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    keen: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Died(BaseException):
         pass
@@ -577,7 +577,7 @@ def test_attempts_that_die_where_they_went_on_have_got_no_further(
 
 
 def test_a_torn_checkpoint_costs_the_work_not_the_job(
-    keen: Painter, store: JobStore, submit: Submit, tmp_path: Path
+    keen: JobRunner, store: JobStore, submit: Submit, tmp_path: Path
 ) -> None:
     job = submit()
     store.claim("t", "worker")
@@ -593,7 +593,7 @@ def test_a_torn_checkpoint_costs_the_work_not_the_job(
 
 @pytest.mark.parametrize("end", ["canceled", "late"])
 def test_stopped_beside_a_long_iteration_the_job_ends_at_once_with_its_picture(
-    painter: Painter,
+    painter: JobRunner,
     store: JobStore,
     submit: Submit,
     blobs: Blobs,
@@ -631,7 +631,7 @@ def test_stopped_beside_a_long_iteration_the_job_ends_at_once_with_its_picture(
 
 
 def test_asked_to_go_in_a_long_iteration_the_job_is_handed_back_without_it(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+    painter: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
 ) -> None:
     monkeypatch.setattr(lease, "HAND_BACK_SECONDS", 0.2)
     stuck, usual = threading.Event(), attempt.Attempt._watch
@@ -654,14 +654,14 @@ def test_asked_to_go_in_a_long_iteration_the_job_is_handed_back_without_it(
 
 
 def test_a_lost_device_ends_no_job(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    painter: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process is to end, and its parent to put the job back: else it would fail each job that it claims."""
 
     def lost(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(Subject, "at", lost)
+    monkeypatch.setattr(StyleInputs, "at", lost)
     job = submit()
     with pytest.raises(errors.DeviceLost):
         painter.run_next()
@@ -670,7 +670,7 @@ def test_a_lost_device_ends_no_job(
 
 
 def test_a_run_that_was_cut_off_after_its_last_iteration_succeeds(
-    keen: Painter, store: JobStore, submit: Submit
+    keen: JobRunner, store: JobStore, submit: Submit
 ) -> None:
     """Nothing is left to paint, only to publish."""
     job = submit(iterations=8, scales=1)
@@ -702,13 +702,13 @@ def _steer(store: JobStore, job: Job, **knobs: Any) -> Job:
 
 
 def _record(store: JobStore, blobs: Blobs, job: Job) -> dict[str, Any]:
-    record = codec.provenance_of(blobs.get(store.get(job.id).outputs[0].id))
+    record = codec.read_provenance(blobs.get(store.get(job.id).outputs[0].id))
     assert record is not None
     return record
 
 
 def test_steered_before_it_begins_a_job_is_that_of_the_other_spec_to_the_bit(
-    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs
+    painter: JobRunner, store: JobStore, submit: Submit, blobs: Blobs
 ) -> None:
     job, other = submit(), submit(strength=0.9)
     _steer(store, job, strength=0.9)
@@ -743,7 +743,7 @@ def test_a_running_job_is_steered_within_a_beat_and_tells_so_ever_after(
 
 
 def test_steered_at_the_last_moment_the_run_goes_on_and_after_it_nobody_steers(
-    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    painter: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the last iteration and the end: what was acknowledged is in the picture, what is not in it is refused."""
     job, usual, refused = submit(scales=1), JobStore.seal, []
@@ -770,7 +770,7 @@ def test_steered_at_the_last_moment_the_run_goes_on_and_after_it_nobody_steers(
 
 @pytest.mark.parametrize("before", [True, False], ids=["steered, then handed back", "handed back, then steered"])
 def test_a_steered_job_goes_on_steered_in_the_next_attempt(
-    keen: Painter, store: JobStore, submit: Submit, blobs: Blobs, until: Callable[..., None], before: bool
+    keen: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, until: Callable[..., None], before: bool
 ) -> None:
     job = submit(iterations=200)
     run = threading.Thread(target=keen.run_next)
@@ -798,7 +798,7 @@ def test_a_steered_job_goes_on_steered_in_the_next_attempt(
 
 
 def test_a_run_leaves_frames_and_the_result_is_the_last(
-    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    painter: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempt, "FRAME_SECONDS", 0.01)
     monkeypatch.setattr(attempt, "FRAME_REST", 0)
@@ -815,7 +815,7 @@ def test_a_run_leaves_frames_and_the_result_is_the_last(
 
 
 def test_without_room_for_frames_a_run_goes_on(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    painter: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise errors.StorageFull()
@@ -828,7 +828,7 @@ def test_without_room_for_frames_a_run_goes_on(
 
 
 def test_without_memory_for_frames_a_run_goes_on(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    painter: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = codec.thumbnail
 
@@ -848,7 +848,7 @@ def test_without_memory_for_frames_a_run_goes_on(
 @pytest.mark.parametrize("why", ["canceled", "late"])
 def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_is_ended(
     valkey: Any,
-    painter: Painter,
+    painter: JobRunner,
     store: JobStore,
     submit: Submit,
     monkeypatch: pytest.MonkeyPatch,
@@ -889,7 +889,7 @@ def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_
 
 
 def test_going_on_at_a_larger_size_the_result_is_not_painted_anew(
-    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs
+    painter: JobRunner, store: JobStore, submit: Submit, blobs: Blobs
 ) -> None:
     """Seen from afar the large one is the small one; one that is painted from the photo is another picture."""
     old = submit(iterations=30, scales=1, strength=0.8)

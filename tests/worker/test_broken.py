@@ -12,7 +12,7 @@ from fleet import TINY, late
 from PIL import Image
 from processes import environment
 
-from core.celery_app import make_celery, ring
+from core.celery_app import make_celery, notify_workers
 from core.images import codec
 from core.jobs.models import Job, JobInput, Status, new_job_id
 from core.jobs.store import JobStore
@@ -57,7 +57,7 @@ def jobs(store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Imag
     wanted = JobInput(content=content, styles=[style], spec=spec.model_dump())
     made = [store.create(new_job_id(), wanted) for _ in range(2)]
     app = make_celery(valkey.url)
-    assert all(ring(app) for _ in made)
+    assert all(notify_workers(app) for _ in made)
     app.close()
     return made
 

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from worker import watchdog
-from worker.watchdog import Pulse
+from worker.watchdog import HangWatchdog
 
 
 @pytest.fixture(autouse=True)
@@ -23,14 +23,14 @@ Ends = list[str]
 
 
 @contextmanager
-def _beating(*, spins: bool) -> Iterator[tuple[Pulse, Ends, threading.Event]]:
+def _beating(*, spins: bool) -> Iterator[tuple[HangWatchdog, Ends, threading.Event]]:
     ends, ended = Ends(), threading.Event()
 
     def end(why: str) -> None:
         ends.append(why)
         ended.set()
 
-    with Pulse(lambda: spins, end) as beating:
+    with HangWatchdog(lambda: spins, end) as beating:
         yield beating, ends, ended
 
 

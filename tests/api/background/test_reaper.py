@@ -11,8 +11,8 @@ from celery import Celery
 
 from api.background.reaper import Reaper
 from core import errors
-from core.celery_app import QUEUE, make_celery, ring, waiting_bells
-from core.jobs.models import Frame, Job, JobInput, Status, Terms, new_job_id
+from core.celery_app import QUEUE, make_celery, notify_workers, pending_notifications
+from core.jobs.models import Frame, Job, JobInput, Status, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
@@ -66,16 +66,16 @@ def _expire(url: str, key: str) -> None:
 
 
 def test_a_bell_is_heard_by_a_worker_and_counted_while_it_waits(celery: Celery) -> None:
-    assert 0 == waiting_bells(celery)
-    assert ring(celery)
-    assert ring(celery)
-    assert 2 == waiting_bells(celery)
+    assert 0 == pending_notifications(celery)
+    assert notify_workers(celery)
+    assert notify_workers(celery)
+    assert 2 == pending_notifications(celery)
 
 
 def test_without_a_broker_ringing_says_so_at_once(celery: Celery) -> None:
     deaf = make_celery("redis://127.0.0.1:1/0")
 
-    assert not ring(deaf)
+    assert not notify_workers(deaf)
     deaf.close()
 
 
@@ -85,7 +85,7 @@ def test_a_broker_that_says_nothing_is_not_waited_for(monkeypatch: pytest.Monkey
             make_celery(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", patience_seconds=0.5),
             time.monotonic(),
         )
-        assert not ring(deaf)
+        assert not notify_workers(deaf)
         assert time.monotonic() - began < 10
         deaf.close()
 
@@ -102,7 +102,7 @@ def test_a_job_whose_worker_is_gone_is_put_back_and_rung_for(
     reaper.tick()
 
     assert Status.QUEUED is store.get(job.id).status
-    assert 1 == waiting_bells(celery)
+    assert 1 == pending_notifications(celery)
 
 
 @pytest.mark.parametrize("gap", ["the reaper is new", "the store did not answer", "the host slept"])
@@ -132,16 +132,16 @@ def test_lost_bells_are_rung_again_at_the_second_look(
 ) -> None:
     for _ in range(3):
         _create(store, blobs)
-        ring(celery)
+        notify_workers(celery)
     reaper.tick(), reaper.tick()
-    assert 3 == waiting_bells(celery)
+    assert 3 == pending_notifications(celery)
 
     with redis.Redis.from_url(valkey.url) as client:
         client.delete(QUEUE)
     reaper.tick()
-    assert 0 == waiting_bells(celery)
+    assert 0 == pending_notifications(celery)
     reaper.tick()
-    assert 3 == waiting_bells(celery)
+    assert 3 == pending_notifications(celery)
 
 
 def test_pictures_that_nobody_uses_are_deleted_and_others_are_not(
@@ -197,7 +197,7 @@ def test_a_little_over_the_quota_few_jobs_go_however_many_frames_each_has(
         for digest in (photo, painting):
             store.hold(digest, 60)
         job_input = JobInput(content=photo, styles=[painting], spec={})
-        job = store.create(new_job_id(), job_input, Terms(keep_seconds=1000))
+        job = store.create(new_job_id(), job_input, SubmissionOptions(keep_seconds=1000))
         store.claim(str(number), "worker")
         for iteration in range(30):
             digest = blobs.put(bytes([number, iteration]) * 500)
@@ -304,8 +304,8 @@ def test_bells_that_nobody_needs_are_taken_away(
     monkeypatch.setattr("api.background.reaper.BELLS_AT_ONCE", 3)
     _create(store, blobs)
     for _ in range(9):
-        ring(celery)
+        notify_workers(celery)
     reaper._next_sweep = 0
     reaper.tick()
 
-    assert 4 == waiting_bells(celery)
+    assert 4 == pending_notifications(celery)

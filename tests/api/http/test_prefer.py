@@ -85,7 +85,7 @@ def test_what_is_no_wait_is_answered_at_once(ask: Any, submit: Any, preference: 
 def test_nobody_waits_for_longer_than_half_a_minute(
     client: TestClient, submit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.http.prefer.MOST_SECONDS", 1)
+    monkeypatch.setattr("api.http.prefer.MAX_WAIT_SECONDS", 1)
     answer = client.get(submit().json()["links"]["self"], headers={"Prefer": "wait=999999999"})
     assert (200, "wait=1") == (answer.status_code, answer.headers["preference-applied"])
 

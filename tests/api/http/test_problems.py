@@ -123,12 +123,12 @@ def test_too_many_open_files_pass_and_a_broken_disk_does_not(
 def test_a_store_that_is_away_is_503_with_retry_after_everywhere(
     app: FastAPI, client: TestClient, files: dict[str, Any]
 ) -> None:
-    from api.job_feed import Lookout
+    from api.job_feed import JobFeed
     from core.jobs.store import JobStore
 
     app.state.store.close()
     app.state.store = JobStore("redis://127.0.0.1:1/0")
-    app.state.sights = Lookout("redis://127.0.0.1:1/0", 1)
+    app.state.sights = JobFeed("redis://127.0.0.1:1/0", 1)
     job = "/v1/jobs/job_" + "a" * 26
 
     for answer in (

@@ -10,7 +10,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from core.images import codec
-from core.jobs.models import Forecast, Frame, JobProgress, NetworkUsed, Output, Step, Worker
+from core.jobs.models import EstimateResponse, Frame, JobProgress, ModelUsed, Output, ScaleEstimate, WorkerInfo
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
 
@@ -19,7 +19,7 @@ USUAL = {"content-type", "content-length", "content-disposition", "cache-control
 USUAL |= {"last-modified", "content-security-policy", "x-content-type-options", "referrer-policy", "x-accel-buffering"}
 USUAL |= {"cross-origin-resource-policy", "cross-origin-opener-policy", "permissions-policy"}
 
-WORKER = Worker(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
+WORKER = WorkerInfo(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
 
 
 class Seen:
@@ -86,7 +86,7 @@ def seen(client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blo
     output = Output(id=picture, content_type="image/png", width=96, height=72, size_bytes=1)
     took = dict.fromkeys(("load_seconds", "run_seconds", "planned_seconds", "planned_bytes"), 1.0)
     took |= {f"loss_{name}": 1.0 for name in losses}
-    store.succeed(job["id"], "t", output, NetworkUsed(name="vgg16", sha256="w"), took)
+    store.succeed(job["id"], "t", output, ModelUsed(name="vgg16", sha256="w"), took)
     store.beat("worker", WORKER)
     for path in (
         own,
@@ -127,11 +127,11 @@ def seen(client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blo
 
 
 def _answer(store: JobStore) -> None:
-    step = Step(width=96, height=72, iterations=1, seconds=1.0, memory_bytes=1, tile_px=None)
+    step = ScaleEstimate(width=96, height=72, iterations=1, seconds=1.0, memory_bytes=1, tile_px=None)
     for _ in range(40):  # half a minute at most
         store.beat("worker", WORKER)
         if found := store.asked():
-            store.answer(found[0], Forecast(device="cpu", network="vgg16", scales=[step]))
+            store.answer(found[0], EstimateResponse(device="cpu", network="vgg16", scales=[step]))
             return
 
 

@@ -11,7 +11,7 @@ from api import dependencies
 from api.middleware.auth import Caller
 from api.settings import ApiSettings
 from core.images import codec
-from core.jobs.models import NetworkUsed, Output, Status, is_batch_id
+from core.jobs.models import ModelUsed, Output, Status, is_batch_id
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 
@@ -86,7 +86,7 @@ def test_its_link_tells_of_every_change_and_else_304(
     assert job is not None
     data = codec.encode(Image.new("RGB", (64, 64)))
     output = Output(id=blobs.put(data), content_type="image/png", width=64, height=64, size_bytes=len(data))
-    store.succeed(job.id, "t", output, NetworkUsed(name="vgg16", sha256="0"), {})
+    store.succeed(job.id, "t", output, ModelUsed(name="vgg16", sha256="0"), {})
     done = client.get(path).json()
 
     assert (304, "1", b"") == (unchanged.status_code, unchanged.headers["retry-after"], unchanged.content)
@@ -190,7 +190,7 @@ def test_a_reused_result_takes_no_place(
     job = store.claim("t", "worker")
     assert job is not None
     output = Output(id=blobs.put(PHOTOS[0]), content_type="image/png", width=40, height=40, size_bytes=1)
-    store.succeed(job.id, "t", output, NetworkUsed(name="vgg16", sha256="0"), {})
+    store.succeed(job.id, "t", output, ModelUsed(name="vgg16", sha256="0"), {})
     app.state.settings = ApiSettings(max_queued=5)
     batch = send(reuse="true").json()
 

@@ -8,15 +8,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.routes import estimate
-from core.jobs.models import Forecast, JobError, Step
+from core.jobs.models import EstimateResponse, JobError, ScaleEstimate
 from core.jobs.store import JobStore
 
 Ask = Callable[..., Any]
 STEPS = [
-    Step(width=181, height=136, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None),
-    Step(width=256, height=192, iterations=35, seconds=6.04, memory_bytes=3_000_000, tile_px=512),
+    ScaleEstimate(width=181, height=136, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None),
+    ScaleEstimate(width=256, height=192, iterations=35, seconds=6.04, memory_bytes=3_000_000, tile_px=512),
 ]
-FORECAST = Forecast(device="cpu", network="vgg16", scales=STEPS)
+FORECAST = EstimateResponse(device="cpu", network="vgg16", scales=STEPS)
 SKETCH: dict[str, Any] = {
     "content": {"width": 1200, "height": 900},
     "styles": [{"width": 640, "height": 480}],
@@ -28,7 +28,7 @@ SKETCH: dict[str, Any] = {
 def ask(client: TestClient, store: JobStore) -> Ask:
     """A worker that gives this answer to one question; what it was asked, and what the client is told."""
 
-    def post(sketch: dict[str, Any], forecast: Forecast = FORECAST) -> Any:
+    def post(sketch: dict[str, Any], forecast: EstimateResponse = FORECAST) -> Any:
         store.beat("worker")
         asked: list[Any] = []
 
@@ -72,7 +72,9 @@ def test_the_json_of_a_submission_is_a_question(ask: Ask, client: TestClient, fi
 
 
 def test_what_would_fail_is_told_so(ask: Ask) -> None:
-    refused = Forecast(device="cpu", network="vgg16", refused=JobError(code="out_of_memory", message="Smaller."))
+    refused = EstimateResponse(
+        device="cpu", network="vgg16", refused=JobError(code="out_of_memory", message="Smaller.")
+    )
     told = ask(SKETCH, refused)[0].json()
     assert (None, None, []) == (told["seconds"], told["memory_bytes"], told["scales"])
     assert {"code": "out_of_memory", "message": "Smaller."} == told["refused"]

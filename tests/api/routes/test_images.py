@@ -15,7 +15,7 @@ from api.settings import ApiSettings
 from api.submissions import multipart
 from core.images import codec as pictures
 from core.jobs.store import JobStore
-from core.storage.blobs import Blobs, Part, digest_of
+from core.storage.blobs import Blobs, PendingBlob, digest_of
 
 
 def test_an_upload_is_named_by_its_digest_and_found_again(
@@ -95,7 +95,7 @@ def test_a_file_is_refused_as_soon_as_it_passes_its_limit(
     """The body may still be as long as is taken of the whole form."""
     written = []
     monkeypatch.setattr(pictures, "MAX_BYTES", 200_000)
-    monkeypatch.setattr(Part, "write", lambda self, data: written.append(len(data)))
+    monkeypatch.setattr(PendingBlob, "write", lambda self, data: written.append(len(data)))
     field = "content" if path == "/v1/jobs" else "image"
 
     answer = client.post(path, files={field: ("x", b"\xff\xd8\xff" + bytes(5_000_000))})

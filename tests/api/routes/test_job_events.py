@@ -17,12 +17,12 @@ import psutil
 import pytest
 from PIL import Image
 
-from api.job_feed import Sight
+from api.job_feed import JobSnapshot
 from api.routes import job_events
 from cli.local_service import free_port
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.images import codec
-from core.jobs.models import Frame, Job, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
+from core.jobs.models import Frame, Job, JobInput, JobProgress, ModelUsed, Output, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 
@@ -74,7 +74,7 @@ class Api:
         for digest in ("sha256:a", "sha256:b"):
             self.store.hold(digest)
         return self.store.create(
-            new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}), Terms(owner=owner)
+            new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}), SubmissionOptions(owner=owner)
         )
 
     def claim(self, token: str = "t") -> Job:
@@ -100,7 +100,7 @@ class Api:
     def succeed(self, job: Job, digest: str = "sha256:r", token: str = "t") -> None:
         self.store.hold(digest)
         output = Output(id=digest, content_type="image/png", width=1600, height=1600, size_bytes=1)
-        assert "ok" == self.store.succeed(job.id, token, output, NetworkUsed(name="vgg16", sha256="w"), {})
+        assert "ok" == self.store.succeed(job.id, token, output, ModelUsed(name="vgg16", sha256="w"), {})
 
     def stop(self) -> float:
         """Seconds that it took."""
@@ -371,7 +371,7 @@ def test_who_takes_a_large_rendition_slowly_costs_no_memory(serve: Serve, blobs:
     api.succeed(job, blobs.put(codec.encode(noise)))
     path = f"/v1/jobs/{job.id}/result?width=1500"
     data = api.ask(path).read()
-    assert codec.sniff(data) == "png"
+    assert codec.detect_format(data) == "png"
     before = psutil.Process(api.process.pid).memory_info().rss
     answers = [api.ask(path) for _ in range(16)]
     assert {data[:4]} == {answer.read(4) for answer in answers}
@@ -420,7 +420,7 @@ def test_streams_end_when_the_process_is_asked_to_go(serve: Serve) -> None:
 
 def test_a_stream_is_its_owners(serve: Serve, valkey: Any) -> None:
     api = serve(API_KEYS="required", API_MAX_WATCHERS_PER_CALLER="2")
-    keys = Keys(valkey.url)
+    keys = ApiKeyStore(valkey.url)
     (ada, adas), (_, bobs) = keys.create("ada"), keys.create("bob")
     keys.close()
     job = api.new_job(ada.id)
@@ -449,7 +449,7 @@ def test_a_stream_is_its_owners(serve: Serve, valkey: Any) -> None:
 def test_a_revoked_key_ends_its_streams_and_no_others(serve: Serve, valkey: Any) -> None:
     """Also of a job of which there is no news, and of one of which there is all the time."""
     api = serve(code=_patched("api.routes.job_events.HEARTBEAT_SECONDS = 0.3"), API_KEYS="required")
-    keys = Keys(valkey.url)
+    keys = ApiKeyStore(valkey.url)
     (ada, adas), (bob, bobs) = keys.create("ada"), keys.create("bob")
     waiting, running = api.new_job(ada.id), api.new_job(bob.id)
     lasting = api.watch(running.id, Authorization=f"Bearer {bobs}")
@@ -494,5 +494,9 @@ def test_what_no_client_sees_is_not_told(serve: Serve, store: JobStore) -> None:
         store.hold(digest)
     job = store.create(new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}))
     for unseen in ({"checkpoint": "c"}, {"thinned": 1}, {"steerings": 1}, {"owner": "x"}):
-        assert b"" == job_events.told(Sight(job.model_copy(update={**unseen, "version": 2})), Sight(job)), unseen
-    assert job_events.told(Sight(job.model_copy(update={"pinned": True})), Sight(job)).startswith(b"event: status\n")
+        assert b"" == job_events.told(JobSnapshot(job.model_copy(update={**unseen, "version": 2})), JobSnapshot(job)), (
+            unseen
+        )
+    assert job_events.told(JobSnapshot(job.model_copy(update={"pinned": True})), JobSnapshot(job)).startswith(
+        b"event: status\n"
+    )

@@ -16,12 +16,12 @@ from api import dependencies
 from api.middleware.auth import Caller
 from api.settings import ApiSettings
 from core.images import codec
-from core.jobs.models import JobProgress, NetworkUsed, Output, is_job_id
+from core.jobs.models import JobProgress, ModelUsed, Output, is_job_id
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 from core.style.presets import PRESETS
-from core.style.spec import STEERABLE
-from core.webhooks.policy import Policy
+from core.style.spec import UPDATABLE
+from core.webhooks.policy import WebhookPolicy
 
 PROGRESS = JobProgress(
     value=0.5,
@@ -43,7 +43,7 @@ def _run(store: JobStore, blobs: Blobs, picture: Image.Image) -> bytes:
     data = codec.encode(picture, "png", {"program": "impasto"})
     output = Output(id=blobs.put(data), content_type="image/png", width=96, height=72, size_bytes=len(data))
     store.progress(job.id, "t", PROGRESS, blobs.put(codec.encode(picture, "jpeg")))
-    store.succeed(job.id, "t", output, NetworkUsed(name="vgg16", sha256="0"), {})
+    store.succeed(job.id, "t", output, ModelUsed(name="vgg16", sha256="0"), {})
     return data
 
 
@@ -280,9 +280,9 @@ def test_the_result_comes_in_every_format(
     )
     for kind in codec.FORMATS:
         answer = client.get(f"{address}/result", params={"format": kind})
-        assert (kind, f"image/{kind}") == (codec.sniff(answer.content), answer.headers["content-type"])
+        assert (kind, f"image/{kind}") == (codec.detect_format(answer.content), answer.headers["content-type"])
         assert (96, 72) == codec.decode(answer.content).size
-    assert "jpeg" == codec.sniff(client.get(f"{address}/preview").content)
+    assert "jpeg" == codec.detect_format(client.get(f"{address}/preview").content)
 
 
 def test_there_is_no_result_before_the_end_nor_of_a_canceled_job(client: TestClient, submit: Submit) -> None:
@@ -658,7 +658,7 @@ def test_a_result_comes_in_a_smaller_size_but_never_in_a_larger_one(
             small.headers["content-type"],
             Image.open(io.BytesIO(small.content)).size,
         )
-    assert {"program": "impasto"} == codec.provenance_of(client.get(f"{path}?width=48").content)
+    assert {"program": "impasto"} == codec.read_provenance(client.get(f"{path}?width=48").content)
     assert whole == client.get(f"{path}?width=500").content == client.get(path).content
     assert [422, 422] == [client.get(f"{path}?width={width}").status_code for width in (15, 9000)]
 
@@ -715,7 +715,7 @@ def test_a_job_is_steered_by_patch_until_it_ends(client: TestClient, submit: Sub
 def test_what_may_be_steered_stands_in_the_description(client: TestClient) -> None:
     described = client.get("/openapi.json").json()["components"]["schemas"]["Change"]
 
-    assert {*STEERABLE} == set(described["properties"]["spec"]["properties"])
+    assert {*UPDATABLE} == set(described["properties"]["spec"]["properties"])
 
 
 def test_a_black_mask_gets_no_share_by_steering(
@@ -790,7 +790,7 @@ def test_anothers_upload_cannot_be_named(
 @pytest.fixture
 def webhooks(app: FastAPI) -> None:
     """A service with a secret."""
-    app.state.webhooks = Policy("whsec_" + "A" * 32)
+    app.state.webhooks = WebhookPolicy("whsec_" + "A" * 32)
 
 
 @pytest.mark.usefixtures("webhooks")

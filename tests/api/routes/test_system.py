@@ -8,11 +8,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from core.images import codec
-from core.jobs.models import Worker
+from core.jobs.models import WorkerInfo
 from core.jobs.store import JobStore
 
-CARD = Worker(device="A card", precision="bfloat16", network="vgg19", networks=["vgg16", "vgg19"])
-CPU = Worker(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
+CARD = WorkerInfo(device="A card", precision="bfloat16", network="vgg19", networks=["vgg16", "vgg19"])
+CPU = WorkerInfo(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
 
 
 def test_the_system_tells_of_workers_queue_and_limits(client: TestClient, submit: Any, store: JobStore) -> None:

@@ -12,12 +12,12 @@ from starlette.testclient import TestClient
 from api import dependencies
 from api.middleware.auth import Caller
 from core.images import codec
-from core.jobs.models import JobInput, NetworkUsed, Output
+from core.jobs.models import JobInput, ModelUsed, Output
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 
 Submit = Callable[..., Any]
-MODEL = NetworkUsed(name="vgg16", sha256="0")
+MODEL = ModelUsed(name="vgg16", sha256="0")
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_under_a_key_the_same_result_is_the_same_request_and_another_is_another(
 
     first = post(result)
     blobs.delete(old["input"]["content"])
-    again, other = post(result), post(_png(codec.provenance_of(result)))
+    again, other = post(result), post(_png(codec.read_provenance(result)))
 
     assert (202, first.json()["id"], "true") == (
         again.status_code,
@@ -129,7 +129,7 @@ def test_a_record_is_no_way_to_anothers_pictures(
     """Who got a result from somebody, or knows digests, gets the answer that they get for pictures of nobody."""
     submit()
     result = paint()
-    record = codec.provenance_of(result)
+    record = codec.read_provenance(result)
     unknown = _png({**(record or {}), "content": "sha256:" + "0" * 64})
     client.app.dependency_overrides[dependencies._caller] = lambda: Caller("stranger")  # type: ignore[attr-defined]
     foreign, nobodys = (client.post("/v1/jobs", files={"from": ("r.png", data)}) for data in (result, unknown))

@@ -12,29 +12,29 @@ import redis
 
 from core import errors
 from core.jobs.models import (
-    LOCAL,
+    LOCAL_OWNER,
     MAX_ATTEMPTS,
     TRANSITIONS,
     Frame,
     Job,
     JobInput,
     JobProgress,
-    Limits,
-    NetworkUsed,
+    ModelUsed,
     Output,
+    QueueLimits,
     Status,
-    Terms,
+    SubmissionOptions,
     new_batch_id,
     new_job_id,
 )
-from core.jobs.store import JobStore, library
+from core.jobs.store import JobStore, load_library
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 
 CONTENT, STYLE, RESULT, PREVIEW = (f"sha256:{digit * 64}" for digit in "abcd")
 INPUT = JobInput(content=CONTENT, styles=[STYLE], spec=StyleSpec().model_dump())
 OUTPUT = Output(id=RESULT, content_type="image/png", width=4, height=3, size_bytes=9)
-MODEL = NetworkUsed(name="vgg16", sha256="0" * 64)
+MODEL = ModelUsed(name="vgg16", sha256="0" * 64)
 PROGRESS = JobProgress(
     value=0.5,
     scale=1,
@@ -224,7 +224,7 @@ def _raw_move(url: str, job_id: str, status: Status, to: Status) -> bool:
     """Try to end the job as `to` by the one function that takes any status."""
     with redis.Redis.from_url(url, decode_responses=True) as client:
         client.hset(f"{PREFIX}job:{job_id}", "token", "t")
-        return client.fcall(f"{library()[0]}_finish", 1, PREFIX, job_id, "t", to) == "ok" and status is not to
+        return client.fcall(f"{load_library()[0]}_finish", 1, PREFIX, job_id, "t", to) == "ok" and status is not to
 
 
 @pytest.mark.parametrize(("status", "to"), list(itertools.product(REACH, Status)))
@@ -476,7 +476,7 @@ def test_a_server_without_our_functions_is_taught_them(store: JobStore, valkey: 
 
 def test_a_server_that_keeps_another_versions_functions_runs_ours(store: JobStore, valkey: Any) -> None:
     """It writes functions to its disk, and knows nothing of a new version of the program."""
-    version, code = library()
+    version, code = load_library()
     other = code.replace(version, "impasto_other").replace("return nil", "error('old')").replace("'queued'", "'gone'")
     with redis.Redis.from_url(valkey.url) as client:
         client.function_load(other, replace=True)
@@ -496,10 +496,10 @@ def test_a_mistake_of_ours_does_not_look_like_an_outage(store: JobStore, valkey:
 # ---------------------------------------------------------------------- turns and classes
 
 
-def _submit(store: JobStore, owner: str = "local", limits: Limits | None = None, **terms: Any) -> Job:
+def _submit(store: JobStore, owner: str = "local", limits: QueueLimits | None = None, **terms: Any) -> Job:
     store.hold(CONTENT, 60)
     store.hold(STYLE, 60)
-    return store.create(new_job_id(), INPUT, Terms(owner=owner, **terms), limits or Limits())
+    return store.create(new_job_id(), INPUT, SubmissionOptions(owner=owner, **terms), limits or QueueLimits())
 
 
 def _owners_in_order(store: JobStore) -> list[str]:
@@ -750,7 +750,7 @@ def test_fifty_at_once_with_one_key_make_one_job(store: JobStore, valkey: Any) -
 
     def submit() -> None:
         own = JobStore(valkey.url)
-        ids.append(own.create(new_job_id(), INPUT, Terms(idempotency_key="k")).id)
+        ids.append(own.create(new_job_id(), INPUT, SubmissionOptions(idempotency_key="k")).id)
         own.close()
 
     threads = [threading.Thread(target=submit) for _ in range(50)]
@@ -763,7 +763,7 @@ def test_fifty_at_once_with_one_key_make_one_job(store: JobStore, valkey: Any) -
 
 
 def test_one_may_have_so_many_and_all_together_so_many(store: JobStore) -> None:
-    limits = Limits(queued=3, per_owner=2)
+    limits = QueueLimits(queued=3, per_owner=2)
     _submit(store, "a", limits)
     _submit(store, "a", limits)
     with pytest.raises(errors.QuotaExceeded) as quota:
@@ -968,7 +968,7 @@ def test_nothing_stays_behind_of_deleted_jobs(store: JobStore, valkey: Any) -> N
 # ---------------------------------------------------------------------- the outbox
 
 
-def _told(store: JobStore, webhook: str = "https://example.org/a", owner: str = LOCAL) -> str:
+def _told(store: JobStore, webhook: str = "https://example.org/a", owner: str = LOCAL_OWNER) -> str:
     """An ended job with a webhook."""
     job = _submit(store, owner, webhook=webhook)
     store.cancel(job.id)
@@ -1167,7 +1167,9 @@ def test_a_waiting_job_that_is_steered_is_the_job_that_was_submitted_so(store: J
     store.hold(RESULT, 60)
     store.paints_with("auto", MODEL.sha256)
     store.succeed(steered.id, "t", OUTPUT, MODEL, {})
-    as_before, so = (store.create(new_job_id(), made, Terms(reuse=True)) for made in (INPUT, _stronger(INPUT)))
+    as_before, so = (
+        store.create(new_job_id(), made, SubmissionOptions(reuse=True)) for made in (INPUT, _stronger(INPUT))
+    )
 
     assert (0.9, 2) == (steered.input.spec["strength"], steered.version)
     assert (None, steered.id) == (as_before.reused_from, so.reused_from)
@@ -1182,7 +1184,7 @@ def test_a_picture_that_was_begun_otherwise_answers_nobody_else(store: JobStore)
     assert "ok" == store.succeed(job.id, "t", OUTPUT, MODEL, {})
 
     for made in (INPUT, _stronger(INPUT)):
-        assert store.create(new_job_id(), made, Terms(reuse=True)).reused_from is None
+        assert store.create(new_job_id(), made, SubmissionOptions(reuse=True)).reused_from is None
     store.delete(job.id)
 
 
@@ -1243,7 +1245,7 @@ def test_what_cannot_be_steered(store: JobStore, end: str) -> None:
         store.cancel(job.id)
     if end == "gone":
         store.delete(job.id)
-    owner = "anna" if end == "somebody else's" else LOCAL
+    owner = "anna" if end == "somebody else's" else LOCAL_OWNER
 
     with pytest.raises(errors.JobNotFound if end in ("gone", "somebody else's") else errors.JobAlreadyEnded):
         store.steer(job.id, _stronger, owner)
@@ -1330,7 +1332,7 @@ def test_a_stale_worker_keeps_no_frame_and_a_stranger_sees_none(store: JobStore)
     _keep_frame(store, job, 1)
 
     assert -1 == _keep_frame(store, job, 2, "stale")
-    assert 1 == len(store.frames(job.id, LOCAL))
+    assert 1 == len(store.frames(job.id, LOCAL_OWNER))
     with pytest.raises(errors.JobNotFound):
         store.frames(job.id, "anna")
 
@@ -1412,11 +1414,11 @@ def test_whatever_the_disk_has_damaged_others_are_put_back(store: JobStore, valk
 
 def _fewer(monkeypatch: pytest.MonkeyPatch, line: str, other: str) -> None:
     """Another number in the library."""
-    version, code = library()
+    version, code = load_library()
     assert line in code
     name = f"{version}_{other.rsplit(maxsplit=1)[-1]}"  # the server keeps the functions of earlier tests
     changed = code.replace(line, other).replace(version, name)
-    monkeypatch.setattr("core.jobs.store.library", lambda: (name, changed))
+    monkeypatch.setattr("core.jobs.store.load_library", lambda: (name, changed))
 
 
 def test_the_oldest_record_that_has_ended_makes_room_for_the_next(
@@ -1446,7 +1448,7 @@ def test_whose_records_may_not_go_gets_no_more_of_them_also_by_reuse(
     with pytest.raises(errors.QuotaExceeded, match="pin"):
         _submit(store, reuse=True)
     with pytest.raises(errors.QuotaExceeded, match="pin"):
-        store.create_batch(new_batch_id(), [INPUT] * 2, Terms(reuse=True), Limits())
+        store.create_batch(new_batch_id(), [INPUT] * 2, SubmissionOptions(reuse=True), QueueLimits())
     store.pin(jobs[1].id, pinned=False)
     last = _submit(store)
     assert [last.id, jobs[2].id, jobs[0].id] == [job.id for job in store.page(limit=9)[0]]
@@ -1460,7 +1462,7 @@ def test_a_job_that_is_painted_again_because_its_result_made_room_counts(
     _ended_job(store)
 
     with pytest.raises(errors.QuotaExceeded):
-        store.create_batch(new_batch_id(), [INPUT] * 2, Terms(reuse=True), Limits(per_owner=1))
+        store.create_batch(new_batch_id(), [INPUT] * 2, SubmissionOptions(reuse=True), QueueLimits(per_owner=1))
     assert 1 == len(store.page(limit=9)[0]), "and a refusal costs no record"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core import errors
-from core.storage.blobs import Blobs, Part, digest_of, is_digest
+from core.storage.blobs import Blobs, PendingBlob, digest_of, is_digest
 
 
 def _files(folder: Path) -> list[Path]:
@@ -81,8 +81,8 @@ def test_a_write_that_fails_leaves_nothing(blobs: Blobs, tmp_path: Path, monkeyp
         lambda part: part.write(b"p" * 99_999),
     ],
 )
-def test_whatever_first_writes_to_a_full_disk_says_so(tmp_path: Path, use: Callable[[Part], object]) -> None:
-    with Part(os.open("/dev/full", os.O_RDWR), tmp_path / "part") as part:
+def test_whatever_first_writes_to_a_full_disk_says_so(tmp_path: Path, use: Callable[[PendingBlob], object]) -> None:
+    with PendingBlob(os.open("/dev/full", os.O_RDWR), tmp_path / "part") as part:
         part.write(b"paint")  # stays in memory
 
         with pytest.raises(errors.StorageFull):

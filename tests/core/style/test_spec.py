@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from core import errors
-from core.style.spec import KNOBS, STEERABLE, STYLE_WEIGHT_GATYS, StyleSpec, allowed, parse_spec, result_size
+from core.style.spec import (
+    PARAMETERS,
+    STYLE_WEIGHT_GATYS,
+    UPDATABLE,
+    StyleSpec,
+    describe_range,
+    parse_spec,
+    result_size,
+)
 from core.style.vgg_layers import BLOCKS
 
 WHOLE = ["size", "iterations", "seed", "scales"]
@@ -60,7 +68,7 @@ def test_a_bad_value_is_refused_naming_the_knob_and_its_range_but_not_the_value(
     with pytest.raises(errors.BadSpec) as refused:
         parse_spec({knob: value})
 
-    assert f"{knob} must be {allowed(knob)}." == refused.value.message
+    assert f"{knob} must be {describe_range(knob)}." == refused.value.message
 
 
 def test_an_unknown_knob_is_refused_with_the_known_ones() -> None:
@@ -123,7 +131,7 @@ def test_shares_of_several_paintings_sum_to_one() -> None:
 def test_every_knob_has_a_default_a_sentence_and_words_for_its_range() -> None:
     spec = StyleSpec()
 
-    assert all(StyleSpec.model_fields[name].description and allowed(name) for name in KNOBS)
+    assert all(StyleSpec.model_fields[name].description and describe_range(name) for name in PARAMETERS)
     assert spec == StyleSpec.model_validate_json(spec.model_dump_json())
 
 
@@ -140,9 +148,9 @@ def test_only_weights_can_be_steered_and_the_refusal_names_them() -> None:
     steered = spec.steered({"strength": 0.9, "style_weights": "3,1", "tv_weight": "2"})
 
     assert (0.9, [0.75, 0.25], 2.0) == (steered.strength, steered.style_weights, steered.tv_weight)
-    assert {"strength", "content_weight", "style_weight", "tv_weight", "style_weights"} == set(STEERABLE)
+    assert {"strength", "content_weight", "style_weight", "tv_weight", "style_weights"} == set(UPDATABLE)
     assert {name for name, knob in StyleSpec.model_json_schema()["properties"].items() if knob.get("steerable")} == {
-        *STEERABLE
+        *UPDATABLE
     }
     for knobs, words in (
         ({"size": 64}, "size cannot be changed any more; strength, "),

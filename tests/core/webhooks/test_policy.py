@@ -9,11 +9,11 @@ from standardwebhooks import Webhook
 
 from core import errors
 from core.jobs.models import Job, JobError, JobInput, Output, Priority, Status
-from core.webhooks.policy import Policy, body
+from core.webhooks.policy import WebhookPolicy, body
 
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-STRICT = Policy(SECRET)
-LOOSE = Policy(SECRET, frozenset({80, 443, 8080}), http=True, private=True)
+STRICT = WebhookPolicy(SECRET)
+LOOSE = WebhookPolicy(SECRET, frozenset({80, 443, 8080}), http=True, private=True)
 
 HOSTILE_URLS = [
     "",
@@ -180,9 +180,9 @@ def test_what_a_setting_allows_is_taken_and_no_more() -> None:
 
 def test_without_a_secret_there_are_no_webhooks() -> None:
     with pytest.raises(errors.BadWebhook, match="IMPASTO_WEBHOOK_SECRET"):
-        Policy().receiver("https://example.org/")
+        WebhookPolicy().receiver("https://example.org/")
     with pytest.raises(errors.BadSettings, match="IMPASTO_WEBHOOK_SECRET"):
-        Policy().owners_secret("anna")
+        WebhookPolicy().owners_secret("anna")
 
 
 @pytest.mark.parametrize("address", HOSTILE_ADDRESSES)
@@ -209,7 +209,7 @@ def test_each_owner_has_a_secret_of_their_own() -> None:
 
     assert anna == STRICT.owners_secret("anna")
     assert 3 == len({anna, ben, SECRET})
-    assert anna != Policy("whsec_" + "A" * 32).owners_secret("anna")
+    assert anna != WebhookPolicy("whsec_" + "A" * 32).owners_secret("anna")
 
 
 def _job(**fields: object) -> Job:
@@ -241,7 +241,7 @@ def test_the_body_is_small_and_tells_the_end() -> None:
 def test_while_secrets_change_either_verifies() -> None:
     job = _job(status=Status.CANCELED)
     told = body(job)
-    new = Policy("whsec_" + "A" * 32, old_secret=SECRET)
+    new = WebhookPolicy("whsec_" + "A" * 32, old_secret=SECRET)
     headers = new.headers(job, told, datetime.now(UTC))
 
     for secret in (STRICT.owners_secret("anna"), new.owners_secret("anna")):

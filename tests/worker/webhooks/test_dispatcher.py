@@ -15,16 +15,16 @@ import redis
 from standardwebhooks import Webhook
 
 from api.schemas.job import resource
-from core.jobs.models import Job, JobInput, Status, Terms, new_job_id
+from core.jobs.models import Job, JobInput, Status, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
-from core.webhooks.policy import Policy
-from worker.webhooks.dispatcher import DELAYS, Courier
-from worker.webhooks.sender import Delivery
+from core.webhooks.policy import WebhookPolicy
+from worker.webhooks.dispatcher import DELAYS, WebhookDispatcher
+from worker.webhooks.sender import WebhookSender
 
 SECRET = "whsec_" + "A" * 32
-STRICT = Policy(SECRET, http=True, ports=frozenset({80}))
+STRICT = WebhookPolicy(SECRET, http=True, ports=frozenset({80}))
 FAST = (0.0, 0.05, 0.05)
 ROOT = Path(__file__).parents[3]
 
@@ -33,7 +33,7 @@ def _ended(store: JobStore, webhook: str, owner: str = "anna") -> Job:
     digest = "sha256:" + "a" * 64
     store.hold(digest, 60)
     job_input = JobInput(content=digest, styles=[digest], spec=StyleSpec().model_dump())
-    job = store.create(new_job_id(), job_input, Terms(owner=owner, webhook=webhook))
+    job = store.create(new_job_id(), job_input, SubmissionOptions(owner=owner, webhook=webhook))
     return store.cancel(job.id)
 
 
@@ -45,14 +45,14 @@ def _end(store: JobStore, url: str, job: Job) -> str | None:
 
 
 @pytest.fixture
-def courier(store: JobStore, behave: Any) -> Iterator[Callable[..., Courier]]:
+def courier(store: JobStore, behave: Any) -> Iterator[Callable[..., WebhookDispatcher]]:
     """Start couriers in this process, on a network that leads to a server; they end with the test."""
-    running: list[tuple[Courier, threading.Thread]] = []
+    running: list[tuple[WebhookDispatcher, threading.Thread]] = []
 
-    def start(server: Any, seconds: float = 5, delays: tuple[float, ...] = FAST) -> Courier:
+    def start(server: Any, seconds: float = 5, delays: tuple[float, ...] = FAST) -> WebhookDispatcher:
         network = behave.network(server.port)
-        delivery = Delivery(STRICT, seconds=seconds, resolve=behave.names("93.184.216.34"), network=network)
-        courier = Courier(store, STRICT, delivery, delays=delays, lease_seconds=1)
+        delivery = WebhookSender(STRICT, seconds=seconds, resolve=behave.names("93.184.216.34"), network=network)
+        courier = WebhookDispatcher(store, STRICT, delivery, delays=delays, lease_seconds=1)
         thread = threading.Thread(target=courier.run, daemon=True)
         thread.start()
         running.append((courier, thread))
@@ -118,7 +118,7 @@ def test_what_is_gone_is_not_asked_again_and_what_fails_not_for_ever(
 
 def test_the_rule_is_eight_tries_in_a_day_and_a_half(store: JobStore) -> None:
     """And a bit by chance, so that what failed together does not come back together."""
-    courier = Courier(store, STRICT, Delivery(STRICT))
+    courier = WebhookDispatcher(store, STRICT, WebhookSender(STRICT))
     pauses = [[courier._pause(attempt) for _ in range(50)] for attempt in range(1, 9)]
 
     assert (0, 5, 300, 1800, 7200, 18000, 36000, 86400) == DELAYS
@@ -161,8 +161,8 @@ def test_the_store_may_go_away_while_a_webhook_is_on_its_way(
 
     server = serve(kill_it, behave.answer(200))
     job = _ended(store, "http://hooks.example.org/")
-    delivery = Delivery(STRICT, resolve=behave.names("93.184.216.34"), network=behave.network(server.port))
-    courier = Courier(store, STRICT, delivery)
+    delivery = WebhookSender(STRICT, resolve=behave.names("93.184.216.34"), network=behave.network(server.port))
+    courier = WebhookDispatcher(store, STRICT, delivery)
     thread = threading.Thread(target=courier.run, daemon=True)
     thread.start()
     until(lambda: len(server.requests) == 1, "sent")
