@@ -28,7 +28,12 @@ def answered(method: str, route: str, status: int, seconds: float) -> None:
 
 def of_service(store: JobStore) -> bytes:
     """The same from every API process. Raises StoreUnavailable."""
-    registry, load, crew, (ended, webhooks) = CollectorRegistry(), store.load(), store.crew(), store.counts()
+    registry, load, crew, (ended, webhooks) = (
+        CollectorRegistry(),
+        store.get_load(),
+        store.list_workers(),
+        store.get_counts(),
+    )
     for name, words, value in (
         ("queued_jobs", "Jobs that wait.", load.queued),
         ("running_jobs", "Jobs that run.", load.running),

@@ -63,7 +63,7 @@ class Service:
     def new_job(self, owner: str = LOCAL_OWNER) -> str:
         """One that waits, for there is no worker."""
         for digest in ("sha256:a", "sha256:b"):
-            self.store.hold(digest)
+            self.store.reserve(digest)
         job_input = JobInput(content="sha256:a", styles=["sha256:b"], spec={})
         return self.store.create(new_job_id(), job_input, SubmissionOptions(owner=owner)).id
 
@@ -146,7 +146,7 @@ def result(seconds: int) -> None:
 
 
 def _kept(running: Service, data: bytes) -> str:
-    running.store.hold(digest_of(data))
+    running.store.reserve(digest_of(data))
     return Blobs(running.folder / "blobs").put(data)
 
 
@@ -253,7 +253,7 @@ async def _watch_all(running: Service, count: int, jobs: int, changes: int) -> N
         expected = len(late) + (count if jobs == 1 else 1)
         running.store.renew(ids[number], f"t{number}")
         sent[ids[number]] = time.perf_counter()
-        running.store.progress(ids[number], f"t{number}", progress)
+        running.store.report_progress(ids[number], f"t{number}", progress)
         while len(late) < expected:
             await asyncio.sleep(0.002)
     spent = 1e3 * (running.cpu_seconds() - cpu) / changes

@@ -119,7 +119,7 @@ def frames(size: int, iterations: int) -> None:
         blobs, store = Blobs(running.folder / "blobs"), running.store
         digests = [blobs.put((SAMPLES / name).read_bytes()) for name in ("harbor.jpg", "strokes.jpg")]
         for digest in digests:
-            store.hold(digest)
+            store.reserve(digest)
         spec = StyleSpec(size=size, scales=1, iterations=iterations).for_pictures()
         store.create(new_job_id(), JobInput(content=digests[0], styles=digests[1:], spec=spec.model_dump()))
         job = store.claim("t", "bench")
@@ -127,7 +127,7 @@ def frames(size: int, iterations: int) -> None:
         checkpoints, settings = Checkpoints(running.folder / "checkpoints"), WorkerSettings(preview_seconds=600)
         attempt = _Timed(job, "t", store, blobs=blobs, checkpoints=checkpoints, settings=settings)
         attempt.run(lambda _: (network, Planner(network, NOMINAL_THROUGHPUT, None)))
-        ended, kept = store.get(job.id), len(store.frames(job.id))
+        ended, kept = store.get(job.id), len(store.list_frames(job.id))
     seconds = ended.metrics["run_seconds"]
     click.echo("| size | iterations | run | frames | painting waits | thread |\n|---|---|---|---|---|---|")
     shares = f"{attempt.waited / seconds:.2%} | {attempt.busy / seconds:.2%} of a core |"

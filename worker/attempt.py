@@ -70,7 +70,7 @@ class Attempt:
         self._keeper = CheckpointWriter(
             checkpoints,
             lambda count: checkpoints.name(job.id, token, count),
-            lambda name: store.keep(job.id, token, name),
+            lambda name: store.save_checkpoint(job.id, token, name),
             settings.checkpoint_seconds,
         )
         self._pulse = HangWatchdog(device.device_busy_waits)
@@ -250,7 +250,7 @@ class Attempt:
             seconds=round(progress.seconds, 2),
             digest=self._keep(codec.encode(picture, "jpeg", quality=80)),
         )
-        thinned = self._store.keep_frame(self._job.id, self._token, frame)
+        thinned = self._store.add_frame(self._job.id, self._token, frame)
         self._framed, self._frame_seconds = progress.iteration, FRAME_SECONDS * 2 ** max(0, thinned)
 
     def _tell_last(self, moment: StepEvent) -> None:
@@ -265,7 +265,7 @@ class Attempt:
         """The last progress, if there was any: a run that was resumed at its end by another way may have none."""
         if (moment := self._moment) is not None:
             progress = _job_progress(moment.progress)
-            self._until_stored(lambda: self._store.progress(self._job.id, self._token, progress, preview))
+            self._until_stored(lambda: self._store.report_progress(self._job.id, self._token, progress, preview))
 
     # ------------------------------------------------------------------ ending
 
@@ -313,7 +313,7 @@ class Attempt:
         return self._keep(codec.encode(preview, "jpeg"))
 
     def _keep(self, data: bytes) -> str:
-        self._store.hold(digest_of(data))
+        self._store.reserve(digest_of(data))
         return self._blobs.put(data)
 
     def _until_room(self, step: Callable[[], T]) -> T | None:

@@ -73,8 +73,8 @@ class EstimateService:
 
     def answer_next(self) -> None:
         """Wait for a question, half a second at most, and answer it. Raises StoreUnavailable."""
-        if asked := self._store.asked():
-            self._store.answer(asked[0], self.forecast(asked[1]))
+        if asked := self._store.next_estimate_request():
+            self._store.reply_to_estimate(asked[0], self.forecast(asked[1]))
         elif not self._painter.paints:
             self._look_at_memory("auto")
 

@@ -75,7 +75,7 @@ class Lease:
     ) -> None:
         self._over.set()
         with suppress(errors.Unavailable):
-            self._store.wake(self._token)
+            self._store.send_signal(self._token)
         self._beaten.set()
         for thread in self._threads:
             thread.join()
@@ -109,7 +109,7 @@ class Lease:
 
         Then `steered` has it. Raises StoreUnavailable.
         """
-        standing = self._store.seal(self._job_id, self._token, self._taken)
+        standing = self._store.lock_spec(self._job_id, self._token, self._taken)
         if standing == "steered":
             self._hear()
         return standing
@@ -140,7 +140,7 @@ class Lease:
         until = time.monotonic() + RENEW_SECONDS
         try:
             while (left := until - time.monotonic()) > 0 and not self._over.is_set():
-                if self._store.wait(self._token, left if self._has_told else min(left, FIRST_POLL_SECONDS)):
+                if self._store.wait_for_signal(self._token, left if self._has_told else min(left, FIRST_POLL_SECONDS)):
                     return
                 if self._news is not None and not self._has_told:
                     return
@@ -204,6 +204,6 @@ class Lease:
         self._has_told = True
         progress, preview = news
         digest = None if preview is None else self._keep_preview(preview)
-        standing = self._store.progress(self._job_id, self._token, progress, digest)
+        standing = self._store.report_progress(self._job_id, self._token, progress, digest)
         if standing == "stale":
             self._standing = standing

@@ -110,7 +110,7 @@ class JobRunner:
 
     def _tell_weights(self, model: ModelName, network: Network) -> None:
         try:
-            self._store.paints_with(model, network.sha256)
+            self._store.record_model_weights(model, network.sha256)
         except errors.Unavailable as error:
             log.warning("%s", error.message)
 
@@ -138,7 +138,7 @@ class JobRunner:
         away = threading.Event()
         while True:
             try:
-                self._store.beat(self._name, told)
+                self._store.heartbeat(self._name, told)
             except errors.Unavailable:  # the next beat says it
                 pass
             except Exception:

@@ -85,7 +85,7 @@ async def _submitted(request: Request, taker: SubmissionService, key: str | None
 
 def _before(key: str | None, sent: str, taker: SubmissionService) -> Batch | None:
     found = taker.before(key, sent)
-    return None if found is None else taker.store.batch(found, taker.caller.owner)
+    return None if found is None else taker.store.get_batch(found, taker.caller.owner)
 
 
 def _resolved(sent: parser.BatchSubmission, taker: SubmissionService) -> StyleSpec:
@@ -132,14 +132,14 @@ async def look(
     has a new status.
     """
     batch, resolve_digest, headers = (
-        await run_in_threadpool(store.batch, _id(batch_id), owner),
+        await run_in_threadpool(store.get_batch, _id(batch_id), owner),
         etag.if_none_match(request),
         {},
     )
     if patience and not batch.ended:
         with suppress(errors.TooManyStreams):  # it is a preference; they may poll
             with closing(sights.listen_to([job.id for job in batch.jobs], owner)) as vigil:
-                read = partial(sights.share, f"{batch.id} {owner}", partial(store.batch, batch.id, owner))
+                read = partial(sights.share, f"{batch.id} {owner}", partial(store.get_batch, batch.id, owner))
                 batch = await _changed(batch, resolve_digest, vigil, patience, read)
             headers = preference_applied(patience)
     tag = _tag(batch)

@@ -62,7 +62,7 @@ async def inspect(file: Path, *, mask: bool = False) -> tuple[int, int]:
 def resolve_digest(digest: str, owner: str, store: Store, blobs: Blobs) -> None:
     """Make sure that the owner's upload named by its digest is here, and stays for a while. Raises ImageNotFound."""
     if _is_here(digest, owner, store, blobs):
-        store.hold(digest, owner=owner)
+        store.reserve(digest, owner=owner)
         if blobs.has(digest):
             return
     raise errors.ImageNotFound()
@@ -71,12 +71,12 @@ def resolve_digest(digest: str, owner: str, store: Store, blobs: Blobs) -> None:
 def _hold(digest: str, size_bytes: int, owner: str, store: Store, config: Configuration) -> None:
     """For as long as an upload stays; it counts as one. Raises QuotaExceeded."""
     keep_seconds, most_bytes = config.upload_keep_hours * 3600, config.uploads_gb_per_caller * 1e9
-    store.hold(digest, keep_seconds, owner, size_bytes=size_bytes, most_bytes=most_bytes)
+    store.reserve(digest, keep_seconds, owner, size_bytes=size_bytes, most_bytes=most_bytes)
 
 
 def _is_here(digest: str, owner: str, store: Store, blobs: Blobs) -> bool:
     """The store is asked first, so that another's digest takes no longer than none; it records no question."""
-    return is_digest(digest) and store.owns(owner, digest) and blobs.has(digest)
+    return is_digest(digest) and store.is_owner(owner, digest) and blobs.has(digest)
 
 
 @router.post(

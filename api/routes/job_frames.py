@@ -84,7 +84,7 @@ async def timelapse(
 def _frames(job_id: str, owner: str, store: JobStore) -> list[Frame]:
     if found(job_id, owner, store).gone:
         raise errors.ResultGone()
-    return store.frames(job_id, owner)
+    return store.list_frames(job_id, owner)
 
 
 def _animated(frames: list[Frame], blobs: blobs.Blobs) -> bytes:

@@ -176,7 +176,7 @@ def listing(
 ) -> JobPage:
     """Newest first; follow `next` for older ones. `status` may be said several times."""
     statuses = list(dict.fromkeys(status or []))
-    jobs, before = store.page(limit=limit, before=cursor, statuses=statuses, owner=owner)
+    jobs, before = store.list_page(limit=limit, before=cursor, statuses=statuses, owner=owner)
     following = None
     if before is not None:
         following = f"{JOBS}?limit={limit}&cursor={before}" + "".join(f"&status={one}" for one in statuses)
@@ -311,8 +311,8 @@ async def change(job_id: str, owner: Owner, store: Store, blobs: Blobs, wanted: 
     def take() -> Job:
         now = job
         if "spec" in wanted.model_fields_set:
-            now = store.steer(job_id, lambda job_input: job_input.steered(wanted.spec), owner)
-        return store.pin(job_id, owner, pinned=wanted.pinned) if "pinned" in wanted.model_fields_set else now
+            now = store.update_spec(job_id, lambda job_input: job_input.steered(wanted.spec), owner)
+        return store.set_pinned(job_id, owner, pinned=wanted.pinned) if "pinned" in wanted.model_fields_set else now
 
     return resource(await run_in_threadpool(take))
 

@@ -41,13 +41,13 @@ def limits_of(config: ApiSettings) -> ServiceLimits:
 @router.get("/v1/system", summary="Who works, what waits, what is taken")
 def system(store: Store, config: Configuration) -> SystemInfo:
     """Workers with device and network, the queue's length, the version, and the limits of a submission."""
-    load = store.load()
+    load = store.get_load()
     return SystemInfo(
         version=version("impasto"),
         queued=load.queued,
         running=load.running,
         pace_seconds=load.pace_seconds,
-        workers=[WorkerStatus(busy=busy, about=about) for about, busy in store.crew()],
+        workers=[WorkerStatus(busy=busy, about=about) for about, busy in store.list_workers()],
         limits=limits_of(config),
     )
 
@@ -55,7 +55,7 @@ def system(store: Store, config: Configuration) -> SystemInfo:
 @router.get("/v1/models", summary="The networks")
 def models(store: Store) -> ModelList:
     """What can be named as `model`. One that no worker has fails with `weights_unavailable`."""
-    crew = [about for about, _ in store.crew() if about is not None]
+    crew = [about for about, _ in store.list_workers() if about is not None]
     having = Counter(name for about in crew for name in about.networks)
     having.update(dict.fromkeys(FETCHED, 0))
     means = sorted({about.network for about in crew})

@@ -32,7 +32,7 @@ class SubmissionService:
 
     def before(self, key: str | None, request: str) -> str | None:
         """The id of what the same request made when it came first: a job or a batch. Raises IdempotencyConflict."""
-        return self.store.repeated(key, request, self.caller.owner) if key else None
+        return self.store.find_replay(key, request, self.caller.owner) if key else None
 
     def agreed(self, wishes: parser.ClientOptions) -> parser.ClientOptions:
         """The wishes, with the webhook's URL written in the one way. Raises BadWebhook."""
@@ -91,9 +91,9 @@ def _told(job: Job, response: Response, *, replayed: bool) -> JobResource:
 def kept(picture: parser.Picture, store: JobStore, blobs: Blobs) -> str:
     """Its digest. One that was named by it is held by now."""
     if isinstance(picture, str):
-        store.hold(picture)  # again: to look at them all may have taken long
+        store.reserve(picture)  # again: to look at them all may have taken long
         return picture
-    store.hold(picture.digest)
+    store.reserve(picture.digest)
     return blobs.keep(picture)
 
 

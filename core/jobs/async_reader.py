@@ -45,7 +45,7 @@ class JobReader:
         """
         words = [word for job_id, job in known.items() for word in (job_id, job.version if job else "")]
         with _Unavailable():
-            *rows, told = await self._step("reread", words)
+            *rows, told = await self._step("read_changed", words)
         load = parse_load(told) if told else None
         return {job_id: _read(known[job_id], row, load) for job_id, row in zip(known, rows, strict=True)}
 

@@ -88,9 +88,9 @@ class JobStore:
     def create(
         self, job_id: str, job_input: JobInput, terms: SubmissionOptions = _USUAL, limits: QueueLimits = _UNLIMITED
     ) -> Job:
-        """Put a new job into the queue. Its blobs must be held (`hold`) and written before.
+        """Put a new job into the queue. Its blobs must be held (`reserve`) and written before.
 
-        The same idempotency key again gives the job that it made the first time (`repeated` asks for it beforehand).
+        The same idempotency key again gives the job that it made the first time (`find_replay` asks for it beforehand).
         Raises IdempotencyConflict if that was another request, ImageNotFound if a blob is no longer held (the janitor
         may have deleted it), QuotaExceeded, QueueFull.
         """
@@ -108,7 +108,7 @@ class JobStore:
         ids = [new_job_id() for _ in orders]
         word, found = self._step("create_batch", batch_id, json.dumps(ids), json.dumps(orders))
         self._check(word)
-        return self.batch(found, terms.owner)
+        return self.get_batch(found, terms.owner)
 
     def _check(self, word: str) -> None:
         """What a submission was answered with."""
@@ -123,11 +123,11 @@ class JobStore:
                 retry_seconds=60.0,
             )
         if word != "created":
-            load = self.load()
+            load = self.get_load()
             retry_seconds = min(max(1.0, (load.pace_seconds or 2.0) / max(1, load.workers)), 600.0)
             raise (errors.QuotaExceeded if word == "quota" else errors.QueueFull)(retry_seconds=retry_seconds)
 
-    def batch(self, batch_id: str, owner: str = ANY_OWNER) -> Batch:
+    def get_batch(self, batch_id: str, owner: str = ANY_OWNER) -> Batch:
         """Its jobs that there still are. Raises BatchNotFound where there are none, or they are another's."""
         with self._unavailable:
             ids: Any = self._redis.zrange(f"{PREFIX}batch:{batch_id}", 0, -1)
@@ -139,18 +139,18 @@ class JobStore:
     def cancel_batch(self, batch_id: str, owner: str = ANY_OWNER) -> Batch:
         """Cancel every job of it, as `cancel` does. Raises BatchNotFound."""
         self._step("cancel_batch", owner, batch_id)
-        return self.batch(batch_id, owner)
+        return self.get_batch(batch_id, owner)
 
     def delete_batch(self, batch_id: str, owner: str = ANY_OWNER) -> None:
         """Delete every job of it, as `delete` does."""
         self._step("delete_batch", owner, batch_id)
 
-    def repeated(self, key: str, request: str, owner: str = LOCAL_OWNER) -> str | None:
+    def find_replay(self, key: str, request: str, owner: str = LOCAL_OWNER) -> str | None:
         """The id of the job, or the batch, that the same request (a hash of it) made under this idempotency key before.
 
         Raises IdempotencyConflict if the key was used for another request.
         """
-        word, found = self._step("repeated", owner, sha256_hex(key), request) or (None, None)
+        word, found = self._step("find_replay", owner, sha256_hex(key), request) or (None, None)
         if word == "conflict":
             raise errors.IdempotencyConflict()
         return None if found is None else str(found)
@@ -162,7 +162,7 @@ class JobStore:
             raise errors.JobNotFound()
         return job
 
-    def page(
+    def list_page(
         self, *, limit: int, before: int | None = None, statuses: Sequence[Status] = (), owner: str = LOCAL_OWNER
     ) -> tuple[list[Job], int | None]:
         """Newest first: at most `limit` of the owner's jobs, before entry `before`; and the entry to go on from.
@@ -184,13 +184,13 @@ class JobStore:
             raise errors.JobNotFound()
         return self.get(job_id, owner)
 
-    def pin(self, job_id: str, owner: str = ANY_OWNER, *, pinned: bool = True) -> Job:
+    def set_pinned(self, job_id: str, owner: str = ANY_OWNER, *, pinned: bool = True) -> Job:
         """Keep the job for good; or no longer, from now on. Raises JobNotFound."""
-        if self._step("pin", owner, job_id, int(pinned)) is None:
+        if self._step("set_pinned", owner, job_id, int(pinned)) is None:
             raise errors.JobNotFound()
         return self.get(job_id, owner)
 
-    def steer(self, job_id: str, changed: Callable[[JobInput], JobInput], owner: str = ANY_OWNER) -> Job:
+    def update_spec(self, job_id: str, changed: Callable[[JobInput], JobInput], owner: str = ANY_OWNER) -> Job:
         """Give a job that waits or runs another spec: what `changed` makes of its input. Its pictures stay.
 
         A worker that runs it is told at once. Raises JobNotFound, JobAlreadyEnded, Conflict where that was done too
@@ -206,7 +206,7 @@ class JobStore:
             if job.steerings >= MAX_SPEC_UPDATES:
                 raise errors.Conflict(f"A job may be steered {MAX_SPEC_UPDATES} times.")
             painting = new.model_dump_json()
-            word = self._step("steer", owner, job_id, job.steerings, painting, sha256_hex(painting))
+            word = self._step("update_spec", owner, job_id, job.steerings, painting, sha256_hex(painting))
             if word is None:
                 raise errors.JobNotFound()
             if word == "ended":
@@ -216,26 +216,27 @@ class JobStore:
         """Forget the job, whatever its status; blobs that no other job uses are left to the janitor."""
         self._step("delete", owner, job_id)
 
-    def frames(self, job_id: str, owner: str = ANY_OWNER) -> list[Frame]:
+    def list_frames(self, job_id: str, owner: str = ANY_OWNER) -> list[Frame]:
         """Small pictures of the run, in their order. Raises JobNotFound."""
-        rows = self._step("frames", owner, job_id)
+        rows = self._step("list_frames", owner, job_id)
         if rows is None:
             raise errors.JobNotFound()
         return [Frame.model_validate_json(row) for row in rows]
 
-    def load(self) -> ServiceLoad:
+    def get_load(self) -> ServiceLoad:
         """What waits, what runs, who works."""
-        return parse_load(self._step("load"))
+        return parse_load(self._step("get_load"))
 
-    def crew(self) -> list[tuple[WorkerInfo | None, bool]]:
+    def list_workers(self) -> list[tuple[WorkerInfo | None, bool]]:
         """What each live worker tells of itself, and whether it runs a job."""
         return [
-            (WorkerInfo.model_validate_json(told) if told else None, bool(busy)) for told, busy in self._step("crew")
+            (WorkerInfo.model_validate_json(told) if told else None, bool(busy))
+            for told, busy in self._step("list_workers")
         ]
 
-    def counts(self) -> tuple[dict[Status, int], int]:
+    def get_counts(self) -> tuple[dict[Status, int], int]:
         """How many jobs have ended in which way, since ever; how many webhooks wait to be sent."""
-        ended, waiting = self._step("counts")
+        ended, waiting = self._step("get_counts")
         return {Status(name): int(count) for name, count in zip(ended[::2], ended[1::2], strict=True)}, waiting
 
     def ping(self) -> None:
@@ -245,11 +246,11 @@ class JobStore:
 
     # ------------------------------------------------------------------ for a worker
 
-    def beat(self, worker: str, told: WorkerInfo | None = None) -> None:
+    def heartbeat(self, worker: str, told: WorkerInfo | None = None) -> None:
         """A worker lives, and what it tells of itself; to be said once a second."""
-        self._step("beat", worker, "" if told is None else told.model_dump_json())
+        self._step("heartbeat", worker, "" if told is None else told.model_dump_json())
 
-    def paints_with(self, model: str, sha256: str) -> None:
+    def record_model_weights(self, model: str, sha256: str) -> None:
         """The weights that jobs with this model are painted with, from now on."""
         with self._unavailable:
             self._redis.hset(f"{PREFIX}networks", model, sha256)
@@ -267,43 +268,45 @@ class JobStore:
 
         `steered`: its spec was changed more often than the `steerings` that the run knows of.
         """
-        answer: LeaseStatus = self._step("renew", job_id, token, self._lease_ms, "" if steerings is None else steerings)
-        return answer
+        status: LeaseStatus = self._step("renew", job_id, token, self._lease_ms, "" if steerings is None else steerings)
+        return status
 
-    def seal(self, job_id: str, token: str, steerings: int) -> LeaseStatus:
+    def lock_spec(self, job_id: str, token: str, steerings: int) -> LeaseStatus:
         """The run is at its end: from now on the spec does not change. Not so if it is `steered`: then it goes on."""
-        answer: LeaseStatus = self._step("seal", job_id, token, steerings)
-        return answer
+        status: LeaseStatus = self._step("lock_spec", job_id, token, steerings)
+        return status
 
-    def wait(self, token: str, seconds: float) -> bool:
+    def wait_for_signal(self, token: str, seconds: float) -> bool:
         """Sleep so long, or until somebody asks the run under this token to stop; whether they did."""
         with self._unavailable:
             return self._redis.blpop([f"{PREFIX}signal:{token}"], timeout=seconds) is not None
 
-    def wake(self, token: str) -> None:
-        """End the sleep of `wait`."""
+    def send_signal(self, token: str) -> None:
+        """End the sleep of `wait_for_signal`."""
         with self._unavailable, self._redis.pipeline() as pipe:
             pipe.lpush(f"{PREFIX}signal:{token}", "1")
             pipe.pexpire(f"{PREFIX}signal:{token}", 10_000)
             pipe.execute()
 
-    def progress(self, job_id: str, token: str, progress: JobProgress, preview: str | None = None) -> LeaseStatus:
+    def report_progress(
+        self, job_id: str, token: str, progress: JobProgress, preview: str | None = None
+    ) -> LeaseStatus:
         """How far the run is, and the digest of the picture so far (held and written before)."""
-        answer: LeaseStatus = self._step("progress", job_id, token, progress.model_dump_json(), preview or "")
-        return answer
+        status: LeaseStatus = self._step("report_progress", job_id, token, progress.model_dump_json(), preview or "")
+        return status
 
-    def keep(self, job_id: str, token: str, checkpoint: str) -> LeaseStatus:
+    def save_checkpoint(self, job_id: str, token: str, checkpoint: str) -> LeaseStatus:
         """The next attempt goes on from this checkpoint."""
-        answer: LeaseStatus = self._step("keep", job_id, token, checkpoint)
-        return answer
+        status: LeaseStatus = self._step("save_checkpoint", job_id, token, checkpoint)
+        return status
 
-    def keep_frame(self, job_id: str, token: str, frame: Frame) -> int:
+    def add_frame(self, job_id: str, token: str, frame: Frame) -> int:
         """One more small picture of the run (held and written before); its index is the store's to choose.
 
         How often they were thinned out by now, so as to come half as often from then on; -1 if it was not kept.
         """
         told = json.dumps({**frame.model_dump(exclude={"index"}), "digest": frame.digest})
-        return int(self._step("keep_frame", job_id, token, told, MAX_FRAMES))
+        return int(self._step("add_frame", job_id, token, told, MAX_FRAMES))
 
     def succeed(
         self, job_id: str, token: str, output: Output, model: ModelUsed, metrics: dict[str, float]
@@ -322,10 +325,10 @@ class JobStore:
 
     def release(self, job_id: str, token: str) -> LeaseStatus:
         """Hand the job back; it keeps its place ahead of all later ones, and the attempt does not count."""
-        answer: LeaseStatus = self._step("release", job_id, token)
-        return answer
+        status: LeaseStatus = self._step("release", job_id, token)
+        return status
 
-    def idles(self, worker: str) -> bool:
+    def is_idle_with_backlog(self, worker: str) -> bool:
         """Whether jobs wait while this worker runs none."""
         with self._unavailable, self._redis.pipeline(transaction=False) as pipe:
             pipe.zcard(f"{PREFIX}queue")
@@ -336,58 +339,60 @@ class JobStore:
                     pipe.hget(f"{PREFIX}job:{job_id}", "worker")
             return bool(queued) and worker not in pipe.execute()
 
-    def bury(self, worker: str) -> int:
+    def requeue_jobs_of(self, worker: str) -> int:
         """A worker's process has died: put back what it ran, without waiting for the lease; how many."""
-        return int(self._step("bury", worker, MAX_ATTEMPTS, _error_json(errors.WorkerLost())))
+        return int(self._step("requeue_jobs_of", worker, MAX_ATTEMPTS, _error_json(errors.WorkerLost())))
 
     # ------------------------------------------------------------------ for the reaper
 
-    def lead(self, me: str, term_seconds: float) -> bool:
+    def acquire_leadership(self, me: str, term_seconds: float) -> bool:
         """Whether process `me` is the one that reaps for the next `term_seconds`."""
-        return bool(self._step("lead", me, round(term_seconds * 1000)))
+        return bool(self._step("acquire_leadership", me, round(term_seconds * 1000)))
 
-    def reap(self) -> tuple[int, int]:
+    def reap_expired_leases(self) -> tuple[int, int]:
         """Put jobs whose lease ran out back into the queue, or end them; end what waited too long. (put back, ended)"""
-        again, ended = self._step("reap", MAX_ATTEMPTS, _error_json(errors.WorkerLost()))
+        again, ended = self._step("reap_expired_leases", MAX_ATTEMPTS, _error_json(errors.WorkerLost()))
         return int(again), int(ended)
 
-    def expire(self, record_seconds: float, most: int = 100) -> int:
+    def expire_due(self, record_seconds: float, most: int = 100) -> int:
         """Let jobs that ended long ago lose their pictures, and so much later their records; how many, at most."""
-        return int(self._step("expire", round(record_seconds * 1000), most))
+        return int(self._step("expire_due", round(record_seconds * 1000), most))
 
-    def expiring(self) -> int:
+    def count_expiring(self) -> int:
         """Ended jobs that still have their pictures; pinned ones do not count."""
         with self._unavailable:
             return int(self._redis.zcard(f"{PREFIX}expiry"))
 
-    def hasten(self, count: int) -> int:
+    def expire_early(self, count: int) -> int:
         """Let the next `count` jobs expire now; how many there were."""
-        return int(self._step("hasten", count))
+        return int(self._step("expire_early", count))
 
     # ------------------------------------------------------------------ for a courier
 
-    def collect(self, token: str, lease_seconds: float, most_tries: int) -> tuple[Job, int] | None:
+    def claim_delivery(self, token: str, lease_seconds: float, most_tries: int) -> tuple[Job, int] | None:
         """Take the ended job whose webhook is due next, and which try this is, from 1; or None.
 
-        Nobody else sends to its host for its owner before the lease is over, or `settle`. The token must be new.
+        Nobody else sends to its host for its owner before the lease is over, or `complete_delivery`. The token must be new.
         """
-        found = self._step("collect", token, round(lease_seconds * 1000), most_tries)
+        found = self._step("claim_delivery", token, round(lease_seconds * 1000), most_tries)
         if found is None:
             return None
         job = self._read([found[0]], ANY_OWNER)[0]
         if job is None:  # deleted in this moment: nobody is on the way to its host
-            self.settle(found[0], token, "gone")
+            self.complete_delivery(found[0], token, "gone")
             return None
         return job, int(found[1])
 
-    def settle(self, job_id: str, token: str, end: DeliveryOutcome, again_seconds: float | None = None) -> bool:
+    def complete_delivery(
+        self, job_id: str, token: str, end: DeliveryOutcome, again_seconds: float | None = None
+    ) -> bool:
         """Say how a delivery went, or when to try again. False: it is another courier's by now, nothing was changed."""
         again = "" if again_seconds is None else round(again_seconds * 1000)
-        return bool(self._step("settle", job_id, token, again, end) == "ok")
+        return bool(self._step("complete_delivery", job_id, token, again, end) == "ok")
 
     # ------------------------------------------------------------------ questions to workers
 
-    def ask(self, question: EstimateRequest, seconds: float) -> EstimateResponse | None:
+    def request_estimate(self, question: EstimateRequest, seconds: float) -> EstimateResponse | None:
         """The answer of whichever worker is first, or None when so long there was none."""
         name, until = secrets.token_hex(16), time.monotonic() + seconds
         with self._unavailable, self._redis.pipeline() as pipe:
@@ -402,7 +407,7 @@ class JobStore:
                 return EstimateResponse.model_validate_json(found[1])
         return None
 
-    def asked(self) -> tuple[str, EstimateRequest] | None:
+    def next_estimate_request(self) -> tuple[str, EstimateRequest] | None:
         """The oldest question that nobody has taken, and its name; or None when for half a second there is none."""
         with self._unavailable:
             found: Any = self._redis.brpop([f"{PREFIX}questions"], timeout=BLOCKING_SECONDS)
@@ -411,7 +416,7 @@ class JobStore:
         name, question = json.loads(found[1])
         return name, EstimateRequest.model_validate(question)
 
-    def answer(self, name: str, forecast: EstimateResponse) -> None:
+    def reply_to_estimate(self, name: str, forecast: EstimateResponse) -> None:
         """To the question of that name."""
         with self._unavailable, self._redis.pipeline() as pipe:
             pipe.lpush(f"{PREFIX}answer:{name}", forecast.model_dump_json())
@@ -420,7 +425,7 @@ class JobStore:
 
     # ------------------------------------------------------------------ blobs in use
 
-    def hold(
+    def reserve(
         self,
         digest: str,
         keep_seconds: float = RESERVATION_SECONDS,
@@ -436,7 +441,7 @@ class JobStore:
         """
         words = (digest, round(keep_seconds * 1000), owner, size_bytes, round(most_bytes))
         for _ in range(100):
-            held = self._step("hold", *words)
+            held = self._step("reserve", *words)
             if held == 1:
                 return
             if held < 0:
@@ -447,22 +452,22 @@ class JobStore:
             time.sleep(0.02)
         raise errors.Unavailable()
 
-    def owns(self, owner: str, digest: str) -> bool:
+    def is_owner(self, owner: str, digest: str) -> bool:
         """Whether they uploaded it and it is still held, or a job of theirs uses it."""
-        return bool(self._step("owns", owner, digest))
+        return bool(self._step("is_owner", owner, digest))
 
-    def condemn(self) -> Sequence[str]:
-        """Digests of blobs to delete now, because nothing uses or holds them; `forget` each once it is gone."""
-        digests: list[str] = self._step("condemn")
+    def mark_deleting(self) -> Sequence[str]:
+        """Digests of blobs to delete now, because nothing uses or holds them; `confirm_deleted` each once it is gone."""
+        digests: list[str] = self._step("mark_deleting")
         return digests
 
-    def forget(self, digest: str) -> None:
+    def confirm_deleted(self, digest: str) -> None:
         """The condemned blob is deleted."""
-        self._step("forget", digest)
+        self._step("confirm_deleted", digest)
 
-    def adopt(self, digests: Sequence[str], keep_seconds: float) -> int:
+    def register_orphans(self, digests: Sequence[str], keep_seconds: float) -> int:
         """Let blobs that are on the disk and known to nobody go after so long; how many there were."""
-        return int(self._step("adopt", round(keep_seconds * 1000), *digests))
+        return int(self._step("register_orphans", round(keep_seconds * 1000), *digests))
 
     # ------------------------------------------------------------------ within
 
@@ -476,8 +481,8 @@ class JobStore:
         if output is not None:
             fields = {"output": output.id, "outputs": json.dumps([output.model_dump()]), **fields}
         flat = [word for pair in fields.items() for word in pair]
-        answer: LeaseStatus = self._step("finish", job_id, token, status, *flat)
-        return answer
+        outcome: LeaseStatus = self._step("finish", job_id, token, status, *flat)
+        return outcome
 
     def _step(self, name: str, *args: str | int) -> Any:
         version, code = load_library()
@@ -493,7 +498,7 @@ class JobStore:
     def _read(self, job_ids: Sequence[str], owner: str) -> list[Job | None]:
         if not job_ids:
             return []
-        *jobs, told = self._step("read", owner, *job_ids)
+        *jobs, told = self._step("read_jobs", owner, *job_ids)
         load = parse_load(told) if told else None
         rows = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in jobs)
         return [parse_job(fields, load) if fields else None for fields in rows]

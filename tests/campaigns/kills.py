@@ -44,8 +44,8 @@ KNOBS = [
 
 CONTROLS = {
     # The leases of the dead never run out, and nobody mourns.
-    "lease": "import core.jobs.store as s; s.JobStore.reap = lambda self: (0, 0); "
-    "s.JobStore.bury = lambda self, worker: 0",
+    "lease": "import core.jobs.store as s; s.JobStore.reap_expired_leases = lambda self: (0, 0); "
+    "s.JobStore.requeue_jobs_of = lambda self, worker: 0",
     "durability": "",  # the store keeps nothing on its disk
 }
 

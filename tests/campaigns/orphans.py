@@ -26,8 +26,8 @@ LIMITS = {"died": 3.0, "frozen": 6.5}  # seconds, for 99 of 100
 LOST_SECONDS = 2.0  # of painting, that is done again
 
 CONTROLS = {
-    "mourner": "import core.jobs.store as s; s.JobStore.bury = lambda self, worker: 0",
-    "checkpoints": "import core.jobs.store as s; s.JobStore.keep = lambda self, *_: 'ok'",
+    "mourner": "import core.jobs.store as s; s.JobStore.requeue_jobs_of = lambda self, worker: 0",
+    "checkpoints": "import core.jobs.store as s; s.JobStore.save_checkpoint = lambda self, *_: 'ok'",
 }
 
 

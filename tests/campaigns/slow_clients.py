@@ -176,7 +176,7 @@ def finished_job(api: ApiProcess) -> str:
     """A job with a result of a megabyte, as a worker would have left it."""
     store, blobs = JobStore(api.redis_url), Blobs(api.data / "blobs")
     result = random.Random(0).randbytes(RESULT_BYTES)
-    store.hold(digest_of(result))
+    store.reserve(digest_of(result))
     digest = blobs.put(result)
     job = store.create(new_job_id(), JobInput(content=digest, styles=[digest], spec=StyleSpec().model_dump()))
     store.claim("token", "campaign")

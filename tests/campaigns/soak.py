@@ -59,7 +59,7 @@ CONTROLS = {
         "r.Response.__init__ = init\n"
     ),
     # Nothing is ever deleted.
-    "janitor": "import core.jobs.store as s; s.JobStore.condemn = lambda self: []\n",
+    "janitor": "import core.jobs.store as s; s.JobStore.mark_deleting = lambda self: []\n",
 }
 
 
@@ -70,10 +70,10 @@ def _scaled(keep_seconds: float) -> str:
         + late("api.http.image_response", "module._shelf = module.Shelf(200_000)")
         + "import core.jobs.serialization, core.jobs.store as s\n"
         f"core.jobs.serialization.REPLAY_SECONDS = {keep_seconds}\n"
-        "stock_hold = s.JobStore.hold\n"
+        "stock_hold = s.JobStore.reserve\n"
         "def hold(self, digest, keep=0, owner=s.ANYONE, **more):\n"
         f"    stock_hold(self, digest, {keep_seconds}, owner, **more)\n"
-        "s.JobStore.hold = hold\n"
+        "s.JobStore.reserve = hold\n"
     )
 
 

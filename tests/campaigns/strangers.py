@@ -147,11 +147,11 @@ class Scene:
 
     def _make_jobs(self) -> None:
         store = self._store
-        store.paints_with("auto", "0")
+        store.record_model_weights("auto", "0")
         self.jobs["gone"] = self._submitted(key="of-the-owner")
         self._paint(self.jobs["gone"], "gone")
-        store.hasten(1)
-        store.expire(1e6)
+        store.expire_early(1)
+        store.expire_due(1e6)
         for state in ("succeeded", "failed", "canceled"):
             self.jobs[state] = self._submitted()
             if state == "succeeded":
@@ -165,21 +165,21 @@ class Scene:
         self.jobs["reused"], self.reused = reused["id"], reused["reused_from"] == self.jobs["succeeded"]
         self.jobs["expired"] = self._submitted(deadline_seconds=0.001)
         time.sleep(0.01)
-        store.reap()
+        store.reap_expired_leases()
         self.jobs["running"] = self._submitted()
         store.claim("running", "worker")
         store.renew(self.jobs["running"], "running")
         self.digests["preview"] = self._kept()
         store.lease_seconds = 3600
         store.renew(self.jobs["running"], "running")
-        store.progress(self.jobs["running"], "running", PROGRESS, self.digests["preview"])
+        store.report_progress(self.jobs["running"], "running", PROGRESS, self.digests["preview"])
         self.jobs["queued"] = self._submitted()
         body = {"contents": [self.upload], "styles": [self.upload], "spec": {"size": 64}}
         self.batches = {"queued": str(json.loads(self.owner.send("POST", "/v1/batches", body)["body"])["id"])}
 
     def _kept(self) -> str:
         data = self.picture()
-        self._store.hold(digest_of(data))
+        self._store.reserve(digest_of(data))
         return self._blobs.put(data)
 
     def _paint(self, job: str, state: str) -> None:

@@ -160,7 +160,7 @@ def _told(url: str) -> set[str]:
     store, ids = JobStore(url), set()
     before: int | None = None
     while True:
-        jobs, before = store.page(limit=100, before=before)
+        jobs, before = store.list_page(limit=100, before=before)
         ids |= {job.id for job in jobs}
         if before is None:
             store.close()
@@ -184,7 +184,7 @@ def _live(store: JobStore, dice: random.Random) -> tuple[str, bool]:
     """One job's life, or its beginning; its id, and whether it is forgotten in the end."""
     job_input = JobInput(content=_digest(), styles=[_digest()], spec=StyleSpec().model_dump())
     for digest in job_input.digests():
-        store.hold(digest)
+        store.reserve(digest)
     job_id = store.create(new_job_id(), job_input).id
     end = dice.choice(["wait", "paint", "paint", "cancel", "delete"])
     if end == "cancel":
@@ -204,11 +204,11 @@ def _paint(store: JobStore, job_id: str, token: str, dice: random.Random) -> Non
     progress = {"value": 0.5, "scale": 1, "scales": 1, "iteration": 1, "iterations": 2, "loss": {}}
     told = JobProgress(**progress, iterations_per_second=1.0, seconds_left=1.0)
     preview, output = _digest(), _digest()
-    store.hold(preview)
-    store.progress(job_id, token, told, preview)
-    store.keep(job_id, token, f"{job_id}.{token[:16]}.0")
+    store.reserve(preview)
+    store.report_progress(job_id, token, told, preview)
+    store.save_checkpoint(job_id, token, f"{job_id}.{token[:16]}.0")
     if dice.random() < 0.8:
-        store.hold(output)
+        store.reserve(output)
         picture = Output(id=output, content_type="image/png", width=1, height=1, size_bytes=1)
         store.succeed(job_id, token, picture, ModelUsed(name="vgg16", sha256="0"), {})
 
@@ -275,7 +275,7 @@ def _one_more(url: str) -> str:
     store = JobStore(url)
     job_input = JobInput(content=_digest(), styles=[_digest()], spec=StyleSpec().model_dump())
     for digest in job_input.digests():
-        store.hold(digest)
+        store.reserve(digest)
     job_id = store.create(new_job_id(), job_input).id
     store.close()
     return job_id

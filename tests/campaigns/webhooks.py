@@ -246,7 +246,7 @@ def _end_jobs(store: JobStore, history: History, chance: random.Random, count: i
     for number in range(count):
         kind = chance.choice(["good", "good", "good", "rebind", "mixed", "private"])
         host = f"{kind}-{chance.randrange(max(8, count // 4))}.example.org"
-        store.hold(digest, 60)
+        store.reserve(digest, 60)
         job = store.create(new_job_id(), job_input, SubmissionOptions(webhook=f"http://{host}/hook"), QueueLimits())
         began = time.monotonic()
         if number % 3 == 0:
@@ -286,7 +286,7 @@ def _run(seed: int, count: int, history: History, without: str) -> None:
                 time.sleep(0.1)
         finally:
             couriers.close()
-        for name in [job.id for job in store.page(limit=count)[0]]:
+        for name in [job.id for job in store.list_page(limit=count)[0]]:
             end, tries = store._redis.hmget(f"{PREFIX}job:{name}", "webhook_end", "webhook_tries")  # type: ignore[misc]
             history.tell("last", job=name, end=end, tries=int(tries or 0), record=_shown(store.get(name)))
         store.close()

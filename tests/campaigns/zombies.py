@@ -53,8 +53,8 @@ def _output(blobs: Blobs, text: str) -> Output:
 
 # Everything that a worker can say of a job that is its own.
 WORDS: dict[str, Callable[[JobStore, Blobs, str, str], LeaseStatus]] = {
-    "progress": lambda told, blobs, job, token: told.progress(job, token, _progress(99), blobs.put(b"zombie")),
-    "keep": lambda told, blobs, job, token: told.keep(job, token, "zombie"),
+    "progress": lambda told, blobs, job, token: told.report_progress(job, token, _progress(99), blobs.put(b"zombie")),
+    "keep": lambda told, blobs, job, token: told.save_checkpoint(job, token, "zombie"),
     "succeed": lambda told, blobs, job, token: told.succeed(job, token, _output(blobs, "zombie"), MODEL, {}),
     "fail": lambda told, blobs, job, token: told.fail(job, token, errors.Diverged()),
     "end_canceled": lambda told, blobs, job, token: told.end_canceled(job, token, _output(blobs, "zombie")),
@@ -170,7 +170,7 @@ def _round(told: JobStore, blobs: Blobs, zombies: list[Zombie], history: History
     job_input = JobInput(content=blobs.put(b"photo"), styles=[blobs.put(b"painting")], spec=StyleSpec().model_dump())
     for _ in zombies:
         for digest in job_input.digests():
-            told.hold(digest)
+            told.reserve(digest)
         told.create(new_job_id(), job_input)
     jobs = [zombie.told()["job"] for zombie in zombies]
     for zombie in zombies:
@@ -178,16 +178,16 @@ def _round(told: JobStore, blobs: Blobs, zombies: list[Zombie], history: History
     back: set[str] = set()
     until = time.monotonic() + 60
     while not back.issuperset(jobs) and time.monotonic() < until:  # the reaper, and another worker
-        told.reap()
+        told.reap_expired_leases()
         while job := told.claim(token := os.urandom(16).hex(), "living"):
             back.add(job.id)
             if dice.random() < 0.5:
-                told.hold(blobs.put(b"living"))
+                told.reserve(blobs.put(b"living"))
                 told.succeed(job.id, token, _output(blobs, "living"), MODEL, {})
         time.sleep(0.05)
     before = {job: told.get(job).model_dump(mode="json") for job in jobs}
     for zombie in zombies:
-        zombie.wake()
+        zombie.send_signal()
     for zombie, job in zip(zombies, jobs, strict=True):
         answers = zombie.told()
         changed = before[job] != told.get(job).model_dump(mode="json")

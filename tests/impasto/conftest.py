@@ -30,13 +30,13 @@ class Worker:
         assert self.job is not None
         counts = {"scale": 1, "scales": 1, "iteration": int(10 * value), "iterations": 10}
         at = JobProgress(value=value, iterations_per_second=2.0, seconds_left=3.0, loss={"total": 1.0}, **counts)
-        self._store.progress(self.job.id, self._token, at, self._blobs.put(codec.encode(self._picture, "jpeg")))
+        self._store.report_progress(self.job.id, self._token, at, self._blobs.put(codec.encode(self._picture, "jpeg")))
 
     def frame(self) -> None:
         assert self.job is not None
         digest = self._blobs.put(codec.encode(self._picture, "jpeg"))
-        self._store.hold(digest)
-        self._store.keep_frame(
+        self._store.reserve(digest)
+        self._store.add_frame(
             self.job.id, self._token, Frame(index=0, iteration=5, scale=1, seconds=0.1, digest=digest)
         )
 

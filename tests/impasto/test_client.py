@@ -172,12 +172,12 @@ def test_an_estimate_is_of_sizes_digests_or_files(client: Client, pictures: Pict
 
     def answer() -> None:
         while len(asked) < 2:
-            at_service.beat("worker")
-            if found := at_service.asked():
+            at_service.heartbeat("worker")
+            if found := at_service.next_estimate_request():
                 asked.append(found[1])
-                at_service.answer(found[0], EstimateResponse(device="cpu", network="vgg16", scales=[step]))
+                at_service.reply_to_estimate(found[0], EstimateResponse(device="cpu", network="vgg16", scales=[step]))
 
-    at_service.beat("worker")
+    at_service.heartbeat("worker")
     answering = threading.Thread(target=answer)
     answering.start()
     told = client.estimate((1200, 900), [(640, 480)], size=256, strength=None)
@@ -192,7 +192,7 @@ def test_an_estimate_is_of_sizes_digests_or_files(client: Client, pictures: Pict
 
 
 def test_the_service_tells_of_itself(client: Client, pictures: Pictures, at_service: JobStore) -> None:
-    at_service.beat("worker", WorkerInfo(device="A card", precision="float16", network="vgg19", networks=["mine"]))
+    at_service.heartbeat("worker", WorkerInfo(device="A card", precision="float16", network="vgg19", networks=["mine"]))
     client.submit(*pictures)
     system, models = client.system(), {model.name: model for model in client.models()}
 
@@ -318,7 +318,7 @@ def test_a_submission_whose_answers_are_lost_makes_one_job(
     with _between(service.port, 2) as port, Client(f"http://127.0.0.1:{port}") as client:
         job = client.submit(*pictures)
 
-    assert [job.id] == [found.id for found in at_service.page(limit=10)[0]]
+    assert [job.id] == [found.id for found in at_service.list_page(limit=10)[0]]
 
 
 def test_two_submissions_make_two_jobs(client: Client, pictures: Pictures) -> None:

@@ -79,9 +79,9 @@ def test_a_plan_is_the_services_and_sends_no_job(
 
     def answer() -> None:
         while forecasts:
-            at_service.beat("worker")
-            if found := at_service.asked():
-                at_service.answer(found[0], forecasts.pop(0))
+            at_service.heartbeat("worker")
+            if found := at_service.next_estimate_request():
+                at_service.reply_to_estimate(found[0], forecasts.pop(0))
 
     answering = threading.Thread(target=answer)
     answering.start()
@@ -105,7 +105,7 @@ def test_watch_goes_where_the_address_leads_and_takes_no_key_to_strangers(
         keys, store, own = ApiKeyStore(api.redis_url), JobStore(api.redis_url), f"http://127.0.0.1:{api.port}"
         ada, secret = keys.create("ada")
         for one in ("sha256:a", "sha256:b"):
-            store.hold(one)
+            store.reserve(one)
         waiting = store.create(
             new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}), SubmissionOptions(owner=ada.id)
         )

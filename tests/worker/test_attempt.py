@@ -49,7 +49,7 @@ def _submitter(store: JobStore, blobs: Blobs, pair: tuple[Image.Image, Image.Ima
     def send(*pictures: Image.Image, **knobs: Any) -> Job:
         content, *styles = [blobs.put(codec.encode(picture)) for picture in pictures or pair]
         for digest in (content, *styles):
-            store.hold(digest)
+            store.reserve(digest)
         spec = parse_spec({"size": 64, "iterations": 6, **knobs}).for_pictures(len(styles))
         return store.create(new_job_id(), JobInput(content=content, styles=styles, spec=spec.model_dump()))
 
@@ -262,7 +262,7 @@ def test_a_job_with_masks_and_a_first_picture_is_painted(
 ) -> None:
     digests = [blobs.put(codec.encode(picture)) for picture in (photo, painting, photo.convert("L").convert("RGB"))]
     for digest in digests:
-        store.hold(digest)
+        store.reserve(digest)
     spec = parse_spec({"size": 64, "iterations": 2, "init": "picture"}).for_pictures(1, 1, init_image=True)
     wanted = JobInput(
         content=digests[0], styles=[digests[1]], masks=[digests[2]], init_image=digests[1], spec=spec.model_dump()
@@ -281,7 +281,7 @@ def test_a_transparent_mask_selects_nothing(
     Image.new("LA", (40, 40), (255, 0)).save(clear, "PNG")
     digests = [blobs.put(data) for data in (codec.encode(photo), codec.encode(painting), clear.getvalue())]
     for digest in digests:
-        store.hold(digest)
+        store.reserve(digest)
     spec = parse_spec({"size": 64, "iterations": 2}).for_pictures(1, 1)
     wanted = JobInput(content=digests[0], styles=[digests[1]], masks=[digests[2]], spec=spec.model_dump())
     job = store.create(new_job_id(), wanted)
@@ -354,7 +354,7 @@ def test_a_job_canceled_after_it_was_handed_back_keeps_how_far_it_was_as_its_pre
     assert ended.preview not in (None, early)
     assert ended.preview is not None
     assert 64 == codec.decode(blobs.get(ended.preview)).width
-    assert ended.preview not in store.condemn()
+    assert ended.preview not in store.mark_deleting()
 
 
 def test_an_attempt_that_lost_its_job_publishes_nothing(running: Running, store: JobStore, valkey: Any) -> None:
@@ -530,8 +530,8 @@ def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_b
     assert 1 == len(_checkpoints(tmp_path))
 
     began: list[int] = []
-    usual = keen._store.progress
-    keen._store.progress = lambda *news: (began.append(news[2].iteration), usual(*news))[1]  # type: ignore[method-assign]
+    usual = keen._store.report_progress
+    keen._store.report_progress = lambda *news: (began.append(news[2].iteration), usual(*news))[1]  # type: ignore[method-assign]
     keen.run_next()
     ended = store.get(job.id)
 
@@ -568,7 +568,7 @@ def test_attempts_that_die_where_they_went_on_have_got_no_further(
     for _ in range(3):
         with pytest.raises(Died):
             keen.run_next()
-        store.bury(keen._name)
+        store.requeue_jobs_of(keen._name)
     ended = store.get(job.id)
 
     assert (Status.FAILED, 3) == (ended.status, ended.attempt)
@@ -581,7 +581,7 @@ def test_a_torn_checkpoint_costs_the_work_not_the_job(
 ) -> None:
     job = submit()
     store.claim("t", "worker")
-    store.keep(job.id, "t", "job_torn")
+    store.save_checkpoint(job.id, "t", "job_torn")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "job_torn").write_bytes(b"PK")
     store.release(job.id, "t")
@@ -698,7 +698,7 @@ def test_a_run_that_was_cut_off_after_its_last_iteration_succeeds(
 
 
 def _steer(store: JobStore, job: Job, **knobs: Any) -> Job:
-    return store.steer(job.id, lambda job_input: job_input.steered(knobs))
+    return store.update_spec(job.id, lambda job_input: job_input.steered(knobs))
 
 
 def _record(store: JobStore, blobs: Blobs, job: Job) -> dict[str, Any]:
@@ -746,7 +746,7 @@ def test_steered_at_the_last_moment_the_run_goes_on_and_after_it_nobody_steers(
     painter: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the last iteration and the end: what was acknowledged is in the picture, what is not in it is refused."""
-    job, usual, refused = submit(scales=1), JobStore.seal, []
+    job, usual, refused = submit(scales=1), JobStore.lock_spec, []
 
     def steer_then_seal(self: JobStore, job_id: str, token: str, steerings: int) -> Any:
         if not steerings:
@@ -804,7 +804,7 @@ def test_a_run_leaves_frames_and_the_result_is_the_last(
     monkeypatch.setattr(attempt, "FRAME_REST", 0)
     job = submit(iterations=60)
     painter.run_next()
-    ended, frames = store.get(job.id), store.frames(job.id)
+    ended, frames = store.get(job.id), store.list_frames(job.id)
     result = codec.decode(blobs.get(ended.outputs[0].id))
 
     assert ended.progress is not None
@@ -880,7 +880,7 @@ def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_
     else:
         with redis.Redis.from_url(valkey.url) as client:
             client.hset(f"{PREFIX}job:{job.id}", "deadline_at", 1)
-    until(lambda: (store.reap(), store.get(job.id).status.ended)[1], "its end")
+    until(lambda: (store.reap_expired_leases(), store.get(job.id).status.ended)[1], "its end")
     over.set()
     run.join()
 

@@ -52,7 +52,7 @@ def jobs(store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Imag
     """Two that wait, each with its bell."""
     content, style = (blobs.put(codec.encode(picture)) for picture in (photo, painting))
     for digest in (content, style):
-        store.hold(digest)
+        store.reserve(digest)
     spec = StyleSpec(size=64, iterations=40).for_pictures()
     wanted = JobInput(content=content, styles=[style], spec=spec.model_dump())
     made = [store.create(new_job_id(), wanted) for _ in range(2)]

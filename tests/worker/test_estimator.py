@@ -74,10 +74,10 @@ def test_a_run_does_not_count_as_memory_that_is_gone(forecaster: EstimateService
 
 
 def test_questions_are_answered_in_passing(forecaster: EstimateService, store: JobStore, valkey: Any) -> None:
-    assert store.ask(question(), 0.2) is None, "nobody listens"
+    assert store.request_estimate(question(), 0.2) is None, "nobody listens"
     store._redis.delete("impasto:questions")
     with ThreadPoolExecutor() as asking:
-        asked = asking.submit(store.ask, question(size=400), 20)
+        asked = asking.submit(store.request_estimate, question(size=400), 20)
         while not asked.done():
             forecaster.answer_next()
         told = asked.result()

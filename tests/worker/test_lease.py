@@ -34,7 +34,7 @@ def _progress(iteration: int) -> JobProgress:
 
 def _hold(store: JobStore) -> None:
     for digest in (INPUT.content, *INPUT.styles):
-        store.hold(digest)
+        store.reserve(digest)
 
 
 @pytest.fixture(autouse=True)
@@ -80,10 +80,10 @@ def test_the_lease_is_renewed_until_it_is_left(valkey: Any, until: Callable[...,
     with Lease(store, job.id, "t", _keep([])) as held:
         ends = client.zscore(PREFIX + "leases", job.id)
         until(lambda: client.zscore(PREFIX + "leases", job.id) > ends + 500, "a lease longer than the first")
-        assert (0, 0) == store.reap()
+        assert (0, 0) == store.reap_expired_leases()
         assert not held.must_stop()
 
-    until(lambda: store.reap() == (1, 0), "the lease runs out")
+    until(lambda: store.reap_expired_leases() == (1, 0), "the lease runs out")
     client.close()
     store.close()
 

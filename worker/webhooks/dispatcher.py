@@ -65,7 +65,7 @@ class WebhookDispatcher:
         """Send one on its way, on a thread that nobody waits for at the end; False if none is due."""
         token, began = secrets.token_hex(16), time.monotonic()
         try:
-            found = self._store.collect(token, self._lease_seconds, len(self._delays))
+            found = self._store.claim_delivery(token, self._lease_seconds, len(self._delays))
             if found is not None:
                 # By the clock from before the lease began: a courier that was frozen since does not send any more.
                 given = (*found, token, began + self._delivery.seconds)
@@ -119,7 +119,7 @@ class WebhookDispatcher:
         until = time.monotonic() + self._lease_seconds
         while True:
             try:
-                ours = self._store.settle(job.id, token, end, again)
+                ours = self._store.complete_delivery(job.id, token, end, again)
             except errors.StoreUnavailable as error:
                 if time.monotonic() > until:
                     raise

@@ -61,7 +61,7 @@ local function now_ms()
 end
 
 -- A table that was stored as JSON; an empty one where the disk has damaged it, for no step may stop at one bad record.
-local function stored(text)
+local function decode_stored(text)
   local read, value = pcall(cjson.decode, text)
   return read and type(value) == 'table' and value or {}
 end
@@ -79,13 +79,13 @@ end
 
 -- To be called with every change of what a client may see of a job, which is one step: who watches hears of it
 -- when the step is over.
-local function changed(p, id)
+local function publish_change(p, id)
   add(job_key(p, id), 'version', 1)
   redis.call('PUBLISH', p .. 'changes', id)
 end
 
 -- Of a job that the caller may see; '' sees all.
-local function visible(p, id, owner)
+local function is_visible(p, id, owner)
   local whose = redis.call('HGET', job_key(p, id), 'owner')
   return whose and (owner == '' or whose == owner)
 end

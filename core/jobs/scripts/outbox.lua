@@ -15,7 +15,7 @@ local function sort_lane(p, lane)
   end
 end
 
-local function post(p, id, due)
+local function schedule_webhook(p, id, due)
   local lane = lane_of(p, id)
   if lane then
     redis.call('ZADD', p .. 'outbox:' .. lane, due, id)
@@ -23,7 +23,7 @@ local function post(p, id, due)
   end
 end
 
-local function unpost(p, id)
+local function unschedule_webhook(p, id)
   local lane = lane_of(p, id)
   if lane then
     redis.call('ZREM', p .. 'outbox:' .. lane, id)
@@ -33,7 +33,7 @@ end
 
 -- token, lease_ms, most tries -> {id, which try}, or nil. The job whose webhook is due first, among the lanes without a
 -- courier. A try counts before it is made: one that kills couriers is not made for ever.
-local function collect(keys, args)
+local function claim_delivery(keys, args)
   local p, now = keys[1], now_ms()
   local before = redis.call('GET', p .. 'collect:' .. args[1])
   if before then
@@ -93,7 +93,7 @@ local function free_lane(p, token)
 end
 
 -- id, token, ms until the next try or '', how it ended or '' -> 'ok'; 'stale' if the delivery is another courier's
-local function settle(keys, args)
+local function complete_delivery(keys, args)
   local p, id = keys[1], args[1]
   local key = job_key(p, id)
   if redis.call('EXISTS', key) == 0 then
@@ -106,13 +106,13 @@ local function settle(keys, args)
   redis.call('HDEL', key, 'webhook_token')
   redis.call('ZREM', p .. 'couriers', lane_of(p, id))
   if args[3] ~= '' then
-    post(p, id, now_ms() + args[3])
+    schedule_webhook(p, id, now_ms() + args[3])
   else
     redis.call('HSET', key, 'webhook_end', args[4])
-    unpost(p, id)
+    unschedule_webhook(p, id)
   end
   return 'ok'
 end
 
-redis.register_function('impasto_VERSION_collect', collect)
-redis.register_function('impasto_VERSION_settle', settle)
+redis.register_function('impasto_VERSION_claim_delivery', claim_delivery)
+redis.register_function('impasto_VERSION_complete_delivery', complete_delivery)

@@ -54,7 +54,7 @@ def reaper(store: JobStore, blobs: Blobs, celery: Celery, clock: Clock) -> Reape
 def _create(store: JobStore, blobs: Blobs) -> Job:
     photo, painting = blobs.put(b"photo"), blobs.put(b"painting")
     for digest in (photo, painting):
-        store.hold(digest, 60)
+        store.reserve(digest, 60)
     job_input = JobInput(content=photo, styles=[painting], spec=StyleSpec().model_dump())
     return store.create(new_job_id(), job_input)
 
@@ -149,7 +149,7 @@ def test_pictures_that_nobody_uses_are_deleted_and_others_are_not(
 ) -> None:
     one, two = _create(store, blobs), _create(store, blobs)
     upload = blobs.put(b"upload")
-    store.hold(upload, 60)
+    store.reserve(upload, 60)
     store.delete(one.id)
     reaper.tick()
     assert all(blobs.has(digest) for digest in (two.input.content, *two.input.styles, upload))
@@ -160,14 +160,14 @@ def test_pictures_that_nobody_uses_are_deleted_and_others_are_not(
 
     assert not any(blobs.has(digest) for digest in (two.input.content, *two.input.styles, upload))
     assert [] == [path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file() and path.suffix != ".lock"]
-    store.hold(upload, 60)
+    store.reserve(upload, 60)
 
 
 def test_a_leader_that_was_frozen_while_deleting_keeps_others_from_it(
     reaper: Reaper, store: JobStore, blobs: Blobs
 ) -> None:
     upload = blobs.put(b"upload")
-    store.hold(upload, 0)
+    store.reserve(upload, 0)
     with blobs.alone() as alone:
         assert alone
         reaper.tick()
@@ -195,27 +195,27 @@ def test_a_little_over_the_quota_few_jobs_go_however_many_frames_each_has(
     for number in range(8):
         photo, painting = blobs.put(b"photo"), blobs.put(b"painting")
         for digest in (photo, painting):
-            store.hold(digest, 60)
+            store.reserve(digest, 60)
         job_input = JobInput(content=photo, styles=[painting], spec={})
         job = store.create(new_job_id(), job_input, SubmissionOptions(keep_seconds=1000))
         store.claim(str(number), "worker")
         for iteration in range(30):
             digest = blobs.put(bytes([number, iteration]) * 500)
-            store.hold(digest, 60)
+            store.reserve(digest, 60)
             frame = Frame(index=0, iteration=iteration, scale=1, seconds=0, digest=digest)
-            store.keep_frame(job.id, str(number), frame)
+            store.add_frame(job.id, str(number), frame)
         store.fail(job.id, str(number), errors.Diverged())
     full = Reaper(store, blobs, Checkpoints(blobs._folder / "c"), celery, disk_bytes=0.9 * sum(blobs.sizes()))
     full._make_room()
 
-    assert 1 == store.expire(1000)
+    assert 1 == store.expire_due(1000)
 
 
 def test_pictures_without_a_record_are_kept_for_a_while_and_then_go(
     reaper: Reaper, store: JobStore, blobs: Blobs, valkey: Any
 ) -> None:
     used, stray, held = _create(store, blobs).input.content, blobs.put(b"stray"), blobs.put(b"held")
-    store.hold(held, 60)
+    store.reserve(held, 60)
     reaper._next_look = 0.0
     reaper.tick()
     reaper.tick()
@@ -270,7 +270,7 @@ def test_what_cannot_be_deleted_keeps_nothing_else_from_going(
     blobs.path(stuck).unlink()
     (tmp_path / "blobs" / stuck[7:9] / stuck[9:]).mkdir()  # is no file, so nobody can unlink it
     for digest in (stuck, upload):
-        store.hold(digest, 0)
+        store.reserve(digest, 0)
     with redis.Redis.from_url(valkey.url) as client:
         client.sadd(PREFIX + "condemned", "sha256:damaged")
     reaper.tick()
@@ -285,7 +285,7 @@ def test_a_step_that_fails_keeps_no_other_from_its_turn(
     reaper: Reaper, store: JobStore, blobs: Blobs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     upload = blobs.put(b"upload")
-    store.hold(upload, 0)
+    store.reserve(upload, 0)
 
     def fail(*_: Any) -> None:
         raise ValueError("no number")

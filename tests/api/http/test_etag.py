@@ -43,11 +43,11 @@ def addresses(client: TestClient, submit: Any, store: JobStore, blobs: Blobs, ph
     assert job is not None
     picture, small = blobs.put(codec.encode(photo)), blobs.put(codec.encode(photo, "jpeg"))
     for digest in (picture, small):
-        store.hold(digest)
+        store.reserve(digest)
     counts = {"scale": 1, "scales": 1, "iteration": 1, "iterations": 9}
     at = JobProgress(value=0.5, iterations_per_second=None, seconds_left=None, loss={"total": 1.0}, **counts)
-    store.keep_frame(job.id, "t", Frame(index=0, iteration=1, scale=1, seconds=0.1, digest=small))
-    store.progress(job.id, "t", at, small)
+    store.add_frame(job.id, "t", Frame(index=0, iteration=1, scale=1, seconds=0.1, digest=small))
+    store.report_progress(job.id, "t", at, small)
     output = Output(id=picture, content_type="image/png", width=96, height=72, size_bytes=1)
     store.succeed(job.id, "t", output, ModelUsed(name="vgg16", sha256="w"), {})
     own, photo_id = submitted["links"]["self"], submitted["input"]["content"]
@@ -72,7 +72,7 @@ def test_a_tag_of_a_body_that_changes_by_itself_is_weak(
     client: TestClient, store: JobStore, submit: Any, addresses: list[str]
 ) -> None:
     """The seconds until a job begins."""
-    store.beat("worker")
+    store.heartbeat("worker")
     waiting = submit().headers["location"]
     first = client.get(waiting)
     store._redis.set("impasto:pace", "1000")

@@ -37,7 +37,9 @@ def test_with_a_tag_the_next_change_is_waited_for(ask: Any, submit: Any, store: 
     assert job is not None
     tag = client.get(path).headers["etag"]
 
-    answer, seconds = ask(path, lambda: store.progress(job.id, "t", PROGRESS), Prefer="wait=20", If_None_Match=tag)
+    answer, seconds = ask(
+        path, lambda: store.report_progress(job.id, "t", PROGRESS), Prefer="wait=20", If_None_Match=tag
+    )
     assert (200, 0.5, "wait=20") == (
         answer.status_code,
         answer.json()["progress"]["value"],
@@ -59,7 +61,7 @@ def test_without_a_tag_the_next_status_is_waited_for(ask: Any, submit: Any, stor
     assert "running" == answer.json()["status"]
 
     def go_on() -> None:
-        store.progress(job_id, "t", PROGRESS)
+        store.report_progress(job_id, "t", PROGRESS)
         time.sleep(0.3)
         store.end_canceled(job_id, "t")
 
@@ -129,12 +131,14 @@ def test_a_batch_is_waited_for_as_a_job_is(ask: Any, submit: Any, store: JobStor
     )
     assert 0.3 <= seconds < 10
     running, tag = answer.json()["jobs"][0]["id"], answer.headers["etag"]
-    answer, seconds = ask(path, lambda: store.progress(running, "t", PROGRESS), Prefer="wait=20", If_None_Match=tag)
+    answer, seconds = ask(
+        path, lambda: store.report_progress(running, "t", PROGRESS), Prefer="wait=20", If_None_Match=tag
+    )
     assert (200, 0.5, True) == (answer.status_code, answer.json()["jobs"][0]["progress"]["value"], seconds < 10)
     tag = answer.headers["etag"]
     answer, seconds = ask(path, Prefer="wait=1", If_None_Match=tag)
     assert (304, True) == (answer.status_code, seconds >= 1)
-    answer, seconds = ask(path, lambda: store.progress(running, "t", PROGRESS), Prefer="wait=1")
+    answer, seconds = ask(path, lambda: store.report_progress(running, "t", PROGRESS), Prefer="wait=1")
     assert (200, tag, True) == (answer.status_code, tag, seconds >= 1), "progress is no new status"
 
     answer, seconds = ask(path, lambda: store.cancel_batch(path.rpartition("/")[2]), Prefer="wait=20")

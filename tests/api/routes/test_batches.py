@@ -111,7 +111,7 @@ def test_cancel_and_delete_are_of_all_and_safe_to_repeat(client: TestClient, sen
     assert [404, 404] == [answer.status_code for answer in (client.get(path), client.post(f"{path}/cancel"))]
     assert "batch_not_found" == client.get(path).json()["code"]
     assert 6 == client.get(alone["links"]["self"]).json()["counts"]["queued"]
-    assert 6 == store.load().queued
+    assert 6 == store.get_load().queued
 
 
 def test_a_job_that_is_deleted_is_missing_and_the_last_takes_the_batch_along(client: TestClient, send: Any) -> None:
@@ -148,8 +148,8 @@ def test_a_repeated_batch_is_answered_though_its_pictures_have_gone(
     body, key = {"contents": [ids[0]], "styles": [ids[1]], "spec": {"size": 64}}, {"Idempotency-Key": "k"}
     first = client.post("/v1/batches", json=body, headers=key)
     store.cancel_batch(first.json()["id"])
-    store.hasten(1)
-    store.expire(60)
+    store.expire_early(1)
+    store.expire_due(60)
     for digest in ids:
         blobs.delete(digest)
     again = client.post("/v1/batches", json=body, headers=key)
@@ -178,14 +178,14 @@ def test_all_or_none_within_the_limits(
     refused = send()
     app.state.settings = ApiSettings(max_jobs_per_caller=8, max_queued=8)
 
-    assert (status, code, 2) == (refused.status_code, refused.json()["code"], store.load().queued)
+    assert (status, code, 2) == (refused.status_code, refused.json()["code"], store.get_load().queued)
     assert 202 == send().status_code
 
 
 def test_a_reused_result_takes_no_place(
     app: FastAPI, client: TestClient, send: Any, store: JobStore, blobs: Blobs
 ) -> None:
-    store.paints_with("auto", "0")
+    store.record_model_weights("auto", "0")
     send(files=[FILES[0], FILES[3]])
     job = store.claim("t", "worker")
     assert job is not None
@@ -226,7 +226,7 @@ def test_anothers_batch_is_as_one_that_there_is_not(client: TestClient, send: An
     digest = batch["jobs"][0]["input"]["content"]
     named = client.post("/v1/batches", json={"contents": [digest], "styles": [digest]})
     assert (404, "image_not_found") == (named.status_code, named.json()["code"])
-    assert 6 == store.load().queued
+    assert 6 == store.get_load().queued
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_one_bad_part_and_nothing_is_taken(
     answer = send(files=files, **fields)
 
     assert (status, code) == (answer.status_code, answer.json()["code"])
-    assert ([], 0, []) == (rings, store.load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
+    assert ([], 0, []) == (rings, store.get_load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
 
 
 ANY = "sha256:" + "0" * 64

@@ -29,14 +29,14 @@ def ask(client: TestClient, store: JobStore) -> Ask:
     """A worker that gives this answer to one question; what it was asked, and what the client is told."""
 
     def post(sketch: dict[str, Any], forecast: EstimateResponse = FORECAST) -> Any:
-        store.beat("worker")
+        store.heartbeat("worker")
         asked: list[Any] = []
 
         def listen() -> None:
             while not asked:
-                if found := store.asked():
+                if found := store.next_estimate_request():
                     asked.append(found[1])
-                    store.answer(found[0], forecast)
+                    store.reply_to_estimate(found[0], forecast)
 
         listener = Thread(target=listen)
         listener.start()
@@ -84,7 +84,7 @@ def test_without_a_worker_nobody_can_tell(client: TestClient, store: JobStore, m
     monkeypatch.setattr(estimate, "WAIT_SECONDS", 0.2)
     answer = client.post("/v1/estimate", json=SKETCH)
     assert (503, "no_worker") == (answer.status_code, answer.json()["code"])
-    store.beat("deaf")
+    store.heartbeat("deaf")
     answer = client.post("/v1/estimate", json=SKETCH)
     assert (503, "no_worker") == (answer.status_code, answer.json()["code"])
     assert "retry-after" in answer.headers

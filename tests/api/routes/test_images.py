@@ -39,7 +39,7 @@ def test_an_upload_is_named_by_its_digest_and_found_again(
 def test_an_upload_is_safe_from_the_janitor(client: TestClient, files: dict[str, Any], store: JobStore) -> None:
     client.post("/v1/images", files={"image": files["content"]})
 
-    assert [] == store.condemn()
+    assert [] == store.mark_deleting()
 
 
 def test_an_upload_can_be_fetched_as_it_came(client: TestClient, files: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ def test_to_look_at_a_picture_does_not_make_it_stay(
     photo = job["input"]["content"]
     shown = client.get(f"/v1/images/{photo}").status_code
     client.delete(job["links"]["self"])
-    store.expire(0)
+    store.expire_due(0)
 
     assert (200, 404) == (shown, client.get(f"/v1/images/{photo}").status_code)
 

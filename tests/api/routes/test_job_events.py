@@ -72,7 +72,7 @@ class Api:
 
     def new_job(self, owner: str = "local") -> Job:
         for digest in ("sha256:a", "sha256:b"):
-            self.store.hold(digest)
+            self.store.reserve(digest)
         return self.store.create(
             new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}), SubmissionOptions(owner=owner)
         )
@@ -94,11 +94,11 @@ class Api:
             loss=loss,
         )
         if preview:
-            self.store.hold(preview)
-        assert "ok" == self.store.progress(job.id, token, told, preview)
+            self.store.reserve(preview)
+        assert "ok" == self.store.report_progress(job.id, token, told, preview)
 
     def succeed(self, job: Job, digest: str = "sha256:r", token: str = "t") -> None:
-        self.store.hold(digest)
+        self.store.reserve(digest)
         output = Output(id=digest, content_type="image/png", width=1600, height=1600, size_bytes=1)
         assert "ok" == self.store.succeed(job.id, token, output, ModelUsed(name="vgg16", sha256="w"), {})
 
@@ -247,13 +247,13 @@ def test_a_run_that_keeps_frames_is_told_of_as_progress_and_its_first_frame_once
     told = []
     for number in range(1, 4):
         digest = f"sha256:f{number}"
-        api.store.hold(digest)
+        api.store.reserve(digest)
         frame = Frame(index=0, iteration=number, scale=1, seconds=0.1, digest=digest)
-        assert 0 == api.store.keep_frame(job.id, "t", frame)
+        assert 0 == api.store.add_frame(job.id, "t", frame)
         api.progress(job, number / 10, "sha256:p" if number == 3 else None)
         told.append(stream.next())
     told.append(stream.next())
-    api.store.steer(job.id, lambda job_input: job_input.model_copy(update={"spec": {"strength": 1}}))
+    api.store.update_spec(job.id, lambda job_input: job_input.model_copy(update={"spec": {"strength": 1}}))
     told.append(stream.next())
 
     assert ["status", "progress", "progress", "preview", "status"] == [event[0] for event in told if event]
@@ -478,7 +478,7 @@ def test_a_revoked_key_ends_its_streams_and_no_others(serve: Serve, valkey: Any)
             api.store.renew(running.id, "other")
             api.store.renew(running.id, "t")
             for token in ("t", "other"):
-                api.store.progress(running.id, token, PROGRESS)
+                api.store.report_progress(running.id, token, PROGRESS)
             time.sleep(0.1)
         assert told.done(), "a stream with news goes on for ever"
 
@@ -491,7 +491,7 @@ def test_a_page_of_an_allowed_origin_may_watch(serve: Serve) -> None:
 
 def test_what_no_client_sees_is_not_told(serve: Serve, store: JobStore) -> None:
     for digest in ("sha256:a", "sha256:b"):
-        store.hold(digest)
+        store.reserve(digest)
     job = store.create(new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}))
     for unseen in ({"checkpoint": "c"}, {"thinned": 1}, {"steerings": 1}, {"owner": "x"}):
         assert b"" == job_events.told(JobSnapshot(job.model_copy(update={**unseen, "version": 2})), JobSnapshot(job)), (

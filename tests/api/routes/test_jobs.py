@@ -42,7 +42,7 @@ def _run(store: JobStore, blobs: Blobs, picture: Image.Image) -> bytes:
     assert job is not None
     data = codec.encode(picture, "png", {"program": "impasto"})
     output = Output(id=blobs.put(data), content_type="image/png", width=96, height=72, size_bytes=len(data))
-    store.progress(job.id, "t", PROGRESS, blobs.put(codec.encode(picture, "jpeg")))
+    store.report_progress(job.id, "t", PROGRESS, blobs.put(codec.encode(picture, "jpeg")))
     store.succeed(job.id, "t", output, ModelUsed(name="vgg16", sha256="0"), {})
     return data
 
@@ -137,7 +137,7 @@ def test_a_mask_that_is_black_all_over_is_refused_unless_its_painting_has_no_sha
     else:
         answer = client.post("/v1/jobs", files=many, data={"style_weights": shares})
 
-    assert (status, store.load().queued) == (answer.status_code, int(status == 202))
+    assert (status, store.get_load().queued) == (answer.status_code, int(status == 202))
     if status == 422:
         assert "bad_image" == answer.json()["code"]
         assert "A mask is black all over" in answer.json()["detail"]
@@ -236,12 +236,12 @@ def test_a_preview_that_goes_while_it_is_asked_for_gives_way_to_the_next(
     job = store.claim("t", "worker")
     assert job is not None
     old, new = (blobs.put(codec.encode(photo, "jpeg", quality=quality)) for quality in (50, 90))
-    store.progress(job.id, "t", PROGRESS, old)
+    store.report_progress(job.id, "t", PROGRESS, old)
 
     class Swept(Blobs):
         def get(self, digest: str) -> bytes:
             if digest == old:
-                store.progress(job.id, "t", PROGRESS, new)
+                store.report_progress(job.id, "t", PROGRESS, new)
                 self.delete(old)
             return super().get(digest)
 
@@ -373,7 +373,7 @@ def test_a_bad_knob_is_refused_in_words_and_nothing_is_left_behind(
 
     assert (400 if code == "bad_request" else 422, code) == (answer.status_code, answer.json()["code"])
     assert words in answer.json()["detail"]
-    assert ([], 0, []) == (rings, store.load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
+    assert ([], 0, []) == (rings, store.get_load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -403,7 +403,7 @@ def test_a_bad_picture_is_refused_and_no_job_made(
     answer = client.post("/v1/jobs", files={**files, which: ("../../x.jpg", bad, "image/jpeg")})
 
     assert (status, code) == (answer.status_code, answer.json()["code"])
-    assert ([], 0) == (rings, store.load().queued)
+    assert ([], 0) == (rings, store.get_load().queued)
 
 
 def test_requests_of_the_wrong_form_are_refused(client: TestClient, files: dict[str, Any], store: JobStore) -> None:
@@ -428,7 +428,7 @@ def test_requests_of_the_wrong_form_are_refused(client: TestClient, files: dict[
 
     assert {400} == {answer.status_code for answer in answers}
     assert {"bad_request"} == {answer.json()["code"] for answer in answers}
-    assert 0 == store.load().queued
+    assert 0 == store.get_load().queued
     unknown = client.post("/v1/jobs", json={"content": digest, "styles": [digest]})
     assert (404, "image_not_found") == (unknown.status_code, unknown.json()["code"])
 
@@ -491,8 +491,8 @@ def test_a_repeated_submission_is_answered_though_its_pictures_have_gone(
     body, key = {"content": ids[0], "styles": [ids[1]], "spec": {"size": 64}}, {"Idempotency-Key": "k"}
     first = client.post("/v1/jobs", json=body, headers=key)
     store.cancel(first.json()["id"])
-    store.hasten(1)
-    store.expire(60)
+    store.expire_early(1)
+    store.expire_due(60)
     for digest in ids:
         blobs.delete(digest)
     app.state.settings = ApiSettings(keep_days=7, max_queued=1, max_jobs_per_caller=1)
@@ -553,7 +553,7 @@ def test_a_wish_that_cannot_be_is_refused_by_name(submit: Submit, store: JobStor
 
     assert (422, "bad_spec") == (answer.status_code, answer.json()["code"])
     assert wish in answer.json()["detail"]
-    assert 0 == store.load().queued
+    assert 0 == store.get_load().queued
 
 
 def test_wishes_show_in_the_job(submit: Submit) -> None:
@@ -610,7 +610,7 @@ def test_a_job_goes_on_from_the_result_of_another(
     none = client.post(f"/v1/jobs/{again['id']}/retry", json={"continue": True})
     assert (409, "no_result") == (none.status_code, none.json()["code"])
     client.delete(path)
-    assert store.owns("local", result), "the new job needs it"
+    assert store.is_owner("local", result), "the new job needs it"
     plain = client.post(f"/v1/jobs/{again['id']}/retry").json()
     assert (result, "picture") == (plain["input"]["init_image"], plain["input"]["spec"]["init"])
 
@@ -636,7 +636,7 @@ def test_a_retry_with_a_preset_changes_what_the_preset_sets(client: TestClient, 
 def test_a_result_is_reused_where_that_is_allowed(
     client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
 ) -> None:
-    store.paints_with("auto", "0")
+    store.record_model_weights("auto", "0")
     submit()
     data = _run(store, blobs, photo)
     job = submit(reuse="true").json()
@@ -748,8 +748,8 @@ def test_an_expired_result_is_gone(
 ) -> None:
     path = submit().headers["location"]
     _run(store, blobs, photo)
-    store.hasten(1)
-    store.expire(60)
+    store.expire_early(1)
+    store.expire_due(60)
     answer = client.get(f"{path}/result")
     job = client.get(path).json()
 
@@ -821,7 +821,7 @@ def test_a_webhook_that_leads_nowhere_good_is_refused_before_anything_is_stored(
 
     assert (422, "bad_webhook") == (refused.status_code, refused.json()["code"])
     assert url not in refused.json()["detail"] or url == "x"
-    assert ([], None) == store.page(limit=10)
+    assert ([], None) == store.list_page(limit=10)
     assert [] == [*blobs.sizes()]
 
 

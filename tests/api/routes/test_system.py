@@ -19,8 +19,8 @@ def test_the_system_tells_of_workers_queue_and_limits(client: TestClient, submit
     assert [] == client.get("/v1/system").json()["workers"]
     for _ in range(3):
         submit()
-    store.beat("host:1", CARD)
-    store.beat("two")
+    store.heartbeat("host:1", CARD)
+    store.heartbeat("two")
     store.claim("t", "host:1")
 
     told = client.get("/v1/system").json()
@@ -35,9 +35,9 @@ def test_the_system_tells_of_workers_queue_and_limits(client: TestClient, submit
 
 
 def test_a_worker_that_is_buried_is_not_told_of(client: TestClient, store: JobStore) -> None:
-    store.beat("host:1", CARD)
-    store.beat("two", CPU)
-    store.bury("host:1")
+    store.heartbeat("host:1", CARD)
+    store.heartbeat("two", CPU)
+    store.requeue_jobs_of("host:1")
     assert [{"busy": False, "about": CPU.model_dump()}] == client.get("/v1/system").json()["workers"]
 
 
@@ -48,10 +48,10 @@ def test_the_models_are_those_that_workers_have(client: TestClient, store: JobSt
         }
 
     assert {"auto": (0, []), "vgg16": (0, []), "vgg19": (0, [])} == told()
-    store.beat("host:1", CARD)
-    store.beat("two", CPU)
-    store.beat("three")
-    store.beat("four", CPU.model_copy(update={"networks": ["vgg16", "my-own"]}))
+    store.heartbeat("host:1", CARD)
+    store.heartbeat("two", CPU)
+    store.heartbeat("three")
+    store.heartbeat("four", CPU.model_copy(update={"networks": ["vgg16", "my-own"]}))
     assert {"auto": (3, ["vgg16", "vgg19"]), "my-own": (1, []), "vgg16": (3, []), "vgg19": (1, [])} == told()
 
 
@@ -74,7 +74,7 @@ def test_the_figures_count_requests_by_route_and_jobs_by_their_end(
     client.get("/v1/jobs/made_up")
     client.get("/made/up")
     store.cancel(jobs[0]["id"])
-    store.beat("host:1", CPU)
+    store.heartbeat("host:1", CPU)
     store.claim("t", "host:1")
     after = figures()
 
@@ -103,7 +103,7 @@ def test_webhooks_that_wait_are_counted(
     store._redis.hset(f"impasto:job:{job['id']}", "webhook", "https://example.org/a")
     store.cancel(job["id"])
     assert 1 == figures()["impasto_waiting_webhooks"]
-    collected = store.collect("c", 30, 3)
+    collected = store.claim_delivery("c", 30, 3)
     assert collected is not None
-    store.settle(job["id"], "c", "delivered")
+    store.complete_delivery(job["id"], "c", "delivered")
     assert 0 == figures()["impasto_waiting_webhooks"]

@@ -139,7 +139,7 @@ def test_a_record_is_no_way_to_anothers_pictures(
     assert (404, 404, 404) == (foreign.status_code, nobodys.status_code, digest.status_code)
     assert foreign.json() == nobodys.json()
     assert 202 == mine.status_code, "with pictures of their own the knobs may be used"
-    assert [mine.json()["id"]] == [job.id for job in store.page(limit=9, owner="stranger")[0]]
+    assert [mine.json()["id"]] == [job.id for job in store.list_page(limit=9, owner="stranger")[0]]
 
 
 ANY = "sha256:" + "0" * 64
@@ -175,7 +175,7 @@ def test_a_hostile_record_is_refused_as_a_submission_is_and_nothing_is_left(
     answer = client.post("/v1/jobs", files={"from": ("r.png", data)})
 
     assert (status, code) == (answer.status_code, answer.json()["code"])
-    assert ([], 0, []) == (rings, store.load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
+    assert ([], 0, []) == (rings, store.get_load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
 
 
 def test_a_record_that_is_nested_without_end_is_refused(client: TestClient) -> None:

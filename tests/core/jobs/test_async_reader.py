@@ -26,7 +26,7 @@ def _cut(reader: JobReader) -> None:
 @pytest.fixture
 def job_id(store: JobStore) -> str:
     for digest in ("sha256:a", "sha256:b"):
-        store.hold(digest)
+        store.reserve(digest)
     return _job(store)
 
 

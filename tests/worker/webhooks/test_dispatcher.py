@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[3]
 
 def _ended(store: JobStore, webhook: str, owner: str = "anna") -> Job:
     digest = "sha256:" + "a" * 64
-    store.hold(digest, 60)
+    store.reserve(digest, 60)
     job_input = JobInput(content=digest, styles=[digest], spec=StyleSpec().model_dump())
     job = store.create(new_job_id(), job_input, SubmissionOptions(owner=owner, webhook=webhook))
     return store.cancel(job.id)
