@@ -32,7 +32,7 @@ def main() -> None:
         app,
         host=own.host,
         port=own.port,
-        http=slow_client_protocol(ConnectionLimits(own.patience_seconds, own.min_rate)),
+        http=slow_client_protocol(ConnectionLimits(own.client_timeout_seconds, own.min_client_bytes_per_second)),
         ws="none",
         log_config=None,
         access_log=False,  # api/middleware/access_log.py
@@ -40,7 +40,7 @@ def main() -> None:
         timeout_graceful_shutdown=10,
     )
     with suppress(KeyboardInterrupt):
-        Server(config, app.state.sights).run()
+        Server(config, app.state.job_feed).run()
 
 
 class Server(uvicorn.Server):

@@ -51,23 +51,23 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     """The application with its store, blobs, doorbell and reaper. Raises BadSettings."""
     shared, own = shared or read_settings(Settings), own or read_settings(ApiSettings)
     store, blobs, celery = (
-        JobStore(shared.redis_url, rest_seconds=REST_SECONDS),
+        JobStore(shared.redis_url, cooldown_seconds=REST_SECONDS),
         Blobs(shared.blobs_dir),
-        make_celery(shared.redis_url, patience_seconds=RING_SECONDS),
+        make_celery(shared.redis_url, timeout_seconds=RING_SECONDS),
     )
     reaper = Reaper(
         store,
         blobs,
         Checkpoints(shared.checkpoints_dir),
         celery,
-        record_seconds=own.record_days * 86_400,
-        disk_bytes=own.disk_gb * 1e9,
+        record_seconds=own.job_retention_days * 86_400,
+        disk_bytes=own.storage_quota_gb * 1e9,
     )
 
-    sights = JobFeed(shared.redis_url, own.max_watchers_per_caller)
-    keys = ApiKeyStore(shared.redis_url, rest_seconds=REST_SECONDS)
-    limits = own.submissions_per_minute, own.requests_per_minute, own.wrong_keys_per_minute
-    rates = RateLimiter(shared.redis_url, *limits, rest_seconds=REST_SECONDS)
+    sights = JobFeed(shared.redis_url, own.max_streams_per_caller)
+    keys = ApiKeyStore(shared.redis_url, cooldown_seconds=REST_SECONDS)
+    limits = own.submissions_per_minute, own.requests_per_minute, own.auth_failures_per_minute
+    rates = RateLimiter(shared.redis_url, *limits, cooldown_seconds=REST_SECONDS)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -89,9 +89,9 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         docs_url=None,
         redoc_url=None,
     )
-    app.state.store, app.state.sights, app.state.blobs, app.state.settings = store, sights, blobs, own
+    app.state.store, app.state.job_feed, app.state.blobs, app.state.settings = store, sights, blobs, own
     app.state.webhooks = shared.webhooks
-    app.state.ring = partial(notify_workers, celery)
+    app.state.notify = partial(notify_workers, celery)
     problems.install(app)
     app.add_middleware(HeadRequests)
     app.add_middleware(Authentication, ring=ApiKeyCache(keys) if own.keys_required else None, rates=rates)
@@ -118,12 +118,12 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
 
 def _surround(app: FastAPI, own: ApiSettings) -> None:
     """The layers around the routes, from the inside out."""
-    app.add_middleware(HostGuard, names=host_guard.names_for(own.host, own.hosts), origins=own.origins)
-    if own.origins:
+    app.add_middleware(HostGuard, names=host_guard.names_for(own.host, own.allowed_hosts), origins=own.cors_origins)
+    if own.cors_origins:
         methods = ["GET", "HEAD", "POST", "PATCH", "DELETE"]
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=own.origins,
+            allow_origins=own.cors_origins,
             allow_methods=methods,
             allow_headers=_SENT,
             expose_headers=_READ,

@@ -23,7 +23,7 @@ async def _store(request: Request) -> store.JobStore:
 
 
 async def _sights(request: Request) -> JobFeed:
-    held: JobFeed = request.app.state.sights
+    held: JobFeed = request.app.state.job_feed
     return held
 
 
@@ -33,7 +33,7 @@ async def _blobs(request: Request) -> blobs.Blobs:
 
 
 async def _ring(request: Request) -> Callable[[], bool]:
-    held: Callable[[], bool] = request.app.state.ring
+    held: Callable[[], bool] = request.app.state.notify
     return held
 
 

@@ -46,13 +46,13 @@ class RateLimiter:
     """The limits of a service. Used on the event loop; what waits for Redis waits in a thread."""
 
     def __init__(
-        self, redis_url: str, submissions: int, others: int, wrong_keys: int, *, rest_seconds: float = 0
+        self, redis_url: str, submissions: int, others: int, wrong_keys: int, *, cooldown_seconds: float = 0
     ) -> None:
         """A minute. submissions, others: of one caller; wrong_keys: from one address.
 
         rest_seconds: as of core.redis_client.CircuitBreaker.
         """
-        self._redis, self._unavailable = connect(redis_url), CircuitBreaker(rest_seconds)
+        self._redis, self._unavailable = connect(redis_url), CircuitBreaker(cooldown_seconds)
         storage = RedisStorage(redis_url, connection_pool=self._redis.connection_pool, key_prefix=f"{PREFIX}rates")
         self._limiter = FixedWindowRateLimiter(storage)
         self._limits = {

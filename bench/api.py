@@ -219,7 +219,7 @@ def watchers(count: int, changes: int) -> None:
     """Many streams of events, of one job and of many: memory of the API, and how late each change arrives."""
     click.echo("| streams | jobs | KB each | arrival p50 ms | p99 ms | CPU ms a change |\n|---|---|---|---|---|---|")
     for jobs in (1, count):
-        with service(API_MAX_WATCHERS_PER_CALLER=str(count + 1), API_MAX_JOBS_PER_CALLER="100000") as running:
+        with service(API_MAX_STREAMS_PER_CALLER=str(count + 1), API_MAX_JOBS_PER_CALLER="100000") as running:
             asyncio.run(_watch_all(running, count, jobs, changes))
 
 

@@ -30,7 +30,7 @@ def read_record(file: Path) -> tuple[dict[str, Any], JobInput]:
         record = codec.read_provenance(opened)
     if record is None:
         raise errors.InvalidProvenance()
-    return record, JobInput.of_record(record)
+    return record, JobInput.from_provenance(record)
 
 
 def _plain(value: Any) -> str:
@@ -46,5 +46,5 @@ def _lines(record: dict[str, Any], made_from: JobInput) -> list[tuple[str, Any]]
     pictures = [("content", made_from.content), *(("style", digest) for digest in made_from.styles)]
     pictures += [("mask", digest) for digest in made_from.masks]
     pictures += [("init_image", made_from.init_image)] if made_from.init_image else []
-    steered = record["steered"] if isinstance(record.get("steered"), list) else []
-    return [*told, *pictures, *made_from.spec.items(), *(("steered", change) for change in steered)]
+    spec_updates = record["spec_updates"] if isinstance(record.get("spec_updates"), list) else []
+    return [*told, *pictures, *made_from.spec.items(), *(("spec_updates", change) for change in spec_updates)]

@@ -42,7 +42,7 @@ def parameter_options(command: Command) -> Command:
         )
         text = f"{field.description}  [{describe_range(name)}; default: {'none' if default == [] else default}]"
         command = click.option(f"--{name.replace('_', '-')}", name, metavar="X", help=text)(command)
-    told = " ".join(f"{preset.name}: {preset.words}" for preset in presets.PRESETS.values())
+    told = " ".join(f"{preset.name}: {preset.description}" for preset in presets.PRESETS.values())
     text = f"Knobs that go together; those given beside it win. {told}"
     command = click.option(f"--{presets.FIELD}", type=click.Choice([*presets.PRESETS]), help=text)(command)
     text = "An earlier result, a PNG: its knobs, and through a service its pictures; what is given beside it wins."

@@ -56,10 +56,10 @@ class Transport(redis.Transport):
     Channel = Channel
 
 
-def make_celery(redis_url: str, *, patience_seconds: float = 30) -> Celery:
+def make_celery(redis_url: str, *, timeout_seconds: float = 30) -> Celery:
     """The Celery application on this Redis. Reads no settings: the URL is given.
 
-    patience_seconds: with a broker that says nothing. A worker, which listens, needs some.
+    timeout_seconds: with a broker that says nothing. A worker, which listens, needs some.
     """
     app = Celery("impasto", broker=redis_url, include=["worker.tasks"])
     app.conf.update(
@@ -87,7 +87,7 @@ def make_celery(redis_url: str, *, patience_seconds: float = 30) -> Celery:
             # a worker counts the bell as unheard for good, and hears no other.
             "ack_emulation": False,
             "health_check_interval": 5,
-            "socket_timeout": patience_seconds,
+            "socket_timeout": timeout_seconds,
             "socket_connect_timeout": 2,
             "socket_keepalive": True,
         },

@@ -107,7 +107,7 @@ class ImageTooLarge(BadImage):
 class InvalidProvenance(BadInput):
     """The file carries no record of how it was made, or a damaged one; take a PNG as Impasto made it."""
 
-    code = "bad_record"
+    code = "invalid_provenance"
 
 
 class BadWebhook(BadInput):
@@ -197,7 +197,7 @@ class Unauthorized(ImpastoError):
 class RetryLater(ImpastoError):
     """Try again in a few seconds."""
 
-    code = "later"
+    code = "retry_later"
 
     def __init__(self, message: str | None = None, retry_seconds: float = 2) -> None:
         super().__init__(message)
@@ -219,7 +219,7 @@ class RateLimited(RetryLater):
 class TooManyStreams(RetryLater):
     """You watch as many jobs at a time as you may; end a stream, or poll."""
 
-    code = "too_many_watchers"
+    code = "too_many_streams"
 
 
 class Unavailable(RetryLater):

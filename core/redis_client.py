@@ -45,9 +45,9 @@ class CircuitBreaker:
     every thread of the process.
     """
 
-    def __init__(self, rest_seconds: float = 0) -> None:
+    def __init__(self, cooldown_seconds: float = 0) -> None:
         """rest_seconds: 0 makes every call."""
-        self._rest_seconds = rest_seconds
+        self._rest_seconds = cooldown_seconds
         self._next_at: float | None = None  # while it says nothing
 
     def __enter__(self) -> None:

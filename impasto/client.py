@@ -33,7 +33,7 @@ from core.jobs.models import Batch, Frame, Job, Priority, Status
 from core.jobs.service_info import Estimate, ModelInfo, SystemInfo
 from core.style.presets import Preset
 
-PATIENCE_SECONDS = 60.0  # a service that restarts is away for less
+RETRY_SECONDS = 60.0  # a service that restarts is away for less
 PAGE_JOBS = 100  # that a list is asked for at a time
 WAIT_SECONDS = 20  # that the service may hold its answer back until the job has changed
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
@@ -54,9 +54,7 @@ class Client:
     its kinds, JobNotFound: all are ImpastoError. May be used by several threads.
     """
 
-    def __init__(
-        self, url: str | None = None, key: str | None = None, *, patience_seconds: float = PATIENCE_SECONDS
-    ) -> None:
+    def __init__(self, url: str | None = None, key: str | None = None, *, retry_seconds: float = RETRY_SECONDS) -> None:
         """url, key: else IMPASTO_URL and IMPASTO_KEY; an empty key is not sent.
 
         patience_seconds: how long a request is repeated. Raises BadSettings.
@@ -65,7 +63,7 @@ class Client:
             environment = read_settings(Settings)
             url = environment.url if url is None else url
             key = environment.key.get_secret_value() if key is None else key
-        self.url, self._patience_seconds = url.rstrip("/"), patience_seconds
+        self.url, self._patience_seconds = url.rstrip("/"), retry_seconds
         self._has_answered = False
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # No proxy from the environment: the service is usually on this machine.
@@ -140,13 +138,15 @@ class Client:
         wishes = {"priority": priority, "deadline_seconds": deadline_seconds, "reuse": reuse, "webhook": webhook}
         return _read(Batch, self._send("/v1/batches", pictures, knobs, wishes))
 
-    def retry(self, job_id: str, *, go_on: bool = False, webhook: str | None = None, **knobs: Any) -> Job:
+    def retry(
+        self, job_id: str, *, continue_from_result: bool = False, webhook: str | None = None, **knobs: Any
+    ) -> Job:
         """A new job with the pictures and knobs of one that has ended, but for the knobs given.
 
-        go_on: begin with its result, for more iterations, other weights or a larger size.
+        continue_from_result: begin with its result, for more iterations, other weights or a larger size.
         Raises JobNotEnded, NoResult, ResultGone where its pictures are no longer kept, BadSpec.
         """
-        change = {"spec": _set(knobs), "continue": go_on, **_set({"webhook": webhook})}
+        change = {"spec": _set(knobs), "continue": continue_from_result, **_set({"webhook": webhook})}
         return _read(Job, self._ask("POST", f"{_job(job_id)}/retry", json=change, headers=_fresh_key()))
 
     def upload(self, picture: Picture) -> str:
@@ -274,7 +274,7 @@ class Client:
         """Ask the job to stop; what it has painted is its result. One that has ended stays as it is."""
         return _read(Job, self._ask("POST", f"{_job(job_id)}/cancel"))
 
-    def steer(self, job_id: str, **weights: Any) -> Job:
+    def update(self, job_id: str, **weights: Any) -> Job:
         """Give a job that waits or runs other weights; the next preview shows them. Raises BadSpec, JobAlreadyEnded."""
         return _read(Job, self._ask("PATCH", _job(job_id), json={"spec": _set(weights)}))
 
@@ -315,7 +315,7 @@ class Client:
                 break
             if answer.status_code != 304:
                 yield (now := _read(kind, answer))
-                if now.ended:
+                if now.has_ended:
                     return
             if headers and "wait" not in answer.headers.get("Preference-Applied", ""):
                 time.sleep(min(_retry_seconds(answer), max(0, end - time.monotonic())))

@@ -65,7 +65,13 @@ class Attempt:
         self._job, self._token = job, token
         self._store, self._blobs, self._checkpoints, self._settings = store, blobs, checkpoints, settings
         self._lease = Lease(
-            store, job.id, token, self._keep_preview, end=self._end, leaving=shutting_down, steerings=job.steerings
+            store,
+            job.id,
+            token,
+            self._keep_preview,
+            end=self._end,
+            leaving=shutting_down,
+            spec_update_count=job.spec_update_count,
         )
         self._keeper = CheckpointWriter(
             checkpoints,
@@ -78,7 +84,7 @@ class Attempt:
         self._model: ModelUsed | None = None  # once it is loaded
         self._has_ended = False  # by us
         self._next_preview = self._next_frame = 0.0
-        self._frame_seconds = FRAME_SECONDS * 2**job.thinned
+        self._frame_seconds = FRAME_SECONDS * 2**job.frame_thinnings
         self._framed = -1  # the iteration of the newest frame
         self._framing = threading.Lock()
 
@@ -128,7 +134,7 @@ class Attempt:
             painting, load_seconds = self._paint(load)
             output = None
             if not painting.stopped:
-                output = self._keep_result(painting.picture, painting.spec, painting.steered)
+                output = self._keep_result(painting.picture, painting.spec, painting.spec_updates)
             if output is None:  # asked to stop, perhaps while there was no room for the picture
                 return self._end(self._until_stored(lambda: store.renew(job.id, token)))
             self._tell_end()
@@ -212,7 +218,7 @@ class Attempt:
         if self._keeper.is_due():
             self._keeper.take(moment.checkpoint())
         self._lease.report(_job_progress(moment.progress), self._shown(moment))
-        spec = self._lease.steered()
+        spec = self._lease.take_spec_update()
         return stop or (spec is not None and parse_spec(spec))
 
     def _shown(self, moment: StepEvent) -> Image.Image | None:
@@ -250,8 +256,8 @@ class Attempt:
             seconds=round(progress.seconds, 2),
             digest=self._keep(codec.encode(picture, "jpeg", quality=80)),
         )
-        thinned = self._store.add_frame(self._job.id, self._token, frame)
-        self._framed, self._frame_seconds = progress.iteration, FRAME_SECONDS * 2 ** max(0, thinned)
+        frame_thinnings = self._store.add_frame(self._job.id, self._token, frame)
+        self._framed, self._frame_seconds = progress.iteration, FRAME_SECONDS * 2 ** max(0, frame_thinnings)
 
     def _tell_last(self, moment: StepEvent) -> None:
         """Who looks at the waiting job sees how far it is, and who cancels it has this picture of it."""
@@ -272,11 +278,11 @@ class Attempt:
     def _end(self, standing: LeaseStatus) -> LeaseStatus:
         """Canceled, or late: with the picture so far. Also called beside the painting: an iteration may be long."""
         job_id, token = self._job.id, self._token
-        if standing not in ("cancel", "late"):
+        if standing not in ("cancel", "deadline_exceeded"):
             return standing
         output = None
         if (moment := self._moment) is not None:
-            output = self._keep_result(moment.picture(), moment.spec, moment.progress.steered)
+            output = self._keep_result(moment.picture(), moment.spec, moment.progress.spec_updates)
         if standing == "cancel":
             return self._ended(lambda: self._store.end_canceled(job_id, token, output))
         return self._ended(lambda: self._store.fail(job_id, token, errors.DeadlineExceeded(), output))
@@ -293,13 +299,15 @@ class Attempt:
             digest = self._until_room(lambda: self._keep_preview(small))
             self._tell_end(digest)
 
-    def _keep_result(self, picture: Image.Image, spec: StyleSpec, steered: Sequence[AppliedUpdate]) -> Output | None:
+    def _keep_result(
+        self, picture: Image.Image, spec: StyleSpec, spec_updates: Sequence[AppliedUpdate]
+    ) -> Output | None:
         """None where the disk has no room for it, and nobody waits for it any more."""
         assert self._model is not None, "a picture was painted with a network"
         made_of = self._job.input.model_copy(update={"spec": spec.model_dump()})
         provenance = {"job": self._job.id, **made_of.provenance(self._model)}
-        if steered:
-            provenance["steered"] = [asdict(change) for change in steered]
+        if spec_updates:
+            provenance["spec_updates"] = [asdict(change) for change in spec_updates]
         data = codec.encode(picture, "png", provenance)
         width, height = picture.size
         digest = self._until_room(lambda: self._keep(data))
@@ -355,5 +363,5 @@ def _job_progress(progress: RunProgress) -> JobProgress:
         iterations_per_second=round(progress.iterations_per_second, 2),
         seconds_left=round(progress.seconds_left, 1),
         loss=progress.losses,
-        steered=[SpecUpdate(**asdict(change)) for change in progress.steered],
+        spec_updates=[SpecUpdate(**asdict(change)) for change in progress.spec_updates],
     )

@@ -34,7 +34,7 @@ class NetworkHolder(Protocol):
 
 
 class EstimateService:
-    """A thread that listens for questions."""
+    """A thread that listens for estimate_requests."""
 
     def __init__(self, store: JobStore, painter: NetworkHolder) -> None:
         self._store, self._painter = store, painter

@@ -40,12 +40,12 @@ class Lease:
         *,
         end: Callable[[LeaseStatus], object] = lambda _: None,
         leaving: threading.Event | None = None,
-        steerings: int = 0,
+        spec_update_count: int = 0,
     ) -> None:
         """keep_preview: stores a picture as a blob and returns its digest; may raise Unavailable.
 
         end: ends the job that is canceled or late, without waiting for the painting. leaving: the worker is to go.
-        steerings: changes of the spec that the run knows of from the start.
+        spec_update_count: changes of the spec that the run knows of from the start.
         """
         self._store, self._job_id, self._token = store, job_id, token
         self._keep_preview, self._end = keep_preview, end
@@ -53,7 +53,7 @@ class Lease:
         self._left_at: float | None = None
         self._has_told = self._is_ending = False
         self._standing: LeaseStatus = "ok"
-        self._heard = self._taken = steerings
+        self._heard = self._taken = spec_update_count
         self._spec: dict[str, Any] | None = None  # heard of, and not taken
         self._errands: list[Callable[[], object]] = []
         self._news: tuple[JobProgress, Image.Image | None] | None = None
@@ -98,7 +98,7 @@ class Lease:
             raise errors.LeaseLost()
         return self._standing != "ok"
 
-    def steered(self) -> dict[str, Any] | None:
+    def take_spec_update(self) -> dict[str, Any] | None:
         """The job's spec, once, when somebody has changed it."""
         with self._lock:
             spec, self._spec, self._taken = self._spec, None, self._heard
@@ -107,10 +107,10 @@ class Lease:
     def seal(self) -> LeaseStatus:
         """The painting is at its end: ask the store to change the spec no more, unless it has done so just now.
 
-        Then `steered` has it. Raises StoreUnavailable.
+        Then `spec_updates` has it. Raises StoreUnavailable.
         """
         standing = self._store.lock_spec(self._job_id, self._token, self._taken)
-        if standing == "steered":
+        if standing == "spec_updated":
             self._hear()
         return standing
 
@@ -118,7 +118,7 @@ class Lease:
         with suppress(errors.JobNotFound):  # the next beat finds out
             job = self._store.get(self._job_id)
             with self._lock:
-                self._spec, self._heard = job.input.spec, job.steerings
+                self._spec, self._heard = job.input.spec, job.spec_update_count
 
     def _run(self) -> None:
         while not self._over.is_set():
@@ -152,7 +152,7 @@ class Lease:
 
     def _beat(self) -> None:
         standing = self._store.renew(self._job_id, self._token, self._heard)
-        if standing == "steered":
+        if standing == "spec_updated":
             self._hear()
             standing = "ok"
         self._standing = standing
@@ -178,7 +178,7 @@ class Lease:
 
     def _end_early(self) -> None:
         """Once. Should it fail, the run ends itself."""
-        if self._standing in ("cancel", "late") and not self._is_ending:
+        if self._standing in ("cancel", "deadline_exceeded") and not self._is_ending:
             self._is_ending = True
             self._end(self._standing)
 

@@ -64,11 +64,17 @@ def problem(error: errors.ImpastoError) -> Problem:
 # What is refused before a route is asked: by the connection, the guard or the framework.
 REFUSALS = {
     "bad_request": (400, "The request could not be read; see /docs for its form."),
-    "foreign_host": (403, "This service is not called by that name; IMPASTO_API_HOSTS lists more of its names."),
-    "foreign_site": (403, "Another site's page may not do this; IMPASTO_API_ORIGINS lists those that may."),
+    "host_not_allowed": (
+        403,
+        "This service is not called by that name; IMPASTO_API_ALLOWED_HOSTS lists more of its names.",
+    ),
+    "cross_origin_forbidden": (
+        403,
+        "Another site's page may not do this; IMPASTO_API_CORS_ORIGINS lists those that may.",
+    ),
     "not_found": (404, "There is nothing here; see /docs for what there is."),
     "method_not_allowed": (405, "This address does not take that method; see /docs."),
-    "slow_request": (408, "The request came too slowly; send it again over a faster line."),
+    "request_timeout": (408, "The request came too slowly; send it again over a faster line."),
     "upload_too_large": (413, "The request is larger than is taken."),
     "uri_too_long": (414, "The address is longer than is taken."),
     "unsupported_encoding": (415, "Send the body as it is, without a Content-Encoding."),

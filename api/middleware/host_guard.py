@@ -51,9 +51,9 @@ class HostGuard:
         if called is None:
             return "bad_request"
         if self._names is not None and called[1].decode().lower() not in self._names:
-            return "foreign_host"
+            return "host_not_allowed"
         if scope["method"] not in SAFE and self._from_elsewhere(given, host):
-            return "foreign_site"
+            return "cross_origin_forbidden"
         if given.get(b"content-encoding", b"identity").lower() != b"identity":
             return "unsupported_encoding"
         return None

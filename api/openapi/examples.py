@@ -53,7 +53,7 @@ JOB: dict[str, Any] = {
         "iterations_per_second": 12.5,
         "seconds_left": 0.0,
         "loss": {"total": 1.6, "content": 0.6, "style": 1.0, "tv": 0.0},
-        "steered": [],
+        "spec_updates": [],
     },
     "preview": PREVIEW,
     "outputs": [{"id": RESULT, "content_type": "image/png", "width": 512, "height": 384, "size_bytes": 421_337}],
@@ -124,7 +124,8 @@ ANSWERS: dict[str, Any] = {
     "Kept": {"id": PHOTO, "width": 1024, "height": 768, "size_bytes": 310_224},
     "PresetList": {
         "presets": [
-            {"name": name, "description": preset.words, "spec": dict(preset.knobs)} for name, preset in PRESETS.items()
+            {"name": name, "description": preset.description, "spec": dict(preset.parameters)}
+            for name, preset in PRESETS.items()
         ]
     },
     "Health": {"status": "ok"},
@@ -153,7 +154,7 @@ ANSWERS: dict[str, Any] = {
         "version": "0.1.0",
         "queued": 3,
         "running": 1,
-        "pace_seconds": 21.4,
+        "average_job_seconds": 21.4,
         "workers": [{"busy": True, "about": _ABOUT}],
         "limits": limits_of(ApiSettings.model_construct()).model_dump(),
     },

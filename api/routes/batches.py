@@ -110,7 +110,7 @@ def _taken(
     batch = taker.store.create_batch(batch_id, inputs, terms, taker.limits)
     if batch.id == batch_id:
         for job in batch.jobs:
-            if not job.status.ended and not taker.ring():
+            if not job.status.has_ended and not taker.ring():
                 break  # the broker is away; the reaper rings again
     return batch, batch.id != batch_id
 
@@ -136,7 +136,7 @@ async def look(
         etag.if_none_match(request),
         {},
     )
-    if patience and not batch.ended:
+    if patience and not batch.has_ended:
         with suppress(errors.TooManyStreams):  # it is a preference; they may poll
             with closing(sights.listen_to([job.id for job in batch.jobs], owner)) as vigil:
                 read = partial(sights.share, f"{batch.id} {owner}", partial(store.get_batch, batch.id, owner))
@@ -144,7 +144,7 @@ async def look(
             headers = preference_applied(patience)
     tag = _tag(batch)
     headers |= {"ETag": tag, "Cache-Control": "no-cache"}
-    if not batch.ended:
+    if not batch.has_ended:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if etag.matches(resolve_digest, tag):
         return Response(status_code=304, headers=headers)
@@ -160,7 +160,7 @@ async def _changed(
     while True:
         batch = await read()  # at first for what has changed before the vigil began
         new = not etag.matches(resolve_digest, _tag(batch)) if resolve_digest else batch.counts != first.counts
-        if new or batch.ended or not await vigil.wait(until - time.monotonic()):
+        if new or batch.has_ended or not await vigil.wait(until - time.monotonic()):
             return batch
 
 

@@ -70,7 +70,7 @@ def resolve_digest(digest: str, owner: str, store: Store, blobs: Blobs) -> None:
 
 def _hold(digest: str, size_bytes: int, owner: str, store: Store, config: Configuration) -> None:
     """For as long as an upload stays; it counts as one. Raises QuotaExceeded."""
-    keep_seconds, most_bytes = config.upload_keep_hours * 3600, config.uploads_gb_per_caller * 1e9
+    keep_seconds, most_bytes = config.upload_retention_hours * 3600, config.upload_quota_gb_per_caller * 1e9
     store.reserve(digest, keep_seconds, owner, size_bytes=size_bytes, most_bytes=most_bytes)
 
 

@@ -76,7 +76,7 @@ async def events(
         after = int(last_event_id)  # newer than an address, which a browser does not change
     watch = await sights.watch(job_id, owner)
     assert watch.sight is not None, "a watch begins with a sight"
-    if watch.sight.job.status.ended and watch.sight.job.version == after:
+    if watch.sight.job.status.has_ended and watch.sight.job.version == after:
         watch.close()
         return Response(status_code=204, headers=_HEADERS)
     return EventStream(watch, after, admits)
@@ -95,7 +95,7 @@ async def _stream(watch: JobSubscription, after: int | None, admits: auth.Admits
         if sight is not known:
             yield told(sight, known)
             known = sight
-            if sight.job.status.ended:
+            if sight.job.status.has_ended:
                 return
         await watch.wait(known, HEARTBEAT_SECONDS)
         if watch.sight is known and not watch.over:

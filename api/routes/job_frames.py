@@ -82,7 +82,7 @@ async def timelapse(
 
 
 def _frames(job_id: str, owner: str, store: JobStore) -> list[Frame]:
-    if found(job_id, owner, store).gone:
+    if found(job_id, owner, store).images_deleted:
         raise errors.ResultGone()
     return store.list_frames(job_id, owner)
 

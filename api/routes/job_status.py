@@ -52,7 +52,7 @@ async def look(request: Request) -> Response:
 
     `Prefer: wait=N` (30 s at most): with If-None-Match the answer comes with the next change, else with a new status.
     """
-    sights: JobFeed = request.app.state.sights
+    sights: JobFeed = request.app.state.job_feed
     caller: Caller = request.state.caller
     job_id, known = request.path_params["job_id"], etag.if_none_match(request)
     if not is_job_id(job_id):
@@ -65,7 +65,7 @@ async def look(request: Request) -> Response:
             headers |= prefer.preference_applied(patience)
     sight = sight or await sights.see(job_id, caller.owner)
     headers["ETag"] = sight.tag
-    if not sight.job.status.ended:
+    if not sight.job.status.has_ended:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if etag.matches(known, sight.tag):
         return Response(status_code=304, headers=headers)
@@ -76,4 +76,4 @@ def _differs_from(known: str) -> Callable[[JobSnapshot, JobSnapshot], bool]:
     """Whether a sight is news for who knows these tags; or for who knows none, since the first."""
     if known:
         return lambda _, newest: not etag.matches(known, newest.tag)
-    return lambda first, newest: newest.job.status.ended or newest.job.status != first.job.status
+    return lambda first, newest: newest.job.status.has_ended or newest.job.status != first.job.status

@@ -40,13 +40,13 @@ class Retry(BaseModel):
 
     spec: dict[str, Any] = Field({}, description="Knobs, as in a submission.", json_schema_extra=parser.knobs_schema())
     webhook: str | None = Field(None, description="A URL that is told when the new job has ended.")
-    go_on: StrictBool = Field(
+    continue_from_result: StrictBool = Field(
         False, alias="continue", description="Begin with the result: for more iterations, or a larger size."
     )
 
 
 def _weights_schema() -> dict[str, Any]:
-    """Of the knobs that may be steered."""
+    """Of the knobs that may be spec_updates."""
     schema = StyleSpec.model_json_schema()
     return {
         "properties": {name: schema["properties"][name] for name in UPDATABLE},
@@ -105,7 +105,7 @@ async def submit(
 
 
 def _ended(_: JobSnapshot, newest: JobSnapshot) -> bool:
-    return newest.job.status.ended
+    return newest.job.status.has_ended
 
 
 async def _submitted(request: Request, response: Response, taker: SubmissionService, key: str | None) -> JobResource:
@@ -130,7 +130,7 @@ def _completed(submitted: parser.Submission, taker: SubmissionService) -> parser
     if isinstance(submitted.source, str):
         resolve_digest(submitted.source, taker.caller.owner, taker.store, taker.blobs)
     with file_of(submitted.source, taker.blobs).open("rb") as file:
-        return submitted.over(JobInput.of_record(codec.read_provenance(file)))
+        return submitted.over(JobInput.from_provenance(codec.read_provenance(file)))
 
 
 def _resolved(submitted: parser.Submission, taker: SubmissionService) -> StyleSpec:
@@ -216,11 +216,11 @@ async def result(
 
 def _output(job: Job) -> Output:
     """The result of a job that has one."""
-    if not job.status.ended:
+    if not job.status.has_ended:
         raise errors.JobNotEnded()
     if not job.outputs:
         raise errors.NoResult()
-    if job.gone:
+    if job.images_deleted:
         raise errors.ResultGone()
     return job.outputs[0]
 
@@ -274,11 +274,11 @@ def retry(
     if before := taker.replayed(idempotency_key, sent, response):
         return before
     old = found(job_id, taker.caller.owner, taker.store)
-    if not old.status.ended:
+    if not old.status.has_ended:
         raise errors.JobNotEnded()
-    if old.gone:
+    if old.images_deleted:
         raise errors.ResultGone("The job's pictures are no longer kept; submit them again.")
-    made_of = _continued(old, taker.blobs) if change.go_on else old.input
+    made_of = _continued(old, taker.blobs) if change.continue_from_result else old.input
     spec = parse_spec(apply_changes(made_of.spec, change.spec))
     spec = spec.for_pictures(len(made_of.styles), len(made_of.masks), init_image=made_of.init_image is not None)
     job_input = made_of.model_copy(update={"spec": spec.model_dump()})
@@ -304,14 +304,14 @@ async def change(job_id: str, owner: Owner, store: Store, blobs: Blobs, wanted: 
     `pinned`: a pinned job and its pictures do not expire.
     """
     job = await run_in_threadpool(found, job_id, owner, store)
-    if "spec" in wanted.model_fields_set and not job.status.ended and job.steerings < MAX_SPEC_UPDATES:
-        for mask in _woken(job.input, job.input.steered(wanted.spec)):
+    if "spec" in wanted.model_fields_set and not job.status.has_ended and job.spec_update_count < MAX_SPEC_UPDATES:
+        for mask in _woken(job.input, job.input.with_updates(wanted.spec)):
             await inspect(blobs.path(mask), mask=True)
 
     def take() -> Job:
         now = job
         if "spec" in wanted.model_fields_set:
-            now = store.update_spec(job_id, lambda job_input: job_input.steered(wanted.spec), owner)
+            now = store.update_spec(job_id, lambda job_input: job_input.with_updates(wanted.spec), owner)
         return store.set_pinned(job_id, owner, pinned=wanted.pinned) if "pinned" in wanted.model_fields_set else now
 
     return resource(await run_in_threadpool(take))

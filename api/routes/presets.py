@@ -28,6 +28,7 @@ class PresetList(BaseModel):
 async def listing() -> PresetList:
     """Send a name as `preset`, beside knobs of your own, which win."""
     told = (
-        PresetResource(name=name, description=preset.words, spec=dict(preset.knobs)) for name, preset in PRESETS.items()
+        PresetResource(name=name, description=preset.description, spec=dict(preset.parameters))
+        for name, preset in PRESETS.items()
     )
     return PresetList(presets=list(told))

@@ -46,8 +46,8 @@ def system(store: Store, config: Configuration) -> SystemInfo:
         version=version("impasto"),
         queued=load.queued,
         running=load.running,
-        pace_seconds=load.pace_seconds,
-        workers=[WorkerStatus(busy=busy, about=about) for about, busy in store.list_workers()],
+        average_job_seconds=load.average_job_seconds,
+        workers=[WorkerStatus(busy=busy, info=info) for info, busy in store.list_workers()],
         limits=limits_of(config),
     )
 

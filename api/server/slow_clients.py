@@ -189,7 +189,7 @@ class SlowClientProtocol(HttpToolsProtocol):
             line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
         elif self._in_head or (self._in_body and not self.cycle.response_complete):
-            self._refuse("slow_request")
+            self._refuse("request_timeout")
         else:
             self.transport.close()
 

@@ -50,7 +50,7 @@ class SubmissionService:
             deadline_seconds=wishes.deadline_seconds,
             reuse=wishes.reuse,
             webhook=wishes.webhook,
-            keep_seconds=self.config.keep_days * 86_400,
+            keep_seconds=self.config.result_retention_days * 86_400,
             idempotency_key=key,
             request=request,
             retried_from=old,
@@ -75,7 +75,9 @@ class SubmissionService:
         job_id = new_job_id()
         job = self.store.create(job_id, job_input, self.terms(wishes, key, request=request, old=old), self.limits)
         replayed = job.id != job_id  # the same request came twice at once
-        if not replayed and not job.status.ended:  # if it runs already, by the bell of another, that one has none now
+        if (
+            not replayed and not job.status.has_ended
+        ):  # if it runs already, by the bell of another, that one has none now
             self.ring()  # if nobody hears it, the reaper rings again
         return _told(job, response, replayed=replayed)
 

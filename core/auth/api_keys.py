@@ -39,9 +39,9 @@ class ApiKey(BaseModel):
 class ApiKeyStore:
     """All keys of a service. Every method raises StoreUnavailable when the server does not answer in time."""
 
-    def __init__(self, redis_url: str, *, rest_seconds: float = 0) -> None:
+    def __init__(self, redis_url: str, *, cooldown_seconds: float = 0) -> None:
         """rest_seconds: as of core.redis_client.CircuitBreaker."""
-        self._redis, self._unavailable = connect(redis_url), CircuitBreaker(rest_seconds)
+        self._redis, self._unavailable = connect(redis_url), CircuitBreaker(cooldown_seconds)
 
     def close(self) -> None:
         """Give the connections back."""

@@ -37,7 +37,7 @@ class Status(StrEnum):
     EXPIRED = "expired"  # ended: nobody could begin it, or go on with it, in time
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """An ended job never changes."""
         return not TRANSITIONS[self]
 
@@ -82,9 +82,9 @@ class JobInput(_Record):
         init = decode(get(self.init_image), any_size=True) if self.init_image else None
         return content, styles, masks, init
 
-    def steered(self, knobs: Mapping[str, Any]) -> "JobInput":
+    def with_updates(self, knobs: Mapping[str, Any]) -> "JobInput":
         """The same with other weights. Raises BadSpec."""
-        spec = parse_spec(self.spec).steered(knobs)
+        spec = parse_spec(self.spec).with_updates(knobs)
         return self.model_copy(update={"spec": spec.model_dump()})
 
     def provenance(self, model: "ModelUsed") -> dict[str, Any]:
@@ -92,7 +92,7 @@ class JobInput(_Record):
         return {"program": "impasto", **self.model_dump(), "model": model.model_dump()}
 
     @classmethod
-    def of_record(cls, provenance: Mapping[str, Any] | None) -> "JobInput":
+    def from_provenance(cls, provenance: Mapping[str, Any] | None) -> "JobInput":
         """What `provenance` told, from a file that anybody may have written. Raises BadRecord."""
         try:
             return cls.model_validate(provenance)
@@ -152,7 +152,7 @@ class JobProgress(_Record):
     iterations_per_second: float | None
     seconds_left: float | None
     loss: dict[str, float]
-    steered: list[SpecUpdate] = []
+    spec_updates: list[SpecUpdate] = []
 
 
 class Frame(_Record):
@@ -240,15 +240,15 @@ class ServiceLoad(_Record):
     queued: int
     running: int
     workers: int
-    pace_seconds: float | None  # that a job runs, a moving average; None before the first has ended
-    left_seconds: float  # until all that runs now is over
+    average_job_seconds: float | None  # that a job runs, a moving average; None before the first has ended
+    remaining_seconds: float  # until all that runs now is over
 
     def start_seconds(self, position: int) -> float | None:
         """Until the job at this place begins. None where nobody can tell."""
-        if not self.workers or self.pace_seconds is None:
+        if not self.workers or self.average_job_seconds is None:
             return None
         free = position < self.workers - self.running
-        return 0.0 if free else (self.left_seconds + max(0, position) * self.pace_seconds) / self.workers
+        return 0.0 if free else (self.remaining_seconds + max(0, position) * self.average_job_seconds) / self.workers
 
 
 class Job(_Record):
@@ -278,18 +278,18 @@ class Job(_Record):
     model: ModelUsed | None
     error: JobError | None
     metrics: dict[str, float]
-    gone: bool = Field(False, exclude=True)  # it has expired: its pictures are no longer kept
+    images_deleted: bool = Field(False, exclude=True)  # it has expired: its pictures are no longer kept
     checkpoint: str | None = Field(None, exclude=True)  # where the next attempt goes on
     frames: int = Field(0, exclude=True)  # that were ever kept
-    thinned: int = Field(0, exclude=True)  # how often every other frame went
-    steerings: int = Field(0, exclude=True)  # how often its spec was changed
+    frame_thinnings: int = Field(0, exclude=True)  # how often every other frame went
+    spec_update_count: int = Field(0, exclude=True)  # how often its spec was changed
     owner: str = Field(LOCAL_OWNER, exclude=True)
     webhook: str | None = Field(None, exclude=True)
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """An ended job never changes."""
-        return self.status.ended
+        return self.status.has_ended
 
 
 class Batch(_Record):
@@ -308,9 +308,9 @@ class Batch(_Record):
         return cls(id=batch_id, created_at=created_at, counts={status: counts[status] for status in Status}, jobs=jobs)
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether all of them have."""
-        return all(job.status.ended for job in self.jobs)
+        return all(job.status.has_ended for job in self.jobs)
 
 
 def new_job_id() -> str:

@@ -69,8 +69,8 @@ def parse_load(told: Sequence[Any]) -> ServiceLoad:
         queued=queued,
         running=running,
         workers=workers,
-        pace_seconds=float(pace) if pace else None,
-        left_seconds=float(left),
+        average_job_seconds=float(pace) if pace else None,
+        remaining_seconds=float(left),
     )
 
 
@@ -117,11 +117,11 @@ def _job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
         model=ModelUsed.model_validate_json(fields["model"]) if "model" in fields else None,
         error=JobError.model_validate_json(fields["error"]) if "error" in fields else None,
         metrics=json.loads(fields.get("metrics", "{}")),
-        gone=fields.get("gone") == "1",
+        images_deleted=fields.get("images_deleted") == "1",
         checkpoint=fields.get("checkpoint"),
         frames=int(fields.get("frames", 0)),
-        thinned=int(fields.get("thinned", 0)),
-        steerings=int(fields.get("steerings", 0)),
+        frame_thinnings=int(fields.get("frame_thinnings", 0)),
+        spec_update_count=int(fields.get("spec_update_count", 0)),
         owner=fields["owner"],
         webhook=fields.get("webhook"),
     )

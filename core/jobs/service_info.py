@@ -16,7 +16,7 @@ class WorkerStatus(_Told):
     """One worker. What it is, is null until it has said so."""
 
     busy: bool
-    about: WorkerInfo | None
+    info: WorkerInfo | None
 
 
 class ServiceLimits(_Told):
@@ -43,7 +43,7 @@ class SystemInfo(_Told):
     version: str
     queued: int
     running: int
-    pace_seconds: float | None  # that a job runs, of late
+    average_job_seconds: float | None  # that a job runs, of late
     workers: list[WorkerStatus]
     limits: ServiceLimits
 
@@ -53,7 +53,7 @@ class ModelInfo(_Told):
 
     name: str
     workers: int
-    means: list[str] = []  # of auto: the networks that it is on live workers
+    resolves_to: list[str] = []  # of auto: the networks that it is on live workers
 
 
 class ModelList(_Told):

@@ -48,7 +48,7 @@ RESERVATION_SECONDS = 600.0  # of a blob, between its writing and the step that 
 BLOCKING_SECONDS = 0.5  # less than a connection's patience
 MAX_ESTIMATE_REQUESTS, ESTIMATE_TTL_MS = 100, 10_000
 ANY_OWNER = ""  # the owner of a step that may touch every job
-LeaseStatus = Literal["ok", "steered", "cancel", "late", "stale"]
+LeaseStatus = Literal["ok", "spec_updated", "cancel", "deadline_exceeded", "stale"]
 DeliveryOutcome = Literal["delivered", "gone", "given_up"]
 
 _USUAL, _UNLIMITED = SubmissionOptions(), QueueLimits()
@@ -74,9 +74,9 @@ def load_library() -> tuple[str, str]:
 class JobStore:
     """The verbs of a job's life. Every method raises StoreUnavailable when the server does not answer in time."""
 
-    def __init__(self, redis_url: str, *, lease_seconds: float = LEASE_SECONDS, rest_seconds: float = 0) -> None:
+    def __init__(self, redis_url: str, *, lease_seconds: float = LEASE_SECONDS, cooldown_seconds: float = 0) -> None:
         """rest_seconds: as of core.redis_client.CircuitBreaker, for a process that many ask."""
-        self._redis, self._unavailable = connect(redis_url), CircuitBreaker(rest_seconds)
+        self._redis, self._unavailable = connect(redis_url), CircuitBreaker(cooldown_seconds)
         self.lease_seconds = lease_seconds
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class JobStore:
             )
         if word != "created":
             load = self.get_load()
-            retry_seconds = min(max(1.0, (load.pace_seconds or 2.0) / max(1, load.workers)), 600.0)
+            retry_seconds = min(max(1.0, (load.average_job_seconds or 2.0) / max(1, load.workers)), 600.0)
             raise (errors.QuotaExceeded if word == "quota" else errors.QueueFull)(retry_seconds=retry_seconds)
 
     def get_batch(self, batch_id: str, owner: str = ANY_OWNER) -> Batch:
@@ -172,7 +172,7 @@ class JobStore:
         upper = "+inf" if before is None else f"({before}"
         with self._unavailable, self._redis.pipeline() as pipe:
             for ending in [f":{status}" for status in statuses] or [""]:
-                index = f"{PREFIX}of:{owner}{ending}"
+                index = f"{PREFIX}jobs_of:{owner}{ending}"
                 pipe.zrevrangebyscore(index, upper, "-inf", start=0, num=limit + 1, withscores=True)
             rows: Any = sorted(chain(*pipe.execute()), key=lambda row: -row[1])
         jobs = [job for job in self._read([job_id for job_id, _ in rows[:limit]], owner) if job is not None]
@@ -198,15 +198,15 @@ class JobStore:
         """
         while True:
             job = self.get(job_id, owner)
-            if job.status.ended:
+            if job.status.has_ended:
                 raise errors.JobAlreadyEnded()
             new = changed(job.input)
             if new == job.input:
                 return job
-            if job.steerings >= MAX_SPEC_UPDATES:
-                raise errors.Conflict(f"A job may be steered {MAX_SPEC_UPDATES} times.")
+            if job.spec_update_count >= MAX_SPEC_UPDATES:
+                raise errors.Conflict(f"A job may be spec_updates {MAX_SPEC_UPDATES} times.")
             painting = new.model_dump_json()
-            word = self._step("update_spec", owner, job_id, job.steerings, painting, sha256_hex(painting))
+            word = self._step("update_spec", owner, job_id, job.spec_update_count, painting, sha256_hex(painting))
             if word is None:
                 raise errors.JobNotFound()
             if word == "ended":
@@ -263,17 +263,19 @@ class JobStore:
         job_id = self._step("claim", token, worker, self._lease_ms)
         return None if job_id is None else self.get(job_id)
 
-    def renew(self, job_id: str, token: str, steerings: int | None = None) -> LeaseStatus:
+    def renew(self, job_id: str, token: str, spec_update_count: int | None = None) -> LeaseStatus:
         """One more lease. `cancel`, `late`: stop the run and end it so; `stale`: drop it without a word.
 
-        `steered`: its spec was changed more often than the `steerings` that the run knows of.
+        `spec_updates`: its spec was changed more often than the `spec_update_count` that the run knows of.
         """
-        status: LeaseStatus = self._step("renew", job_id, token, self._lease_ms, "" if steerings is None else steerings)
+        status: LeaseStatus = self._step(
+            "renew", job_id, token, self._lease_ms, "" if spec_update_count is None else spec_update_count
+        )
         return status
 
-    def lock_spec(self, job_id: str, token: str, steerings: int) -> LeaseStatus:
-        """The run is at its end: from now on the spec does not change. Not so if it is `steered`: then it goes on."""
-        status: LeaseStatus = self._step("lock_spec", job_id, token, steerings)
+    def lock_spec(self, job_id: str, token: str, spec_update_count: int) -> LeaseStatus:
+        """The run is at its end: from now on the spec does not change. Not so if it is `spec_updates`: then it goes on."""
+        status: LeaseStatus = self._step("lock_spec", job_id, token, spec_update_count)
         return status
 
     def wait_for_signal(self, token: str, seconds: float) -> bool:
@@ -303,7 +305,7 @@ class JobStore:
     def add_frame(self, job_id: str, token: str, frame: Frame) -> int:
         """One more small picture of the run (held and written before); its index is the store's to choose.
 
-        How often they were thinned out by now, so as to come half as often from then on; -1 if it was not kept.
+        How often they were frame_thinnings out by now, so as to come half as often from then on; -1 if it was not kept.
         """
         told = json.dumps({**frame.model_dump(exclude={"index"}), "digest": frame.digest})
         return int(self._step("add_frame", job_id, token, told, MAX_FRAMES))
@@ -390,19 +392,19 @@ class JobStore:
         again = "" if again_seconds is None else round(again_seconds * 1000)
         return bool(self._step("complete_delivery", job_id, token, again, end) == "ok")
 
-    # ------------------------------------------------------------------ questions to workers
+    # ------------------------------------------------------------------ estimate_requests to workers
 
     def request_estimate(self, question: EstimateRequest, seconds: float) -> EstimateResponse | None:
         """The answer of whichever worker is first, or None when so long there was none."""
         name, until = secrets.token_hex(16), time.monotonic() + seconds
         with self._unavailable, self._redis.pipeline() as pipe:
-            pipe.lpush(f"{PREFIX}questions", json.dumps([name, question.model_dump()]))
-            pipe.ltrim(f"{PREFIX}questions", 0, MAX_ESTIMATE_REQUESTS - 1)
-            pipe.pexpire(f"{PREFIX}questions", ESTIMATE_TTL_MS)  # who asked has gone by then
+            pipe.lpush(f"{PREFIX}estimate_requests", json.dumps([name, question.model_dump()]))
+            pipe.ltrim(f"{PREFIX}estimate_requests", 0, MAX_ESTIMATE_REQUESTS - 1)
+            pipe.pexpire(f"{PREFIX}estimate_requests", ESTIMATE_TTL_MS)  # who asked has gone by then
             pipe.execute()
         while (left := until - time.monotonic()) > 0:
             with self._unavailable:
-                found: Any = self._redis.blpop([f"{PREFIX}answer:{name}"], timeout=min(left, BLOCKING_SECONDS))
+                found: Any = self._redis.blpop([f"{PREFIX}estimate_reply:{name}"], timeout=min(left, BLOCKING_SECONDS))
             if found is not None:
                 return EstimateResponse.model_validate_json(found[1])
         return None
@@ -410,7 +412,7 @@ class JobStore:
     def next_estimate_request(self) -> tuple[str, EstimateRequest] | None:
         """The oldest question that nobody has taken, and its name; or None when for half a second there is none."""
         with self._unavailable:
-            found: Any = self._redis.brpop([f"{PREFIX}questions"], timeout=BLOCKING_SECONDS)
+            found: Any = self._redis.brpop([f"{PREFIX}estimate_requests"], timeout=BLOCKING_SECONDS)
         if found is None:
             return None
         name, question = json.loads(found[1])
@@ -419,8 +421,8 @@ class JobStore:
     def reply_to_estimate(self, name: str, forecast: EstimateResponse) -> None:
         """To the question of that name."""
         with self._unavailable, self._redis.pipeline() as pipe:
-            pipe.lpush(f"{PREFIX}answer:{name}", forecast.model_dump_json())
-            pipe.pexpire(f"{PREFIX}answer:{name}", ESTIMATE_TTL_MS)
+            pipe.lpush(f"{PREFIX}estimate_reply:{name}", forecast.model_dump_json())
+            pipe.pexpire(f"{PREFIX}estimate_reply:{name}", ESTIMATE_TTL_MS)
             pipe.execute()
 
     # ------------------------------------------------------------------ blobs in use

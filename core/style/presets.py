@@ -17,8 +17,8 @@ class Preset:
     """A name, one sentence for a person, and what it sets; all other knobs keep their defaults."""
 
     name: str
-    words: str
-    knobs: Mapping[str, Any]
+    description: str
+    parameters: Mapping[str, Any]
 
 
 PRESETS: dict[str, Preset] = {
@@ -50,4 +50,4 @@ def expand_preset(knobs: Mapping[str, Any]) -> dict[str, Any]:
     preset = PRESETS.get(knobs[FIELD]) if isinstance(knobs[FIELD], str) else None
     if preset is None:
         raise errors.BadSpec(f"{FIELD} must be one of {', '.join(PRESETS)}.")
-    return {**preset.knobs, **rest}
+    return {**preset.parameters, **rest}

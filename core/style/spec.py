@@ -71,7 +71,7 @@ MixingWeights = Annotated[list[Weight], BeforeValidator(_numbers), Field(max_len
 
 
 # Of a knob that may be changed while the job waits or runs: it weighs what is there, and needs nothing else.
-_STEERABLE: dict[str, JsonValue] = {"steerable": True}
+_UPDATABLE: dict[str, JsonValue] = {"steerable": True}
 
 
 class StyleSpec(BaseModel):
@@ -85,7 +85,7 @@ class StyleSpec(BaseModel):
         ge=0,
         le=1,
         description="How much of the painting: 0 is a hint of it, 1 leaves only its brushwork.",
-        json_schema_extra=_STEERABLE,
+        json_schema_extra=_UPDATABLE,
     )
     quality: Literal["draft", "standard", "fine"] = Field(
         "standard", description="How long to work on it: draft takes about a third of standard, fine three times."
@@ -93,18 +93,18 @@ class StyleSpec(BaseModel):
     content_weight: Weight = Field(
         1.0,
         description="Alpha: how much the photo's content counts; 0 makes pure texture.",
-        json_schema_extra=_STEERABLE,
+        json_schema_extra=_UPDATABLE,
     )
     style_weight: Weight = Field(
         STYLE_WEIGHT,
         description="Beta: how much the painting's style counts at strength 0.5; 0 reconstructs the photo. "
         f"With objective=gatys the default is {STYLE_WEIGHT_GATYS:g}.",
-        json_schema_extra=_STEERABLE,
+        json_schema_extra=_UPDATABLE,
     )
     tv_weight: Weight = Field(
         0.0,
         description="How much total variation (noise) is held down; 1 to 10 is visible.",
-        json_schema_extra=_STEERABLE,
+        json_schema_extra=_UPDATABLE,
     )
     content_layers: LayerWeights = Field(
         {"relu4_2": 1.0}, description="Layers whose features carry the content, with weights: relu4_2=1."
@@ -116,7 +116,7 @@ class StyleSpec(BaseModel):
     style_weights: MixingWeights = Field(
         [],
         description="Shares of several paintings, in their order: 0.7,0.3. Empty: equal shares.",
-        json_schema_extra=_STEERABLE,
+        json_schema_extra=_UPDATABLE,
     )
     style_scale: float = Field(
         1.0, ge=0.25, le=4, description="Size of the brush strokes: the painting's size relative to the result's."
@@ -193,10 +193,10 @@ class StyleSpec(BaseModel):
 
     @property
     def weights(self) -> dict[str, Any]:
-        """The knobs that may be steered, as they are."""
+        """The knobs that may be spec_updates, as they are."""
         return {name: getattr(self, name) for name in UPDATABLE}
 
-    def steered(self, knobs: Mapping[str, Any]) -> "StyleSpec":
+    def with_updates(self, knobs: Mapping[str, Any]) -> "StyleSpec":
         """The spec with other weights, for the same pictures, in a job that is on its way.
 
         Raises BadSpec for any other knob, and where a weight would become 0, or come from there: a run would then
@@ -253,7 +253,7 @@ def result_size(width: int, height: int, size: int, *, seamless: bool = False) -
 
 PARAMETERS: tuple[str, ...] = tuple(StyleSpec.model_fields)
 UPDATABLE: tuple[str, ...] = tuple(
-    name for name, field in StyleSpec.model_fields.items() if field.json_schema_extra == _STEERABLE
+    name for name, field in StyleSpec.model_fields.items() if field.json_schema_extra == _UPDATABLE
 )
 
 

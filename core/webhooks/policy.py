@@ -153,7 +153,7 @@ def body(job: Job) -> str:
     """What is told of an ended job: little; the links, those of the API, lead to the rest."""
     assert job.completed_at is not None, "only the end of a job is told"
     itself = f"/v1/jobs/{job.id}"
-    links = {"self": itself} | ({"result": f"{itself}/result"} if job.outputs and not job.gone else {})
+    links = {"self": itself} | ({"result": f"{itself}/result"} if job.outputs and not job.images_deleted else {})
     data = {
         "id": job.id,
         "status": job.status,

@@ -36,7 +36,7 @@ def connect() -> Iterator[Callable[[FastAPI], TestClient]]:
         yield client_of
         for client in clients:
             state: Any = client.app.state  # type: ignore[attr-defined]
-            portal.call(state.sights.stop)
+            portal.call(state.job_feed.stop)
             client.close()
             state.store.close()
 
@@ -55,7 +55,7 @@ def rings(app: FastAPI) -> list[int]:
         rung.append(1)
         return True
 
-    app.state.ring = ring
+    app.state.notify = ring
     return rung
 
 

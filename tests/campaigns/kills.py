@@ -140,7 +140,7 @@ class Client(threading.Thread):
                 if answer.status_code != 200:
                     self._history.tell("missing", job=job_id, status=answer.status_code)
                     del open_jobs[job_id]
-                elif Status(answer.json()["status"]).ended:
+                elif Status(answer.json()["status"]).has_ended:
                     self._history.tell("ended", job=job_id, **_facts(self._caller, answer.json()))
                     del open_jobs[job_id]
             time.sleep(0.1)
@@ -205,7 +205,7 @@ def campaign(folder: Path, history: History, *, seed: int, kills: int, jobs: int
 def _followed(caller: Caller, job_id: str) -> dict[str, Any]:
     while True:
         job: dict[str, Any] = caller.ask("GET", f"/v1/jobs/{job_id}").json()
-        if Status(job["status"]).ended:
+        if Status(job["status"]).has_ended:
             return job
         time.sleep(0.05)
 
@@ -219,7 +219,7 @@ def _look_again(fleet: Fleet, caller: Caller, history: History) -> None:
         else:
             history.tell("final", job=event["job"], **_facts(caller, answer.json()))
     with fleet.redis() as client:
-        history.tell("records", count=client.zcard("impasto:of:local"))
+        history.tell("records", count=client.zcard("impasto:jobs_of:local"))
 
 
 def _tidy_up(fleet: Fleet, caller: Caller, history: History) -> None:
@@ -267,7 +267,7 @@ def violations(file: Path) -> list[str]:
         end = final.get(job)
         if end is None:
             found.append(f"{job} is lost")
-        elif not Status(end["status"]).ended:
+        elif not Status(end["status"]).has_ended:
             found.append(f"{job} never ended: {end['status']}")
         elif end["status"] == "succeeded" and end["pixels"] != right[event["knobs"]]:
             found.append(f"{job} has wrong bytes")

@@ -40,7 +40,7 @@ def campaign(folder: Path, history: History, *, jobs: int, without: str | None =
         caller.ask("POST", f"/v1/jobs/{long}/cancel")
         ended = set()
         while len(ended) < jobs and time.monotonic() - began < patience:
-            ended |= {one for one in set(ids) - ended if Status(_status(caller, one)).ended}
+            ended |= {one for one in set(ids) - ended if Status(_status(caller, one)).has_ended}
             time.sleep(0.2)
         history.tell("end", ended=len(ended), jobs=jobs)
 

@@ -97,7 +97,7 @@ class Client(threading.Thread):
     def _ended(self, job_id: str, until: float) -> dict[str, Any]:
         while True:
             job: dict[str, Any] = self._caller.ask("GET", f"/v1/jobs/{job_id}").json()
-            if Status(job["status"]).ended or time.monotonic() > until:
+            if Status(job["status"]).has_ended or time.monotonic() > until:
                 return job
             time.sleep(0.2)
 
@@ -171,7 +171,7 @@ def violations(file: Path) -> list[str]:
         end, what = final.get(event["job"]), f"{event['job']} ({event['poison'] or 'sound'})"
         if end is None:
             found.append(f"{what} is lost")
-        elif not Status(end["status"]).ended:
+        elif not Status(end["status"]).has_ended:
             found.append(f"{what} never ended: {end['status']} at attempt {end['attempt']}")
         elif event["poison"]:
             found += _ended_wrongly(what, event["poison"], end)

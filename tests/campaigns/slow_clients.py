@@ -200,7 +200,7 @@ def run(seed: int, history: Path, count: int, seconds: float, patience: float, w
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     # Fewer files than clients, as with the 1024 that many systems give: the API must ask for more.
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, max(64, count // 2)), hard))
-    settings = {"API_PATIENCE_SECONDS": str(patience), "API_MIN_RATE": str(int(RATE))}
+    settings = {"API_CLIENT_TIMEOUT_SECONDS": str(patience), "API_MIN_CLIENT_BYTES_PER_SECOND": str(int(RATE))}
     with tempfile.TemporaryDirectory() as folder, ApiProcess(Path(folder), without, **settings) as api:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         job = finished_job(api)
@@ -288,7 +288,7 @@ def violations(history: Path) -> list[str]:
 @click.option("--count", default=2000, show_default=True, help="Slow clients at once.")
 @click.option("--seconds", default=60.0, show_default=True)
 @click.option("--history", type=click.Path(path_type=Path), default=Path("slow_clients.jsonl"), show_default=True)
-@click.option("--patience", default=15.0, show_default=True, help="IMPASTO_API_PATIENCE_SECONDS.")
+@click.option("--patience", default=15.0, show_default=True, help="IMPASTO_API_CLIENT_TIMEOUT_SECONDS.")
 @click.option("--without", type=click.Choice(["protocol"]), help="Take this guard out: there must be violations.")
 def main(seed: int, count: int, seconds: float, history: Path, patience: float, without: str | None) -> None:
     """Run, judge, tell; exit code 1 if there are violations."""

@@ -125,7 +125,7 @@ class Caller(threading.Thread):
             self._history.tell("job", status="deleted")
             return
         until, job = time.monotonic() + PATIENCE_SECONDS, {"status": "queued", "links": {}}
-        while not Status(job["status"]).ended and time.monotonic() < until:
+        while not Status(job["status"]).has_ended and time.monotonic() < until:
             job = self._ask("GET", path).json()
             if "preview" in job["links"]:
                 self._ask("GET", job["links"]["preview"])
@@ -195,7 +195,11 @@ def campaign(
     dice, over = random.Random(seed), threading.Event()
     keep = KEEP_SHARE * minutes * 60
     days = str(keep / 86_400)
-    settings = {"API_KEEP_DAYS": days, "API_RECORD_DAYS": days, "API_UPLOAD_KEEP_HOURS": str(keep / 3600)}
+    settings = {
+        "API_RESULT_RETENTION_DAYS": days,
+        "API_JOB_RETENTION_DAYS": days,
+        "API_UPLOAD_RETENTION_HOURS": str(keep / 3600),
+    }
     changed = _scaled(keep) + CONTROLS.get(without or "", "")
     fleet = Fleet(folder, tiny=True, changed=changed, WORKER_PREVIEW_SECONDS="0.1", **settings)
     with fleet:

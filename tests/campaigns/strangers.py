@@ -365,14 +365,14 @@ def _lists(scene: Scene, tell: Tell) -> None:
 def _timings(scene: Scene, count: int, tell: Tell) -> None:
     """The same question for another's and for nothing, in turns by chance."""
     job, digest = scene.jobs["succeeded"], scene.digests["upload"]
-    questions: dict[str, tuple[str, Callable[[str], Answer]]] = {
+    estimate_requests: dict[str, tuple[str, Callable[[str], Answer]]] = {
         "GET job": (job, lambda name: scene.stranger.ask("GET", f"/v1/jobs/{name}")),
         "GET result": (job, lambda name: scene.stranger.ask("GET", f"/v1/jobs/{name}/result")),
         "POST cancel": (job, lambda name: scene.stranger.ask("POST", f"/v1/jobs/{name}/cancel")),
         "GET picture": (digest, lambda name: scene.stranger.ask("GET", f"/v1/images/{name}")),
         "HEAD picture": (digest, lambda name: scene.stranger.ask("HEAD", f"/v1/images/{name}")),
     }
-    for name, (real, ask) in questions.items():
+    for name, (real, ask) in estimate_requests.items():
         took: dict[bool, list[float]] = {True: [], False: []}
         unknown = scene.unknown(real)
         for foreign in scene.chance.sample([True, False] * count, 2 * count):

@@ -92,13 +92,13 @@ def test_info_tells_how_a_result_was_made_and_from_makes_it_again(
 
 def test_info_tells_how_a_run_was_steered(impasto: Any, tmp_path: Path) -> None:
     change = {"iteration": 120, "before": {"strength": 0.5}, "after": {"strength": 0.9}}
-    for name, steered in (("one", [change]), ("two", "strange")):
-        record = {"content": "c", "styles": ["s"], "spec": {}, "steered": steered}
+    for name, spec_updates in (("one", [change]), ("two", "strange")):
+        record = {"content": "c", "styles": ["s"], "spec": {}, "spec_updates": spec_updates}
         (tmp_path / f"{name}.png").write_bytes(codec.encode(Image.new("RGB", (40, 40)), "png", record))
     one, two = (impasto("info", f"{name}.png").stdout.splitlines() for name in ("one", "two"))
 
-    assert f"{'steered':<16} {json.dumps(change)}" == one[-1]
-    assert not any(line.startswith("steered") for line in two)
+    assert f"{'spec_updates':<16} {json.dumps(change)}" == one[-1]
+    assert not any(line.startswith("spec_updates") for line in two)
 
 
 def test_a_file_without_a_record_and_one_that_speaks_to_terminals_do_no_harm(
@@ -326,4 +326,4 @@ def test_help_tells_every_command_and_every_knob(impasto: Any) -> None:
     for command in commands:
         assert command in words
     assert all(f"--{name.replace('_', '-')}" in knobs for name in (*PARAMETERS, "preset"))
-    assert all(f"{name}:{preset.words}".replace(" ", "") in knobs for name, preset in PRESETS.items())
+    assert all(f"{name}:{preset.description}".replace(" ", "") in knobs for name, preset in PRESETS.items())

@@ -546,7 +546,7 @@ def test_steering_goes_through_a_cut_line_and_a_kill_of_the_api_one_request_at_a
     api.kill()
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#trouble")).to_contain_text("keeps trying")
-    until(lambda: strength() == 0.7, "steered after the kill")
+    until(lambda: strength() == 0.7, "spec_updates after the kill")
     expect(page.locator("#trouble")).to_be_hidden()
     expect(page.locator("#steer")).to_be_visible()
     page.reload()

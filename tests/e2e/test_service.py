@@ -166,7 +166,11 @@ def test_a_webhook_comes_through_a_kill_of_its_courier(service: Any, submit: Sub
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     secret = "whsec_" + "A" * 32
-    allowed = {"IMPASTO_WEBHOOK_PORTS": str(port), "IMPASTO_WEBHOOK_HTTP": "1", "IMPASTO_WEBHOOK_PRIVATE": "1"}
+    allowed = {
+        "IMPASTO_WEBHOOK_PORTS": str(port),
+        "IMPASTO_WEBHOOK_ALLOW_HTTP": "1",
+        "IMPASTO_WEBHOOK_ALLOW_PRIVATE": "1",
+    }
     service.stop()
     service.environment |= {"IMPASTO_WEBHOOK_SECRET": secret, **allowed}
     service.start()

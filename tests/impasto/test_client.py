@@ -128,17 +128,17 @@ def test_a_waiting_job_is_steered_and_an_ended_one_goes_on_larger(
     client: Client, pictures: Pictures, worker: Any
 ) -> None:
     job = client.submit(*pictures, size=64)
-    steered = client.steer(job.id, strength=0.9, style_weights=None)
+    spec_updates = client.update(job.id, strength=0.9, style_weights=None)
     worker.claim()
     worker.succeed()
     result = client.job(job.id).outputs[0].id
-    larger, same = client.retry(job.id, go_on=True, size=96), client.retry(job.id)
+    larger, same = client.retry(job.id, continue_from_result=True, size=96), client.retry(job.id)
 
-    assert (0.9, 0.9) == (steered.input.spec["strength"], same.input.spec["strength"])
+    assert (0.9, 0.9) == (spec_updates.input.spec["strength"], same.input.spec["strength"])
     assert (result, "picture", 96) == (larger.input.init_image, larger.input.spec["init"], larger.input.spec["size"])
     assert None is same.input.init_image
     with pytest.raises(errors.JobAlreadyEnded):
-        client.steer(job.id, strength=0.1)
+        client.update(job.id, strength=0.1)
 
 
 def test_every_picture_of_a_job_is_fetched(client: Client, pictures: Pictures, worker: Any) -> None:
@@ -165,7 +165,7 @@ def test_every_picture_of_a_job_is_fetched(client: Client, pictures: Pictures, w
 
 def test_an_estimate_is_of_sizes_digests_or_files(client: Client, pictures: Pictures, at_service: JobStore) -> None:
     """The worker is played by a thread that answers each question."""
-    with pytest.raises(errors.NoWorker), Client(client.url, patience_seconds=0) as impatient:
+    with pytest.raises(errors.NoWorker), Client(client.url, retry_seconds=0) as impatient:
         impatient.estimate((1200, 900), [(640, 480)])
     step = ScaleEstimate(width=256, height=192, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None)
     asked: list[EstimateRequest] = []
@@ -197,8 +197,8 @@ def test_the_service_tells_of_itself(client: Client, pictures: Pictures, at_serv
     system, models = client.system(), {model.name: model for model in client.models()}
 
     assert (1, 0, codec.MAX_BYTES) == (system.queued, system.running, system.limits.max_file_bytes)
-    assert [(False, "A card")] == [(one.busy, one.about and one.about.device) for one in system.workers]
-    assert (["vgg19"], 1, 0) == (models["auto"].means, models["mine"].workers, models["vgg16"].workers)
+    assert [(False, "A card")] == [(one.busy, one.info and one.info.device) for one in system.workers]
+    assert (["vgg19"], 1, 0) == (models["auto"].resolves_to, models["mine"].workers, models["vgg16"].workers)
 
 
 def test_a_batch_is_waited_for_until_its_last_job_has_ended(client: Client, pictures: Pictures, worker: Any) -> None:
@@ -214,7 +214,7 @@ def test_a_batch_is_waited_for_until_its_last_job_has_ended(client: Client, pict
     ended = client.wait_batch(batch.id, show, timeout_seconds=20)
 
     assert [0, 0, 1, 1, 2] == seen
-    assert (2, True) == (ended.counts[Status.SUCCEEDED], ended.ended)
+    assert (2, True) == (ended.counts[Status.SUCCEEDED], ended.has_ended)
     with pytest.raises(TimeoutError, match=r"After 0\.2 s the batch has not ended"):
         client.wait_batch(client.submit_batch([pictures[0]], [pictures[1]]).id, timeout_seconds=0.2)
 
@@ -396,7 +396,7 @@ def test_what_may_pass_is_asked_again_when_the_service_says(first: bytes) -> Non
 def test_what_does_not_pass_in_time_is_raised(answer: bytes, kind: type[errors.ImpastoError], code: str) -> None:
     thread, port, asked = _answering(answer)
     with (
-        Client(f"http://127.0.0.1:{port}", patience_seconds=0.1) as client,
+        Client(f"http://127.0.0.1:{port}", retry_seconds=0.1) as client,
         pytest.raises(errors.ImpastoError) as raised,
     ):
         client.presets()
@@ -424,7 +424,7 @@ def test_a_service_that_holds_its_answers_back_is_asked_again_at_once_any_other_
     assert [False, False, True] == [pause >= 1 for pause in pauses]
 
 
-@pytest.mark.parametrize("later", ["silent", "away", "busy", "gone"])
+@pytest.mark.parametrize("retry_later", ["silent", "away", "busy", "gone"])
 def test_a_wait_does_not_overrun_its_time_whatever_the_service_does(
     client: Client, pictures: Pictures, later: str
 ) -> None:

@@ -465,7 +465,7 @@ def test_a_result_waits_for_room_on_the_disk(
     assert len(tries) > 1
 
 
-@pytest.mark.parametrize("end", ["canceled", "late", "deleted", "another's"])
+@pytest.mark.parametrize("end", ["canceled", "deadline_exceeded", "deleted", "another's"])
 def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
     painter: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, valkey: Any, end: str
 ) -> None:
@@ -483,7 +483,7 @@ def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
     with redis.Redis.from_url(valkey.url) as client:
         if end == "canceled":
             store.cancel(job.id)
-        elif end == "late":
+        elif end == "deadline_exceeded":
             client.hset(f"{PREFIX}job:{job.id}", "deadline_at", 1)
         elif end == "deleted":
             store.delete(job.id)
@@ -492,7 +492,7 @@ def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
     run.join(10)
 
     assert not run.is_alive()
-    if end in ("canceled", "late"):
+    if end in ("canceled", "deadline_exceeded"):
         ended = store.get(job.id)
         assert (Status.CANCELED if end == "canceled" else Status.FAILED, []) == (ended.status, ended.outputs)
 
@@ -591,7 +591,7 @@ def test_a_torn_checkpoint_costs_the_work_not_the_job(
     assert [] == _checkpoints(tmp_path)
 
 
-@pytest.mark.parametrize("end", ["canceled", "late"])
+@pytest.mark.parametrize("end", ["canceled", "deadline_exceeded"])
 def test_stopped_beside_a_long_iteration_the_job_ends_at_once_with_its_picture(
     painter: JobRunner,
     store: JobStore,
@@ -609,7 +609,7 @@ def test_stopped_beside_a_long_iteration_the_job_ends_at_once_with_its_picture(
         stop = usual(self, moment)
         if moment.progress.iteration == 5:
             stuck.set()
-            until(lambda: store.get(job.id).status.ended, "the end")
+            until(lambda: store.get(job.id).status.has_ended, "the end")
         return stop
 
     monkeypatch.setattr(attempt.Attempt, "_watch", watch)
@@ -626,7 +626,7 @@ def test_stopped_beside_a_long_iteration_the_job_ends_at_once_with_its_picture(
     ended = store.get(job.id)
 
     assert (Status.CANCELED if end == "canceled" else Status.FAILED) is ended.status
-    assert ("deadline_exceeded" if end == "late" else None) == (ended.error.code if ended.error else None)
+    assert ("deadline_exceeded" if end == "deadline_exceeded" else None) == (ended.error.code if ended.error else None)
     assert (64, 48) == codec.decode(blobs.get(ended.outputs[0].id)).size
 
 
@@ -697,8 +697,8 @@ def test_a_run_that_was_cut_off_after_its_last_iteration_succeeds(
 # ---------------------------------------------------------------------- steering
 
 
-def _steer(store: JobStore, job: Job, **knobs: Any) -> Job:
-    return store.update_spec(job.id, lambda job_input: job_input.steered(knobs))
+def _apply_update(store: JobStore, job: Job, **knobs: Any) -> Job:
+    return store.update_spec(job.id, lambda job_input: job_input.with_updates(knobs))
 
 
 def _record(store: JobStore, blobs: Blobs, job: Job) -> dict[str, Any]:
@@ -711,34 +711,34 @@ def test_steered_before_it_begins_a_job_is_that_of_the_other_spec_to_the_bit(
     painter: JobRunner, store: JobStore, submit: Submit, blobs: Blobs
 ) -> None:
     job, other = submit(), submit(strength=0.9)
-    _steer(store, job, strength=0.9)
+    _apply_update(store, job, strength=0.9)
     painter.run_next()
     painter.run_next()
     one, two = (codec.decode(blobs.get(store.get(each.id).outputs[0].id)) for each in (job, other))
 
     assert one.tobytes() == two.tobytes()
     assert 0.9 == _record(store, blobs, job)["spec"]["strength"]
-    assert "steered" not in _record(store, blobs, job)
+    assert "spec_updated" not in _record(store, blobs, job)
 
 
 def test_a_running_job_is_steered_within_a_beat_and_tells_so_ever_after(
     running: Running, store: JobStore, blobs: Blobs, until: Callable[..., None]
 ) -> None:
     job, run = running
-    _steer(store, job, strength=0.9)
+    _apply_update(store, job, strength=0.9)
 
-    def steered() -> Any:
+    def spec_updates() -> Any:
         progress = store.get(job.id).progress
-        return progress and progress.steered
+        return progress and progress.spec_updates
 
-    until(steered, "the change in the progress")
-    change = steered()[0]
+    until(spec_updates, "the change in the progress")
+    change = spec_updates()[0]
     assert ({"strength": 0.5}, {"strength": 0.9}) == (change.before, change.after)
     store.cancel(job.id)
     run.join()
 
     record = _record(store, blobs, job)
-    assert (0.9, [change.model_dump()]) == (record["spec"]["strength"], record["steered"])
+    assert (0.9, [change.model_dump()]) == (record["spec"]["strength"], record["spec_updates"])
     assert 0.9 == store.get(job.id).input.spec["strength"]
 
 
@@ -748,13 +748,13 @@ def test_steered_at_the_last_moment_the_run_goes_on_and_after_it_nobody_steers(
     """Between the last iteration and the end: what was acknowledged is in the picture, what is not in it is refused."""
     job, usual, refused = submit(scales=1), JobStore.lock_spec, []
 
-    def steer_then_seal(self: JobStore, job_id: str, token: str, steerings: int) -> Any:
-        if not steerings:
-            _steer(store, job, strength=0.9)
-        standing = usual(self, job_id, token, steerings)
+    def steer_then_seal(self: JobStore, job_id: str, token: str, spec_update_count: int) -> Any:
+        if not spec_update_count:
+            _apply_update(store, job, strength=0.9)
+        standing = usual(self, job_id, token, spec_update_count)
         if standing == "ok":
             with pytest.raises(errors.JobAlreadyEnded) as caught:
-                _steer(store, job, strength=0.1)
+                _apply_update(store, job, strength=0.1)
             refused.append(caught.value)
         return standing
 
@@ -764,11 +764,13 @@ def test_steered_at_the_last_moment_the_run_goes_on_and_after_it_nobody_steers(
 
     assert ended.progress is not None
     assert (Status.SUCCEEDED, 9, 0.9) == (ended.status, ended.progress.iteration, ended.input.spec["strength"])
-    assert [(6, {"strength": 0.9})] == [(change["iteration"], change["after"]) for change in record["steered"]]
+    assert [(6, {"strength": 0.9})] == [(change["iteration"], change["after"]) for change in record["spec_updates"]]
     assert 1 == len(refused)
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["steered, then handed back", "handed back, then steered"])
+@pytest.mark.parametrize(
+    "before", [True, False], ids=["spec_updates, then handed back", "handed back, then spec_updates"]
+)
 def test_a_steered_job_goes_on_steered_in_the_next_attempt(
     keen: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, until: Callable[..., None], before: bool
 ) -> None:
@@ -777,21 +779,21 @@ def test_a_steered_job_goes_on_steered_in_the_next_attempt(
     run.start()
     if before:
         until(lambda: store.get(job.id).progress, "progress")
-        _steer(store, job, strength=0.9)
-        until(lambda: (at := store.get(job.id).progress) and at.steered, "the change")
+        _apply_update(store, job, strength=0.9)
+        until(lambda: (at := store.get(job.id).progress) and at.spec_updates, "the change")
     until(lambda: store.get(job.id).checkpoint, "a checkpoint")
     attempt.shutting_down.set()
     run.join()
     attempt.shutting_down.clear()
     if not before:
-        _steer(store, job, strength=0.9)
+        _apply_update(store, job, strength=0.9)
     keen.run_next()
     ended, record = store.get(job.id), _record(store, blobs, job)
 
     assert ended.progress is not None
     assert (Status.SUCCEEDED, 0.9) == (ended.status, record["spec"]["strength"])
-    assert [{"strength": 0.9}] == [change["after"] for change in record["steered"]]
-    assert 0 < record["steered"][0]["iteration"] < ended.progress.iterations
+    assert [{"strength": 0.9}] == [change["after"] for change in record["spec_updates"]]
+    assert 0 < record["spec_updates"][0]["iteration"] < ended.progress.iterations
 
 
 # ---------------------------------------------------------------------- frames
@@ -845,7 +847,7 @@ def test_without_memory_for_frames_a_run_goes_on(
     assert Status.SUCCEEDED is store.get(job.id).status
 
 
-@pytest.mark.parametrize("why", ["canceled", "late"])
+@pytest.mark.parametrize("why", ["canceled", "deadline_exceeded"])
 def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_is_ended(
     valkey: Any,
     painter: JobRunner,
@@ -880,7 +882,7 @@ def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_
     else:
         with redis.Redis.from_url(valkey.url) as client:
             client.hset(f"{PREFIX}job:{job.id}", "deadline_at", 1)
-    until(lambda: (store.reap_expired_leases(), store.get(job.id).status.ended)[1], "its end")
+    until(lambda: (store.reap_expired_leases(), store.get(job.id).status.has_ended)[1], "its end")
     over.set()
     run.join()
 

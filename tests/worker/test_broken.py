@@ -144,7 +144,7 @@ def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
     if place == "in writing the result":  # no frame or preview is what hangs
         trouble = trouble.replace("if is_first()", "if len(args) > 1 and args[1] == 'png' and is_first()")
     start(late(module, _at_first(tmp_path, trouble)) + late("worker.watchdog", quick))
-    until(lambda: all(store.get(job.id).status.ended for job in jobs), "the end of all jobs", 120)
+    until(lambda: all(store.get(job.id).status.has_ended for job in jobs), "the end of all jobs", 120)
 
     assert {Status.SUCCEEDED} == {store.get(job.id).status for job in jobs}
     log = (tmp_path / "log").read_text()

@@ -91,7 +91,7 @@ def test_once_the_job_is_anothers_the_file_that_is_named_stays(
     """It is what the other goes on from."""
     answers = ["ok", "stale"]
     kept = make(lambda _: answers.pop(0))
-    for text in ("named", "late"):
+    for text in ("named", "deadline_exceeded"):
         kept.take(State(text))
         kept.settle(10)
 

@@ -73,9 +73,9 @@ def test_a_run_does_not_count_as_memory_that_is_gone(forecaster: EstimateService
     assert at_rest != forecaster.forecast(question(size=1024))
 
 
-def test_questions_are_answered_in_passing(forecaster: EstimateService, store: JobStore, valkey: Any) -> None:
+def test_estimate_requests_are_answered_in_passing(forecaster: EstimateService, store: JobStore, valkey: Any) -> None:
     assert store.request_estimate(question(), 0.2) is None, "nobody listens"
-    store._redis.delete("impasto:questions")
+    store._redis.delete("impasto:estimate_requests")
     with ThreadPoolExecutor() as asking:
         asked = asking.submit(store.request_estimate, question(size=400), 20)
         while not asked.done():

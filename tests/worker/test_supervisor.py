@@ -12,7 +12,7 @@ from worker.supervisor import ChildMonitor, StallMonitor
 
 
 class FakeStore:
-    """The two questions that the monitors ask a store."""
+    """The two estimate_requests that the monitors ask a store."""
 
     def __init__(self) -> None:
         self.requeued: list[str] = []

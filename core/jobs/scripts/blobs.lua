@@ -35,7 +35,7 @@ local function drop_frames(p, id)
     drop_frame(p, owner, frame)
   end
   redis.call('DEL', p .. 'frames:' .. id)
-  redis.call('HDEL', job_key(p, id), 'frames', 'thinned')
+  redis.call('HDEL', job_key(p, id), 'frames', 'frame_thinnings')
 end
 
 local function drop_all(p, id)
@@ -75,7 +75,7 @@ end
 -- is safe from the janitor for keep_ms, and as long as a job uses it; and the owner may name it.
 local function reserve(keys, args)
   local p, digest, keep_ms, owner, bytes = keys[1], args[1], tonumber(args[2]), args[3], tonumber(args[4])
-  if redis.call('SISMEMBER', p .. 'condemned', digest) == 1 then
+  if redis.call('SISMEMBER', p .. 'deleting', digest) == 1 then
     return 0
   end
   local now, uploads, sizes = now_ms(), p .. 'uploads:' .. owner, p .. 'sizes:' .. owner
@@ -112,15 +112,15 @@ local function mark_deleting(keys)
   for _, digest in ipairs(redis.call('ZRANGEBYSCORE', p .. 'orphans', '-inf', now_ms(), 'LIMIT', 0, 1000)) do
     redis.call('ZREM', p .. 'orphans', digest)
     if redis.call('HEXISTS', p .. 'refs', digest) == 0 then
-      redis.call('SADD', p .. 'condemned', digest)
+      redis.call('SADD', p .. 'deleting', digest)
     end
   end
-  return redis.call('SMEMBERS', p .. 'condemned')
+  return redis.call('SMEMBERS', p .. 'deleting')
 end
 
 -- digest: its file is gone
 local function confirm_deleted(keys, args)
-  return redis.call('SREM', keys[1] .. 'condemned', args[1])
+  return redis.call('SREM', keys[1] .. 'deleting', args[1])
 end
 
 -- keep_ms, digest... -> how many of them nobody used, held or was deleting. Those are held for keep_ms more, and then go:
@@ -129,7 +129,7 @@ local function register_orphans(keys, args)
   local p, strays = keys[1], 0
   local until_ms = now_ms() + args[1]
   for i = 2, #args do
-    if redis.call('HEXISTS', p .. 'refs', args[i]) == 0 and redis.call('SISMEMBER', p .. 'condemned', args[i]) == 0 then
+    if redis.call('HEXISTS', p .. 'refs', args[i]) == 0 and redis.call('SISMEMBER', p .. 'deleting', args[i]) == 0 then
       strays = strays + redis.call('ZADD', p .. 'orphans', 'NX', until_ms, args[i])
     end
   end

@@ -1,6 +1,6 @@
 local function index_status(p, id, status)
   local job = redis.call('HMGET', job_key(p, id), 'owner', 'entry')
-  redis.call('ZADD', p .. 'of:' .. job[1] .. ':' .. status, job[2], id)
+  redis.call('ZADD', p .. 'jobs_of:' .. job[1] .. ':' .. status, job[2], id)
 end
 
 -- From now on an ended job is kept for so long; 0: for good, as long as there is room.
@@ -35,7 +35,7 @@ local function move(p, id, to)
   if not (LEGAL[from] and LEGAL[from][to]) then
     return false
   end
-  redis.call('ZREM', p .. 'of:' .. job[2] .. ':' .. from, id)
+  redis.call('ZREM', p .. 'jobs_of:' .. job[2] .. ':' .. from, id)
   index_status(p, id, to)
   redis.call('HSET', key, 'status', to)
   publish_change(p, id)
@@ -46,7 +46,7 @@ local function move(p, id, to)
   end
   if to == 'queued' then
     enqueue(p, id)
-    redis.call('HDEL', key, 'sealed')
+    redis.call('HDEL', key, 'spec_locked')
     if redis.call('HEXISTS', key, 'checkpoint') == 0 then
       redis.call('HDEL', key, 'progress') -- the next attempt begins again
       drop_frames(p, id)
@@ -57,7 +57,7 @@ local function move(p, id, to)
   return true
 end
 
--- 'ok'; 'cancel' when somebody asked the run to stop, 'late' when its deadline is over; 'stale' when the job is no
+-- 'ok'; 'cancel' when somebody asked the run to stop, 'deadline_exceeded' when its deadline is over; 'stale' when the job is no
 -- longer this worker's.
 local function lease_status(p, id, token)
   local job = redis.call('HMGET', job_key(p, id), 'status', 'token', 'cancel_requested', 'deadline_at')
@@ -67,7 +67,7 @@ local function lease_status(p, id, token)
   if job[3] == '1' then
     return 'cancel'
   end
-  return job[4] and tonumber(job[4]) <= now_ms() and 'late' or 'ok'
+  return job[4] and tonumber(job[4]) <= now_ms() and 'deadline_exceeded' or 'ok'
 end
 
 -- A running job whose worker is gone: back into the queue, or to its end. -> 1 if it is queued again, 0 if it has ended;
@@ -112,8 +112,8 @@ local function erase_job(p, id)
   dequeue(p, id)
   signal_worker(p, job[3])
   forget_result(p, id)
-  redis.call('ZREM', p .. 'of:' .. owner .. ':' .. status, id)
-  redis.call('ZREM', p .. 'of:' .. owner, id)
+  redis.call('ZREM', p .. 'jobs_of:' .. owner .. ':' .. status, id)
+  redis.call('ZREM', p .. 'jobs_of:' .. owner, id)
   unschedule_webhook(p, id)
   local batch = redis.call('HGET', key, 'batch_id')
   if batch then
@@ -130,18 +130,18 @@ end
 local function heartbeat(keys, args)
   local p, now = keys[1], now_ms()
   redis.call('ZADD', p .. 'workers', now, args[1])
-  if redis.call('HGET', p .. 'crew', args[1]) ~= args[2] then
-    redis.call('HSET', p .. 'crew', args[1], args[2])
+  if redis.call('HGET', p .. 'worker_info', args[1]) ~= args[2] then
+    redis.call('HSET', p .. 'worker_info', args[1], args[2])
   end
   for _, gone in ipairs(redis.call('ZRANGEBYSCORE', p .. 'workers', '-inf', now - 12 * WORKER_MS)) do
     redis.call('ZREM', p .. 'workers', gone)
-    redis.call('HDEL', p .. 'crew', gone)
+    redis.call('HDEL', p .. 'worker_info', gone)
   end
 end
 
 -- Whether these are all changes of the job's spec.
-local function knows_all_updates(p, id, steerings)
-  return (redis.call('HGET', job_key(p, id), 'steerings') or '0') == steerings
+local function knows_all_updates(p, id, spec_update_count)
+  return (redis.call('HGET', job_key(p, id), 'spec_update_count') or '0') == spec_update_count
 end
 
 -- id, token, lease_ms, changes of the spec that the run knows of or '' -> standing
@@ -152,7 +152,7 @@ local function renew(keys, args)
     redis.call('ZADD', p .. 'leases', now_ms() + tonumber(args[3]), id)
   end
   if answer == 'ok' and (args[4] or '') ~= '' and not knows_all_updates(p, id, args[4]) then
-    return 'steered'
+    return 'spec_updated'
   end
   return answer
 end
@@ -191,9 +191,9 @@ local function lock_spec(keys, args)
   local answer = lease_status(p, id, args[2])
   if answer ~= 'stale' then
     if not knows_all_updates(p, id, args[3]) then
-      return 'steered'
+      return 'spec_updated'
     end
-    redis.call('HSET', job_key(p, id), 'sealed', '1')
+    redis.call('HSET', job_key(p, id), 'spec_locked', '1')
   end
   return answer
 end
@@ -219,7 +219,7 @@ local function report_progress(keys, args)
   return answer
 end
 
--- id, token, frame (JSON: iteration, digest, ...), most -> how often they were thinned out by now; -1: it is not kept.
+-- id, token, frame (JSON: iteration, digest, ...), most -> how often they were frame_thinnings out by now; -1: it is not kept.
 -- Where there are too many, every other one goes. What an earlier attempt kept from this iteration on is painted again.
 local function add_frame(keys, args)
   local p, id = keys[1], args[1]
@@ -246,9 +246,9 @@ local function add_frame(keys, args)
         drop_frame(p, owner, kept)
       end
     end
-    redis.call('HINCRBY', key, 'thinned', 1)
+    redis.call('HINCRBY', key, 'frame_thinnings', 1)
   end
-  return tonumber(redis.call('HGET', key, 'thinned') or 0)
+  return tonumber(redis.call('HGET', key, 'frame_thinnings') or 0)
 end
 
 -- id, token, name -> standing. The next attempt goes on from there. A worker that got this far has not died in vain.
@@ -315,7 +315,7 @@ end
 local function requeue_jobs_of(keys, args)
   local p, again = keys[1], 0
   redis.call('ZREM', p .. 'workers', args[1])
-  redis.call('HDEL', p .. 'crew', args[1])
+  redis.call('HDEL', p .. 'worker_info', args[1])
   for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, -1)) do
     if redis.call('HGET', job_key(p, id), 'worker') == args[1] then
       again = again + (requeue_or_fail(p, id, args[2], args[3]) or 0)
@@ -350,7 +350,7 @@ local function update_spec(keys, args)
     return nil
   end
   local key = job_key(p, id)
-  local job = redis.call('HMGET', key, 'status', 'cancel_requested', 'sealed', 'steerings', 'started_at', 'token')
+  local job = redis.call('HMGET', key, 'status', 'cancel_requested', 'spec_locked', 'spec_update_count', 'started_at', 'token')
   if not LEGAL[job[1]] or job[2] == '1' or job[3] then
     return 'ended'
   end
@@ -361,7 +361,7 @@ local function update_spec(keys, args)
   if job[5] then
     redis.call('HDEL', key, 'fingerprint')
   end
-  redis.call('HINCRBY', key, 'steerings', 1)
+  redis.call('HINCRBY', key, 'spec_update_count', 1)
   publish_change(p, id)
   signal_worker(p, job[6])
   return 'ok'

@@ -29,7 +29,7 @@ local function expire_due(keys, args)
   for _, id in ipairs(due) do
     drop_all(p, id)
     forget_result(p, id)
-    redis.call('HSET', job_key(p, id), 'gone', '1')
+    redis.call('HSET', job_key(p, id), 'images_deleted', '1')
     publish_change(p, id)
     redis.call('ZREM', p .. 'expiry', id)
     redis.call('ZADD', p .. 'records', now + args[1], id)

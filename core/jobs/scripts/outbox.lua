@@ -35,14 +35,14 @@ end
 -- courier. A try counts before it is made: one that kills couriers is not made for ever.
 local function claim_delivery(keys, args)
   local p, now = keys[1], now_ms()
-  local before = redis.call('GET', p .. 'collect:' .. args[1])
+  local before = redis.call('GET', p .. 'delivery_claim:' .. args[1])
   if before then
     local taken = cjson.decode(before)
     return { taken.id, taken.try }
   end
-  redis.call('ZREMRANGEBYSCORE', p .. 'couriers', '-inf', now)
+  redis.call('ZREMRANGEBYSCORE', p .. 'dispatchers', '-inf', now)
   local busy, free = {}, {}
-  for _, lane in ipairs(redis.call('ZRANGE', p .. 'couriers', 0, -1)) do
+  for _, lane in ipairs(redis.call('ZRANGE', p .. 'dispatchers', 0, -1)) do
     local owner = string.match(lane, '^%S+')
     busy[lane], busy[owner] = 1, (busy[owner] or 0) + 1
   end
@@ -66,9 +66,9 @@ local function claim_delivery(keys, args)
       local try = redis.call('HEXISTS', job, 'webhook') == 1 and add(job, 'webhook_tries', 1)
       if try and try <= tonumber(args[3]) then
         redis.call('HSET', job, 'webhook_token', args[1])
-        redis.call('ZADD', p .. 'couriers', now + args[2], lane)
+        redis.call('ZADD', p .. 'dispatchers', now + args[2], lane)
         local taken = { id = id, try = try, lane = lane, until_ms = now + args[2] }
-        redis.call('SET', p .. 'collect:' .. args[1], cjson.encode(taken), 'PX', args[2])
+        redis.call('SET', p .. 'delivery_claim:' .. args[1], cjson.encode(taken), 'PX', args[2])
         return { id, try }
       end
       if try then
@@ -83,11 +83,11 @@ end
 
 -- Nobody is on the way to the lane any more: the job is deleted, which knew the lane; the collect knows it, too.
 local function free_lane(p, token)
-  local before = redis.call('GET', p .. 'collect:' .. token)
+  local before = redis.call('GET', p .. 'delivery_claim:' .. token)
   if before then
     local taken = cjson.decode(before)
-    if tonumber(redis.call('ZSCORE', p .. 'couriers', taken.lane) or 0) == taken.until_ms then -- it is still this courier's
-      redis.call('ZREM', p .. 'couriers', taken.lane)
+    if tonumber(redis.call('ZSCORE', p .. 'dispatchers', taken.lane) or 0) == taken.until_ms then -- it is still this courier's
+      redis.call('ZREM', p .. 'dispatchers', taken.lane)
     end
   end
 end
@@ -104,7 +104,7 @@ local function complete_delivery(keys, args)
     return 'stale'
   end
   redis.call('HDEL', key, 'webhook_token')
-  redis.call('ZREM', p .. 'couriers', lane_of(p, id))
+  redis.call('ZREM', p .. 'dispatchers', lane_of(p, id))
   if args[3] ~= '' then
     schedule_webhook(p, id, now_ms() + args[3])
   else

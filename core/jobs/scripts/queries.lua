@@ -69,7 +69,7 @@ local function list_workers(keys)
     busy[redis.call('HGET', job_key(p, id), 'worker') or ''] = true
   end
   for _, worker in ipairs(redis.call('ZRANGEBYSCORE', p .. 'workers', now_ms() - WORKER_MS, '+inf')) do
-    found[#found + 1] = { redis.call('HGET', p .. 'crew', worker) or '', busy[worker] and 1 or 0 }
+    found[#found + 1] = { redis.call('HGET', p .. 'worker_info', worker) or '', busy[worker] and 1 or 0 }
   end
   return found
 end

@@ -16,9 +16,9 @@ local function result_of(p, order)
   if not id then
     return nil
   end
-  local job = redis.call('HMGET', job_key(p, id), 'model', 'output', 'gone')
-  local model, output, gone = job[1], job[2], job[3]
-  if model and gone ~= '1' and is_retained(p, output) and decode_stored(model).sha256 == redis.call('HGET', p .. 'networks', order.model) then
+  local job = redis.call('HMGET', job_key(p, id), 'model', 'output', 'images_deleted')
+  local model, output, images_deleted = job[1], job[2], job[3]
+  if model and images_deleted ~= '1' and is_retained(p, output) and decode_stored(model).sha256 == redis.call('HGET', p .. 'networks', order.model) then
     return id
   end
 end
@@ -52,7 +52,7 @@ local function write_record(p, id, order)
       redis.call('HSET', key, field, order[field])
     end
   end
-  redis.call('ZADD', p .. 'of:' .. order.owner, entry, id)
+  redis.call('ZADD', p .. 'jobs_of:' .. order.owner, entry, id)
   for _, digest in ipairs(order.digests) do
     add_reference(p, order.owner, digest)
   end
@@ -65,7 +65,7 @@ end
 -- An owner's records are bounded, as everything that a stranger can pile up. -> those that make room for so many more,
 -- and whether they do.
 local function find_room(p, owner, count)
-  local of, going = p .. 'of:' .. owner, {}
+  local of, going = p .. 'jobs_of:' .. owner, {}
   local need = math.min(count, redis.call('ZCARD', of) + count - MOST_RECORDS)
   if need > 0 then
     for _, id in ipairs(redis.call('ZRANGE', of, 0, MOST_LOOKED_AT - 1)) do
@@ -94,7 +94,7 @@ local function refusal_reason(p, orders)
     end
     new = new + (#going == 0 and result_of(p, order) and 0 or 1)
   end
-  local own = redis.call('ZCARD', p .. 'queue:' .. owner) + redis.call('ZCARD', p .. 'of:' .. owner .. ':running')
+  local own = redis.call('ZCARD', p .. 'queue:' .. owner) + redis.call('ZCARD', p .. 'jobs_of:' .. owner .. ':running')
   if new > 0 and most_own and own + new > most_own then
     return 'quota'
   end

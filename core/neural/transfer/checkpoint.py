@@ -51,8 +51,8 @@ class CheckpointHeader:
     seconds: float
     routes: list[Route]
     network: str  # its weights' digest, and its precision
-    weights: dict[str, Any]  # the knobs that may be steered, as they were
-    steered: list[AppliedUpdate]  # so far
+    weights: dict[str, Any]  # the knobs that may be spec_updates, as they were
+    spec_updates: list[AppliedUpdate]  # so far
 
 
 class Checkpoint:
@@ -89,7 +89,9 @@ def load(file: Path) -> Checkpoint | None:
             return None
         mark = found["mark"]
         routes = [Route(**route) for route in mark.pop("routes")]
-        steered = [AppliedUpdate(**change) for change in mark.pop("steered")]
-        return Checkpoint(CheckpointHeader(routes=routes, steered=steered, **mark), SharedSnapshot(found["tensors"]))
+        spec_updates = [AppliedUpdate(**change) for change in mark.pop("spec_updates")]
+        return Checkpoint(
+            CheckpointHeader(routes=routes, spec_updates=spec_updates, **mark), SharedSnapshot(found["tensors"])
+        )
     except _UNREADABLE:
         return None

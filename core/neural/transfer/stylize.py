@@ -46,7 +46,7 @@ class RunProgress:
     seconds: float
     iterations_per_second: float
     seconds_left: float
-    steered: tuple[AppliedUpdate, ...] = ()
+    spec_updates: tuple[AppliedUpdate, ...] = ()
 
     @property
     def value(self) -> float:
@@ -83,7 +83,7 @@ class StyleResult:
     stopped: bool
     plan: Plan
     spec: StyleSpec  # as it was at the end
-    steered: tuple[AppliedUpdate, ...]
+    spec_updates: tuple[AppliedUpdate, ...]
 
 
 def stylize(
@@ -98,7 +98,7 @@ def stylize(
     """The subject's photo in the style of its paintings (Gatys, Ecker and Bethge 2015), coarse to fine.
 
     Same pictures, spec, network, machine and plan: same picture, also if the run is resumed from a checkpoint of an
-    earlier one; a checkpoint of another network is left aside, one made by other weights is steered.
+    earlier one; a checkpoint of another network is left aside, one made by other weights is spec_updates.
     Raises BadSpec, BadImage, OutOfMemory, Diverged (it carries the last good picture), DeviceLost, and what
     `on_progress` raises.
     """
@@ -135,12 +135,12 @@ class _Run:
         self._losses: dict[str, float] = {}
         self._done = 0  # iterations of this leg that the image has behind it
         self._before = float("inf")  # the loss where the last window ended
-        self._steered: tuple[AppliedUpdate, ...] = ()
+        self._spec_updates: tuple[AppliedUpdate, ...] = ()
         self._resume = resume
         if resume is not None:
             self._image, self._losses = resume.tensors["image"].to(network.device), resume.mark.losses
             self._clock.resume(resume.mark)
-            self._steered = tuple(resume.mark.steered)
+            self._spec_updates = tuple(resume.mark.spec_updates)
 
     def painting(self) -> StyleResult:
         behind = self._resume.mark.leg - 1 if self._resume else 0
@@ -152,7 +152,7 @@ class _Run:
         picture = self._rendered(image, self._spec)
         clock = self._clock
         return StyleResult(
-            picture, self._losses, clock.iteration, clock.seconds, stopped, self._plan, self._spec, self._steered
+            picture, self._losses, clock.iteration, clock.seconds, stopped, self._plan, self._spec, self._spec_updates
         )
 
     def _leg(self, number: int, leg: PlannedScale) -> bool:
@@ -227,7 +227,7 @@ class _Run:
         self._done = mark.count
         self._clock.go_on(mark.count)
         if mark.weights != self._spec.weights:
-            self._note_steering(mark.weights, mark.count)
+            self._record_update(mark.weights, mark.count)
             return None
         self._before = mark.before
         # Another machine, or less memory: the image is worth keeping all the same.
@@ -238,29 +238,29 @@ class _Run:
             return False
         picture = partial(self._rendered, iterate, self._spec)
         checkpoint = partial(self._checkpoint, optimizer, count)
-        progress = replace(self._clock.progress(self._losses), steered=self._steered)
+        progress = replace(self._clock.progress(self._losses), spec_updates=self._spec_updates)
         answer = self._on_progress(StepEvent(progress, self._spec, picture, checkpoint))
         if isinstance(answer, StyleSpec):
-            self._steer(self._subject.fitted(answer), scene, optimizer, count)
+            self._apply_update(self._subject.fitted(answer), scene, optimizer, count)
             return False
         return bool(answer)
 
-    def _steer(self, spec: StyleSpec, scene: ScaleTarget, optimizer: LBFGS | Adam, count: int) -> None:
+    def _apply_update(self, spec: StyleSpec, scene: ScaleTarget, optimizer: LBFGS | Adam, count: int) -> None:
         """Go on by other weights: another function, of which the optimizer knows nothing yet."""
         before, self._spec = self._spec.weights, spec
         if spec.weights != before:
             scene.weigh(self._balanced(self._clock.legs[self._clock.leg - 1]))
             optimizer.begin()
-            self._note_steering(before, count)
+            self._record_update(before, count)
 
-    def _note_steering(self, before: Mapping[str, Any], count: int) -> None:
+    def _record_update(self, before: Mapping[str, Any], count: int) -> None:
         """For those who ask how the picture was made. And a scale that was about to end takes the time to follow."""
         after = self._spec.weights
         changed = [name for name in after if after[name] != before[name]]
         steering = AppliedUpdate(
             self._clock.iteration, {name: before[name] for name in changed}, {name: after[name] for name in changed}
         )
-        self._steered = (*self._steered, steering)
+        self._spec_updates = (*self._spec_updates, steering)
         self._before = float("inf")
         self._clock.lengthen(count)
 
@@ -275,7 +275,7 @@ class _Run:
             routes=[leg.route for leg in self._clock.legs],
             network=self._network_id,
             weights=self._spec.weights,
-            steered=list(self._steered),
+            spec_updates=list(self._spec_updates),
         )
         return Checkpoint(mark, optimizer.state())
 

@@ -246,8 +246,8 @@ def test_checkpoints_count_for_the_disks_quota(
         reaper.tick()
         clock.now += 1
 
-    assert goes is store.get(ended.id).gone
-    assert not store.get(painted.id).gone
+    assert goes is store.get(ended.id).images_deleted
+    assert not store.get(painted.id).images_deleted
 
 
 def test_an_empty_folder_over_its_quota_harms_nothing(

@@ -93,7 +93,7 @@ def test_nobody_waits_for_longer_than_half_a_minute(
 
 
 def test_who_watches_enough_is_answered_at_once(client: TestClient, app: Any, submit: Any) -> None:
-    app.state.sights._max_watchers = 0
+    app.state.job_feed._max_watchers = 0
     answer = client.get(submit().json()["links"]["self"], headers={"Prefer": "wait=30"})
     assert 200 == answer.status_code
     assert "preference-applied" not in answer.headers
@@ -156,5 +156,5 @@ def test_a_batch_that_is_deleted_meanwhile_is_not_there_and_nobody_watches_any_m
     answer, seconds = ask(path, lambda: store.delete_batch(path.rpartition("/")[2]), Prefer="wait=20")
 
     assert (404, True) == (answer.status_code, seconds < 10)
-    sights: Any = client.app.state.sights  # type: ignore[attr-defined]
+    sights: Any = client.app.state.job_feed  # type: ignore[attr-defined]
     assert ({}, 0) == (sights._spots, sights._watchers.total())

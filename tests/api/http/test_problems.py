@@ -128,7 +128,7 @@ def test_a_store_that_is_away_is_503_with_retry_after_everywhere(
 
     app.state.store.close()
     app.state.store = JobStore("redis://127.0.0.1:1/0")
-    app.state.sights = JobFeed("redis://127.0.0.1:1/0", 1)
+    app.state.job_feed = JobFeed("redis://127.0.0.1:1/0", 1)
     job = "/v1/jobs/job_" + "a" * 26
 
     for answer in (

@@ -244,7 +244,7 @@ def _from(client: TestClient, address: str) -> TestClient:
 
 
 def test_who_guesses_keys_is_told_to_wait_and_who_has_one_is_not(serve: Serve, bearer: Any, valkey: Any) -> None:
-    first, second = (serve(wrong_keys_per_minute=3) for _ in range(2))
+    first, second = (serve(auth_failures_per_minute=3) for _ in range(2))
     in_use, new = bearer(), bearer()
     wrong = {"Authorization": f"Bearer impasto_{'a' * 52}"}
     assert [200, 200] == [client.get("/v1/jobs", headers=in_use).status_code for client in (first, second)]
@@ -264,7 +264,7 @@ def test_who_guesses_keys_is_told_to_wait_and_who_has_one_is_not(serve: Serve, b
 
 
 def test_one_network_of_ipv6_is_one_address(serve: Serve) -> None:
-    client, wrong = serve(wrong_keys_per_minute=2), {"Authorization": "Bearer x"}
+    client, wrong = serve(auth_failures_per_minute=2), {"Authorization": "Bearer x"}
     addresses = ["2001:db8::1", "2001:db8::2:2", "2001:db8::3", "2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"]
     tries = [_from(client, address).get("/v1/jobs", headers=wrong).status_code for address in addresses]
 

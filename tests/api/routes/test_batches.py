@@ -61,7 +61,7 @@ def test_every_photo_is_painted_in_every_style_in_their_order(client: TestClient
 
 def test_a_doorbell_that_nobody_hears_is_rung_once(client: TestClient, app: Any, files: dict[str, Any]) -> None:
     rung: list[int] = []
-    app.state.ring = lambda: bool(rung.append(1))
+    app.state.notify = lambda: bool(rung.append(1))
     several = [("content", files["content"]), ("content", files["style"]), ("style", files["style"])]
     answer = client.post("/v1/batches", files=several, data={"size": "64"})
 

@@ -156,7 +156,7 @@ def test_files_lie_among_the_parts_of_blobs_while_they_are_read(
 
 def test_the_uploads_of_a_caller_take_so_much_room_and_no_more(app: FastAPI, client: TestClient) -> None:
     one, two, three = (pictures.encode(Image.new("RGB", (40, 40), color)) for color in ("red", "green", "blue"))
-    app.state.settings = ApiSettings(uploads_gb_per_caller=(len(one) + len(two)) / 1e9)
+    app.state.settings = ApiSettings(upload_quota_gb_per_caller=(len(one) + len(two)) / 1e9)
     answers = [client.post("/v1/images", files={"image": data}) for data in (one, two, two, three)]
 
     assert [201, 201, 201, 429] == [answer.status_code for answer in answers]
@@ -169,7 +169,7 @@ def test_a_picture_of_a_job_that_is_kept_as_an_upload_counts_as_one(
     app: FastAPI, client: TestClient, submit: Any, files: dict[str, Any]
 ) -> None:
     digest = submit().json()["input"]["content"]
-    app.state.settings = ApiSettings(uploads_gb_per_caller=1 / 1e9)
+    app.state.settings = ApiSettings(upload_quota_gb_per_caller=1 / 1e9)
 
     assert [429, 200] == [client.request(way, f"/v1/images/{digest}").status_code for way in ("HEAD", "GET")]
 

@@ -335,7 +335,7 @@ def test_a_stream_outlives_the_store(serve: Serve, own_valkey: Any) -> None:
 
 def test_who_does_not_read_costs_nothing_and_is_cut(serve: Serve) -> None:
     """16 MB of changes for each of 20 watchers; what their kernels do not take is not kept by ours."""
-    api = serve(API_PATIENCE_SECONDS="3")
+    api = serve(API_CLIENT_TIMEOUT_SECONDS="3")
     job = api.new_job()
     api.claim()
     for _ in range(20):
@@ -419,7 +419,7 @@ def test_streams_end_when_the_process_is_asked_to_go(serve: Serve) -> None:
 
 
 def test_a_stream_is_its_owners(serve: Serve, valkey: Any) -> None:
-    api = serve(API_KEYS="required", API_MAX_WATCHERS_PER_CALLER="2")
+    api = serve(API_KEYS="required", API_MAX_STREAMS_PER_CALLER="2")
     keys = ApiKeyStore(valkey.url)
     (ada, adas), (_, bobs) = keys.create("ada"), keys.create("bob")
     keys.close()
@@ -433,7 +433,7 @@ def test_a_stream_is_its_owners(serve: Serve, valkey: Any) -> None:
 
     second = api.watch(job.id, Authorization=f"Bearer {adas}")
     refused = api.ask(f"/v1/jobs/{job.id}/events", Authorization=f"Bearer {adas}")
-    assert (429, "too_many_watchers") == (refused.status, json.loads(refused.read())["code"])
+    assert (429, "too_many_streams") == (refused.status, json.loads(refused.read())["code"])
     assert 404 == api.watch(job.id, Authorization=f"Bearer {bobs}").status, "each has their own number"
     second.next()
     second.answer.fp.raw._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
@@ -484,7 +484,7 @@ def test_a_revoked_key_ends_its_streams_and_no_others(serve: Serve, valkey: Any)
 
 
 def test_a_page_of_an_allowed_origin_may_watch(serve: Serve) -> None:
-    api = serve(API_ORIGINS="https://example.org")
+    api = serve(API_CORS_ORIGINS="https://example.org")
     answer = api.watch(api.new_job().id, Origin="https://example.org")
     assert "https://example.org" == answer.headers["Access-Control-Allow-Origin"]
 
@@ -493,7 +493,7 @@ def test_what_no_client_sees_is_not_told(serve: Serve, store: JobStore) -> None:
     for digest in ("sha256:a", "sha256:b"):
         store.reserve(digest)
     job = store.create(new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}))
-    for unseen in ({"checkpoint": "c"}, {"thinned": 1}, {"steerings": 1}, {"owner": "x"}):
+    for unseen in ({"checkpoint": "c"}, {"frame_thinnings": 1}, {"spec_update_count": 1}, {"owner": "x"}):
         assert b"" == job_events.told(JobSnapshot(job.model_copy(update={**unseen, "version": 2})), JobSnapshot(job)), (
             unseen
         )

@@ -495,7 +495,7 @@ def test_a_repeated_submission_is_answered_though_its_pictures_have_gone(
     store.expire_due(60)
     for digest in ids:
         blobs.delete(digest)
-    app.state.settings = ApiSettings(keep_days=7, max_queued=1, max_jobs_per_caller=1)
+    app.state.settings = ApiSettings(result_retention_days=7, max_queued=1, max_jobs_per_caller=1)
     again = client.post("/v1/jobs", json=body, headers=key)
 
     assert (202, first.json()["id"]) == (again.status_code, again.json()["id"])
@@ -525,7 +525,7 @@ def test_other_settings_of_the_server_make_no_other_request(
         return client.post("/v1/jobs", files=files, data={"size": "64"}, headers={"Idempotency-Key": "k"})
 
     first = post()
-    app.state.settings = ApiSettings(keep_days=7, max_queued=1, max_jobs_per_caller=1)
+    app.state.settings = ApiSettings(result_retention_days=7, max_queued=1, max_jobs_per_caller=1)
     again = post()
 
     assert (202, first.json()["id"], [1]) == (again.status_code, again.json()["id"], rings)

@@ -82,16 +82,16 @@ def test_the_figures_count_requests_by_route_and_jobs_by_their_end(
         return after.get(name, 0.0) - before.get(name, 0.0)
 
     route = 'method="GET",route="/v1/jobs/{job_id}"'
-    assert 3 == grown('impasto_requests_total{method="POST",route="/v1/jobs",status="202"}')
-    assert 1 == grown(f'impasto_requests_total{{{route},status="200"}}')
-    assert 1 == grown(f'impasto_requests_total{{{route},status="404"}}')
-    assert 1 == grown('impasto_requests_total{method="GET",route="-",status="404"}')
+    assert 3 == grown('impasto_http_requests_total{method="POST",route="/v1/jobs",status="202"}')
+    assert 1 == grown(f'impasto_http_requests_total{{{route},status="200"}}')
+    assert 1 == grown(f'impasto_http_requests_total{{{route},status="404"}}')
+    assert 1 == grown('impasto_http_requests_total{method="GET",route="-",status="404"}')
     assert 2 == grown(f"impasto_request_seconds_count{{{route}}}")
     assert (1, 1, 1, 1) == tuple(
         after[f"impasto_{name}"] for name in ("queued_jobs", "running_jobs", "workers", "busy_workers")
     )
     assert {"canceled": 1, "succeeded": 0, "failed": 0, "expired": 0} == {
-        status: after[f'impasto_ended_jobs_total{{status="{status}"}}']
+        status: after[f'impasto_jobs_finished_total{{status="{status}"}}']
         for status in ("canceled", "succeeded", "failed", "expired")
     }
 
@@ -102,8 +102,8 @@ def test_webhooks_that_wait_are_counted(
     job = submit().json()
     store._redis.hset(f"impasto:job:{job['id']}", "webhook", "https://example.org/a")
     store.cancel(job["id"])
-    assert 1 == figures()["impasto_waiting_webhooks"]
+    assert 1 == figures()["impasto_webhooks_pending"]
     collected = store.claim_delivery("c", 30, 3)
     assert collected is not None
     store.complete_delivery(job["id"], "c", "delivered")
-    assert 0 == figures()["impasto_waiting_webhooks"]
+    assert 0 == figures()["impasto_webhooks_pending"]

@@ -149,15 +149,15 @@ RECORD = {"program": "impasto", **JobInput(content=ANY, styles=[ANY], spec={}).p
 @pytest.mark.parametrize(
     ("data", "status", "code"),
     [
-        pytest.param(_png(None), 422, "bad_record", id="no record"),
-        pytest.param(b"", 422, "bad_record", id="nothing"),
-        pytest.param(b"GIF89a" * 99, 422, "bad_record", id="no PNG"),
-        pytest.param(_png({}), 422, "bad_record", id="empty"),
-        pytest.param(_png([]), 422, "bad_record", id="a list"),
-        pytest.param(_png([["content", ANY]]), 422, "bad_record", id="pairs"),
-        pytest.param(_png({**RECORD, "content": 7}), 422, "bad_record", id="a number for a digest"),
-        pytest.param(_png({**RECORD, "spec": "x"}), 422, "bad_record", id="a word for the knobs"),
-        pytest.param(_png({**RECORD, "spec": {"size": float("nan")}}), 422, "bad_record", id="NaN"),
+        pytest.param(_png(None), 422, "invalid_provenance", id="no record"),
+        pytest.param(b"", 422, "invalid_provenance", id="nothing"),
+        pytest.param(b"GIF89a" * 99, 422, "invalid_provenance", id="no PNG"),
+        pytest.param(_png({}), 422, "invalid_provenance", id="empty"),
+        pytest.param(_png([]), 422, "invalid_provenance", id="a list"),
+        pytest.param(_png([["content", ANY]]), 422, "invalid_provenance", id="pairs"),
+        pytest.param(_png({**RECORD, "content": 7}), 422, "invalid_provenance", id="a number for a digest"),
+        pytest.param(_png({**RECORD, "spec": "x"}), 422, "invalid_provenance", id="a word for the knobs"),
+        pytest.param(_png({**RECORD, "spec": {"size": float("nan")}}), 422, "invalid_provenance", id="NaN"),
         pytest.param(_png({**RECORD, "spec": {"size": 10**9}}), 422, "bad_spec", id="too large"),
         pytest.param(_png({**RECORD, "spec": {"<script>": 1}}), 422, "bad_spec", id="no knob"),
         pytest.param(_png({**RECORD, "styles": []}), 422, "bad_spec", id="no painting"),
@@ -165,8 +165,8 @@ RECORD = {"program": "impasto", **JobInput(content=ANY, styles=[ANY], spec={}).p
         pytest.param(_png({**RECORD, "masks": [ANY] * 9}), 422, "bad_spec", id="nine masks"),
         pytest.param(_png({**RECORD, "content": "../../etc/passwd"}), 404, "image_not_found", id="a path"),
         pytest.param(_png(RECORD), 404, "image_not_found", id="of nobody"),
-        pytest.param(_png(RECORD).replace(b'"program"', b'"Program"'), 422, "bad_record", id="damaged"),
-        pytest.param(_png(RECORD)[:90], 422, "bad_record", id="cut"),
+        pytest.param(_png(RECORD).replace(b'"program"', b'"Program"'), 422, "invalid_provenance", id="damaged"),
+        pytest.param(_png(RECORD)[:90], 422, "invalid_provenance", id="cut"),
     ],
 )
 def test_a_hostile_record_is_refused_as_a_submission_is_and_nothing_is_left(
@@ -187,7 +187,7 @@ def test_a_record_that_is_nested_without_end_is_refused(client: TestClient) -> N
     whole = deep[: at + 4 + length] + zlib.crc32(deep[at : at + 4 + length]).to_bytes(4) + deep[at + 8 + length :]
     answer = client.post("/v1/jobs", files={"from": ("r.png", whole)})
 
-    assert (422, "bad_record") == (answer.status_code, answer.json()["code"])
+    assert (422, "invalid_provenance") == (answer.status_code, answer.json()["code"])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def _job(store: JobStore) -> str:
 
 
 def _cut(reader: JobReader) -> None:
-    """As a reset does, between two questions."""
+    """As a reset does, between two estimate_requests."""
     for line in reader._redis.connection_pool._available_connections:
         line._writer.transport.abort()
 

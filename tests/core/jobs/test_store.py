@@ -216,7 +216,7 @@ def test_every_step_from_every_status_leads_where_the_table_says(
     after = store.get(job.id)
     assert leads.get(status, status) is after.status
     assert after.status is status or after.status in TRANSITIONS[status]
-    if status.ended:
+    if status.has_ended:
         assert before == after
 
 
@@ -717,7 +717,7 @@ def test_a_deadline_ends_a_job(store: JobStore, valkey: Any, begun: bool) -> Non
     store.reap_expired_leases()
 
     if begun:
-        assert "late" == store.renew(job.id, "t")
+        assert "deadline_exceeded" == store.renew(job.id, "t")
         began = time.monotonic()
         store.wait_for_signal("t", 0.9)  # it was woken
         assert time.monotonic() - began < 0.5
@@ -917,7 +917,7 @@ def test_when_the_disk_is_too_full_the_oldest_go_first(store: JobStore) -> None:
 
     assert 2 == store.expire_early(2)
     assert 2 == store.expire_due(60)
-    assert [True, True] == [store.get(job.id).gone for job in (oldest, middle)]
+    assert [True, True] == [store.get(job.id).images_deleted for job in (oldest, middle)]
     assert 1 == store.expire_early(5)
 
 
@@ -932,7 +932,7 @@ def test_what_is_kept_for_good_goes_only_when_the_disk_is_too_full_and_last(stor
     for _ in range(4):
         store.expire_early(1)
         store.expire_due(60)
-        gone.append([store.get(job.id).gone for job in (ending, oldest, newer, pinned)])
+        gone.append([store.get(job.id).images_deleted for job in (ending, oldest, newer, pinned)])
     assert [[True, False, False, False], [True, True, False, False], *[[True, True, True, False]] * 2] == gone
     store.set_pinned(pinned.id, pinned=False)
     assert 1 == store.expire_early(5)
@@ -1107,7 +1107,7 @@ def test_a_late_courier_of_a_deleted_job_frees_no_lane_of_anothers(store: JobSto
     deleted, following, _ = (_told(store) for _ in range(3))
     _collected(store, "frozen", 0.03)
     with redis.Redis.from_url(valkey.url) as client:  # as if all happened in the millisecond in which the lease ends
-        client.persist(f"{PREFIX}collect:frozen")
+        client.persist(f"{PREFIX}delivery_claim:frozen")
     store.delete(deleted)
     time.sleep(0.04)
     assert (following, 1) == _collected(store, "b")
@@ -1162,17 +1162,17 @@ def _stronger(job_input: JobInput) -> JobInput:
 
 def test_a_waiting_job_that_is_steered_is_the_job_that_was_submitted_so(store: JobStore) -> None:
     """Also for those who would take its result for theirs."""
-    steered = store.update_spec(_create(store).id, _stronger)
+    spec_updates = store.update_spec(_create(store).id, _stronger)
     _claimed(store)
     store.reserve(RESULT, 60)
     store.record_model_weights("auto", MODEL.sha256)
-    store.succeed(steered.id, "t", OUTPUT, MODEL, {})
+    store.succeed(spec_updates.id, "t", OUTPUT, MODEL, {})
     as_before, so = (
         store.create(new_job_id(), made, SubmissionOptions(reuse=True)) for made in (INPUT, _stronger(INPUT))
     )
 
-    assert (0.9, 2) == (steered.input.spec["strength"], steered.version)
-    assert (None, steered.id) == (as_before.reused_from, so.reused_from)
+    assert (0.9, 2) == (spec_updates.input.spec["strength"], spec_updates.version)
+    assert (None, spec_updates.id) == (as_before.reused_from, so.reused_from)
 
 
 def test_a_picture_that_was_begun_otherwise_answers_nobody_else(store: JobStore) -> None:
@@ -1195,9 +1195,9 @@ def test_a_worker_hears_at_once_that_its_job_was_steered_and_until_it_knows(stor
     store.update_spec(job.id, _stronger)
 
     assert store.wait_for_signal("t", 5)
-    assert ["steered", "steered", "ok"] == [store.renew(job.id, "t", known) for known in (0, 0, 1)]
+    assert ["spec_updated", "spec_updated", "ok"] == [store.renew(job.id, "t", known) for known in (0, 0, 1)]
     assert "stale" == store.renew(job.id, "another", 0)
-    assert 1 == store.get(job.id).steerings
+    assert 1 == store.get(job.id).spec_update_count
     store.cancel(job.id)
     assert "cancel" == store.renew(job.id, "t", 0)
 
@@ -1227,7 +1227,7 @@ def test_sealed_a_run_is_steered_no_more_unless_it_goes_on_elsewhere(store: JobS
     _claimed(store)
     store.update_spec(job.id, _stronger)
 
-    assert "steered" == store.lock_spec(job.id, "t", 0)
+    assert "spec_updated" == store.lock_spec(job.id, "t", 0)
     assert "stale" == store.lock_spec(job.id, "another", 1)
     assert "ok" == store.lock_spec(job.id, "t", 1)
     with pytest.raises(errors.JobAlreadyEnded):
@@ -1283,12 +1283,12 @@ def test_frames_are_thinned_out_where_there_are_too_many_and_keep_their_index(
     monkeypatch.setattr("core.jobs.store.MAX_FRAMES", 4)
     job = _create(store)
     _claimed(store)
-    thinned = [_keep_frame(store, job, iteration) for iteration in range(8)]
+    frame_thinnings = [_keep_frame(store, job, iteration) for iteration in range(8)]
 
-    assert [0, 0, 0, 0, 1, 1, 2, 2] == thinned
+    assert [0, 0, 0, 0, 1, 1, 2, 2] == frame_thinnings
     assert [(0, 0), (4, 4), (6, 6), (7, 7)] == [(frame.index, frame.iteration) for frame in store.list_frames(job.id)]
     assert {f"sha256:{number:064}".encode() for number in (0, 4, 6, 7)} == _uses(valkey.url)
-    assert (8, 2) == ((seen := store.get(job.id)).frames, seen.thinned)
+    assert (8, 2) == ((seen := store.get(job.id)).frames, seen.frame_thinnings)
 
 
 def test_an_iteration_that_is_painted_again_has_one_frame(store: JobStore, valkey: Any) -> None:
@@ -1357,7 +1357,7 @@ def test_a_record_that_the_disk_has_damaged_hides_no_other(
 def test_an_entry_that_the_disk_has_damaged_hides_no_other(store: JobStore, valkey: Any) -> None:
     whole = _create(store)
     with redis.Redis(port=valkey.port) as client:
-        client.zadd(f"{PREFIX}of:local", {b"job_\xe3": 999})
+        client.zadd(f"{PREFIX}jobs_of:local", {b"job_\xe3": 999})
 
     assert [whole.id] == [job.id for job in store.list_page(limit=10)[0]]
 

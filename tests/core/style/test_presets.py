@@ -11,8 +11,8 @@ from core.style.spec import StyleSpec, apply_changes, parse_spec
 def test_every_preset_is_taken_and_differs_from_the_defaults(name: str) -> None:
     preset = PRESETS[name]
 
-    assert (name, ".") == (preset.name, preset.words[-1])
-    assert StyleSpec() != parse_spec({"preset": name}) == parse_spec(dict(preset.knobs))
+    assert (name, ".") == (preset.name, preset.description[-1])
+    assert StyleSpec() != parse_spec({"preset": name}) == parse_spec(dict(preset.parameters))
 
 
 def test_what_is_sent_beside_a_preset_wins() -> None:

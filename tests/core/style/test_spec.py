@@ -145,9 +145,9 @@ def test_the_result_keeps_the_photos_shape() -> None:
 
 def test_only_weights_can_be_steered_and_the_refusal_names_them() -> None:
     spec = parse_spec({}).for_pictures(2)
-    steered = spec.steered({"strength": 0.9, "style_weights": "3,1", "tv_weight": "2"})
+    spec_updates = spec.with_updates({"strength": 0.9, "style_weights": "3,1", "tv_weight": "2"})
 
-    assert (0.9, [0.75, 0.25], 2.0) == (steered.strength, steered.style_weights, steered.tv_weight)
+    assert (0.9, [0.75, 0.25], 2.0) == (spec_updates.strength, spec_updates.style_weights, spec_updates.tv_weight)
     assert {"strength", "content_weight", "style_weight", "tv_weight", "style_weights"} == set(UPDATABLE)
     assert {name for name, knob in StyleSpec.model_json_schema()["properties"].items() if knob.get("steerable")} == {
         *UPDATABLE
@@ -160,13 +160,13 @@ def test_only_weights_can_be_steered_and_the_refusal_names_them() -> None:
         ({"nothing": 1}, "no such knob"),
     ):
         with pytest.raises(errors.BadSpec, match=words):
-            spec.steered(knobs)
+            spec.with_updates(knobs)
     with pytest.raises(errors.BadSpec, match="raised from 0"):
-        parse_spec({"style_weight": 0}).for_pictures().steered({"style_weight": 1})
+        parse_spec({"style_weight": 0}).for_pictures().with_updates({"style_weight": 1})
 
 
 def test_steering_one_knob_leaves_the_others_to_the_bit() -> None:
     """Shares that are scaled to sum to 1 once more may differ in the last one."""
     spec = parse_spec({"style_weights": "0.1,0.2,0.45"}).for_pictures(3)
 
-    assert spec == spec.steered({"strength": spec.strength})
+    assert spec == spec.with_updates({"strength": spec.strength})

@@ -215,8 +215,8 @@ def process(valkey: Any) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def _local(server: Any) -> dict[str, str]:
     return {
         "IMPASTO_WEBHOOK_PORTS": str(server.port),
-        "IMPASTO_WEBHOOK_HTTP": "true",
-        "IMPASTO_WEBHOOK_PRIVATE": "true",
+        "IMPASTO_WEBHOOK_ALLOW_HTTP": "true",
+        "IMPASTO_WEBHOOK_ALLOW_PRIVATE": "true",
     }
 
 
@@ -242,7 +242,7 @@ def test_the_program_delivers_to_this_machine_if_it_may_and_goes_when_asked(
 ) -> None:
     server = serve()
     job = _ended(store, f"http://localhost:{server.port}/")
-    refusing = process("-m", "worker.webhooks", **_local(server) | {"IMPASTO_WEBHOOK_PRIVATE": "false"})
+    refusing = process("-m", "worker.webhooks", **_local(server) | {"IMPASTO_WEBHOOK_ALLOW_PRIVATE": "false"})
     for line in refusing.stderr:
         if job.id in line:
             break

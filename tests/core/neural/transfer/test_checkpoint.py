@@ -148,12 +148,12 @@ def test_with_another_route_the_image_is_kept(
 def test_a_checkpoint_from_before_a_steering_is_gone_on_from_by_the_new_weights(
     photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path, optimizer: str
 ) -> None:
-    """To the same bits as a run that was steered there and then; and one from after it knows of it."""
+    """To the same bits as a run that was spec_updates there and then; and one from after it knows of it."""
     subject, spec, file = StyleInputs(photo, [painting]), parse_spec(LADDER | {"optimizer": optimizer}), tmp_path / "c"
-    strong = spec.for_pictures().steered({"strength": 0.9})
+    strong = spec.for_pictures().with_updates({"strength": 0.9})
     with pytest.raises(Killed):
         stylize(subject, spec, vgg16, _cut_off(file, 8))
-    steered = stylize(subject, spec, vgg16, lambda moment: strong if moment.progress.iteration == 8 else None)
+    spec_updates = stylize(subject, spec, vgg16, lambda moment: strong if moment.progress.iteration == 8 else None)
     before = stylize(subject, strong, vgg16, resume=checkpoint.load(file))
 
     def steer_and_die(moment: StepEvent) -> Any:
@@ -164,9 +164,9 @@ def test_a_checkpoint_from_before_a_steering_is_gone_on_from_by_the_new_weights(
         stylize(subject, spec, vgg16, steer_and_die)
     after = stylize(subject, strong, vgg16, resume=checkpoint.load(file))
 
-    assert 1 == len({one.picture.tobytes() for one in (steered, before, after)})
+    assert 1 == len({one.picture.tobytes() for one in (spec_updates, before, after)})
     assert [(8, {"strength": 0.9})] * 3 == [
-        (one.steered[0].iteration, one.steered[0].after) for one in (steered, before, after)
+        (one.spec_updates[0].iteration, one.spec_updates[0].after) for one in (spec_updates, before, after)
     ]
 
 

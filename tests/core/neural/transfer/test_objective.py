@@ -307,13 +307,13 @@ def test_guides_in_tiles_are_those_of_the_whole(double: Network) -> None:
 def test_weighed_anew_it_is_the_objective_of_the_other_spec(double: Network, objective: str) -> None:
     """To the bit, and without another look at photo and paintings."""
     spec = _spec(objective=objective)
-    other = spec.steered({"strength": 0.9, "content_weight": 3, "tv_weight": 2})
+    other = spec.with_updates({"strength": 0.9, "content_weight": 3, "tv_weight": 2})
     photo, image = _rand(1, 3, 64, 96, seed=1), _rand(1, 3, 64, 96, seed=3)
     one, two = _region(double, spec), Region(style_of(double, _rand(1, 3, 64, 64, seed=5), spec), 0.4)
-    steered = Objective(double, spec, photo, [one])
-    steered.weigh(other, [two])
+    spec_updates = Objective(double, spec, photo, [one])
+    spec_updates.weigh(other, [two])
     (loss, gradient), (own, slope) = (
-        judge.with_gradient(image) for judge in (steered, Objective(double, other, photo, [two]))
+        judge.with_gradient(image) for judge in (spec_updates, Objective(double, other, photo, [two]))
     )
 
     assert loss.by_name() == own.by_name()

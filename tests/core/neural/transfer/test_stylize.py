@@ -515,14 +515,20 @@ def test_steered_on_the_way_a_run_ends_near_where_it_would_have_got_from_the_sta
     subject, weak, strong = StyleInputs(photo, [painting]), {**knobs, "strength": 0.2}, {**knobs, "strength": 0.9}
     low, high = (stylize(subject, parse_spec(spec), vgg16).picture for spec in (weak, strong))
     seen: list[RunProgress] = []
-    steered = stylize(subject, parse_spec(weak), vgg16, _steer_at(20, parse_spec(strong), seen))
-    objective = subject.at(schedule(steered.spec, *photo.size)[-1], steered.spec, vgg16).objective
-    losses = [objective(pixels.to_image(picture)).by_name()["total"] for picture in (low, steered.picture, high)]
+    spec_updates = stylize(subject, parse_spec(weak), vgg16, _steer_at(20, parse_spec(strong), seen))
+    objective = subject.at(schedule(spec_updates.spec, *photo.size)[-1], spec_updates.spec, vgg16).objective
+    losses = [objective(pixels.to_image(picture)).by_name()["total"] for picture in (low, spec_updates.picture, high)]
 
     assert losses[1] - losses[2] < 0.2 * (losses[0] - losses[2]), losses
-    assert losses[1] == pytest.approx(steered.losses["total"], rel=0.03)
-    assert [(20, {"strength": 0.2}, {"strength": 0.9})] == [(s.iteration, s.before, s.after) for s in steered.steered]
-    assert ((), steered.steered, 0.9) == (seen[19].steered, seen[20].steered, steered.spec.strength)
+    assert losses[1] == pytest.approx(spec_updates.losses["total"], rel=0.03)
+    assert [(20, {"strength": 0.2}, {"strength": 0.9})] == [
+        (s.iteration, s.before, s.after) for s in spec_updates.spec_updates
+    ]
+    assert ((), spec_updates.spec_updates, 0.9) == (
+        seen[19].spec_updates,
+        seen[20].spec_updates,
+        spec_updates.spec.strength,
+    )
 
 
 def test_steered_at_the_very_end_the_run_takes_the_time_to_follow(
@@ -530,7 +536,9 @@ def test_steered_at_the_very_end_the_run_takes_the_time_to_follow(
 ) -> None:
     weak = parse_spec({"size": 64, "iterations": 20, "scales": 1, "strength": 0.2})
     seen: list[RunProgress] = []
-    result = stylize(StyleInputs(photo, [painting]), weak, vgg16, _steer_at(20, weak.steered({"strength": 0.9}), seen))
+    result = stylize(
+        StyleInputs(photo, [painting]), weak, vgg16, _steer_at(20, weak.with_updates({"strength": 0.9}), seen)
+    )
     low = stylize(StyleInputs(photo, [painting]), weak, vgg16)
 
     assert (30, 30) == (result.iterations, seen[-1].iterations)
@@ -543,7 +551,7 @@ def test_steering_for_ever_ends_all_the_same(photo: Image.Image, painting: Image
 
     def watch(moment: StepEvent) -> StyleSpec | None:
         counts.append(moment.progress.iterations)
-        return spec.steered({"tv_weight": len(counts)}) if len(counts) < 16 else None
+        return spec.with_updates({"tv_weight": len(counts)}) if len(counts) < 16 else None
 
     assert 16 == stylize(StyleInputs(photo, [painting]), spec, vgg16, watch).iterations
     assert 12 == counts[11]  # never more than twice as many as planned, and then one for each
@@ -554,18 +562,18 @@ def test_steering_to_where_it_is_changes_nothing(photo: Image.Image, painting: I
     plain = stylize(StyleInputs(photo, [painting]), spec, vgg16)
     same = stylize(StyleInputs(photo, [painting]), spec, vgg16, lambda moment: spec)
 
-    assert (plain.picture.tobytes(), ()) == (same.picture.tobytes(), same.steered)
+    assert (plain.picture.tobytes(), ()) == (same.picture.tobytes(), same.spec_updates)
 
 
 def test_the_mixture_of_paintings_is_steered_too(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
     red = Image.new("RGB", (64, 64), (220, 20, 20))
     spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, "style_weights": "1,0", "style_weight": 100})
     subject = StyleInputs(photo, [painting, red])
-    more = spec.for_pictures(2).steered({"style_weights": "0,1"})
+    more = spec.for_pictures(2).with_updates({"style_weights": "0,1"})
 
     def redness(picture: Image.Image) -> float:
         r, g, b = ImageStat.Stat(picture).mean
         return r - (g + b) / 2
 
-    steered = stylize(subject, spec, vgg16, _steer_at(8, more, []))
-    assert redness(steered.picture) > redness(stylize(subject, spec, vgg16).picture) + 20
+    spec_updates = stylize(subject, spec, vgg16, _steer_at(8, more, []))
+    assert redness(spec_updates.picture) > redness(stylize(subject, spec, vgg16).picture) + 20
