@@ -46,13 +46,13 @@ def main() -> None:
 class Server(uvicorn.Server):
     """uvicorn's waits for open answers before it tells the application; streams would not end by themselves."""
 
-    def __init__(self, config: uvicorn.Config, sights: JobFeed) -> None:
+    def __init__(self, config: uvicorn.Config, feed: JobFeed) -> None:
         super().__init__(config)
-        self._sights = sights
+        self._feed = feed
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Tell those who wait first."""
-        self._sights.end_watches()
+        self._feed.close_subscriptions()
         await super().shutdown(sockets)
 
 

@@ -64,7 +64,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         disk_bytes=own.storage_quota_gb * 1e9,
     )
 
-    sights = JobFeed(shared.redis_url, own.max_streams_per_caller)
+    feed = JobFeed(shared.redis_url, own.max_streams_per_caller)
     keys = ApiKeyStore(shared.redis_url, cooldown_seconds=REST_SECONDS)
     limits = own.submissions_per_minute, own.requests_per_minute, own.auth_failures_per_minute
     rates = RateLimiter(shared.redis_url, *limits, cooldown_seconds=REST_SECONDS)
@@ -75,7 +75,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
             log.warning("pictures are decoded without a filter on system calls: this system has none that we know")
         reaper.start()
         yield
-        await sights.stop()
+        await feed.stop()
         reaper.stop()
         for opened in (store, keys, rates):
             opened.close()
@@ -89,7 +89,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         docs_url=None,
         redoc_url=None,
     )
-    app.state.store, app.state.job_feed, app.state.blobs, app.state.settings = store, sights, blobs, own
+    app.state.store, app.state.job_feed, app.state.blobs, app.state.settings = store, feed, blobs, own
     app.state.webhooks = shared.webhooks
     app.state.notify = partial(notify_workers, celery)
     problems.install(app)

@@ -22,7 +22,7 @@ async def _store(request: Request) -> store.JobStore:
     return held
 
 
-async def _sights(request: Request) -> JobFeed:
+async def _feed(request: Request) -> JobFeed:
     held: JobFeed = request.app.state.job_feed
     return held
 
@@ -66,7 +66,7 @@ async def _settings(request: Request) -> ApiSettings:
 
 
 Store = Annotated[store.JobStore, Depends(_store)]
-Feed = Annotated[JobFeed, Depends(_sights)]
+Feed = Annotated[JobFeed, Depends(_feed)]
 Blobs = Annotated[blobs.Blobs, Depends(_blobs)]
 Notify = Annotated[Callable[[], bool], Depends(_ring)]
 Owner = Annotated[str, Depends(_owner)]

@@ -55,7 +55,7 @@ class JobFeed:
         """max_watchers: of one caller."""
         self._reader = JobReader(redis_url)
         self._max_watchers = max_watchers
-        self._sights: OrderedDict[str, JobSnapshot] = OrderedDict()  # of late
+        self._cached: OrderedDict[str, JobSnapshot] = OrderedDict()  # of late
         self._asked: dict[str, asyncio.Future[JobSnapshot | None]] = {}
         self._spots: dict[str, _Topic] = {}
         self._watchers: Counter[str] = Counter()
@@ -65,26 +65,26 @@ class JobFeed:
         self.away = False  # whether the store has not answered last time
         self.stopping = False
 
-    async def see(self, job_id: str, owner: str) -> JobSnapshot:
+    async def get(self, job_id: str, owner: str) -> JobSnapshot:
         """The job as it is now. Raises JobNotFound, also for one of another owner, and StoreUnavailable."""
-        sight = await asyncio.shield(self._ask(job_id))
-        if sight is None or sight.job.owner != owner:
+        snapshot = await asyncio.shield(self._ask(job_id))
+        if snapshot is None or snapshot.job.owner != owner:
             raise errors.JobNotFound()
-        return sight
+        return snapshot
 
-    async def watch(self, job_id: str, owner: str) -> "JobSubscription":
-        """From now on; to be closed. Raises TooManyWatchers, and as `see`."""
+    async def subscribe(self, job_id: str, owner: str) -> "JobSubscription":
+        """From now on; to be closed. Raises TooManyWatchers, and as `get`."""
         self._admit(owner)
         watch = JobSubscription(self, job_id, owner)
         try:
             self._follow()
-            watch.spot.show(await self.see(job_id, owner))
+            watch.spot.publish(await self.get(job_id, owner))
         except BaseException:
             watch.close()
             raise
         return watch
 
-    def listen_to(self, job_ids: Sequence[str], owner: str) -> "ChangeSubscription":
+    def subscribe_to_all(self, job_ids: Sequence[str], owner: str) -> "ChangeSubscription":
         """For changes of several jobs, which the owner has; to be closed. One watcher. Raises TooManyWatchers."""
         self._admit(owner)
         self._follow()
@@ -106,32 +106,32 @@ class JobFeed:
         if self._watchers[owner] >= self._max_watchers:
             raise errors.TooManyStreams()
 
-    async def see_when(
+    async def wait_for(
         self, done: Callable[[JobSnapshot, JobSnapshot], bool], job_id: str, owner: str, seconds: float
     ) -> JobSnapshot:
-        """The job once `done` says so of the first sight and the newest; as it is after so long, in any case.
+        """The job once `done` says so of the first snapshot and the newest; as it is after so long, in any case.
 
-        Raises TooManyWatchers, and as `see`.
+        Raises TooManyWatchers, and as `get`.
         """
         until = asyncio.get_running_loop().time() + seconds
-        with closing(await self.watch(job_id, owner)) as watch:
-            first = watch.sight
-            while first and (newest := watch.sight) and not done(first, newest) and not self.stopping:
+        with closing(await self.subscribe(job_id, owner)) as watch:
+            first = watch.snapshot
+            while first and (newest := watch.snapshot) and not done(first, newest) and not self.stopping:
                 left = until - asyncio.get_running_loop().time()
                 if left <= 0:
                     break
                 await watch.wait(newest, left)
-        return await self.see(job_id, owner)
+        return await self.get(job_id, owner)
 
-    def end_watches(self) -> None:
+    def close_subscriptions(self) -> None:
         """Every watcher hears that this process goes; nobody waits any more."""
         self.stopping = True
         for spot in self._spots.values():
-            spot.stir()
+            spot.notify()
 
     async def stop(self) -> None:
         """Give the connections back."""
-        self.end_watches()
+        self.close_subscriptions()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -151,10 +151,10 @@ class JobFeed:
         """Until nobody asks any more. One read after the other: what is seen never goes back."""
         while self._asked:
             asked = {job_id: self._asked.pop(job_id) for job_id in list(islice(self._asked, MAX_BATCH))}
-            sights = {job_id: self._sights.get(job_id) for job_id in asked}
+            feed = {job_id: self._cached.get(job_id) for job_id in asked}
             try:
-                jobs = await self._reader.read(
-                    {job_id: sight.job if sight else None for job_id, sight in sights.items()}
+                jobs = await self._reader.get_if_changed(
+                    {job_id: snapshot.job if snapshot else None for job_id, snapshot in feed.items()}
                 )
             except Exception as error:
                 self.away = True
@@ -169,17 +169,17 @@ class JobFeed:
                 answer.set_result(self._noted(job_id, jobs[job_id]))
 
     def _noted(self, job_id: str, job: Job | None) -> JobSnapshot | None:
-        sight = self._sights.pop(job_id, None)
+        snapshot = self._cached.pop(job_id, None)
         if job is None:
-            sight = None
+            snapshot = None
         else:
-            sight = sight if sight and sight.job is job else JobSnapshot(job)
-            self._sights[job_id] = sight
-            if len(self._sights) > MAX_CACHED:
-                self._sights.popitem(last=False)
+            snapshot = snapshot if snapshot and snapshot.job is job else JobSnapshot(job)
+            self._cached[job_id] = snapshot
+            if len(self._cached) > MAX_CACHED:
+                self._cached.popitem(last=False)
         if job_id in self._spots:
-            self._spots[job_id].show(sight)
-        return sight
+            self._spots[job_id].publish(snapshot)
+        return snapshot
 
     # ------------------------------------------------------------------ watching
 
@@ -190,7 +190,7 @@ class JobFeed:
     async def _listen(self) -> None:
         while True:
             try:
-                async for job_id in self._reader.changes():
+                async for job_id in self._reader.watch_changes():
                     for watched in [job_id] if job_id else self._spots:
                         if watched in self._spots:
                             self._ask(watched)
@@ -228,16 +228,16 @@ class _Topic:
 
     def __init__(self) -> None:
         self.watchers = 0
-        self.sight: JobSnapshot | None = None
+        self.snapshot: JobSnapshot | None = None
         self.stirred = asyncio.Event()
         self.bells: set[asyncio.Event] = set()  # of who watches others, too
 
-    def show(self, sight: JobSnapshot | None) -> None:
-        if sight is not self.sight:
-            self.sight = sight
-            self.stir()
+    def publish(self, snapshot: JobSnapshot | None) -> None:
+        if snapshot is not self.snapshot:
+            self.snapshot = snapshot
+            self.notify()
 
-    def stir(self) -> None:
+    def notify(self) -> None:
         """Wake those who wait now."""
         self.stirred.set()
         self.stirred = asyncio.Event()
@@ -254,9 +254,9 @@ class JobSubscription:
         self._open = True
 
     @property
-    def sight(self) -> JobSnapshot | None:
+    def snapshot(self) -> JobSnapshot | None:
         """The newest; None once the job is deleted."""
-        return self.spot.sight
+        return self.spot.snapshot
 
     @property
     def over(self) -> bool:
@@ -265,14 +265,14 @@ class JobSubscription:
 
     @property
     def away(self) -> bool:
-        """Whether the store does not answer, and the sight may be old."""
+        """Whether the store does not answer, and the snapshot may be old."""
         return self._lookout.away
 
     async def wait(self, known: JobSnapshot | None, seconds: float) -> None:
         """Until the job looks otherwise than `known`, or `over`, or so long."""
         try:
             async with asyncio.timeout(seconds):
-                while self.sight is known and not self.over:
+                while self.snapshot is known and not self.over:
                     await self.spot.stirred.wait()
         except TimeoutError:
             pass

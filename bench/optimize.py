@@ -175,8 +175,8 @@ def recipes(content: Path, style: Path, model: ModelName, size: int) -> None:
         photo, objective = subject.objective(one, shipped)
         return pixels.to_picture(_torch_lbfgs(objective, photo, 300))
 
-    def ours(**knobs: object) -> Callable[[], Image.Image]:
-        spec = one.model_copy(update=knobs)
+    def ours(**parameters: object) -> Callable[[], Image.Image]:
+        spec = one.model_copy(update=parameters)
         return lambda: stylize(subject, spec, shipped).picture
 
     rows: dict[str, Callable[[], Image.Image]] = {

@@ -85,10 +85,10 @@ def _with_checkpoints(
 
     def watch(moment: StepEvent) -> None:
         if keeper.is_due():
-            keeper.take(moment.checkpoint())
+            keeper.submit(moment.checkpoint())
 
     painting = paint(watch)
-    keeper.forget()
+    keeper.delete_all()
     return painting
 
 
@@ -142,10 +142,10 @@ def _service() -> Iterator[httpx2.Client]:
             yield client
 
 
-def _submit(client: httpx2.Client, **knobs: str) -> dict[str, Any]:
+def _submit(client: httpx2.Client, **parameters: str) -> dict[str, Any]:
     names = {"content": "harbor.jpg", "style": "strokes.jpg"}
     files = {field: (name, (SAMPLES / name).read_bytes()) for field, name in names.items()}
-    answer = client.post("/v1/jobs", files=files, data=knobs)
+    answer = client.post("/v1/jobs", files=files, data=parameters)
     answer.raise_for_status()
     return dict(answer.json())
 

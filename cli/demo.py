@@ -49,7 +49,7 @@ def _tended(service: LocalService, job_id: str) -> Iterator[Job]:
     """The job until it has ended; meanwhile what dies of the service is started again, be it the API that is asked."""
     with Client(service.url, retry_seconds=0) as client:
         while True:
-            service.mend()
+            service.restart_if_dead()
             with suppress(errors.ServiceUnreachable, errors.RetryLater):
                 yield (job := client.job(job_id))
                 if job.has_ended:

@@ -15,7 +15,7 @@ from core.jobs.models import JobInput
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="The record as it stands in the file.")
 def info(file: Path, as_json: bool) -> None:
-    """Tell how a PNG of Impasto was made: network, pictures, knobs."""
+    """Tell how a PNG of Impasto was made: network, pictures, parameters."""
     record, made_from = read_record(file)
     if as_json:
         click.echo(json.dumps(record, indent=2, ensure_ascii=True))

@@ -36,7 +36,7 @@ def create(name: str, priority: str) -> None:
 @keys.command("list")
 def list_keys() -> None:
     """Every key: id, highest priority, when made, when last used (UTC), name."""
-    for key in _opened().all():
+    for key in _opened().list():
         used = f"used {_shown(key.last_used_at)}" if key.last_used_at else "never used"
         revoked = "  revoked" if key.revoked else ""
         click.echo(f"{key.id}  {key.priority}  made {_shown(key.created_at)}  {used}  {key.name}{revoked}")

@@ -33,7 +33,7 @@ class FiniteFloat(click.FloatRange):
 
 
 def parameter_options(command: Command) -> Command:
-    """One option for each knob of StyleSpec, one for the presets, one for an earlier result."""
+    """One option for each parameter of StyleSpec, one for the presets, one for an earlier result."""
     for name, field in reversed(StyleSpec.model_fields.items()):
         default = (
             ",".join(f"{layer}={weight:g}" for layer, weight in field.default.items())
@@ -43,9 +43,9 @@ def parameter_options(command: Command) -> Command:
         text = f"{field.description}  [{describe_range(name)}; default: {'none' if default == [] else default}]"
         command = click.option(f"--{name.replace('_', '-')}", name, metavar="X", help=text)(command)
     told = " ".join(f"{preset.name}: {preset.description}" for preset in presets.PRESETS.values())
-    text = f"Knobs that go together; those given beside it win. {told}"
+    text = f"Parameters that go together; those given beside it win. {told}"
     command = click.option(f"--{presets.FIELD}", type=click.Choice([*presets.PRESETS]), help=text)(command)
-    text = "An earlier result, a PNG: its knobs, and through a service its pictures; what is given beside it wins."
+    text = "An earlier result, a PNG: its parameters, and through a service its pictures; what is given beside it wins."
     return click.option("--from", "source", type=existing_file, help=text)(command)
 
 
@@ -77,7 +77,7 @@ def check_output(output: Path | None) -> None:
 
 
 def collect_parameters(options: dict[str, str | None], source: Path | None) -> dict[str, Any]:
-    """The knobs; where an earlier result is named, over its own, but for the shares of its paintings."""
+    """The parameters; where an earlier result is named, over its own, but for the shares of its paintings."""
     given = {name: value for name, value in options.items() if value is not None}
     if source is None:
         return given

@@ -37,7 +37,7 @@ def open_local_service(host: str, port: int) -> LocalService:
 def _sleep_until_told(service: LocalService) -> None:
     try:
         while True:
-            service.mend()
+            service.restart_if_dead()
             time.sleep(0.2)
     except KeyboardInterrupt:
         pass
@@ -74,4 +74,4 @@ def webhooks() -> None:
 )
 def webhook_secret(owner: str) -> None:
     """The secret to verify an owner's webhooks with."""
-    click.echo(read_settings(Settings).webhooks.owners_secret(owner))
+    click.echo(read_settings(Settings).webhooks.owner_secret(owner))

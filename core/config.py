@@ -64,9 +64,9 @@ class Settings(BaseSettings):
         return WebhookPolicy(
             self.webhook_secret,
             ports,
-            http=self.webhook_allow_http,
-            private=self.webhook_allow_private,
-            old_secret=self.webhook_previous_secret,
+            allow_http=self.webhook_allow_http,
+            allow_private=self.webhook_allow_private,
+            previous_secret=self.webhook_previous_secret,
         )
 
     @property

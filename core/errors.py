@@ -2,7 +2,7 @@
 
     ImpastoError
     ├── BadInput               the caller can mend it
-    │   ├── BadSpec            a knob
+    │   ├── BadSpec            a parameter
     │   ├── BadImage           a picture
     │   │   ├── UnsupportedImage
     │   │   └── ImageTooLarge
@@ -81,7 +81,7 @@ class BadRequest(BadInput):
 
 
 class BadSpec(BadInput):
-    """A knob has a value that is not allowed."""
+    """A parameter has a value that is not allowed."""
 
     code = "bad_spec"
 
@@ -165,7 +165,7 @@ class JobNotEnded(Conflict):
 
 
 class JobAlreadyEnded(Conflict):
-    """The job has ended, or is about to: its knobs change no more. Retry it with others."""
+    """The job has ended, or is about to: its parameters change no more. Retry it with others."""
 
     code = "job_already_ended"
 

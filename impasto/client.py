@@ -106,9 +106,9 @@ class Client:
         deadline_seconds: float | None = None,
         reuse: bool | None = None,
         webhook: str | None = None,
-        **knobs: Any,
+        **parameters: Any,
     ) -> Job:
-        """A new job. `knobs` are those of docs/api.md, and `preset`; what is None is left to the service.
+        """A new job. `parameters` are those of docs/api.md, and `preset`; what is None is left to the service.
 
         source: a result's PNG, to run again but for what else is given; else content and styles are needed.
         Raises BadInput with the service's words, ImageNotFound for a digest that is not there, BadRecord.
@@ -120,7 +120,7 @@ class Client:
             *(("mask", mask) for mask in masks),
         ]
         wishes = {"priority": priority, "deadline_seconds": deadline_seconds, "reuse": reuse, "webhook": webhook}
-        return _read(Job, self._send("/v1/jobs", pictures, knobs, wishes))
+        return _read(Job, self._send("/v1/jobs", pictures, parameters, wishes))
 
     def submit_batch(
         self,
@@ -131,22 +131,22 @@ class Client:
         deadline_seconds: float | None = None,
         reuse: bool | None = None,
         webhook: str | None = None,
-        **knobs: Any,
+        **parameters: Any,
     ) -> Batch:
         """A new job for each content with each style, in this order; all of them or none. Raises as `submit`."""
         pictures = [*(("content", content) for content in contents), *(("style", style) for style in styles)]
         wishes = {"priority": priority, "deadline_seconds": deadline_seconds, "reuse": reuse, "webhook": webhook}
-        return _read(Batch, self._send("/v1/batches", pictures, knobs, wishes))
+        return _read(Batch, self._send("/v1/batches", pictures, parameters, wishes))
 
     def retry(
-        self, job_id: str, *, continue_from_result: bool = False, webhook: str | None = None, **knobs: Any
+        self, job_id: str, *, continue_from_result: bool = False, webhook: str | None = None, **parameters: Any
     ) -> Job:
-        """A new job with the pictures and knobs of one that has ended, but for the knobs given.
+        """A new job with the pictures and parameters of one that has ended, but for the parameters given.
 
         continue_from_result: begin with its result, for more iterations, other weights or a larger size.
         Raises JobNotEnded, NoResult, ResultGone where its pictures are no longer kept, BadSpec.
         """
-        change = {"spec": _set(knobs), "continue": continue_from_result, **_set({"webhook": webhook})}
+        change = {"spec": _set(parameters), "continue": continue_from_result, **_set({"webhook": webhook})}
         return _read(Job, self._ask("POST", f"{_job(job_id)}/retry", json=change, headers=_fresh_key()))
 
     def upload(self, picture: Picture) -> str:
@@ -165,7 +165,7 @@ class Client:
         *,
         masks: Sequence[Picture | Size] = (),
         init_image: Picture | Size | None = None,
-        **knobs: Any,
+        **parameters: Any,
     ) -> Estimate:
         """What a job would take, and when it would begin. A file is uploaded for it; its size does as well.
 
@@ -174,7 +174,7 @@ class Client:
         lists = {"styles": [self._sketched(one) for one in styles], "masks": [self._sketched(one) for one in masks]}
         single = {"content": content, "init_image": init_image}
         sketch = {name: self._sketched(one) for name, one in _set(single).items()}
-        return _read(Estimate, self._ask("POST", "/v1/estimate", json={**sketch, **lists, "spec": _set(knobs)}))
+        return _read(Estimate, self._ask("POST", "/v1/estimate", json={**sketch, **lists, "spec": _set(parameters)}))
 
     def _sketched(self, picture: Picture | Size) -> str | dict[str, int]:
         if isinstance(picture, tuple):
@@ -192,7 +192,7 @@ class Client:
         return [ModelInfo.model_validate(one) for one in self._ask("GET", "/v1/models").json()["models"]]
 
     def presets(self) -> list[Preset]:
-        """Knobs that go together, for `submit(preset=...)`."""
+        """Parameters that go together, for `submit(preset=...)`."""
         told = self._ask("GET", "/v1/presets").json()["presets"]
         return [Preset(one["name"], one["description"], one["spec"]) for one in told]
 
@@ -215,7 +215,7 @@ class Client:
         return _read(Batch, self._ask("GET", _batch(batch_id)))
 
     def follow(self, job_id: str, timeout_seconds: float | None = None) -> Iterator[Job]:
-        """The job now, and after each change that is seen, until it has ended: status, progress, previews, knobs.
+        """The job now, and after each change that is seen, until it has ended: status, progress, previews, parameters.
 
         A service that can holds its answers back until there is one; else it is asked as often as it says.
         Raises TimeoutError when that takes longer; the job goes on.
@@ -297,9 +297,9 @@ class Client:
     # ------------------------------------------------------------------ within
 
     def _send(
-        self, path: str, pictures: Sequence[tuple[str, Picture]], knobs: dict[str, Any], wishes: dict[str, Any]
+        self, path: str, pictures: Sequence[tuple[str, Picture]], parameters: dict[str, Any], wishes: dict[str, Any]
     ) -> httpx2.Response:
-        texts = [(name, (None, _text(value))) for name, value in {"spec": _set(knobs), **_set(wishes)}.items()]
+        texts = [(name, (None, _text(value))) for name, value in {"spec": _set(parameters), **_set(wishes)}.items()]
         files = [(name, _part(picture)) for name, picture in pictures]
         return self._ask("POST", path, files=[*texts, *files], headers=_fresh_key())
 

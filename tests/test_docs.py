@@ -43,7 +43,7 @@ def test_every_knob_is_in_the_table_with_its_default() -> None:
 
 def test_every_preset_is_in_the_table_with_what_it_sets() -> None:
     rows = [
-        f"| {name} | {preset.description} | {', '.join(f'{knob} {_shown(value)}' for knob, value in preset.parameters.items())} |"
+        f"| {name} | {preset.description} | {', '.join(f'{parameter} {_shown(value)}' for parameter, value in preset.parameters.items())} |"
         for name, preset in PRESETS.items()
     ]
 

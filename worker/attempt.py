@@ -73,13 +73,13 @@ class Attempt:
             leaving=shutting_down,
             spec_update_count=job.spec_update_count,
         )
-        self._keeper = CheckpointWriter(
+        self._checkpoint_writer = CheckpointWriter(
             checkpoints,
             lambda count: checkpoints.name(job.id, token, count),
             lambda name: store.save_checkpoint(job.id, token, name),
             settings.checkpoint_seconds,
         )
-        self._pulse = HangWatchdog(device.device_busy_waits)
+        self._watchdog = HangWatchdog(device.device_busy_waits)
         self._moment: StepEvent | None = None  # the newest
         self._model: ModelUsed | None = None  # once it is loaded
         self._has_ended = False  # by us
@@ -95,7 +95,7 @@ class Attempt:
         """
         job = self._job
         log.info("%s: attempt %d%s", job.id, job.attempt, " goes on" if job.checkpoint else "")
-        with self._pulse:
+        with self._watchdog:
             try:
                 with self._lease:
                     standing = self._painted(load)
@@ -108,9 +108,9 @@ class Attempt:
                 log.warning("%s: %s", job.id, error.message)
                 self._hand_back()
             finally:
-                self._keeper.close()
+                self._checkpoint_writer.close()
             if self._has_ended:  # else the next attempt goes on from there
-                self._keeper.forget()
+                self._checkpoint_writer.delete_all()
                 if job.checkpoint is not None:
                     self._checkpoints.delete(job.checkpoint)
 
@@ -161,30 +161,30 @@ class Attempt:
         began = time.monotonic()
         wanted = self._job.input
         with SandboxedDecoder() as room:
-            subject = StyleInputs(*wanted.pictures(self._read, room.developed))
+            subject = StyleInputs(*wanted.pictures(self._read, room.decode))
         spec = parse_spec(wanted.spec)
-        self._pulse.begin("device")
+        self._watchdog.begin_phase("device")
         network, planner = load(spec.model)
         self._model = ModelUsed(name=network.name, sha256=network.sha256)
-        self._pulse.begin("host")
+        self._watchdog.begin_phase("host")
         resume = self._resumed()
         load_seconds = time.monotonic() - began
-        self._pulse.begin("device")
+        self._watchdog.begin_phase("device")
         painting = stylize(subject, spec, network, self._watch, planner, resume=resume)
-        self._pulse.begin("host")
+        self._watchdog.begin_phase("host")
         return painting, load_seconds
 
     def _read(self, digest: str) -> bytes:
         """A picture of the job. Raises ImageNotFound, also where it alone cannot be read; Unavailable, LeaseLost."""
         for _ in range(MAX_TRIES):
-            self._pulse.begin("host")
+            self._watchdog.begin_phase("host")
             try:
                 return self._blobs.get(digest)
             except errors.Unavailable as error:
                 log.warning("%s: %s %s", self._job.id, error.message, error.__cause__)
                 time.sleep(RETRY_SECONDS)
-                self._lease.must_stop()
-        if self._blobs.writable():  # all but this one: it would be the same for every worker, for ever
+                self._lease.should_stop()
+        if self._blobs.is_writable():  # all but this one: it would be the same for every worker, for ever
             raise errors.ImageNotFound("A picture of this job cannot be read any more; upload it again.")
         return self._blobs.get(digest)
 
@@ -199,24 +199,24 @@ class Attempt:
 
     def _watch(self, moment: StepEvent) -> bool | StyleSpec:
         """Called by the run after every iteration."""
-        self._pulse.step()
+        self._watchdog.report_step()
         if self._moment is None and self._job.checkpoint is not None:
-            self._keeper.begin_anew()  # what is kept at once, or a step later, would pass for having got further
+            self._checkpoint_writer.restart_interval()  # what is kept at once, or a step later, would pass for having got further
         self._moment = moment
         if moment.progress.iteration == moment.progress.iterations:
-            self._pulse.begin("device")  # the last iteration; the picture comes
-            self._until_stored(self._lease.seal)
-        stop = self._lease.must_stop()
+            self._watchdog.begin_phase("device")  # the last iteration; the picture comes
+            self._until_stored(self._lease.lock_spec)
+        stop = self._lease.should_stop()
         if stop:
-            self._pulse.begin("device")
+            self._watchdog.begin_phase("device")
         if shutting_down.is_set() and not stop:
-            self._pulse.begin("host")
-            self._keeper.take(moment.checkpoint())
-            self._keeper.settle(FINAL_CHECKPOINT_SECONDS)
+            self._watchdog.begin_phase("host")
+            self._checkpoint_writer.submit(moment.checkpoint())
+            self._checkpoint_writer.flush(FINAL_CHECKPOINT_SECONDS)
             self._tell_last(moment)
             raise errors.ShuttingDown()
-        if self._keeper.is_due():
-            self._keeper.take(moment.checkpoint())
+        if self._checkpoint_writer.is_due():
+            self._checkpoint_writer.submit(moment.checkpoint())
         self._lease.report(_job_progress(moment.progress), self._shown(moment))
         spec = self._lease.take_spec_update()
         return stop or (spec is not None and parse_spec(spec))
@@ -229,7 +229,7 @@ class Attempt:
             return None
         shown = codec.thumbnail(moment.picture(), self._settings.preview_px if preview_due else FRAME_PX)
         if frame_due:
-            self._lease.later(lambda: self._keep_frame(moment.progress, shown))
+            self._lease.defer(lambda: self._keep_frame(moment.progress, shown))
         now = time.monotonic()
         if preview_due:
             self._next_preview = now + self._settings.preview_seconds
@@ -331,8 +331,8 @@ class Attempt:
             try:
                 return step()
             except errors.StorageFull:
-                self._keeper.forget()  # the room that checkpoints take is worth less
-                if not self._lease.must_stop():
+                self._checkpoint_writer.delete_all()  # the room that checkpoints take is worth less
+                if not self._lease.should_stop():
                     raise
             with suppress(errors.StorageFull):
                 return step()
@@ -349,7 +349,7 @@ class Attempt:
                 if shutting_down.is_set():
                     raise  # the lease will run out, and another worker go on
                 log.warning("%s", error.message)
-                self._pulse.wait()
+                self._watchdog.reset_timer()
                 time.sleep(RETRY_SECONDS)
 
 

@@ -35,14 +35,14 @@ class CheckpointWriter:
     ) -> None:
         """name: of the n-th file. tell: tells the store which is the next to go on from; may raise Unavailable."""
         self._folder, self._name, self._tell, self._every = folder, name, tell, every_seconds
-        self.begin_anew()
+        self.restart_interval()
         self._count = 0
         self._files: list[str] = []  # written, and not deleted
         self._pool = ThreadPoolExecutor(1, "keeper")
         self._write: Future[None] | None = None
         self._closed = False
 
-    def begin_anew(self) -> None:
+    def restart_interval(self) -> None:
         """Count the seconds until the first checkpoint from now."""
         self._next = time.monotonic() + self._every
 
@@ -50,12 +50,12 @@ class CheckpointWriter:
         """Whether to take a checkpoint now."""
         return not self._closed and (self._write is None or self._write.done()) and time.monotonic() >= self._next
 
-    def take(self, checkpoint: Saveable) -> None:
+    def submit(self, checkpoint: Saveable) -> None:
         """Write it and name it, on the thread."""
         if not self._closed:
             self._write = self._pool.submit(self._kept, checkpoint)
 
-    def settle(self, seconds: float) -> None:
+    def flush(self, seconds: float) -> None:
         """Wait for what is being written, at most so long."""
         if self._write is not None:
             wait([self._write], seconds)
@@ -65,7 +65,7 @@ class CheckpointWriter:
         self._closed = True
         self._pool.shutdown()
 
-    def forget(self) -> None:
+    def delete_all(self) -> None:
         """Delete all that was written: the job has ended, or its result needs the room."""
         self.close()
         while self._files:

@@ -36,8 +36,8 @@ class NetworkHolder(Protocol):
 class EstimateService:
     """A thread that listens for estimate_requests."""
 
-    def __init__(self, store: JobStore, painter: NetworkHolder) -> None:
-        self._store, self._painter = store, painter
+    def __init__(self, store: JobStore, runner: NetworkHolder) -> None:
+        self._store, self._runner = store, runner
         self._free_bytes: dict[str, int] = {}  # by network; when no job ran last
         self._trouble = ""  # that was told last
 
@@ -75,16 +75,16 @@ class EstimateService:
         """Wait for a question, half a second at most, and answer it. Raises StoreUnavailable."""
         if asked := self._store.next_estimate_request():
             self._store.reply_to_estimate(asked[0], self.forecast(asked[1]))
-        elif not self._painter.paints:
+        elif not self._runner.paints:
             self._look_at_memory("auto")
 
     def forecast(self, question: EstimateRequest) -> EstimateResponse:
         """The plan, or why there is none."""
         spec = parse_spec(question.spec)
-        network, _ = self._painter.resident("auto")
+        network, _ = self._runner.resident("auto")
         plan, refused = Plan(()), None
         try:
-            network, planner = self._painter.resident(spec.model)
+            network, planner = self._runner.resident(spec.model)
             free_bytes = self._look_at_memory(spec.model)
             plan = planner.plan(question.content, question.styles, spec, question.masks, free_bytes=free_bytes)
         except errors.ImpastoError as error:
@@ -106,7 +106,7 @@ class EstimateService:
 
     def _look_at_memory(self, model: ModelName) -> int:
         """Bytes that a run may take when no other does."""
-        network, planner = self._painter.resident(model)
-        if not self._painter.paints or network.name not in self._free_bytes:
-            self._free_bytes[network.name] = planner.free()
+        network, planner = self._runner.resident(model)
+        if not self._runner.paints or network.name not in self._free_bytes:
+            self._free_bytes[network.name] = planner.free_bytes()
         return self._free_bytes[network.name]

@@ -86,13 +86,13 @@ class Lease:
             waiting = self._news[1] if self._news else None
             self._news = (progress, preview or waiting)
 
-    def later(self, errand: Callable[[], object]) -> None:
+    def defer(self, errand: Callable[[], object]) -> None:
         """Leave something to be done after the next beat, beside the painting. Where too much waits, it is left out."""
         with self._lock:
             if len(self._errands) < MAX_DEFERRED:
                 self._errands.append(errand)
 
-    def must_stop(self) -> bool:
+    def should_stop(self) -> bool:
         """True when somebody canceled the job or its deadline is over. Raises LeaseLost when it is no longer ours."""
         if self._standing == "stale":
             raise errors.LeaseLost()
@@ -104,7 +104,7 @@ class Lease:
             spec, self._spec, self._taken = self._spec, None, self._heard
         return spec
 
-    def seal(self) -> LeaseStatus:
+    def lock_spec(self) -> LeaseStatus:
         """The painting is at its end: ask the store to change the spec no more, unless it has done so just now.
 
         Then `spec_updates` has it. Raises StoreUnavailable.

@@ -121,7 +121,7 @@ class JobRunner:
         Raises what loading raises, also DeviceLost: then this process is to claim nothing.
         """
         _, planner = self._network_for("auto")
-        planner.free()  # the first thing that a run asks the device
+        planner.free_bytes()  # the first thing that a run asks the device
         threading.Thread(target=self._beat, args=(self._told(),), name="life", daemon=True).start()
         EstimateService(self._store, self).start()
 

@@ -29,7 +29,7 @@ _unfit = threading.Event()  # this process claims nothing: its parent has been a
 
 
 @cache
-def _painter() -> "JobRunner":
+def _runner() -> "JobRunner":
     from core.neural.vgg import use_threads
     from worker.runner import JobRunner
 
@@ -44,7 +44,7 @@ def stylize() -> None:
     if _unfit.is_set():
         return
     try:
-        _painter().run_next()
+        _runner().run_next()
     except errors.Unavailable as error:  # the reaper rings
         log.warning("%s", error.message)
     except errors.DeviceLost:
@@ -68,7 +68,7 @@ def _warm_up(**_: Any) -> None:
 
         # SIGURG is ignored by default, so a child that is told before it comes this far does not die of it.
         process.on_signals(attempt.shutting_down.set, signal.SIGURG)
-        _painter().warm_up()
+        _runner().warm_up()
     except (Exception, errors.DeviceLost) as error:
         _unfit.set()
         if isinstance(error, errors.ImpastoError):

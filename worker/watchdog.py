@@ -47,18 +47,18 @@ class HangWatchdog:
     ) -> None:
         self._over.set()
 
-    def begin(self, on: Literal["host", "device"]) -> None:
+    def begin_phase(self, on: Literal["host", "device"]) -> None:
         """Something that has no iterations begins. On the device: that the thread computes may mean nothing."""
         with self._lock:
             self._on, self._silent, self._patience = on, 0.0, PHASE_SECONDS
 
-    def step(self) -> None:
+    def report_step(self) -> None:
         """An iteration has ended."""
         with self._lock:
             self._slowest = max(self._slowest, self._silent)
             self._on, self._silent, self._patience = "device", 0.0, max(STEP_SECONDS, STEP_FACTOR * self._slowest)
 
-    def wait(self) -> None:
+    def reset_timer(self) -> None:
         """It is known what is waited for, and that it is away."""
         with self._lock:
             self._silent = 0.0

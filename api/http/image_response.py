@@ -106,7 +106,7 @@ def blob_response(data: bytes, blobs: Blobs) -> bytes | BinaryIO:
     if len(data) <= MEMORY_BYTES:
         return data
     try:
-        part = blobs.part()
+        part = blobs.pending()
         part.write(data)
         part.seek(0)
     except errors.StorageFull:

@@ -99,7 +99,7 @@ _VALUES = {
     "pinned": "pinned must be true or false.",
     "continue": "continue must be true or false.",
     "webhook": "webhook must be a URL.",
-    "spec": "spec must be an object of knobs.",
+    "spec": "spec must be an object of parameters.",
     "content": f"content must be {_PICTURE}.",
     "styles": f"styles must be a list of 1 to {MAX_STYLES}, each {_PICTURE}.",
     "masks": f"masks must be a list of at most {MAX_STYLES}, each {_PICTURE}.",

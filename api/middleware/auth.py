@@ -141,6 +141,6 @@ class ApiKeyCache:
         noted_at = known.noted_at if known else -math.inf
         if now - noted_at >= NOTED_SECONDS:
             noted_at = now
-            await run_in_threadpool(self._keys.used, secret)
+            await run_in_threadpool(self._keys.mark_used, secret)
         self._known[secret] = _Known(key, now + CACHE_SECONDS, noted_at)
         return key

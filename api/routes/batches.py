@@ -53,14 +53,14 @@ def batch_resource(batch: Batch) -> BatchResource:
 async def submit(
     request: Request,
     response: Response,
-    taker: Annotated[SubmissionService, Depends()],
+    submissions: Annotated[SubmissionService, Depends()],
     idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
 ) -> BatchResource:
-    """Send several `content`, several `style`, and any knob, for all; all jobs are taken, or none.
+    """Send several `content`, several `style`, and any parameter, for all; all jobs are taken, or none.
 
     Each `content` is painted in each `style`, by a job of its own: the first in all of them, then the second.
     """
-    batch, replayed = await _submitted(request, taker, idempotency_key)
+    batch, replayed = await _submitted(request, submissions, idempotency_key)
     response.headers["Location"] = f"{router.prefix}/{batch.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if replayed:
@@ -68,49 +68,50 @@ async def submit(
     return batch_resource(batch)
 
 
-async def _submitted(request: Request, taker: SubmissionService, key: str | None) -> tuple[Batch, bool]:
+async def _submitted(request: Request, submissions: SubmissionService, key: str | None) -> tuple[Batch, bool]:
     """The batch, and whether the same request had made it before."""
-    async with parser.parse_batch(request, taker.blobs) as came:
+    async with parser.parse_batch(request, submissions.blobs) as came:
         sent = await run_in_threadpool(lambda: parser.request_hash(came.sent()))
-        if before := await run_in_threadpool(_before, key, sent, taker):
+        if before := await run_in_threadpool(_before, key, sent, submissions):
             return before, True
-        wishes = taker.agreed(came.wishes)
-        spec = await run_in_threadpool(_resolved, came, taker)
+        wishes = submissions.agreed(came.wishes)
+        spec = await run_in_threadpool(_resolved, came, submissions)
         for number, picture in enumerate([*came.contents, *came.styles]):
-            size = await inspect(file_of(picture, taker.blobs))
+            size = await inspect(file_of(picture, submissions.blobs))
             if number < len(came.contents):
                 result_size(*size, spec.size, seamless=spec.seamless)
-        return await run_in_threadpool(_taken, came, spec, taker.terms(wishes, key, request=sent), taker)
+        return await run_in_threadpool(_taken, came, spec, submissions.terms(wishes, key, request=sent), submissions)
 
 
-def _before(key: str | None, sent: str, taker: SubmissionService) -> Batch | None:
-    found = taker.before(key, sent)
-    return None if found is None else taker.store.get_batch(found, taker.caller.owner)
+def _before(key: str | None, sent: str, submissions: SubmissionService) -> Batch | None:
+    found = submissions.before(key, sent)
+    return None if found is None else submissions.store.get_batch(found, submissions.caller.owner)
 
 
-def _resolved(sent: parser.BatchSubmission, taker: SubmissionService) -> StyleSpec:
-    """The knobs of each job; pictures named by digest are here, and stay."""
-    spec = parse_spec(sent.knobs).for_pictures()
-    if len(sent.contents) * len(sent.styles) > taker.config.max_jobs_per_caller:
-        raise errors.BadRequest(f"You may have {taker.config.max_jobs_per_caller} jobs; this batch has more.")
+def _resolved(sent: parser.BatchSubmission, submissions: SubmissionService) -> StyleSpec:
+    """The parameters of each job; pictures named by digest are here, and stay."""
+    spec = parse_spec(sent.parameters).for_pictures()
+    if len(sent.contents) * len(sent.styles) > submissions.config.max_jobs_per_caller:
+        raise errors.BadRequest(f"You may have {submissions.config.max_jobs_per_caller} jobs; this batch has more.")
     for digest in (picture for picture in (*sent.contents, *sent.styles) if isinstance(picture, str)):
-        resolve_digest(digest, taker.caller.owner, taker.store, taker.blobs)
+        resolve_digest(digest, submissions.caller.owner, submissions.store, submissions.blobs)
     return spec
 
 
 def _taken(
-    sent: parser.BatchSubmission, spec: StyleSpec, terms: SubmissionOptions, taker: SubmissionService
+    sent: parser.BatchSubmission, spec: StyleSpec, terms: SubmissionOptions, submissions: SubmissionService
 ) -> tuple[Batch, bool]:
     """Its pictures are stored and its jobs rung for. The same request may have made it in this very moment."""
     contents, styles = (
-        [kept(picture, taker.store, taker.blobs) for picture in pictures] for pictures in (sent.contents, sent.styles)
+        [kept(picture, submissions.store, submissions.blobs) for picture in pictures]
+        for pictures in (sent.contents, sent.styles)
     )
     inputs = [JobInput(content=one, styles=[other], spec=spec.model_dump()) for one in contents for other in styles]
     batch_id = new_batch_id()
-    batch = taker.store.create_batch(batch_id, inputs, terms, taker.limits)
+    batch = submissions.store.create_batch(batch_id, inputs, terms, submissions.limits)
     if batch.id == batch_id:
         for job in batch.jobs:
-            if not job.status.has_ended and not taker.ring():
+            if not job.status.has_ended and not submissions.ring():
                 break  # the broker is away; the reaper rings again
     return batch, batch.id != batch_id
 
@@ -121,7 +122,7 @@ async def look(
     batch_id: str,
     owner: Owner,
     store: Store,
-    sights: Feed,
+    feed: Feed,
     request: Request,
     response: Response,
     patience: Wait,
@@ -138,8 +139,8 @@ async def look(
     )
     if patience and not batch.has_ended:
         with suppress(errors.TooManyStreams):  # it is a preference; they may poll
-            with closing(sights.listen_to([job.id for job in batch.jobs], owner)) as vigil:
-                read = partial(sights.share, f"{batch.id} {owner}", partial(store.get_batch, batch.id, owner))
+            with closing(feed.subscribe_to_all([job.id for job in batch.jobs], owner)) as vigil:
+                read = partial(feed.share, f"{batch.id} {owner}", partial(store.get_batch, batch.id, owner))
                 batch = await _changed(batch, resolve_digest, vigil, patience, read)
             headers = preference_applied(patience)
     tag = _tag(batch)

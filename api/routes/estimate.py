@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import Blobs, Owner, Store
 from api.routes.images import inspect, resolve_digest
-from api.submissions.parser import knobs_schema
+from api.submissions.parser import parameters_schema
 from core import errors
 from core.images.codec import MAX_SIDE_PX, MIN_SIDE_PX
 from core.jobs.models import EstimateRequest, QueuePosition
@@ -48,7 +48,9 @@ class EstimateBody(BaseModel):
     styles: Annotated[Pictures, Field(min_length=1)]
     masks: Pictures = []
     init_image: Picture | None = None
-    spec: dict[str, Any] = Field({}, description="Knobs, as in a submission.", json_schema_extra=knobs_schema())
+    spec: dict[str, Any] = Field(
+        {}, description="Parameters, as in a submission.", json_schema_extra=parameters_schema()
+    )
 
 
 @router.post("", summary="How long would it take?", max_body_size=_BODY_BYTES)

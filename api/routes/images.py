@@ -99,7 +99,7 @@ async def upload(
 
         def keep() -> str:
             _hold(part.digest, image.size or 0, owner, store, config)
-            return blobs.keep(part)
+            return blobs.commit(part)
 
         digest = await to_thread.run_sync(keep)
     response.headers["Location"] = f"/v1/images/{digest}"

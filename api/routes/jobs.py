@@ -38,7 +38,9 @@ class Retry(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    spec: dict[str, Any] = Field({}, description="Knobs, as in a submission.", json_schema_extra=parser.knobs_schema())
+    spec: dict[str, Any] = Field(
+        {}, description="Parameters, as in a submission.", json_schema_extra=parser.parameters_schema()
+    )
     webhook: str | None = Field(None, description="A URL that is told when the new job has ended.")
     continue_from_result: StrictBool = Field(
         False, alias="continue", description="Begin with the result: for more iterations, or a larger size."
@@ -46,7 +48,7 @@ class Retry(BaseModel):
 
 
 def _weights_schema() -> dict[str, Any]:
-    """Of the knobs that may be spec_updates."""
+    """Of the parameters that may be spec_updates."""
     schema = StyleSpec.model_json_schema()
     return {
         "properties": {name: schema["properties"][name] for name in UPDATABLE},
@@ -83,24 +85,24 @@ async def submit(
     *,
     request: Request,
     response: Response,
-    taker: Annotated[SubmissionService, Depends()],
-    sights: Feed,
+    submissions: Annotated[SubmissionService, Depends()],
+    feed: Feed,
     patience: Wait,
     idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
 ) -> JobResource:
-    """Send `content`, one or more `style`, and any knob; `mask` and `init_image` are further pictures. Or send a result
+    """Send `content`, one or more `style`, and any parameter; `mask` and `init_image` are further pictures. Or send a result
     as `from`, and what is to be different.
 
     Answers at once with the job; poll its `self` link. The same `Idempotency-Key` again, within a day, gives the same
     job: send one, and a request may be repeated safely when its answer was lost. With `Prefer: wait=N` (30 s at most)
     the answer comes when the job has ended.
     """
-    job = await _submitted(request, response, taker, idempotency_key)
+    job = await _submitted(request, response, submissions, idempotency_key)
     if patience:
         with suppress(errors.RetryLater, errors.JobNotFound):  # the job is taken; nothing may hide that
-            sight = await sights.see_when(_ended, job.id, taker.caller.owner, patience)
+            snapshot = await feed.wait_for(_ended, job.id, submissions.caller.owner, patience)
             response.headers.update(preference_applied(patience))
-            return resource(sight.job)
+            return resource(snapshot.job)
     return job
 
 
@@ -108,39 +110,41 @@ def _ended(_: JobSnapshot, newest: JobSnapshot) -> bool:
     return newest.job.status.has_ended
 
 
-async def _submitted(request: Request, response: Response, taker: SubmissionService, key: str | None) -> JobResource:
-    async with parser.parse_submission(request, taker.blobs) as came:
+async def _submitted(
+    request: Request, response: Response, submissions: SubmissionService, key: str | None
+) -> JobResource:
+    async with parser.parse_submission(request, submissions.blobs) as came:
         sent = await run_in_threadpool(lambda: parser.request_hash(came.sent()))
-        if before := await run_in_threadpool(taker.replayed, key, sent, response):
+        if before := await run_in_threadpool(submissions.replayed, key, sent, response):
             return before
-        wishes = taker.agreed(came.wishes)
-        submitted = await run_in_threadpool(_completed, came, taker)
-        spec = await run_in_threadpool(_resolved, submitted, taker)
+        wishes = submissions.agreed(came.wishes)
+        submitted = await run_in_threadpool(_completed, came, submissions)
+        spec = await run_in_threadpool(_resolved, submitted, submissions)
         seen = zip(submitted.pictures(), _must_select(submitted, spec), strict=False)
-        sizes = [await inspect(file_of(picture, taker.blobs), mask=mask) for picture, mask in seen]
+        sizes = [await inspect(file_of(picture, submissions.blobs), mask=mask) for picture, mask in seen]
         result_size(*sizes[0], spec.size, seamless=spec.seamless)
-        job_input = await run_in_threadpool(_stored, submitted, spec, taker)
-        return await run_in_threadpool(taker.take, job_input, wishes, response, key=key, request=sent)
+        job_input = await run_in_threadpool(_stored, submitted, spec, submissions)
+        return await run_in_threadpool(submissions.take, job_input, wishes, response, key=key, request=sent)
 
 
-def _completed(submitted: parser.Submission, taker: SubmissionService) -> parser.Submission:
+def _completed(submitted: parser.Submission, submissions: SubmissionService) -> parser.Submission:
     """With what the record of a result says, where nothing was sent. It is a stranger's word, and checked like one."""
     if submitted.source is None:
         return submitted
     if isinstance(submitted.source, str):
-        resolve_digest(submitted.source, taker.caller.owner, taker.store, taker.blobs)
-    with file_of(submitted.source, taker.blobs).open("rb") as file:
+        resolve_digest(submitted.source, submissions.caller.owner, submissions.store, submissions.blobs)
+    with file_of(submitted.source, submissions.blobs).open("rb") as file:
         return submitted.over(JobInput.from_provenance(codec.read_provenance(file)))
 
 
-def _resolved(submitted: parser.Submission, taker: SubmissionService) -> StyleSpec:
-    """The knobs for these pictures; those named by digest are here, and stay."""
-    spec = parse_spec(submitted.knobs)
+def _resolved(submitted: parser.Submission, submissions: SubmissionService) -> StyleSpec:
+    """The parameters for these pictures; those named by digest are here, and stay."""
+    spec = parse_spec(submitted.parameters)
     init = submitted.init_image is not None
     spec = spec.for_pictures(len(submitted.styles), len(submitted.masks), init_image=init)
     try:
         for digest in (picture for picture in submitted.pictures() if isinstance(picture, str)):
-            resolve_digest(digest, taker.caller.owner, taker.store, taker.blobs)
+            resolve_digest(digest, submissions.caller.owner, submissions.store, submissions.blobs)
     except errors.ImageNotFound:
         if submitted.source is None:
             raise
@@ -148,9 +152,9 @@ def _resolved(submitted: parser.Submission, taker: SubmissionService) -> StyleSp
     return spec
 
 
-def _stored(submitted: parser.Submission, spec: StyleSpec, taker: SubmissionService) -> JobInput:
+def _stored(submitted: parser.Submission, spec: StyleSpec, submissions: SubmissionService) -> JobInput:
     """All was checked before anything is stored; all is on disk, pictures and record, before the answer is given."""
-    digests = iter([kept(picture, taker.store, taker.blobs) for picture in submitted.pictures()])
+    digests = iter([kept(picture, submissions.store, submissions.blobs) for picture in submitted.pictures()])
     return JobInput(
         content=next(digests),
         styles=list(islice(digests, len(submitted.styles))),
@@ -260,33 +264,33 @@ def cancel(job_id: str, owner: Owner, store: Store) -> JobResource:
 def retry(
     job_id: str,
     response: Response,
-    taker: Annotated[SubmissionService, Depends()],
+    submissions: Annotated[SubmissionService, Depends()],
     change: Retry | None = None,
     idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
 ) -> JobResource:
-    """A new job with the pictures of one that has ended, its knobs, and what you change of them.
+    """A new job with the pictures of one that has ended, its parameters, and what you change of them.
 
     `continue` begins with its result: more `iterations`, other weights, or a larger `size` of the same picture.
     Its priority is the old one's, as far as your key may still ask for it; webhook and deadline are not taken over.
     """
     change = change or Retry()
     sent = parser.request_hash({"retry": job_id, **change.model_dump(exclude_unset=True)})
-    if before := taker.replayed(idempotency_key, sent, response):
+    if before := submissions.replayed(idempotency_key, sent, response):
         return before
-    old = found(job_id, taker.caller.owner, taker.store)
+    old = found(job_id, submissions.caller.owner, submissions.store)
     if not old.status.has_ended:
         raise errors.JobNotEnded()
     if old.images_deleted:
         raise errors.ResultGone("The job's pictures are no longer kept; submit them again.")
-    made_of = _continued(old, taker.blobs) if change.continue_from_result else old.input
+    made_of = _continued(old, submissions.blobs) if change.continue_from_result else old.input
     spec = parse_spec(apply_changes(made_of.spec, change.spec))
     spec = spec.for_pictures(len(made_of.styles), len(made_of.masks), init_image=made_of.init_image is not None)
     job_input = made_of.model_copy(update={"spec": spec.model_dump()})
     priority = max(
-        old.priority, taker.caller.priority, key=list(Priority).index
+        old.priority, submissions.caller.priority, key=list(Priority).index
     )  # the lower: who asks may do less by now
-    wishes = taker.agreed(parser.ClientOptions(priority=priority, webhook=change.webhook))
-    return taker.take(job_input, wishes, response, key=idempotency_key, request=sent, old=job_id)
+    wishes = submissions.agreed(parser.ClientOptions(priority=priority, webhook=change.webhook))
+    return submissions.take(job_input, wishes, response, key=idempotency_key, request=sent, old=job_id)
 
 
 def _continued(old: Job, blobs: Blobs) -> JobInput:

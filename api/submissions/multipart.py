@@ -54,7 +54,7 @@ class _Parser(MultiPartParser):
         super().on_headers_finished()
         if self._current_part.file is not None:
             self._files_to_close_on_error.pop().close()
-            part = self._blobs.part()
+            part = self._blobs.pending()
             self._files_to_close_on_error.append(part)  # type: ignore[arg-type]
             self._current_part.file = _File(part, size=0)
 

@@ -96,7 +96,7 @@ def kept(picture: parser.Picture, store: JobStore, blobs: Blobs) -> str:
         store.reserve(picture)  # again: to look at them all may have taken long
         return picture
     store.reserve(picture.digest)
-    return blobs.keep(picture)
+    return blobs.commit(picture)
 
 
 def file_of(picture: parser.Picture, blobs: Blobs) -> Path:

@@ -69,12 +69,12 @@ class ApiKeyStore:
         key = _key(fields) if fields else None
         return None if key is None or key.revoked else key
 
-    def used(self, secret: str) -> None:
+    def mark_used(self, secret: str) -> None:
         """Note that the key was used now."""
         with self._unavailable:
             self._redis.hset(_at(secret), "last_used_at", datetime.now(UTC).isoformat())
 
-    def all(self) -> list[ApiKey]:
+    def list(self) -> list[ApiKey]:
         """Oldest first, revoked ones, too."""
         with self._unavailable:
             hashes: Any = self._redis.hvals(f"{PREFIX}keys")

@@ -61,7 +61,7 @@ class SandboxedDecoder:
         with suppress(OSError):  # what the child did not take
             self._child.communicate()
 
-    def developed(self, data: bytes, ground: Ground = "white", *, any_size: bool = False) -> Image.Image:
+    def decode(self, data: bytes, ground: Ground = "white", *, any_size: bool = False) -> Image.Image:
         """As `images.decode`. Raises what that does.
 
         Also BadImage where the child dies of the file, and OutOfMemory where the machine ended it.

@@ -38,7 +38,7 @@ class JobReader:
         """Give the connections back."""
         await self._redis.aclose()
 
-    async def read(self, known: Mapping[str, Job | None]) -> dict[str, Job | None]:
+    async def get_if_changed(self, known: Mapping[str, Job | None]) -> dict[str, Job | None]:
         """The jobs with these ids as they are now, None where there is none.
 
         known: each as it was seen last, if it was; one that has not changed since comes back as the same object.
@@ -49,7 +49,7 @@ class JobReader:
         load = parse_load(told) if told else None
         return {job_id: _read(known[job_id], row, load) for job_id, row in zip(known, rows, strict=True)}
 
-    async def changes(self) -> AsyncIterator[str]:
+    async def watch_changes(self) -> AsyncIterator[str]:
         """Ids of jobs that have changed or are gone; at first an empty one, once nothing is missed any more."""
         with _Unavailable():
             async with self._redis.pubsub() as told:

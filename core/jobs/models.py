@@ -82,9 +82,9 @@ class JobInput(_Record):
         init = decode(get(self.init_image), any_size=True) if self.init_image else None
         return content, styles, masks, init
 
-    def with_updates(self, knobs: Mapping[str, Any]) -> "JobInput":
+    def with_updates(self, parameters: Mapping[str, Any]) -> "JobInput":
         """The same with other weights. Raises BadSpec."""
-        spec = parse_spec(self.spec).with_updates(knobs)
+        spec = parse_spec(self.spec).with_updates(parameters)
         return self.model_copy(update={"spec": spec.model_dump()})
 
     def provenance(self, model: "ModelUsed") -> dict[str, Any]:
@@ -120,7 +120,7 @@ class SubmissionOptions(_Record):
     keep_seconds: float = 0  # pictures and record, after the end; 0: for good
     idempotency_key: str | None = None
     request: str | None = None  # a hash of what was sent; under the key, only the same is answered with the same job
-    reuse: bool = False  # a result of the same pictures, knobs and network will do
+    reuse: bool = False  # a result of the same pictures, parameters and network will do
     webhook: str | None = None  # a URL that is told of the end
     retried_from: str | None = None
     batch_id: str | None = None

@@ -95,7 +95,7 @@ class Blobs:
         self._folder = folder
         self._parts = folder / "parts"
 
-    def part(self) -> PendingBlob:
+    def pending(self) -> PendingBlob:
         """A file to write to, where the blobs are. Raises StorageFull."""
         with _room():
             self._parts.mkdir(parents=True, exist_ok=True)
@@ -103,12 +103,12 @@ class Blobs:
         return PendingBlob(handle, Path(path))
 
     def put(self, data: bytes) -> str:
-        """Keep the bytes, as `keep` does, and return their digest."""
-        with self.part() as part:
+        """Keep the bytes, as `commit` does, and return their digest."""
+        with self.pending() as part:
             part.write(data)
-            return self.keep(part)
+            return self.commit(part)
 
-    def keep(self, part: PendingBlob) -> str:
+    def commit(self, part: PendingBlob) -> str:
         """Make the part a blob and return its digest; on disk (fsync of file and folder) when it returns.
 
         Raises StorageFull when the folder cannot be written.
@@ -198,7 +198,7 @@ class Blobs:
             else:
                 yield True
 
-    def writable(self) -> bool:
+    def is_writable(self) -> bool:
         """Whether a blob could be written now."""
         try:
             self._parts.mkdir(parents=True, exist_ok=True)

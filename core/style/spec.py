@@ -1,4 +1,4 @@
-"""StyleSpec: every knob of a stylisation, once. API, command line, docs and page are made from these fields.
+"""StyleSpec: every parameter of a stylisation, once. API, command line, docs and page are made from these fields.
 
 Each field has its default, its range, its unit and one sentence. Knows no tensors, no jobs, no HTTP.
 """
@@ -70,7 +70,7 @@ LayerWeights = Annotated[
 MixingWeights = Annotated[list[Weight], BeforeValidator(_numbers), Field(max_length=MAX_STYLES)]
 
 
-# Of a knob that may be changed while the job waits or runs: it weighs what is there, and needs nothing else.
+# Of a parameter that may be changed while the job waits or runs: it weighs what is there, and needs nothing else.
 _UPDATABLE: dict[str, JsonValue] = {"steerable": True}
 
 
@@ -193,23 +193,23 @@ class StyleSpec(BaseModel):
 
     @property
     def weights(self) -> dict[str, Any]:
-        """The knobs that may be spec_updates, as they are."""
+        """The parameters that may be spec_updates, as they are."""
         return {name: getattr(self, name) for name in UPDATABLE}
 
-    def with_updates(self, knobs: Mapping[str, Any]) -> "StyleSpec":
+    def with_updates(self, parameters: Mapping[str, Any]) -> "StyleSpec":
         """The spec with other weights, for the same pictures, in a job that is on its way.
 
-        Raises BadSpec for any other knob, and where a weight would become 0, or come from there: a run would then
+        Raises BadSpec for any other parameter, and where a weight would become 0, or come from there: a run would then
         look at other layers.
         """
-        for name in knobs:
+        for name in parameters:
             if name not in UPDATABLE and (name in PARAMETERS or name == "preset"):
                 raise errors.BadSpec(f"{name} cannot be changed any more; {', '.join(UPDATABLE)} can.")
-        spec = parse_spec({**self.model_dump(), **knobs})
+        spec = parse_spec({**self.model_dump(), **parameters})
         for name in ("content_weight", "style_weight"):
             if bool(getattr(spec, name)) != bool(getattr(self, name)):
                 raise errors.BadSpec(f"{name} cannot become 0, or be raised from 0, any more; a tiny weight will do.")
-        return spec._with_shares(len(self.style_weights)) if "style_weights" in knobs else spec
+        return spec._with_shares(len(self.style_weights)) if "style_weights" in parameters else spec
 
     def for_pictures(self, styles: int = 1, masks: int = 0, *, init_image: bool = False) -> "StyleSpec":
         """The same spec with one mixing share a painting, summing to 1. Raises BadSpec if the pictures do not fit."""
@@ -257,29 +257,31 @@ UPDATABLE: tuple[str, ...] = tuple(
 )
 
 
-def parse_spec(knobs: dict[str, Any]) -> StyleSpec:
-    """Knobs as they came (text from a form or a command line, or JSON values), perhaps with a preset, to a spec.
+def parse_spec(parameters: dict[str, Any]) -> StyleSpec:
+    """Parameters as they came (text from a form or a command line, or JSON values), perhaps with a preset, to a spec.
 
-    Raises BadSpec with one sentence that names the knob and its range; the value itself is never repeated.
+    Raises BadSpec with one sentence that names the parameter and its range; the value itself is never repeated.
     """
-    knobs = presets.expand_preset(knobs)
-    for name, value in knobs.items():
+    parameters = presets.expand_preset(parameters)
+    for name, value in parameters.items():
         if isinstance(value, bool) and name in PARAMETERS and name != "seamless":  # pydantic would take true for 1
             raise errors.BadSpec(f"{name} must be {describe_range(name)}.")
     try:
-        return StyleSpec.model_validate(knobs)
+        return StyleSpec.model_validate(parameters)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
     if not first["loc"]:
-        raise errors.BadSpec(str(first["ctx"]["error"]) if "ctx" in first else "The spec must be an object of knobs.")
+        raise errors.BadSpec(
+            str(first["ctx"]["error"]) if "ctx" in first else "The spec must be an object of parameters."
+        )
     name = str(first["loc"][0])
     if name not in StyleSpec.model_fields:
-        raise errors.BadSpec(f"There is no such knob; the knobs are {', '.join(PARAMETERS)}.")
+        raise errors.BadSpec(f"There is no such parameter; the parameters are {', '.join(PARAMETERS)}.")
     raise errors.BadSpec(f"{name} must be {describe_range(name)}.")
 
 
 def apply_changes(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """The knobs of an earlier run with what is to be different. Raises BadSpec for a preset that there is not.
+    """The parameters of an earlier run with what is to be different. Raises BadSpec for a preset that there is not.
 
     Another objective weighs by other units, so it does not keep the earlier style_weight.
     """
@@ -291,7 +293,7 @@ def apply_changes(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[st
 
 
 def describe_range(name: str) -> str:
-    """What a knob may be, in words: `a whole number from 64 to 8192`. For refusals, help texts and docs."""
+    """What a parameter may be, in words: `a whole number from 64 to 8192`. For refusals, help texts and docs."""
     if name in ("content_layers", "style_layers"):
         return f"layers with weights from 0 to 1e+09, like relu4_2=1; the layers are {', '.join(get_args(Layer))}"
     if name == "style_weights":

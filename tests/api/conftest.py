@@ -67,9 +67,9 @@ def files(photo: Image.Image, painting: Image.Image) -> dict[str, Any]:
 
 @pytest.fixture
 def submit(client: TestClient, files: dict[str, Any], rings: list[int]) -> Callable[..., Any]:
-    """POST /v1/jobs with knobs; the response."""
+    """POST /v1/jobs with parameters; the response."""
 
-    def post(**knobs: str) -> Any:
-        return client.post("/v1/jobs", files=files, data={"size": "64", **knobs})
+    def post(**parameters: str) -> Any:
+        return client.post("/v1/jobs", files=files, data={"size": "64", **parameters})
 
     return post

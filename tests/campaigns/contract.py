@@ -29,7 +29,7 @@ from core.jobs.store import JobStore
 HERE = Path(__file__).parent
 JOBS = 40
 
-# Pictures and how knobs go together are more than a schema can say.
+# Pictures and how parameters go together are more than a schema can say.
 CONFIG = """
 hooks = "{hooks}"
 seed = {seed}

@@ -98,9 +98,9 @@ def _campaign(
     over: threading.Event,
     faults: int,
 ) -> None:
-    for number, knobs in enumerate(kills.KNOBS):
-        job = kills._followed(caller, caller.submit(knobs, f"reference-{number}"))
-        history.tell("reference", knobs=number, pixels=caller.pixels(job))
+    for number, parameters in enumerate(kills.PARAMETERS):
+        job = kills._followed(caller, caller.submit(parameters, f"reference-{number}"))
+        history.tell("reference", parameters=number, pixels=caller.pixels(job))
     clients = [Client(fleet, history, number, 10**6, over) for number in range(kills.CLIENTS)]
     for client in clients:
         client.start()

@@ -17,7 +17,7 @@ import click
 import httpx2
 from fleet import Fleet
 from history import History, events, judged, percentile
-from kills import KNOBS, PAINTING, PHOTO
+from kills import PARAMETERS, PAINTING, PHOTO
 
 from core.auth.api_keys import ApiKeyStore
 
@@ -56,7 +56,7 @@ class Owner:
         """The pictures, once."""
         sent = [await self.http.post("/v1/images", files={"image": data}) for data in (PHOTO, PAINTING)]
         content, style = (answer.json()["id"] for answer in sent)
-        self.order = {"content": content, "styles": [style], "spec": random.Random(seed).choice(KNOBS)}
+        self.order = {"content": content, "styles": [style], "spec": random.Random(seed).choice(PARAMETERS)}
 
     async def submit(self) -> httpx2.Response:
         return await self.http.post("/v1/jobs", json=self.order)

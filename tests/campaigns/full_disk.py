@@ -275,9 +275,9 @@ def campaign(
     disks = {name: Disk(folder / name, megabytes) for name, megabytes in SIZES_MB.items()}
     fleet = Fleet(folder, tiny=True, changed=CONTROLS.get(without or "", ""), WORKER_PREVIEW_SECONDS="0.3")
     with fleet, Timed(fleet.url, history) as caller:
-        for number, knobs in enumerate(kills.KNOBS):
-            job = kills._followed(caller, caller.submit(knobs, f"reference-{number}"))
-            history.tell("reference", knobs=number, pixels=caller.pixels(job))
+        for number, parameters in enumerate(kills.PARAMETERS):
+            job = kills._followed(caller, caller.submit(parameters, f"reference-{number}"))
+            history.tell("reference", parameters=number, pixels=caller.pixels(job))
         clients = [Client(fleet, history, seed * 1000 + number, 10**6, over) for number in range(kills.CLIENTS)]
         for client in (*clients, Visitor(fleet, history, over)):
             client.start()

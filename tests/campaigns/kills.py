@@ -35,8 +35,8 @@ PAUSE_SECONDS = 1.6  # on average, between two kills
 PATIENCE_SECONDS = 120.0  # after the last kill
 TARGETS = {"api": 0.3, "worker": 0.2, "child": 0.2, "valkey": 0.2, "child frozen": 0.1}
 
-# Knobs whose result is the same to the bit whenever it is painted; long enough, with the tiny network, to be killed in.
-KNOBS = [
+# Parameters whose result is the same to the bit whenever it is painted; long enough, with the tiny network, to be killed in.
+PARAMETERS = [
     {"size": "64", "iterations": str(iterations), "scales": "1", "style_weight": str(weight)}
     for iterations in (60, 200, 600)
     for weight in (5, 20)
@@ -90,9 +90,9 @@ class Caller:
         """What a submission sends."""
         return PHOTO
 
-    def submit(self, knobs: dict[str, str], key: str) -> str:
+    def submit(self, parameters: dict[str, str], key: str) -> str:
         files = {"content": ("a.png", self.photo(key)), "style": ("b.png", PAINTING)}
-        answer = self.ask("POST", "/v1/jobs", files=files, data=knobs, headers={"Idempotency-Key": key})
+        answer = self.ask("POST", "/v1/jobs", files=files, data=parameters, headers={"Idempotency-Key": key})
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
@@ -130,9 +130,9 @@ class Client(threading.Thread):
         sent = 0
         while open_jobs or (sent < self._jobs and not self._over.is_set()):
             while len(open_jobs) < AT_ONCE and sent < self._jobs and not self._over.is_set():
-                knobs, key = self._random.randrange(len(KNOBS)), f"{self._seed}-{sent}"
-                job_id = self._caller.submit(KNOBS[knobs], key)
-                self._history.tell("accepted", job=job_id, key=key, knobs=knobs)
+                parameters, key = self._random.randrange(len(PARAMETERS)), f"{self._seed}-{sent}"
+                job_id = self._caller.submit(PARAMETERS[parameters], key)
+                self._history.tell("accepted", job=job_id, key=key, parameters=parameters)
                 open_jobs[job_id] = key
                 sent += 1
             for job_id in list(open_jobs):
@@ -180,9 +180,9 @@ def campaign(folder: Path, history: History, *, seed: int, kills: int, jobs: int
     history.tell("begin", seed=seed, kills=kills, jobs=jobs, without=without)
     fleet = Fleet(folder, tiny=True, store=store, changed=CONTROLS.get(without or "", ""))
     with fleet, Caller(fleet.url) as caller:
-        for number, knobs in enumerate(KNOBS):  # in peace
-            job = _followed(caller, caller.submit(knobs, f"reference-{number}"))
-            history.tell("reference", knobs=number, pixels=caller.pixels(job))
+        for number, parameters in enumerate(PARAMETERS):  # in peace
+            job = _followed(caller, caller.submit(parameters, f"reference-{number}"))
+            history.tell("reference", parameters=number, pixels=caller.pixels(job))
         clients = [Client(fleet, history, seed * 1000 + number, jobs // CLIENTS, over) for number in range(CLIENTS)]
         for client in clients:
             client.start()
@@ -255,7 +255,7 @@ def _files(data: Path) -> list[str]:
 def violations(file: Path) -> list[str]:
     """What must not be, by the history alone."""
     found: list[str] = []
-    right = {event["knobs"]: event["pixels"] for event in events(file, "reference")}
+    right = {event["parameters"]: event["pixels"] for event in events(file, "reference")}
     accepted = {event["job"]: event for event in events(file, "accepted")}
     final = {event["job"]: event for event in events(file, "final")}
     keys = Counter(event["key"] for event in accepted.values())
@@ -269,7 +269,7 @@ def violations(file: Path) -> list[str]:
             found.append(f"{job} is lost")
         elif not Status(end["status"]).has_ended:
             found.append(f"{job} never ended: {end['status']}")
-        elif end["status"] == "succeeded" and end["pixels"] != right[event["knobs"]]:
+        elif end["status"] == "succeeded" and end["pixels"] != right[event["parameters"]]:
             found.append(f"{job} has wrong bytes")
         elif (
             end["status"] not in ("succeeded", "failed")

@@ -299,9 +299,9 @@ def objects() -> Iterator[Case]:
         "1e38": "1e38",
         "NUL": '"\\u0000"',
     }.items():
-        for knob in ("strength", "size", "seed", "quality"):
-            text = f'{{"content": "{digest}", "styles": ["{digest}"], "spec": {{"{knob}": {value}}}}}'
-            yield Case(f"{knob} {name}", post(text.encode()), {400, 422})
+        for parameter in ("strength", "size", "seed", "quality"):
+            text = f'{{"content": "{digest}", "styles": ["{digest}"], "spec": {{"{parameter}": {value}}}}}'
+            yield Case(f"{parameter} {name}", post(text.encode()), {400, 422})
         text = f'{{"content": {value}, "styles": [{value}]}}'
         yield Case(f"picture {name}", post(text.encode()), {400, 404, 422})
     for name, body in {
@@ -315,7 +315,7 @@ def objects() -> Iterator[Case]:
         "two": b"{}{}",
         "200 KB": b'{"content": "' + b"a" * 200_000 + b'"}',
         "10 MB": b'{"content": "' + b"a" * 10_000_000 + b'"}',
-        "a key that is no knob": f'{{"content":"{digest}","styles":["{digest}"],"spec":{{"{CANARY}":1}}}}'.encode(),
+        "a key that is no parameter": f'{{"content":"{digest}","styles":["{digest}"],"spec":{{"{CANARY}":1}}}}'.encode(),
         "a surrogate as key": b'{"\\ud800": 1}',
         "a billion as styles": b'{"content":"a","styles":[' + b'"a",' * 20_000 + b'"a"]}',
     }.items():

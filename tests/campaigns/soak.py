@@ -34,7 +34,7 @@ SAMPLE_SECONDS = 5.0
 KEEP_SHARE = 0.1  # of the run
 WARM_UP_SHARE = 0.3  # of the run, until what is kept has begun to go
 PATIENCE_SECONDS = 120.0
-KNOBS = kills.KNOBS[:2]
+PARAMETERS = kills.PARAMETERS[:2]
 
 # What may be added from the first third after the warm-up to the last: a share, and so much more.
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -106,11 +106,11 @@ class Caller(threading.Thread):
                 self._ask("POST", "/v1/images", files={"image": ("a.png", data)}).json()["id"]
                 for data in (photo, kills.PAINTING)
             ]
-            body = {"content": ids[0], "styles": ids[1:], "spec": self._dice.choice(KNOBS)}
+            body = {"content": ids[0], "styles": ids[1:], "spec": self._dice.choice(PARAMETERS)}
             answer = self._ask("POST", "/v1/jobs", json=body, headers=headers)
         else:
             files = {"content": ("a.png", photo), "style": ("b.png", kills.PAINTING)}
-            answer = self._ask("POST", "/v1/jobs", files=files, data=self._dice.choice(KNOBS), headers=headers)
+            answer = self._ask("POST", "/v1/jobs", files=files, data=self._dice.choice(PARAMETERS), headers=headers)
         if answer.status_code != 202:
             self._history.tell("refused", status=answer.status_code, text=answer.text[:200])
             return

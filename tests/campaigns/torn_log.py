@@ -331,9 +331,9 @@ def _service(folder: Path, history: History, dice: random.Random, seconds: float
     changed = _AT_ONCE + (CONTROLS["strays"] if without == "strays" else "")
     first = Fleet(folder / "first", tiny=True, changed=changed)
     with first, kills.Caller(first.url) as caller:
-        for number, knobs in enumerate(kills.KNOBS):
-            job = kills._followed(caller, caller.submit(knobs, f"reference-{number}"))
-            history.tell("reference", knobs=number, pixels=caller.pixels(job))
+        for number, parameters in enumerate(kills.PARAMETERS):
+            job = kills._followed(caller, caller.submit(parameters, f"reference-{number}"))
+            history.tell("reference", parameters=number, pixels=caller.pixels(job))
         clients = [Client(first, history, dice.randrange(10**6), over) for _ in range(kills.CLIENTS)]
         for client in clients:
             client.start()
@@ -369,17 +369,17 @@ class Client(threading.Thread):
         dice, sent = random.Random(self._seed), 0
         with self._caller, suppress(TimeoutError):
             while not self._over.wait(0.3):
-                knobs, key = dice.randrange(2), f"{self._seed}-{sent}"
+                parameters, key = dice.randrange(2), f"{self._seed}-{sent}"
                 sent += 1
-                job_id = self._caller.try_to_submit(kills.KNOBS[knobs], key, self._over.is_set)
-                self._history.tell("accepted", job=job_id, knobs=knobs)
+                job_id = self._caller.try_to_submit(kills.PARAMETERS[parameters], key, self._over.is_set)
+                self._history.tell("accepted", job=job_id, parameters=parameters)
 
 
 class Caller(kills.Caller):
-    def try_to_submit(self, knobs: dict[str, str], key: str, until: Callable[[], bool]) -> str:
+    def try_to_submit(self, parameters: dict[str, str], key: str, until: Callable[[], bool]) -> str:
         """Raises TimeoutError."""
         files = {"content": ("a.png", kills.picture(1, 96, 72, key)), "style": ("b.png", kills.PAINTING)}
-        answer = self.ask("POST", "/v1/jobs", until, files=files, data=knobs, headers={"Idempotency-Key": key})
+        answer = self.ask("POST", "/v1/jobs", until, files=files, data=parameters, headers={"Idempotency-Key": key})
         return str(answer.json()["id"])
 
 
@@ -481,7 +481,7 @@ def violations(file: Path) -> list[str]:
 
 def _services(file: Path) -> list[str]:
     found: list[str] = []
-    right = {event["knobs"]: event["pixels"] for event in events(file, "reference")}
+    right = {event["parameters"]: event["pixels"] for event in events(file, "reference")}
     accepted = {event["job"]: event for event in events(file, "accepted")}
     left = next(events(file, "left"))["bytes"]
     sure = {
@@ -493,7 +493,7 @@ def _services(file: Path) -> list[str]:
         lost = [job for job, event in accepted.items() if event["at"] < at and job not in again]
         found += [f"{name}: {job} is lost" for job in lost]
         for job, event in again.items():
-            if event["status"] != "succeeded" or event["pixels"] != right[accepted[job]["knobs"]]:
+            if event["status"] != "succeeded" or event["pixels"] != right[accepted[job]["parameters"]]:
                 found.append(f"{name}: {job} ended as {event['status']}, {event['error']}, with {event['pixels']}")
         behind = [event["files"] for event in events(file, "left behind") if event["name"] == name]
         found += [f"{name}: left behind: {path}" for files in behind for path in files]

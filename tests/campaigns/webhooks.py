@@ -198,7 +198,7 @@ class Receiver:
 
 def _verifies(body: bytes, headers: dict[str, str]) -> bool:
     with suppress(WebhookVerificationError):
-        Webhook(POLICY.owners_secret("local")).verify(body, headers)
+        Webhook(POLICY.owner_secret("local")).verify(body, headers)
         return True
     return False
 

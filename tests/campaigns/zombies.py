@@ -80,7 +80,7 @@ def be_a_worker(url: str, folder: Path, lease_seconds: float, order: list[str]) 
             time.sleep(0.02)
         until = time.monotonic() + 3
         try:
-            while time.monotonic() < until and not lease.must_stop():
+            while time.monotonic() < until and not lease.should_stop():
                 time.sleep(0.02)
         except errors.LeaseLost:
             heard = "stale"

@@ -59,9 +59,9 @@ def test_stylize_paints_without_a_service(impasto: Any, pictures: tuple[str, str
 
 
 def test_a_preset_gives_way_to_the_knobs_beside_it(impasto: Any, pictures: tuple[str, str], tmp_path: Path) -> None:
-    knobs = ["--preset", "draft", "--size", "64", "--iterations", "2"]
+    parameters = ["--preset", "draft", "--size", "64", "--iterations", "2"]
 
-    assert 0 == impasto("stylize", *pictures, "-o", "out.png", *knobs).returncode
+    assert 0 == impasto("stylize", *pictures, "-o", "out.png", *parameters).returncode
     record = codec.read_provenance((tmp_path / "out.png").read_bytes())
     assert record is not None
     assert (64, "draft") == (record["spec"]["size"], record["spec"]["quality"])
@@ -164,7 +164,7 @@ def test_the_outputs_ending_chooses_the_format(
     [
         (["--preset", "x"], "'x' is not one of 'draft', 'faithful'"),
         (["--size", "nan"], "size must be a whole number from 64 to 8192."),
-        (["--no-such-knob", "1"], "No such option"),
+        (["--no-such-parameter", "1"], "No such option"),
         (["--memory-gb", "-1"], "-1.0 is not in the range"),
         (["--memory-gb", "nan"], "nan is not a number."),
         (["-o", "out.gif"], "The output must end in .png, .jpg, .jpeg, .webp."),
@@ -260,7 +260,7 @@ def test_each_owners_webhook_secret_is_told(impasto: Any) -> None:
     ]
     none = impasto("webhook-secret")
 
-    assert [WebhookPolicy(secret).owners_secret(owner) for owner in ("local", "local", "anna")] == told
+    assert [WebhookPolicy(secret).owner_secret(owner) for owner in ("local", "local", "anna")] == told
     assert 2 == none.returncode
     assert "IMPASTO_WEBHOOK_SECRET is not set" in none.stderr
 
@@ -319,11 +319,11 @@ def test_a_network_of_ones_own_comes_in_is_normalized_goes_out_and_away(
     assert not any(line.startswith("my-textures  ") for line in listed.stdout.splitlines())
 
 
-def test_help_tells_every_command_and_every_knob(impasto: Any) -> None:
-    words, knobs = impasto("--help").stdout, "".join(impasto("submit", "--help").stdout.split())
+def test_help_tells_every_command_and_every_parameter(impasto: Any) -> None:
+    words, parameters = impasto("--help").stdout, "".join(impasto("submit", "--help").stdout.split())
 
     commands = ["up", "api", "worker", "webhooks", "webhook-secret", "stylize", "submit", "watch", "weights", "demo"]
     for command in commands:
         assert command in words
-    assert all(f"--{name.replace('_', '-')}" in knobs for name in (*PARAMETERS, "preset"))
-    assert all(f"{name}:{preset.description}".replace(" ", "") in knobs for name, preset in PRESETS.items())
+    assert all(f"--{name.replace('_', '-')}" in parameters for name in (*PARAMETERS, "preset"))
+    assert all(f"{name}:{preset.description}".replace(" ", "") in parameters for name, preset in PRESETS.items())

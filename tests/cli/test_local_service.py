@@ -22,7 +22,7 @@ def test_a_long_log_is_turned_while_its_program_writes_on(
     program.start()
     until(lambda: b"on" in log.read_bytes(), "all its lines")
 
-    program.mend()
+    program.restart_if_dead()
     until(lambda: b"on" in log.read_bytes(), "more lines")
     cut = log.read_bytes()
     program.stop()
@@ -40,7 +40,7 @@ def test_what_does_not_stay_up_tells_its_last_words_alone(
     program.start()
 
     with pytest.raises(errors.ImpastoError, match="does not stay up") as trouble:
-        until(program.mend, "never")
+        until(program.restart_if_dead, "never")
     said = trouble.value.message.splitlines()[1:]
     assert "line 999" == said[-1]
     assert len(said) <= 8

@@ -35,7 +35,7 @@ def test_a_server_that_says_nothing_is_waited_for_less_than_two_seconds(mute: st
 
 
 def test_a_crowd_does_not_wait_where_one_has_waited_in_vain(mute: str) -> None:
-    for ask in (JobStore(mute, cooldown_seconds=60).ping, ApiKeyStore(mute, cooldown_seconds=60).all):
+    for ask in (JobStore(mute, cooldown_seconds=60).ping, ApiKeyStore(mute, cooldown_seconds=60).list):
         assert 1 < _seconds_of(ask) < 2
         assert 0.2 > _seconds_of(ask)
 

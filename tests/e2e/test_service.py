@@ -188,7 +188,7 @@ def test_a_webhook_comes_through_a_kill_of_its_courier(service: Any, submit: Sub
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            came.append(Webhook(WebhookPolicy(secret).owners_secret("local")).verify(body, dict(self.headers)))
+            came.append(Webhook(WebhookPolicy(secret).owner_secret("local")).verify(body, dict(self.headers)))
             self.send_response(204)
             self.end_headers()
 

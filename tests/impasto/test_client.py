@@ -40,8 +40,8 @@ def test_a_job_from_submission_to_result(client: Client, pictures: Pictures, wor
     job = client.submit(*pictures, size=64, preset="brushwork", style_layers={"relu1_1": 1}, seamless=True)
     ended = client.wait(job.id, show)
 
-    knobs = {"size": 64, "strength": PRESETS["brushwork"].knobs["strength"], "style_layers": {"relu1_1": 1.0}}
-    assert knobs | {"seamless": True} == {name: job.input.spec[name] for name in (*knobs, "seamless")}
+    parameters = {"size": 64, "strength": PRESETS["brushwork"].parameters["strength"], "style_layers": {"relu1_1": 1.0}}
+    assert parameters | {"seamless": True} == {name: job.input.spec[name] for name in (*parameters, "seamless")}
     statuses = [Status.QUEUED, Status.RUNNING, Status.RUNNING, Status.SUCCEEDED]
     assert (statuses, [None, None, 0.5, 0.5]) == (
         [job.status for job in seen],

@@ -43,7 +43,7 @@ def test_submit_sends_knobs_presets_and_those_of_an_earlier_result(
 
     assert (0, 0) == (first.returncode, again.returncode), first.stderr + again.stderr
     assert client.link(job) == first.stdout.strip()
-    assert (64, True, PRESETS["brushwork"].knobs["strength"]) == tuple(
+    assert (64, True, PRESETS["brushwork"].parameters["strength"]) == tuple(
         job.input.spec[name] for name in ("size", "seamless", "strength")
     )
     assert {**job.input.spec, "seed": 3, "style_weights": [0.5, 0.5]} == newest.input.spec

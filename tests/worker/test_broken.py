@@ -66,8 +66,8 @@ def jobs(store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Imag
     "trouble",
     [
         "def fail(*_):\n    raise RuntimeError('out of the blue')\nmodule.measured_pace = fail",
-        f"def fail(*_):\n    {LOST}module.measured_pace = fail",
-        f"def fail(*_):\n    {LOST}module.Planner.free = fail",
+        f"def fail(*_):\n    {LOST}module.measure_throughput = fail",
+        f"def fail(*_):\n    {LOST}module.Planner.free_bytes = fail",
     ],
     ids=["measuring fails", "the card is lost while it is measured", "the card is lost"],
 )
@@ -88,13 +88,13 @@ def test_a_card_that_dies_while_it_idles_ends_the_worker_and_no_job(
     dead = tmp_path / "dead"
     trouble = (
         "import pathlib\n"
-        "usual = module.Planner.free\n"
+        "usual = module.Planner.free_bytes\n"
         "def free(self):\n"
         f"    if pathlib.Path({os.fspath(dead)!r}).exists():\n"
         f"        {LOST}"
         f"    pathlib.Path({os.fspath(dead)!r}).touch()\n"  # it is well at the start of the first process
         "    return usual(self)\n"
-        "module.Planner.free = free\n"
+        "module.Planner.free_bytes = free\n"
     )
     process = start(late("core.neural.transfer.planner", trouble))
 

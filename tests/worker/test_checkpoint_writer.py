@@ -47,20 +47,20 @@ def test_the_newest_is_told_and_the_earlier_go(
 ) -> None:
     kept = make()
     for text in ("one", "two"):
-        kept.take(State(text))
-        kept.settle(10)
+        kept.submit(State(text))
+        kept.flush(10)
 
     assert ["job_a.t.0", "job_a.t.1"] == told
     assert {"job_a.t.1": "two"} == _files(tmp_path)
-    kept.forget()
+    kept.delete_all()
     assert {} == _files(tmp_path)
 
 
 def test_a_spoiled_file_is_never_named(make: Callable[..., CheckpointWriter], tmp_path: Path, told: list[str]) -> None:
     kept = make()
     for state in (State("good"), State("spoiled", good=False)):
-        kept.take(state)
-        kept.settle(10)
+        kept.submit(state)
+        kept.flush(10)
 
     assert ["job_a.t.0"] == told
     assert "good" == _files(tmp_path)["job_a.t.0"]
@@ -79,8 +79,8 @@ def test_the_one_before_stays_while_the_store_may_still_name_it(
 
     kept = make(tell)
     for text, left in (("one", {"one"}), ("two", {"one", "two"}), ("three", {"three"})):
-        kept.take(State(text))
-        kept.settle(10)
+        kept.submit(State(text))
+        kept.flush(10)
         assert left == set(_files(tmp_path).values())
     kept.close()
 
@@ -92,8 +92,8 @@ def test_once_the_job_is_anothers_the_file_that_is_named_stays(
     answers = ["ok", "stale"]
     kept = make(lambda _: answers.pop(0))
     for text in ("named", "deadline_exceeded"):
-        kept.take(State(text))
-        kept.settle(10)
+        kept.submit(State(text))
+        kept.flush(10)
 
     assert {"named"} == set(_files(tmp_path).values())
     kept.close()
@@ -107,8 +107,8 @@ def test_what_could_not_be_written_takes_no_room(make: Callable[..., CheckpointW
 
     kept = make()
     for state in (State("good"), Torn("torn"), State("spoiled", good=False)):
-        kept.take(state)
-        kept.settle(10)
+        kept.submit(state)
+        kept.flush(10)
 
     assert {"good"} == set(_files(tmp_path).values())
     kept.close()
@@ -123,11 +123,11 @@ def test_none_is_due_while_one_is_written_or_has_just_been(
     assert not kept.is_due()
     now[0] = 2
     assert kept.is_due()
-    kept.take(State("slow", may=may))
+    kept.submit(State("slow", may=may))
     now[0] = 3
     assert not kept.is_due()
     may.set()
-    kept.settle(10)
+    kept.flush(10)
 
     now[0] = 3 + checkpoint_writer._REST - 0.1  # it took a second
     assert not kept.is_due()
@@ -144,10 +144,10 @@ def test_a_disk_that_is_full_costs_only_the_checkpoint(
             raise OSError(f"no space left for {file}")
 
     kept = make()
-    kept.take(Full(""))
-    kept.settle(10)
-    kept.take(State("again"))
-    kept.settle(10)
+    kept.submit(Full(""))
+    kept.flush(10)
+    kept.submit(State("again"))
+    kept.flush(10)
 
     assert ["job_a.t.1"] == told
     kept.close()

@@ -19,7 +19,7 @@ def main() -> None:
     """Read the settings, then send until the process is asked to stop."""
     try:
         settings = read_settings(Settings)
-        settings.webhooks.owners_secret("")
+        settings.webhooks.owner_secret("")
     except errors.BadSettings as error:
         sys.stderr.write(f"impasto webhooks: {error.message}\n")
         sys.exit(2)

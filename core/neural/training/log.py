@@ -45,7 +45,7 @@ class TrainingLog:
             while rest:
                 rest = rest[self._file.write(rest) :]
 
-    def settle(self) -> int:
+    def flush(self) -> int:
         """Its bytes, on disk. Raises StorageFull, OSError."""
         with translate_disk_errors(self._path):
             os.fsync(self._file.fileno())

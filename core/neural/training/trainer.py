@@ -294,7 +294,7 @@ class TrainingRun:
     def _save(self) -> None:
         if self._log is None or not self._is_sound():
             return
-        self.position.log_bytes = self._log.settle()
+        self.position.log_bytes = self._log.flush()
         artifacts.save(
             self._checkpoint,
             self._about,

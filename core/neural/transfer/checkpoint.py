@@ -51,7 +51,7 @@ class CheckpointHeader:
     seconds: float
     routes: list[Route]
     network: str  # its weights' digest, and its precision
-    weights: dict[str, Any]  # the knobs that may be spec_updates, as they were
+    weights: dict[str, Any]  # the parameters that may be spec_updates, as they were
     spec_updates: list[AppliedUpdate]  # so far
 
 

@@ -138,7 +138,7 @@ class Planner:
         with a size that fits.
         """
         self._network.must_have({layer for layers in layers_of(spec) for layer in layers})
-        usable = int((self.free() if free_bytes is None else free_bytes) * USABLE)
+        usable = int((self.free_bytes() if free_bytes is None else free_bytes) * USABLE)
         legs = [
             self._fastest(self._legs(scale, styles, spec, masks), usable, route)
             for scale, route in zip_longest(schedule(spec, *content, max(init) if init else None), routes)
@@ -156,7 +156,7 @@ class Planner:
         usable = max(leg.memory_bytes // 2, smallest.memory_bytes)
         return self._fastest(self._legs(leg.scale, styles, spec, masks), usable) if usable < leg.memory_bytes else None
 
-    def free(self) -> int:
+    def free_bytes(self) -> int:
         """Bytes that a run may take now."""
         return free_memory(self._network.device) if self._free_bytes is None else self._free_bytes
 

@@ -156,5 +156,5 @@ def test_a_batch_that_is_deleted_meanwhile_is_not_there_and_nobody_watches_any_m
     answer, seconds = ask(path, lambda: store.delete_batch(path.rpartition("/")[2]), Prefer="wait=20")
 
     assert (404, True) == (answer.status_code, seconds < 10)
-    sights: Any = client.app.state.job_feed  # type: ignore[attr-defined]
-    assert ({}, 0) == (sights._spots, sights._watchers.total())
+    feed: Any = client.app.state.job_feed  # type: ignore[attr-defined]
+    assert ({}, 0) == (feed._spots, feed._watchers.total())

@@ -63,7 +63,7 @@ def test_every_value_of_an_address_is_refused_by_name_with_what_is_taken(client:
     ("method", "path", "body", "words"),
     [
         ("POST", "/v1/jobs/{job}/retry", '{"continue": "zzz"}', "continue must be true or false."),
-        ("POST", "/v1/jobs/{job}/retry", '{"spec": "zzz"}', "spec must be an object of knobs."),
+        ("POST", "/v1/jobs/{job}/retry", '{"spec": "zzz"}', "spec must be an object of parameters."),
         ("POST", "/v1/jobs/{job}/retry", '{"webhook": 1}', "webhook must be a URL."),
         ("POST", "/v1/jobs/{job}/retry", '{"zzz": 1}', "The JSON has a field that is not taken here; see /docs."),
         ("POST", "/v1/jobs/{job}/retry", "{zzz", "This is no JSON that can be read."),

@@ -136,14 +136,14 @@ def test_a_revoked_key_works_for_a_second_at_most(
 
     monkeypatch.setattr(auth.time, "monotonic", lambda: now + 1)
     assert 401 == client.get("/v1/jobs", headers=headers).status_code
-    assert keys.all()[0].last_used_at is not None
+    assert keys.list()[0].last_used_at is not None
 
 
 def test_a_key_asks_for_no_higher_priority_than_it_may(serve: Serve, files: Any, bearer: Any) -> None:
     client = serve()
 
-    def submit(highest: Priority, **knobs: str) -> Any:
-        return client.post("/v1/jobs", files=files, data={"size": "64", **knobs}, headers=bearer(highest))
+    def submit(highest: Priority, **parameters: str) -> Any:
+        return client.post("/v1/jobs", files=files, data={"size": "64", **parameters}, headers=bearer(highest))
 
     refused = submit(Priority.NORMAL, priority="high")
     assert (422, "bad_spec") == (refused.status_code, refused.json()["code"])

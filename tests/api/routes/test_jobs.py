@@ -161,8 +161,8 @@ def test_a_preset_sets_what_is_not_sent(submit: Submit, field: str) -> None:
     value = json.dumps({"preset": "brushwork", "style_scale": 2}) if field == "spec" else "brushwork"
     spec = submit(**{field: value}).json()["input"]["spec"]
 
-    knobs = PRESETS["brushwork"].knobs
-    expected = (64, knobs["strength"], 2 if field == "spec" else knobs["style_scale"])
+    parameters = PRESETS["brushwork"].parameters
+    expected = (64, parameters["strength"], 2 if field == "spec" else parameters["style_scale"])
     assert expected == (spec["size"], spec["strength"], spec["style_scale"])
     assert "preset" not in spec
 
@@ -352,12 +352,12 @@ def test_the_list_is_newest_first_in_linked_pages_by_status(
 
 
 @pytest.mark.parametrize(
-    ("knobs", "code", "words"),
+    ("parameters", "code", "words"),
     [
         ({"size": "nan"}, "bad_spec", "size must be a whole number from 64 to 8192."),
         ({"style_weight": "inf"}, "bad_spec", "style_weight must be a number from 0 to 1000000000."),
         ({"init": "<b>"}, "bad_spec", "init must be one of content, noise, style, picture."),
-        ({"sise": "64"}, "bad_spec", "There is no such knob; the knobs are size,"),
+        ({"sise": "64"}, "bad_spec", "There is no such parameter; the parameters are size,"),
         ({"spec": "{"}, "bad_request", "This is no JSON"),
         ({"spec": '{"size": NaN}'}, "bad_spec", "Numbers must be finite."),
         ({"spec": '{"seed": 1e999}'}, "bad_spec", "seed must be"),
@@ -367,9 +367,9 @@ def test_the_list_is_newest_first_in_linked_pages_by_status(
     ],
 )
 def test_a_bad_knob_is_refused_in_words_and_nothing_is_left_behind(
-    submit: Submit, store: JobStore, rings: list[int], tmp_path: Any, knobs: dict[str, str], code: str, words: str
+    submit: Submit, store: JobStore, rings: list[int], tmp_path: Any, parameters: dict[str, str], code: str, words: str
 ) -> None:
-    answer = submit(**knobs)
+    answer = submit(**parameters)
 
     assert (400 if code == "bad_request" else 422, code) == (answer.status_code, answer.json()["code"])
     assert words in answer.json()["detail"]
@@ -471,8 +471,10 @@ def test_the_description_names_every_knob_with_its_sentence(client: TestClient) 
 def test_the_same_idempotency_key_gives_the_same_job_and_rings_once(
     client: TestClient, files: dict[str, Any], rings: list[int]
 ) -> None:
-    def post(**knobs: str) -> Any:
-        return client.post("/v1/jobs", files=files, data={"size": "64", **knobs}, headers={"Idempotency-Key": "k-1"})
+    def post(**parameters: str) -> Any:
+        return client.post(
+            "/v1/jobs", files=files, data={"size": "64", **parameters}, headers={"Idempotency-Key": "k-1"}
+        )
 
     first, again, other = post(), post(), post(size="96")
 
@@ -630,7 +632,7 @@ def test_a_retry_with_a_preset_changes_what_the_preset_sets(client: TestClient, 
     client.post(f"/v1/jobs/{old['id']}/cancel")
     spec = client.post(f"/v1/jobs/{old['id']}/retry", json={"spec": {"preset": "gatys-2016"}}).json()["input"]["spec"]
 
-    assert {**old["input"]["spec"], **PRESETS["gatys-2016"].knobs, "style_weight": 1e6} == spec
+    assert {**old["input"]["spec"], **PRESETS["gatys-2016"].parameters, "style_weight": 1e6} == spec
 
 
 def test_a_result_is_reused_where_that_is_allowed(

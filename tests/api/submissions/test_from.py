@@ -1,4 +1,4 @@
-"""A result posted back runs again: with its knobs and pictures, or others. The record is a stranger's word."""
+"""A result posted back runs again: with its parameters and pictures, or others. The record is a stranger's word."""
 
 import json
 from collections.abc import Callable
@@ -61,12 +61,14 @@ def test_what_is_sent_beside_it_takes_the_place_of_what_was(
 ) -> None:
     old = submit(strength="0.7").json()["input"]
     result, other = ("r.png", paint()), codec.encode(Image.new("RGB", (50, 40), "red"))
-    knobs = client.post("/v1/jobs", files={"from": result}, data={"size": "80", "preset": "faithful"}).json()["input"]
+    parameters = client.post("/v1/jobs", files={"from": result}, data={"size": "80", "preset": "faithful"}).json()[
+        "input"
+    ]
     photo = client.post("/v1/jobs", files={"from": result, "content": ("c", other)}).json()["input"]
     paintings = client.post("/v1/jobs", files=[("from", result), *[("style", ("s", other))] * 2]).json()["input"]
     by_json = client.post("/v1/jobs", json={"from": digest_of(result[1]), "styles": [old["content"]]}).json()["input"]
 
-    assert {**old, "spec": {**old["spec"], "size": 80, "strength": 0.25}} == knobs
+    assert {**old, "spec": {**old["spec"], "size": 80, "strength": 0.25}} == parameters
     assert {**old, "content": digest_of(other)} == photo
     shared = {**old["spec"], "style_weights": [0.5, 0.5]}
     assert {**old, "styles": [digest_of(other)] * 2, "spec": shared} == paintings
@@ -138,7 +140,7 @@ def test_a_record_is_no_way_to_anothers_pictures(
 
     assert (404, 404, 404) == (foreign.status_code, nobodys.status_code, digest.status_code)
     assert foreign.json() == nobodys.json()
-    assert 202 == mine.status_code, "with pictures of their own the knobs may be used"
+    assert 202 == mine.status_code, "with pictures of their own the parameters may be used"
     assert [mine.json()["id"]] == [job.id for job in store.list_page(limit=9, owner="stranger")[0]]
 
 
@@ -156,10 +158,10 @@ RECORD = {"program": "impasto", **JobInput(content=ANY, styles=[ANY], spec={}).p
         pytest.param(_png([]), 422, "invalid_provenance", id="a list"),
         pytest.param(_png([["content", ANY]]), 422, "invalid_provenance", id="pairs"),
         pytest.param(_png({**RECORD, "content": 7}), 422, "invalid_provenance", id="a number for a digest"),
-        pytest.param(_png({**RECORD, "spec": "x"}), 422, "invalid_provenance", id="a word for the knobs"),
+        pytest.param(_png({**RECORD, "spec": "x"}), 422, "invalid_provenance", id="a word for the parameters"),
         pytest.param(_png({**RECORD, "spec": {"size": float("nan")}}), 422, "invalid_provenance", id="NaN"),
         pytest.param(_png({**RECORD, "spec": {"size": 10**9}}), 422, "bad_spec", id="too large"),
-        pytest.param(_png({**RECORD, "spec": {"<script>": 1}}), 422, "bad_spec", id="no knob"),
+        pytest.param(_png({**RECORD, "spec": {"<script>": 1}}), 422, "bad_spec", id="no parameter"),
         pytest.param(_png({**RECORD, "styles": []}), 422, "bad_spec", id="no painting"),
         pytest.param(_png({**RECORD, "styles": [ANY] * 1000}), 422, "bad_spec", id="a thousand paintings"),
         pytest.param(_png({**RECORD, "masks": [ANY] * 9}), 422, "bad_spec", id="nine masks"),

@@ -26,7 +26,7 @@ def test_a_key_is_found_by_its_secret_and_by_nothing_else(keys: ApiKeyStore) -> 
 
     assert key == keys.find(secret)
     assert ("Ada's laptop", Priority.HIGH, Priority.NORMAL) == (key.name, key.priority, other.priority)
-    assert [key, other] == keys.all()
+    assert [key, other] == keys.list()
     wrong = secret[:-2] + ("aa" if not secret.endswith("aa") else "bb")
     digest = hashlib.sha256(secret.encode()).hexdigest()
     for text in ("", wrong, secret.upper(), secret + "\n", key.id, digest, "impasto_" + "a" * 52, "*", "ключ"):
@@ -53,12 +53,12 @@ def test_the_secret_is_nowhere_in_the_store(keys: ApiKeyStore, own_valkey: Any, 
 
 def test_a_revoked_key_is_refused_and_still_listed(keys: ApiKeyStore) -> None:
     key, secret = keys.create("a")
-    keys.used(secret)
+    keys.mark_used(secret)
     keys.revoke(key.id)
     keys.revoke(key.id)
 
     assert keys.find(secret) is None
-    (listed,) = keys.all()
+    (listed,) = keys.list()
     assert (True, True) == (listed.revoked, listed.last_used_at is not None)
     with pytest.raises(errors.BadInput, match="impasto keys list"):
         keys.revoke("key_x")
@@ -68,14 +68,14 @@ def test_a_revoked_key_is_refused_and_still_listed(keys: ApiKeyStore) -> None:
 def test_a_name_that_would_harm_a_terminal_is_refused(keys: ApiKeyStore, name: str) -> None:
     with pytest.raises(errors.BadInput):
         keys.create(name)
-    assert [] == keys.all()
+    assert [] == keys.list()
 
 
 def test_a_store_that_is_away_is_said(tmp_path: Path) -> None:
     keys = ApiKeyStore("redis://127.0.0.1:1/0")
     for step in (
         lambda: keys.find("impasto_" + "a" * 52),
-        keys.all,
+        keys.list,
         lambda: keys.create("a"),
         lambda: keys.revoke("a"),
     ):

@@ -30,17 +30,17 @@ def room() -> Iterator[SandboxedDecoder]:
 def test_the_pixels_are_those_that_decode_gives(room: SandboxedDecoder) -> None:
     clear = _file("LA", color=(255, 100))
     for arguments in ((_file(),), (clear,), (clear, "black")):
-        assert codec.decode(*arguments).tobytes() == room.developed(*arguments).tobytes()  # type: ignore[arg-type]
+        assert codec.decode(*arguments).tobytes() == room.decode(*arguments).tobytes()  # type: ignore[arg-type]
 
 
 def test_refusals_come_back_in_their_words_and_the_next_picture_after_them(room: SandboxedDecoder) -> None:
     with pytest.raises(errors.UnsupportedImage):
-        room.developed(b"GIF89a")
+        room.decode(b"GIF89a")
     with pytest.raises(errors.BadImage, match="at least 32 px"):
-        room.developed(_file(size=(60, 8)))
+        room.decode(_file(size=(60, 8)))
     with pytest.raises(errors.ImageTooLarge, match="12000 px"):
-        room.developed(_file(size=(12_001, 700)))
-    assert (60, 8) == room.developed(_file(size=(60, 8)), any_size=True).size
+        room.decode(_file(size=(12_001, 700)))
+    assert (60, 8) == room.decode(_file(size=(60, 8)), any_size=True).size
 
 
 # What a child may do that a file has taken over.
@@ -58,7 +58,7 @@ def test_where_the_machine_ends_the_child_the_picture_is_not_to_blame() -> None:
     """As one that is out of memory does."""
     killed = "import os, signal\nos.write(1, b'!')\nos.read(0, 4096)\nos.kill(os.getpid(), signal.SIGKILL)"
     with SandboxedDecoder((sys.executable, "-c", killed)) as room, pytest.raises(errors.OutOfMemory):
-        room.developed(_file())
+        room.decode(_file())
 
 
 @pytest.mark.parametrize("deed", TAKEN_OVER)
@@ -66,7 +66,7 @@ def test_a_child_that_was_taken_over_harms_nobody(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(darkroom, "PATIENCE_SECONDS", 3)
     begin = "import os, time\nsay = lambda words: os.write(1, words)\nsay(b'!')\nos.read(0, 4096)\n"
     with SandboxedDecoder((sys.executable, "-c", begin + TAKEN_OVER[deed])) as room, pytest.raises(errors.BadImage):
-        room.developed(_file())
+        room.decode(_file())
 
 
 @pytest.mark.parametrize("command", [(sys.executable, "-c", ""), ("/nowhere",)])
@@ -97,4 +97,4 @@ def test_it_can_open_nothing_and_knows_no_secrets(tmp_path: Path, monkeypatch: p
         SandboxedDecoder((sys.executable, "-c", taken_over)) as room,
         pytest.raises(errors.BadImage, match=r"^shut nothing$"),
     ):
-        room.developed(_file())
+        room.decode(_file())

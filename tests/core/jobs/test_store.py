@@ -1210,7 +1210,7 @@ def test_steering_to_where_it_is_changes_nothing(store: JobStore) -> None:
 
 
 def test_two_who_steer_at_once_both_have_their_way(store: JobStore) -> None:
-    """Each changes a knob of its own; the second sees what the first did."""
+    """Each changes a parameter of its own; the second sees what the first did."""
     job, between = _create(store), []
 
     def slowly(job_input: JobInput) -> JobInput:

@@ -90,14 +90,14 @@ def test_whatever_first_writes_to_a_full_disk_says_so(tmp_path: Path, use: Calla
 
 
 def test_a_part_becomes_a_blob_without_a_copy_or_is_gone_when_it_is_closed(blobs: Blobs, tmp_path: Path) -> None:
-    with blobs.part() as first:
+    with blobs.pending() as first:
         first.write(b"paint")
-        digest = blobs.keep(first)
-    with blobs.part() as kept:
+        digest = blobs.commit(first)
+    with blobs.pending() as kept:
         kept.write(b"paint")
         inode = os.fstat(kept.fileno()).st_ino
-        assert digest == blobs.keep(kept)
-    with blobs.part() as dropped:
+        assert digest == blobs.commit(kept)
+    with blobs.pending() as dropped:
         dropped.write(b"other")
 
     assert digest_of(b"paint") == digest

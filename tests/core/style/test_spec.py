@@ -1,4 +1,4 @@
-"""The knobs: what is taken, what is refused and in which words."""
+"""The parameters: what is taken, what is refused and in which words."""
 
 import itertools
 import math
@@ -48,7 +48,7 @@ def test_text_from_a_form_and_values_from_json_mean_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knob", "value"),
+    ("parameter", "value"),
     [
         *itertools.product(WHOLE, ("nan", "-1", "1.5", "1e9", "", "x", None)),
         *itertools.product(NUMBERS, ("nan", "inf", "-inf", math.nan, math.inf, -0.1, 1e10, "x", None, [])),
@@ -64,20 +64,20 @@ def test_text_from_a_form_and_values_from_json_mean_the_same() -> None:
         ("iterations", -1),
     ],
 )
-def test_a_bad_value_is_refused_naming_the_knob_and_its_range_but_not_the_value(knob: str, value: Any) -> None:
+def test_a_bad_value_is_refused_naming_the_knob_and_its_range_but_not_the_value(parameter: str, value: Any) -> None:
     with pytest.raises(errors.BadSpec) as refused:
-        parse_spec({knob: value})
+        parse_spec({parameter: value})
 
-    assert f"{knob} must be {describe_range(knob)}." == refused.value.message
+    assert f"{parameter} must be {describe_range(parameter)}." == refused.value.message
 
 
 def test_an_unknown_knob_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(errors.BadSpec, match="There is no such knob; the knobs are size, strength, "):
+    with pytest.raises(errors.BadSpec, match="There is no such parameter; the parameters are size, strength, "):
         parse_spec({"<script>": "1"})
 
 
 @pytest.mark.parametrize(
-    ("knobs", "words"),
+    ("parameters", "words"),
     [
         ({"content_weight": 0, "style_weight": 0}, "one of them must be above 0"),
         ({"style_layers": {"relu1_1": 0}}, "style_layers: one weight must be above 0"),
@@ -91,9 +91,9 @@ def test_an_unknown_knob_is_refused_with_the_known_ones() -> None:
         ),
     ],
 )
-def test_knobs_that_make_no_sense_together_are_refused(knobs: dict[str, Any], words: str) -> None:
+def test_knobs_that_make_no_sense_together_are_refused(parameters: dict[str, Any], words: str) -> None:
     with pytest.raises(errors.BadSpec, match=words):
-        parse_spec(knobs)
+        parse_spec(parameters)
 
 
 def test_a_layer_of_vgg19_is_taken_with_vgg19() -> None:
@@ -149,18 +149,18 @@ def test_only_weights_can_be_steered_and_the_refusal_names_them() -> None:
 
     assert (0.9, [0.75, 0.25], 2.0) == (spec_updates.strength, spec_updates.style_weights, spec_updates.tv_weight)
     assert {"strength", "content_weight", "style_weight", "tv_weight", "style_weights"} == set(UPDATABLE)
-    assert {name for name, knob in StyleSpec.model_json_schema()["properties"].items() if knob.get("steerable")} == {
-        *UPDATABLE
-    }
-    for knobs, words in (
+    assert {
+        name for name, parameter in StyleSpec.model_json_schema()["properties"].items() if parameter.get("steerable")
+    } == {*UPDATABLE}
+    for parameters, words in (
         ({"size": 64}, "size cannot be changed any more; strength, "),
         ({"strength": 2}, "strength must be a number from 0 to 1"),
         ({"content_weight": 0}, "content_weight cannot become 0"),
         ({"style_weights": "1"}, "each of the 2 paintings"),
-        ({"nothing": 1}, "no such knob"),
+        ({"nothing": 1}, "no such parameter"),
     ):
         with pytest.raises(errors.BadSpec, match=words):
-            spec.with_updates(knobs)
+            spec.with_updates(parameters)
     with pytest.raises(errors.BadSpec, match="raised from 0"):
         parse_spec({"style_weight": 0}).for_pictures().with_updates({"style_weight": 1})
 

@@ -24,7 +24,7 @@ from worker.webhooks.dispatcher import DELAYS, WebhookDispatcher
 from worker.webhooks.sender import WebhookSender
 
 SECRET = "whsec_" + "A" * 32
-STRICT = WebhookPolicy(SECRET, http=True, ports=frozenset({80}))
+STRICT = WebhookPolicy(SECRET, allow_http=True, ports=frozenset({80}))
 FAST = (0.0, 0.05, 0.05)
 ROOT = Path(__file__).parents[3]
 
@@ -74,7 +74,7 @@ def test_a_webhook_is_signed_and_tells_what_the_api_tells(
     until(lambda: _end(store, valkey.url, job) == "delivered", "delivered")
 
     (request,) = server.requests
-    told = Webhook(STRICT.owners_secret("anna")).verify(request.body, request.headers)
+    told = Webhook(STRICT.owner_secret("anna")).verify(request.body, request.headers)
     shown = json.loads(resource(job).model_dump_json())
     assert "job.canceled" == told["type"]
     assert {key: shown[key] for key in told["data"] if key != "links"} | {"links": told["data"]["links"]} == told[
@@ -97,7 +97,7 @@ def test_a_failed_try_is_repeated_under_the_same_id(
     assert 1 == len({request.headers["webhook-id"] for request in server.requests})
     assert 1 == len({request.body for request in server.requests})
     for request in server.requests:
-        Webhook(STRICT.owners_secret("anna")).verify(request.body, request.headers)
+        Webhook(STRICT.owner_secret("anna")).verify(request.body, request.headers)
 
 
 @pytest.mark.parametrize(("status", "tries", "end"), [(410, 1, "gone"), (404, 3, "given_up"), (302, 3, "given_up")])

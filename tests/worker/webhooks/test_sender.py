@@ -15,7 +15,7 @@ from core.webhooks.policy import Receiver, WebhookPolicy
 from worker.webhooks.sender import BODY_BYTES, DeliveryError, WebhookSender
 
 SECRET = "whsec_" + "A" * 32
-STRICT = WebhookPolicy(SECRET, http=True, ports=frozenset({80, 443}))
+STRICT = WebhookPolicy(SECRET, allow_http=True, ports=frozenset({80, 443}))
 NAME, PUBLIC = "hooks.example.org", "93.184.216.34"
 SECONDS = 0.6
 

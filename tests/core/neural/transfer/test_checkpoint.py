@@ -36,7 +36,7 @@ def _cut_off(file: Path, at: int, *, leg: int = 0) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "at"),
+    ("parameters", "at"),
     [
         (LADDER, 3),  # before the pairs have come round
         (LADDER, 12),  # at the very end of a scale
@@ -48,9 +48,9 @@ def _cut_off(file: Path, at: int, *, leg: int = 0) -> Any:
     ],
 )
 def test_a_resumed_run_ends_with_the_same_bits(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path, knobs: dict[str, Any], at: int
+    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path, parameters: dict[str, Any], at: int
 ) -> None:
-    subject, spec, file = StyleInputs(photo, [painting]), parse_spec(knobs), tmp_path / "c"
+    subject, spec, file = StyleInputs(photo, [painting]), parse_spec(parameters), tmp_path / "c"
     whole = stylize(subject, spec, vgg16)
     with pytest.raises(Killed):
         stylize(subject, spec, vgg16, _cut_off(file, at))

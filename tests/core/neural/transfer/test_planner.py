@@ -14,8 +14,8 @@ from core.style.spec import parse_spec
 GB = 10**9
 
 
-def _plan(network: Network, free_bytes: int, **knobs: Any) -> Plan:
-    spec = parse_spec(knobs).for_pictures()
+def _plan(network: Network, free_bytes: int, **parameters: Any) -> Plan:
+    spec = parse_spec(parameters).for_pictures()
     return Planner(network, NOMINAL_THROUGHPUT, free_bytes).plan((4000, 3000), [(1200, 900)], spec)
 
 

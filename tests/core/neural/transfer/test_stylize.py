@@ -91,8 +91,8 @@ def test_the_losses_told_are_those_of_the_picture_delivered(
     assert delivered["total"] == pytest.approx(result.losses["total"], rel=0.02)
 
 
-def _paint(photo: Image.Image, painting: Image.Image, network: Network, **knobs: Any) -> Image.Image:
-    spec = parse_spec({"size": 64, "iterations": 8, "scales": 2, **knobs})
+def _paint(photo: Image.Image, painting: Image.Image, network: Network, **parameters: Any) -> Image.Image:
+    spec = parse_spec({"size": 64, "iterations": 8, "scales": 2, **parameters})
     return stylize(StyleInputs(photo, [painting]), spec, network).picture
 
 
@@ -116,7 +116,7 @@ def test_another_seed_gives_another_picture_from_noise(
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "parameters",
     [
         {"init": "style"},
         {"optimizer": "adam"},
@@ -141,10 +141,10 @@ def test_another_seed_gives_another_picture_from_noise(
     ids=str,
 )
 def test_every_knob_runs_lowers_its_loss_and_changes_the_picture(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, knobs: dict[str, Any]
+    photo: Image.Image, painting: Image.Image, vgg16: Network, parameters: dict[str, Any]
 ) -> None:
     losses: list[float] = []
-    spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, **knobs})
+    spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, **parameters})
     result = stylize(
         StyleInputs(photo, [painting]), spec, vgg16, lambda moment: losses.append(moment.progress.losses["total"])
     )
@@ -290,9 +290,9 @@ def test_a_black_mask_of_a_painting_without_a_share_harms_nothing(
     photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> None:
     black, left = Image.new("L", (8, 8), 0), _half((8, 8), left=True)
-    knobs = {"size": 64, "iterations": 3, "scales": 1}
-    alone = stylize(StyleInputs(photo, [painting], [left]), parse_spec(knobs), vgg16)
-    both = parse_spec({**knobs, "style_weights": "1,0"})
+    parameters = {"size": 64, "iterations": 3, "scales": 1}
+    alone = stylize(StyleInputs(photo, [painting], [left]), parse_spec(parameters), vgg16)
+    both = parse_spec({**parameters, "style_weights": "1,0"})
     beside = stylize(StyleInputs(photo, [painting, photo], [left, black]), both, vgg16)
 
     assert 0 < alone.losses["style"] < beside.losses["style"] < float("inf")
@@ -424,7 +424,7 @@ def test_a_scale_that_still_gains_takes_all_of_its_iterations(
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "parameters",
     [
         {},
         {"objective": "gatys"},
@@ -439,12 +439,12 @@ def test_a_scale_that_still_gains_takes_all_of_its_iterations(
 )
 @pytest.mark.parametrize("flat", ["photo", "painting", "both"])
 def test_pictures_of_one_color_give_a_picture(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, knobs: dict[str, Any], flat: str
+    photo: Image.Image, painting: Image.Image, vgg16: Network, parameters: dict[str, Any], flat: str
 ) -> None:
     """No variance to divide by, nothing to match: and never NaN."""
     gray, black = Image.new("RGB", (80, 60), (128, 128, 128)), Image.new("RGB", (60, 80), 0)
     subject = StyleInputs(gray if flat != "painting" else photo, [black if flat != "photo" else painting])
-    result = stylize(subject, parse_spec({"size": 64, "iterations": 5, **knobs}), vgg16)
+    result = stylize(subject, parse_spec({"size": 64, "iterations": 5, **parameters}), vgg16)
 
     assert (64, 48) == result.picture.size
     assert all(value == value for value in result.losses.values())  # noqa: PLR0124 - NaN differs from itself
@@ -511,8 +511,12 @@ def test_steered_on_the_way_a_run_ends_near_where_it_would_have_got_from_the_sta
     photo: Image.Image, painting: Image.Image, vgg16: Network, optimizer: str
 ) -> None:
     """By the loss of the new weights; pixels of two paintings in one style may lie anywhere."""
-    knobs = {"size": 96, "iterations": 40, "scales": 1, "optimizer": optimizer}
-    subject, weak, strong = StyleInputs(photo, [painting]), {**knobs, "strength": 0.2}, {**knobs, "strength": 0.9}
+    parameters = {"size": 96, "iterations": 40, "scales": 1, "optimizer": optimizer}
+    subject, weak, strong = (
+        StyleInputs(photo, [painting]),
+        {**parameters, "strength": 0.2},
+        {**parameters, "strength": 0.9},
+    )
     low, high = (stylize(subject, parse_spec(spec), vgg16).picture for spec in (weak, strong))
     seen: list[RunProgress] = []
     spec_updates = stylize(subject, parse_spec(weak), vgg16, _steer_at(20, parse_spec(strong), seen))
