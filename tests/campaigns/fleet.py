@@ -61,7 +61,7 @@ TINY = late(
     "def load(self, *_):\n"
     "    return module.Network('vgg16', module.random_parameters('vgg16'), **tiny)\n"
     "def entry(self, name):\n"
-    "    return module.Entry(name, self.path(name), 0, {'sha256': 'tiny'})\n"
+    "    return module.CacheEntry(name, self.path(name), 0, {'sha256': 'tiny'})\n"
     "module.WeightsCache.load, module.WeightsCache.entry = load, entry\n"
     "module.WeightsCache.has = lambda *_: True",
 )

@@ -32,13 +32,13 @@ CONTROLS = {
     # First come, first served.
     "turns": (
         "import core.jobs.store as s\n"
-        "stock = s.library\n"
-        "def library():\n"
+        "stock = s.load_library\n"
+        "def load_library():\n"
         "    version, code = stock()\n"
         "    loose = code.replace('class, turn, number)', 'class, 0, number)')\n"
         "    assert loose != code\n"
         "    return version + 'x', loose.replace(version, version + 'x')\n"
-        "s.library = library"
+        "s.load_library = load_library"
     )
 }
 

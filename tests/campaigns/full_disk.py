@@ -64,9 +64,9 @@ CONTROLS = {
         "b.Blobs.part = part\n"
     ),
     # What was begun stays when it comes to nothing.
-    "parts": "import core.storage.blobs as b, io; b.Part.close = lambda self: io.BufferedRandom.close(self)\n",
+    "parts": "import core.storage.blobs as b, io; b.PendingBlob.close = lambda self: io.BufferedRandom.close(self)\n",
     # It calls itself ready without a look at the disk.
-    "room": "import core.storage.blobs as b; b.Blobs.writable = lambda self: True\n",
+    "room": "import core.storage.blobs as b; b.Blobs.is_writable = lambda self: True\n",
 }
 
 

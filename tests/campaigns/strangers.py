@@ -34,17 +34,17 @@ from core.storage.blobs import Blobs, digest_of
 CONTROLS = {
     "owners": (
         "import api.job_feed as l, core.jobs.store as s\n"
-        "see, step = l.Lookout.see, s.JobStore._step\n"
+        "see, step = l.JobFeed.get, s.JobStore._step\n"
         "async def anybodys(self, job_id, owner):\n"
         "    sight = await self._ask(job_id)\n"
         "    return await see(self, job_id, sight.job.owner if sight else owner)\n"
         "def blind(self, name, *args):\n"
-        "    if name == 'owns': return 1\n"
-        "    by_owner = ('read', 'frames', 'cancel', 'steer', 'pin', 'delete')\n"
+        "    if name == 'is_owner': return 1\n"
+        "    by_owner = ('read_jobs', 'list_frames', 'cancel', 'update_spec', 'set_pinned', 'delete')\n"
         "    return step(self, name, *(('',) + args[1:] if name in by_owner else args))\n"
         "async def nobodys(self, job_id, owner):\n"  # a stream would not end
         "    raise s.errors.JobNotFound()\n"
-        "l.Lookout.see, l.Lookout.watch, s.JobStore._step = anybodys, nobodys, blind"
+        "l.JobFeed.get, l.JobFeed.subscribe, s.JobStore._step = anybodys, nobodys, blind"
     )
 }
 VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")

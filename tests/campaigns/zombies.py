@@ -120,13 +120,13 @@ class Zombie:
 CONTROLS = {
     "fencing": (
         "import core.jobs.store as s\n"
-        "stock = s.library\n"
-        "def library():\n"
+        "stock = s.load_library\n"
+        "def load_library():\n"
         "    version, code = stock()\n"
         "    loose = code.replace(\"job[1] ~= 'running' or job[2] ~= token\", \"job[1] ~= 'running'\")\n"
         "    loose = loose.replace('if mine[2] ~= token then', 'if false then')\n"
         "    return version + 'x', loose.replace(version, version + 'x')\n"
-        "s.library = library"
+        "s.load_library = load_library"
     )
 }
 

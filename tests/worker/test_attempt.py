@@ -37,7 +37,7 @@ def runner(valkey: Any, tmp_path: Path, weights: WeightsCache) -> JobRunner:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
     yield
     attempt.shutting_down.clear()
 
@@ -803,7 +803,7 @@ def test_a_run_leaves_frames_and_the_result_is_the_last(
     runner: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempt, "FRAME_SECONDS", 0.01)
-    monkeypatch.setattr(attempt, "FRAME_REST", 0)
+    monkeypatch.setattr(attempt, "FRAME_COST_FACTOR", 0)
     job = submit(iterations=60)
     runner.run_next()
     ended, frames = store.get(job.id), store.list_frames(job.id)
@@ -841,7 +841,7 @@ def test_without_memory_for_frames_a_run_goes_on(
 
     job = submit(iterations=2)
     monkeypatch.setattr(attempt, "FRAME_SECONDS", 1e9)
-    monkeypatch.setattr(attempt.images, "thumbnail", short)
+    monkeypatch.setattr(attempt.codec, "thumbnail", short)
     runner.run_next()
 
     assert Status.SUCCEEDED is store.get(job.id).status
@@ -872,7 +872,7 @@ def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_
         return watch(self, moment)
 
     job = submit(iterations=5000)
-    monkeypatch.setattr(attempt.images, "encode", slow)
+    monkeypatch.setattr(attempt.codec, "encode", slow)
     monkeypatch.setattr(attempt.Attempt, "_watch", long)
     run = threading.Thread(target=runner.run_next)
     run.start()

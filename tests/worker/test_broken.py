@@ -65,7 +65,7 @@ def jobs(store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Imag
 @pytest.mark.parametrize(
     "trouble",
     [
-        "def fail(*_):\n    raise RuntimeError('out of the blue')\nmodule.measured_pace = fail",
+        "def fail(*_):\n    raise RuntimeError('out of the blue')\nmodule.measure_throughput = fail",
         f"def fail(*_):\n    {LOST}module.measure_throughput = fail",
         f"def fail(*_):\n    {LOST}module.Planner.free_bytes = fail",
     ],
@@ -117,10 +117,10 @@ def _at_first(folder: Path, code: str) -> str:
 
 
 HANGS = {
-    "in an iteration": ("core.neural.transfer.stylize", "_Clock", "count"),
+    "in an iteration": ("core.neural.transfer.stylize", "ProgressTracker", "count"),
     "in reading a picture": ("core.storage.blobs", "Blobs", "get"),
     "in writing the result": ("core.images.codec", None, "encode"),
-    "after the end": ("worker.checkpoint_writer", "Keeper", "close"),
+    "after the end": ("worker.checkpoint_writer", "CheckpointWriter", "close"),
 }
 
 
@@ -140,7 +140,7 @@ def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
         "    return usual(*args, **more)\n"
         f"{where}.{name} = hang\n"
     )
-    quick = "module.LOOK_SECONDS, module.STEP_SECONDS, module.REST_SECONDS, module.STEPS = 0.2, 4, 12, 1"
+    quick = "module.POLL_SECONDS, module.STEP_SECONDS, module.PHASE_SECONDS, module.STEP_FACTOR = 0.2, 4, 12, 1"
     if place == "in writing the result":  # no frame or preview is what hangs
         trouble = trouble.replace("if is_first()", "if len(args) > 1 and args[1] == 'png' and is_first()")
     start(late(module, _at_first(tmp_path, trouble)) + late("worker.watchdog", quick))

@@ -14,9 +14,9 @@ from worker.watchdog import HangWatchdog
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.3)
-    monkeypatch.setattr(watchdog, "REST_SECONDS", 0.6)
+    monkeypatch.setattr(watchdog, "PHASE_SECONDS", 0.6)
 
 
 Ends = list[str]

@@ -156,7 +156,7 @@ def test_a_key_asks_for_no_higher_priority_than_it_may(serve: Serve, files: Any,
 def test_a_retry_has_the_old_priority_or_what_the_key_may_by_now(
     serve: Serve, files: Any, keys: ApiKeyStore, valkey: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth, "MEMORY_SECONDS", 0.0)
+    monkeypatch.setattr(auth, "CACHE_SECONDS", 0.0)
     client, (key, secret) = serve(), keys.create("a", Priority.HIGH)
     headers = {"Authorization": f"Bearer {secret}"}
     old = [

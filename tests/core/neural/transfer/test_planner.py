@@ -84,7 +84,7 @@ def test_seconds_follow_pace_pixels_and_iterations(vgg16: Network) -> None:
 
 def test_a_pace_is_measured_once_and_kept(vgg16: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = iter([Throughput(0.1, 1e-6)])
-    monkeypatch.setattr(planner, "measured_pace", lambda _: next(measured))
+    monkeypatch.setattr(planner, "measure_throughput", lambda _: next(measured))
     file = tmp_path / "new" / "pace.json"
 
     assert Throughput(0.1, 1e-6) == load_throughput(vgg16, file) == load_throughput(vgg16, file)
@@ -92,7 +92,7 @@ def test_a_pace_is_measured_once_and_kept(vgg16: Network, tmp_path: Path, monkey
 
 def test_other_networks_paces_are_kept(vgg16: Network, random_vgg19: Network, tmp_path: Path, monkeypatch: Any) -> None:
     measured = iter([Throughput(0.1, 1e-6), Throughput(0.2, 2e-6)])
-    monkeypatch.setattr(planner, "measured_pace", lambda _: next(measured))
+    monkeypatch.setattr(planner, "measure_throughput", lambda _: next(measured))
     paces = [load_throughput(network, tmp_path / "pace.json") for network in (vgg16, random_vgg19, vgg16, random_vgg19)]
 
     assert paces[:2] == paces[2:]
@@ -101,7 +101,7 @@ def test_other_networks_paces_are_kept(vgg16: Network, random_vgg19: Network, tm
 
 
 def test_where_nothing_can_be_written_the_pace_is_measured(vgg16: Network, monkeypatch: Any, tmp_path: Path) -> None:
-    monkeypatch.setattr(planner, "measured_pace", lambda _: Throughput(0.1, 1e-6))
+    monkeypatch.setattr(planner, "measure_throughput", lambda _: Throughput(0.1, 1e-6))
     (tmp_path / "file").touch()
 
     assert Throughput(0.1, 1e-6) == load_throughput(vgg16, tmp_path / "file" / "pace.json")
@@ -127,7 +127,7 @@ def test_pairs_are_given_up_last(vgg16: Network) -> None:
 def test_a_damaged_pace_file_is_measured_again(
     vgg16: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(planner, "measured_pace", lambda _: Throughput(0.1, 1e-6))
+    monkeypatch.setattr(planner, "measure_throughput", lambda _: Throughput(0.1, 1e-6))
     (tmp_path / "pace.json").write_text(text)
 
     assert Throughput(0.1, 1e-6) == load_throughput(vgg16, tmp_path / "pace.json")
