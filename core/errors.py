@@ -6,7 +6,7 @@
     │   ├── BadImage           a picture
     │   │   ├── UnsupportedImage
     │   │   └── ImageTooLarge
-    │   ├── BadRecord          of how a picture was made
+    │   ├── InvalidProvenance  of how a picture was made
     │   ├── BadWebhook         where a webhook is to go
     │   ├── BadDataset         pictures to learn from
     │   ├── UploadTooLarge
@@ -21,7 +21,7 @@
     │   ├── NoResult
     │   ├── ResultGone
     │   └── IdempotencyConflict
-    ├── Later                  right request, too early; says in how many seconds
+    ├── RetryLater             right request, too early; says in how many seconds
     │   ├── Unavailable        for everybody
     │   │   ├── NoWorker
     │   │   ├── StoreUnavailable
@@ -29,7 +29,7 @@
     │   │   └── QueueFull
     │   ├── QuotaExceeded      for this caller
     │   ├── RateLimited
-    │   └── TooManyWatchers
+    │   └── TooManyStreams
     ├── Unauthorized
     ├── WeightsUnavailable
     ├── BadWeights

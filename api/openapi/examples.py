@@ -121,7 +121,7 @@ ANSWERS: dict[str, Any] = {
     "JobResource": JOB,
     "JobPage": {"jobs": [JOB], "next": "/v1/jobs?limit=1&cursor=17"},
     "BatchResource": _batch(WAITING),
-    "Kept": {"id": PHOTO, "width": 1024, "height": 768, "size_bytes": 310_224},
+    "StoredImage": {"id": PHOTO, "width": 1024, "height": 768, "size_bytes": 310_224},
     "PresetList": {
         "presets": [
             {"name": name, "description": preset.description, "spec": dict(preset.parameters)}

@@ -26,7 +26,7 @@ def test_a_store_that_is_away_is_asked_once_for_all_who_wait(nowhere: str, monke
 
     async def ask() -> list[Any]:
         lookout = JobFeed(nowhere, 10)
-        monkeypatch.setattr(lookout._reader, "read", read)
+        monkeypatch.setattr(lookout._reader, "get_if_changed", read)
         asked = [lookout.get(f"job_{number}", "anna") for number in range(3 * MAX_BATCH)]
         try:
             return await asyncio.gather(*asked, return_exceptions=True)

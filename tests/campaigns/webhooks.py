@@ -40,7 +40,7 @@ from core.webhooks.policy import Address, WebhookPolicy
 from worker.webhooks.dispatcher import WebhookDispatcher
 from worker.webhooks.sender import WebhookSender
 
-POLICY = WebhookPolicy("whsec_" + "A" * 32, frozenset({80}), http=True)
+POLICY = WebhookPolicy("whsec_" + "A" * 32, frozenset({80}), allow_http=True)
 SECONDS, LEASE_SECONDS = 0.8, 0.4
 DELAYS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 COURIERS = 3

@@ -435,7 +435,7 @@ def test_a_picture_that_cannot_be_read_costs_no_attempt(
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     monkeypatch.setattr(attempt, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(Blobs, "writable", lambda _: trouble != "of the disk")
+    monkeypatch.setattr(Blobs, "is_writable", lambda _: trouble != "of the disk")
     runner.run_next()
 
     ended = store.get(job.id)
@@ -758,7 +758,7 @@ def test_steered_at_the_last_moment_the_run_goes_on_and_after_it_nobody_steers(
             refused.append(caught.value)
         return standing
 
-    monkeypatch.setattr(JobStore, "seal", steer_then_seal)
+    monkeypatch.setattr(JobStore, "lock_spec", steer_then_seal)
     runner.run_next()
     ended, record = store.get(job.id), _record(store, blobs, job)
 
@@ -822,7 +822,7 @@ def test_without_room_for_frames_a_run_goes_on(
     def full(*_: Any) -> None:
         raise errors.StorageFull()
 
-    monkeypatch.setattr(JobStore, "keep_frame", full)
+    monkeypatch.setattr(JobStore, "add_frame", full)
     job = submit()
     runner.run_next()
 

@@ -148,7 +148,7 @@ def test_a_mistake_while_it_sleeps_does_not_end_the_lease(
     def broken(*_: Any) -> bool:
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr(store, "wait", broken)
+    monkeypatch.setattr(store, "wait_for_signal", broken)
     with Lease(store, job.id, "t", _keep([])) as held:
         held.report(_progress(1))
         until(lambda: store.get(job.id).progress == _progress(1), "progress")

@@ -82,7 +82,7 @@ def test_without_a_broker_ringing_says_so_at_once(celery: Celery) -> None:
 def test_a_broker_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         deaf, began = (
-            make_celery(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", patience_seconds=0.5),
+            make_celery(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", timeout_seconds=0.5),
             time.monotonic(),
         )
         assert not notify_workers(deaf)
@@ -272,12 +272,12 @@ def test_what_cannot_be_deleted_keeps_nothing_else_from_going(
     for digest in (stuck, upload):
         store.reserve(digest, 0)
     with redis.Redis.from_url(valkey.url) as client:
-        client.sadd(PREFIX + "condemned", "sha256:damaged")
+        client.sadd(PREFIX + "deleting", "sha256:damaged")
     reaper.tick()
 
     assert not blobs.has(upload)
     with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
-        assert {stuck} == client.smembers(PREFIX + "condemned")
+        assert {stuck} == client.smembers(PREFIX + "deleting")
     assert "cannot be deleted" in caplog.text
 
 
@@ -290,7 +290,7 @@ def test_a_step_that_fails_keeps_no_other_from_its_turn(
     def fail(*_: Any) -> None:
         raise ValueError("no number")
 
-    for step in ("reap", "load", "expire"):
+    for step in ("reap_expired_leases", "get_load", "expire_due"):
         monkeypatch.setattr(store, step, fail)
     reaper.tick()
 

@@ -24,7 +24,7 @@ def _client(valkey: Any, folder: Path, **own: Any) -> TestClient:
 @pytest.fixture
 def friendly(valkey: Any, tmp_path: Path) -> Iterator[TestClient]:
     """A service that lets one other site's pages use it."""
-    client = _client(valkey, tmp_path, origins=[FRIEND])
+    client = _client(valkey, tmp_path, cors_origins=[FRIEND])
     yield client
     client.close()
 

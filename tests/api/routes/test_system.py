@@ -27,7 +27,7 @@ def test_the_system_tells_of_workers_queue_and_limits(client: TestClient, submit
 
     assert (2, 1) == (told["queued"], told["running"])
     workers = sorted(told["workers"], key=lambda worker: not worker["busy"])
-    assert [{"busy": True, "about": CARD.model_dump()}, {"busy": False, "about": None}] == workers
+    assert [{"busy": True, "info": CARD.model_dump()}, {"busy": False, "info": None}] == workers
     assert (codec.MAX_BYTES, ["png", "jpeg", "webp"], 8192, 8) == tuple(
         told["limits"][name] for name in ("max_file_bytes", "formats", "max_size", "max_styles")
     )
@@ -38,13 +38,14 @@ def test_a_worker_that_is_buried_is_not_told_of(client: TestClient, store: JobSt
     store.heartbeat("host:1", CARD)
     store.heartbeat("two", CPU)
     store.requeue_jobs_of("host:1")
-    assert [{"busy": False, "about": CPU.model_dump()}] == client.get("/v1/system").json()["workers"]
+    assert [{"busy": False, "info": CPU.model_dump()}] == client.get("/v1/system").json()["workers"]
 
 
 def test_the_models_are_those_that_workers_have(client: TestClient, store: JobStore) -> None:
     def told() -> dict[str, Any]:
         return {
-            model["name"]: (model["workers"], model["means"]) for model in client.get("/v1/models").json()["models"]
+            model["name"]: (model["workers"], model["resolves_to"])
+            for model in client.get("/v1/models").json()["models"]
         }
 
     assert {"auto": (0, []), "vgg16": (0, []), "vgg19": (0, [])} == told()
@@ -86,7 +87,7 @@ def test_the_figures_count_requests_by_route_and_jobs_by_their_end(
     assert 1 == grown(f'impasto_http_requests_total{{{route},status="200"}}')
     assert 1 == grown(f'impasto_http_requests_total{{{route},status="404"}}')
     assert 1 == grown('impasto_http_requests_total{method="GET",route="-",status="404"}')
-    assert 2 == grown(f"impasto_request_seconds_count{{{route}}}")
+    assert 2 == grown(f"impasto_http_request_duration_seconds_count{{{route}}}")
     assert (1, 1, 1, 1) == tuple(
         after[f"impasto_{name}"] for name in ("queued_jobs", "running_jobs", "workers", "busy_workers")
     )

@@ -37,7 +37,7 @@ def test_the_secret_is_nowhere_in_the_store(keys: ApiKeyStore, own_valkey: Any, 
     """Neither in its memory nor in its files: who reads a backup has no key."""
     ring = ApiKeyStore(own_valkey.url)
     _, secret = ring.create("a")
-    ring.used(secret)
+    ring.mark_used(secret)
     ring.close()
 
     with redis.Redis.from_url(own_valkey.url, decode_responses=True) as client:

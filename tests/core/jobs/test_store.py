@@ -884,7 +884,7 @@ def test_an_ended_job_loses_its_pictures_and_then_its_record(store: JobStore, va
     _time_passes(valkey.url)
     assert 1 == store.expire_due(60)
     bare = store.get(job.id)
-    assert (Status.SUCCEEDED, True) == (bare.status, bare.gone)
+    assert (Status.SUCCEEDED, True) == (bare.status, bare.images_deleted)
     assert bare.version > job.version
     _end_holds(valkey.url)
     assert {CONTENT, STYLE, RESULT} == set(store.mark_deleting())
@@ -1084,7 +1084,7 @@ def test_a_dead_couriers_delivery_is_another_ones_after_the_lease(store: JobStor
     _collected(store, "frozen")
     assert _collected(store, "b") is None
     with redis.Redis.from_url(valkey.url) as client:  # the lease runs out
-        client.zadd(PREFIX + "couriers", dict.fromkeys(client.zrange(PREFIX + "couriers", 0, -1), 1))
+        client.zadd(PREFIX + "dispatchers", dict.fromkeys(client.zrange(PREFIX + "dispatchers", 0, -1), 1))
 
     assert (job_id, 2) == _collected(store, "b")
     assert not store.complete_delivery(job_id, "frozen", "delivered")
@@ -1252,7 +1252,7 @@ def test_what_cannot_be_steered(store: JobStore, end: str) -> None:
 
 
 def test_steering_has_an_end(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.jobs.store.MAX_STEERINGS", 1)
+    monkeypatch.setattr("core.jobs.store.MAX_SPEC_UPDATES", 1)
     job = store.update_spec(_create(store).id, _stronger)
 
     with pytest.raises(errors.Conflict, match="1 times"):

@@ -165,10 +165,10 @@ def build_elsewhere(source: Path, out: Path, prelude: str = "") -> "subprocess.P
     script = f"""
 from pathlib import Path
 import core.training.dataset_builder as harvest
-from core.training.dataset_builder import Wish, build
+from core.training.dataset_builder import BuildOptions, build
 {prelude}
 if __name__ == "__main__":
-    build(Path({str(source)!r}), Path({str(out)!r}), Wish(32, validation=0.25), 2)
+    build(Path({str(source)!r}), Path({str(out)!r}), BuildOptions(32, validation=0.25), 2)
 """
     file = out.with_suffix(".py")
     file.write_text(script)
@@ -185,16 +185,16 @@ def test_a_build_that_is_killed_goes_on_and_ends_with_the_same_bytes(
     wanted = build(source, tmp_path / "whole", WISH)
     prelude = f"""
 import os, signal
-from core.training.dataset import Book
+from core.training.dataset import DatasetWriter
 harvest._PORTION = 4
-written, count = Book.write, 0
+written, count = DatasetWriter.write, 0
 def write(book, *args):
     global count
     count += 1
     if count == {at}:
         os.kill(os.getpid(), signal.SIGKILL)
     written(book, *args)
-Book.write = write
+DatasetWriter.write = write
 """
     assert -signal.SIGKILL == build_elsewhere(source, tmp_path / "out", prelude).wait()
     with pytest.raises(errors.BadDataset, match="not complete"):

@@ -13,7 +13,7 @@ from core.webhooks.policy import WebhookPolicy, body
 
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 STRICT = WebhookPolicy(SECRET)
-LOOSE = WebhookPolicy(SECRET, frozenset({80, 443, 8080}), http=True, private=True)
+LOOSE = WebhookPolicy(SECRET, frozenset({80, 443, 8080}), allow_http=True, allow_private=True)
 
 HOSTILE_URLS = [
     "",

@@ -153,8 +153,8 @@ def test_a_name_that_changes_its_mind_after_the_check_gains_nothing(serve: Any, 
 def test_this_machine_is_refused_with_the_systems_own_look_up(serve: Any) -> None:
     """Also in notations that only the system knows, should one ever pass the check of the text."""
     canary = serve()
-    policy = WebhookPolicy(SECRET, frozenset({canary.port}), http=True, private=True)
-    strict = WebhookPolicy(SECRET, frozenset({canary.port}), http=True)
+    policy = WebhookPolicy(SECRET, frozenset({canary.port}), allow_http=True, allow_private=True)
+    strict = WebhookPolicy(SECRET, frozenset({canary.port}), allow_http=True)
     hosts = "localhost 127.0.0.1 127.0.0.2 ::1 ::ffff:127.0.0.1 0.0.0.0 0 127.1 0x7f.1 0x7f000001 2130706433 0177.0.0.1"
     for host in hosts.split():
         with pytest.raises(DeliveryError):
