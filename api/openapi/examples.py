@@ -150,18 +150,18 @@ ANSWERS: dict[str, Any] = {
         "network": "vgg16",
         "queue": {"position": 3, "start_seconds": 64.0},
     },
-    "System": {
+    "SystemInfo": {
         "version": "0.1.0",
         "queued": 3,
         "running": 1,
         "average_job_seconds": 21.4,
-        "workers": [{"busy": True, "about": _ABOUT}],
+        "workers": [{"busy": True, "info": _ABOUT}],
         "limits": limits_of(ApiSettings.model_construct()).model_dump(),
     },
-    "Models": {
+    "ModelList": {
         "models": [
-            {"name": "auto", "workers": 1, "means": ["vgg16"]},
-            {"name": "vgg16", "workers": 1, "means": []},
+            {"name": "auto", "workers": 1, "resolves_to": ["vgg16"]},
+            {"name": "vgg16", "workers": 1, "resolves_to": []},
         ]
     },
 }

@@ -55,12 +55,12 @@ def system(store: Store, config: Configuration) -> SystemInfo:
 @router.get("/v1/models", summary="The networks")
 def models(store: Store) -> ModelList:
     """What can be named as `model`. One that no worker has fails with `weights_unavailable`."""
-    crew = [about for about, _ in store.list_workers() if about is not None]
-    having = Counter(name for about in crew for name in about.networks)
+    workers = [info for info, _ in store.list_workers() if info is not None]
+    having = Counter(name for info in workers for name in info.networks)
     having.update(dict.fromkeys(FETCHED, 0))
-    means = sorted({about.network for about in crew})
+    resolves_to = sorted({info.network for info in workers})
     named = [ModelInfo(name=name, workers=having[name]) for name in sorted(having)]
-    return ModelList(models=[ModelInfo(name="auto", workers=len(crew), means=means), *named])
+    return ModelList(models=[ModelInfo(name="auto", workers=len(workers), resolves_to=resolves_to), *named])
 
 
 @router.get(

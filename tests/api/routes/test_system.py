@@ -89,7 +89,7 @@ def test_the_figures_count_requests_by_route_and_jobs_by_their_end(
     assert 1 == grown('impasto_http_requests_total{method="GET",route="-",status="404"}')
     assert 2 == grown(f"impasto_http_request_duration_seconds_count{{{route}}}")
     assert (1, 1, 1, 1) == tuple(
-        after[f"impasto_{name}"] for name in ("queued_jobs", "running_jobs", "workers", "busy_workers")
+        after[f"impasto_{name}"] for name in ("jobs_queued", "jobs_running", "workers", "workers_busy")
     )
     assert {"canceled": 1, "succeeded": 0, "failed": 0, "expired": 0} == {
         status: after[f'impasto_jobs_finished_total{{status="{status}"}}']

@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
 
-    assert Blobs(tmp_path / "good").writable()
-    assert not Blobs(blocked).writable()
+    assert Blobs(tmp_path / "good").is_writable()
+    assert not Blobs(blocked).is_writable()
     with pytest.raises(errors.StorageFull):
         Blobs(blocked).put(b"paint")

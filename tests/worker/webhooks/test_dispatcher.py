@@ -189,10 +189,10 @@ SHORT = """
 import sys
 from core.jobs.store import JobStore
 from core.config import Settings
-from worker.webhooks.dispatcher import Courier
-from worker.webhooks.sender import Delivery
+from worker.webhooks.dispatcher import WebhookDispatcher
+from worker.webhooks.sender import WebhookSender
 shared = Settings()
-Courier(JobStore(shared.redis_url), shared.webhooks, Delivery(shared.webhooks, seconds=2), lease_seconds=0.5).run()
+WebhookDispatcher(JobStore(shared.redis_url), shared.webhooks, WebhookSender(shared.webhooks, seconds=2), lease_seconds=0.5).run()
 """
 
 

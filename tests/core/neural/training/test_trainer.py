@@ -79,9 +79,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from core.neural.training.distributed import Team
-from core.neural.training.trainer import Pacing, train
-from core.training.config import Recipe
+from core.neural.training.distributed import ProcessGroup
+from core.neural.training.trainer import TrainerOptions, train
+from core.training.config import TrainingConfig
 
 dataset, run, recipe, at, where = sys.argv[1:]
 def on_moment(moment):
@@ -97,8 +97,8 @@ def torn(part, file):
     return replace(part, file)
 Path.replace = torn
 torch.set_num_threads(int(os.environ["THREADS"]))
-pacing = Pacing(workers=0, checkpoint_seconds=0, log_steps=1)
-train(Path(dataset), Path(run), Recipe.model_validate_json(recipe), Team(), pacing, on_moment=on_moment)
+pacing = TrainerOptions(workers=0, checkpoint_seconds=0, log_steps=1)
+train(Path(dataset), Path(run), TrainingConfig.model_validate_json(recipe), ProcessGroup(), pacing, on_moment=on_moment)
 """
 
 
@@ -137,17 +137,17 @@ TEAM = """
 import os, sys
 from pathlib import Path
 import torch
-from core.neural.training.distributed import joined
-from core.neural.training.trainer import Pacing, train
-from core.training.config import Recipe
+from core.neural.training.distributed import join_process_group
+from core.neural.training.trainer import TrainerOptions, train
+from core.training.config import TrainingConfig
 
 dataset, run, recipe, at = sys.argv[1:]
 def on_moment(moment):
     if moment.step == int(at):
         os._exit(1)
-with joined("cpu") as team:
-    pacing = Pacing(workers=0, checkpoint_seconds=0, log_steps=1)
-    train(Path(dataset), Path(run), Recipe.model_validate_json(recipe), team, pacing, on_moment=on_moment)
+with join_process_group("cpu") as team:
+    pacing = TrainerOptions(workers=0, checkpoint_seconds=0, log_steps=1)
+    train(Path(dataset), Path(run), TrainingConfig.model_validate_json(recipe), team, pacing, on_moment=on_moment)
 """
 
 
