@@ -8,9 +8,9 @@ from contextlib import suppress
 import uvicorn
 
 from api.app import create_app
-from api.job_feed import Lookout
+from api.job_feed import JobFeed
 from api.server import backpressure
-from api.server.slow_clients import Limits, patient
+from api.server.slow_clients import ConnectionLimits, slow_client_protocol
 from api.settings import ApiSettings
 from core import errors
 from core.config import Settings, read_settings
@@ -32,7 +32,7 @@ def main() -> None:
         app,
         host=own.host,
         port=own.port,
-        http=patient(Limits(own.patience_seconds, own.min_rate)),
+        http=slow_client_protocol(ConnectionLimits(own.client_timeout_seconds, own.min_client_bytes_per_second)),
         ws="none",
         log_config=None,
         access_log=False,  # api/middleware/access_log.py
@@ -40,19 +40,19 @@ def main() -> None:
         timeout_graceful_shutdown=10,
     )
     with suppress(KeyboardInterrupt):
-        Server(config, app.state.sights).run()
+        Server(config, app.state.job_feed).run()
 
 
 class Server(uvicorn.Server):
     """uvicorn's waits for open answers before it tells the application; streams would not end by themselves."""
 
-    def __init__(self, config: uvicorn.Config, sights: Lookout) -> None:
+    def __init__(self, config: uvicorn.Config, feed: JobFeed) -> None:
         super().__init__(config)
-        self._sights = sights
+        self._feed = feed
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Tell those who wait first."""
-        self._sights.end_watches()
+        self._feed.close_subscriptions()
         await super().shutdown(sockets)
 
 

@@ -13,20 +13,20 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api.background.reaper import Reaper
 from api.http import problems
-from api.job_feed import Lookout
+from api.job_feed import JobFeed
 from api.middleware import host_guard, security_headers
-from api.middleware.access_log import Access
-from api.middleware.auth import Authentication, KeyRing
-from api.middleware.head import Head
-from api.middleware.host_guard import Guard
-from api.middleware.security_headers import Policy
+from api.middleware.access_log import AccessLog
+from api.middleware.auth import ApiKeyCache, Authentication
+from api.middleware.head import HeadRequests
+from api.middleware.host_guard import HostGuard
+from api.middleware.security_headers import SecurityHeaders
 from api.openapi import document
-from api.rate_limit import Rates
+from api.rate_limit import RateLimiter
 from api.routes import batches, estimate, health, images, job_events, job_frames, job_status, jobs, presets, system
 from api.routes.web import add_page
 from api.settings import ApiSettings
-from core.auth.api_keys import Keys
-from core.celery_app import make_celery, ring
+from core.auth.api_keys import ApiKeyStore
+from core.celery_app import make_celery, notify_workers
 from core.config import Settings, read_settings
 from core.images import codec as pictures
 from core.jobs.store import JobStore
@@ -51,23 +51,23 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     """The application with its store, blobs, doorbell and reaper. Raises BadSettings."""
     shared, own = shared or read_settings(Settings), own or read_settings(ApiSettings)
     store, blobs, celery = (
-        JobStore(shared.redis_url, rest_seconds=REST_SECONDS),
+        JobStore(shared.redis_url, cooldown_seconds=REST_SECONDS),
         Blobs(shared.blobs_dir),
-        make_celery(shared.redis_url, patience_seconds=RING_SECONDS),
+        make_celery(shared.redis_url, timeout_seconds=RING_SECONDS),
     )
     reaper = Reaper(
         store,
         blobs,
         Checkpoints(shared.checkpoints_dir),
         celery,
-        record_seconds=own.record_days * 86_400,
-        disk_bytes=own.disk_gb * 1e9,
+        record_seconds=own.job_retention_days * 86_400,
+        disk_bytes=own.storage_quota_gb * 1e9,
     )
 
-    sights = Lookout(shared.redis_url, own.max_watchers_per_caller)
-    keys = Keys(shared.redis_url, rest_seconds=REST_SECONDS)
-    limits = own.submissions_per_minute, own.requests_per_minute, own.wrong_keys_per_minute
-    rates = Rates(shared.redis_url, *limits, rest_seconds=REST_SECONDS)
+    feed = JobFeed(shared.redis_url, own.max_streams_per_caller)
+    keys = ApiKeyStore(shared.redis_url, cooldown_seconds=REST_SECONDS)
+    limits = own.submissions_per_minute, own.requests_per_minute, own.auth_failures_per_minute
+    rates = RateLimiter(shared.redis_url, *limits, cooldown_seconds=REST_SECONDS)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -75,7 +75,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
             log.warning("pictures are decoded without a filter on system calls: this system has none that we know")
         reaper.start()
         yield
-        await sights.stop()
+        await feed.stop()
         reaper.stop()
         for opened in (store, keys, rates):
             opened.close()
@@ -89,12 +89,12 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         docs_url=None,
         redoc_url=None,
     )
-    app.state.store, app.state.sights, app.state.blobs, app.state.settings = store, sights, blobs, own
+    app.state.store, app.state.job_feed, app.state.blobs, app.state.settings = store, feed, blobs, own
     app.state.webhooks = shared.webhooks
-    app.state.ring = partial(ring, celery)
+    app.state.notify = partial(notify_workers, celery)
     problems.install(app)
-    app.add_middleware(Head)
-    app.add_middleware(Authentication, ring=KeyRing(keys) if own.keys_required else None, rates=rates)
+    app.add_middleware(HeadRequests)
+    app.add_middleware(Authentication, ring=ApiKeyCache(keys) if own.keys_required else None, rates=rates)
     _surround(app, own)
     security_headers.add_docs(app)
     bearer = [Depends(_BEARER)] if own.keys_required else []
@@ -118,16 +118,16 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
 
 def _surround(app: FastAPI, own: ApiSettings) -> None:
     """The layers around the routes, from the inside out."""
-    app.add_middleware(Guard, names=host_guard.names_for(own.host, own.hosts), origins=own.origins)
-    if own.origins:
+    app.add_middleware(HostGuard, names=host_guard.names_for(own.host, own.allowed_hosts), origins=own.cors_origins)
+    if own.cors_origins:
         methods = ["GET", "HEAD", "POST", "PATCH", "DELETE"]
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=own.origins,
+            allow_origins=own.cors_origins,
             allow_methods=methods,
             allow_headers=_SENT,
             expose_headers=_READ,
         )
-    app.add_middleware(problems.Reworded)
-    app.add_middleware(Access)
-    app.add_middleware(Policy)
+    app.add_middleware(problems.FrameworkErrors)
+    app.add_middleware(AccessLog)
+    app.add_middleware(SecurityHeaders)

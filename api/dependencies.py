@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from api.job_feed import Lookout
+from api.job_feed import JobFeed
 from api.middleware import auth
 from api.middleware.auth import Caller
 from api.settings import ApiSettings
@@ -22,8 +22,8 @@ async def _store(request: Request) -> store.JobStore:
     return held
 
 
-async def _sights(request: Request) -> Lookout:
-    held: Lookout = request.app.state.sights
+async def _feed(request: Request) -> JobFeed:
+    held: JobFeed = request.app.state.job_feed
     return held
 
 
@@ -33,7 +33,7 @@ async def _blobs(request: Request) -> blobs.Blobs:
 
 
 async def _ring(request: Request) -> Callable[[], bool]:
-    held: Callable[[], bool] = request.app.state.ring
+    held: Callable[[], bool] = request.app.state.notify
     return held
 
 
@@ -43,10 +43,10 @@ async def _caller(request: Request) -> Caller:
     return found
 
 
-Asker = Annotated[Caller, Depends(_caller)]
+CurrentCaller = Annotated[Caller, Depends(_caller)]
 
 
-async def _owner(caller: Asker) -> str:
+async def _owner(caller: CurrentCaller) -> str:
     return caller.owner
 
 
@@ -55,8 +55,8 @@ async def _admits(request: Request) -> auth.Admits:
     return held
 
 
-async def _webhooks(request: Request) -> policy.Policy:
-    held: policy.Policy = request.app.state.webhooks
+async def _webhooks(request: Request) -> policy.WebhookPolicy:
+    held: policy.WebhookPolicy = request.app.state.webhooks
     return held
 
 
@@ -66,10 +66,10 @@ async def _settings(request: Request) -> ApiSettings:
 
 
 Store = Annotated[store.JobStore, Depends(_store)]
-Sights = Annotated[Lookout, Depends(_sights)]
+Feed = Annotated[JobFeed, Depends(_feed)]
 Blobs = Annotated[blobs.Blobs, Depends(_blobs)]
-Ring = Annotated[Callable[[], bool], Depends(_ring)]
+Notify = Annotated[Callable[[], bool], Depends(_ring)]
 Owner = Annotated[str, Depends(_owner)]
-Admits = Annotated[auth.Admits, Depends(_admits)]
-Webhooks = Annotated[policy.Policy, Depends(_webhooks)]
-Config = Annotated[ApiSettings, Depends(_settings)]
+IsAdmitted = Annotated[auth.Admits, Depends(_admits)]
+Webhooks = Annotated[policy.WebhookPolicy, Depends(_webhooks)]
+Configuration = Annotated[ApiSettings, Depends(_settings)]

@@ -22,16 +22,16 @@ from core.jobs.async_reader import JobReader
 from core.jobs.models import Job
 
 POLL_SECONDS = 2.0
-AGAIN_SECONDS = 0.5
-READ_AT_ONCE = 100
-REMEMBERED = 1000  # jobs, some 10 kB each
+RETRY_SECONDS = 0.5
+MAX_BATCH = 100
+MAX_CACHED = 1000  # jobs, some 10 kB each
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
-class Sight:
+class JobSnapshot:
     """One state of a job; what it looks like on the wire is made once, however many look."""
 
     def __init__(self, job: Job) -> None:
@@ -48,16 +48,16 @@ class Sight:
         return resource(self.job).model_dump_json().encode()
 
 
-class Lookout:
+class JobFeed:
     """Used on one event loop. What it starts to watch with, it keeps until `stop`."""
 
     def __init__(self, redis_url: str, max_watchers: int) -> None:
         """max_watchers: of one caller."""
         self._reader = JobReader(redis_url)
         self._max_watchers = max_watchers
-        self._sights: OrderedDict[str, Sight] = OrderedDict()  # of late
-        self._asked: dict[str, asyncio.Future[Sight | None]] = {}
-        self._spots: dict[str, _Spot] = {}
+        self._cached: OrderedDict[str, JobSnapshot] = OrderedDict()  # of late
+        self._asked: dict[str, asyncio.Future[JobSnapshot | None]] = {}
+        self._spots: dict[str, _Topic] = {}
         self._watchers: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
         self._reading: asyncio.Task[None] | None = None
@@ -65,30 +65,30 @@ class Lookout:
         self.away = False  # whether the store has not answered last time
         self.stopping = False
 
-    async def see(self, job_id: str, owner: str) -> Sight:
+    async def get(self, job_id: str, owner: str) -> JobSnapshot:
         """The job as it is now. Raises JobNotFound, also for one of another owner, and StoreUnavailable."""
-        sight = await asyncio.shield(self._ask(job_id))
-        if sight is None or sight.job.owner != owner:
+        snapshot = await asyncio.shield(self._ask(job_id))
+        if snapshot is None or snapshot.job.owner != owner:
             raise errors.JobNotFound()
-        return sight
+        return snapshot
 
-    async def watch(self, job_id: str, owner: str) -> "Watch":
-        """From now on; to be closed. Raises TooManyWatchers, and as `see`."""
+    async def subscribe(self, job_id: str, owner: str) -> "JobSubscription":
+        """From now on; to be closed. Raises TooManyWatchers, and as `get`."""
         self._admit(owner)
-        watch = Watch(self, job_id, owner)
+        watch = JobSubscription(self, job_id, owner)
         try:
             self._follow()
-            watch.spot.show(await self.see(job_id, owner))
+            watch.spot.publish(await self.get(job_id, owner))
         except BaseException:
             watch.close()
             raise
         return watch
 
-    def listen_to(self, job_ids: Sequence[str], owner: str) -> "Vigil":
+    def subscribe_to_all(self, job_ids: Sequence[str], owner: str) -> "ChangeSubscription":
         """For changes of several jobs, which the owner has; to be closed. One watcher. Raises TooManyWatchers."""
         self._admit(owner)
         self._follow()
-        return Vigil(self, job_ids, owner)
+        return ChangeSubscription(self, job_ids, owner)
 
     async def share(self, name: str, read: Callable[[], T]) -> T:
         """What `read` finds, in a thread: one read for all who ask under the name before it has begun."""
@@ -104,32 +104,34 @@ class Lookout:
 
     def _admit(self, owner: str) -> None:
         if self._watchers[owner] >= self._max_watchers:
-            raise errors.TooManyWatchers()
+            raise errors.TooManyStreams()
 
-    async def see_when(self, done: Callable[[Sight, Sight], bool], job_id: str, owner: str, seconds: float) -> Sight:
-        """The job once `done` says so of the first sight and the newest; as it is after so long, in any case.
+    async def wait_for(
+        self, done: Callable[[JobSnapshot, JobSnapshot], bool], job_id: str, owner: str, seconds: float
+    ) -> JobSnapshot:
+        """The job once `done` says so of the first snapshot and the newest; as it is after so long, in any case.
 
-        Raises TooManyWatchers, and as `see`.
+        Raises TooManyWatchers, and as `get`.
         """
         until = asyncio.get_running_loop().time() + seconds
-        with closing(await self.watch(job_id, owner)) as watch:
-            first = watch.sight
-            while first and (newest := watch.sight) and not done(first, newest) and not self.stopping:
+        with closing(await self.subscribe(job_id, owner)) as watch:
+            first = watch.snapshot
+            while first and (newest := watch.snapshot) and not done(first, newest) and not self.stopping:
                 left = until - asyncio.get_running_loop().time()
                 if left <= 0:
                     break
                 await watch.wait(newest, left)
-        return await self.see(job_id, owner)
+        return await self.get(job_id, owner)
 
-    def end_watches(self) -> None:
+    def close_subscriptions(self) -> None:
         """Every watcher hears that this process goes; nobody waits any more."""
         self.stopping = True
         for spot in self._spots.values():
-            spot.stir()
+            spot.notify()
 
     async def stop(self) -> None:
         """Give the connections back."""
-        self.end_watches()
+        self.close_subscriptions()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -137,7 +139,7 @@ class Lookout:
 
     # ------------------------------------------------------------------ reading
 
-    def _ask(self, job_id: str) -> "asyncio.Future[Sight | None]":
+    def _ask(self, job_id: str) -> "asyncio.Future[JobSnapshot | None]":
         """The answer of a read that has not begun yet."""
         if job_id not in self._asked:
             self._asked[job_id] = asyncio.get_running_loop().create_future()
@@ -148,11 +150,11 @@ class Lookout:
     async def _read(self) -> None:
         """Until nobody asks any more. One read after the other: what is seen never goes back."""
         while self._asked:
-            asked = {job_id: self._asked.pop(job_id) for job_id in list(islice(self._asked, READ_AT_ONCE))}
-            sights = {job_id: self._sights.get(job_id) for job_id in asked}
+            asked = {job_id: self._asked.pop(job_id) for job_id in list(islice(self._asked, MAX_BATCH))}
+            feed = {job_id: self._cached.get(job_id) for job_id in asked}
             try:
-                jobs = await self._reader.read(
-                    {job_id: sight.job if sight else None for job_id, sight in sights.items()}
+                jobs = await self._reader.get_if_changed(
+                    {job_id: snapshot.job if snapshot else None for job_id, snapshot in feed.items()}
                 )
             except Exception as error:
                 self.away = True
@@ -166,18 +168,18 @@ class Lookout:
             for job_id, answer in asked.items():
                 answer.set_result(self._noted(job_id, jobs[job_id]))
 
-    def _noted(self, job_id: str, job: Job | None) -> Sight | None:
-        sight = self._sights.pop(job_id, None)
+    def _noted(self, job_id: str, job: Job | None) -> JobSnapshot | None:
+        snapshot = self._cached.pop(job_id, None)
         if job is None:
-            sight = None
+            snapshot = None
         else:
-            sight = sight if sight and sight.job is job else Sight(job)
-            self._sights[job_id] = sight
-            if len(self._sights) > REMEMBERED:
-                self._sights.popitem(last=False)
+            snapshot = snapshot if snapshot and snapshot.job is job else JobSnapshot(job)
+            self._cached[job_id] = snapshot
+            if len(self._cached) > MAX_CACHED:
+                self._cached.popitem(last=False)
         if job_id in self._spots:
-            self._spots[job_id].show(sight)
-        return sight
+            self._spots[job_id].publish(snapshot)
+        return snapshot
 
     # ------------------------------------------------------------------ watching
 
@@ -188,12 +190,12 @@ class Lookout:
     async def _listen(self) -> None:
         while True:
             try:
-                async for job_id in self._reader.changes():
+                async for job_id in self._reader.watch_changes():
                     for watched in [job_id] if job_id else self._spots:
                         if watched in self._spots:
                             self._ask(watched)
             except errors.StoreUnavailable:
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
             except Exception:
                 log.exception("cannot hear of changes; the poll finds them")
                 await asyncio.sleep(POLL_SECONDS)
@@ -204,10 +206,10 @@ class Lookout:
             for job_id in self._spots:
                 self._ask(job_id)
 
-    def enter(self, job_ids: Sequence[str], owner: str) -> list["_Spot"]:
+    def enter(self, job_ids: Sequence[str], owner: str) -> list["_Topic"]:
         """One watcher more, for Watch and Vigil."""
         self._watchers[owner] += 1
-        spots = [self._spots.setdefault(job_id, _Spot()) for job_id in job_ids]
+        spots = [self._spots.setdefault(job_id, _Topic()) for job_id in job_ids]
         for spot in spots:
             spot.watchers += 1
         return spots
@@ -221,21 +223,21 @@ class Lookout:
                 del self._spots[job_id]
 
 
-class _Spot:
+class _Topic:
     """A job that is watched, by one or many."""
 
     def __init__(self) -> None:
         self.watchers = 0
-        self.sight: Sight | None = None
+        self.snapshot: JobSnapshot | None = None
         self.stirred = asyncio.Event()
         self.bells: set[asyncio.Event] = set()  # of who watches others, too
 
-    def show(self, sight: Sight | None) -> None:
-        if sight is not self.sight:
-            self.sight = sight
-            self.stir()
+    def publish(self, snapshot: JobSnapshot | None) -> None:
+        if snapshot is not self.snapshot:
+            self.snapshot = snapshot
+            self.notify()
 
-    def stir(self) -> None:
+    def notify(self) -> None:
         """Wake those who wait now."""
         self.stirred.set()
         self.stirred = asyncio.Event()
@@ -243,18 +245,18 @@ class _Spot:
             bell.set()
 
 
-class Watch:
+class JobSubscription:
     """One watcher's look at a job."""
 
-    def __init__(self, lookout: Lookout, job_id: str, owner: str) -> None:
+    def __init__(self, lookout: JobFeed, job_id: str, owner: str) -> None:
         self._lookout, self._job_id, self._owner = lookout, job_id, owner
         (self.spot,) = lookout.enter([job_id], owner)
         self._open = True
 
     @property
-    def sight(self) -> Sight | None:
+    def snapshot(self) -> JobSnapshot | None:
         """The newest; None once the job is deleted."""
-        return self.spot.sight
+        return self.spot.snapshot
 
     @property
     def over(self) -> bool:
@@ -263,14 +265,14 @@ class Watch:
 
     @property
     def away(self) -> bool:
-        """Whether the store does not answer, and the sight may be old."""
+        """Whether the store does not answer, and the snapshot may be old."""
         return self._lookout.away
 
-    async def wait(self, known: Sight | None, seconds: float) -> None:
+    async def wait(self, known: JobSnapshot | None, seconds: float) -> None:
         """Until the job looks otherwise than `known`, or `over`, or so long."""
         try:
             async with asyncio.timeout(seconds):
-                while self.sight is known and not self.over:
+                while self.snapshot is known and not self.over:
                     await self.spot.stirred.wait()
         except TimeoutError:
             pass
@@ -282,10 +284,10 @@ class Watch:
             self._lookout.leave([self._job_id], self._owner)
 
 
-class Vigil:
+class ChangeSubscription:
     """One watcher's ear for several jobs: hears that one has changed, not which; at times one that has not."""
 
-    def __init__(self, lookout: Lookout, job_ids: Sequence[str], owner: str) -> None:
+    def __init__(self, lookout: JobFeed, job_ids: Sequence[str], owner: str) -> None:
         self._lookout, self._job_ids, self._owner = lookout, job_ids, owner
         self._bell = asyncio.Event()
         self._spots = lookout.enter(job_ids, owner)

@@ -8,9 +8,9 @@ from core.jobs.store import JobStore
 # Each API process tells of its own requests: one is asked by its own address.
 REQUESTS = CollectorRegistry()
 
-_answered = Counter("impasto_requests_total", "Answers.", ["method", "route", "status"], registry=REQUESTS)
+_answered = Counter("impasto_http_requests_total", "Answers.", ["method", "route", "status"], registry=REQUESTS)
 _seconds = Histogram(
-    "impasto_request_seconds",
+    "impasto_http_request_duration_seconds",
     "From a request's head to its answer's.",
     ["method", "route"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
@@ -28,18 +28,23 @@ def answered(method: str, route: str, status: int, seconds: float) -> None:
 
 def of_service(store: JobStore) -> bytes:
     """The same from every API process. Raises StoreUnavailable."""
-    registry, load, crew, (ended, webhooks) = CollectorRegistry(), store.load(), store.crew(), store.counts()
+    registry, load, crew, (ended, webhooks) = (
+        CollectorRegistry(),
+        store.get_load(),
+        store.list_workers(),
+        store.get_counts(),
+    )
     for name, words, value in (
-        ("queued_jobs", "Jobs that wait.", load.queued),
-        ("running_jobs", "Jobs that run.", load.running),
+        ("jobs_queued", "Jobs that wait.", load.queued),
+        ("jobs_running", "Jobs that run.", load.running),
         ("workers", "Live workers.", load.workers),
-        ("busy_workers", "Live workers that run a job.", sum(busy for _, busy in crew)),
-        ("job_seconds", "Seconds that a job runs: a moving average.", load.pace_seconds or 0),
-        ("waiting_webhooks", "Webhooks that wait to be sent.", webhooks),
+        ("workers_busy", "Live workers that run a job.", sum(busy for _, busy in crew)),
+        ("job_duration_average_seconds", "Seconds that a job runs: a moving average.", load.average_job_seconds or 0),
+        ("webhooks_pending", "Webhooks that wait to be sent.", webhooks),
     ):
         Gauge(f"impasto_{name}", words, registry=registry).set(value)
-    ends = Counter("impasto_ended_jobs_total", "Jobs that have ended.", ["status"], registry=registry)
+    ends = Counter("impasto_jobs_finished_total", "Jobs that have ended.", ["status"], registry=registry)
     for status in Status:
-        if status.ended:
+        if status.has_ended:
             ends.labels(status).inc(ended.get(status, 0))
     return generate_latest(registry)

@@ -20,13 +20,13 @@ from limits.strategies import FixedWindowRateLimiter
 from starlette.concurrency import run_in_threadpool
 
 from core import errors
-from core.redis_client import PREFIX, connection, unavailable
+from core.redis_client import PREFIX, CircuitBreaker, connect
 
-SETTLE_SECONDS = 1.0
+FLUSH_SECONDS = 1.0
 _WRONG_KEYS = "wrong-keys"
 
 
-class Kind(StrEnum):
+class RequestKind(StrEnum):
     """What is counted apart."""
 
     SUBMISSION = "submission"  # what costs work: a picture to check, a job to paint
@@ -42,45 +42,47 @@ class _Account:
     refused_until: float = -math.inf
 
 
-class Rates:
+class RateLimiter:
     """The limits of a service. Used on the event loop; what waits for Redis waits in a thread."""
 
     def __init__(
-        self, redis_url: str, submissions: int, others: int, wrong_keys: int, *, rest_seconds: float = 0
+        self, redis_url: str, submissions: int, others: int, wrong_keys: int, *, cooldown_seconds: float = 0
     ) -> None:
         """A minute. submissions, others: of one caller; wrong_keys: from one address.
 
-        rest_seconds: as of core.redis_client.unavailable.
+        rest_seconds: as of core.redis_client.CircuitBreaker.
         """
-        self._redis, self._unavailable = connection(redis_url), unavailable(rest_seconds)
+        self._redis, self._unavailable = connect(redis_url), CircuitBreaker(cooldown_seconds)
         storage = RedisStorage(redis_url, connection_pool=self._redis.connection_pool, key_prefix=f"{PREFIX}rates")
         self._limiter = FixedWindowRateLimiter(storage)
         self._limits = {
-            Kind.SUBMISSION: RateLimitItemPerMinute(submissions),
-            Kind.OTHER: RateLimitItemPerMinute(others),
+            RequestKind.SUBMISSION: RateLimitItemPerMinute(submissions),
+            RequestKind.OTHER: RateLimitItemPerMinute(others),
         }
         self._wrong_keys = RateLimitItemPerMinute(wrong_keys)
-        self._batch = {Kind.SUBMISSION: 1, Kind.OTHER: max(1, others // 100)}
-        self._accounts: dict[tuple[str, Kind], _Account] = {}  # of keys that there are: no stranger can make it grow
+        self._batch = {RequestKind.SUBMISSION: 1, RequestKind.OTHER: max(1, others // 100)}
+        self._accounts: dict[
+            tuple[str, RequestKind], _Account
+        ] = {}  # of keys that there are: no stranger can make it grow
 
     def close(self) -> None:
         """Give the connections back."""
         self._redis.close()
 
-    async def count(self, caller: str, kind: Kind) -> None:
+    async def count(self, caller: str, kind: RequestKind) -> None:
         """One request more. Raises RateLimited, StoreUnavailable."""
         account, now = self._accounts.setdefault((caller, kind), _Account()), time.monotonic()
         if now < account.refused_until:
             raise errors.RateLimited(retry_seconds=account.refused_until - now)
         account.unsettled += 1
-        if account.unsettled >= self._batch[kind] or now - account.settled_at >= SETTLE_SECONDS:
+        if account.unsettled >= self._batch[kind] or now - account.settled_at >= FLUSH_SECONDS:
             cost, account.unsettled, account.settled_at = account.unsettled, 0, now
             seconds = await run_in_threadpool(self._settle, caller, kind, cost)
             if seconds:
                 account.refused_until = time.monotonic() + seconds
                 raise errors.RateLimited(retry_seconds=seconds)
 
-    def _settle(self, caller: str, kind: Kind, cost: int) -> float:
+    def _settle(self, caller: str, kind: RequestKind, cost: int) -> float:
         """Tell Redis. 0, or the seconds until the caller may ask again."""
         limit = self._limits[kind]
         with self._unavailable:

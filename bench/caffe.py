@@ -43,7 +43,7 @@ def main(model: str) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "network.caffemodel"
-        files.write(place, parameters, card, "caffe")
+        files.write_network(place, parameters, card, "caffe")
         read = cv2.dnn.readNetFromCaffe(str(place.with_suffix(".prototxt")), str(place))
     read.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
     layers = [name for name in read.getLayerNames() if name.startswith("relu")]

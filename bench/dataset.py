@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from core.neural.training.data import Views
+from core.neural.training.data import TrainingImages
 from core.neural.weights.torchvision_registry import module
-from core.training.config import Recipe
+from core.training.config import TrainingConfig
 from core.training.dataset import STORES, Dataset
-from core.training.dataset_builder import Progress, Wish, build
+from core.training.dataset_builder import BuildOptions, BuildProgress, build
 
 HARBOR = Path(__file__).parents[1] / "samples" / "harbor.jpg"
 
@@ -41,12 +41,12 @@ def rate(step: Callable[[], Iterable[Any]]) -> float:
     return count / (time.process_time() - began)
 
 
-def views_of(dataset: Dataset, recipe: Recipe) -> Iterable[Any]:
-    views = Views(dataset, "train", recipe)
+def views_of(dataset: Dataset, recipe: TrainingConfig) -> Iterable[Any]:
+    views = TrainingImages(dataset, "train", recipe)
     return (views[0, index] for index in torch.randperm(dataset.count("train")).tolist())
 
 
-def image_folder(folder: Path, recipe: Recipe) -> Iterable[Any]:
+def image_folder(folder: Path, recipe: TrainingConfig) -> Iterable[Any]:
     """The same from the files: each decoded and scaled anew, in every epoch."""
     v2 = module("transforms.v2")
     steps = [v2.PILToTensor(), v2.Resize((256, 256), antialias=True), v2.RandomCrop(recipe.crop_px)]
@@ -66,13 +66,13 @@ def rates(count: int, jobs: int) -> None:
     """Build in both stores, then read with one process; the rates of one run, to be compared with each other."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        folder, recipe = Path(temporary), Recipe()
+        folder, recipe = Path(temporary), TrainingConfig()
         draw(folder, count)
         click.echo("| | built, pictures/s | read, views/s of CPU time | KB a picture |\n|---|---|---|---|")
         for store in STORES:
             out = folder / store
             began = time.perf_counter()
-            build(folder / "source", out, Wish(store=store, validation=0), jobs)
+            build(folder / "source", out, BuildOptions(store=store, validation=0), jobs)
             built = count / (time.perf_counter() - began)
             with Dataset(out) as dataset:
                 read = [rate(lambda opened=dataset: views_of(opened, recipe)) for _ in range(3)]  # type: ignore[misc]
@@ -102,11 +102,11 @@ def _peaks(folder: Path, count: int) -> tuple[int, int]:
         Image.fromarray(hand.integers(0, 256, (32, 32, 3), np.uint8)).save(place)
     before, peaks = _resident(), [0, 0]
 
-    def look(_: Progress) -> None:
+    def look(_: BuildProgress) -> None:
         now = _resident()
         peaks[:] = [max(peak, size - first) for peak, size, first in zip(peaks, now, before, strict=True)]
 
-    build(folder / "source", folder / "out", Wish(32, store="raw"), 2, on_progress=look)
+    build(folder / "source", folder / "out", BuildOptions(32, store="raw"), 2, on_progress=look)
     return peaks[0], peaks[1]
 
 

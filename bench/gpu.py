@@ -16,7 +16,7 @@ from PIL import Image
 from bench.optimize import SAMPLES, Pair, floor, pair, seconds_of, wait
 from bench.peer import FILTERS, Peer
 from core.neural.transfer.optimize import LBFGS
-from core.neural.transfer.planner import Planner, measured_pace
+from core.neural.transfer.planner import Planner, measure_throughput
 from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Network, stride
 from core.neural.weights.cache import DTYPES, Precision, WeightsCache, random_parameters
@@ -159,7 +159,7 @@ def memory(card: Card) -> Iterator[Row]:
         return
     total = torch.cuda.get_device_properties(card.device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, 12e9 / total), card.device)
-    planner = Planner(card.fast, measured_pace(card.fast), int(12e9) - torch.cuda.memory_allocated(card.device))
+    planner = Planner(card.fast, measure_throughput(card.fast), int(12e9) - torch.cuda.memory_allocated(card.device))
     for size in (1024, 2048, 4096, 8192):
         try:
             yield _two_iterations(card, planner, size)

@@ -19,7 +19,7 @@ from bench.peer import Peer
 from core.config import Settings
 from core.images import codec
 from core.neural.transfer import pixels
-from core.neural.transfer.inputs import Subject
+from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.objective import Objective
 from core.neural.transfer.optimize import LBFGS
 from core.neural.transfer.planner import Planner
@@ -33,7 +33,7 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 ROUNDS = 5
 
 
-class Pair(Subject):
+class Pair(StyleInputs):
     """A photo and a painting, both scaled to one long side."""
 
     def objective(self, spec: StyleSpec, network: Network, tile_px: int | None = None) -> tuple[Tensor, Objective]:
@@ -175,8 +175,8 @@ def recipes(content: Path, style: Path, model: ModelName, size: int) -> None:
         photo, objective = subject.objective(one, shipped)
         return pixels.to_picture(_torch_lbfgs(objective, photo, 300))
 
-    def ours(**knobs: object) -> Callable[[], Image.Image]:
-        spec = one.model_copy(update=knobs)
+    def ours(**parameters: object) -> Callable[[], Image.Image]:
+        spec = one.model_copy(update=parameters)
         return lambda: stylize(subject, spec, shipped).picture
 
     rows: dict[str, Callable[[], Image.Image]] = {

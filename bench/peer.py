@@ -31,7 +31,7 @@ class Peer:
             self._grams = {layer: _gram(painting[layer]) for layer in FILTERS}
 
     def spec(self, size: int) -> StyleSpec:
-        """The same sum, as our knobs say it."""
+        """The same sum, as our parameters say it."""
         return parse_spec(
             {
                 "size": size,

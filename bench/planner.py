@@ -17,8 +17,8 @@ from bench.optimize import SAMPLES
 from core import errors
 from core.config import Settings
 from core.images import codec
-from core.neural.transfer.inputs import Subject
-from core.neural.transfer.planner import Pace, Planner, measured_pace
+from core.neural.transfer.inputs import StyleInputs
+from core.neural.transfer.planner import Planner, Throughput, measure_throughput
 from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Network
 from core.neural.weights.cache import Precision, WeightsCache
@@ -30,8 +30,8 @@ def main() -> None:
     """Measure plans."""
 
 
-def random_knobs(seed: int, largest: int) -> dict[str, Any]:
-    """Any knob that changes memory or time, and the shape of the photo."""
+def random_parameters(seed: int, largest: int) -> dict[str, Any]:
+    """Any parameter that changes memory or time, and the shape of the photo."""
     choose = random.Random(seed)  # noqa: S311 - no secret
     layers = choose.choice(
         [{}, {"style_layers": "relu1_1,relu3_1"}, {"style_layers": "relu1_2,relu5_3"}, {"content_layers": "relu2_2"}]
@@ -53,14 +53,14 @@ def random_knobs(seed: int, largest: int) -> dict[str, Any]:
     }
 
 
-def _run(knobs: dict[str, Any]) -> tuple[Subject, StyleSpec, Network]:
-    precision: Precision = knobs.pop("precision")
-    aspect, paintings, masked = (knobs.pop(name) for name in ("aspect", "paintings", "masked"))
+def _run(parameters: dict[str, Any]) -> tuple[StyleInputs, StyleSpec, Network]:
+    precision: Precision = parameters.pop("precision")
+    aspect, paintings, masked = (parameters.pop(name) for name in ("aspect", "paintings", "masked"))
     photo = codec.decode((SAMPLES / "harbor.jpg").read_bytes()).resize((1000, round(1000 / aspect)))
     painting = codec.decode((SAMPLES / "strokes.jpg").read_bytes())
     masks = [Image.linear_gradient("L")] * paintings if masked else []
     network = WeightsCache(Settings().weights_dir).load("vgg16", "cpu", precision)
-    return Subject(photo, [painting] * paintings, masks), parse_spec(knobs), network
+    return StyleInputs(photo, [painting] * paintings, masks), parse_spec(parameters), network
 
 
 @main.command()
@@ -88,7 +88,7 @@ def memory(count: int, largest: int) -> None:
 def one_under_limit(seed: int, largest: int) -> None:
     """One spec of `memory`, an iteration a scale."""
     limit = int(random.Random(seed).uniform(0.3, 2.5) * 1e9)  # noqa: S311 - no secret
-    subject, spec, network = _run(random_knobs(seed, largest) | {"iterations": 1, "scales": 2})
+    subject, spec, network = _run(random_parameters(seed, largest) | {"iterations": 1, "scales": 2})
     planner = Planner(network, free_bytes=limit)
     try:
         planner.plan(
@@ -114,13 +114,13 @@ def one_under_limit(seed: int, largest: int) -> None:
 def seconds(count: int, largest: int) -> None:
     """Random specs to their end: how far from the plan's seconds?"""
     ratios = []
-    paces: dict[str, Pace] = {}
+    paces: dict[str, Throughput] = {}
     click.echo("| spec | planned s | taken s | taken / planned |\n|---|---|---|---|")
     for seed in range(count):
-        knobs = random_knobs(seed, largest) | {"quality": "draft"}
-        subject, spec, network = _run(dict(knobs))
-        pace = paces.get(knobs["precision"]) or measured_pace(network)
-        paces[knobs["precision"]] = pace
+        parameters = random_parameters(seed, largest) | {"quality": "draft"}
+        subject, spec, network = _run(dict(parameters))
+        pace = paces.get(parameters["precision"]) or measure_throughput(network)
+        paces[parameters["precision"]] = pace
         planner = Planner(network, pace)
         planned = planner.plan(
             subject.content.size, [style.size for style in subject.styles], subject.fitted(spec), len(subject.masks)
@@ -129,7 +129,7 @@ def seconds(count: int, largest: int) -> None:
         stylize(subject, spec, network, planner=planner)
         taken = time.monotonic() - began
         ratios.append(taken / planned.seconds)
-        told = f"{planned.legs[-1].scale.size}, {spec.optimizer}, {spec.pooling}, {knobs['precision']}"
+        told = f"{planned.legs[-1].scale.size}, {spec.optimizer}, {spec.pooling}, {parameters['precision']}"
         click.echo(f"| {told} | {planned.seconds:.1f} | {taken:.1f} | {ratios[-1]:.2f} |")
     within = sum(0.75 <= ratio <= 1.25 for ratio in ratios)
     click.echo(f"\n{within} of {count} within 25 %")

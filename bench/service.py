@@ -23,15 +23,15 @@ from bench.optimize import SAMPLES, pair
 from cli.local_service import LocalService, free_port
 from core.config import Settings
 from core.jobs.models import JobInput, new_job_id
-from core.jobs.store import Standing
-from core.neural.transfer.planner import NOMINAL, Planner
-from core.neural.transfer.stylize import Moment, Painting, Progress, stylize
+from core.jobs.store import LeaseStatus
+from core.neural.transfer.planner import NOMINAL_THROUGHPUT, Planner
+from core.neural.transfer.stylize import RunProgress, StepEvent, StyleResult, stylize
 from core.neural.weights.cache import WeightsCache
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
 from core.style.spec import StyleSpec
 from worker.attempt import Attempt
-from worker.checkpoint_writer import Keeper
+from worker.checkpoint_writer import CheckpointWriter
 from worker.settings import WorkerSettings
 
 
@@ -71,22 +71,24 @@ def checkpoint(size: int, iterations: int, rounds: int) -> None:
     click.echo(f"{row}| {len(told) / rounds:.1f} | {bytes_each / 1e6:.0f} | {same} |")
 
 
-def _with_checkpoints(folder: Path, paint: Callable[[Callable[[Moment], None]], Painting], told: list[int]) -> Painting:
+def _with_checkpoints(
+    folder: Path, paint: Callable[[Callable[[StepEvent], None]], StyleResult], told: list[int]
+) -> StyleResult:
     """The run; `told` gets the size of each checkpoint."""
     checkpoints = Checkpoints(folder)
 
-    def tell(name: str) -> Standing:
+    def tell(name: str) -> LeaseStatus:
         told.append(checkpoints.path(name).stat().st_size)
         return "ok"
 
-    keeper = Keeper(checkpoints, lambda count: checkpoints.name("job_bench", "t" * 32, count), tell, 2.0)
+    keeper = CheckpointWriter(checkpoints, lambda count: checkpoints.name("job_bench", "t" * 32, count), tell, 2.0)
 
-    def watch(moment: Moment) -> None:
+    def watch(moment: StepEvent) -> None:
         if keeper.is_due():
-            keeper.take(moment.checkpoint())
+            keeper.submit(moment.checkpoint())
 
     painting = paint(watch)
-    keeper.forget()
+    keeper.delete_all()
     return painting
 
 
@@ -95,13 +97,13 @@ class _Timed(Attempt):
 
     waited = busy = 0.0  # seconds of the painting; CPU seconds of the thread
 
-    def _shown(self, moment: Moment) -> Image.Image | None:
+    def _shown(self, moment: StepEvent) -> Image.Image | None:
         began = time.perf_counter()
         shown = super()._shown(moment)
         self.waited += time.perf_counter() - began
         return shown
 
-    def _keep_frame(self, progress: Progress, picture: Image.Image) -> None:
+    def _keep_frame(self, progress: RunProgress, picture: Image.Image) -> None:
         began = time.thread_time()
         super()._keep_frame(progress, picture)
         self.busy += time.thread_time() - began
@@ -117,15 +119,15 @@ def frames(size: int, iterations: int) -> None:
         blobs, store = Blobs(running.folder / "blobs"), running.store
         digests = [blobs.put((SAMPLES / name).read_bytes()) for name in ("harbor.jpg", "strokes.jpg")]
         for digest in digests:
-            store.hold(digest)
+            store.reserve(digest)
         spec = StyleSpec(size=size, scales=1, iterations=iterations).for_pictures()
         store.create(new_job_id(), JobInput(content=digests[0], styles=digests[1:], spec=spec.model_dump()))
         job = store.claim("t", "bench")
         assert job is not None
         checkpoints, settings = Checkpoints(running.folder / "checkpoints"), WorkerSettings(preview_seconds=600)
         attempt = _Timed(job, "t", store, blobs=blobs, checkpoints=checkpoints, settings=settings)
-        attempt.run(lambda _: (network, Planner(network, NOMINAL, None)))
-        ended, kept = store.get(job.id), len(store.frames(job.id))
+        attempt.run(lambda _: (network, Planner(network, NOMINAL_THROUGHPUT, None)))
+        ended, kept = store.get(job.id), len(store.list_frames(job.id))
     seconds = ended.metrics["run_seconds"]
     click.echo("| size | iterations | run | frames | painting waits | thread |\n|---|---|---|---|---|---|")
     shares = f"{attempt.waited / seconds:.2%} | {attempt.busy / seconds:.2%} of a core |"
@@ -140,10 +142,10 @@ def _service() -> Iterator[httpx2.Client]:
             yield client
 
 
-def _submit(client: httpx2.Client, **knobs: str) -> dict[str, Any]:
+def _submit(client: httpx2.Client, **parameters: str) -> dict[str, Any]:
     names = {"content": "harbor.jpg", "style": "strokes.jpg"}
     files = {field: (name, (SAMPLES / name).read_bytes()) for field, name in names.items()}
-    answer = client.post("/v1/jobs", files=files, data=knobs)
+    answer = client.post("/v1/jobs", files=files, data=parameters)
     answer.raise_for_status()
     return dict(answer.json())
 

@@ -19,17 +19,17 @@ from torch.nn.parallel import DistributedDataParallel
 from core.images import codec
 from core.neural.training import artifacts
 from core.neural.training.classifier import Classifier
-from core.neural.training.distributed import Team, joined
-from core.neural.training.trainer import Pacing, train
-from core.neural.transfer.inputs import Subject
+from core.neural.training.distributed import ProcessGroup, join_process_group
+from core.neural.training.trainer import TrainerOptions, train
+from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.stylize import stylize
 from core.neural.weights.cache import WeightsCache
 from core.style.spec import parse_spec
-from core.training.config import Recipe
+from core.training.config import TrainingConfig
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # for each of two processes on two cores
-SMALL = Recipe(width=0.25, hidden=256, crop_px=65, batch=32, dropout=0.0, epochs=2)
+SMALL = TrainingConfig(width=0.25, hidden=256, crop_px=65, batch=32, dropout=0.0, epochs=2)
 BEGINNINGS: dict[str, dict[str, object]] = {
     "he": {"init": "he"},
     "gaussian": {"init": "gaussian"},
@@ -42,9 +42,16 @@ def main() -> None:
     """Training, measured."""
 
 
-def run(dataset: Path, place: Path, recipe: Recipe, begin_with: Path | None = None) -> None:
+def run(dataset: Path, place: Path, recipe: TrainingConfig, begin_with: Path | None = None) -> None:
     """Train, and tell it in a row of the table."""
-    train(dataset, place, recipe, Team(), Pacing(workers=1, checkpoint_seconds=1e9, log_steps=1), start=begin_with)
+    train(
+        dataset,
+        place,
+        recipe,
+        ProcessGroup(),
+        TrainerOptions(workers=1, checkpoint_seconds=1e9, log_steps=1),
+        start=begin_with,
+    )
     with (place / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     losses = [float(row["loss"]) for row in rows if row["loss"]]
@@ -76,7 +83,7 @@ def start(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
 
-        def recipe(**changes: object) -> Recipe:
+        def recipe(**changes: object) -> TrainingConfig:
             return SMALL.model_copy(update={"epochs": epochs, "learning_rate": learning_rate, **changes})
 
         click.echo("| | steps | loss, first 10 steps | last 10 | best validation top-1 |\n|---|---|---|---|---|")
@@ -105,7 +112,7 @@ def paint(*, run: Path, out: Path, size: str, iterations: str, content: Path, st
     about = artifacts.load(run / "checkpoint.pt").about
     model_name: Any = about.recipe.architecture
     spec = parse_spec({"size": size, "iterations": iterations, "model": model_name})
-    subject = Subject(codec.decode(content.read_bytes()), [codec.decode(style.read_bytes())])
+    subject = StyleInputs(codec.decode(content.read_bytes()), [codec.decode(style.read_bytes())])
     with tempfile.TemporaryDirectory() as temporary:
         for name in ("trained", "random"):
             folder = Path(temporary) / name
@@ -154,7 +161,7 @@ def together(*, rounds: int, steps: int, crop_px: int) -> None:
 def pair(*, way: str, steps: int, crop_px: int) -> None:
     """One of the two: the seconds of each step but the first."""
     recipe = SMALL.model_copy(update={"architecture": "vgg11", "crop_px": crop_px})
-    with joined("cpu") as team:
+    with join_process_group("cpu") as team:
         plain = Classifier(recipe, 10)
         model = DistributedDataParallel(plain) if way == "ddp" else plain
         optimizer = torch.optim.SGD(plain.parameters(), lr=0.01)

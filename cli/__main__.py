@@ -13,7 +13,7 @@ from cli.demo import demo
 from cli.info import info
 from cli.jobs import submit, watch
 from cli.keys import keys
-from cli.output import plain
+from cli.output import printable
 from cli.stylize import stylize
 from cli.train import train
 from cli.weights import weights
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _say(words: str, code: int) -> int:
-    click.echo("\n".join(plain(line) for line in f"impasto: {words}".split("\n")), err=True)
+    click.echo("\n".join(printable(line) for line in f"impasto: {words}".split("\n")), err=True)
     return code
 
 

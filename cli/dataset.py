@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from cli.options import Number
-from cli.output import Bar, plain
+from cli.options import FiniteFloat
+from cli.output import ProgressBar, printable
 from core import errors
 from core.storage.files import atomic_write
 
@@ -40,19 +40,19 @@ def dataset() -> None:
     "--validation",
     default=0.05,
     show_default=True,
-    type=Number(0, 0.5),
+    type=FiniteFloat(0, 0.5),
     help="Share of the pictures that is kept from training.",
 )
 @click.option("--jobs", default=0, type=click.IntRange(0, 256), help="Decoding processes; 0: one a core.")
 def build(source: Path, out: Path, jobs: int, **wish: Any) -> None:
     """Make the data set OUT of FOLDER, whose sub-folders are the classes. Given again, it goes on where it was."""
     from core.training.dataset import Dataset
-    from core.training.dataset_builder import Progress, Wish
+    from core.training.dataset_builder import BuildOptions, BuildProgress
     from core.training.dataset_builder import build as harvest
 
-    with Bar() as bar:
+    with ProgressBar() as bar:
 
-        def show(at: Progress) -> None:
+        def show(at: BuildProgress) -> None:
             if not at.done:
                 bar.tell("listing", 0.0, f"{at.files} files")
             else:
@@ -61,7 +61,7 @@ def build(source: Path, out: Path, jobs: int, **wish: Any) -> None:
                 bar.tell("building", at.done / at.files, details)
 
         side_px = wish.pop("side")
-        harvest(source, out, Wish(side_px=side_px, **wish), jobs, on_progress=show)
+        harvest(source, out, BuildOptions(side_px=side_px, **wish), jobs, on_progress=show)
         bar.tell("done", 1.0, "")
     with Dataset(out) as made:
         _say(made, refusals=10)
@@ -84,7 +84,7 @@ def info(place: Path, classes: bool, refused: int, sheet: Path | None) -> None:
             click.echo("    train + validation")
             rows = zip(opened.classes, opened.state.train, opened.state.validation, strict=True)
             for name, train, validation in rows:
-                click.echo(f"{train:>9} + {validation:<10} {plain(name)}")
+                click.echo(f"{train:>9} + {validation:<10} {printable(name)}")
         if sheet is not None:
             kind = "PNG" if sheet.suffix.lower() == ".png" else "JPEG"
             atomic_write(sheet, lambda part: contact_sheet(opened).save(part, kind, quality=90))
@@ -107,7 +107,7 @@ def _say(opened: Any, refusals: int) -> None:
     if state.refused:
         click.echo(f"{state.refused} files were not taken:")
         for sentence in opened.refusals(refusals):
-            click.echo(f"  {plain(sentence)}")
+            click.echo(f"  {printable(sentence)}")
     if state.refused > refusals:
         command = f"impasto dataset info {opened.folder} --refused {state.refused}"
         click.echo(f"  and {state.refused - refusals} more: {command}")

@@ -47,11 +47,11 @@ def _demo(client: Client, size: str, output: Path, follow: Callable[[str], Itera
 
 def _tended(service: LocalService, job_id: str) -> Iterator[Job]:
     """The job until it has ended; meanwhile what dies of the service is started again, be it the API that is asked."""
-    with Client(service.url, patience_seconds=0) as client:
+    with Client(service.url, retry_seconds=0) as client:
         while True:
-            service.mend()
-            with suppress(errors.ServiceUnreachable, errors.Later):
+            service.restart_if_dead()
+            with suppress(errors.ServiceUnreachable, errors.RetryLater):
                 yield (job := client.job(job_id))
-                if job.ended:
+                if job.has_ended:
                     return
             time.sleep(LOOK_SECONDS)

@@ -15,8 +15,8 @@ from core.jobs.models import JobInput
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="The record as it stands in the file.")
 def info(file: Path, as_json: bool) -> None:
-    """Tell how a PNG of Impasto was made: network, pictures, knobs."""
-    record, made_from = recorded(file)
+    """Tell how a PNG of Impasto was made: network, pictures, parameters."""
+    record, made_from = read_record(file)
     if as_json:
         click.echo(json.dumps(record, indent=2, ensure_ascii=True))
         return
@@ -24,13 +24,13 @@ def info(file: Path, as_json: bool) -> None:
         click.echo(f"{_plain(name):<16} {_plain(value)}")
 
 
-def recorded(file: Path) -> tuple[dict[str, Any], JobInput]:
+def read_record(file: Path) -> tuple[dict[str, Any], JobInput]:
     """The record in a PNG, and what was asked for by it. Raises BadRecord."""
     with file.open("rb") as opened:
-        record = codec.provenance_of(opened)
+        record = codec.read_provenance(opened)
     if record is None:
-        raise errors.BadRecord()
-    return record, JobInput.of_record(record)
+        raise errors.InvalidProvenance()
+    return record, JobInput.from_provenance(record)
 
 
 def _plain(value: Any) -> str:
@@ -46,5 +46,5 @@ def _lines(record: dict[str, Any], made_from: JobInput) -> list[tuple[str, Any]]
     pictures = [("content", made_from.content), *(("style", digest) for digest in made_from.styles)]
     pictures += [("mask", digest) for digest in made_from.masks]
     pictures += [("init_image", made_from.init_image)] if made_from.init_image else []
-    steered = record["steered"] if isinstance(record.get("steered"), list) else []
-    return [*told, *pictures, *made_from.spec.items(), *(("steered", change) for change in steered)]
+    spec_updates = record["spec_updates"] if isinstance(record.get("spec_updates"), list) else []
+    return [*told, *pictures, *made_from.spec.items(), *(("spec_updates", change) for change in spec_updates)]

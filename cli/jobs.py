@@ -7,8 +7,18 @@ from typing import Any
 
 import click
 
-from cli.options import FORMATS, check_output, existing, init_option, knobs, knobs_of, mask_option, say_legs, url_option
-from cli.output import Bar
+from cli.options import (
+    FORMATS,
+    check_output,
+    collect_parameters,
+    existing_file,
+    init_option,
+    mask_option,
+    parameter_options,
+    print_scales,
+    url_option,
+)
+from cli.output import ProgressBar
 from core import errors
 from core.images import codec
 from core.jobs.models import Job, Status
@@ -19,11 +29,11 @@ _ADDRESS = re.compile(r"(?P<service>https?://.+?)/(?:v1/jobs|j)/(?P<job>[^/?#]+)
 
 
 @click.command()
-@click.argument("content", type=existing, required=False)
-@click.argument("style", type=existing, nargs=-1)
+@click.argument("content", type=existing_file, required=False)
+@click.argument("style", type=existing_file, nargs=-1)
 @mask_option
 @init_option
-@knobs
+@parameter_options
 @url_option
 @click.option("--wait", is_flag=True, help="Follow the job to its end.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what it would take, and when it would begin, and stop.")
@@ -52,8 +62,8 @@ def submit(
         if only_plan:
             if content is None or not style:
                 raise errors.BadInput("--plan needs a photo and one or more paintings.")
-            knobs = knobs_of(given, source)
-            _say_estimate(client.estimate(content, style, masks=masks, init_image=init_image, **knobs))
+            parameter_options = collect_parameters(given, source)
+            _say_estimate(client.estimate(content, style, masks=masks, init_image=init_image, **parameter_options))
             return
         job = client.submit(content, style, source=_sendable(source), masks=masks, init_image=init_image, **given)
         click.echo(client.link(job))
@@ -71,7 +81,7 @@ def _sendable(source: Path | None) -> Path | str | None:
 def _say_estimate(told: Estimate) -> None:
     if told.refused is not None:
         raise errors.ImpastoError(told.refused.message)
-    say_legs((step.width, step.height, step.iterations, step.tile_px, step.seconds) for step in told.scales)
+    print_scales((step.width, step.height, step.iterations, step.tile_px, step.seconds) for step in told.scales)
     begins = told.queue.start_seconds
     start = f"after {told.queue.position} others" if begins is None else f"in {begins:.0f} s"
     memory = f"{(told.memory_bytes or 0) / 1e9:.1f} GB beside the network"
@@ -109,7 +119,7 @@ def watch(job: str, url: str | None, output: Path | None) -> None:
 
 def follow_and_save(client: Client, states: Iterable[Job], output: Path | None) -> None:
     """Show the job until it has ended, and write what it has painted. Raises ImpastoError where it did not succeed."""
-    with Bar() as bar:
+    with ProgressBar() as bar:
         for job in states:
             bar.show_job(job)
         bar.done(job.status)

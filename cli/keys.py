@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.config import Settings, read_settings
 from core.jobs.models import Priority
 
@@ -36,7 +36,7 @@ def create(name: str, priority: str) -> None:
 @keys.command("list")
 def list_keys() -> None:
     """Every key: id, highest priority, when made, when last used (UTC), name."""
-    for key in _opened().all():
+    for key in _opened().list():
         used = f"used {_shown(key.last_used_at)}" if key.last_used_at else "never used"
         revoked = "  revoked" if key.revoked else ""
         click.echo(f"{key.id}  {key.priority}  made {_shown(key.created_at)}  {used}  {key.name}{revoked}")
@@ -54,12 +54,12 @@ def revoke(key_id: str) -> None:
     click.echo(f"{key_id} is revoked.")
 
 
-def _opened() -> Keys:
+def _opened() -> ApiKeyStore:
     config = read_settings(Settings)
     left = store_file(config.data_dir)
     if "IMPASTO_REDIS_URL" not in os.environ and left.exists():
-        return Keys(left.read_text(encoding="utf-8"))
-    return Keys(config.redis_url)
+        return ApiKeyStore(left.read_text(encoding="utf-8"))
+    return ApiKeyStore(config.redis_url)
 
 
 def store_file(data_dir: Path) -> Path:

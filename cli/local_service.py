@@ -38,7 +38,7 @@ TAIL_BYTES = 16 * 1024
 USED_WRONGLY = 2  # the exit code of our own programs for a wrong setting
 
 
-class Program:
+class ManagedProcess:
     """One child process with its log file."""
 
     def __init__(self, name: str, command: list[str], environment: Mapping[str, str], log: Path) -> None:
@@ -63,7 +63,7 @@ class Program:
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads here
             )
 
-    def mend(self) -> None:
+    def restart_if_dead(self) -> None:
         """Turn its log if that is long; start it again if it died. Raises ImpastoError when it keeps dying at once."""
         if self._process is None:
             return
@@ -120,7 +120,7 @@ class LocalService:
         self._host, self._port = host, port
         self._folder = settings.data_dir
         self._sends_webhooks = bool(settings.webhook_secret)
-        self._programs: list[Program] = []
+        self._programs: list[ManagedProcess] = []
 
     @property
     def url(self) -> str:
@@ -169,17 +169,17 @@ class LocalService:
         if self._sends_webhooks:
             self._launch("webhooks", [sys.executable, "-m", "worker.webhooks"], environment)
         self._launch("api", [sys.executable, "-m", "api"], environment, lambda: _taken(self._host, self._port))
-        self.mend()  # a worker that could not even start has died by now
+        self.restart_if_dead()  # a worker that could not even start has died by now
 
     def _launch(
         self, name: str, command: list[str], environment: Mapping[str, str], ready: Callable[[], bool] = lambda: True
     ) -> None:
-        program = Program(name, command, environment, self._folder / "logs" / f"{name}.log")
+        program = ManagedProcess(name, command, environment, self._folder / "logs" / f"{name}.log")
         self._programs.append(program)
         program.start()
         until = time.monotonic() + START_SECONDS
         while not ready():
-            program.mend()
+            program.restart_if_dead()
             if time.monotonic() > until:
                 raise errors.ImpastoError(f"{name} does not answer after {START_SECONDS:.0f} s.")
             time.sleep(0.05)
@@ -189,10 +189,10 @@ class LocalService:
     ) -> None:
         self.stop()
 
-    def mend(self) -> None:
+    def restart_if_dead(self) -> None:
         """Start again what died. Call it a few times a second."""
         for program in self._programs:
-            program.mend()
+            program.restart_if_dead()
 
     def stop(self) -> None:
         """The worker first: it hands its job back, and needs the store for it. Valkey last."""

@@ -8,20 +8,20 @@ from typing import Any
 
 import click
 
-from cli.info import recorded
+from cli.info import read_record
 from core import errors
 from core.images import codec
 from core.style import presets
-from core.style.spec import StyleSpec, allowed, varied
+from core.style.spec import StyleSpec, apply_changes, describe_range
 
 FORMATS: dict[str, codec.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 Command = Callable[..., Any]
 
-existing = click.Path(exists=True, dir_okay=False, path_type=Path)
+existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-class Number(click.FloatRange):
+class FiniteFloat(click.FloatRange):
     """One within bounds. What is no number, which no bounds keep out, is refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -32,31 +32,31 @@ class Number(click.FloatRange):
         return number
 
 
-def knobs(command: Command) -> Command:
-    """One option for each knob of StyleSpec, one for the presets, one for an earlier result."""
+def parameter_options(command: Command) -> Command:
+    """One option for each parameter of StyleSpec, one for the presets, one for an earlier result."""
     for name, field in reversed(StyleSpec.model_fields.items()):
         default = (
             ",".join(f"{layer}={weight:g}" for layer, weight in field.default.items())
             if isinstance(field.default, dict)
             else field.default
         )
-        text = f"{field.description}  [{allowed(name)}; default: {'none' if default == [] else default}]"
+        text = f"{field.description}  [{describe_range(name)}; default: {'none' if default == [] else default}]"
         command = click.option(f"--{name.replace('_', '-')}", name, metavar="X", help=text)(command)
-    told = " ".join(f"{preset.name}: {preset.words}" for preset in presets.PRESETS.values())
-    text = f"Knobs that go together; those given beside it win. {told}"
+    told = " ".join(f"{preset.name}: {preset.description}" for preset in presets.PRESETS.values())
+    text = f"Parameters that go together; those given beside it win. {told}"
     command = click.option(f"--{presets.FIELD}", type=click.Choice([*presets.PRESETS]), help=text)(command)
-    text = "An earlier result, a PNG: its knobs, and through a service its pictures; what is given beside it wins."
-    return click.option("--from", "source", type=existing, help=text)(command)
+    text = "An earlier result, a PNG: its parameters, and through a service its pictures; what is given beside it wins."
+    return click.option("--from", "source", type=existing_file, help=text)(command)
 
 
 mask_option = click.option(
     "--mask",
     "masks",
-    type=existing,
+    type=existing_file,
     multiple=True,
     help="Where a painting's style goes (white) and where not (black, transparent); one for each painting.",
 )
-init_option = click.option("--init-image", type=existing, help="The picture to begin with, for --init picture.")
+init_option = click.option("--init-image", type=existing_file, help="The picture to begin with, for --init picture.")
 
 
 host_option = click.option("--host", envvar="IMPASTO_API_HOST", default="127.0.0.1", help="Address to listen on.")
@@ -76,16 +76,16 @@ def check_output(output: Path | None) -> None:
         raise errors.BadInput(f"{output} cannot be written.")
 
 
-def knobs_of(options: dict[str, str | None], source: Path | None) -> dict[str, Any]:
-    """The knobs; where an earlier result is named, over its own, but for the shares of its paintings."""
+def collect_parameters(options: dict[str, str | None], source: Path | None) -> dict[str, Any]:
+    """The parameters; where an earlier result is named, over its own, but for the shares of its paintings."""
     given = {name: value for name, value in options.items() if value is not None}
     if source is None:
         return given
-    earlier = recorded(source)[1].spec
-    return varied({name: value for name, value in earlier.items() if name != "style_weights"}, given)
+    earlier = read_record(source)[1].spec
+    return apply_changes({name: value for name, value in earlier.items() if name != "style_weights"}, given)
 
 
-def say_legs(legs: Iterable[tuple[int, int, int, int | None, float]]) -> None:
+def print_scales(legs: Iterable[tuple[int, int, int, int | None, float]]) -> None:
     """Width and height in px, iterations, side of a tile if any, seconds: a line for each."""
     for width, height, iterations, tile_px, seconds in legs:
         way = f"tiles of {tile_px} px" if tile_px else "whole"

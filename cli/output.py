@@ -13,7 +13,7 @@ from core.jobs.models import Job, Status
 _REDRAW_SECONDS = 0.1  # thousands of steps a second would be told of otherwise, each at the cost of a redraw
 
 
-class Bar:
+class ProgressBar:
     """One line on the terminal; plain lines, one for each tenth, where there is none. A context manager."""
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Bar:
         self._told = ("", -1)
         self._drawn = 0.0
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(
@@ -80,6 +80,6 @@ class Bar:
         self._bar.refresh()
 
 
-def plain(text: str) -> str:
+def printable(text: str) -> str:
     """The same with a mark in the place of whatever is not seen: escape sequences, ends of lines, turned directions."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

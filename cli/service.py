@@ -11,7 +11,7 @@ import click
 from cli.local_service import LocalService
 from cli.options import host_option, port_option
 from core.config import Settings, read_settings
-from core.jobs.models import LOCAL
+from core.jobs.models import LOCAL_OWNER
 
 
 @click.command()
@@ -37,7 +37,7 @@ def open_local_service(host: str, port: int) -> LocalService:
 def _sleep_until_told(service: LocalService) -> None:
     try:
         while True:
-            service.mend()
+            service.restart_if_dead()
             time.sleep(0.2)
     except KeyboardInterrupt:
         pass
@@ -69,7 +69,9 @@ def webhooks() -> None:
 
 
 @click.command()
-@click.option("--owner", default=LOCAL, show_default=True, help="Whose webhooks; without keys all jobs are of one.")
+@click.option(
+    "--owner", default=LOCAL_OWNER, show_default=True, help="Whose webhooks; without keys all jobs are of one."
+)
 def webhook_secret(owner: str) -> None:
     """The secret to verify an owner's webhooks with."""
-    click.echo(read_settings(Settings).webhooks.owners_secret(owner))
+    click.echo(read_settings(Settings).webhooks.owner_secret(owner))

@@ -5,16 +5,16 @@ from typing import Any
 
 import click
 
-from cli.options import Number
-from cli.output import Bar
-from core.training.config import Recipe, allowed, parse_recipe
+from cli.options import FiniteFloat
+from cli.output import ProgressBar
+from core.training.config import TrainingConfig, describe_range, parse_training_config
 
 
 def settings(command: Any) -> Any:
     """One option for each setting of Recipe."""
-    for name, field in reversed(Recipe.model_fields.items()):
+    for name, field in reversed(TrainingConfig.model_fields.items()):
         default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-        text = f"{field.description}  [{allowed(name)}; default: {default}]"
+        text = f"{field.description}  [{describe_range(name)}; default: {default}]"
         command = click.option(f"--{name.replace('_', '-')}", name, metavar="X", help=text)(command)
     return command
 
@@ -32,7 +32,7 @@ def settings(command: Any) -> Any:
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--workers", type=click.IntRange(0, 256), help="Processes that read ahead.  [default: by the device]")
-@click.option("--checkpoint-seconds", default=60.0, show_default=True, type=Number(0), help="Between two.")
+@click.option("--checkpoint-seconds", default=60.0, show_default=True, type=FiniteFloat(0), help="Between two.")
 @click.option("--log-steps", default=10, show_default=True, type=click.IntRange(1), help="Steps for a line of log.csv.")
 def train(
     *,
@@ -46,15 +46,15 @@ def train(
     **given: str | None,
 ) -> None:
     """Train a VGG on DATASET in the folder OUTPUT. Given again, it goes on where the last checkpoint is."""
-    recipe = parse_recipe({name: value for name, value in given.items() if value is not None})
+    recipe = parse_training_config({name: value for name, value in given.items() if value is not None})
 
-    from core.neural.training.distributed import joined, reading_processes
-    from core.neural.training.trainer import Moment, Pacing
+    from core.neural.training.distributed import join_process_group, reader_processes
+    from core.neural.training.trainer import TrainerOptions, TrainingEvent
     from core.neural.training.trainer import train as teach
 
-    with joined(device) as team, Bar() as bar:
+    with join_process_group(device) as team, ProgressBar() as bar:
 
-        def show(at: Moment) -> None:
+        def show(at: TrainingEvent) -> None:
             known = "" if at.validation_top1 is None else f", validation {100 * at.validation_top1:.1f} %"
             if team.leads:
                 bar.tell(
@@ -65,7 +65,7 @@ def train(
                     f"{at.seconds_left:.0f} s left",
                 )
 
-        pacing = Pacing(reading_processes(team) if workers is None else workers, checkpoint_seconds, log_steps)
+        pacing = TrainerOptions(reader_processes(team) if workers is None else workers, checkpoint_seconds, log_steps)
         ended = teach(dataset, output, recipe, team, pacing, start=start, on_moment=show)
         if team.leads:
             bar.tell("done", 1.0, "")

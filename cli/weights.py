@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from cli.options import Number
-from cli.output import plain
+from cli.options import FiniteFloat
+from cli.output import printable
 from core import errors
 from core.config import Settings, read_settings
 from core.images import codec
@@ -29,7 +29,7 @@ def weights() -> None:
     """The networks on this machine."""
 
 
-def opened() -> Any:
+def open_cache() -> Any:
     """The cache of networks. Loads torch."""
     from core.neural.weights.cache import WeightsCache
 
@@ -39,7 +39,7 @@ def opened() -> Any:
 @weights.command("list")
 def list_weights() -> None:
     """What is here, and what a job with model=auto uses."""
-    cache = opened()
+    cache = open_cache()
     for entry in cache.entries():
         click.echo(_line(entry) + ("  <- auto" if cache.resolve("auto") == entry.name else ""))
     if not cache.has("vgg19"):
@@ -51,25 +51,25 @@ def _line(entry: Any) -> str:
 
     if entry.architecture is None:
         return f"{entry.name}  damaged: impasto weights remove {entry.name}"
-    told = f"  from {plain(entry.card['from'])}" if "from" in entry.card else ""
+    told = f"  from {printable(entry.card['from'])}" if "from" in entry.card else ""
     size = f"{entry.bytes / 1e6:.0f} MB"
-    return f"{entry.name}  {title(entry.architecture)}  {size}  sha256 {plain(entry.sha256[:16])}{told}"
+    return f"{entry.name}  {title(entry.architecture)}  {size}  sha256 {printable(entry.sha256[:16])}{told}"
 
 
 @weights.command()
 @click.argument("name", required=False)
 def show(name: str | None) -> None:
     """All that is known of a network: its card."""
-    cache = opened()
+    cache = open_cache()
     for key, text in sorted(cache.entry(cache.resolve(name or "auto")).card.items()):
-        click.echo(f"{plain(key)}: {plain(text)}")
+        click.echo(f"{printable(key)}: {printable(text)}")
 
 
 @weights.command()
 @click.argument("name", type=click.Choice(["vgg16", "vgg19"]), required=False)
 def fetch(name: Any) -> None:
     """Download a network; without a name, VGG-16 unless there is one already."""
-    cache = opened()
+    cache = open_cache()
     wanted = name or cache.resolve("auto")
     if cache.has(wanted):
         if name:
@@ -94,14 +94,14 @@ def import_weights(file: Path, name: str | None, convention: Any) -> None:
     """
     if name is None and not re.fullmatch(MODEL_NAME, name := file.stem.lower()):
         raise errors.BadInput("Say --name: the file's own is none that a network can have.")
-    click.echo(_line(opened().import_file(name, file, convention)))
+    click.echo(_line(open_cache().import_file(name, file, convention)))
 
 
 @weights.command()
 @click.argument("name")
 def remove(name: str) -> None:
     """Delete a network from this machine."""
-    opened().remove(name)
+    open_cache().remove(name)
     click.echo(f"{name} is removed.")
 
 
@@ -113,11 +113,11 @@ def export(name: str, file: Path, convention: Any) -> None:
     """Write a network as .caffemodel (with .prototxt), .pth or .safetensors."""
     from core.neural.weights import files
 
-    cache = opened()
+    cache = open_cache()
     if file.suffix.lower() not in files.SUFFIXES:
         raise errors.BadInput(f"The file must end in {', '.join(files.SUFFIXES)}.")
     parameters, card = cache.parameters(cache.resolve(name))
-    files.write(file, parameters, card, convention)
+    files.write_network(file, parameters, card, convention)
     click.echo(file)
 
 
@@ -129,7 +129,7 @@ def export(name: str, file: Path, convention: Any) -> None:
     "--least",
     default=0.1,
     show_default=True,
-    type=Number(1e-6, 1),
+    type=FiniteFloat(1e-6, 1),
     help="No filter is divided by less than this share of its layer's average; weaker ones stay below 1.",
 )
 def normalize(model: str, folder: Path, name: str | None, least: float) -> None:
@@ -139,12 +139,12 @@ def normalize(model: str, folder: Path, name: str | None, least: float) -> None:
     """
     from core.neural.weights import normalization
 
-    cache = opened()
+    cache = open_cache()
     model = cache.resolve(model)
     name = name or f"{model}-normalized"
     if (architecture := cache.entry(model).architecture) is not None:
         cache.check_name(name, architecture)
-    found = normalization.averages(cache.load(model, precision="float32"), _pictures(folder))
+    found = normalization.measure_activations(cache.load(model, precision="float32"), _pictures(folder))
     parameters, card = cache.parameters(model)
     told = {
         "normalized_over": f"{found.pictures} pictures, least {least:g}",
@@ -152,7 +152,7 @@ def normalize(model: str, folder: Path, name: str | None, least: float) -> None:
     }
     for layer, count in found.weak(least).items():
         click.echo(f"{layer}: {count} filters respond too weakly; they stay below 1.")
-    made = cache.keep(name, normalization.normalized(parameters, found, least), {**card, **told})
+    made = cache.keep(name, normalization.normalize(parameters, found, least), {**card, **told})
     click.echo(f"{_line(made)}, over {found.pictures} pictures")
 
 
@@ -165,4 +165,4 @@ def _pictures(folder: Path) -> Iterator[Any]:
             yield codec.decode(path.read_bytes())
         except (errors.BadInput, OSError) as error:
             words = error.message if isinstance(error, errors.BadInput) else error.strerror
-            click.echo(f"left out: {plain(str(path.relative_to(folder)))}: {words}", err=True)
+            click.echo(f"left out: {printable(str(path.relative_to(folder)))}: {words}", err=True)

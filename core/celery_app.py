@@ -22,7 +22,7 @@ STYLIZE = "impasto.stylize"
 log = logging.getLogger(__name__)
 
 
-class Bell(virtual.Message):
+class Notification(virtual.Message):
     """A message, whatever was in it: the one task, without arguments, options, or a time."""
 
     def __init__(self, _: object, channel: Any = None, **options: Any) -> None:
@@ -40,7 +40,7 @@ class Bell(virtual.Message):
 class Channel(redis.Channel):
     """Takes whatever is in the list for a bell. What is no JSON ends a worker of Celery's own, each time it starts."""
 
-    Message = Bell
+    Message = Notification
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
@@ -56,10 +56,10 @@ class Transport(redis.Transport):
     Channel = Channel
 
 
-def make_celery(redis_url: str, *, patience_seconds: float = 30) -> Celery:
+def make_celery(redis_url: str, *, timeout_seconds: float = 30) -> Celery:
     """The Celery application on this Redis. Reads no settings: the URL is given.
 
-    patience_seconds: with a broker that says nothing. A worker, which listens, needs some.
+    timeout_seconds: with a broker that says nothing. A worker, which listens, needs some.
     """
     app = Celery("impasto", broker=redis_url, include=["worker.tasks"])
     app.conf.update(
@@ -87,7 +87,7 @@ def make_celery(redis_url: str, *, patience_seconds: float = 30) -> Celery:
             # a worker counts the bell as unheard for good, and hears no other.
             "ack_emulation": False,
             "health_check_interval": 5,
-            "socket_timeout": patience_seconds,
+            "socket_timeout": timeout_seconds,
             "socket_connect_timeout": 2,
             "socket_keepalive": True,
         },
@@ -95,7 +95,7 @@ def make_celery(redis_url: str, *, patience_seconds: float = 30) -> Celery:
     return app
 
 
-def ring(app: Celery) -> bool:
+def notify_workers(app: Celery) -> bool:
     """Wake a worker. False when the broker does not answer; the reaper rings again then."""
     try:
         app.send_task(STYLIZE, queue=QUEUE, retry=False, ignore_result=True)
@@ -104,7 +104,7 @@ def ring(app: Celery) -> bool:
     return True
 
 
-def silence(app: Celery, most: int) -> None:
+def trim_notifications(app: Celery, most: int) -> None:
     """Take bells away where there are more: those of jobs that were canceled, which nobody needs to hear.
 
     Raises StoreUnavailable.
@@ -117,7 +117,7 @@ def silence(app: Celery, most: int) -> None:
         raise errors.StoreUnavailable() from error
 
 
-def waiting_bells(app: Celery) -> int:
+def pending_notifications(app: Celery) -> int:
     """How many bells no worker has heard yet. Raises StoreUnavailable."""
     try:
         with app.connection_for_read() as connection:

@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core import errors, log
-from core.webhooks.policy import Policy
+from core.webhooks.policy import WebhookPolicy
 
 _WHSEC = r"^(whsec_([A-Za-z0-9+/]{4}){8,21}([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)?$"
 
@@ -43,7 +43,7 @@ class Settings(BaseSettings):
         pattern=_WHSEC,
         description="whsec_ and the base64 of 24 to 64 random bytes, to sign webhooks with; none: no webhooks.",
     )
-    webhook_old_secret: str = Field(
+    webhook_previous_secret: str = Field(
         "",
         repr=False,
         pattern=_WHSEC,
@@ -52,21 +52,21 @@ class Settings(BaseSettings):
     webhook_ports: str = Field(
         "443", pattern=r"^[0-9]{1,5}(,[0-9]{1,5})*$", description="Ports that webhooks may go to, with commas between."
     )
-    webhook_http: bool = Field(False, description="Whether webhooks may go to http:// as well: for development.")
-    webhook_private: bool = Field(
+    webhook_allow_http: bool = Field(False, description="Whether webhooks may go to http:// as well: for development.")
+    webhook_allow_private: bool = Field(
         False, description="Whether webhooks may go to private addresses, of an intranet or this machine."
     )
 
     @property
-    def webhooks(self) -> Policy:
+    def webhooks(self) -> WebhookPolicy:
         """What webhooks are taken."""
         ports = frozenset(map(int, self.webhook_ports.split(",")))
-        return Policy(
+        return WebhookPolicy(
             self.webhook_secret,
             ports,
-            http=self.webhook_http,
-            private=self.webhook_private,
-            old_secret=self.webhook_old_secret,
+            allow_http=self.webhook_allow_http,
+            allow_private=self.webhook_allow_private,
+            previous_secret=self.webhook_previous_secret,
         )
 
     @property

@@ -2,11 +2,11 @@
 
     ImpastoError
     ├── BadInput               the caller can mend it
-    │   ├── BadSpec            a knob
+    │   ├── BadSpec            a parameter
     │   ├── BadImage           a picture
     │   │   ├── UnsupportedImage
     │   │   └── ImageTooLarge
-    │   ├── BadRecord          of how a picture was made
+    │   ├── InvalidProvenance  of how a picture was made
     │   ├── BadWebhook         where a webhook is to go
     │   ├── BadDataset         pictures to learn from
     │   ├── UploadTooLarge
@@ -21,7 +21,7 @@
     │   ├── NoResult
     │   ├── ResultGone
     │   └── IdempotencyConflict
-    ├── Later                  right request, too early; says in how many seconds
+    ├── RetryLater             right request, too early; says in how many seconds
     │   ├── Unavailable        for everybody
     │   │   ├── NoWorker
     │   │   ├── StoreUnavailable
@@ -29,7 +29,7 @@
     │   │   └── QueueFull
     │   ├── QuotaExceeded      for this caller
     │   ├── RateLimited
-    │   └── TooManyWatchers
+    │   └── TooManyStreams
     ├── Unauthorized
     ├── WeightsUnavailable
     ├── BadWeights
@@ -81,7 +81,7 @@ class BadRequest(BadInput):
 
 
 class BadSpec(BadInput):
-    """A knob has a value that is not allowed."""
+    """A parameter has a value that is not allowed."""
 
     code = "bad_spec"
 
@@ -104,10 +104,10 @@ class ImageTooLarge(BadImage):
     code = "image_too_large"
 
 
-class BadRecord(BadInput):
+class InvalidProvenance(BadInput):
     """The file carries no record of how it was made, or a damaged one; take a PNG as Impasto made it."""
 
-    code = "bad_record"
+    code = "invalid_provenance"
 
 
 class BadWebhook(BadInput):
@@ -165,7 +165,7 @@ class JobNotEnded(Conflict):
 
 
 class JobAlreadyEnded(Conflict):
-    """The job has ended, or is about to: its knobs change no more. Retry it with others."""
+    """The job has ended, or is about to: its parameters change no more. Retry it with others."""
 
     code = "job_already_ended"
 
@@ -194,35 +194,35 @@ class Unauthorized(ImpastoError):
     code = "unauthorized"
 
 
-class Later(ImpastoError):
+class RetryLater(ImpastoError):
     """Try again in a few seconds."""
 
-    code = "later"
+    code = "retry_later"
 
     def __init__(self, message: str | None = None, retry_seconds: float = 2) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
 
 
-class QuotaExceeded(Later):
+class QuotaExceeded(RetryLater):
     """You have as many jobs waiting and running as you may; try again when one has ended."""
 
     code = "quota_exceeded"
 
 
-class RateLimited(Later):
+class RateLimited(RetryLater):
     """You ask more often than you may; wait for as long as Retry-After says."""
 
     code = "rate_limited"
 
 
-class TooManyWatchers(Later):
+class TooManyStreams(RetryLater):
     """You watch as many jobs at a time as you may; end a stream, or poll."""
 
-    code = "too_many_watchers"
+    code = "too_many_streams"
 
 
-class Unavailable(Later):
+class Unavailable(RetryLater):
     """The service cannot take this now; try again in a few seconds."""
 
     code = "unavailable"

@@ -17,27 +17,27 @@ PREFIX = "impasto:"
 _AWAY = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError)
 
 
-PATIENCE_SECONDS = 1.5  # with a server that says nothing; whoever asks us waits for two
-CONNECT_SECONDS = 1.0
+TIMEOUT_SECONDS = 1.5  # with a server that says nothing; whoever asks us waits for two
+CONNECT_TIMEOUT_SECONDS = 1.0
 # One more try at once, for a connection that went stale in the pool. Every step may be sent twice unharmed. Not where
 # it says nothing: the client repeats the greeting as well, and each try of each takes as long as the first.
-RETRIED = (RedisConnectionError,)
+RETRIED_ERRORS = (RedisConnectionError,)
 
 
-def connection(redis_url: str) -> redis.Redis:
+def connect(redis_url: str) -> redis.Redis:
     """A client of the server that gives up in time. Opens nothing yet."""
     return redis.Redis.from_url(
         redis_url,
         decode_responses=True,
         encoding_errors="replace",  # of a byte that the disk has damaged: the record is wrong, and no other is
-        socket_timeout=PATIENCE_SECONDS,
-        socket_connect_timeout=CONNECT_SECONDS,
+        socket_timeout=TIMEOUT_SECONDS,
+        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
         health_check_interval=5,
-        retry=Retry(ConstantBackoff(0.05), 1, supported_errors=RETRIED),
+        retry=Retry(ConstantBackoff(0.05), 1, supported_errors=RETRIED_ERRORS),
     )
 
 
-class unavailable:
+class CircuitBreaker:
     """Any failure of the server or the way to it, as StoreUnavailable. For any number of threads.
 
     And a circuit breaker, if asked for one: after a call that nobody answered, one in `rest_seconds` is made, and the
@@ -45,9 +45,9 @@ class unavailable:
     every thread of the process.
     """
 
-    def __init__(self, rest_seconds: float = 0) -> None:
+    def __init__(self, cooldown_seconds: float = 0) -> None:
         """rest_seconds: 0 makes every call."""
-        self._rest_seconds = rest_seconds
+        self._rest_seconds = cooldown_seconds
         self._next_at: float | None = None  # while it says nothing
 
     def __enter__(self) -> None:

@@ -2,8 +2,20 @@
 
 from core import errors
 from core.jobs.models import Batch, Frame, Job, Status
-from core.jobs.service_info import Estimate, Model, System
+from core.jobs.service_info import Estimate, ModelInfo, SystemInfo
 from core.style.presets import Preset
 from impasto.client import Client, Picture
 
-__all__ = ["Batch", "Client", "Estimate", "Frame", "Job", "Model", "Picture", "Preset", "Status", "System", "errors"]
+__all__ = [
+    "Batch",
+    "Client",
+    "Estimate",
+    "Frame",
+    "Job",
+    "ModelInfo",
+    "Picture",
+    "Preset",
+    "Status",
+    "SystemInfo",
+    "errors",
+]

@@ -30,10 +30,10 @@ from core import errors
 from core.config import Settings, read_settings
 from core.images.codec import Format
 from core.jobs.models import Batch, Frame, Job, Priority, Status
-from core.jobs.service_info import Estimate, Model, System
+from core.jobs.service_info import Estimate, ModelInfo, SystemInfo
 from core.style.presets import Preset
 
-PATIENCE_SECONDS = 60.0  # a service that restarts is away for less
+RETRY_SECONDS = 60.0  # a service that restarts is away for less
 PAGE_JOBS = 100  # that a list is asked for at a time
 WAIT_SECONDS = 20  # that the service may hold its answer back until the job has changed
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
@@ -54,9 +54,7 @@ class Client:
     its kinds, JobNotFound: all are ImpastoError. May be used by several threads.
     """
 
-    def __init__(
-        self, url: str | None = None, key: str | None = None, *, patience_seconds: float = PATIENCE_SECONDS
-    ) -> None:
+    def __init__(self, url: str | None = None, key: str | None = None, *, retry_seconds: float = RETRY_SECONDS) -> None:
         """url, key: else IMPASTO_URL and IMPASTO_KEY; an empty key is not sent.
 
         patience_seconds: how long a request is repeated. Raises BadSettings.
@@ -65,7 +63,7 @@ class Client:
             environment = read_settings(Settings)
             url = environment.url if url is None else url
             key = environment.key.get_secret_value() if key is None else key
-        self.url, self._patience_seconds = url.rstrip("/"), patience_seconds
+        self.url, self._patience_seconds = url.rstrip("/"), retry_seconds
         self._has_answered = False
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # No proxy from the environment: the service is usually on this machine.
@@ -108,9 +106,9 @@ class Client:
         deadline_seconds: float | None = None,
         reuse: bool | None = None,
         webhook: str | None = None,
-        **knobs: Any,
+        **parameters: Any,
     ) -> Job:
-        """A new job. `knobs` are those of docs/api.md, and `preset`; what is None is left to the service.
+        """A new job. `parameters` are those of docs/api.md, and `preset`; what is None is left to the service.
 
         source: a result's PNG, to run again but for what else is given; else content and styles are needed.
         Raises BadInput with the service's words, ImageNotFound for a digest that is not there, BadRecord.
@@ -122,7 +120,7 @@ class Client:
             *(("mask", mask) for mask in masks),
         ]
         wishes = {"priority": priority, "deadline_seconds": deadline_seconds, "reuse": reuse, "webhook": webhook}
-        return _read(Job, self._send("/v1/jobs", pictures, knobs, wishes))
+        return _read(Job, self._send("/v1/jobs", pictures, parameters, wishes))
 
     def submit_batch(
         self,
@@ -133,20 +131,22 @@ class Client:
         deadline_seconds: float | None = None,
         reuse: bool | None = None,
         webhook: str | None = None,
-        **knobs: Any,
+        **parameters: Any,
     ) -> Batch:
         """A new job for each content with each style, in this order; all of them or none. Raises as `submit`."""
         pictures = [*(("content", content) for content in contents), *(("style", style) for style in styles)]
         wishes = {"priority": priority, "deadline_seconds": deadline_seconds, "reuse": reuse, "webhook": webhook}
-        return _read(Batch, self._send("/v1/batches", pictures, knobs, wishes))
+        return _read(Batch, self._send("/v1/batches", pictures, parameters, wishes))
 
-    def retry(self, job_id: str, *, go_on: bool = False, webhook: str | None = None, **knobs: Any) -> Job:
-        """A new job with the pictures and knobs of one that has ended, but for the knobs given.
+    def retry(
+        self, job_id: str, *, continue_from_result: bool = False, webhook: str | None = None, **parameters: Any
+    ) -> Job:
+        """A new job with the pictures and parameters of one that has ended, but for the parameters given.
 
-        go_on: begin with its result, for more iterations, other weights or a larger size.
+        continue_from_result: begin with its result, for more iterations, other weights or a larger size.
         Raises JobNotEnded, NoResult, ResultGone where its pictures are no longer kept, BadSpec.
         """
-        change = {"spec": _set(knobs), "continue": go_on, **_set({"webhook": webhook})}
+        change = {"spec": _set(parameters), "continue": continue_from_result, **_set({"webhook": webhook})}
         return _read(Job, self._ask("POST", f"{_job(job_id)}/retry", json=change, headers=_fresh_key()))
 
     def upload(self, picture: Picture) -> str:
@@ -165,7 +165,7 @@ class Client:
         *,
         masks: Sequence[Picture | Size] = (),
         init_image: Picture | Size | None = None,
-        **knobs: Any,
+        **parameters: Any,
     ) -> Estimate:
         """What a job would take, and when it would begin. A file is uploaded for it; its size does as well.
 
@@ -174,7 +174,7 @@ class Client:
         lists = {"styles": [self._sketched(one) for one in styles], "masks": [self._sketched(one) for one in masks]}
         single = {"content": content, "init_image": init_image}
         sketch = {name: self._sketched(one) for name, one in _set(single).items()}
-        return _read(Estimate, self._ask("POST", "/v1/estimate", json={**sketch, **lists, "spec": _set(knobs)}))
+        return _read(Estimate, self._ask("POST", "/v1/estimate", json={**sketch, **lists, "spec": _set(parameters)}))
 
     def _sketched(self, picture: Picture | Size) -> str | dict[str, int]:
         if isinstance(picture, tuple):
@@ -183,16 +183,16 @@ class Client:
 
     # ------------------------------------------------------------------ the service
 
-    def system(self) -> System:
+    def system(self) -> SystemInfo:
         """Who works, what waits, what may be sent."""
-        return _read(System, self._ask("GET", "/v1/system"))
+        return _read(SystemInfo, self._ask("GET", "/v1/system"))
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[ModelInfo]:
         """The networks that a job may name as its `model`."""
-        return [Model.model_validate(one) for one in self._ask("GET", "/v1/models").json()["models"]]
+        return [ModelInfo.model_validate(one) for one in self._ask("GET", "/v1/models").json()["models"]]
 
     def presets(self) -> list[Preset]:
-        """Knobs that go together, for `submit(preset=...)`."""
+        """Parameters that go together, for `submit(preset=...)`."""
         told = self._ask("GET", "/v1/presets").json()["presets"]
         return [Preset(one["name"], one["description"], one["spec"]) for one in told]
 
@@ -215,7 +215,7 @@ class Client:
         return _read(Batch, self._ask("GET", _batch(batch_id)))
 
     def follow(self, job_id: str, timeout_seconds: float | None = None) -> Iterator[Job]:
-        """The job now, and after each change that is seen, until it has ended: status, progress, previews, knobs.
+        """The job now, and after each change that is seen, until it has ended: status, progress, previews, parameters.
 
         A service that can holds its answers back until there is one; else it is asked as often as it says.
         Raises TimeoutError when that takes longer; the job goes on.
@@ -274,7 +274,7 @@ class Client:
         """Ask the job to stop; what it has painted is its result. One that has ended stays as it is."""
         return _read(Job, self._ask("POST", f"{_job(job_id)}/cancel"))
 
-    def steer(self, job_id: str, **weights: Any) -> Job:
+    def update(self, job_id: str, **weights: Any) -> Job:
         """Give a job that waits or runs other weights; the next preview shows them. Raises BadSpec, JobAlreadyEnded."""
         return _read(Job, self._ask("PATCH", _job(job_id), json={"spec": _set(weights)}))
 
@@ -297,9 +297,9 @@ class Client:
     # ------------------------------------------------------------------ within
 
     def _send(
-        self, path: str, pictures: Sequence[tuple[str, Picture]], knobs: dict[str, Any], wishes: dict[str, Any]
+        self, path: str, pictures: Sequence[tuple[str, Picture]], parameters: dict[str, Any], wishes: dict[str, Any]
     ) -> httpx2.Response:
-        texts = [(name, (None, _text(value))) for name, value in {"spec": _set(knobs), **_set(wishes)}.items()]
+        texts = [(name, (None, _text(value))) for name, value in {"spec": _set(parameters), **_set(wishes)}.items()]
         files = [(name, _part(picture)) for name, picture in pictures]
         return self._ask("POST", path, files=[*texts, *files], headers=_fresh_key())
 
@@ -315,7 +315,7 @@ class Client:
                 break
             if answer.status_code != 304:
                 yield (now := _read(kind, answer))
-                if now.ended:
+                if now.has_ended:
                     return
             if headers and "wait" not in answer.headers.get("Preference-Applied", ""):
                 time.sleep(min(_retry_seconds(answer), max(0, end - time.monotonic())))
@@ -330,7 +330,7 @@ class Client:
             try:
                 return self._ask_once(method, path, timeout=_timeout(left), **request)
             except errors.ImpastoError as error:
-                seconds = max(pause, error.retry_seconds if isinstance(error, errors.Later) else 0)
+                seconds = max(pause, error.retry_seconds if isinstance(error, errors.RetryLater) else 0)
                 if not self._passes(error) or time.monotonic() + seconds > until:
                     raise
                 if time.monotonic() + seconds > end:
@@ -353,7 +353,7 @@ class Client:
     def _passes(self, error: errors.ImpastoError) -> bool:
         """Whether it may be over the next time. Where nobody has ever been, nobody is waited for."""
         if error.__cause__ is None:
-            return isinstance(error, errors.Later)
+            return isinstance(error, errors.RetryLater)
         return self._has_answered or not isinstance(error.__cause__, httpx2.ConnectError)
 
 
@@ -369,11 +369,11 @@ def _refusal(answer: httpx2.Response, url: str) -> errors.ImpastoError:
         words = "The service asks for an API key; set IMPASTO_KEY to one that it knows."
     kind = _KINDS.get(code)
     if kind is None:
-        families = {429: errors.Later, 503: errors.Unavailable}
+        families = {429: errors.RetryLater, 503: errors.Unavailable}
         kind = families.get(answer.status_code, errors.BadInput if answer.status_code < 500 else errors.ImpastoError)
     error = kind(words)
     error.code = code
-    if isinstance(error, errors.Later):
+    if isinstance(error, errors.RetryLater):
         error.retry_seconds = _retry_seconds(answer)
     return error
 

@@ -9,12 +9,12 @@ from pydantic_settings import BaseSettings
 from api.app import create_app
 from api.http.problems import REFUSALS
 from api.settings import ApiSettings
-from api.submissions.parser import Wishes
+from api.submissions.parser import ClientOptions
 from core import errors
 from core.config import Settings
 from core.style.presets import PRESETS
-from core.style.spec import KNOBS, StyleSpec
-from core.training.config import Recipe
+from core.style.spec import PARAMETERS, StyleSpec
+from core.training.config import TrainingConfig
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ def _variables() -> set[str]:
 def test_every_knob_is_in_the_table_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", _read("docs/api.md"), re.MULTILINE))
 
-    assert {*KNOBS, *Wishes.model_fields} == set(rows)
+    assert {*PARAMETERS, *ClientOptions.model_fields} == set(rows)
     for name, field in StyleSpec.model_fields.items():
         if isinstance(field.default, int | float | str):
             number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
@@ -43,7 +43,7 @@ def test_every_knob_is_in_the_table_with_its_default() -> None:
 
 def test_every_preset_is_in_the_table_with_what_it_sets() -> None:
     rows = [
-        f"| {name} | {preset.words} | {', '.join(f'{knob} {_shown(value)}' for knob, value in preset.knobs.items())} |"
+        f"| {name} | {preset.description} | {', '.join(f'{parameter} {_shown(value)}' for parameter, value in preset.parameters.items())} |"
         for name, preset in PRESETS.items()
     ]
 
@@ -71,8 +71,8 @@ def test_every_error_code_is_documented() -> None:
 def test_every_setting_of_a_training_is_in_the_table_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", _read("docs/training.md"), re.MULTILINE))
 
-    assert {*Recipe.model_fields} == set(rows)
-    for name, field in Recipe.model_fields.items():
+    assert {*TrainingConfig.model_fields} == set(rows)
+    for name, field in TrainingConfig.model_fields.items():
         number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
         assert rows[name].strip("`") == (f"{field.default:g}" if number else str(field.default).lower()), name
 

@@ -16,30 +16,30 @@ from PIL import Image
 
 from core import errors
 from core.images import codec
-from core.images.darkroom import Darkroom
-from core.jobs.models import Frame, Job, JobProgress, NetworkUsed, Output, Steered
-from core.jobs.store import JobStore, Standing
+from core.images.darkroom import SandboxedDecoder
+from core.jobs.models import Frame, Job, JobProgress, ModelUsed, Output, SpecUpdate
+from core.jobs.store import JobStore, LeaseStatus
 from core.neural import device
 from core.neural.transfer import checkpoint
-from core.neural.transfer.checkpoint import Checkpoint, Steering
-from core.neural.transfer.inputs import Subject
+from core.neural.transfer.checkpoint import AppliedUpdate, Checkpoint
+from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.planner import Planner
-from core.neural.transfer.stylize import Moment, Painting, Progress, stylize
+from core.neural.transfer.stylize import RunProgress, StepEvent, StyleResult, stylize
 from core.neural.vgg import Network
 from core.storage.blobs import Blobs, digest_of
 from core.storage.checkpoints import Checkpoints
 from core.style.spec import ModelName, StyleSpec, parse_spec
-from worker.checkpoint_writer import Keeper
+from worker.checkpoint_writer import CheckpointWriter
 from worker.lease import Lease
 from worker.settings import WorkerSettings
-from worker.watchdog import Pulse
+from worker.watchdog import HangWatchdog
 
 RETRY_SECONDS = 0.5
-TRIES = 10  # to read a picture, or to hand the job back
+MAX_TRIES = 10  # to read a picture, or to hand the job back
 FRAME_SECONDS = 0.5  # between two frames, until there are too many
 FRAME_PX = 256
-FRAME_REST = 200  # seconds between two frames, for each second that the painting waited for one
-LAST_CHECKPOINT_SECONDS = 5.0  # that the last one may take, when the worker is asked to go
+FRAME_COST_FACTOR = 200  # seconds between two frames, for each second that the painting waited for one
+FINAL_CHECKPOINT_SECONDS = 5.0  # that the last one may take, when the worker is asked to go
 
 log = logging.getLogger(__name__)
 
@@ -65,20 +65,26 @@ class Attempt:
         self._job, self._token = job, token
         self._store, self._blobs, self._checkpoints, self._settings = store, blobs, checkpoints, settings
         self._lease = Lease(
-            store, job.id, token, self._keep_preview, end=self._end, leaving=shutting_down, steerings=job.steerings
+            store,
+            job.id,
+            token,
+            self._keep_preview,
+            end=self._end,
+            leaving=shutting_down,
+            spec_update_count=job.spec_update_count,
         )
-        self._keeper = Keeper(
+        self._checkpoint_writer = CheckpointWriter(
             checkpoints,
             lambda count: checkpoints.name(job.id, token, count),
-            lambda name: store.keep(job.id, token, name),
+            lambda name: store.save_checkpoint(job.id, token, name),
             settings.checkpoint_seconds,
         )
-        self._pulse = Pulse(device.spins)
-        self._moment: Moment | None = None  # the newest
-        self._model: NetworkUsed | None = None  # once it is loaded
+        self._watchdog = HangWatchdog(device.device_busy_waits)
+        self._moment: StepEvent | None = None  # the newest
+        self._model: ModelUsed | None = None  # once it is loaded
         self._has_ended = False  # by us
         self._next_preview = self._next_frame = 0.0
-        self._frame_seconds = FRAME_SECONDS * 2**job.thinned
+        self._frame_seconds = FRAME_SECONDS * 2**job.frame_thinnings
         self._framed = -1  # the iteration of the newest frame
         self._framing = threading.Lock()
 
@@ -89,7 +95,7 @@ class Attempt:
         """
         job = self._job
         log.info("%s: attempt %d%s", job.id, job.attempt, " goes on" if job.checkpoint else "")
-        with self._pulse:
+        with self._watchdog:
             try:
                 with self._lease:
                     standing = self._painted(load)
@@ -102,15 +108,15 @@ class Attempt:
                 log.warning("%s: %s", job.id, error.message)
                 self._hand_back()
             finally:
-                self._keeper.close()
+                self._checkpoint_writer.close()
             if self._has_ended:  # else the next attempt goes on from there
-                self._keeper.forget()
+                self._checkpoint_writer.delete_all()
                 if job.checkpoint is not None:
                     self._checkpoints.delete(job.checkpoint)
 
     def _hand_back(self) -> None:
         """So that it counts as no attempt. Where the store stays away, the lease runs out, and it does."""
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             try:
                 self._store.release(self._job.id, self._token)
             except errors.Unavailable:
@@ -122,13 +128,13 @@ class Attempt:
 
     # ------------------------------------------------------------------ painting
 
-    def _painted(self, load: Load) -> Standing:
+    def _painted(self, load: Load) -> LeaseStatus:
         job, token, store = self._job, self._token, self._store
         try:
             painting, load_seconds = self._paint(load)
             output = None
             if not painting.stopped:
-                output = self._keep_result(painting.picture, painting.spec, painting.steered)
+                output = self._keep_result(painting.picture, painting.spec, painting.spec_updates)
             if output is None:  # asked to stop, perhaps while there was no room for the picture
                 return self._end(self._until_stored(lambda: store.renew(job.id, token)))
             self._tell_end()
@@ -151,34 +157,34 @@ class Attempt:
             refused = errors.ImpastoError()
         return self._ended(lambda: store.fail(job.id, token, refused))
 
-    def _paint(self, load: Load) -> tuple[Painting, float]:
+    def _paint(self, load: Load) -> tuple[StyleResult, float]:
         began = time.monotonic()
         wanted = self._job.input
-        with Darkroom() as room:
-            subject = Subject(*wanted.pictures(self._read, room.developed))
+        with SandboxedDecoder() as room:
+            subject = StyleInputs(*wanted.pictures(self._read, room.decode))
         spec = parse_spec(wanted.spec)
-        self._pulse.begin("device")
+        self._watchdog.begin_phase("device")
         network, planner = load(spec.model)
-        self._model = NetworkUsed(name=network.name, sha256=network.sha256)
-        self._pulse.begin("host")
+        self._model = ModelUsed(name=network.name, sha256=network.sha256)
+        self._watchdog.begin_phase("host")
         resume = self._resumed()
         load_seconds = time.monotonic() - began
-        self._pulse.begin("device")
+        self._watchdog.begin_phase("device")
         painting = stylize(subject, spec, network, self._watch, planner, resume=resume)
-        self._pulse.begin("host")
+        self._watchdog.begin_phase("host")
         return painting, load_seconds
 
     def _read(self, digest: str) -> bytes:
         """A picture of the job. Raises ImageNotFound, also where it alone cannot be read; Unavailable, LeaseLost."""
-        for _ in range(TRIES):
-            self._pulse.begin("host")
+        for _ in range(MAX_TRIES):
+            self._watchdog.begin_phase("host")
             try:
                 return self._blobs.get(digest)
             except errors.Unavailable as error:
                 log.warning("%s: %s %s", self._job.id, error.message, error.__cause__)
                 time.sleep(RETRY_SECONDS)
-                self._lease.must_stop()
-        if self._blobs.writable():  # all but this one: it would be the same for every worker, for ever
+                self._lease.should_stop()
+        if self._blobs.is_writable():  # all but this one: it would be the same for every worker, for ever
             raise errors.ImageNotFound("A picture of this job cannot be read any more; upload it again.")
         return self._blobs.get(digest)
 
@@ -191,31 +197,31 @@ class Attempt:
             log.warning("%s: its checkpoint cannot be read; it begins again", self._job.id)
         return found
 
-    def _watch(self, moment: Moment) -> bool | StyleSpec:
+    def _watch(self, moment: StepEvent) -> bool | StyleSpec:
         """Called by the run after every iteration."""
-        self._pulse.step()
+        self._watchdog.report_step()
         if self._moment is None and self._job.checkpoint is not None:
-            self._keeper.begin_anew()  # what is kept at once, or a step later, would pass for having got further
+            self._checkpoint_writer.restart_interval()  # what is kept at once, or a step later, would pass for having got further
         self._moment = moment
         if moment.progress.iteration == moment.progress.iterations:
-            self._pulse.begin("device")  # the last iteration; the picture comes
-            self._until_stored(self._lease.seal)
-        stop = self._lease.must_stop()
+            self._watchdog.begin_phase("device")  # the last iteration; the picture comes
+            self._until_stored(self._lease.lock_spec)
+        stop = self._lease.should_stop()
         if stop:
-            self._pulse.begin("device")
+            self._watchdog.begin_phase("device")
         if shutting_down.is_set() and not stop:
-            self._pulse.begin("host")
-            self._keeper.take(moment.checkpoint())
-            self._keeper.settle(LAST_CHECKPOINT_SECONDS)
+            self._watchdog.begin_phase("host")
+            self._checkpoint_writer.submit(moment.checkpoint())
+            self._checkpoint_writer.flush(FINAL_CHECKPOINT_SECONDS)
             self._tell_last(moment)
             raise errors.ShuttingDown()
-        if self._keeper.is_due():
-            self._keeper.take(moment.checkpoint())
+        if self._checkpoint_writer.is_due():
+            self._checkpoint_writer.submit(moment.checkpoint())
         self._lease.report(_job_progress(moment.progress), self._shown(moment))
-        spec = self._lease.steered()
+        spec = self._lease.take_spec_update()
         return stop or (spec is not None and parse_spec(spec))
 
-    def _shown(self, moment: Moment) -> Image.Image | None:
+    def _shown(self, moment: StepEvent) -> Image.Image | None:
         """A preview, if one is due; a frame is made of the same picture, if that is."""
         began = time.monotonic()
         preview_due, frame_due = began >= self._next_preview, began >= self._next_frame
@@ -223,15 +229,15 @@ class Attempt:
             return None
         shown = codec.thumbnail(moment.picture(), self._settings.preview_px if preview_due else FRAME_PX)
         if frame_due:
-            self._lease.later(lambda: self._keep_frame(moment.progress, shown))
+            self._lease.defer(lambda: self._keep_frame(moment.progress, shown))
         now = time.monotonic()
         if preview_due:
             self._next_preview = now + self._settings.preview_seconds
         if frame_due:
-            self._next_frame = now + max(self._frame_seconds, FRAME_REST * (now - began))
+            self._next_frame = now + max(self._frame_seconds, FRAME_COST_FACTOR * (now - began))
         return shown if preview_due else None
 
-    def _keep_frame(self, progress: Progress, picture: Image.Image) -> None:
+    def _keep_frame(self, progress: RunProgress, picture: Image.Image) -> None:
         """No run fails, and no end waits, because a frame is missing."""
         try:
             with self._framing:
@@ -242,7 +248,7 @@ class Attempt:
         except Exception:
             log.exception("%s: no frame", self._job.id)
 
-    def _keep_newest_frame(self, progress: Progress, picture: Image.Image) -> None:
+    def _keep_newest_frame(self, progress: RunProgress, picture: Image.Image) -> None:
         frame = Frame(
             index=0,
             iteration=progress.iteration,
@@ -250,10 +256,10 @@ class Attempt:
             seconds=round(progress.seconds, 2),
             digest=self._keep(codec.encode(picture, "jpeg", quality=80)),
         )
-        thinned = self._store.keep_frame(self._job.id, self._token, frame)
-        self._framed, self._frame_seconds = progress.iteration, FRAME_SECONDS * 2 ** max(0, thinned)
+        frame_thinnings = self._store.add_frame(self._job.id, self._token, frame)
+        self._framed, self._frame_seconds = progress.iteration, FRAME_SECONDS * 2 ** max(0, frame_thinnings)
 
-    def _tell_last(self, moment: Moment) -> None:
+    def _tell_last(self, moment: StepEvent) -> None:
         """Who looks at the waiting job sees how far it is, and who cancels it has this picture of it."""
         preview = None
         with suppress(errors.Unavailable):
@@ -265,23 +271,23 @@ class Attempt:
         """The last progress, if there was any: a run that was resumed at its end by another way may have none."""
         if (moment := self._moment) is not None:
             progress = _job_progress(moment.progress)
-            self._until_stored(lambda: self._store.progress(self._job.id, self._token, progress, preview))
+            self._until_stored(lambda: self._store.report_progress(self._job.id, self._token, progress, preview))
 
     # ------------------------------------------------------------------ ending
 
-    def _end(self, standing: Standing) -> Standing:
+    def _end(self, standing: LeaseStatus) -> LeaseStatus:
         """Canceled, or late: with the picture so far. Also called beside the painting: an iteration may be long."""
         job_id, token = self._job.id, self._token
-        if standing not in ("cancel", "late"):
+        if standing not in ("cancel", "deadline_exceeded"):
             return standing
         output = None
         if (moment := self._moment) is not None:
-            output = self._keep_result(moment.picture(), moment.spec, moment.progress.steered)
+            output = self._keep_result(moment.picture(), moment.spec, moment.progress.spec_updates)
         if standing == "cancel":
             return self._ended(lambda: self._store.end_canceled(job_id, token, output))
         return self._ended(lambda: self._store.fail(job_id, token, errors.DeadlineExceeded(), output))
 
-    def _ended(self, step: Callable[[], Standing]) -> Standing:
+    def _ended(self, step: Callable[[], LeaseStatus]) -> LeaseStatus:
         standing = self._until_stored(step)
         self._has_ended = self._has_ended or standing == "ok"
         return standing
@@ -293,13 +299,15 @@ class Attempt:
             digest = self._until_room(lambda: self._keep_preview(small))
             self._tell_end(digest)
 
-    def _keep_result(self, picture: Image.Image, spec: StyleSpec, steered: Sequence[Steering]) -> Output | None:
+    def _keep_result(
+        self, picture: Image.Image, spec: StyleSpec, spec_updates: Sequence[AppliedUpdate]
+    ) -> Output | None:
         """None where the disk has no room for it, and nobody waits for it any more."""
         assert self._model is not None, "a picture was painted with a network"
         made_of = self._job.input.model_copy(update={"spec": spec.model_dump()})
         provenance = {"job": self._job.id, **made_of.provenance(self._model)}
-        if steered:
-            provenance["steered"] = [asdict(change) for change in steered]
+        if spec_updates:
+            provenance["spec_updates"] = [asdict(change) for change in spec_updates]
         data = codec.encode(picture, "png", provenance)
         width, height = picture.size
         digest = self._until_room(lambda: self._keep(data))
@@ -313,7 +321,7 @@ class Attempt:
         return self._keep(codec.encode(preview, "jpeg"))
 
     def _keep(self, data: bytes) -> str:
-        self._store.hold(digest_of(data))
+        self._store.reserve(digest_of(data))
         return self._blobs.put(data)
 
     def _until_room(self, step: Callable[[], T]) -> T | None:
@@ -323,8 +331,8 @@ class Attempt:
             try:
                 return step()
             except errors.StorageFull:
-                self._keeper.forget()  # the room that checkpoints take is worth less
-                if not self._lease.must_stop():
+                self._checkpoint_writer.delete_all()  # the room that checkpoints take is worth less
+                if not self._lease.should_stop():
                     raise
             with suppress(errors.StorageFull):
                 return step()
@@ -341,11 +349,11 @@ class Attempt:
                 if shutting_down.is_set():
                     raise  # the lease will run out, and another worker go on
                 log.warning("%s", error.message)
-                self._pulse.wait()
+                self._watchdog.reset_timer()
                 time.sleep(RETRY_SECONDS)
 
 
-def _job_progress(progress: Progress) -> JobProgress:
+def _job_progress(progress: RunProgress) -> JobProgress:
     return JobProgress(
         value=round(progress.value, 4),
         scale=progress.scale,
@@ -355,5 +363,5 @@ def _job_progress(progress: Progress) -> JobProgress:
         iterations_per_second=round(progress.iterations_per_second, 2),
         seconds_left=round(progress.seconds_left, 1),
         loss=progress.losses,
-        steered=[Steered(**asdict(change)) for change in progress.steered],
+        spec_updates=[SpecUpdate(**asdict(change)) for change in progress.spec_updates],
     )

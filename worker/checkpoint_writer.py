@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from core import errors
-from core.jobs.store import Standing
+from core.jobs.store import LeaseStatus
 from core.storage.checkpoints import Checkpoints
 
 # Seconds between two checkpoints, for each second that writing one took.
@@ -20,29 +20,29 @@ _REST = 50
 log = logging.getLogger(__name__)
 
 
-class Savable(Protocol):
+class Saveable(Protocol):
     """A checkpoint, as far as a keeper cares."""
 
     def save(self, file: Path) -> bool:
         """False if the file is worth nothing."""
 
 
-class Keeper:
+class CheckpointWriter:
     """One thread, one file at a time."""
 
     def __init__(
-        self, folder: Checkpoints, name: Callable[[int], str], tell: Callable[[str], Standing], every_seconds: float
+        self, folder: Checkpoints, name: Callable[[int], str], tell: Callable[[str], LeaseStatus], every_seconds: float
     ) -> None:
         """name: of the n-th file. tell: tells the store which is the next to go on from; may raise Unavailable."""
         self._folder, self._name, self._tell, self._every = folder, name, tell, every_seconds
-        self.begin_anew()
+        self.restart_interval()
         self._count = 0
         self._files: list[str] = []  # written, and not deleted
         self._pool = ThreadPoolExecutor(1, "keeper")
         self._write: Future[None] | None = None
         self._closed = False
 
-    def begin_anew(self) -> None:
+    def restart_interval(self) -> None:
         """Count the seconds until the first checkpoint from now."""
         self._next = time.monotonic() + self._every
 
@@ -50,12 +50,12 @@ class Keeper:
         """Whether to take a checkpoint now."""
         return not self._closed and (self._write is None or self._write.done()) and time.monotonic() >= self._next
 
-    def take(self, checkpoint: Savable) -> None:
+    def submit(self, checkpoint: Saveable) -> None:
         """Write it and name it, on the thread."""
         if not self._closed:
             self._write = self._pool.submit(self._kept, checkpoint)
 
-    def settle(self, seconds: float) -> None:
+    def flush(self, seconds: float) -> None:
         """Wait for what is being written, at most so long."""
         if self._write is not None:
             wait([self._write], seconds)
@@ -65,13 +65,13 @@ class Keeper:
         self._closed = True
         self._pool.shutdown()
 
-    def forget(self) -> None:
+    def delete_all(self) -> None:
         """Delete all that was written: the job has ended, or its result needs the room."""
         self.close()
         while self._files:
             self._folder.delete(self._files.pop())
 
-    def _is_written(self, checkpoint: Savable, name: str) -> bool:
+    def _is_written(self, checkpoint: Saveable, name: str) -> bool:
         """Whole and good, or not there at all: what is torn must not take the room of the result."""
         try:
             if checkpoint.save(self._folder.path(name)):
@@ -81,7 +81,7 @@ class Keeper:
         self._folder.delete(name)
         return False
 
-    def _kept(self, checkpoint: Savable) -> None:
+    def _kept(self, checkpoint: Saveable) -> None:
         name, began = self._name(self._count), time.monotonic()
         self._count += 1
         try:

@@ -9,7 +9,7 @@ import threading
 from typing import Protocol
 
 from core import errors
-from core.jobs.models import Forecast, JobError, Question, Step
+from core.jobs.models import EstimateRequest, EstimateResponse, JobError, ScaleEstimate
 from core.jobs.store import JobStore
 from core.neural import device
 from core.neural.transfer.planner import Plan, Planner, device_name
@@ -17,12 +17,12 @@ from core.neural.vgg import Network
 from core.style.spec import ModelName, parse_spec
 from worker import process
 
-AGAIN_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
 
-class Painter(Protocol):
+class NetworkHolder(Protocol):
     """What there is to ask."""
 
     @property
@@ -33,11 +33,11 @@ class Painter(Protocol):
         """A network that is loaded, the one of this name if it is, and who plans its runs."""
 
 
-class Forecaster:
-    """A thread that listens for questions."""
+class EstimateService:
+    """A thread that listens for estimate_requests."""
 
-    def __init__(self, store: JobStore, painter: Painter) -> None:
-        self._store, self._painter = store, painter
+    def __init__(self, store: JobStore, runner: NetworkHolder) -> None:
+        self._store, self._runner = store, runner
         self._free_bytes: dict[str, int] = {}  # by network; when no job ran last
         self._trouble = ""  # that was told last
 
@@ -49,12 +49,12 @@ class Forecaster:
         away = threading.Event()
         while True:
             if not self.listened():
-                away.wait(AGAIN_SECONDS)
+                away.wait(RETRY_SECONDS)
 
     def listened(self) -> bool:
         """One round; False if nothing can be answered now. What is wrong for a while is said once."""
         try:
-            with device.guarded():
+            with device.translate_device_errors():
                 self.answer_next()
         except errors.Unavailable:  # the next round
             return False
@@ -73,24 +73,24 @@ class Forecaster:
 
     def answer_next(self) -> None:
         """Wait for a question, half a second at most, and answer it. Raises StoreUnavailable."""
-        if asked := self._store.asked():
-            self._store.answer(asked[0], self.forecast(asked[1]))
-        elif not self._painter.paints:
+        if asked := self._store.next_estimate_request():
+            self._store.reply_to_estimate(asked[0], self.forecast(asked[1]))
+        elif not self._runner.paints:
             self._look_at_memory("auto")
 
-    def forecast(self, question: Question) -> Forecast:
+    def forecast(self, question: EstimateRequest) -> EstimateResponse:
         """The plan, or why there is none."""
         spec = parse_spec(question.spec)
-        network, _ = self._painter.resident("auto")
+        network, _ = self._runner.resident("auto")
         plan, refused = Plan(()), None
         try:
-            network, planner = self._painter.resident(spec.model)
+            network, planner = self._runner.resident(spec.model)
             free_bytes = self._look_at_memory(spec.model)
             plan = planner.plan(question.content, question.styles, spec, question.masks, free_bytes=free_bytes)
         except errors.ImpastoError as error:
             refused = JobError(code=error.code, message=error.message)
         scales = [
-            Step(
+            ScaleEstimate(
                 width=leg.scale.width,
                 height=leg.scale.height,
                 iterations=leg.scale.iterations,
@@ -100,11 +100,13 @@ class Forecaster:
             )
             for leg in plan.legs
         ]
-        return Forecast(device=device_name(network.device), network=network.name, scales=scales, refused=refused)
+        return EstimateResponse(
+            device=device_name(network.device), network=network.name, scales=scales, refused=refused
+        )
 
     def _look_at_memory(self, model: ModelName) -> int:
         """Bytes that a run may take when no other does."""
-        network, planner = self._painter.resident(model)
-        if not self._painter.paints or network.name not in self._free_bytes:
-            self._free_bytes[network.name] = planner.free()
+        network, planner = self._runner.resident(model)
+        if not self._runner.paints or network.name not in self._free_bytes:
+            self._free_bytes[network.name] = planner.free_bytes()
         return self._free_bytes[network.name]

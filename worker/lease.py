@@ -18,11 +18,11 @@ from PIL import Image
 
 from core import errors
 from core.jobs.models import JobProgress
-from core.jobs.store import JobStore, Standing
+from core.jobs.store import JobStore, LeaseStatus
 
-BEAT_SECONDS = 0.8  # shorter than the time after which the store's silence is an error
-FIRST_SECONDS = 0.1  # between two looks for the first news: who waits wants to see that it begins
-MOST_ERRANDS = 4  # that wait for a beat
+RENEW_SECONDS = 0.8  # shorter than the time after which the store's silence is an error
+FIRST_POLL_SECONDS = 0.1  # between two looks for the first news: who waits wants to see that it begins
+MAX_DEFERRED = 4  # that wait for a beat
 HAND_BACK_SECONDS = 8.0  # that an iteration has to end in, when the worker is asked to go
 
 log = logging.getLogger(__name__)
@@ -38,22 +38,22 @@ class Lease:
         token: str,
         keep_preview: Callable[[Image.Image], str],
         *,
-        end: Callable[[Standing], object] = lambda _: None,
+        end: Callable[[LeaseStatus], object] = lambda _: None,
         leaving: threading.Event | None = None,
-        steerings: int = 0,
+        spec_update_count: int = 0,
     ) -> None:
         """keep_preview: stores a picture as a blob and returns its digest; may raise Unavailable.
 
         end: ends the job that is canceled or late, without waiting for the painting. leaving: the worker is to go.
-        steerings: changes of the spec that the run knows of from the start.
+        spec_update_count: changes of the spec that the run knows of from the start.
         """
         self._store, self._job_id, self._token = store, job_id, token
         self._keep_preview, self._end = keep_preview, end
         self._leaving = leaving or threading.Event()
         self._left_at: float | None = None
         self._has_told = self._is_ending = False
-        self._standing: Standing = "ok"
-        self._heard = self._taken = steerings
+        self._standing: LeaseStatus = "ok"
+        self._heard = self._taken = spec_update_count
         self._spec: dict[str, Any] | None = None  # heard of, and not taken
         self._errands: list[Callable[[], object]] = []
         self._news: tuple[JobProgress, Image.Image | None] | None = None
@@ -75,7 +75,7 @@ class Lease:
     ) -> None:
         self._over.set()
         with suppress(errors.Unavailable):
-            self._store.wake(self._token)
+            self._store.send_signal(self._token)
         self._beaten.set()
         for thread in self._threads:
             thread.join()
@@ -86,31 +86,31 @@ class Lease:
             waiting = self._news[1] if self._news else None
             self._news = (progress, preview or waiting)
 
-    def later(self, errand: Callable[[], object]) -> None:
+    def defer(self, errand: Callable[[], object]) -> None:
         """Leave something to be done after the next beat, beside the painting. Where too much waits, it is left out."""
         with self._lock:
-            if len(self._errands) < MOST_ERRANDS:
+            if len(self._errands) < MAX_DEFERRED:
                 self._errands.append(errand)
 
-    def must_stop(self) -> bool:
+    def should_stop(self) -> bool:
         """True when somebody canceled the job or its deadline is over. Raises LeaseLost when it is no longer ours."""
         if self._standing == "stale":
             raise errors.LeaseLost()
         return self._standing != "ok"
 
-    def steered(self) -> dict[str, Any] | None:
+    def take_spec_update(self) -> dict[str, Any] | None:
         """The job's spec, once, when somebody has changed it."""
         with self._lock:
             spec, self._spec, self._taken = self._spec, None, self._heard
         return spec
 
-    def seal(self) -> Standing:
+    def lock_spec(self) -> LeaseStatus:
         """The painting is at its end: ask the store to change the spec no more, unless it has done so just now.
 
-        Then `steered` has it. Raises StoreUnavailable.
+        Then `spec_updates` has it. Raises StoreUnavailable.
         """
-        standing = self._store.seal(self._job_id, self._token, self._taken)
-        if standing == "steered":
+        standing = self._store.lock_spec(self._job_id, self._token, self._taken)
+        if standing == "spec_updated":
             self._hear()
         return standing
 
@@ -118,7 +118,7 @@ class Lease:
         with suppress(errors.JobNotFound):  # the next beat finds out
             job = self._store.get(self._job_id)
             with self._lock:
-                self._spec, self._heard = job.input.spec, job.steerings
+                self._spec, self._heard = job.input.spec, job.spec_update_count
 
     def _run(self) -> None:
         while not self._over.is_set():
@@ -137,22 +137,22 @@ class Lease:
 
     def _sleep(self) -> None:
         """Until the next beat: sooner if somebody asks for it, or when there is news for the first time."""
-        until = time.monotonic() + BEAT_SECONDS
+        until = time.monotonic() + RENEW_SECONDS
         try:
             while (left := until - time.monotonic()) > 0 and not self._over.is_set():
-                if self._store.wait(self._token, left if self._has_told else min(left, FIRST_SECONDS)):
+                if self._store.wait_for_signal(self._token, left if self._has_told else min(left, FIRST_POLL_SECONDS)):
                     return
                 if self._news is not None and not self._has_told:
                     return
         except errors.Unavailable:
-            self._over.wait(BEAT_SECONDS)
+            self._over.wait(RENEW_SECONDS)
         except Exception:
             log.exception("%s: the lease does not hear", self._job_id)
-            self._over.wait(BEAT_SECONDS)
+            self._over.wait(RENEW_SECONDS)
 
     def _beat(self) -> None:
         standing = self._store.renew(self._job_id, self._token, self._heard)
-        if standing == "steered":
+        if standing == "spec_updated":
             self._hear()
             standing = "ok"
         self._standing = standing
@@ -178,7 +178,7 @@ class Lease:
 
     def _end_early(self) -> None:
         """Once. Should it fail, the run ends itself."""
-        if self._standing in ("cancel", "late") and not self._is_ending:
+        if self._standing in ("cancel", "deadline_exceeded") and not self._is_ending:
             self._is_ending = True
             self._end(self._standing)
 
@@ -204,6 +204,6 @@ class Lease:
         self._has_told = True
         progress, preview = news
         digest = None if preview is None else self._keep_preview(preview)
-        standing = self._store.progress(self._job_id, self._token, progress, digest)
+        standing = self._store.report_progress(self._job_id, self._token, progress, digest)
         if standing == "stale":
             self._standing = standing

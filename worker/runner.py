@@ -10,27 +10,27 @@ import threading
 
 from core import errors
 from core.config import Settings
-from core.jobs.models import Job, Worker
+from core.jobs.models import Job, WorkerInfo
 from core.jobs.store import JobStore
 from core.neural import device
-from core.neural.transfer.planner import Planner, device_name, pace_of
+from core.neural.transfer.planner import Planner, device_name, load_throughput
 from core.neural.vgg import Network
 from core.neural.weights.cache import WeightsCache
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
 from core.style.spec import ModelName
 from worker.attempt import RETRY_SECONDS, Attempt, shutting_down
-from worker.estimator import Forecaster
+from worker.estimator import EstimateService
 from worker.process import process_name
 from worker.settings import WorkerSettings
 
-LIFE_SECONDS = 1.0
-MOST_NETWORKS = 2  # that are resident
+HEARTBEAT_SECONDS = 1.0
+MAX_NETWORKS = 2  # that are resident
 
 log = logging.getLogger(__name__)
 
 
-class Painter:
+class JobRunner:
     """Claims jobs and paints them, one at a time."""
 
     def __init__(self, settings: Settings, worker: WorkerSettings) -> None:
@@ -50,7 +50,7 @@ class Painter:
         others, found = dict(self._networks), self._networks.get(entry.name)
         others.pop(entry.name, None)
         if found is None or found[0].sha256 != entry.sha256:  # one that was replaced under its name is another
-            self._networks = others = dict([*others.items()][1 - MOST_NETWORKS :])  # first make room
+            self._networks = others = dict([*others.items()][1 - MAX_NETWORKS :])  # first make room
             found = self._loaded(entry.name)
         self._networks = {**others, entry.name: found}
         return found
@@ -71,10 +71,10 @@ class Painter:
         """Whether it runs a job at this moment."""
         return self._paints.locked()
 
-    @device.guarded()
+    @device.translate_device_errors()
     def _loaded(self, name: str) -> tuple[Network, Planner]:
         network = self._weights.load(name, self._worker.device, self._worker.precision)
-        pace = pace_of(network, self._weights.folder / "pace.json")
+        pace = load_throughput(network, self._weights.folder / "pace.json")
         free_bytes = int(self._worker.memory_gb * 1e9) or None
         return network, Planner(network, pace, free_bytes)
 
@@ -110,37 +110,37 @@ class Painter:
 
     def _tell_weights(self, model: ModelName, network: Network) -> None:
         try:
-            self._store.paints_with(model, network.sha256)
+            self._store.record_model_weights(model, network.sha256)
         except errors.Unavailable as error:
             log.warning("%s", error.message)
 
-    @device.guarded()
+    @device.translate_device_errors()
     def warm_up(self) -> None:
         """Load the usual network, tell which it is, and say once a second, from now on, that this process lives.
 
         Raises what loading raises, also DeviceLost: then this process is to claim nothing.
         """
         _, planner = self._network_for("auto")
-        planner.free()  # the first thing that a run asks the device
+        planner.free_bytes()  # the first thing that a run asks the device
         threading.Thread(target=self._beat, args=(self._told(),), name="life", daemon=True).start()
-        Forecaster(self._store, self).start()
+        EstimateService(self._store, self).start()
 
-    def _told(self) -> Worker:
+    def _told(self) -> WorkerInfo:
         network, _ = self.network("auto")
-        return Worker(
+        return WorkerInfo(
             device=device_name(network.device),
             precision=str(network.dtype).removeprefix("torch."),
             network=network.name,
             networks=[entry.name for entry in self._weights.entries()],
         )
 
-    def _beat(self, told: Worker) -> None:
+    def _beat(self, told: WorkerInfo) -> None:
         away = threading.Event()
         while True:
             try:
-                self._store.beat(self._name, told)
+                self._store.heartbeat(self._name, told)
             except errors.Unavailable:  # the next beat says it
                 pass
             except Exception:
                 log.exception("beat failed")
-            away.wait(LIFE_SECONDS)
+            away.wait(HEARTBEAT_SECONDS)

@@ -58,7 +58,7 @@ class ChildMonitor:
         self._exited |= self._alive - alive
         self._alive = alive
         for pid in sorted(self._exited):
-            requeued = self._store.bury(process_name(pid))
+            requeued = self._store.requeue_jobs_of(process_name(pid))
             self._exited.discard(pid)
             for _ in range(requeued):
                 log.warning("process %d exited; its job is requeued", pid)
@@ -113,7 +113,7 @@ class StallMonitor:
         """One round, so many seconds after the last. Raises StoreUnavailable."""
         self._child_ages = {pid: self._child_ages.get(pid, 0.0) + seconds for pid in self._list_children()}
         ready = [pid for pid, age in self._child_ages.items() if age > CHILD_START_SECONDS]
-        if not ready or not all(self._store.idles(process_name(pid)) for pid in ready):
+        if not ready or not all(self._store.is_idle_with_backlog(process_name(pid)) for pid in ready):
             self._idle_seconds, self._has_notified = 0.0, False
             return
         self._idle_seconds += seconds

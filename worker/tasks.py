@@ -12,7 +12,7 @@ from celery import shared_task
 from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutting_down
 
 from core import errors
-from core.celery_app import STYLIZE, ring
+from core.celery_app import STYLIZE, notify_workers
 from core.config import Settings, read_settings
 from core.jobs.store import JobStore
 from core.log import configure_logging
@@ -21,7 +21,7 @@ from worker.settings import WorkerSettings
 from worker.supervisor import ChildMonitor, StallMonitor
 
 if TYPE_CHECKING:  # torch is for the pool's child, not for the parent
-    from worker.runner import Painter
+    from worker.runner import JobRunner
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +29,13 @@ _unfit = threading.Event()  # this process claims nothing: its parent has been a
 
 
 @cache
-def _painter() -> "Painter":
+def _runner() -> "JobRunner":
     from core.neural.vgg import use_threads
-    from worker.runner import Painter
+    from worker.runner import JobRunner
 
     worker = read_settings(WorkerSettings)
     use_threads(worker.threads)
-    return Painter(read_settings(Settings), worker)
+    return JobRunner(read_settings(Settings), worker)
 
 
 @shared_task(name=STYLIZE)
@@ -44,7 +44,7 @@ def stylize() -> None:
     if _unfit.is_set():
         return
     try:
-        _painter().run_next()
+        _runner().run_next()
     except errors.Unavailable as error:  # the reaper rings
         log.warning("%s", error.message)
     except errors.DeviceLost:
@@ -68,7 +68,7 @@ def _warm_up(**_: Any) -> None:
 
         # SIGURG is ignored by default, so a child that is told before it comes this far does not die of it.
         process.on_signals(attempt.shutting_down.set, signal.SIGURG)
-        _painter().warm_up()
+        _runner().warm_up()
     except (Exception, errors.DeviceLost) as error:
         _unfit.set()
         if isinstance(error, errors.ImpastoError):
@@ -82,7 +82,7 @@ def _warm_up(**_: Any) -> None:
 def _watch_over(sender: Any, **_: Any) -> None:
     """From the parent: a child that dies leaves a job behind, and one that lives may do nothing."""
     store = JobStore(read_settings(Settings).redis_url)
-    rings = partial(ring, sender.app)
+    rings = partial(notify_workers, sender.app)
     ChildMonitor(store, rings, _children).start()
     StallMonitor(store, rings, _children).start()
 

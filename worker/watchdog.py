@@ -15,14 +15,14 @@ from typing import Literal
 
 from worker import process
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 STEP_SECONDS = 60.0  # that an iteration may take, and the beginning of a scale
-STEPS = 20  # or so many times the slowest so far: each scale begins with a look at the paintings, and is slower
-REST_SECONDS = 600.0  # for what has no iterations: to read, load and measure, begin a run, write a result
-COMPUTED_SECONDS = 0.02  # of the painting thread's own time, that show that it works
+STEP_FACTOR = 20  # or so many times the slowest so far: each scale begins with a look at the paintings, and is slower
+PHASE_SECONDS = 600.0  # for what has no iterations: to read, load and measure, begin a run, write a result
+CPU_PROGRESS_SECONDS = 0.02  # of the painting thread's own time, that show that it works
 
 
-class Pulse:
+class HangWatchdog:
     """A context manager, to be entered by the thread that paints."""
 
     def __init__(self, spins: Callable[[], bool], end: Callable[[str], object] = process.exit_now) -> None:
@@ -33,11 +33,11 @@ class Pulse:
         self._spins, self._end = spins, end
         self._on: Literal["host", "device"] = "host"
         self._silent = self._slowest = 0.0
-        self._patience = REST_SECONDS
+        self._patience = PHASE_SECONDS
         self._lock = threading.Lock()
         self._over = threading.Event()
 
-    def __enter__(self) -> "Pulse":
+    def __enter__(self) -> "HangWatchdog":
         self._painting = threading.get_ident()
         threading.Thread(target=self._watch, name="pulse", daemon=True).start()
         return self
@@ -47,18 +47,18 @@ class Pulse:
     ) -> None:
         self._over.set()
 
-    def begin(self, on: Literal["host", "device"]) -> None:
+    def begin_phase(self, on: Literal["host", "device"]) -> None:
         """Something that has no iterations begins. On the device: that the thread computes may mean nothing."""
         with self._lock:
-            self._on, self._silent, self._patience = on, 0.0, REST_SECONDS
+            self._on, self._silent, self._patience = on, 0.0, PHASE_SECONDS
 
-    def step(self) -> None:
+    def report_step(self) -> None:
         """An iteration has ended."""
         with self._lock:
             self._slowest = max(self._slowest, self._silent)
-            self._on, self._silent, self._patience = "device", 0.0, max(STEP_SECONDS, STEPS * self._slowest)
+            self._on, self._silent, self._patience = "device", 0.0, max(STEP_SECONDS, STEP_FACTOR * self._slowest)
 
-    def wait(self) -> None:
+    def reset_timer(self) -> None:
         """It is known what is waited for, and that it is away."""
         with self._lock:
             self._silent = 0.0
@@ -67,14 +67,14 @@ class Pulse:
         # By the thread's own clock, where there is one; else by that of the process.
         clock = getattr(time, "pthread_getcpuclockid", lambda _: time.CLOCK_PROCESS_CPUTIME_ID)(self._painting)
         looked, computed = time.monotonic(), time.clock_gettime(clock)
-        while not self._over.wait(LOOK_SECONDS):
+        while not self._over.wait(POLL_SECONDS):
             # Two looks may lie far apart because the whole process was frozen, which is no fault of the painting.
             now, then = time.monotonic(), looked
-            looked, seconds = now, min(now - then, 2 * LOOK_SECONDS)
+            looked, seconds = now, min(now - then, 2 * POLL_SECONDS)
             with self._lock:
                 self._silent += seconds
                 counts = self._on == "host" or not self._spins()
-                if counts and (by_now := time.clock_gettime(clock)) - computed > COMPUTED_SECONDS:
+                if counts and (by_now := time.clock_gettime(clock)) - computed > CPU_PROGRESS_SECONDS:
                     self._silent, computed = 0.0, by_now
                 silent, hangs = self._silent, self._silent > self._patience
             if hangs:

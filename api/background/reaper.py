@@ -15,7 +15,7 @@ from itertools import islice
 from celery import Celery
 
 from core import errors
-from core.celery_app import ring, silence, waiting_bells
+from core.celery_app import notify_workers, pending_notifications, trim_notifications
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, is_digest
 from core.storage.checkpoints import Checkpoints
@@ -76,7 +76,7 @@ class Reaper:
 
     def tick(self) -> None:
         """One round, if this process leads."""
-        leads = self._store.lead(self._me, TERM_SECONDS)
+        leads = self._store.acquire_leadership(self._me, TERM_SECONDS)
         settled = self._in_contact_for_a_lease()
         if not leads:
             return
@@ -97,13 +97,13 @@ class Reaper:
             log.exception("reaper: %s failed", step.__name__)
 
     def _reap(self) -> None:
-        requeued, ended = self._store.reap()
+        requeued, ended = self._store.reap_expired_leases()
         if requeued or ended:
             log.warning("reaper: leases ran out: %d jobs put back, %d ended", requeued, ended)
         self._ring(requeued)
 
     def _expire(self) -> None:
-        self._store.expire(self._record_seconds)
+        self._store.expire_due(self._record_seconds)
 
     def _in_contact_for_a_lease(self) -> bool:
         """Whether the store has answered without a gap for so long that every living worker must have renewed.
@@ -119,14 +119,14 @@ class Reaper:
 
     def _ring(self, times: int) -> None:
         for _ in range(min(times, BELLS_AT_ONCE)):
-            if not ring(self._celery):
+            if not notify_workers(self._celery):
                 return  # the broker is away; the bells are missed again
 
     def _ring_lost_bells(self) -> None:
         """Each waiting job needs a bell. One that is missing twice in a row is lost, not on its way to a claim."""
         before = self._bells_missing
-        queued = self._store.load().queued
-        self._bells_missing = queued - waiting_bells(self._celery) if queued else 0
+        queued = self._store.get_load().queued
+        self._bells_missing = queued - pending_notifications(self._celery) if queued else 0
         lost = min(before, self._bells_missing)
         if lost > 0:
             log.warning("reaper: %d bells were lost; ringing again", lost)
@@ -137,13 +137,13 @@ class Reaper:
         with self._blobs.alone() as alone:
             if not alone:
                 return  # a leader that was frozen here still has the word; its late deletion must not meet a new upload
-            for digest in self._store.condemn():
+            for digest in self._store.mark_deleting():
                 self._delete(digest)
             if time.monotonic() >= self._next_sweep:
                 self._blobs.sweep()
                 self._checkpoints.sweep(self._named)
                 self._make_room()
-                silence(self._celery, self._store.load().queued + BELLS_AT_ONCE)
+                trim_notifications(self._celery, self._store.get_load().queued + BELLS_AT_ONCE)
                 self._next_sweep = time.monotonic() + SWEEP_SECONDS
             if time.monotonic() >= self._next_look:
                 self._adopt_strays()
@@ -156,14 +156,14 @@ class Reaper:
         except OSError as error:  # the next tick tries again
             log.warning("a picture cannot be deleted: %s", error.strerror)
         else:
-            self._store.forget(digest)
+            self._store.confirm_deleted(digest)
 
     def _adopt_strays(self) -> None:
         """Pictures whose record was lost with the end of a torn log, or is younger than the backup of the store."""
         digests = self._blobs.digests()
         strays = 0
         while some := [*islice(digests, STRAYS_AT_ONCE)]:
-            strays += self._store.adopt(some, STRAY_SECONDS)
+            strays += self._store.register_orphans(some, STRAY_SECONDS)
         if strays:
             log.warning("%d pictures belong to no job that the store knows; they are deleted in a week", strays)
 
@@ -182,6 +182,8 @@ class Reaper:
         excess = sum(sizes) + sum(self._checkpoints.sizes()) - self._disk_bytes
         if excess > 0 and sizes:
             share = min(1.0, excess / max(1, sum(sizes)))
-            most = min(len(sizes), self._store.expiring())  # a job has many small blobs, frames, and a few large ones
-            jobs = self._store.hasten(math.ceil(share * most))
+            most = min(
+                len(sizes), self._store.count_expiring()
+            )  # a job has many small blobs, frames, and a few large ones
+            jobs = self._store.expire_early(math.ceil(share * most))
             log.warning("the disk's quota is exceeded by %.1f MB: %d jobs expire early", excess / 1e6, jobs)

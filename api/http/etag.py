@@ -11,11 +11,11 @@ from starlette.requests import Request
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 
-def sent(request: Request) -> str:
+def if_none_match(request: Request) -> str:
     """What the request says in If-None-Match; empty if nothing."""
     return ", ".join(request.headers.getlist("if-none-match"))
 
 
-def among(tags: str, tag: str) -> bool:
+def matches(tags: str, tag: str) -> bool:
     """Whether a tag is one of those sent. Compared weakly, as is right for a GET; `*` stands for any."""
     return bool(tags) and (tags.strip() == "*" or tag.removeprefix("W/") in _TAG.findall(tags))

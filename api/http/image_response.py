@@ -55,7 +55,7 @@ class Shelf:
 _shelf = Shelf(KEPT_BYTES)
 
 
-async def rendered(tag: str, make: Callable[[], bytes]) -> bytes:
+async def render_cached(tag: str, make: Callable[[], bytes]) -> bytes:
     """What `make` makes, or has made for the same tag lately. Raises Unavailable, and what `make` raises."""
     if (kept := _shelf.get(tag)) is not None:
         return kept
@@ -101,12 +101,12 @@ class PictureFile(FileResponse):
         yield wrap_file(self._file)
 
 
-def laid_down(data: bytes, blobs: Blobs) -> bytes | BinaryIO:
+def blob_response(data: bytes, blobs: Blobs) -> bytes | BinaryIO:
     """What is large waits in a file, which is gone when it is sent; in memory where the disk has no room for it."""
     if len(data) <= MEMORY_BYTES:
         return data
     try:
-        part = blobs.part()
+        part = blobs.pending()
         part.write(data)
         part.seek(0)
     except errors.StorageFull:
@@ -114,17 +114,17 @@ def laid_down(data: bytes, blobs: Blobs) -> bytes | BinaryIO:
     return part
 
 
-def told(request: Request, tag: str) -> bool:
+def is_cached(request: Request, tag: str) -> bool:
     """Whether the client says that it has this very picture."""
-    return etag.among(etag.sent(request), tag)
+    return etag.matches(etag.if_none_match(request), tag)
 
 
-def unchanged(tag: str) -> Response:
+def not_modified(tag: str) -> Response:
     """304."""
     return Response(status_code=304, headers=_headers(tag))
 
 
-def picture(made: bytes | BinaryIO, kind: codec.Format, tag: str, name: str | None = None) -> Response:
+def image_response(made: bytes | BinaryIO, kind: codec.Format, tag: str, name: str | None = None) -> Response:
     """An answer with a picture, to be asked for again whether it is still the same. name: without its suffix."""
     headers = _headers(tag)
     if name is not None:

@@ -37,7 +37,7 @@ STATUS: dict[type[errors.ImpastoError], int] = {
     errors.ResultGone: 410,
     errors.IdempotencyConflict: 422,
     errors.Unauthorized: 401,
-    errors.Later: 429,
+    errors.RetryLater: 429,
     errors.Unavailable: 503,
 }
 
@@ -57,18 +57,24 @@ class Problem(JSONResponse):
 def problem(error: errors.ImpastoError) -> Problem:
     """The response for one of our own errors."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    retry_seconds = error.retry_seconds if isinstance(error, errors.Later) else None
+    retry_seconds = error.retry_seconds if isinstance(error, errors.RetryLater) else None
     return Problem(status, error.code, error.message, retry_seconds)
 
 
 # What is refused before a route is asked: by the connection, the guard or the framework.
 REFUSALS = {
     "bad_request": (400, "The request could not be read; see /docs for its form."),
-    "foreign_host": (403, "This service is not called by that name; IMPASTO_API_HOSTS lists more of its names."),
-    "foreign_site": (403, "Another site's page may not do this; IMPASTO_API_ORIGINS lists those that may."),
+    "host_not_allowed": (
+        403,
+        "This service is not called by that name; IMPASTO_API_ALLOWED_HOSTS lists more of its names.",
+    ),
+    "cross_origin_forbidden": (
+        403,
+        "Another site's page may not do this; IMPASTO_API_CORS_ORIGINS lists those that may.",
+    ),
     "not_found": (404, "There is nothing here; see /docs for what there is."),
     "method_not_allowed": (405, "This address does not take that method; see /docs."),
-    "slow_request": (408, "The request came too slowly; send it again over a faster line."),
+    "request_timeout": (408, "The request came too slowly; send it again over a faster line."),
     "upload_too_large": (413, "The request is larger than is taken."),
     "uri_too_long": (414, "The address is longer than is taken."),
     "unsupported_encoding": (415, "Send the body as it is, without a Content-Encoding."),
@@ -93,7 +99,7 @@ _VALUES = {
     "pinned": "pinned must be true or false.",
     "continue": "continue must be true or false.",
     "webhook": "webhook must be a URL.",
-    "spec": "spec must be an object of knobs.",
+    "spec": "spec must be an object of parameters.",
     "content": f"content must be {_PICTURE}.",
     "styles": f"styles must be a list of 1 to {MAX_STYLES}, each {_PICTURE}.",
     "masks": f"masks must be a list of at most {MAX_STYLES}, each {_PICTURE}.",
@@ -119,13 +125,13 @@ def _wrong(error: dict[str, Any], route: str) -> str:
     return words or "A value is not as it must be; see /docs."
 
 
-def refusal(code: str) -> Problem:
+def status_of(code: str) -> Problem:
     """The response for one of REFUSALS."""
     status, detail = REFUSALS[code]
     return Problem(status, code, detail)
 
 
-class Reworded:
+class FrameworkErrors:
     """Makes problems of the framework's own words where it answers past the handlers: its limit on bodies, CORS."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -140,7 +146,7 @@ class Reworded:
             if message["type"] == "http.response.start" and message["status"] in _FRAMEWORK:
                 headers = MutableHeaders(scope=message)
                 if headers.get("content-type", "").startswith("text/plain"):
-                    instead = refusal(_FRAMEWORK[message["status"]])
+                    instead = status_of(_FRAMEWORK[message["status"]])
                     headers["content-type"], headers["content-length"] = Problem.media_type, str(len(instead.body))
             if instead is not None and message["type"] == "http.response.body":
                 message = {**message, "body": b"" if message.get("more_body") else instead.body}
@@ -158,7 +164,7 @@ def install(app: FastAPI) -> None:
 
     async def framework(request: Request, error: Exception) -> Problem:
         assert isinstance(error, HTTPException)
-        answer = refusal(_FRAMEWORK.get(error.status_code, "bad_request"))
+        answer = status_of(_FRAMEWORK.get(error.status_code, "bad_request"))
         answer.headers.update(error.headers or {})
         methods = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
         if error.status_code == 405 and methods:  # the framework names those of one route of the address only

@@ -14,14 +14,14 @@ from api.http import problems
 from core import errors
 from core.log import request_id
 
-GONE = 499  # for the log only: the client did not wait for the answer
+CLIENT_CLOSED = 499  # for the log only: the client did not wait for the answer
 
 log = logging.getLogger(__name__)
 
 _PLAIN = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 
-class Access:
+class AccessLog:
     """Around all that can fail. Answers `X-Request-Id`: the client's own if it is short and plain, else a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -46,7 +46,7 @@ class Access:
         try:
             await self._app(scope, receive, answer)
         except ClientDisconnect:
-            status = status or GONE
+            status = status or CLIENT_CLOSED
         except Exception:
             log.exception("unforeseen")
             if status is not None:
@@ -54,7 +54,7 @@ class Access:
             await problems.problem(errors.ImpastoError())(scope, receive, answer)
         finally:
             ended = time.perf_counter()
-            _tell(scope, status or GONE, ended - began, (first or ended) - began)
+            _tell(scope, status or CLIENT_CLOSED, ended - began, (first or ended) - began)
             request_id.reset(token)
 
 

@@ -17,14 +17,14 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http.problems import problem
-from api.rate_limit import Kind, Rates
+from api.rate_limit import RateLimiter, RequestKind
 from core import errors
-from core.auth.api_keys import Key, Keys
-from core.jobs.models import LOCAL, Priority
+from core.auth.api_keys import ApiKey, ApiKeyStore
+from core.jobs.models import LOCAL_OWNER, Priority
 
 OPEN = frozenset({"/", "/livez", "/readyz", "/openapi.json", "/docs"})
 OPEN_FOLDERS = ("/web/", "/j/", "/docs/ui/")
-MEMORY_SECONDS = 1.0  # a revoked key may work for so long
+CACHE_SECONDS = 1.0  # a revoked key may work for so long
 NOTED_SECONDS = 60.0
 
 
@@ -32,7 +32,7 @@ NOTED_SECONDS = 60.0
 class Caller:
     """Whose the request is: the owner of jobs and pictures, and the highest priority they may ask for."""
 
-    owner: str = LOCAL
+    owner: str = LOCAL_OWNER
     priority: Priority = Priority.HIGH
 
 
@@ -49,7 +49,7 @@ async def _always() -> bool:
 class Authentication:
     """Leaves the caller in the request's state, or answers itself: 401, 429, 503."""
 
-    def __init__(self, app: ASGIApp, ring: "KeyRing | None", rates: Rates) -> None:
+    def __init__(self, app: ASGIApp, ring: "ApiKeyCache | None", rates: RateLimiter) -> None:
         """ring: None where keys are not required."""
         self._app, self._ring, self._rates = app, ring, rates
 
@@ -69,7 +69,7 @@ class Authentication:
         scope.setdefault("state", {}).update(caller=caller, admits=admits)
         await self._app(scope, receive, send)
 
-    async def _admitted(self, scope: Scope, ring: "KeyRing") -> tuple[Caller, Admits]:
+    async def _admitted(self, scope: Scope, ring: "ApiKeyCache") -> tuple[Caller, Admits]:
         secret, address = secret_in(Headers(scope=scope).getlist("authorization")), (scope["client"] or ("",))[0]
         if not ring.knows(secret):  # who has a key is not held up by who guesses at the same address
             await self._rates.check_guesses(address)
@@ -95,24 +95,24 @@ def is_open(path: str) -> bool:
     return path in OPEN or path.startswith(OPEN_FOLDERS)
 
 
-def kind_of(method: str, path: str) -> Kind:
+def kind_of(method: str, path: str) -> RequestKind:
     """How the request is counted."""
     taking = ("/v1/jobs", "/v1/images", "/v1/batches", "/v1/estimate")
     submits = method == "POST" and (path in taking or path.endswith("/retry"))
-    return Kind.SUBMISSION if submits else Kind.OTHER
+    return RequestKind.SUBMISSION if submits else RequestKind.OTHER
 
 
 @dataclass
 class _Known:
-    key: Key
+    key: ApiKey
     until: float
     noted_at: float
 
 
-class KeyRing:
+class ApiKeyCache:
     """The keys that were used of late, for a second each: polling asks Redis once a second, not every time."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: ApiKeyStore) -> None:
         self._keys = keys
         self._known: dict[str, _Known] = {}  # by secret; only real ones, so no stranger can make it grow
 
@@ -129,7 +129,7 @@ class KeyRing:
                 return False
         return True
 
-    async def find(self, secret: str) -> Key:
+    async def find(self, secret: str) -> ApiKey:
         """The key with this secret. Raises Unauthorized, StoreUnavailable."""
         known, now = self._known.get(secret), time.monotonic()
         if known is not None and now < known.until:
@@ -141,6 +141,6 @@ class KeyRing:
         noted_at = known.noted_at if known else -math.inf
         if now - noted_at >= NOTED_SECONDS:
             noted_at = now
-            await run_in_threadpool(self._keys.used, secret)
-        self._known[secret] = _Known(key, now + MEMORY_SECONDS, noted_at)
+            await run_in_threadpool(self._keys.mark_used, secret)
+        self._known[secret] = _Known(key, now + CACHE_SECONDS, noted_at)
         return key

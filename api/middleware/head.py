@@ -4,7 +4,7 @@ from anyio import CancelScope
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class Head:
+class HeadRequests:
     """A route that knows no HEAD is asked as if by GET, and let go once it has told its headers."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -29,7 +29,7 @@ def names_for(listening_on: str, allowed: Iterable[str]) -> frozenset[str] | Non
     return None
 
 
-class Guard:
+class HostGuard:
     """Answers itself what it refuses: 400, 403, 415."""
 
     def __init__(self, app: ASGIApp, names: frozenset[str] | None, origins: Iterable[str]) -> None:
@@ -39,7 +39,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         code = self._refused(scope) if scope["type"] == "http" else None
-        await (self._app if code is None else problems.refusal(code))(scope, receive, send)
+        await (self._app if code is None else problems.status_of(code))(scope, receive, send)
 
     def _refused(self, scope: Scope) -> str | None:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
@@ -51,9 +51,9 @@ class Guard:
         if called is None:
             return "bad_request"
         if self._names is not None and called[1].decode().lower() not in self._names:
-            return "foreign_host"
+            return "host_not_allowed"
         if scope["method"] not in SAFE and self._from_elsewhere(given, host):
-            return "foreign_site"
+            return "cross_origin_forbidden"
         if given.get(b"content-encoding", b"identity").lower() != b"identity":
             return "unsupported_encoding"
         return None

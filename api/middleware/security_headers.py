@@ -37,7 +37,7 @@ _ALWAYS_RAW = [(name.lower().encode(), value.encode()) for name, value in _ALWAY
 _ALWAYS_NAMES = frozenset(name for name, _ in _ALWAYS_RAW)
 
 
-class Policy:
+class SecurityHeaders:
     """Puts the headers on every answer, unless the answer has its own."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from api.http.problems import REFUSALS, STATUS, problem, refusal
+from api.http.problems import REFUSALS, STATUS, problem, status_of
 from api.openapi import examples
 from core import errors
 
@@ -117,7 +117,7 @@ def _exemplify(operation: Json, name: str) -> None:
 
 def _refused(statuses: Iterable[int]) -> Json:
     """A problem, with an example for each code of these statuses."""
-    every = [problem(kind()) for kind in _kinds(errors.ImpastoError)] + [refusal(code) for code in REFUSALS]
+    every = [problem(kind()) for kind in _kinds(errors.ImpastoError)] + [status_of(code) for code in REFUSALS]
     told = {body["code"]: body for body in (json.loads(bytes(answer.body)) for answer in every)}
     cases = {code: {"value": body} for code, body in sorted(told.items()) if body["status"] in statuses}
     media = {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": cases}

@@ -53,7 +53,7 @@ JOB: dict[str, Any] = {
         "iterations_per_second": 12.5,
         "seconds_left": 0.0,
         "loss": {"total": 1.6, "content": 0.6, "style": 1.0, "tv": 0.0},
-        "steered": [],
+        "spec_updates": [],
     },
     "preview": PREVIEW,
     "outputs": [{"id": RESULT, "content_type": "image/png", "width": 512, "height": 384, "size_bytes": 421_337}],
@@ -121,10 +121,11 @@ ANSWERS: dict[str, Any] = {
     "JobResource": JOB,
     "JobPage": {"jobs": [JOB], "next": "/v1/jobs?limit=1&cursor=17"},
     "BatchResource": _batch(WAITING),
-    "Kept": {"id": PHOTO, "width": 1024, "height": 768, "size_bytes": 310_224},
+    "StoredImage": {"id": PHOTO, "width": 1024, "height": 768, "size_bytes": 310_224},
     "PresetList": {
         "presets": [
-            {"name": name, "description": preset.words, "spec": dict(preset.knobs)} for name, preset in PRESETS.items()
+            {"name": name, "description": preset.description, "spec": dict(preset.parameters)}
+            for name, preset in PRESETS.items()
         ]
     },
     "Health": {"status": "ok"},
@@ -149,18 +150,18 @@ ANSWERS: dict[str, Any] = {
         "network": "vgg16",
         "queue": {"position": 3, "start_seconds": 64.0},
     },
-    "System": {
+    "SystemInfo": {
         "version": "0.1.0",
         "queued": 3,
         "running": 1,
-        "pace_seconds": 21.4,
-        "workers": [{"busy": True, "about": _ABOUT}],
+        "average_job_seconds": 21.4,
+        "workers": [{"busy": True, "info": _ABOUT}],
         "limits": limits_of(ApiSettings.model_construct()).model_dump(),
     },
-    "Models": {
+    "ModelList": {
         "models": [
-            {"name": "auto", "workers": 1, "means": ["vgg16"]},
-            {"name": "vgg16", "workers": 1, "means": []},
+            {"name": "auto", "workers": 1, "resolves_to": ["vgg16"]},
+            {"name": "vgg16", "workers": 1, "resolves_to": []},
         ]
     },
 }

@@ -13,16 +13,16 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import Owner, Sights, Store
+from api.dependencies import Feed, Owner, Store
 from api.http import etag
-from api.http.prefer import Patience, applied
-from api.job_feed import Vigil
-from api.routes.images import inspected, known
+from api.http.prefer import Wait, preference_applied
+from api.job_feed import ChangeSubscription
+from api.routes.images import inspect, resolve_digest
 from api.schemas.job import RETRY_AFTER_SECONDS, JobResource, resource
 from api.submissions import parser
-from api.submissions.service import KEY, Taker, file_of, kept
+from api.submissions.service import KEY, SubmissionService, file_of, kept
 from core import errors
-from core.jobs.models import Batch, JobInput, Terms, is_batch_id, new_batch_id
+from core.jobs.models import Batch, JobInput, SubmissionOptions, is_batch_id, new_batch_id
 from core.style.spec import StyleSpec, parse_spec, result_size
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -53,14 +53,14 @@ def batch_resource(batch: Batch) -> BatchResource:
 async def submit(
     request: Request,
     response: Response,
-    taker: Annotated[Taker, Depends()],
+    submissions: Annotated[SubmissionService, Depends()],
     idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
 ) -> BatchResource:
-    """Send several `content`, several `style`, and any knob, for all; all jobs are taken, or none.
+    """Send several `content`, several `style`, and any parameter, for all; all jobs are taken, or none.
 
     Each `content` is painted in each `style`, by a job of its own: the first in all of them, then the second.
     """
-    batch, replayed = await _submitted(request, taker, idempotency_key)
+    batch, replayed = await _submitted(request, submissions, idempotency_key)
     response.headers["Location"] = f"{router.prefix}/{batch.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if replayed:
@@ -68,47 +68,50 @@ async def submit(
     return batch_resource(batch)
 
 
-async def _submitted(request: Request, taker: Taker, key: str | None) -> tuple[Batch, bool]:
+async def _submitted(request: Request, submissions: SubmissionService, key: str | None) -> tuple[Batch, bool]:
     """The batch, and whether the same request had made it before."""
-    async with parser.received_batch(request, taker.blobs) as came:
-        sent = await run_in_threadpool(lambda: parser.print_of(came.sent()))
-        if before := await run_in_threadpool(_before, key, sent, taker):
+    async with parser.parse_batch(request, submissions.blobs) as came:
+        sent = await run_in_threadpool(lambda: parser.request_hash(came.sent()))
+        if before := await run_in_threadpool(_before, key, sent, submissions):
             return before, True
-        wishes = taker.agreed(came.wishes)
-        spec = await run_in_threadpool(_resolved, came, taker)
+        wishes = submissions.agreed(came.wishes)
+        spec = await run_in_threadpool(_resolved, came, submissions)
         for number, picture in enumerate([*came.contents, *came.styles]):
-            size = await inspected(file_of(picture, taker.blobs))
+            size = await inspect(file_of(picture, submissions.blobs))
             if number < len(came.contents):
                 result_size(*size, spec.size, seamless=spec.seamless)
-        return await run_in_threadpool(_taken, came, spec, taker.terms(wishes, key, request=sent), taker)
+        return await run_in_threadpool(_taken, came, spec, submissions.terms(wishes, key, request=sent), submissions)
 
 
-def _before(key: str | None, sent: str, taker: Taker) -> Batch | None:
-    found = taker.before(key, sent)
-    return None if found is None else taker.store.batch(found, taker.caller.owner)
+def _before(key: str | None, sent: str, submissions: SubmissionService) -> Batch | None:
+    found = submissions.before(key, sent)
+    return None if found is None else submissions.store.get_batch(found, submissions.caller.owner)
 
 
-def _resolved(sent: parser.BatchSubmission, taker: Taker) -> StyleSpec:
-    """The knobs of each job; pictures named by digest are here, and stay."""
-    spec = parse_spec(sent.knobs).for_pictures()
-    if len(sent.contents) * len(sent.styles) > taker.config.max_jobs_per_caller:
-        raise errors.BadRequest(f"You may have {taker.config.max_jobs_per_caller} jobs; this batch has more.")
+def _resolved(sent: parser.BatchSubmission, submissions: SubmissionService) -> StyleSpec:
+    """The parameters of each job; pictures named by digest are here, and stay."""
+    spec = parse_spec(sent.parameters).for_pictures()
+    if len(sent.contents) * len(sent.styles) > submissions.config.max_jobs_per_caller:
+        raise errors.BadRequest(f"You may have {submissions.config.max_jobs_per_caller} jobs; this batch has more.")
     for digest in (picture for picture in (*sent.contents, *sent.styles) if isinstance(picture, str)):
-        known(digest, taker.caller.owner, taker.store, taker.blobs)
+        resolve_digest(digest, submissions.caller.owner, submissions.store, submissions.blobs)
     return spec
 
 
-def _taken(sent: parser.BatchSubmission, spec: StyleSpec, terms: Terms, taker: Taker) -> tuple[Batch, bool]:
+def _taken(
+    sent: parser.BatchSubmission, spec: StyleSpec, terms: SubmissionOptions, submissions: SubmissionService
+) -> tuple[Batch, bool]:
     """Its pictures are stored and its jobs rung for. The same request may have made it in this very moment."""
     contents, styles = (
-        [kept(picture, taker.store, taker.blobs) for picture in pictures] for pictures in (sent.contents, sent.styles)
+        [kept(picture, submissions.store, submissions.blobs) for picture in pictures]
+        for pictures in (sent.contents, sent.styles)
     )
     inputs = [JobInput(content=one, styles=[other], spec=spec.model_dump()) for one in contents for other in styles]
     batch_id = new_batch_id()
-    batch = taker.store.create_batch(batch_id, inputs, terms, taker.limits)
+    batch = submissions.store.create_batch(batch_id, inputs, terms, submissions.limits)
     if batch.id == batch_id:
         for job in batch.jobs:
-            if not job.status.ended and not taker.ring():
+            if not job.status.has_ended and not submissions.ring():
                 break  # the broker is away; the reaper rings again
     return batch, batch.id != batch_id
 
@@ -119,42 +122,46 @@ async def look(
     batch_id: str,
     owner: Owner,
     store: Store,
-    sights: Sights,
+    feed: Feed,
     request: Request,
     response: Response,
-    patience: Patience,
+    patience: Wait,
 ) -> BatchResource | Response:
     """The batch. Send the ETag back as If-None-Match: 304 while nothing has changed.
 
     `Prefer: wait=N` (30 s at most): with If-None-Match the answer comes with the next change, else when a job of it
     has a new status.
     """
-    batch, known, headers = await run_in_threadpool(store.batch, _id(batch_id), owner), etag.sent(request), {}
-    if patience and not batch.ended:
-        with suppress(errors.TooManyWatchers):  # it is a preference; they may poll
-            with closing(sights.listen_to([job.id for job in batch.jobs], owner)) as vigil:
-                read = partial(sights.share, f"{batch.id} {owner}", partial(store.batch, batch.id, owner))
-                batch = await _changed(batch, known, vigil, patience, read)
-            headers = applied(patience)
+    batch, resolve_digest, headers = (
+        await run_in_threadpool(store.get_batch, _id(batch_id), owner),
+        etag.if_none_match(request),
+        {},
+    )
+    if patience and not batch.has_ended:
+        with suppress(errors.TooManyStreams):  # it is a preference; they may poll
+            with closing(feed.subscribe_to_all([job.id for job in batch.jobs], owner)) as vigil:
+                read = partial(feed.share, f"{batch.id} {owner}", partial(store.get_batch, batch.id, owner))
+                batch = await _changed(batch, resolve_digest, vigil, patience, read)
+            headers = preference_applied(patience)
     tag = _tag(batch)
     headers |= {"ETag": tag, "Cache-Control": "no-cache"}
-    if not batch.ended:
+    if not batch.has_ended:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    if etag.among(known, tag):
+    if etag.matches(resolve_digest, tag):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return batch_resource(batch)
 
 
 async def _changed(
-    first: Batch, known: str, vigil: Vigil, seconds: float, read: Callable[[], Awaitable[Batch]]
+    first: Batch, resolve_digest: str, vigil: ChangeSubscription, seconds: float, read: Callable[[], Awaitable[Batch]]
 ) -> Batch:
     """The batch when it tells something new; as it is after so long, in any case. Raises BatchNotFound."""
     until = time.monotonic() + seconds
     while True:
         batch = await read()  # at first for what has changed before the vigil began
-        new = not etag.among(known, _tag(batch)) if known else batch.counts != first.counts
-        if new or batch.ended or not await vigil.wait(until - time.monotonic()):
+        new = not etag.matches(resolve_digest, _tag(batch)) if resolve_digest else batch.counts != first.counts
+        if new or batch.has_ended or not await vigil.wait(until - time.monotonic()):
             return batch
 
 

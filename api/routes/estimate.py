@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import Blobs, Owner, Store
-from api.routes.images import inspected, known
-from api.submissions.parser import knobs_schema
+from api.routes.images import inspect, resolve_digest
+from api.submissions.parser import parameters_schema
 from core import errors
 from core.images.codec import MAX_SIDE_PX, MIN_SIDE_PX
-from core.jobs.models import Question, Queue
+from core.jobs.models import EstimateRequest, QueuePosition
 from core.jobs.service_info import Estimate
 from core.jobs.store import JobStore
 from core.style.spec import MAX_STYLES, parse_spec, result_size
@@ -39,7 +39,7 @@ Picture = Size | str  # its size will do, or the digest of an upload
 Pictures = Annotated[list[Picture], Field(max_length=MAX_STYLES)]
 
 
-class Sketch(BaseModel):
+class EstimateBody(BaseModel):
     """The JSON of a submission, with sizes where there are no pictures yet. What it has beside does not matter."""
 
     model_config = ConfigDict(extra="ignore")
@@ -48,23 +48,25 @@ class Sketch(BaseModel):
     styles: Annotated[Pictures, Field(min_length=1)]
     masks: Pictures = []
     init_image: Picture | None = None
-    spec: dict[str, Any] = Field({}, description="Knobs, as in a submission.", json_schema_extra=knobs_schema())
+    spec: dict[str, Any] = Field(
+        {}, description="Parameters, as in a submission.", json_schema_extra=parameters_schema()
+    )
 
 
 @router.post("", summary="How long would it take?", max_body_size=_BODY_BYTES)
-async def estimate(sketch: Sketch, owner: Owner, store: Store, blobs: Blobs) -> Estimate:
+async def estimate(sketch: EstimateBody, owner: Owner, store: Store, blobs: Blobs) -> Estimate:
     """The plan that a worker would follow: its seconds and its memory; and the queue's."""
     spec = parse_spec(sketch.spec)
     spec = spec.for_pictures(len(sketch.styles), len(sketch.masks), init_image=sketch.init_image is not None)
     content, *styles = [await _size(picture, owner, store, blobs) for picture in (sketch.content, *sketch.styles)]
     width, height = result_size(*content, spec.size, seamless=spec.seamless)
-    load = await run_in_threadpool(store.load)
+    load = await run_in_threadpool(store.get_load)
     if not load.workers:
         raise errors.NoWorker()
     if not _ASKING.available_tokens:
         raise errors.Unavailable("Too many estimates are asked for; try again in a few seconds.")
-    question = Question(content=content, styles=styles, masks=len(sketch.masks), spec=spec.model_dump())
-    forecast = await to_thread.run_sync(JobStore.ask, store, question, WAIT_SECONDS, limiter=_ASKING)
+    question = EstimateRequest(content=content, styles=styles, masks=len(sketch.masks), spec=spec.model_dump())
+    forecast = await to_thread.run_sync(JobStore.request_estimate, store, question, WAIT_SECONDS, limiter=_ASKING)
     if forecast is None:
         raise errors.NoWorker("No worker has answered in time; try again in a few seconds.")
     scales = forecast.scales
@@ -77,7 +79,7 @@ async def estimate(sketch: Sketch, owner: Owner, store: Store, blobs: Blobs) -> 
         refused=forecast.refused,
         device=forecast.device,
         network=forecast.network,
-        queue=Queue(position=load.queued, start_seconds=load.start_seconds(load.queued)),
+        queue=QueuePosition(position=load.queued, start_seconds=load.start_seconds(load.queued)),
     )
 
 
@@ -85,5 +87,5 @@ async def _size(picture: Picture, owner: str, store: JobStore, blobs: Blobs) -> 
     """Raises ImageNotFound."""
     if isinstance(picture, Size):
         return picture.width, picture.height
-    await run_in_threadpool(known, picture, owner, store, blobs)
-    return await inspected(blobs.path(picture))
+    await run_in_threadpool(resolve_digest, picture, owner, store, blobs)
+    return await inspect(blobs.path(picture))

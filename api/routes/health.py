@@ -25,6 +25,6 @@ async def live() -> Health:
 def ready(store: Store, blobs: Blobs) -> Health:
     """200 when the store answers and pictures can be written; else 503."""
     store.ping()
-    if not blobs.writable():
+    if not blobs.is_writable():
         raise errors.StorageFull()
     return Health(status="ok")

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 
-from api.dependencies import Blobs, Config, Owner, Store
+from api.dependencies import Blobs, Configuration, Owner, Store
 from api.http import image_response
 from api.submissions import multipart
 from core import errors
@@ -20,7 +20,7 @@ from core.storage.blobs import is_digest
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
 BODY_BYTES = codec.MAX_BYTES + 100_000
-_FORM = multipart.Limits(files=1, fields=1, text_bytes=1000)
+_FORM = multipart.FormLimits(files=1, fields=1, text_bytes=1000)
 _FORM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["image"],
@@ -34,7 +34,7 @@ _CHILDREN = CapacityLimiter(max(2, _CORES or 1))
 WAIT_SECONDS = 10.0
 
 
-class Kept(BaseModel):
+class StoredImage(BaseModel):
     """An uploaded picture: name it by its digest in as many jobs as you like."""
 
     id: str
@@ -43,7 +43,7 @@ class Kept(BaseModel):
     size_bytes: int
 
 
-async def inspected(file: Path, *, mask: bool = False) -> tuple[int, int]:
+async def inspect(file: Path, *, mask: bool = False) -> tuple[int, int]:
     """(width, height) of a picture that a child has decoded; a mask must not be black all over.
 
     Raises BadImage and its kind, Unavailable.
@@ -59,24 +59,24 @@ async def inspected(file: Path, *, mask: bool = False) -> tuple[int, int]:
         _CHILDREN.release()
 
 
-def known(digest: str, owner: str, store: Store, blobs: Blobs) -> None:
+def resolve_digest(digest: str, owner: str, store: Store, blobs: Blobs) -> None:
     """Make sure that the owner's upload named by its digest is here, and stays for a while. Raises ImageNotFound."""
     if _is_here(digest, owner, store, blobs):
-        store.hold(digest, owner=owner)
+        store.reserve(digest, owner=owner)
         if blobs.has(digest):
             return
     raise errors.ImageNotFound()
 
 
-def _hold(digest: str, size_bytes: int, owner: str, store: Store, config: Config) -> None:
+def _hold(digest: str, size_bytes: int, owner: str, store: Store, config: Configuration) -> None:
     """For as long as an upload stays; it counts as one. Raises QuotaExceeded."""
-    keep_seconds, most_bytes = config.upload_keep_hours * 3600, config.uploads_gb_per_caller * 1e9
-    store.hold(digest, keep_seconds, owner, size_bytes=size_bytes, most_bytes=most_bytes)
+    keep_seconds, most_bytes = config.upload_retention_hours * 3600, config.upload_quota_gb_per_caller * 1e9
+    store.reserve(digest, keep_seconds, owner, size_bytes=size_bytes, most_bytes=most_bytes)
 
 
 def _is_here(digest: str, owner: str, store: Store, blobs: Blobs) -> bool:
     """The store is asked first, so that another's digest takes no longer than none; it records no question."""
-    return is_digest(digest) and store.owns(owner, digest) and blobs.has(digest)
+    return is_digest(digest) and store.is_owner(owner, digest) and blobs.has(digest)
 
 
 @router.post(
@@ -87,27 +87,27 @@ def _is_here(digest: str, owner: str, store: Store, blobs: Blobs) -> bool:
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM_SCHEMA}}}},
 )
 async def upload(
-    *, request: Request, owner: Owner, store: Store, blobs: Blobs, config: Config, response: Response
-) -> Kept:
+    *, request: Request, owner: Owner, store: Store, blobs: Blobs, config: Configuration, response: Response
+) -> StoredImage:
     """Send a JPEG, PNG or WebP file as the form field `image`; the answer names it by its digest."""
     async with multipart.opened(request, blobs, _FORM) as received:
         image = received.get("image")
         if not isinstance(image, UploadFile):
             raise errors.BadInput("Send the picture as a file in the form field image.")
         part = multipart.part_of(image)
-        width, height = await inspected(part.path)
+        width, height = await inspect(part.path)
 
         def keep() -> str:
             _hold(part.digest, image.size or 0, owner, store, config)
-            return blobs.keep(part)
+            return blobs.commit(part)
 
         digest = await to_thread.run_sync(keep)
     response.headers["Location"] = f"/v1/images/{digest}"
-    return Kept(id=digest, width=width, height=height, size_bytes=image.size or 0)
+    return StoredImage(id=digest, width=width, height=height, size_bytes=image.size or 0)
 
 
 @router.head("/{digest}", response_class=Response, summary="Is this picture here?")
-def look(*, digest: str, request: Request, owner: Owner, store: Store, blobs: Blobs, config: Config) -> Response:
+def look(*, digest: str, request: Request, owner: Owner, store: Store, blobs: Blobs, config: Configuration) -> Response:
     """200 if a job can name this digest, and it stays for the time of an upload; else 404."""
     if _is_here(digest, owner, store, blobs):
         _hold(digest, blobs.size_bytes(digest), owner, store, config)
@@ -125,9 +125,9 @@ def fetch(*, digest: str, request: Request, owner: Owner, store: Store, blobs: B
     if not _is_here(digest, owner, store, blobs):
         raise errors.ImageNotFound()
     tag = f'"{digest}"'
-    if image_response.told(request, tag):
-        return image_response.unchanged(tag)
+    if image_response.is_cached(request, tag):
+        return image_response.not_modified(tag)
     file = blobs.open(digest)
-    kind = codec.sniff(file.read(12))
+    kind = codec.detect_format(file.read(12))
     file.seek(0)
-    return image_response.picture(file, kind, tag)
+    return image_response.image_response(file, kind, tag)

@@ -16,8 +16,8 @@ from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.dependencies import Admits, Owner, Sights
-from api.job_feed import Sight, Watch
+from api.dependencies import Feed, IsAdmitted, Owner
+from api.job_feed import JobSnapshot, JobSubscription
 from api.middleware import auth
 from api.schemas.job import JOBS, resource
 from core import errors
@@ -38,7 +38,7 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, watch: Watch, after: int | None, admits: auth.Admits) -> None:
+    def __init__(self, watch: JobSubscription, after: int | None, admits: auth.Admits) -> None:
         super().__init__(_stream(watch, after, admits), headers=_HEADERS)
         self._watch = watch
 
@@ -54,14 +54,14 @@ class EventStream(StreamingResponse):
     "/{job_id}/events",
     response_class=StreamingResponse,
     responses={200: {"content": {EventStream.media_type: {}}}, 204: {}},
-    summary="Watch it",
+    summary="JobSubscription it",
 )
 async def events(
     *,
     job_id: str,
     owner: Owner,
-    sights: Sights,
-    admits: Admits,
+    feed: Feed,
+    admits: IsAdmitted,
     after: Annotated[int | None, Query(ge=0, le=2**53)] = None,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -74,38 +74,38 @@ async def events(
         raise errors.JobNotFound()
     if last_event_id is not None and _ID.fullmatch(last_event_id):
         after = int(last_event_id)  # newer than an address, which a browser does not change
-    watch = await sights.watch(job_id, owner)
-    assert watch.sight is not None, "a watch begins with a sight"
-    if watch.sight.job.status.ended and watch.sight.job.version == after:
+    watch = await feed.subscribe(job_id, owner)
+    assert watch.snapshot is not None, "a watch begins with a snapshot"
+    if watch.snapshot.job.status.has_ended and watch.snapshot.job.version == after:
         watch.close()
         return Response(status_code=204, headers=_HEADERS)
     return EventStream(watch, after, admits)
 
 
-async def _stream(watch: Watch, after: int | None, admits: auth.Admits) -> AsyncIterator[bytes]:
+async def _stream(watch: JobSubscription, after: int | None, admits: auth.Admits) -> AsyncIterator[bytes]:
     yield format_sse_event(retry=RETRY_MS)
-    known: Sight | None = None
-    if watch.sight and watch.sight.job.version == after and watch.sight.job.queue is None:
-        known = watch.sight  # a place in the queue has no version: it is told again
+    known: JobSnapshot | None = None
+    if watch.snapshot and watch.snapshot.job.version == after and watch.snapshot.job.queue is None:
+        known = watch.snapshot  # a place in the queue has no version: it is told again
     while not watch.over and await admits():
-        sight = watch.sight
-        if sight is None:
+        snapshot = watch.snapshot
+        if snapshot is None:
             yield format_sse_event(comment="the job is deleted")
             return
-        if sight is not known:
-            yield told(sight, known)
-            known = sight
-            if sight.job.status.ended:
+        if snapshot is not known:
+            yield told(snapshot, known)
+            known = snapshot
+            if snapshot.job.status.has_ended:
                 return
         await watch.wait(known, HEARTBEAT_SECONDS)
-        if watch.sight is known and not watch.over:
+        if watch.snapshot is known and not watch.over:
             yield format_sse_event(comment="the store does not answer" if watch.away else "still here")
     yield format_sse_event(comment="come again")
 
 
 @lru_cache(maxsize=16)  # all watchers of a job are told the same
-def told(now: Sight, before: Sight | None) -> bytes:
-    """The events that lead from one sight to the next; none where a client would see no difference."""
+def told(now: JobSnapshot, before: JobSnapshot | None) -> bytes:
+    """The events that lead from one snapshot to the next; none where a client would see no difference."""
     job, parts = now.job, dict[str, bytes]()
     if before is None or _rest(before) != _rest(now):
         parts["status"] = now.body
@@ -122,9 +122,9 @@ def told(now: Sight, before: Sight | None) -> bytes:
     )
 
 
-def _rest(sight: Sight) -> Any:
+def _rest(snapshot: JobSnapshot) -> Any:
     """All that a client sees and no event but `status` tells."""
-    shown = resource(sight.job).model_dump(exclude={"version", "progress", "preview"})
+    shown = resource(snapshot.job).model_dump(exclude={"version", "progress", "preview"})
     shown["links"].pop("preview", None)
     return shown
 

@@ -60,9 +60,9 @@ def frame(
     for one in _frames(job_id, owner, store):
         if one.index == index:
             tag = f'"{one.digest}"'
-            if image_response.told(request, tag):
-                return image_response.unchanged(tag)
-            return image_response.picture(blobs.get(one.digest), "jpeg", tag, f"{job_id}-{index}")
+            if image_response.is_cached(request, tag):
+                return image_response.not_modified(tag)
+            return image_response.image_response(blobs.get(one.digest), "jpeg", tag, f"{job_id}-{index}")
     raise errors.ImageNotFound("There is no such frame, or no longer.")
 
 
@@ -75,23 +75,23 @@ async def timelapse(
     if not kept:
         raise errors.NoResult("There are no frames yet.")
     tag = f'"{hashlib.sha256(" ".join(one.digest for one in kept).encode()).hexdigest()}"'
-    if image_response.told(request, tag):
-        return image_response.unchanged(tag)
-    data = await image_response.rendered(tag, partial(_animated, kept, blobs))
-    return image_response.picture(data, format, tag, job_id)
+    if image_response.is_cached(request, tag):
+        return image_response.not_modified(tag)
+    data = await image_response.render_cached(tag, partial(_animated, kept, blobs))
+    return image_response.image_response(data, format, tag, job_id)
 
 
 def _frames(job_id: str, owner: str, store: JobStore) -> list[Frame]:
-    if found(job_id, owner, store).gone:
+    if found(job_id, owner, store).images_deleted:
         raise errors.ResultGone()
-    return store.frames(job_id, owner)
+    return store.list_frames(job_id, owner)
 
 
 def _animated(frames: list[Frame], blobs: blobs.Blobs) -> bytes:
     pictures = []
     for one in frames:
         with suppress(errors.ImageNotFound, errors.BadImage):  # it went meanwhile, or the disk has damaged it
-            pictures.append(codec.reopened(blobs.get(one.digest)))
+            pictures.append(codec.open_result(blobs.get(one.digest)))
     if not pictures:
         raise errors.ResultGone()
     each_ms = min(max(_WHOLE_MS // len(pictures), _LEAST_MS), _MOST_MS)

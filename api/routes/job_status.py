@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from api.http import etag, prefer
-from api.job_feed import Lookout, Sight
+from api.job_feed import JobFeed, JobSnapshot
 from api.middleware.auth import Caller
 from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource
 from core import errors
@@ -43,7 +43,7 @@ def _parameter(name: str, place: str, words: str) -> dict[str, Any]:
     openapi_extra={
         "parameters": [
             _parameter("job_id", "path", "As the submission was answered."),
-            _parameter("prefer", "header", prefer.WORDS),
+            _parameter("prefer", "header", prefer.DESCRIPTION),
         ]
     },
 )
@@ -52,28 +52,28 @@ async def look(request: Request) -> Response:
 
     `Prefer: wait=N` (30 s at most): with If-None-Match the answer comes with the next change, else with a new status.
     """
-    sights: Lookout = request.app.state.sights
+    feed: JobFeed = request.app.state.job_feed
     caller: Caller = request.state.caller
-    job_id, known = request.path_params["job_id"], etag.sent(request)
+    job_id, known = request.path_params["job_id"], etag.if_none_match(request)
     if not is_job_id(job_id):
         raise errors.JobNotFound()
     headers = {"Cache-Control": "no-cache"}
-    sight = None
-    if patience := prefer.patience(request.headers.get("prefer")):
-        with suppress(errors.TooManyWatchers):  # it is a preference; they may poll
-            sight = await sights.see_when(_differs_from(known), job_id, caller.owner, patience)
-            headers |= prefer.applied(patience)
-    sight = sight or await sights.see(job_id, caller.owner)
-    headers["ETag"] = sight.tag
-    if not sight.job.status.ended:
+    snapshot = None
+    if patience := prefer.parse_wait(request.headers.get("prefer")):
+        with suppress(errors.TooManyStreams):  # it is a preference; they may poll
+            snapshot = await feed.wait_for(_differs_from(known), job_id, caller.owner, patience)
+            headers |= prefer.preference_applied(patience)
+    snapshot = snapshot or await feed.get(job_id, caller.owner)
+    headers["ETag"] = snapshot.tag
+    if not snapshot.job.status.has_ended:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    if etag.among(known, sight.tag):
+    if etag.matches(known, snapshot.tag):
         return Response(status_code=304, headers=headers)
-    return Response(sight.body, media_type="application/json", headers=headers)
+    return Response(snapshot.body, media_type="application/json", headers=headers)
 
 
-def _differs_from(known: str) -> Callable[[Sight, Sight], bool]:
-    """Whether a sight is news for who knows these tags; or for who knows none, since the first."""
+def _differs_from(known: str) -> Callable[[JobSnapshot, JobSnapshot], bool]:
+    """Whether a snapshot is news for who knows these tags; or for who knows none, since the first."""
     if known:
-        return lambda _, newest: not etag.among(known, newest.tag)
-    return lambda first, newest: newest.job.status.ended or newest.job.status != first.job.status
+        return lambda _, newest: not etag.matches(known, newest.tag)
+    return lambda first, newest: newest.job.status.has_ended or newest.job.status != first.job.status

@@ -8,20 +8,20 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import Blobs, Owner, Sights, Store
+from api.dependencies import Blobs, Feed, Owner, Store
 from api.http import image_response
-from api.http.prefer import Patience, applied
-from api.job_feed import Sight
-from api.routes.images import inspected, known
+from api.http.prefer import Wait, preference_applied
+from api.job_feed import JobSnapshot
+from api.routes.images import inspect, resolve_digest
 from api.schemas.job import JOBS, JobPage, JobResource, resource
 from api.submissions import parser
-from api.submissions.service import KEY, Taker, file_of, kept
+from api.submissions.service import KEY, SubmissionService, file_of, kept
 from core import errors
 from core.images import codec
 from core.images.codec import FORMATS
-from core.jobs.models import MAX_STEERINGS, Job, JobInput, Output, Priority, Status, is_job_id
+from core.jobs.models import MAX_SPEC_UPDATES, Job, JobInput, Output, Priority, Status, is_job_id
 from core.jobs.store import JobStore
-from core.style.spec import MAX_SIZE_PX, STEERABLE, StyleSpec, parse_spec, result_size, varied
+from core.style.spec import MAX_SIZE_PX, UPDATABLE, StyleSpec, apply_changes, parse_spec, result_size
 
 router = APIRouter(prefix=JOBS, tags=["jobs"])
 
@@ -38,18 +38,20 @@ class Retry(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    spec: dict[str, Any] = Field({}, description="Knobs, as in a submission.", json_schema_extra=parser.knobs_schema())
+    spec: dict[str, Any] = Field(
+        {}, description="Parameters, as in a submission.", json_schema_extra=parser.parameters_schema()
+    )
     webhook: str | None = Field(None, description="A URL that is told when the new job has ended.")
-    go_on: StrictBool = Field(
+    continue_from_result: StrictBool = Field(
         False, alias="continue", description="Begin with the result: for more iterations, or a larger size."
     )
 
 
 def _weights_schema() -> dict[str, Any]:
-    """Of the knobs that may be steered."""
+    """Of the parameters that may be spec_updates."""
     schema = StyleSpec.model_json_schema()
     return {
-        "properties": {name: schema["properties"][name] for name in STEERABLE},
+        "properties": {name: schema["properties"][name] for name in UPDATABLE},
         "additionalProperties": False,
     }
 
@@ -83,64 +85,66 @@ async def submit(
     *,
     request: Request,
     response: Response,
-    taker: Annotated[Taker, Depends()],
-    sights: Sights,
-    patience: Patience,
+    submissions: Annotated[SubmissionService, Depends()],
+    feed: Feed,
+    patience: Wait,
     idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
 ) -> JobResource:
-    """Send `content`, one or more `style`, and any knob; `mask` and `init_image` are further pictures. Or send a result
+    """Send `content`, one or more `style`, and any parameter; `mask` and `init_image` are further pictures. Or send a result
     as `from`, and what is to be different.
 
     Answers at once with the job; poll its `self` link. The same `Idempotency-Key` again, within a day, gives the same
     job: send one, and a request may be repeated safely when its answer was lost. With `Prefer: wait=N` (30 s at most)
     the answer comes when the job has ended.
     """
-    job = await _submitted(request, response, taker, idempotency_key)
+    job = await _submitted(request, response, submissions, idempotency_key)
     if patience:
-        with suppress(errors.Later, errors.JobNotFound):  # the job is taken; nothing may hide that
-            sight = await sights.see_when(_ended, job.id, taker.caller.owner, patience)
-            response.headers.update(applied(patience))
-            return resource(sight.job)
+        with suppress(errors.RetryLater, errors.JobNotFound):  # the job is taken; nothing may hide that
+            snapshot = await feed.wait_for(_ended, job.id, submissions.caller.owner, patience)
+            response.headers.update(preference_applied(patience))
+            return resource(snapshot.job)
     return job
 
 
-def _ended(_: Sight, newest: Sight) -> bool:
-    return newest.job.status.ended
+def _ended(_: JobSnapshot, newest: JobSnapshot) -> bool:
+    return newest.job.status.has_ended
 
 
-async def _submitted(request: Request, response: Response, taker: Taker, key: str | None) -> JobResource:
-    async with parser.received(request, taker.blobs) as came:
-        sent = await run_in_threadpool(lambda: parser.print_of(came.sent()))
-        if before := await run_in_threadpool(taker.replayed, key, sent, response):
+async def _submitted(
+    request: Request, response: Response, submissions: SubmissionService, key: str | None
+) -> JobResource:
+    async with parser.parse_submission(request, submissions.blobs) as came:
+        sent = await run_in_threadpool(lambda: parser.request_hash(came.sent()))
+        if before := await run_in_threadpool(submissions.replayed, key, sent, response):
             return before
-        wishes = taker.agreed(came.wishes)
-        submitted = await run_in_threadpool(_completed, came, taker)
-        spec = await run_in_threadpool(_resolved, submitted, taker)
+        wishes = submissions.agreed(came.wishes)
+        submitted = await run_in_threadpool(_completed, came, submissions)
+        spec = await run_in_threadpool(_resolved, submitted, submissions)
         seen = zip(submitted.pictures(), _must_select(submitted, spec), strict=False)
-        sizes = [await inspected(file_of(picture, taker.blobs), mask=mask) for picture, mask in seen]
+        sizes = [await inspect(file_of(picture, submissions.blobs), mask=mask) for picture, mask in seen]
         result_size(*sizes[0], spec.size, seamless=spec.seamless)
-        job_input = await run_in_threadpool(_stored, submitted, spec, taker)
-        return await run_in_threadpool(taker.take, job_input, wishes, response, key=key, request=sent)
+        job_input = await run_in_threadpool(_stored, submitted, spec, submissions)
+        return await run_in_threadpool(submissions.take, job_input, wishes, response, key=key, request=sent)
 
 
-def _completed(submitted: parser.Submission, taker: Taker) -> parser.Submission:
+def _completed(submitted: parser.Submission, submissions: SubmissionService) -> parser.Submission:
     """With what the record of a result says, where nothing was sent. It is a stranger's word, and checked like one."""
     if submitted.source is None:
         return submitted
     if isinstance(submitted.source, str):
-        known(submitted.source, taker.caller.owner, taker.store, taker.blobs)
-    with file_of(submitted.source, taker.blobs).open("rb") as file:
-        return submitted.over(JobInput.of_record(codec.provenance_of(file)))
+        resolve_digest(submitted.source, submissions.caller.owner, submissions.store, submissions.blobs)
+    with file_of(submitted.source, submissions.blobs).open("rb") as file:
+        return submitted.over(JobInput.from_provenance(codec.read_provenance(file)))
 
 
-def _resolved(submitted: parser.Submission, taker: Taker) -> StyleSpec:
-    """The knobs for these pictures; those named by digest are here, and stay."""
-    spec = parse_spec(submitted.knobs)
+def _resolved(submitted: parser.Submission, submissions: SubmissionService) -> StyleSpec:
+    """The parameters for these pictures; those named by digest are here, and stay."""
+    spec = parse_spec(submitted.parameters)
     init = submitted.init_image is not None
     spec = spec.for_pictures(len(submitted.styles), len(submitted.masks), init_image=init)
     try:
         for digest in (picture for picture in submitted.pictures() if isinstance(picture, str)):
-            known(digest, taker.caller.owner, taker.store, taker.blobs)
+            resolve_digest(digest, submissions.caller.owner, submissions.store, submissions.blobs)
     except errors.ImageNotFound:
         if submitted.source is None:
             raise
@@ -148,9 +152,9 @@ def _resolved(submitted: parser.Submission, taker: Taker) -> StyleSpec:
     return spec
 
 
-def _stored(submitted: parser.Submission, spec: StyleSpec, taker: Taker) -> JobInput:
+def _stored(submitted: parser.Submission, spec: StyleSpec, submissions: SubmissionService) -> JobInput:
     """All was checked before anything is stored; all is on disk, pictures and record, before the answer is given."""
-    digests = iter([kept(picture, taker.store, taker.blobs) for picture in submitted.pictures()])
+    digests = iter([kept(picture, submissions.store, submissions.blobs) for picture in submitted.pictures()])
     return JobInput(
         content=next(digests),
         styles=list(islice(digests, len(submitted.styles))),
@@ -176,7 +180,7 @@ def listing(
 ) -> JobPage:
     """Newest first; follow `next` for older ones. `status` may be said several times."""
     statuses = list(dict.fromkeys(status or []))
-    jobs, before = store.page(limit=limit, before=cursor, statuses=statuses, owner=owner)
+    jobs, before = store.list_page(limit=limit, before=cursor, statuses=statuses, owner=owner)
     following = None
     if before is not None:
         following = f"{JOBS}?limit={limit}&cursor={before}" + "".join(f"&status={one}" for one in statuses)
@@ -201,26 +205,26 @@ async def result(
     output = await run_in_threadpool(lambda: _output(found(job_id, owner, store)))
     smaller = width if width is not None and width < output.width else None
     tag = f'"{output.id}-{format}{"" if smaller is None else f"-{smaller}"}"'
-    if image_response.told(request, tag):
-        return image_response.unchanged(tag)
+    if image_response.is_cached(request, tag):
+        return image_response.not_modified(tag)
     try:
         if format == "png" and smaller is None:
             made: bytes | BinaryIO = await run_in_threadpool(blobs.open, output.id)
         else:
-            data = await image_response.rendered(tag, lambda: codec.converted(blobs.get(output.id), format, smaller))
-            made = await run_in_threadpool(image_response.laid_down, data, blobs)
+            data = await image_response.render_cached(tag, lambda: codec.convert(blobs.get(output.id), format, smaller))
+            made = await run_in_threadpool(image_response.blob_response, data, blobs)
     except errors.ImageNotFound:
         raise errors.ResultGone() from None
-    return image_response.picture(made, format, tag, job_id)
+    return image_response.image_response(made, format, tag, job_id)
 
 
 def _output(job: Job) -> Output:
     """The result of a job that has one."""
-    if not job.status.ended:
+    if not job.status.has_ended:
         raise errors.JobNotEnded()
     if not job.outputs:
         raise errors.NoResult()
-    if job.gone:
+    if job.images_deleted:
         raise errors.ResultGone()
     return job.outputs[0]
 
@@ -237,9 +241,9 @@ def _preview(job: Job, request: Request, blobs: Blobs) -> Response:
     if job.preview is None:
         raise errors.NoResult("There is no preview yet.")
     tag = f'"{job.preview}"'
-    if image_response.told(request, tag):
-        return image_response.unchanged(tag)
-    return image_response.picture(blobs.get(job.preview), "jpeg", tag, job.id)
+    if image_response.is_cached(request, tag):
+        return image_response.not_modified(tag)
+    return image_response.image_response(blobs.get(job.preview), "jpeg", tag, job.id)
 
 
 @router.post("/{job_id}/cancel", response_model=JobResource, summary="Stop it")
@@ -260,33 +264,33 @@ def cancel(job_id: str, owner: Owner, store: Store) -> JobResource:
 def retry(
     job_id: str,
     response: Response,
-    taker: Annotated[Taker, Depends()],
+    submissions: Annotated[SubmissionService, Depends()],
     change: Retry | None = None,
     idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
 ) -> JobResource:
-    """A new job with the pictures of one that has ended, its knobs, and what you change of them.
+    """A new job with the pictures of one that has ended, its parameters, and what you change of them.
 
     `continue` begins with its result: more `iterations`, other weights, or a larger `size` of the same picture.
     Its priority is the old one's, as far as your key may still ask for it; webhook and deadline are not taken over.
     """
     change = change or Retry()
-    sent = parser.print_of({"retry": job_id, **change.model_dump(exclude_unset=True)})
-    if before := taker.replayed(idempotency_key, sent, response):
+    sent = parser.request_hash({"retry": job_id, **change.model_dump(exclude_unset=True)})
+    if before := submissions.replayed(idempotency_key, sent, response):
         return before
-    old = found(job_id, taker.caller.owner, taker.store)
-    if not old.status.ended:
+    old = found(job_id, submissions.caller.owner, submissions.store)
+    if not old.status.has_ended:
         raise errors.JobNotEnded()
-    if old.gone:
+    if old.images_deleted:
         raise errors.ResultGone("The job's pictures are no longer kept; submit them again.")
-    made_of = _continued(old, taker.blobs) if change.go_on else old.input
-    spec = parse_spec(varied(made_of.spec, change.spec))
+    made_of = _continued(old, submissions.blobs) if change.continue_from_result else old.input
+    spec = parse_spec(apply_changes(made_of.spec, change.spec))
     spec = spec.for_pictures(len(made_of.styles), len(made_of.masks), init_image=made_of.init_image is not None)
     job_input = made_of.model_copy(update={"spec": spec.model_dump()})
     priority = max(
-        old.priority, taker.caller.priority, key=list(Priority).index
+        old.priority, submissions.caller.priority, key=list(Priority).index
     )  # the lower: who asks may do less by now
-    wishes = taker.agreed(parser.Wishes(priority=priority, webhook=change.webhook))
-    return taker.take(job_input, wishes, response, key=idempotency_key, request=sent, old=job_id)
+    wishes = submissions.agreed(parser.ClientOptions(priority=priority, webhook=change.webhook))
+    return submissions.take(job_input, wishes, response, key=idempotency_key, request=sent, old=job_id)
 
 
 def _continued(old: Job, blobs: Blobs) -> JobInput:
@@ -304,15 +308,15 @@ async def change(job_id: str, owner: Owner, store: Store, blobs: Blobs, wanted: 
     `pinned`: a pinned job and its pictures do not expire.
     """
     job = await run_in_threadpool(found, job_id, owner, store)
-    if "spec" in wanted.model_fields_set and not job.status.ended and job.steerings < MAX_STEERINGS:
-        for mask in _woken(job.input, job.input.steered(wanted.spec)):
-            await inspected(blobs.path(mask), mask=True)
+    if "spec" in wanted.model_fields_set and not job.status.has_ended and job.spec_update_count < MAX_SPEC_UPDATES:
+        for mask in _woken(job.input, job.input.with_updates(wanted.spec)):
+            await inspect(blobs.path(mask), mask=True)
 
     def take() -> Job:
         now = job
         if "spec" in wanted.model_fields_set:
-            now = store.steer(job_id, lambda job_input: job_input.steered(wanted.spec), owner)
-        return store.pin(job_id, owner, pinned=wanted.pinned) if "pinned" in wanted.model_fields_set else now
+            now = store.update_spec(job_id, lambda job_input: job_input.with_updates(wanted.spec), owner)
+        return store.set_pinned(job_id, owner, pinned=wanted.pinned) if "pinned" in wanted.model_fields_set else now
 
     return resource(await run_in_threadpool(take))
 

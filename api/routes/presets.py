@@ -1,4 +1,4 @@
-"""GET /v1/presets: the names of knobs that go together (core/style/presets.py), for a page or program to offer."""
+"""GET /v1/presets: the names of parameters that go together (core/style/presets.py), for a page or program to offer."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ router = APIRouter(prefix="/v1/presets", tags=["presets"])
 
 
 class PresetResource(BaseModel):
-    """A name for the field `preset`, one sentence, and the knobs that it sets."""
+    """A name for the field `preset`, one sentence, and the parameters that it sets."""
 
     name: str
     description: str
@@ -24,10 +24,11 @@ class PresetList(BaseModel):
     presets: list[PresetResource]
 
 
-@router.get("", summary="Knobs that go together")
+@router.get("", summary="Parameters that go together")
 async def listing() -> PresetList:
-    """Send a name as `preset`, beside knobs of your own, which win."""
+    """Send a name as `preset`, beside parameters of your own, which win."""
     told = (
-        PresetResource(name=name, description=preset.words, spec=dict(preset.knobs)) for name, preset in PRESETS.items()
+        PresetResource(name=name, description=preset.description, spec=dict(preset.parameters))
+        for name, preset in PRESETS.items()
     )
     return PresetList(presets=list(told))

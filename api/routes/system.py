@@ -7,11 +7,11 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from api import metrics
-from api.dependencies import Config, Store
+from api.dependencies import Configuration, Store
 from api.settings import ApiSettings
 from api.submissions.parser import BODY_BYTES
 from core.images import codec
-from core.jobs.service_info import Limits, Model, Models, System, WorkerState
+from core.jobs.service_info import ModelInfo, ModelList, ServiceLimits, SystemInfo, WorkerStatus
 from core.style.spec import MAX_SIZE_PX, MAX_STYLES, MIN_SIZE_PX
 
 router = APIRouter(tags=["system"])
@@ -19,9 +19,9 @@ router = APIRouter(tags=["system"])
 FETCHED = ("vgg16", "vgg19")  # that any worker may have by one command
 
 
-def limits_of(config: ApiSettings) -> Limits:
+def limits_of(config: ApiSettings) -> ServiceLimits:
     """Of what may be sent, and how much may wait."""
-    return Limits(
+    return ServiceLimits(
         formats=[*codec.FORMATS],
         max_file_bytes=codec.MAX_BYTES,
         max_request_bytes=BODY_BYTES,
@@ -39,28 +39,28 @@ def limits_of(config: ApiSettings) -> Limits:
 
 
 @router.get("/v1/system", summary="Who works, what waits, what is taken")
-def system(store: Store, config: Config) -> System:
+def system(store: Store, config: Configuration) -> SystemInfo:
     """Workers with device and network, the queue's length, the version, and the limits of a submission."""
-    load = store.load()
-    return System(
+    load = store.get_load()
+    return SystemInfo(
         version=version("impasto"),
         queued=load.queued,
         running=load.running,
-        pace_seconds=load.pace_seconds,
-        workers=[WorkerState(busy=busy, about=about) for about, busy in store.crew()],
+        average_job_seconds=load.average_job_seconds,
+        workers=[WorkerStatus(busy=busy, info=info) for info, busy in store.list_workers()],
         limits=limits_of(config),
     )
 
 
 @router.get("/v1/models", summary="The networks")
-def models(store: Store) -> Models:
+def models(store: Store) -> ModelList:
     """What can be named as `model`. One that no worker has fails with `weights_unavailable`."""
-    crew = [about for about, _ in store.crew() if about is not None]
-    having = Counter(name for about in crew for name in about.networks)
+    workers = [info for info, _ in store.list_workers() if info is not None]
+    having = Counter(name for info in workers for name in info.networks)
     having.update(dict.fromkeys(FETCHED, 0))
-    means = sorted({about.network for about in crew})
-    named = [Model(name=name, workers=having[name]) for name in sorted(having)]
-    return Models(models=[Model(name="auto", workers=len(crew), means=means), *named])
+    resolves_to = sorted({info.network for info in workers})
+    named = [ModelInfo(name=name, workers=having[name]) for name in sorted(having)]
+    return ModelList(models=[ModelInfo(name="auto", workers=len(workers), resolves_to=resolves_to), *named])
 
 
 @router.get(

@@ -27,7 +27,7 @@ class _Files(StaticFiles):
 def _page(request: Request) -> Response:
     html = (WEB / "index.html").read_bytes()
     tag = f'"{hashlib.sha256(html).hexdigest()[:32]}"'
-    if etag.among(etag.sent(request), tag):
+    if etag.matches(etag.if_none_match(request), tag):
         return Response(status_code=304, headers={**_FRESH, "ETag": tag})
     return HTMLResponse(html, headers={**_FRESH, "ETag": tag})
 

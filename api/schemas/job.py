@@ -26,10 +26,10 @@ def resource(job: Job) -> JobResource:
     """The job with its links."""
     path = f"{JOBS}/{job.id}"
     links = {"self": path, "events": f"{path}/events"}
-    links |= {"retry": f"{path}/retry"} if job.status.ended else {"cancel": f"{path}/cancel"}
+    links |= {"retry": f"{path}/retry"} if job.status.has_ended else {"cancel": f"{path}/cancel"}
     if job.preview is not None:
         links["preview"] = f"{path}/preview"
-    if job.outputs and not job.gone:
+    if job.outputs and not job.images_deleted:
         links["result"] = f"{path}/result"
     if job.frames:
         links |= {"frames": f"{path}/frames", "timelapse": f"{path}/timelapse"}

@@ -8,7 +8,7 @@ from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.http import httptools_impl
 
 
-class Cycle(httptools_impl.RequestResponseCycle):
+class BackpressureCycle(httptools_impl.RequestResponseCycle):
     """Hands over what is there first; only when nothing is, it reads."""
 
     async def receive(self) -> ASGIReceiveEvent:
@@ -22,4 +22,4 @@ class Cycle(httptools_impl.RequestResponseCycle):
 
 def install() -> None:
     """Let uvicorn's protocol make such cycles; it has no other place to say so."""
-    httptools_impl.RequestResponseCycle = Cycle  # type: ignore[misc]
+    httptools_impl.RequestResponseCycle = BackpressureCycle  # type: ignore[misc]

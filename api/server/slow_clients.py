@@ -35,26 +35,26 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Limits:
+class ConnectionLimits:
     """How much slowness is borne."""
 
     patience: float = 15.0  # seconds
     rate: float = 1000.0  # bytes a second
 
 
-def patient(limits: Limits) -> type["PatientProtocol"]:
+def slow_client_protocol(limits: ConnectionLimits) -> type["SlowClientProtocol"]:
     """The protocol class with these limits, as uvicorn wants it."""
-    return type("PatientProtocol", (PatientProtocol,), {"limits": limits})
+    return type("SlowClientProtocol", (SlowClientProtocol,), {"limits": limits})
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """Raised inside the parser's callbacks, with the code of a refusal."""
 
 
-class PatientProtocol(HttpToolsProtocol):
+class SlowClientProtocol(HttpToolsProtocol):
     """uvicorn's protocol with deadlines and bounds."""
 
-    limits: ClassVar[Limits] = Limits()
+    limits: ClassVar[ConnectionLimits] = ConnectionLimits()
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head."""
@@ -94,22 +94,22 @@ class PatientProtocol(HttpToolsProtocol):
         """Bound the request's line."""
         super().on_url(url)
         if len(self.url) > LINE_BYTES:
-            raise Refused("uri_too_long")
+            raise RequestRefused("uri_too_long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Bound the headers."""
         super().on_header(name, value)
         if len(self.headers) > HEADERS:
-            raise Refused("headers_too_large")
+            raise RequestRefused("headers_too_large")
 
     def on_headers_complete(self) -> None:
         """Only a head that cannot be read in two ways gets to the application."""
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > HEAD_BYTES:
-            raise Refused("headers_too_large")
+            raise RequestRefused("headers_too_large")
         version = self.parser.get_http_version()
         codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
         if version not in ("1.0", "1.1") or (codings and (version == "1.0" or codings != [b"chunked"])):
-            raise Refused("bad_request")
+            raise RequestRefused("bad_request")
         self._in_head, self._in_body, self._waits = False, True, False
         self._patience = self.limits.patience
         self._body_until = self.loop.time() + BODY_SECONDS
@@ -134,7 +134,7 @@ class PatientProtocol(HttpToolsProtocol):
         """Called where the parser, or one of the callbacks above, has raised."""
         error = sys.exception()
         cause = error.__context__ if error is not None else None
-        self._refuse(str(cause) if isinstance(cause, Refused) else "bad_request")
+        self._refuse(str(cause) if isinstance(cause, RequestRefused) else "bad_request")
 
     def timeout_keep_alive_handler(self) -> None:
         """A client that still takes the last answer is not idle."""
@@ -189,7 +189,7 @@ class PatientProtocol(HttpToolsProtocol):
             line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
         elif self._in_head or (self._in_body and not self.cycle.response_complete):
-            self._refuse("slow_request")
+            self._refuse("request_timeout")
         else:
             self.transport.close()
 
@@ -209,7 +209,7 @@ class PatientProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if not begun:
-            self.transport.write(_as_bytes(problems.refusal(code)))
+            self.transport.write(_as_bytes(problems.status_of(code)))
         self.transport.write_eof()
 
 

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from core import errors
 from core.images import codec
-from core.storage.blobs import Blobs, Part
+from core.storage.blobs import Blobs, PendingBlob
 
 _WRITERS = CapacityLimiter(4)  # a disk that is slow must not take the threads that other requests need
 
@@ -24,7 +24,7 @@ _PIECE_BYTES = 16_384
 
 
 @dataclass(frozen=True)
-class Limits:
+class FormLimits:
     """What one form may hold."""
 
     files: int
@@ -45,7 +45,7 @@ class _File(UploadFile):
 class _Parser(MultiPartParser):
     """Starlette's, with its files elsewhere: it would hold the first megabyte of each in memory."""
 
-    def __init__(self, request: Request, blobs: Blobs, limits: Limits) -> None:
+    def __init__(self, request: Request, blobs: Blobs, limits: FormLimits) -> None:
         super().__init__(request.headers, _pieces(request), max_files=limits.files, max_fields=limits.fields)
         self.max_part_size = self._text_left = limits.text_bytes
         self._blobs = blobs
@@ -54,7 +54,7 @@ class _Parser(MultiPartParser):
         super().on_headers_finished()
         if self._current_part.file is not None:
             self._files_to_close_on_error.pop().close()
-            part = self._blobs.part()
+            part = self._blobs.pending()
             self._files_to_close_on_error.append(part)  # type: ignore[arg-type]
             self._current_part.file = _File(part, size=0)
 
@@ -83,7 +83,7 @@ async def _pieces(request: Request) -> AsyncGenerator[bytes, None]:
 
 
 @asynccontextmanager
-async def opened(request: Request, blobs: Blobs, limits: Limits) -> AsyncIterator[FormData]:
+async def opened(request: Request, blobs: Blobs, limits: FormLimits) -> AsyncIterator[FormData]:
     """The form, empty if the body is none; its files are gone afterwards, unless they were kept.
 
     Raises BadRequest, UploadTooLarge, StorageFull.
@@ -101,8 +101,8 @@ async def opened(request: Request, blobs: Blobs, limits: Limits) -> AsyncIterato
         await form.close()
 
 
-def part_of(file: UploadFile) -> Part:
+def part_of(file: UploadFile) -> PendingBlob:
     """What a file of such a form was written to, for others to read. Raises StorageFull."""
-    part = cast(Part, file.file)
+    part = cast(PendingBlob, file.file)
     part.flush()
     return part

@@ -1,4 +1,4 @@
-"""Reading what a client submits, multipart or JSON, into pictures and knobs. Decides nothing about jobs."""
+"""Reading what a client submits, multipart or JSON, into pictures and parameters. Decides nothing about jobs."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ from api.submissions import multipart
 from core import errors
 from core.images import codec
 from core.jobs.models import JobInput, Priority
-from core.storage.blobs import Blobs, Part
+from core.storage.blobs import Blobs, PendingBlob
 from core.style import presets
-from core.style.spec import KNOBS, MAX_STYLES, StyleSpec, varied
+from core.style.spec import MAX_STYLES, PARAMETERS, StyleSpec, apply_changes
 
 MAX_CONTENTS = 12  # of a batch, which has 96 jobs at most
 # The photo, paintings, a mask for each, one to begin with, an earlier result; a batch has as many photos and paintings.
@@ -29,10 +29,10 @@ PICTURE_FIELDS = ("content", "style", "mask", "init_image", "from")
 
 T = TypeVar("T")
 
-Picture = Part | str  # an uploaded file, or the digest of a picture sent before
+Picture = PendingBlob | str  # an uploaded file, or the digest of a picture sent before
 
 
-class Wishes(BaseModel):
+class ClientOptions(BaseModel):
     """How the job is to be taken, beside what it is to paint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,7 +47,7 @@ class Wishes(BaseModel):
     )
     reuse: bool = Field(
         False,
-        description="Answer with the result of an earlier job of yours, if pictures, knobs and network are the same.",
+        description="Answer with the result of an earlier job of yours, if pictures, parameters and network are the same.",
     )
     webhook: str | None = Field(None, description="A URL, https://…, that is told when the job has ended.")
 
@@ -61,7 +61,7 @@ class Wishes(BaseModel):
         return highest
 
 
-WISHES = {
+CLIENT_OPTIONS = {
     "priority": f"priority must be one of {', '.join(Priority)}.",
     "deadline_seconds": "deadline_seconds must be a number above 0, and at most 2592000 (30 days).",
     "reuse": "reuse must be true or false.",
@@ -69,20 +69,22 @@ WISHES = {
 }
 
 
-_FORM = multipart.Limits(files=MAX_PICTURES, fields=2 * len(KNOBS) + len(WISHES) + 1, text_bytes=_JSON_BYTES)
+_FORM = multipart.FormLimits(
+    files=MAX_PICTURES, fields=2 * len(PARAMETERS) + len(CLIENT_OPTIONS) + 1, text_bytes=_JSON_BYTES
+)
 
 
 @dataclass
 class Submission:
-    """Pictures, knobs as they came, and wishes."""
+    """Pictures, parameters as they came, and wishes."""
 
     content: Picture | None  # None: that of the source
     styles: list[Picture]
     masks: list[Picture] = field(default_factory=list)
     init_image: Picture | None = None
     source: Picture | None = None  # a result, whose record says what was not sent
-    knobs: dict[str, Any] = field(default_factory=dict)
-    wishes: Wishes = field(default_factory=Wishes)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    wishes: ClientOptions = field(default_factory=ClientOptions)
 
     def pictures(self) -> list[Picture]:
         """All of them, in the order of JobInput."""
@@ -90,20 +92,20 @@ class Submission:
         return [picture for picture in every if picture is not None]
 
     def over(self, before: JobInput) -> "Submission":
-        """The earlier job's pictures and knobs, with what was sent in their place.
+        """The earlier job's pictures and parameters, with what was sent in their place.
 
         New paintings come without the earlier ones' masks and shares. Raises BadSpec for a preset that there is not.
         """
         kept = {name: value for name, value in before.spec.items() if not (self.styles and name == "style_weights")}
-        knobs = varied(kept, self.knobs)
-        first = before.init_image if knobs.get("init") == "picture" else None
+        parameters = apply_changes(kept, self.parameters)
+        first = before.init_image if parameters.get("init") == "picture" else None
         return replace(
             self,
             content=before.content if self.content is None else self.content,
             styles=self.styles or [*before.styles],
             masks=self.masks or ([] if self.styles else [*before.masks]),
             init_image=first if self.init_image is None else self.init_image,
-            knobs=knobs,
+            parameters=parameters,
         )
 
     def sent(self) -> dict[str, Any]:
@@ -113,19 +115,19 @@ class Submission:
         return {
             "pictures": _digests(every),
             "counts": counts,
-            "knobs": self.knobs,
+            "parameters": self.parameters,
             "wishes": self.wishes.model_dump(exclude_unset=True),
         }
 
 
 @dataclass
 class BatchSubmission:
-    """Photos, each to be painted in the style of each painting; the knobs and wishes of all."""
+    """Photos, each to be painted in the style of each painting; the parameters and wishes of all."""
 
     contents: list[Picture]
     styles: list[Picture]
-    knobs: dict[str, Any]
-    wishes: Wishes
+    parameters: dict[str, Any]
+    wishes: ClientOptions
 
     def __post_init__(self) -> None:
         if not (1 <= len(self.contents) <= MAX_CONTENTS and 1 <= len(self.styles) <= MAX_STYLES):
@@ -135,7 +137,7 @@ class BatchSubmission:
         """As of a single submission. Raises StorageFull."""
         return {
             "batch": [_digests(self.contents), _digests(self.styles)],
-            "knobs": self.knobs,
+            "parameters": self.parameters,
             "wishes": self.wishes.model_dump(exclude_unset=True),
         }
 
@@ -144,13 +146,13 @@ def _digests(pictures: list[Picture]) -> list[str]:
     return [picture if isinstance(picture, str) else picture.digest for picture in pictures]
 
 
-def print_of(sent: Mapping[str, Any]) -> str:
+def request_hash(sent: Mapping[str, Any]) -> str:
     """The same for the same request, and for no other."""
     return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
 
 
 @asynccontextmanager
-async def received(request: Request, blobs: Blobs) -> AsyncIterator[Submission]:
+async def parse_submission(request: Request, blobs: Blobs) -> AsyncIterator[Submission]:
     """The submission; its files are open inside, and gone afterwards unless they were kept.
 
     Raises BadRequest, BadSpec, UploadTooLarge, StorageFull.
@@ -160,7 +162,7 @@ async def received(request: Request, blobs: Blobs) -> AsyncIterator[Submission]:
 
 
 @asynccontextmanager
-async def received_batch(request: Request, blobs: Blobs) -> AsyncIterator[BatchSubmission]:
+async def parse_batch(request: Request, blobs: Blobs) -> AsyncIterator[BatchSubmission]:
     """The same for a batch."""
     async with _sent(request, blobs, _batch_from_json, _batch_from_form) as submitted:
         yield submitted
@@ -174,8 +176,8 @@ async def _sent(
     if kind == "application/json":
         yield from_json(await _body(request))
     elif kind == "multipart/form-data":
-        async with multipart.opened(request, blobs, _FORM) as received:
-            yield from_form(received)
+        async with multipart.opened(request, blobs, _FORM) as parse_submission:
+            yield from_form(parse_submission)
     else:
         raise errors.BadRequest("Send multipart/form-data with the files content and style, or application/json.")
 
@@ -191,40 +193,40 @@ async def _body(request: Request) -> bytes:
 
 def _from_json(body: bytes) -> Submission:
     data = _object(body)
-    content, styles, knobs = data.pop("content", None), data.pop("styles", None), data.pop("spec", {})
+    content, styles, parameters = data.pop("content", None), data.pop("styles", None), data.pop("spec", {})
     masks, init_image, source = data.pop("masks", []), data.pop("init_image", None), data.pop("from", None)
     if isinstance(source, str):
         content, styles = content or None, [] if styles is None else styles
-    wishes = _wishes({name: data.pop(name) for name in WISHES if name in data})
-    if data or not isinstance(content, str if source is None else str | None) or not isinstance(knobs, dict):
+    wishes = _wishes({name: data.pop(name) for name in CLIENT_OPTIONS if name in data})
+    if data or not isinstance(content, str if source is None else str | None) or not isinstance(parameters, dict):
         raise errors.BadRequest(
             "The JSON body must have content (a digest) and styles (digests), or from (the digest of a result); "
-            f"it may have masks, init_image, spec, {', '.join(WISHES)}."
+            f"it may have masks, init_image, spec, {', '.join(CLIENT_OPTIONS)}."
         )
     if not _are_digests(styles) or not (styles or source):
         raise errors.BadRequest("styles must be a list of one or more digests.")
     if not _are_digests(masks) or not isinstance(init_image, str | None) or not isinstance(source, str | None):
         raise errors.BadRequest("masks must be a list of digests, init_image and from a digest.")
-    return Submission(content, styles, masks, init_image, source, knobs, wishes)
+    return Submission(content, styles, masks, init_image, source, parameters, wishes)
 
 
 def _batch_from_json(body: bytes) -> BatchSubmission:
     data = _object(body)
-    contents, styles, knobs = data.pop("contents", None), data.pop("styles", None), data.pop("spec", {})
-    wishes = _wishes({name: data.pop(name) for name in WISHES if name in data})
-    if data or not (_are_digests(contents, MAX_CONTENTS) and _are_digests(styles) and isinstance(knobs, dict)):
+    contents, styles, parameters = data.pop("contents", None), data.pop("styles", None), data.pop("spec", {})
+    wishes = _wishes({name: data.pop(name) for name in CLIENT_OPTIONS if name in data})
+    if data or not (_are_digests(contents, MAX_CONTENTS) and _are_digests(styles) and isinstance(parameters, dict)):
         raise errors.BadRequest(
             f"The JSON body must have contents and styles (lists of digests, {MAX_CONTENTS} and {MAX_STYLES} at most); "
-            f"it may have spec, {', '.join(WISHES)}."
+            f"it may have spec, {', '.join(CLIENT_OPTIONS)}."
         )
-    return BatchSubmission(contents, styles, knobs, wishes)
+    return BatchSubmission(contents, styles, parameters, wishes)
 
 
-def _wishes(values: dict[str, Any]) -> Wishes:
+def _wishes(values: dict[str, Any]) -> ClientOptions:
     try:
-        return Wishes.model_validate(values)
+        return ClientOptions.model_validate(values)
     except ValidationError as error:
-        raise errors.BadSpec(WISHES[str(error.errors()[0]["loc"][0])]) from error
+        raise errors.BadSpec(CLIENT_OPTIONS[str(error.errors()[0]["loc"][0])]) from error
 
 
 def _are_digests(value: Any, most: int = MAX_STYLES) -> bool:
@@ -232,7 +234,7 @@ def _are_digests(value: Any, most: int = MAX_STYLES) -> bool:
 
 
 def _from_form(data: FormData) -> Submission:
-    pictures, knobs, wishes = _fields(data)
+    pictures, parameters, wishes = _fields(data)
     contents, styles, masks, inits, sources = pictures.values()
     least = 0 if sources else 1
     if not (least <= len(contents) <= 1 and least <= len(styles) <= MAX_STYLES and len(inits) <= 1 >= len(sources)):
@@ -240,21 +242,21 @@ def _from_form(data: FormData) -> Submission:
             f"Send one file as content, 1 to {MAX_STYLES} as style, and at most one as init_image; or a result as from."
         )
     content, init_image, source = (found[0] if found else None for found in (contents, inits, sources))
-    return Submission(content, styles, masks, init_image, source, knobs, wishes)
+    return Submission(content, styles, masks, init_image, source, parameters, wishes)
 
 
 def _batch_from_form(data: FormData) -> BatchSubmission:
-    pictures, knobs, wishes = _fields(data)
+    pictures, parameters, wishes = _fields(data)
     contents, styles, *others = pictures.values()
     if any(others):
         raise errors.BadRequest("The pictures of a batch are content and style.")
-    return BatchSubmission(contents, styles, knobs, wishes)
+    return BatchSubmission(contents, styles, parameters, wishes)
 
 
-def _fields(data: FormData) -> tuple[dict[str, list[Picture]], dict[str, Any], Wishes]:
-    """Pictures by the name of their field, knobs, wishes."""
+def _fields(data: FormData) -> tuple[dict[str, list[Picture]], dict[str, Any], ClientOptions]:
+    """Pictures by the name of their field, parameters, wishes."""
     pictures: dict[str, list[Picture]] = {name: [] for name in PICTURE_FIELDS}
-    knobs: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     spec: dict[str, Any] = {}
     wishes: dict[str, Any] = {}
     for name, value in data.multi_items():
@@ -267,13 +269,13 @@ def _fields(data: FormData) -> tuple[dict[str, list[Picture]], dict[str, Any], W
             raise errors.BadRequest(f"Files are taken as {', '.join(PICTURE_FIELDS)} only.")
         elif name == "spec":
             spec = _object(value.encode("utf-8", "replace"))
-        elif name in knobs or name in wishes:
-            raise errors.BadRequest("A knob was sent twice.")
-        elif name in WISHES:
+        elif name in parameters or name in wishes:
+            raise errors.BadRequest("A parameter was sent twice.")
+        elif name in CLIENT_OPTIONS:
             wishes |= {name: value} if value.strip() else {}
-        elif value.strip() or name not in (*KNOBS, presets.FIELD):  # a form on a page sends its empty fields, too
-            knobs[name] = value
-    return pictures, {**spec, **knobs}, _wishes(wishes)
+        elif value.strip() or name not in (*PARAMETERS, presets.FIELD):  # a form on a page sends its empty fields, too
+            parameters[name] = value
+    return pictures, {**spec, **parameters}, _wishes(wishes)
 
 
 def _object(text: bytes) -> dict[str, Any]:
@@ -289,10 +291,10 @@ def _object(text: bytes) -> dict[str, Any]:
     return data
 
 
-def knobs_schema() -> dict[str, Any]:
-    """For OpenAPI: every knob, and the preset."""
+def parameters_schema() -> dict[str, Any]:
+    """For OpenAPI: every parameter, and the preset."""
     spec = StyleSpec.model_json_schema()
-    words = "Knobs that go together (GET /v1/presets); those that are sent beside it win."
+    words = "Parameters that go together (GET /v1/presets); those that are sent beside it win."
     spec["properties"][presets.FIELD] = {"type": "string", "enum": [*presets.PRESETS], "description": words}
     return spec
 
@@ -332,17 +334,17 @@ def _many(item: dict[str, Any]) -> dict[str, Any]:
 def _openapi(
     files: dict[str, Any], digests: dict[str, Any], needs_files: dict[str, Any], needs_digests: dict[str, Any]
 ) -> dict[str, Any]:
-    spec = knobs_schema()
-    knobs = {
-        name: {"type": "string", "description": knob["description"]}
-        if "type" not in knob or knob["type"] in ("array", "object")
-        else knob
-        for name, knob in spec["properties"].items()
+    spec = parameters_schema()
+    parameters = {
+        name: {"type": "string", "description": parameter["description"]}
+        if "type" not in parameter or parameter["type"] in ("array", "object")
+        else parameter
+        for name, parameter in spec["properties"].items()
     }
-    wishes = Wishes.model_json_schema()["properties"]
+    wishes = ClientOptions.model_json_schema()["properties"]
     wishes["priority"] = {**wishes["priority"], "type": "string", "enum": [*Priority]}
     wishes["priority"].pop("$ref", None)
-    fields = {**files, **knobs, "spec": {"type": "string"}, **wishes}
+    fields = {**files, **parameters, "spec": {"type": "string"}, **wishes}
     members = {**digests, "spec": spec, **wishes}
     lists = {name: {"explode": True} for name, file in files.items() if file["type"] == "array"}
     return {

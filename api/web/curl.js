@@ -4,8 +4,8 @@ import { submission } from "./schema.js";
 import { key } from "./api.js";
 
 export async function commandFor({ input: { spec, masks, init_image, ...pictures } }) {
-  const { knobs } = await submission();
-  const differs = ([name, value]) => value !== null && JSON.stringify(value) !== JSON.stringify(knobs[name]?.default);
+  const { parameters } = await submission();
+  const differs = ([name, value]) => value !== null && JSON.stringify(value) !== JSON.stringify(parameters[name]?.default);
   const body = {
     ...pictures, ...(masks.length && { masks }), ...(init_image && { init_image }),
     spec: Object.fromEntries(Object.entries(spec).filter(differs)),

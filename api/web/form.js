@@ -1,4 +1,4 @@
-// The knobs: four in plain words, the others under their names. Ranges, defaults and sentences are the contract's.
+// The parameters: four in plain words, the others under their names. Ranges, defaults and sentences are the contract's.
 
 import { make, show, valued } from "./dom.js";
 
@@ -16,22 +16,22 @@ const NEEDS_MORE = { init: ["picture"] };  // what this page does not send by it
 const text = (value) => (value?.constructor === Object
   ? `{${Object.keys(value).sort().map((name) => `${name}:${text(value[name])}`)}}` : JSON.stringify(value));
 
-export class Knobs extends EventTarget {
-  constructor(plain, more, { knobs, wishes }) {
+export class Parameters extends EventTarget {
+  constructor(plain, more, { parameters, wishes }) {
     super();
     this.controls = {};
     for (const [name, look] of Object.entries(PLAIN)) {
-      plain.append(this.#add(name, knobs[name], "spec", look.sizes ? sizes : look.names ? choice : slider, look));
+      plain.append(this.#add(name, parameters[name], "spec", look.sizes ? sizes : look.names ? choice : slider, look));
     }
     const rest = (named, group) => Object.entries(named).filter(([name]) => !PLAIN[name] && !ELSEWHERE.includes(name))
       .map(([name, schema]) => this.#add(name, schema, group, named_, {}));
-    more.append(...rest(knobs, "spec"), ...rest(wishes, "wishes"));
+    more.append(...rest(parameters, "spec"), ...rest(wishes, "wishes"));
     for (const { set, preset } of Object.values(this.controls)) set(preset);
     const drawer = more.closest("details");
     more.addEventListener("invalid", () => { drawer.open = true; }, true);  // else nobody could see what is wrong
   }
 
-  // A knob has the value that it was given, to the last digit, until somebody turns it.
+  // A parameter has the value that it was given, to the last digit, until somebody turns it.
   #add(name, schema, group, shape, look) {
     const preset = schema.default ?? null, control = { ...shape(name, schema, look), group, preset, value: preset };
     this.controls[name] = control;
@@ -58,7 +58,7 @@ export class Knobs extends EventTarget {
     this.changed();
   }
 
-  // A row of buttons, one for each preset; pressed is the one that the knobs agree with.
+  // A row of buttons, one for each preset; pressed is the one that the parameters agree with.
   offer(root, presets) {
     const all = [{ name: "standard", description: "Neither too little nor too much.", spec: {} }, ...presets];
     const hint = make("p", { className: "hint" });
@@ -67,7 +67,7 @@ export class Knobs extends EventTarget {
     const mark = () => {
       const now = all.find(({ spec }) => text(spec) === text(this.chosen.spec));
       buttons.forEach((button, i) => button.setAttribute("aria-pressed", all[i] === now));
-      hint.textContent = now?.description ?? "Knobs of your own.";
+      hint.textContent = now?.description ?? "Parameters of your own.";
     };
     root.replaceChildren(make("div", { className: "row" }, ...buttons), hint);
     this.addEventListener("change", mark);
@@ -77,11 +77,11 @@ export class Knobs extends EventTarget {
 }
 
 const labeled = ({ description }, htmlFor, words, ...parts) =>
-  make("div", { className: "knob", title: description }, make("label", { htmlFor }, ...words), ...parts);
+  make("div", { className: "parameter", title: description }, make("label", { htmlFor }, ...words), ...parts);
 
 function slider(name, schema, { label, step, power, words }) {
   const scaled = power ? Math.log2 : Number;
-  const input = make("input", { type: "range", id: `knob-${name}`, min: scaled(schema.minimum), max: scaled(schema.maximum), step });
+  const input = make("input", { type: "range", id: `parameter-${name}`, min: scaled(schema.minimum), max: scaled(schema.maximum), step });
   const get = () => (power ? 2 ** input.value : Number(input.value));
   input.addEventListener("input", () => valued(input, words(get())));
   return {
@@ -94,15 +94,15 @@ function slider(name, schema, { label, step, power, words }) {
 const picker = (id, options) => make("select", { id }, ...Object.entries(options).map(([value, textContent]) => make("option", { value, textContent })));
 
 function choice(name, schema, { label, names }) {
-  const select = picker(`knob-${name}`, Object.fromEntries(schema.enum.map((value) => [value, names[value] ?? value])));
+  const select = picker(`parameter-${name}`, Object.fromEntries(schema.enum.map((value) => [value, names[value] ?? value])));
   const set = (value) => { select.value = value; };
   return { set, get: () => select.value, element: labeled(schema, select.id, [label], select) };
 }
 
 function sizes(name, schema, { label, sizes: words }) {
   const fitting = Object.entries(words).filter(([px]) => px >= schema.minimum && px <= schema.maximum);
-  const select = picker("knob-size", Object.fromEntries([...fitting.map(([px, word]) => [px, `${word} · ${px} px`]), ["other", "other …"]]));
-  const exact = make("input", { type: "number", id: "knob-size-px", required: true, min: schema.minimum, max: schema.maximum, "aria-label": "Size, long side in px" });
+  const select = picker("parameter-size", Object.fromEntries([...fitting.map(([px, word]) => [px, `${word} · ${px} px`]), ["other", "other …"]]));
+  const exact = make("input", { type: "number", id: "parameter-size-px", required: true, min: schema.minimum, max: schema.maximum, "aria-label": "Size, long side in px" });
   const follow = () => { exact.hidden = exact.disabled = select.value !== "other"; };  // it bars no submission
   select.addEventListener("change", follow);
   return {
@@ -113,7 +113,7 @@ function sizes(name, schema, { label, sizes: words }) {
 }
 
 function named_(name, schema) {
-  const id = `knob-${name}`, hint = `${id}-hint`;
+  const id = `parameter-${name}`, hint = `${id}-hint`;
   const limits = { ...schema, ...schema.anyOf?.[0] }, kind = limits.type, isNumber = ["integer", "number"].includes(kind);
   const options = schema.enum?.filter((value) => !NEEDS_MORE[name]?.includes(value)).map((value) => [value, value]);
   const input = options ? picker(id, Object.fromEntries(options)) : make("input", { id, type: kind === "boolean" ? "checkbox" : isNumber ? "number" : "text" });

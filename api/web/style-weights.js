@@ -26,7 +26,7 @@ export class Shares extends EventTarget {
       const input = make("input", { type: "range", id: `share-${i}`, value: picture.share });
       input.addEventListener("input", () => { picture.share = Number(input.value); this.#tell(); this.dispatchEvent(new Event("change")); });
       const label = make("label", { htmlFor: input.id }, make("span", { textContent: picture.name }), make("output", { htmlFor: input.id }));
-      return make("div", { className: "knob" }, label, input);
+      return make("div", { className: "parameter" }, label, input);
     }));
     this.#tell();
   }

@@ -1,11 +1,11 @@
-// The first screen: a photo, paintings, knobs, and one button. Ends with a job's address.
+// The first screen: a photo, paintings, parameters, and one button. Ends with a job's address.
 
 import * as contract from "./schema.js";
 import { at, complain } from "./dom.js";
 import { Forecast } from "./estimate.js";
 import { hang } from "./gallery.js";
 import { receive } from "./drop-paste.js";
-import { Knobs } from "./form.js";
+import { Parameters } from "./form.js";
 import { Masks } from "./mask.js";
 import { persist } from "./retry.js";
 import { Picture } from "./picture.js";
@@ -24,7 +24,7 @@ export class Studio {
     this.shares = new Shares(at("shares"), this.painting);
     this.masks = new Masks(this.photo, this.painting);
     this.forecast = new Forecast(at("forecast"));
-    this.knobs = this.first = null;  // first: a picture to begin with, of an earlier job
+    this.parameters = this.first = null;  // first: a picture to begin with, of an earlier job
     at("mixing").addEventListener("change", () => this.mix(at("mixing").checked));
     at("compose").addEventListener("submit", (event) => { event.preventDefault(); this.submit(); });
     receive(this.photo, this.painting, () => !at("studio").hidden);
@@ -53,9 +53,9 @@ export class Studio {
     this.painting.most = known.wishes.styles.maxItems;
     hang(at("photos"), "photo", this.photo, pictures);
     hang(at("paintings"), "painting", this.painting, pictures);
-    this.knobs = new Knobs(at("plain"), at("more"), known);
-    this.knobs.addEventListener("change", () => this.changed());
-    persist(contract.presets).then((all) => this.knobs.offer(at("presets"), all), () => {});  // a page without them will do
+    this.parameters = new Parameters(at("plain"), at("more"), known);
+    this.parameters.addEventListener("change", () => this.changed());
+    persist(contract.presets).then((all) => this.parameters.offer(at("presets"), all), () => {});  // a page without them will do
   }
 
   mix(on) {
@@ -74,7 +74,7 @@ export class Studio {
 
   // As it is chosen now, but for the pictures themselves.
   get wish() {
-    const { spec, ...wishes } = this.knobs?.chosen ?? { spec: {} };
+    const { spec, ...wishes } = this.parameters?.chosen ?? { spec: {} };
     const weights = this.shares.weights;
     return {
       spec: weights ? { ...spec, style_weights: weights } : spec, ...wishes,
@@ -126,7 +126,7 @@ export class Studio {
     }
   }
 
-  // With the pictures and knobs of a job, or with its result in place of one of them.
+  // With the pictures and parameters of a job, or with its result in place of one of them.
   async prepare(job, { as = null, names = null } = {}) {
     if (as) {
       const result = await Picture.known(job.outputs[0].id, "my painting");
@@ -140,7 +140,7 @@ export class Studio {
     this.painting.put(paintings, { beside: false });
     if (paintings.length > 1) this.shares.set(paintings, spec.style_weights);
     this.first = first;
-    this.knobs?.set(spec);
+    this.parameters?.set(spec);
     await this.masks.carry(masks);
   }
 }

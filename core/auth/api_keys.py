@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict
 
 from core import errors
 from core.jobs.models import Priority
-from core.redis_client import PREFIX, connection, unavailable
+from core.redis_client import PREFIX, CircuitBreaker, connect
 
 _SECRET = re.compile(r"impasto_[a-z2-7]{52}")
 _NAME = re.compile(r"\S(?:.{0,98}\S)?")
 
 
-class Key(BaseModel):
+class ApiKey(BaseModel):
     """What may be told of a key. Its id owns the jobs that are submitted with it."""
 
     model_config = ConfigDict(frozen=True)
@@ -36,23 +36,23 @@ class Key(BaseModel):
     revoked: bool = False
 
 
-class Keys:
+class ApiKeyStore:
     """All keys of a service. Every method raises StoreUnavailable when the server does not answer in time."""
 
-    def __init__(self, redis_url: str, *, rest_seconds: float = 0) -> None:
-        """rest_seconds: as of core.redis_client.unavailable."""
-        self._redis, self._unavailable = connection(redis_url), unavailable(rest_seconds)
+    def __init__(self, redis_url: str, *, cooldown_seconds: float = 0) -> None:
+        """rest_seconds: as of core.redis_client.CircuitBreaker."""
+        self._redis, self._unavailable = connect(redis_url), CircuitBreaker(cooldown_seconds)
 
     def close(self) -> None:
         """Give the connections back."""
         self._redis.close()
 
-    def create(self, name: str, priority: Priority = Priority.NORMAL) -> tuple[Key, str]:
+    def create(self, name: str, priority: Priority = Priority.NORMAL) -> tuple[ApiKey, str]:
         """A new key and its secret, which nobody can tell again. Raises BadInput for an unfit name."""
         if not _NAME.fullmatch(name) or not name.isprintable():
             raise errors.BadInput("A key's name must be 1 to 100 printable characters.")
         secret = f"impasto_{_random(32)}"
-        key = Key(id=f"key_{_random(10)}", name=name, priority=priority, created_at=datetime.now(UTC))
+        key = ApiKey(id=f"key_{_random(10)}", name=name, priority=priority, created_at=datetime.now(UTC))
         fields = [text for pair in key.model_dump(mode="json", exclude_unset=True).items() for text in pair]
         with self._unavailable, self._redis.pipeline() as pipe:
             pipe.hset(_at(secret), items=fields)
@@ -60,7 +60,7 @@ class Keys:
             pipe.execute()
         return key, secret
 
-    def find(self, secret: str) -> Key | None:
+    def find(self, secret: str) -> ApiKey | None:
         """The key with this secret, unless it is revoked. Found by its hash: no time tells how much of it fits."""
         if not _SECRET.fullmatch(secret):
             return None
@@ -69,12 +69,12 @@ class Keys:
         key = _key(fields) if fields else None
         return None if key is None or key.revoked else key
 
-    def used(self, secret: str) -> None:
+    def mark_used(self, secret: str) -> None:
         """Note that the key was used now."""
         with self._unavailable:
             self._redis.hset(_at(secret), "last_used_at", datetime.now(UTC).isoformat())
 
-    def all(self) -> list[Key]:
+    def list(self) -> list[ApiKey]:
         """Oldest first, revoked ones, too."""
         with self._unavailable:
             hashes: Any = self._redis.hvals(f"{PREFIX}keys")
@@ -105,5 +105,5 @@ def _at(secret: str) -> str:
     return f"{PREFIX}key:{_hash(secret)}"
 
 
-def _key(fields: dict[str, str]) -> Key:
-    return Key.model_validate(fields)
+def _key(fields: dict[str, str]) -> ApiKey:
+    return ApiKey.model_validate(fields)

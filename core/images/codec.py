@@ -63,7 +63,7 @@ _PILLOW_ERRORS = (
 )
 
 
-def sniff(data: bytes) -> Format:
+def detect_format(data: bytes) -> Format:
     """The format by content; a file's name and declared type count for nothing.
 
     Raises UnsupportedImage.
@@ -85,7 +85,7 @@ def decode(data: bytes, ground: Literal["white", "black"] = "white", *, any_size
     """
     if len(data) > MAX_BYTES and not any_size:
         raise errors.UploadTooLarge(f"A picture may have at most {MAX_BYTES // 10**6} MB.")
-    kind = sniff(data)
+    kind = detect_format(data)
     _check_structure(data, kind)
     try:
         with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
@@ -114,7 +114,7 @@ def check_mask(mask: Image.Image) -> None:
         raise errors.BadImage("A mask is black all over: its painting would go nowhere. White is where it goes.")
 
 
-def reopened(data: bytes, kinds: Sequence[Format] = FORMATS, size: tuple[int, int] | None = None) -> Image.Image:
+def open_result(data: bytes, kinds: Sequence[Format] = FORMATS, size: tuple[int, int] | None = None) -> Image.Image:
     """A picture that `encode` wrote, maybe larger than what is taken from strangers; of that size, if one is told.
 
     Raises BadImage.
@@ -183,12 +183,12 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
     try:
-        converted = ImageCms.profileToProfile(
+        convert = ImageCms.profileToProfile(
             image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
         )
     except (ImageCms.PyCMSError, *_PILLOW_ERRORS):
         return image
-    return image if converted is None else converted
+    return image if convert is None else convert
 
 
 def _on(ground: str, image: Image.Image) -> Image.Image:
@@ -219,7 +219,7 @@ def encode(
     return buffer.getvalue()
 
 
-def converted(data: bytes, kind: Format, width: int | None = None) -> bytes:
+def convert(data: bytes, kind: Format, width: int | None = None) -> bytes:
     """A picture that `encode` wrote, in another format, or as small as `width` px; a PNG keeps its record."""
     with Image.open(io.BytesIO(data)) as image:
         image.load()
@@ -241,13 +241,13 @@ def animate(pictures: Sequence[Image.Image], milliseconds: int, last_millisecond
     return buffer.getvalue()
 
 
-def provenance_of(file: bytes | BinaryIO) -> dict[str, Any] | None:
+def read_provenance(file: bytes | BinaryIO) -> dict[str, Any] | None:
     """What `encode` recorded in a PNG; None where there is nothing. Decodes no pixels. Raises BadRecord."""
     try:
         text = png.text(io.BytesIO(file) if isinstance(file, bytes) else file, PROVENANCE_KEY)
         return None if text is None else dict(json.loads(text, parse_constant=_refuse))
     except (ValueError, TypeError, RecursionError) as error:
-        raise errors.BadRecord() from error
+        raise errors.InvalidProvenance() from error
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -270,7 +270,7 @@ def inspect_in_child(file: Path, *, mask: bool = False) -> tuple[int, int]:
     """
     try:
         with file.open("rb") as opened:
-            sniff(opened.read(12))
+            detect_format(opened.read(12))
             size_bytes = os.fstat(opened.fileno()).st_size
     except FileNotFoundError:  # swept: this machine's clock has jumped
         raise errors.Unavailable() from None
@@ -321,8 +321,8 @@ def _verdict_of_child(file: Path, *, mask: bool) -> bytes | None:
 
 def _inspect(pipe: Connection, file: Path, memory_bytes: int, seconds: int, mask: bool) -> None:
     data = file.read_bytes()
-    sandbox.let_go(pipe.fileno())
-    filtered = sandbox.enter(memory_bytes, seconds)
+    sandbox.close_descriptors(pipe.fileno())
+    filtered = sandbox.restrict_process(memory_bytes, seconds)
     pipe.send_bytes(_BEGUN)
     try:
         picture = (decode_mask if mask else decode)(data)

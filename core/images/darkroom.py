@@ -34,14 +34,14 @@ _REFUSALS = (errors.UnsupportedImage, errors.ImageTooLarge, errors.UploadTooLarg
 Ground = Literal["white", "black"]
 
 
-class Darkroom:
+class SandboxedDecoder:
     """A context manager, for one thread."""
 
     def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "core.images.darkroom")) -> None:
         self._command = command
         self._gave_up = False
 
-    def __enter__(self) -> "Darkroom":
+    def __enter__(self) -> "SandboxedDecoder":
         """Raises Unavailable where no child can be had."""
         given = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
@@ -61,7 +61,7 @@ class Darkroom:
         with suppress(OSError):  # what the child did not take
             self._child.communicate()
 
-    def developed(self, data: bytes, ground: Ground = "white", *, any_size: bool = False) -> Image.Image:
+    def decode(self, data: bytes, ground: Ground = "white", *, any_size: bool = False) -> Image.Image:
         """As `images.decode`. Raises what that does.
 
         Also BadImage where the child dies of the file, and OutOfMemory where the machine ended it.
@@ -129,8 +129,8 @@ def _serve(come: BinaryIO, go: BinaryIO) -> None:
 def main() -> None:
     """Shut itself in, then serve on what were standard input and output."""
     come, go = io.FileIO(os.dup(0), "r"), io.FileIO(os.dup(1), "w")
-    sandbox.let_go(come.fileno(), go.fileno())
-    sandbox.enter(MEMORY_BYTES, SECONDS)
+    sandbox.close_descriptors(come.fileno(), go.fileno())
+    sandbox.restrict_process(MEMORY_BYTES, SECONDS)
     go.write(_READY)
     with suppress(OSError):
         _serve(io.BufferedReader(come), io.BufferedWriter(go))

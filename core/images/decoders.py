@@ -125,8 +125,8 @@ class Decoder:
 
 
 def _serve(pipe: Connection, side_px: int, resize: Resize) -> None:
-    sandbox.let_go(pipe.fileno())
-    sandbox.enter(codec.DECODE_MEMORY_BYTES, _CHILD_SECONDS)
+    sandbox.close_descriptors(pipe.fileno())
+    sandbox.restrict_process(codec.DECODE_MEMORY_BYTES, _CHILD_SECONDS)
     with suppress(EOFError, OSError):  # the parent has gone
         pipe.send_bytes(_READY)
         while True:

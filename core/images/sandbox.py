@@ -53,7 +53,7 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def enter(memory_bytes: int, seconds: int) -> bool:
+def restrict_process(memory_bytes: int, seconds: int) -> bool:
     """Shut this process in, with so much address space and more CPU time; whether the kernel filters it, too."""
     if sys.platform != "darwin":  # where this limit cannot be set
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
@@ -85,7 +85,7 @@ def _program(architecture: int, allowed: list[int]) -> bytes:
     return b"".join(struct.pack("HBBI", *line) for line in lines)
 
 
-def let_go(*kept: int) -> None:
+def close_descriptors(*kept: int) -> None:
     """Close every descriptor but those named; what is printed goes nowhere, for a stranger must not fill the log."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):

@@ -21,7 +21,7 @@ from core.images import codec
 from core.style.spec import parse_spec
 
 MAX_ATTEMPTS = 3  # in a row that brought it no further
-MAX_STEERINGS = 200  # of one job
+MAX_SPEC_UPDATES = 200  # of one job
 MAX_FRAMES = 60  # of one job
 _ID = re.compile(r"(job|batch)_[a-z2-7]{26}")
 
@@ -37,7 +37,7 @@ class Status(StrEnum):
     EXPIRED = "expired"  # ended: nobody could begin it, or go on with it, in time
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """An ended job never changes."""
         return not TRANSITIONS[self]
 
@@ -82,22 +82,22 @@ class JobInput(_Record):
         init = decode(get(self.init_image), any_size=True) if self.init_image else None
         return content, styles, masks, init
 
-    def steered(self, knobs: Mapping[str, Any]) -> "JobInput":
+    def with_updates(self, parameters: Mapping[str, Any]) -> "JobInput":
         """The same with other weights. Raises BadSpec."""
-        spec = parse_spec(self.spec).steered(knobs)
+        spec = parse_spec(self.spec).with_updates(parameters)
         return self.model_copy(update={"spec": spec.model_dump()})
 
-    def provenance(self, model: "NetworkUsed") -> dict[str, Any]:
+    def provenance(self, model: "ModelUsed") -> dict[str, Any]:
         """What a result's PNG tells of its making, with a service or without."""
         return {"program": "impasto", **self.model_dump(), "model": model.model_dump()}
 
     @classmethod
-    def of_record(cls, provenance: Mapping[str, Any] | None) -> "JobInput":
+    def from_provenance(cls, provenance: Mapping[str, Any] | None) -> "JobInput":
         """What `provenance` told, from a file that anybody may have written. Raises BadRecord."""
         try:
             return cls.model_validate(provenance)
         except ValidationError as error:
-            raise errors.BadRecord() from error
+            raise errors.InvalidProvenance() from error
 
 
 class Priority(StrEnum):
@@ -108,32 +108,32 @@ class Priority(StrEnum):
     LOW = "low"
 
 
-LOCAL = "local"  # who owns the jobs of a service without keys
+LOCAL_OWNER = "local"  # who owns the jobs of a service without keys
 
 
-class Terms(_Record):
+class SubmissionOptions(_Record):
     """How a job is to be taken, beside what it is to paint."""
 
-    owner: str = LOCAL
+    owner: str = LOCAL_OWNER
     priority: Priority = Priority.NORMAL
     deadline_seconds: float | None = None  # from now on
     keep_seconds: float = 0  # pictures and record, after the end; 0: for good
     idempotency_key: str | None = None
     request: str | None = None  # a hash of what was sent; under the key, only the same is answered with the same job
-    reuse: bool = False  # a result of the same pictures, knobs and network will do
+    reuse: bool = False  # a result of the same pictures, parameters and network will do
     webhook: str | None = None  # a URL that is told of the end
     retried_from: str | None = None
     batch_id: str | None = None
 
 
-class Limits(_Record):
+class QueueLimits(_Record):
     """How many jobs are taken; None: any number."""
 
     queued: int | None = None
     per_owner: int | None = None  # waiting and running
 
 
-class Steered(_Record):
+class SpecUpdate(_Record):
     """A change of weights that the run has taken up, and the iteration after which it did."""
 
     iteration: int
@@ -152,7 +152,7 @@ class JobProgress(_Record):
     iterations_per_second: float | None
     seconds_left: float | None
     loss: dict[str, float]
-    steered: list[Steered] = []
+    spec_updates: list[SpecUpdate] = []
 
 
 class Frame(_Record):
@@ -175,7 +175,7 @@ class Output(_Record):
     size_bytes: int
 
 
-class NetworkUsed(_Record):
+class ModelUsed(_Record):
     """Which weights painted it."""
 
     name: str
@@ -189,14 +189,14 @@ class JobError(_Record):
     message: str
 
 
-class Queue(_Record):
+class QueuePosition(_Record):
     """Place in the queue; 0 is next. Seconds until it begins, by the pace of late, while a worker lives."""
 
     position: int
     start_seconds: float | None = None
 
 
-class Worker(_Record):
+class WorkerInfo(_Record):
     """What a worker tells of itself."""
 
     device: str  # as the device's driver names it
@@ -205,7 +205,7 @@ class Worker(_Record):
     networks: list[str]  # whose weights are there
 
 
-class Question(_Record):
+class EstimateRequest(_Record):
     """How long would it take? Sizes are width and height in px."""
 
     content: tuple[int, int]
@@ -214,7 +214,7 @@ class Question(_Record):
     spec: dict[str, Any]
 
 
-class Step(_Record):
+class ScaleEstimate(_Record):
     """One scale of a run. tile_px: the side of its tiles; None: it is painted whole."""
 
     width: int
@@ -225,30 +225,30 @@ class Step(_Record):
     tile_px: int | None
 
 
-class Forecast(_Record):
+class EstimateResponse(_Record):
     """A worker's answer: what the run would take there, beside the network itself; or why there would be none."""
 
     device: str
     network: str  # whose figures these are
-    scales: list[Step] = []
+    scales: list[ScaleEstimate] = []
     refused: JobError | None = None
 
 
-class Load(_Record):
+class ServiceLoad(_Record):
     """What the service has to do."""
 
     queued: int
     running: int
     workers: int
-    pace_seconds: float | None  # that a job runs, a moving average; None before the first has ended
-    left_seconds: float  # until all that runs now is over
+    average_job_seconds: float | None  # that a job runs, a moving average; None before the first has ended
+    remaining_seconds: float  # until all that runs now is over
 
     def start_seconds(self, position: int) -> float | None:
         """Until the job at this place begins. None where nobody can tell."""
-        if not self.workers or self.pace_seconds is None:
+        if not self.workers or self.average_job_seconds is None:
             return None
         free = position < self.workers - self.running
-        return 0.0 if free else (self.left_seconds + max(0, position) * self.pace_seconds) / self.workers
+        return 0.0 if free else (self.remaining_seconds + max(0, position) * self.average_job_seconds) / self.workers
 
 
 class Job(_Record):
@@ -271,25 +271,25 @@ class Job(_Record):
     batch_id: str | None = None
     cancel_requested: bool
     input: JobInput
-    queue: Queue | None
+    queue: QueuePosition | None
     progress: JobProgress | None
     preview: str | None
     outputs: list[Output]
-    model: NetworkUsed | None
+    model: ModelUsed | None
     error: JobError | None
     metrics: dict[str, float]
-    gone: bool = Field(False, exclude=True)  # it has expired: its pictures are no longer kept
+    images_deleted: bool = Field(False, exclude=True)  # it has expired: its pictures are no longer kept
     checkpoint: str | None = Field(None, exclude=True)  # where the next attempt goes on
     frames: int = Field(0, exclude=True)  # that were ever kept
-    thinned: int = Field(0, exclude=True)  # how often every other frame went
-    steerings: int = Field(0, exclude=True)  # how often its spec was changed
-    owner: str = Field(LOCAL, exclude=True)
+    frame_thinnings: int = Field(0, exclude=True)  # how often every other frame went
+    spec_update_count: int = Field(0, exclude=True)  # how often its spec was changed
+    owner: str = Field(LOCAL_OWNER, exclude=True)
     webhook: str | None = Field(None, exclude=True)
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """An ended job never changes."""
-        return self.status.ended
+        return self.status.has_ended
 
 
 class Batch(_Record):
@@ -308,9 +308,9 @@ class Batch(_Record):
         return cls(id=batch_id, created_at=created_at, counts={status: counts[status] for status in Status}, jobs=jobs)
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether all of them have."""
-        return all(job.status.ended for job in self.jobs)
+        return all(job.status.has_ended for job in self.jobs)
 
 
 def new_job_id() -> str:
@@ -337,6 +337,6 @@ def is_batch_id(text: str) -> bool:
     return text.startswith("batch_") and _ID.fullmatch(text) is not None
 
 
-def when(milliseconds: Any) -> datetime | None:
+def parse_timestamp(milliseconds: Any) -> datetime | None:
     """The store's clock (ms since 1970) as a UTC time; None for what has not happened."""
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds else None

@@ -15,14 +15,14 @@ from core.jobs.models import (
     JobError,
     JobInput,
     JobProgress,
-    Limits,
-    Load,
-    NetworkUsed,
+    ModelUsed,
     Output,
-    Queue,
+    QueueLimits,
+    QueuePosition,
+    ServiceLoad,
     Status,
-    Terms,
-    when,
+    SubmissionOptions,
+    parse_timestamp,
 )
 
 log = logging.getLogger(__name__)
@@ -30,15 +30,15 @@ log = logging.getLogger(__name__)
 REPLAY_SECONDS = 86_400.0  # that an idempotency key is remembered
 
 
-def hashed(text: str) -> str:
+def sha256_hex(text: str) -> str:
     """SHA-256, in hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def order_of(job_input: JobInput, terms: Terms, limits: Limits) -> dict[str, Any]:
+def serialize(job_input: JobInput, terms: SubmissionOptions, limits: QueueLimits) -> dict[str, Any]:
     """A submission as the functions in scripts/ read it; what is None is left out."""
     painting, digests = job_input.model_dump_json(), job_input.digests()
-    fingerprint = hashed(painting)
+    fingerprint = sha256_hex(painting)
     asked = terms.model_dump_json(exclude={"owner", "idempotency_key", "request", "keep_seconds", "batch_id"})
     order = {
         "owner": terms.owner,
@@ -53,8 +53,8 @@ def order_of(job_input: JobInput, terms: Terms, limits: Limits) -> dict[str, Any
         "fingerprint": fingerprint,
         "reuse": terms.reuse or None,
         "model": job_input.spec.get("model", "auto"),
-        "key": None if terms.idempotency_key is None else hashed(terms.idempotency_key),
-        "print": terms.request or hashed(f"{fingerprint} {asked}"),
+        "key": None if terms.idempotency_key is None else sha256_hex(terms.idempotency_key),
+        "print": terms.request or sha256_hex(f"{fingerprint} {asked}"),
         "replay_ms": round(REPLAY_SECONDS * 1000),
         "most_queued": limits.queued,
         "most_own": limits.per_owner,
@@ -62,19 +62,19 @@ def order_of(job_input: JobInput, terms: Terms, limits: Limits) -> dict[str, Any
     return {name: value for name, value in order.items() if value is not None}
 
 
-def load_of(told: Sequence[Any]) -> Load:
+def parse_load(told: Sequence[Any]) -> ServiceLoad:
     """As the function `load` tells it."""
     queued, running, workers, pace, left = told
-    return Load(
+    return ServiceLoad(
         queued=queued,
         running=running,
         workers=workers,
-        pace_seconds=float(pace) if pace else None,
-        left_seconds=float(left),
+        average_job_seconds=float(pace) if pace else None,
+        remaining_seconds=float(left),
     )
 
 
-def job_of(fields: dict[str, Any], load: Load | None) -> Job | None:
+def parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job | None:
     """As the function `read` tells it, fields and rank.
 
     None for a record that the store's disk has damaged: it must not hide the others on its page.
@@ -86,21 +86,21 @@ def job_of(fields: dict[str, Any], load: Load | None) -> Job | None:
         return None
 
 
-def _job(fields: dict[str, Any], load: Load | None) -> Job:
-    created_at, rank = when(fields["created_at"]), fields["rank"]
+def _job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
+    created_at, rank = parse_timestamp(fields["created_at"]), fields["rank"]
     assert created_at is not None
     queue = None
     if rank >= 0 and load is not None:
-        queue = Queue(position=rank, start_seconds=load.start_seconds(rank))
+        queue = QueuePosition(position=rank, start_seconds=load.start_seconds(rank))
     return Job(
         id=fields["id"],
         status=Status(fields["status"]),
         version=int(fields["version"]),
         created_at=created_at,
-        started_at=when(fields.get("started_at")),
-        completed_at=when(fields.get("completed_at")),
-        expires_at=when(fields.get("expires_at")),
-        deadline_at=when(fields.get("deadline_at")),
+        started_at=parse_timestamp(fields.get("started_at")),
+        completed_at=parse_timestamp(fields.get("completed_at")),
+        expires_at=parse_timestamp(fields.get("expires_at")),
+        deadline_at=parse_timestamp(fields.get("deadline_at")),
         pinned=fields.get("pinned") == "1",
         priority=fields["priority"],
         attempt=int(fields["attempt"]),
@@ -114,14 +114,14 @@ def _job(fields: dict[str, Any], load: Load | None) -> Job:
         progress=JobProgress.model_validate_json(fields["progress"]) if "progress" in fields else None,
         preview=fields.get("preview"),
         outputs=[Output.model_validate(output) for output in json.loads(fields.get("outputs", "[]"))],
-        model=NetworkUsed.model_validate_json(fields["model"]) if "model" in fields else None,
+        model=ModelUsed.model_validate_json(fields["model"]) if "model" in fields else None,
         error=JobError.model_validate_json(fields["error"]) if "error" in fields else None,
         metrics=json.loads(fields.get("metrics", "{}")),
-        gone=fields.get("gone") == "1",
+        images_deleted=fields.get("images_deleted") == "1",
         checkpoint=fields.get("checkpoint"),
         frames=int(fields.get("frames", 0)),
-        thinned=int(fields.get("thinned", 0)),
-        steerings=int(fields.get("steerings", 0)),
+        frame_thinnings=int(fields.get("frame_thinnings", 0)),
+        spec_update_count=int(fields.get("spec_update_count", 0)),
         owner=fields["owner"],
         webhook=fields.get("webhook"),
     )

@@ -5,21 +5,21 @@ Knows no HTTP, and no figure of its own.
 
 from pydantic import BaseModel, ConfigDict
 
-from core.jobs.models import JobError, Queue, Step, Worker
+from core.jobs.models import JobError, QueuePosition, ScaleEstimate, WorkerInfo
 
 
 class _Told(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
 
-class WorkerState(_Told):
+class WorkerStatus(_Told):
     """One worker. What it is, is null until it has said so."""
 
     busy: bool
-    about: Worker | None
+    info: WorkerInfo | None
 
 
-class Limits(_Told):
+class ServiceLimits(_Told):
     """What a client needs to know before it sends a picture."""
 
     formats: list[str]
@@ -37,29 +37,29 @@ class Limits(_Told):
     max_jobs_per_caller: int
 
 
-class System(_Told):
+class SystemInfo(_Told):
     """The service as a whole."""
 
     version: str
     queued: int
     running: int
-    pace_seconds: float | None  # that a job runs, of late
-    workers: list[WorkerState]
-    limits: Limits
+    average_job_seconds: float | None  # that a job runs, of late
+    workers: list[WorkerStatus]
+    limits: ServiceLimits
 
 
-class Model(_Told):
+class ModelInfo(_Told):
     """A network that a job may name as its `model`, and how many live workers have it."""
 
     name: str
     workers: int
-    means: list[str] = []  # of auto: the networks that it is on live workers
+    resolves_to: list[str] = []  # of auto: the networks that it is on live workers
 
 
-class Models(_Told):
+class ModelList(_Told):
     """All of them."""
 
-    models: list[Model]
+    models: list[ModelInfo]
 
 
 class Estimate(_Told):
@@ -72,8 +72,8 @@ class Estimate(_Told):
     memory_bytes: int | None
     width: int
     height: int
-    scales: list[Step]
+    scales: list[ScaleEstimate]
     refused: JobError | None
     device: str
     network: str
-    queue: Queue
+    queue: QueuePosition

@@ -16,16 +16,16 @@ _ABSENT = "invalid device ordinal"  # of a card that has never been there
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
-    """Inside, what `judge` knows is raised as it says."""
+def translate_device_errors() -> Iterator[None]:
+    """Inside, what `classify_error` knows is raised as it says."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        judge(error)
+        classify_error(error)
         raise
 
 
-def judge(error: Exception) -> None:
+def classify_error(error: Exception) -> None:
     """Raises OutOfMemory, DeviceLost; nothing where the error is another."""
     if is_out_of_memory(error):
         raise errors.OutOfMemory() from None
@@ -38,7 +38,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | errors.OutOfMemory) or any(words in str(error) for words in _NO_MEMORY)
 
 
-def give_back(device: torch.device) -> None:
+def release_memory(device: torch.device) -> None:
     """What torch keeps for later allocations."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -46,6 +46,6 @@ def give_back(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def spins() -> bool:
+def device_busy_waits() -> bool:
     """Whether a thread of this process that waits for its device may compute meanwhile."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

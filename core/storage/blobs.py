@@ -52,7 +52,7 @@ def _reading() -> Iterator[None]:
         raise errors.Unavailable("Pictures cannot be read at the moment; try again.") from error
 
 
-class Part(io.BufferedRandom):
+class PendingBlob(io.BufferedRandom):
     """A file on its way to being a blob: gone when it is closed, unless it was kept."""
 
     def __init__(self, handle: int, path: Path) -> None:
@@ -95,20 +95,20 @@ class Blobs:
         self._folder = folder
         self._parts = folder / "parts"
 
-    def part(self) -> Part:
+    def pending(self) -> PendingBlob:
         """A file to write to, where the blobs are. Raises StorageFull."""
         with _room():
             self._parts.mkdir(parents=True, exist_ok=True)
             handle, path = tempfile.mkstemp(dir=self._parts)
-        return Part(handle, Path(path))
+        return PendingBlob(handle, Path(path))
 
     def put(self, data: bytes) -> str:
-        """Keep the bytes, as `keep` does, and return their digest."""
-        with self.part() as part:
+        """Keep the bytes, as `commit` does, and return their digest."""
+        with self.pending() as part:
             part.write(data)
-            return self.keep(part)
+            return self.commit(part)
 
-    def keep(self, part: Part) -> str:
+    def commit(self, part: PendingBlob) -> str:
         """Make the part a blob and return its digest; on disk (fsync of file and folder) when it returns.
 
         Raises StorageFull when the folder cannot be written.
@@ -198,7 +198,7 @@ class Blobs:
             else:
                 yield True
 
-    def writable(self) -> bool:
+    def is_writable(self) -> bool:
         """Whether a blob could be written now."""
         try:
             self._parts.mkdir(parents=True, exist_ok=True)

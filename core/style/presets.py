@@ -1,6 +1,6 @@
-"""Presets: knobs that go together, under a name. API, command line, page and docs/api.md tell of these.
+"""Presets: parameters that go together, under a name. API, command line, page and docs/api.md tell of these.
 
-Knows the knobs' names only; core/style/spec.py says what they may be.
+Knows the parameters' names only; core/style/spec.py says what they may be.
 """
 
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from typing import Any
 
 from core import errors
 
-FIELD = "preset"  # where a submission names one, beside its knobs
+FIELD = "preset"  # where a submission names one, beside its parameters
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A name, one sentence for a person, and what it sets; all other knobs keep their defaults."""
+    """A name, one sentence for a person, and what it sets; all other parameters keep their defaults."""
 
     name: str
-    words: str
-    knobs: Mapping[str, Any]
+    description: str
+    parameters: Mapping[str, Any]
 
 
 PRESETS: dict[str, Preset] = {
@@ -42,12 +42,12 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def expanded(knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """The knobs with those of the preset that they name, which give way to all others. Raises BadSpec."""
-    rest = {name: value for name, value in knobs.items() if name != FIELD}
-    if FIELD not in knobs:
+def expand_preset(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with those of the preset that they name, which give way to all others. Raises BadSpec."""
+    rest = {name: value for name, value in parameters.items() if name != FIELD}
+    if FIELD not in parameters:
         return rest
-    preset = PRESETS.get(knobs[FIELD]) if isinstance(knobs[FIELD], str) else None
+    preset = PRESETS.get(parameters[FIELD]) if isinstance(parameters[FIELD], str) else None
     if preset is None:
         raise errors.BadSpec(f"{FIELD} must be one of {', '.join(PRESETS)}.")
-    return {**preset.knobs, **rest}
+    return {**preset.parameters, **rest}

@@ -1,4 +1,4 @@
-"""StyleSpec: every knob of a stylisation, once. API, command line, docs and page are made from these fields.
+"""StyleSpec: every parameter of a stylisation, once. API, command line, docs and page are made from these fields.
 
 Each field has its default, its range, its unit and one sentence. Knows no tensors, no jobs, no HTTP.
 """
@@ -15,7 +15,7 @@ from core.style.vgg_layers import BLOCKS, layers, missing_layer
 
 # `auto`, or the name of a network on the workers: which there are, the API does not know.
 MODEL_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
-MODEL_NAME_WORDS = "small letters, digits, - and _, at most 64"
+MODEL_NAME_RULE = "small letters, digits, - and _, at most 64"
 ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
 Layer = Literal[
     "relu1_1", "relu1_2",
@@ -70,8 +70,8 @@ LayerWeights = Annotated[
 MixingWeights = Annotated[list[Weight], BeforeValidator(_numbers), Field(max_length=MAX_STYLES)]
 
 
-# Of a knob that may be changed while the job waits or runs: it weighs what is there, and needs nothing else.
-_STEERABLE: dict[str, JsonValue] = {"steerable": True}
+# Of a parameter that may be changed while the job waits or runs: it weighs what is there, and needs nothing else.
+_UPDATABLE: dict[str, JsonValue] = {"steerable": True}
 
 
 class StyleSpec(BaseModel):
@@ -85,7 +85,7 @@ class StyleSpec(BaseModel):
         ge=0,
         le=1,
         description="How much of the painting: 0 is a hint of it, 1 leaves only its brushwork.",
-        json_schema_extra=_STEERABLE,
+        json_schema_extra=_UPDATABLE,
     )
     quality: Literal["draft", "standard", "fine"] = Field(
         "standard", description="How long to work on it: draft takes about a third of standard, fine three times."
@@ -93,18 +93,18 @@ class StyleSpec(BaseModel):
     content_weight: Weight = Field(
         1.0,
         description="Alpha: how much the photo's content counts; 0 makes pure texture.",
-        json_schema_extra=_STEERABLE,
+        json_schema_extra=_UPDATABLE,
     )
     style_weight: Weight = Field(
         STYLE_WEIGHT,
         description="Beta: how much the painting's style counts at strength 0.5; 0 reconstructs the photo. "
         f"With objective=gatys the default is {STYLE_WEIGHT_GATYS:g}.",
-        json_schema_extra=_STEERABLE,
+        json_schema_extra=_UPDATABLE,
     )
     tv_weight: Weight = Field(
         0.0,
         description="How much total variation (noise) is held down; 1 to 10 is visible.",
-        json_schema_extra=_STEERABLE,
+        json_schema_extra=_UPDATABLE,
     )
     content_layers: LayerWeights = Field(
         {"relu4_2": 1.0}, description="Layers whose features carry the content, with weights: relu4_2=1."
@@ -116,7 +116,7 @@ class StyleSpec(BaseModel):
     style_weights: MixingWeights = Field(
         [],
         description="Shares of several paintings, in their order: 0.7,0.3. Empty: equal shares.",
-        json_schema_extra=_STEERABLE,
+        json_schema_extra=_UPDATABLE,
     )
     style_scale: float = Field(
         1.0, ge=0.25, le=4, description="Size of the brush strokes: the painting's size relative to the result's."
@@ -193,23 +193,23 @@ class StyleSpec(BaseModel):
 
     @property
     def weights(self) -> dict[str, Any]:
-        """The knobs that may be steered, as they are."""
-        return {name: getattr(self, name) for name in STEERABLE}
+        """The parameters that may be spec_updates, as they are."""
+        return {name: getattr(self, name) for name in UPDATABLE}
 
-    def steered(self, knobs: Mapping[str, Any]) -> "StyleSpec":
+    def with_updates(self, parameters: Mapping[str, Any]) -> "StyleSpec":
         """The spec with other weights, for the same pictures, in a job that is on its way.
 
-        Raises BadSpec for any other knob, and where a weight would become 0, or come from there: a run would then
+        Raises BadSpec for any other parameter, and where a weight would become 0, or come from there: a run would then
         look at other layers.
         """
-        for name in knobs:
-            if name not in STEERABLE and (name in KNOBS or name == "preset"):
-                raise errors.BadSpec(f"{name} cannot be changed any more; {', '.join(STEERABLE)} can.")
-        spec = parse_spec({**self.model_dump(), **knobs})
+        for name in parameters:
+            if name not in UPDATABLE and (name in PARAMETERS or name == "preset"):
+                raise errors.BadSpec(f"{name} cannot be changed any more; {', '.join(UPDATABLE)} can.")
+        spec = parse_spec({**self.model_dump(), **parameters})
         for name in ("content_weight", "style_weight"):
             if bool(getattr(spec, name)) != bool(getattr(self, name)):
                 raise errors.BadSpec(f"{name} cannot become 0, or be raised from 0, any more; a tiny weight will do.")
-        return spec._with_shares(len(self.style_weights)) if "style_weights" in knobs else spec
+        return spec._with_shares(len(self.style_weights)) if "style_weights" in parameters else spec
 
     def for_pictures(self, styles: int = 1, masks: int = 0, *, init_image: bool = False) -> "StyleSpec":
         """The same spec with one mixing share a painting, summing to 1. Raises BadSpec if the pictures do not fit."""
@@ -251,53 +251,55 @@ def result_size(width: int, height: int, size: int, *, seamless: bool = False) -
     return across, down
 
 
-KNOBS: tuple[str, ...] = tuple(StyleSpec.model_fields)
-STEERABLE: tuple[str, ...] = tuple(
-    name for name, field in StyleSpec.model_fields.items() if field.json_schema_extra == _STEERABLE
+PARAMETERS: tuple[str, ...] = tuple(StyleSpec.model_fields)
+UPDATABLE: tuple[str, ...] = tuple(
+    name for name, field in StyleSpec.model_fields.items() if field.json_schema_extra == _UPDATABLE
 )
 
 
-def parse_spec(knobs: dict[str, Any]) -> StyleSpec:
-    """Knobs as they came (text from a form or a command line, or JSON values), perhaps with a preset, to a spec.
+def parse_spec(parameters: dict[str, Any]) -> StyleSpec:
+    """Parameters as they came (text from a form or a command line, or JSON values), perhaps with a preset, to a spec.
 
-    Raises BadSpec with one sentence that names the knob and its range; the value itself is never repeated.
+    Raises BadSpec with one sentence that names the parameter and its range; the value itself is never repeated.
     """
-    knobs = presets.expanded(knobs)
-    for name, value in knobs.items():
-        if isinstance(value, bool) and name in KNOBS and name != "seamless":  # pydantic would take true for 1
-            raise errors.BadSpec(f"{name} must be {allowed(name)}.")
+    parameters = presets.expand_preset(parameters)
+    for name, value in parameters.items():
+        if isinstance(value, bool) and name in PARAMETERS and name != "seamless":  # pydantic would take true for 1
+            raise errors.BadSpec(f"{name} must be {describe_range(name)}.")
     try:
-        return StyleSpec.model_validate(knobs)
+        return StyleSpec.model_validate(parameters)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
     if not first["loc"]:
-        raise errors.BadSpec(str(first["ctx"]["error"]) if "ctx" in first else "The spec must be an object of knobs.")
+        raise errors.BadSpec(
+            str(first["ctx"]["error"]) if "ctx" in first else "The spec must be an object of parameters."
+        )
     name = str(first["loc"][0])
     if name not in StyleSpec.model_fields:
-        raise errors.BadSpec(f"There is no such knob; the knobs are {', '.join(KNOBS)}.")
-    raise errors.BadSpec(f"{name} must be {allowed(name)}.")
+        raise errors.BadSpec(f"There is no such parameter; the parameters are {', '.join(PARAMETERS)}.")
+    raise errors.BadSpec(f"{name} must be {describe_range(name)}.")
 
 
-def varied(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """The knobs of an earlier run with what is to be different. Raises BadSpec for a preset that there is not.
+def apply_changes(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of an earlier run with what is to be different. Raises BadSpec for a preset that there is not.
 
     Another objective weighs by other units, so it does not keep the earlier style_weight.
     """
-    change = presets.expanded(change)
+    change = presets.expand_preset(change)
     kept = dict(spec)
     if change.get("objective", spec.get("objective")) != spec.get("objective"):
         kept.pop("style_weight", None)
     return kept | change
 
 
-def allowed(name: str) -> str:
-    """What a knob may be, in words: `a whole number from 64 to 8192`. For refusals, help texts and docs."""
+def describe_range(name: str) -> str:
+    """What a parameter may be, in words: `a whole number from 64 to 8192`. For refusals, help texts and docs."""
     if name in ("content_layers", "style_layers"):
         return f"layers with weights from 0 to 1e+09, like relu4_2=1; the layers are {', '.join(get_args(Layer))}"
     if name == "style_weights":
         return f"at most {MAX_STYLES} numbers from 0 to 1e+09, one for each painting"
     if name == "model":
-        return f"auto or a network's name: {MODEL_NAME_WORDS}"
+        return f"auto or a network's name: {MODEL_NAME_RULE}"
     schema = StyleSpec.model_json_schema()["properties"][name]
     if schema["type"] == "boolean":
         return "true or false"

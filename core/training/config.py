@@ -14,7 +14,7 @@ from core import errors
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Recipe(BaseModel):
+class TrainingConfig(BaseModel):
     """One training. The same recipe, data set and number of threads on a CPU give the same network, to the bit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,20 +76,20 @@ class Recipe(BaseModel):
         return self.learning_rate * (1 + cos(pi * done)) / 2
 
 
-def parse_recipe(given: Mapping[str, object]) -> Recipe:
+def parse_training_config(given: Mapping[str, object]) -> TrainingConfig:
     """From texts or numbers. Raises BadSpec with one sentence that names the setting and its range."""
     try:
-        return Recipe.model_validate(given)
+        return TrainingConfig.model_validate(given)
     except ValidationError as error:
         name = str(error.errors(include_url=False, include_input=False)[0]["loc"][0])
-    if name not in Recipe.model_fields:
-        raise errors.BadSpec(f"There is no such setting; there are {', '.join(Recipe.model_fields)}.")
-    raise errors.BadSpec(f"{name} must be {allowed(name)}.")
+    if name not in TrainingConfig.model_fields:
+        raise errors.BadSpec(f"There is no such setting; there are {', '.join(TrainingConfig.model_fields)}.")
+    raise errors.BadSpec(f"{name} must be {describe_range(name)}.")
 
 
-def allowed(name: str) -> str:
+def describe_range(name: str) -> str:
     """What a setting may be, in words."""
-    schema = Recipe.model_json_schema()["properties"][name]
+    schema = TrainingConfig.model_json_schema()["properties"][name]
     if schema["type"] == "boolean":
         return "true or false"
     if "enum" in schema:

@@ -83,14 +83,14 @@ def digest_of(before: str, split: Split, value: bytes) -> str:
     return hashlib.sha256(before.encode() + split.encode() + hashlib.sha256(value).digest()).hexdigest()
 
 
-class Book:
+class DatasetWriter:
     """The LMDB file of a data set, open to be written; the map grows as it fills. A context manager."""
 
     def __init__(self, folder: Path, map_bytes: int = _FIRST_MAP_BYTES) -> None:
         """Raises BadDataset where the file is a stranger's, which stays as it is to the bit; StorageFull."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "data.mdb"
-        with room(folder):
+        with translate_lmdb_errors(folder):
             if file.exists() and file.stat().st_size:
                 with _reading(folder) as environment:
                     _front_matter(environment)
@@ -100,7 +100,7 @@ class Book:
             if self.read() is not None:
                 self._databases = {name: self._env.open_db(name) for name in _DATABASES}
 
-    def __enter__(self) -> "Book":
+    def __enter__(self) -> "DatasetWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,7 +152,7 @@ class Book:
 
 
 @contextmanager
-def room(folder: Path) -> Iterator[None]:
+def translate_lmdb_errors(folder: Path) -> Iterator[None]:
     """What LMDB raises, as our errors: StorageFull, BadDataset; OSError where the system forbids it."""
     try:
         yield
@@ -188,7 +188,7 @@ class Dataset:
             raise errors.BadDataset(f"There is no data set in {folder}; `impasto dataset build` makes one.")
         self.bytes = file.stat().st_size
         try:
-            with room(folder):
+            with translate_lmdb_errors(folder):
                 self.header, self.state = self._front()
                 self._check_whole(unfinished=unfinished)
         except BaseException:
@@ -250,7 +250,7 @@ class Dataset:
         """A picture's class and stored bytes. Raises IndexError, BadDataset."""
         if not 0 <= index < self.count(split):
             raise IndexError(index)
-        with room(self.folder):
+        with translate_lmdb_errors(self.folder):
             database = self._database(split)
             with self._opened().begin(db=database) as transaction:
                 value = transaction.get(INDEX.pack(index))
@@ -275,13 +275,13 @@ class Dataset:
                 raise self._damaged()
             return label, Image.frombytes("RGB", size, data)
         try:
-            return label, codec.reopened(data, ("jpeg",), size)
+            return label, codec.open_result(data, ("jpeg",), size)
         except errors.BadImage as error:
             raise self._damaged() from error
 
     def refusals(self, count: int) -> list[str]:
         """The first files that were not taken, and why."""
-        with room(self.folder):
+        with translate_lmdb_errors(self.folder):
             database = self._database("refused")
             with self._opened().begin(db=database) as transaction, transaction.cursor() as cursor:
                 return [value.decode(errors="replace") for _, (_, value) in zip(range(count), cursor, strict=False)]

@@ -24,7 +24,18 @@ from core import errors
 from core.images import codec
 from core.images.decoders import Decoder, Resize
 from core.storage.files import exclusive_lock
-from core.training.dataset import INDEX, LABEL, MAX_CLASSES, Book, Header, Split, State, Store, digest_of, room
+from core.training.dataset import (
+    INDEX,
+    LABEL,
+    MAX_CLASSES,
+    DatasetWriter,
+    Header,
+    Split,
+    State,
+    Store,
+    digest_of,
+    translate_lmdb_errors,
+)
 
 _LISTED_AT_ONCE = 4096
 _PORTION = 256  # pictures from one commit to the next
@@ -35,7 +46,7 @@ _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 
 
 @dataclass(frozen=True)
-class Wish:
+class BuildOptions:
     """How pictures are to be kept."""
 
     side_px: int = 256
@@ -45,7 +56,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Progress:
+class BuildProgress:
     """Where a build is; `done` is 0 while files are listed, and no time is known until a second one is read."""
 
     files: int
@@ -68,13 +79,13 @@ class _Refused:
     sentence: str
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[BuildProgress], None]
 
 
 def build(
     folder: Path,
     out: Path,
-    wish: Wish,
+    wish: BuildOptions,
     jobs: int = 0,
     *,
     on_progress: OnProgress | None = None,
@@ -92,7 +103,7 @@ def build(
     _check_place(folder, out)
     with exclusive_lock(out, errors.BadDataset(f"{out} is being built by another process.")):
         try:
-            with room(out), Book(out, *([book_bytes] if book_bytes else [])) as book:
+            with translate_lmdb_errors(out), DatasetWriter(out, *([book_bytes] if book_bytes else [])) as book:
                 state = _begun(book, header, out)
                 if state.phase == "complete":
                     _check_unchanged(folder, book, out, state, header)
@@ -112,7 +123,7 @@ class _Useless(Exception):
     """Nothing can be learnt from it, as its list of files tells before any is read."""
 
 
-def _header(folder: Path, wish: Wish) -> Header:
+def _header(folder: Path, wish: BuildOptions) -> Header:
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
     if names and {name.lower() for name in names} <= _SPLIT_NAMES:
@@ -135,7 +146,7 @@ def _check_place(folder: Path, out: Path) -> None:
         raise errors.BadDataset(f"{out} is a folder with something else in it; take another.")
 
 
-def _check_unchanged(folder: Path, book: Book, out: Path, state: State, header: Header) -> None:
+def _check_unchanged(folder: Path, book: DatasetWriter, out: Path, state: State, header: Header) -> None:
     new = sum(not _is_listed(book, state, _relative(folder, path)) for _, path in _places(folder, header))
     if new:
         raise errors.BadDataset(
@@ -144,7 +155,7 @@ def _check_unchanged(folder: Path, book: Book, out: Path, state: State, header: 
         )
 
 
-def _begun(book: Book, header: Header, out: Path) -> State:
+def _begun(book: DatasetWriter, header: Header, out: Path) -> State:
     front = book.read()
     if front is None:
         none = [0] * len(header.classes)
@@ -165,7 +176,7 @@ def _begun(book: Book, header: Header, out: Path) -> State:
 # ---------------------------------------------------------------------- list
 
 
-def _list(folder: Path, book: Book, state: State, header: Header, on_progress: OnProgress | None) -> None:
+def _list(folder: Path, book: DatasetWriter, state: State, header: Header, on_progress: OnProgress | None) -> None:
     """All files under the hash of their path; listed again, the new ones after all others. Safe to repeat."""
     entries, labels = list[tuple[bytes, bytes, bytes]](), set[int]()
     for label, path in _places(folder, header):
@@ -177,7 +188,7 @@ def _list(folder: Path, book: Book, state: State, header: Header, on_progress: O
             book.write(entries, state)
             entries.clear()
             if on_progress is not None:
-                on_progress(Progress(book.count(b"files"), 0, 0, None))
+                on_progress(BuildProgress(book.count(b"files"), 0, 0, None))
     if not state.position:
         for label, name in enumerate(header.classes):
             if label not in labels:
@@ -195,7 +206,7 @@ def _key(listing: int, relative: bytes) -> bytes:
     return LABEL.pack(listing) + hashlib.blake2b(relative, digest_size=16).digest()
 
 
-def _is_listed(book: Book, state: State, relative: bytes) -> bool:
+def _is_listed(book: DatasetWriter, state: State, relative: bytes) -> bool:
     return any(book.has(b"files", _key(listing, relative)) for listing in range(state.listings))
 
 
@@ -246,7 +257,11 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _take(
-    outcomes: Iterator[_Taken | _Refused], book: Book, state: State, header: Header, on_progress: OnProgress | None
+    outcomes: Iterator[_Taken | _Refused],
+    book: DatasetWriter,
+    state: State,
+    header: Header,
+    on_progress: OnProgress | None,
 ) -> None:
     began, portion, refused = 0.0, list[_Taken | _Refused](), state.refused
     before = state.taken + state.refused
@@ -260,7 +275,7 @@ def _take(
         if on_progress is not None:
             done, pace = before + count, (time.monotonic() - began) / (count - 1) if count > 1 else None
             left = None if pace is None else pace * (state.files - done)
-            on_progress(Progress(state.files, done, refused, left))
+            on_progress(BuildProgress(state.files, done, refused, left))
     _keep(book, state, portion)
     for name, count in zip(header.classes, state.train, strict=True):
         if not count:
@@ -274,7 +289,7 @@ def _take(
     book.write([], state)
 
 
-def _example(book: Book, name: str) -> str:
+def _example(book: DatasetWriter, name: str) -> str:
     """Why a class lacks pictures."""
     sentences = (value.decode() for _, value in _entries(book, b"refused", b""))
     own = [sentence for sentence in sentences if sentence.startswith(f"{name}/")]
@@ -282,7 +297,7 @@ def _example(book: Book, name: str) -> str:
 
 
 def _outcomes(
-    folder: Path, book: Book, state: State, header: Header, jobs: int
+    folder: Path, book: DatasetWriter, state: State, header: Header, jobs: int
 ) -> Generator[_Taken | _Refused, None, None]:
     """What becomes of each file, in order, some ahead of those that are written."""
     decoders: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
@@ -312,7 +327,7 @@ def _outcomes(
             decoder.close()
 
 
-def _entries(book: Book, name: bytes, after: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _entries(book: DatasetWriter, name: bytes, after: bytes) -> Iterator[tuple[bytes, bytes]]:
     while found := book.after(name, after, _LISTED_AT_ONCE):
         yield from found
         after = found[-1][0]
@@ -348,7 +363,7 @@ def _content(path: Path) -> bytes:
         if error.errno not in _FILE_ERRORS:
             raise
         raise errors.BadImage(f"The file cannot be read: {error.strerror}.") from error
-    codec.sniff(data)
+    codec.detect_format(data)
     return data
 
 
@@ -364,7 +379,7 @@ def _stored(pixels: bytes, header: Header) -> bytes:
     return codec.encode(Image.frombytes("RGB", (header.side_px, header.side_px), pixels), "jpeg")
 
 
-def _keep(book: Book, state: State, portion: list[_Taken | _Refused]) -> None:
+def _keep(book: DatasetWriter, state: State, portion: list[_Taken | _Refused]) -> None:
     """Write a portion and the state after it. The state is advanced with it."""
     entries = []
     counts = {"train": sum(state.train), "validation": sum(state.validation)}

@@ -69,14 +69,14 @@ class Receiver:
 
 
 @dataclass(frozen=True)
-class Policy:
+class WebhookPolicy:
     """What this service takes. secret: `whsec_…`, or empty: no webhooks. old_secret: the one before, still valid."""
 
     secret: str = ""
     ports: frozenset[int] = frozenset({443})
-    http: bool = False
-    private: bool = False
-    old_secret: str = ""
+    allow_http: bool = False
+    allow_private: bool = False
+    previous_secret: str = ""
 
     def receiver(self, url: str) -> Receiver:
         """The receiver at a URL, as far as its text tells. Raises BadWebhook."""
@@ -86,7 +86,7 @@ class Policy:
         if match is None:
             raise errors.BadWebhook()
         scheme = match["scheme"].lower()
-        if scheme != "https" and not (self.http and scheme == "http"):
+        if scheme != "https" and not (self.allow_http and scheme == "http"):
             raise errors.BadWebhook("A webhook's URL must begin with https://.")
         port = int(match["port"] or PORTS[scheme])
         if port not in self.ports:
@@ -106,7 +106,7 @@ class Policy:
         labels = receiver.host.split(".")
         if len(receiver.host) > 253 or not all(map(_LABEL.fullmatch, labels)) or _NUMBER.fullmatch(labels[-1]):
             raise errors.BadWebhook("A webhook's host must be a plain name, such as example.org.")
-        if not self.private and (len(labels) == 1 or labels[-1] in ("localhost", "local", "internal")):
+        if not self.allow_private and (len(labels) == 1 or labels[-1] in ("localhost", "local", "internal")):
             raise errors.BadWebhook("A webhook's host must be one that everybody can reach.")
 
     def may_reach(self, address: Address) -> bool:
@@ -114,16 +114,16 @@ class Policy:
         if any(address in network for network in _METADATA):
             return False
         if any(address in network for network in _INTRANET):
-            return self.private
+            return self.allow_private
         if isinstance(address, IPv4Address):
             special = address.is_multicast or any(address in network for network in _NOT_GLOBAL)
             return address.is_global and not special
         if address in _NAT64:
             inner = IPv4Address(int(address) & 0xFFFFFFFF)
-            return Policy().may_reach(inner)
+            return WebhookPolicy().may_reach(inner)
         return address in _UNICAST and not any(address in network for network in _NOT_UNICAST)
 
-    def owners_secret(self, owner: str) -> str:
+    def owner_secret(self, owner: str) -> str:
         """What an owner verifies their webhooks with. Raises BadSettings if there is no secret to derive it from."""
         if not self.secret:
             raise errors.BadSettings("IMPASTO_WEBHOOK_SECRET is not set; docs/operations.md tells how to make one.")
@@ -135,8 +135,8 @@ class Policy:
         The id stays the same however often a job's webhook is sent.
         """
         message = f"msg_{job.id.removeprefix('job_')}"
-        secrets = [self.owners_secret(job.owner)]
-        secrets += [_derived(self.old_secret, job.owner)] if self.old_secret else []
+        secrets = [self.owner_secret(job.owner)]
+        secrets += [_derived(self.previous_secret, job.owner)] if self.previous_secret else []
         return {
             "webhook-id": message,
             "webhook-timestamp": str(int(now.timestamp())),
@@ -153,7 +153,7 @@ def body(job: Job) -> str:
     """What is told of an ended job: little; the links, those of the API, lead to the rest."""
     assert job.completed_at is not None, "only the end of a job is told"
     itself = f"/v1/jobs/{job.id}"
-    links = {"self": itself} | ({"result": f"{itself}/result"} if job.outputs and not job.gone else {})
+    links = {"self": itself} | ({"result": f"{itself}/result"} if job.outputs and not job.images_deleted else {})
     data = {
         "id": job.id,
         "status": job.status,

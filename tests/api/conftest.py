@@ -36,7 +36,7 @@ def connect() -> Iterator[Callable[[FastAPI], TestClient]]:
         yield client_of
         for client in clients:
             state: Any = client.app.state  # type: ignore[attr-defined]
-            portal.call(state.sights.stop)
+            portal.call(state.job_feed.stop)
             client.close()
             state.store.close()
 
@@ -55,7 +55,7 @@ def rings(app: FastAPI) -> list[int]:
         rung.append(1)
         return True
 
-    app.state.ring = ring
+    app.state.notify = ring
     return rung
 
 
@@ -67,9 +67,9 @@ def files(photo: Image.Image, painting: Image.Image) -> dict[str, Any]:
 
 @pytest.fixture
 def submit(client: TestClient, files: dict[str, Any], rings: list[int]) -> Callable[..., Any]:
-    """POST /v1/jobs with knobs; the response."""
+    """POST /v1/jobs with parameters; the response."""
 
-    def post(**knobs: str) -> Any:
-        return client.post("/v1/jobs", files=files, data={"size": "64", **knobs})
+    def post(**parameters: str) -> Any:
+        return client.post("/v1/jobs", files=files, data={"size": "64", **parameters})
 
     return post

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.job_feed import READ_AT_ONCE, Lookout
+from api.job_feed import MAX_BATCH, JobFeed
 from core import errors
 
 
@@ -25,9 +25,9 @@ def test_a_store_that_is_away_is_asked_once_for_all_who_wait(nowhere: str, monke
         raise errors.StoreUnavailable()
 
     async def ask() -> list[Any]:
-        lookout = Lookout(nowhere, 10)
-        monkeypatch.setattr(lookout._reader, "read", read)
-        asked = [lookout.see(f"job_{number}", "anna") for number in range(3 * READ_AT_ONCE)]
+        lookout = JobFeed(nowhere, 10)
+        monkeypatch.setattr(lookout._reader, "get_if_changed", read)
+        asked = [lookout.get(f"job_{number}", "anna") for number in range(3 * MAX_BATCH)]
         try:
             return await asyncio.gather(*asked, return_exceptions=True)
         finally:
@@ -35,7 +35,7 @@ def test_a_store_that_is_away_is_asked_once_for_all_who_wait(nowhere: str, monke
 
     answers = asyncio.run(ask())
     assert {errors.StoreUnavailable} == {type(answer) for answer in answers}
-    assert [READ_AT_ONCE] == reads
+    assert [MAX_BATCH] == reads
 
 
 def test_a_crowd_that_wants_the_same_reads_once_and_each_sees_what_came_after_they_asked(nowhere: str) -> None:
@@ -46,7 +46,7 @@ def test_a_crowd_that_wants_the_same_reads_once_and_each_sees_what_came_after_th
         return len(reads)
 
     async def ask() -> list[int]:
-        lookout = Lookout(nowhere, 10)
+        lookout = JobFeed(nowhere, 10)
         crowd = await asyncio.gather(*(lookout.share("batch", read) for _ in range(50)))
         later = await lookout.share("batch", read)
         await lookout.stop()

@@ -32,7 +32,7 @@ def _write(url: str, history: History, over: threading.Event) -> None:
         job_id = new_job_id()
         try:
             for digest in INPUT.digests():
-                store.hold(digest)
+                store.reserve(digest)
             store.create(job_id, INPUT)
         except (errors.Unavailable, errors.NotFound):  # not acknowledged; it may be there or not
             time.sleep(0.02)

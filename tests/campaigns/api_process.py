@@ -17,7 +17,7 @@ from cli.local_service import free_port
 CONTROLS = {
     "protocol": "import uvicorn; uvicorn.run('api.app:create_app', factory=True, host='127.0.0.1', port={port})",
     "guard": (
-        "import api.middleware.host_guard as g; g.Guard._refused = lambda *_: None\n"
+        "import api.middleware.host_guard as g; g.HostGuard._refused = lambda *_: None\n"
         "from api.__main__ import main; main()"
     ),
     "validation": (

@@ -29,7 +29,7 @@ from core.jobs.store import JobStore
 HERE = Path(__file__).parent
 JOBS = 40
 
-# Pictures and how knobs go together are more than a schema can say.
+# Pictures and how parameters go together are more than a schema can say.
 CONFIG = """
 hooks = "{hooks}"
 seed = {seed}
@@ -95,7 +95,7 @@ def _things(api: ApiProcess, seed: int) -> dict[str, str]:
     store = JobStore(api.redis_url)
     store.cancel(ended)
     store.close()
-    assert all(codec.sniff(picture) == "png" for picture in pictures)
+    assert all(codec.detect_format(picture) == "png" for picture in pictures)
     things = {"PICTURES": [picture.hex() for picture in pictures], "DIGESTS": digests, "JOBS": jobs, "ENDED": ended}
     return {f"CONTRACT_{name}": json.dumps(value) for name, value in things.items()} | {"CONTRACT_SEED": str(seed)}
 

@@ -37,10 +37,10 @@ WITHOUT = {
         "api.submissions.multipart._File.write = _write"
     ),
     "disk": (
-        "import io, pathlib; from core import blobs\n"
+        "import io, pathlib; from core.storage import blobs\n"
         "class _Memory(io.BytesIO):\n"
         "    path = pathlib.Path('nowhere')\n"
-        "blobs.Blobs.part = lambda self: _Memory()"
+        "blobs.Blobs.pending = lambda self: _Memory()"
     ),
 }
 

@@ -43,7 +43,7 @@ CONTROLS = {
         "redis.asyncio.Redis.from_url = classmethod(as_patient)"
     ),
     # Everybody waits for a store that says nothing, and for a thread to wait in.
-    "breaker": "import core.redis_client as c\nc.unavailable.__enter__ = lambda line: None",
+    "breaker": "import core.redis_client as c\nc.CircuitBreaker.__enter__ = lambda line: None",
 }
 
 
@@ -98,9 +98,9 @@ def _campaign(
     over: threading.Event,
     faults: int,
 ) -> None:
-    for number, knobs in enumerate(kills.KNOBS):
-        job = kills._followed(caller, caller.submit(knobs, f"reference-{number}"))
-        history.tell("reference", knobs=number, pixels=caller.pixels(job))
+    for number, parameters in enumerate(kills.PARAMETERS):
+        job = kills._followed(caller, caller.submit(parameters, f"reference-{number}"))
+        history.tell("reference", parameters=number, pixels=caller.pixels(job))
     clients = [Client(fleet, history, number, 10**6, over) for number in range(kills.CLIENTS)]
     for client in clients:
         client.start()

@@ -61,7 +61,7 @@ TINY = late(
     "def load(self, *_):\n"
     "    return module.Network('vgg16', module.random_parameters('vgg16'), **tiny)\n"
     "def entry(self, name):\n"
-    "    return module.Entry(name, self.path(name), 0, {'sha256': 'tiny'})\n"
+    "    return module.CacheEntry(name, self.path(name), 0, {'sha256': 'tiny'})\n"
     "module.WeightsCache.load, module.WeightsCache.entry = load, entry\n"
     "module.WeightsCache.has = lambda *_: True",
 )
@@ -85,7 +85,7 @@ class Program:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
 
-    def mend(self) -> None:
+    def restart_if_dead(self) -> None:
         if self._wanted and self._process is not None and self._process.poll() is not None:
             self.start()
 
@@ -165,7 +165,7 @@ class Fleet:
             for number in range(workers)
         ]
         self._over = threading.Event()
-        self._watch = threading.Thread(target=self._mend, name="fleet", daemon=True)
+        self._watch = threading.Thread(target=self._restart_dead, name="fleet", daemon=True)
 
     @property
     def url(self) -> str:
@@ -220,10 +220,10 @@ class Fleet:
         yield self.api
         yield from self.workers
 
-    def _mend(self) -> None:
+    def _restart_dead(self) -> None:
         while not self._over.wait(LOOK_SECONDS):
             for program in self._programs():
-                program.mend()
+                program.restart_if_dead()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -17,9 +17,9 @@ import click
 import httpx2
 from fleet import Fleet
 from history import History, events, judged, percentile
-from kills import KNOBS, PAINTING, PHOTO
+from kills import PARAMETERS, PAINTING, PHOTO
 
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 
 FLOODERS = 32  # connections of the one
 OVERTAKEN = (
@@ -32,13 +32,13 @@ CONTROLS = {
     # First come, first served.
     "turns": (
         "import core.jobs.store as s\n"
-        "stock = s.library\n"
-        "def library():\n"
+        "stock = s.load_library\n"
+        "def load_library():\n"
         "    version, code = stock()\n"
         "    loose = code.replace('class, turn, number)', 'class, 0, number)')\n"
         "    assert loose != code\n"
         "    return version + 'x', loose.replace(version, version + 'x')\n"
-        "s.library = library"
+        "s.load_library = load_library"
     )
 }
 
@@ -56,7 +56,7 @@ class Owner:
         """The pictures, once."""
         sent = [await self.http.post("/v1/images", files={"image": data}) for data in (PHOTO, PAINTING)]
         content, style = (answer.json()["id"] for answer in sent)
-        self.order = {"content": content, "styles": [style], "spec": random.Random(seed).choice(KNOBS)}
+        self.order = {"content": content, "styles": [style], "spec": random.Random(seed).choice(PARAMETERS)}
 
     async def submit(self) -> httpx2.Response:
         return await self.http.post("/v1/jobs", json=self.order)
@@ -119,7 +119,7 @@ def campaign(folder: Path, history: History, *, seed: int, seconds: float, witho
         API_SUBMISSIONS_PER_MINUTE=str(PER_MINUTE),
     )
     with fleet, fleet.redis() as store:
-        ring = Keys(f"redis://127.0.0.1:{fleet.store_port}/0")
+        ring = ApiKeyStore(f"redis://127.0.0.1:{fleet.store_port}/0")
         secrets = [ring.create(name)[1] for name in ("flooder", "one", "another")]
         ring.close()
         asyncio.run(_play(fleet.url, secrets, history, seed, seconds))

@@ -25,7 +25,7 @@ from kills import Caller
 
 from core.celery_app import QUEUE, STYLIZE
 
-KNOBS = {"size": "64", "iterations": "20", "scales": "1"}
+PARAMETERS = {"size": "64", "iterations": "20", "scales": "1"}
 PATIENCE_SECONDS = 60.0
 # A child that has heard 500 bells makes room for another, in peace: here that would pass for a death.
 _STAYS = """
@@ -152,7 +152,7 @@ def campaign(folder: Path, history: History, *, seed: int, count: int, without: 
 
 
 def _follow(caller: Caller, history: History, key: str) -> None:
-    job_id, until = caller.submit(KNOBS, key), time.monotonic() + PATIENCE_SECONDS
+    job_id, until = caller.submit(PARAMETERS, key), time.monotonic() + PATIENCE_SECONDS
     while (status := caller.ask("GET", f"/v1/jobs/{job_id}").json()["status"]) in {"queued", "running"}:
         if time.monotonic() > until:
             break

@@ -64,9 +64,9 @@ CONTROLS = {
         "b.Blobs.part = part\n"
     ),
     # What was begun stays when it comes to nothing.
-    "parts": "import core.storage.blobs as b, io; b.Part.close = lambda self: io.BufferedRandom.close(self)\n",
+    "parts": "import core.storage.blobs as b, io; b.PendingBlob.close = lambda self: io.BufferedRandom.close(self)\n",
     # It calls itself ready without a look at the disk.
-    "room": "import core.storage.blobs as b; b.Blobs.writable = lambda self: True\n",
+    "room": "import core.storage.blobs as b; b.Blobs.is_writable = lambda self: True\n",
 }
 
 
@@ -275,9 +275,9 @@ def campaign(
     disks = {name: Disk(folder / name, megabytes) for name, megabytes in SIZES_MB.items()}
     fleet = Fleet(folder, tiny=True, changed=CONTROLS.get(without or "", ""), WORKER_PREVIEW_SECONDS="0.3")
     with fleet, Timed(fleet.url, history) as caller:
-        for number, knobs in enumerate(kills.KNOBS):
-            job = kills._followed(caller, caller.submit(knobs, f"reference-{number}"))
-            history.tell("reference", knobs=number, pixels=caller.pixels(job))
+        for number, parameters in enumerate(kills.PARAMETERS):
+            job = kills._followed(caller, caller.submit(parameters, f"reference-{number}"))
+            history.tell("reference", parameters=number, pixels=caller.pixels(job))
         clients = [Client(fleet, history, seed * 1000 + number, 10**6, over) for number in range(kills.CLIENTS)]
         for client in (*clients, Visitor(fleet, history, over)):
             client.start()

@@ -63,8 +63,8 @@ PIL.Image.open = _open
 """
 
 WITHOUT = {
-    "sandbox": "from core.images import sandbox; sandbox.enter = lambda *_: False",
-    "limits": "from core.images import sandbox; _enter = sandbox.enter; sandbox.enter = lambda *_: _enter(-1, 600)",
+    "sandbox": "from core.images import sandbox; sandbox.restrict_process = lambda *_: False",
+    "limits": "from core.images import sandbox; _enter = sandbox.restrict_process; sandbox.restrict_process = lambda *_: _enter(-1, 600)",
     "walk": (
         "from core.images import jpeg, png, webp\n"
         "jpeg.is_complete = png.is_complete = png.is_light = webp.is_complete = lambda _: True"
@@ -82,7 +82,7 @@ WITHOUT = {
         "        return codec.inspect_in_child(file)\n"
         "async def _inspected(file, **_):\n"
         "    return await to_thread.run_sync(_look, file)\n"
-        "api.routes.images.inspected = _inspected"
+        "api.routes.images.inspect = _inspected"
     ),
 }
 

@@ -35,8 +35,8 @@ PAUSE_SECONDS = 1.6  # on average, between two kills
 PATIENCE_SECONDS = 120.0  # after the last kill
 TARGETS = {"api": 0.3, "worker": 0.2, "child": 0.2, "valkey": 0.2, "child frozen": 0.1}
 
-# Knobs whose result is the same to the bit whenever it is painted; long enough, with the tiny network, to be killed in.
-KNOBS = [
+# Parameters whose result is the same to the bit whenever it is painted; long enough, with the tiny network, to be killed in.
+PARAMETERS = [
     {"size": "64", "iterations": str(iterations), "scales": "1", "style_weight": str(weight)}
     for iterations in (60, 200, 600)
     for weight in (5, 20)
@@ -44,8 +44,8 @@ KNOBS = [
 
 CONTROLS = {
     # The leases of the dead never run out, and nobody mourns.
-    "lease": "import core.jobs.store as s; s.JobStore.reap = lambda self: (0, 0); "
-    "s.JobStore.bury = lambda self, worker: 0",
+    "lease": "import core.jobs.store as s; s.JobStore.reap_expired_leases = lambda self: (0, 0); "
+    "s.JobStore.requeue_jobs_of = lambda self, worker: 0",
     "durability": "",  # the store keeps nothing on its disk
 }
 
@@ -90,9 +90,9 @@ class Caller:
         """What a submission sends."""
         return PHOTO
 
-    def submit(self, knobs: dict[str, str], key: str) -> str:
+    def submit(self, parameters: dict[str, str], key: str) -> str:
         files = {"content": ("a.png", self.photo(key)), "style": ("b.png", PAINTING)}
-        answer = self.ask("POST", "/v1/jobs", files=files, data=knobs, headers={"Idempotency-Key": key})
+        answer = self.ask("POST", "/v1/jobs", files=files, data=parameters, headers={"Idempotency-Key": key})
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
@@ -130,9 +130,9 @@ class Client(threading.Thread):
         sent = 0
         while open_jobs or (sent < self._jobs and not self._over.is_set()):
             while len(open_jobs) < AT_ONCE and sent < self._jobs and not self._over.is_set():
-                knobs, key = self._random.randrange(len(KNOBS)), f"{self._seed}-{sent}"
-                job_id = self._caller.submit(KNOBS[knobs], key)
-                self._history.tell("accepted", job=job_id, key=key, knobs=knobs)
+                parameters, key = self._random.randrange(len(PARAMETERS)), f"{self._seed}-{sent}"
+                job_id = self._caller.submit(PARAMETERS[parameters], key)
+                self._history.tell("accepted", job=job_id, key=key, parameters=parameters)
                 open_jobs[job_id] = key
                 sent += 1
             for job_id in list(open_jobs):
@@ -140,7 +140,7 @@ class Client(threading.Thread):
                 if answer.status_code != 200:
                     self._history.tell("missing", job=job_id, status=answer.status_code)
                     del open_jobs[job_id]
-                elif Status(answer.json()["status"]).ended:
+                elif Status(answer.json()["status"]).has_ended:
                     self._history.tell("ended", job=job_id, **_facts(self._caller, answer.json()))
                     del open_jobs[job_id]
             time.sleep(0.1)
@@ -180,9 +180,9 @@ def campaign(folder: Path, history: History, *, seed: int, kills: int, jobs: int
     history.tell("begin", seed=seed, kills=kills, jobs=jobs, without=without)
     fleet = Fleet(folder, tiny=True, store=store, changed=CONTROLS.get(without or "", ""))
     with fleet, Caller(fleet.url) as caller:
-        for number, knobs in enumerate(KNOBS):  # in peace
-            job = _followed(caller, caller.submit(knobs, f"reference-{number}"))
-            history.tell("reference", knobs=number, pixels=caller.pixels(job))
+        for number, parameters in enumerate(PARAMETERS):  # in peace
+            job = _followed(caller, caller.submit(parameters, f"reference-{number}"))
+            history.tell("reference", parameters=number, pixels=caller.pixels(job))
         clients = [Client(fleet, history, seed * 1000 + number, jobs // CLIENTS, over) for number in range(CLIENTS)]
         for client in clients:
             client.start()
@@ -205,7 +205,7 @@ def campaign(folder: Path, history: History, *, seed: int, kills: int, jobs: int
 def _followed(caller: Caller, job_id: str) -> dict[str, Any]:
     while True:
         job: dict[str, Any] = caller.ask("GET", f"/v1/jobs/{job_id}").json()
-        if Status(job["status"]).ended:
+        if Status(job["status"]).has_ended:
             return job
         time.sleep(0.05)
 
@@ -219,7 +219,7 @@ def _look_again(fleet: Fleet, caller: Caller, history: History) -> None:
         else:
             history.tell("final", job=event["job"], **_facts(caller, answer.json()))
     with fleet.redis() as client:
-        history.tell("records", count=client.zcard("impasto:of:local"))
+        history.tell("records", count=client.zcard("impasto:jobs_of:local"))
 
 
 def _tidy_up(fleet: Fleet, caller: Caller, history: History) -> None:
@@ -255,7 +255,7 @@ def _files(data: Path) -> list[str]:
 def violations(file: Path) -> list[str]:
     """What must not be, by the history alone."""
     found: list[str] = []
-    right = {event["knobs"]: event["pixels"] for event in events(file, "reference")}
+    right = {event["parameters"]: event["pixels"] for event in events(file, "reference")}
     accepted = {event["job"]: event for event in events(file, "accepted")}
     final = {event["job"]: event for event in events(file, "final")}
     keys = Counter(event["key"] for event in accepted.values())
@@ -267,9 +267,9 @@ def violations(file: Path) -> list[str]:
         end = final.get(job)
         if end is None:
             found.append(f"{job} is lost")
-        elif not Status(end["status"]).ended:
+        elif not Status(end["status"]).has_ended:
             found.append(f"{job} never ended: {end['status']}")
-        elif end["status"] == "succeeded" and end["pixels"] != right[event["knobs"]]:
+        elif end["status"] == "succeeded" and end["pixels"] != right[event["parameters"]]:
             found.append(f"{job} has wrong bytes")
         elif (
             end["status"] not in ("succeeded", "failed")

@@ -16,7 +16,7 @@ from kills import Caller
 from core.celery_app import QUEUE
 from core.jobs.models import Status
 
-KNOBS = {"size": "64", "iterations": "10", "scales": "1"}
+PARAMETERS = {"size": "64", "iterations": "10", "scales": "1"}
 LIMIT_SECONDS = 10.0  # until the bells ring again
 CONTROLS = {"reaper": "import api.background.reaper as r; r.Reaper._ring_lost_bells = lambda self: None"}
 
@@ -26,10 +26,10 @@ def campaign(folder: Path, history: History, *, jobs: int, without: str | None =
     history.tell("begin", jobs=jobs, without=without)
     fleet = Fleet(folder, workers=1, changed=CONTROLS.get(without or "", ""))
     with fleet, fleet.redis() as store, Caller(fleet.url) as caller:
-        long = caller.submit({**KNOBS, "iterations": "5000"}, "long")  # holds the worker
+        long = caller.submit({**PARAMETERS, "iterations": "5000"}, "long")  # holds the worker
         while caller.ask("GET", f"/v1/jobs/{long}").json()["status"] == "queued":
             time.sleep(0.02)
-        ids = [caller.submit(KNOBS, f"job-{number}") for number in range(jobs)]
+        ids = [caller.submit(PARAMETERS, f"job-{number}") for number in range(jobs)]
         emptied = store.llen(QUEUE)
         store.delete(QUEUE, "unacked", "unacked_index")
         began = time.monotonic()
@@ -40,7 +40,7 @@ def campaign(folder: Path, history: History, *, jobs: int, without: str | None =
         caller.ask("POST", f"/v1/jobs/{long}/cancel")
         ended = set()
         while len(ended) < jobs and time.monotonic() - began < patience:
-            ended |= {one for one in set(ids) - ended if Status(_status(caller, one)).ended}
+            ended |= {one for one in set(ids) - ended if Status(_status(caller, one)).has_ended}
             time.sleep(0.2)
         history.tell("end", ended=len(ended), jobs=jobs)
 

@@ -20,14 +20,14 @@ from fleet import Fleet
 from history import History, events, judged, percentile
 from kills import Caller
 
-KNOBS = {"size": "64", "iterations": "5000", "scales": "1"}
+PARAMETERS = {"size": "64", "iterations": "5000", "scales": "1"}
 FROZEN_SHARE = 0.2  # of the trials: the whole worker, as if its machine were gone
 LIMITS = {"died": 3.0, "frozen": 6.5}  # seconds, for 99 of 100
 LOST_SECONDS = 2.0  # of painting, that is done again
 
 CONTROLS = {
-    "mourner": "import core.jobs.store as s; s.JobStore.bury = lambda self, worker: 0",
-    "checkpoints": "import core.jobs.store as s; s.JobStore.keep = lambda self, *_: 'ok'",
+    "mourner": "import core.jobs.store as s; s.JobStore.requeue_jobs_of = lambda self, worker: 0",
+    "checkpoints": "import core.jobs.store as s; s.JobStore.save_checkpoint = lambda self, *_: 'ok'",
 }
 
 
@@ -48,7 +48,7 @@ class Trial:
 
     def run(self, kind: str, key: str) -> dict[str, Any]:
         """The figures."""
-        job_id = self._caller.submit(KNOBS, key)
+        job_id = self._caller.submit(PARAMETERS, key)
         self._key = f"impasto:job:{job_id}"
         _until(lambda: self._iteration() > 0, "its beginning")
         first = time.monotonic()

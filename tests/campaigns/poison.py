@@ -21,7 +21,7 @@ import kills
 from fleet import Fleet, late
 from history import History, events, judged, percentile
 
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.jobs.models import MAX_ATTEMPTS, Status
 
 CALLERS = 4
@@ -30,8 +30,8 @@ FACTOR = 5.0  # that the median delay of sound jobs may be above that of the sam
 # as often as there are checkpoints' times between the last checkpoint of the first attempt and the deadly place.
 MOST_ATTEMPTS = 8 * MAX_ATTEMPTS
 KINDS = ("kill", "abort", "late")
-SOUND = kills.KNOBS[:2]
-LONG = {**kills.KNOBS[0], "iterations": "400"}  # of those that kill late
+SOUND = kills.PARAMETERS[:2]
+LONG = {**kills.PARAMETERS[0], "iterations": "400"}  # of those that kill late
 PATIENCE_SECONDS = 240.0
 
 # What a photo's bytes say is done: at once, or late in the run, when there are checkpoints.
@@ -83,10 +83,12 @@ class Client(threading.Thread):
         began, open_jobs = time.monotonic(), []
         for number, kind in enumerate(self._orders):
             time.sleep(max(0.0, began + number * self._seconds / len(self._orders) - time.monotonic()))
-            knobs = number % len(SOUND)
+            parameters = number % len(SOUND)
             key = f"{self._name}-{number}{kind and '-poison-' + kind}"
-            job_id = self._caller.submit(LONG if kind == "late" else SOUND[knobs], key)
-            self._history.tell("accepted", job=job_id, round=self._name.partition("-")[0], poison=kind, knobs=knobs)
+            job_id = self._caller.submit(LONG if kind == "late" else SOUND[parameters], key)
+            self._history.tell(
+                "accepted", job=job_id, round=self._name.partition("-")[0], poison=kind, parameters=parameters
+            )
             open_jobs.append(job_id)
         until = time.monotonic() + PATIENCE_SECONDS
         for job_id in open_jobs:
@@ -97,7 +99,7 @@ class Client(threading.Thread):
     def _ended(self, job_id: str, until: float) -> dict[str, Any]:
         while True:
             job: dict[str, Any] = self._caller.ask("GET", f"/v1/jobs/{job_id}").json()
-            if Status(job["status"]).ended or time.monotonic() > until:
+            if Status(job["status"]).has_ended or time.monotonic() > until:
                 return job
             time.sleep(0.2)
 
@@ -118,12 +120,12 @@ def campaign(
     history.tell("begin", seed=seed, jobs=jobs, poison=poison, factor=factor, without=without)
     fleet = Fleet(folder, tiny=True, changed=_DEADLY + CONTROLS.get(without or "", ""), API_KEYS="required")
     with fleet:
-        keys = Keys(f"redis://127.0.0.1:{fleet.store_port}/0")
+        keys = ApiKeyStore(f"redis://127.0.0.1:{fleet.store_port}/0")
         callers = [Caller(fleet.url, keys.create(f"caller {number}")[1]) for number in range(CALLERS)]
         keys.close()
-        for number, knobs in enumerate(SOUND):
-            job = kills._followed(callers[0], callers[0].submit(knobs, f"reference-{number}"))
-            history.tell("reference", knobs=number, pixels=callers[0].pixels(job))
+        for number, parameters in enumerate(SOUND):
+            job = kills._followed(callers[0], callers[0].submit(parameters, f"reference-{number}"))
+            history.tell("reference", parameters=number, pixels=callers[0].pixels(job))
         for name, kinds in (("calm", []), ("poisoned", [KINDS[number % len(KINDS)] for number in range(poison)])):
             orders = [""] * jobs
             for kind in kinds:
@@ -164,18 +166,18 @@ def delays(file: Path, name: str) -> list[float]:
 def violations(file: Path) -> list[str]:
     """What must not be, by the history alone."""
     found: list[str] = []
-    right = {event["knobs"]: event["pixels"] for event in events(file, "reference")}
+    right = {event["parameters"]: event["pixels"] for event in events(file, "reference")}
     final = {event["job"]: event for event in events(file, "final")}
     begin = next(events(file, "begin"))
     for event in events(file, "accepted"):
         end, what = final.get(event["job"]), f"{event['job']} ({event['poison'] or 'sound'})"
         if end is None:
             found.append(f"{what} is lost")
-        elif not Status(end["status"]).ended:
+        elif not Status(end["status"]).has_ended:
             found.append(f"{what} never ended: {end['status']} at attempt {end['attempt']}")
         elif event["poison"]:
             found += _ended_wrongly(what, event["poison"], end)
-        elif (end["status"], end["attempt"], end["pixels"]) != ("succeeded", 1, right.get(event["knobs"])):
+        elif (end["status"], end["attempt"], end["pixels"]) != ("succeeded", 1, right.get(event["parameters"])):
             found.append(f"{what} ended as {end['status']} at attempt {end['attempt']}, with {end['pixels']}")
     calm, poisoned = delays(file, "calm"), delays(file, "poisoned")
     if not calm or not poisoned:

@@ -78,7 +78,7 @@ def syntax(seed: int) -> Iterator[Case]:
     bad, length = {400}, "Content-Length"
     object_ = b"{}"
     yield Case(
-        "length longer than the body, then silence", framed(f"{length}: 99", body=object_), {408}, "slow_request"
+        "length longer than the body, then silence", framed(f"{length}: 99", body=object_), {408}, "request_timeout"
     )
     yield Case("length longer than the body, then the end", framed(f"{length}: 99", body=object_), {NOTHING}, end=True)
     yield Case("length shorter than the body", framed(f"{length}: 1", body=object_), bad, "bad_request")
@@ -108,7 +108,7 @@ def syntax(seed: int) -> Iterator[Case]:
     }.items():
         codes = {400, 431}
         yield Case(f"chunk: {name}", framed(f"{te}: chunked", body=body), codes)
-    yield Case("chunks without end", framed(f"{te}: chunked", body=b"2\r\n{}\r\n"), {408}, "slow_request")
+    yield Case("chunks without end", framed(f"{te}: chunked", body=b"2\r\n{}\r\n"), {408}, "request_timeout")
     for name, line in {
         "folded": b"A: b\r\n c",
         "without colon": b"nonsense",
@@ -121,7 +121,7 @@ def syntax(seed: int) -> Iterator[Case]:
         yield Case(f"header {name}", request("GET", "/livez", line), bad, "bad_request")
     yield Case("lines end in LF", b"GET /livez HTTP/1.1\nHost: localhost\n\n", bad, "bad_request")
     yield Case("HTTP/0.9", b"GET /livez\r\n\r\n", bad, "bad_request")
-    yield Case("HTTP/0.9 without an end", b"GET /livez\r\n", {408}, "slow_request")
+    yield Case("HTTP/0.9 without an end", b"GET /livez\r\n", {408}, "request_timeout")
     for version in ("0.9", "1.2", "2.0", "9.9", "11.1", "x"):
         yield Case(
             f"HTTP/{version}", f"GET /livez HTTP/{version}\r\nHost: localhost\r\n\r\n".encode(), bad, "bad_request"
@@ -208,21 +208,21 @@ def strangers() -> Iterator[Case]:
         yield Case(f"host {host!r}", request("GET", "/livez", host=host), {400}, "bad_request")
     others = ("elsewhere.example", "localhost.elsewhere.example", "127.0.0.1.nip.example", "0.0.0.0", "2130706433")  # noqa: S104
     for host in others:
-        yield Case(f"host {host}", request("GET", "/v1/jobs", host=host), {403}, "foreign_host")
+        yield Case(f"host {host}", request("GET", "/v1/jobs", host=host), {403}, "host_not_allowed")
     for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "LOCALHOST"):
         yield Case(f"host {host}", request("GET", "/v1/jobs", host=host), {200})
     form = b'--x\r\nContent-Disposition: form-data; name="size"\r\n\r\n64\r\n--x--\r\n'
     kind = "Content-Type: multipart/form-data; boundary=x"
     for line in ("Origin: http://elsewhere.example", "Origin: null", "Origin: http://localhost:1", "Origin: localhost"):
-        yield Case(f"form, {line}", request("POST", "/v1/jobs", kind, line, body=form), {403}, "foreign_site")
+        yield Case(f"form, {line}", request("POST", "/v1/jobs", kind, line, body=form), {403}, "cross_origin_forbidden")
     for site in ("cross-site", "same-site", "nonsense", ""):
         line = f"Sec-Fetch-Site: {site}"
-        yield Case(f"form, {line}", request("POST", "/v1/jobs", kind, line, body=form), {403}, "foreign_site")
+        yield Case(f"form, {line}", request("POST", "/v1/jobs", kind, line, body=form), {403}, "cross_origin_forbidden")
     for line in ("Origin: http://localhost", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: none", "Accept: */*"):
         yield Case(f"form, {line}", request("POST", "/v1/jobs", kind, line, body=form), {400}, "bad_request")
     cross = "Sec-Fetch-Site: cross-site"
-    yield Case("cancel from another site", request("POST", "/v1/jobs/x/cancel", cross), {403}, "foreign_site")
-    yield Case("delete from another site", request("DELETE", "/v1/jobs/x", cross), {403}, "foreign_site")
+    yield Case("cancel from another site", request("POST", "/v1/jobs/x/cancel", cross), {403}, "cross_origin_forbidden")
+    yield Case("delete from another site", request("DELETE", "/v1/jobs/x", cross), {403}, "cross_origin_forbidden")
     evil = "Origin: http://elsewhere.example"
     allow = "access-control-allow-origin"
     yield Case("read from another site", request("GET", "/v1/jobs", cross, evil), {200}, absent=allow)
@@ -299,9 +299,9 @@ def objects() -> Iterator[Case]:
         "1e38": "1e38",
         "NUL": '"\\u0000"',
     }.items():
-        for knob in ("strength", "size", "seed", "quality"):
-            text = f'{{"content": "{digest}", "styles": ["{digest}"], "spec": {{"{knob}": {value}}}}}'
-            yield Case(f"{knob} {name}", post(text.encode()), {400, 422})
+        for parameter in ("strength", "size", "seed", "quality"):
+            text = f'{{"content": "{digest}", "styles": ["{digest}"], "spec": {{"{parameter}": {value}}}}}'
+            yield Case(f"{parameter} {name}", post(text.encode()), {400, 422})
         text = f'{{"content": {value}, "styles": [{value}]}}'
         yield Case(f"picture {name}", post(text.encode()), {400, 404, 422})
     for name, body in {
@@ -315,7 +315,7 @@ def objects() -> Iterator[Case]:
         "two": b"{}{}",
         "200 KB": b'{"content": "' + b"a" * 200_000 + b'"}',
         "10 MB": b'{"content": "' + b"a" * 10_000_000 + b'"}',
-        "a key that is no knob": f'{{"content":"{digest}","styles":["{digest}"],"spec":{{"{CANARY}":1}}}}'.encode(),
+        "a key that is no parameter": f'{{"content":"{digest}","styles":["{digest}"],"spec":{{"{CANARY}":1}}}}'.encode(),
         "a surrogate as key": b'{"\\ud800": 1}',
         "a billion as styles": b'{"content":"a","styles":[' + b'"a",' * 20_000 + b'"a"]}',
     }.items():
@@ -383,7 +383,7 @@ def _judge(received: bytes, seen: Seen, case: Case) -> None:
 def run(seed: int, history: Path, patience: float, without: str | None) -> None:
     """Play all cases against a service of their own, eight at a time."""
     with tempfile.TemporaryDirectory() as folder, history.open("w") as out:
-        with ApiProcess(Path(folder), without, API_PATIENCE_SECONDS=str(patience)) as api:
+        with ApiProcess(Path(folder), without, API_CLIENT_TIMEOUT_SECONDS=str(patience)) as api:
             with ThreadPoolExecutor(8) as pool:
                 for seen in pool.map(lambda case: play(case, api.port), cases(seed)):
                     out.write(json.dumps({"case": asdict(seen)}) + "\n")
@@ -444,7 +444,7 @@ def _badly_logged(line: str) -> Iterator[str]:
 @click.command()
 @click.option("--seed", default=1, show_default=True)
 @click.option("--history", type=click.Path(path_type=Path), default=Path("raw_http.jsonl"), show_default=True)
-@click.option("--patience", default=15.0, show_default=True, help="IMPASTO_API_PATIENCE_SECONDS.")
+@click.option("--patience", default=15.0, show_default=True, help="IMPASTO_API_CLIENT_TIMEOUT_SECONDS.")
 @click.option("--without", type=click.Choice(list(CONTROLS)), help="Take this guard out: there must be violations.")
 def main(seed: int, history: Path, patience: float, without: str | None) -> None:
     """Run, judge, tell; exit code 1 if there are violations."""

@@ -24,7 +24,7 @@ CONTROLS = {
     "keys": (
         "import core.jobs.store as s\n"
         "stock = s.JobStore.create\n"
-        "def create(self, job_id, job_input, terms=s.Terms(), limits=s.Limits()):\n"
+        "def create(self, job_id, job_input, terms=s.SubmissionOptions(), limits=s.QueueLimits()):\n"
         "    loose = terms.model_copy(update={'idempotency_key': None})\n"
         "    return stock(self, job_id, job_input, loose, limits)\n"
         "s.JobStore.create = create"

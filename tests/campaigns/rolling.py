@@ -24,7 +24,7 @@ from kills import PHOTO, Caller
 UPLOADS = 8
 HAND_BACK_SECONDS = 10.0
 PATIENCE_SECONDS = 60.0
-KNOBS = {"size": "64", "iterations": "5000", "scales": "1"}
+PARAMETERS = {"size": "64", "iterations": "5000", "scales": "1"}
 CONTROLS = {
     # Who is asked to go, goes.
     "grace": (
@@ -123,7 +123,7 @@ class Campaign:
 
     def _running(self) -> str:
         if not self._job or self._status() not in {"queued", "running"} or self._progress() > 4000:
-            self._job = self._caller.submit(KNOBS, f"job-{time.monotonic()}")
+            self._job = self._caller.submit(PARAMETERS, f"job-{time.monotonic()}")
         before, more = self._progress(), self._dice.randrange(1, 40)
         _until(lambda: self._status() == "running" and self._progress() > before + more, "a painter")
         return self._job

@@ -29,7 +29,7 @@ from history import judged, percentile
 from PIL import Image
 
 from core.images import codec
-from core.jobs.models import JobInput, NetworkUsed, Output, new_job_id
+from core.jobs.models import JobInput, ModelUsed, Output, new_job_id
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 from core.style.spec import StyleSpec
@@ -176,12 +176,12 @@ def finished_job(api: ApiProcess) -> str:
     """A job with a result of a megabyte, as a worker would have left it."""
     store, blobs = JobStore(api.redis_url), Blobs(api.data / "blobs")
     result = random.Random(0).randbytes(RESULT_BYTES)
-    store.hold(digest_of(result))
+    store.reserve(digest_of(result))
     digest = blobs.put(result)
     job = store.create(new_job_id(), JobInput(content=digest, styles=[digest], spec=StyleSpec().model_dump()))
     store.claim("token", "campaign")
     output = Output(id=digest, content_type="image/png", width=1, height=1, size_bytes=RESULT_BYTES)
-    store.succeed(job.id, "token", output, NetworkUsed(name="vgg16", sha256="0" * 64), {})
+    store.succeed(job.id, "token", output, ModelUsed(name="vgg16", sha256="0" * 64), {})
     store.close()
     return job.id
 
@@ -200,7 +200,7 @@ def run(seed: int, history: Path, count: int, seconds: float, patience: float, w
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     # Fewer files than clients, as with the 1024 that many systems give: the API must ask for more.
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, max(64, count // 2)), hard))
-    settings = {"API_PATIENCE_SECONDS": str(patience), "API_MIN_RATE": str(int(RATE))}
+    settings = {"API_CLIENT_TIMEOUT_SECONDS": str(patience), "API_MIN_CLIENT_BYTES_PER_SECOND": str(int(RATE))}
     with tempfile.TemporaryDirectory() as folder, ApiProcess(Path(folder), without, **settings) as api:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         job = finished_job(api)
@@ -288,7 +288,7 @@ def violations(history: Path) -> list[str]:
 @click.option("--count", default=2000, show_default=True, help="Slow clients at once.")
 @click.option("--seconds", default=60.0, show_default=True)
 @click.option("--history", type=click.Path(path_type=Path), default=Path("slow_clients.jsonl"), show_default=True)
-@click.option("--patience", default=15.0, show_default=True, help="IMPASTO_API_PATIENCE_SECONDS.")
+@click.option("--patience", default=15.0, show_default=True, help="IMPASTO_API_CLIENT_TIMEOUT_SECONDS.")
 @click.option("--without", type=click.Choice(["protocol"]), help="Take this guard out: there must be violations.")
 def main(seed: int, count: int, seconds: float, history: Path, patience: float, without: str | None) -> None:
     """Run, judge, tell; exit code 1 if there are violations."""

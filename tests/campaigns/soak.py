@@ -34,7 +34,7 @@ SAMPLE_SECONDS = 5.0
 KEEP_SHARE = 0.1  # of the run
 WARM_UP_SHARE = 0.3  # of the run, until what is kept has begun to go
 PATIENCE_SECONDS = 120.0
-KNOBS = kills.KNOBS[:2]
+PARAMETERS = kills.PARAMETERS[:2]
 
 # What may be added from the first third after the warm-up to the last: a share, and so much more.
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -59,21 +59,21 @@ CONTROLS = {
         "r.Response.__init__ = init\n"
     ),
     # Nothing is ever deleted.
-    "janitor": "import core.jobs.store as s; s.JobStore.condemn = lambda self: []\n",
+    "janitor": "import core.jobs.store as s; s.JobStore.mark_deleting = lambda self: []\n",
 }
 
 
 def _scaled(keep_seconds: float) -> str:
     """For `changed`: what the code keeps for a fixed time, it keeps for so long; and what it remembers, less of it."""
     return (
-        late("api.job_feed", "module.REMEMBERED = 50")
+        late("api.job_feed", "module.MAX_CACHED = 50")
         + late("api.http.image_response", "module._shelf = module.Shelf(200_000)")
         + "import core.jobs.serialization, core.jobs.store as s\n"
         f"core.jobs.serialization.REPLAY_SECONDS = {keep_seconds}\n"
-        "stock_hold = s.JobStore.hold\n"
-        "def hold(self, digest, keep=0, owner=s.ANYONE, **more):\n"
+        "stock_hold = s.JobStore.reserve\n"
+        "def hold(self, digest, keep=0, owner=s.ANY_OWNER, **more):\n"
         f"    stock_hold(self, digest, {keep_seconds}, owner, **more)\n"
-        "s.JobStore.hold = hold\n"
+        "s.JobStore.reserve = hold\n"
     )
 
 
@@ -106,11 +106,11 @@ class Caller(threading.Thread):
                 self._ask("POST", "/v1/images", files={"image": ("a.png", data)}).json()["id"]
                 for data in (photo, kills.PAINTING)
             ]
-            body = {"content": ids[0], "styles": ids[1:], "spec": self._dice.choice(KNOBS)}
+            body = {"content": ids[0], "styles": ids[1:], "spec": self._dice.choice(PARAMETERS)}
             answer = self._ask("POST", "/v1/jobs", json=body, headers=headers)
         else:
             files = {"content": ("a.png", photo), "style": ("b.png", kills.PAINTING)}
-            answer = self._ask("POST", "/v1/jobs", files=files, data=self._dice.choice(KNOBS), headers=headers)
+            answer = self._ask("POST", "/v1/jobs", files=files, data=self._dice.choice(PARAMETERS), headers=headers)
         if answer.status_code != 202:
             self._history.tell("refused", status=answer.status_code, text=answer.text[:200])
             return
@@ -125,7 +125,7 @@ class Caller(threading.Thread):
             self._history.tell("job", status="deleted")
             return
         until, job = time.monotonic() + PATIENCE_SECONDS, {"status": "queued", "links": {}}
-        while not Status(job["status"]).ended and time.monotonic() < until:
+        while not Status(job["status"]).has_ended and time.monotonic() < until:
             job = self._ask("GET", path).json()
             if "preview" in job["links"]:
                 self._ask("GET", job["links"]["preview"])
@@ -195,7 +195,11 @@ def campaign(
     dice, over = random.Random(seed), threading.Event()
     keep = KEEP_SHARE * minutes * 60
     days = str(keep / 86_400)
-    settings = {"API_KEEP_DAYS": days, "API_RECORD_DAYS": days, "API_UPLOAD_KEEP_HOURS": str(keep / 3600)}
+    settings = {
+        "API_RESULT_RETENTION_DAYS": days,
+        "API_JOB_RETENTION_DAYS": days,
+        "API_UPLOAD_RETENTION_HOURS": str(keep / 3600),
+    }
     changed = _scaled(keep) + CONTROLS.get(without or "", "")
     fleet = Fleet(folder, tiny=True, changed=changed, WORKER_PREVIEW_SECONDS="0.1", **settings)
     with fleet:

@@ -24,9 +24,9 @@ from keyed_api import KeyedApi
 from PIL import Image
 
 from core import errors
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.images import codec
-from core.jobs.models import JobProgress, NetworkUsed, Output
+from core.jobs.models import JobProgress, ModelUsed, Output
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 
@@ -34,17 +34,17 @@ from core.storage.blobs import Blobs, digest_of
 CONTROLS = {
     "owners": (
         "import api.job_feed as l, core.jobs.store as s\n"
-        "see, step = l.Lookout.see, s.JobStore._step\n"
+        "see, step = l.JobFeed.get, s.JobStore._step\n"
         "async def anybodys(self, job_id, owner):\n"
         "    sight = await self._ask(job_id)\n"
         "    return await see(self, job_id, sight.job.owner if sight else owner)\n"
         "def blind(self, name, *args):\n"
-        "    if name == 'owns': return 1\n"
-        "    by_owner = ('read', 'frames', 'cancel', 'steer', 'pin', 'delete')\n"
+        "    if name == 'is_owner': return 1\n"
+        "    by_owner = ('read_jobs', 'list_frames', 'cancel', 'update_spec', 'set_pinned', 'delete')\n"
         "    return step(self, name, *(('',) + args[1:] if name in by_owner else args))\n"
         "async def nobodys(self, job_id, owner):\n"  # a stream would not end
         "    raise s.errors.JobNotFound()\n"
-        "l.Lookout.see, l.Lookout.watch, s.JobStore._step = anybodys, nobodys, blind"
+        "l.JobFeed.get, l.JobFeed.subscribe, s.JobStore._step = anybodys, nobodys, blind"
     )
 }
 VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
@@ -112,7 +112,7 @@ class Scene:
 
     def __init__(self, api: KeyedApi, seed: int) -> None:
         self.chance = random.Random(seed)
-        keys = Keys(api.redis_url)
+        keys = ApiKeyStore(api.redis_url)
         self.owner, self.stranger = (Caller(api.port, keys.create(name)[1]) for name in ("owner", "stranger"))
         keys.close()
         self._store, self._blobs = JobStore(api.redis_url), Blobs(api.folder / "data" / "blobs")
@@ -147,11 +147,11 @@ class Scene:
 
     def _make_jobs(self) -> None:
         store = self._store
-        store.paints_with("auto", "0")
+        store.record_model_weights("auto", "0")
         self.jobs["gone"] = self._submitted(key="of-the-owner")
         self._paint(self.jobs["gone"], "gone")
-        store.hasten(1)
-        store.expire(1e6)
+        store.expire_early(1)
+        store.expire_due(1e6)
         for state in ("succeeded", "failed", "canceled"):
             self.jobs[state] = self._submitted()
             if state == "succeeded":
@@ -165,28 +165,28 @@ class Scene:
         self.jobs["reused"], self.reused = reused["id"], reused["reused_from"] == self.jobs["succeeded"]
         self.jobs["expired"] = self._submitted(deadline_seconds=0.001)
         time.sleep(0.01)
-        store.reap()
+        store.reap_expired_leases()
         self.jobs["running"] = self._submitted()
         store.claim("running", "worker")
         store.renew(self.jobs["running"], "running")
         self.digests["preview"] = self._kept()
         store.lease_seconds = 3600
         store.renew(self.jobs["running"], "running")
-        store.progress(self.jobs["running"], "running", PROGRESS, self.digests["preview"])
+        store.report_progress(self.jobs["running"], "running", PROGRESS, self.digests["preview"])
         self.jobs["queued"] = self._submitted()
         body = {"contents": [self.upload], "styles": [self.upload], "spec": {"size": 64}}
         self.batches = {"queued": str(json.loads(self.owner.send("POST", "/v1/batches", body)["body"])["id"])}
 
     def _kept(self) -> str:
         data = self.picture()
-        self._store.hold(digest_of(data))
+        self._store.reserve(digest_of(data))
         return self._blobs.put(data)
 
     def _paint(self, job: str, state: str) -> None:
         self._store.claim(state, "worker")
         digest = self.digests[f"result of {state}"] = self._kept()
         output = Output(id=digest, content_type="image/png", width=64, height=64, size_bytes=1)
-        self._store.succeed(job, state, output, NetworkUsed(name="vgg16", sha256="0"), {})
+        self._store.succeed(job, state, output, ModelUsed(name="vgg16", sha256="0"), {})
 
     def close(self) -> None:
         """Give the store's connections back."""
@@ -365,14 +365,14 @@ def _lists(scene: Scene, tell: Tell) -> None:
 def _timings(scene: Scene, count: int, tell: Tell) -> None:
     """The same question for another's and for nothing, in turns by chance."""
     job, digest = scene.jobs["succeeded"], scene.digests["upload"]
-    questions: dict[str, tuple[str, Callable[[str], Answer]]] = {
+    estimate_requests: dict[str, tuple[str, Callable[[str], Answer]]] = {
         "GET job": (job, lambda name: scene.stranger.ask("GET", f"/v1/jobs/{name}")),
         "GET result": (job, lambda name: scene.stranger.ask("GET", f"/v1/jobs/{name}/result")),
         "POST cancel": (job, lambda name: scene.stranger.ask("POST", f"/v1/jobs/{name}/cancel")),
         "GET picture": (digest, lambda name: scene.stranger.ask("GET", f"/v1/images/{name}")),
         "HEAD picture": (digest, lambda name: scene.stranger.ask("HEAD", f"/v1/images/{name}")),
     }
-    for name, (real, ask) in questions.items():
+    for name, (real, ask) in estimate_requests.items():
         took: dict[bool, list[float]] = {True: [], False: []}
         unknown = scene.unknown(real)
         for foreign in scene.chance.sample([True, False] * count, 2 * count):

@@ -41,8 +41,8 @@ def _history(tmp_path: Path, **changes: dict[str, Any]) -> Path:
     """Of one job and one fault, in order but for the changes."""
     told = History(tmp_path / "history.jsonl")
     end = {**END, "pixels": "p", **changes.get("final", {})}
-    told.tell("reference", knobs=0, pixels="p")
-    told.tell("accepted", job="a", key="k", knobs=0)
+    told.tell("reference", parameters=0, pixels="p")
+    told.tell("accepted", job="a", key="k", parameters=0)
     told.tell("begun", kind="full")
     told.tell("answer", **{**GET, **changes.get("meanwhile", {})})
     told.tell("refused", **{**REFUSED, **changes.get("refused", {})})

@@ -19,10 +19,10 @@ def test_sound_jobs_end_among_those_that_kill_their_painters(tmp_path: Path) -> 
     assert [] == poison.violations(history.file)
 
 
-SOUND = {"poison": "", "knobs": 0, "status": "succeeded", "attempt": 1, "error": None, "pixels": "p", "seconds": 1}
+SOUND = {"poison": "", "parameters": 0, "status": "succeeded", "attempt": 1, "error": None, "pixels": "p", "seconds": 1}
 KILL = {
     "poison": "kill",
-    "knobs": 0,
+    "parameters": 0,
     "status": "failed",
     "attempt": 3,
     "error": {"code": "worker_lost"},
@@ -34,10 +34,10 @@ def _history(tmp_path: Path, *poisoned: dict[str, Any], serving: bool = True) ->
     """Of one calm job, and those."""
     told = History(tmp_path / "history.jsonl")
     told.tell("begin", factor=5)
-    told.tell("reference", knobs=0, pixels="p")
+    told.tell("reference", parameters=0, pixels="p")
     for number, facts in enumerate([SOUND, *poisoned]):
         name = "poisoned" if number else "calm"
-        told.tell("accepted", job=str(number), round=name, poison=facts["poison"], knobs=facts["knobs"])
+        told.tell("accepted", job=str(number), round=name, poison=facts["poison"], parameters=facts["parameters"])
         if facts["status"]:
             end = {name: facts[name] for name in ("status", "attempt", "error", "pixels")}
             done = f"2026-01-01T00:00:{facts.get('seconds', 9):02}Z" if facts["status"] != "queued" else None

@@ -148,8 +148,8 @@ POISON = """
 import os, signal, sys
 import core.style.spec as s
 stock = s.parse_spec
-def deadly(knobs):
-    spec = stock(knobs)
+def deadly(parameters):
+    spec = stock(parameters)
     if spec.seed == 666 and 'torch' in sys.modules:
         os.kill(os.getpid(), signal.SIGSEGV)
     return spec
@@ -163,8 +163,8 @@ def test_a_job_that_kills_its_painters_ends_after_three_and_lets_the_others_go_f
 ) -> None:
     fleet = Fleet(tmp_path / "fleet", workers=1, tiny=True, changed=POISON)
     with fleet, kills.Caller(fleet.url) as caller:
-        poison = caller.submit({**kills.KNOBS[0], "seed": "666"}, "poison")
-        others = [caller.submit(kills.KNOBS[0], f"other-{number}") for number in range(3)]
+        poison = caller.submit({**kills.PARAMETERS[0], "seed": "666"}, "poison")
+        others = [caller.submit(kills.PARAMETERS[0], f"other-{number}") for number in range(3)]
         ends = [kills._followed(caller, job_id) for job_id in (poison, *others)]
 
     assert [("failed", 3)] + [("succeeded", 1)] * 3 == [(end["status"], end["attempt"]) for end in ends]
@@ -186,8 +186,8 @@ def _kills(history: History, **changes: Any) -> None:
         "error": None,
         "pixels": "p",
     }
-    history.tell("reference", knobs=0, pixels="p")
-    history.tell("accepted", job="a", key="k", knobs=0)
+    history.tell("reference", parameters=0, pixels="p")
+    history.tell("accepted", job="a", key="k", parameters=0)
     history.tell("ended", job="a", **end)
     if changes.pop("final", True):
         history.tell("final", job="a", **{**end, **changes})
@@ -217,7 +217,7 @@ def test_the_judge_of_kills(history: History, changes: dict[str, Any], words: st
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda told: told.tell("accepted", job="b", key="k", knobs=0),
+        lambda told: told.tell("accepted", job="b", key="k", parameters=0),
         lambda told: told.tell("left", files=["blobs/aa/x"]),
         lambda told: told.file.write_text(""),
     ],

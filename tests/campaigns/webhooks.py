@@ -32,15 +32,15 @@ from processes import Valkey
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from core import errors
-from core.jobs.models import Job, JobInput, Limits, NetworkUsed, Output, Terms, new_job_id
+from core.jobs.models import Job, JobInput, ModelUsed, Output, QueueLimits, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
-from core.webhooks.policy import Address, Policy
-from worker.webhooks.dispatcher import Courier
-from worker.webhooks.sender import Delivery
+from core.webhooks.policy import Address, WebhookPolicy
+from worker.webhooks.dispatcher import WebhookDispatcher
+from worker.webhooks.sender import WebhookSender
 
-POLICY = Policy("whsec_" + "A" * 32, frozenset({80}), http=True)
+POLICY = WebhookPolicy("whsec_" + "A" * 32, frozenset({80}), allow_http=True)
 SECONDS, LEASE_SECONDS = 0.8, 0.4
 DELAYS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 COURIERS = 3
@@ -198,7 +198,7 @@ class Receiver:
 
 def _verifies(body: bytes, headers: dict[str, str]) -> bool:
     with suppress(WebhookVerificationError):
-        Webhook(POLICY.owners_secret("local")).verify(body, headers)
+        Webhook(POLICY.owner_secret("local")).verify(body, headers)
         return True
     return False
 
@@ -228,11 +228,11 @@ def _carry(world: dict[str, Any]) -> None:
     """What a courier's process does: the product's own courier, on our roads."""
     logging.disable()
     if world["without"] == "guard":
-        Policy.may_reach = lambda *_: True  # type: ignore[method-assign]
+        WebhookPolicy.may_reach = lambda *_: True  # type: ignore[method-assign]
     roads = Roads(world["receiver"], world["canary"])
-    delivery = Delivery(POLICY, seconds=SECONDS, resolve=resolve, network=roads)
+    delivery = WebhookSender(POLICY, seconds=SECONDS, resolve=resolve, network=roads)
     lease_seconds = 0.001 - SECONDS if world["without"] == "lease" else LEASE_SECONDS  # beyond the delivery's
-    Courier(JobStore(world["url"]), POLICY, delivery, delays=DELAYS, lease_seconds=lease_seconds).run()
+    WebhookDispatcher(JobStore(world["url"]), POLICY, delivery, delays=DELAYS, lease_seconds=lease_seconds).run()
 
 
 # ---------------------------------------------------------------------- the run
@@ -246,8 +246,8 @@ def _end_jobs(store: JobStore, history: History, chance: random.Random, count: i
     for number in range(count):
         kind = chance.choice(["good", "good", "good", "rebind", "mixed", "private"])
         host = f"{kind}-{chance.randrange(max(8, count // 4))}.example.org"
-        store.hold(digest, 60)
-        job = store.create(new_job_id(), job_input, Terms(webhook=f"http://{host}/hook"), Limits())
+        store.reserve(digest, 60)
+        job = store.create(new_job_id(), job_input, SubmissionOptions(webhook=f"http://{host}/hook"), QueueLimits())
         began = time.monotonic()
         if number % 3 == 0:
             store.cancel(job.id)
@@ -255,7 +255,7 @@ def _end_jobs(store: JobStore, history: History, chance: random.Random, count: i
             store.claim(job.id, "campaign")
             began = time.monotonic()
             if number % 3 == 1:
-                store.succeed(job.id, job.id, output, NetworkUsed(name="vgg16", sha256="0"), {})
+                store.succeed(job.id, job.id, output, ModelUsed(name="vgg16", sha256="0"), {})
             else:
                 store.fail(job.id, job.id, errors.Diverged())
         seconds = time.monotonic() - began
@@ -286,7 +286,7 @@ def _run(seed: int, count: int, history: History, without: str) -> None:
                 time.sleep(0.1)
         finally:
             couriers.close()
-        for name in [job.id for job in store.page(limit=count)[0]]:
+        for name in [job.id for job in store.list_page(limit=count)[0]]:
             end, tries = store._redis.hmget(f"{PREFIX}job:{name}", "webhook_end", "webhook_tries")  # type: ignore[misc]
             history.tell("last", job=name, end=end, tries=int(tries or 0), record=_shown(store.get(name)))
         store.close()

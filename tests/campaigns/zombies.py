@@ -23,15 +23,15 @@ from processes import Valkey
 
 from core import errors
 from core.jobs import store
-from core.jobs.models import JobInput, JobProgress, NetworkUsed, Output, new_job_id
-from core.jobs.store import JobStore, Standing
+from core.jobs.models import JobInput, JobProgress, ModelUsed, Output, new_job_id
+from core.jobs.store import JobStore, LeaseStatus
 from core.storage.blobs import Blobs
 from core.style.spec import StyleSpec
 from worker.lease import Lease
 
 AT_ONCE = 20
 ANSWER_SECONDS = 60
-MODEL = NetworkUsed(name="vgg16", sha256="0" * 64)
+MODEL = ModelUsed(name="vgg16", sha256="0" * 64)
 
 
 def _progress(iteration: int) -> JobProgress:
@@ -52,9 +52,9 @@ def _output(blobs: Blobs, text: str) -> Output:
 
 
 # Everything that a worker can say of a job that is its own.
-WORDS: dict[str, Callable[[JobStore, Blobs, str, str], Standing]] = {
-    "progress": lambda told, blobs, job, token: told.progress(job, token, _progress(99), blobs.put(b"zombie")),
-    "keep": lambda told, blobs, job, token: told.keep(job, token, "zombie"),
+WORDS: dict[str, Callable[[JobStore, Blobs, str, str], LeaseStatus]] = {
+    "progress": lambda told, blobs, job, token: told.report_progress(job, token, _progress(99), blobs.put(b"zombie")),
+    "keep": lambda told, blobs, job, token: told.save_checkpoint(job, token, "zombie"),
     "succeed": lambda told, blobs, job, token: told.succeed(job, token, _output(blobs, "zombie"), MODEL, {}),
     "fail": lambda told, blobs, job, token: told.fail(job, token, errors.Diverged()),
     "end_canceled": lambda told, blobs, job, token: told.end_canceled(job, token, _output(blobs, "zombie")),
@@ -80,7 +80,7 @@ def be_a_worker(url: str, folder: Path, lease_seconds: float, order: list[str]) 
             time.sleep(0.02)
         until = time.monotonic() + 3
         try:
-            while time.monotonic() < until and not lease.must_stop():
+            while time.monotonic() < until and not lease.should_stop():
                 time.sleep(0.02)
         except errors.LeaseLost:
             heard = "stale"
@@ -120,13 +120,13 @@ class Zombie:
 CONTROLS = {
     "fencing": (
         "import core.jobs.store as s\n"
-        "stock = s.library\n"
-        "def library():\n"
+        "stock = s.load_library\n"
+        "def load_library():\n"
         "    version, code = stock()\n"
         "    loose = code.replace(\"job[1] ~= 'running' or job[2] ~= token\", \"job[1] ~= 'running'\")\n"
         "    loose = loose.replace('if mine[2] ~= token then', 'if false then')\n"
         "    return version + 'x', loose.replace(version, version + 'x')\n"
-        "s.library = library"
+        "s.load_library = load_library"
     )
 }
 
@@ -170,7 +170,7 @@ def _round(told: JobStore, blobs: Blobs, zombies: list[Zombie], history: History
     job_input = JobInput(content=blobs.put(b"photo"), styles=[blobs.put(b"painting")], spec=StyleSpec().model_dump())
     for _ in zombies:
         for digest in job_input.digests():
-            told.hold(digest)
+            told.reserve(digest)
         told.create(new_job_id(), job_input)
     jobs = [zombie.told()["job"] for zombie in zombies]
     for zombie in zombies:
@@ -178,16 +178,16 @@ def _round(told: JobStore, blobs: Blobs, zombies: list[Zombie], history: History
     back: set[str] = set()
     until = time.monotonic() + 60
     while not back.issuperset(jobs) and time.monotonic() < until:  # the reaper, and another worker
-        told.reap()
+        told.reap_expired_leases()
         while job := told.claim(token := os.urandom(16).hex(), "living"):
             back.add(job.id)
             if dice.random() < 0.5:
-                told.hold(blobs.put(b"living"))
+                told.reserve(blobs.put(b"living"))
                 told.succeed(job.id, token, _output(blobs, "living"), MODEL, {})
         time.sleep(0.05)
     before = {job: told.get(job).model_dump(mode="json") for job in jobs}
     for zombie in zombies:
-        zombie.wake()
+        zombie.send_signal()
     for zombie, job in zip(zombies, jobs, strict=True):
         answers = zombie.told()
         changed = before[job] != told.get(job).model_dump(mode="json")

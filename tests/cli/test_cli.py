@@ -17,8 +17,8 @@ from core.neural.weights.cache import WeightsCache, random_parameters
 from core.neural.weights.parameters import Parameters
 from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
-from core.style.spec import KNOBS
-from core.webhooks.policy import Policy
+from core.style.spec import PARAMETERS
+from core.webhooks.policy import WebhookPolicy
 
 
 @pytest.fixture
@@ -53,16 +53,16 @@ def test_stylize_paints_without_a_service(impasto: Any, pictures: tuple[str, str
 
     assert (0, "out.png\n") == (ran.returncode, ran.stdout)
     assert "100%" in ran.stderr
-    record = codec.provenance_of((tmp_path / "out.png").read_bytes())
+    record = codec.read_provenance((tmp_path / "out.png").read_bytes())
     assert record is not None
     assert (4, {"relu1_1": 1.0}) == (record["spec"]["iterations"], record["spec"]["style_layers"])
 
 
 def test_a_preset_gives_way_to_the_knobs_beside_it(impasto: Any, pictures: tuple[str, str], tmp_path: Path) -> None:
-    knobs = ["--preset", "draft", "--size", "64", "--iterations", "2"]
+    parameters = ["--preset", "draft", "--size", "64", "--iterations", "2"]
 
-    assert 0 == impasto("stylize", *pictures, "-o", "out.png", *knobs).returncode
-    record = codec.provenance_of((tmp_path / "out.png").read_bytes())
+    assert 0 == impasto("stylize", *pictures, "-o", "out.png", *parameters).returncode
+    record = codec.read_provenance((tmp_path / "out.png").read_bytes())
     assert record is not None
     assert (64, "draft") == (record["spec"]["size"], record["spec"]["quality"])
 
@@ -74,7 +74,7 @@ def test_info_tells_how_a_result_was_made_and_from_makes_it_again(
     told, as_json = impasto("info", "one.png"), impasto("info", "one.png", "--json")
     record = json.loads(as_json.stdout)
 
-    assert codec.provenance_of((tmp_path / "one.png").read_bytes()) == record
+    assert codec.read_provenance((tmp_path / "one.png").read_bytes()) == record
     lines = dict(line.split(maxsplit=1) for line in told.stdout.splitlines())
     assert (record["content"], record["styles"][0], "7", "lbfgs") == tuple(
         lines[name] for name in ("content", "style", "seed", "optimizer")
@@ -85,20 +85,20 @@ def test_info_tells_how_a_result_was_made_and_from_makes_it_again(
     more = ["--from", "one.png", "--iterations", "1"]
     assert 0 == impasto("stylize", pictures[0], *[pictures[1]] * 2, "-o", "three.png", *more).returncode
     one, two, three = ((tmp_path / f"{name}.png").read_bytes() for name in ("one", "two", "three"))
-    spec = (codec.provenance_of(three) or {})["spec"]
+    spec = (codec.read_provenance(three) or {})["spec"]
     assert one == two
     assert {**record["spec"], "iterations": 1, "style_weights": [0.5, 0.5]} == spec
 
 
 def test_info_tells_how_a_run_was_steered(impasto: Any, tmp_path: Path) -> None:
     change = {"iteration": 120, "before": {"strength": 0.5}, "after": {"strength": 0.9}}
-    for name, steered in (("one", [change]), ("two", "strange")):
-        record = {"content": "c", "styles": ["s"], "spec": {}, "steered": steered}
+    for name, spec_updates in (("one", [change]), ("two", "strange")):
+        record = {"content": "c", "styles": ["s"], "spec": {}, "spec_updates": spec_updates}
         (tmp_path / f"{name}.png").write_bytes(codec.encode(Image.new("RGB", (40, 40)), "png", record))
     one, two = (impasto("info", f"{name}.png").stdout.splitlines() for name in ("one", "two"))
 
-    assert f"{'steered':<16} {json.dumps(change)}" == one[-1]
-    assert not any(line.startswith("steered") for line in two)
+    assert f"{'spec_updates':<16} {json.dumps(change)}" == one[-1]
+    assert not any(line.startswith("spec_updates") for line in two)
 
 
 def test_a_file_without_a_record_and_one_that_speaks_to_terminals_do_no_harm(
@@ -142,7 +142,7 @@ def test_masks_and_a_first_picture_are_taken_and_recorded(
     photo, painting = (digest_of(Path(path).read_bytes()) for path in pictures)
 
     assert 0 == ran.returncode
-    record = codec.provenance_of((tmp_path / "out.png").read_bytes())
+    record = codec.read_provenance((tmp_path / "out.png").read_bytes())
     assert record is not None
     assert (photo, [painting], [painting], photo) == tuple(
         record[name] for name in ("content", "styles", "masks", "init_image")
@@ -156,7 +156,7 @@ def test_the_outputs_ending_chooses_the_format(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path, name: str
 ) -> None:
     assert 0 == impasto("stylize", *pictures, "-o", name, "--size", "64", "--iterations", "1").returncode
-    assert ("jpeg" if name.endswith("jpg") else "webp") == codec.sniff((tmp_path / name).read_bytes())
+    assert ("jpeg" if name.endswith("jpg") else "webp") == codec.detect_format((tmp_path / name).read_bytes())
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_the_outputs_ending_chooses_the_format(
     [
         (["--preset", "x"], "'x' is not one of 'draft', 'faithful'"),
         (["--size", "nan"], "size must be a whole number from 64 to 8192."),
-        (["--no-such-knob", "1"], "No such option"),
+        (["--no-such-parameter", "1"], "No such option"),
         (["--memory-gb", "-1"], "-1.0 is not in the range"),
         (["--memory-gb", "nan"], "nan is not a number."),
         (["-o", "out.gif"], "The output must end in .png, .jpg, .jpeg, .webp."),
@@ -260,7 +260,7 @@ def test_each_owners_webhook_secret_is_told(impasto: Any) -> None:
     ]
     none = impasto("webhook-secret")
 
-    assert [Policy(secret).owners_secret(owner) for owner in ("local", "local", "anna")] == told
+    assert [WebhookPolicy(secret).owner_secret(owner) for owner in ("local", "local", "anna")] == told
     assert 2 == none.returncode
     assert "IMPASTO_WEBHOOK_SECRET is not set" in none.stderr
 
@@ -284,7 +284,7 @@ def test_a_network_of_ones_own_comes_in_is_normalized_goes_out_and_away(
     impasto: Any, tmp_path: Path, photo: Image.Image
 ) -> None:
     own = {"IMPASTO_CACHE_DIR": str(tmp_path / "cache")}
-    files.write(tmp_path / "My Textures.caffemodel", Parameters.of(random_parameters("vgg11")), {})
+    files.write_network(tmp_path / "My Textures.caffemodel", Parameters.of(random_parameters("vgg11")), {})
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     photo.save(folder / "a.png")
@@ -312,18 +312,18 @@ def test_a_network_of_ones_own_comes_in_is_normalized_goes_out_and_away(
     assert taken.stdout.startswith("my-textures  VGG-11  37 MB  sha256 ")
     assert "over 2 pictures" in normalized.stdout
     assert "left out: broken.png: Only JPEG, PNG and WebP" in normalized.stderr
-    assert files.read(tmp_path / "out.caffemodel")[0].sha256[:16] in listed.stdout
+    assert files.read_network(tmp_path / "out.caffemodel")[0].sha256[:16] in listed.stdout
     assert (tmp_path / "out.prototxt").exists()
     assert "from: My Textures.caffemodel" in shown.stdout
     assert "normalized_over: 2 pictures, least 0.1" in shown.stdout
     assert not any(line.startswith("my-textures  ") for line in listed.stdout.splitlines())
 
 
-def test_help_tells_every_command_and_every_knob(impasto: Any) -> None:
-    words, knobs = impasto("--help").stdout, "".join(impasto("submit", "--help").stdout.split())
+def test_help_tells_every_command_and_every_parameter(impasto: Any) -> None:
+    words, parameters = impasto("--help").stdout, "".join(impasto("submit", "--help").stdout.split())
 
     commands = ["up", "api", "worker", "webhooks", "webhook-secret", "stylize", "submit", "watch", "weights", "demo"]
     for command in commands:
         assert command in words
-    assert all(f"--{name.replace('_', '-')}" in knobs for name in (*KNOBS, "preset"))
-    assert all(f"{name}:{preset.words}".replace(" ", "") in knobs for name, preset in PRESETS.items())
+    assert all(f"--{name.replace('_', '-')}" in parameters for name in (*PARAMETERS, "preset"))
+    assert all(f"{name}:{preset.description}".replace(" ", "") in parameters for name, preset in PRESETS.items())

@@ -12,7 +12,7 @@ import pytest
 
 from cli.keys import store_file
 from cli.local_service import _write_secretly
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -30,7 +30,7 @@ def command(tmp_path: Path) -> Command:
 
 def test_a_key_is_made_listed_and_revoked(command: Command, valkey: Any) -> None:
     made = command("keys", "create", "Ada", "--priority", "high", IMPASTO_REDIS_URL=valkey.url)
-    ring = Keys(valkey.url)
+    ring = ApiKeyStore(valkey.url)
     key = ring.find(made.stdout.strip())
     assert key is not None
     listed = command("keys", "list", IMPASTO_REDIS_URL=valkey.url).stdout

@@ -18,11 +18,11 @@ def test_a_long_log_is_turned_while_its_program_writes_on(
 ) -> None:
     monkeypatch.setattr(local_service, "LOG_BYTES", 5000)
     log = tmp_path / "a.log"
-    program = local_service.Program("a", [sys.executable, "-c", TALKS_ON], {}, log)
+    program = local_service.ManagedProcess("a", [sys.executable, "-c", TALKS_ON], {}, log)
     program.start()
     until(lambda: b"on" in log.read_bytes(), "all its lines")
 
-    program.mend()
+    program.restart_if_dead()
     until(lambda: b"on" in log.read_bytes(), "more lines")
     cut = log.read_bytes()
     program.stop()
@@ -36,11 +36,11 @@ def test_what_does_not_stay_up_tells_its_last_words_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
 ) -> None:
     monkeypatch.setattr(local_service, "TAIL_BYTES", 100)
-    program = local_service.Program("a", [sys.executable, "-c", TALKS], {}, tmp_path / "a.log")
+    program = local_service.ManagedProcess("a", [sys.executable, "-c", TALKS], {}, tmp_path / "a.log")
     program.start()
 
     with pytest.raises(errors.ImpastoError, match="does not stay up") as trouble:
-        until(program.mend, "never")
+        until(program.restart_if_dead, "never")
     said = trouble.value.message.splitlines()[1:]
     assert "line 999" == said[-1]
     assert len(said) <= 8

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from cli import output
-from cli.output import Bar
+from cli.output import ProgressBar
 
 
 def test_it_is_drawn_ten_times_a_second_and_at_the_end(
@@ -14,7 +14,7 @@ def test_it_is_drawn_ten_times_a_second_and_at_the_end(
     clock = [100.0]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(output.time, "monotonic", lambda: clock[0])
-    with Bar() as opened:
+    with ProgressBar() as opened:
         for step in range(1000):
             clock[0] += 0.001
             opened.tell("training", step / 1000, f"step {step};")

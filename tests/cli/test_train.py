@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from core.training.dataset_builder import Wish, build
+from core.training.dataset_builder import BuildOptions, build
 
 
 def impasto(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":
@@ -20,7 +20,7 @@ def test_it_trains_with_progress_and_tells_what_is_wrong_in_one_line(tmp_path: P
         (tmp_path / "pets" / name).mkdir(parents=True)
         for number in range(8):
             Image.fromarray(hand.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / f"pets/{name}/{number}.png")
-    build(tmp_path / "pets", tmp_path / "data", Wish(40, validation=0.3), jobs=1)
+    build(tmp_path / "pets", tmp_path / "data", BuildOptions(40, validation=0.3), jobs=1)
     small = ["--architecture", "vgg11", "--width", "0.0625", "--hidden", "8", "--crop-px", "32", "--epochs", "1"]
 
     ran = impasto(tmp_path, "train", "data", "-o", "run", *small, "--workers", "0")

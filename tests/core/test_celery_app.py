@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from core.celery_app import QUEUE, STYLIZE, make_celery, ring, waiting_bells
+from core.celery_app import QUEUE, STYLIZE, make_celery, notify_workers, pending_notifications
 
 
 @pytest.mark.parametrize(
@@ -17,16 +17,16 @@ from core.celery_app import QUEUE, STYLIZE, make_celery, ring, waiting_bells
 )
 def test_whatever_lies_in_the_list_rings_or_does_nothing(valkey: Any, forged: bytes) -> None:
     app, heard = make_celery(valkey.url), []
-    ring(app)
+    notify_workers(app)
     with redis.Redis.from_url(valkey.url) as store:
         store.rpush(QUEUE, forged)  # it is heard first
 
-    assert 2 == waiting_bells(app)
+    assert 2 == pending_notifications(app)
     with app.connection_for_read() as connection:
         consumer = connection.Consumer(queues=[app.amqp.queues[QUEUE]], accept=["json"])
         consumer.register_callback(lambda body, message: (heard.append((body, message.headers["task"])), message.ack()))
         with consumer:
-            while waiting_bells(app):
+            while pending_notifications(app):
                 connection.drain_events(timeout=5)
 
     assert heard
@@ -43,7 +43,7 @@ def test_a_worker_that_lost_the_broker_as_it_took_a_bell_hears_the_next(own_valk
         message.ack_log_error(logging.getLogger(__name__), (redis.RedisError,))
         heard.append(message)
 
-    ring(app)
+    notify_workers(app)
     with app.connection_for_read() as connection:
         consumer = connection.Consumer(queues=[app.amqp.queues[QUEUE]], accept=["json"], callbacks=[lost])
         consumer.qos(prefetch_count=1)

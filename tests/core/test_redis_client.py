@@ -8,9 +8,9 @@ import pytest
 import redis
 
 from core import errors
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.jobs.store import JobStore
-from core.redis_client import unavailable
+from core.redis_client import CircuitBreaker
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def test_a_server_that_says_nothing_is_waited_for_less_than_two_seconds(mute: st
 
 
 def test_a_crowd_does_not_wait_where_one_has_waited_in_vain(mute: str) -> None:
-    for ask in (JobStore(mute, rest_seconds=60).ping, Keys(mute, rest_seconds=60).all):
+    for ask in (JobStore(mute, cooldown_seconds=60).ping, ApiKeyStore(mute, cooldown_seconds=60).list):
         assert 1 < _seconds_of(ask) < 2
         assert 0.2 > _seconds_of(ask)
 
 
-def _made(line: unavailable, answer: BaseException | None = None) -> bool:
+def _made(line: CircuitBreaker, answer: BaseException | None = None) -> bool:
     """Whether the call is made, which has this answer."""
     made = False
     try:
@@ -54,7 +54,7 @@ def _made(line: unavailable, answer: BaseException | None = None) -> bool:
 
 
 def test_of_a_crowd_one_at_a_time_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, line, silence = 100.0, unavailable(rest_seconds=0.5), redis.TimeoutError("nothing")
+    now, line, silence = 100.0, CircuitBreaker(cooldown_seconds=0.5), redis.TimeoutError("nothing")
     monkeypatch.setattr("core.redis_client.time.monotonic", lambda: now)
 
     assert _made(line, silence)
@@ -70,14 +70,14 @@ def test_of_a_crowd_one_at_a_time_tries_again(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("answer", [redis.ConnectionError("refused"), redis.ResponseError("WRONGTYPE"), None])
 def test_whoever_is_answered_at_once_is_asked_again_at_once(answer: BaseException | None) -> None:
-    line = unavailable(rest_seconds=60)
+    line = CircuitBreaker(cooldown_seconds=60)
 
     assert _made(line, answer)
     assert _made(line, answer)
 
 
 def test_without_a_rest_every_call_is_made() -> None:
-    line = unavailable()
+    line = CircuitBreaker()
 
     assert _made(line, redis.TimeoutError("nothing"))
     assert _made(line)

@@ -132,8 +132,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, photo: Any, painting: Any
 def submit(service: Service, pictures: tuple[Path, Path]) -> Callable[..., str]:
     """Send a job; its id. It takes some ten seconds on two cores unless told otherwise."""
 
-    def send(**knobs: str) -> str:
-        given = {"size": "128", "iterations": "120", "scales": "1", **knobs}
+    def send(**parameters: str) -> str:
+        given = {"size": "128", "iterations": "120", "scales": "1", **parameters}
         return service.client.submit(*pictures, **given).id
 
     return send

@@ -33,4 +33,4 @@ def test_what_dies_while_the_job_waits_is_started_again(tmp_path: Path, weights:
         demo.terminate()
         demo.wait(60)
 
-    assert "png" == codec.sniff((tmp_path / "out.png").read_bytes())
+    assert "png" == codec.detect_format((tmp_path / "out.png").read_bytes())

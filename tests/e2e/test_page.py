@@ -88,17 +88,17 @@ def ours(page: Any) -> None:
     page.locator("#paintings button").first.click()
 
 
-def set_knobs(page: Any, size: int = 64, iterations: int = 6) -> None:
-    page.select_option("#knob-size", "other")
-    page.fill("#knob-size-px", str(size))
+def set_parameters(page: Any, size: int = 64, iterations: int = 6) -> None:
+    page.select_option("#parameter-size", "other")
+    page.fill("#parameter-size-px", str(size))
     page.locator("summary").click()
-    page.fill("#knob-iterations", str(iterations))
-    page.fill("#knob-scales", "1")
+    page.fill("#parameter-iterations", str(iterations))
+    page.fill("#parameter-scales", "1")
 
 
-def paint(page: Any, **knobs: int) -> str:
+def paint(page: Any, **parameters: int) -> str:
     """Its address."""
-    set_knobs(page, **knobs)
+    set_parameters(page, **parameters)
     page.click("#paint")
     page.wait_for_url(re.compile("/j/job_"))
     return str(page.url)
@@ -252,11 +252,11 @@ def test_with_a_keyboard_alone_from_the_gallery_to_a_deleted_picture(open_page: 
 
     press_at("#photos li:first-child button")
     press_at("#paintings li:first-child button")
-    press_at("#knob-size", "End")
-    press_at("#knob-size-px", "Control+a")
+    press_at("#parameter-size", "End")
+    press_at("#parameter-size-px", "Control+a")
     page.keyboard.type("64")
     press_at("summary")
-    press_at("#knob-iterations", "Control+a")
+    press_at("#parameter-iterations", "Control+a")
     page.keyboard.type("5")
     press_at("#paint")
     ended(page)
@@ -275,7 +275,7 @@ def test_again_with_others_and_the_result_as_a_painting(open_page: Open, files: 
     page.locator("#paintings button").first.click()
     page.locator("#shares input").first.fill("25")
     expect(page.locator("#shares output").first).to_have_text("33 %")
-    page.locator("#knob-strength").fill("0.8")
+    page.locator("#parameter-strength").fill("0.8")
     paint(page)
     ended(page)
 
@@ -283,7 +283,7 @@ def test_again_with_others_and_the_result_as_a_painting(open_page: Open, files: 
     expect(page.locator("#painting .name")).to_have_count(2)
     assert ["33 %", "67 %"] == page.locator("#shares output").all_text_contents()
     assert ("0.8", "6", "64") == tuple(
-        page.input_value(f"#knob-{name}") for name in ("strength", "iterations", "size-px")
+        page.input_value(f"#parameter-{name}") for name in ("strength", "iterations", "size-px")
     )
     page.click("#paint")
     page.wait_for_url(re.compile("/j/job_"))
@@ -352,14 +352,14 @@ def test_the_shelf_forgets_nothing_that_nobody_deleted(open_page: Open) -> None:
 def test_a_knob_that_is_out_of_range_is_shown_and_one_that_is_not_seen_bars_nobody(open_page: Open) -> None:
     page = open_page()
     ours(page)
-    set_knobs(page, size=9000, iterations=9999)
-    page.select_option("#knob-size", "256")
+    set_parameters(page, size=9000, iterations=9999)
+    page.select_option("#parameter-size", "256")
     page.locator("summary").click()
     expect(page.locator("#more")).to_be_hidden()
     page.click("#paint")
-    expect(page.locator("#knob-iterations")).to_be_focused()
+    expect(page.locator("#parameter-iterations")).to_be_focused()
 
-    page.fill("#knob-iterations", "2")
+    page.fill("#parameter-iterations", "2")
     page.click("#paint")
     page.wait_for_url(re.compile("/j/job_"))
     ended(page)
@@ -378,7 +378,7 @@ def test_what_fails_as_the_page_opens_is_fetched_again_and_put_up_once(open_page
     expect(page.locator("#presets button").first).to_be_visible()
     expect(page.locator("#down")).to_be_hidden()
 
-    assert [1, 2, 8] == [page.locator(found).count() for found in ("#knob-size", "#photos li", "#paintings li")]
+    assert [1, 2, 8] == [page.locator(found).count() for found in ("#parameter-size", "#photos li", "#paintings li")]
     ours(page)
     paint(page)
     ended(page)
@@ -434,7 +434,7 @@ def test_a_preset_sets_the_knobs_and_is_what_is_painted(open_page: Open, shared_
     page.get_by_role("button", name="brushwork").click()
     assert ["75 %", "1.6×"] == page.locator("#plain output").all_text_contents()
     expect(page.locator("#presets [aria-pressed=true]")).to_have_text("Brushwork")
-    assert 0 == page.locator("#knob-preset").count()
+    assert 0 == page.locator("#parameter-preset").count()
     address = paint(page)
     expect(page.locator("#presets [aria-pressed=true]")).to_have_count(0)
     ended(page)
@@ -445,12 +445,12 @@ def test_a_preset_sets_the_knobs_and_is_what_is_painted(open_page: Open, shared_
 
 @pytest.fixture(scope="module")
 def odd_job(shared_service: Any, files: dict[str, Path]) -> Any:
-    """Ended; with masks, a first image, zeros, and knobs that no slider of the page can stand at."""
+    """Ended; with masks, a first image, zeros, and parameters that no slider of the page can stand at."""
     client, mask = shared_service.client, io.BytesIO()
     Image.linear_gradient("L").save(mask, "PNG")
     pictures = {"masks": [mask.getvalue()], "init": "picture", "init_image": files["painting.png"]}
-    knobs = {"strength": 0.33, "style_scale": 1.6, "content_weight": 0, "size": 80, "iterations": 40, "scales": 1}
-    job = client.submit(files["lying.jpg"], [files["painting.png"]], **pictures, **knobs)
+    parameters = {"strength": 0.33, "style_scale": 1.6, "content_weight": 0, "size": 80, "iterations": 40, "scales": 1}
+    job = client.submit(files["lying.jpg"], [files["painting.png"]], **pictures, **parameters)
     return client.wait(job.id)
 
 
@@ -546,7 +546,7 @@ def test_steering_goes_through_a_cut_line_and_a_kill_of_the_api_one_request_at_a
     api.kill()
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#trouble")).to_contain_text("keeps trying")
-    until(lambda: strength() == 0.7, "steered after the kill")
+    until(lambda: strength() == 0.7, "spec_updates after the kill")
     expect(page.locator("#trouble")).to_be_hidden()
     expect(page.locator("#steer")).to_be_visible()
     page.reload()
@@ -575,7 +575,7 @@ def test_a_picture_and_its_film_come_though_the_line_is_cut(open_page: Open, odd
     expect(page.locator("#trouble")).to_be_hidden()
 
     assert (60, 80) == codec.decode(Path(mixed.value.path()).read_bytes()).size
-    assert "webp" == codec.sniff(Path(film.value.path()).read_bytes())
+    assert "webp" == codec.detect_format(Path(film.value.path()).read_bytes())
     assert film.value.suggested_filename.endswith(".webp")
 
 
@@ -728,7 +728,7 @@ def test_a_second_click_paints_nothing_more_and_what_is_deleted_elsewhere_leaves
 ) -> None:
     page = open_page()
     ours(page)
-    set_knobs(page, size=96, iterations=3000)
+    set_parameters(page, size=96, iterations=3000)
     before = {job.id for job in shared_service.client.jobs()}
     page.dblclick("#paint")
     page.wait_for_url(re.compile("/j/job_"))

@@ -15,7 +15,7 @@ from standardwebhooks import Webhook
 
 from core.images import codec
 from core.jobs.models import Job, Status
-from core.webhooks.policy import Policy
+from core.webhooks.policy import WebhookPolicy
 
 pytestmark = pytest.mark.e2e
 
@@ -39,10 +39,10 @@ def test_upload_to_result(service: Any, submit: Submit) -> None:
     assert Status.SUCCEEDED is seen[-1].status
     assert any(job.progress and job.progress.iteration for job in seen)
     assert (96, 72) == codec.decode(service.client.result(job_id)).size
-    record = codec.provenance_of(service.client.result(job_id))
+    record = codec.read_provenance(service.client.result(job_id))
     assert record is not None
     assert (96, "vgg16") == (record["spec"]["size"], record["model"]["name"])
-    assert "webp" == codec.sniff(service.client.result(job_id, "webp"))
+    assert "webp" == codec.detect_format(service.client.result(job_id, "webp"))
 
 
 def _second(service: Any, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -133,7 +133,7 @@ def test_jobs_and_results_survive_ctrl_c_and_a_new_start(service: Any, submit: S
     assert "Traceback" not in service.log[log_length:]
     service.start()
 
-    assert "png" == codec.sniff(service.client.result(done))
+    assert "png" == codec.detect_format(service.client.result(done))
     ends = [_end(service, job_id) for job_id in (running, waiting)]
     assert [(Status.SUCCEEDED, 1)] * 2 == [(job.status, job.attempt) for job in ends]
 
@@ -166,7 +166,11 @@ def test_a_webhook_comes_through_a_kill_of_its_courier(service: Any, submit: Sub
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     secret = "whsec_" + "A" * 32
-    allowed = {"IMPASTO_WEBHOOK_PORTS": str(port), "IMPASTO_WEBHOOK_HTTP": "1", "IMPASTO_WEBHOOK_PRIVATE": "1"}
+    allowed = {
+        "IMPASTO_WEBHOOK_PORTS": str(port),
+        "IMPASTO_WEBHOOK_ALLOW_HTTP": "1",
+        "IMPASTO_WEBHOOK_ALLOW_PRIVATE": "1",
+    }
     service.stop()
     service.environment |= {"IMPASTO_WEBHOOK_SECRET": secret, **allowed}
     service.start()
@@ -184,7 +188,7 @@ def test_a_webhook_comes_through_a_kill_of_its_courier(service: Any, submit: Sub
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            came.append(Webhook(Policy(secret).owners_secret("local")).verify(body, dict(self.headers)))
+            came.append(Webhook(WebhookPolicy(secret).owner_secret("local")).verify(body, dict(self.headers)))
             self.send_response(204)
             self.end_headers()
 

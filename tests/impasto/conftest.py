@@ -8,7 +8,7 @@ from api_process import ApiProcess
 from PIL import Image
 
 from core.images import codec
-from core.jobs.models import Frame, Job, JobProgress, NetworkUsed, Output, new_job_id
+from core.jobs.models import Frame, Job, JobProgress, ModelUsed, Output, new_job_id
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
 from impasto import Client
@@ -30,13 +30,13 @@ class Worker:
         assert self.job is not None
         counts = {"scale": 1, "scales": 1, "iteration": int(10 * value), "iterations": 10}
         at = JobProgress(value=value, iterations_per_second=2.0, seconds_left=3.0, loss={"total": 1.0}, **counts)
-        self._store.progress(self.job.id, self._token, at, self._blobs.put(codec.encode(self._picture, "jpeg")))
+        self._store.report_progress(self.job.id, self._token, at, self._blobs.put(codec.encode(self._picture, "jpeg")))
 
     def frame(self) -> None:
         assert self.job is not None
         digest = self._blobs.put(codec.encode(self._picture, "jpeg"))
-        self._store.hold(digest)
-        self._store.keep_frame(
+        self._store.reserve(digest)
+        self._store.add_frame(
             self.job.id, self._token, Frame(index=0, iteration=5, scale=1, seconds=0.1, digest=digest)
         )
 
@@ -54,8 +54,8 @@ class Worker:
         self._store.end_canceled(self.job.id, self._token, output)
         return data
 
-    def _painted(self, job: Job) -> tuple[Output, NetworkUsed, bytes]:
-        model = NetworkUsed(name="vgg16", sha256="0" * 64)
+    def _painted(self, job: Job) -> tuple[Output, ModelUsed, bytes]:
+        model = ModelUsed(name="vgg16", sha256="0" * 64)
         data = codec.encode(self._picture, "png", {"job": job.id, **job.input.provenance(model)})
         width, height = self._picture.size
         digest = self._blobs.put(data)

@@ -16,9 +16,9 @@ from api_process import ApiProcess
 from keyed_api import KeyedApi
 
 from cli.local_service import free_port
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.images import codec
-from core.jobs.models import Forecast, Question, Step, Worker
+from core.jobs.models import EstimateRequest, EstimateResponse, ScaleEstimate, WorkerInfo
 from core.jobs.store import JobStore
 from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
@@ -40,8 +40,8 @@ def test_a_job_from_submission_to_result(client: Client, pictures: Pictures, wor
     job = client.submit(*pictures, size=64, preset="brushwork", style_layers={"relu1_1": 1}, seamless=True)
     ended = client.wait(job.id, show)
 
-    knobs = {"size": 64, "strength": PRESETS["brushwork"].knobs["strength"], "style_layers": {"relu1_1": 1.0}}
-    assert knobs | {"seamless": True} == {name: job.input.spec[name] for name in (*knobs, "seamless")}
+    parameters = {"size": 64, "strength": PRESETS["brushwork"].parameters["strength"], "style_layers": {"relu1_1": 1.0}}
+    assert parameters | {"seamless": True} == {name: job.input.spec[name] for name in (*parameters, "seamless")}
     statuses = [Status.QUEUED, Status.RUNNING, Status.RUNNING, Status.SUCCEEDED]
     assert (statuses, [None, None, 0.5, 0.5]) == (
         [job.status for job in seen],
@@ -49,7 +49,10 @@ def test_a_job_from_submission_to_result(client: Client, pictures: Pictures, wor
     )
     assert seen[-1] == ended == client.job(job.id)
     assert digest_of(client.result(job.id)) == ended.outputs[0].id
-    assert ("webp", "jpeg") == (codec.sniff(client.result(job.id, "webp")), codec.sniff(client.preview(job.id)))
+    assert ("webp", "jpeg") == (
+        codec.detect_format(client.result(job.id, "webp")),
+        codec.detect_format(client.preview(job.id)),
+    )
 
 
 def test_pictures_are_paths_bytes_or_digests_and_keep_their_order(client: Client, pictures: Pictures) -> None:
@@ -125,17 +128,17 @@ def test_a_waiting_job_is_steered_and_an_ended_one_goes_on_larger(
     client: Client, pictures: Pictures, worker: Any
 ) -> None:
     job = client.submit(*pictures, size=64)
-    steered = client.steer(job.id, strength=0.9, style_weights=None)
+    spec_updates = client.update(job.id, strength=0.9, style_weights=None)
     worker.claim()
     worker.succeed()
     result = client.job(job.id).outputs[0].id
-    larger, same = client.retry(job.id, go_on=True, size=96), client.retry(job.id)
+    larger, same = client.retry(job.id, continue_from_result=True, size=96), client.retry(job.id)
 
-    assert (0.9, 0.9) == (steered.input.spec["strength"], same.input.spec["strength"])
+    assert (0.9, 0.9) == (spec_updates.input.spec["strength"], same.input.spec["strength"])
     assert (result, "picture", 96) == (larger.input.init_image, larger.input.spec["init"], larger.input.spec["size"])
     assert None is same.input.init_image
     with pytest.raises(errors.JobAlreadyEnded):
-        client.steer(job.id, strength=0.1)
+        client.update(job.id, strength=0.1)
 
 
 def test_every_picture_of_a_job_is_fetched(client: Client, pictures: Pictures, worker: Any) -> None:
@@ -149,7 +152,10 @@ def test_every_picture_of_a_job_is_fetched(client: Client, pictures: Pictures, w
     data = worker.succeed()
 
     assert (0, 5, 1, 0.1) == (frame.index, frame.iteration, frame.scale, frame.seconds)
-    assert ("jpeg", "webp") == (codec.sniff(client.frame(job.id, 0)), codec.sniff(client.timelapse(job.id)))
+    assert ("jpeg", "webp") == (
+        codec.detect_format(client.frame(job.id, 0)),
+        codec.detect_format(client.timelapse(job.id)),
+    )
     assert (96, 48) == tuple(codec.decode(client.result(job.id, width=width)).width for width in (None, 48))
     assert [data, pictures[0].read_bytes()] == [client.image(one) for one in (digest_of(data), job.input.content)]
     for missing in (lambda: client.frame(job.id, 7), lambda: client.image("sha256:" + "0" * 64)):
@@ -159,19 +165,19 @@ def test_every_picture_of_a_job_is_fetched(client: Client, pictures: Pictures, w
 
 def test_an_estimate_is_of_sizes_digests_or_files(client: Client, pictures: Pictures, at_service: JobStore) -> None:
     """The worker is played by a thread that answers each question."""
-    with pytest.raises(errors.NoWorker), Client(client.url, patience_seconds=0) as impatient:
+    with pytest.raises(errors.NoWorker), Client(client.url, retry_seconds=0) as impatient:
         impatient.estimate((1200, 900), [(640, 480)])
-    step = Step(width=256, height=192, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None)
-    asked: list[Question] = []
+    step = ScaleEstimate(width=256, height=192, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None)
+    asked: list[EstimateRequest] = []
 
     def answer() -> None:
         while len(asked) < 2:
-            at_service.beat("worker")
-            if found := at_service.asked():
+            at_service.heartbeat("worker")
+            if found := at_service.next_estimate_request():
                 asked.append(found[1])
-                at_service.answer(found[0], Forecast(device="cpu", network="vgg16", scales=[step]))
+                at_service.reply_to_estimate(found[0], EstimateResponse(device="cpu", network="vgg16", scales=[step]))
 
-    at_service.beat("worker")
+    at_service.heartbeat("worker")
     answering = threading.Thread(target=answer)
     answering.start()
     told = client.estimate((1200, 900), [(640, 480)], size=256, strength=None)
@@ -186,13 +192,13 @@ def test_an_estimate_is_of_sizes_digests_or_files(client: Client, pictures: Pict
 
 
 def test_the_service_tells_of_itself(client: Client, pictures: Pictures, at_service: JobStore) -> None:
-    at_service.beat("worker", Worker(device="A card", precision="float16", network="vgg19", networks=["mine"]))
+    at_service.heartbeat("worker", WorkerInfo(device="A card", precision="float16", network="vgg19", networks=["mine"]))
     client.submit(*pictures)
     system, models = client.system(), {model.name: model for model in client.models()}
 
     assert (1, 0, codec.MAX_BYTES) == (system.queued, system.running, system.limits.max_file_bytes)
-    assert [(False, "A card")] == [(one.busy, one.about and one.about.device) for one in system.workers]
-    assert (["vgg19"], 1, 0) == (models["auto"].means, models["mine"].workers, models["vgg16"].workers)
+    assert [(False, "A card")] == [(one.busy, one.info and one.info.device) for one in system.workers]
+    assert (["vgg19"], 1, 0) == (models["auto"].resolves_to, models["mine"].workers, models["vgg16"].workers)
 
 
 def test_a_batch_is_waited_for_until_its_last_job_has_ended(client: Client, pictures: Pictures, worker: Any) -> None:
@@ -208,7 +214,7 @@ def test_a_batch_is_waited_for_until_its_last_job_has_ended(client: Client, pict
     ended = client.wait_batch(batch.id, show, timeout_seconds=20)
 
     assert [0, 0, 1, 1, 2] == seen
-    assert (2, True) == (ended.counts[Status.SUCCEEDED], ended.ended)
+    assert (2, True) == (ended.counts[Status.SUCCEEDED], ended.has_ended)
     with pytest.raises(TimeoutError, match=r"After 0\.2 s the batch has not ended"):
         client.wait_batch(client.submit_batch([pictures[0]], [pictures[1]]).id, timeout_seconds=0.2)
 
@@ -255,7 +261,7 @@ def test_a_refusal_is_the_services_own_error_at_once(
 
 def test_the_key_is_taken_from_the_environment_or_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with KeyedApi(tmp_path) as api:
-        keys = Keys(api.redis_url)
+        keys = ApiKeyStore(api.redis_url)
         _, secret = keys.create("me")
         keys.close()
         monkeypatch.setenv("IMPASTO_URL", f"http://127.0.0.1:{api.port}/")
@@ -312,7 +318,7 @@ def test_a_submission_whose_answers_are_lost_makes_one_job(
     with _between(service.port, 2) as port, Client(f"http://127.0.0.1:{port}") as client:
         job = client.submit(*pictures)
 
-    assert [job.id] == [found.id for found in at_service.page(limit=10)[0]]
+    assert [job.id] == [found.id for found in at_service.list_page(limit=10)[0]]
 
 
 def test_two_submissions_make_two_jobs(client: Client, pictures: Pictures) -> None:
@@ -379,7 +385,7 @@ def test_what_may_pass_is_asked_again_when_the_service_says(first: bytes) -> Non
     ("answer", "kind", "code"),
     [
         (_problem(503, "queue_full", Retry_After="600"), errors.QueueFull, "queue_full"),
-        (_problem(429, "of_another_version", Retry_After="600"), errors.Later, "of_another_version"),
+        (_problem(429, "of_another_version", Retry_After="600"), errors.RetryLater, "of_another_version"),
         (_problem(422, "of_another_version"), errors.BadInput, "of_another_version"),
         (_problem(500, "internal"), errors.ImpastoError, "internal"),
         (_answer(200, "")[:20], errors.ServiceUnreachable, "service_unreachable"),
@@ -390,7 +396,7 @@ def test_what_may_pass_is_asked_again_when_the_service_says(first: bytes) -> Non
 def test_what_does_not_pass_in_time_is_raised(answer: bytes, kind: type[errors.ImpastoError], code: str) -> None:
     thread, port, asked = _answering(answer)
     with (
-        Client(f"http://127.0.0.1:{port}", patience_seconds=0.1) as client,
+        Client(f"http://127.0.0.1:{port}", retry_seconds=0.1) as client,
         pytest.raises(errors.ImpastoError) as raised,
     ):
         client.presets()
@@ -418,7 +424,7 @@ def test_a_service_that_holds_its_answers_back_is_asked_again_at_once_any_other_
     assert [False, False, True] == [pause >= 1 for pause in pauses]
 
 
-@pytest.mark.parametrize("later", ["silent", "away", "busy", "gone"])
+@pytest.mark.parametrize("retry_later", ["silent", "away", "busy", "gone"])
 def test_a_wait_does_not_overrun_its_time_whatever_the_service_does(
     client: Client, pictures: Pictures, later: str
 ) -> None:
@@ -516,4 +522,4 @@ def test_its_own_words_are_a_program_that_runs(
     exec("\n".join(line[4:] for line in "\n\n".join(lines).splitlines()), {"Path": Path, "print": show})  # noqa: S102
 
     assert [("queued", None), ("running", None), ("succeeded", None)] == shown
-    assert "png" == codec.sniff(Path("result.png").read_bytes())
+    assert "png" == codec.detect_format(Path("result.png").read_bytes())

@@ -11,8 +11,8 @@ import pytest
 from api_process import ApiProcess
 from keyed_api import KeyedApi
 
-from core.auth.api_keys import Keys
-from core.jobs.models import Forecast, JobError, JobInput, Step, Terms, new_job_id
+from core.auth.api_keys import ApiKeyStore
+from core.jobs.models import EstimateResponse, JobError, JobInput, ScaleEstimate, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
@@ -43,7 +43,7 @@ def test_submit_sends_knobs_presets_and_those_of_an_earlier_result(
 
     assert (0, 0) == (first.returncode, again.returncode), first.stderr + again.stderr
     assert client.link(job) == first.stdout.strip()
-    assert (64, True, PRESETS["brushwork"].knobs["strength"]) == tuple(
+    assert (64, True, PRESETS["brushwork"].parameters["strength"]) == tuple(
         job.input.spec[name] for name in ("size", "seamless", "strength")
     )
     assert {**job.input.spec, "seed": 3, "style_weights": [0.5, 0.5]} == newest.input.spec
@@ -71,17 +71,17 @@ def test_an_earlier_result_is_enough_to_submit(
 def test_a_plan_is_the_services_and_sends_no_job(
     impasto: Any, client: Client, pictures: Pictures, at_service: JobStore
 ) -> None:
-    step = Step(width=64, height=48, iterations=70, seconds=4.0, memory_bytes=2_000_000_000, tile_px=None)
+    step = ScaleEstimate(width=64, height=48, iterations=70, seconds=4.0, memory_bytes=2_000_000_000, tile_px=None)
     forecasts = [
-        Forecast(device="cpu", network="vgg16", scales=[step]),
-        Forecast(device="cpu", network="vgg16", refused=JobError(code="out_of_memory", message="Too large.")),
+        EstimateResponse(device="cpu", network="vgg16", scales=[step]),
+        EstimateResponse(device="cpu", network="vgg16", refused=JobError(code="out_of_memory", message="Too large.")),
     ]
 
     def answer() -> None:
         while forecasts:
-            at_service.beat("worker")
-            if found := at_service.asked():
-                at_service.answer(found[0], forecasts.pop(0))
+            at_service.heartbeat("worker")
+            if found := at_service.next_estimate_request():
+                at_service.reply_to_estimate(found[0], forecasts.pop(0))
 
     answering = threading.Thread(target=answer)
     answering.start()
@@ -102,12 +102,12 @@ def test_watch_goes_where_the_address_leads_and_takes_no_key_to_strangers(
     worker.claim()
     data = worker.succeed()
     with KeyedApi(tmp_path) as api:
-        keys, store, own = Keys(api.redis_url), JobStore(api.redis_url), f"http://127.0.0.1:{api.port}"
+        keys, store, own = ApiKeyStore(api.redis_url), JobStore(api.redis_url), f"http://127.0.0.1:{api.port}"
         ada, secret = keys.create("ada")
         for one in ("sha256:a", "sha256:b"):
-            store.hold(one)
+            store.reserve(one)
         waiting = store.create(
-            new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}), Terms(owner=ada.id)
+            new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}), SubmissionOptions(owner=ada.id)
         )
         store.cancel(waiting.id)
         keyed = {"IMPASTO_URL": own, "IMPASTO_KEY": secret}

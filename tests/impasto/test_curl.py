@@ -51,7 +51,7 @@ def test_every_curl_of_a_page_does_what_it_is_there_for(
     names = {EXAMPLE_URL: service.url, "job_…": job.id, "batch_…": batch.id, "sha256:…": job.input.content}
     for command in sorted(_commands(page), key=lambda command: " -X DELETE " in command):  # else in their order
         told = command.replace("wait=30", "wait=1")
-        if '"strength": 0.9' in told:  # it is steered, before it has ended
+        if '"strength": 0.9' in told:  # it is spec_updates, before it has ended
             told = told.replace("job_…", waiting.id)
         for name, real in names.items():
             told = told.replace(name, real)

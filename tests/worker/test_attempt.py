@@ -18,26 +18,26 @@ from core.config import Settings
 from core.images import codec
 from core.jobs.models import Job, JobInput, Status, new_job_id
 from core.jobs.store import JobStore
-from core.neural.transfer.inputs import Subject
+from core.neural.transfer.inputs import StyleInputs
 from core.neural.weights.cache import WeightsCache, random_parameters
 from core.neural.weights.parameters import Parameters
 from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
 from core.style.spec import parse_spec
 from worker import attempt, lease
-from worker.runner import Painter
+from worker.runner import JobRunner
 from worker.settings import WorkerSettings
 
 
 @pytest.fixture
-def painter(valkey: Any, tmp_path: Path, weights: WeightsCache) -> Painter:
+def runner(valkey: Any, tmp_path: Path, weights: WeightsCache) -> JobRunner:
     settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
-    return Painter(settings, WorkerSettings(preview_seconds=0.1))
+    return JobRunner(settings, WorkerSettings(preview_seconds=0.1))
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
     yield
     attempt.shutting_down.clear()
 
@@ -46,11 +46,11 @@ Submit = Callable[..., Job]
 
 
 def _submitter(store: JobStore, blobs: Blobs, pair: tuple[Image.Image, Image.Image]) -> Submit:
-    def send(*pictures: Image.Image, **knobs: Any) -> Job:
+    def send(*pictures: Image.Image, **parameters: Any) -> Job:
         content, *styles = [blobs.put(codec.encode(picture)) for picture in pictures or pair]
         for digest in (content, *styles):
-            store.hold(digest)
-        spec = parse_spec({"size": 64, "iterations": 6, **knobs}).for_pictures(len(styles))
+            store.reserve(digest)
+        spec = parse_spec({"size": 64, "iterations": 6, **parameters}).for_pictures(len(styles))
         return store.create(new_job_id(), JobInput(content=content, styles=styles, spec=spec.model_dump()))
 
     return send
@@ -66,24 +66,24 @@ Running = tuple[Job, threading.Thread]
 
 
 @pytest.fixture
-def running(painter: Painter, store: JobStore, submit: Submit, until: Callable[..., None]) -> Running:
+def running(runner: JobRunner, store: JobStore, submit: Submit, until: Callable[..., None]) -> Running:
     """A long job, and the thread that is painting it."""
     job = submit(iterations=5000)
-    run = threading.Thread(target=painter.run_next)
+    run = threading.Thread(target=runner.run_next)
     run.start()
     until(lambda: store.get(job.id).progress, "progress")
     return job, run
 
 
 def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
-    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, photo: Image.Image, painting: Image.Image
+    runner: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, photo: Image.Image, painting: Image.Image
 ) -> None:
     job = submit(photo, painting, photo, style_weights="3,1")
 
-    assert job.id == painter.run_next()
+    assert job.id == runner.run_next()
     ended = store.get(job.id)
     data = blobs.get(ended.outputs[0].id)
-    record = codec.provenance_of(data)
+    record = codec.read_provenance(data)
 
     assert (Status.SUCCEEDED, 1) == (ended.status, ended.attempt)
     assert (64, 48) == codec.decode(data).size == (ended.outputs[0].width, ended.outputs[0].height)
@@ -102,17 +102,17 @@ def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
 
 
 def test_a_strangers_file_is_not_decoded_in_the_workers_own_process(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = submit()
     monkeypatch.setattr(codec, "decode", None)
-    painter.run_next()
+    runner.run_next()
 
     assert Status.SUCCEEDED is store.get(job.id).status
 
 
-def test_without_a_job_nothing_happens(painter: Painter) -> None:
-    assert painter.run_next() is None
+def test_without_a_job_nothing_happens(runner: JobRunner) -> None:
+    assert runner.run_next() is None
 
 
 class Forgetful(Proxy):
@@ -141,30 +141,30 @@ def test_a_claim_whose_answer_is_lost_counts_as_no_attempt(
     with Forgetful(1, valkey.port) as proxy:
         url = f"redis://127.0.0.1:{proxy.port}/0"
         settings = Settings(redis_url=url, data_dir=tmp_path, cache_dir=weights.folder.parent)
-        painter = Painter(settings, WorkerSettings())
+        runner = JobRunner(settings, WorkerSettings())
 
-        assert jobs[0].id == painter.run_next()
+        assert jobs[0].id == runner.run_next()
         assert 0 == proxy.cuts
-        painter._store.close()
+        runner._store.close()
 
     seen = [store.get(job.id) for job in jobs]
     assert [(Status.SUCCEEDED, 1), (Status.QUEUED, 0)] == [(job.status, job.attempt) for job in seen]
 
 
-def test_the_network_stays_between_jobs(painter: Painter) -> None:
-    assert painter.network("auto") is painter.network("vgg16")
+def test_the_network_stays_between_jobs(runner: JobRunner) -> None:
+    assert runner.network("auto") is runner.network("vgg16")
 
 
-def test_who_asks_how_long_it_takes_loads_no_network(painter: Painter, tmp_path: Path) -> None:
-    painter._weights = cache = WeightsCache(tmp_path / "own")
+def test_who_asks_how_long_it_takes_loads_no_network(runner: JobRunner, tmp_path: Path) -> None:
+    runner._weights = cache = WeightsCache(tmp_path / "own")
     for number, name in enumerate(["vgg16", "one", "two", "three"]):
         cache.keep(name, Parameters.of(random_parameters("vgg16" if name == "vgg16" else "vgg11", number)), {})
-        painter.network(name)
-    loaded = {name for name in ("vgg16", "one", "two", "three") if painter.resident(name)[0].name == name}
+        runner.network(name)
+    loaded = {name for name in ("vgg16", "one", "two", "three") if runner.resident(name)[0].name == name}
 
     assert {"two", "three"} == loaded
-    assert "three" == painter.resident("auto")[0].name
-    assert painter.network("two") is painter.network("two")
+    assert "three" == runner.resident("auto")[0].name
+    assert runner.network("two") is runner.network("two")
 
 
 def test_progress_and_previews_show_while_it_runs(
@@ -186,11 +186,11 @@ def test_progress_and_previews_show_while_it_runs(
 
 @pytest.mark.parametrize("gone", ["content", "style"])
 def test_a_picture_that_is_gone_fails_the_job_in_words(
-    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, gone: str
+    runner: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, gone: str
 ) -> None:
     job = submit()
     blobs.delete(job.input.content if gone == "content" else job.input.styles[0])
-    painter.run_next()
+    runner.run_next()
 
     error = store.get(job.id).error
     assert error is not None
@@ -198,19 +198,19 @@ def test_a_picture_that_is_gone_fails_the_job_in_words(
 
 
 def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
-    painter: Painter, store: JobStore, submit: Submit, tmp_path: Path
+    runner: JobRunner, store: JobStore, submit: Submit, tmp_path: Path
 ) -> None:
-    painter._weights = cache = WeightsCache(tmp_path / "own")
+    runner._weights = cache = WeightsCache(tmp_path / "own")
     cache.keep("my-textures", first := Parameters.of(random_parameters("vgg11")), {})
     jobs = [
-        submit(model="my-textures", **knobs)
-        for knobs in ({}, {"style_layers": "relu3_3"}, {"style_layers": "relu3_3=0,relu3_2"}, {})
+        submit(model="my-textures", **parameters)
+        for parameters in ({}, {"style_layers": "relu3_3"}, {"style_layers": "relu3_3=0,relu3_2"}, {})
     ]
     for _ in range(3):
-        painter.run_next()
+        runner.run_next()
     cache.remove("my-textures")
     cache.keep("my-textures", second := Parameters.of(random_parameters("vgg13")), {})
-    painter.run_next()
+    runner.run_next()
     painted, refused, unweighted, replaced = (store.get(job.id) for job in jobs)
 
     assert painted.model is not None
@@ -224,11 +224,11 @@ def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
 
 
 def test_a_network_that_is_not_here_fails_the_job_with_the_command(
-    painter: Painter, store: JobStore, submit: Submit, tmp_path: Path
+    runner: JobRunner, store: JobStore, submit: Submit, tmp_path: Path
 ) -> None:
-    painter._weights = WeightsCache(tmp_path / "none")
+    runner._weights = WeightsCache(tmp_path / "none")
     job = submit(model="vgg19")
-    painter.run_next()
+    runner.run_next()
 
     error = store.get(job.id).error
     assert error is not None
@@ -238,7 +238,7 @@ def test_a_network_that_is_not_here_fails_the_job_with_the_command(
 
 
 def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
-    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    runner: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = attempt.stylize
 
@@ -248,7 +248,7 @@ def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
 
     monkeypatch.setattr(attempt, "stylize", diverge)
     job = submit()
-    painter.run_next()
+    runner.run_next()
 
     ended = store.get(job.id)
     assert ended.error is not None
@@ -258,34 +258,34 @@ def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
 
 
 def test_a_job_with_masks_and_a_first_picture_is_painted(
-    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+    runner: JobRunner, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
 ) -> None:
     digests = [blobs.put(codec.encode(picture)) for picture in (photo, painting, photo.convert("L").convert("RGB"))]
     for digest in digests:
-        store.hold(digest)
+        store.reserve(digest)
     spec = parse_spec({"size": 64, "iterations": 2, "init": "picture"}).for_pictures(1, 1, init_image=True)
     wanted = JobInput(
         content=digests[0], styles=[digests[1]], masks=[digests[2]], init_image=digests[1], spec=spec.model_dump()
     )
     job = store.create(new_job_id(), wanted)
-    painter.run_next()
+    runner.run_next()
 
     assert Status.SUCCEEDED == store.get(job.id).status
     assert {"planned_seconds", "planned_bytes"} <= set(store.get(job.id).metrics)
 
 
 def test_a_transparent_mask_selects_nothing(
-    painter: Painter, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+    runner: JobRunner, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
 ) -> None:
     clear = io.BytesIO()
     Image.new("LA", (40, 40), (255, 0)).save(clear, "PNG")
     digests = [blobs.put(data) for data in (codec.encode(photo), codec.encode(painting), clear.getvalue())]
     for digest in digests:
-        store.hold(digest)
+        store.reserve(digest)
     spec = parse_spec({"size": 64, "iterations": 2}).for_pictures(1, 1)
     wanted = JobInput(content=digests[0], styles=[digests[1]], masks=[digests[2]], spec=spec.model_dump())
     job = store.create(new_job_id(), wanted)
-    painter.run_next()
+    runner.run_next()
 
     error = store.get(job.id).error
     assert error is not None
@@ -297,7 +297,7 @@ def test_a_job_too_large_for_the_workers_memory_fails_with_the_size_that_fits(
 ) -> None:
     settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
     job = submit(size=8192)
-    Painter(settings, WorkerSettings(memory_gb=1)).run_next()
+    JobRunner(settings, WorkerSettings(memory_gb=1)).run_next()
 
     error = store.get(job.id).error
     assert error is not None
@@ -306,14 +306,14 @@ def test_a_job_too_large_for_the_workers_memory_fails_with_the_size_that_fits(
 
 
 def test_what_nobody_foresaw_fails_the_job_without_its_words(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(*_: Any, **__: Any) -> None:
         raise RuntimeError("secret path /etc/passwd")
 
     monkeypatch.setattr(attempt, "stylize", explode)
     job = submit()
-    painter.run_next()
+    runner.run_next()
 
     error = store.get(job.id).error
     assert error is not None
@@ -339,9 +339,9 @@ def test_a_job_canceled_after_it_was_handed_back_keeps_how_far_it_was_as_its_pre
     until: Callable[..., None],
 ) -> None:
     settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
-    painter = Painter(settings, WorkerSettings(preview_seconds=600))
+    runner = JobRunner(settings, WorkerSettings(preview_seconds=600))
     job = submit(iterations=5000)
-    run = threading.Thread(target=painter.run_next)
+    run = threading.Thread(target=runner.run_next)
     run.start()
     until(lambda: store.get(job.id).preview, "the only preview")
     early = store.get(job.id).preview
@@ -354,7 +354,7 @@ def test_a_job_canceled_after_it_was_handed_back_keeps_how_far_it_was_as_its_pre
     assert ended.preview not in (None, early)
     assert ended.preview is not None
     assert 64 == codec.decode(blobs.get(ended.preview)).width
-    assert ended.preview not in store.condemn()
+    assert ended.preview not in store.mark_deleting()
 
 
 def test_an_attempt_that_lost_its_job_publishes_nothing(running: Running, store: JobStore, valkey: Any) -> None:
@@ -370,10 +370,10 @@ def test_an_attempt_that_lost_its_job_publishes_nothing(running: Running, store:
 @pytest.fixture
 def outage(
     own_valkey: Any, blobs: Blobs, tmp_path: Path, weights: WeightsCache, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Painter, JobStore, threading.Event]]:
-    """A painter whose store dies the moment the picture is done; and the event of that."""
+) -> Iterator[tuple[JobRunner, JobStore, threading.Event]]:
+    """A runner whose store dies the moment the picture is done; and the event of that."""
     settings = Settings(redis_url=own_valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
-    painter, store, away = Painter(settings, WorkerSettings()), JobStore(own_valkey.url), threading.Event()
+    runner, store, away = JobRunner(settings, WorkerSettings()), JobStore(own_valkey.url), threading.Event()
     real = attempt.stylize
 
     def paint_then_lose_the_store(*args: Any, **more: Any) -> Any:
@@ -383,19 +383,19 @@ def outage(
         return painted
 
     monkeypatch.setattr(attempt, "stylize", paint_then_lose_the_store)
-    yield painter, store, away
+    yield runner, store, away
     store.close()
 
 
-Outage = tuple[Painter, JobStore, threading.Event]
+Outage = tuple[JobRunner, JobStore, threading.Event]
 
 
 def test_a_result_waits_for_a_store_that_is_away(
     outage: Outage, own_valkey: Any, blobs: Blobs, photo: Image.Image, painting: Image.Image
 ) -> None:
-    painter, store, away = outage
+    runner, store, away = outage
     job = _submitter(store, blobs, (photo, painting))()
-    run = threading.Thread(target=painter.run_next)
+    run = threading.Thread(target=runner.run_next)
     run.start()
     assert away.wait(60)
     own_valkey.start()
@@ -405,7 +405,7 @@ def test_a_result_waits_for_a_store_that_is_away(
 
 
 def test_asked_to_go_during_an_outage_the_job_is_handed_back_when_the_store_is_back_a_moment_later(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It counts as no attempt: three such in a row would fail it."""
 
@@ -413,16 +413,16 @@ def test_asked_to_go_during_an_outage_the_job_is_handed_back_when_the_store_is_b
         attempt.shutting_down.set()
         raise errors.StoreUnavailable()
 
-    monkeypatch.setattr(painter._store, "succeed", away)
+    monkeypatch.setattr(runner._store, "succeed", away)
     job = submit()
-    painter.run_next()
+    runner.run_next()
 
     assert (Status.QUEUED, 0) == ((back := store.get(job.id)).status, back.attempt)
 
 
 @pytest.mark.parametrize("trouble", ["for a moment", "of this picture", "of the disk"])
 def test_a_picture_that_cannot_be_read_costs_no_attempt(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, trouble: str
+    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     """A moment, or the folder's trouble, is waited for; a picture that is the only one ends its job in words."""
     job, tries, usual = submit(), list[Path](), Path.read_bytes
@@ -435,8 +435,8 @@ def test_a_picture_that_cannot_be_read_costs_no_attempt(
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     monkeypatch.setattr(attempt, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(Blobs, "writable", lambda _: trouble != "of the disk")
-    painter.run_next()
+    monkeypatch.setattr(Blobs, "is_writable", lambda _: trouble != "of the disk")
+    runner.run_next()
 
     ended = store.get(job.id)
     assert {
@@ -447,10 +447,10 @@ def test_a_picture_that_cannot_be_read_costs_no_attempt(
 
 
 def test_a_result_waits_for_room_on_the_disk(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = submit()
-    real, tries = painter._blobs.put, []
+    real, tries = runner._blobs.put, []
 
     def full_once(data: bytes) -> str:
         tries.append(1)
@@ -458,32 +458,32 @@ def test_a_result_waits_for_room_on_the_disk(
             raise errors.StorageFull()
         return real(data)
 
-    monkeypatch.setattr(painter._blobs, "put", full_once)
-    painter.run_next()
+    monkeypatch.setattr(runner._blobs, "put", full_once)
+    runner.run_next()
 
     assert Status.SUCCEEDED is store.get(job.id).status
     assert len(tries) > 1
 
 
-@pytest.mark.parametrize("end", ["canceled", "late", "deleted", "another's"])
+@pytest.mark.parametrize("end", ["canceled", "deadline_exceeded", "deleted", "another's"])
 def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, valkey: Any, end: str
+    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, valkey: Any, end: str
 ) -> None:
     job, waiting = submit(), threading.Event()
 
     def full(data: bytes) -> str:
-        if codec.sniff(data) == "png":  # the result, not a preview
+        if codec.detect_format(data) == "png":  # the result, not a preview
             waiting.set()
         raise errors.StorageFull()
 
-    monkeypatch.setattr(painter._blobs, "put", full)
-    run = threading.Thread(target=painter.run_next, daemon=True)
+    monkeypatch.setattr(runner._blobs, "put", full)
+    run = threading.Thread(target=runner.run_next, daemon=True)
     run.start()
     assert waiting.wait(30)
     with redis.Redis.from_url(valkey.url) as client:
         if end == "canceled":
             store.cancel(job.id)
-        elif end == "late":
+        elif end == "deadline_exceeded":
             client.hset(f"{PREFIX}job:{job.id}", "deadline_at", 1)
         elif end == "deleted":
             store.delete(job.id)
@@ -492,7 +492,7 @@ def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
     run.join(10)
 
     assert not run.is_alive()
-    if end in ("canceled", "late"):
+    if end in ("canceled", "deadline_exceeded"):
         ended = store.get(job.id)
         assert (Status.CANCELED if end == "canceled" else Status.FAILED, []) == (ended.status, ended.outputs)
 
@@ -501,10 +501,10 @@ def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
 
 
 @pytest.fixture
-def keen(valkey: Any, tmp_path: Path, weights: WeightsCache) -> Painter:
+def keen(valkey: Any, tmp_path: Path, weights: WeightsCache) -> JobRunner:
     """Takes checkpoints as often as it can."""
     settings = Settings(redis_url=valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
-    return Painter(settings, WorkerSettings(checkpoint_seconds=0.05))
+    return JobRunner(settings, WorkerSettings(checkpoint_seconds=0.05))
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -512,7 +512,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_bits(
-    keen: Painter, store: JobStore, submit: Submit, blobs: Blobs, until: Callable[..., None], tmp_path: Path
+    keen: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, until: Callable[..., None], tmp_path: Path
 ) -> None:
     whole = submit(iterations=200)
     keen.run_next()
@@ -530,8 +530,8 @@ def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_b
     assert 1 == len(_checkpoints(tmp_path))
 
     began: list[int] = []
-    usual = keen._store.progress
-    keen._store.progress = lambda *news: (began.append(news[2].iteration), usual(*news))[1]  # type: ignore[method-assign]
+    usual = keen._store.report_progress
+    keen._store.report_progress = lambda *news: (began.append(news[2].iteration), usual(*news))[1]  # type: ignore[method-assign]
     keen.run_next()
     ended = store.get(job.id)
 
@@ -543,7 +543,7 @@ def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_b
 
 
 def test_attempts_that_die_where_they_went_on_have_got_no_further(
-    keen: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    keen: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Died(BaseException):
         pass
@@ -568,7 +568,7 @@ def test_attempts_that_die_where_they_went_on_have_got_no_further(
     for _ in range(3):
         with pytest.raises(Died):
             keen.run_next()
-        store.bury(keen._name)
+        store.requeue_jobs_of(keen._name)
     ended = store.get(job.id)
 
     assert (Status.FAILED, 3) == (ended.status, ended.attempt)
@@ -577,11 +577,11 @@ def test_attempts_that_die_where_they_went_on_have_got_no_further(
 
 
 def test_a_torn_checkpoint_costs_the_work_not_the_job(
-    keen: Painter, store: JobStore, submit: Submit, tmp_path: Path
+    keen: JobRunner, store: JobStore, submit: Submit, tmp_path: Path
 ) -> None:
     job = submit()
     store.claim("t", "worker")
-    store.keep(job.id, "t", "job_torn")
+    store.save_checkpoint(job.id, "t", "job_torn")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "job_torn").write_bytes(b"PK")
     store.release(job.id, "t")
@@ -591,9 +591,9 @@ def test_a_torn_checkpoint_costs_the_work_not_the_job(
     assert [] == _checkpoints(tmp_path)
 
 
-@pytest.mark.parametrize("end", ["canceled", "late"])
+@pytest.mark.parametrize("end", ["canceled", "deadline_exceeded"])
 def test_stopped_beside_a_long_iteration_the_job_ends_at_once_with_its_picture(
-    painter: Painter,
+    runner: JobRunner,
     store: JobStore,
     submit: Submit,
     blobs: Blobs,
@@ -609,12 +609,12 @@ def test_stopped_beside_a_long_iteration_the_job_ends_at_once_with_its_picture(
         stop = usual(self, moment)
         if moment.progress.iteration == 5:
             stuck.set()
-            until(lambda: store.get(job.id).status.ended, "the end")
+            until(lambda: store.get(job.id).status.has_ended, "the end")
         return stop
 
     monkeypatch.setattr(attempt.Attempt, "_watch", watch)
     job = submit(iterations=100)
-    run = threading.Thread(target=painter.run_next)
+    run = threading.Thread(target=runner.run_next)
     run.start()
     assert stuck.wait(30)
     if end == "canceled":
@@ -626,12 +626,12 @@ def test_stopped_beside_a_long_iteration_the_job_ends_at_once_with_its_picture(
     ended = store.get(job.id)
 
     assert (Status.CANCELED if end == "canceled" else Status.FAILED) is ended.status
-    assert ("deadline_exceeded" if end == "late" else None) == (ended.error.code if ended.error else None)
+    assert ("deadline_exceeded" if end == "deadline_exceeded" else None) == (ended.error.code if ended.error else None)
     assert (64, 48) == codec.decode(blobs.get(ended.outputs[0].id)).size
 
 
 def test_asked_to_go_in_a_long_iteration_the_job_is_handed_back_without_it(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
 ) -> None:
     monkeypatch.setattr(lease, "HAND_BACK_SECONDS", 0.2)
     stuck, usual = threading.Event(), attempt.Attempt._watch
@@ -644,7 +644,7 @@ def test_asked_to_go_in_a_long_iteration_the_job_is_handed_back_without_it(
 
     monkeypatch.setattr(attempt.Attempt, "_watch", watch)
     job = submit(iterations=100)
-    run = threading.Thread(target=painter.run_next)
+    run = threading.Thread(target=runner.run_next)
     run.start()
     assert stuck.wait(30)
     attempt.shutting_down.set()
@@ -654,23 +654,23 @@ def test_asked_to_go_in_a_long_iteration_the_job_is_handed_back_without_it(
 
 
 def test_a_lost_device_ends_no_job(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process is to end, and its parent to put the job back: else it would fail each job that it claims."""
 
     def lost(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(Subject, "at", lost)
+    monkeypatch.setattr(StyleInputs, "at", lost)
     job = submit()
     with pytest.raises(errors.DeviceLost):
-        painter.run_next()
+        runner.run_next()
 
     assert Status.RUNNING is store.get(job.id).status
 
 
 def test_a_run_that_was_cut_off_after_its_last_iteration_succeeds(
-    keen: Painter, store: JobStore, submit: Submit
+    keen: JobRunner, store: JobStore, submit: Submit
 ) -> None:
     """Nothing is left to paint, only to publish."""
     job = submit(iterations=8, scales=1)
@@ -697,114 +697,116 @@ def test_a_run_that_was_cut_off_after_its_last_iteration_succeeds(
 # ---------------------------------------------------------------------- steering
 
 
-def _steer(store: JobStore, job: Job, **knobs: Any) -> Job:
-    return store.steer(job.id, lambda job_input: job_input.steered(knobs))
+def _apply_update(store: JobStore, job: Job, **parameters: Any) -> Job:
+    return store.update_spec(job.id, lambda job_input: job_input.with_updates(parameters))
 
 
 def _record(store: JobStore, blobs: Blobs, job: Job) -> dict[str, Any]:
-    record = codec.provenance_of(blobs.get(store.get(job.id).outputs[0].id))
+    record = codec.read_provenance(blobs.get(store.get(job.id).outputs[0].id))
     assert record is not None
     return record
 
 
 def test_steered_before_it_begins_a_job_is_that_of_the_other_spec_to_the_bit(
-    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs
+    runner: JobRunner, store: JobStore, submit: Submit, blobs: Blobs
 ) -> None:
     job, other = submit(), submit(strength=0.9)
-    _steer(store, job, strength=0.9)
-    painter.run_next()
-    painter.run_next()
+    _apply_update(store, job, strength=0.9)
+    runner.run_next()
+    runner.run_next()
     one, two = (codec.decode(blobs.get(store.get(each.id).outputs[0].id)) for each in (job, other))
 
     assert one.tobytes() == two.tobytes()
     assert 0.9 == _record(store, blobs, job)["spec"]["strength"]
-    assert "steered" not in _record(store, blobs, job)
+    assert "spec_updated" not in _record(store, blobs, job)
 
 
 def test_a_running_job_is_steered_within_a_beat_and_tells_so_ever_after(
     running: Running, store: JobStore, blobs: Blobs, until: Callable[..., None]
 ) -> None:
     job, run = running
-    _steer(store, job, strength=0.9)
+    _apply_update(store, job, strength=0.9)
 
-    def steered() -> Any:
+    def spec_updates() -> Any:
         progress = store.get(job.id).progress
-        return progress and progress.steered
+        return progress and progress.spec_updates
 
-    until(steered, "the change in the progress")
-    change = steered()[0]
+    until(spec_updates, "the change in the progress")
+    change = spec_updates()[0]
     assert ({"strength": 0.5}, {"strength": 0.9}) == (change.before, change.after)
     store.cancel(job.id)
     run.join()
 
     record = _record(store, blobs, job)
-    assert (0.9, [change.model_dump()]) == (record["spec"]["strength"], record["steered"])
+    assert (0.9, [change.model_dump()]) == (record["spec"]["strength"], record["spec_updates"])
     assert 0.9 == store.get(job.id).input.spec["strength"]
 
 
 def test_steered_at_the_last_moment_the_run_goes_on_and_after_it_nobody_steers(
-    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    runner: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the last iteration and the end: what was acknowledged is in the picture, what is not in it is refused."""
-    job, usual, refused = submit(scales=1), JobStore.seal, []
+    job, usual, refused = submit(scales=1), JobStore.lock_spec, []
 
-    def steer_then_seal(self: JobStore, job_id: str, token: str, steerings: int) -> Any:
-        if not steerings:
-            _steer(store, job, strength=0.9)
-        standing = usual(self, job_id, token, steerings)
+    def steer_then_seal(self: JobStore, job_id: str, token: str, spec_update_count: int) -> Any:
+        if not spec_update_count:
+            _apply_update(store, job, strength=0.9)
+        standing = usual(self, job_id, token, spec_update_count)
         if standing == "ok":
             with pytest.raises(errors.JobAlreadyEnded) as caught:
-                _steer(store, job, strength=0.1)
+                _apply_update(store, job, strength=0.1)
             refused.append(caught.value)
         return standing
 
-    monkeypatch.setattr(JobStore, "seal", steer_then_seal)
-    painter.run_next()
+    monkeypatch.setattr(JobStore, "lock_spec", steer_then_seal)
+    runner.run_next()
     ended, record = store.get(job.id), _record(store, blobs, job)
 
     assert ended.progress is not None
     assert (Status.SUCCEEDED, 9, 0.9) == (ended.status, ended.progress.iteration, ended.input.spec["strength"])
-    assert [(6, {"strength": 0.9})] == [(change["iteration"], change["after"]) for change in record["steered"]]
+    assert [(6, {"strength": 0.9})] == [(change["iteration"], change["after"]) for change in record["spec_updates"]]
     assert 1 == len(refused)
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["steered, then handed back", "handed back, then steered"])
+@pytest.mark.parametrize(
+    "before", [True, False], ids=["spec_updates, then handed back", "handed back, then spec_updates"]
+)
 def test_a_steered_job_goes_on_steered_in_the_next_attempt(
-    keen: Painter, store: JobStore, submit: Submit, blobs: Blobs, until: Callable[..., None], before: bool
+    keen: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, until: Callable[..., None], before: bool
 ) -> None:
     job = submit(iterations=200)
     run = threading.Thread(target=keen.run_next)
     run.start()
     if before:
         until(lambda: store.get(job.id).progress, "progress")
-        _steer(store, job, strength=0.9)
-        until(lambda: (at := store.get(job.id).progress) and at.steered, "the change")
+        _apply_update(store, job, strength=0.9)
+        until(lambda: (at := store.get(job.id).progress) and at.spec_updates, "the change")
     until(lambda: store.get(job.id).checkpoint, "a checkpoint")
     attempt.shutting_down.set()
     run.join()
     attempt.shutting_down.clear()
     if not before:
-        _steer(store, job, strength=0.9)
+        _apply_update(store, job, strength=0.9)
     keen.run_next()
     ended, record = store.get(job.id), _record(store, blobs, job)
 
     assert ended.progress is not None
     assert (Status.SUCCEEDED, 0.9) == (ended.status, record["spec"]["strength"])
-    assert [{"strength": 0.9}] == [change["after"] for change in record["steered"]]
-    assert 0 < record["steered"][0]["iteration"] < ended.progress.iterations
+    assert [{"strength": 0.9}] == [change["after"] for change in record["spec_updates"]]
+    assert 0 < record["spec_updates"][0]["iteration"] < ended.progress.iterations
 
 
 # ---------------------------------------------------------------------- frames
 
 
 def test_a_run_leaves_frames_and_the_result_is_the_last(
-    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    runner: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempt, "FRAME_SECONDS", 0.01)
-    monkeypatch.setattr(attempt, "FRAME_REST", 0)
+    monkeypatch.setattr(attempt, "FRAME_COST_FACTOR", 0)
     job = submit(iterations=60)
-    painter.run_next()
-    ended, frames = store.get(job.id), store.frames(job.id)
+    runner.run_next()
+    ended, frames = store.get(job.id), store.list_frames(job.id)
     result = codec.decode(blobs.get(ended.outputs[0].id))
 
     assert ended.progress is not None
@@ -815,20 +817,20 @@ def test_a_run_leaves_frames_and_the_result_is_the_last(
 
 
 def test_without_room_for_frames_a_run_goes_on(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise errors.StorageFull()
 
-    monkeypatch.setattr(JobStore, "keep_frame", full)
+    monkeypatch.setattr(JobStore, "add_frame", full)
     job = submit()
-    painter.run_next()
+    runner.run_next()
 
     assert Status.SUCCEEDED is store.get(job.id).status
 
 
 def test_without_memory_for_frames_a_run_goes_on(
-    painter: Painter, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = codec.thumbnail
 
@@ -839,16 +841,16 @@ def test_without_memory_for_frames_a_run_goes_on(
 
     job = submit(iterations=2)
     monkeypatch.setattr(attempt, "FRAME_SECONDS", 1e9)
-    monkeypatch.setattr(attempt.images, "thumbnail", short)
-    painter.run_next()
+    monkeypatch.setattr(attempt.codec, "thumbnail", short)
+    runner.run_next()
 
     assert Status.SUCCEEDED is store.get(job.id).status
 
 
-@pytest.mark.parametrize("why", ["canceled", "late"])
+@pytest.mark.parametrize("why", ["canceled", "deadline_exceeded"])
 def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_is_ended(
     valkey: Any,
-    painter: Painter,
+    runner: JobRunner,
     store: JobStore,
     submit: Submit,
     monkeypatch: pytest.MonkeyPatch,
@@ -856,7 +858,7 @@ def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_
     why: str,
 ) -> None:
     """In the middle of an iteration that takes longer still."""
-    painter._store.lease_seconds = 0.5
+    runner._store.lease_seconds = 0.5
     usual, watch, over = codec.encode, attempt.Attempt._watch, threading.Event()
 
     def slow(picture: Image.Image, kind: Any = "png", *args: Any, **more: Any) -> bytes:
@@ -870,9 +872,9 @@ def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_
         return watch(self, moment)
 
     job = submit(iterations=5000)
-    monkeypatch.setattr(attempt.images, "encode", slow)
+    monkeypatch.setattr(attempt.codec, "encode", slow)
     monkeypatch.setattr(attempt.Attempt, "_watch", long)
-    run = threading.Thread(target=painter.run_next)
+    run = threading.Thread(target=runner.run_next)
     run.start()
     until(lambda: store.get(job.id).progress, "progress")
     if why == "canceled":
@@ -880,7 +882,7 @@ def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_
     else:
         with redis.Redis.from_url(valkey.url) as client:
             client.hset(f"{PREFIX}job:{job.id}", "deadline_at", 1)
-    until(lambda: (store.reap(), store.get(job.id).status.ended)[1], "its end")
+    until(lambda: (store.reap_expired_leases(), store.get(job.id).status.has_ended)[1], "its end")
     over.set()
     run.join()
 
@@ -889,11 +891,11 @@ def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_
 
 
 def test_going_on_at_a_larger_size_the_result_is_not_painted_anew(
-    painter: Painter, store: JobStore, submit: Submit, blobs: Blobs
+    runner: JobRunner, store: JobStore, submit: Submit, blobs: Blobs
 ) -> None:
     """Seen from afar the large one is the small one; one that is painted from the photo is another picture."""
     old = submit(iterations=30, scales=1, strength=0.8)
-    painter.run_next()
+    runner.run_next()
     result = store.get(old.id).outputs[0].id
     small = codec.decode(blobs.get(result))
     spec = {**old.input.spec, "size": 96, "iterations": 12}
@@ -902,7 +904,7 @@ def test_going_on_at_a_larger_size_the_result_is_not_painted_anew(
     larger = []
     for job_input in (further, anew):
         job = store.create(new_job_id(), job_input)
-        painter.run_next()
+        runner.run_next()
         larger.append(codec.decode(blobs.get(store.get(job.id).outputs[0].id)).resize(small.size))
 
     apart = [sum(ImageStat.Stat(ImageChops.difference(picture, small)).mean) for picture in larger]

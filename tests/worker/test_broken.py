@@ -12,7 +12,7 @@ from fleet import TINY, late
 from PIL import Image
 from processes import environment
 
-from core.celery_app import make_celery, ring
+from core.celery_app import make_celery, notify_workers
 from core.images import codec
 from core.jobs.models import Job, JobInput, Status, new_job_id
 from core.jobs.store import JobStore
@@ -52,12 +52,12 @@ def jobs(store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Imag
     """Two that wait, each with its bell."""
     content, style = (blobs.put(codec.encode(picture)) for picture in (photo, painting))
     for digest in (content, style):
-        store.hold(digest)
+        store.reserve(digest)
     spec = StyleSpec(size=64, iterations=40).for_pictures()
     wanted = JobInput(content=content, styles=[style], spec=spec.model_dump())
     made = [store.create(new_job_id(), wanted) for _ in range(2)]
     app = make_celery(valkey.url)
-    assert all(ring(app) for _ in made)
+    assert all(notify_workers(app) for _ in made)
     app.close()
     return made
 
@@ -65,9 +65,9 @@ def jobs(store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Imag
 @pytest.mark.parametrize(
     "trouble",
     [
-        "def fail(*_):\n    raise RuntimeError('out of the blue')\nmodule.measured_pace = fail",
-        f"def fail(*_):\n    {LOST}module.measured_pace = fail",
-        f"def fail(*_):\n    {LOST}module.Planner.free = fail",
+        "def fail(*_):\n    raise RuntimeError('out of the blue')\nmodule.measure_throughput = fail",
+        f"def fail(*_):\n    {LOST}module.measure_throughput = fail",
+        f"def fail(*_):\n    {LOST}module.Planner.free_bytes = fail",
     ],
     ids=["measuring fails", "the card is lost while it is measured", "the card is lost"],
 )
@@ -88,13 +88,13 @@ def test_a_card_that_dies_while_it_idles_ends_the_worker_and_no_job(
     dead = tmp_path / "dead"
     trouble = (
         "import pathlib\n"
-        "usual = module.Planner.free\n"
+        "usual = module.Planner.free_bytes\n"
         "def free(self):\n"
         f"    if pathlib.Path({os.fspath(dead)!r}).exists():\n"
         f"        {LOST}"
         f"    pathlib.Path({os.fspath(dead)!r}).touch()\n"  # it is well at the start of the first process
         "    return usual(self)\n"
-        "module.Planner.free = free\n"
+        "module.Planner.free_bytes = free\n"
     )
     process = start(late("core.neural.transfer.planner", trouble))
 
@@ -117,10 +117,10 @@ def _at_first(folder: Path, code: str) -> str:
 
 
 HANGS = {
-    "in an iteration": ("core.neural.transfer.stylize", "_Clock", "count"),
+    "in an iteration": ("core.neural.transfer.stylize", "ProgressTracker", "count"),
     "in reading a picture": ("core.storage.blobs", "Blobs", "get"),
     "in writing the result": ("core.images.codec", None, "encode"),
-    "after the end": ("worker.checkpoint_writer", "Keeper", "close"),
+    "after the end": ("worker.checkpoint_writer", "CheckpointWriter", "close"),
 }
 
 
@@ -140,11 +140,11 @@ def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
         "    return usual(*args, **more)\n"
         f"{where}.{name} = hang\n"
     )
-    quick = "module.LOOK_SECONDS, module.STEP_SECONDS, module.REST_SECONDS, module.STEPS = 0.2, 4, 12, 1"
+    quick = "module.POLL_SECONDS, module.STEP_SECONDS, module.PHASE_SECONDS, module.STEP_FACTOR = 0.2, 4, 12, 1"
     if place == "in writing the result":  # no frame or preview is what hangs
         trouble = trouble.replace("if is_first()", "if len(args) > 1 and args[1] == 'png' and is_first()")
     start(late(module, _at_first(tmp_path, trouble)) + late("worker.watchdog", quick))
-    until(lambda: all(store.get(job.id).status.ended for job in jobs), "the end of all jobs", 120)
+    until(lambda: all(store.get(job.id).status.has_ended for job in jobs), "the end of all jobs", 120)
 
     assert {Status.SUCCEEDED} == {store.get(job.id).status for job in jobs}
     log = (tmp_path / "log").read_text()

@@ -9,7 +9,7 @@ import pytest
 from core import errors
 from core.storage.checkpoints import Checkpoints
 from worker import checkpoint_writer
-from worker.checkpoint_writer import Keeper
+from worker.checkpoint_writer import CheckpointWriter
 
 
 class State:
@@ -31,9 +31,9 @@ def told() -> list[str]:
 
 
 @pytest.fixture
-def make(tmp_path: Path, told: list[str]) -> Callable[..., Keeper]:
-    def made(tell: Callable[[str], object] = told.append, every: float = 0) -> Keeper:
-        return Keeper(Checkpoints(tmp_path), lambda count: f"job_a.t.{count}", tell, every)
+def make(tmp_path: Path, told: list[str]) -> Callable[..., CheckpointWriter]:
+    def made(tell: Callable[[str], object] = told.append, every: float = 0) -> CheckpointWriter:
+        return CheckpointWriter(Checkpoints(tmp_path), lambda count: f"job_a.t.{count}", tell, every)
 
     return made
 
@@ -42,30 +42,34 @@ def _files(folder: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in folder.iterdir()}
 
 
-def test_the_newest_is_told_and_the_earlier_go(make: Callable[..., Keeper], tmp_path: Path, told: list[str]) -> None:
+def test_the_newest_is_told_and_the_earlier_go(
+    make: Callable[..., CheckpointWriter], tmp_path: Path, told: list[str]
+) -> None:
     kept = make()
     for text in ("one", "two"):
-        kept.take(State(text))
-        kept.settle(10)
+        kept.submit(State(text))
+        kept.flush(10)
 
     assert ["job_a.t.0", "job_a.t.1"] == told
     assert {"job_a.t.1": "two"} == _files(tmp_path)
-    kept.forget()
+    kept.delete_all()
     assert {} == _files(tmp_path)
 
 
-def test_a_spoiled_file_is_never_named(make: Callable[..., Keeper], tmp_path: Path, told: list[str]) -> None:
+def test_a_spoiled_file_is_never_named(make: Callable[..., CheckpointWriter], tmp_path: Path, told: list[str]) -> None:
     kept = make()
     for state in (State("good"), State("spoiled", good=False)):
-        kept.take(state)
-        kept.settle(10)
+        kept.submit(state)
+        kept.flush(10)
 
     assert ["job_a.t.0"] == told
     assert "good" == _files(tmp_path)["job_a.t.0"]
     kept.close()
 
 
-def test_the_one_before_stays_while_the_store_may_still_name_it(make: Callable[..., Keeper], tmp_path: Path) -> None:
+def test_the_one_before_stays_while_the_store_may_still_name_it(
+    make: Callable[..., CheckpointWriter], tmp_path: Path
+) -> None:
     """The answer was lost on its way: either may be the one that the next attempt looks for."""
     answers: list[Exception | None] = [None, errors.StoreUnavailable(), None]
 
@@ -75,25 +79,27 @@ def test_the_one_before_stays_while_the_store_may_still_name_it(make: Callable[.
 
     kept = make(tell)
     for text, left in (("one", {"one"}), ("two", {"one", "two"}), ("three", {"three"})):
-        kept.take(State(text))
-        kept.settle(10)
+        kept.submit(State(text))
+        kept.flush(10)
         assert left == set(_files(tmp_path).values())
     kept.close()
 
 
-def test_once_the_job_is_anothers_the_file_that_is_named_stays(make: Callable[..., Keeper], tmp_path: Path) -> None:
+def test_once_the_job_is_anothers_the_file_that_is_named_stays(
+    make: Callable[..., CheckpointWriter], tmp_path: Path
+) -> None:
     """It is what the other goes on from."""
     answers = ["ok", "stale"]
     kept = make(lambda _: answers.pop(0))
-    for text in ("named", "late"):
-        kept.take(State(text))
-        kept.settle(10)
+    for text in ("named", "deadline_exceeded"):
+        kept.submit(State(text))
+        kept.flush(10)
 
     assert {"named"} == set(_files(tmp_path).values())
     kept.close()
 
 
-def test_what_could_not_be_written_takes_no_room(make: Callable[..., Keeper], tmp_path: Path) -> None:
+def test_what_could_not_be_written_takes_no_room(make: Callable[..., CheckpointWriter], tmp_path: Path) -> None:
     class Torn(State):
         def save(self, file: Path) -> bool:
             super().save(file)
@@ -101,15 +107,15 @@ def test_what_could_not_be_written_takes_no_room(make: Callable[..., Keeper], tm
 
     kept = make()
     for state in (State("good"), Torn("torn"), State("spoiled", good=False)):
-        kept.take(state)
-        kept.settle(10)
+        kept.submit(state)
+        kept.flush(10)
 
     assert {"good"} == set(_files(tmp_path).values())
     kept.close()
 
 
 def test_none_is_due_while_one_is_written_or_has_just_been(
-    make: Callable[..., Keeper], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., CheckpointWriter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, may = [0.0], threading.Event()
     monkeypatch.setattr(checkpoint_writer.time, "monotonic", lambda: now[0])
@@ -117,11 +123,11 @@ def test_none_is_due_while_one_is_written_or_has_just_been(
     assert not kept.is_due()
     now[0] = 2
     assert kept.is_due()
-    kept.take(State("slow", may=may))
+    kept.submit(State("slow", may=may))
     now[0] = 3
     assert not kept.is_due()
     may.set()
-    kept.settle(10)
+    kept.flush(10)
 
     now[0] = 3 + checkpoint_writer._REST - 0.1  # it took a second
     assert not kept.is_due()
@@ -131,17 +137,17 @@ def test_none_is_due_while_one_is_written_or_has_just_been(
 
 
 def test_a_disk_that_is_full_costs_only_the_checkpoint(
-    make: Callable[..., Keeper], told: list[str], tmp_path: Path
+    make: Callable[..., CheckpointWriter], told: list[str], tmp_path: Path
 ) -> None:
     class Full(State):
         def save(self, file: Path) -> bool:
             raise OSError(f"no space left for {file}")
 
     kept = make()
-    kept.take(Full(""))
-    kept.settle(10)
-    kept.take(State("again"))
-    kept.settle(10)
+    kept.submit(Full(""))
+    kept.flush(10)
+    kept.submit(State("again"))
+    kept.flush(10)
 
     assert ["job_a.t.1"] == told
     kept.close()

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from core import errors
-from core.jobs.models import Question
+from core.jobs.models import EstimateRequest
 from core.jobs.store import JobStore
-from core.neural.transfer.planner import Pace, Planner
+from core.neural.transfer.planner import Planner, Throughput
 from core.neural.vgg import Network
 from core.style.spec import StyleSpec
-from worker.estimator import Forecaster
+from worker.estimator import EstimateService
 
 
 class Painter:
@@ -19,7 +19,7 @@ class Painter:
 
     def __init__(self, network: Network) -> None:
         self.network, self.paints = network, False
-        self.planner = Planner(network, Pace(0.01, 1e-6, 0.5), 4_000_000_000)
+        self.planner = Planner(network, Throughput(0.01, 1e-6, 0.5), 4_000_000_000)
 
     def resident(self, model: str) -> tuple[Network, Planner]:
         if model == "vgg16":
@@ -28,23 +28,23 @@ class Painter:
 
 
 @pytest.fixture
-def painter(random_vgg19: Network) -> Painter:
+def runner(random_vgg19: Network) -> Painter:
     return Painter(random_vgg19)
 
 
 @pytest.fixture
-def forecaster(store: JobStore, painter: Any) -> Forecaster:
-    return Forecaster(store, painter)
+def forecaster(store: JobStore, runner: Any) -> EstimateService:
+    return EstimateService(store, runner)
 
 
-def question(**knobs: Any) -> Question:
-    spec = StyleSpec(**knobs).for_pictures(1)
-    return Question(content=(1200, 900), styles=[(640, 480)], masks=0, spec=spec.model_dump())
+def question(**parameters: Any) -> EstimateRequest:
+    spec = StyleSpec(**parameters).for_pictures(1)
+    return EstimateRequest(content=(1200, 900), styles=[(640, 480)], masks=0, spec=spec.model_dump())
 
 
-def test_the_forecast_is_the_plan(forecaster: Forecaster, painter: Painter) -> None:
+def test_the_forecast_is_the_plan(forecaster: EstimateService, runner: Painter) -> None:
     asked = question(size=400)
-    plan = painter.planner.plan((1200, 900), [(640, 480)], StyleSpec(**asked.spec))
+    plan = runner.planner.plan((1200, 900), [(640, 480)], StyleSpec(**asked.spec))
 
     told = forecaster.forecast(asked)
 
@@ -54,8 +54,8 @@ def test_the_forecast_is_the_plan(forecaster: Forecaster, painter: Painter) -> N
     assert ("cpu", "vgg19", None) == (told.device, told.network, told.refused)
 
 
-def test_what_has_no_plan_is_refused_with_its_reason(forecaster: Forecaster, painter: Painter) -> None:
-    painter.planner._free_bytes = 800_000_000
+def test_what_has_no_plan_is_refused_with_its_reason(forecaster: EstimateService, runner: Painter) -> None:
+    runner.planner._free_bytes = 800_000_000
     told = forecaster.forecast(question(size=8192))
     assert told.refused is not None
     assert ([], "out_of_memory") == (told.scales, told.refused.code)
@@ -65,19 +65,19 @@ def test_what_has_no_plan_is_refused_with_its_reason(forecaster: Forecaster, pai
     assert "weights_unavailable" == unknown.code
 
 
-def test_a_run_does_not_count_as_memory_that_is_gone(forecaster: Forecaster, painter: Painter) -> None:
+def test_a_run_does_not_count_as_memory_that_is_gone(forecaster: EstimateService, runner: Painter) -> None:
     at_rest = forecaster.forecast(question(size=1024))
-    painter.paints, painter.planner._free_bytes = True, 300_000_000
+    runner.paints, runner.planner._free_bytes = True, 300_000_000
     assert at_rest == forecaster.forecast(question(size=1024))
-    painter.paints = False
+    runner.paints = False
     assert at_rest != forecaster.forecast(question(size=1024))
 
 
-def test_questions_are_answered_in_passing(forecaster: Forecaster, store: JobStore, valkey: Any) -> None:
-    assert store.ask(question(), 0.2) is None, "nobody listens"
-    store._redis.delete("impasto:questions")
+def test_estimate_requests_are_answered_in_passing(forecaster: EstimateService, store: JobStore, valkey: Any) -> None:
+    assert store.request_estimate(question(), 0.2) is None, "nobody listens"
+    store._redis.delete("impasto:estimate_requests")
     with ThreadPoolExecutor() as asking:
-        asked = asking.submit(store.ask, question(size=400), 20)
+        asked = asking.submit(store.request_estimate, question(size=400), 20)
         while not asked.done():
             forecaster.answer_next()
         told = asked.result()
@@ -86,13 +86,13 @@ def test_questions_are_answered_in_passing(forecaster: Forecaster, store: JobSto
 
 
 def test_what_stays_wrong_is_said_once_and_in_one_line(
-    forecaster: Forecaster, painter: Painter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    forecaster: EstimateService, runner: Painter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def gone(_: str) -> None:
         raise errors.WeightsUnavailable()
 
     with monkeypatch.context() as patch:
-        patch.setattr(painter, "resident", gone)
+        patch.setattr(runner, "resident", gone)
         assert [False] * 3 == [forecaster.listened() for _ in range(3)]
     assert forecaster.listened()
 

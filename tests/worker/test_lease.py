@@ -34,12 +34,12 @@ def _progress(iteration: int) -> JobProgress:
 
 def _hold(store: JobStore) -> None:
     for digest in (INPUT.content, *INPUT.styles):
-        store.hold(digest)
+        store.reserve(digest)
 
 
 @pytest.fixture(autouse=True)
 def _quick_beat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -80,25 +80,25 @@ def test_the_lease_is_renewed_until_it_is_left(valkey: Any, until: Callable[...,
     with Lease(store, job.id, "t", _keep([])) as held:
         ends = client.zscore(PREFIX + "leases", job.id)
         until(lambda: client.zscore(PREFIX + "leases", job.id) > ends + 500, "a lease longer than the first")
-        assert (0, 0) == store.reap()
-        assert not held.must_stop()
+        assert (0, 0) == store.reap_expired_leases()
+        assert not held.should_stop()
 
-    until(lambda: store.reap() == (1, 0), "the lease runs out")
+    until(lambda: store.reap_expired_leases() == (1, 0), "the lease runs out")
     client.close()
     store.close()
 
 
 def test_a_cancel_arrives_at_the_next_beat(store: JobStore, job: Job, until: Callable[..., None]) -> None:
     with Lease(store, job.id, "t", _keep([])) as held:
-        assert not held.must_stop()
+        assert not held.should_stop()
         store.cancel(job.id)
-        until(held.must_stop, "told to stop")
+        until(held.should_stop, "told to stop")
 
 
 def test_a_lost_lease_interrupts(store: JobStore, job: Job, until: Callable[..., None]) -> None:
     def lost() -> bool:
         try:
-            held.must_stop()
+            held.should_stop()
         except errors.LeaseLost:
             return True
         return False
@@ -117,11 +117,11 @@ def test_the_painting_goes_on_while_the_store_is_away(own_valkey: Any, until: Ca
     with Lease(store, job.id, "t", _keep([])) as held:
         own_valkey.kill()
         held.report(_progress(1), PREVIEW)
-        assert not held.must_stop()
+        assert not held.should_stop()
         own_valkey.start()
         held.report(_progress(2))
         until(lambda: store.get(job.id).progress == _progress(2), "progress after the outage")
-        assert not held.must_stop()
+        assert not held.should_stop()
 
     assert Status.RUNNING is store.get(job.id).status
     store.close()
@@ -148,9 +148,9 @@ def test_a_mistake_while_it_sleeps_does_not_end_the_lease(
     def broken(*_: Any) -> bool:
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr(store, "wait", broken)
+    monkeypatch.setattr(store, "wait_for_signal", broken)
     with Lease(store, job.id, "t", _keep([])) as held:
         held.report(_progress(1))
         until(lambda: store.get(job.id).progress == _progress(1), "progress")
         store.cancel(job.id)
-        until(held.must_stop, "told to stop")
+        until(held.should_stop, "told to stop")

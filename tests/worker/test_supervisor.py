@@ -12,20 +12,20 @@ from worker.supervisor import ChildMonitor, StallMonitor
 
 
 class FakeStore:
-    """The two questions that the monitors ask a store."""
+    """The two estimate_requests that the monitors ask a store."""
 
     def __init__(self) -> None:
         self.requeued: list[str] = []
         self.idle: set[int] = set()
         self.unavailable = False
 
-    def bury(self, worker: str) -> int:
+    def requeue_jobs_of(self, worker: str) -> int:
         if self.unavailable:
             raise errors.StoreUnavailable()
         self.requeued.append(worker)
         return 1
 
-    def idles(self, worker: str) -> bool:
+    def is_idle_with_backlog(self, worker: str) -> bool:
         if self.unavailable:
             raise errors.StoreUnavailable()
         return worker in {process_name(pid) for pid in self.idle}
@@ -86,12 +86,12 @@ def test_a_worker_that_runs_a_job_now_and_then_is_not_stalled(reason: str) -> No
 def test_the_store_knows_which_worker_is_idle_while_jobs_are_queued(store: JobStore) -> None:
     job_input = JobInput(content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec().model_dump())
     for digest in job_input.digests():
-        store.hold(digest)
-    assert not store.idles("me"), "no job is queued"
+        store.reserve(digest)
+    assert not store.is_idle_with_backlog("me"), "no job is queued"
     for _ in range(2):
         store.create(new_job_id(), job_input)
-    assert store.idles("me")
+    assert store.is_idle_with_backlog("me")
     store.claim("t", "me")
-    assert (False, True) == (store.idles("me"), store.idles("another"))
+    assert (False, True) == (store.is_idle_with_backlog("me"), store.is_idle_with_backlog("another"))
     store.claim("u", "another")
-    assert not store.idles("me"), "no job is queued any more"
+    assert not store.is_idle_with_backlog("me"), "no job is queued any more"

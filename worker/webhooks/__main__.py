@@ -9,8 +9,8 @@ from core.config import Settings, read_settings
 from core.jobs.store import JobStore
 from core.log import configure_logging
 from worker import process
-from worker.webhooks.dispatcher import Courier
-from worker.webhooks.sender import Delivery
+from worker.webhooks.dispatcher import WebhookDispatcher
+from worker.webhooks.sender import WebhookSender
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +19,12 @@ def main() -> None:
     """Read the settings, then send until the process is asked to stop."""
     try:
         settings = read_settings(Settings)
-        settings.webhooks.owners_secret("")
+        settings.webhooks.owner_secret("")
     except errors.BadSettings as error:
         sys.stderr.write(f"impasto webhooks: {error.message}\n")
         sys.exit(2)
     configure_logging(settings.log_format)
-    courier = Courier(JobStore(settings.redis_url), settings.webhooks, Delivery(settings.webhooks))
+    courier = WebhookDispatcher(JobStore(settings.redis_url), settings.webhooks, WebhookSender(settings.webhooks))
     process.on_signals(courier.leave, signal.SIGTERM, signal.SIGINT)
     log.info("sending webhooks")
     courier.run()

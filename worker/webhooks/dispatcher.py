@@ -14,29 +14,29 @@ from datetime import UTC, datetime
 
 from core import errors
 from core.jobs.models import Job
-from core.jobs.store import JobStore, WebhookEnd
-from core.webhooks.policy import Policy, body
-from worker.webhooks.sender import Delivery, Undelivered
+from core.jobs.store import DeliveryOutcome, JobStore
+from core.webhooks.policy import WebhookPolicy, body
+from worker.webhooks.sender import DeliveryError, WebhookSender
 
 # Seconds before each try, and a tenth more by chance, so that what failed together does not come back together.
 DELAYS = (0.0, 5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 86_400.0)
-AT_ONCE = 32
-LOOK_SECONDS = 0.5  # between two looks at an empty outbox
+MAX_CONCURRENT = 32
+POLL_SECONDS = 0.5  # between two looks at an empty outbox
 LEASE_SECONDS = 15.0  # beyond what a delivery may take
-LEAVE_SECONDS = 5.0  # that a delivery may still take, when the courier is asked to go
+SHUTDOWN_SECONDS = 5.0  # that a delivery may still take, when the courier is asked to go
 GONE = 410
 
 log = logging.getLogger(__name__)
 
 
-class Courier:
+class WebhookDispatcher:
     """Takes and carries."""
 
     def __init__(
         self,
         store: JobStore,
-        policy: Policy,
-        delivery: Delivery,
+        policy: WebhookPolicy,
+        delivery: WebhookSender,
         *,
         delays: tuple[float, ...] = DELAYS,
         lease_seconds: float = LEASE_SECONDS,
@@ -44,17 +44,17 @@ class Courier:
         """lease_seconds: beyond the delivery's."""
         self._store, self._policy, self._delivery = store, policy, delivery
         self._delays, self._lease_seconds = delays, delivery.seconds + lease_seconds
-        self._free = threading.Semaphore(AT_ONCE)
+        self._free = threading.Semaphore(MAX_CONCURRENT)
         self._over = threading.Event()
 
     def run(self) -> None:
         """Until `leave`; then wait for what is on its way, not for long: what is cut off is due again."""
         while not self._over.is_set():
-            if self._free.acquire(timeout=LOOK_SECONDS) and not self._take():
+            if self._free.acquire(timeout=POLL_SECONDS) and not self._take():
                 self._free.release()
-                self._over.wait(LOOK_SECONDS)
-        until = time.monotonic() + LEAVE_SECONDS
-        for _ in range(AT_ONCE):
+                self._over.wait(POLL_SECONDS)
+        until = time.monotonic() + SHUTDOWN_SECONDS
+        for _ in range(MAX_CONCURRENT):
             self._free.acquire(timeout=max(0.0, until - time.monotonic()))
 
     def leave(self) -> None:
@@ -65,7 +65,7 @@ class Courier:
         """Send one on its way, on a thread that nobody waits for at the end; False if none is due."""
         token, began = secrets.token_hex(16), time.monotonic()
         try:
-            found = self._store.collect(token, self._lease_seconds, len(self._delays))
+            found = self._store.claim_delivery(token, self._lease_seconds, len(self._delays))
             if found is not None:
                 # By the clock from before the lease began: a courier that was frozen since does not send any more.
                 given = (*found, token, began + self._delivery.seconds)
@@ -92,7 +92,7 @@ class Courier:
         finally:
             self._free.release()
 
-    def _sent(self, job: Job, until: float) -> tuple[WebhookEnd | None, str]:
+    def _sent(self, job: Job, until: float) -> tuple[DeliveryOutcome | None, str]:
         """How it ended, if it did, and what to write down."""
         told = body(job)
         try:
@@ -102,7 +102,7 @@ class Courier:
             status = self._delivery.post(receiver, headers, told, until)
         except errors.BadWebhook as error:  # it was taken under other settings
             return None, error.message
-        except Undelivered as error:
+        except DeliveryError as error:
             return None, str(error)
         if status == GONE:
             return "gone", "it is gone"
@@ -114,17 +114,17 @@ class Courier:
             return None
         return self._delays[attempt] * random.uniform(1.0, 1.1)  # noqa: S311 - no secret
 
-    def _settle(self, job: Job, token: str, end: WebhookEnd, again: float | None) -> None:
+    def _settle(self, job: Job, token: str, end: DeliveryOutcome, again: float | None) -> None:
         """Say so to the store, as long as the lease may last; after it, the webhook is sent once more."""
         until = time.monotonic() + self._lease_seconds
         while True:
             try:
-                ours = self._store.settle(job.id, token, end, again)
+                ours = self._store.complete_delivery(job.id, token, end, again)
             except errors.StoreUnavailable as error:
                 if time.monotonic() > until:
                     raise
                 log.warning("%s", error.message)
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
             else:
                 if not ours:
                     log.warning("%s: its webhook was no longer ours", job.id)

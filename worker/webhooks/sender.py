@@ -19,16 +19,16 @@ from typing import Any
 import httpcore2
 from httpcore2 import NetworkBackend, NetworkStream
 
-from core.webhooks.policy import Address, Policy, Receiver
+from core.webhooks.policy import Address, Receiver, WebhookPolicy
 
 SECONDS = 15.0
 BODY_BYTES = 65_536  # of an answer
-MOST_ADDRESSES = 4  # of a name, to be tried one after the other
+MAX_ADDRESSES = 4  # of a name, to be tried one after the other
 
 Resolve = Callable[[str, int], Sequence[Address]]  # raises OSError
 
 
-class Undelivered(Exception):
+class DeliveryError(Exception):
     """No answer. Its words are for the log of the service's operator, and for nobody else."""
 
 
@@ -38,12 +38,12 @@ def resolve(host: str, port: int) -> Sequence[Address]:
     return [ip_address(address[0]) for *_, address in found]
 
 
-class Delivery:
+class WebhookSender:
     """How to send. Called from many threads."""
 
     def __init__(
         self,
-        policy: Policy,
+        policy: WebhookPolicy,
         *,
         seconds: float = SECONDS,
         resolve: Resolve = resolve,
@@ -69,13 +69,13 @@ class Delivery:
                 _drop(answer)
                 return answer.status
         except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError, OSError) as error:
-            raise Undelivered(f"{type(error).__name__} {str(error)[:200]!a}") from error
+            raise DeliveryError(f"{type(error).__name__} {str(error)[:200]!a}") from error
 
 
 def _drop(answer: httpcore2.Response) -> None:
     """Read what a usual answer has, so that the connection ends in peace. What it says is known by its status."""
     size = 0
-    with suppress(httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError, OSError, Undelivered):
+    with suppress(httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError, OSError, DeliveryError):
         for chunk in answer.iter_stream():
             size += len(chunk)
             if size >= BODY_BYTES:
@@ -85,7 +85,7 @@ def _drop(answer: httpcore2.Response) -> None:
 class _Guarded(NetworkBackend):
     """A network of nothing but permitted addresses, until a time."""
 
-    def __init__(self, policy: Policy, resolve: Resolve, network: NetworkBackend, until: float) -> None:
+    def __init__(self, policy: WebhookPolicy, resolve: Resolve, network: NetworkBackend, until: float) -> None:
         self._policy, self._resolve, self._network, self._until = policy, resolve, network, until
 
     def connect_tcp(
@@ -99,16 +99,16 @@ class _Guarded(NetworkBackend):
         """Raises Undelivered, ConnectError, ConnectTimeout."""
         addresses = self._addresses(host, port)
         if not addresses:
-            raise Undelivered("its name is not known")
+            raise DeliveryError("its name is not known")
         if not all(map(self._policy.may_reach, addresses)):
-            raise Undelivered("it has an address that webhooks must not reach")
-        tried = addresses[:MOST_ADDRESSES]
+            raise DeliveryError("it has an address that webhooks must not reach")
+        tried = addresses[:MAX_ADDRESSES]
         for i, address in enumerate(tried):
             share = _left(self._until) / (len(tried) - i)
             with suppress(httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 stream = self._network.connect_tcp(str(address), port, share, local_address, socket_options)
                 return _Timed(stream, self._until)
-        raise Undelivered("nobody answers there")
+        raise DeliveryError("nobody answers there")
 
     def _addresses(self, host: str, port: int) -> Sequence[Address]:
         """On a thread of its own: the system's look-up knows no limit of time."""
@@ -124,7 +124,7 @@ class _Guarded(NetworkBackend):
         try:
             return answer.get(timeout=_left(self._until))
         except queue.Empty:
-            raise Undelivered("its name is not found in time") from None
+            raise DeliveryError("its name is not found in time") from None
 
 
 class _Timed(NetworkStream):
@@ -158,5 +158,5 @@ def _left(until: float) -> float:
     """Seconds, above 0. Raises Undelivered."""
     left = until - time.monotonic()
     if left <= 0:
-        raise Undelivered("it takes too long")
+        raise DeliveryError("it takes too long")
     return left

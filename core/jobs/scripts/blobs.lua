@@ -1,9 +1,9 @@
-local function use(p, owner, digest)
+local function add_reference(p, owner, digest)
   redis.call('HINCRBY', p .. 'refs', digest, 1)
   redis.call('HINCRBY', p .. 'refs:' .. owner, digest, 1)
 end
 
-local function drop(p, owner, digest)
+local function drop_reference(p, owner, digest)
   if redis.call('HINCRBY', p .. 'refs:' .. owner, digest, -1) <= 0 then
     redis.call('HDEL', p .. 'refs:' .. owner, digest)
   end
@@ -14,7 +14,7 @@ local function drop(p, owner, digest)
 end
 
 -- Whether a blob is used, or held until later than now.
-local function safe(p, digest)
+local function is_retained(p, digest)
   if redis.call('HEXISTS', p .. 'refs', digest) == 1 then
     return true
   end
@@ -23,9 +23,9 @@ local function safe(p, digest)
 end
 
 local function drop_frame(p, owner, frame)
-  local digest = stored(frame).digest
+  local digest = decode_stored(frame).digest
   if digest then
-    drop(p, owner, digest)
+    drop_reference(p, owner, digest)
   end
 end
 
@@ -35,16 +35,16 @@ local function drop_frames(p, id)
     drop_frame(p, owner, frame)
   end
   redis.call('DEL', p .. 'frames:' .. id)
-  redis.call('HDEL', job_key(p, id), 'frames', 'thinned')
+  redis.call('HDEL', job_key(p, id), 'frames', 'frame_thinnings')
 end
 
 local function drop_all(p, id)
   local job = redis.call('HMGET', job_key(p, id), 'owner', 'blobs', 'preview')
-  for _, digest in ipairs(stored(job[2])) do
-    drop(p, job[1], digest)
+  for _, digest in ipairs(decode_stored(job[2])) do
+    drop_reference(p, job[1], digest)
   end
   if job[3] then
-    drop(p, job[1], job[3])
+    drop_reference(p, job[1], job[3])
   end
   drop_frames(p, id)
   redis.call('HSET', job_key(p, id), 'blobs', '[]')
@@ -73,9 +73,9 @@ end
 -- digest, keep_ms, owner or '', bytes of an upload or 0, most bytes of all uploads of theirs -> 1; 0 while its file is
 -- being deleted; -ms, as long as it will take, where there is no room. Called before a blob is written: from now on it
 -- is safe from the janitor for keep_ms, and as long as a job uses it; and the owner may name it.
-local function hold(keys, args)
+local function reserve(keys, args)
   local p, digest, keep_ms, owner, bytes = keys[1], args[1], tonumber(args[2]), args[3], tonumber(args[4])
-  if redis.call('SISMEMBER', p .. 'condemned', digest) == 1 then
+  if redis.call('SISMEMBER', p .. 'deleting', digest) == 1 then
     return 0
   end
   local now, uploads, sizes = now_ms(), p .. 'uploads:' .. owner, p .. 'sizes:' .. owner
@@ -97,7 +97,7 @@ local function hold(keys, args)
 end
 
 -- owner, digest -> 1 if they uploaded it and it is kept, or a job of theirs uses it
-local function owns(keys, args)
+local function is_owner(keys, args)
   local p = keys[1]
   if redis.call('HEXISTS', p .. 'refs:' .. args[1], args[2]) == 1 then
     return 1
@@ -107,37 +107,37 @@ local function owns(keys, args)
 end
 
 -- -> digests whose files may go now. They stay condemned until `forget`.
-local function condemn(keys)
+local function mark_deleting(keys)
   local p = keys[1]
   for _, digest in ipairs(redis.call('ZRANGEBYSCORE', p .. 'orphans', '-inf', now_ms(), 'LIMIT', 0, 1000)) do
     redis.call('ZREM', p .. 'orphans', digest)
     if redis.call('HEXISTS', p .. 'refs', digest) == 0 then
-      redis.call('SADD', p .. 'condemned', digest)
+      redis.call('SADD', p .. 'deleting', digest)
     end
   end
-  return redis.call('SMEMBERS', p .. 'condemned')
+  return redis.call('SMEMBERS', p .. 'deleting')
 end
 
 -- digest: its file is gone
-local function forget(keys, args)
-  return redis.call('SREM', keys[1] .. 'condemned', args[1])
+local function confirm_deleted(keys, args)
+  return redis.call('SREM', keys[1] .. 'deleting', args[1])
 end
 
 -- keep_ms, digest... -> how many of them nobody used, held or was deleting. Those are held for keep_ms more, and then go:
 -- files whose record a torn log has lost, or a backup of the store never had.
-local function adopt(keys, args)
+local function register_orphans(keys, args)
   local p, strays = keys[1], 0
   local until_ms = now_ms() + args[1]
   for i = 2, #args do
-    if redis.call('HEXISTS', p .. 'refs', args[i]) == 0 and redis.call('SISMEMBER', p .. 'condemned', args[i]) == 0 then
+    if redis.call('HEXISTS', p .. 'refs', args[i]) == 0 and redis.call('SISMEMBER', p .. 'deleting', args[i]) == 0 then
       strays = strays + redis.call('ZADD', p .. 'orphans', 'NX', until_ms, args[i])
     end
   end
   return strays
 end
 
-redis.register_function('impasto_VERSION_hold', hold)
-redis.register_function('impasto_VERSION_owns', owns)
-redis.register_function('impasto_VERSION_condemn', condemn)
-redis.register_function('impasto_VERSION_forget', forget)
-redis.register_function('impasto_VERSION_adopt', adopt)
+redis.register_function('impasto_VERSION_reserve', reserve)
+redis.register_function('impasto_VERSION_is_owner', is_owner)
+redis.register_function('impasto_VERSION_mark_deleting', mark_deleting)
+redis.register_function('impasto_VERSION_confirm_deleted', confirm_deleted)
+redis.register_function('impasto_VERSION_register_orphans', register_orphans)

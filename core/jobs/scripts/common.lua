@@ -3,8 +3,8 @@
 -- The atomic steps of the job store. VERSION becomes a hash of all files here (store.py). Called with KEYS[1] = the prefix of every key; times are ms of the server's clock.
 --
 --   <p>job:<id>            hash    one job: status, version, owner, attempt, token, input, progress, ... (JSON where structured)
---   <p>of:<owner>          zset    an owner's jobs by their entry: a count of their own, which tells nothing of others' jobs
---   <p>of:<owner>:<status> zset    those of them in that status
+--   <p>jobs_of:<owner>          zset    an owner's jobs by their entry: a count of their own, which tells nothing of others' jobs
+--   <p>jobs_of:<owner>:<status> zset    those of them in that status
 --   <p>queue               zset    the places of waiting jobs, all with score 0: their order as text is the order of claims
 --   <p>queue:<owner>       zset    those of one owner
 --   <p>turns               hash    class -> the latest turn that a job was claimed of
@@ -24,18 +24,18 @@
 --   <p>uploads:<owner>     zset    digest -> until when the owner may name what they uploaded
 --   <p>sizes:<owner>       hash    digest -> bytes, of these
 --   <p>orphans             zset    digest -> when it may be deleted, unless a job uses it by then
---   <p>condemned           set     digests whose file is being deleted now
+--   <p>deleting           set     digests whose file is being deleted now
 --   <p>workers             zset    live workers by their last beat
---   <p>crew                hash    worker -> what it told of itself, as JSON
+--   <p>worker_info                hash    worker -> what it told of itself, as JSON
 --   <p>ended               hash    status -> how many jobs have ended so
 --   <p>networks            hash    a model's name, as jobs ask for it -> digest of the weights that workers paint with
 --   <p>pace                string  seconds that a job runs: a moving average
 --   <p>outbox              zset    lanes (an owner and a host) by the time something is due there
 --   <p>outbox:<lane>       zset    ended jobs by the time their webhook is due
---   <p>couriers            zset    lanes where a courier is, by the time its lease ends
---   <p>collect:<token>     string  what a collect returned, so that one sent twice takes one delivery
---   <p>questions           list    of estimates, which the next worker at leisure answers
---   <p>answer:<name>       list    the answer to one
+--   <p>dispatchers            zset    lanes where a courier is, by the time its lease ends
+--   <p>delivery_claim:<token>     string  what a collect returned, so that one sent twice takes one delivery
+--   <p>estimate_requests           list    of estimates, which the next worker at leisure answers
+--   <p>estimate_reply:<name>       list    the answer to one
 --   <p>number              counter of all jobs, the order of arrival
 --   <p>entries             hash    owner -> how many jobs they have submitted
 --   <p>leader              string  which API process reaps
@@ -61,7 +61,7 @@ local function now_ms()
 end
 
 -- A table that was stored as JSON; an empty one where the disk has damaged it, for no step may stop at one bad record.
-local function stored(text)
+local function decode_stored(text)
   local read, value = pcall(cjson.decode, text)
   return read and type(value) == 'table' and value or {}
 end
@@ -79,13 +79,13 @@ end
 
 -- To be called with every change of what a client may see of a job, which is one step: who watches hears of it
 -- when the step is over.
-local function changed(p, id)
+local function publish_change(p, id)
   add(job_key(p, id), 'version', 1)
   redis.call('PUBLISH', p .. 'changes', id)
 end
 
 -- Of a job that the caller may see; '' sees all.
-local function visible(p, id, owner)
+local function is_visible(p, id, owner)
   local whose = redis.call('HGET', job_key(p, id), 'owner')
   return whose and (owner == '' or whose == owner)
 end

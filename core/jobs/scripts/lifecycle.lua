@@ -1,10 +1,10 @@
-local function file_under(p, id, status)
+local function index_status(p, id, status)
   local job = redis.call('HMGET', job_key(p, id), 'owner', 'entry')
-  redis.call('ZADD', p .. 'of:' .. job[1] .. ':' .. status, job[2], id)
+  redis.call('ZADD', p .. 'jobs_of:' .. job[1] .. ':' .. status, job[2], id)
 end
 
 -- From now on an ended job is kept for so long; 0: for good, as long as there is room.
-local function keep_ended(p, id, keep_ms)
+local function set_expiry(p, id, keep_ms)
   local now = now_ms()
   if tonumber(keep_ms) > 0 then
     redis.call('HSET', job_key(p, id), 'expires_at', now + keep_ms)
@@ -14,7 +14,7 @@ local function keep_ended(p, id, keep_ms)
   end
 end
 
-local function ended(p, id)
+local function on_ended(p, id)
   local keep_ms, pinned = unpack(redis.call('HMGET', job_key(p, id), 'keep_ms', 'pinned'))
   local now = now_ms()
   redis.call('HSET', job_key(p, id), 'completed_at', now)
@@ -22,9 +22,9 @@ local function ended(p, id)
   redis.call('HDEL', job_key(p, id), 'checkpoint')
   redis.call('ZREM', p .. 'deadlines', id)
   if pinned ~= '1' then
-    keep_ended(p, id, keep_ms)
+    set_expiry(p, id, keep_ms)
   end
-  post(p, id, now)
+  schedule_webhook(p, id, now)
 end
 
 -- The one place where a status changes.
@@ -35,10 +35,10 @@ local function move(p, id, to)
   if not (LEGAL[from] and LEGAL[from][to]) then
     return false
   end
-  redis.call('ZREM', p .. 'of:' .. job[2] .. ':' .. from, id)
-  file_under(p, id, to)
+  redis.call('ZREM', p .. 'jobs_of:' .. job[2] .. ':' .. from, id)
+  index_status(p, id, to)
   redis.call('HSET', key, 'status', to)
-  changed(p, id)
+  publish_change(p, id)
   if from == 'queued' then
     dequeue(p, id)
   else
@@ -46,20 +46,20 @@ local function move(p, id, to)
   end
   if to == 'queued' then
     enqueue(p, id)
-    redis.call('HDEL', key, 'sealed')
+    redis.call('HDEL', key, 'spec_locked')
     if redis.call('HEXISTS', key, 'checkpoint') == 0 then
       redis.call('HDEL', key, 'progress') -- the next attempt begins again
       drop_frames(p, id)
     end
   elseif to ~= 'running' then
-    ended(p, id)
+    on_ended(p, id)
   end
   return true
 end
 
--- 'ok'; 'cancel' when somebody asked the run to stop, 'late' when its deadline is over; 'stale' when the job is no
+-- 'ok'; 'cancel' when somebody asked the run to stop, 'deadline_exceeded' when its deadline is over; 'stale' when the job is no
 -- longer this worker's.
-local function standing(p, id, token)
+local function lease_status(p, id, token)
   local job = redis.call('HMGET', job_key(p, id), 'status', 'token', 'cancel_requested', 'deadline_at')
   if job[1] ~= 'running' or job[2] ~= token then
     return 'stale'
@@ -67,12 +67,12 @@ local function standing(p, id, token)
   if job[3] == '1' then
     return 'cancel'
   end
-  return job[4] and tonumber(job[4]) <= now_ms() and 'late' or 'ok'
+  return job[4] and tonumber(job[4]) <= now_ms() and 'deadline_exceeded' or 'ok'
 end
 
 -- A running job whose worker is gone: back into the queue, or to its end. -> 1 if it is queued again, 0 if it has ended;
 -- nil where the record does not run, which only a damaged one does not.
-local function lose(p, id, most, error)
+local function requeue_or_fail(p, id, most, error)
   local key = job_key(p, id)
   if redis.call('HGET', key, 'status') ~= 'running' then
     redis.call('ZREM', p .. 'leases', id)
@@ -104,17 +104,17 @@ local function forget_result(p, id)
   end
 end
 
-local function erase(p, id)
+local function erase_job(p, id)
   local key = job_key(p, id)
   local job = redis.call('HMGET', key, 'status', 'owner', 'token')
   local status, owner = job[1] or '', job[2] or ''
   drop_all(p, id)
   dequeue(p, id)
-  wake(p, job[3])
+  signal_worker(p, job[3])
   forget_result(p, id)
-  redis.call('ZREM', p .. 'of:' .. owner .. ':' .. status, id)
-  redis.call('ZREM', p .. 'of:' .. owner, id)
-  unpost(p, id)
+  redis.call('ZREM', p .. 'jobs_of:' .. owner .. ':' .. status, id)
+  redis.call('ZREM', p .. 'jobs_of:' .. owner, id)
+  unschedule_webhook(p, id)
   local batch = redis.call('HGET', key, 'batch_id')
   if batch then
     redis.call('ZREM', p .. 'batch:' .. batch, id)
@@ -127,32 +127,32 @@ local function erase(p, id)
 end
 
 -- worker, what it tells of itself: it lives
-local function beat(keys, args)
+local function heartbeat(keys, args)
   local p, now = keys[1], now_ms()
   redis.call('ZADD', p .. 'workers', now, args[1])
-  if redis.call('HGET', p .. 'crew', args[1]) ~= args[2] then
-    redis.call('HSET', p .. 'crew', args[1], args[2])
+  if redis.call('HGET', p .. 'worker_info', args[1]) ~= args[2] then
+    redis.call('HSET', p .. 'worker_info', args[1], args[2])
   end
   for _, gone in ipairs(redis.call('ZRANGEBYSCORE', p .. 'workers', '-inf', now - 12 * WORKER_MS)) do
     redis.call('ZREM', p .. 'workers', gone)
-    redis.call('HDEL', p .. 'crew', gone)
+    redis.call('HDEL', p .. 'worker_info', gone)
   end
 end
 
 -- Whether these are all changes of the job's spec.
-local function knows(p, id, steerings)
-  return (redis.call('HGET', job_key(p, id), 'steerings') or '0') == steerings
+local function knows_all_updates(p, id, spec_update_count)
+  return (redis.call('HGET', job_key(p, id), 'spec_update_count') or '0') == spec_update_count
 end
 
 -- id, token, lease_ms, changes of the spec that the run knows of or '' -> standing
 local function renew(keys, args)
   local p, id = keys[1], args[1]
-  local answer = standing(p, id, args[2])
+  local answer = lease_status(p, id, args[2])
   if answer ~= 'stale' then
     redis.call('ZADD', p .. 'leases', now_ms() + tonumber(args[3]), id)
   end
-  if answer == 'ok' and (args[4] or '') ~= '' and not knows(p, id, args[4]) then
-    return 'steered'
+  if answer == 'ok' and (args[4] or '') ~= '' and not knows_all_updates(p, id, args[4]) then
+    return 'spec_updated'
   end
   return answer
 end
@@ -186,51 +186,51 @@ end
 
 -- id, token, changes of the spec that the run knows of -> standing. If these are all, there will be no more: what is
 -- told of a picture is what it was made with.
-local function seal(keys, args)
+local function lock_spec(keys, args)
   local p, id = keys[1], args[1]
-  local answer = standing(p, id, args[2])
+  local answer = lease_status(p, id, args[2])
   if answer ~= 'stale' then
-    if not knows(p, id, args[3]) then
-      return 'steered'
+    if not knows_all_updates(p, id, args[3]) then
+      return 'spec_updated'
     end
-    redis.call('HSET', job_key(p, id), 'sealed', '1')
+    redis.call('HSET', job_key(p, id), 'spec_locked', '1')
   end
   return answer
 end
 
 -- id, token, progress, digest of the preview or '' -> standing
-local function progress(keys, args)
+local function report_progress(keys, args)
   local p, id, preview = keys[1], args[1], args[4]
   local job = job_key(p, id)
-  local answer = standing(p, id, args[2])
+  local answer = lease_status(p, id, args[2])
   if answer == 'stale' then
     return answer
   end
   redis.call('HSET', job, 'progress', args[3])
-  changed(p, id)
+  publish_change(p, id)
   if preview ~= '' then
     local owner, old = unpack(redis.call('HMGET', job, 'owner', 'preview'))
-    use(p, owner, preview)
+    add_reference(p, owner, preview)
     redis.call('HSET', job, 'preview', preview)
     if old then
-      drop(p, owner, old)
+      drop_reference(p, owner, old)
     end
   end
   return answer
 end
 
--- id, token, frame (JSON: iteration, digest, ...), most -> how often they were thinned out by now; -1: it is not kept.
+-- id, token, frame (JSON: iteration, digest, ...), most -> how often they were frame_thinnings out by now; -1: it is not kept.
 -- Where there are too many, every other one goes. What an earlier attempt kept from this iteration on is painted again.
-local function keep_frame(keys, args)
+local function add_frame(keys, args)
   local p, id = keys[1], args[1]
   local key, list = job_key(p, id), p .. 'frames:' .. id
-  if standing(p, id, args[2]) == 'stale' then
+  if lease_status(p, id, args[2]) == 'stale' then
     return -1
   end
   local owner, frame = redis.call('HGET', key, 'owner'), cjson.decode(args[3])
-  use(p, owner, frame.digest)
+  add_reference(p, owner, frame.digest)
   local last = redis.call('LINDEX', list, -1)
-  while last and (stored(last).iteration or frame.iteration) >= frame.iteration do
+  while last and (decode_stored(last).iteration or frame.iteration) >= frame.iteration do
     drop_frame(p, owner, redis.call('RPOP', list))
     last = redis.call('LINDEX', list, -1)
   end
@@ -246,15 +246,15 @@ local function keep_frame(keys, args)
         drop_frame(p, owner, kept)
       end
     end
-    redis.call('HINCRBY', key, 'thinned', 1)
+    redis.call('HINCRBY', key, 'frame_thinnings', 1)
   end
-  return tonumber(redis.call('HGET', key, 'thinned') or 0)
+  return tonumber(redis.call('HGET', key, 'frame_thinnings') or 0)
 end
 
 -- id, token, name -> standing. The next attempt goes on from there. A worker that got this far has not died in vain.
-local function keep(keys, args)
+local function save_checkpoint(keys, args)
   local p, id = keys[1], args[1]
-  local answer = standing(p, id, args[2])
+  local answer = lease_status(p, id, args[2])
   if answer ~= 'stale' then
     redis.call('HSET', job_key(p, id), 'checkpoint', args[3], 'losses', 0)
   end
@@ -277,8 +277,8 @@ local function finish(keys, args)
   end
   for i = 4, #args, 2 do
     if args[i] == 'output' then
-      use(p, mine[3], args[i + 1])
-      local blobs = stored(redis.call('HGET', job, 'blobs'))
+      add_reference(p, mine[3], args[i + 1])
+      local blobs = decode_stored(redis.call('HGET', job, 'blobs'))
       blobs[#blobs + 1] = args[i + 1]
       redis.call('HSET', job, 'blobs', cjson.encode(blobs))
     end
@@ -297,7 +297,7 @@ end
 -- id, token -> 'ok' or 'stale'. A worker that goes away hands its job back; that is no failed attempt.
 local function release(keys, args)
   local p, id = keys[1], args[1]
-  local answer = standing(p, id, args[2])
+  local answer = lease_status(p, id, args[2])
   if answer == 'stale' then
     return answer
   end
@@ -312,13 +312,13 @@ local function release(keys, args)
 end
 
 -- worker, most losses, error of a job that was lost too often -> how many are queued again. The worker's process died.
-local function bury(keys, args)
+local function requeue_jobs_of(keys, args)
   local p, again = keys[1], 0
   redis.call('ZREM', p .. 'workers', args[1])
-  redis.call('HDEL', p .. 'crew', args[1])
+  redis.call('HDEL', p .. 'worker_info', args[1])
   for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, -1)) do
     if redis.call('HGET', job_key(p, id), 'worker') == args[1] then
-      again = again + (lose(p, id, args[2], args[3]) or 0)
+      again = again + (requeue_or_fail(p, id, args[2], args[3]) or 0)
     end
   end
   return again
@@ -327,7 +327,7 @@ end
 -- owner, id -> 1, or nil if there is no such job. A waiting job ends at once, a running one is asked to stop.
 local function cancel(keys, args)
   local p, id = keys[1], args[2]
-  if not visible(p, id, args[1]) then
+  if not is_visible(p, id, args[1]) then
     return nil
   end
   local key = job_key(p, id)
@@ -336,21 +336,21 @@ local function cancel(keys, args)
     move(p, id, 'canceled')
   elseif job[1] == 'running' and job[2] ~= '1' then
     redis.call('HSET', key, 'cancel_requested', '1')
-    changed(p, id)
-    wake(p, job[3])
+    publish_change(p, id)
+    signal_worker(p, job[3])
   end
   return 1
 end
 
 -- owner, id, changes of the spec before this, input, fingerprint -> 'ok'; 'ended' if it is too late; 'again' if there was
 -- another change; nil if there is no such job. A picture that was begun otherwise is not what the fingerprint promises.
-local function steer(keys, args)
+local function update_spec(keys, args)
   local p, id = keys[1], args[2]
-  if not visible(p, id, args[1]) then
+  if not is_visible(p, id, args[1]) then
     return nil
   end
   local key = job_key(p, id)
-  local job = redis.call('HMGET', key, 'status', 'cancel_requested', 'sealed', 'steerings', 'started_at', 'token')
+  local job = redis.call('HMGET', key, 'status', 'cancel_requested', 'spec_locked', 'spec_update_count', 'started_at', 'token')
   if not LEGAL[job[1]] or job[2] == '1' or job[3] then
     return 'ended'
   end
@@ -361,54 +361,54 @@ local function steer(keys, args)
   if job[5] then
     redis.call('HDEL', key, 'fingerprint')
   end
-  redis.call('HINCRBY', key, 'steerings', 1)
-  changed(p, id)
-  wake(p, job[6])
+  redis.call('HINCRBY', key, 'spec_update_count', 1)
+  publish_change(p, id)
+  signal_worker(p, job[6])
   return 'ok'
 end
 
 -- owner, id -> 1 if there was such a job. A worker that still runs it finds its token stale.
 local function delete(keys, args)
-  if not visible(keys[1], args[2], args[1]) then
+  if not is_visible(keys[1], args[2], args[1]) then
     return 0
   end
-  erase(keys[1], args[2])
+  erase_job(keys[1], args[2])
   return 1
 end
 
 -- owner, id, '1' or '0' -> 1, or nil if there is no such job. A pinned job does not expire.
-local function pin(keys, args)
+local function set_pinned(keys, args)
   local p, id = keys[1], args[2]
-  if not visible(p, id, args[1]) then
+  if not is_visible(p, id, args[1]) then
     return nil
   end
   local key = job_key(p, id)
   local completed_at, keep_ms, pinned = unpack(redis.call('HMGET', key, 'completed_at', 'keep_ms', 'pinned'))
   if (pinned or '0') ~= args[3] then
     redis.call('HSET', key, 'pinned', args[3])
-    changed(p, id)
+    publish_change(p, id)
   end
   if args[3] == '1' then
     redis.call('HDEL', key, 'expires_at')
     redis.call('ZREM', p .. 'expiry', id)
     redis.call('ZREM', p .. 'records', id)
   elseif pinned == '1' and completed_at then
-    keep_ended(p, id, keep_ms)
+    set_expiry(p, id, keep_ms)
   end
   return 1
 end
 
 redis.register_function('impasto_VERSION_claim', claim)
-redis.register_function('impasto_VERSION_beat', beat)
+redis.register_function('impasto_VERSION_heartbeat', heartbeat)
 redis.register_function('impasto_VERSION_renew', renew)
-redis.register_function('impasto_VERSION_seal', seal)
-redis.register_function('impasto_VERSION_progress', progress)
-redis.register_function('impasto_VERSION_keep', keep)
-redis.register_function('impasto_VERSION_keep_frame', keep_frame)
+redis.register_function('impasto_VERSION_lock_spec', lock_spec)
+redis.register_function('impasto_VERSION_report_progress', report_progress)
+redis.register_function('impasto_VERSION_save_checkpoint', save_checkpoint)
+redis.register_function('impasto_VERSION_add_frame', add_frame)
 redis.register_function('impasto_VERSION_finish', finish)
 redis.register_function('impasto_VERSION_release', release)
-redis.register_function('impasto_VERSION_bury', bury)
+redis.register_function('impasto_VERSION_requeue_jobs_of', requeue_jobs_of)
 redis.register_function('impasto_VERSION_cancel', cancel)
 redis.register_function('impasto_VERSION_delete', delete)
-redis.register_function('impasto_VERSION_steer', steer)
-redis.register_function('impasto_VERSION_pin', pin)
+redis.register_function('impasto_VERSION_update_spec', update_spec)
+redis.register_function('impasto_VERSION_set_pinned', set_pinned)

@@ -15,7 +15,7 @@ local function sort_lane(p, lane)
   end
 end
 
-local function post(p, id, due)
+local function schedule_webhook(p, id, due)
   local lane = lane_of(p, id)
   if lane then
     redis.call('ZADD', p .. 'outbox:' .. lane, due, id)
@@ -23,7 +23,7 @@ local function post(p, id, due)
   end
 end
 
-local function unpost(p, id)
+local function unschedule_webhook(p, id)
   local lane = lane_of(p, id)
   if lane then
     redis.call('ZREM', p .. 'outbox:' .. lane, id)
@@ -33,16 +33,16 @@ end
 
 -- token, lease_ms, most tries -> {id, which try}, or nil. The job whose webhook is due first, among the lanes without a
 -- courier. A try counts before it is made: one that kills couriers is not made for ever.
-local function collect(keys, args)
+local function claim_delivery(keys, args)
   local p, now = keys[1], now_ms()
-  local before = redis.call('GET', p .. 'collect:' .. args[1])
+  local before = redis.call('GET', p .. 'delivery_claim:' .. args[1])
   if before then
     local taken = cjson.decode(before)
     return { taken.id, taken.try }
   end
-  redis.call('ZREMRANGEBYSCORE', p .. 'couriers', '-inf', now)
+  redis.call('ZREMRANGEBYSCORE', p .. 'dispatchers', '-inf', now)
   local busy, free = {}, {}
-  for _, lane in ipairs(redis.call('ZRANGE', p .. 'couriers', 0, -1)) do
+  for _, lane in ipairs(redis.call('ZRANGE', p .. 'dispatchers', 0, -1)) do
     local owner = string.match(lane, '^%S+')
     busy[lane], busy[owner] = 1, (busy[owner] or 0) + 1
   end
@@ -66,9 +66,9 @@ local function collect(keys, args)
       local try = redis.call('HEXISTS', job, 'webhook') == 1 and add(job, 'webhook_tries', 1)
       if try and try <= tonumber(args[3]) then
         redis.call('HSET', job, 'webhook_token', args[1])
-        redis.call('ZADD', p .. 'couriers', now + args[2], lane)
+        redis.call('ZADD', p .. 'dispatchers', now + args[2], lane)
         local taken = { id = id, try = try, lane = lane, until_ms = now + args[2] }
-        redis.call('SET', p .. 'collect:' .. args[1], cjson.encode(taken), 'PX', args[2])
+        redis.call('SET', p .. 'delivery_claim:' .. args[1], cjson.encode(taken), 'PX', args[2])
         return { id, try }
       end
       if try then
@@ -83,17 +83,17 @@ end
 
 -- Nobody is on the way to the lane any more: the job is deleted, which knew the lane; the collect knows it, too.
 local function free_lane(p, token)
-  local before = redis.call('GET', p .. 'collect:' .. token)
+  local before = redis.call('GET', p .. 'delivery_claim:' .. token)
   if before then
     local taken = cjson.decode(before)
-    if tonumber(redis.call('ZSCORE', p .. 'couriers', taken.lane) or 0) == taken.until_ms then -- it is still this courier's
-      redis.call('ZREM', p .. 'couriers', taken.lane)
+    if tonumber(redis.call('ZSCORE', p .. 'dispatchers', taken.lane) or 0) == taken.until_ms then -- it is still this courier's
+      redis.call('ZREM', p .. 'dispatchers', taken.lane)
     end
   end
 end
 
 -- id, token, ms until the next try or '', how it ended or '' -> 'ok'; 'stale' if the delivery is another courier's
-local function settle(keys, args)
+local function complete_delivery(keys, args)
   local p, id = keys[1], args[1]
   local key = job_key(p, id)
   if redis.call('EXISTS', key) == 0 then
@@ -104,15 +104,15 @@ local function settle(keys, args)
     return 'stale'
   end
   redis.call('HDEL', key, 'webhook_token')
-  redis.call('ZREM', p .. 'couriers', lane_of(p, id))
+  redis.call('ZREM', p .. 'dispatchers', lane_of(p, id))
   if args[3] ~= '' then
-    post(p, id, now_ms() + args[3])
+    schedule_webhook(p, id, now_ms() + args[3])
   else
     redis.call('HSET', key, 'webhook_end', args[4])
-    unpost(p, id)
+    unschedule_webhook(p, id)
   end
   return 'ok'
 end
 
-redis.register_function('impasto_VERSION_collect', collect)
-redis.register_function('impasto_VERSION_settle', settle)
+redis.register_function('impasto_VERSION_claim_delivery', claim_delivery)
+redis.register_function('impasto_VERSION_complete_delivery', complete_delivery)

@@ -1,10 +1,10 @@
 -- -> {waiting, running, live workers, seconds a job runs or '', seconds until all that runs is over}
-local function load(keys)
+local function get_load(keys)
   local p, left = keys[1], 0
   local pace = redis.call('GET', p .. 'pace')
   for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, 999)) do
     local progress = redis.call('HGET', job_key(p, id), 'progress')
-    local seconds = progress and stored(progress).seconds_left
+    local seconds = progress and decode_stored(progress).seconds_left
     left = left + (type(seconds) == 'number' and seconds or tonumber(pace or 0))
   end
   local live = redis.call('ZCOUNT', p .. 'workers', now_ms() - WORKER_MS, '+inf')
@@ -30,27 +30,27 @@ local function with_load(keys, jobs)
   for _, fields in ipairs(jobs) do
     waits = waits or (fields[#fields] or -1) >= 0
   end
-  jobs[#jobs + 1] = waits and load(keys) or {}
+  jobs[#jobs + 1] = waits and get_load(keys) or {}
   return jobs
 end
 
 -- owner, id... -> for each its fields, and its rank in the queue; or an empty table for what is not there.
 -- After them the load, if one of them waits.
-local function read(keys, args)
+local function read_jobs(keys, args)
   local p, jobs = keys[1], {}
   for i = 2, #args do
-    jobs[#jobs + 1] = visible(p, args[i], args[1]) and read_one(p, args[i]) or {}
+    jobs[#jobs + 1] = is_visible(p, args[i], args[1]) and read_one(p, args[i]) or {}
   end
   return with_load(keys, jobs)
 end
 
 -- owner, id -> its frames; nil if there is no such job
-local function frames(keys, args)
-  return visible(keys[1], args[2], args[1]) and redis.call('LRANGE', keys[1] .. 'frames:' .. args[2], 0, -1) or nil
+local function list_frames(keys, args)
+  return is_visible(keys[1], args[2], args[1]) and redis.call('LRANGE', keys[1] .. 'frames:' .. args[2], 0, -1) or nil
 end
 
 -- id, version that is known or '', ... -> as `read`, but of a job in its known version the rank alone
-local function reread(keys, args)
+local function read_changed(keys, args)
   local p, jobs = keys[1], {}
   for i = 1, #args, 2 do
     local version, found = redis.call('HGET', job_key(p, args[i]), 'version'), {}
@@ -63,19 +63,19 @@ local function reread(keys, args)
 end
 
 -- -> for each live worker what it told of itself, or '', and 1 if it runs a job
-local function crew(keys)
+local function list_workers(keys)
   local p, busy, found = keys[1], {}, {}
   for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, 999)) do
     busy[redis.call('HGET', job_key(p, id), 'worker') or ''] = true
   end
   for _, worker in ipairs(redis.call('ZRANGEBYSCORE', p .. 'workers', now_ms() - WORKER_MS, '+inf')) do
-    found[#found + 1] = { redis.call('HGET', p .. 'crew', worker) or '', busy[worker] and 1 or 0 }
+    found[#found + 1] = { redis.call('HGET', p .. 'worker_info', worker) or '', busy[worker] and 1 or 0 }
   end
   return found
 end
 
 -- -> {how many jobs have ended, by status: name, number, ...; webhooks that wait to be sent}
-local function counts(keys)
+local function get_counts(keys)
   local p, waiting = keys[1], 0
   for _, lane in ipairs(redis.call('ZRANGE', p .. 'outbox', 0, 9999)) do
     waiting = waiting + redis.call('ZCARD', p .. 'outbox:' .. lane)
@@ -83,9 +83,9 @@ local function counts(keys)
   return { redis.call('HGETALL', p .. 'ended'), waiting }
 end
 
-redis.register_function({ function_name = 'impasto_VERSION_read', callback = read, flags = { 'no-writes' } })
-redis.register_function({ function_name = 'impasto_VERSION_frames', callback = frames, flags = { 'no-writes' } })
-redis.register_function({ function_name = 'impasto_VERSION_reread', callback = reread, flags = { 'no-writes' } })
-redis.register_function({ function_name = 'impasto_VERSION_crew', callback = crew, flags = { 'no-writes' } })
-redis.register_function({ function_name = 'impasto_VERSION_counts', callback = counts, flags = { 'no-writes' } })
-redis.register_function({ function_name = 'impasto_VERSION_load', callback = load, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'impasto_VERSION_read_jobs', callback = read_jobs, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'impasto_VERSION_list_frames', callback = list_frames, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'impasto_VERSION_read_changed', callback = read_changed, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'impasto_VERSION_list_workers', callback = list_workers, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'impasto_VERSION_get_counts', callback = get_counts, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'impasto_VERSION_get_load', callback = get_load, flags = { 'no-writes' } })

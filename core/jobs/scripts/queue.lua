@@ -30,7 +30,7 @@ local function dequeue(p, id)
   end
 end
 
-local function wake(p, token)
+local function signal_worker(p, token)
   if token and redis.call('EXISTS', p .. 'signal:' .. token) == 0 then
     redis.call('LPUSH', p .. 'signal:' .. token, '1')
     redis.call('PEXPIRE', p .. 'signal:' .. token, SIGNAL_MS)

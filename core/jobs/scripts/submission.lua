@@ -1,5 +1,5 @@
 -- The earlier job that answers this submission: {word, id}, or nil
-local function answered(p, order)
+local function find_earlier(p, order)
   if order.key then
     local before = redis.call('GET', p .. 'replay:' .. order.owner .. ':' .. order.key)
     if before then
@@ -16,9 +16,9 @@ local function result_of(p, order)
   if not id then
     return nil
   end
-  local job = redis.call('HMGET', job_key(p, id), 'model', 'output', 'gone')
-  local model, output, gone = job[1], job[2], job[3]
-  if model and gone ~= '1' and safe(p, output) and stored(model).sha256 == redis.call('HGET', p .. 'networks', order.model) then
+  local job = redis.call('HMGET', job_key(p, id), 'model', 'output', 'images_deleted')
+  local model, output, images_deleted = job[1], job[2], job[3]
+  if model and images_deleted ~= '1' and is_retained(p, output) and decode_stored(model).sha256 == redis.call('HGET', p .. 'networks', order.model) then
     return id
   end
 end
@@ -33,15 +33,15 @@ local function copy_result(p, id, from)
       redis.call('HSET', key, field, values[i])
     end
   end
-  local blobs = stored(redis.call('HGET', key, 'blobs'))
+  local blobs = decode_stored(redis.call('HGET', key, 'blobs'))
   blobs[#blobs + 1] = values[1]
-  use(p, redis.call('HGET', key, 'owner'), values[1])
+  add_reference(p, redis.call('HGET', key, 'owner'), values[1])
   redis.call('HSET', key, 'blobs', cjson.encode(blobs), 'reused_from', from, 'status', 'succeeded')
-  file_under(p, id, 'succeeded')
-  ended(p, id)
+  index_status(p, id, 'succeeded')
+  on_ended(p, id)
 end
 
-local function record(p, id, order)
+local function write_record(p, id, order)
   local key, now = job_key(p, id), now_ms()
   local number, entry = redis.call('INCR', p .. 'number'), redis.call('HINCRBY', p .. 'entries', order.owner, 1)
   redis.call('HSET', key, 'id', id, 'number', number, 'entry', entry, 'status', 'queued', 'version', 1, 'attempt', 0,
@@ -52,9 +52,9 @@ local function record(p, id, order)
       redis.call('HSET', key, field, order[field])
     end
   end
-  redis.call('ZADD', p .. 'of:' .. order.owner, entry, id)
+  redis.call('ZADD', p .. 'jobs_of:' .. order.owner, entry, id)
   for _, digest in ipairs(order.digests) do
-    use(p, order.owner, digest)
+    add_reference(p, order.owner, digest)
   end
   if order.deadline_ms then
     redis.call('HSET', key, 'deadline_at', now + order.deadline_ms)
@@ -64,8 +64,8 @@ end
 
 -- An owner's records are bounded, as everything that a stranger can pile up. -> those that make room for so many more,
 -- and whether they do.
-local function room_for(p, owner, count)
-  local of, going = p .. 'of:' .. owner, {}
+local function find_room(p, owner, count)
+  local of, going = p .. 'jobs_of:' .. owner, {}
   local need = math.min(count, redis.call('ZCARD', of) + count - MOST_RECORDS)
   if need > 0 then
     for _, id in ipairs(redis.call('ZRANGE', of, 0, MOST_LOOKED_AT - 1)) do
@@ -79,22 +79,22 @@ local function room_for(p, owner, count)
 end
 
 -- Why orders of one owner cannot be taken, all of them; or false, and the records that make room for them
-local function refusal(p, orders)
+local function refusal_reason(p, orders)
   local owner, most_own, most_queued = orders[1].owner, orders[1].most_own, orders[1].most_queued
-  local going, is_room = room_for(p, owner, #orders)
+  local going, is_room = find_room(p, owner, #orders)
   if not is_room then
     return 'records'
   end
   local new = 0 -- that are to be painted; where records go, a result to reuse may be among them
   for _, order in ipairs(orders) do
     for _, digest in ipairs(order.digests) do
-      if not safe(p, digest) then
+      if not is_retained(p, digest) then
         return 'gone'
       end
     end
     new = new + (#going == 0 and result_of(p, order) and 0 or 1)
   end
-  local own = redis.call('ZCARD', p .. 'queue:' .. owner) + redis.call('ZCARD', p .. 'of:' .. owner .. ':running')
+  local own = redis.call('ZCARD', p .. 'queue:' .. owner) + redis.call('ZCARD', p .. 'jobs_of:' .. owner .. ':running')
   if new > 0 and most_own and own + new > most_own then
     return 'quota'
   end
@@ -104,27 +104,27 @@ local function refusal(p, orders)
   return false, going
 end
 
-local function take(p, id, order)
+local function insert(p, id, order)
   local source = result_of(p, order)
-  record(p, id, order)
+  write_record(p, id, order)
   if source then
     copy_result(p, id, source)
   else
     redis.call('HSET', job_key(p, id), 'place', new_place(p, id, redis.call('HGET', job_key(p, id), 'number')))
-    file_under(p, id, 'queued')
+    index_status(p, id, 'queued')
     enqueue(p, id)
   end
 end
 
-local function remember(p, order, id)
+local function remember_key(p, order, id)
   if order.key then
     redis.call('SET', p .. 'replay:' .. order.owner .. ':' .. order.key, order.print .. ' ' .. id, 'PX', order.replay_ms)
   end
 end
 
 -- owner, key, print -> {'created' or 'conflict', id} if the key was used before, or nil
-local function repeated(keys, args)
-  return answered(keys[1], { owner = args[1], key = args[2], print = args[3] })
+local function find_replay(keys, args)
+  return find_earlier(keys[1], { owner = args[1], key = args[2], print = args[3] })
 end
 
 -- id, order -> {word, id}: created (perhaps earlier, by the same key), conflict (the key was used for something else),
@@ -135,19 +135,19 @@ local function create(keys, args)
   if redis.call('EXISTS', job_key(p, id)) == 1 then
     return { 'created', id }
   end
-  local before = answered(p, order)
+  local before = find_earlier(p, order)
   if before then
     return before
   end
-  local why, going = refusal(p, { order })
+  local why, going = refusal_reason(p, { order })
   if why then
     return { why, id }
   end
   for _, oldest in ipairs(going) do
-    erase(p, oldest)
+    erase_job(p, oldest)
   end
-  take(p, id, order)
-  remember(p, order, id)
+  insert(p, id, order)
+  remember_key(p, order, id)
   return { 'created', id }
 end
 
@@ -157,27 +157,27 @@ local function create_batch(keys, args)
   if redis.call('EXISTS', p .. 'batch:' .. batch) == 1 then
     return { 'created', batch }
   end
-  local before = answered(p, orders[1])
+  local before = find_earlier(p, orders[1])
   if before then
     return before
   end
-  local why, going = refusal(p, orders)
+  local why, going = refusal_reason(p, orders)
   if why then
     return { why, batch }
   end
   for _, oldest in ipairs(going) do
-    erase(p, oldest)
+    erase_job(p, oldest)
   end
   for i, order in ipairs(orders) do
-    take(p, ids[i], order)
+    insert(p, ids[i], order)
     redis.call('ZADD', p .. 'batch:' .. batch, i, ids[i])
   end
-  remember(p, orders[1], batch)
+  remember_key(p, orders[1], batch)
   return { 'created', batch }
 end
 
 -- owner, batch -> how many jobs it had that the caller may see
-local function each(step)
+local function for_each_job(step)
   return function(keys, args)
     local count = 0
     for _, id in ipairs(redis.call('ZRANGE', keys[1] .. 'batch:' .. args[2], 0, -1)) do
@@ -189,6 +189,6 @@ end
 
 redis.register_function('impasto_VERSION_create', create)
 redis.register_function('impasto_VERSION_create_batch', create_batch)
-redis.register_function('impasto_VERSION_cancel_batch', each(cancel))
-redis.register_function('impasto_VERSION_delete_batch', each(delete))
-redis.register_function({ function_name = 'impasto_VERSION_repeated', callback = repeated, flags = { 'no-writes' } })
+redis.register_function('impasto_VERSION_cancel_batch', for_each_job(cancel))
+redis.register_function('impasto_VERSION_delete_batch', for_each_job(delete))
+redis.register_function({ function_name = 'impasto_VERSION_find_replay', callback = find_replay, flags = { 'no-writes' } })

@@ -23,25 +23,25 @@ from core.neural.vgg import TORCHVISION
 from core.neural.weights import files
 from core.neural.weights.parameters import Parameters
 from core.storage.files import atomic_write
-from core.training.config import Recipe
+from core.training.config import TrainingConfig
 
 _FORMAT: Literal[1] = 1
 
 
-class About(BaseModel):
+class RunInfo(BaseModel):
     """What a network was trained on, and how."""
 
     model_config = ConfigDict(frozen=True)
 
     dataset_sha256: str
     classes: list[str]
-    recipe: Recipe
+    recipe: TrainingConfig
     start_sha256: str = ""
     precision: str = ""  # what `auto` meant where the run began; empty before it is known
 
 
 @dataclass
-class Position:
+class RunPosition:
     """Where a run stands, beside its tensors."""
 
     step: int = 0
@@ -57,14 +57,14 @@ class Checkpoint(BaseModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    about: Json[About]
-    position: Position
+    about: Json[RunInfo]
+    position: RunPosition
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
 
 
-def publish(folder: Path, model: Classifier, about: About, epoch: int, validation: list[float] | None) -> None:
+def publish(folder: Path, model: Classifier, about: RunInfo, epoch: int, validation: list[float] | None) -> None:
     """Write the three files. validation: loss, top-1, top-5. Raises StorageFull, OSError."""
     card = _card(about, epoch, validation)
     parameters = Parameters.of(widened(model.folded(), full_outputs(about.recipe.architecture)))
@@ -74,7 +74,7 @@ def publish(folder: Path, model: Classifier, about: About, epoch: int, validatio
     atomic_write(folder / "network.pth", lambda part: files.save_pth(part, whole))
 
 
-def _card(about: About, epoch: int, validation: list[float] | None) -> dict[str, str]:
+def _card(about: RunInfo, epoch: int, validation: list[float] | None) -> dict[str, str]:
     card = {
         "architecture": about.recipe.architecture,
         "program": f"impasto {version('impasto')}",
@@ -95,7 +95,7 @@ def _card(about: About, epoch: int, validation: list[float] | None) -> dict[str,
 
 
 def save(
-    file: Path, about: About, position: Position, *, model: dict[str, Tensor], optimizer: Any, scaler: Any
+    file: Path, about: RunInfo, position: RunPosition, *, model: dict[str, Tensor], optimizer: Any, scaler: Any
 ) -> None:
     """A checkpoint, on disk when it returns, in the place of the one before. Raises StorageFull, OSError."""
     content = {"format": _FORMAT, "about": about.model_dump_json(), "position": asdict(position)}
@@ -114,7 +114,7 @@ def load(file: Path) -> Checkpoint:
         raise errors.BadWeights(f"{file} is damaged; begin another run.") from error
 
 
-def read(file: Path) -> dict[str, Tensor]:
+def read_start_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` or `.pth` file. Raises BadWeights."""
     if file.suffix.lower() == ".safetensors":
         return files.read_safetensors(file)[0]

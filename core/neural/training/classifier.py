@@ -13,7 +13,7 @@ from core import errors
 from core.neural.vgg import TORCHVISION
 from core.neural.weights.parameters import pair, torchvision_names
 from core.neural.weights.torchvision_registry import module
-from core.training.config import Recipe
+from core.training.config import TrainingConfig
 
 _ROWS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # the columns of the paper's table, in torchvision
 # What the deep networks of the paper take over from VGG-11: its first four convolutions, and all after the last.
@@ -25,7 +25,7 @@ Pair = tuple[Tensor, Tensor]  # weight and bias
 class Classifier(nn.Module):
     """Pictures to scores. Where the last pooling leaves 7 × 7 positions, as with 225 px, it is torchvision's VGG."""
 
-    def __init__(self, recipe: Recipe, classes: int) -> None:
+    def __init__(self, recipe: TrainingConfig, classes: int) -> None:
         super().__init__()
         self._recipe = recipe
         vgg = module("models.vgg")

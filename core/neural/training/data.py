@@ -15,10 +15,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from core import errors
 from core.neural.weights.torchvision_registry import module
-from core.training.config import Recipe
+from core.training.config import TrainingConfig
 from core.training.dataset import Dataset, Split
 
-Place = tuple[int, int]  # epoch, and index in the split
+SampleIndex = tuple[int, int]  # epoch, and index in the split
 
 
 class Share(NamedTuple):
@@ -28,12 +28,12 @@ class Share(NamedTuple):
     size: int = 1
 
 
-def mixed(*numbers: object) -> int:
+def mix_seed(*numbers: object) -> int:
     """A seed from several: neighbors have nothing in common."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()) >> 1
 
 
-def transform(recipe: Recipe, split: Split) -> Any:
+def transform(recipe: TrainingConfig, split: Split) -> Any:
     """A picture to (3, crop, crop), 8 bits. Random from torch's own numbers, for training."""
     v2 = module("transforms.v2")
     steps = [v2.PILToTensor()]
@@ -47,28 +47,28 @@ def transform(recipe: Recipe, split: Split) -> Any:
     return v2.Compose(steps)
 
 
-class Views(TorchDataset[tuple[Tensor, int]]):
+class TrainingImages(TorchDataset[tuple[Tensor, int]]):
     """What the network sees of each picture in an epoch. Where other processes are to read, `dataset` comes closed."""
 
-    def __init__(self, dataset: Dataset, split: Split, recipe: Recipe) -> None:
+    def __init__(self, dataset: Dataset, split: Split, recipe: TrainingConfig) -> None:
         self._dataset, self._split, self._recipe = dataset, split, recipe
         self._transform = transform(recipe, split)
 
-    def __getitem__(self, place: Place) -> tuple[Tensor, int]:
+    def __getitem__(self, place: SampleIndex) -> tuple[Tensor, int]:
         label, picture = self._dataset.picture(self._split, place[1])
         with torch.random.fork_rng(devices=[]):
             # Of the CPU alone: torch.manual_seed looks for every device there could be, for each picture.
-            torch.default_generator.manual_seed(mixed(self._recipe.seed, "view", *place))
+            torch.default_generator.manual_seed(mix_seed(self._recipe.seed, "view", *place))
             return self._transform(picture), label
 
 
-class Order(Iterable[list[Place]]):
+class BatchOrder(Iterable[list[SampleIndex]]):
     """The places of each step's batch from `first` on to the end of all epochs; of full batches only."""
 
-    def __init__(self, recipe: Recipe, count: int, batch: int, first: int, share: Share) -> None:
+    def __init__(self, recipe: TrainingConfig, count: int, batch: int, first: int, share: Share) -> None:
         self._recipe, self._count, self._batch, self._first, self._share = recipe, count, batch, first, share
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         steps = self._count // self._batch
         for epoch in range(self._first // steps, self._recipe.epochs):
             order = shuffled(self._recipe.seed, epoch, self._count)
@@ -79,10 +79,10 @@ class Order(Iterable[list[Place]]):
 
 def shuffled(seed: int, epoch: int, count: int) -> Tensor:
     """An epoch's order."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed(seed, "order", epoch)))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mix_seed(seed, "order", epoch)))
 
 
-def in_order(count: int, batch: int, share: Share) -> Iterator[list[Place]]:
+def in_order(count: int, batch: int, share: Share) -> Iterator[list[SampleIndex]]:
     """A process's part of a split, once."""
     mine = range(share.rank, count, share.size)
     for start in range(0, len(mine), batch):
@@ -90,7 +90,7 @@ def in_order(count: int, batch: int, share: Share) -> Iterator[list[Place]]:
 
 
 def loader(
-    views: Views, order: Iterable[list[Place]], workers: int, device: torch.device
+    views: TrainingImages, order: Iterable[list[SampleIndex]], workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (pictures (N, 3, H, W), labels (N,)). workers: processes that read ahead; 0: none.
 

@@ -14,7 +14,7 @@ from core.neural.vgg import best_device
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """One process among them."""
 
     share: Share = field(default_factory=Share)
@@ -53,16 +53,16 @@ class Team:
 
 
 @contextmanager
-def joined(wanted: str) -> Iterator[Team]:
+def join_process_group(wanted: str) -> Iterator[ProcessGroup]:
     """The team of this process. Raises BadSettings for a device that is not there."""
     share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     device = _device(wanted)
     if share.size == 1:
-        yield Team(share, device)
+        yield ProcessGroup(share, device)
         return
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Team(share, device)
+        yield ProcessGroup(share, device)
     finally:
         torch.distributed.destroy_process_group()
 
@@ -80,7 +80,7 @@ def _device(wanted: str) -> torch.device:
     return device
 
 
-def reading_processes(team: Team) -> int:
+def reader_processes(team: ProcessGroup) -> int:
     """As many as keep a device busy: one beside a CPU, whose cores have enough to do; a GPU's share of the cores."""
     if team.device.type != "cuda":
         return 1

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from core.storage.files import translate_disk_errors
 
 
-class Row(NamedTuple):
+class LogRow(NamedTuple):
     """A line. Losses and shares of a step's own batch, or of the validation pictures; never of both."""
 
     step: int
@@ -22,7 +22,7 @@ class Row(NamedTuple):
     pictures_per_second: float = 0.0
 
 
-class Log:
+class TrainingLog:
     """The file, cut back to what the checkpoint knows of, and open to be gone on with."""
 
     def __init__(self, file: Path, known_bytes: int) -> None:
@@ -33,9 +33,9 @@ class Log:
             length = min(known_bytes, file.stat().st_size)  # shorter where someone has cut it: no gap is filled
             self._file.truncate(length)
         if not length:
-            self._write(",".join(Row._fields))
+            self._write(",".join(LogRow._fields))
 
-    def write(self, row: Row) -> None:
+    def write(self, row: LogRow) -> None:
         """Numbers as they are, to the last bit. Raises StorageFull, OSError."""
         self._write(",".join("" if value is None else repr(value) for value in row))
 
@@ -45,7 +45,7 @@ class Log:
             while rest:
                 rest = rest[self._file.write(rest) :]
 
-    def settle(self) -> int:
+    def flush(self) -> int:
         """Its bytes, on disk. Raises StorageFull, OSError."""
         with translate_disk_errors(self._path):
             os.fsync(self._file.fileno())

@@ -17,20 +17,20 @@ from torch import Tensor, nn
 
 from core import errors
 from core.neural.training import artifacts, data
-from core.neural.training.artifacts import Checkpoint, Position
+from core.neural.training.artifacts import Checkpoint, RunPosition
 from core.neural.training.classifier import Classifier
-from core.neural.training.distributed import Team
-from core.neural.training.log import Log, Row
+from core.neural.training.distributed import ProcessGroup
+from core.neural.training.log import LogRow, TrainingLog
 from core.neural.vgg import fast_dtype, keep_exact
 from core.storage.files import exclusive_lock
-from core.training.config import Recipe
+from core.training.config import TrainingConfig
 from core.training.dataset import Dataset
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Moment:
+class TrainingEvent:
     """A running training, for who watches."""
 
     step: int
@@ -46,7 +46,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Pacing:
+class TrainerOptions:
     """What changes nothing about the network that comes out."""
 
     workers: int = 1  # processes that read ahead
@@ -57,13 +57,13 @@ class Pacing:
 def train(
     dataset: Path,
     run: Path,
-    recipe: Recipe,
-    team: Team,
-    pacing: Pacing,
+    recipe: TrainingConfig,
+    team: ProcessGroup,
+    pacing: TrainerOptions,
     *,
     start: Path | None = None,
-    on_moment: Callable[[Moment], None] = lambda _: None,
-) -> Position:
+    on_moment: Callable[[TrainingEvent], None] = lambda _: None,
+) -> RunPosition:
     """Train, or go on with, the run in the folder `run`; returns at once where it has ended.
 
     start: a trained VGG-11 to begin with. Raises BadDataset, BadSpec, BadWeights; Diverged, after which the last
@@ -71,7 +71,7 @@ def train(
     """
     with Dataset(dataset) as opened:
         _check(opened, recipe, team)
-        about = artifacts.About(
+        about = artifacts.RunInfo(
             dataset_sha256=opened.sha256,
             classes=opened.classes,
             recipe=recipe,
@@ -80,7 +80,7 @@ def train(
         opened.close()  # whoever reads opens it again, after it has forked
         try:
             with _alone(run, team):
-                return Run(opened, run, about, team=team, pacing=pacing, start=start).go(on_moment)
+                return TrainingRun(opened, run, about, team=team, pacing=pacing, start=start).go(on_moment)
         except (RuntimeError, MemoryError) as error:
             # On a CPU torch has no class for it.
             if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
@@ -88,7 +88,7 @@ def train(
             raise
 
 
-def _check(dataset: Dataset, recipe: Recipe, team: Team) -> None:
+def _check(dataset: Dataset, recipe: TrainingConfig, team: ProcessGroup) -> None:
     if dataset.header.side_px < recipe.crop_px:
         raise errors.BadSpec(f"The data set's pictures have {dataset.header.side_px} px; crop_px must not be larger.")
     if recipe.patience and not dataset.count("validation"):
@@ -101,28 +101,28 @@ def _check(dataset: Dataset, recipe: Recipe, team: Team) -> None:
         raise errors.BadSpec(f"{few}batch must be a multiple of the {size} processes, {batch // size * size} or so.")
 
 
-def _batch(recipe: Recipe, count: int) -> int:
+def _batch(recipe: TrainingConfig, count: int) -> int:
     """A data set smaller than a batch is one."""
     return min(recipe.batch, count)
 
 
-def _alone(run: Path, team: Team) -> AbstractContextManager[None]:
+def _alone(run: Path, team: ProcessGroup) -> AbstractContextManager[None]:
     if run.is_dir() and any(run.iterdir()) and not (run / "log.csv").is_file():
         raise errors.BadSpec(f"{run} is a folder with something else in it; take another.")
     return exclusive_lock(run, errors.BadSpec(f"Another process trains in {run}.")) if team.leads else nullcontext()
 
 
-class Run:
+class TrainingRun:
     """One training, from where its folder says it stands."""
 
     def __init__(
         self,
         dataset: Dataset,
         folder: Path,
-        about: artifacts.About,
+        about: artifacts.RunInfo,
         *,
-        team: Team,
-        pacing: Pacing,
+        team: ProcessGroup,
+        pacing: TrainerOptions,
         start: Path | None,
     ) -> None:
         self._dataset, self._folder, self._team, self._pacing = dataset, folder, team, pacing
@@ -138,11 +138,11 @@ class Run:
         self._about = about.model_copy(update={"precision": str(dtype).removeprefix("torch.")})
         self._half = None if dtype == torch.float32 else dtype
         keep_exact(dtype)
-        torch.manual_seed(data.mixed(recipe.seed, "weights"))
+        torch.manual_seed(data.mix_seed(recipe.seed, "weights"))
         self._model = Classifier(recipe, len(about.classes))
         self._model.begin(recipe.init)
         if start is not None and found is None:
-            self._model.begin_with(artifacts.read(start))
+            self._model.begin_with(artifacts.read_start_weights(start))
         self._model = self._model.to(team.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = torch.optim.SGD(
             self._model.parameters(),
@@ -151,13 +151,13 @@ class Run:
             weight_decay=recipe.weight_decay,
         )
         self._scaler = torch.amp.GradScaler(team.device.type, enabled=dtype == torch.float16)
-        self.position = Position() if found is None else self._resumed(found)
+        self.position = RunPosition() if found is None else self._resumed(found)
         team.agree(self._model.parameters())
-        self._log = Log(folder / "log.csv", self.position.log_bytes) if team.leads else None
+        self._log = TrainingLog(folder / "log.csv", self.position.log_bytes) if team.leads else None
 
     # ------------------------------------------------------------------ the loop
 
-    def go(self, on_moment: Callable[[Moment], None]) -> Position:
+    def go(self, on_moment: Callable[[TrainingEvent], None]) -> RunPosition:
         """To the end, or to where patience is over."""
         try:
             if not self.position.ended:
@@ -167,9 +167,9 @@ class Run:
                 self._log.close()
         return self.position
 
-    def _go(self, on_moment: Callable[[Moment], None]) -> None:
-        views = data.Views(self._dataset, "train", self._recipe)
-        order = data.Order(self._recipe, self._train, self._batch, self.position.step, self._team.share)
+    def _go(self, on_moment: Callable[[TrainingEvent], None]) -> None:
+        views = data.TrainingImages(self._dataset, "train", self._recipe)
+        order = data.BatchOrder(self._recipe, self._train, self._batch, self.position.step, self._team.share)
         watch, saved = _Watch(), time.monotonic()
         for pictures, labels in data.loader(views, order, self._pacing.workers, self._team.device):
             losses = self._step(*self._there(pictures, labels))
@@ -194,7 +194,7 @@ class Run:
     def _step(self, pictures: Tensor, labels: Tensor) -> list[float]:
         """One step down; the mean loss of the batch, and the shares of top-1 and top-5. Raises Diverged."""
         step, recipe = self.position.step, self._recipe
-        torch.manual_seed(data.mixed(recipe.seed, "dropout", step, self._team.share.rank))
+        torch.manual_seed(data.mix_seed(recipe.seed, "dropout", step, self._team.share.rank))
         for group in self._optimizer.param_groups:
             group["lr"] = recipe.rate(step, self._epoch_steps)
         self._model.train()
@@ -244,7 +244,7 @@ class Run:
         """
         self._team.agree(self._model.buffers())  # what batch normalization has counted, each by itself
         self._model.eval()
-        views = data.Views(self._dataset, "validation", self._recipe)
+        views = data.TrainingImages(self._dataset, "validation", self._recipe)
         order = data.in_order(self._validation, max(1, self._batch // self._team.share.size), self._team.share)
         sums = torch.zeros(3, device=self._team.device)
         for pictures, labels in data.loader(views, order, self._pacing.workers, self._team.device):
@@ -255,24 +255,24 @@ class Run:
 
     # ------------------------------------------------------------------ what is told
 
-    def _moment(self, losses: list[float], watch: "_Watch") -> Moment:
+    def _moment(self, losses: list[float], watch: "_Watch") -> TrainingEvent:
         watch.see(losses, self._batch)
         at = self.position
         left = (self._steps - at.step) * self._batch / watch.pace
         epoch = min(self._recipe.epochs, at.step // self._epoch_steps + 1)
         loss, top1, top5 = watch.means
-        return Moment(
+        return TrainingEvent(
             at.step, self._steps, epoch, self._recipe.epochs, loss, top1, top5, watch.pace, left, at.last_top1
         )
 
-    def _row(self, losses: list[float] | None, watch: "_Watch", validation: list[float] | None = None) -> Row:
+    def _row(self, losses: list[float] | None, watch: "_Watch", validation: list[float] | None = None) -> LogRow:
         at = self.position
         own = dict(zip(("loss", "top1", "top5"), losses or (), strict=False))
         own |= dict(zip(("validation_loss", "validation_top1", "validation_top5"), validation or (), strict=False))
         rate = self._recipe.rate(at.step - 1, self._epoch_steps)
-        return Row(at.step, at.step / self._epoch_steps, rate, pictures_per_second=watch.pace, **own)
+        return LogRow(at.step, at.step / self._epoch_steps, rate, pictures_per_second=watch.pace, **own)
 
-    def _write(self, row: Row) -> None:
+    def _write(self, row: LogRow) -> None:
         if self._log is not None:
             self._log.write(row)
 
@@ -294,7 +294,7 @@ class Run:
     def _save(self) -> None:
         if self._log is None or not self._is_sound():
             return
-        self.position.log_bytes = self._log.settle()
+        self.position.log_bytes = self._log.flush()
         artifacts.save(
             self._checkpoint,
             self._about,
@@ -308,7 +308,7 @@ class Run:
     def _checkpoint(self) -> Path:
         return self._folder / "checkpoint.pt"
 
-    def _resumed(self, found: Checkpoint) -> Position:
+    def _resumed(self, found: Checkpoint) -> RunPosition:
         """Take over a checkpoint. Raises BadWeights."""
         try:
             self._model.load_state_dict(found.model)
@@ -326,7 +326,7 @@ class Run:
             if momentum is not None and (momentum.shape != tensor.shape or not momentum.isfinite().all()):
                 raise ValueError("momentum of another shape, or not finite")
 
-    def _check_same(self, then: artifacts.About, now: artifacts.About) -> None:
+    def _check_same(self, then: artifacts.RunInfo, now: artifacts.RunInfo) -> None:
         if then.dataset_sha256 != now.dataset_sha256:
             raise errors.BadSpec(f"The run in {self._folder} was begun with another data set; take another folder.")
         if then.start_sha256 != now.start_sha256:
@@ -339,7 +339,7 @@ class Run:
                 )
 
 
-def _dtype(recipe: Recipe, found: Checkpoint | None, device: torch.device) -> torch.dtype:
+def _dtype(recipe: TrainingConfig, found: Checkpoint | None, device: torch.device) -> torch.dtype:
     """What was meant by `auto` where the run began, on whatever device it goes on. Raises BadWeights."""
     told = found.about.precision if found is not None else ""
     if told and told not in _DTYPES:

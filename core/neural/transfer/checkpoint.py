@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.neural.transfer.optimize import Loan
+from core.neural.transfer.optimize import SharedSnapshot
 from core.neural.transfer.planner import Route
 
 _FORMAT = 2
@@ -31,7 +31,7 @@ _UNREADABLE = (
 
 
 @dataclass(frozen=True)
-class Steering:
+class AppliedUpdate:
     """A change of weights during a run: which, and after which iteration."""
 
     iteration: int
@@ -40,7 +40,7 @@ class Steering:
 
 
 @dataclass(frozen=True)
-class Mark:
+class CheckpointHeader:
     """Where a run stands, in words and numbers."""
 
     leg: int  # from 1
@@ -51,14 +51,14 @@ class Mark:
     seconds: float
     routes: list[Route]
     network: str  # its weights' digest, and its precision
-    weights: dict[str, Any]  # the knobs that may be steered, as they were
-    steered: list[Steering]  # so far
+    weights: dict[str, Any]  # the parameters that may be spec_updates, as they were
+    spec_updates: list[AppliedUpdate]  # so far
 
 
 class Checkpoint:
     """A mark, and the optimiser's state, on loan: to be saved at once, on any thread."""
 
-    def __init__(self, mark: Mark, loan: Loan) -> None:
+    def __init__(self, mark: CheckpointHeader, loan: SharedSnapshot) -> None:
         self.mark, self._loan = mark, loan
 
     @property
@@ -89,7 +89,9 @@ def load(file: Path) -> Checkpoint | None:
             return None
         mark = found["mark"]
         routes = [Route(**route) for route in mark.pop("routes")]
-        steered = [Steering(**change) for change in mark.pop("steered")]
-        return Checkpoint(Mark(routes=routes, steered=steered, **mark), Loan(found["tensors"]))
+        spec_updates = [AppliedUpdate(**change) for change in mark.pop("spec_updates")]
+        return Checkpoint(
+            CheckpointHeader(routes=routes, spec_updates=spec_updates, **mark), SharedSnapshot(found["tensors"])
+        )
     except _UNREADABLE:
         return None

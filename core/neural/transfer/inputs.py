@@ -21,7 +21,7 @@ MAX_PAINTING_PX = 4096
 
 
 @dataclass(frozen=True)
-class Subject:
+class StyleInputs:
     """A photo and paintings; for each painting, if any, where its style goes (white) or not; what to begin with."""
 
     content: Image.Image
@@ -37,18 +37,18 @@ class Subject:
                 codec.check_mask(mask)
         return spec
 
-    def at(self, scale: Scale, spec: StyleSpec, network: Network, tile_px: int | None = None) -> "Scene":
+    def at(self, scale: Scale, spec: StyleSpec, network: Network, tile_px: int | None = None) -> "ScaleTarget":
         """The photo as an image, and the objective that judges images of its size."""
         photo = pixels.to_image(self.content, scale.size).to(network.device)
         if spec.preserve_color == "luminance":
             photo = pixels.luminance(photo)
         styles = []
         for style in self.styles if spec.beta else ():  # one at a time: each may be as large as the result
-            painting = pixels.to_image(style, painting_size(*style.size, spec, scale)).to(network.device)
+            painting = pixels.to_image(style, style_size(*style.size, spec, scale)).to(network.device)
             styles.append(style_of(network, _in_colors_of(photo, painting, spec), spec, tile_px))
         guides = [pixels.to_guide(mask, scale.size).to(network.device) for mask in (self.masks if styles else ())]
         objective = Objective(network, spec, photo, _regions(styles, guides, spec), tile_px)
-        return Scene(photo, styles, guides, objective)
+        return ScaleTarget(photo, styles, guides, objective)
 
     def first_image(self, photo: Tensor, spec: StyleSpec) -> Tensor:
         """(1, 3, H, W) in [0, 1]: the photo, white noise, the first painting, or the picture to begin with."""
@@ -72,7 +72,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Scene:
+class ScaleTarget:
     """A subject at one scale: what of it stays the same whatever the weights, and the objective, which does not."""
 
     photo: Tensor
@@ -94,7 +94,7 @@ def _regions(styles: Sequence[Style], guides: Sequence[Tensor], spec: StyleSpec)
     return [Region(*region) for region in zip(styles, shares, guides, strict=True)]
 
 
-def painting_size(width: int, height: int, spec: StyleSpec, scale: Scale) -> tuple[int, int]:
+def style_size(width: int, height: int, spec: StyleSpec, scale: Scale) -> tuple[int, int]:
     """A painting with its long side at the scale's times `style_scale`: that sets the size of the strokes.
 
     Never enlarged beyond its own size, where there are no strokes to find, but never too narrow for the network.

@@ -24,7 +24,7 @@ HISTORY = 10  # pairs; more gain little and cost memory of twice the image each
 _PATIENCE_SECONDS = 0.1
 
 
-class Loan:
+class SharedSnapshot:
     """Tensors on the host, lent to a reader on another thread while the next gradient is taken. Nothing is copied.
 
     The reader gives them back, and only then asks whether they were spoiled: it took too long, and they have changed.
@@ -63,7 +63,7 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
     ) -> None:
         self._evaluate, self._image = evaluate, image
         self._pairs = _Pairs(image, history, history_device or image.device)
-        self._loan: Loan | None = None
+        self._loan: SharedSnapshot | None = None
         self.is_resumed = state is not None
         if state is None:
             self.begin()
@@ -95,9 +95,11 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         self._image, self._gradient = moved, new_gradient
         return moved, losses
 
-    def state(self) -> Loan:
+    def state(self) -> SharedSnapshot:
         """Image, gradient and pairs, after an iteration."""
-        self._loan = Loan({"image": self._image, "gradient": self._gradient, "unit": self._unit, **self._pairs.state()})
+        self._loan = SharedSnapshot(
+            {"image": self._image, "gradient": self._gradient, "unit": self._unit, **self._pairs.state()}
+        )
         return self._loan
 
     def _recall(self) -> None:
@@ -227,11 +229,11 @@ class Adam(Iterator[tuple[Tensor, Losses]]):
         losses, self._gradient = self._evaluate(iterate)
         return iterate, losses
 
-    def state(self) -> Loan:
+    def state(self) -> SharedSnapshot:
         """Image, gradient and moments, after an iteration. Copies: the next step changes them at once."""
         moments = {name: tensor.clone() for name, tensor in self._optimizer.state[self._leaf].items()}
         image = self._leaf.detach().clone()
-        return Loan({"image": image, "gradient": self._gradient, "unit": self._unit, **moments})
+        return SharedSnapshot({"image": image, "gradient": self._gradient, "unit": self._unit, **moments})
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")

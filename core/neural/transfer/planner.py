@@ -19,7 +19,7 @@ import torch
 
 from core import errors
 from core.neural import device as devices
-from core.neural.transfer.inputs import painting_size
+from core.neural.transfer.inputs import style_size
 from core.neural.transfer.objective import Objective, Region, layers_of, style_of
 from core.neural.transfer.optimize import HISTORY
 from core.neural.transfer.schedule import Scale, schedule
@@ -49,7 +49,7 @@ Size = tuple[int, int]  # width, height
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """How fast a device is with a network: seconds an evaluation takes beside its pixels, and for each seen pixel.
 
     And what a new size takes once, before its first iteration: looks at photo and painting, kernels made to measure.
@@ -61,7 +61,7 @@ class Pace:
 
 
 # A pace for plans whose seconds nobody asks for: their proportions are right.
-NOMINAL = Pace(0.02, 2.5e-6)
+NOMINAL_THROUGHPUT = Throughput(0.02, 2.5e-6)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Leg:
+class PlannedScale:
     """One scale of the run, its route and what it takes."""
 
     scale: Scale
@@ -99,7 +99,7 @@ class Leg:
 class Plan:
     """What a run will do and take."""
 
-    legs: tuple[Leg, ...]
+    legs: tuple[PlannedScale, ...]
 
     @property
     def memory_bytes(self) -> int:
@@ -115,7 +115,7 @@ class Plan:
 class Planner:
     """Plans runs for one network on its device."""
 
-    def __init__(self, network: Network, pace: Pace = NOMINAL, free_bytes: int | None = None) -> None:
+    def __init__(self, network: Network, pace: Throughput = NOMINAL_THROUGHPUT, free_bytes: int | None = None) -> None:
         """free_bytes: what a run may take; None asks the device before each plan."""
         self._network, self._pace, self._free_bytes = network, pace, free_bytes
 
@@ -138,7 +138,7 @@ class Planner:
         with a size that fits.
         """
         self._network.must_have({layer for layers in layers_of(spec) for layer in layers})
-        usable = int((self.free() if free_bytes is None else free_bytes) * USABLE)
+        usable = int((self.free_bytes() if free_bytes is None else free_bytes) * USABLE)
         legs = [
             self._fastest(self._legs(scale, styles, spec, masks), usable, route)
             for scale, route in zip_longest(schedule(spec, *content, max(init) if init else None), routes)
@@ -148,13 +148,15 @@ class Planner:
             raise errors.OutOfMemory(self._what_fits(content, styles, spec, masks, usable))
         return Plan(tuple(leg for leg in legs if leg is not None))
 
-    def smaller(self, leg: Leg, styles: Sequence[Size], spec: StyleSpec, masks: int = 0) -> Leg | None:
+    def smaller(
+        self, leg: PlannedScale, styles: Sequence[Size], spec: StyleSpec, masks: int = 0
+    ) -> PlannedScale | None:
         """The same scale by a route of at most half the memory; else by the smallest, if that is smaller at all."""
         smallest = min(self._legs(leg.scale, styles, spec, masks), key=lambda other: other.memory_bytes)
         usable = max(leg.memory_bytes // 2, smallest.memory_bytes)
         return self._fastest(self._legs(leg.scale, styles, spec, masks), usable) if usable < leg.memory_bytes else None
 
-    def free(self) -> int:
+    def free_bytes(self) -> int:
         """Bytes that a run may take now."""
         return free_memory(self._network.device) if self._free_bytes is None else self._free_bytes
 
@@ -171,16 +173,16 @@ class Planner:
         return f"size {spec.size} needs more memory than this worker has; size {fits} fits."
 
     @staticmethod
-    def _fastest(legs: Iterable[Leg], usable: int, route: Route | None = None) -> Leg | None:
+    def _fastest(legs: Iterable[PlannedScale], usable: int, route: Route | None = None) -> PlannedScale | None:
         """Or the one that goes by `route`."""
         fitting = [leg for leg in legs if leg.memory_bytes <= usable]
         return min(fitting, key=lambda leg: (leg.route != route, leg.rank, leg.iteration_seconds), default=None)
 
-    def _legs(self, scale: Scale, styles: Sequence[Size], spec: StyleSpec, guides: int) -> Iterator[Leg]:
+    def _legs(self, scale: Scale, styles: Sequence[Size], spec: StyleSpec, guides: int) -> Iterator[PlannedScale]:
         """The scale by every route there is."""
         network, (content_layers, style_layers) = self._network, layers_of(spec)
         layers = {*content_layers, *style_layers}
-        paintings = [painting_size(*size, spec, scale) for size in styles] if style_layers else []
+        paintings = [style_size(*size, spec, scale) for size in styles] if style_layers else []
         largest = max(max(size) for size in (scale.size, *paintings))
         for tile_px in (side for side in TILES_PX if side is None or side < largest):
             windows = tiles(scale.height, scale.width, tile_px, network.halo(layers), seamless=spec.seamless)
@@ -196,7 +198,7 @@ class Planner:
                 state = self._state_bytes(scale, content_layers, 0 if on_host else history, guides)
                 memory = _FIXED_BYTES + state + max(gradient, *looks, 0)
                 route = Route(tile_px, history, on_host)
-                yield Leg(scale, route, memory, seconds, self._pace.new_size_seconds)
+                yield PlannedScale(scale, route, memory, seconds, self._pace.new_size_seconds)
 
     def _state_bytes(self, scale: Scale, content_layers: Iterable[str], history: int, guides: int) -> int:
         """What is as large as the image: images, gradients, pairs, targets, guides with their smaller versions."""
@@ -221,14 +223,14 @@ def _seen(tile: Tile) -> int:
 # ---------------------------------------------------------------------- what the device has, and how fast it is
 
 
-def pace_of(network: Network, file: Path) -> Pace:
+def load_throughput(network: Network, file: Path) -> Throughput:
     """The device's pace with this network: from the file, or measured, which takes seconds, and kept there."""
     device, threads = device_name(network.device), torch.get_num_threads()
     key = f"{device}, {threads} threads, {network.architecture}, {network.dtype}, torch {torch.__version__}"
     paces = _kept_paces(file)
     if key in paces:
         return paces[key]
-    pace = measured_pace(network)
+    pace = measure_throughput(network)
     with suppress(OSError):  # where nothing can be written, it is measured at every start
         file.parent.mkdir(parents=True, exist_ok=True)
         written = file.with_suffix(f".{os.getpid()}")
@@ -242,14 +244,14 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def _kept_paces(file: Path) -> dict[str, Pace]:
+def _kept_paces(file: Path) -> dict[str, Throughput]:
     try:
-        return {key: Pace(**one) for key, one in json.loads(file.read_text()).items()}
+        return {key: Throughput(**one) for key, one in json.loads(file.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def measured_pace(network: Network) -> Pace:
+def measure_throughput(network: Network) -> Throughput:
     """From the median seconds of an evaluation at two sizes: smaller ones where the memory is too little for these."""
     # A card does small pictures in the time of none.
     sides = (512, 1536) if network.device.type == "cuda" else (128, 320)
@@ -259,16 +261,16 @@ def measured_pace(network: Network) -> Pace:
         except (RuntimeError, MemoryError) as error:
             if not devices.is_out_of_memory(error):
                 raise
-        devices.give_back(network.device)
+        devices.release_memory(network.device)
         sides = (sides[0] // 2, sides[1] // 2)
     return _pace_at(network, sides)
 
 
-def _pace_at(network: Network, sides: tuple[int, int]) -> Pace:
+def _pace_at(network: Network, sides: tuple[int, int]) -> Throughput:
     (small, small_seconds, _), (large, large_seconds, begin_seconds) = (_evaluation(network, side) for side in sides)
     pixel_seconds = max(0.0, (large_seconds - small_seconds) / (large - small))
     fixed_seconds = max(1e-4, small_seconds - small * pixel_seconds)
-    return Pace(fixed_seconds, pixel_seconds, max(0.0, begin_seconds - 3 * large_seconds))
+    return Throughput(fixed_seconds, pixel_seconds, max(0.0, begin_seconds - 3 * large_seconds))
 
 
 def _evaluation(network: Network, side: int) -> tuple[int, float, float]:

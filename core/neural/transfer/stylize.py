@@ -16,11 +16,11 @@ from torch import Tensor
 from core import errors
 from core.neural import device
 from core.neural.transfer import pixels
-from core.neural.transfer.checkpoint import Checkpoint, Mark, Steering
-from core.neural.transfer.inputs import Scene, Subject
+from core.neural.transfer.checkpoint import AppliedUpdate, Checkpoint, CheckpointHeader
+from core.neural.transfer.inputs import ScaleTarget, StyleInputs
 from core.neural.transfer.objective import Losses
 from core.neural.transfer.optimize import LBFGS, Adam
-from core.neural.transfer.planner import Leg, Plan, Planner
+from core.neural.transfer.planner import Plan, PlannedScale, Planner
 from core.neural.vgg import Network
 from core.style.spec import StyleSpec
 
@@ -33,7 +33,7 @@ _REPORT_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """How far the run is. Iterations count over all scales, from 1; losses are weighted and by name."""
 
     scale: int
@@ -46,7 +46,7 @@ class Progress:
     seconds: float
     iterations_per_second: float
     seconds_left: float
-    steered: tuple[Steering, ...] = ()
+    spec_updates: tuple[AppliedUpdate, ...] = ()
 
     @property
     def value(self) -> float:
@@ -55,13 +55,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepEvent:
     """A moment of a run: how far it is and by which spec, the picture so far, and what it takes to go on from here.
 
     The picture may be asked for at any time; the checkpoint only before the call that brought the moment returns.
     """
 
-    progress: Progress
+    progress: RunProgress
     spec: StyleSpec
     picture: Callable[[], Image.Image]
     checkpoint: Callable[[], Checkpoint]
@@ -69,11 +69,11 @@ class Moment:
 
 # Called after every iteration on a CPU, many times a second elsewhere; and first of all where a run is resumed. True
 # stops the run, which then returns what it has; a spec with other weights steers it; an Interrupt raised here ends it.
-OnProgress = Callable[[Moment], bool | StyleSpec | None]
+OnProgress = Callable[[StepEvent], bool | StyleSpec | None]
 
 
 @dataclass(frozen=True)
-class Painting:
+class StyleResult:
     """The finished picture and what its making took."""
 
     picture: Image.Image
@@ -83,26 +83,26 @@ class Painting:
     stopped: bool
     plan: Plan
     spec: StyleSpec  # as it was at the end
-    steered: tuple[Steering, ...]
+    spec_updates: tuple[AppliedUpdate, ...]
 
 
 def stylize(
-    subject: Subject,
+    subject: StyleInputs,
     spec: StyleSpec,
     network: Network,
     on_progress: OnProgress | None = None,
     planner: Planner | None = None,
     *,
     resume: Checkpoint | None = None,
-) -> Painting:
+) -> StyleResult:
     """The subject's photo in the style of its paintings (Gatys, Ecker and Bethge 2015), coarse to fine.
 
     Same pictures, spec, network, machine and plan: same picture, also if the run is resumed from a checkpoint of an
-    earlier one; a checkpoint of another network is left aside, one made by other weights is steered.
+    earlier one; a checkpoint of another network is left aside, one made by other weights is spec_updates.
     Raises BadSpec, BadImage, OutOfMemory, Diverged (it carries the last good picture), DeviceLost, and what
     `on_progress` raises.
     """
-    with device.guarded():
+    with device.translate_device_errors():
         return _Run(subject, spec, network, on_progress, planner or Planner(network), resume=resume).painting()
 
 
@@ -111,7 +111,7 @@ class _Run:
 
     def __init__(
         self,
-        subject: Subject,
+        subject: StyleInputs,
         spec: StyleSpec,
         network: Network,
         on_progress: OnProgress | None,
@@ -130,19 +130,19 @@ class _Run:
         self._plan = planner.plan(
             subject.content.size, self._style_sizes, self._spec, len(subject.masks), routes, init=begun
         )
-        self._clock = _Clock(self._plan.legs)
+        self._clock = ProgressTracker(self._plan.legs)
         self._image: Tensor | None = None  # the newest whose losses are known to be finite
         self._losses: dict[str, float] = {}
         self._done = 0  # iterations of this leg that the image has behind it
         self._before = float("inf")  # the loss where the last window ended
-        self._steered: tuple[Steering, ...] = ()
+        self._spec_updates: tuple[AppliedUpdate, ...] = ()
         self._resume = resume
         if resume is not None:
             self._image, self._losses = resume.tensors["image"].to(network.device), resume.mark.losses
             self._clock.resume(resume.mark)
-            self._steered = tuple(resume.mark.steered)
+            self._spec_updates = tuple(resume.mark.spec_updates)
 
-    def painting(self) -> Painting:
+    def painting(self) -> StyleResult:
         behind = self._resume.mark.leg - 1 if self._resume else 0
         stopped = any(self._leg(number, leg) for number, leg in [*enumerate(self._plan.legs, start=1)][behind:])
         assert self._image is not None, "a plan has legs"
@@ -151,11 +151,11 @@ class _Run:
             image = self._enlarged(image, self._plan.legs[-1])
         picture = self._rendered(image, self._spec)
         clock = self._clock
-        return Painting(
-            picture, self._losses, clock.iteration, clock.seconds, stopped, self._plan, self._spec, self._steered
+        return StyleResult(
+            picture, self._losses, clock.iteration, clock.seconds, stopped, self._plan, self._spec, self._spec_updates
         )
 
-    def _leg(self, number: int, leg: Leg) -> bool:
+    def _leg(self, number: int, leg: PlannedScale) -> bool:
         """Go through one scale; True if the callback stops the run. Out of memory, go on by a smaller route."""
         self._done = 0
         for attempt in self._ways(leg):
@@ -166,16 +166,16 @@ class _Run:
                 if not device.is_out_of_memory(error):
                     raise
             # Outside of the except clause: the traceback holds on to all that filled the memory.
-            device.give_back(self._network.device)
+            device.release_memory(self._network.device)
         raise errors.OutOfMemory()
 
-    def _ways(self, leg: Leg) -> Iterator[Leg]:
+    def _ways(self, leg: PlannedScale) -> Iterator[PlannedScale]:
         yield leg
         smaller = self._planner.smaller(leg, self._style_sizes, self._spec, len(self._subject.masks))
         if smaller is not None:
             yield smaller
 
-    def _go(self, leg: Leg) -> bool:
+    def _go(self, leg: PlannedScale) -> bool:
         self._before = float("inf")
         scene, iterates = self._optimizer(leg)
         if self._done and iterates.is_resumed and self._is_stopped(scene, iterates, self._image, self._done):
@@ -200,7 +200,7 @@ class _Run:
         if 0 <= before - self._before <= _LEAST_GAIN * self._before:
             self._clock.skip(self._clock.most - count)
 
-    def _optimizer(self, leg: Leg) -> tuple[Scene, LBFGS | Adam]:
+    def _optimizer(self, leg: PlannedScale) -> tuple[ScaleTarget, LBFGS | Adam]:
         """For this scale: from its beginning, or from where an earlier run, or another route, has got to."""
         scene = self._subject.at(leg.scale, self._balanced(leg), self._network, leg.route.tile_px)
         image, state = self._image, None
@@ -220,50 +220,52 @@ class _Run:
         host = torch.device("cpu") if leg.route.history_on_host else None
         return scene, LBFGS(evaluate, image, leg.route.history, host, state)
 
-    def _taken_up(self, mark: Mark, state: Mapping[str, Tensor], leg: Leg) -> Mapping[str, Tensor] | None:
+    def _taken_up(
+        self, mark: CheckpointHeader, state: Mapping[str, Tensor], leg: PlannedScale
+    ) -> Mapping[str, Tensor] | None:
         """Stand where an earlier run stood; the optimizer's state, if it is of any use here."""
         self._done = mark.count
         self._clock.go_on(mark.count)
         if mark.weights != self._spec.weights:
-            self._note_steering(mark.weights, mark.count)
+            self._record_update(mark.weights, mark.count)
             return None
         self._before = mark.before
         # Another machine, or less memory: the image is worth keeping all the same.
         return state if leg.route == mark.routes[self._clock.leg - 1] else None
 
-    def _is_stopped(self, scene: Scene, optimizer: LBFGS | Adam, iterate: Tensor | None, count: int) -> bool:
+    def _is_stopped(self, scene: ScaleTarget, optimizer: LBFGS | Adam, iterate: Tensor | None, count: int) -> bool:
         if self._on_progress is None or iterate is None:
             return False
         picture = partial(self._rendered, iterate, self._spec)
         checkpoint = partial(self._checkpoint, optimizer, count)
-        progress = replace(self._clock.progress(self._losses), steered=self._steered)
-        answer = self._on_progress(Moment(progress, self._spec, picture, checkpoint))
+        progress = replace(self._clock.progress(self._losses), spec_updates=self._spec_updates)
+        answer = self._on_progress(StepEvent(progress, self._spec, picture, checkpoint))
         if isinstance(answer, StyleSpec):
-            self._steer(self._subject.fitted(answer), scene, optimizer, count)
+            self._apply_update(self._subject.fitted(answer), scene, optimizer, count)
             return False
         return bool(answer)
 
-    def _steer(self, spec: StyleSpec, scene: Scene, optimizer: LBFGS | Adam, count: int) -> None:
+    def _apply_update(self, spec: StyleSpec, scene: ScaleTarget, optimizer: LBFGS | Adam, count: int) -> None:
         """Go on by other weights: another function, of which the optimizer knows nothing yet."""
         before, self._spec = self._spec.weights, spec
         if spec.weights != before:
             scene.weigh(self._balanced(self._clock.legs[self._clock.leg - 1]))
             optimizer.begin()
-            self._note_steering(before, count)
+            self._record_update(before, count)
 
-    def _note_steering(self, before: Mapping[str, Any], count: int) -> None:
+    def _record_update(self, before: Mapping[str, Any], count: int) -> None:
         """For those who ask how the picture was made. And a scale that was about to end takes the time to follow."""
         after = self._spec.weights
         changed = [name for name in after if after[name] != before[name]]
-        steering = Steering(
+        steering = AppliedUpdate(
             self._clock.iteration, {name: before[name] for name in changed}, {name: after[name] for name in changed}
         )
-        self._steered = (*self._steered, steering)
+        self._spec_updates = (*self._spec_updates, steering)
         self._before = float("inf")
         self._clock.lengthen(count)
 
     def _checkpoint(self, optimizer: LBFGS | Adam, count: int) -> Checkpoint:
-        mark = Mark(
+        mark = CheckpointHeader(
             leg=self._clock.leg,
             count=count,
             counts=list(self._clock.counts),
@@ -273,11 +275,11 @@ class _Run:
             routes=[leg.route for leg in self._clock.legs],
             network=self._network_id,
             weights=self._spec.weights,
-            steered=list(self._steered),
+            spec_updates=list(self._spec_updates),
         )
         return Checkpoint(mark, optimizer.state())
 
-    def _balanced(self, leg: Leg) -> StyleSpec:
+    def _balanced(self, leg: PlannedScale) -> StyleSpec:
         """The spec for one scale: the paper's content loss is a sum over positions, its style loss is not.
 
         Where the picture is coarser, alpha makes up for the positions that are missing: beta means the same everywhere.
@@ -288,11 +290,11 @@ class _Run:
         share = last.width * last.height / (leg.scale.width * leg.scale.height)
         return self._spec.model_copy(update={"content_weight": self._spec.content_weight * share})
 
-    @device.guarded()  # it may be called at any time
+    @device.translate_device_errors()  # it may be called at any time
     def _rendered(self, image: Tensor, spec: StyleSpec) -> Image.Image:
         return self._subject.render(image, spec)
 
-    def _enlarged(self, image: Tensor, leg: Leg) -> Tensor:
+    def _enlarged(self, image: Tensor, leg: PlannedScale) -> Tensor:
         return pixels.enlarge(image, leg.scale.size, seamless=self._spec.seamless)
 
     def _finite(self, terms: Losses) -> dict[str, float]:
@@ -303,10 +305,10 @@ class _Run:
         return losses
 
 
-class _Clock:
+class ProgressTracker:
     """Counts iterations and foretells the end from what the plan says of the legs that are left."""
 
-    def __init__(self, legs: Sequence[Leg]) -> None:
+    def __init__(self, legs: Sequence[PlannedScale]) -> None:
         self.iteration = self.leg = 0
         self.legs = list(legs)
         self.counts = [leg.scale.iterations for leg in legs]  # of each leg
@@ -314,7 +316,7 @@ class _Clock:
         self._leg_began, self._leg_done = self._begin, 0
         self._share = 0.0  # of the time, that was told last
 
-    def resume(self, mark: Mark) -> None:
+    def resume(self, mark: CheckpointHeader) -> None:
         """Take over what an earlier run has counted."""
         self.counts = list(mark.counts)
         self._begin -= mark.seconds
@@ -327,7 +329,7 @@ class _Clock:
         """Whether to ask the device for its losses; asking waits until it is there."""
         return device.type == "cpu" or time.monotonic() - self._reported >= _REPORT_SECONDS
 
-    def begin(self, number: int, leg: Leg) -> None:
+    def begin(self, number: int, leg: PlannedScale) -> None:
         """Leg `number`, counted from 1, begins, or begins again by another route."""
         self.leg, self.legs[number - 1] = number, leg
         self.iteration = sum(self.counts[: number - 1])
@@ -358,7 +360,7 @@ class _Clock:
         """Iterations of this leg that will not be taken."""
         self.counts[self.leg - 1] -= iterations
 
-    def progress(self, losses: dict[str, float]) -> Progress:
+    def progress(self, losses: dict[str, float]) -> RunProgress:
         """Where the run stands now."""
         index, now = self.leg - 1, time.monotonic()
         before = sum(self.counts[:index])
@@ -368,7 +370,7 @@ class _Clock:
         left = here * (before + self.counts[index] - self.iteration) + sum(work[index + 1 :])
         self._share = max(self._share, done / (done + left))  # by a slower route more is left than was told before
         self._reported = now
-        return Progress(
+        return RunProgress(
             scale=self.leg,
             scales=len(self.legs),
             width=self.legs[index].scale.width,

@@ -22,7 +22,7 @@ from core.neural.weights import files, sources
 from core.neural.weights.files import Card, Convention
 from core.neural.weights.parameters import Parameters, from_torchvision
 from core.neural.weights.sources import OnBytes
-from core.style.spec import MODEL_NAME, MODEL_NAME_WORDS, ModelName
+from core.style.spec import MODEL_NAME, MODEL_NAME_RULE, ModelName
 from core.style.vgg_layers import Architecture, convolutions, title
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ PINNED: dict[str, str] = {"vgg16": "40acdda7c6b05249f81637b2571671ce938507c5f986
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """A network in the cache, and what its file tells of it; nothing, if it cannot be read."""
 
     name: str
@@ -72,24 +72,24 @@ class WeightsCache:
         """Whether the network has been fetched or imported."""
         return self.path(name).is_file()
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[CacheEntry]:
         """The networks that are here, by name. Reads the heads of their files only."""
         for path in sorted(self.folder.glob("*.safetensors")):
             if _is_name(path.stem):
                 yield self.entry(path.stem)
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> CacheEntry:
         """One network. Raises WeightsUnavailable."""
         path = self.path(name)
         try:
             size = path.stat().st_size
-            with files.opened(path) as file:
+            with files.open_weights_file(path) as file:
                 card = file.metadata() or {}
         except FileNotFoundError:
             raise errors.WeightsUnavailable(_missing(name)) from None
         except errors.BadWeights:
             card = {}
-        return Entry(name, path, size, card)
+        return CacheEntry(name, path, size, card)
 
     def resolve(self, model: ModelName) -> str:
         """`auto` is VGG-19, the paper's network, where its weights are; else VGG-16."""
@@ -116,7 +116,7 @@ class WeightsCache:
                 takes=found.takes,
             )
         except (RuntimeError, AssertionError) as error:  # torch's answers to a device that is not there
-            devices.judge(error)
+            devices.classify_error(error)
             raise errors.BadSettings(f"The device {device} cannot be used here; cpu always can.") from error
         if is_imitated(network.dtype, network.device):
             log.warning("This processor only imitates %s, several times slower than float32; use auto.", precision)
@@ -144,12 +144,12 @@ class WeightsCache:
                 files.write_safetensors(self.path(name), parameters, {"from": "torchvision"})
         return self.path(name)
 
-    def import_file(self, name: str, path: Path, convention: Convention | None = None) -> Entry:
+    def import_file(self, name: str, path: Path, convention: Convention | None = None) -> CacheEntry:
         """Take a file (`files.SUFFIXES`) as a network of this name. Raises BadInput, BadWeights."""
         self.path(name)
-        return self.keep(name, *files.read(path, convention))
+        return self.keep(name, *files.read_network(path, convention))
 
-    def keep(self, name: str, parameters: Parameters, card: Card) -> Entry:
+    def keep(self, name: str, parameters: Parameters, card: Card) -> CacheEntry:
         """Safe to repeat. Raises BadInput where the name is bad, or is that of another network."""
         self.check_name(name, parameters.architecture)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def _is_name(name: str) -> bool:
 
 def _check_name(name: str) -> None:
     if not _is_name(name):
-        raise errors.BadInput(f"A network's name has {MODEL_NAME_WORDS}; and it is not auto.")
+        raise errors.BadInput(f"A network's name has {MODEL_NAME_RULE}; and it is not auto.")
 
 
 def _missing(name: str) -> str:

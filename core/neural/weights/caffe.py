@@ -113,7 +113,7 @@ _KINDS = _kinds()
 # ---------------------------------------------------------------------- reading
 
 
-def read(path: Path) -> list[tuple[Tensor, Tensor]]:
+def read_caffemodel(path: Path) -> list[tuple[Tensor, Tensor]]:
     """Weight (out, in, height, width) and bias (out,) of each convolution of a .caffemodel, in their order.
 
     In the precision of the file's. Raises BadWeights.
@@ -212,7 +212,7 @@ def _tensor(data: bytes, name: str) -> Tensor:
 # ---------------------------------------------------------------------- writing
 
 
-def write(path: Path, parameters: Parameters) -> None:
+def write_caffemodel(path: Path, parameters: Parameters) -> None:
     """The network as a .caffemodel, and its .prototxt beside it; the first convolution's inputs as they are given.
 
     Raises BadInput where there is a .prototxt of another network, which nobody named; StorageFull, OSError.

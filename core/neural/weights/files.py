@@ -39,13 +39,13 @@ _CAFFE_IN_TORCH = ("00b39a1b", "d01eb7cb")
 SUFFIXES = (".safetensors", ".pth", ".caffemodel")
 
 
-def read(path: Path, convention: Convention | None = None) -> tuple[Parameters, Card]:
+def read_network(path: Path, convention: Convention | None = None) -> tuple[Parameters, Card]:
     """The network in a file, and its card; without a convention, the file's own. Raises BadWeights."""
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     card = {"from": path.name, "from_sha256": sha256}
     if path.suffix.lower() == ".caffemodel":
-        parameters = Parameters.of(caffe.read(path), _INPUTS[convention := convention or "caffe"])
+        parameters = Parameters.of(caffe.read_caffemodel(path), _INPUTS[convention := convention or "caffe"])
     elif path.suffix.lower() == ".safetensors":
         tensors, told = read_safetensors(path)
         card = {**told, **card}
@@ -56,7 +56,7 @@ def read(path: Path, convention: Convention | None = None) -> tuple[Parameters, 
     return parameters.turned() if convention == "caffe" else parameters, card
 
 
-def write(path: Path, parameters: Parameters, card: Card, convention: Convention | None = None) -> None:
+def write_network(path: Path, parameters: Parameters, card: Card, convention: Convention | None = None) -> None:
     """The network as a file, a .caffemodel with its .prototxt; whole, or what was there before.
 
     A .safetensors tells what the network takes: without a convention as it is. Raises BadInput, StorageFull, OSError.
@@ -71,14 +71,14 @@ def write(path: Path, parameters: Parameters, card: Card, convention: Convention
         return
     parameters = parameters.turned() if convention == "caffe" else parameters
     if suffix == ".caffemodel":
-        caffe.write(path, parameters)
+        caffe.write_caffemodel(path, parameters)
     else:
         atomic_write(path, lambda part: save_pth(part, parameters.named()))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Card]:
     """Tensors and what is told of them. Raises BadWeights."""
-    with opened(path) as file:
+    with open_weights_file(path) as file:
         try:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no mapping
         except safetensors.SafetensorError as error:
@@ -120,7 +120,7 @@ class _Sink:
         self._file = file
         self.error: OSError | None = None
 
-    def write(self, data: Any) -> int:
+    def write_network(self, data: Any) -> int:
         if self.error is None:
             try:
                 self._file.write(data)
@@ -132,7 +132,7 @@ class _Sink:
         """Nothing: it is closed soon."""
 
 
-def opened(path: Path) -> Any:
+def open_weights_file(path: Path) -> Any:
     """A .safetensors file, to read from. Raises BadWeights."""
     try:
         return safetensors.safe_open(path, framework="pt")

@@ -26,7 +26,7 @@ LEAST = 0.1
 
 
 @dataclass(frozen=True)
-class Averages:
+class ActivationMeans:
     """Of each filter, by layer, (N,); over all positions of all pictures."""
 
     by_layer: dict[str, Tensor]
@@ -38,7 +38,7 @@ class Averages:
         return {layer: count for layer, count in counts.items() if count}
 
 
-def averages(network: Network, pictures: Iterable[Image.Image]) -> Averages:
+def measure_activations(network: Network, pictures: Iterable[Image.Image]) -> ActivationMeans:
     """Looks at one picture after the other. Raises BadInput if there is none."""
     names = layers(network.architecture)
     sums: dict[str, Tensor] = {}
@@ -52,7 +52,7 @@ def averages(network: Network, pictures: Iterable[Image.Image]) -> Averages:
             positions[layer] += responses.shape[2] * responses.shape[3]
     if not count:
         raise errors.BadInput("There is no picture in the folder that can be read.")
-    return Averages({layer: total / positions[layer] for layer, total in sums.items()}, count)
+    return ActivationMeans({layer: total / positions[layer] for layer, total in sums.items()}, count)
 
 
 def _size(picture: Image.Image) -> tuple[int, int]:
@@ -61,7 +61,7 @@ def _size(picture: Image.Image) -> tuple[int, int]:
     return width, height
 
 
-def normalized(parameters: Parameters, of: Averages, least: float = LEAST) -> Parameters:
+def normalize(parameters: Parameters, of: ActivationMeans, least: float = LEAST) -> Parameters:
     """The network whose filters respond with 1 on average to those pictures; weak ones with less, dead ones with 0.
 
     Raises BadInput for a layer that does not respond at all.

@@ -11,8 +11,8 @@ from celery import Celery
 
 from api.background.reaper import Reaper
 from core import errors
-from core.celery_app import QUEUE, make_celery, ring, waiting_bells
-from core.jobs.models import Frame, Job, JobInput, Status, Terms, new_job_id
+from core.celery_app import QUEUE, make_celery, notify_workers, pending_notifications
+from core.jobs.models import Frame, Job, JobInput, Status, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
@@ -54,7 +54,7 @@ def reaper(store: JobStore, blobs: Blobs, celery: Celery, clock: Clock) -> Reape
 def _create(store: JobStore, blobs: Blobs) -> Job:
     photo, painting = blobs.put(b"photo"), blobs.put(b"painting")
     for digest in (photo, painting):
-        store.hold(digest, 60)
+        store.reserve(digest, 60)
     job_input = JobInput(content=photo, styles=[painting], spec=StyleSpec().model_dump())
     return store.create(new_job_id(), job_input)
 
@@ -66,26 +66,26 @@ def _expire(url: str, key: str) -> None:
 
 
 def test_a_bell_is_heard_by_a_worker_and_counted_while_it_waits(celery: Celery) -> None:
-    assert 0 == waiting_bells(celery)
-    assert ring(celery)
-    assert ring(celery)
-    assert 2 == waiting_bells(celery)
+    assert 0 == pending_notifications(celery)
+    assert notify_workers(celery)
+    assert notify_workers(celery)
+    assert 2 == pending_notifications(celery)
 
 
 def test_without_a_broker_ringing_says_so_at_once(celery: Celery) -> None:
     deaf = make_celery("redis://127.0.0.1:1/0")
 
-    assert not ring(deaf)
+    assert not notify_workers(deaf)
     deaf.close()
 
 
 def test_a_broker_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         deaf, began = (
-            make_celery(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", patience_seconds=0.5),
+            make_celery(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", timeout_seconds=0.5),
             time.monotonic(),
         )
-        assert not ring(deaf)
+        assert not notify_workers(deaf)
         assert time.monotonic() - began < 10
         deaf.close()
 
@@ -102,7 +102,7 @@ def test_a_job_whose_worker_is_gone_is_put_back_and_rung_for(
     reaper.tick()
 
     assert Status.QUEUED is store.get(job.id).status
-    assert 1 == waiting_bells(celery)
+    assert 1 == pending_notifications(celery)
 
 
 @pytest.mark.parametrize("gap", ["the reaper is new", "the store did not answer", "the host slept"])
@@ -132,16 +132,16 @@ def test_lost_bells_are_rung_again_at_the_second_look(
 ) -> None:
     for _ in range(3):
         _create(store, blobs)
-        ring(celery)
+        notify_workers(celery)
     reaper.tick(), reaper.tick()
-    assert 3 == waiting_bells(celery)
+    assert 3 == pending_notifications(celery)
 
     with redis.Redis.from_url(valkey.url) as client:
         client.delete(QUEUE)
     reaper.tick()
-    assert 0 == waiting_bells(celery)
+    assert 0 == pending_notifications(celery)
     reaper.tick()
-    assert 3 == waiting_bells(celery)
+    assert 3 == pending_notifications(celery)
 
 
 def test_pictures_that_nobody_uses_are_deleted_and_others_are_not(
@@ -149,7 +149,7 @@ def test_pictures_that_nobody_uses_are_deleted_and_others_are_not(
 ) -> None:
     one, two = _create(store, blobs), _create(store, blobs)
     upload = blobs.put(b"upload")
-    store.hold(upload, 60)
+    store.reserve(upload, 60)
     store.delete(one.id)
     reaper.tick()
     assert all(blobs.has(digest) for digest in (two.input.content, *two.input.styles, upload))
@@ -160,14 +160,14 @@ def test_pictures_that_nobody_uses_are_deleted_and_others_are_not(
 
     assert not any(blobs.has(digest) for digest in (two.input.content, *two.input.styles, upload))
     assert [] == [path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file() and path.suffix != ".lock"]
-    store.hold(upload, 60)
+    store.reserve(upload, 60)
 
 
 def test_a_leader_that_was_frozen_while_deleting_keeps_others_from_it(
     reaper: Reaper, store: JobStore, blobs: Blobs
 ) -> None:
     upload = blobs.put(b"upload")
-    store.hold(upload, 0)
+    store.reserve(upload, 0)
     with blobs.alone() as alone:
         assert alone
         reaper.tick()
@@ -195,27 +195,27 @@ def test_a_little_over_the_quota_few_jobs_go_however_many_frames_each_has(
     for number in range(8):
         photo, painting = blobs.put(b"photo"), blobs.put(b"painting")
         for digest in (photo, painting):
-            store.hold(digest, 60)
+            store.reserve(digest, 60)
         job_input = JobInput(content=photo, styles=[painting], spec={})
-        job = store.create(new_job_id(), job_input, Terms(keep_seconds=1000))
+        job = store.create(new_job_id(), job_input, SubmissionOptions(keep_seconds=1000))
         store.claim(str(number), "worker")
         for iteration in range(30):
             digest = blobs.put(bytes([number, iteration]) * 500)
-            store.hold(digest, 60)
+            store.reserve(digest, 60)
             frame = Frame(index=0, iteration=iteration, scale=1, seconds=0, digest=digest)
-            store.keep_frame(job.id, str(number), frame)
+            store.add_frame(job.id, str(number), frame)
         store.fail(job.id, str(number), errors.Diverged())
     full = Reaper(store, blobs, Checkpoints(blobs._folder / "c"), celery, disk_bytes=0.9 * sum(blobs.sizes()))
     full._make_room()
 
-    assert 1 == store.expire(1000)
+    assert 1 == store.expire_due(1000)
 
 
 def test_pictures_without_a_record_are_kept_for_a_while_and_then_go(
     reaper: Reaper, store: JobStore, blobs: Blobs, valkey: Any
 ) -> None:
     used, stray, held = _create(store, blobs).input.content, blobs.put(b"stray"), blobs.put(b"held")
-    store.hold(held, 60)
+    store.reserve(held, 60)
     reaper._next_look = 0.0
     reaper.tick()
     reaper.tick()
@@ -246,8 +246,8 @@ def test_checkpoints_count_for_the_disks_quota(
         reaper.tick()
         clock.now += 1
 
-    assert goes is store.get(ended.id).gone
-    assert not store.get(painted.id).gone
+    assert goes is store.get(ended.id).images_deleted
+    assert not store.get(painted.id).images_deleted
 
 
 def test_an_empty_folder_over_its_quota_harms_nothing(
@@ -270,14 +270,14 @@ def test_what_cannot_be_deleted_keeps_nothing_else_from_going(
     blobs.path(stuck).unlink()
     (tmp_path / "blobs" / stuck[7:9] / stuck[9:]).mkdir()  # is no file, so nobody can unlink it
     for digest in (stuck, upload):
-        store.hold(digest, 0)
+        store.reserve(digest, 0)
     with redis.Redis.from_url(valkey.url) as client:
-        client.sadd(PREFIX + "condemned", "sha256:damaged")
+        client.sadd(PREFIX + "deleting", "sha256:damaged")
     reaper.tick()
 
     assert not blobs.has(upload)
     with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
-        assert {stuck} == client.smembers(PREFIX + "condemned")
+        assert {stuck} == client.smembers(PREFIX + "deleting")
     assert "cannot be deleted" in caplog.text
 
 
@@ -285,12 +285,12 @@ def test_a_step_that_fails_keeps_no_other_from_its_turn(
     reaper: Reaper, store: JobStore, blobs: Blobs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     upload = blobs.put(b"upload")
-    store.hold(upload, 0)
+    store.reserve(upload, 0)
 
     def fail(*_: Any) -> None:
         raise ValueError("no number")
 
-    for step in ("reap", "load", "expire"):
+    for step in ("reap_expired_leases", "get_load", "expire_due"):
         monkeypatch.setattr(store, step, fail)
     reaper.tick()
 
@@ -304,8 +304,8 @@ def test_bells_that_nobody_needs_are_taken_away(
     monkeypatch.setattr("api.background.reaper.BELLS_AT_ONCE", 3)
     _create(store, blobs)
     for _ in range(9):
-        ring(celery)
+        notify_workers(celery)
     reaper._next_sweep = 0
     reaper.tick()
 
-    assert 4 == waiting_bells(celery)
+    assert 4 == pending_notifications(celery)

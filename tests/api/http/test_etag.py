@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from api.http import etag
 from core.images import codec
-from core.jobs.models import Frame, JobProgress, NetworkUsed, Output
+from core.jobs.models import Frame, JobProgress, ModelUsed, Output
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
 
@@ -32,7 +32,7 @@ from core.storage.blobs import Blobs
 )
 @pytest.mark.parametrize("tag", ['"a-1"', 'W/"a-1"'])
 def test_a_tag_is_found_whole_in_a_list_and_weakly(sent: str, tag: str, *, has: bool) -> None:
-    assert has is etag.among(sent, tag)
+    assert has is etag.matches(sent, tag)
 
 
 @pytest.fixture
@@ -43,13 +43,13 @@ def addresses(client: TestClient, submit: Any, store: JobStore, blobs: Blobs, ph
     assert job is not None
     picture, small = blobs.put(codec.encode(photo)), blobs.put(codec.encode(photo, "jpeg"))
     for digest in (picture, small):
-        store.hold(digest)
+        store.reserve(digest)
     counts = {"scale": 1, "scales": 1, "iteration": 1, "iterations": 9}
     at = JobProgress(value=0.5, iterations_per_second=None, seconds_left=None, loss={"total": 1.0}, **counts)
-    store.keep_frame(job.id, "t", Frame(index=0, iteration=1, scale=1, seconds=0.1, digest=small))
-    store.progress(job.id, "t", at, small)
+    store.add_frame(job.id, "t", Frame(index=0, iteration=1, scale=1, seconds=0.1, digest=small))
+    store.report_progress(job.id, "t", at, small)
     output = Output(id=picture, content_type="image/png", width=96, height=72, size_bytes=1)
-    store.succeed(job.id, "t", output, NetworkUsed(name="vgg16", sha256="w"), {})
+    store.succeed(job.id, "t", output, ModelUsed(name="vgg16", sha256="w"), {})
     own, photo_id = submitted["links"]["self"], submitted["input"]["content"]
     batch = client.post("/v1/batches", json={"contents": [photo_id], "styles": [photo_id]})
     pictures = [f"{own}/{part}" for part in ("result", "result?format=webp", "preview", "frames/0", "timelapse")]
@@ -72,7 +72,7 @@ def test_a_tag_of_a_body_that_changes_by_itself_is_weak(
     client: TestClient, store: JobStore, submit: Any, addresses: list[str]
 ) -> None:
     """The seconds until a job begins."""
-    store.beat("worker")
+    store.heartbeat("worker")
     waiting = submit().headers["location"]
     first = client.get(waiting)
     store._redis.set("impasto:pace", "1000")

@@ -30,7 +30,7 @@ def test_few_are_made_at_once_and_who_waits_too_long_is_told(monkeypatch: pytest
 
     async def ask(tag: str, done: anyio.Event | None = None) -> None:
         try:
-            assert tag.encode() == await image_response.rendered(tag, partial(_made, tag, done))
+            assert tag.encode() == await image_response.render_cached(tag, partial(_made, tag, done))
         except errors.Unavailable as error:
             refused.append(error)
 

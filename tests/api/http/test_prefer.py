@@ -37,7 +37,9 @@ def test_with_a_tag_the_next_change_is_waited_for(ask: Any, submit: Any, store: 
     assert job is not None
     tag = client.get(path).headers["etag"]
 
-    answer, seconds = ask(path, lambda: store.progress(job.id, "t", PROGRESS), Prefer="wait=20", If_None_Match=tag)
+    answer, seconds = ask(
+        path, lambda: store.report_progress(job.id, "t", PROGRESS), Prefer="wait=20", If_None_Match=tag
+    )
     assert (200, 0.5, "wait=20") == (
         answer.status_code,
         answer.json()["progress"]["value"],
@@ -59,7 +61,7 @@ def test_without_a_tag_the_next_status_is_waited_for(ask: Any, submit: Any, stor
     assert "running" == answer.json()["status"]
 
     def go_on() -> None:
-        store.progress(job_id, "t", PROGRESS)
+        store.report_progress(job_id, "t", PROGRESS)
         time.sleep(0.3)
         store.end_canceled(job_id, "t")
 
@@ -85,13 +87,13 @@ def test_what_is_no_wait_is_answered_at_once(ask: Any, submit: Any, preference: 
 def test_nobody_waits_for_longer_than_half_a_minute(
     client: TestClient, submit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.http.prefer.MOST_SECONDS", 1)
+    monkeypatch.setattr("api.http.prefer.MAX_WAIT_SECONDS", 1)
     answer = client.get(submit().json()["links"]["self"], headers={"Prefer": "wait=999999999"})
     assert (200, "wait=1") == (answer.status_code, answer.headers["preference-applied"])
 
 
 def test_who_watches_enough_is_answered_at_once(client: TestClient, app: Any, submit: Any) -> None:
-    app.state.sights._max_watchers = 0
+    app.state.job_feed._max_watchers = 0
     answer = client.get(submit().json()["links"]["self"], headers={"Prefer": "wait=30"})
     assert 200 == answer.status_code
     assert "preference-applied" not in answer.headers
@@ -129,12 +131,14 @@ def test_a_batch_is_waited_for_as_a_job_is(ask: Any, submit: Any, store: JobStor
     )
     assert 0.3 <= seconds < 10
     running, tag = answer.json()["jobs"][0]["id"], answer.headers["etag"]
-    answer, seconds = ask(path, lambda: store.progress(running, "t", PROGRESS), Prefer="wait=20", If_None_Match=tag)
+    answer, seconds = ask(
+        path, lambda: store.report_progress(running, "t", PROGRESS), Prefer="wait=20", If_None_Match=tag
+    )
     assert (200, 0.5, True) == (answer.status_code, answer.json()["jobs"][0]["progress"]["value"], seconds < 10)
     tag = answer.headers["etag"]
     answer, seconds = ask(path, Prefer="wait=1", If_None_Match=tag)
     assert (304, True) == (answer.status_code, seconds >= 1)
-    answer, seconds = ask(path, lambda: store.progress(running, "t", PROGRESS), Prefer="wait=1")
+    answer, seconds = ask(path, lambda: store.report_progress(running, "t", PROGRESS), Prefer="wait=1")
     assert (200, tag, True) == (answer.status_code, tag, seconds >= 1), "progress is no new status"
 
     answer, seconds = ask(path, lambda: store.cancel_batch(path.rpartition("/")[2]), Prefer="wait=20")
@@ -152,5 +156,5 @@ def test_a_batch_that_is_deleted_meanwhile_is_not_there_and_nobody_watches_any_m
     answer, seconds = ask(path, lambda: store.delete_batch(path.rpartition("/")[2]), Prefer="wait=20")
 
     assert (404, True) == (answer.status_code, seconds < 10)
-    sights: Any = client.app.state.sights  # type: ignore[attr-defined]
-    assert ({}, 0) == (sights._spots, sights._watchers.total())
+    feed: Any = client.app.state.job_feed  # type: ignore[attr-defined]
+    assert ({}, 0) == (feed._spots, feed._watchers.total())

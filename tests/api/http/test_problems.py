@@ -63,7 +63,7 @@ def test_every_value_of_an_address_is_refused_by_name_with_what_is_taken(client:
     ("method", "path", "body", "words"),
     [
         ("POST", "/v1/jobs/{job}/retry", '{"continue": "zzz"}', "continue must be true or false."),
-        ("POST", "/v1/jobs/{job}/retry", '{"spec": "zzz"}', "spec must be an object of knobs."),
+        ("POST", "/v1/jobs/{job}/retry", '{"spec": "zzz"}', "spec must be an object of parameters."),
         ("POST", "/v1/jobs/{job}/retry", '{"webhook": 1}', "webhook must be a URL."),
         ("POST", "/v1/jobs/{job}/retry", '{"zzz": 1}', "The JSON has a field that is not taken here; see /docs."),
         ("POST", "/v1/jobs/{job}/retry", "{zzz", "This is no JSON that can be read."),
@@ -123,12 +123,12 @@ def test_too_many_open_files_pass_and_a_broken_disk_does_not(
 def test_a_store_that_is_away_is_503_with_retry_after_everywhere(
     app: FastAPI, client: TestClient, files: dict[str, Any]
 ) -> None:
-    from api.job_feed import Lookout
+    from api.job_feed import JobFeed
     from core.jobs.store import JobStore
 
     app.state.store.close()
     app.state.store = JobStore("redis://127.0.0.1:1/0")
-    app.state.sights = Lookout("redis://127.0.0.1:1/0", 1)
+    app.state.job_feed = JobFeed("redis://127.0.0.1:1/0", 1)
     job = "/v1/jobs/job_" + "a" * 26
 
     for answer in (

@@ -12,9 +12,9 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.middleware import auth
 from api.middleware.auth import kind_of
-from api.rate_limit import Kind
+from api.rate_limit import RequestKind
 from api.settings import ApiSettings
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.config import Settings
 from core.jobs.models import Priority, new_job_id
 from core.redis_client import PREFIX
@@ -35,14 +35,14 @@ def serve(valkey: Any, tmp_path: Path, connect: Any) -> Serve:
 
 
 @pytest.fixture
-def keys(valkey: Any) -> Iterator[Keys]:
-    opened = Keys(valkey.url)
+def keys(valkey: Any) -> Iterator[ApiKeyStore]:
+    opened = ApiKeyStore(valkey.url)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def bearer(keys: Keys) -> Callable[..., dict[str, str]]:
+def bearer(keys: ApiKeyStore) -> Callable[..., dict[str, str]]:
     """The header of a new key."""
 
     def make(priority: Priority = Priority.NORMAL) -> dict[str, str]:
@@ -70,7 +70,7 @@ def test_keys_are_required_unless_only_this_machine_can_ask(keys: Any, host: str
     assert required == ApiSettings(keys=keys, host=host).keys_required
 
 
-def test_every_wrong_key_gets_the_same_answer(serve: Serve, keys: Keys, bearer: Any) -> None:
+def test_every_wrong_key_gets_the_same_answer(serve: Serve, keys: ApiKeyStore, bearer: Any) -> None:
     client, (key, secret) = serve(), keys.create("gone")
     keys.revoke(key.id)
     unknown = secret[:-4] + ("aaaa" if not secret.endswith("aaaa") else "bbbb")
@@ -124,7 +124,9 @@ def test_without_keys_nothing_is_asked_for(client: TestClient) -> None:
     assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
 
 
-def test_a_revoked_key_works_for_a_second_at_most(serve: Serve, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_revoked_key_works_for_a_second_at_most(
+    serve: Serve, keys: ApiKeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = time.monotonic()
     monkeypatch.setattr(auth.time, "monotonic", lambda: now)
     client, (key, secret) = serve(), keys.create("a")
@@ -134,14 +136,14 @@ def test_a_revoked_key_works_for_a_second_at_most(serve: Serve, keys: Keys, monk
 
     monkeypatch.setattr(auth.time, "monotonic", lambda: now + 1)
     assert 401 == client.get("/v1/jobs", headers=headers).status_code
-    assert keys.all()[0].last_used_at is not None
+    assert keys.list()[0].last_used_at is not None
 
 
 def test_a_key_asks_for_no_higher_priority_than_it_may(serve: Serve, files: Any, bearer: Any) -> None:
     client = serve()
 
-    def submit(highest: Priority, **knobs: str) -> Any:
-        return client.post("/v1/jobs", files=files, data={"size": "64", **knobs}, headers=bearer(highest))
+    def submit(highest: Priority, **parameters: str) -> Any:
+        return client.post("/v1/jobs", files=files, data={"size": "64", **parameters}, headers=bearer(highest))
 
     refused = submit(Priority.NORMAL, priority="high")
     assert (422, "bad_spec") == (refused.status_code, refused.json()["code"])
@@ -152,9 +154,9 @@ def test_a_key_asks_for_no_higher_priority_than_it_may(serve: Serve, files: Any,
 
 
 def test_a_retry_has_the_old_priority_or_what_the_key_may_by_now(
-    serve: Serve, files: Any, keys: Keys, valkey: Any, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, files: Any, keys: ApiKeyStore, valkey: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth, "MEMORY_SECONDS", 0.0)
+    monkeypatch.setattr(auth, "CACHE_SECONDS", 0.0)
     client, (key, secret) = serve(), keys.create("a", Priority.HIGH)
     headers = {"Authorization": f"Bearer {secret}"}
     old = [
@@ -211,7 +213,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(serve: Serve, bearer: Any)
 
 
 def test_requests_that_only_look_are_counted_here_and_told_to_redis_now_and_then(
-    serve: Serve, bearer: Any, keys: Keys
+    serve: Serve, bearer: Any, keys: ApiKeyStore
 ) -> None:
     """Each write goes to the disk: a thousand polls must not be a thousand of them."""
     client, headers = serve(requests_per_minute=1000), bearer()
@@ -222,7 +224,7 @@ def test_requests_that_only_look_are_counted_here_and_told_to_redis_now_and_then
     assert 1 <= _written(keys) - before <= 20
 
 
-def test_who_is_refused_is_refused_from_memory(serve: Serve, bearer: Any, keys: Keys) -> None:
+def test_who_is_refused_is_refused_from_memory(serve: Serve, bearer: Any, keys: ApiKeyStore) -> None:
     """A flood costs the store nothing, and no request slips through between two counts."""
     client, headers = serve(requests_per_minute=500), bearer()
     statuses = [client.get("/v1/jobs", headers=headers).status_code for _ in range(500)]
@@ -242,7 +244,7 @@ def _from(client: TestClient, address: str) -> TestClient:
 
 
 def test_who_guesses_keys_is_told_to_wait_and_who_has_one_is_not(serve: Serve, bearer: Any, valkey: Any) -> None:
-    first, second = (serve(wrong_keys_per_minute=3) for _ in range(2))
+    first, second = (serve(auth_failures_per_minute=3) for _ in range(2))
     in_use, new = bearer(), bearer()
     wrong = {"Authorization": f"Bearer impasto_{'a' * 52}"}
     assert [200, 200] == [client.get("/v1/jobs", headers=in_use).status_code for client in (first, second)]
@@ -262,14 +264,14 @@ def test_who_guesses_keys_is_told_to_wait_and_who_has_one_is_not(serve: Serve, b
 
 
 def test_one_network_of_ipv6_is_one_address(serve: Serve) -> None:
-    client, wrong = serve(wrong_keys_per_minute=2), {"Authorization": "Bearer x"}
+    client, wrong = serve(auth_failures_per_minute=2), {"Authorization": "Bearer x"}
     addresses = ["2001:db8::1", "2001:db8::2:2", "2001:db8::3", "2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"]
     tries = [_from(client, address).get("/v1/jobs", headers=wrong).status_code for address in addresses]
 
     assert [401, 401, 429, 401, 401, 401] == tries
 
 
-def _written(keys: Keys) -> int:
+def _written(keys: ApiKeyStore) -> int:
     """How often a count was written to the store."""
     stats: Any = keys._redis.info("commandstats")
     return int(stats.get("cmdstat_incrby", {}).get("calls", 0))
@@ -278,15 +280,15 @@ def _written(keys: Keys) -> int:
 @pytest.mark.parametrize(
     ("method", "path", "kind"),
     [
-        ("POST", "/v1/jobs", Kind.SUBMISSION),
-        ("POST", "/v1/images", Kind.SUBMISSION),
-        ("POST", "/v1/estimate", Kind.SUBMISSION),
-        ("POST", "/v1/jobs/job_x/retry", Kind.SUBMISSION),
-        ("POST", "/v1/jobs/job_x/cancel", Kind.OTHER),
-        ("GET", "/v1/jobs", Kind.OTHER),
+        ("POST", "/v1/jobs", RequestKind.SUBMISSION),
+        ("POST", "/v1/images", RequestKind.SUBMISSION),
+        ("POST", "/v1/estimate", RequestKind.SUBMISSION),
+        ("POST", "/v1/jobs/job_x/retry", RequestKind.SUBMISSION),
+        ("POST", "/v1/jobs/job_x/cancel", RequestKind.OTHER),
+        ("GET", "/v1/jobs", RequestKind.OTHER),
     ],
 )
-def test_what_makes_work_is_counted_apart(method: str, path: str, kind: Kind) -> None:
+def test_what_makes_work_is_counted_apart(method: str, path: str, kind: RequestKind) -> None:
     assert kind is kind_of(method, path)
 
 
@@ -299,7 +301,7 @@ def test_an_outage_of_the_store_is_503_for_every_key(
     serve: Serve, own_valkey: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while keys and counts are remembered, and in the very request that would tell Redis."""
-    keys, client = Keys(own_valkey.url), serve(own_valkey.url, requests_per_minute=300)
+    keys, client = ApiKeyStore(own_valkey.url), serve(own_valkey.url, requests_per_minute=300)
     headers = {"Authorization": f"Bearer {keys.create('a')[1]}"}
     assert 200 == client.get("/v1/jobs", headers=headers).status_code
     own_valkey.kill()

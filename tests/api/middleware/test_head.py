@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
 from core.images import codec
-from core.jobs.models import NetworkUsed, Output
+from core.jobs.models import ModelUsed, Output
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
 
@@ -30,7 +30,7 @@ def test_every_get_has_a_head_with_its_headers_and_no_body(
     store.claim("t", "worker")
     data = codec.encode(photo)
     output = Output(id=blobs.put(data), content_type="image/png", width=96, height=72, size_bytes=len(data))
-    store.succeed(job, "t", output, NetworkUsed(name="vgg16", sha256="0"), {})
+    store.succeed(job, "t", output, ModelUsed(name="vgg16", sha256="0"), {})
     document = client.get("/openapi.json").json()
     gets = [path for path, ways in document["paths"].items() if "get" in ways]
     paths = [

@@ -24,7 +24,7 @@ def _client(valkey: Any, folder: Path, **own: Any) -> TestClient:
 @pytest.fixture
 def friendly(valkey: Any, tmp_path: Path) -> Iterator[TestClient]:
     """A service that lets one other site's pages use it."""
-    client = _client(valkey, tmp_path, origins=[FRIEND])
+    client = _client(valkey, tmp_path, cors_origins=[FRIEND])
     yield client
     client.close()
 
@@ -70,7 +70,7 @@ def test_another_sites_page_cannot_submit(
     answer = client.post("/v1/jobs", files=files, data={"size": "64"}, headers=headers)
 
     assert status == answer.status_code
-    assert status == 202 or answer.json()["code"] == "foreign_site"
+    assert status == 202 or answer.json()["code"] == "cross_origin_forbidden"
     assert len(rings) == (status == 202)
 
 
@@ -132,8 +132,11 @@ def test_lists_are_checked_when_a_process_starts(monkeypatch: pytest.MonkeyPatch
 
 
 def test_lists_have_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IMPASTO_API_ORIGINS", "https://a.example, http://b.example:8080")
-    monkeypatch.setenv("IMPASTO_API_HOSTS", "a.example,[::1]")
+    monkeypatch.setenv("IMPASTO_API_CORS_ORIGINS", "https://a.example, http://b.example:8080")
+    monkeypatch.setenv("IMPASTO_API_ALLOWED_HOSTS", "a.example,[::1]")
     own = read_settings(ApiSettings)
 
-    assert (["https://a.example", "http://b.example:8080"], ["a.example", "[::1]"]) == (own.origins, own.hosts)
+    assert (["https://a.example", "http://b.example:8080"], ["a.example", "[::1]"]) == (
+        own.cors_origins,
+        own.allowed_hosts,
+    )

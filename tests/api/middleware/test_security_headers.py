@@ -62,7 +62,7 @@ def test_no_module_of_an_older_page_meets_one_of_a_newer(client: TestClient) -> 
 
 def test_the_page_stays_small() -> None:
     """Without its pictures."""
-    assert sum(file.stat().st_size for file in WEB.iterdir() if file.is_file()) < 80 * 1024
+    assert sum(file.stat().st_size for file in WEB.iterdir() if file.is_file()) < 82 * 1024
 
 
 def test_the_docs_run_the_scripts_that_they_name_and_no_others(client: TestClient) -> None:

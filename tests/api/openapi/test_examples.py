@@ -10,7 +10,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from core.images import codec
-from core.jobs.models import Forecast, Frame, JobProgress, NetworkUsed, Output, Step, Worker
+from core.jobs.models import EstimateResponse, Frame, JobProgress, ModelUsed, Output, ScaleEstimate, WorkerInfo
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
 
@@ -19,7 +19,7 @@ USUAL = {"content-type", "content-length", "content-disposition", "cache-control
 USUAL |= {"last-modified", "content-security-policy", "x-content-type-options", "referrer-policy", "x-accel-buffering"}
 USUAL |= {"cross-origin-resource-policy", "cross-origin-opener-policy", "permissions-policy"}
 
-WORKER = Worker(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
+WORKER = WorkerInfo(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
 
 
 class Seen:
@@ -69,7 +69,7 @@ def seen(client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blo
     assert claimed is not None
     picture, small = blobs.put(codec.encode(photo)), blobs.put(codec.encode(photo, "jpeg"))
     for one in (picture, small):
-        store.hold(one)
+        store.reserve(one)
     losses = dict.fromkeys(("total", "content", "style", "tv"), 1.0)
     at = JobProgress(
         value=0.5,
@@ -81,13 +81,13 @@ def seen(client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blo
         seconds_left=1.0,
         loss=losses,
     )
-    store.keep_frame(job["id"], "t", Frame(index=0, iteration=1, scale=1, seconds=0.1, digest=small))
-    store.progress(job["id"], "t", at, small)
+    store.add_frame(job["id"], "t", Frame(index=0, iteration=1, scale=1, seconds=0.1, digest=small))
+    store.report_progress(job["id"], "t", at, small)
     output = Output(id=picture, content_type="image/png", width=96, height=72, size_bytes=1)
     took = dict.fromkeys(("load_seconds", "run_seconds", "planned_seconds", "planned_bytes"), 1.0)
     took |= {f"loss_{name}": 1.0 for name in losses}
-    store.succeed(job["id"], "t", output, NetworkUsed(name="vgg16", sha256="w"), took)
-    store.beat("worker", WORKER)
+    store.succeed(job["id"], "t", output, ModelUsed(name="vgg16", sha256="w"), took)
+    store.heartbeat("worker", WORKER)
     for path in (
         own,
         *(f"{own}/{part}" for part in ("result", "preview", "frames/0", "timelapse")),
@@ -113,10 +113,10 @@ def seen(client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blo
     ask("POST", "/v1/images", files={"image": files["content"]})
     listening = Thread(target=_answer, args=(store,))
     listening.start()
-    store.beat("worker", WORKER)
+    store.heartbeat("worker", WORKER)
     ask("POST", "/v1/estimate", json={"content": digest, "styles": [digest]})
     listening.join()
-    store.beat("worker", WORKER)
+    store.heartbeat("worker", WORKER)
     for path in ("/v1/presets", "/v1/system", "/v1/models", "/livez", "/readyz"):
         ask("GET", path)
     ask("GET", "/v1/jobs?limit=0")
@@ -127,11 +127,11 @@ def seen(client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blo
 
 
 def _answer(store: JobStore) -> None:
-    step = Step(width=96, height=72, iterations=1, seconds=1.0, memory_bytes=1, tile_px=None)
+    step = ScaleEstimate(width=96, height=72, iterations=1, seconds=1.0, memory_bytes=1, tile_px=None)
     for _ in range(40):  # half a minute at most
-        store.beat("worker", WORKER)
-        if found := store.asked():
-            store.answer(found[0], Forecast(device="cpu", network="vgg16", scales=[step]))
+        store.heartbeat("worker", WORKER)
+        if found := store.next_estimate_request():
+            store.reply_to_estimate(found[0], EstimateResponse(device="cpu", network="vgg16", scales=[step]))
             return
 
 

@@ -11,7 +11,7 @@ from api import dependencies
 from api.middleware.auth import Caller
 from api.settings import ApiSettings
 from core.images import codec
-from core.jobs.models import NetworkUsed, Output, Status, is_batch_id
+from core.jobs.models import ModelUsed, Output, Status, is_batch_id
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 
@@ -61,7 +61,7 @@ def test_every_photo_is_painted_in_every_style_in_their_order(client: TestClient
 
 def test_a_doorbell_that_nobody_hears_is_rung_once(client: TestClient, app: Any, files: dict[str, Any]) -> None:
     rung: list[int] = []
-    app.state.ring = lambda: bool(rung.append(1))
+    app.state.notify = lambda: bool(rung.append(1))
     several = [("content", files["content"]), ("content", files["style"]), ("style", files["style"])]
     answer = client.post("/v1/batches", files=several, data={"size": "64"})
 
@@ -86,7 +86,7 @@ def test_its_link_tells_of_every_change_and_else_304(
     assert job is not None
     data = codec.encode(Image.new("RGB", (64, 64)))
     output = Output(id=blobs.put(data), content_type="image/png", width=64, height=64, size_bytes=len(data))
-    store.succeed(job.id, "t", output, NetworkUsed(name="vgg16", sha256="0"), {})
+    store.succeed(job.id, "t", output, ModelUsed(name="vgg16", sha256="0"), {})
     done = client.get(path).json()
 
     assert (304, "1", b"") == (unchanged.status_code, unchanged.headers["retry-after"], unchanged.content)
@@ -111,7 +111,7 @@ def test_cancel_and_delete_are_of_all_and_safe_to_repeat(client: TestClient, sen
     assert [404, 404] == [answer.status_code for answer in (client.get(path), client.post(f"{path}/cancel"))]
     assert "batch_not_found" == client.get(path).json()["code"]
     assert 6 == client.get(alone["links"]["self"]).json()["counts"]["queued"]
-    assert 6 == store.load().queued
+    assert 6 == store.get_load().queued
 
 
 def test_a_job_that_is_deleted_is_missing_and_the_last_takes_the_batch_along(client: TestClient, send: Any) -> None:
@@ -148,8 +148,8 @@ def test_a_repeated_batch_is_answered_though_its_pictures_have_gone(
     body, key = {"contents": [ids[0]], "styles": [ids[1]], "spec": {"size": 64}}, {"Idempotency-Key": "k"}
     first = client.post("/v1/batches", json=body, headers=key)
     store.cancel_batch(first.json()["id"])
-    store.hasten(1)
-    store.expire(60)
+    store.expire_early(1)
+    store.expire_due(60)
     for digest in ids:
         blobs.delete(digest)
     again = client.post("/v1/batches", json=body, headers=key)
@@ -178,19 +178,19 @@ def test_all_or_none_within_the_limits(
     refused = send()
     app.state.settings = ApiSettings(max_jobs_per_caller=8, max_queued=8)
 
-    assert (status, code, 2) == (refused.status_code, refused.json()["code"], store.load().queued)
+    assert (status, code, 2) == (refused.status_code, refused.json()["code"], store.get_load().queued)
     assert 202 == send().status_code
 
 
 def test_a_reused_result_takes_no_place(
     app: FastAPI, client: TestClient, send: Any, store: JobStore, blobs: Blobs
 ) -> None:
-    store.paints_with("auto", "0")
+    store.record_model_weights("auto", "0")
     send(files=[FILES[0], FILES[3]])
     job = store.claim("t", "worker")
     assert job is not None
     output = Output(id=blobs.put(PHOTOS[0]), content_type="image/png", width=40, height=40, size_bytes=1)
-    store.succeed(job.id, "t", output, NetworkUsed(name="vgg16", sha256="0"), {})
+    store.succeed(job.id, "t", output, ModelUsed(name="vgg16", sha256="0"), {})
     app.state.settings = ApiSettings(max_queued=5)
     batch = send(reuse="true").json()
 
@@ -226,7 +226,7 @@ def test_anothers_batch_is_as_one_that_there_is_not(client: TestClient, send: An
     digest = batch["jobs"][0]["input"]["content"]
     named = client.post("/v1/batches", json={"contents": [digest], "styles": [digest]})
     assert (404, "image_not_found") == (named.status_code, named.json()["code"])
-    assert 6 == store.load().queued
+    assert 6 == store.get_load().queued
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_one_bad_part_and_nothing_is_taken(
     answer = send(files=files, **fields)
 
     assert (status, code) == (answer.status_code, answer.json()["code"])
-    assert ([], 0, []) == (rings, store.load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
+    assert ([], 0, []) == (rings, store.get_load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
 
 
 ANY = "sha256:" + "0" * 64

@@ -8,15 +8,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.routes import estimate
-from core.jobs.models import Forecast, JobError, Step
+from core.jobs.models import EstimateResponse, JobError, ScaleEstimate
 from core.jobs.store import JobStore
 
 Ask = Callable[..., Any]
 STEPS = [
-    Step(width=181, height=136, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None),
-    Step(width=256, height=192, iterations=35, seconds=6.04, memory_bytes=3_000_000, tile_px=512),
+    ScaleEstimate(width=181, height=136, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None),
+    ScaleEstimate(width=256, height=192, iterations=35, seconds=6.04, memory_bytes=3_000_000, tile_px=512),
 ]
-FORECAST = Forecast(device="cpu", network="vgg16", scales=STEPS)
+FORECAST = EstimateResponse(device="cpu", network="vgg16", scales=STEPS)
 SKETCH: dict[str, Any] = {
     "content": {"width": 1200, "height": 900},
     "styles": [{"width": 640, "height": 480}],
@@ -28,15 +28,15 @@ SKETCH: dict[str, Any] = {
 def ask(client: TestClient, store: JobStore) -> Ask:
     """A worker that gives this answer to one question; what it was asked, and what the client is told."""
 
-    def post(sketch: dict[str, Any], forecast: Forecast = FORECAST) -> Any:
-        store.beat("worker")
+    def post(sketch: dict[str, Any], forecast: EstimateResponse = FORECAST) -> Any:
+        store.heartbeat("worker")
         asked: list[Any] = []
 
         def listen() -> None:
             while not asked:
-                if found := store.asked():
+                if found := store.next_estimate_request():
                     asked.append(found[1])
-                    store.answer(found[0], forecast)
+                    store.reply_to_estimate(found[0], forecast)
 
         listener = Thread(target=listen)
         listener.start()
@@ -72,7 +72,9 @@ def test_the_json_of_a_submission_is_a_question(ask: Ask, client: TestClient, fi
 
 
 def test_what_would_fail_is_told_so(ask: Ask) -> None:
-    refused = Forecast(device="cpu", network="vgg16", refused=JobError(code="out_of_memory", message="Smaller."))
+    refused = EstimateResponse(
+        device="cpu", network="vgg16", refused=JobError(code="out_of_memory", message="Smaller.")
+    )
     told = ask(SKETCH, refused)[0].json()
     assert (None, None, []) == (told["seconds"], told["memory_bytes"], told["scales"])
     assert {"code": "out_of_memory", "message": "Smaller."} == told["refused"]
@@ -82,7 +84,7 @@ def test_without_a_worker_nobody_can_tell(client: TestClient, store: JobStore, m
     monkeypatch.setattr(estimate, "WAIT_SECONDS", 0.2)
     answer = client.post("/v1/estimate", json=SKETCH)
     assert (503, "no_worker") == (answer.status_code, answer.json()["code"])
-    store.beat("deaf")
+    store.heartbeat("deaf")
     answer = client.post("/v1/estimate", json=SKETCH)
     assert (503, "no_worker") == (answer.status_code, answer.json()["code"])
     assert "retry-after" in answer.headers

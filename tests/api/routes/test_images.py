@@ -15,7 +15,7 @@ from api.settings import ApiSettings
 from api.submissions import multipart
 from core.images import codec as pictures
 from core.jobs.store import JobStore
-from core.storage.blobs import Blobs, Part, digest_of
+from core.storage.blobs import Blobs, PendingBlob, digest_of
 
 
 def test_an_upload_is_named_by_its_digest_and_found_again(
@@ -39,7 +39,7 @@ def test_an_upload_is_named_by_its_digest_and_found_again(
 def test_an_upload_is_safe_from_the_janitor(client: TestClient, files: dict[str, Any], store: JobStore) -> None:
     client.post("/v1/images", files={"image": files["content"]})
 
-    assert [] == store.condemn()
+    assert [] == store.mark_deleting()
 
 
 def test_an_upload_can_be_fetched_as_it_came(client: TestClient, files: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ def test_to_look_at_a_picture_does_not_make_it_stay(
     photo = job["input"]["content"]
     shown = client.get(f"/v1/images/{photo}").status_code
     client.delete(job["links"]["self"])
-    store.expire(0)
+    store.expire_due(0)
 
     assert (200, 404) == (shown, client.get(f"/v1/images/{photo}").status_code)
 
@@ -95,7 +95,7 @@ def test_a_file_is_refused_as_soon_as_it_passes_its_limit(
     """The body may still be as long as is taken of the whole form."""
     written = []
     monkeypatch.setattr(pictures, "MAX_BYTES", 200_000)
-    monkeypatch.setattr(Part, "write", lambda self, data: written.append(len(data)))
+    monkeypatch.setattr(PendingBlob, "write", lambda self, data: written.append(len(data)))
     field = "content" if path == "/v1/jobs" else "image"
 
     answer = client.post(path, files={field: ("x", b"\xff\xd8\xff" + bytes(5_000_000))})
@@ -156,7 +156,7 @@ def test_files_lie_among_the_parts_of_blobs_while_they_are_read(
 
 def test_the_uploads_of_a_caller_take_so_much_room_and_no_more(app: FastAPI, client: TestClient) -> None:
     one, two, three = (pictures.encode(Image.new("RGB", (40, 40), color)) for color in ("red", "green", "blue"))
-    app.state.settings = ApiSettings(uploads_gb_per_caller=(len(one) + len(two)) / 1e9)
+    app.state.settings = ApiSettings(upload_quota_gb_per_caller=(len(one) + len(two)) / 1e9)
     answers = [client.post("/v1/images", files={"image": data}) for data in (one, two, two, three)]
 
     assert [201, 201, 201, 429] == [answer.status_code for answer in answers]
@@ -169,7 +169,7 @@ def test_a_picture_of_a_job_that_is_kept_as_an_upload_counts_as_one(
     app: FastAPI, client: TestClient, submit: Any, files: dict[str, Any]
 ) -> None:
     digest = submit().json()["input"]["content"]
-    app.state.settings = ApiSettings(uploads_gb_per_caller=1 / 1e9)
+    app.state.settings = ApiSettings(upload_quota_gb_per_caller=1 / 1e9)
 
     assert [429, 200] == [client.request(way, f"/v1/images/{digest}").status_code for way in ("HEAD", "GET")]
 

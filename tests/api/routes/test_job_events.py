@@ -17,12 +17,12 @@ import psutil
 import pytest
 from PIL import Image
 
-from api.job_feed import Sight
+from api.job_feed import JobSnapshot
 from api.routes import job_events
 from cli.local_service import free_port
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.images import codec
-from core.jobs.models import Frame, Job, JobInput, JobProgress, NetworkUsed, Output, Terms, new_job_id
+from core.jobs.models import Frame, Job, JobInput, JobProgress, ModelUsed, Output, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 
@@ -72,9 +72,9 @@ class Api:
 
     def new_job(self, owner: str = "local") -> Job:
         for digest in ("sha256:a", "sha256:b"):
-            self.store.hold(digest)
+            self.store.reserve(digest)
         return self.store.create(
-            new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}), Terms(owner=owner)
+            new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}), SubmissionOptions(owner=owner)
         )
 
     def claim(self, token: str = "t") -> Job:
@@ -94,13 +94,13 @@ class Api:
             loss=loss,
         )
         if preview:
-            self.store.hold(preview)
-        assert "ok" == self.store.progress(job.id, token, told, preview)
+            self.store.reserve(preview)
+        assert "ok" == self.store.report_progress(job.id, token, told, preview)
 
     def succeed(self, job: Job, digest: str = "sha256:r", token: str = "t") -> None:
-        self.store.hold(digest)
+        self.store.reserve(digest)
         output = Output(id=digest, content_type="image/png", width=1600, height=1600, size_bytes=1)
-        assert "ok" == self.store.succeed(job.id, token, output, NetworkUsed(name="vgg16", sha256="w"), {})
+        assert "ok" == self.store.succeed(job.id, token, output, ModelUsed(name="vgg16", sha256="w"), {})
 
     def stop(self) -> float:
         """Seconds that it took."""
@@ -247,13 +247,13 @@ def test_a_run_that_keeps_frames_is_told_of_as_progress_and_its_first_frame_once
     told = []
     for number in range(1, 4):
         digest = f"sha256:f{number}"
-        api.store.hold(digest)
+        api.store.reserve(digest)
         frame = Frame(index=0, iteration=number, scale=1, seconds=0.1, digest=digest)
-        assert 0 == api.store.keep_frame(job.id, "t", frame)
+        assert 0 == api.store.add_frame(job.id, "t", frame)
         api.progress(job, number / 10, "sha256:p" if number == 3 else None)
         told.append(stream.next())
     told.append(stream.next())
-    api.store.steer(job.id, lambda job_input: job_input.model_copy(update={"spec": {"strength": 1}}))
+    api.store.update_spec(job.id, lambda job_input: job_input.model_copy(update={"spec": {"strength": 1}}))
     told.append(stream.next())
 
     assert ["status", "progress", "progress", "preview", "status"] == [event[0] for event in told if event]
@@ -335,7 +335,7 @@ def test_a_stream_outlives_the_store(serve: Serve, own_valkey: Any) -> None:
 
 def test_who_does_not_read_costs_nothing_and_is_cut(serve: Serve) -> None:
     """16 MB of changes for each of 20 watchers; what their kernels do not take is not kept by ours."""
-    api = serve(API_PATIENCE_SECONDS="3")
+    api = serve(API_CLIENT_TIMEOUT_SECONDS="3")
     job = api.new_job()
     api.claim()
     for _ in range(20):
@@ -371,7 +371,7 @@ def test_who_takes_a_large_rendition_slowly_costs_no_memory(serve: Serve, blobs:
     api.succeed(job, blobs.put(codec.encode(noise)))
     path = f"/v1/jobs/{job.id}/result?width=1500"
     data = api.ask(path).read()
-    assert codec.sniff(data) == "png"
+    assert codec.detect_format(data) == "png"
     before = psutil.Process(api.process.pid).memory_info().rss
     answers = [api.ask(path) for _ in range(16)]
     assert {data[:4]} == {answer.read(4) for answer in answers}
@@ -419,8 +419,8 @@ def test_streams_end_when_the_process_is_asked_to_go(serve: Serve) -> None:
 
 
 def test_a_stream_is_its_owners(serve: Serve, valkey: Any) -> None:
-    api = serve(API_KEYS="required", API_MAX_WATCHERS_PER_CALLER="2")
-    keys = Keys(valkey.url)
+    api = serve(API_KEYS="required", API_MAX_STREAMS_PER_CALLER="2")
+    keys = ApiKeyStore(valkey.url)
     (ada, adas), (_, bobs) = keys.create("ada"), keys.create("bob")
     keys.close()
     job = api.new_job(ada.id)
@@ -433,7 +433,7 @@ def test_a_stream_is_its_owners(serve: Serve, valkey: Any) -> None:
 
     second = api.watch(job.id, Authorization=f"Bearer {adas}")
     refused = api.ask(f"/v1/jobs/{job.id}/events", Authorization=f"Bearer {adas}")
-    assert (429, "too_many_watchers") == (refused.status, json.loads(refused.read())["code"])
+    assert (429, "too_many_streams") == (refused.status, json.loads(refused.read())["code"])
     assert 404 == api.watch(job.id, Authorization=f"Bearer {bobs}").status, "each has their own number"
     second.next()
     second.answer.fp.raw._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
@@ -449,7 +449,7 @@ def test_a_stream_is_its_owners(serve: Serve, valkey: Any) -> None:
 def test_a_revoked_key_ends_its_streams_and_no_others(serve: Serve, valkey: Any) -> None:
     """Also of a job of which there is no news, and of one of which there is all the time."""
     api = serve(code=_patched("api.routes.job_events.HEARTBEAT_SECONDS = 0.3"), API_KEYS="required")
-    keys = Keys(valkey.url)
+    keys = ApiKeyStore(valkey.url)
     (ada, adas), (bob, bobs) = keys.create("ada"), keys.create("bob")
     waiting, running = api.new_job(ada.id), api.new_job(bob.id)
     lasting = api.watch(running.id, Authorization=f"Bearer {bobs}")
@@ -478,21 +478,25 @@ def test_a_revoked_key_ends_its_streams_and_no_others(serve: Serve, valkey: Any)
             api.store.renew(running.id, "other")
             api.store.renew(running.id, "t")
             for token in ("t", "other"):
-                api.store.progress(running.id, token, PROGRESS)
+                api.store.report_progress(running.id, token, PROGRESS)
             time.sleep(0.1)
         assert told.done(), "a stream with news goes on for ever"
 
 
 def test_a_page_of_an_allowed_origin_may_watch(serve: Serve) -> None:
-    api = serve(API_ORIGINS="https://example.org")
+    api = serve(API_CORS_ORIGINS="https://example.org")
     answer = api.watch(api.new_job().id, Origin="https://example.org")
     assert "https://example.org" == answer.headers["Access-Control-Allow-Origin"]
 
 
 def test_what_no_client_sees_is_not_told(serve: Serve, store: JobStore) -> None:
     for digest in ("sha256:a", "sha256:b"):
-        store.hold(digest)
+        store.reserve(digest)
     job = store.create(new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}))
-    for unseen in ({"checkpoint": "c"}, {"thinned": 1}, {"steerings": 1}, {"owner": "x"}):
-        assert b"" == job_events.told(Sight(job.model_copy(update={**unseen, "version": 2})), Sight(job)), unseen
-    assert job_events.told(Sight(job.model_copy(update={"pinned": True})), Sight(job)).startswith(b"event: status\n")
+    for unseen in ({"checkpoint": "c"}, {"frame_thinnings": 1}, {"spec_update_count": 1}, {"owner": "x"}):
+        assert b"" == job_events.told(JobSnapshot(job.model_copy(update={**unseen, "version": 2})), JobSnapshot(job)), (
+            unseen
+        )
+    assert job_events.told(JobSnapshot(job.model_copy(update={"pinned": True})), JobSnapshot(job)).startswith(
+        b"event: status\n"
+    )

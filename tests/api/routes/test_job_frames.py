@@ -21,9 +21,9 @@ def _paint(store: JobStore, blobs: Blobs, *pictures: Image.Image) -> None:
     assert job is not None
     for number, picture in enumerate(pictures):
         digest = blobs.put(codec.encode(picture, "jpeg"))
-        store.hold(digest)
+        store.reserve(digest)
         frame = Frame(index=0, iteration=10 * number, scale=1, seconds=number / 2, digest=digest)
-        assert 0 == store.keep_frame(job.id, "t", frame)
+        assert 0 == store.add_frame(job.id, "t", frame)
 
 
 def _color(picture: Image.Image) -> tuple[int, ...]:

@@ -16,12 +16,12 @@ from api import dependencies
 from api.middleware.auth import Caller
 from api.settings import ApiSettings
 from core.images import codec
-from core.jobs.models import JobProgress, NetworkUsed, Output, is_job_id
+from core.jobs.models import JobProgress, ModelUsed, Output, is_job_id
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 from core.style.presets import PRESETS
-from core.style.spec import STEERABLE
-from core.webhooks.policy import Policy
+from core.style.spec import UPDATABLE
+from core.webhooks.policy import WebhookPolicy
 
 PROGRESS = JobProgress(
     value=0.5,
@@ -42,8 +42,8 @@ def _run(store: JobStore, blobs: Blobs, picture: Image.Image) -> bytes:
     assert job is not None
     data = codec.encode(picture, "png", {"program": "impasto"})
     output = Output(id=blobs.put(data), content_type="image/png", width=96, height=72, size_bytes=len(data))
-    store.progress(job.id, "t", PROGRESS, blobs.put(codec.encode(picture, "jpeg")))
-    store.succeed(job.id, "t", output, NetworkUsed(name="vgg16", sha256="0"), {})
+    store.report_progress(job.id, "t", PROGRESS, blobs.put(codec.encode(picture, "jpeg")))
+    store.succeed(job.id, "t", output, ModelUsed(name="vgg16", sha256="0"), {})
     return data
 
 
@@ -137,7 +137,7 @@ def test_a_mask_that_is_black_all_over_is_refused_unless_its_painting_has_no_sha
     else:
         answer = client.post("/v1/jobs", files=many, data={"style_weights": shares})
 
-    assert (status, store.load().queued) == (answer.status_code, int(status == 202))
+    assert (status, store.get_load().queued) == (answer.status_code, int(status == 202))
     if status == 422:
         assert "bad_image" == answer.json()["code"]
         assert "A mask is black all over" in answer.json()["detail"]
@@ -161,8 +161,8 @@ def test_a_preset_sets_what_is_not_sent(submit: Submit, field: str) -> None:
     value = json.dumps({"preset": "brushwork", "style_scale": 2}) if field == "spec" else "brushwork"
     spec = submit(**{field: value}).json()["input"]["spec"]
 
-    knobs = PRESETS["brushwork"].knobs
-    expected = (64, knobs["strength"], 2 if field == "spec" else knobs["style_scale"])
+    parameters = PRESETS["brushwork"].parameters
+    expected = (64, parameters["strength"], 2 if field == "spec" else parameters["style_scale"])
     assert expected == (spec["size"], spec["strength"], spec["style_scale"])
     assert "preset" not in spec
 
@@ -236,12 +236,12 @@ def test_a_preview_that_goes_while_it_is_asked_for_gives_way_to_the_next(
     job = store.claim("t", "worker")
     assert job is not None
     old, new = (blobs.put(codec.encode(photo, "jpeg", quality=quality)) for quality in (50, 90))
-    store.progress(job.id, "t", PROGRESS, old)
+    store.report_progress(job.id, "t", PROGRESS, old)
 
     class Swept(Blobs):
         def get(self, digest: str) -> bytes:
             if digest == old:
-                store.progress(job.id, "t", PROGRESS, new)
+                store.report_progress(job.id, "t", PROGRESS, new)
                 self.delete(old)
             return super().get(digest)
 
@@ -280,9 +280,9 @@ def test_the_result_comes_in_every_format(
     )
     for kind in codec.FORMATS:
         answer = client.get(f"{address}/result", params={"format": kind})
-        assert (kind, f"image/{kind}") == (codec.sniff(answer.content), answer.headers["content-type"])
+        assert (kind, f"image/{kind}") == (codec.detect_format(answer.content), answer.headers["content-type"])
         assert (96, 72) == codec.decode(answer.content).size
-    assert "jpeg" == codec.sniff(client.get(f"{address}/preview").content)
+    assert "jpeg" == codec.detect_format(client.get(f"{address}/preview").content)
 
 
 def test_there_is_no_result_before_the_end_nor_of_a_canceled_job(client: TestClient, submit: Submit) -> None:
@@ -352,12 +352,12 @@ def test_the_list_is_newest_first_in_linked_pages_by_status(
 
 
 @pytest.mark.parametrize(
-    ("knobs", "code", "words"),
+    ("parameters", "code", "words"),
     [
         ({"size": "nan"}, "bad_spec", "size must be a whole number from 64 to 8192."),
         ({"style_weight": "inf"}, "bad_spec", "style_weight must be a number from 0 to 1000000000."),
         ({"init": "<b>"}, "bad_spec", "init must be one of content, noise, style, picture."),
-        ({"sise": "64"}, "bad_spec", "There is no such knob; the knobs are size,"),
+        ({"sise": "64"}, "bad_spec", "There is no such parameter; the parameters are size,"),
         ({"spec": "{"}, "bad_request", "This is no JSON"),
         ({"spec": '{"size": NaN}'}, "bad_spec", "Numbers must be finite."),
         ({"spec": '{"seed": 1e999}'}, "bad_spec", "seed must be"),
@@ -367,13 +367,13 @@ def test_the_list_is_newest_first_in_linked_pages_by_status(
     ],
 )
 def test_a_bad_knob_is_refused_in_words_and_nothing_is_left_behind(
-    submit: Submit, store: JobStore, rings: list[int], tmp_path: Any, knobs: dict[str, str], code: str, words: str
+    submit: Submit, store: JobStore, rings: list[int], tmp_path: Any, parameters: dict[str, str], code: str, words: str
 ) -> None:
-    answer = submit(**knobs)
+    answer = submit(**parameters)
 
     assert (400 if code == "bad_request" else 422, code) == (answer.status_code, answer.json()["code"])
     assert words in answer.json()["detail"]
-    assert ([], 0, []) == (rings, store.load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
+    assert ([], 0, []) == (rings, store.get_load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -403,7 +403,7 @@ def test_a_bad_picture_is_refused_and_no_job_made(
     answer = client.post("/v1/jobs", files={**files, which: ("../../x.jpg", bad, "image/jpeg")})
 
     assert (status, code) == (answer.status_code, answer.json()["code"])
-    assert ([], 0) == (rings, store.load().queued)
+    assert ([], 0) == (rings, store.get_load().queued)
 
 
 def test_requests_of_the_wrong_form_are_refused(client: TestClient, files: dict[str, Any], store: JobStore) -> None:
@@ -428,7 +428,7 @@ def test_requests_of_the_wrong_form_are_refused(client: TestClient, files: dict[
 
     assert {400} == {answer.status_code for answer in answers}
     assert {"bad_request"} == {answer.json()["code"] for answer in answers}
-    assert 0 == store.load().queued
+    assert 0 == store.get_load().queued
     unknown = client.post("/v1/jobs", json={"content": digest, "styles": [digest]})
     assert (404, "image_not_found") == (unknown.status_code, unknown.json()["code"])
 
@@ -471,8 +471,10 @@ def test_the_description_names_every_knob_with_its_sentence(client: TestClient) 
 def test_the_same_idempotency_key_gives_the_same_job_and_rings_once(
     client: TestClient, files: dict[str, Any], rings: list[int]
 ) -> None:
-    def post(**knobs: str) -> Any:
-        return client.post("/v1/jobs", files=files, data={"size": "64", **knobs}, headers={"Idempotency-Key": "k-1"})
+    def post(**parameters: str) -> Any:
+        return client.post(
+            "/v1/jobs", files=files, data={"size": "64", **parameters}, headers={"Idempotency-Key": "k-1"}
+        )
 
     first, again, other = post(), post(), post(size="96")
 
@@ -491,11 +493,11 @@ def test_a_repeated_submission_is_answered_though_its_pictures_have_gone(
     body, key = {"content": ids[0], "styles": [ids[1]], "spec": {"size": 64}}, {"Idempotency-Key": "k"}
     first = client.post("/v1/jobs", json=body, headers=key)
     store.cancel(first.json()["id"])
-    store.hasten(1)
-    store.expire(60)
+    store.expire_early(1)
+    store.expire_due(60)
     for digest in ids:
         blobs.delete(digest)
-    app.state.settings = ApiSettings(keep_days=7, max_queued=1, max_jobs_per_caller=1)
+    app.state.settings = ApiSettings(result_retention_days=7, max_queued=1, max_jobs_per_caller=1)
     again = client.post("/v1/jobs", json=body, headers=key)
 
     assert (202, first.json()["id"]) == (again.status_code, again.json()["id"])
@@ -525,7 +527,7 @@ def test_other_settings_of_the_server_make_no_other_request(
         return client.post("/v1/jobs", files=files, data={"size": "64"}, headers={"Idempotency-Key": "k"})
 
     first = post()
-    app.state.settings = ApiSettings(keep_days=7, max_queued=1, max_jobs_per_caller=1)
+    app.state.settings = ApiSettings(result_retention_days=7, max_queued=1, max_jobs_per_caller=1)
     again = post()
 
     assert (202, first.json()["id"], [1]) == (again.status_code, again.json()["id"], rings)
@@ -553,7 +555,7 @@ def test_a_wish_that_cannot_be_is_refused_by_name(submit: Submit, store: JobStor
 
     assert (422, "bad_spec") == (answer.status_code, answer.json()["code"])
     assert wish in answer.json()["detail"]
-    assert 0 == store.load().queued
+    assert 0 == store.get_load().queued
 
 
 def test_wishes_show_in_the_job(submit: Submit) -> None:
@@ -610,7 +612,7 @@ def test_a_job_goes_on_from_the_result_of_another(
     none = client.post(f"/v1/jobs/{again['id']}/retry", json={"continue": True})
     assert (409, "no_result") == (none.status_code, none.json()["code"])
     client.delete(path)
-    assert store.owns("local", result), "the new job needs it"
+    assert store.is_owner("local", result), "the new job needs it"
     plain = client.post(f"/v1/jobs/{again['id']}/retry").json()
     assert (result, "picture") == (plain["input"]["init_image"], plain["input"]["spec"]["init"])
 
@@ -630,13 +632,13 @@ def test_a_retry_with_a_preset_changes_what_the_preset_sets(client: TestClient, 
     client.post(f"/v1/jobs/{old['id']}/cancel")
     spec = client.post(f"/v1/jobs/{old['id']}/retry", json={"spec": {"preset": "gatys-2016"}}).json()["input"]["spec"]
 
-    assert {**old["input"]["spec"], **PRESETS["gatys-2016"].knobs, "style_weight": 1e6} == spec
+    assert {**old["input"]["spec"], **PRESETS["gatys-2016"].parameters, "style_weight": 1e6} == spec
 
 
 def test_a_result_is_reused_where_that_is_allowed(
     client: TestClient, submit: Submit, store: JobStore, blobs: Blobs, photo: Image.Image
 ) -> None:
-    store.paints_with("auto", "0")
+    store.record_model_weights("auto", "0")
     submit()
     data = _run(store, blobs, photo)
     job = submit(reuse="true").json()
@@ -658,7 +660,7 @@ def test_a_result_comes_in_a_smaller_size_but_never_in_a_larger_one(
             small.headers["content-type"],
             Image.open(io.BytesIO(small.content)).size,
         )
-    assert {"program": "impasto"} == codec.provenance_of(client.get(f"{path}?width=48").content)
+    assert {"program": "impasto"} == codec.read_provenance(client.get(f"{path}?width=48").content)
     assert whole == client.get(f"{path}?width=500").content == client.get(path).content
     assert [422, 422] == [client.get(f"{path}?width={width}").status_code for width in (15, 9000)]
 
@@ -715,7 +717,7 @@ def test_a_job_is_steered_by_patch_until_it_ends(client: TestClient, submit: Sub
 def test_what_may_be_steered_stands_in_the_description(client: TestClient) -> None:
     described = client.get("/openapi.json").json()["components"]["schemas"]["Change"]
 
-    assert {*STEERABLE} == set(described["properties"]["spec"]["properties"])
+    assert {*UPDATABLE} == set(described["properties"]["spec"]["properties"])
 
 
 def test_a_black_mask_gets_no_share_by_steering(
@@ -748,8 +750,8 @@ def test_an_expired_result_is_gone(
 ) -> None:
     path = submit().headers["location"]
     _run(store, blobs, photo)
-    store.hasten(1)
-    store.expire(60)
+    store.expire_early(1)
+    store.expire_due(60)
     answer = client.get(f"{path}/result")
     job = client.get(path).json()
 
@@ -790,7 +792,7 @@ def test_anothers_upload_cannot_be_named(
 @pytest.fixture
 def webhooks(app: FastAPI) -> None:
     """A service with a secret."""
-    app.state.webhooks = Policy("whsec_" + "A" * 32)
+    app.state.webhooks = WebhookPolicy("whsec_" + "A" * 32)
 
 
 @pytest.mark.usefixtures("webhooks")
@@ -821,7 +823,7 @@ def test_a_webhook_that_leads_nowhere_good_is_refused_before_anything_is_stored(
 
     assert (422, "bad_webhook") == (refused.status_code, refused.json()["code"])
     assert url not in refused.json()["detail"] or url == "x"
-    assert ([], None) == store.page(limit=10)
+    assert ([], None) == store.list_page(limit=10)
     assert [] == [*blobs.sizes()]
 
 

@@ -8,7 +8,7 @@ from core.style.presets import PRESETS
 def test_all_are_told_and_what_is_told_can_be_sent(client: TestClient) -> None:
     told = client.get("/v1/presets").json()["presets"]
 
-    assert [(name, preset.words, dict(preset.knobs)) for name, preset in PRESETS.items()] == [
+    assert [(name, preset.description, dict(preset.parameters)) for name, preset in PRESETS.items()] == [
         (preset["name"], preset["description"], preset["spec"]) for preset in told
     ]
 

@@ -8,26 +8,26 @@ import pytest
 from starlette.testclient import TestClient
 
 from core.images import codec
-from core.jobs.models import Worker
+from core.jobs.models import WorkerInfo
 from core.jobs.store import JobStore
 
-CARD = Worker(device="A card", precision="bfloat16", network="vgg19", networks=["vgg16", "vgg19"])
-CPU = Worker(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
+CARD = WorkerInfo(device="A card", precision="bfloat16", network="vgg19", networks=["vgg16", "vgg19"])
+CPU = WorkerInfo(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
 
 
 def test_the_system_tells_of_workers_queue_and_limits(client: TestClient, submit: Any, store: JobStore) -> None:
     assert [] == client.get("/v1/system").json()["workers"]
     for _ in range(3):
         submit()
-    store.beat("host:1", CARD)
-    store.beat("two")
+    store.heartbeat("host:1", CARD)
+    store.heartbeat("two")
     store.claim("t", "host:1")
 
     told = client.get("/v1/system").json()
 
     assert (2, 1) == (told["queued"], told["running"])
     workers = sorted(told["workers"], key=lambda worker: not worker["busy"])
-    assert [{"busy": True, "about": CARD.model_dump()}, {"busy": False, "about": None}] == workers
+    assert [{"busy": True, "info": CARD.model_dump()}, {"busy": False, "info": None}] == workers
     assert (codec.MAX_BYTES, ["png", "jpeg", "webp"], 8192, 8) == tuple(
         told["limits"][name] for name in ("max_file_bytes", "formats", "max_size", "max_styles")
     )
@@ -35,23 +35,24 @@ def test_the_system_tells_of_workers_queue_and_limits(client: TestClient, submit
 
 
 def test_a_worker_that_is_buried_is_not_told_of(client: TestClient, store: JobStore) -> None:
-    store.beat("host:1", CARD)
-    store.beat("two", CPU)
-    store.bury("host:1")
-    assert [{"busy": False, "about": CPU.model_dump()}] == client.get("/v1/system").json()["workers"]
+    store.heartbeat("host:1", CARD)
+    store.heartbeat("two", CPU)
+    store.requeue_jobs_of("host:1")
+    assert [{"busy": False, "info": CPU.model_dump()}] == client.get("/v1/system").json()["workers"]
 
 
 def test_the_models_are_those_that_workers_have(client: TestClient, store: JobStore) -> None:
     def told() -> dict[str, Any]:
         return {
-            model["name"]: (model["workers"], model["means"]) for model in client.get("/v1/models").json()["models"]
+            model["name"]: (model["workers"], model["resolves_to"])
+            for model in client.get("/v1/models").json()["models"]
         }
 
     assert {"auto": (0, []), "vgg16": (0, []), "vgg19": (0, [])} == told()
-    store.beat("host:1", CARD)
-    store.beat("two", CPU)
-    store.beat("three")
-    store.beat("four", CPU.model_copy(update={"networks": ["vgg16", "my-own"]}))
+    store.heartbeat("host:1", CARD)
+    store.heartbeat("two", CPU)
+    store.heartbeat("three")
+    store.heartbeat("four", CPU.model_copy(update={"networks": ["vgg16", "my-own"]}))
     assert {"auto": (3, ["vgg16", "vgg19"]), "my-own": (1, []), "vgg16": (3, []), "vgg19": (1, [])} == told()
 
 
@@ -74,7 +75,7 @@ def test_the_figures_count_requests_by_route_and_jobs_by_their_end(
     client.get("/v1/jobs/made_up")
     client.get("/made/up")
     store.cancel(jobs[0]["id"])
-    store.beat("host:1", CPU)
+    store.heartbeat("host:1", CPU)
     store.claim("t", "host:1")
     after = figures()
 
@@ -82,16 +83,16 @@ def test_the_figures_count_requests_by_route_and_jobs_by_their_end(
         return after.get(name, 0.0) - before.get(name, 0.0)
 
     route = 'method="GET",route="/v1/jobs/{job_id}"'
-    assert 3 == grown('impasto_requests_total{method="POST",route="/v1/jobs",status="202"}')
-    assert 1 == grown(f'impasto_requests_total{{{route},status="200"}}')
-    assert 1 == grown(f'impasto_requests_total{{{route},status="404"}}')
-    assert 1 == grown('impasto_requests_total{method="GET",route="-",status="404"}')
-    assert 2 == grown(f"impasto_request_seconds_count{{{route}}}")
+    assert 3 == grown('impasto_http_requests_total{method="POST",route="/v1/jobs",status="202"}')
+    assert 1 == grown(f'impasto_http_requests_total{{{route},status="200"}}')
+    assert 1 == grown(f'impasto_http_requests_total{{{route},status="404"}}')
+    assert 1 == grown('impasto_http_requests_total{method="GET",route="-",status="404"}')
+    assert 2 == grown(f"impasto_http_request_duration_seconds_count{{{route}}}")
     assert (1, 1, 1, 1) == tuple(
-        after[f"impasto_{name}"] for name in ("queued_jobs", "running_jobs", "workers", "busy_workers")
+        after[f"impasto_{name}"] for name in ("jobs_queued", "jobs_running", "workers", "workers_busy")
     )
     assert {"canceled": 1, "succeeded": 0, "failed": 0, "expired": 0} == {
-        status: after[f'impasto_ended_jobs_total{{status="{status}"}}']
+        status: after[f'impasto_jobs_finished_total{{status="{status}"}}']
         for status in ("canceled", "succeeded", "failed", "expired")
     }
 
@@ -102,8 +103,8 @@ def test_webhooks_that_wait_are_counted(
     job = submit().json()
     store._redis.hset(f"impasto:job:{job['id']}", "webhook", "https://example.org/a")
     store.cancel(job["id"])
-    assert 1 == figures()["impasto_waiting_webhooks"]
-    collected = store.collect("c", 30, 3)
+    assert 1 == figures()["impasto_webhooks_pending"]
+    collected = store.claim_delivery("c", 30, 3)
     assert collected is not None
-    store.settle(job["id"], "c", "delivered")
-    assert 0 == figures()["impasto_waiting_webhooks"]
+    store.complete_delivery(job["id"], "c", "delivered")
+    assert 0 == figures()["impasto_webhooks_pending"]

@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 
 from api.server import slow_clients
-from api.server.slow_clients import Limits, patient
+from api.server.slow_clients import ConnectionLimits, slow_client_protocol
 
 PATIENCE, RATE = 1.5, 1000.0
 LONG = 2 * PATIENCE
@@ -53,7 +53,12 @@ async def _application(scope: Any, receive: Any, send: Any) -> None:
 def port() -> Iterator[int]:
     server = uvicorn.Server(
         uvicorn.Config(
-            _application, port=0, http=patient(Limits(PATIENCE, RATE)), ws="none", lifespan="off", log_config=None
+            _application,
+            port=0,
+            http=slow_client_protocol(ConnectionLimits(PATIENCE, RATE)),
+            ws="none",
+            lifespan="off",
+            log_config=None,
         )
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:

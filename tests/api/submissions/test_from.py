@@ -1,4 +1,4 @@
-"""A result posted back runs again: with its knobs and pictures, or others. The record is a stranger's word."""
+"""A result posted back runs again: with its parameters and pictures, or others. The record is a stranger's word."""
 
 import json
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from starlette.testclient import TestClient
 from api import dependencies
 from api.middleware.auth import Caller
 from core.images import codec
-from core.jobs.models import JobInput, NetworkUsed, Output
+from core.jobs.models import JobInput, ModelUsed, Output
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 
 Submit = Callable[..., Any]
-MODEL = NetworkUsed(name="vgg16", sha256="0")
+MODEL = ModelUsed(name="vgg16", sha256="0")
 
 
 @pytest.fixture
@@ -61,12 +61,14 @@ def test_what_is_sent_beside_it_takes_the_place_of_what_was(
 ) -> None:
     old = submit(strength="0.7").json()["input"]
     result, other = ("r.png", paint()), codec.encode(Image.new("RGB", (50, 40), "red"))
-    knobs = client.post("/v1/jobs", files={"from": result}, data={"size": "80", "preset": "faithful"}).json()["input"]
+    parameters = client.post("/v1/jobs", files={"from": result}, data={"size": "80", "preset": "faithful"}).json()[
+        "input"
+    ]
     photo = client.post("/v1/jobs", files={"from": result, "content": ("c", other)}).json()["input"]
     paintings = client.post("/v1/jobs", files=[("from", result), *[("style", ("s", other))] * 2]).json()["input"]
     by_json = client.post("/v1/jobs", json={"from": digest_of(result[1]), "styles": [old["content"]]}).json()["input"]
 
-    assert {**old, "spec": {**old["spec"], "size": 80, "strength": 0.25}} == knobs
+    assert {**old, "spec": {**old["spec"], "size": 80, "strength": 0.25}} == parameters
     assert {**old, "content": digest_of(other)} == photo
     shared = {**old["spec"], "style_weights": [0.5, 0.5]}
     assert {**old, "styles": [digest_of(other)] * 2, "spec": shared} == paintings
@@ -113,7 +115,7 @@ def test_under_a_key_the_same_result_is_the_same_request_and_another_is_another(
 
     first = post(result)
     blobs.delete(old["input"]["content"])
-    again, other = post(result), post(_png(codec.provenance_of(result)))
+    again, other = post(result), post(_png(codec.read_provenance(result)))
 
     assert (202, first.json()["id"], "true") == (
         again.status_code,
@@ -129,7 +131,7 @@ def test_a_record_is_no_way_to_anothers_pictures(
     """Who got a result from somebody, or knows digests, gets the answer that they get for pictures of nobody."""
     submit()
     result = paint()
-    record = codec.provenance_of(result)
+    record = codec.read_provenance(result)
     unknown = _png({**(record or {}), "content": "sha256:" + "0" * 64})
     client.app.dependency_overrides[dependencies._caller] = lambda: Caller("stranger")  # type: ignore[attr-defined]
     foreign, nobodys = (client.post("/v1/jobs", files={"from": ("r.png", data)}) for data in (result, unknown))
@@ -138,8 +140,8 @@ def test_a_record_is_no_way_to_anothers_pictures(
 
     assert (404, 404, 404) == (foreign.status_code, nobodys.status_code, digest.status_code)
     assert foreign.json() == nobodys.json()
-    assert 202 == mine.status_code, "with pictures of their own the knobs may be used"
-    assert [mine.json()["id"]] == [job.id for job in store.page(limit=9, owner="stranger")[0]]
+    assert 202 == mine.status_code, "with pictures of their own the parameters may be used"
+    assert [mine.json()["id"]] == [job.id for job in store.list_page(limit=9, owner="stranger")[0]]
 
 
 ANY = "sha256:" + "0" * 64
@@ -149,24 +151,24 @@ RECORD = {"program": "impasto", **JobInput(content=ANY, styles=[ANY], spec={}).p
 @pytest.mark.parametrize(
     ("data", "status", "code"),
     [
-        pytest.param(_png(None), 422, "bad_record", id="no record"),
-        pytest.param(b"", 422, "bad_record", id="nothing"),
-        pytest.param(b"GIF89a" * 99, 422, "bad_record", id="no PNG"),
-        pytest.param(_png({}), 422, "bad_record", id="empty"),
-        pytest.param(_png([]), 422, "bad_record", id="a list"),
-        pytest.param(_png([["content", ANY]]), 422, "bad_record", id="pairs"),
-        pytest.param(_png({**RECORD, "content": 7}), 422, "bad_record", id="a number for a digest"),
-        pytest.param(_png({**RECORD, "spec": "x"}), 422, "bad_record", id="a word for the knobs"),
-        pytest.param(_png({**RECORD, "spec": {"size": float("nan")}}), 422, "bad_record", id="NaN"),
+        pytest.param(_png(None), 422, "invalid_provenance", id="no record"),
+        pytest.param(b"", 422, "invalid_provenance", id="nothing"),
+        pytest.param(b"GIF89a" * 99, 422, "invalid_provenance", id="no PNG"),
+        pytest.param(_png({}), 422, "invalid_provenance", id="empty"),
+        pytest.param(_png([]), 422, "invalid_provenance", id="a list"),
+        pytest.param(_png([["content", ANY]]), 422, "invalid_provenance", id="pairs"),
+        pytest.param(_png({**RECORD, "content": 7}), 422, "invalid_provenance", id="a number for a digest"),
+        pytest.param(_png({**RECORD, "spec": "x"}), 422, "invalid_provenance", id="a word for the parameters"),
+        pytest.param(_png({**RECORD, "spec": {"size": float("nan")}}), 422, "invalid_provenance", id="NaN"),
         pytest.param(_png({**RECORD, "spec": {"size": 10**9}}), 422, "bad_spec", id="too large"),
-        pytest.param(_png({**RECORD, "spec": {"<script>": 1}}), 422, "bad_spec", id="no knob"),
+        pytest.param(_png({**RECORD, "spec": {"<script>": 1}}), 422, "bad_spec", id="no parameter"),
         pytest.param(_png({**RECORD, "styles": []}), 422, "bad_spec", id="no painting"),
         pytest.param(_png({**RECORD, "styles": [ANY] * 1000}), 422, "bad_spec", id="a thousand paintings"),
         pytest.param(_png({**RECORD, "masks": [ANY] * 9}), 422, "bad_spec", id="nine masks"),
         pytest.param(_png({**RECORD, "content": "../../etc/passwd"}), 404, "image_not_found", id="a path"),
         pytest.param(_png(RECORD), 404, "image_not_found", id="of nobody"),
-        pytest.param(_png(RECORD).replace(b'"program"', b'"Program"'), 422, "bad_record", id="damaged"),
-        pytest.param(_png(RECORD)[:90], 422, "bad_record", id="cut"),
+        pytest.param(_png(RECORD).replace(b'"program"', b'"Program"'), 422, "invalid_provenance", id="damaged"),
+        pytest.param(_png(RECORD)[:90], 422, "invalid_provenance", id="cut"),
     ],
 )
 def test_a_hostile_record_is_refused_as_a_submission_is_and_nothing_is_left(
@@ -175,7 +177,7 @@ def test_a_hostile_record_is_refused_as_a_submission_is_and_nothing_is_left(
     answer = client.post("/v1/jobs", files={"from": ("r.png", data)})
 
     assert (status, code) == (answer.status_code, answer.json()["code"])
-    assert ([], 0, []) == (rings, store.load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
+    assert ([], 0, []) == (rings, store.get_load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
 
 
 def test_a_record_that_is_nested_without_end_is_refused(client: TestClient) -> None:
@@ -187,7 +189,7 @@ def test_a_record_that_is_nested_without_end_is_refused(client: TestClient) -> N
     whole = deep[: at + 4 + length] + zlib.crc32(deep[at : at + 4 + length]).to_bytes(4) + deep[at + 8 + length :]
     answer = client.post("/v1/jobs", files={"from": ("r.png", whole)})
 
-    assert (422, "bad_record") == (answer.status_code, answer.json()["code"])
+    assert (422, "invalid_provenance") == (answer.status_code, answer.json()["code"])
 
 
 @pytest.mark.parametrize(

@@ -9,35 +9,35 @@ import pytest
 import redis
 
 from core import errors
-from core.auth.api_keys import Keys
+from core.auth.api_keys import ApiKeyStore
 from core.jobs.models import Priority
 
 
 @pytest.fixture
-def keys(valkey: Any) -> Iterator[Keys]:
-    opened = Keys(valkey.url)
+def keys(valkey: Any) -> Iterator[ApiKeyStore]:
+    opened = ApiKeyStore(valkey.url)
     yield opened
     opened.close()
 
 
-def test_a_key_is_found_by_its_secret_and_by_nothing_else(keys: Keys) -> None:
+def test_a_key_is_found_by_its_secret_and_by_nothing_else(keys: ApiKeyStore) -> None:
     key, secret = keys.create("Ada's laptop", Priority.HIGH)
     other, _ = keys.create("CI")
 
     assert key == keys.find(secret)
     assert ("Ada's laptop", Priority.HIGH, Priority.NORMAL) == (key.name, key.priority, other.priority)
-    assert [key, other] == keys.all()
+    assert [key, other] == keys.list()
     wrong = secret[:-2] + ("aa" if not secret.endswith("aa") else "bb")
     digest = hashlib.sha256(secret.encode()).hexdigest()
     for text in ("", wrong, secret.upper(), secret + "\n", key.id, digest, "impasto_" + "a" * 52, "*", "ключ"):
         assert keys.find(text) is None, text
 
 
-def test_the_secret_is_nowhere_in_the_store(keys: Keys, own_valkey: Any, tmp_path: Path) -> None:
+def test_the_secret_is_nowhere_in_the_store(keys: ApiKeyStore, own_valkey: Any, tmp_path: Path) -> None:
     """Neither in its memory nor in its files: who reads a backup has no key."""
-    ring = Keys(own_valkey.url)
+    ring = ApiKeyStore(own_valkey.url)
     _, secret = ring.create("a")
-    ring.used(secret)
+    ring.mark_used(secret)
     ring.close()
 
     with redis.Redis.from_url(own_valkey.url, decode_responses=True) as client:
@@ -51,31 +51,31 @@ def test_the_secret_is_nowhere_in_the_store(keys: Keys, own_valkey: Any, tmp_pat
     assert len(secret) - len("impasto_") == 52  # 32 bytes
 
 
-def test_a_revoked_key_is_refused_and_still_listed(keys: Keys) -> None:
+def test_a_revoked_key_is_refused_and_still_listed(keys: ApiKeyStore) -> None:
     key, secret = keys.create("a")
-    keys.used(secret)
+    keys.mark_used(secret)
     keys.revoke(key.id)
     keys.revoke(key.id)
 
     assert keys.find(secret) is None
-    (listed,) = keys.all()
+    (listed,) = keys.list()
     assert (True, True) == (listed.revoked, listed.last_used_at is not None)
     with pytest.raises(errors.BadInput, match="impasto keys list"):
         keys.revoke("key_x")
 
 
 @pytest.mark.parametrize("name", ["", " a", "a" * 101, "a\nb", "a\x1b[31m", "a\u202eb"])
-def test_a_name_that_would_harm_a_terminal_is_refused(keys: Keys, name: str) -> None:
+def test_a_name_that_would_harm_a_terminal_is_refused(keys: ApiKeyStore, name: str) -> None:
     with pytest.raises(errors.BadInput):
         keys.create(name)
-    assert [] == keys.all()
+    assert [] == keys.list()
 
 
 def test_a_store_that_is_away_is_said(tmp_path: Path) -> None:
-    keys = Keys("redis://127.0.0.1:1/0")
+    keys = ApiKeyStore("redis://127.0.0.1:1/0")
     for step in (
         lambda: keys.find("impasto_" + "a" * 52),
-        keys.all,
+        keys.list,
         lambda: keys.create("a"),
         lambda: keys.revoke("a"),
     ):

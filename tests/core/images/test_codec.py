@@ -344,7 +344,7 @@ def test_a_file_that_eats_time_harms_only_the_child(
 
 def _spins(pipe: Any, _: Any, memory_bytes: int, seconds: int, mask: bool) -> None:
     _compute_until(seconds)  # which does not count: the picture is not to blame
-    sandbox.enter(memory_bytes, seconds)
+    sandbox.restrict_process(memory_bytes, seconds)
     _compute_until(seconds + 0.5)
     pipe.send_bytes(codec._BEGUN)
     while True:
@@ -372,7 +372,7 @@ def test_a_file_that_eats_memory_harms_only_the_child(
 def test_a_result_is_a_file_of_its_format_that_decodes_to_the_same(kind: codec.Format, pillow: str) -> None:
     data = codec.encode(_colors(), kind)
 
-    assert kind == codec.sniff(data)
+    assert kind == codec.detect_format(data)
     assert _near((200, 30, 30), codec.decode(data).getpixel((8, 40)), 6)
 
 
@@ -386,9 +386,9 @@ def test_the_png_records_how_it_was_made_and_nothing_of_the_inputs() -> None:
 
     data = codec.encode(source, "png", {"spec": {"size": 64}, "model": "é"})
 
-    assert {"spec": {"size": 64}, "model": "é"} == codec.provenance_of(data)
+    assert {"spec": {"size": 64}, "model": "é"} == codec.read_provenance(data)
     assert not any(b"canary" in codec.encode(picture, kind) for picture in (source, jpeg) for kind in codec.FORMATS)
-    assert codec.provenance_of(codec.encode(source)) is None
+    assert codec.read_provenance(codec.encode(source)) is None
     assert json.dumps({"size": 64}).encode() in data
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from core import errors
 from core.images import codec, darkroom
-from core.images.darkroom import Darkroom
+from core.images.darkroom import SandboxedDecoder
 
 
 def _file(mode: str = "RGB", size: tuple[int, int] = (60, 40), color: Any = (200, 30, 90)) -> bytes:
@@ -22,25 +22,25 @@ def _file(mode: str = "RGB", size: tuple[int, int] = (60, 40), color: Any = (200
 
 
 @pytest.fixture
-def room() -> Iterator[Darkroom]:
-    with Darkroom() as room:
+def room() -> Iterator[SandboxedDecoder]:
+    with SandboxedDecoder() as room:
         yield room
 
 
-def test_the_pixels_are_those_that_decode_gives(room: Darkroom) -> None:
+def test_the_pixels_are_those_that_decode_gives(room: SandboxedDecoder) -> None:
     clear = _file("LA", color=(255, 100))
     for arguments in ((_file(),), (clear,), (clear, "black")):
-        assert codec.decode(*arguments).tobytes() == room.developed(*arguments).tobytes()  # type: ignore[arg-type]
+        assert codec.decode(*arguments).tobytes() == room.decode(*arguments).tobytes()  # type: ignore[arg-type]
 
 
-def test_refusals_come_back_in_their_words_and_the_next_picture_after_them(room: Darkroom) -> None:
+def test_refusals_come_back_in_their_words_and_the_next_picture_after_them(room: SandboxedDecoder) -> None:
     with pytest.raises(errors.UnsupportedImage):
-        room.developed(b"GIF89a")
+        room.decode(b"GIF89a")
     with pytest.raises(errors.BadImage, match="at least 32 px"):
-        room.developed(_file(size=(60, 8)))
+        room.decode(_file(size=(60, 8)))
     with pytest.raises(errors.ImageTooLarge, match="12000 px"):
-        room.developed(_file(size=(12_001, 700)))
-    assert (60, 8) == room.developed(_file(size=(60, 8)), any_size=True).size
+        room.decode(_file(size=(12_001, 700)))
+    assert (60, 8) == room.decode(_file(size=(60, 8)), any_size=True).size
 
 
 # What a child may do that a file has taken over.
@@ -57,21 +57,21 @@ TAKEN_OVER = {
 def test_where_the_machine_ends_the_child_the_picture_is_not_to_blame() -> None:
     """As one that is out of memory does."""
     killed = "import os, signal\nos.write(1, b'!')\nos.read(0, 4096)\nos.kill(os.getpid(), signal.SIGKILL)"
-    with Darkroom((sys.executable, "-c", killed)) as room, pytest.raises(errors.OutOfMemory):
-        room.developed(_file())
+    with SandboxedDecoder((sys.executable, "-c", killed)) as room, pytest.raises(errors.OutOfMemory):
+        room.decode(_file())
 
 
 @pytest.mark.parametrize("deed", TAKEN_OVER)
 def test_a_child_that_was_taken_over_harms_nobody(monkeypatch: pytest.MonkeyPatch, deed: str) -> None:
     monkeypatch.setattr(darkroom, "PATIENCE_SECONDS", 3)
     begin = "import os, time\nsay = lambda words: os.write(1, words)\nsay(b'!')\nos.read(0, 4096)\n"
-    with Darkroom((sys.executable, "-c", begin + TAKEN_OVER[deed])) as room, pytest.raises(errors.BadImage):
-        room.developed(_file())
+    with SandboxedDecoder((sys.executable, "-c", begin + TAKEN_OVER[deed])) as room, pytest.raises(errors.BadImage):
+        room.decode(_file())
 
 
 @pytest.mark.parametrize("command", [(sys.executable, "-c", ""), ("/nowhere",)])
 def test_without_a_child_the_picture_is_not_to_blame(command: tuple[str, ...]) -> None:
-    with pytest.raises(errors.Unavailable), Darkroom(command):
+    with pytest.raises(errors.Unavailable), SandboxedDecoder(command):
         pass
 
 
@@ -93,5 +93,8 @@ def test_it_can_open_nothing_and_knows_no_secrets(tmp_path: Path, monkeypatch: p
         "darkroom.codec.decode = decode\n"
         "darkroom.main()\n"
     )
-    with Darkroom((sys.executable, "-c", taken_over)) as room, pytest.raises(errors.BadImage, match=r"^shut nothing$"):
-        room.developed(_file())
+    with (
+        SandboxedDecoder((sys.executable, "-c", taken_over)) as room,
+        pytest.raises(errors.BadImage, match=r"^shut nothing$"),
+    ):
+        room.decode(_file())

@@ -18,7 +18,7 @@ def _job(store: JobStore) -> str:
 
 
 def _cut(reader: JobReader) -> None:
-    """As a reset does, between two questions."""
+    """As a reset does, between two estimate_requests."""
     for line in reader._redis.connection_pool._available_connections:
         line._writer.transport.abort()
 
@@ -26,7 +26,7 @@ def _cut(reader: JobReader) -> None:
 @pytest.fixture
 def job_id(store: JobStore) -> str:
     for digest in ("sha256:a", "sha256:b"):
-        store.hold(digest)
+        store.reserve(digest)
     return _job(store)
 
 
@@ -37,7 +37,7 @@ def test_a_record_that_the_disk_has_damaged_hides_no_other(valkey: Any, store: J
 
     async def look() -> None:
         reader = JobReader(valkey.url)
-        seen = await reader.read({job_id: None, other: None})
+        seen = await reader.get_if_changed({job_id: None, other: None})
         assert [None, other] == [job and job.id for job in seen.values()]
         await reader.close()
 
@@ -48,7 +48,7 @@ def test_a_line_that_was_cut_is_laid_again(valkey: Any, job_id: str) -> None:
     async def look() -> None:
         reader = JobReader(valkey.url)
         for _ in range(2):
-            job = (await reader.read({job_id: None}))[job_id]
+            job = (await reader.get_if_changed({job_id: None}))[job_id]
             assert job is not None
             assert job_id == job.id
             _cut(reader)
@@ -68,7 +68,7 @@ def test_a_line_that_is_cut_again_and_again_is_a_store_that_is_away(
 
         monkeypatch.setattr(reader._redis, "fcall", cut)
         with pytest.raises(errors.StoreUnavailable):
-            await reader.read({job_id: None})
+            await reader.get_if_changed({job_id: None})
         await reader.close()
 
     uvloop.run(look())
@@ -77,7 +77,7 @@ def test_a_line_that_is_cut_again_and_again_is_a_store_that_is_away(
 def test_a_damaged_record_is_no_job(valkey: Any, job_id: str) -> None:
     async def look() -> None:
         reader = JobReader(valkey.url)
-        assert {job_id: None} == await reader.read({job_id: None})
+        assert {job_id: None} == await reader.get_if_changed({job_id: None})
         await reader.close()
 
     with redis.Redis.from_url(valkey.url) as client:

@@ -4,7 +4,7 @@ from core.jobs.models import TRANSITIONS, Status, is_job_id, new_job_id
 
 
 def test_an_ended_job_never_changes_and_every_other_can_end() -> None:
-    ended = {status for status in Status if status.ended}
+    ended = {status for status in Status if status.has_ended}
 
     assert {Status.SUCCEEDED, Status.FAILED, Status.CANCELED, Status.EXPIRED} == ended
     assert all(TRANSITIONS[status] & ended for status in set(Status) - ended)

@@ -12,29 +12,29 @@ import redis
 
 from core import errors
 from core.jobs.models import (
-    LOCAL,
+    LOCAL_OWNER,
     MAX_ATTEMPTS,
     TRANSITIONS,
     Frame,
     Job,
     JobInput,
     JobProgress,
-    Limits,
-    NetworkUsed,
+    ModelUsed,
     Output,
+    QueueLimits,
     Status,
-    Terms,
+    SubmissionOptions,
     new_batch_id,
     new_job_id,
 )
-from core.jobs.store import JobStore, library
+from core.jobs.store import JobStore, load_library
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 
 CONTENT, STYLE, RESULT, PREVIEW = (f"sha256:{digit * 64}" for digit in "abcd")
 INPUT = JobInput(content=CONTENT, styles=[STYLE], spec=StyleSpec().model_dump())
 OUTPUT = Output(id=RESULT, content_type="image/png", width=4, height=3, size_bytes=9)
-MODEL = NetworkUsed(name="vgg16", sha256="0" * 64)
+MODEL = ModelUsed(name="vgg16", sha256="0" * 64)
 PROGRESS = JobProgress(
     value=0.5,
     scale=1,
@@ -49,8 +49,8 @@ DIVERGED = errors.Diverged()
 
 
 def _create(store: JobStore) -> Job:
-    store.hold(CONTENT, 60)
-    store.hold(STYLE, 60)
+    store.reserve(CONTENT, 60)
+    store.reserve(STYLE, 60)
     return store.create(new_job_id(), INPUT)
 
 
@@ -72,7 +72,7 @@ def test_a_new_job_waits_with_its_input_and_its_place(store: JobStore) -> None:
 
     assert (Status.QUEUED, 1, 0, INPUT) == (first.status, first.version, first.attempt, first.input)
     assert [0, 1] == [job.queue.position for job in (first, second) if job.queue]
-    assert store.load().queued == 2
+    assert store.get_load().queued == 2
 
 
 def test_creating_the_same_id_again_changes_nothing(store: JobStore) -> None:
@@ -80,7 +80,7 @@ def test_creating_the_same_id_again_changes_nothing(store: JobStore) -> None:
     _claimed(store)
 
     assert Status.RUNNING is store.create(job.id, INPUT).status
-    assert 0 == store.load().queued
+    assert 0 == store.get_load().queued
 
 
 def test_jobs_are_claimed_in_the_order_of_their_arrival(store: JobStore) -> None:
@@ -94,7 +94,7 @@ def test_a_claim_sent_twice_takes_one_job(store: JobStore) -> None:
     _create(store), _create(store)
 
     assert _claimed(store, "t").id == _claimed(store, "t").id
-    assert 1 == store.load().queued
+    assert 1 == store.get_load().queued
 
 
 def test_a_claim_that_is_sent_again_later_still_holds_its_job(valkey: Any) -> None:
@@ -104,11 +104,11 @@ def test_a_claim_that_is_sent_again_later_still_holds_its_job(valkey: Any) -> No
     for _ in range(3):
         assert first.id == _claimed(store, "t").id
         time.sleep(0.25)
-        assert (0, 0) == store.reap()
+        assert (0, 0) == store.reap_expired_leases()
     store.succeed(first.id, "t", OUTPUT, MODEL, {})
 
     assert store.claim("t", "worker") is None
-    assert 1 == store.load().queued
+    assert 1 == store.get_load().queued
     store.close()
 
 
@@ -136,7 +136,7 @@ def test_progress_shows_and_counts_as_a_change(store: JobStore) -> None:
     _create(store)
     job = _claimed(store)
 
-    assert "ok" == store.progress(job.id, "t", PROGRESS)
+    assert "ok" == store.report_progress(job.id, "t", PROGRESS)
     seen = store.get(job.id)
     assert PROGRESS == seen.progress
     assert seen.version > job.version
@@ -187,8 +187,8 @@ STEPS: dict[str, tuple[Callable[[JobStore, str], object], dict[Status, Status]]]
     "end_canceled": (lambda store, job_id: store.end_canceled(job_id, "t"), {Status.RUNNING: Status.CANCELED}),
     "release": (lambda store, job_id: store.release(job_id, "t"), {Status.RUNNING: Status.QUEUED}),
     "renew": (lambda store, job_id: store.renew(job_id, "t"), {}),
-    "progress": (lambda store, job_id: store.progress(job_id, "t", PROGRESS), {}),
-    "reap": (lambda store, job_id: store.reap(), {Status.RUNNING: Status.QUEUED}),
+    "progress": (lambda store, job_id: store.report_progress(job_id, "t", PROGRESS), {}),
+    "reap": (lambda store, job_id: store.reap_expired_leases(), {Status.RUNNING: Status.QUEUED}),
 }
 REACH: dict[Status, Callable[[JobStore, str], object]] = {
     Status.QUEUED: lambda store, job_id: None,
@@ -216,7 +216,7 @@ def test_every_step_from_every_status_leads_where_the_table_says(
     after = store.get(job.id)
     assert leads.get(status, status) is after.status
     assert after.status is status or after.status in TRANSITIONS[status]
-    if status.ended:
+    if status.has_ended:
         assert before == after
 
 
@@ -224,7 +224,7 @@ def _raw_move(url: str, job_id: str, status: Status, to: Status) -> bool:
     """Try to end the job as `to` by the one function that takes any status."""
     with redis.Redis.from_url(url, decode_responses=True) as client:
         client.hset(f"{PREFIX}job:{job_id}", "token", "t")
-        return client.fcall(f"{library()[0]}_finish", 1, PREFIX, job_id, "t", to) == "ok" and status is not to
+        return client.fcall(f"{load_library()[0]}_finish", 1, PREFIX, job_id, "t", to) == "ok" and status is not to
 
 
 @pytest.mark.parametrize(("status", "to"), list(itertools.product(REACH, Status)))
@@ -245,7 +245,7 @@ def test_a_stale_token_is_refused_and_changes_nothing(store: JobStore, valkey: A
     _create(store)
     job = _claimed(store, "t")
     _expire_leases(valkey.url)
-    store.reap()
+    store.reap_expired_leases()
     again = _claimed(store, "fresh")
     assert job.id == again.id
 
@@ -259,7 +259,7 @@ def test_a_lease_that_ran_out_puts_the_job_back_at_the_head(store: JobStore, val
     _claimed(store)
     _expire_leases(valkey.url)
 
-    assert (1, 0) == store.reap()
+    assert (1, 0) == store.reap_expired_leases()
     back = store.get(first.id)
     assert back.queue is not None
     assert (Status.QUEUED, 0, 1) == (back.status, back.queue.position, back.attempt)
@@ -276,9 +276,9 @@ def test_a_renewed_lease_does_not_run_out(valkey: Any) -> None:
     for _ in range(4):
         time.sleep(0.25)
         assert "ok" == store.renew(job.id, "t")
-        assert (0, 0) == store.reap()
+        assert (0, 0) == store.reap_expired_leases()
     time.sleep(0.7)
-    assert (1, 0) == store.reap()
+    assert (1, 0) == store.reap_expired_leases()
     assert "stale" == store.renew(job.id, "t")
     store.close()
 
@@ -288,7 +288,7 @@ def test_after_three_attempts_the_job_fails_as_worker_lost(store: JobStore, valk
     for attempt in range(MAX_ATTEMPTS):
         _claimed(store, str(attempt))
         _expire_leases(valkey.url)
-        store.reap()
+        store.reap_expired_leases()
 
     ended = store.get(job.id)
     assert ended.error is not None
@@ -325,7 +325,7 @@ def test_a_canceled_job_whose_worker_is_gone_ends_as_canceled(store: JobStore, v
         store.release(job.id, "t")
     else:
         _expire_leases(valkey.url)
-        assert (0, 1) == store.reap()
+        assert (0, 1) == store.reap_expired_leases()
 
     assert Status.CANCELED is store.get(job.id).status
 
@@ -342,16 +342,16 @@ def test_a_deleted_job_is_gone_and_its_worker_finds_out(store: JobStore) -> None
         store.get(job.id)
     with pytest.raises(errors.JobNotFound):
         store.cancel(job.id)
-    assert ([], None) == store.page(limit=10)
+    assert ([], None) == store.list_page(limit=10)
 
 
 def test_the_list_is_newest_first_in_pages_and_by_status(store: JobStore) -> None:
     jobs = [_create(store) for _ in range(5)]
     _claimed(store)
 
-    first, cursor = store.page(limit=3)
-    second, end = store.page(limit=3, before=cursor)
-    queued, _ = store.page(limit=10, statuses=[Status.QUEUED])
+    first, cursor = store.list_page(limit=3)
+    second, end = store.list_page(limit=3, before=cursor)
+    queued, _ = store.list_page(limit=10, statuses=[Status.QUEUED])
 
     assert [job.id for job in reversed(jobs)] == [job.id for job in first + second]
     assert end is None
@@ -364,25 +364,25 @@ def test_the_list_is_newest_first_in_pages_and_by_status(store: JobStore) -> Non
 def test_blobs_of_a_job_are_kept_until_no_job_uses_them(store: JobStore, valkey: Any) -> None:
     one, two = _create(store), _create(store)
     _claimed(store)
-    store.progress(one.id, "t", PROGRESS, PREVIEW)
+    store.report_progress(one.id, "t", PROGRESS, PREVIEW)
     store.succeed(one.id, "t", OUTPUT, MODEL, {})
-    assert [] == store.condemn()
+    assert [] == store.mark_deleting()
 
     store.delete(one.id)
-    assert {RESULT, PREVIEW} == set(store.condemn())
+    assert {RESULT, PREVIEW} == set(store.mark_deleting())
     store.delete(two.id)
-    assert {RESULT, PREVIEW} == set(store.condemn())  # the others are still held from their submission
+    assert {RESULT, PREVIEW} == set(store.mark_deleting())  # the others are still held from their submission
     _end_holds(valkey.url)
-    assert {RESULT, PREVIEW, CONTENT, STYLE} == set(store.condemn())
+    assert {RESULT, PREVIEW, CONTENT, STYLE} == set(store.mark_deleting())
 
 
 def test_a_preview_that_was_replaced_is_condemned(store: JobStore) -> None:
     _create(store)
     job = _claimed(store)
-    store.progress(job.id, "t", PROGRESS, PREVIEW)
-    store.progress(job.id, "t", PROGRESS, RESULT)
+    store.report_progress(job.id, "t", PROGRESS, PREVIEW)
+    store.report_progress(job.id, "t", PROGRESS, RESULT)
 
-    assert [PREVIEW] == store.condemn()
+    assert [PREVIEW] == store.mark_deleting()
 
 
 def _end_holds(url: str) -> None:
@@ -392,64 +392,64 @@ def _end_holds(url: str) -> None:
 
 
 def test_a_held_blob_is_safe_for_its_time_and_then_condemned_until_forgotten(store: JobStore) -> None:
-    store.hold(CONTENT, 60)
-    store.hold(STYLE, 0)
+    store.reserve(CONTENT, 60)
+    store.reserve(STYLE, 0)
     time.sleep(0.01)
 
-    assert [STYLE] == store.condemn()
-    assert [STYLE] == store.condemn()
-    store.forget(STYLE)
-    assert [] == store.condemn()
+    assert [STYLE] == store.mark_deleting()
+    assert [STYLE] == store.mark_deleting()
+    store.confirm_deleted(STYLE)
+    assert [] == store.mark_deleting()
 
 
 def test_taking_hold_of_a_blob_waits_while_its_old_file_is_deleted(store: JobStore) -> None:
     """Else the deletion would take the new file along."""
-    store.hold(STYLE, 0)
+    store.reserve(STYLE, 0)
     time.sleep(0.01)
-    store.condemn()
+    store.mark_deleting()
     with pytest.raises(errors.Unavailable):
-        store.hold(STYLE)
+        store.reserve(STYLE)
 
-    deletion = threading.Timer(0.3, store.forget, [STYLE])
+    deletion = threading.Timer(0.3, store.confirm_deleted, [STYLE])
     deletion.start()
     began = time.monotonic()
-    store.hold(STYLE)
+    store.reserve(STYLE)
     assert time.monotonic() - began > 0.25
     deletion.join()
 
 
 @pytest.mark.parametrize("state", ["never held", "hold is over", "condemned"])
 def test_a_job_whose_picture_may_be_gone_is_refused(store: JobStore, valkey: Any, state: str) -> None:
-    store.hold(CONTENT, 60)
+    store.reserve(CONTENT, 60)
     if state != "never held":
-        store.hold(STYLE, 60)
+        store.reserve(STYLE, 60)
         _end_holds(valkey.url)
-        store.hold(CONTENT, 60)
+        store.reserve(CONTENT, 60)
     if state == "condemned":
-        store.condemn()
+        store.mark_deleting()
 
     with pytest.raises(errors.ImageNotFound):
         store.create(new_job_id(), INPUT)
-    assert 0 == store.load().queued
+    assert 0 == store.get_load().queued
 
 
 def test_holding_again_never_shortens(store: JobStore) -> None:
-    store.hold(CONTENT, 60)
-    store.hold(CONTENT, 0)
+    store.reserve(CONTENT, 60)
+    store.reserve(CONTENT, 0)
     time.sleep(0.01)
 
-    assert [] == store.condemn()
+    assert [] == store.mark_deleting()
 
 
 # ---------------------------------------------------------------------- the server's own troubles
 
 
 def test_one_process_leads(store: JobStore) -> None:
-    assert store.lead("a", 60)
-    assert not store.lead("b", 60)
-    assert store.lead("a", 0.001)
+    assert store.acquire_leadership("a", 60)
+    assert not store.acquire_leadership("b", 60)
+    assert store.acquire_leadership("a", 0.001)
     time.sleep(0.01)
-    assert store.lead("b", 60)
+    assert store.acquire_leadership("b", 60)
 
 
 def test_acknowledged_jobs_survive_kill_9_of_the_server(own_valkey: Any) -> None:
@@ -476,7 +476,7 @@ def test_a_server_without_our_functions_is_taught_them(store: JobStore, valkey: 
 
 def test_a_server_that_keeps_another_versions_functions_runs_ours(store: JobStore, valkey: Any) -> None:
     """It writes functions to its disk, and knows nothing of a new version of the program."""
-    version, code = library()
+    version, code = load_library()
     other = code.replace(version, "impasto_other").replace("return nil", "error('old')").replace("'queued'", "'gone'")
     with redis.Redis.from_url(valkey.url) as client:
         client.function_load(other, replace=True)
@@ -490,16 +490,16 @@ def test_a_mistake_of_ours_does_not_look_like_an_outage(store: JobStore, valkey:
         client.set(f"{PREFIX}leases", "not a zset")
 
     with pytest.raises(redis.ResponseError):
-        store.reap()
+        store.reap_expired_leases()
 
 
 # ---------------------------------------------------------------------- turns and classes
 
 
-def _submit(store: JobStore, owner: str = "local", limits: Limits | None = None, **terms: Any) -> Job:
-    store.hold(CONTENT, 60)
-    store.hold(STYLE, 60)
-    return store.create(new_job_id(), INPUT, Terms(owner=owner, **terms), limits or Limits())
+def _submit(store: JobStore, owner: str = "local", limits: QueueLimits | None = None, **terms: Any) -> Job:
+    store.reserve(CONTENT, 60)
+    store.reserve(STYLE, 60)
+    return store.create(new_job_id(), INPUT, SubmissionOptions(owner=owner, **terms), limits or QueueLimits())
 
 
 def _owners_in_order(store: JobStore) -> list[str]:
@@ -583,7 +583,7 @@ def test_the_expected_start_is_told_while_a_worker_lives(store: JobStore) -> Non
     assert first.queue is not None
     assert first.queue.start_seconds is None
 
-    store.beat("worker")
+    store.heartbeat("worker")
     _claimed(store)
     time.sleep(0.05)
     store.succeed(first.id, "t", OUTPUT, MODEL, {})
@@ -616,9 +616,9 @@ def test_a_job_that_was_put_back_lets_nobody_push_in(store: JobStore) -> None:
 def test_a_job_that_killed_two_workers_waits_for_the_others(store: JobStore) -> None:
     poison, *others = [_create(store) for _ in range(4)]
     _claimed(store, "a")
-    store.bury("worker")
+    store.requeue_jobs_of("worker")
     assert poison.id == _claimed(store, "b").id
-    store.bury("worker")
+    store.requeue_jobs_of("worker")
 
     assert [job.id for job in (*others, poison)] == [_claimed(store, token).id for token in "cdef"]
 
@@ -627,7 +627,7 @@ def test_a_job_that_killed_two_workers_waits_for_other_callers_too(store: JobSto
     poison, other = _submit(store, "a"), _submit(store, "b")
     for token in ("t", "u"):
         assert poison.id == _claimed(store, token).id
-        store.bury("worker")
+        store.requeue_jobs_of("worker")
 
     assert [other.id, poison.id] == [_claimed(store, token).id for token in "vw"]
 
@@ -639,8 +639,8 @@ def test_who_got_further_has_not_died_in_vain(store: JobStore) -> None:
         token = f"t{attempt}"
         assert job.id == _claimed(store, token).id
         if attempt % 2:
-            assert "ok" == store.keep(job.id, token, f"{job.id}.{attempt}")
-        store.bury("worker")
+            assert "ok" == store.save_checkpoint(job.id, token, f"{job.id}.{attempt}")
+        store.requeue_jobs_of("worker")
     seen = store.get(job.id)
 
     assert (Status.QUEUED, 10, f"{job.id}.9") == (seen.status, seen.attempt, seen.checkpoint)
@@ -651,9 +651,9 @@ def test_the_dead_are_buried_with_their_own_jobs_only(store: JobStore) -> None:
     store.claim("t", "dead")
     store.claim("u", "alive")
 
-    assert 1 == store.bury("dead")
+    assert 1 == store.requeue_jobs_of("dead")
     assert (Status.QUEUED, Status.RUNNING) == (store.get(mine.id).status, store.get(other.id).status)
-    assert 0 == store.bury("dead")
+    assert 0 == store.requeue_jobs_of("dead")
     assert "stale" == store.succeed(mine.id, "t", OUTPUT, MODEL, {})
 
 
@@ -661,10 +661,10 @@ def test_progress_stays_with_a_checkpoint_and_goes_without(store: JobStore) -> N
     job = _create(store)
     for kept in (False, True):
         _claimed(store, f"t{kept}")
-        store.progress(job.id, f"t{kept}", PROGRESS)
+        store.report_progress(job.id, f"t{kept}", PROGRESS)
         if kept:
-            store.keep(job.id, f"t{kept}", "c")
-        store.bury("worker")
+            store.save_checkpoint(job.id, f"t{kept}", "c")
+        store.requeue_jobs_of("worker")
         assert (PROGRESS if kept else None) == store.get(job.id).progress
 
 
@@ -672,10 +672,10 @@ def test_a_stale_token_names_no_checkpoint(store: JobStore, valkey: Any) -> None
     job = _create(store)
     _claimed(store)
     _expire_leases(valkey.url)
-    store.reap()
+    store.reap_expired_leases()
     _claimed(store, "u")
 
-    assert "stale" == store.keep(job.id, "t", "c")
+    assert "stale" == store.save_checkpoint(job.id, "t", "c")
     assert store.get(job.id).checkpoint is None
 
 
@@ -688,7 +688,7 @@ def test_a_cancel_wakes_the_worker_at_once(store: JobStore) -> None:
     cancel = threading.Timer(0.1, store.cancel, [job.id])
     cancel.start()
     began = time.monotonic()
-    store.wait("t", 0.9)
+    store.wait_for_signal("t", 0.9)
 
     assert time.monotonic() - began < 0.5
     cancel.join()
@@ -698,11 +698,11 @@ def test_a_canceled_job_keeps_the_picture_so_far(store: JobStore) -> None:
     job = _create(store)
     _claimed(store)
     store.cancel(job.id)
-    store.hold(RESULT, 0)
+    store.reserve(RESULT, 0)
     assert "ok" == store.end_canceled(job.id, "t", OUTPUT)
 
     assert [OUTPUT] == store.get(job.id).outputs
-    assert [] == store.condemn()
+    assert [] == store.mark_deleting()
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -714,12 +714,12 @@ def test_a_deadline_ends_a_job(store: JobStore, valkey: Any, begun: bool) -> Non
     with redis.Redis.from_url(valkey.url) as client:  # a minute later
         client.hset(f"{PREFIX}job:{job.id}", "deadline_at", 1)
         client.zadd(PREFIX + "deadlines", {job.id: 1})
-    store.reap()
+    store.reap_expired_leases()
 
     if begun:
-        assert "late" == store.renew(job.id, "t")
+        assert "deadline_exceeded" == store.renew(job.id, "t")
         began = time.monotonic()
-        store.wait("t", 0.9)  # it was woken
+        store.wait_for_signal("t", 0.9)  # it was woken
         assert time.monotonic() - began < 0.5
         assert "ok" == store.fail(job.id, "t", errors.DeadlineExceeded(), OUTPUT)
     ended = store.get(job.id)
@@ -744,13 +744,13 @@ def test_the_same_key_gives_the_same_job(store: JobStore) -> None:
 
 
 def test_fifty_at_once_with_one_key_make_one_job(store: JobStore, valkey: Any) -> None:
-    store.hold(CONTENT, 60)
-    store.hold(STYLE, 60)
+    store.reserve(CONTENT, 60)
+    store.reserve(STYLE, 60)
     ids: list[str] = []
 
     def submit() -> None:
         own = JobStore(valkey.url)
-        ids.append(own.create(new_job_id(), INPUT, Terms(idempotency_key="k")).id)
+        ids.append(own.create(new_job_id(), INPUT, SubmissionOptions(idempotency_key="k")).id)
         own.close()
 
     threads = [threading.Thread(target=submit) for _ in range(50)]
@@ -759,11 +759,11 @@ def test_fifty_at_once_with_one_key_make_one_job(store: JobStore, valkey: Any) -
     for thread in threads:
         thread.join()
 
-    assert (50, 1, 1) == (len(ids), len(set(ids)), store.load().queued)
+    assert (50, 1, 1) == (len(ids), len(set(ids)), store.get_load().queued)
 
 
 def test_one_may_have_so_many_and_all_together_so_many(store: JobStore) -> None:
-    limits = Limits(queued=3, per_owner=2)
+    limits = QueueLimits(queued=3, per_owner=2)
     _submit(store, "a", limits)
     _submit(store, "a", limits)
     with pytest.raises(errors.QuotaExceeded) as quota:
@@ -782,10 +782,10 @@ def test_one_may_have_so_many_and_all_together_so_many(store: JobStore) -> None:
 
 
 def test_a_finished_result_answers_the_same_request(store: JobStore) -> None:
-    store.paints_with("auto", MODEL.sha256)
+    store.record_model_weights("auto", MODEL.sha256)
     assert Status.QUEUED is _submit(store, reuse=True).status
     job = _claimed(store)
-    store.hold(RESULT, 0)
+    store.reserve(RESULT, 0)
     store.succeed(job.id, "t", OUTPUT, MODEL, {"run_seconds": 3.0})
     same = _submit(store, reuse=True)
 
@@ -793,16 +793,16 @@ def test_a_finished_result_answers_the_same_request(store: JobStore) -> None:
     assert Status.QUEUED is _submit(store).status
     assert Status.QUEUED is _submit(store, "ben", reuse=True).status  # what others made is theirs
     store.delete(job.id)
-    assert RESULT not in store.condemn()
+    assert RESULT not in store.mark_deleting()
     assert Status.QUEUED is _submit(store, reuse=True).status
 
 
 def test_an_expired_result_answers_nothing(store: JobStore, valkey: Any) -> None:
-    store.paints_with("auto", MODEL.sha256)
+    store.record_model_weights("auto", MODEL.sha256)
     _ended_job(store, keep_seconds=60)
     assert Status.SUCCEEDED is _submit(store, reuse=True).status
     _time_passes(valkey.url)
-    store.expire(60)
+    store.expire_due(60)
 
     assert Status.QUEUED is _submit(store, reuse=True).status
 
@@ -810,7 +810,7 @@ def test_an_expired_result_answers_nothing(store: JobStore, valkey: Any) -> None
 def test_another_network_answers_nothing(store: JobStore) -> None:
     _submit(store)
     store.succeed(_claimed(store).id, "t", OUTPUT, MODEL, {})
-    store.paints_with("auto", "another")
+    store.record_model_weights("auto", "another")
 
     assert Status.QUEUED is _submit(store, reuse=True).status
 
@@ -820,40 +820,40 @@ def test_another_network_answers_nothing(store: JobStore) -> None:
 
 def test_anothers_job_is_not_there(store: JobStore) -> None:
     job = _submit(store, "anna")
-    for step in (store.get, store.cancel, store.pin):
+    for step in (store.get, store.cancel, store.set_pinned):
         with pytest.raises(errors.JobNotFound):
             step(job.id, "ben")
     store.delete(job.id, "ben")
 
     assert Status.QUEUED is store.get(job.id, "anna").status
-    assert ([], None) == store.page(limit=10, owner="ben")
-    assert [job] == store.page(limit=10, owner="anna")[0]
+    assert ([], None) == store.list_page(limit=10, owner="ben")
+    assert [job] == store.list_page(limit=10, owner="anna")[0]
 
 
 def test_an_owner_may_name_what_they_uploaded_or_use(store: JobStore) -> None:
-    store.hold(PREVIEW, 60, "anna")
-    store.hold(RESULT, 0, "anna")
+    store.reserve(PREVIEW, 60, "anna")
+    store.reserve(RESULT, 0, "anna")
     _submit(store, "anna")
     time.sleep(0.01)
 
-    assert [True, False, True] == [store.owns("anna", digest) for digest in (PREVIEW, RESULT, CONTENT)]
-    assert [False, False, False] == [store.owns("ben", digest) for digest in (PREVIEW, RESULT, CONTENT)]
+    assert [True, False, True] == [store.is_owner("anna", digest) for digest in (PREVIEW, RESULT, CONTENT)]
+    assert [False, False, False] == [store.is_owner("ben", digest) for digest in (PREVIEW, RESULT, CONTENT)]
 
 
 def test_an_upload_counts_for_as_long_as_its_owner_may_name_it(store: JobStore) -> None:
-    store.hold(PREVIEW, 0.2, "anna", size_bytes=10, most_bytes=15)
-    store.hold(PREVIEW, 60, "anna")
+    store.reserve(PREVIEW, 0.2, "anna", size_bytes=10, most_bytes=15)
+    store.reserve(PREVIEW, 60, "anna")
     time.sleep(0.3)
 
     with pytest.raises(errors.QuotaExceeded):
-        store.hold(RESULT, 60, "anna", size_bytes=10, most_bytes=15)
+        store.reserve(RESULT, 60, "anna", size_bytes=10, most_bytes=15)
 
 
 def test_what_was_named_without_a_size_is_no_way_round_the_quota(store: JobStore) -> None:
-    store.hold(PREVIEW, 60, "anna")
+    store.reserve(PREVIEW, 60, "anna")
 
     with pytest.raises(errors.QuotaExceeded):
-        store.hold(PREVIEW, 60, "anna", size_bytes=20, most_bytes=15)
+        store.reserve(PREVIEW, 60, "anna", size_bytes=20, most_bytes=15)
 
 
 # ---------------------------------------------------------------------- in the end
@@ -862,7 +862,7 @@ def test_what_was_named_without_a_size_is_no_way_round_the_quota(store: JobStore
 def _ended_job(store: JobStore, **terms: Any) -> Job:
     job = _submit(store, **terms)
     _claimed(store, job.id)
-    store.hold(RESULT, 0)
+    store.reserve(RESULT, 0)
     store.succeed(job.id, job.id, OUTPUT, MODEL, {})
     return store.get(job.id)
 
@@ -879,72 +879,72 @@ def test_an_ended_job_loses_its_pictures_and_then_its_record(store: JobStore, va
     assert job.expires_at is not None
     assert job.completed_at is not None
     assert 60 == (job.expires_at - job.completed_at).total_seconds()
-    assert 0 == store.expire(60)
+    assert 0 == store.expire_due(60)
 
     _time_passes(valkey.url)
-    assert 1 == store.expire(60)
+    assert 1 == store.expire_due(60)
     bare = store.get(job.id)
-    assert (Status.SUCCEEDED, True) == (bare.status, bare.gone)
+    assert (Status.SUCCEEDED, True) == (bare.status, bare.images_deleted)
     assert bare.version > job.version
     _end_holds(valkey.url)
-    assert {CONTENT, STYLE, RESULT} == set(store.condemn())
+    assert {CONTENT, STYLE, RESULT} == set(store.mark_deleting())
 
     _time_passes(valkey.url)
-    store.expire(60)
+    store.expire_due(60)
     with pytest.raises(errors.JobNotFound):
         store.get(job.id)
-    assert ([], None) == store.page(limit=10)
+    assert ([], None) == store.list_page(limit=10)
 
 
 def test_a_pinned_job_stays(store: JobStore, valkey: Any) -> None:
     early, late = _ended_job(store, keep_seconds=60), _submit(store, keep_seconds=60)
     for job in (early, late):
-        store.pin(job.id)
-        assert store.pin(job.id).pinned
+        store.set_pinned(job.id)
+        assert store.set_pinned(job.id).pinned
     store.cancel(late.id)
     _time_passes(valkey.url)
 
-    assert 0 == store.expire(60)
+    assert 0 == store.expire_due(60)
     assert store.get(late.id).expires_at is None
     for job in (early, late):
-        assert store.pin(job.id, pinned=False).expires_at is not None
+        assert store.set_pinned(job.id, pinned=False).expires_at is not None
     _time_passes(valkey.url)
-    assert 2 == store.expire(60)
+    assert 2 == store.expire_due(60)
 
 
 def test_when_the_disk_is_too_full_the_oldest_go_first(store: JobStore) -> None:
     oldest, middle, _ = [_ended_job(store, keep_seconds=60 + number) for number in range(3)]
 
-    assert 2 == store.hasten(2)
-    assert 2 == store.expire(60)
-    assert [True, True] == [store.get(job.id).gone for job in (oldest, middle)]
-    assert 1 == store.hasten(5)
+    assert 2 == store.expire_early(2)
+    assert 2 == store.expire_due(60)
+    assert [True, True] == [store.get(job.id).images_deleted for job in (oldest, middle)]
+    assert 1 == store.expire_early(5)
 
 
 def test_what_is_kept_for_good_goes_only_when_the_disk_is_too_full_and_last(store: JobStore) -> None:
     oldest, newer = _ended_job(store), _ended_job(store)
     ending, pinned = _ended_job(store, keep_seconds=60), _ended_job(store)
-    store.pin(pinned.id)
+    store.set_pinned(pinned.id)
     assert oldest.expires_at is None
-    assert 0 == store.expire(60)
+    assert 0 == store.expire_due(60)
 
     gone = []
     for _ in range(4):
-        store.hasten(1)
-        store.expire(60)
-        gone.append([store.get(job.id).gone for job in (ending, oldest, newer, pinned)])
+        store.expire_early(1)
+        store.expire_due(60)
+        gone.append([store.get(job.id).images_deleted for job in (ending, oldest, newer, pinned)])
     assert [[True, False, False, False], [True, True, False, False], *[[True, True, True, False]] * 2] == gone
-    store.pin(pinned.id, pinned=False)
-    assert 1 == store.hasten(5)
+    store.set_pinned(pinned.id, pinned=False)
+    assert 1 == store.expire_early(5)
 
 
 def test_a_job_pinned_while_it_runs_is_kept_when_it_has_ended(store: JobStore) -> None:
     job = _submit(store)
     _claimed(store)
-    store.pin(job.id)
+    store.set_pinned(job.id)
     store.succeed(job.id, "t", OUTPUT, MODEL, {})
 
-    assert 0 == store.hasten(1)
+    assert 0 == store.expire_early(1)
 
 
 def test_nothing_stays_behind_of_deleted_jobs(store: JobStore, valkey: Any) -> None:
@@ -954,11 +954,11 @@ def test_nothing_stays_behind_of_deleted_jobs(store: JobStore, valkey: Any) -> N
         store.claim(owner, "worker")
     _submit(store, "a", keep_seconds=60)
     for owner in ("a", "b", "local"):
-        for job in store.page(limit=10, owner=owner)[0]:
+        for job in store.list_page(limit=10, owner=owner)[0]:
             store.delete(job.id)
     _end_holds(valkey.url)
-    for digest in store.condemn():
-        store.forget(digest)
+    for digest in store.mark_deleting():
+        store.confirm_deleted(digest)
 
     with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
         left = [key.removeprefix(PREFIX) for key in client.keys(PREFIX + "*") if client.pttl(key) < 0]
@@ -968,7 +968,7 @@ def test_nothing_stays_behind_of_deleted_jobs(store: JobStore, valkey: Any) -> N
 # ---------------------------------------------------------------------- the outbox
 
 
-def _told(store: JobStore, webhook: str = "https://example.org/a", owner: str = LOCAL) -> str:
+def _told(store: JobStore, webhook: str = "https://example.org/a", owner: str = LOCAL_OWNER) -> str:
     """An ended job with a webhook."""
     job = _submit(store, owner, webhook=webhook)
     store.cancel(job.id)
@@ -976,7 +976,7 @@ def _told(store: JobStore, webhook: str = "https://example.org/a", owner: str = 
 
 
 def _collected(store: JobStore, token: str, lease_seconds: float = 60) -> tuple[str, int] | None:
-    found = store.collect(token, lease_seconds, 3)
+    found = store.claim_delivery(token, lease_seconds, 3)
     return found and (found[0].id, found[1])
 
 
@@ -1012,7 +1012,7 @@ def test_a_webhook_is_due_when_its_job_has_ended_however_it_ended(store: JobStor
     jobs = [_submit(store, str(n), webhook="https://example.org", deadline_seconds=0.01 + n) for n in range(4)]
     assert _collected(store, "t") is None
     time.sleep(0.02)
-    store.reap()
+    store.reap_expired_leases()
     store.cancel(jobs[1].id)
     _claimed(store, "a")
     _claimed(store, "b")
@@ -1031,7 +1031,7 @@ def test_a_job_without_a_webhook_tells_nobody(store: JobStore) -> None:
 
 
 def test_a_reused_result_is_told_as_well(store: JobStore) -> None:
-    store.paints_with("auto", MODEL.sha256)
+    store.record_model_weights("auto", MODEL.sha256)
     _ended_job(store)
     job = _submit(store, reuse=True, webhook="https://example.org")
 
@@ -1052,7 +1052,7 @@ def test_one_courier_at_a_time_goes_to_a_host_for_an_owner(store: JobStore) -> N
     other, anna = _told(store, "https://other.example/a"), _told(store, owner="anna")
 
     assert [(busy[0], 1), (other, 1), (anna, 1), None] == [_collected(store, token) for token in "abcd"]
-    assert store.settle(busy[0], "a", "delivered")
+    assert store.complete_delivery(busy[0], "a", "delivered")
     assert (busy[1], 1) == _collected(store, "e")
 
 
@@ -1060,8 +1060,8 @@ def test_what_is_settled_is_not_sent_again(store: JobStore) -> None:
     job_id = _told(store)
     _collected(store, "a")
 
-    assert store.settle(job_id, "a", "delivered")
-    assert not store.settle(job_id, "a", "delivered")
+    assert store.complete_delivery(job_id, "a", "delivered")
+    assert not store.complete_delivery(job_id, "a", "delivered")
     assert _collected(store, "b") is None
 
 
@@ -1069,7 +1069,7 @@ def test_a_failed_one_comes_back_when_it_is_due_and_not_for_ever(store: JobStore
     job_id = _told(store)
     for number in (1, 2, 3):
         assert (job_id, number) == _collected(store, str(number))
-        store.settle(job_id, str(number), "given_up", 60)
+        store.complete_delivery(job_id, str(number), "given_up", 60)
         assert _collected(store, f"early {number}") is None
         with redis.Redis.from_url(valkey.url) as client:  # now they are due
             for key in client.keys(PREFIX + "outbox*"):
@@ -1084,11 +1084,11 @@ def test_a_dead_couriers_delivery_is_another_ones_after_the_lease(store: JobStor
     _collected(store, "frozen")
     assert _collected(store, "b") is None
     with redis.Redis.from_url(valkey.url) as client:  # the lease runs out
-        client.zadd(PREFIX + "couriers", dict.fromkeys(client.zrange(PREFIX + "couriers", 0, -1), 1))
+        client.zadd(PREFIX + "dispatchers", dict.fromkeys(client.zrange(PREFIX + "dispatchers", 0, -1), 1))
 
     assert (job_id, 2) == _collected(store, "b")
-    assert not store.settle(job_id, "frozen", "delivered")
-    assert store.settle(job_id, "b", "given_up", 0)
+    assert not store.complete_delivery(job_id, "frozen", "delivered")
+    assert store.complete_delivery(job_id, "b", "given_up", 0)
     assert (job_id, 3) == _collected(store, "c")
 
 
@@ -1099,7 +1099,7 @@ def test_a_job_that_is_deleted_on_the_way_holds_nobody_up(store: JobStore) -> No
     store.delete(deleted)
     assert _collected(store, "b") is None
 
-    assert not store.settle(deleted, "a", "delivered")
+    assert not store.complete_delivery(deleted, "a", "delivered")
     assert (following, 1) == _collected(store, "c")
 
 
@@ -1107,12 +1107,12 @@ def test_a_late_courier_of_a_deleted_job_frees_no_lane_of_anothers(store: JobSto
     deleted, following, _ = (_told(store) for _ in range(3))
     _collected(store, "frozen", 0.03)
     with redis.Redis.from_url(valkey.url) as client:  # as if all happened in the millisecond in which the lease ends
-        client.persist(f"{PREFIX}collect:frozen")
+        client.persist(f"{PREFIX}delivery_claim:frozen")
     store.delete(deleted)
     time.sleep(0.04)
     assert (following, 1) == _collected(store, "b")
 
-    assert not store.settle(deleted, "frozen", "delivered")
+    assert not store.complete_delivery(deleted, "frozen", "delivered")
     assert _collected(store, "c") is None
 
 
@@ -1123,10 +1123,10 @@ def test_eight_couriers_at_once_take_each_delivery_once(store: JobStore, valkey:
     def courier(name: str) -> None:
         own = JobStore(valkey.url)
         for number in itertools.count():
-            found = own.collect(f"{name} {number}", 60, 3)
+            found = own.claim_delivery(f"{name} {number}", 60, 3)
             if found:
                 taken.append(found[0].id)
-                own.settle(found[0].id, f"{name} {number}", "delivered")
+                own.complete_delivery(found[0].id, f"{name} {number}", "delivered")
             elif len(taken) >= 60 or number > 10_000:
                 break
         own.close()
@@ -1148,7 +1148,7 @@ def test_a_forgotten_job_is_not_told(store: JobStore, valkey: Any) -> None:
     store.delete(waiting)
     store.delete(taken)
 
-    assert not store.settle(taken, "b", "delivered")
+    assert not store.complete_delivery(taken, "b", "delivered")
     with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
         assert [] == client.keys(PREFIX + "outbox*")
 
@@ -1162,27 +1162,29 @@ def _stronger(job_input: JobInput) -> JobInput:
 
 def test_a_waiting_job_that_is_steered_is_the_job_that_was_submitted_so(store: JobStore) -> None:
     """Also for those who would take its result for theirs."""
-    steered = store.steer(_create(store).id, _stronger)
+    spec_updates = store.update_spec(_create(store).id, _stronger)
     _claimed(store)
-    store.hold(RESULT, 60)
-    store.paints_with("auto", MODEL.sha256)
-    store.succeed(steered.id, "t", OUTPUT, MODEL, {})
-    as_before, so = (store.create(new_job_id(), made, Terms(reuse=True)) for made in (INPUT, _stronger(INPUT)))
+    store.reserve(RESULT, 60)
+    store.record_model_weights("auto", MODEL.sha256)
+    store.succeed(spec_updates.id, "t", OUTPUT, MODEL, {})
+    as_before, so = (
+        store.create(new_job_id(), made, SubmissionOptions(reuse=True)) for made in (INPUT, _stronger(INPUT))
+    )
 
-    assert (0.9, 2) == (steered.input.spec["strength"], steered.version)
-    assert (None, steered.id) == (as_before.reused_from, so.reused_from)
+    assert (0.9, 2) == (spec_updates.input.spec["strength"], spec_updates.version)
+    assert (None, spec_updates.id) == (as_before.reused_from, so.reused_from)
 
 
 def test_a_picture_that_was_begun_otherwise_answers_nobody_else(store: JobStore) -> None:
     job = _create(store)
     _claimed(store)
-    store.steer(job.id, _stronger)
-    store.hold(RESULT, 60)
-    store.paints_with("auto", MODEL.sha256)
+    store.update_spec(job.id, _stronger)
+    store.reserve(RESULT, 60)
+    store.record_model_weights("auto", MODEL.sha256)
     assert "ok" == store.succeed(job.id, "t", OUTPUT, MODEL, {})
 
     for made in (INPUT, _stronger(INPUT)):
-        assert store.create(new_job_id(), made, Terms(reuse=True)).reused_from is None
+        assert store.create(new_job_id(), made, SubmissionOptions(reuse=True)).reused_from is None
     store.delete(job.id)
 
 
@@ -1190,48 +1192,48 @@ def test_a_worker_hears_at_once_that_its_job_was_steered_and_until_it_knows(stor
     job = _create(store)
     _claimed(store)
     assert "ok" == store.renew(job.id, "t", 0)
-    store.steer(job.id, _stronger)
+    store.update_spec(job.id, _stronger)
 
-    assert store.wait("t", 5)
-    assert ["steered", "steered", "ok"] == [store.renew(job.id, "t", known) for known in (0, 0, 1)]
+    assert store.wait_for_signal("t", 5)
+    assert ["spec_updated", "spec_updated", "ok"] == [store.renew(job.id, "t", known) for known in (0, 0, 1)]
     assert "stale" == store.renew(job.id, "another", 0)
-    assert 1 == store.get(job.id).steerings
+    assert 1 == store.get(job.id).spec_update_count
     store.cancel(job.id)
     assert "cancel" == store.renew(job.id, "t", 0)
 
 
 def test_steering_to_where_it_is_changes_nothing(store: JobStore) -> None:
     job = _create(store)
-    first = store.steer(job.id, _stronger)
+    first = store.update_spec(job.id, _stronger)
 
-    assert first == store.steer(job.id, _stronger)
+    assert first == store.update_spec(job.id, _stronger)
 
 
 def test_two_who_steer_at_once_both_have_their_way(store: JobStore) -> None:
-    """Each changes a knob of its own; the second sees what the first did."""
+    """Each changes a parameter of its own; the second sees what the first did."""
     job, between = _create(store), []
 
     def slowly(job_input: JobInput) -> JobInput:
         if not between:
-            between.append(store.steer(job.id, _stronger))
+            between.append(store.update_spec(job.id, _stronger))
         return job_input.model_copy(update={"spec": {**job_input.spec, "tv_weight": 2.0}})
 
-    spec = store.steer(job.id, slowly).input.spec
+    spec = store.update_spec(job.id, slowly).input.spec
     assert (0.9, 2.0) == (spec["strength"], spec["tv_weight"])
 
 
 def test_sealed_a_run_is_steered_no_more_unless_it_goes_on_elsewhere(store: JobStore) -> None:
     job = _create(store)
     _claimed(store)
-    store.steer(job.id, _stronger)
+    store.update_spec(job.id, _stronger)
 
-    assert "steered" == store.seal(job.id, "t", 0)
-    assert "stale" == store.seal(job.id, "another", 1)
-    assert "ok" == store.seal(job.id, "t", 1)
+    assert "spec_updated" == store.lock_spec(job.id, "t", 0)
+    assert "stale" == store.lock_spec(job.id, "another", 1)
+    assert "ok" == store.lock_spec(job.id, "t", 1)
     with pytest.raises(errors.JobAlreadyEnded):
-        store.steer(job.id, lambda _: INPUT)
+        store.update_spec(job.id, lambda _: INPUT)
     store.release(job.id, "t")
-    assert INPUT == store.steer(job.id, lambda _: INPUT).input
+    assert INPUT == store.update_spec(job.id, lambda _: INPUT).input
 
 
 @pytest.mark.parametrize("end", ["ended", "being canceled", "gone", "somebody else's"])
@@ -1243,18 +1245,18 @@ def test_what_cannot_be_steered(store: JobStore, end: str) -> None:
         store.cancel(job.id)
     if end == "gone":
         store.delete(job.id)
-    owner = "anna" if end == "somebody else's" else LOCAL
+    owner = "anna" if end == "somebody else's" else LOCAL_OWNER
 
     with pytest.raises(errors.JobNotFound if end in ("gone", "somebody else's") else errors.JobAlreadyEnded):
-        store.steer(job.id, _stronger, owner)
+        store.update_spec(job.id, _stronger, owner)
 
 
 def test_steering_has_an_end(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.jobs.store.MAX_STEERINGS", 1)
-    job = store.steer(_create(store).id, _stronger)
+    monkeypatch.setattr("core.jobs.store.MAX_SPEC_UPDATES", 1)
+    job = store.update_spec(_create(store).id, _stronger)
 
     with pytest.raises(errors.Conflict, match="1 times"):
-        store.steer(job.id, lambda _: INPUT)
+        store.update_spec(job.id, lambda _: INPUT)
 
 
 # ---------------------------------------------------------------------- frames
@@ -1266,8 +1268,8 @@ def _frame(iteration: int, digest: str = PREVIEW) -> Frame:
 
 def _keep_frame(store: JobStore, job: Job, iteration: int, token: str = "t") -> int:
     digest = f"sha256:{iteration:064}"
-    store.hold(digest, 60)
-    return store.keep_frame(job.id, token, _frame(iteration, digest))
+    store.reserve(digest, 60)
+    return store.add_frame(job.id, token, _frame(iteration, digest))
 
 
 def _uses(url: str) -> set[bytes]:
@@ -1281,26 +1283,26 @@ def test_frames_are_thinned_out_where_there_are_too_many_and_keep_their_index(
     monkeypatch.setattr("core.jobs.store.MAX_FRAMES", 4)
     job = _create(store)
     _claimed(store)
-    thinned = [_keep_frame(store, job, iteration) for iteration in range(8)]
+    frame_thinnings = [_keep_frame(store, job, iteration) for iteration in range(8)]
 
-    assert [0, 0, 0, 0, 1, 1, 2, 2] == thinned
-    assert [(0, 0), (4, 4), (6, 6), (7, 7)] == [(frame.index, frame.iteration) for frame in store.frames(job.id)]
+    assert [0, 0, 0, 0, 1, 1, 2, 2] == frame_thinnings
+    assert [(0, 0), (4, 4), (6, 6), (7, 7)] == [(frame.index, frame.iteration) for frame in store.list_frames(job.id)]
     assert {f"sha256:{number:064}".encode() for number in (0, 4, 6, 7)} == _uses(valkey.url)
-    assert (8, 2) == ((seen := store.get(job.id)).frames, seen.thinned)
+    assert (8, 2) == ((seen := store.get(job.id)).frames, seen.frame_thinnings)
 
 
 def test_an_iteration_that_is_painted_again_has_one_frame(store: JobStore, valkey: Any) -> None:
     """The next attempt goes on from a checkpoint that is older than the newest frame."""
     job = _create(store)
     _claimed(store)
-    store.keep(job.id, "t", "c")
+    store.save_checkpoint(job.id, "t", "c")
     for iteration in (1, 5, 9):
         _keep_frame(store, job, iteration)
     store.release(job.id, "t")
     _claimed(store, "u")
     _keep_frame(store, job, 5, "u")
 
-    assert [1, 5] == [frame.iteration for frame in store.frames(job.id)]
+    assert [1, 5] == [frame.iteration for frame in store.list_frames(job.id)]
     assert 2 == len(_uses(valkey.url))
 
 
@@ -1317,7 +1319,7 @@ def test_frames_go_with_their_job(store: JobStore, valkey: Any, way: str) -> Non
         store.fail(job.id, "t", DIVERGED)
         with redis.Redis.from_url(valkey.url) as client:
             client.zadd(PREFIX + "expiry", {job.id: 1})
-        assert 1 == store.expire(1000)
+        assert 1 == store.expire_due(1000)
 
     assert set() == _uses(valkey.url)
     with redis.Redis.from_url(valkey.url) as client:
@@ -1330,9 +1332,9 @@ def test_a_stale_worker_keeps_no_frame_and_a_stranger_sees_none(store: JobStore)
     _keep_frame(store, job, 1)
 
     assert -1 == _keep_frame(store, job, 2, "stale")
-    assert 1 == len(store.frames(job.id, LOCAL))
+    assert 1 == len(store.list_frames(job.id, LOCAL_OWNER))
     with pytest.raises(errors.JobNotFound):
-        store.frames(job.id, "anna")
+        store.list_frames(job.id, "anna")
 
 
 @pytest.mark.parametrize(
@@ -1347,7 +1349,7 @@ def test_a_record_that_the_disk_has_damaged_hides_no_other(
         key = f"{PREFIX}job:{damaged.id}"
         client.hdel(key, field) if value is None else client.hset(key, field, value)
 
-    assert [whole.id] == [job.id for job in store.page(limit=10)[0]]
+    assert [whole.id] == [job.id for job in store.list_page(limit=10)[0]]
     with pytest.raises(errors.JobNotFound):
         store.get(damaged.id)
 
@@ -1355,9 +1357,9 @@ def test_a_record_that_the_disk_has_damaged_hides_no_other(
 def test_an_entry_that_the_disk_has_damaged_hides_no_other(store: JobStore, valkey: Any) -> None:
     whole = _create(store)
     with redis.Redis(port=valkey.port) as client:
-        client.zadd(f"{PREFIX}of:local", {b"job_\xe3": 999})
+        client.zadd(f"{PREFIX}jobs_of:local", {b"job_\xe3": 999})
 
-    assert [whole.id] == [job.id for job in store.page(limit=10)[0]]
+    assert [whole.id] == [job.id for job in store.list_page(limit=10)[0]]
 
 
 @pytest.mark.parametrize("field", ["blobs", "progress"])
@@ -1367,15 +1369,15 @@ def test_a_record_that_the_disk_has_damaged_stops_no_step(store: JobStore, valke
         _claimed(store, token)
     with redis.Redis(port=valkey.port) as client:
         client.hset(f"{PREFIX}job:{damaged.id}", field, '{"sha')
-    assert (1, 2) == (store.load().queued, store.load().running)
+    assert (1, 2) == (store.get_load().queued, store.get_load().running)
     assert waiting.id == store.get(waiting.id).id
     for job, token in ((damaged, "t"), (other, "u")):
         store.fail(job.id, token, DIVERGED)
-    store.hasten(2)
+    store.expire_early(2)
 
-    assert 2 == store.expire(0)
-    assert 2 == store.expire(0)
-    assert [waiting.id] == [job.id for job in store.page(limit=10)[0]]
+    assert 2 == store.expire_due(0)
+    assert 2 == store.expire_due(0)
+    assert [waiting.id] == [job.id for job in store.list_page(limit=10)[0]]
 
 
 @pytest.mark.parametrize("field", ["status", "place", "attempt", "version", "owner", "record"])
@@ -1391,7 +1393,7 @@ def test_whatever_the_disk_has_damaged_those_behind_it_are_claimed(store: JobSto
 
     assert other.id in claimed
     assert len(claimed) == len(set(claimed))
-    assert 0 == store.load().queued
+    assert 0 == store.get_load().queued
 
 
 @pytest.mark.parametrize("field", ["status", "losses", "record"])
@@ -1404,19 +1406,19 @@ def test_whatever_the_disk_has_damaged_others_are_put_back(store: JobStore, valk
         client.delete(key) if field == "record" else client.hset(key, field, "\x01")
     _expire_leases(valkey.url)
 
-    assert (1 + (field == "losses"), 0) == store.reap()
-    assert (0, 0) == store.reap()
-    assert 0 == store.load().running
+    assert (1 + (field == "losses"), 0) == store.reap_expired_leases()
+    assert (0, 0) == store.reap_expired_leases()
+    assert 0 == store.get_load().running
     assert "queued" == store.get(other.id).status
 
 
 def _fewer(monkeypatch: pytest.MonkeyPatch, line: str, other: str) -> None:
     """Another number in the library."""
-    version, code = library()
+    version, code = load_library()
     assert line in code
     name = f"{version}_{other.rsplit(maxsplit=1)[-1]}"  # the server keeps the functions of earlier tests
     changed = code.replace(line, other).replace(version, name)
-    monkeypatch.setattr("core.jobs.store.library", lambda: (name, changed))
+    monkeypatch.setattr("core.jobs.store.load_library", lambda: (name, changed))
 
 
 def test_the_oldest_record_that_has_ended_makes_room_for_the_next(
@@ -1425,43 +1427,43 @@ def test_the_oldest_record_that_has_ended_makes_room_for_the_next(
     _fewer(monkeypatch, "local MOST_RECORDS = 50000", "local MOST_RECORDS = 3")
     running, pinned, ended = _create(store), _create(store), _create(store)
     _claimed(store)
-    store.pin(pinned.id, pinned=True)
+    store.set_pinned(pinned.id, pinned=True)
     for job in (pinned, ended):
         store.cancel(job.id)
     last = _create(store)
 
-    assert [last.id, pinned.id, running.id] == [job.id for job in store.page(limit=9)[0]]
+    assert [last.id, pinned.id, running.id] == [job.id for job in store.list_page(limit=9)[0]]
 
 
 def test_whose_records_may_not_go_gets_no_more_of_them_also_by_reuse(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fewer(monkeypatch, "local MOST_RECORDS = 50000", "local MOST_RECORDS = 3")
-    store.paints_with(INPUT.spec["model"], MODEL.sha256)
+    store.record_model_weights(INPUT.spec["model"], MODEL.sha256)
     jobs = [_ended_job(store), *(_submit(store, reuse=True) for _ in range(2))]
     assert [None, jobs[0].id, jobs[0].id] == [job.reused_from for job in jobs]
     for job in jobs:
-        store.pin(job.id)
+        store.set_pinned(job.id)
 
     with pytest.raises(errors.QuotaExceeded, match="pin"):
         _submit(store, reuse=True)
     with pytest.raises(errors.QuotaExceeded, match="pin"):
-        store.create_batch(new_batch_id(), [INPUT] * 2, Terms(reuse=True), Limits())
-    store.pin(jobs[1].id, pinned=False)
+        store.create_batch(new_batch_id(), [INPUT] * 2, SubmissionOptions(reuse=True), QueueLimits())
+    store.set_pinned(jobs[1].id, pinned=False)
     last = _submit(store)
-    assert [last.id, jobs[2].id, jobs[0].id] == [job.id for job in store.page(limit=9)[0]]
+    assert [last.id, jobs[2].id, jobs[0].id] == [job.id for job in store.list_page(limit=9)[0]]
 
 
 def test_a_job_that_is_painted_again_because_its_result_made_room_counts(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fewer(monkeypatch, "local MOST_RECORDS = 50000", "local MOST_RECORDS = 2")
-    store.paints_with(INPUT.spec["model"], MODEL.sha256)
+    store.record_model_weights(INPUT.spec["model"], MODEL.sha256)
     _ended_job(store)
 
     with pytest.raises(errors.QuotaExceeded):
-        store.create_batch(new_batch_id(), [INPUT] * 2, Terms(reuse=True), Limits(per_owner=1))
-    assert 1 == len(store.page(limit=9)[0]), "and a refusal costs no record"
+        store.create_batch(new_batch_id(), [INPUT] * 2, SubmissionOptions(reuse=True), QueueLimits(per_owner=1))
+    assert 1 == len(store.list_page(limit=9)[0]), "and a refusal costs no record"
 
 
 def test_one_owner_has_a_few_couriers_however_many_hosts_they_name(store: JobStore) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.training.dataset_builder import Wish, build
+from core.training.dataset_builder import BuildOptions, build
 
 
 def _stripes(hand: np.random.Generator, *, upright: bool) -> Image.Image:
@@ -27,5 +27,5 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "source" / name).mkdir(parents=True)
         for number in range(40):
             _stripes(hand, upright=name == "upright").save(folder / "source" / name / f"{number}.png")
-    build(folder / "source", folder / "out", Wish(40, store="raw", validation=0.25), jobs=1)
+    build(folder / "source", folder / "out", BuildOptions(40, store="raw", validation=0.25), jobs=1)
     return folder / "out"

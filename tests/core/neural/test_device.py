@@ -9,8 +9,8 @@ from PIL import Image
 
 from core import errors
 from core.neural.transfer import planner
-from core.neural.transfer.inputs import Subject
-from core.neural.transfer.planner import Planner, measured_pace
+from core.neural.transfer.inputs import StyleInputs
+from core.neural.transfer.planner import Planner, measure_throughput
 from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Network
 from core.neural.weights.cache import WeightsCache
@@ -48,10 +48,10 @@ def test_a_run_knows_a_lost_device_and_missing_memory_wherever_they_show(
     said: Exception,
     means: type[BaseException],
 ) -> None:
-    where = {"plan": (Planner, "free"), "leg": (Subject, "at"), "picture": (Subject, "render")}[place]
+    where = {"plan": (Planner, "free"), "leg": (StyleInputs, "at"), "picture": (StyleInputs, "render")}[place]
     monkeypatch.setattr(*where, _raise(said))
     with pytest.raises(means):
-        stylize(Subject(photo, [painting]), parse_spec({"size": 64, "iterations": 1}).for_pictures(), vgg16)
+        stylize(StyleInputs(photo, [painting]), parse_spec({"size": 64, "iterations": 1}).for_pictures(), vgg16)
 
 
 def test_a_device_that_is_lost_while_a_network_is_loaded_is_no_wrong_setting(
@@ -75,9 +75,9 @@ def test_where_memory_is_short_the_pace_is_measured_with_less(vgg16: Network, mo
         return usual(network, side)
 
     monkeypatch.setattr(planner, "_evaluation", cramped)
-    assert measured_pace(vgg16).pixel_seconds > 0
+    assert measure_throughput(vgg16).pixel_seconds > 0
     assert [128, 320, 64, 160] == sides
 
     monkeypatch.setattr(planner, "_evaluation", _raise(torch.OutOfMemoryError("CUDA out of memory.")))
     with pytest.raises(torch.OutOfMemoryError):
-        measured_pace(vgg16)
+        measure_throughput(vgg16)

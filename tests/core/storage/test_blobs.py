@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core import errors
-from core.storage.blobs import Blobs, Part, digest_of, is_digest
+from core.storage.blobs import Blobs, PendingBlob, digest_of, is_digest
 
 
 def _files(folder: Path) -> list[Path]:
@@ -81,8 +81,8 @@ def test_a_write_that_fails_leaves_nothing(blobs: Blobs, tmp_path: Path, monkeyp
         lambda part: part.write(b"p" * 99_999),
     ],
 )
-def test_whatever_first_writes_to_a_full_disk_says_so(tmp_path: Path, use: Callable[[Part], object]) -> None:
-    with Part(os.open("/dev/full", os.O_RDWR), tmp_path / "part") as part:
+def test_whatever_first_writes_to_a_full_disk_says_so(tmp_path: Path, use: Callable[[PendingBlob], object]) -> None:
+    with PendingBlob(os.open("/dev/full", os.O_RDWR), tmp_path / "part") as part:
         part.write(b"paint")  # stays in memory
 
         with pytest.raises(errors.StorageFull):
@@ -90,14 +90,14 @@ def test_whatever_first_writes_to_a_full_disk_says_so(tmp_path: Path, use: Calla
 
 
 def test_a_part_becomes_a_blob_without_a_copy_or_is_gone_when_it_is_closed(blobs: Blobs, tmp_path: Path) -> None:
-    with blobs.part() as first:
+    with blobs.pending() as first:
         first.write(b"paint")
-        digest = blobs.keep(first)
-    with blobs.part() as kept:
+        digest = blobs.commit(first)
+    with blobs.pending() as kept:
         kept.write(b"paint")
         inode = os.fstat(kept.fileno()).st_ino
-        assert digest == blobs.keep(kept)
-    with blobs.part() as dropped:
+        assert digest == blobs.commit(kept)
+    with blobs.pending() as dropped:
         dropped.write(b"other")
 
     assert digest_of(b"paint") == digest
@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
 
-    assert Blobs(tmp_path / "good").writable()
-    assert not Blobs(blocked).writable()
+    assert Blobs(tmp_path / "good").is_writable()
+    assert not Blobs(blocked).is_writable()
     with pytest.raises(errors.StorageFull):
         Blobs(blocked).put(b"paint")

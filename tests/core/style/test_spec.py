@@ -1,4 +1,4 @@
-"""The knobs: what is taken, what is refused and in which words."""
+"""The parameters: what is taken, what is refused and in which words."""
 
 import itertools
 import math
@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from core import errors
-from core.style.spec import KNOBS, STEERABLE, STYLE_WEIGHT_GATYS, StyleSpec, allowed, parse_spec, result_size
+from core.style.spec import (
+    PARAMETERS,
+    STYLE_WEIGHT_GATYS,
+    UPDATABLE,
+    StyleSpec,
+    describe_range,
+    parse_spec,
+    result_size,
+)
 from core.style.vgg_layers import BLOCKS
 
 WHOLE = ["size", "iterations", "seed", "scales"]
@@ -40,7 +48,7 @@ def test_text_from_a_form_and_values_from_json_mean_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knob", "value"),
+    ("parameter", "value"),
     [
         *itertools.product(WHOLE, ("nan", "-1", "1.5", "1e9", "", "x", None)),
         *itertools.product(NUMBERS, ("nan", "inf", "-inf", math.nan, math.inf, -0.1, 1e10, "x", None, [])),
@@ -56,20 +64,20 @@ def test_text_from_a_form_and_values_from_json_mean_the_same() -> None:
         ("iterations", -1),
     ],
 )
-def test_a_bad_value_is_refused_naming_the_knob_and_its_range_but_not_the_value(knob: str, value: Any) -> None:
+def test_a_bad_value_is_refused_naming_the_knob_and_its_range_but_not_the_value(parameter: str, value: Any) -> None:
     with pytest.raises(errors.BadSpec) as refused:
-        parse_spec({knob: value})
+        parse_spec({parameter: value})
 
-    assert f"{knob} must be {allowed(knob)}." == refused.value.message
+    assert f"{parameter} must be {describe_range(parameter)}." == refused.value.message
 
 
 def test_an_unknown_knob_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(errors.BadSpec, match="There is no such knob; the knobs are size, strength, "):
+    with pytest.raises(errors.BadSpec, match="There is no such parameter; the parameters are size, strength, "):
         parse_spec({"<script>": "1"})
 
 
 @pytest.mark.parametrize(
-    ("knobs", "words"),
+    ("parameters", "words"),
     [
         ({"content_weight": 0, "style_weight": 0}, "one of them must be above 0"),
         ({"style_layers": {"relu1_1": 0}}, "style_layers: one weight must be above 0"),
@@ -83,9 +91,9 @@ def test_an_unknown_knob_is_refused_with_the_known_ones() -> None:
         ),
     ],
 )
-def test_knobs_that_make_no_sense_together_are_refused(knobs: dict[str, Any], words: str) -> None:
+def test_knobs_that_make_no_sense_together_are_refused(parameters: dict[str, Any], words: str) -> None:
     with pytest.raises(errors.BadSpec, match=words):
-        parse_spec(knobs)
+        parse_spec(parameters)
 
 
 def test_a_layer_of_vgg19_is_taken_with_vgg19() -> None:
@@ -123,7 +131,7 @@ def test_shares_of_several_paintings_sum_to_one() -> None:
 def test_every_knob_has_a_default_a_sentence_and_words_for_its_range() -> None:
     spec = StyleSpec()
 
-    assert all(StyleSpec.model_fields[name].description and allowed(name) for name in KNOBS)
+    assert all(StyleSpec.model_fields[name].description and describe_range(name) for name in PARAMETERS)
     assert spec == StyleSpec.model_validate_json(spec.model_dump_json())
 
 
@@ -137,28 +145,28 @@ def test_the_result_keeps_the_photos_shape() -> None:
 
 def test_only_weights_can_be_steered_and_the_refusal_names_them() -> None:
     spec = parse_spec({}).for_pictures(2)
-    steered = spec.steered({"strength": 0.9, "style_weights": "3,1", "tv_weight": "2"})
+    spec_updates = spec.with_updates({"strength": 0.9, "style_weights": "3,1", "tv_weight": "2"})
 
-    assert (0.9, [0.75, 0.25], 2.0) == (steered.strength, steered.style_weights, steered.tv_weight)
-    assert {"strength", "content_weight", "style_weight", "tv_weight", "style_weights"} == set(STEERABLE)
-    assert {name for name, knob in StyleSpec.model_json_schema()["properties"].items() if knob.get("steerable")} == {
-        *STEERABLE
-    }
-    for knobs, words in (
+    assert (0.9, [0.75, 0.25], 2.0) == (spec_updates.strength, spec_updates.style_weights, spec_updates.tv_weight)
+    assert {"strength", "content_weight", "style_weight", "tv_weight", "style_weights"} == set(UPDATABLE)
+    assert {
+        name for name, parameter in StyleSpec.model_json_schema()["properties"].items() if parameter.get("steerable")
+    } == {*UPDATABLE}
+    for parameters, words in (
         ({"size": 64}, "size cannot be changed any more; strength, "),
         ({"strength": 2}, "strength must be a number from 0 to 1"),
         ({"content_weight": 0}, "content_weight cannot become 0"),
         ({"style_weights": "1"}, "each of the 2 paintings"),
-        ({"nothing": 1}, "no such knob"),
+        ({"nothing": 1}, "no such parameter"),
     ):
         with pytest.raises(errors.BadSpec, match=words):
-            spec.steered(knobs)
+            spec.with_updates(parameters)
     with pytest.raises(errors.BadSpec, match="raised from 0"):
-        parse_spec({"style_weight": 0}).for_pictures().steered({"style_weight": 1})
+        parse_spec({"style_weight": 0}).for_pictures().with_updates({"style_weight": 1})
 
 
 def test_steering_one_knob_leaves_the_others_to_the_bit() -> None:
     """Shares that are scaled to sum to 1 once more may differ in the last one."""
     spec = parse_spec({"style_weights": "0.1,0.2,0.45"}).for_pictures(3)
 
-    assert spec == spec.steered({"strength": spec.strength})
+    assert spec == spec.with_updates({"strength": spec.strength})

@@ -20,10 +20,10 @@ from PIL import Image
 from core import errors
 from core.images import codec
 from core.training import dataset_builder
-from core.training.dataset import SPLITS, Dataset, State, contact_sheet, room
-from core.training.dataset_builder import Wish, build
+from core.training.dataset import SPLITS, Dataset, State, contact_sheet, translate_lmdb_errors
+from core.training.dataset_builder import BuildOptions, build
 
-WISH = Wish(side_px=32, validation=0.25)
+WISH = BuildOptions(side_px=32, validation=0.25)
 
 
 def fill(folder: Path, classes: dict[str, int], seed: int = 0) -> Path:
@@ -100,7 +100,7 @@ def test_progress_counts_what_is_refused_at_once_and_tells_no_time_before_it_kno
 ) -> None:
     for path in source.glob("cats/[1-9].png"):
         path.write_text("no picture")
-    seen = list[dataset_builder.Progress]()
+    seen = list[dataset_builder.BuildProgress]()
     state = build(source, tmp_path / "out", WISH, jobs=1, on_progress=seen.append)
 
     assert (9, 9) == (state.refused, seen[-1].refused)
@@ -110,7 +110,7 @@ def test_progress_counts_what_is_refused_at_once_and_tells_no_time_before_it_kno
 
 def test_a_share_that_is_no_number_is_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     with pytest.raises(errors.BadDataset, match="validation must be a share"):
-        build(source, tmp_path / "out", Wish(32, validation=float("nan")))
+        build(source, tmp_path / "out", BuildOptions(32, validation=float("nan")))
     assert not (tmp_path / "out").exists()
 
 
@@ -118,12 +118,12 @@ def test_a_file_that_the_system_refuses_to_open_is_not_called_damaged(tmp_path: 
     refusal = lmdb.Error("another system's words")
     refusal.code = errno.EACCES
 
-    with pytest.raises(PermissionError, match="Permission denied"), room(tmp_path):
+    with pytest.raises(PermissionError, match="Permission denied"), translate_lmdb_errors(tmp_path):
         raise refusal
 
 
 def test_raw_pixels_are_those_of_the_file(source: Path, tmp_path: Path) -> None:
-    build(source, tmp_path / "out", Wish(32, store="raw", validation=0))
+    build(source, tmp_path / "out", BuildOptions(32, store="raw", validation=0))
 
     wanted = {
         Image.open(path).resize((32, 32), Image.Resampling.BILINEAR).tobytes() for path in source.glob("cats/*.png")
@@ -140,7 +140,7 @@ def test_the_same_folder_gives_the_same_data_set_however_many_children_build_it(
 
 def test_another_pictures_or_settings_give_another_digest(source: Path, tmp_path: Path) -> None:
     first = build(source, tmp_path / "a", WISH).sha256
-    other = build(source, tmp_path / "b", Wish(32, resize="crop", validation=0.25)).sha256
+    other = build(source, tmp_path / "b", BuildOptions(32, resize="crop", validation=0.25)).sha256
     shutil.copy(source / "cats" / "0.png", source / "cats" / "1.png")
     changed = build(source, tmp_path / "c", WISH).sha256
 
@@ -165,10 +165,10 @@ def build_elsewhere(source: Path, out: Path, prelude: str = "") -> "subprocess.P
     script = f"""
 from pathlib import Path
 import core.training.dataset_builder as harvest
-from core.training.dataset_builder import Wish, build
+from core.training.dataset_builder import BuildOptions, build
 {prelude}
 if __name__ == "__main__":
-    build(Path({str(source)!r}), Path({str(out)!r}), Wish(32, validation=0.25), 2)
+    build(Path({str(source)!r}), Path({str(out)!r}), BuildOptions(32, validation=0.25), 2)
 """
     file = out.with_suffix(".py")
     file.write_text(script)
@@ -185,16 +185,16 @@ def test_a_build_that_is_killed_goes_on_and_ends_with_the_same_bytes(
     wanted = build(source, tmp_path / "whole", WISH)
     prelude = f"""
 import os, signal
-from core.training.dataset import Book
+from core.training.dataset import DatasetWriter
 harvest._PORTION = 4
-written, count = Book.write, 0
+written, count = DatasetWriter.write, 0
 def write(book, *args):
     global count
     count += 1
     if count == {at}:
         os.kill(os.getpid(), signal.SIGKILL)
     written(book, *args)
-Book.write = write
+DatasetWriter.write = write
 """
     assert -signal.SIGKILL == build_elsewhere(source, tmp_path / "out", prelude).wait()
     with pytest.raises(errors.BadDataset, match="not complete"):
@@ -218,8 +218,8 @@ def test_a_complete_data_set_is_left_as_it_is(source: Path, tmp_path: Path) -> N
 
 
 def test_a_map_that_is_full_grows(source: Path, tmp_path: Path) -> None:
-    build(source, tmp_path / "small", Wish(256, store="raw"), book_bytes=200_000)
-    build(source, tmp_path / "large", Wish(256, store="raw"))
+    build(source, tmp_path / "small", BuildOptions(256, store="raw"), book_bytes=200_000)
+    build(source, tmp_path / "large", BuildOptions(256, store="raw"))
 
     assert contents(tmp_path / "large") == contents(tmp_path / "small")
 
@@ -228,7 +228,7 @@ def test_other_settings_than_those_it_was_begun_with_are_refused(source: Path, t
     build(source, tmp_path / "out", WISH)
 
     with pytest.raises(errors.BadDataset, match="begun with side 32;"):
-        build(source, tmp_path / "out", Wish(64, validation=0.25))
+        build(source, tmp_path / "out", BuildOptions(64, validation=0.25))
     fill(source, {"mice": 3})
     with pytest.raises(errors.BadDataset, match="begun with other classes"):
         build(source, tmp_path / "out", WISH)
@@ -273,7 +273,7 @@ def test_a_class_without_a_usable_picture_is_told_of_and_the_build_goes_on_when_
     shutil.move(kept / "1.png", source / "dogs" / "best.png")
     read, looked_at = dataset_builder._content, list[str]()
     monkeypatch.setattr(dataset_builder, "_content", lambda path: looked_at.append(path.name) or read(path))
-    state = build(source, tmp_path / "out", Wish(32, validation=0.25))
+    state = build(source, tmp_path / "out", BuildOptions(32, validation=0.25))
 
     assert {"better.png", "best.png"} == set(looked_at)
     assert (17, 13, 4) == (state.files, state.taken, state.refused)
@@ -369,12 +369,12 @@ def test_a_full_disk_is_told_of_and_the_build_goes_on_when_there_is_room(source:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
         with pytest.raises(errors.StorageFull, match="make some"):
-            build(source, tmp_path / "out", Wish(256, store="raw"))
+            build(source, tmp_path / "out", BuildOptions(256, store="raw"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         signal.signal(signal.SIGXFSZ, previous)
 
-    assert 20 == build(source, tmp_path / "out", Wish(256, store="raw")).taken
+    assert 20 == build(source, tmp_path / "out", BuildOptions(256, store="raw")).taken
 
 
 def test_what_is_no_data_set_of_this_version_is_refused_in_words(source: Path, tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_what_is_no_data_set_of_this_version_is_refused_in_words(source: Path, t
 
 
 def test_a_data_set_that_was_cut_short_is_refused_and_does_not_kill_who_reads_it(source: Path, tmp_path: Path) -> None:
-    build(source, tmp_path / "out", Wish(256, store="raw"))
+    build(source, tmp_path / "out", BuildOptions(256, store="raw"))
     file = tmp_path / "out" / "data.mdb"
     os.truncate(file, file.stat().st_size // 2)
 
@@ -448,7 +448,7 @@ VALUES = {
 def test_a_damaged_or_hostile_data_set_is_refused_in_words(
     source: Path, tmp_path: Path, name: str, store: Literal["jpeg", "raw"]
 ) -> None:
-    build(source, tmp_path / "out", Wish(32, store=store, validation=0.25))
+    build(source, tmp_path / "out", BuildOptions(32, store=store, validation=0.25))
     poked(tmp_path / "out", FRONTS[name] if name in FRONTS else {"train": {FIRST: VALUES[name]}})
 
     with pytest.raises(errors.BadDataset), Dataset(tmp_path / "out") as opened:
@@ -472,7 +472,7 @@ def test_a_contact_sheet_shows_a_row_for_each_class(tmp_path: Path) -> None:
             picture = Image.new("RGB", (40, 40), color)
             picture.putpixel((number, 0), (255, 255, 255))
             picture.save(tmp_path / "source" / name / f"{number}.png")
-    build(tmp_path / "source", tmp_path / "out", Wish(32, validation=0))
+    build(tmp_path / "source", tmp_path / "out", BuildOptions(32, validation=0))
 
     with Dataset(tmp_path / "out") as opened:
         sheet = contact_sheet(opened, columns=4, side_px=20)

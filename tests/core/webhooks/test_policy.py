@@ -9,11 +9,11 @@ from standardwebhooks import Webhook
 
 from core import errors
 from core.jobs.models import Job, JobError, JobInput, Output, Priority, Status
-from core.webhooks.policy import Policy, body
+from core.webhooks.policy import WebhookPolicy, body
 
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-STRICT = Policy(SECRET)
-LOOSE = Policy(SECRET, frozenset({80, 443, 8080}), http=True, private=True)
+STRICT = WebhookPolicy(SECRET)
+LOOSE = WebhookPolicy(SECRET, frozenset({80, 443, 8080}), allow_http=True, allow_private=True)
 
 HOSTILE_URLS = [
     "",
@@ -180,9 +180,9 @@ def test_what_a_setting_allows_is_taken_and_no_more() -> None:
 
 def test_without_a_secret_there_are_no_webhooks() -> None:
     with pytest.raises(errors.BadWebhook, match="IMPASTO_WEBHOOK_SECRET"):
-        Policy().receiver("https://example.org/")
+        WebhookPolicy().receiver("https://example.org/")
     with pytest.raises(errors.BadSettings, match="IMPASTO_WEBHOOK_SECRET"):
-        Policy().owners_secret("anna")
+        WebhookPolicy().owner_secret("anna")
 
 
 @pytest.mark.parametrize("address", HOSTILE_ADDRESSES)
@@ -205,11 +205,11 @@ def test_the_intranet_may_be_allowed_but_not_what_belongs_to_the_machines_themse
 
 
 def test_each_owner_has_a_secret_of_their_own() -> None:
-    anna, ben = STRICT.owners_secret("anna"), STRICT.owners_secret("ben")
+    anna, ben = STRICT.owner_secret("anna"), STRICT.owner_secret("ben")
 
-    assert anna == STRICT.owners_secret("anna")
+    assert anna == STRICT.owner_secret("anna")
     assert 3 == len({anna, ben, SECRET})
-    assert anna != Policy("whsec_" + "A" * 32).owners_secret("anna")
+    assert anna != WebhookPolicy("whsec_" + "A" * 32).owner_secret("anna")
 
 
 def _job(**fields: object) -> Job:
@@ -241,14 +241,14 @@ def test_the_body_is_small_and_tells_the_end() -> None:
 def test_while_secrets_change_either_verifies() -> None:
     job = _job(status=Status.CANCELED)
     told = body(job)
-    new = Policy("whsec_" + "A" * 32, old_secret=SECRET)
+    new = WebhookPolicy("whsec_" + "A" * 32, previous_secret=SECRET)
     headers = new.headers(job, told, datetime.now(UTC))
 
-    for secret in (STRICT.owners_secret("anna"), new.owners_secret("anna")):
+    for secret in (STRICT.owner_secret("anna"), new.owner_secret("anna")):
         assert json.loads(told) == Webhook(secret).verify(told, headers)
     with pytest.raises(Exception, match="No matching signature"):
-        Webhook(new.owners_secret("ben")).verify(told, headers)
-    assert STRICT.owners_secret("anna") != new.owners_secret("anna")
+        Webhook(new.owner_secret("ben")).verify(told, headers)
+    assert STRICT.owner_secret("anna") != new.owner_secret("anna")
 
 
 def test_the_signature_verifies_with_the_owners_secret_and_no_other() -> None:
@@ -256,8 +256,8 @@ def test_the_signature_verifies_with_the_owners_secret_and_no_other() -> None:
     told, now = body(job), datetime.now(UTC)
     headers = STRICT.headers(job, told, now)
 
-    assert json.loads(told) == Webhook(STRICT.owners_secret("anna")).verify(told, headers)
-    for secret, text in ((STRICT.owners_secret("ben"), told), (STRICT.owners_secret("anna"), told + " ")):
+    assert json.loads(told) == Webhook(STRICT.owner_secret("anna")).verify(told, headers)
+    for secret, text in ((STRICT.owner_secret("ben"), told), (STRICT.owner_secret("anna"), told + " ")):
         with pytest.raises(Exception, match="No matching signature"):
             Webhook(secret).verify(text, headers)
     later = STRICT.headers(job, told, datetime.fromtimestamp(now.timestamp() + 60, UTC))

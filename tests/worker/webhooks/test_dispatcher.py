@@ -15,25 +15,25 @@ import redis
 from standardwebhooks import Webhook
 
 from api.schemas.job import resource
-from core.jobs.models import Job, JobInput, Status, Terms, new_job_id
+from core.jobs.models import Job, JobInput, Status, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
-from core.webhooks.policy import Policy
-from worker.webhooks.dispatcher import DELAYS, Courier
-from worker.webhooks.sender import Delivery
+from core.webhooks.policy import WebhookPolicy
+from worker.webhooks.dispatcher import DELAYS, WebhookDispatcher
+from worker.webhooks.sender import WebhookSender
 
 SECRET = "whsec_" + "A" * 32
-STRICT = Policy(SECRET, http=True, ports=frozenset({80}))
+STRICT = WebhookPolicy(SECRET, allow_http=True, ports=frozenset({80}))
 FAST = (0.0, 0.05, 0.05)
 ROOT = Path(__file__).parents[3]
 
 
 def _ended(store: JobStore, webhook: str, owner: str = "anna") -> Job:
     digest = "sha256:" + "a" * 64
-    store.hold(digest, 60)
+    store.reserve(digest, 60)
     job_input = JobInput(content=digest, styles=[digest], spec=StyleSpec().model_dump())
-    job = store.create(new_job_id(), job_input, Terms(owner=owner, webhook=webhook))
+    job = store.create(new_job_id(), job_input, SubmissionOptions(owner=owner, webhook=webhook))
     return store.cancel(job.id)
 
 
@@ -45,14 +45,14 @@ def _end(store: JobStore, url: str, job: Job) -> str | None:
 
 
 @pytest.fixture
-def courier(store: JobStore, behave: Any) -> Iterator[Callable[..., Courier]]:
+def courier(store: JobStore, behave: Any) -> Iterator[Callable[..., WebhookDispatcher]]:
     """Start couriers in this process, on a network that leads to a server; they end with the test."""
-    running: list[tuple[Courier, threading.Thread]] = []
+    running: list[tuple[WebhookDispatcher, threading.Thread]] = []
 
-    def start(server: Any, seconds: float = 5, delays: tuple[float, ...] = FAST) -> Courier:
+    def start(server: Any, seconds: float = 5, delays: tuple[float, ...] = FAST) -> WebhookDispatcher:
         network = behave.network(server.port)
-        delivery = Delivery(STRICT, seconds=seconds, resolve=behave.names("93.184.216.34"), network=network)
-        courier = Courier(store, STRICT, delivery, delays=delays, lease_seconds=1)
+        delivery = WebhookSender(STRICT, seconds=seconds, resolve=behave.names("93.184.216.34"), network=network)
+        courier = WebhookDispatcher(store, STRICT, delivery, delays=delays, lease_seconds=1)
         thread = threading.Thread(target=courier.run, daemon=True)
         thread.start()
         running.append((courier, thread))
@@ -74,7 +74,7 @@ def test_a_webhook_is_signed_and_tells_what_the_api_tells(
     until(lambda: _end(store, valkey.url, job) == "delivered", "delivered")
 
     (request,) = server.requests
-    told = Webhook(STRICT.owners_secret("anna")).verify(request.body, request.headers)
+    told = Webhook(STRICT.owner_secret("anna")).verify(request.body, request.headers)
     shown = json.loads(resource(job).model_dump_json())
     assert "job.canceled" == told["type"]
     assert {key: shown[key] for key in told["data"] if key != "links"} | {"links": told["data"]["links"]} == told[
@@ -97,7 +97,7 @@ def test_a_failed_try_is_repeated_under_the_same_id(
     assert 1 == len({request.headers["webhook-id"] for request in server.requests})
     assert 1 == len({request.body for request in server.requests})
     for request in server.requests:
-        Webhook(STRICT.owners_secret("anna")).verify(request.body, request.headers)
+        Webhook(STRICT.owner_secret("anna")).verify(request.body, request.headers)
 
 
 @pytest.mark.parametrize(("status", "tries", "end"), [(410, 1, "gone"), (404, 3, "given_up"), (302, 3, "given_up")])
@@ -118,7 +118,7 @@ def test_what_is_gone_is_not_asked_again_and_what_fails_not_for_ever(
 
 def test_the_rule_is_eight_tries_in_a_day_and_a_half(store: JobStore) -> None:
     """And a bit by chance, so that what failed together does not come back together."""
-    courier = Courier(store, STRICT, Delivery(STRICT))
+    courier = WebhookDispatcher(store, STRICT, WebhookSender(STRICT))
     pauses = [[courier._pause(attempt) for _ in range(50)] for attempt in range(1, 9)]
 
     assert (0, 5, 300, 1800, 7200, 18000, 36000, 86400) == DELAYS
@@ -161,8 +161,8 @@ def test_the_store_may_go_away_while_a_webhook_is_on_its_way(
 
     server = serve(kill_it, behave.answer(200))
     job = _ended(store, "http://hooks.example.org/")
-    delivery = Delivery(STRICT, resolve=behave.names("93.184.216.34"), network=behave.network(server.port))
-    courier = Courier(store, STRICT, delivery)
+    delivery = WebhookSender(STRICT, resolve=behave.names("93.184.216.34"), network=behave.network(server.port))
+    courier = WebhookDispatcher(store, STRICT, delivery)
     thread = threading.Thread(target=courier.run, daemon=True)
     thread.start()
     until(lambda: len(server.requests) == 1, "sent")
@@ -189,10 +189,10 @@ SHORT = """
 import sys
 from core.jobs.store import JobStore
 from core.config import Settings
-from worker.webhooks.dispatcher import Courier
-from worker.webhooks.sender import Delivery
+from worker.webhooks.dispatcher import WebhookDispatcher
+from worker.webhooks.sender import WebhookSender
 shared = Settings()
-Courier(JobStore(shared.redis_url), shared.webhooks, Delivery(shared.webhooks, seconds=2), lease_seconds=0.5).run()
+WebhookDispatcher(JobStore(shared.redis_url), shared.webhooks, WebhookSender(shared.webhooks, seconds=2), lease_seconds=0.5).run()
 """
 
 
@@ -215,8 +215,8 @@ def process(valkey: Any) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def _local(server: Any) -> dict[str, str]:
     return {
         "IMPASTO_WEBHOOK_PORTS": str(server.port),
-        "IMPASTO_WEBHOOK_HTTP": "true",
-        "IMPASTO_WEBHOOK_PRIVATE": "true",
+        "IMPASTO_WEBHOOK_ALLOW_HTTP": "true",
+        "IMPASTO_WEBHOOK_ALLOW_PRIVATE": "true",
     }
 
 
@@ -242,7 +242,7 @@ def test_the_program_delivers_to_this_machine_if_it_may_and_goes_when_asked(
 ) -> None:
     server = serve()
     job = _ended(store, f"http://localhost:{server.port}/")
-    refusing = process("-m", "worker.webhooks", **_local(server) | {"IMPASTO_WEBHOOK_PRIVATE": "false"})
+    refusing = process("-m", "worker.webhooks", **_local(server) | {"IMPASTO_WEBHOOK_ALLOW_PRIVATE": "false"})
     for line in refusing.stderr:
         if job.id in line:
             break

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import trustme
 
-from core.webhooks.policy import Policy, Receiver
-from worker.webhooks.sender import BODY_BYTES, Delivery, Undelivered
+from core.webhooks.policy import Receiver, WebhookPolicy
+from worker.webhooks.sender import BODY_BYTES, DeliveryError, WebhookSender
 
 SECRET = "whsec_" + "A" * 32
-STRICT = Policy(SECRET, http=True, ports=frozenset({80, 443}))
+STRICT = WebhookPolicy(SECRET, allow_http=True, ports=frozenset({80, 443}))
 NAME, PUBLIC = "hooks.example.org", "93.184.216.34"
 SECONDS = 0.6
 
@@ -29,7 +29,7 @@ HOSTILE = """
 """.split()  # noqa: SIM905
 
 
-def _post(delivery: Delivery, url: str, policy: Policy = STRICT) -> int:
+def _post(delivery: WebhookSender, url: str, policy: WebhookPolicy = STRICT) -> int:
     headers = {"Content-Type": "application/json"}
     return delivery.post(policy.receiver(url), headers, '{"a":1}', time.monotonic() + delivery.seconds)
 
@@ -69,7 +69,7 @@ def test_the_address_is_the_checked_one_and_all_else_goes_by_the_name(
     asked: list[str | None] = []
     server = serve(behave.answer(204), tls=_server_tls(authority, NAME, asked))
     network = behave.network(server.port)
-    delivery = Delivery(STRICT, resolve=behave.names(PUBLIC), network=network, tls=trusting)
+    delivery = WebhookSender(STRICT, resolve=behave.names(PUBLIC), network=network, tls=trusting)
 
     assert 204 == _post(delivery, f"https://{NAME}/hook?a=b")
     (request,) = server.requests
@@ -83,8 +83,8 @@ def test_a_certificate_for_another_name_or_of_nobody_is_refused(
     server = serve(tls=_server_tls(authority, "evil.example", []))
     for context, why in ((trusting, "Hostname mismatch"), (None, "certificate verify failed")):
         network = behave.network(server.port)
-        delivery = Delivery(STRICT, resolve=behave.names(PUBLIC), network=network, tls=context)
-        with pytest.raises(Undelivered, match=why):
+        delivery = WebhookSender(STRICT, resolve=behave.names(PUBLIC), network=network, tls=context)
+        with pytest.raises(DeliveryError, match=why):
             _post(delivery, f"https://{NAME}/")
 
     assert [] == server.requests
@@ -95,7 +95,7 @@ def test_a_proxy_of_the_environment_is_not_asked(serve: Any, behave: Any, monkey
     proxy, server = serve(), serve()
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-    _post(Delivery(STRICT, resolve=behave.names(PUBLIC), network=behave.network(server.port)), f"http://{NAME}/")
+    _post(WebhookSender(STRICT, resolve=behave.names(PUBLIC), network=behave.network(server.port)), f"http://{NAME}/")
 
     assert (0, 1) == (proxy.connections, len(server.requests))
 
@@ -114,7 +114,9 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_next(serve: Any, be
             return super().connect_tcp(host, port, timeout)
 
     network = Network(server.port)
-    delivery = Delivery(STRICT, seconds=1, resolve=behave.names("2606:4700::1", "1.1.1.1", PUBLIC), network=network)
+    delivery = WebhookSender(
+        STRICT, seconds=1, resolve=behave.names("2606:4700::1", "1.1.1.1", PUBLIC), network=network
+    )
 
     assert 200 == _post(delivery, f"http://{NAME}/")
     assert ["2606:4700::1", "1.1.1.1", PUBLIC] == network.asked
@@ -129,8 +131,8 @@ def test_a_name_of_a_hostile_address_is_not_connected_to(address: str, serve: An
     canary = serve()
     network = behave.network(canary.port)
     for addresses in ((address,), (PUBLIC, address), (address, PUBLIC)):
-        delivery = Delivery(STRICT, resolve=behave.names(*addresses), network=network)
-        with pytest.raises(Undelivered, match="must not reach"):
+        delivery = WebhookSender(STRICT, resolve=behave.names(*addresses), network=network)
+        with pytest.raises(DeliveryError, match="must not reach"):
             _post(delivery, f"http://{NAME}/")
 
     assert ([], 0) == (network.asked, canary.connections)
@@ -140,26 +142,26 @@ def test_a_name_that_changes_its_mind_after_the_check_gains_nothing(serve: Any, 
     """The name is asked once, and what it said then is what is connected to."""
     server = serve()
     network, answers = behave.network(server.port), [PUBLIC, "127.0.0.1", "127.0.0.1"]
-    delivery = Delivery(STRICT, resolve=lambda *_: [ip_address(answers.pop(0))], network=network)
+    delivery = WebhookSender(STRICT, resolve=lambda *_: [ip_address(answers.pop(0))], network=network)
 
     assert 200 == _post(delivery, f"http://{NAME}/")
     assert ([PUBLIC], 2) == (network.asked, len(answers))
-    with pytest.raises(Undelivered, match="must not reach"):
+    with pytest.raises(DeliveryError, match="must not reach"):
         _post(delivery, f"http://{NAME}/")
 
 
 def test_this_machine_is_refused_with_the_systems_own_look_up(serve: Any) -> None:
     """Also in notations that only the system knows, should one ever pass the check of the text."""
     canary = serve()
-    policy = Policy(SECRET, frozenset({canary.port}), http=True, private=True)
-    strict = Policy(SECRET, frozenset({canary.port}), http=True)
+    policy = WebhookPolicy(SECRET, frozenset({canary.port}), allow_http=True, allow_private=True)
+    strict = WebhookPolicy(SECRET, frozenset({canary.port}), allow_http=True)
     hosts = "localhost 127.0.0.1 127.0.0.2 ::1 ::ffff:127.0.0.1 0.0.0.0 0 127.1 0x7f.1 0x7f000001 2130706433 0177.0.0.1"
     for host in hosts.split():
-        with pytest.raises(Undelivered):
-            Delivery(strict).post(Receiver("http", host, canary.port, "/"), {}, "", time.monotonic() + 5)
+        with pytest.raises(DeliveryError):
+            WebhookSender(strict).post(Receiver("http", host, canary.port, "/"), {}, "", time.monotonic() + 5)
 
     assert 0 == canary.connections
-    assert 200 == _post(Delivery(policy), f"http://localhost:{canary.port}/", policy)
+    assert 200 == _post(WebhookSender(policy), f"http://localhost:{canary.port}/", policy)
 
 
 def test_a_redirect_is_an_answer_and_not_followed(serve: Any, behave: Any) -> None:
@@ -167,7 +169,7 @@ def test_a_redirect_is_an_answer_and_not_followed(serve: Any, behave: Any) -> No
     for status in (301, 302, 303, 307, 308):
         server = serve(behave.answer(status, f"Location: http://127.0.0.1:{canary.port}/"))
         network = behave.network(server.port)
-        assert status == _post(Delivery(STRICT, resolve=behave.names(PUBLIC), network=network), f"http://{NAME}/")
+        assert status == _post(WebhookSender(STRICT, resolve=behave.names(PUBLIC), network=network), f"http://{NAME}/")
         assert ([PUBLIC], 1) == (network.asked, len(server.requests))
 
     assert 0 == canary.connections
@@ -178,8 +180,8 @@ def test_a_name_that_nobody_knows_is_undelivered(error: Exception, behave: Any) 
     def resolve(*_: Any) -> Any:
         raise error
 
-    with pytest.raises(Undelivered, match="not known"):
-        _post(Delivery(STRICT, resolve=resolve), f"http://{NAME}/")
+    with pytest.raises(DeliveryError, match="not known"):
+        _post(WebhookSender(STRICT, resolve=resolve), f"http://{NAME}/")
 
 
 # ---------------------------------------------------------------------- how long, how much
@@ -209,10 +211,10 @@ def _drip(head: bytes, piece: bytes) -> Any:
 )
 def test_an_answer_that_does_not_come_is_cut(head: bytes, piece: bytes, serve: Any, behave: Any) -> None:
     network = behave.network(serve(_drip(head, piece)).port)
-    delivery = Delivery(STRICT, seconds=SECONDS, resolve=behave.names(PUBLIC), network=network)
+    delivery = WebhookSender(STRICT, seconds=SECONDS, resolve=behave.names(PUBLIC), network=network)
 
     def step() -> None:
-        with pytest.raises(Undelivered):
+        with pytest.raises(DeliveryError):
             _post(delivery, f"http://{NAME}/")
 
     assert _in_time(step) < SECONDS + 0.3
@@ -221,7 +223,7 @@ def test_an_answer_that_does_not_come_is_cut(head: bytes, piece: bytes, serve: A
 @pytest.mark.parametrize("piece", [b"a", b"a" * 100_000], ids=["slow", "fast"])
 def test_a_body_without_end_is_cut_and_the_status_counts(piece: bytes, serve: Any, behave: Any) -> None:
     network = behave.network(serve(_drip(b"HTTP/1.1 200 OK\r\n\r\n", piece)).port)
-    delivery = Delivery(STRICT, seconds=SECONDS, resolve=behave.names(PUBLIC), network=network)
+    delivery = WebhookSender(STRICT, seconds=SECONDS, resolve=behave.names(PUBLIC), network=network)
 
     assert _in_time(lambda: _post(delivery, f"http://{NAME}/")) < SECONDS + 0.3
     assert network.read <= 2 * BODY_BYTES, "one reading more than what may be kept"
@@ -235,8 +237,8 @@ def test_a_name_that_takes_for_ever_is_cut(behave: Any) -> None:
         return []
 
     def step() -> None:
-        with pytest.raises(Undelivered, match="in time"):
-            _post(Delivery(STRICT, seconds=SECONDS, resolve=resolve), f"http://{NAME}/")
+        with pytest.raises(DeliveryError, match="in time"):
+            _post(WebhookSender(STRICT, seconds=SECONDS, resolve=resolve), f"http://{NAME}/")
 
     assert _in_time(step) < SECONDS + 0.3
     over.set()
@@ -245,8 +247,8 @@ def test_a_name_that_takes_for_ever_is_cut(behave: Any) -> None:
 def test_what_is_too_late_is_not_sent(serve: Any, behave: Any) -> None:
     """A courier that was frozen until another may have its delivery."""
     server = serve()
-    delivery = Delivery(STRICT, resolve=behave.names(PUBLIC), network=behave.network(server.port))
-    with pytest.raises(Undelivered, match="too long"):
+    delivery = WebhookSender(STRICT, resolve=behave.names(PUBLIC), network=behave.network(server.port))
+    with pytest.raises(DeliveryError, match="too long"):
         delivery.post(STRICT.receiver(f"http://{NAME}/"), {}, "{}", time.monotonic())
 
     assert 0 == server.connections
@@ -260,10 +262,10 @@ def mute() -> Iterator[int]:
 
 
 def test_a_handshake_that_does_not_end_is_cut(mute: int, behave: Any) -> None:
-    delivery = Delivery(STRICT, seconds=SECONDS, resolve=behave.names(PUBLIC), network=behave.network(mute))
+    delivery = WebhookSender(STRICT, seconds=SECONDS, resolve=behave.names(PUBLIC), network=behave.network(mute))
 
     def step() -> None:
-        with pytest.raises(Undelivered):
+        with pytest.raises(DeliveryError):
             _post(delivery, f"https://{NAME}/")
 
     assert _in_time(step) < SECONDS + 0.3

@@ -8,9 +8,9 @@ from torch.nn import functional
 from core import errors
 from core.neural.training.classifier import Classifier, full_outputs, places, widened
 from core.neural.weights.torchvision_registry import module
-from core.training.config import Recipe
+from core.training.config import TrainingConfig
 
-SMALL = Recipe(width=0.125, hidden=16, crop_px=40)
+SMALL = TrainingConfig(width=0.125, hidden=16, crop_px=40)
 
 
 def pictures(count: int = 2, side: int = 40) -> Tensor:
@@ -23,7 +23,7 @@ def test_names_and_shapes_are_those_of_torchvision(name: str) -> None:
     architecture, _, batch_norm = name.partition("_")
     with torch.device("meta"):
         theirs = getattr(module("models"), name)(num_classes=10)
-        ours = Classifier(Recipe(architecture=architecture, batch_norm=bool(batch_norm)), 10)
+        ours = Classifier(TrainingConfig(architecture=architecture, batch_norm=bool(batch_norm)), 10)
 
     shapes = {key: tensor.shape for key, tensor in theirs.state_dict().items()}
     assert shapes == {key: tensor.shape for key, tensor in ours.state_dict().items()}
@@ -31,7 +31,7 @@ def test_names_and_shapes_are_those_of_torchvision(name: str) -> None:
 
 def test_it_computes_what_torchvisions_network_computes_with_the_same_weights() -> None:
     """At full size, but for hidden units, on the paper's 225 px."""
-    recipe = Recipe(architecture="vgg11", hidden=8)
+    recipe = TrainingConfig(architecture="vgg11", hidden=8)
     ours, theirs = Classifier(recipe, 5).eval(), module("models").vgg11(num_classes=5, init_weights=False).eval()
     theirs.classifier = ours.classifier
     theirs.features.load_state_dict(ours.features.state_dict())
@@ -44,7 +44,7 @@ def test_it_computes_what_torchvisions_network_computes_with_the_same_weights() 
 
 
 @torch.no_grad()
-def responses(recipe: Recipe, init: str) -> list[float]:
+def responses(recipe: TrainingConfig, init: str) -> list[float]:
     """The deviation of the features' responses after each ReLU, with first weights."""
     torch.manual_seed(0)
     model = Classifier(recipe, 10).eval()
@@ -59,7 +59,7 @@ def responses(recipe: Recipe, init: str) -> list[float]:
 
 
 def test_he_keeps_the_size_of_the_responses_through_nineteen_layers_and_gaussian_loses_it() -> None:
-    deep = Recipe(architecture="vgg19", width=0.25, hidden=16, crop_px=40)
+    deep = TrainingConfig(architecture="vgg19", width=0.25, hidden=16, crop_px=40)
 
     he, gaussian = responses(deep, "he"), responses(deep, "gaussian")
     assert 0.2 < he[-1] / he[0] < 5

@@ -11,23 +11,27 @@ import torch
 from torch import Tensor
 
 from core import errors
-from core.neural.training.data import Order, Share, Views, in_order, loader, shuffled
-from core.training.config import Recipe
+from core.neural.training.data import BatchOrder, Share, TrainingImages, in_order, loader, shuffled
+from core.training.config import TrainingConfig
 from core.training.dataset import Dataset
 
-RECIPE = Recipe(crop_px=32, epochs=3, augment="scale", seed=4)
+RECIPE = TrainingConfig(crop_px=32, epochs=3, augment="scale", seed=4)
 CPU = torch.device("cpu")
 
 
-def batches(dataset: Path, workers: int, first: int = 0, recipe: Recipe = RECIPE) -> list[tuple[Tensor, Tensor]]:
+def batches(
+    dataset: Path, workers: int, first: int = 0, recipe: TrainingConfig = RECIPE
+) -> list[tuple[Tensor, Tensor]]:
     opened = Dataset(dataset)
     opened.close()
     with opened:
-        return list(loader(Views(opened, "train", recipe), Order(recipe, 20, 4, first, Share()), workers, CPU))
+        return list(
+            loader(TrainingImages(opened, "train", recipe), BatchOrder(recipe, 20, 4, first, Share()), workers, CPU)
+        )
 
 
 def test_an_epoch_sees_every_picture_once_and_each_epoch_in_another_order() -> None:
-    places = [place for batch in Order(RECIPE, 20, 4, 0, Share()) for place in batch]
+    places = [place for batch in BatchOrder(RECIPE, 20, 4, 0, Share()) for place in batch]
     epochs = [[index for epoch, index in places if epoch == number] for number in range(3)]
 
     assert [list(range(20))] * 3 == [sorted(epoch) for epoch in epochs]
@@ -35,16 +39,16 @@ def test_an_epoch_sees_every_picture_once_and_each_epoch_in_another_order() -> N
 
 
 def test_who_begins_later_gets_the_same_batches_from_there() -> None:
-    whole = list(Order(RECIPE, 22, 4, 0, Share()))
+    whole = list(BatchOrder(RECIPE, 22, 4, 0, Share()))
 
     assert 15 == len(whole)  # the last two of each epoch's order are no full batch
     for first in (0, 1, 5, 7, 14, 15):
-        assert whole[first:] == list(Order(RECIPE, 22, 4, first, Share()))
+        assert whole[first:] == list(BatchOrder(RECIPE, 22, 4, first, Share()))
 
 
 def test_processes_share_each_batch_without_gap_or_overlap() -> None:
-    whole = list(Order(RECIPE, 20, 4, 0, Share()))
-    halves = [list(Order(RECIPE, 20, 4, 0, Share(rank, 2))) for rank in (0, 1)]
+    whole = list(BatchOrder(RECIPE, 20, 4, 0, Share()))
+    halves = [list(BatchOrder(RECIPE, 20, 4, 0, Share(rank, 2))) for rank in (0, 1)]
 
     assert [sorted(batch) for batch in whole] == [sorted(a + b) for a, b in zip(*halves, strict=True)]
     assert all(2 == len(batch) for half in halves for batch in half)
@@ -77,7 +81,7 @@ def test_reading_leaves_the_processs_own_random_numbers_alone(stripes: Path) -> 
     wanted = torch.rand(3)
     torch.manual_seed(1)
     with Dataset(stripes) as opened:
-        Views(opened, "train", RECIPE)[0, 0]
+        TrainingImages(opened, "train", RECIPE)[0, 0]
 
     assert torch.equal(wanted, torch.rand(3))
 
@@ -85,7 +89,7 @@ def test_reading_leaves_the_processs_own_random_numbers_alone(stripes: Path) -> 
 @pytest.mark.parametrize("augment", ["none", "crop", "scale"])
 def test_a_view_has_the_size_that_is_asked_for_and_changes_with_the_epoch(stripes: Path, augment: str) -> None:
     with Dataset(stripes) as opened:
-        views = Views(opened, "train", RECIPE.model_copy(update={"augment": augment}))
+        views = TrainingImages(opened, "train", RECIPE.model_copy(update={"augment": augment}))
         first, again, later = (views[epoch, 7][0] for epoch in (0, 0, 1))
 
     assert ((3, 32, 32), torch.uint8) == (tuple(first.shape), first.dtype)
@@ -108,7 +112,7 @@ def test_a_damaged_picture_is_told_of_in_one_sentence_whoever_reads_it(
     assert f"{tmp_path / 'data'} is damaged; build it again." == refused.value.message
 
 
-class Dying(Views):
+class Dying(TrainingImages):
     def __getitem__(self, place: object) -> tuple[Tensor, int]:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
@@ -118,4 +122,4 @@ def test_a_reading_process_that_is_killed_is_told_of_in_words(stripes: Path) -> 
     with Dataset(stripes) as opened:
         opened.close()
         with pytest.raises(errors.Unavailable, match="fewer --workers"):
-            list(loader(Dying(opened, "train", RECIPE), Order(RECIPE, 20, 4, 0, Share()), 1, CPU))
+            list(loader(Dying(opened, "train", RECIPE), BatchOrder(RECIPE, 20, 4, 0, Share()), 1, CPU))

@@ -10,12 +10,12 @@ ALIKE = """
 import os
 from pathlib import Path
 import torch
-from core.neural.training.distributed import joined
+from core.neural.training.distributed import join_process_group
 
 def threads():
     return [name for thread in Path("/proc/self/task").glob("*/comm") if "gloo" in (name := thread.read_text())]
 
-with joined("cpu") as team:
+with join_process_group("cpu") as team:
     torch.manual_seed(team.share.rank)
     model = torch.nn.Linear(3, 2)
     team.agree(model.parameters())

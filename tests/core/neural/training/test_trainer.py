@@ -21,25 +21,25 @@ from PIL import Image
 
 from core import errors
 from core.neural.training import artifacts
-from core.neural.training.artifacts import Position, load
+from core.neural.training.artifacts import RunPosition, load
 from core.neural.training.classifier import Classifier
 from core.neural.training.data import Share
-from core.neural.training.distributed import Team
-from core.neural.training.trainer import Moment, Pacing, train
+from core.neural.training.distributed import ProcessGroup
+from core.neural.training.trainer import TrainerOptions, TrainingEvent, train
 from core.neural.weights.cache import WeightsCache
-from core.training.config import Recipe
+from core.training.config import TrainingConfig
 from core.training.dataset import Dataset
-from core.training.dataset_builder import Wish, build
+from core.training.dataset_builder import BuildOptions, build
 
 ROOT = Path(__file__).parents[4]
-TINY = Recipe(
+TINY = TrainingConfig(
     architecture="vgg11", width=1 / 16, hidden=8, crop_px=32, batch=8, epochs=3, dropout=0.1, precision="float32"
 )
-EVERY_STEP = Pacing(workers=0, checkpoint_seconds=0, log_steps=1)
+EVERY_STEP = TrainerOptions(workers=0, checkpoint_seconds=0, log_steps=1)
 
 
-def teach(dataset: Path, run: Path, pacing: Pacing = EVERY_STEP, **changes: Any) -> Position:
-    return train(dataset, run, TINY.model_copy(update=changes), Team(), pacing)
+def teach(dataset: Path, run: Path, pacing: TrainerOptions = EVERY_STEP, **changes: Any) -> RunPosition:
+    return train(dataset, run, TINY.model_copy(update=changes), ProcessGroup(), pacing)
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -63,7 +63,7 @@ def test_two_runs_of_one_recipe_are_the_same_to_the_bit_and_another_seed_is_anot
     stripes: Path, tmp_path: Path
 ) -> None:
     teach(stripes, tmp_path / "one")
-    teach(stripes, tmp_path / "two", Pacing(workers=1, checkpoint_seconds=1000, log_steps=1))
+    teach(stripes, tmp_path / "two", TrainerOptions(workers=1, checkpoint_seconds=1000, log_steps=1))
     teach(stripes, tmp_path / "other", seed=1)
 
     assert rows(tmp_path / "one") == rows(tmp_path / "two") != rows(tmp_path / "other")
@@ -79,9 +79,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from core.neural.training.distributed import Team
-from core.neural.training.trainer import Pacing, train
-from core.training.config import Recipe
+from core.neural.training.distributed import ProcessGroup
+from core.neural.training.trainer import TrainerOptions, train
+from core.training.config import TrainingConfig
 
 dataset, run, recipe, at, where = sys.argv[1:]
 def on_moment(moment):
@@ -97,8 +97,8 @@ def torn(part, file):
     return replace(part, file)
 Path.replace = torn
 torch.set_num_threads(int(os.environ["THREADS"]))
-pacing = Pacing(workers=0, checkpoint_seconds=0, log_steps=1)
-train(Path(dataset), Path(run), Recipe.model_validate_json(recipe), Team(), pacing, on_moment=on_moment)
+pacing = TrainerOptions(workers=0, checkpoint_seconds=0, log_steps=1)
+train(Path(dataset), Path(run), TrainingConfig.model_validate_json(recipe), ProcessGroup(), pacing, on_moment=on_moment)
 """
 
 
@@ -137,17 +137,17 @@ TEAM = """
 import os, sys
 from pathlib import Path
 import torch
-from core.neural.training.distributed import joined
-from core.neural.training.trainer import Pacing, train
-from core.training.config import Recipe
+from core.neural.training.distributed import join_process_group
+from core.neural.training.trainer import TrainerOptions, train
+from core.training.config import TrainingConfig
 
 dataset, run, recipe, at = sys.argv[1:]
 def on_moment(moment):
     if moment.step == int(at):
         os._exit(1)
-with joined("cpu") as team:
-    pacing = Pacing(workers=0, checkpoint_seconds=0, log_steps=1)
-    train(Path(dataset), Path(run), Recipe.model_validate_json(recipe), team, pacing, on_moment=on_moment)
+with join_process_group("cpu") as team:
+    pacing = TrainerOptions(workers=0, checkpoint_seconds=0, log_steps=1)
+    train(Path(dataset), Path(run), TrainingConfig.model_validate_json(recipe), team, pacing, on_moment=on_moment)
 """
 
 
@@ -161,7 +161,9 @@ def validated_by(folder: Path, count: int) -> Path:
     places = sorted(
         int.from_bytes(hashlib.sha256(file.read_bytes()).digest()[:8]) / 2**64 for file in folder.rglob("*.png")
     )
-    build(folder / "source", folder / "data", Wish(40, validation=(places[count - 1] + places[count]) / 2), jobs=1)
+    build(
+        folder / "source", folder / "data", BuildOptions(40, validation=(places[count - 1] + places[count]) / 2), jobs=1
+    )
     return folder / "data"
 
 
@@ -218,7 +220,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(st
     with pytest.raises(errors.Diverged, match=r"the last checkpoint is kept\. Begin .* lower learning_rate"):
         teach(stripes, tmp_path / "run", learning_rate=100, epochs=50)
     with pytest.raises(errors.Diverged, match="there was no checkpoint yet"):
-        teach(stripes, tmp_path / "other", Pacing(workers=0), learning_rate=100, epochs=50)
+        teach(stripes, tmp_path / "other", TrainerOptions(workers=0), learning_rate=100, epochs=50)
 
     kept = load(tmp_path / "run" / "checkpoint.pt").model
     assert all(tensor.isfinite().all() for tensor in kept.values())
@@ -231,7 +233,7 @@ def test_clipping_keeps_the_same_run_together(stripes: Path, tmp_path: Path) -> 
 def test_it_stops_when_patience_is_over(stripes: Path, tmp_path: Path) -> None:
     ended = teach(stripes, tmp_path / "run", learning_rate=1e-9, patience=2, epochs=50)
 
-    assert (1, True) == (ended.best_epoch, ended.ended)
+    assert (1, True) == (ended.best_epoch, ended.has_ended)
     assert 3 == sum(bool(row["validation_top1"]) for row in rows(tmp_path / "run"))
 
 
@@ -240,7 +242,7 @@ def test_what_comes_out_can_be_painted_with_and_says_what_it_is(stripes: Path, t
     with safetensors.safe_open(tmp_path / "run" / "network.safetensors", framework="pt") as file:
         card = file.metadata()
     model = Classifier(TINY.model_copy(update={"architecture": "vgg16", "batch_norm": True}), 2).eval()
-    model.load_state_dict(artifacts.read(tmp_path / "run" / "whole.safetensors"))
+    model.load_state_dict(artifacts.read_start_weights(tmp_path / "run" / "whole.safetensors"))
     pth = torch.load(tmp_path / "run" / "network.pth", weights_only=True)
 
     assert ["lying", "upright"] == json.loads(card["classes"])
@@ -288,7 +290,7 @@ def test_a_checkpoint_whose_momentum_does_not_fit_is_refused_before_a_step(
     stripes: Path, tmp_path: Path, spoil: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     with pytest.raises(Stopped):
-        train(stripes, tmp_path / "run", TINY, Team(), EVERY_STEP, on_moment=stop_at(3))
+        train(stripes, tmp_path / "run", TINY, ProcessGroup(), EVERY_STEP, on_moment=stop_at(3))
     found = load(tmp_path / "run" / "checkpoint.pt")
     first = found.optimizer["state"][0]
     first["momentum_buffer"] = spoil(first["momentum_buffer"])
@@ -327,13 +329,13 @@ def test_a_full_disk_is_told_of_and_the_last_checkpoint_is_still_good(
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-    def fill(moment: Moment) -> None:
+    def fill(moment: TrainingEvent) -> None:
         if moment.step == 3:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, hard))
 
     try:
         with pytest.raises(errors.StorageFull, match="no room"):
-            train(stripes, tmp_path / "run", TINY, Team(), EVERY_STEP, on_moment=fill)
+            train(stripes, tmp_path / "run", TINY, ProcessGroup(), EVERY_STEP, on_moment=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         signal.signal(signal.SIGXFSZ, previous)
@@ -346,7 +348,7 @@ def test_a_full_disk_is_told_of_and_the_last_checkpoint_is_still_good(
 
 
 def test_without_validation_the_last_epoch_is_kept(stripes: Path, tmp_path: Path) -> None:
-    build(stripes.parent / "source", tmp_path / "all", Wish(40, validation=0), jobs=1)
+    build(stripes.parent / "source", tmp_path / "all", BuildOptions(40, validation=0), jobs=1)
     ended = teach(tmp_path / "all", tmp_path / "run", epochs=2)
 
     assert (-1.0, 2) == (ended.best, ended.best_epoch)
@@ -358,8 +360,8 @@ class Stopped(Exception):
     pass
 
 
-def stop_at(step: int) -> Callable[[Moment], None]:
-    def look(moment: Moment) -> None:
+def stop_at(step: int) -> Callable[[TrainingEvent], None]:
+    def look(moment: TrainingEvent) -> None:
         if moment.step == step:
             raise Stopped
 
@@ -373,11 +375,11 @@ def test_a_run_in_half_precision_goes_on_with_its_scaler_and_in_the_precision_it
     """Where `auto` means another one now: the run was begun on a card, say."""
     recipe = TINY.model_copy(update={"precision": "auto", "epochs": 1})
     monkeypatch.setattr("core.neural.training.trainer.fast_dtype", lambda _: getattr(torch, precision))
-    train(stripes, tmp_path / "whole", recipe, Team(), EVERY_STEP)
+    train(stripes, tmp_path / "whole", recipe, ProcessGroup(), EVERY_STEP)
     with pytest.raises(Stopped):
-        train(stripes, tmp_path / "parts", recipe, Team(), EVERY_STEP, on_moment=stop_at(4))
+        train(stripes, tmp_path / "parts", recipe, ProcessGroup(), EVERY_STEP, on_moment=stop_at(4))
     monkeypatch.setattr("core.neural.training.trainer.fast_dtype", lambda _: torch.float32)
-    train(stripes, tmp_path / "parts", recipe, Team(), EVERY_STEP)
+    train(stripes, tmp_path / "parts", recipe, ProcessGroup(), EVERY_STEP)
 
     whole, parts = (load(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
@@ -404,7 +406,7 @@ def test_float32_is_not_ten_bits_of_it_on_a_card(stripes: Path, tmp_path: Path) 
 def test_settings_that_mean_nothing_are_refused_and_leave_nothing(
     stripes: Path, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    build(stripes.parent / "source", tmp_path / "all", Wish(40, validation=0), jobs=1)
+    build(stripes.parent / "source", tmp_path / "all", BuildOptions(40, validation=0), jobs=1)
 
     with pytest.raises(errors.BadSpec, match=words):
         teach(tmp_path / "all", tmp_path / "run", **changes)
@@ -414,7 +416,7 @@ def test_settings_that_mean_nothing_are_refused_and_leave_nothing(
 def test_a_team_that_no_batch_can_be_shared_among_is_told_what_batch_could(stripes: Path, tmp_path: Path) -> None:
     with Dataset(stripes) as data:
         count = data.count("train")
-    team = Team(Share(0, 7))
+    team = ProcessGroup(Share(0, 7))
 
     with pytest.raises(errors.BadSpec, match=r"^batch must be a multiple of the 7 processes, 7 or so"):
         train(stripes, tmp_path / "run", TINY, team, EVERY_STEP)
@@ -426,7 +428,7 @@ def test_a_beginning_that_cannot_be_read_leaves_no_folder(stripes: Path, tmp_pat
     (tmp_path / "start.pth").write_bytes(b"no weights")
 
     with pytest.raises(errors.BadWeights):
-        train(stripes, tmp_path / "run", TINY, Team(), EVERY_STEP, start=tmp_path / "start.pth")
+        train(stripes, tmp_path / "run", TINY, ProcessGroup(), EVERY_STEP, start=tmp_path / "start.pth")
     assert not (tmp_path / "run").exists()
 
 
@@ -467,7 +469,7 @@ def test_a_checkpoint_of_something_else_is_refused_in_words(stripes: Path, tmp_p
 
 def test_a_log_that_someone_has_cut_goes_on_without_a_gap(stripes: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
-        train(stripes, tmp_path / "run", TINY, Team(), EVERY_STEP, on_moment=stop_at(5))
+        train(stripes, tmp_path / "run", TINY, ProcessGroup(), EVERY_STEP, on_moment=stop_at(5))
     text = (tmp_path / "run" / "log.csv").read_bytes()
     (tmp_path / "run" / "log.csv").write_bytes(text[: text.index(b"\n") + 1])
     teach(stripes, tmp_path / "run")

@@ -9,10 +9,10 @@ from PIL import Image
 
 from core.neural.transfer import checkpoint
 from core.neural.transfer.checkpoint import Checkpoint
-from core.neural.transfer.inputs import Subject
-from core.neural.transfer.optimize import Loan
+from core.neural.transfer.inputs import StyleInputs
+from core.neural.transfer.optimize import SharedSnapshot
 from core.neural.transfer.planner import USABLE, Planner
-from core.neural.transfer.stylize import Moment, stylize
+from core.neural.transfer.stylize import StepEvent, stylize
 from core.neural.vgg import Network
 from core.style.spec import parse_spec
 
@@ -26,7 +26,7 @@ class Killed(BaseException):
 def _cut_off(file: Path, at: int, *, leg: int = 0) -> Any:
     """A callback that saves a checkpoint at an iteration and kills the run two iterations later."""
 
-    def watch(moment: Moment) -> None:
+    def watch(moment: StepEvent) -> None:
         if moment.progress.iteration == at:
             assert moment.checkpoint().save(file)
         if moment.progress.iteration == at + 2:
@@ -36,7 +36,7 @@ def _cut_off(file: Path, at: int, *, leg: int = 0) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "at"),
+    ("parameters", "at"),
     [
         (LADDER, 3),  # before the pairs have come round
         (LADDER, 12),  # at the very end of a scale
@@ -48,9 +48,9 @@ def _cut_off(file: Path, at: int, *, leg: int = 0) -> Any:
     ],
 )
 def test_a_resumed_run_ends_with_the_same_bits(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path, knobs: dict[str, Any], at: int
+    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path, parameters: dict[str, Any], at: int
 ) -> None:
-    subject, spec, file = Subject(photo, [painting]), parse_spec(knobs), tmp_path / "c"
+    subject, spec, file = StyleInputs(photo, [painting]), parse_spec(parameters), tmp_path / "c"
     whole = stylize(subject, spec, vgg16)
     with pytest.raises(Killed):
         stylize(subject, spec, vgg16, _cut_off(file, at))
@@ -70,10 +70,10 @@ def test_a_resumed_run_ends_with_the_same_bits(
 
 def test_a_scale_that_ended_early_stays_ended(photo: Image.Image, vgg16: Network, tmp_path: Path) -> None:
     """The painting is the photo: nothing to gain, and the run says so at its first window's end."""
-    subject, spec, file = Subject(photo, [photo]), parse_spec({"size": 64, "scales": 1}), tmp_path / "c"
+    subject, spec, file = StyleInputs(photo, [photo]), parse_spec({"size": 64, "scales": 1}), tmp_path / "c"
     counts: list[int] = []
 
-    def watch(moment: Moment) -> None:
+    def watch(moment: StepEvent) -> None:
         counts.append(moment.progress.iterations)
         if len(counts) > 1 and counts[-1] < counts[-2] and not file.exists():
             assert moment.checkpoint().save(file)
@@ -89,9 +89,9 @@ def test_seconds_and_share_go_on_from_where_they_were(
 ) -> None:
     before: list[float] = []
     after: list[float] = []
-    subject, spec, file = Subject(photo, [painting]), parse_spec(LADDER), tmp_path / "c"
+    subject, spec, file = StyleInputs(photo, [painting]), parse_spec(LADDER), tmp_path / "c"
 
-    def watch(moment: Moment) -> bool:
+    def watch(moment: StepEvent) -> bool:
         before.append(moment.progress.value)
         return moment.progress.iteration == 15 and moment.checkpoint().save(file)
 
@@ -116,7 +116,7 @@ def test_with_another_route_the_image_is_kept(
     """Another machine, with less memory: it goes on with the image, by its own way."""
     large = photo.resize((320, 240))
     subject, spec, file = (
-        Subject(large, [painting]),
+        StyleInputs(large, [painting]),
         parse_spec({"size": 320, "scales": 1, "iterations": 4}),
         tmp_path / "c",
     )
@@ -148,15 +148,15 @@ def test_with_another_route_the_image_is_kept(
 def test_a_checkpoint_from_before_a_steering_is_gone_on_from_by_the_new_weights(
     photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path, optimizer: str
 ) -> None:
-    """To the same bits as a run that was steered there and then; and one from after it knows of it."""
-    subject, spec, file = Subject(photo, [painting]), parse_spec(LADDER | {"optimizer": optimizer}), tmp_path / "c"
-    strong = spec.for_pictures().steered({"strength": 0.9})
+    """To the same bits as a run that was spec_updates there and then; and one from after it knows of it."""
+    subject, spec, file = StyleInputs(photo, [painting]), parse_spec(LADDER | {"optimizer": optimizer}), tmp_path / "c"
+    strong = spec.for_pictures().with_updates({"strength": 0.9})
     with pytest.raises(Killed):
         stylize(subject, spec, vgg16, _cut_off(file, 8))
-    steered = stylize(subject, spec, vgg16, lambda moment: strong if moment.progress.iteration == 8 else None)
+    spec_updates = stylize(subject, spec, vgg16, lambda moment: strong if moment.progress.iteration == 8 else None)
     before = stylize(subject, strong, vgg16, resume=checkpoint.load(file))
 
-    def steer_and_die(moment: Moment) -> Any:
+    def steer_and_die(moment: StepEvent) -> Any:
         _cut_off(file, 15)(moment)
         return strong if moment.progress.iteration == 8 else None
 
@@ -164,16 +164,16 @@ def test_a_checkpoint_from_before_a_steering_is_gone_on_from_by_the_new_weights(
         stylize(subject, spec, vgg16, steer_and_die)
     after = stylize(subject, strong, vgg16, resume=checkpoint.load(file))
 
-    assert 1 == len({one.picture.tobytes() for one in (steered, before, after)})
+    assert 1 == len({one.picture.tobytes() for one in (spec_updates, before, after)})
     assert [(8, {"strength": 0.9})] * 3 == [
-        (one.steered[0].iteration, one.steered[0].after) for one in (steered, before, after)
+        (one.spec_updates[0].iteration, one.spec_updates[0].after) for one in (spec_updates, before, after)
     ]
 
 
 def test_a_checkpoint_of_another_network_is_left_aside(
     photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
 ) -> None:
-    subject, spec, file = Subject(photo, [painting]), parse_spec(LADDER), tmp_path / "c"
+    subject, spec, file = StyleInputs(photo, [painting]), parse_spec(LADDER), tmp_path / "c"
     with pytest.raises(Killed):
         stylize(subject, spec, vgg16, _cut_off(file, 15))
     other = Network.__new__(Network)
@@ -188,7 +188,7 @@ def test_a_checkpoint_of_another_network_is_left_aside(
 def test_a_torn_file_is_found_out(photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path) -> None:
     file = tmp_path / "c"
     with pytest.raises(Killed):
-        stylize(Subject(photo, [painting]), parse_spec(LADDER), vgg16, _cut_off(file, 5))
+        stylize(StyleInputs(photo, [painting]), parse_spec(LADDER), vgg16, _cut_off(file, 5))
     whole = file.read_bytes()
     middle = len(whole) // 2
     file.write_bytes(whole[:middle] + b"\xff" * 100 + whole[middle + 100 :])  # a hole, as a power cut may leave one
@@ -207,17 +207,17 @@ def test_a_reader_that_takes_too_long_is_told(
     """The run does not wait for it; and what it has read may be half of one iteration and half of the next."""
     kept: list[Checkpoint] = []
 
-    def watch(moment: Moment) -> None:
+    def watch(moment: StepEvent) -> None:
         if moment.progress.iteration == 3:
             kept.append(moment.checkpoint())
 
-    stylize(Subject(photo, [painting]), parse_spec(LADDER), vgg16, watch)
+    stylize(StyleInputs(photo, [painting]), parse_spec(LADDER), vgg16, watch)
 
     assert not kept[0].save(tmp_path / "c")
 
 
 def test_what_is_given_back_in_time_is_good() -> None:
-    loan = Loan({"image": torch.zeros(3)})
+    loan = SharedSnapshot({"image": torch.zeros(3)})
     loan.give_back()
     loan.recall()
 

@@ -15,7 +15,7 @@ from core.neural.weights.cache import WeightsCache
 from core.style.spec import StyleSpec, parse_spec
 from core.style.vgg_layers import convolutions
 
-KNOBS: list[dict[str, Any]] = [
+PARAMETERS: list[dict[str, Any]] = [
     {},
     {"objective": "gatys"},
     {"objective": "gatys", "pooling": "average", "style_layers": "relu1_1=1,relu3_1=0.3"},
@@ -45,8 +45,8 @@ def double() -> Network:
     return Network("vgg19", parameters, name="vgg19", sha256="", dtype=torch.float64)
 
 
-def _spec(**knobs: Any) -> StyleSpec:
-    return parse_spec({"model": "vgg19", **knobs}).for_pictures()
+def _spec(**parameters: Any) -> StyleSpec:
+    return parse_spec({"model": "vgg19", **parameters}).for_pictures()
 
 
 def _region(network: Network, spec: StyleSpec, **more: Any) -> Region:
@@ -110,9 +110,9 @@ def _square(x: Tensor) -> Tensor:
     return x.square().sum()
 
 
-@pytest.mark.parametrize("knobs", KNOBS, ids=str)
-def test_loss_and_gradient_are_autograds(double: Network, knobs: dict[str, Any]) -> None:
-    spec, photo, image = _spec(**knobs), _rand(1, 3, 90, 75, seed=1), _rand(1, 3, 90, 75, seed=3)
+@pytest.mark.parametrize("parameters", PARAMETERS, ids=str)
+def test_loss_and_gradient_are_autograds(double: Network, parameters: dict[str, Any]) -> None:
+    spec, photo, image = _spec(**parameters), _rand(1, 3, 90, 75, seed=1), _rand(1, 3, 90, 75, seed=3)
     region = _region(double, spec)
     loss, gradient = Objective(double, spec, photo, [region]).with_gradient(image)
     total, slope = _autograds(double, spec, photo, region, image)
@@ -121,12 +121,12 @@ def test_loss_and_gradient_are_autograds(double: Network, knobs: dict[str, Any])
     assert float((gradient - slope).norm() / slope.norm()) < 1e-10
 
 
-@pytest.mark.parametrize(("knobs", "size"), list(product(KNOBS, [(150, 203), (97, 333)])), ids=str)
+@pytest.mark.parametrize(("parameters", "size"), list(product(PARAMETERS, [(150, 203), (97, 333)])), ids=str)
 def test_in_tiles_loss_and_gradient_are_those_of_the_whole(
-    double: Network, knobs: dict[str, Any], size: tuple[int, int]
+    double: Network, parameters: dict[str, Any], size: tuple[int, int]
 ) -> None:
     """To rounding: not an approximation."""
-    spec, photo, image = _spec(**knobs), _rand(1, 3, *size, seed=1), _rand(1, 3, *size, seed=3)
+    spec, photo, image = _spec(**parameters), _rand(1, 3, *size, seed=1), _rand(1, 3, *size, seed=3)
     region = _region(double, spec)
     whole, tiled = (Objective(double, spec, photo, [region], side).with_gradient(image) for side in (None, 64))
 
@@ -307,13 +307,13 @@ def test_guides_in_tiles_are_those_of_the_whole(double: Network) -> None:
 def test_weighed_anew_it_is_the_objective_of_the_other_spec(double: Network, objective: str) -> None:
     """To the bit, and without another look at photo and paintings."""
     spec = _spec(objective=objective)
-    other = spec.steered({"strength": 0.9, "content_weight": 3, "tv_weight": 2})
+    other = spec.with_updates({"strength": 0.9, "content_weight": 3, "tv_weight": 2})
     photo, image = _rand(1, 3, 64, 96, seed=1), _rand(1, 3, 64, 96, seed=3)
     one, two = _region(double, spec), Region(style_of(double, _rand(1, 3, 64, 64, seed=5), spec), 0.4)
-    steered = Objective(double, spec, photo, [one])
-    steered.weigh(other, [two])
+    spec_updates = Objective(double, spec, photo, [one])
+    spec_updates.weigh(other, [two])
     (loss, gradient), (own, slope) = (
-        judge.with_gradient(image) for judge in (steered, Objective(double, other, photo, [two]))
+        judge.with_gradient(image) for judge in (spec_updates, Objective(double, other, photo, [two]))
     )
 
     assert loss.by_name() == own.by_name()

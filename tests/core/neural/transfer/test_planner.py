@@ -7,16 +7,16 @@ import pytest
 
 from core import errors
 from core.neural.transfer import planner
-from core.neural.transfer.planner import NOMINAL, Pace, Plan, Planner, free_memory, pace_of
+from core.neural.transfer.planner import NOMINAL_THROUGHPUT, Plan, Planner, Throughput, free_memory, load_throughput
 from core.neural.vgg import Network
 from core.style.spec import parse_spec
 
 GB = 10**9
 
 
-def _plan(network: Network, free_bytes: int, **knobs: Any) -> Plan:
-    spec = parse_spec(knobs).for_pictures()
-    return Planner(network, NOMINAL, free_bytes).plan((4000, 3000), [(1200, 900)], spec)
+def _plan(network: Network, free_bytes: int, **parameters: Any) -> Plan:
+    spec = parse_spec(parameters).for_pictures()
+    return Planner(network, NOMINAL_THROUGHPUT, free_bytes).plan((4000, 3000), [(1200, 900)], spec)
 
 
 def test_with_memory_to_spare_nothing_is_cut(vgg16: Network) -> None:
@@ -64,7 +64,7 @@ def test_where_nothing_fits_it_says_so(vgg16: Network) -> None:
 
 def test_a_smaller_route_takes_half_or_less(vgg16: Network) -> None:
     spec = parse_spec({"size": 1024}).for_pictures()
-    one = Planner(vgg16, NOMINAL, 64 * GB)
+    one = Planner(vgg16, NOMINAL_THROUGHPUT, 64 * GB)
     leg = one.plan((4, 3), [(900, 900)], spec).legs[-1]
     smaller = one.smaller(leg, [(900, 900)], spec)
 
@@ -75,7 +75,7 @@ def test_a_smaller_route_takes_half_or_less(vgg16: Network) -> None:
 def test_seconds_follow_pace_pixels_and_iterations(vgg16: Network) -> None:
     spec = parse_spec({"size": 512, "scales": 1, "iterations": 98}).for_pictures()
     seconds = [
-        Planner(vgg16, Pace(fixed, pixel), 64 * GB).plan((512, 512), [(512, 512)], spec).seconds
+        Planner(vgg16, Throughput(fixed, pixel), 64 * GB).plan((512, 512), [(512, 512)], spec).seconds
         for fixed, pixel in ((1, 0), (0, 1e-6))
     ]
 
@@ -83,17 +83,17 @@ def test_seconds_follow_pace_pixels_and_iterations(vgg16: Network) -> None:
 
 
 def test_a_pace_is_measured_once_and_kept(vgg16: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = iter([Pace(0.1, 1e-6)])
-    monkeypatch.setattr(planner, "measured_pace", lambda _: next(measured))
+    measured = iter([Throughput(0.1, 1e-6)])
+    monkeypatch.setattr(planner, "measure_throughput", lambda _: next(measured))
     file = tmp_path / "new" / "pace.json"
 
-    assert Pace(0.1, 1e-6) == pace_of(vgg16, file) == pace_of(vgg16, file)
+    assert Throughput(0.1, 1e-6) == load_throughput(vgg16, file) == load_throughput(vgg16, file)
 
 
 def test_other_networks_paces_are_kept(vgg16: Network, random_vgg19: Network, tmp_path: Path, monkeypatch: Any) -> None:
-    measured = iter([Pace(0.1, 1e-6), Pace(0.2, 2e-6)])
-    monkeypatch.setattr(planner, "measured_pace", lambda _: next(measured))
-    paces = [pace_of(network, tmp_path / "pace.json") for network in (vgg16, random_vgg19, vgg16, random_vgg19)]
+    measured = iter([Throughput(0.1, 1e-6), Throughput(0.2, 2e-6)])
+    monkeypatch.setattr(planner, "measure_throughput", lambda _: next(measured))
+    paces = [load_throughput(network, tmp_path / "pace.json") for network in (vgg16, random_vgg19, vgg16, random_vgg19)]
 
     assert paces[:2] == paces[2:]
     assert paces[0] != paces[1]
@@ -101,15 +101,17 @@ def test_other_networks_paces_are_kept(vgg16: Network, random_vgg19: Network, tm
 
 
 def test_where_nothing_can_be_written_the_pace_is_measured(vgg16: Network, monkeypatch: Any, tmp_path: Path) -> None:
-    monkeypatch.setattr(planner, "measured_pace", lambda _: Pace(0.1, 1e-6))
+    monkeypatch.setattr(planner, "measure_throughput", lambda _: Throughput(0.1, 1e-6))
     (tmp_path / "file").touch()
 
-    assert Pace(0.1, 1e-6) == pace_of(vgg16, tmp_path / "file" / "pace.json")
+    assert Throughput(0.1, 1e-6) == load_throughput(vgg16, tmp_path / "file" / "pace.json")
 
 
 def test_masks_are_planned_with(vgg16: Network) -> None:
     spec = parse_spec({"size": 1024}).for_pictures(2, 2)
-    few, many = (Planner(vgg16, NOMINAL, 64 * GB).plan((4, 3), [(64, 64)] * 2, spec, masks) for masks in (0, 2))
+    few, many = (
+        Planner(vgg16, NOMINAL_THROUGHPUT, 64 * GB).plan((4, 3), [(64, 64)] * 2, spec, masks) for masks in (0, 2)
+    )
 
     assert many.memory_bytes - few.memory_bytes >= 2 * 4 * 1024 * 768
 
@@ -125,14 +127,14 @@ def test_pairs_are_given_up_last(vgg16: Network) -> None:
 def test_a_damaged_pace_file_is_measured_again(
     vgg16: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(planner, "measured_pace", lambda _: Pace(0.1, 1e-6))
+    monkeypatch.setattr(planner, "measure_throughput", lambda _: Throughput(0.1, 1e-6))
     (tmp_path / "pace.json").write_text(text)
 
-    assert Pace(0.1, 1e-6) == pace_of(vgg16, tmp_path / "pace.json")
+    assert Throughput(0.1, 1e-6) == load_throughput(vgg16, tmp_path / "pace.json")
 
 
 def test_the_pace_that_is_measured_is_above_zero(random_vgg19: Network) -> None:
-    pace = planner.measured_pace(random_vgg19)
+    pace = planner.measure_throughput(random_vgg19)
 
     assert pace.fixed_seconds > 0
     assert pace.pixel_seconds > 0

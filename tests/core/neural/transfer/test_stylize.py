@@ -10,11 +10,11 @@ from PIL import Image, ImageChops, ImageStat
 
 from core import errors
 from core.neural.transfer import checkpoint, pixels
-from core.neural.transfer.inputs import Subject
+from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.objective import style_of
 from core.neural.transfer.planner import Planner
 from core.neural.transfer.schedule import schedule
-from core.neural.transfer.stylize import Moment, Painting, Progress, stylize
+from core.neural.transfer.stylize import RunProgress, StepEvent, StyleResult, stylize
 from core.neural.vgg import Network
 from core.neural.weights.cache import random_parameters
 from core.style.spec import StyleSpec, parse_spec
@@ -24,11 +24,11 @@ LAYERS = ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"]
 
 
 @pytest.fixture(scope="module")
-def painted(photo: Image.Image, painting: Image.Image, vgg16: Network) -> tuple[Painting, list[Progress]]:
+def painted(photo: Image.Image, painting: Image.Image, vgg16: Network) -> tuple[StyleResult, list[RunProgress]]:
     """One run that several tests look at."""
-    seen: list[Progress] = []
+    seen: list[RunProgress] = []
     spec = parse_spec({"size": 96, "iterations": 24, "scales": 2})
-    return stylize(Subject(photo, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress)), seen
+    return stylize(StyleInputs(photo, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress)), seen
 
 
 def _style_distance(network: Network, picture: Image.Image, painting: Image.Image) -> dict[str, float]:
@@ -39,7 +39,7 @@ def _style_distance(network: Network, picture: Image.Image, painting: Image.Imag
 
 
 def test_the_delivered_picture_is_closer_to_the_painting_in_every_layer(
-    painted: tuple[Painting, list[Progress]], photo: Image.Image, painting: Image.Image, vgg16: Network
+    painted: tuple[StyleResult, list[RunProgress]], photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> None:
     """Measured in the 8-bit picture that a user gets."""
     before, after = (_style_distance(vgg16, picture, painting) for picture in (photo, painted[0].picture))
@@ -48,7 +48,7 @@ def test_the_delivered_picture_is_closer_to_the_painting_in_every_layer(
 
 
 def test_the_delivered_picture_still_shows_the_photo(
-    painted: tuple[Painting, list[Progress]], photo: Image.Image, painting: Image.Image, vgg16: Network
+    painted: tuple[StyleResult, list[RunProgress]], photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> None:
     """Its content features are nearer to the photo's than the painting's are."""
     with torch.no_grad():
@@ -60,13 +60,13 @@ def test_the_delivered_picture_still_shows_the_photo(
     assert float((result - own).norm()) < 0.75 * float((other - own).norm())
 
 
-def test_the_loss_falls_at_every_scale(painted: tuple[Painting, list[Progress]]) -> None:
+def test_the_loss_falls_at_every_scale(painted: tuple[StyleResult, list[RunProgress]]) -> None:
     for number, share in ((1, 0.5), (2, 0.8)):
         losses = [progress.losses["total"] for progress in painted[1] if progress.scale == number]
         assert losses[-1] < share * losses[0]
 
 
-def test_progress_counts_over_all_scales_and_foretells_the_end(painted: tuple[Painting, list[Progress]]) -> None:
+def test_progress_counts_over_all_scales_and_foretells_the_end(painted: tuple[StyleResult, list[RunProgress]]) -> None:
     result, seen = painted
 
     assert list(range(1, 49)) == [progress.iteration for progress in seen]
@@ -79,21 +79,21 @@ def test_progress_counts_over_all_scales_and_foretells_the_end(painted: tuple[Pa
 
 
 def test_the_losses_told_are_those_of_the_picture_delivered(
-    painted: tuple[Painting, list[Progress]], photo: Image.Image, painting: Image.Image, vgg16: Network
+    painted: tuple[StyleResult, list[RunProgress]], photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> None:
     """Rounding to 8 bits is all that lies between them: nothing is clamped away."""
     result, _ = painted
     spec = parse_spec({"size": 96, "iterations": 24, "scales": 2}).for_pictures()
-    objective = Subject(photo, [painting]).at(schedule(spec, *photo.size)[-1], spec, vgg16).objective
+    objective = StyleInputs(photo, [painting]).at(schedule(spec, *photo.size)[-1], spec, vgg16).objective
     with torch.no_grad():
         delivered = objective(pixels.to_image(result.picture)).by_name()
 
     assert delivered["total"] == pytest.approx(result.losses["total"], rel=0.02)
 
 
-def _paint(photo: Image.Image, painting: Image.Image, network: Network, **knobs: Any) -> Image.Image:
-    spec = parse_spec({"size": 64, "iterations": 8, "scales": 2, **knobs})
-    return stylize(Subject(photo, [painting]), spec, network).picture
+def _paint(photo: Image.Image, painting: Image.Image, network: Network, **parameters: Any) -> Image.Image:
+    spec = parse_spec({"size": 64, "iterations": 8, "scales": 2, **parameters})
+    return stylize(StyleInputs(photo, [painting]), spec, network).picture
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -116,7 +116,7 @@ def test_another_seed_gives_another_picture_from_noise(
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "parameters",
     [
         {"init": "style"},
         {"optimizer": "adam"},
@@ -141,12 +141,12 @@ def test_another_seed_gives_another_picture_from_noise(
     ids=str,
 )
 def test_every_knob_runs_lowers_its_loss_and_changes_the_picture(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, knobs: dict[str, Any]
+    photo: Image.Image, painting: Image.Image, vgg16: Network, parameters: dict[str, Any]
 ) -> None:
     losses: list[float] = []
-    spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, **knobs})
+    spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, **parameters})
     result = stylize(
-        Subject(photo, [painting]), spec, vgg16, lambda moment: losses.append(moment.progress.losses["total"])
+        StyleInputs(photo, [painting]), spec, vgg16, lambda moment: losses.append(moment.progress.losses["total"])
     )
 
     assert (64, 48) == result.picture.size
@@ -160,7 +160,7 @@ def test_two_paintings_mix_by_their_shares(photo: Image.Image, painting: Image.I
 
     def redness(shares: str) -> float:
         spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, "style_weights": shares, "style_weight": 100})
-        r, g, b = ImageStat.Stat(stylize(Subject(photo, [painting, red]), spec, vgg16).picture).mean
+        r, g, b = ImageStat.Stat(stylize(StyleInputs(photo, [painting, red]), spec, vgg16).picture).mean
         return r - (g + b) / 2
 
     assert redness("1,0") < redness("1,1") < redness("0,1")
@@ -182,7 +182,7 @@ def test_keeping_luminance_keeps_the_photos_color(photo: Image.Image, painting: 
 
 
 def _stop_after(count: int, render_into: list[Image.Image]) -> Callable[..., bool]:
-    def watch(moment: Moment) -> bool:
+    def watch(moment: StepEvent) -> bool:
         render_into.append(moment.picture())
         return moment.progress.iteration == count
 
@@ -194,7 +194,7 @@ def test_a_callback_may_stop_the_run_and_keeps_the_picture_at_full_size(
 ) -> None:
     seen: list[Image.Image] = []
     spec = parse_spec({"size": 96, "iterations": 20, "scales": 2})
-    result = stylize(Subject(photo, [painting]), spec, vgg16, _stop_after(3, seen))
+    result = stylize(StyleInputs(photo, [painting]), spec, vgg16, _stop_after(3, seen))
 
     assert (True, 3, (96, 72)) == (result.stopped, result.iterations, result.picture.size)
     assert [(68, 51)] * 3 == [picture.size for picture in seen]
@@ -206,7 +206,7 @@ def test_an_interrupt_goes_through_the_run_untouched(photo: Image.Image, paintin
         raise errors.LeaseLost()
 
     with pytest.raises(errors.LeaseLost):
-        stylize(Subject(photo, [painting]), StyleSpec(size=64), vgg16, lost)
+        stylize(StyleInputs(photo, [painting]), StyleSpec(size=64), vgg16, lost)
 
 
 def test_a_run_that_leaves_the_finite_numbers_says_so(
@@ -214,7 +214,7 @@ def test_a_run_that_leaves_the_finite_numbers_says_so(
 ) -> None:
     with pytest.raises(errors.Diverged):
         stylize(
-            Subject(photo, [painting]),
+            StyleInputs(photo, [painting]),
             parse_spec({"size": 64, "objective": "gatys", "style_weight": 1e9, "content_weight": 1e9}),
             _Broken(vgg16),
         )
@@ -241,7 +241,7 @@ def test_a_run_that_goes_wrong_late_keeps_its_last_good_picture(
     spec = parse_spec({"size": 64, "iterations": 30, "optimizer": optimizer})
     with pytest.raises(errors.Diverged) as caught:
         stylize(
-            Subject(photo, [painting]),
+            StyleInputs(photo, [painting]),
             spec,
             _Broken(vgg16, after=12),
             lambda moment: seen.append(moment.picture()),  # type: ignore[func-returns-value]
@@ -263,7 +263,7 @@ def _half(size: tuple[int, int], *, left: bool) -> Image.Image:
 def test_a_mask_says_where_each_painting_goes(photo: Image.Image, vgg16: Network) -> None:
     """Red on the left, blue on the right."""
     red, blue = (_speckled(color) for color in ((220, 30, 30), (30, 30, 220)))
-    subject = Subject(photo, [red, blue], [_half(photo.size, left=True), _half(photo.size, left=False)])
+    subject = StyleInputs(photo, [red, blue], [_half(photo.size, left=True), _half(photo.size, left=False)])
     spec = parse_spec({"size": 128, "iterations": 30, "scales": 1, "strength": 0.9})
     result = stylize(subject, spec, vgg16).picture
     left, right = (ImageStat.Stat(result.crop(box)).mean for box in ((0, 0, 48, 96), (80, 0, 128, 96)))
@@ -281,34 +281,34 @@ def test_masks_of_the_wrong_number_and_a_black_one_are_refused_in_words(
 ) -> None:
     black, white = Image.new("L", (8, 8), 0), Image.new("L", (8, 8), 255)
     with pytest.raises(errors.BadSpec, match="mask: send one for the one painting, or none"):
-        stylize(Subject(photo, [painting], [white, white]), StyleSpec(size=64), vgg16)
+        stylize(StyleInputs(photo, [painting], [white, white]), StyleSpec(size=64), vgg16)
     with pytest.raises(errors.BadImage, match="black all over"):
-        stylize(Subject(photo, [painting], [black]), StyleSpec(size=64), vgg16)
+        stylize(StyleInputs(photo, [painting], [black]), StyleSpec(size=64), vgg16)
 
 
 def test_a_black_mask_of_a_painting_without_a_share_harms_nothing(
     photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> None:
     black, left = Image.new("L", (8, 8), 0), _half((8, 8), left=True)
-    knobs = {"size": 64, "iterations": 3, "scales": 1}
-    alone = stylize(Subject(photo, [painting], [left]), parse_spec(knobs), vgg16)
-    both = parse_spec({**knobs, "style_weights": "1,0"})
-    beside = stylize(Subject(photo, [painting, photo], [left, black]), both, vgg16)
+    parameters = {"size": 64, "iterations": 3, "scales": 1}
+    alone = stylize(StyleInputs(photo, [painting], [left]), parse_spec(parameters), vgg16)
+    both = parse_spec({**parameters, "style_weights": "1,0"})
+    beside = stylize(StyleInputs(photo, [painting, photo], [left, black]), both, vgg16)
 
     assert 0 < alone.losses["style"] < beside.losses["style"] < float("inf")
     with pytest.raises(errors.BadImage, match="black all over"):
-        stylize(Subject(photo, [painting, photo], [black, left]), both, vgg16)
+        stylize(StyleInputs(photo, [painting, photo], [black, left]), both, vgg16)
 
 
 def test_a_run_begins_with_the_picture_that_is_given(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
     green = Image.new("RGB", (50, 50), (0, 200, 0))
     spec = parse_spec({"size": 64, "iterations": 1, "scales": 1, "init": "picture"})
-    red, own, blue = ImageStat.Stat(stylize(Subject(photo, [painting], init=green), spec, vgg16).picture).mean
+    red, own, blue = ImageStat.Stat(stylize(StyleInputs(photo, [painting], init=green), spec, vgg16).picture).mean
 
     assert own > red + 150
     assert own > blue + 150
     with pytest.raises(errors.BadSpec, match="init_image"):
-        stylize(Subject(photo, [painting]), spec, vgg16)
+        stylize(StyleInputs(photo, [painting]), spec, vgg16)
 
 
 # ---------------------------------------------------------------------- memory, and nothing left to gain
@@ -320,7 +320,7 @@ def test_little_memory_makes_tiles_and_the_same_picture(
     large = photo.resize((400, 300))
     spec = parse_spec({"size": 400, "iterations": 1, "scales": 1})
     tight = Planner(vgg16, free_bytes=360_000_000)
-    free, tiled = (stylize(Subject(large, [painting]), spec, vgg16, planner=p).picture for p in (None, tight))
+    free, tiled = (stylize(StyleInputs(large, [painting]), spec, vgg16, planner=p).picture for p in (None, tight))
 
     assert tight.plan(large.size, [painting.size], spec.for_pictures()).legs[0].route.tile_px is not None
     assert max(high for _, high in ImageChops.difference(free, tiled).getextrema()) <= 2
@@ -347,12 +347,12 @@ def test_out_of_memory_is_tried_once_more_in_smaller_pieces(
     photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> None:
     large, spec = photo.resize((400, 300)), parse_spec({"size": 400, "iterations": 1, "scales": 1})
-    usual = stylize(Subject(large, [painting]), spec, vgg16).picture
-    cramped = stylize(Subject(large, [painting]), spec, _Cramped(vgg16, 330 * 330)).picture
+    usual = stylize(StyleInputs(large, [painting]), spec, vgg16).picture
+    cramped = stylize(StyleInputs(large, [painting]), spec, _Cramped(vgg16, 330 * 330)).picture
 
     assert max(high for _, high in ImageChops.difference(usual, cramped).getextrema()) <= 2
     with pytest.raises(errors.OutOfMemory, match="size"):
-        stylize(Subject(large, [painting]), spec, _Cramped(vgg16, 100 * 100))
+        stylize(StyleInputs(large, [painting]), spec, _Cramped(vgg16, 100 * 100))
 
 
 def test_a_run_that_ran_out_of_memory_late_goes_on_in_smaller_pieces(
@@ -360,9 +360,9 @@ def test_a_run_that_ran_out_of_memory_late_goes_on_in_smaller_pieces(
 ) -> None:
     """With the image that it has got to; progress never goes back."""
     large, spec = photo.resize((400, 300)), parse_spec({"size": 400, "iterations": 4, "scales": 2, **SHALLOW})
-    seen: list[Progress] = []
+    seen: list[RunProgress] = []
     cramped = _Cramped(vgg16, 330 * 330, after=8)  # in the second scale: four evaluations a scale, and one before
-    stylize(Subject(large, [painting]), spec, cramped, lambda moment: seen.append(moment.progress))
+    stylize(StyleInputs(large, [painting]), spec, cramped, lambda moment: seen.append(moment.progress))
 
     assert [1, 2, 3, 4, 5, 6, 7, 8] == [progress.iteration for progress in seen]
     assert [progress.value for progress in seen] == sorted({progress.value for progress in seen})
@@ -376,12 +376,12 @@ def test_a_resumed_run_that_runs_out_of_memory_goes_on_from_its_checkpoint(
     large, spec = photo.resize((400, 300)), parse_spec({"size": 400, "iterations": 6, "scales": 1, **SHALLOW})
     file, seen = tmp_path / "c", []
 
-    def stop(moment: Moment) -> bool:
+    def stop(moment: StepEvent) -> bool:
         return moment.progress.iteration == 4 and moment.checkpoint().save(file)
 
-    stylize(Subject(large, [painting]), spec, vgg16, stop)
+    stylize(StyleInputs(large, [painting]), spec, vgg16, stop)
     stylize(
-        Subject(large, [painting]),
+        StyleInputs(large, [painting]),
         spec,
         _Cramped(vgg16, 330 * 330),
         lambda moment: seen.append(moment.progress),  # type: ignore[func-returns-value]
@@ -396,9 +396,9 @@ def test_the_papers_content_loss_makes_up_for_the_positions_that_a_coarser_scale
     photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> None:
     """Its losses are then of one size at all scales; without, the coarse ones would hardly count the photo."""
-    seen: list[Progress] = []
+    seen: list[RunProgress] = []
     spec = parse_spec({"size": 256, "iterations": 2, "scales": 3, "objective": "gatys", "init": "noise"})
-    stylize(Subject(photo, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress))
+    stylize(StyleInputs(photo, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress))
     first = {progress.scale: progress.losses["content"] for progress in reversed(seen)}
 
     assert 0.5 < first[1] / first[3] < 3
@@ -406,9 +406,9 @@ def test_the_papers_content_loss_makes_up_for_the_positions_that_a_coarser_scale
 
 def test_a_scale_with_nothing_left_to_gain_ends_early(painting: Image.Image, vgg16: Network) -> None:
     """A painting in its own style is there from the beginning."""
-    seen: list[Progress] = []
+    seen: list[RunProgress] = []
     spec = parse_spec({"size": 64})
-    result = stylize(Subject(painting, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress))
+    result = stylize(StyleInputs(painting, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress))
 
     assert result.iterations < 70
     assert seen[-1].iteration == seen[-1].iterations == result.iterations
@@ -420,11 +420,11 @@ def test_a_scale_that_still_gains_takes_all_of_its_iterations(
 ) -> None:
     spec = parse_spec({"size": 64, "quality": "draft"})
 
-    assert 25 == stylize(Subject(photo, [painting]), spec, vgg16).iterations
+    assert 25 == stylize(StyleInputs(photo, [painting]), spec, vgg16).iterations
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "parameters",
     [
         {},
         {"objective": "gatys"},
@@ -439,12 +439,12 @@ def test_a_scale_that_still_gains_takes_all_of_its_iterations(
 )
 @pytest.mark.parametrize("flat", ["photo", "painting", "both"])
 def test_pictures_of_one_color_give_a_picture(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, knobs: dict[str, Any], flat: str
+    photo: Image.Image, painting: Image.Image, vgg16: Network, parameters: dict[str, Any], flat: str
 ) -> None:
     """No variance to divide by, nothing to match: and never NaN."""
     gray, black = Image.new("RGB", (80, 60), (128, 128, 128)), Image.new("RGB", (60, 80), 0)
-    subject = Subject(gray if flat != "painting" else photo, [black if flat != "photo" else painting])
-    result = stylize(subject, parse_spec({"size": 64, "iterations": 5, **knobs}), vgg16)
+    subject = StyleInputs(gray if flat != "painting" else photo, [black if flat != "photo" else painting])
+    result = stylize(subject, parse_spec({"size": 64, "iterations": 5, **parameters}), vgg16)
 
     assert (64, 48) == result.picture.size
     assert all(value == value for value in result.losses.values())  # noqa: PLR0124 - NaN differs from itself
@@ -453,7 +453,7 @@ def test_pictures_of_one_color_give_a_picture(
 def test_a_painting_of_one_color_gives_its_color_even_from_noise(vgg16: Network) -> None:
     red = Image.new("RGB", (64, 64), (200, 30, 30))
     spec = parse_spec({"size": 64, "init": "noise"})
-    mean = ImageStat.Stat(stylize(Subject(red, [red]), spec, vgg16).picture).mean
+    mean = ImageStat.Stat(stylize(StyleInputs(red, [red]), spec, vgg16).picture).mean
 
     assert mean[0] > 150
     assert max(mean[1:]) < 120
@@ -462,7 +462,9 @@ def test_a_painting_of_one_color_gives_its_color_even_from_noise(vgg16: Network)
 def test_a_very_wide_photo_and_a_tiny_painting_give_a_picture(vgg16: Network, photo: Image.Image) -> None:
     wide, tiny = photo.resize((1000, 50)), photo.resize((32, 32))
 
-    assert (640, 32) == stylize(Subject(wide, [tiny]), parse_spec({"size": 640, "iterations": 2}), vgg16).picture.size
+    assert (640, 32) == stylize(
+        StyleInputs(wide, [tiny]), parse_spec({"size": 640, "iterations": 2}), vgg16
+    ).picture.size
 
 
 @pytest.mark.parametrize("architecture", ["vgg11", "vgg13"])
@@ -472,7 +474,7 @@ def test_shallower_networks_paint_with_the_default_layers(
     network = Network(architecture, random_parameters(architecture), name="", sha256="", dtype=torch.float32)
     losses: list[dict[str, float]] = []
     spec = parse_spec({"size": 64, "iterations": 10, "scales": 1})
-    stylize(Subject(photo, [painting]), spec, network, lambda moment: losses.append(moment.progress.losses))
+    stylize(StyleInputs(photo, [painting]), spec, network, lambda moment: losses.append(moment.progress.losses))
 
     assert losses[-1]["total"] < losses[0]["total"] < spec.beta  # whatever the network: the style is 1 at the photo
 
@@ -484,7 +486,10 @@ def test_vgg19_paints_with_its_own_layers(photo: Image.Image, painting: Image.Im
         {"size": 64, "iterations": 10, "scales": 1, "model": "vgg19", "style_layers": "relu1_1,relu3_4,relu5_4"}
     )
     stylize(
-        Subject(photo, [painting]), spec, random_vgg19, lambda moment: losses.append(moment.progress.losses["total"])
+        StyleInputs(photo, [painting]),
+        spec,
+        random_vgg19,
+        lambda moment: losses.append(moment.progress.losses["total"]),
     )
 
     assert losses[-1] < losses[0]
@@ -493,8 +498,8 @@ def test_vgg19_paints_with_its_own_layers(photo: Image.Image, painting: Image.Im
 # ---------------------------------------------------------------------- steering
 
 
-def _steer_at(count: int, spec: StyleSpec, seen: list[Progress]) -> Callable[..., StyleSpec | None]:
-    def watch(moment: Moment) -> StyleSpec | None:
+def _steer_at(count: int, spec: StyleSpec, seen: list[RunProgress]) -> Callable[..., StyleSpec | None]:
+    def watch(moment: StepEvent) -> StyleSpec | None:
         seen.append(moment.progress)
         return spec if moment.progress.iteration == count else None
 
@@ -506,27 +511,39 @@ def test_steered_on_the_way_a_run_ends_near_where_it_would_have_got_from_the_sta
     photo: Image.Image, painting: Image.Image, vgg16: Network, optimizer: str
 ) -> None:
     """By the loss of the new weights; pixels of two paintings in one style may lie anywhere."""
-    knobs = {"size": 96, "iterations": 40, "scales": 1, "optimizer": optimizer}
-    subject, weak, strong = Subject(photo, [painting]), {**knobs, "strength": 0.2}, {**knobs, "strength": 0.9}
+    parameters = {"size": 96, "iterations": 40, "scales": 1, "optimizer": optimizer}
+    subject, weak, strong = (
+        StyleInputs(photo, [painting]),
+        {**parameters, "strength": 0.2},
+        {**parameters, "strength": 0.9},
+    )
     low, high = (stylize(subject, parse_spec(spec), vgg16).picture for spec in (weak, strong))
-    seen: list[Progress] = []
-    steered = stylize(subject, parse_spec(weak), vgg16, _steer_at(20, parse_spec(strong), seen))
-    objective = subject.at(schedule(steered.spec, *photo.size)[-1], steered.spec, vgg16).objective
-    losses = [objective(pixels.to_image(picture)).by_name()["total"] for picture in (low, steered.picture, high)]
+    seen: list[RunProgress] = []
+    spec_updates = stylize(subject, parse_spec(weak), vgg16, _steer_at(20, parse_spec(strong), seen))
+    objective = subject.at(schedule(spec_updates.spec, *photo.size)[-1], spec_updates.spec, vgg16).objective
+    losses = [objective(pixels.to_image(picture)).by_name()["total"] for picture in (low, spec_updates.picture, high)]
 
     assert losses[1] - losses[2] < 0.2 * (losses[0] - losses[2]), losses
-    assert losses[1] == pytest.approx(steered.losses["total"], rel=0.03)
-    assert [(20, {"strength": 0.2}, {"strength": 0.9})] == [(s.iteration, s.before, s.after) for s in steered.steered]
-    assert ((), steered.steered, 0.9) == (seen[19].steered, seen[20].steered, steered.spec.strength)
+    assert losses[1] == pytest.approx(spec_updates.losses["total"], rel=0.03)
+    assert [(20, {"strength": 0.2}, {"strength": 0.9})] == [
+        (s.iteration, s.before, s.after) for s in spec_updates.spec_updates
+    ]
+    assert ((), spec_updates.spec_updates, 0.9) == (
+        seen[19].spec_updates,
+        seen[20].spec_updates,
+        spec_updates.spec.strength,
+    )
 
 
 def test_steered_at_the_very_end_the_run_takes_the_time_to_follow(
     photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> None:
     weak = parse_spec({"size": 64, "iterations": 20, "scales": 1, "strength": 0.2})
-    seen: list[Progress] = []
-    result = stylize(Subject(photo, [painting]), weak, vgg16, _steer_at(20, weak.steered({"strength": 0.9}), seen))
-    low = stylize(Subject(photo, [painting]), weak, vgg16)
+    seen: list[RunProgress] = []
+    result = stylize(
+        StyleInputs(photo, [painting]), weak, vgg16, _steer_at(20, weak.with_updates({"strength": 0.9}), seen)
+    )
+    low = stylize(StyleInputs(photo, [painting]), weak, vgg16)
 
     assert (30, 30) == (result.iterations, seen[-1].iterations)
     assert result.picture.tobytes() != low.picture.tobytes()
@@ -536,31 +553,31 @@ def test_steering_for_ever_ends_all_the_same(photo: Image.Image, painting: Image
     spec = parse_spec({"size": 64, "iterations": 6, "scales": 1})
     counts: list[int] = []
 
-    def watch(moment: Moment) -> StyleSpec | None:
+    def watch(moment: StepEvent) -> StyleSpec | None:
         counts.append(moment.progress.iterations)
-        return spec.steered({"tv_weight": len(counts)}) if len(counts) < 16 else None
+        return spec.with_updates({"tv_weight": len(counts)}) if len(counts) < 16 else None
 
-    assert 16 == stylize(Subject(photo, [painting]), spec, vgg16, watch).iterations
+    assert 16 == stylize(StyleInputs(photo, [painting]), spec, vgg16, watch).iterations
     assert 12 == counts[11]  # never more than twice as many as planned, and then one for each
 
 
 def test_steering_to_where_it_is_changes_nothing(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
     spec = parse_spec({"size": 64, "iterations": 8, "scales": 2})
-    plain = stylize(Subject(photo, [painting]), spec, vgg16)
-    same = stylize(Subject(photo, [painting]), spec, vgg16, lambda moment: spec)
+    plain = stylize(StyleInputs(photo, [painting]), spec, vgg16)
+    same = stylize(StyleInputs(photo, [painting]), spec, vgg16, lambda moment: spec)
 
-    assert (plain.picture.tobytes(), ()) == (same.picture.tobytes(), same.steered)
+    assert (plain.picture.tobytes(), ()) == (same.picture.tobytes(), same.spec_updates)
 
 
 def test_the_mixture_of_paintings_is_steered_too(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
     red = Image.new("RGB", (64, 64), (220, 20, 20))
     spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, "style_weights": "1,0", "style_weight": 100})
-    subject = Subject(photo, [painting, red])
-    more = spec.for_pictures(2).steered({"style_weights": "0,1"})
+    subject = StyleInputs(photo, [painting, red])
+    more = spec.for_pictures(2).with_updates({"style_weights": "0,1"})
 
     def redness(picture: Image.Image) -> float:
         r, g, b = ImageStat.Stat(picture).mean
         return r - (g + b) / 2
 
-    steered = stylize(subject, spec, vgg16, _steer_at(8, more, []))
-    assert redness(steered.picture) > redness(stylize(subject, spec, vgg16).picture) + 20
+    spec_updates = stylize(subject, spec, vgg16, _steer_at(8, more, []))
+    assert redness(spec_updates.picture) > redness(stylize(subject, spec, vgg16).picture) + 20

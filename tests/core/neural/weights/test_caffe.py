@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from core import errors
-from core.neural.transfer.inputs import Subject
+from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Input, Network
 from core.neural.weights import caffe, files
@@ -94,7 +94,7 @@ def test_every_form_gives_the_numbers_to_the_bit(tmp_path: Path, form: str) -> N
     path = tmp_path / "x.caffemodel"
     path.write_bytes(_model(_small(), form))
 
-    for expected, found in zip(_small(), caffe.read(path), strict=True):
+    for expected, found in zip(_small(), caffe.read_caffemodel(path), strict=True):
         assert all(torch.equal(ours, theirs.float()) for ours, theirs in zip(expected, found, strict=True))
 
 
@@ -106,14 +106,14 @@ def test_a_pad_of_1_is_vggs_in_whatever_form_it_is_told(tmp_path: Path, form: st
     path = tmp_path / "x.caffemodel"
     path.write_bytes(_layer("conv", _small()[0], form, _field(10 if form == "old" else 106, pad)))
 
-    assert 1 == len(caffe.read(path))
+    assert 1 == len(caffe.read_caffemodel(path))
 
 
 def test_a_convolution_without_a_bias_has_none(tmp_path: Path) -> None:
     path = tmp_path / "x.caffemodel"
     path.write_bytes(_layer("conv", _small()[0][:1], "new"))
 
-    assert [0.0, 0.0] == caffe.read(path)[0][1].tolist()
+    assert [0.0, 0.0] == caffe.read_caffemodel(path)[0][1].tolist()
 
 
 # ---------------------------------------------------------------------- the function
@@ -161,9 +161,9 @@ def test_the_conversions_for_torch_are_known_by_their_hash(
     """As vgg16-00b39a1b.pth is; a file of torchvision's naming with another hash is taken for torchvision's."""
     path = tmp_path / "x.pth"
     torch.save(Parameters.of(original[1]).named(), path)
-    unknown, card = files.read(path)
+    unknown, card = files.read_network(path)
     monkeypatch.setattr(files, "_CAFFE_IN_TORCH", (card["from_sha256"][:8],))
-    known, _ = files.read(path)
+    known, _ = files.read_network(path)
 
     assert (Input(), CAFFE) == (unknown.takes, known.takes)
     assert torch.equal(unknown.pairs[0][0].flip(1), known.pairs[0][0])
@@ -192,10 +192,10 @@ def test_other_means_and_deviations_are_the_same_function_but_for_the_frame() ->
 def test_a_network_of_caffes_comes_back_to_the_bit(tmp_path: Path, architecture: Architecture) -> None:
     there = Parameters(architecture, Parameters.of(random_parameters(architecture)).pairs, CAFFE)
     for name in ("x.caffemodel", "x.safetensors"):
-        files.write(tmp_path / name, there, {"data": "textures"})
-    files.write(tmp_path / "x.pth", there, {}, "caffe")
-    (back, _), (kept, card) = (files.read(tmp_path / name) for name in ("x.caffemodel", "x.safetensors"))
-    as_jcjohnsons, _ = files.read(tmp_path / "x.pth", "caffe")
+        files.write_network(tmp_path / name, there, {"data": "textures"})
+    files.write_network(tmp_path / "x.pth", there, {}, "caffe")
+    (back, _), (kept, card) = (files.read_network(tmp_path / name) for name in ("x.caffemodel", "x.safetensors"))
+    as_jcjohnsons, _ = files.read_network(tmp_path / "x.pth", "caffe")
 
     assert there.sha256 == back.sha256 == kept.sha256 == as_jcjohnsons.sha256
     assert "textures" == card["data"]
@@ -204,10 +204,10 @@ def test_a_network_of_caffes_comes_back_to_the_bit(tmp_path: Path, architecture:
 def test_a_network_of_torchvisions_comes_back_to_rounding(tmp_path: Path, weights: WeightsCache) -> None:
     there, _ = weights.parameters("vgg16")
     for name in ("x.caffemodel", "x.pth"):
-        files.write(tmp_path / name, there, {})
-    back = files.read(tmp_path / "x.caffemodel")[0].taking(there.takes)
+        files.write_network(tmp_path / name, there, {})
+    back = files.read_network(tmp_path / "x.caffemodel")[0].taking(there.takes)
 
-    assert there.sha256 == files.read(tmp_path / "x.pth")[0].sha256
+    assert there.sha256 == files.read_network(tmp_path / "x.pth")[0].sha256
     for (weight, bias), (weight_too, bias_too) in zip(there.pairs, back.pairs, strict=True):
         assert torch.allclose(weight, weight_too, rtol=1e-6, atol=1e-7)
         assert torch.allclose(bias, bias_too, rtol=1e-6, atol=1e-6)
@@ -218,19 +218,19 @@ def test_what_went_to_caffe_and_came_back_begins_to_paint_the_same_picture(
 ) -> None:
     """After many iterations two runs part, as two runs of one network do whose weights differ in the last bit."""
     there, _ = weights.parameters("vgg16")
-    files.write(tmp_path / "x.caffemodel", there, {})
-    back, _ = files.read(tmp_path / "x.caffemodel")
+    files.write_network(tmp_path / "x.caffemodel", there, {})
+    back, _ = files.read_network(tmp_path / "x.caffemodel")
     spec = parse_spec({"size": 64, "iterations": 3})
     networks = [
         Network("vgg16", p.pairs, name="", sha256="", dtype=torch.float32, takes=p.takes) for p in (there, back)
     ]
-    usual, other = (stylize(Subject(photo, [painting]), spec, network).picture for network in networks)
+    usual, other = (stylize(StyleInputs(photo, [painting]), spec, network).picture for network in networks)
 
     assert max(high for _, high in ImageChops.difference(usual, other).getextrema()) <= 1
 
 
 def test_the_prototxt_tells_the_layers_and_nothing_of_their_numbers(tmp_path: Path) -> None:
-    files.write(tmp_path / "mine.caffemodel", Parameters.of(random_parameters("vgg13")), {})
+    files.write_network(tmp_path / "mine.caffemodel", Parameters.of(random_parameters("vgg13")), {})
     net = text_format.Parse((tmp_path / "mine.prototxt").read_text(), caffe._KINDS["Net"]())
     kinds = [layer.type.decode() for layer in net.layer]
 
@@ -252,11 +252,11 @@ def test_the_prototxt_of_another_network_is_not_lost(tmp_path: Path) -> None:
     (tmp_path / "x.prototxt").write_text("mine")
     there = Parameters.of(random_parameters("vgg11"))
     with pytest.raises(errors.BadInput, match=r"another .*x\.prototxt"):
-        files.write(tmp_path / "x.caffemodel", there, {})
+        files.write_network(tmp_path / "x.caffemodel", there, {})
     assert ["x.prototxt"] == [path.name for path in tmp_path.iterdir()]
 
     for _ in range(2):  # its own is no other
-        files.write(tmp_path / "y.caffemodel", there, {})
+        files.write_network(tmp_path / "y.caffemodel", there, {})
 
 
 @pytest.mark.parametrize("suffix", ["caffemodel", "pth", "safetensors", "PTH"])
@@ -269,7 +269,7 @@ def test_where_there_is_no_room_the_file_of_before_stays(tmp_path: Path, suffix:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
         with pytest.raises(errors.StorageFull, match="There is no room for"):
-            files.write(path, Parameters.of(random_parameters("vgg11")), {})
+            files.write_network(path, Parameters.of(random_parameters("vgg11")), {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         signal.signal(signal.SIGXFSZ, previous)
@@ -280,7 +280,7 @@ def test_where_there_is_no_room_the_file_of_before_stays(tmp_path: Path, suffix:
 @pytest.mark.parametrize("suffix", ["caffemodel", "pth", "safetensors"])
 def test_what_is_written_can_be_read_by_whom_the_users_mask_lets(tmp_path: Path, suffix: str) -> None:
     """A worker of another user, say."""
-    files.write(tmp_path / f"x.{suffix}", Parameters.of(random_parameters("vgg11")), {})
+    files.write_network(tmp_path / f"x.{suffix}", Parameters.of(random_parameters("vgg11")), {})
     (tmp_path / "usual").touch()
 
     assert (tmp_path / "usual").stat().st_mode == (tmp_path / f"x.{suffix}").stat().st_mode
@@ -289,13 +289,13 @@ def test_what_is_written_can_be_read_by_whom_the_users_mask_lets(tmp_path: Path,
 @pytest.mark.parametrize("suffix", ["caffemodel", "pth", "safetensors"])
 def test_a_folder_that_is_not_there_is_no_full_disk(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(FileNotFoundError):
-        files.write(tmp_path / "nowhere" / f"x.{suffix}", Parameters.of(random_parameters("vgg11")), {})
+        files.write_network(tmp_path / "nowhere" / f"x.{suffix}", Parameters.of(random_parameters("vgg11")), {})
 
 
 def test_a_safetensors_can_be_made_to_take_caffes_colors(tmp_path: Path) -> None:
     there = Parameters.of(random_parameters("vgg11"))
-    files.write(tmp_path / "x.safetensors", there, {}, "caffe")
-    back, _ = files.read(tmp_path / "x.safetensors")
+    files.write_network(tmp_path / "x.safetensors", there, {}, "caffe")
+    back, _ = files.read_network(tmp_path / "x.safetensors")
 
     assert CAFFE == back.takes
     assert there.taking(CAFFE).sha256 == back.sha256
@@ -345,7 +345,7 @@ def test_a_bad_file_is_refused_in_words(tmp_path: Path, name: str) -> None:
     path.write_bytes(BAD[name][0])
 
     with pytest.raises(errors.BadWeights, match=BAD[name][1]):
-        caffe.read(path)
+        caffe.read_caffemodel(path)
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
@@ -353,10 +353,10 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
     for pairs, words in ((_small(), "holds 2 convolutions"), (_small() * 9, "holds 17 convolutions")):
         path.write_bytes(_model(pairs, "new"))
         with pytest.raises(errors.BadWeights, match=words):
-            files.read(path)
+            files.read_network(path)
     path.write_bytes(_model(_small() * 4, "new"))
     with pytest.raises(errors.BadWeights, match="2 x 3 x 3 x 3; VGG-11"):
-        files.read(path)
+        files.read_network(path)
 
 
 @pytest.mark.parametrize("form", ["old", "new"])
@@ -367,7 +367,7 @@ def test_a_file_that_is_cut_anywhere_is_refused_or_shorter(tmp_path: Path, form:
     for length in range(len(data)):
         path.write_bytes(data[:length])
         try:
-            found.append(len(caffe.read(path)))
+            found.append(len(caffe.read_caffemodel(path)))
         except errors.BadWeights:
             continue
 
@@ -383,7 +383,7 @@ def test_thousands_of_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
     for _ in range(4000):
         path.write_bytes(_damaged(chance.choice(whole), chance))
         try:
-            pairs = caffe.read(path)
+            pairs = caffe.read_caffemodel(path)
         except errors.BadWeights as error:
             refused.append(error.message)
         else:
@@ -426,7 +426,7 @@ def test_fully_connected_layers_of_half_a_gigabyte_take_no_memory(tmp_path: Path
         file.write(original[0].read_bytes())
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _memory("VmRSS")
-    pairs = caffe.read(path)
+    pairs = caffe.read_caffemodel(path)
 
     assert 10 == len(pairs)
     assert _memory("VmHWM") - before < 300e6
@@ -444,4 +444,4 @@ def test_no_number_is_made_up(tmp_path: Path) -> None:
     path = tmp_path / "x.caffemodel"
     path.write_bytes(_layer("conv", (weight * torch.nan, bias), "new"))
 
-    assert np.isnan(caffe.read(path)[0][0].numpy()).all()
+    assert np.isnan(caffe.read_caffemodel(path)[0][0].numpy()).all()

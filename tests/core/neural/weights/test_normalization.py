@@ -13,7 +13,7 @@ from core.neural.transfer import pixels
 from core.neural.vgg import Network, Pooling
 from core.neural.weights import normalization
 from core.neural.weights.cache import WeightsCache, random_parameters
-from core.neural.weights.normalization import Averages
+from core.neural.weights.normalization import ActivationMeans
 from core.neural.weights.parameters import CAFFE, Parameters
 from core.style.vgg_layers import layers
 
@@ -36,9 +36,9 @@ def test_every_filter_of_the_real_network_comes_to_one_and_the_function_stays(
 ) -> None:
     """Two pictures of different sizes: each position counts as much as any other."""
     pictures = [photo, painting.resize((64, 64))]
-    found = normalization.averages(vgg16, pictures)
+    found = normalization.measure_activations(vgg16, pictures)
     parameters, _ = weights.parameters("vgg16")
-    made = normalization.normalized(parameters, found)
+    made = normalization.normalize(parameters, found)
     usual, changed = _means(vgg16, pictures), _means(_network(made), pictures)
     image = pixels.to_image(photo)
     names = layers("vgg16")
@@ -60,8 +60,8 @@ def test_every_filter_of_the_real_network_comes_to_one_and_the_function_stays(
 def test_other_poolings_commute_as_well(
     vgg16: Network, weights: WeightsCache, photo: Image.Image, pooling: Pooling
 ) -> None:
-    found = normalization.averages(vgg16, [photo])
-    made = _network(normalization.normalized(weights.parameters("vgg16")[0], found))
+    found = normalization.measure_activations(vgg16, [photo])
+    made = _network(normalization.normalize(weights.parameters("vgg16")[0], found))
     image = pixels.to_image(photo)
     (before,), (after,) = (network.features(image, ["relu5_1"], pooling).values() for network in (vgg16, made))
     means = found.by_layer["relu5_1"]
@@ -76,8 +76,8 @@ def test_dead_filters_stay_dead_and_weak_ones_weak(photo: Image.Image) -> None:
     pairs[0][0][0], pairs[0][1][0] = 0, -1
     pairs[0][0][1] *= 1e-6
     parameters = Parameters.of(pairs, CAFFE)
-    found = normalization.averages(_network(parameters), [photo])
-    made = normalization.normalized(parameters, found)
+    found = normalization.measure_activations(_network(parameters), [photo])
+    made = normalization.normalize(parameters, found)
     responses = _network(made).features(pixels.to_image(photo), ["relu1_1"])["relu1_1"][0].mean((1, 2))
 
     assert {"relu1_1": 2} == {layer: count for layer, count in found.weak().items() if layer == "relu1_1"}
@@ -102,14 +102,14 @@ def test_pictures_are_taken_one_after_the_other_and_large_ones_smaller(photo: Im
 
     network = Watched("vgg11", random_parameters("vgg11"), name="", sha256="", dtype=torch.float32)
 
-    assert 2 == normalization.averages(network, pictures()).pictures
+    assert 2 == normalization.measure_activations(network, pictures()).pictures
     assert ["take", "look 512 x 32"] * 2 == events
 
 
 def test_without_a_picture_or_a_response_it_is_refused(photo: Image.Image) -> None:
     parameters = Parameters.of(random_parameters("vgg11"))
     with pytest.raises(errors.BadInput, match="no picture"):
-        normalization.averages(_network(parameters), [])
-    silent = Averages({layer: torch.zeros(64).double() for layer in layers("vgg11")}, 1)
+        normalization.measure_activations(_network(parameters), [])
+    silent = ActivationMeans({layer: torch.zeros(64).double() for layer in layers("vgg11")}, 1)
     with pytest.raises(errors.BadInput, match="relu1_1 does not respond"):
-        normalization.normalized(parameters, silent)
+        normalization.normalize(parameters, silent)
