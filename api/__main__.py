@@ -32,7 +32,9 @@ def main() -> None:
         app,
         host=own.host,
         port=own.port,
-        http=slow_client_protocol(ConnectionLimits(own.client_timeout_seconds, own.min_client_bytes_per_second)),
+        http=slow_client_protocol(
+            ConnectionLimits(own.client_timeout_seconds, own.min_client_bytes_per_second)
+        ),
         ws="none",
         log_config=None,
         access_log=False,  # api/middleware/access_log.py

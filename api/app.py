@@ -22,7 +22,18 @@ from api.middleware.host_guard import HostGuard
 from api.middleware.security_headers import SecurityHeaders
 from api.openapi import document
 from api.rate_limit import RateLimiter
-from api.routes import batches, estimate, health, images, job_events, job_frames, job_status, jobs, presets, system
+from api.routes import (
+    batches,
+    estimate,
+    health,
+    images,
+    job_events,
+    job_frames,
+    job_status,
+    jobs,
+    presets,
+    system,
+)
 from api.routes.web import add_page
 from api.settings import ApiSettings
 from core.auth.api_keys import ApiKeyStore
@@ -36,15 +47,33 @@ from core.storage.checkpoints import Checkpoints
 log = logging.getLogger(__name__)
 
 # What a page of an allowed origin may send, and read of an answer, beyond what CORS allows by itself.
-_SENT = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer"]
+_SENT = [
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-None-Match",
+    "Last-Event-ID",
+    "Prefer",
+]
 _SENT += ["X-Request-Id"]
-_READ = ["ETag", "Idempotent-Replayed", "Location", "Preference-Applied", "Retry-After", "WWW-Authenticate"]
+_READ = [
+    "ETag",
+    "Idempotent-Replayed",
+    "Location",
+    "Preference-Applied",
+    "Retry-After",
+    "WWW-Authenticate",
+]
 _READ += ["X-Request-Id"]
 
-RING_SECONDS = 2.0  # that a submission waits for a doorbell that says nothing; the reaper rings again
+RING_SECONDS = (
+    2.0  # that a submission waits for a doorbell that says nothing; the reaper rings again
+)
 REST_SECONDS = 0.5  # that a store that says nothing is left alone
 # For the OpenAPI document, and the form at /docs; api/middleware/auth.py has looked at the header by then.
-_BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key: `impasto keys create NAME`.")
+_BEARER = HTTPBearer(
+    auto_error=False, scheme_name="key", description="An API key: `impasto keys create NAME`."
+)
 
 
 def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -> FastAPI:
@@ -72,7 +101,9 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if not await run_in_threadpool(pictures.warm_up):
-            log.warning("pictures are decoded without a filter on system calls: this system has none that we know")
+            log.warning(
+                "pictures are decoded without a filter on system calls: this system has none that we know"
+            )
         reaper.start()
         yield
         await feed.stop()
@@ -89,12 +120,19 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         docs_url=None,
         redoc_url=None,
     )
-    app.state.store, app.state.job_feed, app.state.blobs, app.state.settings = store, feed, blobs, own
+    app.state.store, app.state.job_feed, app.state.blobs, app.state.settings = (
+        store,
+        feed,
+        blobs,
+        own,
+    )
     app.state.webhooks = shared.webhooks
     app.state.notify = partial(notify_workers, celery)
     problems.install(app)
     app.add_middleware(HeadRequests)
-    app.add_middleware(Authentication, ring=ApiKeyCache(keys) if own.keys_required else None, rates=rates)
+    app.add_middleware(
+        Authentication, ring=ApiKeyCache(keys) if own.keys_required else None, rates=rates
+    )
     _surround(app, own)
     security_headers.add_docs(app)
     bearer = [Depends(_BEARER)] if own.keys_required else []
@@ -118,7 +156,9 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
 
 def _surround(app: FastAPI, own: ApiSettings) -> None:
     """The layers around the routes, from the inside out."""
-    app.add_middleware(HostGuard, names=host_guard.names_for(own.host, own.allowed_hosts), origins=own.cors_origins)
+    app.add_middleware(
+        HostGuard, names=host_guard.names_for(own.host, own.allowed_hosts), origins=own.cors_origins
+    )
     if own.cors_origins:
         methods = ["GET", "HEAD", "POST", "PATCH", "DELETE"]
         app.add_middleware(

@@ -107,7 +107,11 @@ class JobFeed:
             raise errors.TooManyStreams()
 
     async def wait_for(
-        self, done: Callable[[JobSnapshot, JobSnapshot], bool], job_id: str, owner: str, seconds: float
+        self,
+        done: Callable[[JobSnapshot, JobSnapshot], bool],
+        job_id: str,
+        owner: str,
+        seconds: float,
     ) -> JobSnapshot:
         """The job once `done` says so of the first snapshot and the newest; as it is after so long, in any case.
 
@@ -116,7 +120,12 @@ class JobFeed:
         until = asyncio.get_running_loop().time() + seconds
         with closing(await self.subscribe(job_id, owner)) as watch:
             first = watch.snapshot
-            while first and (newest := watch.snapshot) and not done(first, newest) and not self.stopping:
+            while (
+                first
+                and (newest := watch.snapshot)
+                and not done(first, newest)
+                and not self.stopping
+            ):
                 left = until - asyncio.get_running_loop().time()
                 if left <= 0:
                     break
@@ -150,15 +159,22 @@ class JobFeed:
     async def _read(self) -> None:
         """Until nobody asks any more. One read after the other: what is seen never goes back."""
         while self._asked:
-            asked = {job_id: self._asked.pop(job_id) for job_id in list(islice(self._asked, MAX_BATCH))}
+            asked = {
+                job_id: self._asked.pop(job_id) for job_id in list(islice(self._asked, MAX_BATCH))
+            }
             feed = {job_id: self._cached.get(job_id) for job_id in asked}
             try:
                 jobs = await self._reader.get_if_changed(
-                    {job_id: snapshot.job if snapshot else None for job_id, snapshot in feed.items()}
+                    {
+                        job_id: snapshot.job if snapshot else None
+                        for job_id, snapshot in feed.items()
+                    }
                 )
             except Exception as error:
                 self.away = True
-                if isinstance(error, errors.StoreUnavailable):  # nor would those behind them be answered
+                if isinstance(
+                    error, errors.StoreUnavailable
+                ):  # nor would those behind them be answered
                     asked, self._asked = asked | self._asked, {}
                 for answer in asked.values():
                     answer.set_exception(error)

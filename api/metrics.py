@@ -8,7 +8,9 @@ from core.jobs.store import JobStore
 # Each API process tells of its own requests: one is asked by its own address.
 REQUESTS = CollectorRegistry()
 
-_answered = Counter("impasto_http_requests_total", "Answers.", ["method", "route", "status"], registry=REQUESTS)
+_answered = Counter(
+    "impasto_http_requests_total", "Answers.", ["method", "route", "status"], registry=REQUESTS
+)
 _seconds = Histogram(
     "impasto_http_request_duration_seconds",
     "From a request's head to its answer's.",
@@ -39,11 +41,17 @@ def of_service(store: JobStore) -> bytes:
         ("jobs_running", "Jobs that run.", load.running),
         ("workers", "Live workers.", load.workers),
         ("workers_busy", "Live workers that run a job.", sum(busy for _, busy in crew)),
-        ("job_duration_average_seconds", "Seconds that a job runs: a moving average.", load.average_job_seconds or 0),
+        (
+            "job_duration_average_seconds",
+            "Seconds that a job runs: a moving average.",
+            load.average_job_seconds or 0,
+        ),
         ("webhooks_pending", "Webhooks that wait to be sent.", webhooks),
     ):
         Gauge(f"impasto_{name}", words, registry=registry).set(value)
-    ends = Counter("impasto_jobs_finished_total", "Jobs that have ended.", ["status"], registry=registry)
+    ends = Counter(
+        "impasto_jobs_finished_total", "Jobs that have ended.", ["status"], registry=registry
+    )
     for status in Status:
         if status.has_ended:
             ends.labels(status).inc(ended.get(status, 0))

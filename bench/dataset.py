@@ -27,7 +27,10 @@ def draw(folder: Path, count: int) -> None:
     hand = np.random.default_rng(0)
     with Image.open(HARBOR) as photo:
         for number in range(count):
-            left, top = int(hand.integers(0, photo.width - 500)), int(hand.integers(0, photo.height - 375))
+            left, top = (
+                int(hand.integers(0, photo.width - 500)),
+                int(hand.integers(0, photo.height - 375)),
+            )
             place = folder / "source" / f"class{number % 10}" / f"{number}.jpg"
             place.parent.mkdir(parents=True, exist_ok=True)
             photo.crop((left, top, left + 500, top + 375)).save(place, quality=92)
@@ -50,7 +53,9 @@ def image_folder(folder: Path, recipe: TrainingConfig) -> Iterable[Any]:
     """The same from the files: each decoded and scaled anew, in every epoch."""
     v2 = module("transforms.v2")
     steps = [v2.PILToTensor(), v2.Resize((256, 256), antialias=True), v2.RandomCrop(recipe.crop_px)]
-    folder_ = module("datasets").ImageFolder(folder, v2.Compose([*steps, v2.RandomHorizontalFlip()]))
+    folder_ = module("datasets").ImageFolder(
+        folder, v2.Compose([*steps, v2.RandomHorizontalFlip()])
+    )
     return (folder_[index] for index in torch.randperm(len(folder_)).tolist())
 
 
@@ -68,7 +73,9 @@ def rates(count: int, jobs: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder, recipe = Path(temporary), TrainingConfig()
         draw(folder, count)
-        click.echo("| | built, pictures/s | read, views/s of CPU time | KB a picture |\n|---|---|---|---|")
+        click.echo(
+            "| | built, pictures/s | read, views/s of CPU time | KB a picture |\n|---|---|---|---|"
+        )
         for store in STORES:
             out = folder / store
             began = time.perf_counter()
@@ -76,19 +83,28 @@ def rates(count: int, jobs: int) -> None:
             built = count / (time.perf_counter() - began)
             with Dataset(out) as dataset:
                 read = [rate(lambda opened=dataset: views_of(opened, recipe)) for _ in range(3)]  # type: ignore[misc]
-                click.echo(f"| {store} | {built:.0f} | {max(read):.0f} | {dataset.bytes / count / 1e3:.0f} |")
+                click.echo(
+                    f"| {store} | {built:.0f} | {max(read):.0f} | {dataset.bytes / count / 1e3:.0f} |"
+                )
         read = [rate(lambda: image_folder(folder / "source", recipe)) for _ in range(3)]
         size = sum(file.stat().st_size for file in (folder / "source").rglob("*.jpg")) / count / 1e3
         click.echo(f"| ImageFolder | | {max(read):.0f} | {size:.0f} |")
 
 
 @main.command()
-@click.option("--count", "counts", multiple=True, default=[2_000, 20_000], show_default=True, help="Pictures.")
+@click.option(
+    "--count", "counts", multiple=True, default=[2_000, 20_000], show_default=True, help="Pictures."
+)
 def memory(counts: tuple[int, ...]) -> None:
     """The most memory that a build takes, by the number of its pictures; they are tiny, which changes nothing of it."""
-    click.echo("| pictures | MB of its own, at most | MB of the file in memory, at most |\n|---|---|---|")
+    click.echo(
+        "| pictures | MB of its own, at most | MB of the file in memory, at most |\n|---|---|---|"
+    )
     for count in counts:
-        with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        with (
+            tempfile.TemporaryDirectory() as temporary,
+            ProcessPoolExecutor(1, get_context("spawn")) as fresh,
+        ):
             own, mapped = fresh.submit(_peaks, Path(temporary), count).result()
             click.echo(f"| {count} | {own / 1e6:.1f} | {mapped / 1e6:.1f} |")
 
@@ -104,7 +120,9 @@ def _peaks(folder: Path, count: int) -> tuple[int, int]:
 
     def look(_: BuildProgress) -> None:
         now = _resident()
-        peaks[:] = [max(peak, size - first) for peak, size, first in zip(peaks, now, before, strict=True)]
+        peaks[:] = [
+            max(peak, size - first) for peak, size, first in zip(peaks, now, before, strict=True)
+        ]
 
     build(folder / "source", folder / "out", BuildOptions(32, store="raw"), 2, on_progress=look)
     return peaks[0], peaks[1]

@@ -35,19 +35,27 @@ class Card:
     def __init__(self, device: str, weights: Path | None) -> None:
         self.device = torch.device(device)
         self.cpu = _network(weights, "cpu", "float32")
-        self.exact, self.fast = _network(weights, device, "float32"), _network(weights, device, "auto")
+        self.exact, self.fast = (
+            _network(weights, device, "float32"),
+            _network(weights, device, "auto"),
+        )
 
     def flops(self, height: int, width: int) -> float:
         """Of an evaluation: to relu5_1 and back."""
         rows = [row for row in convolutions(self.fast.architecture) if row.layer <= "relu5_1"]
-        return sum(2 * 2 * 9 * row.inputs * row.outputs * height * width / stride(row.layer) ** 2 for row in rows)
+        return sum(
+            2 * 2 * 9 * row.inputs * row.outputs * height * width / stride(row.layer) ** 2
+            for row in rows
+        )
 
 
 def _network(weights: Path | None, device: str, precision: Precision) -> Network:
     if weights is not None:
         return WeightsCache(weights.parent).load(_ARCHITECTURES[weights.stem], device, precision)
     dtype = DTYPES[precision]
-    return Network("vgg16", random_parameters("vgg16"), name="random", sha256="", device=device, dtype=dtype)
+    return Network(
+        "vgg16", random_parameters("vgg16"), name="random", sha256="", device=device, dtype=dtype
+    )
 
 
 def correctness(card: Card) -> Iterator[Row]:
@@ -56,20 +64,33 @@ def correctness(card: Card) -> Iterator[Row]:
     photo, objective = subject.objective(spec, card.cpu)
     image = photo.flip(3)
     _, right = objective.with_gradient(image)
-    *_, (_, losses) = (pair for _, pair in zip(range(10), LBFGS(objective.with_gradient, photo), strict=False))
-    for name, network in (("float32", card.exact), (str(card.fast.dtype).removeprefix("torch."), card.fast)):
+    *_, (_, losses) = (
+        pair for _, pair in zip(range(10), LBFGS(objective.with_gradient, photo), strict=False)
+    )
+    for name, network in (
+        ("float32", card.exact),
+        (str(card.fast.dtype).removeprefix("torch."), card.fast),
+    ):
         photo, objective = subject.objective(spec, network)
         found = objective.with_gradient(image.to(card.device))[1].cpu()
         yield (
             f"gradient, {name}: relative difference from the CPU",
             f"{float((found - right).norm() / right.norm()):.1e}",
         )
-        *_, (_, ours) = (pair for _, pair in zip(range(10), LBFGS(objective.with_gradient, photo), strict=False))
-        yield f"loss after 10 iterations, {name} / CPU", f"{float(ours.total) / float(losses.total):.4f}"
+        *_, (_, ours) = (
+            pair for _, pair in zip(range(10), LBFGS(objective.with_gradient, photo), strict=False)
+        )
+        yield (
+            f"loss after 10 iterations, {name} / CPU",
+            f"{float(ours.total) / float(losses.total):.4f}",
+        )
     _, whole = subject.objective(spec, card.exact)
     _, tiled = subject.objective(spec, card.exact, 64)
     one, many = (objective.with_gradient(image.to(card.device))[1] for objective in (whole, tiled))
-    yield "gradient in tiles of 64 px, float32: relative difference", f"{float((many - one).norm() / one.norm()):.1e}"
+    yield (
+        "gradient in tiles of 64 px, float32: relative difference",
+        f"{float((many - one).norm() / one.norm()):.1e}",
+    )
 
 
 def rates(card: Card) -> Iterator[Row]:
@@ -85,7 +106,9 @@ def rates(card: Card) -> Iterator[Row]:
         iterates = LBFGS(objective.with_gradient, photo)
         iteration = seconds_of(lambda iterates=iterates: next(iterates))  # type: ignore[misc]
         least, flops = floor(card.fast, photo), card.flops(photo.shape[2], photo.shape[3])
-        stock = seconds_of(partial(Peer(card.exact, subject.content, subject.styles[0]).gradient, photo), 3)
+        stock = seconds_of(
+            partial(Peer(card.exact, subject.content, subject.styles[0]).gradient, photo), 3
+        )
         yield f"{size} px: iterations a second", f"{1 / iteration:.1f}"
         yield (
             f"{size} px: evaluation / convolutions alone / stock autograd in float32",
@@ -93,7 +116,10 @@ def rates(card: Card) -> Iterator[Row]:
         )
         yield f"{size} px: share of the matrix product's rate", f"{flops / iteration / peak:.0%}"
         if card.device.type == "cuda":
-            yield f"{size} px: evaluation as a CUDA graph", _graphed(partial(objective.with_gradient, photo))
+            yield (
+                f"{size} px: evaluation as a CUDA graph",
+                _graphed(partial(objective.with_gradient, photo)),
+            )
 
 
 def _graphed(step: Callable[[], object]) -> str:
@@ -118,7 +144,14 @@ def autotune(card: Card) -> Iterator[Row]:
     torch.backends.cudnn.benchmark = True
     tuned = seconds_of(partial(objective.with_gradient, photo))
     torch.backends.cudnn.benchmark = False
-    yield "512 px: evaluation with cuDNN's search on / off", f"{tuned * 1e3:.1f} / {usual * 1e3:.1f} ms"
+    yield (
+        "512 px: evaluation with cuDNN's search on / off",
+        f"{tuned * 1e3:.1f} / {usual * 1e3:.1f} ms",
+    )
+
+
+def _evaluate(card: Card, image: torch.Tensor, layers: list[str]) -> None:
+    card.fast.record(image, layers).gradient(lambda _, responses: responses * 1e-6)
 
 
 def batches(card: Card) -> Iterator[Row]:
@@ -128,9 +161,12 @@ def batches(card: Card) -> Iterator[Row]:
         alone = 0.0
         for count in (1, 2, 4, 8):
             image = torch.rand(count, 3, size * 3 // 4, size, device=card.device)
-            seconds = seconds_of(lambda i=image: card.fast.record(i, layers).gradient(lambda _, r: r * 1e-6))  # type: ignore[misc]
+            seconds = seconds_of(partial(_evaluate, card, image, layers))
             alone = alone or seconds
-            yield f"{size} px: {count} at once, each against alone", f"x{seconds / count / alone:.2f}"
+            yield (
+                f"{size} px: {count} at once, each against alone",
+                f"x{seconds / count / alone:.2f}",
+            )
 
 
 def recipe(card: Card) -> Iterator[Row]:
@@ -142,8 +178,14 @@ def recipe(card: Card) -> Iterator[Row]:
     stylize(subject, spec.model_copy(update={"iterations": 2}), card.fast)  # to warm up
     ours, mine = _timed(lambda: stylize(subject, spec, card.fast).picture)
     theirs, yours = _timed(lambda: other.painted(iterations))
-    yield f"{size} px: the default's seconds, delivered loss", f"{ours:.1f}, {other.delivered(mine):.2f}"
-    yield f"{size} px: neural-style-pt's, {iterations} iterations", f"{theirs:.1f}, {other.delivered(yours):.2f}"
+    yield (
+        f"{size} px: the default's seconds, delivered loss",
+        f"{ours:.1f}, {other.delivered(mine):.2f}",
+    )
+    yield (
+        f"{size} px: neural-style-pt's, {iterations} iterations",
+        f"{theirs:.1f}, {other.delivered(yours):.2f}",
+    )
 
 
 def _timed(paint: Callable[[], Image.Image]) -> tuple[float, Image.Image]:
@@ -159,7 +201,11 @@ def memory(card: Card) -> Iterator[Row]:
         return
     total = torch.cuda.get_device_properties(card.device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, 12e9 / total), card.device)
-    planner = Planner(card.fast, measure_throughput(card.fast), int(12e9) - torch.cuda.memory_allocated(card.device))
+    planner = Planner(
+        card.fast,
+        measure_throughput(card.fast),
+        int(12e9) - torch.cuda.memory_allocated(card.device),
+    )
     for size in (1024, 2048, 4096, 8192):
         try:
             yield _two_iterations(card, planner, size)
@@ -173,7 +219,9 @@ def _two_iterations(card: Card, planner: Planner, size: int) -> Row:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(card.device)
     subject, spec = _samples(size), StyleSpec(size=size, scales=1, iterations=12)
-    leg = planner.plan(subject.content.size, [subject.styles[0].size], subject.fitted(spec)).legs[-1]
+    leg = planner.plan(subject.content.size, [subject.styles[0].size], subject.fitted(spec)).legs[
+        -1
+    ]
     before = torch.cuda.memory_allocated(card.device)
     photo, objective = subject.objective(spec, card.fast, leg.route.tile_px)
     host = torch.device("cpu") if leg.route.history_on_host else None
@@ -194,9 +242,13 @@ def _samples(size: int) -> Pair:
 
 
 @click.command()
-@click.argument("weights", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument(
+    "weights", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
 @click.option(
-    "--device", default="cuda", help="cuda, mps; cpu runs a small part, to see that the command itself is whole."
+    "--device",
+    default="cuda",
+    help="cuda, mps; cpu runs a small part, to see that the command itself is whole.",
 )
 def main(weights: Path | None, device: str) -> None:
     """Measure a card."""

@@ -36,7 +36,9 @@ ROUNDS = 5
 class Pair(StyleInputs):
     """A photo and a painting, both scaled to one long side."""
 
-    def objective(self, spec: StyleSpec, network: Network, tile_px: int | None = None) -> tuple[Tensor, Objective]:
+    def objective(
+        self, spec: StyleSpec, network: Network, tile_px: int | None = None
+    ) -> tuple[Tensor, Objective]:
         """At full size."""
         scale = schedule(spec, *self.content.size)[-1]
         scene = self.at(scale, self.fitted(spec), network, tile_px)
@@ -51,7 +53,9 @@ def pair(content: Path, style: Path, size: int) -> Pair:
 
 def _scaled(picture: Image.Image, size: int) -> Image.Image:
     factor = size / max(picture.size)
-    return picture.resize((round(picture.width * factor), round(picture.height * factor)), Image.Resampling.LANCZOS)
+    return picture.resize(
+        (round(picture.width * factor), round(picture.height * factor)), Image.Resampling.LANCZOS
+    )
 
 
 def seconds_of(step: Callable[[], object], rounds: int = ROUNDS) -> float:
@@ -79,7 +83,9 @@ def floor(network: Network, image: Tensor) -> float:
     """Seconds of the convolutions alone, to relu5_1 and back: nothing with this network can be faster."""
     total = 0.0
     height, width = image.shape[2:]
-    for row, (weight, bias), turned in zip(network._row, network._parameters, network._turned, strict=True):
+    for row, (weight, bias), turned in zip(
+        network._row, network._parameters, network._turned, strict=True
+    ):
         size = (height // stride(row.layer), width // stride(row.layer))
         ahead, back = (
             torch.rand(1, filters, *size, device=network.device)
@@ -100,8 +106,12 @@ def main() -> None:
 
 
 pictures = [
-    click.option("--content", type=click.Path(exists=True, path_type=Path), default=SAMPLES / "harbor.jpg"),
-    click.option("--style", type=click.Path(exists=True, path_type=Path), default=SAMPLES / "strokes.jpg"),
+    click.option(
+        "--content", type=click.Path(exists=True, path_type=Path), default=SAMPLES / "harbor.jpg"
+    ),
+    click.option(
+        "--style", type=click.Path(exists=True, path_type=Path), default=SAMPLES / "strokes.jpg"
+    ),
     click.option("--model", type=click.Choice(["vgg16", "vgg19"]), default="vgg16"),
 ]
 
@@ -198,7 +208,9 @@ def recipes(content: Path, style: Path, model: ModelName, size: int) -> None:
 
 def _torch_lbfgs(objective: Objective, image: Tensor, iterations: int) -> Tensor:
     leaf: Tensor = image.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([leaf], max_iter=iterations, history_size=100, tolerance_change=-1, tolerance_grad=-1)
+    optimizer = torch.optim.LBFGS(
+        [leaf], max_iter=iterations, history_size=100, tolerance_change=-1, tolerance_grad=-1
+    )
 
     def closure() -> float:
         losses, leaf.grad = objective.with_gradient(leaf.detach())
@@ -257,7 +269,9 @@ def strength(content: Path, style: Path, model: ModelName, size: int) -> None:
 @click.option("--size", default=1024)
 def tiled(content: Path, style: Path, model: ModelName, size: int) -> None:
     """Error and cost of tiles, against the whole picture in one."""
-    click.echo("| tile px | gradient's relative difference, float32 | time, as shipped |\n|---|---|---|")
+    click.echo(
+        "| tile px | gradient's relative difference, float32 | time, as shipped |\n|---|---|---|"
+    )
     subject, spec = pair(content, style, size), StyleSpec(size=size, scales=1)
     shipped, exact = _network(model), _network(model, "float32")
     whole = usual = None
@@ -278,9 +292,13 @@ def tiled(content: Path, style: Path, model: ModelName, size: int) -> None:
 @with_pictures
 @click.option("--limit-gb", default=0.0, help="Memory that the plan may use; 0: what is free.")
 @click.argument("sizes", type=int, nargs=-1)
-def memory(content: Path, style: Path, model: ModelName, limit_gb: float, sizes: tuple[int, ...]) -> None:
+def memory(
+    content: Path, style: Path, model: ModelName, limit_gb: float, sizes: tuple[int, ...]
+) -> None:
     """The largest resident memory of a run of two iterations (a process each), and what the plan said."""
-    click.echo("| px | limit, GB | route | planned, GB | resident before, GB | resident at most, GB | s/iteration |")
+    click.echo(
+        "| px | limit, GB | route | planned, GB | resident before, GB | resident at most, GB | s/iteration |"
+    )
     click.echo("|---|---|---|---|---|---|---|")
     for size in sizes or (512, 1024, 2048):
         arguments = [str(content), str(style), model, str(limit_gb), str(size)]
@@ -306,8 +324,12 @@ def one_run(content: Path, style: Path, model: ModelName, limit_gb: float, size:
     list(islice(LBFGS(objective.with_gradient, photo, leg.route.history), 2))
     seconds = (time.monotonic() - began) / 3
     route = f"{leg.route.tile_px or 'whole'}, {leg.route.history} pairs"
-    numbers = f"{leg.memory_bytes / 1e9:.2f} | {before:.2f} | {_resident('VmHWM'):.2f} | {seconds:.1f}"
-    click.echo(f"| {leg.scale.width} x {leg.scale.height} | {limit_gb or 'free'} | {route} | {numbers} |")
+    numbers = (
+        f"{leg.memory_bytes / 1e9:.2f} | {before:.2f} | {_resident('VmHWM'):.2f} | {seconds:.1f}"
+    )
+    click.echo(
+        f"| {leg.scale.width} x {leg.scale.height} | {limit_gb or 'free'} | {route} | {numbers} |"
+    )
 
 
 def _resident(field: str) -> float:

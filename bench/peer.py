@@ -47,7 +47,12 @@ class Peer:
         features = self._features(image)
         loss = (features[CONTENT] - self._content).square().mean()
         for layer, filters in FILTERS.items():
-            loss = loss + STYLE_WEIGHT * (_gram(features[layer]) - self._grams[layer]).square().sum() / filters**4
+            loss = (
+                loss
+                + STYLE_WEIGHT
+                * (_gram(features[layer]) - self._grams[layer]).square().sum()
+                / filters**4
+            )
         return loss
 
     @torch.no_grad()

@@ -34,7 +34,12 @@ def random_parameters(seed: int, largest: int) -> dict[str, Any]:
     """Any parameter that changes memory or time, and the shape of the photo."""
     choose = random.Random(seed)  # noqa: S311 - no secret
     layers = choose.choice(
-        [{}, {"style_layers": "relu1_1,relu3_1"}, {"style_layers": "relu1_2,relu5_3"}, {"content_layers": "relu2_2"}]
+        [
+            {},
+            {"style_layers": "relu1_1,relu3_1"},
+            {"style_layers": "relu1_2,relu5_3"},
+            {"content_layers": "relu2_2"},
+        ]
     )
     return {
         "size": round(math.exp(choose.uniform(math.log(100), math.log(largest)))),
@@ -92,7 +97,10 @@ def one_under_limit(seed: int, largest: int) -> None:
     planner = Planner(network, free_bytes=limit)
     try:
         planner.plan(
-            subject.content.size, [style.size for style in subject.styles], subject.fitted(spec), len(subject.masks)
+            subject.content.size,
+            [style.size for style in subject.styles],
+            subject.fitted(spec),
+            len(subject.masks),
         )
     except (errors.OutOfMemory, errors.BadSpec) as error:
         click.echo(f"refused: {error.message}")
@@ -123,7 +131,10 @@ def seconds(count: int, largest: int) -> None:
         paces[parameters["precision"]] = pace
         planner = Planner(network, pace)
         planned = planner.plan(
-            subject.content.size, [style.size for style in subject.styles], subject.fitted(spec), len(subject.masks)
+            subject.content.size,
+            [style.size for style in subject.styles],
+            subject.fitted(spec),
+            len(subject.masks),
         )
         began = time.monotonic()
         stylize(subject, spec, network, planner=planner)

@@ -56,7 +56,9 @@ def checkpoint(size: int, iterations: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             plain = stylize(subject, spec, network, lambda _: None)
-            kept = _with_checkpoints(Path(folder), lambda watch: stylize(subject, spec, network, watch), told)
+            kept = _with_checkpoints(
+                Path(folder), lambda watch: stylize(subject, spec, network, watch), told
+            )
             seconds["without"].append(plain.seconds)
             seconds["with"].append(kept.seconds)
             pictures |= {plain.picture.tobytes(), kept.picture.tobytes()}
@@ -81,7 +83,9 @@ def _with_checkpoints(
         told.append(checkpoints.path(name).stat().st_size)
         return "ok"
 
-    keeper = CheckpointWriter(checkpoints, lambda count: checkpoints.name("job_bench", "t" * 32, count), tell, 2.0)
+    keeper = CheckpointWriter(
+        checkpoints, lambda count: checkpoints.name("job_bench", "t" * 32, count), tell, 2.0
+    )
 
     def watch(moment: StepEvent) -> None:
         if keeper.is_due():
@@ -117,19 +121,28 @@ def frames(size: int, iterations: int) -> None:
     network = WeightsCache(Settings().weights_dir).load("vgg16")
     with api.service(processes=0) as running:  # a store, and nobody at its door
         blobs, store = Blobs(running.folder / "blobs"), running.store
-        digests = [blobs.put((SAMPLES / name).read_bytes()) for name in ("harbor.jpg", "strokes.jpg")]
+        digests = [
+            blobs.put((SAMPLES / name).read_bytes()) for name in ("harbor.jpg", "strokes.jpg")
+        ]
         for digest in digests:
             store.reserve(digest)
         spec = StyleSpec(size=size, scales=1, iterations=iterations).for_pictures()
-        store.create(new_job_id(), JobInput(content=digests[0], styles=digests[1:], spec=spec.model_dump()))
+        store.create(
+            new_job_id(), JobInput(content=digests[0], styles=digests[1:], spec=spec.model_dump())
+        )
         job = store.claim("t", "bench")
         assert job is not None
-        checkpoints, settings = Checkpoints(running.folder / "checkpoints"), WorkerSettings(preview_seconds=600)
+        checkpoints, settings = (
+            Checkpoints(running.folder / "checkpoints"),
+            WorkerSettings(preview_seconds=600),
+        )
         attempt = _Timed(job, "t", store, blobs=blobs, checkpoints=checkpoints, settings=settings)
         attempt.run(lambda _: (network, Planner(network, NOMINAL_THROUGHPUT, None)))
         ended, kept = store.get(job.id), len(store.list_frames(job.id))
     seconds = ended.metrics["run_seconds"]
-    click.echo("| size | iterations | run | frames | painting waits | thread |\n|---|---|---|---|---|---|")
+    click.echo(
+        "| size | iterations | run | frames | painting waits | thread |\n|---|---|---|---|---|---|"
+    )
     shares = f"{attempt.waited / seconds:.2%} | {attempt.busy / seconds:.2%} of a core |"
     click.echo(f"| {size} px | {iterations} | {seconds:.0f} s | {kept} | {shares}")
 
@@ -150,7 +163,9 @@ def _submit(client: httpx2.Client, **parameters: str) -> dict[str, Any]:
     return dict(answer.json())
 
 
-def _until(client: httpx2.Client, job: dict[str, Any], condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+def _until(
+    client: httpx2.Client, job: dict[str, Any], condition: Callable[[dict[str, Any]], object]
+) -> dict[str, Any]:
     while not condition(job):
         job = client.get(job["links"]["self"]).json()
         time.sleep(0.002)
@@ -165,7 +180,9 @@ def cancel(size: int, rounds: int) -> None:
     found = []
     with _service() as client:
         for number in range(rounds):
-            job = _until(client, _submit(client, size=str(size), scales="1"), lambda job: job["progress"])
+            job = _until(
+                client, _submit(client, size=str(size), scales="1"), lambda job: job["progress"]
+            )
             time.sleep(0.13 * number)  # at different moments of an iteration
             began = time.perf_counter()
             client.post(job["links"]["cancel"])
@@ -191,7 +208,9 @@ def start(rounds: int) -> None:
             time.sleep(0.2)
     found = sorted(found)[1:]  # the first finds the worker still loading
     p99 = found[int(0.99 * len(found))]
-    click.echo(f"| submit to start, {len(found)} jobs: median, p99 | {statistics.median(found):.0f}, {p99:.0f} ms |")
+    click.echo(
+        f"| submit to start, {len(found)} jobs: median, p99 | {statistics.median(found):.0f}, {p99:.0f} ms |"
+    )
 
 
 def _milliseconds(time_of_day: str) -> float:

@@ -63,9 +63,20 @@ def run(dataset: Path, place: Path, recipe: TrainingConfig, begin_with: Path | N
 @main.command()
 @click.argument("dataset", type=click.Path(exists=True, path_type=Path))
 @click.option("--epochs", default=2, show_default=True)
-@click.option("--shallow-epochs", default=20, show_default=True, help="Of the VGG-11 that others begin with; 0: none.")
+@click.option(
+    "--shallow-epochs",
+    default=20,
+    show_default=True,
+    help="Of the VGG-11 that others begin with; 0: none.",
+)
 @click.option("--learning-rate", default=0.01, show_default=True)
-@click.option("--depth", "depths", multiple=True, default=["vgg11", "vgg13", "vgg16", "vgg19"], show_default=True)
+@click.option(
+    "--depth",
+    "depths",
+    multiple=True,
+    default=["vgg11", "vgg13", "vgg16", "vgg19"],
+    show_default=True,
+)
 @click.option("--from", "beginnings", multiple=True, default=list(BEGINNINGS), show_default=True)
 def start(
     *,
@@ -84,19 +95,36 @@ def start(
         folder = Path(temporary)
 
         def recipe(**changes: object) -> TrainingConfig:
-            return SMALL.model_copy(update={"epochs": epochs, "learning_rate": learning_rate, **changes})
+            return SMALL.model_copy(
+                update={"epochs": epochs, "learning_rate": learning_rate, **changes}
+            )
 
-        click.echo("| | steps | loss, first 10 steps | last 10 | best validation top-1 |\n|---|---|---|---|---|")
+        click.echo(
+            "| | steps | loss, first 10 steps | last 10 | best validation top-1 |\n|---|---|---|---|---|"
+        )
         for depth in depths:
             for words in beginnings:
-                run(dataset, folder / f"{depth}, {words}", recipe(architecture=depth, **BEGINNINGS[words]))
+                run(
+                    dataset,
+                    folder / f"{depth}, {words}",
+                    recipe(architecture=depth, **BEGINNINGS[words]),
+                )
         if shallow_epochs:
             shallow = folder / "vgg11 to begin with"
-            run(dataset, shallow, recipe(architecture="vgg11", epochs=shallow_epochs, schedule="cosine"))
+            run(
+                dataset,
+                shallow,
+                recipe(architecture="vgg11", epochs=shallow_epochs, schedule="cosine"),
+            )
             plain = [words for words in beginnings if words != "batch norm"]
             for depth, words in product((depth for depth in depths if depth != "vgg11"), plain):
                 place = folder / f"{depth}, {words} after vgg11"
-                run(dataset, place, recipe(architecture=depth, init=words), shallow / "whole.safetensors")
+                run(
+                    dataset,
+                    place,
+                    recipe(architecture=depth, init=words),
+                    shallow / "whole.safetensors",
+                )
 
 
 @main.command()
@@ -104,8 +132,12 @@ def start(
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--size", default="256", show_default=True)
 @click.option("--iterations", default="100", show_default=True)
-@click.option("--content", type=click.Path(exists=True, path_type=Path), default=SAMPLES / "harbor.jpg")
-@click.option("--style", type=click.Path(exists=True, path_type=Path), default=SAMPLES / "strokes.jpg")
+@click.option(
+    "--content", type=click.Path(exists=True, path_type=Path), default=SAMPLES / "harbor.jpg"
+)
+@click.option(
+    "--style", type=click.Path(exists=True, path_type=Path), default=SAMPLES / "strokes.jpg"
+)
 def paint(*, run: Path, out: Path, size: str, iterations: str, content: Path, style: Path) -> None:
     """Paint with the network of a run, and with one of the same shape that has learnt nothing: two pictures."""
     out.mkdir(parents=True, exist_ok=True)
@@ -140,18 +172,30 @@ def together(*, rounds: int, steps: int, crop_px: int) -> None:
 
     What a step of VGG-11 takes, and how many runs end as they should.
     """
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, "pair"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        __file__,
+        "pair",
+    ]
     found: dict[str, list[float]] = {"ours": [], "ddp": []}
     badly = dict.fromkeys(found, 0)
     for _, way in product(range(rounds), found):
         options = [f"--way={way}", f"--steps={steps}", f"--size={crop_px}"]
         environment = {**os.environ, **ONE_THREAD}
-        ran = subprocess.run([*launch, *options], check=False, capture_output=True, text=True, env=environment)
+        ran = subprocess.run(
+            [*launch, *options], check=False, capture_output=True, text=True, env=environment
+        )
         badly[way] += ran.returncode != 0
         found[way] += [float(line) for line in ran.stdout.split()]
     click.echo("| | ms a step, median | runs that ended badly |\n|---|---|---|")
     for way, seconds in found.items():
-        click.echo(f"| {way} | {1000 * statistics.median(seconds):.1f} | {badly[way]} of {rounds} |")
+        click.echo(
+            f"| {way} | {1000 * statistics.median(seconds):.1f} | {badly[way]} of {rounds} |"
+        )
 
 
 @main.command(hidden=True)

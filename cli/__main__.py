@@ -27,7 +27,13 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (errors.BadInput, errors.NotFound, errors.Conflict, errors.BadSettings, errors.Unauthorized) as error:
+    except (
+        errors.BadInput,
+        errors.NotFound,
+        errors.Conflict,
+        errors.BadSettings,
+        errors.Unauthorized,
+    ) as error:
         sys.exit(_say(error.message, 2))
     except errors.ImpastoError as error:
         sys.exit(_say(error.message, 1))

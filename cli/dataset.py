@@ -21,7 +21,13 @@ def dataset() -> None:
 @dataset.command()
 @click.argument("source", metavar="FOLDER", type=folder)
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--side", default=256, show_default=True, type=click.IntRange(32, 1024), help="Side of each picture, px.")
+@click.option(
+    "--side",
+    default=256,
+    show_default=True,
+    type=click.IntRange(32, 1024),
+    help="Side of each picture, px.",
+)
 @click.option(
     "--resize",
     default="linear",
@@ -43,7 +49,9 @@ def dataset() -> None:
     type=FiniteFloat(0, 0.5),
     help="Share of the pictures that is kept from training.",
 )
-@click.option("--jobs", default=0, type=click.IntRange(0, 256), help="Decoding processes; 0: one a core.")
+@click.option(
+    "--jobs", default=0, type=click.IntRange(0, 256), help="Decoding processes; 0: one a core."
+)
 def build(source: Path, out: Path, jobs: int, **wish: Any) -> None:
     """Make the data set OUT of FOLDER, whose sub-folders are the classes. Given again, it goes on where it was."""
     from core.training.dataset import Dataset
@@ -70,8 +78,18 @@ def build(source: Path, out: Path, jobs: int, **wish: Any) -> None:
 @dataset.command()
 @click.argument("place", metavar="DATASET", type=folder)
 @click.option("--classes", is_flag=True, help="Tell the pictures of each class.")
-@click.option("--refused", default=10, show_default=True, type=click.IntRange(0), help="Refused files to tell of.")
-@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a contact sheet, PNG or JPEG.")
+@click.option(
+    "--refused",
+    default=10,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Refused files to tell of.",
+)
+@click.option(
+    "--sheet",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a contact sheet, PNG or JPEG.",
+)
 def info(place: Path, classes: bool, refused: int, sheet: Path | None) -> None:
     """What a data set holds, also one that is not complete."""
     from core.training.dataset import Dataset, contact_sheet
@@ -103,7 +121,9 @@ def _say(opened: Any, refusals: int) -> None:
     )
     if state.phase != "complete":
         done = f"{state.taken + state.refused} of {state.files}" if state.files else "none"
-        click.echo(f"It is not complete: {done} of the files are read. Give the command that began it again.")
+        click.echo(
+            f"It is not complete: {done} of the files are read. Give the command that began it again."
+        )
     if state.refused:
         click.echo(f"{state.refused} files were not taken:")
         for sentence in opened.refusals(refusals):

@@ -23,7 +23,12 @@ LOOK_SECONDS = 0.5  # between two looks at a job whose service we tend
 
 @click.command()
 @click.option("--size", default="384", help="Long side in px.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("out/harbor.png"))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("out/harbor.png"),
+)
 @host_option
 @port_option
 def demo(size: str, output: Path, host: str, port: int) -> None:

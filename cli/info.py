@@ -47,4 +47,9 @@ def _lines(record: dict[str, Any], made_from: JobInput) -> list[tuple[str, Any]]
     pictures += [("mask", digest) for digest in made_from.masks]
     pictures += [("init_image", made_from.init_image)] if made_from.init_image else []
     spec_updates = record["spec_updates"] if isinstance(record.get("spec_updates"), list) else []
-    return [*told, *pictures, *made_from.spec.items(), *(("spec_updates", change) for change in spec_updates)]
+    return [
+        *told,
+        *pictures,
+        *made_from.spec.items(),
+        *(("spec_updates", change) for change in spec_updates),
+    ]

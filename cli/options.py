@@ -24,7 +24,9 @@ existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 class FiniteFloat(click.FloatRange):
     """One within bounds. What is no number, which no bounds keep out, is refused."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
         """Raises click.BadParameter."""
         number = float(super().convert(value, param, ctx))
         if math.isnan(number):
@@ -44,7 +46,9 @@ def parameter_options(command: Command) -> Command:
         command = click.option(f"--{name.replace('_', '-')}", name, metavar="X", help=text)(command)
     told = " ".join(f"{preset.name}: {preset.description}" for preset in presets.PRESETS.values())
     text = f"Parameters that go together; those given beside it win. {told}"
-    command = click.option(f"--{presets.FIELD}", type=click.Choice([*presets.PRESETS]), help=text)(command)
+    command = click.option(f"--{presets.FIELD}", type=click.Choice([*presets.PRESETS]), help=text)(
+        command
+    )
     text = "An earlier result, a PNG: its parameters, and through a service its pictures; what is given beside it wins."
     return click.option("--from", "source", type=existing_file, help=text)(command)
 
@@ -56,11 +60,17 @@ mask_option = click.option(
     multiple=True,
     help="Where a painting's style goes (white) and where not (black, transparent); one for each painting.",
 )
-init_option = click.option("--init-image", type=existing_file, help="The picture to begin with, for --init picture.")
+init_option = click.option(
+    "--init-image", type=existing_file, help="The picture to begin with, for --init picture."
+)
 
 
-host_option = click.option("--host", envvar="IMPASTO_API_HOST", default="127.0.0.1", help="Address to listen on.")
-port_option = click.option("--port", envvar="IMPASTO_API_PORT", default=8000, type=click.IntRange(1, 65535))
+host_option = click.option(
+    "--host", envvar="IMPASTO_API_HOST", default="127.0.0.1", help="Address to listen on."
+)
+port_option = click.option(
+    "--port", envvar="IMPASTO_API_PORT", default=8000, type=click.IntRange(1, 65535)
+)
 url_option = click.option("--url", help="Where the service is.  [default: IMPASTO_URL]")
 
 
@@ -82,7 +92,9 @@ def collect_parameters(options: dict[str, str | None], source: Path | None) -> d
     if source is None:
         return given
     earlier = read_record(source)[1].spec
-    return apply_changes({name: value for name, value in earlier.items() if name != "style_weights"}, given)
+    return apply_changes(
+        {name: value for name, value in earlier.items() if name != "style_weights"}, given
+    )
 
 
 def print_scales(legs: Iterable[tuple[int, int, int, int | None, float]]) -> None:

@@ -10,7 +10,9 @@ from tqdm import tqdm
 
 from core.jobs.models import Job, Status
 
-_REDRAW_SECONDS = 0.1  # thousands of steps a second would be told of otherwise, each at the cost of a redraw
+_REDRAW_SECONDS = (
+    0.1  # thousands of steps a second would be told of otherwise, each at the cost of a redraw
+)
 
 
 class ProgressBar:
@@ -25,7 +27,10 @@ class ProgressBar:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -38,7 +43,13 @@ class ProgressBar:
             self._show(job.status, 0.0, "starting")
         else:
             at = job.progress
-            self.show(at.value, (at.scale, at.scales), (at.iteration, at.iterations), at.loss["total"], at.seconds_left)
+            self.show(
+                at.value,
+                (at.scale, at.scales),
+                (at.iteration, at.iterations),
+                at.loss["total"],
+                at.seconds_left,
+            )
 
     def show(
         self,

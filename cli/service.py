@@ -29,7 +29,10 @@ def open_local_service(host: str, port: int) -> LocalService:
     """A service for this process to run; fetches the weights first. SIGTERM and SIGINT raise KeyboardInterrupt."""
     config = read_settings(Settings)
     _ensure_weights()
-    for ending in (signal.SIGTERM, signal.SIGINT):  # a script's background job is born deaf to SIGINT
+    for ending in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # a script's background job is born deaf to SIGINT
         signal.signal(ending, signal.default_int_handler)
     return LocalService(config, host, port)
 
@@ -70,7 +73,10 @@ def webhooks() -> None:
 
 @click.command()
 @click.option(
-    "--owner", default=LOCAL_OWNER, show_default=True, help="Whose webhooks; without keys all jobs are of one."
+    "--owner",
+    default=LOCAL_OWNER,
+    show_default=True,
+    help="Whose webhooks; without keys all jobs are of one.",
 )
 def webhook_secret(owner: str) -> None:
     """The secret to verify an owner's webhooks with."""

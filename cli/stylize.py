@@ -34,7 +34,9 @@ from core.style.spec import StyleSpec, parse_spec
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--plan", "only_plan", is_flag=True, help="Say what it would take, and stop.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--precision", default="auto", type=click.Choice(["auto", "float32", "bfloat16", "float16"]))
+@click.option(
+    "--precision", default="auto", type=click.Choice(["auto", "float32", "bfloat16", "float16"])
+)
 @click.option(
     "--memory-gb",
     default=0.0,
@@ -80,7 +82,11 @@ def stylize(
         def show(moment: StepEvent) -> None:
             at = moment.progress
             bar.show(
-                at.value, (at.scale, at.scales), (at.iteration, at.iterations), at.losses["total"], at.seconds_left
+                at.value,
+                (at.scale, at.scales),
+                (at.iteration, at.iterations),
+                at.losses["total"],
+                at.seconds_left,
             )
 
         try:
@@ -96,7 +102,11 @@ def stylize(
 
 
 def _read(
-    content: Path, style: tuple[Path, ...], masks: tuple[Path, ...], init_image: Path | None, spec: StyleSpec
+    content: Path,
+    style: tuple[Path, ...],
+    masks: tuple[Path, ...],
+    init_image: Path | None,
+    spec: StyleSpec,
 ) -> tuple[JobInput, Any]:
     """What is asked for, with the pictures' digests, and the pictures themselves. Each file is read once."""
     from core.neural.transfer.inputs import StyleInputs
@@ -120,6 +130,9 @@ def _read(
 
 def _say_plan(plan: Any) -> None:
     print_scales(
-        (leg.scale.width, leg.scale.height, leg.scale.iterations, leg.route.tile_px, leg.seconds) for leg in plan.legs
+        (leg.scale.width, leg.scale.height, leg.scale.iterations, leg.route.tile_px, leg.seconds)
+        for leg in plan.legs
     )
-    click.echo(f"In all {plan.seconds:.0f} s, and {plan.memory_bytes / 1e9:.1f} GB beside the network.")
+    click.echo(
+        f"In all {plan.seconds:.0f} s, and {plan.memory_bytes / 1e9:.1f} GB beside the network."
+    )

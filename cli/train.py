@@ -22,7 +22,11 @@ def settings(command: Any) -> Any:
 @click.command()
 @click.argument("dataset", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
-    "-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The run's folder."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The run's folder.",
 )
 @settings
 @click.option(
@@ -31,9 +35,25 @@ def settings(command: Any) -> Any:
     help="A trained VGG-11 (whole.safetensors, .pth) whose first and last layers a deeper network begins with.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes that read ahead.  [default: by the device]")
-@click.option("--checkpoint-seconds", default=60.0, show_default=True, type=FiniteFloat(0), help="Between two.")
-@click.option("--log-steps", default=10, show_default=True, type=click.IntRange(1), help="Steps for a line of log.csv.")
+@click.option(
+    "--workers",
+    type=click.IntRange(0, 256),
+    help="Processes that read ahead.  [default: by the device]",
+)
+@click.option(
+    "--checkpoint-seconds",
+    default=60.0,
+    show_default=True,
+    type=FiniteFloat(0),
+    help="Between two.",
+)
+@click.option(
+    "--log-steps",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Steps for a line of log.csv.",
+)
 def train(
     *,
     dataset: Path,
@@ -46,7 +66,9 @@ def train(
     **given: str | None,
 ) -> None:
     """Train a VGG on DATASET in the folder OUTPUT. Given again, it goes on where the last checkpoint is."""
-    recipe = parse_training_config({name: value for name, value in given.items() if value is not None})
+    recipe = parse_training_config(
+        {name: value for name, value in given.items() if value is not None}
+    )
 
     from core.neural.training.distributed import join_process_group, reader_processes
     from core.neural.training.trainer import TrainerOptions, TrainingEvent
@@ -55,7 +77,11 @@ def train(
     with join_process_group(device) as team, ProgressBar() as bar:
 
         def show(at: TrainingEvent) -> None:
-            known = "" if at.validation_top1 is None else f", validation {100 * at.validation_top1:.1f} %"
+            known = (
+                ""
+                if at.validation_top1 is None
+                else f", validation {100 * at.validation_top1:.1f} %"
+            )
             if team.leads:
                 bar.tell(
                     "training",
@@ -65,11 +91,17 @@ def train(
                     f"{at.seconds_left:.0f} s left",
                 )
 
-        pacing = TrainerOptions(reader_processes(team) if workers is None else workers, checkpoint_seconds, log_steps)
+        pacing = TrainerOptions(
+            reader_processes(team) if workers is None else workers, checkpoint_seconds, log_steps
+        )
         ended = teach(dataset, output, recipe, team, pacing, start=start, on_moment=show)
         if team.leads:
             bar.tell("done", 1.0, "")
     if team.leads:
         if ended.best >= 0:
-            click.echo(f"Best validation top-1: {100 * ended.best:.2f} %, after epoch {ended.best_epoch}")
-        click.echo(f"{output / 'network.safetensors'}  (to paint with: impasto weights import FILE --name NAME)")
+            click.echo(
+                f"Best validation top-1: {100 * ended.best:.2f} %, after epoch {ended.best_epoch}"
+            )
+        click.echo(
+            f"{output / 'network.safetensors'}  (to paint with: impasto weights import FILE --name NAME)"
+        )

@@ -77,7 +77,9 @@ def fetch(name: Any) -> None:
         return
     click.echo(f"Fetching the weights of {wanted} ({'64' if wanted == 'vgg16' else '548'} MB) ...")
     with click.progressbar(length=1000, show_eta=False) as bar:
-        cache.fetch(wanted, lambda done, total: bar.update(int(1000 * done / max(total, done)) - bar.pos))
+        cache.fetch(
+            wanted, lambda done, total: bar.update(int(1000 * done / max(total, done)) - bar.pos)
+        )
     click.echo(cache.path(wanted))
     if not cache.has("vgg19"):
         click.echo("For VGG-19, the paper's network (548 MB): impasto weights fetch vgg19")
@@ -124,7 +126,9 @@ def export(name: str, file: Path, convention: Any) -> None:
 @weights.command()
 @click.argument("model")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--name", help="What jobs call the new network; without, the old name and -normalized.")
+@click.option(
+    "--name", help="What jobs call the new network; without, the old name and -normalized."
+)
 @click.option(
     "--least",
     default=0.1,
@@ -144,7 +148,9 @@ def normalize(model: str, folder: Path, name: str | None, least: float) -> None:
     name = name or f"{model}-normalized"
     if (architecture := cache.entry(model).architecture) is not None:
         cache.check_name(name, architecture)
-    found = normalization.measure_activations(cache.load(model, precision="float32"), _pictures(folder))
+    found = normalization.measure_activations(
+        cache.load(model, precision="float32"), _pictures(folder)
+    )
     parameters, card = cache.parameters(model)
     told = {
         "normalized_over": f"{found.pictures} pictures, least {least:g}",

@@ -32,7 +32,10 @@ class Notification(virtual.Message):
             "content-type": "application/json",
             "content-encoding": "utf-8",
             "headers": {"task": STYLIZE, "id": tag},
-            "properties": {"delivery_tag": tag, "delivery_info": {"exchange": "", "routing_key": QUEUE}},
+            "properties": {
+                "delivery_tag": tag,
+                "delivery_info": {"exchange": "", "routing_key": QUEUE},
+            },
         }
         super().__init__(sound, channel=channel, **options)
 

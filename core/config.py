@@ -32,11 +32,18 @@ class Settings(BaseSettings):
         description="Pictures, checkpoints, and the embedded server's data; API and workers must see the same folder.",
     )
     cache_dir: Path = Field(
-        default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"), description="The networks' weights."
+        default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"),
+        description="The networks' weights.",
     )
-    log_format: log.Format = Field("text", description="How to log: text for people, json for machines.")
-    url: str = Field("http://127.0.0.1:8000", description="Where clients find the service (submit, watch).")
-    key: SecretStr = Field(SecretStr(""), description="The API key that clients send, if the service asks for one.")
+    log_format: log.Format = Field(
+        "text", description="How to log: text for people, json for machines."
+    )
+    url: str = Field(
+        "http://127.0.0.1:8000", description="Where clients find the service (submit, watch)."
+    )
+    key: SecretStr = Field(
+        SecretStr(""), description="The API key that clients send, if the service asks for one."
+    )
     webhook_secret: str = Field(
         "",
         repr=False,
@@ -50,11 +57,16 @@ class Settings(BaseSettings):
         description="The secret before this one, to sign with as well until all receivers know the new one.",
     )
     webhook_ports: str = Field(
-        "443", pattern=r"^[0-9]{1,5}(,[0-9]{1,5})*$", description="Ports that webhooks may go to, with commas between."
+        "443",
+        pattern=r"^[0-9]{1,5}(,[0-9]{1,5})*$",
+        description="Ports that webhooks may go to, with commas between.",
     )
-    webhook_allow_http: bool = Field(False, description="Whether webhooks may go to http:// as well: for development.")
+    webhook_allow_http: bool = Field(
+        False, description="Whether webhooks may go to http:// as well: for development."
+    )
     webhook_allow_private: bool = Field(
-        False, description="Whether webhooks may go to private addresses, of an intranet or this machine."
+        False,
+        description="Whether webhooks may go to private addresses, of an intranet or this machine.",
     )
 
     @property
@@ -98,12 +110,16 @@ def read_settings(kind: type[AnySettings]) -> AnySettings:
     for variable in os.environ:
         elsewhere = prefix not in _PROCESS_PREFIXES and variable.startswith(_PROCESS_PREFIXES)
         if variable.startswith(prefix) and variable not in known and not elsewhere:
-            raise errors.BadSettings(f"There is no setting {variable}; there are {', '.join(sorted(known))}.")
+            raise errors.BadSettings(
+                f"There is no setting {variable}; there are {', '.join(sorted(known))}."
+            )
     try:
         return kind()
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         variable = prefix + str(first["loc"][0]).upper()
         field = kind.model_fields[str(first["loc"][0])]
-        words = field.description if first["type"] == "string_pattern_mismatch" else f"{first['msg']}."
+        words = (
+            field.description if first["type"] == "string_pattern_mismatch" else f"{first['msg']}."
+        )
         raise errors.BadSettings(f"{variable}: {words}") from error

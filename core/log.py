@@ -59,7 +59,9 @@ class JsonLines(logging.Formatter):
             longest = max(said, key=lambda name: len(str(said[name])))
             half = len(str(said[longest])) // 2
             # The end of a trace says what went wrong, the beginning of anything else.
-            said[longest] = f"…{trace[-half:]}" if longest == "trace" else f"{str(said[longest])[:half]}…"
+            said[longest] = (
+                f"…{trace[-half:]}" if longest == "trace" else f"{str(said[longest])[:half]}…"
+            )
             trace = trace[-half:]
         return line
 
@@ -71,7 +73,9 @@ class TextLines(logging.Formatter):
         """One line, and those of a trace."""
         request = f" [{request_id.get()}]" if request_id.get() else ""
         when = self.formatTime(record, "%Y-%m-%d %H:%M:%S")
-        line = _escaped(f"{when} {record.levelname:<7} {record.name}: {_told(record.getMessage())}{request}")
+        line = _escaped(
+            f"{when} {record.levelname:<7} {record.name}: {_told(record.getMessage())}{request}"
+        )
         trace = [_escaped(f"  {part}") for part in _told(_trace(self, record)).splitlines()]
         return "\n".join(part[: LINE_BYTES // 4] for part in [line, *trace])
 

@@ -56,8 +56,12 @@ class CircuitBreaker:
                 raise errors.StoreUnavailable()
             self._next_at = now + self._rest_seconds
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         silent = isinstance(error, RedisTimeoutError)
         self._next_at = time.monotonic() + self._rest_seconds if silent else None
-        if isinstance(error, _AWAY) or (isinstance(error, ResponseError) and str(error).startswith("MISCONF")):
+        if isinstance(error, _AWAY) or (
+            isinstance(error, ResponseError) and str(error).startswith("MISCONF")
+        ):
             raise errors.StoreUnavailable() from error

@@ -54,7 +54,13 @@ class Client:
     its kinds, JobNotFound: all are ImpastoError. May be used by several threads.
     """
 
-    def __init__(self, url: str | None = None, key: str | None = None, *, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
         """url, key: else IMPASTO_URL and IMPASTO_KEY; an empty key is not sent.
 
         patience_seconds: how long a request is repeated. Raises BadSettings.
@@ -73,7 +79,10 @@ class Client:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -119,7 +128,12 @@ class Client:
             *(("style", style) for style in _many(styles)),
             *(("mask", mask) for mask in masks),
         ]
-        wishes = {"priority": priority, "deadline_seconds": deadline_seconds, "reuse": reuse, "webhook": webhook}
+        wishes = {
+            "priority": priority,
+            "deadline_seconds": deadline_seconds,
+            "reuse": reuse,
+            "webhook": webhook,
+        }
         return _read(Job, self._send("/v1/jobs", pictures, parameters, wishes))
 
     def submit_batch(
@@ -134,20 +148,39 @@ class Client:
         **parameters: Any,
     ) -> Batch:
         """A new job for each content with each style, in this order; all of them or none. Raises as `submit`."""
-        pictures = [*(("content", content) for content in contents), *(("style", style) for style in styles)]
-        wishes = {"priority": priority, "deadline_seconds": deadline_seconds, "reuse": reuse, "webhook": webhook}
+        pictures = [
+            *(("content", content) for content in contents),
+            *(("style", style) for style in styles),
+        ]
+        wishes = {
+            "priority": priority,
+            "deadline_seconds": deadline_seconds,
+            "reuse": reuse,
+            "webhook": webhook,
+        }
         return _read(Batch, self._send("/v1/batches", pictures, parameters, wishes))
 
     def retry(
-        self, job_id: str, *, continue_from_result: bool = False, webhook: str | None = None, **parameters: Any
+        self,
+        job_id: str,
+        *,
+        continue_from_result: bool = False,
+        webhook: str | None = None,
+        **parameters: Any,
     ) -> Job:
         """A new job with the pictures and parameters of one that has ended, but for the parameters given.
 
         continue_from_result: begin with its result, for more iterations, other weights or a larger size.
         Raises JobNotEnded, NoResult, ResultGone where its pictures are no longer kept, BadSpec.
         """
-        change = {"spec": _set(parameters), "continue": continue_from_result, **_set({"webhook": webhook})}
-        return _read(Job, self._ask("POST", f"{_job(job_id)}/retry", json=change, headers=_fresh_key()))
+        change = {
+            "spec": _set(parameters),
+            "continue": continue_from_result,
+            **_set({"webhook": webhook}),
+        }
+        return _read(
+            Job, self._ask("POST", f"{_job(job_id)}/retry", json=change, headers=_fresh_key())
+        )
 
     def upload(self, picture: Picture) -> str:
         """Send a picture once, to name it by its digest in many jobs. Raises BadImage and its kinds."""
@@ -171,10 +204,16 @@ class Client:
 
         Raises NoWorker where none tells in time, and as `submit`.
         """
-        lists = {"styles": [self._sketched(one) for one in styles], "masks": [self._sketched(one) for one in masks]}
+        lists = {
+            "styles": [self._sketched(one) for one in styles],
+            "masks": [self._sketched(one) for one in masks],
+        }
         single = {"content": content, "init_image": init_image}
         sketch = {name: self._sketched(one) for name, one in _set(single).items()}
-        return _read(Estimate, self._ask("POST", "/v1/estimate", json={**sketch, **lists, "spec": _set(parameters)}))
+        return _read(
+            Estimate,
+            self._ask("POST", "/v1/estimate", json={**sketch, **lists, "spec": _set(parameters)}),
+        )
 
     def _sketched(self, picture: Picture | Size) -> str | dict[str, int]:
         if isinstance(picture, tuple):
@@ -189,7 +228,9 @@ class Client:
 
     def models(self) -> list[ModelInfo]:
         """The networks that a job may name as its `model`."""
-        return [ModelInfo.model_validate(one) for one in self._ask("GET", "/v1/models").json()["models"]]
+        return [
+            ModelInfo.model_validate(one) for one in self._ask("GET", "/v1/models").json()["models"]
+        ]
 
     def presets(self) -> list[Preset]:
         """Parameters that go together, for `submit(preset=...)`."""
@@ -223,7 +264,10 @@ class Client:
         return self._follow(Job, _job(job_id), timeout_seconds)
 
     def wait(
-        self, job_id: str, on_progress: Callable[[Job], object] | None = None, timeout_seconds: float | None = None
+        self,
+        job_id: str,
+        on_progress: Callable[[Job], object] | None = None,
+        timeout_seconds: float | None = None,
     ) -> Job:
         """The job when it has ended, however it did. `on_progress` is called with each state that `follow` sees.
 
@@ -239,7 +283,10 @@ class Client:
         return self._follow(Batch, _batch(batch_id), timeout_seconds)
 
     def wait_batch(
-        self, batch_id: str, on_progress: Callable[[Batch], object] | None = None, timeout_seconds: float | None = None
+        self,
+        batch_id: str,
+        on_progress: Callable[[Batch], object] | None = None,
+        timeout_seconds: float | None = None,
     ) -> Batch:
         """The batch when all of its jobs have ended; as `wait`."""
         for batch in self.follow_batch(batch_id, timeout_seconds):
@@ -258,7 +305,10 @@ class Client:
 
     def frames(self, job_id: str) -> list[Frame]:
         """What there is of small pictures of the run, in their order. Raises ResultGone."""
-        return [Frame.model_validate(one) for one in self._ask("GET", f"{_job(job_id)}/frames").json()["frames"]]
+        return [
+            Frame.model_validate(one)
+            for one in self._ask("GET", f"{_job(job_id)}/frames").json()["frames"]
+        ]
 
     def frame(self, job_id: str, index: int) -> bytes:
         """One of them, a JPEG. Raises ImageNotFound where it has gone to make room."""
@@ -297,13 +347,22 @@ class Client:
     # ------------------------------------------------------------------ within
 
     def _send(
-        self, path: str, pictures: Sequence[tuple[str, Picture]], parameters: dict[str, Any], wishes: dict[str, Any]
+        self,
+        path: str,
+        pictures: Sequence[tuple[str, Picture]],
+        parameters: dict[str, Any],
+        wishes: dict[str, Any],
     ) -> httpx2.Response:
-        texts = [(name, (None, _text(value))) for name, value in {"spec": _set(parameters), **_set(wishes)}.items()]
+        texts = [
+            (name, (None, _text(value)))
+            for name, value in {"spec": _set(parameters), **_set(wishes)}.items()
+        ]
         files = [(name, _part(picture)) for name, picture in pictures]
         return self._ask("POST", path, files=[*texts, *files], headers=_fresh_key())
 
-    def _follow(self, kind: type[Followed], path: str, timeout_seconds: float | None) -> Iterator[Followed]:
+    def _follow(
+        self, kind: type[Followed], path: str, timeout_seconds: float | None
+    ) -> Iterator[Followed]:
         end = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
         headers: dict[str, str] = {}
         while (left := end - time.monotonic()) > 0 or not headers:
@@ -320,9 +379,13 @@ class Client:
             if headers and "wait" not in answer.headers.get("Preference-Applied", ""):
                 time.sleep(min(_retry_seconds(answer), max(0, end - time.monotonic())))
             headers = {"If-None-Match": answer.headers.get("ETag", "")}
-        raise TimeoutError(f"After {timeout_seconds:g} s the {kind.__name__.lower()} has not ended.")
+        raise TimeoutError(
+            f"After {timeout_seconds:g} s the {kind.__name__.lower()} has not ended."
+        )
 
-    def _ask(self, method: str, path: str, *, end: float = math.inf, **request: Any) -> httpx2.Response:
+    def _ask(
+        self, method: str, path: str, *, end: float = math.inf, **request: Any
+    ) -> httpx2.Response:
         """The answer; asked for again while that may help and patience lasts. Raises TimeoutError at the end."""
         until, pause = time.monotonic() + self._patience_seconds, FIRST_PAUSE_SECONDS
         while True:
@@ -330,7 +393,9 @@ class Client:
             try:
                 return self._ask_once(method, path, timeout=_timeout(left), **request)
             except errors.ImpastoError as error:
-                seconds = max(pause, error.retry_seconds if isinstance(error, errors.RetryLater) else 0)
+                seconds = max(
+                    pause, error.retry_seconds if isinstance(error, errors.RetryLater) else 0
+                )
                 if not self._passes(error) or time.monotonic() + seconds > until:
                     raise
                 if time.monotonic() + seconds > end:
@@ -370,7 +435,9 @@ def _refusal(answer: httpx2.Response, url: str) -> errors.ImpastoError:
     kind = _KINDS.get(code)
     if kind is None:
         families = {429: errors.RetryLater, 503: errors.Unavailable}
-        kind = families.get(answer.status_code, errors.BadInput if answer.status_code < 500 else errors.ImpastoError)
+        kind = families.get(
+            answer.status_code, errors.BadInput if answer.status_code < 500 else errors.ImpastoError
+        )
     error = kind(words)
     error.code = code
     if isinstance(error, errors.RetryLater):

@@ -24,10 +24,20 @@ HUNG = (
     ("pears", "photo", "Pears", "Three pears and a bowl on a wooden table"),
     ("strokes", "painting", "Brush strokes", "A night sky in thick swirling brush strokes"),
     ("watercolor", "painting", "Watercolor", "Red poppies in a meadow, in watercolor"),
-    ("woodcut", "painting", "Woodcut", "A snowy mountain over waves like scales, printed from wood"),
+    (
+        "woodcut",
+        "painting",
+        "Woodcut",
+        "A snowy mountain over waves like scales, printed from wood",
+    ),
     ("points", "painting", "Points", "Poplars by a river, in dots of color"),
     ("ink", "painting", "Ink", "Mountains in mist behind bamboo, in black ink"),
-    ("glass", "painting", "Stained glass", "Sunrise over hills and flowers, in colored glass and lead"),
+    (
+        "glass",
+        "painting",
+        "Stained glass",
+        "Sunrise over hills and flowers, in colored glass and lead",
+    ),
     ("mosaic", "painting", "Mosaic", "A sail before the sun, laid in small stones"),
     ("marbling", "painting", "Marbling", "Swirls of blue, red and gold ink on paper"),
 )
@@ -60,7 +70,9 @@ def hang(name: str, picture: Image.Image) -> None:
         if file.tell() <= MOST_BYTES:
             break
     (GALLERY / f"{name}.jpg").write_bytes(file.getvalue())
-    picture.resize(SMALL, Image.Resampling.LANCZOS).save(GALLERY / f"{name}-small.jpg", quality=80, optimize=True)
+    picture.resize(SMALL, Image.Resampling.LANCZOS).save(
+        GALLERY / f"{name}-small.jpg", quality=80, optimize=True
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,10 @@ BLOOM = rgb("d42f4b f0608a f7b7c8 b01f3c")
 def panes(x: Array, y: Array) -> tuple[Array, Array]:
     """Which pane each dot is in, as a number, and the pane's color."""
     dx, dy = x - SUN[0], y - SUN[1]
-    far, turn = np.hypot(dx, dy) + 0.006 * np.sin(9 * np.arctan2(dy, dx)), np.arctan2(dy, dx) / (2 * np.pi) + 0.5
+    far, turn = (
+        np.hypot(dx, dy) + 0.006 * np.sin(9 * np.arctan2(dy, dx)),
+        np.arctan2(dy, dx) / (2 * np.pi) + 0.5,
+    )
     ring = np.digitize(far, (0.07, 0.13, 0.21, 0.31, 0.43, 0.57, 0.74))
     sector = np.floor((turn * 16 + 0.5 * (ring % 2)) % 16).astype(int)
     sector[ring == 0] = 0
@@ -28,7 +31,9 @@ def panes(x: Array, y: Array) -> tuple[Array, Array]:
         ((0.56, 0.05, 0.4, 5), (0.66, 0.045, 2.6, 4), (0.73, 0.02, 1.0, 6))
     ):
         line = level + swing * np.sin(x * (4.6 - k) + phase) + 0.02 * np.sin(x * 11 + k)
-        cut = np.floor(x * parts + 0.9 * (y - line) * (-1) ** k + 0.3 * k + 0.12 * np.sin(y * 14)).astype(int)
+        cut = np.floor(
+            x * parts + 0.9 * (y - line) * (-1) ** k + 0.3 * k + 0.12 * np.sin(y * 14)
+        ).astype(int)
         deep = (y > line + 0.075).astype(int)
         under = y > line
         pane = 1000 * (k + 1) + cut * 2 + deep
@@ -39,7 +44,9 @@ def panes(x: Array, y: Array) -> tuple[Array, Array]:
     cut = np.floor(x * 4 + 0.5 * (row % 2) + 0.12 * np.sin(y * 30)).astype(int)
     pane = 9000 + row * 40 + cut
     which = np.where(y > shore, pane, which)
-    color = np.where((y > shore)[..., None], WATER[(chance(pane, salt=8) * 4.99).astype(int)], color)
+    color = np.where(
+        (y > shore)[..., None], WATER[(chance(pane, salt=8) * 4.99).astype(int)], color
+    )
     return flowers(x, y, which, color)
 
 
@@ -49,7 +56,10 @@ def flowers(x: Array, y: Array, which: Array, color: Array) -> tuple[Array, Arra
         ((0.20, 0.40, 0.16), (0.11, 0.70, 0.11), (1.16, 0.66, 0.14), (1.26, 0.32, 0.10))
     ):
         stem = (np.abs(x - at_x - 0.04 * np.sin((y - at_y) * 7)) < 0.011) & (y > at_y)
-        which, color = np.where(stem, 20_000 + k, which), np.where(stem[..., None], rgb("2f7d3a")[0], color)
+        which, color = (
+            np.where(stem, 20_000 + k, which),
+            np.where(stem[..., None], rgb("2f7d3a")[0], color),
+        )
         dx, dy = (x - at_x) / size, (y - at_y) / size
         turn = np.arctan2(dy, dx) / (2 * np.pi) * 6 + 0.25 + k * 0.3
         petal = np.floor(turn).astype(int) % 6
@@ -60,14 +70,20 @@ def flowers(x: Array, y: Array, which: Array, color: Array) -> tuple[Array, Arra
         which = np.where(inside, pane, which)
         color = np.where(inside[..., None], BLOOM[(chance(pane, salt=2) * 3.99).astype(int)], color)
         heart = far < 0.2
-        which, color = np.where(heart, 40_000 + k, which), np.where(heart[..., None], rgb("f9d65c")[0], color)
+        which, color = (
+            np.where(heart, 40_000 + k, which),
+            np.where(heart[..., None], rgb("f9d65c")[0], color),
+        )
     return which, color
 
 
 def picture(wide: int, high: int) -> Image.Image:
     """The whole window, at twice its size, with the day behind it."""
     x, y = sheet(wide * 2, high * 2)
-    x, y = x + 0.006 * (noise(x * 14, y * 14, 2) - 0.5), y + 0.006 * (noise(x * 14 + 40, y * 14, 2) - 0.5)
+    x, y = (
+        x + 0.006 * (noise(x * 14, y * 14, 2) - 0.5),
+        y + 0.006 * (noise(x * 14 + 40, y * 14, 2) - 0.5),
+    )
     which, color = panes(x, y)
     seam = np.zeros_like(x)
     seam[:-1] += which[:-1] != which[1:]
@@ -75,14 +91,22 @@ def picture(wide: int, high: int) -> Image.Image:
     frame = np.minimum(np.minimum(x, wide / high - x), np.minimum(y, 1 - y)) < 0.014
     near = blur(np.minimum(seam, 1), 4) * 9
     lead = ramp(near, 0.55, 0.85)
-    streak = noise(x * 7 + 3 * chance(which, salt=1), y * 60, 3) - 0.5 + 0.6 * (noise(x * 40, y * 40, 2) - 0.5)
+    streak = (
+        noise(x * 7 + 3 * chance(which, salt=1), y * 60, 3)
+        - 0.5
+        + 0.6 * (noise(x * 40, y * 40, 2) - 0.5)
+    )
     glow = 0.72 + 0.5 * np.exp(-((x - SUN[0]) ** 2 + (y - SUN[1]) ** 2) / 0.28) + 0.42 * streak
-    glow += 0.20 * (chance(which, salt=4) - 0.5) - 0.9 * np.clip(blur(np.minimum(seam, 1), 14) * 4, 0, 0.30)
+    glow += 0.20 * (chance(which, salt=4) - 0.5) - 0.9 * np.clip(
+        blur(np.minimum(seam, 1), 14) * 4, 0, 0.30
+    )
     light = color ** (1.25 - 0.3 * streak[..., None]) * glow[..., None]
     down, along = np.gradient(blur(np.minimum(near, 1.5), 2))
-    metal = (0.085 + 0.55 * np.clip(-(down + along), 0, 0.5) + 0.03 * noise(x * 200, y * 200))[..., None] * rgb(
-        "e6ecf5"
-    )[0]
+    metal = (0.085 + 0.55 * np.clip(-(down + along), 0, 0.5) + 0.03 * noise(x * 200, y * 200))[
+        ..., None
+    ] * rgb("e6ecf5")[0]
     window = mix(light, metal, np.maximum(lead, frame)[..., None])
     halo = np.stack([blur(window[..., band], 12) for band in range(3)], -1)
-    return Image.fromarray(bytes_of(window * 0.93 + 0.16 * halo)).resize((wide, high), Image.Resampling.LANCZOS)
+    return Image.fromarray(bytes_of(window * 0.93 + 0.16 * halo)).resize(
+        (wide, high), Image.Resampling.LANCZOS
+    )

@@ -57,7 +57,14 @@ class Solid:
     """A box less what lies beyond each cut; a cut (a, b, c, d) keeps the points with ax+by+cz < d."""
 
     def __init__(
-        self, place: Place, low: Point, high: Point, *cuts: Cut, stuff: str, color: Array, floors: int = 0
+        self,
+        place: Place,
+        low: Point,
+        high: Point,
+        *cuts: Cut,
+        stuff: str,
+        color: Array,
+        floors: int = 0,
     ) -> None:
         self.place, self.stuff, self.color, self.floors = place, stuff, color, floors
         sides = np.c_[np.r_[np.eye(3), -np.eye(3)], np.r_[high, -np.array(low)]]
@@ -73,16 +80,28 @@ class Solid:
         """Which rays strike it, how far along, and on which face."""
         gap = self.middle - origin
         ahead = dot(gap, ray)
-        at = np.flatnonzero((dot(gap, gap) - ahead * ahead < self.radius**2) & (ahead > -self.radius))
-        slope = self.facing @ ray[:, at] + np.float32(1e-9)  # never zero, so a ray along a face misses it
-        far = (self.offset - self.facing @ (origin[:, at] if origin.shape[1] > 1 else origin)) / slope
+        at = np.flatnonzero(
+            (dot(gap, gap) - ahead * ahead < self.radius**2) & (ahead > -self.radius)
+        )
+        slope = self.facing @ ray[:, at] + np.float32(
+            1e-9
+        )  # never zero, so a ray along a face misses it
+        far = (
+            self.offset - self.facing @ (origin[:, at] if origin.shape[1] > 1 else origin)
+        ) / slope
         entries = np.where(slope < 0, far, -np.inf)
-        face, enter, leave = entries.argmax(0), entries.max(0), np.where(slope > 0, far, np.inf).min(0)
+        face, enter, leave = (
+            entries.argmax(0),
+            entries.max(0),
+            np.where(slope > 0, far, np.inf).min(0),
+        )
         hit = (enter < leave) & (enter > 1e-3)
         return at[hit], enter[hit], face[hit]
 
 
-def roof(place: Place, wide: float, eave: float, deep: float, pitch: float, *, color: Array) -> list[Solid]:
+def roof(
+    place: Place, wide: float, eave: float, deep: float, pitch: float, *, color: Array
+) -> list[Solid]:
     """Two slabs that lean on each other over the middle of the width."""
     half, over, slabs = wide / 2, 0.35, []
     for side, left, right in ((-1, -over, half), (1, half, wide + over)):
@@ -104,9 +123,17 @@ def house(place: Place, bays: int, floors: int, gable: bool) -> list[Solid]:
     wall, tile = WALLS[rng.integers(len(WALLS))], TILES[rng.integers(len(TILES))]
     x, z = wide * float(rng.uniform(0.25, 0.4)), deep * float(rng.uniform(0.3, 0.8))
     return [
-        Solid(place, (0, 0, 0), (wide, peak, deep), *cuts, stuff="plaster", color=wall, floors=floors),
+        Solid(
+            place, (0, 0, 0), (wide, peak, deep), *cuts, stuff="plaster", color=wall, floors=floors
+        ),
         Solid(place, (x, eave, z), (x + 0.7, peak + 1.1, z + 0.9), stuff="brick", color=TILES[0]),
-        Solid(place, (x - 0.1, peak + 1, z - 0.1), (x + 0.8, peak + 1.2, z + 1), stuff="plain", color=STONE),
+        Solid(
+            place,
+            (x - 0.1, peak + 1, z - 0.1),
+            (x + 0.8, peak + 1.2, z + 1),
+            stuff="plain",
+            color=STONE,
+        ),
         *roof(place, wide, eave, deep, pitch, color=tile),
     ]
 
@@ -138,7 +165,10 @@ def tree(place: Place, size: float) -> list[Solid]:
     """A few round crowns, each cut from its box by planes that touch a ball; leaves come later."""
     crowns = []
     for _ in range(6):
-        r, green = size * float(rng.uniform(0.45, 0.8)), vec(0.16, 0.20, 0.07) * float(rng.uniform(0.6, 1.2))
+        r, green = (
+            size * float(rng.uniform(0.45, 0.8)),
+            vec(0.16, 0.20, 0.07) * float(rng.uniform(0.6, 1.2)),
+        )
         x, y, z = rng.uniform(-0.9, 0.9, 3) * size
         cuts = [(a, b, c, r) for a, b, c in unit(rng.normal(size=(3, 18))).T]
         spot = place.moved(x, y * 0.8 + size * 1.8, z)
@@ -151,8 +181,14 @@ def hull(place: Place, length: float, paint: Array) -> Solid:
     wide, half = length * 0.16, length / 2
     cuts: list[Cut] = [(-0.07, 1, 0, length * 0.13), (-1, -0.4, 0, length * 0.45)]
     for side in (1, -1):
-        cuts += [(0, -0.45, side, wide * 0.75), (0.3, -0.5, side, wide * 0.95), (0.7, -0.6, side, half * 0.6)]
-    return Solid(place, (-half, -0.3, -wide), (half, length * 0.25, wide), *cuts, stuff="hull", color=paint)
+        cuts += [
+            (0, -0.45, side, wide * 0.75),
+            (0.3, -0.5, side, wide * 0.95),
+            (0.7, -0.6, side, half * 0.6),
+        ]
+    return Solid(
+        place, (-half, -0.3, -wide), (half, length * 0.25, wide), *cuts, stuff="hull", color=paint
+    )
 
 
 def dinghy(place: Place, length: float, paint: Array) -> list[Solid]:
@@ -161,7 +197,10 @@ def dinghy(place: Place, length: float, paint: Array) -> list[Solid]:
     benches = ((x, x + 0.3) for x in (-length / 4, 0.0))
     return [
         hull(place, length, paint),
-        *(Solid(place, (x, 0, -wide), (end, high, wide), stuff="wood", color=CREAM * 0.5) for x, end in benches),
+        *(
+            Solid(place, (x, 0, -wide), (end, high, wide), stuff="wood", color=CREAM * 0.5)
+            for x, end in benches
+        ),
     ]
 
 
@@ -172,7 +211,13 @@ def yacht(place: Place, length: float, paint: Array, mast: float) -> list[Solid]
     parts = [
         hull(place, length, paint),
         Solid(place, (-0.07, 0, -0.07), (0.07, mast, 0.07), stuff="wood", color=WOOD * 2),
-        Solid(place, (-half * 0.8, deck + 0.9, -0.12), (0, deck + 1.2, 0.12), stuff="plain", color=CREAM),
+        Solid(
+            place,
+            (-half * 0.8, deck + 0.9, -0.12),
+            (0, deck + 1.2, 0.12),
+            stuff="plain",
+            color=CREAM,
+        ),
         Solid(
             cabin,
             (-half * 0.5, -0.2, -wide),
@@ -186,7 +231,9 @@ def yacht(place: Place, length: float, paint: Array, mast: float) -> list[Solid]
     ]
     for side, left, right in ((1, 0.0, half), (-1, -half, 0.0)):
         cuts = (side * slope, 1, 0, mast), (-side * slope, -1, 0, 0.06 * slope - mast)
-        parts.append(Solid(place, (left, deck, -0.02), (right, mast, 0.02), *cuts, stuff="plain", color=WOOD))
+        parts.append(
+            Solid(place, (left, deck, -0.02), (right, mast, 0.02), *cuts, stuff="plain", color=WOOD)
+        )
     return parts
 
 
@@ -195,16 +242,34 @@ def town() -> list[Solid]:
     quay = heading(-22, 0, 31, 37)
     solids = [
         Solid(quay, (-40, -1, -4), (66, 1.5, 60), stuff="stone", color=STONE),
-        Solid(quay, (-40, 0, 8), (58, 14, 60), (0, 1, -0.5, -1.5), stuff="grass", color=vec(0.20, 0.20, 0.09)),
+        Solid(
+            quay,
+            (-40, 0, 8),
+            (58, 14, 60),
+            (0, 1, -0.5, -1.5),
+            stuff="grass",
+            color=vec(0.20, 0.20, 0.09),
+        ),
     ]
     for up, back, most, gap in ((1.5, 0, 3, 0.0), (7.5, 18, 3, 2.5), (15, 33, 2, 6.0)):
         solids += terrace(quay.moved(-12, up, back), 62 - back / 5, most, gap)
     solids += church(quay.moved(31, 11, 27)) + tree(quay.moved(62, 1.5, 2), 2.1)
     for along in range(-2, 67, 4):
-        solids.append(Solid(quay.moved(along, 0, -4.3), (0, -1, 0), (0.25, 2.1, 0.25), stuff="wood", color=WOOD))
-    for along, size, paint, mast in ((9, 6, 3, 7.5), (19, 7, 1, 9.0), (36, 8, 2, 10.0), (47, 6, 7, 8.0)):
+        solids.append(
+            Solid(
+                quay.moved(along, 0, -4.3), (0, -1, 0), (0.25, 2.1, 0.25), stuff="wood", color=WOOD
+            )
+        )
+    for along, size, paint, mast in (
+        (9, 6, 3, 7.5),
+        (19, 7, 1, 9.0),
+        (36, 8, 2, 10.0),
+        (47, 6, 7, 8.0),
+    ):
         solids += yacht(quay.moved(along, 0, -6), size, WALLS[paint], mast)
-    solids += dinghy(quay.moved(29, 0, -6), 5, CREAM) + dinghy(heading(-4.2, 0, 17.5, 20), 4, WALLS[1])
+    solids += dinghy(quay.moved(29, 0, -6), 5, CREAM) + dinghy(
+        heading(-4.2, 0, 17.5, 20), 4, WALLS[1]
+    )
     return solids + yacht(heading(7, 0, 27, 160), 7.5, WALLS[5], 9.5)
 
 
@@ -220,7 +285,9 @@ def sky(ray: Array) -> Array:
     x, y, z = ray
     near = dot(ray, SUN)
     color = mix(vec(0.95, 0.60, 0.42), vec(0.10, 0.21, 0.46), ramp(y, -0.08, 0.42))
-    color = color + vec(0.9, 0.42, 0.12) * (0.8 * np.exp((near - 1) * 60) + 0.35 * np.exp((near - 1) * 7))
+    color = color + vec(0.9, 0.42, 0.12) * (
+        0.8 * np.exp((near - 1) * 60) + 0.35 * np.exp((near - 1) * 7)
+    )
     u, w = x / (abs(y) + 0.10) + 3, z / (abs(y) + 0.10)
     thick = noise(u, w, 7)
     lit = np.clip(0.45 + 5 * (thick - noise(u + 0.18, w + 0.1, 5)), 0, 1)
@@ -234,7 +301,9 @@ def sky(ray: Array) -> Array:
 def hills(turn: Array, y: Array, color: Array, near: Array) -> Array:
     """Three ridges before the sky, each nearer, darker and rougher than the one behind."""
     haze = mix(vec(0.62, 0.50, 0.50), vec(1.15, 0.72, 0.42), np.exp((near - 1) * 12))
-    for step, (height, rough, clear) in enumerate(((0.085, 3, 0.18), (0.06, 5, 0.38), (0.035, 9, 0.58))):
+    for step, (height, rough, clear) in enumerate(
+        ((0.085, 3, 0.18), (0.06, 5, 0.38), (0.035, 9, 0.58))
+    ):
         ridge = height * (0.25 + 1.5 * noise(turn * rough + 9.1 * step, turn * 0 + step, 3))
         ridge += 0.004 * noise(turn * 160, turn * 0 + step, 3)
         wood = vec(0.13, 0.17, 0.13) * (0.4 + 1.2 * noise(turn * 150, y * 420 + 7 * step, 4))
@@ -250,7 +319,9 @@ def windows(p: Array, side: Array, solid: Solid) -> tuple[Array, Array, Array]:
     frame = wall * (abs(u) < 0.56) * (abs(v) < 0.86)
     sill = wall * (abs(u) < 0.68) * (abs(v + 0.90) < 0.07)
     glass = frame * (abs(u) < 0.47) * (abs(v) < 0.77) * (abs(u) > 0.035) * (abs(v - 0.25) > 0.035)
-    chance = noise(column + np.floor(solid.place.at[0]), level * 7 + np.floor(solid.place.at[2]) + 3)
+    chance = noise(
+        column + np.floor(solid.place.at[0]), level * 7 + np.floor(solid.place.at[2]) + 3
+    )
     return np.maximum(frame, sill), glass, glass * (chance > 0.72)
 
 
@@ -278,9 +349,13 @@ def surface(solid: Solid, p: Array, n: Array) -> tuple[Array, Array]:
     elif solid.stuff == "hull":
         color = np.where(p[1] < 0.12, TILES[0], np.where(n[1] > 0.5, WOOD * 0.9, color))
     elif solid.stuff == "cabin":
-        color = mix(color, WOOD * 0.3, (abs(p[1] - 0.3) < 0.13) * (side % 0.8 > 0.25) * (n[1] < 0.6))
+        color = mix(
+            color, WOOD * 0.3, (abs(p[1] - 0.3) < 0.13) * (side % 0.8 > 0.25) * (n[1] < 0.6)
+        )
     elif solid.stuff == "plaster" and solid.floors:
-        color = color * (0.75 + 0.5 * noise(side * 5, p[1] * 0.6, 3)) * (0.7 + 0.3 * ramp(p[1], 0, 1.2))
+        color = (
+            color * (0.75 + 0.5 * noise(side * 5, p[1] * 0.6, 3)) * (0.7 + 0.3 * ramp(p[1], 0, 1.2))
+        )
         frame, glass, lit = windows(p, side, solid)
         pane = mix(vec(0.03, 0.04, 0.06), vec(0.12, 0.13, 0.17), noise(side * 2, p[1] * 2 + 5, 3))
         color = mix(mix(color, CREAM, frame), pane, glass)
@@ -292,10 +367,16 @@ def surface(solid: Solid, p: Array, n: Array) -> tuple[Array, Array]:
 def nearest(solids: list[Solid], origin: Array, ray: Array) -> tuple[Array, Index, Index]:
     """How far each ray goes, which solid stops it (-1 for none) and on which face."""
     count = ray.shape[1]
-    depth, which, face = np.full(count, np.inf, np.float32), np.full(count, -1), np.zeros(count, np.intp)
+    depth, which, face = (
+        np.full(count, np.inf, np.float32),
+        np.full(count, -1),
+        np.zeros(count, np.intp),
+    )
     for number, solid in enumerate(solids):
         at, far, side = solid.meet(origin, ray)
-        if solid.stuff == "leaf" and at.size:  # holes between the leaves make the crown's edge ragged
+        if (
+            solid.stuff == "leaf" and at.size
+        ):  # holes between the leaves make the crown's edge ragged
             p = (origin if origin.shape[1] == 1 else origin[:, at]) + far * ray[:, at]
             keep = noise(p[0] * 2.5 + p[1], p[2] * 2.5 - p[1] * 2, 3) > 0.45
             at, far, side = at[keep], far[keep], side[keep]
@@ -307,7 +388,12 @@ def nearest(solids: list[Solid], origin: Array, ray: Array) -> tuple[Array, Inde
 
 def shade(solids: list[Solid], p: Array, which: Index, face: Index) -> Array:
     """Lamp, sky above and warm ground below, on whatever stuff was struck."""
-    normal, color, glow, low = np.empty_like(p), np.empty_like(p), np.empty_like(p), np.empty_like(p[0])
+    normal, color, glow, low = (
+        np.empty_like(p),
+        np.empty_like(p),
+        np.empty_like(p),
+        np.empty_like(p[0]),
+    )
     for number in np.unique(which):
         solid, at = solids[number], which == number
         local, n = solid.place.axes.T @ (p[:, at] - solid.place.at), solid.faces[face[at]].T
@@ -333,7 +419,9 @@ def ripples(p: Array, far: Array) -> Array:
 def radiance(solids: list[Solid], origin: Array, ray: Array, water: bool) -> Array:
     """The light that comes back along each ray; what the water mirrors is looked up without water."""
     depth, which, face = nearest(solids, origin, ray)
-    level = np.where(ray[1] < 0, -origin[1] / np.minimum(ray[1], -1e-6), np.inf) if water else np.inf
+    level = (
+        np.where(ray[1] < 0, -origin[1] / np.minimum(ray[1], -1e-6), np.inf) if water else np.inf
+    )
     wet = level < depth
     struck = (which >= 0) & ~wet
     far = np.where(wet, level, np.where(struck, depth, 0))

@@ -15,7 +15,13 @@ def mountains(x: Array, y: Array) -> Array:
     """Ink of five ranges: each dark at its ridge, torn by the brush below it, and gone in the mist before the next."""
     ink = np.zeros_like(x)
     for k, (level, tall, dark) in enumerate(
-        ((0.30, 0.14, 0.13), (0.40, 0.34, 0.24), (0.52, 0.26, 0.36), (0.66, 0.30, 0.58), (0.82, 0.22, 0.85))
+        (
+            (0.30, 0.14, 0.13),
+            (0.40, 0.34, 0.24),
+            (0.52, 0.26, 0.36),
+            (0.66, 0.30, 0.58),
+            (0.82, 0.22, 0.85),
+        )
     ):
         far = x * (2.6 + 0.5 * k) + 13.7 * k
         peak = 1 - np.abs(2 * noise(far, 0 * far + 7.3 * k, 1) - 1)
@@ -34,7 +40,11 @@ def mountains(x: Array, y: Array) -> Array:
         )
         mist = ramp(noise(x * 1.6 + 5 * k, y * 4 + k, 3), 0.30, 0.62)
         stays = np.where(below > 0, 0.25 + 0.75 * ramp(below, 0.20 + 0.12 * mist, 0.0), 1)
-        ink = np.where(below > 0, ink * (1 - ramp(below, 0, 0.004)) * stays + dark * wash * (1 - 0.45 * mist), ink)
+        ink = np.where(
+            below > 0,
+            ink * (1 - ramp(below, 0, 0.004)) * stays + dark * wash * (1 - 0.45 * mist),
+            ink,
+        )
     return ink
 
 
@@ -87,7 +97,13 @@ def bamboo(wide: int, high: int, hand: np.random.Generator) -> Array:
         for _ in range(6):
             x, y = across - hand.uniform(0.03, 0.50), hand.uniform(0.02, 0.52)
             for turn in hand.uniform(0.15, 2.3, hand.integers(3, 5)):
-                brush.leaf(x, y, float(turn), float(hand.uniform(0.10, 0.21)), dark * float(hand.uniform(0.85, 1)))
+                brush.leaf(
+                    x,
+                    y,
+                    float(turn),
+                    float(hand.uniform(0.10, 0.21)),
+                    dark * float(hand.uniform(0.85, 1)),
+                )
     return np.asarray(brush.sheet, np.float32) / 255
 
 
@@ -103,10 +119,19 @@ def picture(wide: int, high: int) -> Image.Image:
     ink = 1 - (1 - np.clip(mountains(x, y) + halo, 0, 1)) * (1 - strokes)
     fiber = noise(x * 60, y * 240, 3) + noise(x * 240 + 5, y * 60, 3) - 1
     ink *= 1 + 0.5 * fiber + 0.35 * (noise(x * 130, y * 130, 2) - 0.5)
-    paper = PAPER * (1 + 0.045 * fiber - 0.10 * ramp(np.hypot(x - wide / high / 2, y - 0.5), 0.35, 0.95))[..., None]
+    paper = (
+        PAPER
+        * (1 + 0.045 * fiber - 0.10 * ramp(np.hypot(x - wide / high / 2, y - 0.5), 0.35, 0.95))[
+            ..., None
+        ]
+    )
     color = mix(paper, INK, np.clip(ink, 0, 0.97)[..., None])
     dx, dy = (x - 0.11) / 0.034, (y - 0.86) / 0.042
     marks = (np.abs(np.sin(dx * 5.2 + 0.4) * np.cos(dy * 4.1)) < 0.22) | (np.abs(dy) < 0.10)
-    pressed = (np.maximum(np.abs(dx), np.abs(dy)) < 1) & ~(marks & (np.maximum(np.abs(dx), np.abs(dy)) < 0.78))
+    pressed = (np.maximum(np.abs(dx), np.abs(dy)) < 1) & ~(
+        marks & (np.maximum(np.abs(dx), np.abs(dy)) < 0.78)
+    )
     stamp = pressed * (0.92 - 0.5 * ramp(noise(x * 90, y * 90, 2), 0.62, 0.8))
-    return Image.fromarray(bytes_of(mix(color, SEAL, stamp[..., None]))).resize((wide, high), Image.Resampling.LANCZOS)
+    return Image.fromarray(bytes_of(mix(color, SEAL, stamp[..., None]))).resize(
+        (wide, high), Image.Resampling.LANCZOS
+    )

@@ -19,7 +19,12 @@ def dropped(hand: np.random.Generator, wide: float) -> list[tuple[float, float, 
         for spot in range(30):
             x, y = hand.uniform(-0.1, wide + 0.1), hand.uniform(-0.1, 1.1)
             fallen.append(
-                (x, y, float(hand.uniform(0.035, 0.075)) * (1.15 - 0.06 * ring), (ring * 3 + spot % 3) % len(INKS))
+                (
+                    x,
+                    y,
+                    float(hand.uniform(0.035, 0.075)) * (1.15 - 0.06 * ring),
+                    (ring * 3 + spot % 3) % len(INKS),
+                )
             )
     return fallen
 
@@ -36,7 +41,10 @@ def combed(x: Array, y: Array) -> tuple[Array, Array]:
     ):
         dx, dy = x - at_x, y - at_y
         angle = turn * np.exp(-(dx * dx + dy * dy) / size**2)
-        x, y = at_x + np.cos(angle) * dx - np.sin(angle) * dy, at_y + np.sin(angle) * dx + np.cos(angle) * dy
+        x, y = (
+            at_x + np.cos(angle) * dx - np.sin(angle) * dy,
+            at_y + np.sin(angle) * dx + np.cos(angle) * dy,
+        )
     tooth = np.abs((x * 15) % 1 - 0.5)
     y = y - 0.17 * 0.1 / (tooth + 0.1)
     rake = np.abs((y * 4) % 2 - 1)
@@ -57,6 +65,10 @@ def picture(wide: int, high: int) -> Image.Image:
         color[afloat[inside]] = INKS[ink]
         pull = np.sqrt(1 - radius**2 / np.where(inside, 1, far))
         x, y, afloat = ((at_x + dx * pull)[~inside], (at_y + dy * pull)[~inside], afloat[~inside])
-    paper = 0.95 + 0.06 * (noise(across * 140, down * 140, 2) - 0.5) + 0.12 * (noise(across * 5, down * 5, 3) - 0.5)
+    paper = (
+        0.95
+        + 0.06 * (noise(across * 140, down * 140, 2) - 0.5)
+        + 0.12 * (noise(across * 5, down * 5, 3) - 0.5)
+    )
     lifted = color.reshape(*across.shape, 3) * paper[..., None]
     return Image.fromarray(bytes_of(lifted)).resize((wide, high), Image.Resampling.LANCZOS)

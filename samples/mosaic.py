@@ -34,7 +34,9 @@ class Laid:
         slant = (chance(self.row, self.place, salt=salt + 9) - 0.5) * 0.16
         a, b = across + slant * (down - 0.5), down - slant * (across - 0.5)
         self.depth = np.minimum.reduce([a - gap[0], 1 - gap[1] - a, b - gap[2], 1 - gap[3] - b])
-        self.tilt = (a - 0.5) * (chance(self.row, self.place, salt=salt + 5) - 0.5) + (b - 0.5) * 0.3
+        self.tilt = (a - 0.5) * (chance(self.row, self.place, salt=salt + 5) - 0.5) + (
+            b - 0.5
+        ) * 0.3
 
     def odds(self, salt: int) -> Array:
         """A number of 0..1 for each stone."""
@@ -64,7 +66,9 @@ def sea(x: Array, y: Array) -> tuple[Laid, Array]:
     crest = 0.5 + 0.5 * np.sin(laid.row * 1.1 + 3 * np.sin(x * 6 + laid.row * 0.4))
     tone = 0.10 + 0.5 * crest * crest + 0.3 * (laid.odds(1) - 0.5)
     path = np.exp(-(((x - SUN[0]) / (0.05 + 0.02 * laid.row / 5)) ** 2)) * (laid.odds(2) > 0.25)
-    return laid, mix(palette(SEA, tone), palette(GOLD, 0.2 + 0.6 * laid.odds(3)), (path > 0.45)[..., None])
+    return laid, mix(
+        palette(SEA, tone), palette(GOLD, 0.2 + 0.6 * laid.odds(3)), (path > 0.45)[..., None]
+    )
 
 
 def sail(x: Array, y: Array) -> tuple[Array, Laid, Array]:
@@ -74,9 +78,13 @@ def sail(x: Array, y: Array) -> tuple[Array, Laid, Array]:
     hull = (y > 0.685) & (y < 0.76) & (np.abs(x - 0.30) < 0.24 - (y - 0.685) * 1.4)
     laid = Laid(y / STONE * 1.05, x / STONE, 1.05, 300)
     canvas = palette(rgb("fff8e6 f3e3c0 e3cda2"), laid.odds(1))
-    stripes = np.where((laid.row % 6 < 2)[..., None], palette(rgb("b8322a cf4a35 8f2420"), laid.odds(2)), canvas)
+    stripes = np.where(
+        (laid.row % 6 < 2)[..., None], palette(rgb("b8322a cf4a35 8f2420"), laid.odds(2)), canvas
+    )
     color = np.where(
-        hull[..., None], palette(rgb("4a2a1c 6b3d25 35201a"), laid.odds(3)), np.where(left[..., None], canvas, stripes)
+        hull[..., None],
+        palette(rgb("4a2a1c 6b3d25 35201a"), laid.odds(3)),
+        np.where(left[..., None], canvas, stripes),
     )
     return left | right | hull, laid, color
 
@@ -95,7 +103,12 @@ def border(x: Array, y: Array, wide: float) -> tuple[Array, Laid, Array]:
 def picture(wide: int, high: int) -> Image.Image:
     """The whole wall, at twice its size, under a low lamp."""
     x, y = sheet(wide * 2, high * 2)
-    parts = [(np.ones_like(x, bool), *sky(x, y)), (y > 0.66, *sea(x, y)), sail(x, y), border(x, y, wide / high)]
+    parts = [
+        (np.ones_like(x, bool), *sky(x, y)),
+        (y > 0.66, *sea(x, y)),
+        sail(x, y),
+        border(x, y, wide / high),
+    ]
     color, depth, tilt = np.zeros((*x.shape, 3), np.float32), np.zeros_like(x), np.zeros_like(x)
     for where, laid, shades in parts:
         seam = np.where(where, laid.depth, depth)
@@ -105,4 +118,6 @@ def picture(wide: int, high: int) -> Image.Image:
     grain = 0.06 * (noise(x * 330, y * 330, 2) - 0.5)
     stone = color * (1 + 0.30 * tilt + grain + 0.20 * (ramp(depth, 0.0, 0.12) - 0.75))[..., None]
     mortar = MORTAR * (0.72 + 0.5 * (noise(x * 200, y * 200, 2) - 0.5))[..., None]
-    return Image.fromarray(bytes_of(mix(mortar, stone, face[..., None]))).resize((wide, high), Image.Resampling.LANCZOS)
+    return Image.fromarray(bytes_of(mix(mortar, stone, face[..., None]))).resize(
+        (wide, high), Image.Resampling.LANCZOS
+    )

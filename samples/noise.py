@@ -51,7 +51,9 @@ def noise(x: Array, y: Array, octaves: int = 1) -> Array:
         tx, ty = ramp(fx - ix.astype(np.float32), 0, 1), ramp(fy - iy.astype(np.float32), 0, 1)
         left, right, top, bottom = (ix & 255) * 256, (ix + 1 & 255) * 256, iy & 255, iy + 1 & 255
         upper = mix(LATTICE[left + top], LATTICE[right + top], tx)
-        total += mix(upper, mix(LATTICE[left + bottom], LATTICE[right + bottom], tx), ty) * 0.5**octave
+        total += (
+            mix(upper, mix(LATTICE[left + bottom], LATTICE[right + bottom], tx), ty) * 0.5**octave
+        )
     return total / (2 - 0.5 ** (octaves - 1))
 
 
@@ -78,13 +80,19 @@ def blur(a: Array, dots: int) -> Array:
 
 def rgb(text: str) -> Array:
     """Colors written as in a style sheet, `2b3f9e f3c64f`, one row of three each, 0..1."""
-    return np.array([[int(one[i : i + 2], 16) / 255 for i in (0, 2, 4)] for one in text.split()], np.float32)
+    return np.array(
+        [[int(one[i : i + 2], 16) / 255 for i in (0, 2, 4)] for one in text.split()], np.float32
+    )
 
 
 def chance(*whole: NDArray[np.integer] | int, salt: int = 0) -> Array:
     """A number of 0..1 for whole numbers: always the same for the same ones."""
     total = np.zeros((), np.uint64) + np.uint64(salt * 7919 + 17)
     for part in whole:
-        total = (total ^ np.asarray(part, np.int64).astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        total = (total ^ np.asarray(part, np.int64).astype(np.uint64)) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
         total ^= total >> np.uint64(29)
-    return ((total * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+    return ((total * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(40)).astype(
+        np.float32
+    ) / np.float32(2**24)

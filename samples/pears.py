@@ -20,7 +20,11 @@ BOWL = (-1.50, 0.62)
 
 def pear(p: Array, at: tuple[float, float], size: float, lean: float) -> Array:
     """Two balls that have run into one another."""
-    x, y, z = p[0] - at[0] - lean * 0.6 * np.maximum(p[1] - size, 0), p[1] - size * 0.98, p[2] - at[1]
+    x, y, z = (
+        p[0] - at[0] - lean * 0.6 * np.maximum(p[1] - size, 0),
+        p[1] - size * 0.98,
+        p[2] - at[1],
+    )
     low = np.sqrt(x * x + y * y * 1.06 + z * z) - size
     high = np.sqrt(x * x + (y - size * 1.02) ** 2 + z * z) - size * 0.46
     h = np.clip(0.5 + 0.5 * (high - low) / (size * 0.75), 0, 1)
@@ -69,7 +73,9 @@ def colors(p: Array, which: Array) -> Array:
     wood = wood * (1 - 0.6 * (np.abs((x * 1.1) % 1 - 0.5) > 0.492))
     wall = mix(vec(0.09, 0.13, 0.17), vec(0.20, 0.26, 0.28), noise(x * 1.4, y * 1.4, 4))
     glaze = np.where(
-        (np.abs(y - 0.66) < 0.035) | (np.abs(y - 0.55) < 0.012), vec(0.10, 0.20, 0.48), vec(0.88, 0.85, 0.78)
+        (np.abs(y - 0.66) < 0.035) | (np.abs(y - 0.55) < 0.012),
+        vec(0.10, 0.20, 0.48),
+        vec(0.88, 0.85, 0.78),
     )
     made = [wood, wall, glaze]
     for k, (at, size, _, skin) in enumerate(PEARS):
@@ -89,13 +95,20 @@ def shaded(origin: Array, ray: Array) -> Array:
     which = distances(p).argmin(0)
     e = 0.004
     around = [
-        distances(p + np.roll(vec(e, 0, 0), k, 0)).min(0) - distances(p - np.roll(vec(e, 0, 0), k, 0)).min(0)
+        distances(p + np.roll(vec(e, 0, 0), k, 0)).min(0)
+        - distances(p - np.roll(vec(e, 0, 0), k, 0)).min(0)
         for k in range(3)
     ]
     normal = unit(np.stack(around) + 1e-9)
     lifted = p + normal * 0.02
     _, open_ = march(lifted, LAMP + 0 * p, 5, 44)
-    room = np.mean([np.clip(distances(lifted + normal * step).min(0) / step, 0, 1) for step in (0.06, 0.16, 0.34)], 0)
+    room = np.mean(
+        [
+            np.clip(distances(lifted + normal * step).min(0) / step, 0, 1)
+            for step in (0.06, 0.16, 0.34)
+        ],
+        0,
+    )
     window = ramp(p[0] - 0.4 * p[1], 2.6, -1.6)
     lamp = np.maximum(dot(normal, LAMP), 0) * open_ * (0.35 + 0.65 * window)
     light = vec(1.65, 1.4, 1.1) * lamp + vec(0.26, 0.30, 0.38) * room * (0.65 + 0.35 * normal[1])
@@ -115,7 +128,9 @@ def picture(wide: int, high: int) -> Image.Image:
     for top in np.array_split(np.linspace(0.345, -0.345, high * 2, dtype=np.float32), high // 16):
         across = np.linspace(-0.46, 0.46, wide * 2, dtype=np.float32)
         y, x = (a.ravel() for a in np.meshgrid(top, across, indexing="ij"))
-        rows.append(shaded(eye, unit(forward + right * x + above * y)).T.reshape(len(top), wide * 2, 3))
+        rows.append(
+            shaded(eye, unit(forward + right * x + above * y)).T.reshape(len(top), wide * 2, 3)
+        )
     light = np.concatenate(rows).reshape(high, 2, wide, 2, 3).mean((1, 3))
     film = light * (2.3 * light + 0.05) / (light * (2.1 * light + 0.55) + 0.12)
     y, x = np.mgrid[-1 : 1 : high * 1j, -1 : 1 : wide * 1j]

@@ -32,7 +32,11 @@ def land(x: Array, y: Array) -> Array:
     color = mix(color, vec(0.98, 0.70, 0.72).T, 0.75 * cloud[..., None])
     color = mix(color, vec(1, 0.97, 0.82).T, (np.hypot(x - 0.50, y - 0.44) < 0.052)[..., None])
     hill = 0.50 - 0.07 * noise(x * 2.4 + 8, 0 * x, 2) - 0.02 * np.sin(x * 5)
-    color = mix(color, mix(vec(0.50, 0.46, 0.80).T, vec(0.86, 0.60, 0.62).T, 0.6 * glow), (y > hill)[..., None])
+    color = mix(
+        color,
+        mix(vec(0.50, 0.46, 0.80).T, vec(0.86, 0.60, 0.62).T, 0.6 * glow),
+        (y > hill)[..., None],
+    )
     meadow = 0.545 - 0.012 * np.sin(x * 9 + 1)
     color = mix(
         color,
@@ -47,7 +51,9 @@ def land(x: Array, y: Array) -> Array:
         (0.25, 0.27, 0.036),
         (0.82, 0.30, 0.035),
     ):
-        sunny = ramp(at - x, -0.02, broad)[..., None] * 0.8 + 0.25 * (noise(x * 40, y * 40, 2)[..., None] - 0.3)
+        sunny = ramp(at - x, -0.02, broad)[..., None] * 0.8 + 0.25 * (
+            noise(x * 40, y * 40, 2)[..., None] - 0.3
+        )
         leaves = mix(vec(0.06, 0.26, 0.30).T, vec(0.72, 0.76, 0.26).T, np.clip(sunny, 0, 1))
         color = mix(color, leaves, trees(x, y, at, tall, broad)[..., None])
     return color
@@ -55,11 +61,17 @@ def land(x: Array, y: Array) -> Array:
 
 def scene(x: Array, y: Array) -> Array:
     """The land, its image in the river, and the near bank."""
-    ripple = 0.010 * np.sin(y * 150 + 6 * noise(x * 5, y * 20, 2)) + 0.02 * (noise(x * 3, y * 50, 2) - 0.5)
+    ripple = 0.010 * np.sin(y * 150 + 6 * noise(x * 5, y * 20, 2)) + 0.02 * (
+        noise(x * 3, y * 50, 2) - 0.5
+    )
     mirrored = land(x + ripple, 2 * SHORE - y) * 0.86 + vec(0.0, 0.02, 0.07).T
     color = np.where((y > SHORE)[..., None], mirrored, land(x, y))
     bank = y > 0.90 + 0.10 * np.sin(x * 2.3 + 2.4)
-    grass = mix(vec(0.16, 0.42, 0.24).T, vec(0.86, 0.84, 0.30).T, ramp(noise(x * 9, y * 16, 3), 0.35, 0.68)[..., None])
+    grass = mix(
+        vec(0.16, 0.42, 0.24).T,
+        vec(0.86, 0.84, 0.30).T,
+        ramp(noise(x * 9, y * 16, 3), 0.35, 0.68)[..., None],
+    )
     flower = ramp(noise(x * 34, y * 34, 1), 0.76, 0.84)[..., None]
     return np.where(bank[..., None], mix(grass, vec(0.92, 0.36, 0.36).T, flower), color)
 
@@ -71,14 +83,18 @@ def dotted(canvas: Array, meant: Array, size: float, count: int, hand: np.random
     target = meant[rows, columns] + hand.normal(scale=0.055, size=(count, 3)).astype(np.float32)
     odd = hand.random(count) < 0.04
     target[odd] = 0.45 * target[odd] + 0.55 * (1.15 - target[odd])
-    nearest = ((target[:, None] - PIGMENTS[None]) ** 2 @ np.array((0.9, 1.3, 0.8), np.float32)).argmin(1)
+    nearest = (
+        (target[:, None] - PIGMENTS[None]) ** 2 @ np.array((0.9, 1.3, 0.8), np.float32)
+    ).argmin(1)
     paint = mix(PIGMENTS[nearest], target, 0.28) * hand.normal(1, 0.035, (count, 1))
     radii = size * hand.uniform(0.72, 1.2, count)
     for row, column, radius, color in zip(rows, columns, radii, paint, strict=True):
         reach = int(radius) + 2
         top, left = max(0, row - reach), max(0, column - reach)
         spot = canvas[top : row + reach + 1, left : column + reach + 1]
-        y, x = np.ogrid[top - row : top - row + spot.shape[0], left - column : left - column + spot.shape[1]]
+        y, x = np.ogrid[
+            top - row : top - row + spot.shape[0], left - column : left - column + spot.shape[1]
+        ]
         far = np.hypot(x, y * 1.08)
         inside = np.clip(radius - far + 0.5, 0, 1)[..., None]
         dome = (1.04 - 0.05 * (x + y) / radius - 0.06 * (far / radius) ** 2)[..., None]

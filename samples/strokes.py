@@ -60,7 +60,9 @@ EDDIES = (
 
 def shore(x: Array) -> Array:
     """How far down the hills begin."""
-    line: Array = 0.72 + 0.05 * np.sin(x * 4.1 + 0.6) + 0.10 * (noise(x * 2.3 + 5, x * 0 + 2, 2) - 0.5)
+    line: Array = (
+        0.72 + 0.05 * np.sin(x * 4.1 + 0.6) + 0.10 * (noise(x * 2.3 + 5, x * 0 + 2, 2) - 0.5)
+    )
     return line
 
 
@@ -79,7 +81,9 @@ def tones(x: Array, y: Array, psi: Array) -> Array:
     tone = 0.26 + 0.16 * np.sin(psi * 38) + 0.30 * (noise(x * 4, y * 4 + 3, 3) - 0.5)
     for across, down, size, _, bright in EDDIES:
         far = np.sqrt((x - across) ** 2 + (y - down) ** 2) / size
-        tone += bright * np.exp(-far * far * 1.4) + 0.25 * bright * np.cos(far * 8) * np.exp(-far * 0.7)
+        tone += bright * np.exp(-far * far * 1.4) + 0.25 * bright * np.cos(far * 8) * np.exp(
+            -far * 0.7
+        )
     dawn = np.exp(-(((y - shore(x) + 0.04) / 0.06) ** 2))
     below = 0.27 + 0.15 * np.sin(psi * 60) + 0.35 * (noise(x * 5, y * 12, 3) - 0.5)
     below += 0.5 * ramp(noise(x * 7 + 3, y * 22, 2), 0.66, 0.80)
@@ -114,7 +118,10 @@ class Canvas:
             angle = self.angle[self.at(trail[-1])] + wander
             trail.append(trail[-1] + width / 2 * np.stack([np.cos(angle), np.sin(angle)]))
         for line in np.stack(trail).transpose(2, 0, 1):
-            self.stroke(line[: int(steps * hand.uniform(0.5, 1)) + 1], width * float(hand.uniform(0.7, 1.25)))
+            self.stroke(
+                line[: int(steps * hand.uniform(0.5, 1)) + 1],
+                width * float(hand.uniform(0.7, 1.25)),
+            )
 
     def pigments(self, spot: Array) -> tuple[Array, Array]:
         """Two neighbors on the palette for one brush; now and then a color that does not belong."""
@@ -134,9 +141,18 @@ class Canvas:
         inside = ((spot > 0) & (spot < np.array(self.tone.T.shape)[:, None, None] - 1)).all(0)
         wet = inside & (hair > 0.62 * s**3 - 0.05 + 0.25 * abs(t) ** 6 * s)
         at, thin = self.at(spot[:, wet]), (0.10 + 0.3 * s**2 + 0 * t)[wet][:, None]
-        self.paint[at] = mix(mix(first, second, ramp(hair, 0.35, 0.65)[wet][:, None]), self.paint[at], thin)
-        ridge = 0.55 * hair + 0.5 * abs(t) ** 3 - 0.9 * abs(t) ** 9 + 0.5 * np.exp(-400 * (s - 0.96) ** 2)
-        self.relief[at] = 0.35 * self.relief[at] + (ridge * (1 - 0.4 * s) * min(width / 14, 1.3))[wet]
+        self.paint[at] = mix(
+            mix(first, second, ramp(hair, 0.35, 0.65)[wet][:, None]), self.paint[at], thin
+        )
+        ridge = (
+            0.55 * hair
+            + 0.5 * abs(t) ** 3
+            - 0.9 * abs(t) ** 9
+            + 0.5 * np.exp(-400 * (s - 0.96) ** 2)
+        )
+        self.relief[at] = (
+            0.35 * self.relief[at] + (ridge * (1 - 0.4 * s) * min(width / 14, 1.3))[wet]
+        )
 
     def lit(self) -> Array:
         """The paint under a lamp at the upper left, which finds every ridge of it."""

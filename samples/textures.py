@@ -35,9 +35,15 @@ def clouds(x: Array, y: Array, hand: Hand, octaves: int = 4) -> Array:
     """Smooth noise about 0: waves in all directions, the finer the weaker."""
     total = np.zeros_like(x)
     for octave in range(octaves):
-        for angle, phase in zip(hand.uniform(0, 2 * np.pi, 6), hand.uniform(0, 2 * np.pi, 6), strict=True):
+        for angle, phase in zip(
+            hand.uniform(0, 2 * np.pi, 6), hand.uniform(0, 2 * np.pi, 6), strict=True
+        ):
             bent = x + 0.3 * total
-            total += np.sin(2**octave * (np.cos(angle) * bent + np.sin(angle) * y) + phase) / 2**octave / 3
+            total += (
+                np.sin(2**octave * (np.cos(angle) * bent + np.sin(angle) * y) + phase)
+                / 2**octave
+                / 3
+            )
     return total
 
 
@@ -82,7 +88,9 @@ def rings(x: Array, y: Array, hand: Hand) -> Array:
 def spiral(x: Array, y: Array, hand: Hand) -> Array:
     cx, cy = hand.uniform(-1, 1, 2)
     arms = hand.choice((-2, -1, 1, 2))
-    return soft(np.sin(2 * np.pi * np.hypot(x - cx, y - cy) + arms * np.arctan2(y - cy, x - cx)), 0.6)
+    return soft(
+        np.sin(2 * np.pi * np.hypot(x - cx, y - cy) + arms * np.arctan2(y - cy, x - cx)), 0.6
+    )
 
 
 def rays(x: Array, y: Array, hand: Hand) -> Array:
@@ -98,7 +106,10 @@ def bricks(x: Array, y: Array, hand: Hand) -> Array:
 
 def honeycomb(x: Array, y: Array, hand: Hand) -> Array:
     """Distance to the edge of the hexagon whose center is nearest; centers lie on two lattices."""
-    places = [((x + shift) % 1 - 0.5, ((y / np.sqrt(3) + shift) % 1 - 0.5) * np.sqrt(3)) for shift in (0.0, 0.5)]
+    places = [
+        ((x + shift) % 1 - 0.5, ((y / np.sqrt(3) + shift) % 1 - 0.5) * np.sqrt(3))
+        for shift in (0.0, 0.5)
+    ]
     first = np.hypot(*places[0]) < np.hypot(*places[1])
     u, v = (abs(np.where(first, *pair)) for pair in zip(*places, strict=True))
     return soft(0.42 - np.maximum(u, u / 2 + v * np.sqrt(3) / 2), 0.1)
@@ -113,7 +124,9 @@ def scales(x: Array, y: Array, hand: Hand) -> Array:
 def weave(x: Array, y: Array, hand: Hand) -> Array:
     column, row, u, v = lattice(x, y)
     over = (column + row) % 2 == 0
-    return np.where(over, np.cos(np.pi * u) * (abs(v) < 0.42), 0.7 * np.cos(np.pi * v) * (abs(u) < 0.42))
+    return np.where(
+        over, np.cos(np.pi * u) * (abs(v) < 0.42), 0.7 * np.cos(np.pi * v) * (abs(u) < 0.42)
+    )
 
 
 def sky(x: Array, y: Array, hand: Hand) -> Array:
@@ -153,7 +166,21 @@ def strokes(x: Array, y: Array, hand: Hand) -> Array:
 PATTERNS: dict[str, Pattern] = {
     pattern.__name__: pattern
     for pattern in (
-        *(stripes, checks, dots, net, zigzag, waves, rings, spiral, rays, bricks, honeycomb, scales, weave),
+        *(
+            stripes,
+            checks,
+            dots,
+            net,
+            zigzag,
+            waves,
+            rings,
+            spiral,
+            rays,
+            bricks,
+            honeycomb,
+            scales,
+            weave,
+        ),
         *(sky, marble, wood, grain, cells, cracks, strokes),
     )
 }
@@ -163,9 +190,23 @@ SHAPES: dict[str, Array] = {
     "disks": np.stack([np.cos(_TURN), np.sin(_TURN)], 1),
     "triangles": np.stack([np.cos(_TURN[::20]), np.sin(_TURN[::20])], 1),
     "squares": np.stack([np.cos(_TURN[::15]), np.sin(_TURN[::15])], 1),
-    "stars": np.stack([np.cos(_TURN[::6]), np.sin(_TURN[::6])], 1) * np.resize([1, 0.4], 10)[:, None],
+    "stars": np.stack([np.cos(_TURN[::6]), np.sin(_TURN[::6])], 1)
+    * np.resize([1, 0.4], 10)[:, None],
     "crosses": np.array(
-        [(1, 3), (1, 1), (3, 1), (3, -1), (1, -1), (1, -3), (-1, -3), (-1, -1), (-3, -1), (-3, 1), (-1, 1), (-1, 3)]
+        [
+            (1, 3),
+            (1, 1),
+            (3, 1),
+            (3, -1),
+            (1, -1),
+            (1, -3),
+            (-1, -3),
+            (-1, -1),
+            (-3, -1),
+            (-3, 1),
+            (-1, 1),
+            (-1, 3),
+        ]
     )
     / 3.2,
     "crescents": np.concatenate(
@@ -184,7 +225,9 @@ def scattered(corners: Array, side: int, hand: Hand) -> Array:
     draw = ImageDraw.Draw(picture)
     for _ in range(hand.integers(4, 12)):
         angle, size = hand.uniform(0, 2 * np.pi), hand.uniform(0.08, 0.22) * side
-        turned = corners @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        turned = corners @ np.array(
+            [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
+        )
         places = turned * size + hand.uniform(0, side, 2)
         draw.polygon([(x, y) for x, y in places], fill=int(hand.integers(150, 256)))
     return np.asarray(picture) / 255
@@ -211,7 +254,9 @@ def draw_class(folder: Path, count: int, side: int, seed: int, name: str) -> Non
     """All pictures of a class, as JPEG."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        draw(name, number, side, seed).save(folder / name / f"{number:05d}.jpg", quality=92, subsampling=0)
+        draw(name, number, side, seed).save(
+            folder / name / f"{number:05d}.jpg", quality=92, subsampling=0
+        )
 
 
 @click.command()

@@ -35,8 +35,15 @@ class Sheet:
         high = len(self.x)
         top, left = max(0, int((y - reach) * high)), max(0, int((x - reach) * high))
         part = copy(self)
-        window = np.s_[top : max(top, int((y + reach) * high)), left : max(left, int((x + reach) * high))]
-        part.x, part.y, part.tooth, part.light = self.x[window], self.y[window], self.tooth[window], self.light[window]
+        window = np.s_[
+            top : max(top, int((y + reach) * high)), left : max(left, int((x + reach) * high))
+        ]
+        part.x, part.y, part.tooth, part.light = (
+            self.x[window],
+            self.y[window],
+            self.tooth[window],
+            self.light[window],
+        )
         return part
 
     def lift(self, inside: Array) -> None:
@@ -55,7 +62,9 @@ class Sheet:
         mask = ramp(inside, -soft, soft)
         if not mask.size or not mask.any():
             return
-        rim = np.exp(-((np.maximum(inside, 0) / 0.0045) ** 1.0)) * mask * (0.9 if soft < 0.02 else 0)
+        rim = (
+            np.exp(-((np.maximum(inside, 0) / 0.0045) ** 1.0)) * mask * (0.9 if soft < 0.02 else 0)
+        )
         pool = noise(self.x * 4 + self.hand.uniform(0, 90), self.y * 4, 3)
         grain = 0.45 * (self.tooth - 0.5)
         density = strength * mask * (0.30 + 0.75 * pool + 0.85 * rim + grain)
@@ -68,17 +77,26 @@ class Sheet:
             return
         px, py = self.warped(size * 0.55, 1.9 / size)
         dx, dy = (px - x) / size, (py - y) / (size * 0.82)
-        along, across = dx * np.cos(turn) + dy * np.sin(turn), -dx * np.sin(turn) + dy * np.cos(turn)
+        along, across = (
+            dx * np.cos(turn) + dy * np.sin(turn),
+            -dx * np.sin(turn) + dy * np.cos(turn),
+        )
         inside = (1 - np.hypot((along - 0.52) / 0.62, across / 0.72)) * size * 0.5
         self.wash(inside, pigment, 0.9)
-        self.wash(np.minimum(inside, 0.42 * size - 0.5 * size * np.hypot(dx, dy)), pigment, 0.5, 0.03)
+        self.wash(
+            np.minimum(inside, 0.42 * size - 0.5 * size * np.hypot(dx, dy)), pigment, 0.5, 0.03
+        )
 
     def line(self, spots: Array, width: float, pigment: str) -> None:
         """One drag of a pointed brush along the spots."""
         px, py = self.warped(0.012, 9)
         near = np.full_like(px, 9)
         for (ax, ay), (bx, by) in pairwise(spots):
-            t = np.clip(((px - ax) * (bx - ax) + (py - ay) * (by - ay)) / ((bx - ax) ** 2 + (by - ay) ** 2), 0, 1)
+            t = np.clip(
+                ((px - ax) * (bx - ax) + (py - ay) * (by - ay)) / ((bx - ax) ** 2 + (by - ay) ** 2),
+                0,
+                1,
+            )
             near = np.minimum(near, np.hypot(px - ax - t * (bx - ax), py - ay - t * (by - ay)))
         self.wash(width - near, pigment, 1.0, 0.002)
 
@@ -87,7 +105,12 @@ def ground(paper: Sheet) -> None:
     """Sky and meadow, wet in wet, with white paper left between."""
     for at_x, at_y, size, pigment, strength in MEADOW:
         px, py = paper.warped(0.34, 3)
-        paper.wash((0.8 * size - np.hypot((px - at_x) * 0.75, py - at_y)) * 0.6, pigment, 0.62 * strength, 0.035)
+        paper.wash(
+            (0.8 * size - np.hypot((px - at_x) * 0.75, py - at_y)) * 0.6,
+            pigment,
+            0.62 * strength,
+            0.035,
+        )
     px, py = paper.warped(0.05, 5)
     for level, pigment in ((0.46, "8aa9c4"), (0.52, "7fa58d")):
         hill = py - level + 0.05 * np.sin(px * 4.4 + level * 40) + 0.02 * np.sin(px * 9)
@@ -125,19 +148,28 @@ def picture(wide: int, high: int) -> Image.Image:
         for k in range(5):
             pigment = ("ef5b3c", "e2402f", "f47a4a", "d8322f", "f0663e")[int(hand.integers(5))]
             flower.petal(
-                x, y, size * float(hand.uniform(0.85, 1.05)), 2 * np.pi * k / 5 + float(hand.uniform(0.1, 0.7)), pigment
+                x,
+                y,
+                size * float(hand.uniform(0.85, 1.05)),
+                2 * np.pi * k / 5 + float(hand.uniform(0.1, 0.7)),
+                pigment,
             )
         px, py = flower.warped(0.02, 14)
         flower.wash(size * 0.17 - np.hypot(px - x, py - y), "3a2a44", 1.5)
         for turn in hand.uniform(0, 2 * np.pi, 14):
             far = size * float(hand.uniform(0.22, 0.33))
             flower.wash(
-                0.0045 - np.hypot(px - x - far * np.cos(turn), py - y - far * 0.85 * np.sin(turn)), "2c2233", 1.3, 0.002
+                0.0045 - np.hypot(px - x - far * np.cos(turn), py - y - far * 0.85 * np.sin(turn)),
+                "2c2233",
+                1.3,
+                0.002,
             )
     for _ in range(46):
         x, y, size = hand.uniform(0, wide / high), hand.uniform(0, 1), hand.uniform(0.001, 0.006)
         pigment = ("e2402f", "5f8f45", "86b2dd", "f47a4a")[int(hand.integers(4))]
         drop = paper.near(x, y, 0.02)
         drop.wash(size - np.hypot(drop.x - x, drop.y - y), pigment, 0.8, 0.0015)
-    lit = paper.light * (1 + 0.05 * (np.gradient(blur(paper.tooth, 1))[0] * 8).clip(-1, 1))[..., None]
+    lit = (
+        paper.light * (1 + 0.05 * (np.gradient(blur(paper.tooth, 1))[0] * 8).clip(-1, 1))[..., None]
+    )
     return Image.fromarray(bytes_of(lit)).resize((wide, high), Image.Resampling.LANCZOS)

@@ -16,7 +16,9 @@ SCALE = 0.085
 
 def mountain(x: Array, y: Array) -> tuple[Array, Array]:
     """How far below its outline each dot is, and how far below the snow's."""
-    outline = 0.15 + 0.62 * np.abs(x - 0.52) ** 1.12 * 0.82 + 0.012 * (noise(x * 14, 0 * x, 2) - 0.5)
+    outline = (
+        0.15 + 0.62 * np.abs(x - 0.52) ** 1.12 * 0.82 + 0.012 * (noise(x * 14, 0 * x, 2) - 0.5)
+    )
     outline = np.maximum(outline, 0.172 + 0.012 * np.sin(x * 70))
     teeth = 0.30 + 0.05 * np.abs(((x * 11) % 2) - 1) + 0.05 * (noise(x * 22, 0 * x + 3, 2) - 0.5)
     return y - outline, y - np.where(y - outline > 0, teeth, 9)
@@ -58,8 +60,17 @@ def cloud(x: Array, y: Array) -> Array:
 
 def pines(x: Array, y: Array) -> Array:
     """The hills at both sides, bristling."""
-    edge = 0.60 - 0.16 * np.exp(-(((x - 1.34) / 0.22) ** 2)) - 0.10 * np.exp(-(((x + 0.02) / 0.2) ** 2)) + 0.03
-    spikes = 0.028 * np.abs(((x * 34 + 2 * noise(x * 9, 0 * x)) % 2) - 1) * (0.5 + noise(x * 20, 0 * x + 9))
+    edge = (
+        0.60
+        - 0.16 * np.exp(-(((x - 1.34) / 0.22) ** 2))
+        - 0.10 * np.exp(-(((x + 0.02) / 0.2) ** 2))
+        + 0.03
+    )
+    spikes = (
+        0.028
+        * np.abs(((x * 34 + 2 * noise(x * 9, 0 * x)) % 2) - 1)
+        * (0.5 + noise(x * 20, 0 * x + 9))
+    )
     return y - edge - 0.02 + spikes
 
 
@@ -84,24 +95,47 @@ def picture(wide: int, high: int) -> Image.Image:
     color = np.where((hills > 0.002)[..., None], PINE, color)
     far, row = scales(x, y, 0.60)
     shade = np.where((row % 3 == 0)[..., None], TEAL, DEEP)
-    shade = np.where((far < 0.30)[..., None], mix(TEAL, FOAM, 0.35), np.where((far > 0.86)[..., None], FOAM, shade))
+    shade = np.where(
+        (far < 0.30)[..., None],
+        mix(TEAL, FOAM, 0.35),
+        np.where((far > 0.86)[..., None], FOAM, shade),
+    )
     color = np.where(water[..., None], shade, color)
 
     side = ramp(x - 0.52, -0.02, 0.04)
     hatch = (
-        lines((x * 1.3 + y * 0.4 - np.abs(x - 0.52) * y * 1.2) * 44, 0.13 + 0.20 * side * ramp(y, 0.15, 0.5))
+        lines(
+            (x * 1.3 + y * 0.4 - np.abs(x - 0.52) * y * 1.2) * 44,
+            0.13 + 0.20 * side * ramp(y, 0.15, 0.5),
+        )
         * (rock > 0.008)
         * (snow > 0.012)
     )
-    hatch += lines((x * 1.5 + y) * 36, 0.12) * (rock > 0.01) * (snow < -0.01) * side * (noise(x * 16, y * 30) > 0.55)
+    hatch += (
+        lines((x * 1.5 + y) * 36, 0.12)
+        * (rock > 0.01)
+        * (snow < -0.01)
+        * side
+        * (noise(x * 16, y * 30) > 0.55)
+    )
     rings = lines(far * 4.0 + 0.5, 0.17 + 0.06 * noise(x * 7, y * 7)) * (far < 1.02) * water
-    needles = lines(x * 46 + 3 * noise(x * 12, y * 12), 0.25 + 0.4 * noise(x * 30, y * 18)) * (hills > 0.012)
-    air = lines(y * 46 + 0.3 * np.sin(x * 5), 0.10 * ramp(y, 0.26, 0.02)) * (rock < -0.006) * (sun > 0.112)
-    below = (water * 4 + (hills > 0) * 2 + (rock > 0)).astype(np.float32) + 9 * cloud(x, y) * (~water) * (hills < 0)
+    needles = lines(x * 46 + 3 * noise(x * 12, y * 12), 0.25 + 0.4 * noise(x * 30, y * 18)) * (
+        hills > 0.012
+    )
+    air = (
+        lines(y * 46 + 0.3 * np.sin(x * 5), 0.10 * ramp(y, 0.26, 0.02))
+        * (rock < -0.006)
+        * (sun > 0.112)
+    )
+    below = (water * 4 + (hills > 0) * 2 + (rock > 0)).astype(np.float32) + 9 * cloud(x, y) * (
+        ~water
+    ) * (hills < 0)
     edge = np.hypot(*np.gradient(below)) > 0
     disc = np.abs(sun - 0.105) < 0.0018
     upper = ~water & (hills < 0) & ~cloud(x, y)
-    black = np.clip(hatch * upper + rings + needles * ~water + air * upper + disc * upper * (rock < 0), 0, 1)
+    black = np.clip(
+        hatch * upper + rings + needles * ~water + air * upper + disc * upper * (rock < 0), 0, 1
+    )
     black = np.maximum(black, ramp(blur(edge.astype(np.float32), 2), 0.18, 0.32))
     frame = np.minimum(np.minimum(x, wide / high - x), np.minimum(y, 1 - y))
     black = np.where(frame < 0.022, 0, np.maximum(black, frame < 0.0255))
@@ -109,6 +143,10 @@ def picture(wide: int, high: int) -> Image.Image:
 
     worn = 0.16 * ramp(grain, 0.52, 0.72) + 0.08 * ramp(noise(x * 160, y * 160, 2), 0.6, 0.8)
     printed = mix(color, PAPER, worn[..., None])
-    printed = mix(printed, INK, (black * (0.95 - 0.5 * ramp(noise(x * 120, y * 120, 2), 0.68, 0.85)))[..., None])
+    printed = mix(
+        printed,
+        INK,
+        (black * (0.95 - 0.5 * ramp(noise(x * 120, y * 120, 2), 0.68, 0.85)))[..., None],
+    )
     printed *= (0.985 + 0.05 * (noise(x * 220, y * 220, 2) - 0.5))[..., None]
     return Image.fromarray(bytes_of(printed)).resize((wide, high), Image.Resampling.LANCZOS)

@@ -32,7 +32,9 @@ GROUPS = {
     "tests/worker/webhooks/test_dispatcher.py": "timing",
     "tests/impasto/test_client.py": "timing",
 }
-if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads of torch would only wait for each other
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # one process a core: more threads of torch would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -63,7 +65,13 @@ class Valkey:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        options = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder, "save": "", "appendonly": "yes"}
+        options = {
+            "port": self.port,
+            "bind": "127.0.0.1",
+            "dir": self._folder,
+            "save": "",
+            "appendonly": "yes",
+        }
         options |= {"appendfsync": "always", "logfile": self._folder / "log"}
         command = [str(get_binary_path())]
         for name, value in options.items():
@@ -145,7 +153,12 @@ def random_vgg19() -> Network:
     import torch
 
     return Network(
-        "vgg19", random_parameters("vgg19"), name="vgg19", sha256="random", device="cpu", dtype=torch.float32
+        "vgg19",
+        random_parameters("vgg19"),
+        name="vgg19",
+        sha256="random",
+        device="cpu",
+        dtype=torch.float32,
     )
 
 

@@ -38,7 +38,10 @@ class Dockerfile:
     def __init__(self, path: Path) -> None:
         self.path = path
         text = re.sub(r"^#.*\n", "", path.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
-        self._lines = [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in text.splitlines())]
+        self._lines = [
+            (word, rest.strip())
+            for word, _, rest in (line.partition(" ") for line in text.splitlines())
+        ]
 
     def all(self, instruction: str) -> list[str]:
         return [rest for word, rest in self._lines if word == instruction]
@@ -85,7 +88,9 @@ _Loader.add_constructor("!reset", lambda *_: RESET)
 
 def _compose(name: str = "docker-compose.yml") -> dict[str, Any]:
     given = {"IMPASTO_REDIS_PASSWORD": PASSWORD, "IMPASTO_WEBHOOK_SECRET": SECRET}
-    text = _INTERPOLATION.sub(lambda variable: given.get(variable[1], variable[2]), (ROOT / name).read_text())
+    text = _INTERPOLATION.sub(
+        lambda variable: given.get(variable[1], variable[2]), (ROOT / name).read_text()
+    )
     loaded: dict[str, Any] = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     return loaded
 
@@ -105,7 +110,10 @@ each_service = pytest.mark.parametrize("service", SERVICES.values(), ids=list(SE
 
 def _mounts(service: str) -> dict[str, str]:
     """Volume by the folder it is mounted on; an option such as `ro` stays with the folder, and so matches none."""
-    return {folder: volume for volume, _, folder in (text.partition(":") for text in SERVICES[service]["volumes"])}
+    return {
+        folder: volume
+        for volume, _, folder in (text.partition(":") for text in SERVICES[service]["volumes"])
+    }
 
 
 def _environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +130,9 @@ def _environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hadolint_has_nothing_to_say(image: Dockerfile) -> None:
     """The Dockerfiles keep hadolint's rules."""
     hadolint = shutil.which("hadolint", path=sysconfig.get_path("scripts")) or "hadolint"
-    ran = subprocess.run([hadolint, "--no-color", image.path], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [hadolint, "--no-color", image.path], capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
@@ -202,12 +212,14 @@ def livez(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(("livez", "healthy"), [(200, True), (503, False)], indirect=["livez"])
-def test_the_apis_health_check_asks_livez(livez: int, healthy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_apis_health_check_asks_livez(
+    livez: int, healthy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The API's health check succeeds when /livez answers 200, past any proxy, and fails otherwise."""
     monkeypatch.setenv("IMPASTO_API_PORT", str(livez))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     ran = subprocess.run([sys.executable, *API.health_command[1:]], check=False, timeout=60)
-    assert (ran.returncode == 0) is healthy
+    assert healthy is (ran.returncode == 0)
     assert "/livez" in {getattr(route, "path", None) for route in health.router.routes}
 
 
@@ -222,7 +234,9 @@ def test_the_workers_health_check_knows_the_process_that_paints() -> None:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_settings_accept_the_containers_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_accept_the_containers_environment(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every IMPASTO_* variable of a container is a setting with a value that the program takes."""
     _environment(name, monkeypatch)
     shared = read_settings(Settings)
@@ -238,8 +252,8 @@ def test_the_api_can_be_reached_on_its_port(monkeypatch: pytest.MonkeyPatch) -> 
     _environment("api", monkeypatch)
     own = read_settings(ApiSettings)
     assert own.host == "0.0.0.0"  # noqa: S104 - inside the container
-    assert API.one("EXPOSE") == str(own.port)
-    assert SERVICES["api"]["ports"] == [f"127.0.0.1:8000:{own.port}"]
+    assert str(own.port) == API.one("EXPOSE")
+    assert [f"127.0.0.1:8000:{own.port}"] == SERVICES["api"]["ports"]
     assert own.keys_required
 
 
@@ -251,7 +265,7 @@ def test_api_and_worker_share_the_pictures(monkeypatch: pytest.MonkeyPatch) -> N
         volumes.add(_mounts(name)[str(read_settings(Settings).data_dir)])
     assert len(volumes) == 1
     assert volumes <= set(_compose()["volumes"])
-    assert API.all("USER") == WORKER.all("USER")
+    assert WORKER.all("USER") == API.all("USER")
 
 
 def test_redis_forgets_nothing() -> None:
@@ -274,13 +288,21 @@ def test_redis_is_for_the_other_containers_only() -> None:
 
 def test_the_containers_take_every_setting_of_webhooks() -> None:
     """From .env; and where it says nothing, what the programs would take by themselves."""
-    names = {f"IMPASTO_{name.upper()}" for name in Settings.model_fields if name.startswith("webhook_")}
+    names = {
+        f"IMPASTO_{name.upper()}" for name in Settings.model_fields if name.startswith("webhook_")
+    }
     text = (ROOT / "docker-compose.yml").read_text()
     given = {name: default for name, default in _INTERPOLATION.findall(text) if "WEBHOOK" in name}
-    defaults = Settings(**{name.removeprefix("IMPASTO_").lower(): value for name, value in given.items()})
+    defaults = Settings(
+        **{name.removeprefix("IMPASTO_").lower(): value for name, value in given.items()}
+    )
 
-    assert names == given.keys() == {name for name in SERVICES["webhooks"]["environment"] if "WEBHOOK" in name}
-    assert Settings().webhooks == defaults.webhooks
+    assert (
+        names
+        == given.keys()
+        == {name for name in SERVICES["webhooks"]["environment"] if "WEBHOOK" in name}
+    )
+    assert defaults.webhooks == Settings().webhooks
 
 
 def test_there_is_no_default_password() -> None:
@@ -318,12 +340,12 @@ def test_the_courier_runs_from_the_apis_image_with_the_same_settings() -> None:
     """Webhooks are signed with the secret under which the API takes them, by a program that is in the image."""
     courier = SERVICES["webhooks"]
     *python, module = courier["command"]
-    assert (python, courier["build"]) == (["python", "-m"], SERVICES["api"]["build"])
+    assert (["python", "-m"], SERVICES["api"]["build"]) == (python, courier["build"])
     assert find_spec(module) is not None
     assert module.partition(".")[0] in API.copied
     assert courier["environment"].items() <= SERVICES["api"]["environment"].items()
     assert courier["environment"]["IMPASTO_WEBHOOK_SECRET"] == SECRET
-    assert courier["depends_on"] == SERVICES["api"]["depends_on"]
+    assert SERVICES["api"]["depends_on"] == courier["depends_on"]
 
 
 def test_the_worker_reserves_a_gpu_unless_told_otherwise() -> None:
@@ -332,4 +354,4 @@ def test_the_worker_reserves_a_gpu_unless_told_otherwise() -> None:
     assert reservations == {"devices": [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]}
     without = _compose()
     del without["services"]["worker"]["deploy"]["resources"]["reservations"]["devices"]
-    assert _merged(_compose(), _compose("docker-compose.cpu.yml")) == without
+    assert without == _merged(_compose(), _compose("docker-compose.cpu.yml"))

@@ -1,6 +1,7 @@
 """The documentation tells of everything that there is, and of nothing else."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -27,62 +28,82 @@ def _read(name: str) -> str:
 
 
 def _variables() -> set[str]:
-    return {kind.model_config["env_prefix"] + name.upper() for kind in SETTINGS for name in kind.model_fields}
+    return {
+        kind.model_config["env_prefix"] + name.upper()
+        for kind in SETTINGS
+        for name in kind.model_fields
+    }
 
 
 def test_every_knob_is_in_the_table_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", _read("docs/api.md"), re.MULTILINE))
 
-    assert {*PARAMETERS, *ClientOptions.model_fields} == set(rows)
+    assert set(rows) == {*PARAMETERS, *ClientOptions.model_fields}
     for name, field in StyleSpec.model_fields.items():
         if isinstance(field.default, int | float | str):
             number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
             shown = f"{field.default:g}" if number else f"`{str(field.default).lower()}`"
-            assert rows[name].split(" ")[0] == shown, name
+            assert shown == rows[name].split(" ")[0], name
 
 
 def test_every_preset_is_in_the_table_with_what_it_sets() -> None:
     rows = [
-        f"| {name} | {preset.description} | {', '.join(f'{parameter} {_shown(value)}' for parameter, value in preset.parameters.items())} |"
+        f"| {name} | {preset.description} | {_assignments(preset.parameters)} |"
         for name, preset in PRESETS.items()
     ]
 
     assert "\n".join(["|---|---|---|", *rows, ""]) in _read("docs/api.md")
 
 
+def _assignments(parameters: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {_shown(value)}" for name, value in parameters.items())
+
+
 def _shown(value: object) -> str:
-    return ",".join(f"{name}={share}" for name, share in value.items()) if isinstance(value, dict) else f"{value}"
+    return (
+        ",".join(f"{name}={share}" for name, share in value.items())
+        if isinstance(value, dict)
+        else f"{value}"
+    )
 
 
 @pytest.mark.parametrize("page", ["docs/operations.md", ".env.example"])
 def test_every_setting_is_documented_and_no_other(page: str) -> None:
     named = set(re.findall(r"\bIMPASTO_[A-Z_]+[A-Z]", _read(page)))
 
-    assert _variables() | {"IMPASTO_REDIS_PASSWORD"} == named
+    assert named == _variables() | {"IMPASTO_REDIS_PASSWORD"}
 
 
 def test_every_error_code_is_documented() -> None:
     def walk(kind: type[errors.ImpastoError]) -> set[str]:
         return {kind.code}.union(*(walk(child) for child in kind.__subclasses__()))
 
-    assert all(f"`{code}`" in _read("docs/api.md") for code in walk(errors.ImpastoError) | set(REFUSALS))
+    assert all(
+        f"`{code}`" in _read("docs/api.md") for code in walk(errors.ImpastoError) | set(REFUSALS)
+    )
 
 
 def test_every_setting_of_a_training_is_in_the_table_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", _read("docs/training.md"), re.MULTILINE))
 
-    assert {*TrainingConfig.model_fields} == set(rows)
+    assert set(rows) == {*TrainingConfig.model_fields}
     for name, field in TrainingConfig.model_fields.items():
         number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
-        assert rows[name].strip("`") == (f"{field.default:g}" if number else str(field.default).lower()), name
+        assert (f"{field.default:g}" if number else str(field.default).lower()) == rows[name].strip(
+            "`"
+        ), name
 
 
 def test_every_route_is_documented_and_no_other(tmp_path: Path) -> None:
     app = create_app(Settings(redis_url="redis://127.0.0.1:1/0", data_dir=tmp_path), ApiSettings())
-    routes = {f"{method.upper()} {path}" for path, methods in app.openapi()["paths"].items() for method in methods}
+    routes = {
+        f"{method.upper()} {path}"
+        for path, methods in app.openapi()["paths"].items()
+        for method in methods
+    }
     named = set(re.findall(r"`((?:GET|POST|HEAD|DELETE|PUT|PATCH) /[^`?]*)`", _read("docs/api.md")))
 
-    assert routes == named
+    assert named == routes
 
 
 def test_every_link_between_pages_leads_somewhere() -> None:
@@ -94,7 +115,9 @@ def test_every_link_between_pages_leads_somewhere() -> None:
 def test_every_file_that_the_pages_name_is_there() -> None:
     for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]:
         text = page.read_text(encoding="utf-8")
-        for name in re.findall(r"`((?:core|api|worker|cli|bench|tests|docs|samples)/[\w./-]*\.\w+)`", text):
+        for name in re.findall(
+            r"`((?:core|api|worker|cli|bench|tests|docs|samples)/[\w./-]*\.\w+)`", text
+        ):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
@@ -108,12 +131,18 @@ def test_the_readmes_tree_names_every_top_level_folder() -> None:
 def test_the_page_of_the_page_names_every_module_of_it() -> None:
     named = set(re.findall(r"`([a-z-]+\.js)`", _read("docs/page.md")))
 
-    assert {module.name for module in (ROOT / "api" / "web").glob("*.js")} == named
+    assert named == {module.name for module in (ROOT / "api" / "web").glob("*.js")}
 
 
 def test_no_page_or_code_names_a_registrys_host_or_somebodys_folder() -> None:
-    tracked = [path for path in ROOT.rglob("*") if path.suffix in (".py", ".md", ".toml", ".yml", ".lua", ".txt")]
+    tracked = [
+        path
+        for path in ROOT.rglob("*")
+        if path.suffix in (".py", ".md", ".toml", ".yml", ".lua", ".txt")
+    ]
     for path in tracked:
         if ".venv" not in path.parts and path != Path(__file__):
             text = path.read_text(encoding="utf-8")
-            assert not re.search(r"pypi\.org|pythonhosted|registry\.npmjs|/home/\w|/root/", text), path
+            assert not re.search(r"pypi\.org|pythonhosted|registry\.npmjs|/home/\w|/root/", text), (
+                path
+            )

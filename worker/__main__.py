@@ -25,7 +25,9 @@ def main() -> None:
     celery.apps.worker.safe_say = lambda *_: None  # type: ignore[attr-defined]
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     name = f"--hostname=worker-{os.getpid()}@%h"
-    make_celery(shared.redis_url).worker_main(["--quiet", "worker", "--loglevel=WARNING", name, *quiet])
+    make_celery(shared.redis_url).worker_main(
+        ["--quiet", "worker", "--loglevel=WARNING", name, *quiet]
+    )
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ RETRY_SECONDS = 0.5
 MAX_TRIES = 10  # to read a picture, or to hand the job back
 FRAME_SECONDS = 0.5  # between two frames, until there are too many
 FRAME_PX = 256
-FRAME_COST_FACTOR = 200  # seconds between two frames, for each second that the painting waited for one
+FRAME_COST_FACTOR = (
+    200  # seconds between two frames, for each second that the painting waited for one
+)
 FINAL_CHECKPOINT_SECONDS = 5.0  # that the last one may take, when the worker is asked to go
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,12 @@ class Attempt:
         settings: WorkerSettings,
     ) -> None:
         self._job, self._token = job, token
-        self._store, self._blobs, self._checkpoints, self._settings = store, blobs, checkpoints, settings
+        self._store, self._blobs, self._checkpoints, self._settings = (
+            store,
+            blobs,
+            checkpoints,
+            settings,
+        )
         self._lease = Lease(
             store,
             job.id,
@@ -139,11 +146,16 @@ class Attempt:
                 return self._end(self._until_stored(lambda: store.renew(job.id, token)))
             self._tell_end()
             took = {"load_seconds": load_seconds, "run_seconds": painting.seconds}
-            planned = {"planned_seconds": painting.plan.seconds, "planned_bytes": painting.plan.memory_bytes}
+            planned = {
+                "planned_seconds": painting.plan.seconds,
+                "planned_bytes": painting.plan.memory_bytes,
+            }
             losses = {f"loss_{name}": value for name, value in painting.losses.items()}
             model = self._model
             assert model is not None, "a picture was painted with a network"
-            return self._ended(lambda: store.succeed(job.id, token, output, model, took | planned | losses))
+            return self._ended(
+                lambda: store.succeed(job.id, token, output, model, took | planned | losses)
+            )
         except errors.Unavailable:
             raise
         except errors.Diverged as error:
@@ -184,8 +196,12 @@ class Attempt:
                 log.warning("%s: %s %s", self._job.id, error.message, error.__cause__)
                 time.sleep(RETRY_SECONDS)
                 self._lease.should_stop()
-        if self._blobs.is_writable():  # all but this one: it would be the same for every worker, for ever
-            raise errors.ImageNotFound("A picture of this job cannot be read any more; upload it again.")
+        if (
+            self._blobs.is_writable()
+        ):  # all but this one: it would be the same for every worker, for ever
+            raise errors.ImageNotFound(
+                "A picture of this job cannot be read any more; upload it again."
+            )
         return self._blobs.get(digest)
 
     def _resumed(self) -> Checkpoint | None:
@@ -227,7 +243,9 @@ class Attempt:
         preview_due, frame_due = began >= self._next_preview, began >= self._next_frame
         if not (preview_due or frame_due):
             return None
-        shown = codec.thumbnail(moment.picture(), self._settings.preview_px if preview_due else FRAME_PX)
+        shown = codec.thumbnail(
+            moment.picture(), self._settings.preview_px if preview_due else FRAME_PX
+        )
         if frame_due:
             self._lease.defer(lambda: self._keep_frame(moment.progress, shown))
         now = time.monotonic()
@@ -257,13 +275,18 @@ class Attempt:
             digest=self._keep(codec.encode(picture, "jpeg", quality=80)),
         )
         frame_thinnings = self._store.add_frame(self._job.id, self._token, frame)
-        self._framed, self._frame_seconds = progress.iteration, FRAME_SECONDS * 2 ** max(0, frame_thinnings)
+        self._framed, self._frame_seconds = (
+            progress.iteration,
+            FRAME_SECONDS * 2 ** max(0, frame_thinnings),
+        )
 
     def _tell_last(self, moment: StepEvent) -> None:
         """Who looks at the waiting job sees how far it is, and who cancels it has this picture of it."""
         preview = None
         with suppress(errors.Unavailable):
-            preview = self._keep_preview(codec.thumbnail(moment.picture(), self._settings.preview_px))
+            preview = self._keep_preview(
+                codec.thumbnail(moment.picture(), self._settings.preview_px)
+            )
         with suppress(errors.Unavailable):
             self._tell_end(preview)
 
@@ -271,7 +294,9 @@ class Attempt:
         """The last progress, if there was any: a run that was resumed at its end by another way may have none."""
         if (moment := self._moment) is not None:
             progress = _job_progress(moment.progress)
-            self._until_stored(lambda: self._store.report_progress(self._job.id, self._token, progress, preview))
+            self._until_stored(
+                lambda: self._store.report_progress(self._job.id, self._token, progress, preview)
+            )
 
     # ------------------------------------------------------------------ ending
 
@@ -285,7 +310,9 @@ class Attempt:
             output = self._keep_result(moment.picture(), moment.spec, moment.progress.spec_updates)
         if standing == "cancel":
             return self._ended(lambda: self._store.end_canceled(job_id, token, output))
-        return self._ended(lambda: self._store.fail(job_id, token, errors.DeadlineExceeded(), output))
+        return self._ended(
+            lambda: self._store.fail(job_id, token, errors.DeadlineExceeded(), output)
+        )
 
     def _ended(self, step: Callable[[], LeaseStatus]) -> LeaseStatus:
         standing = self._until_stored(step)
@@ -315,7 +342,9 @@ class Attempt:
             return None
         if self._moment is not None:
             self._keep_frame(self._moment.progress, picture)
-        return Output(id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data))
+        return Output(
+            id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data)
+        )
 
     def _keep_preview(self, preview: Image.Image) -> str:
         return self._keep(codec.encode(preview, "jpeg"))

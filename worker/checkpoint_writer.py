@@ -31,7 +31,11 @@ class CheckpointWriter:
     """One thread, one file at a time."""
 
     def __init__(
-        self, folder: Checkpoints, name: Callable[[int], str], tell: Callable[[str], LeaseStatus], every_seconds: float
+        self,
+        folder: Checkpoints,
+        name: Callable[[int], str],
+        tell: Callable[[str], LeaseStatus],
+        every_seconds: float,
     ) -> None:
         """name: of the n-th file. tell: tells the store which is the next to go on from; may raise Unavailable."""
         self._folder, self._name, self._tell, self._every = folder, name, tell, every_seconds
@@ -48,7 +52,11 @@ class CheckpointWriter:
 
     def is_due(self) -> bool:
         """Whether to take a checkpoint now."""
-        return not self._closed and (self._write is None or self._write.done()) and time.monotonic() >= self._next
+        return (
+            not self._closed
+            and (self._write is None or self._write.done())
+            and time.monotonic() >= self._next
+        )
 
     def submit(self, checkpoint: Saveable) -> None:
         """Write it and name it, on the thread."""
@@ -87,10 +95,14 @@ class CheckpointWriter:
         try:
             if self._is_written(checkpoint, name):
                 self._files.append(name)
-                if self._tell(name) == "stale":  # another worker goes on from an earlier one, which must stay
+                if (
+                    self._tell(name) == "stale"
+                ):  # another worker goes on from an earlier one, which must stay
                     self._folder.delete(self._files.pop())
                     return
-                while len(self._files) > 1:  # only now is it sure that nobody will look for the earlier ones
+                while (
+                    len(self._files) > 1
+                ):  # only now is it sure that nobody will look for the earlier ones
                     self._folder.delete(self._files.pop(0))
         except errors.Unavailable as error:  # whether it was named is not known: both stay
             log.warning("no checkpoint: %s", error.message)

@@ -86,7 +86,9 @@ class EstimateService:
         try:
             network, planner = self._runner.resident(spec.model)
             free_bytes = self._look_at_memory(spec.model)
-            plan = planner.plan(question.content, question.styles, spec, question.masks, free_bytes=free_bytes)
+            plan = planner.plan(
+                question.content, question.styles, spec, question.masks, free_bytes=free_bytes
+            )
         except errors.ImpastoError as error:
             refused = JobError(code=error.code, message=error.message)
         scales = [

@@ -21,7 +21,9 @@ from core.jobs.models import JobProgress
 from core.jobs.store import JobStore, LeaseStatus
 
 RENEW_SECONDS = 0.8  # shorter than the time after which the store's silence is an error
-FIRST_POLL_SECONDS = 0.1  # between two looks for the first news: who waits wants to see that it begins
+FIRST_POLL_SECONDS = (
+    0.1  # between two looks for the first news: who waits wants to see that it begins
+)
 MAX_DEFERRED = 4  # that wait for a beat
 HAND_BACK_SECONDS = 8.0  # that an iteration has to end in, when the worker is asked to go
 
@@ -71,7 +73,10 @@ class Lease:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._over.set()
         with suppress(errors.Unavailable):
@@ -129,7 +134,9 @@ class Lease:
                 self._beat()
             except errors.Unavailable as error:  # the next beat tries again
                 log.warning("%s: beat failed: %s", self._job_id, error.message)
-            except Exception:  # a thread that has died in silence would lose the job to another worker
+            except (
+                Exception
+            ):  # a thread that has died in silence would lose the job to another worker
                 log.exception("%s: beat failed", self._job_id)
             self._beaten.set()
             if self._standing == "stale":
@@ -140,7 +147,9 @@ class Lease:
         until = time.monotonic() + RENEW_SECONDS
         try:
             while (left := until - time.monotonic()) > 0 and not self._over.is_set():
-                if self._store.wait_for_signal(self._token, left if self._has_told else min(left, FIRST_POLL_SECONDS)):
+                if self._store.wait_for_signal(
+                    self._token, left if self._has_told else min(left, FIRST_POLL_SECONDS)
+                ):
                     return
                 if self._news is not None and not self._has_told:
                     return

@@ -49,7 +49,9 @@ class JobRunner:
         entry = self._weights.entry(self._weights.resolve(model))
         others, found = dict(self._networks), self._networks.get(entry.name)
         others.pop(entry.name, None)
-        if found is None or found[0].sha256 != entry.sha256:  # one that was replaced under its name is another
+        if (
+            found is None or found[0].sha256 != entry.sha256
+        ):  # one that was replaced under its name is another
             self._networks = others = dict([*others.items()][1 - MAX_NETWORKS :])  # first make room
             found = self._loaded(entry.name)
         self._networks = {**others, entry.name: found}
@@ -85,7 +87,12 @@ class JobRunner:
         if job is None:
             return None
         attempt = Attempt(
-            job, token, self._store, blobs=self._blobs, checkpoints=self._checkpoints, settings=self._worker
+            job,
+            token,
+            self._store,
+            blobs=self._blobs,
+            checkpoints=self._checkpoints,
+            settings=self._worker,
         )
         with self._paints:
             attempt.run(self._network_for)

@@ -19,7 +19,9 @@ from worker.process import process_name
 
 CHILD_POLL_SECONDS = 0.2
 STALL_POLL_SECONDS = 1.0
-STALL_SECONDS = 60.0  # longer than the 30 s that the broker's client waits between two attempts to connect
+STALL_SECONDS = (
+    60.0  # longer than the 30 s that the broker's client waits between two attempts to connect
+)
 CHILD_START_SECONDS = 120.0  # Celery allows a child as long to become ready
 SHUTDOWN_SECONDS = 30.0  # after SIGTERM, the worker is killed
 
@@ -30,7 +32,10 @@ class ChildMonitor:
     """Requeues the jobs of pool children that have exited, without waiting for their leases to end."""
 
     def __init__(
-        self, store: JobStore, notify: Callable[[], object], list_children: Callable[[], Iterable[int]]
+        self,
+        store: JobStore,
+        notify: Callable[[], object],
+        list_children: Callable[[], Iterable[int]],
     ) -> None:
         """list_children: the process ids of the pool's children now."""
         self._store, self._notify, self._list_children = store, notify, list_children
@@ -72,7 +77,9 @@ class StallMonitor:
     an attempt. Whatever supervises the worker (a container runtime, `impasto up`) starts it again.
     """
 
-    def __init__(self, store: JobStore, notify: Callable[[], object], list_children: Callable[[], list[int]]) -> None:
+    def __init__(
+        self, store: JobStore, notify: Callable[[], object], list_children: Callable[[], list[int]]
+    ) -> None:
         """list_children: the process ids of the pool's children now."""
         self._store, self._notify, self._list_children = store, notify, list_children
         self._child_ages: dict[int, float] = {}  # pid: seconds since it was first seen
@@ -96,7 +103,9 @@ class StallMonitor:
                 self._idle_seconds = 0.0
             except Exception:
                 log.exception("polling the store for a stall failed")
-        log.critical("jobs are queued, and this worker has run none for %.0f s; it stops", self._idle_seconds)
+        log.critical(
+            "jobs are queued, and this worker has run none for %.0f s; it stops", self._idle_seconds
+        )
         os.kill(os.getpid(), signal.SIGTERM)
         pause.wait(SHUTDOWN_SECONDS)
         for child in self._list_children():
@@ -111,9 +120,13 @@ class StallMonitor:
 
     def poll(self, seconds: float) -> None:
         """One round, so many seconds after the last. Raises StoreUnavailable."""
-        self._child_ages = {pid: self._child_ages.get(pid, 0.0) + seconds for pid in self._list_children()}
+        self._child_ages = {
+            pid: self._child_ages.get(pid, 0.0) + seconds for pid in self._list_children()
+        }
         ready = [pid for pid, age in self._child_ages.items() if age > CHILD_START_SECONDS]
-        if not ready or not all(self._store.is_idle_with_backlog(process_name(pid)) for pid in ready):
+        if not ready or not all(
+            self._store.is_idle_with_backlog(process_name(pid)) for pid in ready
+        ):
             self._idle_seconds, self._has_notified = 0.0, False
             return
         self._idle_seconds += seconds

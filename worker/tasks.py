@@ -25,7 +25,9 @@ if TYPE_CHECKING:  # torch is for the pool's child, not for the parent
 
 log = logging.getLogger(__name__)
 
-_unfit = threading.Event()  # this process claims nothing: its parent has been asked to stop the worker
+_unfit = (
+    threading.Event()
+)  # this process claims nothing: its parent has been asked to stop the worker
 
 
 @cache
@@ -48,7 +50,9 @@ def stylize() -> None:
     except errors.Unavailable as error:  # the reaper rings
         log.warning("%s", error.message)
     except errors.DeviceLost:
-        process.exit_now("the device is lost; this process ends, and its job goes on in the next", trace=True)
+        process.exit_now(
+            "the device is lost; this process ends, and its job goes on in the next", trace=True
+        )
 
 
 @setup_logging.connect

@@ -18,14 +18,18 @@ from worker import process
 POLL_SECONDS = 1.0
 STEP_SECONDS = 60.0  # that an iteration may take, and the beginning of a scale
 STEP_FACTOR = 20  # or so many times the slowest so far: each scale begins with a look at the paintings, and is slower
-PHASE_SECONDS = 600.0  # for what has no iterations: to read, load and measure, begin a run, write a result
+PHASE_SECONDS = (
+    600.0  # for what has no iterations: to read, load and measure, begin a run, write a result
+)
 CPU_PROGRESS_SECONDS = 0.02  # of the painting thread's own time, that show that it works
 
 
 class HangWatchdog:
     """A context manager, to be entered by the thread that paints."""
 
-    def __init__(self, spins: Callable[[], bool], end: Callable[[str], object] = process.exit_now) -> None:
+    def __init__(
+        self, spins: Callable[[], bool], end: Callable[[str], object] = process.exit_now
+    ) -> None:
         """spins: whether who waits for the device computes meanwhile: then a thread that computes may hang.
 
         end: is told why.
@@ -43,7 +47,10 @@ class HangWatchdog:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._over.set()
 
@@ -56,7 +63,11 @@ class HangWatchdog:
         """An iteration has ended."""
         with self._lock:
             self._slowest = max(self._slowest, self._silent)
-            self._on, self._silent, self._patience = "device", 0.0, max(STEP_SECONDS, STEP_FACTOR * self._slowest)
+            self._on, self._silent, self._patience = (
+                "device",
+                0.0,
+                max(STEP_SECONDS, STEP_FACTOR * self._slowest),
+            )
 
     def reset_timer(self) -> None:
         """It is known what is waited for, and that it is away."""
@@ -65,7 +76,9 @@ class HangWatchdog:
 
     def _watch(self) -> None:
         # By the thread's own clock, where there is one; else by that of the process.
-        clock = getattr(time, "pthread_getcpuclockid", lambda _: time.CLOCK_PROCESS_CPUTIME_ID)(self._painting)
+        clock = getattr(time, "pthread_getcpuclockid", lambda _: time.CLOCK_PROCESS_CPUTIME_ID)(
+            self._painting
+        )
         looked, computed = time.monotonic(), time.clock_gettime(clock)
         while not self._over.wait(POLL_SECONDS):
             # Two looks may lie far apart because the whole process was frozen, which is no fault of the painting.
@@ -74,14 +87,21 @@ class HangWatchdog:
             with self._lock:
                 self._silent += seconds
                 counts = self._on == "host" or not self._spins()
-                if counts and (by_now := time.clock_gettime(clock)) - computed > CPU_PROGRESS_SECONDS:
+                if (
+                    counts
+                    and (by_now := time.clock_gettime(clock)) - computed > CPU_PROGRESS_SECONDS
+                ):
                     self._silent, computed = 0.0, by_now
                 silent, hangs = self._silent, self._silent > self._patience
             if hangs:
-                self._end(f"nothing has moved for {silent:.0f} s; this process ends; it hangs in {self._place()}")
+                self._end(
+                    f"nothing has moved for {silent:.0f} s; this process ends; it hangs in {self._place()}"
+                )
                 return
 
     def _place(self) -> str:
         """The innermost first."""
         stack = traceback.extract_stack(sys._current_frames().get(self._painting))
-        return " < ".join(f"{Path(call.filename).name}:{call.lineno} {call.name}" for call in reversed(stack[-8:]))
+        return " < ".join(
+            f"{Path(call.filename).name}:{call.lineno} {call.name}" for call in reversed(stack[-8:])
+        )

@@ -25,7 +25,9 @@ TERM_SECONDS = 5.0
 GAP_SECONDS = 3.0
 SWEEP_SECONDS = 60.0
 STRAY_LOOK_SECONDS = 3600.0
-STRAY_SECONDS = 7 * 86_400.0  # time to notice that the store is not the one that belongs to the pictures
+STRAY_SECONDS = (
+    7 * 86_400.0
+)  # time to notice that the store is not the one that belongs to the pictures
 STRAYS_AT_ONCE = 1000
 RECORD_SECONDS = 30 * 86_400.0
 BELLS_AT_ONCE = 100
@@ -47,7 +49,12 @@ class Reaper:
         disk_bytes: float = 0,
     ) -> None:
         """disk_bytes: what blobs and checkpoints may take, 0 for all there is."""
-        self._store, self._blobs, self._checkpoints, self._celery = store, blobs, checkpoints, celery
+        self._store, self._blobs, self._checkpoints, self._celery = (
+            store,
+            blobs,
+            checkpoints,
+            celery,
+        )
         self._record_seconds, self._disk_bytes = record_seconds, disk_bytes
         self._contact_since = self._last_contact = 0.0
         self._next_sweep = self._next_look = 0.0
@@ -165,7 +172,10 @@ class Reaper:
         while some := [*islice(digests, STRAYS_AT_ONCE)]:
             strays += self._store.register_orphans(some, STRAY_SECONDS)
         if strays:
-            log.warning("%d pictures belong to no job that the store knows; they are deleted in a week", strays)
+            log.warning(
+                "%d pictures belong to no job that the store knows; they are deleted in a week",
+                strays,
+            )
 
     def _named(self, job_id: str) -> str | None:
         """The checkpoint that a job would go on from."""
@@ -178,7 +188,9 @@ class Reaper:
         """Let go of the oldest results while there is more than there may be; the next ticks delete them."""
         if not self._disk_bytes:
             return
-        sizes = self._blobs.sizes()  # only blobs can go: a checkpoint is of a job that has not ended
+        sizes = (
+            self._blobs.sizes()
+        )  # only blobs can go: a checkpoint is of a job that has not ended
         excess = sum(sizes) + sum(self._checkpoints.sizes()) - self._disk_bytes
         if excess > 0 and sizes:
             share = min(1.0, excess / max(1, sum(sizes)))
@@ -186,4 +198,6 @@ class Reaper:
                 len(sizes), self._store.count_expiring()
             )  # a job has many small blobs, frames, and a few large ones
             jobs = self._store.expire_early(math.ceil(share * most))
-            log.warning("the disk's quota is exceeded by %.1f MB: %d jobs expire early", excess / 1e6, jobs)
+            log.warning(
+                "the disk's quota is exceeded by %.1f MB: %d jobs expire early", excess / 1e6, jobs
+            )

@@ -63,7 +63,9 @@ async def render_cached(tag: str, make: Callable[[], bytes]) -> bytes:
         with fail_after(WAIT_SECONDS):
             await _MAKERS.acquire()
     except TimeoutError:
-        raise errors.Unavailable("Too many pictures are waiting to be made; try again in a few seconds.") from None
+        raise errors.Unavailable(
+            "Too many pictures are waiting to be made; try again in a few seconds."
+        ) from None
     try:
         data = _shelf.get(tag)
         if data is None:  # else somebody has asked for the same a moment ago
@@ -82,7 +84,9 @@ class PictureFile(FileResponse):
     def __init__(self, file: BinaryIO, kind: codec.Format, headers: dict[str, str]) -> None:
         """file: is closed when it is sent."""
         self._file = file
-        super().__init__("", media_type=f"image/{kind}", headers=headers, stat_result=os.fstat(file.fileno()))
+        super().__init__(
+            "", media_type=f"image/{kind}", headers=headers, stat_result=os.fstat(file.fileno())
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -124,11 +128,15 @@ def not_modified(tag: str) -> Response:
     return Response(status_code=304, headers=_headers(tag))
 
 
-def image_response(made: bytes | BinaryIO, kind: codec.Format, tag: str, name: str | None = None) -> Response:
+def image_response(
+    made: bytes | BinaryIO, kind: codec.Format, tag: str, name: str | None = None
+) -> Response:
     """An answer with a picture, to be asked for again whether it is still the same. name: without its suffix."""
     headers = _headers(tag)
     if name is not None:
-        headers["Content-Disposition"] = f'inline; filename="{name}.{"jpg" if kind == "jpeg" else kind}"'
+        headers["Content-Disposition"] = (
+            f'inline; filename="{name}.{"jpg" if kind == "jpeg" else kind}"'
+        )
     if isinstance(made, bytes):
         return Response(made, media_type=f"image/{kind}", headers=headers)
     return PictureFile(made, kind, headers)

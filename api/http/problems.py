@@ -23,7 +23,10 @@ from core.style.spec import MAX_SIZE_PX, MAX_STYLES
 
 log = logging.getLogger(__name__)
 
-_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)  # in this process, on this machine: passes when others are closed
+_TOO_MANY_FILES = (
+    errno.EMFILE,
+    errno.ENFILE,
+)  # in this process, on this machine: passes when others are closed
 
 # The nearest class in an error's family decides.
 STATUS: dict[type[errors.ImpastoError], int] = {
@@ -47,10 +50,18 @@ class Problem(JSONResponse):
 
     media_type = "application/problem+json"
 
-    def __init__(self, status: int, code: str, detail: str, retry_seconds: float | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, detail: str, retry_seconds: float | None = None
+    ) -> None:
         title = HTTPStatus(status).phrase
         headers = None if retry_seconds is None else {"Retry-After": str(math.ceil(retry_seconds))}
-        content = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
+        content = {
+            "type": "about:blank",
+            "title": title,
+            "status": status,
+            "code": code,
+            "detail": detail,
+        }
         super().__init__(content, status, headers)
 
 
@@ -84,7 +95,9 @@ REFUSALS = {
 _FRAMEWORK = {status: code for code, (status, _) in REFUSALS.items() if status not in (403, 415)}
 
 
-_PICTURE = f"the digest of an upload, or its width and height from {MIN_SIDE_PX} to {MAX_SIDE_PX} px"
+_PICTURE = (
+    f"the digest of an upload, or its width and height from {MIN_SIDE_PX} to {MAX_SIDE_PX} px"
+)
 
 # What a value must be, by its name in the address, a header, or the top of a JSON body; "body" is the body itself.
 _VALUES = {
@@ -121,7 +134,9 @@ def _wrong(error: dict[str, Any], route: str) -> str:
     """The sentence for what the framework found wrong."""
     place, *inner = error["loc"]
     name = inner[0] if inner else place
-    words = _UNREADABLE.get(error["type"]) or _VALUES_OF_ROUTE.get((route, name)) or _VALUES.get(name)
+    words = (
+        _UNREADABLE.get(error["type"]) or _VALUES_OF_ROUTE.get((route, name)) or _VALUES.get(name)
+    )
     return words or "A value is not as it must be; see /docs."
 
 
@@ -147,7 +162,10 @@ class FrameworkErrors:
                 headers = MutableHeaders(scope=message)
                 if headers.get("content-type", "").startswith("text/plain"):
                     instead = status_of(_FRAMEWORK[message["status"]])
-                    headers["content-type"], headers["content-length"] = Problem.media_type, str(len(instead.body))
+                    headers["content-type"], headers["content-length"] = (
+                        Problem.media_type,
+                        str(len(instead.body)),
+                    )
             if instead is not None and message["type"] == "http.response.body":
                 message = {**message, "body": b"" if message.get("more_body") else instead.body}
             await send(message)
@@ -166,10 +184,17 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         answer = status_of(_FRAMEWORK.get(error.status_code, "bad_request"))
         answer.headers.update(error.headers or {})
-        methods = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
-        if error.status_code == 405 and methods:  # the framework names those of one route of the address only
+        methods = request.app.openapi()["paths"].get(
+            getattr(request.scope.get("route"), "path", None)
+        )
+        if (
+            error.status_code == 405 and methods
+        ):  # the framework names those of one route of the address only
             answer.headers["Allow"] = ", ".join(
-                sorted({method.upper() for method in methods} | ({"HEAD"} if "get" in methods else set()))
+                sorted(
+                    {method.upper() for method in methods}
+                    | ({"HEAD"} if "get" in methods else set())
+                )
             )
         return answer
 

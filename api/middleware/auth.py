@@ -59,7 +59,11 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         try:
-            caller, admits = (ANYBODY, _always) if self._ring is None else await self._admitted(scope, self._ring)
+            caller, admits = (
+                (ANYBODY, _always)
+                if self._ring is None
+                else await self._admitted(scope, self._ring)
+            )
         except errors.ImpastoError as error:
             answer = problem(error)
             if isinstance(error, errors.Unauthorized):
@@ -70,8 +74,13 @@ class Authentication:
         await self._app(scope, receive, send)
 
     async def _admitted(self, scope: Scope, ring: "ApiKeyCache") -> tuple[Caller, Admits]:
-        secret, address = secret_in(Headers(scope=scope).getlist("authorization")), (scope["client"] or ("",))[0]
-        if not ring.knows(secret):  # who has a key is not held up by who guesses at the same address
+        secret, address = (
+            secret_in(Headers(scope=scope).getlist("authorization")),
+            (scope["client"] or ("",))[0],
+        )
+        if not ring.knows(
+            secret
+        ):  # who has a key is not held up by who guesses at the same address
             await self._rates.check_guesses(address)
         try:
             key = await ring.find(secret)
@@ -114,7 +123,9 @@ class ApiKeyCache:
 
     def __init__(self, keys: ApiKeyStore) -> None:
         self._keys = keys
-        self._known: dict[str, _Known] = {}  # by secret; only real ones, so no stranger can make it grow
+        self._known: dict[
+            str, _Known
+        ] = {}  # by secret; only real ones, so no stranger can make it grow
 
     def knows(self, secret: str) -> bool:
         """Whether it was a real key when it was last used here."""

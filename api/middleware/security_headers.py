@@ -66,7 +66,11 @@ def _is_page(path: str) -> bool:
 
 def add_docs(app: FastAPI) -> None:
     """/docs: Swagger UI, from this service as all else. It styles itself as it runs, so it has a policy of its own."""
-    app.mount(DOCS_FOLDER, StaticFiles(directory=Path(fastapi_offline.__file__).with_name("static")), name="docs")
+    app.mount(
+        DOCS_FOLDER,
+        StaticFiles(directory=Path(fastapi_offline.__file__).with_name("static")),
+        name="docs",
+    )
     page = get_swagger_ui_html(
         openapi_url="/openapi.json",
         title="Impasto: the API",
@@ -76,7 +80,9 @@ def add_docs(app: FastAPI) -> None:
     )
     html = bytes(page.body).decode()
     inline = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
-    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in inline)
+    hashes = (
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in inline
+    )
     scripts = " ".join(f"'sha256-{digest}'" for digest in hashes)
     policy = (
         f"default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; "

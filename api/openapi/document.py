@@ -11,7 +11,11 @@ from api.http.problems import REFUSALS, STATUS, problem, status_of
 from api.openapi import examples
 from core import errors
 
-_IDS = {"job_id": "^job_[a-z2-7]{26}$", "batch_id": "^batch_[a-z2-7]{26}$", "digest": "^sha256:[0-9a-f]{64}$"}
+_IDS = {
+    "job_id": "^job_[a-z2-7]{26}$",
+    "batch_id": "^batch_[a-z2-7]{26}$",
+    "digest": "^sha256:[0-9a-f]{64}$",
+}
 _STOCK = ("HTTPValidationError", "ValidationError")
 
 Json = dict[str, Any]
@@ -23,8 +27,16 @@ _HEADERS: Json = {
         ("ETag", "string", "Send it back as If-None-Match."),
         ("Location", "string", "Where the new thing is."),
         ("Retry-After", "integer", "Seconds to wait before you ask again."),
-        ("Idempotent-Replayed", "string", "true: an earlier request with this Idempotency-Key is answered again."),
-        ("Preference-Applied", "string", "wait=N: the answer came with the news, or after so long."),
+        (
+            "Idempotent-Replayed",
+            "string",
+            "true: an earlier request with this Idempotency-Key is answered again.",
+        ),
+        (
+            "Preference-Applied",
+            "string",
+            "wait=N: the answer came with the news, or after so long.",
+        ),
         ("WWW-Authenticate", "string", "Bearer, where an API key is asked for."),
         ("Allow", "string", "The methods that this address takes."),
     )
@@ -41,12 +53,17 @@ _KNOWN: Json = {
 
 def describe(app: FastAPI) -> None:
     """Make `app.openapi()` tell the whole contract. Call it when all routes are there."""
-    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes
+    )
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             _amend(operation, refusable=path != "/livez")
             _exemplify(operation, f"{method.upper()} {path}")
-    document["components"]["responses"] = {"Refused": _refused(range(400, 500)), "Later": _refused([503])}
+    document["components"]["responses"] = {
+        "Refused": _refused(range(400, 500)),
+        "Later": _refused([503]),
+    }
     document["components"]["headers"] = _HEADERS
     schemas = document["components"]["schemas"]
     for name in _STOCK:
@@ -55,7 +72,9 @@ def describe(app: FastAPI) -> None:
     for schema in schemas.values():
         for field in schema.get("properties", {}).values():
             if field.pop("contentMediaType", None):
-                field["format"] = "binary"  # as the other forms say it, and most programs expect a file
+                field["format"] = (
+                    "binary"  # as the other forms say it, and most programs expect a file
+                )
     setattr(app, "openapi", lambda: document)  # noqa: B010 - FastAPI's own way; mypy takes an assignment for an error
 
 
@@ -117,14 +136,24 @@ def _exemplify(operation: Json, name: str) -> None:
 
 def _refused(statuses: Iterable[int]) -> Json:
     """A problem, with an example for each code of these statuses."""
-    every = [problem(kind()) for kind in _kinds(errors.ImpastoError)] + [status_of(code) for code in REFUSALS]
+    every = [problem(kind()) for kind in _kinds(errors.ImpastoError)] + [
+        status_of(code) for code in REFUSALS
+    ]
     told = {body["code"]: body for body in (json.loads(bytes(answer.body)) for answer in every)}
-    cases = {code: {"value": body} for code, body in sorted(told.items()) if body["status"] in statuses}
+    cases = {
+        code: {"value": body} for code, body in sorted(told.items()) if body["status"] in statuses
+    }
     media = {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": cases}
     own = {401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After", 503: "Retry-After"}
-    headers = _named("X-Request-Id", *dict.fromkeys(name for status, name in own.items() if status in statuses))
+    headers = _named(
+        "X-Request-Id", *dict.fromkeys(name for status, name in own.items() if status in statuses)
+    )
     words = "Not now; try again." if list(statuses) == [503] else "Refused; `code` says why."
-    return {"description": words, "headers": headers, "content": {"application/problem+json": media}}
+    return {
+        "description": words,
+        "headers": headers,
+        "content": {"application/problem+json": media},
+    }
 
 
 def _sendable(schema: Json) -> Json:
@@ -139,7 +168,10 @@ def _problem() -> Json:
         "type": words,
         "title": words,
         "status": {"type": "integer", "minimum": 400, "maximum": 599},
-        "code": {"type": "string", "enum": sorted({*(kind.code for kind in _kinds(errors.ImpastoError)), *REFUSALS})},
+        "code": {
+            "type": "string",
+            "enum": sorted({*(kind.code for kind in _kinds(errors.ImpastoError)), *REFUSALS}),
+        },
         "detail": words,
     }
     return {"type": "object", "required": list(properties), "properties": properties}
@@ -147,7 +179,10 @@ def _problem() -> Json:
 
 def _kinds(kind: type[errors.ImpastoError]) -> Iterator[type[errors.ImpastoError]]:
     """Of the errors that can be an answer: those whose family has a status."""
-    if any(family in STATUS for family in kind.__mro__ if family is not errors.ImpastoError) or kind in STATUS:
+    if (
+        any(family in STATUS for family in kind.__mro__ if family is not errors.ImpastoError)
+        or kind in STATUS
+    ):
         yield kind
     for child in kind.__subclasses__():
         yield from _kinds(child)

@@ -56,7 +56,15 @@ JOB: dict[str, Any] = {
         "spec_updates": [],
     },
     "preview": PREVIEW,
-    "outputs": [{"id": RESULT, "content_type": "image/png", "width": 512, "height": 384, "size_bytes": 421_337}],
+    "outputs": [
+        {
+            "id": RESULT,
+            "content_type": "image/png",
+            "width": 512,
+            "height": 384,
+            "size_bytes": 421_337,
+        }
+    ],
     "model": {"name": "vgg19", "sha256": WEIGHTS},
     "error": None,
     "metrics": {
@@ -129,7 +137,11 @@ ANSWERS: dict[str, Any] = {
         ]
     },
     "Health": {"status": "ok"},
-    "Frames": {"frames": [{"index": 0, "iteration": 1, "scale": 1, "seconds": 0.21, "url": f"{_SELF}/frames/0"}]},
+    "Frames": {
+        "frames": [
+            {"index": 0, "iteration": 1, "scale": 1, "seconds": 0.21, "url": f"{_SELF}/frames/0"}
+        ]
+    },
     "Estimate": {
         "seconds": 41.2,
         "memory_bytes": 1_210_000_000,
@@ -169,7 +181,10 @@ ANSWERS: dict[str, Any] = {
 # Answers that are otherwise than their schema's, by operation and status.
 ANSWERS_OF: dict[str, Any] = {
     "POST /v1/jobs 202": WAITING,
-    "POST /v1/jobs/{job_id}/retry 202": {**WAITING, "retried_from": "job_" + "q5n2w7t4r6" * 2 + "ab2cd3"},
+    "POST /v1/jobs/{job_id}/retry 202": {
+        **WAITING,
+        "retried_from": "job_" + "q5n2w7t4r6" * 2 + "ab2cd3",
+    },
     "PATCH /v1/jobs/{job_id} 200": WAITING,
     "POST /v1/jobs/{job_id}/cancel 200": CANCELED,
     "POST /v1/batches/{batch_id}/cancel 200": _batch(CANCELED),
@@ -186,7 +201,8 @@ _TOLD: list[tuple[str, dict[str, Any], str | None]] = [
     ("status", JOB, "42"),
 ]
 STREAM = format_sse_event(retry=2000).decode() + "".join(
-    format_sse_event(event=name, data_str=json.dumps(data), id=number).decode() for name, data, number in _TOLD
+    format_sse_event(event=name, data_str=json.dumps(data), id=number).decode()
+    for name, data, number in _TOLD
 )
 
 _FORM, _JSON = "multipart/form-data", "application/json"
@@ -205,7 +221,11 @@ BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/jobs/{job_id}/retry": {_JSON: {"spec": {"strength": 0.8}}},
     "PATCH /v1/jobs/{job_id}": {_JSON: {"spec": {"strength": 0.9}}},
     "POST /v1/estimate": {
-        _JSON: {"content": {"width": 1200, "height": 900}, "styles": [{"width": 640, "height": 480}], "spec": _KNOBS}
+        _JSON: {
+            "content": {"width": 1200, "height": 900},
+            "styles": [{"width": 640, "height": 480}],
+            "spec": _KNOBS,
+        }
     },
 }
 

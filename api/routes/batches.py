@@ -39,7 +39,9 @@ def batch_resource(batch: Batch) -> BatchResource:
     """The batch with its links, and its jobs with theirs."""
     path = f"{router.prefix}/{batch.id}"
     links = {"self": path, "cancel": f"{path}/cancel"}
-    return BatchResource(**{**dict(batch), "jobs": [resource(job) for job in batch.jobs]}, links=links)
+    return BatchResource(
+        **{**dict(batch), "jobs": [resource(job) for job in batch.jobs]}, links=links
+    )
 
 
 @router.post(
@@ -68,7 +70,9 @@ async def submit(
     return batch_resource(batch)
 
 
-async def _submitted(request: Request, submissions: SubmissionService, key: str | None) -> tuple[Batch, bool]:
+async def _submitted(
+    request: Request, submissions: SubmissionService, key: str | None
+) -> tuple[Batch, bool]:
     """The batch, and whether the same request had made it before."""
     async with parser.parse_batch(request, submissions.blobs) as came:
         sent = await run_in_threadpool(lambda: parser.request_hash(came.sent()))
@@ -80,7 +84,9 @@ async def _submitted(request: Request, submissions: SubmissionService, key: str 
             size = await inspect(file_of(picture, submissions.blobs))
             if number < len(came.contents):
                 result_size(*size, spec.size, seamless=spec.seamless)
-        return await run_in_threadpool(_taken, came, spec, submissions.terms(wishes, key, request=sent), submissions)
+        return await run_in_threadpool(
+            _taken, came, spec, submissions.terms(wishes, key, request=sent), submissions
+        )
 
 
 def _before(key: str | None, sent: str, submissions: SubmissionService) -> Batch | None:
@@ -92,21 +98,32 @@ def _resolved(sent: parser.BatchSubmission, submissions: SubmissionService) -> S
     """The parameters of each job; pictures named by digest are here, and stay."""
     spec = parse_spec(sent.parameters).for_pictures()
     if len(sent.contents) * len(sent.styles) > submissions.config.max_jobs_per_caller:
-        raise errors.BadRequest(f"You may have {submissions.config.max_jobs_per_caller} jobs; this batch has more.")
-    for digest in (picture for picture in (*sent.contents, *sent.styles) if isinstance(picture, str)):
+        raise errors.BadRequest(
+            f"You may have {submissions.config.max_jobs_per_caller} jobs; this batch has more."
+        )
+    for digest in (
+        picture for picture in (*sent.contents, *sent.styles) if isinstance(picture, str)
+    ):
         resolve_digest(digest, submissions.caller.owner, submissions.store, submissions.blobs)
     return spec
 
 
 def _taken(
-    sent: parser.BatchSubmission, spec: StyleSpec, terms: SubmissionOptions, submissions: SubmissionService
+    sent: parser.BatchSubmission,
+    spec: StyleSpec,
+    terms: SubmissionOptions,
+    submissions: SubmissionService,
 ) -> tuple[Batch, bool]:
     """Its pictures are stored and its jobs rung for. The same request may have made it in this very moment."""
     contents, styles = (
         [kept(picture, submissions.store, submissions.blobs) for picture in pictures]
         for pictures in (sent.contents, sent.styles)
     )
-    inputs = [JobInput(content=one, styles=[other], spec=spec.model_dump()) for one in contents for other in styles]
+    inputs = [
+        JobInput(content=one, styles=[other], spec=spec.model_dump())
+        for one in contents
+        for other in styles
+    ]
     batch_id = new_batch_id()
     batch = submissions.store.create_batch(batch_id, inputs, terms, submissions.limits)
     if batch.id == batch_id:
@@ -116,7 +133,9 @@ def _taken(
     return batch, batch.id != batch_id
 
 
-@router.get("/{batch_id}", response_model=BatchResource, responses={304: {}}, summary="How far are they?")
+@router.get(
+    "/{batch_id}", response_model=BatchResource, responses={304: {}}, summary="How far are they?"
+)
 async def look(
     *,
     batch_id: str,
@@ -140,7 +159,9 @@ async def look(
     if patience and not batch.has_ended:
         with suppress(errors.TooManyStreams):  # it is a preference; they may poll
             with closing(feed.subscribe_to_all([job.id for job in batch.jobs], owner)) as vigil:
-                read = partial(feed.share, f"{batch.id} {owner}", partial(store.get_batch, batch.id, owner))
+                read = partial(
+                    feed.share, f"{batch.id} {owner}", partial(store.get_batch, batch.id, owner)
+                )
                 batch = await _changed(batch, resolve_digest, vigil, patience, read)
             headers = preference_applied(patience)
     tag = _tag(batch)
@@ -154,20 +175,30 @@ async def look(
 
 
 async def _changed(
-    first: Batch, resolve_digest: str, vigil: ChangeSubscription, seconds: float, read: Callable[[], Awaitable[Batch]]
+    first: Batch,
+    resolve_digest: str,
+    vigil: ChangeSubscription,
+    seconds: float,
+    read: Callable[[], Awaitable[Batch]],
 ) -> Batch:
     """The batch when it tells something new; as it is after so long, in any case. Raises BatchNotFound."""
     until = time.monotonic() + seconds
     while True:
         batch = await read()  # at first for what has changed before the vigil began
-        new = not etag.matches(resolve_digest, _tag(batch)) if resolve_digest else batch.counts != first.counts
+        new = (
+            not etag.matches(resolve_digest, _tag(batch))
+            if resolve_digest
+            else batch.counts != first.counts
+        )
         if new or batch.has_ended or not await vigil.wait(until - time.monotonic()):
             return batch
 
 
 def _tag(batch: Batch) -> str:
     """The ETag. A weak one, as a job's."""
-    states = "".join(f"{job.id} {job.version} {job.queue and job.queue.position} " for job in batch.jobs)
+    states = "".join(
+        f"{job.id} {job.version} {job.queue and job.queue.position} " for job in batch.jobs
+    )
     return f'W/"{hashlib.sha256(states.encode()).hexdigest()[:32]}"'
 
 

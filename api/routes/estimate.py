@@ -57,16 +57,24 @@ class EstimateBody(BaseModel):
 async def estimate(sketch: EstimateBody, owner: Owner, store: Store, blobs: Blobs) -> Estimate:
     """The plan that a worker would follow: its seconds and its memory; and the queue's."""
     spec = parse_spec(sketch.spec)
-    spec = spec.for_pictures(len(sketch.styles), len(sketch.masks), init_image=sketch.init_image is not None)
-    content, *styles = [await _size(picture, owner, store, blobs) for picture in (sketch.content, *sketch.styles)]
+    spec = spec.for_pictures(
+        len(sketch.styles), len(sketch.masks), init_image=sketch.init_image is not None
+    )
+    content, *styles = [
+        await _size(picture, owner, store, blobs) for picture in (sketch.content, *sketch.styles)
+    ]
     width, height = result_size(*content, spec.size, seamless=spec.seamless)
     load = await run_in_threadpool(store.get_load)
     if not load.workers:
         raise errors.NoWorker()
     if not _ASKING.available_tokens:
         raise errors.Unavailable("Too many estimates are asked for; try again in a few seconds.")
-    question = EstimateRequest(content=content, styles=styles, masks=len(sketch.masks), spec=spec.model_dump())
-    forecast = await to_thread.run_sync(JobStore.request_estimate, store, question, WAIT_SECONDS, limiter=_ASKING)
+    question = EstimateRequest(
+        content=content, styles=styles, masks=len(sketch.masks), spec=spec.model_dump()
+    )
+    forecast = await to_thread.run_sync(
+        JobStore.request_estimate, store, question, WAIT_SECONDS, limiter=_ASKING
+    )
     if forecast is None:
         raise errors.NoWorker("No worker has answered in time; try again in a few seconds.")
     scales = forecast.scales

@@ -52,7 +52,9 @@ async def inspect(file: Path, *, mask: bool = False) -> tuple[int, int]:
         with fail_after(WAIT_SECONDS):
             await _CHILDREN.acquire()
     except TimeoutError:
-        raise errors.Unavailable("Too many pictures are waiting to be looked at; try again in a few seconds.") from None
+        raise errors.Unavailable(
+            "Too many pictures are waiting to be looked at; try again in a few seconds."
+        ) from None
     try:
         return await to_thread.run_sync(partial(codec.inspect_in_child, file, mask=mask))
     finally:
@@ -70,7 +72,10 @@ def resolve_digest(digest: str, owner: str, store: Store, blobs: Blobs) -> None:
 
 def _hold(digest: str, size_bytes: int, owner: str, store: Store, config: Configuration) -> None:
     """For as long as an upload stays; it counts as one. Raises QuotaExceeded."""
-    keep_seconds, most_bytes = config.upload_retention_hours * 3600, config.upload_quota_gb_per_caller * 1e9
+    keep_seconds, most_bytes = (
+        config.upload_retention_hours * 3600,
+        config.upload_quota_gb_per_caller * 1e9,
+    )
     store.reserve(digest, keep_seconds, owner, size_bytes=size_bytes, most_bytes=most_bytes)
 
 
@@ -84,10 +89,21 @@ def _is_here(digest: str, owner: str, store: Store, blobs: Blobs) -> bool:
     status_code=201,
     summary="Upload a picture once",
     max_body_size=BODY_BYTES,
-    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM_SCHEMA}}}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": _FORM_SCHEMA}},
+        }
+    },
 )
 async def upload(
-    *, request: Request, owner: Owner, store: Store, blobs: Blobs, config: Configuration, response: Response
+    *,
+    request: Request,
+    owner: Owner,
+    store: Store,
+    blobs: Blobs,
+    config: Configuration,
+    response: Response,
 ) -> StoredImage:
     """Send a JPEG, PNG or WebP file as the form field `image`; the answer names it by its digest."""
     async with multipart.opened(request, blobs, _FORM) as received:
@@ -107,7 +123,15 @@ async def upload(
 
 
 @router.head("/{digest}", response_class=Response, summary="Is this picture here?")
-def look(*, digest: str, request: Request, owner: Owner, store: Store, blobs: Blobs, config: Configuration) -> Response:
+def look(
+    *,
+    digest: str,
+    request: Request,
+    owner: Owner,
+    store: Store,
+    blobs: Blobs,
+    config: Configuration,
+) -> Response:
     """200 if a job can name this digest, and it stays for the time of an upload; else 404."""
     if _is_here(digest, owner, store, blobs):
         _hold(digest, blobs.size_bytes(digest), owner, store, config)

@@ -28,7 +28,10 @@ RETRY_MS = 2000  # how long a browser waits before it comes again
 
 _ID = re.compile(r"[0-9]{1,16}")  # what is none is answered as if nothing were known
 
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second tells nginx to pass on what it gets
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+}  # the second tells nginx to pass on what it gets
 
 router = APIRouter(prefix=JOBS, tags=["jobs"])
 
@@ -82,7 +85,9 @@ async def events(
     return EventStream(watch, after, admits)
 
 
-async def _stream(watch: JobSubscription, after: int | None, admits: auth.Admits) -> AsyncIterator[bytes]:
+async def _stream(
+    watch: JobSubscription, after: int | None, admits: auth.Admits
+) -> AsyncIterator[bytes]:
     yield format_sse_event(retry=RETRY_MS)
     known: JobSnapshot | None = None
     if watch.snapshot and watch.snapshot.job.version == after and watch.snapshot.job.queue is None:
@@ -99,7 +104,9 @@ async def _stream(watch: JobSubscription, after: int | None, admits: auth.Admits
                 return
         await watch.wait(known, HEARTBEAT_SECONDS)
         if watch.snapshot is known and not watch.over:
-            yield format_sse_event(comment="the store does not answer" if watch.away else "still here")
+            yield format_sse_event(
+                comment="the store does not answer" if watch.away else "still here"
+            )
     yield format_sse_event(comment="come again")
 
 
@@ -110,14 +117,18 @@ def told(now: JobSnapshot, before: JobSnapshot | None) -> bytes:
     if before is None or _rest(before) != _rest(now):
         parts["status"] = now.body
     else:
-        shown = resource(job).model_dump(mode="json", include={"version", "progress", "preview", "links"})
+        shown = resource(job).model_dump(
+            mode="json", include={"version", "progress", "preview", "links"}
+        )
         for name in ("progress", "preview"):
             if getattr(before.job, name) != getattr(job, name):
                 fields = ("version", name, *(("links",) if name == "preview" else ()))
                 parts[name] = _json({field: shown[field] for field in fields})
     last = next(reversed(parts), None)
     return b"".join(
-        format_sse_event(event=name, data_str=data.decode(), id=str(job.version) if name == last else None)
+        format_sse_event(
+            event=name, data_str=data.decode(), id=str(job.version) if name == last else None
+        )
         for name, data in parts.items()
     )
 

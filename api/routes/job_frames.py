@@ -43,10 +43,14 @@ def frames(job_id: str, owner: Owner, store: Store) -> Frames:
     """Small pictures of the run, while it goes on and after it; every other one goes when there are more than 60."""
     path = f"{jobs.prefix}/{job_id}/frames"
     kept = _frames(job_id, owner, store)
-    return Frames(frames=[FrameResource(**dict(frame), url=f"{path}/{frame.index}") for frame in kept])
+    return Frames(
+        frames=[FrameResource(**dict(frame), url=f"{path}/{frame.index}") for frame in kept]
+    )
 
 
-@router.get("/frames/{index}", response_class=Response, responses=pictures("jpeg"), summary="One frame")
+@router.get(
+    "/frames/{index}", response_class=Response, responses=pictures("jpeg"), summary="One frame"
+)
 def frame(
     *,
     job_id: str,
@@ -62,13 +66,26 @@ def frame(
             tag = f'"{one.digest}"'
             if image_response.is_cached(request, tag):
                 return image_response.not_modified(tag)
-            return image_response.image_response(blobs.get(one.digest), "jpeg", tag, f"{job_id}-{index}")
+            return image_response.image_response(
+                blobs.get(one.digest), "jpeg", tag, f"{job_id}-{index}"
+            )
     raise errors.ImageNotFound("There is no such frame, or no longer.")
 
 
-@router.get("/timelapse", response_class=Response, responses=pictures("webp"), summary="The frames as an animation")
+@router.get(
+    "/timelapse",
+    response_class=Response,
+    responses=pictures("webp"),
+    summary="The frames as an animation",
+)
 async def timelapse(
-    *, job_id: str, request: Request, owner: Owner, store: Store, blobs: Blobs, format: Literal["webp"] = "webp"
+    *,
+    job_id: str,
+    request: Request,
+    owner: Owner,
+    store: Store,
+    blobs: Blobs,
+    format: Literal["webp"] = "webp",
 ) -> Response:
     """An animated WebP of all frames that there are by now."""
     kept = await run_in_threadpool(_frames, job_id, owner, store)
@@ -90,7 +107,9 @@ def _frames(job_id: str, owner: str, store: JobStore) -> list[Frame]:
 def _animated(frames: list[Frame], blobs: blobs.Blobs) -> bytes:
     pictures = []
     for one in frames:
-        with suppress(errors.ImageNotFound, errors.BadImage):  # it went meanwhile, or the disk has damaged it
+        with suppress(
+            errors.ImageNotFound, errors.BadImage
+        ):  # it went meanwhile, or the disk has damaged it
             pictures.append(codec.open_result(blobs.get(one.digest)))
     if not pictures:
         raise errors.ResultGone()

@@ -32,7 +32,13 @@ router = APIRouter(prefix=JOBS, tags=["jobs"], route_class=Direct)
 
 def _parameter(name: str, place: str, words: str) -> dict[str, Any]:
     schema = {"type": "string"}
-    return {"name": name, "in": place, "required": place == "path", "schema": schema, "description": words}
+    return {
+        "name": name,
+        "in": place,
+        "required": place == "path",
+        "schema": schema,
+        "description": words,
+    }
 
 
 @router.get(
@@ -76,4 +82,6 @@ def _differs_from(known: str) -> Callable[[JobSnapshot, JobSnapshot], bool]:
     """Whether a snapshot is news for who knows these tags; or for who knows none, since the first."""
     if known:
         return lambda _, newest: not etag.matches(known, newest.tag)
-    return lambda first, newest: newest.job.status.has_ended or newest.job.status != first.job.status
+    return lambda first, newest: (
+        newest.job.status.has_ended or newest.job.status != first.job.status
+    )

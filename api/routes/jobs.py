@@ -21,7 +21,14 @@ from core.images import codec
 from core.images.codec import FORMATS
 from core.jobs.models import MAX_SPEC_UPDATES, Job, JobInput, Output, Priority, Status, is_job_id
 from core.jobs.store import JobStore
-from core.style.spec import MAX_SIZE_PX, UPDATABLE, StyleSpec, apply_changes, parse_spec, result_size
+from core.style.spec import (
+    MAX_SIZE_PX,
+    UPDATABLE,
+    StyleSpec,
+    apply_changes,
+    parse_spec,
+    result_size,
+)
 
 router = APIRouter(prefix=JOBS, tags=["jobs"])
 
@@ -39,11 +46,15 @@ class Retry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     spec: dict[str, Any] = Field(
-        {}, description="Parameters, as in a submission.", json_schema_extra=parser.parameters_schema()
+        {},
+        description="Parameters, as in a submission.",
+        json_schema_extra=parser.parameters_schema(),
     )
     webhook: str | None = Field(None, description="A URL that is told when the new job has ended.")
     continue_from_result: StrictBool = Field(
-        False, alias="continue", description="Begin with the result: for more iterations, or a larger size."
+        False,
+        alias="continue",
+        description="Begin with the result: for more iterations, or a larger size.",
     )
 
 
@@ -63,7 +74,9 @@ class Change(BaseModel):
 
     pinned: StrictBool = Field(False, description="Whether to keep the job for good.")
     spec: dict[str, Any] = Field(
-        {}, description="Other weights for a job that waits or runs.", json_schema_extra=_weights_schema()
+        {},
+        description="Other weights for a job that waits or runs.",
+        json_schema_extra=_weights_schema(),
     )
 
     @model_validator(mode="after")
@@ -99,7 +112,9 @@ async def submit(
     """
     job = await _submitted(request, response, submissions, idempotency_key)
     if patience:
-        with suppress(errors.RetryLater, errors.JobNotFound):  # the job is taken; nothing may hide that
+        with suppress(
+            errors.RetryLater, errors.JobNotFound
+        ):  # the job is taken; nothing may hide that
             snapshot = await feed.wait_for(_ended, job.id, submissions.caller.owner, patience)
             response.headers.update(preference_applied(patience))
             return resource(snapshot.job)
@@ -121,10 +136,14 @@ async def _submitted(
         submitted = await run_in_threadpool(_completed, came, submissions)
         spec = await run_in_threadpool(_resolved, submitted, submissions)
         seen = zip(submitted.pictures(), _must_select(submitted, spec), strict=False)
-        sizes = [await inspect(file_of(picture, submissions.blobs), mask=mask) for picture, mask in seen]
+        sizes = [
+            await inspect(file_of(picture, submissions.blobs), mask=mask) for picture, mask in seen
+        ]
         result_size(*sizes[0], spec.size, seamless=spec.seamless)
         job_input = await run_in_threadpool(_stored, submitted, spec, submissions)
-        return await run_in_threadpool(submissions.take, job_input, wishes, response, key=key, request=sent)
+        return await run_in_threadpool(
+            submissions.take, job_input, wishes, response, key=key, request=sent
+        )
 
 
 def _completed(submitted: parser.Submission, submissions: SubmissionService) -> parser.Submission:
@@ -132,7 +151,9 @@ def _completed(submitted: parser.Submission, submissions: SubmissionService) -> 
     if submitted.source is None:
         return submitted
     if isinstance(submitted.source, str):
-        resolve_digest(submitted.source, submissions.caller.owner, submissions.store, submissions.blobs)
+        resolve_digest(
+            submitted.source, submissions.caller.owner, submissions.store, submissions.blobs
+        )
     with file_of(submitted.source, submissions.blobs).open("rb") as file:
         return submitted.over(JobInput.from_provenance(codec.read_provenance(file)))
 
@@ -148,13 +169,19 @@ def _resolved(submitted: parser.Submission, submissions: SubmissionService) -> S
     except errors.ImageNotFound:
         if submitted.source is None:
             raise
-        raise errors.ImageNotFound("A picture that the record names is not here; send it beside from.") from None
+        raise errors.ImageNotFound(
+            "A picture that the record names is not here; send it beside from."
+        ) from None
     return spec
 
 
-def _stored(submitted: parser.Submission, spec: StyleSpec, submissions: SubmissionService) -> JobInput:
+def _stored(
+    submitted: parser.Submission, spec: StyleSpec, submissions: SubmissionService
+) -> JobInput:
     """All was checked before anything is stored; all is on disk, pictures and record, before the answer is given."""
-    digests = iter([kept(picture, submissions.store, submissions.blobs) for picture in submitted.pictures()])
+    digests = iter(
+        [kept(picture, submissions.store, submissions.blobs) for picture in submitted.pictures()]
+    )
     return JobInput(
         content=next(digests),
         styles=list(islice(digests, len(submitted.styles))),
@@ -167,7 +194,11 @@ def _stored(submitted: parser.Submission, spec: StyleSpec, submissions: Submissi
 def _must_select(submitted: parser.Submission, spec: StyleSpec) -> list[bool]:
     """For each picture, in their order: is it a mask that must not be black? Without a share, it may be."""
     before = 1 + len(submitted.styles)
-    return [False] * before + [share > 0 for share in spec.style_weights[: len(submitted.masks)]] + [False]
+    return (
+        [False] * before
+        + [share > 0 for share in spec.style_weights[: len(submitted.masks)]]
+        + [False]
+    )
 
 
 @router.get("", summary="List jobs")
@@ -183,11 +214,15 @@ def listing(
     jobs, before = store.list_page(limit=limit, before=cursor, statuses=statuses, owner=owner)
     following = None
     if before is not None:
-        following = f"{JOBS}?limit={limit}&cursor={before}" + "".join(f"&status={one}" for one in statuses)
+        following = f"{JOBS}?limit={limit}&cursor={before}" + "".join(
+            f"&status={one}" for one in statuses
+        )
     return JobPage(jobs=[resource(job) for job in jobs], next=following)
 
 
-@router.get("/{job_id}/result", response_class=Response, responses=pictures(*FORMATS), summary="The picture")
+@router.get(
+    "/{job_id}/result", response_class=Response, responses=pictures(*FORMATS), summary="The picture"
+)
 async def result(
     *,
     job_id: str,
@@ -211,7 +246,9 @@ async def result(
         if format == "png" and smaller is None:
             made: bytes | BinaryIO = await run_in_threadpool(blobs.open, output.id)
         else:
-            data = await image_response.render_cached(tag, lambda: codec.convert(blobs.get(output.id), format, smaller))
+            data = await image_response.render_cached(
+                tag, lambda: codec.convert(blobs.get(output.id), format, smaller)
+            )
             made = await run_in_threadpool(image_response.blob_response, data, blobs)
     except errors.ImageNotFound:
         raise errors.ResultGone() from None
@@ -229,10 +266,17 @@ def _output(job: Job) -> Output:
     return job.outputs[0]
 
 
-@router.get("/{job_id}/preview", response_class=Response, responses=pictures("jpeg"), summary="The picture so far")
+@router.get(
+    "/{job_id}/preview",
+    response_class=Response,
+    responses=pictures("jpeg"),
+    summary="The picture so far",
+)
 def preview(job_id: str, request: Request, owner: Owner, store: Store, blobs: Blobs) -> Response:
     """A small JPEG of the newest state, while there is one."""
-    with suppress(errors.ImageNotFound):  # a newer one has come, and this one has gone, between the two lines
+    with suppress(
+        errors.ImageNotFound
+    ):  # a newer one has come, and this one has gone, between the two lines
         return _preview(found(job_id, owner, store), request, blobs)
     return _preview(found(job_id, owner, store), request, blobs)
 
@@ -259,7 +303,11 @@ def cancel(job_id: str, owner: Owner, store: Store) -> JobResource:
 
 
 @router.post(
-    "/{job_id}/retry", status_code=202, response_model=JobResource, summary="Once more", max_body_size=_BODY_BYTES
+    "/{job_id}/retry",
+    status_code=202,
+    response_model=JobResource,
+    summary="Once more",
+    max_body_size=_BODY_BYTES,
 )
 def retry(
     job_id: str,
@@ -284,13 +332,17 @@ def retry(
         raise errors.ResultGone("The job's pictures are no longer kept; submit them again.")
     made_of = _continued(old, submissions.blobs) if change.continue_from_result else old.input
     spec = parse_spec(apply_changes(made_of.spec, change.spec))
-    spec = spec.for_pictures(len(made_of.styles), len(made_of.masks), init_image=made_of.init_image is not None)
+    spec = spec.for_pictures(
+        len(made_of.styles), len(made_of.masks), init_image=made_of.init_image is not None
+    )
     job_input = made_of.model_copy(update={"spec": spec.model_dump()})
     priority = max(
         old.priority, submissions.caller.priority, key=list(Priority).index
     )  # the lower: who asks may do less by now
     wishes = submissions.agreed(parser.ClientOptions(priority=priority, webhook=change.webhook))
-    return submissions.take(job_input, wishes, response, key=idempotency_key, request=sent, old=job_id)
+    return submissions.take(
+        job_input, wishes, response, key=idempotency_key, request=sent, old=job_id
+    )
 
 
 def _continued(old: Job, blobs: Blobs) -> JobInput:
@@ -298,32 +350,50 @@ def _continued(old: Job, blobs: Blobs) -> JobInput:
     result = _output(old).id
     if not blobs.has(result):
         raise errors.ResultGone()
-    return old.input.model_copy(update={"init_image": result, "spec": {**old.input.spec, "init": "picture"}})
+    return old.input.model_copy(
+        update={"init_image": result, "spec": {**old.input.spec, "init": "picture"}}
+    )
 
 
-@router.patch("/{job_id}", response_model=JobResource, summary="Steer it, keep it", max_body_size=_BODY_BYTES)
-async def change(job_id: str, owner: Owner, store: Store, blobs: Blobs, wanted: Change) -> JobResource:
+@router.patch(
+    "/{job_id}", response_model=JobResource, summary="Steer it, keep it", max_body_size=_BODY_BYTES
+)
+async def change(
+    job_id: str, owner: Owner, store: Store, blobs: Blobs, wanted: Change
+) -> JobResource:
     """`spec`: other weights for a job that waits or runs; the next preview shows them. Safe to repeat.
 
     `pinned`: a pinned job and its pictures do not expire.
     """
     job = await run_in_threadpool(found, job_id, owner, store)
-    if "spec" in wanted.model_fields_set and not job.status.has_ended and job.spec_update_count < MAX_SPEC_UPDATES:
+    if (
+        "spec" in wanted.model_fields_set
+        and not job.status.has_ended
+        and job.spec_update_count < MAX_SPEC_UPDATES
+    ):
         for mask in _woken(job.input, job.input.with_updates(wanted.spec)):
             await inspect(blobs.path(mask), mask=True)
 
     def take() -> Job:
         now = job
         if "spec" in wanted.model_fields_set:
-            now = store.update_spec(job_id, lambda job_input: job_input.with_updates(wanted.spec), owner)
-        return store.set_pinned(job_id, owner, pinned=wanted.pinned) if "pinned" in wanted.model_fields_set else now
+            now = store.update_spec(
+                job_id, lambda job_input: job_input.with_updates(wanted.spec), owner
+            )
+        return (
+            store.set_pinned(job_id, owner, pinned=wanted.pinned)
+            if "pinned" in wanted.model_fields_set
+            else now
+        )
 
     return resource(await run_in_threadpool(take))
 
 
 def _woken(before: JobInput, after: JobInput) -> list[str]:
     """The masks of the paintings that get a share and had none: nobody has looked at these."""
-    shares = zip(before.masks, before.spec["style_weights"], after.spec["style_weights"], strict=False)
+    shares = zip(
+        before.masks, before.spec["style_weights"], after.spec["style_weights"], strict=False
+    )
     return [mask for mask, old, new in shares if new and not old]
 
 

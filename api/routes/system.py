@@ -60,7 +60,9 @@ def models(store: Store) -> ModelList:
     having.update(dict.fromkeys(FETCHED, 0))
     resolves_to = sorted({info.network for info in workers})
     named = [ModelInfo(name=name, workers=having[name]) for name in sorted(having)]
-    return ModelList(models=[ModelInfo(name="auto", workers=len(workers), resolves_to=resolves_to), *named])
+    return ModelList(
+        models=[ModelInfo(name="auto", workers=len(workers), resolves_to=resolves_to), *named]
+    )
 
 
 @router.get(
@@ -71,4 +73,7 @@ def models(store: Store) -> ModelList:
 )
 def figures(store: Store) -> Response:
     """Requests of this process; queue, workers and ends of the service."""
-    return Response(generate_latest(metrics.REQUESTS) + metrics.of_service(store), media_type=CONTENT_TYPE_LATEST)
+    return Response(
+        generate_latest(metrics.REQUESTS) + metrics.of_service(store),
+        media_type=CONTENT_TYPE_LATEST,
+    )

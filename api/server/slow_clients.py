@@ -104,18 +104,25 @@ class SlowClientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Only a head that cannot be read in two ways gets to the application."""
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > HEAD_BYTES:
+        if (
+            len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            > HEAD_BYTES
+        ):
             raise RequestRefused("headers_too_large")
         version = self.parser.get_http_version()
         codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
-        if version not in ("1.0", "1.1") or (codings and (version == "1.0" or codings != [b"chunked"])):
+        if version not in ("1.0", "1.1") or (
+            codings and (version == "1.0" or codings != [b"chunked"])
+        ):
             raise RequestRefused("bad_request")
         self._in_head, self._in_body, self._waits = False, True, False
         self._patience = self.limits.patience
         self._body_until = self.loop.time() + BODY_SECONDS
         super().on_headers_complete()
         if self.parser.should_upgrade():
-            self.cycle.keep_alive = False  # the parser reads nothing after an upgrade, and we do not upgrade
+            self.cycle.keep_alive = (
+                False  # the parser reads nothing after an upgrade, and we do not upgrade
+            )
 
     def on_message_complete(self) -> None:
         """The body is whole."""
@@ -139,7 +146,9 @@ class SlowClientProtocol(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """A client that still takes the last answer is not idle."""
         if self._backlog():
-            self.timeout_keep_alive_task = self.loop.call_later(TICK_SECONDS, self.timeout_keep_alive_handler)
+            self.timeout_keep_alive_task = self.loop.call_later(
+                TICK_SECONDS, self.timeout_keep_alive_handler
+            )
         else:
             super().timeout_keep_alive_handler()
 
@@ -155,7 +164,9 @@ class SlowClientProtocol(HttpToolsProtocol):
         if moved is None:
             self._patience = self.limits.patience
         else:
-            self._patience = min(self.limits.patience, self._patience + moved / self.limits.rate) - elapsed
+            self._patience = (
+                min(self.limits.patience, self._patience + moved / self.limits.rate) - elapsed
+            )
         self._timer = self.loop.call_later(TICK_SECONDS, self._look)
         if self._patience <= 0 or (self._in_body and now > self._body_until):
             self._cut()
@@ -176,7 +187,9 @@ class SlowClientProtocol(HttpToolsProtocol):
         """What we have written and the client has not taken, in our buffer and in the kernel's, which can be larger."""
         ours = int(self.transport.get_write_buffer_size())
         try:
-            kernels = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+            kernels = fcntl.ioctl(
+                self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4)
+            )
         except OSError:  # not every system tells
             return ours
         return ours + int.from_bytes(kernels, sys.byteorder)
@@ -214,6 +227,10 @@ class SlowClientProtocol(HttpToolsProtocol):
 
 
 def _as_bytes(refusal: problems.Problem) -> bytes:
-    headers = [*refusal.raw_headers, (b"x-content-type-options", b"nosniff"), (b"connection", b"close")]
+    headers = [
+        *refusal.raw_headers,
+        (b"x-content-type-options", b"nosniff"),
+        (b"connection", b"close"),
+    ]
     lines = [b"%b: %b\r\n" % header for header in headers]
     return b"".join([STATUS_LINE[refusal.status_code], *lines, b"\r\n", bytes(refusal.body)])

@@ -18,7 +18,9 @@ from core import errors
 from core.images import codec
 from core.storage.blobs import Blobs, PendingBlob
 
-_WRITERS = CapacityLimiter(4)  # a disk that is slow must not take the threads that other requests need
+_WRITERS = CapacityLimiter(
+    4
+)  # a disk that is slow must not take the threads that other requests need
 
 _PIECE_BYTES = 16_384
 
@@ -38,7 +40,9 @@ class _File(UploadFile):
     async def write(self, data: bytes) -> None:
         self.size = (self.size or 0) + len(data)
         if self.size > codec.MAX_BYTES:
-            raise errors.UploadTooLarge(f"A picture may have at most {codec.MAX_BYTES // 10**6} MB.")
+            raise errors.UploadTooLarge(
+                f"A picture may have at most {codec.MAX_BYTES // 10**6} MB."
+            )
         await to_thread.run_sync(self.file.write, data, limiter=_WRITERS)
 
 
@@ -46,7 +50,9 @@ class _Parser(MultiPartParser):
     """Starlette's, with its files elsewhere: it would hold the first megabyte of each in memory."""
 
     def __init__(self, request: Request, blobs: Blobs, limits: FormLimits) -> None:
-        super().__init__(request.headers, _pieces(request), max_files=limits.files, max_fields=limits.fields)
+        super().__init__(
+            request.headers, _pieces(request), max_files=limits.files, max_fields=limits.fields
+        )
         self.max_part_size = self._text_left = limits.text_bytes
         self._blobs = blobs
 

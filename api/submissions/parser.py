@@ -37,7 +37,9 @@ class ClientOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    priority: Priority = Field(Priority.NORMAL, description="Which of the waiting jobs go first: high, normal or low.")
+    priority: Priority = Field(
+        Priority.NORMAL, description="Which of the waiting jobs go first: high, normal or low."
+    )
     deadline_seconds: float | None = Field(
         None,
         gt=0,
@@ -49,7 +51,9 @@ class ClientOptions(BaseModel):
         False,
         description="Answer with the result of an earlier job of yours, if pictures, parameters and network are the same.",
     )
-    webhook: str | None = Field(None, description="A URL, https://…, that is told when the job has ended.")
+    webhook: str | None = Field(
+        None, description="A URL, https://…, that is told when the job has ended."
+    )
 
     def priority_within(self, highest: Priority) -> Priority:
         """The one that is asked for, else normal, or what the caller may. Raises BadSpec above the highest."""
@@ -96,7 +100,11 @@ class Submission:
 
         New paintings come without the earlier ones' masks and shares. Raises BadSpec for a preset that there is not.
         """
-        kept = {name: value for name, value in before.spec.items() if not (self.styles and name == "style_weights")}
+        kept = {
+            name: value
+            for name, value in before.spec.items()
+            if not (self.styles and name == "style_weights")
+        }
         parameters = apply_changes(kept, self.parameters)
         first = before.init_image if parameters.get("init") == "picture" else None
         return replace(
@@ -111,7 +119,12 @@ class Submission:
     def sent(self) -> dict[str, Any]:
         """What the client has sent, without any default of ours; pictures by their digests. Raises StorageFull."""
         every = [*self.pictures(), *([] if self.source is None else [self.source])]
-        counts = [int(self.content is not None), len(self.styles), len(self.masks), int(self.source is not None)]
+        counts = [
+            int(self.content is not None),
+            len(self.styles),
+            len(self.masks),
+            int(self.source is not None),
+        ]
         return {
             "pictures": _digests(every),
             "counts": counts,
@@ -131,7 +144,9 @@ class BatchSubmission:
 
     def __post_init__(self) -> None:
         if not (1 <= len(self.contents) <= MAX_CONTENTS and 1 <= len(self.styles) <= MAX_STYLES):
-            raise errors.BadRequest(f"A batch has 1 to {MAX_CONTENTS} photos and 1 to {MAX_STYLES} paintings.")
+            raise errors.BadRequest(
+                f"A batch has 1 to {MAX_CONTENTS} photos and 1 to {MAX_STYLES} paintings."
+            )
 
     def sent(self) -> dict[str, Any]:
         """As of a single submission. Raises StorageFull."""
@@ -170,7 +185,10 @@ async def parse_batch(request: Request, blobs: Blobs) -> AsyncIterator[BatchSubm
 
 @asynccontextmanager
 async def _sent(
-    request: Request, blobs: Blobs, from_json: Callable[[bytes], T], from_form: Callable[[FormData], T]
+    request: Request,
+    blobs: Blobs,
+    from_json: Callable[[bytes], T],
+    from_form: Callable[[FormData], T],
 ) -> AsyncIterator[T]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
@@ -179,7 +197,9 @@ async def _sent(
         async with multipart.opened(request, blobs, _FORM) as parse_submission:
             yield from_form(parse_submission)
     else:
-        raise errors.BadRequest("Send multipart/form-data with the files content and style, or application/json.")
+        raise errors.BadRequest(
+            "Send multipart/form-data with the files content and style, or application/json."
+        )
 
 
 async def _body(request: Request) -> bytes:
@@ -193,28 +213,52 @@ async def _body(request: Request) -> bytes:
 
 def _from_json(body: bytes) -> Submission:
     data = _object(body)
-    content, styles, parameters = data.pop("content", None), data.pop("styles", None), data.pop("spec", {})
-    masks, init_image, source = data.pop("masks", []), data.pop("init_image", None), data.pop("from", None)
+    content, styles, parameters = (
+        data.pop("content", None),
+        data.pop("styles", None),
+        data.pop("spec", {}),
+    )
+    masks, init_image, source = (
+        data.pop("masks", []),
+        data.pop("init_image", None),
+        data.pop("from", None),
+    )
     if isinstance(source, str):
         content, styles = content or None, [] if styles is None else styles
     wishes = _wishes({name: data.pop(name) for name in CLIENT_OPTIONS if name in data})
-    if data or not isinstance(content, str if source is None else str | None) or not isinstance(parameters, dict):
+    if (
+        data
+        or not isinstance(content, str if source is None else str | None)
+        or not isinstance(parameters, dict)
+    ):
         raise errors.BadRequest(
             "The JSON body must have content (a digest) and styles (digests), or from (the digest of a result); "
             f"it may have masks, init_image, spec, {', '.join(CLIENT_OPTIONS)}."
         )
     if not _are_digests(styles) or not (styles or source):
         raise errors.BadRequest("styles must be a list of one or more digests.")
-    if not _are_digests(masks) or not isinstance(init_image, str | None) or not isinstance(source, str | None):
+    if (
+        not _are_digests(masks)
+        or not isinstance(init_image, str | None)
+        or not isinstance(source, str | None)
+    ):
         raise errors.BadRequest("masks must be a list of digests, init_image and from a digest.")
     return Submission(content, styles, masks, init_image, source, parameters, wishes)
 
 
 def _batch_from_json(body: bytes) -> BatchSubmission:
     data = _object(body)
-    contents, styles, parameters = data.pop("contents", None), data.pop("styles", None), data.pop("spec", {})
+    contents, styles, parameters = (
+        data.pop("contents", None),
+        data.pop("styles", None),
+        data.pop("spec", {}),
+    )
     wishes = _wishes({name: data.pop(name) for name in CLIENT_OPTIONS if name in data})
-    if data or not (_are_digests(contents, MAX_CONTENTS) and _are_digests(styles) and isinstance(parameters, dict)):
+    if data or not (
+        _are_digests(contents, MAX_CONTENTS)
+        and _are_digests(styles)
+        and isinstance(parameters, dict)
+    ):
         raise errors.BadRequest(
             f"The JSON body must have contents and styles (lists of digests, {MAX_CONTENTS} and {MAX_STYLES} at most); "
             f"it may have spec, {', '.join(CLIENT_OPTIONS)}."
@@ -230,18 +274,28 @@ def _wishes(values: dict[str, Any]) -> ClientOptions:
 
 
 def _are_digests(value: Any, most: int = MAX_STYLES) -> bool:
-    return isinstance(value, list) and len(value) <= most and all(isinstance(item, str) for item in value)
+    return (
+        isinstance(value, list)
+        and len(value) <= most
+        and all(isinstance(item, str) for item in value)
+    )
 
 
 def _from_form(data: FormData) -> Submission:
     pictures, parameters, wishes = _fields(data)
     contents, styles, masks, inits, sources = pictures.values()
     least = 0 if sources else 1
-    if not (least <= len(contents) <= 1 and least <= len(styles) <= MAX_STYLES and len(inits) <= 1 >= len(sources)):
+    if not (
+        least <= len(contents) <= 1
+        and least <= len(styles) <= MAX_STYLES
+        and len(inits) <= 1 >= len(sources)
+    ):
         raise errors.BadRequest(
             f"Send one file as content, 1 to {MAX_STYLES} as style, and at most one as init_image; or a result as from."
         )
-    content, init_image, source = (found[0] if found else None for found in (contents, inits, sources))
+    content, init_image, source = (
+        found[0] if found else None for found in (contents, inits, sources)
+    )
     return Submission(content, styles, masks, init_image, source, parameters, wishes)
 
 
@@ -273,7 +327,10 @@ def _fields(data: FormData) -> tuple[dict[str, list[Picture]], dict[str, Any], C
             raise errors.BadRequest("A parameter was sent twice.")
         elif name in CLIENT_OPTIONS:
             wishes |= {name: value} if value.strip() else {}
-        elif value.strip() or name not in (*PARAMETERS, presets.FIELD):  # a form on a page sends its empty fields, too
+        elif value.strip() or name not in (
+            *PARAMETERS,
+            presets.FIELD,
+        ):  # a form on a page sends its empty fields, too
             parameters[name] = value
     return pictures, {**spec, **parameters}, _wishes(wishes)
 
@@ -295,7 +352,11 @@ def parameters_schema() -> dict[str, Any]:
     """For OpenAPI: every parameter, and the preset."""
     spec = StyleSpec.model_json_schema()
     words = "Parameters that go together (GET /v1/presets); those that are sent beside it win."
-    spec["properties"][presets.FIELD] = {"type": "string", "enum": [*presets.PRESETS], "description": words}
+    spec["properties"][presets.FIELD] = {
+        "type": "string",
+        "enum": [*presets.PRESETS],
+        "description": words,
+    }
     return spec
 
 
@@ -304,7 +365,12 @@ def openapi_body() -> dict[str, Any]:
     words = "A PNG that was painted here, or its digest: it runs again, but for what else is sent."
     masks = {"type": "array", "items": _DIGEST, "maxItems": MAX_STYLES}
     files = {"content": _FILE, "style": _many(_FILE), "mask": _many(_FILE), "init_image": _FILE}
-    digests = {"content": _DIGEST, "styles": {**masks, "minItems": 1}, "masks": masks, "init_image": _DIGEST}
+    digests = {
+        "content": _DIGEST,
+        "styles": {**masks, "minItems": 1},
+        "masks": masks,
+        "init_image": _DIGEST,
+    }
     return _openapi(
         {**files, "from": {**_FILE, "description": words}},
         {**digests, "from": {**_DIGEST, "description": words}},
@@ -323,7 +389,11 @@ def openapi_batch() -> dict[str, Any]:
     return _openapi(files, digests, {"required": [*files]}, {"required": [*digests]})
 
 
-_FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP, or the digest of an upload."}
+_FILE = {
+    "type": "string",
+    "format": "binary",
+    "description": "JPEG, PNG or WebP, or the digest of an upload.",
+}
 _DIGEST = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
 
 
@@ -332,7 +402,10 @@ def _many(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _openapi(
-    files: dict[str, Any], digests: dict[str, Any], needs_files: dict[str, Any], needs_digests: dict[str, Any]
+    files: dict[str, Any],
+    digests: dict[str, Any],
+    needs_files: dict[str, Any],
+    needs_digests: dict[str, Any],
 ) -> dict[str, Any]:
     spec = parameters_schema()
     parameters = {
@@ -355,7 +428,12 @@ def _openapi(
                 "encoding": lists,
             },
             "application/json": {
-                "schema": {"type": "object", **needs_digests, "properties": members, "additionalProperties": False}
+                "schema": {
+                    "type": "object",
+                    **needs_digests,
+                    "properties": members,
+                    "additionalProperties": False,
+                }
             },
         },
     }

@@ -28,7 +28,11 @@ class SubmissionService:
     def replayed(self, key: str | None, request: str, response: Response) -> JobResource | None:
         """The job that the same request made when it came first, whatever has become of its pictures since."""
         found = self.before(key, request)
-        return None if found is None else _told(self.store.get(found, self.caller.owner), response, replayed=True)
+        return (
+            None
+            if found is None
+            else _told(self.store.get(found, self.caller.owner), response, replayed=True)
+        )
 
     def before(self, key: str | None, request: str) -> str | None:
         """The id of what the same request made when it came first: a job or a batch. Raises IdempotencyConflict."""
@@ -41,7 +45,12 @@ class SubmissionService:
         return wishes.model_copy(update={"webhook": self.webhooks.receiver(wishes.webhook).url})
 
     def terms(
-        self, wishes: parser.ClientOptions, key: str | None, *, request: str | None = None, old: str | None = None
+        self,
+        wishes: parser.ClientOptions,
+        key: str | None,
+        *,
+        request: str | None = None,
+        old: str | None = None,
     ) -> SubmissionOptions:
         """What is agreed. Raises BadSpec where the wishes are above what the caller may."""
         return SubmissionOptions(
@@ -73,7 +82,9 @@ class SubmissionService:
     ) -> JobResource:
         """Create the job and ring for it. Its pictures are stored."""
         job_id = new_job_id()
-        job = self.store.create(job_id, job_input, self.terms(wishes, key, request=request, old=old), self.limits)
+        job = self.store.create(
+            job_id, job_input, self.terms(wishes, key, request=request, old=old), self.limits
+        )
         replayed = job.id != job_id  # the same request came twice at once
         if (
             not replayed and not job.status.has_ended

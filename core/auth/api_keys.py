@@ -52,8 +52,14 @@ class ApiKeyStore:
         if not _NAME.fullmatch(name) or not name.isprintable():
             raise errors.BadInput("A key's name must be 1 to 100 printable characters.")
         secret = f"impasto_{_random(32)}"
-        key = ApiKey(id=f"key_{_random(10)}", name=name, priority=priority, created_at=datetime.now(UTC))
-        fields = [text for pair in key.model_dump(mode="json", exclude_unset=True).items() for text in pair]
+        key = ApiKey(
+            id=f"key_{_random(10)}", name=name, priority=priority, created_at=datetime.now(UTC)
+        )
+        fields = [
+            text
+            for pair in key.model_dump(mode="json", exclude_unset=True).items()
+            for text in pair
+        ]
         with self._unavailable, self._redis.pipeline() as pipe:
             pipe.hset(_at(secret), items=fields)
             pipe.hset(f"{PREFIX}keys", key.id, _hash(secret))
@@ -89,7 +95,9 @@ class ApiKeyStore:
         with self._unavailable:
             digest: Any = self._redis.hget(f"{PREFIX}keys", key_id)
             if digest is None:
-                raise errors.BadInput("There is no key with this id; `impasto keys list` tells them.")
+                raise errors.BadInput(
+                    "There is no key with this id; `impasto keys list` tells them."
+                )
             self._redis.hset(f"{PREFIX}key:{digest}", "revoked", 1)
 
 

@@ -37,7 +37,10 @@ PROVENANCE_KEY = "impasto"
 DECODE_MEMORY_BYTES = 1536 * 2**20
 DECODE_SECONDS = 10
 _VERDICT_BYTES = 4096
-_BEGUN, _START_SECONDS = b"!", 20  # what the child says when it has the file, and how long that may take
+_BEGUN, _START_SECONDS = (
+    b"!",
+    20,
+)  # what the child says when it has the file, and how long that may take
 _DEATH_SECONDS = 1  # that a child may take to be dead, once its pipe is closed
 # A child that has shut itself in can load no code any more, so what Pillow loads late is loaded here.
 Image.preinit()
@@ -77,7 +80,9 @@ def detect_format(data: bytes) -> Format:
     raise errors.UnsupportedImage()
 
 
-def decode(data: bytes, ground: Literal["white", "black"] = "white", *, any_size: bool = False) -> Image.Image:
+def decode(
+    data: bytes, ground: Literal["white", "black"] = "white", *, any_size: bool = False
+) -> Image.Image:
     """Bytes of a JPEG, PNG or WebP file to a picture: first frame, upright, sRGB, alpha composited on `ground`.
 
     any_size: it may be a result of ours, larger than what is taken from strangers.
@@ -91,7 +96,9 @@ def decode(data: bytes, ground: Literal["white", "black"] = "white", *, any_size
         with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
             if not any_size:
                 _check_size(image.size, kind)
-            if kind == "png" and not png.is_complete(data):  # costs as much as the pixels that the header promises
+            if kind == "png" and not png.is_complete(
+                data
+            ):  # costs as much as the pixels that the header promises
                 raise errors.BadImage()
             image.load()
             return _rebuilt(_on(ground, _to_srgb(_upright(image))))
@@ -111,10 +118,14 @@ def decode_mask(data: bytes) -> Image.Image:
 def check_mask(mask: Image.Image) -> None:
     """Raises BadImage where a mask is black all over."""
     if not mask.convert("L").getextrema()[1]:
-        raise errors.BadImage("A mask is black all over: its painting would go nowhere. White is where it goes.")
+        raise errors.BadImage(
+            "A mask is black all over: its painting would go nowhere. White is where it goes."
+        )
 
 
-def open_result(data: bytes, kinds: Sequence[Format] = FORMATS, size: tuple[int, int] | None = None) -> Image.Image:
+def open_result(
+    data: bytes, kinds: Sequence[Format] = FORMATS, size: tuple[int, int] | None = None
+) -> Image.Image:
     """A picture that `encode` wrote, maybe larger than what is taken from strangers; of that size, if one is told.
 
     Raises BadImage.
@@ -136,8 +147,12 @@ def _pixel_limit(kind: Format) -> str:
 def _check_structure(data: bytes, kind: Format) -> None:
     """Refuse what was cut or is stuffed before Pillow reads it: it fills up with black or gray what is missing."""
     if kind == "png" and not png.is_light(data):
-        raise errors.BadImage("The picture carries more text than is taken; save it again without its metadata.")
-    if (kind == "jpeg" and not jpeg.is_complete(data)) or (kind == "webp" and not webp.is_complete(data)):
+        raise errors.BadImage(
+            "The picture carries more text than is taken; save it again without its metadata."
+        )
+    if (kind == "jpeg" and not jpeg.is_complete(data)) or (
+        kind == "webp" and not webp.is_complete(data)
+    ):
         raise errors.BadImage()
 
 
@@ -184,7 +199,10 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
     try:
         convert = ImageCms.profileToProfile(
-            image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            image,
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+            outputMode="RGB",
         )
     except (ImageCms.PyCMSError, *_PILLOW_ERRORS):
         return image
@@ -203,7 +221,10 @@ def _rebuilt(image: Image.Image) -> Image.Image:
 
 
 def encode(
-    picture: Image.Image, kind: Format = "png", provenance: Mapping[str, Any] | None = None, quality: int = 95
+    picture: Image.Image,
+    kind: Format = "png",
+    provenance: Mapping[str, Any] | None = None,
+    quality: int = 95,
 ) -> bytes:
     """A picture to the bytes of a file; `provenance` goes into a PNG as one iTXt chunk of JSON."""
     buffer = io.BytesIO()
@@ -213,7 +234,9 @@ def encode(
             chunks.add_itxt(PROVENANCE_KEY, json.dumps(provenance, ensure_ascii=False), zip=False)
         picture.save(buffer, "PNG", pnginfo=chunks)
     elif kind == "jpeg":
-        picture.save(buffer, "JPEG", quality=quality, subsampling=0 if quality > 90 else 2)  # 2: 4:2:0
+        picture.save(
+            buffer, "JPEG", quality=quality, subsampling=0 if quality > 90 else 2
+        )  # 2: 4:2:0
     else:
         picture.save(buffer, "WEBP", quality=quality)
     return buffer.getvalue()
@@ -230,14 +253,25 @@ def convert(data: bytes, kind: Format, width: int | None = None) -> bytes:
     return encode(picture, kind, None if record is None else json.loads(record))
 
 
-def animate(pictures: Sequence[Image.Image], milliseconds: int, last_milliseconds: int, quality: int = 80) -> bytes:
+def animate(
+    pictures: Sequence[Image.Image], milliseconds: int, last_milliseconds: int, quality: int = 80
+) -> bytes:
     """An animated WebP that repeats: all pictures at the size of the largest, each shown so long, and the last."""
     size = max((picture.size for picture in pictures), key=lambda size: size[0] * size[1])
     first, *others = (picture.resize(size, Image.Resampling.BICUBIC) for picture in pictures)
     buffer = io.BytesIO()
     times = [*[milliseconds] * len(others), last_milliseconds]
     # `method` 2: a third of the time of the usual 4, and hardly more bytes.
-    first.save(buffer, "WEBP", save_all=True, append_images=others, duration=times, loop=0, quality=quality, method=2)
+    first.save(
+        buffer,
+        "WEBP",
+        save_all=True,
+        append_images=others,
+        duration=times,
+        loop=0,
+        quality=quality,
+        method=2,
+    )
     return buffer.getvalue()
 
 
@@ -301,7 +335,10 @@ def _verdict_of_child(file: Path, *, mask: bool) -> bytes | None:
         raise errors.Unavailable() from error
     theirs.close()
     begun, patience = False, _START_SECONDS + 2 * DECODE_SECONDS
-    began, late = time.monotonic(), threading.Timer(patience, child.kill)  # also one that says half a word
+    began, late = (
+        time.monotonic(),
+        threading.Timer(patience, child.kill),
+    )  # also one that says half a word
     late.start()
     try:
         begun = ours.recv_bytes(1) == _BEGUN
@@ -328,7 +365,11 @@ def _inspect(pipe: Connection, file: Path, memory_bytes: int, seconds: int, mask
         picture = (decode_mask if mask else decode)(data)
         if mask:
             check_mask(picture)
-        verdict: dict[str, Any] = {"width": picture.width, "height": picture.height, "filtered": filtered}
+        verdict: dict[str, Any] = {
+            "width": picture.width,
+            "height": picture.height,
+            "filtered": filtered,
+        }
     except errors.BadInput as error:
         verdict = {"refusal": type(error).__name__, "message": error.message}
     pipe.send_bytes(json.dumps(verdict).encode())

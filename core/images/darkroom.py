@@ -22,13 +22,22 @@ from core import errors
 from core.images import codec, sandbox
 from core.style.spec import MAX_SIZE_PX
 
-MEMORY_BYTES = 3 * 2**30  # a result of ours that is gone on from is larger than what strangers may send
+MEMORY_BYTES = (
+    3 * 2**30
+)  # a result of ours that is gone on from is larger than what strangers may send
 SECONDS = 600  # of CPU time, for all of them
 PATIENCE_SECONDS = 500.0  # for one, by the clock, on a machine that may be busy
 DEATH_SECONDS = 1.0  # that a child may take to be dead, once it says no more
 _MOST_PIXELS = max(codec.MAX_PIXELS, MAX_SIZE_PX**2)
 _READY, _HEAD_BYTES = b"!", 4096
-_PASSED_ON = ("PYTHON", "PATH", "LD_", "LANG", "LC_", "VIRTUAL_ENV")  # beginnings of an environment's names
+_PASSED_ON = (
+    "PYTHON",
+    "PATH",
+    "LD_",
+    "LANG",
+    "LC_",
+    "VIRTUAL_ENV",
+)  # beginnings of an environment's names
 _REFUSALS = (errors.UnsupportedImage, errors.ImageTooLarge, errors.UploadTooLarge)
 
 Ground = Literal["white", "black"]
@@ -37,7 +46,9 @@ Ground = Literal["white", "black"]
 class SandboxedDecoder:
     """A context manager, for one thread."""
 
-    def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "core.images.darkroom")) -> None:
+    def __init__(
+        self, command: tuple[str, ...] = (sys.executable, "-m", "core.images.darkroom")
+    ) -> None:
         self._command = command
         self._gave_up = False
 
@@ -46,7 +57,9 @@ class SandboxedDecoder:
         given = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         try:
-            self._child = subprocess.Popen(self._command, env=given, stdin=pipe, stdout=pipe, stderr=nowhere)
+            self._child = subprocess.Popen(
+                self._command, env=given, stdin=pipe, stdout=pipe, stderr=nowhere
+            )
         except OSError as error:  # too many files or processes
             raise _no_child() from error
         if self._answer(b"", 1) != _READY:
@@ -55,13 +68,18 @@ class SandboxedDecoder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._child.kill()
         with suppress(OSError):  # what the child did not take
             self._child.communicate()
 
-    def decode(self, data: bytes, ground: Ground = "white", *, any_size: bool = False) -> Image.Image:
+    def decode(
+        self, data: bytes, ground: Ground = "white", *, any_size: bool = False
+    ) -> Image.Image:
         """As `images.decode`. Raises what that does.
 
         Also BadImage where the child dies of the file, and OutOfMemory where the machine ended it.
@@ -74,7 +92,9 @@ class SandboxedDecoder:
                 width, height = map(int, told["size"])
                 if min(width, height) < 1 or width * height > _MOST_PIXELS:
                     raise errors.BadImage()
-                return Image.frombytes("RGB", (width, height), self._answer(b"", 3 * width * height))
+                return Image.frombytes(
+                    "RGB", (width, height), self._answer(b"", 3 * width * height)
+                )
             name, message = str(told["refusal"]), str(told["message"])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise (errors.OutOfMemory() if self._was_killed() else errors.BadImage()) from error
@@ -115,10 +135,14 @@ def _serve(come: BinaryIO, go: BinaryIO) -> None:
     while wish := come.read(_HEAD_BYTES):
         asked = json.loads(wish)
         try:
-            picture = codec.decode(come.read(asked["bytes"]), asked["ground"], any_size=asked["any_size"])
+            picture = codec.decode(
+                come.read(asked["bytes"]), asked["ground"], any_size=asked["any_size"]
+            )
         except errors.BadInput as error:
             go.write(
-                json.dumps({"refusal": type(error).__name__, "message": error.message}).encode().ljust(_HEAD_BYTES)
+                json.dumps({"refusal": type(error).__name__, "message": error.message})
+                .encode()
+                .ljust(_HEAD_BYTES)
             )
         else:
             go.write(json.dumps({"size": picture.size}).encode().ljust(_HEAD_BYTES))

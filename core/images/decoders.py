@@ -113,7 +113,9 @@ class Decoder:
             name, message = json.loads(answer[1:1000])
         except (ValueError, TypeError, RecursionError) as error:
             raise errors.BadImage() from error
-        raise next((kind for kind in _REFUSALS if kind.__name__ == name), errors.BadImage)(str(message))
+        raise next((kind for kind in _REFUSALS if kind.__name__ == name), errors.BadImage)(
+            str(message)
+        )
 
     def close(self) -> None:
         """End the child. Safe to repeat."""

@@ -43,7 +43,10 @@ _CALLS = {
     "exit": (60, 93),
     "exit_group": (231, 94),
 }
-_MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}  # the kernel's name of it, and the column above
+_MACHINES = {
+    "x86_64": (0xC000003E, 0),
+    "aarch64": (0xC00000B7, 1),
+}  # the kernel's name of it, and the column above
 _LOAD, _IF_EQUAL, _ANSWER = 0x20, 0x15, 0x06  # three instructions of classic BPF
 _REFUSE, _ALLOW = 0x00050000 | 1, 0x7FFF0000  # EPERM
 _SET_SECCOMP, _FILTER, _SET_NO_NEW_PRIVILEGES = 22, 2, 38
@@ -79,7 +82,12 @@ def _filter_calls() -> bool:
 
 def _program(architecture: int, allowed: list[int]) -> bytes:
     """Refuse another architecture's calls, allow what is listed, refuse the rest. A jump counts what it passes over."""
-    lines = [(_LOAD, 0, 0, 4), (_IF_EQUAL, 1, 0, architecture), (_ANSWER, 0, 0, _REFUSE), (_LOAD, 0, 0, 0)]
+    lines = [
+        (_LOAD, 0, 0, 4),
+        (_IF_EQUAL, 1, 0, architecture),
+        (_ANSWER, 0, 0, _REFUSE),
+        (_LOAD, 0, 0, 0),
+    ]
     lines += [(_IF_EQUAL, len(allowed) - at, 0, number) for at, number in enumerate(allowed)]
     lines += [(_ANSWER, 0, 0, _REFUSE), (_ANSWER, 0, 0, _ALLOW)]
     return b"".join(struct.pack("HBBI", *line) for line in lines)

@@ -15,7 +15,13 @@ from core import errors
 from core.jobs import store
 from core.jobs.models import Job, QueuePosition, ServiceLoad
 from core.jobs.serialization import parse_job, parse_load
-from core.redis_client import CONNECT_TIMEOUT_SECONDS, PREFIX, RETRIED_ERRORS, TIMEOUT_SECONDS, CircuitBreaker
+from core.redis_client import (
+    CONNECT_TIMEOUT_SECONDS,
+    PREFIX,
+    RETRIED_ERRORS,
+    TIMEOUT_SECONDS,
+    CircuitBreaker,
+)
 
 CHANGES = f"{PREFIX}changes"
 SILENCE_SECONDS = 5.0  # after which the server is asked whether it is still there
@@ -43,11 +49,15 @@ class JobReader:
 
         known: each as it was seen last, if it was; one that has not changed since comes back as the same object.
         """
-        words = [word for job_id, job in known.items() for word in (job_id, job.version if job else "")]
+        words = [
+            word for job_id, job in known.items() for word in (job_id, job.version if job else "")
+        ]
         with _Unavailable():
             *rows, told = await self._step("read_changed", words)
         load = parse_load(told) if told else None
-        return {job_id: _read(known[job_id], row, load) for job_id, row in zip(known, rows, strict=True)}
+        return {
+            job_id: _read(known[job_id], row, load) for job_id, row in zip(known, rows, strict=True)
+        }
 
     async def watch_changes(self) -> AsyncIterator[str]:
         """Ids of jobs that have changed or are gone; at first an empty one, once nothing is missed any more."""
@@ -83,7 +93,9 @@ class JobReader:
 class _Unavailable(CircuitBreaker):
     """With uvloop's word for a line that was cut, which redis-py does not know."""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         if isinstance(error, RuntimeError):
             raise errors.StoreUnavailable() from error
         super().__exit__(kind, error, trace)
@@ -96,6 +108,8 @@ def _read(known: Job | None, row: list[Any], load: ServiceLoad | None) -> Job | 
         return parse_job(dict(zip(row[::2], row[1::2], strict=True)), load)
     assert known is not None, "its version was named"
     queue = (
-        None if row[0] < 0 or load is None else QueuePosition(position=row[0], start_seconds=load.start_seconds(row[0]))
+        None
+        if row[0] < 0 or load is None
+        else QueuePosition(position=row[0], start_seconds=load.start_seconds(row[0]))
     )
     return known if queue == known.queue else known.model_copy(update={"queue": queue})

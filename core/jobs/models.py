@@ -67,7 +67,12 @@ class JobInput(_Record):
 
     def digests(self) -> list[str]:
         """Every picture that the job needs."""
-        return [self.content, *self.styles, *self.masks, *([self.init_image] if self.init_image else [])]
+        return [
+            self.content,
+            *self.styles,
+            *self.masks,
+            *([self.init_image] if self.init_image else []),
+        ]
 
     def pictures(
         self, get: Callable[[str], bytes], decode: Callable[..., Image.Image] = codec.decode
@@ -119,7 +124,9 @@ class SubmissionOptions(_Record):
     deadline_seconds: float | None = None  # from now on
     keep_seconds: float = 0  # pictures and record, after the end; 0: for good
     idempotency_key: str | None = None
-    request: str | None = None  # a hash of what was sent; under the key, only the same is answered with the same job
+    request: str | None = (
+        None  # a hash of what was sent; under the key, only the same is answered with the same job
+    )
     reuse: bool = False  # a result of the same pictures, parameters and network will do
     webhook: str | None = None  # a URL that is told of the end
     retried_from: str | None = None
@@ -240,7 +247,9 @@ class ServiceLoad(_Record):
     queued: int
     running: int
     workers: int
-    average_job_seconds: float | None  # that a job runs, a moving average; None before the first has ended
+    average_job_seconds: (
+        float | None
+    )  # that a job runs, a moving average; None before the first has ended
     remaining_seconds: float  # until all that runs now is over
 
     def start_seconds(self, position: int) -> float | None:
@@ -248,7 +257,12 @@ class ServiceLoad(_Record):
         if not self.workers or self.average_job_seconds is None:
             return None
         free = position < self.workers - self.running
-        return 0.0 if free else (self.remaining_seconds + max(0, position) * self.average_job_seconds) / self.workers
+        return (
+            0.0
+            if free
+            else (self.remaining_seconds + max(0, position) * self.average_job_seconds)
+            / self.workers
+        )
 
 
 class Job(_Record):
@@ -278,7 +292,9 @@ class Job(_Record):
     model: ModelUsed | None
     error: JobError | None
     metrics: dict[str, float]
-    images_deleted: bool = Field(False, exclude=True)  # it has expired: its pictures are no longer kept
+    images_deleted: bool = Field(
+        False, exclude=True
+    )  # it has expired: its pictures are no longer kept
     checkpoint: str | None = Field(None, exclude=True)  # where the next attempt goes on
     frames: int = Field(0, exclude=True)  # that were ever kept
     frame_thinnings: int = Field(0, exclude=True)  # how often every other frame went
@@ -305,7 +321,12 @@ class Batch(_Record):
         """One or more."""
         counts = Counter(job.status for job in jobs)
         created_at = min(job.created_at for job in jobs)
-        return cls(id=batch_id, created_at=created_at, counts={status: counts[status] for status in Status}, jobs=jobs)
+        return cls(
+            id=batch_id,
+            created_at=created_at,
+            counts={status: counts[status] for status in Status},
+            jobs=jobs,
+        )
 
     @property
     def has_ended(self) -> bool:

@@ -39,12 +39,16 @@ def serialize(job_input: JobInput, terms: SubmissionOptions, limits: QueueLimits
     """A submission as the functions in scripts/ read it; what is None is left out."""
     painting, digests = job_input.model_dump_json(), job_input.digests()
     fingerprint = sha256_hex(painting)
-    asked = terms.model_dump_json(exclude={"owner", "idempotency_key", "request", "keep_seconds", "batch_id"})
+    asked = terms.model_dump_json(
+        exclude={"owner", "idempotency_key", "request", "keep_seconds", "batch_id"}
+    )
     order = {
         "owner": terms.owner,
         "priority": terms.priority,
         "keep_ms": round(terms.keep_seconds * 1000),
-        "deadline_ms": None if terms.deadline_seconds is None else round(terms.deadline_seconds * 1000),
+        "deadline_ms": None
+        if terms.deadline_seconds is None
+        else round(terms.deadline_seconds * 1000),
         "webhook": terms.webhook,
         "retried_from": terms.retried_from,
         "batch_id": terms.batch_id,
@@ -111,9 +115,13 @@ def _job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
         cancel_requested=fields.get("cancel_requested") == "1",
         input=JobInput.model_validate_json(fields["input"]),
         queue=queue,
-        progress=JobProgress.model_validate_json(fields["progress"]) if "progress" in fields else None,
+        progress=JobProgress.model_validate_json(fields["progress"])
+        if "progress" in fields
+        else None,
         preview=fields.get("preview"),
-        outputs=[Output.model_validate(output) for output in json.loads(fields.get("outputs", "[]"))],
+        outputs=[
+            Output.model_validate(output) for output in json.loads(fields.get("outputs", "[]"))
+        ],
         model=ModelUsed.model_validate_json(fields["model"]) if "model" in fields else None,
         error=JobError.model_validate_json(fields["error"]) if "error" in fields else None,
         metrics=json.loads(fields.get("metrics", "{}")),

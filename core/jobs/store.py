@@ -55,7 +55,16 @@ _USUAL, _UNLIMITED = SubmissionOptions(), QueueLimits()
 
 NO_FUNCTION = "Function not found"
 # In the order of their dependencies: a local function is known only below its definition.
-SCRIPTS = ("common", "blobs", "queue", "outbox", "lifecycle", "submission", "queries", "maintenance")
+SCRIPTS = (
+    "common",
+    "blobs",
+    "queue",
+    "outbox",
+    "lifecycle",
+    "submission",
+    "queries",
+    "maintenance",
+)
 
 
 @cache
@@ -74,7 +83,9 @@ def load_library() -> tuple[str, str]:
 class JobStore:
     """The verbs of a job's life. Every method raises StoreUnavailable when the server does not answer in time."""
 
-    def __init__(self, redis_url: str, *, lease_seconds: float = LEASE_SECONDS, cooldown_seconds: float = 0) -> None:
+    def __init__(
+        self, redis_url: str, *, lease_seconds: float = LEASE_SECONDS, cooldown_seconds: float = 0
+    ) -> None:
         """rest_seconds: as of core.redis_client.CircuitBreaker, for a process that many ask."""
         self._redis, self._unavailable = connect(redis_url), CircuitBreaker(cooldown_seconds)
         self.lease_seconds = lease_seconds
@@ -86,7 +97,11 @@ class JobStore:
     # ------------------------------------------------------------------ for the API
 
     def create(
-        self, job_id: str, job_input: JobInput, terms: SubmissionOptions = _USUAL, limits: QueueLimits = _UNLIMITED
+        self,
+        job_id: str,
+        job_input: JobInput,
+        terms: SubmissionOptions = _USUAL,
+        limits: QueueLimits = _UNLIMITED,
     ) -> Job:
         """Put a new job into the queue. Its blobs must be held (`reserve`) and written before.
 
@@ -99,12 +114,18 @@ class JobStore:
         return self.get(found)
 
     def create_batch(
-        self, batch_id: str, inputs: Sequence[JobInput], terms: SubmissionOptions, limits: QueueLimits
+        self,
+        batch_id: str,
+        inputs: Sequence[JobInput],
+        terms: SubmissionOptions,
+        limits: QueueLimits,
     ) -> Batch:
         """The same for several jobs on the same terms: all of them or none."""
         terms = terms.model_copy(update={"batch_id": batch_id})
         orders = [serialize(job_input, terms, limits) for job_input in inputs]
-        orders[0]["print"] = terms.request or sha256_hex(" ".join(["batch", *(order["print"] for order in orders)]))
+        orders[0]["print"] = terms.request or sha256_hex(
+            " ".join(["batch", *(order["print"] for order in orders)])
+        )
         ids = [new_job_id() for _ in orders]
         word, found = self._step("create_batch", batch_id, json.dumps(ids), json.dumps(orders))
         self._check(word)
@@ -124,8 +145,12 @@ class JobStore:
             )
         if word != "created":
             load = self.get_load()
-            retry_seconds = min(max(1.0, (load.average_job_seconds or 2.0) / max(1, load.workers)), 600.0)
-            raise (errors.QuotaExceeded if word == "quota" else errors.QueueFull)(retry_seconds=retry_seconds)
+            retry_seconds = min(
+                max(1.0, (load.average_job_seconds or 2.0) / max(1, load.workers)), 600.0
+            )
+            raise (errors.QuotaExceeded if word == "quota" else errors.QueueFull)(
+                retry_seconds=retry_seconds
+            )
 
     def get_batch(self, batch_id: str, owner: str = ANY_OWNER) -> Batch:
         """Its jobs that there still are. Raises BatchNotFound where there are none, or they are another's."""
@@ -163,7 +188,12 @@ class JobStore:
         return job
 
     def list_page(
-        self, *, limit: int, before: int | None = None, statuses: Sequence[Status] = (), owner: str = LOCAL_OWNER
+        self,
+        *,
+        limit: int,
+        before: int | None = None,
+        statuses: Sequence[Status] = (),
+        owner: str = LOCAL_OWNER,
     ) -> tuple[list[Job], int | None]:
         """Newest first: at most `limit` of the owner's jobs, before entry `before`; and the entry to go on from.
 
@@ -175,7 +205,11 @@ class JobStore:
                 index = f"{PREFIX}jobs_of:{owner}{ending}"
                 pipe.zrevrangebyscore(index, upper, "-inf", start=0, num=limit + 1, withscores=True)
             rows: Any = sorted(chain(*pipe.execute()), key=lambda row: -row[1])
-        jobs = [job for job in self._read([job_id for job_id, _ in rows[:limit]], owner) if job is not None]
+        jobs = [
+            job
+            for job in self._read([job_id for job_id, _ in rows[:limit]], owner)
+            if job is not None
+        ]
         return jobs, int(rows[limit - 1][1]) if len(rows) > limit else None
 
     def cancel(self, job_id: str, owner: str = ANY_OWNER) -> Job:
@@ -190,7 +224,9 @@ class JobStore:
             raise errors.JobNotFound()
         return self.get(job_id, owner)
 
-    def update_spec(self, job_id: str, changed: Callable[[JobInput], JobInput], owner: str = ANY_OWNER) -> Job:
+    def update_spec(
+        self, job_id: str, changed: Callable[[JobInput], JobInput], owner: str = ANY_OWNER
+    ) -> Job:
         """Give a job that waits or runs another spec: what `changed` makes of its input. Its pictures stay.
 
         A worker that runs it is told at once. Raises JobNotFound, JobAlreadyEnded, Conflict where that was done too
@@ -206,7 +242,9 @@ class JobStore:
             if job.spec_update_count >= MAX_SPEC_UPDATES:
                 raise errors.Conflict(f"A job may be spec_updates {MAX_SPEC_UPDATES} times.")
             painting = new.model_dump_json()
-            word = self._step("update_spec", owner, job_id, job.spec_update_count, painting, sha256_hex(painting))
+            word = self._step(
+                "update_spec", owner, job_id, job.spec_update_count, painting, sha256_hex(painting)
+            )
             if word is None:
                 raise errors.JobNotFound()
             if word == "ended":
@@ -237,7 +275,9 @@ class JobStore:
     def get_counts(self) -> tuple[dict[Status, int], int]:
         """How many jobs have ended in which way, since ever; how many webhooks wait to be sent."""
         ended, waiting = self._step("get_counts")
-        return {Status(name): int(count) for name, count in zip(ended[::2], ended[1::2], strict=True)}, waiting
+        return {
+            Status(name): int(count) for name, count in zip(ended[::2], ended[1::2], strict=True)
+        }, waiting
 
     def ping(self) -> None:
         """Raises StoreUnavailable."""
@@ -269,7 +309,11 @@ class JobStore:
         `spec_updates`: its spec was changed more often than the `spec_update_count` that the run knows of.
         """
         status: LeaseStatus = self._step(
-            "renew", job_id, token, self._lease_ms, "" if spec_update_count is None else spec_update_count
+            "renew",
+            job_id,
+            token,
+            self._lease_ms,
+            "" if spec_update_count is None else spec_update_count,
         )
         return status
 
@@ -294,7 +338,9 @@ class JobStore:
         self, job_id: str, token: str, progress: JobProgress, preview: str | None = None
     ) -> LeaseStatus:
         """How far the run is, and the digest of the picture so far (held and written before)."""
-        status: LeaseStatus = self._step("report_progress", job_id, token, progress.model_dump_json(), preview or "")
+        status: LeaseStatus = self._step(
+            "report_progress", job_id, token, progress.model_dump_json(), preview or ""
+        )
         return status
 
     def save_checkpoint(self, job_id: str, token: str, checkpoint: str) -> LeaseStatus:
@@ -317,7 +363,9 @@ class JobStore:
         fields = {"model": model.model_dump_json(), "metrics": json.dumps(metrics)}
         return self._finish(job_id, token, Status.SUCCEEDED, fields, output)
 
-    def fail(self, job_id: str, token: str, error: errors.ImpastoError, output: Output | None = None) -> LeaseStatus:
+    def fail(
+        self, job_id: str, token: str, error: errors.ImpastoError, output: Output | None = None
+    ) -> LeaseStatus:
         """End the job with an error, and perhaps a picture all the same. `stale`: nothing was changed."""
         return self._finish(job_id, token, Status.FAILED, {"error": _error_json(error)}, output)
 
@@ -343,7 +391,9 @@ class JobStore:
 
     def requeue_jobs_of(self, worker: str) -> int:
         """A worker's process has died: put back what it ran, without waiting for the lease; how many."""
-        return int(self._step("requeue_jobs_of", worker, MAX_ATTEMPTS, _error_json(errors.WorkerLost())))
+        return int(
+            self._step("requeue_jobs_of", worker, MAX_ATTEMPTS, _error_json(errors.WorkerLost()))
+        )
 
     # ------------------------------------------------------------------ for the reaper
 
@@ -353,7 +403,9 @@ class JobStore:
 
     def reap_expired_leases(self) -> tuple[int, int]:
         """Put jobs whose lease ran out back into the queue, or end them; end what waited too long. (put back, ended)"""
-        again, ended = self._step("reap_expired_leases", MAX_ATTEMPTS, _error_json(errors.WorkerLost()))
+        again, ended = self._step(
+            "reap_expired_leases", MAX_ATTEMPTS, _error_json(errors.WorkerLost())
+        )
         return int(again), int(ended)
 
     def expire_due(self, record_seconds: float, most: int = 100) -> int:
@@ -371,7 +423,9 @@ class JobStore:
 
     # ------------------------------------------------------------------ for a courier
 
-    def claim_delivery(self, token: str, lease_seconds: float, most_tries: int) -> tuple[Job, int] | None:
+    def claim_delivery(
+        self, token: str, lease_seconds: float, most_tries: int
+    ) -> tuple[Job, int] | None:
         """Take the ended job whose webhook is due next, and which try this is, from 1; or None.
 
         Nobody else sends to its host for its owner before the lease is over, or `complete_delivery`. The token must be new.
@@ -394,17 +448,23 @@ class JobStore:
 
     # ------------------------------------------------------------------ estimate_requests to workers
 
-    def request_estimate(self, question: EstimateRequest, seconds: float) -> EstimateResponse | None:
+    def request_estimate(
+        self, question: EstimateRequest, seconds: float
+    ) -> EstimateResponse | None:
         """The answer of whichever worker is first, or None when so long there was none."""
         name, until = secrets.token_hex(16), time.monotonic() + seconds
         with self._unavailable, self._redis.pipeline() as pipe:
             pipe.lpush(f"{PREFIX}estimate_requests", json.dumps([name, question.model_dump()]))
             pipe.ltrim(f"{PREFIX}estimate_requests", 0, MAX_ESTIMATE_REQUESTS - 1)
-            pipe.pexpire(f"{PREFIX}estimate_requests", ESTIMATE_TTL_MS)  # who asked has gone by then
+            pipe.pexpire(
+                f"{PREFIX}estimate_requests", ESTIMATE_TTL_MS
+            )  # who asked has gone by then
             pipe.execute()
         while (left := until - time.monotonic()) > 0:
             with self._unavailable:
-                found: Any = self._redis.blpop([f"{PREFIX}estimate_reply:{name}"], timeout=min(left, BLOCKING_SECONDS))
+                found: Any = self._redis.blpop(
+                    [f"{PREFIX}estimate_reply:{name}"], timeout=min(left, BLOCKING_SECONDS)
+                )
             if found is not None:
                 return EstimateResponse.model_validate_json(found[1])
         return None

@@ -35,7 +35,9 @@ def classify_error(error: Exception) -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Of a card, or of the host: torch has no one class for it."""
-    return isinstance(error, MemoryError | errors.OutOfMemory) or any(words in str(error) for words in _NO_MEMORY)
+    return isinstance(error, MemoryError | errors.OutOfMemory) or any(
+        words in str(error) for words in _NO_MEMORY
+    )
 
 
 def release_memory(device: torch.device) -> None:

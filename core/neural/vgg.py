@@ -25,7 +25,10 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 # The instructions of x86 processors that multiply in a half precision, as torch calls them.
-_INSTRUCTIONS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}
+_INSTRUCTIONS = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16"),
+}
 
 # The image normalised and with its edges repeated, in float32 and once more in the network's precision, for a pixel.
 _IMAGE_BYTES = 3 * (4 + 4 + 4)
@@ -127,10 +130,13 @@ class Network:
             for weight, bias in parameters
         ]
         # The gradient of a convolution is a convolution with the kernel turned around, inputs and outputs exchanged.
-        self._turned = [_laid_out(weight.flip(2, 3).transpose(0, 1)) for weight, _ in self._parameters]
+        self._turned = [
+            _laid_out(weight.flip(2, 3).transpose(0, 1)) for weight, _ in self._parameters
+        ]
         exact = torch.promote_types(self.dtype, torch.float32)
         self._mean, self._std = (
-            torch.tensor(row, device=self.device, dtype=exact).view(1, 3, 1, 1) for row in (takes.mean, takes.std)
+            torch.tensor(row, device=self.device, dtype=exact).view(1, 3, 1, 1)
+            for row in (takes.mean, takes.std)
         )
 
     def must_have(self, layers: Collection[str]) -> None:
@@ -159,7 +165,9 @@ class Network:
 
     def _multiplications(self, layers: Collection[str]) -> float:
         return sum(
-            9 * row.inputs * row.outputs / stride(row.layer) ** 2 for row in self._row if row.layer <= max(layers)
+            9 * row.inputs * row.outputs / stride(row.layer) ** 2
+            for row in self._row
+            if row.layer <= max(layers)
         )
 
     def features_bytes(self, layers: Collection[str]) -> int:
@@ -173,12 +181,18 @@ class Network:
         Either all responses are there, or, deep in the first block, half of them with three gradients and the positions
         of the maxima.
         """
-        kept = sum(row.outputs / stride(row.layer) ** 2 for row in self._row if row.layer <= max(layers))
+        kept = sum(
+            row.outputs / stride(row.layer) ** 2 for row in self._row if row.layer <= max(layers)
+        )
         first = 5 * WIDTHS[0] if max(layers) > "relu2" else 4 * WIDTHS[0]
         return int(self.dtype.itemsize * max(kept, first) + 8 * WIDTHS[0] / 4 + _IMAGE_BYTES)
 
     def features(
-        self, image: Tensor, layers: Collection[str], pooling: Pooling = "max", edges: Edges = "repeat"
+        self,
+        image: Tensor,
+        layers: Collection[str],
+        pooling: Pooling = "max",
+        edges: Edges = "repeat",
     ) -> dict[str, Tensor]:
         """Responses after the ReLU of each layer in `layers`, in the network's precision.
 
@@ -189,14 +203,24 @@ class Network:
         return {layer: responses for layer, responses in forward if layer in layers}
 
     def record(
-        self, image: Tensor, layers: Collection[str], pooling: Pooling = "max", edges: Edges = "repeat"
+        self,
+        image: Tensor,
+        layers: Collection[str],
+        pooling: Pooling = "max",
+        edges: Edges = "repeat",
     ) -> "Recording":
         """As `features`, with what the way back to the image needs."""
-        return Recording(self, layers, pooling, edges, dict(self.responses(image, layers, pooling, edges)))
+        return Recording(
+            self, layers, pooling, edges, dict(self.responses(image, layers, pooling, edges))
+        )
 
     @torch.no_grad()
     def responses(
-        self, image: Tensor, layers: Collection[str], pooling: Pooling = "max", edges: Edges = "repeat"
+        self,
+        image: Tensor,
+        layers: Collection[str],
+        pooling: Pooling = "max",
+        edges: Edges = "repeat",
     ) -> Iterator[tuple[str, Tensor]]:
         """Every layer and its responses, one after the other, down to the deepest of `layers`."""
         missing = set(layers) - {convolution.layer for convolution in self._row}
@@ -205,13 +229,17 @@ class Network:
         if not layers:
             return
         x = ((image - self._mean) / self._std).to(self.dtype)  # (B, 3, H, W)
-        x = _laid_out(functional.pad(x, (1, 1, 1, 1), mode="replicate" if edges == "repeat" else "constant"))
+        x = _laid_out(
+            functional.pad(x, (1, 1, 1, 1), mode="replicate" if edges == "repeat" else "constant")
+        )
         for convolution, (weight, bias) in zip(self._row, self._parameters, strict=True):
             if convolution.pooled:
                 x = _pool(x, pooling)
             padding = 0 if convolution is self._row[0] else 1
             # In place: the value before the ReLU is never needed again.
-            x = functional.relu_(functional.conv2d(x, weight, bias, padding=padding))  # (B, C, h, w)
+            x = functional.relu_(
+                functional.conv2d(x, weight, bias, padding=padding)
+            )  # (B, C, h, w)
             yield convolution.layer, x
             if convolution.layer == max(layers):
                 return
@@ -232,7 +260,12 @@ class Recording:
         edges: Edges,
         responses: dict[str, Tensor],
     ) -> None:
-        self._network, self._pooling, self._edges, self._responses = network, pooling, edges, responses
+        self._network, self._pooling, self._edges, self._responses = (
+            network,
+            pooling,
+            edges,
+            responses,
+        )
         self.features = {layer: responses[layer] for layer in layers}
 
     @torch.no_grad()
@@ -281,7 +314,9 @@ def _unpool(g: Tensor, x: Tensor, pooling: Pooling) -> Tensor:
         )
     g = g * POOLING_SCALES[pooling]
     if pooling == "l2":  # d sqrt(mean x^2) = x / (4 sqrt(mean x^2)); nothing where all four are 0
-        g = g / functional.avg_pool2d(x.square(), 2).sqrt_().clamp_min_(max(1e-12, torch.finfo(x.dtype).tiny))
+        g = g / functional.avg_pool2d(x.square(), 2).sqrt_().clamp_min_(
+            max(1e-12, torch.finfo(x.dtype).tiny)
+        )
     g = torch.ops.aten.avg_pool2d_backward(g, x, [2, 2], [2, 2], [0, 0], False, True, None)
     return g * x if pooling == "l2" else g
 

@@ -20,7 +20,9 @@ def translate_disk_errors(what: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        raise errors.StorageFull(f"There is no room for {what}; make some and give the command again.") from error
+        raise errors.StorageFull(
+            f"There is no room for {what}; make some and give the command again."
+        ) from error
 
 
 def atomic_write(file: Path, write: Callable[[Path], object]) -> None:

@@ -26,17 +26,35 @@ PRESETS: dict[str, Preset] = {
     for preset in (
         Preset("draft", "A quick look, small and unfinished.", {"size": 256, "quality": "draft"}),
         Preset("faithful", "The photo first, with a breath of the painting.", {"strength": 0.25}),
-        Preset("brushwork", "Large strokes; the photo shines through.", {"strength": 0.75, "style_scale": 1.6}),
-        Preset("keep-colors", "The painting's strokes in the photo's own colors.", {"preserve_color": "luminance"}),
+        Preset(
+            "brushwork",
+            "Large strokes; the photo shines through.",
+            {"strength": 0.75, "style_scale": 1.6},
+        ),
+        Preset(
+            "keep-colors",
+            "The painting's strokes in the photo's own colors.",
+            {"preserve_color": "luminance"},
+        ),
         Preset(
             "pastel",
             "Soft areas without fine strokes, in lighter colors.",
-            {"strength": 0.6, "tv_weight": 40, "style_layers": {"relu3_1": 1, "relu4_1": 1, "relu5_1": 1}},
+            {
+                "strength": 0.6,
+                "tv_weight": 40,
+                "style_layers": {"relu3_1": 1, "relu4_1": 1, "relu5_1": 1},
+            },
         ),
         Preset(
             "gatys-2016",
             "As the paper has it: its sums, from white noise, at full size only; slow.",
-            {"objective": "gatys", "init": "noise", "scales": 1, "pooling": "average", "iterations": 500},
+            {
+                "objective": "gatys",
+                "init": "noise",
+                "scales": 1,
+                "pooling": "average",
+                "iterations": 500,
+            },
         ),
     )
 }

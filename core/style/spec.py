@@ -7,7 +7,15 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from core import errors
 from core.style import presets
@@ -27,11 +35,15 @@ Layer = Literal[
 MAX_STYLES = 8
 
 STYLE_WEIGHT = 8.0
-STYLE_WEIGHT_GATYS = 1e6  # the same look where the terms are the paper's raw sums; docs/algorithm.md
+STYLE_WEIGHT_GATYS = (
+    1e6  # the same look where the terms are the paper's raw sums; docs/algorithm.md
+)
 STRENGTH_DECADES = 2.5  # what `strength` spans, in powers of ten of the style weight
 
 MIN_SIZE_PX, MAX_SIZE_PX = 64, 8192
-GRID_PX = 16  # one position after four poolings; the sides of a picture that repeats are multiples of it
+GRID_PX = (
+    16  # one position after four poolings; the sides of a picture that repeats are multiples of it
+)
 
 
 def _layer_weights(value: Any) -> Any:
@@ -65,7 +77,9 @@ def _loads(text: str) -> Any:
 
 Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 LayerWeights = Annotated[
-    dict[Layer, Weight], BeforeValidator(_layer_weights), Field(min_length=1, max_length=len(get_args(Layer)))
+    dict[Layer, Weight],
+    BeforeValidator(_layer_weights),
+    Field(min_length=1, max_length=len(get_args(Layer))),
 ]
 MixingWeights = Annotated[list[Weight], BeforeValidator(_numbers), Field(max_length=MAX_STYLES)]
 
@@ -77,9 +91,13 @@ _UPDATABLE: dict[str, JsonValue] = {"steerable": True}
 class StyleSpec(BaseModel):
     """What is asked for. Frozen; unknown names, NaN, infinity and values out of range are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
 
-    size: int = Field(512, ge=MIN_SIZE_PX, le=MAX_SIZE_PX, description="Long side of the result, in px.")
+    size: int = Field(
+        512, ge=MIN_SIZE_PX, le=MAX_SIZE_PX, description="Long side of the result, in px."
+    )
     strength: float = Field(
         0.5,
         ge=0,
@@ -88,7 +106,8 @@ class StyleSpec(BaseModel):
         json_schema_extra=_UPDATABLE,
     )
     quality: Literal["draft", "standard", "fine"] = Field(
-        "standard", description="How long to work on it: draft takes about a third of standard, fine three times."
+        "standard",
+        description="How long to work on it: draft takes about a third of standard, fine three times.",
     )
     content_weight: Weight = Field(
         1.0,
@@ -107,7 +126,8 @@ class StyleSpec(BaseModel):
         json_schema_extra=_UPDATABLE,
     )
     content_layers: LayerWeights = Field(
-        {"relu4_2": 1.0}, description="Layers whose features carry the content, with weights: relu4_2=1."
+        {"relu4_2": 1.0},
+        description="Layers whose features carry the content, with weights: relu4_2=1.",
     )
     style_layers: LayerWeights = Field(
         {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0, "relu4_1": 1.0, "relu5_1": 1.0},
@@ -119,16 +139,25 @@ class StyleSpec(BaseModel):
         json_schema_extra=_UPDATABLE,
     )
     style_scale: float = Field(
-        1.0, ge=0.25, le=4, description="Size of the brush strokes: the painting's size relative to the result's."
+        1.0,
+        ge=0.25,
+        le=4,
+        description="Size of the brush strokes: the painting's size relative to the result's.",
     )
     init: Literal["content", "noise", "style", "picture"] = Field(
-        "content", description="The first image: the photo, white noise, the painting, or a picture sent as init_image."
+        "content",
+        description="The first image: the photo, white noise, the painting, or a picture sent as init_image.",
     )
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the white noise; same seed, same picture.")
+    seed: int = Field(
+        0, ge=0, le=2**32 - 1, description="Seed of the white noise; same seed, same picture."
+    )
     objective: Literal["relative", "gatys"] = Field(
-        "relative", description="relative: each term divided by the size of its target; gatys: as in the paper."
+        "relative",
+        description="relative: each term divided by the size of its target; gatys: as in the paper.",
     )
-    optimizer: Literal["lbfgs", "adam"] = Field("lbfgs", description="L-BFGS inside [0, 1], or Adam.")
+    optimizer: Literal["lbfgs", "adam"] = Field(
+        "lbfgs", description="L-BFGS inside [0, 1], or Adam."
+    )
     iterations: int = Field(
         0,
         ge=0,
@@ -145,7 +174,8 @@ class StyleSpec(BaseModel):
         "max", description="Pooling of the network: max is crisp, average smooth, l2 between them."
     )
     seamless: bool = Field(
-        False, description=f"Make a result that repeats without a seam; its sides are multiples of {GRID_PX} px."
+        False,
+        description=f"Make a result that repeats without a seam; its sides are multiples of {GRID_PX} px.",
     )
     preserve_color: Literal["none", "luminance", "match", "histogram"] = Field(
         "none",
@@ -181,9 +211,13 @@ class StyleSpec(BaseModel):
         """Where the model's name tells how deep it is; of other networks the worker knows."""
         wanted = {*self.content_layers, *self.style_layers}
         if self.model in ("auto", "vgg16") and missing_layer("vgg16", wanted, self.model):
-            raise ValueError(f"{min(wanted - {*layers('vgg16')})} is a layer of VGG-19 alone: set model=vgg19.")
+            raise ValueError(
+                f"{min(wanted - {*layers('vgg16')})} is a layer of VGG-19 alone: set model=vgg19."
+            )
         for architecture in BLOCKS:
-            if self.model == architecture and (refusal := missing_layer(architecture, wanted, self.model)):
+            if self.model == architecture and (
+                refusal := missing_layer(architecture, wanted, self.model)
+            ):
                 raise ValueError(refusal)
 
     @property
@@ -204,19 +238,27 @@ class StyleSpec(BaseModel):
         """
         for name in parameters:
             if name not in UPDATABLE and (name in PARAMETERS or name == "preset"):
-                raise errors.BadSpec(f"{name} cannot be changed any more; {', '.join(UPDATABLE)} can.")
+                raise errors.BadSpec(
+                    f"{name} cannot be changed any more; {', '.join(UPDATABLE)} can."
+                )
         spec = parse_spec({**self.model_dump(), **parameters})
         for name in ("content_weight", "style_weight"):
             if bool(getattr(spec, name)) != bool(getattr(self, name)):
-                raise errors.BadSpec(f"{name} cannot become 0, or be raised from 0, any more; a tiny weight will do.")
+                raise errors.BadSpec(
+                    f"{name} cannot become 0, or be raised from 0, any more; a tiny weight will do."
+                )
         return spec._with_shares(len(self.style_weights)) if "style_weights" in parameters else spec
 
-    def for_pictures(self, styles: int = 1, masks: int = 0, *, init_image: bool = False) -> "StyleSpec":
+    def for_pictures(
+        self, styles: int = 1, masks: int = 0, *, init_image: bool = False
+    ) -> "StyleSpec":
         """The same spec with one mixing share a painting, summing to 1. Raises BadSpec if the pictures do not fit."""
         if masks not in (0, styles):
             raise errors.BadSpec(f"mask: send one for {_each_of(styles)}, or none.")
         if init_image != (self.init == "picture"):
-            raise errors.BadSpec("init=picture and a picture as init_image go together: send both, or neither.")
+            raise errors.BadSpec(
+                "init=picture and a picture as init_image go together: send both, or neither."
+            )
         return self._with_shares(styles)
 
     def _with_shares(self, count: int) -> "StyleSpec":
@@ -264,7 +306,9 @@ def parse_spec(parameters: dict[str, Any]) -> StyleSpec:
     """
     parameters = presets.expand_preset(parameters)
     for name, value in parameters.items():
-        if isinstance(value, bool) and name in PARAMETERS and name != "seamless":  # pydantic would take true for 1
+        if (
+            isinstance(value, bool) and name in PARAMETERS and name != "seamless"
+        ):  # pydantic would take true for 1
             raise errors.BadSpec(f"{name} must be {describe_range(name)}.")
     try:
         return StyleSpec.model_validate(parameters)
@@ -272,11 +316,15 @@ def parse_spec(parameters: dict[str, Any]) -> StyleSpec:
         first = error.errors(include_url=False, include_input=False)[0]
     if not first["loc"]:
         raise errors.BadSpec(
-            str(first["ctx"]["error"]) if "ctx" in first else "The spec must be an object of parameters."
+            str(first["ctx"]["error"])
+            if "ctx" in first
+            else "The spec must be an object of parameters."
         )
     name = str(first["loc"][0])
     if name not in StyleSpec.model_fields:
-        raise errors.BadSpec(f"There is no such parameter; the parameters are {', '.join(PARAMETERS)}.")
+        raise errors.BadSpec(
+            f"There is no such parameter; the parameters are {', '.join(PARAMETERS)}."
+        )
     raise errors.BadSpec(f"{name} must be {describe_range(name)}.")
 
 

@@ -32,7 +32,11 @@ def convolutions(architecture: Architecture) -> list[Convolution]:
     inputs = 3
     for block, (count, width) in enumerate(zip(BLOCKS[architecture], WIDTHS, strict=True), start=1):
         for number in range(1, count + 1):
-            row.append(Convolution(f"relu{block}_{number}", inputs, width, pooled=block > 1 and number == 1))
+            row.append(
+                Convolution(
+                    f"relu{block}_{number}", inputs, width, pooled=block > 1 and number == 1
+                )
+            )
             inputs = width
     return row
 
@@ -47,7 +51,9 @@ def missing_layer(architecture: Architecture, wanted: Collection[str], model: st
     there = layers(architecture)
     missing = sorted({*wanted} - {*there})
     return (
-        f"{missing[0]} is no layer of {model}, a {title(architecture)}: it has {', '.join(there)}." if missing else None
+        f"{missing[0]} is no layer of {model}, a {title(architecture)}: it has {', '.join(there)}."
+        if missing
+        else None
     )
 
 

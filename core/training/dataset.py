@@ -63,9 +63,7 @@ class State(BaseModel):
 
     phase: Phase = "listing"
     files: int = 0
-    listings: int = (
-        0  # how often the folder was listed to its end: once, and once more each time a class lacks pictures
-    )
+    listings: int = 0  # how often the folder was listed to its end: once, and once more each time a class lacks pictures
     position: str = ""  # key in `files` of the last file that was taken or refused, in hex
     train: Counts
     validation: Counts
@@ -80,7 +78,9 @@ class State(BaseModel):
 
 def digest_of(before: str, split: Split, value: bytes) -> str:
     """A data set's digest after one more picture."""
-    return hashlib.sha256(before.encode() + split.encode() + hashlib.sha256(value).digest()).hexdigest()
+    return hashlib.sha256(
+        before.encode() + split.encode() + hashlib.sha256(value).digest()
+    ).hexdigest()
 
 
 class DatasetWriter:
@@ -95,7 +95,9 @@ class DatasetWriter:
                 with _reading(folder) as environment:
                     _front_matter(environment)
             # metasync: a power cut may undo the last commit, never more.
-            self._env = lmdb.open(str(folder), map_size=map_bytes, metasync=False, max_dbs=len(_DATABASES))
+            self._env = lmdb.open(
+                str(folder), map_size=map_bytes, metasync=False, max_dbs=len(_DATABASES)
+            )
             self._databases: dict[bytes, Any] = {}
             if self.read() is not None:
                 self._databases = {name: self._env.open_db(name) for name in _DATABASES}
@@ -143,7 +145,10 @@ class DatasetWriter:
     def after(self, name: bytes, key: bytes, count: int) -> list[tuple[bytes, bytes]]:
         """The next entries of a database. No transaction stays open."""
         found: list[tuple[bytes, bytes]] = []
-        with self._env.begin(db=self._databases[name]) as transaction, transaction.cursor() as cursor:
+        with (
+            self._env.begin(db=self._databases[name]) as transaction,
+            transaction.cursor() as cursor,
+        ):
             there = cursor.set_range(key) and (cursor.key() != key or cursor.next())
             while there and len(found) < count:
                 found.append(cursor.item())
@@ -158,18 +163,29 @@ def translate_lmdb_errors(folder: Path) -> Iterator[None]:
         yield
     except lmdb.Error as error:
         if "already open in this process" in str(error):
-            raise errors.BadDataset(f"{folder} is open in this process already; close it first.") from error
+            raise errors.BadDataset(
+                f"{folder} is open in this process already; close it first."
+            ) from error
         if isinstance(error, lmdb.DiskError) or error.code in _NO_ROOM:
             raise errors.StorageFull(
                 f"There is no room for {folder}; make some and give the command again: it goes on where it was."
             ) from error
         if error.code in _FORBIDDEN:
             raise OSError(error.code, os.strerror(error.code), str(folder)) from error
-        raise errors.BadDataset(f"{folder} is no data set, or it is damaged; build it again.") from error
+        raise errors.BadDataset(
+            f"{folder} is no data set, or it is damaged; build it again."
+        ) from error
 
 
 def _reading(folder: Path) -> Any:
-    return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, max_dbs=len(_DATABASES), create=False)
+    return lmdb.open(
+        str(folder),
+        readonly=True,
+        lock=False,
+        readahead=False,
+        max_dbs=len(_DATABASES),
+        create=False,
+    )
 
 
 class Dataset:
@@ -185,7 +201,9 @@ class Dataset:
         self._databases: dict[str, Any] = {}
         file = folder / "data.mdb"
         if not file.is_file():
-            raise errors.BadDataset(f"There is no data set in {folder}; `impasto dataset build` makes one.")
+            raise errors.BadDataset(
+                f"There is no data set in {folder}; `impasto dataset build` makes one."
+            )
         self.bytes = file.stat().st_size
         try:
             with translate_lmdb_errors(folder):
@@ -203,9 +221,13 @@ class Dataset:
 
     def _check_whole(self, *, unfinished: bool) -> None:
         if self.state.phase != "complete" and not unfinished:
-            raise errors.BadDataset(f"{self.folder} is not complete; give the command that began it again.")
+            raise errors.BadDataset(
+                f"{self.folder} is not complete; give the command that began it again."
+            )
         pages, size = self._opened().info()["last_pgno"] + 1, self._opened().stat()["psize"]
-        if self.bytes < pages * size:  # to read on would kill the process: what a map promises, the file must hold
+        if (
+            self.bytes < pages * size
+        ):  # to read on would kill the process: what a map promises, the file must hold
             raise errors.BadDataset(f"{self.folder} has been cut short; build it again.")
         for split in SPLITS:
             with self._opened().begin(db=self._database(split)) as transaction:
@@ -284,7 +306,10 @@ class Dataset:
         with translate_lmdb_errors(self.folder):
             database = self._database("refused")
             with self._opened().begin(db=database) as transaction, transaction.cursor() as cursor:
-                return [value.decode(errors="replace") for _, (_, value) in zip(range(count), cursor, strict=False)]
+                return [
+                    value.decode(errors="replace")
+                    for _, (_, value) in zip(range(count), cursor, strict=False)
+                ]
 
 
 def _front_matter(environment: Any) -> tuple[Header, State] | None:
@@ -303,7 +328,9 @@ def _front_matter(environment: Any) -> tuple[Header, State] | None:
             )
         found = Header.model_validate(fields), State.model_validate_json(state)
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # pydantic's are ValueErrors
-        raise errors.BadDataset(f"{path} is no data set that can be read; build it again.") from error
+        raise errors.BadDataset(
+            f"{path} is no data set that can be read; build it again."
+        ) from error
     if not len(found[0].classes) == len(found[1].train) == len(found[1].validation):
         raise errors.BadDataset(f"{path} is damaged; build it again.")
     return found
@@ -312,7 +339,9 @@ def _front_matter(environment: Any) -> tuple[Header, State] | None:
 # ---------------------------------------------------------------------- to look at
 
 
-def contact_sheet(dataset: Dataset, columns: int = 8, rows: int = 40, side_px: int = 96) -> Image.Image:
+def contact_sheet(
+    dataset: Dataset, columns: int = 8, rows: int = 40, side_px: int = 96
+) -> Image.Image:
     """The first pictures of each class, a class a row; of many classes some, evenly spread."""
     every = -(-len(dataset.classes) // rows)
     shown = list(range(0, len(dataset.classes), every))

@@ -41,7 +41,14 @@ _LISTED_AT_ONCE = 4096
 _PORTION = 256  # pictures from one commit to the next
 _NO_CLASS = MAX_CLASSES  # in the place of a class's number: a file that lies in no sub-folder
 # What is wrong with a file, and not with the machine: of that a picture is told, and the build goes on.
-_FILE_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_FILE_ERRORS = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 
 
@@ -103,14 +110,19 @@ def build(
     _check_place(folder, out)
     with exclusive_lock(out, errors.BadDataset(f"{out} is being built by another process.")):
         try:
-            with translate_lmdb_errors(out), DatasetWriter(out, *([book_bytes] if book_bytes else [])) as book:
+            with (
+                translate_lmdb_errors(out),
+                DatasetWriter(out, *([book_bytes] if book_bytes else [])) as book,
+            ):
                 state = _begun(book, header, out)
                 if state.phase == "complete":
                     _check_unchanged(folder, book, out, state, header)
                 if state.phase == "listing":
                     _list(folder, book, state, header, on_progress)
                 if state.phase == "reading":
-                    with closing(_outcomes(folder, book, state, header, jobs or os.cpu_count() or 1)) as outcomes:
+                    with closing(
+                        _outcomes(folder, book, state, header, jobs or os.cpu_count() or 1)
+                    ) as outcomes:
                         _take(outcomes, book, state, header, on_progress)
                 return state
         except _Useless as error:
@@ -125,29 +137,47 @@ class _Useless(Exception):
 
 def _header(folder: Path, wish: BuildOptions) -> Header:
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
+        names = sorted(
+            entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith(".")
+        )
     if names and {name.lower() for name in names} <= _SPLIT_NAMES:
-        raise errors.BadDataset(f"{folder} is split already; give one of {', '.join(names)}: it is split here again.")
+        raise errors.BadDataset(
+            f"{folder} is split already; give one of {', '.join(names)}: it is split here again."
+        )
     if not 2 <= len(names) <= MAX_CLASSES:
         raise errors.BadDataset(
             f"{folder} must have from 2 to {MAX_CLASSES} sub-folders, each a class; it has {len(names)}."
         )
     if any(not name.isprintable() for name in names):
-        raise errors.BadDataset(f"The name of a sub-folder of {folder} cannot be written; rename it.")
-    return Header(classes=names, side_px=wish.side_px, resize=wish.resize, store=wish.store, validation=wish.validation)
+        raise errors.BadDataset(
+            f"The name of a sub-folder of {folder} cannot be written; rename it."
+        )
+    return Header(
+        classes=names,
+        side_px=wish.side_px,
+        resize=wish.resize,
+        store=wish.store,
+        validation=wish.validation,
+    )
 
 
 def _check_place(folder: Path, out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise errors.BadDataset(f"{out} is a file; a data set is a folder.")
     if out.resolve().is_relative_to(folder.resolve()):
-        raise errors.BadDataset(f"{out} lies in {folder}, whose sub-folders are the classes; take another place.")
+        raise errors.BadDataset(
+            f"{out} lies in {folder}, whose sub-folders are the classes; take another place."
+        )
     if out.is_dir() and any(out.iterdir()) and not (out / "data.mdb").is_file():
         raise errors.BadDataset(f"{out} is a folder with something else in it; take another.")
 
 
-def _check_unchanged(folder: Path, book: DatasetWriter, out: Path, state: State, header: Header) -> None:
-    new = sum(not _is_listed(book, state, _relative(folder, path)) for _, path in _places(folder, header))
+def _check_unchanged(
+    folder: Path, book: DatasetWriter, out: Path, state: State, header: Header
+) -> None:
+    new = sum(
+        not _is_listed(book, state, _relative(folder, path)) for _, path in _places(folder, header)
+    )
     if new:
         raise errors.BadDataset(
             f"{out} is complete, of {state.files} files; {folder} has {new} now that are not among them. To take them "
@@ -160,7 +190,9 @@ def _begun(book: DatasetWriter, header: Header, out: Path) -> State:
     if front is None:
         none = [0] * len(header.classes)
         state = State(
-            train=none, validation=none.copy(), sha256=hashlib.sha256(header.model_dump_json().encode()).hexdigest()
+            train=none,
+            validation=none.copy(),
+            sha256=hashlib.sha256(header.model_dump_json().encode()).hexdigest(),
         )
         book.begin(header, state)
         return state
@@ -176,7 +208,9 @@ def _begun(book: DatasetWriter, header: Header, out: Path) -> State:
 # ---------------------------------------------------------------------- list
 
 
-def _list(folder: Path, book: DatasetWriter, state: State, header: Header, on_progress: OnProgress | None) -> None:
+def _list(
+    folder: Path, book: DatasetWriter, state: State, header: Header, on_progress: OnProgress | None
+) -> None:
     """All files under the hash of their path; listed again, the new ones after all others. Safe to repeat."""
     entries, labels = list[tuple[bytes, bytes, bytes]](), set[int]()
     for label, path in _places(folder, header):
@@ -266,14 +300,19 @@ def _take(
     began, portion, refused = 0.0, list[_Taken | _Refused](), state.refused
     before = state.taken + state.refused
     for count, outcome in enumerate(outcomes, start=1):
-        began = began or time.monotonic()  # the children have started by now, which says nothing of the pace
+        began = (
+            began or time.monotonic()
+        )  # the children have started by now, which says nothing of the pace
         portion.append(outcome)
         refused += isinstance(outcome, _Refused)
         if len(portion) == _PORTION:
             _keep(book, state, portion)
             portion.clear()
         if on_progress is not None:
-            done, pace = before + count, (time.monotonic() - began) / (count - 1) if count > 1 else None
+            done, pace = (
+                before + count,
+                (time.monotonic() - began) / (count - 1) if count > 1 else None,
+            )
             left = None if pace is None else pace * (state.files - done)
             on_progress(BuildProgress(state.files, done, refused, left))
     _keep(book, state, portion)
@@ -333,7 +372,9 @@ def _entries(book: DatasetWriter, name: bytes, after: bytes) -> Iterator[tuple[b
         after = found[-1][0]
 
 
-def _outcome(folder: Path, key: bytes, value: bytes, header: Header, decoder: Decoder) -> _Taken | _Refused:
+def _outcome(
+    folder: Path, key: bytes, value: bytes, header: Header, decoder: Decoder
+) -> _Taken | _Refused:
     label, path = LABEL.unpack_from(value)[0], os.fsdecode(value[LABEL.size :])
     if label == _NO_CLASS:
         return _refused(key, path, "It lies in no sub-folder, and so belongs to no class.")
@@ -342,7 +383,9 @@ def _outcome(folder: Path, key: bytes, value: bytes, header: Header, decoder: De
         pixels = decoder.square(data)
     except errors.BadInput as error:
         return _refused(key, path, error.message)
-    return _Taken(key, label, _split_of(data, header.validation), LABEL.pack(label) + _stored(pixels, header))
+    return _Taken(
+        key, label, _split_of(data, header.validation), LABEL.pack(label) + _stored(pixels, header)
+    )
 
 
 def _refused(key: bytes, path: str, words: str) -> _Refused:
@@ -357,7 +400,9 @@ def _content(path: Path) -> bytes:
         if not stat.S_ISREG(found.st_mode):  # to open a pipe could take for ever
             raise errors.UnsupportedImage()
         if found.st_size > codec.MAX_BYTES:
-            raise errors.UploadTooLarge(f"A picture may have at most {codec.MAX_BYTES // 10**6} MB.")
+            raise errors.UploadTooLarge(
+                f"A picture may have at most {codec.MAX_BYTES // 10**6} MB."
+            )
         data = path.read_bytes()
     except OSError as error:
         if error.errno not in _FILE_ERRORS:
@@ -388,7 +433,9 @@ def _keep(book: DatasetWriter, state: State, portion: list[_Taken | _Refused]) -
             entries.append((b"refused", INDEX.pack(state.refused), outcome.sentence.encode()))
             state.refused += 1
         else:
-            entries.append((outcome.split.encode(), INDEX.pack(counts[outcome.split]), outcome.value))
+            entries.append(
+                (outcome.split.encode(), INDEX.pack(counts[outcome.split]), outcome.value)
+            )
             counts[outcome.split] += 1
             getattr(state, outcome.split)[outcome.label] += 1
             state.sha256 = digest_of(state.sha256, outcome.split, outcome.value)

@@ -29,16 +29,25 @@ _URL = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a last label that makes a host an address, in whatever notation
+_NUMBER = re.compile(
+    r"[0-9]+|0x[0-9a-f]*"
+)  # a last label that makes a host an address, in whatever notation
 
-_INTRANET = [*map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8"))]
+_INTRANET = [
+    *map(
+        ip_network,
+        ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8"),
+    )
+]
 _INTRANET += [*map(ip_network, ("::1/128", "fc00::/7"))]
 # Where clouds answer their machines, among addresses that the rest would let pass.
 _METADATA = [*map(ip_network, ("168.63.129.16/32", "100.100.100.200/32", "fd00:ec2::254/128"))]
 # What `ipaddress` calls global in some versions of Python: protocol assignments, relays of 6to4.
 _NOT_GLOBAL = [*map(ip_network, ("192.0.0.0/24", "192.88.99.0/24"))]
 _NAT64 = ip_network("64:ff9b::/96")  # an IPv4 address, as a network without IPv4 reaches it
-_UNICAST = ip_network("2000::/3")  # all that IANA gives out; not mapped, compatible, link-local, multicast, ...
+_UNICAST = ip_network(
+    "2000::/3"
+)  # all that IANA gives out; not mapped, compatible, link-local, multicast, ...
 # Of those: Teredo and other protocols, 6to4, documentation.
 _NOT_UNICAST = [*map(ip_network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))]
 
@@ -81,7 +90,9 @@ class WebhookPolicy:
     def receiver(self, url: str) -> Receiver:
         """The receiver at a URL, as far as its text tells. Raises BadWebhook."""
         if not self.secret:
-            raise errors.BadWebhook("This service sends no webhooks: IMPASTO_WEBHOOK_SECRET is not set.")
+            raise errors.BadWebhook(
+                "This service sends no webhooks: IMPASTO_WEBHOOK_SECRET is not set."
+            )
         match = _URL.fullmatch(url) if len(url) <= MAX_URL else None
         if match is None:
             raise errors.BadWebhook()
@@ -90,7 +101,9 @@ class WebhookPolicy:
             raise errors.BadWebhook("A webhook's URL must begin with https://.")
         port = int(match["port"] or PORTS[scheme])
         if port not in self.ports:
-            raise errors.BadWebhook(f"A webhook's port must be one of {', '.join(map(str, sorted(self.ports)))}.")
+            raise errors.BadWebhook(
+                f"A webhook's port must be one of {', '.join(map(str, sorted(self.ports)))}."
+            )
         target = match["target"] or ""
         target = target if target.startswith("/") else f"/{target}"
         receiver = Receiver(scheme, match["host"].lower().strip("[]"), port, target)
@@ -104,9 +117,15 @@ class WebhookPolicy:
                 raise errors.BadWebhook("A webhook's host must be one that everybody can reach.")
             return
         labels = receiver.host.split(".")
-        if len(receiver.host) > 253 or not all(map(_LABEL.fullmatch, labels)) or _NUMBER.fullmatch(labels[-1]):
+        if (
+            len(receiver.host) > 253
+            or not all(map(_LABEL.fullmatch, labels))
+            or _NUMBER.fullmatch(labels[-1])
+        ):
             raise errors.BadWebhook("A webhook's host must be a plain name, such as example.org.")
-        if not self.allow_private and (len(labels) == 1 or labels[-1] in ("localhost", "local", "internal")):
+        if not self.allow_private and (
+            len(labels) == 1 or labels[-1] in ("localhost", "local", "internal")
+        ):
             raise errors.BadWebhook("A webhook's host must be one that everybody can reach.")
 
     def may_reach(self, address: Address) -> bool:
@@ -126,7 +145,9 @@ class WebhookPolicy:
     def owner_secret(self, owner: str) -> str:
         """What an owner verifies their webhooks with. Raises BadSettings if there is no secret to derive it from."""
         if not self.secret:
-            raise errors.BadSettings("IMPASTO_WEBHOOK_SECRET is not set; docs/operations.md tells how to make one.")
+            raise errors.BadSettings(
+                "IMPASTO_WEBHOOK_SECRET is not set; docs/operations.md tells how to make one."
+            )
         return _derived(self.secret, owner)
 
     def headers(self, job: Job, body: str, now: datetime) -> dict[str, str]:
@@ -140,20 +161,27 @@ class WebhookPolicy:
         return {
             "webhook-id": message,
             "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": " ".join(Webhook(secret).sign(message, now, body) for secret in secrets),
+            "webhook-signature": " ".join(
+                Webhook(secret).sign(message, now, body) for secret in secrets
+            ),
         }
 
 
 def _derived(secret: str, owner: str) -> str:
     key = b64decode(secret.removeprefix("whsec_"))
-    return "whsec_" + b64encode(hmac.digest(key, f"impasto webhooks {owner}".encode(), hashlib.sha256)).decode()
+    return (
+        "whsec_"
+        + b64encode(hmac.digest(key, f"impasto webhooks {owner}".encode(), hashlib.sha256)).decode()
+    )
 
 
 def body(job: Job) -> str:
     """What is told of an ended job: little; the links, those of the API, lead to the rest."""
     assert job.completed_at is not None, "only the end of a job is told"
     itself = f"/v1/jobs/{job.id}"
-    links = {"self": itself} | ({"result": f"{itself}/result"} if job.outputs and not job.images_deleted else {})
+    links = {"self": itself} | (
+        {"result": f"{itself}/result"} if job.outputs and not job.images_deleted else {}
+    )
     data = {
         "id": job.id,
         "status": job.status,
@@ -162,7 +190,11 @@ def body(job: Job) -> str:
         "error": None if job.error is None else job.error.model_dump(),
         "links": links,
     }
-    told = {"type": f"job.{Status(job.status)}", "timestamp": _written(job.completed_at), "data": data}
+    told = {
+        "type": f"job.{Status(job.status)}",
+        "timestamp": _written(job.completed_at),
+        "data": data,
+    }
     return json.dumps(told, separators=(",", ":"))
 
 

@@ -62,7 +62,10 @@ def rings(app: FastAPI) -> list[int]:
 @pytest.fixture
 def files(photo: Image.Image, painting: Image.Image) -> dict[str, Any]:
     """A photo and a painting for a multipart form."""
-    return {"content": ("a.jpg", codec.encode(photo, "jpeg")), "style": ("b.png", codec.encode(painting))}
+    return {
+        "content": ("a.jpg", codec.encode(photo, "jpeg")),
+        "style": ("b.png", codec.encode(painting)),
+    }
 
 
 @pytest.fixture

@@ -16,7 +16,9 @@ def nowhere() -> str:
     return "redis://127.0.0.1:1/0"
 
 
-def test_a_store_that_is_away_is_asked_once_for_all_who_wait(nowhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_away_is_asked_once_for_all_who_wait(
+    nowhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reads = []
 
     async def read(known: dict[str, Any]) -> Any:
@@ -34,11 +36,13 @@ def test_a_store_that_is_away_is_asked_once_for_all_who_wait(nowhere: str, monke
             await lookout.stop()
 
     answers = asyncio.run(ask())
-    assert {errors.StoreUnavailable} == {type(answer) for answer in answers}
-    assert [MAX_BATCH] == reads
+    assert {type(answer) for answer in answers} == {errors.StoreUnavailable}
+    assert reads == [MAX_BATCH]
 
 
-def test_a_crowd_that_wants_the_same_reads_once_and_each_sees_what_came_after_they_asked(nowhere: str) -> None:
+def test_a_crowd_that_wants_the_same_reads_once_and_each_sees_what_came_after_they_asked(
+    nowhere: str,
+) -> None:
     reads: list[float] = []
 
     def read() -> int:
@@ -52,4 +56,4 @@ def test_a_crowd_that_wants_the_same_reads_once_and_each_sees_what_came_after_th
         await lookout.stop()
         return [*crowd, later]
 
-    assert [1] * 50 + [2] == asyncio.run(ask())
+    assert asyncio.run(ask()) == [1] * 50 + [2]

@@ -21,7 +21,9 @@ from core.style.spec import StyleSpec
 
 WRITERS = 4
 PAUSE_SECONDS = 0.8  # on average, between a start and a kill
-INPUT = JobInput(content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec().model_dump())
+INPUT = JobInput(
+    content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec().model_dump()
+)
 
 CONTROLS = {"aof": {"appendonly": "no"}, "always": {"appendfsync": "everysec"}}
 
@@ -41,13 +43,17 @@ def _write(url: str, history: History, over: threading.Event) -> None:
     store.close()
 
 
-def campaign(folder: Path, history: History, *, seed: int, kills: int, without: str | None = None) -> None:
+def campaign(
+    folder: Path, history: History, *, seed: int, kills: int, without: str | None = None
+) -> None:
     """Run it and tell the history."""
     dice, over = random.Random(seed), threading.Event()
     server = Valkey(folder, **CONTROLS.get(without or "", {}))
     history.tell("begin", seed=seed, kills=kills, without=without)
     server.start()
-    writers = [threading.Thread(target=_write, args=(server.url, history, over)) for _ in range(WRITERS)]
+    writers = [
+        threading.Thread(target=_write, args=(server.url, history, over)) for _ in range(WRITERS)
+    ]
     try:
         for writer in writers:
             writer.start()
@@ -93,7 +99,9 @@ def main(seed: int, kills: int, file: Path | None, without: str | None) -> None:
         history = History(file or Path(folder) / "history.jsonl")
         campaign(Path(folder), history, seed=seed, kills=kills, without=without)
         back = sorted(event["back_after"] for event in events(history.file, "kill"))
-        click.echo(f"| kills | {len(back)} |\n| acknowledged | {len([*events(history.file, 'acknowledged')])} |")
+        click.echo(
+            f"| kills | {len(back)} |\n| acknowledged | {len([*events(history.file, 'acknowledged')])} |"
+        )
         click.echo(f"| back after: median, most | {back[len(back) // 2]:.2f}, {back[-1]:.2f} s |")
         judged(violations(history.file))
 

@@ -24,7 +24,13 @@ def play(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the campaign of this name, with arguments; its history goes to a folder of the test."""
 
     def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(HERE / f"{name}.py"), "--history", str(tmp_path / "history"), *arguments]
+        command = [
+            sys.executable,
+            str(HERE / f"{name}.py"),
+            "--history",
+            str(tmp_path / "history"),
+            *arguments,
+        ]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
 
     return run

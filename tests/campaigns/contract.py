@@ -59,7 +59,11 @@ def run(seed: int, count: int, history: Path, without: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder, ApiProcess(Path(folder) / "api", without) as api:
         config, report = Path(folder) / "schemathesis.toml", Path(folder) / "report.ndjson"
         config.write_text(CONFIG.format(hooks=HERE / "contract_hooks.py", seed=seed, count=count))
-        command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"]
+        command = [
+            sys.executable,
+            "-c",
+            "from schemathesis.cli import schemathesis; schemathesis()",
+        ]
         command += [
             "--config-file",
             str(config),
@@ -72,7 +76,9 @@ def run(seed: int, count: int, history: Path, without: str | None) -> None:
         ]
         command += ["--report", "ndjson", "--report-ndjson-path", str(report)]
         environment = os.environ | _things(api, seed)
-        ended = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            command, env=environment, cwd=folder, capture_output=True, text=True, check=False
+        )
         if not report.exists():
             raise RuntimeError(ended.stdout + ended.stderr)
         with report.open() as lines, history.open("w") as out:
@@ -91,13 +97,23 @@ def _things(api: ApiProcess, seed: int) -> dict[str, str]:
         pictures.append(file.getvalue())
     digests = [json.loads(_posted(api, "/v1/images", _form(picture)))["id"] for picture in pictures]
     body = json.dumps({"content": digests[0], "styles": [digests[1]]}).encode()
-    *jobs, ended = [json.loads(_posted(api, "/v1/jobs", body, "application/json"))["id"] for _ in range(JOBS + 1)]
+    *jobs, ended = [
+        json.loads(_posted(api, "/v1/jobs", body, "application/json"))["id"]
+        for _ in range(JOBS + 1)
+    ]
     store = JobStore(api.redis_url)
     store.cancel(ended)
     store.close()
     assert all(codec.detect_format(picture) == "png" for picture in pictures)
-    things = {"PICTURES": [picture.hex() for picture in pictures], "DIGESTS": digests, "JOBS": jobs, "ENDED": ended}
-    return {f"CONTRACT_{name}": json.dumps(value) for name, value in things.items()} | {"CONTRACT_SEED": str(seed)}
+    things = {
+        "PICTURES": [picture.hex() for picture in pictures],
+        "DIGESTS": digests,
+        "JOBS": jobs,
+        "ENDED": ended,
+    }
+    return {f"CONTRACT_{name}": json.dumps(value) for name, value in things.items()} | {
+        "CONTRACT_SEED": str(seed)
+    }
 
 
 def _form(picture: bytes) -> bytes:
@@ -105,7 +121,9 @@ def _form(picture: bytes) -> bytes:
     return head + picture + b"\r\n--x--\r\n"
 
 
-def _posted(api: ApiProcess, path: str, body: bytes, kind: str = "multipart/form-data; boundary=x") -> bytes:
+def _posted(
+    api: ApiProcess, path: str, body: bytes, kind: str = "multipart/form-data; boundary=x"
+) -> bytes:
     connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=10)
     connection.request("POST", path, body, {"Content-Type": kind})
     answer = connection.getresponse()
@@ -162,8 +180,14 @@ def violations(history: Path) -> list[str]:
 @click.command()
 @click.option("--seed", default=1, show_default=True)
 @click.option("--count", default=500, show_default=True, help="Examples for each operation.")
-@click.option("--history", type=click.Path(path_type=Path), default=Path("contract.jsonl"), show_default=True)
-@click.option("--without", type=click.Choice(["validation"]), help="Take this guard out: there must be violations.")
+@click.option(
+    "--history", type=click.Path(path_type=Path), default=Path("contract.jsonl"), show_default=True
+)
+@click.option(
+    "--without",
+    type=click.Choice(["validation"]),
+    help="Take this guard out: there must be violations.",
+)
 def main(seed: int, count: int, history: Path, without: str | None) -> None:
     """Run, judge, tell; exit code 1 if there are violations."""
     run(seed, count, history, without)

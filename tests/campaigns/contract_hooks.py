@@ -28,7 +28,9 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     """Exchange what was made up; and never watch a job that does not end."""
     if case.meta is not None and case.meta.generation.mode.is_negative:
         _spoil(case.query or {})
-    if case.path.endswith(_WAITS_FOR_THE_END) and is_job_id(str(case.path_parameters.get("job_id"))):
+    if case.path.endswith(_WAITS_FOR_THE_END) and is_job_id(
+        str(case.path_parameters.get("job_id"))
+    ):
         case.path_parameters["job_id"] = ENDED
         return
     if case.meta is None or not case.meta.generation.mode.is_positive or chance.random() < 0.5:

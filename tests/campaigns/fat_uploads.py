@@ -54,7 +54,11 @@ async def _upload(port: int, kind: str, size_bytes: int) -> Entry:
     field, path = ("content", "/v1/jobs") if kind == "job" else ("image", "/v1/images")
     part = f'--frontier\r\nContent-Disposition: form-data; name="{field}"; filename="x.jpg"\r\n\r\n'.encode()
     part += b"\xff\xd8\xff"
-    length = "Transfer-Encoding: chunked" if kind == "chunked" else f"Content-Length: {len(part) + size_bytes}"
+    length = (
+        "Transfer-Encoding: chunked"
+        if kind == "chunked"
+        else f"Content-Length: {len(part) + size_bytes}"
+    )
     kind_of_body = "Content-Type: multipart/form-data; boundary=frontier"
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{kind_of_body}\r\n{length}\r\n\r\n"
     sent, began, status, waited = 0, time.monotonic(), 0, False
@@ -84,23 +88,45 @@ def run(seed: int, count: int, megabytes: int, without: str | None) -> list[Entr
     """All that was sent and seen."""
     kinds = random.Random(seed).choices(sorted(ENOUGH_BYTES), k=count)
     with WatchedApi(WITHOUT.get(without or "", "")) as api:
-        asyncio.run(_upload_all(api.port, sorted(ENOUGH_BYTES), 1_000_000))  # refused for what they are; all is loaded
-        begin = {"kind": "begin", "seed": seed, "count": count, "without": without, "peak_kb": api.peak_kb}
+        asyncio.run(
+            _upload_all(api.port, sorted(ENOUGH_BYTES), 1_000_000)
+        )  # refused for what they are; all is loaded
+        begin = {
+            "kind": "begin",
+            "seed": seed,
+            "count": count,
+            "without": without,
+            "peak_kb": api.peak_kb,
+        }
         seen = asyncio.run(_upload_all(api.port, kinds, megabytes * 1_000_000))
         until = time.monotonic() + 30
         while api.parts() and time.monotonic() < until:
             time.sleep(0.05)
         left = [*api.parts(), *sorted(api.digests())]
-        end = {"kind": "end", "alive": api.get("/readyz") == 200, "peak_kb": api.peak_kb, "left": left}
-        return [begin, *seen, end | {"log": [line for line in api.log.splitlines() if "Traceback" in line]}]
+        end = {
+            "kind": "end",
+            "alive": api.get("/readyz") == 200,
+            "peak_kb": api.peak_kb,
+            "left": left,
+        }
+        return [
+            begin,
+            *seen,
+            end | {"log": [line for line in api.log.splitlines() if "Traceback" in line]},
+        ]
 
 
 def violations(history: Path) -> list[str]:
     """What the history shows that must not be."""
     begin, *seen, end = [json.loads(line) for line in history.read_text().splitlines()]
-    found = [f"{entry['kind']}: {entry['status']}, not 413" for entry in seen if entry["status"] != 413]
+    found = [
+        f"{entry['kind']}: {entry['status']}, not 413" for entry in seen if entry["status"] != 413
+    ]
     late = [entry for entry in seen if entry["sent"] > ENOUGH_BYTES[entry["kind"]] + _BLOCK]
-    found += [f"{entry['kind']}: no answer after {ENOUGH_BYTES[entry['kind']] / 1e6:.0f} MB" for entry in late]
+    found += [
+        f"{entry['kind']}: no answer after {ENOUGH_BYTES[entry['kind']] / 1e6:.0f} MB"
+        for entry in late
+    ]
     growth = end["peak_kb"] - begin["peak_kb"]
     if growth > GROWTH_KB:
         found.append(f"the API grew by {growth / 1024:.0f} MiB")
@@ -108,7 +134,11 @@ def violations(history: Path) -> list[str]:
         found.append("the API is dead")
     if len(seen) != begin["count"]:
         found.append("uploads are missing")
-    return found + [f"left on disk: {name}" for name in end["left"]] + [f"the log says: {line}" for line in end["log"]]
+    return (
+        found
+        + [f"left on disk: {name}" for name in end["left"]]
+        + [f"the log says: {line}" for line in end["log"]]
+    )
 
 
 def _figures(history: list[Entry]) -> Iterator[str]:

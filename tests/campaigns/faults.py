@@ -22,7 +22,10 @@ from proxy import FAULTS, Fault, Proxy
 
 FAULT_SECONDS = (0.3, 4.0)
 LONG: Fault = "swallow"
-LONG_EVERY, LONG_SECONDS = 10, 15.0  # the sixth, the sixteenth and so on are longer than a hang may be
+LONG_EVERY, LONG_SECONDS = (
+    10,
+    15.0,
+)  # the sixth, the sixteenth and so on are longer than a hang may be
 PEACE_SECONDS = (1.0, 4.0)
 CROWD = 300  # that come at once when a long one begins
 HANG_SECONDS = 10.0
@@ -72,13 +75,17 @@ class Client(kills.Client):
 
     kind: type[Timed] = Timed
 
-    def __init__(self, fleet: Fleet, history: History, seed: int, jobs: int, over: threading.Event) -> None:
+    def __init__(
+        self, fleet: Fleet, history: History, seed: int, jobs: int, over: threading.Event
+    ) -> None:
         super().__init__(fleet, history, seed, jobs, over)
         self._caller._http.close()
         self._caller = self.kind(fleet.url, history)
 
 
-def campaign(folder: Path, history: History, *, seed: int, faults: int, without: str | None = None) -> None:
+def campaign(
+    folder: Path, history: History, *, seed: int, faults: int, without: str | None = None
+) -> None:
     """Run it and tell the history."""
     dice, over = random.Random(seed), threading.Event()
     history.tell("begin", seed=seed, faults=faults, without=without)
@@ -126,7 +133,9 @@ def _campaign(
 
 def crowd(fleet: Fleet, history: History, callers: int) -> None:
     """So many look at the newest jobs at once, one time each; until the last has an answer."""
-    with httpx2.Client(base_url=fleet.url, timeout=60, trust_env=False, limits=httpx2.Limits()) as http:
+    with httpx2.Client(
+        base_url=fleet.url, timeout=60, trust_env=False, limits=httpx2.Limits()
+    ) as http:
 
         def look() -> None:
             began = time.monotonic()
@@ -165,7 +174,9 @@ def main(seed: int, faults: int, file: Path | None, without: str | None) -> None
         shown = kills.figures(history.file)
         answers = [event["seconds"] for event in events(history.file, "answer")]
         shown["faults"] = dict(Counter(event["kind"] for event in events(history.file, "fault")))
-        shown["answers"] = dict(Counter(event["status"] for event in events(history.file, "answer")))
+        shown["answers"] = dict(
+            Counter(event["status"] for event in events(history.file, "answer"))
+        )
         shown["seconds of an answer, p50, p99, most"] = [
             percentile(answers, 0.5),
             percentile(answers, 0.99),

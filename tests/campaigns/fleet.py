@@ -70,7 +70,9 @@ TINY = late(
 class Program:
     """One process, and the word that it is to run."""
 
-    def __init__(self, name: str, command: list[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, name: str, command: list[str], environment: Mapping[str, str], log: Path
+    ) -> None:
         self.name, self._command, self._environment, self._log = name, command, environment, log
         self._process: subprocess.Popen[bytes] | None = None
         self._wanted = False
@@ -83,7 +85,9 @@ class Program:
     def start(self) -> None:
         self._wanted = True
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                self._command, env=self._environment, stdout=log, stderr=log
+            )
 
     def restart_if_dead(self) -> None:
         if self._wanted and self._process is not None and self._process.poll() is not None:
@@ -114,7 +118,11 @@ class Program:
     def children(self) -> list[psutil.Process]:
         """Of a worker: its pool."""
         try:
-            return [one for one in psutil.Process(self.pid).children() if "spawn_main" in " ".join(one.cmdline())]
+            return [
+                one
+                for one in psutil.Process(self.pid).children()
+                if "spawn_main" in " ".join(one.cmdline())
+            ]
         except psutil.Error:
             return []
 
@@ -161,7 +169,9 @@ class Fleet:
         self.valkey = Program("valkey", valkey, environment(), folder / "valkey.log")
         self.api = Program("api", [python, "-m", "api"], ours, folder / "api.log")
         self.workers = [
-            Program(f"worker-{number}", [python, "-m", "worker"], ours, folder / f"worker-{number}.log")
+            Program(
+                f"worker-{number}", [python, "-m", "worker"], ours, folder / f"worker-{number}.log"
+            )
             for number in range(workers)
         ]
         self._over = threading.Event()
@@ -190,12 +200,17 @@ class Fleet:
         until = time.monotonic() + START_SECONDS
         while not self.is_serving():
             if time.monotonic() > until:
-                raise RuntimeError(f"the fleet does not start, see {self.folder}: {self._last_words()}")
+                raise RuntimeError(
+                    f"the fleet does not start, see {self.folder}: {self._last_words()}"
+                )
             time.sleep(LOOK_SECONDS)
 
     def _last_words(self) -> dict[str, str]:
         """Of each program, by its log: where only the test's output is kept, they are all there is."""
-        return {log.name: log.read_text(errors="replace")[-300:] for log in sorted(self.folder.glob("*.log"))}
+        return {
+            log.name: log.read_text(errors="replace")[-300:]
+            for log in sorted(self.folder.glob("*.log"))
+        }
 
     def is_serving(self) -> bool:
         """Whether the API is ready and every worker has said that it lives, of late."""
@@ -226,7 +241,10 @@ class Fleet:
                 program.restart_if_dead()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 

@@ -17,14 +17,12 @@ import click
 import httpx2
 from fleet import Fleet
 from history import History, events, judged, percentile
-from kills import PARAMETERS, PAINTING, PHOTO
+from kills import PAINTING, PARAMETERS, PHOTO
 
 from core.auth.api_keys import ApiKeyStore
 
 FLOODERS = 32  # connections of the one
-OVERTAKEN = (
-    2  # jobs of the flood that may begin while one of the others' waits: the round's turn, and one worker's next
-)
+OVERTAKEN = 2  # jobs of the flood that may begin while one of the others' waits: the round's turn, and one worker's next
 STORE_MIB = 100
 PER_MINUTE = 120  # submissions of one key: few, so that a slow machine comes to the limit, too
 PATIENCE_SECONDS = 60.0
@@ -49,21 +47,32 @@ class Owner:
     def __init__(self, url: str, secret: str) -> None:
         headers = {"Authorization": f"Bearer {secret}"}
         limits = httpx2.Limits(max_connections=FLOODERS)
-        self.http = httpx2.AsyncClient(base_url=url, headers=headers, timeout=60, trust_env=False, limits=limits)
+        self.http = httpx2.AsyncClient(
+            base_url=url, headers=headers, timeout=60, trust_env=False, limits=limits
+        )
         self.order: dict[str, Any] = {}
 
     async def bring(self, seed: int) -> None:
         """The pictures, once."""
-        sent = [await self.http.post("/v1/images", files={"image": data}) for data in (PHOTO, PAINTING)]
+        sent = [
+            await self.http.post("/v1/images", files={"image": data}) for data in (PHOTO, PAINTING)
+        ]
         content, style = (answer.json()["id"] for answer in sent)
-        self.order = {"content": content, "styles": [style], "spec": random.Random(seed).choice(PARAMETERS)}
+        self.order = {
+            "content": content,
+            "styles": [style],
+            "spec": random.Random(seed).choice(PARAMETERS),
+        }
 
     async def submit(self) -> httpx2.Response:
         return await self.http.post("/v1/jobs", json=self.order)
 
     async def until(self, job_id: str, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         until = time.monotonic() + PATIENCE_SECONDS
-        while not true(job := (await self.http.get(f"/v1/jobs/{job_id}")).json()) and time.monotonic() < until:
+        while (
+            not true(job := (await self.http.get(f"/v1/jobs/{job_id}")).json())
+            and time.monotonic() < until
+        ):
             await asyncio.sleep(0.05)
         return job
 
@@ -107,7 +116,9 @@ async def _play(url: str, secrets: list[str], history: History, seed: int, secon
         await owner.http.aclose()
 
 
-def campaign(folder: Path, history: History, *, seed: int, seconds: float, without: str | None = None) -> None:
+def campaign(
+    folder: Path, history: History, *, seed: int, seconds: float, without: str | None = None
+) -> None:
     """Run it and tell the history."""
     history.tell("begin", seed=seed, seconds=seconds, without=without)
     fleet = Fleet(
@@ -129,7 +140,11 @@ def campaign(folder: Path, history: History, *, seed: int, seconds: float, witho
 def overtaken(file: Path) -> list[int]:
     """For each honest job during the flood: how many of the flooder's began while it waited."""
     began = [event["at_time"] for event in events(file, "started")]
-    waits = [(event["created_at"], event["started_at"]) for event in events(file, "honest") if "started_at" in event]
+    waits = [
+        (event["created_at"], event["started_at"])
+        for event in events(file, "honest")
+        if "started_at" in event
+    ]
     return [sum(created < one < (started or "9") for one in began) for created, started in waits]
 
 
@@ -141,7 +156,11 @@ def violations(file: Path) -> list[str]:
         for event in events(file, "honest")
         if event["status"] != 202 or event["ended"] != "succeeded"
     ]
-    found += [f"{count} jobs of the flood went before another's" for count in overtaken(file) if count > OVERTAKEN]
+    found += [
+        f"{count} jobs of the flood went before another's"
+        for count in overtaken(file)
+        if count > OVERTAKEN
+    ]
     for event in events(file, "flood"):
         if event["status"] != 202 and (event["status"] != 429 or not event["wait"]):
             found.append(f"the flooder got {event['status']}, to wait {event['wait']} s")
@@ -150,7 +169,11 @@ def violations(file: Path) -> list[str]:
     if not any(event["when"] == "during" for event in events(file, "honest")):
         found.append("nobody else came")
     ends = [*events(file, "end")]
-    found += [f"the store grew to {event['store_mib']:.0f} MiB" for event in ends if event["store_mib"] > STORE_MIB]
+    found += [
+        f"the store grew to {event['store_mib']:.0f} MiB"
+        for event in ends
+        if event["store_mib"] > STORE_MIB
+    ]
     return found if ends else [*found, "the campaign did not come to its end"]
 
 
@@ -167,7 +190,9 @@ def main(seed: int, seconds: float, file: Path | None, without: str | None) -> N
         answers = Counter(event["status"] for event in events(history.file, "flood"))
         click.echo(f"| the flooder's answers | {dict(answers)} |")
         before = [float(count) for count in overtaken(history.file)]
-        click.echo(f"| others' jobs | {len(before)}; of the flood went before: p50 {percentile(before, 0.5):.0f} |")
+        click.echo(
+            f"| others' jobs | {len(before)}; of the flood went before: p50 {percentile(before, 0.5):.0f} |"
+        )
         for event in events(history.file, "end"):
             click.echo(f"| the store, at most | {event['store_mib']:.0f} MiB |")
         judged(violations(history.file))

@@ -63,7 +63,9 @@ class Canary:
         return Path.touch, (self.file,)
 
 
-def _message(body: bytes, kind: str = "application/json", task: object = STYLIZE, **headers: Any) -> dict[str, Any]:
+def _message(
+    body: bytes, kind: str = "application/json", task: object = STYLIZE, **headers: Any
+) -> dict[str, Any]:
     """As Celery lays it into Redis."""
     tag = str(uuid.uuid4())
     properties = {
@@ -78,13 +80,22 @@ def _message(body: bytes, kind: str = "application/json", task: object = STYLIZE
         "body": base64.b64encode(body).decode(),
         "content-encoding": "utf-8",
         "content-type": kind,
-        "headers": {"lang": "py", "task": task, "id": tag, "root_id": tag, "argsrepr": "()", **headers},
+        "headers": {
+            "lang": "py",
+            "task": task,
+            "id": tag,
+            "root_id": tag,
+            "argsrepr": "()",
+            **headers,
+        },
         "properties": properties,
     }
 
 
 def _arguments(*args: Any, **kwargs: Any) -> bytes:
-    return json.dumps([args, kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]).encode()
+    return json.dumps(
+        [args, kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+    ).encode()
 
 
 def _without(message: dict[str, Any], name: str) -> dict[str, Any]:
@@ -96,7 +107,9 @@ def kinds(dice: random.Random, canary: Path) -> dict[str, Callable[[], Any]]:
     sound = _arguments()
     pickled = pickle.dumps([[Canary(canary)], {}, {}])
     yaml = f'!!python/object/apply:os.system ["touch {canary}"]'.encode()
-    chained = json.dumps([[], {}, {"chain": [{"task": "celery.backend_cleanup", "args": []}]}]).encode()
+    chained = json.dumps(
+        [[], {}, {"chain": [{"task": "celery.backend_cleanup", "args": []}]}]
+    ).encode()
     return {
         "pickle": lambda: _message(pickled, "application/x-python-serialize"),
         "pickle called json": lambda: _message(pickled),
@@ -110,7 +123,9 @@ def kinds(dice: random.Random, canary: Path) -> dict[str, Callable[[], Any]]:
         "arguments by name": lambda: _message(_arguments(owner="somebody", path="/etc/passwd")),
         "ten megabytes": lambda: _message(_arguments("x" * 10_000_000)),
         "deep": lambda: _message(b"[" * 100_000),
-        "another schema": lambda: _message(dice.choice([b"{}", b"[]", b"null", b"[[],{}]", b"", b"7", b"\xff\xfe"])),
+        "another schema": lambda: _message(
+            dice.choice([b"{}", b"[]", b"null", b"[[],{}]", b"", b"7", b"\xff\xfe"])
+        ),
         "chain": lambda: _message(chained),
         "next year": lambda: _message(sound, eta="2099-01-01T00:00:00+00:00"),
         "no time": lambda: _message(sound, eta="never", expires="never"),
@@ -118,7 +133,9 @@ def kinds(dice: random.Random, canary: Path) -> dict[str, Callable[[], Any]]:
         "no headers": lambda: _without(_message(sound), "headers"),
         "no properties": lambda: _without(_message(sound), "properties"),
         "no body": lambda: _without(_message(sound), "body"),
-        "no envelope": lambda: dice.choice(["", "{", "null", "[]", "7", "\x00\xff", '{"body": {}}', "[" * 100_000]),
+        "no envelope": lambda: dice.choice(
+            ["", "{", "null", "[]", "7", "\x00\xff", '{"body": {}}', "[" * 100_000]
+        ),
     }
 
 
@@ -126,7 +143,9 @@ def _processes(worker: Program) -> list[int]:
     return sorted([worker.pid, *(child.pid for child in worker.children())])
 
 
-def campaign(folder: Path, history: History, *, seed: int, count: int, without: str | None = None) -> None:
+def campaign(
+    folder: Path, history: History, *, seed: int, count: int, without: str | None = None
+) -> None:
     """Run it and tell the history."""
     dice, canary = random.Random(seed), folder.absolute() / "canary"
     history.tell("begin", seed=seed, count=count, without=without)
@@ -134,7 +153,10 @@ def campaign(folder: Path, history: History, *, seed: int, count: int, without: 
     with fleet, fleet.redis() as store, Caller(fleet.url) as caller:
         born, worker = _processes(fleet.workers[0]), fleet.workers[0]
         forged = kinds(dice, canary)
-        names = [*forged, *dice.choices([name for name in forged if name != "ten megabytes"], k=count)][:count]
+        names = [
+            *forged,
+            *dice.choices([name for name in forged if name != "ten megabytes"], k=count),
+        ][:count]
         for number, name in enumerate(names):
             message = forged[name]()
             store.lpush(QUEUE, message if isinstance(message, str) else json.dumps(message))
@@ -148,12 +170,17 @@ def campaign(folder: Path, history: History, *, seed: int, count: int, without: 
             time.sleep(0.05)
         _follow(caller, history, "last")
         memory = psutil.Process(worker.pid).memory_info().rss // 2**20
-        history.tell("end", forged=len(names), left=store.llen(QUEUE), canary=canary.exists(), mib=memory)
+        history.tell(
+            "end", forged=len(names), left=store.llen(QUEUE), canary=canary.exists(), mib=memory
+        )
 
 
 def _follow(caller: Caller, history: History, key: str) -> None:
     job_id, until = caller.submit(PARAMETERS, key), time.monotonic() + PATIENCE_SECONDS
-    while (status := caller.ask("GET", f"/v1/jobs/{job_id}").json()["status"]) in {"queued", "running"}:
+    while (status := caller.ask("GET", f"/v1/jobs/{job_id}").json()["status"]) in {
+        "queued",
+        "running",
+    }:
         if time.monotonic() > until:
             break
         time.sleep(0.05)
@@ -163,7 +190,11 @@ def _follow(caller: Caller, history: History, key: str) -> None:
 def violations(file: Path) -> list[str]:
     """What must not be, by the history alone."""
     found = [f"a process died of {event['after']}" for event in events(file, "died")]
-    found += [f"{event['id']}: {event['status']}" for event in events(file, "job") if event["status"] != "succeeded"]
+    found += [
+        f"{event['id']}: {event['status']}"
+        for event in events(file, "job")
+        if event["status"] != "succeeded"
+    ]
     ends = [*events(file, "end")]
     found += ["a message was executed" for event in ends if event["canary"]]
     found += [f"{event['left']} messages were never taken" for event in ends if event["left"]]

@@ -148,9 +148,13 @@ class Visitor(threading.Thread):
 class Trial:
     """The faults of one fleet's disks, one after the other."""
 
-    def __init__(self, fleet: Fleet, disks: dict[str, Disk], history: History, dice: random.Random) -> None:
+    def __init__(
+        self, fleet: Fleet, disks: dict[str, Disk], history: History, dice: random.Random
+    ) -> None:
         self._fleet, self._disks, self._history, self._dice = fleet, disks, history, dice
-        self._http = httpx2.Client(base_url=fleet.url, timeout=3 * faults.HANG_SECONDS, trust_env=False)
+        self._http = httpx2.Client(
+            base_url=fleet.url, timeout=3 * faults.HANG_SECONDS, trust_env=False
+        )
         self._sent = 0
 
     def run(self, kind: str) -> None:
@@ -172,7 +176,9 @@ class Trial:
                 break
             time.sleep(0.05)
         died = [name for name, pid in self._pids().items() if pid != before[name]]
-        self._history.tell("recovered", kind=kind, after=round(time.monotonic() - began, 3), died=died)
+        self._history.tell(
+            "recovered", kind=kind, after=round(time.monotonic() - began, 3), died=died
+        )
 
     def _begin(self, kind: str) -> None:
         data = self._disks["data"]
@@ -185,7 +191,9 @@ class Trial:
         elif kind == "store full":
             self._disks["valkey"].fill(self._dice.randrange(20_000))
         else:
-            self._limit_files(self._dice.choice(["api", "worker", "child"]), self._dice.choice([0, 1, 2, 5]))
+            self._limit_files(
+                self._dice.choice(["api", "worker", "child"]), self._dice.choice([0, 1, 2, 5])
+            )
 
     def _end(self, kind: str) -> None:
         if kind == "read-only":
@@ -199,7 +207,9 @@ class Trial:
         """What an upload is answered, and whether the service calls itself ready."""
         for _ in range(20):
             if kind == "full":
-                self._disks["data"].fill(0)  # what others had begun is gone by now, and has left room
+                self._disks["data"].fill(
+                    0
+                )  # what others had begun is gone by now, and has left room
             seen = {"upload": self._upload(), "ready": self._ready()}
             if {*seen.values()} == {503}:
                 break
@@ -209,7 +219,9 @@ class Trial:
         if who == "child":
             chosen = [child for worker in self._fleet.workers for child in worker.children()]
         else:
-            chosen = [psutil.Process((self._fleet.api if who == "api" else self._fleet.workers[0]).pid)]
+            chosen = [
+                psutil.Process((self._fleet.api if who == "api" else self._fleet.workers[0]).pid)
+            ]
         for process in chosen:
             hard = process.rlimit(psutil.RLIMIT_NOFILE)[1]
             process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() + spare, hard))
@@ -228,7 +240,10 @@ class Trial:
     def _pids(self) -> dict[str, int]:
         found = {"api": self._fleet.api.pid}
         for worker in self._fleet.workers:
-            found |= {worker.name: worker.pid, f"{worker.name}'s child": sum(one.pid for one in worker.children())}
+            found |= {
+                worker.name: worker.pid,
+                f"{worker.name}'s child": sum(one.pid for one in worker.children()),
+            }
         return found
 
     def _upload(self) -> int:
@@ -248,7 +263,9 @@ class Trial:
 
     def torn(self) -> list[str]:
         """Blobs that are not what their names say."""
-        return [name for name, data in _blobs(self._fleet.data) if digest_of(data) != f"sha256:{name}"]
+        return [
+            name for name, data in _blobs(self._fleet.data) if digest_of(data) != f"sha256:{name}"
+        ]
 
     def parts(self) -> list[str]:
         return [path.name for path in (self._fleet.data / "blobs" / "parts").glob("*")]
@@ -273,12 +290,17 @@ def campaign(
     dice, over = random.Random(seed), threading.Event()
     history.tell("begin", seed=seed, count=count, without=without)
     disks = {name: Disk(folder / name, megabytes) for name, megabytes in SIZES_MB.items()}
-    fleet = Fleet(folder, tiny=True, changed=CONTROLS.get(without or "", ""), WORKER_PREVIEW_SECONDS="0.3")
+    fleet = Fleet(
+        folder, tiny=True, changed=CONTROLS.get(without or "", ""), WORKER_PREVIEW_SECONDS="0.3"
+    )
     with fleet, Timed(fleet.url, history) as caller:
         for number, parameters in enumerate(kills.PARAMETERS):
             job = kills._followed(caller, caller.submit(parameters, f"reference-{number}"))
             history.tell("reference", parameters=number, pixels=caller.pixels(job))
-        clients = [Client(fleet, history, seed * 1000 + number, 10**6, over) for number in range(kills.CLIENTS)]
+        clients = [
+            Client(fleet, history, seed * 1000 + number, 10**6, over)
+            for number in range(kills.CLIENTS)
+        ]
         for client in (*clients, Visitor(fleet, history, over)):
             client.start()
         trial = Trial(fleet, disks, history, dice)
@@ -320,7 +342,9 @@ def violations(file: Path) -> list[str]:
             fault = event["kind"] if event["event"] == "begun" else ""
     for event in events(file, "refused"):
         if event["upload"] != 503 or event["ready"] != 503:
-            found.append(f"{event['kind']}: an upload was answered {event['upload']}, /readyz {event['ready']}")
+            found.append(
+                f"{event['kind']}: an upload was answered {event['upload']}, /readyz {event['ready']}"
+            )
     for event in events(file, "over", "files"):
         found += [f"torn: {name}" for name in event["torn"]]
     for event in events(file, "files"):
@@ -368,26 +392,50 @@ def figures(file: Path) -> dict[str, Any]:
 def _in_a_namespace(arguments: list[str]) -> int:
     """Run this program again where its mounts are its own; its exit code."""
     unshare = ["unshare", *([] if os.geteuid() == 0 else ["--map-root-user"]), "--mount"]
-    return subprocess.run([*unshare, sys.executable, __file__, "--inside", *arguments], check=False).returncode
+    return subprocess.run(
+        [*unshare, sys.executable, __file__, "--inside", *arguments], check=False
+    ).returncode
 
 
 @click.command()
 @click.option("--seed", default=1)
 @click.option("--count", default=60, help="Faults.")
-@click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, default=KINDS, help="Of these kinds only.")
+@click.option(
+    "--kind",
+    "kinds",
+    type=click.Choice(KINDS),
+    multiple=True,
+    default=KINDS,
+    help="Of these kinds only.",
+)
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
 @click.option("--inside", is_flag=True, hidden=True)
 def main(
-    *, seed: int, count: int, kinds: tuple[str, ...], file: Path | None, without: str | None, inside: bool
+    *,
+    seed: int,
+    count: int,
+    kinds: tuple[str, ...],
+    file: Path | None,
+    without: str | None,
+    inside: bool,
 ) -> None:
     """Fill, lock and count."""
     if not inside:
         sys.exit(_in_a_namespace(sys.argv[1:]))
-    with tempfile.TemporaryDirectory(prefix="impasto-full-disk-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="impasto-full-disk-", ignore_cleanup_errors=True
+    ) as folder:
         history = History(file or Path(folder) / "history.jsonl")
         try:
-            campaign(Path(folder) / "fleet", history, seed=seed, count=count, kinds=kinds, without=without)
+            campaign(
+                Path(folder) / "fleet",
+                history,
+                seed=seed,
+                count=count,
+                kinds=kinds,
+                without=without,
+            )
         finally:  # so that the folder can go
             for name in SIZES_MB:
                 command = ["umount", "--lazy", str(Path(folder) / "fleet" / name)]

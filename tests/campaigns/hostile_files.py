@@ -45,7 +45,9 @@ def chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def png(width: int, height: int, depth: int, color: int, *before: bytes, rows: int | None = None) -> bytes:
+def png(
+    width: int, height: int, depth: int, color: int, *before: bytes, rows: int | None = None
+) -> bytes:
     """A black PNG written by hand, with further chunks before its pixels, and fewer rows than promised if you like."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
     row = bytes(1 + -(-width * depth * channels // 8))
@@ -54,7 +56,14 @@ def png(width: int, height: int, depth: int, color: int, *before: bytes, rows: i
     body = b"".join([*pixels, deflater.flush()])
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     palette = chunk(b"PLTE", bytes(768)) if color == 3 else b""
-    return b"\x89PNG\r\n\x1a\n" + head + b"".join(before) + palette + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + b"".join(before)
+        + palette
+        + chunk(b"IDAT", body)
+        + chunk(b"IEND", b"")
+    )
 
 
 def png_claiming(width: int, height: int) -> bytes:
@@ -82,7 +91,10 @@ def webp_claiming(width: int, height: int) -> bytes:
 
 def webp(*chunks: tuple[bytes, bytes]) -> bytes:
     """The container around these chunks."""
-    body = b"".join(name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for name, data in chunks)
+    body = b"".join(
+        name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+        for name, data in chunks
+    )
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
 
 
@@ -114,7 +126,9 @@ def colors() -> Image.Image:
 
 def noise(seed: int, side_px: int = 48) -> Image.Image:
     """A picture of many values, so that damage to its bytes matters."""
-    return Image.frombytes("RGB", (side_px, side_px), random.Random(seed).randbytes(3 * side_px**2)).resize((64, 64))
+    return Image.frombytes(
+        "RGB", (side_px, side_px), random.Random(seed).randbytes(3 * side_px**2)
+    ).resize((64, 64))
 
 
 def _profile() -> bytes:
@@ -128,7 +142,9 @@ def encodings() -> dict[str, bytes]:
     alpha.putalpha(Image.linear_gradient("L").resize(alpha.size))
     exif = Image.Exif()
     exif[0x0112] = 6
-    thumbnail = b"Exif\0\0" + saved(picture.resize((16, 12)), "JPEG")  # an end mark inside a segment
+    thumbnail = b"Exif\0\0" + saved(
+        picture.resize((16, 12)), "JPEG"
+    )  # an end mark inside a segment
     jpegs = {
         "baseline": {},
         "progressive": {"progressive": True},
@@ -153,13 +169,17 @@ def encodings() -> dict[str, bytes]:
         "animated lossless": {"save_all": True, "append_images": [second], "lossless": True},
     }
     found |= {f"WebP {name}": saved(picture, "WEBP", **options) for name, options in webps.items()}
-    found |= {f"WebP alpha {lossless}": saved(alpha, "WEBP", lossless=lossless) for lossless in (False, True)}
+    found |= {
+        f"WebP alpha {lossless}": saved(alpha, "WEBP", lossless=lossless)
+        for lossless in (False, True)
+    }
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         source = Image.new("I;16", picture.size, 3000) if mode == "I;16" else alpha.convert(mode)
         found[f"PNG {mode}"] = saved(source, "PNG")
     found["PNG animated"] = saved(picture, "PNG", save_all=True, append_images=[second])
     found |= {
-        f"PNG {depth} bit, type {color}": png(40, 40, depth, color) for depth, color in ((16, 6), (16, 2), (2, 3))
+        f"PNG {depth} bit, type {color}": png(40, 40, depth, color)
+        for depth, color in ((16, 6), (16, 2), (2, 3))
     }
     found["PNG interlaced"] = interlaced()
     return found
@@ -193,7 +213,11 @@ def canaries() -> dict[str, bytes]:
         chunk(b"caNa", CANARY),
         chunk(b"tIME", b"\x07\xea\1\1\1\1\1"),
     )
-    jpeg_segments = segment(0xFE, code), segment(0xE5, CANARY), segment(0xED, b"Photoshop 3.0\0" + CANARY)
+    jpeg_segments = (
+        segment(0xFE, code),
+        segment(0xE5, CANARY),
+        segment(0xED, b"Photoshop 3.0\0" + CANARY),
+    )
     return {
         "JPEG": jpeg_with(*jpeg_segments, xmp=xmp, **both) + code,
         "JPEG, a second picture behind": saved(colors(), "JPEG") + jpeg_with(*jpeg_segments),
@@ -230,22 +254,34 @@ def _oversize() -> Iterator[File]:
 def _stuffed() -> Iterator[File]:
     bomb = zlib.compress(bytes(200_000_000), 9)
     yield File("I4 zTXt of 200 MB", png(40, 40, 8, 2, chunk(b"zTXt", b"Comment\0\0" + bomb)), BAD)
-    yield File("I4 iTXt of 200 MB", png(40, 40, 8, 2, chunk(b"iTXt", b"Comment\0\1\0\0\0" + bomb)), BAD)
+    yield File(
+        "I4 iTXt of 200 MB", png(40, 40, 8, 2, chunk(b"iTXt", b"Comment\0\1\0\0\0" + bomb)), BAD
+    )
     yield File("I4 iCCP of 200 MB", png(40, 40, 8, 2, chunk(b"iCCP", b"icc\0\0" + bomb)), BAD)
     yield File("I4 100,000 tEXt", png(40, 40, 8, 2, chunk(b"tEXt", b"a\0b") * 100_000), BAD)
-    yield File("I4 1.5 MB of tEXt", png(40, 40, 8, 2, chunk(b"tEXt", b"a\0" + bytes(50_000)) * 30), BAD)
-    yield File("I4 1.5 million empty chunks", png(40, 40, 8, 2, chunk(b"caNa", b"") * 1_500_000), BAD)
+    yield File(
+        "I4 1.5 MB of tEXt", png(40, 40, 8, 2, chunk(b"tEXt", b"a\0" + bytes(50_000)) * 30), BAD
+    )
+    yield File(
+        "I4 1.5 million empty chunks", png(40, 40, 8, 2, chunk(b"caNa", b"") * 1_500_000), BAD
+    )
     yield File("I4 4.9 million empty segments", jpeg_with(segment(0xE0, b"") * 4_900_000), BAD)
     yield File("I4 2.4 million empty chunks of WebP", webp(*[(b"XXXX", b"")] * 2_400_000), BAD)
     yield File("I4 1,000 scans", jpeg_of_many_scans(1000, 64), BAD)
 
 
 def _harmless_looks() -> Iterator[File]:
-    trailers = {"HTML": b"<script>alert(1)</script>", "ZIP": b"PK\x05\x06" + bytes(18), "PDF": b"%PDF-1.4\n%%EOF"}
+    trailers = {
+        "HTML": b"<script>alert(1)</script>",
+        "ZIP": b"PK\x05\x06" + bytes(18),
+        "PDF": b"%PDF-1.4\n%%EOF",
+    }
     for kind in ("JPEG", "PNG", "WEBP"):
         for what, trailer in trailers.items():
             yield File(f"I5 {kind} + {what}", saved(colors(), kind) + trailer, OK)
-    yield File("I5 PHP in a comment", jpeg_with(segment(0xFE, b"<?php system('id') ?>")), OK, "x.php.jpg")
+    yield File(
+        "I5 PHP in a comment", jpeg_with(segment(0xFE, b"<?php system('id') ?>")), OK, "x.php.jpg"
+    )
     for name, data in canaries().items():
         yield File(f"I5 canaries in {name}", data, OK)
     for name, data in encodings().items():
@@ -256,19 +292,32 @@ def _harmless_looks() -> Iterator[File]:
     yield File("I9 junk between segments", jpeg_with(segment(0xE1, b""), b"\0\0\xff\0junk"), OK)
     many = {"save_all": True, "append_images": [colors()] * 300, "duration": 10}
     yield File("I9 300 frames of WebP", saved(colors(), "WEBP", **many), OK)
-    yield File("I9 claims 2^31 frames", png(40, 40, 8, 2, chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))), OK)
+    yield File(
+        "I9 claims 2^31 frames",
+        png(40, 40, 8, 2, chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))),
+        OK,
+    )
     for turn in range(9):
         exif = Image.Exif()
         exif[0x0112] = turn
         for kind in ("JPEG", "PNG", "WEBP"):
             yield File(f"I10 {kind} turned {turn}", saved(colors(), kind, exif=exif), OK)
-    for name, broken in {"garbage": b"garbage", "a loop": b"II*\0\x08\0\0\0\1\0\x69\x87\4\0\1\0\0\0\x08\0\0\0"}.items():
+    for name, broken in {
+        "garbage": b"garbage",
+        "a loop": b"II*\0\x08\0\0\0\1\0\x69\x87\4\0\1\0\0\0\x08\0\0\0",
+    }.items():
         yield File(f"I10 EXIF is {name}", saved(colors(), "JPEG", exif=b"Exif\0\0" + broken), OK)
-    profiles = {"text": b"no profile", "cut": _profile()[:200], "400 KB": _profile() + bytes(400_000)}
+    profiles = {
+        "text": b"no profile",
+        "cut": _profile()[:200],
+        "400 KB": _profile() + bytes(400_000),
+    }
     profiles["LAB"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     for name, profile in profiles.items():
         for kind in ("JPEG", "PNG", "WEBP"):
-            yield File(f"I11 {kind}, profile: {name}", saved(colors(), kind, icc_profile=profile), OK)
+            yield File(
+                f"I11 {kind}, profile: {name}", saved(colors(), kind, icc_profile=profile), OK
+            )
 
 
 def _cut_and_odd() -> Iterator[File]:
@@ -301,7 +350,9 @@ def _other_formats() -> Iterator[File]:
     for name, data in texts.items():
         yield File(f"I13 {name}", data, OTHER, label="image/png")
     for filename in ("../../etc/passwd", "x.jpg%00.php", "con", "x" * 3000, "\u202egpj.exe"):
-        yield File(f"I13 called {filename[:20]!r}", saved(colors(), "PNG"), OK, filename, "text/html")
+        yield File(
+            f"I13 called {filename[:20]!r}", saved(colors(), "PNG"), OK, filename, "text/html"
+        )
 
 
 def _attacks_on_the_decoder() -> Iterator[File]:
@@ -311,9 +362,17 @@ def _attacks_on_the_decoder() -> Iterator[File]:
 
 
 def _heavy() -> Iterator[File]:
-    yield File("I3 CMYK progressive of 39 MP", saved(Image.new("CMYK", (6300, 6300)), "JPEG", progressive=True), OK)
+    yield File(
+        "I3 CMYK progressive of 39 MP",
+        saved(Image.new("CMYK", (6300, 6300)), "JPEG", progressive=True),
+        OK,
+    )
     yield File("I3 16-bit RGBA of 39 MP", png(6300, 6300, 16, 6), OK)
-    yield File("I3 lossless WebP of 25 MP", saved(Image.new("RGB", (5000, 5000)), "WEBP", lossless=True), OK)
+    yield File(
+        "I3 lossless WebP of 25 MP",
+        saved(Image.new("RGB", (5000, 5000)), "WEBP", lossless=True),
+        OK,
+    )
     yield File("I3 90 scans of 39 MP", jpeg_of_many_scans(90, 6300), OK)
     yield File("I15 LOOP", jpeg_with(segment(0xFE, b"LOOP")), BAD)
 

@@ -25,9 +25,17 @@ from watched_api import WatchedApi
 from core import errors
 from core.images import codec
 
-ALLOWED = {(201, ""), (413, "upload_too_large"), (415, "unsupported_image"), BAD, (422, "image_too_large")}
+ALLOWED = {
+    (201, ""),
+    (413, "upload_too_large"),
+    (415, "unsupported_image"),
+    BAD,
+    (422, "image_too_large"),
+}
 GROWTH_KB = 16 * 1024
-VERDICT_SECONDS = 2.0 * codec.DECODE_SECONDS + 1  # of the clock; busy cores make ten seconds of CPU time long
+VERDICT_SECONDS = (
+    2.0 * codec.DECODE_SECONDS + 1
+)  # of the clock; busy cores make ten seconds of CPU time long
 BYSTANDER_P99_SECONDS = 1.0
 CROWD = 60
 
@@ -64,7 +72,10 @@ PIL.Image.open = _open
 
 WITHOUT = {
     "sandbox": "from core.images import sandbox; sandbox.restrict_process = lambda *_: False",
-    "limits": "from core.images import sandbox; _enter = sandbox.restrict_process; sandbox.restrict_process = lambda *_: _enter(-1, 600)",
+    "limits": (
+        "from core.images import sandbox; _enter = sandbox.restrict_process\n"
+        "sandbox.restrict_process = lambda *_: _enter(-1, 600)"
+    ),
     "walk": (
         "from core.images import jpeg, png, webp\n"
         "jpeg.is_complete = png.is_complete = png.is_light = webp.is_complete = lambda _: True"
@@ -106,9 +117,16 @@ class Client:
         return self._send("/v1/jobs", [("content", photo), ("style", file)], file, "style")
 
     def _send(self, path: str, parts: list[tuple[str, File]], file: File, kind: str) -> Entry:
-        entry: Entry = {"kind": kind, "name": file.name, "bytes": len(file.data), "pinned": list(file.verdict)}
+        entry: Entry = {
+            "kind": kind,
+            "name": file.name,
+            "bytes": len(file.data),
+            "pinned": list(file.verdict),
+        }
         body = b"".join(_part(name, part) for name, part in parts) + b"--frontier--\r\n"
-        if time.monotonic() - self._used > 1:  # a server closes a connection that has long been idle
+        if (
+            time.monotonic() - self._used > 1
+        ):  # a server closes a connection that has long been idle
             self._connection.close()
         began = time.monotonic()
         try:
@@ -116,25 +134,42 @@ class Client:
                 "POST",
                 path,
                 body,
-                {"Content-Type": "multipart/form-data; boundary=frontier", "Content-Length": len(body)},
+                {
+                    "Content-Type": "multipart/form-data; boundary=frontier",
+                    "Content-Length": len(body),
+                },
             )
             response = self._connection.getresponse()
             answer = json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
             self._connection.close()
-            return entry | {"status": 0, "code": type(error).__name__, "seconds": time.monotonic() - began}
+            return entry | {
+                "status": 0,
+                "code": type(error).__name__,
+                "seconds": time.monotonic() - began,
+            }
         self._used = time.monotonic()
-        entry |= {"status": response.status, "code": answer.get("code", ""), "seconds": time.monotonic() - began}
+        entry |= {
+            "status": response.status,
+            "code": answer.get("code", ""),
+            "seconds": time.monotonic() - began,
+        }
         entry["retry_after"] = response.headers.get("Retry-After")
         if response.status in (201, 202):
             named = answer.get("input") or {"content": answer["id"], "styles": []}
-            entry |= {"digests": [named["content"], *named["styles"]], "decodes": _decodes(file.data)}
+            entry |= {
+                "digests": [named["content"], *named["styles"]],
+                "decodes": _decodes(file.data),
+            }
         return entry
 
 
 def _part(field: str, file: File) -> bytes:
     name = file.filename.encode("utf-8").replace(b'"', b"%22")
-    head = b'--frontier\r\nContent-Disposition: form-data; name="%s"; filename="%s"\r\n' % (field.encode(), name)
+    head = b'--frontier\r\nContent-Disposition: form-data; name="%s"; filename="%s"\r\n' % (
+        field.encode(),
+        name,
+    )
     return head + b"Content-Type: %s\r\n\r\n" % file.label.encode() + file.data + b"\r\n"
 
 
@@ -150,12 +185,16 @@ def _decodes(data: bytes) -> bool:
 def _mutants(seed: int, count: int) -> Iterator[File]:
     random_ = random.Random(seed)
     sources = list(hostile_files.encodings().values())
-    sources += [hostile_files.saved(hostile_files.noise(seed), kind) for kind in ("JPEG", "PNG", "WEBP")]
+    sources += [
+        hostile_files.saved(hostile_files.noise(seed), kind) for kind in ("JPEG", "PNG", "WEBP")
+    ]
     for number in range(count):
         yield File(f"mutant {number}", hostile_files.mutant(random_, sources), (0, ""))
 
 
-def _send_all(port: int, files: Iterable[tuple[File, str]], connections: int, seen: list[Entry]) -> None:
+def _send_all(
+    port: int, files: Iterable[tuple[File, str]], connections: int, seen: list[Entry]
+) -> None:
     """The files over several connections, each as soon as one is free."""
     waiting, lock = iter(files), threading.Lock()
 
@@ -203,7 +242,9 @@ def _crowd(port: int, seen: list[Entry]) -> None:
     bystander.join()
 
 
-def run(seed: int, count: int, connections: int, *, short: bool, without: str | None) -> list[Entry]:
+def run(
+    seed: int, count: int, connections: int, *, short: bool, without: str | None
+) -> list[Entry]:
     """All that was sent and seen."""
     api = WatchedApi()
     stand_in = STAND_IN.format(folder=str(api.folder), port=api.port)
@@ -213,7 +254,13 @@ def run(seed: int, count: int, connections: int, *, short: bool, without: str | 
         good = [(file, "warm") for file in pinned if file.verdict == hostile_files.OK][:20]
         seen: list[Entry] = []
         _send_all(api.port, good, connections, seen)
-        begin = {"kind": "begin", "seed": seed, "count": count, "without": without, "peak_kb": api.peak_kb}
+        begin = {
+            "kind": "begin",
+            "seed": seed,
+            "count": count,
+            "without": without,
+            "peak_kb": api.peak_kb,
+        }
         styles = pinned[:: 40 if short else 4]
         _send_all(api.port, [(file, "pinned") for file in pinned], connections, seen)
         _send_all(api.port, [(file, "style") for file in styles], connections, seen)
@@ -258,8 +305,12 @@ def violations(history: Path) -> list[str]:
     if end["escaped"]:
         found.append("a decoder wrote a file")
     found += [f"a part was left: {part}" for part in end["parts"]]
-    found += [f"nobody was told of the blob {digest}" for digest in sorted(set(end["blobs"]) - named)]
-    found += [f"an accepted picture is gone: {digest}" for digest in sorted(named - set(end["blobs"]))]
+    found += [
+        f"nobody was told of the blob {digest}" for digest in sorted(set(end["blobs"]) - named)
+    ]
+    found += [
+        f"an accepted picture is gone: {digest}" for digest in sorted(named - set(end["blobs"]))
+    ]
     found += [f"the log says: {line}" for line in end["log"]]
     waits = sorted(entry["seconds"] for entry in seen if entry["kind"] == "bystander")
     if waits and percentile(waits, 0.99) > BYSTANDER_P99_SECONDS:
@@ -312,7 +363,9 @@ def _figures(history: list[Entry]) -> Iterator[str]:
 @click.option("--short", is_flag=True, help="Without what takes seconds a piece.")
 @click.option("--history", type=click.Path(path_type=Path), default=Path("hostile_pictures.jsonl"))
 @click.option("--without", type=click.Choice(sorted(WITHOUT)))
-def main(seed: int, count: int, connections: int, short: bool, history: Path, without: str | None) -> None:
+def main(
+    seed: int, count: int, connections: int, short: bool, history: Path, without: str | None
+) -> None:
     """Run it, write the history, judge it."""
     entries = run(seed, count, connections, short=short, without=without)
     history.write_text("".join(json.dumps(entry) + "\n" for entry in entries))

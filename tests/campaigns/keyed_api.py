@@ -21,7 +21,11 @@ class KeyedApi:
     def __init__(self, folder: Path, changed: str = "", **settings: str) -> None:
         self.folder, self.port, self._store_port = folder, free_port(), free_port()
         self.redis_url = f"redis://127.0.0.1:{self._store_port}/0"
-        own = {"API_PORT": str(self.port), "DATA_DIR": str(folder / "data"), "REDIS_URL": self.redis_url}
+        own = {
+            "API_PORT": str(self.port),
+            "DATA_DIR": str(folder / "data"),
+            "REDIS_URL": self.redis_url,
+        }
         own |= {"API_KEYS": "required"} | settings
         self._environment = environment(**own)
         self._program = [sys.executable, "-c", f"{changed}\nfrom api.__main__ import main; main()"]
@@ -30,7 +34,9 @@ class KeyedApi:
     def __enter__(self) -> "KeyedApi":
         with (self.folder / "api.log").open("ab") as log:
             for program in (valkey_command(self._store_port, self.folder), self._program):
-                self._processes.append(subprocess.Popen(program, env=self._environment, stdout=log, stderr=log))
+                self._processes.append(
+                    subprocess.Popen(program, env=self._environment, stdout=log, stderr=log)
+                )
         end = time.monotonic() + 30
         while not self._ready():
             if time.monotonic() > end:
@@ -50,7 +56,10 @@ class KeyedApi:
             line.close()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 

@@ -76,7 +76,9 @@ class Caller:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def ask(self, method: str, path: str, until: Callable[[], bool] = lambda: False, **request: Any) -> httpx2.Response:
+    def ask(
+        self, method: str, path: str, until: Callable[[], bool] = lambda: False, **request: Any
+    ) -> httpx2.Response:
         while True:
             with suppress(httpx2.HTTPError):
                 answer = self._http.request(method, path, **request)
@@ -92,7 +94,9 @@ class Caller:
 
     def submit(self, parameters: dict[str, str], key: str) -> str:
         files = {"content": ("a.png", self.photo(key)), "style": ("b.png", PAINTING)}
-        answer = self.ask("POST", "/v1/jobs", files=files, data=parameters, headers={"Idempotency-Key": key})
+        answer = self.ask(
+            "POST", "/v1/jobs", files=files, data=parameters, headers={"Idempotency-Key": key}
+        )
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
@@ -115,7 +119,9 @@ def _facts(caller: Caller, job: dict[str, Any]) -> dict[str, Any]:
 class Client(threading.Thread):
     """Submits, polls, and tells how each job ended."""
 
-    def __init__(self, fleet: Fleet, history: History, seed: int, jobs: int, over: threading.Event) -> None:
+    def __init__(
+        self, fleet: Fleet, history: History, seed: int, jobs: int, over: threading.Event
+    ) -> None:
         super().__init__(daemon=True)
         self._caller, self._history, self._jobs, self._over = Caller(fleet.url), history, jobs, over
         self._random = random.Random(seed)
@@ -173,7 +179,9 @@ def _wake(child: psutil.Process) -> None:
         child.resume()
 
 
-def campaign(folder: Path, history: History, *, seed: int, kills: int, jobs: int, without: str | None = None) -> None:
+def campaign(
+    folder: Path, history: History, *, seed: int, kills: int, jobs: int, without: str | None = None
+) -> None:
     """Run it and tell the history."""
     dice, over = random.Random(seed), threading.Event()
     store = {"appendonly": "no"} if without == "durability" else None
@@ -183,7 +191,10 @@ def campaign(folder: Path, history: History, *, seed: int, kills: int, jobs: int
         for number, parameters in enumerate(PARAMETERS):  # in peace
             job = _followed(caller, caller.submit(parameters, f"reference-{number}"))
             history.tell("reference", parameters=number, pixels=caller.pixels(job))
-        clients = [Client(fleet, history, seed * 1000 + number, jobs // CLIENTS, over) for number in range(CLIENTS)]
+        clients = [
+            Client(fleet, history, seed * 1000 + number, jobs // CLIENTS, over)
+            for number in range(CLIENTS)
+        ]
         for client in clients:
             client.start()
         done = 0
@@ -233,7 +244,12 @@ def _tidy_up(fleet: Fleet, caller: Caller, history: History) -> None:
     with fleet.redis() as client, suppress(redis.RedisError):
         for digest in client.zrange("impasto:orphans", 0, -1):
             client.zadd("impasto:orphans", {digest: 1})
-    files = [path for name in ("blobs", "checkpoints") for path in (fleet.data / name).rglob("*") if path.is_file()]
+    files = [
+        path
+        for name in ("blobs", "checkpoints")
+        for path in (fleet.data / name).rglob("*")
+        if path.is_file()
+    ]
     for path in files:
         with suppress(FileNotFoundError):
             os.utime(path, (1, 1))
@@ -245,7 +261,12 @@ def _tidy_up(fleet: Fleet, caller: Caller, history: History) -> None:
 
 
 def _files(data: Path) -> list[str]:
-    found = [path for name in ("blobs", "checkpoints") for path in (data / name).rglob("*") if path.is_file()]
+    found = [
+        path
+        for name in ("blobs", "checkpoints")
+        for path in (data / name).rglob("*")
+        if path.is_file()
+    ]
     return [str(path.relative_to(data)) for path in found if path.name != "deletions.lock"]
 
 
@@ -309,7 +330,9 @@ def main(seed: int, kills: int, jobs: int, file: Path | None, without: str | Non
     """Kill and count."""
     with tempfile.TemporaryDirectory(prefix="impasto-kills-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
-        campaign(Path(folder) / "fleet", history, seed=seed, kills=kills, jobs=jobs, without=without)
+        campaign(
+            Path(folder) / "fleet", history, seed=seed, kills=kills, jobs=jobs, without=without
+        )
         for name, value in figures(history.file).items():
             click.echo(f"| {name} | {value} |")
         judged(violations(history.file))

@@ -18,10 +18,14 @@ from core.jobs.models import Status
 
 PARAMETERS = {"size": "64", "iterations": "10", "scales": "1"}
 LIMIT_SECONDS = 10.0  # until the bells ring again
-CONTROLS = {"reaper": "import api.background.reaper as r; r.Reaper._ring_lost_bells = lambda self: None"}
+CONTROLS = {
+    "reaper": "import api.background.reaper as r; r.Reaper._ring_lost_bells = lambda self: None"
+}
 
 
-def campaign(folder: Path, history: History, *, jobs: int, without: str | None = None, patience: float = 300) -> None:
+def campaign(
+    folder: Path, history: History, *, jobs: int, without: str | None = None, patience: float = 300
+) -> None:
     """Run it and tell the history."""
     history.tell("begin", jobs=jobs, without=without)
     fleet = Fleet(folder, workers=1, changed=CONTROLS.get(without or "", ""))
@@ -52,10 +56,16 @@ def _status(caller: Caller, job_id: str) -> str:
 def violations(file: Path) -> list[str]:
     """What must not be, by the history alone."""
     found = [
-        f"rung again after {event['after']:.1f} s" for event in events(file, "rung") if event["after"] > LIMIT_SECONDS
+        f"rung again after {event['after']:.1f} s"
+        for event in events(file, "rung")
+        if event["after"] > LIMIT_SECONDS
     ]
     ends = events(file, "end")
-    found += [f"{event['ended']} of {event['jobs']} ended" for event in ends if event["ended"] < event["jobs"]]
+    found += [
+        f"{event['ended']} of {event['jobs']} ended"
+        for event in ends
+        if event["ended"] < event["jobs"]
+    ]
     return found if any(events(file, "end")) else ["the campaign did not come to its end"]
 
 
@@ -69,7 +79,13 @@ def main(seed: int, jobs: int, file: Path | None, without: str | None) -> None:
     with tempfile.TemporaryDirectory(prefix="impasto-bells-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
         history.tell("seed", seed=seed)
-        campaign(Path(folder) / "fleet", history, jobs=jobs, without=without, patience=60 if without else 300)
+        campaign(
+            Path(folder) / "fleet",
+            history,
+            jobs=jobs,
+            without=without,
+            patience=60 if without else 300,
+        )
         for event in events(history.file, "emptied", "rung", "end"):
             click.echo(f"| {event.pop('event')} | {event} |")
         judged(violations(history.file))

@@ -52,10 +52,17 @@ class Trial:
         self._key = f"impasto:job:{job_id}"
         _until(lambda: self._iteration() > 0, "its beginning")
         first = time.monotonic()
-        _until(lambda: self._iteration() > 30 and self._store.hexists(self._key, "checkpoint"), "progress")
+        _until(
+            lambda: self._iteration() > 30 and self._store.hexists(self._key, "checkpoint"),
+            "progress",
+        )
         time.sleep(0.5)
         child = int(self._store.hget(self._key, "worker").rpartition(":")[2])
-        parent = next(one for one in self._fleet.workers if child in [process.pid for process in one.children()])
+        parent = next(
+            one
+            for one in self._fleet.workers
+            if child in [process.pid for process in one.children()]
+        )
         victims = [child] if kind == "died" else [parent.pid, child]
         reached, painted = self._iteration(), time.monotonic() - first
         for pid in victims:
@@ -71,11 +78,20 @@ class Trial:
         for pid in victims if kind == "frozen" else []:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-        _until(lambda: self._caller.ask("GET", f"/v1/jobs/{job_id}").json()["status"] == "canceled", "canceled")
+        _until(
+            lambda: self._caller.ask("GET", f"/v1/jobs/{job_id}").json()["status"] == "canceled",
+            "canceled",
+        )
         _until(self._all_there, "a new child")
         again_at = _number(progress, "iteration")
         lost = painted * max(0.0, 1 - again_at / reached)
-        return {"claimed": claimed, "goes_on": goes_on, "reached": reached, "again_at": again_at, "lost": lost}
+        return {
+            "claimed": claimed,
+            "goes_on": goes_on,
+            "reached": reached,
+            "again_at": again_at,
+            "lost": lost,
+        }
 
     def _iteration(self) -> int:
         return int(_number(self._store.hget(self._key, "progress"), "iteration"))
@@ -85,7 +101,8 @@ class Trial:
         children = {child.pid for worker in self._fleet.workers for child in worker.children()}
         now = int(self._store.time()[0]) * 1000
         live = {
-            int(name.rpartition(":")[2]) for name in self._store.zrangebyscore("impasto:workers", now - 2000, "+inf")
+            int(name.rpartition(":")[2])
+            for name in self._store.zrangebyscore("impasto:workers", now - 2000, "+inf")
         }
         return len(children) == len(self._fleet.workers) and children <= live
 
@@ -94,7 +111,9 @@ def _number(progress: str | None, name: str) -> float:
     return float(json.loads(progress)[name]) if progress else 0.0
 
 
-def campaign(folder: Path, history: History, *, seed: int, trials: int, without: str | None = None) -> None:
+def campaign(
+    folder: Path, history: History, *, seed: int, trials: int, without: str | None = None
+) -> None:
     """Run it and tell the history."""
     dice = random.Random(seed)
     history.tell("begin", seed=seed, trials=trials, without=without)
@@ -117,7 +136,9 @@ def violations(file: Path) -> list[str]:
     for kind, limit in LIMITS.items():
         seconds = [event["goes_on"] for event in events(file, "trial") if event["kind"] == kind]
         if seconds and percentile(seconds, 0.99) > limit:
-            found.append(f"{kind}: 99 of 100 go on within {percentile(seconds, 0.99):.2f} s, not {limit}")
+            found.append(
+                f"{kind}: 99 of 100 go on within {percentile(seconds, 0.99):.2f} s, not {limit}"
+            )
     found += [
         f"painted again from iteration {event['again_at']:.0f} of {event['reached']}: {event['lost']:.1f} s lost"
         for event in events(file, "trial")
@@ -142,7 +163,11 @@ def main(seed: int, trials: int, file: Path | None, without: str | None) -> None
             told = [event for event in events(history.file, "trial") if event["kind"] == kind]
             for name in ("claimed", "goes_on"):
                 if seconds := [event[name] for event in told]:
-                    p50, p99, most = percentile(seconds, 0.5), percentile(seconds, 0.99), max(seconds)
+                    p50, p99, most = (
+                        percentile(seconds, 0.5),
+                        percentile(seconds, 0.99),
+                        max(seconds),
+                    )
                     click.echo(
                         f"| {kind}, {name}, {len(told)} trials: p50, p99, most | {p50:.2f}, {p99:.2f}, {most:.2f} s |"
                     )

@@ -75,25 +75,42 @@ class Caller(kills.Caller):
 class Client(threading.Thread):
     """Submits at a pace of its own, whatever becomes of it, and waits for all to end."""
 
-    def __init__(self, caller: Caller, history: History, name: str, orders: list[str], seconds: float) -> None:
+    def __init__(
+        self, caller: Caller, history: History, name: str, orders: list[str], seconds: float
+    ) -> None:
         super().__init__(daemon=True)
-        self._caller, self._history, self._name, self._orders, self._seconds = caller, history, name, orders, seconds
+        self._caller, self._history, self._name, self._orders, self._seconds = (
+            caller,
+            history,
+            name,
+            orders,
+            seconds,
+        )
 
     def run(self) -> None:
         began, open_jobs = time.monotonic(), []
         for number, kind in enumerate(self._orders):
-            time.sleep(max(0.0, began + number * self._seconds / len(self._orders) - time.monotonic()))
+            time.sleep(
+                max(0.0, began + number * self._seconds / len(self._orders) - time.monotonic())
+            )
             parameters = number % len(SOUND)
             key = f"{self._name}-{number}{kind and '-poison-' + kind}"
             job_id = self._caller.submit(LONG if kind == "late" else SOUND[parameters], key)
             self._history.tell(
-                "accepted", job=job_id, round=self._name.partition("-")[0], poison=kind, parameters=parameters
+                "accepted",
+                job=job_id,
+                round=self._name.partition("-")[0],
+                poison=kind,
+                parameters=parameters,
             )
             open_jobs.append(job_id)
         until = time.monotonic() + PATIENCE_SECONDS
         for job_id in open_jobs:
             job = self._ended(job_id, until)
-            facts = {name: job[name] for name in ("status", "attempt", "error", "created_at", "completed_at")}
+            facts = {
+                name: job[name]
+                for name in ("status", "attempt", "error", "created_at", "completed_at")
+            }
             self._history.tell("final", job=job_id, pixels=self._caller.pixels(job), **facts)
 
     def _ended(self, job_id: str, until: float) -> dict[str, Any]:
@@ -118,15 +135,22 @@ def campaign(
     """Run it and tell the history."""
     dice = random.Random(seed)
     history.tell("begin", seed=seed, jobs=jobs, poison=poison, factor=factor, without=without)
-    fleet = Fleet(folder, tiny=True, changed=_DEADLY + CONTROLS.get(without or "", ""), API_KEYS="required")
+    fleet = Fleet(
+        folder, tiny=True, changed=_DEADLY + CONTROLS.get(without or "", ""), API_KEYS="required"
+    )
     with fleet:
         keys = ApiKeyStore(f"redis://127.0.0.1:{fleet.store_port}/0")
-        callers = [Caller(fleet.url, keys.create(f"caller {number}")[1]) for number in range(CALLERS)]
+        callers = [
+            Caller(fleet.url, keys.create(f"caller {number}")[1]) for number in range(CALLERS)
+        ]
         keys.close()
         for number, parameters in enumerate(SOUND):
             job = kills._followed(callers[0], callers[0].submit(parameters, f"reference-{number}"))
             history.tell("reference", parameters=number, pixels=callers[0].pixels(job))
-        for name, kinds in (("calm", []), ("poisoned", [KINDS[number % len(KINDS)] for number in range(poison)])):
+        for name, kinds in (
+            ("calm", []),
+            ("poisoned", [KINDS[number % len(KINDS)] for number in range(poison)]),
+        ):
             orders = [""] * jobs
             for kind in kinds:
                 orders.insert(dice.randrange(len(orders)), kind)
@@ -155,9 +179,16 @@ def _serves(fleet: Fleet) -> bool:
 
 def delays(file: Path, name: str) -> list[float]:
     """Of the sound jobs of a round that ended, the seconds from submission to end, by the store's clock."""
-    sound = {event["job"] for event in events(file, "accepted") if event["round"] == name and not event["poison"]}
+    sound = {
+        event["job"]
+        for event in events(file, "accepted")
+        if event["round"] == name and not event["poison"]
+    }
     return [
-        (datetime.fromisoformat(event["completed_at"]) - datetime.fromisoformat(event["created_at"])).total_seconds()
+        (
+            datetime.fromisoformat(event["completed_at"])
+            - datetime.fromisoformat(event["created_at"])
+        ).total_seconds()
         for event in events(file, "final")
         if event["job"] in sound and event["completed_at"]
     ]
@@ -177,13 +208,21 @@ def violations(file: Path) -> list[str]:
             found.append(f"{what} never ended: {end['status']} at attempt {end['attempt']}")
         elif event["poison"]:
             found += _ended_wrongly(what, event["poison"], end)
-        elif (end["status"], end["attempt"], end["pixels"]) != ("succeeded", 1, right.get(event["parameters"])):
-            found.append(f"{what} ended as {end['status']} at attempt {end['attempt']}, with {end['pixels']}")
+        elif (end["status"], end["attempt"], end["pixels"]) != (
+            "succeeded",
+            1,
+            right.get(event["parameters"]),
+        ):
+            found.append(
+                f"{what} ended as {end['status']} at attempt {end['attempt']}, with {end['pixels']}"
+            )
     calm, poisoned = delays(file, "calm"), delays(file, "poisoned")
     if not calm or not poisoned:
         found.append("nothing was measured")
     elif statistics.median(poisoned) > begin["factor"] * statistics.median(calm):
-        found.append(f"sound jobs take {statistics.median(poisoned):.2f} s, not {statistics.median(calm):.2f}")
+        found.append(
+            f"sound jobs take {statistics.median(poisoned):.2f} s, not {statistics.median(calm):.2f}"
+        )
     if not any(event["serving"] for event in events(file, "end")):
         found.append("the campaign did not come to its end, or left no service")
     return found
@@ -203,7 +242,9 @@ def figures(file: Path) -> dict[str, Any]:
     shown: dict[str, Any] = {
         f"{kind}: attempts, and how often": dict(
             Counter(
-                final[event["job"]]["attempt"] for event in poison if event["poison"] == kind and event["job"] in final
+                final[event["job"]]["attempt"]
+                for event in poison
+                if event["poison"] == kind and event["job"] in final
             )
         )
         for kind in KINDS
@@ -211,7 +252,9 @@ def figures(file: Path) -> dict[str, Any]:
     for name in ("calm", "poisoned"):
         if seconds := delays(file, name):
             p50, p99, most = percentile(seconds, 0.5), percentile(seconds, 0.99), max(seconds)
-            shown[f"{name}: sound jobs; delay p50, p99, most"] = f"{len(seconds)}; {p50:.2f}, {p99:.2f}, {most:.2f} s"
+            shown[f"{name}: sound jobs; delay p50, p99, most"] = (
+                f"{len(seconds)}; {p50:.2f}, {p99:.2f}, {most:.2f} s"
+            )
     return shown
 
 
@@ -224,12 +267,24 @@ def figures(file: Path) -> dict[str, Any]:
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
 def main(
-    seed: int, jobs: int, poison: int, seconds: float, factor: float, file: Path | None, without: str | None
+    seed: int,
+    jobs: int,
+    poison: int,
+    seconds: float,
+    factor: float,
+    file: Path | None,
+    without: str | None,
 ) -> None:
     """Poison and count."""
     with tempfile.TemporaryDirectory(prefix="impasto-poison-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
-        told = {"jobs": jobs, "poison": poison, "seconds": seconds, "factor": factor, "without": without}
+        told = {
+            "jobs": jobs,
+            "poison": poison,
+            "seconds": seconds,
+            "factor": factor,
+            "without": without,
+        }
         campaign(Path(folder) / "fleet", history, seed=seed, **told)
         for name, value in figures(history.file).items():
             click.echo(f"| {name} | {value} |")

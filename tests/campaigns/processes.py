@@ -21,9 +21,17 @@ def environment(**settings: str) -> dict[str, str]:
 
 def valkey_command(port: int, folder: Path, **options: str) -> list[str]:
     """As it is to be run in earnest, on loopback; `options` says what is to be different."""
-    given = {"port": str(port), "bind": "127.0.0.1", "dir": str(folder), "logfile": str(folder / "valkey.log")}
+    given = {
+        "port": str(port),
+        "bind": "127.0.0.1",
+        "dir": str(folder),
+        "logfile": str(folder / "valkey.log"),
+    }
     given |= {"save": "", "appendonly": "yes", "appendfsync": "always"} | options
-    return [str(get_binary_path()), *(word for name, value in given.items() for word in (f"--{name}", value))]
+    return [
+        str(get_binary_path()),
+        *(word for name, value in given.items() for word in (f"--{name}", value)),
+    ]
 
 
 class Valkey:

@@ -44,7 +44,9 @@ class Proxy:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self.port))
+        server = self._loop.run_until_complete(
+            asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        )
         self._there.set()
         self._loop.run_forever()
         server.close()
@@ -79,7 +81,9 @@ class Proxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
-                while self.fault == "swallow":  # nothing arrives, nothing is refused; what was sent is late
+                while (
+                    self.fault == "swallow"
+                ):  # nothing arrives, nothing is refused; what was sent is late
                     await asyncio.sleep(0.05)
                 if self.fault == "slow":
                     await asyncio.sleep(0.3)
@@ -95,5 +99,7 @@ class Proxy:
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     with suppress(OSError):
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
+        )
     writer.transport.abort()

@@ -56,11 +56,19 @@ class Seen:
 
 
 def request(
-    method: str, target: str | bytes, *headers: str | bytes, body: bytes = b"", host: str = "localhost"
+    method: str,
+    target: str | bytes,
+    *headers: str | bytes,
+    body: bytes = b"",
+    host: str = "localhost",
 ) -> bytes:
     """A request; its Host, Connection and Content-Length are as they should be."""
     path = target.encode() if isinstance(target, str) else target
-    lines = [b"%b %b HTTP/1.1" % (method.encode(), path), b"Host: " + host.encode(), b"Connection: close"]
+    lines = [
+        b"%b %b HTTP/1.1" % (method.encode(), path),
+        b"Host: " + host.encode(),
+        b"Connection: close",
+    ]
     lines += [header.encode("latin-1") if isinstance(header, str) else header for header in headers]
     if body:
         lines.append(b"Content-Length: %d" % len(body))
@@ -69,7 +77,12 @@ def request(
 
 def framed(*headers: str, body: bytes = b"", version: str = "1.1") -> bytes:
     """POST /v1/jobs with JSON, and exactly these headers beside."""
-    lines = [f"POST /v1/jobs HTTP/{version}", "Host: localhost", "Content-Type: application/json", *headers]
+    lines = [
+        f"POST /v1/jobs HTTP/{version}",
+        "Host: localhost",
+        "Content-Type: application/json",
+        *headers,
+    ]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 
@@ -78,27 +91,80 @@ def syntax(seed: int) -> Iterator[Case]:
     bad, length = {400}, "Content-Length"
     object_ = b"{}"
     yield Case(
-        "length longer than the body, then silence", framed(f"{length}: 99", body=object_), {408}, "request_timeout"
+        "length longer than the body, then silence",
+        framed(f"{length}: 99", body=object_),
+        {408},
+        "request_timeout",
     )
-    yield Case("length longer than the body, then the end", framed(f"{length}: 99", body=object_), {NOTHING}, end=True)
-    yield Case("length shorter than the body", framed(f"{length}: 1", body=object_), bad, "bad_request")
+    yield Case(
+        "length longer than the body, then the end",
+        framed(f"{length}: 99", body=object_),
+        {NOTHING},
+        end=True,
+    )
+    yield Case(
+        "length shorter than the body", framed(f"{length}: 1", body=object_), bad, "bad_request"
+    )
     for value in ("-1", "+2", "2, 2", "0x2", "2 2", str(2**64), "9" * 5000, "two", "2\x0b"):
-        yield Case(f"length {value[:20]!r}", framed(f"{length}: {value}", body=object_), bad, "bad_request")
+        yield Case(
+            f"length {value[:20]!r}", framed(f"{length}: {value}", body=object_), bad, "bad_request"
+        )
     yield Case("length missing", framed(), bad)
-    yield Case("length twice, the same", framed(f"{length}: 2", f"{length}: 2", body=object_), bad, "bad_request")
-    yield Case("length twice, another", framed(f"{length}: 2", f"{length}: 1", body=object_), bad, "bad_request")
-    yield Case("length over the limit", framed(f"{length}: 50000000000", body=object_), {413}, "upload_too_large")
+    yield Case(
+        "length twice, the same",
+        framed(f"{length}: 2", f"{length}: 2", body=object_),
+        bad,
+        "bad_request",
+    )
+    yield Case(
+        "length twice, another",
+        framed(f"{length}: 2", f"{length}: 1", body=object_),
+        bad,
+        "bad_request",
+    )
+    yield Case(
+        "length over the limit",
+        framed(f"{length}: 50000000000", body=object_),
+        {413},
+        "upload_too_large",
+    )
     chunks = b"2\r\n{}\r\n0\r\n\r\n"
     te = "Transfer-Encoding"
-    yield Case("length and chunks", framed(f"{length}: 2", f"{te}: chunked", body=chunks), bad, "bad_request")
-    yield Case("chunks and length", framed(f"{te}: chunked", f"{length}: 2", body=chunks), bad, "bad_request")
-    for value in ("gzip, chunked", "identity", "xchunked", "chunked, chunked", "\x0bchunked", "chunked, identity"):
+    yield Case(
+        "length and chunks",
+        framed(f"{length}: 2", f"{te}: chunked", body=chunks),
+        bad,
+        "bad_request",
+    )
+    yield Case(
+        "chunks and length",
+        framed(f"{te}: chunked", f"{length}: 2", body=chunks),
+        bad,
+        "bad_request",
+    )
+    for value in (
+        "gzip, chunked",
+        "identity",
+        "xchunked",
+        "chunked, chunked",
+        "\x0bchunked",
+        "chunked, identity",
+    ):
         yield Case(f"coding {value!r}", framed(f"{te}: {value}", body=chunks), bad, "bad_request")
         livez = request("GET", "/livez", f"{te}: {value}") + chunks
         yield Case(f"coding {value!r} where no body is read", livez, bad, "bad_request")
-    yield Case("coding twice", framed(f"{te}: chunked", f"{te}: chunked", body=chunks), bad, "bad_request")
-    yield Case("coding, space before the colon", framed(f"{te} : chunked", body=chunks), bad, "bad_request")
-    yield Case("chunks in HTTP/1.0", framed(f"{te}: chunked", body=chunks, version="1.0"), bad, "bad_request")
+    yield Case(
+        "coding twice", framed(f"{te}: chunked", f"{te}: chunked", body=chunks), bad, "bad_request"
+    )
+    yield Case(
+        "coding, space before the colon", framed(f"{te} : chunked", body=chunks), bad, "bad_request"
+    )
+    yield Case(
+        "chunks in HTTP/1.0",
+        framed(f"{te}: chunked", body=chunks, version="1.0"),
+        bad,
+        "bad_request",
+    )
     for name, body in {
         "no number": b"zz\r\n{}\r\n0\r\n\r\n",
         "negative": b"-2\r\n{}\r\n0\r\n\r\n",
@@ -108,7 +174,12 @@ def syntax(seed: int) -> Iterator[Case]:
     }.items():
         codes = {400, 431}
         yield Case(f"chunk: {name}", framed(f"{te}: chunked", body=body), codes)
-    yield Case("chunks without end", framed(f"{te}: chunked", body=b"2\r\n{}\r\n"), {408}, "request_timeout")
+    yield Case(
+        "chunks without end",
+        framed(f"{te}: chunked", body=b"2\r\n{}\r\n"),
+        {408},
+        "request_timeout",
+    )
     for name, line in {
         "folded": b"A: b\r\n c",
         "without colon": b"nonsense",
@@ -124,7 +195,10 @@ def syntax(seed: int) -> Iterator[Case]:
     yield Case("HTTP/0.9 without an end", b"GET /livez\r\n", {408}, "request_timeout")
     for version in ("0.9", "1.2", "2.0", "9.9", "11.1", "x"):
         yield Case(
-            f"HTTP/{version}", f"GET /livez HTTP/{version}\r\nHost: localhost\r\n\r\n".encode(), bad, "bad_request"
+            f"HTTP/{version}",
+            f"GET /livez HTTP/{version}\r\nHost: localhost\r\n\r\n".encode(),
+            bad,
+            "bad_request",
         )
     yield Case("HTTP/1.0 without a host", b"GET /livez HTTP/1.0\r\n\r\n", {200})
     yield Case("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bad, "bad_request")
@@ -136,7 +210,11 @@ def syntax(seed: int) -> Iterator[Case]:
         yield Case(f"noise {number}", b"\xff" + noise, bad, "bad_request")
     yield Case("nothing but line ends", b"\r\n" * 100, {NOTHING})
     yield Case("silence", b"", {NOTHING})
-    yield Case("two requests at once", request("GET", "/livez").replace(b"Connection: close\r\n", b"") * 2, {200})
+    yield Case(
+        "two requests at once",
+        request("GET", "/livez").replace(b"Connection: close\r\n", b"") * 2,
+        {200},
+    )
     after = request("GET", "/livez").replace(b"Connection: close\r\n", b"") + b"\x00garbage\r\n\r\n"
     yield Case("garbage after a request", after, {200})
     expects = framed("Expect: 100-continue", f"{length}: 2", body=object_)
@@ -144,7 +222,11 @@ def syntax(seed: int) -> Iterator[Case]:
     yield Case("expects nonsense", request("GET", "/livez", "Expect: 200-ok"), {200, 417})
     upgrade = "Upgrade: {}", "Connection: upgrade"
     for protocol in ("websocket", "h2c", "TLS/1.0"):
-        yield Case(f"upgrade to {protocol}", request("GET", "/livez", upgrade[0].format(protocol), upgrade[1]), {200})
+        yield Case(
+            f"upgrade to {protocol}",
+            request("GET", "/livez", upgrade[0].format(protocol), upgrade[1]),
+            {200},
+        )
 
 
 def heads() -> Iterator[Case]:
@@ -153,13 +235,35 @@ def heads() -> Iterator[Case]:
     yield Case("address of 1 MB", request("GET", "/" + "a" * 1_000_000), {414}, "uri_too_long")
     yield Case("address of 7 KB", request("GET", "/livez?" + "a" * 7000), {200})
     yield Case("header of 12 KB", request("GET", "/livez", "Accept: " + "a/b," * 3000), {200})
-    yield Case("header of 20 KB", request("GET", "/livez", "A: " + "b" * 20_000), {431}, "headers_too_large")
-    yield Case("header of 20 MB", request("GET", "/livez", b"A: " + b"b" * 20_000_000), {431}, "headers_too_large")
-    yield Case("header name of 1 MB", request("GET", "/livez", b"A" * 1_000_000 + b": b"), {431}, "headers_too_large")
-    yield Case("header without end", b"GET /livez HTTP/1.1\r\nA: " + b"b" * 1_000_000, {431}, "headers_too_large")
+    yield Case(
+        "header of 20 KB",
+        request("GET", "/livez", "A: " + "b" * 20_000),
+        {431},
+        "headers_too_large",
+    )
+    yield Case(
+        "header of 20 MB",
+        request("GET", "/livez", b"A: " + b"b" * 20_000_000),
+        {431},
+        "headers_too_large",
+    )
+    yield Case(
+        "header name of 1 MB",
+        request("GET", "/livez", b"A" * 1_000_000 + b": b"),
+        {431},
+        "headers_too_large",
+    )
+    yield Case(
+        "header without end",
+        b"GET /livez HTTP/1.1\r\nA: " + b"b" * 1_000_000,
+        {431},
+        "headers_too_large",
+    )
     yield Case("90 headers", request("GET", "/livez", *["A: b"] * 90), {200})
     yield Case("101 headers", request("GET", "/livez", *["A: b"] * 101), {431}, "headers_too_large")
-    yield Case("100,000 headers", request("GET", "/livez", *["A: b"] * 100_000), {431}, "headers_too_large")
+    yield Case(
+        "100,000 headers", request("GET", "/livez", *["A: b"] * 100_000), {431}, "headers_too_large"
+    )
     slowly = request("GET", "/livez", *[f"A: {'b' * 1000}"] * 30)
     pieces = [slowly[start : start + 1500] for start in range(0, len(slowly), 1500)]
     yield Case("30 KB in pieces", pieces, {431}, "headers_too_large")
@@ -167,36 +271,75 @@ def heads() -> Iterator[Case]:
 
 def targets() -> Iterator[Case]:
     """Methods, paths, queries, conditions."""
-    for method, status in {"TRACE": 405, "PUT": 405, "PATCH": 405, "OPTIONS": 405, "FOO": 400, "get": 400}.items():
+    for method, status in {
+        "TRACE": 405,
+        "PUT": 405,
+        "PATCH": 405,
+        "OPTIONS": 405,
+        "FOO": 400,
+        "get": 400,
+    }.items():
         code = {405: "method_not_allowed", 400: "bad_request"}[status]
         yield Case(f"method {method}", request(method, "/v1/jobs"), {status}, code)
     yield Case("CONNECT", b"CONNECT a:80 HTTP/1.1\r\nHost: localhost\r\n\r\n", {400}, "bad_request")
     yield Case("OPTIONS *", request("OPTIONS", "*"), {404}, "not_found")
     yield Case("absolute address", request("GET", "http://elsewhere.example/livez"), {200})
-    for bad in ("%00", "%ff", "..%2f..%2fetc%2fpasswd", "%0d%0aA:b", "%ed%a0%80", "a" * 7000, "job_%d9%a1", "%"):
+    for bad in (
+        "%00",
+        "%ff",
+        "..%2f..%2fetc%2fpasswd",
+        "%0d%0aA:b",
+        "%ed%a0%80",
+        "a" * 7000,
+        "job_%d9%a1",
+        "%",
+    ):
         yield Case(f"job id {bad[:20]}", request("GET", f"/v1/jobs/{bad}"), {404})
         yield Case(f"picture {bad[:20]}", request("HEAD", f"/v1/images/{bad}"), {404})
         yield Case(f"part of the page {bad[:20]}", request("GET", f"/web/{bad}"), {404})
     yield Case("job id that climbs", request("GET", "/v1/jobs/../../livez"), {404})
     yield Case("part of the page that climbs", request("GET", "/web/../../pyproject.toml"), {404})
     yield Case("delete a job with NUL", request("DELETE", "/v1/jobs/%00"), {404}, "job_not_found")
-    yield Case("cancel a job with %ff", request("POST", "/v1/jobs/%ff/cancel"), {404}, "job_not_found")
+    yield Case(
+        "cancel a job with %ff", request("POST", "/v1/jobs/%ff/cancel"), {404}, "job_not_found"
+    )
     yield Case("raw NUL in the path", request("GET", b"/\x00"), {400}, "bad_request")
     yield Case("raw high byte in the path", request("GET", b"/\xff"), {400}, "bad_request")
     yield Case("space in the path", request("GET", b"/a b"), {400}, "bad_request")
-    queries = ["limit=NaN", "limit=Infinity", "limit=1e999", "limit=" + "9" * 5000, "limit=%ff", "limit=", "cursor=-1"]
-    for query in [*queries, "cursor=%00", "status=%ed%a0%80", f"status={CANARY}", "limit=1&limit=x", "cursor=1e3"]:
+    queries = [
+        "limit=NaN",
+        "limit=Infinity",
+        "limit=1e999",
+        "limit=" + "9" * 5000,
+        "limit=%ff",
+        "limit=",
+        "cursor=-1",
+    ]
+    for query in [
+        *queries,
+        "cursor=%00",
+        "status=%ed%a0%80",
+        f"status={CANARY}",
+        "limit=1&limit=x",
+        "cursor=1e3",
+    ]:
         yield Case(f"query {query[:30]}", request("GET", f"/v1/jobs?{query}"), {422}, "bad_input")
     yield Case("format that is none", request("GET", "/v1/jobs/x/result?format=svg"), {404, 422})
     none_match = request("GET", f"/v1/jobs/job_{'a' * 26}", 'If-None-Match: "' + "a" * 10_000 + '"')
     yield Case("If-None-Match of 10 KB", none_match, {404}, "job_not_found")
     ranges = "Range: bytes=" + ",".join("0-0" for _ in range(1000))
     yield Case("1,000 ranges", request("GET", "/web/app.js", ranges), {200, 206, 400, 416})
-    yield Case("range that is none", request("GET", "/web/app.js", "Range: bytes=9-1"), {200, 400, 416})
-    yield Case("range beyond the end", request("GET", "/web/app.js", "Range: bytes=99999999-"), {200, 416})
+    yield Case(
+        "range that is none", request("GET", "/web/app.js", "Range: bytes=9-1"), {200, 400, 416}
+    )
+    yield Case(
+        "range beyond the end", request("GET", "/web/app.js", "Range: bytes=99999999-"), {200, 416}
+    )
     forwarded = [f"X-Forwarded-{name}: {CANARY}" for name in ("For", "Proto", "Host")]
     yield Case("forwarded by nobody", request("GET", "/livez", *forwarded), {200})
-    yield Case("hostile request id", request("GET", "/livez", f"X-Request-Id: {CANARY};\x1b[2J"), {400})
+    yield Case(
+        "hostile request id", request("GET", "/livez", f"X-Request-Id: {CANARY};\x1b[2J"), {400}
+    )
     yield Case("long request id", request("GET", "/livez", f"X-Request-Id: {CANARY * 20}"), {200})
 
 
@@ -204,30 +347,83 @@ def strangers() -> Iterator[Case]:
     """Names that are not ours, and pages of others."""
     yield Case("no host", b"GET /livez HTTP/1.1\r\n\r\n", {400}, "bad_request")
     yield Case("two hosts", request("GET", "/livez", "Host: localhost"), {400}, "bad_request")
-    for host in ("", "a b", "user@localhost", "localhost/", "localhost:x", "[::1", "localhost:99999999"):
+    for host in (
+        "",
+        "a b",
+        "user@localhost",
+        "localhost/",
+        "localhost:x",
+        "[::1",
+        "localhost:99999999",
+    ):
         yield Case(f"host {host!r}", request("GET", "/livez", host=host), {400}, "bad_request")
-    others = ("elsewhere.example", "localhost.elsewhere.example", "127.0.0.1.nip.example", "0.0.0.0", "2130706433")  # noqa: S104
+    others = (
+        "elsewhere.example",
+        "localhost.elsewhere.example",
+        "127.0.0.1.nip.example",
+        "0.0.0.0",  # noqa: S104
+        "2130706433",
+    )
     for host in others:
         yield Case(f"host {host}", request("GET", "/v1/jobs", host=host), {403}, "host_not_allowed")
     for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "LOCALHOST"):
         yield Case(f"host {host}", request("GET", "/v1/jobs", host=host), {200})
     form = b'--x\r\nContent-Disposition: form-data; name="size"\r\n\r\n64\r\n--x--\r\n'
     kind = "Content-Type: multipart/form-data; boundary=x"
-    for line in ("Origin: http://elsewhere.example", "Origin: null", "Origin: http://localhost:1", "Origin: localhost"):
-        yield Case(f"form, {line}", request("POST", "/v1/jobs", kind, line, body=form), {403}, "cross_origin_forbidden")
+    for line in (
+        "Origin: http://elsewhere.example",
+        "Origin: null",
+        "Origin: http://localhost:1",
+        "Origin: localhost",
+    ):
+        yield Case(
+            f"form, {line}",
+            request("POST", "/v1/jobs", kind, line, body=form),
+            {403},
+            "cross_origin_forbidden",
+        )
     for site in ("cross-site", "same-site", "nonsense", ""):
         line = f"Sec-Fetch-Site: {site}"
-        yield Case(f"form, {line}", request("POST", "/v1/jobs", kind, line, body=form), {403}, "cross_origin_forbidden")
-    for line in ("Origin: http://localhost", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: none", "Accept: */*"):
-        yield Case(f"form, {line}", request("POST", "/v1/jobs", kind, line, body=form), {400}, "bad_request")
+        yield Case(
+            f"form, {line}",
+            request("POST", "/v1/jobs", kind, line, body=form),
+            {403},
+            "cross_origin_forbidden",
+        )
+    for line in (
+        "Origin: http://localhost",
+        "Sec-Fetch-Site: same-origin",
+        "Sec-Fetch-Site: none",
+        "Accept: */*",
+    ):
+        yield Case(
+            f"form, {line}",
+            request("POST", "/v1/jobs", kind, line, body=form),
+            {400},
+            "bad_request",
+        )
     cross = "Sec-Fetch-Site: cross-site"
-    yield Case("cancel from another site", request("POST", "/v1/jobs/x/cancel", cross), {403}, "cross_origin_forbidden")
-    yield Case("delete from another site", request("DELETE", "/v1/jobs/x", cross), {403}, "cross_origin_forbidden")
+    yield Case(
+        "cancel from another site",
+        request("POST", "/v1/jobs/x/cancel", cross),
+        {403},
+        "cross_origin_forbidden",
+    )
+    yield Case(
+        "delete from another site",
+        request("DELETE", "/v1/jobs/x", cross),
+        {403},
+        "cross_origin_forbidden",
+    )
     evil = "Origin: http://elsewhere.example"
     allow = "access-control-allow-origin"
-    yield Case("read from another site", request("GET", "/v1/jobs", cross, evil), {200}, absent=allow)
+    yield Case(
+        "read from another site", request("GET", "/v1/jobs", cross, evil), {200}, absent=allow
+    )
     ask = "Access-Control-Request-Method: DELETE"
-    yield Case("may another site?", request("OPTIONS", "/v1/jobs/x", evil, ask), {405}, absent=allow)
+    yield Case(
+        "may another site?", request("OPTIONS", "/v1/jobs/x", evil, ask), {405}, absent=allow
+    )
 
 
 def forms() -> Iterator[Case]:
@@ -237,16 +433,42 @@ def forms() -> Iterator[Case]:
         return request("POST", "/v1/jobs", f"Content-Type: {kind}", body=body)
 
     part = 'Content-Disposition: form-data; name="{}"'
-    file = b'--x\r\nContent-Disposition: form-data; name="content"; filename="' + CANARY.encode() + b'"\r\n\r\nabc\r\n'
+    file = (
+        b'--x\r\nContent-Disposition: form-data; name="content"; filename="'
+        + CANARY.encode()
+        + b'"\r\n\r\nabc\r\n'
+    )
     sound = b"--x\r\n" + part.format("size").encode() + b"\r\n\r\n64\r\n"
     kind = "multipart/form-data; boundary=x"
     refused = {400, 413, 415, 422}
     yield Case("no content type", request("POST", "/v1/jobs", body=sound), {400}, "bad_request")
-    yield Case("boundary missing", post("multipart/form-data", sound + b"--x--\r\n"), {400}, "bad_request")
-    yield Case("boundary empty", post("multipart/form-data; boundary=", sound + b"--x--\r\n"), {400}, "bad_request")
-    yield Case("boundary wrong", post("multipart/form-data; boundary=y", sound + b"--x--\r\n"), {400}, "bad_request")
-    yield Case("boundary of 10 KB", post("multipart/form-data; boundary=" + "x" * 10_000, sound), {400}, "bad_request")
-    yield Case("charset that is none", post(kind + "; charset=zz", sound + b"--x--\r\n"), {400}, "bad_request")
+    yield Case(
+        "boundary missing", post("multipart/form-data", sound + b"--x--\r\n"), {400}, "bad_request"
+    )
+    yield Case(
+        "boundary empty",
+        post("multipart/form-data; boundary=", sound + b"--x--\r\n"),
+        {400},
+        "bad_request",
+    )
+    yield Case(
+        "boundary wrong",
+        post("multipart/form-data; boundary=y", sound + b"--x--\r\n"),
+        {400},
+        "bad_request",
+    )
+    yield Case(
+        "boundary of 10 KB",
+        post("multipart/form-data; boundary=" + "x" * 10_000, sound),
+        {400},
+        "bad_request",
+    )
+    yield Case(
+        "charset that is none",
+        post(kind + "; charset=zz", sound + b"--x--\r\n"),
+        {400},
+        "bad_request",
+    )
     yield Case("unterminated", post(kind, sound), {400}, "bad_request")
     yield Case("unterminated inside a file", post(kind, file[:-3]), refused)
     yield Case(
@@ -255,25 +477,63 @@ def forms() -> Iterator[Case]:
         refused,
     )
     yield Case("2,000 files", post(kind, file * 2000 + b"--x--\r\n"), {400}, "bad_request")
-    yield Case("a text of 2 MB", post(kind, sound[:-4] + b"6" * 2_000_000 + b"\r\n--x--\r\n"), refused)
-    yield Case("a part's header of 1 MB", post(kind, b"--x\r\nA: " + b"b" * 1_000_000 + b"\r\n\r\n--x--\r\n"), refused)
-    yield Case("a part without a name", post(kind, b"--x\r\nA: b\r\n\r\n64\r\n--x--\r\n"), {400}, "bad_request")
-    yield Case("a part of garbage", post(kind, b"--x\r\n\x00\xff\r\n--x--\r\n"), {400}, "bad_request")
+    yield Case(
+        "a text of 2 MB", post(kind, sound[:-4] + b"6" * 2_000_000 + b"\r\n--x--\r\n"), refused
+    )
+    yield Case(
+        "a part's header of 1 MB",
+        post(kind, b"--x\r\nA: " + b"b" * 1_000_000 + b"\r\n\r\n--x--\r\n"),
+        refused,
+    )
+    yield Case(
+        "a part without a name",
+        post(kind, b"--x\r\nA: b\r\n\r\n64\r\n--x--\r\n"),
+        {400},
+        "bad_request",
+    )
+    yield Case(
+        "a part of garbage", post(kind, b"--x\r\n\x00\xff\r\n--x--\r\n"), {400}, "bad_request"
+    )
     yield Case("nothing", post(kind, b"") + b"", {400}, "bad_request")
     yield Case("only the end", post(kind, b"--x--\r\n"), {400}, "bad_request")
-    for name in (b"../../etc/cron.d/x\x00.png", b"a%0d%0ab", b"\xff\xfe", b"<img src=x onerror=alert(1)>", b'a\\"b'):
+    for name in (
+        b"../../etc/cron.d/x\x00.png",
+        b"a%0d%0ab",
+        b"\xff\xfe",
+        b"<img src=x onerror=alert(1)>",
+        b'a\\"b',
+    ):
         hostile = file.replace(CANARY.encode(), CANARY.encode() + name)
         both = hostile + hostile.replace(b'name="content"', b'name="style"') + b"--x--\r\n"
         yield Case(f"file called {name[:20]!r}", post(kind, both), refused)
     empty = file.replace(b"abc", b"")
-    yield Case("empty files", post(kind, empty + empty.replace(b'"content"', b'"style"') + b"--x--\r\n"), refused)
-    for value in ("NaN", "nan", "Infinity", "-inf", "1e999", "9" * 5000, "½", "\x00", "[" * 50_000, "1_0", " ", "0x40"):
+    yield Case(
+        "empty files",
+        post(kind, empty + empty.replace(b'"content"', b'"style"') + b"--x--\r\n"),
+        refused,
+    )
+    for value in (
+        "NaN",
+        "nan",
+        "Infinity",
+        "-inf",
+        "1e999",
+        "9" * 5000,
+        "½",
+        "\x00",
+        "[" * 50_000,
+        "1_0",
+        " ",
+        "0x40",
+    ):
         field_ = f"--x\r\n{part.format('strength')}\r\n\r\n{value}\r\n".encode()
         both = file + file.replace(b'name="content"', b'name="style"')
         yield Case(f"strength {value[:10]!r}", post(kind, field_ + both + b"--x--\r\n"), refused)
     encoded = "application/x-www-form-urlencoded"
     yield Case("urlencoded, a million fields", post(encoded, b"a=b&" * 1_000_000), {400, 413, 415})
-    image = request("POST", "/v1/images", f"Content-Type: {kind}", body=file.replace(b"content", b"image"))
+    image = request(
+        "POST", "/v1/images", f"Content-Type: {kind}", body=file.replace(b"content", b"image")
+    )
     yield Case("an image without an end", image, refused)
     no_file = request("POST", "/v1/images", f"Content-Type: {kind}", body=sound + b"--x--\r\n")
     yield Case("an image that is none", no_file, {422}, "bad_input")
@@ -320,7 +580,9 @@ def objects() -> Iterator[Case]:
         "a billion as styles": b'{"content":"a","styles":[' + b'"a",' * 20_000 + b'"a"]}',
     }.items():
         yield Case(f"JSON: {name}", post(body), {400, 404, 413, 422})
-    yield Case("gzip", post(gzip.compress(b"{}"), "Content-Encoding: gzip"), {415}, "unsupported_encoding")
+    yield Case(
+        "gzip", post(gzip.compress(b"{}"), "Content-Encoding: gzip"), {415}, "unsupported_encoding"
+    )
     bomb = gzip.compress(b"0" * 10_000_000)
     yield Case("gzip bomb", post(bomb, "Content-Encoding: gzip"), {415}, "unsupported_encoding")
     yield Case("br", post(b"{}", "Content-Encoding: identity, br"), {415}, "unsupported_encoding")
@@ -328,7 +590,14 @@ def objects() -> Iterator[Case]:
 
 def cases(seed: int) -> list[Case]:
     """All of them."""
-    groups: list[Iterable[Case]] = [syntax(seed), heads(), targets(), strangers(), forms(), objects()]
+    groups: list[Iterable[Case]] = [
+        syntax(seed),
+        heads(),
+        targets(),
+        strangers(),
+        forms(),
+        objects(),
+    ]
     return [case for group in groups for case in group]
 
 
@@ -404,7 +673,9 @@ def violations(history: Path) -> list[str]:
         elif "leftovers" in entry:
             found += [f"left on the disk: {name}" for name in entry["leftovers"]]
         else:
-            found += [f"log: {wrong}: {entry['log'][:200]}" for wrong in _badly_logged(entry["log"])]
+            found += [
+                f"log: {wrong}: {entry['log'][:200]}" for wrong in _badly_logged(entry["log"])
+            ]
     return found
 
 
@@ -443,9 +714,17 @@ def _badly_logged(line: str) -> Iterator[str]:
 
 @click.command()
 @click.option("--seed", default=1, show_default=True)
-@click.option("--history", type=click.Path(path_type=Path), default=Path("raw_http.jsonl"), show_default=True)
-@click.option("--patience", default=15.0, show_default=True, help="IMPASTO_API_CLIENT_TIMEOUT_SECONDS.")
-@click.option("--without", type=click.Choice(list(CONTROLS)), help="Take this guard out: there must be violations.")
+@click.option(
+    "--history", type=click.Path(path_type=Path), default=Path("raw_http.jsonl"), show_default=True
+)
+@click.option(
+    "--patience", default=15.0, show_default=True, help="IMPASTO_API_CLIENT_TIMEOUT_SECONDS."
+)
+@click.option(
+    "--without",
+    type=click.Choice(list(CONTROLS)),
+    help="Take this guard out: there must be violations.",
+)
 def main(seed: int, history: Path, patience: float, without: str | None) -> None:
     """Run, judge, tell; exit code 1 if there are violations."""
     run(seed, history, patience, without)

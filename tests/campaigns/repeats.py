@@ -37,17 +37,23 @@ async def _post(
 ) -> None:
     try:
         async with asyncio.timeout(seconds):
-            answer = await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": f"key-{number}"})
+            answer = await client.post(
+                "/v1/jobs", json=body, headers={"Idempotency-Key": f"key-{number}"}
+            )
     except (TimeoutError, httpx2.HTTPError):
         history.tell("unheard", key=number)
         return
     told = answer.json()
-    history.tell("answer", key=number, status=answer.status_code, id=told.get("id"), code=told.get("code"))
+    history.tell(
+        "answer", key=number, status=answer.status_code, id=told.get("id"), code=told.get("code")
+    )
 
 
 async def _crowd(url: str, history: History, dice: random.Random, posts: int, keys: int) -> None:
     async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
-        sent = [await client.post("/v1/images", files={"image": data}) for data in (PHOTO, PAINTING)]
+        sent = [
+            await client.post("/v1/images", files={"image": data}) for data in (PHOTO, PAINTING)
+        ]
         content, style = (answer.json()["id"] for answer in sent)
         orders = iter([(dice.randrange(keys), 10 ** dice.uniform(-2, 1)) for _ in range(posts)])
 
@@ -70,12 +76,16 @@ async def _crowd(url: str, history: History, dice: random.Random, posts: int, ke
             following = page["next"]
 
 
-def campaign(history: History, *, seed: int, posts: int, keys: int, without: str | None = None) -> None:
+def campaign(
+    history: History, *, seed: int, posts: int, keys: int, without: str | None = None
+) -> None:
     """Run it and tell the history."""
     history.tell("begin", seed=seed, posts=posts, keys=keys, without=without)
     # A limit of submissions a minute is not what is asked here.
     with WatchedApi(CONTROLS.get(without or "", ""), API_SUBMISSIONS_PER_MINUTE="1000000") as api:
-        asyncio.run(_crowd(f"http://127.0.0.1:{api.port}", history, random.Random(seed), posts, keys))
+        asyncio.run(
+            _crowd(f"http://127.0.0.1:{api.port}", history, random.Random(seed), posts, keys)
+        )
     history.tell("end")
 
 
@@ -103,7 +113,9 @@ def _violations(file: Path) -> Iterator[str]:
     for key in set(range(begin["keys"])) - set(answers):
         yield f"key {key}: never answered"
     for key, codes in refused.items():
-        if codes != ["idempotency_conflict"] or key != 0:  # the one other request under the first key
+        if (
+            codes != ["idempotency_conflict"] or key != 0
+        ):  # the one other request under the first key
             yield f"key {key}: {codes}"
     if 0 not in refused:
         yield "another request under the same key was taken"
@@ -123,7 +135,9 @@ def main(seed: int, posts: int, keys: int, file: Path | None, without: str | Non
         history = History(file or Path(folder) / "history.jsonl")
         campaign(history, seed=seed, posts=posts, keys=keys, without=without)
         told = [json.loads(line)["event"] for line in history.file.read_text().splitlines()]
-        click.echo(f"| {posts} posts | {told.count('unheard')} unheard | {told.count('job')} jobs |")
+        click.echo(
+            f"| {posts} posts | {told.count('unheard')} unheard | {told.count('job')} jobs |"
+        )
         judged(violations(history.file))
 
 

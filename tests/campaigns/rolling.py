@@ -47,12 +47,16 @@ class Upload(threading.Thread):
         self.answer = b""
 
     def run(self) -> None:
-        part = b'--frontier\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+        part = (
+            b'--frontier\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+        )
         body = part + PHOTO + b"\r\n--frontier--\r\n"
         head = "POST /v1/images HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nConnection: close\r\n"
         head += f"Content-Type: multipart/form-data; boundary=frontier\r\nContent-Length: {len(body)}\r\n\r\n"
         try:
-            with socket.create_connection(("127.0.0.1", self._port), timeout=PATIENCE_SECONDS) as line:
+            with socket.create_connection(
+                ("127.0.0.1", self._port), timeout=PATIENCE_SECONDS
+            ) as line:
                 line.sendall(head.encode())
                 line.recv(100)  # go on
                 self.begun.set()
@@ -110,7 +114,10 @@ class Campaign:
         _until(lambda: worker.pid != old, "a new worker")
         _until(lambda: self._status() == "running", "a painter")
         again_at = self._progress()
-        _until(lambda: self._status() != "running" or self._progress() > max(reached, again_at), "it goes on")
+        _until(
+            lambda: self._status() != "running" or self._progress() > max(reached, again_at),
+            "it goes on",
+        )
         self._history.tell(
             "worker",
             job=job,
@@ -125,7 +132,9 @@ class Campaign:
         if not self._job or self._status() not in {"queued", "running"} or self._progress() > 4000:
             self._job = self._caller.submit(PARAMETERS, f"job-{time.monotonic()}")
         before, more = self._progress(), self._dice.randrange(1, 40)
-        _until(lambda: self._status() == "running" and self._progress() > before + more, "a painter")
+        _until(
+            lambda: self._status() == "running" and self._progress() > before + more, "a painter"
+        )
         return self._job
 
     def _status(self) -> str:
@@ -143,7 +152,9 @@ class Campaign:
         self._history.tell("end")
 
 
-def campaign(folder: Path, history: History, *, seed: int, restarts: int, without: str | None = None) -> None:
+def campaign(
+    folder: Path, history: History, *, seed: int, restarts: int, without: str | None = None
+) -> None:
     """Run it and tell the history."""
     dice = random.Random(seed)
     history.tell("begin", seed=seed, restarts=restarts, without=without)

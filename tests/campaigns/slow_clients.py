@@ -69,7 +69,9 @@ class Slow:
         line = socket.socket()
         line.setblocking(False)
         if self._kind in ("read", "result"):
-            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # what lies in our kernel has been taken
+            line.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVBUF, 4096
+            )  # what lies in our kernel has been taken
         loop = asyncio.get_running_loop()
         try:
             await loop.sock_connect(line, ("127.0.0.1", self._port))
@@ -126,7 +128,9 @@ def poll(port: int, until: float) -> list[Entry]:
             connection.close()
         except OSError:
             status = 0
-        seen.append({"honest": "poll", "ms": round((time.monotonic() - began) * 1000, 1), "status": status})
+        seen.append(
+            {"honest": "poll", "ms": round((time.monotonic() - began) * 1000, 1), "status": status}
+        )
         time.sleep(0.02)
     return seen
 
@@ -134,7 +138,9 @@ def poll(port: int, until: float) -> list[Entry]:
 def upload(port: int, until: float) -> list[Entry]:
     """An honest client on a slow line: noise as PNG, at ten times the lowest rate, as large as the time allows."""
     side = int((max(1.0, until - time.monotonic() - 5) * RATE * 10 / 3) ** 0.5)
-    picture = codec.encode(Image.frombytes("RGB", (side, side), random.Random(0).randbytes(side * side * 3)))
+    picture = codec.encode(
+        Image.frombytes("RGB", (side, side), random.Random(0).randbytes(side * side * 3))
+    )
     head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
     body = head + picture + b"\r\n--x--\r\n"
     began = time.monotonic()
@@ -150,7 +156,9 @@ def upload(port: int, until: float) -> list[Entry]:
         status = connection.getresponse().status
     except OSError:
         status = 0
-    return [{"honest": "upload", "ms": round((time.monotonic() - began) * 1000, 1), "status": status}]
+    return [
+        {"honest": "upload", "ms": round((time.monotonic() - began) * 1000, 1), "status": status}
+    ]
 
 
 def download(port: int, job: str, until: float) -> list[Entry]:
@@ -169,7 +177,13 @@ def download(port: int, job: str, until: float) -> list[Entry]:
         except OSError:
             status = 0
     whole = taken >= RESULT_BYTES or time.monotonic() >= until
-    return [{"honest": "download", "ms": round((time.monotonic() - began) * 1000, 1), "status": status if whole else 0}]
+    return [
+        {
+            "honest": "download",
+            "ms": round((time.monotonic() - began) * 1000, 1),
+            "status": status if whole else 0,
+        }
+    ]
 
 
 def finished_job(api: ApiProcess) -> str:
@@ -178,7 +192,9 @@ def finished_job(api: ApiProcess) -> str:
     result = random.Random(0).randbytes(RESULT_BYTES)
     store.reserve(digest_of(result))
     digest = blobs.put(result)
-    job = store.create(new_job_id(), JobInput(content=digest, styles=[digest], spec=StyleSpec().model_dump()))
+    job = store.create(
+        new_job_id(), JobInput(content=digest, styles=[digest], spec=StyleSpec().model_dump())
+    )
     store.claim("token", "campaign")
     output = Output(id=digest, content_type="image/png", width=1, height=1, size_bytes=RESULT_BYTES)
     store.succeed(job.id, "token", output, ModelUsed(name="vgg16", sha256="0" * 64), {})
@@ -186,28 +202,42 @@ def finished_job(api: ApiProcess) -> str:
     return job.id
 
 
-async def crowd(api: ApiProcess, job: str, count: int, rng: random.Random, spread: float, until: float) -> list[Entry]:
+async def crowd(
+    api: ApiProcess, job: str, count: int, rng: random.Random, spread: float, until: float
+) -> list[Entry]:
     """All the slow ones at once; they come one after the other for the first `spread` seconds."""
     seen: list[Entry] = []
     kinds = [KINDS[number % len(KINDS)] for number in range(count)]
-    slow = [Slow(kind, api.port, job, rng.uniform(0, spread), rng.uniform(0.8, 1.2)) for kind in kinds]
+    slow = [
+        Slow(kind, api.port, job, rng.uniform(0, spread), rng.uniform(0.8, 1.2)) for kind in kinds
+    ]
     await asyncio.gather(*(client.run(until, seen) for client in slow))
     return seen
 
 
-def run(seed: int, history: Path, count: int, seconds: float, patience: float, without: str | None) -> None:
+def run(
+    seed: int, history: Path, count: int, seconds: float, patience: float, without: str | None
+) -> None:
     """The campaign; what was seen goes to the history."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     # Fewer files than clients, as with the 1024 that many systems give: the API must ask for more.
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, max(64, count // 2)), hard))
-    settings = {"API_CLIENT_TIMEOUT_SECONDS": str(patience), "API_MIN_CLIENT_BYTES_PER_SECOND": str(int(RATE))}
-    with tempfile.TemporaryDirectory() as folder, ApiProcess(Path(folder), without, **settings) as api:
+    settings = {
+        "API_CLIENT_TIMEOUT_SECONDS": str(patience),
+        "API_MIN_CLIENT_BYTES_PER_SECOND": str(int(RATE)),
+    }
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ApiProcess(Path(folder), without, **settings) as api,
+    ):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         job = finished_job(api)
         process = psutil.Process(api.pid)
         before = {"files": process.num_fds(), "bytes": process.memory_info().rss}
         with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
-            list(pool.map(poll, [api.port] * 3, [time.monotonic() + 2] * 3))  # all three are there before it begins
+            list(
+                pool.map(poll, [api.port] * 3, [time.monotonic() + 2] * 3)
+            )  # all three are there before it begins
             until = time.monotonic() + seconds
             honest: list[Future[list[Entry]]] = [
                 pool.submit(poll, api.port, until),
@@ -219,7 +249,9 @@ def run(seed: int, history: Path, count: int, seconds: float, patience: float, w
         peak = process.memory_info().rss
         _wait_for_files(process, before["files"])
         after = {"files": process.num_fds(), "bytes": peak}
-        seen.append({"server": {"before": before, "after": after, "answers": bool(_answers(api.port))}})
+        seen.append(
+            {"server": {"before": before, "after": after, "answers": bool(_answers(api.port))}}
+        )
         seen.append({"given": {"patience": patience, "count": count, "seconds": seconds}})
     history.write_text("".join(json.dumps(entry) + "\n" for entry in seen))
 
@@ -261,7 +293,9 @@ def violations(history: Path) -> list[str]:
         late = [entry for entry in slow[kind] if entry["seconds"] > allowed]
         if late:
             longest = max(entry["seconds"] for entry in late)
-            found.append(f"{kind}: {len(late)} were open for more than {allowed:.1f} s, up to {longest} s")
+            found.append(
+                f"{kind}: {len(late)} were open for more than {allowed:.1f} s, up to {longest} s"
+            )
         if not any(entry["ended"] == "cut" for entry in slow[kind]):
             found.append(f"{kind}: none was cut")
         refused = [entry for entry in slow[kind] if entry["ended"] == "refused"]
@@ -287,17 +321,32 @@ def violations(history: Path) -> list[str]:
 @click.option("--seed", default=1, show_default=True)
 @click.option("--count", default=2000, show_default=True, help="Slow clients at once.")
 @click.option("--seconds", default=60.0, show_default=True)
-@click.option("--history", type=click.Path(path_type=Path), default=Path("slow_clients.jsonl"), show_default=True)
-@click.option("--patience", default=15.0, show_default=True, help="IMPASTO_API_CLIENT_TIMEOUT_SECONDS.")
-@click.option("--without", type=click.Choice(["protocol"]), help="Take this guard out: there must be violations.")
-def main(seed: int, count: int, seconds: float, history: Path, patience: float, without: str | None) -> None:
+@click.option(
+    "--history",
+    type=click.Path(path_type=Path),
+    default=Path("slow_clients.jsonl"),
+    show_default=True,
+)
+@click.option(
+    "--patience", default=15.0, show_default=True, help="IMPASTO_API_CLIENT_TIMEOUT_SECONDS."
+)
+@click.option(
+    "--without",
+    type=click.Choice(["protocol"]),
+    help="Take this guard out: there must be violations.",
+)
+def main(
+    seed: int, count: int, seconds: float, history: Path, patience: float, without: str | None
+) -> None:
     """Run, judge, tell; exit code 1 if there are violations."""
     run(seed, history, count, seconds, patience, without)
     _, server, slow, honest = _sorted(history)
     print(f"seed {seed}, {count} slow clients for {seconds:g} s, patience {patience:g} s")
     for kind in KINDS:
         lived = [entry["seconds"] for entry in slow[kind] if entry["ended"] == "cut"]
-        after = f"after {percentile(lived, 0.5)} s (median), {max(lived)} s (longest)" if lived else ""
+        after = (
+            f"after {percentile(lived, 0.5)} s (median), {max(lived)} s (longest)" if lived else ""
+        )
         print(f"{kind:8} cut {len(lived)} times {after}")
     took = [entry["ms"] for entry in honest["poll"]]
     p50, p99 = percentile(took, 0.5), percentile(took, 0.99)

@@ -110,7 +110,9 @@ class Caller(threading.Thread):
             answer = self._ask("POST", "/v1/jobs", json=body, headers=headers)
         else:
             files = {"content": ("a.png", photo), "style": ("b.png", kills.PAINTING)}
-            answer = self._ask("POST", "/v1/jobs", files=files, data=self._dice.choice(PARAMETERS), headers=headers)
+            answer = self._ask(
+                "POST", "/v1/jobs", files=files, data=self._dice.choice(PARAMETERS), headers=headers
+            )
         if answer.status_code != 202:
             self._history.tell("refused", status=answer.status_code, text=answer.text[:200])
             return
@@ -204,7 +206,9 @@ def campaign(
     fleet = Fleet(folder, tiny=True, changed=changed, WORKER_PREVIEW_SECONDS="0.1", **settings)
     with fleet:
         pace = _pace(fleet)
-        history.tell("begin", seed=seed, minutes=minutes, load=load, pace=pace, loose=loose, without=without)
+        history.tell(
+            "begin", seed=seed, minutes=minutes, load=load, pace=pace, loose=loose, without=without
+        )
         gauge = Gauge(fleet, history, every, over)
         gauge.start()
         _come(fleet, history, dice, minutes * 60, load * pace)
@@ -218,7 +222,10 @@ def _pace(fleet: Fleet) -> float:
     with tempfile.TemporaryDirectory() as folder:
         aside = History(Path(folder) / "aside")
         began = time.monotonic()
-        callers = [Caller(fleet.url, aside, f"pace-{number}", random.Random(number)) for number in range(PACE_JOBS)]
+        callers = [
+            Caller(fleet.url, aside, f"pace-{number}", random.Random(number))
+            for number in range(PACE_JOBS)
+        ]
         with ThreadPoolExecutor(8) as pool:
             for caller in callers:
                 pool.submit(caller.run)
@@ -281,12 +288,17 @@ def violations(file: Path) -> list[str]:
         for event in events(file, "failed")
         if event["status"] != 503
     ]
-    found += [f"a submission was answered {event['status']}: {event['text']}" for event in events(file, "refused")]
+    found += [
+        f"a submission was answered {event['status']}: {event['text']}"
+        for event in events(file, "refused")
+    ]
     jobs = Counter(event["status"] for event in events(file, "job"))
     came = len([*events(file, "came")])
     if sum(jobs.values()) != came:
         found.append(f"{came} callers came, {sum(jobs.values())} went content")
-    found += [f"{count} jobs ended as {status}" for status, count in jobs.items() if status not in _GOOD]
+    found += [
+        f"{count} jobs ended as {status}" for status, count in jobs.items() if status not in _GOOD
+    ]
     return found
 
 
@@ -299,7 +311,9 @@ def figures(file: Path) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "pace, jobs a second": round(begin["pace"], 2),
         "callers": len([*events(file, "came")]),
-        "of them at once, most": max((event["with_them"] for event in events(file, "came")), default=0),
+        "of them at once, most": max(
+            (event["with_them"] for event in events(file, "came")), default=0
+        ),
         "jobs": dict(Counter(event["status"] for event in events(file, "job"))),
         "503": len([*events(file, "failed")]),
         "samples": len([*events(file, "sample")]),
@@ -316,12 +330,24 @@ def figures(file: Path) -> dict[str, Any]:
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
 def main(
-    seed: int, minutes: float, load: float, every: float, loose: float, file: Path | None, without: str | None
+    seed: int,
+    minutes: float,
+    load: float,
+    every: float,
+    loose: float,
+    file: Path | None,
+    without: str | None,
 ) -> None:
     """Soak and measure."""
     with tempfile.TemporaryDirectory(prefix="impasto-soak-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
-        options = {"minutes": minutes, "load": load, "every": every, "loose": loose, "without": without}
+        options = {
+            "minutes": minutes,
+            "load": load,
+            "every": every,
+            "loose": loose,
+            "without": without,
+        }
         campaign(Path(folder) / "fleet", history, seed=seed, **options)
         for name, value in figures(history.file).items():
             click.echo(f"| {name} | {value} |")

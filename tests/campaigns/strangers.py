@@ -57,7 +57,14 @@ UPLOAD = "POST picture"  # told, not judged: who sends the very bytes has them a
 UPLOAD_PX = 700  # of noise: 1.5 MB, so that writing it takes some of the time
 SURE_T, MUCH = 5.0, 0.05  # a difference in time that is no chance, and not small
 PROGRESS = JobProgress(
-    value=0.5, scale=1, scales=1, iteration=1, iterations=2, iterations_per_second=1.0, seconds_left=1.0, loss={}
+    value=0.5,
+    scale=1,
+    scales=1,
+    iteration=1,
+    iterations=2,
+    iterations_per_second=1.0,
+    seconds_left=1.0,
+    loss={},
 )
 
 Answer = dict[str, Any]
@@ -76,7 +83,9 @@ class Caller:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         for again in (False, True):
             try:
-                self._line.request(method, path, body, {"Authorization": f"Bearer {self.secret}", **named})
+                self._line.request(
+                    method, path, body, {"Authorization": f"Bearer {self.secret}", **named}
+                )
                 answer = self._line.getresponse()
                 text = answer.read().decode("latin-1")
                 break
@@ -84,18 +93,27 @@ class Caller:
                 self._line.close()
                 if again:
                     raise
-        told = sorted((name.lower(), value) for name, value in answer.getheaders() if name.lower() not in UNTOLD)
+        told = sorted(
+            (name.lower(), value)
+            for name, value in answer.getheaders()
+            if name.lower() not in UNTOLD
+        )
         return {"status": answer.status, "headers": told, "body": text}
 
     def send(self, method: str, path: str, what: Any, **headers: str) -> Answer:
         """The same with JSON."""
-        return self.ask(method, path, json.dumps(what).encode(), content_type="application/json", **headers)
+        return self.ask(
+            method, path, json.dumps(what).encode(), content_type="application/json", **headers
+        )
 
     def upload(self, picture: bytes) -> Answer:
         """A picture as a form."""
         head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
         return self.ask(
-            "POST", "/v1/images", head + picture + b"\r\n--b--\r\n", content_type="multipart/form-data; boundary=b"
+            "POST",
+            "/v1/images",
+            head + picture + b"\r\n--b--\r\n",
+            content_type="multipart/form-data; boundary=b",
         )
 
     def submit(self, digest: str, **more: Any) -> Answer:
@@ -103,7 +121,10 @@ class Caller:
         key = more.pop("key", None)
         headers = {"idempotency_key": key} if key else {}
         return self.send(
-            "POST", "/v1/jobs", {"content": digest, "styles": [digest], "spec": {"size": 64}, **more}, **headers
+            "POST",
+            "/v1/jobs",
+            {"content": digest, "styles": [digest], "spec": {"size": 64}, **more},
+            **headers,
         )
 
 
@@ -113,7 +134,9 @@ class Scene:
     def __init__(self, api: KeyedApi, seed: int) -> None:
         self.chance = random.Random(seed)
         keys = ApiKeyStore(api.redis_url)
-        self.owner, self.stranger = (Caller(api.port, keys.create(name)[1]) for name in ("owner", "stranger"))
+        self.owner, self.stranger = (
+            Caller(api.port, keys.create(name)[1]) for name in ("owner", "stranger")
+        )
         keys.close()
         self._store, self._blobs = JobStore(api.redis_url), Blobs(api.folder / "data" / "blobs")
         self.bytes = self.picture()  # what the owner has uploaded, and anybody else may have, too
@@ -121,7 +144,10 @@ class Scene:
         self.digests = {"upload": self.upload}
         self.jobs: dict[str, str] = {}
         self._make_jobs()
-        self.etags = {job: dict(self.owner.ask("GET", f"/v1/jobs/{job}")["headers"])["etag"] for job in self.ids}
+        self.etags = {
+            job: dict(self.owner.ask("GET", f"/v1/jobs/{job}")["headers"])["etag"]
+            for job in self.ids
+        }
 
     @property
     def ids(self) -> list[str]:
@@ -130,7 +156,9 @@ class Scene:
 
     def picture(self, side: int = 64) -> bytes:
         """One that nobody has sent before."""
-        return codec.encode(Image.frombytes("RGB", (side, side), self.chance.randbytes(side * side * 3)))
+        return codec.encode(
+            Image.frombytes("RGB", (side, side), self.chance.randbytes(side * side * 3))
+        )
 
     def uploaded(self, who: Caller) -> str:
         """The digest of a new picture of theirs."""
@@ -140,7 +168,11 @@ class Scene:
         """An id of the same form that nobody has."""
         if like.startswith("sha256:"):
             return digest_of(self.chance.randbytes(32))
-        return like.partition("_")[0] + "_" + b32encode(self.chance.randbytes(16)).decode().rstrip("=").lower()
+        return (
+            like.partition("_")[0]
+            + "_"
+            + b32encode(self.chance.randbytes(16)).decode().rstrip("=").lower()
+        )
 
     def _submitted(self, **more: Any) -> str:
         return str(json.loads(self.owner.submit(self.upload, **more)["body"])["id"])
@@ -162,7 +194,10 @@ class Scene:
             else:
                 store.cancel(self.jobs[state])
         reused = json.loads(self.owner.submit(self.upload, reuse=True)["body"])
-        self.jobs["reused"], self.reused = reused["id"], reused["reused_from"] == self.jobs["succeeded"]
+        self.jobs["reused"], self.reused = (
+            reused["id"],
+            reused["reused_from"] == self.jobs["succeeded"],
+        )
         self.jobs["expired"] = self._submitted(deadline_seconds=0.001)
         time.sleep(0.01)
         store.reap_expired_leases()
@@ -175,7 +210,9 @@ class Scene:
         store.report_progress(self.jobs["running"], "running", PROGRESS, self.digests["preview"])
         self.jobs["queued"] = self._submitted()
         body = {"contents": [self.upload], "styles": [self.upload], "spec": {"size": 64}}
-        self.batches = {"queued": str(json.loads(self.owner.send("POST", "/v1/batches", body)["body"])["id"])}
+        self.batches = {
+            "queued": str(json.loads(self.owner.send("POST", "/v1/batches", body)["body"])["id"])
+        }
 
     def _kept(self) -> str:
         data = self.picture()
@@ -205,7 +242,9 @@ def pairs(scene: Scene) -> Iterator[tuple[str, str, Callable[[str], Answer]]]:
     """(name, an id of the owner's, how the stranger asks for an id)."""
     for verb, path in operations(scene):
         place = path[path.index("{") : path.index("}") + 1]
-        things = {"{job_id}": scene.jobs, "{batch_id}": scene.batches, "{digest}": scene.digests}[place]
+        things = {"{job_id}": scene.jobs, "{batch_id}": scene.batches, "{digest}": scene.digests}[
+            place
+        ]
         for state, real in things.items():
             yield f"{verb} {path} {state}", real, _asking(scene, verb, path, place, real)
     ways: dict[str, Callable[[str], Any]] = {
@@ -243,15 +282,22 @@ def _naming(scene: Scene, body: Callable[[str], Any]) -> Callable[[str], Answer]
 
 
 def _batching(scene: Scene, own: str) -> Callable[[str], Answer]:
-    return lambda digest: scene.stranger.send("POST", "/v1/batches", {"contents": [digest], "styles": [own]})
+    return lambda digest: scene.stranger.send(
+        "POST", "/v1/batches", {"contents": [digest], "styles": [own]}
+    )
 
 
 def _form(scene: Scene, own: str) -> Callable[[str], Answer]:
     def ask(digest: str) -> Answer:
         parts = [("content", digest), ("style", own)]
-        text = "".join(f'--b\r\nContent-Disposition: form-data; name="{n}"\r\n\r\n{v}\r\n' for n, v in parts)
+        text = "".join(
+            f'--b\r\nContent-Disposition: form-data; name="{n}"\r\n\r\n{v}\r\n' for n, v in parts
+        )
         return scene.stranger.ask(
-            "POST", "/v1/jobs", f"{text}--b--\r\n".encode(), content_type="multipart/form-data; boundary=b"
+            "POST",
+            "/v1/jobs",
+            f"{text}--b--\r\n".encode(),
+            content_type="multipart/form-data; boundary=b",
         )
 
     return ask
@@ -287,11 +333,15 @@ def run(seed: int, count: int, history: Path, without: str | None) -> None:
 def _owned(scene: Scene) -> dict[str, Answer]:
     """What the owner sees. HEAD of a picture renews its hold, which nobody can see."""
     paths = {f"GET {state}": ("GET", f"/v1/jobs/{job}") for state, job in scene.jobs.items()}
-    paths |= {f"HEAD {name}": ("HEAD", f"/v1/images/{digest}") for name, digest in scene.digests.items()}
+    paths |= {
+        f"HEAD {name}": ("HEAD", f"/v1/images/{digest}") for name, digest in scene.digests.items()
+    }
     paths["list"] = ("GET", "/v1/jobs")
     answers = {name: scene.owner.ask(*way) for name, way in paths.items()}
     for answer in answers.values():  # as the owner's place may change when the stranger submits
-        answer["headers"] = [pair for pair in answer["headers"] if pair[0] not in ("etag", "content-length")]
+        answer["headers"] = [
+            pair for pair in answer["headers"] if pair[0] not in ("etag", "content-length")
+        ]
         answer["body"] = _without_queue(answer["body"])
     return answers
 
@@ -313,10 +363,26 @@ def _asks(scene: Scene, tell: Tell) -> None:
         answers = {which: _plain(ask(made), made) for which, made in names}
         tell("pair", name=name, leaks=_leaks(scene, answers["foreign"], real), **answers)
     own = scene.uploaded(scene.stranger)
-    _same(scene, tell, "Idempotency-Key", lambda key: scene.stranger.submit(own, key=key), "of-the-owner", "of-nobody")
+    _same(
+        scene,
+        tell,
+        "Idempotency-Key",
+        lambda key: scene.stranger.submit(own, key=key),
+        "of-the-owner",
+        "of-nobody",
+    )
 
-    scene.stranger.upload(scene.bytes)  # whoever has the picture may not learn that somebody had it painted
-    _same(scene, tell, "reuse", lambda digest: scene.stranger.submit(digest, reuse=True), scene.upload, own)
+    scene.stranger.upload(
+        scene.bytes
+    )  # whoever has the picture may not learn that somebody had it painted
+    _same(
+        scene,
+        tell,
+        "reuse",
+        lambda digest: scene.stranger.submit(digest, reuse=True),
+        scene.upload,
+        own,
+    )
 
 
 def _plain(answer: Answer, name: str) -> Answer:
@@ -326,17 +392,28 @@ def _plain(answer: Answer, name: str) -> Answer:
 
 def _leaks(scene: Scene, answer: Answer, asked: str = "") -> list[str]:
     """What of the owner's the answer names."""
-    return [name for name in (*scene.ids, *scene.digests.values()) if name != asked and name in json.dumps(answer)]
+    return [
+        name
+        for name in (*scene.ids, *scene.digests.values())
+        if name != asked and name in json.dumps(answer)
+    ]
 
 
-def _same(scene: Scene, tell: Tell, name: str, submit: Callable[[str], Answer], theirs: str, nobodys: str) -> None:
+def _same(
+    scene: Scene, tell: Tell, name: str, submit: Callable[[str], Answer], theirs: str, nobodys: str
+) -> None:
     """Two submissions, told by all that does not differ between any two."""
     answers = {}
     for which, value in (("foreign", theirs), ("unknown", nobodys)):
         answer = submit(value)
         job = json.loads(answer["body"])
-        headers = [pair for pair in answer["headers"] if pair[0] not in ("location", "content-length")]
-        told = {key: job.get(key) for key in ("status", "code", "reused_from", "retried_from", "outputs")}
+        headers = [
+            pair for pair in answer["headers"] if pair[0] not in ("location", "content-length")
+        ]
+        told = {
+            key: job.get(key)
+            for key in ("status", "code", "reused_from", "retried_from", "outputs")
+        }
         answers[which] = {"status": answer["status"], "headers": headers, "body": json.dumps(told)}
         leaks = _leaks(scene, answer)
     tell("pair", name=name, leaks=leaks, **answers)
@@ -349,7 +426,10 @@ def _lists(scene: Scene, tell: Tell) -> None:
     for query in queries:
         answer = scene.stranger.ask("GET", f"/v1/jobs{query}")
         tell(
-            "list", name=f"empty {query}", foreign=len(json.loads(answer["body"])["jobs"]), leaks=_leaks(scene, answer)
+            "list",
+            name=f"empty {query}",
+            foreign=len(json.loads(answer["body"])["jobs"]),
+            leaks=_leaks(scene, answer),
         )
     own = scene.uploaded(scene.stranger)
     mine = [json.loads(scene.stranger.submit(own)["body"])["id"] for _ in range(3)]
@@ -399,10 +479,16 @@ def _uploads(scene: Scene, count: int) -> tuple[list[float], list[float]]:
 def _compared(foreign: list[float], unknown: list[float]) -> dict[str, float]:
     """Medians in ms, and Welch's t of the times, the slowest tenth of each left out."""
     trimmed = [sorted(times)[: max(2, len(times) * 9 // 10)] for times in (foreign, unknown)]
-    means, squares = [[f(times) for times in trimmed] for f in (statistics.fmean, statistics.variance)]
+    means, squares = [
+        [f(times) for times in trimmed] for f in (statistics.fmean, statistics.variance)
+    ]
     error = sum(square / len(times) for square, times in zip(squares, trimmed, strict=True)) ** 0.5
     medians = [1000 * statistics.median(times) for times in (foreign, unknown)]
-    return {"foreign_ms": medians[0], "unknown_ms": medians[1], "t": (means[0] - means[1]) / error if error else 0.0}
+    return {
+        "foreign_ms": medians[0],
+        "unknown_ms": medians[1],
+        "t": (means[0] - means[1]) / error if error else 0.0,
+    }
 
 
 def _guesses(scene: Scene, count: int, tell: Tell) -> None:
@@ -450,16 +536,30 @@ def _tells(timing: dict[str, Any]) -> bool:
 
 @click.command()
 @click.option("--seed", default=1, show_default=True)
-@click.option("--count", default=1000, show_default=True, help="Guesses, and timed requests of each kind.")
-@click.option("--history", type=click.Path(path_type=Path), default=Path("strangers.jsonl"), show_default=True)
-@click.option("--without", type=click.Choice(list(CONTROLS)), help="Take this guard out: there must be violations.")
+@click.option(
+    "--count", default=1000, show_default=True, help="Guesses, and timed requests of each kind."
+)
+@click.option(
+    "--history", type=click.Path(path_type=Path), default=Path("strangers.jsonl"), show_default=True
+)
+@click.option(
+    "--without",
+    type=click.Choice(list(CONTROLS)),
+    help="Take this guard out: there must be violations.",
+)
 def main(seed: int, count: int, history: Path, without: str | None) -> None:
     """Run, judge, tell; exit code 1 if there are violations."""
     run(seed, count, history, without)
     entries = [json.loads(line) for line in history.read_text().splitlines()]
-    print(f"seed {seed}: {sum('pair' in entry for entry in entries)} pairs of answers, {count} guesses")
+    print(
+        f"seed {seed}: {sum('pair' in entry for entry in entries)} pairs of answers, {count} guesses"
+    )
     for timing in (entry["timing"] for entry in entries if "timing" in entry):
-        print("{name:13} another's {foreign_ms:.2f} ms, unknown {unknown_ms:.2f} ms, t = {t:.1f}".format(**timing))
+        print(
+            "{name:13} another's {foreign_ms:.2f} ms, unknown {unknown_ms:.2f} ms, t = {t:.1f}".format(
+                **timing
+            )
+        )
     judged(violations(history))
 
 

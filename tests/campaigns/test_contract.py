@@ -17,27 +17,33 @@ END = {"exit": 0, "log": 0}
 def test_every_answer_keeps_the_contract(play: Play) -> None:
     played = play("contract", "--count", "2")
 
-    assert 0 == played.returncode, played.stdout + played.stderr
+    assert played.returncode == 0, played.stdout + played.stderr
 
 
 @pytest.mark.reliability
 def test_fastapis_own_handler_breaks_it(play: Play) -> None:
     played = play("contract", "--count", "2", "--without", "validation")
 
-    assert 1 == played.returncode
+    assert played.returncode == 1
     assert "content_type_conformance" in played.stdout
 
 
-@pytest.mark.parametrize("wrong", [{"status": 500}, {"status": None}, {"broken": ["response_schema_conformance: x"]}])
-def test_the_checker_rejects_a_bad_answer(campaign: Any, tmp_path: Path, wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"status": 500}, {"status": None}, {"broken": ["response_schema_conformance: x"]}]
+)
+def test_the_checker_rejects_a_bad_answer(
+    campaign: Any, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
     (good := tmp_path / "good").write_text(json.dumps(SOUND) + "\n" + json.dumps(END))
     (bad := tmp_path / "bad").write_text(json.dumps(SOUND | wrong) + "\n" + json.dumps(END))
 
-    assert [] == campaign("contract").violations(good)
+    assert campaign("contract").violations(good) == []
     assert campaign("contract").violations(bad)
 
 
-@pytest.mark.parametrize("end", [{"exit": 2, "log": 0}, {"exit": 1, "log": 0}, {"exit": 0, "log": 1}])
+@pytest.mark.parametrize(
+    "end", [{"exit": 2, "log": 0}, {"exit": 1, "log": 0}, {"exit": 0, "log": 1}]
+)
 def test_the_checker_rejects_a_bad_end(campaign: Any, tmp_path: Path, end: dict[str, int]) -> None:
     (bad := tmp_path / "bad").write_text(json.dumps(SOUND) + "\n" + json.dumps(end))
 

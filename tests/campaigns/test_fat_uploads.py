@@ -12,10 +12,17 @@ import pytest
 
 @pytest.mark.reliability
 def test_clients_that_send_too_much_are_refused_while_they_send(tmp_path: Path) -> None:
-    command = [sys.executable, fat_uploads.__file__, "--count", "12", "--history", tmp_path / "history.jsonl"]
+    command = [
+        sys.executable,
+        fat_uploads.__file__,
+        "--count",
+        "12",
+        "--history",
+        tmp_path / "history.jsonl",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
-    assert 0 == done.returncode, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -41,4 +48,4 @@ def test_the_judge_finds_what_must_not_be(
     history = tmp_path / "history.jsonl"
     history.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    assert [words in line for line in fat_uploads.violations(history)] == [True] * bool(words)
+    assert [True] * bool(words) == [words in line for line in fat_uploads.violations(history)]

@@ -12,7 +12,14 @@ from history import History
 
 pytestmark = pytest.mark.e2e
 
-END = {"status": "succeeded", "version": 9, "attempt": 1, "completed_at": "t", "outputs": [], "error": None}
+END = {
+    "status": "succeeded",
+    "version": 9,
+    "attempt": 1,
+    "completed_at": "t",
+    "outputs": [],
+    "error": None,
+}
 GET = {"method": "GET", "path": "/v1/jobs/a", "status": 200, "seconds": 0.1, "retry_after": None}
 OVER = {"kind": "full", "torn": []}
 RECOVERED = {"kind": "full", "after": 0.5, "died": []}
@@ -31,10 +38,12 @@ def _mounts() -> bool:
 
 @pytest.mark.reliability
 @pytest.mark.skipif(not _mounts(), reason="needs a mount namespace")
-def test_a_service_outlives_the_faults_of_its_disk(play: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_a_service_outlives_the_faults_of_its_disk(
+    play: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
     done = play("full_disk", "--seed", "1", "--count", "5")
 
-    assert 0 == done.returncode, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _history(tmp_path: Path, **changes: dict[str, Any]) -> Path:
@@ -78,8 +87,12 @@ def _history(tmp_path: Path, **changes: dict[str, Any]) -> Path:
     ],
 )
 def test_the_judge_finds_what_must_not_be(
-    tmp_path: Path, campaign: Callable[[str], ModuleType], event: str, change: dict[str, Any], words: str
+    tmp_path: Path,
+    campaign: Callable[[str], ModuleType],
+    event: str,
+    change: dict[str, Any],
+    words: str,
 ) -> None:
     found = campaign("full_disk").violations(_history(tmp_path, **{event: change}))
 
-    assert [words in line for line in found] == [True] * bool(words)
+    assert [True] * bool(words) == [words in line for line in found]

@@ -19,12 +19,18 @@ def test_every_hostile_picture_gets_its_verdict(tmp_path: Path) -> None:
         check=False,
     )
 
-    assert 0 == done.returncode, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert len(history.read_text().splitlines()) > 500
 
 
 def _entry(**changed: Any) -> dict[str, Any]:
-    entry = {"kind": "pinned", "name": "x", "pinned": [422, "bad_image"], "status": 422, "code": "bad_image"}
+    entry = {
+        "kind": "pinned",
+        "name": "x",
+        "pinned": [422, "bad_image"],
+        "status": 422,
+        "code": "bad_image",
+    }
     return entry | {"seconds": 0.1, "retry_after": None} | changed
 
 
@@ -55,10 +61,18 @@ def test_the_judge_finds_what_must_not_be(
     tmp_path: Path, words: str, entry: dict[str, Any], end: dict[str, Any]
 ) -> None:
     begin = {"kind": "begin", "count": int(entry["kind"] == "mutant"), "peak_kb": 1024}
-    last = {"kind": "end", "alive": True, "peak_kb": 1024, "parts": [], "blobs": [], "escaped": False, "log": []} | end
+    last = {
+        "kind": "end",
+        "alive": True,
+        "peak_kb": 1024,
+        "parts": [],
+        "blobs": [],
+        "escaped": False,
+        "log": [],
+    } | end
     history = tmp_path / "history.jsonl"
     history.write_text("".join(json.dumps(line) + "\n" for line in (begin, entry, last)))
 
     found = hostile_pictures.violations(history)
 
-    assert [words in line for line in found] == [True] * bool(words)
+    assert [True] * bool(words) == [words in line for line in found]

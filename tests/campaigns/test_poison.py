@@ -16,10 +16,18 @@ def test_sound_jobs_end_among_those_that_kill_their_painters(tmp_path: Path) -> 
     history = History(tmp_path / "history.jsonl")
     poison.campaign(tmp_path / "fleet", history, seed=1, jobs=6, poison=2, seconds=3, factor=1000)
 
-    assert [] == poison.violations(history.file)
+    assert poison.violations(history.file) == []
 
 
-SOUND = {"poison": "", "parameters": 0, "status": "succeeded", "attempt": 1, "error": None, "pixels": "p", "seconds": 1}
+SOUND = {
+    "poison": "",
+    "parameters": 0,
+    "status": "succeeded",
+    "attempt": 1,
+    "error": None,
+    "pixels": "p",
+    "seconds": 1,
+}
 KILL = {
     "poison": "kill",
     "parameters": 0,
@@ -37,11 +45,27 @@ def _history(tmp_path: Path, *poisoned: dict[str, Any], serving: bool = True) ->
     told.tell("reference", parameters=0, pixels="p")
     for number, facts in enumerate([SOUND, *poisoned]):
         name = "poisoned" if number else "calm"
-        told.tell("accepted", job=str(number), round=name, poison=facts["poison"], parameters=facts["parameters"])
+        told.tell(
+            "accepted",
+            job=str(number),
+            round=name,
+            poison=facts["poison"],
+            parameters=facts["parameters"],
+        )
         if facts["status"]:
             end = {name: facts[name] for name in ("status", "attempt", "error", "pixels")}
-            done = f"2026-01-01T00:00:{facts.get('seconds', 9):02}Z" if facts["status"] != "queued" else None
-            told.tell("final", job=str(number), created_at="2026-01-01T00:00:00Z", completed_at=done, **end)
+            done = (
+                f"2026-01-01T00:00:{facts.get('seconds', 9):02}Z"
+                if facts["status"] != "queued"
+                else None
+            )
+            told.tell(
+                "final",
+                job=str(number),
+                created_at="2026-01-01T00:00:00Z",
+                completed_at=done,
+                **end,
+            )
     told.tell("end", serving=serving)
     return told.file
 
@@ -64,13 +88,15 @@ def _history(tmp_path: Path, *poisoned: dict[str, Any], serving: bool = True) ->
         ({**KILL, "status": "succeeded"}, "ended as succeeded"),
     ],
 )
-def test_the_judge_finds_what_must_not_be(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_the_judge_finds_what_must_not_be(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
     found = poison.violations(_history(tmp_path, SOUND, {**SOUND, **changes}))
 
     if changes.get("seconds"):
         found = poison.violations(_history(tmp_path, {**SOUND, **changes}))
-    assert [words in line for line in found] == [True] * bool(words)
+    assert [True] * bool(words) == [words in line for line in found]
 
 
 def test_the_judge_wants_a_service_in_the_end(tmp_path: Path) -> None:
-    assert 1 == len(poison.violations(_history(tmp_path, SOUND, serving=False)))
+    assert len(poison.violations(_history(tmp_path, SOUND, serving=False))) == 1

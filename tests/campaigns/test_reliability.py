@@ -31,14 +31,16 @@ def history(tmp_path: Path, weights: Any) -> History:
 def test_nothing_is_lost_when_everything_is_killed(tmp_path: Path, history: History) -> None:
     kills.campaign(tmp_path / "fleet", history, seed=1, kills=8, jobs=12)
 
-    assert [] == kills.violations(history.file)
-    assert 8 == sum(kills.figures(history.file)["kills"].values())
+    assert kills.violations(history.file) == []
+    assert sum(kills.figures(history.file)["kills"].values()) == 8
 
 
-def test_what_was_acknowledged_is_there_after_the_stores_death(tmp_path: Path, history: History) -> None:
+def test_what_was_acknowledged_is_there_after_the_stores_death(
+    tmp_path: Path, history: History
+) -> None:
     acknowledged.campaign(tmp_path, history, seed=1, kills=3)
 
-    assert [] == acknowledged.violations(history.file)
+    assert acknowledged.violations(history.file) == []
 
 
 def test_a_store_that_writes_nothing_down_is_found_out(tmp_path: Path, history: History) -> None:
@@ -50,7 +52,7 @@ def test_a_store_that_writes_nothing_down_is_found_out(tmp_path: Path, history: 
 def test_nobody_listens_to_zombies(tmp_path: Path, history: History) -> None:
     zombies.campaign(tmp_path, history, seed=1, trials=4, lease_seconds=2)
 
-    assert [] == zombies.violations(history.file)
+    assert zombies.violations(history.file) == []
 
 
 @pytest.mark.reliability
@@ -64,21 +66,21 @@ def test_without_fencing_zombies_are_heard(tmp_path: Path, history: History) -> 
 def test_a_job_whose_painter_died_goes_on_soon(tmp_path: Path, history: History) -> None:
     orphans.campaign(tmp_path / "fleet", history, seed=2, trials=2)
 
-    assert [] == orphans.violations(history.file)
+    assert orphans.violations(history.file) == []
 
 
 @pytest.mark.reliability
 def test_lost_bells_ring_again(tmp_path: Path, history: History) -> None:
     lost_bells.campaign(tmp_path / "fleet", history, jobs=8)
 
-    assert [] == lost_bells.violations(history.file)
+    assert lost_bells.violations(history.file) == []
 
 
 @pytest.mark.reliability
 def test_the_network_may_fail(tmp_path: Path, history: History) -> None:
     faults.campaign(tmp_path / "fleet", history, seed=1, faults=5)
 
-    assert [] == faults.violations(history.file)
+    assert faults.violations(history.file) == []
 
 
 def _seconds_of_a_crowd(folder: Path, history: History, changed: str = "") -> list[float]:
@@ -90,30 +92,32 @@ def _seconds_of_a_crowd(folder: Path, history: History, changed: str = "") -> li
         proxy.suffer("swallow")
         faults.crowd(fleet, history, 240)
     answers = list(events(history.file, "answer"))
-    assert [503] * 240 == [answer["status"] for answer in answers]
+    assert [answer["status"] for answer in answers] == [503] * 240
     return [answer["seconds"] for answer in answers]
 
 
-def test_a_crowd_does_not_wait_for_a_store_that_says_nothing(tmp_path: Path, history: History) -> None:
-    assert 4 > max(_seconds_of_a_crowd(tmp_path, history))
+def test_a_crowd_does_not_wait_for_a_store_that_says_nothing(
+    tmp_path: Path, history: History
+) -> None:
+    assert max(_seconds_of_a_crowd(tmp_path, history)) < 4
 
 
 @pytest.mark.reliability
 def test_without_the_breaker_a_crowd_waits(tmp_path: Path, history: History) -> None:
-    assert 4 < max(_seconds_of_a_crowd(tmp_path, history, faults.CONTROLS["breaker"]))
+    assert max(_seconds_of_a_crowd(tmp_path, history, faults.CONTROLS["breaker"])) > 4
 
 
 @pytest.mark.reliability
 def test_what_nobody_of_ours_sent_harms_nobody(tmp_path: Path, history: History) -> None:
     forged.campaign(tmp_path / "fleet", history, seed=1, count=24)
 
-    assert [] == forged.violations(history.file)
+    assert forged.violations(history.file) == []
 
 
 def test_what_is_repeated_is_taken_once(history: History) -> None:
     repeats.campaign(history, seed=1, posts=150, keys=6)
 
-    assert [] == repeats.violations(history.file)
+    assert repeats.violations(history.file) == []
 
 
 def test_without_its_key_it_is_taken_often(history: History) -> None:
@@ -126,7 +130,7 @@ def test_without_its_key_it_is_taken_often(history: History) -> None:
 def test_what_is_under_way_is_finished_before_a_restart(tmp_path: Path, history: History) -> None:
     rolling.campaign(tmp_path / "fleet", history, seed=1, restarts=4)
 
-    assert [] == rolling.violations(history.file)
+    assert rolling.violations(history.file) == []
 
 
 @pytest.mark.reliability
@@ -140,7 +144,11 @@ def test_without_grace_it_is_cut_off(tmp_path: Path, history: History) -> None:
 def test_a_flood_of_one_callers_jobs_delays_no_others(tmp_path: Path, history: History) -> None:
     floods.campaign(tmp_path / "fleet", history, seed=1, seconds=8)
 
-    assert [] == [found for found in floods.violations(history.file) if found != "the flooder was never asked to wait"]
+    assert [
+        found
+        for found in floods.violations(history.file)
+        if found != "the flooder was never asked to wait"
+    ] == []
 
 
 # The painter of a job with this seed dies of it, whenever.
@@ -167,8 +175,10 @@ def test_a_job_that_kills_its_painters_ends_after_three_and_lets_the_others_go_f
         others = [caller.submit(kills.PARAMETERS[0], f"other-{number}") for number in range(3)]
         ends = [kills._followed(caller, job_id) for job_id in (poison, *others)]
 
-    assert [("failed", 3)] + [("succeeded", 1)] * 3 == [(end["status"], end["attempt"]) for end in ends]
-    assert "worker_lost" == ends[0]["error"]["code"]
+    assert [(end["status"], end["attempt"]) for end in ends] == [("failed", 3)] + [
+        ("succeeded", 1)
+    ] * 3
+    assert ends[0]["error"]["code"] == "worker_lost"
     assert all(end["completed_at"] < ends[0]["completed_at"] for end in ends[1:])
 
 
@@ -233,46 +243,63 @@ def test_the_judge_of_kills_sees_doubles_leftovers_and_an_early_end(
 
 def test_the_judge_of_faults_sees_hangs_and_errors(history: History) -> None:
     _kills(history)
-    assert [] == faults.violations(history.file)
+    assert faults.violations(history.file) == []
     history.tell("answer", method="GET", status=200, seconds=11.0)
     history.tell("answer", method="GET", status=500, seconds=0.1)
 
-    assert 2 == len(faults.violations(history.file))
+    assert len(faults.violations(history.file)) == 2
 
 
 def test_the_judge_of_orphans_sees_the_slow_and_the_forgetful(history: History) -> None:
-    good = {"kind": "died", "claimed": 0.2, "goes_on": 1.0, "reached": 50, "again_at": 60, "lost": 0.0}
+    good = {
+        "kind": "died",
+        "claimed": 0.2,
+        "goes_on": 1.0,
+        "reached": 50,
+        "again_at": 60,
+        "lost": 0.0,
+    }
     history.tell("trial", **good)
     history.tell("end")
-    assert [] == orphans.violations(history.file)
+    assert orphans.violations(history.file) == []
     history.tell("trial", **{**good, "goes_on": 4.0})
     history.tell("trial", **{**good, "again_at": 1, "lost": 2.5})
 
-    assert 2 == len(orphans.violations(history.file))
+    assert len(orphans.violations(history.file)) == 2
 
 
 def test_the_judge_of_zombies_sees_who_was_heard_and_what_changed(history: History) -> None:
-    good = {"job": "a", "status": "running", "answers": {"keep": "stale"}, "lease": "stale", "changed": False}
+    good = {
+        "job": "a",
+        "status": "running",
+        "answers": {"keep": "stale"},
+        "lease": "stale",
+        "changed": False,
+    }
     history.tell("trial", **good)
     history.tell("end")
-    assert [] == zombies.violations(history.file)
+    assert zombies.violations(history.file) == []
     for change in ({"answers": {"keep": "ok"}}, {"lease": "ok"}, {"changed": True}):
         history.tell("trial", **{**good, **change})
 
-    assert 3 == len(zombies.violations(history.file))
+    assert len(zombies.violations(history.file)) == 3
 
 
 def test_the_judge_of_bells_sees_the_late_and_the_unheard(history: History) -> None:
     history.tell("rung", after=11.0, bells=0)
     history.tell("end", ended=1, jobs=2)
 
-    assert 2 == len(lost_bells.violations(history.file))
+    assert len(lost_bells.violations(history.file)) == 2
 
 
 def test_percentiles() -> None:
     values = [float(number) for number in range(1, 101)]
 
-    assert (50, 99, 100) == (percentile(values, 0.5), percentile(values, 0.99), percentile(values, 1))
+    assert (percentile(values, 0.5), percentile(values, 0.99), percentile(values, 1)) == (
+        50,
+        99,
+        100,
+    )
 
 
 def test_the_judge_of_forged_messages_hears_of_each(history: History) -> None:
@@ -280,7 +307,7 @@ def test_the_judge_of_forged_messages_hears_of_each(history: History) -> None:
     history.tell("job", id="job_a", status="queued")
     history.tell("end", left=3, canary=True)
 
-    assert 4 == len(forged.violations(history.file))
+    assert len(forged.violations(history.file)) == 4
 
 
 def test_the_judge_of_restarts_sees_what_is_slow_or_lost(history: History) -> None:
@@ -288,7 +315,7 @@ def test_the_judge_of_restarts_sees_what_is_slow_or_lost(history: History) -> No
     history.tell("worker", job="a", seconds=11, status="queued", attempt=0, reached=9, again_at=3)
     history.tell("worker", job="b", seconds=1, status="running", attempt=1, reached=9, again_at=9)
 
-    assert 5 == len(rolling.violations(history.file))
+    assert len(rolling.violations(history.file)) == 5
 
 
 def test_the_judge_of_floods_counts_who_went_before(history: History) -> None:
@@ -302,5 +329,5 @@ def test_the_judge_of_floods_counts_who_went_before(history: History) -> None:
     history.tell("flood", status=429, wait=2)
     history.tell("end", store_mib=7)
 
-    assert [2, 4] == floods.overtaken(history.file)
-    assert 3 == len(floods.violations(history.file))
+    assert floods.overtaken(history.file) == [2, 4]
+    assert len(floods.violations(history.file)) == 3

@@ -15,7 +15,13 @@ SOUND = [
     {"honest": "poll", "ms": 10.0, "status": 200},
     {"honest": "upload", "ms": 10.0, "status": 201},
     {"honest": "download", "ms": 10.0, "status": 200},
-    {"server": {"before": {"files": 10, "bytes": 1}, "after": {"files": 10, "bytes": 1}, "answers": True}},
+    {
+        "server": {
+            "before": {"files": 10, "bytes": 1},
+            "after": {"files": 10, "bytes": 1},
+            "answers": True,
+        }
+    },
     {"given": {"patience": 15.0, "count": 5, "seconds": 60}},
 ]
 
@@ -24,14 +30,24 @@ SOUND = [
 def test_the_slow_are_cut_and_the_honest_are_served(play: Play) -> None:
     played = play("slow_clients", "--count", "100", "--seconds", "6", "--patience", "2")
 
-    assert 0 == played.returncode, played.stdout + played.stderr
+    assert played.returncode == 0, played.stdout + played.stderr
 
 
 @pytest.mark.reliability
 def test_uvicorns_own_protocol_fails(play: Play) -> None:
-    played = play("slow_clients", "--count", "20", "--seconds", "6", "--patience", "2", "--without", "protocol")
+    played = play(
+        "slow_clients",
+        "--count",
+        "20",
+        "--seconds",
+        "6",
+        "--patience",
+        "2",
+        "--without",
+        "protocol",
+    )
 
-    assert 1 == played.returncode
+    assert played.returncode == 1
     assert all(f"{kind}: none was cut" in played.stdout for kind in KINDS)
 
 
@@ -48,9 +64,11 @@ def test_uvicorns_own_protocol_fails(play: Play) -> None:
         {"server": {"before": {"files": 10}, "after": {"files": 10}, "answers": False}},
     ],
 )
-def test_the_checker_rejects_a_bad_history(campaign: Any, tmp_path: Path, wrong: dict[str, Any]) -> None:
+def test_the_checker_rejects_a_bad_history(
+    campaign: Any, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
     (good := tmp_path / "good").write_text("\n".join(json.dumps(entry) for entry in SOUND))
     (bad := tmp_path / "bad").write_text("\n".join(json.dumps(entry) for entry in [*SOUND, wrong]))
 
-    assert [] == campaign("slow_clients").violations(good)
+    assert campaign("slow_clients").violations(good) == []
     assert campaign("slow_clients").violations(bad)

@@ -22,7 +22,7 @@ def history(tmp_path: Path) -> History:
 def test_a_short_day_leaves_nothing_behind(tmp_path: Path, history: History) -> None:
     soak.campaign(tmp_path / "fleet", history, seed=1, minutes=0.3, load=0.7, every=0.4, loose=3)
 
-    assert [] == soak.violations(history.file)
+    assert soak.violations(history.file) == []
 
 
 def _tell(told: History, changes: dict[str, Any], *, loose: float = 1.0) -> None:
@@ -65,15 +65,17 @@ def _tell(told: History, changes: dict[str, Any], *, loose: float = 1.0) -> None
         ({"ends": False}, ["did not come to its end"]),
     ],
 )
-def test_the_judge_finds_what_must_not_be(history: History, changes: dict[str, Any], words: list[str]) -> None:
+def test_the_judge_finds_what_must_not_be(
+    history: History, changes: dict[str, Any], words: list[str]
+) -> None:
     _tell(history, changes)
     found = soak.violations(history.file)
 
-    assert len(words) == len(found)
+    assert len(found) == len(words)
     assert all(word in line for word, line in zip(words, found, strict=True))
 
 
 def test_a_loose_judge_bears_more(history: History) -> None:
     _tell(history, {"files": 200.0}, loose=3.0)
 
-    assert [] == soak.violations(history.file)
+    assert soak.violations(history.file) == []

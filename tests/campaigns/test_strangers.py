@@ -21,14 +21,23 @@ def strangers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def _play(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(HERE / "strangers.py"), "--count", "20", "--history", str(folder / "history")]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    command = [
+        sys.executable,
+        str(HERE / "strangers.py"),
+        "--count",
+        "20",
+        "--history",
+        str(folder / "history"),
+    ]
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
 
 
 def test_a_stranger_sees_nothing_of_anothers(tmp_path: Path) -> None:
     played = _play(tmp_path)
 
-    assert 0 == played.returncode, played.stdout + played.stderr
+    assert played.returncode == 0, played.stdout + played.stderr
 
 
 @pytest.mark.reliability
@@ -36,8 +45,12 @@ def test_without_owners_it_fails(tmp_path: Path, strangers: ModuleType) -> None:
     played = _play(tmp_path, "--without", "owners")
     found = "\n".join(strangers.violations(tmp_path / "history"))
 
-    assert 1 == played.returncode
-    told = ("GET /v1/jobs/{job_id} queued", "HEAD /v1/images/{digest} preview", "queued: changed by a stranger")
+    assert played.returncode == 1
+    told = (
+        "GET /v1/jobs/{job_id} queued",
+        "HEAD /v1/images/{digest} preview",
+        "queued: changed by a stranger",
+    )
     for wrong in told:
         assert wrong in found, wrong
 
@@ -76,12 +89,21 @@ def _history(path: Path, entries: dict[str, dict[str, Any]]) -> Path:
         ("file", {"secret": True}),
     ],
 )
-def test_the_checker_rejects_a_bad_history(strangers: Any, tmp_path: Path, kind: str, wrong: dict[str, Any]) -> None:
-    assert [] == strangers.violations(_history(tmp_path / "good", SOUND))
-    assert 1 == len(strangers.violations(_history(tmp_path / "bad", SOUND | {kind: SOUND[kind] | wrong})))
+def test_the_checker_rejects_a_bad_history(
+    strangers: Any, tmp_path: Path, kind: str, wrong: dict[str, Any]
+) -> None:
+    assert strangers.violations(_history(tmp_path / "good", SOUND)) == []
+    assert (
+        len(strangers.violations(_history(tmp_path / "bad", SOUND | {kind: SOUND[kind] | wrong})))
+        == 1
+    )
 
 
 @pytest.mark.parametrize("kind", ["pair", "list", "timing", "guesses", "owned", "file"])
-def test_the_checker_rejects_a_history_that_tells_too_little(strangers: Any, tmp_path: Path, kind: str) -> None:
+def test_the_checker_rejects_a_history_that_tells_too_little(
+    strangers: Any, tmp_path: Path, kind: str
+) -> None:
     told = {name: entry for name, entry in SOUND.items() if name != kind}
-    assert [f"the history tells nothing of {kind}"] == strangers.violations(_history(tmp_path / "short", told))
+    assert strangers.violations(_history(tmp_path / "short", told)) == [
+        f"the history tells nothing of {kind}"
+    ]

@@ -18,7 +18,7 @@ def history(tmp_path: Path) -> History:
 def test_what_is_left_of_a_torn_log_is_whole(tmp_path: Path, history: History) -> None:
     torn_log.campaign(tmp_path / "torn", history, seed=1, count=5, seconds=0)
 
-    assert [] == torn_log.violations(history.file)
+    assert torn_log.violations(history.file) == []
 
 
 @pytest.mark.reliability
@@ -30,15 +30,27 @@ def test_steps_that_nothing_holds_together_are_found_torn(tmp_path: Path, histor
 
 @pytest.mark.reliability
 @pytest.mark.timeout(900)  # it starts three times
-def test_a_service_goes_on_from_a_torn_log_and_from_a_backup(tmp_path: Path, history: History) -> None:
+def test_a_service_goes_on_from_a_torn_log_and_from_a_backup(
+    tmp_path: Path, history: History
+) -> None:
     torn_log.campaign(tmp_path / "torn", history, seed=1, count=0, seconds=4)
 
-    assert [] == torn_log.violations(history.file)
-    assert any(history.file.read_text().count(f'"name": "{name}"') > 3 for name in ("torn", "backup"))
+    assert torn_log.violations(history.file) == []
+    assert any(
+        history.file.read_text().count(f'"name": "{name}"') > 3 for name in ("torn", "backup")
+    )
 
 
 TEAR = {"way": "up", "bytes": 100, "started": True, "half": [], "jobs": ["a"], "kept": True}
-FLIP = {"way": "up", "at": 9, "started": False, "says": True, "listed": True, "repairable": True, "repaired": True}
+FLIP = {
+    "way": "up",
+    "at": 9,
+    "started": False,
+    "says": True,
+    "listed": True,
+    "repairable": True,
+    "repaired": True,
+}
 AGAIN = {"name": "torn", "job": "s", "status": "succeeded", "error": None, "pixels": "p"}
 
 
@@ -82,9 +94,11 @@ def _tell(told: History, changes: dict[str, Any]) -> None:
         ({"ends": False}, ["did not come to its end"]),
     ],
 )
-def test_the_judge_finds_what_must_not_be(history: History, changes: dict[str, Any], words: list[str]) -> None:
+def test_the_judge_finds_what_must_not_be(
+    history: History, changes: dict[str, Any], words: list[str]
+) -> None:
     _tell(history, changes)
     found = torn_log.violations(history.file)
 
-    assert len(words) == len(found)
+    assert len(found) == len(words)
     assert all(word in line for word, line in zip(words, found, strict=True))

@@ -15,30 +15,38 @@ violations = runpy.run_path(str(SCRIPT))["violations"]
 
 def _run(*options: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(SCRIPT), "--count", "24", *options]
-    return subprocess.run(command, cwd=SCRIPT.parents[2], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=SCRIPT.parents[2], capture_output=True, text=True, check=False
+    )
 
 
 def test_every_webhook_arrives_or_is_given_up_by_the_rule() -> None:
     ran = _run("--seed", "3")
 
-    assert 0 == ran.returncode, ran.stdout + ran.stderr
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 @pytest.mark.reliability
 @pytest.mark.parametrize(
-    ("guard", "violation"), [("guard", "a canary was reached"), ("lease", "sent twice at the same time")]
+    ("guard", "violation"),
+    [("guard", "a canary was reached"), ("lease", "sent twice at the same time")],
 )
 def test_without_a_guard_it_fails(guard: str, violation: str) -> None:
     ran = _run("--seed", "3", "--without", guard)
 
-    assert 1 == ran.returncode, ran.stdout + ran.stderr
+    assert ran.returncode == 1, ran.stdout + ran.stderr
     assert violation in ran.stdout
 
 
 def _history(**changes: Any) -> list[dict[str, Any]]:
     """One job, told once; with the changes, a part's name before each field's."""
     events: dict[str, dict[str, Any]] = {
-        "ended": {"job": "j", "host": "good-1.example.org", "seconds": 0.01, "record": {"status": "canceled"}},
+        "ended": {
+            "job": "j",
+            "host": "good-1.example.org",
+            "seconds": 0.01,
+            "record": {"status": "canceled"},
+        },
         "post": {"job": "j", "id": "m", "answer": "ok", "verified": True, "from": 1.0, "to": 2.0},
         "last": {"job": "j", "end": "delivered", "tries": 1, "record": {"status": "canceled"}},
     }
@@ -49,8 +57,8 @@ def _history(**changes: Any) -> list[dict[str, Any]]:
 
 
 def test_the_checker_passes_a_good_history() -> None:
-    assert [] == violations(_history())
-    assert [] == violations(_history(post_answer="fail", last_end="given_up", last_tries=8))
+    assert violations(_history()) == []
+    assert violations(_history(post_answer="fail", last_end="given_up", last_tries=8)) == []
 
 
 @pytest.mark.parametrize(

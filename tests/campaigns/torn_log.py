@@ -60,7 +60,9 @@ _AT_ONCE = "import api.background.reaper as r; r.STRAY_SECONDS = 0\n"
 
 def _log(folder: Path) -> Path:
     """Where the server writes now."""
-    return max((folder / "appendonlydir").glob("*.incr.aof"), key=lambda file: int(file.name.split(".")[2]))
+    return max(
+        (folder / "appendonlydir").glob("*.incr.aof"), key=lambda file: int(file.name.split(".")[2])
+    )
 
 
 # ---------------------------------------------------------------------- the server, as it is started in earnest
@@ -70,11 +72,22 @@ def _as_composed(folder: Path, port: int, password: str) -> list[str]:
     """docker-compose.yml's own command, on this machine."""
     words = yaml.safe_load(COMPOSE.read_text())["services"]["redis"]["command"][1:]
     given = [password if "IMPASTO_REDIS_PASSWORD" in word else word for word in words]
-    return [str(get_binary_path()), *given, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    return [
+        str(get_binary_path()),
+        *given,
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--dir",
+        str(folder),
+    ]
 
 
 def _as_up(folder: Path, port: int, password: str) -> list[str]:
-    return LocalService(Settings(data_dir=folder.parent), "127.0.0.1", 0)._valkey_command(password, port)
+    return LocalService(Settings(data_dir=folder.parent), "127.0.0.1", 0)._valkey_command(
+        password, port
+    )
 
 
 WAYS: dict[str, Callable[[Path, int, str], list[str]]] = {"compose": _as_composed, "up": _as_up}
@@ -126,24 +139,52 @@ def _serving(folder: Path, way: str) -> Iterator[Server]:
 def halves(client: Any) -> list[str]:
     """What is in the store by half: records and the lists that they must be on, and the other way round."""
     found: list[str] = []
-    jobs = {key.removeprefix(f"{PREFIX}job:"): client.hgetall(key) for key in client.scan_iter(f"{PREFIX}job:*")}
+    jobs = {
+        key.removeprefix(f"{PREFIX}job:"): client.hgetall(key)
+        for key in client.scan_iter(f"{PREFIX}job:*")
+    }
     uses: Counter[str] = Counter()
     for job_id, job in jobs.items():
-        missing = {"id", "status", "owner", "input", "blobs", "version", "attempt", "entry", "created_at"} - {*job}
+        missing = {
+            "id",
+            "status",
+            "owner",
+            "input",
+            "blobs",
+            "version",
+            "attempt",
+            "entry",
+            "created_at",
+        } - {*job}
         if missing:
             found.append(f"{job_id} has no {', '.join(sorted(missing))}")
             continue
         uses.update([*_list(job["blobs"]), *([job["preview"]] if "preview" in job else [])])
         lists = [f"of:{job['owner']}", f"of:{job['owner']}:{job['status']}"]
         lists += ["leases"] if job["status"] == "running" else []
-        found += [f"{job_id} is not in {name}" for name in lists if client.zscore(PREFIX + name, job_id) is None]
+        found += [
+            f"{job_id} is not in {name}"
+            for name in lists
+            if client.zscore(PREFIX + name, job_id) is None
+        ]
         waits = client.zscore(f"{PREFIX}queue", job.get("place", "")) is not None
         if waits != (job["status"] == "queued"):
             found.append(f"{job_id} is {job['status']}, and its place in the queue is {waits}")
-    for name in ("of:local", *(f"of:local:{status}" for status in Status), "leases", "deadlines", "expiry", "records"):
-        found += [f"{name} names {job}" for job in client.zrange(PREFIX + name, 0, -1) if job not in jobs]
+    for name in (
+        "of:local",
+        *(f"of:local:{status}" for status in Status),
+        "leases",
+        "deadlines",
+        "expiry",
+        "records",
+    ):
+        found += [
+            f"{name} names {job}" for job in client.zrange(PREFIX + name, 0, -1) if job not in jobs
+        ]
     found += [
-        f"the queue names {place[24:]}" for place in client.zrange(f"{PREFIX}queue", 0, -1) if place[24:] not in jobs
+        f"the queue names {place[24:]}"
+        for place in client.zrange(f"{PREFIX}queue", 0, -1)
+        if place[24:] not in jobs
     ]
     counted = {digest: int(count) for digest, count in client.hgetall(f"{PREFIX}refs").items()}
     if counted != dict(uses):
@@ -229,7 +270,9 @@ def _unwrapped(log: Path) -> None:
     log.write_bytes(data)
 
 
-def _tears(folder: Path, history: History, dice: random.Random, count: int, without: str | None) -> None:
+def _tears(
+    folder: Path, history: History, dice: random.Random, count: int, without: str | None
+) -> None:
     """Write, then tear again and again what was written."""
     written = folder / "written"
     written.mkdir(parents=True)
@@ -297,8 +340,21 @@ def _flip(place: Path, written: Path, history: History, dice: random.Random, way
         _repair(log, place)
         with _serving(folder, way) as server:
             jobs, half = _read(server.url) if server.started else (set(), [])
-            repaired = {"repairable": repairable, "repaired": server.started, "left": len(jobs), "half": half[:5]}
-    history.tell("flip", way=way, at=at, started=started, says=says, listed=listed, **({} if started else repaired))
+            repaired = {
+                "repairable": repairable,
+                "repaired": server.started,
+                "left": len(jobs),
+                "half": half[:5],
+            }
+    history.tell(
+        "flip",
+        way=way,
+        at=at,
+        started=started,
+        says=says,
+        listed=listed,
+        **({} if started else repaired),
+    )
     shutil.rmtree(place)
 
 
@@ -325,7 +381,9 @@ def _copy(written: Path, place: Path) -> Path:
 # ---------------------------------------------------------------------- a whole service
 
 
-def _service(folder: Path, history: History, dice: random.Random, seconds: float, without: str | None) -> None:
+def _service(
+    folder: Path, history: History, dice: random.Random, seconds: float, without: str | None
+) -> None:
     """Busy; backed up meanwhile; killed; then once more with a torn log, and from the backup."""
     over = threading.Event()
     changed = _AT_ONCE + (CONTROLS["strays"] if without == "strays" else "")
@@ -334,7 +392,9 @@ def _service(folder: Path, history: History, dice: random.Random, seconds: float
         for number, parameters in enumerate(kills.PARAMETERS):
             job = kills._followed(caller, caller.submit(parameters, f"reference-{number}"))
             history.tell("reference", parameters=number, pixels=caller.pixels(job))
-        clients = [Client(first, history, dice.randrange(10**6), over) for _ in range(kills.CLIENTS)]
+        clients = [
+            Client(first, history, dice.randrange(10**6), over) for _ in range(kills.CLIENTS)
+        ]
         for client in clients:
             client.start()
         _measure(first, history, seconds / 2)
@@ -348,7 +408,9 @@ def _service(folder: Path, history: History, dice: random.Random, seconds: float
             client.join()
     log = _log(folder / "first" / "valkey")
     size = log.stat().st_size
-    left = size - dice.randrange(size // 8, size // 3)  # so much that jobs are lost whose pictures are not
+    left = size - dice.randrange(
+        size // 8, size // 3
+    )  # so much that jobs are lost whose pictures are not
     shutil.copytree(folder / "first" / "data", folder / "torn" / "data")
     shutil.copytree(folder / "first" / "valkey", folder / "torn" / "valkey")
     with _log(folder / "torn" / "valkey").open("r+b") as file:
@@ -371,15 +433,27 @@ class Client(threading.Thread):
             while not self._over.wait(0.3):
                 parameters, key = dice.randrange(2), f"{self._seed}-{sent}"
                 sent += 1
-                job_id = self._caller.try_to_submit(kills.PARAMETERS[parameters], key, self._over.is_set)
+                job_id = self._caller.try_to_submit(
+                    kills.PARAMETERS[parameters], key, self._over.is_set
+                )
                 self._history.tell("accepted", job=job_id, parameters=parameters)
 
 
 class Caller(kills.Caller):
     def try_to_submit(self, parameters: dict[str, str], key: str, until: Callable[[], bool]) -> str:
         """Raises TimeoutError."""
-        files = {"content": ("a.png", kills.picture(1, 96, 72, key)), "style": ("b.png", kills.PAINTING)}
-        answer = self.ask("POST", "/v1/jobs", until, files=files, data=parameters, headers={"Idempotency-Key": key})
+        files = {
+            "content": ("a.png", kills.picture(1, 96, 72, key)),
+            "style": ("b.png", kills.PAINTING),
+        }
+        answer = self.ask(
+            "POST",
+            "/v1/jobs",
+            until,
+            files=files,
+            data=parameters,
+            headers={"Idempotency-Key": key},
+        )
         return str(answer.json()["id"])
 
 
@@ -400,7 +474,9 @@ def _back_up(fleet: Fleet, place: Path) -> None:
         for source in (fleet.folder / "valkey" / "appendonlydir", fleet.data / "blobs"):
             target = place / source.relative_to(fleet.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["cp", "-a", str(source), str(target)], check=False)  # parts come and go meanwhile
+            subprocess.run(
+                ["cp", "-a", str(source), str(target)], check=False
+            )  # parts come and go meanwhile
         client.config_set("auto-aof-rewrite-percentage", 100)
 
 
@@ -435,7 +511,13 @@ class Renamed:
 
 
 def campaign(
-    folder: Path, history: History, *, seed: int, count: int, seconds: float = 20, without: str | None = None
+    folder: Path,
+    history: History,
+    *,
+    seed: int,
+    count: int,
+    seconds: float = 20,
+    without: str | None = None,
 ) -> None:
     """Run it and tell the history."""
     dice = random.Random(seed)
@@ -459,7 +541,11 @@ def violations(file: Path) -> list[str]:
             found.append(f"{what}: does not start")
             continue
         found += [f"{what}: {half}" for half in event["half"]]
-        lost = [job for job, life in lived.items() if life["bytes"] <= event["bytes"] and job not in event["jobs"]]
+        lost = [
+            job
+            for job, life in lived.items()
+            if life["bytes"] <= event["bytes"] and job not in event["jobs"]
+        ]
         found += [f"{what}: {len(lost)} jobs of before are lost"] * bool(lost)
         found += [] if event["kept"] else [f"{what}: what was written afterwards is lost"]
     for event in events(file, "flip"):
@@ -485,7 +571,9 @@ def _services(file: Path) -> list[str]:
     accepted = {event["job"]: event for event in events(file, "accepted")}
     left = next(events(file, "left"))["bytes"]
     sure = {
-        "torn": max((event["at"] for event in events(file, "size") if event["bytes"] <= left), default=0.0),
+        "torn": max(
+            (event["at"] for event in events(file, "size") if event["bytes"] <= left), default=0.0
+        ),
         "backup": next(events(file, "backup"))["at"],
     }
     for name, at in sure.items():
@@ -493,8 +581,13 @@ def _services(file: Path) -> list[str]:
         lost = [job for job, event in accepted.items() if event["at"] < at and job not in again]
         found += [f"{name}: {job} is lost" for job in lost]
         for job, event in again.items():
-            if event["status"] != "succeeded" or event["pixels"] != right[accepted[job]["parameters"]]:
-                found.append(f"{name}: {job} ended as {event['status']}, {event['error']}, with {event['pixels']}")
+            if (
+                event["status"] != "succeeded"
+                or event["pixels"] != right[accepted[job]["parameters"]]
+            ):
+                found.append(
+                    f"{name}: {job} ended as {event['status']}, {event['error']}, with {event['pixels']}"
+                )
         behind = [event["files"] for event in events(file, "left behind") if event["name"] == name]
         found += [f"{name}: left behind: {path}" for files in behind for path in files]
         found += [] if behind else [f"{name}: did not come up, or to its end"]
@@ -510,16 +603,24 @@ def figures(file: Path) -> dict[str, Any]:
         seconds = [event["seconds"] for event in tears]
         lost = [lives - len(event["jobs"]) for event in tears]
         shown["tears; started"] = f"{len(tears)}; {sum(event['started'] for event in tears)}"
-        shown["seconds until it answers, p50, most"] = f"{percentile(seconds, 0.5):.2f}, {max(seconds):.2f}"
-        shown["jobs that are not there (torn off, or deleted), p50, most"] = f"{percentile(lost, 0.5)}, {max(lost)}"
+        shown["seconds until it answers, p50, most"] = (
+            f"{percentile(seconds, 0.5):.2f}, {max(seconds):.2f}"
+        )
+        shown["jobs that are not there (torn off, or deleted), p50, most"] = (
+            f"{percentile(lost, 0.5)}, {max(lost)}"
+        )
     refused = [event for event in flips if not event["started"]]
     repaired = [event["left"] for event in refused if event["repaired"]]
     shown["wrong bytes; refused, repaired"] = f"{len(flips)}; {len(refused)}, {len(repaired)}"
     if repaired:
-        shown["jobs left after the repair, p50, least"] = f"{percentile(repaired, 0.5)}, {min(repaired)}"
+        shown["jobs left after the repair, p50, least"] = (
+            f"{percentile(repaired, 0.5)}, {min(repaired)}"
+        )
     for name in ("torn", "backup"):
         again = [event["status"] for event in events(file, "again") if event["name"] == name]
-        shown[f"service, {name}: accepted; there again"] = f"{len([*events(file, 'accepted')])}; {dict(Counter(again))}"
+        shown[f"service, {name}: accepted; there again"] = (
+            f"{len([*events(file, 'accepted')])}; {dict(Counter(again))}"
+        )
     return shown
 
 
@@ -533,7 +634,14 @@ def main(seed: int, count: int, seconds: float, file: Path | None, without: str 
     """Tear and look."""
     with tempfile.TemporaryDirectory(prefix="impasto-torn-log-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
-        campaign(Path(folder) / "torn-log", history, seed=seed, count=count, seconds=seconds, without=without)
+        campaign(
+            Path(folder) / "torn-log",
+            history,
+            seed=seed,
+            count=count,
+            seconds=seconds,
+            without=without,
+        )
         for name, value in figures(history.file).items():
             click.echo(f"| {name} | {value} |")
         judged(violations(history.file))

@@ -37,7 +37,9 @@ class WatchedApi:
         own = environment(REDIS_URL=redis_url, DATA_DIR=data, API_PORT=port, **self._settings)
         with (self.folder / "api.log").open("ab") as log:
             command = [sys.executable, "-m", "api"]
-            api = subprocess.Popen(command, env=own | {"PYTHONPATH": str(self.folder)}, stdout=log, stderr=log)
+            api = subprocess.Popen(
+                command, env=own | {"PYTHONPATH": str(self.folder)}, stdout=log, stderr=log
+            )
         self._processes.append(api)
         self.pid = api.pid
         end = time.monotonic() + 30
@@ -46,7 +48,9 @@ class WatchedApi:
             time.sleep(0.05)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: object, trace: TracebackType | None
+    ) -> None:
         for process in reversed(self._processes):
             process.terminate()
             process.wait(20)
@@ -80,5 +84,9 @@ class WatchedApi:
 
     def digests(self) -> set[str]:
         """Of all blobs on disk."""
-        files = (path for path in self.blobs.glob("??/*") if path.is_file() and len(path.parent.name) == 2)
+        files = (
+            path
+            for path in self.blobs.glob("??/*")
+            if path.is_file() and len(path.parent.name) == 2
+        )
         return {f"sha256:{path.parent.name}{path.name}" for path in files}

@@ -32,7 +32,15 @@ from processes import Valkey
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from core import errors
-from core.jobs.models import Job, JobInput, ModelUsed, Output, QueueLimits, SubmissionOptions, new_job_id
+from core.jobs.models import (
+    Job,
+    JobInput,
+    ModelUsed,
+    Output,
+    QueueLimits,
+    SubmissionOptions,
+    new_job_id,
+)
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
@@ -64,7 +72,9 @@ TAKEN = {"ok", "drip", "endless"}  # answered with 2xx
 
 def violations(history: list[dict[str, Any]]) -> list[str]:
     """What must not be, from the history alone."""
-    found = [f"a canary was reached: {event['peer']}" for event in history if event["event"] == "canary"]
+    found = [
+        f"a canary was reached: {event['peer']}" for event in history if event["event"] == "canary"
+    ]
     posts: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for event in history:
         if event["event"] == "post":
@@ -75,7 +85,9 @@ def violations(history: list[dict[str, Any]]) -> list[str]:
         found.append("nothing happened")
     found += [f"{name}: lost" for name in jobs.keys() ^ last.keys()]
     for name in jobs.keys() & last.keys():
-        found += [f"{name}: {words}" for words in _wrong(jobs[name], last[name], posts.pop(name, []))]
+        found += [
+            f"{name}: {words}" for words in _wrong(jobs[name], last[name], posts.pop(name, []))
+        ]
     found += [f"{name}: told without a job" for name in posts]
     return found
 
@@ -123,7 +135,9 @@ class Roads(httpcore2.SyncBackend):
     def __init__(self, receiver: int, canary: int) -> None:
         self._receiver, self._canary = receiver, canary
 
-    def connect_tcp(self, host: str, port: int, timeout: float | None = None, *_: Any) -> httpcore2.NetworkStream:
+    def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, *_: Any
+    ) -> httpcore2.NetworkStream:
         with suppress(ValueError):
             ip_address(host)
             return super().connect_tcp("127.0.0.1", self._port(host), timeout)
@@ -174,7 +188,14 @@ class Receiver:
                 self._answer(connection, answer)
         verified = _verifies(body, headers)
         span = {"from": began, "to": time.monotonic()}
-        self._history.tell("post", job=told["id"], id=headers["webhook-id"], answer=answer, verified=verified, **span)
+        self._history.tell(
+            "post",
+            job=told["id"],
+            id=headers["webhook-id"],
+            answer=answer,
+            verified=verified,
+            **span,
+        )
 
     def _answer(self, connection: socket.socket, answer: str) -> None:
         head = {"ok": "204", "fail": "503", "gone": "410", "endless": "200", "drip": "200"}
@@ -188,7 +209,9 @@ class Receiver:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         while answer == "endless":
             connection.sendall(b"a" * 10_000)
-        for _ in range(10 if answer == "drip" else 0):  # a courier that is killed now will send it again
+        for _ in range(
+            10 if answer == "drip" else 0
+        ):  # a courier that is killed now will send it again
             connection.sendall(b"a")
             time.sleep(0.05)
         if answer == "hang":
@@ -231,8 +254,12 @@ def _carry(world: dict[str, Any]) -> None:
         WebhookPolicy.may_reach = lambda *_: True  # type: ignore[method-assign]
     roads = Roads(world["receiver"], world["canary"])
     delivery = WebhookSender(POLICY, seconds=SECONDS, resolve=resolve, network=roads)
-    lease_seconds = 0.001 - SECONDS if world["without"] == "lease" else LEASE_SECONDS  # beyond the delivery's
-    WebhookDispatcher(JobStore(world["url"]), POLICY, delivery, delays=DELAYS, lease_seconds=lease_seconds).run()
+    lease_seconds = (
+        0.001 - SECONDS if world["without"] == "lease" else LEASE_SECONDS
+    )  # beyond the delivery's
+    WebhookDispatcher(
+        JobStore(world["url"]), POLICY, delivery, delays=DELAYS, lease_seconds=lease_seconds
+    ).run()
 
 
 # ---------------------------------------------------------------------- the run
@@ -247,7 +274,9 @@ def _end_jobs(store: JobStore, history: History, chance: random.Random, count: i
         kind = chance.choice(["good", "good", "good", "rebind", "mixed", "private"])
         host = f"{kind}-{chance.randrange(max(8, count // 4))}.example.org"
         store.reserve(digest, 60)
-        job = store.create(new_job_id(), job_input, SubmissionOptions(webhook=f"http://{host}/hook"), QueueLimits())
+        job = store.create(
+            new_job_id(), job_input, SubmissionOptions(webhook=f"http://{host}/hook"), QueueLimits()
+        )
         began = time.monotonic()
         if number % 3 == 0:
             store.cancel(job.id)
@@ -259,7 +288,9 @@ def _end_jobs(store: JobStore, history: History, chance: random.Random, count: i
             else:
                 store.fail(job.id, job.id, errors.Diverged())
         seconds = time.monotonic() - began
-        history.tell("ended", job=job.id, host=host, seconds=seconds, record=_shown(store.get(job.id)))
+        history.tell(
+            "ended", job=job.id, host=host, seconds=seconds, record=_shown(store.get(job.id))
+        )
         time.sleep(chance.uniform(0, 0.1))
 
 
@@ -272,9 +303,14 @@ def _run(seed: int, count: int, history: History, without: str) -> None:
     canary = Receiver(history, seed, None)
     receiver = Receiver(history, seed, canary.port)
     with tempfile.TemporaryDirectory() as folder, Valkey(Path(folder)) as server:
-        store, couriers = JobStore(server.url), Couriers(server.url, receiver.port, canary.port, without)
+        store, couriers = (
+            JobStore(server.url),
+            Couriers(server.url, receiver.port, canary.port, without),
+        )
         try:
-            ending = threading.Thread(target=_end_jobs, args=(store, history, random.Random(seed), count))
+            ending = threading.Thread(
+                target=_end_jobs, args=(store, history, random.Random(seed), count)
+            )
             ending.start()
             while ending.is_alive():
                 time.sleep(chance.uniform(0.1, 0.8))
@@ -288,7 +324,9 @@ def _run(seed: int, count: int, history: History, without: str) -> None:
             couriers.close()
         for name in [job.id for job in store.list_page(limit=count)[0]]:
             end, tries = store._redis.hmget(f"{PREFIX}job:{name}", "webhook_end", "webhook_tries")  # type: ignore[misc]
-            history.tell("last", job=name, end=end, tries=int(tries or 0), record=_shown(store.get(name)))
+            history.tell(
+                "last", job=name, end=end, tries=int(tries or 0), record=_shown(store.get(name))
+            )
         store.close()
     receiver.close()
     canary.close()
@@ -310,7 +348,9 @@ def _table(history: list[dict[str, Any]]) -> Iterator[tuple[str, int]]:
 
 
 def _twice(history: list[dict[str, Any]]) -> int:
-    taken = [event["job"] for event in history if event["event"] == "post" and event["answer"] in TAKEN]
+    taken = [
+        event["job"] for event in history if event["event"] == "post" and event["answer"] in TAKEN
+    ]
     return sum(taken.count(name) > 1 for name in set(taken))
 
 

@@ -48,16 +48,28 @@ def _progress(iteration: int) -> JobProgress:
 
 
 def _output(blobs: Blobs, text: str) -> Output:
-    return Output(id=blobs.put(text.encode()), content_type="image/png", width=1, height=1, size_bytes=len(text))
+    return Output(
+        id=blobs.put(text.encode()),
+        content_type="image/png",
+        width=1,
+        height=1,
+        size_bytes=len(text),
+    )
 
 
 # Everything that a worker can say of a job that is its own.
 WORDS: dict[str, Callable[[JobStore, Blobs, str, str], LeaseStatus]] = {
-    "progress": lambda told, blobs, job, token: told.report_progress(job, token, _progress(99), blobs.put(b"zombie")),
+    "progress": lambda told, blobs, job, token: told.report_progress(
+        job, token, _progress(99), blobs.put(b"zombie")
+    ),
     "keep": lambda told, blobs, job, token: told.save_checkpoint(job, token, "zombie"),
-    "succeed": lambda told, blobs, job, token: told.succeed(job, token, _output(blobs, "zombie"), MODEL, {}),
+    "succeed": lambda told, blobs, job, token: told.succeed(
+        job, token, _output(blobs, "zombie"), MODEL, {}
+    ),
     "fail": lambda told, blobs, job, token: told.fail(job, token, errors.Diverged()),
-    "end_canceled": lambda told, blobs, job, token: told.end_canceled(job, token, _output(blobs, "zombie")),
+    "end_canceled": lambda told, blobs, job, token: told.end_canceled(
+        job, token, _output(blobs, "zombie")
+    ),
     "release": lambda told, blobs, job, token: told.release(job, token),
     "renew": lambda told, blobs, job, token: told.renew(job, token),
 }
@@ -91,11 +103,15 @@ def be_a_worker(url: str, folder: Path, lease_seconds: float, order: list[str]) 
 class Zombie:
     """A process that will be frozen and wake up."""
 
-    def __init__(self, url: str, folder: Path, lease_seconds: float, order: list[str], changed: str) -> None:
+    def __init__(
+        self, url: str, folder: Path, lease_seconds: float, order: list[str], changed: str
+    ) -> None:
         code = f"{changed}\nimport sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         code += "from pathlib import Path\nfrom zombies import be_a_worker\n"
         code += f"be_a_worker({url!r}, Path({str(folder)!r}), {lease_seconds}, {order!r})"
-        self._process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+        )
 
     def told(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -151,7 +167,13 @@ def campaign(
             count = min(AT_ONCE, trials)
             orders = [dice.sample([*WORDS], len(WORDS)) for _ in range(count)]
             zombies = [
-                Zombie(server.url, folder / "blobs", lease_seconds, order, CONTROLS.get(without or "", ""))
+                Zombie(
+                    server.url,
+                    folder / "blobs",
+                    lease_seconds,
+                    order,
+                    CONTROLS.get(without or "", ""),
+                )
                 for order in orders
             ]
             try:
@@ -166,8 +188,12 @@ def campaign(
     history.tell("end")
 
 
-def _round(told: JobStore, blobs: Blobs, zombies: list[Zombie], history: History, dice: random.Random) -> None:
-    job_input = JobInput(content=blobs.put(b"photo"), styles=[blobs.put(b"painting")], spec=StyleSpec().model_dump())
+def _round(
+    told: JobStore, blobs: Blobs, zombies: list[Zombie], history: History, dice: random.Random
+) -> None:
+    job_input = JobInput(
+        content=blobs.put(b"photo"), styles=[blobs.put(b"painting")], spec=StyleSpec().model_dump()
+    )
     for _ in zombies:
         for digest in job_input.digests():
             told.reserve(digest)
@@ -223,7 +249,9 @@ def main(seed: int, trials: int, file: Path | None, without: str | None) -> None
         campaign(Path(folder), history, seed=seed, trials=trials, without=without)
         told = [*events(history.file, "trial")]
         refused = sum(answer == "stale" for event in told for answer in event["answers"].values())
-        click.echo(f"| zombies | {len(told)} |\n| refused | {refused} of {len(told) * len(WORDS)} |")
+        click.echo(
+            f"| zombies | {len(told)} |\n| refused | {refused} of {len(told) * len(WORDS)} |"
+        )
         judged(violations(history.file))
 
 

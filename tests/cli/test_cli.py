@@ -33,7 +33,10 @@ def impasto(tmp_path: Path, weights: WeightsCache) -> Any:
     """Run the command in an empty folder."""
 
     def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        settings = {"IMPASTO_CACHE_DIR": str(weights.folder.parent), "IMPASTO_DATA_DIR": str(tmp_path / "data")}
+        settings = {
+            "IMPASTO_CACHE_DIR": str(weights.folder.parent),
+            "IMPASTO_DATA_DIR": str(tmp_path / "data"),
+        }
         return subprocess.run(
             [sys.executable, "-m", "cli", *args],
             env={**os.environ, **settings, **environment},
@@ -46,58 +49,81 @@ def impasto(tmp_path: Path, weights: WeightsCache) -> Any:
     return run
 
 
-def test_stylize_paints_without_a_service(impasto: Any, pictures: tuple[str, str], tmp_path: Path) -> None:
+def test_stylize_paints_without_a_service(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path
+) -> None:
     ran = impasto(
-        "stylize", *pictures, "-o", "out.png", "--size", "64", "--iterations", "4", "--style-layers", "relu1_1"
+        "stylize",
+        *pictures,
+        "-o",
+        "out.png",
+        "--size",
+        "64",
+        "--iterations",
+        "4",
+        "--style-layers",
+        "relu1_1",
     )
 
-    assert (0, "out.png\n") == (ran.returncode, ran.stdout)
+    assert (ran.returncode, ran.stdout) == (0, "out.png\n")
     assert "100%" in ran.stderr
     record = codec.read_provenance((tmp_path / "out.png").read_bytes())
     assert record is not None
-    assert (4, {"relu1_1": 1.0}) == (record["spec"]["iterations"], record["spec"]["style_layers"])
+    assert (record["spec"]["iterations"], record["spec"]["style_layers"]) == (4, {"relu1_1": 1.0})
 
 
-def test_a_preset_gives_way_to_the_knobs_beside_it(impasto: Any, pictures: tuple[str, str], tmp_path: Path) -> None:
+def test_a_preset_gives_way_to_the_knobs_beside_it(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path
+) -> None:
     parameters = ["--preset", "draft", "--size", "64", "--iterations", "2"]
 
-    assert 0 == impasto("stylize", *pictures, "-o", "out.png", *parameters).returncode
+    assert impasto("stylize", *pictures, "-o", "out.png", *parameters).returncode == 0
     record = codec.read_provenance((tmp_path / "out.png").read_bytes())
     assert record is not None
-    assert (64, "draft") == (record["spec"]["size"], record["spec"]["quality"])
+    assert (record["spec"]["size"], record["spec"]["quality"]) == (64, "draft")
 
 
 def test_info_tells_how_a_result_was_made_and_from_makes_it_again(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
-    impasto("stylize", *pictures, "-o", "one.png", "--size", "64", "--iterations", "2", "--seed", "7")
+    impasto(
+        "stylize", *pictures, "-o", "one.png", "--size", "64", "--iterations", "2", "--seed", "7"
+    )
     told, as_json = impasto("info", "one.png"), impasto("info", "one.png", "--json")
     record = json.loads(as_json.stdout)
 
-    assert codec.read_provenance((tmp_path / "one.png").read_bytes()) == record
+    assert record == codec.read_provenance((tmp_path / "one.png").read_bytes())
     lines = dict(line.split(maxsplit=1) for line in told.stdout.splitlines())
-    assert (record["content"], record["styles"][0], "7", "lbfgs") == tuple(
-        lines[name] for name in ("content", "style", "seed", "optimizer")
+    assert tuple(lines[name] for name in ("content", "style", "seed", "optimizer")) == (
+        record["content"],
+        record["styles"][0],
+        "7",
+        "lbfgs",
     )
     assert "network sha256" in told.stdout
 
-    assert 0 == impasto("stylize", *pictures, "-o", "two.png", "--from", "one.png").returncode
+    assert impasto("stylize", *pictures, "-o", "two.png", "--from", "one.png").returncode == 0
     more = ["--from", "one.png", "--iterations", "1"]
-    assert 0 == impasto("stylize", pictures[0], *[pictures[1]] * 2, "-o", "three.png", *more).returncode
+    assert (
+        impasto("stylize", pictures[0], *[pictures[1]] * 2, "-o", "three.png", *more).returncode
+        == 0
+    )
     one, two, three = ((tmp_path / f"{name}.png").read_bytes() for name in ("one", "two", "three"))
     spec = (codec.read_provenance(three) or {})["spec"]
-    assert one == two
-    assert {**record["spec"], "iterations": 1, "style_weights": [0.5, 0.5]} == spec
+    assert two == one
+    assert spec == {**record["spec"], "iterations": 1, "style_weights": [0.5, 0.5]}
 
 
 def test_info_tells_how_a_run_was_steered(impasto: Any, tmp_path: Path) -> None:
     change = {"iteration": 120, "before": {"strength": 0.5}, "after": {"strength": 0.9}}
     for name, spec_updates in (("one", [change]), ("two", "strange")):
         record = {"content": "c", "styles": ["s"], "spec": {}, "spec_updates": spec_updates}
-        (tmp_path / f"{name}.png").write_bytes(codec.encode(Image.new("RGB", (40, 40)), "png", record))
+        (tmp_path / f"{name}.png").write_bytes(
+            codec.encode(Image.new("RGB", (40, 40)), "png", record)
+        )
     one, two = (impasto("info", f"{name}.png").stdout.splitlines() for name in ("one", "two"))
 
-    assert f"{'spec_updates':<16} {json.dumps(change)}" == one[-1]
+    assert one[-1] == f"{'spec_updates':<16} {json.dumps(change)}"
     assert not any(line.startswith("spec_updates") for line in two)
 
 
@@ -107,17 +133,22 @@ def test_a_file_without_a_record_and_one_that_speaks_to_terminals_do_no_harm(
     record = {"content": "\x1b[2J", "styles": ["s"], "spec": {"\x1b[2J\n": "\x07"}, "job": "\x9b"}
     (tmp_path / "evil.png").write_bytes(codec.encode(Image.new("RGB", (40, 40)), "png", record))
     evil = [impasto("info", "evil.png", *option) for option in ([], ["--json"])]
-    plain = [impasto("info", pictures[0]), impasto("stylize", *pictures, "-o", "o.png", "--from", pictures[0])]
+    plain = [
+        impasto("info", pictures[0]),
+        impasto("stylize", *pictures, "-o", "o.png", "--from", pictures[0]),
+    ]
 
-    assert [0, 0, 2, 2] == [ran.returncode for ran in (*evil, *plain)]
+    assert [ran.returncode for ran in (*evil, *plain)] == [0, 0, 2, 2]
     assert all("carries no record" in ran.stderr for ran in plain)
     assert all((ran.stdout.replace("\n", "")).isprintable() for ran in evil)
 
 
-def test_a_plan_is_said_and_nothing_is_painted(impasto: Any, pictures: tuple[str, str], tmp_path: Path) -> None:
+def test_a_plan_is_said_and_nothing_is_painted(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path
+) -> None:
     ran = impasto("stylize", *pictures, "-o", "out.png", "--size", "300", "--plan")
 
-    assert 0 == ran.returncode
+    assert ran.returncode == 0
     assert "300 x 225 px, 70 iterations, whole" in ran.stdout
     assert "In all" in ran.stdout.splitlines()[-1]
     assert not (tmp_path / "out.png").exists()
@@ -130,7 +161,7 @@ def test_the_run_and_the_plan_keep_to_the_memory_that_is_given(
     args = ["--size", "512", "--scales", "1", "--iterations", "1", "--memory-gb", "0.3", *plan]
     ran = impasto("stylize", *pictures, "-o", "out.png", *args)
 
-    assert (1, False) == (ran.returncode, (tmp_path / "out.png").exists())
+    assert (ran.returncode, (tmp_path / "out.png").exists()) == (1, False)
     assert "size 512 needs more memory" in ran.stderr
 
 
@@ -141,22 +172,30 @@ def test_masks_and_a_first_picture_are_taken_and_recorded(
     ran = impasto("stylize", *pictures, "-o", "out.png", "--size", "64", "--iterations", "1", *more)
     photo, painting = (digest_of(Path(path).read_bytes()) for path in pictures)
 
-    assert 0 == ran.returncode
+    assert ran.returncode == 0
     record = codec.read_provenance((tmp_path / "out.png").read_bytes())
     assert record is not None
-    assert (photo, [painting], [painting], photo) == tuple(
-        record[name] for name in ("content", "styles", "masks", "init_image")
+    assert tuple(record[name] for name in ("content", "styles", "masks", "init_image")) == (
+        photo,
+        [painting],
+        [painting],
+        photo,
     )
-    assert {"program", "spec", "model", "content", "styles", "masks", "init_image"} == set(record)
-    assert 2 == impasto("stylize", *pictures, "-o", "out.png", "--init", "picture").returncode
+    assert set(record) == {"program", "spec", "model", "content", "styles", "masks", "init_image"}
+    assert impasto("stylize", *pictures, "-o", "out.png", "--init", "picture").returncode == 2
 
 
 @pytest.mark.parametrize("name", ["out.jpg", "out.webp"])
 def test_the_outputs_ending_chooses_the_format(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path, name: str
 ) -> None:
-    assert 0 == impasto("stylize", *pictures, "-o", name, "--size", "64", "--iterations", "1").returncode
-    assert ("jpeg" if name.endswith("jpg") else "webp") == codec.detect_format((tmp_path / name).read_bytes())
+    assert (
+        impasto("stylize", *pictures, "-o", name, "--size", "64", "--iterations", "1").returncode
+        == 0
+    )
+    assert codec.detect_format((tmp_path / name).read_bytes()) == (
+        "jpeg" if name.endswith("jpg") else "webp"
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,7 +216,7 @@ def test_wrong_use_is_exit_2_and_one_sentence(
     output = [] if "-o" in args else ["-o", "out.png"]
     ran = impasto("stylize", *pictures, *output, *args)
 
-    assert 2 == ran.returncode
+    assert ran.returncode == 2
     assert words in ran.stderr
     assert "Traceback" not in ran.stderr
 
@@ -188,7 +227,7 @@ def test_a_transparent_mask_is_exit_2_in_the_words_of_the_service(
     Image.new("LA", (40, 40), (255, 0)).save(tmp_path / "clear.png")
     ran = impasto("stylize", *pictures, "-o", "out.png", "--size", "64", "--mask", "clear.png")
 
-    assert 2 == ran.returncode
+    assert ran.returncode == 2
     assert "A mask is black all over" in ran.stderr
 
 
@@ -198,10 +237,10 @@ def test_a_bad_picture_is_exit_2_in_the_words_of_the_service(
     (tmp_path / "bad.jpg").write_bytes(b"GIF89a")
     ran = impasto("stylize", "bad.jpg", pictures[1], "-o", "out.png")
 
-    assert (2, "impasto: Only JPEG, PNG and WebP pictures are taken, whatever the file is called.\n") == (
+    assert (
         ran.returncode,
         ran.stderr,
-    )
+    ) == (2, "impasto: Only JPEG, PNG and WebP pictures are taken, whatever the file is called.\n")
 
 
 def test_missing_weights_are_exit_1_with_the_command_that_helps(
@@ -209,24 +248,33 @@ def test_missing_weights_are_exit_1_with_the_command_that_helps(
 ) -> None:
     ran = impasto("stylize", *pictures, "-o", "out.png", IMPASTO_CACHE_DIR=str(tmp_path / "empty"))
 
-    assert 1 == ran.returncode
+    assert ran.returncode == 1
     assert "impasto weights fetch vgg16" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
-def test_without_a_service_submit_and_watch_say_how_to_start_one(impasto: Any, pictures: tuple[str, str]) -> None:
+def test_without_a_service_submit_and_watch_say_how_to_start_one(
+    impasto: Any, pictures: tuple[str, str]
+) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    for ran in (impasto("submit", *pictures, "--url", url), impasto("watch", "job_x", "--url", url)):
-        assert 1 == ran.returncode
+    for ran in (
+        impasto("submit", *pictures, "--url", url),
+        impasto("watch", "job_x", "--url", url),
+    ):
+        assert ran.returncode == 1
         assert "impasto up" in ran.stderr
 
 
-@pytest.mark.parametrize("command", ["api", "worker", "up", "stylize", "webhooks", "webhook-secret"])
-def test_a_misspelt_setting_is_refused_by_name(impasto: Any, pictures: tuple[str, str], command: str) -> None:
+@pytest.mark.parametrize(
+    "command", ["api", "worker", "up", "stylize", "webhooks", "webhook-secret"]
+)
+def test_a_misspelt_setting_is_refused_by_name(
+    impasto: Any, pictures: tuple[str, str], command: str
+) -> None:
     args = [*pictures, "-o", "out.png"] if command == "stylize" else []
     ran = impasto(command, *args, IMPASTO_REDIS_ULR="redis://x")
 
-    assert 2 == ran.returncode
+    assert ran.returncode == 2
     assert "There is no setting IMPASTO_REDIS_ULR" in ran.stderr
     assert "Traceback" not in ran.stderr
 
@@ -242,12 +290,14 @@ def test_a_misspelt_setting_is_refused_by_name(impasto: Any, pictures: tuple[str
         ("up", "IMPASTO_API_X", "1"),
     ],
 )
-def test_a_bad_setting_is_refused_by_name(impasto: Any, command: str, setting: str, value: str) -> None:
+def test_a_bad_setting_is_refused_by_name(
+    impasto: Any, command: str, setting: str, value: str
+) -> None:
     """Also by `impasto up`, for the programs that it starts."""
     port = ["--port", str(free_port())] if command == "up" else []
     ran = impasto(command, *port, **{setting: value})
 
-    assert 2 == ran.returncode
+    assert ran.returncode == 2
     assert setting in ran.stderr
     assert "Traceback" not in ran.stderr
 
@@ -260,23 +310,27 @@ def test_each_owners_webhook_secret_is_told(impasto: Any) -> None:
     ]
     none = impasto("webhook-secret")
 
-    assert [WebhookPolicy(secret).owner_secret(owner) for owner in ("local", "local", "anna")] == told
-    assert 2 == none.returncode
+    assert told == [
+        WebhookPolicy(secret).owner_secret(owner) for owner in ("local", "local", "anna")
+    ]
+    assert none.returncode == 2
     assert "IMPASTO_WEBHOOK_SECRET is not set" in none.stderr
 
 
 def test_weights_list_tells_what_auto_is(impasto: Any) -> None:
     ran = impasto("weights", "list")
 
-    assert 0 == ran.returncode
+    assert ran.returncode == 0
     assert "vgg16" in ran.stdout
     assert "<- auto" in ran.stdout
 
 
-def test_importing_a_file_that_is_no_network_is_exit_1(impasto: Any, pictures: tuple[str, str]) -> None:
+def test_importing_a_file_that_is_no_network_is_exit_1(
+    impasto: Any, pictures: tuple[str, str]
+) -> None:
     ran = impasto("weights", "import", pictures[0], "--name", "vgg19")
 
-    assert 1 == ran.returncode
+    assert ran.returncode == 1
     assert "Traceback" not in ran.stderr
 
 
@@ -284,7 +338,9 @@ def test_a_network_of_ones_own_comes_in_is_normalized_goes_out_and_away(
     impasto: Any, tmp_path: Path, photo: Image.Image
 ) -> None:
     own = {"IMPASTO_CACHE_DIR": str(tmp_path / "cache")}
-    files.write_network(tmp_path / "My Textures.caffemodel", Parameters.of(random_parameters("vgg11")), {})
+    files.write_network(
+        tmp_path / "My Textures.caffemodel", Parameters.of(random_parameters("vgg11")), {}
+    )
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     photo.save(folder / "a.png")
@@ -302,13 +358,21 @@ def test_a_network_of_ones_own_comes_in_is_normalized_goes_out_and_away(
     removed = impasto("weights", "remove", "my-textures", **own)
     listed = impasto("weights", "list", **own)
 
-    assert (2, 1, 2) == (unnamed.returncode, nowhere.returncode, unknown.returncode)
+    assert (unnamed.returncode, nowhere.returncode, unknown.returncode) == (2, 1, 2)
     # Refused before it looks at any picture.
-    assert (2, "impasto: This is a VGG-11; call it anything but vgg16.\n") == (misnamed.returncode, misnamed.stderr)
+    assert (misnamed.returncode, misnamed.stderr) == (
+        2,
+        "impasto: This is a VGG-11; call it anything but vgg16.\n",
+    )
     assert "Say --name" in unnamed.stderr
-    assert (2, "impasto: A network's name has small letters") == (badly.returncode, badly.stderr[:43])
+    assert (badly.returncode, badly.stderr[:43]) == (
+        2,
+        "impasto: A network's name has small letters",
+    )
     assert all("Traceback" not in ran.stderr for ran in (unnamed, nowhere, unknown))
-    assert [0] * 6 == [ran.returncode for ran in (taken, normalized, exported, shown, removed, listed)]
+    assert [ran.returncode for ran in (taken, normalized, exported, shown, removed, listed)] == [
+        0
+    ] * 6
     assert taken.stdout.startswith("my-textures  VGG-11  37 MB  sha256 ")
     assert "over 2 pictures" in normalized.stdout
     assert "left out: broken.png: Only JPEG, PNG and WebP" in normalized.stderr
@@ -320,10 +384,27 @@ def test_a_network_of_ones_own_comes_in_is_normalized_goes_out_and_away(
 
 
 def test_help_tells_every_command_and_every_parameter(impasto: Any) -> None:
-    words, parameters = impasto("--help").stdout, "".join(impasto("submit", "--help").stdout.split())
+    words, parameters = (
+        impasto("--help").stdout,
+        "".join(impasto("submit", "--help").stdout.split()),
+    )
 
-    commands = ["up", "api", "worker", "webhooks", "webhook-secret", "stylize", "submit", "watch", "weights", "demo"]
+    commands = [
+        "up",
+        "api",
+        "worker",
+        "webhooks",
+        "webhook-secret",
+        "stylize",
+        "submit",
+        "watch",
+        "weights",
+        "demo",
+    ]
     for command in commands:
         assert command in words
     assert all(f"--{name.replace('_', '-')}" in parameters for name in (*PARAMETERS, "preset"))
-    assert all(f"{name}:{preset.description}".replace(" ", "") in parameters for name, preset in PRESETS.items())
+    assert all(
+        f"{name}:{preset.description}".replace(" ", "") in parameters
+        for name, preset in PRESETS.items()
+    )

@@ -15,7 +15,13 @@ from core.training.dataset import STORES
 
 
 def impasto(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "cli", *args], cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "cli", *args],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_a_folder_becomes_a_data_set_and_a_contact_sheet(tmp_path: Path) -> None:
@@ -23,14 +29,20 @@ def test_a_folder_becomes_a_data_set_and_a_contact_sheet(tmp_path: Path) -> None
     for name in ("cats", "dogs"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for number in range(5):
-            Image.fromarray(hand.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / f"pets/{name}/{number}.png")
+            Image.fromarray(hand.integers(0, 256, (40, 40, 3), np.uint8)).save(
+                tmp_path / f"pets/{name}/{number}.png"
+            )
     (tmp_path / "pets" / "cats" / "notes.txt").write_text("no picture")
 
-    built = impasto(tmp_path, "dataset", "build", "pets", "pets.lmdb", "--side", "48", "--validation", "0.2")
+    built = impasto(
+        tmp_path, "dataset", "build", "pets", "pets.lmdb", "--side", "48", "--validation", "0.2"
+    )
     told = impasto(tmp_path, "dataset", "info", "pets.lmdb", "--classes", "--sheet", "sheet.png")
-    nowhere = impasto(tmp_path, "dataset", "info", "pets.lmdb", "--refused", "0", "--sheet", "no/sheet.png")
+    nowhere = impasto(
+        tmp_path, "dataset", "info", "pets.lmdb", "--refused", "0", "--sheet", "no/sheet.png"
+    )
 
-    assert (0, 0) == (built.returncode, told.returncode), built.stderr + told.stderr
+    assert (built.returncode, told.returncode) == (0, 0), built.stderr + told.stderr
     assert "100%" in built.stderr
     for words in (
         "in 2 classes",
@@ -42,8 +54,11 @@ def test_a_folder_becomes_a_data_set_and_a_contact_sheet(tmp_path: Path) -> None
         assert words in told.stdout
     assert "    train + validation" in told.stdout.splitlines()
     assert "  and 1 more: impasto dataset info pets.lmdb --refused 1" in nowhere.stdout.splitlines()
-    assert (1, "impasto: No such file or directory: no/sheet.png\n") == (nowhere.returncode, nowhere.stderr)
-    assert "sheet.png" == told.stdout.splitlines()[-1]
+    assert (nowhere.returncode, nowhere.stderr) == (
+        1,
+        "impasto: No such file or directory: no/sheet.png\n",
+    )
+    assert told.stdout.splitlines()[-1] == "sheet.png"
     assert (tmp_path / "sheet.png").is_file()
 
 
@@ -52,7 +67,7 @@ def test_what_cannot_be_built_or_read_is_one_line_and_exit_code_2(tmp_path: Path
 
     for args in (["build", "empty", "out"], ["info", "empty"]):
         ran = impasto(tmp_path, "dataset", *args)
-        assert (2, 1) == (ran.returncode, len(ran.stderr.splitlines())), ran.stderr
+        assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1), ran.stderr
         assert "impasto: " in ran.stderr
 
 
@@ -62,19 +77,28 @@ def test_one_that_is_not_complete_is_told_of_in_characters_that_do_nothing(tmp_p
         (tmp_path / "pets" / name).mkdir(parents=True)
         (tmp_path / "pets" / name / "\x1b[2J\nall is well").write_text("no picture")
     refused = impasto(tmp_path, "dataset", "build", "pets", "out", "--side", "32")
-    with lmdb.open(str(tmp_path / "out"), max_dbs=4) as environment, environment.begin(write=True) as transaction:
+    with (
+        lmdb.open(str(tmp_path / "out"), max_dbs=4) as environment,
+        environment.begin(write=True) as transaction,
+    ):
         header = transaction.get(b"header")
         transaction.put(b"header", header.replace(b"cats", b"c\\u001b[2Jats"))
     told = impasto(tmp_path, "dataset", "info", "out", "--classes")
 
-    assert (2, 0) == (refused.returncode, told.returncode), told.stderr
+    assert (refused.returncode, told.returncode) == (2, 0), told.stderr
     assert "It is not complete: 2 of 2 of the files are read." in told.stdout
-    assert "cats/\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}all is well: Only" in told.stdout
+    assert (
+        "cats/\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}all is well: Only" in told.stdout
+    )
     assert "\N{REPLACEMENT CHARACTER}[2Jats" in told.stdout
     assert "\x1b" not in refused.stderr + told.stdout + told.stderr
 
 
 def test_the_options_are_those_that_there_are() -> None:
-    choices = {option.name: option.type.choices for option in build.params if isinstance(option.type, click.Choice)}
+    choices = {
+        option.name: option.type.choices
+        for option in build.params
+        if isinstance(option.type, click.Choice)
+    }
 
-    assert {"resize": RESIZES, "store": STORES} == choices
+    assert choices == {"resize": RESIZES, "store": STORES}

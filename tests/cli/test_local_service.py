@@ -9,7 +9,9 @@ import pytest
 from cli import local_service
 from core import errors
 
-TALKS = "import sys\nfor number in range(1000): print('line', number, flush=True); sys.stdin.read(0)\n"
+TALKS = (
+    "import sys\nfor number in range(1000): print('line', number, flush=True); sys.stdin.read(0)\n"
+)
 TALKS_ON = TALKS + "import time\nwhile True: print('on', flush=True); time.sleep(0.01)\n"
 
 
@@ -36,11 +38,13 @@ def test_what_does_not_stay_up_tells_its_last_words_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
 ) -> None:
     monkeypatch.setattr(local_service, "TAIL_BYTES", 100)
-    program = local_service.ManagedProcess("a", [sys.executable, "-c", TALKS], {}, tmp_path / "a.log")
+    program = local_service.ManagedProcess(
+        "a", [sys.executable, "-c", TALKS], {}, tmp_path / "a.log"
+    )
     program.start()
 
     with pytest.raises(errors.ImpastoError, match="does not stay up") as trouble:
         until(program.restart_if_dead, "never")
     said = trouble.value.message.splitlines()[1:]
-    assert "line 999" == said[-1]
+    assert said[-1] == "line 999"
     assert len(said) <= 8

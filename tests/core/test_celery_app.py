@@ -12,7 +12,16 @@ from core.celery_app import QUEUE, STYLIZE, make_celery, notify_workers, pending
 
 @pytest.mark.parametrize(
     "forged",
-    [b"", b"\xff\xfe", b"null", b"7", b"[" * 100_000, b"{}", b'{"body": 7, "properties": {}}', pickle.dumps([[], {}])],
+    [
+        b"",
+        b"\xff\xfe",
+        b"null",
+        b"7",
+        b"[" * 100_000,
+        b"{}",
+        b'{"body": 7, "properties": {}}',
+        pickle.dumps([[], {}]),
+    ],
     ids=repr,
 )
 def test_whatever_lies_in_the_list_rings_or_does_nothing(valkey: Any, forged: bytes) -> None:
@@ -21,10 +30,12 @@ def test_whatever_lies_in_the_list_rings_or_does_nothing(valkey: Any, forged: by
     with redis.Redis.from_url(valkey.url) as store:
         store.rpush(QUEUE, forged)  # it is heard first
 
-    assert 2 == pending_notifications(app)
+    assert pending_notifications(app) == 2
     with app.connection_for_read() as connection:
         consumer = connection.Consumer(queues=[app.amqp.queues[QUEUE]], accept=["json"])
-        consumer.register_callback(lambda body, message: (heard.append((body, message.headers["task"])), message.ack()))
+        consumer.register_callback(
+            lambda body, message: (heard.append((body, message.headers["task"])), message.ack())
+        )
         with consumer:
             while pending_notifications(app):
                 connection.drain_events(timeout=5)
@@ -32,7 +43,7 @@ def test_whatever_lies_in_the_list_rings_or_does_nothing(valkey: Any, forged: by
     assert heard
     assert all(one == ([[], {}, {}], STYLIZE) for one in heard)
     with redis.Redis.from_url(valkey.url) as store:
-        assert 0 == store.hlen("unacked")
+        assert store.hlen("unacked") == 0
 
 
 def test_a_worker_that_lost_the_broker_as_it_took_a_bell_hears_the_next(own_valkey: Any) -> None:
@@ -45,7 +56,9 @@ def test_a_worker_that_lost_the_broker_as_it_took_a_bell_hears_the_next(own_valk
 
     notify_workers(app)
     with app.connection_for_read() as connection:
-        consumer = connection.Consumer(queues=[app.amqp.queues[QUEUE]], accept=["json"], callbacks=[lost])
+        consumer = connection.Consumer(
+            queues=[app.amqp.queues[QUEUE]], accept=["json"], callbacks=[lost]
+        )
         consumer.qos(prefetch_count=1)
         with consumer:
             while not heard:

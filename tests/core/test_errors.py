@@ -10,7 +10,7 @@ def _all(kind: type[errors.ImpastoError]) -> set[type[errors.ImpastoError]]:
 def test_every_code_is_its_own_and_every_class_says_something() -> None:
     kinds = _all(errors.ImpastoError)
 
-    assert len(kinds) == len({kind.code for kind in kinds})
+    assert len({kind.code for kind in kinds}) == len(kinds)
     assert all(kind().message.endswith((".", ";")) for kind in kinds)
 
 

@@ -28,13 +28,21 @@ def test_a_json_line_says_when_how_bad_who_and_what() -> None:
     said = json.loads(log.JsonLines().format(_record("%s: failed", JOB, fields={"status": 503})))
 
     assert said.pop("time").endswith("+00:00")
-    expected = {"level": "warning", "logger": "a.b", "message": f"{JOB}: failed", "job": JOB, "status": 503}
-    assert expected == said
+    expected = {
+        "level": "warning",
+        "logger": "a.b",
+        "message": f"{JOB}: failed",
+        "job": JOB,
+        "status": 503,
+    }
+    assert said == expected
 
 
 @pytest.mark.parametrize("message", [HOSTILE, HOSTILE * 5000, "\x00" * 100_000])
 @pytest.mark.parametrize("trace", [False, True])
-def test_a_json_line_is_one_short_line_without_control_characters(message: str, trace: bool) -> None:
+def test_a_json_line_is_one_short_line_without_control_characters(
+    message: str, trace: bool
+) -> None:
     line = log.JsonLines().format(_record("%s", message, trace=trace))
 
     assert json.loads(line)["message"]
@@ -65,7 +73,7 @@ def test_a_request_is_named_while_it_lasts() -> None:
     said = json.loads(log.JsonLines().format(_record("x")))
     request_id.reset(token)
 
-    assert "abc" == said["request"]
+    assert said["request"] == "abc"
     assert "request" not in json.loads(log.JsonLines().format(_record("x")))
 
 
@@ -75,8 +83,10 @@ def test_all_that_a_process_says_by_logging_or_warning_is_json() -> None:
         "logging.getLogger('x').info('hello');"
         "warnings.warn('careful')"
     )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stderr
     messages = [json.loads(line)["message"] for line in said.splitlines()]
 
-    assert "hello" == messages[0]
+    assert messages[0] == "hello"
     assert "careful" in messages[1]

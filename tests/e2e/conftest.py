@@ -24,7 +24,11 @@ class Service:
     def __init__(self, folder: Path, cache: Path) -> None:
         self.port, self._log_path = free_port(), folder / "up.log"
         self.url = f"http://127.0.0.1:{self.port}"
-        self.environment = {**os.environ, "IMPASTO_DATA_DIR": str(folder / "my data"), "IMPASTO_CACHE_DIR": str(cache)}
+        self.environment = {
+            **os.environ,
+            "IMPASTO_DATA_DIR": str(folder / "my data"),
+            "IMPASTO_CACHE_DIR": str(cache),
+        }
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self.client = Client(self.url)
@@ -97,9 +101,13 @@ def keyed_service(tmp_path: Path, weights: WeightsCache) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def shared_service(tmp_path_factory: pytest.TempPathFactory, weights: WeightsCache) -> Iterator[Service]:
+def shared_service(
+    tmp_path_factory: pytest.TempPathFactory, weights: WeightsCache
+) -> Iterator[Service]:
     """A service for all tests of the page, which do not stop it."""
-    with serving(tmp_path_factory.mktemp("service"), weights, {"IMPASTO_WORKER_PREVIEW_SECONDS": "0.2"}) as running:
+    with serving(
+        tmp_path_factory.mktemp("service"), weights, {"IMPASTO_WORKER_PREVIEW_SECONDS": "0.2"}
+    ) as running:
         yield running
 
 
@@ -120,7 +128,9 @@ def serving(folder: Path, weights: WeightsCache, settings: dict[str, str]) -> It
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory, photo: Any, painting: Any) -> tuple[Path, Path]:
+def pictures(
+    tmp_path_factory: pytest.TempPathFactory, photo: Any, painting: Any
+) -> tuple[Path, Path]:
     """A small photo and a small painting as files."""
     folder = tmp_path_factory.mktemp("pictures")
     photo.save(folder / "photo.jpg", quality=95)

@@ -15,23 +15,43 @@ pytestmark = pytest.mark.e2e
 def _impasto(service: Any, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     given = {**service.environment, "IMPASTO_URL": service.url, **environment}
     command = [sys.executable, "-m", "cli", *args]
-    return subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=100)
+    return subprocess.run(
+        command, env=given, capture_output=True, text=True, check=False, timeout=100
+    )
 
 
-def test_from_the_first_key_to_the_picture(keyed_service: Any, pictures: tuple[Path, Path], tmp_path: Path) -> None:
+def test_from_the_first_key_to_the_picture(
+    keyed_service: Any, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
     service = keyed_service
     data = Path(service.environment["IMPASTO_DATA_DIR"])
-    job = ["submit", *map(str, pictures), "--size", "64", "--iterations", "3", "-o", str(tmp_path / "out.png")]
+    job = [
+        "submit",
+        *map(str, pictures),
+        "--size",
+        "64",
+        "--iterations",
+        "3",
+        "-o",
+        str(tmp_path / "out.png"),
+    ]
 
     refused = _impasto(service, *job)
     secret = _impasto(service, "keys", "create", "Ada").stdout.strip()
     done = _impasto(service, *job, IMPASTO_KEY=secret)
 
-    assert (2, True) == (refused.returncode, "set IMPASTO_KEY" in refused.stderr)
-    assert 0 == done.returncode, done.stderr
+    assert (refused.returncode, "set IMPASTO_KEY" in refused.stderr) == (2, True)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.png").exists()
-    assert 0o600 == stat.S_IMODE((data / "store.url").stat().st_mode)
-    logs = [path.read_text(errors="replace") for path in [*(data / "logs").iterdir(), tmp_path / "up.log"]]
-    assert not [log for log in logs if secret in log or os.fsdecode((data / "store.url").read_bytes()) in log]
+    assert stat.S_IMODE((data / "store.url").stat().st_mode) == 0o600
+    logs = [
+        path.read_text(errors="replace")
+        for path in [*(data / "logs").iterdir(), tmp_path / "up.log"]
+    ]
+    assert not [
+        log
+        for log in logs
+        if secret in log or os.fsdecode((data / "store.url").read_bytes()) in log
+    ]
     service.stop()
     assert not (data / "store.url").exists()

@@ -16,11 +16,16 @@ from PIL import Image
 
 from core.images import codec
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; `make browser` installs it where apt and root are"),
+    pytest.mark.skipif(
+        CHROMIUM is None,
+        reason="no Chromium here; `make browser` installs it where apt and root are",
+    ),
 ]
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -49,8 +54,12 @@ def open_page(browser: Any, shared_service: Any) -> Iterator[Open]:
         if message.type == "error" and "Failed to load resource" not in message.text:
             wrong.append(message.text)
 
-    def start(address: str = "/", width: int = 1280, url: str = shared_service.url, **more: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 800}, base_url=url, **more)
+    def start(
+        address: str = "/", width: int = 1280, url: str = shared_service.url, **more: Any
+    ) -> Any:
+        context = browser.new_context(
+            viewport={"width": width, "height": 800}, base_url=url, **more
+        )
         context.set_default_timeout(SECONDS)
         contexts.append(context)
         page = context.new_page()
@@ -67,7 +76,9 @@ def open_page(browser: Any, shared_service: Any) -> Iterator[Open]:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, photo: Image.Image, painting: Image.Image) -> dict[str, Path]:
+def files(
+    tmp_path_factory: pytest.TempPathFactory, photo: Image.Image, painting: Image.Image
+) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("files")
     exif = Image.Exif()
     exif[0x0112] = 6  # as a phone lies that is held upright
@@ -110,12 +121,14 @@ def ended(page: Any, title: str = "Done") -> None:
     expect(page.locator("#comparing")).to_be_visible()
 
 
-def test_from_two_files_to_a_picture_that_is_compared_and_downloaded(open_page: Open, files: dict[str, Path]) -> None:
+def test_from_two_files_to_a_picture_that_is_compared_and_downloaded(
+    open_page: Open, files: dict[str, Path]
+) -> None:
     page = open_page()
     choose(page, files["lying.jpg"], files["painting.png"])
     shown = page.locator("#photo .chosen img")
     expect(page.locator("#photo .about")).to_have_text("72 × 96")
-    assert (72, 96) == tuple(shown.evaluate("image => [image.naturalWidth, image.naturalHeight]"))
+    assert tuple(shown.evaluate("image => [image.naturalWidth, image.naturalHeight]")) == (72, 96)
 
     paint(page, size=96, iterations=60)
     expect(page.locator("#progress")).to_have_attribute("value", re.compile(r"\d+"))
@@ -125,11 +138,16 @@ def test_from_two_files_to_a_picture_that_is_compared_and_downloaded(open_page: 
     assert re.match(r"\d+ % · Impasto", page.title())
     ended(page)
 
-    assert (72, 96) == tuple(page.locator("#stage img.after").evaluate("it => [it.naturalWidth, it.naturalHeight]"))
+    assert tuple(
+        page.locator("#stage img.after").evaluate("it => [it.naturalWidth, it.naturalHeight]")
+    ) == (72, 96)
     page.focus("#curtain")
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
-    assert "1%" == page.locator(".sheet").evaluate("sheet => sheet.style.getPropertyValue('--curtain')")
+    assert (
+        page.locator(".sheet").evaluate("sheet => sheet.style.getPropertyValue('--curtain')")
+        == "1%"
+    )
     with page.expect_download() as whole:
         page.click("#download")
     page.select_option("#format", "jpeg")
@@ -137,8 +155,8 @@ def test_from_two_files_to_a_picture_that_is_compared_and_downloaded(open_page: 
     with page.expect_download() as mixed:
         page.click("#download")
     pictures = [Image.open(download.value.path()).convert("RGB") for download in (whole, mixed)]
-    assert [(72, 96)] * 2 == [picture.size for picture in pictures]
-    assert pictures[0].tobytes() != pictures[1].tobytes()
+    assert [picture.size for picture in pictures] == [(72, 96)] * 2
+    assert pictures[1].tobytes() != pictures[0].tobytes()
 
 
 GIVEN = """async ([kind, names]) => {
@@ -180,10 +198,16 @@ def test_what_is_dropped_or_pasted_anywhere_is_photo_and_painting_and_masked_by_
     with page.expect_response(f"**/v1/images/{mask}") as answer:
         page.evaluate("address => fetch(address).then(() => null)", f"/v1/images/{mask}")
     drawn = codec.decode_mask(answer.value.body())
-    assert ((512, 384), 255, 0) == (drawn.size, drawn.getpixel((48, 32)), drawn.getpixel((400, 300)))
+    assert (drawn.size, drawn.getpixel((48, 32)), drawn.getpixel((400, 300))) == (
+        (512, 384),
+        255,
+        0,
+    )
 
 
-def test_a_job_is_found_again_after_a_reload_and_in_a_new_tab_and_stopped_with_what_it_has(open_page: Open) -> None:
+def test_a_job_is_found_again_after_a_reload_and_in_a_new_tab_and_stopped_with_what_it_has(
+    open_page: Open,
+) -> None:
     page = open_page()
     ours(page)
     address = paint(page, size=128, iterations=3000)
@@ -195,7 +219,7 @@ def test_a_job_is_found_again_after_a_reload_and_in_a_new_tab_and_stopped_with_w
     page = page.context.new_page()
     page.goto("/")
     page.locator("#paintings-kept a").first.click()
-    assert address == page.url
+    assert page.url == address
 
     page.get_by_role("button", name="Stop and keep this one").click()
     ended(page, "Stopped")
@@ -204,7 +228,9 @@ def test_a_job_is_found_again_after_a_reload_and_in_a_new_tab_and_stopped_with_w
     expect(page.locator("#paintings-kept .about")).to_have_text("Stopped")
 
 
-def test_the_page_goes_on_when_the_api_was_killed_meanwhile(open_page: Open, shared_service: Any) -> None:
+def test_the_page_goes_on_when_the_api_was_killed_meanwhile(
+    open_page: Open, shared_service: Any
+) -> None:
     page = open_page()
     ours(page)
     paint(page, size=96, iterations=150)
@@ -223,7 +249,9 @@ def test_what_is_no_picture_is_refused_in_words_and_a_hostile_name_is_a_name(
     page = open_page()
     hostile = next(path for name, path in files.items() if "onerror" in name)
     page.set_input_files("#painting input.files", files["no picture.png"])
-    expect(page.locator("#painting .refusal")).to_contain_text("no picture.png: Only JPEG, PNG and WebP")
+    expect(page.locator("#painting .refusal")).to_contain_text(
+        "no picture.png: Only JPEG, PNG and WebP"
+    )
     expect(page.locator("#painting .name")).to_have_count(0)
     page.click("#paint")
     expect(page.locator("#photo .refusal")).to_contain_text("Choose a photo first")
@@ -234,7 +262,7 @@ def test_what_is_no_picture_is_refused_in_words_and_a_hostile_name_is_a_name(
     ended(page)
     page.click("text=Paint another")
     expect(page.locator("#paintings-kept .caption")).to_contain_text(hostile.name)
-    assert 0 == page.locator("img[src=x]").count()
+    assert page.locator("img[src=x]").count() == 0
     assert "hurt" not in page.title()
 
 
@@ -260,15 +288,17 @@ def test_with_a_keyboard_alone_from_the_gallery_to_a_deleted_picture(open_page: 
     page.keyboard.type("5")
     press_at("#paint")
     ended(page)
-    assert "state" == page.evaluate("document.activeElement.id")
+    assert page.evaluate("document.activeElement.id") == "state"
     press_at("#zoom")
-    assert "true" == page.get_attribute("#zoom", "aria-pressed")
+    assert page.get_attribute("#zoom", "aria-pressed") == "true"
     press_at("#forget")
     expect(page.locator("#studio")).to_be_visible()
-    assert 0 == page.locator("#paintings-kept li").count()
+    assert page.locator("#paintings-kept li").count() == 0
 
 
-def test_again_with_others_and_the_result_as_a_painting(open_page: Open, files: dict[str, Path]) -> None:
+def test_again_with_others_and_the_result_as_a_painting(
+    open_page: Open, files: dict[str, Path]
+) -> None:
     page = open_page()
     choose(page, files["lying.jpg"], files["painting.png"])
     page.check("#mixing")
@@ -281,10 +311,10 @@ def test_again_with_others_and_the_result_as_a_painting(open_page: Open, files: 
 
     page.click("#again")
     expect(page.locator("#painting .name")).to_have_count(2)
-    assert ["33 %", "67 %"] == page.locator("#shares output").all_text_contents()
-    assert ("0.8", "6", "64") == tuple(
+    assert page.locator("#shares output").all_text_contents() == ["33 %", "67 %"]
+    assert tuple(
         page.input_value(f"#parameter-{name}") for name in ("strength", "iterations", "size-px")
-    )
+    ) == ("0.8", "6", "64")
     page.click("#paint")
     page.wait_for_url(re.compile("/j/job_"))
     ended(page)
@@ -294,7 +324,9 @@ def test_again_with_others_and_the_result_as_a_painting(open_page: Open, files: 
 
 
 def shelve(page: Any, *job_ids: str) -> None:
-    kept = json.dumps([{"id": job_id, "names": {"content": "a", "styles": ["b"]}} for job_id in job_ids])
+    kept = json.dumps(
+        [{"id": job_id, "names": {"content": "a", "styles": ["b"]}} for job_id in job_ids]
+    )
     page.evaluate("kept => localStorage.setItem('impasto shelf', kept)", kept)
     page.reload()
 
@@ -310,7 +342,10 @@ class Held:
 
     def __init__(self, page: Any, pattern: str, method: str) -> None:
         self.routes: list[Any] = []
-        page.route(pattern, lambda route: self._take(route) if route.request.method == method else route.fallback())
+        page.route(
+            pattern,
+            lambda route: self._take(route) if route.request.method == method else route.fallback(),
+        )
 
     def _take(self, route: Any) -> None:
         self.routes.append(route)
@@ -346,10 +381,12 @@ def test_the_shelf_forgets_nothing_that_nobody_deleted(open_page: Open) -> None:
     page.reload()
     card.locator(".remove").click()
     expect(card).to_have_count(0)
-    assert "[]" == page.evaluate("localStorage.getItem('impasto shelf')")
+    assert page.evaluate("localStorage.getItem('impasto shelf')") == "[]"
 
 
-def test_a_knob_that_is_out_of_range_is_shown_and_one_that_is_not_seen_bars_nobody(open_page: Open) -> None:
+def test_a_knob_that_is_out_of_range_is_shown_and_one_that_is_not_seen_bars_nobody(
+    open_page: Open,
+) -> None:
     page = open_page()
     ours(page)
     set_parameters(page, size=9000, iterations=9999)
@@ -378,13 +415,17 @@ def test_what_fails_as_the_page_opens_is_fetched_again_and_put_up_once(open_page
     expect(page.locator("#presets button").first).to_be_visible()
     expect(page.locator("#down")).to_be_hidden()
 
-    assert [1, 2, 8] == [page.locator(found).count() for found in ("#parameter-size", "#photos li", "#paintings li")]
+    assert [
+        page.locator(found).count() for found in ("#parameter-size", "#photos li", "#paintings li")
+    ] == [1, 2, 8]
     ours(page)
     paint(page)
     ended(page)
 
 
-def test_a_submission_whose_answer_was_lost_is_one_job(open_page: Open, shared_service: Any) -> None:
+def test_a_submission_whose_answer_was_lost_is_one_job(
+    open_page: Open, shared_service: Any
+) -> None:
     def loses(route: Any) -> None:
         route.fetch()
         route.abort()
@@ -398,10 +439,12 @@ def test_a_submission_whose_answer_was_lost_is_one_job(open_page: Open, shared_s
     address = paint(page)
     ended(page)
 
-    assert {address.rpartition("/")[2]} == {job.id for job in shared_service.client.jobs()} - before
+    assert {job.id for job in shared_service.client.jobs()} - before == {address.rpartition("/")[2]}
 
 
-def test_an_upload_waits_for_the_service_and_a_late_painting_replaces_no_newer_one(open_page: Open) -> None:
+def test_an_upload_waits_for_the_service_and_a_late_painting_replaces_no_newer_one(
+    open_page: Open,
+) -> None:
     page = open_page()
     late = Held(page, "**/gallery/strokes.jpg", "GET")
     page.locator("#paintings button").nth(0).click()
@@ -412,7 +455,9 @@ def test_an_upload_waits_for_the_service_and_a_late_painting_replaces_no_newer_o
     page.route("**/v1/images", lambda route: route.abort(), times=1)
     page.route("**/v1/images", refusing("storage_full", "The disk is full."), times=1)
     page.locator("#photos button").first.click()
-    expect(page.locator("#photo .about")).to_contain_text("The disk is full. This page keeps trying.")
+    expect(page.locator("#photo .about")).to_contain_text(
+        "The disk is full. This page keeps trying."
+    )
     page.locator("#photo .remove").focus()
     expect(page.locator("#photo .about")).to_have_text(re.compile(r"\d+ × \d+"))
 
@@ -428,19 +473,21 @@ def test_several_pictures_at_once_are_mixed(open_page: Open, files: dict[str, Pa
     expect(page.locator("#shares input")).to_have_count(2)
 
 
-def test_a_preset_sets_the_knobs_and_is_what_is_painted(open_page: Open, shared_service: Any) -> None:
+def test_a_preset_sets_the_knobs_and_is_what_is_painted(
+    open_page: Open, shared_service: Any
+) -> None:
     page = open_page()
     ours(page)
     page.get_by_role("button", name="brushwork").click()
-    assert ["75 %", "1.6×"] == page.locator("#plain output").all_text_contents()
+    assert page.locator("#plain output").all_text_contents() == ["75 %", "1.6×"]
     expect(page.locator("#presets [aria-pressed=true]")).to_have_text("Brushwork")
-    assert 0 == page.locator("#parameter-preset").count()
+    assert page.locator("#parameter-preset").count() == 0
     address = paint(page)
     expect(page.locator("#presets [aria-pressed=true]")).to_have_count(0)
     ended(page)
 
     spec = shared_service.client.job(address.rpartition("/")[2]).input.spec
-    assert (0.75, 1.6) == (spec["strength"], spec["style_scale"])
+    assert (spec["strength"], spec["style_scale"]) == (0.75, 1.6)
 
 
 @pytest.fixture(scope="module")
@@ -449,12 +496,21 @@ def odd_job(shared_service: Any, files: dict[str, Path]) -> Any:
     client, mask = shared_service.client, io.BytesIO()
     Image.linear_gradient("L").save(mask, "PNG")
     pictures = {"masks": [mask.getvalue()], "init": "picture", "init_image": files["painting.png"]}
-    parameters = {"strength": 0.33, "style_scale": 1.6, "content_weight": 0, "size": 80, "iterations": 40, "scales": 1}
+    parameters = {
+        "strength": 0.33,
+        "style_scale": 1.6,
+        "content_weight": 0,
+        "size": 80,
+        "iterations": 40,
+        "scales": 1,
+    }
     job = client.submit(files["lying.jpg"], [files["painting.png"]], **pictures, **parameters)
     return client.wait(job.id)
 
 
-def test_again_is_the_same_again_and_so_is_the_command(open_page: Open, shared_service: Any, odd_job: Any) -> None:
+def test_again_is_the_same_again_and_so_is_the_command(
+    open_page: Open, shared_service: Any, odd_job: Any
+) -> None:
     page = open_page(f"/j/{odd_job.id}")
     ended(page)
     page.click("#curl")
@@ -469,13 +525,15 @@ def test_again_is_the_same_again_and_so_is_the_command(open_page: Open, shared_s
     ended(page)
 
     again = shared_service.client.job(page.url.rpartition("/")[2])
-    assert [odd_job.input] * 2 == [again.input, shared_service.client.job(by_curl["id"]).input]
+    assert [again.input, shared_service.client.job(by_curl["id"]).input] == [odd_job.input] * 2
 
 
 @pytest.fixture
 def long_job(shared_service: Any, files: dict[str, Path]) -> Iterator[Any]:
     client = shared_service.client
-    job = client.submit(files["lying.jpg"], [files["painting.png"]], size=96, iterations=4000, scales=1)
+    job = client.submit(
+        files["lying.jpg"], [files["painting.png"]], size=96, iterations=4000, scales=1
+    )
     yield job
     client.cancel(job.id)
     client.wait(job.id)
@@ -491,7 +549,7 @@ def test_a_slow_line_shows_an_older_picture_and_no_two_downloads(
     first = shared_service.client.job(long_job.id).preview
     until(lambda: shared_service.client.job(long_job.id).preview != first, "another picture")
     page.wait_for_timeout(500)
-    assert 1 == len(slow.routes)
+    assert len(slow.routes) == 1
     slow.routes[0].continue_()
 
     expect(page.locator("#stage img.after")).to_have_js_property("complete", True)
@@ -502,20 +560,26 @@ def test_a_slow_line_shows_an_older_picture_and_no_two_downloads(
 def test_an_answer_about_one_job_is_not_shown_at_another(
     open_page: Open, shared_service: Any, odd_job: Any, long_job: Any, until: Any
 ) -> None:
-    until(lambda: shared_service.client.job(long_job.id).version > odd_job.version + 5, "a later version of the one")
+    until(
+        lambda: shared_service.client.job(long_job.id).version > odd_job.version + 5,
+        "a later version of the one",
+    )
     page = open_page(f"/j/{long_job.id}")
     expect(page.locator("#stop")).to_have_text("Stop and keep this one")
     slow = Held(page, "**/cancel", "POST")
     page.click("#stop")
     slow.until(page, 1)
     address = f"/j/{odd_job.id}"
-    page.evaluate("address => { history.pushState(null, '', address); dispatchEvent(new Event('popstate')); }", address)
+    page.evaluate(
+        "address => { history.pushState(null, '', address); dispatchEvent(new Event('popstate')); }",
+        address,
+    )
     ended(page)
     with page.expect_response("**/cancel"):
         slow.routes[0].continue_()
     page.wait_for_timeout(300)
 
-    assert ("Done", "Done · Impasto") == (page.locator("#state").text_content(), page.title())
+    assert (page.locator("#state").text_content(), page.title()) == ("Done", "Done · Impasto")
     expect(page.locator("#actions")).to_be_visible()
 
 
@@ -539,7 +603,7 @@ def test_steering_goes_through_a_cut_line_and_a_kill_of_the_api_one_request_at_a
     slow.routes[1].continue_()
     until(lambda: strength() == 0.75, "the last of five")
     expect(page.locator("#trouble")).to_be_hidden()
-    assert 2 == len(slow.routes)
+    assert len(slow.routes) == 2
 
     page.unroute_all()
     (api,) = shared_service.find("-m", "api")
@@ -574,8 +638,8 @@ def test_a_picture_and_its_film_come_though_the_line_is_cut(open_page: Open, odd
         page.click("#timelapse")
     expect(page.locator("#trouble")).to_be_hidden()
 
-    assert (60, 80) == codec.decode(Path(mixed.value.path()).read_bytes()).size
-    assert "webp" == codec.detect_format(Path(film.value.path()).read_bytes())
+    assert codec.decode(Path(mixed.value.path()).read_bytes()).size == (60, 80)
+    assert codec.detect_format(Path(film.value.path()).read_bytes()) == "webp"
     assert film.value.suggested_filename.endswith(".webp")
 
 
@@ -592,7 +656,9 @@ def test_a_film_that_comes_before_its_picture_is_no_trouble(open_page: Open, odd
     ended(page)
 
 
-def test_a_tab_that_nobody_sees_holds_no_stream_and_comes_back(open_page: Open, long_job: Any) -> None:
+def test_a_tab_that_nobody_sees_holds_no_stream_and_comes_back(
+    open_page: Open, long_job: Any
+) -> None:
     hide = """hidden => {
         Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
         document.dispatchEvent(new Event("visibilitychange"));
@@ -607,7 +673,9 @@ def test_a_tab_that_nobody_sees_holds_no_stream_and_comes_back(open_page: Open, 
         page.evaluate(hide, False)
 
 
-def test_a_strange_address_is_no_job_and_the_skip_link_stays_where_it_is(open_page: Open, odd_job: Any) -> None:
+def test_a_strange_address_is_no_job_and_the_skip_link_stays_where_it_is(
+    open_page: Open, odd_job: Any
+) -> None:
     page = open_page("/j/%25")
     expect(page.locator("#state")).to_have_text("Not here any more")
     page.goto(f"/j/{odd_job.id}")
@@ -617,14 +685,19 @@ def test_a_strange_address_is_no_job_and_the_skip_link_stays_where_it_is(open_pa
     page.wait_for_timeout(300)
 
     expect(page.locator("#comparing")).to_be_visible()
-    assert "main" == page.evaluate("document.activeElement.id")
+    assert page.evaluate("document.activeElement.id") == "main"
 
 
 @pytest.mark.parametrize("device", WIDTHS)
 def test_nothing_sticks_out_and_nothing_bars_anybody(open_page: Open, device: str) -> None:
     """axe-core finds nothing in any state, in neither color scheme; at no width does the page scroll sideways."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    page = open_page(width=WIDTHS[device], color_scheme="dark", has_touch=device != "desktop", reduced_motion="reduce")
+    page = open_page(
+        width=WIDTHS[device],
+        color_scheme="dark",
+        has_touch=device != "desktop",
+        reduced_motion="reduce",
+    )
 
     def looks_right(state: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[device], state
@@ -664,12 +737,16 @@ def test_nothing_sticks_out_and_nothing_bars_anybody(open_page: Open, device: st
     expect(page.locator("#over canvas")).to_be_visible()
     looks_right("mask")
     page.click("#masked")
-    page.set_input_files("#photo input.files", {"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"})
+    page.set_input_files(
+        "#photo input.files", {"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"}
+    )
     expect(page.locator("#photo .refusal")).to_be_visible()
     looks_right("refused")
 
 
-def test_a_camera_is_offered_to_fingers_and_not_to_a_mouse(open_page: Open, files: dict[str, Path]) -> None:
+def test_a_camera_is_offered_to_fingers_and_not_to_a_mouse(
+    open_page: Open, files: dict[str, Path]
+) -> None:
     assert open_page().locator("button.camera:visible").count() == 0
     page = open_page(width=360, has_touch=True, is_mobile=True)
     camera = page.locator("#photo button.camera")
@@ -677,7 +754,7 @@ def test_a_camera_is_offered_to_fingers_and_not_to_a_mouse(open_page: Open, file
     assert box["height"] >= 44
     with page.expect_file_chooser() as chooser:
         camera.tap()
-    assert "environment" == chooser.value.element.get_attribute("capture")
+    assert chooser.value.element.get_attribute("capture") == "environment"
     chooser.value.set_files(files["lying.jpg"])
 
     expect(page.locator("#photo .about")).to_have_text("72 × 96")
@@ -691,19 +768,26 @@ def test_on_a_phone_mixed_paintings_have_the_width_and_sliders_are_as_high_as_a_
     choose(page, files["lying.jpg"], *[files["painting.png"]] * 3)
     expect(page.locator("#shares input")).to_have_count(3)
     widths = [page.locator(f"#{well}").bounding_box()["width"] for well in ("photo", "painting")]
-    heights = [slider.bounding_box()["height"] for slider in page.locator("input[type=range]:visible").all()]
+    heights = [
+        slider.bounding_box()["height"]
+        for slider in page.locator("input[type=range]:visible").all()
+    ]
 
-    assert [328, 328] == widths
+    assert widths == [328, 328]
     assert min(heights) >= 44
 
 
-def test_too_many_paintings_are_not_left_out_silently(open_page: Open, files: dict[str, Path]) -> None:
+def test_too_many_paintings_are_not_left_out_silently(
+    open_page: Open, files: dict[str, Path]
+) -> None:
     """How many there may be, the service says."""
     page = open_page()
     expect(page.locator("#presets button").first).to_be_visible()
     choose(page, files["lying.jpg"], *[files["painting.png"]] * 12)
 
-    expect(page.locator("#painting .refusal")).to_have_text("No more than 8: the rest was left out.")
+    expect(page.locator("#painting .refusal")).to_have_text(
+        "No more than 8: the rest was left out."
+    )
     expect(page.locator("#shares input")).to_have_count(8)
 
 
@@ -739,14 +823,16 @@ def test_a_second_click_paints_nothing_more_and_what_is_deleted_elsewhere_leaves
     expect(page.locator("#state")).to_have_text("Not here any more")
     for part in ("stop", "progress", "steer", "chart", "stage"):
         expect(page.locator(f"#{part}")).to_be_hidden()
-    assert "Impasto" == page.title()
+    assert page.title() == "Impasto"
 
 
 def test_what_was_deleted_elsewhere_can_be_deleted_here(
     open_page: Open, shared_service: Any, files: dict[str, Path]
 ) -> None:
     client = shared_service.client
-    job = client.submit(files["lying.jpg"], [files["painting.png"]], size=64, iterations=2, scales=1)
+    job = client.submit(
+        files["lying.jpg"], [files["painting.png"]], size=64, iterations=2, scales=1
+    )
     client.wait(job.id)
     page = open_page(f"/j/{job.id}")
     ended(page)
@@ -754,7 +840,7 @@ def test_what_was_deleted_elsewhere_can_be_deleted_here(
     page.click("#forget")
 
     expect(page.locator("#studio")).to_be_visible()
-    assert 0 == page.locator("#paintings-kept li").count()
+    assert page.locator("#paintings-kept li").count() == 0
 
 
 def test_where_a_key_is_needed_the_page_asks_for_it_and_keeps_it_in_the_tab(
@@ -763,7 +849,9 @@ def test_where_a_key_is_needed_the_page_asks_for_it_and_keeps_it_in_the_tab(
     """Pictures and events are fetched with it."""
     service = keyed_service
     command = [sys.executable, "-m", "cli", "keys", "create", "Ada"]
-    secret = subprocess.run(command, env=service.environment, capture_output=True, text=True, check=True).stdout.strip()
+    secret = subprocess.run(
+        command, env=service.environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
     page = open_page(url=service.url)
     ours(page)
     page.fill("#key", "impasto_wrong")
@@ -779,7 +867,7 @@ def test_where_a_key_is_needed_the_page_asks_for_it_and_keeps_it_in_the_tab(
 
     assert secret not in page.content()
     kept = [f"{where}Storage.getItem('impasto key')" for where in ("local", "session")]
-    assert [None, secret] == [page.evaluate(one) for one in kept]
+    assert [page.evaluate(one) for one in kept] == [None, secret]
     page.click("text=Forget my key")
     expect(page.locator("#lock")).to_be_visible()
-    assert [None, None] == [page.evaluate(one) for one in kept]
+    assert [page.evaluate(one) for one in kept] == [None, None]

@@ -36,39 +36,46 @@ def test_upload_to_result(service: Any, submit: Submit) -> None:
     job_id = submit(size="96", iterations="40")
     seen = list(service.client.follow(job_id))
 
-    assert Status.SUCCEEDED is seen[-1].status
+    assert seen[-1].status is Status.SUCCEEDED
     assert any(job.progress and job.progress.iteration for job in seen)
-    assert (96, 72) == codec.decode(service.client.result(job_id)).size
+    assert codec.decode(service.client.result(job_id)).size == (96, 72)
     record = codec.read_provenance(service.client.result(job_id))
     assert record is not None
-    assert (96, "vgg16") == (record["spec"]["size"], record["model"]["name"])
-    assert "webp" == codec.detect_format(service.client.result(job_id, "webp"))
+    assert (record["spec"]["size"], record["model"]["name"]) == (96, "vgg16")
+    assert codec.detect_format(service.client.result(job_id, "webp")) == "webp"
 
 
 def _second(service: Any, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cli", "up", "--port", str(service.port)]
     given = {**service.environment, **environment}
-    return subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        command, env=given, capture_output=True, text=True, check=False, timeout=60
+    )
 
 
 def test_a_second_one_on_the_same_folder_or_port_is_refused_and_harms_nothing(
     service: Any, submit: Submit, until: Until, tmp_path: Path
 ) -> None:
-    same_folder, same_port = _second(service), _second(service, IMPASTO_DATA_DIR=str(tmp_path / "other"))
+    same_folder, same_port = (
+        _second(service),
+        _second(service, IMPASTO_DATA_DIR=str(tmp_path / "other")),
+    )
     (valkey,) = service.find("valkey-server")
     valkey.kill()
 
-    assert (2, 2) == (same_folder.returncode, same_port.returncode)
+    assert (same_folder.returncode, same_port.returncode) == (2, 2)
     assert "Another `impasto up` uses" in same_folder.stderr
     assert "is taken by another program" in same_port.stderr
     until(service.client.ready, "back after the kill", 20)
-    assert Status.SUCCEEDED is _end(service, submit(size="64", iterations="5")).status
+    assert _end(service, submit(size="64", iterations="5")).status is Status.SUCCEEDED
 
 
 def test_the_api_never_loads_torch(service: Any) -> None:
     (api,) = service.find("-m", "api")
 
-    assert not [line for line in Path(f"/proc/{api.pid}/maps").read_text().splitlines() if "torch" in line]
+    assert not [
+        line for line in Path(f"/proc/{api.pid}/maps").read_text().splitlines() if "torch" in line
+    ]
 
 
 @pytest.mark.parametrize("victim", ["the whole worker", "its painting child"])
@@ -78,7 +85,9 @@ def test_kill_9_of_the_worker_and_the_job_ends_on_its_second_attempt(
     job_id = submit()
     until(_painting(service, job_id), "painting")
     (worker,) = service.find("-m", "worker")
-    children = [child for child in worker.children(recursive=True) if "multiprocessing" not in child.name()]
+    children = [
+        child for child in worker.children(recursive=True) if "multiprocessing" not in child.name()
+    ]
     busy = max(children, key=lambda child: child.memory_info().rss)
     for process in [worker, *children] if victim == "the whole worker" else [busy]:
         process.kill()
@@ -88,10 +97,12 @@ def test_kill_9_of_the_worker_and_the_job_ends_on_its_second_attempt(
     until(_painting(service, job_id), "painting again", 15 - (time.monotonic() - killed_at))
     ended = _end(service, job_id)
 
-    assert (Status.SUCCEEDED, 2) == (ended.status, ended.attempt)
+    assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 2)
 
 
-def test_kill_9_of_the_store_and_nothing_is_lost(service: Any, submit: Submit, until: Until) -> None:
+def test_kill_9_of_the_store_and_nothing_is_lost(
+    service: Any, submit: Submit, until: Until
+) -> None:
     """The running job goes on, the waiting one is still there, and both end at their first attempt."""
     running, waiting = submit(), submit(size="64", iterations="5")
     until(_painting(service, running), "painting")
@@ -101,10 +112,12 @@ def test_kill_9_of_the_store_and_nothing_is_lost(service: Any, submit: Submit, u
     until(lambda: service.find("valkey-server") and service.client.ready(), "the store is back", 20)
     ends = [_end(service, job_id) for job_id in (running, waiting)]
 
-    assert [(Status.SUCCEEDED, 1)] * 2 == [(job.status, job.attempt) for job in ends]
+    assert [(job.status, job.attempt) for job in ends] == [(Status.SUCCEEDED, 1)] * 2
 
 
-def test_kill_9_of_the_api_and_it_is_back_with_every_job(service: Any, submit: Submit, until: Until) -> None:
+def test_kill_9_of_the_api_and_it_is_back_with_every_job(
+    service: Any, submit: Submit, until: Until
+) -> None:
     job_id = submit()
     until(_painting(service, job_id), "painting")
     (api,) = service.find("-m", "api")
@@ -113,10 +126,12 @@ def test_kill_9_of_the_api_and_it_is_back_with_every_job(service: Any, submit: S
     until(service.client.ready, "the API is back", 20)
 
     ended = _end(service, job_id)
-    assert (Status.SUCCEEDED, 1) == (ended.status, ended.attempt)
+    assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 1)
 
 
-def test_jobs_and_results_survive_ctrl_c_and_a_new_start(service: Any, submit: Submit, until: Until) -> None:
+def test_jobs_and_results_survive_ctrl_c_and_a_new_start(
+    service: Any, submit: Submit, until: Until
+) -> None:
     """The running job is handed back within seconds, not counted as an attempt, and everything stops."""
     done, running, waiting = (
         submit(size="64", iterations="5"),
@@ -127,18 +142,20 @@ def test_jobs_and_results_survive_ctrl_c_and_a_new_start(service: Any, submit: S
     until(_painting(service, running), "painting")
     before, began, log_length = service.processes(), time.monotonic(), len(service.log)
 
-    assert 0 == service.stop()
+    assert service.stop() == 0
     assert time.monotonic() - began < 10
     assert not psutil.wait_procs(before, 5)[1]
     assert "Traceback" not in service.log[log_length:]
     service.start()
 
-    assert "png" == codec.detect_format(service.client.result(done))
+    assert codec.detect_format(service.client.result(done)) == "png"
     ends = [_end(service, job_id) for job_id in (running, waiting)]
-    assert [(Status.SUCCEEDED, 1)] * 2 == [(job.status, job.attempt) for job in ends]
+    assert [(job.status, job.attempt) for job in ends] == [(Status.SUCCEEDED, 1)] * 2
 
 
-def test_kill_9_of_impasto_itself_leaves_no_process_behind(service: Any, submit: Submit, until: Until) -> None:
+def test_kill_9_of_impasto_itself_leaves_no_process_behind(
+    service: Any, submit: Submit, until: Until
+) -> None:
     job_id = submit()
     until(_painting(service, job_id), "painting")
     before = service.processes()
@@ -147,7 +164,7 @@ def test_kill_9_of_impasto_itself_leaves_no_process_behind(service: Any, submit:
     assert not psutil.wait_procs(before, 10)[1]
     service.start()
     ended = _end(service, job_id)
-    assert Status.SUCCEEDED is ended.status
+    assert ended.status is Status.SUCCEEDED
 
 
 def test_cancel_stops_a_running_job_within_seconds_and_the_next_one_runs(
@@ -158,10 +175,12 @@ def test_cancel_stops_a_running_job_within_seconds_and_the_next_one_runs(
     service.client.cancel(long)
 
     until(lambda: service.client.job(long).status is Status.CANCELED, "canceled", 5)
-    assert Status.SUCCEEDED is _end(service, short).status
+    assert _end(service, short).status is Status.SUCCEEDED
 
 
-def test_a_webhook_comes_through_a_kill_of_its_courier(service: Any, submit: Submit, until: Until) -> None:
+def test_a_webhook_comes_through_a_kill_of_its_courier(
+    service: Any, submit: Submit, until: Until
+) -> None:
     """From `impasto up` with a secret to a receiver that is not there at first."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -178,7 +197,7 @@ def test_a_webhook_comes_through_a_kill_of_its_courier(service: Any, submit: Sub
     courier.kill()
     courier.wait()
     job_id = submit(size="64", iterations="5", webhook=f"http://localhost:{port}/hook")
-    assert Status.SUCCEEDED is _end(service, job_id).status
+    assert _end(service, job_id).status is Status.SUCCEEDED
     until(lambda: service.find("-m", "worker.webhooks"), "another courier")
     log = Path(service.environment["IMPASTO_DATA_DIR"]) / "logs" / "webhooks.log"
     until(lambda: f"{job_id}: webhook, try 1" in log.read_text(), "a try in vain")
@@ -188,7 +207,11 @@ def test_a_webhook_comes_through_a_kill_of_its_courier(service: Any, submit: Sub
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            came.append(Webhook(WebhookPolicy(secret).owner_secret("local")).verify(body, dict(self.headers)))
+            came.append(
+                Webhook(WebhookPolicy(secret).owner_secret("local")).verify(
+                    body, dict(self.headers)
+                )
+            )
             self.send_response(204)
             self.end_headers()
 
@@ -199,5 +222,5 @@ def test_a_webhook_comes_through_a_kill_of_its_courier(service: Any, submit: Sub
         server.handle_request()
     until(lambda: f"{job_id}: webhook, try 2: answered 204" in log.read_text(), "told")
 
-    assert [("job.succeeded", job_id)] == [(told["type"], told["data"]["id"]) for told in came]
-    assert 0 == service.stop()
+    assert [(told["type"], told["data"]["id"]) for told in came] == [("job.succeeded", job_id)]
+    assert service.stop() == 0

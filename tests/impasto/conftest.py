@@ -29,15 +29,21 @@ class Worker:
     def progress(self, value: float) -> None:
         assert self.job is not None
         counts = {"scale": 1, "scales": 1, "iteration": int(10 * value), "iterations": 10}
-        at = JobProgress(value=value, iterations_per_second=2.0, seconds_left=3.0, loss={"total": 1.0}, **counts)
-        self._store.report_progress(self.job.id, self._token, at, self._blobs.put(codec.encode(self._picture, "jpeg")))
+        at = JobProgress(
+            value=value, iterations_per_second=2.0, seconds_left=3.0, loss={"total": 1.0}, **counts
+        )
+        self._store.report_progress(
+            self.job.id, self._token, at, self._blobs.put(codec.encode(self._picture, "jpeg"))
+        )
 
     def frame(self) -> None:
         assert self.job is not None
         digest = self._blobs.put(codec.encode(self._picture, "jpeg"))
         self._store.reserve(digest)
         self._store.add_frame(
-            self.job.id, self._token, Frame(index=0, iteration=5, scale=1, seconds=0.1, digest=digest)
+            self.job.id,
+            self._token,
+            Frame(index=0, iteration=5, scale=1, seconds=0.1, digest=digest),
         )
 
     def succeed(self) -> bytes:
@@ -59,7 +65,9 @@ class Worker:
         data = codec.encode(self._picture, "png", {"job": job.id, **job.input.provenance(model)})
         width, height = self._picture.size
         digest = self._blobs.put(data)
-        output = Output(id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data))
+        output = Output(
+            id=digest, content_type="image/png", width=width, height=height, size_bytes=len(data)
+        )
         return output, model, data
 
 

@@ -37,31 +37,47 @@ def test_a_job_from_submission_to_result(client: Client, pictures: Pictures, wor
         if steps:
             steps.pop(0)()
 
-    job = client.submit(*pictures, size=64, preset="brushwork", style_layers={"relu1_1": 1}, seamless=True)
+    job = client.submit(
+        *pictures, size=64, preset="brushwork", style_layers={"relu1_1": 1}, seamless=True
+    )
     ended = client.wait(job.id, show)
 
-    parameters = {"size": 64, "strength": PRESETS["brushwork"].parameters["strength"], "style_layers": {"relu1_1": 1.0}}
-    assert parameters | {"seamless": True} == {name: job.input.spec[name] for name in (*parameters, "seamless")}
+    parameters = {
+        "size": 64,
+        "strength": PRESETS["brushwork"].parameters["strength"],
+        "style_layers": {"relu1_1": 1.0},
+    }
+    assert {name: job.input.spec[name] for name in (*parameters, "seamless")} == parameters | {
+        "seamless": True
+    }
     statuses = [Status.QUEUED, Status.RUNNING, Status.RUNNING, Status.SUCCEEDED]
-    assert (statuses, [None, None, 0.5, 0.5]) == (
+    assert (
         [job.status for job in seen],
         [job.progress and job.progress.value for job in seen],
-    )
+    ) == (statuses, [None, None, 0.5, 0.5])
     assert seen[-1] == ended == client.job(job.id)
-    assert digest_of(client.result(job.id)) == ended.outputs[0].id
-    assert ("webp", "jpeg") == (
+    assert ended.outputs[0].id == digest_of(client.result(job.id))
+    assert (
         codec.detect_format(client.result(job.id, "webp")),
         codec.detect_format(client.preview(job.id)),
-    )
+    ) == ("webp", "jpeg")
 
 
-def test_pictures_are_paths_bytes_or_digests_and_keep_their_order(client: Client, pictures: Pictures) -> None:
+def test_pictures_are_paths_bytes_or_digests_and_keep_their_order(
+    client: Client, pictures: Pictures
+) -> None:
     photo, painting = pictures
     digest = client.upload(photo)
-    job = client.submit(digest, [str(painting), photo.read_bytes(), digest], masks=[painting, digest, photo])
+    job = client.submit(
+        digest, [str(painting), photo.read_bytes(), digest], masks=[painting, digest, photo]
+    )
 
     one, other = digest_of(photo.read_bytes()), digest_of(painting.read_bytes())
-    assert (one, [other, one, one], [other, one, one]) == (job.input.content, job.input.styles, job.input.masks)
+    assert (job.input.content, job.input.styles, job.input.masks) == (
+        one,
+        [other, one, one],
+        [other, one, one],
+    )
 
 
 def test_a_result_runs_again_by_its_file(client: Client, pictures: Pictures, worker: Any) -> None:
@@ -69,22 +85,29 @@ def test_a_result_runs_again_by_its_file(client: Client, pictures: Pictures, wor
     worker.claim()
     again = client.submit(source=worker.succeed(), seed=6)
 
-    assert {**first.input.spec, "seed": 6} == again.input.spec
-    assert first.input.digests() == again.input.digests()
+    assert again.input.spec == {**first.input.spec, "seed": 6}
+    assert again.input.digests() == first.input.digests()
 
 
-def test_wishes_show_in_the_job_and_what_is_none_is_left_out(client: Client, pictures: Pictures) -> None:
+def test_wishes_show_in_the_job_and_what_is_none_is_left_out(
+    client: Client, pictures: Pictures
+) -> None:
     job = client.submit(
-        *pictures, init_image=pictures[0], init="picture", priority="low", deadline_seconds=60, seed=None
+        *pictures,
+        init_image=pictures[0],
+        init="picture",
+        priority="low",
+        deadline_seconds=60,
+        seed=None,
     )
 
-    assert ("low", 0, digest_of(pictures[0].read_bytes())) == (
+    assert (
         job.priority,
         job.input.spec["seed"],
         job.input.init_image,
-    )
+    ) == ("low", 0, digest_of(pictures[0].read_bytes()))
     assert job.deadline_at is not None
-    assert 60 == (job.deadline_at - job.created_at).total_seconds()
+    assert (job.deadline_at - job.created_at).total_seconds() == 60
 
 
 def test_a_batch_is_sent_followed_canceled_and_deleted(client: Client, pictures: Pictures) -> None:
@@ -93,9 +116,9 @@ def test_a_batch_is_sent_followed_canceled_and_deleted(client: Client, pictures:
 
     one, other = (digest_of(picture.read_bytes()) for picture in pictures)
     pairs = [(one, [one]), (one, [other]), (other, [one]), (other, [other])]
-    assert pairs == [(job.input.content, job.input.styles) for job in sent.jobs]
-    assert (4, 4) == (sent.counts[Status.QUEUED], canceled.counts[Status.CANCELED])
-    assert canceled == client.batch(sent.id)
+    assert [(job.input.content, job.input.styles) for job in sent.jobs] == pairs
+    assert (sent.counts[Status.QUEUED], canceled.counts[Status.CANCELED]) == (4, 4)
+    assert client.batch(sent.id) == canceled
     for _ in range(2):
         client.delete_batch(sent.id)
     with pytest.raises(errors.BatchNotFound):
@@ -107,21 +130,27 @@ def test_jobs_are_changed_listed_and_deleted(client: Client, pictures: Pictures)
     canceled = client.cancel(first.id)
     again = client.retry(first.id, size=80)
 
-    assert (Status.CANCELED, True) == (canceled.status, client.pin(first.id).pinned)
-    assert (first.id, 80) == (again.retried_from, again.input.spec["size"])
-    assert [again.id, second.id, first.id] == [job.id for job in client.jobs()]
-    assert [again.id, second.id] == [job.id for job in client.jobs(Status.QUEUED)]
-    assert [again.id, second.id, first.id] == [job.id for job in client.jobs(Status.QUEUED, "canceled")]
+    assert (canceled.status, client.pin(first.id).pinned) == (Status.CANCELED, True)
+    assert (again.retried_from, again.input.spec["size"]) == (first.id, 80)
+    assert [job.id for job in client.jobs()] == [again.id, second.id, first.id]
+    assert [job.id for job in client.jobs(Status.QUEUED)] == [again.id, second.id]
+    assert [job.id for job in client.jobs(Status.QUEUED, "canceled")] == [
+        again.id,
+        second.id,
+        first.id,
+    ]
     for _ in range(2):
         client.delete(second.id)
-    assert [again.id, first.id] == [job.id for job in client.jobs()]
+    assert [job.id for job in client.jobs()] == [again.id, first.id]
 
 
-def test_the_list_goes_on_over_its_pages(client: Client, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_goes_on_over_its_pages(
+    client: Client, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("impasto.client.PAGE_JOBS", 2)
     ids = [client.submit(*pictures, size=64).id for _ in range(5)]
 
-    assert ids[::-1] == [job.id for job in client.jobs()]
+    assert [job.id for job in client.jobs()] == ids[::-1]
 
 
 def test_a_waiting_job_is_steered_and_an_ended_one_goes_on_larger(
@@ -134,9 +163,13 @@ def test_a_waiting_job_is_steered_and_an_ended_one_goes_on_larger(
     result = client.job(job.id).outputs[0].id
     larger, same = client.retry(job.id, continue_from_result=True, size=96), client.retry(job.id)
 
-    assert (0.9, 0.9) == (spec_updates.input.spec["strength"], same.input.spec["strength"])
-    assert (result, "picture", 96) == (larger.input.init_image, larger.input.spec["init"], larger.input.spec["size"])
-    assert None is same.input.init_image
+    assert (spec_updates.input.spec["strength"], same.input.spec["strength"]) == (0.9, 0.9)
+    assert (larger.input.init_image, larger.input.spec["init"], larger.input.spec["size"]) == (
+        result,
+        "picture",
+        96,
+    )
+    assert same.input.init_image is None
     with pytest.raises(errors.JobAlreadyEnded):
         client.update(job.id, strength=0.1)
 
@@ -151,23 +184,32 @@ def test_every_picture_of_a_job_is_fetched(client: Client, pictures: Pictures, w
     (frame,) = client.frames(job.id)
     data = worker.succeed()
 
-    assert (0, 5, 1, 0.1) == (frame.index, frame.iteration, frame.scale, frame.seconds)
-    assert ("jpeg", "webp") == (
+    assert (frame.index, frame.iteration, frame.scale, frame.seconds) == (0, 5, 1, 0.1)
+    assert (
         codec.detect_format(client.frame(job.id, 0)),
         codec.detect_format(client.timelapse(job.id)),
-    )
-    assert (96, 48) == tuple(codec.decode(client.result(job.id, width=width)).width for width in (None, 48))
-    assert [data, pictures[0].read_bytes()] == [client.image(one) for one in (digest_of(data), job.input.content)]
+    ) == ("jpeg", "webp")
+    assert tuple(
+        codec.decode(client.result(job.id, width=width)).width for width in (None, 48)
+    ) == (96, 48)
+    assert [client.image(one) for one in (digest_of(data), job.input.content)] == [
+        data,
+        pictures[0].read_bytes(),
+    ]
     for missing in (lambda: client.frame(job.id, 7), lambda: client.image("sha256:" + "0" * 64)):
         with pytest.raises(errors.ImageNotFound):
             missing()
 
 
-def test_an_estimate_is_of_sizes_digests_or_files(client: Client, pictures: Pictures, at_service: JobStore) -> None:
+def test_an_estimate_is_of_sizes_digests_or_files(
+    client: Client, pictures: Pictures, at_service: JobStore
+) -> None:
     """The worker is played by a thread that answers each question."""
     with pytest.raises(errors.NoWorker), Client(client.url, retry_seconds=0) as impatient:
         impatient.estimate((1200, 900), [(640, 480)])
-    step = ScaleEstimate(width=256, height=192, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None)
+    step = ScaleEstimate(
+        width=256, height=192, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None
+    )
     asked: list[EstimateRequest] = []
 
     def answer() -> None:
@@ -175,7 +217,9 @@ def test_an_estimate_is_of_sizes_digests_or_files(client: Client, pictures: Pict
             at_service.heartbeat("worker")
             if found := at_service.next_estimate_request():
                 asked.append(found[1])
-                at_service.reply_to_estimate(found[0], EstimateResponse(device="cpu", network="vgg16", scales=[step]))
+                at_service.reply_to_estimate(
+                    found[0], EstimateResponse(device="cpu", network="vgg16", scales=[step])
+                )
 
     at_service.heartbeat("worker")
     answering = threading.Thread(target=answer)
@@ -184,24 +228,43 @@ def test_an_estimate_is_of_sizes_digests_or_files(client: Client, pictures: Pict
     client.estimate(pictures[0], [client.upload(pictures[1]), (640, 480)], masks=[pictures[0]] * 2)
     answering.join()
 
-    assert (4.0, 2_000_000, [step], 0) == (told.seconds, told.memory_bytes, told.scales, told.queue.position)
-    assert [((1200, 900), [(640, 480)], 0), ((96, 72), [(96, 75), (640, 480)], 2)] == [
-        (question.content, question.styles, question.masks) for question in asked
+    assert (told.seconds, told.memory_bytes, told.scales, told.queue.position) == (
+        4.0,
+        2_000_000,
+        [step],
+        0,
+    )
+    assert [(question.content, question.styles, question.masks) for question in asked] == [
+        ((1200, 900), [(640, 480)], 0),
+        ((96, 72), [(96, 75), (640, 480)], 2),
     ]
-    assert (256, 0.5) == (asked[0].spec["size"], asked[0].spec["strength"])
+    assert (asked[0].spec["size"], asked[0].spec["strength"]) == (256, 0.5)
 
 
-def test_the_service_tells_of_itself(client: Client, pictures: Pictures, at_service: JobStore) -> None:
-    at_service.heartbeat("worker", WorkerInfo(device="A card", precision="float16", network="vgg19", networks=["mine"]))
+def test_the_service_tells_of_itself(
+    client: Client, pictures: Pictures, at_service: JobStore
+) -> None:
+    at_service.heartbeat(
+        "worker",
+        WorkerInfo(device="A card", precision="float16", network="vgg19", networks=["mine"]),
+    )
     client.submit(*pictures)
     system, models = client.system(), {model.name: model for model in client.models()}
 
-    assert (1, 0, codec.MAX_BYTES) == (system.queued, system.running, system.limits.max_file_bytes)
-    assert [(False, "A card")] == [(one.busy, one.info and one.info.device) for one in system.workers]
-    assert (["vgg19"], 1, 0) == (models["auto"].resolves_to, models["mine"].workers, models["vgg16"].workers)
+    assert (system.queued, system.running, system.limits.max_file_bytes) == (1, 0, codec.MAX_BYTES)
+    assert [(one.busy, one.info and one.info.device) for one in system.workers] == [
+        (False, "A card")
+    ]
+    assert (models["auto"].resolves_to, models["mine"].workers, models["vgg16"].workers) == (
+        ["vgg19"],
+        1,
+        0,
+    )
 
 
-def test_a_batch_is_waited_for_until_its_last_job_has_ended(client: Client, pictures: Pictures, worker: Any) -> None:
+def test_a_batch_is_waited_for_until_its_last_job_has_ended(
+    client: Client, pictures: Pictures, worker: Any
+) -> None:
     batch = client.submit_batch([pictures[0]], pictures, size=64)
     steps: list[Callable[[], Any]] = [worker.claim, worker.succeed, worker.claim, worker.succeed]
     seen: list[int] = []
@@ -213,22 +276,24 @@ def test_a_batch_is_waited_for_until_its_last_job_has_ended(client: Client, pict
 
     ended = client.wait_batch(batch.id, show, timeout_seconds=20)
 
-    assert [0, 0, 1, 1, 2] == seen
-    assert (2, True) == (ended.counts[Status.SUCCEEDED], ended.has_ended)
+    assert seen == [0, 0, 1, 1, 2]
+    assert (ended.counts[Status.SUCCEEDED], ended.has_ended) == (2, True)
     with pytest.raises(TimeoutError, match=r"After 0\.2 s the batch has not ended"):
         client.wait_batch(client.submit_batch([pictures[0]], [pictures[1]]).id, timeout_seconds=0.2)
 
 
 def test_presets_are_told(client: Client) -> None:
-    assert list(PRESETS.values()) == client.presets()
+    assert client.presets() == list(PRESETS.values())
 
 
-def test_a_wait_ends_when_its_time_is_over_and_the_job_goes_on(client: Client, pictures: Pictures) -> None:
+def test_a_wait_ends_when_its_time_is_over_and_the_job_goes_on(
+    client: Client, pictures: Pictures
+) -> None:
     job = client.submit(*pictures)
 
     with pytest.raises(TimeoutError, match=r"After 0\.2 s the job has not ended"):
         client.wait(job.id, timeout_seconds=0.2)
-    assert Status.QUEUED is client.job(job.id).status
+    assert client.job(job.id).status is Status.QUEUED
 
 
 # ---------------------------------------------------------------------- refusals
@@ -237,29 +302,67 @@ def test_a_wait_ends_when_its_time_is_over_and_the_job_goes_on(client: Client, p
 @pytest.mark.parametrize(
     ("ask", "kind", "words"),
     [
-        (lambda client, photo: client.job("job_x"), errors.JobNotFound, "There is no job with this id."),
+        (
+            lambda client, photo: client.job("job_x"),
+            errors.JobNotFound,
+            "There is no job with this id.",
+        ),
         (lambda client, photo: client.job("../images"), errors.NotFound, "There is nothing here"),
-        (lambda client, photo: client.result(client.submit(photo, photo).id), errors.JobNotEnded, "has not ended"),
-        (lambda client, photo: client.submit(photo, photo, size=1), errors.BadSpec, "size must be a whole number"),
-        (lambda client, photo: client.submit(photo, photo, size=float("nan")), errors.BadSpec, "must be finite"),
-        (lambda client, photo: client.submit(photo, photo, preset="x"), errors.BadSpec, "preset must be one of"),
-        (lambda client, photo: client.submit(photo, "sha256:" + "0" * 64), errors.ImageNotFound, "upload it first"),
-        (lambda client, photo: client.upload(b"GIF89a"), errors.UnsupportedImage, "Only JPEG, PNG and WebP"),
-        (lambda client, photo: client.upload(bytes(20_000_001)), errors.UploadTooLarge, "at most 20 MB"),
+        (
+            lambda client, photo: client.result(client.submit(photo, photo).id),
+            errors.JobNotEnded,
+            "has not ended",
+        ),
+        (
+            lambda client, photo: client.submit(photo, photo, size=1),
+            errors.BadSpec,
+            "size must be a whole number",
+        ),
+        (
+            lambda client, photo: client.submit(photo, photo, size=float("nan")),
+            errors.BadSpec,
+            "must be finite",
+        ),
+        (
+            lambda client, photo: client.submit(photo, photo, preset="x"),
+            errors.BadSpec,
+            "preset must be one of",
+        ),
+        (
+            lambda client, photo: client.submit(photo, "sha256:" + "0" * 64),
+            errors.ImageNotFound,
+            "upload it first",
+        ),
+        (
+            lambda client, photo: client.upload(b"GIF89a"),
+            errors.UnsupportedImage,
+            "Only JPEG, PNG and WebP",
+        ),
+        (
+            lambda client, photo: client.upload(bytes(20_000_001)),
+            errors.UploadTooLarge,
+            "at most 20 MB",
+        ),
         (lambda client, photo: list(client.jobs("x")), errors.BadInput, "status must be one of"),
     ],
 )
 def test_a_refusal_is_the_services_own_error_at_once(
-    client: Client, pictures: Pictures, ask: Callable[..., Any], kind: type[errors.ImpastoError], words: str
+    client: Client,
+    pictures: Pictures,
+    ask: Callable[..., Any],
+    kind: type[errors.ImpastoError],
+    words: str,
 ) -> None:
     with pytest.raises(errors.ImpastoError) as refused:
         ask(client, pictures[0])
 
-    assert (kind, kind.code) == (type(refused.value), refused.value.code)
+    assert (type(refused.value), refused.value.code) == (kind, kind.code)
     assert words in refused.value.message
 
 
-def test_the_key_is_taken_from_the_environment_or_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_taken_from_the_environment_or_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with KeyedApi(tmp_path) as api:
         keys = ApiKeyStore(api.redis_url)
         _, secret = keys.create("me")
@@ -268,10 +371,10 @@ def test_the_key_is_taken_from_the_environment_or_told(tmp_path: Path, monkeypat
         with Client() as stranger, pytest.raises(errors.Unauthorized, match="set IMPASTO_KEY"):
             list(stranger.jobs())
         with Client(key=secret) as told:
-            assert [] == list(told.jobs())
+            assert list(told.jobs()) == []
         monkeypatch.setenv("IMPASTO_KEY", secret)
         with Client() as known:
-            assert [] == list(known.jobs())
+            assert list(known.jobs()) == []
 
 
 # ---------------------------------------------------------------------- no answer, or one for later
@@ -318,7 +421,7 @@ def test_a_submission_whose_answers_are_lost_makes_one_job(
     with _between(service.port, 2) as port, Client(f"http://127.0.0.1:{port}") as client:
         job = client.submit(*pictures)
 
-    assert [job.id] == [found.id for found in at_service.list_page(limit=10)[0]]
+    assert [found.id for found in at_service.list_page(limit=10)[0]] == [job.id]
 
 
 def test_two_submissions_make_two_jobs(client: Client, pictures: Pictures) -> None:
@@ -373,10 +476,10 @@ NONE = _answer(200, '{"presets": []}')
 def test_what_may_pass_is_asked_again_when_the_service_says(first: bytes) -> None:
     thread, port, asked = _answering(first, first, NONE)
     with Client(f"http://127.0.0.1:{port}") as client:
-        assert [] == client.presets()
+        assert client.presets() == []
     thread.join()
 
-    assert 3 == len(asked)
+    assert len(asked) == 3
     if b"Retry-After" in first:
         assert asked[2][0] - asked[0][0] >= 2
 
@@ -385,7 +488,11 @@ def test_what_may_pass_is_asked_again_when_the_service_says(first: bytes) -> Non
     ("answer", "kind", "code"),
     [
         (_problem(503, "queue_full", Retry_After="600"), errors.QueueFull, "queue_full"),
-        (_problem(429, "of_another_version", Retry_After="600"), errors.RetryLater, "of_another_version"),
+        (
+            _problem(429, "of_another_version", Retry_After="600"),
+            errors.RetryLater,
+            "of_another_version",
+        ),
         (_problem(422, "of_another_version"), errors.BadInput, "of_another_version"),
         (_problem(500, "internal"), errors.ImpastoError, "internal"),
         (_answer(200, "")[:20], errors.ServiceUnreachable, "service_unreachable"),
@@ -393,7 +500,9 @@ def test_what_may_pass_is_asked_again_when_the_service_says(first: bytes) -> Non
         (_answer(404, '{"detail": "x"}'), errors.ServiceUnreachable, "service_unreachable"),
     ],
 )
-def test_what_does_not_pass_in_time_is_raised(answer: bytes, kind: type[errors.ImpastoError], code: str) -> None:
+def test_what_does_not_pass_in_time_is_raised(
+    answer: bytes, kind: type[errors.ImpastoError], code: str
+) -> None:
     thread, port, asked = _answering(answer)
     with (
         Client(f"http://127.0.0.1:{port}", retry_seconds=0.1) as client,
@@ -402,7 +511,7 @@ def test_what_does_not_pass_in_time_is_raised(answer: bytes, kind: type[errors.I
         client.presets()
     thread.join()
 
-    assert (kind, code, 1) == (type(raised.value), raised.value.code, len(asked))
+    assert (type(raised.value), raised.value.code, len(asked)) == (kind, code, 1)
 
 
 def test_a_service_that_holds_its_answers_back_is_asked_again_at_once_any_other_after_a_while(
@@ -412,16 +521,23 @@ def test_a_service_that_holds_its_answers_back_is_asked_again_at_once_any_other_
     ended = client.cancel(waiting.id).model_dump_json()
     told = {"ETag": '"1-0"', "Retry_After": "1"}
     held, polled = _answer(304, "", Preference_Applied="wait=20", **told), _answer(304, "", **told)
-    thread, port, asked = _answering(_answer(200, waiting.model_dump_json(), **told), held, polled, _answer(200, ended))
+    thread, port, asked = _answering(
+        _answer(200, waiting.model_dump_json(), **told), held, polled, _answer(200, ended)
+    )
     with Client(f"http://127.0.0.1:{port}") as patient:
         seen = [job.status for job in patient.follow(waiting.id)]
     thread.join()
 
-    assert [Status.QUEUED, Status.CANCELED] == seen
-    assert [False, True, True, True] == ["prefer: wait=20" in words.lower() for _, words in asked]
-    assert [False, True, True, True] == ['if-none-match: "1-0"' in words.lower() for _, words in asked]
+    assert seen == [Status.QUEUED, Status.CANCELED]
+    assert ["prefer: wait=20" in words.lower() for _, words in asked] == [False, True, True, True]
+    assert ['if-none-match: "1-0"' in words.lower() for _, words in asked] == [
+        False,
+        True,
+        True,
+        True,
+    ]
     pauses = [later[0] - sooner[0] for sooner, later in itertools.pairwise(asked)]
-    assert [False, False, True] == [pause >= 1 for pause in pauses]
+    assert [pause >= 1 for pause in pauses] == [False, False, True]
 
 
 @pytest.mark.parametrize("retry_later", ["silent", "away", "busy", "gone"])
@@ -491,16 +607,19 @@ def test_who_has_been_there_is_waited_for(tmp_path: Path) -> None:
 
             later = threading.Timer(0.5, back)
             later.start()
-            assert [] == client.presets()
+            assert client.presets() == []
             later.join()
 
 
 def test_the_client_loads_no_store_and_no_tensors() -> None:
-    code = (
-        "import impasto, sys; print([name for name in ('torch', 'redis', 'celery', 'fastapi') if name in sys.modules])"
-    )
+    code = "import impasto, sys; print([name for name in ('torch', 'redis', 'celery', 'fastapi') if name in sys.modules])"
 
-    assert "[]\n" == subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
 
 
 def test_its_own_words_are_a_program_that_runs(
@@ -519,7 +638,10 @@ def test_its_own_words_are_a_program_that_runs(
         if steps:
             steps.pop(0)()
 
-    exec("\n".join(line[4:] for line in "\n\n".join(lines).splitlines()), {"Path": Path, "print": show})  # noqa: S102
+    exec(  # noqa: S102
+        "\n".join(line[4:] for line in "\n\n".join(lines).splitlines()),
+        {"Path": Path, "print": show},
+    )
 
-    assert [("queued", None), ("running", None), ("succeeded", None)] == shown
-    assert "png" == codec.detect_format(Path("result.png").read_bytes())
+    assert shown == [("queued", None), ("running", None), ("succeeded", None)]
+    assert codec.detect_format(Path("result.png").read_bytes()) == "png"

@@ -12,7 +12,14 @@ from api_process import ApiProcess
 from keyed_api import KeyedApi
 
 from core.auth.api_keys import ApiKeyStore
-from core.jobs.models import EstimateResponse, JobError, JobInput, ScaleEstimate, SubmissionOptions, new_job_id
+from core.jobs.models import (
+    EstimateResponse,
+    JobError,
+    JobInput,
+    ScaleEstimate,
+    SubmissionOptions,
+    new_job_id,
+)
 from core.jobs.store import JobStore
 from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
@@ -26,7 +33,9 @@ def impasto(service: ApiProcess, at_service: JobStore, tmp_path: Path) -> Any:
     def run(*args: Any, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "cli", *map(str, args)]
         given = {**os.environ, "IMPASTO_URL": service.url, **environment}
-        return subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, env=given, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
 
     return run
 
@@ -34,19 +43,23 @@ def impasto(service: ApiProcess, at_service: JobStore, tmp_path: Path) -> Any:
 def test_submit_sends_knobs_presets_and_those_of_an_earlier_result(
     impasto: Any, client: Client, pictures: Pictures, worker: Any, tmp_path: Path
 ) -> None:
-    first = impasto("submit", *pictures, "--preset", "brushwork", "--size", 64, "--seamless", "true")
+    first = impasto(
+        "submit", *pictures, "--preset", "brushwork", "--size", 64, "--seamless", "true"
+    )
     (job,) = client.jobs()
     worker.claim()
     (tmp_path / "result.png").write_bytes(worker.succeed())
     again = impasto("submit", *pictures, pictures[1], "--from", "result.png", "--seed", 3)
     newest, _ = client.jobs()
 
-    assert (0, 0) == (first.returncode, again.returncode), first.stderr + again.stderr
-    assert client.link(job) == first.stdout.strip()
-    assert (64, True, PRESETS["brushwork"].parameters["strength"]) == tuple(
-        job.input.spec[name] for name in ("size", "seamless", "strength")
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
+    assert first.stdout.strip() == client.link(job)
+    assert tuple(job.input.spec[name] for name in ("size", "seamless", "strength")) == (
+        64,
+        True,
+        PRESETS["brushwork"].parameters["strength"],
     )
-    assert {**job.input.spec, "seed": 3, "style_weights": [0.5, 0.5]} == newest.input.spec
+    assert newest.input.spec == {**job.input.spec, "seed": 3, "style_weights": [0.5, 0.5]}
 
 
 def test_an_earlier_result_is_enough_to_submit(
@@ -62,19 +75,30 @@ def test_an_earlier_result_is_enough_to_submit(
     (newest, *_) = client.jobs()
     nothing = impasto("submit", pictures[0])
 
-    assert (0, 0, 2) == (same.returncode, other.returncode, nothing.returncode), same.stderr + other.stderr
-    assert ({**first.input.spec, "seed": 6}, first.input.digests()) == (again.input.spec, again.input.digests())
-    assert [digest_of(pictures[1].read_bytes()), *first.input.styles] == newest.input.digests()
+    assert (same.returncode, other.returncode, nothing.returncode) == (0, 0, 2), (
+        same.stderr + other.stderr
+    )
+    assert (again.input.spec, again.input.digests()) == (
+        {**first.input.spec, "seed": 6},
+        first.input.digests(),
+    )
+    assert newest.input.digests() == [digest_of(pictures[1].read_bytes()), *first.input.styles]
     assert "or an earlier result with --from" in nothing.stderr
 
 
 def test_a_plan_is_the_services_and_sends_no_job(
     impasto: Any, client: Client, pictures: Pictures, at_service: JobStore
 ) -> None:
-    step = ScaleEstimate(width=64, height=48, iterations=70, seconds=4.0, memory_bytes=2_000_000_000, tile_px=None)
+    step = ScaleEstimate(
+        width=64, height=48, iterations=70, seconds=4.0, memory_bytes=2_000_000_000, tile_px=None
+    )
     forecasts = [
         EstimateResponse(device="cpu", network="vgg16", scales=[step]),
-        EstimateResponse(device="cpu", network="vgg16", refused=JobError(code="out_of_memory", message="Too large.")),
+        EstimateResponse(
+            device="cpu",
+            network="vgg16",
+            refused=JobError(code="out_of_memory", message="Too large."),
+        ),
     ]
 
     def answer() -> None:
@@ -89,25 +113,36 @@ def test_a_plan_is_the_services_and_sends_no_job(
     answering.join()
 
     words = "In all 4 s, and 2.0 GB beside the network (vgg16, cpu); it would begin after 0 others."
-    assert ["64 x 48 px, 70 iterations, whole: 4 s", words] == told.stdout.splitlines(), told.stderr
-    assert (1, "impasto: Too large.\n") == (refused.returncode, refused.stderr)
-    assert [] == list(client.jobs())
-    assert 2 == impasto("submit", "--plan", "--from", pictures[0]).returncode
+    assert told.stdout.splitlines() == ["64 x 48 px, 70 iterations, whole: 4 s", words], told.stderr
+    assert (refused.returncode, refused.stderr) == (1, "impasto: Too large.\n")
+    assert list(client.jobs()) == []
+    assert impasto("submit", "--plan", "--from", pictures[0]).returncode == 2
 
 
 def test_watch_goes_where_the_address_leads_and_takes_no_key_to_strangers(
-    impasto: Any, client: Client, pictures: Pictures, worker: Any, tmp_path: Path, service: ApiProcess
+    impasto: Any,
+    client: Client,
+    pictures: Pictures,
+    worker: Any,
+    tmp_path: Path,
+    service: ApiProcess,
 ) -> None:
     job = client.submit(*pictures, size=64)
     worker.claim()
     data = worker.succeed()
     with KeyedApi(tmp_path) as api:
-        keys, store, own = ApiKeyStore(api.redis_url), JobStore(api.redis_url), f"http://127.0.0.1:{api.port}"
+        keys, store, own = (
+            ApiKeyStore(api.redis_url),
+            JobStore(api.redis_url),
+            f"http://127.0.0.1:{api.port}",
+        )
         ada, secret = keys.create("ada")
         for one in ("sha256:a", "sha256:b"):
             store.reserve(one)
         waiting = store.create(
-            new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}), SubmissionOptions(owner=ada.id)
+            new_job_id(),
+            JobInput(content="sha256:a", styles=["sha256:b"], spec={}),
+            SubmissionOptions(owner=ada.id),
         )
         store.cancel(waiting.id)
         keyed = {"IMPASTO_URL": own, "IMPASTO_KEY": secret}
@@ -117,19 +152,29 @@ def test_watch_goes_where_the_address_leads_and_takes_no_key_to_strangers(
         ]
         there = f"{own}/v1/jobs/{waiting.id}"
         withheld = impasto("watch", there, IMPASTO_KEY=secret)
-        known, named = impasto("watch", there, **keyed), impasto("watch", there, "--url", own, IMPASTO_KEY=secret)
+        known, named = (
+            impasto("watch", there, **keyed),
+            impasto("watch", there, "--url", own, IMPASTO_KEY=secret),
+        )
         store.close()
         keys.close()
     two = impasto("watch", client.link(job), "--url", own)
 
-    assert [0, 0] == [ran.returncode for ran in elsewhere], elsewhere[0].stderr + elsewhere[1].stderr
-    assert data == (tmp_path / "out.png").read_bytes()
-    assert (2, f"impasto: That service asks for an API key; to send yours there, add --url {own}\n") == (
+    assert [ran.returncode for ran in elsewhere] == [0, 0], (
+        elsewhere[0].stderr + elsewhere[1].stderr
+    )
+    assert (tmp_path / "out.png").read_bytes() == data
+    assert (
         withheld.returncode,
         withheld.stderr,
+    ) == (2, f"impasto: That service asks for an API key; to send yours there, add --url {own}\n")
+    assert [ran.stderr.splitlines()[-1] for ran in (known, named)] == [
+        "impasto: The job was canceled."
+    ] * 2
+    assert (two.returncode, two.stderr) == (
+        2,
+        "impasto: The job's address and --url name two services.\n",
     )
-    assert ["impasto: The job was canceled."] * 2 == [ran.stderr.splitlines()[-1] for ran in (known, named)]
-    assert (2, "impasto: The job's address and --url name two services.\n") == (two.returncode, two.stderr)
 
 
 def test_what_a_canceled_job_has_painted_is_written_though_the_command_fails(
@@ -141,8 +186,8 @@ def test_what_a_canceled_job_has_painted_is_written_though_the_command_fails(
     data = worker.end_canceled()
     ran = impasto("watch", job.id, "-o", "out.png")
 
-    assert (1, "impasto: The job was canceled.") == (ran.returncode, ran.stderr.splitlines()[-1])
-    assert data == (tmp_path / "out.png").read_bytes()
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (1, "impasto: The job was canceled.")
+    assert (tmp_path / "out.png").read_bytes() == data
 
 
 def test_watch_writes_the_result_of_a_job_that_has_ended(
@@ -152,8 +197,8 @@ def test_watch_writes_the_result_of_a_job_that_has_ended(
     worker.claim()
     data = worker.succeed()
 
-    assert 0 == impasto("watch", client.link(job), "-o", "out.png").returncode
-    assert data == (tmp_path / "out.png").read_bytes()
+    assert impasto("watch", client.link(job), "-o", "out.png").returncode == 0
+    assert (tmp_path / "out.png").read_bytes() == data
 
 
 def test_refusals_are_one_line_and_exit_2_a_job_without_a_picture_exit_1(
@@ -163,6 +208,12 @@ def test_refusals_are_one_line_and_exit_2_a_job_without_a_picture_exit_1(
     unknown, refused = impasto("watch", "job_x"), impasto("submit", *pictures, "--size", "1")
     ended = impasto("watch", canceled.id)
 
-    assert (2, "impasto: There is no job with this id.\n") == (unknown.returncode, unknown.stderr)
-    assert (2, "impasto: size must be a whole number from 64 to 8192.\n") == (refused.returncode, refused.stderr)
-    assert (1, "impasto: The job was canceled.") == (ended.returncode, ended.stderr.splitlines()[-1])
+    assert (unknown.returncode, unknown.stderr) == (2, "impasto: There is no job with this id.\n")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "impasto: size must be a whole number from 64 to 8192.\n",
+    )
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (
+        1,
+        "impasto: The job was canceled.",
+    )

@@ -48,31 +48,59 @@ def test_every_curl_of_a_page_does_what_it_is_there_for(
     (folder / "result.png").write_bytes(worker.succeed())
     batch = client.submit_batch([folder / "one.jpg"], [folder / "painting.jpg"], size=64)
     waiting = client.submit(folder / "photo.jpg", folder / "painting.jpg", size=64)
-    names = {EXAMPLE_URL: service.url, "job_…": job.id, "batch_…": batch.id, "sha256:…": job.input.content}
-    for command in sorted(_commands(page), key=lambda command: " -X DELETE " in command):  # else in their order
+    names = {
+        EXAMPLE_URL: service.url,
+        "job_…": job.id,
+        "batch_…": batch.id,
+        "sha256:…": job.input.content,
+    }
+    for command in sorted(
+        _commands(page), key=lambda command: " -X DELETE " in command
+    ):  # else in their order
         told = command.replace("wait=30", "wait=1")
         if '"strength": 0.9' in told:  # it is spec_updates, before it has ended
             told = told.replace("job_…", waiting.id)
         for name, real in names.items():
             told = told.replace(name, real)
         script = 'curl() { command curl -sS --max-time 20 --fail-with-body "$@"; }\n' + told
-        ran = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False)
-        nobody_answers = "/v1/estimate" in command and "no_worker" in ran.stdout  # a worker's part that no test plays
-        assert 0 == ran.returncode or nobody_answers, (command, ran.stdout, ran.stderr)
+        ran = subprocess.run(
+            ["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False
+        )
+        nobody_answers = (
+            "/v1/estimate" in command and "no_worker" in ran.stdout
+        )  # a worker's part that no test plays
+        assert ran.returncode == 0 or nobody_answers, (command, ran.stdout, ran.stderr)
 
 
 def _operation(command: str) -> str:
     """The method and the address, as the OpenAPI document writes it."""
     given = re.search(r"-X (\w+)", command)
-    method = given[1] if given else "HEAD" if " -I " in command else "POST" if re.search(r" -[Fd] ", command) else "GET"
+    method = (
+        given[1]
+        if given
+        else "HEAD"
+        if " -I " in command
+        else "POST"
+        if re.search(r" -[Fd] ", command)
+        else "GET"
+    )
     path = re.search(re.escape(EXAMPLE_URL) + r"([^?'\s]*)", command)
     assert path is not None, command
-    names = {"job_…": "{job_id}", "batch_…": "{batch_id}", "sha256:…": "{digest}", "frames/0": "frames/{index}"}
+    names = {
+        "job_…": "{job_id}",
+        "batch_…": "{batch_id}",
+        "sha256:…": "{digest}",
+        "frames/0": "frames/{index}",
+    }
     return f"{method} {re.sub('|'.join(names), lambda found: names[found[0]], path[1])}"
 
 
 def test_there_is_a_curl_for_every_address(tmp_path: Path) -> None:
     app = create_app(Settings(redis_url="redis://127.0.0.1:1/0", data_dir=tmp_path), ApiSettings())
-    every = {f"{method.upper()} {path}" for path, methods in app.openapi()["paths"].items() for method in methods}
+    every = {
+        f"{method.upper()} {path}"
+        for path, methods in app.openapi()["paths"].items()
+        for method in methods
+    }
 
-    assert every == {_operation(command) for command in _commands("docs/api.md")}
+    assert {_operation(command) for command in _commands("docs/api.md")} == every

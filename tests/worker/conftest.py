@@ -79,7 +79,11 @@ class Server:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            with self._tls.wrap_socket(connection, server_side=True) if self._tls else connection as stream:
+            with (
+                self._tls.wrap_socket(connection, server_side=True)
+                if self._tls
+                else connection as stream
+            ):
                 request = _received(stream)
                 with self._lock:
                     self.requests.append(request)
@@ -107,7 +111,13 @@ class Network(httpcore2.SyncBackend):
         self.asked: list[str] = []
         self.read = 0
 
-    def connect_tcp(self, host: str, port: int, timeout: float | None = None, *_: Any) -> NetworkStream:  # noqa: ARG002
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,  # noqa: ARG002
+        timeout: float | None = None,
+        *_: Any,
+    ) -> NetworkStream:
         self.asked.append(host)
         stream = super().connect_tcp("127.0.0.1", self.port, timeout)
         original = stream.read

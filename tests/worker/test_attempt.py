@@ -51,7 +51,9 @@ def _submitter(store: JobStore, blobs: Blobs, pair: tuple[Image.Image, Image.Ima
         for digest in (content, *styles):
             store.reserve(digest)
         spec = parse_spec({"size": 64, "iterations": 6, **parameters}).for_pictures(len(styles))
-        return store.create(new_job_id(), JobInput(content=content, styles=styles, spec=spec.model_dump()))
+        return store.create(
+            new_job_id(), JobInput(content=content, styles=styles, spec=spec.model_dump())
+        )
 
     return send
 
@@ -66,7 +68,9 @@ Running = tuple[Job, threading.Thread]
 
 
 @pytest.fixture
-def running(runner: JobRunner, store: JobStore, submit: Submit, until: Callable[..., None]) -> Running:
+def running(
+    runner: JobRunner, store: JobStore, submit: Submit, until: Callable[..., None]
+) -> Running:
     """A long job, and the thread that is painting it."""
     job = submit(iterations=5000)
     run = threading.Thread(target=runner.run_next)
@@ -76,29 +80,39 @@ def running(runner: JobRunner, store: JobStore, submit: Submit, until: Callable[
 
 
 def test_a_job_ends_with_its_picture_and_a_record_of_how_it_was_made(
-    runner: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, photo: Image.Image, painting: Image.Image
+    runner: JobRunner,
+    store: JobStore,
+    submit: Submit,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
 ) -> None:
     job = submit(photo, painting, photo, style_weights="3,1")
 
-    assert job.id == runner.run_next()
+    assert runner.run_next() == job.id
     ended = store.get(job.id)
     data = blobs.get(ended.outputs[0].id)
     record = codec.read_provenance(data)
 
-    assert (Status.SUCCEEDED, 1) == (ended.status, ended.attempt)
+    assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 1)
     assert (64, 48) == codec.decode(data).size == (ended.outputs[0].width, ended.outputs[0].height)
-    assert len(data) == ended.outputs[0].size_bytes
+    assert ended.outputs[0].size_bytes == len(data)
     assert record is not None
     assert ended.model is not None
-    assert {"program": "impasto", "job": job.id, **job.input.model_dump(), "model": ended.model.model_dump()} == record
-    assert [0.75, 0.25] == record["spec"]["style_weights"]
+    assert record == {
+        "program": "impasto",
+        "job": job.id,
+        **job.input.model_dump(),
+        "model": ended.model.model_dump(),
+    }
+    assert record["spec"]["style_weights"] == [0.75, 0.25]
     assert {"run_seconds", "load_seconds", "loss_total"} <= set(ended.metrics)
     assert ended.progress is not None
-    assert (1.0, 0.0, ended.progress.iterations) == (
+    assert (
         ended.progress.value,
         ended.progress.seconds_left,
         ended.progress.iteration,
-    )
+    ) == (1.0, 0.0, ended.progress.iterations)
 
 
 def test_a_strangers_file_is_not_decoded_in_the_workers_own_process(
@@ -108,7 +122,7 @@ def test_a_strangers_file_is_not_decoded_in_the_workers_own_process(
     monkeypatch.setattr(codec, "decode", None)
     runner.run_next()
 
-    assert Status.SUCCEEDED is store.get(job.id).status
+    assert store.get(job.id).status is Status.SUCCEEDED
 
 
 def test_without_a_job_nothing_happens(runner: JobRunner) -> None:
@@ -143,27 +157,36 @@ def test_a_claim_whose_answer_is_lost_counts_as_no_attempt(
         settings = Settings(redis_url=url, data_dir=tmp_path, cache_dir=weights.folder.parent)
         runner = JobRunner(settings, WorkerSettings())
 
-        assert jobs[0].id == runner.run_next()
-        assert 0 == proxy.cuts
+        assert runner.run_next() == jobs[0].id
+        assert proxy.cuts == 0
         runner._store.close()
 
     seen = [store.get(job.id) for job in jobs]
-    assert [(Status.SUCCEEDED, 1), (Status.QUEUED, 0)] == [(job.status, job.attempt) for job in seen]
+    assert [(job.status, job.attempt) for job in seen] == [
+        (Status.SUCCEEDED, 1),
+        (Status.QUEUED, 0),
+    ]
 
 
 def test_the_network_stays_between_jobs(runner: JobRunner) -> None:
-    assert runner.network("auto") is runner.network("vgg16")
+    assert runner.network("vgg16") is runner.network("auto")
 
 
 def test_who_asks_how_long_it_takes_loads_no_network(runner: JobRunner, tmp_path: Path) -> None:
     runner._weights = cache = WeightsCache(tmp_path / "own")
     for number, name in enumerate(["vgg16", "one", "two", "three"]):
-        cache.keep(name, Parameters.of(random_parameters("vgg16" if name == "vgg16" else "vgg11", number)), {})
+        cache.keep(
+            name,
+            Parameters.of(random_parameters("vgg16" if name == "vgg16" else "vgg11", number)),
+            {},
+        )
         runner.network(name)
-    loaded = {name for name in ("vgg16", "one", "two", "three") if runner.resident(name)[0].name == name}
+    loaded = {
+        name for name in ("vgg16", "one", "two", "three") if runner.resident(name)[0].name == name
+    }
 
-    assert {"two", "three"} == loaded
-    assert "three" == runner.resident("auto")[0].name
+    assert loaded == {"two", "three"}
+    assert runner.resident("auto")[0].name == "three"
     assert runner.network("two") is runner.network("two")
 
 
@@ -176,12 +199,12 @@ def test_progress_and_previews_show_while_it_runs(
     until(lambda: store.get(job.id).version > running.version, "news")
     assert running.preview is not None
     assert running.progress is not None
-    assert {"total", "content", "style", "tv"} == set(running.progress.loss)
-    assert 64 == codec.decode(blobs.get(running.preview)).width
+    assert set(running.progress.loss) == {"total", "content", "style", "tv"}
+    assert codec.decode(blobs.get(running.preview)).width == 64
     store.cancel(job.id)
     run.join()
 
-    assert Status.CANCELED is store.get(job.id).status
+    assert store.get(job.id).status is Status.CANCELED
 
 
 @pytest.mark.parametrize("gone", ["content", "style"])
@@ -194,7 +217,7 @@ def test_a_picture_that_is_gone_fails_the_job_in_words(
 
     error = store.get(job.id).error
     assert error is not None
-    assert "image_not_found" == error.code
+    assert error.code == "image_not_found"
 
 
 def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
@@ -204,7 +227,12 @@ def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
     cache.keep("my-textures", first := Parameters.of(random_parameters("vgg11")), {})
     jobs = [
         submit(model="my-textures", **parameters)
-        for parameters in ({}, {"style_layers": "relu3_3"}, {"style_layers": "relu3_3=0,relu3_2"}, {})
+        for parameters in (
+            {},
+            {"style_layers": "relu3_3"},
+            {"style_layers": "relu3_3=0,relu3_2"},
+            {},
+        )
     ]
     for _ in range(3):
         runner.run_next()
@@ -214,13 +242,15 @@ def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
     painted, refused, unweighted, replaced = (store.get(job.id) for job in jobs)
 
     assert painted.model is not None
-    assert ("my-textures", first.sha256) == (painted.model.name, painted.model.sha256)
+    assert (painted.model.name, painted.model.sha256) == ("my-textures", first.sha256)
     assert refused.error is not None
-    assert "bad_spec" == refused.error.code
-    assert refused.error.message.startswith("relu3_3 is no layer of my-textures, a VGG-11: it has relu1_1, relu2_1,")
-    assert Status.SUCCEEDED is unweighted.status
+    assert refused.error.code == "bad_spec"
+    assert refused.error.message.startswith(
+        "relu3_3 is no layer of my-textures, a VGG-11: it has relu1_1, relu2_1,"
+    )
+    assert unweighted.status is Status.SUCCEEDED
     assert replaced.model is not None
-    assert second.sha256 == replaced.model.sha256
+    assert replaced.model.sha256 == second.sha256
 
 
 def test_a_network_that_is_not_here_fails_the_job_with_the_command(
@@ -232,13 +262,17 @@ def test_a_network_that_is_not_here_fails_the_job_with_the_command(
 
     error = store.get(job.id).error
     assert error is not None
-    assert "weights_unavailable" == error.code
+    assert error.code == "weights_unavailable"
     assert "impasto weights fetch vgg19" in error.message
     assert str(tmp_path) not in error.message
 
 
 def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
-    runner: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    runner: JobRunner,
+    store: JobStore,
+    submit: Submit,
+    blobs: Blobs,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     usual = attempt.stylize
 
@@ -252,25 +286,34 @@ def test_a_run_that_went_wrong_leaves_its_last_good_picture_as_the_preview(
 
     ended = store.get(job.id)
     assert ended.error is not None
-    assert (Status.FAILED, "diverged") == (ended.status, ended.error.code)
+    assert (ended.status, ended.error.code) == (Status.FAILED, "diverged")
     assert ended.preview is not None
-    assert (64, 48) == codec.decode(blobs.get(ended.preview)).size
+    assert codec.decode(blobs.get(ended.preview)).size == (64, 48)
 
 
 def test_a_job_with_masks_and_a_first_picture_is_painted(
     runner: JobRunner, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
 ) -> None:
-    digests = [blobs.put(codec.encode(picture)) for picture in (photo, painting, photo.convert("L").convert("RGB"))]
+    digests = [
+        blobs.put(codec.encode(picture))
+        for picture in (photo, painting, photo.convert("L").convert("RGB"))
+    ]
     for digest in digests:
         store.reserve(digest)
-    spec = parse_spec({"size": 64, "iterations": 2, "init": "picture"}).for_pictures(1, 1, init_image=True)
+    spec = parse_spec({"size": 64, "iterations": 2, "init": "picture"}).for_pictures(
+        1, 1, init_image=True
+    )
     wanted = JobInput(
-        content=digests[0], styles=[digests[1]], masks=[digests[2]], init_image=digests[1], spec=spec.model_dump()
+        content=digests[0],
+        styles=[digests[1]],
+        masks=[digests[2]],
+        init_image=digests[1],
+        spec=spec.model_dump(),
     )
     job = store.create(new_job_id(), wanted)
     runner.run_next()
 
-    assert Status.SUCCEEDED == store.get(job.id).status
+    assert store.get(job.id).status == Status.SUCCEEDED
     assert {"planned_seconds", "planned_bytes"} <= set(store.get(job.id).metrics)
 
 
@@ -279,17 +322,21 @@ def test_a_transparent_mask_selects_nothing(
 ) -> None:
     clear = io.BytesIO()
     Image.new("LA", (40, 40), (255, 0)).save(clear, "PNG")
-    digests = [blobs.put(data) for data in (codec.encode(photo), codec.encode(painting), clear.getvalue())]
+    digests = [
+        blobs.put(data) for data in (codec.encode(photo), codec.encode(painting), clear.getvalue())
+    ]
     for digest in digests:
         store.reserve(digest)
     spec = parse_spec({"size": 64, "iterations": 2}).for_pictures(1, 1)
-    wanted = JobInput(content=digests[0], styles=[digests[1]], masks=[digests[2]], spec=spec.model_dump())
+    wanted = JobInput(
+        content=digests[0], styles=[digests[1]], masks=[digests[2]], spec=spec.model_dump()
+    )
     job = store.create(new_job_id(), wanted)
     runner.run_next()
 
     error = store.get(job.id).error
     assert error is not None
-    assert ("bad_image", True) == (error.code, "black all over" in error.message)
+    assert (error.code, "black all over" in error.message) == ("bad_image", True)
 
 
 def test_a_job_too_large_for_the_workers_memory_fails_with_the_size_that_fits(
@@ -301,7 +348,7 @@ def test_a_job_too_large_for_the_workers_memory_fails_with_the_size_that_fits(
 
     error = store.get(job.id).error
     assert error is not None
-    assert "out_of_memory" == error.code
+    assert error.code == "out_of_memory"
     assert "fits" in error.message
 
 
@@ -317,7 +364,7 @@ def test_what_nobody_foresaw_fails_the_job_without_its_words(
 
     error = store.get(job.id).error
     assert error is not None
-    assert ("internal", errors.ImpastoError().message) == (error.code, error.message)
+    assert (error.code, error.message) == ("internal", errors.ImpastoError().message)
 
 
 def test_asked_to_go_the_worker_hands_its_job_back(running: Running, store: JobStore) -> None:
@@ -326,7 +373,7 @@ def test_asked_to_go_the_worker_hands_its_job_back(running: Running, store: JobS
     run.join()
 
     back = store.get(job.id)
-    assert (Status.QUEUED, 0) == (back.status, back.attempt)
+    assert (back.status, back.attempt) == (Status.QUEUED, 0)
 
 
 def test_a_job_canceled_after_it_was_handed_back_keeps_how_far_it_was_as_its_preview(
@@ -350,30 +397,44 @@ def test_a_job_canceled_after_it_was_handed_back_keeps_how_far_it_was_as_its_pre
     run.join()
     ended = store.cancel(job.id)
 
-    assert (Status.CANCELED, []) == (ended.status, ended.outputs)
+    assert (ended.status, ended.outputs) == (Status.CANCELED, [])
     assert ended.preview not in (None, early)
     assert ended.preview is not None
-    assert 64 == codec.decode(blobs.get(ended.preview)).width
+    assert codec.decode(blobs.get(ended.preview)).width == 64
     assert ended.preview not in store.mark_deleting()
 
 
-def test_an_attempt_that_lost_its_job_publishes_nothing(running: Running, store: JobStore, valkey: Any) -> None:
+def test_an_attempt_that_lost_its_job_publishes_nothing(
+    running: Running, store: JobStore, valkey: Any
+) -> None:
     job, run = running
-    with redis.Redis.from_url(valkey.url) as client:  # as if the lease had run out and another worker had come
+    with redis.Redis.from_url(
+        valkey.url
+    ) as client:  # as if the lease had run out and another worker had come
         client.hset(f"{PREFIX}job:{job.id}", "token", "another")
     run.join()
 
     untouched = store.get(job.id)
-    assert (Status.RUNNING, []) == (untouched.status, untouched.outputs)
+    assert (untouched.status, untouched.outputs) == (Status.RUNNING, [])
 
 
 @pytest.fixture
 def outage(
-    own_valkey: Any, blobs: Blobs, tmp_path: Path, weights: WeightsCache, monkeypatch: pytest.MonkeyPatch
+    own_valkey: Any,
+    blobs: Blobs,
+    tmp_path: Path,
+    weights: WeightsCache,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[JobRunner, JobStore, threading.Event]]:
     """A runner whose store dies the moment the picture is done; and the event of that."""
-    settings = Settings(redis_url=own_valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent)
-    runner, store, away = JobRunner(settings, WorkerSettings()), JobStore(own_valkey.url), threading.Event()
+    settings = Settings(
+        redis_url=own_valkey.url, data_dir=tmp_path, cache_dir=weights.folder.parent
+    )
+    runner, store, away = (
+        JobRunner(settings, WorkerSettings()),
+        JobStore(own_valkey.url),
+        threading.Event(),
+    )
     real = attempt.stylize
 
     def paint_then_lose_the_store(*args: Any, **more: Any) -> Any:
@@ -401,7 +462,7 @@ def test_a_result_waits_for_a_store_that_is_away(
     own_valkey.start()
     run.join()
 
-    assert Status.SUCCEEDED is store.get(job.id).status
+    assert store.get(job.id).status is Status.SUCCEEDED
 
 
 def test_asked_to_go_during_an_outage_the_job_is_handed_back_when_the_store_is_back_a_moment_later(
@@ -417,12 +478,16 @@ def test_asked_to_go_during_an_outage_the_job_is_handed_back_when_the_store_is_b
     job = submit()
     runner.run_next()
 
-    assert (Status.QUEUED, 0) == ((back := store.get(job.id)).status, back.attempt)
+    assert ((back := store.get(job.id)).status, back.attempt) == (Status.QUEUED, 0)
 
 
 @pytest.mark.parametrize("trouble", ["for a moment", "of this picture", "of the disk"])
 def test_a_picture_that_cannot_be_read_costs_no_attempt(
-    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, trouble: str
+    runner: JobRunner,
+    store: JobStore,
+    submit: Submit,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: str,
 ) -> None:
     """A moment, or the folder's trouble, is waited for; a picture that is the only one ends its job in words."""
     job, tries, usual = submit(), list[Path](), Path.read_bytes
@@ -439,11 +504,11 @@ def test_a_picture_that_cannot_be_read_costs_no_attempt(
     runner.run_next()
 
     ended = store.get(job.id)
-    assert {
+    assert (ended.status, ended.attempt, ended.error and ended.error.code) == {
         "for a moment": (Status.SUCCEEDED, 1, None),
         "of this picture": (Status.FAILED, 1, "image_not_found"),
         "of the disk": (Status.QUEUED, 0, None),
-    }[trouble] == (ended.status, ended.attempt, ended.error and ended.error.code)
+    }[trouble]
 
 
 def test_a_result_waits_for_room_on_the_disk(
@@ -461,13 +526,18 @@ def test_a_result_waits_for_room_on_the_disk(
     monkeypatch.setattr(runner._blobs, "put", full_once)
     runner.run_next()
 
-    assert Status.SUCCEEDED is store.get(job.id).status
+    assert store.get(job.id).status is Status.SUCCEEDED
     assert len(tries) > 1
 
 
 @pytest.mark.parametrize("end", ["canceled", "deadline_exceeded", "deleted", "another's"])
 def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
-    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, valkey: Any, end: str
+    runner: JobRunner,
+    store: JobStore,
+    submit: Submit,
+    monkeypatch: pytest.MonkeyPatch,
+    valkey: Any,
+    end: str,
 ) -> None:
     job, waiting = submit(), threading.Event()
 
@@ -494,7 +564,10 @@ def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
     assert not run.is_alive()
     if end in ("canceled", "deadline_exceeded"):
         ended = store.get(job.id)
-        assert (Status.CANCELED if end == "canceled" else Status.FAILED, []) == (ended.status, ended.outputs)
+        assert (ended.status, ended.outputs) == (
+            Status.CANCELED if end == "canceled" else Status.FAILED,
+            [],
+        )
 
 
 # ---------------------------------------------------------------------- checkpoints
@@ -512,7 +585,12 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_bits(
-    keen: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, until: Callable[..., None], tmp_path: Path
+    keen: JobRunner,
+    store: JobStore,
+    submit: Submit,
+    blobs: Blobs,
+    until: Callable[..., None],
+    tmp_path: Path,
 ) -> None:
     whole = submit(iterations=200)
     keen.run_next()
@@ -527,7 +605,7 @@ def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_b
     assert back.status is Status.QUEUED
     assert back.progress is not None
     assert 0 < back.progress.iteration < back.progress.iterations
-    assert 1 == len(_checkpoints(tmp_path))
+    assert len(_checkpoints(tmp_path)) == 1
 
     began: list[int] = []
     usual = keen._store.report_progress
@@ -535,11 +613,14 @@ def test_the_next_attempt_goes_on_where_the_last_got_to_and_ends_with_the_same_b
     keen.run_next()
     ended = store.get(job.id)
 
-    assert (Status.SUCCEEDED, 1) == (ended.status, ended.attempt)
+    assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 1)
     assert began[0] >= back.progress.iteration
-    pixels = [codec.decode(blobs.get(store.get(one).outputs[0].id)).tobytes() for one in (whole.id, job.id)]
-    assert pixels[0] == pixels[1]
-    assert [] == _checkpoints(tmp_path)
+    pixels = [
+        codec.decode(blobs.get(store.get(one).outputs[0].id)).tobytes()
+        for one in (whole.id, job.id)
+    ]
+    assert pixels[1] == pixels[0]
+    assert _checkpoints(tmp_path) == []
 
 
 def test_attempts_that_die_where_they_went_on_have_got_no_further(
@@ -571,9 +652,9 @@ def test_attempts_that_die_where_they_went_on_have_got_no_further(
         store.requeue_jobs_of(keen._name)
     ended = store.get(job.id)
 
-    assert (Status.FAILED, 3) == (ended.status, ended.attempt)
+    assert (ended.status, ended.attempt) == (Status.FAILED, 3)
     assert ended.error is not None
-    assert "worker_lost" == ended.error.code
+    assert ended.error.code == "worker_lost"
 
 
 def test_a_torn_checkpoint_costs_the_work_not_the_job(
@@ -587,8 +668,8 @@ def test_a_torn_checkpoint_costs_the_work_not_the_job(
     store.release(job.id, "t")
     keen.run_next()
 
-    assert Status.SUCCEEDED is store.get(job.id).status
-    assert [] == _checkpoints(tmp_path)
+    assert store.get(job.id).status is Status.SUCCEEDED
+    assert _checkpoints(tmp_path) == []
 
 
 @pytest.mark.parametrize("end", ["canceled", "deadline_exceeded"])
@@ -625,13 +706,19 @@ def test_stopped_beside_a_long_iteration_the_job_ends_at_once_with_its_picture(
     run.join()
     ended = store.get(job.id)
 
-    assert (Status.CANCELED if end == "canceled" else Status.FAILED) is ended.status
-    assert ("deadline_exceeded" if end == "deadline_exceeded" else None) == (ended.error.code if ended.error else None)
-    assert (64, 48) == codec.decode(blobs.get(ended.outputs[0].id)).size
+    assert ended.status is (Status.CANCELED if end == "canceled" else Status.FAILED)
+    assert (ended.error.code if ended.error else None) == (
+        "deadline_exceeded" if end == "deadline_exceeded" else None
+    )
+    assert codec.decode(blobs.get(ended.outputs[0].id)).size == (64, 48)
 
 
 def test_asked_to_go_in_a_long_iteration_the_job_is_handed_back_without_it(
-    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+    runner: JobRunner,
+    store: JobStore,
+    submit: Submit,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Callable[..., None],
 ) -> None:
     monkeypatch.setattr(lease, "HAND_BACK_SECONDS", 0.2)
     stuck, usual = threading.Event(), attempt.Attempt._watch
@@ -650,7 +737,7 @@ def test_asked_to_go_in_a_long_iteration_the_job_is_handed_back_without_it(
     attempt.shutting_down.set()
     run.join()
 
-    assert (Status.QUEUED, 0) == ((back := store.get(job.id)).status, back.attempt)
+    assert ((back := store.get(job.id)).status, back.attempt) == (Status.QUEUED, 0)
 
 
 def test_a_lost_device_ends_no_job(
@@ -666,7 +753,7 @@ def test_a_lost_device_ends_no_job(
     with pytest.raises(errors.DeviceLost):
         runner.run_next()
 
-    assert Status.RUNNING is store.get(job.id).status
+    assert store.get(job.id).status is Status.RUNNING
 
 
 def test_a_run_that_was_cut_off_after_its_last_iteration_succeeds(
@@ -685,13 +772,13 @@ def test_a_run_that_was_cut_off_after_its_last_iteration_succeeds(
         patch.setattr(attempt, "Lease", Last)
         keen.run_next()
     attempt.shutting_down.clear()
-    assert Status.QUEUED is store.get(job.id).status
+    assert store.get(job.id).status is Status.QUEUED
     keen.run_next()
 
     ended = store.get(job.id)
-    assert Status.SUCCEEDED is ended.status
+    assert ended.status is Status.SUCCEEDED
     assert ended.progress is not None
-    assert (1.0, 8) == (ended.progress.value, ended.progress.iteration)
+    assert (ended.progress.value, ended.progress.iteration) == (1.0, 8)
 
 
 # ---------------------------------------------------------------------- steering
@@ -716,8 +803,8 @@ def test_steered_before_it_begins_a_job_is_that_of_the_other_spec_to_the_bit(
     runner.run_next()
     one, two = (codec.decode(blobs.get(store.get(each.id).outputs[0].id)) for each in (job, other))
 
-    assert one.tobytes() == two.tobytes()
-    assert 0.9 == _record(store, blobs, job)["spec"]["strength"]
+    assert two.tobytes() == one.tobytes()
+    assert _record(store, blobs, job)["spec"]["strength"] == 0.9
     assert "spec_updated" not in _record(store, blobs, job)
 
 
@@ -733,17 +820,21 @@ def test_a_running_job_is_steered_within_a_beat_and_tells_so_ever_after(
 
     until(spec_updates, "the change in the progress")
     change = spec_updates()[0]
-    assert ({"strength": 0.5}, {"strength": 0.9}) == (change.before, change.after)
+    assert (change.before, change.after) == ({"strength": 0.5}, {"strength": 0.9})
     store.cancel(job.id)
     run.join()
 
     record = _record(store, blobs, job)
-    assert (0.9, [change.model_dump()]) == (record["spec"]["strength"], record["spec_updates"])
-    assert 0.9 == store.get(job.id).input.spec["strength"]
+    assert (record["spec"]["strength"], record["spec_updates"]) == (0.9, [change.model_dump()])
+    assert store.get(job.id).input.spec["strength"] == 0.9
 
 
 def test_steered_at_the_last_moment_the_run_goes_on_and_after_it_nobody_steers(
-    runner: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    runner: JobRunner,
+    store: JobStore,
+    submit: Submit,
+    blobs: Blobs,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Between the last iteration and the end: what was acknowledged is in the picture, what is not in it is refused."""
     job, usual, refused = submit(scales=1), JobStore.lock_spec, []
@@ -763,16 +854,29 @@ def test_steered_at_the_last_moment_the_run_goes_on_and_after_it_nobody_steers(
     ended, record = store.get(job.id), _record(store, blobs, job)
 
     assert ended.progress is not None
-    assert (Status.SUCCEEDED, 9, 0.9) == (ended.status, ended.progress.iteration, ended.input.spec["strength"])
-    assert [(6, {"strength": 0.9})] == [(change["iteration"], change["after"]) for change in record["spec_updates"]]
-    assert 1 == len(refused)
+    assert (ended.status, ended.progress.iteration, ended.input.spec["strength"]) == (
+        Status.SUCCEEDED,
+        9,
+        0.9,
+    )
+    assert [(change["iteration"], change["after"]) for change in record["spec_updates"]] == [
+        (6, {"strength": 0.9})
+    ]
+    assert len(refused) == 1
 
 
 @pytest.mark.parametrize(
-    "before", [True, False], ids=["spec_updates, then handed back", "handed back, then spec_updates"]
+    "before",
+    [True, False],
+    ids=["spec_updates, then handed back", "handed back, then spec_updates"],
 )
 def test_a_steered_job_goes_on_steered_in_the_next_attempt(
-    keen: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, until: Callable[..., None], before: bool
+    keen: JobRunner,
+    store: JobStore,
+    submit: Submit,
+    blobs: Blobs,
+    until: Callable[..., None],
+    before: bool,
 ) -> None:
     job = submit(iterations=200)
     run = threading.Thread(target=keen.run_next)
@@ -791,8 +895,8 @@ def test_a_steered_job_goes_on_steered_in_the_next_attempt(
     ended, record = store.get(job.id), _record(store, blobs, job)
 
     assert ended.progress is not None
-    assert (Status.SUCCEEDED, 0.9) == (ended.status, record["spec"]["strength"])
-    assert [{"strength": 0.9}] == [change["after"] for change in record["spec_updates"]]
+    assert (ended.status, record["spec"]["strength"]) == (Status.SUCCEEDED, 0.9)
+    assert [change["after"] for change in record["spec_updates"]] == [{"strength": 0.9}]
     assert 0 < record["spec_updates"][0]["iteration"] < ended.progress.iterations
 
 
@@ -800,7 +904,11 @@ def test_a_steered_job_goes_on_steered_in_the_next_attempt(
 
 
 def test_a_run_leaves_frames_and_the_result_is_the_last(
-    runner: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    runner: JobRunner,
+    store: JobStore,
+    submit: Submit,
+    blobs: Blobs,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attempt, "FRAME_SECONDS", 0.01)
     monkeypatch.setattr(attempt, "FRAME_COST_FACTOR", 0)
@@ -811,9 +919,9 @@ def test_a_run_leaves_frames_and_the_result_is_the_last(
 
     assert ended.progress is not None
     assert 3 <= len(frames) <= 60
-    assert sorted({frame.iteration for frame in frames}) == [frame.iteration for frame in frames]
-    assert ended.progress.iteration == frames[-1].iteration
-    assert codec.encode(result, "jpeg", quality=80) == blobs.get(frames[-1].digest)
+    assert [frame.iteration for frame in frames] == sorted({frame.iteration for frame in frames})
+    assert frames[-1].iteration == ended.progress.iteration
+    assert blobs.get(frames[-1].digest) == codec.encode(result, "jpeg", quality=80)
 
 
 def test_without_room_for_frames_a_run_goes_on(
@@ -826,7 +934,7 @@ def test_without_room_for_frames_a_run_goes_on(
     job = submit()
     runner.run_next()
 
-    assert Status.SUCCEEDED is store.get(job.id).status
+    assert store.get(job.id).status is Status.SUCCEEDED
 
 
 def test_without_memory_for_frames_a_run_goes_on(
@@ -844,7 +952,7 @@ def test_without_memory_for_frames_a_run_goes_on(
     monkeypatch.setattr(attempt.codec, "thumbnail", short)
     runner.run_next()
 
-    assert Status.SUCCEEDED is store.get(job.id).status
+    assert store.get(job.id).status is Status.SUCCEEDED
 
 
 @pytest.mark.parametrize("why", ["canceled", "deadline_exceeded"])
@@ -887,7 +995,10 @@ def test_a_picture_that_takes_longer_than_a_lease_to_write_is_kept_when_the_run_
     run.join()
 
     ended = store.get(job.id)
-    assert (Status.CANCELED if why == "canceled" else Status.FAILED, 1) == (ended.status, len(ended.outputs))
+    assert (ended.status, len(ended.outputs)) == (
+        Status.CANCELED if why == "canceled" else Status.FAILED,
+        1,
+    )
 
 
 def test_going_on_at_a_larger_size_the_result_is_not_painted_anew(
@@ -900,7 +1011,9 @@ def test_going_on_at_a_larger_size_the_result_is_not_painted_anew(
     small = codec.decode(blobs.get(result))
     spec = {**old.input.spec, "size": 96, "iterations": 12}
     anew = old.input.model_copy(update={"spec": spec})
-    further = old.input.model_copy(update={"init_image": result, "spec": {**spec, "init": "picture", "scales": 0}})
+    further = old.input.model_copy(
+        update={"init_image": result, "spec": {**spec, "init": "picture", "scales": 0}}
+    )
     larger = []
     for job_input in (further, anew):
         job = store.create(new_job_id(), job_input)

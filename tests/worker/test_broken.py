@@ -30,11 +30,19 @@ def start(tmp_path: Path, valkey: Any) -> Iterator[Start]:
 
     def begin(changed: str) -> subprocess.Popen[bytes]:
         (tmp_path / "sitecustomize.py").write_text(TINY + changed)
-        own = {"REDIS_URL": valkey.url, "DATA_DIR": str(tmp_path), "CACHE_DIR": str(tmp_path / "cache")}
+        own = {
+            "REDIS_URL": valkey.url,
+            "DATA_DIR": str(tmp_path),
+            "CACHE_DIR": str(tmp_path / "cache"),
+        }
         given = environment(**own, WORKER_THREADS="1", WORKER_CHECKPOINT_SECONDS="0.1")
         with (tmp_path / "log").open("ab") as log:
             command = [sys.executable, "-m", "worker"]
-            begun.append(subprocess.Popen(command, env=given | {"PYTHONPATH": str(tmp_path)}, stdout=log, stderr=log))
+            begun.append(
+                subprocess.Popen(
+                    command, env=given | {"PYTHONPATH": str(tmp_path)}, stdout=log, stderr=log
+                )
+            )
         return begun[-1]
 
     yield begin
@@ -48,7 +56,9 @@ def start(tmp_path: Path, valkey: Any) -> Iterator[Start]:
 
 
 @pytest.fixture
-def jobs(store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, valkey: Any) -> list[Job]:
+def jobs(
+    store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, valkey: Any
+) -> list[Job]:
     """Two that wait, each with its bell."""
     content, style = (blobs.put(codec.encode(picture)) for picture in (photo, painting))
     for digest in (content, style):
@@ -76,8 +86,10 @@ def test_a_worker_that_fails_at_its_start_stops_and_ends_no_job(
 ) -> None:
     process = start(late("core.neural.transfer.planner", trouble))
 
-    assert 0 == process.wait(90)
-    assert [(Status.QUEUED, 0)] * 2 == [((seen := store.get(job.id)).status, seen.attempt) for job in jobs]
+    assert process.wait(90) == 0
+    assert [((seen := store.get(job.id)).status, seen.attempt) for job in jobs] == [
+        (Status.QUEUED, 0)
+    ] * 2
     assert "this worker cannot paint and stops" in (tmp_path / "log").read_text()
 
 
@@ -98,8 +110,8 @@ def test_a_card_that_dies_while_it_idles_ends_the_worker_and_no_job(
     )
     process = start(late("core.neural.transfer.planner", trouble))
 
-    assert 0 == process.wait(90)
-    assert {Status.QUEUED} == {store.get(job.id).status for job in jobs}
+    assert process.wait(90) == 0
+    assert {store.get(job.id).status for job in jobs} == {Status.QUEUED}
     assert "the device is lost; this process ends" in (tmp_path / "log").read_text()
 
 
@@ -127,7 +139,12 @@ HANGS = {
 @pytest.mark.reliability
 @pytest.mark.parametrize("place", HANGS)
 def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
-    start: Start, jobs: list[Job], store: JobStore, tmp_path: Path, until: Callable[..., None], place: str
+    start: Start,
+    jobs: list[Job],
+    store: JobStore,
+    tmp_path: Path,
+    until: Callable[..., None],
+    place: str,
 ) -> None:
     """Though its lease is renewed, and its sign of life given."""
     module, owner, name = HANGS[place]
@@ -142,13 +159,17 @@ def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
     )
     quick = "module.POLL_SECONDS, module.STEP_SECONDS, module.PHASE_SECONDS, module.STEP_FACTOR = 0.2, 4, 12, 1"
     if place == "in writing the result":  # no frame or preview is what hangs
-        trouble = trouble.replace("if is_first()", "if len(args) > 1 and args[1] == 'png' and is_first()")
+        trouble = trouble.replace(
+            "if is_first()", "if len(args) > 1 and args[1] == 'png' and is_first()"
+        )
     start(late(module, _at_first(tmp_path, trouble)) + late("worker.watchdog", quick))
-    until(lambda: all(store.get(job.id).status.has_ended for job in jobs), "the end of all jobs", 120)
+    until(
+        lambda: all(store.get(job.id).status.has_ended for job in jobs), "the end of all jobs", 120
+    )
 
-    assert {Status.SUCCEEDED} == {store.get(job.id).status for job in jobs}
+    assert {store.get(job.id).status for job in jobs} == {Status.SUCCEEDED}
     log = (tmp_path / "log").read_text()
-    assert 1 == log.count("this process ends; it hangs in <string>:"), log
+    assert log.count("this process ends; it hangs in <string>:") == 1, log
     assert " hang < " in log
 
 
@@ -157,14 +178,18 @@ def test_a_worker_that_is_deaf_goes_and_the_next_one_hears(
     start: Start, jobs: list[Job], store: JobStore, tmp_path: Path, until: Callable[..., None]
 ) -> None:
     deaf = "module.Channel._brpop_start = lambda *_, **__: None"  # it never asks for a bell
-    quick = "module.STALL_POLL_SECONDS, module.STALL_SECONDS, module.CHILD_START_SECONDS = 0.2, 4, 1"
+    quick = (
+        "module.STALL_POLL_SECONDS, module.STALL_SECONDS, module.CHILD_START_SECONDS = 0.2, 4, 1"
+    )
     process = start(late("core.celery_app", deaf) + late("worker.supervisor", quick))
-    assert 0 == process.wait(90)
+    assert process.wait(90) == 0
     assert "jobs are queued, and this worker has run none" in (tmp_path / "log").read_text()
-    assert {Status.QUEUED} == {store.get(job.id).status for job in jobs}
+    assert {store.get(job.id).status for job in jobs} == {Status.QUEUED}
 
     start("")
-    until(lambda: all(store.get(job.id).status is Status.SUCCEEDED for job in jobs), "all painted", 90)
+    until(
+        lambda: all(store.get(job.id).status is Status.SUCCEEDED for job in jobs), "all painted", 90
+    )
 
 
 def test_a_worker_that_does_not_go_by_itself_is_ended(
@@ -183,6 +208,6 @@ def test_a_worker_that_does_not_go_by_itself_is_ended(
     )
     process = start(late("core.celery_app", deaf) + late("worker.supervisor", quick))
 
-    assert 1 == process.wait(90)
-    assert {Status.QUEUED} == {store.get(job.id).status for job in jobs}
+    assert process.wait(90) == 1
+    assert {store.get(job.id).status for job in jobs} == {Status.QUEUED}
     assert "this worker does not stop by itself" in (tmp_path / "log").read_text()

@@ -33,7 +33,9 @@ def told() -> list[str]:
 @pytest.fixture
 def make(tmp_path: Path, told: list[str]) -> Callable[..., CheckpointWriter]:
     def made(tell: Callable[[str], object] = told.append, every: float = 0) -> CheckpointWriter:
-        return CheckpointWriter(Checkpoints(tmp_path), lambda count: f"job_a.t.{count}", tell, every)
+        return CheckpointWriter(
+            Checkpoints(tmp_path), lambda count: f"job_a.t.{count}", tell, every
+        )
 
     return made
 
@@ -50,20 +52,22 @@ def test_the_newest_is_told_and_the_earlier_go(
         kept.submit(State(text))
         kept.flush(10)
 
-    assert ["job_a.t.0", "job_a.t.1"] == told
-    assert {"job_a.t.1": "two"} == _files(tmp_path)
+    assert told == ["job_a.t.0", "job_a.t.1"]
+    assert _files(tmp_path) == {"job_a.t.1": "two"}
     kept.delete_all()
-    assert {} == _files(tmp_path)
+    assert _files(tmp_path) == {}
 
 
-def test_a_spoiled_file_is_never_named(make: Callable[..., CheckpointWriter], tmp_path: Path, told: list[str]) -> None:
+def test_a_spoiled_file_is_never_named(
+    make: Callable[..., CheckpointWriter], tmp_path: Path, told: list[str]
+) -> None:
     kept = make()
     for state in (State("good"), State("spoiled", good=False)):
         kept.submit(state)
         kept.flush(10)
 
-    assert ["job_a.t.0"] == told
-    assert "good" == _files(tmp_path)["job_a.t.0"]
+    assert told == ["job_a.t.0"]
+    assert _files(tmp_path)["job_a.t.0"] == "good"
     kept.close()
 
 
@@ -81,7 +85,7 @@ def test_the_one_before_stays_while_the_store_may_still_name_it(
     for text, left in (("one", {"one"}), ("two", {"one", "two"}), ("three", {"three"})):
         kept.submit(State(text))
         kept.flush(10)
-        assert left == set(_files(tmp_path).values())
+        assert set(_files(tmp_path).values()) == left
     kept.close()
 
 
@@ -95,11 +99,13 @@ def test_once_the_job_is_anothers_the_file_that_is_named_stays(
         kept.submit(State(text))
         kept.flush(10)
 
-    assert {"named"} == set(_files(tmp_path).values())
+    assert set(_files(tmp_path).values()) == {"named"}
     kept.close()
 
 
-def test_what_could_not_be_written_takes_no_room(make: Callable[..., CheckpointWriter], tmp_path: Path) -> None:
+def test_what_could_not_be_written_takes_no_room(
+    make: Callable[..., CheckpointWriter], tmp_path: Path
+) -> None:
     class Torn(State):
         def save(self, file: Path) -> bool:
             super().save(file)
@@ -110,7 +116,7 @@ def test_what_could_not_be_written_takes_no_room(make: Callable[..., CheckpointW
         kept.submit(state)
         kept.flush(10)
 
-    assert {"good"} == set(_files(tmp_path).values())
+    assert set(_files(tmp_path).values()) == {"good"}
     kept.close()
 
 
@@ -149,5 +155,5 @@ def test_a_disk_that_is_full_costs_only_the_checkpoint(
     kept.submit(State("again"))
     kept.flush(10)
 
-    assert ["job_a.t.1"] == told
+    assert told == ["job_a.t.1"]
     kept.close()

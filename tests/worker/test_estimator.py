@@ -39,7 +39,9 @@ def forecaster(store: JobStore, runner: Any) -> EstimateService:
 
 def question(**parameters: Any) -> EstimateRequest:
     spec = StyleSpec(**parameters).for_pictures(1)
-    return EstimateRequest(content=(1200, 900), styles=[(640, 480)], masks=0, spec=spec.model_dump())
+    return EstimateRequest(
+        content=(1200, 900), styles=[(640, 480)], masks=0, spec=spec.model_dump()
+    )
 
 
 def test_the_forecast_is_the_plan(forecaster: EstimateService, runner: Painter) -> None:
@@ -48,32 +50,42 @@ def test_the_forecast_is_the_plan(forecaster: EstimateService, runner: Painter) 
 
     told = forecaster.forecast(asked)
 
-    assert pytest.approx(plan.seconds, abs=0.01) == sum(scale.seconds for scale in told.scales)
-    assert plan.memory_bytes == max(scale.memory_bytes for scale in told.scales)
-    assert (400, 300, 70) == (told.scales[-1].width, told.scales[-1].height, told.scales[-1].iterations)
-    assert ("cpu", "vgg19", None) == (told.device, told.network, told.refused)
+    assert sum(scale.seconds for scale in told.scales) == pytest.approx(plan.seconds, abs=0.01)
+    assert max(scale.memory_bytes for scale in told.scales) == plan.memory_bytes
+    assert (told.scales[-1].width, told.scales[-1].height, told.scales[-1].iterations) == (
+        400,
+        300,
+        70,
+    )
+    assert (told.device, told.network, told.refused) == ("cpu", "vgg19", None)
 
 
-def test_what_has_no_plan_is_refused_with_its_reason(forecaster: EstimateService, runner: Painter) -> None:
+def test_what_has_no_plan_is_refused_with_its_reason(
+    forecaster: EstimateService, runner: Painter
+) -> None:
     runner.planner._free_bytes = 800_000_000
     told = forecaster.forecast(question(size=8192))
     assert told.refused is not None
-    assert ([], "out_of_memory") == (told.scales, told.refused.code)
+    assert (told.scales, told.refused.code) == ([], "out_of_memory")
     assert "fits" in told.refused.message
     unknown = forecaster.forecast(question(model="vgg16")).refused
     assert unknown is not None
-    assert "weights_unavailable" == unknown.code
+    assert unknown.code == "weights_unavailable"
 
 
-def test_a_run_does_not_count_as_memory_that_is_gone(forecaster: EstimateService, runner: Painter) -> None:
+def test_a_run_does_not_count_as_memory_that_is_gone(
+    forecaster: EstimateService, runner: Painter
+) -> None:
     at_rest = forecaster.forecast(question(size=1024))
     runner.paints, runner.planner._free_bytes = True, 300_000_000
-    assert at_rest == forecaster.forecast(question(size=1024))
+    assert forecaster.forecast(question(size=1024)) == at_rest
     runner.paints = False
-    assert at_rest != forecaster.forecast(question(size=1024))
+    assert forecaster.forecast(question(size=1024)) != at_rest
 
 
-def test_estimate_requests_are_answered_in_passing(forecaster: EstimateService, store: JobStore, valkey: Any) -> None:
+def test_estimate_requests_are_answered_in_passing(
+    forecaster: EstimateService, store: JobStore, valkey: Any
+) -> None:
     assert store.request_estimate(question(), 0.2) is None, "nobody listens"
     store._redis.delete("impasto:estimate_requests")
     with ThreadPoolExecutor() as asking:
@@ -82,19 +94,22 @@ def test_estimate_requests_are_answered_in_passing(forecaster: EstimateService, 
             forecaster.answer_next()
         told = asked.result()
     assert told is not None
-    assert 400 == told.scales[-1].width
+    assert told.scales[-1].width == 400
 
 
 def test_what_stays_wrong_is_said_once_and_in_one_line(
-    forecaster: EstimateService, runner: Painter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    forecaster: EstimateService,
+    runner: Painter,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def gone(_: str) -> None:
         raise errors.WeightsUnavailable()
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "resident", gone)
-        assert [False] * 3 == [forecaster.listened() for _ in range(3)]
+        assert [forecaster.listened() for _ in range(3)] == [False] * 3
     assert forecaster.listened()
 
     said = [record for record in caplog.records if record.name == "worker.estimator"]
-    assert [None] == [record.exc_info for record in said]
+    assert [record.exc_info for record in said] == [None]

@@ -15,7 +15,9 @@ from core.style.spec import StyleSpec
 from worker import lease
 from worker.lease import Lease
 
-INPUT = JobInput(content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec().model_dump())
+INPUT = JobInput(
+    content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec().model_dump()
+)
 PREVIEW = Image.new("RGB", (4, 3))
 
 
@@ -59,15 +61,17 @@ def _keep(kept: list[str]) -> Callable[[Image.Image], str]:
     return keep
 
 
-def test_the_newest_progress_and_preview_reach_the_store(store: JobStore, job: Job, until: Callable[..., None]) -> None:
+def test_the_newest_progress_and_preview_reach_the_store(
+    store: JobStore, job: Job, until: Callable[..., None]
+) -> None:
     kept: list[str] = []
     with Lease(store, job.id, "t", _keep(kept)) as held:
         held.report(_progress(1), PREVIEW)
         held.report(_progress(2))
         until(lambda: store.get(job.id).progress == _progress(2), "progress 2")
 
-    assert ["sha256:" + "0" * 64] == kept
-    assert kept[0] == store.get(job.id).preview
+    assert kept == ["sha256:" + "0" * 64]
+    assert store.get(job.id).preview == kept[0]
 
 
 def test_the_lease_is_renewed_until_it_is_left(valkey: Any, until: Callable[..., None]) -> None:
@@ -79,8 +83,11 @@ def test_the_lease_is_renewed_until_it_is_left(valkey: Any, until: Callable[...,
     client = redis.Redis.from_url(valkey.url)
     with Lease(store, job.id, "t", _keep([])) as held:
         ends = client.zscore(PREFIX + "leases", job.id)
-        until(lambda: client.zscore(PREFIX + "leases", job.id) > ends + 500, "a lease longer than the first")
-        assert (0, 0) == store.reap_expired_leases()
+        until(
+            lambda: client.zscore(PREFIX + "leases", job.id) > ends + 500,
+            "a lease longer than the first",
+        )
+        assert store.reap_expired_leases() == (0, 0)
         assert not held.should_stop()
 
     until(lambda: store.reap_expired_leases() == (1, 0), "the lease runs out")
@@ -88,7 +95,9 @@ def test_the_lease_is_renewed_until_it_is_left(valkey: Any, until: Callable[...,
     store.close()
 
 
-def test_a_cancel_arrives_at_the_next_beat(store: JobStore, job: Job, until: Callable[..., None]) -> None:
+def test_a_cancel_arrives_at_the_next_beat(
+    store: JobStore, job: Job, until: Callable[..., None]
+) -> None:
     with Lease(store, job.id, "t", _keep([])) as held:
         assert not held.should_stop()
         store.cancel(job.id)
@@ -108,7 +117,9 @@ def test_a_lost_lease_interrupts(store: JobStore, job: Job, until: Callable[...,
         until(lost, "the lease is lost")
 
 
-def test_the_painting_goes_on_while_the_store_is_away(own_valkey: Any, until: Callable[..., None]) -> None:
+def test_the_painting_goes_on_while_the_store_is_away(
+    own_valkey: Any, until: Callable[..., None]
+) -> None:
     store = JobStore(own_valkey.url)
     _hold(store)
     store.create(new_job_id(), INPUT)
@@ -123,7 +134,7 @@ def test_the_painting_goes_on_while_the_store_is_away(own_valkey: Any, until: Ca
         until(lambda: store.get(job.id).progress == _progress(2), "progress after the outage")
         assert not held.should_stop()
 
-    assert Status.RUNNING is store.get(job.id).status
+    assert store.get(job.id).status is Status.RUNNING
     store.close()
 
 

@@ -19,9 +19,18 @@ def test_every_line_of_a_worker_and_its_child_is_json(valkey: Any, tmp_path: Pat
     }
     command = [sys.executable, "-m", "worker"]
     said = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=60
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+        timeout=60,
     )
     lines = [json.loads(line) for line in said.stdout.splitlines()]
 
     assert any("ready" in line["message"] for line in lines)
-    assert [line for line in lines if line["logger"] == "worker.tasks" and "cannot paint" in line["message"]]
+    assert [
+        line
+        for line in lines
+        if line["logger"] == "worker.tasks" and "cannot paint" in line["message"]
+    ]

@@ -22,7 +22,7 @@ assert event.wait(20)
 def test_a_signal_that_arrives_while_the_events_lock_is_held_does_not_deadlock() -> None:
     command = [sys.executable, "-c", SIGNAL_DURING_LOCK]
 
-    assert 0 == subprocess.run(command, check=False, timeout=30).returncode
+    assert subprocess.run(command, check=False, timeout=30).returncode == 0
 
 
 def test_a_cloned_machine_has_another_process_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,5 +31,5 @@ def test_a_cloned_machine_has_another_process_name(monkeypatch: pytest.MonkeyPat
     process._host_name.cache_clear()
     monkeypatch.setattr(process.Path, "read_text", lambda _: "another-boot")
 
-    assert here != process_name(1)
+    assert process_name(1) != here
     process._host_name.cache_clear()

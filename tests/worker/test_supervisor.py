@@ -39,7 +39,7 @@ def test_an_exited_child_is_requeued_once_and_notified_for() -> None:
     monitor.poll()
     monitor.poll()
 
-    assert ([process_name(1)], [1]) == (store.requeued, notified)
+    assert (store.requeued, notified) == ([process_name(1)], [1])
 
 
 def test_while_the_store_is_unavailable_requeuing_is_retried() -> None:
@@ -53,7 +53,7 @@ def test_while_the_store_is_unavailable_requeuing_is_retried() -> None:
     store.unavailable = False
     monitor.poll()
 
-    assert [process_name(1)] == store.requeued
+    assert store.requeued == [process_name(1)]
 
 
 def test_a_worker_that_stays_idle_while_jobs_are_queued_is_notified_once_and_then_stalled() -> None:
@@ -65,10 +65,10 @@ def test_a_worker_that_stays_idle_while_jobs_are_queued_is_notified_once_and_the
     assert not notified, "the child may still be starting"
     for _ in range(int(supervisor.STALL_SECONDS)):
         monitor.poll(1)
-    assert ([1], False) == (notified, monitor.is_stalled)
+    assert (notified, monitor.is_stalled) == ([1], False)
     monitor.poll(1)
 
-    assert ([1], True) == (notified, monitor.is_stalled)
+    assert (notified, monitor.is_stalled) == ([1], True)
 
 
 @pytest.mark.parametrize("reason", ["it runs a job", "another child has started"])
@@ -84,7 +84,9 @@ def test_a_worker_that_runs_a_job_now_and_then_is_not_stalled(reason: str) -> No
 
 
 def test_the_store_knows_which_worker_is_idle_while_jobs_are_queued(store: JobStore) -> None:
-    job_input = JobInput(content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec().model_dump())
+    job_input = JobInput(
+        content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec().model_dump()
+    )
     for digest in job_input.digests():
         store.reserve(digest)
     assert not store.is_idle_with_backlog("me"), "no job is queued"
@@ -92,6 +94,9 @@ def test_the_store_knows_which_worker_is_idle_while_jobs_are_queued(store: JobSt
         store.create(new_job_id(), job_input)
     assert store.is_idle_with_backlog("me")
     store.claim("t", "me")
-    assert (False, True) == (store.is_idle_with_backlog("me"), store.is_idle_with_backlog("another"))
+    assert (store.is_idle_with_backlog("me"), store.is_idle_with_backlog("another")) == (
+        False,
+        True,
+    )
     store.claim("u", "another")
     assert not store.is_idle_with_backlog("me"), "no job is queued any more"

@@ -58,7 +58,7 @@ def test_what_has_no_iterations_may_take_longer(on: Literal["host", "device"]) -
         assert not ended.wait(0.4)
         assert ended.wait(20)
 
-    assert 1 == len(ends)
+    assert len(ends) == 1
 
 
 def test_who_computes_is_slow_and_no_more() -> None:
@@ -66,7 +66,7 @@ def test_who_computes_is_slow_and_no_more() -> None:
         beating.report_step()
         _compute(1.5)
 
-    assert [] == ends
+    assert ends == []
 
 
 def test_who_waits_for_a_card_computes_though_it_hangs() -> None:
@@ -74,7 +74,7 @@ def test_who_waits_for_a_card_computes_though_it_hangs() -> None:
         beating.report_step()
         _compute(1.5)
 
-    assert 1 == len(ends)
+    assert len(ends) == 1
 
 
 def test_an_iteration_may_take_many_times_as_long_as_the_slowest_so_far() -> None:
@@ -84,7 +84,7 @@ def test_an_iteration_may_take_many_times_as_long_as_the_slowest_so_far() -> Non
         beating.report_step()
         assert not ended.wait(1.5)
 
-    assert [] == ends
+    assert ends == []
 
 
 def test_a_process_that_was_frozen_is_not_blamed_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_a_process_that_was_frozen_is_not_blamed_for_it(monkeypatch: pytest.Monk
         assert not ended.wait(0.15)
         beating.report_step()
 
-    assert [] == ends
+    assert ends == []
 
 
 def test_what_is_known_to_be_away_is_waited_for() -> None:
@@ -106,4 +106,4 @@ def test_what_is_known_to_be_away_is_waited_for() -> None:
             beating.reset_timer()
             time.sleep(0.1)
 
-    assert [] == ends
+    assert ends == []

@@ -24,7 +24,9 @@ def main() -> None:
         sys.stderr.write(f"impasto webhooks: {error.message}\n")
         sys.exit(2)
     configure_logging(settings.log_format)
-    courier = WebhookDispatcher(JobStore(settings.redis_url), settings.webhooks, WebhookSender(settings.webhooks))
+    courier = WebhookDispatcher(
+        JobStore(settings.redis_url), settings.webhooks, WebhookSender(settings.webhooks)
+    )
     process.on_signals(courier.leave, signal.SIGTERM, signal.SIGINT)
     log.info("sending webhooks")
     courier.run()

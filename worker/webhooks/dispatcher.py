@@ -69,7 +69,9 @@ class WebhookDispatcher:
             if found is not None:
                 # By the clock from before the lease began: a courier that was frozen since does not send any more.
                 given = (*found, token, began + self._delivery.seconds)
-                threading.Thread(target=self._carry, args=given, name=found[0].id, daemon=True).start()
+                threading.Thread(
+                    target=self._carry, args=given, name=found[0].id, daemon=True
+                ).start()
         except errors.StoreUnavailable as error:
             log.warning("%s", error.message)
         except Exception:  # one that keeps dying would end `impasto up`

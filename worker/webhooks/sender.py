@@ -58,24 +58,44 @@ class WebhookSender:
     def post(self, receiver: Receiver, headers: Mapping[str, str], body: str, until: float) -> int:
         """The status of the answer. until: by the monotonic clock. Raises Undelivered."""
         origin = httpcore2.Origin(receiver.scheme.encode(), receiver.host.encode(), receiver.port)
-        url = httpcore2.URL(scheme=origin.scheme, host=origin.host, port=receiver.port, target=receiver.target.encode())
+        url = httpcore2.URL(
+            scheme=origin.scheme,
+            host=origin.host,
+            port=receiver.port,
+            target=receiver.target.encode(),
+        )
         guarded = _Guarded(self._policy, self._resolve, self._network, until)
-        connection = httpcore2.HTTPConnection(origin, ssl_context=self._tls, network_backend=guarded)
+        connection = httpcore2.HTTPConnection(
+            origin, ssl_context=self._tls, network_backend=guarded
+        )
         try:
             with (
                 connection,
-                connection.stream("POST", url, headers=[*headers.items()], content=body.encode()) as answer,
+                connection.stream(
+                    "POST", url, headers=[*headers.items()], content=body.encode()
+                ) as answer,
             ):
                 _drop(answer)
                 return answer.status
-        except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError, OSError) as error:
+        except (
+            httpcore2.TimeoutException,
+            httpcore2.NetworkError,
+            httpcore2.ProtocolError,
+            OSError,
+        ) as error:
             raise DeliveryError(f"{type(error).__name__} {str(error)[:200]!a}") from error
 
 
 def _drop(answer: httpcore2.Response) -> None:
     """Read what a usual answer has, so that the connection ends in peace. What it says is known by its status."""
     size = 0
-    with suppress(httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError, OSError, DeliveryError):
+    with suppress(
+        httpcore2.TimeoutException,
+        httpcore2.NetworkError,
+        httpcore2.ProtocolError,
+        OSError,
+        DeliveryError,
+    ):
         for chunk in answer.iter_stream():
             size += len(chunk)
             if size >= BODY_BYTES:
@@ -85,7 +105,9 @@ def _drop(answer: httpcore2.Response) -> None:
 class _Guarded(NetworkBackend):
     """A network of nothing but permitted addresses, until a time."""
 
-    def __init__(self, policy: WebhookPolicy, resolve: Resolve, network: NetworkBackend, until: float) -> None:
+    def __init__(
+        self, policy: WebhookPolicy, resolve: Resolve, network: NetworkBackend, until: float
+    ) -> None:
         self._policy, self._resolve, self._network, self._until = policy, resolve, network, until
 
     def connect_tcp(
@@ -106,7 +128,9 @@ class _Guarded(NetworkBackend):
         for i, address in enumerate(tried):
             share = _left(self._until) / (len(tried) - i)
             with suppress(httpcore2.ConnectError, httpcore2.ConnectTimeout):
-                stream = self._network.connect_tcp(str(address), port, share, local_address, socket_options)
+                stream = self._network.connect_tcp(
+                    str(address), port, share, local_address, socket_options
+                )
                 return _Timed(stream, self._until)
         raise DeliveryError("nobody answers there")
 
@@ -148,7 +172,9 @@ class _Timed(NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ARG002
     ) -> NetworkStream:
-        return _Timed(self._stream.start_tls(ssl_context, server_hostname, _left(self._until)), self._until)
+        return _Timed(
+            self._stream.start_tls(ssl_context, server_hostname, _left(self._until)), self._until
+        )
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)

@@ -64,11 +64,15 @@ class Checkpoint(BaseModel):
     scaler: dict[str, Any]
 
 
-def publish(folder: Path, model: Classifier, about: RunInfo, epoch: int, validation: list[float] | None) -> None:
+def publish(
+    folder: Path, model: Classifier, about: RunInfo, epoch: int, validation: list[float] | None
+) -> None:
     """Write the three files. validation: loss, top-1, top-5. Raises StorageFull, OSError."""
     card = _card(about, epoch, validation)
     parameters = Parameters.of(widened(model.folded(), full_outputs(about.recipe.architecture)))
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    whole = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     files.write_safetensors(folder / "network.safetensors", parameters, card)
     atomic_write(folder / "whole.safetensors", lambda part: files.save_tensors(part, whole, card))
     atomic_write(folder / "network.pth", lambda part: files.save_pth(part, whole))
@@ -95,7 +99,13 @@ def _card(about: RunInfo, epoch: int, validation: list[float] | None) -> dict[st
 
 
 def save(
-    file: Path, about: RunInfo, position: RunPosition, *, model: dict[str, Tensor], optimizer: Any, scaler: Any
+    file: Path,
+    about: RunInfo,
+    position: RunPosition,
+    *,
+    model: dict[str, Tensor],
+    optimizer: Any,
+    scaler: Any,
 ) -> None:
     """A checkpoint, on disk when it returns, in the place of the one before. Raises StorageFull, OSError."""
     content = {"format": _FORMAT, "about": about.model_dump_json(), "position": asdict(position)}

@@ -15,7 +15,12 @@ from core.neural.weights.parameters import pair, torchvision_names
 from core.neural.weights.torchvision_registry import module
 from core.training.config import TrainingConfig
 
-_ROWS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # the columns of the paper's table, in torchvision
+_ROWS = {
+    "vgg11": "A",
+    "vgg13": "B",
+    "vgg16": "D",
+    "vgg19": "E",
+}  # the columns of the paper's table, in torchvision
 # What the deep networks of the paper take over from VGG-11: its first four convolutions, and all after the last.
 _STAGED = ((1, 1), (2, 1), (3, 1), (3, 2))
 
@@ -34,7 +39,9 @@ class Classifier(nn.Module):
             for entry in vgg.cfgs[_ROWS[recipe.architecture]]
         ]
         self.features: nn.Sequential = vgg.make_layers(row, recipe.batch_norm)
-        outputs = row[-2] * (recipe.crop_px // 32) ** 2  # five poolings halve the side, rounding down
+        outputs = (
+            row[-2] * (recipe.crop_px // 32) ** 2
+        )  # five poolings halve the side, rounding down
         self.classifier = nn.Sequential(
             nn.Linear(outputs, recipe.hidden),
             nn.ReLU(True),
@@ -61,7 +68,9 @@ class Classifier(nn.Module):
         he: the deviation that keeps the size of the responses from layer to layer (He et al. 2015), but small for the
         scores. gaussian: 0.01 everywhere. Biases are 0.
         """
-        *inner, scores = [layer for layer in self.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+        *inner, scores = [
+            layer for layer in self.modules() if isinstance(layer, nn.Conv2d | nn.Linear)
+        ]
         for layer in (*inner, scores):
             if init == "he" and layer is not scores:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -101,7 +110,10 @@ class Classifier(nn.Module):
     def folded(self) -> list[Pair]:
         """Weight and bias of each convolution, batch normalization taken into them, in float32 on the CPU."""
         # To the CPU first: an Apple card has no numbers of double precision.
-        tensors = {name: tensor.cpu() for name, tensor in self.features.state_dict(prefix="features.").items()}
+        tensors = {
+            name: tensor.cpu()
+            for name, tensor in self.features.state_dict(prefix="features.").items()
+        }
         normalized = self._recipe.batch_norm
         names = torchvision_names(self._recipe.architecture, normalized=normalized)
         return [pair(tensors, *row, normalized=normalized) for row in names]
@@ -129,7 +141,9 @@ def widened(pairs: list[Pair], outputs: list[int]) -> list[Pair]:
     wide, inputs = list[Pair](), 3
     for (weight, bias), count in zip(pairs, outputs, strict=True):
         more = (0, 0, 0, 0, 0, inputs - weight.shape[1], 0, count - weight.shape[0])
-        wide.append((functional.pad(weight, more), functional.pad(bias, (0, count - bias.shape[0]))))
+        wide.append(
+            (functional.pad(weight, more), functional.pad(bias, (0, count - bias.shape[0])))
+        )
         inputs = count
     return wide
 

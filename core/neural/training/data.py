@@ -42,7 +42,10 @@ def transform(recipe: TrainingConfig, split: Split) -> Any:
     elif recipe.augment == "crop":
         steps += [v2.RandomCrop(recipe.crop_px), v2.RandomHorizontalFlip()]
     else:
-        steps += [v2.RandomResizedCrop(recipe.crop_px, scale=(0.25, 1.0), antialias=True), v2.RandomHorizontalFlip()]
+        steps += [
+            v2.RandomResizedCrop(recipe.crop_px, scale=(0.25, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+        ]
         steps += [v2.ColorJitter(0.3, 0.3, 0.3)]
     return v2.Compose(steps)
 
@@ -65,8 +68,16 @@ class TrainingImages(TorchDataset[tuple[Tensor, int]]):
 class BatchOrder(Iterable[list[SampleIndex]]):
     """The places of each step's batch from `first` on to the end of all epochs; of full batches only."""
 
-    def __init__(self, recipe: TrainingConfig, count: int, batch: int, first: int, share: Share) -> None:
-        self._recipe, self._count, self._batch, self._first, self._share = recipe, count, batch, first, share
+    def __init__(
+        self, recipe: TrainingConfig, count: int, batch: int, first: int, share: Share
+    ) -> None:
+        self._recipe, self._count, self._batch, self._first, self._share = (
+            recipe,
+            count,
+            batch,
+            first,
+            share,
+        )
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
         steps = self._count // self._batch
@@ -79,7 +90,9 @@ class BatchOrder(Iterable[list[SampleIndex]]):
 
 def shuffled(seed: int, epoch: int, count: int) -> Tensor:
     """An epoch's order."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(mix_seed(seed, "order", epoch)))
+    return torch.randperm(
+        count, generator=torch.Generator().manual_seed(mix_seed(seed, "order", epoch))
+    )
 
 
 def in_order(count: int, batch: int, share: Share) -> Iterator[list[SampleIndex]]:
@@ -105,7 +118,9 @@ def loader(
     )
     try:
         yield from batches
-    except errors.BadDataset as error:  # from a process it comes with all of its traceback as the message
+    except (
+        errors.BadDataset
+    ) as error:  # from a process it comes with all of its traceback as the message
         raise errors.BadDataset(error.message.strip().rpartition("BadDataset: ")[2]) from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):

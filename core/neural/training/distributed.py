@@ -45,7 +45,9 @@ class ProcessGroup:
         gradients are still being computed.
         """
         if self.share.size > 1:
-            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            gradients = [
+                parameter.grad for parameter in model.parameters() if parameter.grad is not None
+            ]
             sent = [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]
             for gradient, one in zip(gradients, sent, strict=True):
                 one.wait()
@@ -76,7 +78,9 @@ def _device(wanted: str) -> torch.device:
         if device.type == "cuda":
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:  # torch's answers to a device that is not there
-        raise errors.BadSettings(f"The device {wanted} cannot be used here; cpu always can.") from error
+        raise errors.BadSettings(
+            f"The device {wanted} cannot be used here; cpu always can."
+        ) from error
     return device
 
 

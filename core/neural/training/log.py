@@ -29,8 +29,12 @@ class TrainingLog:
         """Raises StorageFull, OSError."""
         self._path = file
         with translate_disk_errors(file):
-            self._file = file.open("ab", buffering=0)  # nothing is left to be written when it is closed
-            length = min(known_bytes, file.stat().st_size)  # shorter where someone has cut it: no gap is filled
+            self._file = file.open(
+                "ab", buffering=0
+            )  # nothing is left to be written when it is closed
+            length = min(
+                known_bytes, file.stat().st_size
+            )  # shorter where someone has cut it: no gap is filled
             self._file.truncate(length)
         if not length:
             self._write(",".join(LogRow._fields))

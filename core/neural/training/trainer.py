@@ -80,25 +80,43 @@ def train(
         opened.close()  # whoever reads opens it again, after it has forked
         try:
             with _alone(run, team):
-                return TrainingRun(opened, run, about, team=team, pacing=pacing, start=start).go(on_moment)
+                return TrainingRun(opened, run, about, team=team, pacing=pacing, start=start).go(
+                    on_moment
+                )
         except (RuntimeError, MemoryError) as error:
             # On a CPU torch has no class for it.
-            if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
-                raise errors.OutOfMemory("There is not enough memory for this; make --batch smaller.") from error
+            if isinstance(
+                error, torch.OutOfMemoryError | MemoryError
+            ) or "DefaultCPUAllocator" in str(error):
+                raise errors.OutOfMemory(
+                    "There is not enough memory for this; make --batch smaller."
+                ) from error
             raise
 
 
 def _check(dataset: Dataset, recipe: TrainingConfig, team: ProcessGroup) -> None:
     if dataset.header.side_px < recipe.crop_px:
-        raise errors.BadSpec(f"The data set's pictures have {dataset.header.side_px} px; crop_px must not be larger.")
+        raise errors.BadSpec(
+            f"The data set's pictures have {dataset.header.side_px} px; crop_px must not be larger."
+        )
     if recipe.patience and not dataset.count("validation"):
-        raise errors.BadSpec("patience looks at validation pictures, and the data set has none; leave it at 0.")
+        raise errors.BadSpec(
+            "patience looks at validation pictures, and the data set has none; leave it at 0."
+        )
     if recipe.warmup_epochs >= recipe.epochs:
-        raise errors.BadSpec("warmup_epochs must be less than epochs, or the learning rate never falls.")
+        raise errors.BadSpec(
+            "warmup_epochs must be less than epochs, or the learning rate never falls."
+        )
     batch, size = _batch(recipe, dataset.count("train")), team.share.size
     if batch % size:
-        few = "" if batch == recipe.batch else f"There are only {batch} pictures for training, which are one batch: "
-        raise errors.BadSpec(f"{few}batch must be a multiple of the {size} processes, {batch // size * size} or so.")
+        few = (
+            ""
+            if batch == recipe.batch
+            else f"There are only {batch} pictures for training, which are one batch: "
+        )
+        raise errors.BadSpec(
+            f"{few}batch must be a multiple of the {size} processes, {batch // size * size} or so."
+        )
 
 
 def _batch(recipe: TrainingConfig, count: int) -> int:
@@ -109,7 +127,11 @@ def _batch(recipe: TrainingConfig, count: int) -> int:
 def _alone(run: Path, team: ProcessGroup) -> AbstractContextManager[None]:
     if run.is_dir() and any(run.iterdir()) and not (run / "log.csv").is_file():
         raise errors.BadSpec(f"{run} is a folder with something else in it; take another.")
-    return exclusive_lock(run, errors.BadSpec(f"Another process trains in {run}.")) if team.leads else nullcontext()
+    return (
+        exclusive_lock(run, errors.BadSpec(f"Another process trains in {run}."))
+        if team.leads
+        else nullcontext()
+    )
 
 
 class TrainingRun:
@@ -169,7 +191,9 @@ class TrainingRun:
 
     def _go(self, on_moment: Callable[[TrainingEvent], None]) -> None:
         views = data.TrainingImages(self._dataset, "train", self._recipe)
-        order = data.BatchOrder(self._recipe, self._train, self._batch, self.position.step, self._team.share)
+        order = data.BatchOrder(
+            self._recipe, self._train, self._batch, self.position.step, self._team.share
+        )
         watch, saved = _Watch(), time.monotonic()
         for pictures, labels in data.loader(views, order, self._pacing.workers, self._team.device):
             losses = self._step(*self._there(pictures, labels))
@@ -189,7 +213,9 @@ class TrainingRun:
     def _is_over(self) -> bool:
         epoch = self.position.step // self._epoch_steps
         waited = epoch - self.position.best_epoch
-        return epoch == self._recipe.epochs or (self._validation > 0 and 0 < self._recipe.patience <= waited)
+        return epoch == self._recipe.epochs or (
+            self._validation > 0 and 0 < self._recipe.patience <= waited
+        )
 
     def _step(self, pictures: Tensor, labels: Tensor) -> list[float]:
         """One step down; the mean loss of the batch, and the shares of top-1 and top-5. Raises Diverged."""
@@ -209,7 +235,9 @@ class TrainingRun:
             nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        total, top1, top5 = sums.tolist()  # only now: whoever asks a card for numbers waits until it is done
+        total, top1, top5 = (
+            sums.tolist()
+        )  # only now: whoever asks a card for numbers waits until it is done
         if not math.isfinite(total):
             raise errors.Diverged(
                 f"The loss left the finite numbers at step {step + 1}; {self._kept}. Begin another run with a lower "
@@ -242,15 +270,21 @@ class TrainingRun:
 
         Each process by itself: some may have fewer batches than others, or none, and must not be waited for in between.
         """
-        self._team.agree(self._model.buffers())  # what batch normalization has counted, each by itself
+        self._team.agree(
+            self._model.buffers()
+        )  # what batch normalization has counted, each by itself
         self._model.eval()
         views = data.TrainingImages(self._dataset, "validation", self._recipe)
-        order = data.in_order(self._validation, max(1, self._batch // self._team.share.size), self._team.share)
+        order = data.in_order(
+            self._validation, max(1, self._batch // self._team.share.size), self._team.share
+        )
         sums = torch.zeros(3, device=self._team.device)
         for pictures, labels in data.loader(views, order, self._pacing.workers, self._team.device):
             seen, right = self._there(pictures, labels)
             scores = self._scores(seen)
-            sums += torch.stack([nn.functional.cross_entropy(scores, right, reduction="sum"), *_hits(scores, right)])
+            sums += torch.stack(
+                [nn.functional.cross_entropy(scores, right, reduction="sum"), *_hits(scores, right)]
+            )
         return [total / self._validation for total in self._team.summed(sums).tolist()]
 
     # ------------------------------------------------------------------ what is told
@@ -262,15 +296,34 @@ class TrainingRun:
         epoch = min(self._recipe.epochs, at.step // self._epoch_steps + 1)
         loss, top1, top5 = watch.means
         return TrainingEvent(
-            at.step, self._steps, epoch, self._recipe.epochs, loss, top1, top5, watch.pace, left, at.last_top1
+            at.step,
+            self._steps,
+            epoch,
+            self._recipe.epochs,
+            loss,
+            top1,
+            top5,
+            watch.pace,
+            left,
+            at.last_top1,
         )
 
-    def _row(self, losses: list[float] | None, watch: "_Watch", validation: list[float] | None = None) -> LogRow:
+    def _row(
+        self, losses: list[float] | None, watch: "_Watch", validation: list[float] | None = None
+    ) -> LogRow:
         at = self.position
         own = dict(zip(("loss", "top1", "top5"), losses or (), strict=False))
-        own |= dict(zip(("validation_loss", "validation_top1", "validation_top5"), validation or (), strict=False))
+        own |= dict(
+            zip(
+                ("validation_loss", "validation_top1", "validation_top5"),
+                validation or (),
+                strict=False,
+            )
+        )
         rate = self._recipe.rate(at.step - 1, self._epoch_steps)
-        return LogRow(at.step, at.step / self._epoch_steps, rate, pictures_per_second=watch.pace, **own)
+        return LogRow(
+            at.step, at.step / self._epoch_steps, rate, pictures_per_second=watch.pace, **own
+        )
 
     def _write(self, row: LogRow) -> None:
         if self._log is not None:
@@ -289,7 +342,11 @@ class TrainingRun:
 
     @property
     def _kept(self) -> str:
-        return "the last checkpoint is kept" if self._checkpoint.is_file() else "there was no checkpoint yet"
+        return (
+            "the last checkpoint is kept"
+            if self._checkpoint.is_file()
+            else "there was no checkpoint yet"
+        )
 
     def _save(self) -> None:
         if self._log is None or not self._is_sound():
@@ -316,22 +373,30 @@ class TrainingRun:
             self._scaler.load_state_dict(found.scaler)
             self._check_momentum()
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise errors.BadWeights(f"{self._checkpoint} does not fit its own recipe; begin another run.") from error
+            raise errors.BadWeights(
+                f"{self._checkpoint} does not fit its own recipe; begin another run."
+            ) from error
         return found.position
 
     def _check_momentum(self) -> None:
         """The optimizer takes whatever it is given, and would stop in the middle of a step. Raises ValueError."""
         for tensor in self._model.parameters():
             momentum = self._optimizer.state[tensor].get("momentum_buffer", tensor)
-            if momentum is not None and (momentum.shape != tensor.shape or not momentum.isfinite().all()):
+            if momentum is not None and (
+                momentum.shape != tensor.shape or not momentum.isfinite().all()
+            ):
                 raise ValueError("momentum of another shape, or not finite")
 
     def _check_same(self, then: artifacts.RunInfo, now: artifacts.RunInfo) -> None:
         if then.dataset_sha256 != now.dataset_sha256:
-            raise errors.BadSpec(f"The run in {self._folder} was begun with another data set; take another folder.")
+            raise errors.BadSpec(
+                f"The run in {self._folder} was begun with another data set; take another folder."
+            )
         if then.start_sha256 != now.start_sha256:
             how = "with another --start" if then.start_sha256 else "without --start"
-            raise errors.BadSpec(f"The run in {self._folder} was begun {how}; give the same, or begin another run.")
+            raise errors.BadSpec(
+                f"The run in {self._folder} was begun {how}; give the same, or begin another run."
+            )
         for name, value in then.recipe:
             if value != getattr(now.recipe, name):
                 raise errors.BadSpec(
@@ -358,7 +423,9 @@ class _Watch:
     def see(self, losses: list[float], pictures: int) -> None:
         self._seen += pictures
         share = max(0.01, pictures / self._seen)
-        self.means = [mean + share * (new - mean) for mean, new in zip(self.means, losses, strict=True)]
+        self.means = [
+            mean + share * (new - mean) for mean, new in zip(self.means, losses, strict=True)
+        ]
 
     @property
     def pace(self) -> float:

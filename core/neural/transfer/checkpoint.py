@@ -72,7 +72,9 @@ class Checkpoint:
         Not on disk (fsync) when this returns: a file that a power cut tore is found out by its checksums.
         """
         try:
-            torch.save({"format": _FORMAT, "mark": asdict(self.mark), "tensors": dict(self.tensors)}, file)
+            torch.save(
+                {"format": _FORMAT, "mark": asdict(self.mark), "tensors": dict(self.tensors)}, file
+            )
         finally:
             self._loan.give_back()
         return not self._loan.spoiled
@@ -91,7 +93,8 @@ def load(file: Path) -> Checkpoint | None:
         routes = [Route(**route) for route in mark.pop("routes")]
         spec_updates = [AppliedUpdate(**change) for change in mark.pop("spec_updates")]
         return Checkpoint(
-            CheckpointHeader(routes=routes, spec_updates=spec_updates, **mark), SharedSnapshot(found["tensors"])
+            CheckpointHeader(routes=routes, spec_updates=spec_updates, **mark),
+            SharedSnapshot(found["tensors"]),
         )
     except _UNREADABLE:
         return None

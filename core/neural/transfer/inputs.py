@@ -31,22 +31,33 @@ class StyleInputs:
 
     def fitted(self, spec: StyleSpec) -> StyleSpec:
         """The spec with one mixing share a painting. Raises BadSpec, BadImage where pictures and spec do not fit."""
-        spec = spec.for_pictures(len(self.styles), len(self.masks), init_image=self.init is not None)
+        spec = spec.for_pictures(
+            len(self.styles), len(self.masks), init_image=self.init is not None
+        )
         for mask, share in zip(self.masks, spec.style_weights, strict=False):
             if share:  # without one, the painting goes nowhere anyway
                 codec.check_mask(mask)
         return spec
 
-    def at(self, scale: Scale, spec: StyleSpec, network: Network, tile_px: int | None = None) -> "ScaleTarget":
+    def at(
+        self, scale: Scale, spec: StyleSpec, network: Network, tile_px: int | None = None
+    ) -> "ScaleTarget":
         """The photo as an image, and the objective that judges images of its size."""
         photo = pixels.to_image(self.content, scale.size).to(network.device)
         if spec.preserve_color == "luminance":
             photo = pixels.luminance(photo)
         styles = []
-        for style in self.styles if spec.beta else ():  # one at a time: each may be as large as the result
-            painting = pixels.to_image(style, style_size(*style.size, spec, scale)).to(network.device)
+        for style in (
+            self.styles if spec.beta else ()
+        ):  # one at a time: each may be as large as the result
+            painting = pixels.to_image(style, style_size(*style.size, spec, scale)).to(
+                network.device
+            )
             styles.append(style_of(network, _in_colors_of(photo, painting, spec), spec, tile_px))
-        guides = [pixels.to_guide(mask, scale.size).to(network.device) for mask in (self.masks if styles else ())]
+        guides = [
+            pixels.to_guide(mask, scale.size).to(network.device)
+            for mask in (self.masks if styles else ())
+        ]
         objective = Objective(network, spec, photo, _regions(styles, guides, spec), tile_px)
         return ScaleTarget(photo, styles, guides, objective)
 
@@ -90,7 +101,9 @@ def _regions(styles: Sequence[Style], guides: Sequence[Tensor], spec: StyleSpec)
         return []
     if not guides:
         return [Region(mixed(styles, spec.style_weights))]
-    shares = [share * len(styles) for share in spec.style_weights]  # each counts where its mask is: equal is all of it
+    shares = [
+        share * len(styles) for share in spec.style_weights
+    ]  # each counts where its mask is: equal is all of it
     return [Region(*region) for region in zip(styles, shares, guides, strict=True)]
 
 

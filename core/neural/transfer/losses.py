@@ -56,9 +56,15 @@ def sums(responses: Tensor, guide: Tensor | None = None) -> Statistics:
     """
     rows = responses[0].permute(1, 2, 0).flatten(0, 1)  # (M, N): channels are last in memory
     times = None if guide is None else exact(guide).flatten().unsqueeze(1)  # (M, 1)
-    if times is None and rows.device.type == "cuda" and rows.dtype in (torch.float16, torch.bfloat16):
+    if (
+        times is None
+        and rows.device.type == "cuda"
+        and rows.dtype in (torch.float16, torch.bfloat16)
+    ):
         # Summed in float32 by the tensor cores.
-        return Statistics(torch.mm(rows.T, rows, out_dtype=torch.float32), rows.sum(0, dtype=torch.float32))
+        return Statistics(
+            torch.mm(rows.T, rows, out_dtype=torch.float32), rows.sum(0, dtype=torch.float32)
+        )
     filters = rows.shape[1]
     total = Statistics(exact(rows.new_zeros(filters, filters)), exact(rows.new_zeros(filters)))
     for begin in range(0, len(rows), _CHUNK):
@@ -97,7 +103,9 @@ class PaperStyle:
 
     def slope(self, found: Statistics) -> Statistics:
         """dE/dG, symmetric, and dE/dmean."""
-        return Statistics(2 * self._weight * (found.gram - self._target), torch.zeros_like(found.mean))
+        return Statistics(
+            2 * self._weight * (found.gram - self._target), torch.zeros_like(found.mean)
+        )
 
 
 class RelativeStyle:
@@ -121,13 +129,18 @@ class RelativeStyle:
     def loss(self, found: Statistics) -> Tensor:
         """The weighted term."""
         terms = zip(self._weights, _aspects(found), _aspects(self._target), strict=True)
-        return sum((weight * (at - to).square().sum() for weight, at, to in terms), start=found.mean.new_zeros(()))
+        return sum(
+            (weight * (at - to).square().sum() for weight, at, to in terms),
+            start=found.mean.new_zeros(()),
+        )
 
     def slope(self, found: Statistics) -> Statistics:
         """dE/dG, symmetric, and dE/dmean. The deviation is a function of both: sqrt(diag G - mean^2)."""
         gram, mean, deviation = (
             2 * weight * (at - to)
-            for weight, at, to in zip(self._weights, _aspects(found), _aspects(self._target), strict=True)
+            for weight, at, to in zip(
+                self._weights, _aspects(found), _aspects(self._target), strict=True
+            )
         )
         by_deviation = deviation / found.deviation  # (N,)
         return Statistics(gram + (by_deviation / 2).diag(), mean - by_deviation * found.mean)

@@ -44,16 +44,22 @@ class Losses:
     def by_name(self) -> dict[str, float]:
         """Plain numbers for people; waits for the device, once."""
         names = ("total", "content", "style", "tv")
-        return dict(zip(names, torch.stack([getattr(self, name) for name in names]).tolist(), strict=True))
+        return dict(
+            zip(names, torch.stack([getattr(self, name) for name in names]).tolist(), strict=True)
+        )
 
 
-def style_of(network: Network, picture: Tensor, spec: StyleSpec, tile_px: int | None = None) -> Style:
+def style_of(
+    network: Network, picture: Tensor, spec: StyleSpec, tile_px: int | None = None
+) -> Style:
     """The statistics of each style layer of a picture (1, 3, H, W)."""
     layers = _shares(spec.style_layers)
     style: Style = {}
     height, width = picture.shape[2:]
     for tile in tiles(height, width, tile_px, network.halo(layers)):
-        for layer, responses in network.features(tile.cut(picture), layers, spec.pooling, edges_of(spec)).items():
+        for layer, responses in network.features(
+            tile.cut(picture), layers, spec.pooling, edges_of(spec)
+        ).items():
             _add(style, layer, losses.sums(tile.own(responses, stride(layer))))
     return {layer: total * (1 / _positions(layer, height, width)) for layer, total in style.items()}
 
@@ -97,7 +103,12 @@ class Objective:
     """L with its targets (Gatys et al. 2015, eq. 7), for images of one size."""
 
     def __init__(
-        self, network: Network, spec: StyleSpec, photo: Tensor, regions: Sequence[Region], tile_px: int | None = None
+        self,
+        network: Network,
+        spec: StyleSpec,
+        photo: Tensor,
+        regions: Sequence[Region],
+        tile_px: int | None = None,
     ) -> None:
         """photo: (1, 3, H, W), at the size of the images to judge. tile_px: the largest tile; None is one for all."""
         self._network, self._spec, self._sight = network, spec, (spec.pooling, edges_of(spec))
@@ -106,10 +117,18 @@ class Objective:
         self._layers = {*self._content_layers, *self._style_layers}
         halo = network.halo(self._layers)
         self._tiles = tiles(self._height, self._width, tile_px, halo, seamless=spec.seamless)
-        self._guides = [{layer: _guide(region.guide, layer) for layer in self._style_layers} for region in regions]
-        self._masses = [{layer: self._mass(guide, layer) for layer, guide in guides.items()} for guides in self._guides]
+        self._guides = [
+            {layer: _guide(region.guide, layer) for layer in self._style_layers}
+            for region in regions
+        ]
+        self._masses = [
+            {layer: self._mass(guide, layer) for layer, guide in guides.items()}
+            for guides in self._guides
+        ]
         self._targets: dict[str, Tensor] = {}  # P, (1, N, h, w), in the network's precision
-        start = self._sum_up((tile, self._keep_targets(tile, features)) for tile, features in self._views(photo))
+        start = self._sum_up(
+            (tile, self._keep_targets(tile, features)) for tile, features in self._views(photo)
+        )
         self._start = start.styles
         self.weigh(spec, regions)
 
@@ -119,9 +138,14 @@ class Objective:
         Layers and guides must be the old ones: a content or style weight neither becomes 0 nor comes from there.
         """
         self._spec = spec
-        self._alphas = {layer: self._alpha(layer, share) for layer, share in self._content_layers.items()}
+        self._alphas = {
+            layer: self._alpha(layer, share) for layer, share in self._content_layers.items()
+        }
         self._terms = [
-            {layer: self._style_term(layer, region, masses[layer], at[layer]) for layer in self._style_layers}
+            {
+                layer: self._style_term(layer, region, masses[layer], at[layer])
+                for layer in self._style_layers
+            }
             for region, masses, at in zip(regions, self._masses, self._start, strict=True)
         ]
 
@@ -146,7 +170,9 @@ class Objective:
             tile.add(gradient, recording.gradient(partial(self._cotangent, tile, slopes, boost)))
         gradient /= boost
         if self._spec.tv_weight:
-            gradient += self._spec.tv_weight * losses.tv_gradient(image, seamless=self._spec.seamless)
+            gradient += self._spec.tv_weight * losses.tv_gradient(
+                image, seamless=self._spec.seamless
+            )
         return self._weighted(image, found), gradient
 
     # ------------------------------------------------------------------ the first pass: sums over the picture
@@ -163,7 +189,11 @@ class Objective:
             for layer, responses in features.items():
                 own = tile.own(responses, stride(layer))
                 if layer in self._content_layers:
-                    _add(content, layer, losses.content_loss(own, tile.place(self._targets[layer], stride(layer))))
+                    _add(
+                        content,
+                        layer,
+                        losses.content_loss(own, tile.place(self._targets[layer], stride(layer))),
+                    )
                 if layer in self._style_layers:
                     for style, guides in zip(styles, self._guides, strict=True):
                         _add(style, layer, losses.sums(own, _placed(tile, guides[layer], layer)))
@@ -218,7 +248,9 @@ class Objective:
         total: Tensor | None = None
         for style, guides in zip(slopes, self._guides, strict=True):
             if layer in style:
-                part = losses.style_gradient(own, style[layer] * boost, _placed(tile, guides[layer], layer))
+                part = losses.style_gradient(
+                    own, style[layer] * boost, _placed(tile, guides[layer], layer)
+                )
                 total = part if total is None else total.add_(part)
         if layer in self._content_layers:
             target = tile.place(self._targets[layer], stride(layer))
@@ -238,10 +270,17 @@ class Objective:
         for layer in self._content_layers:
             responses = features[layer]
             if layer not in self._targets:
-                size = (1, responses.shape[1], self._height // stride(layer), self._width // stride(layer))
+                size = (
+                    1,
+                    responses.shape[1],
+                    self._height // stride(layer),
+                    self._width // stride(layer),
+                )
                 empty = torch.empty(size, dtype=responses.dtype, device=responses.device)
                 self._targets[layer] = empty.contiguous(memory_format=torch.channels_last)
-            tile.place(self._targets[layer], stride(layer)).copy_(tile.own(responses, stride(layer)))
+            tile.place(self._targets[layer], stride(layer)).copy_(
+                tile.own(responses, stride(layer))
+            )
         return features
 
     def _alpha(self, layer: str, share: float) -> Tensor:
@@ -259,7 +298,9 @@ class Objective:
         weight = self._spec.beta * self._style_layers[layer] * region.share * area
         if self._spec.objective == "gatys":
             return PaperStyle(region.style[layer], weight)
-        if not self._content_layers:  # a texture comes from nothing: the photo lends it no more than its shape
+        if (
+            not self._content_layers
+        ):  # a texture comes from nothing: the photo lends it no more than its shape
             start = start * 0.0
         return RelativeStyle(region.style[layer], start, weight)
 

@@ -68,7 +68,9 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         if state is None:
             self.begin()
         else:
-            self._unit, self._gradient = (state[name].to(image.device) for name in ("unit", "gradient"))
+            self._unit, self._gradient = (
+                state[name].to(image.device) for name in ("unit", "gradient")
+            )
             self._pairs.restore(state)
 
     def begin(self) -> None:
@@ -98,7 +100,12 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
     def state(self) -> SharedSnapshot:
         """Image, gradient and pairs, after an iteration."""
         self._loan = SharedSnapshot(
-            {"image": self._image, "gradient": self._gradient, "unit": self._unit, **self._pairs.state()}
+            {
+                "image": self._image,
+                "gradient": self._gradient,
+                "unit": self._unit,
+                **self._pairs.state(),
+            }
         )
         return self._loan
 
@@ -133,7 +140,9 @@ class _Pairs:
     def __init__(self, image: Tensor, history: int, device: torch.device) -> None:
         self._history, self._taken = history, 0
         # s, then y. Written, not only promised: an operating system finds memory for zeros when they are first used.
-        self._rows = torch.empty(2 * history, image.numel(), dtype=image.dtype, device=device).zero_()
+        self._rows = torch.empty(
+            2 * history, image.numel(), dtype=image.dtype, device=device
+        ).zero_()
         exact = torch.float32 if device.type == "mps" else torch.float64
         self._products = torch.zeros(2 * history, 2 * history, dtype=exact, device=device)
         self._gamma = torch.ones((), dtype=exact, device=device)
@@ -146,7 +155,12 @@ class _Pairs:
     def state(self) -> dict[str, Tensor]:
         """All that they are."""
         taken = torch.tensor(self._taken)
-        return {"rows": self._rows, "products": self._products, "gamma": self._gamma, "taken": taken}
+        return {
+            "rows": self._rows,
+            "products": self._products,
+            "gamma": self._gamma,
+            "taken": taken,
+        }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Become what others were when their state was taken, of as many rows."""
@@ -179,7 +193,9 @@ class _Pairs:
         """H g, for a gradient (1, 3, H, W)."""
         h, oldest, gamma = self._history, self._taken % self._history, self._gamma
         vector = gradient.flatten().to(self._rows.device)
-        seen = (self._rows @ vector).to(self._products.dtype).view(2, h).roll(-oldest, 1)  # S^T g, Y^T g: oldest first
+        seen = (
+            (self._rows @ vector).to(self._products.dtype).view(2, h).roll(-oldest, 1)
+        )  # S^T g, Y^T g: oldest first
         blocks = self._products.view(2, h, 2, h).roll((-oldest, -oldest), (1, 3))
         sy, yy = blocks[0, :, 1], blocks[1, :, 1]  # (h, h)
         counts = sy.diagonal() > 0
@@ -190,7 +206,9 @@ class _Pairs:
         u = torch.linalg.solve_triangular(r, seen[0, :, None], upper=True)  # R^-1 S^T g, (h, 1)
         right = sy.diagonal()[:, None] * u + gamma * (yy @ u - seen[1, :, None])
         by_s = torch.linalg.solve_triangular(r.T, right, upper=False)
-        weights = torch.stack([by_s[:, 0], -gamma * u[:, 0]]).roll(oldest, 1).flatten()  # (2h,), in the rows' order
+        weights = (
+            torch.stack([by_s[:, 0], -gamma * u[:, 0]]).roll(oldest, 1).flatten()
+        )  # (2h,), in the rows' order
         product = self._rows.T @ weights.to(self._rows.dtype)
         return product.add_(vector * gamma.to(vector.dtype)).to(gradient.device).view_as(gradient)
 
@@ -198,7 +216,9 @@ class _Pairs:
 class Adam(Iterator[tuple[Tensor, Losses]]):
     """Adam (Kingma and Ba 2015) with learning rate 0.02, the image brought back into [0, 1] after each step."""
 
-    def __init__(self, evaluate: Evaluate, image: Tensor, state: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, evaluate: Evaluate, image: Tensor, state: Mapping[str, Tensor] | None = None
+    ) -> None:
         self._evaluate = evaluate
         self._leaf = image.clone().requires_grad_()
         self.is_resumed = state is not None
@@ -206,7 +226,9 @@ class Adam(Iterator[tuple[Tensor, Losses]]):
             self.begin()
         else:
             self._optimizer = self._fresh()
-            self._unit, self._gradient = (state[name].to(image.device) for name in ("unit", "gradient"))
+            self._unit, self._gradient = (
+                state[name].to(image.device) for name in ("unit", "gradient")
+            )
             self._optimizer.state[self._leaf] = {
                 name: state[name].to("cpu" if name == "step" else image.device) for name in _MOMENTS
             }
@@ -231,9 +253,13 @@ class Adam(Iterator[tuple[Tensor, Losses]]):
 
     def state(self) -> SharedSnapshot:
         """Image, gradient and moments, after an iteration. Copies: the next step changes them at once."""
-        moments = {name: tensor.clone() for name, tensor in self._optimizer.state[self._leaf].items()}
+        moments = {
+            name: tensor.clone() for name, tensor in self._optimizer.state[self._leaf].items()
+        }
         image = self._leaf.detach().clone()
-        return SharedSnapshot({"image": image, "gradient": self._gradient, "unit": self._unit, **moments})
+        return SharedSnapshot(
+            {"image": image, "gradient": self._gradient, "unit": self._unit, **moments}
+        )
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")

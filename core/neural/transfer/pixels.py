@@ -65,12 +65,16 @@ def match_color(style: Tensor, content: Tensor) -> Tensor:
     The linear map of optimal transport between two normal distributions (Pitie and Kokaram 2007, "The linear
     Monge-Kantorovitch colour mapping"); Gatys et al. 2016, section 3, use others with the same covariance.
     """
-    of_style, of_content = (image[0].flatten(1).cpu().double() for image in (style, content))  # (3, M)
+    of_style, of_content = (
+        image[0].flatten(1).cpu().double() for image in (style, content)
+    )  # (3, M)
     least = 1e-5 * torch.eye(3, dtype=torch.float64)  # a picture of one color has no spread at all
     root, wanted = _square_root(torch.cov(of_style) + least), torch.cov(of_content) + least
     back = torch.linalg.inv(root)
     turn = back @ _square_root(root @ wanted @ root) @ back  # (3, 3)
-    moved: Tensor = turn @ (of_style - of_style.mean(1, keepdim=True)) + of_content.mean(1, keepdim=True)
+    moved: Tensor = turn @ (of_style - of_style.mean(1, keepdim=True)) + of_content.mean(
+        1, keepdim=True
+    )
     return moved.to(style).view_as(style).clamp(0, 1)
 
 

@@ -115,7 +115,9 @@ class Plan:
 class Planner:
     """Plans runs for one network on its device."""
 
-    def __init__(self, network: Network, pace: Throughput = NOMINAL_THROUGHPUT, free_bytes: int | None = None) -> None:
+    def __init__(
+        self, network: Network, pace: Throughput = NOMINAL_THROUGHPUT, free_bytes: int | None = None
+    ) -> None:
         """free_bytes: what a run may take; None asks the device before each plan."""
         self._network, self._pace, self._free_bytes = network, pace, free_bytes
 
@@ -141,7 +143,9 @@ class Planner:
         usable = int((self.free_bytes() if free_bytes is None else free_bytes) * USABLE)
         legs = [
             self._fastest(self._legs(scale, styles, spec, masks), usable, route)
-            for scale, route in zip_longest(schedule(spec, *content, max(init) if init else None), routes)
+            for scale, route in zip_longest(
+                schedule(spec, *content, max(init) if init else None), routes
+            )
             if scale is not None
         ]
         if None in legs:
@@ -152,15 +156,23 @@ class Planner:
         self, leg: PlannedScale, styles: Sequence[Size], spec: StyleSpec, masks: int = 0
     ) -> PlannedScale | None:
         """The same scale by a route of at most half the memory; else by the smallest, if that is smaller at all."""
-        smallest = min(self._legs(leg.scale, styles, spec, masks), key=lambda other: other.memory_bytes)
+        smallest = min(
+            self._legs(leg.scale, styles, spec, masks), key=lambda other: other.memory_bytes
+        )
         usable = max(leg.memory_bytes // 2, smallest.memory_bytes)
-        return self._fastest(self._legs(leg.scale, styles, spec, masks), usable) if usable < leg.memory_bytes else None
+        return (
+            self._fastest(self._legs(leg.scale, styles, spec, masks), usable)
+            if usable < leg.memory_bytes
+            else None
+        )
 
     def free_bytes(self) -> int:
         """Bytes that a run may take now."""
         return free_memory(self._network.device) if self._free_bytes is None else self._free_bytes
 
-    def _what_fits(self, content: Size, styles: Sequence[Size], spec: StyleSpec, masks: int, usable: int) -> str:
+    def _what_fits(
+        self, content: Size, styles: Sequence[Size], spec: StyleSpec, masks: int, usable: int
+    ) -> str:
         """The sentence that names the largest size with a plan."""
         fits, least = 0, -(-MIN_RESULT_SIDE_PX * max(content) // min(content))
         for size in range(max(64, least), spec.size, 32):
@@ -173,19 +185,29 @@ class Planner:
         return f"size {spec.size} needs more memory than this worker has; size {fits} fits."
 
     @staticmethod
-    def _fastest(legs: Iterable[PlannedScale], usable: int, route: Route | None = None) -> PlannedScale | None:
+    def _fastest(
+        legs: Iterable[PlannedScale], usable: int, route: Route | None = None
+    ) -> PlannedScale | None:
         """Or the one that goes by `route`."""
         fitting = [leg for leg in legs if leg.memory_bytes <= usable]
-        return min(fitting, key=lambda leg: (leg.route != route, leg.rank, leg.iteration_seconds), default=None)
+        return min(
+            fitting,
+            key=lambda leg: (leg.route != route, leg.rank, leg.iteration_seconds),
+            default=None,
+        )
 
-    def _legs(self, scale: Scale, styles: Sequence[Size], spec: StyleSpec, guides: int) -> Iterator[PlannedScale]:
+    def _legs(
+        self, scale: Scale, styles: Sequence[Size], spec: StyleSpec, guides: int
+    ) -> Iterator[PlannedScale]:
         """The scale by every route there is."""
         network, (content_layers, style_layers) = self._network, layers_of(spec)
         layers = {*content_layers, *style_layers}
         paintings = [style_size(*size, spec, scale) for size in styles] if style_layers else []
         largest = max(max(size) for size in (scale.size, *paintings))
         for tile_px in (side for side in TILES_PX if side is None or side < largest):
-            windows = tiles(scale.height, scale.width, tile_px, network.halo(layers), seamless=spec.seamless)
+            windows = tiles(
+                scale.height, scale.width, tile_px, network.halo(layers), seamless=spec.seamless
+            )
             seen = [_seen(tile) for tile in windows]
             passes = 1 if len(seen) == 1 else 1.5  # the first of two goes forward only
             seconds = self._pace.fixed_seconds * len(seen)
@@ -200,10 +222,14 @@ class Planner:
                 route = Route(tile_px, history, on_host)
                 yield PlannedScale(scale, route, memory, seconds, self._pace.new_size_seconds)
 
-    def _state_bytes(self, scale: Scale, content_layers: Iterable[str], history: int, guides: int) -> int:
+    def _state_bytes(
+        self, scale: Scale, content_layers: Iterable[str], history: int, guides: int
+    ) -> int:
         """What is as large as the image: images, gradients, pairs, targets, guides with their smaller versions."""
         size = self._network.dtype.itemsize
-        targets = sum(self._network.filters(layer) / stride(layer) ** 2 * size for layer in content_layers)
+        targets = sum(
+            self._network.filters(layer) / stride(layer) ** 2 * size for layer in content_layers
+        )
         vectors = _VECTOR_BYTES * (_VECTORS + 2 * history) + guides * 4 * 4 / 3
         return int(scale.width * scale.height * (vectors + targets))
 
@@ -217,7 +243,9 @@ class Planner:
 
 def _seen(tile: Tile) -> int:
     """Pixels."""
-    return (tile.down.seen_end - tile.down.seen_begin) * (tile.across.seen_end - tile.across.seen_begin)
+    return (tile.down.seen_end - tile.down.seen_begin) * (
+        tile.across.seen_end - tile.across.seen_begin
+    )
 
 
 # ---------------------------------------------------------------------- what the device has, and how fast it is
@@ -234,7 +262,9 @@ def load_throughput(network: Network, file: Path) -> Throughput:
     with suppress(OSError):  # where nothing can be written, it is measured at every start
         file.parent.mkdir(parents=True, exist_ok=True)
         written = file.with_suffix(f".{os.getpid()}")
-        written.write_text(json.dumps({name: asdict(one) for name, one in (paces | {key: pace}).items()}, indent=1))
+        written.write_text(
+            json.dumps({name: asdict(one) for name, one in (paces | {key: pace}).items()}, indent=1)
+        )
         written.replace(file)
     return pace
 
@@ -267,7 +297,9 @@ def measure_throughput(network: Network) -> Throughput:
 
 
 def _pace_at(network: Network, sides: tuple[int, int]) -> Throughput:
-    (small, small_seconds, _), (large, large_seconds, begin_seconds) = (_evaluation(network, side) for side in sides)
+    (small, small_seconds, _), (large, large_seconds, begin_seconds) = (
+        _evaluation(network, side) for side in sides
+    )
     pixel_seconds = max(0.0, (large_seconds - small_seconds) / (large - small))
     fixed_seconds = max(1e-4, small_seconds - small * pixel_seconds)
     return Throughput(fixed_seconds, pixel_seconds, max(0.0, begin_seconds - 3 * large_seconds))
@@ -277,7 +309,9 @@ def _evaluation(network: Network, side: int) -> tuple[int, float, float]:
     """Pixels, the median seconds of their loss and gradient, and the seconds until the first was there."""
     spec = StyleSpec().for_pictures()
     start = time.perf_counter()
-    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(network.device)
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(
+        network.device
+    )
     objective = Objective(network, spec, image, [Region(style_of(network, image.flip(1), spec))])
     ends = [start]
     for _ in range(6):
@@ -309,14 +343,20 @@ def _host_limits() -> Iterable[int]:
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
-        if (left := _left_of(Path("/sys/fs/cgroup") / limit, Path("/sys/fs/cgroup") / used)) is not None:
+        if (
+            left := _left_of(Path("/sys/fs/cgroup") / limit, Path("/sys/fs/cgroup") / used)
+        ) is not None:
             yield left
 
 
 def _left_of(limit: Path, used: Path) -> int | None:
     """Bytes below the limit; copies of files do not count as used, they make room when asked."""
     try:
-        counters = dict(line.split() for line in used.with_name("memory.stat").read_text().splitlines())
-        return int(limit.read_text()) - int(used.read_text()) + int(counters.get("inactive_file", 0))
+        counters = dict(
+            line.split() for line in used.with_name("memory.stat").read_text().splitlines()
+        )
+        return (
+            int(limit.read_text()) - int(used.read_text()) + int(counters.get("inactive_file", 0))
+        )
     except (OSError, ValueError):  # no such group, or its limit is the word "max"
         return None

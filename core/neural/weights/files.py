@@ -45,18 +45,26 @@ def read_network(path: Path, convention: Convention | None = None) -> tuple[Para
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     card = {"from": path.name, "from_sha256": sha256}
     if path.suffix.lower() == ".caffemodel":
-        parameters = Parameters.of(caffe.read_caffemodel(path), _INPUTS[convention := convention or "caffe"])
+        parameters = Parameters.of(
+            caffe.read_caffemodel(path), _INPUTS[convention := convention or "caffe"]
+        )
     elif path.suffix.lower() == ".safetensors":
         tensors, told = read_safetensors(path)
         card = {**told, **card}
-        parameters = from_torchvision(tensors, _INPUTS[convention] if convention else input_of(told))
+        parameters = from_torchvision(
+            tensors, _INPUTS[convention] if convention else input_of(told)
+        )
     else:
-        convention = convention or ("caffe" if sha256.startswith(_CAFFE_IN_TORCH) else "torchvision")
+        convention = convention or (
+            "caffe" if sha256.startswith(_CAFFE_IN_TORCH) else "torchvision"
+        )
         parameters = from_torchvision(read_pth(path), _INPUTS[convention])
     return parameters.turned() if convention == "caffe" else parameters, card
 
 
-def write_network(path: Path, parameters: Parameters, card: Card, convention: Convention | None = None) -> None:
+def write_network(
+    path: Path, parameters: Parameters, card: Card, convention: Convention | None = None
+) -> None:
     """The network as a file, a .caffemodel with its .prototxt; whole, or what was there before.
 
     A .safetensors tells what the network takes: without a convention as it is. Raises BadInput, StorageFull, OSError.
@@ -88,7 +96,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Card]:
 def write_safetensors(path: Path, parameters: Parameters, card: Card) -> None:
     """By torchvision's names, with the card completed. Whole or not at all. Raises StorageFull, OSError."""
     mean, std = json.dumps(parameters.takes.mean), json.dumps(parameters.takes.std)
-    own = {"architecture": parameters.architecture, "sha256": parameters.sha256, "mean": mean, "std": std}
+    own = {
+        "architecture": parameters.architecture,
+        "sha256": parameters.sha256,
+        "mean": mean,
+        "std": std,
+    }
     atomic_write(path, lambda part: save_tensors(part, parameters.named(), {**card, **own}))
 
 
@@ -146,7 +159,9 @@ def input_of(card: Card) -> Input:
         mean = _color(card["mean"]) if "mean" in card else TORCHVISION.mean
         std = _color(card["std"]) if "std" in card else TORCHVISION.std
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise errors.BadWeights("What the file tells as mean and std must be three numbers each.") from error
+        raise errors.BadWeights(
+            "What the file tells as mean and std must be three numbers each."
+        ) from error
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise errors.BadWeights("What the file tells as mean and std must be finite, std above 0.")
     return Input(mean, std)
@@ -163,10 +178,15 @@ def load(path: Path) -> dict[str, Any]:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 # torch looks at no checksum, and packs nothing: what is packed may be a thousand times as large
-                whole = not any(entry.compress_type for entry in archive.infolist()) and archive.testzip() is None
+                whole = (
+                    not any(entry.compress_type for entry in archive.infolist())
+                    and archive.testzip() is None
+                )
         else:
             whole = True  # the form of before 2020, which has no checksums
-        with warnings.catch_warnings(action="ignore"):  # what torch finds odd in a bad file, our error says in words
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # what torch finds odd in a bad file, our error says in words
             found = torch.load(path, map_location="cpu", weights_only=True) if whole else None
     except Exception as error:  # what the unpickler raises on garbage belongs to no one family
         raise errors.BadWeights(f"{path} is no file of weights that can be read safely.") from error
@@ -189,6 +209,11 @@ def read_pth(path: Path) -> dict[str, Tensor]:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether every number is in the file: a few bytes can stand for terabytes that nobody must ask for."""
-    if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type != "cpu":
+    if (
+        tensor.is_nested
+        or tensor.is_quantized
+        or tensor.layout != torch.strided
+        or tensor.device.type != "cpu"
+    ):
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

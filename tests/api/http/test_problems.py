@@ -13,9 +13,12 @@ from core import errors
 
 def _assert_problem(answer: Any, status: int, code: str) -> None:
     body = answer.json()
-    assert (status, "application/problem+json") == (answer.status_code, answer.headers["content-type"])
-    assert {"type", "title", "status", "code", "detail"} == set(body)
-    assert (status, code) == (body["status"], body["code"])
+    assert (answer.status_code, answer.headers["content-type"]) == (
+        status,
+        "application/problem+json",
+    )
+    assert set(body) == {"type", "title", "status", "code", "detail"}
+    assert (body["status"], body["code"]) == (status, code)
     assert body["detail"].endswith(".")
 
 
@@ -25,8 +28,12 @@ def test_every_address_and_method_that_is_not_there_is_a_problem(client: TestCli
     _assert_problem(client.get("/v1/jobs/job_" + "a" * 26), 404, "job_not_found")
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=zzz", "cursor=-1", "cursor=zzz", "status=zzz", "limit=1e999"])
-def test_a_bad_query_is_a_problem_that_names_the_parameter_and_echoes_nothing(client: TestClient, query: str) -> None:
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=zzz", "cursor=-1", "cursor=zzz", "status=zzz", "limit=1e999"]
+)
+def test_a_bad_query_is_a_problem_that_names_the_parameter_and_echoes_nothing(
+    client: TestClient, query: str
+) -> None:
     answer = client.get(f"/v1/jobs?{query}")
 
     _assert_problem(answer, 422, "bad_input")
@@ -34,11 +41,17 @@ def test_a_bad_query_is_a_problem_that_names_the_parameter_and_echoes_nothing(cl
     assert "zzz" not in answer.text
 
 
-def test_every_value_of_an_address_is_refused_by_name_with_what_is_taken(client: TestClient) -> None:
+def test_every_value_of_an_address_is_refused_by_name_with_what_is_taken(
+    client: TestClient,
+) -> None:
     """Each that the contract has, with the bounds that it tells there."""
     told = {}
     paths = client.get("/openapi.json").json()["paths"]
-    ids = {"{job_id}": "job_" + "a" * 26, "{batch_id}": "batch_" + "a" * 26, "{digest}": "sha256:" + "0" * 64}
+    ids = {
+        "{job_id}": "job_" + "a" * 26,
+        "{batch_id}": "batch_" + "a" * 26,
+        "{digest}": "sha256:" + "0" * 64,
+    }
     for path, methods in paths.items():
         for parameter in methods.get("get", {}).get("parameters", []):
             name, schema = parameter["name"], parameter["schema"]
@@ -52,10 +65,18 @@ def test_every_value_of_an_address_is_refused_by_name_with_what_is_taken(client:
             assert "zzz" not in answer.text
             told[path, name] = detail = answer.json()["detail"]
             assert detail.startswith(f"{name} must be "), (path, name, detail)
-            allowed = [] if name in ("cursor", "after", "index") else [schema.get("minimum"), schema.get("maximum")]
+            allowed = (
+                []
+                if name in ("cursor", "after", "index")
+                else [schema.get("minimum"), schema.get("maximum")]
+            )
             allowed += [schema.get("const"), *schema.get("enum", [])]
-            assert all(str(one) in detail for one in allowed if one is not None), (path, name, detail)
-    assert 8 == len(told)
+            assert all(str(one) in detail for one in allowed if one is not None), (
+                path,
+                name,
+                detail,
+            )
+    assert len(told) == 8
     assert "png" not in told["/v1/jobs/{job_id}/timelapse", "format"]
 
 
@@ -63,19 +84,69 @@ def test_every_value_of_an_address_is_refused_by_name_with_what_is_taken(client:
     ("method", "path", "body", "words"),
     [
         ("POST", "/v1/jobs/{job}/retry", '{"continue": "zzz"}', "continue must be true or false."),
-        ("POST", "/v1/jobs/{job}/retry", '{"spec": "zzz"}', "spec must be an object of parameters."),
+        (
+            "POST",
+            "/v1/jobs/{job}/retry",
+            '{"spec": "zzz"}',
+            "spec must be an object of parameters.",
+        ),
         ("POST", "/v1/jobs/{job}/retry", '{"webhook": 1}', "webhook must be a URL."),
-        ("POST", "/v1/jobs/{job}/retry", '{"zzz": 1}', "The JSON has a field that is not taken here; see /docs."),
+        (
+            "POST",
+            "/v1/jobs/{job}/retry",
+            '{"zzz": 1}',
+            "The JSON has a field that is not taken here; see /docs.",
+        ),
         ("POST", "/v1/jobs/{job}/retry", "{zzz", "This is no JSON that can be read."),
-        ("POST", "/v1/jobs/{job}/retry", '"zzz"', "Send a JSON object as the body; see /docs for its fields."),
+        (
+            "POST",
+            "/v1/jobs/{job}/retry",
+            '"zzz"',
+            "Send a JSON object as the body; see /docs for its fields.",
+        ),
         ("PATCH", "/v1/jobs/{job}", '{"pinned": "zzz"}', "pinned must be true or false."),
-        ("PATCH", "/v1/jobs/{job}", "{}", "Say in a JSON object what is to be different: spec, pinned."),
-        ("POST", "/v1/estimate", '{"styles": ["x"]}', "content must be the digest of an upload, or its width"),
-        ("POST", "/v1/estimate", '{"content": {"width": 1, "height": 99}, "styles": ["x"]}', "content must be"),
-        ("POST", "/v1/estimate", '{"content": "x", "styles": []}', "styles must be a list of 1 to 8"),
-        ("POST", "/v1/estimate", '{"content": "x", "styles": [{"width": "zzz"}]}', "styles must be"),
-        ("POST", "/v1/estimate", '{"content": "x", "styles": ["x"], "masks": "zzz"}', "masks must be a list"),
-        ("POST", "/v1/estimate", '{"content": "x", "styles": ["x"], "init_image": 1}', "init_image must be"),
+        (
+            "PATCH",
+            "/v1/jobs/{job}",
+            "{}",
+            "Say in a JSON object what is to be different: spec, pinned.",
+        ),
+        (
+            "POST",
+            "/v1/estimate",
+            '{"styles": ["x"]}',
+            "content must be the digest of an upload, or its width",
+        ),
+        (
+            "POST",
+            "/v1/estimate",
+            '{"content": {"width": 1, "height": 99}, "styles": ["x"]}',
+            "content must be",
+        ),
+        (
+            "POST",
+            "/v1/estimate",
+            '{"content": "x", "styles": []}',
+            "styles must be a list of 1 to 8",
+        ),
+        (
+            "POST",
+            "/v1/estimate",
+            '{"content": "x", "styles": [{"width": "zzz"}]}',
+            "styles must be",
+        ),
+        (
+            "POST",
+            "/v1/estimate",
+            '{"content": "x", "styles": ["x"], "masks": "zzz"}',
+            "masks must be a list",
+        ),
+        (
+            "POST",
+            "/v1/estimate",
+            '{"content": "x", "styles": ["x"], "init_image": 1}',
+            "init_image must be",
+        ),
         ("POST", "/v1/estimate", "", "Send a JSON object as the body"),
     ],
 )
@@ -83,7 +154,9 @@ def test_every_field_of_a_body_is_refused_by_name(
     client: TestClient, method: str, path: str, body: str, words: str
 ) -> None:
     headers = {"Content-Type": "application/json"}
-    answer = client.request(method, path.replace("{job}", "job_" + "a" * 26), content=body, headers=headers)
+    answer = client.request(
+        method, path.replace("{job}", "job_" + "a" * 26), content=body, headers=headers
+    )
 
     _assert_problem(answer, 422, "bad_input")
     assert answer.json()["detail"].startswith(words)
@@ -116,7 +189,7 @@ def test_too_many_open_files_pass_and_a_broken_disk_does_not(
     answer = client.get("/v1/open")
 
     _assert_problem(answer, status, code)
-    assert ("retry-after" in answer.headers) == (status == 503)
+    assert (status == 503) == ("retry-after" in answer.headers)
     assert "secret" not in answer.text
 
 
@@ -141,26 +214,31 @@ def test_a_store_that_is_away_is_503_with_retry_after_everywhere(
         client.get("/readyz"),
     ):
         _assert_problem(answer, 503, "store_unavailable")
-        assert 0 < int(answer.headers["retry-after"])
-    assert 200 == client.get("/livez").status_code
+        assert int(answer.headers["retry-after"]) > 0
+    assert client.get("/livez").status_code == 200
 
 
 def test_every_error_that_can_reach_a_client_has_a_status() -> None:
     def walk(kind: type[errors.ImpastoError]) -> list[type[errors.ImpastoError]]:
         return [kind, *(found for child in kind.__subclasses__() for found in walk(child))]
 
-    statuses = {kind.__name__: problems.problem(kind()).status_code for kind in walk(errors.ImpastoError)}
+    statuses = {
+        kind.__name__: problems.problem(kind()).status_code for kind in walk(errors.ImpastoError)
+    }
 
-    assert (404, 409, 410, 503) == tuple(
+    assert tuple(
         statuses[name] for name in ("JobNotFound", "JobNotEnded", "ResultGone", "StorageFull")
-    )
-    assert {413, 415, 422, 400} == {statuses[kind.__name__] for kind in walk(errors.BadInput)}
+    ) == (404, 409, 410, 503)
+    assert {statuses[kind.__name__] for kind in walk(errors.BadInput)} == {413, 415, 422, 400}
 
 
 def test_the_page_and_its_parts_are_served_with_a_policy(client: TestClient) -> None:
     page = client.get("/")
 
-    assert (200, "text/html; charset=utf-8") == (page.status_code, page.headers["content-type"])
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "default-src 'none'; script-src 'self';" in page.headers["content-security-policy"]
-    assert [200, 200] == [client.get(path).status_code for path in ("/web/app.js", "/web/style.css")]
-    assert 404 == client.get("/web/..%2fsettings.py").status_code
+    assert [client.get(path).status_code for path in ("/web/app.js", "/web/style.css")] == [
+        200,
+        200,
+    ]
+    assert client.get("/web/..%2fsettings.py").status_code == 404

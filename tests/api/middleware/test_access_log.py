@@ -12,15 +12,18 @@ from core.log import request_id
 
 @pytest.mark.parametrize("own", ["abc-DEF_123", "a" * 64])
 def test_a_plain_id_of_the_client_is_kept(client: TestClient, own: str) -> None:
-    assert own == client.get("/livez", headers={"X-Request-Id": own}).headers["x-request-id"]
+    assert client.get("/livez", headers={"X-Request-Id": own}).headers["x-request-id"] == own
 
 
 @pytest.mark.parametrize("own", ["", "a b", "a" * 65, "ä".encode(), '"};{', "a\tb"])
 def test_any_other_gets_a_new_one(client: TestClient, own: Any) -> None:
-    first, second = (client.get("/livez", headers={"X-Request-Id": own}).headers["x-request-id"] for _ in range(2))
+    first, second = (
+        client.get("/livez", headers={"X-Request-Id": own}).headers["x-request-id"]
+        for _ in range(2)
+    )
 
-    assert first != second
-    assert 16 == len(first)
+    assert second != first
+    assert len(first) == 16
 
 
 def test_the_line_names_the_route_and_nothing_of_the_callers(
@@ -31,8 +34,8 @@ def test_the_line_names_the_route_and_nothing_of_the_callers(
         client.get("/secret")
 
     first, second = (record.fields for record in caplog.records)  # type: ignore[attr-defined]
-    assert ("GET", "/v1/jobs/{job_id}", 404) == (first["method"], first["route"], first["status"])
-    assert ("-", 404) == (second["route"], second["status"])
+    assert (first["method"], first["route"], first["status"]) == ("GET", "/v1/jobs/{job_id}", 404)
+    assert (second["route"], second["status"]) == ("-", 404)
     assert 0 <= first["ms"] < 5000
     assert "secret" not in caplog.text
 
@@ -46,4 +49,4 @@ def test_the_id_is_known_to_what_is_logged_on_the_way(app: FastAPI, client: Test
 
     client.get("/v1/look", headers={"X-Request-Id": "abc"})
 
-    assert (["abc"], None) == (seen, request_id.get())
+    assert (seen, request_id.get()) == (["abc"], None)

@@ -28,7 +28,9 @@ def serve(valkey: Any, tmp_path: Path, connect: Any) -> Serve:
 
     def start(url: str = valkey.url, **own: Any) -> TestClient:
         settings = ApiSettings(**{"keys": "required", **own})
-        client: TestClient = connect(create_app(Settings(redis_url=url, data_dir=tmp_path), settings))
+        client: TestClient = connect(
+            create_app(Settings(redis_url=url, data_dir=tmp_path), settings)
+        )
         return client
 
     return start
@@ -66,48 +68,78 @@ def bearer(keys: ApiKeyStore) -> Callable[..., dict[str, str]]:
         ("off", "0.0.0.0", False),  # noqa: S104
     ],
 )
-def test_keys_are_required_unless_only_this_machine_can_ask(keys: Any, host: str, required: bool) -> None:
-    assert required == ApiSettings(keys=keys, host=host).keys_required
+def test_keys_are_required_unless_only_this_machine_can_ask(
+    keys: Any, host: str, required: bool
+) -> None:
+    assert ApiSettings(keys=keys, host=host).keys_required == required
 
 
 def test_every_wrong_key_gets_the_same_answer(serve: Serve, keys: ApiKeyStore, bearer: Any) -> None:
     client, (key, secret) = serve(), keys.create("gone")
     keys.revoke(key.id)
     unknown = secret[:-4] + ("aaaa" if not secret.endswith("aaaa") else "bbbb")
-    texts = ["", f"Bearer {secret}", f"Bearer {unknown}", "Bearer", "Bearer x", f"Basic {secret}", secret, "Bearer é"]
+    texts = [
+        "",
+        f"Bearer {secret}",
+        f"Bearer {unknown}",
+        "Bearer",
+        "Bearer x",
+        f"Basic {secret}",
+        secret,
+        "Bearer é",
+    ]
     wrong = [{}, *({"Authorization": text.encode()} for text in texts)]
-    ways = [("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", f"/v1/jobs/{new_job_id()}"), ("PUT", "/v1/nothing")]
+    ways = [
+        ("GET", "/v1/jobs"),
+        ("POST", "/v1/jobs"),
+        ("GET", f"/v1/jobs/{new_job_id()}"),
+        ("PUT", "/v1/nothing"),
+    ]
 
     answers = [client.request(*way, headers=headers) for way in ways for headers in wrong]
 
-    assert {401} == {answer.status_code for answer in answers}
-    assert 1 == len({answer.content for answer in answers})
+    assert {answer.status_code for answer in answers} == {401}
+    assert len({answer.content for answer in answers}) == 1
     for answer in answers:
         del answer.headers["x-request-id"]
-    assert 1 == len({tuple(sorted(answer.headers.items())) for answer in answers})
-    assert ("Bearer", "unauthorized") == (answers[0].headers["www-authenticate"], answers[0].json()["code"])
+    assert len({tuple(sorted(answer.headers.items())) for answer in answers}) == 1
+    assert (answers[0].headers["www-authenticate"], answers[0].json()["code"]) == (
+        "Bearer",
+        "unauthorized",
+    )
     assert "x-content-type-options" in answers[0].headers
-    assert 200 == client.get("/v1/jobs", headers=bearer()).status_code
+    assert client.get("/v1/jobs", headers=bearer()).status_code == 200
 
 
 def test_two_keys_at_once_are_none(serve: Serve, bearer: Any) -> None:
     headers = [*bearer().items(), *bearer().items()]
-    assert 401 == serve().get("/v1/jobs", headers=headers).status_code
+    assert serve().get("/v1/jobs", headers=headers).status_code == 401
 
 
 def test_the_page_and_the_probes_need_no_key_and_all_else_does(serve: Serve) -> None:
     """By the OpenAPI document, so that a new route is closed from the beginning."""
     client = serve()
-    for path in ("/", "/livez", "/readyz", "/openapi.json", "/docs", "/j/job_x", "/web/app.js", "/web/style.css"):
-        assert 200 == client.get(path).status_code, path
+    for path in (
+        "/",
+        "/livez",
+        "/readyz",
+        "/openapi.json",
+        "/docs",
+        "/j/job_x",
+        "/web/app.js",
+        "/web/style.css",
+    ):
+        assert client.get(path).status_code == 200, path
     document = client.get("/openapi.json").json()
 
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             closed = path not in ("/livez", "/readyz")
-            assert closed == (401 == client.request(method, path).status_code), (method, path)
-            assert closed == ([{"key": []}] == operation.get("security"))
-    assert {"type": "http", "scheme": "bearer"}.items() <= document["components"]["securitySchemes"]["key"].items()
+            assert (client.request(method, path).status_code == 401) == closed, (method, path)
+            assert (operation.get("security") == [{"key": []}]) == closed
+    assert {"type": "http", "scheme": "bearer"}.items() <= document["components"][
+        "securitySchemes"
+    ]["key"].items()
 
 
 def test_a_body_is_not_read_before_the_key_is_known(serve: Serve) -> None:
@@ -115,12 +147,12 @@ def test_a_body_is_not_read_before_the_key_is_known(serve: Serve) -> None:
         yield b"x"
         pytest.fail("the body was read")
 
-    assert 401 == serve().post("/v1/images", content=body()).status_code
+    assert serve().post("/v1/images", content=body()).status_code == 401
 
 
 def test_without_keys_nothing_is_asked_for(client: TestClient) -> None:
     """Neither by the service nor by its document; and a key that is sent all the same does no harm."""
-    assert 200 == client.get("/v1/jobs", headers={"Authorization": "Bearer x"}).status_code
+    assert client.get("/v1/jobs", headers={"Authorization": "Bearer x"}).status_code == 200
     assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
 
 
@@ -131,26 +163,34 @@ def test_a_revoked_key_works_for_a_second_at_most(
     monkeypatch.setattr(auth.time, "monotonic", lambda: now)
     client, (key, secret) = serve(), keys.create("a")
     headers = {"Authorization": f"Bearer {secret}"}
-    assert 200 == client.get("/v1/jobs", headers=headers).status_code
+    assert client.get("/v1/jobs", headers=headers).status_code == 200
     keys.revoke(key.id)
 
     monkeypatch.setattr(auth.time, "monotonic", lambda: now + 1)
-    assert 401 == client.get("/v1/jobs", headers=headers).status_code
+    assert client.get("/v1/jobs", headers=headers).status_code == 401
     assert keys.list()[0].last_used_at is not None
 
 
-def test_a_key_asks_for_no_higher_priority_than_it_may(serve: Serve, files: Any, bearer: Any) -> None:
+def test_a_key_asks_for_no_higher_priority_than_it_may(
+    serve: Serve, files: Any, bearer: Any
+) -> None:
     client = serve()
 
     def submit(highest: Priority, **parameters: str) -> Any:
-        return client.post("/v1/jobs", files=files, data={"size": "64", **parameters}, headers=bearer(highest))
+        return client.post(
+            "/v1/jobs", files=files, data={"size": "64", **parameters}, headers=bearer(highest)
+        )
 
     refused = submit(Priority.NORMAL, priority="high")
-    assert (422, "bad_spec") == (refused.status_code, refused.json()["code"])
+    assert (refused.status_code, refused.json()["code"]) == (422, "bad_spec")
     assert "this API key may ask for normal at most" in refused.json()["detail"]
-    assert "high" == submit(Priority.HIGH, priority="high").json()["priority"]
-    assert ["normal", "normal", "low"] == [submit(highest).json()["priority"] for highest in Priority]
-    assert 422 == submit(Priority.LOW, priority="normal").status_code
+    assert submit(Priority.HIGH, priority="high").json()["priority"] == "high"
+    assert [submit(highest).json()["priority"] for highest in Priority] == [
+        "normal",
+        "normal",
+        "low",
+    ]
+    assert submit(Priority.LOW, priority="normal").status_code == 422
 
 
 def test_a_retry_has_the_old_priority_or_what_the_key_may_by_now(
@@ -160,7 +200,9 @@ def test_a_retry_has_the_old_priority_or_what_the_key_may_by_now(
     client, (key, secret) = serve(), keys.create("a", Priority.HIGH)
     headers = {"Authorization": f"Bearer {secret}"}
     old = [
-        client.post("/v1/jobs", files=files, data={"size": "64", "priority": priority}, headers=headers).json()
+        client.post(
+            "/v1/jobs", files=files, data={"size": "64", "priority": priority}, headers=headers
+        ).json()
         for priority in ("high", "low")
     ]
     for job in old:
@@ -170,12 +212,12 @@ def test_a_retry_has_the_old_priority_or_what_the_key_may_by_now(
         answers = [client.post(f"/v1/jobs/{job['id']}/retry", headers=headers) for job in old]
         return [answer.json().get("priority", "refused") for answer in answers]
 
-    assert ["high", "low"] == retried()
+    assert retried() == ["high", "low"]
     with redis.Redis.from_url(
         valkey.url, decode_responses=True
     ) as server:  # whoever runs the service has thought again
         server.hset(f"{PREFIX}key:{server.hget(f'{PREFIX}keys', key.id)}", "priority", "normal")
-    assert ["normal", "low"] == retried()
+    assert retried() == ["normal", "low"]
 
 
 def test_jobs_pictures_and_lists_are_the_keys_own(serve: Serve, files: Any, bearer: Any) -> None:
@@ -183,33 +225,43 @@ def test_jobs_pictures_and_lists_are_the_keys_own(serve: Serve, files: Any, bear
     job = client.post("/v1/jobs", files=files, data={"size": "64"}, headers=theirs).json()
     own = client.post("/v1/jobs", files=files, data={"size": "64"}, headers=mine).json()
 
-    assert [own["id"]] == [listed["id"] for listed in client.get("/v1/jobs", headers=mine).json()["jobs"]]
-    assert 404 == client.get(job["links"]["self"], headers=mine).status_code
-    assert 200 == client.get(job["links"]["self"], headers=theirs).status_code
-    assert 1 == own["queue"]["position"]
+    assert [listed["id"] for listed in client.get("/v1/jobs", headers=mine).json()["jobs"]] == [
+        own["id"]
+    ]
+    assert client.get(job["links"]["self"], headers=mine).status_code == 404
+    assert client.get(job["links"]["self"], headers=theirs).status_code == 200
+    assert own["queue"]["position"] == 1
 
 
-def test_a_cursor_tells_nothing_of_how_much_others_submit(serve: Serve, files: Any, bearer: Any) -> None:
+def test_a_cursor_tells_nothing_of_how_much_others_submit(
+    serve: Serve, files: Any, bearer: Any
+) -> None:
     client, mine, theirs = serve(), bearer(), bearer()
     for headers in (mine, theirs, theirs, mine):
         client.post("/v1/jobs", files=files, data={"size": "64"}, headers=headers)
 
-    assert "/v1/jobs?limit=1&cursor=2" == client.get("/v1/jobs?limit=1", headers=mine).json()["next"]
+    assert (
+        client.get("/v1/jobs?limit=1", headers=mine).json()["next"] == "/v1/jobs?limit=1&cursor=2"
+    )
 
 
 def test_who_asks_too_often_is_told_when_to_come_back(serve: Serve, bearer: Any) -> None:
     """Others are served meanwhile, and what is counted apart, too; two API processes count together."""
     first, second = (serve(requests_per_minute=3, submissions_per_minute=2) for _ in range(2))
     mine, theirs = bearer(), bearer()
-    statuses = [client.get("/v1/jobs", headers=mine).status_code for client in (first, second, first)]
+    statuses = [
+        client.get("/v1/jobs", headers=mine).status_code for client in (first, second, first)
+    ]
     refused = [client.get("/v1/jobs", headers=mine) for client in (first, second)]
 
-    assert [200, 200, 200] == statuses
-    assert [(429, "rate_limited")] * 2 == [(answer.status_code, answer.json()["code"]) for answer in refused]
+    assert statuses == [200, 200, 200]
+    assert [(answer.status_code, answer.json()["code"]) for answer in refused] == [
+        (429, "rate_limited")
+    ] * 2
     assert all(1 <= int(answer.headers["retry-after"]) <= 61 for answer in refused)
-    assert 200 == first.get("/v1/jobs", headers=theirs).status_code
+    assert first.get("/v1/jobs", headers=theirs).status_code == 200
     tries = [first.post("/v1/jobs", headers=mine).status_code for _ in range(3)]
-    assert [400, 400, 429] == tries
+    assert tries == [400, 400, 429]
 
 
 def test_requests_that_only_look_are_counted_here_and_told_to_redis_now_and_then(
@@ -220,55 +272,73 @@ def test_requests_that_only_look_are_counted_here_and_told_to_redis_now_and_then
 
     before = _written(keys)
     for _ in range(35):
-        assert 200 == client.get("/v1/jobs", headers=headers).status_code
+        assert client.get("/v1/jobs", headers=headers).status_code == 200
     assert 1 <= _written(keys) - before <= 20
 
 
-def test_who_is_refused_is_refused_from_memory(serve: Serve, bearer: Any, keys: ApiKeyStore) -> None:
+def test_who_is_refused_is_refused_from_memory(
+    serve: Serve, bearer: Any, keys: ApiKeyStore
+) -> None:
     """A flood costs the store nothing, and no request slips through between two counts."""
     client, headers = serve(requests_per_minute=500), bearer()
     statuses = [client.get("/v1/jobs", headers=headers).status_code for _ in range(500)]
-    while 200 == client.get("/v1/jobs", headers=headers).status_code:
+    while client.get("/v1/jobs", headers=headers).status_code == 200:
         statuses.append(200)
     before = _written(keys)
 
     refused = [client.get("/v1/jobs", headers=headers).status_code for _ in range(30)]
 
-    assert {200} == set(statuses)
+    assert set(statuses) == {200}
     assert len(statuses) <= 505
-    assert ([429] * 30, before) == (refused, _written(keys))
+    assert (refused, _written(keys)) == ([429] * 30, before)
 
 
 def _from(client: TestClient, address: str) -> TestClient:
     return TestClient(client.app, base_url="http://localhost", client=(address, 1))
 
 
-def test_who_guesses_keys_is_told_to_wait_and_who_has_one_is_not(serve: Serve, bearer: Any, valkey: Any) -> None:
+def test_who_guesses_keys_is_told_to_wait_and_who_has_one_is_not(
+    serve: Serve, bearer: Any, valkey: Any
+) -> None:
     first, second = (serve(auth_failures_per_minute=3) for _ in range(2))
     in_use, new = bearer(), bearer()
     wrong = {"Authorization": f"Bearer impasto_{'a' * 52}"}
-    assert [200, 200] == [client.get("/v1/jobs", headers=in_use).status_code for client in (first, second)]
+    assert [client.get("/v1/jobs", headers=in_use).status_code for client in (first, second)] == [
+        200,
+        200,
+    ]
 
-    assert [401] * 9 == [first.get("/v1/jobs").status_code for _ in range(9)], "no key is no guess"
-    assert [401, 401, 401] == [client.get("/v1/jobs", headers=wrong).status_code for client in (first, second, first)]
+    assert [first.get("/v1/jobs").status_code for _ in range(9)] == [401] * 9, "no key is no guess"
+    assert [
+        client.get("/v1/jobs", headers=wrong).status_code for client in (first, second, first)
+    ] == [401, 401, 401]
     for client in (first, second):
         for headers in (wrong, new):  # no answer tells whether a guess was right
             refused = client.get("/v1/jobs", headers=headers)
-            assert (429, "rate_limited") == (refused.status_code, refused.json()["code"])
+            assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
             assert 1 <= int(refused.headers["retry-after"]) <= 61
-        assert 200 == client.get("/v1/jobs", headers=in_use).status_code
-    assert 200 == _from(first, "198.51.100.7").get("/v1/jobs", headers=new).status_code
+        assert client.get("/v1/jobs", headers=in_use).status_code == 200
+    assert _from(first, "198.51.100.7").get("/v1/jobs", headers=new).status_code == 200
     with redis.Redis.from_url(valkey.url) as server:  # a minute later
         server.delete(*server.keys("*wrong-keys*"))
-    assert 200 == second.get("/v1/jobs", headers=new).status_code
+    assert second.get("/v1/jobs", headers=new).status_code == 200
 
 
 def test_one_network_of_ipv6_is_one_address(serve: Serve) -> None:
     client, wrong = serve(auth_failures_per_minute=2), {"Authorization": "Bearer x"}
-    addresses = ["2001:db8::1", "2001:db8::2:2", "2001:db8::3", "2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"]
-    tries = [_from(client, address).get("/v1/jobs", headers=wrong).status_code for address in addresses]
+    addresses = [
+        "2001:db8::1",
+        "2001:db8::2:2",
+        "2001:db8::3",
+        "2001:db8:0:1::1",
+        "192.0.2.1",
+        "192.0.2.2",
+    ]
+    tries = [
+        _from(client, address).get("/v1/jobs", headers=wrong).status_code for address in addresses
+    ]
 
-    assert [401, 401, 429, 401, 401, 401] == tries
+    assert tries == [401, 401, 429, 401, 401, 401]
 
 
 def _written(keys: ApiKeyStore) -> int:
@@ -289,12 +359,12 @@ def _written(keys: ApiKeyStore) -> int:
     ],
 )
 def test_what_makes_work_is_counted_apart(method: str, path: str, kind: RequestKind) -> None:
-    assert kind is kind_of(method, path)
+    assert kind_of(method, path) is kind
 
 
 def test_without_keys_there_is_no_limit(serve: Serve) -> None:
     client = serve(keys="off", requests_per_minute=1, submissions_per_minute=1)
-    assert [200, 200, 200] == [client.get("/v1/jobs").status_code for _ in range(3)]
+    assert [client.get("/v1/jobs").status_code for _ in range(3)] == [200, 200, 200]
 
 
 def test_an_outage_of_the_store_is_503_for_every_key(
@@ -303,17 +373,19 @@ def test_an_outage_of_the_store_is_503_for_every_key(
     """Also while keys and counts are remembered, and in the very request that would tell Redis."""
     keys, client = ApiKeyStore(own_valkey.url), serve(own_valkey.url, requests_per_minute=300)
     headers = {"Authorization": f"Bearer {keys.create('a')[1]}"}
-    assert 200 == client.get("/v1/jobs", headers=headers).status_code
+    assert client.get("/v1/jobs", headers=headers).status_code == 200
     own_valkey.kill()
 
     answers = [client.get("/v1/jobs", headers=headers) for _ in range(8)]
     answers.append(client.get("/v1/jobs", headers={"Authorization": "Bearer impasto_" + "a" * 52}))
     answers.append(client.post("/v1/images", headers=headers))
 
-    assert {(503, "store_unavailable")} == {(answer.status_code, answer.json()["code"]) for answer in answers}
+    assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {
+        (503, "store_unavailable")
+    }
     assert all("retry-after" in answer.headers for answer in answers)
     own_valkey.start()
-    assert 200 == client.get("/v1/jobs", headers=headers).status_code
+    assert client.get("/v1/jobs", headers=headers).status_code == 200
     keys.close()
 
 
@@ -324,4 +396,8 @@ def test_a_picture_is_fetched_by_its_owner_alone(
     kept = client.post("/v1/images", files={"image": files["content"]}, headers=own)
     address = kept.headers["location"]
 
-    assert [200, 404, 401] == [client.get(address, headers=who).status_code for who in (own, foreign, {})]
+    assert [client.get(address, headers=who).status_code for who in (own, foreign, {})] == [
+        200,
+        404,
+        401,
+    ]

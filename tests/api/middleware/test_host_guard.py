@@ -45,9 +45,13 @@ def test_elsewhere_any_name_is_ours_unless_they_are_listed() -> None:
     assert {"pictures.example", "localhost"} <= names
 
 
-@pytest.mark.parametrize(("host", "status"), [("localhost:1", 200), ("127.0.0.1", 200), ("rebound.example", 403)])
-def test_a_name_that_is_made_to_mean_loopback_is_refused(client: TestClient, host: str, status: int) -> None:
-    assert status == client.get("/v1/jobs", headers={"Host": host}).status_code
+@pytest.mark.parametrize(
+    ("host", "status"), [("localhost:1", 200), ("127.0.0.1", 200), ("rebound.example", 403)]
+)
+def test_a_name_that_is_made_to_mean_loopback_is_refused(
+    client: TestClient, host: str, status: int
+) -> None:
+    assert client.get("/v1/jobs", headers={"Host": host}).status_code == status
 
 
 @pytest.mark.parametrize(
@@ -65,19 +69,25 @@ def test_a_name_that_is_made_to_mean_loopback_is_refused(client: TestClient, hos
     ],
 )
 def test_another_sites_page_cannot_submit(
-    client: TestClient, files: dict[str, Any], rings: list[int], headers: dict[str, str], status: int
+    client: TestClient,
+    files: dict[str, Any],
+    rings: list[int],
+    headers: dict[str, str],
+    status: int,
 ) -> None:
     answer = client.post("/v1/jobs", files=files, data={"size": "64"}, headers=headers)
 
-    assert status == answer.status_code
+    assert answer.status_code == status
     assert status == 202 or answer.json()["code"] == "cross_origin_forbidden"
-    assert len(rings) == (status == 202)
+    assert (status == 202) == len(rings)
 
 
 def test_reading_is_left_to_the_browser_which_gets_no_leave(client: TestClient) -> None:
-    answer = client.get("/v1/jobs", headers={"Origin": "http://elsewhere.example", "Sec-Fetch-Site": "cross-site"})
+    answer = client.get(
+        "/v1/jobs", headers={"Origin": "http://elsewhere.example", "Sec-Fetch-Site": "cross-site"}
+    )
 
-    assert 200 == answer.status_code
+    assert answer.status_code == 200
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
@@ -85,19 +95,24 @@ def test_a_friends_page_may_submit_and_read(friendly: TestClient, files: dict[st
     headers = {"Origin": FRIEND, "Sec-Fetch-Site": "cross-site"}
     answer = friendly.post("/v1/jobs", files=files, data={"size": "64"}, headers=headers)
 
-    assert (202, FRIEND) == (answer.status_code, answer.headers["access-control-allow-origin"])
-    assert {"Location", "Retry-After", "ETag"} <= set(answer.headers["access-control-expose-headers"].split(", "))
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (202, FRIEND)
+    assert {"Location", "Retry-After", "ETag"} <= set(
+        answer.headers["access-control-expose-headers"].split(", ")
+    )
     assert "Origin" in answer.headers["vary"]
     assert "access-control-allow-credentials" not in answer.headers
 
 
 def test_a_friends_page_is_told_what_it_may_send(friendly: TestClient) -> None:
-    ask = {"Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "if-none-match"}
+    ask = {
+        "Access-Control-Request-Method": "DELETE",
+        "Access-Control-Request-Headers": "if-none-match",
+    }
     yes = friendly.options("/v1/jobs/x", headers={"Origin": FRIEND, **ask})
     no = friendly.options("/v1/jobs/x", headers={"Origin": "https://elsewhere.example", **ask})
 
-    assert (200, FRIEND) == (yes.status_code, yes.headers["access-control-allow-origin"])
-    assert (400, "bad_request") == (no.status_code, no.json()["code"])
+    assert (yes.status_code, yes.headers["access-control-allow-origin"]) == (200, FRIEND)
+    assert (no.status_code, no.json()["code"]) == (400, "bad_request")
     assert "access-control-allow-origin" not in no.headers
 
 
@@ -106,13 +121,16 @@ def test_with_friends_every_answer_varies_by_origin(friendly: TestClient) -> Non
         assert "Origin" in friendly.get("/v1/jobs", headers=headers).headers["vary"]
     other = friendly.get("/v1/jobs", headers={"Origin": "https://elsewhere.example"})
     assert "access-control-allow-origin" not in other.headers
-    assert 403 == friendly.post("/v1/jobs", headers={"Origin": "https://elsewhere.example"}).status_code
+    assert (
+        friendly.post("/v1/jobs", headers={"Origin": "https://elsewhere.example"}).status_code
+        == 403
+    )
 
 
 def test_bodies_are_taken_only_as_they_are(client: TestClient) -> None:
     answer = client.post("/v1/jobs", content=b"{}", headers={"Content-Encoding": "gzip"})
 
-    assert (415, "unsupported_encoding") == (answer.status_code, answer.json()["code"])
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_encoding")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +143,9 @@ def test_bodies_are_taken_only_as_they_are(client: TestClient) -> None:
         ("HOSTS", "*"),
     ],
 )
-def test_lists_are_checked_when_a_process_starts(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+def test_lists_are_checked_when_a_process_starts(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
     monkeypatch.setenv(f"IMPASTO_API_{variable}", value)
     with pytest.raises(errors.BadSettings, match=variable):
         read_settings(ApiSettings)
@@ -136,7 +156,7 @@ def test_lists_have_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMPASTO_API_ALLOWED_HOSTS", "a.example,[::1]")
     own = read_settings(ApiSettings)
 
-    assert (["https://a.example", "http://b.example:8080"], ["a.example", "[::1]"]) == (
+    assert (
         own.cors_origins,
         own.allowed_hosts,
-    )
+    ) == (["https://a.example", "http://b.example:8080"], ["a.example", "[::1]"])

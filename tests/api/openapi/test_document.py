@@ -39,7 +39,11 @@ def _bodies(document: Any) -> list[tuple[str, Media]]:
         found += [(f"{name} {kind}", one) for kind, one in media.items()]
         for status, answer in operation["responses"].items():
             media = answer.get("content", {})
-            found += [(f"{name} {status} {kind}", one) for kind, one in media.items() if kind == "application/json"]
+            found += [
+                (f"{name} {status} {kind}", one)
+                for kind, one in media.items()
+                if kind == "application/json"
+            ]
     return found
 
 
@@ -59,9 +63,11 @@ def test_every_id_in_an_address_has_an_example_that_keeps_its_pattern(document: 
 
 def test_every_operation_tells_how_it_refuses(document: Any) -> None:
     for name, operation in _operations(document):
-        assert {"$ref": "#/components/responses/Refused"} == operation["responses"]["4XX"], name
+        assert operation["responses"]["4XX"] == {"$ref": "#/components/responses/Refused"}, name
         later = operation["responses"].get("503")
-        assert ({"$ref": "#/components/responses/Later"} if name != "GET /livez" else None) == later, name
+        assert (
+            {"$ref": "#/components/responses/Later"} if name != "GET /livez" else None
+        ) == later, name
 
 
 def test_every_code_has_an_example_that_is_what_is_answered(document: Any) -> None:
@@ -76,7 +82,9 @@ def test_every_code_has_an_example_that_is_what_is_answered(document: Any) -> No
             _assert_right(document, media["schema"], case["value"], code)
             told[code] = case["value"]
 
-    answered = {kind.code for kind in walk(errors.ImpastoError) if problem(kind()).status_code != 500} | set(REFUSALS)
-    assert answered == set(told)
+    answered = {
+        kind.code for kind in walk(errors.ImpastoError) if problem(kind()).status_code != 500
+    } | set(REFUSALS)
+    assert set(told) == answered
     assert all(code == body["code"] and body["detail"].endswith(".") for code, body in told.items())
     assert "Retry-After" in answers["Later"]["headers"]

@@ -10,13 +10,34 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from core.images import codec
-from core.jobs.models import EstimateResponse, Frame, JobProgress, ModelUsed, Output, ScaleEstimate, WorkerInfo
+from core.jobs.models import (
+    EstimateResponse,
+    Frame,
+    JobProgress,
+    ModelUsed,
+    Output,
+    ScaleEstimate,
+    WorkerInfo,
+)
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
 
 # That every answer may have, and no program has to be told of.
-USUAL = {"content-type", "content-length", "content-disposition", "cache-control", "vary", "accept-ranges"}
-USUAL |= {"last-modified", "content-security-policy", "x-content-type-options", "referrer-policy", "x-accel-buffering"}
+USUAL = {
+    "content-type",
+    "content-length",
+    "content-disposition",
+    "cache-control",
+    "vary",
+    "accept-ranges",
+}
+USUAL |= {
+    "last-modified",
+    "content-security-policy",
+    "x-content-type-options",
+    "referrer-policy",
+    "x-accel-buffering",
+}
 USUAL |= {"cross-origin-resource-policy", "cross-origin-opener-policy", "permissions-policy"}
 
 WORKER = WorkerInfo(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
@@ -56,7 +77,9 @@ class Seen:
 
 
 @pytest.fixture
-def seen(client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blobs, photo: Image.Image) -> Seen:
+def seen(
+    client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blobs, photo: Image.Image
+) -> Seen:
     ask, data = Seen(client), {"size": "64"}
     key = {"Idempotency-Key": "k"}
     for _ in range(2):
@@ -104,7 +127,9 @@ def seen(client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blo
             json={"contents": [digest], "styles": [digest]},
             headers={**key, "Idempotency-Key": "b"},
         )
-        again = ask("POST", f"{own}/retry", json={}, headers={"Idempotency-Key": "r"}).json()["links"]
+        again = ask("POST", f"{own}/retry", json={}, headers={"Idempotency-Key": "r"}).json()[
+            "links"
+        ]
     ask("GET", batch.headers["location"], headers={"Prefer": "wait=1"})
     ask("GET", batch.headers["location"], headers={"Prefer": "wait=1", "If-None-Match": "*"})
     ask("PATCH", again["self"], json={"spec": {"strength": 0.7}})
@@ -127,11 +152,15 @@ def seen(client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blo
 
 
 def _answer(store: JobStore) -> None:
-    step = ScaleEstimate(width=96, height=72, iterations=1, seconds=1.0, memory_bytes=1, tile_px=None)
+    step = ScaleEstimate(
+        width=96, height=72, iterations=1, seconds=1.0, memory_bytes=1, tile_px=None
+    )
     for _ in range(40):  # half a minute at most
         store.heartbeat("worker", WORKER)
         if found := store.next_estimate_request():
-            store.reply_to_estimate(found[0], EstimateResponse(device="cpu", network="vgg16", scales=[step]))
+            store.reply_to_estimate(
+                found[0], EstimateResponse(device="cpu", network="vgg16", scales=[step])
+            )
             return
 
 
@@ -148,7 +177,11 @@ def _unlike(told: Any, real: Any) -> list[str]:
     """Where they differ; what is null in one of them may be anything, and a list that is empty of anything."""
     if isinstance(told, dict) and isinstance(real, dict):
         missing = [f".{name}" for name in told.keys() ^ real.keys()]
-        return missing + [f".{name}{path}" for name in told.keys() & real for path in _unlike(told[name], real[name])]
+        return missing + [
+            f".{name}{path}"
+            for name in told.keys() & real
+            for path in _unlike(told[name], real[name])
+        ]
     if isinstance(told, list) and isinstance(real, list):
         return [f"[]{path}" for path in (_unlike(told[0], real[0]) if told and real else [])]
     return [""] if type(None) not in (told, real) and told != real else []
@@ -158,7 +191,12 @@ def test_every_example_is_like_the_real_answer(seen: Seen) -> None:
     compared = set()
     for name, real in seen.bodies.items():
         if isinstance(real, dict):
-            assert [] == _unlike(_kind(seen.told(name)["content"]["application/json"]["example"]), _kind(real)), name
+            assert (
+                _unlike(
+                    _kind(seen.told(name)["content"]["application/json"]["example"]), _kind(real)
+                )
+                == []
+            ), name
             compared.add(name)
     every = {
         f"{method.upper()} {path} {status}"
@@ -167,30 +205,32 @@ def test_every_example_is_like_the_real_answer(seen: Seen) -> None:
         for status, answer in operation["responses"].items()
         if "application/json" in answer.get("content", {})
     }
-    assert every == compared
+    assert compared == every
 
 
 def test_an_example_tells_the_status_that_such_an_answer_has(seen: Seen) -> None:
     for name, real in seen.bodies.items():
         example = seen.told(name)["content"].get("application/json", {}).get("example", {})
         if "status" in example:
-            assert real["status"] == example["status"], name
+            assert example["status"] == real["status"], name
 
 
 def test_the_streams_example_is_like_a_real_one(seen: Seen) -> None:
     name = "GET /v1/jobs/{job_id}/events 200"
     example = seen.told(name)["content"]["text/event-stream"]["example"]
-    told, real = (re.findall(r"event: (\w+)\ndata: (.*)\n", text) for text in (example, seen.bodies[name]))
+    told, real = (
+        re.findall(r"event: (\w+)\ndata: (.*)\n", text) for text in (example, seen.bodies[name])
+    )
 
     assert example.startswith("retry: 2000\n\n")
-    assert ["progress", "preview", "status"] == [event for event, _ in told]
-    assert [] == _unlike(_kind(json.loads(told[-1][1])), _kind(json.loads(real[-1][1])))
-    assert {"version", "progress"} == set(json.loads(told[0][1]))
-    assert {"version", "preview", "links"} == set(json.loads(told[1][1]))
+    assert [event for event, _ in told] == ["progress", "preview", "status"]
+    assert _unlike(_kind(json.loads(told[-1][1])), _kind(json.loads(real[-1][1]))) == []
+    assert set(json.loads(told[0][1])) == {"version", "progress"}
+    assert set(json.loads(told[1][1])) == {"version", "preview", "links"}
 
 
 def test_every_header_that_is_answered_is_told_and_no_other(seen: Seen) -> None:
     for name, real in seen.headers.items():
         told = {header.lower() for header in seen.told(name).get("headers", {})}
         refused = {"retry-after", "www-authenticate", "allow"} if name[-3] == "4" else set()
-        assert told - refused == real - refused, name
+        assert real - refused == told - refused, name

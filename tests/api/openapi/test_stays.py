@@ -41,7 +41,9 @@ def _told(document: Any) -> Iterator[str]:
                 yield f"{name} takes {kind}"
                 for field, schema in media["schema"].get("properties", {}).items():
                     yield f"{name} takes {kind} {field}: {_kind(schema)}"
-                    yield from (f"{name} takes {kind} {field}: {value}" for value in schema.get("enum", []))
+                    yield from (
+                        f"{name} takes {kind} {field}: {value}" for value in schema.get("enum", [])
+                    )
             for status, answer in operation["responses"].items():
                 for kind, media in answer.get("content", {}).items():
                     yield f"{name} {status} {kind}: {_kind(media.get('schema', {}))}"
@@ -68,7 +70,9 @@ def _needed(document: Any) -> Iterator[str]:
 
 def _document() -> Any:
     with tempfile.TemporaryDirectory() as folder:
-        return create_app(Settings(redis_url="redis://127.0.0.1:1/0", data_dir=Path(folder)), ApiSettings()).openapi()
+        return create_app(
+            Settings(redis_url="redis://127.0.0.1:1/0", data_dir=Path(folder)), ApiSettings()
+        ).openapi()
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +88,14 @@ def promised() -> set[str]:
 def test_nothing_that_was_promised_is_gone(document: Any, promised: set[str]) -> None:
     gone = {line for line in promised if " needs " not in line} - set(_told(document))
 
-    assert set() == gone
+    assert gone == set()
 
 
 def test_no_request_that_was_good_lacks_something_now(document: Any, promised: set[str]) -> None:
     new = {line for line in _needed(document) if line not in promised}
     addresses = {line for line in promised if line.count(" ") == 1}
 
-    assert set() == {line for line in new if line.partition(" needs ")[0] in addresses}
+    assert {line for line in new if line.partition(" needs ")[0] in addresses} == set()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ PHOTOS, PAINTINGS = (
     [codec.encode(Image.new("RGB", (40, 40), color)) for color in colors]
     for colors in (("red", "green", "blue"), ("black", "white"))
 )
-FILES = [("content", ("p", data)) for data in PHOTOS] + [("style", ("s", data)) for data in PAINTINGS]
+FILES = [("content", ("p", data)) for data in PHOTOS] + [
+    ("style", ("s", data)) for data in PAINTINGS
+]
 PAIRS = [(digest_of(photo), [digest_of(painting)]) for photo in PHOTOS for painting in PAINTINGS]
 
 
@@ -29,7 +31,9 @@ def send(client: TestClient, rings: list[int]) -> Any:
 
     def post(key: str | None = None, files: Any = FILES, **fields: str) -> Any:
         headers = {"Idempotency-Key": key} if key else {}
-        return client.post("/v1/batches", files=files, data={"size": "64", **fields}, headers=headers)
+        return client.post(
+            "/v1/batches", files=files, data={"size": "64", **fields}, headers=headers
+        )
 
     return post
 
@@ -38,41 +42,62 @@ def _inputs(batch: Any) -> list[tuple[str, list[str]]]:
     return [(job["input"]["content"], job["input"]["styles"]) for job in batch["jobs"]]
 
 
-def test_every_photo_is_painted_in_every_style_in_their_order(client: TestClient, send: Any, rings: list[int]) -> None:
+def test_every_photo_is_painted_in_every_style_in_their_order(
+    client: TestClient, send: Any, rings: list[int]
+) -> None:
     answer = send(preset="draft", priority="low", deadline_seconds="60")
     batch = answer.json()
 
-    assert (202, f"/v1/batches/{batch['id']}", "1") == (
+    assert (
         answer.status_code,
         answer.headers["location"],
         answer.headers["retry-after"],
-    )
+    ) == (202, f"/v1/batches/{batch['id']}", "1")
     assert is_batch_id(batch["id"])
-    assert PAIRS == _inputs(batch)
-    assert {(64, "draft", "low", batch["id"])} == {
-        (job["input"]["spec"]["size"], job["input"]["spec"]["quality"], job["priority"], job["batch_id"])
+    assert _inputs(batch) == PAIRS
+    assert {
+        (
+            job["input"]["spec"]["size"],
+            job["input"]["spec"]["quality"],
+            job["priority"],
+            job["batch_id"],
+        )
         for job in batch["jobs"]
-    }
-    assert [0, 1, 2, 3, 4, 5] == [job["queue"]["position"] for job in batch["jobs"]]
-    assert {**dict.fromkeys(Status, 0), "queued": 6} == batch["counts"]
-    assert batch == client.get(batch["links"]["self"]).json()
-    assert 6 == len(rings)
+    } == {(64, "draft", "low", batch["id"])}
+    assert [job["queue"]["position"] for job in batch["jobs"]] == [0, 1, 2, 3, 4, 5]
+    assert batch["counts"] == {**dict.fromkeys(Status, 0), "queued": 6}
+    assert client.get(batch["links"]["self"]).json() == batch
+    assert len(rings) == 6
 
 
-def test_a_doorbell_that_nobody_hears_is_rung_once(client: TestClient, app: Any, files: dict[str, Any]) -> None:
+def test_a_doorbell_that_nobody_hears_is_rung_once(
+    client: TestClient, app: Any, files: dict[str, Any]
+) -> None:
     rung: list[int] = []
     app.state.notify = lambda: bool(rung.append(1))
-    several = [("content", files["content"]), ("content", files["style"]), ("style", files["style"])]
+    several = [
+        ("content", files["content"]),
+        ("content", files["style"]),
+        ("style", files["style"]),
+    ]
     answer = client.post("/v1/batches", files=several, data={"size": "64"})
 
-    assert (202, 2, 1) == (answer.status_code, len(answer.json()["jobs"]), len(rung))
+    assert (answer.status_code, len(answer.json()["jobs"]), len(rung)) == (202, 2, 1)
 
 
 def test_the_same_by_json_with_digests(client: TestClient, rings: list[int]) -> None:
-    ids = [client.post("/v1/images", files={"image": data}).json()["id"] for data in (*PHOTOS, *PAINTINGS)]
-    body = {"contents": ids[:3], "styles": ids[3:], "spec": {"size": 64, "preset": "draft"}, "priority": "low"}
+    ids = [
+        client.post("/v1/images", files={"image": data}).json()["id"]
+        for data in (*PHOTOS, *PAINTINGS)
+    ]
+    body = {
+        "contents": ids[:3],
+        "styles": ids[3:],
+        "spec": {"size": 64, "preset": "draft"},
+        "priority": "low",
+    }
 
-    assert PAIRS == _inputs(client.post("/v1/batches", json=body).json())
+    assert _inputs(client.post("/v1/batches", json=body).json()) == PAIRS
 
 
 def test_its_link_tells_of_every_change_and_else_304(
@@ -85,67 +110,96 @@ def test_its_link_tells_of_every_change_and_else_304(
     running = client.get(path, headers={"If-None-Match": first.headers["etag"]})
     assert job is not None
     data = codec.encode(Image.new("RGB", (64, 64)))
-    output = Output(id=blobs.put(data), content_type="image/png", width=64, height=64, size_bytes=len(data))
+    output = Output(
+        id=blobs.put(data), content_type="image/png", width=64, height=64, size_bytes=len(data)
+    )
     store.succeed(job.id, "t", output, ModelUsed(name="vgg16", sha256="0"), {})
     done = client.get(path).json()
 
-    assert (304, "1", b"") == (unchanged.status_code, unchanged.headers["retry-after"], unchanged.content)
-    assert (200, 1, 5) == (running.status_code, running.json()["counts"]["running"], running.json()["counts"]["queued"])
-    assert (1, "succeeded") == (done["counts"]["succeeded"], done["jobs"][0]["status"])
-    assert data == client.get(done["jobs"][0]["links"]["result"]).content
+    assert (unchanged.status_code, unchanged.headers["retry-after"], unchanged.content) == (
+        304,
+        "1",
+        b"",
+    )
+    assert (
+        running.status_code,
+        running.json()["counts"]["running"],
+        running.json()["counts"]["queued"],
+    ) == (200, 1, 5)
+    assert (done["counts"]["succeeded"], done["jobs"][0]["status"]) == (1, "succeeded")
+    assert client.get(done["jobs"][0]["links"]["result"]).content == data
 
 
-def test_cancel_and_delete_are_of_all_and_safe_to_repeat(client: TestClient, send: Any, store: JobStore) -> None:
+def test_cancel_and_delete_are_of_all_and_safe_to_repeat(
+    client: TestClient, send: Any, store: JobStore
+) -> None:
     batch, alone = send().json(), send().json()
     store.claim("t", "worker")
     path = batch["links"]["self"]
     canceled = [client.post(batch["links"]["cancel"]) for _ in range(2)]
 
-    assert [(200, 5, 1)] * 2 == [
-        (answer.status_code, answer.json()["counts"]["canceled"], answer.json()["counts"]["running"])
+    assert [
+        (
+            answer.status_code,
+            answer.json()["counts"]["canceled"],
+            answer.json()["counts"]["running"],
+        )
         for answer in canceled
-    ]
+    ] == [(200, 5, 1)] * 2
     assert canceled[0].json()["jobs"][0]["cancel_requested"]
     assert "retry-after" in client.get(path).headers, "one still runs"
-    assert [204, 204] == [client.delete(path).status_code for _ in range(2)]
-    assert [404, 404] == [answer.status_code for answer in (client.get(path), client.post(f"{path}/cancel"))]
-    assert "batch_not_found" == client.get(path).json()["code"]
-    assert 6 == client.get(alone["links"]["self"]).json()["counts"]["queued"]
-    assert 6 == store.get_load().queued
+    assert [client.delete(path).status_code for _ in range(2)] == [204, 204]
+    assert [answer.status_code for answer in (client.get(path), client.post(f"{path}/cancel"))] == [
+        404,
+        404,
+    ]
+    assert client.get(path).json()["code"] == "batch_not_found"
+    assert client.get(alone["links"]["self"]).json()["counts"]["queued"] == 6
+    assert store.get_load().queued == 6
 
 
-def test_a_job_that_is_deleted_is_missing_and_the_last_takes_the_batch_along(client: TestClient, send: Any) -> None:
+def test_a_job_that_is_deleted_is_missing_and_the_last_takes_the_batch_along(
+    client: TestClient, send: Any
+) -> None:
     batch = send().json()
     for left, job in zip(range(5, 0, -1), batch["jobs"], strict=False):
         client.delete(job["links"]["self"])
-        assert left == len(client.get(batch["links"]["self"]).json()["jobs"])
+        assert len(client.get(batch["links"]["self"]).json()["jobs"]) == left
     client.delete(batch["jobs"][-1]["links"]["self"])
 
-    assert 404 == client.get(batch["links"]["self"]).status_code
+    assert client.get(batch["links"]["self"]).status_code == 404
 
 
-def test_the_same_idempotency_key_gives_the_same_batch(client: TestClient, send: Any, rings: list[int]) -> None:
+def test_the_same_idempotency_key_gives_the_same_batch(
+    client: TestClient, send: Any, rings: list[int]
+) -> None:
     first, again, other = send("k"), send("k"), send("k", size="96")
     job = client.post("/v1/jobs", files=[FILES[0], FILES[3]], headers={"Idempotency-Key": "k"})
 
-    assert (202, first.json()["id"], "true") == (
+    assert (
         again.status_code,
         again.json()["id"],
         again.headers["idempotent-replayed"],
-    )
-    assert [(422, "idempotency_conflict")] * 2 == [
-        (answer.status_code, answer.json()["code"]) for answer in (other, job)
-    ]
-    assert (6, 6) == (len(rings), len(client.get("/v1/jobs").json()["jobs"]))
+    ) == (202, first.json()["id"], "true")
+    assert [(answer.status_code, answer.json()["code"]) for answer in (other, job)] == [
+        (422, "idempotency_conflict")
+    ] * 2
+    assert (len(rings), len(client.get("/v1/jobs").json()["jobs"])) == (6, 6)
     client.delete(first.json()["links"]["self"])
-    assert first.json()["id"] != send("k").json()["id"]
+    assert send("k").json()["id"] != first.json()["id"]
 
 
 def test_a_repeated_batch_is_answered_though_its_pictures_have_gone(
     client: TestClient, store: JobStore, blobs: Blobs
 ) -> None:
-    ids = [client.post("/v1/images", files={"image": data}).json()["id"] for data in (PHOTOS[0], PAINTINGS[0])]
-    body, key = {"contents": [ids[0]], "styles": [ids[1]], "spec": {"size": 64}}, {"Idempotency-Key": "k"}
+    ids = [
+        client.post("/v1/images", files={"image": data}).json()["id"]
+        for data in (PHOTOS[0], PAINTINGS[0])
+    ]
+    body, key = (
+        {"contents": [ids[0]], "styles": [ids[1]], "spec": {"size": 64}},
+        {"Idempotency-Key": "k"},
+    )
     first = client.post("/v1/batches", json=body, headers=key)
     store.cancel_batch(first.json()["id"])
     store.expire_early(1)
@@ -154,11 +208,11 @@ def test_a_repeated_batch_is_answered_though_its_pictures_have_gone(
         blobs.delete(digest)
     again = client.post("/v1/batches", json=body, headers=key)
 
-    assert (202, first.json()["id"]) == (again.status_code, again.json()["id"])
-    assert "true" == again.headers["idempotent-replayed"]
-    assert "image_not_found" == client.post("/v1/batches", json=body).json()["code"]
+    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+    assert again.headers["idempotent-replayed"] == "true"
+    assert client.post("/v1/batches", json=body).json()["code"] == "image_not_found"
     other = client.post("/v1/batches", json={**body, "spec": {"size": 96}}, headers=key)
-    assert "idempotency_conflict" == other.json()["code"]
+    assert other.json()["code"] == "idempotency_conflict"
 
 
 @pytest.mark.parametrize(
@@ -178,8 +232,12 @@ def test_all_or_none_within_the_limits(
     refused = send()
     app.state.settings = ApiSettings(max_jobs_per_caller=8, max_queued=8)
 
-    assert (status, code, 2) == (refused.status_code, refused.json()["code"], store.get_load().queued)
-    assert 202 == send().status_code
+    assert (refused.status_code, refused.json()["code"], store.get_load().queued) == (
+        status,
+        code,
+        2,
+    )
+    assert send().status_code == 202
 
 
 def test_a_reused_result_takes_no_place(
@@ -189,16 +247,18 @@ def test_a_reused_result_takes_no_place(
     send(files=[FILES[0], FILES[3]])
     job = store.claim("t", "worker")
     assert job is not None
-    output = Output(id=blobs.put(PHOTOS[0]), content_type="image/png", width=40, height=40, size_bytes=1)
+    output = Output(
+        id=blobs.put(PHOTOS[0]), content_type="image/png", width=40, height=40, size_bytes=1
+    )
     store.succeed(job.id, "t", output, ModelUsed(name="vgg16", sha256="0"), {})
     app.state.settings = ApiSettings(max_queued=5)
     batch = send(reuse="true").json()
 
-    assert (1, 5, job.id) == (
+    assert (
         batch["counts"]["succeeded"],
         batch["counts"]["queued"],
         batch["jobs"][0]["reused_from"],
-    )
+    ) == (1, 5, job.id)
 
 
 def test_callers_take_turns_as_ever(client: TestClient, send: Any, store: JobStore) -> None:
@@ -207,10 +267,12 @@ def test_callers_take_turns_as_ever(client: TestClient, send: Any, store: JobSto
     alone = client.post("/v1/jobs", files=[FILES[0], FILES[3]], data={"size": "64"}).json()
 
     claimed = [job.id for job in (store.claim(token, "worker") for token in ("a", "b")) if job]
-    assert alone["id"] == claimed[1]
+    assert claimed[1] == alone["id"]
 
 
-def test_anothers_batch_is_as_one_that_there_is_not(client: TestClient, send: Any, store: JobStore) -> None:
+def test_anothers_batch_is_as_one_that_there_is_not(
+    client: TestClient, send: Any, store: JobStore
+) -> None:
     batch = send().json()
     client.app.dependency_overrides[dependencies._caller] = lambda: Caller("stranger")  # type: ignore[attr-defined]
     real, none = batch["links"]["self"], "/v1/batches/batch_" + "a" * 26
@@ -221,12 +283,12 @@ def test_anothers_batch_is_as_one_that_there_is_not(client: TestClient, send: An
         lambda path: client.get(path, headers={"If-None-Match": '"x"'}),
     ):
         foreign, unknown = ask(real), ask(none)
-        assert (unknown.status_code, unknown.content) == (foreign.status_code, foreign.content)
+        assert (foreign.status_code, foreign.content) == (unknown.status_code, unknown.content)
 
     digest = batch["jobs"][0]["input"]["content"]
     named = client.post("/v1/batches", json={"contents": [digest], "styles": [digest]})
-    assert (404, "image_not_found") == (named.status_code, named.json()["code"])
-    assert 6 == store.get_load().queued
+    assert (named.status_code, named.json()["code"]) == (404, "image_not_found")
+    assert store.get_load().queued == 6
 
 
 @pytest.mark.parametrize(
@@ -242,17 +304,33 @@ def test_anothers_batch_is_as_one_that_there_is_not(client: TestClient, send: An
         (FILES, {"init": "picture"}, 422, "bad_spec"),
         (FILES, {"style_weights": "1,2"}, 422, "bad_spec"),
         ([*FILES, ("style", ("s", b"GIF89a"))], {}, 415, "unsupported_image"),
-        ([*FILES, ("content", ("s", codec.encode(Image.new("RGB", (800, 60)))))], {}, 422, "bad_spec"),
+        (
+            [*FILES, ("content", ("s", codec.encode(Image.new("RGB", (800, 60)))))],
+            {},
+            422,
+            "bad_spec",
+        ),
         ([*FILES, ("content", (None, "sha256:" + "0" * 64))], {}, 404, "image_not_found"),
     ],
 )
 def test_one_bad_part_and_nothing_is_taken(
-    send: Any, store: JobStore, rings: list[int], tmp_path: Any, files: Any, fields: Any, status: int, code: str
+    send: Any,
+    store: JobStore,
+    rings: list[int],
+    tmp_path: Any,
+    files: Any,
+    fields: Any,
+    status: int,
+    code: str,
 ) -> None:
     answer = send(files=files, **fields)
 
-    assert (status, code) == (answer.status_code, answer.json()["code"])
-    assert ([], 0, []) == (rings, store.get_load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert (
+        rings,
+        store.get_load().queued,
+        [path for path in tmp_path.rglob("*") if path.is_file()],
+    ) == ([], 0, [])
 
 
 ANY = "sha256:" + "0" * 64
@@ -273,13 +351,16 @@ ANY = "sha256:" + "0" * 64
 def test_json_of_the_wrong_form_is_refused(client: TestClient, body: Any) -> None:
     answer = client.post("/v1/batches", json=body)
 
-    assert (400, "bad_request") == (answer.status_code, answer.json()["code"])
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
 
 
-@pytest.mark.parametrize("batch_id", ["x", "job_" + "a" * 26, "batch_" + "A" * 26, "..%2f..", "b" * 5000])
+@pytest.mark.parametrize(
+    "batch_id", ["x", "job_" + "a" * 26, "batch_" + "A" * 26, "..%2f..", "b" * 5000]
+)
 def test_an_unknown_id_is_404_whatever_it_looks_like(client: TestClient, batch_id: str) -> None:
     path = f"/v1/batches/{batch_id}"
 
-    assert {404} == {
-        answer.status_code for answer in (client.get(path), client.post(f"{path}/cancel"), client.delete(path))
-    }
+    assert {
+        answer.status_code
+        for answer in (client.get(path), client.post(f"{path}/cancel"), client.delete(path))
+    } == {404}

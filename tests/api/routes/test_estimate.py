@@ -13,8 +13,12 @@ from core.jobs.store import JobStore
 
 Ask = Callable[..., Any]
 STEPS = [
-    ScaleEstimate(width=181, height=136, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None),
-    ScaleEstimate(width=256, height=192, iterations=35, seconds=6.04, memory_bytes=3_000_000, tile_px=512),
+    ScaleEstimate(
+        width=181, height=136, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None
+    ),
+    ScaleEstimate(
+        width=256, height=192, iterations=35, seconds=6.04, memory_bytes=3_000_000, tile_px=512
+    ),
 ]
 FORECAST = EstimateResponse(device="cpu", network="vgg16", scales=STEPS)
 SKETCH: dict[str, Any] = {
@@ -54,21 +58,39 @@ def test_sizes_are_enough_to_ask(ask: Ask, submit: Any) -> None:
     answer, asked = ask(SKETCH)
     told = answer.json()
 
-    assert 200 == answer.status_code
-    assert (10.0, 3_000_000, 256, 192, None) == tuple(
+    assert answer.status_code == 200
+    assert tuple(
         told[name] for name in ("seconds", "memory_bytes", "width", "height", "refused")
+    ) == (10.0, 3_000_000, 256, 192, None)
+    assert (told["device"], told["network"], told["scales"]) == (
+        "cpu",
+        "vgg16",
+        [step.model_dump() for step in STEPS],
     )
-    assert ("cpu", "vgg16", [step.model_dump() for step in STEPS]) == (told["device"], told["network"], told["scales"])
-    assert {"position": 1, "start_seconds": None} == told["queue"]
-    assert ((1200, 900), [(640, 480)], 0, 256) == (asked.content, asked.styles, asked.masks, asked.spec["size"])
+    assert told["queue"] == {"position": 1, "start_seconds": None}
+    assert (asked.content, asked.styles, asked.masks, asked.spec["size"]) == (
+        (1200, 900),
+        [(640, 480)],
+        0,
+        256,
+    )
 
 
 def test_the_json_of_a_submission_is_a_question(ask: Ask, client: TestClient, files: Any) -> None:
-    digests = [client.post("/v1/images", files={"image": files[name]}).json()["id"] for name in ("content", "style")]
-    sketch = {"content": digests[0], "styles": digests[1:], "masks": digests[:1], "priority": "low", "reuse": True}
+    digests = [
+        client.post("/v1/images", files={"image": files[name]}).json()["id"]
+        for name in ("content", "style")
+    ]
+    sketch = {
+        "content": digests[0],
+        "styles": digests[1:],
+        "masks": digests[:1],
+        "priority": "low",
+        "reuse": True,
+    }
     answer, asked = ask(sketch)
-    assert 200 == answer.status_code
-    assert ((96, 72), [(96, 75)], 1) == (asked.content, asked.styles, asked.masks)
+    assert answer.status_code == 200
+    assert (asked.content, asked.styles, asked.masks) == ((96, 72), [(96, 75)], 1)
 
 
 def test_what_would_fail_is_told_so(ask: Ask) -> None:
@@ -76,17 +98,19 @@ def test_what_would_fail_is_told_so(ask: Ask) -> None:
         device="cpu", network="vgg16", refused=JobError(code="out_of_memory", message="Smaller.")
     )
     told = ask(SKETCH, refused)[0].json()
-    assert (None, None, []) == (told["seconds"], told["memory_bytes"], told["scales"])
-    assert {"code": "out_of_memory", "message": "Smaller."} == told["refused"]
+    assert (told["seconds"], told["memory_bytes"], told["scales"]) == (None, None, [])
+    assert told["refused"] == {"code": "out_of_memory", "message": "Smaller."}
 
 
-def test_without_a_worker_nobody_can_tell(client: TestClient, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_worker_nobody_can_tell(
+    client: TestClient, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(estimate, "WAIT_SECONDS", 0.2)
     answer = client.post("/v1/estimate", json=SKETCH)
-    assert (503, "no_worker") == (answer.status_code, answer.json()["code"])
+    assert (answer.status_code, answer.json()["code"]) == (503, "no_worker")
     store.heartbeat("deaf")
     answer = client.post("/v1/estimate", json=SKETCH)
-    assert (503, "no_worker") == (answer.status_code, answer.json()["code"])
+    assert (answer.status_code, answer.json()["code"]) == (503, "no_worker")
     assert "retry-after" in answer.headers
 
 
@@ -107,4 +131,4 @@ def test_a_bad_question_is_refused_as_a_submission_is(
     client: TestClient, change: dict[str, Any], status: int, code: str
 ) -> None:
     answer = client.post("/v1/estimate", json=SKETCH | change)
-    assert (status, code) == (answer.status_code, answer.json()["code"])
+    assert (answer.status_code, answer.json()["code"]) == (status, code)

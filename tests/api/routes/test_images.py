@@ -26,20 +26,22 @@ def test_an_upload_is_named_by_its_digest_and_found_again(
     kept = client.post("/v1/images", files={"image": files["content"]})
     again = client.post("/v1/images", files={"image": files["content"]})
 
-    assert 404 == unknown.status_code
-    assert (201, {"id": digest_of(data), "width": 96, "height": 72, "size_bytes": len(data)}) == (
+    assert unknown.status_code == 404
+    assert (
         kept.status_code,
         kept.json(),
-    )
-    assert kept.json() == again.json()
-    assert 200 == client.head(kept.headers["location"]).status_code
-    assert data == blobs.get(kept.json()["id"])
+    ) == (201, {"id": digest_of(data), "width": 96, "height": 72, "size_bytes": len(data)})
+    assert again.json() == kept.json()
+    assert client.head(kept.headers["location"]).status_code == 200
+    assert blobs.get(kept.json()["id"]) == data
 
 
-def test_an_upload_is_safe_from_the_janitor(client: TestClient, files: dict[str, Any], store: JobStore) -> None:
+def test_an_upload_is_safe_from_the_janitor(
+    client: TestClient, files: dict[str, Any], store: JobStore
+) -> None:
     client.post("/v1/images", files={"image": files["content"]})
 
-    assert [] == store.mark_deleting()
+    assert store.mark_deleting() == []
 
 
 def test_an_upload_can_be_fetched_as_it_came(client: TestClient, files: dict[str, Any]) -> None:
@@ -48,7 +50,11 @@ def test_an_upload_can_be_fetched_as_it_came(client: TestClient, files: dict[str
         kept = client.post("/v1/images", files={"image": files[name]})
         answer = client.get(kept.headers["location"])
 
-        assert (200, kind, files[name][1]) == (answer.status_code, answer.headers["content-type"], answer.content)
+        assert (answer.status_code, answer.headers["content-type"], answer.content) == (
+            200,
+            kind,
+            files[name][1],
+        )
         assert "sandbox" in answer.headers["content-security-policy"]
 
 
@@ -62,26 +68,28 @@ def test_to_look_at_a_picture_does_not_make_it_stay(
     client.delete(job["links"]["self"])
     store.expire_due(0)
 
-    assert (200, 404) == (shown, client.get(f"/v1/images/{photo}").status_code)
+    assert (shown, client.get(f"/v1/images/{photo}").status_code) == (200, 404)
 
 
 @pytest.mark.parametrize("digest", ["x", "sha256:" + "0" * 64, "..%2f..", "%00"])
 def test_what_is_not_here_is_404(client: TestClient, digest: str) -> None:
-    assert [404, 404] == [client.request(method, f"/v1/images/{digest}").status_code for method in ("HEAD", "GET")]
+    assert [
+        client.request(method, f"/v1/images/{digest}").status_code for method in ("HEAD", "GET")
+    ] == [404, 404]
 
 
 def test_a_bad_upload_is_refused_and_leaves_nothing(client: TestClient, tmp_path: Any) -> None:
     answer = client.post("/v1/images", files={"image": ("x.png", b"GIF89a")})
 
-    assert (415, "unsupported_image") == (answer.status_code, answer.json()["code"])
-    assert 422 == client.post("/v1/images").status_code
-    assert [] == [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_image")
+    assert client.post("/v1/images").status_code == 422
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_body_beyond_the_limit_is_413(client: TestClient) -> None:
     answer = client.post("/v1/images", files={"image": ("x", b"\0" * 21_000_000)})
 
-    assert (413, "upload_too_large") == (answer.status_code, answer.json()["code"])
+    assert (answer.status_code, answer.json()["code"]) == (413, "upload_too_large")
 
 
 def _files(folder: Any) -> list[Any]:
@@ -100,18 +108,22 @@ def test_a_file_is_refused_as_soon_as_it_passes_its_limit(
 
     answer = client.post(path, files={field: ("x", b"\xff\xd8\xff" + bytes(5_000_000))})
 
-    assert (413, "upload_too_large") == (answer.status_code, answer.json()["code"])
+    assert (answer.status_code, answer.json()["code"]) == (413, "upload_too_large")
     assert 150_000 < sum(written) <= 200_000
-    assert [] == _files(tmp_path)
+    assert _files(tmp_path) == []
 
 
-def test_text_is_taken_within_a_limit_for_all_fields_together(client: TestClient, tmp_path: Any) -> None:
+def test_text_is_taken_within_a_limit_for_all_fields_together(
+    client: TestClient, tmp_path: Any
+) -> None:
     answer = client.post(
-        "/v1/jobs", files={"content": ("x", b"\xff\xd8\xff")}, data={"a": "x" * 60_000, "b": "x" * 60_000}
+        "/v1/jobs",
+        files={"content": ("x", b"\xff\xd8\xff")},
+        data={"a": "x" * 60_000, "b": "x" * 60_000},
     )
 
-    assert (413, "upload_too_large") == (answer.status_code, answer.json()["code"])
-    assert [] == _files(tmp_path)
+    assert (answer.status_code, answer.json()["code"]) == (413, "upload_too_large")
+    assert _files(tmp_path) == []
 
 
 def test_a_full_disk_is_503_and_leaves_nothing(
@@ -126,8 +138,12 @@ def test_a_full_disk_is_503_and_leaves_nothing(
         with monkeypatch.context() as patched:
             patched.setattr(module, name, full)
             answer = client.post("/v1/images", files={"image": files["content"]})
-        assert (503, "storage_full", "2") == (answer.status_code, answer.json()["code"], answer.headers["retry-after"])
-        assert [] == _files(tmp_path)
+        assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (
+            503,
+            "storage_full",
+            "2",
+        )
+        assert _files(tmp_path) == []
 
 
 def test_who_waits_too_long_for_a_decoder_is_told_to_come_again(
@@ -137,9 +153,13 @@ def test_who_waits_too_long_for_a_decoder_is_told_to_come_again(
     monkeypatch.setattr(images, "WAIT_SECONDS", 0.1)
     answer = client.post("/v1/images", files={"image": files["content"]})
 
-    assert (503, "unavailable", "2") == (answer.status_code, answer.json()["code"], answer.headers["retry-after"])
-    assert [] == _files(tmp_path)
-    assert 200 == client.get("/livez").status_code
+    assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (
+        503,
+        "unavailable",
+        "2",
+    )
+    assert _files(tmp_path) == []
+    assert client.get("/livez").status_code == 200
 
 
 def test_files_lie_among_the_parts_of_blobs_while_they_are_read(
@@ -147,22 +167,28 @@ def test_files_lie_among_the_parts_of_blobs_while_they_are_read(
 ) -> None:
     seen = []
     stock = multipart.part_of
-    monkeypatch.setattr(images.multipart, "part_of", lambda file: seen.append(stock(file).path) or stock(file))
+    monkeypatch.setattr(
+        images.multipart, "part_of", lambda file: seen.append(stock(file).path) or stock(file)
+    )
     client.post("/v1/images", files={"image": files["content"]})
 
-    assert [tmp_path / "blobs" / "parts"] == [path.parent for path in seen]
+    assert [path.parent for path in seen] == [tmp_path / "blobs" / "parts"]
     assert not seen[0].exists()
 
 
-def test_the_uploads_of_a_caller_take_so_much_room_and_no_more(app: FastAPI, client: TestClient) -> None:
-    one, two, three = (pictures.encode(Image.new("RGB", (40, 40), color)) for color in ("red", "green", "blue"))
+def test_the_uploads_of_a_caller_take_so_much_room_and_no_more(
+    app: FastAPI, client: TestClient
+) -> None:
+    one, two, three = (
+        pictures.encode(Image.new("RGB", (40, 40), color)) for color in ("red", "green", "blue")
+    )
     app.state.settings = ApiSettings(upload_quota_gb_per_caller=(len(one) + len(two)) / 1e9)
     answers = [client.post("/v1/images", files={"image": data}) for data in (one, two, two, three)]
 
-    assert [201, 201, 201, 429] == [answer.status_code for answer in answers]
-    assert "quota_exceeded" == answers[3].json()["code"]
+    assert [answer.status_code for answer in answers] == [201, 201, 201, 429]
+    assert answers[3].json()["code"] == "quota_exceeded"
     assert 0 < int(answers[3].headers["retry-after"]) <= 86_400
-    assert 200 == client.head(answers[0].headers["location"]).status_code
+    assert client.head(answers[0].headers["location"]).status_code == 200
 
 
 def test_a_picture_of_a_job_that_is_kept_as_an_upload_counts_as_one(
@@ -171,14 +197,19 @@ def test_a_picture_of_a_job_that_is_kept_as_an_upload_counts_as_one(
     digest = submit().json()["input"]["content"]
     app.state.settings = ApiSettings(upload_quota_gb_per_caller=1 / 1e9)
 
-    assert [429, 200] == [client.request(way, f"/v1/images/{digest}").status_code for way in ("HEAD", "GET")]
+    assert [client.request(way, f"/v1/images/{digest}").status_code for way in ("HEAD", "GET")] == [
+        429,
+        200,
+    ]
 
 
-def test_no_header_tells_that_somebody_else_has_sent_the_same(client: TestClient, blobs: Blobs) -> None:
+def test_no_header_tells_that_somebody_else_has_sent_the_same(
+    client: TestClient, blobs: Blobs
+) -> None:
     data = pictures.encode(Image.new("RGB", (40, 40), "red"))
     path = client.post("/v1/images", files={"image": data}).headers["location"]
     before = client.get(path).headers
     os.utime(blobs.path(digest_of(data)), (2e9, 2e9))
 
     assert "last-modified" not in before
-    assert {**before, "x-request-id": ""} == {**client.get(path).headers, "x-request-id": ""}
+    assert {**client.get(path).headers, "x-request-id": ""} == {**before, "x-request-id": ""}

@@ -23,7 +23,7 @@ def _paint(store: JobStore, blobs: Blobs, *pictures: Image.Image) -> None:
         digest = blobs.put(codec.encode(picture, "jpeg"))
         store.reserve(digest)
         frame = Frame(index=0, iteration=10 * number, scale=1, seconds=number / 2, digest=digest)
-        assert 0 == store.add_frame(job.id, "t", frame)
+        assert store.add_frame(job.id, "t", frame) == 0
 
 
 def _color(picture: Image.Image) -> tuple[int, ...]:
@@ -46,16 +46,19 @@ def test_frames_are_listed_and_shown_while_it_runs(client: TestClient, path: str
     shown = client.get(listed[1]["url"])
     again = client.get(listed[1]["url"], headers={"If-None-Match": shown.headers["etag"]})
 
-    assert [(0, 0, 0.0), (1, 10, 0.5)] == [(one["index"], one["iteration"], one["seconds"]) for one in listed]
-    assert ("image/jpeg", (0, 0, 4)) == (
+    assert [(one["index"], one["iteration"], one["seconds"]) for one in listed] == [
+        (0, 0, 0.0),
+        (1, 10, 0.5),
+    ]
+    assert (
         shown.headers["content-type"],
         _color(Image.open(io.BytesIO(shown.content))),
-    )
-    assert (304, b"") == (again.status_code, again.content)
-    assert (404, "image_not_found") == (
+    ) == ("image/jpeg", (0, 0, 4))
+    assert (again.status_code, again.content) == (304, b"")
+    assert (
         (missing := client.get(f"{path}/frames/2")).status_code,
         missing.json()["code"],
-    )
+    ) == (404, "image_not_found")
 
 
 def test_the_timelapse_is_an_animation_of_one_size(client: TestClient, path: str) -> None:
@@ -63,10 +66,15 @@ def test_the_timelapse_is_an_animation_of_one_size(client: TestClient, path: str
     with Image.open(io.BytesIO(answer.content)) as animation:
         colors = [_color(frame) for frame in ImageSequence.Iterator(animation)]
 
-    assert ("image/webp", (64, 48)) == (answer.headers["content-type"], animation.size)
-    assert [(4, 0, 0), (0, 0, 4)] == colors
-    assert 304 == client.get(f"{path}/timelapse", headers={"If-None-Match": answer.headers["etag"]}).status_code
-    assert 422 == client.get(f"{path}/timelapse?format=gif").status_code
+    assert (answer.headers["content-type"], animation.size) == ("image/webp", (64, 48))
+    assert colors == [(4, 0, 0), (0, 0, 4)]
+    assert (
+        client.get(
+            f"{path}/timelapse", headers={"If-None-Match": answer.headers["etag"]}
+        ).status_code
+        == 304
+    )
+    assert client.get(f"{path}/timelapse?format=gif").status_code == 422
 
 
 def test_a_frame_that_the_disk_has_damaged_is_left_out(
@@ -77,17 +85,17 @@ def test_a_frame_that_the_disk_has_damaged_is_left_out(
     blobs.path(digest_of(client.get(first["url"]).content)).write_bytes(b"\xff\xd8\xffjunk")
     answer = client.get(f"{path}/timelapse")
 
-    assert 200 == answer.status_code
+    assert answer.status_code == 200
     with Image.open(io.BytesIO(answer.content)) as animation:
-        assert [(0, 0, 4)] == [_color(frame) for frame in ImageSequence.Iterator(animation)]
+        assert [_color(frame) for frame in ImageSequence.Iterator(animation)] == [(0, 0, 4)]
 
 
 def test_there_may_be_no_frames_yet(client: TestClient, submit: Callable[..., Any]) -> None:
     path = f"/v1/jobs/{submit().json()['id']}"
     none = client.get(f"{path}/timelapse")
 
-    assert {"frames": []} == client.get(f"{path}/frames").json()
-    assert (409, "no_result") == (none.status_code, none.json()["code"])
+    assert client.get(f"{path}/frames").json() == {"frames": []}
+    assert (none.status_code, none.json()["code"]) == (409, "no_result")
     assert "frames" not in client.get(path).json()["links"]
-    assert 404 == client.get("/v1/jobs/job_" + "a" * 26 + "/frames").status_code
-    assert 404 == client.get("/v1/jobs/x/timelapse").status_code
+    assert client.get("/v1/jobs/job_" + "a" * 26 + "/frames").status_code == 404
+    assert client.get("/v1/jobs/x/timelapse").status_code == 404

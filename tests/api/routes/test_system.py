@@ -11,12 +11,16 @@ from core.images import codec
 from core.jobs.models import WorkerInfo
 from core.jobs.store import JobStore
 
-CARD = WorkerInfo(device="A card", precision="bfloat16", network="vgg19", networks=["vgg16", "vgg19"])
+CARD = WorkerInfo(
+    device="A card", precision="bfloat16", network="vgg19", networks=["vgg16", "vgg19"]
+)
 CPU = WorkerInfo(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
 
 
-def test_the_system_tells_of_workers_queue_and_limits(client: TestClient, submit: Any, store: JobStore) -> None:
-    assert [] == client.get("/v1/system").json()["workers"]
+def test_the_system_tells_of_workers_queue_and_limits(
+    client: TestClient, submit: Any, store: JobStore
+) -> None:
+    assert client.get("/v1/system").json()["workers"] == []
     for _ in range(3):
         submit()
     store.heartbeat("host:1", CARD)
@@ -25,12 +29,12 @@ def test_the_system_tells_of_workers_queue_and_limits(client: TestClient, submit
 
     told = client.get("/v1/system").json()
 
-    assert (2, 1) == (told["queued"], told["running"])
+    assert (told["queued"], told["running"]) == (2, 1)
     workers = sorted(told["workers"], key=lambda worker: not worker["busy"])
-    assert [{"busy": True, "info": CARD.model_dump()}, {"busy": False, "info": None}] == workers
-    assert (codec.MAX_BYTES, ["png", "jpeg", "webp"], 8192, 8) == tuple(
+    assert workers == [{"busy": True, "info": CARD.model_dump()}, {"busy": False, "info": None}]
+    assert tuple(
         told["limits"][name] for name in ("max_file_bytes", "formats", "max_size", "max_styles")
-    )
+    ) == (codec.MAX_BYTES, ["png", "jpeg", "webp"], 8192, 8)
     assert "host" not in str(told["workers"]), "a worker's name tells its host"
 
 
@@ -38,7 +42,7 @@ def test_a_worker_that_is_buried_is_not_told_of(client: TestClient, store: JobSt
     store.heartbeat("host:1", CARD)
     store.heartbeat("two", CPU)
     store.requeue_jobs_of("host:1")
-    assert [{"busy": False, "info": CPU.model_dump()}] == client.get("/v1/system").json()["workers"]
+    assert client.get("/v1/system").json()["workers"] == [{"busy": False, "info": CPU.model_dump()}]
 
 
 def test_the_models_are_those_that_workers_have(client: TestClient, store: JobStore) -> None:
@@ -48,20 +52,31 @@ def test_the_models_are_those_that_workers_have(client: TestClient, store: JobSt
             for model in client.get("/v1/models").json()["models"]
         }
 
-    assert {"auto": (0, []), "vgg16": (0, []), "vgg19": (0, [])} == told()
+    assert told() == {"auto": (0, []), "vgg16": (0, []), "vgg19": (0, [])}
     store.heartbeat("host:1", CARD)
     store.heartbeat("two", CPU)
     store.heartbeat("three")
     store.heartbeat("four", CPU.model_copy(update={"networks": ["vgg16", "my-own"]}))
-    assert {"auto": (3, ["vgg16", "vgg19"]), "my-own": (1, []), "vgg16": (3, []), "vgg19": (1, [])} == told()
+    assert told() == {
+        "auto": (3, ["vgg16", "vgg19"]),
+        "my-own": (1, []),
+        "vgg16": (3, []),
+        "vgg19": (1, []),
+    }
 
 
 @pytest.fixture
 def figures(client: TestClient) -> Callable[[], dict[str, float]]:
     def get() -> dict[str, float]:
         answer = client.get("/metrics")
-        assert (200, True) == (answer.status_code, answer.headers["content-type"].startswith("text/plain"))
-        return {name: float(value) for name, value in re.findall(r"^(impasto\S+) (\S+)$", answer.text, re.MULTILINE)}
+        assert (answer.status_code, answer.headers["content-type"].startswith("text/plain")) == (
+            200,
+            True,
+        )
+        return {
+            name: float(value)
+            for name, value in re.findall(r"^(impasto\S+) (\S+)$", answer.text, re.MULTILINE)
+        }
 
     return get
 
@@ -83,18 +98,19 @@ def test_the_figures_count_requests_by_route_and_jobs_by_their_end(
         return after.get(name, 0.0) - before.get(name, 0.0)
 
     route = 'method="GET",route="/v1/jobs/{job_id}"'
-    assert 3 == grown('impasto_http_requests_total{method="POST",route="/v1/jobs",status="202"}')
-    assert 1 == grown(f'impasto_http_requests_total{{{route},status="200"}}')
-    assert 1 == grown(f'impasto_http_requests_total{{{route},status="404"}}')
-    assert 1 == grown('impasto_http_requests_total{method="GET",route="-",status="404"}')
-    assert 2 == grown(f"impasto_http_request_duration_seconds_count{{{route}}}")
-    assert (1, 1, 1, 1) == tuple(
-        after[f"impasto_{name}"] for name in ("jobs_queued", "jobs_running", "workers", "workers_busy")
-    )
-    assert {"canceled": 1, "succeeded": 0, "failed": 0, "expired": 0} == {
+    assert grown('impasto_http_requests_total{method="POST",route="/v1/jobs",status="202"}') == 3
+    assert grown(f'impasto_http_requests_total{{{route},status="200"}}') == 1
+    assert grown(f'impasto_http_requests_total{{{route},status="404"}}') == 1
+    assert grown('impasto_http_requests_total{method="GET",route="-",status="404"}') == 1
+    assert grown(f"impasto_http_request_duration_seconds_count{{{route}}}") == 2
+    assert tuple(
+        after[f"impasto_{name}"]
+        for name in ("jobs_queued", "jobs_running", "workers", "workers_busy")
+    ) == (1, 1, 1, 1)
+    assert {
         status: after[f'impasto_jobs_finished_total{{status="{status}"}}']
         for status in ("canceled", "succeeded", "failed", "expired")
-    }
+    } == {"canceled": 1, "succeeded": 0, "failed": 0, "expired": 0}
 
 
 def test_webhooks_that_wait_are_counted(
@@ -103,8 +119,8 @@ def test_webhooks_that_wait_are_counted(
     job = submit().json()
     store._redis.hset(f"impasto:job:{job['id']}", "webhook", "https://example.org/a")
     store.cancel(job["id"])
-    assert 1 == figures()["impasto_webhooks_pending"]
+    assert figures()["impasto_webhooks_pending"] == 1
     collected = store.claim_delivery("c", 30, 3)
     assert collected is not None
     store.complete_delivery(job["id"], "c", "delivered")
-    assert 0 == figures()["impasto_webhooks_pending"]
+    assert figures()["impasto_webhooks_pending"] == 0

@@ -101,7 +101,7 @@ def _post(path: str, length: int) -> bytes:
 def test_it_waits_for_us_as_long_as_we_need(ask: Ask, path: str) -> None:
     status, seconds = ask(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
 
-    assert 200 == status
+    assert status == 200
     assert seconds > LONG - 0.1
 
 
@@ -109,7 +109,7 @@ def test_a_client_that_we_make_wait_is_not_slow(ask: Ask) -> None:
     """The rest of its body is in the kernel until the application reads."""
     status, _ = ask(_post("/slow-to-read", 8_000_000) + b"a" * 8_000_000)
 
-    assert 200 == status
+    assert status == 200
 
 
 def test_a_body_may_pause_and_be_slow_if_not_too_slow(ask: Ask) -> None:
@@ -117,7 +117,7 @@ def test_a_body_may_pause_and_be_slow_if_not_too_slow(ask: Ask) -> None:
     burst = int(RATE * 2)
     status, seconds = ask(_post("/read", 6 * burst), *([b"a" * burst] * 6), pause=0.6)
 
-    assert 200 == status
+    assert status == 200
     assert seconds > LONG
 
 
@@ -128,7 +128,9 @@ def test_a_body_below_the_lowest_rate_is_cut(ask: Ask) -> None:
     assert seconds < 25
 
 
-def test_no_body_takes_longer_than_all_bodies_may(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_body_takes_longer_than_all_bodies_may(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(slow_clients, "BODY_SECONDS", 2)
     status, seconds = ask(_post("/read", 100_000), *([b"a" * 5000] * 20), pause=0.5)
 
@@ -140,7 +142,7 @@ def test_a_body_that_was_answered_before_its_end_is_not_waited_for(ask: Ask) -> 
     began = time.monotonic()
     status, _ = ask(_post("/unread", 10_000_000), *([b"a" * 5000] * 20), pause=0.5)
 
-    assert 200 == status
+    assert status == 200
     assert time.monotonic() - began < 5
 
 
@@ -148,7 +150,7 @@ def test_a_head_in_drops_is_cut_in_time(ask: Ask) -> None:
     """However much it moves: 408 at the end of the patience, not a patience after the last byte."""
     status, seconds = ask(b"GET / HTTP/1.1\r\n", *([b"A: bbbbbbbbbb\r\n"] * 15), pause=0.2)
 
-    assert 408 == status
+    assert status == 408
     assert seconds < LONG + 1
 
 

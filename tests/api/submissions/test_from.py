@@ -28,7 +28,9 @@ def paint(store: JobStore, blobs: Blobs, photo: Image.Image) -> Callable[[], byt
         job = store.claim("t", "worker")
         assert job is not None
         data = codec.encode(photo, "png", {"job": job.id, **job.input.provenance(MODEL)})
-        output = Output(id=blobs.put(data), content_type="image/png", width=96, height=72, size_bytes=len(data))
+        output = Output(
+            id=blobs.put(data), content_type="image/png", width=96, height=72, size_bytes=len(data)
+        )
         store.succeed(job.id, "t", output, MODEL, {})
         return data
 
@@ -52,8 +54,8 @@ def test_a_result_posted_back_is_the_same_job_again(
     else:
         again = client.post("/v1/jobs", json={"from": digest_of(result)})
 
-    assert (202, old["input"]) == (again.status_code, again.json()["input"])
-    assert [1, 1] == rings
+    assert (again.status_code, again.json()["input"]) == (202, old["input"])
+    assert rings == [1, 1]
 
 
 def test_what_is_sent_beside_it_takes_the_place_of_what_was(
@@ -61,33 +63,41 @@ def test_what_is_sent_beside_it_takes_the_place_of_what_was(
 ) -> None:
     old = submit(strength="0.7").json()["input"]
     result, other = ("r.png", paint()), codec.encode(Image.new("RGB", (50, 40), "red"))
-    parameters = client.post("/v1/jobs", files={"from": result}, data={"size": "80", "preset": "faithful"}).json()[
-        "input"
-    ]
+    parameters = client.post(
+        "/v1/jobs", files={"from": result}, data={"size": "80", "preset": "faithful"}
+    ).json()["input"]
     photo = client.post("/v1/jobs", files={"from": result, "content": ("c", other)}).json()["input"]
-    paintings = client.post("/v1/jobs", files=[("from", result), *[("style", ("s", other))] * 2]).json()["input"]
-    by_json = client.post("/v1/jobs", json={"from": digest_of(result[1]), "styles": [old["content"]]}).json()["input"]
+    paintings = client.post(
+        "/v1/jobs", files=[("from", result), *[("style", ("s", other))] * 2]
+    ).json()["input"]
+    by_json = client.post(
+        "/v1/jobs", json={"from": digest_of(result[1]), "styles": [old["content"]]}
+    ).json()["input"]
 
-    assert {**old, "spec": {**old["spec"], "size": 80, "strength": 0.25}} == parameters
-    assert {**old, "content": digest_of(other)} == photo
+    assert parameters == {**old, "spec": {**old["spec"], "size": 80, "strength": 0.25}}
+    assert photo == {**old, "content": digest_of(other)}
     shared = {**old["spec"], "style_weights": [0.5, 0.5]}
-    assert {**old, "styles": [digest_of(other)] * 2, "spec": shared} == paintings
-    assert {**old, "styles": [old["content"]]} == by_json
+    assert paintings == {**old, "styles": [digest_of(other)] * 2, "spec": shared}
+    assert by_json == {**old, "styles": [old["content"]]}
 
 
 def test_masks_and_a_first_picture_come_along_unless_what_they_belong_to_is_replaced(
     client: TestClient, files: dict[str, Any], paint: Any
 ) -> None:
     more = [("mask", files["style"]), ("init_image", files["content"])]
-    old = client.post("/v1/jobs", files=[*files.items(), *more], data={"init": "picture"}).json()["input"]
+    old = client.post("/v1/jobs", files=[*files.items(), *more], data={"init": "picture"}).json()[
+        "input"
+    ]
     result = ("r.png", paint())
     same = client.post("/v1/jobs", files={"from": result}).json()["input"]
-    painting = client.post("/v1/jobs", files={"from": result, "style": files["content"]}).json()["input"]
+    painting = client.post("/v1/jobs", files={"from": result, "style": files["content"]}).json()[
+        "input"
+    ]
     noise = client.post("/v1/jobs", files={"from": result}, data={"init": "noise"}).json()["input"]
 
-    assert old == same
-    assert ([], old["init_image"]) == (painting["masks"], painting["init_image"])
-    assert (old["masks"], None) == (noise["masks"], noise["init_image"])
+    assert same == old
+    assert (painting["masks"], painting["init_image"]) == ([], old["init_image"])
+    assert (noise["masks"], noise["init_image"]) == (old["masks"], None)
 
 
 def test_a_picture_that_is_gone_is_told_and_may_be_sent_beside_it(
@@ -99,9 +109,9 @@ def test_a_picture_that_is_gone_is_told_and_may_be_sent_beside_it(
     gone = client.post("/v1/jobs", files={"from": result})
     sent = client.post("/v1/jobs", files={"from": result, "content": files["content"]})
 
-    assert (404, "image_not_found") == (gone.status_code, gone.json()["code"])
+    assert (gone.status_code, gone.json()["code"]) == (404, "image_not_found")
     assert "beside from" in gone.json()["detail"]
-    assert (202, old["input"]) == (sent.status_code, sent.json()["input"])
+    assert (sent.status_code, sent.json()["input"]) == (202, old["input"])
 
 
 def test_under_a_key_the_same_result_is_the_same_request_and_another_is_another(
@@ -111,18 +121,20 @@ def test_under_a_key_the_same_result_is_the_same_request_and_another_is_another(
     result = paint()
 
     def post(data: bytes) -> Any:
-        return client.post("/v1/jobs", files={"from": ("r.png", data)}, headers={"Idempotency-Key": "k"})
+        return client.post(
+            "/v1/jobs", files={"from": ("r.png", data)}, headers={"Idempotency-Key": "k"}
+        )
 
     first = post(result)
     blobs.delete(old["input"]["content"])
     again, other = post(result), post(_png(codec.read_provenance(result)))
 
-    assert (202, first.json()["id"], "true") == (
+    assert (
         again.status_code,
         again.json()["id"],
         again.headers["idempotent-replayed"],
-    )
-    assert (422, "idempotency_conflict") == (other.status_code, other.json()["code"])
+    ) == (202, first.json()["id"], "true")
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_conflict")
 
 
 def test_a_record_is_no_way_to_anothers_pictures(
@@ -134,14 +146,16 @@ def test_a_record_is_no_way_to_anothers_pictures(
     record = codec.read_provenance(result)
     unknown = _png({**(record or {}), "content": "sha256:" + "0" * 64})
     client.app.dependency_overrides[dependencies._caller] = lambda: Caller("stranger")  # type: ignore[attr-defined]
-    foreign, nobodys = (client.post("/v1/jobs", files={"from": ("r.png", data)}) for data in (result, unknown))
+    foreign, nobodys = (
+        client.post("/v1/jobs", files={"from": ("r.png", data)}) for data in (result, unknown)
+    )
     digest = client.post("/v1/jobs", json={"from": digest_of(result)})
     mine = client.post("/v1/jobs", files={**files, "from": ("r.png", result)})
 
-    assert (404, 404, 404) == (foreign.status_code, nobodys.status_code, digest.status_code)
-    assert foreign.json() == nobodys.json()
-    assert 202 == mine.status_code, "with pictures of their own the parameters may be used"
-    assert [mine.json()["id"]] == [job.id for job in store.list_page(limit=9, owner="stranger")[0]]
+    assert (foreign.status_code, nobodys.status_code, digest.status_code) == (404, 404, 404)
+    assert nobodys.json() == foreign.json()
+    assert mine.status_code == 202, "with pictures of their own the parameters may be used"
+    assert [job.id for job in store.list_page(limit=9, owner="stranger")[0]] == [mine.json()["id"]]
 
 
 ANY = "sha256:" + "0" * 64
@@ -157,27 +171,52 @@ RECORD = {"program": "impasto", **JobInput(content=ANY, styles=[ANY], spec={}).p
         pytest.param(_png({}), 422, "invalid_provenance", id="empty"),
         pytest.param(_png([]), 422, "invalid_provenance", id="a list"),
         pytest.param(_png([["content", ANY]]), 422, "invalid_provenance", id="pairs"),
-        pytest.param(_png({**RECORD, "content": 7}), 422, "invalid_provenance", id="a number for a digest"),
-        pytest.param(_png({**RECORD, "spec": "x"}), 422, "invalid_provenance", id="a word for the parameters"),
-        pytest.param(_png({**RECORD, "spec": {"size": float("nan")}}), 422, "invalid_provenance", id="NaN"),
+        pytest.param(
+            _png({**RECORD, "content": 7}), 422, "invalid_provenance", id="a number for a digest"
+        ),
+        pytest.param(
+            _png({**RECORD, "spec": "x"}), 422, "invalid_provenance", id="a word for the parameters"
+        ),
+        pytest.param(
+            _png({**RECORD, "spec": {"size": float("nan")}}), 422, "invalid_provenance", id="NaN"
+        ),
         pytest.param(_png({**RECORD, "spec": {"size": 10**9}}), 422, "bad_spec", id="too large"),
         pytest.param(_png({**RECORD, "spec": {"<script>": 1}}), 422, "bad_spec", id="no parameter"),
         pytest.param(_png({**RECORD, "styles": []}), 422, "bad_spec", id="no painting"),
-        pytest.param(_png({**RECORD, "styles": [ANY] * 1000}), 422, "bad_spec", id="a thousand paintings"),
+        pytest.param(
+            _png({**RECORD, "styles": [ANY] * 1000}), 422, "bad_spec", id="a thousand paintings"
+        ),
         pytest.param(_png({**RECORD, "masks": [ANY] * 9}), 422, "bad_spec", id="nine masks"),
-        pytest.param(_png({**RECORD, "content": "../../etc/passwd"}), 404, "image_not_found", id="a path"),
+        pytest.param(
+            _png({**RECORD, "content": "../../etc/passwd"}), 404, "image_not_found", id="a path"
+        ),
         pytest.param(_png(RECORD), 404, "image_not_found", id="of nobody"),
-        pytest.param(_png(RECORD).replace(b'"program"', b'"Program"'), 422, "invalid_provenance", id="damaged"),
+        pytest.param(
+            _png(RECORD).replace(b'"program"', b'"Program"'),
+            422,
+            "invalid_provenance",
+            id="damaged",
+        ),
         pytest.param(_png(RECORD)[:90], 422, "invalid_provenance", id="cut"),
     ],
 )
 def test_a_hostile_record_is_refused_as_a_submission_is_and_nothing_is_left(
-    client: TestClient, store: JobStore, rings: list[int], tmp_path: Path, data: bytes, status: int, code: str
+    client: TestClient,
+    store: JobStore,
+    rings: list[int],
+    tmp_path: Path,
+    data: bytes,
+    status: int,
+    code: str,
 ) -> None:
     answer = client.post("/v1/jobs", files={"from": ("r.png", data)})
 
-    assert (status, code) == (answer.status_code, answer.json()["code"])
-    assert ([], 0, []) == (rings, store.get_load().queued, [path for path in tmp_path.rglob("*") if path.is_file()])
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert (
+        rings,
+        store.get_load().queued,
+        [path for path in tmp_path.rglob("*") if path.is_file()],
+    ) == ([], 0, [])
 
 
 def test_a_record_that_is_nested_without_end_is_refused(client: TestClient) -> None:
@@ -186,16 +225,22 @@ def test_a_record_that_is_nested_without_end_is_refused(client: TestClient) -> N
     length = int.from_bytes(deep[at - 4 : at])
     import zlib
 
-    whole = deep[: at + 4 + length] + zlib.crc32(deep[at : at + 4 + length]).to_bytes(4) + deep[at + 8 + length :]
+    whole = (
+        deep[: at + 4 + length]
+        + zlib.crc32(deep[at : at + 4 + length]).to_bytes(4)
+        + deep[at + 8 + length :]
+    )
     answer = client.post("/v1/jobs", files={"from": ("r.png", whole)})
 
-    assert (422, "invalid_provenance") == (answer.status_code, answer.json()["code"])
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_provenance")
 
 
 @pytest.mark.parametrize(
     "body", [{"from": 7}, {"from": ANY, "content": 7}, {"from": ANY, "styles": "x"}, {"from": None}]
 )
 def test_json_of_the_wrong_form_is_refused(client: TestClient, body: dict[str, Any]) -> None:
-    answer = client.post("/v1/jobs", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    answer = client.post(
+        "/v1/jobs", content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
 
-    assert (400, "bad_request") == (answer.status_code, answer.json()["code"])
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")

@@ -24,16 +24,32 @@ def test_a_key_is_found_by_its_secret_and_by_nothing_else(keys: ApiKeyStore) -> 
     key, secret = keys.create("Ada's laptop", Priority.HIGH)
     other, _ = keys.create("CI")
 
-    assert key == keys.find(secret)
-    assert ("Ada's laptop", Priority.HIGH, Priority.NORMAL) == (key.name, key.priority, other.priority)
-    assert [key, other] == keys.list()
+    assert keys.find(secret) == key
+    assert (key.name, key.priority, other.priority) == (
+        "Ada's laptop",
+        Priority.HIGH,
+        Priority.NORMAL,
+    )
+    assert keys.list() == [key, other]
     wrong = secret[:-2] + ("aa" if not secret.endswith("aa") else "bb")
     digest = hashlib.sha256(secret.encode()).hexdigest()
-    for text in ("", wrong, secret.upper(), secret + "\n", key.id, digest, "impasto_" + "a" * 52, "*", "ключ"):
+    for text in (
+        "",
+        wrong,
+        secret.upper(),
+        secret + "\n",
+        key.id,
+        digest,
+        "impasto_" + "a" * 52,
+        "*",
+        "ключ",
+    ):
         assert keys.find(text) is None, text
 
 
-def test_the_secret_is_nowhere_in_the_store(keys: ApiKeyStore, own_valkey: Any, tmp_path: Path) -> None:
+def test_the_secret_is_nowhere_in_the_store(
+    keys: ApiKeyStore, own_valkey: Any, tmp_path: Path
+) -> None:
     """Neither in its memory nor in its files: who reads a backup has no key."""
     ring = ApiKeyStore(own_valkey.url)
     _, secret = ring.create("a")
@@ -59,7 +75,7 @@ def test_a_revoked_key_is_refused_and_still_listed(keys: ApiKeyStore) -> None:
 
     assert keys.find(secret) is None
     (listed,) = keys.list()
-    assert (True, True) == (listed.revoked, listed.last_used_at is not None)
+    assert (listed.revoked, listed.last_used_at is not None) == (True, True)
     with pytest.raises(errors.BadInput, match="impasto keys list"):
         keys.revoke("key_x")
 
@@ -68,7 +84,7 @@ def test_a_revoked_key_is_refused_and_still_listed(keys: ApiKeyStore) -> None:
 def test_a_name_that_would_harm_a_terminal_is_refused(keys: ApiKeyStore, name: str) -> None:
     with pytest.raises(errors.BadInput):
         keys.create(name)
-    assert [] == keys.list()
+    assert keys.list() == []
 
 
 def test_a_store_that_is_away_is_said(tmp_path: Path) -> None:

@@ -51,7 +51,9 @@ def inspect(tmp_path: Path) -> Callable[[bytes], tuple[int, int]]:
     return look
 
 
-def test_a_child_that_says_half_a_word_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_child_that_says_half_a_word_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """As one that a file has taken over."""
     (tmp_path / "upload").write_bytes(_bytes(_colors(), "PNG"))
     monkeypatch.setattr(codec, "_START_SECONDS", 5)
@@ -95,7 +97,7 @@ def test_a_child_that_cannot_have_its_file_does_not_blame_the_picture(tmp_path: 
 def test_each_format_comes_out_as_rgb_with_empty_metadata(kind: str) -> None:
     got = codec.decode(_bytes(_colors(), kind))
 
-    assert ("RGB", (64, 48), {}) == (got.mode, got.size, got.info)
+    assert (got.mode, got.size, got.info) == ("RGB", (64, 48), {})
     assert _near((200, 30, 30), got.getpixel((8, 40)))
     assert _near((30, 30, 200), got.getpixel((56, 40)))
 
@@ -118,7 +120,9 @@ def _png16(gray: int) -> bytes:
 def _interlaced(gray: int) -> bytes:
     """All of one value, in the seven passes of Adam7: columns and rows of each for 40 x 40."""
     passes = ((5, 5), (5, 5), (10, 5), (10, 10), (20, 10), (20, 20), (40, 20))
-    return _png(b"".join((b"\0" + bytes([gray]) * columns) * rows for columns, rows in passes), 8, 1)
+    return _png(
+        b"".join((b"\0" + bytes([gray]) * columns) * rows for columns, rows in passes), 8, 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,17 +132,21 @@ def _interlaced(gray: int) -> bytes:
         pytest.param(_bytes(_colors().convert("1"), "PNG"), (8, 4), None, id="one bit"),
         pytest.param(_bytes(_colors().convert("P"), "PNG"), (8, 40), (200, 30, 30), id="palette"),
         pytest.param(_bytes(_colors().convert("CMYK"), "JPEG"), (8, 40), (200, 30, 30), id="CMYK"),
-        pytest.param(_bytes(_colors().convert("LA"), "PNG"), (8, 40), (84, 84, 84), id="gray with alpha"),
+        pytest.param(
+            _bytes(_colors().convert("LA"), "PNG"), (8, 40), (84, 84, 84), id="gray with alpha"
+        ),
         pytest.param(_interlaced(77), (5, 5), (77, 77, 77), id="interlaced"),
         pytest.param(_png16(0x8080), (5, 5), (128, 128, 128), id="16-bit gray, middle"),
         pytest.param(_png16(0x2000), (5, 5), (32, 32, 32), id="16-bit gray, dark"),
         pytest.param(_png16(0xFFFF), (5, 5), (255, 255, 255), id="16-bit gray, white"),
     ],
 )
-def test_every_mode_comes_out_in_its_colors(data: bytes, at: tuple[int, int], expected: Any) -> None:
+def test_every_mode_comes_out_in_its_colors(
+    data: bytes, at: tuple[int, int], expected: Any
+) -> None:
     got = codec.decode(data)
 
-    assert "RGB" == got.mode
+    assert got.mode == "RGB"
     assert expected is None or _near(expected, got.getpixel(at), 30)
 
 
@@ -153,7 +161,7 @@ def test_a_transparent_palette_color_is_white() -> None:
     picture = Image.new("P", (40, 40), 1)
     picture.putpalette([0, 0, 0, 255, 0, 0] + [0] * 750)
 
-    assert (255, 255, 255) == codec.decode(_bytes(picture, "PNG", transparency=1)).getpixel((5, 5))
+    assert codec.decode(_bytes(picture, "PNG", transparency=1)).getpixel((5, 5)) == (255, 255, 255)
 
 
 def test_in_a_mask_what_is_transparent_is_black() -> None:
@@ -161,7 +169,7 @@ def test_in_a_mask_what_is_transparent_is_black() -> None:
     half.paste((255, 0), (0, 0, 20, 40))
     mask = codec.decode_mask(_bytes(half, "PNG"))
 
-    assert ("L", 0, 128) == (mask.mode, mask.getpixel((5, 5)), mask.getpixel((35, 5)))
+    assert (mask.mode, mask.getpixel((5, 5)), mask.getpixel((35, 5))) == ("L", 0, 128)
 
 
 @pytest.mark.parametrize(
@@ -179,12 +187,12 @@ def test_the_child_refuses_a_black_mask_and_takes_it_as_a_picture(
     file = tmp_path / "mask"
     file.write_bytes(_bytes(mask, "PNG"))
 
-    assert (40, 40) == codec.inspect_in_child(file)
+    assert codec.inspect_in_child(file) == (40, 40)
     if is_black:
         with pytest.raises(errors.BadImage, match="A mask is black all over"):
             codec.inspect_in_child(file, mask=True)
     else:
-        assert (40, 40) == codec.inspect_in_child(file, mask=True)
+        assert codec.inspect_in_child(file, mask=True) == (40, 40)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -205,13 +213,13 @@ def test_all_eight_orientations_come_out_upright(kind: str, orientation: int) ->
 
     got = codec.decode(_bytes(stored, kind, exif=exif))
 
-    assert (64, 48) == got.size
+    assert got.size == (64, 48)
     assert _near((30, 200, 30), got.getpixel((32, 4)), 20)
     assert _near((200, 30, 30), got.getpixel((8, 40)), 20)
 
 
 def test_broken_exif_is_ignored() -> None:
-    assert (64, 48) == codec.decode(_bytes(_colors(), "JPEG", exif=b"Exif\0\0garbage")).size
+    assert codec.decode(_bytes(_colors(), "JPEG", exif=b"Exif\0\0garbage")).size == (64, 48)
 
 
 def test_a_profile_is_converted_to_srgb() -> None:
@@ -224,16 +232,22 @@ def test_a_profile_is_converted_to_srgb() -> None:
     assert _near((30, 30, 200), got.getpixel((8, 40)), 3)
 
 
-@pytest.mark.parametrize("profile", [b"no profile", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()])
+@pytest.mark.parametrize(
+    "profile", [b"no profile", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()]
+)
 def test_a_profile_that_does_not_fit_is_ignored(profile: bytes) -> None:
-    assert (200, 30, 30) == codec.decode(_bytes(_colors(), "PNG", icc_profile=profile)).getpixel((8, 40))
+    assert codec.decode(_bytes(_colors(), "PNG", icc_profile=profile)).getpixel((8, 40)) == (
+        200,
+        30,
+        30,
+    )
 
 
 def test_only_the_first_frame_counts() -> None:
     frames = [Image.new("RGB", (40, 40), color) for color in ("red", "blue")]
     data = _bytes(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
 
-    assert (255, 0, 0) == codec.decode(data).getpixel((5, 5))
+    assert codec.decode(data).getpixel((5, 5)) == (255, 0, 0)
 
 
 def _head_of_png(width: int, height: int) -> bytes:
@@ -262,7 +276,9 @@ def _head_of_png(width: int, height: int) -> bytes:
         pytest.param(_head_of_png(12_001, 1_000), errors.ImageTooLarge, id="12,001 px"),
         pytest.param(_head_of_png(31, 400), errors.BadImage, id="31 px"),
         pytest.param(_head_of_png(40, 801), errors.BadImage, id="20 times as long"),
-        pytest.param(b"\x89PNG\r\n\x1a\n" + b"\0" * codec.MAX_BYTES, errors.UploadTooLarge, id="20 MB"),
+        pytest.param(
+            b"\x89PNG\r\n\x1a\n" + b"\0" * codec.MAX_BYTES, errors.UploadTooLarge, id="20 MB"
+        ),
         pytest.param(_head_of_png(40, 40)[:16] + b"\0" * 40, errors.BadImage, id="no head"),
     ],
 )
@@ -276,14 +292,20 @@ def test_what_is_no_good_is_refused(
         inspect(data)
 
     assert type(here.value) is type(child.value) is error
-    assert here.value.message == child.value.message
+    assert child.value.message == here.value.message
 
 
 @pytest.mark.parametrize("name", sorted(hostile_files.encodings()))
-def test_a_file_cut_at_any_byte_is_refused_and_one_with_something_behind_its_end_is_not(name: str) -> None:
+def test_a_file_cut_at_any_byte_is_refused_and_one_with_something_behind_its_end_is_not(
+    name: str,
+) -> None:
     """Thumbnails, comments and second pictures hold end marks that are not the file's."""
     whole = hostile_files.encodings()[name]
-    assert codec.decode(whole) == codec.decode(whole + b"<script>\xff\xd9IEND") == codec.decode(whole + bytes(999))
+    assert (
+        codec.decode(whole)
+        == codec.decode(whole + b"<script>\xff\xd9IEND")
+        == codec.decode(whole + bytes(999))
+    )
 
     for end in range(len(whole)):
         with pytest.raises(errors.BadImage):
@@ -301,35 +323,45 @@ def test_nothing_but_pixels_comes_from_a_file(name: str) -> None:
         for seen in (picture, codec.thumbnail(picture, 40)):
             encoded = codec.encode(seen, kind, {"spec": {}})
             assert hostile_files.CANARY not in encoded
-            assert {"impasto", "jfif", "jfif_version", "jfif_unit", "jfif_density", "loop", "background"} >= {
-                *Image.open(io.BytesIO(encoded)).info
-            } - {"timestamp", "duration"}
+            assert {
+                "impasto",
+                "jfif",
+                "jfif_version",
+                "jfif_unit",
+                "jfif_density",
+                "loop",
+                "background",
+            } >= {*Image.open(io.BytesIO(encoded)).info} - {"timestamp", "duration"}
 
 
 def test_texts_are_taken_up_to_a_mebibyte() -> None:
     def stuffed(count: int) -> bytes:
-        return hostile_files.png(40, 40, 8, 2, hostile_files.chunk(b"tEXt", b"a\0" + bytes(98)) * count)
+        return hostile_files.png(
+            40, 40, 8, 2, hostile_files.chunk(b"tEXt", b"a\0" + bytes(98)) * count
+        )
 
-    assert (40, 40) == codec.decode(stuffed(png.MAX_METADATA_BYTES // 100)).size
+    assert codec.decode(stuffed(png.MAX_METADATA_BYTES // 100)).size == (40, 40)
     with pytest.raises(errors.BadImage, match="more text"):
         codec.decode(stuffed(png.MAX_METADATA_BYTES // 100 + 1))
 
 
-def test_a_png_with_a_damaged_chunk_is_refused_and_one_with_something_behind_its_end_is_not() -> None:
+def test_a_png_with_a_damaged_chunk_is_refused_and_one_with_something_behind_its_end_is_not() -> (
+    None
+):
     whole = _bytes(_colors(), "PNG")
     data = bytearray(whole)
     data[whole.index(b"IDAT") + 30] ^= 1
 
     with pytest.raises(errors.BadImage):
         codec.decode(bytes(data))
-    assert (64, 48) == codec.decode(whole + b"<script>").size
+    assert codec.decode(whole + b"<script>").size == (64, 48)
 
 
 def test_the_child_tells_the_upright_size(inspect: Callable[[bytes], Any]) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
 
-    assert (48, 64) == inspect(_bytes(_colors(), "JPEG", exif=exif))
+    assert inspect(_bytes(_colors(), "JPEG", exif=exif)) == (48, 64)
 
 
 def test_a_file_that_eats_time_harms_only_the_child(
@@ -361,7 +393,7 @@ def test_a_file_that_eats_memory_harms_only_the_child(
 ) -> None:
     """A few bytes of WebP can ask for a gigabyte; a limit below what this one needs stands in for the real one."""
     big = _bytes(Image.new("RGB", (5000, 5000), "white"), "WEBP", lossless=True)
-    assert (5000, 5000) == inspect(big)
+    assert inspect(big) == (5000, 5000)
 
     monkeypatch.setattr(codec, "DECODE_MEMORY_BYTES", 300 * 2**20)
     with pytest.raises(errors.BadImage):
@@ -369,10 +401,12 @@ def test_a_file_that_eats_memory_harms_only_the_child(
 
 
 @pytest.mark.parametrize(("kind", "pillow"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
-def test_a_result_is_a_file_of_its_format_that_decodes_to_the_same(kind: codec.Format, pillow: str) -> None:
+def test_a_result_is_a_file_of_its_format_that_decodes_to_the_same(
+    kind: codec.Format, pillow: str
+) -> None:
     data = codec.encode(_colors(), kind)
 
-    assert kind == codec.detect_format(data)
+    assert codec.detect_format(data) == kind
     assert _near((200, 30, 30), codec.decode(data).getpixel((8, 40)), 6)
 
 
@@ -386,17 +420,23 @@ def test_the_png_records_how_it_was_made_and_nothing_of_the_inputs() -> None:
 
     data = codec.encode(source, "png", {"spec": {"size": 64}, "model": "é"})
 
-    assert {"spec": {"size": 64}, "model": "é"} == codec.read_provenance(data)
-    assert not any(b"canary" in codec.encode(picture, kind) for picture in (source, jpeg) for kind in codec.FORMATS)
+    assert codec.read_provenance(data) == {"spec": {"size": 64}, "model": "é"}
+    assert not any(
+        b"canary" in codec.encode(picture, kind)
+        for picture in (source, jpeg)
+        for kind in codec.FORMATS
+    )
     assert codec.read_provenance(codec.encode(source)) is None
     assert json.dumps({"size": 64}).encode() in data
 
 
-def test_a_result_of_ours_may_be_larger_than_what_is_taken_from_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_of_ours_may_be_larger_than_what_is_taken_from_strangers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data = codec.encode(Image.effect_noise((200, 100), 50).convert("RGB"))
     monkeypatch.setattr(codec, "MAX_BYTES", len(data) - 1)
     monkeypatch.setattr(codec, "MAX_SIDE_PX", 150)
     with pytest.raises(errors.UploadTooLarge):
         codec.decode(data)
 
-    assert (200, 100) == codec.decode(data, any_size=True).size
+    assert codec.decode(data, any_size=True).size == (200, 100)

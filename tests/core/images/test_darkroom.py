@@ -30,17 +30,19 @@ def room() -> Iterator[SandboxedDecoder]:
 def test_the_pixels_are_those_that_decode_gives(room: SandboxedDecoder) -> None:
     clear = _file("LA", color=(255, 100))
     for arguments in ((_file(),), (clear,), (clear, "black")):
-        assert codec.decode(*arguments).tobytes() == room.decode(*arguments).tobytes()  # type: ignore[arg-type]
+        assert room.decode(*arguments).tobytes() == codec.decode(*arguments).tobytes()  # type: ignore[arg-type]
 
 
-def test_refusals_come_back_in_their_words_and_the_next_picture_after_them(room: SandboxedDecoder) -> None:
+def test_refusals_come_back_in_their_words_and_the_next_picture_after_them(
+    room: SandboxedDecoder,
+) -> None:
     with pytest.raises(errors.UnsupportedImage):
         room.decode(b"GIF89a")
     with pytest.raises(errors.BadImage, match="at least 32 px"):
         room.decode(_file(size=(60, 8)))
     with pytest.raises(errors.ImageTooLarge, match="12000 px"):
         room.decode(_file(size=(12_001, 700)))
-    assert (60, 8) == room.decode(_file(size=(60, 8)), any_size=True).size
+    assert room.decode(_file(size=(60, 8)), any_size=True).size == (60, 8)
 
 
 # What a child may do that a file has taken over.
@@ -57,15 +59,23 @@ TAKEN_OVER = {
 def test_where_the_machine_ends_the_child_the_picture_is_not_to_blame() -> None:
     """As one that is out of memory does."""
     killed = "import os, signal\nos.write(1, b'!')\nos.read(0, 4096)\nos.kill(os.getpid(), signal.SIGKILL)"
-    with SandboxedDecoder((sys.executable, "-c", killed)) as room, pytest.raises(errors.OutOfMemory):
+    with (
+        SandboxedDecoder((sys.executable, "-c", killed)) as room,
+        pytest.raises(errors.OutOfMemory),
+    ):
         room.decode(_file())
 
 
 @pytest.mark.parametrize("deed", TAKEN_OVER)
-def test_a_child_that_was_taken_over_harms_nobody(monkeypatch: pytest.MonkeyPatch, deed: str) -> None:
+def test_a_child_that_was_taken_over_harms_nobody(
+    monkeypatch: pytest.MonkeyPatch, deed: str
+) -> None:
     monkeypatch.setattr(darkroom, "PATIENCE_SECONDS", 3)
     begin = "import os, time\nsay = lambda words: os.write(1, words)\nsay(b'!')\nos.read(0, 4096)\n"
-    with SandboxedDecoder((sys.executable, "-c", begin + TAKEN_OVER[deed])) as room, pytest.raises(errors.BadImage):
+    with (
+        SandboxedDecoder((sys.executable, "-c", begin + TAKEN_OVER[deed])) as room,
+        pytest.raises(errors.BadImage),
+    ):
         room.decode(_file())
 
 
@@ -76,7 +86,9 @@ def test_without_a_child_the_picture_is_not_to_blame(command: tuple[str, ...]) -
 
 
 @pytest.mark.skipif(not codec.warm_up(), reason="no filter on this system")
-def test_it_can_open_nothing_and_knows_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_can_open_nothing_and_knows_no_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("s")
     monkeypatch.setenv("IMPASTO_WEBHOOK_SECRET", "whsec")
     taken_over = (

@@ -38,10 +38,13 @@ def test_linear_keeps_all_of_the_picture_and_crop_its_proportions() -> None:
     picture.paste("blue", (50, 0, 150, 100))  # the middle square
     data = codec.encode(picture)
 
-    linear, crop = pixels(square(_with_dot(data), 50, "linear"), 50), pixels(square(_with_dot(data), 50, "crop"), 50)
+    linear, crop = (
+        pixels(square(_with_dot(data), 50, "linear"), 50),
+        pixels(square(_with_dot(data), 50, "crop"), 50),
+    )
 
-    assert [255, 0, 0] == linear[25, 2].tolist()
-    assert [0, 0, 255] == linear[5, 25].tolist()
+    assert linear[25, 2].tolist() == [255, 0, 0]
+    assert linear[5, 25].tolist() == [0, 0, 255]
     assert [0, 0, 255] == crop[25, 2].tolist() == crop[25, 47].tolist()
 
 
@@ -53,8 +56,8 @@ def _with_dot(data: bytes) -> bytes:
 
 
 def test_a_child_answers_for_one_picture_after_another(decoder: Decoder) -> None:
-    assert [square(halves(side, 40), 32, "linear") for side in (40, 64, 90)] == [
-        decoder.square(halves(side, 40)) for side in (40, 64, 90)
+    assert [decoder.square(halves(side, 40)) for side in (40, 64, 90)] == [
+        square(halves(side, 40), 32, "linear") for side in (40, 64, 90)
     ]
 
 
@@ -73,7 +76,7 @@ def test_what_an_upload_would_not_be_taken_for_is_refused_in_words_and_the_child
     with pytest.raises(kind, match=words):
         decoder.square(data)
 
-    assert 32 * 32 * 3 == len(decoder.square(halves(64, 64)))
+    assert len(decoder.square(halves(64, 64))) == 32 * 32 * 3
 
 
 def end(decoder: Decoder, how: signal.Signals) -> BaseProcess:
@@ -85,7 +88,9 @@ def end(decoder: Decoder, how: signal.Signals) -> BaseProcess:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("side", [64, 2000])  # what a pipe takes at once, and what someone must read
+@pytest.mark.parametrize(
+    "side", [64, 2000]
+)  # what a pipe takes at once, and what someone must read
 def test_a_picture_is_not_refused_for_what_became_of_the_child_of_others(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch, how: signal.Signals, side: int
 ) -> None:
@@ -95,7 +100,7 @@ def test_a_picture_is_not_refused_for_what_became_of_the_child_of_others(
     monkeypatch.setattr("core.images.decoders._PICTURE_SECONDS", 2)
     ended = end(decoder, how)
 
-    assert square(codec.encode(noise), 32, "linear") == decoder.square(codec.encode(noise))
+    assert decoder.square(codec.encode(noise)) == square(codec.encode(noise), 32, "linear")
     assert not ended.is_alive()
 
 
@@ -110,10 +115,12 @@ def test_a_file_over_which_a_child_of_its_own_dies_or_hangs_is_refused_and_the_n
     with pytest.raises(errors.BadImage):
         decoder.square(halves(64, 64))
     monkeypatch.undo()
-    assert square(halves(64, 64), 32, "linear") == decoder.square(halves(64, 64))
+    assert decoder.square(halves(64, 64)) == square(halves(64, 64), 32, "linear")
 
 
-def test_an_answer_that_never_ends_is_not_waited_for(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_never_ends_is_not_waited_for(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A child that is taken over may promise more bytes than it sends."""
     decoder._start()
     assert decoder._pipe is not None
@@ -121,14 +128,19 @@ def test_an_answer_that_never_ends_is_not_waited_for(decoder: Decoder, monkeypat
     os.write(theirs.fileno(), struct.pack("!i", 3073) + b"+")
     monkeypatch.setattr(decoder._pipe, "recv_bytes", ours.recv_bytes)
     assert decoder._child is not None
-    kill, ends = decoder._child.kill, iter([theirs.close])  # once: the timer's thread and `close` both kill
+    kill, ends = (
+        decoder._child.kill,
+        iter([theirs.close]),
+    )  # once: the timer's thread and `close` both kill
     monkeypatch.setattr(decoder._child, "kill", lambda: (kill(), next(ends, bool)()))
     monkeypatch.setattr("core.images.decoders._PICTURE_SECONDS", 0.2)
 
     assert decoder._answer(halves(64, 64), fresh=False) is None
 
 
-def test_without_a_process_to_decode_in_nothing_is_refused(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_process_to_decode_in_nothing_is_refused(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or a busy machine's data set would lack pictures."""
     monkeypatch.setattr("core.images.decoders._START_SECONDS", 0)
 
@@ -146,4 +158,4 @@ def test_a_jpeg_is_decoded_there_as_well(decoder: Decoder) -> None:
     buffer = io.BytesIO()
     codec.decode(halves(64, 64)).save(buffer, "JPEG")
 
-    assert 0 == pixels(decoder.square(buffer.getvalue()), 32)[5, 2, 0]
+    assert pixels(decoder.square(buffer.getvalue()), 32)[5, 2, 0] == 0

@@ -14,7 +14,7 @@ def test_a_file_is_whole_up_to_its_own_end_mark_and_not_to_that_of_a_thumbnail(n
 
     assert jpeg.is_complete(whole)
     assert jpeg.is_complete(whole + whole[:100])
-    assert [] == [end for end in range(len(whole)) if jpeg.is_complete(whole[:end])]
+    assert [end for end in range(len(whole)) if jpeg.is_complete(whole[:end])] == []
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,9 @@ def test_a_file_is_whole_up_to_its_own_end_mark_and_not_to_that_of_a_thumbnail(n
     [
         pytest.param(b"\xff\xd8\xff\xd9", id="no scan"),
         pytest.param(hostile_files.jpeg_of_many_scans(100, 64), id="more than 100 scans"),
-        pytest.param(hostile_files.jpeg_with(hostile_files.segment(0xE0, b"") * 10_000), id="10,000 segments"),
+        pytest.param(
+            hostile_files.jpeg_with(hostile_files.segment(0xE0, b"") * 10_000), id="10,000 segments"
+        ),
         pytest.param(hostile_files.jpeg_with(b"\xff\xe0\0\1"), id="a length below its own"),
     ],
 )

@@ -11,7 +11,8 @@ import pytest
 from core.images import codec
 
 here = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"), reason="no filter on this system"
+    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
+    reason="no filter on this system",
 )
 
 # The child as it is, but its decoder is taken over: it tries one thing, and says what came of it.
@@ -46,7 +47,10 @@ def _try(folder: Path, attempt: str) -> str:
     (folder / "upload").write_bytes(b"x")
     script = _TAKEN_OVER.format(attempt=attempt)
     done = subprocess.run(
-        [sys.executable, "-c", script, folder, "decoder"], capture_output=True, check=True, timeout=60
+        [sys.executable, "-c", script, folder, "decoder"],
+        capture_output=True,
+        check=True,
+        timeout=60,
     )
     return str(json.loads(done.stdout)["message"])
 
@@ -77,23 +81,30 @@ def _try(folder: Path, attempt: str) -> str:
 def test_a_decoder_that_is_taken_over_can_do_nothing(tmp_path: Path, attempt: str) -> None:
     answer = _try(tmp_path, attempt)
 
-    refusals = ("PermissionError", "OSError", "RuntimeError can't start new thread", "ValueError not allowed")
+    refusals = (
+        "PermissionError",
+        "OSError",
+        "RuntimeError can't start new thread",
+        "ValueError not allowed",
+    )
     assert answer.startswith(refusals), answer
-    assert [tmp_path / "upload"] == list(tmp_path.iterdir())
-    assert b"x" == (tmp_path / "upload").read_bytes()
+    assert list(tmp_path.iterdir()) == [tmp_path / "upload"]
+    assert (tmp_path / "upload").read_bytes() == b"x"
 
 
 @here
 def test_what_needs_no_leave_still_works(tmp_path: Path) -> None:
     """Else the test before would pass for a child that can do nothing at all."""
-    assert "done" == _try(tmp_path, "bytearray(2**26)")
+    assert _try(tmp_path, "bytearray(2**26)") == "done"
 
 
 @here
 def test_what_a_decoder_prints_does_not_reach_the_log(tmp_path: Path) -> None:
     (tmp_path / "upload").write_bytes(b"x")
     script = _TAKEN_OVER.format(attempt="os.write(2, b'flood'); print('flood', flush=True)")
-    done = subprocess.run([sys.executable, "-c", script, tmp_path, "decoder"], capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path, "decoder"], capture_output=True, check=True
+    )
 
     assert b"flood" not in done.stdout + done.stderr
 

@@ -14,7 +14,7 @@ def test_a_file_is_whole_up_to_its_promised_length(name: str) -> None:
 
     assert webp.is_complete(whole)
     assert webp.is_complete(whole + b"<script>")
-    assert [] == [end for end in range(len(whole)) if webp.is_complete(whole[:end])]
+    assert [end for end in range(len(whole)) if webp.is_complete(whole[:end])] == []
 
 
 @pytest.mark.parametrize(

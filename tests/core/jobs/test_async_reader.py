@@ -30,7 +30,9 @@ def job_id(store: JobStore) -> str:
     return _job(store)
 
 
-def test_a_record_that_the_disk_has_damaged_hides_no_other(valkey: Any, store: JobStore, job_id: str) -> None:
+def test_a_record_that_the_disk_has_damaged_hides_no_other(
+    valkey: Any, store: JobStore, job_id: str
+) -> None:
     other = _job(store)
     with redis.Redis(port=valkey.port) as client:
         client.hset(f"{PREFIX}job:{job_id}", "input", b'{"content\xe3')
@@ -38,7 +40,7 @@ def test_a_record_that_the_disk_has_damaged_hides_no_other(valkey: Any, store: J
     async def look() -> None:
         reader = JobReader(valkey.url)
         seen = await reader.get_if_changed({job_id: None, other: None})
-        assert [None, other] == [job and job.id for job in seen.values()]
+        assert [job and job.id for job in seen.values()] == [None, other]
         await reader.close()
 
     uvloop.run(look())
@@ -50,7 +52,7 @@ def test_a_line_that_was_cut_is_laid_again(valkey: Any, job_id: str) -> None:
         for _ in range(2):
             job = (await reader.get_if_changed({job_id: None}))[job_id]
             assert job is not None
-            assert job_id == job.id
+            assert job.id == job_id
             _cut(reader)
         await reader.close()
 
@@ -77,7 +79,7 @@ def test_a_line_that_is_cut_again_and_again_is_a_store_that_is_away(
 def test_a_damaged_record_is_no_job(valkey: Any, job_id: str) -> None:
     async def look() -> None:
         reader = JobReader(valkey.url)
-        assert {job_id: None} == await reader.get_if_changed({job_id: None})
+        assert await reader.get_if_changed({job_id: None}) == {job_id: None}
         await reader.close()
 
     with redis.Redis.from_url(valkey.url) as client:

@@ -15,7 +15,9 @@ def _stripes(hand: np.random.Generator, *, upright: bool) -> Image.Image:
     ink = (ground + hand.integers(80, 170, 3)) % 256
     wave = np.sin((np.arange(40) + hand.integers(0, 40)) * hand.uniform(0.8, 1.2))[:, None] > 0
     rows = np.where(wave, ground, ink).astype(np.uint8)  # (40, 3)
-    return Image.fromarray(np.repeat(rows[None] if upright else rows[:, None], 40, axis=0 if upright else 1))
+    return Image.fromarray(
+        np.repeat(rows[None] if upright else rows[:, None], 40, axis=0 if upright else 1)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +28,8 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("lying", "upright"):
         (folder / "source" / name).mkdir(parents=True)
         for number in range(40):
-            _stripes(hand, upright=name == "upright").save(folder / "source" / name / f"{number}.png")
+            _stripes(hand, upright=name == "upright").save(
+                folder / "source" / name / f"{number}.png"
+            )
     build(folder / "source", folder / "out", BuildOptions(40, store="raw", validation=0.25), jobs=1)
     return folder / "out"

@@ -32,7 +32,9 @@ def _raise(error: Exception) -> Callable[..., Any]:
     [
         (LOST, errors.DeviceLost),
         (
-            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
             errors.OutOfMemory,
         ),
         (MemoryError(), errors.OutOfMemory),
@@ -48,10 +50,18 @@ def test_a_run_knows_a_lost_device_and_missing_memory_wherever_they_show(
     said: Exception,
     means: type[BaseException],
 ) -> None:
-    where = {"plan": (Planner, "free"), "leg": (StyleInputs, "at"), "picture": (StyleInputs, "render")}[place]
+    where = {
+        "plan": (Planner, "free"),
+        "leg": (StyleInputs, "at"),
+        "picture": (StyleInputs, "render"),
+    }[place]
     monkeypatch.setattr(*where, _raise(said))
     with pytest.raises(means):
-        stylize(StyleInputs(photo, [painting]), parse_spec({"size": 64, "iterations": 1}).for_pictures(), vgg16)
+        stylize(
+            StyleInputs(photo, [painting]),
+            parse_spec({"size": 64, "iterations": 1}).for_pictures(),
+            vgg16,
+        )
 
 
 def test_a_device_that_is_lost_while_a_network_is_loaded_is_no_wrong_setting(
@@ -60,12 +70,17 @@ def test_a_device_that_is_lost_while_a_network_is_loaded_is_no_wrong_setting(
     monkeypatch.setattr("core.neural.weights.cache.Network", _raise(LOST))
     with pytest.raises(errors.DeviceLost):
         weights.load("vgg16")
-    monkeypatch.setattr("core.neural.weights.cache.Network", _raise(RuntimeError("CUDA error: invalid device ordinal")))
+    monkeypatch.setattr(
+        "core.neural.weights.cache.Network",
+        _raise(RuntimeError("CUDA error: invalid device ordinal")),
+    )
     with pytest.raises(errors.BadSettings):
         weights.load("vgg16")
 
 
-def test_where_memory_is_short_the_pace_is_measured_with_less(vgg16: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_memory_is_short_the_pace_is_measured_with_less(
+    vgg16: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usual, sides = planner._evaluation, list[int]()
 
     def cramped(network: Network, side: int) -> tuple[int, float, float]:
@@ -76,8 +91,10 @@ def test_where_memory_is_short_the_pace_is_measured_with_less(vgg16: Network, mo
 
     monkeypatch.setattr(planner, "_evaluation", cramped)
     assert measure_throughput(vgg16).pixel_seconds > 0
-    assert [128, 320, 64, 160] == sides
+    assert sides == [128, 320, 64, 160]
 
-    monkeypatch.setattr(planner, "_evaluation", _raise(torch.OutOfMemoryError("CUDA out of memory.")))
+    monkeypatch.setattr(
+        planner, "_evaluation", _raise(torch.OutOfMemoryError("CUDA out of memory."))
+    )
     with pytest.raises(torch.OutOfMemoryError):
         measure_throughput(vgg16)

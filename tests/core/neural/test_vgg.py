@@ -15,8 +15,24 @@ from core.style.vgg_layers import Architecture, convolutions
 
 # Position of each ReLU in torchvision's `features`, as documented: docs/algorithm.md.
 RELUS = {
-    "vgg16": {"relu1_1": 1, "relu2_1": 6, "relu3_1": 11, "relu4_1": 18, "relu4_2": 20, "relu5_1": 25, "relu5_3": 29},
-    "vgg19": {"relu1_1": 1, "relu2_1": 6, "relu3_1": 11, "relu4_1": 20, "relu4_2": 22, "relu5_1": 29, "relu5_4": 35},
+    "vgg16": {
+        "relu1_1": 1,
+        "relu2_1": 6,
+        "relu3_1": 11,
+        "relu4_1": 18,
+        "relu4_2": 20,
+        "relu5_1": 25,
+        "relu5_3": 29,
+    },
+    "vgg19": {
+        "relu1_1": 1,
+        "relu2_1": 6,
+        "relu3_1": 11,
+        "relu4_1": 20,
+        "relu4_2": 22,
+        "relu5_1": 29,
+        "relu5_4": 35,
+    },
 }
 
 
@@ -33,7 +49,9 @@ def _torchvision(architecture: Architecture) -> tuple[nn.Sequential, Network]:
     reference.features.load_state_dict(
         {
             key.removeprefix("features."): tensor
-            for key, tensor in zip(reference.features.state_dict(prefix="features."), sum(parameters, ()), strict=True)
+            for key, tensor in zip(
+                reference.features.state_dict(prefix="features."), sum(parameters, ()), strict=True
+            )
         }
     )
     network = Network(architecture, parameters, name=architecture, sha256="", dtype=torch.float32)
@@ -54,17 +72,23 @@ def test_features_are_torchvisions_at_the_named_layers(architecture: Architectur
 
 
 def test_the_row_of_data_is_simonyan_and_zissermans() -> None:
-    assert 13 == len(convolutions("vgg16"))
-    assert 16 == len(convolutions("vgg19"))
-    assert [3, 64, 64, 128] == [row.inputs for row in convolutions("vgg19")[:4]]
-    assert ["relu2_1", "relu3_1", "relu4_1", "relu5_1"] == [row.layer for row in convolutions("vgg16") if row.pooled]
+    assert len(convolutions("vgg16")) == 13
+    assert len(convolutions("vgg19")) == 16
+    assert [row.inputs for row in convolutions("vgg19")[:4]] == [3, 64, 64, 128]
+    assert [row.layer for row in convolutions("vgg16") if row.pooled] == [
+        "relu2_1",
+        "relu3_1",
+        "relu4_1",
+        "relu5_1",
+    ]
 
 
 def test_average_and_l2_pooling_see_less_noise_than_the_maximum(random_vgg19: Network) -> None:
     """On noise: max above L2 above average, once what rescales them is taken out."""
     noise = _image(64, 64)
     by_max, by_l2, by_average = (
-        _block_end(random_vgg19, noise, pooling) / POOLING_SCALES[pooling] for pooling in ("max", "l2", "average")
+        _block_end(random_vgg19, noise, pooling) / POOLING_SCALES[pooling]
+        for pooling in ("max", "l2", "average")
     )
 
     assert by_average < by_l2 < by_max
@@ -80,7 +104,9 @@ def test_rescaled_deep_responses_are_as_large_as_those_after_the_maximum(
 ) -> None:
     """So that the deep layers work at the level they were trained at."""
     image = pixels.to_image(painting)
-    usual, other = (float(vgg16.features(image, ["relu4_1"], p)["relu4_1"].norm()) for p in ("max", pooling))
+    usual, other = (
+        float(vgg16.features(image, ["relu4_1"], p)["relu4_1"].norm()) for p in ("max", pooling)
+    )
 
     assert other / usual == pytest.approx(1, abs=0.5)
 
@@ -88,14 +114,18 @@ def test_rescaled_deep_responses_are_as_large_as_those_after_the_maximum(
 def test_at_the_edges_the_outermost_pixels_repeat(random_vgg19: Network) -> None:
     """A picture of one color then looks the same at its border as in its middle; the paper's network sees a frame."""
     flat = torch.full((1, 3, 40, 40), 0.9)
-    repeated, framed = (random_vgg19.features(flat, ["relu1_1"], edges=e)["relu1_1"] for e in ("repeat", "zeros"))  # type: ignore[arg-type]
+    repeated, framed = (
+        random_vgg19.features(flat, ["relu1_1"], edges=e)["relu1_1"] for e in ("repeat", "zeros")
+    )  # type: ignore[arg-type]
 
     assert torch.allclose(repeated[..., 0, 0], repeated[..., 20, 20], atol=1e-5)
     assert not torch.allclose(framed[..., 0, 0], framed[..., 20, 20], atol=1e-2)
 
 
 def test_a_recording_finds_what_features_finds(vgg16: Network) -> None:
-    found, recorded = (look(_image(), ["relu1_1", "relu4_2"]) for look in (vgg16.features, vgg16.record))
+    found, recorded = (
+        look(_image(), ["relu1_1", "relu4_2"]) for look in (vgg16.features, vgg16.record)
+    )
 
     assert all(torch.equal(found[layer], recorded.features[layer]) for layer in found)
 
@@ -112,16 +142,18 @@ def test_the_halo_is_the_field_of_view_in_whole_positions(
     architecture: Architecture, layers: list[str], halo: int
 ) -> None:
     """58 px for VGG-16's relu5_1, 70 for VGG-19's."""
-    network = Network(architecture, random_parameters(architecture), name="", sha256="", dtype=torch.float32)
+    network = Network(
+        architecture, random_parameters(architecture), name="", sha256="", dtype=torch.float32
+    )
 
-    assert halo == network.halo(layers)
+    assert network.halo(layers) == halo
 
 
 def test_bfloat16_features_are_close_to_float32(vgg16: Network, weights: Any) -> None:
     exact = vgg16.features(_image(64, 64), ["relu4_2"])["relu4_2"]
     fast = weights.load("vgg16", "cpu", "bfloat16").features(_image(64, 64), ["relu4_2"])["relu4_2"]
 
-    assert torch.bfloat16 == fast.dtype
+    assert fast.dtype == torch.bfloat16
     assert float((fast.float() - exact).norm() / exact.norm()) < 0.03
 
 
@@ -151,9 +183,9 @@ def test_a_precision_that_the_processor_only_imitates_is_warned_of_in_one_line(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     weights.load("vgg16", "cpu", precision)
 
-    assert [f"This processor only imitates {precision}, several times slower than float32; use auto."] * warned == [
-        record.message for record in caplog.records
-    ]
+    assert [record.message for record in caplog.records] == [
+        f"This processor only imitates {precision}, several times slower than float32; use auto."
+    ] * warned
 
 
 def test_a_layer_that_the_network_does_not_have_is_an_error(vgg16: Network) -> None:

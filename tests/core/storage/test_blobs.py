@@ -20,11 +20,11 @@ def _files(folder: Path) -> list[Path]:
 def test_what_was_put_is_got_by_its_digest(blobs: Blobs, tmp_path: Path) -> None:
     digest = blobs.put(b"paint")
 
-    assert "sha256:" + hashlib.sha256(b"paint").hexdigest() == digest
+    assert digest == "sha256:" + hashlib.sha256(b"paint").hexdigest()
     assert digest_of(b"paint") == digest == blobs.put(b"paint")
-    assert b"paint" == blobs.get(digest)
+    assert blobs.get(digest) == b"paint"
     assert blobs.has(digest)
-    assert 1 == len(_files(tmp_path))
+    assert len(_files(tmp_path)) == 1
 
 
 def test_a_deleted_blob_is_gone_and_deleting_is_safe_to_repeat(blobs: Blobs) -> None:
@@ -37,7 +37,9 @@ def test_a_deleted_blob_is_gone_and_deleting_is_safe_to_repeat(blobs: Blobs) -> 
         blobs.get(digest)
 
 
-@pytest.mark.parametrize("name", ["", "sha256:", "../../etc/passwd", "sha256:" + "g" * 64, "sha256:" + "a" * 64 + "\n"])
+@pytest.mark.parametrize(
+    "name", ["", "sha256:", "../../etc/passwd", "sha256:" + "g" * 64, "sha256:" + "a" * 64 + "\n"]
+)
 def test_only_a_digest_is_ever_a_path(blobs: Blobs, name: str) -> None:
     assert not is_digest(name)
     assert not blobs.has(name)
@@ -60,7 +62,9 @@ def test_a_disk_that_fails_to_read_is_no_missing_picture(
         use(blobs, digest)
 
 
-def test_a_write_that_fails_leaves_nothing(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_nothing(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -68,7 +72,7 @@ def test_a_write_that_fails_leaves_nothing(blobs: Blobs, tmp_path: Path, monkeyp
     with pytest.raises(errors.StorageFull):
         blobs.put(b"paint")
 
-    assert [] == _files(tmp_path)
+    assert _files(tmp_path) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -81,7 +85,9 @@ def test_a_write_that_fails_leaves_nothing(blobs: Blobs, tmp_path: Path, monkeyp
         lambda part: part.write(b"p" * 99_999),
     ],
 )
-def test_whatever_first_writes_to_a_full_disk_says_so(tmp_path: Path, use: Callable[[PendingBlob], object]) -> None:
+def test_whatever_first_writes_to_a_full_disk_says_so(
+    tmp_path: Path, use: Callable[[PendingBlob], object]
+) -> None:
     with PendingBlob(os.open("/dev/full", os.O_RDWR), tmp_path / "part") as part:
         part.write(b"paint")  # stays in memory
 
@@ -89,19 +95,21 @@ def test_whatever_first_writes_to_a_full_disk_says_so(tmp_path: Path, use: Calla
             use(part)
 
 
-def test_a_part_becomes_a_blob_without_a_copy_or_is_gone_when_it_is_closed(blobs: Blobs, tmp_path: Path) -> None:
+def test_a_part_becomes_a_blob_without_a_copy_or_is_gone_when_it_is_closed(
+    blobs: Blobs, tmp_path: Path
+) -> None:
     with blobs.pending() as first:
         first.write(b"paint")
         digest = blobs.commit(first)
     with blobs.pending() as kept:
         kept.write(b"paint")
         inode = os.fstat(kept.fileno()).st_ino
-        assert digest == blobs.commit(kept)
+        assert blobs.commit(kept) == digest
     with blobs.pending() as dropped:
         dropped.write(b"other")
 
-    assert digest_of(b"paint") == digest
-    assert [inode] == [path.stat().st_ino for path in _files(tmp_path)]
+    assert digest == digest_of(b"paint")
+    assert [path.stat().st_ino for path in _files(tmp_path)] == [inode]
     assert blobs.path(digest).read_bytes() == b"paint"
 
 
@@ -109,10 +117,10 @@ def test_half_written_files_are_swept_after_an_hour(blobs: Blobs, tmp_path: Path
     digest = blobs.put(b"paint")
     part = tmp_path / "blobs" / "parts" / "left-by-a-killed-process"
     part.write_bytes(b"pai")
-    assert 0 == blobs.sweep()
+    assert blobs.sweep() == 0
 
     os.utime(part, (time.time() - 7200,) * 2)
-    assert 1 == blobs.sweep()
+    assert blobs.sweep() == 1
     assert blobs.has(digest)
 
 

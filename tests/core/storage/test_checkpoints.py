@@ -11,9 +11,11 @@ from core.storage.checkpoints import Checkpoints
 
 def test_two_attempts_at_a_job_never_share_a_file() -> None:
     job_id = new_job_id()
-    names = {Checkpoints.name(job_id, token, count) for token in ("a" * 32, "b" * 32) for count in (0, 1)}
+    names = {
+        Checkpoints.name(job_id, token, count) for token in ("a" * 32, "b" * 32) for count in (0, 1)
+    }
 
-    assert 4 == len(names)
+    assert len(names) == 4
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -27,18 +29,18 @@ def test_what_no_job_would_go_on_from_is_swept_when_it_is_old(tmp_path: Path, ol
             os.utime(folder.path(name), (1, 1))
     swept = folder.sweep(lambda found: named if found == job_id else None)
 
-    assert (2 if old else 0) == swept
-    assert ({named} if old else {named, left, orphan}) == {file.name for file in tmp_path.iterdir()}
+    assert swept == (2 if old else 0)
+    assert {file.name for file in tmp_path.iterdir()} == ({named} if old else {named, left, orphan})
 
 
 def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     folder = Checkpoints(tmp_path)
-    assert [] == folder.sizes()
+    assert folder.sizes() == []
     for size in (3, 5):
         folder.path(Checkpoints.name(new_job_id(), "t" * 32, 0)).write_bytes(b"x" * size)
 
-    assert [3, 5] == sorted(folder.sizes())
+    assert sorted(folder.sizes()) == [3, 5]
 
 
 def test_a_name_leads_nowhere_else(tmp_path: Path) -> None:
-    assert tmp_path == Checkpoints(tmp_path).path("../../etc/passwd").parent
+    assert Checkpoints(tmp_path).path("../../etc/passwd").parent == tmp_path

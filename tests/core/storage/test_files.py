@@ -21,10 +21,10 @@ def test_a_file_is_replaced_whole_or_stays_what_it_was(tmp_path: Path) -> None:
 
         with pytest.raises(kind):
             atomic_write(file, fails)
-        assert {"file": b"first"} == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"first"}
 
     atomic_write(file, lambda part: part.write_bytes(b"second"))
-    assert {"file": b"second"} == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"second"}
 
 
 def test_a_folder_is_held_and_goes_if_nothing_came_of_it(tmp_path: Path) -> None:
@@ -53,4 +53,4 @@ def test_what_blocks_inside_is_not_taken_for_another_process(tmp_path: Path) -> 
 def test_a_refusal_names_the_file_that_was_asked_for_and_not_its_part(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as refused:
         atomic_write(tmp_path / "nowhere" / "file", lambda part: part.write_bytes(b"some"))
-    assert str(tmp_path / "nowhere" / "file") == refused.value.filename
+    assert refused.value.filename == str(tmp_path / "nowhere" / "file")

@@ -11,13 +11,13 @@ from core.style.spec import StyleSpec, apply_changes, parse_spec
 def test_every_preset_is_taken_and_differs_from_the_defaults(name: str) -> None:
     preset = PRESETS[name]
 
-    assert (name, ".") == (preset.name, preset.description[-1])
+    assert (preset.name, preset.description[-1]) == (name, ".")
     assert StyleSpec() != parse_spec({"preset": name}) == parse_spec(dict(preset.parameters))
 
 
 def test_what_is_sent_beside_a_preset_wins() -> None:
-    assert {"size": "64", "quality": "draft"} == expand_preset({"size": "64", "preset": "draft"})
-    assert 64 == parse_spec({"size": "64", "preset": "draft"}).size
+    assert expand_preset({"size": "64", "preset": "draft"}) == {"size": "64", "quality": "draft"}
+    assert parse_spec({"size": "64", "preset": "draft"}).size == 64
 
 
 @pytest.mark.parametrize("name", ["", "Draft", None, 1, ["draft"], {}])
@@ -27,9 +27,17 @@ def test_another_name_is_refused(name: object) -> None:
 
 
 def test_another_objective_does_not_keep_the_weight_that_was_in_the_units_of_the_first() -> None:
-    relative, gatys = (parse_spec({"objective": objective}).model_dump() for objective in ("relative", "gatys"))
+    relative, gatys = (
+        parse_spec({"objective": objective}).model_dump() for objective in ("relative", "gatys")
+    )
 
-    assert gatys == parse_spec(apply_changes(relative, {"objective": "gatys"})).model_dump()
-    assert relative == parse_spec(apply_changes(gatys, {"objective": "relative"})).model_dump()
-    assert 7.0 == parse_spec(apply_changes(relative, {"objective": "gatys", "style_weight": 7})).style_weight
-    assert 9.0 == parse_spec(apply_changes({**relative, "style_weight": 9.0}, {"size": 64})).style_weight
+    assert parse_spec(apply_changes(relative, {"objective": "gatys"})).model_dump() == gatys
+    assert parse_spec(apply_changes(gatys, {"objective": "relative"})).model_dump() == relative
+    assert (
+        parse_spec(apply_changes(relative, {"objective": "gatys", "style_weight": 7})).style_weight
+        == 7.0
+    )
+    assert (
+        parse_spec(apply_changes({**relative, "style_weight": 9.0}, {"size": 64})).style_weight
+        == 9.0
+    )

@@ -42,20 +42,28 @@ def test_text_from_a_form_and_values_from_json_mean_the_same() -> None:
         "init": "noise",
     }
 
-    assert parse_spec(values) == parse_spec(text)
-    assert {"relu1_1": 1.0, "relu3_1": 0.5} == parse_spec(text).style_layers
-    assert parse_spec({"style_layers": '{"relu1_1": 1, "relu3_1": 0.5}', **{k: text[k] for k in ("size", "init")}})
+    assert parse_spec(text) == parse_spec(values)
+    assert parse_spec(text).style_layers == {"relu1_1": 1.0, "relu3_1": 0.5}
+    assert parse_spec(
+        {"style_layers": '{"relu1_1": 1, "relu3_1": 0.5}', **{k: text[k] for k in ("size", "init")}}
+    )
 
 
 @pytest.mark.parametrize(
     ("parameter", "value"),
     [
         *itertools.product(WHOLE, ("nan", "-1", "1.5", "1e9", "", "x", None)),
-        *itertools.product(NUMBERS, ("nan", "inf", "-inf", math.nan, math.inf, -0.1, 1e10, "x", None, [])),
+        *itertools.product(
+            NUMBERS, ("nan", "inf", "-inf", math.nan, math.inf, -0.1, 1e10, "x", None, [])
+        ),
         *itertools.product(CHOICES, ("", "x", 1, None)),
-        *itertools.product(LAYERS, ("", "relu9_1", "relu4_2=nan", "relu4_2=-1", "{", {}, 3, "[" * 9999)),
+        *itertools.product(
+            LAYERS, ("", "relu9_1", "relu4_2=nan", "relu4_2=-1", "{", {}, 3, "[" * 9999)
+        ),
         *itertools.product(["style_weights"], ("x", "1,nan", [1, -1], "1," * 20, 3)),
-        *itertools.product(["model"], ("", "My", "-x", "x/y", "../x", "x.y", "x\n", "x" * 65, 1, None)),
+        *itertools.product(
+            ["model"], ("", "My", "-x", "x/y", "../x", "x.y", "x\n", "x" * 65, 1, None)
+        ),
         ("size", 63),
         ("size", 8193),
         ("size", True),
@@ -64,15 +72,19 @@ def test_text_from_a_form_and_values_from_json_mean_the_same() -> None:
         ("iterations", -1),
     ],
 )
-def test_a_bad_value_is_refused_naming_the_knob_and_its_range_but_not_the_value(parameter: str, value: Any) -> None:
+def test_a_bad_value_is_refused_naming_the_knob_and_its_range_but_not_the_value(
+    parameter: str, value: Any
+) -> None:
     with pytest.raises(errors.BadSpec) as refused:
         parse_spec({parameter: value})
 
-    assert f"{parameter} must be {describe_range(parameter)}." == refused.value.message
+    assert refused.value.message == f"{parameter} must be {describe_range(parameter)}."
 
 
 def test_an_unknown_knob_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(errors.BadSpec, match="There is no such parameter; the parameters are size, strength, "):
+    with pytest.raises(
+        errors.BadSpec, match="There is no such parameter; the parameters are size, strength, "
+    ):
         parse_spec({"<script>": "1"})
 
 
@@ -83,7 +95,10 @@ def test_an_unknown_knob_is_refused_with_the_known_ones() -> None:
         ({"style_layers": {"relu1_1": 0}}, "style_layers: one weight must be above 0"),
         ({"style_weights": [0, 0]}, "style_weights: one share must be above 0"),
         ({"content_layers": "relu4_4"}, "relu4_4 is a layer of VGG-19 alone: set model=vgg19"),
-        ({"content_layers": "relu4_4", "model": "vgg16"}, "relu4_4 is a layer of VGG-19 alone: set model=vgg19"),
+        (
+            {"content_layers": "relu4_4", "model": "vgg16"},
+            "relu4_4 is a layer of VGG-19 alone: set model=vgg19",
+        ),
         (
             {"content_layers": "relu4_2", "style_layers": "relu1_2", "model": "vgg11"},
             "relu1_2 is no layer of vgg11, a VGG-11: it has relu1_1, relu2_1, relu3_1, relu3_2, relu4_1, relu4_2, "
@@ -91,33 +106,39 @@ def test_an_unknown_knob_is_refused_with_the_known_ones() -> None:
         ),
     ],
 )
-def test_knobs_that_make_no_sense_together_are_refused(parameters: dict[str, Any], words: str) -> None:
+def test_knobs_that_make_no_sense_together_are_refused(
+    parameters: dict[str, Any], words: str
+) -> None:
     with pytest.raises(errors.BadSpec, match=words):
         parse_spec(parameters)
 
 
 def test_a_layer_of_vgg19_is_taken_with_vgg19() -> None:
-    assert {"relu4_4": 1.0} == parse_spec({"content_layers": "relu4_4", "model": "vgg19"}).content_layers
+    assert parse_spec({"content_layers": "relu4_4", "model": "vgg19"}).content_layers == {
+        "relu4_4": 1.0
+    }
 
 
 def test_any_sane_name_is_a_model_and_its_layers_are_the_workers_business() -> None:
     """How deep a network of one's own is, the name does not tell."""
-    assert "my-textures_2" == parse_spec({"model": "my-textures_2", "style_layers": "relu5_4"}).model
+    assert (
+        parse_spec({"model": "my-textures_2", "style_layers": "relu5_4"}).model == "my-textures_2"
+    )
 
 
 def test_the_default_layers_are_those_of_every_depth() -> None:
     for architecture in BLOCKS:
-        assert {"relu4_2": 1.0} == parse_spec({"model": architecture}).content_layers
+        assert parse_spec({"model": architecture}).content_layers == {"relu4_2": 1.0}
 
 
 def test_the_papers_objective_has_its_own_default_weight() -> None:
-    assert STYLE_WEIGHT_GATYS == parse_spec({"objective": "gatys"}).style_weight
-    assert 7.0 == parse_spec({"objective": "gatys", "style_weight": "7"}).style_weight
+    assert parse_spec({"objective": "gatys"}).style_weight == STYLE_WEIGHT_GATYS
+    assert parse_spec({"objective": "gatys", "style_weight": "7"}).style_weight == 7.0
 
 
 def test_shares_of_several_paintings_sum_to_one() -> None:
-    assert [0.75, 0.25] == parse_spec({"style_weights": "3,1"}).for_pictures(2).style_weights
-    assert [0.5, 0.5] == StyleSpec().for_pictures(2).style_weights
+    assert parse_spec({"style_weights": "3,1"}).for_pictures(2).style_weights == [0.75, 0.25]
+    assert StyleSpec().for_pictures(2).style_weights == [0.5, 0.5]
     with pytest.raises(errors.BadSpec, match="one share for each of the 3 paintings"):
         parse_spec({"style_weights": "3,1"}).for_pictures(3)
     with pytest.raises(errors.BadSpec, match="one share for the one painting, or none"):
@@ -131,27 +152,41 @@ def test_shares_of_several_paintings_sum_to_one() -> None:
 def test_every_knob_has_a_default_a_sentence_and_words_for_its_range() -> None:
     spec = StyleSpec()
 
-    assert all(StyleSpec.model_fields[name].description and describe_range(name) for name in PARAMETERS)
-    assert spec == StyleSpec.model_validate_json(spec.model_dump_json())
+    assert all(
+        StyleSpec.model_fields[name].description and describe_range(name) for name in PARAMETERS
+    )
+    assert StyleSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
 def test_the_result_keeps_the_photos_shape() -> None:
-    assert (384, 288) == result_size(1024, 768, 384)
-    assert (288, 384) == result_size(768, 1024, 384)
+    assert result_size(1024, 768, 384) == (384, 288)
+    assert result_size(768, 1024, 384) == (288, 384)
     with pytest.raises(errors.BadSpec, match="size must be at least 640"):
         result_size(2000, 100, 639)
-    assert (640, 32) == result_size(2000, 100, 640)
+    assert result_size(2000, 100, 640) == (640, 32)
 
 
 def test_only_weights_can_be_steered_and_the_refusal_names_them() -> None:
     spec = parse_spec({}).for_pictures(2)
     spec_updates = spec.with_updates({"strength": 0.9, "style_weights": "3,1", "tv_weight": "2"})
 
-    assert (0.9, [0.75, 0.25], 2.0) == (spec_updates.strength, spec_updates.style_weights, spec_updates.tv_weight)
-    assert {"strength", "content_weight", "style_weight", "tv_weight", "style_weights"} == set(UPDATABLE)
-    assert {
-        name for name, parameter in StyleSpec.model_json_schema()["properties"].items() if parameter.get("steerable")
-    } == {*UPDATABLE}
+    assert (spec_updates.strength, spec_updates.style_weights, spec_updates.tv_weight) == (
+        0.9,
+        [0.75, 0.25],
+        2.0,
+    )
+    assert set(UPDATABLE) == {
+        "strength",
+        "content_weight",
+        "style_weight",
+        "tv_weight",
+        "style_weights",
+    }
+    assert {*UPDATABLE} == {
+        name
+        for name, parameter in StyleSpec.model_json_schema()["properties"].items()
+        if parameter.get("steerable")
+    }
     for parameters, words in (
         ({"size": 64}, "size cannot be changed any more; strength, "),
         ({"strength": 2}, "strength must be a number from 0 to 1"),
@@ -169,4 +204,4 @@ def test_steering_one_knob_leaves_the_others_to_the_bit() -> None:
     """Shares that are scaled to sum to 1 once more may differ in the last one."""
     spec = parse_spec({"style_weights": "0.1,0.2,0.45"}).for_pictures(3)
 
-    assert spec == spec.with_updates({"strength": spec.strength})
+    assert spec.with_updates({"strength": spec.strength}) == spec

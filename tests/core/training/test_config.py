@@ -7,9 +7,16 @@ from core.training.config import TrainingConfig, describe_range, parse_training_
 
 
 def test_texts_become_settings() -> None:
-    recipe = parse_training_config({"epochs": "3", "batch_norm": "true", "width": "0.25", "schedule": "cosine"})
+    recipe = parse_training_config(
+        {"epochs": "3", "batch_norm": "true", "width": "0.25", "schedule": "cosine"}
+    )
 
-    assert (3, True, 0.25, "cosine") == (recipe.epochs, recipe.batch_norm, recipe.width, recipe.schedule)
+    assert (recipe.epochs, recipe.batch_norm, recipe.width, recipe.schedule) == (
+        3,
+        True,
+        0.25,
+        "cosine",
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,22 +36,25 @@ def test_what_is_out_of_bounds_is_refused_by_name(given: dict[str, str], words: 
 
 
 def test_every_setting_says_what_it_may_be() -> None:
-    assert all(describe_range(name) and field.description for name, field in TrainingConfig.model_fields.items())
+    assert all(
+        describe_range(name) and field.description
+        for name, field in TrainingConfig.model_fields.items()
+    )
 
 
 def test_the_rate_falls_to_a_tenth_by_steps() -> None:
     recipe = TrainingConfig(learning_rate=0.01, step_epochs=2, epochs=5)
     rates = [recipe.rate(step, 10) for step in (0, 19, 20, 39, 40)]
 
-    assert pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001]) == rates
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])
 
 
 def test_the_rate_rises_in_the_warm_up_and_falls_along_a_cosine_to_nothing() -> None:
     recipe = TrainingConfig(learning_rate=1.0, schedule="cosine", warmup_epochs=2, epochs=10)
     rates = [recipe.rate(step, 10) for step in range(100)]
 
-    assert sorted(rates[:20]) == rates[:20]
-    assert sorted(rates[20:], reverse=True) == rates[20:]
-    assert pytest.approx([1.0, 0.5]) == [rates[20], rates[60]]
+    assert rates[:20] == sorted(rates[:20])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert [rates[20], rates[60]] == pytest.approx([1.0, 0.5])
     assert 0 < rates[99] < 0.001
     assert 0 < rates[0] < 0.05

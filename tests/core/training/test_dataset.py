@@ -51,7 +51,9 @@ def contents(folder: Path) -> list[tuple[str, int, bytes]]:
         ]
 
 
-def test_every_good_picture_is_there_once_and_every_other_file_is_told_of(source: Path, tmp_path: Path) -> None:
+def test_every_good_picture_is_there_once_and_every_other_file_is_told_of(
+    source: Path, tmp_path: Path
+) -> None:
     (source / "cats" / "notes.txt").write_text("no picture")
     (source / "dogs" / "torn.png").write_bytes((source / "dogs" / "0.png").read_bytes()[:500])
     (source / "dogs" / ".hidden").write_bytes(b"")
@@ -63,14 +65,18 @@ def test_every_good_picture_is_there_once_and_every_other_file_is_told_of(source
 
     state = build(source, tmp_path / "out", WISH, jobs=2)
 
-    assert (26, 21, 5) == (state.files, state.taken, state.refused)
+    assert (state.files, state.taken, state.refused) == (26, 21, 5)
     with Dataset(tmp_path / "out") as opened:
-        assert ["cats", "dogs"] == opened.classes
-        assert 13 == opened.state.train[0] + opened.state.validation[0]
-        assert {"cats/notes.txt", "dogs/torn.png", "dogs/pipe.png", "cats/gone.jpg", "loose.png"} == {
-            sentence.split(":")[0] for sentence in opened.refusals(10)
+        assert opened.classes == ["cats", "dogs"]
+        assert opened.state.train[0] + opened.state.validation[0] == 13
+        assert {sentence.split(":")[0] for sentence in opened.refusals(10)} == {
+            "cats/notes.txt",
+            "dogs/torn.png",
+            "dogs/pipe.png",
+            "cats/gone.jpg",
+            "loose.png",
         }
-        assert (32, 32) == opened.picture("train", 0)[1].size
+        assert opened.picture("train", 0)[1].size == (32, 32)
 
 
 def test_links_that_lead_to_themselves_and_folders_that_cannot_be_read_are_told_of(
@@ -87,7 +93,7 @@ def test_links_that_lead_to_themselves_and_folders_that_cannot_be_read_are_told_
 
     state = build(source, tmp_path / "out", WISH, jobs=1)
 
-    assert (23, 20, 3) == (state.files, state.taken, state.refused)
+    assert (state.files, state.taken, state.refused) == (23, 20, 3)
     with Dataset(tmp_path / "out") as opened:
         told = "\n".join(opened.refusals(10))
     assert "cats/itself: The file cannot be read: Too many levels" in told
@@ -103,12 +109,14 @@ def test_progress_counts_what_is_refused_at_once_and_tells_no_time_before_it_kno
     seen = list[dataset_builder.BuildProgress]()
     state = build(source, tmp_path / "out", WISH, jobs=1, on_progress=seen.append)
 
-    assert (9, 9) == (state.refused, seen[-1].refused)
-    assert [*range(1, 21)] == [at.done for at in seen]
-    assert [True, *[False] * 19] == [at.seconds_left is None for at in seen]
+    assert (state.refused, seen[-1].refused) == (9, 9)
+    assert [at.done for at in seen] == [*range(1, 21)]
+    assert [at.seconds_left is None for at in seen] == [True, *[False] * 19]
 
 
-def test_a_share_that_is_no_number_is_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
+def test_a_share_that_is_no_number_is_refused_before_anything_is_written(
+    source: Path, tmp_path: Path
+) -> None:
     with pytest.raises(errors.BadDataset, match="validation must be a share"):
         build(source, tmp_path / "out", BuildOptions(32, validation=float("nan")))
     assert not (tmp_path / "out").exists()
@@ -126,16 +134,19 @@ def test_raw_pixels_are_those_of_the_file(source: Path, tmp_path: Path) -> None:
     build(source, tmp_path / "out", BuildOptions(32, store="raw", validation=0))
 
     wanted = {
-        Image.open(path).resize((32, 32), Image.Resampling.BILINEAR).tobytes() for path in source.glob("cats/*.png")
+        Image.open(path).resize((32, 32), Image.Resampling.BILINEAR).tobytes()
+        for path in source.glob("cats/*.png")
     }
-    assert wanted == {data for _, label, data in contents(tmp_path / "out") if label == 0}
+    assert {data for _, label, data in contents(tmp_path / "out") if label == 0} == wanted
 
 
-def test_the_same_folder_gives_the_same_data_set_however_many_children_build_it(source: Path, tmp_path: Path) -> None:
+def test_the_same_folder_gives_the_same_data_set_however_many_children_build_it(
+    source: Path, tmp_path: Path
+) -> None:
     digests = {build(source, tmp_path / str(jobs), WISH, jobs).sha256 for jobs in (1, 3)}
 
-    assert 1 == len(digests)
-    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+    assert len(digests) == 1
+    assert contents(tmp_path / "3") == contents(tmp_path / "1")
 
 
 def test_another_pictures_or_settings_give_another_digest(source: Path, tmp_path: Path) -> None:
@@ -144,7 +155,7 @@ def test_another_pictures_or_settings_give_another_digest(source: Path, tmp_path
     shutil.copy(source / "cats" / "0.png", source / "cats" / "1.png")
     changed = build(source, tmp_path / "c", WISH).sha256
 
-    assert 3 == len({first, other, changed})
+    assert len({first, other, changed}) == 3
 
 
 def test_a_picture_and_its_copy_are_on_the_same_side(source: Path, tmp_path: Path) -> None:
@@ -156,9 +167,9 @@ def test_a_picture_and_its_copy_are_on_the_same_side(source: Path, tmp_path: Pat
     sides: dict[bytes, set[str]] = {}
     for split, _, data in contents(tmp_path / "out"):
         sides.setdefault(data, set()).add(split)
-    assert 20 == len(sides)
+    assert len(sides) == 20
     assert all(len(splits) == 1 for splits in sides.values())
-    assert {"train", "validation"} == set().union(*sides.values())
+    assert set().union(*sides.values()) == {"train", "validation"}
 
 
 def build_elsewhere(source: Path, out: Path, prelude: str = "") -> "subprocess.Popen[bytes]":
@@ -173,7 +184,9 @@ if __name__ == "__main__":
     file = out.with_suffix(".py")
     file.write_text(script)
     root = Path(__file__).parents[3]
-    return subprocess.Popen([sys.executable, str(file)], env={**os.environ, "PYTHONPATH": str(root)})
+    return subprocess.Popen(
+        [sys.executable, str(file)], env={**os.environ, "PYTHONPATH": str(root)}
+    )
 
 
 @pytest.mark.parametrize(("at", "left"), [(1, 20), (3, 20), (5, 12), (8, 0)])
@@ -196,35 +209,39 @@ def write(book, *args):
     written(book, *args)
 DatasetWriter.write = write
 """
-    assert -signal.SIGKILL == build_elsewhere(source, tmp_path / "out", prelude).wait()
+    assert build_elsewhere(source, tmp_path / "out", prelude).wait() == -signal.SIGKILL
     with pytest.raises(errors.BadDataset, match="not complete"):
         Dataset(tmp_path / "out")
 
     read, looked_at = dataset_builder._content, list[Path]()
-    monkeypatch.setattr(dataset_builder, "_content", lambda path: looked_at.append(path) or read(path))
+    monkeypatch.setattr(
+        dataset_builder, "_content", lambda path: looked_at.append(path) or read(path)
+    )
     state = build(source, tmp_path / "out", WISH)
 
-    assert wanted == state
-    assert contents(tmp_path / "whole") == contents(tmp_path / "out")
-    assert left == len(looked_at)  # what was committed is not read again
+    assert state == wanted
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert len(looked_at) == left  # what was committed is not read again
 
 
 def test_a_complete_data_set_is_left_as_it_is(source: Path, tmp_path: Path) -> None:
     state = build(source, tmp_path / "out", WISH)
     before = (tmp_path / "out" / "data.mdb").read_bytes()
 
-    assert state == build(source, tmp_path / "out", WISH)
-    assert before == (tmp_path / "out" / "data.mdb").read_bytes()
+    assert build(source, tmp_path / "out", WISH) == state
+    assert (tmp_path / "out" / "data.mdb").read_bytes() == before
 
 
 def test_a_map_that_is_full_grows(source: Path, tmp_path: Path) -> None:
     build(source, tmp_path / "small", BuildOptions(256, store="raw"), book_bytes=200_000)
     build(source, tmp_path / "large", BuildOptions(256, store="raw"))
 
-    assert contents(tmp_path / "large") == contents(tmp_path / "small")
+    assert contents(tmp_path / "small") == contents(tmp_path / "large")
 
 
-def test_other_settings_than_those_it_was_begun_with_are_refused(source: Path, tmp_path: Path) -> None:
+def test_other_settings_than_those_it_was_begun_with_are_refused(
+    source: Path, tmp_path: Path
+) -> None:
     build(source, tmp_path / "out", WISH)
 
     with pytest.raises(errors.BadDataset, match="begun with side 32;"):
@@ -265,34 +282,46 @@ def test_a_class_without_a_usable_picture_is_told_of_and_the_build_goes_on_when_
         Image.new("RGB", (64, 64), "gray").save(source / "dogs" / f"{name}.png")
     for _ in range(2):
         with pytest.raises(
-            errors.BadDataset, match=r"class dogs .*: dogs/.\.png: .*one color all over.*\(and 2 more\)"
+            errors.BadDataset,
+            match=r"class dogs .*: dogs/.\.png: .*one color all over.*\(and 2 more\)",
         ):
             build(source, tmp_path / "out", WISH)
 
     shutil.move(kept / "0.png", source / "dogs" / "better.png")
     shutil.move(kept / "1.png", source / "dogs" / "best.png")
     read, looked_at = dataset_builder._content, list[str]()
-    monkeypatch.setattr(dataset_builder, "_content", lambda path: looked_at.append(path.name) or read(path))
+    monkeypatch.setattr(
+        dataset_builder, "_content", lambda path: looked_at.append(path.name) or read(path)
+    )
     state = build(source, tmp_path / "out", BuildOptions(32, validation=0.25))
 
-    assert {"better.png", "best.png"} == set(looked_at)
-    assert (17, 13, 4) == (state.files, state.taken, state.refused)
+    assert set(looked_at) == {"better.png", "best.png"}
+    assert (state.files, state.taken, state.refused) == (17, 13, 4)
     with Dataset(tmp_path / "out") as opened:
-        assert 13 == len({opened.value(split, at) for split in SPLITS for at in range(opened.count(split))})
+        assert (
+            len({opened.value(split, at) for split in SPLITS for at in range(opened.count(split))})
+            == 13
+        )
 
 
-def test_pictures_that_came_after_the_end_are_not_passed_over_in_silence(source: Path, tmp_path: Path) -> None:
+def test_pictures_that_came_after_the_end_are_not_passed_over_in_silence(
+    source: Path, tmp_path: Path
+) -> None:
     state = build(source, tmp_path / "out", WISH)
     shutil.copy(source / "cats" / "0.png", source / "cats" / "new.png")
 
-    with pytest.raises(errors.BadDataset, match=r"complete, of 20 files; .* has 1 now that are not"):
+    with pytest.raises(
+        errors.BadDataset, match=r"complete, of 20 files; .* has 1 now that are not"
+    ):
         build(source, tmp_path / "out", WISH)
-    (source / "dogs" / "0.png").rename(tmp_path / "0.png")  # as many as before, and another one all the same
+    (source / "dogs" / "0.png").rename(
+        tmp_path / "0.png"
+    )  # as many as before, and another one all the same
     with pytest.raises(errors.BadDataset, match="not among them"):
         build(source, tmp_path / "out", WISH)
     (tmp_path / "0.png").rename(source / "dogs" / "0.png")
     (source / "cats" / "new.png").unlink()
-    assert state == build(source, tmp_path / "out", WISH)
+    assert build(source, tmp_path / "out", WISH) == state
 
 
 def test_a_disk_that_fails_ends_the_build_and_blames_no_picture(
@@ -311,7 +340,7 @@ def test_a_disk_that_fails_ends_the_build_and_blames_no_picture(
             build(source, tmp_path / "out", WISH)
 
     state = build(source, tmp_path / "out", WISH)
-    assert (20, 0, build(source, tmp_path / "whole", WISH)) == (state.taken, state.refused, state)
+    assert (state.taken, state.refused, state) == (20, 0, build(source, tmp_path / "whole", WISH))
 
 
 def test_a_folder_with_something_else_in_it_is_not_touched(source: Path, tmp_path: Path) -> None:
@@ -330,7 +359,12 @@ def test_a_folder_with_something_else_in_it_is_not_touched(source: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "keys", [{b"00000000": b"a datum of Caffe's"}, {b"header": b"not ours", b"state": b"{}"}, {b"header": b"{}"}]
+    "keys",
+    [
+        {b"00000000": b"a datum of Caffe's"},
+        {b"header": b"not ours", b"state": b"{}"},
+        {b"header": b"{}"},
+    ],
 )
 @pytest.mark.parametrize("classes", [{"cats": 3, "dogs": 3}, {"cats": 3, "dogs": 0}])
 def test_a_strangers_lmdb_is_refused_and_stays_as_it_is_to_the_bit(
@@ -346,11 +380,15 @@ def test_a_strangers_lmdb_is_refused_and_stays_as_it_is_to_the_bit(
 
     with pytest.raises(errors.BadDataset, match="no data set"):
         build(fill(tmp_path / "source", classes), foreign, WISH)
-    assert {"data.mdb": before} == {path.name: path.read_bytes() for path in foreign.iterdir()}
+    assert {path.name: path.read_bytes() for path in foreign.iterdir()} == {"data.mdb": before}
 
 
-def test_two_cannot_build_the_same_at_once(source: Path, tmp_path: Path, until: Callable[..., None]) -> None:
-    prelude = "harvest._list = lambda *_: open(__file__ + '.on', 'w') and __import__('signal').pause()"
+def test_two_cannot_build_the_same_at_once(
+    source: Path, tmp_path: Path, until: Callable[..., None]
+) -> None:
+    prelude = (
+        "harvest._list = lambda *_: open(__file__ + '.on', 'w') and __import__('signal').pause()"
+    )
     other = build_elsewhere(source, tmp_path / "out", prelude)
     try:
         until((tmp_path / "out.py.on").exists, "the other one builds")
@@ -359,10 +397,12 @@ def test_two_cannot_build_the_same_at_once(source: Path, tmp_path: Path, until: 
     finally:
         other.kill()
         other.wait()
-    assert 20 == build(source, tmp_path / "out", WISH).taken
+    assert build(source, tmp_path / "out", WISH).taken == 20
 
 
-def test_a_full_disk_is_told_of_and_the_build_goes_on_when_there_is_room(source: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_of_and_the_build_goes_on_when_there_is_room(
+    source: Path, tmp_path: Path
+) -> None:
     """The limit on the size of a file stands in for the disk: the kernel refuses the write just the same."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -374,14 +414,19 @@ def test_a_full_disk_is_told_of_and_the_build_goes_on_when_there_is_room(source:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         signal.signal(signal.SIGXFSZ, previous)
 
-    assert 20 == build(source, tmp_path / "out", BuildOptions(256, store="raw")).taken
+    assert build(source, tmp_path / "out", BuildOptions(256, store="raw")).taken == 20
 
 
-def test_what_is_no_data_set_of_this_version_is_refused_in_words(source: Path, tmp_path: Path) -> None:
+def test_what_is_no_data_set_of_this_version_is_refused_in_words(
+    source: Path, tmp_path: Path
+) -> None:
     with pytest.raises(errors.BadDataset, match="There is no data set"):
         Dataset(tmp_path)
     build(source, tmp_path / "out", WISH)
-    with lmdb.open(str(tmp_path / "out"), max_dbs=4) as environment, environment.begin(write=True) as transaction:
+    with (
+        lmdb.open(str(tmp_path / "out"), max_dbs=4) as environment,
+        environment.begin(write=True) as transaction,
+    ):
         header = transaction.get(b"header")
         transaction.put(b"header", header.replace(b'"version":1', b'"version":2'))
     with pytest.raises(errors.BadDataset, match="of version 2, and this program reads version 1"):
@@ -392,7 +437,9 @@ def test_what_is_no_data_set_of_this_version_is_refused_in_words(source: Path, t
         Dataset(tmp_path / "out")
 
 
-def test_a_data_set_that_was_cut_short_is_refused_and_does_not_kill_who_reads_it(source: Path, tmp_path: Path) -> None:
+def test_a_data_set_that_was_cut_short_is_refused_and_does_not_kill_who_reads_it(
+    source: Path, tmp_path: Path
+) -> None:
     build(source, tmp_path / "out", BuildOptions(256, store="raw"))
     file = tmp_path / "out" / "data.mdb"
     os.truncate(file, file.stat().st_size // 2)
@@ -416,7 +463,12 @@ def front(**changes: object) -> dict[str, dict[bytes, bytes]]:
     """A header and state with some of their fields changed."""
     header = {"format": "impasto dataset", "version": 1, "classes": ["cats", "dogs"], "side_px": 32}
     header |= {"resize": "linear", "store": "jpeg", "validation": 0.25}
-    state: dict[str, object] = {"phase": "complete", "train": [8, 8], "validation": [2, 2], "sha256": "00"}
+    state: dict[str, object] = {
+        "phase": "complete",
+        "train": [8, 8],
+        "validation": [2, 2],
+        "sha256": "00",
+    }
     for name, value in changes.items():
         (header if name in header else state)[name] = value  # type: ignore[assignment]
     return {"": {b"header": json.dumps(header).encode(), b"state": json.dumps(state).encode()}}
@@ -437,7 +489,8 @@ VALUES = {
     "short": b"\0",
     "a class that is not there": b"\0\2" + codec.encode(Image.new("RGB", (32, 32)), "jpeg"),
     "no picture": b"\0\1hello",
-    "a torn picture": b"\0\1" + codec.encode(Image.effect_noise((32, 32), 50).convert("RGB"), "jpeg")[:300],
+    "a torn picture": b"\0\1"
+    + codec.encode(Image.effect_noise((32, 32), 50).convert("RGB"), "jpeg")[:300],
     "another size": b"\0\1" + codec.encode(Image.new("RGB", (31, 32)), "jpeg"),
     "another format": b"\0\1" + codec.encode(Image.new("RGB", (32, 32)), "png"),
 }
@@ -455,9 +508,14 @@ def test_a_damaged_or_hostile_data_set_is_refused_in_words(
         opened.picture("train", 0)
 
 
-def test_one_that_is_open_twice_in_a_process_is_not_called_damaged(source: Path, tmp_path: Path) -> None:
+def test_one_that_is_open_twice_in_a_process_is_not_called_damaged(
+    source: Path, tmp_path: Path
+) -> None:
     build(source, tmp_path / "out", WISH)
-    with Dataset(tmp_path / "out"), pytest.raises(errors.BadDataset, match="open in this process already"):
+    with (
+        Dataset(tmp_path / "out"),
+        pytest.raises(errors.BadDataset, match="open in this process already"),
+    ):
         Dataset(tmp_path / "out")
     poked(tmp_path / "out", front(phase="reading"))
     for _ in range(2):  # what was refused is not left open
@@ -477,12 +535,12 @@ def test_a_contact_sheet_shows_a_row_for_each_class(tmp_path: Path) -> None:
     with Dataset(tmp_path / "out") as opened:
         sheet = contact_sheet(opened, columns=4, side_px=20)
 
-    assert (80, 68) == sheet.size
+    assert sheet.size == (80, 68)
     rows = [sheet.getpixel((70, y)) for y in (24, 58)]
-    assert ["blue", "red"] == ["blue" if pixel[2] > pixel[0] else "red" for pixel in rows]  # type: ignore[index]
+    assert ["blue" if pixel[2] > pixel[0] else "red" for pixel in rows] == ["blue", "red"]  # type: ignore[index]
 
 
 def test_how_far_it_is_can_be_written_and_read() -> None:
     state = State(train=[1, 2], validation=[0, 1], sha256="00", refused=3)
 
-    assert (4, state) == (state.taken, State.model_validate_json(state.model_dump_json()))
+    assert (state.taken, State.model_validate_json(state.model_dump_json())) == (4, state)

@@ -153,20 +153,28 @@ def test_a_hostile_url_is_refused_in_words(url: str) -> None:
         ("https://example.org", "https://example.org/"),
         ("HTTPS://Hooks.Example.ORG:443/A?b=C&d=%20", "https://hooks.example.org/A?b=C&d=%20"),
         ("https://example.org?token=1", "https://example.org/?token=1"),
-        ("https://xn--bcher-kva.example/~me/@x;y,(z)!*'$+:=", "https://xn--bcher-kva.example/~me/@x;y,(z)!*'$+:="),
+        (
+            "https://xn--bcher-kva.example/~me/@x;y,(z)!*'$+:=",
+            "https://xn--bcher-kva.example/~me/@x;y,(z)!*'$+:=",
+        ),
         ("https://1.1.1.1/x", "https://1.1.1.1/x"),
         ("https://[2606:4700:0:0:0:0:0:1111]/x", "https://[2606:4700:0:0:0:0:0:1111]/x"),
         ("https://0x7f.example.org/", "https://0x7f.example.org/"),
     ],
 )
 def test_a_usual_url_is_taken_and_written_in_one_way(url: str, plain: str) -> None:
-    assert plain == STRICT.receiver(url).url
-    assert plain == STRICT.receiver(plain).url
+    assert STRICT.receiver(url).url == plain
+    assert STRICT.receiver(plain).url == plain
 
 
 def test_what_a_setting_allows_is_taken_and_no_more() -> None:
-    for url in ("http://localhost/x", "http://redis:8080/", "https://10.0.0.1/", "https://[::1]:8080/"):
-        assert url == LOOSE.receiver(url).url
+    for url in (
+        "http://localhost/x",
+        "http://redis:8080/",
+        "https://10.0.0.1/",
+        "https://[::1]:8080/",
+    ):
+        assert LOOSE.receiver(url).url == url
     for url in (
         "http://localhost:6379/",
         "https://169.254.169.254/",
@@ -207,35 +215,50 @@ def test_the_intranet_may_be_allowed_but_not_what_belongs_to_the_machines_themse
 def test_each_owner_has_a_secret_of_their_own() -> None:
     anna, ben = STRICT.owner_secret("anna"), STRICT.owner_secret("ben")
 
-    assert anna == STRICT.owner_secret("anna")
-    assert 3 == len({anna, ben, SECRET})
-    assert anna != WebhookPolicy("whsec_" + "A" * 32).owner_secret("anna")
+    assert STRICT.owner_secret("anna") == anna
+    assert len({anna, ben, SECRET}) == 3
+    assert WebhookPolicy("whsec_" + "A" * 32).owner_secret("anna") != anna
 
 
 def _job(**fields: object) -> Job:
     at = datetime(2026, 11, 23, 12, 0, 0, 250_000, UTC)
     usual = dict.fromkeys(Job.model_fields)
-    usual |= {"id": "job_" + "a" * 26, "version": 3, "created_at": at, "completed_at": at, "priority": Priority.NORMAL}
-    usual |= {"input": JobInput(content="sha256:a", styles=["sha256:b"], spec={}), "outputs": [], "owner": "anna"}
+    usual |= {
+        "id": "job_" + "a" * 26,
+        "version": 3,
+        "created_at": at,
+        "completed_at": at,
+        "priority": Priority.NORMAL,
+    }
+    usual |= {
+        "input": JobInput(content="sha256:a", styles=["sha256:b"], spec={}),
+        "outputs": [],
+        "owner": "anna",
+    }
     return Job.model_construct(**{**usual, **fields})  # type: ignore[arg-type]
 
 
 def test_the_body_is_small_and_tells_the_end() -> None:
     output = Output(id="sha256:c", content_type="image/png", width=4, height=3, size_bytes=9)
     good = json.loads(body(_job(status=Status.SUCCEEDED, outputs=[output])))
-    bad = json.loads(body(_job(status=Status.FAILED, error=JobError(code="diverged", message="It is over."))))
+    bad = json.loads(
+        body(_job(status=Status.FAILED, error=JobError(code="diverged", message="It is over.")))
+    )
 
-    assert ("job.succeeded", "2026-11-23T12:00:00.250000Z") == (good["type"], good["timestamp"])
-    assert good["data"] == {
+    assert (good["type"], good["timestamp"]) == ("job.succeeded", "2026-11-23T12:00:00.250000Z")
+    assert {
         "id": "job_" + "a" * 26,
         "status": "succeeded",
         "created_at": "2026-11-23T12:00:00.250000Z",
         "completed_at": "2026-11-23T12:00:00.250000Z",
         "error": None,
         "links": {"self": f"/v1/jobs/job_{'a' * 26}", "result": f"/v1/jobs/job_{'a' * 26}/result"},
-    }
-    assert ("job.failed", {"code": "diverged", "message": "It is over."}) == (bad["type"], bad["data"]["error"])
-    assert ["self"] == [*bad["data"]["links"]]
+    } == good["data"]
+    assert (bad["type"], bad["data"]["error"]) == (
+        "job.failed",
+        {"code": "diverged", "message": "It is over."},
+    )
+    assert [*bad["data"]["links"]] == ["self"]
 
 
 def test_while_secrets_change_either_verifies() -> None:
@@ -245,10 +268,10 @@ def test_while_secrets_change_either_verifies() -> None:
     headers = new.headers(job, told, datetime.now(UTC))
 
     for secret in (STRICT.owner_secret("anna"), new.owner_secret("anna")):
-        assert json.loads(told) == Webhook(secret).verify(told, headers)
+        assert Webhook(secret).verify(told, headers) == json.loads(told)
     with pytest.raises(Exception, match="No matching signature"):
         Webhook(new.owner_secret("ben")).verify(told, headers)
-    assert STRICT.owner_secret("anna") != new.owner_secret("anna")
+    assert new.owner_secret("anna") != STRICT.owner_secret("anna")
 
 
 def test_the_signature_verifies_with_the_owners_secret_and_no_other() -> None:
@@ -256,10 +279,13 @@ def test_the_signature_verifies_with_the_owners_secret_and_no_other() -> None:
     told, now = body(job), datetime.now(UTC)
     headers = STRICT.headers(job, told, now)
 
-    assert json.loads(told) == Webhook(STRICT.owner_secret("anna")).verify(told, headers)
-    for secret, text in ((STRICT.owner_secret("ben"), told), (STRICT.owner_secret("anna"), told + " ")):
+    assert Webhook(STRICT.owner_secret("anna")).verify(told, headers) == json.loads(told)
+    for secret, text in (
+        (STRICT.owner_secret("ben"), told),
+        (STRICT.owner_secret("anna"), told + " "),
+    ):
         with pytest.raises(Exception, match="No matching signature"):
             Webhook(secret).verify(text, headers)
     later = STRICT.headers(job, told, datetime.fromtimestamp(now.timestamp() + 60, UTC))
-    assert headers["webhook-id"] == later["webhook-id"]
-    assert headers["webhook-signature"] != later["webhook-signature"]
+    assert later["webhook-id"] == headers["webhook-id"]
+    assert later["webhook-signature"] != headers["webhook-signature"]

@@ -39,7 +39,7 @@ def _ended(store: JobStore, webhook: str, owner: str = "anna") -> Job:
 
 def _end(store: JobStore, url: str, job: Job) -> str | None:
     """How its webhook ended."""
-    assert job == store.get(job.id), "a webhook changes nothing of its job"
+    assert store.get(job.id) == job, "a webhook changes nothing of its job"
     with redis.Redis.from_url(url, decode_responses=True) as client:
         return client.hget(f"{PREFIX}job:{job.id}", "webhook_end")  # type: ignore[return-value]
 
@@ -49,9 +49,13 @@ def courier(store: JobStore, behave: Any) -> Iterator[Callable[..., WebhookDispa
     """Start couriers in this process, on a network that leads to a server; they end with the test."""
     running: list[tuple[WebhookDispatcher, threading.Thread]] = []
 
-    def start(server: Any, seconds: float = 5, delays: tuple[float, ...] = FAST) -> WebhookDispatcher:
+    def start(
+        server: Any, seconds: float = 5, delays: tuple[float, ...] = FAST
+    ) -> WebhookDispatcher:
         network = behave.network(server.port)
-        delivery = WebhookSender(STRICT, seconds=seconds, resolve=behave.names("93.184.216.34"), network=network)
+        delivery = WebhookSender(
+            STRICT, seconds=seconds, resolve=behave.names("93.184.216.34"), network=network
+        )
         courier = WebhookDispatcher(store, STRICT, delivery, delays=delays, lease_seconds=1)
         thread = threading.Thread(target=courier.run, daemon=True)
         thread.start()
@@ -76,13 +80,13 @@ def test_a_webhook_is_signed_and_tells_what_the_api_tells(
     (request,) = server.requests
     told = Webhook(STRICT.owner_secret("anna")).verify(request.body, request.headers)
     shown = json.loads(resource(job).model_dump_json())
-    assert "job.canceled" == told["type"]
-    assert {key: shown[key] for key in told["data"] if key != "links"} | {"links": told["data"]["links"]} == told[
-        "data"
-    ]
+    assert told["type"] == "job.canceled"
+    assert told["data"] == {key: shown[key] for key in told["data"] if key != "links"} | {
+        "links": told["data"]["links"]
+    }
     assert told["data"]["links"].items() <= shown["links"].items()
-    assert "POST /a?b=c HTTP/1.1" == request.line
-    assert "application/json" == request.headers["content-type"]
+    assert request.line == "POST /a?b=c HTTP/1.1"
+    assert request.headers["content-type"] == "application/json"
 
 
 def test_a_failed_try_is_repeated_under_the_same_id(
@@ -93,16 +97,26 @@ def test_a_failed_try_is_repeated_under_the_same_id(
     courier(server)
     until(lambda: _end(store, valkey.url, job) == "delivered", "delivered")
 
-    assert 3 == len(server.requests)
-    assert 1 == len({request.headers["webhook-id"] for request in server.requests})
-    assert 1 == len({request.body for request in server.requests})
+    assert len(server.requests) == 3
+    assert len({request.headers["webhook-id"] for request in server.requests}) == 1
+    assert len({request.body for request in server.requests}) == 1
     for request in server.requests:
         Webhook(STRICT.owner_secret("anna")).verify(request.body, request.headers)
 
 
-@pytest.mark.parametrize(("status", "tries", "end"), [(410, 1, "gone"), (404, 3, "given_up"), (302, 3, "given_up")])
+@pytest.mark.parametrize(
+    ("status", "tries", "end"), [(410, 1, "gone"), (404, 3, "given_up"), (302, 3, "given_up")]
+)
 def test_what_is_gone_is_not_asked_again_and_what_fails_not_for_ever(
-    status: int, tries: int, end: str, store: JobStore, valkey: Any, serve: Any, behave: Any, courier: Any, until: Any
+    status: int,
+    tries: int,
+    end: str,
+    store: JobStore,
+    valkey: Any,
+    serve: Any,
+    behave: Any,
+    courier: Any,
+    until: Any,
 ) -> None:
     canary = serve()
     server = serve(behave.answer(status, f"Location: http://127.0.0.1:{canary.port}/"))
@@ -113,7 +127,7 @@ def test_what_is_gone_is_not_asked_again_and_what_fails_not_for_ever(
     server.behaviors = [behave.answer(200)]
     until(lambda: _end(store, valkey.url, sentinel) == "delivered", "another one")
 
-    assert (tries + 1, 0) == (len(server.requests), canary.connections)
+    assert (len(server.requests), canary.connections) == (tries + 1, 0)
 
 
 def test_the_rule_is_eight_tries_in_a_day_and_a_half(store: JobStore) -> None:
@@ -121,11 +135,11 @@ def test_the_rule_is_eight_tries_in_a_day_and_a_half(store: JobStore) -> None:
     courier = WebhookDispatcher(store, STRICT, WebhookSender(STRICT))
     pauses = [[courier._pause(attempt) for _ in range(50)] for attempt in range(1, 9)]
 
-    assert (0, 5, 300, 1800, 7200, 18000, 36000, 86400) == DELAYS
+    assert DELAYS == (0, 5, 300, 1800, 7200, 18000, 36000, 86400)
     for delay, tried in zip(DELAYS[1:], pauses, strict=False):
         assert all(pause is not None and delay <= pause <= 1.1 * delay for pause in tried)
         assert len(set(tried)) > 40
-    assert {None} == set(pauses[-1])
+    assert set(pauses[-1]) == {None}
 
 
 def test_a_receiver_that_hangs_delays_no_other_and_is_cut(
@@ -134,19 +148,27 @@ def test_a_receiver_that_hangs_delays_no_other_and_is_cut(
     """Twenty webhooks for a host that hangs come before those for ten others, on a network that leads all to one."""
 
     def by_host(connection: Any, request: Any) -> None:
-        (behave.hang if request.headers["host"] == "slow.example.org" else behave.answer(200))(connection, request)
+        (behave.hang if request.headers["host"] == "slow.example.org" else behave.answer(200))(
+            connection, request
+        )
 
     server = serve(by_host)
     slow = [_ended(store, "http://slow.example.org/") for _ in range(20)]
     others = [_ended(store, f"http://host{number}.example.org/") for number in range(10)]
     courier(server, seconds=3)
-    until(lambda: all(_end(store, valkey.url, job) == "delivered" for job in others), "the others", 2.5)
-    assert 1 == sum(request.headers["host"] == "slow.example.org" for request in server.requests)
+    until(
+        lambda: all(_end(store, valkey.url, job) == "delivered" for job in others),
+        "the others",
+        2.5,
+    )
+    assert sum(request.headers["host"] == "slow.example.org" for request in server.requests) == 1
 
-    hosts = lambda: [request for request in server.requests if request.headers["host"] == "slow.example.org"]  # noqa: E731
+    def hosts() -> list[Any]:
+        return [one for one in server.requests if one.headers["host"] == "slow.example.org"]
+
     until(lambda: len(hosts()) == 2, "the next for the slow one", 10)
     assert 2.8 < hosts()[1].at - hosts()[0].at < 5
-    assert Status.CANCELED is store.get(slow[0].id).status
+    assert store.get(slow[0].id).status is Status.CANCELED
 
 
 def test_the_store_may_go_away_while_a_webhook_is_on_its_way(
@@ -161,7 +183,9 @@ def test_the_store_may_go_away_while_a_webhook_is_on_its_way(
 
     server = serve(kill_it, behave.answer(200))
     job = _ended(store, "http://hooks.example.org/")
-    delivery = WebhookSender(STRICT, resolve=behave.names("93.184.216.34"), network=behave.network(server.port))
+    delivery = WebhookSender(
+        STRICT, resolve=behave.names("93.184.216.34"), network=behave.network(server.port)
+    )
     courier = WebhookDispatcher(store, STRICT, delivery)
     thread = threading.Thread(target=courier.run, daemon=True)
     thread.start()
@@ -172,7 +196,7 @@ def test_the_store_may_go_away_while_a_webhook_is_on_its_way(
     thread.join()
     store.close()
 
-    assert 1 == len(server.requests)
+    assert len(server.requests) == 1
 
 
 def _answers(store: JobStore) -> bool:
@@ -201,7 +225,12 @@ def process(valkey: Any) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*command: str, **environment: str) -> subprocess.Popen[str]:
-        env = {**os.environ, "IMPASTO_REDIS_URL": valkey.url, "IMPASTO_WEBHOOK_SECRET": SECRET, **environment}
+        env = {
+            **os.environ,
+            "IMPASTO_REDIS_URL": valkey.url,
+            "IMPASTO_WEBHOOK_SECRET": SECRET,
+            **environment,
+        }
         full = [sys.executable, *command]
         started.append(subprocess.Popen(full, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True))
         return started[-1]
@@ -233,7 +262,7 @@ def test_kill_9_in_the_middle_of_a_delivery_and_another_courier_makes_it(
     until(lambda: _end(store, valkey.url, job) == "delivered", "delivered by the other")
 
     early, late = server.requests
-    assert early.headers["webhook-id"] == late.headers["webhook-id"]
+    assert late.headers["webhook-id"] == early.headers["webhook-id"]
     assert late.at - early.at > 2
 
 
@@ -242,24 +271,26 @@ def test_the_program_delivers_to_this_machine_if_it_may_and_goes_when_asked(
 ) -> None:
     server = serve()
     job = _ended(store, f"http://localhost:{server.port}/")
-    refusing = process("-m", "worker.webhooks", **_local(server) | {"IMPASTO_WEBHOOK_ALLOW_PRIVATE": "false"})
+    refusing = process(
+        "-m", "worker.webhooks", **_local(server) | {"IMPASTO_WEBHOOK_ALLOW_PRIVATE": "false"}
+    )
     for line in refusing.stderr:
         if job.id in line:
             break
     assert "must not reach" in line or "everybody can reach" in line
     refusing.send_signal(signal.SIGTERM)
-    assert (0, 0) == (refusing.wait(10), server.connections)
+    assert (refusing.wait(10), server.connections) == (0, 0)
 
     allowed = process("-m", "worker.webhooks", **_local(server))
     until(lambda: _end(store, valkey.url, job) == "delivered", "delivered")
     allowed.send_signal(signal.SIGTERM)
-    assert 0 == allowed.wait(10)
-    assert 1 == len(server.requests)
+    assert allowed.wait(10) == 0
+    assert len(server.requests) == 1
 
 
 def test_it_loads_no_torch() -> None:
     words = "import sys, worker.webhooks.__main__; sys.exit('torch' in sys.modules or 'celery' in sys.modules)"
-    assert 0 == subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=False).returncode
+    assert subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_short", "A" * 32, "whsec_" + "!" * 32])
@@ -267,7 +298,7 @@ def test_without_a_good_secret_it_ends_at_once_and_says_so(secret: str, process:
     ran = process("-m", "worker.webhooks", IMPASTO_WEBHOOK_SECRET=secret)
     _, words = ran.communicate(timeout=20)
 
-    assert 2 == ran.returncode
+    assert ran.returncode == 2
     assert "IMPASTO_WEBHOOK_SECRET" in words
     assert not secret or secret not in words
-    assert 1 == words.count("\n")
+    assert words.count("\n") == 1

@@ -31,7 +31,9 @@ HOSTILE = """
 
 def _post(delivery: WebhookSender, url: str, policy: WebhookPolicy = STRICT) -> int:
     headers = {"Content-Type": "application/json"}
-    return delivery.post(policy.receiver(url), headers, '{"a":1}', time.monotonic() + delivery.seconds)
+    return delivery.post(
+        policy.receiver(url), headers, '{"a":1}', time.monotonic() + delivery.seconds
+    )
 
 
 def _in_time(step: Callable[[], Any]) -> float:
@@ -71,10 +73,14 @@ def test_the_address_is_the_checked_one_and_all_else_goes_by_the_name(
     network = behave.network(server.port)
     delivery = WebhookSender(STRICT, resolve=behave.names(PUBLIC), network=network, tls=trusting)
 
-    assert 204 == _post(delivery, f"https://{NAME}/hook?a=b")
+    assert _post(delivery, f"https://{NAME}/hook?a=b") == 204
     (request,) = server.requests
-    assert ("POST /hook?a=b HTTP/1.1", NAME, '{"a":1}') == (request.line, request.headers["host"], request.body)
-    assert ([NAME], [PUBLIC]) == (asked, network.asked)
+    assert (request.line, request.headers["host"], request.body) == (
+        "POST /hook?a=b HTTP/1.1",
+        NAME,
+        '{"a":1}',
+    )
+    assert (asked, network.asked) == ([NAME], [PUBLIC])
 
 
 def test_a_certificate_for_another_name_or_of_nobody_is_refused(
@@ -87,17 +93,29 @@ def test_a_certificate_for_another_name_or_of_nobody_is_refused(
         with pytest.raises(DeliveryError, match=why):
             _post(delivery, f"https://{NAME}/")
 
-    assert [] == server.requests
+    assert server.requests == []
 
 
-def test_a_proxy_of_the_environment_is_not_asked(serve: Any, behave: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_of_the_environment_is_not_asked(
+    serve: Any, behave: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A proxy would look the name up again."""
     proxy, server = serve(), serve()
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+    for name in (
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+    ):
         monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-    _post(WebhookSender(STRICT, resolve=behave.names(PUBLIC), network=behave.network(server.port)), f"http://{NAME}/")
+    _post(
+        WebhookSender(STRICT, resolve=behave.names(PUBLIC), network=behave.network(server.port)),
+        f"http://{NAME}/",
+    )
 
-    assert (0, 1) == (proxy.connections, len(server.requests))
+    assert (proxy.connections, len(server.requests)) == (0, 1)
 
 
 def test_an_address_that_does_not_answer_leaves_time_for_the_next(serve: Any, behave: Any) -> None:
@@ -118,15 +136,17 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_next(serve: Any, be
         STRICT, seconds=1, resolve=behave.names("2606:4700::1", "1.1.1.1", PUBLIC), network=network
     )
 
-    assert 200 == _post(delivery, f"http://{NAME}/")
-    assert ["2606:4700::1", "1.1.1.1", PUBLIC] == network.asked
+    assert _post(delivery, f"http://{NAME}/") == 200
+    assert network.asked == ["2606:4700::1", "1.1.1.1", PUBLIC]
 
 
 # ---------------------------------------------------------------------- what is refused
 
 
 @pytest.mark.parametrize("address", HOSTILE)
-def test_a_name_of_a_hostile_address_is_not_connected_to(address: str, serve: Any, behave: Any) -> None:
+def test_a_name_of_a_hostile_address_is_not_connected_to(
+    address: str, serve: Any, behave: Any
+) -> None:
     """Alone, and hidden behind one that is good: this network would lead to the canary from any address."""
     canary = serve()
     network = behave.network(canary.port)
@@ -135,17 +155,21 @@ def test_a_name_of_a_hostile_address_is_not_connected_to(address: str, serve: An
         with pytest.raises(DeliveryError, match="must not reach"):
             _post(delivery, f"http://{NAME}/")
 
-    assert ([], 0) == (network.asked, canary.connections)
+    assert (network.asked, canary.connections) == ([], 0)
 
 
-def test_a_name_that_changes_its_mind_after_the_check_gains_nothing(serve: Any, behave: Any) -> None:
+def test_a_name_that_changes_its_mind_after_the_check_gains_nothing(
+    serve: Any, behave: Any
+) -> None:
     """The name is asked once, and what it said then is what is connected to."""
     server = serve()
     network, answers = behave.network(server.port), [PUBLIC, "127.0.0.1", "127.0.0.1"]
-    delivery = WebhookSender(STRICT, resolve=lambda *_: [ip_address(answers.pop(0))], network=network)
+    delivery = WebhookSender(
+        STRICT, resolve=lambda *_: [ip_address(answers.pop(0))], network=network
+    )
 
-    assert 200 == _post(delivery, f"http://{NAME}/")
-    assert ([PUBLIC], 2) == (network.asked, len(answers))
+    assert _post(delivery, f"http://{NAME}/") == 200
+    assert (network.asked, len(answers)) == ([PUBLIC], 2)
     with pytest.raises(DeliveryError, match="must not reach"):
         _post(delivery, f"http://{NAME}/")
 
@@ -158,10 +182,12 @@ def test_this_machine_is_refused_with_the_systems_own_look_up(serve: Any) -> Non
     hosts = "localhost 127.0.0.1 127.0.0.2 ::1 ::ffff:127.0.0.1 0.0.0.0 0 127.1 0x7f.1 0x7f000001 2130706433 0177.0.0.1"
     for host in hosts.split():
         with pytest.raises(DeliveryError):
-            WebhookSender(strict).post(Receiver("http", host, canary.port, "/"), {}, "", time.monotonic() + 5)
+            WebhookSender(strict).post(
+                Receiver("http", host, canary.port, "/"), {}, "", time.monotonic() + 5
+            )
 
-    assert 0 == canary.connections
-    assert 200 == _post(WebhookSender(policy), f"http://localhost:{canary.port}/", policy)
+    assert canary.connections == 0
+    assert _post(WebhookSender(policy), f"http://localhost:{canary.port}/", policy) == 200
 
 
 def test_a_redirect_is_an_answer_and_not_followed(serve: Any, behave: Any) -> None:
@@ -169,13 +195,21 @@ def test_a_redirect_is_an_answer_and_not_followed(serve: Any, behave: Any) -> No
     for status in (301, 302, 303, 307, 308):
         server = serve(behave.answer(status, f"Location: http://127.0.0.1:{canary.port}/"))
         network = behave.network(server.port)
-        assert status == _post(WebhookSender(STRICT, resolve=behave.names(PUBLIC), network=network), f"http://{NAME}/")
-        assert ([PUBLIC], 1) == (network.asked, len(server.requests))
+        assert (
+            _post(
+                WebhookSender(STRICT, resolve=behave.names(PUBLIC), network=network),
+                f"http://{NAME}/",
+            )
+            == status
+        )
+        assert (network.asked, len(server.requests)) == ([PUBLIC], 1)
 
-    assert 0 == canary.connections
+    assert canary.connections == 0
 
 
-@pytest.mark.parametrize("error", [OSError("no"), UnicodeError("label too long"), socket.gaierror(-2, "no")])
+@pytest.mark.parametrize(
+    "error", [OSError("no"), UnicodeError("label too long"), socket.gaierror(-2, "no")]
+)
 def test_a_name_that_nobody_knows_is_undelivered(error: Exception, behave: Any) -> None:
     def resolve(*_: Any) -> Any:
         raise error
@@ -207,9 +241,18 @@ def _drip(head: bytes, piece: bytes) -> Any:
         (b"HTTP/1.1 200 OK\r\nX: ", b"a" * 60_000),
         (b"\x00\xff\x00 nonsense", b""),
     ],
-    ids=["silence", "one letter at a time", "headers for ever", "100 for ever", "a header without end", "no HTTP"],
+    ids=[
+        "silence",
+        "one letter at a time",
+        "headers for ever",
+        "100 for ever",
+        "a header without end",
+        "no HTTP",
+    ],
 )
-def test_an_answer_that_does_not_come_is_cut(head: bytes, piece: bytes, serve: Any, behave: Any) -> None:
+def test_an_answer_that_does_not_come_is_cut(
+    head: bytes, piece: bytes, serve: Any, behave: Any
+) -> None:
     network = behave.network(serve(_drip(head, piece)).port)
     delivery = WebhookSender(STRICT, seconds=SECONDS, resolve=behave.names(PUBLIC), network=network)
 
@@ -221,7 +264,9 @@ def test_an_answer_that_does_not_come_is_cut(head: bytes, piece: bytes, serve: A
 
 
 @pytest.mark.parametrize("piece", [b"a", b"a" * 100_000], ids=["slow", "fast"])
-def test_a_body_without_end_is_cut_and_the_status_counts(piece: bytes, serve: Any, behave: Any) -> None:
+def test_a_body_without_end_is_cut_and_the_status_counts(
+    piece: bytes, serve: Any, behave: Any
+) -> None:
     network = behave.network(serve(_drip(b"HTTP/1.1 200 OK\r\n\r\n", piece)).port)
     delivery = WebhookSender(STRICT, seconds=SECONDS, resolve=behave.names(PUBLIC), network=network)
 
@@ -247,11 +292,13 @@ def test_a_name_that_takes_for_ever_is_cut(behave: Any) -> None:
 def test_what_is_too_late_is_not_sent(serve: Any, behave: Any) -> None:
     """A courier that was frozen until another may have its delivery."""
     server = serve()
-    delivery = WebhookSender(STRICT, resolve=behave.names(PUBLIC), network=behave.network(server.port))
+    delivery = WebhookSender(
+        STRICT, resolve=behave.names(PUBLIC), network=behave.network(server.port)
+    )
     with pytest.raises(DeliveryError, match="too long"):
         delivery.post(STRICT.receiver(f"http://{NAME}/"), {}, "{}", time.monotonic())
 
-    assert 0 == server.connections
+    assert server.connections == 0
 
 
 @pytest.fixture
@@ -262,7 +309,9 @@ def mute() -> Iterator[int]:
 
 
 def test_a_handshake_that_does_not_end_is_cut(mute: int, behave: Any) -> None:
-    delivery = WebhookSender(STRICT, seconds=SECONDS, resolve=behave.names(PUBLIC), network=behave.network(mute))
+    delivery = WebhookSender(
+        STRICT, seconds=SECONDS, resolve=behave.names(PUBLIC), network=behave.network(mute)
+    )
 
     def step() -> None:
         with pytest.raises(DeliveryError):

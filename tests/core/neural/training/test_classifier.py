@@ -23,16 +23,21 @@ def test_names_and_shapes_are_those_of_torchvision(name: str) -> None:
     architecture, _, batch_norm = name.partition("_")
     with torch.device("meta"):
         theirs = getattr(module("models"), name)(num_classes=10)
-        ours = Classifier(TrainingConfig(architecture=architecture, batch_norm=bool(batch_norm)), 10)
+        ours = Classifier(
+            TrainingConfig(architecture=architecture, batch_norm=bool(batch_norm)), 10
+        )
 
     shapes = {key: tensor.shape for key, tensor in theirs.state_dict().items()}
-    assert shapes == {key: tensor.shape for key, tensor in ours.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in ours.state_dict().items()} == shapes
 
 
 def test_it_computes_what_torchvisions_network_computes_with_the_same_weights() -> None:
     """At full size, but for hidden units, on the paper's 225 px."""
     recipe = TrainingConfig(architecture="vgg11", hidden=8)
-    ours, theirs = Classifier(recipe, 5).eval(), module("models").vgg11(num_classes=5, init_weights=False).eval()
+    ours, theirs = (
+        Classifier(recipe, 5).eval(),
+        module("models").vgg11(num_classes=5, init_weights=False).eval(),
+    )
     theirs.classifier = ours.classifier
     theirs.features.load_state_dict(ours.features.state_dict())
     image = pictures(1, 225)
@@ -89,19 +94,23 @@ def test_folded_convolutions_answer_as_those_with_batch_normalization_after_them
         elif not isinstance(layer, torch.nn.BatchNorm2d):
             found = layer(found)
 
-    assert 512 == found.shape[1]
+    assert found.shape[1] == 512
     torch.testing.assert_close(wanted, found[:, :64], rtol=1e-3, atol=1e-4)
     assert not found[:, 64:].any()
 
 
 def test_places_name_the_layers_as_painting_does() -> None:
-    assert "features.22" != places("vgg16")[4, 2] == "features.19"  # relu4_2 of VGG-16 is features.20
-    assert "features.21" == places("vgg19")[4, 2]
-    assert "features.27" == places("vgg16", batch_norm=True)[4, 2]
+    assert (
+        "features.22" != places("vgg16")[4, 2] == "features.19"
+    )  # relu4_2 of VGG-16 is features.20
+    assert places("vgg19")[4, 2] == "features.21"
+    assert places("vgg16", batch_norm=True)[4, 2] == "features.27"
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_a_deeper_network_takes_over_the_first_and_last_layers_of_vgg_11_and_nothing_else(batch_norm: bool) -> None:
+def test_a_deeper_network_takes_over_the_first_and_last_layers_of_vgg_11_and_nothing_else(
+    batch_norm: bool,
+) -> None:
     torch.manual_seed(0)
     recipe = SMALL.model_copy(update={"batch_norm": batch_norm})
     shallow = Classifier(recipe.model_copy(update={"architecture": "vgg11"}), 10)
@@ -113,7 +122,9 @@ def test_a_deeper_network_takes_over_the_first_and_last_layers_of_vgg_11_and_not
     theirs, ours = (places(name, batch_norm=batch_norm) for name in ("vgg11", "vgg19"))
     taken = {ours[place]: theirs[place] for place in ((1, 1), (2, 1), (3, 1), (3, 2))}
     if batch_norm:
-        numbers = [(int(mine.split(".")[1]), int(other.split(".")[1])) for mine, other in taken.items()]
+        numbers = [
+            (int(mine.split(".")[1]), int(other.split(".")[1])) for mine, other in taken.items()
+        ]
         taken |= {f"features.{mine + 1}": f"features.{other + 1}" for mine, other in numbers}
     taken |= {f"classifier.{index}": f"classifier.{index}" for index in (0, 3, 6)}
     for name, tensor in deep.state_dict().items():
@@ -124,10 +135,16 @@ def test_a_deeper_network_takes_over_the_first_and_last_layers_of_vgg_11_and_not
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_raw_convolutions_of_a_normalized_network_are_no_beginning(batch_norm: bool) -> None:
-    shallow = Classifier(SMALL.model_copy(update={"architecture": "vgg11", "batch_norm": not batch_norm}), 10)
+    shallow = Classifier(
+        SMALL.model_copy(update={"architecture": "vgg11", "batch_norm": not batch_norm}), 10
+    )
 
-    with pytest.raises(errors.BadWeights, match="one has batch normalization and the other has not"):
-        Classifier(SMALL.model_copy(update={"batch_norm": batch_norm}), 10).begin_with(shallow.state_dict())
+    with pytest.raises(
+        errors.BadWeights, match="one has batch normalization and the other has not"
+    ):
+        Classifier(SMALL.model_copy(update={"batch_norm": batch_norm}), 10).begin_with(
+            shallow.state_dict()
+        )
 
 
 def test_an_apple_card_is_asked_for_no_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +165,7 @@ def test_an_apple_card_is_asked_for_no_double_precision(monkeypatch: pytest.Monk
     monkeypatch.setattr(Tensor, "cpu", to_cpu)
     monkeypatch.setattr(Tensor, "double", to_double)
 
-    assert 13 == len(model.folded())
+    assert len(model.folded()) == 13
 
 
 @pytest.mark.parametrize("change", [{"width": 0.25}, {"hidden": 17}, {"crop_px": 64}])

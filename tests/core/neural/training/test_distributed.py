@@ -32,17 +32,26 @@ assert not threads(), threads()
 """
 
 
-def test_two_processes_have_the_same_weights_and_gradients_and_leave_no_thread(tmp_path: Path) -> None:
+def test_two_processes_have_the_same_weights_and_gradients_and_leave_no_thread(
+    tmp_path: Path,
+) -> None:
     """A thread of the group that outlives the interpreter aborts the process, now and then, when all is done."""
     script = tmp_path / "alike.py"
     script.write_text(ALIKE)
 
     ran = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            str(script),
+        ],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
 
-    assert 0 == ran.returncode, ran.stderr
+    assert ran.returncode == 0, ran.stderr

@@ -33,12 +33,21 @@ from core.training.dataset_builder import BuildOptions, build
 
 ROOT = Path(__file__).parents[4]
 TINY = TrainingConfig(
-    architecture="vgg11", width=1 / 16, hidden=8, crop_px=32, batch=8, epochs=3, dropout=0.1, precision="float32"
+    architecture="vgg11",
+    width=1 / 16,
+    hidden=8,
+    crop_px=32,
+    batch=8,
+    epochs=3,
+    dropout=0.1,
+    precision="float32",
 )
 EVERY_STEP = TrainerOptions(workers=0, checkpoint_seconds=0, log_steps=1)
 
 
-def teach(dataset: Path, run: Path, pacing: TrainerOptions = EVERY_STEP, **changes: Any) -> RunPosition:
+def teach(
+    dataset: Path, run: Path, pacing: TrainerOptions = EVERY_STEP, **changes: Any
+) -> RunPosition:
     return train(dataset, run, TINY.model_copy(update=changes), ProcessGroup(), pacing)
 
 
@@ -46,12 +55,19 @@ def rows(run: Path) -> list[dict[str, str]]:
     """The log, without what the clock has to say."""
     with (run / "log.csv").open(newline="") as file:
         return [
-            {key: text for key, text in row.items() if key != "pictures_per_second"} for row in csv.DictReader(file)
+            {key: text for key, text in row.items() if key != "pictures_per_second"}
+            for row in csv.DictReader(file)
         ]
 
 
 def test_it_learns_to_tell_upright_stripes_from_lying_ones(stripes: Path, tmp_path: Path) -> None:
-    settings = {"width": 0.125, "hidden": 32, "dropout": 0, "learning_rate": 0.02, "schedule": "cosine"}
+    settings = {
+        "width": 0.125,
+        "hidden": 32,
+        "dropout": 0,
+        "learning_rate": 0.02,
+        "schedule": "cosine",
+    }
     ended = teach(stripes, tmp_path / "run", batch_norm=True, epochs=12, **settings)
 
     losses = [float(row["loss"]) for row in rows(tmp_path / "run") if row["loss"]]
@@ -63,7 +79,9 @@ def test_two_runs_of_one_recipe_are_the_same_to_the_bit_and_another_seed_is_anot
     stripes: Path, tmp_path: Path
 ) -> None:
     teach(stripes, tmp_path / "one")
-    teach(stripes, tmp_path / "two", TrainerOptions(workers=1, checkpoint_seconds=1000, log_steps=1))
+    teach(
+        stripes, tmp_path / "two", TrainerOptions(workers=1, checkpoint_seconds=1000, log_steps=1)
+    )
     teach(stripes, tmp_path / "other", seed=1)
 
     assert rows(tmp_path / "one") == rows(tmp_path / "two") != rows(tmp_path / "other")
@@ -72,7 +90,9 @@ def test_two_runs_of_one_recipe_are_the_same_to_the_bit_and_another_seed_is_anot
 def opened(run: Path) -> tuple[dict[str, str], dict[str, bytes]]:
     """Card and tensors of the network that came out."""
     with safetensors.safe_open(run / "network.safetensors", framework="pt") as file:
-        return file.metadata(), {name: file.get_tensor(name).numpy().tobytes() for name in sorted(file.keys())}
+        return file.metadata(), {
+            name: file.get_tensor(name).numpy().tobytes() for name in sorted(file.keys())
+        }
 
 
 KILLED = """
@@ -113,24 +133,24 @@ def test_a_run_that_is_killed_goes_on_to_the_same_losses_and_weights_to_the_bit(
     args = [str(stripes), str(tmp_path / "killed"), recipe.model_dump_json(), str(at), where]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "THREADS": str(torch.get_num_threads())}
     died = subprocess.run([sys.executable, "-c", KILLED, *args], env=environment, check=False)
-    assert -signal.SIGKILL == died.returncode
-    assert (tmp_path / "killed" / "checkpoint.pt").exists() == (at > 1)
+    assert died.returncode == -signal.SIGKILL
+    assert (at > 1) == (tmp_path / "killed" / "checkpoint.pt").exists()
 
     teach(stripes, tmp_path / "killed", batch_norm=batch_norm, augment="scale")
 
-    assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     one, other = (load(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
     assert all(torch.equal(tensor, other.model[name]) for name, tensor in one.model.items())
-    assert one.position == replace(other.position, log_bytes=one.position.log_bytes)
-    assert opened(tmp_path / "whole") == opened(tmp_path / "killed")
+    assert replace(other.position, log_bytes=one.position.log_bytes) == one.position
+    assert opened(tmp_path / "killed") == opened(tmp_path / "whole")
 
 
 def test_a_run_that_has_ended_is_left_as_it_is(stripes: Path, tmp_path: Path) -> None:
     first = teach(stripes, tmp_path / "run")
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
 
-    assert first == teach(stripes, tmp_path / "run")
-    assert before == {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    assert teach(stripes, tmp_path / "run") == first
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
 
 
 TEAM = """
@@ -159,43 +179,72 @@ def validated_by(folder: Path, count: int) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(hand.integers(0, 256, (40, 40, 3), np.uint8)).save(place)
     places = sorted(
-        int.from_bytes(hashlib.sha256(file.read_bytes()).digest()[:8]) / 2**64 for file in folder.rglob("*.png")
+        int.from_bytes(hashlib.sha256(file.read_bytes()).digest()[:8]) / 2**64
+        for file in folder.rglob("*.png")
     )
     build(
-        folder / "source", folder / "data", BuildOptions(40, validation=(places[count - 1] + places[count]) / 2), jobs=1
+        folder / "source",
+        folder / "data",
+        BuildOptions(40, validation=(places[count - 1] + places[count]) / 2),
+        jobs=1,
     )
     return folder / "data"
 
 
-@pytest.mark.parametrize("validation", [1, 5])  # of two processes one has nothing to look at, or a batch less
+@pytest.mark.parametrize(
+    "validation", [1, 5]
+)  # of two processes one has nothing to look at, or a batch less
 def test_processes_with_uneven_shares_and_batch_normalization_do_not_wait_for_each_other_and_go_on_after_a_kill(
     tmp_path: Path, validation: int
 ) -> None:
     dataset = validated_by(tmp_path, validation)
     recipe = TINY.model_copy(update={"batch_norm": True, "batch": 4, "epochs": 2})
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "team.py")]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(tmp_path / "team.py"),
+    ]
     (tmp_path / "team.py").write_text(TEAM)
 
     def run(name: str, at: int) -> int:
         args = [str(dataset), str(tmp_path / name), recipe.model_dump_json(), str(at)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         return subprocess.run(
-            [sys.executable, *launch, *args], env=environment, check=False, timeout=120, capture_output=True
+            [sys.executable, *launch, *args],
+            env=environment,
+            check=False,
+            timeout=120,
+            capture_output=True,
         ).returncode
 
-    assert 0 == run("whole", -1)
-    assert 1 == run("killed", 6)
-    assert 0 == run("killed", -1)
-    assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
-    assert 2 == sum(bool(row["validation_loss"]) for row in rows(tmp_path / "whole"))
+    assert run("whole", -1) == 0
+    assert run("killed", 6) == 1
+    assert run("killed", -1) == 0
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    assert sum(bool(row["validation_loss"]) for row in rows(tmp_path / "whole")) == 2
 
 
 def test_two_processes_learn_as_one(stripes: Path, tmp_path: Path) -> None:
     """Gloo, over loopback. The same batches, halved; the losses agree to rounding, and one of them writes."""
-    settings = {"architecture": "vgg11", "width": 0.0625, "hidden": 8, "crop_px": 32, "batch": 8, "epochs": 2}
+    settings = {
+        "architecture": "vgg11",
+        "width": 0.0625,
+        "hidden": 8,
+        "crop_px": 32,
+        "batch": 8,
+        "epochs": 2,
+    }
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cli"]
-    options += ["--dropout=0", "--precision=float32", "--device=cpu", "--workers=0", "--log-steps=1"]
+    options += [
+        "--dropout=0",
+        "--precision=float32",
+        "--device=cpu",
+        "--workers=0",
+        "--log-steps=1",
+    ]
     ran = subprocess.run(
         [sys.executable, *launch, "train", str(stripes), "-o", str(tmp_path / "two"), *options],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -203,21 +252,25 @@ def test_two_processes_learn_as_one(stripes: Path, tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert 0 == ran.returncode, ran.stderr
+    assert ran.returncode == 0, ran.stderr
     teach(stripes, tmp_path / "one", dropout=0, epochs=2)
 
     alone, together = rows(tmp_path / "one"), rows(tmp_path / "two")
-    assert [row["step"] for row in alone] == [row["step"] for row in together]
+    assert [row["step"] for row in together] == [row["step"] for row in alone]
     for name in ("loss", "validation_loss"):
         one, two = ([float(row[name]) for row in run if row[name]] for run in (alone, together))
-        assert pytest.approx(one, rel=1e-4) == two
-    assert [row["top1"] for row in alone] == [row["top1"] for row in together]
-    assert 1 == ran.stdout.count("network.safetensors")
+        assert two == pytest.approx(one, rel=1e-4)
+    assert [row["top1"] for row in together] == [row["top1"] for row in alone]
+    assert ran.stdout.count("network.safetensors") == 1
     assert "Warning" not in ran.stderr
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(stripes: Path, tmp_path: Path) -> None:
-    with pytest.raises(errors.Diverged, match=r"the last checkpoint is kept\. Begin .* lower learning_rate"):
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
+    stripes: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        errors.Diverged, match=r"the last checkpoint is kept\. Begin .* lower learning_rate"
+    ):
         teach(stripes, tmp_path / "run", learning_rate=100, epochs=50)
     with pytest.raises(errors.Diverged, match="there was no checkpoint yet"):
         teach(stripes, tmp_path / "other", TrainerOptions(workers=0), learning_rate=100, epochs=50)
@@ -233,24 +286,30 @@ def test_clipping_keeps_the_same_run_together(stripes: Path, tmp_path: Path) -> 
 def test_it_stops_when_patience_is_over(stripes: Path, tmp_path: Path) -> None:
     ended = teach(stripes, tmp_path / "run", learning_rate=1e-9, patience=2, epochs=50)
 
-    assert (1, True) == (ended.best_epoch, ended.has_ended)
-    assert 3 == sum(bool(row["validation_top1"]) for row in rows(tmp_path / "run"))
+    assert (ended.best_epoch, ended.has_ended) == (1, True)
+    assert sum(bool(row["validation_top1"]) for row in rows(tmp_path / "run")) == 3
 
 
-def test_what_comes_out_can_be_painted_with_and_says_what_it_is(stripes: Path, tmp_path: Path) -> None:
+def test_what_comes_out_can_be_painted_with_and_says_what_it_is(
+    stripes: Path, tmp_path: Path
+) -> None:
     ended = teach(stripes, tmp_path / "run", architecture="vgg16", batch_norm=True, epochs=1)
     with safetensors.safe_open(tmp_path / "run" / "network.safetensors", framework="pt") as file:
         card = file.metadata()
-    model = Classifier(TINY.model_copy(update={"architecture": "vgg16", "batch_norm": True}), 2).eval()
+    model = Classifier(
+        TINY.model_copy(update={"architecture": "vgg16", "batch_norm": True}), 2
+    ).eval()
     model.load_state_dict(artifacts.read_start_weights(tmp_path / "run" / "whole.safetensors"))
     pth = torch.load(tmp_path / "run" / "network.pth", weights_only=True)
 
-    assert ["lying", "upright"] == json.loads(card["classes"])
-    assert ("vgg16", "1", f"{ended.best:.6g}") == tuple(
-        card[name] for name in ("architecture", "epoch", "validation_top1")
+    assert json.loads(card["classes"]) == ["lying", "upright"]
+    assert tuple(card[name] for name in ("architecture", "epoch", "validation_top1")) == (
+        "vgg16",
+        "1",
+        f"{ended.best:.6g}",
     )
     assert json.loads(card["recipe"])["batch_norm"]
-    assert 64 == len(card["dataset_sha256"])
+    assert len(card["dataset_sha256"]) == 64
     assert all(torch.equal(tensor, pth[name]) for name, tensor in model.state_dict().items())
 
     cache = WeightsCache(tmp_path / "cache")
@@ -260,7 +319,7 @@ def test_what_comes_out_can_be_painted_with_and_says_what_it_is(stripes: Path, t
     found = network.features(image.float() / 255, ["relu3_3"], edges="zeros")["relu3_3"]
     wanted = model.features[:23]((image.float() / 255 - model.mean) / model.std)
     torch.testing.assert_close(wanted.detach(), found[:, : wanted.shape[1]], rtol=1e-3, atol=1e-4)
-    assert card["sha256"] == network.sha256
+    assert network.sha256 == card["sha256"]
 
 
 def resaved(run: Path, **changes: Any) -> None:
@@ -271,7 +330,9 @@ def resaved(run: Path, **changes: Any) -> None:
     artifacts.save(run / "checkpoint.pt", about, found.position, **tensors)
 
 
-def test_other_settings_or_pictures_than_those_it_was_begun_with_are_refused(stripes: Path, tmp_path: Path) -> None:
+def test_other_settings_or_pictures_than_those_it_was_begun_with_are_refused(
+    stripes: Path, tmp_path: Path
+) -> None:
     teach(stripes, tmp_path / "run", epochs=1)
 
     with pytest.raises(errors.BadSpec, match="was begun with epochs 1"):
@@ -285,7 +346,9 @@ def test_other_settings_or_pictures_than_those_it_was_begun_with_are_refused(str
         teach(stripes, tmp_path / "run", epochs=1)
 
 
-@pytest.mark.parametrize("spoil", [lambda tensor: tensor[..., :1], lambda tensor: tensor * float("nan")])
+@pytest.mark.parametrize(
+    "spoil", [lambda tensor: tensor[..., :1], lambda tensor: tensor * float("nan")]
+)
 def test_a_checkpoint_whose_momentum_does_not_fit_is_refused_before_a_step(
     stripes: Path, tmp_path: Path, spoil: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
@@ -301,7 +364,9 @@ def test_a_checkpoint_whose_momentum_does_not_fit_is_refused_before_a_step(
         teach(stripes, tmp_path / "run")
 
 
-def test_a_damaged_checkpoint_and_a_strange_folder_are_refused(stripes: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_and_a_strange_folder_are_refused(
+    stripes: Path, tmp_path: Path
+) -> None:
     teach(stripes, tmp_path / "run", epochs=1)
     file = tmp_path / "run" / "checkpoint.pt"
     data = bytearray(file.read_bytes())
@@ -321,7 +386,9 @@ def test_pictures_smaller_than_the_crop_are_refused(stripes: Path, tmp_path: Pat
         teach(stripes, tmp_path / "run", crop_px=48)
 
 
-@pytest.mark.parametrize("room_bytes", [20_000, 200])  # less than a checkpoint, and less than the log
+@pytest.mark.parametrize(
+    "room_bytes", [20_000, 200]
+)  # less than a checkpoint, and less than the log
 def test_a_full_disk_is_told_of_and_the_last_checkpoint_is_still_good(
     stripes: Path, tmp_path: Path, room_bytes: int
 ) -> None:
@@ -340,18 +407,18 @@ def test_a_full_disk_is_told_of_and_the_last_checkpoint_is_still_good(
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         signal.signal(signal.SIGXFSZ, previous)
 
-    assert 2 == load(tmp_path / "run" / "checkpoint.pt").position.step
+    assert load(tmp_path / "run" / "checkpoint.pt").position.step == 2
     assert not list((tmp_path / "run").glob("*.part"))
     teach(stripes, tmp_path / "whole")
     teach(stripes, tmp_path / "run")
-    assert rows(tmp_path / "whole") == rows(tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
 def test_without_validation_the_last_epoch_is_kept(stripes: Path, tmp_path: Path) -> None:
     build(stripes.parent / "source", tmp_path / "all", BuildOptions(40, validation=0), jobs=1)
     ended = teach(tmp_path / "all", tmp_path / "run", epochs=2)
 
-    assert (-1.0, 2) == (ended.best, ended.best_epoch)
+    assert (ended.best, ended.best_epoch) == (-1.0, 2)
     with safetensors.safe_open(tmp_path / "run" / "network.safetensors", framework="pt") as file:
         assert "validation_top1" not in file.metadata()
 
@@ -374,7 +441,9 @@ def test_a_run_in_half_precision_goes_on_with_its_scaler_and_in_the_precision_it
 ) -> None:
     """Where `auto` means another one now: the run was begun on a card, say."""
     recipe = TINY.model_copy(update={"precision": "auto", "epochs": 1})
-    monkeypatch.setattr("core.neural.training.trainer.fast_dtype", lambda _: getattr(torch, precision))
+    monkeypatch.setattr(
+        "core.neural.training.trainer.fast_dtype", lambda _: getattr(torch, precision)
+    )
     train(stripes, tmp_path / "whole", recipe, ProcessGroup(), EVERY_STEP)
     with pytest.raises(Stopped):
         train(stripes, tmp_path / "parts", recipe, ProcessGroup(), EVERY_STEP, on_moment=stop_at(4))
@@ -382,9 +451,9 @@ def test_a_run_in_half_precision_goes_on_with_its_scaler_and_in_the_precision_it
     train(stripes, tmp_path / "parts", recipe, ProcessGroup(), EVERY_STEP)
 
     whole, parts = (load(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
-    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
-    assert whole.scaler == parts.scaler
-    assert (precision == "float16") == bool(whole.scaler)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert parts.scaler == whole.scaler
+    assert bool(whole.scaler) == (precision == "float16")
     assert precision == parts.about.precision == opened(tmp_path / "parts")[0]["precision"]
 
 
@@ -413,14 +482,20 @@ def test_settings_that_mean_nothing_are_refused_and_leave_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_team_that_no_batch_can_be_shared_among_is_told_what_batch_could(stripes: Path, tmp_path: Path) -> None:
+def test_a_team_that_no_batch_can_be_shared_among_is_told_what_batch_could(
+    stripes: Path, tmp_path: Path
+) -> None:
     with Dataset(stripes) as data:
         count = data.count("train")
     team = ProcessGroup(Share(0, 7))
 
-    with pytest.raises(errors.BadSpec, match=r"^batch must be a multiple of the 7 processes, 7 or so"):
+    with pytest.raises(
+        errors.BadSpec, match=r"^batch must be a multiple of the 7 processes, 7 or so"
+    ):
         train(stripes, tmp_path / "run", TINY, team, EVERY_STEP)
-    with pytest.raises(errors.BadSpec, match=rf"only {count} pictures .* 7 processes, {count // 7 * 7} or so"):
+    with pytest.raises(
+        errors.BadSpec, match=rf"only {count} pictures .* 7 processes, {count // 7 * 7} or so"
+    ):
         train(stripes, tmp_path / "run", TINY.model_copy(update={"batch": 7000}), team, EVERY_STEP)
 
 
@@ -428,7 +503,14 @@ def test_a_beginning_that_cannot_be_read_leaves_no_folder(stripes: Path, tmp_pat
     (tmp_path / "start.pth").write_bytes(b"no weights")
 
     with pytest.raises(errors.BadWeights):
-        train(stripes, tmp_path / "run", TINY, ProcessGroup(), EVERY_STEP, start=tmp_path / "start.pth")
+        train(
+            stripes,
+            tmp_path / "run",
+            TINY,
+            ProcessGroup(),
+            EVERY_STEP,
+            start=tmp_path / "start.pth",
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -451,12 +533,35 @@ def test_a_machine_without_memory_is_told_of_in_words(stripes: Path, tmp_path: P
         {7: 7},
         {"format": 1},
         {"format": 2},
-        {"format": 1, "about": "[" * 100_000, "position": {}, "model": {}, "optimizer": {}, "scaler": {}},
-        {"format": 1, "about": None, "position": {"step": "many"}, "model": {}, "optimizer": {}, "scaler": {}},
-        {"format": 1, "about": None, "position": {}, "model": {}, "optimizer": {"state": 7}, "scaler": {}},
+        {
+            "format": 1,
+            "about": "[" * 100_000,
+            "position": {},
+            "model": {},
+            "optimizer": {},
+            "scaler": {},
+        },
+        {
+            "format": 1,
+            "about": None,
+            "position": {"step": "many"},
+            "model": {},
+            "optimizer": {},
+            "scaler": {},
+        },
+        {
+            "format": 1,
+            "about": None,
+            "position": {},
+            "model": {},
+            "optimizer": {"state": 7},
+            "scaler": {},
+        },
     ],
 )
-def test_a_checkpoint_of_something_else_is_refused_in_words(stripes: Path, tmp_path: Path, content: Any) -> None:
+def test_a_checkpoint_of_something_else_is_refused_in_words(
+    stripes: Path, tmp_path: Path, content: Any
+) -> None:
     teach(stripes, tmp_path / "run", epochs=1)
     file = tmp_path / "run" / "checkpoint.pt"
     if isinstance(content, dict) and content.get("about", 0) is None:
@@ -475,4 +580,4 @@ def test_a_log_that_someone_has_cut_goes_on_without_a_gap(stripes: Path, tmp_pat
     teach(stripes, tmp_path / "run")
 
     assert b"\0" not in (tmp_path / "run" / "log.csv").read_bytes()
-    assert "5" == rows(tmp_path / "run")[0]["step"]
+    assert rows(tmp_path / "run")[0]["step"] == "5"

@@ -36,7 +36,9 @@ def test_the_gram_matrix_is_symmetric_with_no_negative_eigenvalue() -> None:
 
 def test_the_gram_matrix_does_not_know_where_things_are() -> None:
     features = _rand(1, 6, 4, 5)
-    shuffled = features.flatten(2)[:, :, torch.randperm(20, generator=torch.Generator().manual_seed(0))]
+    shuffled = features.flatten(2)[
+        :, :, torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    ]
 
     assert torch.allclose(gram(features), gram(shuffled.reshape(1, 6, 4, 5)))
 
@@ -52,7 +54,7 @@ def test_the_gram_matrix_of_a_tiled_picture_is_the_same() -> None:
 
 def test_the_gram_matrix_of_bfloat16_features_is_summed_in_float32() -> None:
     """4,096 ones and more cannot be counted in bfloat16, which stops at 256."""
-    assert torch.float32 == gram(torch.ones(1, 2, 64, 65, dtype=torch.bfloat16)).dtype
+    assert gram(torch.ones(1, 2, 64, 65, dtype=torch.bfloat16)).dtype == torch.float32
     assert torch.equal(torch.ones(2, 2), gram(torch.ones(1, 2, 64, 65, dtype=torch.bfloat16)))
 
 
@@ -67,7 +69,9 @@ def test_sums_over_two_halves_add_up_to_the_sums_over_the_whole() -> None:
 def test_more_positions_than_fit_into_one_chunk_are_all_counted() -> None:
     features = _rand(1, 3, 90, 91)
 
-    assert torch.allclose(torch.einsum("nij,mij->nm", features[0], features[0]), sums(features).gram)
+    assert torch.allclose(
+        torch.einsum("nij,mij->nm", features[0], features[0]), sums(features).gram
+    )
     assert torch.allclose(features.sum((0, 2, 3)), sums(features).mean)
 
 
@@ -92,10 +96,12 @@ def test_the_deviation_is_that_of_each_filter_over_the_positions() -> None:
 
 
 def test_tv_of_a_constant_is_zero_and_of_a_checkerboard_two() -> None:
-    checkers = (torch.arange(8).view(-1, 1) + torch.arange(8)).remainder(2).float().expand(1, 3, 8, 8)
+    checkers = (
+        (torch.arange(8).view(-1, 1) + torch.arange(8)).remainder(2).float().expand(1, 3, 8, 8)
+    )
 
-    assert 0 == float(tv_loss(torch.full((1, 3, 8, 8), 0.3)))
-    assert 2 == float(tv_loss(checkers))
+    assert float(tv_loss(torch.full((1, 3, 8, 8), 0.3))) == 0
+    assert float(tv_loss(checkers)) == 2
 
 
 def test_the_tv_gradient_is_autograds() -> None:
@@ -114,7 +120,7 @@ def test_the_style_loss_is_the_papers_number() -> None:
     features = torch.tensor([1.0, 2.0]).view(1, 1, 1, 2)
     term = PaperStyle(Statistics(torch.tensor([[1 / 2]]), torch.zeros(1)), 1.0)
 
-    assert 1 == float(term.loss(_means(features)))
+    assert float(term.loss(_means(features))) == 1
 
 
 def test_the_style_gradient_is_the_papers_closed_form() -> None:
@@ -130,23 +136,32 @@ def test_the_style_gradient_is_the_papers_closed_form() -> None:
 
 def test_the_content_gradient_is_the_papers_closed_form() -> None:
     """L = 1/2 sum (F - P)^2 and dL/dF = F - P: Gatys et al. 2015, eq. 1 and 2."""
-    features, target = torch.tensor([1.0, 5.0]).view(1, 2, 1, 1), torch.tensor([4.0, 1.0]).view(1, 2, 1, 1)
+    features, target = (
+        torch.tensor([1.0, 5.0]).view(1, 2, 1, 1),
+        torch.tensor([4.0, 1.0]).view(1, 2, 1, 1),
+    )
 
-    assert 12.5 == float(losses.content_loss(features, target))
-    assert [-3, 4] == losses.content_gradient(features, target).flatten().tolist()
+    assert float(losses.content_loss(features, target)) == 12.5
+    assert losses.content_gradient(features, target).flatten().tolist() == [-3, 4]
 
 
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("kind", [PaperStyle, RelativeStyle])
 def test_every_style_gradient_is_autograds(kind: type, guided: bool) -> None:
     features, other, start = (_rand(1, 6, 5, 4, seed=seed) for seed in (1, 2, 3))
-    term = PaperStyle(_means(other), 2.0) if kind is PaperStyle else RelativeStyle(_means(other), _means(start), 2.0)
+    term = (
+        PaperStyle(_means(other), 2.0)
+        if kind is PaperStyle
+        else RelativeStyle(_means(other), _means(start), 2.0)
+    )
     guide = _rand(5, 4, seed=4) if guided else None
     mass = float(guide.square().sum()) if guide is not None else 20.0
 
     leaf = features.clone().requires_grad_()
     term.loss(sums(leaf, guide) * (1 / mass)).backward()
-    found = losses.style_gradient(features, term.slope(sums(features, guide) * (1 / mass)) * (1 / mass), guide)
+    found = losses.style_gradient(
+        features, term.slope(sums(features, guide) * (1 / mass)) * (1 / mass), guide
+    )
 
     assert leaf.grad is not None
     assert torch.allclose(leaf.grad, found, rtol=1e-9, atol=1e-15)
@@ -155,10 +170,13 @@ def test_every_style_gradient_is_autograds(kind: type, guided: bool) -> None:
 def test_the_relative_style_loss_is_zero_at_the_painting_and_one_at_the_photo() -> None:
     """Whatever they are: that makes a weight mean the same for all of them."""
     for size in (1.0, 1e3):
-        painting, photo = _means(size * _rand(1, 6, 5, 4, seed=1)), _means(3 * size * _rand(1, 6, 5, 4, seed=2) ** 2)
+        painting, photo = (
+            _means(size * _rand(1, 6, 5, 4, seed=1)),
+            _means(3 * size * _rand(1, 6, 5, 4, seed=2) ** 2),
+        )
         term = RelativeStyle(painting, photo, 1.0)
 
-        assert 0 == float(term.loss(painting))
+        assert float(term.loss(painting)) == 0
         assert float(term.loss(photo)) == pytest.approx(1, rel=0.1)
 
 
@@ -167,7 +185,7 @@ def test_the_relative_style_loss_of_a_photo_in_its_own_style_is_finite() -> None
     same, other = _means(_rand(1, 6, 5, 4)), _means(_rand(1, 6, 5, 4, seed=1))
     term = RelativeStyle(same, same, 1.0)
 
-    assert 0 == float(term.loss(same))
+    assert float(term.loss(same)) == 0
     assert torch.isfinite(term.slope(other).gram).all()
 
 

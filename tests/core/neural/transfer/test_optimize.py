@@ -51,7 +51,9 @@ def test_lbfgs_finds_it_where_the_pixels_depend_on_each_other(target: Tensor) ->
     def evaluate(image: Tensor) -> tuple[Losses, Tensor]:
         slope = hessian @ (image.detach().flatten() - goal)
         zero = torch.zeros(())
-        return Losses(zero, zero, zero, slope @ (image.detach().flatten() - goal)), 2 * slope.view_as(image)
+        return Losses(
+            zero, zero, zero, slope @ (image.detach().flatten() - goal)
+        ), 2 * slope.view_as(image)
 
     best = torch.full((count,), 0.5)
     for _ in range(20_000):  # small projected steps, slow and sure
@@ -63,7 +65,9 @@ def test_lbfgs_finds_it_where_the_pixels_depend_on_each_other(target: Tensor) ->
 
 
 def test_adam_finds_it_too(target: Tensor) -> None:
-    found = _last(Adam(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5)), 400)
+    found = _last(
+        Adam(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5)), 400
+    )
 
     assert torch.allclose(target.clamp(0, 1), found, atol=2e-2)
 
@@ -73,7 +77,9 @@ def test_every_iterate_stays_inside_the_box(optimizer: type, target: Tensor) -> 
     """What is measured on the way is what a user gets: nothing is clamped away at the end."""
     iterates = optimizer(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5))
 
-    assert all(0 <= float(image.min()) and float(image.max()) <= 1 for image, _ in islice(iterates, 30))
+    assert all(
+        float(image.min()) >= 0 and float(image.max()) <= 1 for image, _ in islice(iterates, 30)
+    )
 
 
 def test_the_first_image_is_left_as_it_was(target: Tensor) -> None:
@@ -107,14 +113,19 @@ def test_it_does_not_matter_how_large_the_loss_is(target: Tensor) -> None:
     stretch = torch.logspace(0, 2, target.numel()).view_as(target)
     start = torch.full_like(target, 0.5)
     for optimizer in (LBFGS, Adam):
-        usual, tiny = (_last(optimizer(_quadratic(target, factor * stretch), start), 60) for factor in (1, 1e-20))
+        usual, tiny = (
+            _last(optimizer(_quadratic(target, factor * stretch), start), 60)
+            for factor in (1, 1e-20)
+        )
         assert torch.allclose(usual, tiny, atol=1e-3)
 
 
 def test_an_iterate_stays_what_it_was(target: Tensor) -> None:
     """Whoever keeps one finds it unchanged after the next step."""
     for optimizer in (LBFGS, Adam):
-        iterates = optimizer(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5))
+        iterates = optimizer(
+            _quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5)
+        )
         kept, _ = next(iterates)
         before = kept.clone()
         next(iterates)
@@ -129,9 +140,14 @@ def test_at_the_minimum_lbfgs_stays(target: Tensor) -> None:
 
 
 @pytest.mark.parametrize("optimizer", [LBFGS, Adam])
-def test_begun_again_it_knows_nothing_of_the_function_before(optimizer: type, target: Tensor) -> None:
+def test_begun_again_it_knows_nothing_of_the_function_before(
+    optimizer: type, target: Tensor
+) -> None:
     """To the bit as from this image on its own: no pair, no moment, no gradient of the other function is left."""
-    functions = [_quadratic(target, torch.logspace(0, 2, 90).view_as(target)), _quadratic(1 - target, 0 * target + 3)]
+    functions = [
+        _quadratic(target, torch.logspace(0, 2, 90).view_as(target)),
+        _quadratic(1 - target, 0 * target + 3),
+    ]
     iterates = optimizer(lambda image: functions[0](image), torch.full_like(target, 0.5))  # noqa: PLW0108
     image = _last(iterates, 15)
     functions.pop(0)
@@ -142,7 +158,9 @@ def test_begun_again_it_knows_nothing_of_the_function_before(optimizer: type, ta
         assert torch.equal(next(iterates)[0], next(fresh)[0])
 
 
-def test_a_pair_without_curvature_counts_nothing_also_when_later_ones_are_multiplied_with_it(target: Tensor) -> None:
+def test_a_pair_without_curvature_counts_nothing_also_when_later_ones_are_multiplied_with_it(
+    target: Tensor,
+) -> None:
     def pairs(*, bad: bool) -> _Pairs:
         generator = torch.Generator().manual_seed(2)
         found = _Pairs(target, 4, target.device)

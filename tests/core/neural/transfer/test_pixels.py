@@ -16,22 +16,22 @@ def test_a_picture_survives_the_way_there_and_back_to_the_bit() -> None:
 
     image = pixels.to_image(picture)
 
-    assert (1, 3, 5, 7) == tuple(image.shape)
-    assert picture.tobytes() == pixels.to_picture(image).tobytes()
+    assert tuple(image.shape) == (1, 3, 5, 7)
+    assert pixels.to_picture(image).tobytes() == picture.tobytes()
 
 
 def test_a_size_is_width_and_height() -> None:
     picture = Image.new("RGB", (40, 30))
 
-    assert (1, 3, 15, 20) == tuple(pixels.to_image(picture, (20, 15)).shape)
-    assert (1, 3, 60, 80) == tuple(pixels.enlarge(pixels.to_image(picture), (80, 60)).shape)
+    assert tuple(pixels.to_image(picture, (20, 15)).shape) == (1, 3, 15, 20)
+    assert tuple(pixels.enlarge(pixels.to_image(picture), (80, 60)).shape) == (1, 3, 60, 80)
 
 
 def test_enlarging_stays_inside_the_bounds() -> None:
     edges = (_noise(8, 8) > 0.5).float()
     larger = pixels.enlarge(edges, (32, 32))
 
-    assert 0 <= float(larger.min())
+    assert float(larger.min()) >= 0
     assert float(larger.max()) <= 1
 
 
@@ -44,7 +44,10 @@ def test_luminance_is_gray_and_of_a_gray_image_itself() -> None:
 
 
 def test_matched_luminance_has_the_contents_mean_and_deviation() -> None:
-    style, content = pixels.luminance(_noise(40, 40)) * 0.2, pixels.luminance(_noise(40, 40, 1)) * 0.3 + 0.3
+    style, content = (
+        pixels.luminance(_noise(40, 40)) * 0.2,
+        pixels.luminance(_noise(40, 40, 1)) * 0.3 + 0.3,
+    )
     matched = pixels.match_luminance(style, content)
 
     assert torch.allclose(content.mean(), matched.mean(), atol=1e-3)
@@ -56,7 +59,9 @@ def test_recolored_the_luminance_is_the_images_and_the_color_is_the_contents() -
     mixed = pixels.with_color_of(image, content)
 
     assert torch.allclose(pixels.luminance(image), pixels.luminance(mixed), atol=1e-5)
-    assert torch.allclose(content - pixels.luminance(content), mixed - pixels.luminance(mixed), atol=1e-5)
+    assert torch.allclose(
+        content - pixels.luminance(content), mixed - pixels.luminance(mixed), atol=1e-5
+    )
 
 
 def test_matched_colors_have_the_contents_mean_and_covariance() -> None:
@@ -64,7 +69,8 @@ def test_matched_colors_have_the_contents_mean_and_covariance() -> None:
     content[:, 0] = content[:, 1] * 0.5 + 0.1  # two channels that go together
     matched = pixels.match_color(style, content)
     (mean, spread), (wanted_mean, wanted_spread) = (
-        (image[0].flatten(1).mean(1), torch.cov(image[0].flatten(1))) for image in (matched, content)
+        (image[0].flatten(1).mean(1), torch.cov(image[0].flatten(1)))
+        for image in (matched, content)
     )
 
     assert torch.allclose(wanted_mean, mean, atol=0.02)
@@ -82,7 +88,9 @@ def test_a_matched_histogram_is_the_contents_in_every_channel() -> None:
     matched = pixels.match_histogram(style, content)
 
     for level in (0.1, 0.5, 0.9):
-        wanted, found = (torch.quantile(image[0].flatten(1), level, dim=1) for image in (content, matched))
+        wanted, found = (
+            torch.quantile(image[0].flatten(1), level, dim=1) for image in (content, matched)
+        )
         assert torch.allclose(wanted, found, atol=0.01)
 
 
@@ -92,7 +100,9 @@ def test_a_picture_that_repeats_is_enlarged_as_one_that_repeats() -> None:
     larger = pixels.enlarge(image, (96, 64), seamless=True)
 
     assert torch.allclose(
-        larger.roll((32, 48), (2, 3)), pixels.enlarge(image.roll((16, 24), (2, 3)), (96, 64), seamless=True), atol=1e-5
+        larger.roll((32, 48), (2, 3)),
+        pixels.enlarge(image.roll((16, 24), (2, 3)), (96, 64), seamless=True),
+        atol=1e-5,
     )
     assert not torch.allclose(larger, pixels.enlarge(image, (96, 64)), atol=1e-2)
 
@@ -102,5 +112,5 @@ def test_a_guide_is_white_where_the_mask_is() -> None:
     mask.paste(255, (0, 0, 20, 20))
     guide = pixels.to_guide(mask, (20, 10))
 
-    assert (10, 20) == tuple(guide.shape)
-    assert (1, 0) == (float(guide[5, 2]), float(guide[5, 17]))
+    assert tuple(guide.shape) == (10, 20)
+    assert (float(guide[5, 2]), float(guide[5, 17])) == (1, 0)

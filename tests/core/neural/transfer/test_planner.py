@@ -7,7 +7,14 @@ import pytest
 
 from core import errors
 from core.neural.transfer import planner
-from core.neural.transfer.planner import NOMINAL_THROUGHPUT, Plan, Planner, Throughput, free_memory, load_throughput
+from core.neural.transfer.planner import (
+    NOMINAL_THROUGHPUT,
+    Plan,
+    Planner,
+    Throughput,
+    free_memory,
+    load_throughput,
+)
 from core.neural.vgg import Network
 from core.style.spec import parse_spec
 
@@ -22,10 +29,10 @@ def _plan(network: Network, free_bytes: int, **parameters: Any) -> Plan:
 def test_with_memory_to_spare_nothing_is_cut(vgg16: Network) -> None:
     plan = _plan(vgg16, 500 * GB, size=4096)
 
-    assert {(None, 10, False)} == {
+    assert {
         (leg.route.tile_px, leg.route.history, leg.route.history_on_host) for leg in plan.legs
-    }
-    assert (4096, 3072) == plan.legs[-1].scale.size
+    } == {(None, 10, False)}
+    assert plan.legs[-1].scale.size == (4096, 3072)
 
 
 def test_a_plan_never_takes_more_than_it_may(vgg16: Network) -> None:
@@ -75,14 +82,18 @@ def test_a_smaller_route_takes_half_or_less(vgg16: Network) -> None:
 def test_seconds_follow_pace_pixels_and_iterations(vgg16: Network) -> None:
     spec = parse_spec({"size": 512, "scales": 1, "iterations": 98}).for_pictures()
     seconds = [
-        Planner(vgg16, Throughput(fixed, pixel), 64 * GB).plan((512, 512), [(512, 512)], spec).seconds
+        Planner(vgg16, Throughput(fixed, pixel), 64 * GB)
+        .plan((512, 512), [(512, 512)], spec)
+        .seconds
         for fixed, pixel in ((1, 0), (0, 1e-6))
     ]
 
     assert seconds == [pytest.approx(100), pytest.approx(100 * 512 * 512 * 1e-6)]
 
 
-def test_a_pace_is_measured_once_and_kept(vgg16: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pace_is_measured_once_and_kept(
+    vgg16: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measured = iter([Throughput(0.1, 1e-6)])
     monkeypatch.setattr(planner, "measure_throughput", lambda _: next(measured))
     file = tmp_path / "new" / "pace.json"
@@ -90,27 +101,35 @@ def test_a_pace_is_measured_once_and_kept(vgg16: Network, tmp_path: Path, monkey
     assert Throughput(0.1, 1e-6) == load_throughput(vgg16, file) == load_throughput(vgg16, file)
 
 
-def test_other_networks_paces_are_kept(vgg16: Network, random_vgg19: Network, tmp_path: Path, monkeypatch: Any) -> None:
+def test_other_networks_paces_are_kept(
+    vgg16: Network, random_vgg19: Network, tmp_path: Path, monkeypatch: Any
+) -> None:
     measured = iter([Throughput(0.1, 1e-6), Throughput(0.2, 2e-6)])
     monkeypatch.setattr(planner, "measure_throughput", lambda _: next(measured))
-    paces = [load_throughput(network, tmp_path / "pace.json") for network in (vgg16, random_vgg19, vgg16, random_vgg19)]
+    paces = [
+        load_throughput(network, tmp_path / "pace.json")
+        for network in (vgg16, random_vgg19, vgg16, random_vgg19)
+    ]
 
-    assert paces[:2] == paces[2:]
-    assert paces[0] != paces[1]
-    assert ["pace.json"] == [path.name for path in tmp_path.iterdir()]
+    assert paces[2:] == paces[:2]
+    assert paces[1] != paces[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["pace.json"]
 
 
-def test_where_nothing_can_be_written_the_pace_is_measured(vgg16: Network, monkeypatch: Any, tmp_path: Path) -> None:
+def test_where_nothing_can_be_written_the_pace_is_measured(
+    vgg16: Network, monkeypatch: Any, tmp_path: Path
+) -> None:
     monkeypatch.setattr(planner, "measure_throughput", lambda _: Throughput(0.1, 1e-6))
     (tmp_path / "file").touch()
 
-    assert Throughput(0.1, 1e-6) == load_throughput(vgg16, tmp_path / "file" / "pace.json")
+    assert load_throughput(vgg16, tmp_path / "file" / "pace.json") == Throughput(0.1, 1e-6)
 
 
 def test_masks_are_planned_with(vgg16: Network) -> None:
     spec = parse_spec({"size": 1024}).for_pictures(2, 2)
     few, many = (
-        Planner(vgg16, NOMINAL_THROUGHPUT, 64 * GB).plan((4, 3), [(64, 64)] * 2, spec, masks) for masks in (0, 2)
+        Planner(vgg16, NOMINAL_THROUGHPUT, 64 * GB).plan((4, 3), [(64, 64)] * 2, spec, masks)
+        for masks in (0, 2)
     )
 
     assert many.memory_bytes - few.memory_bytes >= 2 * 4 * 1024 * 768
@@ -118,9 +137,12 @@ def test_masks_are_planned_with(vgg16: Network) -> None:
 
 def test_pairs_are_given_up_last(vgg16: Network) -> None:
     """Fewer make another picture; tiles do not."""
-    pairs = {_plan(vgg16, int(gigabytes * GB), size=2048).legs[-1].route.history for gigabytes in (64, 8, 4, 3, 2.2)}
+    pairs = {
+        _plan(vgg16, int(gigabytes * GB), size=2048).legs[-1].route.history
+        for gigabytes in (64, 8, 4, 3, 2.2)
+    }
 
-    assert {10} == pairs
+    assert pairs == {10}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{]", '{"x": 1}'])
@@ -130,7 +152,7 @@ def test_a_damaged_pace_file_is_measured_again(
     monkeypatch.setattr(planner, "measure_throughput", lambda _: Throughput(0.1, 1e-6))
     (tmp_path / "pace.json").write_text(text)
 
-    assert Throughput(0.1, 1e-6) == load_throughput(vgg16, tmp_path / "pace.json")
+    assert load_throughput(vgg16, tmp_path / "pace.json") == Throughput(0.1, 1e-6)
 
 
 def test_the_pace_that_is_measured_is_above_zero(random_vgg19: Network) -> None:

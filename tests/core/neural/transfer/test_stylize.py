@@ -24,31 +24,48 @@ LAYERS = ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"]
 
 
 @pytest.fixture(scope="module")
-def painted(photo: Image.Image, painting: Image.Image, vgg16: Network) -> tuple[StyleResult, list[RunProgress]]:
+def painted(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> tuple[StyleResult, list[RunProgress]]:
     """One run that several tests look at."""
     seen: list[RunProgress] = []
     spec = parse_spec({"size": 96, "iterations": 24, "scales": 2})
-    return stylize(StyleInputs(photo, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress)), seen
+    return stylize(
+        StyleInputs(photo, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress)
+    ), seen
 
 
-def _style_distance(network: Network, picture: Image.Image, painting: Image.Image) -> dict[str, float]:
+def _style_distance(
+    network: Network, picture: Image.Image, painting: Image.Image
+) -> dict[str, float]:
     """|G - A|^2 / |A|^2 at each layer."""
     styles = (style_of(network, pixels.to_image(one), StyleSpec()) for one in (picture, painting))
     g, a = ({layer: statistics.gram for layer, statistics in style.items()} for style in styles)
-    return {layer: float((g[layer] - a[layer]).square().sum() / a[layer].square().sum()) for layer in LAYERS}
+    return {
+        layer: float((g[layer] - a[layer]).square().sum() / a[layer].square().sum())
+        for layer in LAYERS
+    }
 
 
 def test_the_delivered_picture_is_closer_to_the_painting_in_every_layer(
-    painted: tuple[StyleResult, list[RunProgress]], photo: Image.Image, painting: Image.Image, vgg16: Network
+    painted: tuple[StyleResult, list[RunProgress]],
+    photo: Image.Image,
+    painting: Image.Image,
+    vgg16: Network,
 ) -> None:
     """Measured in the 8-bit picture that a user gets."""
-    before, after = (_style_distance(vgg16, picture, painting) for picture in (photo, painted[0].picture))
+    before, after = (
+        _style_distance(vgg16, picture, painting) for picture in (photo, painted[0].picture)
+    )
 
     assert all(after[layer] < 0.6 * before[layer] for layer in LAYERS), (before, after)
 
 
 def test_the_delivered_picture_still_shows_the_photo(
-    painted: tuple[StyleResult, list[RunProgress]], photo: Image.Image, painting: Image.Image, vgg16: Network
+    painted: tuple[StyleResult, list[RunProgress]],
+    photo: Image.Image,
+    painting: Image.Image,
+    vgg16: Network,
 ) -> None:
     """Its content features are nearer to the photo's than the painting's are."""
     with torch.no_grad():
@@ -66,32 +83,44 @@ def test_the_loss_falls_at_every_scale(painted: tuple[StyleResult, list[RunProgr
         assert losses[-1] < share * losses[0]
 
 
-def test_progress_counts_over_all_scales_and_foretells_the_end(painted: tuple[StyleResult, list[RunProgress]]) -> None:
+def test_progress_counts_over_all_scales_and_foretells_the_end(
+    painted: tuple[StyleResult, list[RunProgress]],
+) -> None:
     result, seen = painted
 
-    assert list(range(1, 49)) == [progress.iteration for progress in seen]
-    assert {(1, 2, 68), (2, 2, 96)} == {(progress.scale, progress.scales, progress.width) for progress in seen}
+    assert [progress.iteration for progress in seen] == list(range(1, 49))
+    assert {(progress.scale, progress.scales, progress.width) for progress in seen} == {
+        (1, 2, 68),
+        (2, 2, 96),
+    }
     assert all(set(progress.losses) == {"total", "content", "style", "tv"} for progress in seen)
     assert all(progress.iterations_per_second > 0 for progress in seen)
-    assert sorted(progress.value for progress in seen) == [progress.value for progress in seen]
-    assert (1.0, 0.0) == (seen[-1].value, seen[-1].seconds_left)
-    assert (48, False, seen[-1].losses) == (result.iterations, result.stopped, result.losses)
+    assert [progress.value for progress in seen] == sorted(progress.value for progress in seen)
+    assert (seen[-1].value, seen[-1].seconds_left) == (1.0, 0.0)
+    assert (result.iterations, result.stopped, result.losses) == (48, False, seen[-1].losses)
 
 
 def test_the_losses_told_are_those_of_the_picture_delivered(
-    painted: tuple[StyleResult, list[RunProgress]], photo: Image.Image, painting: Image.Image, vgg16: Network
+    painted: tuple[StyleResult, list[RunProgress]],
+    photo: Image.Image,
+    painting: Image.Image,
+    vgg16: Network,
 ) -> None:
     """Rounding to 8 bits is all that lies between them: nothing is clamped away."""
     result, _ = painted
     spec = parse_spec({"size": 96, "iterations": 24, "scales": 2}).for_pictures()
-    objective = StyleInputs(photo, [painting]).at(schedule(spec, *photo.size)[-1], spec, vgg16).objective
+    objective = (
+        StyleInputs(photo, [painting]).at(schedule(spec, *photo.size)[-1], spec, vgg16).objective
+    )
     with torch.no_grad():
         delivered = objective(pixels.to_image(result.picture)).by_name()
 
     assert delivered["total"] == pytest.approx(result.losses["total"], rel=0.02)
 
 
-def _paint(photo: Image.Image, painting: Image.Image, network: Network, **parameters: Any) -> Image.Image:
+def _paint(
+    photo: Image.Image, painting: Image.Image, network: Network, **parameters: Any
+) -> Image.Image:
     spec = parse_spec({"size": 64, "iterations": 8, "scales": 2, **parameters})
     return stylize(StyleInputs(photo, [painting]), spec, network).picture
 
@@ -104,7 +133,7 @@ def test_the_same_seed_gives_the_same_picture_to_the_bit(
     network = weights.load("vgg16", "cpu", precision)
     one, two = (_paint(photo, painting, network, init=init, seed=7) for _ in range(2))
 
-    assert one.tobytes() == two.tobytes()
+    assert two.tobytes() == one.tobytes()
 
 
 def test_another_seed_gives_another_picture_from_noise(
@@ -112,7 +141,7 @@ def test_another_seed_gives_another_picture_from_noise(
 ) -> None:
     one, two = (_paint(photo, painting, vgg16, init="noise", seed=seed) for seed in (1, 2))
 
-    assert one.tobytes() != two.tobytes()
+    assert two.tobytes() != one.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -146,32 +175,54 @@ def test_every_knob_runs_lowers_its_loss_and_changes_the_picture(
     losses: list[float] = []
     spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, **parameters})
     result = stylize(
-        StyleInputs(photo, [painting]), spec, vgg16, lambda moment: losses.append(moment.progress.losses["total"])
+        StyleInputs(photo, [painting]),
+        spec,
+        vgg16,
+        lambda moment: losses.append(moment.progress.losses["total"]),
     )
 
-    assert (64, 48) == result.picture.size
+    assert result.picture.size == (64, 48)
     assert losses[-1] < 0.9 * losses[0]
-    assert result.picture.tobytes() != _paint(photo, painting, vgg16, iterations=16, scales=1).tobytes()
+    assert (
+        _paint(photo, painting, vgg16, iterations=16, scales=1).tobytes()
+        != result.picture.tobytes()
+    )
 
 
-def test_two_paintings_mix_by_their_shares(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
+def test_two_paintings_mix_by_their_shares(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
     """More of a red painting, more red."""
     red = Image.new("RGB", (64, 64), (220, 20, 20))
 
     def redness(shares: str) -> float:
-        spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, "style_weights": shares, "style_weight": 100})
-        r, g, b = ImageStat.Stat(stylize(StyleInputs(photo, [painting, red]), spec, vgg16).picture).mean
+        spec = parse_spec(
+            {
+                "size": 64,
+                "iterations": 16,
+                "scales": 1,
+                "style_weights": shares,
+                "style_weight": 100,
+            }
+        )
+        r, g, b = ImageStat.Stat(
+            stylize(StyleInputs(photo, [painting, red]), spec, vgg16).picture
+        ).mean
         return r - (g + b) / 2
 
     assert redness("1,0") < redness("1,1") < redness("0,1")
 
 
-def test_keeping_luminance_keeps_the_photos_color(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
+def test_keeping_luminance_keeps_the_photos_color(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
     """Hue and saturation stay the photo's; light and dark do not."""
 
     def color_distance(picture: Image.Image) -> float:
         small = photo.resize(picture.size)
-        difference = ImageStat.Stat(ImageChops.difference(picture.convert("YCbCr"), small.convert("YCbCr"))).mean
+        difference = ImageStat.Stat(
+            ImageChops.difference(picture.convert("YCbCr"), small.convert("YCbCr"))
+        ).mean
         return difference[1] + difference[2]
 
     kept = _paint(photo, painting, vgg16, preserve_color="luminance", iterations=16)
@@ -196,12 +247,14 @@ def test_a_callback_may_stop_the_run_and_keeps_the_picture_at_full_size(
     spec = parse_spec({"size": 96, "iterations": 20, "scales": 2})
     result = stylize(StyleInputs(photo, [painting]), spec, vgg16, _stop_after(3, seen))
 
-    assert (True, 3, (96, 72)) == (result.stopped, result.iterations, result.picture.size)
-    assert [(68, 51)] * 3 == [picture.size for picture in seen]
-    assert seen[0].tobytes() != seen[2].tobytes()
+    assert (result.stopped, result.iterations, result.picture.size) == (True, 3, (96, 72))
+    assert [picture.size for picture in seen] == [(68, 51)] * 3
+    assert seen[2].tobytes() != seen[0].tobytes()
 
 
-def test_an_interrupt_goes_through_the_run_untouched(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
+def test_an_interrupt_goes_through_the_run_untouched(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
     def lost(*_: Any) -> bool:
         raise errors.LeaseLost()
 
@@ -215,7 +268,9 @@ def test_a_run_that_leaves_the_finite_numbers_says_so(
     with pytest.raises(errors.Diverged):
         stylize(
             StyleInputs(photo, [painting]),
-            parse_spec({"size": 64, "objective": "gatys", "style_weight": 1e9, "content_weight": 1e9}),
+            parse_spec(
+                {"size": 64, "objective": "gatys", "style_weight": 1e9, "content_weight": 1e9}
+            ),
             _Broken(vgg16),
         )
 
@@ -230,7 +285,11 @@ class _Broken(Network):
     @property
     def _parameters(self) -> Any:
         self._looks_left -= 1
-        return self._whole if self._looks_left >= 0 else [(weight * 1e30, bias) for weight, bias in self._whole]
+        return (
+            self._whole
+            if self._looks_left >= 0
+            else [(weight * 1e30, bias) for weight, bias in self._whole]
+        )
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
@@ -248,7 +307,7 @@ def test_a_run_that_goes_wrong_late_keeps_its_last_good_picture(
         )
 
     assert caught.value.picture is not None
-    assert seen[-1].tobytes() == caught.value.picture.tobytes()
+    assert caught.value.picture.tobytes() == seen[-1].tobytes()
 
 
 # ---------------------------------------------------------------------- masks, a picture to begin with
@@ -263,10 +322,14 @@ def _half(size: tuple[int, int], *, left: bool) -> Image.Image:
 def test_a_mask_says_where_each_painting_goes(photo: Image.Image, vgg16: Network) -> None:
     """Red on the left, blue on the right."""
     red, blue = (_speckled(color) for color in ((220, 30, 30), (30, 30, 220)))
-    subject = StyleInputs(photo, [red, blue], [_half(photo.size, left=True), _half(photo.size, left=False)])
+    subject = StyleInputs(
+        photo, [red, blue], [_half(photo.size, left=True), _half(photo.size, left=False)]
+    )
     spec = parse_spec({"size": 128, "iterations": 30, "scales": 1, "strength": 0.9})
     result = stylize(subject, spec, vgg16).picture
-    left, right = (ImageStat.Stat(result.crop(box)).mean for box in ((0, 0, 48, 96), (80, 0, 128, 96)))
+    left, right = (
+        ImageStat.Stat(result.crop(box)).mean for box in ((0, 0, 48, 96), (80, 0, 128, 96))
+    )
 
     assert left[0] - left[2] > right[0] - right[2] + 50
 
@@ -300,10 +363,14 @@ def test_a_black_mask_of_a_painting_without_a_share_harms_nothing(
         stylize(StyleInputs(photo, [painting, photo], [black, left]), both, vgg16)
 
 
-def test_a_run_begins_with_the_picture_that_is_given(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
+def test_a_run_begins_with_the_picture_that_is_given(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
     green = Image.new("RGB", (50, 50), (0, 200, 0))
     spec = parse_spec({"size": 64, "iterations": 1, "scales": 1, "init": "picture"})
-    red, own, blue = ImageStat.Stat(stylize(StyleInputs(photo, [painting], init=green), spec, vgg16).picture).mean
+    red, own, blue = ImageStat.Stat(
+        stylize(StyleInputs(photo, [painting], init=green), spec, vgg16).picture
+    ).mean
 
     assert own > red + 150
     assert own > blue + 150
@@ -320,9 +387,15 @@ def test_little_memory_makes_tiles_and_the_same_picture(
     large = photo.resize((400, 300))
     spec = parse_spec({"size": 400, "iterations": 1, "scales": 1})
     tight = Planner(vgg16, free_bytes=360_000_000)
-    free, tiled = (stylize(StyleInputs(large, [painting]), spec, vgg16, planner=p).picture for p in (None, tight))
+    free, tiled = (
+        stylize(StyleInputs(large, [painting]), spec, vgg16, planner=p).picture
+        for p in (None, tight)
+    )
 
-    assert tight.plan(large.size, [painting.size], spec.for_pictures()).legs[0].route.tile_px is not None
+    assert (
+        tight.plan(large.size, [painting.size], spec.for_pictures()).legs[0].route.tile_px
+        is not None
+    )
     assert max(high for _, high in ImageChops.difference(free, tiled).getextrema()) <= 2
 
 
@@ -336,7 +409,9 @@ class _Cramped(Network):
     def record(self, image: torch.Tensor, *rest: Any) -> Any:
         self.after -= 1
         if self.after < 0 and image.shape[2] * image.shape[3] > self.most:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"
+            )
         return super().record(image, *rest)
 
 
@@ -359,21 +434,31 @@ def test_a_run_that_ran_out_of_memory_late_goes_on_in_smaller_pieces(
     photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> None:
     """With the image that it has got to; progress never goes back."""
-    large, spec = photo.resize((400, 300)), parse_spec({"size": 400, "iterations": 4, "scales": 2, **SHALLOW})
+    large, spec = (
+        photo.resize((400, 300)),
+        parse_spec({"size": 400, "iterations": 4, "scales": 2, **SHALLOW}),
+    )
     seen: list[RunProgress] = []
-    cramped = _Cramped(vgg16, 330 * 330, after=8)  # in the second scale: four evaluations a scale, and one before
-    stylize(StyleInputs(large, [painting]), spec, cramped, lambda moment: seen.append(moment.progress))
+    cramped = _Cramped(
+        vgg16, 330 * 330, after=8
+    )  # in the second scale: four evaluations a scale, and one before
+    stylize(
+        StyleInputs(large, [painting]), spec, cramped, lambda moment: seen.append(moment.progress)
+    )
 
-    assert [1, 2, 3, 4, 5, 6, 7, 8] == [progress.iteration for progress in seen]
-    assert [progress.value for progress in seen] == sorted({progress.value for progress in seen})
-    assert (1.0, 8, 0.0) == (seen[-1].value, seen[-1].iterations, seen[-1].seconds_left)
+    assert [progress.iteration for progress in seen] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert sorted({progress.value for progress in seen}) == [progress.value for progress in seen]
+    assert (seen[-1].value, seen[-1].iterations, seen[-1].seconds_left) == (1.0, 8, 0.0)
     assert seen[-1].losses["total"] < seen[5].losses["total"], "it goes on to get better"
 
 
 def test_a_resumed_run_that_runs_out_of_memory_goes_on_from_its_checkpoint(
     photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
 ) -> None:
-    large, spec = photo.resize((400, 300)), parse_spec({"size": 400, "iterations": 6, "scales": 1, **SHALLOW})
+    large, spec = (
+        photo.resize((400, 300)),
+        parse_spec({"size": 400, "iterations": 6, "scales": 1, **SHALLOW}),
+    )
     file, seen = tmp_path / "c", []
 
     def stop(moment: StepEvent) -> bool:
@@ -388,8 +473,8 @@ def test_a_resumed_run_that_runs_out_of_memory_goes_on_from_its_checkpoint(
         resume=checkpoint.load(file),
     )
 
-    assert [4, 5, 6] == [progress.iteration for progress in seen]
-    assert [progress.value for progress in seen] == sorted(progress.value for progress in seen)
+    assert [progress.iteration for progress in seen] == [4, 5, 6]
+    assert sorted(progress.value for progress in seen) == [progress.value for progress in seen]
 
 
 def test_the_papers_content_loss_makes_up_for_the_positions_that_a_coarser_scale_lacks(
@@ -397,22 +482,30 @@ def test_the_papers_content_loss_makes_up_for_the_positions_that_a_coarser_scale
 ) -> None:
     """Its losses are then of one size at all scales; without, the coarse ones would hardly count the photo."""
     seen: list[RunProgress] = []
-    spec = parse_spec({"size": 256, "iterations": 2, "scales": 3, "objective": "gatys", "init": "noise"})
-    stylize(StyleInputs(photo, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress))
+    spec = parse_spec(
+        {"size": 256, "iterations": 2, "scales": 3, "objective": "gatys", "init": "noise"}
+    )
+    stylize(
+        StyleInputs(photo, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress)
+    )
     first = {progress.scale: progress.losses["content"] for progress in reversed(seen)}
 
     assert 0.5 < first[1] / first[3] < 3
 
 
-def test_a_scale_with_nothing_left_to_gain_ends_early(painting: Image.Image, vgg16: Network) -> None:
+def test_a_scale_with_nothing_left_to_gain_ends_early(
+    painting: Image.Image, vgg16: Network
+) -> None:
     """A painting in its own style is there from the beginning."""
     seen: list[RunProgress] = []
     spec = parse_spec({"size": 64})
-    result = stylize(StyleInputs(painting, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress))
+    result = stylize(
+        StyleInputs(painting, [painting]), spec, vgg16, lambda moment: seen.append(moment.progress)
+    )
 
     assert result.iterations < 70
     assert seen[-1].iteration == seen[-1].iterations == result.iterations
-    assert 0 == seen[-1].seconds_left
+    assert seen[-1].seconds_left == 0
 
 
 def test_a_scale_that_still_gains_takes_all_of_its_iterations(
@@ -420,7 +513,7 @@ def test_a_scale_that_still_gains_takes_all_of_its_iterations(
 ) -> None:
     spec = parse_spec({"size": 64, "quality": "draft"})
 
-    assert 25 == stylize(StyleInputs(photo, [painting]), spec, vgg16).iterations
+    assert stylize(StyleInputs(photo, [painting]), spec, vgg16).iterations == 25
 
 
 @pytest.mark.parametrize(
@@ -443,10 +536,12 @@ def test_pictures_of_one_color_give_a_picture(
 ) -> None:
     """No variance to divide by, nothing to match: and never NaN."""
     gray, black = Image.new("RGB", (80, 60), (128, 128, 128)), Image.new("RGB", (60, 80), 0)
-    subject = StyleInputs(gray if flat != "painting" else photo, [black if flat != "photo" else painting])
+    subject = StyleInputs(
+        gray if flat != "painting" else photo, [black if flat != "photo" else painting]
+    )
     result = stylize(subject, parse_spec({"size": 64, "iterations": 5, **parameters}), vgg16)
 
-    assert (64, 48) == result.picture.size
+    assert result.picture.size == (64, 48)
     assert all(value == value for value in result.losses.values())  # noqa: PLR0124 - NaN differs from itself
 
 
@@ -459,31 +554,50 @@ def test_a_painting_of_one_color_gives_its_color_even_from_noise(vgg16: Network)
     assert max(mean[1:]) < 120
 
 
-def test_a_very_wide_photo_and_a_tiny_painting_give_a_picture(vgg16: Network, photo: Image.Image) -> None:
+def test_a_very_wide_photo_and_a_tiny_painting_give_a_picture(
+    vgg16: Network, photo: Image.Image
+) -> None:
     wide, tiny = photo.resize((1000, 50)), photo.resize((32, 32))
 
-    assert (640, 32) == stylize(
+    assert stylize(
         StyleInputs(wide, [tiny]), parse_spec({"size": 640, "iterations": 2}), vgg16
-    ).picture.size
+    ).picture.size == (640, 32)
 
 
 @pytest.mark.parametrize("architecture", ["vgg11", "vgg13"])
 def test_shallower_networks_paint_with_the_default_layers(
     photo: Image.Image, painting: Image.Image, architecture: Architecture
 ) -> None:
-    network = Network(architecture, random_parameters(architecture), name="", sha256="", dtype=torch.float32)
+    network = Network(
+        architecture, random_parameters(architecture), name="", sha256="", dtype=torch.float32
+    )
     losses: list[dict[str, float]] = []
     spec = parse_spec({"size": 64, "iterations": 10, "scales": 1})
-    stylize(StyleInputs(photo, [painting]), spec, network, lambda moment: losses.append(moment.progress.losses))
+    stylize(
+        StyleInputs(photo, [painting]),
+        spec,
+        network,
+        lambda moment: losses.append(moment.progress.losses),
+    )
 
-    assert losses[-1]["total"] < losses[0]["total"] < spec.beta  # whatever the network: the style is 1 at the photo
+    assert (
+        losses[-1]["total"] < losses[0]["total"] < spec.beta
+    )  # whatever the network: the style is 1 at the photo
 
 
-def test_vgg19_paints_with_its_own_layers(photo: Image.Image, painting: Image.Image, random_vgg19: Network) -> None:
+def test_vgg19_paints_with_its_own_layers(
+    photo: Image.Image, painting: Image.Image, random_vgg19: Network
+) -> None:
     """With random weights: the code path, not the look."""
     losses: list[float] = []
     spec = parse_spec(
-        {"size": 64, "iterations": 10, "scales": 1, "model": "vgg19", "style_layers": "relu1_1,relu3_4,relu5_4"}
+        {
+            "size": 64,
+            "iterations": 10,
+            "scales": 1,
+            "model": "vgg19",
+            "style_layers": "relu1_1,relu3_4,relu5_4",
+        }
     )
     stylize(
         StyleInputs(photo, [painting]),
@@ -498,7 +612,9 @@ def test_vgg19_paints_with_its_own_layers(photo: Image.Image, painting: Image.Im
 # ---------------------------------------------------------------------- steering
 
 
-def _steer_at(count: int, spec: StyleSpec, seen: list[RunProgress]) -> Callable[..., StyleSpec | None]:
+def _steer_at(
+    count: int, spec: StyleSpec, seen: list[RunProgress]
+) -> Callable[..., StyleSpec | None]:
     def watch(moment: StepEvent) -> StyleSpec | None:
         seen.append(moment.progress)
         return spec if moment.progress.iteration == count else None
@@ -519,20 +635,27 @@ def test_steered_on_the_way_a_run_ends_near_where_it_would_have_got_from_the_sta
     )
     low, high = (stylize(subject, parse_spec(spec), vgg16).picture for spec in (weak, strong))
     seen: list[RunProgress] = []
-    spec_updates = stylize(subject, parse_spec(weak), vgg16, _steer_at(20, parse_spec(strong), seen))
-    objective = subject.at(schedule(spec_updates.spec, *photo.size)[-1], spec_updates.spec, vgg16).objective
-    losses = [objective(pixels.to_image(picture)).by_name()["total"] for picture in (low, spec_updates.picture, high)]
+    spec_updates = stylize(
+        subject, parse_spec(weak), vgg16, _steer_at(20, parse_spec(strong), seen)
+    )
+    objective = subject.at(
+        schedule(spec_updates.spec, *photo.size)[-1], spec_updates.spec, vgg16
+    ).objective
+    losses = [
+        objective(pixels.to_image(picture)).by_name()["total"]
+        for picture in (low, spec_updates.picture, high)
+    ]
 
     assert losses[1] - losses[2] < 0.2 * (losses[0] - losses[2]), losses
     assert losses[1] == pytest.approx(spec_updates.losses["total"], rel=0.03)
-    assert [(20, {"strength": 0.2}, {"strength": 0.9})] == [
-        (s.iteration, s.before, s.after) for s in spec_updates.spec_updates
+    assert [(s.iteration, s.before, s.after) for s in spec_updates.spec_updates] == [
+        (20, {"strength": 0.2}, {"strength": 0.9})
     ]
-    assert ((), spec_updates.spec_updates, 0.9) == (
+    assert (
         seen[19].spec_updates,
         seen[20].spec_updates,
         spec_updates.spec.strength,
-    )
+    ) == ((), spec_updates.spec_updates, 0.9)
 
 
 def test_steered_at_the_very_end_the_run_takes_the_time_to_follow(
@@ -541,15 +664,20 @@ def test_steered_at_the_very_end_the_run_takes_the_time_to_follow(
     weak = parse_spec({"size": 64, "iterations": 20, "scales": 1, "strength": 0.2})
     seen: list[RunProgress] = []
     result = stylize(
-        StyleInputs(photo, [painting]), weak, vgg16, _steer_at(20, weak.with_updates({"strength": 0.9}), seen)
+        StyleInputs(photo, [painting]),
+        weak,
+        vgg16,
+        _steer_at(20, weak.with_updates({"strength": 0.9}), seen),
     )
     low = stylize(StyleInputs(photo, [painting]), weak, vgg16)
 
-    assert (30, 30) == (result.iterations, seen[-1].iterations)
-    assert result.picture.tobytes() != low.picture.tobytes()
+    assert (result.iterations, seen[-1].iterations) == (30, 30)
+    assert low.picture.tobytes() != result.picture.tobytes()
 
 
-def test_steering_for_ever_ends_all_the_same(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
+def test_steering_for_ever_ends_all_the_same(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
     spec = parse_spec({"size": 64, "iterations": 6, "scales": 1})
     counts: list[int] = []
 
@@ -557,21 +685,27 @@ def test_steering_for_ever_ends_all_the_same(photo: Image.Image, painting: Image
         counts.append(moment.progress.iterations)
         return spec.with_updates({"tv_weight": len(counts)}) if len(counts) < 16 else None
 
-    assert 16 == stylize(StyleInputs(photo, [painting]), spec, vgg16, watch).iterations
-    assert 12 == counts[11]  # never more than twice as many as planned, and then one for each
+    assert stylize(StyleInputs(photo, [painting]), spec, vgg16, watch).iterations == 16
+    assert counts[11] == 12  # never more than twice as many as planned, and then one for each
 
 
-def test_steering_to_where_it_is_changes_nothing(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
+def test_steering_to_where_it_is_changes_nothing(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
     spec = parse_spec({"size": 64, "iterations": 8, "scales": 2})
     plain = stylize(StyleInputs(photo, [painting]), spec, vgg16)
     same = stylize(StyleInputs(photo, [painting]), spec, vgg16, lambda moment: spec)
 
-    assert (plain.picture.tobytes(), ()) == (same.picture.tobytes(), same.spec_updates)
+    assert (same.picture.tobytes(), same.spec_updates) == (plain.picture.tobytes(), ())
 
 
-def test_the_mixture_of_paintings_is_steered_too(photo: Image.Image, painting: Image.Image, vgg16: Network) -> None:
+def test_the_mixture_of_paintings_is_steered_too(
+    photo: Image.Image, painting: Image.Image, vgg16: Network
+) -> None:
     red = Image.new("RGB", (64, 64), (220, 20, 20))
-    spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, "style_weights": "1,0", "style_weight": 100})
+    spec = parse_spec(
+        {"size": 64, "iterations": 16, "scales": 1, "style_weights": "1,0", "style_weight": 100}
+    )
     subject = StyleInputs(photo, [painting, red])
     more = spec.for_pictures(2).with_updates({"style_weights": "0,1"})
 

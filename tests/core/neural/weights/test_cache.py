@@ -39,19 +39,24 @@ def cache(tmp_path: Path) -> WeightsCache:
 def test_the_real_vgg16_is_torchvisions_to_the_bit(vgg16: Network) -> None:
     first = vgg16._parameters[0][0][0, 0].flatten()[:3]
 
-    assert PINNED["vgg16"] == vgg16.sha256
+    assert vgg16.sha256 == PINNED["vgg16"]
     assert torch.allclose(torch.tensor([-0.5537, 0.1427, 0.5290]), first, atol=5e-5)
 
 
 def test_torchvisions_names_count_convolutions_relus_and_poolings() -> None:
-    vgg16, vgg19 = ([int(key[0].split(".")[1]) for key in torchvision_names(name)] for name in ("vgg16", "vgg19"))  # type: ignore[arg-type]
+    vgg16, vgg19 = (
+        [int(key[0].split(".")[1]) for key in torchvision_names(name)]
+        for name in ("vgg16", "vgg19")
+    )  # type: ignore[arg-type]
 
-    assert [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28] == vgg16
-    assert [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34] == vgg19
+    assert vgg16 == [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+    assert vgg19 == [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34]
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "PTH", "SafeTensors"])
-def test_a_file_in_torchvisions_format_becomes_the_network(cache: WeightsCache, tmp_path: Path, suffix: str) -> None:
+def test_a_file_in_torchvisions_format_becomes_the_network(
+    cache: WeightsCache, tmp_path: Path, suffix: str
+) -> None:
     """With the fully connected layers that torchvision's file has, and painting does not use."""
     tensors = {**_named("vgg19"), "classifier.0.weight": torch.zeros(2, 2)}
     path = tmp_path / f"mine.{suffix}"
@@ -59,15 +64,18 @@ def test_a_file_in_torchvisions_format_becomes_the_network(cache: WeightsCache, 
         torch.save(tensors, path)
     else:
         save_file(tensors, path)
-    assert "vgg16" == cache.resolve("auto")
+    assert cache.resolve("auto") == "vgg16"
 
     cache.import_file("vgg19", path)
 
-    assert "vgg19" == cache.resolve("auto")
+    assert cache.resolve("auto") == "vgg19"
     network = cache.load("auto", "cpu", "float32")
-    assert ("vgg19", Parameters.of(random_parameters("vgg19")).sha256) == (network.name, network.sha256)
-    assert {"relu5_4"} == set(network.features(torch.rand(1, 3, 32, 32), ["relu5_4"]))
-    assert [("vgg19", network.sha256)] == [(entry.name, entry.sha256) for entry in cache.entries()]
+    assert (network.name, network.sha256) == (
+        "vgg19",
+        Parameters.of(random_parameters("vgg19")).sha256,
+    )
+    assert set(network.features(torch.rand(1, 3, 32, 32), ["relu5_4"])) == {"relu5_4"}
+    assert [(entry.name, entry.sha256) for entry in cache.entries()] == [("vgg19", network.sha256)]
 
 
 class _Evil:
@@ -78,7 +86,10 @@ class _Evil:
 def _packed(data: bytes) -> bytes:
     """The same archive, deflated: a few bytes could stand for a thousand times as many."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as source,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for entry in source.infolist():
             target.writestr(entry.filename, source.read(entry))
     return buffer.getvalue()
@@ -92,7 +103,9 @@ def _saved_by_torch(value: Any) -> bytes:
 
 def _vgg16_but(**changed: Tensor) -> bytes:
     """A good file but for these."""
-    return _saved_by_torch({**_named("vgg16"), **{name.replace("__", "."): value for name, value in changed.items()}})
+    return _saved_by_torch(
+        {**_named("vgg16"), **{name.replace("__", "."): value for name, value in changed.items()}}
+    )
 
 
 BAD_FILES: dict[str, Callable[[], bytes]] = {
@@ -107,7 +120,9 @@ BAD_FILES: dict[str, Callable[[], bytes]] = {
     "wrong shape": lambda: _vgg16_but(features__0__weight=torch.zeros(64, 3, 5, 5)),
     "not finite": lambda: _vgg16_but(features__0__bias=torch.full((64,), torch.nan)),
     "a name that is none": lambda: _saved_by_torch({**_named("vgg16"), 7: torch.zeros(1)}),
-    "terabytes of one number": lambda: _vgg16_but(features__0__weight=torch.zeros(1).expand(1 << 40)),
+    "terabytes of one number": lambda: _vgg16_but(
+        features__0__weight=torch.zeros(1).expand(1 << 40)
+    ),
     "no numbers": lambda: _vgg16_but(features__0__bias=torch.zeros(64, device="meta")),
     "sparse": lambda: _vgg16_but(features__0__bias=torch.zeros(64).to_sparse()),
     "complex": lambda: _vgg16_but(features__0__bias=torch.zeros(64, dtype=torch.complex64)),
@@ -159,7 +174,12 @@ def test_a_damaged_cache_is_found_out(cache: WeightsCache, tmp_path: Path) -> No
 # ---------------------------------------------------------------------- networks of one's own
 
 
-def _saved(tmp_path: Path, architecture: Architecture, metadata: dict[str, str] | None = None, seed: int = 0) -> Path:
+def _saved(
+    tmp_path: Path,
+    architecture: Architecture,
+    metadata: dict[str, str] | None = None,
+    seed: int = 0,
+) -> Path:
     path = tmp_path / f"{architecture}-{seed}.safetensors"
     save_file(_named(architecture, seed), path, metadata)
     return path
@@ -176,21 +196,33 @@ def test_any_depth_is_taken_under_any_name_with_its_card(
 
     (entry,) = cache.entries()
     network = cache.load("my-textures", "cpu", "float32")
-    assert ("my-textures", architecture) == (entry.name, entry.architecture) == (network.name, network.architecture)
-    assert ("textures", "47", path.name) == tuple(entry.card[key] for key in ("data", "classes", "from"))
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == entry.card["from_sha256"]
+    assert (
+        ("my-textures", architecture)
+        == (entry.name, entry.architecture)
+        == (network.name, network.architecture)
+    )
+    assert tuple(entry.card[key] for key in ("data", "classes", "from")) == (
+        "textures",
+        "47",
+        path.name,
+    )
+    assert entry.card["from_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert Parameters.of(random_parameters(architecture)).sha256 == entry.sha256 == network.sha256
 
 
-def test_what_a_file_says_that_its_network_takes_is_believed(cache: WeightsCache, tmp_path: Path) -> None:
+def test_what_a_file_says_that_its_network_takes_is_believed(
+    cache: WeightsCache, tmp_path: Path
+) -> None:
     grey = {"mean": "[0.5, 0.5, 0.5]", "std": "[0.25, 0.25, 0.25]"}
     images = torch.rand(1, 3, 8, 8)
     for name, metadata in (("usual", None), ("grey", grey)):
         cache.import_file(name, _saved(tmp_path, "vgg11", metadata))
     usual, grey_one = (cache.load(name, "cpu", "float32") for name in ("usual", "grey"))
-    as_the_usual_sees = (images - 0.5) / 0.25 * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1)
+    as_the_usual_sees = (images - 0.5) / 0.25 * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(
+        MEAN
+    ).view(1, 3, 1, 1)
 
-    assert usual.sha256 != grey_one.sha256
+    assert grey_one.sha256 != usual.sha256
     assert torch.allclose(
         usual.features(as_the_usual_sees, ["relu1_1"])["relu1_1"],
         grey_one.features(images, ["relu1_1"])["relu1_1"],
@@ -198,14 +230,18 @@ def test_what_a_file_says_that_its_network_takes_is_believed(cache: WeightsCache
     )
 
 
-@pytest.mark.parametrize("told", ['"x"', "[1, 2]", "[0.2, 0.2, 0]", "[NaN, 1, 1]", "[" * 2000, f"[{'9' * 400}, 1, 1]"])
+@pytest.mark.parametrize(
+    "told", ['"x"', "[1, 2]", "[0.2, 0.2, 0]", "[NaN, 1, 1]", "[" * 2000, f"[{'9' * 400}, 1, 1]"]
+)
 def test_what_is_told_must_make_sense(cache: WeightsCache, tmp_path: Path, told: str) -> None:
     with pytest.raises(errors.BadWeights, match="mean and std"):
         cache.import_file("mine", _saved(tmp_path, "vgg11", {"std": told}))
 
 
 @pytest.mark.parametrize("name", ["auto", "My", "../x", "a/b", "", "x.y", "x" * 65, "-x", "x\n"])
-def test_a_name_that_no_job_could_say_is_refused(cache: WeightsCache, tmp_path: Path, name: str) -> None:
+def test_a_name_that_no_job_could_say_is_refused(
+    cache: WeightsCache, tmp_path: Path, name: str
+) -> None:
     with pytest.raises(errors.BadInput, match="name"):
         cache.import_file(name, _saved(tmp_path, "vgg11"))
 
@@ -234,7 +270,10 @@ def test_a_name_means_one_network(cache: WeightsCache, tmp_path: Path) -> None:
 
     cache.remove("mine")
     assert not cache.has("mine")
-    assert Parameters.of(random_parameters("vgg11", 1)).sha256 == cache.import_file("mine", second).sha256
+    assert (
+        cache.import_file("mine", second).sha256
+        == Parameters.of(random_parameters("vgg11", 1)).sha256
+    )
     with pytest.raises(errors.WeightsUnavailable, match="impasto weights import FILE --name other"):
         cache.remove("other")
 
@@ -243,7 +282,10 @@ def test_a_damaged_file_does_not_hide_the_others(cache: WeightsCache, tmp_path: 
     cache.import_file("mine", _saved(tmp_path, "vgg11"))
     cache.path("broken").write_bytes(b"no weights")
 
-    assert {"broken": None, "mine": "vgg11"} == {entry.name: entry.architecture for entry in cache.entries()}
+    assert {entry.name: entry.architecture for entry in cache.entries()} == {
+        "broken": None,
+        "mine": "vgg11",
+    }
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -268,7 +310,7 @@ def test_batch_normalization_goes_into_the_convolutions(architecture: Architectu
     with torch.no_grad():
         expected = reference[:-1](x)  # without the last pooling
 
-    assert architecture == folded.architecture
+    assert folded.architecture == architecture
     assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
@@ -280,20 +322,25 @@ def test_batch_normalization_that_does_not_fit_is_refused() -> None:
         after = f"features.{int(row[0].split('.')[1]) + 1}"
         tensors |= {row[0]: weight, row[1]: bias}
         tensors |= {
-            f"{after}.{name}": torch.ones_like(bias) for name in ("weight", "bias", "running_mean", "running_var")
+            f"{after}.{name}": torch.ones_like(bias)
+            for name in ("weight", "bias", "running_mean", "running_var")
         }
-    assert "vgg11" == from_torchvision(tensors).architecture
+    assert from_torchvision(tensors).architecture == "vgg11"
 
     with pytest.raises(errors.BadWeights, match="does not fit"):
         from_torchvision({**tensors, "features.1.running_var": torch.ones(3)})
     with pytest.raises(errors.BadWeights, match=r"no features\.5\.running_mean"):
-        from_torchvision({name: tensor for name, tensor in tensors.items() if name != "features.5.running_mean"})
+        from_torchvision(
+            {name: tensor for name, tensor in tensors.items() if name != "features.5.running_mean"}
+        )
 
 
 def test_missing_weights_are_told_with_the_command(cache: WeightsCache) -> None:
     with pytest.raises(errors.WeightsUnavailable, match="impasto weights fetch vgg19"):
         cache.load("vgg19")
-    with pytest.raises(errors.WeightsUnavailable, match="impasto weights import FILE --name my-textures"):
+    with pytest.raises(
+        errors.WeightsUnavailable, match="impasto weights import FILE --name my-textures"
+    ):
         cache.load("my-textures")
 
 
@@ -307,7 +354,9 @@ def test_only_arrays_come_out_of_the_archives_pickle(capfd: pytest.CaptureFixtur
     assert "owned" not in capfd.readouterr().out
 
 
-def test_without_the_index_the_words_tell_the_way_out(cache: WeightsCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_index_the_words_tell_the_way_out(
+    cache: WeightsCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
@@ -374,10 +423,12 @@ def test_vgg19_is_downloaded_once_with_progress(
     cache.fetch("vgg19")
 
     assert seen[-1][0] == seen[-1][1] > 80_000_000
-    assert "vgg19" == cache.load("auto", "cpu", "float32").name
+    assert cache.load("auto", "cpu", "float32").name == "vgg19"
 
 
-@pytest.mark.parametrize(("path", "error"), [("", errors.BadWeights), ("x", errors.WeightsUnavailable)])
+@pytest.mark.parametrize(
+    ("path", "error"), [("", errors.BadWeights), ("x", errors.WeightsUnavailable)]
+)
 def test_a_download_that_is_damaged_or_missing_leaves_nothing(
     cache: WeightsCache,
     shelf: tuple[str, str],
@@ -404,6 +455,7 @@ def test_the_whole_of_a_narrow_network_is_refused_with_the_file_to_take() -> Non
     pairs = [(torch.zeros(8, 3, 3, 3), torch.zeros(8))] * 8
 
     with pytest.raises(
-        errors.BadWeights, match=r"is 8 x 3 x 3 x 3; VGG-11 has 64 x 3 x 3 x 3\. .*network\.safetensors"
+        errors.BadWeights,
+        match=r"is 8 x 3 x 3 x 3; VGG-11 has 64 x 3 x 3 x 3\. .*network\.safetensors",
     ):
         Parameters.of(pairs)

@@ -56,7 +56,9 @@ def _blob(tensor: Tensor, form: str) -> bytes:
     if form == "double":
         return head + _field(8, struct.pack(f"<{len(numbers)}d", *numbers))
     if form == "unpacked":
-        return head + b"".join(_varint(5 << 3 | 5) + struct.pack("<f", number) for number in numbers)
+        return head + b"".join(
+            _varint(5 << 3 | 5) + struct.pack("<f", number) for number in numbers
+        )
     return head + _field(5, struct.pack(f"<{len(numbers)}f", *numbers))
 
 
@@ -65,15 +67,26 @@ def _layer(name: str, pair: tuple[Tensor, ...], form: str, told: bytes = b"") ->
     if form == "old":
         body = _field(2, b"below") + _field(4, name.encode()) + _field(5, 4)
         return _field(2, body + b"".join(_field(6, blob) for blob in blobs) + told)
-    body = _field(1, name.encode()) + _field(2, b"Convolution") + b"".join(_field(7, blob) for blob in blobs)
+    body = (
+        _field(1, name.encode())
+        + _field(2, b"Convolution")
+        + b"".join(_field(7, blob) for blob in blobs)
+    )
     return _field(100, body + told)
 
 
 def _other(name: str, form: str, payload: bytes = b"") -> bytes:
     """A fully connected layer."""
     if form == "old":
-        return _field(2, _field(4, name.encode()) + _field(5, 14) + (_field(6, payload) if payload else b""))
-    return _field(100, _field(1, name.encode()) + _field(2, b"InnerProduct") + (_field(7, payload) if payload else b""))
+        return _field(
+            2, _field(4, name.encode()) + _field(5, 14) + (_field(6, payload) if payload else b"")
+        )
+    return _field(
+        100,
+        _field(1, name.encode())
+        + _field(2, b"InnerProduct")
+        + (_field(7, payload) if payload else b""),
+    )
 
 
 def _model(pairs: Any, form: str) -> bytes:
@@ -95,25 +108,29 @@ def test_every_form_gives_the_numbers_to_the_bit(tmp_path: Path, form: str) -> N
     path.write_bytes(_model(_small(), form))
 
     for expected, found in zip(_small(), caffe.read_caffemodel(path), strict=True):
-        assert all(torch.equal(ours, theirs.float()) for ours, theirs in zip(expected, found, strict=True))
+        assert all(
+            torch.equal(ours, theirs.float()) for ours, theirs in zip(expected, found, strict=True)
+        )
 
 
 @pytest.mark.parametrize("form", ["old", "new"])
 @pytest.mark.parametrize(
     "pad", [_field(3, 1), _field(9, 1) + _field(10, 1), _field(3, 1) + _field(5, 1) + _field(6, 1)]
 )
-def test_a_pad_of_1_is_vggs_in_whatever_form_it_is_told(tmp_path: Path, form: str, pad: bytes) -> None:
+def test_a_pad_of_1_is_vggs_in_whatever_form_it_is_told(
+    tmp_path: Path, form: str, pad: bytes
+) -> None:
     path = tmp_path / "x.caffemodel"
     path.write_bytes(_layer("conv", _small()[0], form, _field(10 if form == "old" else 106, pad)))
 
-    assert 1 == len(caffe.read_caffemodel(path))
+    assert len(caffe.read_caffemodel(path)) == 1
 
 
 def test_a_convolution_without_a_bias_has_none(tmp_path: Path) -> None:
     path = tmp_path / "x.caffemodel"
     path.write_bytes(_layer("conv", _small()[0][:1], "new"))
 
-    assert [0.0, 0.0] == caffe.read_caffemodel(path)[0][1].tolist()
+    assert caffe.read_caffemodel(path)[0][1].tolist() == [0.0, 0.0]
 
 
 # ---------------------------------------------------------------------- the function
@@ -148,9 +165,16 @@ def test_an_imported_network_computes_what_caffe_does_up_to_the_border(
     cache = WeightsCache(tmp_path / "weights")
     cache.import_file("original", path, "caffe" if suffix == "pth" else None)
     parameters, _ = cache.parameters("original")
-    network = Network("vgg13", parameters.pairs, name="", sha256="", dtype=torch.float64, takes=parameters.takes)
-    image = torch.rand(1, 3, 24, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    expected, found = _direct(image, pairs), network.features(image, ["relu1_2"], edges="zeros")["relu1_2"]
+    network = Network(
+        "vgg13", parameters.pairs, name="", sha256="", dtype=torch.float64, takes=parameters.takes
+    )
+    image = torch.rand(
+        1, 3, 24, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    expected, found = (
+        _direct(image, pairs),
+        network.features(image, ["relu1_2"], edges="zeros")["relu1_2"],
+    )
 
     assert float((found - expected).abs().max()) < 1e-9 * float(expected.max())
 
@@ -165,7 +189,7 @@ def test_the_conversions_for_torch_are_known_by_their_hash(
     monkeypatch.setattr(files, "_CAFFE_IN_TORCH", (card["from_sha256"][:8],))
     known, _ = files.read_network(path)
 
-    assert (Input(), CAFFE) == (unknown.takes, known.takes)
+    assert (unknown.takes, known.takes) == (Input(), CAFFE)
     assert torch.equal(unknown.pairs[0][0].flip(1), known.pairs[0][0])
 
 
@@ -177,7 +201,10 @@ def test_other_means_and_deviations_are_the_same_function_but_for_the_frame() ->
     for takes in (usual.takes, CAFFE):
         pairs = usual.taking(takes).pairs
         network = Network("vgg11", pairs, name="", sha256="", dtype=torch.float32, takes=takes)
-        looks[takes] = [network.features(image, ["relu1_1"], edges=edges)["relu1_1"] for edges in ("repeat", "zeros")]
+        looks[takes] = [
+            network.features(image, ["relu1_1"], edges=edges)["relu1_1"]
+            for edges in ("repeat", "zeros")
+        ]
     (repeated, framed), (repeated_too, framed_too) = looks.values()
 
     assert torch.allclose(repeated, repeated_too, atol=1e-4)
@@ -189,25 +216,31 @@ def test_other_means_and_deviations_are_the_same_function_but_for_the_frame() ->
 
 
 @pytest.mark.parametrize("architecture", ["vgg11", "vgg19"])
-def test_a_network_of_caffes_comes_back_to_the_bit(tmp_path: Path, architecture: Architecture) -> None:
+def test_a_network_of_caffes_comes_back_to_the_bit(
+    tmp_path: Path, architecture: Architecture
+) -> None:
     there = Parameters(architecture, Parameters.of(random_parameters(architecture)).pairs, CAFFE)
     for name in ("x.caffemodel", "x.safetensors"):
         files.write_network(tmp_path / name, there, {"data": "textures"})
     files.write_network(tmp_path / "x.pth", there, {}, "caffe")
-    (back, _), (kept, card) = (files.read_network(tmp_path / name) for name in ("x.caffemodel", "x.safetensors"))
+    (back, _), (kept, card) = (
+        files.read_network(tmp_path / name) for name in ("x.caffemodel", "x.safetensors")
+    )
     as_jcjohnsons, _ = files.read_network(tmp_path / "x.pth", "caffe")
 
     assert there.sha256 == back.sha256 == kept.sha256 == as_jcjohnsons.sha256
-    assert "textures" == card["data"]
+    assert card["data"] == "textures"
 
 
-def test_a_network_of_torchvisions_comes_back_to_rounding(tmp_path: Path, weights: WeightsCache) -> None:
+def test_a_network_of_torchvisions_comes_back_to_rounding(
+    tmp_path: Path, weights: WeightsCache
+) -> None:
     there, _ = weights.parameters("vgg16")
     for name in ("x.caffemodel", "x.pth"):
         files.write_network(tmp_path / name, there, {})
     back = files.read_network(tmp_path / "x.caffemodel")[0].taking(there.takes)
 
-    assert there.sha256 == files.read_network(tmp_path / "x.pth")[0].sha256
+    assert files.read_network(tmp_path / "x.pth")[0].sha256 == there.sha256
     for (weight, bias), (weight_too, bias_too) in zip(there.pairs, back.pairs, strict=True):
         assert torch.allclose(weight, weight_too, rtol=1e-6, atol=1e-7)
         assert torch.allclose(bias, bias_too, rtol=1e-6, atol=1e-6)
@@ -222,9 +255,12 @@ def test_what_went_to_caffe_and_came_back_begins_to_paint_the_same_picture(
     back, _ = files.read_network(tmp_path / "x.caffemodel")
     spec = parse_spec({"size": 64, "iterations": 3})
     networks = [
-        Network("vgg16", p.pairs, name="", sha256="", dtype=torch.float32, takes=p.takes) for p in (there, back)
+        Network("vgg16", p.pairs, name="", sha256="", dtype=torch.float32, takes=p.takes)
+        for p in (there, back)
     ]
-    usual, other = (stylize(StyleInputs(photo, [painting]), spec, network).picture for network in networks)
+    usual, other = (
+        stylize(StyleInputs(photo, [painting]), spec, network).picture for network in networks
+    )
 
     assert max(high for _, high in ImageChops.difference(usual, other).getextrema()) <= 1
 
@@ -234,17 +270,20 @@ def test_the_prototxt_tells_the_layers_and_nothing_of_their_numbers(tmp_path: Pa
     net = text_format.Parse((tmp_path / "mine.prototxt").read_text(), caffe._KINDS["Net"]())
     kinds = [layer.type.decode() for layer in net.layer]
 
-    assert (10, 10, 4) == tuple(kinds.count(kind) for kind in ("Convolution", "ReLU", "Pooling"))
+    assert tuple(kinds.count(kind) for kind in ("Convolution", "ReLU", "Pooling")) == (10, 10, 4)
     assert not any(layer.blobs for layer in net.layer)
-    assert all(below.top[0] == above.bottom[0] for below, above in zip(net.layer, net.layer[1:], strict=False))
+    assert all(
+        below.top[0] == above.bottom[0]
+        for below, above in zip(net.layer, net.layer[1:], strict=False)
+    )
     last = net.layer[-2]
-    assert (b"conv5_2", 512, [1], [3]) == (
+    assert (
         last.name,
         last.convolution_param.num_output,
         list(last.convolution_param.pad),
         list(last.convolution_param.kernel_size),
-    )
-    assert [1, 3, 224, 224] == list(net.layer[0].input_param.shape[0].dim)
+    ) == (b"conv5_2", 512, [1], [3])
+    assert list(net.layer[0].input_param.shape[0].dim) == [1, 3, 224, 224]
 
 
 def test_the_prototxt_of_another_network_is_not_lost(tmp_path: Path) -> None:
@@ -253,7 +292,7 @@ def test_the_prototxt_of_another_network_is_not_lost(tmp_path: Path) -> None:
     there = Parameters.of(random_parameters("vgg11"))
     with pytest.raises(errors.BadInput, match=r"another .*x\.prototxt"):
         files.write_network(tmp_path / "x.caffemodel", there, {})
-    assert ["x.prototxt"] == [path.name for path in tmp_path.iterdir()]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.prototxt"]
 
     for _ in range(2):  # its own is no other
         files.write_network(tmp_path / "y.caffemodel", there, {})
@@ -274,22 +313,26 @@ def test_where_there_is_no_room_the_file_of_before_stays(tmp_path: Path, suffix:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         signal.signal(signal.SIGXFSZ, previous)
 
-    assert {path.name: b"before"} == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {path.name: b"before"}
 
 
 @pytest.mark.parametrize("suffix", ["caffemodel", "pth", "safetensors"])
-def test_what_is_written_can_be_read_by_whom_the_users_mask_lets(tmp_path: Path, suffix: str) -> None:
+def test_what_is_written_can_be_read_by_whom_the_users_mask_lets(
+    tmp_path: Path, suffix: str
+) -> None:
     """A worker of another user, say."""
     files.write_network(tmp_path / f"x.{suffix}", Parameters.of(random_parameters("vgg11")), {})
     (tmp_path / "usual").touch()
 
-    assert (tmp_path / "usual").stat().st_mode == (tmp_path / f"x.{suffix}").stat().st_mode
+    assert (tmp_path / f"x.{suffix}").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 @pytest.mark.parametrize("suffix", ["caffemodel", "pth", "safetensors"])
 def test_a_folder_that_is_not_there_is_no_full_disk(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(FileNotFoundError):
-        files.write_network(tmp_path / "nowhere" / f"x.{suffix}", Parameters.of(random_parameters("vgg11")), {})
+        files.write_network(
+            tmp_path / "nowhere" / f"x.{suffix}", Parameters.of(random_parameters("vgg11")), {}
+        )
 
 
 def test_a_safetensors_can_be_made_to_take_caffes_colors(tmp_path: Path) -> None:
@@ -297,8 +340,8 @@ def test_a_safetensors_can_be_made_to_take_caffes_colors(tmp_path: Path) -> None
     files.write_network(tmp_path / "x.safetensors", there, {}, "caffe")
     back, _ = files.read_network(tmp_path / "x.safetensors")
 
-    assert CAFFE == back.takes
-    assert there.taking(CAFFE).sha256 == back.sha256
+    assert back.takes == CAFFE
+    assert back.sha256 == there.taking(CAFFE).sha256
 
 
 # ---------------------------------------------------------------------- hostile files
@@ -306,9 +349,15 @@ def test_a_safetensors_can_be_made_to_take_caffes_colors(tmp_path: Path) -> None
 
 def _wrong(pair: tuple[Tensor, Tensor], **sides: int) -> bytes:
     weight, bias = pair
-    blob = b"".join(_field(number, sides.get(name, 3)) for number, name in enumerate(("num", "channels"), start=1))
+    blob = b"".join(
+        _field(number, sides.get(name, 3))
+        for number, name in enumerate(("num", "channels"), start=1)
+    )
     return _field(
-        2, _field(5, 4) + _field(6, blob + _field(5, weight.numpy().tobytes())) + _field(6, _blob(bias, "old"))
+        2,
+        _field(5, 4)
+        + _field(6, blob + _field(5, weight.numpy().tobytes()))
+        + _field(6, _blob(bias, "old")),
     )
 
 
@@ -326,11 +375,23 @@ BAD: dict[str, tuple[bytes, str]] = {
     "no four sides": (_layer("conv", (torch.ones(3), torch.ones(3)), "new"), "1 dimensions"),
     "sides that do not fit": (_wrong(_small()[0], num=7), "another shape"),
     "sides below zero": (_wrong(_small()[0], num=2**64 - 2), "another shape"),
-    "sides beyond all bounds": (_wrong(_small()[0], num=2**31 - 1, channels=2**31 - 1), "another shape"),
+    "sides beyond all bounds": (
+        _wrong(_small()[0], num=2**31 - 1, channels=2**31 - 1),
+        "another shape",
+    ),
     "no pad": (_layer("conv", _small()[0], "new", _field(106, _field(1, 2))), "pad"),
-    "no pad on one side": (_layer("conv", _small()[0], "new", _field(106, _field(9, 1) + _field(10, 0))), "pad"),
-    "a stride on one side": (_layer("conv", _small()[0], "old", _field(10, _field(3, 1) + _field(14, 2))), "stride"),
-    "groups": (_layer("conv", _small()[0], "new", _field(106, _field(3, 1) + _field(5, 2))), "group"),
+    "no pad on one side": (
+        _layer("conv", _small()[0], "new", _field(106, _field(9, 1) + _field(10, 0))),
+        "pad",
+    ),
+    "a stride on one side": (
+        _layer("conv", _small()[0], "old", _field(10, _field(3, 1) + _field(14, 2))),
+        "stride",
+    ),
+    "groups": (
+        _layer("conv", _small()[0], "new", _field(106, _field(3, 1) + _field(5, 2))),
+        "group",
+    ),
     "an old response normalization": (_field(2, _field(5, 15)), "type LRN; VGG has none"),
     "an old deconvolution": (_field(2, _field(5, 39)), "type Deconvolution; VGG has none"),
     "a stride": (_layer("conv", _small()[0], "new", _field(106, _field(6, 2))), "stride"),
@@ -350,7 +411,10 @@ def test_a_bad_file_is_refused_in_words(tmp_path: Path, name: str) -> None:
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.caffemodel"
-    for pairs, words in ((_small(), "holds 2 convolutions"), (_small() * 9, "holds 17 convolutions")):
+    for pairs, words in (
+        (_small(), "holds 2 convolutions"),
+        (_small() * 9, "holds 17 convolutions"),
+    ):
         path.write_bytes(_model(pairs, "new"))
         with pytest.raises(errors.BadWeights, match=words):
             files.read_network(path)
@@ -371,7 +435,7 @@ def test_a_file_that_is_cut_anywhere_is_refused_or_shorter(tmp_path: Path, form:
         except errors.BadWeights:
             continue
 
-    assert sorted(found) == found
+    assert found == sorted(found)
     assert len(found) <= 4
 
 
@@ -406,7 +470,9 @@ def _damaged(data: bytes, chance: random.Random) -> bytes:
         elif way == 2:
             del changed[at : at + chance.randrange(1, 40)]
         elif way == 3:
-            changed[at:at] = changed[(begin := chance.randrange(len(changed))) : begin + chance.randrange(1, 200)]
+            changed[at:at] = changed[
+                (begin := chance.randrange(len(changed))) : begin + chance.randrange(1, 200)
+            ]
         else:
             changed[at : at + 4] = bytes([255] * chance.randrange(1, 10))
         if len(changed) < 100:
@@ -415,7 +481,9 @@ def _damaged(data: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel tells no peak")
-def test_fully_connected_layers_of_half_a_gigabyte_take_no_memory(tmp_path: Path, original: tuple[Path, Any]) -> None:
+def test_fully_connected_layers_of_half_a_gigabyte_take_no_memory(
+    tmp_path: Path, original: tuple[Path, Any]
+) -> None:
     """As in VGG_ILSVRC_19_layers.caffemodel: 411 MB in one layer. Here of zeros, in a file with a hole."""
     path = tmp_path / "x.caffemodel"
     bytes_of_fc6 = 25088 * 4096 * 4
@@ -428,7 +496,7 @@ def test_fully_connected_layers_of_half_a_gigabyte_take_no_memory(tmp_path: Path
     before = _memory("VmRSS")
     pairs = caffe.read_caffemodel(path)
 
-    assert 10 == len(pairs)
+    assert len(pairs) == 10
     assert _memory("VmHWM") - before < 300e6
 
 

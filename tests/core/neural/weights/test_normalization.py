@@ -20,7 +20,12 @@ from core.style.vgg_layers import layers
 
 def _network(parameters: Parameters) -> Network:
     return Network(
-        parameters.architecture, parameters.pairs, name="", sha256="", dtype=torch.float32, takes=parameters.takes
+        parameters.architecture,
+        parameters.pairs,
+        name="",
+        sha256="",
+        dtype=torch.float32,
+        takes=parameters.takes,
     )
 
 
@@ -28,7 +33,10 @@ def _means(network: Network, pictures: list[Image.Image]) -> dict[str, Tensor]:
     """Written down a second time: all responses at once, by layer."""
     names = layers(network.architecture)
     found = [network.features(pixels.to_image(picture), names) for picture in pictures]
-    return {name: torch.cat([one[name][0].flatten(1) for one in found], 1).double().mean(1) for name in names}
+    return {
+        name: torch.cat([one[name][0].flatten(1) for one in found], 1).double().mean(1)
+        for name in names
+    }
 
 
 def test_every_filter_of_the_real_network_comes_to_one_and_the_function_stays(
@@ -63,7 +71,9 @@ def test_other_poolings_commute_as_well(
     found = normalization.measure_activations(vgg16, [photo])
     made = _network(normalization.normalize(weights.parameters("vgg16")[0], found))
     image = pixels.to_image(photo)
-    (before,), (after,) = (network.features(image, ["relu5_1"], pooling).values() for network in (vgg16, made))
+    (before,), (after,) = (
+        network.features(image, ["relu5_1"], pooling).values() for network in (vgg16, made)
+    )
     means = found.by_layer["relu5_1"]
     factors = means.clamp_min(normalization.LEAST * means.mean()).float().view(1, -1, 1, 1)
 
@@ -78,20 +88,26 @@ def test_dead_filters_stay_dead_and_weak_ones_weak(photo: Image.Image) -> None:
     parameters = Parameters.of(pairs, CAFFE)
     found = normalization.measure_activations(_network(parameters), [photo])
     made = normalization.normalize(parameters, found)
-    responses = _network(made).features(pixels.to_image(photo), ["relu1_1"])["relu1_1"][0].mean((1, 2))
+    responses = (
+        _network(made).features(pixels.to_image(photo), ["relu1_1"])["relu1_1"][0].mean((1, 2))
+    )
 
-    assert {"relu1_1": 2} == {layer: count for layer, count in found.weak().items() if layer == "relu1_1"}
-    assert 0 == responses[0]
+    assert {layer: count for layer, count in found.weak().items() if layer == "relu1_1"} == {
+        "relu1_1": 2
+    }
+    assert responses[0] == 0
     assert 0 < responses[1] < 1e-4
     assert torch.allclose(responses[2:], torch.ones(()), rtol=1e-3)
-    assert CAFFE == made.takes
+    assert made.takes == CAFFE
 
 
 def test_pictures_are_taken_one_after_the_other_and_large_ones_smaller(photo: Image.Image) -> None:
     events: list[str] = []
 
     class Watched(Network):
-        def responses(self, image: Tensor, *arguments: Any, **more: Any) -> Iterator[tuple[str, Tensor]]:
+        def responses(
+            self, image: Tensor, *arguments: Any, **more: Any
+        ) -> Iterator[tuple[str, Tensor]]:
             events.append(f"look {image.shape[3]} x {image.shape[2]}")
             return super().responses(image, *arguments, **more)
 
@@ -102,8 +118,8 @@ def test_pictures_are_taken_one_after_the_other_and_large_ones_smaller(photo: Im
 
     network = Watched("vgg11", random_parameters("vgg11"), name="", sha256="", dtype=torch.float32)
 
-    assert 2 == normalization.measure_activations(network, pictures()).pictures
-    assert ["take", "look 512 x 32"] * 2 == events
+    assert normalization.measure_activations(network, pictures()).pictures == 2
+    assert events == ["take", "look 512 x 32"] * 2
 
 
 def test_without_a_picture_or_a_response_it_is_refused(photo: Image.Image) -> None:
