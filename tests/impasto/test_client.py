@@ -540,7 +540,7 @@ def test_a_service_that_holds_its_answers_back_is_asked_again_at_once_any_other_
     assert [pause >= 1 for pause in pauses] == [False, False, True]
 
 
-@pytest.mark.parametrize("retry_later", ["silent", "away", "busy", "gone"])
+@pytest.mark.parametrize("later", ["silent", "away", "busy", "gone"])
 def test_a_wait_does_not_overrun_its_time_whatever_the_service_does(
     client: Client, pictures: Pictures, later: str
 ) -> None:

@@ -51,7 +51,7 @@ def test_a_run_knows_a_lost_device_and_missing_memory_wherever_they_show(
     means: type[BaseException],
 ) -> None:
     where = {
-        "plan": (Planner, "free"),
+        "plan": (Planner, "free_bytes"),
         "leg": (StyleInputs, "at"),
         "picture": (StyleInputs, "render"),
     }[place]
