@@ -16,10 +16,30 @@ import click
 
 PACKAGES = ("api", "cli", "core", "impasto", "worker")
 # Words of the project's former private vocabulary, as whole words.
-OLD_WORDS = (
-    "mourner warden lookout darkroom forecaster courier taker harvest doorbell bell bells "
-    "janitor knob knobs easel borne whoever stranger strangers steered steering vigil"
-).split()
+OLD_WORDS = [
+    "mourner",
+    "warden",
+    "lookout",
+    "darkroom",
+    "forecaster",
+    "courier",
+    "taker",
+    "harvest",
+    "doorbell",
+    "bell",
+    "bells",
+    "janitor",
+    "knob",
+    "knobs",
+    "easel",
+    "borne",
+    "whoever",
+    "stranger",
+    "strangers",
+    "steered",
+    "steering",
+    "vigil",
+]
 
 
 def tracked(folder: Path, *suffixes: str) -> list[Path]:
