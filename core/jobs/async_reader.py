@@ -1,4 +1,4 @@
-"""Looks at jobs on an event loop: the one asynchronous reader of the store (docs/decisions/0002-one-color.md).
+"""Looks at jobs on an event loop: the one asynchronous reader of the store (docs/decisions/0002-synchronous-store.md).
 
 Many jobs in one step, over one connection; and a second one, to hear which jobs change. Takes no step of a job's life.
 """

@@ -2,7 +2,7 @@
 
 They are in scripts/, one file a topic; scripts/common.lua lists the keys. This module knows no pictures, no Celery, no
 HTTP; it reads no settings.
-Synchronous: one color, docs/decisions/0002-one-color.md.
+Synchronous: one color, docs/decisions/0002-synchronous-store.md.
 """
 
 import hashlib
