@@ -37,7 +37,7 @@ async def _get_notify(request: Request) -> Callable[[], bool]:
     return result
 
 
-async def _get_caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     """The caller that api/middleware/auth.py has identified.
 
     Where that middleware did not run, the attribute is missing and this fails. A route that is left
@@ -47,7 +47,7 @@ async def _get_caller(request: Request) -> Caller:
     return result
 
 
-CurrentCaller = Annotated[Caller, Depends(_get_caller)]
+CurrentCaller = Annotated[Caller, Depends(_caller)]
 
 
 async def _get_owner(caller: CurrentCaller) -> str:
