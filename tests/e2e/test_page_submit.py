@@ -158,7 +158,7 @@ def test_a_parameter_out_of_range_is_shown_and_a_hidden_field_does_not_block_the
 def test_what_fails_while_the_page_opens_is_fetched_again_and_added_once(
     open_page: OpenPage,
 ) -> None:
-    """This also holds where the browser forbids storage."""
+    """The same holds where the browser forbids storage."""
     page = open_page("/livez")
     page.add_init_script(
         "for (const name of ['localStorage', 'sessionStorage'])"
