@@ -10,7 +10,7 @@ This module does not depend on HTTP.
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cached_property
@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from anyio import to_thread
+from cachetools import LRUCache
 
 from api.schemas.job import resource
 from core import errors
@@ -59,7 +60,7 @@ class JobFeed:
         """max_subscriptions: per caller."""
         self._reader = JobReader(redis_url)
         self._max_subscriptions = max_subscriptions
-        self._cached: OrderedDict[str, JobSnapshot] = OrderedDict()  # the newest last
+        self._cached: LRUCache[str, JobSnapshot] = LRUCache(MAX_CACHED)
         self._requested: dict[str, asyncio.Future[JobSnapshot | None]] = {}
         self._topics: dict[str, _Topic] = {}
         self._subscriptions: Counter[str] = Counter()  # per caller
@@ -205,8 +206,6 @@ class JobFeed:
             if snapshot is None or snapshot.job is not job:  # an unchanged job is the same object
                 snapshot = JobSnapshot(job)
             self._cached[job_id] = snapshot
-            if len(self._cached) > MAX_CACHED:
-                self._cached.popitem(last=False)
         if job_id in self._topics:
             self._topics[job_id].publish(snapshot)
         return snapshot
