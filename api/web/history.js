@@ -91,7 +91,7 @@ async function loadCard(card) {
 
 function describeStatus(job) {
   if (hasExpiredImages(job)) return "No longer available";
-  if (job.pinned) return "Kept permanently";
+  if (job.pinned) return "Kept forever";
   if (job.status !== "succeeded" || !job.expires_at) return STATUS_TITLES[job.status];
   return `Until ${new Date(job.expires_at).toLocaleDateString()}`;
 }

@@ -295,7 +295,7 @@ function describeProgress({ status, progress }) {
 
 function describeRetention(job) {
   if (!job.links.result) return "";
-  if (job.pinned) return "Kept permanently.";
+  if (job.pinned) return "Kept forever.";
   if (!job.expires_at) return "";
   const options = { dateStyle: "long", timeStyle: "short" };
   return `Kept until ${new Date(job.expires_at).toLocaleString([], options)}.`;
