@@ -1,1 +1,1 @@
-"""FastAPI answers here: checks what comes in, creates jobs, tells of them. Never loads torch."""
+"""The HTTP API: validates requests, creates jobs, reports their state. It never loads torch."""

@@ -1,4 +1,4 @@
-"""`python -m api`: one API process, until it is asked to go."""
+"""`python -m api`: runs one API process until a signal stops it."""
 
 import resource
 import socket
@@ -18,7 +18,7 @@ from core.log import configure_logging
 
 
 def main() -> None:
-    """Read the settings, then hand over to uvicorn."""
+    """Read the settings, then run uvicorn. Exits with 2 if a setting is invalid."""
     try:
         shared, own = read_settings(Settings), read_settings(ApiSettings)
         app = create_app(shared, own)
@@ -26,7 +26,7 @@ def main() -> None:
         sys.stderr.write(f"impasto api: {error.message}\n")
         sys.exit(2)
     configure_logging(shared.log_format)
-    _open_many()
+    _raise_file_limit()
     backpressure.install()
     config = uvicorn.Config(
         app,
@@ -37,7 +37,7 @@ def main() -> None:
         ),
         ws="none",
         log_config=None,
-        access_log=False,  # api/middleware/access_log.py
+        access_log=False,  # api/middleware/access_log.py writes it
         server_header=False,
         timeout_graceful_shutdown=10,
     )
@@ -46,20 +46,24 @@ def main() -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's waits for open answers before it tells the application; streams would not end by themselves."""
+    """uvicorn's server, which closes event streams before it shuts down.
+
+    uvicorn waits for open responses before it notifies the application, and streams have no end of
+    their own.
+    """
 
     def __init__(self, config: uvicorn.Config, feed: JobFeed) -> None:
         super().__init__(config)
         self._feed = feed
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Tell those who wait first."""
+        """Close the event streams, then shut down."""
         self._feed.close_subscriptions()
         await super().shutdown(sockets)
 
 
-def _open_many() -> None:
-    """Each connection is a file, and many systems allow 1024 unless asked for more."""
+def _raise_file_limit() -> None:
+    """Raise the soft limit of open files: each connection is one, and the default is often 1024."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

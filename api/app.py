@@ -1,4 +1,4 @@
-"""The one place where the API is put together."""
+"""Builds the application from its parts."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -46,44 +46,43 @@ from core.storage.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 
-# What a page of an allowed origin may send, and read of an answer, beyond what CORS allows by itself.
-_SENT = [
+# Headers that a page of an allowed origin may send, beyond those that CORS always allows.
+_CORS_REQUEST_HEADERS = [
     "Authorization",
     "Content-Type",
     "Idempotency-Key",
     "If-None-Match",
     "Last-Event-ID",
     "Prefer",
+    "X-Request-Id",
 ]
-_SENT += ["X-Request-Id"]
-_READ = [
+# Headers of a response that such a page may read.
+_CORS_RESPONSE_HEADERS = [
     "ETag",
     "Idempotent-Replayed",
     "Location",
     "Preference-Applied",
     "Retry-After",
     "WWW-Authenticate",
+    "X-Request-Id",
 ]
-_READ += ["X-Request-Id"]
 
-RING_SECONDS = (
-    2.0  # that a submission waits for a doorbell that says nothing; the reaper rings again
-)
-REST_SECONDS = 0.5  # that a store that says nothing is left alone
-# For the OpenAPI document, and the form at /docs; api/middleware/auth.py has looked at the header by then.
+# How long a submission waits for the broker. After a timeout the reaper notifies the workers.
+NOTIFY_TIMEOUT_SECONDS = 2.0
+COOLDOWN_SECONDS = 0.5  # see core.redis_client.CircuitBreaker
+# Only for the OpenAPI document and the form at /docs; api/middleware/auth.py has read the header by
+# then.
 _BEARER = HTTPBearer(
     auto_error=False, scheme_name="key", description="An API key: `impasto keys create NAME`."
 )
 
 
 def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -> FastAPI:
-    """The application with its store, blobs, doorbell and reaper. Raises BadSettings."""
+    """Create the application with store, blobs, notifications and reaper. Raises BadSettings."""
     shared, own = shared or read_settings(Settings), own or read_settings(ApiSettings)
-    store, blobs, celery = (
-        JobStore(shared.redis_url, cooldown_seconds=REST_SECONDS),
-        Blobs(shared.blobs_dir),
-        make_celery(shared.redis_url, timeout_seconds=RING_SECONDS),
-    )
+    store = JobStore(shared.redis_url, cooldown_seconds=COOLDOWN_SECONDS)
+    blobs = Blobs(shared.blobs_dir)
+    celery = make_celery(shared.redis_url, timeout_seconds=NOTIFY_TIMEOUT_SECONDS)
     reaper = Reaper(
         store,
         blobs,
@@ -94,49 +93,45 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     )
 
     feed = JobFeed(shared.redis_url, own.max_streams_per_caller)
-    keys = ApiKeyStore(shared.redis_url, cooldown_seconds=REST_SECONDS)
+    keys = ApiKeyStore(shared.redis_url, cooldown_seconds=COOLDOWN_SECONDS)
     limits = own.submissions_per_minute, own.requests_per_minute, own.auth_failures_per_minute
-    rates = RateLimiter(shared.redis_url, *limits, cooldown_seconds=REST_SECONDS)
+    rate_limiter = RateLimiter(shared.redis_url, *limits, cooldown_seconds=COOLDOWN_SECONDS)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if not await run_in_threadpool(pictures.warm_up):
             log.warning(
-                "pictures are decoded without a filter on system calls: this system has none that we know"
+                "images are decoded without a system call filter: this system has no supported one"
             )
         reaper.start()
         yield
         await feed.stop()
         reaper.stop()
-        for opened in (store, keys, rates):
-            opened.close()
+        for client in (store, keys, rate_limiter):
+            client.close()
 
     app = FastAPI(
         title="Impasto",
         version=version("impasto"),
         description="Paints one picture in the style of another. Submit, poll, fetch the result.",
         lifespan=lifespan,
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # it asks with every request
+        # Otherwise FastAPI looks for a telemetry backend with every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         docs_url=None,
         redoc_url=None,
     )
-    app.state.store, app.state.job_feed, app.state.blobs, app.state.settings = (
-        store,
-        feed,
-        blobs,
-        own,
-    )
+    app.state.store, app.state.job_feed, app.state.blobs = store, feed, blobs
+    app.state.settings = own
     app.state.webhooks = shared.webhooks
     app.state.notify = partial(notify_workers, celery)
     problems.install(app)
     app.add_middleware(HeadRequests)
-    app.add_middleware(
-        Authentication, ring=ApiKeyCache(keys) if own.keys_required else None, rates=rates
-    )
-    _surround(app, own)
+    key_cache = ApiKeyCache(keys) if own.keys_required else None
+    app.add_middleware(Authentication, keys=key_cache, rate_limiter=rate_limiter)
+    _add_outer_middleware(app, own)
     security_headers.add_docs(app)
     bearer = [Depends(_BEARER)] if own.keys_required else []
-    for part in (
+    for part in (  # Starlette tries routes in this order: the busiest comes first
         job_status,
         jobs,
         job_frames,
@@ -146,7 +141,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         presets,
         estimate,
         system,
-    ):  # the first is found soonest
+    ):
         app.include_router(part.router, dependencies=bearer)
     app.include_router(health.router)
     add_page(app)
@@ -154,19 +149,18 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     return app
 
 
-def _surround(app: FastAPI, own: ApiSettings) -> None:
-    """The layers around the routes, from the inside out."""
-    app.add_middleware(
-        HostGuard, names=host_guard.names_for(own.host, own.allowed_hosts), origins=own.cors_origins
-    )
+def _add_outer_middleware(app: FastAPI, own: ApiSettings) -> None:
+    """Add the middleware around authentication, from the inside out."""
+    names = host_guard.resolve_host_names(own.host, own.allowed_hosts)
+    app.add_middleware(HostGuard, names=names, origins=own.cors_origins)
     if own.cors_origins:
         methods = ["GET", "HEAD", "POST", "PATCH", "DELETE"]
         app.add_middleware(
             CORSMiddleware,
             allow_origins=own.cors_origins,
             allow_methods=methods,
-            allow_headers=_SENT,
-            expose_headers=_READ,
+            allow_headers=_CORS_REQUEST_HEADERS,
+            expose_headers=_CORS_RESPONSE_HEADERS,
         )
     app.add_middleware(problems.FrameworkErrors)
     app.add_middleware(AccessLog)

@@ -1,6 +1,6 @@
-"""What routes depend on, by name: the caller, the store, the blobs, the doorbell, the settings.
+"""The dependencies of the routes: the caller, the store, the blobs, the notification, the settings.
 
-Each is a coroutine, because FastAPI would send a plain function to a thread, once for each request.
+Each is a coroutine, because FastAPI runs a plain function in a thread, once per request.
 """
 
 from collections.abc import Callable
@@ -17,59 +17,63 @@ from core.storage import blobs
 from core.webhooks import policy
 
 
-async def _store(request: Request) -> store.JobStore:
-    held: store.JobStore = request.app.state.store
-    return held
+async def _get_store(request: Request) -> store.JobStore:
+    result: store.JobStore = request.app.state.store
+    return result
 
 
-async def _feed(request: Request) -> JobFeed:
-    held: JobFeed = request.app.state.job_feed
-    return held
+async def _get_feed(request: Request) -> JobFeed:
+    result: JobFeed = request.app.state.job_feed
+    return result
 
 
-async def _blobs(request: Request) -> blobs.Blobs:
-    held: blobs.Blobs = request.app.state.blobs
-    return held
+async def _get_blobs(request: Request) -> blobs.Blobs:
+    result: blobs.Blobs = request.app.state.blobs
+    return result
 
 
-async def _ring(request: Request) -> Callable[[], bool]:
-    held: Callable[[], bool] = request.app.state.notify
-    return held
+async def _get_notify(request: Request) -> Callable[[], bool]:
+    result: Callable[[], bool] = request.app.state.notify
+    return result
 
 
 async def _caller(request: Request) -> Caller:
-    """As api/middleware/auth.py found out. Where it was not asked, this fails: nobody gets in by an oversight."""
-    found: Caller = request.state.caller
-    return found
+    """The caller that api/middleware/auth.py has identified.
+
+    Where that middleware did not run, the attribute is missing and this fails. A route that is left
+    out by mistake is therefore closed, not open.
+    """
+    result: Caller = request.state.caller
+    return result
 
 
 CurrentCaller = Annotated[Caller, Depends(_caller)]
 
 
-async def _owner(caller: CurrentCaller) -> str:
+async def _get_owner(caller: CurrentCaller) -> str:
     return caller.owner
 
 
-async def _admits(request: Request) -> auth.Admits:
-    held: auth.Admits = request.state.admits
-    return held
+async def _get_access_check(request: Request) -> auth.AccessCheck:
+    result: auth.AccessCheck = request.state.has_access
+    return result
 
 
-async def _webhooks(request: Request) -> policy.WebhookPolicy:
-    held: policy.WebhookPolicy = request.app.state.webhooks
-    return held
+async def _get_webhooks(request: Request) -> policy.WebhookPolicy:
+    result: policy.WebhookPolicy = request.app.state.webhooks
+    return result
 
 
-async def _settings(request: Request) -> ApiSettings:
-    held: ApiSettings = request.app.state.settings
-    return held
+async def _get_settings(request: Request) -> ApiSettings:
+    result: ApiSettings = request.app.state.settings
+    return result
 
 
-Store = Annotated[store.JobStore, Depends(_store)]
-Feed = Annotated[JobFeed, Depends(_feed)]
-Blobs = Annotated[blobs.Blobs, Depends(_blobs)]
-Notify = Annotated[Callable[[], bool], Depends(_ring)]
-Owner = Annotated[str, Depends(_owner)]
-IsAdmitted = Annotated[auth.Admits, Depends(_admits)]
-Webhooks = Annotated[policy.WebhookPolicy, Depends(_webhooks)]
-Configuration = Annotated[ApiSettings, Depends(_settings)]
+Store = Annotated[store.JobStore, Depends(_get_store)]
+Feed = Annotated[JobFeed, Depends(_get_feed)]
+Blobs = Annotated[blobs.Blobs, Depends(_get_blobs)]
+Notify = Annotated[Callable[[], bool], Depends(_get_notify)]
+Owner = Annotated[str, Depends(_get_owner)]
+HasAccess = Annotated[auth.AccessCheck, Depends(_get_access_check)]
+Webhooks = Annotated[policy.WebhookPolicy, Depends(_get_webhooks)]
+Configuration = Annotated[ApiSettings, Depends(_get_settings)]

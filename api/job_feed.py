@@ -1,13 +1,16 @@
-"""Sees jobs for all requests of this process, on its event loop: one read for all who ask at a time, and all who watch.
+"""Reads and follows jobs for all requests of this process, on its event loop.
 
-Watchers have no connection and no thread of their own. One subscription of the process hears which jobs change; a slow
-poll finds what it misses, and how the queue moves on. A watcher sees the newest state, not every one: nothing is kept
-for one that is slow. Knows no HTTP.
+Requests that ask for jobs at the same time share one read. Subscribers need no connection and no
+thread of their own: one Redis subscription of the process reports which jobs change. A slow poll
+finds what that subscription misses, and how the queue advances. A subscriber sees the newest state,
+not every state: nothing is buffered for a slow one.
+
+This module does not depend on HTTP.
 """
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cached_property
@@ -15,6 +18,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from anyio import to_thread
+from cachetools import LRUCache
 
 from api.schemas.job import resource
 from core import errors
@@ -23,7 +27,7 @@ from core.jobs.models import Job
 
 POLL_SECONDS = 2.0
 RETRY_SECONDS = 0.5
-MAX_BATCH = 100
+MAX_BATCH = 100  # jobs per read
 MAX_CACHED = 1000  # jobs, some 10 kB each
 
 T = TypeVar("T")
@@ -32,15 +36,16 @@ log = logging.getLogger(__name__)
 
 
 class JobSnapshot:
-    """One state of a job; what it looks like on the wire is made once, however many look."""
+    """One state of a job. It is serialized once, however many requests send it."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
 
     @cached_property
     def tag(self) -> str:
-        """The ETag. A weak one: the seconds until it begins change without it."""
-        return f'W/"{self.job.version}-{self.job.queue.position if self.job.queue else ""}"'
+        """The ETag. It is weak, because the seconds until the job starts change without it."""
+        position = self.job.queue.position if self.job.queue else ""
+        return f'W/"{self.job.version}-{position}"'
 
     @cached_property
     def body(self) -> bytes:
@@ -49,157 +54,165 @@ class JobSnapshot:
 
 
 class JobFeed:
-    """Used on one event loop. What it starts to watch with, it keeps until `stop`."""
+    """Coalesced reads and subscriptions. For one event loop; its tasks run until `stop`."""
 
-    def __init__(self, redis_url: str, max_watchers: int) -> None:
-        """max_watchers: of one caller."""
+    def __init__(self, redis_url: str, max_subscriptions: int) -> None:
+        """max_subscriptions: per caller."""
         self._reader = JobReader(redis_url)
-        self._max_watchers = max_watchers
-        self._cached: OrderedDict[str, JobSnapshot] = OrderedDict()  # of late
-        self._asked: dict[str, asyncio.Future[JobSnapshot | None]] = {}
-        self._spots: dict[str, _Topic] = {}
-        self._watchers: Counter[str] = Counter()
+        self._max_subscriptions = max_subscriptions
+        self._cached: LRUCache[str, JobSnapshot] = LRUCache(MAX_CACHED)
+        self._requested: dict[str, asyncio.Future[JobSnapshot | None]] = {}
+        self._topics: dict[str, _Topic] = {}
+        self._subscriptions: Counter[str] = Counter()  # per caller
         self._tasks: list[asyncio.Task[None]] = []
-        self._reading: asyncio.Task[None] | None = None
-        self._shared: dict[str, asyncio.Task[Any]] = {}  # reads that have not begun
-        self.away = False  # whether the store has not answered last time
-        self.stopping = False
+        self._read_task: asyncio.Task[None] | None = None
+        self._shared_reads: dict[str, asyncio.Task[Any]] = {}  # those that have not started
+        self.store_unavailable = False  # as of the last read
+        self.is_stopping = False
 
     async def get(self, job_id: str, owner: str) -> JobSnapshot:
-        """The job as it is now. Raises JobNotFound, also for one of another owner, and StoreUnavailable."""
-        snapshot = await asyncio.shield(self._ask(job_id))
+        """Read the job as it is now.
+
+        Raises JobNotFound, also for a job of another owner, and StoreUnavailable.
+        """
+        # The read is shared: a request that is canceled must not cancel it for the others.
+        snapshot = await asyncio.shield(self._request_read(job_id))
         if snapshot is None or snapshot.job.owner != owner:
             raise errors.JobNotFound()
         return snapshot
 
-    async def subscribe(self, job_id: str, owner: str) -> "JobSubscription":
-        """From now on; to be closed. Raises TooManyWatchers, and as `get`."""
-        self._admit(owner)
-        watch = JobSubscription(self, job_id, owner)
+    async def subscribe(self, job_id: str, owner: str) -> "Subscription":
+        """Follow one job; the subscription has its first snapshot. The caller closes it.
+
+        Raises TooManyStreams, JobNotFound, StoreUnavailable.
+        """
+        subscription = self.subscribe_to_many([job_id], owner)
         try:
-            self._follow()
-            watch.spot.publish(await self.get(job_id, owner))
+            await self.get(job_id, owner)  # the read publishes the snapshot to the topic
+            subscription.mark_seen()
         except BaseException:
-            watch.close()
+            subscription.close()
             raise
-        return watch
+        return subscription
 
-    def subscribe_to_all(self, job_ids: Sequence[str], owner: str) -> "ChangeSubscription":
-        """For changes of several jobs, which the owner has; to be closed. One watcher. Raises TooManyWatchers."""
-        self._admit(owner)
-        self._follow()
-        return ChangeSubscription(self, job_ids, owner)
+    def subscribe_to_many(self, job_ids: Sequence[str], owner: str) -> "Subscription":
+        """Follow several jobs, which the caller owns. The caller closes the subscription.
 
-    async def share(self, name: str, read: Callable[[], T]) -> T:
-        """What `read` finds, in a thread: one read for all who ask under the name before it has begun."""
+        It counts as one subscription and has no first snapshot. Raises TooManyStreams.
+        """
+        if self._subscriptions[owner] >= self._max_subscriptions:
+            raise errors.TooManyStreams()
+        self._start_tasks()
+        self._subscriptions[owner] += 1
+        topics = {job_id: self._topics.setdefault(job_id, _Topic()) for job_id in job_ids}
+        return Subscription(self, topics, owner)
 
-        async def begun() -> T:
-            del self._shared[name]
+    def unsubscribe(self, subscription: "Subscription") -> None:
+        """Drop the subscription, and each topic that has no other."""
+        self._subscriptions -= Counter([subscription.owner])  # this also drops callers with zero
+        for job_id, topic in subscription.topics.items():
+            topic.subscriptions.discard(subscription)
+            if not topic.subscriptions:
+                del self._topics[job_id]
+
+    async def share_read(self, name: str, read: Callable[[], T]) -> T:
+        """Call `read` in a thread and return its result.
+
+        Callers that ask under the same name before the read starts share one read.
+        """
+
+        async def run() -> T:
+            del self._shared_reads[name]  # a caller that comes from now on needs a newer read
             return await to_thread.run_sync(read)
 
-        if name not in self._shared:
-            self._shared[name] = asyncio.create_task(begun())
-        answer: T = await asyncio.shield(self._shared[name])
-        return answer
-
-    def _admit(self, owner: str) -> None:
-        if self._watchers[owner] >= self._max_watchers:
-            raise errors.TooManyStreams()
+        if name not in self._shared_reads:
+            self._shared_reads[name] = asyncio.create_task(run())
+        result: T = await asyncio.shield(self._shared_reads[name])
+        return result
 
     async def wait_for(
         self,
-        done: Callable[[JobSnapshot, JobSnapshot], bool],
+        condition: Callable[[JobSnapshot, JobSnapshot], bool],
         job_id: str,
         owner: str,
         seconds: float,
     ) -> JobSnapshot:
-        """The job once `done` says so of the first snapshot and the newest; as it is after so long, in any case.
+        """Wait until `condition(first, newest)` is true, at most so many seconds; return the job.
 
-        Raises TooManyWatchers, and as `get`.
+        Raises TooManyStreams, JobNotFound, StoreUnavailable.
         """
         until = asyncio.get_running_loop().time() + seconds
-        with closing(await self.subscribe(job_id, owner)) as watch:
-            first = watch.snapshot
-            while (
-                first
-                and (newest := watch.snapshot)
-                and not done(first, newest)
-                and not self.stopping
-            ):
+        with closing(await self.subscribe(job_id, owner)) as subscription:
+            first = newest = subscription.snapshot
+            while first and newest and not condition(first, newest):
                 left = until - asyncio.get_running_loop().time()
-                if left <= 0:
+                if left <= 0 or not await subscription.wait(left):
                     break
-                await watch.wait(newest, left)
+                newest = subscription.snapshot
         return await self.get(job_id, owner)
 
     def close_subscriptions(self) -> None:
-        """Every watcher hears that this process goes; nobody waits any more."""
-        self.stopping = True
-        for spot in self._spots.values():
-            spot.notify()
+        """Wake every subscriber, because this process shuts down."""
+        self.is_stopping = True
+        for topic in self._topics.values():
+            topic.notify()
 
     async def stop(self) -> None:
-        """Give the connections back."""
+        """End the tasks and close the connections."""
         self.close_subscriptions()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._reader.close()
 
-    # ------------------------------------------------------------------ reading
+    # ------------------------------------------------------------------ reads
 
-    def _ask(self, job_id: str) -> "asyncio.Future[JobSnapshot | None]":
-        """The answer of a read that has not begun yet."""
-        if job_id not in self._asked:
-            self._asked[job_id] = asyncio.get_running_loop().create_future()
-            if self._reading is None or self._reading.done():
-                self._reading = asyncio.create_task(self._read())
-        return self._asked[job_id]
+    def _request_read(self, job_id: str) -> "asyncio.Future[JobSnapshot | None]":
+        """Return the result of a read that has not started yet."""
+        if job_id not in self._requested:
+            self._requested[job_id] = asyncio.get_running_loop().create_future()
+            if self._read_task is None or self._read_task.done():
+                self._read_task = asyncio.create_task(self._read_requested())
+        return self._requested[job_id]
 
-    async def _read(self) -> None:
-        """Until nobody asks any more. One read after the other: what is seen never goes back."""
-        while self._asked:
-            asked = {
-                job_id: self._asked.pop(job_id) for job_id in list(islice(self._asked, MAX_BATCH))
-            }
-            feed = {job_id: self._cached.get(job_id) for job_id in asked}
+    async def _read_requested(self) -> None:
+        """Read until no request is left. One read at a time: a newer state is never overwritten."""
+        while self._requested:
+            job_ids = list(islice(self._requested, MAX_BATCH))
+            futures = {job_id: self._requested.pop(job_id) for job_id in job_ids}
+            known: dict[str, Job | None] = dict.fromkeys(job_ids)
+            known |= {id_: self._cached[id_].job for id_ in job_ids if id_ in self._cached}
             try:
-                jobs = await self._reader.get_if_changed(
-                    {
-                        job_id: snapshot.job if snapshot else None
-                        for job_id, snapshot in feed.items()
-                    }
-                )
+                jobs = await self._reader.get_if_changed(known)
             except Exception as error:
-                self.away = True
-                if isinstance(
-                    error, errors.StoreUnavailable
-                ):  # nor would those behind them be answered
-                    asked, self._asked = asked | self._asked, {}
-                for answer in asked.values():
-                    answer.set_exception(error)
-                    answer.exception()  # perhaps nobody waits for it
+                self.store_unavailable = True
+                if isinstance(error, errors.StoreUnavailable):
+                    # The requests behind these would not be answered either.
+                    futures, self._requested = futures | self._requested, {}
+                for future in futures.values():
+                    future.set_exception(error)
+                    future.exception()  # marks it as retrieved: its requests may have been canceled
                 continue
-            self.away = False
-            for job_id, answer in asked.items():
-                answer.set_result(self._noted(job_id, jobs[job_id]))
+            self.store_unavailable = False
+            for job_id, future in futures.items():
+                future.set_result(self._update(job_id, jobs[job_id]))
 
-    def _noted(self, job_id: str, job: Job | None) -> JobSnapshot | None:
+    def _update(self, job_id: str, job: Job | None) -> JobSnapshot | None:
+        """Cache the job, publish it to its topic, and return its snapshot."""
         snapshot = self._cached.pop(job_id, None)
         if job is None:
             snapshot = None
         else:
-            snapshot = snapshot if snapshot and snapshot.job is job else JobSnapshot(job)
+            if snapshot is None or snapshot.job is not job:  # an unchanged job is the same object
+                snapshot = JobSnapshot(job)
             self._cached[job_id] = snapshot
-            if len(self._cached) > MAX_CACHED:
-                self._cached.popitem(last=False)
-        if job_id in self._spots:
-            self._spots[job_id].publish(snapshot)
+        if job_id in self._topics:
+            self._topics[job_id].publish(snapshot)
         return snapshot
 
-    # ------------------------------------------------------------------ watching
+    # ------------------------------------------------------------------ changes
 
-    def _follow(self) -> None:
+    def _start_tasks(self) -> None:
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._poll())]
 
@@ -207,46 +220,29 @@ class JobFeed:
         while True:
             try:
                 async for job_id in self._reader.watch_changes():
-                    for watched in [job_id] if job_id else self._spots:
-                        if watched in self._spots:
-                            self._ask(watched)
+                    # An empty id means that the connection is new: any change may have been missed.
+                    for changed in [job_id] if job_id else self._topics:
+                        if changed in self._topics:
+                            self._request_read(changed)
             except errors.StoreUnavailable:
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception:
-                log.exception("cannot hear of changes; the poll finds them")
+                log.exception("cannot receive changes; the poll finds them")
                 await asyncio.sleep(POLL_SECONDS)
 
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            for job_id in self._spots:
-                self._ask(job_id)
-
-    def enter(self, job_ids: Sequence[str], owner: str) -> list["_Topic"]:
-        """One watcher more, for Watch and Vigil."""
-        self._watchers[owner] += 1
-        spots = [self._spots.setdefault(job_id, _Topic()) for job_id in job_ids]
-        for spot in spots:
-            spot.watchers += 1
-        return spots
-
-    def leave(self, job_ids: Sequence[str], owner: str) -> None:
-        """One less."""
-        self._watchers -= Counter([owner])  # and forget who has none
-        for job_id in job_ids:
-            self._spots[job_id].watchers -= 1
-            if not self._spots[job_id].watchers:
-                del self._spots[job_id]
+            for job_id in self._topics:
+                self._request_read(job_id)
 
 
 class _Topic:
-    """A job that is watched, by one or many."""
+    """A job that has subscriptions, and its newest snapshot."""
 
     def __init__(self) -> None:
-        self.watchers = 0
         self.snapshot: JobSnapshot | None = None
-        self.stirred = asyncio.Event()
-        self.bells: set[asyncio.Event] = set()  # of who watches others, too
+        self.subscriptions: set[Subscription] = set()
 
     def publish(self, snapshot: JobSnapshot | None) -> None:
         if snapshot is not self.snapshot:
@@ -254,74 +250,64 @@ class _Topic:
             self.notify()
 
     def notify(self) -> None:
-        """Wake those who wait now."""
-        self.stirred.set()
-        self.stirred = asyncio.Event()
-        for bell in self.bells:
-            bell.set()
+        for subscription in self.subscriptions:
+            subscription.notify()
 
 
-class JobSubscription:
-    """One watcher's look at a job."""
+class Subscription:
+    """Follows one job or several. It reports that a job has changed, not which.
 
-    def __init__(self, lookout: JobFeed, job_id: str, owner: str) -> None:
-        self._lookout, self._job_id, self._owner = lookout, job_id, owner
-        (self.spot,) = lookout.enter([job_id], owner)
-        self._open = True
+    With several jobs it sometimes reports a change where there is none: a topic's first read counts
+    as one.
+    """
+
+    def __init__(self, feed: JobFeed, topics: dict[str, _Topic], owner: str) -> None:
+        self.topics, self.owner = topics, owner
+        self._feed = feed
+        self._changed = asyncio.Event()
+        self._is_open = True
+        for topic in topics.values():
+            topic.subscriptions.add(self)
 
     @property
     def snapshot(self) -> JobSnapshot | None:
-        """The newest; None once the job is deleted."""
-        return self.spot.snapshot
+        """The newest state of the only job; None when the job is deleted."""
+        (topic,) = self.topics.values()
+        return topic.snapshot
 
     @property
-    def over(self) -> bool:
-        """Whether this process goes."""
-        return self._lookout.stopping
+    def is_stopping(self) -> bool:
+        """Whether this process shuts down."""
+        return self._feed.is_stopping
 
     @property
-    def away(self) -> bool:
-        """Whether the store does not answer, and the snapshot may be old."""
-        return self._lookout.away
+    def store_unavailable(self) -> bool:
+        """Whether the store does not answer, so that the snapshot may be old."""
+        return self._feed.store_unavailable
 
-    async def wait(self, known: JobSnapshot | None, seconds: float) -> None:
-        """Until the job looks otherwise than `known`, or `over`, or so long."""
-        try:
-            async with asyncio.timeout(seconds):
-                while self.snapshot is known and not self.over:
-                    await self.spot.stirred.wait()
-        except TimeoutError:
-            pass
+    def mark_seen(self) -> None:
+        """Treat everything up to now as seen: the next `wait` waits for a later change."""
+        self._changed.clear()
 
-    def close(self) -> None:
-        """Watch no longer. Safe to repeat."""
-        if self._open:
-            self._open = False
-            self._lookout.leave([self._job_id], self._owner)
-
-
-class ChangeSubscription:
-    """One watcher's ear for several jobs: hears that one has changed, not which; at times one that has not."""
-
-    def __init__(self, lookout: JobFeed, job_ids: Sequence[str], owner: str) -> None:
-        self._lookout, self._job_ids, self._owner = lookout, job_ids, owner
-        self._bell = asyncio.Event()
-        self._spots = lookout.enter(job_ids, owner)
-        for spot in self._spots:
-            spot.bells.add(self._bell)
+    def notify(self) -> None:
+        """Wake `wait`, now or at its next call."""
+        self._changed.set()
 
     async def wait(self, seconds: float) -> bool:
-        """Whether there was a change since the last call; until there is one, or so long."""
+        """Wait for a change since the last call; return whether there was one.
+
+        Returns False when it times out and when this process shuts down.
+        """
         try:
-            async with asyncio.timeout(0 if self._lookout.stopping else seconds):
-                await self._bell.wait()
+            async with asyncio.timeout(0 if self.is_stopping else seconds):
+                await self._changed.wait()
         except TimeoutError:
             return False
-        self._bell.clear()
-        return not self._lookout.stopping
+        self._changed.clear()
+        return not self.is_stopping
 
     def close(self) -> None:
-        """Listen no longer. Once."""
-        for spot in self._spots:
-            spot.bells.discard(self._bell)
-        self._lookout.leave(self._job_ids, self._owner)
+        """Unsubscribe. Safe to repeat."""
+        if self._is_open:
+            self._is_open = False
+            self._feed.unsubscribe(self)

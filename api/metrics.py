@@ -1,19 +1,26 @@
-"""Figures for Prometheus: requests of this process, and what the store tells of the whole service. Names no caller."""
+"""Prometheus metrics: the requests of this process, and the store's figures for the whole service.
+
+No label contains anything that identifies a caller.
+"""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from core.jobs.models import Status
 from core.jobs.store import JobStore
 
-# Each API process tells of its own requests: one is asked by its own address.
+# Each API process reports only its own requests: Prometheus scrapes every process by its own
+# address.
 REQUESTS = CollectorRegistry()
 
-_answered = Counter(
-    "impasto_http_requests_total", "Answers.", ["method", "route", "status"], registry=REQUESTS
+_requests_total = Counter(
+    "impasto_http_requests_total",
+    "HTTP requests that were answered.",
+    ["method", "route", "status"],
+    registry=REQUESTS,
 )
-_seconds = Histogram(
+_request_duration = Histogram(
     "impasto_http_request_duration_seconds",
-    "From a request's head to its answer's.",
+    "Time from the request's headers to the response's headers.",
     ["method", "route"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
     registry=REQUESTS,
@@ -21,38 +28,39 @@ _seconds = Histogram(
 _METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"})
 
 
-def answered(method: str, route: str, status: int, seconds: float) -> None:
-    """Count one request. route: the path of a route, not what a caller made up."""
+def record_request(method: str, route: str, status: int, seconds: float) -> None:
+    """Count one request.
+
+    route: the path template, not the path: a client must not be able to create label values.
+    """
     method = method if method in _METHODS else "other"
-    _answered.labels(method, route, status).inc()
-    _seconds.labels(method, route).observe(seconds)
+    _requests_total.labels(method, route, status).inc()
+    _request_duration.labels(method, route).observe(seconds)
 
 
-def of_service(store: JobStore) -> bytes:
-    """The same from every API process. Raises StoreUnavailable."""
-    registry, load, crew, (ended, webhooks) = (
-        CollectorRegistry(),
-        store.get_load(),
-        store.list_workers(),
-        store.get_counts(),
-    )
-    for name, words, value in (
-        ("jobs_queued", "Jobs that wait.", load.queued),
+def render_service_metrics(store: JobStore) -> bytes:
+    """Metrics of the whole service, equal from every API process. Raises StoreUnavailable."""
+    load, workers = store.get_load(), store.list_workers()
+    ended, pending_webhooks = store.get_counts()
+    busy = sum(is_busy for _, is_busy in workers)
+    registry = CollectorRegistry()
+    for name, description, value in (
+        ("jobs_queued", "Jobs that wait in the queue.", load.queued),
         ("jobs_running", "Jobs that run.", load.running),
         ("workers", "Live workers.", load.workers),
-        ("workers_busy", "Live workers that run a job.", sum(busy for _, busy in crew)),
+        ("workers_busy", "Live workers that run a job.", busy),
         (
             "job_duration_average_seconds",
-            "Seconds that a job runs: a moving average.",
+            "Moving average of the time that a job runs.",
             load.average_job_seconds or 0,
         ),
-        ("webhooks_pending", "Webhooks that wait to be sent.", webhooks),
+        ("webhooks_pending", "Webhooks that wait to be sent.", pending_webhooks),
     ):
-        Gauge(f"impasto_{name}", words, registry=registry).set(value)
-    ends = Counter(
+        Gauge(f"impasto_{name}", description, registry=registry).set(value)
+    finished = Counter(
         "impasto_jobs_finished_total", "Jobs that have ended.", ["status"], registry=registry
     )
     for status in Status:
         if status.has_ended:
-            ends.labels(status).inc(ended.get(status, 0))
+            finished.labels(status).inc(ended.get(status, 0))
     return generate_latest(registry)

@@ -1,10 +1,14 @@
-"""How often one caller may ask. The counts are in Redis, common to all API processes; a minute begins with a request.
+"""Limits how often one caller may send requests.
 
-Every write to Redis goes to the disk, so requests that only look are counted here first, and told to Redis a hundredth
-of the limit at a time, or after a second. A caller can thus ask a little more often than the limit says, never less.
-Submissions are counted one by one. Who is over the limit is refused from memory until their minute is over.
+The counts are in Redis, common to all API processes; a window of one minute begins with a request.
 
-Wrong keys are counted by the address that they come from, in Redis alone: a stranger can make nothing grow here.
+Every write to Redis goes to the disk. So cheap requests are counted in memory first and flushed to
+Redis a hundredth of the limit at a time, or after a second. A caller can thus send slightly more
+requests than the limit allows, never fewer. Submissions are counted one by one. A caller above the
+limit is refused from memory until its minute ends.
+
+Wrong API keys are counted by client address, in Redis only: an untrusted client cannot make a table
+grow here.
 """
 
 import math
@@ -27,23 +31,23 @@ _WRONG_KEYS = "wrong-keys"
 
 
 class RequestKind(StrEnum):
-    """What is counted apart."""
+    """Kinds of requests that have separate limits."""
 
-    SUBMISSION = "submission"  # what costs work: a picture to check, a job to paint
+    SUBMISSION = "submission"  # causes work: an image to validate, a job to run
     OTHER = "other"
 
 
 @dataclass
-class _Account:
+class _Window:
     """One caller's requests of one kind, as this process knows them."""
 
-    unsettled: int = 0
-    settled_at: float = -math.inf
+    pending: int = 0  # counted here, not in Redis yet
+    flushed_at: float = -math.inf
     refused_until: float = -math.inf
 
 
 class RateLimiter:
-    """The limits of a service. Used on the event loop; what waits for Redis waits in a thread."""
+    """The limits of a service. For one event loop; calls to Redis run in a thread."""
 
     def __init__(
         self,
@@ -54,11 +58,12 @@ class RateLimiter:
         *,
         cooldown_seconds: float = 0,
     ) -> None:
-        """A minute. submissions, others: of one caller; wrong_keys: from one address.
+        """All limits are per minute.
 
-        rest_seconds: as of core.redis_client.CircuitBreaker.
+        submissions, others: per caller. wrong_keys: per client address.
+        cooldown_seconds: see core.redis_client.CircuitBreaker.
         """
-        self._redis, self._unavailable = connect(redis_url), CircuitBreaker(cooldown_seconds)
+        self._redis, self._circuit_breaker = connect(redis_url), CircuitBreaker(cooldown_seconds)
         storage = RedisStorage(
             redis_url, connection_pool=self._redis.connection_pool, key_prefix=f"{PREFIX}rates"
         )
@@ -69,70 +74,73 @@ class RateLimiter:
         }
         self._wrong_keys = RateLimitItemPerMinute(wrong_keys)
         self._batch = {RequestKind.SUBMISSION: 1, RequestKind.OTHER: max(1, others // 100)}
-        self._accounts: dict[
-            tuple[str, RequestKind], _Account
-        ] = {}  # of keys that there are: no stranger can make it grow
+        # Only callers with a valid key get an entry, so an untrusted client cannot make this grow.
+        self._windows: dict[tuple[str, RequestKind], _Window] = {}
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._redis.close()
 
-    async def count(self, caller: str, kind: RequestKind) -> None:
-        """One request more. Raises RateLimited, StoreUnavailable."""
-        account, now = self._accounts.setdefault((caller, kind), _Account()), time.monotonic()
-        if now < account.refused_until:
-            raise errors.RateLimited(retry_seconds=account.refused_until - now)
-        account.unsettled += 1
-        if account.unsettled >= self._batch[kind] or now - account.settled_at >= FLUSH_SECONDS:
-            cost, account.unsettled, account.settled_at = account.unsettled, 0, now
-            seconds = await run_in_threadpool(self._settle, caller, kind, cost)
+    async def count_request(self, caller: str, kind: RequestKind) -> None:
+        """Count one request. Raises RateLimited, StoreUnavailable."""
+        window, now = self._windows.setdefault((caller, kind), _Window()), time.monotonic()
+        if now < window.refused_until:
+            raise errors.RateLimited(retry_seconds=window.refused_until - now)
+        window.pending += 1
+        if window.pending >= self._batch[kind] or now - window.flushed_at >= FLUSH_SECONDS:
+            cost, window.pending, window.flushed_at = window.pending, 0, now
+            seconds = await run_in_threadpool(self._flush, caller, kind, cost)
             if seconds:
-                account.refused_until = time.monotonic() + seconds
+                window.refused_until = time.monotonic() + seconds
                 raise errors.RateLimited(retry_seconds=seconds)
 
-    def _settle(self, caller: str, kind: RequestKind, cost: int) -> float:
-        """Tell Redis. 0, or the seconds until the caller may ask again."""
+    def _flush(self, caller: str, kind: RequestKind, cost: int) -> float:
+        """Add pending requests to the count in Redis.
+
+        Returns 0, or the seconds until the caller may send requests again.
+        """
         limit = self._limits[kind]
-        with self._unavailable:
-            return (
-                0.0
-                if self._limiter.hit(limit, caller, kind, cost=cost)
-                else self._left(limit, caller, kind)
+        with self._circuit_breaker:
+            if self._limiter.hit(limit, caller, kind, cost=cost):
+                return 0.0
+            return self._seconds_left(limit, caller, kind)
+
+    def _seconds_left(self, limit: RateLimitItemPerMinute, *identifiers: str) -> float:
+        """The seconds until the window ends."""
+        reset_at = self._limiter.get_window_stats(limit, *identifiers).reset_time
+        return max(1.0, reset_at - time.time() + 0.5)  # Redis rounds to whole seconds
+
+    async def check_wrong_keys(self, address: str) -> None:
+        """Call this before the lookup of an unknown key. Raises RateLimited, StoreUnavailable."""
+        await self._apply_wrong_keys_limit(self._limiter.test, address)
+
+    async def count_wrong_key(self, address: str) -> None:
+        """Count a wrong key from the address. Raises RateLimited, StoreUnavailable."""
+        await self._apply_wrong_keys_limit(self._limiter.hit, address)
+
+    async def _apply_wrong_keys_limit(self, step: Callable[..., bool], address: str) -> None:
+        identifiers = (_WRONG_KEYS, _normalize_address(address))
+
+        def run() -> float:
+            with self._circuit_breaker:
+                if step(self._wrong_keys, *identifiers):
+                    return 0.0
+                return self._seconds_left(self._wrong_keys, *identifiers)
+
+        if seconds := await run_in_threadpool(run):
+            message = (
+                "Too many wrong API keys came from your address; "
+                "wait for as long as Retry-After says."
             )
-
-    def _left(self, limit: RateLimitItemPerMinute, *who: str) -> float:
-        """Seconds until their minute is over."""
-        reset_at = self._limiter.get_window_stats(limit, *who).reset_time
-        return max(1.0, reset_at - time.time() + 0.5)  # Redis tells whole seconds, the nearest
-
-    async def check_guesses(self, address: str) -> None:
-        """Before a key is looked up that is not known. Raises RateLimited, StoreUnavailable."""
-        await self._guess(self._limiter.test, address)
-
-    async def note_guess(self, address: str) -> None:
-        """It was wrong. Raises RateLimited, StoreUnavailable."""
-        await self._guess(self._limiter.hit, address)
-
-    async def _guess(self, step: Callable[..., bool], address: str) -> None:
-        who = (_WRONG_KEYS, _neighborhood(address))
-
-        def ask() -> float:
-            with self._unavailable:
-                return 0.0 if step(self._wrong_keys, *who) else self._left(self._wrong_keys, *who)
-
-        if seconds := await run_in_threadpool(ask):
-            words = "Too many wrong API keys came from your address; wait for as long as Retry-After says."
-            raise errors.RateLimited(words, seconds)
+            raise errors.RateLimited(message, seconds)
 
 
-def _neighborhood(address: str) -> str:
-    """What one client is given: an address, or all of IPv6 that begin with the same 64 bits."""
+def _normalize_address(address: str) -> str:
+    """Map all addresses that one client controls to one: an IPv6 client usually has a /64."""
     try:
-        known = ip_address(address)
-    except ValueError:  # what a proxy calls it
+        parsed = ip_address(address)
+    except ValueError:  # a proxy may pass any text
         return address[:100]
-    return (
-        str(IPv6Network((known, 64), strict=False).network_address)
-        if isinstance(known, IPv6Address)
-        else address
-    )
+    if isinstance(parsed, IPv6Address):
+        return str(IPv6Network((parsed, 64), strict=False).network_address)
+    return address

@@ -1,4 +1,4 @@
-"""What an API process needs to know."""
+"""The settings of an API process."""
 
 from ipaddress import ip_address
 from typing import Annotated, Literal
@@ -8,14 +8,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def _split(text: object) -> object:
-    return (
-        [part.strip() for part in text.split(",") if part.strip()]
-        if isinstance(text, str)
-        else text
-    )
+    """Split the comma-separated list of an environment variable."""
+    if not isinstance(text, str):
+        return text
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
-Name = Annotated[str, Field(pattern=r"^([A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])$")]
+HostName = Annotated[str, Field(pattern=r"^([A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])$")]
 Origin = Annotated[str, Field(pattern=r"^https?://[^/\s]+$")]
 
 
@@ -26,22 +25,25 @@ class ApiSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
-    allowed_hosts: Annotated[list[Name], NoDecode, BeforeValidator(_split)] = Field(
+    allowed_hosts: Annotated[list[HostName], NoDecode, BeforeValidator(_split)] = Field(
         [],
-        description="Names by which the service may be called, with commas between, without ports.",
+        description="Host names that clients may use for the service: comma-separated, no ports.",
     )
     cors_origins: Annotated[list[Origin], NoDecode, BeforeValidator(_split)] = Field(
         [],
-        description="Origins whose pages may use the API, with commas between: https://example.org.",
+        description="Origins whose pages may use the API: comma-separated (https://example.org).",
     )
     client_timeout_seconds: float = Field(
         15.0,
         ge=1,
         le=600,
-        description="How long a connection is borne that is silent, or slower than min_client_bytes_per_second.",
+        description=(
+            "Seconds until a connection is closed that is silent or slower than "
+            "min_client_bytes_per_second."
+        ),
     )
     min_client_bytes_per_second: int = Field(
-        1000, ge=1, description="Bytes a second that a client must send or read on average."
+        1000, ge=1, description="Bytes per second that a client must send or read on average."
     )
     keys: Literal["auto", "required", "off"] = Field(
         "auto",
@@ -50,59 +52,65 @@ class ApiSettings(BaseSettings):
     submissions_per_minute: int = Field(
         600,
         ge=1,
-        description="Uploads, submissions and retries of one key in a minute; more get 429.",
+        description="Uploads, submissions and retries of one key per minute; more get 429.",
     )
     requests_per_minute: int = Field(
-        6_000, ge=1, description="All other requests of one key in a minute."
+        6_000, ge=1, description="All other requests of one key per minute; more get 429."
     )
     auth_failures_per_minute: int = Field(
-        30, ge=1, description="Wrong API keys from one address in a minute; more get 429."
+        30, ge=1, description="Wrong API keys from one address per minute; more get 429."
     )
     max_queued: int = Field(
-        10_000, ge=1, description="Jobs that may wait, of all callers; more get 503."
+        10_000, ge=1, description="Jobs of all callers that may wait in the queue; more get 503."
     )
     max_jobs_per_caller: int = Field(
-        2_000, ge=1, description="Jobs of one caller that may wait and run; more get 429."
+        2_000, ge=1, description="Jobs of one caller that may be queued or running; more get 429."
     )
     max_streams_per_caller: int = Field(
         200,
         ge=1,
-        description="Streams of events of one caller that one API process serves; more get 429.",
+        description="Event streams per caller and API process; more get 429.",
     )
     result_retention_days: float = Field(
         30.0,
         ge=0,
         le=36_500,
-        description="How long an ended job keeps its pictures; 0: while there is room for them.",
+        description="Days for which an ended job keeps its images; 0: while the quota allows it.",
     )
     job_retention_days: float = Field(
         30.0,
         ge=0,
         le=36_500,
-        description="How long after that its record, without pictures, is still told of.",
+        description="Days for which the job record stays available after its images are deleted.",
     )
     storage_quota_gb: float = Field(
         0.0,
         ge=0,
-        description="What pictures and checkpoints may take; when it is more, the oldest results go; 0: all.",
+        description=(
+            "Gigabytes for images and checkpoints; above it the oldest results are deleted; "
+            "0: no limit."
+        ),
     )
     upload_retention_hours: float = Field(
-        24.0, gt=0, le=8760, description="How long an uploaded picture is kept that no job uses."
+        24.0,
+        gt=0,
+        le=8760,
+        description="Hours for which an uploaded image is kept that no job uses.",
     )
     upload_quota_gb_per_caller: float = Field(
         5.0,
         gt=0,
-        description="What the uploads of one caller may take while they are kept; more get 429.",
+        description="Gigabytes that the stored uploads of one caller may take; more get 429.",
     )
 
     @property
     def keys_required(self) -> bool:
-        """Whether a request without an API key is refused."""
+        """Whether requests need an API key."""
         return self.keys == "required" or (self.keys == "auto" and not is_loopback(self.host))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether who listens there can be reached from this machine only."""
+    """Whether a server on this host can be reached from this machine only."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,7 @@
-"""`impasto keys`: API keys, made and taken back by whoever runs the service. Asks its store, not its API."""
+"""`impasto keys`: creates, lists and revokes API keys, for the operator of the service.
+
+It uses the service's store, not its API.
+"""
 
 import os
 from datetime import datetime
@@ -13,7 +16,7 @@ from core.jobs.models import Priority
 
 @click.group()
 def keys() -> None:
-    """API keys, of the running `impasto up` or the service at IMPASTO_REDIS_URL."""
+    """Manage the API keys of the running `impasto up`, or of the service at IMPASTO_REDIS_URL."""
 
 
 @keys.command()
@@ -23,47 +26,47 @@ def keys() -> None:
     type=click.Choice([priority.value for priority in Priority]),
     default="normal",
     show_default=True,
-    help="The highest that it may ask for.",
+    help="The highest priority that its jobs may have.",
 )
 def create(name: str, priority: str) -> None:
-    """Make a key. It is shown this once, on standard output; keep it."""
-    ring = _opened()
-    key, secret = ring.create(name, Priority(priority))
+    """Create a key. It is printed on standard output, only this once."""
+    key, secret = _open_store().create(name, Priority(priority))
     click.echo(secret)
     click.echo(f"This is the key of {name} ({key.id}); it is not shown again.", err=True)
 
 
 @keys.command("list")
 def list_keys() -> None:
-    """Every key: id, highest priority, when made, when last used (UTC), name."""
-    for key in _opened().list():
-        used = f"used {_shown(key.last_used_at)}" if key.last_used_at else "never used"
+    """List every key: id, highest priority, creation, last use (UTC), name."""
+    for key in _open_store().list():
+        used = f"used {_format_time(key.last_used_at)}" if key.last_used_at else "never used"
         revoked = "  revoked" if key.revoked else ""
         click.echo(
-            f"{key.id}  {key.priority}  made {_shown(key.created_at)}  {used}  {key.name}{revoked}"
+            f"{key.id}  {key.priority}  created {_format_time(key.created_at)}  "
+            f"{used}  {key.name}{revoked}"
         )
 
 
-def _shown(time: datetime) -> str:
+def _format_time(time: datetime) -> str:
     return f"{time:%Y-%m-%d %H:%M} UTC"
 
 
 @keys.command()
 @click.argument("key_id", metavar="ID")
 def revoke(key_id: str) -> None:
-    """Refuse a key from now on. Its jobs stay as they are."""
-    _opened().revoke(key_id)
+    """Refuse a key from now on. Its jobs are not affected."""
+    _open_store().revoke(key_id)
     click.echo(f"{key_id} is revoked.")
 
 
-def _opened() -> ApiKeyStore:
+def _open_store() -> ApiKeyStore:
     config = read_settings(Settings)
-    left = store_file(config.data_dir)
-    if "IMPASTO_REDIS_URL" not in os.environ and left.exists():
-        return ApiKeyStore(left.read_text(encoding="utf-8"))
+    url_file = store_file(config.data_dir)
+    if "IMPASTO_REDIS_URL" not in os.environ and url_file.exists():
+        return ApiKeyStore(url_file.read_text(encoding="utf-8"))
     return ApiKeyStore(config.redis_url)
 
 
 def store_file(data_dir: Path) -> Path:
-    """Where `impasto up` leaves the address of its store while it runs, for its own user's eyes only."""
+    """The file with the store's URL while `impasto up` runs; only its user may read it."""
     return data_dir / "store.url"

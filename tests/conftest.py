@@ -20,7 +20,9 @@ from core.storage.blobs import Blobs
 
 # Modules whose tests share something costly, or measure time: with xdist, each group stays on one process.
 GROUPS = {
-    "tests/e2e/test_page.py": "page",
+    "tests/e2e/test_page_accessibility.py": "page",
+    "tests/e2e/test_page_job.py": "page",
+    "tests/e2e/test_page_submit.py": "page",
     "tests/e2e/test_service.py": "service",
     "tests/api/openapi/test_examples.py": "examples",
     "tests/api/server/test_slow_clients.py": "timing",

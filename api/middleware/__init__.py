@@ -1,1 +1,1 @@
-"""Plain ASGI around the routes: authentication, host checks, headers, access log. Knows no route."""
+"""ASGI middleware: authentication, host checks, headers, access log. It knows no route."""

@@ -1,4 +1,7 @@
-"""Every request's id, its line in the log, and the answer to what nobody foresaw. Knows no route."""
+"""Gives every request an id and a log line, and answers 500 for an unexpected exception.
+
+This module knows no route.
+"""
 
 import logging
 import re
@@ -14,59 +17,63 @@ from api.http import problems
 from core import errors
 from core.log import request_id
 
-CLIENT_CLOSED = 499  # for the log only: the client did not wait for the answer
+CLIENT_CLOSED = 499  # for the log only: the client disconnected before the response
 
 log = logging.getLogger(__name__)
 
-_PLAIN = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+_PLAIN_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 
 class AccessLog:
-    """Around all that can fail. Answers `X-Request-Id`: the client's own if it is short and plain, else a new one."""
+    """The outermost middleware that handles errors.
+
+    It sends `X-Request-Id`: the client's own id if it is short and plain, else a new one.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, first, status = time.perf_counter(), None, None
-        own_id = _id(scope)
+        started, headers_sent, status = time.perf_counter(), None, None
+        new_id = _choose_request_id(scope)
 
         async def answer(message: Message) -> None:
-            nonlocal status, first
+            nonlocal status, headers_sent
             if message["type"] == "http.response.start":
-                status, first = message["status"], time.perf_counter()
-                MutableHeaders(scope=message)["X-Request-Id"] = own_id
+                status, headers_sent = message["status"], time.perf_counter()
+                MutableHeaders(scope=message)["X-Request-Id"] = new_id
             await send(message)
 
-        token = request_id.set(own_id)
+        token = request_id.set(new_id)
         try:
             await self._app(scope, receive, answer)
         except ClientDisconnect:
             status = status or CLIENT_CLOSED
         except Exception:
-            log.exception("unforeseen")
-            if status is not None:
+            log.exception("unexpected error")
+            if status is not None:  # the headers are sent: only uvicorn can still end the response
                 raise
             await problems.problem(errors.ImpastoError())(scope, receive, answer)
         finally:
             ended = time.perf_counter()
-            _tell(scope, status or CLIENT_CLOSED, ended - began, (first or ended) - began)
+            seconds_to_headers = (headers_sent or ended) - started
+            _log_request(scope, status or CLIENT_CLOSED, ended - started, seconds_to_headers)
             request_id.reset(token)
 
 
-def _id(scope: Scope) -> str:
+def _choose_request_id(scope: Scope) -> str:
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    return given.decode() if _PLAIN.fullmatch(given) else secrets.token_hex(8)
+    return given.decode() if _PLAIN_ID.fullmatch(given) else secrets.token_hex(8)
 
 
-def _tell(scope: Scope, status: int, seconds: float, answered_seconds: float) -> None:
-    """The route, not the path: what a caller makes up does not get into the log."""
+def _log_request(scope: Scope, status: int, seconds: float, seconds_to_headers: float) -> None:
+    """Log the route, not the path: text that a client invents must not get into the log."""
     method, route = scope["method"], getattr(scope.get("route"), "path", "-")
     milliseconds = round(seconds * 1000, 1)
     fields = {"method": method, "route": route, "status": status, "ms": milliseconds}
-    metrics.answered(method, route, status, answered_seconds)
+    metrics.record_request(method, route, status, seconds_to_headers)
     log.info("%s %s %d %s ms", method, route, status, milliseconds, extra={"fields": fields})

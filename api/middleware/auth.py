@@ -1,8 +1,10 @@
-"""Who asks, and may they: before anything of a request's body is read. Knows paths, no route.
+"""Authentication: who sends the request, and whether they may, before any byte of its body is read.
 
-Where keys are required, all but the page, the documentation and the health checks needs one. Wrong, revoked, malformed
-and missing keys get the same answer; too many wrong ones from one address get 429. Without keys everybody is the same
-caller, without limits.
+Where API keys are required, everything but the page, the documentation and the health checks needs
+one. Wrong, revoked, malformed and missing keys get the same answer; too many wrong keys from one
+address get 429. Without keys every client is the same caller, without limits.
+
+This module knows paths, but no routes.
 """
 
 import math
@@ -22,117 +24,118 @@ from core import errors
 from core.auth.api_keys import ApiKey, ApiKeyStore
 from core.jobs.models import LOCAL_OWNER, Priority
 
-OPEN = frozenset({"/", "/livez", "/readyz", "/openapi.json", "/docs"})
-OPEN_FOLDERS = ("/web/", "/j/", "/docs/ui/")
-CACHE_SECONDS = 1.0  # a revoked key may work for so long
-NOTED_SECONDS = 60.0
+PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/openapi.json", "/docs"})
+PUBLIC_FOLDERS = ("/web/", "/j/", "/docs/ui/")
+CACHE_SECONDS = 1.0  # a revoked key works at most this long
+LAST_USED_SECONDS = 60.0  # precision of a key's last_used_at
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose the request is: the owner of jobs and pictures, and the highest priority they may ask for."""
+    """The owner of the jobs and images of a request, and the highest priority it may ask for."""
 
     owner: str = LOCAL_OWNER
     priority: Priority = Priority.HIGH
 
 
-ANYBODY = Caller()
+LOCAL_CALLER = Caller()
 
-Admits = Callable[[], Awaitable[bool]]
-"""Whether the caller still may: for an answer that goes on and on."""
+AccessCheck = Callable[[], Awaitable[bool]]
+"""Returns whether the caller still has access: for a response that has no end."""
 
 
-async def _always() -> bool:
+async def _always_has_access() -> bool:
     return True
 
 
 class Authentication:
-    """Leaves the caller in the request's state, or answers itself: 401, 429, 503."""
+    """Adds `caller` and `has_access` to the request's state, or answers 401, 429 or 503."""
 
-    def __init__(self, app: ASGIApp, ring: "ApiKeyCache | None", rates: RateLimiter) -> None:
-        """ring: None where keys are not required."""
-        self._app, self._ring, self._rates = app, ring, rates
+    def __init__(self, app: ASGIApp, keys: "ApiKeyCache | None", rate_limiter: RateLimiter) -> None:
+        """keys: None where API keys are not required."""
+        self._app, self._keys, self._rate_limiter = app, keys, rate_limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        if scope["type"] != "http" or is_open(scope["path"]):
+        """Handle one request."""
+        if scope["type"] != "http" or is_public(scope["path"]):
             await self._app(scope, receive, send)
             return
+        caller = LOCAL_CALLER
+        has_access: AccessCheck = _always_has_access
         try:
-            caller, admits = (
-                (ANYBODY, _always)
-                if self._ring is None
-                else await self._admitted(scope, self._ring)
-            )
+            if self._keys is not None:
+                caller, has_access = await self._authenticate(scope, self._keys)
         except errors.ImpastoError as error:
             answer = problem(error)
             if isinstance(error, errors.Unauthorized):
                 answer.headers["WWW-Authenticate"] = "Bearer"
             await answer(scope, receive, send)
             return
-        scope.setdefault("state", {}).update(caller=caller, admits=admits)
+        scope.setdefault("state", {}).update(caller=caller, has_access=has_access)
         await self._app(scope, receive, send)
 
-    async def _admitted(self, scope: Scope, ring: "ApiKeyCache") -> tuple[Caller, Admits]:
-        secret, address = (
-            secret_in(Headers(scope=scope).getlist("authorization")),
-            (scope["client"] or ("",))[0],
-        )
-        if not ring.knows(
-            secret
-        ):  # who has a key is not held up by who guesses at the same address
-            await self._rates.check_guesses(address)
+    async def _authenticate(self, scope: Scope, keys: "ApiKeyCache") -> tuple[Caller, AccessCheck]:
+        secret = read_bearer_token(Headers(scope=scope).getlist("authorization"))
+        address = (scope["client"] or ("",))[0]
+        # A client that guesses keys must not lock out a client with a key at the same address.
+        if not keys.has_cached(secret):
+            await self._rate_limiter.check_wrong_keys(address)
         try:
-            key = await ring.find(secret)
+            key = await keys.find(secret)
         except errors.Unauthorized:
-            await self._rates.note_guess(address)
+            await self._rate_limiter.count_wrong_key(address)
             raise
-        await self._rates.count(key.id, kind_of(scope["method"], scope["path"]))
-        return Caller(key.id, key.priority), partial(ring.admits, secret)
+        kind = classify_request(scope["method"], scope["path"])
+        await self._rate_limiter.count_request(key.id, kind)
+        return Caller(key.id, key.priority), partial(keys.is_valid, secret)
 
 
-def secret_in(authorization: list[str]) -> str:
-    """What the headers give as a key. Raises Unauthorized where they give none."""
-    scheme, _, secret = (authorization[0] if len(authorization) == 1 else "").partition(" ")
+def read_bearer_token(authorization: list[str]) -> str:
+    """The token of the Authorization headers. Raises Unauthorized unless there is exactly one."""
+    header = authorization[0] if len(authorization) == 1 else ""
+    scheme, _, secret = header.partition(" ")
     if scheme.lower() != "bearer" or not secret:
         raise errors.Unauthorized()
     return secret
 
 
-def is_open(path: str) -> bool:
-    """Whether everybody may ask for it."""
-    return path in OPEN or path.startswith(OPEN_FOLDERS)
+def is_public(path: str) -> bool:
+    """Whether the path needs no API key."""
+    return path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDERS)
 
 
-def kind_of(method: str, path: str) -> RequestKind:
-    """How the request is counted."""
-    taking = ("/v1/jobs", "/v1/images", "/v1/batches", "/v1/estimate")
-    submits = method == "POST" and (path in taking or path.endswith("/retry"))
-    return RequestKind.SUBMISSION if submits else RequestKind.OTHER
+def classify_request(method: str, path: str) -> RequestKind:
+    """The limit that the request counts against."""
+    submission_paths = ("/v1/jobs", "/v1/images", "/v1/batches", "/v1/estimate")
+    if method == "POST" and (path in submission_paths or path.endswith("/retry")):
+        return RequestKind.SUBMISSION
+    return RequestKind.OTHER
 
 
 @dataclass
-class _Known:
+class _CachedKey:
     key: ApiKey
-    until: float
-    noted_at: float
+    expires_at: float
+    marked_used_at: float
 
 
 class ApiKeyCache:
-    """The keys that were used of late, for a second each: polling asks Redis once a second, not every time."""
+    """Caches each recently used key for a second, so that polling reads Redis once a second."""
 
     def __init__(self, keys: ApiKeyStore) -> None:
         self._keys = keys
-        self._known: dict[
-            str, _Known
-        ] = {}  # by secret; only real ones, so no stranger can make it grow
+        # By secret. Only valid keys get an entry, so an untrusted client cannot make this grow.
+        self._cached: dict[str, _CachedKey] = {}
 
-    def knows(self, secret: str) -> bool:
-        """Whether it was a real key when it was last used here."""
-        return secret in self._known
+    def has_cached(self, secret: str) -> bool:
+        """Whether the key was valid when it was last used in this process."""
+        return secret in self._cached
 
-    async def admits(self, secret: str) -> bool:
-        """Whether the key is still good. While the store is away, nobody is turned out."""
+    async def is_valid(self, secret: str) -> bool:
+        """Whether the key still works.
+
+        True while the store is unavailable, so that an outage ends no stream.
+        """
         with suppress(errors.StoreUnavailable):
             try:
                 await self.find(secret)
@@ -142,16 +145,16 @@ class ApiKeyCache:
 
     async def find(self, secret: str) -> ApiKey:
         """The key with this secret. Raises Unauthorized, StoreUnavailable."""
-        known, now = self._known.get(secret), time.monotonic()
-        if known is not None and now < known.until:
-            return known.key
+        cached, now = self._cached.get(secret), time.monotonic()
+        if cached is not None and now < cached.expires_at:
+            return cached.key
         key = await run_in_threadpool(self._keys.find, secret)
         if key is None:
-            self._known.pop(secret, None)
+            self._cached.pop(secret, None)
             raise errors.Unauthorized()
-        noted_at = known.noted_at if known else -math.inf
-        if now - noted_at >= NOTED_SECONDS:
-            noted_at = now
+        marked_used_at = cached.marked_used_at if cached else -math.inf
+        if now - marked_used_at >= LAST_USED_SECONDS:
+            marked_used_at = now
             await run_in_threadpool(self._keys.mark_used, secret)
-        self._known[secret] = _Known(key, now + CACHE_SECONDS, noted_at)
+        self._cached[secret] = _CachedKey(key, now + CACHE_SECONDS, marked_used_at)
         return key

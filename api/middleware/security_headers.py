@@ -1,4 +1,7 @@
-"""What browsers are told with every answer: run nothing, embed nothing, ask nobody else. Knows paths, not contents."""
+"""Adds the headers that tell browsers to run nothing, embed nothing and connect nowhere else.
+
+This module knows paths, not contents.
+"""
 
 import base64
 import hashlib
@@ -12,49 +15,53 @@ from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-DOCS_FOLDER = "/docs/ui"  # what the page /docs loads
+DOCS_FOLDER = "/docs/ui"  # scripts and styles of the page /docs
 
-_NOBODY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_DENY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-# The page. blob: is a picture that was chosen and not yet sent. Its form is sent by its script, so it needs no action.
-_PAGE = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-    f"require-trusted-types-for 'script'; trusted-types 'none'; {_NOBODY}"
+# For the page. blob: is an image that was chosen and is not uploaded yet. Its script sends its
+# form, so form-action is not needed.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob:; connect-src 'self'; "
+    f"require-trusted-types-for 'script'; trusted-types 'none'; {_DENY}"
 ).encode()
-# All else: JSON and pictures. Opened as a document, not even a picture that is a page for some browser can do anything.
-_DATA = f"default-src 'none'; sandbox; {_NOBODY}".encode()
+# For all else: JSON and images. A browser may take a crafted image for a document; then sandbox
+# disables it.
+_DATA_POLICY = f"default-src 'none'; sandbox; {_DENY}".encode()
 
-_ALWAYS = {
+_COMMON = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
-# As ASGI has them: every answer is written over, so it is done in one pass.
+# In ASGI's form, so that each response needs only one pass over its headers.
 _CSP = b"content-security-policy"
-_ALWAYS_RAW = [(name.lower().encode(), value.encode()) for name, value in _ALWAYS.items()]
-_ALWAYS_NAMES = frozenset(name for name, _ in _ALWAYS_RAW)
+_COMMON_RAW = [(name.lower().encode(), value.encode()) for name, value in _COMMON.items()]
+_COMMON_NAMES = frozenset(name for name, _ in _COMMON_RAW)
 
 
 class SecurityHeaders:
-    """Puts the headers on every answer, unless the answer has its own."""
+    """Adds the headers to every response; a response may set its own Content-Security-Policy."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                given = [pair for pair in message["headers"] if pair[0] not in _ALWAYS_NAMES]
-                if all(name != _CSP for name, _ in given):
-                    given.append((_CSP, _PAGE if _is_page(scope["path"]) else _DATA))
-                message["headers"] = given + _ALWAYS_RAW
+                headers = [pair for pair in message["headers"] if pair[0] not in _COMMON_NAMES]
+                if all(name != _CSP for name, _ in headers):
+                    policy = _PAGE_POLICY if _is_page(scope["path"]) else _DATA_POLICY
+                    headers.append((_CSP, policy))
+                message["headers"] = headers + _COMMON_RAW
             await send(message)
 
         await self._app(scope, receive, answer)
@@ -65,7 +72,11 @@ def _is_page(path: str) -> bool:
 
 
 def add_docs(app: FastAPI) -> None:
-    """/docs: Swagger UI, from this service as all else. It styles itself as it runs, so it has a policy of its own."""
+    """Add /docs: Swagger UI, served from here without another host.
+
+    It sets styles from its script, so it has a policy of its own. The hashes allow its inline
+    scripts.
+    """
     app.mount(
         DOCS_FOLDER,
         StaticFiles(directory=Path(fastapi_offline.__file__).with_name("static")),
@@ -80,13 +91,11 @@ def add_docs(app: FastAPI) -> None:
     )
     html = bytes(page.body).decode()
     inline = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
-    hashes = (
-        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in inline
-    )
-    scripts = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    digests = (hashlib.sha256(script.encode()).digest() for script in inline)
+    scripts = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     policy = (
         f"default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; "
-        f"img-src 'self' data: blob:; connect-src 'self'; {_NOBODY}"
+        f"img-src 'self' data: blob:; connect-src 'self'; {_DENY}"
     )
     headers = {"Content-Security-Policy": policy}
     app.add_api_route("/docs", lambda: HTMLResponse(html, headers=headers), include_in_schema=False)

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from api.dependencies import Feed, Owner, Store
 from api.http import etag
 from api.http.prefer import Wait, preference_applied
-from api.job_feed import ChangeSubscription
+from api.job_feed import Subscription
 from api.routes.images import inspect, resolve_digest
 from api.schemas.job import RETRY_AFTER_SECONDS, JobResource, resource
 from api.submissions import parser
@@ -158,11 +158,15 @@ async def look(
     )
     if patience and not batch.has_ended:
         with suppress(errors.TooManyStreams):  # it is a preference; they may poll
-            with closing(feed.subscribe_to_all([job.id for job in batch.jobs], owner)) as vigil:
+            with closing(
+                feed.subscribe_to_many([job.id for job in batch.jobs], owner)
+            ) as subscription:
                 read = partial(
-                    feed.share, f"{batch.id} {owner}", partial(store.get_batch, batch.id, owner)
+                    feed.share_read,
+                    f"{batch.id} {owner}",
+                    partial(store.get_batch, batch.id, owner),
                 )
-                batch = await _changed(batch, resolve_digest, vigil, patience, read)
+                batch = await _changed(batch, resolve_digest, subscription, patience, read)
             headers = preference_applied(patience)
     tag = _tag(batch)
     headers |= {"ETag": tag, "Cache-Control": "no-cache"}
@@ -177,20 +181,20 @@ async def look(
 async def _changed(
     first: Batch,
     resolve_digest: str,
-    vigil: ChangeSubscription,
+    subscription: Subscription,
     seconds: float,
     read: Callable[[], Awaitable[Batch]],
 ) -> Batch:
     """The batch when it tells something new; as it is after so long, in any case. Raises BatchNotFound."""
     until = time.monotonic() + seconds
     while True:
-        batch = await read()  # at first for what has changed before the vigil began
+        batch = await read()  # at first for what has changed before the subscription began
         new = (
             not etag.matches(resolve_digest, _tag(batch))
             if resolve_digest
             else batch.counts != first.counts
         )
-        if new or batch.has_ended or not await vigil.wait(until - time.monotonic()):
+        if new or batch.has_ended or not await subscription.wait(until - time.monotonic()):
             return batch
 
 

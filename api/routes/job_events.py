@@ -16,8 +16,8 @@ from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.dependencies import Feed, IsAdmitted, Owner
-from api.job_feed import JobSnapshot, JobSubscription
+from api.dependencies import Feed, HasAccess, Owner
+from api.job_feed import JobSnapshot, Subscription
 from api.middleware import auth
 from api.schemas.job import JOBS, resource
 from core import errors
@@ -41,8 +41,10 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, watch: JobSubscription, after: int | None, admits: auth.Admits) -> None:
-        super().__init__(_stream(watch, after, admits), headers=_HEADERS)
+    def __init__(
+        self, watch: Subscription, after: int | None, has_access: auth.AccessCheck
+    ) -> None:
+        super().__init__(_stream(watch, after, has_access), headers=_HEADERS)
         self._watch = watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,14 +59,14 @@ class EventStream(StreamingResponse):
     "/{job_id}/events",
     response_class=StreamingResponse,
     responses={200: {"content": {EventStream.media_type: {}}}, 204: {}},
-    summary="JobSubscription it",
+    summary="Watch it",
 )
 async def events(
     *,
     job_id: str,
     owner: Owner,
     feed: Feed,
-    admits: IsAdmitted,
+    has_access: HasAccess,
     after: Annotated[int | None, Query(ge=0, le=2**53)] = None,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -82,17 +84,17 @@ async def events(
     if watch.snapshot.job.status.has_ended and watch.snapshot.job.version == after:
         watch.close()
         return Response(status_code=204, headers=_HEADERS)
-    return EventStream(watch, after, admits)
+    return EventStream(watch, after, has_access)
 
 
 async def _stream(
-    watch: JobSubscription, after: int | None, admits: auth.Admits
+    watch: Subscription, after: int | None, has_access: auth.AccessCheck
 ) -> AsyncIterator[bytes]:
     yield format_sse_event(retry=RETRY_MS)
     known: JobSnapshot | None = None
     if watch.snapshot and watch.snapshot.job.version == after and watch.snapshot.job.queue is None:
         known = watch.snapshot  # a place in the queue has no version: it is told again
-    while not watch.over and await admits():
+    while not watch.is_stopping and await has_access():
         snapshot = watch.snapshot
         if snapshot is None:
             yield format_sse_event(comment="the job is deleted")
@@ -102,10 +104,10 @@ async def _stream(
             known = snapshot
             if snapshot.job.status.has_ended:
                 return
-        await watch.wait(known, HEARTBEAT_SECONDS)
-        if watch.snapshot is known and not watch.over:
+        if not await watch.wait(HEARTBEAT_SECONDS) and not watch.is_stopping:
+            unavailable = watch.store_unavailable
             yield format_sse_event(
-                comment="the store does not answer" if watch.away else "still here"
+                comment="the store does not answer" if unavailable else "still here"
             )
     yield format_sse_event(comment="come again")
 

@@ -74,6 +74,6 @@ def models(store: Store) -> ModelList:
 def figures(store: Store) -> Response:
     """Requests of this process; queue, workers and ends of the service."""
     return Response(
-        generate_latest(metrics.REQUESTS) + metrics.of_service(store),
+        generate_latest(metrics.REQUESTS) + metrics.render_service_metrics(store),
         media_type=CONTENT_TYPE_LATEST,
     )

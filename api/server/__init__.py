@@ -1,1 +1,1 @@
-"""uvicorn's connection: limits on slow clients and on what is read ahead. Knows no route."""
+"""Changes to uvicorn's connections: slow-client limits, backpressure. It knows no route."""

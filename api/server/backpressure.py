@@ -1,7 +1,8 @@
-"""One request and its answer on uvicorn's side of the fence, reading no further ahead than it must.
+"""A uvicorn request cycle that does not read ahead of the application.
 
-uvicorn goes on reading when it hands a block to the application, though another block may already wait. With hundreds
-of clients uploading at once, the blocks that wait (a quarter of a megabyte each) are most of the process's memory.
+uvicorn resumes reading when it passes a block to the application, even if another block already
+waits. With hundreds of clients uploading at once, the waiting blocks (a quarter of a megabyte each)
+are most of the process's memory.
 """
 
 from uvicorn._types import ASGIReceiveEvent
@@ -9,10 +10,10 @@ from uvicorn.protocols.http import httptools_impl
 
 
 class BackpressureCycle(httptools_impl.RequestResponseCycle):
-    """Hands over what is there first; only when nothing is, it reads."""
+    """Passes on the buffered block before it resumes reading."""
 
     async def receive(self) -> ASGIReceiveEvent:
-        """The next event, as ASGI has it."""
+        """Return the next ASGI event."""
         if not self.body or not self.more_body or self.disconnected or self.response_complete:
             return await super().receive()
         block, self.body = bytes(self.body), bytearray()
@@ -21,5 +22,5 @@ class BackpressureCycle(httptools_impl.RequestResponseCycle):
 
 
 def install() -> None:
-    """Let uvicorn's protocol make such cycles; it has no other place to say so."""
+    """Make uvicorn use this class: no setting exists, so this replaces the name."""
     httptools_impl.RequestResponseCycle = BackpressureCycle  # type: ignore[misc]

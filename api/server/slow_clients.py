@@ -1,11 +1,16 @@
-"""One HTTP connection whose patience ends. uvicorn's own bears silence, slowness and endless headers for ever.
+"""A uvicorn protocol that disconnects slow or oversized requests. uvicorn's own has no such limits.
 
-A connection has `patience` seconds. Time uses it up while we wait for the client; what the client sends of a body, or
-takes of an answer, gives it back at the lowest rate that is borne, up to the full measure. So a silent line is cut
-after `patience`, one that is slower than the rate soon after, and one that pauses between bursts is not. A head gives
-nothing back: it must be whole in time. While we make the client wait, nothing is used up.
+Each connection has a time budget of `timeout_seconds`. It shrinks while the server waits for the
+client. Bytes that the client sends of a body, or receives of a response, restore it at the rate of
+`min_bytes_per_second`, up to `timeout_seconds`. Hence:
 
-Knows bytes, no routes. Refuses as the rest of the API does (api/http/problems.py).
+- A silent connection is closed after `timeout_seconds`, and one below the minimum rate soon after.
+- A connection that pauses between bursts stays open.
+- The bytes of a request's head restore nothing: it must be complete within `timeout_seconds`.
+- While the client waits for the server, the budget does not shrink.
+
+This module knows bytes, no routes. It refuses with the same bodies as the rest of the API
+(api/http/problems.py).
 """
 
 import fcntl
@@ -22,13 +27,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.http import problems
 
-LINE_BYTES = 8 * 1024  # the request's address
-HEAD_BYTES = 16 * 1024
-HEADERS = 100
-# The longest that a body may take. 20 MB, the largest picture, take 2,600 s over 64 kbit/s, which is ISDN.
-BODY_SECONDS = 45 * 60
-TICK_SECONDS = 1.0
-# A refused client may still be sending. To close now would make its kernel throw our answer away before it is read.
+MAX_URL_BYTES = 8 * 1024
+MAX_HEAD_BYTES = 16 * 1024
+MAX_HEADERS = 100
+# The largest image, 20 MB, takes 2,600 s at 64 kbit/s (ISDN).
+MAX_BODY_SECONDS = 45 * 60
+CHECK_SECONDS = 1.0
+# A refused client may still be sending. If the server closed at once, the client's kernel would get
+# a reset and discard the response before the client reads it.
 LINGER_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
@@ -36,78 +42,81 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """How much slowness is borne."""
+    """The time budget of a connection, and the rate at which transfer restores it."""
 
-    patience: float = 15.0  # seconds
-    rate: float = 1000.0  # bytes a second
+    timeout_seconds: float = 15.0
+    min_bytes_per_second: float = 1000.0
 
 
 def slow_client_protocol(limits: ConnectionLimits) -> type["SlowClientProtocol"]:
-    """The protocol class with these limits, as uvicorn wants it."""
+    """Make a protocol class with these limits: uvicorn takes a class, not an instance."""
     return type("SlowClientProtocol", (SlowClientProtocol,), {"limits": limits})
 
 
 class RequestRefused(Exception):
-    """Raised inside the parser's callbacks, with the code of a refusal."""
+    """Raised in the parser's callbacks, with an error code."""
 
 
 class SlowClientProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with deadlines and bounds."""
+    """uvicorn's protocol with deadlines and size limits."""
 
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a head."""
+        """Start the time budget for the first head."""
         super().connection_made(transport)
         self._in_head = self._in_body = self._refused = False
-        self._head_bytes, self._body_until = 0, 0.0
-        self._received = self._seen = self._untaken = 0
-        self._await_head()
-        self._looked = self.loop.time()
-        self._timer = self.loop.call_later(TICK_SECONDS, self._look)
+        self._head_bytes, self._body_deadline = 0, 0.0
+        # Bytes received so far, received until the last check, and unsent at the last check.
+        self._received = self._received_before = self._unsent_before = 0
+        self._expect_head()
+        self._checked_at = self.loop.time()
+        self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is left to watch."""
+        """Stop the checks."""
         self._timer.cancel()
         super().connection_lost(exc)
 
-    # --- bounds
+    # --- size limits
 
     def data_received(self, data: bytes) -> None:
-        """Parse, count, and refuse a head without end."""
+        """Parse the bytes, and refuse a head that is too large before it is complete."""
         if self._refused:
             return
         self._received += len(data)
-        began_before = self._in_head
+        was_in_head = self._in_head
         super().data_received(data)
-        if began_before and self._in_head and not self._refused:
+        if was_in_head and self._in_head and not self._refused:
             self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES:
+            if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse("headers_too_large")
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """Note that a head begins."""
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """Bound the request's line."""
+        """Refuse a URL that is too long."""
         super().on_url(url)
-        if len(self.url) > LINE_BYTES:
+        if len(self.url) > MAX_URL_BYTES:
             raise RequestRefused("uri_too_long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Bound the headers."""
+        """Refuse too many headers."""
         super().on_header(name, value)
-        if len(self.headers) > HEADERS:
+        if len(self.headers) > MAX_HEADERS:
             raise RequestRefused("headers_too_large")
 
     def on_headers_complete(self) -> None:
-        """Only a head that cannot be read in two ways gets to the application."""
-        if (
-            len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            > HEAD_BYTES
-        ):
+        """Refuse a head that is too large or ambiguous; then start the body's deadline.
+
+        Two Transfer-Encoding headers, or one in HTTP/1.0, are read differently by different
+        servers: behind a proxy that allows request smuggling.
+        """
+        header_bytes = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if len(self.url) + header_bytes > MAX_HEAD_BYTES:
             raise RequestRefused("headers_too_large")
         version = self.parser.get_http_version()
         codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
@@ -115,118 +124,131 @@ class SlowClientProtocol(HttpToolsProtocol):
             codings and (version == "1.0" or codings != [b"chunked"])
         ):
             raise RequestRefused("bad_request")
-        self._in_head, self._in_body, self._waits = False, True, False
-        self._patience = self.limits.patience
-        self._body_until = self.loop.time() + BODY_SECONDS
+        self._in_head, self._in_body, self._expects_head = False, True, False
+        self._seconds_left = self.limits.timeout_seconds
+        self._body_deadline = self.loop.time() + MAX_BODY_SECONDS
         super().on_headers_complete()
         if self.parser.should_upgrade():
-            self.cycle.keep_alive = (
-                False  # the parser reads nothing after an upgrade, and we do not upgrade
-            )
+            # The parser reads nothing after an upgrade, and this server does not upgrade.
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
-        """The body is whole."""
+        """Note that the body is complete."""
         self._in_body = False
         super().on_message_complete()
         if self.cycle.response_complete:
-            self._await_head()
+            self._expect_head()
 
     def on_response_complete(self) -> None:
-        """The next head is due, or the rest of a body that was answered before its end."""
+        """Expect the next head, or the rest of a body that was answered before its end."""
         super().on_response_complete()
         if self.cycle.response_complete:
-            self._await_head()
+            self._expect_head()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words
-        """Called where the parser, or one of the callbacks above, has raised."""
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text
+        """Refuse the request. uvicorn calls this when the parser or a callback above has raised."""
         error = sys.exception()
         cause = error.__context__ if error is not None else None
         self._refuse(str(cause) if isinstance(cause, RequestRefused) else "bad_request")
 
     def timeout_keep_alive_handler(self) -> None:
-        """A client that still takes the last answer is not idle."""
-        if self._backlog():
+        """Postpone the keep-alive timeout while the client still receives the last response."""
+        if self._count_unsent():
             self.timeout_keep_alive_task = self.loop.call_later(
-                TICK_SECONDS, self.timeout_keep_alive_handler
+                CHECK_SECONDS, self.timeout_keep_alive_handler
             )
         else:
             super().timeout_keep_alive_handler()
 
-    # --- patience
+    # --- time budget
 
-    def _await_head(self) -> None:
-        self._waits, self._patience = not self._in_body, self.limits.patience
+    def _expect_head(self) -> None:
+        self._expects_head, self._seconds_left = not self._in_body, self.limits.timeout_seconds
 
-    def _look(self) -> None:
+    def _check(self) -> None:
+        """Update the time budget, and disconnect the client when none is left."""
         now = self.loop.time()
-        elapsed, self._looked = now - self._looked, now
-        moved = self._moved()
-        if moved is None:
-            self._patience = self.limits.patience
+        elapsed, self._checked_at = now - self._checked_at, now
+        transferred = self._count_transferred()
+        limit = self.limits.timeout_seconds
+        if transferred is None:
+            self._seconds_left = limit
         else:
-            self._patience = (
-                min(self.limits.patience, self._patience + moved / self.limits.rate) - elapsed
-            )
-        self._timer = self.loop.call_later(TICK_SECONDS, self._look)
-        if self._patience <= 0 or (self._in_body and now > self._body_until):
-            self._cut()
+            restored = transferred / self.limits.min_bytes_per_second
+            self._seconds_left = min(limit, self._seconds_left + restored) - elapsed
+        self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
+        if self._seconds_left <= 0 or (self._in_body and now > self._body_deadline):
+            self._disconnect()
 
-    def _moved(self) -> int | None:
-        """Bytes that the client has taken or sent since the last look; None if we do not wait for the client."""
-        sent, self._seen = self._received - self._seen, self._received
-        untaken, self._untaken = self._untaken, self._backlog()
-        if self.flow.write_paused or self.transport.is_closing() or (self._waits and self._untaken):
-            return max(0, untaken - self._untaken)
-        if self._waits or (self._in_body and self.cycle.response_complete):
+    def _count_transferred(self) -> int | None:
+        """Bytes that the client has received or sent since the last check.
+
+        None if the server does not wait for the client.
+        """
+        received = self._received - self._received_before
+        self._received_before = self._received
+        unsent_before, self._unsent_before = self._unsent_before, self._count_unsent()
+        is_sending = self.flow.write_paused or self.transport.is_closing()
+        if is_sending or (self._expects_head and self._unsent_before):
+            return max(0, unsent_before - self._unsent_before)
+        if self._expects_head or (self._in_body and self.cycle.response_complete):
             return 0
         if self._in_body and not self.flow.read_paused and not self.cycle.waiting_for_100_continue:
-            return sent
+            return received
         return None
 
-    def _backlog(self) -> int:
-        """What we have written and the client has not taken, in our buffer and in the kernel's, which can be larger."""
-        ours = int(self.transport.get_write_buffer_size())
+    def _count_unsent(self) -> int:
+        """Bytes that are written and that the client has not acknowledged.
+
+        They are in the transport's buffer and in the kernel's, which can be larger.
+        """
+        buffered = int(self.transport.get_write_buffer_size())
         try:
-            kernels = fcntl.ioctl(
+            in_kernel = fcntl.ioctl(
                 self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4)
             )
-        except OSError:  # not every system tells
-            return ours
-        return ours + int.from_bytes(kernels, sys.byteorder)
+        except OSError:  # not every system supports it
+            return buffered
+        return buffered + int.from_bytes(in_kernel, sys.byteorder)
 
-    def _cut(self) -> None:
+    def _disconnect(self) -> None:
         log.info("a client was too slow")
-        if self._backlog():
-            # At once, with all that the kernel still holds for it; it would go on offering that for minutes.
-            line = self.transport.get_extra_info("socket")
-            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if self._count_unsent():
+            # SO_LINGER with 0 s discards what the kernel still buffers for the client. Without it
+            # the kernel would try to send that for minutes.
+            connection = self.transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
         elif self._in_head or (self._in_body and not self.cycle.response_complete):
             self._refuse("request_timeout")
         else:
             self.transport.close()
 
-    # --- the end
+    # --- refusals
 
     def _refuse(self, code: str) -> None:
-        """Answer, and close. Requests that came whole before are answered first, and then there is no more to say."""
+        """Send the refusal and close.
+
+        If an earlier complete request has no response yet, that response is sent instead, and the
+        connection closes after it.
+        """
         self._refused = True
-        unanswered = self.cycle is not None and not self.cycle.response_complete
-        if unanswered and not self.cycle.more_body:
+        is_pending = self.cycle is not None and not self.cycle.response_complete
+        if is_pending and not self.cycle.more_body:
             self.cycle.keep_alive = False
             return
         self._timer.cancel()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
-        begun = unanswered and self.cycle.response_started
-        if unanswered:  # its body will never be whole
+        has_started = is_pending and self.cycle.response_started
+        if is_pending:  # its body will never be complete: the application must stop waiting for it
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if not begun:
-            self.transport.write(_as_bytes(problems.status_of(code)))
+        if not has_started:
+            self.transport.write(_serialize(problems.status_of(code)))
         self.transport.write_eof()
 
 
-def _as_bytes(refusal: problems.Problem) -> bytes:
+def _serialize(refusal: problems.Problem) -> bytes:
     headers = [
         *refusal.raw_headers,
         (b"x-content-type-options", b"nosniff"),

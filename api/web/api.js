@@ -1,70 +1,89 @@
-// The service over HTTP: the caller's key, its refusals in words, pictures from memory. Knows no route and no page.
+// Requests to the service: API key, errors, JSON and images. This module knows no route.
 
-import { device, tab } from "./storage.js";
+import { deviceStorage, tabStorage } from "./storage.js";
 
-const SILENCE_SECONDS = 40;  // without an answer; then the line is dead, as after sleep
+const TIMEOUT_SECONDS = 40;  // without a response; then the connection is dead, as after sleep
 
-export class Refusal extends Error {
-  constructor(problem, answer) {
-    super(problem.detail ?? `The service answered ${answer.status}.`);
+// A response that is an error; its message is a sentence for the user.
+export class ApiError extends Error {
+  constructor(problem, response) {
+    super(problem.detail ?? `The service answered ${response.status}.`);
     this.code = problem.code ?? "unknown";
-    this.status = answer.status;
-    this.waitSeconds = Number(answer.headers.get("Retry-After")) || null;
+    this.status = response.status;
+    this.retryAfter = Number(response.headers.get("Retry-After")) || null;
   }
 }
 
-// An API key stays in this tab, or on this device if its owner says so. An <img> cannot send it: pictures are fetched here, too.
-const SLOT = "impasto key";
-let unlock = null, unlocking = null;
+// The API key. It stays in this tab, or on this device if the user chooses so.
+const KEY_NAME = "impasto key";
+let askForKey = null, pendingQuestion = null;
 
-export const key = {
-  get: () => tab.get(SLOT) ?? device.get(SLOT),
-  set(text, stays) {
-    key.forget();
-    (stays ? device : tab).set(SLOT, text.replace(/[^!-~]/g, ""));
+export const apiKey = {
+  get: () => tabStorage.get(KEY_NAME) ?? deviceStorage.get(KEY_NAME),
+  set(text, remember) {
+    apiKey.forget();
+    (remember ? deviceStorage : tabStorage).set(KEY_NAME, text.replace(/[^!-~]/g, ""));
   },
   forget() {
-    tab.forget(SLOT);
-    device.forget(SLOT);
+    tabStorage.remove(KEY_NAME);
+    deviceStorage.remove(KEY_NAME);
   },
-  askedBy(asking) { unlock = asking; },
+  // ask(wasRefused): resolves when the user has entered a key.
+  onRequired(ask) { askForKey = ask; },
 };
 
-// The answer, be it 2xx or 304. Throws Refusal, an Error with the code unreachable, AbortError.
-export async function ask(address, { headers = {}, ...options } = {}) {
+// Sends a request; returns the response if it is 2xx or 304. Asks for a key after 401.
+// Throws ApiError, an Error with the code "unreachable", or AbortError.
+export async function request(address, { headers = {}, ...options } = {}) {
   for (;;) {
-    const own = key.get();
-    const answer = await reach(address, { ...options, headers: own ? { ...headers, Authorization: `Bearer ${own}` } : headers });
-    if (answer.ok || answer.status === 304) return answer;
-    if (answer.status !== 401) throw new Refusal(await answer.json().catch(() => ({})), answer);
-    await (unlocking ??= unlock(Boolean(own)).finally(() => { unlocking = null; }));
+    const key = apiKey.get();
+    const allHeaders = key ? { ...headers, Authorization: `Bearer ${key}` } : headers;
+    const response = await fetchWithTimeout(address, { ...options, headers: allHeaders });
+    if (response.ok || response.status === 304) return response;
+    if (response.status !== 401) {
+      throw new ApiError(await response.json().catch(() => ({})), response);
+    }
+    // All requests that were refused meanwhile wait for the same question.
+    pendingQuestion ??= askForKey(Boolean(key)).finally(() => { pendingQuestion = null; });
+    await pendingQuestion;
   }
 }
 
-async function reach(address, options) {
-  const silence = new AbortController(), signals = [silence.signal, options.signal].filter(Boolean);
-  const sending = options.body instanceof FormData;  // an upload may take as long as it takes
-  const timer = sending ? null : setTimeout(() => silence.abort(), SILENCE_SECONDS * 1000);
+async function fetchWithTimeout(address, options) {
+  const timeout = new AbortController();
+  const signals = [timeout.signal, options.signal].filter(Boolean);
+  const isUpload = options.body instanceof FormData;  // an upload may take any time
+  const timer = isUpload ? null : setTimeout(() => timeout.abort(), TIMEOUT_SECONDS * 1000);
   try {
-    return await fetch(address, { cache: "no-store", ...options, signal: AbortSignal.any(signals) });
+    const signal = AbortSignal.any(signals);
+    return await fetch(address, { cache: "no-store", ...options, signal });
   } catch {
     options.signal?.throwIfAborted();
-    throw unreachable();
+    throw createUnreachableError();
   } finally { clearTimeout(timer); }
 }
 
-const unreachable = () => Object.assign(new Error("The service does not answer."), { code: "unreachable" });
+const createUnreachableError = () =>
+  Object.assign(new Error("The service does not answer."), { code: "unreachable" });
 
-export const tell = (method, address, body, headers = {}) => ask(address, {
-  method, ...(body && { body: JSON.stringify(body) }), headers: { ...(body && { "Content-Type": "application/json" }), ...headers },
+export const sendJson = (method, address, body, headers = {}) => request(address, {
+  method,
+  ...(body && { body: JSON.stringify(body) }),
+  headers: { ...(body && { "Content-Type": "application/json" }), ...headers },
 });
 
-async function body(kind, address, options) {
-  const answer = await ask(address, options);
-  try { return await answer[kind](); } catch { options.signal?.throwIfAborted(); throw unreachable(); }  // cut off
+async function readBody(kind, address, options) {
+  const response = await request(address, options);
+  try {
+    return await response[kind]();
+  } catch {  // the connection broke in the middle of the body
+    options.signal?.throwIfAborted();
+    throw createUnreachableError();
+  }
 }
 
-export const read = (address, options = {}) => body("json", address, options);
+export const getJson = (address, options = {}) => readBody("json", address, options);
 
-// A picture. The browser may keep it, and asks whether it is still the same.
-export const blob = (address, options = {}) => body("blob", address, { cache: "no-cache", ...options });
+// Fetches an image: <img> cannot send the key. The browser may cache it, and revalidates it.
+export const getBlob = (address, options = {}) =>
+  readBody("blob", address, { cache: "no-cache", ...options });

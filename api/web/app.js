@@ -1,62 +1,73 @@
-// The key's field, and which of the two screens an address shows.
+// The application: it chooses the screen for an address, and asks for the API key.
 
-import { at, show, write } from "./dom.js";
-import { Easel } from "./job-view.js";
-import { key } from "./api.js";
-import * as shelf from "./history.js";
-import { Studio } from "./submit-view.js";
+import { apiKey } from "./api.js";
+import { byId, setText, setVisible } from "./dom.js";
+import { getNames, renderHistory } from "./history.js";
+import { JobView } from "./job-view.js";
+import { SubmitView } from "./submit-view.js";
 
-const keyed = () => show(at("unlearn"), key.get());
+const updateForgetButton = () => setVisible(byId("forget-key"), apiKey.get());
 
-key.askedBy((refused) => new Promise((done) => {
-  write("key-words", refused ? "This key is not known here. Try another." : "This service asks for an API key.");
-  show(at("lock"), true);
-  at("key").focus();
-  at("lock").onsubmit = (event) => {
+apiKey.onRequired((wasRefused) => new Promise((resolve) => {
+  setText("key-message", wasRefused
+    ? "This key is not valid. Try another." : "This service needs an API key.");
+  setVisible(byId("key-form"), true);
+  byId("key").focus();
+  byId("key-form").onsubmit = (event) => {
     event.preventDefault();
-    key.set(at("key").value, at("key-stays").checked);
-    at("lock").reset();
-    show(at("lock"), false);
-    keyed();
-    done();
+    apiKey.set(byId("key").value, byId("key-remember").checked);
+    byId("key-form").reset();
+    setVisible(byId("key-form"), false);
+    updateForgetButton();
+    resolve();
   };
 }));
-at("unlearn").addEventListener("click", () => { key.forget(); location.assign("/"); });
-keyed();
+byId("forget-key").addEventListener("click", () => { apiKey.forget(); location.assign("/"); });
+updateForgetButton();
 
-let path = null;
+let path = null;  // of the screen that is shown
 
-const studio = new Studio((job) => go(`/j/${job.id}`));
-const easel = new Easel({
-  again: async (job, how) => { await studio.open(); await studio.prepare(job, { names: shelf.namesOf(job.id), ...how }); go("/"); },
-  gone: () => go("/"),
+const submitView = new SubmitView((job) => navigate(`/j/${job.id}`));
+const jobView = new JobView({
+  async onReuse(job, options) {
+    await submitView.open();
+    await submitView.reuse(job, { names: getNames(job.id), ...options });
+    navigate("/");
+  },
+  onDeleted: () => navigate("/"),
 });
 
-function go(address) {
+function navigate(address) {
   if (address !== location.pathname + location.hash) history.pushState(null, "", address);
-  route();
+  showScreen();
   scrollTo(0, 0);
-  at(path === "/" ? "main" : "state").focus({ preventScroll: true });
+  byId(path === "/" ? "main" : "status").focus({ preventScroll: true });
 }
 
-function route() {
+function showScreen() {
   path = location.pathname;
   const id = /^\/j\/([^/]+)$/.exec(path)?.[1];
-  show(at("easel"), id);
-  show(at("studio"), !id);
-  if (id) return easel.open(id);
+  setVisible(byId("job-view"), id);
+  setVisible(byId("submit-view"), !id);
+  if (id) return jobView.open(id);
   document.title = "Impasto";
-  easel.close();
-  shelf.draw();
-  studio.open().then(() => { if (location.hash === "#shelf") at("shelf").scrollIntoView(); }, () => {});
+  jobView.close();
+  renderHistory();
+  submitView.open()
+    .then(() => { if (location.hash === "#history") byId("history").scrollIntoView(); })
+    .catch(() => {});  // the view shows the error itself
 }
 
-// Links within the page change its address, not the page.
+// A local link changes the address without loading the page again.
 document.addEventListener("click", (event) => {
-  const link = event.target.closest?.("a[data-here]");
-  if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+  const link = event.target.closest?.("a[data-local-link]");
+  const isModified = event.ctrlKey || event.metaKey || event.shiftKey || event.button;
+  if (!link || isModified) return;
   event.preventDefault();
-  go(link.getAttribute("href"));
+  navigate(link.getAttribute("href"));
 });
-addEventListener("popstate", () => { if (location.pathname !== path) go(location.pathname + location.hash); });  // else a place on it
-route();
+// A popstate with the same path is a jump within the page, such as by the skip link.
+addEventListener("popstate", () => {
+  if (location.pathname !== path) navigate(location.pathname + location.hash);
+});
+showScreen();

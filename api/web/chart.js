@@ -1,36 +1,42 @@
-// The losses of a run, logarithmic, each on a scale of its own: how far the picture is from photo and painting.
+// A chart of a run's losses: logarithmic, each on its own scale.
 
-import { show } from "./dom.js";
-import { tab } from "./storage.js";
+import { setVisible } from "./dom.js";
+import { tabStorage } from "./storage.js";
 
-const WIDE = 300, HIGH = 80;
-const SLOT = "impasto losses";  // of the last job that this tab has seen, for a reload
+const WIDTH = 300, HEIGHT = 80;  // the viewBox
+const STORAGE_NAME = "impasto losses";  // of the last job in this tab, to survive a reload
 
-export class Chart {
+export class LossChart {
   constructor(root) {
     Object.assign(this, { root, points: [] });
-    addEventListener("pagehide", () => tab.set(SLOT, JSON.stringify({ id: this.id, points: this.points })));
+    addEventListener("pagehide", () =>
+      tabStorage.set(STORAGE_NAME, JSON.stringify({ id: this.id, points: this.points })));
   }
 
-  of(id) {
-    const kept = JSON.parse(tab.get(SLOT));
-    Object.assign(this, { id, points: kept?.id === id ? kept.points : [] });
-    this.draw();
+  // Starts the chart of a job, with the points that an earlier load of the page has stored.
+  open(id) {
+    const stored = JSON.parse(tabStorage.get(STORAGE_NAME));
+    Object.assign(this, { id, points: stored?.id === id ? stored.points : [] });
+    this.render();
   }
 
-  add({ iteration, iterations, loss: { content, style } }) {
-    if (iteration < this.points.at(-1)?.iteration) this.points = [];  // another attempt
+  addPoint({ iteration, iterations, loss: { content, style } }) {
+    if (iteration < this.points.at(-1)?.iteration) this.points = [];  // another attempt has started
     if (iteration === this.points.at(-1)?.iteration) return;
     this.points.push({ iteration, iterations, content, style });
-    this.draw();
+    this.render();
   }
 
-  draw() {
-    show(this.root, this.points.length > 1);
+  render() {
+    setVisible(this.root, this.points.length > 1);
     for (const line of this.root.querySelectorAll("polyline")) {
-      const logs = this.points.map((point) => Math.log(point[line.id] || 1)), low = Math.min(...logs), span = Math.max(...logs) - low || 1;
-      line.setAttribute("points", this.points.map(({ iteration, iterations }, i) =>
-        `${WIDE * iteration / iterations},${HIGH * (0.95 - 0.9 * (logs[i] - low) / span)}`).join(" "));
+      const logs = this.points.map((point) => Math.log(point[line.id] || 1));
+      const low = Math.min(...logs), span = Math.max(...logs) - low || 1;
+      line.setAttribute("points", this.points.map(({ iteration, iterations }, i) => {
+        const x = WIDTH * iteration / iterations;
+        const y = HEIGHT * (0.95 - 0.9 * (logs[i] - low) / span);
+        return `${x},${y}`;
+      }).join(" "));
     }
   }
 }

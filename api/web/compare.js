@@ -1,62 +1,70 @@
-// Photo and painting on one another: a curtain between them, a mixture of both, a look at pixels. Paints nothing.
+// Shows the result over the photo: with a divider between them, blended, or pixel by pixel.
 
-import { at, make, shown, valued, written } from "./dom.js";
+import { byId, createElement, encodeCanvas, setValueText, showBlob } from "./dom.js";
 
-export class Compare {
+export class ComparisonView {
   constructor(stage) {
-    const curtain = at("curtain"), blend = at("blend"), closer = at("zoom"), [before, after] = stage.querySelectorAll("img");
-    Object.assign(this, { stage, curtain, blend, closer, before, after, sheet: curtain.parentElement });
-    for (const slider of [curtain, blend]) slider.addEventListener("input", () => this.draw());
-    closer.addEventListener("click", () => this.zoom());
+    const [before, after] = stage.querySelectorAll("img");
+    const divider = byId("divider"), blend = byId("blend"), zoomButton = byId("zoom");
+    const layers = divider.parentElement;
+    Object.assign(this, { stage, layers, before, after, divider, blend, zoomButton });
+    for (const slider of [divider, blend]) slider.addEventListener("input", () => this.render());
+    zoomButton.addEventListener("click", () => this.setZoom());
   }
 
-  // Files; without a photo nothing is compared.
-  show(painted, words, photo) {
-    this.painted = painted;
-    shown(painted, words, this.after);
-    if (photo) shown(photo, "The photo", this.before);
-    this.stage.classList.toggle("compares", Boolean(photo));
-    this.draw();
+  // result, photo: blobs. Without a photo there is no comparison.
+  show(result, alt, photo) {
+    this.result = result;
+    showBlob(result, alt, this.after);
+    if (photo) showBlob(photo, "The photo", this.before);
+    this.stage.classList.toggle("has-photo", Boolean(photo));
+    this.render();
   }
 
-  // A frame, for the while.
-  frame(picture) { if (picture ??= this.painted) shown(picture, this.after.alt, this.after); }
+  get hasPhoto() { return this.stage.classList.contains("has-photo"); }
+
+  // Shows a frame in place of the result; null shows the result again.
+  showFrame(frame) {
+    const image = frame ?? this.result;
+    if (image) showBlob(image, this.after.alt, this.after);
+  }
 
   clear() {
-    this.painted = null;
+    this.result = null;
     for (const image of [this.before, this.after]) image.removeAttribute("src");
-    this.stage.classList.remove("compares");
-    this.curtain.value = 50;
+    this.stage.classList.remove("has-photo");
+    this.divider.value = 50;
     this.blend.value = 100;
-    this.draw();
-    this.zoom(false);
+    this.render();
+    this.setZoom(false);
   }
 
-  draw() {
-    this.sheet.style.setProperty("--curtain", `${this.curtain.value}%`);
-    this.sheet.style.setProperty("--blend", this.blend.value / 100);
-    valued(this.curtain, `${this.curtain.value} % photo, the rest painting`);
-    valued(this.blend, `${this.blend.value} %`);
+  render() {
+    this.layers.style.setProperty("--divider", `${this.divider.value}%`);
+    this.layers.style.setProperty("--blend", this.blend.value / 100);
+    setValueText(this.divider, `${this.divider.value} % photo, the rest painting`);
+    setValueText(this.blend, `${this.blend.value} %`);
   }
 
-  // One pixel of the picture to one of the screen, of small ones to several; or all of it.
-  zoom(on = !this.zoomed) {
-    this.zoomed = on;
-    this.stage.classList.toggle("zoomed", on);
-    this.closer.setAttribute("aria-pressed", on);
-    this.stage.tabIndex = on ? 0 : -1;  // to be moved by the arrow keys
-    const wide = this.after.naturalWidth / devicePixelRatio;
-    this.sheet.style.width = on ? `${wide * Math.ceil(1.5 * this.stage.clientWidth / wide)}px` : "";
-    if (on) this.stage.scrollTo((this.stage.scrollWidth - this.stage.clientWidth) / 2, 0);
+  // Zoomed, one pixel of the image is one of the screen, or several if the image is small.
+  setZoom(isZoomed = !this.isZoomed) {
+    this.isZoomed = isZoomed;
+    this.stage.classList.toggle("zoomed", isZoomed);
+    this.zoomButton.setAttribute("aria-pressed", isZoomed);
+    this.stage.tabIndex = isZoomed ? 0 : -1;  // so that the arrow keys scroll it
+    const width = this.after.naturalWidth / devicePixelRatio;
+    const factor = Math.ceil(1.5 * this.stage.clientWidth / width);
+    this.layers.style.width = isZoomed ? `${width * factor}px` : "";
+    if (isZoomed) this.stage.scrollTo((this.stage.scrollWidth - this.stage.clientWidth) / 2, 0);
   }
 
-  // The mixture as a file, of the picture itself whatever frame is shown.
-  async mixed(type) {
-    const painted = await createImageBitmap(this.painted), { width, height } = painted;
-    const canvas = make("canvas", { width, height }), pen = canvas.getContext("2d");
-    pen.drawImage(this.before, 0, 0, width, height);
-    pen.globalAlpha = this.blend.value / 100;
-    pen.drawImage(painted, 0, 0);
-    return written(canvas, type, 0.95);
+  // Encodes the blend of photo and result, of the result itself also while a frame is shown.
+  async encodeBlend(type) {
+    const result = await createImageBitmap(this.result), { width, height } = result;
+    const canvas = createElement("canvas", { width, height }), context = canvas.getContext("2d");
+    context.drawImage(this.before, 0, 0, width, height);
+    context.globalAlpha = this.blend.value / 100;
+    context.drawImage(result, 0, 0);
+    return encodeCanvas(canvas, type, 0.95);
   }
 }

@@ -1,16 +1,21 @@
-// A job as the command that submits it again, with pictures that the service has. Knows how a shell quotes.
+// Builds the curl command that submits a job again, with images that the service has.
 
-import { submission } from "./schema.js";
-import { key } from "./api.js";
+import { apiKey } from "./api.js";
+import { getSubmissionSchema } from "./schema.js";
 
-export async function commandFor({ input: { spec, masks, init_image, ...pictures } }) {
-  const { parameters } = await submission();
-  const differs = ([name, value]) => value !== null && JSON.stringify(value) !== JSON.stringify(parameters[name]?.default);
+export async function buildCommand({ input: { spec, masks, init_image, ...images } }) {
+  const { parameters } = await getSubmissionSchema();
+  const isChanged = ([name, value]) =>
+    value !== null && JSON.stringify(value) !== JSON.stringify(parameters[name]?.default);
   const body = {
-    ...pictures, ...(masks.length && { masks }), ...(init_image && { init_image }),
-    spec: Object.fromEntries(Object.entries(spec).filter(differs)),
+    ...images,
+    ...(masks.length && { masks }),
+    ...(init_image && { init_image }),
+    spec: Object.fromEntries(Object.entries(spec).filter(isChanged)),
   };
-  const told = JSON.stringify(body, null, 1).replaceAll("'", "'\\''");
-  const auth = key.get() ? ['-H "Authorization: Bearer $IMPASTO_KEY"'] : [];
-  return ["curl", ...auth, "-H 'Content-Type: application/json'", `-d '${told}'`, `${location.origin}/v1/jobs`].join(" \\\n  ");
+  const json = JSON.stringify(body, null, 1).replaceAll("'", "'\\''");  // quoted for a shell
+  const authorization = apiKey.get() ? ['-H "Authorization: Bearer $IMPASTO_KEY"'] : [];
+  const contentType = "-H 'Content-Type: application/json'";
+  const url = `${location.origin}/v1/jobs`;
+  return ["curl", ...authorization, contentType, `-d '${json}'`, url].join(" \\\n  ");
 }

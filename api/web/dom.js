@@ -1,9 +1,10 @@
-// An element of the page, from its name, properties and children. Text is text: nothing here reads HTML.
+// Helpers for elements of the page. All text is set as text: nothing here parses HTML.
 
-export const at = (id) => document.getElementById(id);
+export const byId = (id) => document.getElementById(id);
 
-export function make(kind, properties = {}, ...children) {
-  const element = document.createElement(kind);
+// Creates an element from its tag, its properties or attributes, and its children.
+export function createElement(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (name in element) element[name] = value;
     else element.setAttribute(name, value);
@@ -12,46 +13,51 @@ export function make(kind, properties = {}, ...children) {
   return element;
 }
 
-// A picture from memory. Its address is given back as soon as it is shown.
-export function shown(bytes, alt = "", image = make("img")) {
-  const src = URL.createObjectURL(bytes), done = () => URL.revokeObjectURL(src);
-  return Object.assign(image, { alt, onload: done, onerror: done, src });
+// Shows a blob in an <img> and returns it. The blob's URL is revoked as soon as it has loaded.
+export function showBlob(blob, alt = "", image = createElement("img")) {
+  const src = URL.createObjectURL(blob);
+  const revoke = () => URL.revokeObjectURL(src);
+  return Object.assign(image, { alt, onload: revoke, onerror: revoke, src });
 }
 
-// What is on a canvas, as a file. A browser that cannot write a type writes PNG.
-export async function written(canvas, type, quality) {
-  const bytes = await new Promise((done) => canvas.toBlob(done, type, quality));
-  if (!bytes) throw new Error("This browser cannot write a picture that large.");
-  return bytes;
+// Encodes a canvas as a blob. A browser that does not support a type encodes PNG.
+export async function encodeCanvas(canvas, type, quality) {
+  const blob = await new Promise((done) => canvas.toBlob(done, type, quality));
+  if (!blob) throw new Error("This browser cannot save a picture of this size.");
+  return blob;
 }
 
-export const show = (element, visible) => { element.hidden = !visible; };
+export const setVisible = (element, visible) => { element.hidden = !visible; };
 
-export const write = (id, words) => { at(id).textContent = words; };
+export const setText = (id, text) => { byId(id).textContent = text; };
 
-export function complain(element, words = "") {
-  element.textContent = words;
-  show(element, words);
+// Shows an error message, or hides the element if there is none.
+export function showError(element, message = "") {
+  element.textContent = message;
+  setVisible(element, message);
 }
 
-export function valued(input, words) {
-  input.setAttribute("aria-valuetext", words);
+// Sets the text of a slider's value, for screen readers and for its <output>.
+export function setValueText(input, text) {
+  input.setAttribute("aria-valuetext", text);
   const output = document.querySelector(`output[for=${input.id}]`);
-  if (output) output.textContent = words;
+  if (output) output.textContent = text;
 }
 
-// What a screen reader says, once.
-export function say(words) {
-  if (at("said").textContent !== words) write("said", words);
+// Makes a screen reader say the text, once.
+export function announce(text) {
+  if (byId("announcement").textContent !== text) setText("announcement", text);
 }
 
-export function saved(bytes, { id }) {
-  const href = URL.createObjectURL(bytes), kind = bytes.type.replace("image/", "").replace("jpeg", "jpg");
-  make("a", { href, download: `impasto-${id.slice(4, 12)}.${kind}` }).click();
-  setTimeout(() => URL.revokeObjectURL(href), 60_000);
+// Starts the download of a blob, named after its job.
+export function downloadBlob(blob, { id }) {
+  const href = URL.createObjectURL(blob);
+  const extension = blob.type.replace("image/", "").replace("jpeg", "jpg");
+  createElement("a", { href, download: `impasto-${id.slice(4, 12)}.${extension}` }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000);  // the browser may still be reading it
 }
 
-export function duration(seconds) {
+export function formatDuration(seconds) {
   if (seconds < 90) return `${Math.max(1, Math.ceil(seconds))} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
   return `${(seconds / 3600).toFixed(1)} h`;

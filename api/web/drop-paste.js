@@ -1,33 +1,41 @@
-// Pictures dropped or pasted anywhere on the page, and which well they belong to.
+// Accepts image files that are dropped or pasted anywhere on the page.
 
-const picturesIn = ({ files }) => [...files].filter((file) => file.type.startsWith("image/") || !file.type);
+// A file without a type may be an image: some systems do not know HEIC.
+const getImages = ({ files }) =>
+  [...files].filter((file) => file.type.startsWith("image/") || !file.type);
 
-// Two at once are photo and painting. One goes into the well that it was dropped on, else into the first empty one.
-function pour(files, photo, painting, target) {
-  const aimed = [photo, painting].find((well) => target instanceof Node && well.root.contains(target));
-  if (!aimed && files.length > 1) {
-    photo.take(files.slice(0, 1));
-    painting.take(files.slice(1));
-  } else (aimed ?? (photo.ready && !painting.ready ? painting : photo)).take(files);
+// Several files are a photo and paintings. One file goes to the picker that it was dropped on, else
+// to the first empty picker.
+function distributeFiles(files, photo, painting, target) {
+  const picker = [photo, painting]
+    .find(({ root }) => target instanceof Node && root.contains(target));
+  if (picker) picker.addFiles(files);
+  else if (files.length > 1) {
+    photo.addFiles(files.slice(0, 1));
+    painting.addFiles(files.slice(1));
+  } else if (photo.hasPictures && !painting.hasPictures) painting.addFiles(files);
+  else photo.addFiles(files);
 }
 
-export function receive(photo, painting, isOpen) {
-  const leave = () => document.body.classList.remove("dragging");
+export function acceptDropsAndPastes(photo, painting, isOpen) {
+  const stopDragging = () => document.body.classList.remove("dragging");
   addEventListener("dragover", (event) => {
     event.preventDefault();
     document.body.classList.toggle("dragging", event.dataTransfer.types.includes("Files"));
   });
-  addEventListener("dragleave", (event) => { if (!event.relatedTarget) leave(); });
+  addEventListener("dragleave", (event) => { if (!event.relatedTarget) stopDragging(); });
   addEventListener("drop", (event) => {
-    event.preventDefault();  // else the browser would leave the page for the picture
-    leave();
-    const files = picturesIn(event.dataTransfer);
+    event.preventDefault();  // else the browser would replace the page by the image
+    stopDragging();
+    const files = getImages(event.dataTransfer);
     if (!isOpen()) return;
-    if (files.length) pour(files, photo, painting, event.target);
-    else photo.refuse("That is no file. Save the picture first, then drop it here.");
+    if (files.length) distributeFiles(files, photo, painting, event.target);
+    else photo.showError("This is not a file. Save the picture first, then drop it here.");
   });
   addEventListener("paste", (event) => {
-    const files = picturesIn(event.clipboardData);
-    if (files.length && isOpen()) { event.preventDefault(); pour(files, photo, painting, document.activeElement); }
+    const files = getImages(event.clipboardData);
+    if (!files.length || !isOpen()) return;
+    event.preventDefault();
+    distributeFiles(files, photo, painting, document.activeElement);
   });
 }

@@ -1,37 +1,38 @@
-// How long it will take, before anything is sent. Says nothing where the service cannot tell.
+// Shows how long a job will take, before it is submitted. Shows nothing if the service cannot
+// estimate it.
 
-import { duration } from "./dom.js";
-import { tell } from "./api.js";
+import { sendJson } from "./api.js";
+import { formatDuration } from "./dom.js";
 
-const PATIENCE_MS = 400;  // a slider in motion asks nothing
+const DEBOUNCE_MS = 400;  // a slider that moves must not send a request per step
 
-export class Forecast {
+export class Estimate {
   constructor(root) { this.root = root; }
 
-  // body: as POST /v1/jobs takes it, with sizes for pictures; or null, and words to say instead.
-  of(body, words) {
+  // body: that of POST /v1/jobs, with sizes in place of images. With null, the text is shown.
+  update(body, text) {
     clearTimeout(this.timer);
-    const turn = this.turn = {};
-    if (!body) this.root.textContent = words;
-    else this.timer = setTimeout(() => this.#ask(body, turn), PATIENCE_MS);
+    const current = this.current = {};
+    if (!body) this.root.textContent = text;
+    else this.timer = setTimeout(() => this.#request(body, current), DEBOUNCE_MS);
   }
 
-  async #ask(body, turn) {
-    let words = "";
+  async #request(body, current) {
+    let text = "";
     try {
-      words = told(await (await tell("POST", "/v1/estimate", body)).json());
+      text = describe(await (await sendJson("POST", "/v1/estimate", body)).json());
     } catch (error) {
-      if ([422, 503].includes(error.status)) words = error.message;
+      if ([422, 503].includes(error.status)) text = error.message;
     }
-    if (this.turn === turn) this.root.textContent = words;
+    if (this.current === current) this.root.textContent = text;  // else a newer request runs
   }
 }
 
-function told({ seconds, queue, refused }) {
+function describe({ seconds, queue, refused }) {
   if (refused) return refused.message;
   const parts = [];
-  if (Number.isFinite(seconds)) parts.push(`About ${duration(seconds)} of painting`);
-  if (queue.position) parts.push(`${queue.position} before you`);
-  if (queue.start_seconds > 1) parts.push(`begins in ${duration(queue.start_seconds)}`);
+  if (Number.isFinite(seconds)) parts.push(`Takes about ${formatDuration(seconds)}`);
+  if (queue.position) parts.push(`${queue.position} before yours`);
+  if (queue.start_seconds > 1) parts.push(`starts in ${formatDuration(queue.start_seconds)}`);
   return parts.join(", ");
 }

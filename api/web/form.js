@@ -1,133 +1,209 @@
-// The parameters: four in plain words, the others under their names. Ranges, defaults and sentences are the contract's.
+// The form of the parameters: four with labels of their own, the others under their API names.
+// Ranges, defaults and descriptions come from the OpenAPI document.
 
-import { make, show, valued } from "./dom.js";
+import { createElement, setValueText, setVisible } from "./dom.js";
 
-// A slider of brush sizes goes in even factors: it turns a power of two.
-const PLAIN = {
-  strength: { label: "Strength", step: 0.05, words: (value) => `${Math.round(value * 100)} %` },
-  style_scale: { label: "Brush", step: 0.25, power: true, words: (value) => `${Number(value.toFixed(2))}×` },
-  size: { label: "Size", sizes: { 256: "tiny", 384: "small", 512: "medium", 768: "large", 1024: "very large", 2048: "huge" } },
-  preserve_color: { label: "Colors", names: { none: "the painting’s", luminance: "the photo’s", match: "tuned to the photo", histogram: "tuned shade by shade" } },
+// isPower: the slider's value is the logarithm to base 2, so that its steps are equal factors.
+const MAIN_PARAMETERS = {
+  strength: { label: "Strength", step: 0.05, format: (value) => `${Math.round(value * 100)} %` },
+  style_scale: {
+    label: "Brush", step: 0.25, isPower: true, format: (value) => `${Number(value.toFixed(2))}×`,
+  },
+  size: {
+    label: "Size",
+    sizes: {
+      256: "tiny", 384: "small", 512: "medium", 768: "large", 1024: "very large", 2048: "huge",
+    },
+  },
+  preserve_color: {
+    label: "Colors",
+    names: {
+      none: "the painting’s", luminance: "the photo’s", match: "matched to the photo",
+      histogram: "matched by histogram",
+    },
+  },
 };
-const ELSEWHERE = ["style_weights", "content", "styles", "masks", "init_image", "from", "preset"];  // wells, masks, sliders, presets
-const NEEDS_MORE = { init: ["picture"] };  // what this page does not send by itself
+// Other parts of the page set these: the pickers, the masks, the weights, the presets.
+const EXCLUDED = ["style_weights", "content", "styles", "masks", "init_image", "from", "preset"];
+const UNSUPPORTED_VALUES = { init: ["picture"] };  // it needs an image that this form cannot send
 
-// The same for values that are the same.
-const text = (value) => (value?.constructor === Object
-  ? `{${Object.keys(value).sort().map((name) => `${name}:${text(value[name])}`)}}` : JSON.stringify(value));
+// Text that is equal for equal values, whatever the order of an object's properties.
+const canonicalize = (value) => {
+  if (value?.constructor !== Object) return JSON.stringify(value);
+  const names = Object.keys(value).sort();
+  return `{${names.map((name) => `${name}:${canonicalize(value[name])}`)}}`;
+};
 
-export class Parameters extends EventTarget {
-  constructor(plain, more, { parameters, wishes }) {
+export class ParameterForm extends EventTarget {
+  // main, more: the elements for the four parameters, and for the others.
+  constructor(main, more, { parameters, options }) {
     super();
     this.controls = {};
-    for (const [name, look] of Object.entries(PLAIN)) {
-      plain.append(this.#add(name, parameters[name], "spec", look.sizes ? sizes : look.names ? choice : slider, look));
+    for (const [name, appearance] of Object.entries(MAIN_PARAMETERS)) {
+      let create = createSlider;
+      if (appearance.sizes) create = createSizeSelect;
+      else if (appearance.names) create = createSelect;
+      main.append(this.#addControl(name, parameters[name], "spec", create, appearance));
     }
-    const rest = (named, group) => Object.entries(named).filter(([name]) => !PLAIN[name] && !ELSEWHERE.includes(name))
-      .map(([name, schema]) => this.#add(name, schema, group, named_, {}));
-    more.append(...rest(parameters, "spec"), ...rest(wishes, "wishes"));
-    for (const { set, preset } of Object.values(this.controls)) set(preset);
-    const drawer = more.closest("details");
-    more.addEventListener("invalid", () => { drawer.open = true; }, true);  // else nobody could see what is wrong
+    for (const [group, schemas] of [["spec", parameters], ["options", options]]) {
+      for (const [name, schema] of Object.entries(schemas)) {
+        if (MAIN_PARAMETERS[name] || EXCLUDED.includes(name)) continue;
+        more.append(this.#addControl(name, schema, group, createInput, {}));
+      }
+    }
+    for (const control of Object.values(this.controls)) control.set(control.initial);
+    const details = more.closest("details");
+    // Open the details for a value that is out of range: the browser cannot show it while closed.
+    more.addEventListener("invalid", () => { details.open = true; }, true);
   }
 
-  // A parameter has the value that it was given, to the last digit, until somebody turns it.
-  #add(name, schema, group, shape, look) {
-    const preset = schema.default ?? null, control = { ...shape(name, schema, look), group, preset, value: preset };
+  // A control keeps the value that it was given, to the last digit, until the user changes it: a
+  // slider may have no such position.
+  #addControl(name, schema, group, create, appearance) {
+    const initial = schema.default ?? null;
+    const control = { ...create(name, schema, appearance), group, initial, value: initial };
     this.controls[name] = control;
-    control.element.addEventListener("input", () => { control.value = control.get() ?? preset; this.changed(); });
+    control.element.addEventListener("input", () => {
+      control.value = control.get() ?? initial;
+      this.notifyChange();
+    });
     return control.element;
   }
 
-  changed() { this.dispatchEvent(new Event("change")); }
+  notifyChange() { this.dispatchEvent(new Event("change")); }
 
-  // What differs from the defaults: {spec: {…}, …wishes}.
-  get chosen() {
-    const said = { spec: {} };
-    for (const [name, { group, preset, value }] of Object.entries(this.controls)) {
-      if (text(value) !== text(preset)) (group === "spec" ? said.spec : said)[name] = value;
+  // The values that differ from the defaults: {spec: {…}, …options}.
+  get changes() {
+    const changes = { spec: {} };
+    for (const [name, { group, initial, value }] of Object.entries(this.controls)) {
+      if (canonicalize(value) === canonicalize(initial)) continue;
+      (group === "spec" ? changes.spec : changes)[name] = value;
     }
-    return said;
+    return changes;
   }
 
-  // Those that a spec does not name go back to their defaults.
-  set(spec) {
+  // Sets the parameters of a spec; those that it does not name get their defaults.
+  setSpec(spec) {
     for (const [name, control] of Object.entries(this.controls)) {
-      if (control.group === "spec") control.set(control.value = spec[name] ?? control.preset);
+      if (control.group === "spec") control.set(control.value = spec[name] ?? control.initial);
     }
-    this.changed();
+    this.notifyChange();
   }
 
-  // A row of buttons, one for each preset; pressed is the one that the parameters agree with.
-  offer(root, presets) {
-    const all = [{ name: "standard", description: "Neither too little nor too much.", spec: {} }, ...presets];
-    const hint = make("p", { className: "hint" });
-    const buttons = all.map(({ name, spec, description }) => make("button", {
-      type: "button", textContent: name[0].toUpperCase() + name.slice(1).replaceAll("-", " "), title: description, onclick: () => this.set(spec) }));
-    const mark = () => {
-      const now = all.find(({ spec }) => text(spec) === text(this.chosen.spec));
-      buttons.forEach((button, i) => button.setAttribute("aria-pressed", all[i] === now));
-      hint.textContent = now?.description ?? "Parameters of your own.";
+  // Shows one button per preset; the one that equals the current parameters is pressed.
+  showPresets(root, presets) {
+    const all = [{ name: "standard", description: "The defaults.", spec: {} }, ...presets];
+    const hint = createElement("p", { className: "hint" });
+    const buttons = all.map(({ name, spec, description }) => createElement("button", {
+      type: "button", textContent: name[0].toUpperCase() + name.slice(1).replaceAll("-", " "),
+      title: description, onclick: () => this.setSpec(spec) }));
+    const update = () => {
+      const current = canonicalize(this.changes.spec);
+      const active = all.find(({ spec }) => canonicalize(spec) === current);
+      buttons.forEach((button, i) => button.setAttribute("aria-pressed", all[i] === active));
+      hint.textContent = active?.description ?? "Custom parameters.";
     };
-    root.replaceChildren(make("div", { className: "row" }, ...buttons), hint);
-    this.addEventListener("change", mark);
-    mark();
-    show(root, true);
+    root.replaceChildren(createElement("div", { className: "row" }, ...buttons), hint);
+    this.addEventListener("change", update);
+    update();
+    setVisible(root, true);
   }
 }
 
-const labeled = ({ description }, htmlFor, words, ...parts) =>
-  make("div", { className: "parameter", title: description }, make("label", { htmlFor }, ...words), ...parts);
+// Each create function below returns {element, get(), set(value)}; get returns null for no value.
 
-function slider(name, schema, { label, step, power, words }) {
-  const scaled = power ? Math.log2 : Number;
-  const input = make("input", { type: "range", id: `parameter-${name}`, min: scaled(schema.minimum), max: scaled(schema.maximum), step });
-  const get = () => (power ? 2 ** input.value : Number(input.value));
-  input.addEventListener("input", () => valued(input, words(get())));
-  return {
-    get,
-    set: (value) => { input.value = scaled(value); valued(input, words(value)); },
-    element: labeled(schema, input.id, [label, make("output", { htmlFor: input.id })], input),
-  };
-}
+const wrapWithLabel = ({ description }, htmlFor, label, ...children) =>
+  createElement("div", { className: "parameter", title: description },
+    createElement("label", { htmlFor }, ...label), ...children);
 
-const picker = (id, options) => make("select", { id }, ...Object.entries(options).map(([value, textContent]) => make("option", { value, textContent })));
+const createOption = ([value, textContent]) => createElement("option", { value, textContent });
 
-function choice(name, schema, { label, names }) {
-  const select = picker(`parameter-${name}`, Object.fromEntries(schema.enum.map((value) => [value, names[value] ?? value])));
-  const set = (value) => { select.value = value; };
-  return { set, get: () => select.value, element: labeled(schema, select.id, [label], select) };
-}
+const createSelectElement = (id, options) =>
+  createElement("select", { id }, ...options.map(createOption));
 
-function sizes(name, schema, { label, sizes: words }) {
-  const fitting = Object.entries(words).filter(([px]) => px >= schema.minimum && px <= schema.maximum);
-  const select = picker("parameter-size", Object.fromEntries([...fitting.map(([px, word]) => [px, `${word} · ${px} px`]), ["other", "other …"]]));
-  const exact = make("input", { type: "number", id: "parameter-size-px", required: true, min: schema.minimum, max: schema.maximum, "aria-label": "Size, long side in px" });
-  const follow = () => { exact.hidden = exact.disabled = select.value !== "other"; };  // it bars no submission
-  select.addEventListener("change", follow);
-  return {
-    set: (value) => { exact.value = value; select.value = words[value] ? value : "other"; follow(); },
-    get: () => Number(select.value === "other" ? exact.value : select.value),
-    element: labeled(schema, select.id, [label], select, exact),
-  };
-}
-
-function named_(name, schema) {
-  const id = `parameter-${name}`, hint = `${id}-hint`;
-  const limits = { ...schema, ...schema.anyOf?.[0] }, kind = limits.type, isNumber = ["integer", "number"].includes(kind);
-  const options = schema.enum?.filter((value) => !NEEDS_MORE[name]?.includes(value)).map((value) => [value, value]);
-  const input = options ? picker(id, Object.fromEntries(options)) : make("input", { id, type: kind === "boolean" ? "checkbox" : isNumber ? "number" : "text" });
-  if (isNumber) Object.assign(input, { step: kind === "integer" ? 1 : "any", min: limits.minimum ?? 0, max: limits.maximum ?? "" });
-  input.setAttribute("aria-describedby", hint);
+function createSlider(name, schema, { label, step, isPower, format }) {
+  const toPosition = isPower ? Math.log2 : Number;
+  const [min, max] = [schema.minimum, schema.maximum].map(toPosition);
+  const input = createElement("input", { type: "range", id: `parameter-${name}`, min, max, step });
+  const get = () => (isPower ? 2 ** input.value : Number(input.value));
   const set = (value) => {
-    if (kind === "boolean") input.checked = value;
-    else input.value = value && typeof value === "object" ? Object.entries(value).map((pair) => pair.join("=")).join(",") : value ?? "";
-    if (options && input.value !== value) input.append(make("option", { value, textContent: value, selected: true }));  // an earlier job's
+    input.value = toPosition(value);
+    setValueText(input, format(value));
+  };
+  input.addEventListener("input", () => setValueText(input, format(get())));
+  const output = createElement("output", { htmlFor: input.id });
+  return { get, set, element: wrapWithLabel(schema, input.id, [label, output], input) };
+}
+
+function createSelect(name, schema, { label, names }) {
+  const options = schema.enum.map((value) => [value, names[value] ?? value]);
+  const select = createSelectElement(`parameter-${name}`, options);
+  const set = (value) => { select.value = value; };
+  const element = wrapWithLabel(schema, select.id, [label], select);
+  return { set, get: () => select.value, element };
+}
+
+// A select with usual sizes, and a number field for any other.
+function createSizeSelect(name, schema, { label, sizes }) {
+  const { minimum: min, maximum: max } = schema;
+  const options = Object.entries(sizes).filter(([px]) => px >= min && px <= max)
+    .map(([px, size]) => [px, `${size} · ${px} px`]);
+  const select = createSelectElement("parameter-size", [...options, ["other", "other …"]]);
+  const number = createElement("input", {
+    type: "number", id: "parameter-size-px", required: true, min, max,
+    "aria-label": "Size, long side in px" });
+  // A disabled field is not validated, so it cannot block the form while it is hidden.
+  const update = () => { number.hidden = number.disabled = select.value !== "other"; };
+  select.addEventListener("change", update);
+  return {
+    set: (value) => {
+      number.value = value;
+      select.value = sizes[value] ? value : "other";
+      update();
+    },
+    get: () => Number(select.value === "other" ? number.value : select.value),
+    element: wrapWithLabel(schema, select.id, [label], select, number),
+  };
+}
+
+// A checkbox, select or field for any other parameter, with its description.
+function createInput(name, schema) {
+  const id = `parameter-${name}`, hintId = `${id}-hint`;
+  const limits = { ...schema, ...schema.anyOf?.[0] };  // anyOf: the type, or null
+  const isBoolean = limits.type === "boolean", isInteger = limits.type === "integer";
+  const isNumber = isInteger || limits.type === "number";
+  const options = schema.enum?.filter((value) => !UNSUPPORTED_VALUES[name]?.includes(value))
+    .map((value) => [value, value]);
+  let input = null;
+  if (options) input = createSelectElement(id, options);
+  else if (isBoolean) input = createElement("input", { id, type: "checkbox" });
+  else input = createElement("input", { id, type: isNumber ? "number" : "text" });
+  if (isNumber) {
+    Object.assign(input, {
+      step: isInteger ? 1 : "any", min: limits.minimum ?? 0, max: limits.maximum ?? "" });
+  }
+  input.setAttribute("aria-describedby", hintId);
+  const set = (value) => {
+    if (isBoolean) input.checked = value;
+    else input.value = formatValue(value);
+    // A value of an earlier job may not be among the options.
+    if (options && input.value !== value) {
+      input.append(createElement("option", { value, textContent: value, selected: true }));
+    }
   };
   const get = () => {
-    if (kind === "boolean") return input.checked;
-    return input.value === "" ? null : isNumber ? Number(input.value) : input.value;
+    if (isBoolean) return input.checked;
+    if (input.value === "") return null;
+    return isNumber ? Number(input.value) : input.value;
   };
-  const words = make("p", { id: hint, className: "hint", textContent: schema.description });
-  return { get, set, element: labeled(schema, id, [make("code", { textContent: name })], input, words) };
+  const hint = createElement("p", {
+    id: hintId, className: "hint", textContent: schema.description });
+  const label = createElement("code", { textContent: name });
+  return { get, set, element: wrapWithLabel(schema, id, [label], input, hint) };
+}
+
+// An object as name=value pairs, as the API takes it in a form field.
+function formatValue(value) {
+  if (value === null || typeof value !== "object") return value ?? "";
+  return Object.entries(value).map((pair) => pair.join("=")).join(",");
 }

@@ -1,44 +1,48 @@
-// How a picture came about: its frames, where the service keeps them.
+// Plays the frames of a run, if the service has them.
 
-import { at, saved, show, valued } from "./dom.js";
-import { persist } from "./retry.js";
-import { blob, read } from "./api.js";
+import { getBlob, getJson } from "./api.js";
+import { byId, downloadBlob, setValueText, setVisible } from "./dom.js";
+import { retry } from "./retry.js";
 
-export class Reel {
-  // shown(picture): a frame instead of the picture, or null for the picture itself. troubled(error): it cannot be had.
-  constructor(root, { shown, troubled }) {
-    Object.assign(this, { root, shown, troubled });
-    at("frame").addEventListener("input", () => this.#turn());
+export class FramePlayer {
+  // onFrame(blob): a frame to show, or null for the result. onError(error): it cannot be fetched.
+  constructor(root, { onFrame, onError }) {
+    Object.assign(this, { root, onFrame, onError });
+    byId("frame").addEventListener("input", () => this.#showSelected());
   }
 
   clear() {
-    Object.assign(this, { job: null, turn: null, frames: [], kept: new Map() });
-    show(this.root, false);
+    Object.assign(this, { job: null, selected: null, frames: [], blobs: new Map() });
+    setVisible(this.root, false);
   }
 
-  async of(job, signal) {
+  // Fetches the list of frames, once per job.
+  async open(job, signal) {
     if (this.job || !job.links.frames) return;
     this.job = job;
-    const { frames } = await persist(() => read(job.links.frames, { signal }), { signal }).catch(() => ({ frames: [] }));
+    const { frames } = await retry(() => getJson(job.links.frames, { signal }), { signal })
+      .catch(() => ({ frames: [] }));
     if (signal.aborted || frames.length < 2) return;
     this.frames = frames;
-    Object.assign(at("frame"), { max: frames.length, value: frames.length });
-    show(this.root, true);
-    this.#turn();
+    Object.assign(byId("frame"), { max: frames.length, value: frames.length });
+    setVisible(this.root, true);
+    this.#showSelected();
   }
 
-  async #turn() {
-    const { job, kept } = this, turn = this.turn = Number(at("frame").value), frame = this.frames[turn];
-    valued(at("frame"), frame ? `iteration ${frame.iteration}` : "the end");
+  // The slider's last position is the result.
+  async #showSelected() {
+    const { job, blobs } = this;
+    const selected = this.selected = Number(byId("frame").value), frame = this.frames[selected];
+    setValueText(byId("frame"), frame ? `iteration ${frame.iteration}` : "result");
     try {
-      if (frame && !kept.has(turn)) kept.set(turn, blob(frame.url));
-      const picture = await kept.get(turn);
-      if (this.job === job && this.turn === turn) this.shown(picture);
+      if (frame && !blobs.has(selected)) blobs.set(selected, getBlob(frame.url));
+      const blob = await blobs.get(selected);
+      if (this.job === job && this.selected === selected) this.onFrame(blob);
     } catch (error) {
-      kept.delete(turn);
-      if (this.job === job) this.troubled(error);
+      blobs.delete(selected);
+      if (this.job === job) this.onError(error);
     }
   }
 
-  async save() { saved(await blob(this.job.links.timelapse), this.job); }
+  async downloadTimelapse() { downloadBlob(await getBlob(this.job.links.timelapse), this.job); }
 }

@@ -1,33 +1,44 @@
-// Pictures of our own to begin with; samples/draw.py drew them and wrote their index.
+// Example photos and paintings; samples/draw.py has drawn them and written their index.
 
-import { make } from "./dom.js";
+import { createElement } from "./dom.js";
 import { Picture } from "./picture.js";
 
-export function hang(root, kind, well, all) {
-  const frames = all.filter((one) => one.kind === kind).map((one) => frame(one, well));
-  root.replaceChildren(...frames);
-  well.addEventListener("change", () => {
-    for (const item of frames) item.firstChild.setAttribute("aria-pressed", chosen(well, item.address) !== undefined);
+export function showGallery(root, kind, picker, index) {
+  const items = index.filter((entry) => entry.kind === kind)
+    .map((entry) => createItem(entry, picker));
+  root.replaceChildren(...items);
+  picker.addEventListener("change", () => {
+    for (const item of items) {
+      const isChosen = findChosen(picker, item.address) !== undefined;
+      item.firstChild.setAttribute("aria-pressed", isChosen);
+    }
   });
 }
 
-const chosen = (well, address) => well.pictures.find((picture) => picture.source === address);
+const findChosen = (picker, address) =>
+  picker.pictures.find((picture) => picture.source === address);
 
-function frame({ name, title, words }, well) {
+function createItem({ name, title, words }, picker) {
   const address = `/web/gallery/${name}.jpg`;
-  const choose = async () => {
-    const there = chosen(well, address);
-    if (there && well.mixing && well.pictures.length > 1) return well.remove(there);
-    if (there) return;
-    const turn = well.turn = {};
-    try {
-      const picture = await Picture.at(address, title);
-      if (well.mixing ? !chosen(well, address) : well.turn === turn) well.put([picture]);
-    } catch (error) { well.refuse(error.message); }
-  };
-  const image = make("img", { src: `/web/gallery/${name}-small.jpg`, alt: words, width: 192, height: 144 });
-  const item = make("li", {}, make("button", { type: "button", onclick: choose, "aria-pressed": "false" },
-    image, make("span", { textContent: title })));
-  item.address = address;
-  return item;
+  const image = createElement("img", {
+    src: `/web/gallery/${name}-small.jpg`, alt: words, width: 192, height: 144 });
+  const button = createElement("button", {
+    type: "button", onclick: () => toggleExample(picker, address, title), "aria-pressed": "false" },
+  image, createElement("span", { textContent: title }));
+  return Object.assign(createElement("li", {}, button), { address });
+}
+
+async function toggleExample(picker, address, title) {
+  const chosen = findChosen(picker, address);
+  if (chosen) {
+    if (picker.isMixing && picker.pictures.length > 1) picker.removePicture(chosen);
+    return;
+  }
+  const choice = picker.pendingChoice = {};
+  try {
+    const picture = await Picture.fromAddress(address, title);
+    // While it loads, the user may have chosen another picture, or this one twice.
+    const isLatest = picker.pendingChoice === choice;
+    if (picker.isMixing ? !findChosen(picker, address) : isLatest) picker.setPictures([picture]);
+  } catch (error) { picker.showError(error.message); }
 }

@@ -1,81 +1,110 @@
-// The paintings of whoever uses this browser, newest first, as it remembers them. Forgets none unless it is asked to.
+// The jobs of this browser's user, newest first. The browser stores the list; an entry is removed
+// only when the user deletes it.
 
-import { at, make, say, show, shown } from "./dom.js";
-import { device } from "./storage.js";
-import { blob, read, tell } from "./api.js";
-import { gone } from "./job-stream.js";
+import { getBlob, getJson, sendJson } from "./api.js";
+import { announce, byId, createElement, setVisible, showBlob } from "./dom.js";
+import { hasExpiredImages } from "./job-stream.js";
+import { deviceStorage } from "./storage.js";
 
-const SLOT = "impasto shelf";
-const MOST = 60;
+const STORAGE_NAME = "impasto history";
+const MAX_ENTRIES = 60;
 
-export const TITLES = { queued: "Waiting", running: "Painting", succeeded: "Done", failed: "It did not work", canceled: "Stopped", expired: "Too late" };
+export const STATUS_TITLES = {
+  queued: "Waiting", running: "Painting", succeeded: "Done",
+  failed: "Failed", canceled: "Stopped", expired: "Expired",
+};
 
-const remembered = () => {
+const loadEntries = () => {
   try {
-    const kept = JSON.parse(device.get(SLOT));
-    return Array.isArray(kept) ? kept.filter((one) => /^job_[a-z2-7]{26}$/.test(one?.id)) : [];
+    const entries = JSON.parse(deviceStorage.get(STORAGE_NAME));
+    if (!Array.isArray(entries)) return [];
+    return entries.filter((entry) => /^job_[a-z2-7]{26}$/.test(entry?.id));
   } catch { return []; }
 };
 
-const keep = (kept) => device.set(SLOT, JSON.stringify(kept.slice(0, MOST)));
+const saveEntries = (entries) =>
+  deviceStorage.set(STORAGE_NAME, JSON.stringify(entries.slice(0, MAX_ENTRIES)));
 
-export function remember(id, names = null) {
-  const kept = remembered(), before = kept.find((one) => one.id === id);
-  if (before && !names) return;
-  keep([{ id, names: names ?? before?.names ?? null }, ...kept.filter((one) => one.id !== id)]);
+// names: {content, styles}, the file names of the inputs.
+export function addEntry(id, names = null) {
+  const entries = loadEntries(), known = entries.find((entry) => entry.id === id);
+  if (known && !names) return;
+  const others = entries.filter((entry) => entry.id !== id);
+  saveEntries([{ id, names: names ?? known?.names ?? null }, ...others]);
 }
 
-// Here and at the service; also what the service has no more.
-export async function forget(id) {
-  await tell("DELETE", `/v1/jobs/${id}`).catch((error) => { if (!isGone(error)) throw error; });
-  keep(remembered().filter((one) => one.id !== id));
+// Deletes the job from the service and from the list, also if the service no longer has it.
+export async function deleteJob(id) {
+  await sendJson("DELETE", `/v1/jobs/${id}`).catch((error) => {
+    if (!isMissing(error)) throw error;
+  });
+  saveEntries(loadEntries().filter((entry) => entry.id !== id));
 }
 
-// What the pictures of a job were called here: {content, styles}, or null.
-export const namesOf = (id) => remembered().find((one) => one.id === id)?.names ?? null;
+export const getNames = (id) => loadEntries().find((entry) => entry.id === id)?.names ?? null;
 
-export function draw() {
-  const kept = remembered();
-  show(at("bare"), !kept.length);
-  const eye = new IntersectionObserver((seen) => {
-    for (const { target, isIntersecting } of seen) if (isIntersecting) { eye.unobserve(target); fill(target); }
+// Shows the list. Each job is fetched when its card comes near the visible part of the page.
+export function renderHistory() {
+  const entries = loadEntries();
+  setVisible(byId("history-empty"), !entries.length);
+  const observer = new IntersectionObserver((changes) => {
+    for (const { target, isIntersecting } of changes) {
+      if (!isIntersecting) continue;
+      observer.unobserve(target);
+      loadCard(target);
+    }
   }, { rootMargin: "200px" });
-  at("paintings-kept").replaceChildren(...kept.map(({ id, names }) => card(id, names)));
-  for (const item of at("paintings-kept").children) eye.observe(item);
+  const cards = entries.map(({ id, names }) => createCard(id, names));
+  byId("history-list").replaceChildren(...cards);
+  for (const card of cards) observer.observe(card);
 }
 
-function card(id, names) {
+function createCard(id, names) {
   const title = names ? `${names.content} as ${names.styles.join(" and ")}` : "A painting";
-  const span = (className, textContent = "") => make("span", { className, textContent });
-  const item = make("li", {}, make("a", { href: `/j/${id}`, "data-here": "" }, span("thumb"), span("caption", title), span("about")),
-    make("button", { className: "quiet remove", "aria-label": `Delete: ${title}`, textContent: "✕", onclick: () => remove(item, title) }));
-  return Object.assign(item, { job: id });
+  const span = (className, textContent = "") => createElement("span", { className, textContent });
+  const link = createElement("a", { href: `/j/${id}`, "data-local-link": "" },
+    span("thumbnail"), span("caption", title), span("status"));
+  const button = createElement("button", {
+    className: "subtle remove", "aria-label": `Delete: ${title}`, textContent: "✕",
+    onclick: () => removeCard(card, title),
+  });
+  const card = Object.assign(createElement("li", {}, link, button), { job: id });
+  return card;
 }
 
-const mark = (item, words) => (item.querySelector(".about").textContent = words);
-const isGone = ({ status }) => status === 404 || status === 410;
+const setStatus = (card, text) => (card.querySelector(".status").textContent = text);
 
-async function fill(item) {
+const isMissing = ({ status }) => status === 404 || status === 410;
+
+async function loadCard(card) {
   try {
-    const job = await read(`/v1/jobs/${item.job}`);
-    mark(item, about(job));
+    const job = await getJson(`/v1/jobs/${card.job}`);
+    setStatus(card, describeStatus(job));
     const { result, preview } = job.links;
-    if (!result && (!preview || gone(job))) return;
-    item.querySelector(".thumb").replaceChildren(shown(await blob(result ? `${result}?format=webp&width=384` : preview)));
-  } catch (error) { mark(item, isGone(error) ? "No longer kept" : error.message); }
+    if (!result && (!preview || hasExpiredImages(job))) return;
+    const image = await getBlob(result ? `${result}?format=webp&width=384` : preview);
+    card.querySelector(".thumbnail").replaceChildren(showBlob(image));
+  } catch (error) {
+    setStatus(card, isMissing(error) ? "No longer available" : error.message);
+  }
 }
 
-function about(job) {
-  if (gone(job)) return "No longer kept";
-  if (job.pinned) return "Kept for good";
-  return job.status === "succeeded" && job.expires_at ? `Until ${new Date(job.expires_at).toLocaleDateString()}` : TITLES[job.status];
+function describeStatus(job) {
+  if (hasExpiredImages(job)) return "No longer available";
+  if (job.pinned) return "Kept forever";
+  if (job.status !== "succeeded" || !job.expires_at) return STATUS_TITLES[job.status];
+  return `Until ${new Date(job.expires_at).toLocaleDateString()}`;
 }
 
-async function remove(item, title) {
-  if (!confirm(`Delete “${title}”, picture and all?`)) return;
-  try { await forget(item.job); } catch (error) { return say(mark(item, error.message)); }
-  const next = item.nextElementSibling ?? item.previousElementSibling;
-  item.remove();
-  show(at("bare"), !remembered().length);
-  (next?.querySelector("a") ?? at("main")).focus();
+async function removeCard(card, title) {
+  if (!confirm(`Delete “${title}” and its pictures?`)) return;
+  try {
+    await deleteJob(card.job);
+  } catch (error) {
+    return announce(setStatus(card, error.message));
+  }
+  const next = card.nextElementSibling ?? card.previousElementSibling;
+  card.remove();
+  setVisible(byId("history-empty"), !loadEntries().length);
+  (next?.querySelector("a") ?? byId("main")).focus();
 }

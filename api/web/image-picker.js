@@ -1,98 +1,125 @@
-// A place for the photo, or for paintings. Takes pictures and tells of every change; knows not what they are for.
+// A picker for one picture or several: it shows them, uploads them, and reports every change. It
+// does not know what they are for.
 
+import { announce, createElement, setVisible, showBlob, showError } from "./dom.js";
 import { Picture } from "./picture.js";
-import { complain, make, say, show, shown } from "./dom.js";
-import { persist } from "./retry.js";
+import { retry } from "./retry.js";
 
-export class Well extends EventTarget {
-  constructor(root, { noun, most = 1 }) {
+// Events: "change" when the pictures change, "uploaded" when one of them is uploaded.
+export class ImagePicker extends EventTarget {
+  // label: the name of a picture, as in "Photo". max: how many there may be.
+  constructor(root, { label, max = 1 }) {
     super();
-    Object.assign(this, { root, noun, most, mixing: false, pictures: [], cards: new WeakMap() });
-    this.list = make("ul", { className: "chosen" });
-    this.words = make("p", { className: "refusal", role: "alert", hidden: true });
-    const ways = [this.#way("files", { multiple: most > 1 }), this.#way("camera", { capture: "environment" })].flat();
-    this.button = ways[0];
-    root.querySelector("h2").after(make("div", { className: "mouth" }, this.list,
-      make("div", { className: "choose" }, ...ways, make("p", { className: "or", textContent: "or drop or paste it here" }))), this.words);
-    this.draw();
+    Object.assign(this, { root, label, max, isMixing: false, pictures: [], cards: new WeakMap() });
+    this.list = createElement("ul", { className: "images" });
+    this.error = createElement("p", { className: "error", role: "alert", hidden: true });
+    const sources = [
+      ...this.#createSource("files", { multiple: max > 1 }),
+      ...this.#createSource("camera", { capture: "environment" }),  // CSS shows it on touch screens
+    ];
+    this.button = sources[0];
+    const hint = createElement("p", {
+      className: "drop-hint", textContent: "or drop or paste it here" });
+    root.querySelector("h2").after(
+      createElement("div", { className: "drop-area" }, this.list,
+        createElement("div", { className: "sources" }, ...sources, hint)),
+      this.error);
+    this.render();
   }
 
-  // A button, and what it opens. A camera is offered where there are fingers.
-  #way(className, how) {
-    const input = make("input", { type: "file", className, accept: "image/*", hidden: true, ...how });
-    input.addEventListener("change", () => { this.take([...input.files]); input.value = ""; });
-    return [make("button", { type: "button", className, textContent: "Camera", onclick: () => input.click() }), input];
+  // A button, and the file input that it opens.
+  #createSource(className, attributes) {
+    const input = createElement("input", {
+      type: "file", className, accept: "image/*", hidden: true, ...attributes });
+    input.addEventListener("change", () => { this.addFiles([...input.files]); input.value = ""; });
+    const button = createElement("button", {
+      type: "button", className, textContent: "Camera", onclick: () => input.click() });
+    return [button, input];
   }
 
-  get ready() { return this.pictures.length > 0; }
+  get hasPictures() { return this.pictures.length > 0; }
 
-  take(files) {
-    if (files.length) this.put(files.map((file) => new Picture(file, file.name)));
+  addFiles(files) {
+    if (files.length) this.setPictures(files.map((file) => new Picture(file, file.name)));
   }
 
-  // In place of what is there, or beside it where several are mixed. Several at once are mixed.
-  put(pictures, { beside = this.mixing } = {}) {
-    const before = this.pictures;
-    const all = beside ? [...before, ...pictures] : pictures;
-    this.pictures = all.slice(0, this.most);
-    this.mixing ||= this.pictures.length > 1;
-    this.turn = null;
-    this.refuse(all.length > this.most ? `No more than ${this.most}: the rest was left out.` : "");
-    this.changed();
-    for (const picture of pictures) this.#send(picture, before);
+  // Replaces the pictures, or appends to them while several are mixed. Several are always mixed.
+  setPictures(pictures, { append = this.isMixing } = {}) {
+    const previous = this.pictures;
+    const all = append ? [...previous, ...pictures] : pictures;
+    this.pictures = all.slice(0, this.max);
+    this.isMixing ||= this.pictures.length > 1;
+    this.pendingChoice = null;  // an example that still loads must not replace these
+    const tooMany = all.length > this.max;
+    this.showError(tooMany ? `No more than ${this.max}: the rest was left out.` : "");
+    this.notifyChange();
+    for (const picture of pictures) this.#upload(picture, previous);
   }
 
-  remove(picture) {
+  removePicture(picture) {
     this.pictures = this.pictures.filter((other) => other !== picture);
-    this.changed();
+    this.notifyChange();
   }
 
-  changed() {
-    this.draw();
+  notifyChange() {
+    this.render();
     this.dispatchEvent(new Event("change"));
   }
 
-  // A picture that the service refuses makes way for what was there before, and the reason stays.
-  async #send(picture, before) {
-    const here = () => this.pictures.includes(picture);
-    const tell = (words) => { picture.trouble = words; this.draw(); };
+  // If the service refuses the picture, the previous pictures return and the reason is shown.
+  async #upload(picture, previous) {
+    const isChosen = () => this.pictures.includes(picture);
+    const onError = (message) => { picture.error = message; this.render(); };
     try {
-      await persist(() => here() && picture.send(), { troubled: tell });
-      if (!here()) return;
-      this.draw();
-      this.dispatchEvent(new Event("sent"));
-      say(`${this.noun}: ${picture.name} is ready.`);
+      await retry(() => isChosen() && picture.upload(), { onError });
+      if (!isChosen()) return;
+      this.render();
+      this.dispatchEvent(new Event("uploaded"));
+      announce(`${this.label}: ${picture.name} is ready.`);
     } catch (error) {
-      if (!here()) return;
+      if (!isChosen()) return;
       this.pictures = this.pictures.filter((other) => other !== picture);
-      if (!this.ready) this.pictures = before;
-      this.changed();
-      this.refuse(`${picture.name}: ${error.message}`);
+      if (!this.hasPictures) this.pictures = previous;
+      this.notifyChange();
+      this.showError(`${picture.name}: ${error.message}`);
     }
   }
 
-  refuse(words) { complain(this.words, words); }
+  showError(message) { showError(this.error, message); }
 
-  // A card that is there already stays, and whoever stands on it.
-  draw() {
-    this.root.classList.toggle("full", this.ready);
-    const verb = !this.ready ? "Choose a" : this.mixing ? "Add a" : "Another";
-    this.button.textContent = `${verb} ${this.noun.toLowerCase()}`;
-    const cards = this.pictures.map((picture) => this.#card(picture)), there = [...this.list.children];
-    for (const card of there) if (!cards.includes(card)) card.remove();
-    for (const card of cards) if (!there.includes(card)) this.list.append(card);
-    show(this.list, this.ready);
+  // A card that is already in the list stays in place, so that it keeps the focus.
+  render() {
+    this.root.classList.toggle("has-images", this.hasPictures);
+    let action = "Choose a";
+    if (this.hasPictures) action = this.isMixing ? "Add a" : "Choose another";
+    this.button.textContent = `${action} ${this.label.toLowerCase()}`;
+    const cards = this.pictures.map((picture) => this.#renderCard(picture));
+    const present = [...this.list.children];
+    for (const card of present) if (!cards.includes(card)) card.remove();
+    for (const card of cards) if (!present.includes(card)) this.list.append(card);
+    setVisible(this.list, this.hasPictures);
   }
 
-  #card(picture) {
-    const { digest, width, height, name, trouble } = picture;
-    const card = this.cards.get(picture) ?? make("li", {}, shown(picture.file, `${this.noun}: ${name}`),
-      make("p", {}, make("span", { className: "name", textContent: name }), make("span", { className: "about" })),
-      make("button", { type: "button", className: "quiet remove", "aria-label": `Take ${name} away`, textContent: "✕",
-        onclick: () => { this.remove(picture); this.button.focus(); } }));
+  #renderCard(picture) {
+    const { digest, width, height, error } = picture;
+    const card = this.cards.get(picture) ?? this.#createCard(picture);
     this.cards.set(picture, card);
-    card.className = digest ? "" : "sending";
-    card.querySelector(".about").textContent = digest ? `${width} × ${height}` : trouble || "Sending…";
+    card.className = digest ? "" : "uploading";
+    card.querySelector(".status").textContent =
+      digest ? `${width} × ${height}` : error || "Uploading…";
     return card;
+  }
+
+  #createCard(picture) {
+    const { file, name } = picture;
+    const remove = () => { this.removePicture(picture); this.button.focus(); };
+    return createElement("li", {},
+      showBlob(file, `${this.label}: ${name}`),
+      createElement("p", {},
+        createElement("span", { className: "name", textContent: name }),
+        createElement("span", { className: "status" })),
+      createElement("button", {
+        type: "button", className: "subtle remove", textContent: "✕",
+        "aria-label": `Remove ${name}`, onclick: remove }));
   }
 }

@@ -1,62 +1,72 @@
-// Follows a job to its end, by events or by asking; through sleep, lost networks and restarts. Knows no page.
+// Follows a job to its end, by server-sent events or by polling. Survives sleep, network failures
+// and restarts of the service. This module knows nothing about the page.
 
-import { persist, rest } from "./retry.js";
-import { ask, Refusal } from "./api.js";
+import { ApiError, request } from "./api.js";
+import { retry, sleep } from "./retry.js";
 
-const SILENCE_SECONDS = 40;  // the service says something oftener; then the line is dead
-const UNSEEN_SECONDS = 5;  // between two looks while nobody sees the page: a browser has six lines for all its tabs
+const TIMEOUT_SECONDS = 40;  // the service sends something more often; then the connection is dead
+const HIDDEN_POLL_SECONDS = 5;  // a browser has six connections to one host for all its tabs
 
-export const ended = (job) => !["queued", "running"].includes(job.status);
+export const hasEnded = (job) => !["queued", "running"].includes(job.status);
 
-// Its pictures are no longer kept.
-export const gone = (job) => ended(job) && !job.links.result && job.outputs.length > 0;
+export const hasExpiredImages = (job) =>
+  hasEnded(job) && !job.links.result && job.outputs.length > 0;
 
-// seen(job), troubled(words). Resolves when the job has ended; rejects with a Refusal that no waiting mends.
-export async function watch(address, { seen, troubled, signal }) {
-  let job = null, tag = null, pause = 1;
-  const told = (news) => { try { seen(job = news); } catch (error) { reportError(error); } };  // the page's fault, not the line's
-  const look = async () => {
-    const answer = await ask(address, { signal, headers: tag ? { "If-None-Match": tag } : {} });
-    pause = Number(answer.headers.get("Retry-After")) || 1;
-    if (answer.status === 304) return;
-    told(await answer.json());
-    tag = answer.headers.get("ETag");
+// Calls onJob(job) for each new state and onError(message) for each failure that may pass.
+// Resolves when the job has ended; rejects with an ApiError that does not pass.
+export async function followJob(address, { onJob, onError, signal }) {
+  let job = null, etag = null, pause = 1;
+  const update = (newest) => {
+    // An exception here is an error of the page, not of the connection: it must not cause a retry.
+    try { onJob(job = newest); } catch (error) { reportError(error); }
   };
-  const until = (error) => error instanceof Refusal && error.status < 500 && error.status !== 429;
+  const poll = async () => {
+    const response = await request(address, {
+      signal, headers: etag ? { "If-None-Match": etag } : {},
+    });
+    pause = Number(response.headers.get("Retry-After")) || 1;
+    if (response.status === 304) return;
+    update(await response.json());
+    etag = response.headers.get("ETag");
+  };
+  const isFinal = (error) =>
+    error instanceof ApiError && error.status < 500 && error.status !== 429;
   for (;;) {
-    await persist(look, { signal, troubled, until });
-    if (ended(job)) return;
-    if (document.hidden) pause = Math.max(pause, UNSEEN_SECONDS);
-    else await listen(job, told, signal);
-    await rest(pause, signal);
+    await retry(poll, { signal, onError, isFinal });
+    if (hasEnded(job)) return;
+    if (document.hidden) pause = Math.max(pause, HIDDEN_POLL_SECONDS);
+    else await readEvents(job, update, signal);
+    await sleep(pause, signal);
   }
 }
 
-// Server-sent events, by hand: an EventSource cannot send a key. Until they break off, or nobody looks any more.
-async function listen(job, seen, signal) {
-  const line = new AbortController(), quit = () => line.abort(), options = { signal: line.signal };
-  signal.addEventListener("abort", quit, options);
-  document.addEventListener("visibilitychange", quit, options);
-  let timer = setTimeout(quit, SILENCE_SECONDS * 1000);
+// Reads events until the stream ends or the tab is hidden. EventSource cannot send an API key.
+async function readEvents(job, update, signal) {
+  const connection = new AbortController(), options = { signal: connection.signal };
+  const close = () => connection.abort();
+  signal.addEventListener("abort", close, options);
+  document.addEventListener("visibilitychange", close, options);
+  let timer = setTimeout(close, TIMEOUT_SECONDS * 1000);
   try {
-    const answer = await ask(job.links.events, { ...options, headers: { Accept: "text/event-stream", "Last-Event-ID": String(job.version) } });
-    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    const headers = { Accept: "text/event-stream", "Last-Event-ID": String(job.version) };
+    const response = await request(job.links.events, { ...options, headers });
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let text = ""; ;) {
       const { done, value } = await reader.read();
       if (done) return;
       clearTimeout(timer);
-      timer = setTimeout(quit, SILENCE_SECONDS * 1000);
+      timer = setTimeout(close, TIMEOUT_SECONDS * 1000);
       const events = (text + value).split(/\r?\n\r?\n/);
       text = events.pop();
       for (const event of events) {
         const data = /^data:(.*)/m.exec(event)?.[1];
-        if (data) seen(job = { ...job, ...JSON.parse(data) });  // the job, or what changed
+        if (data) update(job = { ...job, ...JSON.parse(data) });  // the job, or its changed fields
       }
-      if (ended(job)) return;
+      if (hasEnded(job)) return;
     }
-  } catch {  // a look tells what is wrong, if anything is
+  } catch {  // the poll that follows reports what is wrong, if anything is
   } finally {
     clearTimeout(timer);
-    quit();
+    close();
   }
 }

@@ -1,51 +1,57 @@
-// The second screen: one job, from waiting to the end, and what its owner can do with it.
+// The second screen: one job, from the queue to its end, and what its owner can do with it.
 
-import { Chart } from "./chart.js";
-import { Compare } from "./compare.js";
-import { commandFor } from "./curl.js";
-import { at, complain, duration, saved, say, show, valued, write } from "./dom.js";
-import { Reel } from "./frames.js";
-import { persist } from "./retry.js";
-import { blob, tell } from "./api.js";
-import * as shelf from "./history.js";
-import { ended, gone, watch } from "./job-stream.js";
+import { getBlob, sendJson } from "./api.js";
+import { LossChart } from "./chart.js";
+import { ComparisonView } from "./compare.js";
+import { buildCommand } from "./curl.js";
+import {
+  announce, byId, downloadBlob, formatDuration, setText, setValueText, setVisible, showError,
+} from "./dom.js";
+import { FramePlayer } from "./frames.js";
+import { addEntry, deleteJob, STATUS_TITLES } from "./history.js";
+import { followJob, hasEnded, hasExpiredImages } from "./job-stream.js";
+import { retry } from "./retry.js";
 
-const PREVIEW_SECONDS = 60;  // then its download has died
+const PREVIEW_TIMEOUT_SECONDS = 60;
 
-export class Easel {
-  // again(job, how): back to the studio with it. gone(): it is deleted.
-  constructor({ again, gone }) {
-    this.gone = gone;
-    this.troubled = (words) => complain(at("trouble"), words);
-    this.compare = new Compare(at("stage"));
-    this.chart = new Chart(at("chart"));
-    this.reel = new Reel(at("reel"), { shown: (picture) => this.compare.frame(picture), troubled: (error) => this.troubled(error.message) });
-    const on = (id, act) => at(id).addEventListener("click", () => this.#try(act));
-    on("stop", () => { at("stop").disabled = true; return this.#change("POST", this.job.links.cancel); });
-    on("download", () => this.#download());
-    on("again", () => again(this.job));
-    on("as-photo", () => again(this.job, { as: "photo" }));
-    on("as-painting", () => again(this.job, { as: "painting" }));
-    on("pin", () => this.#change("PATCH", this.job.links.self, { pinned: !this.job.pinned }));
-    on("forget", () => this.#forget());
-    on("curl", () => this.#tellCommand());
-    on("close", () => at("sheet").close());
-    on("copy", copied);
-    on("timelapse", () => this.reel.save());
-    at("steering").addEventListener("input", () => this.#tellStrength());
-    at("steering").addEventListener("change", () => this.#steer());
+export class JobView {
+  // onReuse(job, options): opens the submit view with the job. onDeleted(): the job is deleted.
+  constructor({ onReuse, onDeleted }) {
+    this.onDeleted = onDeleted;
+    this.showError = (message) => showError(byId("job-error"), message);
+    this.comparison = new ComparisonView(byId("stage"));
+    this.chart = new LossChart(byId("chart"));
+    this.frames = new FramePlayer(byId("frames"), {
+      onFrame: (frame) => this.comparison.showFrame(frame),
+      onError: (error) => this.showError(error.message),
+    });
+    const onClick = (id, action) =>
+      byId(id).addEventListener("click", () => this.#run(action));
+    onClick("stop", () => this.#cancel());
+    onClick("download", () => this.#download());
+    onClick("reuse", () => onReuse(this.job));
+    onClick("as-photo", () => onReuse(this.job, { as: "photo" }));
+    onClick("as-painting", () => onReuse(this.job, { as: "painting" }));
+    onClick("pin", () => this.#change("PATCH", this.job.links.self, { pinned: !this.job.pinned }));
+    onClick("delete", () => this.#delete());
+    onClick("show-command", () => this.#showCommand());
+    onClick("close-command", () => byId("command-dialog").close());
+    onClick("copy", copyCommand);
+    onClick("timelapse", () => this.frames.downloadTimelapse());
+    byId("strength").addEventListener("input", () => this.#showStrength());
+    byId("strength").addEventListener("change", () => this.#updateStrength());
   }
 
-  // What comes back when another job is open is none of its business.
-  async #try(act) {
+  // Runs an action of the user. Its error is not shown if another job is open by then.
+  async #run(action) {
     const { signal } = this.closing;
-    this.troubled();
+    this.showError();
     try {
-      await act();
+      await action();
     } catch (error) {
       if (signal.aborted) return;
-      this.troubled(error.message);
-      at("stop").disabled = false;
+      this.showError(error.message);
+      byId("stop").disabled = false;
     }
   }
 
@@ -53,191 +59,250 @@ export class Easel {
     this.close();
     const { signal } = this.closing = new AbortController();
     this.#clear(id);
+    const onJob = (job) => this.showJob(job);
     try {
-      await watch(`/v1/jobs/${id}`, { signal, seen: (job) => this.seen(job), troubled: this.troubled });
+      await followJob(`/v1/jobs/${id}`, { signal, onJob, onError: this.showError });
     } catch (error) {
       if (signal.aborted) return;
-      const lost = error.status === 404;
       this.#clear(id);
-      write("state", lost ? "Not here any more" : shelf.TITLES.failed);
-      write("facts", lost ? "It was deleted, it has expired, or it is another key’s." : error.message);
-      say(at("state").textContent);
-      for (const part of ["stage", "chart"]) show(at(part), false);
+      if (error.status === 404) {
+        setText("status", "Not found");
+        setText("details", "It was deleted, it has expired, or it belongs to another key.");
+      } else {
+        setText("status", STATUS_TITLES.failed);
+        setText("details", error.message);
+      }
+      announce(byId("status").textContent);
+      for (const part of ["stage", "chart"]) setVisible(byId(part), false);
     }
   }
 
   close() { this.closing?.abort(); }
 
   #clear(id) {
-    Object.assign(this, { id, job: null, picture: null, told: null, unsteerable: false });
-    this.compare.clear();
-    this.reel.clear();
-    this.chart.of(id);
-    this.troubled();
-    write("state", "One moment");
+    // picture: the name of the image that is shown. announced: the last text for screen readers.
+    Object.assign(this, { id, job: null, picture: null, announced: null, isSpecLocked: false });
+    this.comparison.clear();
+    this.frames.clear();
+    this.chart.open(id);
+    this.showError();
+    setText("status", "Loading");
     document.title = "Impasto";
-    for (const part of ["facts", "pace", "until"]) write(part, "");
-    for (const part of ["progress", "steer", "stop", "after", "actions", "comparing"]) show(at(part), false);
-    for (const part of ["waiting", "stage"]) show(at(part), true);
+    for (const part of ["details", "progress-text", "retention"]) setText(part, "");
+    const hidden = [
+      "progress", "strength-control", "stop", "result-controls", "actions", "compare-controls"];
+    for (const part of hidden) setVisible(byId(part), false);
+    for (const part of ["placeholder", "stage"]) setVisible(byId(part), true);
   }
 
-  seen(job) {
-    const before = this.job, within = document.activeElement === at("stop"), { signal } = this.closing;
-    if (signal.aborted || this.id !== job.id || before?.version > job.version) return;  // of another job, or overtaken
+  showJob(job) {
+    const previous = this.job, { signal } = this.closing;
+    if (signal.aborted || this.id !== job.id) return;  // another job is open by now
+    if (previous?.version > job.version) return;  // a newer state has overtaken this one
+    const stopHasFocus = document.activeElement === byId("stop");
     this.job = job;
-    if (!before) { shelf.remember(job.id); at("steering").value = job.input.spec.strength; this.#tellStrength(); }
-    this.#words(job);
-    this.#progress(job);
-    this.#buttons(job);
-    this.#picture(signal);
-    if (ended(job)) this.reel.of(job, signal);
-    if (ended(job) && within) at("state").focus({ preventScroll: true });
+    if (!previous) {
+      addEntry(job.id);
+      byId("strength").value = job.input.spec.strength;
+      this.#showStrength();
+    }
+    this.#showTexts(job);
+    this.#showProgress(job);
+    this.#showButtons(job);
+    this.#showPicture(signal);
+    if (!hasEnded(job)) return;
+    this.frames.open(job, signal);
+    if (stopHasFocus) byId("status").focus({ preventScroll: true });  // the button is hidden now
   }
 
-  #words(job) {
-    const stopping = job.cancel_requested && !ended(job);
-    const state = stopping ? "Stopping" : shelf.TITLES[job.status];
-    write("state", state);
-    write("facts", stopping ? "It keeps what is painted so far." : facts(job));
-    write("until", until(job));
-    const share = job.status === "running" ? Math.round(100 * (job.progress?.value ?? 0)) : null;
-    document.title = `${share === null ? shelf.TITLES[job.status] : `${share} %`} · Impasto`;
-    const quarter = Math.floor(share / 25);  // oftener would drown everything else
-    const news = quarter ? `${state} ${quarter * 25} %` : state;
-    if (news !== this.told) say(this.told = news);
+  #showTexts(job) {
+    const isStopping = job.cancel_requested && !hasEnded(job);
+    const title = STATUS_TITLES[job.status], status = isStopping ? "Stopping" : title;
+    setText("status", status);
+    setText("details", isStopping ? "The picture so far is kept." : describeJob(job));
+    setText("retention", describeRetention(job));
+    const isRunning = job.status === "running";
+    const percent = isRunning ? Math.round(100 * (job.progress?.value ?? 0)) : null;
+    document.title = `${isRunning ? `${percent} %` : title} · Impasto`;
+    // A screen reader that reads every percent would say nothing else.
+    const quarter = Math.floor(percent / 25);
+    const text = quarter ? `${status} ${quarter * 25} %` : status;
+    if (text === this.announced) return;
+    this.announced = text;
+    announce(text);
   }
 
-  #progress(job) {
-    const bar = at("progress");
-    show(bar, !ended(job));
+  #showProgress(job) {
+    const bar = byId("progress");
+    setVisible(bar, !hasEnded(job));
     if (job.status === "running" && job.progress) bar.value = Math.round(100 * job.progress.value);
     else bar.removeAttribute("value");
-    write("pace", pace(job));
-    if (job.progress) this.chart.add(job.progress);
+    setText("progress-text", describeProgress(job));
+    if (job.progress) this.chart.addPoint(job.progress);
   }
 
-  #buttons(job) {
-    const over = ended(job), here = Boolean(job.links.result);
-    show(at("stop"), !over);
-    at("stop").disabled = job.cancel_requested;
-    write("stop", job.progress ? "Stop and keep this one" : "Never mind");
-    show(at("after"), over && here);
-    show(at("actions"), over);
-    for (const id of ["as-photo", "as-painting", "pin"]) show(at(id), here);
-    show(at("again"), !gone(job));
-    at("pin").setAttribute("aria-pressed", job.pinned);
-    show(at("steer"), job.progress && !over && !job.cancel_requested && !this.unsteerable);
+  #showButtons(job) {
+    const isOver = hasEnded(job), hasResult = Boolean(job.links.result);
+    setVisible(byId("stop"), !isOver);
+    byId("stop").disabled = job.cancel_requested;
+    setText("stop", job.progress ? "Stop and keep this picture" : "Cancel");
+    setVisible(byId("result-controls"), isOver && hasResult);
+    setVisible(byId("actions"), isOver);
+    for (const id of ["as-photo", "as-painting", "pin"]) setVisible(byId(id), hasResult);
+    setVisible(byId("reuse"), !hasExpiredImages(job));
+    byId("pin").setAttribute("aria-pressed", job.pinned);
+    const canUpdate = job.progress && !isOver && !job.cancel_requested && !this.isSpecLocked;
+    setVisible(byId("strength-control"), canUpdate);
   }
 
-  // One download at a time: it is shown, and then the newest is fetched, if that is another.
-  async #picture(signal) {
-    show(at("waiting"), !this.picture && !ended(this.job));
+  // Downloads one picture at a time. When it is shown, the newest is next, if that is another.
+  async #showPicture(signal) {
+    setVisible(byId("placeholder"), !this.picture && !hasEnded(this.job));
     if (this.fetching === signal) return;
     this.fetching = signal;
     try {
-      while (!signal.aborted && await this.#newest(signal));
+      while (!signal.aborted && await this.#showNewest(signal));
     } catch (error) {
-      if (!signal.aborted) this.troubled(error.message);
+      if (!signal.aborted) this.showError(error.message);
     }
     if (this.fetching === signal) this.fetching = null;
   }
 
-  // False: it is shown already, or there is none. The finished one is tried for until it is here.
-  async #newest(signal) {
+  // Shows the newest picture. Returns false if it is shown already, or if there is none. The result
+  // is fetched until that succeeds; a preview that fails is skipped.
+  async #showNewest(signal) {
     const { job } = this, { result, preview } = job.links;
-    const name = result ? job.outputs[0].id : preview && !gone(job) && job.preview;
+    const name = result ? job.outputs[0].id : preview && !hasExpiredImages(job) && job.preview;
     if (!name || name === this.picture) return false;
-    if (result) await persist(() => this.#finished(job, signal), { signal, troubled: this.troubled });
-    else {
-      const late = AbortSignal.any([signal, AbortSignal.timeout(PREVIEW_SECONDS * 1000)]), painted = await blob(preview, { signal: late }).catch(() => null);
-      if (signal.aborted || !painted) return Boolean(this.job.links.result);  // the next news tries again
-      this.compare.show(painted, "The picture so far");
+    if (result) {
+      await retry(() => this.#showResult(job, signal), { signal, onError: this.showError });
+    } else {
+      const timeout = AbortSignal.timeout(PREVIEW_TIMEOUT_SECONDS * 1000);
+      const blob = await getBlob(preview, { signal: AbortSignal.any([signal, timeout]) })
+        .catch(() => null);
+      // Without a preview, wait for the next state, unless the result has come meanwhile.
+      if (signal.aborted || !blob) return Boolean(this.job.links.result);
+      this.comparison.show(blob, "The picture so far");
     }
     this.picture = name;
-    show(at("waiting"), false);
+    setVisible(byId("placeholder"), false);
     return true;
   }
 
-  async #finished(job, signal) {
-    const [painted, photo] = await Promise.all([
-      blob(job.links.result, { signal }), blob(`/v1/images/${job.input.content}`, { signal }).catch(() => null)]);
+  async #showResult(job, signal) {
+    const [result, photo] = await Promise.all([
+      getBlob(job.links.result, { signal }),
+      getBlob(`/v1/images/${job.input.content}`, { signal }).catch(() => null),
+    ]);
     signal.throwIfAborted();
-    this.compare.show(painted, "The painted picture", photo);
-    show(at("comparing"), photo);
+    this.comparison.show(result, "The result", photo);
+    setVisible(byId("compare-controls"), photo);
   }
 
-  #tellStrength() { valued(at("steering"), `${Math.round(100 * at("steering").value)} %`); }
+  #showStrength() {
+    setValueText(byId("strength"), `${Math.round(100 * byId("strength").value)} %`);
+  }
 
-  // One at a time, then the latest; through lost networks and restarts.
-  async #steer() {
+  // Sends one update at a time, and then the latest value; repeats it after a network failure.
+  async #updateStrength() {
     const { job, closing: { signal } } = this;
-    if (this.steering === signal) return;
-    this.steering = signal;
-    let told = null;
-    const tellLatest = () => tell("PATCH", job.links.self, { spec: { strength: Number(told = at("steering").value) } });
+    if (this.updating === signal) return;
+    this.updating = signal;
+    let sent = null;
+    const send = () => {
+      sent = byId("strength").value;
+      return sendJson("PATCH", job.links.self, { spec: { strength: Number(sent) } });
+    };
     try {
-      while (!signal.aborted && told !== at("steering").value) await persist(tellLatest, { signal, troubled: this.troubled });
+      while (!signal.aborted && sent !== byId("strength").value) {
+        await retry(send, { signal, onError: this.showError });
+      }
     } catch (error) {
-      if (!signal.aborted && !ended(this.job)) {
-        this.unsteerable = [404, 405, 409].includes(error.status);  // a run that is about to end
-        if (this.unsteerable) show(at("steer"), false);
-        else this.troubled(error.message);
+      if (!signal.aborted && !hasEnded(this.job)) {
+        this.isSpecLocked = [404, 405, 409].includes(error.status);  // the run is about to end
+        if (this.isSpecLocked) setVisible(byId("strength-control"), false);
+        else this.showError(error.message);
       }
     }
-    if (this.steering === signal) this.steering = null;
+    if (this.updating === signal) this.updating = null;
   }
 
-  async #change(method, address, body) { this.seen(await (await tell(method, address, body)).json()); }
+  async #change(method, address, body) {
+    this.showJob(await (await sendJson(method, address, body)).json());
+  }
+
+  #cancel() {
+    byId("stop").disabled = true;
+    return this.#change("POST", this.job.links.cancel);
+  }
 
   async #download() {
-    const { job } = this, format = at("format").value;
-    const mixes = at("blend").value < 100 && at("stage").classList.contains("compares");
-    const picture = mixes ? await this.compare.mixed(`image/${format}`) : await blob(`${job.links.result}?format=${format}`);
-    saved(picture, job);
+    const { job } = this, format = byId("format").value;
+    const isBlended = byId("blend").value < 100 && this.comparison.hasPhoto;
+    const blob = isBlended
+      ? await this.comparison.encodeBlend(`image/${format}`)
+      : await getBlob(`${job.links.result}?format=${format}`);
+    downloadBlob(blob, job);
   }
 
-  async #forget() {
+  async #delete() {
     const { job, closing: { signal } } = this;
     if (!confirm("Delete this painting and its pictures from the service?")) return;
-    await shelf.forget(job.id);
-    if (!signal.aborted) this.gone();
+    await deleteJob(job.id);
+    if (!signal.aborted) this.onDeleted();
   }
 
-  async #tellCommand() {
-    write("command", await commandFor(this.job));
-    write("copy", "Copy");
-    at("sheet").showModal();
+  async #showCommand() {
+    setText("command", await buildCommand(this.job));
+    setText("copy", "Copy");
+    byId("command-dialog").showModal();
   }
 }
 
-function facts(job) {
-  const { spec } = job.input, out = job.outputs[0];
+function describeJob(job) {
+  const { spec } = job.input, output = job.outputs[0];
   if (job.error) return job.error.message;
-  if (gone(job)) return "Its pictures are no longer kept.";
-  if (job.status === "queued") {
-    const { position, start_seconds: start } = job.queue ?? {};
-    return `${position ? `${position} before it` : "It is next"}${start ? `, in about ${duration(start)}` : start === null ? ", and begins when a worker is free" : ""}.`;
+  if (hasExpiredImages(job)) return "Its pictures have been deleted.";
+  if (job.status === "queued") return describeQueue(job.queue ?? {});
+  if (job.status === "running") {
+    return `${spec.size} px, strength ${Math.round(spec.strength * 100)} %`;
   }
-  if (job.status === "running") return `${spec.size} px, strength ${Math.round(spec.strength * 100)} %`;
-  if (!out) return job.status === "canceled" ? "It was stopped before anything was painted." : "";
-  const took = job.started_at && job.completed_at ? `, in ${duration((Date.parse(job.completed_at) - Date.parse(job.started_at)) / 1000)}` : "";
-  return `${out.width} × ${out.height} px${took}${job.status === "canceled" ? ", stopped early" : ""}.`;
+  if (!output) return job.status === "canceled" ? "It was stopped before it had a picture." : "";
+  const parts = [`${output.width} × ${output.height} px`];
+  if (job.started_at && job.completed_at) {
+    const seconds = (Date.parse(job.completed_at) - Date.parse(job.started_at)) / 1000;
+    parts.push(`in ${formatDuration(seconds)}`);
+  }
+  if (job.status === "canceled") parts.push("stopped early");
+  return `${parts.join(", ")}.`;
 }
 
-function pace({ status, progress }) {
+// start_seconds is null while no worker runs, and missing if nothing is known.
+function describeQueue({ position, start_seconds: start }) {
+  let text = position ? `${position} before this one` : "Next in the queue";
+  if (start) text += `, starts in about ${formatDuration(start)}`;
+  else if (start === null) text += ", starts when a worker is free";
+  return `${text}.`;
+}
+
+function describeProgress({ status, progress }) {
   if (status !== "running") return "";
-  if (!progress) return "Setting up the canvas.";
-  const left = progress.seconds_left === null ? "" : `, about ${duration(progress.seconds_left)} left`;
-  return `Iteration ${progress.iteration} of ${progress.iterations}${left}`;
+  if (!progress) return "Preparing.";
+  const { iteration, iterations, seconds_left: left } = progress;
+  const text = `Iteration ${iteration} of ${iterations}`;
+  return left === null ? text : `${text}, about ${formatDuration(left)} left`;
 }
 
-function until(job) {
+function describeRetention(job) {
   if (!job.links.result) return "";
-  if (job.pinned) return "Kept for good.";
-  return job.expires_at ? `Kept until ${new Date(job.expires_at).toLocaleString([], { dateStyle: "long", timeStyle: "short" })}.` : "";
+  if (job.pinned) return "Kept forever.";
+  if (!job.expires_at) return "";
+  const options = { dateStyle: "long", timeStyle: "short" };
+  return `Kept until ${new Date(job.expires_at).toLocaleString([], options)}.`;
 }
 
-function copied() {
-  getSelection().selectAllChildren(at("command"));
-  write("copy", document.execCommand("copy") ? "Copied" : "Press Ctrl+C");
+// navigator.clipboard exists only on HTTPS and on loopback.
+function copyCommand() {
+  getSelection().selectAllChildren(byId("command"));
+  setText("copy", document.execCommand("copy") ? "Copied" : "Press Ctrl+C");
 }

@@ -1,58 +1,71 @@
-// A picture that somebody chose: sent once, named by its digest from then on.
+// An image that the user has chosen. It is uploaded once; its digest identifies it from then on.
 
-import { limits } from "./schema.js";
-import { make, written } from "./dom.js";
-import { ask, blob } from "./api.js";
+import { getBlob, request } from "./api.js";
+import { createElement, encodeCanvas } from "./dom.js";
+import { getLimits } from "./schema.js";
 
-const LONG_SIDE = 4096;  // of a picture that this page makes smaller
+const MAX_SIDE = 4096;  // of an image that this page makes smaller
 
 export class Picture {
-  // source: where the page got it; null where it is the user's own.
+  // source: the address of an example of this page; null for the user's own file.
   constructor(file, name, source = null) {
-    Object.assign(this, { file, name: name || "picture", source, digest: null, sent: null, share: 50, trouble: "" });
+    Object.assign(this, { file, name: name || "picture", source });
+    // uploading: the pending or successful upload. weight: the share in a mixture, 0 to 100.
+    Object.assign(this, { digest: null, uploading: null, weight: 50, error: "" });
   }
 
-  // One that the service has.
-  static async known(digest, name) {
-    const picture = new Picture(await blob(`/v1/images/${digest}`), name), bitmap = await createImageBitmap(picture.file);
-    return Object.assign(picture, { digest, width: bitmap.width, height: bitmap.height });
+  // An image that the service already has.
+  static async fromDigest(digest, name) {
+    const picture = new Picture(await getBlob(`/v1/images/${digest}`), name);
+    const { width, height } = await createImageBitmap(picture.file);
+    return Object.assign(picture, { digest, width, height });
   }
 
-  static async at(address, name) { return new Picture(await blob(address), name, address); }
-
-  // The digest, once the service has looked at it. Throws errors in words.
-  send() {
-    return (this.sent ??= this.#send().catch((error) => { this.sent = null; throw error; }));
+  static async fromAddress(address, name) {
+    return new Picture(await getBlob(address), name, address);
   }
 
-  // What the service does not take this browser may be able to read: a phone's HEIC, a scan of 100 megapixels.
-  async #send() {
+  // Uploads the image, once; returns its digest. Throws errors whose messages are for the user.
+  upload() {
+    this.uploading ??= this.#upload().catch((error) => { this.uploading = null; throw error; });
+    return this.uploading;
+  }
+
+  // The browser may read what the service refuses: a phone's HEIC, a scan of 100 megapixels. Such
+  // an image is uploaded as a smaller JPEG.
+  async #upload() {
     if (this.digest) return this.digest;
-    await this.file.slice(0, 1).arrayBuffer().catch(() => { throw new Error("It cannot be read. Is it a folder, or was it changed?"); });
-    const { max_file_bytes: most } = await limits();
-    const kept = this.file.size > most ? await upload(await this.#smaller()) : await upload(this.file).catch(async (error) => {
-      if (!["unsupported_image", "image_too_large"].includes(error.code)) throw error;
-      return upload(await this.#smaller().catch(() => { throw error; }));
+    await this.file.slice(0, 1).arrayBuffer().catch(() => {
+      throw new Error("It cannot be read. Is it a folder, or was it changed?");
     });
-    Object.assign(this, { width: kept.width, height: kept.height });
-    return (this.digest = kept.id);
+    const { max_file_bytes: maxBytes } = await getLimits();
+    const { id, width, height } = this.file.size > maxBytes
+      ? await uploadFile(await this.#shrink())
+      : await uploadFile(this.file).catch(async (error) => {
+        if (!["unsupported_image", "image_too_large"].includes(error.code)) throw error;
+        return uploadFile(await this.#shrink().catch(() => { throw error; }));
+      });
+    Object.assign(this, { width, height });
+    return (this.digest = id);
   }
 
-  // The service keeps an upload for a day: after that it is sent again.
-  forget() { this.digest = this.sent = null; }
+  // Makes the next call of `upload` send it again: the service keeps an upload for a day.
+  forgetUpload() { this.digest = this.uploading = null; }
 
-  async #smaller() {
-    const bitmap = await createImageBitmap(this.file), scale = Math.min(1, LONG_SIDE / Math.max(bitmap.width, bitmap.height));
-    const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(side * scale)));
-    const canvas = make("canvas", { width, height }), pen = canvas.getContext("2d");
-    Object.assign(pen, { fillStyle: "white" }).fillRect(0, 0, width, height);
-    pen.drawImage(bitmap, 0, 0, width, height);
-    return written(canvas, "image/jpeg", 0.94);
+  async #shrink() {
+    const bitmap = await createImageBitmap(this.file);
+    const scale = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));
+    const [width, height] = [bitmap.width, bitmap.height]
+      .map((side) => Math.max(1, Math.round(side * scale)));
+    const canvas = createElement("canvas", { width, height }), context = canvas.getContext("2d");
+    Object.assign(context, { fillStyle: "white" }).fillRect(0, 0, width, height);
+    context.drawImage(bitmap, 0, 0, width, height);
+    return encodeCanvas(canvas, "image/jpeg", 0.94);
   }
 }
 
-async function upload(file) {
+async function uploadFile(file) {
   const form = new FormData();
   form.append("image", file, "picture");
-  return (await ask("/v1/images", { method: "POST", body: form })).json();
+  return (await request("/v1/images", { method: "POST", body: form })).json();
 }

@@ -1,35 +1,41 @@
-// Waiting, and trying again what may work later.
+// Repeats an action that fails for a reason that may pass, with growing pauses.
 
-const MOST_SECONDS = 8;  // between two tries
+const MAX_PAUSE_SECONDS = 8;
 
-// Until it works, or waiting mends nothing. troubled(words): before each pause, and without words when it works again.
-export async function persist(act, { signal, troubled = () => {}, until = isFinal } = {}) {
+// Calls the action until it succeeds, or fails with an error for which isFinal is true.
+// onError(message) is called before each pause, and with "" when the action succeeds again.
+export async function retry(action, { signal, onError = () => {}, isFinal = cannotPass } = {}) {
   for (let tries = 0; ; tries++) {
     try {
-      const done = await act();
-      if (tries) troubled("");
-      return done;
+      const result = await action();
+      if (tries) onError("");
+      return result;
     } catch (error) {
       signal?.throwIfAborted();
-      if (until(error)) throw error;
-      troubled(`${error.message} This page keeps trying.`);
-      await rest(error.waitSeconds ?? Math.min(MOST_SECONDS, 2 ** tries / 2), signal);
+      if (isFinal(error)) throw error;
+      onError(`${error.message} This page keeps trying.`);
+      await sleep(error.retryAfter ?? Math.min(MAX_PAUSE_SECONDS, 2 ** tries / 2), signal);
     }
   }
 }
 
-const isFinal = (error) => error.code !== "unreachable" && ![429, 502, 503, 504].includes(error.status);
+const TRANSIENT_STATUS = [429, 502, 503, 504];
 
-// Waits, but not longer than until somebody looks again or the network is back.
-export function rest(seconds, signal) {
-  return new Promise((wake, fail) => {
-    const over = new AbortController(), options = { signal: over.signal };
-    const end = (act) => { clearTimeout(timer); over.abort(); act(); };
-    const timer = setTimeout(() => end(wake), seconds * 1000);
-    const abort = () => end(() => fail(signal.reason));
+const cannotPass = (error) =>
+  error.code !== "unreachable" && !TRANSIENT_STATUS.includes(error.status);
+
+// Sleeps so many seconds, or less if the tab becomes visible or the network is back.
+export function sleep(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const listeners = new AbortController(), options = { signal: listeners.signal };
+    const end = (settle) => { clearTimeout(timer); listeners.abort(); settle(); };
+    const timer = setTimeout(() => end(resolve), seconds * 1000);
+    const abort = () => end(() => reject(signal.reason));
     if (signal?.aborted) return abort();
     signal?.addEventListener("abort", abort, options);
-    addEventListener("online", () => end(wake), options);
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) end(wake); }, options);
+    addEventListener("online", () => end(resolve), options);
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden) end(resolve);
+    }, options);
   });
 }

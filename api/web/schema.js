@@ -1,20 +1,26 @@
-// What the service takes, as it says itself: every parameter, preset and limit is defined once, and not here. Asked once.
+// The parameters, presets and limits of the service, as it reports them. Each is fetched once, and
+// none is defined here.
 
-import { read } from "./api.js";
+import { getJson } from "./api.js";
 
-const answers = {};
+const responses = {};
 
-function once(address) {
-  return answers[address] ??= read(address).catch((error) => { delete answers[address]; throw error; });
+function fetchOnce(address) {
+  responses[address] ??= getJson(address).catch((error) => {
+    delete responses[address];  // the next call tries again
+    throw error;
+  });
+  return responses[address];
 }
 
-// The body of POST /v1/jobs: {parameters: {size: {…}, …}, wishes: {priority: {…}, …}}.
-export async function submission() {
-  const { paths } = await once("/openapi.json");
-  const { spec, ...rest } = paths["/v1/jobs"].post.requestBody.content["application/json"].schema.properties;
-  return { parameters: spec.properties, wishes: rest };
+// The body of POST /v1/jobs: {parameters: {size: {…}, …}, options: {priority: {…}, …}}.
+export async function getSubmissionSchema() {
+  const { paths } = await fetchOnce("/openapi.json");
+  const body = paths["/v1/jobs"].post.requestBody.content["application/json"].schema;
+  const { spec, ...options } = body.properties;
+  return { parameters: spec.properties, options };
 }
 
-export const presets = async () => (await once("/v1/presets")).presets;
+export const getPresets = async () => (await fetchOnce("/v1/presets")).presets;
 
-export const limits = async () => (await once("/v1/system")).limits;
+export const getLimits = async () => (await fetchOnce("/v1/system")).limits;

@@ -1,20 +1,22 @@
-// What the browser remembers for this page. Where it may not, or has no room, it remembers until the page is closed.
+// Text that the browser stores for this page. Where it may not store, or has no space, the text
+// stays in memory until the page is closed.
 
-const memory = (storage) => {
-  const brief = new Map();
-  const tried = (act) => { try { return act(storage()); } catch { return null; } };
+const createStorage = (getStorage) => {
+  const fallback = new Map();
+  const attempt = (action) => { try { return action(getStorage()); } catch { return null; } };
   return {
-    get: (slot) => brief.get(slot) ?? tried((kept) => kept.getItem(slot)),
-    set(slot, text) {
-      brief.set(slot, text);
-      tried((kept) => { kept.setItem(slot, text); brief.delete(slot); });
+    get: (name) => fallback.get(name) ?? attempt((storage) => storage.getItem(name)),
+    set(name, text) {
+      fallback.set(name, text);
+      attempt((storage) => { storage.setItem(name, text); fallback.delete(name); });
     },
-    forget(slot) {
-      brief.delete(slot);
-      tried((kept) => kept.removeItem(slot));
+    remove(name) {
+      fallback.delete(name);
+      attempt((storage) => storage.removeItem(name));
     },
   };
 };
 
-export const device = memory(() => localStorage);
-export const tab = memory(() => sessionStorage);
+// Functions, because access to the property itself may throw.
+export const deviceStorage = createStorage(() => localStorage);
+export const tabStorage = createStorage(() => sessionStorage);

@@ -1,38 +1,51 @@
-// How several paintings are mixed: one slider each, as shares of their sum.
+// The weights of several paintings in a mixture: one slider each, shown as a share of their sum.
 
-import { make, show, valued } from "./dom.js";
+import { createElement, setValueText, setVisible } from "./dom.js";
 
-export class Shares extends EventTarget {
-  constructor(root, well) {
+export class StyleWeights extends EventTarget {
+  constructor(root, picker) {
     super();
-    Object.assign(this, { root, well });
-    well.addEventListener("change", () => this.draw());
+    Object.assign(this, { root, picker });
+    picker.addEventListener("change", () => this.render());
   }
 
+  // null unless there are several paintings.
   get weights() {
-    const { pictures } = this.well;
-    return pictures.length > 1 ? pictures.map((picture) => picture.share) : null;
+    const { pictures } = this.picker;
+    return pictures.length > 1 ? pictures.map((picture) => picture.weight) : null;
   }
 
-  set(pictures, weights) {
-    pictures.forEach((picture, i) => { picture.share = 100 * weights[i]; });
-    this.draw();
+  // weights: as in a spec, with a sum of 1.
+  setWeights(pictures, weights) {
+    pictures.forEach((picture, i) => { picture.weight = 100 * weights[i]; });
+    this.render();
   }
 
-  draw() {
-    const { pictures } = this.well;
-    show(this.root, pictures.length > 1);
-    this.root.replaceChildren(...pictures.map((picture, i) => {
-      const input = make("input", { type: "range", id: `share-${i}`, value: picture.share });
-      input.addEventListener("input", () => { picture.share = Number(input.value); this.#tell(); this.dispatchEvent(new Event("change")); });
-      const label = make("label", { htmlFor: input.id }, make("span", { textContent: picture.name }), make("output", { htmlFor: input.id }));
-      return make("div", { className: "parameter" }, label, input);
-    }));
-    this.#tell();
+  render() {
+    const { pictures } = this.picker;
+    setVisible(this.root, pictures.length > 1);
+    this.root.replaceChildren(...pictures.map((picture, i) => this.#createSlider(picture, i)));
+    this.#showShares();
   }
 
-  #tell() {
-    const { pictures } = this.well, sum = pictures.reduce((total, { share }) => total + share, 0) || 1;
-    this.root.querySelectorAll("input").forEach((input, i) => valued(input, `${Math.round(100 * pictures[i].share / sum)} %`));
+  #createSlider(picture, index) {
+    const id = `style-weight-${index}`;
+    const input = createElement("input", { type: "range", id, value: picture.weight });
+    input.addEventListener("input", () => {
+      picture.weight = Number(input.value);
+      this.#showShares();
+      this.dispatchEvent(new Event("change"));
+    });
+    const label = createElement("label", { htmlFor: id },
+      createElement("span", { textContent: picture.name }),
+      createElement("output", { htmlFor: id }));
+    return createElement("div", { className: "parameter" }, label, input);
+  }
+
+  #showShares() {
+    const { pictures } = this.picker;
+    const sum = pictures.reduce((total, { weight }) => total + weight, 0) || 1;
+    this.root.querySelectorAll("input").forEach((input, i) =>
+      setValueText(input, `${Math.round(100 * pictures[i].weight / sum)} %`));
   }
 }

@@ -1,146 +1,177 @@
-// The first screen: a photo, paintings, parameters, and one button. Ends with a job's address.
+// The first screen: a photo, paintings, parameters, and a button that submits the job.
 
-import * as contract from "./schema.js";
-import { at, complain } from "./dom.js";
-import { Forecast } from "./estimate.js";
-import { hang } from "./gallery.js";
-import { receive } from "./drop-paste.js";
-import { Parameters } from "./form.js";
-import { Masks } from "./mask.js";
-import { persist } from "./retry.js";
+import { getJson, sendJson } from "./api.js";
+import { byId, showError } from "./dom.js";
+import { acceptDropsAndPastes } from "./drop-paste.js";
+import { Estimate } from "./estimate.js";
+import { ParameterForm } from "./form.js";
+import { showGallery } from "./gallery.js";
+import { addEntry } from "./history.js";
+import { ImagePicker } from "./image-picker.js";
+import { MaskEditor } from "./mask.js";
 import { Picture } from "./picture.js";
-import { read, tell } from "./api.js";
-import { Shares } from "./style-weights.js";
-import { remember } from "./history.js";
-import { Well } from "./image-picker.js";
+import { retry } from "./retry.js";
+import { getPresets, getSubmissionSchema } from "./schema.js";
+import { StyleWeights } from "./style-weights.js";
 
-export class Studio {
-  // painted(id): where to go with a new job.
-  constructor(painted) {
-    this.painted = painted;
-    this.photo = new Well(at("photo"), { noun: "Photo" });
-    this.painting = new Well(at("painting"), { noun: "Painting", most: Infinity });  // until the service says
-    this.wells = [this.photo, this.painting];
-    this.shares = new Shares(at("shares"), this.painting);
-    this.masks = new Masks(this.photo, this.painting);
-    this.forecast = new Forecast(at("forecast"));
-    this.parameters = this.first = null;  // first: a picture to begin with, of an earlier job
-    at("mixing").addEventListener("change", () => this.mix(at("mixing").checked));
-    at("compose").addEventListener("submit", (event) => { event.preventDefault(); this.submit(); });
-    receive(this.photo, this.painting, () => !at("studio").hidden);
-    for (const source of [...this.wells, this.shares, this.masks]) source.addEventListener("change", () => this.changed());
-    for (const well of this.wells) well.addEventListener("sent", () => this.foresee());
-    this.changed();
+export class SubmitView {
+  // onSubmitted(job): shows the new job.
+  constructor(onSubmitted) {
+    this.onSubmitted = onSubmitted;
+    this.photo = new ImagePicker(byId("photo"), { label: "Photo" });
+    // There is no maximum until the service reports it.
+    this.painting = new ImagePicker(byId("painting"), { label: "Painting", max: Infinity });
+    this.pickers = [this.photo, this.painting];
+    this.styleWeights = new StyleWeights(byId("style-weights"), this.painting);
+    this.masks = new MaskEditor(this.photo, this.painting);
+    this.estimate = new Estimate(byId("estimate"));
+    this.parameters = null;
+    this.initImage = null;  // the digest of an earlier job's initial image
+    const mixBox = byId("mix-paintings");
+    mixBox.addEventListener("change", () => this.setMixing(mixBox.checked));
+    byId("submit-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.submit();
+    });
+    acceptDropsAndPastes(this.photo, this.painting, () => !byId("submit-view").hidden);
+    for (const source of [...this.pickers, this.styleWeights, this.masks]) {
+      source.addEventListener("change", () => this.update());
+    }
+    for (const picker of this.pickers) {
+      picker.addEventListener("uploaded", () => this.updateEstimate());
+    }
+    this.update();
   }
 
-  // What needs the service: once it answers.
+  // Loads what the service reports, once; repeats while the service does not answer.
   async open() {
-    const troubled = (words) => complain(at("down"), words);
-    this.opening ??= persist(() => this.#furnish(), { troubled });
+    const onError = (message) => showError(byId("service-error"), message);
+    this.loading ??= retry(() => this.#load(), { onError });
     try {
-      await this.opening;
+      await this.loading;
     } catch (error) {
-      this.opening = null;
-      troubled(error.message);
+      this.loading = null;
+      onError(error.message);
       throw error;
     }
-    this.foresee();
+    this.updateEstimate();
   }
 
-  // All is fetched before anything is put up: so it is put up once, however often that fails.
-  async #furnish() {
-    const [pictures, known] = await Promise.all([read("/web/gallery/index.json"), contract.submission()]);
-    this.painting.most = known.wishes.styles.maxItems;
-    hang(at("photos"), "photo", this.photo, pictures);
-    hang(at("paintings"), "painting", this.painting, pictures);
-    this.parameters = new Parameters(at("plain"), at("more"), known);
-    this.parameters.addEventListener("change", () => this.changed());
-    persist(contract.presets).then((all) => this.parameters.offer(at("presets"), all), () => {});  // a page without them will do
+  // Fetches everything before it adds anything to the page: a retry must not add it twice.
+  async #load() {
+    const [gallery, schema] =
+      await Promise.all([getJson("/web/gallery/index.json"), getSubmissionSchema()]);
+    this.painting.max = schema.options.styles.maxItems;
+    showGallery(byId("gallery-photos"), "photo", this.photo, gallery);
+    showGallery(byId("gallery-paintings"), "painting", this.painting, gallery);
+    this.parameters = new ParameterForm(byId("main-parameters"), byId("more-parameters"), schema);
+    this.parameters.addEventListener("change", () => this.update());
+    retry(getPresets)
+      .then((presets) => this.parameters.showPresets(byId("presets"), presets))
+      .catch(() => {});  // the page works without presets
   }
 
-  mix(on) {
-    this.painting.mixing = on;
-    if (!on && this.painting.pictures.length > 1) this.painting.put(this.painting.pictures.slice(0, 1), { beside: false });
-    this.painting.changed();
+  setMixing(isMixing) {
+    this.painting.isMixing = isMixing;
+    const { pictures } = this.painting;
+    if (!isMixing && pictures.length > 1) {
+      this.painting.setPictures(pictures.slice(0, 1), { append: false });
+    }
+    this.painting.notifyChange();
   }
 
-  changed() {
-    at("mixing").checked = this.painting.mixing;
-    complain(at("refusal"));
-    this.foresee();
+  update() {
+    byId("mix-paintings").checked = this.painting.isMixing;
+    showError(byId("submit-error"));
+    this.updateEstimate();
   }
 
-  get pictures() { return this.wells.flatMap((well) => well.pictures); }
+  get pictures() { return this.pickers.flatMap((picker) => picker.pictures); }
 
-  // As it is chosen now, but for the pictures themselves.
-  get wish() {
-    const { spec, ...wishes } = this.parameters?.chosen ?? { spec: {} };
-    const weights = this.shares.weights;
+  // The body of the submission, without the images.
+  get options() {
+    const { spec, ...options } = this.parameters?.changes ?? { spec: {} };
+    const weights = this.styleWeights.weights;
     return {
-      spec: weights ? { ...spec, style_weights: weights } : spec, ...wishes,
-      ...(spec.init === "picture" && this.first && { init_image: this.first }),
+      spec: weights ? { ...spec, style_weights: weights } : spec,
+      ...options,
+      ...(spec.init === "picture" && this.initImage && { init_image: this.initImage }),
     };
   }
 
-  foresee() {
-    const missing = this.wells.filter((well) => !well.ready).map((well) => `a ${well.noun.toLowerCase()}`);
+  updateEstimate() {
+    const missing = this.pickers.filter((picker) => !picker.hasPictures)
+      .map((picker) => `a ${picker.label.toLowerCase()}`);
+    if (missing.length) {
+      return this.estimate.update(null, `Still missing: ${missing.join(" and ")}.`);
+    }
     const sizes = this.pictures.map(({ width, height }) => width && { width, height });
     const [content, ...styles] = sizes;
-    if (missing.length) this.forecast.of(null, `Still missing: ${missing.join(" and ")}.`);
-    else this.forecast.of(sizes.every(Boolean) ? { ...this.wish, content, styles } : null, "");
+    const isUploaded = sizes.every(Boolean);
+    this.estimate.update(isUploaded ? { ...this.options, content, styles } : null, "");
   }
 
   async submit() {
-    const empty = this.wells.find((well) => !well.ready);
+    const empty = this.pickers.find((picker) => !picker.hasPictures);
     if (empty) {
-      empty.refuse(`Choose a ${empty.noun.toLowerCase()} first, or take one of ours below.`);
+      empty.showError(`Choose a ${empty.label.toLowerCase()} first, or take an example below.`);
       return empty.button.focus();
     }
-    at("paint").disabled = true;
+    byId("submit-job").disabled = true;
     try {
       const [photo, ...paintings] = this.pictures.map((picture) => picture.name);
-      const job = await this.#send(this.pictures, this.wish);
-      remember(job.id, { content: photo, styles: paintings });
-      this.painted(job);
+      const job = await this.#send(this.pictures, this.options);
+      addEntry(job.id, { content: photo, styles: paintings });
+      this.onSubmitted(job);
     } catch (error) {
-      complain(at("refusal"), error.message);
-    } finally { at("paint").disabled = false; }
+      showError(byId("submit-error"), error.message);
+    } finally { byId("submit-job").disabled = false; }
   }
 
-  // Pictures that the service has let go of are sent again.
-  // Where the answer is lost, the same is asked again: its key makes it the same job.
-  async #send(pictures, wish) {
-    const once = crypto.getRandomValues(new Uint32Array(4)).join("-");
-    const until = ({ code, status }) => code !== "unreachable" && (code !== "unknown" || status < 500);
+  // If the response is lost, the request is repeated with its key: it is one job. If the service
+  // has deleted an upload, all are uploaded again, once.
+  async #send(pictures, options) {
+    const key = crypto.getRandomValues(new Uint32Array(4)).join("-");
+    const isFinal = ({ code, status }) =>
+      code !== "unreachable" && (code !== "unknown" || status < 500);
+    const onError = (message) => showError(byId("submit-error"), message);
     for (let tries = 0; ; tries++) {
-      const [masks, content, ...styles] = await Promise.all([this.masks.digests(), ...pictures.map((picture) => picture.send())]);
-      const body = { content, styles, ...wish, ...(masks && { masks }) };
-      const submit = async () => (await tell("POST", "/v1/jobs", body, { "Idempotency-Key": once + tries })).json();
+      const [masks, content, ...styles] = await Promise.all(
+        [this.masks.uploadMasks(), ...pictures.map((picture) => picture.upload())]);
+      const body = { content, styles, ...options, ...(masks && { masks }) };
+      const headers = { "Idempotency-Key": key + tries };
+      const submit = async () => (await sendJson("POST", "/v1/jobs", body, headers)).json();
       try {
-        return await persist(submit, { until, troubled: (words) => complain(at("refusal"), words) });
+        return await retry(submit, { isFinal, onError });
       } catch (error) {
         if (error.code !== "image_not_found" || tries) throw error;
-        pictures.forEach((picture) => picture.forget());
-        this.masks.sent.clear();
+        pictures.forEach((picture) => picture.forgetUpload());
+        this.masks.forgetUploads();
       }
     }
   }
 
-  // With the pictures and parameters of a job, or with its result in place of one of them.
-  async prepare(job, { as = null, names = null } = {}) {
+  // Takes the images and parameters of a job; or its result, as "photo" or "painting".
+  // names: {content, styles}, the file names of the inputs.
+  async reuse(job, { as = null, names = null } = {}) {
     if (as) {
-      const result = await Picture.known(job.outputs[0].id, "my painting");
-      return as === "photo" ? this.photo.put([result]) : this.painting.put([result], { beside: false });
+      const result = await Picture.fromDigest(job.outputs[0].id, "my result");
+      if (as === "photo") this.photo.setPictures([result]);
+      else this.painting.setPictures([result], { append: false });
+      return;
     }
-    const { content, styles, masks, init_image: first, spec } = job.input;
-    const [photo, ...paintings] = await Promise.all([content, ...styles].map((digest, i) =>
-      Picture.known(digest, i ? names?.styles[i - 1] ?? `painting ${i}` : names?.content ?? "photo")));
-    this.painting.mixing = paintings.length > 1;
-    this.photo.put([photo]);
-    this.painting.put(paintings, { beside: false });
-    if (paintings.length > 1) this.shares.set(paintings, spec.style_weights);
-    this.first = first;
-    this.parameters?.set(spec);
-    await this.masks.carry(masks);
+    const { content, styles, masks, init_image: initImage, spec } = job.input;
+    const styleName = (i) => names?.styles[i] ?? `painting ${i + 1}`;
+    const [photo, ...paintings] = await Promise.all([
+      Picture.fromDigest(content, names?.content ?? "photo"),
+      ...styles.map((digest, i) => Picture.fromDigest(digest, styleName(i))),
+    ]);
+    this.painting.isMixing = paintings.length > 1;
+    this.photo.setPictures([photo]);
+    this.painting.setPictures(paintings, { append: false });
+    if (paintings.length > 1) this.styleWeights.setWeights(paintings, spec.style_weights);
+    this.initImage = initImage;
+    this.parameters?.setSpec(spec);
+    await this.masks.loadMasks(masks);
   }
 }

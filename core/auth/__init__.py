@@ -1,1 +1,1 @@
-"""API keys: who may ask, and how much. Knows no HTTP."""
+"""API keys: who may use the service, and with which priority. It does not depend on HTTP."""

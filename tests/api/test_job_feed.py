@@ -1,4 +1,4 @@
-"""What many ask at once, and a store that does not answer."""
+"""Coalesced reads, and a store that does not answer."""
 
 import asyncio
 import time
@@ -11,37 +11,37 @@ from core import errors
 
 
 @pytest.fixture
-def nowhere() -> str:
-    """A store that is not there."""
+def unreachable_url() -> str:
+    """The URL of a store that does not exist."""
     return "redis://127.0.0.1:1/0"
 
 
-def test_a_store_that_is_away_is_asked_once_for_all_who_wait(
-    nowhere: str, monkeypatch: pytest.MonkeyPatch
+def test_an_unavailable_store_is_asked_once_for_all_pending_requests(
+    unreachable_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads = []
+    batch_sizes = []
 
     async def read(known: dict[str, Any]) -> Any:
-        reads.append(len(known))
+        batch_sizes.append(len(known))
         await asyncio.sleep(0.01)
         raise errors.StoreUnavailable()
 
-    async def ask() -> list[Any]:
-        lookout = JobFeed(nowhere, 10)
-        monkeypatch.setattr(lookout._reader, "get_if_changed", read)
-        asked = [lookout.get(f"job_{number}", "anna") for number in range(3 * MAX_BATCH)]
+    async def get_many() -> list[Any]:
+        feed = JobFeed(unreachable_url, 10)
+        monkeypatch.setattr(feed._reader, "get_if_changed", read)
+        requests = [feed.get(f"job_{number}", "anna") for number in range(3 * MAX_BATCH)]
         try:
-            return await asyncio.gather(*asked, return_exceptions=True)
+            return await asyncio.gather(*requests, return_exceptions=True)
         finally:
-            await lookout.stop()
+            await feed.stop()
 
-    answers = asyncio.run(ask())
+    answers = asyncio.run(get_many())
     assert {type(answer) for answer in answers} == {errors.StoreUnavailable}
-    assert reads == [MAX_BATCH]
+    assert batch_sizes == [MAX_BATCH]
 
 
-def test_a_crowd_that_wants_the_same_reads_once_and_each_sees_what_came_after_they_asked(
-    nowhere: str,
+def test_callers_of_the_same_name_share_one_read_that_starts_after_they_asked(
+    unreachable_url: str,
 ) -> None:
     reads: list[float] = []
 
@@ -49,11 +49,11 @@ def test_a_crowd_that_wants_the_same_reads_once_and_each_sees_what_came_after_th
         reads.append(time.monotonic())
         return len(reads)
 
-    async def ask() -> list[int]:
-        lookout = JobFeed(nowhere, 10)
-        crowd = await asyncio.gather(*(lookout.share("batch", read) for _ in range(50)))
-        later = await lookout.share("batch", read)
-        await lookout.stop()
-        return [*crowd, later]
+    async def read_often() -> list[int]:
+        feed = JobFeed(unreachable_url, 10)
+        together = await asyncio.gather(*(feed.share_read("batch", read) for _ in range(50)))
+        afterwards = await feed.share_read("batch", read)
+        await feed.stop()
+        return [*together, afterwards]
 
-    assert asyncio.run(ask()) == [1] * 50 + [2]
+    assert asyncio.run(read_often()) == [1] * 50 + [2]

@@ -1,4 +1,7 @@
-"""A real Valkey and a real `python -m api`, on free ports, in a folder of their own; or with a guard taken out."""
+"""Runs a real Valkey and a real `python -m api` on free ports, in a folder of their own.
+
+For a control run, one guard of the API can be removed.
+"""
 
 import signal
 import socket
@@ -13,11 +16,14 @@ from processes import environment, valkey_command
 
 from cli.local_service import free_port
 
-# What stands in for `python -m api` when a guard is taken out.
+# Programs that replace `python -m api` in a control run, by the guard that they remove.
 CONTROLS = {
-    "protocol": "import uvicorn; uvicorn.run('api.app:create_app', factory=True, host='127.0.0.1', port={port})",
+    "protocol": (
+        "import uvicorn\n"
+        "uvicorn.run('api.app:create_app', factory=True, host='127.0.0.1', port={port})"
+    ),
     "guard": (
-        "import api.middleware.host_guard as g; g.HostGuard._refused = lambda *_: None\n"
+        "import api.middleware.host_guard as g; g.HostGuard._find_refusal = lambda *_: None\n"
         "from api.__main__ import main; main()"
     ),
     "validation": (
@@ -25,24 +31,25 @@ CONTROLS = {
         "stock = a.problems.install\n"
         "def install(app):\n"
         "    stock(app)\n"
-        "    app.add_exception_handler(e.RequestValidationError, h.request_validation_exception_handler)\n"
+        "    handler = h.request_validation_exception_handler\n"
+        "    app.add_exception_handler(e.RequestValidationError, handler)\n"
         "a.problems.install = install; from api.__main__ import main; main()"
     ),
 }
 
 
 class ApiProcess:
-    """The two processes. A context manager: answering inside, gone afterwards."""
+    """The two processes, as a context manager: they answer inside it and are stopped after it."""
 
     def __init__(self, folder: Path, without: str | None = None, **settings: str) -> None:
         self.folder, self.port = folder, free_port()
         self.data, self.temporary, self.log = folder / "data", folder / "tmp", folder / "api.log"
-        for made in (self.data, self.temporary, folder / "valkey"):
-            made.mkdir(parents=True)
+        for path in (self.data, self.temporary, folder / "valkey"):
+            path.mkdir(parents=True)
         self._store_port = free_port()
-        own = {"API_PORT": str(self.port), "DATA_DIR": str(self.data), "LOG_FORMAT": "json"}
-        own |= {"REDIS_URL": self.redis_url} | settings
-        self._environment = environment(**own)
+        variables = {"API_PORT": str(self.port), "DATA_DIR": str(self.data), "LOG_FORMAT": "json"}
+        variables |= {"REDIS_URL": self.redis_url} | settings
+        self._environment = environment(**variables)
         self._environment["TMPDIR"] = str(self.temporary)
         control = ["-c", CONTROLS[without].format(port=self.port)] if without else ["-m", "api"]
         self._command = [sys.executable, *control]
@@ -92,7 +99,7 @@ class ApiProcess:
         self.stop()
 
     def stop(self) -> None:
-        """The API first; it is given time to answer what is open."""
+        """Stop the API first, with time to answer its open requests."""
         for process in reversed(self._processes):
             process.send_signal(signal.SIGTERM)
             try:
@@ -103,7 +110,7 @@ class ApiProcess:
         self._processes = []
 
     def leftovers(self) -> Iterator[str]:
-        """Every file that the API has left on the disk, but for the lock of the deletions."""
+        """Every file that the API has left on the disk, except for the lock of the deletions."""
         for folder in (self.data, self.temporary):
             for path in folder.rglob("*"):
                 if path.is_file() and path.name != "deletions.lock":

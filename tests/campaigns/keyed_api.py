@@ -1,4 +1,4 @@
-"""A real Valkey and a real `python -m api` that requires keys, on free ports, in a folder of their own."""
+"""Runs a real Valkey and a real `python -m api` that requires API keys, on free ports."""
 
 import subprocess
 import sys
@@ -13,21 +13,21 @@ from cli.local_service import free_port
 
 
 class KeyedApi:
-    """The two processes. A context manager: answering inside, gone afterwards.
+    """The two processes, as a context manager: they answer inside it and are stopped after it.
 
-    `changed` is Python that the API runs before it starts: a guard taken out.
+    changed: Python that the API runs before it starts, for example to remove a guard.
     """
 
     def __init__(self, folder: Path, changed: str = "", **settings: str) -> None:
         self.folder, self.port, self._store_port = folder, free_port(), free_port()
         self.redis_url = f"redis://127.0.0.1:{self._store_port}/0"
-        own = {
+        variables = {
             "API_PORT": str(self.port),
             "DATA_DIR": str(folder / "data"),
             "REDIS_URL": self.redis_url,
         }
-        own |= {"API_KEYS": "required"} | settings
-        self._environment = environment(**own)
+        variables |= {"API_KEYS": "required"} | settings
+        self._environment = environment(**variables)
         self._program = [sys.executable, "-c", f"{changed}\nfrom api.__main__ import main; main()"]
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -38,22 +38,22 @@ class KeyedApi:
                     subprocess.Popen(program, env=self._environment, stdout=log, stderr=log)
                 )
         end = time.monotonic() + 30
-        while not self._ready():
+        while not self._is_ready():
             if time.monotonic() > end:
                 self.stop()
                 raise RuntimeError((self.folder / "api.log").read_text())
             time.sleep(0.05)
         return self
 
-    def _ready(self) -> bool:
-        line = HTTPConnection("127.0.0.1", self.port, timeout=5)
+    def _is_ready(self) -> bool:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
-            line.request("GET", "/readyz")
-            return line.getresponse().status == 200
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
         except OSError:
             return False
         finally:
-            line.close()
+            connection.close()
 
     def __exit__(
         self,
@@ -64,7 +64,7 @@ class KeyedApi:
         self.stop()
 
     def stop(self) -> None:
-        """The API first, then its store."""
+        """Stop the API first, then its store."""
         for process in reversed(self._processes):
             process.terminate()
             process.wait(20)

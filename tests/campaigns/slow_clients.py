@@ -1,10 +1,17 @@
-"""Thousands of clients that send or read too slowly, while honest ones use the service: the slow are cut, nobody waits.
+"""Thousands of slow clients beside regular ones: the slow are disconnected, the others are served.
 
-    python tests/campaigns/slow_clients.py --seed 1 [--count 2000] [--seconds 60] [--without protocol]
+    python tests/campaigns/slow_clients.py --seed 1 [--count 2000] [--seconds 60]
+    python tests/campaigns/slow_clients.py --seed 1 --without protocol
 
-The kinds: `silent`; `head`, a header now and then; `body`, a tenth of the lowest rate; `read` and `result`, which ask
-for a lot and take a tenth of the rate. One that is cut comes again at once. Honest are a client that polls, and two on
-a slow line, which upload and download at ten times the lowest rate.
+Kinds of slow clients:
+
+- `silent` sends nothing.
+- `head` sends a header now and then.
+- `body` sends at a tenth of the minimum rate.
+- `read` and `result` request large responses and receive them at a tenth of the minimum rate.
+
+A client that is disconnected connects again at once. The regular clients are one that polls, and
+two on slow connections, which upload and download at ten times the minimum rate.
 """
 
 import asyncio
@@ -35,53 +42,52 @@ from core.storage.blobs import Blobs, digest_of
 from core.style.spec import StyleSpec
 
 KINDS = ("silent", "head", "body", "read", "result")
-RATE = 1000.0
+MIN_RATE = 1000.0  # bytes per second
 RESULT_BYTES = 1_000_000
-HONEST_P99_MS = 500.0
+REGULAR_P99_MS = 500.0
 
-# Bytes that are moved give patience back, a tenth of a second each second; and the clocks of both sides are read late.
+# How long a connection may live, in timeouts. Transferred bytes restore 0.1 s per second.
 ALLOWED = {"silent": 1.0, "head": 1.0, "body": 1.2, "read": 1.2, "result": 1.2}
-SLACK_SECONDS = 3.0
+SLACK_SECONDS = 3.0  # both sides read their clocks late
 
 Entry = dict[str, Any]
 
 
-class Slow:
-    """One slow client: opens, is slow, notes when it is cut, comes again."""
+class SlowClient:
+    """One slow client: it connects, is slow, records when it is disconnected, and repeats."""
 
-    def __init__(self, kind: str, port: int, job: str, delay: float, beat: float) -> None:
+    def __init__(self, kind: str, port: int, job: str, delay: float, interval: float) -> None:
         self._kind, self._port, self._job = kind, port, job
-        self._delay, self._beat = delay, beat
+        self._delay, self._interval = delay, interval
 
-    async def run(self, until: float, seen: list[Entry]) -> None:
-        """Until the time is over; the last connection is noted as still open."""
+    async def run(self, until: float, entries: list[Entry]) -> None:
+        """Repeat until the time is over; the last connection is recorded as open."""
         await asyncio.sleep(self._delay)
         while time.monotonic() < until:
             began = time.monotonic()
             try:
-                ended = await self._once(until)
+                ended = await self._connect_once(until)
             except OSError as error:
-                ended = "refused" if isinstance(error, ConnectionRefusedError) else "cut"
-            lived = round(time.monotonic() - began, 2)
-            seen.append({"slow": self._kind, "seconds": lived, "ended": ended})
+                ended = "refused" if isinstance(error, ConnectionRefusedError) else "disconnected"
+            seconds = round(time.monotonic() - began, 2)
+            entries.append({"slow": self._kind, "seconds": seconds, "ended": ended})
 
-    async def _once(self, until: float) -> str:
-        line = socket.socket()
-        line.setblocking(False)
+    async def _connect_once(self, until: float) -> str:
+        connection = socket.socket()
+        connection.setblocking(False)
         if self._kind in ("read", "result"):
-            line.setsockopt(
-                socket.SOL_SOCKET, socket.SO_RCVBUF, 4096
-            )  # what lies in our kernel has been taken
+            # Bytes in this kernel's buffer count as received, so the buffer must be small.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         loop = asyncio.get_running_loop()
         try:
-            await loop.sock_connect(line, ("127.0.0.1", self._port))
-            await loop.sock_sendall(line, self._opening())
+            await loop.sock_connect(connection, ("127.0.0.1", self._port))
+            await loop.sock_sendall(connection, self._opening())
             while time.monotonic() < until:
-                if await self._slowly(line, loop):
-                    return "cut"
+                if await self._transfer_slowly(connection, loop):
+                    return "disconnected"
             return "open"
         finally:
-            line.close()
+            connection.close()
 
     def _opening(self) -> bytes:
         head = "GET {} HTTP/1.1\r\nHost: localhost\r\n"
@@ -97,19 +103,23 @@ class Slow:
             "result": f"{head}\r\n".format(f"/v1/jobs/{self._job}/result").encode(),
         }[self._kind]
 
-    async def _slowly(self, line: socket.socket, loop: asyncio.AbstractEventLoop) -> bool:
-        """One beat; whether the other side has closed."""
-        tenth = int(RATE / 10 * self._beat)
+    async def _transfer_slowly(
+        self, connection: socket.socket, loop: asyncio.AbstractEventLoop
+    ) -> bool:
+        """Send or receive for one interval; return whether the server has closed."""
+        tenth = int(MIN_RATE / 10 * self._interval)
         if self._kind in ("read", "result"):
-            await asyncio.sleep(self._beat)
-            taken = await loop.sock_recv(line, tenth)
-            # A reset is known at once, but what came before it can still be read.
-            return not taken or line.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+            await asyncio.sleep(self._interval)
+            data = await loop.sock_recv(connection, tenth)
+            # After a reset, bytes that came before it can still be read; SO_ERROR shows it at once.
+            return not data or connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
         if self._kind != "silent":
-            await loop.sock_sendall(line, b"A: b\r\n" if self._kind == "head" else b"a" * tenth)
+            await loop.sock_sendall(
+                connection, b"A: b\r\n" if self._kind == "head" else b"a" * tenth
+            )
         try:
-            async with asyncio.timeout(self._beat):
-                while await loop.sock_recv(line, 4096):
+            async with asyncio.timeout(self._interval):
+                while await loop.sock_recv(connection, 4096):
                     pass
         except TimeoutError:
             return False
@@ -117,8 +127,8 @@ class Slow:
 
 
 def poll(port: int, until: float) -> list[Entry]:
-    """An honest client: a new connection for each request."""
-    seen = []
+    """A regular client that polls, with a new connection for each request."""
+    entries = []
     while time.monotonic() < until:
         began = time.monotonic()
         try:
@@ -128,16 +138,19 @@ def poll(port: int, until: float) -> list[Entry]:
             connection.close()
         except OSError:
             status = 0
-        seen.append(
-            {"honest": "poll", "ms": round((time.monotonic() - began) * 1000, 1), "status": status}
+        entries.append(
+            {"regular": "poll", "ms": round((time.monotonic() - began) * 1000, 1), "status": status}
         )
         time.sleep(0.02)
-    return seen
+    return entries
 
 
 def upload(port: int, until: float) -> list[Entry]:
-    """An honest client on a slow line: noise as PNG, at ten times the lowest rate, as large as the time allows."""
-    side = int((max(1.0, until - time.monotonic() - 5) * RATE * 10 / 3) ** 0.5)
+    """A regular client on a slow connection uploads at ten times the minimum rate.
+
+    It sends noise as PNG, as large as the time allows.
+    """
+    side = int((max(1.0, until - time.monotonic() - 5) * MIN_RATE * 10 / 3) ** 0.5)
     picture = codec.encode(
         Image.frombytes("RGB", (side, side), random.Random(0).randbytes(side * side * 3))
     )
@@ -150,44 +163,46 @@ def upload(port: int, until: float) -> list[Entry]:
         connection.putheader("Content-Length", str(len(body)))
         connection.putheader("Content-Type", "multipart/form-data; boundary=x")
         connection.endheaders()
-        for start in range(0, len(body), int(RATE)):
-            connection.send(body[start : start + int(RATE)])
+        for start in range(0, len(body), int(MIN_RATE)):
+            connection.send(body[start : start + int(MIN_RATE)])
             time.sleep(0.1)
         status = connection.getresponse().status
     except OSError:
         status = 0
     return [
-        {"honest": "upload", "ms": round((time.monotonic() - began) * 1000, 1), "status": status}
+        {"regular": "upload", "ms": round((time.monotonic() - began) * 1000, 1), "status": status}
     ]
 
 
 def download(port: int, job: str, until: float) -> list[Entry]:
-    """An honest client on a slow line reads the result for as long as there is time."""
-    began, taken = time.monotonic(), 0
-    with socket.socket() as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        line.settimeout(30)
-        line.connect(("127.0.0.1", port))
-        line.sendall(f"GET /v1/jobs/{job}/result HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
-        status = int(line.recv(12)[9:])
+    """A regular client on a slow connection reads the result until the time is over."""
+    began, received = time.monotonic(), 0
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(30)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(
+            f"GET /v1/jobs/{job}/result HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
+        )
+        status = int(connection.recv(12)[9:])
         try:
-            while time.monotonic() < until and (piece := line.recv(int(RATE))):
-                taken += len(piece)
+            while time.monotonic() < until and (piece := connection.recv(int(MIN_RATE))):
+                received += len(piece)
                 time.sleep(0.1)
         except OSError:
             status = 0
-    whole = taken >= RESULT_BYTES or time.monotonic() >= until
+    is_complete = received >= RESULT_BYTES or time.monotonic() >= until
     return [
         {
-            "honest": "download",
+            "regular": "download",
             "ms": round((time.monotonic() - began) * 1000, 1),
-            "status": status if whole else 0,
+            "status": status if is_complete else 0,
         }
     ]
 
 
-def finished_job(api: ApiProcess) -> str:
-    """A job with a result of a megabyte, as a worker would have left it."""
+def create_finished_job(api: ApiProcess) -> str:
+    """Create a job with a result of a megabyte, as a worker would leave it."""
     store, blobs = JobStore(api.redis_url), Blobs(api.data / "blobs")
     result = random.Random(0).randbytes(RESULT_BYTES)
     store.reserve(digest_of(result))
@@ -202,58 +217,60 @@ def finished_job(api: ApiProcess) -> str:
     return job.id
 
 
-async def crowd(
+async def run_slow_clients(
     api: ApiProcess, job: str, count: int, rng: random.Random, spread: float, until: float
 ) -> list[Entry]:
-    """All the slow ones at once; they come one after the other for the first `spread` seconds."""
-    seen: list[Entry] = []
+    """Run all slow clients; they connect spread over the first `spread` seconds."""
+    entries: list[Entry] = []
     kinds = [KINDS[number % len(KINDS)] for number in range(count)]
     slow = [
-        Slow(kind, api.port, job, rng.uniform(0, spread), rng.uniform(0.8, 1.2)) for kind in kinds
+        SlowClient(kind, api.port, job, rng.uniform(0, spread), rng.uniform(0.8, 1.2))
+        for kind in kinds
     ]
-    await asyncio.gather(*(client.run(until, seen) for client in slow))
-    return seen
+    await asyncio.gather(*(client.run(until, entries) for client in slow))
+    return entries
 
 
 def run(
-    seed: int, history: Path, count: int, seconds: float, patience: float, without: str | None
+    seed: int, history: Path, count: int, seconds: float, timeout: float, without: str | None
 ) -> None:
-    """The campaign; what was seen goes to the history."""
+    """Run the campaign and write the history."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    # Fewer files than clients, as with the 1024 that many systems give: the API must ask for more.
+    # Fewer files than clients, as with the usual limit of 1024: the API must raise it.
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, max(64, count // 2)), hard))
     settings = {
-        "API_CLIENT_TIMEOUT_SECONDS": str(patience),
-        "API_MIN_CLIENT_BYTES_PER_SECOND": str(int(RATE)),
+        "API_CLIENT_TIMEOUT_SECONDS": str(timeout),
+        "API_MIN_CLIENT_BYTES_PER_SECOND": str(int(MIN_RATE)),
     }
     with (
         tempfile.TemporaryDirectory() as folder,
         ApiProcess(Path(folder), without, **settings) as api,
     ):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        job = finished_job(api)
+        job = create_finished_job(api)
         process = psutil.Process(api.pid)
         before = {"files": process.num_fds(), "bytes": process.memory_info().rss}
         with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
-            list(
-                pool.map(poll, [api.port] * 3, [time.monotonic() + 2] * 3)
-            )  # all three are there before it begins
+            # This starts all three processes before the campaign begins.
+            list(pool.map(poll, [api.port] * 3, [time.monotonic() + 2] * 3))
             until = time.monotonic() + seconds
-            honest: list[Future[list[Entry]]] = [
+            regular: list[Future[list[Entry]]] = [
                 pool.submit(poll, api.port, until),
                 pool.submit(upload, api.port, until),
                 pool.submit(download, api.port, job, until),
             ]
-            seen = asyncio.run(crowd(api, job, count, random.Random(seed), patience / 2, until))
-            seen += [entry for done in honest for entry in done.result()]
+            entries = asyncio.run(
+                run_slow_clients(api, job, count, random.Random(seed), timeout / 2, until)
+            )
+            entries += [entry for future in regular for entry in future.result()]
         peak = process.memory_info().rss
         _wait_for_files(process, before["files"])
         after = {"files": process.num_fds(), "bytes": peak}
-        seen.append(
-            {"server": {"before": before, "after": after, "answers": bool(_answers(api.port))}}
+        entries.append(
+            {"server": {"before": before, "after": after, "answers": bool(_is_ready(api.port))}}
         )
-        seen.append({"given": {"patience": patience, "count": count, "seconds": seconds}})
-    history.write_text("".join(json.dumps(entry) + "\n" for entry in seen))
+        entries.append({"options": {"timeout": timeout, "count": count, "seconds": seconds}})
+    history.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def _wait_for_files(process: psutil.Process, before: int) -> None:
@@ -262,7 +279,7 @@ def _wait_for_files(process: psutil.Process, before: int) -> None:
         time.sleep(0.1)
 
 
-def _answers(port: int) -> bool:
+def _is_ready(port: int) -> bool:
     with contextlib.suppress(OSError):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         connection.request("GET", "/readyz")
@@ -270,46 +287,48 @@ def _answers(port: int) -> bool:
     return False
 
 
-def _sorted(history: Path) -> tuple[Entry, Entry, dict[str, list[Entry]], dict[str, list[Entry]]]:
-    slow, honest = defaultdict(list), defaultdict(list)
-    given: Entry = {}
+def _read_history(
+    history: Path,
+) -> tuple[Entry, Entry, dict[str, list[Entry]], dict[str, list[Entry]]]:
+    slow, regular = defaultdict(list), defaultdict(list)
+    options: Entry = {}
     server: Entry = {}
     for line in history.read_text().splitlines():
         entry = json.loads(line)
         if "slow" in entry:
             slow[entry["slow"]].append(entry)
-        elif "honest" in entry:
-            honest[entry["honest"]].append(entry)
-        given, server = entry.get("given", given), entry.get("server", server)
-    return given, server, slow, honest
+        elif "regular" in entry:
+            regular[entry["regular"]].append(entry)
+        options = entry.get("options", options)
+        server = entry.get("server", server)
+    return options, server, slow, regular
 
 
 def violations(history: Path) -> list[str]:
-    """What must not have been: by the history alone."""
-    given, server, slow, honest = _sorted(history)
+    """Check the history; return a sentence per violation."""
+    options, server, slow, regular = _read_history(history)
     found = []
     for kind in KINDS:
-        allowed = given["patience"] * ALLOWED[kind] + SLACK_SECONDS
-        late = [entry for entry in slow[kind] if entry["seconds"] > allowed]
-        if late:
-            longest = max(entry["seconds"] for entry in late)
+        allowed = options["timeout"] * ALLOWED[kind] + SLACK_SECONDS
+        too_long = [entry for entry in slow[kind] if entry["seconds"] > allowed]
+        if too_long:
+            longest = max(entry["seconds"] for entry in too_long)
             found.append(
-                f"{kind}: {len(late)} were open for more than {allowed:.1f} s, up to {longest} s"
+                f"{kind}: {len(too_long)} were open for over {allowed:.1f} s, up to {longest} s"
             )
-        if not any(entry["ended"] == "cut" for entry in slow[kind]):
-            found.append(f"{kind}: none was cut")
+        if not any(entry["ended"] == "disconnected" for entry in slow[kind]):
+            found.append(f"{kind}: none was disconnected")
         refused = [entry for entry in slow[kind] if entry["ended"] == "refused"]
         if refused:
             found.append(f"{kind}: {len(refused)} connections were refused")
     for what, status in (("poll", 200), ("upload", 201), ("download", 200)):
-        bad = [entry for entry in honest[what] if entry["status"] != status]
-        if bad or not honest[what]:
-            found.append(
-                f"honest {what}: {len(bad)} of {len(honest[what])} failed: {sorted({e['status'] for e in bad})}"
-            )
-    p99 = percentile([entry["ms"] for entry in honest["poll"]], 0.99)
-    if p99 >= HONEST_P99_MS:
-        found.append(f"honest poll: p99 {p99} ms")
+        bad = [entry for entry in regular[what] if entry["status"] != status]
+        if bad or not regular[what]:
+            statuses = sorted({entry["status"] for entry in bad})
+            found.append(f"regular {what}: {len(bad)} of {len(regular[what])} failed: {statuses}")
+    p99 = percentile([entry["ms"] for entry in regular["poll"]], 0.99)
+    if p99 >= REGULAR_P99_MS:
+        found.append(f"regular poll: p99 {p99} ms")
     if not server["answers"]:
         found.append("the service does not answer afterwards")
     if server["after"]["files"] > server["before"]["files"] + 20:
@@ -328,31 +347,33 @@ def violations(history: Path) -> list[str]:
     show_default=True,
 )
 @click.option(
-    "--patience", default=15.0, show_default=True, help="IMPASTO_API_CLIENT_TIMEOUT_SECONDS."
+    "--timeout", default=15.0, show_default=True, help="IMPASTO_API_CLIENT_TIMEOUT_SECONDS."
 )
 @click.option(
     "--without",
     type=click.Choice(["protocol"]),
-    help="Take this guard out: there must be violations.",
+    help="Remove this guard: there must be violations.",
 )
 def main(
-    seed: int, count: int, seconds: float, history: Path, patience: float, without: str | None
+    seed: int, count: int, seconds: float, history: Path, timeout: float, without: str | None
 ) -> None:
-    """Run, judge, tell; exit code 1 if there are violations."""
-    run(seed, history, count, seconds, patience, without)
-    _, server, slow, honest = _sorted(history)
-    print(f"seed {seed}, {count} slow clients for {seconds:g} s, patience {patience:g} s")
+    """Run the campaign, check and report; exit code 1 if there are violations."""
+    run(seed, history, count, seconds, timeout, without)
+    _, server, slow, regular = _read_history(history)
+    print(f"seed {seed}, {count} slow clients for {seconds:g} s, timeout {timeout:g} s")
     for kind in KINDS:
-        lived = [entry["seconds"] for entry in slow[kind] if entry["ended"] == "cut"]
+        durations = [entry["seconds"] for entry in slow[kind] if entry["ended"] == "disconnected"]
         after = (
-            f"after {percentile(lived, 0.5)} s (median), {max(lived)} s (longest)" if lived else ""
+            f"after {percentile(durations, 0.5)} s (median), {max(durations)} s (longest)"
+            if durations
+            else ""
         )
-        print(f"{kind:8} cut {len(lived)} times {after}")
-    took = [entry["ms"] for entry in honest["poll"]]
+        print(f"{kind:8} disconnected {len(durations)} times {after}")
+    took = [entry["ms"] for entry in regular["poll"]]
     p50, p99 = percentile(took, 0.5), percentile(took, 0.99)
-    print(f"honest   {len(took)} polls: p50 {p50} ms, p99 {p99} ms, longest {max(took)} ms")
+    print(f"regular  {len(took)} polls: p50 {p50} ms, p99 {p99} ms, longest {max(took)} ms")
     for what in ("upload", "download"):
-        print(f"honest   {what} {[(entry['status'], entry['ms']) for entry in honest[what]]}")
+        print(f"regular  {what} {[(entry['status'], entry['ms']) for entry in regular[what]]}")
     print(f"server   before {server['before']}, after {server['after']}")
     judged(violations(history))
 

@@ -1,4 +1,4 @@
-"""A short run of the campaign, and its judge."""
+"""A short run of the campaign, and tests of its checker."""
 
 from pathlib import Path
 from typing import Any
@@ -18,32 +18,32 @@ def history(tmp_path: Path) -> History:
 
 
 @pytest.mark.reliability
-@pytest.mark.timeout(600)  # it starts, and measures its pace
-def test_a_short_day_leaves_nothing_behind(tmp_path: Path, history: History) -> None:
+@pytest.mark.timeout(600)  # it starts a fleet and measures its throughput
+def test_nothing_grows_in_a_short_run(tmp_path: Path, history: History) -> None:
     soak.campaign(tmp_path / "fleet", history, seed=1, minutes=0.3, load=0.7, every=0.4, loose=3)
 
     assert soak.violations(history.file) == []
 
 
-def _tell(told: History, changes: dict[str, Any], *, loose: float = 1.0) -> None:
-    """Ten samples, from the usual ones to those with the changes."""
-    told.tell("begin", loose=loose, pace=1.0)
+def _write(history: History, changes: dict[str, Any], *, loose: float = 1.0) -> None:
+    """Write ten samples that grow from the usual values to those of `changes`."""
+    history.tell("begin", loose=loose, throughput=1.0)
     for number in range(10):
         grown = {
             name: SAMPLE[name] + (value - SAMPLE[name]) * number / 9
             for name, value in changes.items()
             if name in SAMPLE
         }
-        told.tell("sample", **{**SAMPLE, **grown})
-    told.tell("came", with_them=0)
+        history.tell("sample", **{**SAMPLE, **grown})
+    history.tell("arrived", active=0)
     if changes.get("job", "succeeded"):
-        told.tell("job", status=changes.get("job", "succeeded"))
+        history.tell("job", status=changes.get("job", "succeeded"))
     if "answer" in changes:
-        told.tell("failed", method="GET", path="/", status=changes["answer"])
+        history.tell("failed", method="GET", path="/", status=changes["answer"])
     if "refused" in changes:
-        told.tell("refused", status=changes["refused"], text="no")
+        history.tell("refused", status=changes["refused"], text="no")
     if changes.get("ends", True):
-        told.tell("end")
+        history.tell("end")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def _tell(told: History, changes: dict[str, Any], *, loose: float = 1.0) -> None
         ({"store_keys": 250}, ["store_keys grew"]),
         ({"files": 300}, ["files grew"]),
         ({"data_mb": 20.0}, ["data_mb grew"]),
-        ({"job": ""}, ["1 callers came, 0 went content"]),
+        ({"job": ""}, ["1 callers arrived, 0 finished"]),
         ({"job": "failed"}, ["1 jobs ended as failed"]),
         ({"job": "queued"}, ["1 jobs ended as queued"]),
         ({"answer": 503}, []),
@@ -65,17 +65,17 @@ def _tell(told: History, changes: dict[str, Any], *, loose: float = 1.0) -> None
         ({"ends": False}, ["did not come to its end"]),
     ],
 )
-def test_the_judge_finds_what_must_not_be(
+def test_the_checker_finds_each_violation(
     history: History, changes: dict[str, Any], words: list[str]
 ) -> None:
-    _tell(history, changes)
+    _write(history, changes)
     found = soak.violations(history.file)
 
     assert len(found) == len(words)
     assert all(word in line for word, line in zip(words, found, strict=True))
 
 
-def test_a_loose_judge_bears_more(history: History) -> None:
-    _tell(history, {"files": 200.0}, loose=3.0)
+def test_a_loose_checker_allows_more_growth(history: History) -> None:
+    _write(history, {"files": 200.0}, loose=3.0)
 
     assert soak.violations(history.file) == []

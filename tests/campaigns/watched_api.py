@@ -1,4 +1,4 @@
-"""The API as a process with a Valkey of its own, whose memory, files and log can be watched from outside."""
+"""Runs the API with a Valkey of its own; its memory, files and log can be read from outside."""
 
 import http.client
 import subprocess
@@ -14,10 +14,11 @@ from cli.local_service import free_port
 
 
 class WatchedApi:
-    """Started on entry, stopped and swept away on exit.
+    """The two processes, as a context manager. On exit they stop and their folder is deleted.
 
-    `changed` is Python that the API and its children run before anything else: a stand-in, or a guard taken out.
-    `settings`: IMPASTO_*.
+    changed: Python that the API and its children run before anything else. It replaces a part, or
+        removes a guard.
+    settings: IMPASTO_*.
     """
 
     def __init__(self, changed: str = "", **settings: str) -> None:
@@ -34,11 +35,11 @@ class WatchedApi:
         self._processes.append(subprocess.Popen(valkey_command(valkey_port, self.folder)))
         redis_url = f"redis://127.0.0.1:{valkey_port}/0"
         data, port = str(self.folder / "data"), str(self.port)
-        own = environment(REDIS_URL=redis_url, DATA_DIR=data, API_PORT=port, **self._settings)
+        variables = environment(REDIS_URL=redis_url, DATA_DIR=data, API_PORT=port, **self._settings)
         with (self.folder / "api.log").open("ab") as log:
             command = [sys.executable, "-m", "api"]
             api = subprocess.Popen(
-                command, env=own | {"PYTHONPATH": str(self.folder)}, stdout=log, stderr=log
+                command, env=variables | {"PYTHONPATH": str(self.folder)}, stdout=log, stderr=log
             )
         self._processes.append(api)
         self.pid = api.pid
@@ -57,7 +58,7 @@ class WatchedApi:
         self._folder.cleanup()
 
     def get(self, path: str) -> int:
-        """The status that a GET gets; 0 if nobody answers."""
+        """Send GET; return the status, or 0 if there is no response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request("GET", path)
@@ -69,21 +70,21 @@ class WatchedApi:
 
     @property
     def log(self) -> str:
-        """What it has said so far."""
+        """The log so far."""
         return (self.folder / "api.log").read_text()
 
     @property
     def peak_kb(self) -> int:
-        """The most memory that the API's own process has had resident, in KiB."""
+        """The peak resident memory of the API's own process, in KiB."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0])
 
     def parts(self) -> list[str]:
-        """Files that are, or were left, on their way."""
+        """Names of files in the folder of unfinished uploads."""
         return sorted(path.name for path in (self.blobs / "parts").glob("*"))
 
     def digests(self) -> set[str]:
-        """Of all blobs on disk."""
+        """The digests of all blobs on disk."""
         files = (
             path
             for path in self.blobs.glob("??/*")

@@ -42,7 +42,7 @@ def test_a_key_is_made_listed_and_revoked(command: Command, valkey: Any) -> None
 
     assert (key.name, key.priority) == ("Ada", "high")
     assert key.id in made.stderr
-    assert f"{key.id}  high  made {key.created_at:%Y-%m-%d %H:%M} UTC  never used" in listed
+    assert f"{key.id}  high  created {key.created_at:%Y-%m-%d %H:%M} UTC  never used" in listed
     assert made.stdout.strip() not in listed + made.stderr
     assert revoked.returncode == 0
     assert ring.find(made.stdout.strip()) is None
@@ -51,7 +51,7 @@ def test_a_key_is_made_listed_and_revoked(command: Command, valkey: Any) -> None
     assert (
         unknown.returncode,
         unknown.stderr,
-    ) == (2, "impasto: There is no key with this id; `impasto keys list` tells them.\n")
+    ) == (2, "impasto: There is no key with this id; `impasto keys list` shows all.\n")
     ring.close()
 
 

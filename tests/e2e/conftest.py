@@ -1,5 +1,6 @@
 """The whole service as a user starts it: `impasto up` in a process of its own, with its own data, on a free port."""
 
+import io
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from typing import IO, Any
 
 import psutil
 import pytest
+from page_actions import CHROMIUM, TIMEOUT_MS, OpenPage
+from PIL import Image
 
 from cli.local_service import free_port
 from core.neural.weights.cache import WeightsCache
@@ -100,11 +103,11 @@ def keyed_service(tmp_path: Path, weights: WeightsCache) -> Iterator[Service]:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_service(
     tmp_path_factory: pytest.TempPathFactory, weights: WeightsCache
 ) -> Iterator[Service]:
-    """A service for all tests of the page, which do not stop it."""
+    """A service for all tests of the page. They may kill its API, but they do not stop it."""
     with serving(
         tmp_path_factory.mktemp("service"), weights, {"IMPASTO_WORKER_PREVIEW_SECONDS": "0.2"}
     ) as running:
@@ -147,3 +150,89 @@ def submit(service: Service, pictures: tuple[Path, Path]) -> Callable[..., str]:
         return service.client.submit(*pictures, **given).id
 
     return send
+
+
+# ---------------------------------------------------------------------- the page
+
+
+# Not for the session: while Playwright's synchronous API runs, asyncio.run() fails in this thread.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium for the tests of one module."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    playwright.expect.set_options(timeout=TIMEOUT_MS)
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, shared_service: Service) -> Iterator[OpenPage]:
+    """Open the page in a new browser context. An exception or a policy violation fails the test."""
+    contexts, page_errors = [], []
+
+    def record_error(message: Any) -> None:
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            page_errors.append(message.text)
+
+    def open_context(
+        address: str = "/", width: int = 1280, url: str = shared_service.url, **options: Any
+    ) -> Any:
+        viewport = {"width": width, "height": 800}
+        context = browser.new_context(viewport=viewport, base_url=url, **options)
+        context.set_default_timeout(TIMEOUT_MS)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", record_error)
+        page.on("pageerror", lambda error: page_errors.append(str(error)))
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.goto(address)
+        return page
+
+    yield open_context
+    for context in contexts:
+        context.close()
+    assert not page_errors
+
+
+@pytest.fixture(scope="session")
+def image_files(
+    tmp_path_factory: pytest.TempPathFactory, photo: Image.Image, painting: Image.Image
+) -> dict[str, Path]:
+    """Files to upload, by name: good ones, one with a hostile name, and one that is no image."""
+    folder = tmp_path_factory.mktemp("files")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: rotated by 90 degrees, as from a phone that is held upright
+    photo.save(folder / "rotated.jpg", exif=exif, quality=95)
+    painting.save(folder / "painting.png")
+    photo.save(folder / "<img src=x onerror=document.title='hurt'>.png")
+    (folder / "not an image.png").write_text("<script>alert(1)</script>")
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def unusual_job(shared_service: Any, image_files: dict[str, Path]) -> Any:
+    """A job that has ended, with values that no control of the page can show.
+
+    It has masks, an initial image, zeros, and parameters between the steps of their sliders.
+    """
+    client, mask = shared_service.client, io.BytesIO()
+    Image.linear_gradient("L").save(mask, "PNG")
+    pictures = {
+        "masks": [mask.getvalue()],
+        "init": "picture",
+        "init_image": image_files["painting.png"],
+    }
+    parameters = {
+        "strength": 0.33,
+        "style_scale": 1.6,
+        "content_weight": 0,
+        "size": 80,
+        "iterations": 40,
+        "scales": 1,
+    }
+    job = client.submit(
+        image_files["rotated.jpg"], [image_files["painting.png"]], **pictures, **parameters
+    )
+    return client.wait(job.id)

@@ -117,7 +117,7 @@ def test_nobody_waits_for_longer_than_half_a_minute(
 
 
 def test_who_watches_enough_is_answered_at_once(client: TestClient, app: Any, submit: Any) -> None:
-    app.state.job_feed._max_watchers = 0
+    app.state.job_feed._max_subscriptions = 0
     answer = client.get(submit().json()["links"]["self"], headers={"Prefer": "wait=30"})
     assert answer.status_code == 200
     assert "preference-applied" not in answer.headers
@@ -206,4 +206,4 @@ def test_a_batch_that_is_deleted_meanwhile_is_not_there_and_nobody_watches_any_m
 
     assert (answer.status_code, seconds < 10) == (404, True)
     feed: Any = client.app.state.job_feed  # type: ignore[attr-defined]
-    assert (feed._spots, feed._watchers.total()) == ({}, 0)
+    assert (feed._topics, feed._subscriptions.total()) == ({}, 0)

@@ -1,4 +1,4 @@
-"""Every request has an id, and a line."""
+"""Every request has an id and a log line."""
 
 import logging
 from typing import Any
@@ -11,12 +11,12 @@ from core.log import request_id
 
 
 @pytest.mark.parametrize("own", ["abc-DEF_123", "a" * 64])
-def test_a_plain_id_of_the_client_is_kept(client: TestClient, own: str) -> None:
+def test_a_plain_id_of_the_client_is_used(client: TestClient, own: str) -> None:
     assert client.get("/livez", headers={"X-Request-Id": own}).headers["x-request-id"] == own
 
 
 @pytest.mark.parametrize("own", ["", "a b", "a" * 65, "ä".encode(), '"};{', "a\tb"])
-def test_any_other_gets_a_new_one(client: TestClient, own: Any) -> None:
+def test_any_other_id_is_replaced_by_a_new_one(client: TestClient, own: Any) -> None:
     first, second = (
         client.get("/livez", headers={"X-Request-Id": own}).headers["x-request-id"]
         for _ in range(2)
@@ -26,7 +26,7 @@ def test_any_other_gets_a_new_one(client: TestClient, own: Any) -> None:
     assert len(first) == 16
 
 
-def test_the_line_names_the_route_and_nothing_of_the_callers(
+def test_the_log_line_has_the_route_and_no_text_of_the_client(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "api.middleware.access_log"):
@@ -40,13 +40,13 @@ def test_the_line_names_the_route_and_nothing_of_the_callers(
     assert "secret" not in caplog.text
 
 
-def test_the_id_is_known_to_what_is_logged_on_the_way(app: FastAPI, client: TestClient) -> None:
+def test_log_records_of_the_request_have_its_id(app: FastAPI, client: TestClient) -> None:
     seen = []
 
-    @app.get("/v1/look")
-    def look() -> None:  # in a thread of the pool
+    @app.get("/v1/probe")
+    def probe() -> None:  # runs in a thread of the pool
         seen.append(request_id.get())
 
-    client.get("/v1/look", headers={"X-Request-Id": "abc"})
+    client.get("/v1/probe", headers={"X-Request-Id": "abc"})
 
     assert (seen, request_id.get()) == (["abc"], None)

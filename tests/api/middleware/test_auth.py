@@ -1,4 +1,4 @@
-"""Who may ask: keys, what each may ask for, and how often."""
+"""Authentication: which keys are valid, what each may do, and how often."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.middleware import auth
-from api.middleware.auth import kind_of
+from api.middleware.auth import classify_request
 from api.rate_limit import RequestKind
 from api.settings import ApiSettings
 from core.auth.api_keys import ApiKeyStore
@@ -24,7 +24,7 @@ Serve = Callable[..., TestClient]
 
 @pytest.fixture
 def serve(valkey: Any, tmp_path: Path, connect: Any) -> Serve:
-    """An API that requires keys, unless told otherwise."""
+    """Start an API that requires keys, unless the settings say otherwise."""
 
     def start(url: str = valkey.url, **own: Any) -> TestClient:
         settings = ApiSettings(**{"keys": "required", **own})
@@ -38,14 +38,14 @@ def serve(valkey: Any, tmp_path: Path, connect: Any) -> Serve:
 
 @pytest.fixture
 def keys(valkey: Any) -> Iterator[ApiKeyStore]:
-    opened = ApiKeyStore(valkey.url)
-    yield opened
-    opened.close()
+    store = ApiKeyStore(valkey.url)
+    yield store
+    store.close()
 
 
 @pytest.fixture
 def bearer(keys: ApiKeyStore) -> Callable[..., dict[str, str]]:
-    """The header of a new key."""
+    """Make the Authorization header of a new key."""
 
     def make(priority: Priority = Priority.NORMAL) -> dict[str, str]:
         return {"Authorization": f"Bearer {keys.create('a', priority)[1]}"}
@@ -68,14 +68,14 @@ def bearer(keys: ApiKeyStore) -> Callable[..., dict[str, str]]:
         ("off", "0.0.0.0", False),  # noqa: S104
     ],
 )
-def test_keys_are_required_unless_only_this_machine_can_ask(
+def test_keys_are_required_unless_the_api_listens_on_loopback(
     keys: Any, host: str, required: bool
 ) -> None:
     assert ApiSettings(keys=keys, host=host).keys_required == required
 
 
 def test_every_wrong_key_gets_the_same_answer(serve: Serve, keys: ApiKeyStore, bearer: Any) -> None:
-    client, (key, secret) = serve(), keys.create("gone")
+    client, (key, secret) = serve(), keys.create("revoked")
     keys.revoke(key.id)
     unknown = secret[:-4] + ("aaaa" if not secret.endswith("aaaa") else "bbbb")
     texts = [
@@ -111,13 +111,13 @@ def test_every_wrong_key_gets_the_same_answer(serve: Serve, keys: ApiKeyStore, b
     assert client.get("/v1/jobs", headers=bearer()).status_code == 200
 
 
-def test_two_keys_at_once_are_none(serve: Serve, bearer: Any) -> None:
+def test_a_request_with_two_keys_is_refused(serve: Serve, bearer: Any) -> None:
     headers = [*bearer().items(), *bearer().items()]
     assert serve().get("/v1/jobs", headers=headers).status_code == 401
 
 
-def test_the_page_and_the_probes_need_no_key_and_all_else_does(serve: Serve) -> None:
-    """By the OpenAPI document, so that a new route is closed from the beginning."""
+def test_only_the_page_and_the_health_checks_need_no_key(serve: Serve) -> None:
+    """The OpenAPI document gives the routes, so a new route cannot be public by mistake."""
     client = serve()
     for path in (
         "/",
@@ -134,15 +134,15 @@ def test_the_page_and_the_probes_need_no_key_and_all_else_does(serve: Serve) -> 
 
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            closed = path not in ("/livez", "/readyz")
-            assert (client.request(method, path).status_code == 401) == closed, (method, path)
-            assert (operation.get("security") == [{"key": []}]) == closed
+            needs_key = path not in ("/livez", "/readyz")
+            assert (client.request(method, path).status_code == 401) == needs_key, (method, path)
+            assert (operation.get("security") == [{"key": []}]) == needs_key
     assert {"type": "http", "scheme": "bearer"}.items() <= document["components"][
         "securitySchemes"
     ]["key"].items()
 
 
-def test_a_body_is_not_read_before_the_key_is_known(serve: Serve) -> None:
+def test_the_body_is_not_read_before_the_key_is_checked(serve: Serve) -> None:
     def body() -> Iterator[bytes]:
         yield b"x"
         pytest.fail("the body was read")
@@ -150,13 +150,13 @@ def test_a_body_is_not_read_before_the_key_is_known(serve: Serve) -> None:
     assert serve().post("/v1/images", content=body()).status_code == 401
 
 
-def test_without_keys_nothing_is_asked_for(client: TestClient) -> None:
-    """Neither by the service nor by its document; and a key that is sent all the same does no harm."""
+def test_without_required_keys_any_request_is_accepted(client: TestClient) -> None:
+    """The OpenAPI document names no security scheme, and an unneeded key does no harm."""
     assert client.get("/v1/jobs", headers={"Authorization": "Bearer x"}).status_code == 200
     assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
 
 
-def test_a_revoked_key_works_for_a_second_at_most(
+def test_a_revoked_key_works_for_at_most_a_second(
     serve: Serve, keys: ApiKeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.monotonic()
@@ -171,9 +171,7 @@ def test_a_revoked_key_works_for_a_second_at_most(
     assert keys.list()[0].last_used_at is not None
 
 
-def test_a_key_asks_for_no_higher_priority_than_it_may(
-    serve: Serve, files: Any, bearer: Any
-) -> None:
+def test_a_key_cannot_exceed_its_highest_priority(serve: Serve, files: Any, bearer: Any) -> None:
     client = serve()
 
     def submit(highest: Priority, **parameters: str) -> Any:
@@ -193,7 +191,7 @@ def test_a_key_asks_for_no_higher_priority_than_it_may(
     assert submit(Priority.LOW, priority="normal").status_code == 422
 
 
-def test_a_retry_has_the_old_priority_or_what_the_key_may_by_now(
+def test_a_retry_has_the_old_priority_unless_the_keys_highest_is_lower_now(
     serve: Serve, files: Any, keys: ApiKeyStore, valkey: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auth, "CACHE_SECONDS", 0.0)
@@ -208,19 +206,18 @@ def test_a_retry_has_the_old_priority_or_what_the_key_may_by_now(
     for job in old:
         client.post(job["links"]["cancel"], headers=headers)
 
-    def retried() -> list[str]:
+    def retry() -> list[str]:
         answers = [client.post(f"/v1/jobs/{job['id']}/retry", headers=headers) for job in old]
         return [answer.json().get("priority", "refused") for answer in answers]
 
-    assert retried() == ["high", "low"]
-    with redis.Redis.from_url(
-        valkey.url, decode_responses=True
-    ) as server:  # whoever runs the service has thought again
+    assert retry() == ["high", "low"]
+    # The operator lowers the key's highest priority.
+    with redis.Redis.from_url(valkey.url, decode_responses=True) as server:
         server.hset(f"{PREFIX}key:{server.hget(f'{PREFIX}keys', key.id)}", "priority", "normal")
-    assert retried() == ["normal", "low"]
+    assert retry() == ["normal", "low"]
 
 
-def test_jobs_pictures_and_lists_are_the_keys_own(serve: Serve, files: Any, bearer: Any) -> None:
+def test_each_key_sees_only_its_own_jobs(serve: Serve, files: Any, bearer: Any) -> None:
     client, mine, theirs = serve(), bearer(), bearer()
     job = client.post("/v1/jobs", files=files, data={"size": "64"}, headers=theirs).json()
     own = client.post("/v1/jobs", files=files, data={"size": "64"}, headers=mine).json()
@@ -233,7 +230,7 @@ def test_jobs_pictures_and_lists_are_the_keys_own(serve: Serve, files: Any, bear
     assert own["queue"]["position"] == 1
 
 
-def test_a_cursor_tells_nothing_of_how_much_others_submit(
+def test_a_cursor_does_not_reveal_how_many_jobs_others_submit(
     serve: Serve, files: Any, bearer: Any
 ) -> None:
     client, mine, theirs = serve(), bearer(), bearer()
@@ -245,8 +242,11 @@ def test_a_cursor_tells_nothing_of_how_much_others_submit(
     )
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(serve: Serve, bearer: Any) -> None:
-    """Others are served meanwhile, and what is counted apart, too; two API processes count together."""
+def test_requests_above_the_limit_get_429_with_retry_after(serve: Serve, bearer: Any) -> None:
+    """Other keys, and requests of the other kind, are still served.
+
+    Two API processes share the counts.
+    """
     first, second = (serve(requests_per_minute=3, submissions_per_minute=2) for _ in range(2))
     mine, theirs = bearer(), bearer()
     statuses = [
@@ -264,40 +264,40 @@ def test_who_asks_too_often_is_told_when_to_come_back(serve: Serve, bearer: Any)
     assert tries == [400, 400, 429]
 
 
-def test_requests_that_only_look_are_counted_here_and_told_to_redis_now_and_then(
+def test_cheap_requests_are_counted_in_memory_and_flushed_to_redis_in_batches(
     serve: Serve, bearer: Any, keys: ApiKeyStore
 ) -> None:
-    """Each write goes to the disk: a thousand polls must not be a thousand of them."""
+    """Each write goes to the disk: a thousand polls must not cause a thousand writes."""
     client, headers = serve(requests_per_minute=1000), bearer()
 
-    before = _written(keys)
+    before = _count_writes(keys)
     for _ in range(35):
         assert client.get("/v1/jobs", headers=headers).status_code == 200
-    assert 1 <= _written(keys) - before <= 20
+    assert 1 <= _count_writes(keys) - before <= 20
 
 
-def test_who_is_refused_is_refused_from_memory(
+def test_a_caller_above_the_limit_is_refused_from_memory(
     serve: Serve, bearer: Any, keys: ApiKeyStore
 ) -> None:
-    """A flood costs the store nothing, and no request slips through between two counts."""
+    """A flood does not reach the store, and no request passes between two flushes."""
     client, headers = serve(requests_per_minute=500), bearer()
     statuses = [client.get("/v1/jobs", headers=headers).status_code for _ in range(500)]
     while client.get("/v1/jobs", headers=headers).status_code == 200:
         statuses.append(200)
-    before = _written(keys)
+    before = _count_writes(keys)
 
     refused = [client.get("/v1/jobs", headers=headers).status_code for _ in range(30)]
 
     assert set(statuses) == {200}
     assert len(statuses) <= 505
-    assert (refused, _written(keys)) == ([429] * 30, before)
+    assert (refused, _count_writes(keys)) == ([429] * 30, before)
 
 
-def _from(client: TestClient, address: str) -> TestClient:
+def _client_from(client: TestClient, address: str) -> TestClient:
     return TestClient(client.app, base_url="http://localhost", client=(address, 1))
 
 
-def test_who_guesses_keys_is_told_to_wait_and_who_has_one_is_not(
+def test_a_client_that_guesses_keys_is_refused_and_a_key_in_use_is_not(
     serve: Serve, bearer: Any, valkey: Any
 ) -> None:
     first, second = (serve(auth_failures_per_minute=3) for _ in range(2))
@@ -308,23 +308,25 @@ def test_who_guesses_keys_is_told_to_wait_and_who_has_one_is_not(
         200,
     ]
 
-    assert [first.get("/v1/jobs").status_code for _ in range(9)] == [401] * 9, "no key is no guess"
+    assert [first.get("/v1/jobs").status_code for _ in range(9)] == [401] * 9, (
+        "a missing key is not a guess"
+    )
     assert [
         client.get("/v1/jobs", headers=wrong).status_code for client in (first, second, first)
     ] == [401, 401, 401]
     for client in (first, second):
-        for headers in (wrong, new):  # no answer tells whether a guess was right
+        for headers in (wrong, new):  # the answer must not reveal whether a guess was right
             refused = client.get("/v1/jobs", headers=headers)
             assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
             assert 1 <= int(refused.headers["retry-after"]) <= 61
         assert client.get("/v1/jobs", headers=in_use).status_code == 200
-    assert _from(first, "198.51.100.7").get("/v1/jobs", headers=new).status_code == 200
-    with redis.Redis.from_url(valkey.url) as server:  # a minute later
+    assert _client_from(first, "198.51.100.7").get("/v1/jobs", headers=new).status_code == 200
+    with redis.Redis.from_url(valkey.url) as server:  # as if a minute had passed
         server.delete(*server.keys("*wrong-keys*"))
     assert second.get("/v1/jobs", headers=new).status_code == 200
 
 
-def test_one_network_of_ipv6_is_one_address(serve: Serve) -> None:
+def test_an_ipv6_network_of_64_bits_counts_as_one_address(serve: Serve) -> None:
     client, wrong = serve(auth_failures_per_minute=2), {"Authorization": "Bearer x"}
     addresses = [
         "2001:db8::1",
@@ -334,15 +336,16 @@ def test_one_network_of_ipv6_is_one_address(serve: Serve) -> None:
         "192.0.2.1",
         "192.0.2.2",
     ]
-    tries = [
-        _from(client, address).get("/v1/jobs", headers=wrong).status_code for address in addresses
+    statuses = [
+        _client_from(client, address).get("/v1/jobs", headers=wrong).status_code
+        for address in addresses
     ]
 
-    assert tries == [401, 401, 429, 401, 401, 401]
+    assert statuses == [401, 401, 429, 401, 401, 401]
 
 
-def _written(keys: ApiKeyStore) -> int:
-    """How often a count was written to the store."""
+def _count_writes(keys: ApiKeyStore) -> int:
+    """How many times a count was written to the store."""
     stats: Any = keys._redis.info("commandstats")
     return int(stats.get("cmdstat_incrby", {}).get("calls", 0))
 
@@ -358,19 +361,21 @@ def _written(keys: ApiKeyStore) -> int:
         ("GET", "/v1/jobs", RequestKind.OTHER),
     ],
 )
-def test_what_makes_work_is_counted_apart(method: str, path: str, kind: RequestKind) -> None:
-    assert kind_of(method, path) is kind
+def test_requests_that_cause_work_are_submissions(
+    method: str, path: str, kind: RequestKind
+) -> None:
+    assert classify_request(method, path) is kind
 
 
-def test_without_keys_there_is_no_limit(serve: Serve) -> None:
+def test_without_keys_there_is_no_rate_limit(serve: Serve) -> None:
     client = serve(keys="off", requests_per_minute=1, submissions_per_minute=1)
     assert [client.get("/v1/jobs").status_code for _ in range(3)] == [200, 200, 200]
 
 
-def test_an_outage_of_the_store_is_503_for_every_key(
+def test_every_key_gets_503_while_the_store_is_unavailable(
     serve: Serve, own_valkey: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also while keys and counts are remembered, and in the very request that would tell Redis."""
+    """Also while the key is cached, and in the request that flushes the counts."""
     keys, client = ApiKeyStore(own_valkey.url), serve(own_valkey.url, requests_per_minute=300)
     headers = {"Authorization": f"Bearer {keys.create('a')[1]}"}
     assert client.get("/v1/jobs", headers=headers).status_code == 200
@@ -389,12 +394,12 @@ def test_an_outage_of_the_store_is_503_for_every_key(
     keys.close()
 
 
-def test_a_picture_is_fetched_by_its_owner_alone(
+def test_only_its_owner_can_fetch_an_image(
     serve: Serve, bearer: Callable[..., dict[str, str]], files: dict[str, Any]
 ) -> None:
     client, own, foreign = serve(), bearer(), bearer()
-    kept = client.post("/v1/images", files={"image": files["content"]}, headers=own)
-    address = kept.headers["location"]
+    upload = client.post("/v1/images", files={"image": files["content"]}, headers=own)
+    address = upload.headers["location"]
 
     assert [client.get(address, headers=who).status_code for who in (own, foreign, {})] == [
         200,

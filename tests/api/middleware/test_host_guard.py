@@ -1,4 +1,4 @@
-"""Who may speak to us, and what other pages may do."""
+"""Which host names are accepted, and what pages of other origins may do."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.middleware.host_guard import names_for
+from api.middleware.host_guard import resolve_host_names
 from api.settings import ApiSettings
 from core import errors
 from core.config import Settings, read_settings
 
-FRIEND = "https://friend.example"
+ALLOWED_ORIGIN = "https://allowed.example"
 
 
 def _client(valkey: Any, folder: Path, **own: Any) -> TestClient:
@@ -22,25 +22,25 @@ def _client(valkey: Any, folder: Path, **own: Any) -> TestClient:
 
 
 @pytest.fixture
-def friendly(valkey: Any, tmp_path: Path) -> Iterator[TestClient]:
-    """A service that lets one other site's pages use it."""
-    client = _client(valkey, tmp_path, cors_origins=[FRIEND])
+def cors_client(valkey: Any, tmp_path: Path) -> Iterator[TestClient]:
+    """A service that allows the pages of one other origin."""
+    client = _client(valkey, tmp_path, cors_origins=[ALLOWED_ORIGIN])
     yield client
     client.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.9"])
-def test_on_loopback_only_loopbacks_names_are_ours(host: str) -> None:
-    names = names_for(host, [])
+def test_on_loopback_only_the_names_of_loopback_are_allowed(host: str) -> None:
+    names = resolve_host_names(host, [])
 
     assert names is not None
     assert names >= {"localhost", "127.0.0.1", "[::1]"}
     assert "elsewhere.example" not in names
 
 
-def test_elsewhere_any_name_is_ours_unless_they_are_listed() -> None:
-    assert names_for("0.0.0.0", []) is None  # noqa: S104 - not listened on
-    names = names_for("0.0.0.0", ["Pictures.example"])  # noqa: S104
+def test_on_a_public_address_any_name_is_allowed_unless_names_are_listed() -> None:
+    assert resolve_host_names("0.0.0.0", []) is None  # noqa: S104 - nothing listens
+    names = resolve_host_names("0.0.0.0", ["Pictures.example"])  # noqa: S104
     assert names is not None
     assert {"pictures.example", "localhost"} <= names
 
@@ -48,7 +48,7 @@ def test_elsewhere_any_name_is_ours_unless_they_are_listed() -> None:
 @pytest.mark.parametrize(
     ("host", "status"), [("localhost:1", 200), ("127.0.0.1", 200), ("rebound.example", 403)]
 )
-def test_a_name_that_is_made_to_mean_loopback_is_refused(
+def test_another_name_that_resolves_to_loopback_is_refused(
     client: TestClient, host: str, status: int
 ) -> None:
     assert client.get("/v1/jobs", headers={"Host": host}).status_code == status
@@ -68,7 +68,7 @@ def test_a_name_that_is_made_to_mean_loopback_is_refused(
         ({"Sec-Fetch-Site": "same-site"}, 403),
     ],
 )
-def test_another_sites_page_cannot_submit(
+def test_a_page_of_another_origin_cannot_submit(
     client: TestClient,
     files: dict[str, Any],
     rings: list[int],
@@ -82,7 +82,9 @@ def test_another_sites_page_cannot_submit(
     assert (status == 202) == len(rings)
 
 
-def test_reading_is_left_to_the_browser_which_gets_no_leave(client: TestClient) -> None:
+def test_a_page_of_another_origin_may_send_get_but_not_read_the_response(
+    client: TestClient,
+) -> None:
     answer = client.get(
         "/v1/jobs", headers={"Origin": "http://elsewhere.example", "Sec-Fetch-Site": "cross-site"}
     )
@@ -91,11 +93,16 @@ def test_reading_is_left_to_the_browser_which_gets_no_leave(client: TestClient) 
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-def test_a_friends_page_may_submit_and_read(friendly: TestClient, files: dict[str, Any]) -> None:
-    headers = {"Origin": FRIEND, "Sec-Fetch-Site": "cross-site"}
-    answer = friendly.post("/v1/jobs", files=files, data={"size": "64"}, headers=headers)
+def test_a_page_of_an_allowed_origin_may_submit_and_read(
+    cors_client: TestClient, files: dict[str, Any]
+) -> None:
+    headers = {"Origin": ALLOWED_ORIGIN, "Sec-Fetch-Site": "cross-site"}
+    answer = cors_client.post("/v1/jobs", files=files, data={"size": "64"}, headers=headers)
 
-    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (202, FRIEND)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (
+        202,
+        ALLOWED_ORIGIN,
+    )
     assert {"Location", "Retry-After", "ETag"} <= set(
         answer.headers["access-control-expose-headers"].split(", ")
     )
@@ -103,31 +110,33 @@ def test_a_friends_page_may_submit_and_read(friendly: TestClient, files: dict[st
     assert "access-control-allow-credentials" not in answer.headers
 
 
-def test_a_friends_page_is_told_what_it_may_send(friendly: TestClient) -> None:
-    ask = {
+def test_a_preflight_lists_what_an_allowed_origin_may_send(cors_client: TestClient) -> None:
+    preflight = {
         "Access-Control-Request-Method": "DELETE",
         "Access-Control-Request-Headers": "if-none-match",
     }
-    yes = friendly.options("/v1/jobs/x", headers={"Origin": FRIEND, **ask})
-    no = friendly.options("/v1/jobs/x", headers={"Origin": "https://elsewhere.example", **ask})
+    yes = cors_client.options("/v1/jobs/x", headers={"Origin": ALLOWED_ORIGIN, **preflight})
+    no = cors_client.options(
+        "/v1/jobs/x", headers={"Origin": "https://elsewhere.example", **preflight}
+    )
 
-    assert (yes.status_code, yes.headers["access-control-allow-origin"]) == (200, FRIEND)
+    assert (yes.status_code, yes.headers["access-control-allow-origin"]) == (200, ALLOWED_ORIGIN)
     assert (no.status_code, no.json()["code"]) == (400, "bad_request")
     assert "access-control-allow-origin" not in no.headers
 
 
-def test_with_friends_every_answer_varies_by_origin(friendly: TestClient) -> None:
-    for headers in ({}, {"Origin": FRIEND}, {"Origin": "https://elsewhere.example"}):
-        assert "Origin" in friendly.get("/v1/jobs", headers=headers).headers["vary"]
-    other = friendly.get("/v1/jobs", headers={"Origin": "https://elsewhere.example"})
+def test_with_allowed_origins_every_response_varies_by_origin(cors_client: TestClient) -> None:
+    for headers in ({}, {"Origin": ALLOWED_ORIGIN}, {"Origin": "https://elsewhere.example"}):
+        assert "Origin" in cors_client.get("/v1/jobs", headers=headers).headers["vary"]
+    other = cors_client.get("/v1/jobs", headers={"Origin": "https://elsewhere.example"})
     assert "access-control-allow-origin" not in other.headers
     assert (
-        friendly.post("/v1/jobs", headers={"Origin": "https://elsewhere.example"}).status_code
+        cors_client.post("/v1/jobs", headers={"Origin": "https://elsewhere.example"}).status_code
         == 403
     )
 
 
-def test_bodies_are_taken_only_as_they_are(client: TestClient) -> None:
+def test_a_compressed_body_is_refused(client: TestClient) -> None:
     answer = client.post("/v1/jobs", content=b"{}", headers={"Content-Encoding": "gzip"})
 
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_encoding")
@@ -136,14 +145,14 @@ def test_bodies_are_taken_only_as_they_are(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("ORIGINS", "*"),
-        ("ORIGINS", "https://a.example/"),
-        ("ORIGINS", "a.example"),
-        ("HOSTS", "a.example:80"),
-        ("HOSTS", "*"),
+        ("CORS_ORIGINS", "*"),
+        ("CORS_ORIGINS", "https://a.example/"),
+        ("CORS_ORIGINS", "a.example"),
+        ("ALLOWED_HOSTS", "a.example:80"),
+        ("ALLOWED_HOSTS", "*"),
     ],
 )
-def test_lists_are_checked_when_a_process_starts(
+def test_invalid_lists_in_the_settings_are_refused(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(f"IMPASTO_API_{variable}", value)
@@ -151,7 +160,7 @@ def test_lists_are_checked_when_a_process_starts(
         read_settings(ApiSettings)
 
 
-def test_lists_have_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_in_the_settings_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMPASTO_API_CORS_ORIGINS", "https://a.example, http://b.example:8080")
     monkeypatch.setenv("IMPASTO_API_ALLOWED_HOSTS", "a.example,[::1]")
     own = read_settings(ApiSettings)

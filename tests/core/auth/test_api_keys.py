@@ -1,4 +1,4 @@
-"""API keys in a real Valkey: shown once, kept as hashes, refused when revoked."""
+"""API keys in a real Valkey: shown once, stored as hashes, refused when revoked."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from core.jobs.models import Priority
 
 @pytest.fixture
 def keys(valkey: Any) -> Iterator[ApiKeyStore]:
-    opened = ApiKeyStore(valkey.url)
-    yield opened
-    opened.close()
+    store = ApiKeyStore(valkey.url)
+    yield store
+    store.close()
 
 
-def test_a_key_is_found_by_its_secret_and_by_nothing_else(keys: ApiKeyStore) -> None:
+def test_a_key_is_found_only_by_its_secret(keys: ApiKeyStore) -> None:
     key, secret = keys.create("Ada's laptop", Priority.HIGH)
     other, _ = keys.create("CI")
 
@@ -47,14 +47,12 @@ def test_a_key_is_found_by_its_secret_and_by_nothing_else(keys: ApiKeyStore) -> 
         assert keys.find(text) is None, text
 
 
-def test_the_secret_is_nowhere_in_the_store(
-    keys: ApiKeyStore, own_valkey: Any, tmp_path: Path
-) -> None:
-    """Neither in its memory nor in its files: who reads a backup has no key."""
-    ring = ApiKeyStore(own_valkey.url)
-    _, secret = ring.create("a")
-    ring.mark_used(secret)
-    ring.close()
+def test_the_secret_is_not_in_the_store(keys: ApiKeyStore, own_valkey: Any, tmp_path: Path) -> None:
+    """Neither in its memory nor in its files: a backup contains no usable key."""
+    store = ApiKeyStore(own_valkey.url)
+    _, secret = store.create("a")
+    store.mark_used(secret)
+    store.close()
 
     with redis.Redis.from_url(own_valkey.url, decode_responses=True) as client:
         values = [str(client.hgetall(name)) + str(name) for name in client.keys("*")]
@@ -81,13 +79,13 @@ def test_a_revoked_key_is_refused_and_still_listed(keys: ApiKeyStore) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " a", "a" * 101, "a\nb", "a\x1b[31m", "a\u202eb"])
-def test_a_name_that_would_harm_a_terminal_is_refused(keys: ApiKeyStore, name: str) -> None:
+def test_a_name_that_a_terminal_could_misinterpret_is_refused(keys: ApiKeyStore, name: str) -> None:
     with pytest.raises(errors.BadInput):
         keys.create(name)
     assert keys.list() == []
 
 
-def test_a_store_that_is_away_is_said(tmp_path: Path) -> None:
+def test_every_method_raises_when_the_store_is_unavailable(tmp_path: Path) -> None:
     keys = ApiKeyStore("redis://127.0.0.1:1/0")
     for step in (
         lambda: keys.find("impasto_" + "a" * 52),

@@ -1,0 +1,275 @@
+"""The page in a real browser with the real service: images, parameters, submission."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_actions import (
+    OpenPage,
+    PausedRequests,
+    choose_examples,
+    choose_files,
+    expect,
+    expect_end,
+    needs_chromium,
+    respond_with_error,
+    set_parameters,
+    submit_job,
+)
+from PIL import Image
+
+from core.images import codec
+
+pytestmark = [pytest.mark.e2e, needs_chromium]
+
+
+def test_two_files_become_a_result_that_is_compared_and_downloaded(
+    open_page: OpenPage, image_files: dict[str, Path]
+) -> None:
+    page = open_page()
+    choose_files(page, image_files["rotated.jpg"], image_files["painting.png"])
+    image = page.locator("#photo .images img")
+    expect(page.locator("#photo .status")).to_have_text("72 × 96")
+    assert tuple(image.evaluate("image => [image.naturalWidth, image.naturalHeight]")) == (72, 96)
+
+    submit_job(page, size=96, iterations=60)
+    expect(page.locator("#progress")).to_have_attribute("value", re.compile(r"\d+"))
+    expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("^blob:"))
+    assert not page.locator("#compare-controls").is_visible(), "a preview is not compared"
+    expect(page.locator("#chart polyline").first).to_be_visible()
+    assert re.match(r"\d+ % · Impasto", page.title())
+    expect_end(page)
+
+    assert tuple(
+        page.locator("#stage img.after").evaluate(
+            "image => [image.naturalWidth, image.naturalHeight]"
+        )
+    ) == (72, 96)
+    page.focus("#divider")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert (
+        page.locator(".layers").evaluate("layers => layers.style.getPropertyValue('--divider')")
+        == "1%"
+    )
+    with page.expect_download() as result:
+        page.click("#download")
+    page.select_option("#format", "jpeg")
+    page.locator("#blend").fill("40")
+    with page.expect_download() as blend:
+        page.click("#download")
+    pictures = [Image.open(download.value.path()).convert("RGB") for download in (result, blend)]
+    assert [picture.size for picture in pictures] == [(72, 96)] * 2
+    assert pictures[1].tobytes() != pictures[0].tobytes()
+
+
+SEND_FILES = """async ([kind, names]) => {
+    const transfer = new DataTransfer();
+    for (const name of names) {
+        const canvas = Object.assign(document.createElement("canvas"), { width: 64, height: 48 });
+        const context = canvas.getContext("2d");
+        context.fillStyle = name === "one.png" ? "red" : "blue";
+        context.fillRect(0, 0, 40, 30);
+        const blob = await new Promise((done) => canvas.toBlob(done));
+        transfer.items.add(new File([blob], name, { type: "image/png" }));
+    }
+    const options = { bubbles: true, cancelable: true };
+    document.body.dispatchEvent(kind === "drop"
+        ? new DragEvent(kind, { ...options, dataTransfer: transfer })
+        : new ClipboardEvent(kind, { ...options, clipboardData: transfer }));
+}"""
+
+
+@pytest.mark.parametrize(
+    "actions",
+    [[["drop", ["one.png", "two.png"]]], [["paste", ["one.png"]], ["paste", ["two.png"]]]],
+)
+def test_dropped_or_pasted_files_become_photo_and_painting_with_a_drawn_mask(
+    open_page: OpenPage, shared_service: Any, actions: list[Any]
+) -> None:
+    page = open_page()
+    for action in actions:
+        page.evaluate(SEND_FILES, action)
+    expect(page.locator("#photo .name")).to_have_text("one.png")
+    expect(page.locator("#painting .name")).to_have_text("two.png")
+
+    page.click("#open-mask")
+    page.locator("#mask-layer").hover(position={"x": 20, "y": 20})
+    page.mouse.down()
+    page.locator("#mask-layer").hover(position={"x": 40, "y": 20})
+    page.mouse.up()
+    page.click("#mask-done")
+    address = submit_job(page)
+    expect_end(page)
+    (mask,) = shared_service.client.job(address.rpartition("/")[2]).input.masks
+    with page.expect_response(f"**/v1/images/{mask}") as response:
+        page.evaluate("address => fetch(address).then(() => null)", f"/v1/images/{mask}")
+    drawn = codec.decode_mask(response.value.body())
+    assert (drawn.size, drawn.getpixel((48, 32)), drawn.getpixel((400, 300))) == (
+        (512, 384),
+        255,
+        0,
+    )
+
+
+def test_a_file_that_is_no_image_is_refused_and_a_hostile_file_name_is_shown_as_text(
+    open_page: OpenPage, image_files: dict[str, Path]
+) -> None:
+    page = open_page()
+    hostile = next(path for name, path in image_files.items() if "onerror" in name)
+    page.set_input_files("#painting input.files", image_files["not an image.png"])
+    expect(page.locator("#painting .error")).to_contain_text(
+        "not an image.png: Only JPEG, PNG and WebP"
+    )
+    expect(page.locator("#painting .name")).to_have_count(0)
+    page.click("#submit-job")
+    expect(page.locator("#photo .error")).to_contain_text("Choose a photo first")
+
+    choose_files(page, hostile, hostile)
+    expect(page.locator("#photo .name")).to_have_text(hostile.name)
+    submit_job(page)
+    expect_end(page)
+    page.click("text=Paint another")
+    expect(page.locator("#history-list .caption")).to_contain_text(hostile.name)
+    assert page.locator("img[src=x]").count() == 0
+    assert "hurt" not in page.title()
+
+
+def test_a_parameter_out_of_range_is_shown_and_a_hidden_field_does_not_block_the_form(
+    open_page: OpenPage,
+) -> None:
+    page = open_page()
+    choose_examples(page)
+    set_parameters(page, size=9000, iterations=9999)
+    page.select_option("#parameter-size", "256")
+    page.locator("summary").click()
+    expect(page.locator("#more-parameters")).to_be_hidden()
+    page.click("#submit-job")
+    expect(page.locator("#parameter-iterations")).to_be_focused()
+
+    page.fill("#parameter-iterations", "2")
+    page.click("#submit-job")
+    page.wait_for_url(re.compile("/j/job_"))
+    expect_end(page)
+
+
+def test_what_fails_while_the_page_opens_is_fetched_again_and_added_once(
+    open_page: OpenPage,
+) -> None:
+    """The same holds where the browser forbids storage."""
+    page = open_page("/livez")
+    page.add_init_script(
+        "for (const name of ['localStorage', 'sessionStorage'])"
+        "  Object.defineProperty(window, name, {"
+        "    get() { throw new DOMException('no', 'SecurityError'); } });"
+    )
+    page.route("**/gallery/index.json", lambda route: route.abort(), times=2)
+    page.goto("/")
+    expect(page.locator("#service-error")).to_contain_text("keeps trying")
+    expect(page.locator("#presets button").first).to_be_visible()
+    expect(page.locator("#service-error")).to_be_hidden()
+
+    assert [
+        page.locator(selector).count()
+        for selector in ("#parameter-size", "#gallery-photos li", "#gallery-paintings li")
+    ] == [1, 2, 8]
+    choose_examples(page)
+    submit_job(page)
+    expect_end(page)
+
+
+def test_a_submission_whose_response_is_lost_is_one_job(
+    open_page: OpenPage, shared_service: Any
+) -> None:
+    def lose_response(route: Any) -> None:
+        route.fetch()
+        route.abort()
+
+    page = open_page()
+    choose_examples(page)
+    expect(page.locator("#painting .status")).to_contain_text("×")
+    expect(page.locator("#estimate")).to_contain_text("Takes about")
+    before = {job.id for job in shared_service.client.jobs()}
+    page.route("**/v1/jobs", lose_response, times=1)
+    address = submit_job(page)
+    expect_end(page)
+
+    assert {job.id for job in shared_service.client.jobs()} - before == {address.rpartition("/")[2]}
+
+
+def test_an_upload_is_retried_and_a_late_example_replaces_no_newer_choice(
+    open_page: OpenPage,
+) -> None:
+    page = open_page()
+    paused = PausedRequests(page, "**/gallery/strokes.jpg", "GET")
+    page.locator("#gallery-paintings button").nth(0).click()
+    paused.wait_for(page, 1)
+    page.locator("#gallery-paintings button").nth(1).click()
+    expect(page.locator("#painting .status")).to_contain_text("×")
+    paused.routes[0].continue_()
+    page.route("**/v1/images", lambda route: route.abort(), times=1)
+    page.route("**/v1/images", respond_with_error("storage_full", "The disk is full."), times=1)
+    page.locator("#gallery-photos button").first.click()
+    expect(page.locator("#photo .status")).to_contain_text(
+        "The disk is full. This page keeps trying."
+    )
+    page.locator("#photo .remove").focus()
+    expect(page.locator("#photo .status")).to_have_text(re.compile(r"\d+ × \d+"))
+
+    expect(page.locator("#photo .remove")).to_be_focused()
+    expect(page.locator("#painting .name")).to_have_text("Watercolor")
+
+
+def test_several_files_at_once_are_mixed(open_page: OpenPage, image_files: dict[str, Path]) -> None:
+    page = open_page()
+    choose_files(
+        page, image_files["rotated.jpg"], image_files["painting.png"], image_files["rotated.jpg"]
+    )
+
+    expect(page.locator("#mix-paintings")).to_be_checked()
+    expect(page.locator("#style-weights input")).to_have_count(2)
+
+
+def test_a_preset_sets_the_parameters_of_the_job(open_page: OpenPage, shared_service: Any) -> None:
+    page = open_page()
+    choose_examples(page)
+    page.get_by_role("button", name="brushwork").click()
+    assert page.locator("#main-parameters output").all_text_contents() == ["75 %", "1.6×"]
+    expect(page.locator("#presets [aria-pressed=true]")).to_have_text("Brushwork")
+    assert page.locator("#parameter-preset").count() == 0
+    address = submit_job(page)
+    expect(page.locator("#presets [aria-pressed=true]")).to_have_count(0)
+    expect_end(page)
+
+    spec = shared_service.client.job(address.rpartition("/")[2]).input.spec
+    assert (spec["strength"], spec["style_scale"]) == (0.75, 1.6)
+
+
+def test_too_many_paintings_cause_a_message(
+    open_page: OpenPage, image_files: dict[str, Path]
+) -> None:
+    """The service reports the maximum."""
+    page = open_page()
+    expect(page.locator("#presets button").first).to_be_visible()
+    choose_files(page, image_files["rotated.jpg"], *[image_files["painting.png"]] * 12)
+
+    expect(page.locator("#painting .error")).to_have_text("No more than 8: the rest was left out.")
+    expect(page.locator("#style-weights input")).to_have_count(8)
+
+
+def test_a_deleted_file_is_refused_and_not_retried_forever(
+    open_page: OpenPage, image_files: dict[str, Path], tmp_path: Path
+) -> None:
+    """The same holds for a dropped folder: the browser gives it as a file that cannot be read."""
+    moved = tmp_path / "moved.png"
+    shutil.copy(image_files["painting.png"], moved)
+    page = open_page()
+    page.route("**/v1/images", lambda route: route.abort(), times=1)
+    page.set_input_files("#photo input.files", moved)
+    expect(page.locator("#photo .status")).to_contain_text("keeps trying")
+    moved.unlink()
+
+    expect(page.locator("#photo .error")).to_contain_text("moved.png: It cannot be read.")
+    expect(page.locator("#photo .name")).to_have_count(0)
