@@ -39,7 +39,7 @@ class HostGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         code = self._refused(scope) if scope["type"] == "http" else None
-        await (self._app if code is None else problems.status_of(code))(scope, receive, send)
+        await (self._app if code is None else problems.refusal(code))(scope, receive, send)
 
     def _refused(self, scope: Scope) -> str | None:
         hosts = [value for name, value in scope["headers"] if name == b"host"]

@@ -222,7 +222,7 @@ class SlowClientProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if not begun:
-            self.transport.write(_as_bytes(problems.status_of(code)))
+            self.transport.write(_as_bytes(problems.refusal(code)))
         self.transport.write_eof()
 
 

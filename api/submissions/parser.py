@@ -88,14 +88,14 @@ class Submission:
     init_image: Picture | None = None
     source: Picture | None = None  # a result, whose record says what was not sent
     parameters: dict[str, Any] = field(default_factory=dict)
-    wishes: ClientOptions = field(default_factory=ClientOptions)
+    options: ClientOptions = field(default_factory=ClientOptions)
 
     def pictures(self) -> list[Picture]:
         """All of them, in the order of JobInput."""
         every = [self.content, *self.styles, *self.masks, self.init_image]
         return [picture for picture in every if picture is not None]
 
-    def over(self, before: JobInput) -> "Submission":
+    def complete_from(self, before: JobInput) -> "Submission":
         """The earlier job's pictures and parameters, with what was sent in their place.
 
         New paintings come without the earlier ones' masks and shares. Raises BadSpec for a preset that there is not.
@@ -116,7 +116,7 @@ class Submission:
             parameters=parameters,
         )
 
-    def sent(self) -> dict[str, Any]:
+    def request_content(self) -> dict[str, Any]:
         """What the client has sent, without any default of ours; pictures by their digests. Raises StorageFull."""
         every = [*self.pictures(), *([] if self.source is None else [self.source])]
         counts = [
@@ -129,7 +129,7 @@ class Submission:
             "pictures": _digests(every),
             "counts": counts,
             "parameters": self.parameters,
-            "wishes": self.wishes.model_dump(exclude_unset=True),
+            "options": self.options.model_dump(exclude_unset=True),
         }
 
 
@@ -140,7 +140,7 @@ class BatchSubmission:
     contents: list[Picture]
     styles: list[Picture]
     parameters: dict[str, Any]
-    wishes: ClientOptions
+    options: ClientOptions
 
     def __post_init__(self) -> None:
         if not (1 <= len(self.contents) <= MAX_CONTENTS and 1 <= len(self.styles) <= MAX_STYLES):
@@ -148,12 +148,12 @@ class BatchSubmission:
                 f"A batch has 1 to {MAX_CONTENTS} photos and 1 to {MAX_STYLES} paintings."
             )
 
-    def sent(self) -> dict[str, Any]:
+    def request_content(self) -> dict[str, Any]:
         """As of a single submission. Raises StorageFull."""
         return {
             "batch": [_digests(self.contents), _digests(self.styles)],
             "parameters": self.parameters,
-            "wishes": self.wishes.model_dump(exclude_unset=True),
+            "options": self.options.model_dump(exclude_unset=True),
         }
 
 
@@ -194,8 +194,8 @@ async def _sent(
     if kind == "application/json":
         yield from_json(await _body(request))
     elif kind == "multipart/form-data":
-        async with multipart.opened(request, blobs, _FORM) as parse_submission:
-            yield from_form(parse_submission)
+        async with multipart.parse_form(request, blobs, _FORM) as form:
+            yield from_form(form)
     else:
         raise errors.BadRequest(
             "Send multipart/form-data with the files content and style, or application/json."
@@ -316,7 +316,7 @@ def _fields(data: FormData) -> tuple[dict[str, list[Picture]], dict[str, Any], C
     for name, value in data.multi_items():
         if name in pictures:
             if not isinstance(value, str):
-                pictures[name].append(multipart.part_of(value))
+                pictures[name].append(multipart.get_pending_blob(value))
             elif value.strip():
                 pictures[name].append(value)
         elif not isinstance(value, str):

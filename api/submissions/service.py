@@ -1,4 +1,7 @@
-"""Taking jobs: for whom, on what terms, and how many. Stores what was sent and creates the job; knows no route."""
+"""Creates jobs from accepted submissions: stores the pictures, applies the limits, wakes a worker.
+
+Knows no route.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,110 +9,118 @@ from pathlib import Path
 from fastapi import Response
 
 from api.dependencies import Blobs, Configuration, CurrentCaller, Notify, Store, Webhooks
-from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource, resource
+from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource, job_resource
 from api.submissions import parser
 from core.jobs.models import Job, JobInput, QueueLimits, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 
-KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
+IDEMPOTENCY_KEY_PATTERN = r"^[!-~]{1,255}$"
 
 
 @dataclass
 class SubmissionService:
-    """Takes jobs: for whom, on what terms, into which queue."""
+    """Creates jobs for one caller. A FastAPI dependency: its fields are dependencies, too."""
 
     caller: CurrentCaller
     store: Store
     blobs: Blobs
-    ring: Notify
+    notify: Notify
     config: Configuration
     webhooks: Webhooks
 
-    def replayed(self, key: str | None, request: str, response: Response) -> JobResource | None:
-        """The job that the same request made when it came first, whatever has become of its pictures since."""
-        found = self.before(key, request)
-        return (
-            None
-            if found is None
-            else _told(self.store.get(found, self.caller.owner), response, replayed=True)
-        )
+    def replay_job(self, key: str | None, request: str, response: Response) -> JobResource | None:
+        """Return the job that the same request created earlier, even if its pictures are deleted.
 
-    def before(self, key: str | None, request: str) -> str | None:
-        """The id of what the same request made when it came first: a job or a batch. Raises IdempotencyConflict."""
+        key: the Idempotency-Key. request: the hash of the request. Raises IdempotencyConflict.
+        """
+        job_id = self.find_replay(key, request)
+        if job_id is None:
+            return None
+        return _respond(self.store.get(job_id, self.caller.owner), response, replayed=True)
+
+    def find_replay(self, key: str | None, request: str) -> str | None:
+        """Return the id of the job or batch that the same request created earlier.
+
+        Raises IdempotencyConflict if another request has used the key.
+        """
         return self.store.find_replay(key, request, self.caller.owner) if key else None
 
-    def agreed(self, wishes: parser.ClientOptions) -> parser.ClientOptions:
-        """The wishes, with the webhook's URL written in the one way. Raises BadWebhook."""
-        if wishes.webhook is None:
-            return wishes
-        return wishes.model_copy(update={"webhook": self.webhooks.receiver(wishes.webhook).url})
+    def check_webhook(self, options: parser.ClientOptions) -> parser.ClientOptions:
+        """Return the options with the webhook's URL in normal form. Raises BadWebhook."""
+        if options.webhook is None:
+            return options
+        return options.model_copy(update={"webhook": self.webhooks.receiver(options.webhook).url})
 
-    def terms(
+    def build_options(
         self,
-        wishes: parser.ClientOptions,
+        options: parser.ClientOptions,
         key: str | None,
         *,
         request: str | None = None,
-        old: str | None = None,
+        retried_from: str | None = None,
     ) -> SubmissionOptions:
-        """What is agreed. Raises BadSpec where the wishes are above what the caller may."""
+        """Add the caller and the settings. Raises BadSpec if the priority is above the allowed."""
         return SubmissionOptions(
             owner=self.caller.owner,
-            priority=wishes.priority_within(self.caller.priority),
-            deadline_seconds=wishes.deadline_seconds,
-            reuse=wishes.reuse,
-            webhook=wishes.webhook,
+            priority=options.priority_within(self.caller.priority),
+            deadline_seconds=options.deadline_seconds,
+            reuse=options.reuse,
+            webhook=options.webhook,
             keep_seconds=self.config.result_retention_days * 86_400,
             idempotency_key=key,
             request=request,
-            retried_from=old,
+            retried_from=retried_from,
         )
 
     @property
     def limits(self) -> QueueLimits:
-        """How many jobs are taken."""
+        """The maximum number of jobs in the queue, and of one caller."""
         return QueueLimits(queued=self.config.max_queued, per_owner=self.config.max_jobs_per_caller)
 
-    def take(
+    def create_job(
         self,
         job_input: JobInput,
-        wishes: parser.ClientOptions,
+        options: parser.ClientOptions,
         response: Response,
         *,
         key: str | None = None,
         request: str | None = None,
-        old: str | None = None,
+        retried_from: str | None = None,
     ) -> JobResource:
-        """Create the job and ring for it. Its pictures are stored."""
+        """Create the job and wake a worker. The job's pictures must be stored already."""
         job_id = new_job_id()
         job = self.store.create(
-            job_id, job_input, self.terms(wishes, key, request=request, old=old), self.limits
+            job_id,
+            job_input,
+            self.build_options(options, key, request=request, retried_from=retried_from),
+            self.limits,
         )
-        replayed = job.id != job_id  # the same request came twice at once
-        if (
-            not replayed and not job.status.has_ended
-        ):  # if it runs already, by the bell of another, that one has none now
-            self.ring()  # if nobody hears it, the reaper rings again
-        return _told(job, response, replayed=replayed)
+        replayed = job.id != job_id  # the same request has arrived twice at the same time
+        if not replayed and not job.status.has_ended:
+            self.notify()  # if the broker is unavailable, the reaper notifies the workers later
+        return _respond(job, response, replayed=replayed)
 
 
-def _told(job: Job, response: Response, *, replayed: bool) -> JobResource:
+def _respond(job: Job, response: Response, *, replayed: bool) -> JobResource:
     response.headers["Location"] = f"{JOBS}/{job.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
-    return resource(job)
+    return job_resource(job)
 
 
-def kept(picture: parser.Picture, store: JobStore, blobs: Blobs) -> str:
-    """Its digest. One that was named by it is held by now."""
+def store_picture(picture: parser.Picture, store: JobStore, blobs: Blobs) -> str:
+    """Store an uploaded picture and return its digest. A digest is reserved once more.
+
+    The first reservation may be about to end: checking all pictures can take long.
+    """
     if isinstance(picture, str):
-        store.reserve(picture)  # again: to look at them all may have taken long
+        store.reserve(picture)
         return picture
     store.reserve(picture.digest)
     return blobs.commit(picture)
 
 
-def file_of(picture: parser.Picture, blobs: Blobs) -> Path:
-    """Where it lies."""
+def picture_path(picture: parser.Picture, blobs: Blobs) -> Path:
+    """Return the file of an uploaded picture or of a digest."""
     return blobs.path(picture) if isinstance(picture, str) else picture.path

@@ -6,27 +6,27 @@ import anyio
 import pytest
 
 from api.http import image_response
-from api.http.image_response import Shelf
+from api.http.image_response import BytesCache
 from core import errors
 
 
 def test_a_shelf_keeps_what_was_asked_for_last() -> None:
-    shelf = Shelf(10)
+    cache = BytesCache(10)
     for tag, size in (("a", 4), ("b", 4), ("a", 5)):
-        shelf.put(tag, b"x" * size)
-    assert shelf.get("b") == b"x" * 4
-    shelf.put("c", b"x" * 4)
+        cache.put(tag, b"x" * size)
+    assert cache.get("b") == b"x" * 4
+    cache.put("c", b"x" * 4)
 
-    assert [shelf.get(tag) for tag in "abc"] == [None, b"x" * 4, b"x" * 4]
-    shelf.put("d", b"x" * 11)
-    assert [shelf.get(tag) for tag in "abcd"] == [None] * 4
+    assert [cache.get(tag) for tag in "abc"] == [None, b"x" * 4, b"x" * 4]
+    cache.put("d", b"x" * 11)
+    assert [cache.get(tag) for tag in "abcd"] == [None] * 4
 
 
 def test_few_are_made_at_once_and_who_waits_too_long_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(image_response, "_MAKERS", anyio.CapacityLimiter(1))
-    monkeypatch.setattr(image_response, "_shelf", Shelf(100))
+    monkeypatch.setattr(image_response, "_conversion_slots", anyio.CapacityLimiter(1))
+    monkeypatch.setattr(image_response, "_cache", BytesCache(100))
     monkeypatch.setattr(image_response, "WAIT_SECONDS", 0.2)
     refused: list[BaseException] = []
 
@@ -55,4 +55,4 @@ def test_few_are_made_at_once_and_who_waits_too_long_is_told(
 
     anyio.run(crowd)
     assert len(refused) == 1
-    assert image_response._shelf.get("slow") == b"slow"
+    assert image_response._cache.get("slow") == b"slow"

@@ -95,9 +95,9 @@ def test_every_value_of_an_address_is_refused_by_name_with_what_is_taken(
             "POST",
             "/v1/jobs/{job}/retry",
             '{"zzz": 1}',
-            "The JSON has a field that is not taken here; see /docs.",
+            "The JSON has an unknown field; see /docs.",
         ),
-        ("POST", "/v1/jobs/{job}/retry", "{zzz", "This is no JSON that can be read."),
+        ("POST", "/v1/jobs/{job}/retry", "{zzz", "The body is not valid JSON."),
         (
             "POST",
             "/v1/jobs/{job}/retry",
@@ -109,7 +109,7 @@ def test_every_value_of_an_address_is_refused_by_name_with_what_is_taken(
             "PATCH",
             "/v1/jobs/{job}",
             "{}",
-            "Say in a JSON object what is to be different: spec, pinned.",
+            "Send a JSON object with spec, pinned, or both.",
         ),
         (
             "POST",

@@ -66,7 +66,7 @@ def test_every_operation_tells_how_it_refuses(document: Any) -> None:
         assert operation["responses"]["4XX"] == {"$ref": "#/components/responses/Refused"}, name
         later = operation["responses"].get("503")
         assert (
-            {"$ref": "#/components/responses/Later"} if name != "GET /livez" else None
+            {"$ref": "#/components/responses/Unavailable"} if name != "GET /livez" else None
         ) == later, name
 
 
@@ -87,4 +87,4 @@ def test_every_code_has_an_example_that_is_what_is_answered(document: Any) -> No
     } | set(REFUSALS)
     assert set(told) == answered
     assert all(code == body["code"] and body["detail"].endswith(".") for code, body in told.items())
-    assert "Retry-After" in answers["Later"]["headers"]
+    assert "Retry-After" in answers["Unavailable"]["headers"]

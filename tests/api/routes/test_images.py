@@ -149,7 +149,7 @@ def test_a_full_disk_is_503_and_leaves_nothing(
 def test_who_waits_too_long_for_a_decoder_is_told_to_come_again(
     client: TestClient, files: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "_CHILDREN", CapacityLimiter(0))
+    monkeypatch.setattr(images, "_decoder_slots", CapacityLimiter(0))
     monkeypatch.setattr(images, "WAIT_SECONDS", 0.1)
     answer = client.post("/v1/images", files={"image": files["content"]})
 
@@ -166,9 +166,9 @@ def test_files_lie_among_the_parts_of_blobs_while_they_are_read(
     client: TestClient, files: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    stock = multipart.part_of
+    stock = multipart.get_pending_blob
     monkeypatch.setattr(
-        images.multipart, "part_of", lambda file: seen.append(stock(file).path) or stock(file)
+        images.multipart, "get_pending_blob", lambda file: seen.append(stock(file).path) or stock(file)
     )
     client.post("/v1/images", files={"image": files["content"]})
 

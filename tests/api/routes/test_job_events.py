@@ -388,7 +388,7 @@ def test_a_stream_outlives_the_store(serve: Serve, own_valkey: Any) -> None:
     streams = [api.watch(job.id), api.watch(job.id)]
     for stream in streams:
         assert stream.next()
-    streams[0].comment("still here")
+    streams[0].comment("heartbeat")
     own_valkey.kill()
     for stream in streams:
         stream.comment("the store does not answer")
@@ -438,7 +438,7 @@ def test_who_does_not_read_costs_nothing_and_is_cut(serve: Serve) -> None:
 
 def test_who_takes_a_large_rendition_slowly_costs_no_memory(serve: Serve, blobs: Blobs) -> None:
     """One that is too large for the shelf, so that each is made anew."""
-    api = serve(code=f"from api.http import image_response as r; r._shelf = r.Shelf(0); {MAIN}")
+    api = serve(code=f"from api.http import image_response as r; r._cache = r.BytesCache(0); {MAIN}")
     job = api.new_job()
     api.claim()
     noise = Image.frombytes("RGB", (1600, 1600), os.urandom(1600 * 1600 * 3))
@@ -488,7 +488,7 @@ def test_streams_end_when_the_process_is_asked_to_go(serve: Serve) -> None:
     seconds = api.stop()
     for stream in streams:
         assert stream.rest() == [], "to its proper end: a broken one raises IncompleteRead"
-        assert "come again" in stream.comments
+        assert "reconnect" in stream.comments
     assert seconds < 5, "uvicorn waits for open answers for 10 s"
 
 
@@ -535,16 +535,16 @@ def test_a_revoked_key_ends_its_streams_and_no_others(serve: Serve, valkey: Any)
     silent = api.watch(waiting.id, Authorization=f"Bearer {adas}")
     for stream in (lasting, silent):
         assert stream.next()
-    silent.comment("still here")
+    silent.comment("heartbeat")
     keys.revoke(ada.id)
     began, said = time.monotonic(), [b""]
     while line := silent.answer.readline():
         assert time.monotonic() - began < 10, "a stream without news goes on for ever"
         said.append(line)
-    assert b": come again\n" in said
+    assert b": reconnect\n" in said
     assert api.watch(waiting.id, Authorization=f"Bearer {adas}").status == 401
 
-    lasting.comment("still here")
+    lasting.comment("heartbeat")
     job = api.claim()
     while job.id != running.id:
         job = api.claim("other")
@@ -579,11 +579,11 @@ def test_what_no_client_sees_is_not_told(serve: Serve, store: JobStore) -> None:
         {"owner": "x"},
     ):
         assert (
-            job_events.told(
+            job_events.encode_events(
                 JobSnapshot(job.model_copy(update={**unseen, "version": 2})), JobSnapshot(job)
             )
             == b""
         ), unseen
-    assert job_events.told(
+    assert job_events.encode_events(
         JobSnapshot(job.model_copy(update={"pinned": True})), JobSnapshot(job)
     ).startswith(b"event: status\n")

@@ -847,7 +847,7 @@ def test_a_job_is_steered_by_patch_until_it_ends(
 
 
 def test_what_may_be_steered_stands_in_the_description(client: TestClient) -> None:
-    described = client.get("/openapi.json").json()["components"]["schemas"]["Change"]
+    described = client.get("/openapi.json").json()["components"]["schemas"]["JobUpdate"]
 
     assert set(described["properties"]["spec"]["properties"]) == {*UPDATABLE}
 

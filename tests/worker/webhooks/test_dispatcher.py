@@ -14,7 +14,7 @@ import pytest
 import redis
 from standardwebhooks import Webhook
 
-from api.schemas.job import resource
+from api.schemas.job import job_resource
 from core.jobs.models import Job, JobInput, Status, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
@@ -79,7 +79,7 @@ def test_a_webhook_is_signed_and_tells_what_the_api_tells(
 
     (request,) = server.requests
     told = Webhook(STRICT.owner_secret("anna")).verify(request.body, request.headers)
-    shown = json.loads(resource(job).model_dump_json())
+    shown = json.loads(job_resource(job).model_dump_json())
     assert told["type"] == "job.canceled"
     assert told["data"] == {key: shown[key] for key in told["data"] if key != "links"} | {
         "links": told["data"]["links"]
