@@ -1,4 +1,4 @@
-"""What is kept of pictures that were made for somebody."""
+"""The cache of converted pictures, and the limit of conversions at the same time."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from api.http.image_response import BytesCache
 from core import errors
 
 
-def test_a_shelf_keeps_what_was_asked_for_last() -> None:
+def test_the_cache_keeps_the_most_recently_used() -> None:
     cache = BytesCache(10)
     for tag, size in (("a", 4), ("b", 4), ("a", 5)):
         cache.put(tag, b"x" * size)
@@ -22,7 +22,7 @@ def test_a_shelf_keeps_what_was_asked_for_last() -> None:
     assert [cache.get(tag) for tag in "abcd"] == [None] * 4
 
 
-def test_few_are_made_at_once_and_who_waits_too_long_is_told(
+def test_few_conversions_run_at_once_and_a_request_that_waits_too_long_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(image_response, "_conversion_slots", anyio.CapacityLimiter(1))
@@ -33,17 +33,17 @@ def test_few_are_made_at_once_and_who_waits_too_long_is_told(
     async def ask(tag: str, done: anyio.Event | None = None) -> None:
         try:
             assert (
-                await image_response.render_cached(tag, partial(_made, tag, done)) == tag.encode()
+                await image_response.render_cached(tag, partial(_render, tag, done)) == tag.encode()
             )
         except errors.Unavailable as error:
             refused.append(error)
 
-    def _made(tag: str, done: anyio.Event | None) -> bytes:
+    def _render(tag: str, done: anyio.Event | None) -> bytes:
         if done is not None:
             anyio.from_thread.run(done.wait)
         return tag.encode()
 
-    async def crowd() -> None:
+    async def run() -> None:
         done = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask, "slow", done)
@@ -53,6 +53,6 @@ def test_few_are_made_at_once_and_who_waits_too_long_is_told(
             done.set()
         await ask("other")
 
-    anyio.run(crowd)
+    anyio.run(run)
     assert len(refused) == 1
     assert image_response._cache.get("slow") == b"slow"

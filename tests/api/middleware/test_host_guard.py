@@ -71,7 +71,7 @@ def test_a_name_that_is_made_to_mean_loopback_is_refused(
 def test_another_sites_page_cannot_submit(
     client: TestClient,
     files: dict[str, Any],
-    rings: list[int],
+    notifications: list[int],
     headers: dict[str, str],
     status: int,
 ) -> None:
@@ -79,7 +79,7 @@ def test_another_sites_page_cannot_submit(
 
     assert answer.status_code == status
     assert status == 202 or answer.json()["code"] == "cross_origin_forbidden"
-    assert (status == 202) == len(rings)
+    assert (status == 202) == len(notifications)
 
 
 def test_reading_is_left_to_the_browser_which_gets_no_leave(client: TestClient) -> None:
