@@ -438,8 +438,10 @@ def test_a_client_that_does_not_read_costs_no_memory_and_is_disconnected(serve: 
 
 def test_a_slow_client_of_a_large_conversion_costs_no_memory(serve: Serve, blobs: Blobs) -> None:
     """The cache is off, so each request converts the result again."""
+    # On a busy machine, 16 conversions take longer than the default timeout of 15 s.
     api = serve(
-        code=f"from api.http import image_response as r; r._cache = r.BytesCache(0); {MAIN}"
+        code=f"from api.http import image_response as r; r._cache = r.BytesCache(0); {MAIN}",
+        API_CLIENT_TIMEOUT_SECONDS="120",
     )
     job = api.new_job()
     api.claim()
