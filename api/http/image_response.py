@@ -5,13 +5,12 @@ Knows no jobs.
 """
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import BinaryIO
 
 from anyio import AsyncFile, CapacityLimiter, fail_after, to_thread, wrap_file
+from cachetools import LRUCache
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
@@ -30,31 +29,13 @@ MEMORY_BYTES = 1_000_000  # larger responses go to a temporary file, so slow cli
 _conversion_slots = CapacityLimiter(min(4, max(1, (os.cpu_count() or 1) // 2)))
 
 
-class BytesCache:
-    """A least-recently-used cache of bytes with a total size limit. Thread-safe."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._size = max_bytes, 0
-        self._entries: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: str) -> bytes | None:
-        """Return the bytes, or None if they are not cached."""
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-            return self._entries.get(key)
-
-    def put(self, key: str, data: bytes) -> None:
-        """Store the bytes and evict the least recently used; skip what exceeds the limit alone."""
-        with self._lock:
-            self._size += len(data) - len(self._entries.pop(key, b""))
-            self._entries[key] = data
-            while self._size > self._max_bytes:
-                self._size -= len(self._entries.popitem(last=False)[1])
+def create_cache(max_bytes: int) -> LRUCache[str, bytes]:
+    """Return a cache of converted pictures by ETag, with a limit on the sum of their bytes."""
+    return LRUCache(maxsize=max_bytes, getsizeof=len)
 
 
-_cache = BytesCache(CACHE_BYTES)
+# Only `render_cached` uses the cache, and only from the event loop, so it needs no lock.
+_cache = create_cache(CACHE_BYTES)
 
 
 async def render_cached(tag: str, render: Callable[[], bytes]) -> bytes:
@@ -75,7 +56,8 @@ async def render_cached(tag: str, render: Callable[[], bytes]) -> bytes:
         data = _cache.get(tag)  # another request may have rendered it while this one waited
         if data is None:
             data = await to_thread.run_sync(render)
-            _cache.put(tag, data)
+            if len(data) <= _cache.maxsize:  # LRUCache raises ValueError for a larger value
+                _cache[tag] = data
         return data
     finally:
         _conversion_slots.release()

@@ -67,7 +67,7 @@ def _scaled(keep_seconds: float) -> str:
     """For `changed`: what the code keeps for a fixed time, it keeps for so long; and what it remembers, less of it."""
     return (
         late("api.job_feed", "module.MAX_CACHED = 50")
-        + late("api.http.image_response", "module._cache = module.BytesCache(200_000)")
+        + late("api.http.image_response", "module._cache = module.create_cache(200_000)")
         + "import core.jobs.serialization, core.jobs.store as s\n"
         f"core.jobs.serialization.REPLAY_SECONDS = {keep_seconds}\n"
         "stock_hold = s.JobStore.reserve\n"

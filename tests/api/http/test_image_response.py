@@ -6,27 +6,38 @@ import anyio
 import pytest
 
 from api.http import image_response
-from api.http.image_response import BytesCache
 from core import errors
 
 
-def test_the_cache_keeps_the_most_recently_used() -> None:
-    cache = BytesCache(10)
-    for tag, size in (("a", 4), ("b", 4), ("a", 5)):
-        cache.put(tag, b"x" * size)
-    assert cache.get("b") == b"x" * 4
-    cache.put("c", b"x" * 4)
+def test_the_cache_keeps_the_most_recently_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_response, "_cache", image_response.create_cache(10))
+    rendered: list[str] = []
 
-    assert [cache.get(tag) for tag in "abc"] == [None, b"x" * 4, b"x" * 4]
-    cache.put("d", b"x" * 11)
-    assert [cache.get(tag) for tag in "abcd"] == [None] * 4
+    async def get(tag: str, size: int) -> None:
+        def render() -> bytes:
+            rendered.append(tag)
+            return b"x" * size
+
+        assert await image_response.render_cached(tag, render) == b"x" * size
+
+    async def run() -> None:
+        for tag, size in (("a", 4), ("b", 4), ("a", 4), ("c", 5), ("a", 4), ("b", 4)):
+            await get(tag, size)
+        assert rendered == ["a", "b", "c", "b"], "c replaces b, which was not used for longer"
+        for _ in range(2):
+            await get("d", 11)
+        assert rendered[4:] == ["d", "d"], "a picture above the limit is not cached"
+        await get("b", 4)
+        assert len(rendered) == 6
+
+    anyio.run(run)
 
 
 def test_few_conversions_run_at_once_and_a_request_that_waits_too_long_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(image_response, "_conversion_slots", anyio.CapacityLimiter(1))
-    monkeypatch.setattr(image_response, "_cache", BytesCache(100))
+    monkeypatch.setattr(image_response, "_cache", image_response.create_cache(100))
     monkeypatch.setattr(image_response, "WAIT_SECONDS", 0.2)
     refused: list[BaseException] = []
 

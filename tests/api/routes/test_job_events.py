@@ -440,7 +440,7 @@ def test_a_slow_client_of_a_large_conversion_costs_no_memory(serve: Serve, blobs
     """The cache is off, so each request converts the result again."""
     # On a busy machine, 16 conversions take longer than the default timeout of 15 s.
     api = serve(
-        code=f"from api.http import image_response as r; r._cache = r.BytesCache(0); {MAIN}",
+        code=f"from api.http import image_response as r; r._cache = r.create_cache(0); {MAIN}",
         API_CLIENT_TIMEOUT_SECONDS="120",
     )
     job = api.new_job()

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageSequence
 from starlette.testclient import TestClient
 
-from api.http.image_response import BytesCache
+from api.http.image_response import create_cache
 from core.images import codec
 from core.jobs.models import Frame
 from core.jobs.store import JobStore
@@ -80,7 +80,7 @@ def test_the_timelapse_is_an_animation_of_one_size(client: TestClient, path: str
 def test_the_timelapse_omits_a_damaged_frame(
     client: TestClient, path: str, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.http.image_response._cache", BytesCache(0))
+    monkeypatch.setattr("api.http.image_response._cache", create_cache(0))
     first = client.get(f"{path}/frames").json()["frames"][0]
     blobs.path(digest_of(client.get(first["url"]).content)).write_bytes(b"\xff\xd8\xffjunk")
     answer = client.get(f"{path}/timelapse")
