@@ -27,7 +27,14 @@ from api.submissions.service import (
     store_picture,
 )
 from core import errors
-from core.jobs.models import Batch, JobInput, SubmissionOptions, is_batch_id, new_batch_id
+from core.jobs.models import (
+    Batch,
+    JobInput,
+    SubmissionContext,
+    SubmissionOptions,
+    is_batch_id,
+    new_batch_id,
+)
 from core.style.spec import StyleSpec, parse_spec, result_size
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -86,14 +93,16 @@ async def _submit_or_replay(
         )
         if batch := await run_in_threadpool(_find_replay, key, request_hash, submissions):
             return batch, True
-        client_options = submissions.check_webhook(submission.options)
+        options = submissions.check_options(submission.options)
         spec = await run_in_threadpool(_check_submission, submission, submissions)
         for number, picture in enumerate([*submission.contents, *submission.styles]):
             size = await inspect_picture(picture_path(picture, submissions.blobs))
             if number < len(submission.contents):
                 result_size(*size, spec.size, seamless=spec.seamless)
-        options = submissions.build_options(client_options, key, request=request_hash)
-        return await run_in_threadpool(_create_batch, submission, spec, options, submissions)
+        context = submissions.build_context(key, request_hash=request_hash)
+        return await run_in_threadpool(
+            _create_batch, submission, spec, options, context, submissions
+        )
 
 
 def _find_replay(
@@ -126,6 +135,7 @@ def _create_batch(
     submission: parser.BatchSubmission,
     spec: StyleSpec,
     options: SubmissionOptions,
+    context: SubmissionContext,
     submissions: SubmissionService,
 ) -> tuple[Batch, bool]:
     """Store the pictures, create the jobs and wake the workers.
@@ -141,7 +151,7 @@ def _create_batch(
         for style in styles
     ]
     batch_id = new_batch_id()
-    batch = store.create_batch(batch_id, inputs, options, submissions.limits)
+    batch = store.create_batch(batch_id, inputs, options, submissions.limits, context)
     if batch.id == batch_id:
         for job in batch.jobs:
             if not job.status.has_ended and not submissions.notify():

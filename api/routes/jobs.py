@@ -27,7 +27,16 @@ from api.submissions.service import (
 from core import errors
 from core.images import codec
 from core.images.codec import FORMATS
-from core.jobs.models import MAX_SPEC_UPDATES, Job, JobInput, Output, Priority, Status, is_job_id
+from core.jobs.models import (
+    MAX_SPEC_UPDATES,
+    Job,
+    JobInput,
+    Output,
+    Priority,
+    Status,
+    SubmissionOptions,
+    is_job_id,
+)
 from core.jobs.store import JobStore
 from core.style.spec import (
     MAX_SIZE_PX,
@@ -146,7 +155,7 @@ async def _submit_or_replay(
         request_hash = await run_in_threadpool(lambda: parser.request_hash(sent.request_content()))
         if job := await run_in_threadpool(submissions.replay_job, key, request_hash, response):
             return job
-        options = submissions.check_webhook(sent.options)
+        options = submissions.check_options(sent.options)
         submission = await run_in_threadpool(_apply_provenance, sent, submissions)
         spec = await run_in_threadpool(_check_submission, submission, submissions)
         sizes = [
@@ -158,7 +167,11 @@ async def _submit_or_replay(
         result_size(*sizes[0], spec.size, seamless=spec.seamless)
         job_input = await run_in_threadpool(_store_pictures, submission, spec, submissions)
         return await run_in_threadpool(
-            submissions.create_job, job_input, options, response, key=key, request=request_hash
+            submissions.create_job,
+            job_input,
+            options,
+            submissions.build_context(key, request_hash=request_hash),
+            response,
         )
 
 
@@ -382,17 +395,13 @@ def retry_job(
     job_input = base.model_copy(update={"spec": spec.model_dump()})
     # The lower of both: the caller's key may allow less than when the old job was submitted.
     priority = max(old.priority, submissions.caller.priority, key=list(Priority).index)
-    options = submissions.check_webhook(
-        parser.ClientOptions(priority=priority, webhook=change.webhook)
+    options = submissions.check_options(
+        SubmissionOptions(priority=priority, webhook=change.webhook)
     )
-    return submissions.create_job(
-        job_input,
-        options,
-        response,
-        key=idempotency_key,
-        request=request_hash,
-        retried_from=job_id,
+    context = submissions.build_context(
+        idempotency_key, request_hash=request_hash, retried_from=job_id
     )
+    return submissions.create_job(job_input, options, context, response)
 
 
 def _start_from_result(old: Job, blobs: Blobs) -> JobInput:

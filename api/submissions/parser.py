@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from starlette.datastructures import FormData
 
 from api.submissions import multipart
 from core import errors
 from core.images import codec
-from core.jobs.models import JobInput, Priority
+from core.jobs.models import JobInput, Priority, SubmissionOptions
 from core.storage.blobs import Blobs, PendingBlob
 from core.style import presets
 from core.style.spec import MAX_STYLES, PARAMETERS, StyleSpec, apply_changes
@@ -30,39 +30,6 @@ PICTURE_FIELDS = ("content", "style", "mask", "init_image", "from")
 T = TypeVar("T")
 
 Picture = PendingBlob | str  # an uploaded file, or the digest of a picture sent before
-
-
-class ClientOptions(BaseModel):
-    """How the job is to be taken, beside what it is to paint."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    priority: Priority = Field(
-        Priority.NORMAL, description="Which of the waiting jobs go first: high, normal or low."
-    )
-    deadline_seconds: float | None = Field(
-        None,
-        gt=0,
-        le=30 * 86_400,
-        allow_inf_nan=False,
-        description="The job ends this long after it came, in any case.",
-    )
-    reuse: bool = Field(
-        False,
-        description="Answer with the result of an earlier job of yours, if pictures, parameters and network are the same.",
-    )
-    webhook: str | None = Field(
-        None, description="A URL, https://…, that is told when the job has ended."
-    )
-
-    def priority_within(self, highest: Priority) -> Priority:
-        """The one that is asked for, else normal, or what the caller may. Raises BadSpec above the highest."""
-        order = list(Priority)
-        if order.index(self.priority) >= order.index(highest):
-            return self.priority
-        if "priority" in self.model_fields_set:
-            raise errors.BadSpec(f"priority: this API key may ask for {highest} at most.")
-        return highest
 
 
 CLIENT_OPTIONS = {
@@ -88,7 +55,7 @@ class Submission:
     init_image: Picture | None = None
     source: Picture | None = None  # a result, whose record says what was not sent
     parameters: dict[str, Any] = field(default_factory=dict)
-    options: ClientOptions = field(default_factory=ClientOptions)
+    options: SubmissionOptions = field(default_factory=SubmissionOptions)
 
     def pictures(self) -> list[Picture]:
         """All of them, in the order of JobInput."""
@@ -140,7 +107,7 @@ class BatchSubmission:
     contents: list[Picture]
     styles: list[Picture]
     parameters: dict[str, Any]
-    options: ClientOptions
+    options: SubmissionOptions
 
     def __post_init__(self) -> None:
         if not (1 <= len(self.contents) <= MAX_CONTENTS and 1 <= len(self.styles) <= MAX_STYLES):
@@ -266,9 +233,9 @@ def _batch_from_json(body: bytes) -> BatchSubmission:
     return BatchSubmission(contents, styles, parameters, wishes)
 
 
-def _wishes(values: dict[str, Any]) -> ClientOptions:
+def _wishes(values: dict[str, Any]) -> SubmissionOptions:
     try:
-        return ClientOptions.model_validate(values)
+        return SubmissionOptions.model_validate(values)
     except ValidationError as error:
         raise errors.BadSpec(CLIENT_OPTIONS[str(error.errors()[0]["loc"][0])]) from error
 
@@ -307,7 +274,7 @@ def _batch_from_form(data: FormData) -> BatchSubmission:
     return BatchSubmission(contents, styles, parameters, wishes)
 
 
-def _fields(data: FormData) -> tuple[dict[str, list[Picture]], dict[str, Any], ClientOptions]:
+def _fields(data: FormData) -> tuple[dict[str, list[Picture]], dict[str, Any], SubmissionOptions]:
     """Pictures by the name of their field, parameters, wishes."""
     pictures: dict[str, list[Picture]] = {name: [] for name in PICTURE_FIELDS}
     parameters: dict[str, Any] = {}
@@ -414,7 +381,7 @@ def _openapi(
         else parameter
         for name, parameter in spec["properties"].items()
     }
-    wishes = ClientOptions.model_json_schema()["properties"]
+    wishes = SubmissionOptions.model_json_schema()["properties"]
     wishes["priority"] = {**wishes["priority"], "type": "string", "enum": [*Priority]}
     wishes["priority"].pop("$ref", None)
     fields = {**files, **parameters, "spec": {"type": "string"}, **wishes}

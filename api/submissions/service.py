@@ -5,13 +5,23 @@ Knows no route.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastapi import Response
 
 from api.dependencies import Blobs, Configuration, CurrentCaller, Notify, Store, Webhooks
 from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource, job_resource
 from api.submissions import parser
-from core.jobs.models import Job, JobInput, QueueLimits, SubmissionOptions, new_job_id
+from core import errors
+from core.jobs.models import (
+    Job,
+    JobInput,
+    Priority,
+    QueueLimits,
+    SubmissionContext,
+    SubmissionOptions,
+    new_job_id,
+)
 from core.jobs.store import JobStore
 
 IDEMPOTENCY_KEY_PATTERN = r"^[!-~]{1,255}$"
@@ -28,47 +38,52 @@ class SubmissionService:
     config: Configuration
     webhooks: Webhooks
 
-    def replay_job(self, key: str | None, request: str, response: Response) -> JobResource | None:
+    def replay_job(
+        self, key: str | None, request_hash: str, response: Response
+    ) -> JobResource | None:
         """Return the job that the same request created earlier, even if its pictures are deleted.
 
-        key: the Idempotency-Key. request: the hash of the request. Raises IdempotencyConflict.
+        key: the Idempotency-Key. Raises IdempotencyConflict.
         """
-        job_id = self.find_replay(key, request)
+        job_id = self.find_replay(key, request_hash)
         if job_id is None:
             return None
         return _respond(self.store.get(job_id, self.caller.owner), response, replayed=True)
 
-    def find_replay(self, key: str | None, request: str) -> str | None:
+    def find_replay(self, key: str | None, request_hash: str) -> str | None:
         """Return the id of the job or batch that the same request created earlier.
 
         Raises IdempotencyConflict if another request has used the key.
         """
-        return self.store.find_replay(key, request, self.caller.owner) if key else None
+        return self.store.find_replay(key, request_hash, self.caller.owner) if key else None
 
-    def check_webhook(self, options: parser.ClientOptions) -> parser.ClientOptions:
-        """Return the options with the webhook's URL in normal form. Raises BadWebhook."""
-        if options.webhook is None:
-            return options
-        return options.model_copy(update={"webhook": self.webhooks.receiver(options.webhook).url})
+    def check_options(self, options: SubmissionOptions) -> SubmissionOptions:
+        """Return the options with the allowed priority and the webhook's URL in normal form.
 
-    def build_options(
-        self,
-        options: parser.ClientOptions,
-        key: str | None,
-        *,
-        request: str | None = None,
-        retried_from: str | None = None,
-    ) -> SubmissionOptions:
-        """Add the caller and the settings. Raises BadSpec if the priority is above the allowed."""
-        return SubmissionOptions(
+        Raises BadSpec if the client asks for a higher priority than its key allows, and BadWebhook.
+        """
+        changes: dict[str, Any] = {"priority": self._limit_priority(options)}
+        if options.webhook is not None:
+            changes["webhook"] = self.webhooks.receiver(options.webhook).url
+        return options.model_copy(update=changes)
+
+    def _limit_priority(self, options: SubmissionOptions) -> Priority:
+        highest, order = self.caller.priority, list(Priority)
+        if order.index(options.priority) >= order.index(highest):
+            return options.priority
+        if "priority" in options.model_fields_set:
+            raise errors.BadSpec(f"priority: this API key may ask for {highest} at most.")
+        return highest  # the client did not ask for the default
+
+    def build_context(
+        self, key: str | None, *, request_hash: str | None = None, retried_from: str | None = None
+    ) -> SubmissionContext:
+        """Return what the service adds to a submission: the caller and the settings."""
+        return SubmissionContext(
             owner=self.caller.owner,
-            priority=options.priority_within(self.caller.priority),
-            deadline_seconds=options.deadline_seconds,
-            reuse=options.reuse,
-            webhook=options.webhook,
             keep_seconds=self.config.result_retention_days * 86_400,
             idempotency_key=key,
-            request=request,
+            request_hash=request_hash,
             retried_from=retried_from,
         )
 
@@ -80,21 +95,13 @@ class SubmissionService:
     def create_job(
         self,
         job_input: JobInput,
-        options: parser.ClientOptions,
+        options: SubmissionOptions,
+        context: SubmissionContext,
         response: Response,
-        *,
-        key: str | None = None,
-        request: str | None = None,
-        retried_from: str | None = None,
     ) -> JobResource:
         """Create the job and wake a worker. The job's pictures must be stored already."""
         job_id = new_job_id()
-        job = self.store.create(
-            job_id,
-            job_input,
-            self.build_options(options, key, request=request, retried_from=retried_from),
-            self.limits,
-        )
+        job = self.store.create(job_id, job_input, options, self.limits, context)
         replayed = job.id != job_id  # the same request has arrived twice at the same time
         if not replayed and not job.status.has_ended:
             self.notify()  # if the broker is unavailable, the reaper notifies the workers later

@@ -25,10 +25,10 @@ CONTROLS = {
         "import core.jobs.store as s\n"
         "stock = s.JobStore.create\n"
         "def create(\n"
-        "    self, job_id, job_input, terms=s.SubmissionOptions(), limits=s.QueueLimits()\n"
+        "    self, job_id, job_input, options, limits, context\n"
         "):\n"
-        "    without_key = terms.model_copy(update={'idempotency_key': None})\n"
-        "    return stock(self, job_id, job_input, without_key, limits)\n"
+        "    without_key = context.model_copy(update={'idempotency_key': None})\n"
+        "    return stock(self, job_id, job_input, options, limits, without_key)\n"
         "s.JobStore.create = create"
     )
 }

@@ -29,7 +29,7 @@ from core.jobs.models import (
     JobProgress,
     ModelUsed,
     Output,
-    SubmissionOptions,
+    SubmissionContext,
     new_job_id,
 )
 from core.jobs.store import JobStore
@@ -102,7 +102,7 @@ class Api:
         return self.store.create(
             new_job_id(),
             JobInput(content="sha256:a", styles=["sha256:b"], spec={}),
-            SubmissionOptions(owner=owner),
+            context=SubmissionContext(owner=owner),
         )
 
     def claim(self, token: str = "t") -> Job:

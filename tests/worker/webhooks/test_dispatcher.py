@@ -15,7 +15,7 @@ import redis
 from standardwebhooks import Webhook
 
 from api.schemas.job import job_resource
-from core.jobs.models import Job, JobInput, Status, SubmissionOptions, new_job_id
+from core.jobs.models import Job, JobInput, Status, SubmissionContext, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
@@ -33,7 +33,12 @@ def _ended(store: JobStore, webhook: str, owner: str = "anna") -> Job:
     digest = "sha256:" + "a" * 64
     store.reserve(digest, 60)
     job_input = JobInput(content=digest, styles=[digest], spec=StyleSpec().model_dump())
-    job = store.create(new_job_id(), job_input, SubmissionOptions(owner=owner, webhook=webhook))
+    job = store.create(
+        new_job_id(),
+        job_input,
+        SubmissionOptions(webhook=webhook),
+        context=SubmissionContext(owner=owner),
+    )
     return store.cancel(job.id)
 
 
