@@ -19,6 +19,12 @@ from api.http.prefer import Wait, preference_applied
 from api.job_feed import ChangeSubscription
 from api.routes.images import check_digest, inspect_picture
 from api.schemas.job import RETRY_AFTER_SECONDS, JobResource, job_resource
+from api.schemas.submission import (
+    BatchForm,
+    BatchSubmission,
+    compute_request_hash,
+    describe_body,
+)
 from api.submissions import parser
 from api.submissions.service import (
     IDEMPOTENCY_KEY_PATTERN,
@@ -61,7 +67,7 @@ def batch_resource(batch: Batch) -> BatchResource:
     response_model=BatchResource,
     summary="Submit a batch",
     max_body_size=parser.BODY_BYTES,
-    openapi_extra={"requestBody": parser.openapi_batch()},
+    openapi_extra={"requestBody": describe_body(BatchSubmission, BatchForm)},
 )
 async def submit_batch(
     request: Request,
@@ -89,7 +95,7 @@ async def _submit_or_replay(
     async with parser.parse_batch(request, submissions.blobs) as submission:
         # Hashing reads the uploaded files, so it runs in a thread.
         request_hash = await run_in_threadpool(
-            lambda: parser.request_hash(submission.request_content())
+            lambda: compute_request_hash(submission.request_content())
         )
         if batch := await run_in_threadpool(_find_replay, key, request_hash, submissions):
             return batch, True
@@ -114,9 +120,7 @@ def _find_replay(
     return submissions.store.get_batch(batch_id, submissions.caller.owner)
 
 
-def _check_submission(
-    submission: parser.BatchSubmission, submissions: SubmissionService
-) -> StyleSpec:
+def _check_submission(submission: BatchSubmission, submissions: SubmissionService) -> StyleSpec:
     """Return the spec of each job, and reserve the pictures that were named by digest.
 
     Raises BadSpec, BadRequest, ImageNotFound.
@@ -132,7 +136,7 @@ def _check_submission(
 
 
 def _create_batch(
-    submission: parser.BatchSubmission,
+    submission: BatchSubmission,
     spec: StyleSpec,
     options: SubmissionOptions,
     context: SubmissionContext,

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import Blobs, Owner, Store
 from api.routes.images import check_digest, inspect_picture
-from api.submissions.parser import parameters_schema
+from api.schemas.submission import parameters_schema
 from core import errors
 from core.images.codec import MAX_SIDE_PX, MIN_SIDE_PX
 from core.jobs.models import EstimateRequest, QueuePosition

@@ -17,6 +17,13 @@ from api.http.prefer import Wait, preference_applied
 from api.job_feed import JobSnapshot
 from api.routes.images import check_digest, inspect_picture
 from api.schemas.job import JOBS, JobPage, JobResource, job_resource
+from api.schemas.submission import (
+    JobForm,
+    JobSubmission,
+    compute_request_hash,
+    describe_body,
+    parameters_schema,
+)
 from api.submissions import parser
 from api.submissions.service import (
     IDEMPOTENCY_KEY_PATTERN,
@@ -65,7 +72,7 @@ class RetryRequest(BaseModel):
     spec: dict[str, Any] = Field(
         {},
         description="Parameters to change, as in a submission.",
-        json_schema_extra=parser.parameters_schema(),
+        json_schema_extra=parameters_schema(),
     )
     webhook: str | None = Field(
         None, description="A URL that receives a POST request when the new job ends."
@@ -113,7 +120,7 @@ class JobUpdate(BaseModel):
     response_model=JobResource,
     summary="Submit a job",
     max_body_size=parser.BODY_BYTES,
-    openapi_extra={"requestBody": parser.openapi_body()},
+    openapi_extra={"requestBody": describe_body(JobSubmission, JobForm)},
 )
 async def submit_job(
     *,
@@ -152,7 +159,7 @@ async def _submit_or_replay(
 ) -> JobResource:
     async with parser.parse_submission(request, submissions.blobs) as sent:
         # Hashing reads the uploaded files, so it runs in a thread.
-        request_hash = await run_in_threadpool(lambda: parser.request_hash(sent.request_content()))
+        request_hash = await run_in_threadpool(lambda: compute_request_hash(sent.request_content()))
         if job := await run_in_threadpool(submissions.replay_job, key, request_hash, response):
             return job
         options = submissions.check_options(sent.options)
@@ -175,9 +182,7 @@ async def _submit_or_replay(
         )
 
 
-def _apply_provenance(
-    submission: parser.Submission, submissions: SubmissionService
-) -> parser.Submission:
+def _apply_provenance(submission: JobSubmission, submissions: SubmissionService) -> JobSubmission:
     """Complete the submission by the provenance record of the result that was sent as `from`.
 
     The record is untrusted input, so its values pass the same checks as the client's own.
@@ -193,7 +198,7 @@ def _apply_provenance(
     return submission.complete_from(earlier)
 
 
-def _check_submission(submission: parser.Submission, submissions: SubmissionService) -> StyleSpec:
+def _check_submission(submission: JobSubmission, submissions: SubmissionService) -> StyleSpec:
     """Return the spec for these pictures, and reserve the pictures that were named by digest.
 
     Raises BadSpec, ImageNotFound.
@@ -218,7 +223,7 @@ def _check_submission(submission: parser.Submission, submissions: SubmissionServ
 
 
 def _store_pictures(
-    submission: parser.Submission, spec: StyleSpec, submissions: SubmissionService
+    submission: JobSubmission, spec: StyleSpec, submissions: SubmissionService
 ) -> JobInput:
     """Store all pictures on disk, before the job is created and the request is answered.
 
@@ -239,7 +244,7 @@ def _store_pictures(
     )
 
 
-def _need_white_pixels(submission: parser.Submission, spec: StyleSpec) -> list[bool]:
+def _need_white_pixels(submission: JobSubmission, spec: StyleSpec) -> list[bool]:
     """Return, for each picture in order, whether it is a mask that must not be entirely black.
 
     The mask of a style without a share may be black.
@@ -378,7 +383,7 @@ def retry_job(
     neither the webhook nor the deadline.
     """
     change = change or RetryRequest()
-    request_hash = parser.request_hash({"retry": job_id, **change.model_dump(exclude_unset=True)})
+    request_hash = compute_request_hash({"retry": job_id, **change.model_dump(exclude_unset=True)})
     if replay := submissions.replay_job(idempotency_key, request_hash, response):
         return replay
     old = get_owned_job(job_id, submissions.caller.owner, submissions.store)

@@ -11,7 +11,7 @@ from fastapi import Response
 
 from api.dependencies import Blobs, Configuration, CurrentCaller, Notify, Store, Webhooks
 from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource, job_resource
-from api.submissions import parser
+from api.schemas.submission import Picture
 from core import errors
 from core.jobs.models import (
     Job,
@@ -116,7 +116,7 @@ def _respond(job: Job, response: Response, *, replayed: bool) -> JobResource:
     return job_resource(job)
 
 
-def store_picture(picture: parser.Picture, store: JobStore, blobs: Blobs) -> str:
+def store_picture(picture: Picture, store: JobStore, blobs: Blobs) -> str:
     """Store an uploaded picture and return its digest. A digest is reserved once more.
 
     The first reservation may be about to end: checking all pictures can take long.
@@ -128,6 +128,6 @@ def store_picture(picture: parser.Picture, store: JobStore, blobs: Blobs) -> str
     return blobs.commit(picture)
 
 
-def picture_path(picture: parser.Picture, blobs: Blobs) -> Path:
+def picture_path(picture: Picture, blobs: Blobs) -> Path:
     """Return the file of an uploaded picture or of a digest."""
     return blobs.path(picture) if isinstance(picture, str) else picture.path
