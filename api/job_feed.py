@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from anyio import to_thread
 from cachetools import LRUCache
 
-from api.schemas.job import resource
+from api.schemas.job import job_resource
 from core import errors
 from core.jobs.async_reader import JobReader
 from core.jobs.models import Job
@@ -50,7 +50,7 @@ class JobSnapshot:
     @cached_property
     def body(self) -> bytes:
         """The job as JSON."""
-        return resource(self.job).model_dump_json().encode()
+        return job_resource(self.job).model_dump_json().encode()
 
 
 class JobFeed:

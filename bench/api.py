@@ -35,7 +35,7 @@ from core.jobs.models import (
     JobProgress,
     ModelUsed,
     Output,
-    SubmissionOptions,
+    SubmissionContext,
     new_job_id,
 )
 from core.jobs.store import JobStore
@@ -75,7 +75,7 @@ class Service:
         for digest in ("sha256:a", "sha256:b"):
             self.store.reserve(digest)
         job_input = JobInput(content="sha256:a", styles=["sha256:b"], spec={})
-        return self.store.create(new_job_id(), job_input, SubmissionOptions(owner=owner)).id
+        return self.store.create(new_job_id(), job_input, context=SubmissionContext(owner=owner)).id
 
 
 @contextmanager

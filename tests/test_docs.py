@@ -10,9 +10,9 @@ from pydantic_settings import BaseSettings
 from api.app import create_app
 from api.http.problems import REFUSALS
 from api.settings import ApiSettings
-from api.submissions.parser import ClientOptions
 from core import errors
 from core.config import Settings
+from core.jobs.models import SubmissionOptions
 from core.style.presets import PRESETS
 from core.style.spec import PARAMETERS, StyleSpec
 from core.training.config import TrainingConfig
@@ -38,7 +38,7 @@ def _variables() -> set[str]:
 def test_every_knob_is_in_the_table_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", _read("docs/api.md"), re.MULTILINE))
 
-    assert set(rows) == {*PARAMETERS, *ClientOptions.model_fields}
+    assert set(rows) == {*PARAMETERS, *SubmissionOptions.model_fields}
     for name, field in StyleSpec.model_fields.items():
         if isinstance(field.default, int | float | str):
             number = isinstance(field.default, int | float) and not isinstance(field.default, bool)

@@ -1,1 +1,1 @@
-"""HTTP mechanics that several routes share: problem details, entity tags, Prefer, image responses."""
+"""HTTP mechanics that several routes share: problem details, ETags, Prefer, image responses."""

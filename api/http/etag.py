@@ -1,7 +1,7 @@
-"""Entity tags (RFC 9110): whether a client already has what it asks for. Knows no route.
+"""Entity tags (RFC 9110): whether a client already has the current representation. Knows no route.
 
-Weak tags, W/"...", are for jobs and batches: who has one knows all but the seconds until a waiting job begins, which
-pass by themselves. Pictures have strong ones: the same bytes.
+Jobs and batches have weak tags, W/"...": two representations with the same tag may differ in the
+seconds until a queued job starts, which change by themselves. Pictures have strong tags.
 """
 
 import re
@@ -12,10 +12,13 @@ _TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 
 def if_none_match(request: Request) -> str:
-    """What the request says in If-None-Match; empty if nothing."""
+    """Return the request's If-None-Match, several header lines joined; empty if there is none."""
     return ", ".join(request.headers.getlist("if-none-match"))
 
 
 def matches(tags: str, tag: str) -> bool:
-    """Whether a tag is one of those sent. Compared weakly, as is right for a GET; `*` stands for any."""
+    """Return whether `tag` is among the tags that the client sent; `*` matches any tag.
+
+    The comparison is weak, as RFC 9110 section 13.1.2 requires for If-None-Match.
+    """
     return bool(tags) and (tags.strip() == "*" or tag.removeprefix("W/") in _TAG.findall(tags))

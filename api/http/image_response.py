@@ -1,16 +1,16 @@
-"""Pictures on their way out: as they are kept, or in a format and a size that they are not kept in.
+"""Responses that contain a picture: a stored blob, or a conversion of it to another format or size.
 
-Making one takes time and memory, so few are made at once, and the newest are kept for who asks again. Knows no jobs.
+A conversion takes time and memory. Therefore few run at once, and the newest results are cached.
+Knows no jobs.
 """
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import BinaryIO
 
 from anyio import AsyncFile, CapacityLimiter, fail_after, to_thread, wrap_file
+from cachetools import LRUCache
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
@@ -21,80 +21,67 @@ from core.images import codec
 from core.storage.blobs import Blobs
 
 WAIT_SECONDS = 10.0
-KEPT_BYTES = 64_000_000
-MEMORY_BYTES = 1_000_000  # of an answer; more waits in a file for who reads it slowly
+CACHE_BYTES = 64_000_000
+MEMORY_BYTES = 1_000_000  # larger responses go to a temporary file, so slow clients hold no memory
 
-# Who waits for one waits in no thread. A result of 8192 px takes half a gigabyte while it is changed.
-_MAKERS = CapacityLimiter(min(4, max(1, (os.cpu_count() or 1) // 2)))
-
-
-class Shelf:
-    """The bytes that were asked for last, as many as there may be. Safe for threads."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._most, self._taken = most_bytes, 0
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, tag: str) -> bytes | None:
-        """None for what is not, or no longer, here."""
-        with self._lock:
-            if tag in self._kept:
-                self._kept.move_to_end(tag)
-            return self._kept.get(tag)
-
-    def put(self, tag: str, data: bytes) -> None:
-        """Keep it, in place of what nobody has asked for the longest; what is too large for the shelf is not kept."""
-        with self._lock:
-            self._taken += len(data) - len(self._kept.pop(tag, b""))
-            self._kept[tag] = data
-            while self._taken > self._most:
-                self._taken -= len(self._kept.popitem(last=False)[1])
+# Converting a result of 8192 px takes half a gigabyte. A request that waits for a slot occupies no
+# thread.
+_conversion_slots = CapacityLimiter(min(4, max(1, (os.cpu_count() or 1) // 2)))
 
 
-_shelf = Shelf(KEPT_BYTES)
+def create_cache(max_bytes: int) -> LRUCache[str, bytes]:
+    """Return a cache of converted pictures by ETag, with a limit on the sum of their bytes."""
+    return LRUCache(maxsize=max_bytes, getsizeof=len)
 
 
-async def render_cached(tag: str, make: Callable[[], bytes]) -> bytes:
-    """What `make` makes, or has made for the same tag lately. Raises Unavailable, and what `make` raises."""
-    if (kept := _shelf.get(tag)) is not None:
-        return kept
+# Only `render_cached` uses the cache, and only from the event loop, so it needs no lock.
+_cache = create_cache(CACHE_BYTES)
+
+
+async def render_cached(tag: str, render: Callable[[], bytes]) -> bytes:
+    """Return the cached bytes for `tag`, or call `render` in a thread and cache its result.
+
+    Raises Unavailable if no slot becomes free within WAIT_SECONDS, and whatever `render` raises.
+    """
+    if (cached := _cache.get(tag)) is not None:
+        return cached
     try:
         with fail_after(WAIT_SECONDS):
-            await _MAKERS.acquire()
+            await _conversion_slots.acquire()
     except TimeoutError:
         raise errors.Unavailable(
-            "Too many pictures are waiting to be made; try again in a few seconds."
+            "Too many pictures are waiting for conversion; try again in a few seconds."
         ) from None
     try:
-        data = _shelf.get(tag)
-        if data is None:  # else somebody has asked for the same a moment ago
-            data = await to_thread.run_sync(make)
-            _shelf.put(tag, data)
+        data = _cache.get(tag)  # another request may have rendered it while this one waited
+        if data is None:
+            data = await to_thread.run_sync(render)
+            if len(data) <= _cache.maxsize:  # LRUCache raises ValueError for a larger value
+                _cache[tag] = data
         return data
     finally:
-        _MAKERS.release()
+        _conversion_slots.release()
 
 
 class PictureFile(FileResponse):
-    """A picture as it is kept, read while it is sent: a slow reader holds no memory, and may ask for a part (Range)."""
+    """Streams an open picture file, so that a slow client holds no memory. Supports Range."""
 
     chunk_size = 256 * 1024
 
     def __init__(self, file: BinaryIO, kind: codec.Format, headers: dict[str, str]) -> None:
-        """file: is closed when it is sent."""
+        """file: the response closes it when it ends."""
         self._file = file
         super().__init__(
             "", media_type=f"image/{kind}", headers=headers, stat_result=os.fstat(file.fileno())
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Send the response and close the file."""
         with self._file:
             await super().__call__(scope, receive, send)
 
     def set_stat_headers(self, stat_result: os.stat_result) -> None:
-        """The length alone: when a file was last written tells that somebody else has sent the same."""
+        """Set Content-Length only. Last-Modified would reveal when another client uploaded it."""
         self.headers.setdefault("Content-Length", str(stat_result.st_size))
 
     def _should_use_range(self, http_if_range: str) -> bool:
@@ -105,41 +92,46 @@ class PictureFile(FileResponse):
         yield wrap_file(self._file)
 
 
-def blob_response(data: bytes, blobs: Blobs) -> bytes | BinaryIO:
-    """What is large waits in a file, which is gone when it is sent; in memory where the disk has no room for it."""
+def spool_to_file(data: bytes, blobs: Blobs) -> bytes | BinaryIO:
+    """Write more than MEMORY_BYTES to a temporary file, which is deleted on close.
+
+    Returns the bytes themselves if they are few, or if the disk is full.
+    """
     if len(data) <= MEMORY_BYTES:
         return data
     try:
-        part = blobs.pending()
-        part.write(data)
-        part.seek(0)
+        file = blobs.pending()
+        file.write(data)
+        file.seek(0)
     except errors.StorageFull:
         return data
-    return part
+    return file
 
 
-def is_cached(request: Request, tag: str) -> bool:
-    """Whether the client says that it has this very picture."""
+def client_has(request: Request, tag: str) -> bool:
+    """Return whether the client already has the picture with this tag."""
     return etag.matches(etag.if_none_match(request), tag)
 
 
 def not_modified(tag: str) -> Response:
-    """304."""
+    """Return a 304 response."""
     return Response(status_code=304, headers=_headers(tag))
 
 
 def image_response(
-    made: bytes | BinaryIO, kind: codec.Format, tag: str, name: str | None = None
+    picture: bytes | BinaryIO, kind: codec.Format, tag: str, name: str | None = None
 ) -> Response:
-    """An answer with a picture, to be asked for again whether it is still the same. name: without its suffix."""
+    """Return a 200 response with a picture, which the client must revalidate before each reuse.
+
+    picture: bytes, or an open file, which the response closes. name: file name without suffix.
+    """
     headers = _headers(tag)
     if name is not None:
-        headers["Content-Disposition"] = (
-            f'inline; filename="{name}.{"jpg" if kind == "jpeg" else kind}"'
-        )
-    if isinstance(made, bytes):
-        return Response(made, media_type=f"image/{kind}", headers=headers)
-    return PictureFile(made, kind, headers)
+        suffix = "jpg" if kind == "jpeg" else kind
+        headers["Content-Disposition"] = f'inline; filename="{name}.{suffix}"'
+    if isinstance(picture, bytes):
+        return Response(picture, media_type=f"image/{kind}", headers=headers)
+    return PictureFile(picture, kind, headers)
 
 
 def _headers(tag: str) -> dict[str, str]:

@@ -1,31 +1,33 @@
-"""`Prefer: wait=N` (RFC 7240): how long a client would wait for an answer that tells something new."""
+"""`Prefer: wait=N` (RFC 7240): how long the client wants the service to wait for a change."""
 
 import re
 from typing import Annotated
 
 from fastapi import Depends, Header
 
-MAX_WAIT_SECONDS = 30  # proxies give up after a minute or so
+MAX_WAIT_SECONDS = 30  # proxies commonly time out after about 60 s
 
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(?=[;,]|$)', re.IGNORECASE)
 
 
-DESCRIPTION = "wait=N: answer when there is news, or after N seconds."
+DESCRIPTION = "wait=N: answer as soon as something changes, after N seconds at most (N ≤ 30)."
 
 
 def parse_wait(preferences: str | None) -> int:
-    """Seconds that a client would wait; 0: none were named, or they cannot be read."""
-    found = _WAIT.search(preferences or "")
-    return min(int(found[1]), MAX_WAIT_SECONDS) if found else 0
+    """Return the seconds in `wait=N`, capped at 30; 0 if there is no such preference."""
+    match = _WAIT.search(preferences or "")
+    return min(int(match[1]), MAX_WAIT_SECONDS) if match else 0
 
 
-async def _patience(prefer: Annotated[str | None, Header(description=DESCRIPTION)] = None) -> int:
+async def _get_wait_seconds(
+    prefer: Annotated[str | None, Header(description=DESCRIPTION)] = None,
+) -> int:
     return parse_wait(prefer)
 
 
-Wait = Annotated[int, Depends(_patience)]
+Wait = Annotated[int, Depends(_get_wait_seconds)]
 
 
 def preference_applied(seconds: int) -> dict[str, str]:
-    """The headers of an answer that was waited for."""
+    """Return the headers of a response for which the service waited."""
     return {"Preference-Applied": f"wait={seconds}", "Vary": "Prefer"}

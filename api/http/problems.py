@@ -1,6 +1,6 @@
-"""Errors to `application/problem+json` (RFC 9457), in one place.
+"""Converts every error to `application/problem+json` (RFC 9457).
 
-Never an echo of the input, never a library's words.
+A response never echoes the input and never contains a library's message.
 """
 
 import errno
@@ -23,12 +23,10 @@ from core.style.spec import MAX_SIZE_PX, MAX_STYLES
 
 log = logging.getLogger(__name__)
 
-_TOO_MANY_FILES = (
-    errno.EMFILE,
-    errno.ENFILE,
-)  # in this process, on this machine: passes when others are closed
+# The limit of open files of this process and of this machine: temporary, so it becomes a 503.
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
-# The nearest class in an error's family decides.
+# The nearest class in an error's method resolution order decides.
 STATUS: dict[type[errors.ImpastoError], int] = {
     errors.ImpastoError: 500,
     errors.BadInput: 422,
@@ -46,7 +44,7 @@ STATUS: dict[type[errors.ImpastoError], int] = {
 
 
 class Problem(JSONResponse):
-    """The one shape of every error's body: type, title, status, code, detail."""
+    """An error response. Its body has the members type, title, status, code and detail."""
 
     media_type = "application/problem+json"
 
@@ -66,31 +64,34 @@ class Problem(JSONResponse):
 
 
 def problem(error: errors.ImpastoError) -> Problem:
-    """The response for one of our own errors."""
+    """Return the response for one of our own errors."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     retry_seconds = error.retry_seconds if isinstance(error, errors.RetryLater) else None
     return Problem(status, error.code, error.message, retry_seconds)
 
 
-# What is refused before a route is asked: by the connection, the guard or the framework.
+# Refusals by the server protocol, the middleware or the framework: no route runs.
 REFUSALS = {
-    "bad_request": (400, "The request could not be read; see /docs for its form."),
+    "bad_request": (400, "The request is malformed; see /docs for its form."),
     "host_not_allowed": (
         403,
-        "This service is not called by that name; IMPASTO_API_ALLOWED_HOSTS lists more of its names.",
+        "The Host header names another host; IMPASTO_API_ALLOWED_HOSTS lists further names.",
     ),
     "cross_origin_forbidden": (
         403,
-        "Another site's page may not do this; IMPASTO_API_CORS_ORIGINS lists those that may.",
+        "A page of another origin may not do this; IMPASTO_API_CORS_ORIGINS lists allowed origins.",
     ),
-    "not_found": (404, "There is nothing here; see /docs for what there is."),
-    "method_not_allowed": (405, "This address does not take that method; see /docs."),
-    "request_timeout": (408, "The request came too slowly; send it again over a faster line."),
-    "upload_too_large": (413, "The request is larger than is taken."),
-    "uri_too_long": (414, "The address is longer than is taken."),
-    "unsupported_encoding": (415, "Send the body as it is, without a Content-Encoding."),
-    "range_not_satisfiable": (416, "The file has no such part."),
-    "headers_too_large": (431, "The headers are more, or longer, than are taken."),
+    "not_found": (404, "There is no such path; see /docs for all paths."),
+    "method_not_allowed": (405, "This path does not support that method; see /docs."),
+    "request_timeout": (
+        408,
+        "The request arrived too slowly; send it again over a faster connection.",
+    ),
+    "upload_too_large": (413, "The request body is too large; GET /v1/system names the limits."),
+    "uri_too_long": (414, "The URL is too long."),
+    "unsupported_encoding": (415, "Send the body without a Content-Encoding."),
+    "range_not_satisfiable": (416, "The file has no such byte range."),
+    "headers_too_large": (431, "The request has too many headers, or too long ones."),
 }
 _FRAMEWORK = {status: code for code, (status, _) in REFUSALS.items() if status not in (403, 415)}
 
@@ -99,15 +100,16 @@ _PICTURE = (
     f"the digest of an upload, or its width and height from {MIN_SIDE_PX} to {MAX_SIDE_PX} px"
 )
 
-# What a value must be, by its name in the address, a header, or the top of a JSON body; "body" is the body itself.
-_VALUES = {
+# The rule for each value, by its name in the URL, a header or the top level of a JSON body.
+# "body" is the body itself.
+_RULES = {
     "limit": "limit must be a whole number from 1 to 100.",
-    "cursor": "cursor must be one that a list gave as its next.",
+    "cursor": "cursor must be from the next link of a list.",
     "status": f"status must be one of {', '.join(Status)}.",
     "format": f"format must be one of {', '.join(FORMATS)}.",
     "width": f"width must be a whole number from 16 to {MAX_SIZE_PX}.",
-    "index": "index must be a whole number that the list of frames tells.",
-    "after": "after must be an id that the stream gave.",
+    "index": "index must be a whole number from the list of frames.",
+    "after": "after must be an event id of the stream.",
     "idempotency-key": "Idempotency-Key must be 1 to 255 characters without spaces.",
     "pinned": "pinned must be true or false.",
     "continue": "continue must be true or false.",
@@ -120,97 +122,105 @@ _VALUES = {
     "image": "Send the picture as a file in the form field image.",
     "body": "Send a JSON object as the body; see /docs for its fields.",
 }
-_VALUES_OF_ROUTE = {
+_RULES_OF_ROUTE = {
     ("/v1/jobs/{job_id}/timelapse", "format"): "format must be webp.",
-    ("/v1/jobs/{job_id}", "body"): "Say in a JSON object what is to be different: spec, pinned.",
+    ("/v1/jobs/{job_id}", "body"): "Send a JSON object with spec, pinned, or both.",
 }
-_UNREADABLE = {
-    "json_invalid": "This is no JSON that can be read.",
-    "extra_forbidden": "The JSON has a field that is not taken here; see /docs.",  # its name is the client's own word
+_RULES_OF_TYPE = {
+    "json_invalid": "The body is not valid JSON.",
+    # The message must not name the field: the name is the client's input.
+    "extra_forbidden": "The JSON has an unknown field; see /docs.",
 }
 
 
-def _wrong(error: dict[str, Any], route: str) -> str:
-    """The sentence for what the framework found wrong."""
+def _describe_invalid(error: dict[str, Any], route: str) -> str:
+    """Return one sentence for a validation error of the framework."""
     place, *inner = error["loc"]
     name = inner[0] if inner else place
-    words = (
-        _UNREADABLE.get(error["type"]) or _VALUES_OF_ROUTE.get((route, name)) or _VALUES.get(name)
+    rule = (
+        _RULES_OF_TYPE.get(error["type"]) or _RULES_OF_ROUTE.get((route, name)) or _RULES.get(name)
     )
-    return words or "A value is not as it must be; see /docs."
+    return rule or "A value is invalid; see /docs."
 
 
-def status_of(code: str) -> Problem:
-    """The response for one of REFUSALS."""
+def refusal(code: str) -> Problem:
+    """Return the response for one of REFUSALS."""
     status, detail = REFUSALS[code]
     return Problem(status, code, detail)
 
 
 class FrameworkErrors:
-    """Makes problems of the framework's own words where it answers past the handlers: its limit on bodies, CORS."""
+    """Replaces plain-text errors that the framework sends without the exception handlers.
+
+    These come from its limit on body sizes and from its CORS middleware.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        instead: Problem | None = None
+        """Handle one request."""
+        replacement: Problem | None = None
 
         async def answer(message: Message) -> None:
-            nonlocal instead
+            nonlocal replacement
             if message["type"] == "http.response.start" and message["status"] in _FRAMEWORK:
                 headers = MutableHeaders(scope=message)
                 if headers.get("content-type", "").startswith("text/plain"):
-                    instead = status_of(_FRAMEWORK[message["status"]])
+                    replacement = refusal(_FRAMEWORK[message["status"]])
                     headers["content-type"], headers["content-length"] = (
                         Problem.media_type,
-                        str(len(instead.body)),
+                        str(len(replacement.body)),
                     )
-            if instead is not None and message["type"] == "http.response.body":
-                message = {**message, "body": b"" if message.get("more_body") else instead.body}
+            if replacement is not None and message["type"] == "http.response.body":
+                # The body goes out in one piece, with the last message.
+                body = b"" if message.get("more_body") else replacement.body
+                message = {**message, "body": body}
             await send(message)
 
         await self._app(scope, receive, answer if scope["type"] == "http" else send)
 
 
 def install(app: FastAPI) -> None:
-    """Register the handlers."""
+    """Register the exception handlers."""
+    app.add_exception_handler(errors.ImpastoError, _handle_own_error)
+    app.add_exception_handler(OSError, _handle_os_error)
+    app.add_exception_handler(HTTPException, _handle_framework_error)
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
 
-    async def ours(_: Request, error: Exception) -> Problem:
-        assert isinstance(error, errors.ImpastoError)
-        return problem(error)
 
-    async def framework(request: Request, error: Exception) -> Problem:
-        assert isinstance(error, HTTPException)
-        answer = status_of(_FRAMEWORK.get(error.status_code, "bad_request"))
-        answer.headers.update(error.headers or {})
-        methods = request.app.openapi()["paths"].get(
-            getattr(request.scope.get("route"), "path", None)
-        )
-        if (
-            error.status_code == 405 and methods
-        ):  # the framework names those of one route of the address only
-            answer.headers["Allow"] = ", ".join(
-                sorted(
-                    {method.upper() for method in methods}
-                    | ({"HEAD"} if "get" in methods else set())
-                )
-            )
-        return answer
+async def _handle_own_error(_: Request, error: Exception) -> Problem:
+    assert isinstance(error, errors.ImpastoError)
+    return problem(error)
 
-    async def invalid(request: Request, error: Exception) -> Problem:
-        assert isinstance(error, RequestValidationError)
-        route = getattr(request.scope.get("route"), "path", "")
-        return Problem(422, errors.BadInput.code, _wrong(error.errors()[0], route))
 
-    async def system(_: Request, error: Exception) -> Problem:
-        assert isinstance(error, OSError)
-        if error.errno not in _TOO_MANY_FILES:
-            raise error
-        log.warning("too many files are open")
-        return problem(errors.Unavailable())
+async def _handle_os_error(_: Request, error: Exception) -> Problem:
+    assert isinstance(error, OSError)
+    if error.errno not in _TOO_MANY_FILES:
+        raise error
+    log.warning("too many files are open")
+    return problem(errors.Unavailable())
 
-    app.add_exception_handler(errors.ImpastoError, ours)
-    app.add_exception_handler(OSError, system)
-    app.add_exception_handler(HTTPException, framework)
-    app.add_exception_handler(RequestValidationError, invalid)
+
+async def _handle_framework_error(request: Request, error: Exception) -> Problem:
+    assert isinstance(error, HTTPException)
+    response = refusal(_FRAMEWORK.get(error.status_code, "bad_request"))
+    response.headers.update(error.headers or {})
+    if error.status_code == 405 and (allowed := _allowed_methods(request)):
+        response.headers["Allow"] = ", ".join(sorted(allowed))
+    return response
+
+
+def _allowed_methods(request: Request) -> set[str]:
+    """Return the methods of the request's path; the framework names those of one route only."""
+    path = getattr(request.scope.get("route"), "path", None)
+    methods = {method.upper() for method in request.app.openapi()["paths"].get(path, ())}
+    if "GET" in methods:
+        methods.add("HEAD")
+    return methods
+
+
+async def _handle_validation_error(request: Request, error: Exception) -> Problem:
+    assert isinstance(error, RequestValidationError)
+    route = getattr(request.scope.get("route"), "path", "")
+    return Problem(422, errors.BadInput.code, _describe_invalid(error.errors()[0], route))

@@ -48,7 +48,7 @@ class HostGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         code = self._find_refusal(scope) if scope["type"] == "http" else None
-        await (self._app if code is None else problems.status_of(code))(scope, receive, send)
+        await (self._app if code is None else problems.refusal(code))(scope, receive, send)
 
     def _find_refusal(self, scope: Scope) -> str | None:
         """The error code of the refusal, or None."""

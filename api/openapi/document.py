@@ -1,4 +1,7 @@
-"""The OpenAPI document: FastAPI's, and what it cannot know of any route: how we refuse, ids, and an example of each."""
+"""The OpenAPI document: what FastAPI generates, plus what every route has in common.
+
+The common part is the errors, the response headers, the patterns of ids and the examples.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -7,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from api.http.problems import REFUSALS, STATUS, problem, status_of
+from api.http.problems import REFUSALS, STATUS, problem, refusal
 from api.openapi import examples
 from core import errors
 
@@ -16,115 +19,125 @@ _IDS = {
     "batch_id": "^batch_[a-z2-7]{26}$",
     "digest": "^sha256:[0-9a-f]{64}$",
 }
-_STOCK = ("HTTPValidationError", "ValidationError")
+# Schemas of FastAPI's own 422 response, which this API replaces by Problem.
+_FASTAPI_ERROR_SCHEMAS = ("HTTPValidationError", "ValidationError")
+
+_REFUSED = "Refused; `code` names the reason."
+_TEMPORARY = "Temporarily unavailable; try again later."
 
 Json = dict[str, Any]
 
 _HEADERS: Json = {
-    name: {"schema": {"type": kind}, "description": words}
-    for name, kind, words in (
-        ("X-Request-Id", "string", "Name it when you report something; your own, if you sent one."),
-        ("ETag", "string", "Send it back as If-None-Match."),
-        ("Location", "string", "Where the new thing is."),
-        ("Retry-After", "integer", "Seconds to wait before you ask again."),
+    name: {"schema": {"type": kind}, "description": description}
+    for name, kind, description in (
+        (
+            "X-Request-Id",
+            "string",
+            "Identifies this request in the logs; the value that you sent, if you sent one.",
+        ),
+        ("ETag", "string", "The version of the representation; send it back as If-None-Match."),
+        ("Location", "string", "The path of the new resource."),
+        ("Retry-After", "integer", "Seconds to wait before the next request."),
         (
             "Idempotent-Replayed",
             "string",
-            "true: an earlier request with this Idempotency-Key is answered again.",
+            "true: this is the response to an earlier request with the same Idempotency-Key.",
         ),
         (
             "Preference-Applied",
             "string",
-            "wait=N: the answer came with the news, or after so long.",
+            "wait=N: the service waited for a change, N seconds at most.",
         ),
-        ("WWW-Authenticate", "string", "Bearer, where an API key is asked for."),
-        ("Allow", "string", "The methods that this address takes."),
+        ("WWW-Authenticate", "string", "Bearer: the request needs an API key."),
+        ("Allow", "string", "The methods that this path supports."),
     )
 }
 
-_KNOWN: Json = {
+_IF_NONE_MATCH: Json = {
     "name": "if-none-match",
     "in": "header",
     "required": False,
     "schema": {"type": "string"},
-    "description": "ETags of what you have: 304 if it is still the same.",
+    "description": "ETags that you have; the answer is 304 if one of them is current.",
 }
 
 
 def describe(app: FastAPI) -> None:
-    """Make `app.openapi()` tell the whole contract. Call it when all routes are there."""
+    """Make `app.openapi()` return the complete document. Call this after adding all routes."""
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            _amend(operation, refusable=path != "/livez")
-            _exemplify(operation, f"{method.upper()} {path}")
+            _add_errors_and_headers(operation, can_fail=path != "/livez")
+            _add_examples(operation, f"{method.upper()} {path}")
     document["components"]["responses"] = {
-        "Refused": _refused(range(400, 500)),
-        "Later": _refused([503]),
+        "Refused": _error_response(range(400, 500)),
+        "Unavailable": _error_response([503]),
     }
     document["components"]["headers"] = _HEADERS
     schemas = document["components"]["schemas"]
-    for name in _STOCK:
+    for name in _FASTAPI_ERROR_SCHEMAS:
         schemas.pop(name, None)
-    schemas["Problem"] = _problem()
+    schemas["Problem"] = _problem_schema()
     for schema in schemas.values():
         for field in schema.get("properties", {}).values():
             if field.pop("contentMediaType", None):
-                field["format"] = (
-                    "binary"  # as the other forms say it, and most programs expect a file
-                )
-    setattr(app, "openapi", lambda: document)  # noqa: B010 - FastAPI's own way; mypy takes an assignment for an error
+                # Most generators of clients know a file only by this older notation.
+                field["format"] = "binary"
+    # FastAPI documents this override; mypy reports a plain assignment as an error.
+    setattr(app, "openapi", lambda: document)  # noqa: B010
 
 
-def _amend(operation: Json, *, refusable: bool) -> None:
-    answers = operation["responses"]
-    answers.pop("422", None)
-    answers["4XX"] = {"$ref": "#/components/responses/Refused"}
-    if refusable:
-        answers["503"] = {"$ref": "#/components/responses/Later"}
-    if "304" in answers:
-        operation.setdefault("parameters", []).append(_KNOWN)
-    for status, answer in answers.items():
-        if "$ref" not in answer:
-            answer["headers"] = _headers(operation, status)
+def _add_errors_and_headers(operation: Json, *, can_fail: bool) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)
+    responses["4XX"] = {"$ref": "#/components/responses/Refused"}
+    if can_fail:
+        responses["503"] = {"$ref": "#/components/responses/Unavailable"}
+    if "304" in responses:
+        operation.setdefault("parameters", []).append(_IF_NONE_MATCH)
+    for status, response in responses.items():
+        if "$ref" not in response:
+            response["headers"] = _headers(operation, status)
     for parameter in operation.get("parameters", []):
-        parameter["schema"] = _sendable(parameter["schema"])
+        parameter["schema"] = _without_null(parameter["schema"])
         if parameter["name"] in _IDS:
             parameter["schema"]["pattern"] = _IDS[parameter["name"]]
 
 
 def _headers(operation: Json, status: str) -> Json:
-    """Those that an answer may have beside what every HTTP answer has."""
+    """Return the headers that a response may have, beside the general ones of HTTP."""
     names = ["X-Request-Id"]
-    waits = any(parameter["name"] == "prefer" for parameter in operation.get("parameters", []))
+    can_wait = any(parameter["name"] == "prefer" for parameter in operation.get("parameters", []))
     if "304" in operation["responses"] and status in ("200", "304"):
-        names += ["ETag", *(["Retry-After"] if waits else [])]
+        names += ["ETag", *(["Retry-After"] if can_wait else [])]
     if status in ("201", "202"):
         names += ["Location"]
     if status == "202":
         names += ["Retry-After", "Idempotent-Replayed"]
-    if waits:
+    if can_wait:
         names += ["Preference-Applied"]
-    return _named(*names)
+    return _header_refs(*names)
 
 
-def _named(*names: str) -> Json:
+def _header_refs(*names: str) -> Json:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
-def _exemplify(operation: Json, name: str) -> None:
-    """An example for each body, each answer in JSON, each stream, each id in an address."""
+def _add_examples(operation: Json, name: str) -> None:
+    """Add an example for each body, JSON response, event stream and id in a path."""
     bodies = examples.BODIES.get(name, {})
     for kind, media in operation.get("requestBody", {}).get("content", {}).items():
         if kind in bodies:
             media["example"] = bodies[kind]
-    for status, answer in operation["responses"].items():
-        content = answer.get("content", {})
+    for status, response in operation["responses"].items():
+        content = response.get("content", {})
         media = content.get("application/json", {})
         schema = media.get("schema", {}).get("$ref", "").rpartition("/")[2]
-        example = examples.ANSWERS_OF.get(f"{name} {status}", examples.ANSWERS.get(schema))
+        example = examples.RESPONSES_OF_OPERATION.get(
+            f"{name} {status}", examples.RESPONSES.get(schema)
+        )
         if example is not None:
             media["example"] = example
         if "text/event-stream" in content:
@@ -134,55 +147,50 @@ def _exemplify(operation: Json, name: str) -> None:
             parameter["example"] = examples.PARAMETERS[parameter["name"]]
 
 
-def _refused(statuses: Iterable[int]) -> Json:
-    """A problem, with an example for each code of these statuses."""
-    every = [problem(kind()) for kind in _kinds(errors.ImpastoError)] + [
-        status_of(code) for code in REFUSALS
-    ]
-    told = {body["code"]: body for body in (json.loads(bytes(answer.body)) for answer in every)}
+def _error_response(statuses: Iterable[int]) -> Json:
+    """Return the response of these statuses, with one example for each error code."""
+    responses = [problem(kind()) for kind in _walk_errors(errors.ImpastoError)]
+    responses += [refusal(code) for code in REFUSALS]
+    bodies = [json.loads(bytes(response.body)) for response in responses]
     cases = {
-        code: {"value": body} for code, body in sorted(told.items()) if body["status"] in statuses
+        body["code"]: {"value": body}
+        for body in sorted(bodies, key=lambda body: str(body["code"]))
+        if body["status"] in statuses
     }
     media = {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": cases}
     own = {401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After", 503: "Retry-After"}
-    headers = _named(
-        "X-Request-Id", *dict.fromkeys(name for status, name in own.items() if status in statuses)
-    )
-    words = "Not now; try again." if list(statuses) == [503] else "Refused; `code` says why."
+    names = dict.fromkeys(name for status, name in own.items() if status in statuses)
+    temporary = list(statuses) == [503]
     return {
-        "description": words,
-        "headers": headers,
+        "description": _TEMPORARY if temporary else _REFUSED,
+        "headers": _header_refs("X-Request-Id", *names),
         "content": {"application/problem+json": media},
     }
 
 
-def _sendable(schema: Json) -> Json:
-    """A parameter that may be left out is not one that may be null: an address cannot say null."""
+def _without_null(schema: Json) -> Json:
+    """Remove `null` from an optional parameter: a URL can omit the parameter, but not send null."""
     kinds = [kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"]
     return {**kinds[0], "title": schema.get("title", "")} if len(kinds) == 1 else schema
 
 
-def _problem() -> Json:
-    words = {"type": "string"}
+def _problem_schema() -> Json:
+    text = {"type": "string"}
+    codes = {*(kind.code for kind in _walk_errors(errors.ImpastoError)), *REFUSALS}
     properties = {
-        "type": words,
-        "title": words,
+        "type": text,
+        "title": text,
         "status": {"type": "integer", "minimum": 400, "maximum": 599},
-        "code": {
-            "type": "string",
-            "enum": sorted({*(kind.code for kind in _kinds(errors.ImpastoError)), *REFUSALS}),
-        },
-        "detail": words,
+        "code": {"type": "string", "enum": sorted(codes)},
+        "detail": text,
     }
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
-def _kinds(kind: type[errors.ImpastoError]) -> Iterator[type[errors.ImpastoError]]:
-    """Of the errors that can be an answer: those whose family has a status."""
-    if (
-        any(family in STATUS for family in kind.__mro__ if family is not errors.ImpastoError)
-        or kind in STATUS
-    ):
+def _walk_errors(kind: type[errors.ImpastoError]) -> Iterator[type[errors.ImpastoError]]:
+    """Yield the error classes that can become a response: those with a status other than 500."""
+    has_status = any(base in STATUS for base in kind.__mro__ if base is not errors.ImpastoError)
+    if has_status or kind in STATUS:
         yield kind
     for child in kind.__subclasses__():
-        yield from _kinds(child)
+        yield from _walk_errors(child)

@@ -1,11 +1,14 @@
-"""One of everything that goes over the wire, for the OpenAPI document. A test holds each against its schema."""
+"""An example of every request and response body, for the OpenAPI document.
+
+Tests compare each with its schema (test_document.py) and with a real response (test_examples.py).
+"""
 
 import json
 from typing import Any
 
 from fastapi.sse import format_sse_event
 
-from api.routes.system import limits_of
+from api.routes.system import get_limits
 from api.settings import ApiSettings
 from core.jobs.models import Status
 from core.style.presets import PRESETS
@@ -16,7 +19,7 @@ PHOTO, PAINTING, RESULT = (f"sha256:{digit * 64}" for digit in "abc")
 WEIGHTS = "d" * 64
 PREVIEW = f"sha256:{'e' * 64}"
 
-_KNOBS = {"preset": "brushwork", "size": 512}
+_PARAMETERS = {"preset": "brushwork", "size": 512}
 _SELF = f"/v1/jobs/{JOB_ID}"
 
 JOB: dict[str, Any] = {
@@ -41,7 +44,7 @@ JOB: dict[str, Any] = {
         "styles": [PAINTING],
         "masks": [],
         "init_image": None,
-        "spec": parse_spec(_KNOBS).for_pictures().model_dump(),
+        "spec": parse_spec(_PARAMETERS).for_pictures().model_dump(),
     },
     "queue": None,
     "progress": {
@@ -122,10 +125,10 @@ def _batch(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_ABOUT = {"device": "cpu", "precision": "bfloat16", "network": "vgg16", "networks": ["vgg16"]}
+_WORKER = {"device": "cpu", "precision": "bfloat16", "network": "vgg16", "networks": ["vgg16"]}
 
-# Answers, by the name of their schema.
-ANSWERS: dict[str, Any] = {
+# Response bodies, by the name of their schema.
+RESPONSES: dict[str, Any] = {
     "JobResource": JOB,
     "JobPage": {"jobs": [JOB], "next": "/v1/jobs?limit=1&cursor=17"},
     "BatchResource": _batch(WAITING),
@@ -137,7 +140,7 @@ ANSWERS: dict[str, Any] = {
         ]
     },
     "Health": {"status": "ok"},
-    "Frames": {
+    "FrameList": {
         "frames": [
             {"index": 0, "iteration": 1, "scale": 1, "seconds": 0.21, "url": f"{_SELF}/frames/0"}
         ]
@@ -167,8 +170,8 @@ ANSWERS: dict[str, Any] = {
         "queued": 3,
         "running": 1,
         "average_job_seconds": 21.4,
-        "workers": [{"busy": True, "info": _ABOUT}],
-        "limits": limits_of(ApiSettings.model_construct()).model_dump(),
+        "workers": [{"busy": True, "info": _WORKER}],
+        "limits": get_limits(ApiSettings.model_construct()).model_dump(),
     },
     "ModelList": {
         "models": [
@@ -178,8 +181,8 @@ ANSWERS: dict[str, Any] = {
     },
 }
 
-# Answers that are otherwise than their schema's, by operation and status.
-ANSWERS_OF: dict[str, Any] = {
+# Response bodies that differ from the example of their schema, by operation and status.
+RESPONSES_OF_OPERATION: dict[str, Any] = {
     "POST /v1/jobs 202": WAITING,
     "POST /v1/jobs/{job_id}/retry 202": {
         **WAITING,
@@ -191,31 +194,33 @@ ANSWERS_OF: dict[str, Any] = {
 }
 
 
-_RUNNING = {name: link for name, link in JOB["links"].items() if name not in ("retry", "result")}
-_RUNNING["cancel"] = f"{_SELF}/cancel"
+_RUNNING_LINKS = {
+    name: link for name, link in JOB["links"].items() if name not in ("retry", "result")
+}
+_RUNNING_LINKS["cancel"] = f"{_SELF}/cancel"
 
-# As whoever knew version 40 is told of the last two: progress with a preview, and the end.
-_TOLD: list[tuple[str, dict[str, Any], str | None]] = [
+# The events for a client that knows version 40: progress with a preview, then the end.
+_EVENTS: list[tuple[str, dict[str, Any], str | None]] = [
     ("progress", {"version": 41, "progress": JOB["progress"]}, None),
-    ("preview", {"version": 41, "preview": PREVIEW, "links": _RUNNING}, "41"),
+    ("preview", {"version": 41, "preview": PREVIEW, "links": _RUNNING_LINKS}, "41"),
     ("status", JOB, "42"),
 ]
 STREAM = format_sse_event(retry=2000).decode() + "".join(
     format_sse_event(event=name, data_str=json.dumps(data), id=number).decode()
-    for name, data, number in _TOLD
+    for name, data, number in _EVENTS
 )
 
 _FORM, _JSON = "multipart/form-data", "application/json"
 
-# Bodies of requests, by operation and kind. In a form a file is told by its name.
+# Request bodies, by operation and media type. In a form, a file name stands for the file.
 BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/jobs": {
-        _FORM: {"content": "photo.jpg", "style": ["painting.jpg"], **_KNOBS},
-        _JSON: {"content": PHOTO, "styles": [PAINTING], "spec": _KNOBS},
+        _FORM: {"content": "photo.jpg", "style": ["painting.jpg"], **_PARAMETERS},
+        _JSON: {"content": PHOTO, "styles": [PAINTING], "spec": _PARAMETERS},
     },
     "POST /v1/batches": {
-        _FORM: {"content": ["one.jpg", "two.jpg"], "style": ["painting.jpg"], **_KNOBS},
-        _JSON: {"contents": [PHOTO], "styles": [PAINTING], "spec": _KNOBS},
+        _FORM: {"content": ["one.jpg", "two.jpg"], "style": ["painting.jpg"], **_PARAMETERS},
+        _JSON: {"contents": [PHOTO], "styles": [PAINTING], "spec": _PARAMETERS},
     },
     "POST /v1/images": {_FORM: {"image": "photo.jpg"}},
     "POST /v1/jobs/{job_id}/retry": {_JSON: {"spec": {"strength": 0.8}}},
@@ -224,10 +229,10 @@ BODIES: dict[str, dict[str, Any]] = {
         _JSON: {
             "content": {"width": 1200, "height": 900},
             "styles": [{"width": 640, "height": 480}],
-            "spec": _KNOBS,
+            "spec": _PARAMETERS,
         }
     },
 }
 
-# What an address holds.
+# Path parameters.
 PARAMETERS: dict[str, Any] = {"job_id": JOB_ID, "batch_id": BATCH_ID, "digest": PHOTO, "index": 0}

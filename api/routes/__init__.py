@@ -1,1 +1,1 @@
-"""One module for each group of routes. Routes parse, call and answer; they decide nothing about jobs."""
+"""One module per group of routes. A route parses, calls and answers, and decides nothing."""

@@ -1,6 +1,6 @@
-"""Batches over HTTP: every photo in the style of every painting, in one request and behind one link.
+"""Batches over HTTP: every photo in the style of every painting, with one request and one link.
 
-A batch is no more than its jobs: each has its own place in the queue and counts for itself.
+A batch is only the sum of its jobs: each has its own place in the queue and counts for the limits.
 """
 
 import hashlib
@@ -17,52 +17,70 @@ from api.dependencies import Feed, Owner, Store
 from api.http import etag
 from api.http.prefer import Wait, preference_applied
 from api.job_feed import Subscription
-from api.routes.images import inspect, resolve_digest
-from api.schemas.job import RETRY_AFTER_SECONDS, JobResource, resource
+from api.routes.images import check_digest, inspect_picture
+from api.schemas.job import RETRY_AFTER_SECONDS, JobResource, job_resource
+from api.schemas.submission import (
+    BatchForm,
+    BatchSubmission,
+    compute_request_hash,
+    describe_body,
+)
 from api.submissions import parser
-from api.submissions.service import KEY, SubmissionService, file_of, kept
+from api.submissions.service import (
+    IDEMPOTENCY_KEY_PATTERN,
+    SubmissionService,
+    picture_path,
+    store_picture,
+)
 from core import errors
-from core.jobs.models import Batch, JobInput, SubmissionOptions, is_batch_id, new_batch_id
+from core.jobs.models import (
+    Batch,
+    JobInput,
+    SubmissionContext,
+    SubmissionOptions,
+    is_batch_id,
+    new_batch_id,
+)
 from core.style.spec import StyleSpec, parse_spec, result_size
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
 
 class BatchResource(Batch):
-    """Jobs that were submitted together: how many are in which status, and each of them."""
+    """Jobs that were submitted together: the number in each status, and the jobs themselves."""
 
     jobs: list[JobResource]
     links: dict[str, str]
 
 
 def batch_resource(batch: Batch) -> BatchResource:
-    """The batch with its links, and its jobs with theirs."""
+    """Return the batch and its jobs with their links."""
     path = f"{router.prefix}/{batch.id}"
     links = {"self": path, "cancel": f"{path}/cancel"}
-    return BatchResource(
-        **{**dict(batch), "jobs": [resource(job) for job in batch.jobs]}, links=links
-    )
+    jobs = [job_resource(job) for job in batch.jobs]
+    return BatchResource(**{**dict(batch), "jobs": jobs}, links=links)
 
 
 @router.post(
     "",
     status_code=202,
     response_model=BatchResource,
-    summary="Paint many pictures",
+    summary="Submit a batch",
     max_body_size=parser.BODY_BYTES,
-    openapi_extra={"requestBody": parser.openapi_batch()},
+    openapi_extra={"requestBody": describe_body(BatchSubmission, BatchForm)},
 )
-async def submit(
+async def submit_batch(
     request: Request,
     response: Response,
     submissions: Annotated[SubmissionService, Depends()],
-    idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
+    idempotency_key: Annotated[str | None, Header(pattern=IDEMPOTENCY_KEY_PATTERN)] = None,
 ) -> BatchResource:
-    """Send several `content`, several `style`, and any parameter, for all; all jobs are taken, or none.
+    """Send several `content`, several `style`, and parameters that apply to every job.
 
-    Each `content` is painted in each `style`, by a job of its own: the first in all of them, then the second.
+    Each `content` is combined with each `style` in a job of its own, in this order: the first
+    `content` in all styles, then the second, and so on. The service accepts all jobs or none.
     """
-    batch, replayed = await _submitted(request, submissions, idempotency_key)
+    batch, replayed = await _submit_or_replay(request, submissions, idempotency_key)
     response.headers["Location"] = f"{router.prefix}/{batch.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if replayed:
@@ -70,73 +88,83 @@ async def submit(
     return batch_resource(batch)
 
 
-async def _submitted(
+async def _submit_or_replay(
     request: Request, submissions: SubmissionService, key: str | None
 ) -> tuple[Batch, bool]:
-    """The batch, and whether the same request had made it before."""
-    async with parser.parse_batch(request, submissions.blobs) as came:
-        sent = await run_in_threadpool(lambda: parser.request_hash(came.sent()))
-        if before := await run_in_threadpool(_before, key, sent, submissions):
-            return before, True
-        wishes = submissions.agreed(came.wishes)
-        spec = await run_in_threadpool(_resolved, came, submissions)
-        for number, picture in enumerate([*came.contents, *came.styles]):
-            size = await inspect(file_of(picture, submissions.blobs))
-            if number < len(came.contents):
+    """Return the batch, and whether the same request has created it earlier."""
+    async with parser.parse_batch(request, submissions.blobs) as submission:
+        # Hashing reads the uploaded files, so it runs in a thread.
+        request_hash = await run_in_threadpool(
+            lambda: compute_request_hash(submission.request_content())
+        )
+        if batch := await run_in_threadpool(_find_replay, key, request_hash, submissions):
+            return batch, True
+        options = submissions.check_options(submission.options)
+        spec = await run_in_threadpool(_check_submission, submission, submissions)
+        for number, picture in enumerate([*submission.contents, *submission.styles]):
+            size = await inspect_picture(picture_path(picture, submissions.blobs))
+            if number < len(submission.contents):
                 result_size(*size, spec.size, seamless=spec.seamless)
+        context = submissions.build_context(key, request_hash=request_hash)
         return await run_in_threadpool(
-            _taken, came, spec, submissions.terms(wishes, key, request=sent), submissions
+            _create_batch, submission, spec, options, context, submissions
         )
 
 
-def _before(key: str | None, sent: str, submissions: SubmissionService) -> Batch | None:
-    found = submissions.before(key, sent)
-    return None if found is None else submissions.store.get_batch(found, submissions.caller.owner)
+def _find_replay(
+    key: str | None, request_hash: str, submissions: SubmissionService
+) -> Batch | None:
+    batch_id = submissions.find_replay(key, request_hash)
+    if batch_id is None:
+        return None
+    return submissions.store.get_batch(batch_id, submissions.caller.owner)
 
 
-def _resolved(sent: parser.BatchSubmission, submissions: SubmissionService) -> StyleSpec:
-    """The parameters of each job; pictures named by digest are here, and stay."""
-    spec = parse_spec(sent.parameters).for_pictures()
-    if len(sent.contents) * len(sent.styles) > submissions.config.max_jobs_per_caller:
-        raise errors.BadRequest(
-            f"You may have {submissions.config.max_jobs_per_caller} jobs; this batch has more."
-        )
-    for digest in (
-        picture for picture in (*sent.contents, *sent.styles) if isinstance(picture, str)
-    ):
-        resolve_digest(digest, submissions.caller.owner, submissions.store, submissions.blobs)
+def _check_submission(submission: BatchSubmission, submissions: SubmissionService) -> StyleSpec:
+    """Return the spec of each job, and reserve the pictures that were named by digest.
+
+    Raises BadSpec, BadRequest, ImageNotFound.
+    """
+    spec = parse_spec(submission.parameters).for_pictures()
+    max_jobs = submissions.config.max_jobs_per_caller
+    if len(submission.contents) * len(submission.styles) > max_jobs:
+        raise errors.BadRequest(f"You may have {max_jobs} jobs; this batch has more.")
+    for picture in (*submission.contents, *submission.styles):
+        if isinstance(picture, str):
+            check_digest(picture, submissions.caller.owner, submissions.store, submissions.blobs)
     return spec
 
 
-def _taken(
-    sent: parser.BatchSubmission,
+def _create_batch(
+    submission: BatchSubmission,
     spec: StyleSpec,
-    terms: SubmissionOptions,
+    options: SubmissionOptions,
+    context: SubmissionContext,
     submissions: SubmissionService,
 ) -> tuple[Batch, bool]:
-    """Its pictures are stored and its jobs rung for. The same request may have made it in this very moment."""
-    contents, styles = (
-        [kept(picture, submissions.store, submissions.blobs) for picture in pictures]
-        for pictures in (sent.contents, sent.styles)
-    )
+    """Store the pictures, create the jobs and wake the workers.
+
+    Also returns whether the same request has created the batch in the meantime.
+    """
+    store, blobs = submissions.store, submissions.blobs
+    contents = [store_picture(picture, store, blobs) for picture in submission.contents]
+    styles = [store_picture(picture, store, blobs) for picture in submission.styles]
     inputs = [
-        JobInput(content=one, styles=[other], spec=spec.model_dump())
-        for one in contents
-        for other in styles
+        JobInput(content=content, styles=[style], spec=spec.model_dump())
+        for content in contents
+        for style in styles
     ]
     batch_id = new_batch_id()
-    batch = submissions.store.create_batch(batch_id, inputs, terms, submissions.limits)
+    batch = store.create_batch(batch_id, inputs, options, submissions.limits, context)
     if batch.id == batch_id:
         for job in batch.jobs:
-            if not job.status.has_ended and not submissions.ring():
-                break  # the broker is away; the reaper rings again
+            if not job.status.has_ended and not submissions.notify():
+                break  # the broker is unavailable; the reaper notifies the workers later
     return batch, batch.id != batch_id
 
 
-@router.get(
-    "/{batch_id}", response_model=BatchResource, responses={304: {}}, summary="How far are they?"
-)
-async def look(
+@router.get("/{batch_id}", response_model=BatchResource, responses={304: {}}, summary="Get a batch")
+async def get_batch(
     *,
     batch_id: str,
     owner: Owner,
@@ -144,82 +172,82 @@ async def look(
     feed: Feed,
     request: Request,
     response: Response,
-    patience: Wait,
+    wait_seconds: Wait,
 ) -> BatchResource | Response:
-    """The batch. Send the ETag back as If-None-Match: 304 while nothing has changed.
+    """Return the batch. Send its ETag as If-None-Match: the answer is 304 if nothing has changed.
 
-    `Prefer: wait=N` (30 s at most): with If-None-Match the answer comes with the next change, else when a job of it
-    has a new status.
+    `Prefer: wait=N` (30 s at most) waits for the next change if you send If-None-Match. Otherwise
+    it waits until the status of a job changes.
     """
-    batch, resolve_digest, headers = (
-        await run_in_threadpool(store.get_batch, _id(batch_id), owner),
-        etag.if_none_match(request),
-        {},
-    )
-    if patience and not batch.has_ended:
-        with suppress(errors.TooManyStreams):  # it is a preference; they may poll
-            with closing(
-                feed.subscribe_to_many([job.id for job in batch.jobs], owner)
-            ) as subscription:
-                read = partial(
-                    feed.share_read,
-                    f"{batch.id} {owner}",
-                    partial(store.get_batch, batch.id, owner),
-                )
-                batch = await _changed(batch, resolve_digest, subscription, patience, read)
-            headers = preference_applied(patience)
-    tag = _tag(batch)
+    known_tags = etag.if_none_match(request)
+    batch = await run_in_threadpool(store.get_batch, _check_id(batch_id), owner)
+    headers: dict[str, str] = {}
+    if wait_seconds and not batch.has_ended:
+        with suppress(errors.TooManyStreams):  # waiting is only a preference; the client can poll
+            job_ids = [job.id for job in batch.jobs]
+            read = partial(
+                feed.share_read, f"{batch.id} {owner}", partial(store.get_batch, batch.id, owner)
+            )
+            with closing(feed.subscribe_to_many(job_ids, owner)) as subscription:
+                batch = await _wait_for_change(batch, known_tags, subscription, wait_seconds, read)
+            headers = preference_applied(wait_seconds)
+    tag = _compute_tag(batch)
     headers |= {"ETag": tag, "Cache-Control": "no-cache"}
     if not batch.has_ended:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    if etag.matches(resolve_digest, tag):
+    if etag.matches(known_tags, tag):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return batch_resource(batch)
 
 
-async def _changed(
+async def _wait_for_change(
     first: Batch,
-    resolve_digest: str,
+    known_tags: str,
     subscription: Subscription,
     seconds: float,
     read: Callable[[], Awaitable[Batch]],
 ) -> Batch:
-    """The batch when it tells something new; as it is after so long, in any case. Raises BatchNotFound."""
-    until = time.monotonic() + seconds
+    """Return the batch as soon as it differs from what the client knows, or after the timeout.
+
+    Raises BatchNotFound.
+    """
+    deadline = time.monotonic() + seconds
     while True:
-        batch = await read()  # at first for what has changed before the subscription began
-        new = (
-            not etag.matches(resolve_digest, _tag(batch))
-            if resolve_digest
-            else batch.counts != first.counts
-        )
-        if new or batch.has_ended or not await subscription.wait(until - time.monotonic()):
+        # The first read finds changes from before the subscription began.
+        batch = await read()
+        has_news = batch.counts != first.counts
+        if known_tags:
+            has_news = not etag.matches(known_tags, _compute_tag(batch))
+        if has_news or batch.has_ended:
+            return batch
+        if not await subscription.wait(deadline - time.monotonic()):
             return batch
 
 
-def _tag(batch: Batch) -> str:
-    """The ETag. A weak one, as a job's."""
+def _compute_tag(batch: Batch) -> str:
+    """Return the batch's ETag. It is weak, as a job's."""
     states = "".join(
         f"{job.id} {job.version} {job.queue and job.queue.position} " for job in batch.jobs
     )
     return f'W/"{hashlib.sha256(states.encode()).hexdigest()[:32]}"'
 
 
-@router.post("/{batch_id}/cancel", response_model=BatchResource, summary="Stop them")
-def cancel(batch_id: str, owner: Owner, store: Store) -> BatchResource:
-    """Stop every job that has not ended. Safe to repeat."""
-    return batch_resource(store.cancel_batch(_id(batch_id), owner))
+@router.post("/{batch_id}/cancel", response_model=BatchResource, summary="Cancel a batch")
+def cancel_batch(batch_id: str, owner: Owner, store: Store) -> BatchResource:
+    """Cancel every job of the batch that has not ended. Safe to repeat."""
+    return batch_resource(store.cancel_batch(_check_id(batch_id), owner))
 
 
-@router.delete("/{batch_id}", status_code=204, response_class=Response, summary="Forget them")
-def delete(batch_id: str, owner: Owner, store: Store) -> Response:
-    """Delete every job, and every picture that no other job uses. Safe to repeat."""
-    store.delete_batch(_id(batch_id), owner)
+@router.delete("/{batch_id}", status_code=204, response_class=Response, summary="Delete a batch")
+def delete_batch(batch_id: str, owner: Owner, store: Store) -> Response:
+    """Delete every job of the batch, and every picture that no other job uses. Safe to repeat."""
+    store.delete_batch(_check_id(batch_id), owner)
     return Response(status_code=204)
 
 
-def _id(batch_id: str) -> str:
+def _check_id(batch_id: str) -> str:
+    """Return the id. Raises BatchNotFound without a query if it has the wrong form."""
     if not is_batch_id(batch_id):
         raise errors.BatchNotFound()
     return batch_id

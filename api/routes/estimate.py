@@ -1,4 +1,7 @@
-"""POST /v1/estimate: what a job would take, before it is submitted. A worker works it out; no torch is loaded here."""
+"""POST /v1/estimate: the time and memory of a job before its submission.
+
+A worker computes the estimate, because the API process does not load torch.
+"""
 
 from typing import Annotated, Any
 
@@ -8,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import Blobs, Owner, Store
-from api.routes.images import inspect, resolve_digest
-from api.submissions.parser import parameters_schema
+from api.routes.images import check_digest, inspect_picture
+from api.schemas.submission import parameters_schema
 from core import errors
 from core.images.codec import MAX_SIDE_PX, MIN_SIDE_PX
 from core.jobs.models import EstimateRequest, QueuePosition
@@ -20,8 +23,8 @@ from core.style.spec import MAX_STYLES, parse_spec, result_size
 WAIT_SECONDS = 5.0
 _BODY_BYTES = 100_000
 
-# Questions at a time; each waits in a thread.
-_ASKING = CapacityLimiter(8)
+# Estimates at the same time; each occupies a thread until the worker answers.
+_estimate_slots = CapacityLimiter(8)
 
 router = APIRouter(prefix="/v1/estimate", tags=["system"])
 
@@ -29,18 +32,18 @@ Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
 
 
 class Size(BaseModel):
-    """Of a picture, turned upright, in px."""
+    """The size of a picture in px, after its EXIF orientation is applied."""
 
     width: Side
     height: Side
 
 
-Picture = Size | str  # its size will do, or the digest of an upload
+Picture = Size | str  # a size, or the digest of an upload
 Pictures = Annotated[list[Picture], Field(max_length=MAX_STYLES)]
 
 
 class EstimateBody(BaseModel):
-    """The JSON of a submission, with sizes where there are no pictures yet. What it has beside does not matter."""
+    """The JSON of a submission; a picture is a digest or a size. Other fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -53,47 +56,46 @@ class EstimateBody(BaseModel):
     )
 
 
-@router.post("", summary="How long would it take?", max_body_size=_BODY_BYTES)
-async def estimate(sketch: EstimateBody, owner: Owner, store: Store, blobs: Blobs) -> Estimate:
-    """The plan that a worker would follow: its seconds and its memory; and the queue's."""
-    spec = parse_spec(sketch.spec)
-    spec = spec.for_pictures(
-        len(sketch.styles), len(sketch.masks), init_image=sketch.init_image is not None
+@router.post("", summary="Estimate a job", max_body_size=_BODY_BYTES)
+async def estimate_job(body: EstimateBody, owner: Owner, store: Store, blobs: Blobs) -> Estimate:
+    """Return the plan that a worker would follow: its scales, seconds and memory, and the queue."""
+    spec = parse_spec(body.spec).for_pictures(
+        len(body.styles), len(body.masks), init_image=body.init_image is not None
     )
     content, *styles = [
-        await _size(picture, owner, store, blobs) for picture in (sketch.content, *sketch.styles)
+        await _get_size(picture, owner, store, blobs) for picture in (body.content, *body.styles)
     ]
     width, height = result_size(*content, spec.size, seamless=spec.seamless)
     load = await run_in_threadpool(store.get_load)
     if not load.workers:
         raise errors.NoWorker()
-    if not _ASKING.available_tokens:
-        raise errors.Unavailable("Too many estimates are asked for; try again in a few seconds.")
-    question = EstimateRequest(
-        content=content, styles=styles, masks=len(sketch.masks), spec=spec.model_dump()
+    if not _estimate_slots.available_tokens:
+        raise errors.Unavailable("Too many estimates are pending; try again in a few seconds.")
+    request = EstimateRequest(
+        content=content, styles=styles, masks=len(body.masks), spec=spec.model_dump()
     )
-    forecast = await to_thread.run_sync(
-        JobStore.request_estimate, store, question, WAIT_SECONDS, limiter=_ASKING
+    answer = await to_thread.run_sync(
+        JobStore.request_estimate, store, request, WAIT_SECONDS, limiter=_estimate_slots
     )
-    if forecast is None:
+    if answer is None:
         raise errors.NoWorker("No worker has answered in time; try again in a few seconds.")
-    scales = forecast.scales
+    scales = answer.scales
     return Estimate(
         seconds=round(sum(scale.seconds for scale in scales), 1) if scales else None,
         memory_bytes=max((scale.memory_bytes for scale in scales), default=None),
         width=width,
         height=height,
         scales=scales,
-        refused=forecast.refused,
-        device=forecast.device,
-        network=forecast.network,
+        refused=answer.refused,
+        device=answer.device,
+        network=answer.network,
         queue=QueuePosition(position=load.queued, start_seconds=load.start_seconds(load.queued)),
     )
 
 
-async def _size(picture: Picture, owner: str, store: JobStore, blobs: Blobs) -> tuple[int, int]:
-    """Raises ImageNotFound."""
+async def _get_size(picture: Picture, owner: str, store: JobStore, blobs: Blobs) -> tuple[int, int]:
+    """Return (width, height) in px. Raises ImageNotFound."""
     if isinstance(picture, Size):
         return picture.width, picture.height
-    await run_in_threadpool(resolve_digest, picture, owner, store, blobs)
-    return await inspect(blobs.path(picture))
+    await run_in_threadpool(check_digest, picture, owner, store, blobs)
+    return await inspect_picture(blobs.path(picture))

@@ -1,4 +1,4 @@
-"""Is this process alive, and can it serve?"""
+"""Probes: is this process alive, and can it serve requests?"""
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -10,20 +10,20 @@ router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
-    """Only what an operator's probe needs."""
+    """The result of a probe."""
 
     status: str
 
 
-@router.get("/livez", summary="Is the process alive?")
-async def live() -> Health:
-    """Always 200 while it answers."""
+@router.get("/livez", summary="Liveness probe")
+async def check_liveness() -> Health:
+    """Return 200 as long as the process handles requests."""
     return Health(status="ok")
 
 
-@router.get("/readyz", summary="Can it serve?")
-def ready(store: Store, blobs: Blobs) -> Health:
-    """200 when the store answers and pictures can be written; else 503."""
+@router.get("/readyz", summary="Readiness probe")
+def check_readiness(store: Store, blobs: Blobs) -> Health:
+    """Return 200 if the store answers and pictures can be written; otherwise 503."""
     store.ping()
     if not blobs.is_writable():
         raise errors.StorageFull()

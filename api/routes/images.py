@@ -1,4 +1,4 @@
-"""Pictures by their digests, POST, HEAD and GET under /v1/images; and checking an upload, as jobs do, too."""
+"""Pictures by their digests: POST, HEAD and GET under /v1/images. Submissions share the checks."""
 
 import os
 from functools import partial
@@ -20,22 +20,22 @@ from core.storage.blobs import is_digest
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
 BODY_BYTES = codec.MAX_BYTES + 100_000
-_FORM = multipart.FormLimits(files=1, fields=1, text_bytes=1000)
+_FORM_LIMITS = multipart.FormLimits(files=1, fields=1, text_bytes=1000)
 _FORM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["image"],
     "properties": {"image": {"type": "string", "format": "binary"}},
 }
 
-# Decoding children at a time: each may take images.DECODE_MEMORY_BYTES. Who waits for one waits in no thread, so that
-# requests without pictures stay quick, and not for long.
+# Decoders at the same time. Each is a child process that may use images.DECODE_MEMORY_BYTES.
+# A request that waits for a slot occupies no thread, so that requests without pictures stay fast.
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-_CHILDREN = CapacityLimiter(max(2, _CORES or 1))
+_decoder_slots = CapacityLimiter(max(2, _CORES or 1))
 WAIT_SECONDS = 10.0
 
 
 class StoredImage(BaseModel):
-    """An uploaded picture: name it by its digest in as many jobs as you like."""
+    """An uploaded picture. Use its id, the digest, in any number of jobs."""
 
     id: str
     width: int
@@ -43,51 +43,60 @@ class StoredImage(BaseModel):
     size_bytes: int
 
 
-async def inspect(file: Path, *, mask: bool = False) -> tuple[int, int]:
-    """(width, height) of a picture that a child has decoded; a mask must not be black all over.
+async def inspect_picture(file: Path, *, mask: bool = False) -> tuple[int, int]:
+    """Decode the picture in a child process and return (width, height) in px.
 
-    Raises BadImage and its kind, Unavailable.
+    mask: also refuse a picture that is entirely black. Raises BadImage and its subclasses, and
+    Unavailable if no decoder becomes free within WAIT_SECONDS.
     """
     try:
         with fail_after(WAIT_SECONDS):
-            await _CHILDREN.acquire()
+            await _decoder_slots.acquire()
     except TimeoutError:
         raise errors.Unavailable(
-            "Too many pictures are waiting to be looked at; try again in a few seconds."
+            "Too many pictures are waiting for inspection; try again in a few seconds."
         ) from None
     try:
         return await to_thread.run_sync(partial(codec.inspect_in_child, file, mask=mask))
     finally:
-        _CHILDREN.release()
+        _decoder_slots.release()
 
 
-def resolve_digest(digest: str, owner: str, store: Store, blobs: Blobs) -> None:
-    """Make sure that the owner's upload named by its digest is here, and stays for a while. Raises ImageNotFound."""
-    if _is_here(digest, owner, store, blobs):
+def check_digest(digest: str, owner: str, store: Store, blobs: Blobs) -> None:
+    """Check that the owner has uploaded this picture, and reserve it. Raises ImageNotFound."""
+    if _is_available(digest, owner, store, blobs):
         store.reserve(digest, owner=owner)
-        if blobs.has(digest):
+        if blobs.has(digest):  # the garbage collector may have deleted it before the reservation
             return
     raise errors.ImageNotFound()
 
 
-def _hold(digest: str, size_bytes: int, owner: str, store: Store, config: Configuration) -> None:
-    """For as long as an upload stays; it counts as one. Raises QuotaExceeded."""
-    keep_seconds, most_bytes = (
+def _reserve_upload(
+    digest: str, size_bytes: int, owner: str, store: Store, config: Configuration
+) -> None:
+    """Reserve the picture for the retention time of uploads and count it. Raises QuotaExceeded."""
+    store.reserve(
+        digest,
         config.upload_retention_hours * 3600,
-        config.upload_quota_gb_per_caller * 1e9,
+        owner,
+        size_bytes=size_bytes,
+        most_bytes=config.upload_quota_gb_per_caller * 1e9,
     )
-    store.reserve(digest, keep_seconds, owner, size_bytes=size_bytes, most_bytes=most_bytes)
 
 
-def _is_here(digest: str, owner: str, store: Store, blobs: Blobs) -> bool:
-    """The store is asked first, so that another's digest takes no longer than none; it records no question."""
+def _is_available(digest: str, owner: str, store: Store, blobs: Blobs) -> bool:
+    """Return whether the owner has this picture. Changes nothing.
+
+    The store comes first, so that the answer for another client's digest takes no longer than the
+    answer for an unknown one.
+    """
     return is_digest(digest) and store.is_owner(owner, digest) and blobs.has(digest)
 
 
 @router.post(
     "",
     status_code=201,
-    summary="Upload a picture once",
+    summary="Upload a picture",
     max_body_size=BODY_BYTES,
     openapi_extra={
         "requestBody": {
@@ -96,7 +105,7 @@ def _is_here(digest: str, owner: str, store: Store, blobs: Blobs) -> bool:
         }
     },
 )
-async def upload(
+async def upload_image(
     *,
     request: Request,
     owner: Owner,
@@ -105,25 +114,30 @@ async def upload(
     config: Configuration,
     response: Response,
 ) -> StoredImage:
-    """Send a JPEG, PNG or WebP file as the form field `image`; the answer names it by its digest."""
-    async with multipart.opened(request, blobs, _FORM) as received:
-        image = received.get("image")
+    """Send a JPEG, PNG or WebP file as the form field `image`.
+
+    The answer contains its digest, which you can use in any number of submissions.
+    """
+    async with multipart.parse_form(request, blobs, _FORM_LIMITS) as form:
+        image = form.get("image")
         if not isinstance(image, UploadFile):
             raise errors.BadInput("Send the picture as a file in the form field image.")
-        part = multipart.part_of(image)
-        width, height = await inspect(part.path)
+        blob = multipart.get_pending_blob(image)
+        width, height = await inspect_picture(blob.path)
 
-        def keep() -> str:
-            _hold(part.digest, image.size or 0, owner, store, config)
-            return blobs.commit(part)
+        def commit() -> str:
+            _reserve_upload(blob.digest, image.size or 0, owner, store, config)
+            return blobs.commit(blob)
 
-        digest = await to_thread.run_sync(keep)
+        digest = await to_thread.run_sync(commit)
     response.headers["Location"] = f"/v1/images/{digest}"
     return StoredImage(id=digest, width=width, height=height, size_bytes=image.size or 0)
 
 
-@router.head("/{digest}", response_class=Response, summary="Is this picture here?")
-def look(
+@router.head(
+    "/{digest}", response_class=Response, summary="Check a picture and extend its retention"
+)
+def check_image(
     *,
     digest: str,
     request: Request,
@@ -132,24 +146,29 @@ def look(
     blobs: Blobs,
     config: Configuration,
 ) -> Response:
-    """200 if a job can name this digest, and it stays for the time of an upload; else 404."""
-    if _is_here(digest, owner, store, blobs):
-        _hold(digest, blobs.size_bytes(digest), owner, store, config)
-    return fetch(digest=digest, request=request, owner=owner, store=store, blobs=blobs)
+    """Return 200 if your jobs can use this digest, and restart its retention; otherwise 404."""
+    if _is_available(digest, owner, store, blobs):
+        _reserve_upload(digest, blobs.size_bytes(digest), owner, store, config)
+    return get_image(digest=digest, request=request, owner=owner, store=store, blobs=blobs)
 
 
 @router.get(
     "/{digest}",
     response_class=Response,
     responses={200: {"content": {f"image/{kind}": {} for kind in codec.FORMATS}}, 304: {}},
-    summary="A picture that you sent or were given",
+    summary="Get a picture",
 )
-def fetch(*, digest: str, request: Request, owner: Owner, store: Store, blobs: Blobs) -> Response:
-    """The file as it came. To ask for it does not make it stay."""
-    if not _is_here(digest, owner, store, blobs):
+def get_image(
+    *, digest: str, request: Request, owner: Owner, store: Store, blobs: Blobs
+) -> Response:
+    """Return a picture that you uploaded, or a result of your jobs, byte for byte.
+
+    This request does not extend the picture's retention.
+    """
+    if not _is_available(digest, owner, store, blobs):
         raise errors.ImageNotFound()
     tag = f'"{digest}"'
-    if image_response.is_cached(request, tag):
+    if image_response.client_has(request, tag):
         return image_response.not_modified(tag)
     file = blobs.open(digest)
     kind = codec.detect_format(file.read(12))

@@ -1,8 +1,8 @@
-"""GET /v1/jobs/{job_id}/events: a job's life as server-sent events.
+"""GET /v1/jobs/{job_id}/events: the changes of a job as server-sent events.
 
-A watcher is told the job whole, then what has changed of it; each event's data is the job, or a part to be laid over
-what is known. The events of one change have one id, the job's version, on the last of them: who breaks off between two
-comes back for both.
+A client receives the whole job first, then only what has changed. The data of an event is the job,
+or a part to merge over the known job. The events of one change share an id, the job's version. Only
+the last one carries it, so a client that disconnects between two of them receives both again.
 """
 
 import json
@@ -19,49 +19,47 @@ from starlette.types import Receive, Scope, Send
 from api.dependencies import Feed, HasAccess, Owner
 from api.job_feed import JobSnapshot, Subscription
 from api.middleware import auth
-from api.schemas.job import JOBS, resource
+from api.schemas.job import JOBS, job_resource
 from core import errors
 from core.jobs.models import is_job_id
 
-HEARTBEAT_SECONDS = 5.0  # and a key that is revoked ends its streams
-RETRY_MS = 2000  # how long a browser waits before it comes again
+HEARTBEAT_SECONDS = 5.0  # also the time within which a revoked key loses its streams
+RETRY_MS = 2000  # how long a browser waits before it reconnects
 
-_ID = re.compile(r"[0-9]{1,16}")  # what is none is answered as if nothing were known
+_EVENT_ID = re.compile(r"[0-9]{1,16}")  # any other Last-Event-ID is ignored
 
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",
-}  # the second tells nginx to pass on what it gets
+# X-Accel-Buffering tells nginx to forward each event at once.
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 router = APIRouter(prefix=JOBS, tags=["jobs"])
 
 
 class EventStream(StreamingResponse):
-    """Stops watching when it is over, however it ends."""
+    """Streams the events of a subscription, and closes it however the stream ends."""
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, watch: Subscription, after: int | None, has_access: auth.AccessCheck
+        self, subscription: Subscription, after: int | None, has_access: auth.AccessCheck
     ) -> None:
-        super().__init__(_stream(watch, after, has_access), headers=_HEADERS)
-        self._watch = watch
+        super().__init__(_stream_events(subscription, after, has_access), headers=_HEADERS)
+        self._subscription = subscription
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The answer."""
+        """Send the response."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._watch.close()
+            self._subscription.close()
 
 
 @router.get(
     "/{job_id}/events",
     response_class=StreamingResponse,
     responses={200: {"content": {EventStream.media_type: {}}}, 204: {}},
-    summary="Watch it",
+    summary="Stream the changes of a job",
 )
-async def events(
+async def stream_job_events(
     *,
     job_id: str,
     owner: Owner,
@@ -70,62 +68,71 @@ async def events(
     after: Annotated[int | None, Query(ge=0, le=2**53)] = None,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """Server-sent events: `status` (the job), `progress` and `preview` (parts of it), until it has ended.
+    """Return server-sent events until the job ends.
 
-    `Last-Event-ID`, or `after` where you cannot set headers: the last id that you have seen; what has changed since is
-    told first. 204: the job had ended by then, and there is nothing more to tell.
+    The events are `status` (the whole job), `progress` and `preview` (parts of it). To resume, send
+    the last event id as `Last-Event-ID`, or as `after` if you cannot set headers. The stream then
+    begins with what has changed since. The answer is 204 if the job had ended by then.
     """
     if not is_job_id(job_id):
         raise errors.JobNotFound()
-    if last_event_id is not None and _ID.fullmatch(last_event_id):
-        after = int(last_event_id)  # newer than an address, which a browser does not change
-    watch = await feed.subscribe(job_id, owner)
-    assert watch.snapshot is not None, "a watch begins with a snapshot"
-    if watch.snapshot.job.status.has_ended and watch.snapshot.job.version == after:
-        watch.close()
+    if last_event_id is not None and _EVENT_ID.fullmatch(last_event_id):
+        # The header is newer than `after`: a browser that reconnects repeats the first URL.
+        after = int(last_event_id)
+    subscription = await feed.subscribe(job_id, owner)
+    snapshot = subscription.snapshot
+    assert snapshot is not None, "a subscription begins with a snapshot"
+    if snapshot.job.status.has_ended and snapshot.job.version == after:
+        subscription.close()
         return Response(status_code=204, headers=_HEADERS)
-    return EventStream(watch, after, has_access)
+    return EventStream(subscription, after, has_access)
 
 
-async def _stream(
-    watch: Subscription, after: int | None, has_access: auth.AccessCheck
+async def _stream_events(
+    subscription: Subscription, after: int | None, has_access: auth.AccessCheck
 ) -> AsyncIterator[bytes]:
     yield format_sse_event(retry=RETRY_MS)
     known: JobSnapshot | None = None
-    if watch.snapshot and watch.snapshot.job.version == after and watch.snapshot.job.queue is None:
-        known = watch.snapshot  # a place in the queue has no version: it is told again
-    while not watch.is_stopping and await has_access():
-        snapshot = watch.snapshot
+    first = subscription.snapshot
+    # The place in the queue is not part of the version, so a queued job is always sent again.
+    if first and first.job.version == after and first.job.queue is None:
+        known = first
+    while not subscription.is_stopping and await has_access():
+        snapshot = subscription.snapshot
         if snapshot is None:
             yield format_sse_event(comment="the job is deleted")
             return
         if snapshot is not known:
-            yield told(snapshot, known)
+            yield encode_events(snapshot, known)
             known = snapshot
             if snapshot.job.status.has_ended:
                 return
-        if not await watch.wait(HEARTBEAT_SECONDS) and not watch.is_stopping:
-            unavailable = watch.store_unavailable
-            yield format_sse_event(
-                comment="the store does not answer" if unavailable else "still here"
-            )
-    yield format_sse_event(comment="come again")
+        has_changed = await subscription.wait(HEARTBEAT_SECONDS)
+        if not has_changed and not subscription.is_stopping:
+            comment = "heartbeat"
+            if subscription.store_unavailable:
+                comment = "the store does not answer"
+            yield format_sse_event(comment=comment)
+    yield format_sse_event(comment="reconnect")
 
 
-@lru_cache(maxsize=16)  # all watchers of a job are told the same
-def told(now: JobSnapshot, before: JobSnapshot | None) -> bytes:
-    """The events that lead from one snapshot to the next; none where a client would see no difference."""
-    job, parts = now.job, dict[str, bytes]()
-    if before is None or _rest(before) != _rest(now):
-        parts["status"] = now.body
+@lru_cache(maxsize=16)  # all streams of a job send the same events
+def encode_events(new: JobSnapshot, old: JobSnapshot | None) -> bytes:
+    """Encode the events that lead from one snapshot to the next; empty if a client sees no change.
+
+    old: None if the client knows nothing yet.
+    """
+    job, parts = new.job, dict[str, bytes]()
+    if old is None or _without_parts(old) != _without_parts(new):
+        parts["status"] = new.body
     else:
-        shown = resource(job).model_dump(
+        fields = job_resource(job).model_dump(
             mode="json", include={"version", "progress", "preview", "links"}
         )
-        for name in ("progress", "preview"):
-            if getattr(before.job, name) != getattr(job, name):
-                fields = ("version", name, *(("links",) if name == "preview" else ()))
-                parts[name] = _json({field: shown[field] for field in fields})
+        if old.job.progress != job.progress:
+            parts["progress"] = _encode_fields(fields, "version", "progress")
+        if old.job.preview != job.preview:
+            parts["preview"] = _encode_fields(fields, "version", "preview", "links")
     last = next(reversed(parts), None)
     return b"".join(
         format_sse_event(
@@ -135,12 +142,12 @@ def told(now: JobSnapshot, before: JobSnapshot | None) -> bytes:
     )
 
 
-def _rest(snapshot: JobSnapshot) -> Any:
-    """All that a client sees and no event but `status` tells."""
-    shown = resource(snapshot.job).model_dump(exclude={"version", "progress", "preview"})
-    shown["links"].pop("preview", None)
-    return shown
+def _without_parts(snapshot: JobSnapshot) -> Any:
+    """Return what a client sees of the job except what `progress` and `preview` events contain."""
+    fields = job_resource(snapshot.job).model_dump(exclude={"version", "progress", "preview"})
+    fields["links"].pop("preview", None)
+    return fields
 
 
-def _json(data: dict[str, Any]) -> bytes:
-    return json.dumps(data, separators=(",", ":")).encode()
+def _encode_fields(fields: dict[str, Any], *names: str) -> bytes:
+    return json.dumps({name: fields[name] for name in names}, separators=(",", ":")).encode()

@@ -1,4 +1,4 @@
-"""The frames of a job over HTTP: small pictures of the run on its way, one by one or as an animation."""
+"""The frames of a job over HTTP: small pictures of the run, singly or as an animation."""
 
 import hashlib
 from contextlib import suppress
@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import Blobs, Owner, Store
 from api.http import image_response
-from api.routes.jobs import found, pictures
+from api.routes.jobs import get_owned_job, image_responses
 from api.routes.jobs import router as jobs
 from core import errors
 from core.images import codec
@@ -21,37 +21,44 @@ from core.storage import blobs
 
 router = APIRouter(prefix=f"{jobs.prefix}/{{job_id}}", tags=["frames"])
 
-# The animation's length is about the same for few frames and for many; its last picture stays for a while.
-_WHOLE_MS = 6000
-_LEAST_MS, _MOST_MS, _LAST_MS = 80, 400, 1500
+# The animation lasts about 6 s for any number of frames; the last frame is shown longer.
+_ANIMATION_MS = 6000
+_MIN_FRAME_MS, _MAX_FRAME_MS, _LAST_FRAME_MS = 80, 400, 1500
 
 
 class FrameResource(Frame):
-    """A frame, and where its picture is."""
+    """A frame, and the path of its picture."""
 
     url: str
 
 
-class Frames(BaseModel):
-    """Of one job, in their order."""
+class FrameList(BaseModel):
+    """The frames of a job, in the order of the run."""
 
     frames: list[FrameResource]
 
 
-@router.get("/frames", response_model=Frames, summary="How it came about")
-def frames(job_id: str, owner: Owner, store: Store) -> Frames:
-    """Small pictures of the run, while it goes on and after it; every other one goes when there are more than 60."""
+@router.get("/frames", response_model=FrameList, summary="List the frames of a job")
+def list_frames(job_id: str, owner: Owner, store: Store) -> FrameList:
+    """Return small pictures of the run, during and after it.
+
+    When there are more than 60, the service deletes every other one.
+    """
     path = f"{jobs.prefix}/{job_id}/frames"
-    kept = _frames(job_id, owner, store)
-    return Frames(
-        frames=[FrameResource(**dict(frame), url=f"{path}/{frame.index}") for frame in kept]
-    )
+    frames = [
+        FrameResource(**dict(frame), url=f"{path}/{frame.index}")
+        for frame in _read_frames(job_id, owner, store)
+    ]
+    return FrameList(frames=frames)
 
 
 @router.get(
-    "/frames/{index}", response_class=Response, responses=pictures("jpeg"), summary="One frame"
+    "/frames/{index}",
+    response_class=Response,
+    responses=image_responses("jpeg"),
+    summary="Get a frame",
 )
-def frame(
+def get_frame(
     *,
     job_id: str,
     index: Annotated[int, Path(ge=0, le=2**31)],
@@ -60,25 +67,25 @@ def frame(
     store: Store,
     blobs: Blobs,
 ) -> Response:
-    """A JPEG of at most 256 px a side. Frames keep their index when others go."""
-    for one in _frames(job_id, owner, store):
-        if one.index == index:
-            tag = f'"{one.digest}"'
-            if image_response.is_cached(request, tag):
+    """Return a JPEG of at most 256 px a side. A frame keeps its index when others are deleted."""
+    for frame in _read_frames(job_id, owner, store):
+        if frame.index == index:
+            tag = f'"{frame.digest}"'
+            if image_response.client_has(request, tag):
                 return image_response.not_modified(tag)
             return image_response.image_response(
-                blobs.get(one.digest), "jpeg", tag, f"{job_id}-{index}"
+                blobs.get(frame.digest), "jpeg", tag, f"{job_id}-{index}"
             )
-    raise errors.ImageNotFound("There is no such frame, or no longer.")
+    raise errors.ImageNotFound("There is no such frame, or it has been deleted.")
 
 
 @router.get(
     "/timelapse",
     response_class=Response,
-    responses=pictures("webp"),
-    summary="The frames as an animation",
+    responses=image_responses("webp"),
+    summary="Get the frames as an animation",
 )
-async def timelapse(
+async def get_timelapse(
     *,
     job_id: str,
     request: Request,
@@ -87,31 +94,32 @@ async def timelapse(
     blobs: Blobs,
     format: Literal["webp"] = "webp",
 ) -> Response:
-    """An animated WebP of all frames that there are by now."""
-    kept = await run_in_threadpool(_frames, job_id, owner, store)
-    if not kept:
+    """Return an animated WebP of all frames so far."""
+    frames = await run_in_threadpool(_read_frames, job_id, owner, store)
+    if not frames:
         raise errors.NoResult("There are no frames yet.")
-    tag = f'"{hashlib.sha256(" ".join(one.digest for one in kept).encode()).hexdigest()}"'
-    if image_response.is_cached(request, tag):
+    digests = " ".join(frame.digest for frame in frames)
+    tag = f'"{hashlib.sha256(digests.encode()).hexdigest()}"'
+    if image_response.client_has(request, tag):
         return image_response.not_modified(tag)
-    data = await image_response.render_cached(tag, partial(_animated, kept, blobs))
+    data = await image_response.render_cached(tag, partial(_animate, frames, blobs))
     return image_response.image_response(data, format, tag, job_id)
 
 
-def _frames(job_id: str, owner: str, store: JobStore) -> list[Frame]:
-    if found(job_id, owner, store).images_deleted:
+def _read_frames(job_id: str, owner: str, store: JobStore) -> list[Frame]:
+    """Raises JobNotFound, ResultGone."""
+    if get_owned_job(job_id, owner, store).images_deleted:
         raise errors.ResultGone()
     return store.list_frames(job_id, owner)
 
 
-def _animated(frames: list[Frame], blobs: blobs.Blobs) -> bytes:
+def _animate(frames: list[Frame], blobs: blobs.Blobs) -> bytes:
     pictures = []
-    for one in frames:
-        with suppress(
-            errors.ImageNotFound, errors.BadImage
-        ):  # it went meanwhile, or the disk has damaged it
-            pictures.append(codec.open_result(blobs.get(one.digest)))
+    for frame in frames:
+        # A frame may be deleted in the meantime, or damaged on the disk.
+        with suppress(errors.ImageNotFound, errors.BadImage):
+            pictures.append(codec.open_result(blobs.get(frame.digest)))
     if not pictures:
         raise errors.ResultGone()
-    each_ms = min(max(_WHOLE_MS // len(pictures), _LEAST_MS), _MOST_MS)
-    return codec.animate(pictures, each_ms, _LAST_MS)
+    frame_ms = min(max(_ANIMATION_MS // len(pictures), _MIN_FRAME_MS), _MAX_FRAME_MS)
+    return codec.animate(pictures, frame_ms, _LAST_FRAME_MS)

@@ -1,6 +1,6 @@
-"""GET /v1/jobs/{job_id}: what most requests ask for, so it is answered without a thread, and past FastAPI's parameters.
+"""GET /v1/jobs/{job_id}: the most frequent request, so it uses neither threads nor dependencies.
 
-FastAPI works out what a route depends on for every request; for this one that takes longer than all else together.
+FastAPI resolves a route's dependencies on every request. Here that would take longer than the rest.
 """
 
 from collections.abc import Callable, Coroutine
@@ -18,26 +18,25 @@ from core import errors
 from core.jobs.models import is_job_id
 
 
-class Direct(APIRoute):
-    """A route whose function takes the request as it is; its parameters are documented by hand."""
+class DirectRoute(APIRoute):
+    """A route whose function receives the bare request. Its parameters are documented by hand."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The function itself."""
+        """Return the route's function itself, without dependency resolution."""
         handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
         return handler
 
 
-router = APIRouter(prefix=JOBS, tags=["jobs"], route_class=Direct)
+router = APIRouter(prefix=JOBS, tags=["jobs"], route_class=DirectRoute)
 
 
-def _parameter(name: str, place: str, words: str) -> dict[str, Any]:
-    schema = {"type": "string"}
+def _describe_parameter(name: str, place: str, description: str) -> dict[str, Any]:
     return {
         "name": name,
         "in": place,
         "required": place == "path",
-        "schema": schema,
-        "description": words,
+        "schema": {"type": "string"},
+        "description": description,
     }
 
 
@@ -45,43 +44,48 @@ def _parameter(name: str, place: str, words: str) -> dict[str, Any]:
     "/{job_id}",
     response_model=JobResource,
     responses={304: {}},
-    summary="How far is it?",
+    summary="Get a job",
     openapi_extra={
         "parameters": [
-            _parameter("job_id", "path", "As the submission was answered."),
-            _parameter("prefer", "header", prefer.DESCRIPTION),
+            _describe_parameter("job_id", "path", "The id from the response to the submission."),
+            _describe_parameter("prefer", "header", prefer.DESCRIPTION),
         ]
     },
 )
-async def look(request: Request) -> Response:
-    """The job. Send the ETag back as If-None-Match: 304 while nothing has changed.
+async def get_job(request: Request) -> Response:
+    """Return the job. Send its ETag as If-None-Match: the answer is 304 if nothing has changed.
 
-    `Prefer: wait=N` (30 s at most): with If-None-Match the answer comes with the next change, else with a new status.
+    `Prefer: wait=N` (30 s at most) waits for the next change if you send If-None-Match. Otherwise
+    it waits for a new status.
     """
     feed: JobFeed = request.app.state.job_feed
     caller: Caller = request.state.caller
-    job_id, known = request.path_params["job_id"], etag.if_none_match(request)
+    job_id, known_tags = request.path_params["job_id"], etag.if_none_match(request)
     if not is_job_id(job_id):
         raise errors.JobNotFound()
     headers = {"Cache-Control": "no-cache"}
     snapshot = None
-    if patience := prefer.parse_wait(request.headers.get("prefer")):
-        with suppress(errors.TooManyStreams):  # it is a preference; they may poll
-            snapshot = await feed.wait_for(_differs_from(known), job_id, caller.owner, patience)
-            headers |= prefer.preference_applied(patience)
+    if seconds := prefer.parse_wait(request.headers.get("prefer")):
+        with suppress(errors.TooManyStreams):  # waiting is only a preference; the client can poll
+            has_news = _has_news_for(known_tags)
+            snapshot = await feed.wait_for(has_news, job_id, caller.owner, seconds)
+            headers |= prefer.preference_applied(seconds)
     snapshot = snapshot or await feed.get(job_id, caller.owner)
     headers["ETag"] = snapshot.tag
     if not snapshot.job.status.has_ended:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    if etag.matches(known, snapshot.tag):
+    if etag.matches(known_tags, snapshot.tag):
         return Response(status_code=304, headers=headers)
     return Response(snapshot.body, media_type="application/json", headers=headers)
 
 
-def _differs_from(known: str) -> Callable[[JobSnapshot, JobSnapshot], bool]:
-    """Whether a snapshot is news for who knows these tags; or for who knows none, since the first."""
-    if known:
-        return lambda _, newest: not etag.matches(known, newest.tag)
+def _has_news_for(known_tags: str) -> Callable[[JobSnapshot, JobSnapshot], bool]:
+    """Return a predicate of (first snapshot, newest snapshot): does the newest contain news?
+
+    With known tags, every other tag is news. Without any, only a new status or the end is.
+    """
+    if known_tags:
+        return lambda _, newest: not etag.matches(known_tags, newest.tag)
     return lambda first, newest: (
         newest.job.status.has_ended or newest.job.status != first.job.status
     )

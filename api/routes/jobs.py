@@ -1,4 +1,7 @@
-"""Jobs over HTTP: submit, list, result, preview, cancel, retry, change, delete. One job's status: job_status.py."""
+"""Jobs over HTTP: submit, list, get result and preview, cancel, retry, update, delete.
+
+job_status.py has GET /v1/jobs/{job_id}.
+"""
 
 from contextlib import suppress
 from itertools import islice
@@ -12,14 +15,35 @@ from api.dependencies import Blobs, Feed, Owner, Store
 from api.http import image_response
 from api.http.prefer import Wait, preference_applied
 from api.job_feed import JobSnapshot
-from api.routes.images import inspect, resolve_digest
-from api.schemas.job import JOBS, JobPage, JobResource, resource
+from api.routes.images import check_digest, inspect_picture
+from api.schemas.job import JOBS, JobPage, JobResource, job_resource
+from api.schemas.submission import (
+    JobForm,
+    JobSubmission,
+    compute_request_hash,
+    describe_body,
+    parameters_schema,
+)
 from api.submissions import parser
-from api.submissions.service import KEY, SubmissionService, file_of, kept
+from api.submissions.service import (
+    IDEMPOTENCY_KEY_PATTERN,
+    SubmissionService,
+    picture_path,
+    store_picture,
+)
 from core import errors
 from core.images import codec
 from core.images.codec import FORMATS
-from core.jobs.models import MAX_SPEC_UPDATES, Job, JobInput, Output, Priority, Status, is_job_id
+from core.jobs.models import (
+    MAX_SPEC_UPDATES,
+    Job,
+    JobInput,
+    Output,
+    Priority,
+    Status,
+    SubmissionOptions,
+    is_job_id,
+)
 from core.jobs.store import JobStore
 from core.style.spec import (
     MAX_SIZE_PX,
@@ -35,31 +59,33 @@ router = APIRouter(prefix=JOBS, tags=["jobs"])
 _BODY_BYTES = 100_000
 
 
-def pictures(*formats: str) -> dict[int | str, dict[str, Any]]:
-    """For the contract: 200 is a picture, 304 says that the client has it."""
+def image_responses(*formats: str) -> dict[int | str, dict[str, Any]]:
+    """Describe, for OpenAPI, a route that answers with a picture, or with 304 if it is known."""
     return {200: {"content": {f"image/{kind}": {} for kind in formats}}, 304: {}}
 
 
-class Retry(BaseModel):
-    """What is to be different."""
+class RetryRequest(BaseModel):
+    """What the new job changes."""
 
     model_config = ConfigDict(extra="forbid")
 
     spec: dict[str, Any] = Field(
         {},
-        description="Parameters, as in a submission.",
-        json_schema_extra=parser.parameters_schema(),
+        description="Parameters to change, as in a submission.",
+        json_schema_extra=parameters_schema(),
     )
-    webhook: str | None = Field(None, description="A URL that is told when the new job has ended.")
+    webhook: str | None = Field(
+        None, description="A URL that receives a POST request when the new job ends."
+    )
     continue_from_result: StrictBool = Field(
         False,
         alias="continue",
-        description="Begin with the result: for more iterations, or a larger size.",
+        description="Begin with the old job's result, for more iterations or a larger size.",
     )
 
 
-def _weights_schema() -> dict[str, Any]:
-    """Of the parameters that may be spec_updates."""
+def _updatable_schema() -> dict[str, Any]:
+    """Return the schema of the parameters that can change while a job is queued or running."""
     schema = StyleSpec.model_json_schema()
     return {
         "properties": {name: schema["properties"][name] for name in UPDATABLE},
@@ -67,22 +93,24 @@ def _weights_schema() -> dict[str, Any]:
     }
 
 
-class Change(BaseModel):
-    """What is to be different."""
+class JobUpdate(BaseModel):
+    """What to change of the job. Send at least one field."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
 
-    pinned: StrictBool = Field(False, description="Whether to keep the job for good.")
+    pinned: StrictBool = Field(
+        False, description="Whether the job and its pictures are kept without a time limit."
+    )
     spec: dict[str, Any] = Field(
         {},
-        description="Other weights for a job that waits or runs.",
-        json_schema_extra=_weights_schema(),
+        description="New weights for a queued or running job.",
+        json_schema_extra=_updatable_schema(),
     )
 
     @model_validator(mode="after")
-    def _something(self) -> Self:
+    def _require_a_field(self) -> Self:
         if not self.model_fields_set:
-            raise ValueError("Say what is to be different.")
+            raise ValueError("Send spec, pinned, or both.")
         return self
 
 
@@ -90,140 +118,169 @@ class Change(BaseModel):
     "",
     status_code=202,
     response_model=JobResource,
-    summary="Paint a picture",
+    summary="Submit a job",
     max_body_size=parser.BODY_BYTES,
-    openapi_extra={"requestBody": parser.openapi_body()},
+    openapi_extra={"requestBody": describe_body(JobSubmission, JobForm)},
 )
-async def submit(
+async def submit_job(
     *,
     request: Request,
     response: Response,
     submissions: Annotated[SubmissionService, Depends()],
     feed: Feed,
-    patience: Wait,
-    idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
+    wait_seconds: Wait,
+    idempotency_key: Annotated[str | None, Header(pattern=IDEMPOTENCY_KEY_PATTERN)] = None,
 ) -> JobResource:
-    """Send `content`, one or more `style`, and any parameter; `mask` and `init_image` are further pictures. Or send a result
-    as `from`, and what is to be different.
+    """Send `content`, one or more `style`, any parameters, and optionally `mask` and `init_image`.
 
-    Answers at once with the job; poll its `self` link. The same `Idempotency-Key` again, within a day, gives the same
-    job: send one, and a request may be repeated safely when its answer was lost. With `Prefer: wait=N` (30 s at most)
-    the answer comes when the job has ended.
+    Instead, you can send a result as `from`, together with what the new job changes.
+
+    The answer comes at once and contains the job; poll its `self` link. To repeat a request safely
+    after a lost answer, send an `Idempotency-Key`: within a day, the same key returns the same job.
+    `Prefer: wait=N` (30 s at most) waits for the end of the job.
     """
-    job = await _submitted(request, response, submissions, idempotency_key)
-    if patience:
-        with suppress(
-            errors.RetryLater, errors.JobNotFound
-        ):  # the job is taken; nothing may hide that
-            snapshot = await feed.wait_for(_ended, job.id, submissions.caller.owner, patience)
-            response.headers.update(preference_applied(patience))
-            return resource(snapshot.job)
+    job = await _submit_or_replay(request, response, submissions, idempotency_key)
+    if wait_seconds:
+        # The job is accepted. An error while waiting must not hide that.
+        with suppress(errors.RetryLater, errors.JobNotFound):
+            owner = submissions.caller.owner
+            snapshot = await feed.wait_for(_has_ended, job.id, owner, wait_seconds)
+            response.headers.update(preference_applied(wait_seconds))
+            return job_resource(snapshot.job)
     return job
 
 
-def _ended(_: JobSnapshot, newest: JobSnapshot) -> bool:
+def _has_ended(_: JobSnapshot, newest: JobSnapshot) -> bool:
     return newest.job.status.has_ended
 
 
-async def _submitted(
+async def _submit_or_replay(
     request: Request, response: Response, submissions: SubmissionService, key: str | None
 ) -> JobResource:
-    async with parser.parse_submission(request, submissions.blobs) as came:
-        sent = await run_in_threadpool(lambda: parser.request_hash(came.sent()))
-        if before := await run_in_threadpool(submissions.replayed, key, sent, response):
-            return before
-        wishes = submissions.agreed(came.wishes)
-        submitted = await run_in_threadpool(_completed, came, submissions)
-        spec = await run_in_threadpool(_resolved, submitted, submissions)
-        seen = zip(submitted.pictures(), _must_select(submitted, spec), strict=False)
+    async with parser.parse_submission(request, submissions.blobs) as sent:
+        # Hashing reads the uploaded files, so it runs in a thread.
+        request_hash = await run_in_threadpool(lambda: compute_request_hash(sent.request_content()))
+        if job := await run_in_threadpool(submissions.replay_job, key, request_hash, response):
+            return job
+        options = submissions.check_options(sent.options)
+        submission = await run_in_threadpool(_apply_provenance, sent, submissions)
+        spec = await run_in_threadpool(_check_submission, submission, submissions)
         sizes = [
-            await inspect(file_of(picture, submissions.blobs), mask=mask) for picture, mask in seen
+            await inspect_picture(picture_path(picture, submissions.blobs), mask=is_mask)
+            for picture, is_mask in zip(
+                submission.pictures(), _need_white_pixels(submission, spec), strict=False
+            )
         ]
         result_size(*sizes[0], spec.size, seamless=spec.seamless)
-        job_input = await run_in_threadpool(_stored, submitted, spec, submissions)
+        job_input = await run_in_threadpool(_store_pictures, submission, spec, submissions)
         return await run_in_threadpool(
-            submissions.take, job_input, wishes, response, key=key, request=sent
+            submissions.create_job,
+            job_input,
+            options,
+            submissions.build_context(key, request_hash=request_hash),
+            response,
         )
 
 
-def _completed(submitted: parser.Submission, submissions: SubmissionService) -> parser.Submission:
-    """With what the record of a result says, where nothing was sent. It is a stranger's word, and checked like one."""
-    if submitted.source is None:
-        return submitted
-    if isinstance(submitted.source, str):
-        resolve_digest(
-            submitted.source, submissions.caller.owner, submissions.store, submissions.blobs
+def _apply_provenance(submission: JobSubmission, submissions: SubmissionService) -> JobSubmission:
+    """Complete the submission by the provenance record of the result that was sent as `from`.
+
+    The record is untrusted input, so its values pass the same checks as the client's own.
+    """
+    if submission.source is None:
+        return submission
+    if isinstance(submission.source, str):
+        check_digest(
+            submission.source, submissions.caller.owner, submissions.store, submissions.blobs
         )
-    with file_of(submitted.source, submissions.blobs).open("rb") as file:
-        return submitted.over(JobInput.from_provenance(codec.read_provenance(file)))
+    with picture_path(submission.source, submissions.blobs).open("rb") as file:
+        earlier = JobInput.from_provenance(codec.read_provenance(file))
+    return submission.complete_from(earlier)
 
 
-def _resolved(submitted: parser.Submission, submissions: SubmissionService) -> StyleSpec:
-    """The parameters for these pictures; those named by digest are here, and stay."""
-    spec = parse_spec(submitted.parameters)
-    init = submitted.init_image is not None
-    spec = spec.for_pictures(len(submitted.styles), len(submitted.masks), init_image=init)
+def _check_submission(submission: JobSubmission, submissions: SubmissionService) -> StyleSpec:
+    """Return the spec for these pictures, and reserve the pictures that were named by digest.
+
+    Raises BadSpec, ImageNotFound.
+    """
+    spec = parse_spec(submission.parameters).for_pictures(
+        len(submission.styles),
+        len(submission.masks),
+        init_image=submission.init_image is not None,
+    )
+    owner, store, blobs = submissions.caller.owner, submissions.store, submissions.blobs
     try:
-        for digest in (picture for picture in submitted.pictures() if isinstance(picture, str)):
-            resolve_digest(digest, submissions.caller.owner, submissions.store, submissions.blobs)
+        for picture in submission.pictures():
+            if isinstance(picture, str):
+                check_digest(picture, owner, store, blobs)
     except errors.ImageNotFound:
-        if submitted.source is None:
+        if submission.source is None:
             raise
         raise errors.ImageNotFound(
-            "A picture that the record names is not here; send it beside from."
+            "A picture that the record names is not available; send it beside from."
         ) from None
     return spec
 
 
-def _stored(
-    submitted: parser.Submission, spec: StyleSpec, submissions: SubmissionService
+def _store_pictures(
+    submission: JobSubmission, spec: StyleSpec, submissions: SubmissionService
 ) -> JobInput:
-    """All was checked before anything is stored; all is on disk, pictures and record, before the answer is given."""
+    """Store all pictures on disk, before the job is created and the request is answered.
+
+    Call this after all checks: a refused submission must leave nothing behind.
+    """
     digests = iter(
-        [kept(picture, submissions.store, submissions.blobs) for picture in submitted.pictures()]
+        [
+            store_picture(picture, submissions.store, submissions.blobs)
+            for picture in submission.pictures()
+        ]
     )
     return JobInput(
         content=next(digests),
-        styles=list(islice(digests, len(submitted.styles))),
-        masks=list(islice(digests, len(submitted.masks))),
+        styles=list(islice(digests, len(submission.styles))),
+        masks=list(islice(digests, len(submission.masks))),
         init_image=next(digests, None),
         spec=spec.model_dump(),
     )
 
 
-def _must_select(submitted: parser.Submission, spec: StyleSpec) -> list[bool]:
-    """For each picture, in their order: is it a mask that must not be black? Without a share, it may be."""
-    before = 1 + len(submitted.styles)
-    return (
-        [False] * before
-        + [share > 0 for share in spec.style_weights[: len(submitted.masks)]]
-        + [False]
-    )
+def _need_white_pixels(submission: JobSubmission, spec: StyleSpec) -> list[bool]:
+    """Return, for each picture in order, whether it is a mask that must not be entirely black.
+
+    The mask of a style without a share may be black.
+    """
+    shares = spec.style_weights[: len(submission.masks)]
+    masks = [share > 0 for share in shares]
+    return [False, *[False] * len(submission.styles), *masks, False]
 
 
-@router.get("", summary="List jobs")
-def listing(
+@router.get("", summary="List your jobs")
+def list_jobs(
     store: Store,
     owner: Owner,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Annotated[int | None, Query(ge=1, le=2**53)] = None,
-    status: Annotated[list[Status] | None, Query(description="Those in one of these.")] = None,
+    status: Annotated[
+        list[Status] | None, Query(description="Only jobs with one of these statuses.")
+    ] = None,
 ) -> JobPage:
-    """Newest first; follow `next` for older ones. `status` may be said several times."""
+    """Return your jobs, newest first. Follow `next` to older jobs. `status` may be repeated."""
     statuses = list(dict.fromkeys(status or []))
-    jobs, before = store.list_page(limit=limit, before=cursor, statuses=statuses, owner=owner)
-    following = None
-    if before is not None:
-        following = f"{JOBS}?limit={limit}&cursor={before}" + "".join(
-            f"&status={one}" for one in statuses
-        )
-    return JobPage(jobs=[resource(job) for job in jobs], next=following)
+    jobs, next_cursor = store.list_page(limit=limit, before=cursor, statuses=statuses, owner=owner)
+    next_page = None
+    if next_cursor is not None:
+        filters = "".join(f"&status={one}" for one in statuses)
+        next_page = f"{JOBS}?limit={limit}&cursor={next_cursor}{filters}"
+    return JobPage(jobs=[job_resource(job) for job in jobs], next=next_page)
 
 
 @router.get(
-    "/{job_id}/result", response_class=Response, responses=pictures(*FORMATS), summary="The picture"
+    "/{job_id}/result",
+    response_class=Response,
+    responses=image_responses(*FORMATS),
+    summary="Get the result",
 )
-async def result(
+async def get_result(
     *,
     job_id: str,
     request: Request,
@@ -233,30 +290,32 @@ async def result(
     format: codec.Format = "png",
     width: Annotated[int | None, Query(ge=16, le=MAX_SIZE_PX)] = None,
 ) -> Response:
-    """The picture as PNG (with a record of how it was made), JPEG or WebP; of a canceled job, how far it got.
+    """Return the picture as PNG, JPEG or WebP. The PNG contains a record of how it was made.
 
-    `width` makes it smaller, in px; never larger.
+    If a job was canceled while it ran, its result is the state at that time. `width` in px makes
+    the picture smaller, never larger.
     """
-    output = await run_in_threadpool(lambda: _output(found(job_id, owner, store)))
-    smaller = width if width is not None and width < output.width else None
-    tag = f'"{output.id}-{format}{"" if smaller is None else f"-{smaller}"}"'
-    if image_response.is_cached(request, tag):
+    output = await run_in_threadpool(lambda: _get_output(get_owned_job(job_id, owner, store)))
+    new_width = width if width is not None and width < output.width else None
+    suffix = "" if new_width is None else f"-{new_width}"
+    tag = f'"{output.id}-{format}{suffix}"'
+    if image_response.client_has(request, tag):
         return image_response.not_modified(tag)
     try:
-        if format == "png" and smaller is None:
-            made: bytes | BinaryIO = await run_in_threadpool(blobs.open, output.id)
+        if format == "png" and new_width is None:
+            picture: bytes | BinaryIO = await run_in_threadpool(blobs.open, output.id)
         else:
             data = await image_response.render_cached(
-                tag, lambda: codec.convert(blobs.get(output.id), format, smaller)
+                tag, lambda: codec.convert(blobs.get(output.id), format, new_width)
             )
-            made = await run_in_threadpool(image_response.blob_response, data, blobs)
+            picture = await run_in_threadpool(image_response.spool_to_file, data, blobs)
     except errors.ImageNotFound:
         raise errors.ResultGone() from None
-    return image_response.image_response(made, format, tag, job_id)
+    return image_response.image_response(picture, format, tag, job_id)
 
 
-def _output(job: Job) -> Output:
-    """The result of a job that has one."""
+def _get_output(job: Job) -> Output:
+    """Raises JobNotEnded, NoResult, ResultGone."""
     if not job.status.has_ended:
         raise errors.JobNotEnded()
     if not job.outputs:
@@ -269,85 +328,90 @@ def _output(job: Job) -> Output:
 @router.get(
     "/{job_id}/preview",
     response_class=Response,
-    responses=pictures("jpeg"),
-    summary="The picture so far",
+    responses=image_responses("jpeg"),
+    summary="Get the preview",
 )
-def preview(job_id: str, request: Request, owner: Owner, store: Store, blobs: Blobs) -> Response:
-    """A small JPEG of the newest state, while there is one."""
-    with suppress(
-        errors.ImageNotFound
-    ):  # a newer one has come, and this one has gone, between the two lines
-        return _preview(found(job_id, owner, store), request, blobs)
-    return _preview(found(job_id, owner, store), request, blobs)
+def get_preview(
+    job_id: str, request: Request, owner: Owner, store: Store, blobs: Blobs
+) -> Response:
+    """Return a small JPEG of the newest state of the run."""
+    # A newer preview may replace this one between reading the job and opening the file: retry once.
+    with suppress(errors.ImageNotFound):
+        return _respond_with_preview(get_owned_job(job_id, owner, store), request, blobs)
+    return _respond_with_preview(get_owned_job(job_id, owner, store), request, blobs)
 
 
-def _preview(job: Job, request: Request, blobs: Blobs) -> Response:
+def _respond_with_preview(job: Job, request: Request, blobs: Blobs) -> Response:
     if job.preview is None:
         raise errors.NoResult("There is no preview yet.")
     tag = f'"{job.preview}"'
-    if image_response.is_cached(request, tag):
+    if image_response.client_has(request, tag):
         return image_response.not_modified(tag)
     return image_response.image_response(blobs.get(job.preview), "jpeg", tag, job.id)
 
 
-@router.post("/{job_id}/cancel", response_model=JobResource, summary="Stop it")
-def cancel(job_id: str, owner: Owner, store: Store) -> JobResource:
-    """A waiting job is canceled at once, a running one within about a second; an ended one stays. Safe to repeat.
+@router.post("/{job_id}/cancel", response_model=JobResource, summary="Cancel a job")
+def cancel_job(job_id: str, owner: Owner, store: Store) -> JobResource:
+    """Cancel a queued job at once, and a running one within about a second. Safe to repeat.
 
-    What a running job has painted so far is its result. One that waits ends without a result; if a worker has begun it
-    and given it back, its preview stays.
+    An ended job does not change. A running job keeps what it has computed so far as its result. A
+    queued job ends without a result. If a worker had run it before, its preview remains.
     """
     if not is_job_id(job_id):
         raise errors.JobNotFound()
-    return resource(store.cancel(job_id, owner))
+    return job_resource(store.cancel(job_id, owner))
 
 
 @router.post(
     "/{job_id}/retry",
     status_code=202,
     response_model=JobResource,
-    summary="Once more",
+    summary="Retry a job",
     max_body_size=_BODY_BYTES,
 )
-def retry(
+def retry_job(
     job_id: str,
     response: Response,
     submissions: Annotated[SubmissionService, Depends()],
-    change: Retry | None = None,
-    idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
+    change: RetryRequest | None = None,
+    idempotency_key: Annotated[str | None, Header(pattern=IDEMPOTENCY_KEY_PATTERN)] = None,
 ) -> JobResource:
-    """A new job with the pictures of one that has ended, its parameters, and what you change of them.
+    """Create a new job from one that has ended: its pictures and parameters, with your changes.
 
-    `continue` begins with its result: more `iterations`, other weights, or a larger `size` of the same picture.
-    Its priority is the old one's, as far as your key may still ask for it; webhook and deadline are not taken over.
+    With `continue`, the new job begins with the old result: for more `iterations`, other weights,
+    or a larger `size`. It has the old priority, unless your key no longer allows it. It takes over
+    neither the webhook nor the deadline.
     """
-    change = change or Retry()
-    sent = parser.request_hash({"retry": job_id, **change.model_dump(exclude_unset=True)})
-    if before := submissions.replayed(idempotency_key, sent, response):
-        return before
-    old = found(job_id, submissions.caller.owner, submissions.store)
+    change = change or RetryRequest()
+    request_hash = compute_request_hash({"retry": job_id, **change.model_dump(exclude_unset=True)})
+    if replay := submissions.replay_job(idempotency_key, request_hash, response):
+        return replay
+    old = get_owned_job(job_id, submissions.caller.owner, submissions.store)
     if not old.status.has_ended:
         raise errors.JobNotEnded()
     if old.images_deleted:
-        raise errors.ResultGone("The job's pictures are no longer kept; submit them again.")
-    made_of = _continued(old, submissions.blobs) if change.continue_from_result else old.input
-    spec = parse_spec(apply_changes(made_of.spec, change.spec))
-    spec = spec.for_pictures(
-        len(made_of.styles), len(made_of.masks), init_image=made_of.init_image is not None
+        raise errors.ResultGone("The job's pictures have been deleted; submit them again.")
+    base = old.input
+    if change.continue_from_result:
+        base = _start_from_result(old, submissions.blobs)
+    spec = parse_spec(apply_changes(base.spec, change.spec)).for_pictures(
+        len(base.styles), len(base.masks), init_image=base.init_image is not None
     )
-    job_input = made_of.model_copy(update={"spec": spec.model_dump()})
-    priority = max(
-        old.priority, submissions.caller.priority, key=list(Priority).index
-    )  # the lower: who asks may do less by now
-    wishes = submissions.agreed(parser.ClientOptions(priority=priority, webhook=change.webhook))
-    return submissions.take(
-        job_input, wishes, response, key=idempotency_key, request=sent, old=job_id
+    job_input = base.model_copy(update={"spec": spec.model_dump()})
+    # The lower of both: the caller's key may allow less than when the old job was submitted.
+    priority = max(old.priority, submissions.caller.priority, key=list(Priority).index)
+    options = submissions.check_options(
+        SubmissionOptions(priority=priority, webhook=change.webhook)
     )
+    context = submissions.build_context(
+        idempotency_key, request_hash=request_hash, retried_from=job_id
+    )
+    return submissions.create_job(job_input, options, context, response)
 
 
-def _continued(old: Job, blobs: Blobs) -> JobInput:
-    """To begin with what the job has painted."""
-    result = _output(old).id
+def _start_from_result(old: Job, blobs: Blobs) -> JobInput:
+    """Return the job's input with its result as `init_image`. Raises NoResult, ResultGone."""
+    result = _get_output(old).id
     if not blobs.has(result):
         raise errors.ResultGone()
     return old.input.model_copy(
@@ -356,58 +420,59 @@ def _continued(old: Job, blobs: Blobs) -> JobInput:
 
 
 @router.patch(
-    "/{job_id}", response_model=JobResource, summary="Steer it, keep it", max_body_size=_BODY_BYTES
+    "/{job_id}", response_model=JobResource, summary="Update a job", max_body_size=_BODY_BYTES
 )
-async def change(
-    job_id: str, owner: Owner, store: Store, blobs: Blobs, wanted: Change
+async def update_job(
+    job_id: str, owner: Owner, store: Store, blobs: Blobs, update: JobUpdate
 ) -> JobResource:
-    """`spec`: other weights for a job that waits or runs; the next preview shows them. Safe to repeat.
+    """Change the weights of a queued or running job (`spec`), or pin a job (`pinned`).
 
-    `pinned`: a pinned job and its pictures do not expire.
+    The next preview shows the new weights. A pinned job and its pictures do not expire. Safe to
+    repeat.
     """
-    job = await run_in_threadpool(found, job_id, owner, store)
+    job = await run_in_threadpool(get_owned_job, job_id, owner, store)
     if (
-        "spec" in wanted.model_fields_set
+        "spec" in update.model_fields_set
         and not job.status.has_ended
         and job.spec_update_count < MAX_SPEC_UPDATES
     ):
-        for mask in _woken(job.input, job.input.with_updates(wanted.spec)):
-            await inspect(blobs.path(mask), mask=True)
+        for mask in _newly_used_masks(job.input, job.input.with_updates(update.spec)):
+            await inspect_picture(blobs.path(mask), mask=True)
+    return job_resource(await run_in_threadpool(_update_job, job, owner, store, update))
 
-    def take() -> Job:
-        now = job
-        if "spec" in wanted.model_fields_set:
-            now = store.update_spec(
-                job_id, lambda job_input: job_input.with_updates(wanted.spec), owner
-            )
-        return (
-            store.set_pinned(job_id, owner, pinned=wanted.pinned)
-            if "pinned" in wanted.model_fields_set
-            else now
+
+def _update_job(job: Job, owner: str, store: JobStore, update: JobUpdate) -> Job:
+    if "spec" in update.model_fields_set:
+        job = store.update_spec(
+            job.id, lambda job_input: job_input.with_updates(update.spec), owner
         )
+    if "pinned" in update.model_fields_set:
+        job = store.set_pinned(job.id, owner, pinned=update.pinned)
+    return job
 
-    return resource(await run_in_threadpool(take))
 
-
-def _woken(before: JobInput, after: JobInput) -> list[str]:
-    """The masks of the paintings that get a share and had none: nobody has looked at these."""
+def _newly_used_masks(before: JobInput, after: JobInput) -> list[str]:
+    """Return the masks of styles whose share was 0 and no longer is. They are not yet checked."""
     shares = zip(
         before.masks, before.spec["style_weights"], after.spec["style_weights"], strict=False
     )
     return [mask for mask, old, new in shares if new and not old]
 
 
-@router.delete("/{job_id}", status_code=204, response_class=Response, summary="Forget it")
-def delete(job_id: str, owner: Owner, store: Store) -> Response:
-    """Stop it if it runs, and delete the record and every picture that no other job uses. Safe to repeat."""
+@router.delete("/{job_id}", status_code=204, response_class=Response, summary="Delete a job")
+def delete_job(job_id: str, owner: Owner, store: Store) -> Response:
+    """Cancel the job if it runs, and delete its record and every picture that no other job uses.
+
+    Safe to repeat.
+    """
     if not is_job_id(job_id):
         raise errors.JobNotFound()
     store.delete(job_id, owner)
     return Response(status_code=204)
 
 
-def found(job_id: str, owner: str, store: JobStore) -> Job:
-    """Raises JobNotFound; what is no id at all costs no question."""
+def get_owned_job(job_id: str, owner: str, store: JobStore) -> Job:
+    """Return the owner's job. Raises JobNotFound, without a query if the id has the wrong form."""
     if not is_job_id(job_id):
         raise errors.JobNotFound()
     return store.get(job_id, owner)

@@ -1,4 +1,4 @@
-"""GET /v1/presets: the names of parameters that go together (core/style/presets.py), for a page or program to offer."""
+"""GET /v1/presets: the named sets of parameters in core/style/presets.py."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ router = APIRouter(prefix="/v1/presets", tags=["presets"])
 
 
 class PresetResource(BaseModel):
-    """A name for the field `preset`, one sentence, and the parameters that it sets."""
+    """A value for the field `preset`, its description, and the parameters that it sets."""
 
     name: str
     description: str
@@ -19,16 +19,16 @@ class PresetResource(BaseModel):
 
 
 class PresetList(BaseModel):
-    """All of them."""
+    """All presets."""
 
     presets: list[PresetResource]
 
 
-@router.get("", summary="Parameters that go together")
-async def listing() -> PresetList:
-    """Send a name as `preset`, beside parameters of your own, which win."""
-    told = (
+@router.get("", summary="List the presets")
+async def list_presets() -> PresetList:
+    """Send a preset's name as `preset` in a submission. Your own parameters override the preset."""
+    presets = [
         PresetResource(name=name, description=preset.description, spec=dict(preset.parameters))
         for name, preset in PRESETS.items()
-    )
-    return PresetList(presets=list(told))
+    ]
+    return PresetList(presets=presets)

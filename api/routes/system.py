@@ -1,4 +1,4 @@
-"""What there is: GET /v1/system, GET /v1/models, GET /metrics. Tells nothing of callers, nor of their jobs."""
+"""GET /v1/system, GET /v1/models, GET /metrics. Reveals nothing about callers or their jobs."""
 
 from collections import Counter
 from importlib.metadata import version
@@ -16,11 +16,11 @@ from core.style.spec import MAX_SIZE_PX, MAX_STYLES, MIN_SIZE_PX
 
 router = APIRouter(tags=["system"])
 
-FETCHED = ("vgg16", "vgg19")  # that any worker may have by one command
+FETCHABLE = ("vgg16", "vgg19")  # any worker can fetch these: `impasto weights fetch`
 
 
-def limits_of(config: ApiSettings) -> ServiceLimits:
-    """Of what may be sent, and how much may wait."""
+def get_limits(config: ApiSettings) -> ServiceLimits:
+    """Return the limits of a submission and of the queue."""
     return ServiceLimits(
         formats=[*codec.FORMATS],
         max_file_bytes=codec.MAX_BYTES,
@@ -38,9 +38,9 @@ def limits_of(config: ApiSettings) -> ServiceLimits:
     )
 
 
-@router.get("/v1/system", summary="Who works, what waits, what is taken")
-def system(store: Store, config: Configuration) -> SystemInfo:
-    """Workers with device and network, the queue's length, the version, and the limits of a submission."""
+@router.get("/v1/system", summary="Workers, queue and limits")
+def get_system(store: Store, config: Configuration) -> SystemInfo:
+    """Return the workers with device and network, the queue length, the version and the limits."""
     load = store.get_load()
     return SystemInfo(
         version=version("impasto"),
@@ -48,18 +48,21 @@ def system(store: Store, config: Configuration) -> SystemInfo:
         running=load.running,
         average_job_seconds=load.average_job_seconds,
         workers=[WorkerStatus(busy=busy, info=info) for info, busy in store.list_workers()],
-        limits=limits_of(config),
+        limits=get_limits(config),
     )
 
 
-@router.get("/v1/models", summary="The networks")
-def models(store: Store) -> ModelList:
-    """What can be named as `model`. One that no worker has fails with `weights_unavailable`."""
+@router.get("/v1/models", summary="List the networks")
+def list_models(store: Store) -> ModelList:
+    """Return the valid values of `model`.
+
+    If no worker has the network, the job fails with `weights_unavailable`.
+    """
     workers = [info for info, _ in store.list_workers() if info is not None]
-    having = Counter(name for info in workers for name in info.networks)
-    having.update(dict.fromkeys(FETCHED, 0))
+    counts = Counter(name for info in workers for name in info.networks)
+    counts.update(dict.fromkeys(FETCHABLE, 0))
     resolves_to = sorted({info.network for info in workers})
-    named = [ModelInfo(name=name, workers=having[name]) for name in sorted(having)]
+    named = [ModelInfo(name=name, workers=counts[name]) for name in sorted(counts)]
     return ModelList(
         models=[ModelInfo(name="auto", workers=len(workers), resolves_to=resolves_to), *named]
     )
@@ -69,10 +72,10 @@ def models(store: Store) -> ModelList:
     "/metrics",
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-    summary="Figures for Prometheus",
+    summary="Metrics for Prometheus",
 )
-def figures(store: Store) -> Response:
-    """Requests of this process; queue, workers and ends of the service."""
+def get_metrics(store: Store) -> Response:
+    """Return metrics of this process's requests and of the service's queue, workers and jobs."""
     return Response(
         generate_latest(metrics.REQUESTS) + metrics.render_service_metrics(store),
         media_type=CONTENT_TYPE_LATEST,

@@ -1,4 +1,4 @@
-"""The page: one HTML file at two addresses, and its modules, styles and pictures. Knows nothing of what they do."""
+"""The web page: one HTML file at two paths, with its modules, style sheets and pictures."""
 
 import hashlib
 from pathlib import Path
@@ -11,29 +11,29 @@ from fastapi.staticfiles import StaticFiles
 from api.http import etag
 
 WEB = Path(__file__).parents[1] / "web"
-ADDRESSES = ("/", "/j/{job_id}")  # the page finds in its own address which job to show
+PATHS = ("/", "/j/{job_id}")  # the page reads the job's id from its own URL
 
-# A browser asks each time whether there is a newer one: modules of two versions do not fit together.
-_FRESH = {"Cache-Control": "no-cache"}
+# The browser must revalidate each file: modules of two versions do not work together.
+_REVALIDATE = {"Cache-Control": "no-cache"}
 
 
-class _Files(StaticFiles):
+class _StaticFiles(StaticFiles):
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        answer = super().file_response(*args, **kwargs)
-        answer.headers.update(_FRESH)
-        return answer
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_REVALIDATE)
+        return response
 
 
-def _page(request: Request) -> Response:
+def _get_page(request: Request) -> Response:
     html = (WEB / "index.html").read_bytes()
     tag = f'"{hashlib.sha256(html).hexdigest()[:32]}"'
     if etag.matches(etag.if_none_match(request), tag):
-        return Response(status_code=304, headers={**_FRESH, "ETag": tag})
-    return HTMLResponse(html, headers={**_FRESH, "ETag": tag})
+        return Response(status_code=304, headers={**_REVALIDATE, "ETag": tag})
+    return HTMLResponse(html, headers={**_REVALIDATE, "ETag": tag})
 
 
 def add_page(app: FastAPI) -> None:
-    """Serve it."""
-    app.mount("/web", _Files(directory=WEB), name="web")
-    for address in ADDRESSES:
-        app.add_api_route(address, _page, include_in_schema=False)
+    """Add the page and its files to the app."""
+    app.mount("/web", _StaticFiles(directory=WEB), name="web")
+    for path in PATHS:
+        app.add_api_route(path, _get_page, include_in_schema=False)

@@ -1,4 +1,4 @@
-"""A job as clients see it: with links. Knows no route but by its path."""
+"""A job as clients see it: with links. Knows no route but its path."""
 
 from pydantic import BaseModel
 
@@ -10,23 +10,26 @@ JOBS = "/v1/jobs"
 
 
 class JobResource(Job):
-    """A job, and where to go from it. Follow the links; do not build addresses."""
+    """A job, and links to what you can do with it. Follow the links; do not build URLs."""
 
     links: dict[str, str]
 
 
 class JobPage(BaseModel):
-    """Some jobs, newest first; `next` leads to older ones."""
+    """A page of jobs, newest first. `next` is the link to older jobs, or null on the last page."""
 
     jobs: list[JobResource]
     next: str | None
 
 
-def resource(job: Job) -> JobResource:
-    """The job with its links."""
+def job_resource(job: Job) -> JobResource:
+    """Return the job with the links that its state allows."""
     path = f"{JOBS}/{job.id}"
     links = {"self": path, "events": f"{path}/events"}
-    links |= {"retry": f"{path}/retry"} if job.status.has_ended else {"cancel": f"{path}/cancel"}
+    if job.status.has_ended:
+        links["retry"] = f"{path}/retry"
+    else:
+        links["cancel"] = f"{path}/cancel"
     if job.preview is not None:
         links["preview"] = f"{path}/preview"
     if job.outputs and not job.images_deleted:

@@ -244,7 +244,7 @@ class SlowClientProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if not has_started:
-            self.transport.write(_serialize(problems.status_of(code)))
+            self.transport.write(_serialize(problems.refusal(code)))
         self.transport.write_eof()
 
 

@@ -1,1 +1,1 @@
-"""From a request body to a created job. Knows no route."""
+"""Turns a request body into a created job or batch. Knows no route."""

@@ -1,6 +1,7 @@
-"""Multipart forms: text in memory, within a limit; files to disk while they are read, each within its limit.
+"""Parses multipart forms: text into memory, files to disk as they arrive, each within its limit.
 
-Knows no fields. The files lie among the blobs' parts: where one ends up in any case, and where a full disk is felt.
+Knows no field names. The files are pending blobs: an accepted file then only needs a rename, and
+the upload notices a full disk at once.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -18,24 +19,23 @@ from core import errors
 from core.images import codec
 from core.storage.blobs import Blobs, PendingBlob
 
-_WRITERS = CapacityLimiter(
-    4
-)  # a disk that is slow must not take the threads that other requests need
+# At most 4 threads write files, so that a slow disk leaves threads for the other requests.
+_WRITERS = CapacityLimiter(4)
 
-_PIECE_BYTES = 16_384
+_CHUNK_BYTES = 16_384
 
 
 @dataclass(frozen=True)
 class FormLimits:
-    """What one form may hold."""
+    """The maximum number of files and text fields of a form, and of bytes of all its text."""
 
     files: int
     fields: int
     text_bytes: int
 
 
-class _File(UploadFile):
-    """A file of the form, written as it comes."""
+class _UploadedFile(UploadFile):
+    """A file of the form, which is written to disk as it arrives."""
 
     async def write(self, data: bytes) -> None:
         self.size = (self.size or 0) + len(data)
@@ -46,12 +46,15 @@ class _File(UploadFile):
         await to_thread.run_sync(self.file.write, data, limiter=_WRITERS)
 
 
-class _Parser(MultiPartParser):
-    """Starlette's, with its files elsewhere: it would hold the first megabyte of each in memory."""
+class _FormParser(MultiPartParser):
+    """Starlette's parser, but files go to disk: Starlette keeps their first megabyte in memory."""
 
     def __init__(self, request: Request, blobs: Blobs, limits: FormLimits) -> None:
         super().__init__(
-            request.headers, _pieces(request), max_files=limits.files, max_fields=limits.fields
+            request.headers,
+            _read_chunks(request),
+            max_files=limits.files,
+            max_fields=limits.fields,
         )
         self.max_part_size = self._text_left = limits.text_bytes
         self._blobs = blobs
@@ -59,23 +62,25 @@ class _Parser(MultiPartParser):
     def on_headers_finished(self) -> None:
         super().on_headers_finished()
         if self._current_part.file is not None:
+            # Starlette has just created its own temporary file: replace it by a pending blob.
             self._files_to_close_on_error.pop().close()
-            part = self._blobs.pending()
-            self._files_to_close_on_error.append(part)  # type: ignore[arg-type]
-            self._current_part.file = _File(part, size=0)
+            blob = self._blobs.pending()
+            self._files_to_close_on_error.append(blob)  # type: ignore[arg-type]
+            self._current_part.file = _UploadedFile(blob, size=0)
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._current_part.file is None:
             self._text_left -= end - start
             if self._text_left < 0:
-                raise errors.UploadTooLarge("The form has more text than is taken.")
+                raise errors.UploadTooLarge("The form has too much text.")
         super().on_part_data(data, start, end)
 
 
-async def _pieces(request: Request) -> AsyncGenerator[bytes, None]:
-    """The body in small pieces, for the parser copies what it is given; and no block is held while the next is awaited,
+async def _read_chunks(request: Request) -> AsyncGenerator[bytes, None]:
+    """Yield the body in chunks of 16 KB, because the parser copies each chunk.
 
-    as Starlette does: with many clients at once it is the blocks that take the memory.
+    Starlette's `request.stream()` still references a block while it awaits the next one. With many
+    clients these blocks take most of the memory, so this function releases them first.
     """
     more = True
     while more:
@@ -83,22 +88,23 @@ async def _pieces(request: Request) -> AsyncGenerator[bytes, None]:
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         more, block = message.get("more_body", False), message.get("body", b"")
-        for start in range(0, len(block), _PIECE_BYTES):
-            yield block[start : start + _PIECE_BYTES]
+        for start in range(0, len(block), _CHUNK_BYTES):
+            yield block[start : start + _CHUNK_BYTES]
         del message, block
 
 
 @asynccontextmanager
-async def opened(request: Request, blobs: Blobs, limits: FormLimits) -> AsyncIterator[FormData]:
-    """The form, empty if the body is none; its files are gone afterwards, unless they were kept.
+async def parse_form(request: Request, blobs: Blobs, limits: FormLimits) -> AsyncIterator[FormData]:
+    """Parse the body as a form; yield an empty form for another content type.
 
-    Raises BadRequest, UploadTooLarge, StorageFull.
+    On exit, all files are deleted that were not committed. Raises BadRequest, UploadTooLarge,
+    StorageFull.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         yield FormData()
         return
     try:
-        form = await _Parser(request, blobs, limits).parse()
+        form = await _FormParser(request, blobs, limits).parse()
     except (MultiPartException, ClientDisconnect) as error:
         raise errors.BadRequest() from error
     try:
@@ -107,8 +113,8 @@ async def opened(request: Request, blobs: Blobs, limits: FormLimits) -> AsyncIte
         await form.close()
 
 
-def part_of(file: UploadFile) -> PendingBlob:
-    """What a file of such a form was written to, for others to read. Raises StorageFull."""
-    part = cast(PendingBlob, file.file)
-    part.flush()
-    return part
+def get_pending_blob(file: UploadFile) -> PendingBlob:
+    """Return the blob of a file of `parse_form`, flushed for other readers. Raises StorageFull."""
+    blob = cast(PendingBlob, file.file)
+    blob.flush()
+    return blob

@@ -1,115 +1,133 @@
-"""Taking jobs: for whom, on what terms, and how many. Stores what was sent and creates the job; knows no route."""
+"""Creates jobs from accepted submissions: stores the pictures, applies the limits, wakes a worker.
+
+Knows no route.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastapi import Response
 
 from api.dependencies import Blobs, Configuration, CurrentCaller, Notify, Store, Webhooks
-from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource, resource
-from api.submissions import parser
-from core.jobs.models import Job, JobInput, QueueLimits, SubmissionOptions, new_job_id
+from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource, job_resource
+from api.schemas.submission import Picture
+from core import errors
+from core.jobs.models import (
+    Job,
+    JobInput,
+    Priority,
+    QueueLimits,
+    SubmissionContext,
+    SubmissionOptions,
+    new_job_id,
+)
 from core.jobs.store import JobStore
 
-KEY = r"^[!-~]{1,255}$"  # of an Idempotency-Key
+IDEMPOTENCY_KEY_PATTERN = r"^[!-~]{1,255}$"
 
 
 @dataclass
 class SubmissionService:
-    """Takes jobs: for whom, on what terms, into which queue."""
+    """Creates jobs for one caller. A FastAPI dependency: its fields are dependencies, too."""
 
     caller: CurrentCaller
     store: Store
     blobs: Blobs
-    ring: Notify
+    notify: Notify
     config: Configuration
     webhooks: Webhooks
 
-    def replayed(self, key: str | None, request: str, response: Response) -> JobResource | None:
-        """The job that the same request made when it came first, whatever has become of its pictures since."""
-        found = self.before(key, request)
-        return (
-            None
-            if found is None
-            else _told(self.store.get(found, self.caller.owner), response, replayed=True)
-        )
+    def replay_job(
+        self, key: str | None, request_hash: str, response: Response
+    ) -> JobResource | None:
+        """Return the job that the same request created earlier, even if its pictures are deleted.
 
-    def before(self, key: str | None, request: str) -> str | None:
-        """The id of what the same request made when it came first: a job or a batch. Raises IdempotencyConflict."""
-        return self.store.find_replay(key, request, self.caller.owner) if key else None
+        key: the Idempotency-Key. Raises IdempotencyConflict.
+        """
+        job_id = self.find_replay(key, request_hash)
+        if job_id is None:
+            return None
+        return _respond(self.store.get(job_id, self.caller.owner), response, replayed=True)
 
-    def agreed(self, wishes: parser.ClientOptions) -> parser.ClientOptions:
-        """The wishes, with the webhook's URL written in the one way. Raises BadWebhook."""
-        if wishes.webhook is None:
-            return wishes
-        return wishes.model_copy(update={"webhook": self.webhooks.receiver(wishes.webhook).url})
+    def find_replay(self, key: str | None, request_hash: str) -> str | None:
+        """Return the id of the job or batch that the same request created earlier.
 
-    def terms(
-        self,
-        wishes: parser.ClientOptions,
-        key: str | None,
-        *,
-        request: str | None = None,
-        old: str | None = None,
-    ) -> SubmissionOptions:
-        """What is agreed. Raises BadSpec where the wishes are above what the caller may."""
-        return SubmissionOptions(
+        Raises IdempotencyConflict if another request has used the key.
+        """
+        return self.store.find_replay(key, request_hash, self.caller.owner) if key else None
+
+    def check_options(self, options: SubmissionOptions) -> SubmissionOptions:
+        """Return the options with the allowed priority and the webhook's URL in normal form.
+
+        Raises BadSpec if the client asks for a higher priority than its key allows, and BadWebhook.
+        """
+        changes: dict[str, Any] = {"priority": self._limit_priority(options)}
+        if options.webhook is not None:
+            changes["webhook"] = self.webhooks.receiver(options.webhook).url
+        return options.model_copy(update=changes)
+
+    def _limit_priority(self, options: SubmissionOptions) -> Priority:
+        highest, order = self.caller.priority, list(Priority)
+        if order.index(options.priority) >= order.index(highest):
+            return options.priority
+        if "priority" in options.model_fields_set:
+            raise errors.BadSpec(f"priority: this API key may ask for {highest} at most.")
+        return highest  # the client did not ask for the default
+
+    def build_context(
+        self, key: str | None, *, request_hash: str | None = None, retried_from: str | None = None
+    ) -> SubmissionContext:
+        """Return what the service adds to a submission: the caller and the settings."""
+        return SubmissionContext(
             owner=self.caller.owner,
-            priority=wishes.priority_within(self.caller.priority),
-            deadline_seconds=wishes.deadline_seconds,
-            reuse=wishes.reuse,
-            webhook=wishes.webhook,
             keep_seconds=self.config.result_retention_days * 86_400,
             idempotency_key=key,
-            request=request,
-            retried_from=old,
+            request_hash=request_hash,
+            retried_from=retried_from,
         )
 
     @property
     def limits(self) -> QueueLimits:
-        """How many jobs are taken."""
+        """The maximum number of jobs in the queue, and of one caller."""
         return QueueLimits(queued=self.config.max_queued, per_owner=self.config.max_jobs_per_caller)
 
-    def take(
+    def create_job(
         self,
         job_input: JobInput,
-        wishes: parser.ClientOptions,
+        options: SubmissionOptions,
+        context: SubmissionContext,
         response: Response,
-        *,
-        key: str | None = None,
-        request: str | None = None,
-        old: str | None = None,
     ) -> JobResource:
-        """Create the job and ring for it. Its pictures are stored."""
+        """Create the job and wake a worker. The job's pictures must be stored already."""
         job_id = new_job_id()
-        job = self.store.create(
-            job_id, job_input, self.terms(wishes, key, request=request, old=old), self.limits
-        )
-        replayed = job.id != job_id  # the same request came twice at once
-        if (
-            not replayed and not job.status.has_ended
-        ):  # if it runs already, by the bell of another, that one has none now
-            self.ring()  # if nobody hears it, the reaper rings again
-        return _told(job, response, replayed=replayed)
+        job = self.store.create(job_id, job_input, options, self.limits, context)
+        replayed = job.id != job_id  # the same request has arrived twice at the same time
+        if not replayed and not job.status.has_ended:
+            self.notify()  # if the broker is unavailable, the reaper notifies the workers later
+        return _respond(job, response, replayed=replayed)
 
 
-def _told(job: Job, response: Response, *, replayed: bool) -> JobResource:
+def _respond(job: Job, response: Response, *, replayed: bool) -> JobResource:
     response.headers["Location"] = f"{JOBS}/{job.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
-    return resource(job)
+    return job_resource(job)
 
 
-def kept(picture: parser.Picture, store: JobStore, blobs: Blobs) -> str:
-    """Its digest. One that was named by it is held by now."""
+def store_picture(picture: Picture, store: JobStore, blobs: Blobs) -> str:
+    """Store an uploaded picture and return its digest. A digest is reserved once more.
+
+    The first reservation may be about to end: checking all pictures can take long.
+    """
     if isinstance(picture, str):
-        store.reserve(picture)  # again: to look at them all may have taken long
+        store.reserve(picture)
         return picture
     store.reserve(picture.digest)
     return blobs.commit(picture)
 
 
-def file_of(picture: parser.Picture, blobs: Blobs) -> Path:
-    """Where it lies."""
+def picture_path(picture: Picture, blobs: Blobs) -> Path:
+    """Return the file of an uploaded picture or of a digest."""
     return blobs.path(picture) if isinstance(picture, str) else picture.path

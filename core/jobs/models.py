@@ -117,18 +117,39 @@ LOCAL_OWNER = "local"  # who owns the jobs of a service without keys
 
 
 class SubmissionOptions(_Record):
-    """How a job is to be taken, beside what it is to paint."""
+    """What a client may choose about a job besides its pictures and parameters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    priority: Priority = Field(
+        Priority.NORMAL,
+        description="Queued jobs with a higher priority run first: high, normal or low.",
+    )
+    deadline_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=30 * 86_400,
+        allow_inf_nan=False,
+        description="Seconds after which the job ends in any case, at most 2592000 (30 days).",
+    )
+    reuse: bool = Field(
+        False,
+        description="Return the result of an earlier job of yours, if one has the same pictures, "
+        "parameters and network.",
+    )
+    webhook: str | None = Field(
+        None, description="A URL, https://…, that receives a POST request when the job ends."
+    )
+
+
+class SubmissionContext(_Record):
+    """What the service adds to a submission."""
 
     owner: str = LOCAL_OWNER
-    priority: Priority = Priority.NORMAL
-    deadline_seconds: float | None = None  # from now on
-    keep_seconds: float = 0  # pictures and record, after the end; 0: for good
+    keep_seconds: float = 0  # retention of pictures and record after the job's end; 0: no limit
     idempotency_key: str | None = None
-    request: str | None = (
-        None  # a hash of what was sent; under the key, only the same is answered with the same job
-    )
-    reuse: bool = False  # a result of the same pictures, parameters and network will do
-    webhook: str | None = None  # a URL that is told of the end
+    # The hash of the request. With a repeated key, only the same request returns the same job.
+    request_hash: str | None = None
     retried_from: str | None = None
     batch_id: str | None = None
 

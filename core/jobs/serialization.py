@@ -21,6 +21,7 @@ from core.jobs.models import (
     QueuePosition,
     ServiceLoad,
     Status,
+    SubmissionContext,
     SubmissionOptions,
     parse_timestamp,
 )
@@ -35,30 +36,33 @@ def sha256_hex(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def serialize(job_input: JobInput, terms: SubmissionOptions, limits: QueueLimits) -> dict[str, Any]:
-    """A submission as the functions in scripts/ read it; what is None is left out."""
+def serialize(
+    job_input: JobInput,
+    options: SubmissionOptions,
+    limits: QueueLimits,
+    context: SubmissionContext,
+) -> dict[str, Any]:
+    """Return a submission in the form that the functions in scripts/ read, without None values."""
     painting, digests = job_input.model_dump_json(), job_input.digests()
     fingerprint = sha256_hex(painting)
-    asked = terms.model_dump_json(
-        exclude={"owner", "idempotency_key", "request", "keep_seconds", "batch_id"}
-    )
+    requested = f"{options.model_dump_json()} {context.retried_from}"
     order = {
-        "owner": terms.owner,
-        "priority": terms.priority,
-        "keep_ms": round(terms.keep_seconds * 1000),
+        "owner": context.owner,
+        "priority": options.priority,
+        "keep_ms": round(context.keep_seconds * 1000),
         "deadline_ms": None
-        if terms.deadline_seconds is None
-        else round(terms.deadline_seconds * 1000),
-        "webhook": terms.webhook,
-        "retried_from": terms.retried_from,
-        "batch_id": terms.batch_id,
+        if options.deadline_seconds is None
+        else round(options.deadline_seconds * 1000),
+        "webhook": options.webhook,
+        "retried_from": context.retried_from,
+        "batch_id": context.batch_id,
         "input": painting,
         "digests": digests,
         "fingerprint": fingerprint,
-        "reuse": terms.reuse or None,
+        "reuse": options.reuse or None,
         "model": job_input.spec.get("model", "auto"),
-        "key": None if terms.idempotency_key is None else sha256_hex(terms.idempotency_key),
-        "print": terms.request or sha256_hex(f"{fingerprint} {asked}"),
+        "key": None if context.idempotency_key is None else sha256_hex(context.idempotency_key),
+        "print": context.request_hash or sha256_hex(f"{fingerprint} {requested}"),
         "replay_ms": round(REPLAY_SECONDS * 1000),
         "most_queued": limits.queued,
         "most_own": limits.per_owner,

@@ -36,6 +36,7 @@ from core.jobs.models import (
     QueueLimits,
     ServiceLoad,
     Status,
+    SubmissionContext,
     SubmissionOptions,
     WorkerInfo,
     new_job_id,
@@ -51,7 +52,8 @@ ANY_OWNER = ""  # the owner of a step that may touch every job
 LeaseStatus = Literal["ok", "spec_updated", "cancel", "deadline_exceeded", "stale"]
 DeliveryOutcome = Literal["delivered", "gone", "given_up"]
 
-_USUAL, _UNLIMITED = SubmissionOptions(), QueueLimits()
+_DEFAULT_OPTIONS, _UNLIMITED = SubmissionOptions(), QueueLimits()
+_DEFAULT_CONTEXT = SubmissionContext()
 
 NO_FUNCTION = "Function not found"
 # In the order of their dependencies: a local function is known only below its definition.
@@ -100,8 +102,9 @@ class JobStore:
         self,
         job_id: str,
         job_input: JobInput,
-        terms: SubmissionOptions = _USUAL,
+        options: SubmissionOptions = _DEFAULT_OPTIONS,
         limits: QueueLimits = _UNLIMITED,
+        context: SubmissionContext = _DEFAULT_CONTEXT,
     ) -> Job:
         """Put a new job into the queue. Its blobs must be held (`reserve`) and written before.
 
@@ -109,7 +112,9 @@ class JobStore:
         Raises IdempotencyConflict if that was another request, ImageNotFound if a blob is no longer held (the janitor
         may have deleted it), QuotaExceeded, QueueFull.
         """
-        word, found = self._step("create", job_id, json.dumps(serialize(job_input, terms, limits)))
+        word, found = self._step(
+            "create", job_id, json.dumps(serialize(job_input, options, limits, context))
+        )
         self._check(word)
         return self.get(found)
 
@@ -117,19 +122,20 @@ class JobStore:
         self,
         batch_id: str,
         inputs: Sequence[JobInput],
-        terms: SubmissionOptions,
+        options: SubmissionOptions,
         limits: QueueLimits,
+        context: SubmissionContext = _DEFAULT_CONTEXT,
     ) -> Batch:
-        """The same for several jobs on the same terms: all of them or none."""
-        terms = terms.model_copy(update={"batch_id": batch_id})
-        orders = [serialize(job_input, terms, limits) for job_input in inputs]
-        orders[0]["print"] = terms.request or sha256_hex(
+        """The same for several jobs with the same options: all of them or none."""
+        context = context.model_copy(update={"batch_id": batch_id})
+        orders = [serialize(job_input, options, limits, context) for job_input in inputs]
+        orders[0]["print"] = context.request_hash or sha256_hex(
             " ".join(["batch", *(order["print"] for order in orders)])
         )
         ids = [new_job_id() for _ in orders]
         word, found = self._step("create_batch", batch_id, json.dumps(ids), json.dumps(orders))
         self._check(word)
-        return self.get_batch(found, terms.owner)
+        return self.get_batch(found, context.owner)
 
     def _check(self, word: str) -> None:
         """What a submission was answered with."""

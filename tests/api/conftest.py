@@ -1,4 +1,4 @@
-"""An API in this process, on a real Valkey, with a doorbell that counts."""
+"""An API in this process with a real Valkey, and a counter of the notifications to workers."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +10,9 @@ from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
+from api import dependencies
 from api.app import create_app
+from api.middleware.auth import Caller
 from api.settings import ApiSettings
 from core.config import Settings
 from core.images import codec
@@ -23,7 +25,10 @@ def app(valkey: Any, tmp_path: Path) -> FastAPI:
 
 @pytest.fixture
 def connect() -> Iterator[Callable[[FastAPI], TestClient]]:
-    """A client of an API, with one event loop for all requests. Not entered: no reaper runs beside the test."""
+    """Return a function that connects a client to an app, with one event loop for all requests.
+
+    The app's lifespan does not run, so no reaper runs beside the test.
+    """
     clients: list[TestClient] = []
 
     def client_of(app: FastAPI) -> TestClient:
@@ -47,16 +52,26 @@ def client(app: FastAPI, connect: Callable[[FastAPI], TestClient]) -> TestClient
 
 
 @pytest.fixture
-def rings(app: FastAPI) -> list[int]:
-    """One entry for each ring of the doorbell."""
-    rung: list[int] = []
+def switch_caller(app: FastAPI) -> Callable[[str], None]:
+    """Return a function that makes another owner the caller of all further requests."""
 
-    def ring() -> bool:
-        rung.append(1)
+    def switch(owner: str) -> None:
+        app.dependency_overrides[dependencies._caller] = lambda: Caller(owner)
+
+    return switch
+
+
+@pytest.fixture
+def notifications(app: FastAPI) -> list[int]:
+    """Replace the notification of workers; returns a list with one entry for each."""
+    calls: list[int] = []
+
+    def notify() -> bool:
+        calls.append(1)
         return True
 
-    app.state.notify = ring
-    return rung
+    app.state.notify = notify
+    return calls
 
 
 @pytest.fixture
@@ -69,8 +84,10 @@ def files(photo: Image.Image, painting: Image.Image) -> dict[str, Any]:
 
 
 @pytest.fixture
-def submit(client: TestClient, files: dict[str, Any], rings: list[int]) -> Callable[..., Any]:
-    """POST /v1/jobs with parameters; the response."""
+def submit(
+    client: TestClient, files: dict[str, Any], notifications: list[int]
+) -> Callable[..., Any]:
+    """Return a function that sends POST /v1/jobs with these form fields."""
 
     def post(**parameters: str) -> Any:
         return client.post("/v1/jobs", files=files, data={"size": "64", **parameters})

@@ -1,9 +1,10 @@
-"""Does every answer keep what the OpenAPI document says? schemathesis asks a real API, rightly and wrongly.
+"""Does every response conform to the OpenAPI document? schemathesis sends the requests.
 
-    python tests/campaigns/contract.py --seed 1 [--count 500] [--history FILE] [--without validation]
+python tests/campaigns/contract.py --seed 1 [--count 500] [--history FILE] [--without validation]
 
-`count` is the number of examples for each operation, beside those that schemathesis works out of the document. A case
-that is right by the document may still be refused where the document cannot say why: a file that is no picture.
+`count` is the number of random examples for each operation, beside those that schemathesis derives
+from the document. A request that is valid by the document may still be refused for reasons that the
+document cannot express, such as a file that is no picture.
 """
 
 import http.client
@@ -29,7 +30,7 @@ from core.jobs.store import JobStore
 HERE = Path(__file__).parent
 JOBS = 40
 
-# Pictures and how parameters go together are more than a schema can say.
+# A schema can express neither what a valid picture is nor which parameters fit together.
 CONFIG = """
 hooks = "{hooks}"
 seed = {seed}
@@ -42,20 +43,23 @@ no-shrink = true
 
 [[operations]]
 include-name = [
-  "POST /v1/jobs", "POST /v1/jobs/{{job_id}}/retry", "PATCH /v1/jobs/{{job_id}}", "POST /v1/images", "POST /v1/batches",
+  "POST /v1/jobs", "POST /v1/jobs/{{job_id}}/retry", "PATCH /v1/jobs/{{job_id}}",
+  "POST /v1/images", "POST /v1/batches",
 ]
-checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "409", "410", "413", "415", "422"]
+checks.positive_data_acceptance.expected-statuses = [
+  "2xx", "400", "404", "409", "410", "413", "415", "422",
+]
 
 [[operations]]
 include-name = "POST /v1/estimate"
-# There is no worker to answer: 503. Any other error of ours is found by the judge below.
+# There is no worker, so the answer is 503. `violations` finds every other server error.
 checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503"]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "422", "503"]
 """
 
 
 def run(seed: int, count: int, history: Path, without: str | None) -> None:
-    """The campaign; what was sent and answered goes to the history."""
+    """Run the campaign and write requests and responses to the history."""
     with tempfile.TemporaryDirectory() as folder, ApiProcess(Path(folder) / "api", without) as api:
         config, report = Path(folder) / "schemathesis.toml", Path(folder) / "report.ndjson"
         config.write_text(CONFIG.format(hooks=HERE / "contract_hooks.py", seed=seed, count=count))
@@ -75,7 +79,7 @@ def run(seed: int, count: int, history: Path, without: str | None) -> None:
             "20",
         ]
         command += ["--report", "ndjson", "--report-ndjson-path", str(report)]
-        environment = os.environ | _things(api, seed)
+        environment = os.environ | _prepare_resources(api, seed)
         ended = subprocess.run(
             command, env=environment, cwd=folder, capture_output=True, text=True, check=False
         )
@@ -83,45 +87,48 @@ def run(seed: int, count: int, history: Path, without: str | None) -> None:
             raise RuntimeError(ended.stdout + ended.stderr)
         with report.open() as lines, history.open("w") as out:
             for line in lines:
-                for entry in _cases(json.loads(line)):
+                for entry in _parse_cases(json.loads(line)):
                     out.write(json.dumps(entry) + "\n")
-            out.write(json.dumps({"exit": ended.returncode, "log": _traces(api.log)}) + "\n")
+            out.write(
+                json.dumps({"exit": ended.returncode, "log": _count_tracebacks(api.log)}) + "\n"
+            )
 
 
-def _things(api: ApiProcess, seed: int) -> dict[str, str]:
-    """Two pictures, their digests, and jobs with them; as the hooks want them."""
+def _prepare_resources(api: ApiProcess, seed: int) -> dict[str, str]:
+    """Create pictures, uploads and jobs, and return them as environment variables for the hooks."""
     pictures = []
     for color in ("red", "blue"):
         file = io.BytesIO()
         Image.new("RGB", (48, 40), color).save(file, "PNG")
         pictures.append(file.getvalue())
-    digests = [json.loads(_posted(api, "/v1/images", _form(picture)))["id"] for picture in pictures]
+    digests = [
+        json.loads(_post(api, "/v1/images", _build_form(picture)))["id"] for picture in pictures
+    ]
     body = json.dumps({"content": digests[0], "styles": [digests[1]]}).encode()
     *jobs, ended = [
-        json.loads(_posted(api, "/v1/jobs", body, "application/json"))["id"]
-        for _ in range(JOBS + 1)
+        json.loads(_post(api, "/v1/jobs", body, "application/json"))["id"] for _ in range(JOBS + 1)
     ]
     store = JobStore(api.redis_url)
     store.cancel(ended)
     store.close()
     assert all(codec.detect_format(picture) == "png" for picture in pictures)
-    things = {
+    resources = {
         "PICTURES": [picture.hex() for picture in pictures],
         "DIGESTS": digests,
         "JOBS": jobs,
         "ENDED": ended,
     }
-    return {f"CONTRACT_{name}": json.dumps(value) for name, value in things.items()} | {
+    return {f"CONTRACT_{name}": json.dumps(value) for name, value in resources.items()} | {
         "CONTRACT_SEED": str(seed)
     }
 
 
-def _form(picture: bytes) -> bytes:
+def _build_form(picture: bytes) -> bytes:
     head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
     return head + picture + b"\r\n--x--\r\n"
 
 
-def _posted(
+def _post(
     api: ApiProcess, path: str, body: bytes, kind: str = "multipart/form-data; boundary=x"
 ) -> bytes:
     connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=10)
@@ -131,8 +138,8 @@ def _posted(
     return answer.read()
 
 
-def _cases(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What one event of schemathesis's report tells of single cases."""
+def _parse_cases(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the cases of one event in schemathesis's report."""
     recorder = event.get("ScenarioFinished", {}).get("recorder", {})
     checks = recorder.get("checks", {})
     for case_id, interaction in recorder.get("interactions", {}).items():
@@ -142,36 +149,36 @@ def _cases(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "operation": recorder.get("label"),
             "status": response.get("status_code"),
             "seconds": response.get("elapsed"),
-            "broken": [_words(check) for check in failed],
+            "broken": [_describe_check(check) for check in failed],
             **({"uri": interaction.get("request", {}).get("uri")} if failed else {}),
         }
 
 
-def _words(check: dict[str, Any]) -> str:
+def _describe_check(check: dict[str, Any]) -> str:
     failure = (check.get("failure_info") or {}).get("failure", {})
     return f"{check.get('name')}: {failure.get('message') or failure.get('title') or failure}"
 
 
-def _traces(log: Path) -> int:
+def _count_tracebacks(log: Path) -> int:
     return log.read_text(errors="replace").count("Traceback")
 
 
 def violations(history: Path) -> list[str]:
-    """What must not have been: by the history alone."""
+    """Return the violations that the history shows."""
     found = []
     entries = [json.loads(line) for line in history.read_text().splitlines()]
     cases = [entry for entry in entries if "operation" in entry]
     for case in cases:
         if case["status"] is None:
-            found.append(f"{case['operation']}: no answer")
+            found.append(f"{case['operation']}: no response")
         elif case["status"] >= 500 and case["status"] != 503:
             found.append(f"{case['operation']}: answered {case['status']}")
-        found += [f"{case['operation']}: {words}" for words in case["broken"]]
+        found += [f"{case['operation']}: {failure}" for failure in case["broken"]]
     if not cases:
-        found.append("nothing was asked")
+        found.append("there are no cases")
     end = entries[-1]
     if end["log"]:
-        found.append(f"{end['log']} traces in the log")
+        found.append(f"{end['log']} tracebacks in the log")
     if end["exit"] not in (0, 1) or (end["exit"] and not found):
         found.append(f"schemathesis ended with {end['exit']}")
     return found
@@ -186,10 +193,10 @@ def violations(history: Path) -> list[str]:
 @click.option(
     "--without",
     type=click.Choice(["validation"]),
-    help="Take this guard out: there must be violations.",
+    help="Remove this guard: there must be violations.",
 )
 def main(seed: int, count: int, history: Path, without: str | None) -> None:
-    """Run, judge, tell; exit code 1 if there are violations."""
+    """Run the campaign and check its history; exit code 1 if there are violations."""
     run(seed, count, history, without)
     entries = [json.loads(line) for line in history.read_text().splitlines()]
     cases = [entry for entry in entries if "operation" in entry]

@@ -34,7 +34,7 @@ WITHOUT = {
         "async def _write(self, data):\n"
         "    self.size += len(data)\n"
         "    await to_thread.run_sync(self.file.write, data)\n"
-        "api.submissions.multipart._File.write = _write"
+        "api.submissions.multipart._UploadedFile.write = _write"
     ),
     "disk": (
         "import io, pathlib; from core.storage import blobs\n"

@@ -93,7 +93,7 @@ WITHOUT = {
         "        return codec.inspect_in_child(file)\n"
         "async def _inspected(file, **_):\n"
         "    return await to_thread.run_sync(_look, file)\n"
-        "api.routes.images.inspect = _inspected"
+        "api.routes.images.inspect_picture = _inspected"
     ),
 }
 

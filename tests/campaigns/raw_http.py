@@ -1,6 +1,7 @@
-"""What no honest client sends, byte by byte, to a real API: every answer must be one of those that are expected.
+"""Malformed and hostile requests to a real API: each response must be an expected one.
 
-python tests/campaigns/raw_http.py --seed 1 [--history FILE] [--patience 15] [--without protocol|guard|validation]
+python tests/campaigns/raw_http.py --seed 1 [--history FILE] [--client-timeout 15]
+    [--without protocol|guard|validation]
 """
 
 import gzip
@@ -20,29 +21,32 @@ import click
 from api_process import CONTROLS, ApiProcess
 from history import judged
 
-CANARY = "zanzibar"  # in everything that must not be repeated, in an answer or in the log
+CANARY = "zanzibar"  # in all input that must appear neither in a response nor in the log
 HANG_SECONDS = 15.0
 LINE_BYTES = 4096
 
 Sent = bytes | list[bytes]
-NOTHING = 0  # in the place of a status: closed without a word
+NO_RESPONSE = 0  # instead of a status: the server closed the connection without a response
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is sent, and the statuses that may answer it; `end` closes our half after sending."""
+    """A request, and the statuses that may answer it.
+
+    end: close the sending half of the connection afterwards.
+    """
 
     name: str
     sent: Sent
     expected: set[int]
     code: str | None = None
     end: bool = False
-    absent: str | None = None  # a header that must not be in the answer
+    absent: str | None = None  # a header that the response must not have
 
 
 @dataclass
-class Seen:
-    """What came back."""
+class Outcome:
+    """The responses to a case."""
 
     name: str
     statuses: list[int] = field(default_factory=list)
@@ -62,7 +66,7 @@ def request(
     body: bytes = b"",
     host: str = "localhost",
 ) -> bytes:
-    """A request; its Host, Connection and Content-Length are as they should be."""
+    """Build a request with a correct Host, Connection and Content-Length."""
     path = target.encode() if isinstance(target, str) else target
     lines = [
         b"%b %b HTTP/1.1" % (method.encode(), path),
@@ -76,7 +80,7 @@ def request(
 
 
 def framed(*headers: str, body: bytes = b"", version: str = "1.1") -> bytes:
-    """POST /v1/jobs with JSON, and exactly these headers beside."""
+    """Build POST /v1/jobs for JSON with exactly these further headers."""
     lines = [
         f"POST /v1/jobs HTTP/{version}",
         "Host: localhost",
@@ -87,7 +91,7 @@ def framed(*headers: str, body: bytes = b"", version: str = "1.1") -> bytes:
 
 
 def syntax(seed: int) -> Iterator[Case]:
-    """The head and the framing."""
+    """Request lines, headers and body framing."""
     bad, length = {400}, "Content-Length"
     object_ = b"{}"
     yield Case(
@@ -99,7 +103,7 @@ def syntax(seed: int) -> Iterator[Case]:
     yield Case(
         "length longer than the body, then the end",
         framed(f"{length}: 99", body=object_),
-        {NOTHING},
+        {NO_RESPONSE},
         end=True,
     )
     yield Case(
@@ -168,8 +172,8 @@ def syntax(seed: int) -> Iterator[Case]:
     for name, body in {
         "no number": b"zz\r\n{}\r\n0\r\n\r\n",
         "negative": b"-2\r\n{}\r\n0\r\n\r\n",
-        "too long a number": b"F" * 17 + b"\r\n{}\r\n",
-        "no line's end": b"2\r\n{}XX0\r\n\r\n",
+        "number too long": b"F" * 17 + b"\r\n{}\r\n",
+        "no line end": b"2\r\n{}XX0\r\n\r\n",
         "2,000 trailers": b"2\r\n{}\r\n0\r\n" + b"A: b\r\n" * 2000 + b"\r\n",
     }.items():
         codes = {400, 431}
@@ -208,8 +212,8 @@ def syntax(seed: int) -> Iterator[Case]:
     for number in range(5):
         noise = random.Random(seed + number).randbytes(2000)
         yield Case(f"noise {number}", b"\xff" + noise, bad, "bad_request")
-    yield Case("nothing but line ends", b"\r\n" * 100, {NOTHING})
-    yield Case("silence", b"", {NOTHING})
+    yield Case("only line ends", b"\r\n" * 100, {NO_RESPONSE})
+    yield Case("silence", b"", {NO_RESPONSE})
     yield Case(
         "two requests at once",
         request("GET", "/livez").replace(b"Connection: close\r\n", b"") * 2,
@@ -230,7 +234,7 @@ def syntax(seed: int) -> Iterator[Case]:
 
 
 def heads() -> Iterator[Case]:
-    """How large a head may be."""
+    """The size limits of request line and headers."""
     yield Case("address of 9 KB", request("GET", "/" + "a" * 9000), {414}, "uri_too_long")
     yield Case("address of 1 MB", request("GET", "/" + "a" * 1_000_000), {414}, "uri_too_long")
     yield Case("address of 7 KB", request("GET", "/livez?" + "a" * 7000), {200})
@@ -296,9 +300,9 @@ def targets() -> Iterator[Case]:
     ):
         yield Case(f"job id {bad[:20]}", request("GET", f"/v1/jobs/{bad}"), {404})
         yield Case(f"picture {bad[:20]}", request("HEAD", f"/v1/images/{bad}"), {404})
-        yield Case(f"part of the page {bad[:20]}", request("GET", f"/web/{bad}"), {404})
-    yield Case("job id that climbs", request("GET", "/v1/jobs/../../livez"), {404})
-    yield Case("part of the page that climbs", request("GET", "/web/../../pyproject.toml"), {404})
+        yield Case(f"file of the page {bad[:20]}", request("GET", f"/web/{bad}"), {404})
+    yield Case("job id with ..", request("GET", "/v1/jobs/../../livez"), {404})
+    yield Case("file of the page with ..", request("GET", "/web/../../pyproject.toml"), {404})
     yield Case("delete a job with NUL", request("DELETE", "/v1/jobs/%00"), {404}, "job_not_found")
     yield Case(
         "cancel a job with %ff", request("POST", "/v1/jobs/%ff/cancel"), {404}, "job_not_found"
@@ -324,27 +328,25 @@ def targets() -> Iterator[Case]:
         "cursor=1e3",
     ]:
         yield Case(f"query {query[:30]}", request("GET", f"/v1/jobs?{query}"), {422}, "bad_input")
-    yield Case("format that is none", request("GET", "/v1/jobs/x/result?format=svg"), {404, 422})
+    yield Case("unknown format", request("GET", "/v1/jobs/x/result?format=svg"), {404, 422})
     none_match = request("GET", f"/v1/jobs/job_{'a' * 26}", 'If-None-Match: "' + "a" * 10_000 + '"')
     yield Case("If-None-Match of 10 KB", none_match, {404}, "job_not_found")
     ranges = "Range: bytes=" + ",".join("0-0" for _ in range(1000))
     yield Case("1,000 ranges", request("GET", "/web/app.js", ranges), {200, 206, 400, 416})
-    yield Case(
-        "range that is none", request("GET", "/web/app.js", "Range: bytes=9-1"), {200, 400, 416}
-    )
+    yield Case("empty range", request("GET", "/web/app.js", "Range: bytes=9-1"), {200, 400, 416})
     yield Case(
         "range beyond the end", request("GET", "/web/app.js", "Range: bytes=99999999-"), {200, 416}
     )
     forwarded = [f"X-Forwarded-{name}: {CANARY}" for name in ("For", "Proto", "Host")]
-    yield Case("forwarded by nobody", request("GET", "/livez", *forwarded), {200})
+    yield Case("forwarded headers without a proxy", request("GET", "/livez", *forwarded), {200})
     yield Case(
         "hostile request id", request("GET", "/livez", f"X-Request-Id: {CANARY};\x1b[2J"), {400}
     )
     yield Case("long request id", request("GET", "/livez", f"X-Request-Id: {CANARY * 20}"), {200})
 
 
-def strangers() -> Iterator[Case]:
-    """Names that are not ours, and pages of others."""
+def origins() -> Iterator[Case]:
+    """Host names of other sites, and requests from pages of other origins."""
     yield Case("no host", b"GET /livez HTTP/1.1\r\n\r\n", {400}, "bad_request")
     yield Case("two hosts", request("GET", "/livez", "Host: localhost"), {400}, "bad_request")
     for host in (
@@ -422,7 +424,10 @@ def strangers() -> Iterator[Case]:
     )
     ask = "Access-Control-Request-Method: DELETE"
     yield Case(
-        "may another site?", request("OPTIONS", "/v1/jobs/x", evil, ask), {405}, absent=allow
+        "CORS preflight from another site",
+        request("OPTIONS", "/v1/jobs/x", evil, ask),
+        {405},
+        absent=allow,
     )
 
 
@@ -464,7 +469,7 @@ def forms() -> Iterator[Case]:
         "bad_request",
     )
     yield Case(
-        "charset that is none",
+        "unknown charset",
         post(kind + "; charset=zz", sound + b"--x--\r\n"),
         {400},
         "bad_request",
@@ -494,7 +499,7 @@ def forms() -> Iterator[Case]:
     yield Case(
         "a part of garbage", post(kind, b"--x\r\n\x00\xff\r\n--x--\r\n"), {400}, "bad_request"
     )
-    yield Case("nothing", post(kind, b"") + b"", {400}, "bad_request")
+    yield Case("empty body", post(kind, b"") + b"", {400}, "bad_request")
     yield Case("only the end", post(kind, b"--x--\r\n"), {400}, "bad_request")
     for name in (
         b"../../etc/cron.d/x\x00.png",
@@ -536,7 +541,7 @@ def forms() -> Iterator[Case]:
     )
     yield Case("an image without an end", image, refused)
     no_file = request("POST", "/v1/images", f"Content-Type: {kind}", body=sound + b"--x--\r\n")
-    yield Case("an image that is none", no_file, {422}, "bad_input")
+    yield Case("an image that is no file", no_file, {422}, "bad_input")
 
 
 def objects() -> Iterator[Case]:
@@ -560,7 +565,8 @@ def objects() -> Iterator[Case]:
         "NUL": '"\\u0000"',
     }.items():
         for parameter in ("strength", "size", "seed", "quality"):
-            text = f'{{"content": "{digest}", "styles": ["{digest}"], "spec": {{"{parameter}": {value}}}}}'
+            pictures = f'"content": "{digest}", "styles": ["{digest}"]'
+            text = f'{{{pictures}, "spec": {{"{parameter}": {value}}}}}'
             yield Case(f"{parameter} {name}", post(text.encode()), {400, 422})
         text = f'{{"content": {value}, "styles": [{value}]}}'
         yield Case(f"picture {name}", post(text.encode()), {400, 404, 422})
@@ -575,7 +581,9 @@ def objects() -> Iterator[Case]:
         "two": b"{}{}",
         "200 KB": b'{"content": "' + b"a" * 200_000 + b'"}',
         "10 MB": b'{"content": "' + b"a" * 10_000_000 + b'"}',
-        "a key that is no parameter": f'{{"content":"{digest}","styles":["{digest}"],"spec":{{"{CANARY}":1}}}}'.encode(),
+        "an unknown parameter": json.dumps(
+            {"content": digest, "styles": [digest], "spec": {CANARY: 1}}
+        ).encode(),
         "a surrogate as key": b'{"\\ud800": 1}',
         "a billion as styles": b'{"content":"a","styles":[' + b'"a",' * 20_000 + b'"a"]}',
     }.items():
@@ -589,39 +597,39 @@ def objects() -> Iterator[Case]:
 
 
 def cases(seed: int) -> list[Case]:
-    """All of them."""
+    """Return all cases."""
     groups: list[Iterable[Case]] = [
         syntax(seed),
         heads(),
         targets(),
-        strangers(),
+        origins(),
         forms(),
         objects(),
     ]
     return [case for group in groups for case in group]
 
 
-def play(case: Case, port: int) -> Seen:
-    """Send it, and read until the other side closes or says no more."""
-    seen = Seen(case.name, expected=sorted(case.expected), expected_code=case.code)
+def send(case: Case, port: int) -> Outcome:
+    """Send the request, and read until the server closes the connection or the timeout."""
+    outcome = Outcome(case.name, expected=sorted(case.expected), expected_code=case.code)
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", port), timeout=HANG_SECONDS + 10) as line:
         try:
             for piece in case.sent if isinstance(case.sent, list) else [case.sent]:
                 line.sendall(piece)
                 if isinstance(case.sent, list):
-                    time.sleep(0.01)  # so that each arrives by itself
+                    time.sleep(0.01)  # so that each piece arrives separately
             if case.end:
                 line.shutdown(socket.SHUT_WR)
-        except OSError:  # closed before all was sent; there may be an answer nevertheless
+        except OSError:  # closed before everything was sent; there may still be a response
             pass
-        received = _received(line)
-    seen.seconds = round(time.monotonic() - began, 2)
-    _judge(received, seen, case)
-    return seen
+        received = _receive(line)
+    outcome.seconds = round(time.monotonic() - began, 2)
+    _parse_responses(received, outcome, case)
+    return outcome
 
 
-def _received(line: socket.socket) -> bytes:
+def _receive(line: socket.socket) -> bytes:
     received = b""
     try:
         while piece := line.recv(65536):
@@ -631,32 +639,34 @@ def _received(line: socket.socket) -> bytes:
     return received
 
 
-def _judge(received: bytes, seen: Seen, case: Case) -> None:
+def _parse_responses(received: bytes, outcome: Outcome, case: Case) -> None:
     rest = received
     while rest.startswith(b"HTTP/1.1 "):
         head, _, rest = rest.partition(b"\r\n\r\n")
-        seen.statuses.append(int(head[9:12]))
+        outcome.statuses.append(int(head[9:12]))
         headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
         length = int(headers.get(b"content-length", b"0")) if case.sent[:4] != b"HEAD" else 0
         body, rest = rest[:length], rest[length:]
-        seen.kind = headers.get(b"content-type", b"").decode()
-        if "json" in seen.kind and body:
-            seen.code = json.loads(body).get("code")
+        outcome.kind = headers.get(b"content-type", b"").decode()
+        if "json" in outcome.kind and body:
+            outcome.code = json.loads(body).get("code")
         if case.absent and case.absent.encode() in headers:
-            seen.forbidden = case.absent
+            outcome.forbidden = case.absent
     if rest:
-        seen.statuses.append(-1)  # something that is no answer
-    seen.echo = CANARY.encode() in received
+        outcome.statuses.append(-1)  # bytes that are no response
+    outcome.echo = CANARY.encode() in received
 
 
-def run(seed: int, history: Path, patience: float, without: str | None) -> None:
-    """Play all cases against a service of their own, eight at a time."""
+def run(seed: int, history: Path, client_timeout: float, without: str | None) -> None:
+    """Send all cases to a service of their own, eight at a time."""
     with tempfile.TemporaryDirectory() as folder, history.open("w") as out:
-        with ApiProcess(Path(folder), without, API_CLIENT_TIMEOUT_SECONDS=str(patience)) as api:
+        with ApiProcess(
+            Path(folder), without, API_CLIENT_TIMEOUT_SECONDS=str(client_timeout)
+        ) as api:
             with ThreadPoolExecutor(8) as pool:
-                for seen in pool.map(lambda case: play(case, api.port), cases(seed)):
-                    out.write(json.dumps({"case": asdict(seen)}) + "\n")
-            alive = play(Case("alive", request("GET", "/readyz"), {200}), api.port)
+                for outcome in pool.map(lambda case: send(case, api.port), cases(seed)):
+                    out.write(json.dumps({"case": asdict(outcome)}) + "\n")
+            alive = send(Case("alive", request("GET", "/readyz"), {200}), api.port)
             out.write(json.dumps({"case": asdict(alive)}) + "\n")
             out.write(json.dumps({"leftovers": sorted(api.leftovers())}) + "\n")
         for line in api.log.read_text(errors="surrogateescape").splitlines():
@@ -664,23 +674,23 @@ def run(seed: int, history: Path, patience: float, without: str | None) -> None:
 
 
 def violations(history: Path) -> list[str]:
-    """What must not have been: by the history alone."""
+    """Return the violations that the history shows."""
     found = []
     for line in history.read_text().splitlines():
         entry = json.loads(line)
         if "case" in entry:
-            found += [f"{entry['case']['name']}: {wrong}" for wrong in _wrong(entry["case"])]
+            found += [f"{entry['case']['name']}: {wrong}" for wrong in _check_case(entry["case"])]
         elif "leftovers" in entry:
-            found += [f"left on the disk: {name}" for name in entry["leftovers"]]
+            found += [f"file left on the disk: {name}" for name in entry["leftovers"]]
         else:
             found += [
-                f"log: {wrong}: {entry['log'][:200]}" for wrong in _badly_logged(entry["log"])
+                f"log: {wrong}: {entry['log'][:200]}" for wrong in _check_log_line(entry["log"])
             ]
     return found
 
 
-def _wrong(case: dict[str, Any]) -> Iterator[str]:
-    statuses = case["statuses"] or [NOTHING]
+def _check_case(case: dict[str, Any]) -> Iterator[str]:
+    statuses = case["statuses"] or [NO_RESPONSE]
     if not set(statuses) <= set(case["expected"]):
         yield f"answered {statuses}, not {case['expected']}"
     if any(status >= 500 and status != 503 for status in statuses):
@@ -688,28 +698,28 @@ def _wrong(case: dict[str, Any]) -> Iterator[str]:
     if case["expected_code"] and case["code"] != case["expected_code"] and "json" in case["kind"]:
         yield f"code {case['code']}, not {case['expected_code']}"
     if statuses[-1] >= 400 and case["kind"] != "application/problem+json":
-        yield f"an error as {case['kind'] or 'nothing'}"
+        yield f"an error with content type {case['kind'] or 'none'}"
     if case["seconds"] > HANG_SECONDS + 3:
         yield f"took {case['seconds']} s"
     if case["echo"]:
-        yield "repeated what was sent"
+        yield "echoed the input"
     if case["forbidden"]:
         yield f"answered with {case['forbidden']}"
 
 
-def _badly_logged(line: str) -> Iterator[str]:
+def _check_log_line(line: str) -> Iterator[str]:
     try:
         json.loads(line)
     except ValueError:
-        yield "no JSON"
+        yield "not JSON"
     if len(line) > LINE_BYTES:
         yield f"{len(line)} bytes long"
     if not line.isascii() or not line.isprintable():
         yield "control characters"
     if CANARY in line or "hunter2" in line:
-        yield "tells what it must not"
+        yield "contains input or a secret"
     if "Traceback" in line:
-        yield "a trace"
+        yield "a traceback"
 
 
 @click.command()
@@ -718,20 +728,20 @@ def _badly_logged(line: str) -> Iterator[str]:
     "--history", type=click.Path(path_type=Path), default=Path("raw_http.jsonl"), show_default=True
 )
 @click.option(
-    "--patience", default=15.0, show_default=True, help="IMPASTO_API_CLIENT_TIMEOUT_SECONDS."
+    "--client-timeout", default=15.0, show_default=True, help="IMPASTO_API_CLIENT_TIMEOUT_SECONDS."
 )
 @click.option(
     "--without",
     type=click.Choice(list(CONTROLS)),
-    help="Take this guard out: there must be violations.",
+    help="Remove this guard: there must be violations.",
 )
-def main(seed: int, history: Path, patience: float, without: str | None) -> None:
-    """Run, judge, tell; exit code 1 if there are violations."""
-    run(seed, history, patience, without)
-    seen = [json.loads(line).get("case") for line in history.read_text().splitlines()]
-    statuses = Counter((case["statuses"] or [NOTHING])[-1] for case in seen if case)
+def main(seed: int, history: Path, client_timeout: float, without: str | None) -> None:
+    """Run the campaign and check its history; exit code 1 if there are violations."""
+    run(seed, history, client_timeout, without)
+    outcome = [json.loads(line).get("case") for line in history.read_text().splitlines()]
+    statuses = Counter((case["statuses"] or [NO_RESPONSE])[-1] for case in outcome if case)
     print(f"seed {seed}: {sum(statuses.values())} cases; statuses {dict(sorted(statuses.items()))}")
-    print(f"longest {max(case['seconds'] for case in seen if case)} s")
+    print(f"longest {max(case['seconds'] for case in outcome if case)} s")
     judged(violations(history))
 
 

@@ -1,4 +1,4 @@
-"""The same submissions again and again, by many at once, whose patience ends at any moment: each is taken once.
+"""Many clients repeat the same submissions and time out at random: each must create one job only.
 
 python tests/campaigns/repeats.py --seed 1 --posts 10000 --keys 100
 python tests/campaigns/repeats.py --seed 1 --posts 400 --keys 20 --without keys
@@ -24,9 +24,11 @@ CONTROLS = {
     "keys": (
         "import core.jobs.store as s\n"
         "stock = s.JobStore.create\n"
-        "def create(self, job_id, job_input, terms=s.SubmissionOptions(), limits=s.QueueLimits()):\n"
-        "    loose = terms.model_copy(update={'idempotency_key': None})\n"
-        "    return stock(self, job_id, job_input, loose, limits)\n"
+        "def create(\n"
+        "    self, job_id, job_input, options, limits, context\n"
+        "):\n"
+        "    without_key = context.model_copy(update={'idempotency_key': None})\n"
+        "    return stock(self, job_id, job_input, options, limits, without_key)\n"
         "s.JobStore.create = create"
     )
 }
@@ -41,56 +43,56 @@ async def _post(
                 "/v1/jobs", json=body, headers={"Idempotency-Key": f"key-{number}"}
             )
     except (TimeoutError, httpx2.HTTPError):
-        history.tell("unheard", key=number)
+        history.tell("timeout", key=number)
         return
-    told = answer.json()
+    body = answer.json()
     history.tell(
-        "answer", key=number, status=answer.status_code, id=told.get("id"), code=told.get("code")
+        "answer", key=number, status=answer.status_code, id=body.get("id"), code=body.get("code")
     )
 
 
-async def _crowd(url: str, history: History, dice: random.Random, posts: int, keys: int) -> None:
+async def _send_all(url: str, history: History, dice: random.Random, posts: int, keys: int) -> None:
     async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
         sent = [
             await client.post("/v1/images", files={"image": data}) for data in (PHOTO, PAINTING)
         ]
         content, style = (answer.json()["id"] for answer in sent)
-        orders = iter([(dice.randrange(keys), 10 ** dice.uniform(-2, 1)) for _ in range(posts)])
+        plan = iter([(dice.randrange(keys), 10 ** dice.uniform(-2, 1)) for _ in range(posts)])
 
         async def one() -> None:
-            for number, seconds in orders:  # all take from the same
+            for number, seconds in plan:  # all clients take from the same iterator
                 body = {"content": content, "styles": [style], "spec": {"iterations": number + 1}}
                 await _post(client, history, number, body, seconds)
 
         await asyncio.gather(*(one() for _ in range(AT_ONCE)))
-        for number in range(keys):  # and once with patience
+        for number in range(keys):  # once more, without a timeout
             body = {"content": content, "styles": [style], "spec": {"iterations": number + 1}}
             await _post(client, history, number, body, 60)
         other = {"content": content, "styles": [style], "spec": {"iterations": keys + 1}}
         await _post(client, history, 0, other, 60)
-        following = "/v1/jobs?limit=100"
-        while following is not None:
-            page = (await client.get(following)).json()
+        next_page = "/v1/jobs?limit=100"
+        while next_page is not None:
+            page = (await client.get(next_page)).json()
             for job in page["jobs"]:
                 history.tell("job", id=job["id"], iterations=job["input"]["spec"]["iterations"])
-            following = page["next"]
+            next_page = page["next"]
 
 
 def campaign(
     history: History, *, seed: int, posts: int, keys: int, without: str | None = None
 ) -> None:
-    """Run it and tell the history."""
+    """Run the campaign and write its history."""
     history.tell("begin", seed=seed, posts=posts, keys=keys, without=without)
-    # A limit of submissions a minute is not what is asked here.
+    # The rate limit of submissions would end the campaign early.
     with WatchedApi(CONTROLS.get(without or "", ""), API_SUBMISSIONS_PER_MINUTE="1000000") as api:
         asyncio.run(
-            _crowd(f"http://127.0.0.1:{api.port}", history, random.Random(seed), posts, keys)
+            _send_all(f"http://127.0.0.1:{api.port}", history, random.Random(seed), posts, keys)
         )
     history.tell("end")
 
 
 def violations(file: Path) -> list[str]:
-    """What must not be, by the history alone."""
+    """Return the violations that the history shows."""
     return [*_violations(file)]
 
 
@@ -109,18 +111,17 @@ def _violations(file: Path) -> Iterator[str]:
         if len(ids) != 1:
             yield f"key {key}: {len(ids)} jobs"
         if {jobs.get(one) for one in ids} != {key + 1}:
-            yield f"key {key}: the job of another, or none"
+            yield f"key {key}: the job of another key, or none"
     for key in set(range(begin["keys"])) - set(answers):
-        yield f"key {key}: never answered"
+        yield f"key {key}: no answer"
     for key, codes in refused.items():
-        if (
-            codes != ["idempotency_conflict"] or key != 0
-        ):  # the one other request under the first key
+        # The only refusal must be that of the different request under the first key.
+        if codes != ["idempotency_conflict"] or key != 0:
             yield f"key {key}: {codes}"
     if 0 not in refused:
-        yield "another request under the same key was taken"
+        yield "a different request with the same key was accepted"
     if not any(events(file, "end")):
-        yield "the campaign did not come to its end"
+        yield "the campaign did not reach its end"
 
 
 @click.command()
@@ -130,13 +131,13 @@ def _violations(file: Path) -> Iterator[str]:
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
 def main(seed: int, posts: int, keys: int, file: Path | None, without: str | None) -> None:
-    """Repeat and count."""
+    """Run the campaign and check its history; exit code 1 if there are violations."""
     with tempfile.TemporaryDirectory(prefix="impasto-repeats-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
         campaign(history, seed=seed, posts=posts, keys=keys, without=without)
-        told = [json.loads(line)["event"] for line in history.file.read_text().splitlines()]
+        kinds = [json.loads(line)["event"] for line in history.file.read_text().splitlines()]
         click.echo(
-            f"| {posts} posts | {told.count('unheard')} unheard | {told.count('job')} jobs |"
+            f"| {posts} posts | {kinds.count('timeout')} timeouts | {kinds.count('job')} jobs |"
         )
         judged(violations(history.file))
 

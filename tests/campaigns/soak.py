@@ -73,7 +73,7 @@ def _scale_retention(seconds: float) -> str:
     """
     return (
         late("api.job_feed", "module.MAX_CACHED = 50")
-        + late("api.http.image_response", "module._shelf = module.Shelf(200_000)")
+        + late("api.http.image_response", "module._cache = module.create_cache(200_000)")
         + "import core.jobs.serialization, core.jobs.store as s\n"
         f"core.jobs.serialization.REPLAY_SECONDS = {seconds}\n"
         "stock = s.JobStore.reserve\n"

@@ -1,4 +1,4 @@
-"""The contract, with few examples; and that the checker sees what is wrong."""
+"""The contract with few examples, and tests of the checker."""
 
 import json
 from collections.abc import Callable
@@ -14,24 +14,24 @@ END = {"exit": 0, "log": 0}
 
 
 @pytest.mark.reliability
-def test_every_answer_keeps_the_contract(play: Play) -> None:
-    played = play("contract", "--count", "2")
+def test_every_response_conforms_to_the_document(play: Play) -> None:
+    result = play("contract", "--count", "2")
 
-    assert played.returncode == 0, played.stdout + played.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.reliability
-def test_fastapis_own_handler_breaks_it(play: Play) -> None:
-    played = play("contract", "--count", "2", "--without", "validation")
+def test_with_fastapis_own_error_handler_there_are_violations(play: Play) -> None:
+    result = play("contract", "--count", "2", "--without", "validation")
 
-    assert played.returncode == 1
-    assert "content_type_conformance" in played.stdout
+    assert result.returncode == 1
+    assert "content_type_conformance" in result.stdout
 
 
 @pytest.mark.parametrize(
     "wrong", [{"status": 500}, {"status": None}, {"broken": ["response_schema_conformance: x"]}]
 )
-def test_the_checker_rejects_a_bad_answer(
+def test_the_checker_rejects_a_bad_response(
     campaign: Any, tmp_path: Path, wrong: dict[str, Any]
 ) -> None:
     (good := tmp_path / "good").write_text(json.dumps(SOUND) + "\n" + json.dumps(END))

@@ -1,4 +1,4 @@
-"""The raw set, with little patience; and that the checker sees what is wrong."""
+"""All cases, with a short client timeout, and tests of the checker."""
 
 import json
 from collections.abc import Callable
@@ -10,26 +10,33 @@ import pytest
 Play = Callable[..., Any]
 
 SOUND = {
-    "name": "a", "statuses": [400], "expected": [400], "code": "bad_request", "expected_code": "bad_request",
-    "kind": "application/problem+json", "seconds": 0.1, "echo": False, "forbidden": None,
-}  # fmt: skip
+    "name": "a",
+    "statuses": [400],
+    "expected": [400],
+    "code": "bad_request",
+    "expected_code": "bad_request",
+    "kind": "application/problem+json",
+    "seconds": 0.1,
+    "echo": False,
+    "forbidden": None,
+}
 
 
-def test_every_answer_is_one_of_those_that_are_expected(play: Play) -> None:
-    played = play("raw_http", "--patience", "2")
+def test_every_response_is_an_expected_one(play: Play) -> None:
+    result = play("raw_http", "--client-timeout", "2")
 
-    assert played.returncode == 0, played.stdout + played.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.reliability
 @pytest.mark.parametrize(
     ("guard", "wrong"), [("guard", "host elsewhere.example"), ("validation", "query limit=NaN")]
 )
-def test_without_a_guard_it_fails(play: Play, guard: str, wrong: str) -> None:
-    played = play("raw_http", "--patience", "2", "--without", guard)
+def test_without_a_guard_there_are_violations(play: Play, guard: str, wrong: str) -> None:
+    result = play("raw_http", "--client-timeout", "2", "--without", guard)
 
-    assert played.returncode == 1
-    assert wrong in played.stdout
+    assert result.returncode == 1
+    assert wrong in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -46,7 +53,7 @@ def test_without_a_guard_it_fails(play: Play, guard: str, wrong: str) -> None:
         {"forbidden": "access-control-allow-origin"},
     ],
 )
-def test_the_checker_rejects_a_bad_answer(
+def test_the_checker_rejects_a_bad_response(
     campaign: Any, tmp_path: Path, wrong: dict[str, Any]
 ) -> None:
     (good := tmp_path / "good").write_text(json.dumps({"case": SOUND}))
@@ -60,7 +67,7 @@ def test_the_checker_rejects_a_bad_answer(
     "line",
     ["no json", json.dumps({"a": "b" * 5000}), '{"a": "zanzibar"}', '{"a": "hunter2"}', '"ä"'],
 )
-def test_the_checker_rejects_a_bad_log_and_a_file_that_is_left(
+def test_the_checker_rejects_a_bad_log_line_and_a_leftover_file(
     campaign: Any, tmp_path: Path, line: str
 ) -> None:
     (bad := tmp_path / "bad").write_text(

@@ -17,7 +17,7 @@ from core.jobs.models import (
     JobError,
     JobInput,
     ScaleEstimate,
-    SubmissionOptions,
+    SubmissionContext,
     new_job_id,
 )
 from core.jobs.store import JobStore
@@ -142,7 +142,7 @@ def test_watch_goes_where_the_address_leads_and_takes_no_key_to_strangers(
         waiting = store.create(
             new_job_id(),
             JobInput(content="sha256:a", styles=["sha256:b"], spec={}),
-            SubmissionOptions(owner=ada.id),
+            context=SubmissionContext(owner=ada.id),
         )
         store.cancel(waiting.id)
         keyed = {"IMPASTO_URL": own, "IMPASTO_KEY": secret}

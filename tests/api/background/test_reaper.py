@@ -12,7 +12,7 @@ from celery import Celery
 from api.background.reaper import Reaper
 from core import errors
 from core.celery_app import QUEUE, make_celery, notify_workers, pending_notifications
-from core.jobs.models import Frame, Job, JobInput, Status, SubmissionOptions, new_job_id
+from core.jobs.models import Frame, Job, JobInput, Status, SubmissionContext, new_job_id
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
@@ -209,7 +209,7 @@ def test_a_little_over_the_quota_few_jobs_go_however_many_frames_each_has(
         for digest in (photo, painting):
             store.reserve(digest, 60)
         job_input = JobInput(content=photo, styles=[painting], spec={})
-        job = store.create(new_job_id(), job_input, SubmissionOptions(keep_seconds=1000))
+        job = store.create(new_job_id(), job_input, context=SubmissionContext(keep_seconds=1000))
         store.claim(str(number), "worker")
         for iteration in range(30):
             digest = blobs.put(bytes([number, iteration]) * 500)

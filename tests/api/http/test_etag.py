@@ -1,4 +1,4 @@
-"""If-None-Match, as RFC 9110 has it, wherever an ETag is told."""
+"""If-None-Match (RFC 9110) on every route that sends an ETag."""
 
 from typing import Any
 
@@ -31,15 +31,15 @@ from core.storage.blobs import Blobs
     ],
 )
 @pytest.mark.parametrize("tag", ['"a-1"', 'W/"a-1"'])
-def test_a_tag_is_found_whole_in_a_list_and_weakly(sent: str, tag: str, *, has: bool) -> None:
+def test_if_none_match_compares_whole_tags_weakly(sent: str, tag: str, *, has: bool) -> None:
     assert etag.matches(sent, tag) is has
 
 
 @pytest.fixture
-def addresses(
+def paths(
     client: TestClient, submit: Any, store: JobStore, blobs: Blobs, photo: Image.Image
 ) -> list[str]:
-    """Of one job that has everything, and of a batch."""
+    """The paths of a job with result, preview and frames, of a batch, and of the page."""
     submitted = submit().json()
     job = store.claim("t", "worker")
     assert job is not None
@@ -70,10 +70,8 @@ def addresses(
     ]
 
 
-def test_wherever_an_etag_is_told_it_is_understood(
-    client: TestClient, addresses: list[str]
-) -> None:
-    for path in addresses:
+def test_every_etag_is_accepted_as_if_none_match(client: TestClient, paths: list[str]) -> None:
+    for path in paths:
         tag = client.get(path).headers["etag"]
         strong = tag.removeprefix("W/")
         for known in (tag, strong, f"W/{strong}", f'"x", {tag}', "*"):
@@ -94,10 +92,10 @@ def test_wherever_an_etag_is_told_it_is_understood(
             )
 
 
-def test_a_tag_of_a_body_that_changes_by_itself_is_weak(
-    client: TestClient, store: JobStore, submit: Any, addresses: list[str]
+def test_a_body_that_changes_by_itself_has_a_weak_tag(
+    client: TestClient, store: JobStore, submit: Any, paths: list[str]
 ) -> None:
-    """The seconds until a job begins."""
+    """The seconds until a job starts change without a new version."""
     store.heartbeat("worker")
     waiting = submit().headers["location"]
     first = client.get(waiting)
@@ -106,19 +104,20 @@ def test_a_tag_of_a_body_that_changes_by_itself_is_weak(
 
     assert second.json()["queue"] != first.json()["queue"]
     assert second.headers["etag"] == first.headers["etag"]
-    assert [
-        client.get(path).headers["etag"].startswith("W/") for path in (waiting, addresses[1])
-    ] == [True, True]
+    assert [client.get(path).headers["etag"].startswith("W/") for path in (waiting, paths[1])] == [
+        True,
+        True,
+    ]
 
 
-def test_the_contract_tells_where(client: TestClient) -> None:
-    paths = client.get("/openapi.json").json()["paths"]
-    told = {
+def test_the_document_lists_if_none_match(client: TestClient) -> None:
+    documented = client.get("/openapi.json").json()["paths"]
+    listed = {
         path
-        for path, methods in paths.items()
+        for path, methods in documented.items()
         for parameter in methods.get("get", {}).get("parameters", [])
         if parameter["name"] == "if-none-match"
     }
     ends = ("", "/result", "/preview", "/frames/{index}", "/timelapse")
     jobs = {f"/v1/jobs/{{job_id}}{end}" for end in ends}
-    assert told == jobs | {"/v1/batches/{batch_id}", "/v1/images/{digest}"}
+    assert listed == jobs | {"/v1/batches/{batch_id}", "/v1/images/{digest}"}

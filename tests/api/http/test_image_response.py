@@ -1,4 +1,4 @@
-"""What is kept of pictures that were made for somebody."""
+"""The cache of converted pictures, and the limit of conversions at the same time."""
 
 from functools import partial
 
@@ -6,44 +6,55 @@ import anyio
 import pytest
 
 from api.http import image_response
-from api.http.image_response import Shelf
 from core import errors
 
 
-def test_a_shelf_keeps_what_was_asked_for_last() -> None:
-    shelf = Shelf(10)
-    for tag, size in (("a", 4), ("b", 4), ("a", 5)):
-        shelf.put(tag, b"x" * size)
-    assert shelf.get("b") == b"x" * 4
-    shelf.put("c", b"x" * 4)
+def test_the_cache_keeps_the_most_recently_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_response, "_cache", image_response.create_cache(10))
+    rendered: list[str] = []
 
-    assert [shelf.get(tag) for tag in "abc"] == [None, b"x" * 4, b"x" * 4]
-    shelf.put("d", b"x" * 11)
-    assert [shelf.get(tag) for tag in "abcd"] == [None] * 4
+    async def get(tag: str, size: int) -> None:
+        def render() -> bytes:
+            rendered.append(tag)
+            return b"x" * size
+
+        assert await image_response.render_cached(tag, render) == b"x" * size
+
+    async def run() -> None:
+        for tag, size in (("a", 4), ("b", 4), ("a", 4), ("c", 5), ("a", 4), ("b", 4)):
+            await get(tag, size)
+        assert rendered == ["a", "b", "c", "b"], "c replaces b, which was not used for longer"
+        for _ in range(2):
+            await get("d", 11)
+        assert rendered[4:] == ["d", "d"], "a picture above the limit is not cached"
+        await get("b", 4)
+        assert len(rendered) == 6
+
+    anyio.run(run)
 
 
-def test_few_are_made_at_once_and_who_waits_too_long_is_told(
+def test_few_conversions_run_at_once_and_a_request_that_waits_too_long_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(image_response, "_MAKERS", anyio.CapacityLimiter(1))
-    monkeypatch.setattr(image_response, "_shelf", Shelf(100))
+    monkeypatch.setattr(image_response, "_conversion_slots", anyio.CapacityLimiter(1))
+    monkeypatch.setattr(image_response, "_cache", image_response.create_cache(100))
     monkeypatch.setattr(image_response, "WAIT_SECONDS", 0.2)
     refused: list[BaseException] = []
 
     async def ask(tag: str, done: anyio.Event | None = None) -> None:
         try:
             assert (
-                await image_response.render_cached(tag, partial(_made, tag, done)) == tag.encode()
+                await image_response.render_cached(tag, partial(_render, tag, done)) == tag.encode()
             )
         except errors.Unavailable as error:
             refused.append(error)
 
-    def _made(tag: str, done: anyio.Event | None) -> bytes:
+    def _render(tag: str, done: anyio.Event | None) -> bytes:
         if done is not None:
             anyio.from_thread.run(done.wait)
         return tag.encode()
 
-    async def crowd() -> None:
+    async def run() -> None:
         done = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask, "slow", done)
@@ -53,6 +64,6 @@ def test_few_are_made_at_once_and_who_waits_too_long_is_told(
             done.set()
         await ask("other")
 
-    anyio.run(crowd)
+    anyio.run(run)
     assert len(refused) == 1
-    assert image_response._shelf.get("slow") == b"slow"
+    assert image_response._cache.get("slow") == b"slow"

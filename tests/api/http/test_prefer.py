@@ -1,4 +1,4 @@
-"""`Prefer: wait`: an answer that comes with the news."""
+"""`Prefer: wait=N`: the answer comes with the next change."""
 
 import time
 from collections.abc import Callable
@@ -25,7 +25,7 @@ PROGRESS = JobProgress(
 
 @pytest.fixture
 def ask(client: TestClient) -> Callable[..., tuple[Any, float]]:
-    """GET, while something happens a moment later; the answer, and the seconds that it took."""
+    """GET, and call `then` 0.3 s later; returns the response and its duration in seconds."""
 
     def get(
         path: str, then: Callable[[], object] = lambda: None, **headers: str
@@ -35,14 +35,14 @@ def ask(client: TestClient) -> Callable[..., tuple[Any, float]]:
             answer = asking.submit(
                 client.get, path, headers={n.replace("_", "-"): text for n, text in headers.items()}
             )
-            time.sleep(0.3)  # it is waiting by now, or it does not wait at all
+            time.sleep(0.3)  # by now, the request is waiting or finished
             then()
             return answer.result(), time.monotonic() - began
 
     return get
 
 
-def test_with_a_tag_the_next_change_is_waited_for(
+def test_with_a_tag_the_request_waits_for_the_next_change(
     ask: Any, submit: Any, store: JobStore, client: TestClient
 ) -> None:
     path = submit().json()["links"]["self"]
@@ -64,13 +64,13 @@ def test_with_a_tag_the_next_change_is_waited_for(
     assert 0.3 <= seconds < 10
     assert tag != answer.headers["etag"]
     answer, seconds = ask(path, Prefer="wait=20", If_None_Match=tag)
-    assert (answer.status_code, seconds < 10) == (200, True), "there is news already"
+    assert (answer.status_code, seconds < 10) == (200, True), "there is a change already"
     tag = answer.headers["etag"]
     answer, seconds = ask(path, Prefer="respond-async, WAIT=1; x", If_None_Match=tag)
     assert (answer.status_code, seconds >= 1) == (304, True)
 
 
-def test_without_a_tag_the_next_status_is_waited_for(
+def test_without_a_tag_the_request_waits_for_the_next_status(
     ask: Any, submit: Any, store: JobStore
 ) -> None:
     path = submit().json()["links"]["self"]
@@ -78,22 +78,20 @@ def test_without_a_tag_the_next_status_is_waited_for(
     job_id = answer.json()["id"]
     assert answer.json()["status"] == "running"
 
-    def go_on() -> None:
+    def report_then_cancel() -> None:
         store.report_progress(job_id, "t", PROGRESS)
         time.sleep(0.3)
         store.end_canceled(job_id, "t")
 
-    answer, seconds = ask(path, go_on, Prefer="wait=20")
+    answer, seconds = ask(path, report_then_cancel, Prefer="wait=20")
     assert (answer.json()["status"], 0.6 <= seconds < 10) == ("canceled", True)
     answer, seconds = ask(path, Prefer="wait=20")
     assert (answer.json()["status"], seconds < 10) == ("canceled", True), (
-        "an ended job is not waited for"
+        "the request does not wait for an ended job"
     )
 
 
-def test_a_job_that_is_deleted_meanwhile_is_not_there(
-    ask: Any, submit: Any, store: JobStore
-) -> None:
+def test_deleting_the_job_ends_the_wait_with_404(ask: Any, submit: Any, store: JobStore) -> None:
     job = submit().json()
     answer, seconds = ask(job["links"]["self"], lambda: store.delete(job["id"]), Prefer="wait=20")
     assert (answer.status_code, seconds < 10) == (404, True)
@@ -102,13 +100,13 @@ def test_a_job_that_is_deleted_meanwhile_is_not_there(
 @pytest.mark.parametrize(
     "preference", ["", "wait", "wait=", "wait=x", "wait=-1", "await=5", "wait=0"]
 )
-def test_what_is_no_wait_is_answered_at_once(ask: Any, submit: Any, preference: str) -> None:
+def test_an_invalid_preference_is_ignored(ask: Any, submit: Any, preference: str) -> None:
     answer, seconds = ask(submit().json()["links"]["self"], Prefer=preference)
     assert (answer.status_code, seconds < 5) == (200, True)
     assert "preference-applied" not in answer.headers
 
 
-def test_nobody_waits_for_longer_than_half_a_minute(
+def test_the_wait_is_capped(
     client: TestClient, submit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.http.prefer.MAX_WAIT_SECONDS", 1)
@@ -116,15 +114,17 @@ def test_nobody_waits_for_longer_than_half_a_minute(
     assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=1")
 
 
-def test_who_watches_enough_is_answered_at_once(client: TestClient, app: Any, submit: Any) -> None:
+def test_a_caller_with_too_many_streams_does_not_wait(
+    client: TestClient, app: Any, submit: Any
+) -> None:
     app.state.job_feed._max_subscriptions = 0
     answer = client.get(submit().json()["links"]["self"], headers={"Prefer": "wait=30"})
     assert answer.status_code == 200
     assert "preference-applied" not in answer.headers
 
 
-def test_a_submission_may_wait_for_the_end(
-    client: TestClient, files: Any, rings: Any, store: JobStore
+def test_a_submission_can_wait_for_the_end(
+    client: TestClient, files: Any, notifications: Any, store: JobStore
 ) -> None:
     with ThreadPoolExecutor() as asking:
         asked = asking.submit(
@@ -146,7 +146,7 @@ def test_a_submission_may_wait_for_the_end(
     assert (answer.status_code, answer.json()["status"]) == (202, "queued")
 
 
-def test_a_batch_is_waited_for_as_a_job_is(
+def test_a_request_for_a_batch_can_wait_as_well(
     ask: Any, submit: Any, store: JobStore, client: TestClient
 ) -> None:
     photo = submit().json()["input"]["content"]
@@ -189,11 +189,11 @@ def test_a_batch_is_waited_for_as_a_job_is(
     store.end_canceled(running, "t")
     answer, seconds = ask(path, Prefer="wait=20")
     assert (answer.json()["counts"]["canceled"], seconds < 1) == (2, True), (
-        "one that has ended is not waited for"
+        "the request does not wait for an ended batch"
     )
 
 
-def test_a_batch_that_is_deleted_meanwhile_is_not_there_and_nobody_watches_any_more(
+def test_deleting_the_batch_ends_the_wait_with_404_and_closes_its_subscriptions(
     ask: Any, submit: Any, store: JobStore, client: TestClient
 ) -> None:
     photo = submit().json()["input"]["content"]

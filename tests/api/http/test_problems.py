@@ -1,4 +1,4 @@
-"""One shape of error, whatever goes wrong."""
+"""Every error response is a problem document without the input and without internals."""
 
 import errno
 from typing import Any
@@ -22,7 +22,7 @@ def _assert_problem(answer: Any, status: int, code: str) -> None:
     assert body["detail"].endswith(".")
 
 
-def test_every_address_and_method_that_is_not_there_is_a_problem(client: TestClient) -> None:
+def test_an_unknown_path_or_method_returns_a_problem(client: TestClient) -> None:
     _assert_problem(client.get("/nowhere"), 404, "not_found")
     _assert_problem(client.put("/v1/jobs"), 405, "method_not_allowed")
     _assert_problem(client.get("/v1/jobs/job_" + "a" * 26), 404, "job_not_found")
@@ -31,7 +31,7 @@ def test_every_address_and_method_that_is_not_there_is_a_problem(client: TestCli
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=zzz", "cursor=-1", "cursor=zzz", "status=zzz", "limit=1e999"]
 )
-def test_a_bad_query_is_a_problem_that_names_the_parameter_and_echoes_nothing(
+def test_a_bad_query_parameter_is_refused_by_name_without_an_echo(
     client: TestClient, query: str
 ) -> None:
     answer = client.get(f"/v1/jobs?{query}")
@@ -41,11 +41,11 @@ def test_a_bad_query_is_a_problem_that_names_the_parameter_and_echoes_nothing(
     assert "zzz" not in answer.text
 
 
-def test_every_value_of_an_address_is_refused_by_name_with_what_is_taken(
+def test_every_parameter_of_a_url_is_refused_by_name_with_its_bounds(
     client: TestClient,
 ) -> None:
-    """Each that the contract has, with the bounds that it tells there."""
-    told = {}
+    """All parameters of the OpenAPI document, with the bounds from there."""
+    details = {}
     paths = client.get("/openapi.json").json()["paths"]
     ids = {
         "{job_id}": "job_" + "a" * 26,
@@ -63,7 +63,7 @@ def test_every_value_of_an_address_is_refused_by_name_with_what_is_taken(
             answer = client.get(address, params={name: "zzz"} if parameter["in"] == "query" else {})
             _assert_problem(answer, 422, "bad_input")
             assert "zzz" not in answer.text
-            told[path, name] = detail = answer.json()["detail"]
+            details[path, name] = detail = answer.json()["detail"]
             assert detail.startswith(f"{name} must be "), (path, name, detail)
             allowed = (
                 []
@@ -76,8 +76,8 @@ def test_every_value_of_an_address_is_refused_by_name_with_what_is_taken(
                 name,
                 detail,
             )
-    assert len(told) == 8
-    assert "png" not in told["/v1/jobs/{job_id}/timelapse", "format"]
+    assert len(details) == 8
+    assert "png" not in details["/v1/jobs/{job_id}/timelapse", "format"]
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_every_value_of_an_address_is_refused_by_name_with_what_is_taken(
             "POST",
             "/v1/jobs/{job}/retry",
             '{"zzz": 1}',
-            "The JSON has a field that is not taken here; see /docs.",
+            "The JSON has an unknown field; see /docs.",
         ),
-        ("POST", "/v1/jobs/{job}/retry", "{zzz", "This is no JSON that can be read."),
+        ("POST", "/v1/jobs/{job}/retry", "{zzz", "The body is not valid JSON."),
         (
             "POST",
             "/v1/jobs/{job}/retry",
@@ -109,7 +109,7 @@ def test_every_value_of_an_address_is_refused_by_name_with_what_is_taken(
             "PATCH",
             "/v1/jobs/{job}",
             "{}",
-            "Say in a JSON object what is to be different: spec, pinned.",
+            "Send a JSON object with spec, pinned, or both.",
         ),
         (
             "POST",
@@ -163,7 +163,9 @@ def test_every_field_of_a_body_is_refused_by_name(
     assert "zzz" not in answer.text
 
 
-def test_what_nobody_foresaw_is_a_500_without_its_words(app: FastAPI, client: TestClient) -> None:
+def test_an_unexpected_error_returns_500_without_its_message(
+    app: FastAPI, client: TestClient
+) -> None:
     @app.get("/v1/explode")
     def explode() -> None:
         raise RuntimeError("secret")
@@ -178,11 +180,11 @@ def test_what_nobody_foresaw_is_a_500_without_its_words(app: FastAPI, client: Te
 @pytest.mark.parametrize(
     ("number", "status", "code"), [(errno.EMFILE, 503, "unavailable"), (errno.EIO, 500, "internal")]
 )
-def test_too_many_open_files_pass_and_a_broken_disk_does_not(
+def test_too_many_open_files_return_503_and_a_broken_disk_returns_500(
     app: FastAPI, client: TestClient, number: int, status: int, code: str
 ) -> None:
     @app.get("/v1/open")
-    def opened() -> None:
+    def open_file() -> None:
         raise OSError(number, "secret")
 
     app.router.routes.insert(0, app.router.routes.pop())
@@ -193,7 +195,7 @@ def test_too_many_open_files_pass_and_a_broken_disk_does_not(
     assert "secret" not in answer.text
 
 
-def test_a_store_that_is_away_is_503_with_retry_after_everywhere(
+def test_an_unavailable_store_returns_503_with_retry_after_on_every_route(
     app: FastAPI, client: TestClient, files: dict[str, Any]
 ) -> None:
     from api.job_feed import JobFeed
@@ -232,7 +234,7 @@ def test_every_error_that_can_reach_a_client_has_a_status() -> None:
     assert {statuses[kind.__name__] for kind in walk(errors.BadInput)} == {413, 415, 422, 400}
 
 
-def test_the_page_and_its_parts_are_served_with_a_policy(client: TestClient) -> None:
+def test_the_page_and_its_files_have_a_content_security_policy(client: TestClient) -> None:
     page = client.get("/")
 
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")

@@ -71,7 +71,7 @@ def test_another_name_that_resolves_to_loopback_is_refused(
 def test_a_page_of_another_origin_cannot_submit(
     client: TestClient,
     files: dict[str, Any],
-    rings: list[int],
+    notifications: list[int],
     headers: dict[str, str],
     status: int,
 ) -> None:
@@ -79,7 +79,7 @@ def test_a_page_of_another_origin_cannot_submit(
 
     assert answer.status_code == status
     assert status == 202 or answer.json()["code"] == "cross_origin_forbidden"
-    assert (status == 202) == len(rings)
+    assert (status == 202) == len(notifications)
 
 
 def test_a_page_of_another_origin_may_send_get_but_not_read_the_response(

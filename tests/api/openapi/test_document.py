@@ -1,4 +1,4 @@
-"""The OpenAPI document: an example of everything, and every example is right."""
+"""The OpenAPI document: everything has an example, and every example matches its schema."""
 
 from typing import Any
 
@@ -25,14 +25,14 @@ def _operations(document: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _assert_right(document: Any, schema: Any, example: Any, where: str) -> None:
+def _assert_valid(document: Any, schema: Any, example: Any, where: str) -> None:
     whole = {**schema, "components": document["components"]}
     wrong = [error.message for error in jsonschema_rs.validator_for(whole).iter_errors(example)]
     assert not wrong, (where, wrong)
 
 
 def _bodies(document: Any) -> list[tuple[str, Media]]:
-    """All that is JSON or a form, of requests and answers; pictures and streams have no example."""
+    """Return the media of all JSON and form bodies; pictures and streams have no example."""
     found = []
     for name, operation in _operations(document):
         media = operation.get("requestBody", {}).get("content", {})
@@ -47,44 +47,46 @@ def _bodies(document: Any) -> list[tuple[str, Media]]:
     return found
 
 
-def test_every_body_has_an_example_that_keeps_its_schema(document: Any) -> None:
+def test_every_body_has_an_example_that_matches_its_schema(document: Any) -> None:
     for where, media in _bodies(document):
         assert "example" in media, where
-        _assert_right(document, media["schema"], media["example"], where)
+        _assert_valid(document, media["schema"], media["example"], where)
 
 
-def test_every_id_in_an_address_has_an_example_that_keeps_its_pattern(document: Any) -> None:
+def test_every_path_parameter_has_an_example_that_matches_its_pattern(document: Any) -> None:
     for name, operation in _operations(document):
         for parameter in operation.get("parameters", []):
             if parameter["in"] == "path":
                 assert "example" in parameter, name
-                _assert_right(document, parameter["schema"], parameter["example"], name)
+                _assert_valid(document, parameter["schema"], parameter["example"], name)
 
 
-def test_every_operation_tells_how_it_refuses(document: Any) -> None:
+def test_every_operation_documents_its_errors(document: Any) -> None:
     for name, operation in _operations(document):
         assert operation["responses"]["4XX"] == {"$ref": "#/components/responses/Refused"}, name
         later = operation["responses"].get("503")
         assert (
-            {"$ref": "#/components/responses/Later"} if name != "GET /livez" else None
+            {"$ref": "#/components/responses/Unavailable"} if name != "GET /livez" else None
         ) == later, name
 
 
-def test_every_code_has_an_example_that_is_what_is_answered(document: Any) -> None:
+def test_every_error_code_has_an_example_equal_to_the_real_response(document: Any) -> None:
     def walk(kind: type[errors.ImpastoError]) -> list[type[errors.ImpastoError]]:
         return [kind, *(found for child in kind.__subclasses__() for found in walk(child))]
 
     answers = document["components"]["responses"]
-    told: dict[str, Any] = {}
+    bodies: dict[str, Any] = {}
     for answer in answers.values():
         media = answer["content"]["application/problem+json"]
         for code, case in media["examples"].items():
-            _assert_right(document, media["schema"], case["value"], code)
-            told[code] = case["value"]
+            _assert_valid(document, media["schema"], case["value"], code)
+            bodies[code] = case["value"]
 
     answered = {
         kind.code for kind in walk(errors.ImpastoError) if problem(kind()).status_code != 500
     } | set(REFUSALS)
-    assert set(told) == answered
-    assert all(code == body["code"] and body["detail"].endswith(".") for code, body in told.items())
-    assert "Retry-After" in answers["Later"]["headers"]
+    assert set(bodies) == answered
+    assert all(
+        code == body["code"] and body["detail"].endswith(".") for code, body in bodies.items()
+    )
+    assert "Retry-After" in answers["Unavailable"]["headers"]

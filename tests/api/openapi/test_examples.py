@@ -1,4 +1,4 @@
-"""The examples in the OpenAPI document beside what is really answered: the same names, the same kinds, the headers."""
+"""Compares the examples in the OpenAPI document with real responses: names, types and headers."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from core.jobs.models import (
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
 
-# That every answer may have, and no program has to be told of.
+# Every response may have these headers, so the document does not list them.
 USUAL = {
     "content-type",
     "content-length",
@@ -43,8 +43,8 @@ USUAL |= {"cross-origin-resource-policy", "cross-origin-opener-policy", "permiss
 WORKER = WorkerInfo(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
 
 
-class Seen:
-    """Real answers, by operation and status, of a service that has been through everything once."""
+class Recorder:
+    """Sends requests and records the real responses by operation and status."""
 
     def __init__(self, client: TestClient) -> None:
         self.client, self.bodies, self.headers = client, dict[str, Any](), dict[str, set[str]]()
@@ -66,8 +66,8 @@ class Seen:
                 return f"{method} {known}"
         raise AssertionError(path)
 
-    def told(self, name: str) -> Any:
-        """The answer in the document."""
+    def documented(self, name: str) -> Any:
+        """Return the response of the document for `METHOD PATH STATUS`."""
         method, path, status = name.split(" ")
         answers = self.document["paths"][path][method.lower()]["responses"]
         answer = answers.get(status) or answers["503" if status == "503" else f"{status[0]}XX"]
@@ -77,10 +77,15 @@ class Seen:
 
 
 @pytest.fixture
-def seen(
-    client: TestClient, files: Any, rings: Any, store: JobStore, blobs: Blobs, photo: Image.Image
-) -> Seen:
-    ask, data = Seen(client), {"size": "64"}
+def recorded(
+    client: TestClient,
+    files: Any,
+    notifications: Any,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+) -> Recorder:
+    ask, data = Recorder(client), {"size": "64"}
     key = {"Idempotency-Key": "k"}
     for _ in range(2):
         job = ask("POST", "/v1/jobs", files=files, data=data, headers=key).json()
@@ -136,7 +141,7 @@ def seen(
     ask("POST", again["cancel"])
     ask("GET", "/v1/jobs?limit=1&status=succeeded")
     ask("POST", "/v1/images", files={"image": files["content"]})
-    listening = Thread(target=_answer, args=(store,))
+    listening = Thread(target=_answer_estimate, args=(store,))
     listening.start()
     store.heartbeat("worker", WORKER)
     ask("POST", "/v1/estimate", json={"content": digest, "styles": [digest]})
@@ -151,11 +156,11 @@ def seen(
     return ask
 
 
-def _answer(store: JobStore) -> None:
+def _answer_estimate(store: JobStore) -> None:
     step = ScaleEstimate(
         width=96, height=72, iterations=1, seconds=1.0, memory_bytes=1, tile_px=None
     )
-    for _ in range(40):  # half a minute at most
+    for _ in range(40):  # 30 s at most
         store.heartbeat("worker", WORKER)
         if found := store.next_estimate_request():
             store.reply_to_estimate(
@@ -164,43 +169,47 @@ def _answer(store: JobStore) -> None:
             return
 
 
-def _kind(value: Any) -> Any:
-    """What a program that was written by the example would rely on: names and kinds, but not how long a list is."""
+def _types(value: Any) -> Any:
+    """Return names and types, on which a program may rely, without the lengths of lists."""
     if isinstance(value, dict):
-        return {name: _kind(inner) for name, inner in value.items()}
+        return {name: _types(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_kind(inner) for inner in value[:1]]
+        return [_types(inner) for inner in value[:1]]
     return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
 
 
-def _unlike(told: Any, real: Any) -> list[str]:
-    """Where they differ; what is null in one of them may be anything, and a list that is empty of anything."""
-    if isinstance(told, dict) and isinstance(real, dict):
-        missing = [f".{name}" for name in told.keys() ^ real.keys()]
+def _find_differences(example: Any, real: Any) -> list[str]:
+    """Return the paths where they differ. Null and the items of an empty list equal anything."""
+    if isinstance(example, dict) and isinstance(real, dict):
+        missing = [f".{name}" for name in example.keys() ^ real.keys()]
         return missing + [
             f".{name}{path}"
-            for name in told.keys() & real
-            for path in _unlike(told[name], real[name])
+            for name in example.keys() & real
+            for path in _find_differences(example[name], real[name])
         ]
-    if isinstance(told, list) and isinstance(real, list):
-        return [f"[]{path}" for path in (_unlike(told[0], real[0]) if told and real else [])]
-    return [""] if type(None) not in (told, real) and told != real else []
+    if isinstance(example, list) and isinstance(real, list):
+        return [
+            f"[]{path}"
+            for path in (_find_differences(example[0], real[0]) if example and real else [])
+        ]
+    return [""] if type(None) not in (example, real) and example != real else []
 
 
-def test_every_example_is_like_the_real_answer(seen: Seen) -> None:
+def test_every_example_has_the_types_of_the_real_response(recorded: Recorder) -> None:
     compared = set()
-    for name, real in seen.bodies.items():
+    for name, real in recorded.bodies.items():
         if isinstance(real, dict):
             assert (
-                _unlike(
-                    _kind(seen.told(name)["content"]["application/json"]["example"]), _kind(real)
+                _find_differences(
+                    _types(recorded.documented(name)["content"]["application/json"]["example"]),
+                    _types(real),
                 )
                 == []
             ), name
             compared.add(name)
     every = {
         f"{method.upper()} {path} {status}"
-        for path, methods in seen.document["paths"].items()
+        for path, methods in recorded.document["paths"].items()
         for method, operation in methods.items()
         for status, answer in operation["responses"].items()
         if "application/json" in answer.get("content", {})
@@ -208,29 +217,33 @@ def test_every_example_is_like_the_real_answer(seen: Seen) -> None:
     assert compared == every
 
 
-def test_an_example_tells_the_status_that_such_an_answer_has(seen: Seen) -> None:
-    for name, real in seen.bodies.items():
-        example = seen.told(name)["content"].get("application/json", {}).get("example", {})
+def test_an_example_has_the_status_of_the_real_response(recorded: Recorder) -> None:
+    for name, real in recorded.bodies.items():
+        example = (
+            recorded.documented(name)["content"].get("application/json", {}).get("example", {})
+        )
         if "status" in example:
             assert example["status"] == real["status"], name
 
 
-def test_the_streams_example_is_like_a_real_one(seen: Seen) -> None:
+def test_the_example_of_the_stream_resembles_a_real_one(recorded: Recorder) -> None:
     name = "GET /v1/jobs/{job_id}/events 200"
-    example = seen.told(name)["content"]["text/event-stream"]["example"]
-    told, real = (
-        re.findall(r"event: (\w+)\ndata: (.*)\n", text) for text in (example, seen.bodies[name])
+    example = recorded.documented(name)["content"]["text/event-stream"]["example"]
+    events, real = (
+        re.findall(r"event: (\w+)\ndata: (.*)\n", text) for text in (example, recorded.bodies[name])
     )
 
     assert example.startswith("retry: 2000\n\n")
-    assert [event for event, _ in told] == ["progress", "preview", "status"]
-    assert _unlike(_kind(json.loads(told[-1][1])), _kind(json.loads(real[-1][1]))) == []
-    assert set(json.loads(told[0][1])) == {"version", "progress"}
-    assert set(json.loads(told[1][1])) == {"version", "preview", "links"}
+    assert [event for event, _ in events] == ["progress", "preview", "status"]
+    assert (
+        _find_differences(_types(json.loads(events[-1][1])), _types(json.loads(real[-1][1]))) == []
+    )
+    assert set(json.loads(events[0][1])) == {"version", "progress"}
+    assert set(json.loads(events[1][1])) == {"version", "preview", "links"}
 
 
-def test_every_header_that_is_answered_is_told_and_no_other(seen: Seen) -> None:
-    for name, real in seen.headers.items():
-        told = {header.lower() for header in seen.told(name).get("headers", {})}
+def test_the_document_lists_exactly_the_headers_of_the_real_responses(recorded: Recorder) -> None:
+    for name, real in recorded.headers.items():
+        example = {header.lower() for header in recorded.documented(name).get("headers", {})}
         refused = {"retry-after", "www-authenticate", "allow"} if name[-3] == "4" else set()
-        assert real - refused == told - refused, name
+        assert real - refused == example - refused, name

@@ -1,4 +1,4 @@
-"""Batches over HTTP: all or none, one link, and no more than their jobs."""
+"""Batches over HTTP: all jobs or none, one link for all of them."""
 
 from typing import Any
 
@@ -7,8 +7,6 @@ from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
-from api import dependencies
-from api.middleware.auth import Caller
 from api.settings import ApiSettings
 from core.images import codec
 from core.jobs.models import ModelUsed, Output, Status, is_batch_id
@@ -26,7 +24,7 @@ PAIRS = [(digest_of(photo), [digest_of(painting)]) for photo in PHOTOS for paint
 
 
 @pytest.fixture
-def send(client: TestClient, rings: list[int]) -> Any:
+def send(client: TestClient, notifications: list[int]) -> Any:
     """POST /v1/batches with three photos and two paintings."""
 
     def post(key: str | None = None, files: Any = FILES, **fields: str) -> Any:
@@ -42,8 +40,8 @@ def _inputs(batch: Any) -> list[tuple[str, list[str]]]:
     return [(job["input"]["content"], job["input"]["styles"]) for job in batch["jobs"]]
 
 
-def test_every_photo_is_painted_in_every_style_in_their_order(
-    client: TestClient, send: Any, rings: list[int]
+def test_a_batch_has_a_job_for_each_photo_and_style_in_order(
+    client: TestClient, send: Any, notifications: list[int]
 ) -> None:
     answer = send(preset="draft", priority="low", deadline_seconds="60")
     batch = answer.json()
@@ -67,14 +65,14 @@ def test_every_photo_is_painted_in_every_style_in_their_order(
     assert [job["queue"]["position"] for job in batch["jobs"]] == [0, 1, 2, 3, 4, 5]
     assert batch["counts"] == {**dict.fromkeys(Status, 0), "queued": 6}
     assert client.get(batch["links"]["self"]).json() == batch
-    assert len(rings) == 6
+    assert len(notifications) == 6
 
 
-def test_a_doorbell_that_nobody_hears_is_rung_once(
+def test_an_unavailable_broker_is_notified_only_once(
     client: TestClient, app: Any, files: dict[str, Any]
 ) -> None:
-    rung: list[int] = []
-    app.state.notify = lambda: bool(rung.append(1))
+    calls: list[int] = []
+    app.state.notify = lambda: bool(calls.append(1))
     several = [
         ("content", files["content"]),
         ("content", files["style"]),
@@ -82,10 +80,12 @@ def test_a_doorbell_that_nobody_hears_is_rung_once(
     ]
     answer = client.post("/v1/batches", files=several, data={"size": "64"})
 
-    assert (answer.status_code, len(answer.json()["jobs"]), len(rung)) == (202, 2, 1)
+    assert (answer.status_code, len(answer.json()["jobs"]), len(calls)) == (202, 2, 1)
 
 
-def test_the_same_by_json_with_digests(client: TestClient, rings: list[int]) -> None:
+def test_json_with_digests_creates_the_same_batch(
+    client: TestClient, notifications: list[int]
+) -> None:
     ids = [
         client.post("/v1/images", files={"image": data}).json()["id"]
         for data in (*PHOTOS, *PAINTINGS)
@@ -100,7 +100,7 @@ def test_the_same_by_json_with_digests(client: TestClient, rings: list[int]) -> 
     assert _inputs(client.post("/v1/batches", json=body).json()) == PAIRS
 
 
-def test_its_link_tells_of_every_change_and_else_304(
+def test_its_link_shows_every_change_and_otherwise_returns_304(
     client: TestClient, send: Any, store: JobStore, blobs: Blobs
 ) -> None:
     path = send().headers["location"]
@@ -130,7 +130,7 @@ def test_its_link_tells_of_every_change_and_else_304(
     assert client.get(done["jobs"][0]["links"]["result"]).content == data
 
 
-def test_cancel_and_delete_are_of_all_and_safe_to_repeat(
+def test_cancel_and_delete_apply_to_all_jobs_and_are_safe_to_repeat(
     client: TestClient, send: Any, store: JobStore
 ) -> None:
     batch, alone = send().json(), send().json()
@@ -158,7 +158,7 @@ def test_cancel_and_delete_are_of_all_and_safe_to_repeat(
     assert store.get_load().queued == 6
 
 
-def test_a_job_that_is_deleted_is_missing_and_the_last_takes_the_batch_along(
+def test_a_deleted_job_is_missing_and_the_last_one_deletes_the_batch(
     client: TestClient, send: Any
 ) -> None:
     batch = send().json()
@@ -170,8 +170,8 @@ def test_a_job_that_is_deleted_is_missing_and_the_last_takes_the_batch_along(
     assert client.get(batch["links"]["self"]).status_code == 404
 
 
-def test_the_same_idempotency_key_gives_the_same_batch(
-    client: TestClient, send: Any, rings: list[int]
+def test_the_same_idempotency_key_returns_the_same_batch(
+    client: TestClient, send: Any, notifications: list[int]
 ) -> None:
     first, again, other = send("k"), send("k"), send("k", size="96")
     job = client.post("/v1/jobs", files=[FILES[0], FILES[3]], headers={"Idempotency-Key": "k"})
@@ -184,12 +184,12 @@ def test_the_same_idempotency_key_gives_the_same_batch(
     assert [(answer.status_code, answer.json()["code"]) for answer in (other, job)] == [
         (422, "idempotency_conflict")
     ] * 2
-    assert (len(rings), len(client.get("/v1/jobs").json()["jobs"])) == (6, 6)
+    assert (len(notifications), len(client.get("/v1/jobs").json()["jobs"])) == (6, 6)
     client.delete(first.json()["links"]["self"])
     assert send("k").json()["id"] != first.json()["id"]
 
 
-def test_a_repeated_batch_is_answered_though_its_pictures_have_gone(
+def test_a_repeated_batch_is_replayed_after_its_pictures_are_deleted(
     client: TestClient, store: JobStore, blobs: Blobs
 ) -> None:
     ids = [
@@ -223,10 +223,10 @@ def test_a_repeated_batch_is_answered_though_its_pictures_have_gone(
         ({"max_jobs_per_caller": 5}, 400, "bad_request"),
     ],
 )
-def test_all_or_none_within_the_limits(
+def test_all_jobs_or_none_are_accepted_within_the_limits(
     app: FastAPI, send: Any, store: JobStore, limits: dict[str, int], status: int, code: str
 ) -> None:
-    """Two wait, six more are one too many, by either limit; five is less than the batch will ever be."""
+    """With two queued jobs, six more exceed a limit of 7; the batch alone exceeds a limit of 5."""
     send(files=[FILES[0], *FILES[3:]])
     app.state.settings = ApiSettings(**limits)
     refused = send()
@@ -240,7 +240,7 @@ def test_all_or_none_within_the_limits(
     assert send().status_code == 202
 
 
-def test_a_reused_result_takes_no_place(
+def test_a_reused_result_takes_no_place_in_the_queue(
     app: FastAPI, client: TestClient, send: Any, store: JobStore, blobs: Blobs
 ) -> None:
     store.record_model_weights("auto", "0")
@@ -261,20 +261,22 @@ def test_a_reused_result_takes_no_place(
     ) == (1, 5, job.id)
 
 
-def test_callers_take_turns_as_ever(client: TestClient, send: Any, store: JobStore) -> None:
+def test_callers_take_turns_in_spite_of_a_batch(
+    switch_caller: Any, client: TestClient, send: Any, store: JobStore
+) -> None:
     send()
-    client.app.dependency_overrides[dependencies._caller] = lambda: Caller("other")  # type: ignore[attr-defined]
+    switch_caller("other")
     alone = client.post("/v1/jobs", files=[FILES[0], FILES[3]], data={"size": "64"}).json()
 
     claimed = [job.id for job in (store.claim(token, "worker") for token in ("a", "b")) if job]
     assert claimed[1] == alone["id"]
 
 
-def test_anothers_batch_is_as_one_that_there_is_not(
-    client: TestClient, send: Any, store: JobStore
+def test_the_batch_of_another_client_looks_as_if_it_did_not_exist(
+    switch_caller: Any, client: TestClient, send: Any, store: JobStore
 ) -> None:
     batch = send().json()
-    client.app.dependency_overrides[dependencies._caller] = lambda: Caller("stranger")  # type: ignore[attr-defined]
+    switch_caller("other")
     real, none = batch["links"]["self"], "/v1/batches/batch_" + "a" * 26
     for ask in (
         client.get,
@@ -313,10 +315,10 @@ def test_anothers_batch_is_as_one_that_there_is_not(
         ([*FILES, ("content", (None, "sha256:" + "0" * 64))], {}, 404, "image_not_found"),
     ],
 )
-def test_one_bad_part_and_nothing_is_taken(
+def test_one_bad_part_makes_the_service_refuse_the_whole_batch(
     send: Any,
     store: JobStore,
-    rings: list[int],
+    notifications: list[int],
     tmp_path: Any,
     files: Any,
     fields: Any,
@@ -327,7 +329,7 @@ def test_one_bad_part_and_nothing_is_taken(
 
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert (
-        rings,
+        notifications,
         store.get_load().queued,
         [path for path in tmp_path.rglob("*") if path.is_file()],
     ) == ([], 0, [])
@@ -348,7 +350,7 @@ ANY = "sha256:" + "0" * 64
         {"contents": [ANY], "styles": [ANY], "spec": 7},
     ],
 )
-def test_json_of_the_wrong_form_is_refused(client: TestClient, body: Any) -> None:
+def test_malformed_json_is_refused(client: TestClient, body: Any) -> None:
     answer = client.post("/v1/batches", json=body)
 
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
@@ -357,7 +359,7 @@ def test_json_of_the_wrong_form_is_refused(client: TestClient, body: Any) -> Non
 @pytest.mark.parametrize(
     "batch_id", ["x", "job_" + "a" * 26, "batch_" + "A" * 26, "..%2f..", "b" * 5000]
 )
-def test_an_unknown_id_is_404_whatever_it_looks_like(client: TestClient, batch_id: str) -> None:
+def test_an_unknown_or_malformed_id_returns_404(client: TestClient, batch_id: str) -> None:
     path = f"/v1/batches/{batch_id}"
 
     assert {

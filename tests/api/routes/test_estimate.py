@@ -1,4 +1,4 @@
-"""What a job would take, asked before it is there."""
+"""POST /v1/estimate."""
 
 from collections.abc import Callable
 from threading import Thread
@@ -11,8 +11,8 @@ from api.routes import estimate
 from core.jobs.models import EstimateResponse, JobError, ScaleEstimate
 from core.jobs.store import JobStore
 
-Ask = Callable[..., Any]
-STEPS = [
+RequestEstimate = Callable[..., Any]
+SCALES = [
     ScaleEstimate(
         width=181, height=136, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None
     ),
@@ -20,8 +20,8 @@ STEPS = [
         width=256, height=192, iterations=35, seconds=6.04, memory_bytes=3_000_000, tile_px=512
     ),
 ]
-FORECAST = EstimateResponse(device="cpu", network="vgg16", scales=STEPS)
-SKETCH: dict[str, Any] = {
+ESTIMATE = EstimateResponse(device="cpu", network="vgg16", scales=SCALES)
+BODY: dict[str, Any] = {
     "content": {"width": 1200, "height": 900},
     "styles": [{"width": 640, "height": 480}],
     "spec": {"size": 256},
@@ -29,10 +29,10 @@ SKETCH: dict[str, Any] = {
 
 
 @pytest.fixture
-def ask(client: TestClient, store: JobStore) -> Ask:
-    """A worker that gives this answer to one question; what it was asked, and what the client is told."""
+def request_estimate(client: TestClient, store: JobStore) -> RequestEstimate:
+    """POST /v1/estimate while a worker answers; returns the response and the worker's request."""
 
-    def post(sketch: dict[str, Any], forecast: EstimateResponse = FORECAST) -> Any:
+    def post(body: dict[str, Any], estimate_response: EstimateResponse = ESTIMATE) -> Any:
         store.heartbeat("worker")
         asked: list[Any] = []
 
@@ -40,11 +40,11 @@ def ask(client: TestClient, store: JobStore) -> Ask:
             while not asked:
                 if found := store.next_estimate_request():
                     asked.append(found[1])
-                    store.reply_to_estimate(found[0], forecast)
+                    store.reply_to_estimate(found[0], estimate_response)
 
         listener = Thread(target=listen)
         listener.start()
-        answer = client.post("/v1/estimate", json=sketch)
+        answer = client.post("/v1/estimate", json=body)
         if answer.status_code != 200:
             asked.append(None)
         listener.join()
@@ -53,21 +53,23 @@ def ask(client: TestClient, store: JobStore) -> Ask:
     return post
 
 
-def test_sizes_are_enough_to_ask(ask: Ask, submit: Any) -> None:
+def test_sizes_are_sufficient_for_an_estimate(
+    request_estimate: RequestEstimate, submit: Any
+) -> None:
     submit()
-    answer, asked = ask(SKETCH)
-    told = answer.json()
+    answer, asked = request_estimate(BODY)
+    body = answer.json()
 
     assert answer.status_code == 200
     assert tuple(
-        told[name] for name in ("seconds", "memory_bytes", "width", "height", "refused")
+        body[name] for name in ("seconds", "memory_bytes", "width", "height", "refused")
     ) == (10.0, 3_000_000, 256, 192, None)
-    assert (told["device"], told["network"], told["scales"]) == (
+    assert (body["device"], body["network"], body["scales"]) == (
         "cpu",
         "vgg16",
-        [step.model_dump() for step in STEPS],
+        [step.model_dump() for step in SCALES],
     )
-    assert told["queue"] == {"position": 1, "start_seconds": None}
+    assert body["queue"] == {"position": 1, "start_seconds": None}
     assert (asked.content, asked.styles, asked.masks, asked.spec["size"]) == (
         (1200, 900),
         [(640, 480)],
@@ -76,40 +78,42 @@ def test_sizes_are_enough_to_ask(ask: Ask, submit: Any) -> None:
     )
 
 
-def test_the_json_of_a_submission_is_a_question(ask: Ask, client: TestClient, files: Any) -> None:
+def test_the_json_of_a_submission_can_be_estimated(
+    request_estimate: RequestEstimate, client: TestClient, files: Any
+) -> None:
     digests = [
         client.post("/v1/images", files={"image": files[name]}).json()["id"]
         for name in ("content", "style")
     ]
-    sketch = {
+    body = {
         "content": digests[0],
         "styles": digests[1:],
         "masks": digests[:1],
         "priority": "low",
         "reuse": True,
     }
-    answer, asked = ask(sketch)
+    answer, asked = request_estimate(body)
     assert answer.status_code == 200
     assert (asked.content, asked.styles, asked.masks) == ((96, 72), [(96, 75)], 1)
 
 
-def test_what_would_fail_is_told_so(ask: Ask) -> None:
+def test_a_job_that_would_fail_has_a_reason(request_estimate: RequestEstimate) -> None:
     refused = EstimateResponse(
         device="cpu", network="vgg16", refused=JobError(code="out_of_memory", message="Smaller.")
     )
-    told = ask(SKETCH, refused)[0].json()
-    assert (told["seconds"], told["memory_bytes"], told["scales"]) == (None, None, [])
-    assert told["refused"] == {"code": "out_of_memory", "message": "Smaller."}
+    body = request_estimate(BODY, refused)[0].json()
+    assert (body["seconds"], body["memory_bytes"], body["scales"]) == (None, None, [])
+    assert body["refused"] == {"code": "out_of_memory", "message": "Smaller."}
 
 
-def test_without_a_worker_nobody_can_tell(
+def test_without_a_worker_there_is_no_estimate(
     client: TestClient, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(estimate, "WAIT_SECONDS", 0.2)
-    answer = client.post("/v1/estimate", json=SKETCH)
+    answer = client.post("/v1/estimate", json=BODY)
     assert (answer.status_code, answer.json()["code"]) == (503, "no_worker")
-    store.heartbeat("deaf")
-    answer = client.post("/v1/estimate", json=SKETCH)
+    store.heartbeat("stalled")
+    answer = client.post("/v1/estimate", json=BODY)
     assert (answer.status_code, answer.json()["code"]) == (503, "no_worker")
     assert "retry-after" in answer.headers
 
@@ -121,14 +125,14 @@ def test_without_a_worker_nobody_can_tell(
         ({"content": {"width": 8, "height": 8}}, 422, "bad_input"),
         ({"content": {"width": 1200}}, 422, "bad_input"),
         ({"styles": []}, 422, "bad_input"),
-        ({"styles": SKETCH["styles"] * 9}, 422, "bad_input"),
+        ({"styles": BODY["styles"] * 9}, 422, "bad_input"),
         ({"spec": {"size": 9999}}, 422, "bad_spec"),
         ({"spec": {"style_weights": [0.5, 0.5]}}, 422, "bad_spec"),
         ({"content": {"width": 12000, "height": 40}}, 422, "bad_spec"),
     ],
 )
-def test_a_bad_question_is_refused_as_a_submission_is(
+def test_a_bad_request_is_refused_as_a_submission_is(
     client: TestClient, change: dict[str, Any], status: int, code: str
 ) -> None:
-    answer = client.post("/v1/estimate", json=SKETCH | change)
+    answer = client.post("/v1/estimate", json=BODY | change)
     assert (answer.status_code, answer.json()["code"]) == (status, code)

@@ -1,4 +1,4 @@
-"""The pictures that the page hangs to begin with."""
+"""The sample pictures of the page."""
 
 import json
 from collections import Counter
@@ -11,20 +11,20 @@ from starlette.testclient import TestClient
 from core.images import codec
 
 GALLERY = Path(__file__).parents[3] / "api" / "web" / "gallery"
-HUNG: list[dict[str, Any]] = json.loads((GALLERY / "index.json").read_text())
+INDEX: list[dict[str, Any]] = json.loads((GALLERY / "index.json").read_text())
 
 
-def test_what_hangs_is_in_the_index_and_nothing_else_is_there() -> None:
-    named = {f"{one['name']}{small}.jpg" for one in HUNG for small in ("", "-small")}
+def test_the_index_lists_exactly_the_files_of_the_gallery() -> None:
+    named = {f"{one['name']}{small}.jpg" for one in INDEX for small in ("", "-small")}
 
     assert named == {path.name for path in GALLERY.glob("*.jpg")}
-    kinds = Counter(one["kind"] for one in HUNG)
+    kinds = Counter(one["kind"] for one in INDEX)
     assert set(kinds) == {"photo", "painting"}
     assert kinds["painting"] >= 8
 
 
-@pytest.mark.parametrize("one", HUNG, ids=[one["name"] for one in HUNG])
-def test_each_is_served_small_and_whole_to_anybody(client: TestClient, one: dict[str, Any]) -> None:
+@pytest.mark.parametrize("one", INDEX, ids=[one["name"] for one in INDEX])
+def test_each_picture_is_served_in_both_sizes(client: TestClient, one: dict[str, Any]) -> None:
     large, small = (
         client.get(f"/web/gallery/{one['name']}{part}.jpg").content for part in ("", "-small")
     )

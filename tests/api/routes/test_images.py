@@ -1,4 +1,4 @@
-"""Uploads."""
+"""Uploads: /v1/images."""
 
 import os
 import tempfile
@@ -18,7 +18,7 @@ from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, PendingBlob, digest_of
 
 
-def test_an_upload_is_named_by_its_digest_and_found_again(
+def test_an_upload_is_named_by_its_digest(
     client: TestClient, files: dict[str, Any], blobs: Blobs
 ) -> None:
     data = files["content"][1]
@@ -36,7 +36,7 @@ def test_an_upload_is_named_by_its_digest_and_found_again(
     assert blobs.get(kept.json()["id"]) == data
 
 
-def test_an_upload_is_safe_from_the_janitor(
+def test_the_garbage_collector_keeps_an_upload(
     client: TestClient, files: dict[str, Any], store: JobStore
 ) -> None:
     client.post("/v1/images", files={"image": files["content"]})
@@ -44,8 +44,8 @@ def test_an_upload_is_safe_from_the_janitor(
     assert store.mark_deleting() == []
 
 
-def test_an_upload_can_be_fetched_as_it_came(client: TestClient, files: dict[str, Any]) -> None:
-    """Shown in a browser, it can do nothing."""
+def test_an_upload_is_returned_unchanged(client: TestClient, files: dict[str, Any]) -> None:
+    """The Content-Security-Policy sandboxes it in a browser."""
     for name, kind in (("content", "image/jpeg"), ("style", "image/png")):
         kept = client.post("/v1/images", files={"image": files[name]})
         answer = client.get(kept.headers["location"])
@@ -58,10 +58,10 @@ def test_an_upload_can_be_fetched_as_it_came(client: TestClient, files: dict[str
         assert "sandbox" in answer.headers["content-security-policy"]
 
 
-def test_to_look_at_a_picture_does_not_make_it_stay(
+def test_get_does_not_extend_the_retention_of_a_picture(
     client: TestClient, submit: Any, files: dict[str, Any], store: JobStore
 ) -> None:
-    """Who deletes a job deletes its pictures, also those that were just shown."""
+    """Deleting a job also deletes pictures that were shown just before."""
     job = submit().json()
     photo = job["input"]["content"]
     shown = client.get(f"/v1/images/{photo}").status_code
@@ -72,13 +72,13 @@ def test_to_look_at_a_picture_does_not_make_it_stay(
 
 
 @pytest.mark.parametrize("digest", ["x", "sha256:" + "0" * 64, "..%2f..", "%00"])
-def test_what_is_not_here_is_404(client: TestClient, digest: str) -> None:
+def test_an_unknown_digest_returns_404(client: TestClient, digest: str) -> None:
     assert [
         client.request(method, f"/v1/images/{digest}").status_code for method in ("HEAD", "GET")
     ] == [404, 404]
 
 
-def test_a_bad_upload_is_refused_and_leaves_nothing(client: TestClient, tmp_path: Any) -> None:
+def test_a_bad_upload_is_refused_and_leaves_no_files(client: TestClient, tmp_path: Any) -> None:
     answer = client.post("/v1/images", files={"image": ("x.png", b"GIF89a")})
 
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_image")
@@ -86,7 +86,7 @@ def test_a_bad_upload_is_refused_and_leaves_nothing(client: TestClient, tmp_path
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_body_beyond_the_limit_is_413(client: TestClient) -> None:
+def test_a_body_above_the_limit_returns_413(client: TestClient) -> None:
     answer = client.post("/v1/images", files={"image": ("x", b"\0" * 21_000_000)})
 
     assert (answer.status_code, answer.json()["code"]) == (413, "upload_too_large")
@@ -97,10 +97,10 @@ def _files(folder: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("path", ["/v1/images", "/v1/jobs"])
-def test_a_file_is_refused_as_soon_as_it_passes_its_limit(
+def test_a_file_is_refused_as_soon_as_it_exceeds_its_limit(
     client: TestClient, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    """The body may still be as long as is taken of the whole form."""
+    """The body as a whole is still within the limit of a form."""
     written = []
     monkeypatch.setattr(pictures, "MAX_BYTES", 200_000)
     monkeypatch.setattr(PendingBlob, "write", lambda self, data: written.append(len(data)))
@@ -113,7 +113,7 @@ def test_a_file_is_refused_as_soon_as_it_passes_its_limit(
     assert _files(tmp_path) == []
 
 
-def test_text_is_taken_within_a_limit_for_all_fields_together(
+def test_one_limit_applies_to_the_text_of_all_fields_together(
     client: TestClient, tmp_path: Any
 ) -> None:
     answer = client.post(
@@ -126,10 +126,10 @@ def test_text_is_taken_within_a_limit_for_all_fields_together(
     assert _files(tmp_path) == []
 
 
-def test_a_full_disk_is_503_and_leaves_nothing(
+def test_a_full_disk_returns_503_and_leaves_no_files(
     client: TestClient, files: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While it is read, and when it is kept."""
+    """The disk is full while the file is received, or when it is committed."""
 
     def full(*_: Any, **__: Any) -> NoReturn:
         raise OSError(28, "No space left on device")
@@ -146,10 +146,10 @@ def test_a_full_disk_is_503_and_leaves_nothing(
         assert _files(tmp_path) == []
 
 
-def test_who_waits_too_long_for_a_decoder_is_told_to_come_again(
+def test_a_client_that_waits_too_long_for_a_decoder_receives_503(
     client: TestClient, files: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "_CHILDREN", CapacityLimiter(0))
+    monkeypatch.setattr(images, "_decoder_slots", CapacityLimiter(0))
     monkeypatch.setattr(images, "WAIT_SECONDS", 0.1)
     answer = client.post("/v1/images", files={"image": files["content"]})
 
@@ -162,13 +162,15 @@ def test_who_waits_too_long_for_a_decoder_is_told_to_come_again(
     assert client.get("/livez").status_code == 200
 
 
-def test_files_lie_among_the_parts_of_blobs_while_they_are_read(
+def test_files_are_pending_blobs_while_they_are_received(
     client: TestClient, files: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    stock = multipart.part_of
+    stock = multipart.get_pending_blob
     monkeypatch.setattr(
-        images.multipart, "part_of", lambda file: seen.append(stock(file).path) or stock(file)
+        images.multipart,
+        "get_pending_blob",
+        lambda file: seen.append(stock(file).path) or stock(file),
     )
     client.post("/v1/images", files={"image": files["content"]})
 
@@ -176,9 +178,7 @@ def test_files_lie_among_the_parts_of_blobs_while_they_are_read(
     assert not seen[0].exists()
 
 
-def test_the_uploads_of_a_caller_take_so_much_room_and_no_more(
-    app: FastAPI, client: TestClient
-) -> None:
+def test_the_uploads_of_a_caller_have_a_quota(app: FastAPI, client: TestClient) -> None:
     one, two, three = (
         pictures.encode(Image.new("RGB", (40, 40), color)) for color in ("red", "green", "blue")
     )
@@ -191,7 +191,7 @@ def test_the_uploads_of_a_caller_take_so_much_room_and_no_more(
     assert client.head(answers[0].headers["location"]).status_code == 200
 
 
-def test_a_picture_of_a_job_that_is_kept_as_an_upload_counts_as_one(
+def test_a_picture_of_a_job_counts_as_an_upload_when_its_retention_is_extended(
     app: FastAPI, client: TestClient, submit: Any, files: dict[str, Any]
 ) -> None:
     digest = submit().json()["input"]["content"]
@@ -203,7 +203,7 @@ def test_a_picture_of_a_job_that_is_kept_as_an_upload_counts_as_one(
     ]
 
 
-def test_no_header_tells_that_somebody_else_has_sent_the_same(
+def test_no_header_reveals_that_another_client_has_uploaded_the_same_picture(
     client: TestClient, blobs: Blobs
 ) -> None:
     data = pictures.encode(Image.new("RGB", (40, 40), "red"))

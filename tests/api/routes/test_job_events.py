@@ -1,4 +1,4 @@
-"""The stream of a job's events: real processes, a real store, real sockets."""
+"""The event stream of a job, with real processes, a real store and real sockets."""
 
 import http.client
 import json
@@ -29,7 +29,7 @@ from core.jobs.models import (
     JobProgress,
     ModelUsed,
     Output,
-    SubmissionOptions,
+    SubmissionContext,
     new_job_id,
 )
 from core.jobs.store import JobStore
@@ -52,7 +52,7 @@ MAIN = "from api.__main__ import main; main()"
 
 
 class Api:
-    """A real API process, and the store that it tells of."""
+    """A real API process, and a client of its store."""
 
     def __init__(self, redis_url: str, folder: Path, code: str = MAIN, **settings: str) -> None:
         self.port, self.store = free_port(), JobStore(redis_url)
@@ -93,7 +93,7 @@ class Api:
         except ConnectionRefusedError:
             return False
 
-    def watch(self, job_id: str, query: str = "", **headers: str) -> "Stream":
+    def stream(self, job_id: str, query: str = "", **headers: str) -> "Stream":
         return Stream(self.ask(f"/v1/jobs/{job_id}/events{query}", **headers))
 
     def new_job(self, owner: str = "local") -> Job:
@@ -102,7 +102,7 @@ class Api:
         return self.store.create(
             new_job_id(),
             JobInput(content="sha256:a", styles=["sha256:b"], spec={}),
-            SubmissionOptions(owner=owner),
+            context=SubmissionContext(owner=owner),
         )
 
     def claim(self, token: str = "t") -> Job:
@@ -113,7 +113,7 @@ class Api:
     def progress(
         self, job: Job, value: float, preview: str | None = None, token: str = "t", **loss: float
     ) -> None:
-        told = JobProgress(
+        progress = JobProgress(
             value=value,
             scale=1,
             scales=2,
@@ -125,7 +125,7 @@ class Api:
         )
         if preview:
             self.store.reserve(preview)
-        assert self.store.report_progress(job.id, token, told, preview) == "ok"
+        assert self.store.report_progress(job.id, token, progress, preview) == "ok"
 
     def succeed(self, job: Job, digest: str = "sha256:r", token: str = "t") -> None:
         self.store.reserve(digest)
@@ -136,7 +136,7 @@ class Api:
         )
 
     def stop(self) -> float:
-        """Seconds that it took."""
+        """Terminate the process and return the seconds that this took."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
@@ -152,7 +152,7 @@ class Api:
 
 
 class Stream:
-    """Reads what a watcher reads."""
+    """Parses the events of a stream."""
 
     def __init__(self, answer: http.client.HTTPResponse) -> None:
         self.answer, self.status, self.headers = answer, answer.status, answer.headers
@@ -160,7 +160,7 @@ class Stream:
         self.retry: str | None = None
 
     def next(self) -> Event | None:
-        """The next event, or None at the end of the stream."""
+        """Return the next event, or None at the end of the stream."""
         name, own_id, data = "", None, ""
         while line := self.answer.readline().decode():
             field, _, value = line.rstrip("\n").partition(": ")
@@ -179,7 +179,7 @@ class Stream:
         return None
 
     def comment(self, sought: str) -> None:
-        """Read until it comes; no event may come before."""
+        """Read until this comment arrives; fail if an event arrives first."""
         while sought not in self.comments:
             line = self.answer.readline().decode()
             assert line, "the stream has ended"
@@ -214,11 +214,11 @@ def _patched(line: str) -> str:
     return f"import api.routes.job_events, api.job_feed, core.jobs.async_reader; {line}; {MAIN}"
 
 
-def test_a_life_is_told_as_it_is_lived(serve: Serve) -> None:
-    """And what was told, laid one over the other, is the job."""
+def test_the_stream_sends_every_change_of_a_job(serve: Serve) -> None:
+    """The merged data of all events equals the job."""
     api = serve()
     job = api.new_job()
-    stream = api.watch(job.id)
+    stream = api.stream(job.id)
     assert (stream.status, stream.headers["Content-Type"]) == (
         200,
         "text/event-stream; charset=utf-8",
@@ -227,17 +227,17 @@ def test_a_life_is_told_as_it_is_lived(serve: Serve) -> None:
         "no-store",
         "no",
     )
-    told = [stream.next()]
+    received = [stream.next()]
     api.claim()
-    told.append(stream.next())
+    received.append(stream.next())
     api.progress(job, 0.25, style=1.0)
-    told.append(stream.next())
+    received.append(stream.next())
     api.progress(job, 0.5, "sha256:p", style=0.5)
-    told += [stream.next(), stream.next()]
+    received += [stream.next(), stream.next()]
     api.succeed(job)
-    told += stream.rest()
+    received += stream.rest()
 
-    lines = [(event[0], event[1]) for event in told if event]
+    lines = [(event[0], event[1]) for event in received if event]
     expected = [
         ("status", "1"),
         ("status", "2"),
@@ -249,7 +249,7 @@ def test_a_life_is_told_as_it_is_lived(serve: Serve) -> None:
         "one id for the events of one change, on the last of them"
     )
     known: dict[str, Any] = {}
-    for event in told:
+    for event in received:
         assert event is not None
         known |= event[2]
     assert known == json.loads(api.ask(f"/v1/jobs/{job.id}").read())
@@ -257,65 +257,65 @@ def test_a_life_is_told_as_it_is_lived(serve: Serve) -> None:
     assert f"/v1/jobs/{job.id}/events" == known["links"]["events"]
 
 
-def test_a_watcher_goes_on_from_any_event(serve: Serve) -> None:
+def test_a_client_resumes_from_any_event(serve: Serve) -> None:
     api = serve()
     job = api.new_job()
     api.claim()
     api.progress(job, 0.25)
-    for after in (0, 1, 2, 99):  # the last was never told: a store that was put back
-        first = api.watch(job.id, Last_Event_ID=str(after)).next()
+    for after in (0, 1, 2, 99):  # the store never reached 99: it was restored from a backup
+        first = api.stream(job.id, Last_Event_ID=str(after)).next()
         assert first is not None
         assert (*first[:2], first[2]["progress"]["value"]) == ("status", "3", 0.25)
-    stream = api.watch(job.id, f"?after={3}")
+    stream = api.stream(job.id, f"?after={3}")
     api.progress(job, 0.5)
     following = stream.next()
     assert following is not None
     assert (*following[:2], following[2]["progress"]["value"]) == ("progress", "4", 0.5), (
-        "it knew 3"
+        "the client knew version 3"
     )
     api.succeed(job)
     assert [event[:2] for event in stream.rest()] == [("status", "5")]
 
     for after in range(5):
-        assert [event[:2] for event in api.watch(job.id, f"?after={after}").rest()] == [
+        assert [event[:2] for event in api.stream(job.id, f"?after={after}").rest()] == [
             ("status", "5")
         ]
-    assert api.watch(job.id, Last_Event_ID="5").status == 204, (
-        "a browser that comes again is told to stop"
+    assert api.stream(job.id, Last_Event_ID="5").status == 204, (
+        "204 stops a browser from reconnecting"
     )
-    assert api.watch(job.id, "?after=0", Last_Event_ID="5").status == 204, (
-        "the header is newer than the address"
+    assert api.stream(job.id, "?after=0", Last_Event_ID="5").status == 204, (
+        "the header is newer than the URL"
     )
-    assert api.watch(job.id, "?after=x").status == 422
+    assert api.stream(job.id, "?after=x").status == 422
     for strange in ("9" * 5000, "-1", "x", "²"):
-        first = api.watch(job.id, Last_Event_ID=strange).next()
+        first = api.stream(job.id, Last_Event_ID=strange).next()
         assert (first or ())[:2] == ("status", "5"), strange[:9]
 
 
-def test_a_run_that_keeps_frames_is_told_of_as_progress_and_its_first_frame_once(
+def test_frames_are_sent_as_progress_and_the_first_one_changes_the_links_once(
     serve: Serve,
 ) -> None:
-    """As a worker does it: a frame at every beat, which changes no version; and a steering between."""
+    """As a worker does: a frame per report, without a new version, and then a spec update."""
     api = serve()
     job = api.new_job()
     api.claim()
-    stream = api.watch(job.id)
+    stream = api.stream(job.id)
     assert stream.next()
-    told = []
+    received = []
     for number in range(1, 4):
         digest = f"sha256:f{number}"
         api.store.reserve(digest)
         frame = Frame(index=0, iteration=number, scale=1, seconds=0.1, digest=digest)
         assert api.store.add_frame(job.id, "t", frame) == 0
         api.progress(job, number / 10, "sha256:p" if number == 3 else None)
-        told.append(stream.next())
-    told.append(stream.next())
+        received.append(stream.next())
+    received.append(stream.next())
     api.store.update_spec(
         job.id, lambda job_input: job_input.model_copy(update={"spec": {"strength": 1}})
     )
-    told.append(stream.next())
+    received.append(stream.next())
 
-    assert [event[0] for event in told if event] == [
+    assert [event[0] for event in received if event] == [
         "status",
         "progress",
         "progress",
@@ -323,18 +323,18 @@ def test_a_run_that_keeps_frames_is_told_of_as_progress_and_its_first_frame_once
         "status",
     ]
     known: dict[str, Any] = {}
-    for event in told:
+    for event in received:
         assert event is not None
         known |= event[2]
     assert known == json.loads(api.ask(f"/v1/jobs/{job.id}").read())
     assert {"frames", "timelapse"} <= set(known["links"])
 
 
-def test_all_watchers_of_a_job_are_told_and_a_deleted_job_ends_them(serve: Serve) -> None:
+def test_all_streams_of_a_job_receive_its_changes_and_end_with_its_deletion(serve: Serve) -> None:
     api = serve()
     job, other = api.new_job(), api.new_job()
-    streams = [api.watch(job.id), api.watch(job.id)]
-    elsewhere = api.watch(other.id)
+    streams = [api.stream(job.id), api.stream(job.id)]
+    elsewhere = api.stream(other.id)
     for stream in (*streams, elsewhere):
         stream.next()
     api.claim()
@@ -356,14 +356,14 @@ def test_all_watchers_of_a_job_are_told_and_a_deleted_job_ends_them(serve: Serve
     api.store.delete(job.id)
     assert streams[1].rest() == []
     assert "the job is deleted" in streams[1].comments
-    assert api.watch(job.id).status == 404
+    assert api.stream(job.id).status == 404
 
 
-def test_what_was_not_heard_is_found(serve: Serve) -> None:
-    """A subscription that hears nothing: the poll finds every state that lasts."""
+def test_polling_finds_a_change_without_a_notification(serve: Serve) -> None:
+    """Without notifications, the poll finds every state that persists."""
     api = serve(code=_patched("core.jobs.async_reader.CHANGES = 'elsewhere'"))
     job = api.new_job()
-    stream = api.watch(job.id)
+    stream = api.stream(job.id)
     stream.next()
     api.claim()
     assert (stream.next() or ())[:2] == ("status", "2")
@@ -371,10 +371,10 @@ def test_what_was_not_heard_is_found(serve: Serve) -> None:
     assert (stream.next() or ())[:2] == ("progress", "3")
 
 
-def test_without_the_poll_what_is_heard_is_enough(serve: Serve) -> None:
+def test_notifications_are_sufficient_without_polling(serve: Serve) -> None:
     api = serve(code=_patched("api.job_feed.POLL_SECONDS = 1000"))
     job = api.new_job()
-    stream = api.watch(job.id)
+    stream = api.stream(job.id)
     stream.next()
     began = time.monotonic()
     api.claim()
@@ -382,17 +382,17 @@ def test_without_the_poll_what_is_heard_is_enough(serve: Serve) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_stream_outlives_the_store(serve: Serve, own_valkey: Any) -> None:
+def test_a_stream_survives_a_restart_of_the_store(serve: Serve, own_valkey: Any) -> None:
     api = serve(own_valkey.url, _patched("api.routes.job_events.HEARTBEAT_SECONDS = 0.3"))
     job = api.new_job()
-    streams = [api.watch(job.id), api.watch(job.id)]
+    streams = [api.stream(job.id), api.stream(job.id)]
     for stream in streams:
         assert stream.next()
-    streams[0].comment("still here")
+    streams[0].comment("heartbeat")
     own_valkey.kill()
     for stream in streams:
         stream.comment("the store does not answer")
-    assert api.watch(job.id).status == 503
+    assert api.stream(job.id).status == 503
     own_valkey.start()
     api.claim()
     api.progress(job, 0.5)
@@ -405,8 +405,8 @@ def test_a_stream_outlives_the_store(serve: Serve, own_valkey: Any) -> None:
     assert [[event[1] for event in stream.rest()] for stream in streams] == [["4"], ["4"]]
 
 
-def test_who_does_not_read_costs_nothing_and_is_cut(serve: Serve) -> None:
-    """16 MB of changes for each of 20 watchers; what their kernels do not take is not kept by ours."""
+def test_a_client_that_does_not_read_costs_no_memory_and_is_disconnected(serve: Serve) -> None:
+    """16 MB of changes for each of 20 clients: the API does not buffer them."""
     api = serve(API_CLIENT_TIMEOUT_SECONDS="3")
     job = api.new_job()
     api.claim()
@@ -416,18 +416,18 @@ def test_who_does_not_read_costs_nothing_and_is_cut(serve: Serve) -> None:
         line.connect(("127.0.0.1", api.port))
         line.sendall(f"GET /v1/jobs/{job.id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         api.opened.append(line)
-    honest = api.watch(job.id)
-    assert honest.next()
+    reader = api.stream(job.id)
+    assert reader.next()
     before = psutil.Process(api.process.pid).memory_info().rss
     with ThreadPoolExecutor() as reading:
-        told = reading.submit(honest.rest)
+        events = reading.submit(reader.rest)
         for number in range(150):
             assert api.store.renew(job.id, "t") == "ok"
             api.progress(
                 job, number / 150, **{f"{name:0100}": float(number) for name in range(1000)}
             )
         api.succeed(job)
-        assert told.result()[-1][2]["status"] == "succeeded"
+        assert events.result()[-1][2]["status"] == "succeeded"
     after = psutil.Process(api.process.pid).memory_info().rss
     assert after - before < 40e6, f"{(after - before) / 1e6:.0f} MB"
     until = time.monotonic() + 30
@@ -436,9 +436,13 @@ def test_who_does_not_read_costs_nothing_and_is_cut(serve: Serve) -> None:
     assert left == 0
 
 
-def test_who_takes_a_large_rendition_slowly_costs_no_memory(serve: Serve, blobs: Blobs) -> None:
-    """One that is too large for the shelf, so that each is made anew."""
-    api = serve(code=f"from api.http import image_response as r; r._shelf = r.Shelf(0); {MAIN}")
+def test_a_slow_client_of_a_large_conversion_costs_no_memory(serve: Serve, blobs: Blobs) -> None:
+    """The cache is off, so each request converts the result again."""
+    # On a busy machine, 16 conversions take longer than the default timeout of 15 s.
+    api = serve(
+        code=f"from api.http import image_response as r; r._cache = r.create_cache(0); {MAIN}",
+        API_CLIENT_TIMEOUT_SECONDS="120",
+    )
     job = api.new_job()
     api.claim()
     noise = Image.frombytes("RGB", (1600, 1600), os.urandom(1600 * 1600 * 3))
@@ -456,8 +460,8 @@ def test_who_takes_a_large_rendition_slowly_costs_no_memory(serve: Serve, blobs:
     assert [path for path in (blobs._folder / "parts").iterdir() if path.is_file()] == []
 
 
-def test_who_takes_a_large_result_slowly_costs_no_memory(serve: Serve, blobs: Blobs) -> None:
-    """48 MB for each of 10 readers, who have it whole in the end, though the job is deleted meanwhile."""
+def test_a_slow_client_of_a_large_result_costs_no_memory(serve: Serve, blobs: Blobs) -> None:
+    """48 MB for each of 10 clients. All receive it whole, although the job is deleted meanwhile."""
     api = serve()
     job, picture = api.new_job(), b"\x89PNG\r\n\x1a\n" + os.urandom(48_000_000)
     api.claim()
@@ -479,28 +483,28 @@ def _connections(api: Api) -> int:
     return sum(one.laddr.port == api.port and one.status == "ESTABLISHED" for one in found)
 
 
-def test_streams_end_when_the_process_is_asked_to_go(serve: Serve) -> None:
+def test_streams_end_when_the_process_shuts_down(serve: Serve) -> None:
     api = serve()
     job = api.new_job()
-    streams = [api.watch(job.id) for _ in range(3)]
+    streams = [api.stream(job.id) for _ in range(3)]
     for stream in streams:
         stream.next()
     seconds = api.stop()
     for stream in streams:
-        assert stream.rest() == [], "to its proper end: a broken one raises IncompleteRead"
-        assert "come again" in stream.comments
-    assert seconds < 5, "uvicorn waits for open answers for 10 s"
+        assert stream.rest() == [], "a stream that is cut off raises IncompleteRead"
+        assert "reconnect" in stream.comments
+    assert seconds < 5, "uvicorn waits 10 s for open responses"
 
 
-def test_a_stream_is_its_owners(serve: Serve, valkey: Any) -> None:
+def test_only_the_owner_can_stream_a_job(serve: Serve, valkey: Any) -> None:
     api = serve(API_KEYS="required", API_MAX_STREAMS_PER_CALLER="2")
     keys = ApiKeyStore(valkey.url)
     (ada, adas), (_, bobs) = keys.create("ada"), keys.create("bob")
     keys.close()
     job = api.new_job(ada.id)
 
-    assert api.watch(job.id).status == 401
-    assert (stream := api.watch(job.id, Authorization=f"Bearer {adas}")).status == 200
+    assert api.stream(job.id).status == 401
+    assert (stream := api.stream(job.id, Authorization=f"Bearer {adas}")).status == 200
     answers = [
         api.ask(f"/v1/jobs/{one}/events", Authorization=f"Bearer {bobs}")
         for one in (job.id, new_job_id(), "x")
@@ -508,67 +512,67 @@ def test_a_stream_is_its_owners(serve: Serve, valkey: Any) -> None:
     assert [answer.status for answer in answers] == [404, 404, 404]
     assert len({answer.read() for answer in answers}) == 1
 
-    second = api.watch(job.id, Authorization=f"Bearer {adas}")
+    second = api.stream(job.id, Authorization=f"Bearer {adas}")
     refused = api.ask(f"/v1/jobs/{job.id}/events", Authorization=f"Bearer {adas}")
     assert (refused.status, json.loads(refused.read())["code"]) == (429, "too_many_streams")
-    assert api.watch(job.id, Authorization=f"Bearer {bobs}").status == 404, (
-        "each has their own number"
+    assert api.stream(job.id, Authorization=f"Bearer {bobs}").status == 404, (
+        "each caller has its own limit"
     )
     second.next()
     second.answer.fp.raw._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
     second.close()
     until = time.monotonic() + 20
-    while (again := api.watch(job.id, Authorization=f"Bearer {adas}")).status == 429:
-        assert time.monotonic() < until, "a watcher that is gone still counts"
+    while (again := api.stream(job.id, Authorization=f"Bearer {adas}")).status == 429:
+        assert time.monotonic() < until, "a disconnected stream still counts"
         time.sleep(0.05)
     assert (again.next() or ())[:2] == ("status", "1")
     assert stream.next()
 
 
-def test_a_revoked_key_ends_its_streams_and_no_others(serve: Serve, valkey: Any) -> None:
-    """Also of a job of which there is no news, and of one of which there is all the time."""
+def test_a_revoked_key_ends_its_own_streams_only(serve: Serve, valkey: Any) -> None:
+    """Streams end for a job without changes and for one that changes constantly."""
     api = serve(code=_patched("api.routes.job_events.HEARTBEAT_SECONDS = 0.3"), API_KEYS="required")
     keys = ApiKeyStore(valkey.url)
     (ada, adas), (bob, bobs) = keys.create("ada"), keys.create("bob")
     waiting, running = api.new_job(ada.id), api.new_job(bob.id)
-    lasting = api.watch(running.id, Authorization=f"Bearer {bobs}")
-    silent = api.watch(waiting.id, Authorization=f"Bearer {adas}")
+    lasting = api.stream(running.id, Authorization=f"Bearer {bobs}")
+    silent = api.stream(waiting.id, Authorization=f"Bearer {adas}")
     for stream in (lasting, silent):
         assert stream.next()
-    silent.comment("still here")
+    silent.comment("heartbeat")
     keys.revoke(ada.id)
-    began, said = time.monotonic(), [b""]
+    began, lines = time.monotonic(), [b""]
     while line := silent.answer.readline():
-        assert time.monotonic() - began < 10, "a stream without news goes on for ever"
-        said.append(line)
-    assert b": come again\n" in said
-    assert api.watch(waiting.id, Authorization=f"Bearer {adas}").status == 401
+        assert time.monotonic() - began < 10, "a stream without changes does not end"
+        lines.append(line)
+    assert b": reconnect\n" in lines
+    assert api.stream(waiting.id, Authorization=f"Bearer {adas}").status == 401
 
-    lasting.comment("still here")
+    lasting.comment("heartbeat")
     job = api.claim()
     while job.id != running.id:
         job = api.claim("other")
     keys.revoke(bob.id)
     keys.close()
     with ThreadPoolExecutor() as reading:
-        told = reading.submit(lasting.rest)
+        events = reading.submit(lasting.rest)
         until = time.monotonic() + 20
-        while not told.done() and time.monotonic() < until:
+        while not events.done() and time.monotonic() < until:
             api.store.renew(running.id, "other")
             api.store.renew(running.id, "t")
             for token in ("t", "other"):
                 api.store.report_progress(running.id, token, PROGRESS)
             time.sleep(0.1)
-        assert told.done(), "a stream with news goes on for ever"
+        assert events.done(), "a stream with changes does not end"
 
 
-def test_a_page_of_an_allowed_origin_may_watch(serve: Serve) -> None:
+def test_a_page_of_an_allowed_origin_may_stream(serve: Serve) -> None:
     api = serve(API_CORS_ORIGINS="https://example.org")
-    answer = api.watch(api.new_job().id, Origin="https://example.org")
+    answer = api.stream(api.new_job().id, Origin="https://example.org")
     assert answer.headers["Access-Control-Allow-Origin"] == "https://example.org"
 
 
-def test_what_no_client_sees_is_not_told(serve: Serve, store: JobStore) -> None:
+def test_a_change_that_clients_cannot_see_sends_no_event(serve: Serve, store: JobStore) -> None:
     for digest in ("sha256:a", "sha256:b"):
         store.reserve(digest)
     job = store.create(new_job_id(), JobInput(content="sha256:a", styles=["sha256:b"], spec={}))
@@ -579,11 +583,11 @@ def test_what_no_client_sees_is_not_told(serve: Serve, store: JobStore) -> None:
         {"owner": "x"},
     ):
         assert (
-            job_events.told(
+            job_events.encode_events(
                 JobSnapshot(job.model_copy(update={**unseen, "version": 2})), JobSnapshot(job)
             )
             == b""
         ), unseen
-    assert job_events.told(
+    assert job_events.encode_events(
         JobSnapshot(job.model_copy(update={"pinned": True})), JobSnapshot(job)
     ).startswith(b"event: status\n")

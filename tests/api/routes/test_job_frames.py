@@ -1,4 +1,4 @@
-"""Frames over HTTP: what the run looked like on its way."""
+"""The frames and the time-lapse of a job."""
 
 import io
 from collections.abc import Callable
@@ -8,15 +8,15 @@ import pytest
 from PIL import Image, ImageSequence
 from starlette.testclient import TestClient
 
-from api.http.image_response import Shelf
+from api.http.image_response import create_cache
 from core.images import codec
 from core.jobs.models import Frame
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
 
 
-def _paint(store: JobStore, blobs: Blobs, *pictures: Image.Image) -> None:
-    """Do a worker's part, up to so many frames."""
+def _add_frames(store: JobStore, blobs: Blobs, *pictures: Image.Image) -> None:
+    """Claim the next job and add these frames."""
     job = store.claim("t", "worker")
     assert job is not None
     for number, picture in enumerate(pictures):
@@ -36,11 +36,11 @@ def _color(picture: Image.Image) -> tuple[int, ...]:
 def path(submit: Callable[..., Any], store: JobStore, blobs: Blobs) -> str:
     """A running job with a red and, at a finer scale, a blue frame."""
     path = f"/v1/jobs/{submit().json()['id']}"
-    _paint(store, blobs, Image.new("RGB", (32, 24), "red"), Image.new("RGB", (64, 48), "blue"))
+    _add_frames(store, blobs, Image.new("RGB", (32, 24), "red"), Image.new("RGB", (64, 48), "blue"))
     return path
 
 
-def test_frames_are_listed_and_shown_while_it_runs(client: TestClient, path: str) -> None:
+def test_frames_are_listed_and_returned_while_the_job_runs(client: TestClient, path: str) -> None:
     links = client.get(path).json()["links"]
     listed = client.get(links["frames"]).json()["frames"]
     shown = client.get(listed[1]["url"])
@@ -77,10 +77,10 @@ def test_the_timelapse_is_an_animation_of_one_size(client: TestClient, path: str
     assert client.get(f"{path}/timelapse?format=gif").status_code == 422
 
 
-def test_a_frame_that_the_disk_has_damaged_is_left_out(
+def test_the_timelapse_omits_a_damaged_frame(
     client: TestClient, path: str, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.http.image_response._shelf", Shelf(0))
+    monkeypatch.setattr("api.http.image_response._cache", create_cache(0))
     first = client.get(f"{path}/frames").json()["frames"][0]
     blobs.path(digest_of(client.get(first["url"]).content)).write_bytes(b"\xff\xd8\xffjunk")
     answer = client.get(f"{path}/timelapse")
@@ -90,7 +90,9 @@ def test_a_frame_that_the_disk_has_damaged_is_left_out(
         assert [_color(frame) for frame in ImageSequence.Iterator(animation)] == [(0, 0, 4)]
 
 
-def test_there_may_be_no_frames_yet(client: TestClient, submit: Callable[..., Any]) -> None:
+def test_a_job_without_frames_has_no_timelapse(
+    client: TestClient, submit: Callable[..., Any]
+) -> None:
     path = f"/v1/jobs/{submit().json()['id']}"
     none = client.get(f"{path}/timelapse")
 

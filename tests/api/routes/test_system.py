@@ -1,4 +1,4 @@
-"""What the service tells of itself, and of nobody else."""
+"""GET /v1/system, /v1/models and /metrics; they reveal nothing about callers."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ CARD = WorkerInfo(
 CPU = WorkerInfo(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
 
 
-def test_the_system_tells_of_workers_queue_and_limits(
+def test_the_system_shows_workers_queue_and_limits(
     client: TestClient, submit: Any, store: JobStore
 ) -> None:
     assert client.get("/v1/system").json()["workers"] == []
@@ -27,37 +27,39 @@ def test_the_system_tells_of_workers_queue_and_limits(
     store.heartbeat("two")
     store.claim("t", "host:1")
 
-    told = client.get("/v1/system").json()
+    system = client.get("/v1/system").json()
 
-    assert (told["queued"], told["running"]) == (2, 1)
-    workers = sorted(told["workers"], key=lambda worker: not worker["busy"])
+    assert (system["queued"], system["running"]) == (2, 1)
+    workers = sorted(system["workers"], key=lambda worker: not worker["busy"])
     assert workers == [{"busy": True, "info": CARD.model_dump()}, {"busy": False, "info": None}]
     assert tuple(
-        told["limits"][name] for name in ("max_file_bytes", "formats", "max_size", "max_styles")
+        system["limits"][name] for name in ("max_file_bytes", "formats", "max_size", "max_styles")
     ) == (codec.MAX_BYTES, ["png", "jpeg", "webp"], 8192, 8)
-    assert "host" not in str(told["workers"]), "a worker's name tells its host"
+    assert "host" not in str(system["workers"]), "a worker's name contains its host name"
 
 
-def test_a_worker_that_is_buried_is_not_told_of(client: TestClient, store: JobStore) -> None:
+def test_a_worker_whose_jobs_were_requeued_is_not_listed(
+    client: TestClient, store: JobStore
+) -> None:
     store.heartbeat("host:1", CARD)
     store.heartbeat("two", CPU)
     store.requeue_jobs_of("host:1")
     assert client.get("/v1/system").json()["workers"] == [{"busy": False, "info": CPU.model_dump()}]
 
 
-def test_the_models_are_those_that_workers_have(client: TestClient, store: JobStore) -> None:
-    def told() -> dict[str, Any]:
+def test_the_models_are_those_of_the_workers(client: TestClient, store: JobStore) -> None:
+    def read_models() -> dict[str, Any]:
         return {
             model["name"]: (model["workers"], model["resolves_to"])
             for model in client.get("/v1/models").json()["models"]
         }
 
-    assert told() == {"auto": (0, []), "vgg16": (0, []), "vgg19": (0, [])}
+    assert read_models() == {"auto": (0, []), "vgg16": (0, []), "vgg19": (0, [])}
     store.heartbeat("host:1", CARD)
     store.heartbeat("two", CPU)
     store.heartbeat("three")
     store.heartbeat("four", CPU.model_copy(update={"networks": ["vgg16", "my-own"]}))
-    assert told() == {
+    assert read_models() == {
         "auto": (3, ["vgg16", "vgg19"]),
         "my-own": (1, []),
         "vgg16": (3, []),
@@ -66,7 +68,7 @@ def test_the_models_are_those_that_workers_have(client: TestClient, store: JobSt
 
 
 @pytest.fixture
-def figures(client: TestClient) -> Callable[[], dict[str, float]]:
+def read_metrics(client: TestClient) -> Callable[[], dict[str, float]]:
     def get() -> dict[str, float]:
         answer = client.get("/metrics")
         assert (answer.status_code, answer.headers["content-type"].startswith("text/plain")) == (
@@ -81,10 +83,10 @@ def figures(client: TestClient) -> Callable[[], dict[str, float]]:
     return get
 
 
-def test_the_figures_count_requests_by_route_and_jobs_by_their_end(
-    client: TestClient, submit: Any, store: JobStore, figures: Callable[[], dict[str, float]]
+def test_the_metrics_count_requests_by_route_and_jobs_by_final_status(
+    client: TestClient, submit: Any, store: JobStore, read_metrics: Callable[[], dict[str, float]]
 ) -> None:
-    before = figures()
+    before = read_metrics()
     jobs = [submit(webhook="").json() for _ in range(3)]
     client.get(jobs[0]["links"]["self"])
     client.get("/v1/jobs/made_up")
@@ -92,17 +94,17 @@ def test_the_figures_count_requests_by_route_and_jobs_by_their_end(
     store.cancel(jobs[0]["id"])
     store.heartbeat("host:1", CPU)
     store.claim("t", "host:1")
-    after = figures()
+    after = read_metrics()
 
-    def grown(name: str) -> float:
+    def increase(name: str) -> float:
         return after.get(name, 0.0) - before.get(name, 0.0)
 
     route = 'method="GET",route="/v1/jobs/{job_id}"'
-    assert grown('impasto_http_requests_total{method="POST",route="/v1/jobs",status="202"}') == 3
-    assert grown(f'impasto_http_requests_total{{{route},status="200"}}') == 1
-    assert grown(f'impasto_http_requests_total{{{route},status="404"}}') == 1
-    assert grown('impasto_http_requests_total{method="GET",route="-",status="404"}') == 1
-    assert grown(f"impasto_http_request_duration_seconds_count{{{route}}}") == 2
+    assert increase('impasto_http_requests_total{method="POST",route="/v1/jobs",status="202"}') == 3
+    assert increase(f'impasto_http_requests_total{{{route},status="200"}}') == 1
+    assert increase(f'impasto_http_requests_total{{{route},status="404"}}') == 1
+    assert increase('impasto_http_requests_total{method="GET",route="-",status="404"}') == 1
+    assert increase(f"impasto_http_request_duration_seconds_count{{{route}}}") == 2
     assert tuple(
         after[f"impasto_{name}"]
         for name in ("jobs_queued", "jobs_running", "workers", "workers_busy")
@@ -113,14 +115,14 @@ def test_the_figures_count_requests_by_route_and_jobs_by_their_end(
     } == {"canceled": 1, "succeeded": 0, "failed": 0, "expired": 0}
 
 
-def test_webhooks_that_wait_are_counted(
-    client: TestClient, store: JobStore, submit: Any, figures: Callable[[], dict[str, float]]
+def test_the_metrics_count_pending_webhooks(
+    client: TestClient, store: JobStore, submit: Any, read_metrics: Callable[[], dict[str, float]]
 ) -> None:
     job = submit().json()
     store._redis.hset(f"impasto:job:{job['id']}", "webhook", "https://example.org/a")
     store.cancel(job["id"])
-    assert figures()["impasto_webhooks_pending"] == 1
+    assert read_metrics()["impasto_webhooks_pending"] == 1
     collected = store.claim_delivery("c", 30, 3)
     assert collected is not None
     store.complete_delivery(job["id"], "c", "delivered")
-    assert figures()["impasto_webhooks_pending"] == 0
+    assert read_metrics()["impasto_webhooks_pending"] == 0

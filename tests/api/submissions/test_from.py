@@ -1,4 +1,7 @@
-"""A result posted back runs again: with its parameters and pictures, or others. The record is a stranger's word."""
+"""The field `from`: a result runs again, with its own parameters and pictures or with changes.
+
+The record in the result is untrusted input.
+"""
 
 import json
 from collections.abc import Callable
@@ -9,8 +12,6 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from api import dependencies
-from api.middleware.auth import Caller
 from core.images import codec
 from core.jobs.models import JobInput, ModelUsed, Output
 from core.jobs.store import JobStore
@@ -21,8 +22,8 @@ MODEL = ModelUsed(name="vgg16", sha256="0")
 
 
 @pytest.fixture
-def paint(store: JobStore, blobs: Blobs, photo: Image.Image) -> Callable[[], bytes]:
-    """A worker's part for the next job; its result."""
+def run_job(store: JobStore, blobs: Blobs, photo: Image.Image) -> Callable[[], bytes]:
+    """Claim the next job and finish it; returns the PNG of the result with its record."""
 
     def run() -> bytes:
         job = store.claim("t", "worker")
@@ -42,11 +43,11 @@ def _png(record: Any) -> bytes:
 
 
 @pytest.mark.parametrize("way", ["file", "digest in a form", "digest in JSON"])
-def test_a_result_posted_back_is_the_same_job_again(
-    client: TestClient, submit: Submit, paint: Any, rings: list[int], way: str
+def test_a_result_sent_as_from_creates_the_same_job_again(
+    client: TestClient, submit: Submit, run_job: Any, notifications: list[int], way: str
 ) -> None:
     old = submit(strength="0.7", style_layers="relu1_1=1", init="style").json()
-    result = paint()
+    result = run_job()
     if way == "file":
         again = client.post("/v1/jobs", files={"from": ("r.png", result)})
     elif way == "digest in a form":
@@ -55,14 +56,14 @@ def test_a_result_posted_back_is_the_same_job_again(
         again = client.post("/v1/jobs", json={"from": digest_of(result)})
 
     assert (again.status_code, again.json()["input"]) == (202, old["input"])
-    assert rings == [1, 1]
+    assert notifications == [1, 1]
 
 
-def test_what_is_sent_beside_it_takes_the_place_of_what_was(
-    client: TestClient, submit: Submit, files: dict[str, Any], paint: Any
+def test_fields_beside_from_replace_those_of_the_record(
+    client: TestClient, submit: Submit, files: dict[str, Any], run_job: Any
 ) -> None:
     old = submit(strength="0.7").json()["input"]
-    result, other = ("r.png", paint()), codec.encode(Image.new("RGB", (50, 40), "red"))
+    result, other = ("r.png", run_job()), codec.encode(Image.new("RGB", (50, 40), "red"))
     parameters = client.post(
         "/v1/jobs", files={"from": result}, data={"size": "80", "preset": "faithful"}
     ).json()["input"]
@@ -81,14 +82,14 @@ def test_what_is_sent_beside_it_takes_the_place_of_what_was(
     assert by_json == {**old, "styles": [old["content"]]}
 
 
-def test_masks_and_a_first_picture_come_along_unless_what_they_belong_to_is_replaced(
-    client: TestClient, files: dict[str, Any], paint: Any
+def test_masks_and_init_image_are_taken_over_unless_their_painting_or_init_is_replaced(
+    client: TestClient, files: dict[str, Any], run_job: Any
 ) -> None:
     more = [("mask", files["style"]), ("init_image", files["content"])]
     old = client.post("/v1/jobs", files=[*files.items(), *more], data={"init": "picture"}).json()[
         "input"
     ]
-    result = ("r.png", paint())
+    result = ("r.png", run_job())
     same = client.post("/v1/jobs", files={"from": result}).json()["input"]
     painting = client.post("/v1/jobs", files={"from": result, "style": files["content"]}).json()[
         "input"
@@ -100,25 +101,25 @@ def test_masks_and_a_first_picture_come_along_unless_what_they_belong_to_is_repl
     assert (noise["masks"], noise["init_image"]) == (old["masks"], None)
 
 
-def test_a_picture_that_is_gone_is_told_and_may_be_sent_beside_it(
-    client: TestClient, submit: Submit, files: dict[str, Any], paint: Any, blobs: Blobs
+def test_a_deleted_picture_is_reported_and_can_be_sent_beside_from(
+    client: TestClient, submit: Submit, files: dict[str, Any], run_job: Any, blobs: Blobs
 ) -> None:
     old = submit().json()
-    result = ("r.png", paint())
+    result = ("r.png", run_job())
     blobs.delete(old["input"]["content"])
-    gone = client.post("/v1/jobs", files={"from": result})
+    refused = client.post("/v1/jobs", files={"from": result})
     sent = client.post("/v1/jobs", files={"from": result, "content": files["content"]})
 
-    assert (gone.status_code, gone.json()["code"]) == (404, "image_not_found")
-    assert "beside from" in gone.json()["detail"]
+    assert (refused.status_code, refused.json()["code"]) == (404, "image_not_found")
+    assert "beside from" in refused.json()["detail"]
     assert (sent.status_code, sent.json()["input"]) == (202, old["input"])
 
 
-def test_under_a_key_the_same_result_is_the_same_request_and_another_is_another(
-    client: TestClient, submit: Submit, paint: Any, blobs: Blobs
+def test_the_bytes_of_the_result_are_part_of_the_request_hash(
+    client: TestClient, submit: Submit, run_job: Any, blobs: Blobs
 ) -> None:
     old = submit().json()
-    result = paint()
+    result = run_job()
 
     def post(data: bytes) -> Any:
         return client.post(
@@ -137,25 +138,30 @@ def test_under_a_key_the_same_result_is_the_same_request_and_another_is_another(
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_conflict")
 
 
-def test_a_record_is_no_way_to_anothers_pictures(
-    client: TestClient, submit: Submit, files: dict[str, Any], paint: Any, store: JobStore
+def test_a_record_gives_no_access_to_the_pictures_of_another_client(
+    switch_caller: Any,
+    client: TestClient,
+    submit: Submit,
+    files: dict[str, Any],
+    run_job: Any,
+    store: JobStore,
 ) -> None:
-    """Who got a result from somebody, or knows digests, gets the answer that they get for pictures of nobody."""
+    """The answer is the same as for pictures that do not exist."""
     submit()
-    result = paint()
+    result = run_job()
     record = codec.read_provenance(result)
     unknown = _png({**(record or {}), "content": "sha256:" + "0" * 64})
-    client.app.dependency_overrides[dependencies._caller] = lambda: Caller("stranger")  # type: ignore[attr-defined]
-    foreign, nobodys = (
+    switch_caller("other")
+    foreign, missing = (
         client.post("/v1/jobs", files={"from": ("r.png", data)}) for data in (result, unknown)
     )
     digest = client.post("/v1/jobs", json={"from": digest_of(result)})
-    mine = client.post("/v1/jobs", files={**files, "from": ("r.png", result)})
+    own = client.post("/v1/jobs", files={**files, "from": ("r.png", result)})
 
-    assert (foreign.status_code, nobodys.status_code, digest.status_code) == (404, 404, 404)
-    assert nobodys.json() == foreign.json()
-    assert mine.status_code == 202, "with pictures of their own the parameters may be used"
-    assert [job.id for job in store.list_page(limit=9, owner="stranger")[0]] == [mine.json()["id"]]
+    assert (foreign.status_code, missing.status_code, digest.status_code) == (404, 404, 404)
+    assert missing.json() == foreign.json()
+    assert own.status_code == 202, "the parameters may be used with pictures of the client's own"
+    assert [job.id for job in store.list_page(limit=9, owner="other")[0]] == [own.json()["id"]]
 
 
 ANY = "sha256:" + "0" * 64
@@ -175,7 +181,10 @@ RECORD = {"program": "impasto", **JobInput(content=ANY, styles=[ANY], spec={}).p
             _png({**RECORD, "content": 7}), 422, "invalid_provenance", id="a number for a digest"
         ),
         pytest.param(
-            _png({**RECORD, "spec": "x"}), 422, "invalid_provenance", id="a word for the parameters"
+            _png({**RECORD, "spec": "x"}),
+            422,
+            "invalid_provenance",
+            id="a string for the parameters",
         ),
         pytest.param(
             _png({**RECORD, "spec": {"size": float("nan")}}), 422, "invalid_provenance", id="NaN"
@@ -190,7 +199,7 @@ RECORD = {"program": "impasto", **JobInput(content=ANY, styles=[ANY], spec={}).p
         pytest.param(
             _png({**RECORD, "content": "../../etc/passwd"}), 404, "image_not_found", id="a path"
         ),
-        pytest.param(_png(RECORD), 404, "image_not_found", id="of nobody"),
+        pytest.param(_png(RECORD), 404, "image_not_found", id="unknown digest"),
         pytest.param(
             _png(RECORD).replace(b'"program"', b'"Program"'),
             422,
@@ -200,10 +209,10 @@ RECORD = {"program": "impasto", **JobInput(content=ANY, styles=[ANY], spec={}).p
         pytest.param(_png(RECORD)[:90], 422, "invalid_provenance", id="cut"),
     ],
 )
-def test_a_hostile_record_is_refused_as_a_submission_is_and_nothing_is_left(
+def test_a_hostile_record_is_refused_and_leaves_no_files(
     client: TestClient,
     store: JobStore,
-    rings: list[int],
+    notifications: list[int],
     tmp_path: Path,
     data: bytes,
     status: int,
@@ -213,13 +222,13 @@ def test_a_hostile_record_is_refused_as_a_submission_is_and_nothing_is_left(
 
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert (
-        rings,
+        notifications,
         store.get_load().queued,
         [path for path in tmp_path.rglob("*") if path.is_file()],
     ) == ([], 0, [])
 
 
-def test_a_record_that_is_nested_without_end_is_refused(client: TestClient) -> None:
+def test_a_deeply_nested_record_is_refused(client: TestClient) -> None:
     deep = _png({"x": "y" * 200_000}).replace(b'"' + b"y" * 200_000 + b'"', b"[" * 200_002)
     at = deep.index(b"iTXt")
     length = int.from_bytes(deep[at - 4 : at])
@@ -238,7 +247,7 @@ def test_a_record_that_is_nested_without_end_is_refused(client: TestClient) -> N
 @pytest.mark.parametrize(
     "body", [{"from": 7}, {"from": ANY, "content": 7}, {"from": ANY, "styles": "x"}, {"from": None}]
 )
-def test_json_of_the_wrong_form_is_refused(client: TestClient, body: dict[str, Any]) -> None:
+def test_malformed_json_is_refused(client: TestClient, body: dict[str, Any]) -> None:
     answer = client.post(
         "/v1/jobs", content=json.dumps(body), headers={"Content-Type": "application/json"}
     )

@@ -23,6 +23,7 @@ from core.jobs.models import (
     Output,
     QueueLimits,
     Status,
+    SubmissionContext,
     SubmissionOptions,
     new_batch_id,
     new_job_id,
@@ -537,12 +538,17 @@ def test_a_mistake_of_ours_does_not_look_like_an_outage(store: JobStore, valkey:
 
 
 def _submit(
-    store: JobStore, owner: str = "local", limits: QueueLimits | None = None, **terms: Any
+    store: JobStore, owner: str = "local", limits: QueueLimits | None = None, **fields: Any
 ) -> Job:
     store.reserve(CONTENT, 60)
     store.reserve(STYLE, 60)
+    options = {name: fields.pop(name) for name in SubmissionOptions.model_fields if name in fields}
     return store.create(
-        new_job_id(), INPUT, SubmissionOptions(owner=owner, **terms), limits or QueueLimits()
+        new_job_id(),
+        INPUT,
+        SubmissionOptions(**options),
+        limits or QueueLimits(),
+        SubmissionContext(owner=owner, **fields),
     )
 
 
@@ -807,7 +813,9 @@ def test_fifty_at_once_with_one_key_make_one_job(store: JobStore, valkey: Any) -
 
     def submit() -> None:
         own = JobStore(valkey.url)
-        ids.append(own.create(new_job_id(), INPUT, SubmissionOptions(idempotency_key="k")).id)
+        ids.append(
+            own.create(new_job_id(), INPUT, context=SubmissionContext(idempotency_key="k")).id
+        )
         own.close()
 
     threads = [threading.Thread(target=submit) for _ in range(50)]

@@ -14,8 +14,8 @@ import pytest
 import redis
 from standardwebhooks import Webhook
 
-from api.schemas.job import resource
-from core.jobs.models import Job, JobInput, Status, SubmissionOptions, new_job_id
+from api.schemas.job import job_resource
+from core.jobs.models import Job, JobInput, Status, SubmissionContext, SubmissionOptions, new_job_id
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
@@ -33,7 +33,12 @@ def _ended(store: JobStore, webhook: str, owner: str = "anna") -> Job:
     digest = "sha256:" + "a" * 64
     store.reserve(digest, 60)
     job_input = JobInput(content=digest, styles=[digest], spec=StyleSpec().model_dump())
-    job = store.create(new_job_id(), job_input, SubmissionOptions(owner=owner, webhook=webhook))
+    job = store.create(
+        new_job_id(),
+        job_input,
+        SubmissionOptions(webhook=webhook),
+        context=SubmissionContext(owner=owner),
+    )
     return store.cancel(job.id)
 
 
@@ -79,7 +84,7 @@ def test_a_webhook_is_signed_and_tells_what_the_api_tells(
 
     (request,) = server.requests
     told = Webhook(STRICT.owner_secret("anna")).verify(request.body, request.headers)
-    shown = json.loads(resource(job).model_dump_json())
+    shown = json.loads(job_resource(job).model_dump_json())
     assert told["type"] == "job.canceled"
     assert told["data"] == {key: shown[key] for key in told["data"] if key != "links"} | {
         "links": told["data"]["links"]

@@ -1,4 +1,4 @@
-"""A short run; one without the owners; and that the checker sees what is wrong."""
+"""A short run, a run without the owner checks, and tests of the checker."""
 
 import importlib
 import json
@@ -14,16 +14,16 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture
-def strangers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def isolation(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The campaign as a module."""
     monkeypatch.syspath_prepend(str(HERE))
-    return importlib.import_module("strangers")
+    return importlib.import_module("isolation")
 
 
-def _play(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
-        str(HERE / "strangers.py"),
+        str(HERE / "isolation.py"),
         "--count",
         "20",
         "--history",
@@ -34,25 +34,27 @@ def _play(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_stranger_sees_nothing_of_anothers(tmp_path: Path) -> None:
-    played = _play(tmp_path)
+def test_a_client_sees_nothing_of_another_client(tmp_path: Path) -> None:
+    run = _run(tmp_path)
 
-    assert played.returncode == 0, played.stdout + played.stderr
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 @pytest.mark.reliability
-def test_without_owners_it_fails(tmp_path: Path, strangers: ModuleType) -> None:
-    played = _play(tmp_path, "--without", "owners")
-    found = "\n".join(strangers.violations(tmp_path / "history"))
+def test_without_the_owner_checks_there_are_violations(
+    tmp_path: Path, isolation: ModuleType
+) -> None:
+    run = _run(tmp_path, "--without", "owners")
+    found = "\n".join(isolation.violations(tmp_path / "history"))
 
-    assert played.returncode == 1
-    told = (
+    assert run.returncode == 1
+    expected = (
         "GET /v1/jobs/{job_id} queued",
         "HEAD /v1/images/{digest} preview",
-        "queued: changed by a stranger",
+        "queued: changed by another client",
     )
-    for wrong in told:
-        assert wrong in found, wrong
+    for violation in expected:
+        assert violation in found, violation
 
 
 ANSWER = {"status": 404, "headers": [["content-type", "application/problem+json"]], "body": "{}"}
@@ -90,20 +92,20 @@ def _history(path: Path, entries: dict[str, dict[str, Any]]) -> Path:
     ],
 )
 def test_the_checker_rejects_a_bad_history(
-    strangers: Any, tmp_path: Path, kind: str, wrong: dict[str, Any]
+    isolation: Any, tmp_path: Path, kind: str, wrong: dict[str, Any]
 ) -> None:
-    assert strangers.violations(_history(tmp_path / "good", SOUND)) == []
+    assert isolation.violations(_history(tmp_path / "good", SOUND)) == []
     assert (
-        len(strangers.violations(_history(tmp_path / "bad", SOUND | {kind: SOUND[kind] | wrong})))
+        len(isolation.violations(_history(tmp_path / "bad", SOUND | {kind: SOUND[kind] | wrong})))
         == 1
     )
 
 
 @pytest.mark.parametrize("kind", ["pair", "list", "timing", "guesses", "owned", "file"])
-def test_the_checker_rejects_a_history_that_tells_too_little(
-    strangers: Any, tmp_path: Path, kind: str
+def test_the_checker_rejects_an_incomplete_history(
+    isolation: Any, tmp_path: Path, kind: str
 ) -> None:
-    told = {name: entry for name, entry in SOUND.items() if name != kind}
-    assert strangers.violations(_history(tmp_path / "short", told)) == [
-        f"the history tells nothing of {kind}"
+    incomplete = {name: entry for name, entry in SOUND.items() if name != kind}
+    assert isolation.violations(_history(tmp_path / "short", incomplete)) == [
+        f"the history has no entry of kind {kind}"
     ]
