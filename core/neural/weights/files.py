@@ -133,7 +133,7 @@ class _Sink:
         self._file = file
         self.error: OSError | None = None
 
-    def write_network(self, data: Any) -> int:
+    def write(self, data: Any) -> int:
         if self.error is None:
             try:
                 self._file.write(data)

@@ -286,7 +286,7 @@ def test_clipping_keeps_the_same_run_together(stripes: Path, tmp_path: Path) -> 
 def test_it_stops_when_patience_is_over(stripes: Path, tmp_path: Path) -> None:
     ended = teach(stripes, tmp_path / "run", learning_rate=1e-9, patience=2, epochs=50)
 
-    assert (ended.best_epoch, ended.has_ended) == (1, True)
+    assert (ended.best_epoch, ended.ended) == (1, True)
     assert sum(bool(row["validation_top1"]) for row in rows(tmp_path / "run")) == 3
 
 
