@@ -103,15 +103,15 @@ class _Timed(Attempt):
     busy = 0.0  # CPU seconds of the reporting thread
 
     def _shown(self, moment: StepEvent) -> Image.Image | None:
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         shown = super()._shown(moment)
-        self.waited += time.perf_counter() - began
+        self.waited += time.perf_counter() - started_at
         return shown
 
     def _keep_frame(self, progress: RunProgress, picture: Image.Image) -> None:
-        began = time.thread_time()
+        started_at = time.thread_time()
         super()._keep_frame(progress, picture)
-        self.busy += time.thread_time() - began
+        self.busy += time.thread_time() - started_at
 
 
 @main.command()

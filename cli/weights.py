@@ -19,8 +19,8 @@ convention_option = click.option(
     "--input",
     "convention",
     type=click.Choice(["torchvision", "caffe"]),
-    help="Input that the file's network expects. torchvision: RGB in [0, 1], minus mean, divided by "
-    "standard deviation; caffe: BGR in 0 to 255, minus mean.  [default: as the file states; else "
+    help="Input that the file's network expects. torchvision: RGB in [0, 1], minus mean, divided "
+    "by standard deviation; caffe: BGR in 0 to 255, minus mean.  [default: as the file states; else "
     "caffe for .caffemodel, torchvision for the others]",
 )
 

@@ -82,7 +82,8 @@ class TrainingConfig(BaseModel):
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Precision of the convolutions; weights stay float32. auto: the device's fastest.",
+        description="Precision of the convolutions; weights stay float32. auto: the device's "
+        "fastest.",
     )
     patience: Annotated[int, Field(ge=0, le=10_000)] = Field(
         0, description="Stop after this many epochs without a better validation; 0: never."

@@ -1,4 +1,4 @@
-"""Data-parallel training: the processes that `torchrun` starts, or a single one. Knows no network."""
+"""Data-parallel training with the processes that `torchrun` starts, or one. Knows no network."""
 
 import os
 from collections.abc import Iterable, Iterator

@@ -118,7 +118,8 @@ def _check_config(dataset: Dataset, config: TrainingConfig, group: ProcessGroup)
             reason = f"There are only {batch_size} pictures for training, which are one batch: "
         multiple = batch_size // processes * processes
         raise errors.BadSpec(
-            f"{reason}batch must be a multiple of the {processes} processes, for example {multiple}."
+            f"{reason}batch must be a multiple of the {processes} processes, "
+            f"for example {multiple}."
         )
 
 
@@ -172,7 +173,8 @@ class TrainingRun:
         if start is not None and checkpoint is None:
             self._model.initialize_from(artifacts.read_start_weights(start))
         # channels_last: cuDNN's and oneDNN's fastest layout for convolutions.
-        self._model = self._model.to(group.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._model = self._model.to(group.device)
+        self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = torch.optim.SGD(
             self._model.parameters(),
             lr=config.learning_rate,

@@ -102,8 +102,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a .safetensors file. Raises BadWeights."""
     with open_weights_file(path) as file:
         try:
-            # safe_open is no mapping, so it cannot be iterated without keys().
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = list(file.keys())  # safe_open is no mapping, so it needs keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
         except safetensors.SafetensorError as error:
             raise errors.BadWeights(f"{path} is no readable weights file.") from error
 

@@ -2,7 +2,8 @@
 
 `python forked_cases.py CASES`: CASES is a JSON list of {"function", "arguments", "processes"}. The
 cases run one after the other, and the processes of a case at once, with the environment that
-torchrun would set. Prints a JSON list with the exit codes of each case; a negative code is a signal.
+torchrun would set. Prints a JSON list with the exit codes of each case; a negative code is the
+number of a signal.
 """
 
 import json

@@ -156,12 +156,12 @@ def test_start_weights_with_and_without_batch_normalization_do_not_mix(batch_nor
 def test_folding_uses_double_precision_only_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """MPS has no double precision, so the tensors are copied to the CPU first."""
     on_cpu, cpu, double = set[int](), Tensor.cpu, Tensor.double
-    kept = list[Tensor]()
+    copies = list[Tensor]()
 
     def to_cpu(tensor: Tensor) -> Tensor:
-        kept.append(cpu(tensor).clone())
-        on_cpu.add(id(kept[-1]))
-        return kept[-1]
+        copies.append(cpu(tensor).clone())
+        on_cpu.add(id(copies[-1]))
+        return copies[-1]
 
     def to_double(tensor: Tensor) -> Tensor:
         assert id(tensor) in on_cpu

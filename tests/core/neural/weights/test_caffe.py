@@ -226,12 +226,12 @@ def test_a_caffe_network_round_trips_bit_by_bit(tmp_path: Path, architecture: Ar
     for name in ("x.caffemodel", "x.safetensors"):
         files.write_network(tmp_path / name, there, {"data": "textures"})
     files.write_network(tmp_path / "x.pth", there, {}, "caffe")
-    (back, _), (kept, metadata) = (
+    (back, _), (native, metadata) = (
         files.read_network(tmp_path / name) for name in ("x.caffemodel", "x.safetensors")
     )
     as_conversion, _ = files.read_network(tmp_path / "x.pth", "caffe")
 
-    assert there.sha256 == back.sha256 == kept.sha256 == as_conversion.sha256
+    assert there.sha256 == back.sha256 == native.sha256 == as_conversion.sha256
     assert metadata["data"] == "textures"
 
 
@@ -261,11 +261,11 @@ def test_a_round_trip_through_caffe_keeps_the_first_iterations(
         Network("vgg16", p.pairs, name="", sha256="", dtype=torch.float32, takes=p.input_format)
         for p in (there, back)
     ]
-    usual, other = (
+    original, other = (
         stylize(StyleInputs(photo, [painting]), spec, network).picture for network in networks
     )
 
-    assert max(high for _, high in ImageChops.difference(usual, other).getextrema()) <= 1
+    assert max(high for _, high in ImageChops.difference(original, other).getextrema()) <= 1
 
 
 def test_the_prototxt_holds_the_layers_without_weights(tmp_path: Path) -> None:
@@ -487,7 +487,7 @@ def _damaged(data: bytes, chance: random.Random) -> bytes:
 def test_a_large_fully_connected_layer_is_skipped_without_memory(
     tmp_path: Path, original: tuple[Path, Any]
 ) -> None:
-    """VGG_ILSVRC_19_layers.caffemodel has 411 MB in one layer; here it is a hole in a sparse file."""
+    """VGG_ILSVRC_19_layers.caffemodel has a layer of 411 MB; here it is a hole in the file."""
     path = tmp_path / "x.caffemodel"
     bytes_of_fc6 = 25088 * 4096 * 4
     head = _field(4, b"fc6") + _field(5, 14) + _varint(6 << 3 | 2) + _varint(bytes_of_fc6)
