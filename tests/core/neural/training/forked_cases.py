@@ -6,6 +6,7 @@ torchrun would set. Prints a JSON list with the exit codes of each case; a negat
 number of a signal.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import torch
 
 from core.neural.training.distributed import ProcessGroup, join_process_group
 from core.neural.training.trainer import TrainerOptions, TrainingEvent, train
+from core.neural.weights.torchvision_registry import import_torchvision
 from core.training.config import TrainingConfig
 
 TIMEOUT_SECONDS = 60  # a process that waits forever for another is killed by SIGALRM
@@ -115,10 +117,20 @@ def _free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def _import_for_training() -> None:
+    """Import what the first training step would import, 1.2 s for each process of each case."""
+    importlib.import_module("torch._dynamo")  # by the optimizer
+    for submodule in ("models.vgg", "transforms.v2"):
+        import_torchvision(submodule)
+
+
 def main() -> None:
     """Run the cases, and print their exit codes."""
+    cases = json.loads(sys.argv[1])
+    if any(case["function"] != "compare_with_one_process" for case in cases):
+        _import_for_training()
     codes = []
-    for case in json.loads(sys.argv[1]):
+    for case in cases:
         port = _free_port()
         children = [_fork(case, rank, port) for rank in range(case["processes"])]
         codes.append([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
