@@ -11,6 +11,10 @@ from PIL import Image
 from cli.__main__ import main
 from core.training.dataset_builder import BuildOptions, build
 
+# So small that a run takes a second.
+SMALL = ["--architecture", "vgg11", "--width", "0.0625", "--hidden", "8", "--crop-px", "32"]
+SMALL += ["--epochs", "1", "--workers", "0"]
+
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
@@ -28,10 +32,8 @@ def pets(tmp_path: Path) -> Path:
 
 def test_it_trains_and_shows_its_progress(pets: Path) -> None:
     """As a process, to check the entry point."""
-    settings = ["--architecture", "vgg11", "--width", "0.0625", "--hidden", "8"]
-    settings += ["--crop-px", "32", "--epochs", "1", "--workers", "0"]
     result = subprocess.run(
-        [sys.executable, "-m", "cli", "train", "data", "-o", "run", *settings],
+        [sys.executable, "-m", "cli", "train", "data", "-o", "run", *SMALL],
         cwd=pets,
         capture_output=True,
         text=True,
@@ -61,7 +63,7 @@ def test_a_bad_option_is_refused_in_one_line_and_leaves_no_folder(
     message: str,
 ) -> None:
     monkeypatch.chdir(pets)
-    monkeypatch.setattr(sys, "argv", ["impasto", "train", "data", *options, "--crop-px", "32"])
+    monkeypatch.setattr(sys, "argv", ["impasto", "train", "data", *SMALL, *options])
     capsys.readouterr()
 
     with pytest.raises(SystemExit) as refused:
