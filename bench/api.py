@@ -1,9 +1,10 @@
-"""What the API costs: looking at a job, watching one, fetching a result, estimates beside the truth.
+"""Measures the API: job status, results, event streams, and estimates against actual run times.
 
     python bench/api.py status [--processes 2] [--keys] | result | watchers | estimate
 
-Valkey and `python -m api` of its own, on this machine and its cores: figures are lower bounds, and the CPU time of a
-request says more than the requests of a second. bench/README.md. From submission to start: bench/service.py start.
+Starts its own Valkey and `python -m api` on this machine. Client and server share the cores, so the
+throughput is a lower bound, and the CPU time of a request says more than the requests per second.
+From submission to start: bench/service.py start. See bench/README.md.
 """
 
 import asyncio
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 class Service:
-    """A store, and API processes on ports of their own."""
+    """A store, and API processes that each have their own port."""
 
     def __init__(
         self, folder: Path, redis_url: str, ports: Sequence[int], apis: Sequence[psutil.Process]
@@ -60,18 +61,18 @@ class Service:
         self.store, self._redis_url = JobStore(redis_url), redis_url
 
     def cpu_seconds(self) -> float:
-        """Of all API processes, since they began."""
+        """CPU seconds of all API processes since their start."""
         return sum(sum(api.cpu_times()[:2]) for api in self.apis)
 
-    def new_caller(self) -> tuple[str, list[str]]:
-        """A new key's id, and the header to send."""
+    def create_key(self) -> tuple[str, list[str]]:
+        """Create an API key. Returns its id and the headers to send."""
         keys = ApiKeyStore(self._redis_url)
         key, secret = keys.create("bench")
         keys.close()
         return key.id, [f"Authorization: Bearer {secret}"]
 
-    def new_job(self, owner: str = LOCAL_OWNER) -> str:
-        """One that waits, for there is no worker."""
+    def create_job(self, owner: str = LOCAL_OWNER) -> str:
+        """Create a job, which stays queued because there is no worker. Returns its id."""
         for digest in ("sha256:a", "sha256:b"):
             self.store.reserve(digest)
         job_input = JobInput(content="sha256:a", styles=["sha256:b"], spec={})
@@ -80,9 +81,9 @@ class Service:
 
 @contextmanager
 def service(processes: int = 1, **settings: str) -> Iterator[Service]:
-    """The processes, until the block ends."""
-    with tempfile.TemporaryDirectory() as name, ExitStack() as ends:
-        folder, store_port = Path(name), free_port()
+    """Run the processes until the block ends."""
+    with tempfile.TemporaryDirectory() as data_dir, ExitStack() as stack:
+        folder, store_port = Path(data_dir), free_port()
         url = f"redis://127.0.0.1:{store_port}/0"
         options = {
             "port": store_port,
@@ -92,31 +93,33 @@ def service(processes: int = 1, **settings: str) -> Iterator[Service]:
             "appendonly": "yes",
         }
         options |= {"appendfsync": "always", "logfile": folder / "valkey.log"}
-        words = [str(word) for option, value in options.items() for word in (f"--{option}", value)]
-        _start(ends, [str(get_binary_path()), *words], dict(os.environ), folder)
+        arguments = []
+        for option, value in options.items():
+            arguments += [f"--{option}", str(value)]
+        _start(stack, [str(get_binary_path()), *arguments], dict(os.environ), folder)
         ports, apis = [free_port() for _ in range(processes)], []
         for port in ports:
-            own = {"REDIS_URL": url, "DATA_DIR": name, "API_PORT": str(port)} | settings
+            own = {"REDIS_URL": url, "DATA_DIR": data_dir, "API_PORT": str(port)} | settings
             environment = os.environ | {f"IMPASTO_{name}": value for name, value in own.items()}
-            apis.append(_start(ends, [sys.executable, "-m", "api"], environment, folder))
+            apis.append(_start(stack, [sys.executable, "-m", "api"], environment, folder))
         for port in ports:
-            _await(port)
+            _wait_until_ready(port)
         running = Service(folder, url, ports, [psutil.Process(api.pid) for api in apis])
-        ends.callback(running.store.close)
+        stack.callback(running.store.close)
         yield running
 
 
 def _start(
-    ends: ExitStack, command: list[str], environment: dict[str, str], folder: Path
+    stack: ExitStack, command: list[str], environment: dict[str, str], folder: Path
 ) -> subprocess.Popen[bytes]:
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    ends.callback(process.wait)
-    ends.callback(process.terminate)
+    stack.callback(process.wait)
+    stack.callback(process.terminate)  # callbacks run in reverse order
     return process
 
 
-def _await(port: int) -> None:
+def _wait_until_ready(port: int) -> None:
     for _ in range(1200):
         try:
             if httpx2.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200:
@@ -127,159 +130,174 @@ def _await(port: int) -> None:
     raise click.ClickException("The API does not start.")
 
 
-# ---------------------------------------------------------------------- requests a second
+# ---------------------------------------------------------------------- requests per second
 
 
 @main.command()
 @click.option("--processes", default=1, show_default=True)
 @click.option("--seconds", default=5, show_default=True)
-@click.option("--keys", is_flag=True, help="Ask with an API key.")
+@click.option("--keys", is_flag=True, help="Authenticate with an API key.")
 def status(processes: int, seconds: int, keys: bool) -> None:
-    """Looks at one waiting job, and 304s; requests a second over all processes, and CPU time of one."""
-    click.echo(_HEAD)
+    """Status of a queued job with 200 and 304: requests per second over all processes, CPU time."""
+    click.echo(_HEADER)
     settings = {"API_KEYS": "required", "API_REQUESTS_PER_MINUTE": "10000000"} if keys else {}
     with service(processes, **settings) as running:
-        owner, headers = running.new_caller() if keys else (LOCAL_OWNER, [])
-        path = f"/v1/jobs/{running.new_job(owner)}"
-        given = dict(header.split(": ") for header in headers)
-        tag = httpx2.get(
-            f"http://127.0.0.1:{running.ports[0]}{path}", headers=given, trust_env=False
-        ).headers["etag"]
-        _told(f"status, {processes} processes", _load(running, path, seconds, *headers))
-        _told(
+        owner, headers = running.create_key() if keys else (LOCAL_OWNER, [])
+        path = f"/v1/jobs/{running.create_job(owner)}"
+        response = httpx2.get(
+            f"http://127.0.0.1:{running.ports[0]}{path}",
+            headers=dict(header.split(": ") for header in headers),
+            trust_env=False,
+        )
+        condition = f"If-None-Match: {response.headers['etag']}"
+        _print_row(f"status, {processes} processes", _measure(running, path, seconds, *headers))
+        _print_row(
             f"304, {processes} processes",
-            _load(running, path, seconds, *headers, f"If-None-Match: {tag}"),
+            _measure(running, path, seconds, *headers, condition),
         )
 
 
 @main.command()
 @click.option("--seconds", default=5, show_default=True)
 def result(seconds: int) -> None:
-    """Fetches a result of 1 MB as it is stored."""
-    click.echo(_HEAD)
+    """Download a result of 1 MB in its stored format."""
+    click.echo(_HEADER)
     with service() as running:
-        job_id = running.new_job()
+        job_id = running.create_job()
         picture = (SAMPLES / "harbor.jpg").read_bytes() * 100
-        digest = _kept(running, picture[:1_000_000])
+        digest = _put_blob(running, picture[:1_000_000])
         job = running.store.claim("t", "bench")
         assert job is not None
         output = Output(id=digest, content_type="image/png", width=1, height=1, size_bytes=1)
         running.store.succeed(job_id, "t", output, ModelUsed(name="vgg16", sha256=""), {})
-        _told("result", _load(running, f"/v1/jobs/{job_id}/result", seconds))
+        _print_row("result", _measure(running, f"/v1/jobs/{job_id}/result", seconds))
 
 
-def _kept(running: Service, data: bytes) -> str:
+def _put_blob(running: Service, data: bytes) -> str:
     running.store.reserve(digest_of(data))
     return Blobs(running.folder / "blobs").put(data)
 
 
-_HEAD = "| what | with | requests/s | p50 ms | p99 ms | us of the API's CPU time for each |\n|---|---|---|---|---|---|"
+_HEADER = (
+    "| what | client | requests/s | p50 ms | p99 ms | us of API CPU time a request |\n"
+    "|---|---|---|---|---|---|"
+)
 
 
-def _load(
+def _measure(
     running: Service, path: str, seconds: int, *headers: str
 ) -> tuple[str, float, float, float, float]:
-    """With what; requests a second, p50 and p99 in ms, CPU seconds of one."""
+    """Client program, requests per second, p50 and p99 in ms, CPU seconds of a request."""
     before = running.cpu_seconds()
     if shutil.which("wrk"):
-        name, found = "wrk", _wrk(running, path, seconds, headers)
+        client, measured = "wrk", _run_wrk(running, path, seconds, headers)
     else:
-        name, found = "python", asyncio.run(_poll_all(running, path, seconds, headers))
-    count, middle, late = found
-    return name, count / seconds, middle, late, (running.cpu_seconds() - before) / count
+        client, measured = "python", asyncio.run(_poll_all(running, path, seconds, headers))
+    count, p50, p99 = measured
+    return client, count / seconds, p50, p99, (running.cpu_seconds() - before) / count
 
 
-def _told(what: str, figures: tuple[str, float, float, float, float]) -> None:
-    name, rate, middle, late, cpu = figures
-    click.echo(f"| {what} | {name} | {rate:.0f} | {middle:.1f} | {late:.1f} | {1e6 * cpu:.0f} |")
+def _print_row(what: str, figures: tuple[str, float, float, float, float]) -> None:
+    client, rate, p50, p99, cpu = figures
+    click.echo(f"| {what} | {client} | {rate:.0f} | {p50:.1f} | {p99:.1f} | {1e6 * cpu:.0f} |")
 
 
-def _wrk(
+def _run_wrk(
     running: Service, path: str, seconds: int, headers: Sequence[str]
 ) -> tuple[int, float, float]:
+    """Number of requests, p50 and p99 in ms. Each API process gets its own wrk."""
     options = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency"]
     options += [word for header in headers for word in ("-H", header)]
     commands = [["wrk", *options, f"http://127.0.0.1:{port}{path}"] for port in running.ports]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    said = [run.communicate()[0] for run in runs]
-    if any("Non-2xx" in one for one in said):
-        raise click.ClickException(said[0])
-    counts = [int(match[1]) for one in said if (match := re.search(r"(\d+) requests in", one))]
-    shares = {share: max(_milliseconds(one, share) for one in said) for share in ("50%", "99%")}
-    return sum(counts), shares["50%"], shares["99%"]
+    outputs = [run.communicate()[0] for run in runs]
+    if any("Non-2xx" in output for output in outputs):
+        raise click.ClickException(outputs[0])
+    count = sum(int(n) for n in re.findall(r"(\d+) requests in", "\n".join(outputs)))
+    p50, p99 = (
+        max(_parse_percentile(output, percentile) for output in outputs)
+        for percentile in ("50%", "99%")
+    )
+    return count, p50, p99
 
 
-def _milliseconds(said: str, share: str) -> float:
-    found = re.search(rf"^\s+{share}\s+([\d.]+)(us|ms|s)\s*$", said, re.MULTILINE)
-    assert found is not None, said
-    return float(found[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[found[2]]
+def _parse_percentile(output: str, percentile: str) -> float:
+    """A percentile in ms from wrk's output."""
+    pattern = rf"^\s+{percentile}\s+([\d.]+)(us|ms|s)\s*$"
+    match = re.search(pattern, output, re.MULTILINE)
+    assert match is not None, output
+    return float(match[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[match[2]]
 
 
 async def _poll_all(
     running: Service, path: str, seconds: int, headers: Sequence[str]
 ) -> tuple[int, float, float]:
-    until = time.perf_counter() + seconds
-    lines = [
-        _poll(port, path, headers, until) for port in running.ports for _ in range(CONNECTIONS)
+    """Number of requests, p50 and p99 in ms."""
+    deadline = time.perf_counter() + seconds
+    clients = [
+        _poll(port, path, headers, deadline) for port in running.ports for _ in range(CONNECTIONS)
     ]
-    took = sorted(one for each in await asyncio.gather(*lines) for one in each)
-    return len(took), 1e3 * took[len(took) // 2], 1e3 * took[int(0.99 * len(took))]
+    latencies = sorted(latency for each in await asyncio.gather(*clients) for latency in each)
+    count = len(latencies)
+    return count, 1e3 * latencies[count // 2], 1e3 * latencies[int(0.99 * count)]
 
 
-async def _poll(port: int, path: str, headers: Sequence[str], until: float) -> list[float]:
+async def _poll(port: int, path: str, headers: Sequence[str], deadline: float) -> list[float]:
+    """Repeat a request over one connection. Returns the seconds of each."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     lines = "".join(f"{header}\r\n" for header in headers)
-    took = []
-    while (began := time.perf_counter()) < until:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{lines}\r\n".encode())
+    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{lines}\r\n".encode()
+    latencies = []
+    while (started_at := time.perf_counter()) < deadline:
+        writer.write(request)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        if b"content-length: " in head:
-            await reader.readexactly(
-                int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            )
-        took.append(time.perf_counter() - began)
+        _, has_length, rest = head.partition(b"content-length: ")
+        if has_length:
+            await reader.readexactly(int(rest.partition(b"\r\n")[0]))
+        latencies.append(time.perf_counter() - started_at)
     writer.close()
-    return took
+    return latencies
 
 
-# ---------------------------------------------------------------------- watchers
+# ---------------------------------------------------------------------- event streams
 
 
 @main.command()
 @click.option("--count", default=1000, show_default=True)
 @click.option("--changes", default=20, show_default=True)
 def watchers(count: int, changes: int) -> None:
-    """Many streams of events, of one job and of many: memory of the API, and how late each change arrives."""
+    """Many event streams, of one job and of many: memory of the API, and delay of each change."""
     click.echo(
-        "| streams | jobs | KB each | arrival p50 ms | p99 ms | CPU ms a change |\n|---|---|---|---|---|---|"
+        "| streams | jobs | KB each | arrival p50 ms | p99 ms | CPU ms a change |\n"
+        "|---|---|---|---|---|---|"
     )
     for jobs in (1, count):
         with service(
             API_MAX_STREAMS_PER_CALLER=str(count + 1), API_MAX_JOBS_PER_CALLER="100000"
         ) as running:
-            asyncio.run(_watch_all(running, count, jobs, changes))
+            asyncio.run(_measure_streams(running, count, jobs, changes))
 
 
-async def _watch_all(running: Service, count: int, jobs: int, changes: int) -> None:
+async def _measure_streams(running: Service, count: int, jobs: int, changes: int) -> None:
     ids = []
     for number in range(jobs):
-        ids.append(running.new_job())
+        ids.append(running.create_job())
         running.store.claim(f"t{number}", "bench")
     api = running.apis[0]
+    # One request before the first measurement, so that lazy imports do not count.
     httpx2.get(f"http://127.0.0.1:{running.ports[0]}/v1/jobs/{ids[0]}", trust_env=False)
-    before = api.memory_info().rss
-    sent: dict[str, float] = {}
-    late: list[float] = []
+    memory_before = api.memory_info().rss
+    sent_at: dict[str, float] = {}
+    delays: list[float] = []
     streams = [
-        asyncio.create_task(_watch(running.ports[0], ids[number % jobs], sent, late))
+        asyncio.create_task(_read_stream(running.ports[0], ids[number % jobs], sent_at, delays))
         for number in range(count)
     ]
-    while (
-        sum(1 for one in psutil.Process().net_connections() if one.status == "ESTABLISHED") < count
-    ):
+    while _count_connections() < count:
         await asyncio.sleep(0.2)
-    await asyncio.sleep(3)
-    each, cpu = (api.memory_info().rss - before) / count / 1e3, running.cpu_seconds()
+    await asyncio.sleep(3)  # until all subscriptions are established
+    kilobytes_each = (api.memory_info().rss - memory_before) / count / 1e3
+    cpu_before = running.cpu_seconds()
     for change in range(changes):
         number = change % jobs
         progress = JobProgress(
@@ -292,28 +310,36 @@ async def _watch_all(running: Service, count: int, jobs: int, changes: int) -> N
             seconds_left=None,
             loss={},
         )
-        expected = len(late) + (count if jobs == 1 else 1)
+        expected = len(delays) + (count if jobs == 1 else 1)
         running.store.renew(ids[number], f"t{number}")
-        sent[ids[number]] = time.perf_counter()
+        sent_at[ids[number]] = time.perf_counter()
         running.store.report_progress(ids[number], f"t{number}", progress)
-        while len(late) < expected:
+        while len(delays) < expected:
             await asyncio.sleep(0.002)
-    spent = 1e3 * (running.cpu_seconds() - cpu) / changes
+    cpu_each = 1e3 * (running.cpu_seconds() - cpu_before) / changes
     for stream in streams:
         stream.cancel()
-    late.sort()
-    middle, last = late[len(late) // 2], late[int(0.99 * len(late))]
+    delays.sort()
+    p50, p99 = 1e3 * delays[len(delays) // 2], 1e3 * delays[int(0.99 * len(delays))]
     click.echo(
-        f"| {count} | {jobs} | {each:.0f} | {1e3 * middle:.1f} | {1e3 * last:.1f} | {spent:.1f} |"
+        f"| {count} | {jobs} | {kilobytes_each:.0f} | {p50:.1f} | {p99:.1f} | {cpu_each:.1f} |"
     )
 
 
-async def _watch(port: int, job_id: str, sent: dict[str, float], late: list[float]) -> None:
+def _count_connections() -> int:
+    connections = psutil.Process().net_connections()
+    return sum(1 for connection in connections if connection.status == "ESTABLISHED")
+
+
+async def _read_stream(
+    port: int, job_id: str, sent_at: dict[str, float], delays: list[float]
+) -> None:
+    """Append the delay in seconds of each progress event."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
     while line := await reader.readline():
         if line == b"event: progress\n":
-            late.append(time.perf_counter() - sent[job_id])
+            delays.append(time.perf_counter() - sent_at[job_id])
 
 
 # ---------------------------------------------------------------------- estimates
@@ -323,45 +349,47 @@ async def _watch(port: int, job_id: str, sent: dict[str, float], late: list[floa
 @click.option("--sizes", default="256,512", show_default=True)
 @click.option("--quality", default="draft", show_default=True)
 def estimate(sizes: str, quality: str) -> None:
-    """An estimate from sizes alone, and the job itself; by a pace that is measured now, not by one that was kept."""
-    click.echo("| job | estimated s | taken s | estimated / taken |\n|---|---|---|---|")
+    """Estimates from the sizes alone against run times, with a newly measured throughput."""
+    click.echo("| job | estimated s | actual s | estimated / actual |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
+        # An empty cache folder makes the worker measure its throughput anew.
         settings = Settings(data_dir=Path(folder) / "data", cache_dir=Path(folder) / "cache")
-        before = Settings().weights_dir
+        weights_dir = Settings().weights_dir
         settings.weights_dir.mkdir(parents=True)
-        os.environ["IMPASTO_CACHE_DIR"] = str(settings.cache_dir)  # for the processes to come
-        for file in before.glob("*.safetensors"):
+        os.environ["IMPASTO_CACHE_DIR"] = str(settings.cache_dir)  # for the child processes
+        for file in weights_dir.glob("*.safetensors"):
             (settings.weights_dir / file.name).symlink_to(file)
         local = LocalService(settings, "127.0.0.1", free_port())
         with local, httpx2.Client(base_url=local.url, timeout=60, trust_env=False) as client:
-            ratios = [_estimated(client, size, quality) for size in map(int, sizes.split(","))]
+            ratios = [_compare_estimate(client, int(size), quality) for size in sizes.split(",")]
     click.echo(f"median {statistics.median(ratios):.2f}")
 
 
-def _estimated(client: httpx2.Client, size: int, quality: str) -> float:
+def _compare_estimate(client: httpx2.Client, size: int, quality: str) -> float:
+    """Estimate a job, run it, and return estimated / actual seconds."""
     names = {"content": "harbor.jpg", "style": "strokes.jpg"}
     files = {field: (name, (SAMPLES / name).read_bytes()) for field, name in names.items()}
-    digests = [client.post("/v1/images", files={"image": file}).json() for file in files.values()]
-    content, style = ({"width": one["width"], "height": one["height"]} for one in digests)
+    images = [client.post("/v1/images", files={"image": file}).json() for file in files.values()]
+    content, style = ({"width": one["width"], "height": one["height"]} for one in images)
     spec: dict[str, Any] = {"size": size, "quality": quality}
-    until = time.monotonic() + 60
-    while (
-        told := client.post(
-            "/v1/estimate", json={"content": content, "styles": [style], "spec": spec}
-        )
-    ).is_error:
-        if time.monotonic() > until:
-            raise click.ClickException(told.text)
+    request = {"content": content, "styles": [style], "spec": spec}
+    deadline = time.monotonic() + 60
+    # The worker answers once it has loaded its network and measured its throughput.
+    while (response := client.post("/v1/estimate", json=request)).is_error:
+        if time.monotonic() > deadline:
+            raise click.ClickException(response.text)
         time.sleep(0.5)
-    body = {"content": digests[0]["id"], "styles": [digests[1]["id"]], "spec": spec}
+    estimated = response.json()["seconds"]
+    body = {"content": images[0]["id"], "styles": [images[1]["id"]], "spec": spec}
     job = client.post("/v1/jobs", json=body).json()
     while job["status"] in ("queued", "running"):
         job = client.get(job["links"]["self"], headers={"Prefer": "wait=30"}).json()
     if job["status"] != "succeeded":
         raise click.ClickException(json.dumps(job["error"]))
-    seconds, taken = told.json()["seconds"], job["metrics"]["run_seconds"]
-    click.echo(f"| {size} px, {quality} | {seconds:.1f} | {taken:.1f} | {seconds / taken:.2f} |")
-    return float(seconds / taken)
+    actual = job["metrics"]["run_seconds"]
+    ratio = estimated / actual
+    click.echo(f"| {size} px, {quality} | {estimated:.1f} | {actual:.1f} | {ratio:.2f} |")
+    return float(ratio)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Whether a program that is not ours reads the network that we export, and sees the same. bench/README.md.
+"""Checks that OpenCV reads an exported Caffe network and computes the same (bench/README.md).
 
-OpenCV has a reader of Caffe's format of its own: `pip install 'opencv-python-headless<5'`.
+OpenCV has its own reader of Caffe's format: `pip install 'opencv-python-headless<5'`.
 """
 
 import tempfile
@@ -21,19 +21,18 @@ from core.neural.weights.parameters import CAFFE
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "harbor.jpg"
 SIDE_PX = 224
-MEAN = tuple(255 * channel for channel in reversed(CAFFE.mean))  # B, G, R
+MEAN_BGR = tuple(255 * channel for channel in reversed(CAFFE.mean))
 
 
 @click.command()
-@click.option("--model", default="auto", help="A network of the cache.")
+@click.option("--model", default="auto", help="Name of a network in the cache.")
 def main(model: str) -> None:
-    """Export, read with OpenCV, and compare the responses to a picture after each ReLU."""
+    """Export a network, read it with OpenCV, and compare the activations after each ReLU."""
     cache = WeightsCache(Settings().weights_dir)
     picture = codec.decode(SAMPLE.read_bytes()).resize((SIDE_PX, SIDE_PX))
-    parameters, card = cache.parameters(cache.resolve(model))
-    parameters = parameters.taking(
-        CAFFE
-    )  # so that the zeros around a picture are the same color to both
+    parameters, metadata = cache.load_parameters(cache.resolve(model))
+    # With the same input format, zero padding stands for the same color in both networks.
+    parameters = parameters.convert_input(CAFFE)
     network = Network(
         parameters.architecture,
         parameters.pairs,
@@ -44,20 +43,21 @@ def main(model: str) -> None:
         takes=CAFFE,
     )
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "network.caffemodel"
-        files.write_network(place, parameters, card, "caffe")
-        read = cv2.dnn.readNetFromCaffe(str(place.with_suffix(".prototxt")), str(place))
-    read.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
-    layers = [name for name in read.getLayerNames() if name.startswith("relu")]
-    blue_first = np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
-    read.setInput(cv2.dnn.blobFromImage(blue_first, mean=MEAN))
-    theirs = dict(zip(layers, read.forward(layers), strict=True))
+        path = Path(folder) / "network.caffemodel"
+        files.write_network(path, parameters, metadata, "caffe")
+        opencv = cv2.dnn.readNetFromCaffe(str(path.with_suffix(".prototxt")), str(path))
+    opencv.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
+    layers = [name for name in opencv.getLayerNames() if name.startswith("relu")]
+    bgr = np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])  # (H, W, 3)
+    opencv.setInput(cv2.dnn.blobFromImage(bgr, mean=MEAN_BGR))
+    theirs = dict(zip(layers, opencv.forward(layers), strict=True))
     with torch.inference_mode():
         ours = network.features(to_image(picture), layers, edges="zeros")
-    click.echo("| layer | largest response | largest difference |\n|---|---|---|")
+    click.echo("| layer | largest activation | largest difference |\n|---|---|---|")
     for layer in layers:
-        there, here = theirs[layer], ours[layer].numpy()
-        click.echo(f"| {layer} | {here.max():.4g} | {np.abs(there - here).max():.2g} |")
+        expected, actual = theirs[layer], ours[layer].numpy()  # (1, N, h, w)
+        difference = np.abs(expected - actual).max()
+        click.echo(f"| {layer} | {actual.max():.4g} | {difference:.2g} |")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from core.neural.training.data import TrainingImages
-from core.neural.weights.torchvision_registry import module
+from core.neural.weights.torchvision_registry import import_torchvision
 from core.training.config import TrainingConfig
 from core.training.dataset import STORES, Dataset
 from core.training.dataset_builder import BuildOptions, BuildProgress, build
@@ -51,9 +51,9 @@ def views_of(dataset: Dataset, recipe: TrainingConfig) -> Iterable[Any]:
 
 def image_folder(folder: Path, recipe: TrainingConfig) -> Iterable[Any]:
     """The same from the files: each decoded and scaled anew, in every epoch."""
-    v2 = module("transforms.v2")
+    v2 = import_torchvision("transforms.v2")
     steps = [v2.PILToTensor(), v2.Resize((256, 256), antialias=True), v2.RandomCrop(recipe.crop_px)]
-    folder_ = module("datasets").ImageFolder(
+    folder_ = import_torchvision("datasets").ImageFolder(
         folder, v2.Compose([*steps, v2.RandomHorizontalFlip()])
     )
     return (folder_[index] for index in torch.randperm(len(folder_)).tolist())

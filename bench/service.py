@@ -1,8 +1,8 @@
-"""What the service adds to the painting: checkpoints, frames, the way from submission to start, the end of a cancel.
+"""Measures what the service costs: checkpoints, frames, submission to start, cancellation.
 
     python bench/service.py checkpoint | frames | cancel | start
 
-Each prints one table. bench/README.md.
+Each command prints one table (bench/README.md).
 """
 
 import statistics
@@ -45,81 +45,82 @@ def main() -> None:
 @click.option("--iterations", default=40)
 @click.option("--rounds", default=3)
 def checkpoint(size: int, iterations: int, rounds: int) -> None:
-    """Seconds of a run with checkpoints as a worker takes them, and without; in turns."""
+    """Seconds of a run with a worker's checkpoints, and without them, in turns."""
     network = WeightsCache(Settings().weights_dir).load("vgg16")
-    subject = pair(SAMPLES / "harbor.jpg", SAMPLES / "strokes.jpg", size)
+    inputs = pair(SAMPLES / "harbor.jpg", SAMPLES / "strokes.jpg", size)
     spec = StyleSpec(size=size, scales=1, iterations=iterations)
-    stylize(subject, spec.model_copy(update={"iterations": 2}), network)  # to warm up
+    stylize(inputs, spec.model_copy(update={"iterations": 2}), network)  # warm-up
     seconds: dict[str, list[float]] = {"without": [], "with": []}
     pictures: set[bytes] = set()
-    told: list[int] = []
+    sizes: list[int] = []  # bytes of each checkpoint
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
-            plain = stylize(subject, spec, network, lambda _: None)
-            kept = _with_checkpoints(
-                Path(folder), lambda watch: stylize(subject, spec, network, watch), told
+            plain = stylize(inputs, spec, network, lambda _: None)
+            checkpointed = _run_with_checkpoints(
+                Path(folder), lambda callback: stylize(inputs, spec, network, callback), sizes
             )
             seconds["without"].append(plain.seconds)
-            seconds["with"].append(kept.seconds)
-            pictures |= {plain.picture.tobytes(), kept.picture.tobytes()}
+            seconds["with"].append(checkpointed.seconds)
+            pictures |= {plain.picture.tobytes(), checkpointed.picture.tobytes()}
             click.echo(f"round {number + 1} of {rounds}", err=True)
-        bytes_each = max(told)
     without, with_ = (statistics.median(seconds[name]) for name in ("without", "with"))
     click.echo(
-        "| size | without | with | ratio | checkpoints a run | MB each | same picture |\n|---|---|---|---|---|---|---|"
+        "| size | without | with | ratio | checkpoints a run | MB each | same picture |\n"
+        "|---|---|---|---|---|---|---|"
     )
     same = "yes" if len(pictures) == 1 else "NO"
     row = f"| {size} px | {without:.1f} s | {with_:.1f} s | {with_ / without:.3f} "
-    click.echo(f"{row}| {len(told) / rounds:.1f} | {bytes_each / 1e6:.0f} | {same} |")
+    click.echo(f"{row}| {len(sizes) / rounds:.1f} | {max(sizes) / 1e6:.0f} | {same} |")
 
 
-def _with_checkpoints(
-    folder: Path, paint: Callable[[Callable[[StepEvent], None]], StyleResult], told: list[int]
+def _run_with_checkpoints(
+    folder: Path, run: Callable[[Callable[[StepEvent], None]], StyleResult], sizes: list[int]
 ) -> StyleResult:
-    """The run; `told` gets the size of each checkpoint."""
+    """Run with a checkpoint every two seconds; append the bytes of each to `sizes`."""
     checkpoints = Checkpoints(folder)
 
-    def tell(name: str) -> LeaseStatus:
-        told.append(checkpoints.path(name).stat().st_size)
+    def report(name: str) -> LeaseStatus:
+        sizes.append(checkpoints.path(name).stat().st_size)
         return "ok"
 
-    keeper = CheckpointWriter(
-        checkpoints, lambda count: checkpoints.name("job_bench", "t" * 32, count), tell, 2.0
+    writer = CheckpointWriter(
+        checkpoints, lambda count: checkpoints.name("job_bench", "t" * 32, count), report, 2.0
     )
 
-    def watch(moment: StepEvent) -> None:
-        if keeper.is_due():
-            keeper.submit(moment.checkpoint())
+    def callback(event: StepEvent) -> None:
+        if writer.is_due():
+            writer.submit(event.checkpoint())
 
-    painting = paint(watch)
-    keeper.delete_all()
-    return painting
+    result = run(callback)
+    writer.delete_all()
+    return result
 
 
 class _Timed(Attempt):
-    """An attempt that looks at the clock: what frames cost the painting, and the thread beside it."""
+    """An attempt that measures what frames cost the run and the reporting thread."""
 
-    waited = busy = 0.0  # seconds of the painting; CPU seconds of the thread
+    waited = 0.0  # seconds that the run waits for its frames
+    busy = 0.0  # CPU seconds of the reporting thread
 
     def _shown(self, moment: StepEvent) -> Image.Image | None:
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         shown = super()._shown(moment)
-        self.waited += time.perf_counter() - began
+        self.waited += time.perf_counter() - started_at
         return shown
 
     def _keep_frame(self, progress: RunProgress, picture: Image.Image) -> None:
-        began = time.thread_time()
+        started_at = time.thread_time()
         super()._keep_frame(progress, picture)
-        self.busy += time.thread_time() - began
+        self.busy += time.thread_time() - started_at
 
 
 @main.command()
 @click.option("--size", default=512)
 @click.option("--iterations", default=60)
 def frames(size: int, iterations: int) -> None:
-    """Of a run without previews: how long the painting waits for its frames, and the CPU time of keeping them."""
+    """Cost of frames in a run without previews: seconds that the run waits, and CPU time."""
     network = WeightsCache(Settings().weights_dir).load("vgg16")
-    with api.service(processes=0) as running:  # a store, and nobody at its door
+    with api.service(processes=0) as running:  # a store without an API
         blobs, store = Blobs(running.folder / "blobs"), running.store
         digests = [
             blobs.put((SAMPLES / name).read_bytes()) for name in ("harbor.jpg", "strokes.jpg")
@@ -132,19 +133,17 @@ def frames(size: int, iterations: int) -> None:
         )
         job = store.claim("t", "bench")
         assert job is not None
-        checkpoints, settings = (
-            Checkpoints(running.folder / "checkpoints"),
-            WorkerSettings(preview_seconds=600),
-        )
+        checkpoints = Checkpoints(running.folder / "checkpoints")
+        settings = WorkerSettings(preview_seconds=600)  # longer than the run: no preview
         attempt = _Timed(job, "t", store, blobs=blobs, checkpoints=checkpoints, settings=settings)
         attempt.run(lambda _: (network, Planner(network, NOMINAL_THROUGHPUT, None)))
-        ended, kept = store.get(job.id), len(store.list_frames(job.id))
-    seconds = ended.metrics["run_seconds"]
+        frame_count = len(store.list_frames(job.id))
+        seconds = store.get(job.id).metrics["run_seconds"]
     click.echo(
-        "| size | iterations | run | frames | painting waits | thread |\n|---|---|---|---|---|---|"
+        "| size | iterations | run | frames | run waits | thread |\n|---|---|---|---|---|---|"
     )
     shares = f"{attempt.waited / seconds:.2%} | {attempt.busy / seconds:.2%} of a core |"
-    click.echo(f"| {size} px | {iterations} | {seconds:.0f} s | {kept} | {shares}")
+    click.echo(f"| {size} px | {iterations} | {seconds:.0f} s | {frame_count} | {shares}")
 
 
 @contextmanager
@@ -158,12 +157,12 @@ def _service() -> Iterator[httpx2.Client]:
 def _submit(client: httpx2.Client, **parameters: str) -> dict[str, Any]:
     names = {"content": "harbor.jpg", "style": "strokes.jpg"}
     files = {field: (name, (SAMPLES / name).read_bytes()) for field, name in names.items()}
-    answer = client.post("/v1/jobs", files=files, data=parameters)
-    answer.raise_for_status()
-    return dict(answer.json())
+    response = client.post("/v1/jobs", files=files, data=parameters)
+    response.raise_for_status()
+    return dict(response.json())
 
 
-def _until(
+def _wait_until(
     client: httpx2.Client, job: dict[str, Any], condition: Callable[[dict[str, Any]], object]
 ) -> dict[str, Any]:
     while not condition(job):
@@ -177,44 +176,42 @@ def _until(
 @click.option("--rounds", default=10)
 def cancel(size: int, rounds: int) -> None:
     """Seconds from the cancel of a running job until it has ended, with its picture."""
-    found = []
+    seconds = []
     with _service() as client:
         for number in range(rounds):
-            job = _until(
-                client, _submit(client, size=str(size), scales="1"), lambda job: job["progress"]
-            )
-            time.sleep(0.13 * number)  # at different moments of an iteration
-            began = time.perf_counter()
+            job = _submit(client, size=str(size), scales="1")
+            job = _wait_until(client, job, lambda job: job["progress"])
+            time.sleep(0.13 * number)  # at different points of an iteration
+            started_at = time.perf_counter()
             client.post(job["links"]["cancel"])
-            job = _until(client, job, lambda job: job["status"] == "canceled")
-            found.append(time.perf_counter() - began)
+            job = _wait_until(client, job, lambda job: job["status"] == "canceled")
+            seconds.append(time.perf_counter() - started_at)
             assert len(job["outputs"]) == 1, "a canceled job keeps its picture"
             time.sleep(1.5)
+    median, longest = statistics.median(seconds), max(seconds)
     click.echo(
-        f"| cancel at {size} px, {rounds} times: median, most | {statistics.median(found):.2f}, {max(found):.2f} s |"
+        f"| cancel at {size} px, {rounds} times: median, maximum | {median:.2f}, {longest:.2f} s |"
     )
 
 
 @main.command()
 @click.option("--rounds", default=50)
 def start(rounds: int) -> None:
-    """Milliseconds from the record of a job to its start, on an idle service; by the store's clock."""
-    found = []
+    """Milliseconds from a job's creation to its start on an idle service, by the store's clock."""
+    waits = []
     with _service() as client:
         for _ in range(rounds):
             job = _submit(client, size="64", scales="1", iterations="2")
-            job = _until(client, job, lambda job: job["status"] == "succeeded")
-            found.append(_milliseconds(job["started_at"]) - _milliseconds(job["created_at"]))
+            job = _wait_until(client, job, lambda job: job["status"] == "succeeded")
+            waits.append(_to_milliseconds(job["started_at"]) - _to_milliseconds(job["created_at"]))
             time.sleep(0.2)
-    found = sorted(found)[1:]  # the first finds the worker still loading
-    p99 = found[int(0.99 * len(found))]
-    click.echo(
-        f"| submit to start, {len(found)} jobs: median, p99 | {statistics.median(found):.0f}, {p99:.0f} ms |"
-    )
+    waits = sorted(waits[1:])  # the first job waits for the worker to load its network
+    median, p99 = statistics.median(waits), waits[int(0.99 * len(waits))]
+    click.echo(f"| submit to start, {len(waits)} jobs: median, p99 | {median:.0f}, {p99:.0f} ms |")
 
 
-def _milliseconds(time_of_day: str) -> float:
-    return datetime.fromisoformat(time_of_day).timestamp() * 1000
+def _to_milliseconds(timestamp: str) -> float:
+    return datetime.fromisoformat(timestamp).timestamp() * 1000
 
 
 if __name__ == "__main__":

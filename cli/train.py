@@ -1,4 +1,7 @@
-"""`impasto train`: a network from a data set. With several GPUs: `torchrun --nproc-per-node N -m cli train ...`."""
+"""`impasto train`: train a network on a data set.
+
+With several GPUs: `torchrun --nproc-per-node N -m cli train ...`.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,12 @@ from cli.output import ProgressBar
 from core.training.config import TrainingConfig, describe_range, parse_training_config
 
 
-def settings(command: Any) -> Any:
-    """One option for each setting of Recipe."""
+def add_config_options(command: Any) -> Any:
+    """Add one option for each setting of TrainingConfig."""
     for name, field in reversed(TrainingConfig.model_fields.items()):
-        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        default = field.default
+        if isinstance(default, bool):
+            default = str(default).lower()
         text = f"{field.description}  [{describe_range(name)}; default: {default}]"
         command = click.option(f"--{name.replace('_', '-')}", name, metavar="X", help=text)(command)
     return command
@@ -28,31 +33,32 @@ def settings(command: Any) -> Any:
     type=click.Path(file_okay=False, path_type=Path),
     help="The run's folder.",
 )
-@settings
+@add_config_options
 @click.option(
     "--start",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A trained VGG-11 (whole.safetensors, .pth) whose first and last layers a deeper network begins with.",
+    help="A trained VGG-11 (whole.safetensors, .pth) whose first and last layers a deeper network "
+    "starts with.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option(
     "--workers",
     type=click.IntRange(0, 256),
-    help="Processes that read ahead.  [default: by the device]",
+    help="Reader processes; 0 reads in the training process.  [default: depends on the device]",
 )
 @click.option(
     "--checkpoint-seconds",
     default=60.0,
     show_default=True,
     type=FiniteFloat(0),
-    help="Between two.",
+    help="Seconds between two checkpoints.",
 )
 @click.option(
     "--log-steps",
     default=10,
     show_default=True,
     type=click.IntRange(1),
-    help="Steps for a line of log.csv.",
+    help="Steps between two lines of log.csv.",
 )
 def train(
     *,
@@ -63,45 +69,49 @@ def train(
     workers: int | None,
     checkpoint_seconds: float,
     log_steps: int,
-    **given: str | None,
+    **settings: str | None,
 ) -> None:
-    """Train a VGG on DATASET in the folder OUTPUT. Given again, it goes on where the last checkpoint is."""
-    recipe = parse_training_config(
-        {name: value for name, value in given.items() if value is not None}
+    """Train a VGG on DATASET in the folder OUTPUT. Repeat the command to resume the run."""
+    config = parse_training_config(
+        {name: value for name, value in settings.items() if value is not None}
     )
 
-    from core.neural.training.distributed import join_process_group, reader_processes
-    from core.neural.training.trainer import TrainerOptions, TrainingEvent
-    from core.neural.training.trainer import train as teach
+    # Imported here because it loads torch, which takes seconds.
+    from core.neural.training import trainer
+    from core.neural.training.distributed import default_reader_count, join_process_group
 
-    with join_process_group(device) as team, ProgressBar() as bar:
+    with join_process_group(device) as group, ProgressBar() as bar:
 
-        def show(at: TrainingEvent) -> None:
-            known = (
-                ""
-                if at.validation_top1 is None
-                else f", validation {100 * at.validation_top1:.1f} %"
-            )
-            if team.leads:
-                bar.tell(
-                    "training",
-                    at.step / at.steps,
-                    f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.4g}, top-1 {100 * at.top1:.1f} %, "
-                    f"top-5 {100 * at.top5:.1f} %{known}, {at.pictures_per_second:.0f} pictures/s, "
-                    f"{at.seconds_left:.0f} s left",
-                )
+        def show(event: trainer.TrainingEvent) -> None:
+            if group.is_main:
+                bar.tell("training", event.step / event.steps, _describe_event(event))
 
-        pacing = TrainerOptions(
-            reader_processes(team) if workers is None else workers, checkpoint_seconds, log_steps
+        options = trainer.TrainerOptions(
+            default_reader_count(group) if workers is None else workers,
+            checkpoint_seconds,
+            log_steps,
         )
-        ended = teach(dataset, output, recipe, team, pacing, start=start, on_moment=show)
-        if team.leads:
+        position = trainer.train(
+            dataset, output, config, group, options, start=start, on_event=show
+        )
+        if group.is_main:
             bar.tell("done", 1.0, "")
-    if team.leads:
-        if ended.best >= 0:
+    if group.is_main:
+        if position.best_top1 >= 0:
             click.echo(
-                f"Best validation top-1: {100 * ended.best:.2f} %, after epoch {ended.best_epoch}"
+                f"Best validation top-1: {100 * position.best_top1:.2f} %, "
+                f"after epoch {position.best_epoch}"
             )
-        click.echo(
-            f"{output / 'network.safetensors'}  (to paint with: impasto weights import FILE --name NAME)"
-        )
+        network = output / "network.safetensors"
+        click.echo(f"{network}  (to paint with it: impasto weights import FILE --name NAME)")
+
+
+def _describe_event(event: Any) -> str:
+    validation = ""
+    if event.validation_top1 is not None:
+        validation = f", validation {100 * event.validation_top1:.1f} %"
+    return (
+        f"epoch {event.epoch}/{event.epochs}, loss {event.loss:.4g}, "
+        f"top-1 {100 * event.top1:.1f} %, top-5 {100 * event.top5:.1f} %{validation}, "
+        f"{event.pictures_per_second:.0f} pictures/s, {event.seconds_left:.0f} s left"
+    )

@@ -22,7 +22,7 @@ from billiard.spawn import get_command_line
 from api.routes import health
 from api.settings import ApiSettings
 from core.config import Settings, read_settings
-from core.neural.weights.cache import Fetched
+from core.neural.weights.cache import DownloadableModel
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +170,7 @@ def test_base_images_are_pinned() -> None:
 def test_the_worker_brings_its_networks() -> None:
     """The worker's image holds every network, fetched as the user that reads them, so it works offline."""
     fetching = " ".join(WORKER.after("USER", "RUN"))
-    for name in get_args(Fetched):
+    for name in get_args(DownloadableModel):
         assert f"python -m cli weights fetch {name}" in fetching
     folder = WORKER.environment["IMPASTO_CACHE_DIR"]
     made = next(command for command in WORKER.all("RUN") if "install --directory" in command)

@@ -12,9 +12,7 @@ from PIL import Image
 
 from cli.local_service import free_port
 from core.images import codec
-from core.neural.weights import files
-from core.neural.weights.cache import WeightsCache, random_parameters
-from core.neural.weights.parameters import Parameters
+from core.neural.weights.cache import WeightsCache
 from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
 from core.style.spec import PARAMETERS
@@ -332,55 +330,6 @@ def test_importing_a_file_that_is_no_network_is_exit_1(
 
     assert ran.returncode == 1
     assert "Traceback" not in ran.stderr
-
-
-def test_a_network_of_ones_own_comes_in_is_normalized_goes_out_and_away(
-    impasto: Any, tmp_path: Path, photo: Image.Image
-) -> None:
-    own = {"IMPASTO_CACHE_DIR": str(tmp_path / "cache")}
-    files.write_network(
-        tmp_path / "My Textures.caffemodel", Parameters.of(random_parameters("vgg11")), {}
-    )
-    folder = tmp_path / "photos"
-    (folder / "more").mkdir(parents=True)
-    photo.save(folder / "a.png")
-    photo.save(folder / "more" / "b.jpg")
-    (folder / "broken.png").write_bytes(b"no picture")
-    unnamed = impasto("weights", "import", "My Textures.caffemodel", **own)
-    badly = impasto("weights", "import", "My Textures.caffemodel", "--name", "a/b", **own)
-    taken = impasto("weights", "import", "My Textures.caffemodel", "--name", "my-textures", **own)
-    normalized = impasto("weights", "normalize", "my-textures", "photos", **own)
-    exported = impasto("weights", "export", "my-textures-normalized", "out.caffemodel", **own)
-    nowhere = impasto("weights", "export", "my-textures", "nowhere/out.pth", **own)
-    unknown = impasto("weights", "export", "my-textures", "out.txt", **own)
-    misnamed = impasto("weights", "normalize", "my-textures", "photos", "--name", "vgg16", **own)
-    shown = impasto("weights", "show", "my-textures-normalized", **own)
-    removed = impasto("weights", "remove", "my-textures", **own)
-    listed = impasto("weights", "list", **own)
-
-    assert (unnamed.returncode, nowhere.returncode, unknown.returncode) == (2, 1, 2)
-    # Refused before it looks at any picture.
-    assert (misnamed.returncode, misnamed.stderr) == (
-        2,
-        "impasto: This is a VGG-11; call it anything but vgg16.\n",
-    )
-    assert "Say --name" in unnamed.stderr
-    assert (badly.returncode, badly.stderr[:43]) == (
-        2,
-        "impasto: A network's name has small letters",
-    )
-    assert all("Traceback" not in ran.stderr for ran in (unnamed, nowhere, unknown))
-    assert [ran.returncode for ran in (taken, normalized, exported, shown, removed, listed)] == [
-        0
-    ] * 6
-    assert taken.stdout.startswith("my-textures  VGG-11  37 MB  sha256 ")
-    assert "over 2 pictures" in normalized.stdout
-    assert "left out: broken.png: Only JPEG, PNG and WebP" in normalized.stderr
-    assert files.read_network(tmp_path / "out.caffemodel")[0].sha256[:16] in listed.stdout
-    assert (tmp_path / "out.prototxt").exists()
-    assert "from: My Textures.caffemodel" in shown.stdout
-    assert "normalized_over: 2 pictures, least 0.1" in shown.stdout
-    assert not any(line.startswith("my-textures  ") for line in listed.stdout.splitlines())
 
 
 def test_help_tells_every_command_and_every_parameter(impasto: Any) -> None:

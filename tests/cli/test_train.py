@@ -1,64 +1,73 @@
-"""`impasto train` as a user meets it."""
+"""`impasto train` from the command line."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from cli.__main__ import main
 from core.training.dataset_builder import BuildOptions, build
 
+# So small that a run takes a second.
+SMALL = ["--architecture", "vgg11", "--width", "0.0625", "--hidden", "8", "--crop-px", "32"]
+SMALL += ["--epochs", "1", "--workers", "0"]
 
-def impasto(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "cli", *args],
-        cwd=folder,
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """A folder with a data set of random pictures in two classes, and its source."""
+    generator = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.fromarray(generator.integers(0, 256, (40, 40, 3), np.uint8)).save(
+                tmp_path / f"pets/{name}/{number}.png"
+            )
+    build(tmp_path / "pets", tmp_path / "data", BuildOptions(40, validation=0.3), jobs=1)
+    return tmp_path
+
+
+def test_it_trains_and_shows_its_progress(pets: Path) -> None:
+    """As a process, to check the entry point."""
+    result = subprocess.run(
+        [sys.executable, "-m", "cli", "train", "data", "-o", "run", *SMALL],
+        cwd=pets,
         capture_output=True,
         text=True,
         check=False,
     )
 
+    assert result.returncode == 0, result.stderr
+    assert "100%" in result.stderr
+    assert "pictures/s" in result.stderr
+    assert "Best validation top-1" in result.stdout
+    assert (pets / "run" / "network.safetensors").is_file()
 
-def test_it_trains_with_progress_and_tells_what_is_wrong_in_one_line(tmp_path: Path) -> None:
-    hand = np.random.default_rng(0)
-    for name in ("cats", "dogs"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for number in range(8):
-            Image.fromarray(hand.integers(0, 256, (40, 40, 3), np.uint8)).save(
-                tmp_path / f"pets/{name}/{number}.png"
-            )
-    build(tmp_path / "pets", tmp_path / "data", BuildOptions(40, validation=0.3), jobs=1)
-    small = [
-        "--architecture",
-        "vgg11",
-        "--width",
-        "0.0625",
-        "--hidden",
-        "8",
-        "--crop-px",
-        "32",
-        "--epochs",
-        "1",
-    ]
 
-    ran = impasto(tmp_path, "train", "data", "-o", "run", *small, "--workers", "0")
-    wrong = impasto(tmp_path, "train", "data", "-o", "other", "--momentum", "1")
-    nowhere = impasto(tmp_path, "train", "data", "-o", "other", "--device", "gpu")
-    strange = impasto(tmp_path, "train", "data", "-o", "pets")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "other", "--momentum", "1"], "momentum must be a number from 0 to under 1."),
+        (["-o", "other", "--device", "gpu"], "The device gpu cannot be used here; cpu always can."),
+        (["-o", "pets"], "pets holds something else; choose another folder."),
+    ],
+)
+def test_a_bad_option_is_refused_in_one_line_and_leaves_no_folder(
+    pets: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(pets)
+    monkeypatch.setattr(sys, "argv", ["impasto", "train", "data", *SMALL, *options])
+    capsys.readouterr()
 
-    assert ran.returncode == 0, ran.stderr
-    assert "100%" in ran.stderr
-    assert "pictures/s" in ran.stderr
-    assert "Best validation top-1" in ran.stdout
-    assert (tmp_path / "run" / "network.safetensors").is_file()
-    assert (wrong.returncode, wrong.stderr) == (
-        2,
-        "impasto: momentum must be a number from 0 to under 1.\n",
-    )
-    assert (nowhere.returncode, nowhere.stderr) == (
-        2,
-        "impasto: The device gpu cannot be used here; cpu always can.\n",
-    )
-    assert (strange.returncode, len(strange.stderr.splitlines())) == (2, 1)
-    assert not (tmp_path / "other").exists()
+    with pytest.raises(SystemExit) as refused:
+        main()
+    assert refused.value.code == 2
+    assert capsys.readouterr().err == f"impasto: {message}\n"
+    assert not (pets / "other").exists()

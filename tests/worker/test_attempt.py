@@ -175,7 +175,7 @@ def test_the_network_stays_between_jobs(runner: JobRunner) -> None:
 def test_who_asks_how_long_it_takes_loads_no_network(runner: JobRunner, tmp_path: Path) -> None:
     runner._weights = cache = WeightsCache(tmp_path / "own")
     for number, name in enumerate(["vgg16", "one", "two", "three"]):
-        cache.keep(
+        cache.add(
             name,
             Parameters.of(random_parameters("vgg16" if name == "vgg16" else "vgg11", number)),
             {},
@@ -224,7 +224,7 @@ def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
     runner: JobRunner, store: JobStore, submit: Submit, tmp_path: Path
 ) -> None:
     runner._weights = cache = WeightsCache(tmp_path / "own")
-    cache.keep("my-textures", first := Parameters.of(random_parameters("vgg11")), {})
+    cache.add("my-textures", first := Parameters.of(random_parameters("vgg11")), {})
     jobs = [
         submit(model="my-textures", **parameters)
         for parameters in (
@@ -237,7 +237,7 @@ def test_a_network_of_ones_own_paints_and_a_layer_it_has_not_is_told(
     for _ in range(3):
         runner.run_next()
     cache.remove("my-textures")
-    cache.keep("my-textures", second := Parameters.of(random_parameters("vgg13")), {})
+    cache.add("my-textures", second := Parameters.of(random_parameters("vgg13")), {})
     runner.run_next()
     painted, refused, unweighted, replaced = (store.get(job.id) for job in jobs)
 

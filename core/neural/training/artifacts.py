@@ -1,9 +1,10 @@
-"""What comes out of a training, and where it stands, as files that are whole or not there. Knows no data.
+"""The files of a training run, each written atomically. Knows no data.
 
-- `network.safetensors`: the convolutions for painting, at full width, batch normalization taken into them, with a card
-- `whole.safetensors`: all that was trained, as it was, with the same card
-- `network.pth`: the same as a state dict in torchvision's naming
-- `checkpoint.pt`: all that a run needs to go on
+- `network.safetensors`: the convolutions for style transfer, at full width, with batch
+  normalization folded in, and with metadata
+- `whole.safetensors`: the complete classifier as trained, with the same metadata
+- `network.pth`: the complete classifier as a state dict with torchvision's names
+- `checkpoint.pt`: the state that a run resumes from
 """
 
 import hashlib
@@ -18,46 +19,46 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from core import errors
-from core.neural.training.classifier import Classifier, full_outputs, widened
+from core.neural.training.classifier import Classifier, full_width_filters, widen
 from core.neural.vgg import TORCHVISION
 from core.neural.weights import files
 from core.neural.weights.parameters import Parameters
 from core.storage.files import atomic_write
 from core.training.config import TrainingConfig
 
-_FORMAT: Literal[1] = 1
+_CHECKPOINT_FORMAT: Literal[2] = 2
 
 
 class RunInfo(BaseModel):
-    """What a network was trained on, and how."""
+    """What a network is trained on, and how."""
 
     model_config = ConfigDict(frozen=True)
 
     dataset_sha256: str
     classes: list[str]
-    recipe: TrainingConfig
+    config: TrainingConfig
     start_sha256: str = ""
-    precision: str = ""  # what `auto` meant where the run began; empty before it is known
+    precision: str = ""  # what `auto` meant when the run started; empty before that is known
 
 
 @dataclass
 class RunPosition:
-    """Where a run stands, beside its tensors."""
+    """How far a run has come, without its tensors."""
 
     step: int = 0
-    best: float = -1.0  # top-1 of the best validation
+    best_top1: float = -1.0  # share from 0 to 1, of the best validation; -1 without validation
     best_epoch: int = 0
     last_top1: float | None = None
-    log_bytes: int = 0
-    ended: bool = False
+    log_bytes: int = 0  # length of log.csv at the checkpoint
+    has_ended: bool = False
 
 
 class Checkpoint(BaseModel):
-    """All that a run needs to go on."""
+    """The state that a run resumes from."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    about: Json[RunInfo]
+    info: Json[RunInfo]
     position: RunPosition
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
@@ -65,78 +66,88 @@ class Checkpoint(BaseModel):
 
 
 def publish(
-    folder: Path, model: Classifier, about: RunInfo, epoch: int, validation: list[float] | None
+    folder: Path, model: Classifier, info: RunInfo, epoch: int, validation: list[float] | None
 ) -> None:
-    """Write the three files. validation: loss, top-1, top-5. Raises StorageFull, OSError."""
-    card = _card(about, epoch, validation)
-    parameters = Parameters.of(widened(model.folded(), full_outputs(about.recipe.architecture)))
+    """Write the three network files. Raises StorageFull, OSError.
+
+    validation: loss, top-1 and top-5; None without validation pictures.
+    """
+    metadata = _build_metadata(info, epoch, validation)
+    filter_counts = full_width_filters(info.config.architecture)
+    parameters = Parameters.of(widen(model.fold_convolutions(), filter_counts))
     whole = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
-    files.write_safetensors(folder / "network.safetensors", parameters, card)
-    atomic_write(folder / "whole.safetensors", lambda part: files.save_tensors(part, whole, card))
+    files.write_safetensors(folder / "network.safetensors", parameters, metadata)
+    atomic_write(
+        folder / "whole.safetensors", lambda part: files.save_tensors(part, whole, metadata)
+    )
     atomic_write(folder / "network.pth", lambda part: files.save_pth(part, whole))
 
 
-def _card(about: RunInfo, epoch: int, validation: list[float] | None) -> dict[str, str]:
-    card = {
-        "architecture": about.recipe.architecture,
+def _build_metadata(info: RunInfo, epoch: int, validation: list[float] | None) -> dict[str, str]:
+    metadata = {
+        "architecture": info.config.architecture,
         "program": f"impasto {version('impasto')}",
-        "dataset_sha256": about.dataset_sha256,
-        "classes": json.dumps(about.classes),
-        "recipe": about.recipe.model_dump_json(),
-        "precision": about.precision,
+        "dataset_sha256": info.dataset_sha256,
+        "classes": json.dumps(info.classes),
+        "config": info.config.model_dump_json(),
+        "precision": info.precision,
         "epoch": str(epoch),
         "mean": json.dumps(TORCHVISION.mean),
         "std": json.dumps(TORCHVISION.std),
     }
-    if about.start_sha256:
-        card["start_sha256"] = about.start_sha256
+    if info.start_sha256:
+        metadata["start_sha256"] = info.start_sha256
     if validation is not None:
         names = ("validation_loss", "validation_top1", "validation_top5")
-        card |= {name: f"{value:.6g}" for name, value in zip(names, validation, strict=True)}
-    return card
+        metadata |= {name: f"{value:.6g}" for name, value in zip(names, validation, strict=True)}
+    return metadata
 
 
-def save(
-    file: Path,
-    about: RunInfo,
+def save_checkpoint(
+    path: Path,
+    info: RunInfo,
     position: RunPosition,
     *,
     model: dict[str, Tensor],
     optimizer: Any,
     scaler: Any,
 ) -> None:
-    """A checkpoint, on disk when it returns, in the place of the one before. Raises StorageFull, OSError."""
-    content = {"format": _FORMAT, "about": about.model_dump_json(), "position": asdict(position)}
+    """Replace the checkpoint atomically; it is on disk on return. Raises StorageFull, OSError."""
+    content = {
+        "format": _CHECKPOINT_FORMAT,
+        "info": info.model_dump_json(),
+        "position": asdict(position),
+    }
     content |= {"model": model, "optimizer": optimizer, "scaler": scaler}
-    atomic_write(file, lambda part: files.save_pth(part, content))
+    atomic_write(path, lambda part: files.save_pth(part, content))
 
 
-def load(file: Path) -> Checkpoint:
-    """A checkpoint. Raises BadWeights."""
-    content = files.load(file)
-    if content.get("format") != _FORMAT:
-        raise errors.BadWeights(f"{file} is of another version; begin another run.")
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Load and validate a checkpoint. Raises BadWeights."""
+    content = files.load_torch_file(path)
+    if content.get("format") != _CHECKPOINT_FORMAT:
+        raise errors.BadWeights(f"{path} is of another version; start another run.")
     try:
         return Checkpoint.model_validate(content)
-    except ValueError as error:  # pydantic's are
-        raise errors.BadWeights(f"{file} is damaged; begin another run.") from error
+    except ValueError as error:  # includes pydantic's ValidationError
+        raise errors.BadWeights(f"{path} is damaged; start another run.") from error
 
 
-def read_start_weights(file: Path) -> dict[str, Tensor]:
+def read_start_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` or `.pth` file. Raises BadWeights."""
-    if file.suffix.lower() == ".safetensors":
-        return files.read_safetensors(file)[0]
-    return files.read_pth(file)
+    if path.suffix.lower() == ".safetensors":
+        return files.read_safetensors(path)[0]
+    return files.read_pth(path)
 
 
-def digest_of(file: Path | None) -> str:
-    """SHA-256 of a file; empty for none. Raises BadWeights."""
-    if file is None:
+def compute_sha256(path: Path | None) -> str:
+    """SHA-256 of a file in hex; empty for None. Raises BadWeights."""
+    if path is None:
         return ""
     try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise errors.BadWeights(f"{file} cannot be read.") from error
+        raise errors.BadWeights(f"{path} cannot be read.") from error

@@ -1,4 +1,4 @@
-"""The processes that train one network together, as `torchrun` starts them; or one alone. Knows no network."""
+"""Data-parallel training with the processes that `torchrun` starts, or one. Knows no network."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -9,83 +9,97 @@ import torch
 from torch import Tensor, nn
 
 from core import errors
-from core.neural.training.data import Share
+from core.neural.training.data import Shard
 from core.neural.vgg import best_device
+
+_MAX_READERS = 16
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """One process among them."""
+    """The processes that train one network, as seen by this process."""
 
-    share: Share = field(default_factory=Share)
+    shard: Shard = field(default_factory=Shard)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
-    def leads(self) -> bool:
-        """Whether it is the one that writes."""
-        return self.share.rank == 0
+    def is_main(self) -> bool:
+        """Whether this process (rank 0) writes the files."""
+        return self.shard.rank == 0
 
-    def summed(self, numbers: Tensor) -> Tensor:
-        """Over all processes."""
-        if self.share.size > 1:
+    def sum_over_processes(self, numbers: Tensor) -> Tensor:
+        """The element-wise sum over all processes, in place."""
+        if self.shard.world_size > 1:
             torch.distributed.all_reduce(numbers)
         return numbers
 
-    def agree(self, tensors: Iterable[Tensor]) -> None:
-        """They become those of the process that leads."""
-        if self.share.size > 1:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors with those of the main process."""
+        if self.shard.world_size > 1:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor.detach(), 0)
 
-    def average(self, model: nn.Module) -> None:
-        """Its gradients become the mean over all processes.
+    def average_gradients(self, model: nn.Module) -> None:
+        """Replace the model's gradients by their mean over all processes.
 
-        Not by torch's DistributedDataParallel: it never lets go of the process group, whose threads then outlive the
-        interpreter, and now and then a run ended, all done, in an abort. What that costs: nothing is sent while the
-        gradients are still being computed.
+        torch's DistributedDataParallel is no option: it never releases the process group, whose
+        threads then outlive the interpreter, so that now and then a complete run ends with an
+        abort. The price: communication does not overlap with the backward pass.
         """
-        if self.share.size > 1:
+        if self.shard.world_size > 1:
             gradients = [
                 parameter.grad for parameter in model.parameters() if parameter.grad is not None
             ]
-            sent = [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]
-            for gradient, one in zip(gradients, sent, strict=True):
-                one.wait()
-                gradient.div_(self.share.size)
+            # Start all transfers before waiting for the first.
+            works = [
+                torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients
+            ]
+            for gradient, work in zip(gradients, works, strict=True):
+                work.wait()
+                gradient.div_(self.shard.world_size)
 
 
 @contextmanager
-def join_process_group(wanted: str) -> Iterator[ProcessGroup]:
-    """The team of this process. Raises BadSettings for a device that is not there."""
-    share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-    device = _device(wanted)
-    if share.size == 1:
-        yield ProcessGroup(share, device)
+def join_process_group(device_name: str) -> Iterator[ProcessGroup]:
+    """Join the process group that torchrun's environment describes; alone without torchrun.
+
+    Uses NCCL between GPUs, else gloo. Raises BadSettings for a device that does not exist.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    shard = Shard(rank, world_size)
+    device = _open_device(device_name)
+    if world_size == 1:
+        yield ProcessGroup(shard, device)
         return
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield ProcessGroup(share, device)
+        yield ProcessGroup(shard, device)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def _device(wanted: str) -> torch.device:
+def _open_device(name: str) -> torch.device:
     try:
-        device = best_device(wanted)
+        device = best_device(name)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device)  # raises if the device does not exist
         if device.type == "cuda":
             torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:  # torch's answers to a device that is not there
+    # torch raises either of these for a device that does not exist.
+    except (RuntimeError, AssertionError) as error:
         raise errors.BadSettings(
-            f"The device {wanted} cannot be used here; cpu always can."
+            f"The device {name} cannot be used here; cpu always can."
         ) from error
     return device
 
 
-def reader_processes(team: ProcessGroup) -> int:
-    """As many as keep a device busy: one beside a CPU, whose cores have enough to do; a GPU's share of the cores."""
-    if team.device.type != "cuda":
+def default_reader_count(group: ProcessGroup) -> int:
+    """Number of reader processes that keep the device busy.
+
+    One next to a CPU, whose cores train; next to GPUs, each GPU's share of the cores.
+    """
+    if group.device.type != "cuda":
         return 1
-    return max(1, min(16, (os.cpu_count() or 1) // max(1, torch.cuda.device_count())))
+    cores_per_gpu = (os.cpu_count() or 1) // max(1, torch.cuda.device_count())
+    return max(1, min(_MAX_READERS, cores_per_gpu))

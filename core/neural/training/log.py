@@ -1,4 +1,7 @@
-"""The log of a training: a CSV file, a line for some of the steps and one for each validation. Knows no tensors."""
+"""The log of a training run: a CSV file with a line for some steps and for each validation.
+
+Knows no tensors.
+"""
 
 import os
 from pathlib import Path
@@ -8,7 +11,10 @@ from core.storage.files import translate_disk_errors
 
 
 class LogRow(NamedTuple):
-    """A line. Losses and shares of a step's own batch, or of the validation pictures; never of both."""
+    """A line of the log: either the metrics of a step's batch, or those of a validation.
+
+    `loss` is the mean cross-entropy in nats; `top1` and `top5` are shares from 0 to 1.
+    """
 
     step: int
     epoch: float
@@ -23,38 +29,36 @@ class LogRow(NamedTuple):
 
 
 class TrainingLog:
-    """The file, cut back to what the checkpoint knows of, and open to be gone on with."""
+    """The log file, truncated to the length that the checkpoint recorded, and open for appends."""
 
-    def __init__(self, file: Path, known_bytes: int) -> None:
+    def __init__(self, path: Path, checkpointed_bytes: int) -> None:
         """Raises StorageFull, OSError."""
-        self._path = file
-        with translate_disk_errors(file):
-            self._file = file.open(
-                "ab", buffering=0
-            )  # nothing is left to be written when it is closed
-            length = min(
-                known_bytes, file.stat().st_size
-            )  # shorter where someone has cut it: no gap is filled
+        self._path = path
+        with translate_disk_errors(path):
+            # Unbuffered: closing the file must not write, because a full disk would then raise.
+            self._file = path.open("ab", buffering=0)
+            # A file that a user has shortened stays short: truncate() would fill it with zeros.
+            length = min(checkpointed_bytes, path.stat().st_size)
             self._file.truncate(length)
         if not length:
-            self._write(",".join(LogRow._fields))
+            self._write_line(",".join(LogRow._fields))
 
     def write(self, row: LogRow) -> None:
-        """Numbers as they are, to the last bit. Raises StorageFull, OSError."""
-        self._write(",".join("" if value is None else repr(value) for value in row))
+        """Append a row; floats keep full precision. Raises StorageFull, OSError."""
+        self._write_line(",".join("" if value is None else repr(value) for value in row))
 
-    def _write(self, line: str) -> None:
+    def _write_line(self, line: str) -> None:
         rest = memoryview(f"{line}\n".encode("ascii"))
         with translate_disk_errors(self._path):
-            while rest:
+            while rest:  # an unbuffered write may be partial
                 rest = rest[self._file.write(rest) :]
 
     def flush(self) -> int:
-        """Its bytes, on disk. Raises StorageFull, OSError."""
+        """Sync the file to disk and return its length in bytes. Raises StorageFull, OSError."""
         with translate_disk_errors(self._path):
             os.fsync(self._file.fileno())
             return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
-        """No more lines."""
+        """Close the file."""
         self._file.close()

@@ -1,8 +1,8 @@
-"""Train a classifier on a data set, on one device or several; go on after any end, to the same bits on a CPU.
+"""Trains a classifier on a data set, on one device or several, and resumes after any interruption.
 
-A run is a folder: `checkpoint.pt`, `log.csv`, and the best network so far (artifacts.py). Order, crops and
-dropout depend on the seed and the step alone, so that a checkpoint needs no state of random numbers beside the step.
-Knows no terminal.
+A run is a folder with `checkpoint.pt`, `log.csv` and the best network so far (artifacts.py). Order,
+crops and dropout depend only on seed and step, so a checkpoint needs no state of random generators.
+On a CPU, a resumed run is bit-identical to an uninterrupted one. Knows no terminal.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from core import errors
 from core.neural.training import artifacts, data
-from core.neural.training.artifacts import Checkpoint, RunPosition
+from core.neural.training.artifacts import Checkpoint, RunInfo, RunPosition
 from core.neural.training.classifier import Classifier
 from core.neural.training.distributed import ProcessGroup
 from core.neural.training.log import LogRow, TrainingLog
@@ -31,7 +31,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True)
 class TrainingEvent:
-    """A running training, for who watches."""
+    """The progress of a run, reported after each step.
+
+    loss, top1 and top5 are moving averages (`_Meter`); top1, top5 and validation_top1 are shares
+    from 0 to 1.
+    """
 
     step: int
     steps: int
@@ -47,314 +51,342 @@ class TrainingEvent:
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """What changes nothing about the network that comes out."""
+    """Options that do not change the resulting network."""
 
-    workers: int = 1  # processes that read ahead
+    workers: int = 1  # reader processes; 0 reads in the training process
     checkpoint_seconds: float = 60.0
     log_steps: int = 10
 
 
 def train(
     dataset: Path,
-    run: Path,
-    recipe: TrainingConfig,
-    team: ProcessGroup,
-    pacing: TrainerOptions,
+    folder: Path,
+    config: TrainingConfig,
+    group: ProcessGroup,
+    options: TrainerOptions,
     *,
     start: Path | None = None,
-    on_moment: Callable[[TrainingEvent], None] = lambda _: None,
+    on_event: Callable[[TrainingEvent], None] = lambda _: None,
 ) -> RunPosition:
-    """Train, or go on with, the run in the folder `run`; returns at once where it has ended.
+    """Start or resume the run in `folder`. Returns at once if the run has ended.
 
-    start: a trained VGG-11 to begin with. Raises BadDataset, BadSpec, BadWeights; Diverged, after which the last
-    checkpoint is still good; OutOfMemory, StorageFull.
+    start: a trained VGG-11 whose layers a deeper network starts with. Raises BadDataset, BadSpec,
+    BadWeights; Diverged, after which the last checkpoint is still valid; OutOfMemory, StorageFull.
     """
     with Dataset(dataset) as opened:
-        _check(opened, recipe, team)
-        about = artifacts.RunInfo(
+        _check_config(opened, config, group)
+        info = RunInfo(
             dataset_sha256=opened.sha256,
             classes=opened.classes,
-            recipe=recipe,
-            start_sha256=artifacts.digest_of(start),
+            config=config,
+            start_sha256=artifacts.compute_sha256(start),
         )
-        opened.close()  # whoever reads opens it again, after it has forked
+        # Reader processes open it again after the fork: an LMDB environment must not cross one.
+        opened.close()
         try:
-            with _alone(run, team):
-                return TrainingRun(opened, run, about, team=team, pacing=pacing, start=start).go(
-                    on_moment
-                )
+            with _lock_folder(folder, group):
+                run = TrainingRun(opened, folder, info, group=group, options=options, start=start)
+                return run.run(on_event)
         except (RuntimeError, MemoryError) as error:
-            # On a CPU torch has no class for it.
-            if isinstance(
-                error, torch.OutOfMemoryError | MemoryError
-            ) or "DefaultCPUAllocator" in str(error):
+            # On a CPU, torch raises a plain RuntimeError when an allocation fails.
+            is_cpu_allocation = "DefaultCPUAllocator" in str(error)
+            if isinstance(error, torch.OutOfMemoryError | MemoryError) or is_cpu_allocation:
                 raise errors.OutOfMemory(
                     "There is not enough memory for this; make --batch smaller."
                 ) from error
             raise
 
 
-def _check(dataset: Dataset, recipe: TrainingConfig, team: ProcessGroup) -> None:
-    if dataset.header.side_px < recipe.crop_px:
+def _check_config(dataset: Dataset, config: TrainingConfig, group: ProcessGroup) -> None:
+    """Raises BadSpec if the configuration does not fit the data set or the processes."""
+    if dataset.header.side_px < config.crop_px:
         raise errors.BadSpec(
             f"The data set's pictures have {dataset.header.side_px} px; crop_px must not be larger."
         )
-    if recipe.patience and not dataset.count("validation"):
+    if config.patience and not dataset.count("validation"):
         raise errors.BadSpec(
-            "patience looks at validation pictures, and the data set has none; leave it at 0."
+            "patience needs validation pictures, and the data set has none; leave it at 0."
         )
-    if recipe.warmup_epochs >= recipe.epochs:
+    if config.warmup_epochs >= config.epochs:
         raise errors.BadSpec(
             "warmup_epochs must be less than epochs, or the learning rate never falls."
         )
-    batch, size = _batch(recipe, dataset.count("train")), team.share.size
-    if batch % size:
-        few = (
-            ""
-            if batch == recipe.batch
-            else f"There are only {batch} pictures for training, which are one batch: "
-        )
+    batch_size, processes = _batch_size(config, dataset.count("train")), group.shard.world_size
+    if batch_size % processes:
+        reason = ""
+        if batch_size != config.batch:
+            reason = f"There are only {batch_size} pictures for training, which are one batch: "
+        multiple = batch_size // processes * processes
         raise errors.BadSpec(
-            f"{few}batch must be a multiple of the {size} processes, {batch // size * size} or so."
+            f"{reason}batch must be a multiple of the {processes} processes, "
+            f"for example {multiple}."
         )
 
 
-def _batch(recipe: TrainingConfig, count: int) -> int:
-    """A data set smaller than a batch is one."""
-    return min(recipe.batch, count)
+def _batch_size(config: TrainingConfig, count: int) -> int:
+    """Samples of a batch over all processes. A data set smaller than `batch` is one batch."""
+    return min(config.batch, count)
 
 
-def _alone(run: Path, team: ProcessGroup) -> AbstractContextManager[None]:
-    if run.is_dir() and any(run.iterdir()) and not (run / "log.csv").is_file():
-        raise errors.BadSpec(f"{run} is a folder with something else in it; take another.")
-    return (
-        exclusive_lock(run, errors.BadSpec(f"Another process trains in {run}."))
-        if team.leads
-        else nullcontext()
-    )
+def _lock_folder(folder: Path, group: ProcessGroup) -> AbstractContextManager[None]:
+    """Lock the run's folder, in the main process. Raises BadSpec for a folder of something else."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "log.csv").is_file():
+        raise errors.BadSpec(f"{folder} holds something else; choose another folder.")
+    if not group.is_main:
+        return nullcontext()
+    return exclusive_lock(folder, errors.BadSpec(f"Another process trains in {folder}."))
 
 
 class TrainingRun:
-    """One training, from where its folder says it stands."""
+    """One training run, from the position of its folder's checkpoint to its end."""
 
     def __init__(
         self,
         dataset: Dataset,
         folder: Path,
-        about: artifacts.RunInfo,
+        info: RunInfo,
         *,
-        team: ProcessGroup,
-        pacing: TrainerOptions,
+        group: ProcessGroup,
+        options: TrainerOptions,
         start: Path | None,
     ) -> None:
-        self._dataset, self._folder, self._team, self._pacing = dataset, folder, team, pacing
-        self._recipe = recipe = about.recipe
-        self._train, self._validation = dataset.count("train"), dataset.count("validation")
-        self._batch = _batch(recipe, self._train)
-        self._epoch_steps = self._train // self._batch
-        self._steps = recipe.epochs * self._epoch_steps
-        found = artifacts.load(self._checkpoint) if self._checkpoint.is_file() else None
-        if found is not None:
-            self._check_same(found.about, about)
-        dtype = _dtype(recipe, found, team.device)
-        self._about = about.model_copy(update={"precision": str(dtype).removeprefix("torch.")})
+        self._dataset, self._folder, self._group, self._options = dataset, folder, group, options
+        self._config = config = info.config
+        self._train_count = dataset.count("train")
+        self._validation_count = dataset.count("validation")
+        self._batch_size = _batch_size(config, self._train_count)
+        self._epoch_steps = self._train_count // self._batch_size
+        self._steps = config.epochs * self._epoch_steps
+
+        checkpoint = None
+        if self._checkpoint_path.is_file():
+            checkpoint = artifacts.load_checkpoint(self._checkpoint_path)
+            self._check_same_run(checkpoint.info, info)
+        dtype = _choose_dtype(config, checkpoint, group.device)
+        self._info = info.model_copy(update={"precision": str(dtype).removeprefix("torch.")})
         self._half = None if dtype == torch.float32 else dtype
         keep_exact(dtype)
-        torch.manual_seed(data.mix_seed(recipe.seed, "weights"))
-        self._model = Classifier(recipe, len(about.classes))
-        self._model.begin(recipe.init)
-        if start is not None and found is None:
-            self._model.begin_with(artifacts.read_start_weights(start))
-        self._model = self._model.to(team.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        torch.manual_seed(data.derive_seed(config.seed, "weights"))
+        self._model = Classifier(config, len(info.classes))
+        self._model.initialize(config.init)
+        if start is not None and checkpoint is None:
+            self._model.initialize_from(artifacts.read_start_weights(start))
+        # channels_last: cuDNN's and oneDNN's fastest layout for convolutions.
+        self._model = self._model.to(group.device)
+        self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = torch.optim.SGD(
             self._model.parameters(),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
         )
-        self._scaler = torch.amp.GradScaler(team.device.type, enabled=dtype == torch.float16)
-        self.position = RunPosition() if found is None else self._resumed(found)
-        team.agree(self._model.parameters())
-        self._log = TrainingLog(folder / "log.csv", self.position.log_bytes) if team.leads else None
+        # float16 gradients underflow without loss scaling; bfloat16 has float32's exponent range.
+        self._scaler = torch.amp.GradScaler(group.device.type, enabled=dtype == torch.float16)
+        self.position = RunPosition() if checkpoint is None else self._restore(checkpoint)
+        group.broadcast(self._model.parameters())
+        self._log = None
+        if group.is_main:
+            self._log = TrainingLog(folder / "log.csv", self.position.log_bytes)
 
     # ------------------------------------------------------------------ the loop
 
-    def go(self, on_moment: Callable[[TrainingEvent], None]) -> RunPosition:
-        """To the end, or to where patience is over."""
+    def run(self, on_event: Callable[[TrainingEvent], None]) -> RunPosition:
+        """Train to the last epoch, or until early stopping."""
         try:
-            if not self.position.ended:
-                self._go(on_moment)
+            if not self.position.has_ended:
+                self._run_steps(on_event)
         finally:
             if self._log is not None:
                 self._log.close()
         return self.position
 
-    def _go(self, on_moment: Callable[[TrainingEvent], None]) -> None:
-        views = data.TrainingImages(self._dataset, "train", self._recipe)
-        order = data.BatchOrder(
-            self._recipe, self._train, self._batch, self.position.step, self._team.share
+    def _run_steps(self, on_event: Callable[[TrainingEvent], None]) -> None:
+        images = data.TrainingImages(self._dataset, "train", self._config)
+        sampler = data.BatchSampler(
+            self._config,
+            self._train_count,
+            self._batch_size,
+            self.position.step,
+            self._group.shard,
         )
-        watch, saved = _Watch(), time.monotonic()
-        for pictures, labels in data.loader(views, order, self._pacing.workers, self._team.device):
-            losses = self._step(*self._there(pictures, labels))
+        batches = data.load_batches(images, sampler, self._options.workers, self._group.device)
+        meter, saved_at = _Meter(), time.monotonic()
+        for host_images, host_labels in batches:
+            metrics = self._step(*self._to_device(host_images, host_labels))
             self.position.step += 1
-            on_moment(self._moment(losses, watch))
-            if self.position.step % self._pacing.log_steps == 0:
-                self._write(self._row(losses, watch))
+            on_event(self._build_event(metrics, meter))
+            if self.position.step % self._options.log_steps == 0:
+                self._write_log(self._build_row(metrics, meter))
             if self.position.step % self._epoch_steps == 0:
-                self._end_epoch(watch)
-                self.position.ended = self._is_over()
-            if self.position.ended or time.monotonic() - saved > self._pacing.checkpoint_seconds:
-                self._save()
-                saved = time.monotonic()
-            if self.position.ended:
+                self._end_epoch(meter)
+                self.position.has_ended = self._should_stop()
+            is_due = time.monotonic() - saved_at > self._options.checkpoint_seconds
+            if self.position.has_ended or is_due:
+                self._save_checkpoint()
+                saved_at = time.monotonic()
+            if self.position.has_ended:
                 break
 
-    def _is_over(self) -> bool:
+    def _should_stop(self) -> bool:
+        """Whether the last epoch is done, or `patience` epochs brought no better validation."""
         epoch = self.position.step // self._epoch_steps
-        waited = epoch - self.position.best_epoch
-        return epoch == self._recipe.epochs or (
-            self._validation > 0 and 0 < self._recipe.patience <= waited
-        )
+        if epoch == self._config.epochs:
+            return True
+        if not self._validation_count or not self._config.patience:
+            return False
+        return epoch - self.position.best_epoch >= self._config.patience
 
-    def _step(self, pictures: Tensor, labels: Tensor) -> list[float]:
-        """One step down; the mean loss of the batch, and the shares of top-1 and top-5. Raises Diverged."""
-        step, recipe = self.position.step, self._recipe
-        torch.manual_seed(data.mix_seed(recipe.seed, "dropout", step, self._team.share.rank))
-        for group in self._optimizer.param_groups:
-            group["lr"] = recipe.rate(step, self._epoch_steps)
+    def _step(self, images: Tensor, labels: Tensor) -> list[float]:
+        """One step of gradient descent.
+
+        images: (N, 3, crop_px, crop_px), uint8; labels: (N,); N is this process's share of the
+        batch. Returns mean loss, top-1 and top-5 of the batch over all processes. Raises Diverged.
+        """
+        step, config = self.position.step, self._config
+        torch.manual_seed(data.derive_seed(config.seed, "dropout", step, self._group.shard.rank))
+        for parameter_group in self._optimizer.param_groups:
+            parameter_group["lr"] = config.learning_rate_at(step, self._epoch_steps)
         self._model.train()
-        scores = self._scores(pictures)
-        loss = nn.functional.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
+        scores = self._compute_scores(images)  # (N, classes)
+        loss = nn.functional.cross_entropy(scores, labels, label_smoothing=config.label_smoothing)
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self._team.average(self._model)
-        sums = self._team.summed(torch.stack([loss.detach(), *_hits(scores, labels)]))
-        if recipe.clip:
+        self._group.average_gradients(self._model)
+        sums = self._group.sum_over_processes(
+            torch.stack([loss.detach(), *_count_correct(scores, labels)])
+        )
+        if config.clip:
             self._scaler.unscale_(self._optimizer)
-            nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip)
+            nn.utils.clip_grad_norm_(self._model.parameters(), config.clip)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        total, top1, top5 = (
-            sums.tolist()
-        )  # only now: whoever asks a card for numbers waits until it is done
-        if not math.isfinite(total):
+        # Read the numbers only now: tolist() waits until the GPU has finished.
+        loss_sum, top1, top5 = sums.tolist()
+        if not math.isfinite(loss_sum):
             raise errors.Diverged(
-                f"The loss left the finite numbers at step {step + 1}; {self._kept}. Begin another run with a lower "
-                "learning_rate, a warm-up, or clip."
+                f"The loss is not finite after step {step + 1}; {self._checkpoint_status}. "
+                "Start another run with a lower learning_rate, a warm-up, or clip."
             )
-        return [total / self._team.share.size, top1 / self._batch, top5 / self._batch]
+        mean_loss = loss_sum / self._group.shard.world_size
+        return [mean_loss, top1 / self._batch_size, top5 / self._batch_size]
 
-    def _there(self, *tensors: Tensor) -> list[Tensor]:
-        return [tensor.to(self._team.device, non_blocking=True) for tensor in tensors]
+    def _to_device(self, *tensors: Tensor) -> list[Tensor]:
+        return [tensor.to(self._group.device, non_blocking=True) for tensor in tensors]
 
-    def _scores(self, pictures: Tensor) -> Tensor:
-        with torch.autocast(self._team.device.type, self._half, enabled=self._half is not None):
-            scores: Tensor = self._model(pictures)
+    def _compute_scores(self, images: Tensor) -> Tensor:
+        """Scores (N, classes) in float32; the convolutions run in the run's precision."""
+        is_half = self._half is not None
+        with torch.autocast(self._group.device.type, self._half, enabled=is_half):
+            scores: Tensor = self._model(images)
         return scores.float()
 
-    def _end_epoch(self, watch: "_Watch") -> None:
+    def _end_epoch(self, meter: "_Meter") -> None:
+        """Validate, and publish the network if it is the best so far."""
         epoch = self.position.step // self._epoch_steps
-        found = self._validate() if self._validation else None
-        if found is not None:
-            self.position.last_top1 = found[1]
-            self._write(self._row(None, watch, found))
-        if found is None or found[1] > self.position.best:
-            self.position.best, self.position.best_epoch = (found[1] if found else -1.0), epoch
-            if self._team.leads and self._is_sound():
-                artifacts.publish(self._folder, self._model, self._about, epoch, found)
+        validation = self._validate() if self._validation_count else None
+        top1 = -1.0  # without validation pictures each epoch is the best
+        if validation is not None:
+            top1 = self.position.last_top1 = validation[1]
+            self._write_log(self._build_row(None, meter, validation))
+        if validation is None or top1 > self.position.best_top1:
+            self.position.best_top1, self.position.best_epoch = top1, epoch
+            if self._group.is_main:
+                self._check_weights_finite()
+                artifacts.publish(self._folder, self._model, self._info, epoch, validation)
 
     @torch.no_grad()
     def _validate(self) -> list[float]:
         """Mean loss, top-1 and top-5 of the validation pictures.
 
-        Each process by itself: some may have fewer batches than others, or none, and must not be waited for in between.
+        The processes communicate only before and after the loop: some have fewer batches than
+        others, or none, and a collective operation inside it would wait for them forever.
         """
-        self._team.agree(
-            self._model.buffers()
-        )  # what batch normalization has counted, each by itself
+        # Batch normalization's running statistics differ: each process counts its own samples.
+        self._group.broadcast(self._model.buffers())
         self._model.eval()
-        views = data.TrainingImages(self._dataset, "validation", self._recipe)
-        order = data.in_order(
-            self._validation, max(1, self._batch // self._team.share.size), self._team.share
+        images = data.TrainingImages(self._dataset, "validation", self._config)
+        batch_size = max(1, self._batch_size // self._group.shard.world_size)
+        batches = data.load_batches(
+            images,
+            data.sequential_batches(self._validation_count, batch_size, self._group.shard),
+            self._options.workers,
+            self._group.device,
         )
-        sums = torch.zeros(3, device=self._team.device)
-        for pictures, labels in data.loader(views, order, self._pacing.workers, self._team.device):
-            seen, right = self._there(pictures, labels)
-            scores = self._scores(seen)
-            sums += torch.stack(
-                [nn.functional.cross_entropy(scores, right, reduction="sum"), *_hits(scores, right)]
-            )
-        return [total / self._validation for total in self._team.summed(sums).tolist()]
+        sums = torch.zeros(3, device=self._group.device)
+        for host_images, host_labels in batches:
+            x, labels = self._to_device(host_images, host_labels)
+            scores = self._compute_scores(x)
+            loss = nn.functional.cross_entropy(scores, labels, reduction="sum")
+            sums += torch.stack([loss, *_count_correct(scores, labels)])
+        totals = self._group.sum_over_processes(sums).tolist()
+        return [total / self._validation_count for total in totals]
 
-    # ------------------------------------------------------------------ what is told
+    # ------------------------------------------------------------------ progress and log
 
-    def _moment(self, losses: list[float], watch: "_Watch") -> TrainingEvent:
-        watch.see(losses, self._batch)
-        at = self.position
-        left = (self._steps - at.step) * self._batch / watch.pace
-        epoch = min(self._recipe.epochs, at.step // self._epoch_steps + 1)
-        loss, top1, top5 = watch.means
+    def _build_event(self, metrics: list[float], meter: "_Meter") -> TrainingEvent:
+        meter.update(metrics, self._batch_size)
+        position = self.position
+        pictures_left = (self._steps - position.step) * self._batch_size
+        loss, top1, top5 = meter.means
         return TrainingEvent(
-            at.step,
-            self._steps,
-            epoch,
-            self._recipe.epochs,
-            loss,
-            top1,
-            top5,
-            watch.pace,
-            left,
-            at.last_top1,
+            step=position.step,
+            steps=self._steps,
+            epoch=min(self._config.epochs, position.step // self._epoch_steps + 1),
+            epochs=self._config.epochs,
+            loss=loss,
+            top1=top1,
+            top5=top5,
+            pictures_per_second=meter.throughput,
+            seconds_left=pictures_left / meter.throughput,
+            validation_top1=position.last_top1,
         )
 
-    def _row(
-        self, losses: list[float] | None, watch: "_Watch", validation: list[float] | None = None
+    def _build_row(
+        self, metrics: list[float] | None, meter: "_Meter", validation: list[float] | None = None
     ) -> LogRow:
-        at = self.position
-        own = dict(zip(("loss", "top1", "top5"), losses or (), strict=False))
-        own |= dict(
-            zip(
-                ("validation_loss", "validation_top1", "validation_top5"),
-                validation or (),
-                strict=False,
-            )
-        )
-        rate = self._recipe.rate(at.step - 1, self._epoch_steps)
+        step = self.position.step
+        columns = dict(zip(("loss", "top1", "top5"), metrics or (), strict=False))
+        validation_names = ("validation_loss", "validation_top1", "validation_top5")
+        columns |= dict(zip(validation_names, validation or (), strict=False))
+        learning_rate = self._config.learning_rate_at(step - 1, self._epoch_steps)
         return LogRow(
-            at.step, at.step / self._epoch_steps, rate, pictures_per_second=watch.pace, **own
+            step,
+            step / self._epoch_steps,
+            learning_rate,
+            pictures_per_second=meter.throughput,
+            **columns,
         )
 
-    def _write(self, row: LogRow) -> None:
+    def _write_log(self, row: LogRow) -> None:
         if self._log is not None:
             self._log.write(row)
 
     # ------------------------------------------------------------------ the checkpoint
 
-    def _is_sound(self) -> bool:
-        """Whether all weights are finite. Raises Diverged."""
+    def _check_weights_finite(self) -> None:
+        """Check that all weights are finite. Raises Diverged."""
         if not all(bool(tensor.isfinite().all()) for tensor in self._model.state_dict().values()):
             raise errors.Diverged(
-                f"The weights left the finite numbers; {self._kept}. Begin another run with a lower learning_rate, a "
-                "warm-up, or clip."
+                f"The weights are not finite; {self._checkpoint_status}. Start another run with a "
+                "lower learning_rate, a warm-up, or clip."
             )
-        return True
 
     @property
-    def _kept(self) -> str:
-        return (
-            "the last checkpoint is kept"
-            if self._checkpoint.is_file()
-            else "there was no checkpoint yet"
-        )
+    def _checkpoint_status(self) -> str:
+        if self._checkpoint_path.is_file():
+            return "the last checkpoint is kept"
+        return "there was no checkpoint yet"
 
-    def _save(self) -> None:
-        if self._log is None or not self._is_sound():
+    def _save_checkpoint(self) -> None:
+        """Write the checkpoint, in the main process only. Raises Diverged, StorageFull, OSError."""
+        if self._log is None:
             return
+        self._check_weights_finite()
         self.position.log_bytes = self._log.flush()
-        artifacts.save(
-            self._checkpoint,
-            self._about,
+        artifacts.save_checkpoint(
+            self._checkpoint_path,
+            self._info,
             self.position,
             model=self._model.state_dict(),
             optimizer=self._optimizer.state_dict(),
@@ -362,24 +394,27 @@ class TrainingRun:
         )
 
     @property
-    def _checkpoint(self) -> Path:
+    def _checkpoint_path(self) -> Path:
         return self._folder / "checkpoint.pt"
 
-    def _resumed(self, found: Checkpoint) -> RunPosition:
-        """Take over a checkpoint. Raises BadWeights."""
+    def _restore(self, checkpoint: Checkpoint) -> RunPosition:
+        """Restore the state of model and optimizer, and return the position. Raises BadWeights."""
         try:
-            self._model.load_state_dict(found.model)
-            self._optimizer.load_state_dict(found.optimizer)
-            self._scaler.load_state_dict(found.scaler)
+            self._model.load_state_dict(checkpoint.model)
+            self._optimizer.load_state_dict(checkpoint.optimizer)
+            self._scaler.load_state_dict(checkpoint.scaler)
             self._check_momentum()
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise errors.BadWeights(
-                f"{self._checkpoint} does not fit its own recipe; begin another run."
+                f"{self._checkpoint_path} does not fit its own configuration; start another run."
             ) from error
-        return found.position
+        return checkpoint.position
 
     def _check_momentum(self) -> None:
-        """The optimizer takes whatever it is given, and would stop in the middle of a step. Raises ValueError."""
+        """Check the momentum of each weight. Raises ValueError.
+
+        torch's load_state_dict accepts any tensor; a bad one would fail in the middle of a step.
+        """
         for tensor in self._model.parameters():
             momentum = self._optimizer.state[tensor].get("momentum_buffer", tensor)
             if momentum is not None and (
@@ -387,52 +422,71 @@ class TrainingRun:
             ):
                 raise ValueError("momentum of another shape, or not finite")
 
-    def _check_same(self, then: artifacts.RunInfo, now: artifacts.RunInfo) -> None:
-        if then.dataset_sha256 != now.dataset_sha256:
+    def _check_same_run(self, started: RunInfo, requested: RunInfo) -> None:
+        """Raises BadSpec if the checkpoint's data set, start weights or settings are others."""
+        if started.dataset_sha256 != requested.dataset_sha256:
             raise errors.BadSpec(
-                f"The run in {self._folder} was begun with another data set; take another folder."
+                f"The run in {self._folder} was started with another data set; choose another "
+                "folder."
             )
-        if then.start_sha256 != now.start_sha256:
-            how = "with another --start" if then.start_sha256 else "without --start"
+        if started.start_sha256 != requested.start_sha256:
+            how = "with another --start" if started.start_sha256 else "without --start"
             raise errors.BadSpec(
-                f"The run in {self._folder} was begun {how}; give the same, or begin another run."
+                f"The run in {self._folder} was started {how}; repeat it, or start another run."
             )
-        for name, value in then.recipe:
-            if value != getattr(now.recipe, name):
+        for name, value in started.config:
+            if value != getattr(requested.config, name):
                 raise errors.BadSpec(
-                    f"The run in {self._folder} was begun with {name} {value}; give the same, or begin another run."
+                    f"The run in {self._folder} was started with {name} {value}; repeat it, or "
+                    "start another run."
                 )
 
 
-def _dtype(recipe: TrainingConfig, found: Checkpoint | None, device: torch.device) -> torch.dtype:
-    """What was meant by `auto` where the run began, on whatever device it goes on. Raises BadWeights."""
-    told = found.about.precision if found is not None else ""
-    if told and told not in _DTYPES:
-        raise errors.BadWeights(f"The run was begun in the precision {told}, which there is not.")
-    if told or recipe.precision != "auto":
-        return _DTYPES[told or recipe.precision]
+def _choose_dtype(
+    config: TrainingConfig, checkpoint: Checkpoint | None, device: torch.device
+) -> torch.dtype:
+    """The precision of the convolutions. Raises BadWeights.
+
+    A resumed run keeps its precision on any device, even if `auto` means another one there.
+    """
+    started = checkpoint.info.precision if checkpoint is not None else ""
+    if started and started not in _DTYPES:
+        raise errors.BadWeights(f"The run was started in the unknown precision {started}.")
+    if started:
+        return _DTYPES[started]
+    if config.precision != "auto":
+        return _DTYPES[config.precision]
     return fast_dtype(device)
 
 
-class _Watch:
-    """Pictures a second, and means over the last hundred steps or so."""
+class _Meter:
+    """Throughput, and moving averages of the metrics over about the last hundred steps."""
+
+    _MIN_WEIGHT = 0.01  # of a new value in the moving average
 
     def __init__(self) -> None:
-        self._began, self._seen, self.means = time.monotonic(), 0, [0.0, 0.0, 0.0]
+        self._started_at = time.monotonic()
+        self._pictures = 0
+        self.means = [0.0, 0.0, 0.0]  # loss, top-1, top-5
 
-    def see(self, losses: list[float], pictures: int) -> None:
-        self._seen += pictures
-        share = max(0.01, pictures / self._seen)
+    def update(self, metrics: list[float], pictures: int) -> None:
+        """Add a step's metrics. The first hundred steps give a plain average."""
+        self._pictures += pictures
+        weight = max(self._MIN_WEIGHT, pictures / self._pictures)
         self.means = [
-            mean + share * (new - mean) for mean, new in zip(self.means, losses, strict=True)
+            mean + weight * (new - mean) for mean, new in zip(self.means, metrics, strict=True)
         ]
 
     @property
-    def pace(self) -> float:
-        return self._seen / max(time.monotonic() - self._began, 1e-9)
+    def throughput(self) -> float:
+        """Pictures per second since this process started or resumed the run."""
+        return self._pictures / max(time.monotonic() - self._started_at, 1e-9)
 
 
-def _hits(scores: Tensor, labels: Tensor) -> list[Tensor]:
-    """How many pictures have the right class first, and among the first five."""
-    best = scores.topk(min(5, scores.shape[1])).indices == labels[:, None]  # (N, 5)
-    return [best[:, 0].sum().float(), best.any(1).sum().float()]
+def _count_correct(scores: Tensor, labels: Tensor) -> list[Tensor]:
+    """Number of images whose label has the highest score, and one of the five highest.
+
+    scores: (N, classes); labels: (N,). Returns two scalars.
+    """
+    hits = scores.topk(min(5, scores.shape[1])).indices == labels[:, None]  # (N, 5)
+    return [hits[:, 0].sum().float(), hits.any(1).sum().float()]

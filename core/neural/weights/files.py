@@ -1,7 +1,7 @@
-"""Files that networks come in and go out in: .safetensors, .pth, .caffemodel, by their suffix.
+"""Reads and writes network files: .safetensors, .pth and .caffemodel, chosen by suffix.
 
-What a file tells of its network is its card, names and texts, which safetensors alone keeps. Nothing that can run code
-is ever unpickled. Knows no cache.
+Only safetensors keeps metadata about the network (a mapping of strings). Never unpickles anything
+that could run code. Knows no cache.
 """
 
 import hashlib
@@ -26,108 +26,130 @@ from core.neural.weights import caffe
 from core.neural.weights.parameters import CAFFE, Parameters, from_torchvision
 from core.storage.files import atomic_write
 
-Card = Mapping[str, str]
+Metadata = Mapping[str, str]
 
-# What a file's network takes: RGB less torchvision's mean, by its deviation; or BGR in 0 to 255 less Caffe's mean.
+# The input that a network expects. torchvision: RGB in [0, 1], minus the mean, divided by the
+# standard deviation. caffe: BGR in 0 to 255, minus Caffe's mean.
 Convention = Literal["torchvision", "caffe"]
-_INPUTS: dict[Convention, Input] = {"torchvision": TORCHVISION, "caffe": CAFFE}
+_INPUT_FORMATS: dict[Convention, Input] = {"torchvision": TORCHVISION, "caffe": CAFFE}
 
-# Conversions of the Caffe networks for torch, which take what those take; known by the first digits of the SHA-256, as
-# they are in their names: vgg16-00b39a1b.pth, vgg19-d01eb7cb.pth.
-_CAFFE_IN_TORCH = ("00b39a1b", "d01eb7cb")
+# Prefixes of the SHA-256 of well-known .pth conversions of the Caffe networks, which expect
+# Caffe's input. Their file names hold them too: vgg16-00b39a1b.pth, vgg19-d01eb7cb.pth.
+_CAFFE_CONVERSION_HASHES = ("00b39a1b", "d01eb7cb")
 
 SUFFIXES = (".safetensors", ".pth", ".caffemodel")
 
 
-def read_network(path: Path, convention: Convention | None = None) -> tuple[Parameters, Card]:
-    """The network in a file, and its card; without a convention, the file's own. Raises BadWeights."""
+def read_network(
+    path: Path, convention: Convention | None = None
+) -> tuple[Parameters, dict[str, str]]:
+    """Read a network file: its parameters, with RGB input, and its metadata. Raises BadWeights.
+
+    convention: what input the file's network expects. None uses the one that the file states or
+    implies.
+    """
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    card = {"from": path.name, "from_sha256": sha256}
-    if path.suffix.lower() == ".caffemodel":
-        parameters = Parameters.of(
-            caffe.read_caffemodel(path), _INPUTS[convention := convention or "caffe"]
-        )
-    elif path.suffix.lower() == ".safetensors":
-        tensors, told = read_safetensors(path)
-        card = {**told, **card}
-        parameters = from_torchvision(
-            tensors, _INPUTS[convention] if convention else input_of(told)
-        )
+    source = {"from": path.name, "from_sha256": sha256}
+    suffix = path.suffix.lower()
+    metadata = source
+    if suffix == ".caffemodel":
+        convention = convention or "caffe"
+        parameters = Parameters.of(caffe.read_caffemodel(path), _INPUT_FORMATS[convention])
+    elif suffix == ".safetensors":
+        tensors, stated = read_safetensors(path)
+        metadata = {**stated, **source}
+        if convention is None:
+            parameters = from_torchvision(tensors, parse_input_format(stated))
+        else:
+            parameters = from_torchvision(tensors, _INPUT_FORMATS[convention])
     else:
-        convention = convention or (
-            "caffe" if sha256.startswith(_CAFFE_IN_TORCH) else "torchvision"
-        )
-        parameters = from_torchvision(read_pth(path), _INPUTS[convention])
-    return parameters.turned() if convention == "caffe" else parameters, card
+        if convention is None:
+            is_conversion = sha256.startswith(_CAFFE_CONVERSION_HASHES)
+            convention = "caffe" if is_conversion else "torchvision"
+        parameters = from_torchvision(read_pth(path), _INPUT_FORMATS[convention])
+    if convention == "caffe":
+        parameters = parameters.swap_color_order()  # BGR to RGB
+    return parameters, metadata
 
 
 def write_network(
-    path: Path, parameters: Parameters, card: Card, convention: Convention | None = None
+    path: Path, parameters: Parameters, metadata: Metadata, convention: Convention | None = None
 ) -> None:
-    """The network as a file, a .caffemodel with its .prototxt; whole, or what was there before.
+    """Write a network file atomically; a .caffemodel with its .prototxt.
 
-    A .safetensors tells what the network takes: without a convention as it is. Raises BadInput, StorageFull, OSError.
+    convention: the input that the written network expects. None means the network's own input for
+    .safetensors, which records it, Caffe's for .caffemodel, and torchvision's for .pth.
+    Raises BadInput, StorageFull, OSError.
     """
     suffix = path.suffix.lower()
     if convention is None and suffix != ".safetensors":
         convention = "caffe" if suffix == ".caffemodel" else "torchvision"
     if convention is not None:
-        parameters = parameters.taking(_INPUTS[convention])
+        parameters = parameters.convert_input(_INPUT_FORMATS[convention])
     if suffix == ".safetensors":
-        write_safetensors(path, parameters, card)
+        write_safetensors(path, parameters, metadata)
         return
-    parameters = parameters.turned() if convention == "caffe" else parameters
+    if convention == "caffe":
+        parameters = parameters.swap_color_order()  # RGB to BGR
     if suffix == ".caffemodel":
         caffe.write_caffemodel(path, parameters)
     else:
-        atomic_write(path, lambda part: save_pth(part, parameters.named()))
+        atomic_write(path, lambda part: save_pth(part, parameters.to_state_dict()))
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Card]:
-    """Tensors and what is told of them. Raises BadWeights."""
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a .safetensors file. Raises BadWeights."""
     with open_weights_file(path) as file:
         try:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no mapping
+            names = list(file.keys())  # safe_open is no mapping, so it needs keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
         except safetensors.SafetensorError as error:
-            raise errors.BadWeights(f"{path} is no file of weights that can be read.") from error
+            raise errors.BadWeights(f"{path} is no readable weights file.") from error
 
 
-def write_safetensors(path: Path, parameters: Parameters, card: Card) -> None:
-    """By torchvision's names, with the card completed. Whole or not at all. Raises StorageFull, OSError."""
-    mean, std = json.dumps(parameters.takes.mean), json.dumps(parameters.takes.std)
-    own = {
+def write_safetensors(path: Path, parameters: Parameters, metadata: Metadata) -> None:
+    """Write a network atomically, with torchvision's names. Raises StorageFull, OSError.
+
+    Adds architecture, SHA-256, mean and standard deviation of the input to the metadata.
+    """
+    derived = {
         "architecture": parameters.architecture,
         "sha256": parameters.sha256,
-        "mean": mean,
-        "std": std,
+        "mean": json.dumps(parameters.input_format.mean),
+        "std": json.dumps(parameters.input_format.std),
     }
-    atomic_write(path, lambda part: save_tensors(part, parameters.named(), {**card, **own}))
+    complete = {**metadata, **derived}
+    atomic_write(path, lambda part: save_tensors(part, parameters.to_state_dict(), complete))
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], card: Card) -> None:
-    """A .safetensors file. Raises OSError."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
+    """Write a .safetensors file. Raises OSError."""
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
     try:
-        save_file(dict(tensors), path, dict(card))
-        path.chmod(mode)  # or nobody else could read it, such as a worker of another user
+        save_file(dict(tensors), path, dict(metadata))
+        # save_file sets 0600. Restore the umask's mode so that a worker of another user can read.
+        path.chmod(mode)
     except safetensors.SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         raise OSError(int(number[1]) if number else None, str(error), str(path)) from error
 
 
 def save_pth(path: Path, content: Mapping[str, Any]) -> None:
-    """What torch saves. Raises OSError."""
+    """Write a file with torch.save. Raises OSError."""
     with path.open("wb") as file:
-        sink = _Sink(file)
-        torch.save(dict(content), sink)  # type: ignore[arg-type]
-        if sink.error is not None:
-            raise sink.error
+        recorder = _ErrorRecorder(file)
+        torch.save(dict(content), recorder)  # type: ignore[arg-type]
+        if recorder.error is not None:
+            raise recorder.error
 
 
-class _Sink:
-    """A file that keeps its error to itself until torch is done: torch tells of none in a way that says which."""
+class _ErrorRecorder:
+    """A file for torch.save that records the first OSError instead of raising it.
+
+    torch.save would turn it into a RuntimeError without errno.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -142,73 +164,84 @@ class _Sink:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing: it is closed soon."""
+        """Do nothing: torch.save calls this just before the file is closed."""
 
 
 def open_weights_file(path: Path) -> Any:
-    """A .safetensors file, to read from. Raises BadWeights."""
+    """Open a .safetensors file for reading. Raises BadWeights."""
     try:
         return safetensors.safe_open(path, framework="pt")
     except (safetensors.SafetensorError, OSError) as error:
-        raise errors.BadWeights(f"{path} is no file of weights that can be read.") from error
+        raise errors.BadWeights(f"{path} is no readable weights file.") from error
 
 
-def input_of(card: Card) -> Input:
-    """What the card says that the network takes; torchvision's, if it says nothing. Raises BadWeights."""
+def parse_input_format(metadata: Metadata) -> Input:
+    """The input that the metadata states (`mean`, `std`); torchvision's by default.
+
+    Raises BadWeights.
+    """
     try:
-        mean = _color(card["mean"]) if "mean" in card else TORCHVISION.mean
-        std = _color(card["std"]) if "std" in card else TORCHVISION.std
+        mean = _parse_color(metadata["mean"]) if "mean" in metadata else TORCHVISION.mean
+        std = _parse_color(metadata["std"]) if "std" in metadata else TORCHVISION.std
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise errors.BadWeights(
-            "What the file tells as mean and std must be three numbers each."
+            "The file's metadata mean and std must be three numbers each."
         ) from error
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
-        raise errors.BadWeights("What the file tells as mean and std must be finite, std above 0.")
+        raise errors.BadWeights("The file's metadata mean and std must be finite, std above 0.")
     return Input(mean, std)
 
 
-def _color(text: str) -> Color:
+def _parse_color(text: str) -> Color:
     red, green, blue = map(float, json.loads(text))
     return red, green, blue
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The dictionary that torch saved in a file. Runs nothing in it. Raises BadWeights."""
+def load_torch_file(path: Path) -> dict[str, Any]:
+    """Load the dictionary of a torch.save file without running code in it. Raises BadWeights."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                # torch looks at no checksum, and packs nothing: what is packed may be a thousand times as large
-                whole = (
-                    not any(entry.compress_type for entry in archive.infolist())
-                    and archive.testzip() is None
-                )
-        else:
-            whole = True  # the form of before 2020, which has no checksums
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # what torch finds odd in a bad file, our error says in words
-            found = torch.load(path, map_location="cpu", weights_only=True) if whole else None
-    except Exception as error:  # what the unpickler raises on garbage belongs to no one family
-        raise errors.BadWeights(f"{path} is no file of weights that can be read safely.") from error
-    if not whole:
+        is_intact = _is_intact(path)
+        # torch warns about oddities of a bad file; the error below covers them.
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True) if is_intact else None
+    except Exception as error:  # the unpickler raises errors of many unrelated classes on garbage
+        raise errors.BadWeights(f"{path} is no weights file that can be read safely.") from error
+    if not is_intact:
         raise errors.BadWeights(f"{path} is damaged.")
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise errors.BadWeights(f"{path} is no dictionary of tensors.")
-    return found
+    return content
+
+
+def _is_intact(path: Path) -> bool:
+    """Check the archive's checksums, which torch.load ignores.
+
+    torch.save never compresses. A compressed entry is refused, because it may expand a
+    thousandfold. Files of before 2020 are no zip archives and have no checksums.
+    """
+    if not zipfile.is_zipfile(path):
+        return True
+    with zipfile.ZipFile(path) as archive:
+        is_compressed = any(entry.compress_type for entry in archive.infolist())
+        return not is_compressed and archive.testzip() is None
 
 
 def read_pth(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that torch saved. Raises BadWeights."""
-    tensors = load(path)
-    if not all(isinstance(tensor, Tensor) and _is_plain(tensor) for tensor in tensors.values()):
+    """The tensors of a torch.save file. Raises BadWeights."""
+    tensors = load_torch_file(path)
+    if not all(isinstance(tensor, Tensor) and _is_stored(tensor) for tensor in tensors.values()):
         raise errors.BadWeights(
-            f"{path} is no dictionary of tensors with all their numbers; save a network's state_dict() alone."
+            f"{path} is no dictionary of tensors with all their numbers; save only a network's "
+            "state_dict()."
         )
     return tensors
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether every number is in the file: a few bytes can stand for terabytes that nobody must ask for."""
+def _is_stored(tensor: Tensor) -> bool:
+    """Whether the file holds every number of the tensor.
+
+    An expanded tensor of a few bytes can stand for terabytes, which must never be allocated.
+    """
     if (
         tensor.is_nested
         or tensor.is_quantized

@@ -1,8 +1,10 @@
-"""How strongly a network's filters respond on average, and the same network with these averages at 1.
+"""Measures the average activation of each filter, and rescales a network so that it is 1.
 
-Gatys, Ecker and Bethge 2016, *Image Style Transfer Using Convolutional Neural Networks*: ReLU and pooling commute with
-positive factors, so a filter can be divided by its average if the next convolution's weights are multiplied by it. What
-the network tells of a picture stays; how much each filter counts in a Gram matrix does not. Knows no files.
+Gatys, Ecker and Bethge 2016, *Image Style Transfer Using Convolutional Neural Networks*,
+section 2: ReLU and pooling commute with positive factors. So a filter can be divided by its
+average if the next convolution's weights are multiplied by it. The network computes the same
+function up to a factor for each filter; the filters' weights in a Gram matrix change. Knows no
+files.
 """
 
 from collections.abc import Iterable
@@ -18,41 +20,44 @@ from core.neural.vgg import Network
 from core.neural.weights.parameters import Parameters
 from core.style.vgg_layers import layers
 
-PICTURE_PX = 512  # the long side at which a picture is looked at
+MAX_SIDE_PX = 512  # larger pictures are scaled down to this long side
 
-# A filter that hardly responds to these pictures may to others, and brought up to 1 it would drown the rest: a run may
-# not recover from its first step (docs/log.md). So none is divided by less than this share of its layer's average.
-LEAST = 0.1
+# A filter that hardly responds to these pictures may respond to others. Scaled up to 1, it would
+# dominate the Gram matrix there, and a run may not recover from its first step (docs/log.md). So
+# no filter is divided by less than this share of its layer's average.
+MIN_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class ActivationMeans:
-    """Of each filter, by layer, (N,); over all positions of all pictures."""
+    """Mean activation of each filter over all positions of all pictures, (filters,) by layer."""
 
     by_layer: dict[str, Tensor]
     pictures: int
 
-    def weak(self, least: float = LEAST) -> dict[str, int]:
-        """How many filters of a layer respond less than so large a share of its average, where there are any."""
+    def count_weak_filters(self, min_share: float = MIN_SHARE) -> dict[str, int]:
+        """Number of filters below this share of their layer's average, for layers with any."""
         counts = {
-            layer: int((means < least * means.mean()).sum())
+            layer: int((means < min_share * means.mean()).sum())
             for layer, means in self.by_layer.items()
         }
         return {layer: count for layer, count in counts.items() if count}
 
 
 def measure_activations(network: Network, pictures: Iterable[Image.Image]) -> ActivationMeans:
-    """Looks at one picture after the other. Raises BadInput if there is none."""
+    """Average the activations over the pictures, one after the other.
+
+    Raises BadInput if there is no picture.
+    """
     names = layers(network.architecture)
     sums: dict[str, Tensor] = {}
     positions = dict.fromkeys(names, 0)
     count = 0
-    for count, picture in enumerate(pictures, start=1):  # noqa: B007 - it is wanted after the loop
-        image = pixels.to_image(picture, _size(picture)).to(network.device)
-        for layer, responses in network.responses(image, names):  # (1, N, h, w)
-            total = (
-                responses.sum(3).cpu().double().sum((0, 2))
-            )  # an Apple card has no double precision
+    for count, picture in enumerate(pictures, start=1):  # noqa: B007 - used after the loop
+        image = pixels.to_image(picture, _target_size(picture)).to(network.device)
+        for layer, responses in network.responses(image, names):  # (1, filters, h, w)
+            # Sum rows on the device and the rest on the CPU: MPS has no double precision.
+            total = responses.sum(3).cpu().double().sum((0, 2))  # (filters,)
             sums[layer] = sums[layer] + total if layer in sums else total
             positions[layer] += responses.shape[2] * responses.shape[3]
     if not count:
@@ -62,26 +67,36 @@ def measure_activations(network: Network, pictures: Iterable[Image.Image]) -> Ac
     )
 
 
-def _size(picture: Image.Image) -> tuple[int, int]:
-    factor = min(1.0, PICTURE_PX / max(picture.size))
+def _target_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height with a long side of at most MAX_SIDE_PX and a short side of at least 32.
+
+    Five poolings divide a side by 32.
+    """
+    factor = min(1.0, MAX_SIDE_PX / max(picture.size))
     width, height = (max(32, round(side * factor)) for side in picture.size)
     return width, height
 
 
-def normalize(parameters: Parameters, of: ActivationMeans, least: float = LEAST) -> Parameters:
-    """The network whose filters respond with 1 on average to those pictures; weak ones with less, dead ones with 0.
+def normalize(
+    parameters: Parameters, activations: ActivationMeans, min_share: float = MIN_SHARE
+) -> Parameters:
+    """Rescale the network so that each filter's mean activation on those pictures is 1.
 
-    Raises BadInput for a layer that does not respond at all.
+    Filters below `min_share` of their layer's average stay below 1, and dead filters at 0.
+    Raises BadInput for a layer without any activation.
     """
-    pairs, before = [], torch.ones(3, dtype=torch.float64)
-    for (weight, bias), (layer, means) in zip(parameters.pairs, of.by_layer.items(), strict=True):
-        whole = means.mean()
-        if not 0 < whole < float("inf"):
+    pairs = []
+    previous = torch.ones(3, dtype=torch.float64)  # factors of the inputs; the colors keep theirs
+    for (weight, bias), (layer, means) in zip(
+        parameters.pairs, activations.by_layer.items(), strict=True
+    ):
+        layer_mean = means.mean()
+        if not 0 < layer_mean < float("inf"):
             raise errors.BadInput(
-                f"{layer} does not respond to these pictures, or beyond all bounds."
+                f"{layer} does not respond to these pictures, or its response is not finite."
             )
-        factors = means.clamp_min(least * whole)
-        scaled = weight.double() * before.view(1, -1, 1, 1) / factors.view(-1, 1, 1, 1)
+        factors = means.clamp_min(min_share * layer_mean)  # (out,)
+        scaled = weight.double() * previous.view(1, -1, 1, 1) / factors.view(-1, 1, 1, 1)
         pairs.append((scaled.float(), (bias.double() / factors).float()))
-        before = factors
-    return Parameters.of(pairs, parameters.takes)
+        previous = factors
+    return Parameters.of(pairs, parameters.input_format)

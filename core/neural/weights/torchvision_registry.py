@@ -1,8 +1,9 @@
-"""torchvision, loaded; and where it keeps VGG-19. The one place that imports torchvision.
+"""Imports torchvision, and finds the URL of VGG-19. The only module that imports torchvision.
 
-torchvision's wheel on the package index is built for CUDA. Beside a CPU build of torch its compiled operators do not
-load, and `import torchvision` fails at registering shape rules for two of them, `nms` and `qnms`. Declaring these two
-names beforehand is enough: models' registries, weights and transforms need no compiled operator.
+torchvision's wheel on the package index is built for CUDA. Next to a CPU build of torch, its
+compiled operators do not load. `import torchvision` then fails when it registers shape rules for
+two of them, `nms` and `qnms`. It is enough to declare these two names beforehand: the model
+registry, the weights and the transforms need no compiled operator.
 """
 
 import importlib
@@ -21,18 +22,21 @@ def _declare_missing_operators() -> None:
             )
 
 
-def module(name: str) -> Any:
-    """A module of torchvision, such as `models.vgg`."""
+def import_torchvision(submodule: str) -> Any:
+    """Import a module of torchvision, such as `models.vgg`."""
     try:
         importlib.import_module("torchvision")
     except RuntimeError:
         _declare_missing_operators()
-    return importlib.import_module(f"torchvision.{name}")
+    return importlib.import_module(f"torchvision.{submodule}")
 
 
 def vgg19_source() -> tuple[str, str]:
-    """The URL of torchvision's VGG-19 weights, and the first digits of the file's SHA-256 (from its name)."""
-    url = str(module("models").VGG19_Weights.IMAGENET1K_V1.url)
+    """The URL of torchvision's VGG-19 weights, and the prefix of the file's SHA-256.
+
+    torchvision puts the prefix into the file name.
+    """
+    url = str(import_torchvision("models").VGG19_Weights.IMAGENET1K_V1.url)
     match = re.search(r"-([0-9a-f]{8,})\.pth$", url)
     assert match is not None
     return url, match[1]

