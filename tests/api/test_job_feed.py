@@ -57,3 +57,27 @@ def test_callers_of_the_same_name_share_one_read_that_starts_after_they_asked(
         return [*together, afterwards]
 
     assert asyncio.run(read_often()) == [1] * 50 + [2]
+
+
+def test_a_subscription_reports_each_change_of_its_jobs_once_until_it_is_closed(
+    unreachable_url: str,
+) -> None:
+    async def follow() -> tuple[list[bool], set[str]]:
+        feed = JobFeed(unreachable_url, 2)
+        both, second = (feed.subscribe_to_many(ids, "anna") for ids in (["a", "b"], ["b"]))
+        with pytest.raises(errors.TooManyStreams):
+            feed.subscribe_to_many(["c"], "anna")
+        feed._topics["a"].notify()
+        changes = [await both.wait(1), await both.wait(0), await second.wait(0)]
+        feed._topics["b"].notify()
+        changes += [await both.wait(1), await second.wait(1)]
+        both.close()
+        both.close()
+        topics = set(feed._topics)
+        feed.subscribe_to_many(["c"], "anna").close()  # `close` makes room for another
+        feed.close_subscriptions()
+        changes.append(await second.wait(60))
+        await feed.stop()
+        return changes, topics
+
+    assert asyncio.run(follow()) == ([True, False, False, True, True, False], {"b"})
