@@ -1,7 +1,8 @@
-"""Coarse to fine: which sizes a run goes through, and how many iterations each takes. Knows no tensors.
+"""Coarse to fine: the sizes that a run goes through, and the iterations of each. Knows no tensors.
 
-Large strokes can only be made where the network's field of view (132 px for VGG-16) spans much of the picture; fine
-ones need few iterations on top (Gatys et al. 2017, "Controlling Perceptual Factors", section 6).
+Large strokes form only where the network's receptive field (132 px for VGG-16) spans much of the
+picture. Fine strokes then need few more iterations (Gatys et al. 2017, "Controlling Perceptual
+Factors", section 6).
 """
 
 import math
@@ -12,16 +13,18 @@ from core.style.spec import MIN_RESULT_SIDE_PX, StyleSpec, result_size
 # Iterations at full size by `quality`.
 ITERATIONS = {"draft": 25, "standard": 70, "fine": 210}
 
-NOISE_FACTOR = 4
+NOISE_FACTOR = 4  # times as many iterations at the coarsest scale when a run starts from noise
 
-COARSEST_PX = 128  # below it a photo's content is lost, and is not found again at the finer scales
-FINE_PX = 1024
-STEP = math.sqrt(2)
+COARSEST_PX = 128  # below it a photo's content is lost, and the finer scales do not recover it
+FINE_PX = (
+    1024  # above it half the iterations are enough: the receptive field spans little of the picture
+)
+STEP = math.sqrt(2)  # ratio of two neighboring scales
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One size of the ladder."""
+    """One size of a run, in px, and its iterations."""
 
     width: int
     height: int
@@ -38,15 +41,16 @@ class Scale:
         return max(self.width, self.height)
 
 
-def schedule(spec: StyleSpec, width: int, height: int, begun_px: int | None = None) -> list[Scale]:
-    """The scales for a photo of `width` x `height` px, coarsest first; the last is the result's size.
+def schedule(spec: StyleSpec, width: int, height: int, init_px: int | None = None) -> list[Scale]:
+    """The scales for a photo of `width` x `height` px, coarsest first; the last one has the size of
+    the result.
 
-    begun_px: the long side of the picture to begin with, if that is what `init` says.
-    Raises BadSpec where `size` is too small for the photo's shape.
+    init_px: the long side of the initial picture, for init=picture.
+    Raises BadSpec if `size` is too small for the photo's shape.
     """
     result_size(width, height, spec.size)
     sides = [spec.size]
-    while _goes_on(spec, sides, width, height, begun_px):
+    while _has_coarser(spec, sides, width, height, init_px):
         sides.append(round(spec.size / STEP ** len(sides)))
     *coarser, last = [
         result_size(width, height, side, seamless=spec.seamless) for side in reversed(sides)
@@ -69,13 +73,16 @@ def schedule(spec: StyleSpec, width: int, height: int, begun_px: int | None = No
     ]
 
 
-def _goes_on(
-    spec: StyleSpec, sides: list[int], width: int, height: int, begun_px: int | None
+def _has_coarser(
+    spec: StyleSpec, sides: list[int], width: int, height: int, init_px: int | None
 ) -> bool:
+    """Whether there is a scale below the coarsest of `sides`."""
     coarser = round(spec.size / STEP ** len(sides))
-    narrow = coarser * min(width, height) < MIN_RESULT_SIDE_PX * max(width, height)
-    if narrow or len(sides) == spec.scales:
+    is_too_narrow = coarser * min(width, height) < MIN_RESULT_SIDE_PX * max(width, height)
+    if is_too_narrow or len(sides) == spec.scales:
         return False
-    # A picture to begin with has its detail already; at a scale no finer than its own it would lose it.
-    is_finer = spec.init != "picture" or (begun_px is not None and coarser > begun_px)
-    return bool(spec.scales) or (coarser >= COARSEST_PX and is_finer)
+    if spec.scales:
+        return True
+    # An initial picture has its detail already; a scale no finer than its own would lose it.
+    is_finer = spec.init != "picture" or (init_px is not None and coarser > init_px)
+    return coarser >= COARSEST_PX and is_finer
