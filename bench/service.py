@@ -25,7 +25,14 @@ from core.config import Settings
 from core.jobs.models import JobInput, new_job_id
 from core.jobs.store import LeaseStatus
 from core.neural.transfer.planner import NOMINAL_THROUGHPUT, Planner
-from core.neural.transfer.stylize import RunProgress, StepEvent, StyleResult, stylize
+from core.neural.transfer.stylize import (
+    Control,
+    OnProgress,
+    RunProgress,
+    StepEvent,
+    StyleResult,
+    stylize,
+)
 from core.neural.weights.cache import WeightsCache
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
@@ -55,7 +62,7 @@ def checkpoint(size: int, iterations: int, rounds: int) -> None:
     told: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
-            plain = stylize(subject, spec, network, lambda _: None)
+            plain = stylize(subject, spec, network, lambda _: Control.CONTINUE)
             kept = _with_checkpoints(
                 Path(folder), lambda watch: stylize(subject, spec, network, watch), told
             )
@@ -74,7 +81,7 @@ def checkpoint(size: int, iterations: int, rounds: int) -> None:
 
 
 def _with_checkpoints(
-    folder: Path, paint: Callable[[Callable[[StepEvent], None]], StyleResult], told: list[int]
+    folder: Path, paint: Callable[[OnProgress], StyleResult], told: list[int]
 ) -> StyleResult:
     """The run; `told` gets the size of each checkpoint."""
     checkpoints = Checkpoints(folder)
@@ -87,9 +94,10 @@ def _with_checkpoints(
         checkpoints, lambda count: checkpoints.name("job_bench", "t" * 32, count), tell, 2.0
     )
 
-    def watch(moment: StepEvent) -> None:
+    def watch(moment: StepEvent) -> Control:
         if keeper.is_due():
             keeper.submit(moment.checkpoint())
+        return Control.CONTINUE
 
     painting = paint(watch)
     keeper.delete_all()

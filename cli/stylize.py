@@ -69,7 +69,7 @@ def stylize(
     )
 
     from core.neural.transfer.planner import NOMINAL_THROUGHPUT, Planner, load_throughput
-    from core.neural.transfer.stylize import StepEvent
+    from core.neural.transfer.stylize import Control, StepEvent
     from core.neural.transfer.stylize import stylize as run_stylize
 
     job_input, inputs = _read_inputs(content, style, masks, init_image, spec)
@@ -87,7 +87,7 @@ def stylize(
         return
     with ProgressBar() as bar:
 
-        def show(event: StepEvent) -> None:
+        def show(event: StepEvent) -> Control:
             progress = event.progress
             bar.show(
                 progress.value,
@@ -96,6 +96,7 @@ def stylize(
                 progress.losses["total"],
                 progress.seconds_left,
             )
+            return Control.CONTINUE
 
         try:
             result = run_stylize(inputs, spec, network, show, planner)

@@ -24,7 +24,7 @@ from core.neural.transfer import checkpoint
 from core.neural.transfer.checkpoint import AppliedUpdate, Checkpoint
 from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.planner import Planner
-from core.neural.transfer.stylize import RunProgress, StepEvent, StyleResult, stylize
+from core.neural.transfer.stylize import Control, RunProgress, StepEvent, StyleResult, stylize
 from core.neural.vgg import Network
 from core.storage.blobs import Blobs, digest_of
 from core.storage.checkpoints import Checkpoints
@@ -213,7 +213,7 @@ class Attempt:
             log.warning("%s: its checkpoint cannot be read; it begins again", self._job.id)
         return found
 
-    def _watch(self, moment: StepEvent) -> bool | StyleSpec:
+    def _watch(self, moment: StepEvent) -> Control:
         """Called by the run after every iteration."""
         self._watchdog.report_step()
         if self._moment is None and self._job.checkpoint is not None:
@@ -235,7 +235,9 @@ class Attempt:
             self._checkpoint_writer.submit(moment.checkpoint())
         self._lease.report(_job_progress(moment.progress), self._shown(moment))
         spec = self._lease.take_spec_update()
-        return stop or (spec is not None and parse_spec(spec))
+        if stop:
+            return Control.STOP
+        return Control.CONTINUE if spec is None else Control(spec=parse_spec(spec))
 
     def _shown(self, moment: StepEvent) -> Image.Image | None:
         """A preview, if one is due; a frame is made of the same picture, if that is."""

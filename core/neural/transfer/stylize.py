@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -72,11 +72,27 @@ class StepEvent:
     checkpoint: Callable[[], Checkpoint]
 
 
+@dataclass(frozen=True)
+class Control:
+    """The callback's answer to a step: continue, stop, or continue with the weights of another
+    spec.
+
+    A stopped run returns the current picture. `stop` takes precedence over `spec`.
+    """
+
+    stop: bool = False
+    spec: StyleSpec | None = None
+
+    CONTINUE: ClassVar["Control"]
+    STOP: ClassVar["Control"]
+
+
+Control.CONTINUE = Control()
+Control.STOP = Control(stop=True)
+
 # Called after every iteration on a CPU, and many times a second on other devices. A resumed run
-# calls it once before its first iteration. True stops the run, which then returns the current
-# picture; a spec with other weights is applied from the next iteration on; an exception ends the
-# run.
-OnProgress = Callable[[StepEvent], bool | StyleSpec | None]
+# calls it once before its first iteration. An exception that it raises ends the run.
+OnProgress = Callable[[StepEvent], Control]
 
 
 @dataclass(frozen=True)
@@ -288,11 +304,10 @@ class _Run:
             picture=partial(self._render, image, self._spec),
             checkpoint=partial(self._checkpoint, optimizer, count),
         )
-        answer = self._on_progress(event)
-        if isinstance(answer, StyleSpec):
-            self._apply_update(self._inputs.fit_spec(answer), target, optimizer, count)
-            return False
-        return bool(answer)
+        control = self._on_progress(event)
+        if control.spec is not None and not control.stop:
+            self._apply_update(self._inputs.fit_spec(control.spec), target, optimizer, count)
+        return control.stop
 
     def _apply_update(
         self, spec: StyleSpec, target: ScaleTarget, optimizer: LBFGS | Adam, count: int

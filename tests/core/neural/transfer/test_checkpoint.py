@@ -12,9 +12,9 @@ from core.neural.transfer.checkpoint import Checkpoint
 from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.optimize import SharedSnapshot
 from core.neural.transfer.planner import USABLE, Planner
-from core.neural.transfer.stylize import StepEvent, stylize
+from core.neural.transfer.stylize import Control, StepEvent, stylize
 from core.neural.vgg import Network
-from core.style.spec import parse_spec
+from core.style.spec import StyleSpec, parse_spec
 
 PARAMETERS = {"size": 96, "scales": 2, "iterations": 12}
 
@@ -26,13 +26,23 @@ class Killed(BaseException):
 def _save_and_die(file: Path, at: int) -> Any:
     """A callback that saves a checkpoint at an iteration and kills the run two iterations later."""
 
-    def watch(event: StepEvent) -> None:
+    def on_progress(event: StepEvent) -> Control:
         if event.progress.iteration == at:
             assert event.checkpoint().save(file)
         if event.progress.iteration == at + 2:
             raise Killed
+        return Control.CONTINUE
 
-    return watch
+    return on_progress
+
+
+def _update_at(iteration: int, spec: StyleSpec) -> Any:
+    """A callback that updates the spec after an iteration."""
+
+    def on_progress(event: StepEvent) -> Control:
+        return Control(spec=spec if event.progress.iteration == iteration else None)
+
+    return on_progress
 
 
 @pytest.mark.parametrize(
@@ -48,6 +58,7 @@ def _save_and_die(file: Path, at: int) -> Any:
     ],
 )
 def test_a_resumed_run_ends_with_the_same_bits(
+    record: Any,
     photo: Image.Image,
     painting: Image.Image,
     vgg16: Network,
@@ -64,7 +75,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
         inputs,
         spec,
         vgg16,
-        lambda event: seen.append(event.progress.iteration),  # type: ignore[func-returns-value]
+        record(seen, lambda event: event.progress.iteration),
         resume=checkpoint.load(file),
     )
 
@@ -84,12 +95,13 @@ def test_a_scale_that_ended_early_is_not_continued(
     )
     counts: list[int] = []
 
-    def watch(event: StepEvent) -> None:
+    def save_when_it_ends(event: StepEvent) -> Control:
         counts.append(event.progress.iterations)
         if len(counts) > 1 and counts[-1] < counts[-2] and not file.exists():
             assert event.checkpoint().save(file)
+        return Control.CONTINUE
 
-    whole = stylize(inputs, spec, vgg16, watch)
+    whole = stylize(inputs, spec, vgg16, save_when_it_ends)
     resumed = stylize(inputs, spec, vgg16, resume=checkpoint.load(file))
 
     assert (resumed.iterations, resumed.picture.tobytes()) == (
@@ -99,24 +111,24 @@ def test_a_scale_that_ended_early_is_not_continued(
 
 
 def test_seconds_and_progress_continue_after_a_resume(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
+    record: Any, photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
 ) -> None:
     before: list[float] = []
     after: list[float] = []
     inputs, spec, file = StyleInputs(photo, [painting]), parse_spec(PARAMETERS), tmp_path / "c"
 
-    def watch(event: StepEvent) -> bool:
+    def save_and_stop(event: StepEvent) -> Control:
         before.append(event.progress.value)
-        return event.progress.iteration == 15 and event.checkpoint().save(file)
+        return Control(stop=event.progress.iteration == 15 and event.checkpoint().save(file))
 
-    seconds = stylize(inputs, spec, vgg16, watch).seconds
+    seconds = stylize(inputs, spec, vgg16, save_and_stop).seconds
     loaded = checkpoint.load(file)
     assert loaded is not None
     stylize(
         inputs,
         spec,
         vgg16,
-        lambda event: after.append(event.progress.value),  # type: ignore[func-returns-value]
+        record(after, lambda event: event.progress.value),
         resume=loaded,
     )
 
@@ -125,7 +137,7 @@ def test_seconds_and_progress_continue_after_a_resume(
 
 
 def test_a_run_with_another_route_continues_from_the_image(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
+    record: Any, photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
 ) -> None:
     """As on another machine with less memory: only the image is reusable."""
     large = photo.resize((320, 240))
@@ -146,7 +158,7 @@ def test_a_run_with_another_route_continues_from_the_image(
         inputs,
         spec,
         vgg16,
-        lambda event: first.append(event.progress.losses["total"]),  # type: ignore[func-returns-value]
+        record(first, lambda event: event.progress.losses["total"]),
         cramped,
         resume=checkpoint.load(file),
     )
@@ -174,14 +186,13 @@ def test_a_checkpoint_from_before_a_spec_update_is_continued_with_the_new_weight
     strong = spec.for_pictures().with_updates({"strength": 0.9})
     with pytest.raises(Killed):
         stylize(inputs, spec, vgg16, _save_and_die(file, 8))
-    updated = stylize(
-        inputs, spec, vgg16, lambda event: strong if event.progress.iteration == 8 else None
-    )
+    updated = stylize(inputs, spec, vgg16, _update_at(8, strong))
     before = stylize(inputs, strong, vgg16, resume=checkpoint.load(file))
 
-    def update_and_die(event: StepEvent) -> Any:
+    def update_and_die(event: StepEvent) -> Control:
         _save_and_die(file, 15)(event)
-        return strong if event.progress.iteration == 8 else None
+        control: Control = _update_at(8, strong)(event)
+        return control
 
     with pytest.raises(Killed):
         stylize(inputs, spec, vgg16, update_and_die)
@@ -215,7 +226,10 @@ def test_a_torn_file_is_not_loaded(
     file = tmp_path / "c"
     with pytest.raises(Killed):
         stylize(
-            StyleInputs(photo, [painting]), parse_spec(PARAMETERS), vgg16, _save_and_die(file, 5)
+            StyleInputs(photo, [painting]),
+            parse_spec(PARAMETERS),
+            vgg16,
+            _save_and_die(file, 5),
         )
     whole = file.read_bytes()
     middle = len(whole) // 2
@@ -237,11 +251,12 @@ def test_a_reader_that_takes_too_long_gets_an_invalid_file(
     """The run does not wait longer, so the file may mix two iterations."""
     kept: list[Checkpoint] = []
 
-    def watch(event: StepEvent) -> None:
+    def keep_checkpoint(event: StepEvent) -> Control:
         if event.progress.iteration == 3:
             kept.append(event.checkpoint())
+        return Control.CONTINUE
 
-    stylize(StyleInputs(photo, [painting]), parse_spec(PARAMETERS), vgg16, watch)
+    stylize(StyleInputs(photo, [painting]), parse_spec(PARAMETERS), vgg16, keep_checkpoint)
 
     assert not kept[0].save(tmp_path / "c")
 

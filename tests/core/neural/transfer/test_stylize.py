@@ -1,7 +1,6 @@
 """Runs at a small size: results, progress, the callback, memory errors, spec updates."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,14 @@ from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.objective import measure_style
 from core.neural.transfer.planner import Planner
 from core.neural.transfer.schedule import schedule
-from core.neural.transfer.stylize import RunProgress, StepEvent, StyleResult, stylize
+from core.neural.transfer.stylize import (
+    Control,
+    OnProgress,
+    RunProgress,
+    StepEvent,
+    StyleResult,
+    stylize,
+)
 from core.neural.vgg import Network
 from core.neural.weights.cache import random_parameters
 from core.style.spec import StyleSpec, parse_spec
@@ -26,14 +32,12 @@ LAYERS = ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"]
 
 @pytest.fixture(scope="module")
 def finished_run(
-    photo: Image.Image, painting: Image.Image, vgg16: Network
+    record: Any, photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> tuple[StyleResult, list[RunProgress]]:
     """A run shared by several tests: its result and its progress."""
     seen: list[RunProgress] = []
     spec = parse_spec({"size": 96, "iterations": 24, "scales": 2})
-    return stylize(
-        StyleInputs(photo, [painting]), spec, vgg16, lambda event: seen.append(event.progress)
-    ), seen
+    return stylize(StyleInputs(photo, [painting]), spec, vgg16, record(seen)), seen
 
 
 def _style_distance(
@@ -177,7 +181,11 @@ def test_another_seed_gives_another_picture_from_noise(
     ids=str,
 )
 def test_with_every_parameter_a_run_lowers_its_loss_and_changes_the_picture(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, parameters: dict[str, Any]
+    record: Any,
+    photo: Image.Image,
+    painting: Image.Image,
+    vgg16: Network,
+    parameters: dict[str, Any],
 ) -> None:
     losses: list[float] = []
     spec = parse_spec({"size": 64, "iterations": 16, "scales": 1, **parameters})
@@ -185,7 +193,7 @@ def test_with_every_parameter_a_run_lowers_its_loss_and_changes_the_picture(
         StyleInputs(photo, [painting]),
         spec,
         vgg16,
-        lambda event: losses.append(event.progress.losses["total"]),
+        record(losses, lambda event: event.progress.losses["total"]),
     )
 
     assert result.picture.size == (64, 48)
@@ -239,12 +247,12 @@ def test_preserve_color_luminance_keeps_the_photos_color(
     assert ImageStat.Stat(ImageChops.difference(kept, photo.resize(kept.size))).mean[0] > 5
 
 
-def _stop_after(count: int, render_into: list[Image.Image]) -> Callable[..., bool]:
-    def watch(event: StepEvent) -> bool:
+def _stop_after(count: int, render_into: list[Image.Image]) -> OnProgress:
+    def on_progress(event: StepEvent) -> Control:
         render_into.append(event.picture())
-        return event.progress.iteration == count
+        return Control(stop=event.progress.iteration == count)
 
-    return watch
+    return on_progress
 
 
 def test_a_callback_stops_the_run_which_returns_the_picture_at_full_size(
@@ -262,7 +270,7 @@ def test_a_callback_stops_the_run_which_returns_the_picture_at_full_size(
 def test_an_exception_of_the_callback_leaves_the_run_unchanged(
     photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> None:
-    def lose_lease(*_: Any) -> bool:
+    def lose_lease(*_: Any) -> Control:
         raise errors.LeaseLost()
 
     with pytest.raises(errors.LeaseLost):
@@ -301,7 +309,7 @@ class _Broken(Network):
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_a_run_that_diverges_late_returns_its_last_good_picture(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, optimizer: str
+    record: Any, photo: Image.Image, painting: Image.Image, vgg16: Network, optimizer: str
 ) -> None:
     seen: list[Image.Image] = []
     spec = parse_spec({"size": 64, "iterations": 30, "optimizer": optimizer})
@@ -310,7 +318,7 @@ def test_a_run_that_diverges_late_returns_its_last_good_picture(
             StyleInputs(photo, [painting]),
             spec,
             _Broken(vgg16, after=12),
-            lambda event: seen.append(event.picture()),  # type: ignore[func-returns-value]
+            record(seen, lambda event: event.picture()),
         )
 
     assert caught.value.picture is not None
@@ -439,7 +447,7 @@ def test_a_run_out_of_memory_is_retried_once_in_smaller_tiles(
 
 
 def test_a_run_out_of_memory_in_a_later_scale_continues_in_smaller_tiles(
-    photo: Image.Image, painting: Image.Image, vgg16: Network
+    record: Any, photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> None:
     """It continues from its image, and progress never falls."""
     large, spec = (
@@ -450,9 +458,7 @@ def test_a_run_out_of_memory_in_a_later_scale_continues_in_smaller_tiles(
     cramped = _Cramped(
         vgg16, 330 * 330, after=8
     )  # in the second scale: four evaluations a scale, and one before
-    stylize(
-        StyleInputs(large, [painting]), spec, cramped, lambda event: seen.append(event.progress)
-    )
+    stylize(StyleInputs(large, [painting]), spec, cramped, record(seen))
 
     assert [progress.iteration for progress in seen] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert sorted({progress.value for progress in seen}) == [progress.value for progress in seen]
@@ -461,7 +467,7 @@ def test_a_run_out_of_memory_in_a_later_scale_continues_in_smaller_tiles(
 
 
 def test_a_resumed_run_out_of_memory_continues_from_its_checkpoint(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
+    record: Any, photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
 ) -> None:
     large, spec = (
         photo.resize((400, 300)),
@@ -469,15 +475,15 @@ def test_a_resumed_run_out_of_memory_continues_from_its_checkpoint(
     )
     file, seen = tmp_path / "c", []
 
-    def stop(event: StepEvent) -> bool:
-        return event.progress.iteration == 4 and event.checkpoint().save(file)
+    def save_and_stop(event: StepEvent) -> Control:
+        return Control(stop=event.progress.iteration == 4 and event.checkpoint().save(file))
 
-    stylize(StyleInputs(large, [painting]), spec, vgg16, stop)
+    stylize(StyleInputs(large, [painting]), spec, vgg16, save_and_stop)
     stylize(
         StyleInputs(large, [painting]),
         spec,
         _Cramped(vgg16, 330 * 330),
-        lambda event: seen.append(event.progress),  # type: ignore[func-returns-value]
+        record(seen),
         resume=checkpoint.load(file),
     )
 
@@ -486,7 +492,7 @@ def test_a_resumed_run_out_of_memory_continues_from_its_checkpoint(
 
 
 def test_the_papers_content_loss_has_the_same_size_at_every_scale(
-    photo: Image.Image, painting: Image.Image, vgg16: Network
+    record: Any, photo: Image.Image, painting: Image.Image, vgg16: Network
 ) -> None:
     """Alpha makes up for the missing positions of a coarser scale, which would else ignore the
     photo.
@@ -495,19 +501,19 @@ def test_the_papers_content_loss_has_the_same_size_at_every_scale(
     spec = parse_spec(
         {"size": 256, "iterations": 2, "scales": 3, "objective": "gatys", "init": "noise"}
     )
-    stylize(StyleInputs(photo, [painting]), spec, vgg16, lambda event: seen.append(event.progress))
+    stylize(StyleInputs(photo, [painting]), spec, vgg16, record(seen))
     first = {progress.scale: progress.losses["content"] for progress in reversed(seen)}
 
     assert 0.5 < first[1] / first[3] < 3
 
 
-def test_a_scale_that_gains_nothing_ends_early(painting: Image.Image, vgg16: Network) -> None:
+def test_a_scale_that_gains_nothing_ends_early(
+    record: Any, painting: Image.Image, vgg16: Network
+) -> None:
     """The photo is the painting itself, so the loss is 0 from the beginning."""
     seen: list[RunProgress] = []
     spec = parse_spec({"size": 64})
-    result = stylize(
-        StyleInputs(painting, [painting]), spec, vgg16, lambda event: seen.append(event.progress)
-    )
+    result = stylize(StyleInputs(painting, [painting]), spec, vgg16, record(seen))
 
     assert result.iterations < 70
     assert seen[-1].iteration == seen[-1].iterations == result.iterations
@@ -538,7 +544,11 @@ def test_a_scale_that_still_gains_takes_all_its_iterations(
 )
 @pytest.mark.parametrize("flat", ["photo", "painting", "both"])
 def test_pictures_of_one_color_give_a_picture(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, parameters: dict[str, Any], flat: str
+    photo: Image.Image,
+    painting: Image.Image,
+    vgg16: Network,
+    parameters: dict[str, Any],
+    flat: str,
 ) -> None:
     """Their variance of 0 causes no NaN."""
     gray, black = Image.new("RGB", (80, 60), (128, 128, 128)), Image.new("RGB", (60, 80), 0)
@@ -572,7 +582,7 @@ def test_a_very_wide_photo_and_a_tiny_painting_give_a_picture(
 
 @pytest.mark.parametrize("architecture", ["vgg11", "vgg13"])
 def test_shallower_networks_run_with_the_default_layers(
-    photo: Image.Image, painting: Image.Image, architecture: Architecture
+    record: Any, photo: Image.Image, painting: Image.Image, architecture: Architecture
 ) -> None:
     network = Network(
         architecture, random_parameters(architecture), name="", sha256="", dtype=torch.float32
@@ -583,7 +593,7 @@ def test_shallower_networks_run_with_the_default_layers(
         StyleInputs(photo, [painting]),
         spec,
         network,
-        lambda event: losses.append(event.progress.losses),
+        record(losses, lambda event: event.progress.losses),
     )
 
     assert (
@@ -592,7 +602,7 @@ def test_shallower_networks_run_with_the_default_layers(
 
 
 def test_vgg19_runs_with_its_own_layers(
-    photo: Image.Image, painting: Image.Image, random_vgg19: Network
+    record: Any, photo: Image.Image, painting: Image.Image, random_vgg19: Network
 ) -> None:
     """With random weights: this tests the code path, not the look."""
     losses: list[float] = []
@@ -609,7 +619,7 @@ def test_vgg19_runs_with_its_own_layers(
         StyleInputs(photo, [painting]),
         spec,
         random_vgg19,
-        lambda event: losses.append(event.progress.losses["total"]),
+        record(losses, lambda event: event.progress.losses["total"]),
     )
 
     assert losses[-1] < losses[0]
@@ -618,14 +628,12 @@ def test_vgg19_runs_with_its_own_layers(
 # ---------------------------------------------------------------------- spec updates
 
 
-def _update_at(
-    count: int, spec: StyleSpec, seen: list[RunProgress]
-) -> Callable[..., StyleSpec | None]:
-    def watch(event: StepEvent) -> StyleSpec | None:
+def _update_at(count: int, spec: StyleSpec, seen: list[RunProgress]) -> OnProgress:
+    def on_progress(event: StepEvent) -> Control:
         seen.append(event.progress)
-        return spec if event.progress.iteration == count else None
+        return Control(spec=spec if event.progress.iteration == count else None)
 
-    return watch
+    return on_progress
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
@@ -685,11 +693,13 @@ def test_a_run_that_is_updated_again_and_again_ends(
     spec = parse_spec({"size": 64, "iterations": 6, "scales": 1})
     counts: list[int] = []
 
-    def watch(event: StepEvent) -> StyleSpec | None:
+    def update_each_time(event: StepEvent) -> Control:
         counts.append(event.progress.iterations)
-        return spec.with_updates({"tv_weight": len(counts)}) if len(counts) < 16 else None
+        if len(counts) == 16:
+            return Control.CONTINUE
+        return Control(spec=spec.with_updates({"tv_weight": len(counts)}))
 
-    assert stylize(StyleInputs(photo, [painting]), spec, vgg16, watch).iterations == 16
+    assert stylize(StyleInputs(photo, [painting]), spec, vgg16, update_each_time).iterations == 16
     assert counts[11] == 12  # at most twice the planned iterations, then one per update
 
 
@@ -698,7 +708,7 @@ def test_an_update_with_the_same_weights_changes_nothing(
 ) -> None:
     spec = parse_spec({"size": 64, "iterations": 8, "scales": 2})
     plain = stylize(StyleInputs(photo, [painting]), spec, vgg16)
-    same = stylize(StyleInputs(photo, [painting]), spec, vgg16, lambda event: spec)
+    same = stylize(StyleInputs(photo, [painting]), spec, vgg16, lambda _: Control(spec=spec))
 
     assert (same.picture.tobytes(), same.spec_updates) == (plain.picture.tobytes(), ())
 
