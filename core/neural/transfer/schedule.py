@@ -23,6 +23,26 @@ STEP = math.sqrt(2)  # ratio of two neighboring scales
 
 
 @dataclass(frozen=True)
+class _Start:
+    """What a kind of start changes: factors of the iterations, and whether coarser scales are skipped."""
+
+    coarsest: float = 1  # at the coarsest of several scales
+    only: int = 1  # at the only scale
+    has_detail: bool = False  # scales up to the size of the initial picture would lose its detail
+
+
+_STARTS = {
+    "content": _Start(),
+    "style": _Start(),
+    # The image holds nothing yet. Iterations are cheap at the coarsest scale, so it takes more.
+    "noise": _Start(coarsest=NOISE_FACTOR, only=NOISE_FACTOR),
+    # A picture, or the result of an earlier run that is continued: at the coarsest scale too the
+    # run is on its way only.
+    "picture": _Start(coarsest=0.5, has_detail=True),
+}
+
+
+@dataclass(frozen=True)
 class Scale:
     """One size of a run, in px, and its iterations."""
 
@@ -52,25 +72,23 @@ def schedule(spec: StyleSpec, width: int, height: int, init_px: int | None = Non
     sides = [spec.size]
     while _has_coarser(spec, sides, width, height, init_px):
         sides.append(round(spec.size / STEP ** len(sides)))
-    *coarser, last = [
-        result_size(width, height, side, seamless=spec.seamless) for side in reversed(sides)
-    ]
-    most = spec.iterations or ITERATIONS[spec.quality]
-    half = max(1, most // 2)
-    # Half as many are enough on the way, and above what the network's view still makes sense of.
-    at_last = half if coarser and max(last) > FINE_PX and not spec.iterations else most
-    is_begun = (
-        spec.init == "picture" and not spec.iterations
-    )  # the coarsest scale, too, is on the way only
-    on_the_way = [half if is_begun else most] + [half] * len(coarser)
-    if (
-        spec.init == "noise" and not spec.iterations
-    ):  # nothing is there yet; where it is cheap, take the time
-        on_the_way[0], at_last = NOISE_FACTOR * most, at_last if coarser else NOISE_FACTOR * most
-    return [
-        *(Scale(*size, count) for size, count in zip(coarser, on_the_way, strict=False)),
-        Scale(*last, at_last),
-    ]
+    sizes = [result_size(width, height, side, seamless=spec.seamless) for side in reversed(sides)]
+    counts = _iterations(spec, len(sizes), long_side=max(sizes[-1]))
+    return [Scale(*size, count) for size, count in zip(sizes, counts, strict=True)]
+
+
+def _iterations(spec: StyleSpec, scales: int, long_side: int) -> list[int]:
+    """The iterations of each scale, coarsest first. long_side: of the last scale, in px."""
+    full = spec.iterations or ITERATIONS[spec.quality]
+    half = max(1, full // 2)
+    # A given number is kept as it is, for every kind of start.
+    start = _Start() if spec.iterations else _STARTS[spec.init]
+    if scales == 1:
+        return [start.only * full]
+    coarsest = max(1, int(start.coarsest * full))
+    is_fine = long_side > FINE_PX and not spec.iterations
+    last = half if is_fine else full
+    return [coarsest, *[half] * (scales - 2), last]
 
 
 def _has_coarser(
@@ -83,6 +101,6 @@ def _has_coarser(
         return False
     if spec.scales:
         return True
-    # An initial picture has its detail already; a scale no finer than its own would lose it.
-    is_finer = spec.init != "picture" or (init_px is not None and coarser > init_px)
-    return coarser >= COARSEST_PX and is_finer
+    if _STARTS[spec.init].has_detail and (init_px is None or coarser <= init_px):
+        return False
+    return coarser >= COARSEST_PX
