@@ -10,7 +10,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise, zip_longest
@@ -160,7 +160,7 @@ class Planner:
         for scale, route in zip_longest(scales, routes):
             if scale is None:  # more routes than scales
                 break
-            fastest = self._fastest(self._legs(scale, styles, spec, masks), usable, route)
+            fastest = self._fastest(self._candidates(scale, styles, spec, masks), usable, route)
             if fastest is None:
                 raise errors.OutOfMemory(
                     self._describe_fitting_size(content, styles, spec, masks, usable)
@@ -175,7 +175,7 @@ class Planner:
 
         None if no route is smaller.
         """
-        candidates = list(self._legs(planned.scale, styles, spec, masks))
+        candidates = self._candidates(planned.scale, styles, spec, masks)
         smallest = min(candidate.memory_bytes for candidate in candidates)
         usable = max(planned.memory_bytes // 2, smallest)
         if usable >= planned.memory_bytes:
@@ -195,7 +195,7 @@ class Planner:
         fitting, minimum = 0, -(-MIN_RESULT_SIDE_PX * max(content) // min(content))
         for size in range(max(64, minimum), spec.size, 32):
             last = schedule(spec.model_copy(update={"size": size}), *content)[-1]
-            if self._fastest(self._legs(last, styles, spec, masks), usable) is None:
+            if self._fastest(self._candidates(last, styles, spec, masks), usable) is None:
                 break
             fitting = size
         if not fitting:
@@ -218,56 +218,115 @@ class Planner:
             default=None,
         )
 
-    def _legs(
+    def _candidates(
         self, scale: Scale, styles: Sequence[Size], spec: StyleSpec, guides: int
-    ) -> Iterator[PlannedScale]:
-        """The scale by every route there is."""
-        network, (content_layers, style_layers) = self._network, used_layers(spec)
-        layers = {*content_layers, *style_layers}
-        paintings = [style_size(*size, spec, scale) for size in styles] if style_layers else []
-        largest = max(max(size) for size in (scale.size, *paintings))
-        for tile_px in (side for side in TILES_PX if side is None or side < largest):
-            windows = make_tiles(
-                scale.height, scale.width, tile_px, network.halo(layers), seamless=spec.seamless
-            )
-            seen = [tile.read_px for tile in windows]
-            passes = 1 if len(seen) == 1 else 1.5  # the first of two goes forward only
-            seconds = self._throughput.fixed_seconds * len(seen)
-            seconds += (
-                self._throughput.pixel_seconds * sum(seen) * passes * network.relative_cost(layers)
-            )
-            looks = [self._style_bytes(size, tile_px, style_layers) for size in paintings]
-            for history, on_host in HISTORIES if spec.optimizer == "lbfgs" else ((0, False),):
-                if on_host and network.device.type == "cpu":
-                    continue
-                gradient = max(seen) * network.gradient_bytes(layers)
-                state = self._state_bytes(scale, content_layers, 0 if on_host else history, guides)
-                memory = _FIXED_BYTES + state + max(gradient, *looks, 0)
-                route = Route(tile_px, history, on_host)
-                yield PlannedScale(scale, route, memory, seconds, self._throughput.new_size_seconds)
+    ) -> list[PlannedScale]:
+        """The scale by every route, with its cost."""
+        cost = _ScaleCost(self._network, self._throughput, scale, styles, spec=spec, guides=guides)
+        routes = _possible_routes(spec, self._network.device, cost.largest_side)
+        return [cost.plan(route) for route in routes]
 
-    def _state_bytes(
-        self, scale: Scale, content_layers: Iterable[str], history: int, guides: int
-    ) -> int:
+
+def _possible_routes(spec: StyleSpec, device: torch.device, largest_side: int) -> Iterator[Route]:
+    """Every route for pictures of at most `largest_side` px, the largest tiles first."""
+    histories = HISTORIES if spec.optimizer == "lbfgs" else ((0, False),)
+    for tile_px in TILES_PX:
+        if tile_px is not None and tile_px >= largest_side:
+            continue  # the same as the whole picture
+        for history, on_host in histories:
+            if not (on_host and device.type == "cpu"):  # there the host is the device
+                yield Route(tile_px, history, on_host)
+
+
+class _ScaleCost:
+    """The bytes and the seconds of one scale by any route."""
+
+    def __init__(
+        self,
+        network: Network,
+        throughput: Throughput,
+        scale: Scale,
+        styles: Sequence[Size],
+        *,
+        spec: StyleSpec,
+        guides: int,
+    ) -> None:
+        self._network, self._throughput, self._scale = network, throughput, scale
+        self._seamless, self._guides = spec.seamless, guides
+        self._content_layers, self._style_layers = used_layers(spec)
+        self._layers = {*self._content_layers, *self._style_layers}
+        self._paintings: list[Size] = []
+        if self._style_layers:
+            self._paintings = [style_size(*size, spec, scale) for size in styles]
+        self._read_px: dict[int | None, list[int]] = {}  # by tile_px
+
+    @property
+    def largest_side(self) -> int:
+        """The longest side of the image and the paintings, in px."""
+        return max(max(size) for size in (self._scale.size, *self._paintings))
+
+    def plan(self, route: Route) -> PlannedScale:
+        """The scale by this route."""
+        return PlannedScale(
+            self._scale,
+            route,
+            self._memory_bytes(route),
+            self._iteration_seconds(route.tile_px),
+            self._throughput.new_size_seconds,
+        )
+
+    def _tile_pixels(self, tile_px: int | None) -> list[int]:
+        """The pixels that each tile of the image reads.
+
+        Stored, because several routes have the same tiles.
+        """
+        if tile_px not in self._read_px:
+            halo = self._network.halo(self._layers)
+            tiles = make_tiles(
+                self._scale.height, self._scale.width, tile_px, halo, seamless=self._seamless
+            )
+            self._read_px[tile_px] = [tile.read_px for tile in tiles]
+        return self._read_px[tile_px]
+
+    def _iteration_seconds(self, tile_px: int | None) -> float:
+        pixels = self._tile_pixels(tile_px)
+        # Several tiles take two passes, of which the first only goes forward.
+        passes = 1 if len(pixels) == 1 else 1.5
+        seconds = self._throughput.fixed_seconds * len(pixels)
+        cost = self._network.relative_cost(self._layers)
+        return seconds + self._throughput.pixel_seconds * sum(pixels) * passes * cost
+
+    def _memory_bytes(self, route: Route) -> int:
+        """The peak: the state, and the larger of an evaluation and the measurement of a painting."""
+        evaluation = max(self._tile_pixels(route.tile_px)) * self._network.gradient_bytes(
+            self._layers
+        )
+        paintings = [self._style_bytes(size, route.tile_px) for size in self._paintings]
+        pairs = 0 if route.history_on_host else route.history
+        return _FIXED_BYTES + self._state_bytes(pairs) + max(evaluation, *paintings, 0)
+
+    def _state_bytes(self, pairs: int) -> int:
         """What grows with the image: images, gradients, pairs, targets, guides with their smaller
         versions.
         """
         item_bytes = self._network.dtype.itemsize
         targets = sum(
             self._network.filters(layer) / stride(layer) ** 2 * item_bytes
-            for layer in content_layers
+            for layer in self._content_layers
         )
         # A guide and its pooled versions take 4/3 of its float32 pixels.
-        vectors = _VECTOR_BYTES * (_VECTORS + 2 * history) + guides * 4 * 4 / 3
-        return int(scale.width * scale.height * (vectors + targets))
+        vectors = _VECTOR_BYTES * (_VECTORS + 2 * pairs) + self._guides * 4 * 4 / 3
+        return int(self._scale.width * self._scale.height * (vectors + targets))
 
-    def _style_bytes(self, size: Size, tile_px: int | None, layers: Collection[str]) -> int:
+    def _style_bytes(self, size: Size, tile_px: int | None) -> int:
         """What it takes to measure a painting: its float32 image, sorted to match colors, and a
         forward pass.
         """
         width, height = size
-        tiles = make_tiles(height, width, tile_px, self._network.halo(layers))
-        forward = max(tile.read_px for tile in tiles) * self._network.features_bytes(layers)
+        tiles = make_tiles(height, width, tile_px, self._network.halo(self._style_layers))
+        forward = max(tile.read_px for tile in tiles) * self._network.features_bytes(
+            self._style_layers
+        )
         image = _VECTOR_BYTES * width * height
         return max(forward + 2 * image, 6 * image)
 
