@@ -42,7 +42,7 @@ def _raise(error: Exception) -> Callable[..., Any]:
     ],
 )
 def test_a_run_recognizes_a_lost_device_and_missing_memory_at_every_step(
-    vgg16: Network,
+    tiny_vgg16: Network,
     photo: Image.Image,
     painting: Image.Image,
     monkeypatch: pytest.MonkeyPatch,
@@ -60,7 +60,7 @@ def test_a_run_recognizes_a_lost_device_and_missing_memory_at_every_step(
         stylize(
             StyleInputs(photo, [painting]),
             parse_spec({"size": 64, "iterations": 1}).for_pictures(),
-            vgg16,
+            tiny_vgg16,
         )
 
 
@@ -79,7 +79,7 @@ def test_a_device_lost_while_loading_a_network_is_not_reported_as_a_bad_setting(
 
 
 def test_throughput_is_measured_at_smaller_sizes_if_memory_is_short(
-    vgg16: Network, monkeypatch: pytest.MonkeyPatch
+    tiny_vgg16: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, sides = planner._time_evaluation, list[int]()
 
@@ -90,11 +90,11 @@ def test_throughput_is_measured_at_smaller_sizes_if_memory_is_short(
         return original(network, side)
 
     monkeypatch.setattr(planner, "_time_evaluation", cramped)
-    assert measure_throughput(vgg16).pixel_seconds > 0
+    assert measure_throughput(tiny_vgg16).pixel_seconds > 0
     assert sides == [128, 320, 64, 160]
 
     monkeypatch.setattr(
         planner, "_time_evaluation", _raise(torch.OutOfMemoryError("CUDA out of memory."))
     )
     with pytest.raises(torch.OutOfMemoryError):
-        measure_throughput(vgg16)
+        measure_throughput(tiny_vgg16)

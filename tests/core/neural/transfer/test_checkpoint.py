@@ -61,20 +61,20 @@ def test_a_resumed_run_ends_with_the_same_bits(
     record: Any,
     photo: Image.Image,
     painting: Image.Image,
-    vgg16: Network,
+    tiny_vgg16: Network,
     tmp_path: Path,
     parameters: dict[str, Any],
     at: int,
 ) -> None:
     inputs, spec, file = StyleInputs(photo, [painting]), parse_spec(parameters), tmp_path / "c"
-    whole = stylize(inputs, spec, vgg16)
+    whole = stylize(inputs, spec, tiny_vgg16)
     with pytest.raises(Killed):
-        stylize(inputs, spec, vgg16, _save_and_die(file, at))
+        stylize(inputs, spec, tiny_vgg16, _save_and_die(file, at))
     seen: list[int] = []
     resumed = stylize(
         inputs,
         spec,
-        vgg16,
+        tiny_vgg16,
         record(seen, lambda event: event.progress.iteration),
         resume=checkpoint.load(file),
     )
@@ -85,7 +85,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
 
 
 def test_a_scale_that_ended_early_is_not_continued(
-    photo: Image.Image, vgg16: Network, tmp_path: Path
+    photo: Image.Image, tiny_vgg16: Network, tmp_path: Path
 ) -> None:
     """The painting is the photo, so the scale ends early at the end of its first window."""
     inputs, spec, file = (
@@ -101,8 +101,8 @@ def test_a_scale_that_ended_early_is_not_continued(
             assert event.checkpoint().save(file)
         return Control.CONTINUE
 
-    whole = stylize(inputs, spec, vgg16, save_when_it_ends)
-    resumed = stylize(inputs, spec, vgg16, resume=checkpoint.load(file))
+    whole = stylize(inputs, spec, tiny_vgg16, save_when_it_ends)
+    resumed = stylize(inputs, spec, tiny_vgg16, resume=checkpoint.load(file))
 
     assert (resumed.iterations, resumed.picture.tobytes()) == (
         whole.iterations,
@@ -111,7 +111,7 @@ def test_a_scale_that_ended_early_is_not_continued(
 
 
 def test_seconds_and_progress_continue_after_a_resume(
-    record: Any, photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
+    record: Any, photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, tmp_path: Path
 ) -> None:
     before: list[float] = []
     after: list[float] = []
@@ -121,13 +121,13 @@ def test_seconds_and_progress_continue_after_a_resume(
         before.append(event.progress.value)
         return Control(stop=event.progress.iteration == 15 and event.checkpoint().save(file))
 
-    seconds = stylize(inputs, spec, vgg16, save_and_stop).seconds
+    seconds = stylize(inputs, spec, tiny_vgg16, save_and_stop).seconds
     loaded = checkpoint.load(file)
     assert loaded is not None
     stylize(
         inputs,
         spec,
-        vgg16,
+        tiny_vgg16,
         record(after, lambda event: event.progress.value),
         resume=loaded,
     )
@@ -137,7 +137,7 @@ def test_seconds_and_progress_continue_after_a_resume(
 
 
 def test_a_run_with_another_route_continues_from_the_image(
-    record: Any, photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
+    record: Any, photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, tmp_path: Path
 ) -> None:
     """As on another machine with less memory: only the image is reusable."""
     large = photo.resize((320, 240))
@@ -148,16 +148,16 @@ def test_a_run_with_another_route_continues_from_the_image(
     )
     first: list[float] = []
     with pytest.raises(Killed):
-        stylize(inputs, spec, vgg16, _save_and_die(file, 2))
-    planner = Planner(vgg16)
+        stylize(inputs, spec, tiny_vgg16, _save_and_die(file, 2))
+    planner = Planner(tiny_vgg16)
     roomy = planner.plan(large.size, [painting.size], inputs.fit_spec(spec))
     smaller = planner.shrink(roomy.scales[0], [painting.size], spec)
     assert smaller is not None
-    cramped = Planner(vgg16, free_bytes=int(smaller.memory_bytes / USABLE) + 1)
+    cramped = Planner(tiny_vgg16, free_bytes=int(smaller.memory_bytes / USABLE) + 1)
     resumed = stylize(
         inputs,
         spec,
-        vgg16,
+        tiny_vgg16,
         record(first, lambda event: event.progress.losses["total"]),
         cramped,
         resume=checkpoint.load(file),
@@ -172,7 +172,7 @@ def test_a_run_with_another_route_continues_from_the_image(
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_a_checkpoint_from_before_a_spec_update_is_continued_with_the_new_weights(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path, optimizer: str
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, tmp_path: Path, optimizer: str
 ) -> None:
     """To the same bits as a run that was updated there.
 
@@ -185,9 +185,9 @@ def test_a_checkpoint_from_before_a_spec_update_is_continued_with_the_new_weight
     )
     strong = spec.for_pictures().with_updates({"strength": 0.9})
     with pytest.raises(Killed):
-        stylize(inputs, spec, vgg16, _save_and_die(file, 8))
-    updated = stylize(inputs, spec, vgg16, _update_at(8, strong))
-    before = stylize(inputs, strong, vgg16, resume=checkpoint.load(file))
+        stylize(inputs, spec, tiny_vgg16, _save_and_die(file, 8))
+    updated = stylize(inputs, spec, tiny_vgg16, _update_at(8, strong))
+    before = stylize(inputs, strong, tiny_vgg16, resume=checkpoint.load(file))
 
     def update_and_die(event: StepEvent) -> Control:
         _save_and_die(file, 15)(event)
@@ -195,8 +195,8 @@ def test_a_checkpoint_from_before_a_spec_update_is_continued_with_the_new_weight
         return control
 
     with pytest.raises(Killed):
-        stylize(inputs, spec, vgg16, update_and_die)
-    after = stylize(inputs, strong, vgg16, resume=checkpoint.load(file))
+        stylize(inputs, spec, tiny_vgg16, update_and_die)
+    after = stylize(inputs, strong, tiny_vgg16, resume=checkpoint.load(file))
 
     assert len({one.picture.tobytes() for one in (updated, before, after)}) == 1
     assert [
@@ -206,29 +206,29 @@ def test_a_checkpoint_from_before_a_spec_update_is_continued_with_the_new_weight
 
 
 def test_a_checkpoint_of_another_network_is_ignored(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, tmp_path: Path
 ) -> None:
     inputs, spec, file = StyleInputs(photo, [painting]), parse_spec(PARAMETERS), tmp_path / "c"
     with pytest.raises(Killed):
-        stylize(inputs, spec, vgg16, _save_and_die(file, 15))
+        stylize(inputs, spec, tiny_vgg16, _save_and_die(file, 15))
     other = Network.__new__(Network)
-    other.__dict__.update(vgg16.__dict__, sha256="another")
+    other.__dict__.update(tiny_vgg16.__dict__, sha256="another")
 
     assert (
         stylize(inputs, spec, other, resume=checkpoint.load(file)).picture.tobytes()
-        == stylize(inputs, spec, vgg16).picture.tobytes()
+        == stylize(inputs, spec, tiny_vgg16).picture.tobytes()
     )
 
 
 def test_a_torn_file_is_not_loaded(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, tmp_path: Path
 ) -> None:
     file = tmp_path / "c"
     with pytest.raises(Killed):
         stylize(
             StyleInputs(photo, [painting]),
             parse_spec(PARAMETERS),
-            vgg16,
+            tiny_vgg16,
             _save_and_die(file, 5),
         )
     whole = file.read_bytes()
@@ -246,7 +246,7 @@ def test_a_torn_file_is_not_loaded(
 
 
 def test_a_reader_that_takes_too_long_gets_an_invalid_file(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, tmp_path: Path
 ) -> None:
     """The run does not wait longer, so the file may mix two iterations."""
     kept: list[Checkpoint] = []
@@ -256,7 +256,7 @@ def test_a_reader_that_takes_too_long_gets_an_invalid_file(
             kept.append(event.checkpoint())
         return Control.CONTINUE
 
-    stylize(StyleInputs(photo, [painting]), parse_spec(PARAMETERS), vgg16, keep_checkpoint)
+    stylize(StyleInputs(photo, [painting]), parse_spec(PARAMETERS), tiny_vgg16, keep_checkpoint)
 
     assert not kept[0].save(tmp_path / "c")
 
