@@ -299,6 +299,18 @@ class StyleSpec(BaseModel):
         return self.model_copy(update={"style_weights": [share / sum(shares) for share in shares]})
 
 
+class SpecUpdate(BaseModel):
+    """A change of weights that a run has applied: after which iteration, and the changed
+    parameters.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    iteration: int
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
 def _each_of(paintings: int) -> str:
     return "the one painting" if paintings == 1 else f"each of the {paintings} paintings"
 

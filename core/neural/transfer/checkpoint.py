@@ -17,6 +17,7 @@ from torch import Tensor
 
 from core.neural.transfer.optimize import SharedSnapshot
 from core.neural.transfer.planner import Route
+from core.style.spec import SpecUpdate
 
 # A file of another format is not read: the run then starts again.
 _FORMAT = 3
@@ -36,17 +37,6 @@ _UNREADABLE = (
 
 
 @dataclass(frozen=True)
-class AppliedUpdate:
-    """A change of weights during a run: the iteration after which it was applied, and the changed
-    parameters.
-    """
-
-    iteration: int
-    before: dict[str, Any]
-    after: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class CheckpointHeader:
     """The position of a run, without its tensors."""
 
@@ -59,7 +49,7 @@ class CheckpointHeader:
     routes: list[Route]  # of each scale
     network: str  # digest of its weights, and its precision
     weights: dict[str, Any]  # the updatable parameters with which the image was made
-    spec_updates: list[AppliedUpdate]  # so far
+    spec_updates: list[SpecUpdate]  # so far
 
 
 class Checkpoint:
@@ -79,11 +69,9 @@ class Checkpoint:
         The file is not synced to disk (fsync) when this returns. `load` detects a file that a power
         cut has torn.
         """
-        content = {
-            "format": _FORMAT,
-            "header": asdict(self.header),
-            "tensors": dict(self.tensors),
-        }
+        header = asdict(self.header)
+        header["spec_updates"] = [update.model_dump() for update in self.header.spec_updates]
+        content = {"format": _FORMAT, "header": header, "tensors": dict(self.tensors)}
         try:
             torch.save(content, file)
         finally:
@@ -105,7 +93,7 @@ def load(file: Path) -> Checkpoint | None:
             return None
         header = content["header"]
         routes = [Route(**route) for route in header.pop("routes")]
-        spec_updates = [AppliedUpdate(**update) for update in header.pop("spec_updates")]
+        spec_updates = [SpecUpdate(**update) for update in header.pop("spec_updates")]
         return Checkpoint(
             CheckpointHeader(routes=routes, spec_updates=spec_updates, **header),
             SharedSnapshot(content["tensors"]),

@@ -24,7 +24,9 @@ STEP = math.sqrt(2)  # ratio of two neighboring scales
 
 @dataclass(frozen=True)
 class _Start:
-    """What a kind of start changes: factors of the iterations, and whether coarser scales are skipped."""
+    """What a kind of start changes: factors of the iterations, and whether coarser scales are
+    skipped.
+    """
 
     coarsest: float = 1  # at the coarsest of several scales
     only: int = 1  # at the only scale

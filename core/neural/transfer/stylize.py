@@ -17,13 +17,13 @@ from torch import Tensor
 from core import errors
 from core.neural import device
 from core.neural.transfer import pixels
-from core.neural.transfer.checkpoint import AppliedUpdate, Checkpoint, CheckpointHeader
+from core.neural.transfer.checkpoint import Checkpoint, CheckpointHeader
 from core.neural.transfer.inputs import ScaleTarget, StyleInputs
 from core.neural.transfer.objective import Losses
 from core.neural.transfer.optimize import LBFGS, Adam
 from core.neural.transfer.planner import Plan, PlannedScale, Planner
 from core.neural.vgg import Network
-from core.style.spec import StyleSpec
+from core.style.spec import SpecUpdate, StyleSpec
 
 # A scale ends early when a window of ten iterations lowers the loss by less than this share.
 _MIN_GAIN = 1e-3
@@ -50,7 +50,7 @@ class RunProgress:
     seconds: float
     iterations_per_second: float
     seconds_left: float
-    spec_updates: tuple[AppliedUpdate, ...] = ()
+    spec_updates: tuple[SpecUpdate, ...] = ()
 
     @property
     def value(self) -> float:
@@ -106,7 +106,7 @@ class StyleResult:
     stopped: bool
     plan: Plan
     spec: StyleSpec  # at the end of the run
-    spec_updates: tuple[AppliedUpdate, ...]
+    spec_updates: tuple[SpecUpdate, ...]
 
 
 def stylize(
@@ -165,7 +165,7 @@ class _Run:
         self._losses: dict[str, float] = {}
         self._done = 0  # iterations of the current scale that `_image` has behind it
         self._window_loss = float("inf")  # the loss at the end of the last window
-        self._spec_updates: tuple[AppliedUpdate, ...] = ()
+        self._spec_updates: tuple[SpecUpdate, ...] = ()
         self._resume = resume
         if resume is not None:
             self._image = resume.tensors["image"].to(network.device)
@@ -328,10 +328,10 @@ class _Run:
         """
         after = self._spec.weights
         changed = [name for name in after if after[name] != before[name]]
-        update = AppliedUpdate(
-            self._tracker.iteration,
-            {name: before[name] for name in changed},
-            {name: after[name] for name in changed},
+        update = SpecUpdate(
+            iteration=self._tracker.iteration,
+            before={name: before[name] for name in changed},
+            after={name: after[name] for name in changed},
         )
         self._spec_updates = (*self._spec_updates, update)
         self._window_loss = float("inf")  # losses of two functions cannot be compared
