@@ -1,7 +1,8 @@
-"""Everything about one card in one run of a few minutes, without a network: python bench/gpu.py [WEIGHTS].
+"""Measures one card in a few minutes, without internet access: python bench/gpu.py [WEIGHTS].
 
-WEIGHTS is a cache file of VGG-16 or VGG-19 (`impasto weights list` names them); without it the weights are random, and
-speeds the same. Checks the card against the CPU in float32, then prints one table. bench/README.md.
+WEIGHTS is a cache file of VGG-16 or VGG-19 (`impasto weights list` names them). Without it the
+weights are random; the speed is the same. Checks the card against the CPU in float32, then prints
+one table. bench/README.md.
 """
 
 import time
@@ -23,7 +24,7 @@ from core.neural.weights.cache import DTYPES, Precision, WeightsCache, random_pa
 from core.style.spec import StyleSpec
 from core.style.vgg_layers import Architecture, convolutions
 
-BUDGET_SECONDS = 420  # no section begins later
+BUDGET_SECONDS = 420  # no section starts later
 
 Row = tuple[str, str]
 _ARCHITECTURES: dict[str, Architecture] = {"vgg16": "vgg16", "vgg19": "vgg19"}
@@ -41,7 +42,9 @@ class Card:
         )
 
     def flops(self, height: int, width: int) -> float:
-        """Of an evaluation: to relu5_1 and back."""
+        """Operations of an evaluation, to relu5_1 and back: 2 per multiplication, forward and
+        backward.
+        """
         rows = [row for row in convolutions(self.fast.architecture) if row.layer <= "relu5_1"]
         return sum(
             2 * 2 * 9 * row.inputs * row.outputs * height * width / stride(row.layer) ** 2
@@ -59,34 +62,39 @@ def _network(weights: Path | None, device: str, precision: Precision) -> Network
 
 
 def correctness(card: Card) -> Iterator[Row]:
-    """The gradient on the card against the CPU in float32; ten iterations of each."""
-    subject, spec = _samples(192), StyleSpec(size=192, scales=1)
-    photo, objective = subject.objective(spec, card.cpu)
+    """The gradient on the card, compared with the CPU in float32, and the loss after ten
+    iterations.
+    """
+    inputs, spec = _samples(192), StyleSpec(size=192, scales=1)
+    photo, objective = inputs.objective(spec, card.cpu)
     image = photo.flip(3)
-    _, right = objective.with_gradient(image)
+    _, expected = objective.value_and_gradient(image)
     *_, (_, losses) = (
-        pair for _, pair in zip(range(10), LBFGS(objective.with_gradient, photo), strict=False)
+        pair for _, pair in zip(range(10), LBFGS(objective.value_and_gradient, photo), strict=False)
     )
     for name, network in (
         ("float32", card.exact),
         (str(card.fast.dtype).removeprefix("torch."), card.fast),
     ):
-        photo, objective = subject.objective(spec, network)
-        found = objective.with_gradient(image.to(card.device))[1].cpu()
+        photo, objective = inputs.objective(spec, network)
+        actual = objective.value_and_gradient(image.to(card.device))[1].cpu()
         yield (
             f"gradient, {name}: relative difference from the CPU",
-            f"{float((found - right).norm() / right.norm()):.1e}",
+            f"{float((actual - expected).norm() / expected.norm()):.1e}",
         )
         *_, (_, ours) = (
-            pair for _, pair in zip(range(10), LBFGS(objective.with_gradient, photo), strict=False)
+            pair
+            for _, pair in zip(range(10), LBFGS(objective.value_and_gradient, photo), strict=False)
         )
         yield (
             f"loss after 10 iterations, {name} / CPU",
             f"{float(ours.total) / float(losses.total):.4f}",
         )
-    _, whole = subject.objective(spec, card.exact)
-    _, tiled = subject.objective(spec, card.exact, 64)
-    one, many = (objective.with_gradient(image.to(card.device))[1] for objective in (whole, tiled))
+    _, whole = inputs.objective(spec, card.exact)
+    _, tiled = inputs.objective(spec, card.exact, 64)
+    one, many = (
+        objective.value_and_gradient(image.to(card.device))[1] for objective in (whole, tiled)
+    )
     yield (
         "gradient in tiles of 64 px, float32: relative difference",
         f"{float((many - one).norm() / one.norm()):.1e}",
@@ -94,20 +102,20 @@ def correctness(card: Card) -> Iterator[Row]:
 
 
 def rates(card: Card) -> Iterator[Row]:
-    """Multiplication alone, then iterations beside what they could be."""
+    """The rate of a matrix product, and iterations compared with their lower bound."""
     side = 8192 if card.device.type == "cuda" else 1024
     matrix = torch.rand(side, side, device=card.device).to(card.fast.dtype)
     peak = 2 * side**3 / seconds_of(partial(torch.mm, matrix, matrix), 5)
     yield f"matrix product, {card.fast.dtype}", f"{peak / 1e12:.1f} TFLOP/s"
     for size in (256, 512, 1024, 2048) if card.device.type == "cuda" else (256,):
-        subject, spec = _samples(size), StyleSpec(size=size, scales=1)
-        photo, objective = subject.objective(spec, card.fast)
-        evaluation = seconds_of(partial(objective.with_gradient, photo))
-        iterates = LBFGS(objective.with_gradient, photo)
+        inputs, spec = _samples(size), StyleSpec(size=size, scales=1)
+        photo, objective = inputs.objective(spec, card.fast)
+        evaluation = seconds_of(partial(objective.value_and_gradient, photo))
+        iterates = LBFGS(objective.value_and_gradient, photo)
         iteration = seconds_of(lambda iterates=iterates: next(iterates))  # type: ignore[misc]
         least, flops = floor(card.fast, photo), card.flops(photo.shape[2], photo.shape[3])
         stock = seconds_of(
-            partial(Peer(card.exact, subject.content, subject.styles[0]).gradient, photo), 3
+            partial(Peer(card.exact, inputs.content, inputs.styles[0]).gradient, photo), 3
         )
         yield f"{size} px: iterations a second", f"{1 / iteration:.1f}"
         yield (
@@ -118,7 +126,7 @@ def rates(card: Card) -> Iterator[Row]:
         if card.device.type == "cuda":
             yield (
                 f"{size} px: evaluation as a CUDA graph",
-                _graphed(partial(objective.with_gradient, photo)),
+                _graphed(partial(objective.value_and_gradient, photo)),
             )
 
 
@@ -136,17 +144,17 @@ def _graphed(step: Callable[[], object]) -> str:
 
 
 def autotune(card: Card) -> Iterator[Row]:
-    """Whether cuDNN's own search for algorithms pays."""
+    """An evaluation with and without cuDNN's search for algorithms."""
     if card.device.type != "cuda":
         return
     photo, objective = _samples(512).objective(StyleSpec(size=512, scales=1), card.fast)
-    usual = seconds_of(partial(objective.with_gradient, photo))
+    default = seconds_of(partial(objective.value_and_gradient, photo))
     torch.backends.cudnn.benchmark = True
-    tuned = seconds_of(partial(objective.with_gradient, photo))
+    tuned = seconds_of(partial(objective.value_and_gradient, photo))
     torch.backends.cudnn.benchmark = False
     yield (
         "512 px: evaluation with cuDNN's search on / off",
-        f"{tuned * 1e3:.1f} / {usual * 1e3:.1f} ms",
+        f"{tuned * 1e3:.1f} / {default * 1e3:.1f} ms",
     )
 
 
@@ -155,7 +163,7 @@ def _evaluate(card: Card, image: torch.Tensor, layers: list[str]) -> None:
 
 
 def batches(card: Card) -> Iterator[Row]:
-    """Several pictures of one size at once: the network's part of an evaluation."""
+    """Several pictures of one size in one batch: the network's part of an evaluation."""
     layers = [*FILTERS, "relu4_2"]
     for size in (256, 512) if card.device.type == "cuda" else (128,):
         alone = 0.0
@@ -164,20 +172,20 @@ def batches(card: Card) -> Iterator[Row]:
             seconds = seconds_of(partial(_evaluate, card, image, layers))
             alone = alone or seconds
             yield (
-                f"{size} px: {count} at once, each against alone",
+                f"{size} px: batch of {count}, time per picture / alone",
                 f"x{seconds / count / alone:.2f}",
             )
 
 
 def recipe(card: Card) -> Iterator[Row]:
-    """The default against neural-style-pt's, at 512 px."""
+    """The default and neural-style-pt's recipe, at 512 px."""
     size, iterations = (512, 500) if card.device.type == "cuda" else (128, 10)
-    subject = _samples(size)
-    other = Peer(card.exact, subject.content, subject.styles[0])
+    inputs = _samples(size)
+    other = Peer(card.exact, inputs.content, inputs.styles[0])
     spec = other.spec(size)
-    stylize(subject, spec.model_copy(update={"iterations": 2}), card.fast)  # to warm up
-    ours, mine = _timed(lambda: stylize(subject, spec, card.fast).picture)
-    theirs, yours = _timed(lambda: other.painted(iterations))
+    stylize(inputs, spec.model_copy(update={"iterations": 2}), card.fast)  # to warm up
+    ours, mine = _timed(lambda: stylize(inputs, spec, card.fast).picture)
+    theirs, yours = _timed(lambda: other.stylize(iterations))
     yield (
         f"{size} px: the default's seconds, delivered loss",
         f"{ours:.1f}, {other.delivered(mine):.2f}",
@@ -188,15 +196,15 @@ def recipe(card: Card) -> Iterator[Row]:
     )
 
 
-def _timed(paint: Callable[[], Image.Image]) -> tuple[float, Image.Image]:
+def _timed(step: Callable[[], Image.Image]) -> tuple[float, Image.Image]:
     began = time.perf_counter()
-    picture = paint()
+    picture = step()
     wait()
     return time.perf_counter() - began, picture
 
 
 def memory(card: Card) -> Iterator[Row]:
-    """Peaks, and what the plan said, on a card cut down to 12 GB."""
+    """Peak and planned memory, on a card limited to 12 GB."""
     if card.device.type != "cuda":
         return
     total = torch.cuda.get_device_properties(card.device).total_memory
@@ -209,23 +217,22 @@ def memory(card: Card) -> Iterator[Row]:
     for size in (1024, 2048, 4096, 8192):
         try:
             yield _two_iterations(card, planner, size)
-        except Exception as error:  # a table with a hole says more than none
+        except Exception as error:  # one missing row must not lose the table
             yield f"{size} px", f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
     torch.cuda.set_per_process_memory_fraction(1.0, card.device)
 
 
 def _two_iterations(card: Card, planner: Planner, size: int) -> Row:
-    """In a function of its own: nothing of one size is left when the next is measured."""
+    """Measure one size. A separate function, so that all its memory is freed before the next size."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(card.device)
-    subject, spec = _samples(size), StyleSpec(size=size, scales=1, iterations=12)
-    leg = planner.plan(subject.content.size, [subject.styles[0].size], subject.fitted(spec)).legs[
-        -1
-    ]
+    inputs, spec = _samples(size), StyleSpec(size=size, scales=1, iterations=12)
+    plan = planner.plan(inputs.content.size, [inputs.styles[0].size], inputs.fit_spec(spec))
+    planned = plan.scales[-1]
     before = torch.cuda.memory_allocated(card.device)
-    photo, objective = subject.objective(spec, card.fast, leg.route.tile_px)
-    host = torch.device("cpu") if leg.route.history_on_host else None
-    iterates = LBFGS(objective.with_gradient, photo, leg.route.history, host)
+    photo, objective = inputs.objective(spec, card.fast, planned.route.tile_px)
+    host = torch.device("cpu") if planned.route.history_on_host else None
+    iterates = LBFGS(objective.value_and_gradient, photo, planned.route.history, host)
     next(iterates)
     wait()
     began = time.perf_counter()
@@ -233,8 +240,9 @@ def _two_iterations(card: Card, planner: Planner, size: int) -> Row:
     wait()
     seconds = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated(card.device) - before
-    found = f"{peak / 1e9:.2f} / {leg.memory_bytes / 1e9:.2f} GB; {seconds:.2f} / {leg.iteration_seconds:.2f} s"
-    return f"{size} px, {leg.route}: found / planned", found
+    memory = f"{peak / 1e9:.2f} / {planned.memory_bytes / 1e9:.2f} GB"
+    time_taken = f"{seconds:.2f} / {planned.iteration_seconds:.2f} s"
+    return f"{size} px, {planned.route}: measured / planned", f"{memory}; {time_taken}"
 
 
 def _samples(size: int) -> Pair:
@@ -248,22 +256,23 @@ def _samples(size: int) -> Pair:
 @click.option(
     "--device",
     default="cuda",
-    help="cuda, mps; cpu runs a small part, to see that the command itself is whole.",
+    help="cuda or mps; cpu runs a small part, to test the command itself.",
 )
 def main(weights: Path | None, device: str) -> None:
     """Measure a card."""
     card, began = Card(device, weights), time.monotonic()
     name = torch.cuda.get_device_name() if card.device.type == "cuda" else device
     click.echo(
-        f"{name}, torch {torch.__version__}, {card.fast.architecture}, {'real' if weights else 'random'} weights\n"
+        f"{name}, torch {torch.__version__}, {card.fast.architecture}, "
+        f"{'real' if weights else 'random'} weights\n"
     )
     click.echo("| | |\n|---|---|")
     for section in (correctness, rates, autotune, batches, memory, recipe):
         if time.monotonic() - began > BUDGET_SECONDS:
-            click.echo(f"| {section.__name__} | left out: the time is up |")
+            click.echo(f"| {section.__name__} | skipped: the time is up |")
             continue
-        for label, found in section(card):
-            click.echo(f"| {label} | {found} |")
+        for label, value in section(card):
+            click.echo(f"| {label} | {value} |")
 
 
 if __name__ == "__main__":

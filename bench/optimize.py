@@ -1,4 +1,4 @@
-"""How fast the optimisation is, how good the picture that comes out, and in how much memory. bench/README.md."""
+"""Measures the optimization: speed, quality of the result, and memory. bench/README.md."""
 
 import statistics
 import subprocess
@@ -39,14 +39,17 @@ class Pair(StyleInputs):
     def objective(
         self, spec: StyleSpec, network: Network, tile_px: int | None = None
     ) -> tuple[Tensor, Objective]:
-        """At full size."""
+        """The photo as an image (1, 3, H, W), and the objective, both at full size."""
         scale = schedule(spec, *self.content.size)[-1]
-        scene = self.at(scale, self.fitted(spec), network, tile_px)
-        return scene.photo, scene.objective
+        target = self.target_at(scale, self.fit_spec(spec), network, tile_px)
+        return target.photo, target.objective
 
 
 def pair(content: Path, style: Path, size: int) -> Pair:
-    """From two files; a picture smaller than `size` is enlarged, so that every size can be measured."""
+    """Read two files.
+
+    A picture smaller than `size` is enlarged, so that every size can be measured.
+    """
     photo, painting = (codec.decode(path.read_bytes()) for path in (content, style))
     return Pair(_scaled(photo, size), [_scaled(painting, size)])
 
@@ -59,19 +62,19 @@ def _scaled(picture: Image.Image, size: int) -> Image.Image:
 
 
 def seconds_of(step: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """The median of some rounds, after one to warm up."""
+    """The median seconds of some rounds, after one to warm up."""
     step()
-    found = []
+    seconds = []
     for _ in range(rounds):
         began = time.perf_counter()
         step()
         wait()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 def wait() -> None:
-    """Until the device, if there is one beside the CPU, has done all that it was given."""
+    """Wait until a device beside the CPU, if there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     elif torch.backends.mps.is_available():
@@ -80,22 +83,22 @@ def wait() -> None:
 
 @torch.no_grad()
 def floor(network: Network, image: Tensor) -> float:
-    """Seconds of the convolutions alone, to relu5_1 and back: nothing with this network can be faster."""
+    """Seconds of the convolutions alone, to relu5_1 and back: a lower bound for this network."""
     total = 0.0
     height, width = image.shape[2:]
-    for row, (weight, bias), turned in zip(
-        network._row, network._parameters, network._turned, strict=True
+    for conv, (weight, bias), backward_weight in zip(
+        network._convolutions, network._parameters, network._backward_weights, strict=True
     ):
-        size = (height // stride(row.layer), width // stride(row.layer))
+        size = (height // stride(conv.layer), width // stride(conv.layer))
         ahead, back = (
             torch.rand(1, filters, *size, device=network.device)
             .to(network.dtype)
             .contiguous(memory_format=torch.channels_last)
-            for filters in (row.inputs, row.outputs)
+            for filters in (conv.inputs, conv.outputs)
         )
         total += seconds_of(partial(functional.conv2d, ahead, weight, bias, padding=1))
-        total += seconds_of(partial(functional.conv2d, back, turned, padding=1))
-        if row.layer == "relu5_1":
+        total += seconds_of(partial(functional.conv2d, back, backward_weight, padding=1))
+        if conv.layer == "relu5_1":
             break
     return total
 
@@ -117,7 +120,7 @@ pictures = [
 
 
 def with_pictures(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that most commands have."""
+    """Add the options for the two pictures and the model."""
     for option in pictures:
         command = option(command)
     return command
@@ -130,17 +133,18 @@ def _network(model: ModelName, precision: Precision = "auto") -> Network:
 @main.command()
 @with_pictures
 def speed(content: Path, style: Path, model: ModelName) -> None:
-    """Iterations per second: stock autograd, ours in float32 and as shipped, and the floor."""
+    """Iterations per second: plain autograd, ours in float32 and as shipped, and the lower bound."""
     shipped, exact = _network(model), _network(model, "float32")
     click.echo(
-        "| px | autograd, float32 | ours, float32 | ours, as shipped | convolutions alone | share of the floor |"
+        "| px | autograd, float32 | ours, float32 | ours, as shipped | convolutions alone "
+        "| share of the bound |"
     )
     click.echo("|---|---|---|---|---|---|")
     for size in (256, 512, 1024):
-        subject, spec = pair(content, style, size), StyleSpec(size=size, scales=1)
-        photo, objective = subject.objective(spec, shipped)
-        _, objective32 = subject.objective(spec, exact)
-        peer = Peer(exact, subject.content, subject.styles[0])
+        inputs, spec = pair(content, style, size), StyleSpec(size=size, scales=1)
+        photo, objective = inputs.objective(spec, shipped)
+        _, objective32 = inputs.objective(spec, exact)
+        peer = Peer(exact, inputs.content, inputs.styles[0])
         rounds = 3 if size == 1024 else ROUNDS
         rates = [
             1 / seconds_of(step, rounds)
@@ -150,13 +154,13 @@ def speed(content: Path, style: Path, model: ModelName) -> None:
                 _iteration(objective, photo),
             )
         ]
-        least = 1 / floor(shipped, photo)
-        row = " | ".join(f"{rate:.2f}" for rate in (*rates, least))
-        click.echo(f"| {size} | {row} | {rates[2] / least:.0%} |")
+        bound = 1 / floor(shipped, photo)
+        row = " | ".join(f"{rate:.2f}" for rate in (*rates, bound))
+        click.echo(f"| {size} | {row} | {rates[2] / bound:.0%} |")
 
 
 def _iteration(objective: Objective, photo: Tensor) -> Callable[[], object]:
-    iterates = LBFGS(objective.with_gradient, photo)
+    iterates = LBFGS(objective.value_and_gradient, photo)
     return lambda: next(iterates)
 
 
@@ -165,10 +169,10 @@ def _iteration(objective: Objective, photo: Tensor) -> Callable[[], object]:
 @click.option("--size", default=256)
 def precision(content: Path, style: Path, model: ModelName, size: int) -> None:
     """Iterations per second in each precision, on this device."""
-    subject, spec = pair(content, style, size), StyleSpec(size=size, scales=1)
+    inputs, spec = pair(content, style, size), StyleSpec(size=size, scales=1)
     click.echo("| precision | it/s |\n|---|---|")
     for name in ("float32", "bfloat16", "float16"):
-        photo, objective = subject.objective(spec, _network(model, name))
+        photo, objective = inputs.objective(spec, _network(model, name))
         click.echo(f"| {name} | {1 / seconds_of(_iteration(objective, photo), 3):.2f} |")
 
 
@@ -176,33 +180,33 @@ def precision(content: Path, style: Path, model: ModelName, size: int) -> None:
 @with_pictures
 @click.option("--size", default=256)
 def recipes(content: Path, style: Path, model: ModelName, size: int) -> None:
-    """Seconds and delivered loss of several ways to minimise the default objective."""
+    """Seconds and delivered loss of several ways to minimize the default objective."""
     shipped, exact = _network(model), _network(model, "float32")
-    subject = pair(content, style, size)
-    one = parse_spec({"size": size, "scales": 1, "iterations": 300})
+    inputs = pair(content, style, size)
+    one_scale = parse_spec({"size": size, "scales": 1, "iterations": 300})
 
     def usual() -> Image.Image:
-        photo, objective = subject.objective(one, shipped)
+        photo, objective = inputs.objective(one_scale, shipped)
         return pixels.to_picture(_torch_lbfgs(objective, photo, 300))
 
     def ours(**parameters: object) -> Callable[[], Image.Image]:
-        spec = one.model_copy(update=parameters)
-        return lambda: stylize(subject, spec, shipped).picture
+        spec = one_scale.model_copy(update=parameters)
+        return lambda: stylize(inputs, spec, shipped).picture
 
     rows: dict[str, Callable[[], Image.Image]] = {
         "300 it, torch's L-BFGS unbounded, clamped at the end": usual,
         "300 it, Adam, clamped each step": ours(optimizer="adam"),
         "300 it, L-BFGS inside [0, 1]": ours(),
         "100 it, L-BFGS inside [0, 1]": ours(iterations=100),
-        f"coarse to fine {_ladder(subject, size)}: the default": ours(scales=0, iterations=0),
+        f"coarse to fine {_ladder(inputs, size)}: the default": ours(scales=0, iterations=0),
     }
-    _, judge = subject.objective(one, exact)
+    _, reference = inputs.objective(one_scale, exact)
     click.echo("| recipe | seconds | delivered loss |\n|---|---|---|")
     for name, recipe in rows.items():
         began = time.monotonic()
         picture = recipe()
         seconds = time.monotonic() - began
-        loss = float(judge(pixels.to_image(picture).to(exact.device)).total)
+        loss = float(reference(pixels.to_image(picture).to(exact.device)).total)
         click.echo(f"| {name} | {seconds:.0f} | {loss:.3f} |")
 
 
@@ -213,15 +217,15 @@ def _torch_lbfgs(objective: Objective, image: Tensor, iterations: int) -> Tensor
     )
 
     def closure() -> float:
-        losses, leaf.grad = objective.with_gradient(leaf.detach())
+        losses, leaf.grad = objective.value_and_gradient(leaf.detach())
         return float(losses.total)
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return leaf.detach().clamp(0, 1)
 
 
-def _ladder(subject: Pair, size: int) -> str:
-    scales: list[Scale] = schedule(StyleSpec(size=size), *subject.content.size)
+def _ladder(inputs: Pair, size: int) -> str:
+    scales: list[Scale] = schedule(StyleSpec(size=size), *inputs.content.size)
     return ", ".join(f"{scale.iterations} at {scale.long_side}" for scale in scales)
 
 
@@ -230,16 +234,18 @@ def _ladder(subject: Pair, size: int) -> str:
 @click.option("--size", default=256)
 @click.option("--iterations", default=500)
 def peer(content: Path, style: Path, model: ModelName, size: int, iterations: int) -> None:
-    """neural-style-pt's recipe against our defaults on the same sum: seconds, delivered loss in its unit."""
+    """neural-style-pt's recipe and our defaults on the same loss: seconds, delivered loss in its
+    unit.
+    """
     shipped, exact = _network(model), _network(model, "float32")
-    subject = pair(content, style, size)
-    other = Peer(exact, subject.content, subject.styles[0])
+    inputs = pair(content, style, size)
+    other = Peer(exact, inputs.content, inputs.styles[0])
     spec = other.spec(size)
     click.echo("| | seconds | delivered loss |\n|---|---|---|")
     rows: dict[str, Callable[[], Image.Image]] = {
-        "ours, default": lambda: stylize(subject, spec, shipped).picture,
-        "ours, one scale, 100 it": lambda: stylize(subject, _one_scale(spec), shipped).picture,
-        f"neural-style-pt's recipe, {iterations} it": lambda: other.painted(iterations),
+        "ours, default": lambda: stylize(inputs, spec, shipped).picture,
+        "ours, one scale, 100 it": lambda: stylize(inputs, _one_scale(spec), shipped).picture,
+        f"neural-style-pt's recipe, {iterations} it": lambda: other.stylize(iterations),
     }
     for name, recipe in rows.items():
         began = time.monotonic()
@@ -256,36 +262,38 @@ def _one_scale(spec: StyleSpec) -> StyleSpec:
 @with_pictures
 @click.option("--size", default=256)
 def strength(content: Path, style: Path, model: ModelName, size: int) -> None:
-    """The result's content distance, sum (F - P)^2 / sum P^2, at five strengths: are the steps even?"""
-    network, subject = _network(model), pair(content, style, size)
+    """The content distance of the result, sum (F - P)^2 / sum P^2, at five strengths: are steps
+    even?
+    """
+    network, inputs = _network(model), pair(content, style, size)
     click.echo("| strength | content distance |\n|---|---|")
     for value in (0, 0.25, 0.5, 0.75, 1):
-        painted = stylize(subject, StyleSpec(size=size, strength=value), network)
-        click.echo(f"| {value} | {painted.losses['content']:.2f} |")
+        result = stylize(inputs, StyleSpec(size=size, strength=value), network)
+        click.echo(f"| {value} | {result.losses['content']:.2f} |")
 
 
 @main.command()
 @with_pictures
 @click.option("--size", default=1024)
 def tiled(content: Path, style: Path, model: ModelName, size: int) -> None:
-    """Error and cost of tiles, against the whole picture in one."""
+    """Error and cost of tiles, compared with the whole picture."""
     click.echo(
         "| tile px | gradient's relative difference, float32 | time, as shipped |\n|---|---|---|"
     )
-    subject, spec = pair(content, style, size), StyleSpec(size=size, scales=1)
+    inputs, spec = pair(content, style, size), StyleSpec(size=size, scales=1)
     shipped, exact = _network(model), _network(model, "float32")
-    whole = usual = None
+    whole = whole_seconds = None
     for side in (None, 1024, 512, 256):
         if side is not None and side >= size:
             continue
-        photo, objective = subject.objective(spec, exact, side)
-        gradient = objective.with_gradient(photo.flip(3))[1]
+        photo, objective = inputs.objective(spec, exact, side)
+        gradient = objective.value_and_gradient(photo.flip(3))[1]
         whole = gradient if whole is None else whole
-        _, fast = subject.objective(spec, shipped, side)
-        seconds = seconds_of(partial(fast.with_gradient, photo), 3)
-        usual = seconds if usual is None else usual
+        _, fast = inputs.objective(spec, shipped, side)
+        seconds = seconds_of(partial(fast.value_and_gradient, photo), 3)
+        whole_seconds = seconds if whole_seconds is None else whole_seconds
         difference = float((gradient - whole).norm() / whole.norm())
-        click.echo(f"| {side or 'whole'} | {difference:.1e} | x{seconds / usual:.2f} |")
+        click.echo(f"| {side or 'whole'} | {difference:.1e} | x{seconds / whole_seconds:.2f} |")
 
 
 @main.command()
@@ -295,9 +303,12 @@ def tiled(content: Path, style: Path, model: ModelName, size: int) -> None:
 def memory(
     content: Path, style: Path, model: ModelName, limit_gb: float, sizes: tuple[int, ...]
 ) -> None:
-    """The largest resident memory of a run of two iterations (a process each), and what the plan said."""
+    """The peak resident memory of a run of two iterations (one process each), and the planned
+    memory.
+    """
     click.echo(
-        "| px | limit, GB | route | planned, GB | resident before, GB | resident at most, GB | s/iteration |"
+        "| px | limit, GB | route | planned, GB | resident before, GB | peak resident, GB "
+        "| s/iteration |"
     )
     click.echo("|---|---|---|---|---|---|---|")
     for size in sizes or (512, 1024, 2048):
@@ -314,26 +325,23 @@ def memory(
 def one_run(content: Path, style: Path, model: ModelName, limit_gb: float, size: int) -> None:
     """One row of `memory`."""
     network = WeightsCache(Settings().weights_dir).load(model, "cpu", "auto")
-    subject = pair(content, style, size)
+    inputs = pair(content, style, size)
     spec = parse_spec({"size": size, "scales": 1, "iterations": 12})
     before, planner = _resident("VmRSS"), Planner(network, free_bytes=int(limit_gb * 1e9) or None)
-    leg = planner.plan(subject.content.size, [subject.styles[0].size], spec).legs[-1]
-    scene = subject.at(leg.scale, subject.fitted(spec), network, leg.route.tile_px)
-    photo, objective = scene.photo, scene.objective
+    planned = planner.plan(inputs.content.size, [inputs.styles[0].size], spec).scales[-1]
+    target = inputs.target_at(planned.scale, inputs.fit_spec(spec), network, planned.route.tile_px)
+    photo, objective = target.photo, target.objective
     began = time.monotonic()
-    list(islice(LBFGS(objective.with_gradient, photo, leg.route.history), 2))
+    list(islice(LBFGS(objective.value_and_gradient, photo, planned.route.history), 2))
     seconds = (time.monotonic() - began) / 3
-    route = f"{leg.route.tile_px or 'whole'}, {leg.route.history} pairs"
-    numbers = (
-        f"{leg.memory_bytes / 1e9:.2f} | {before:.2f} | {_resident('VmHWM'):.2f} | {seconds:.1f}"
-    )
-    click.echo(
-        f"| {leg.scale.width} x {leg.scale.height} | {limit_gb or 'free'} | {route} | {numbers} |"
-    )
+    route = f"{planned.route.tile_px or 'whole'}, {planned.route.history} pairs"
+    size_px = f"{planned.scale.width} x {planned.scale.height}"
+    gigabytes = f"{planned.memory_bytes / 1e9:.2f} | {before:.2f} | {_resident('VmHWM'):.2f}"
+    click.echo(f"| {size_px} | {limit_gb or 'free'} | {route} | {gigabytes} | {seconds:.1f} |")
 
 
 def _resident(field: str) -> float:
-    """GB, as Linux counts them."""
+    """A field of /proc/self/status, in GB."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status[field].split()[0]) * 1024 / 1e9
 

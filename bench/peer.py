@@ -1,7 +1,8 @@
-"""The usual way, to measure against: neural-style-pt's recipe, written down anew with stock autograd.
+"""The reference for comparisons: neural-style-pt's recipe, implemented again with plain autograd.
 
-Both pictures scaled to the long side beforehand, float32, the photo as first image, torch's L-BFGS without bounds, the
-result clamped at the end. Its unit: mean (F - P)^2 + 1e6 sum_l |G/M - A/M|^2 / N^4. Knows our network's weights only.
+Both pictures are scaled to the long side first. float32, the photo as initial image, torch's L-BFGS
+without bounds, the result clamped at the end. Its unit: mean (F - P)^2 + 1e6 sum_l |G/M - A/M|^2 /
+N^4. Uses only our network's weights.
 """
 
 import torch
@@ -19,10 +20,10 @@ STYLE_WEIGHT = 1e6
 
 
 class Peer:
-    """The peer's loss of images, and its optimisation."""
+    """The peer's loss and its optimization."""
 
     def __init__(self, network: Network, content: Image.Image, style: Image.Image) -> None:
-        """network: in float32."""
+        """network: must be in float32."""
         self._network = network
         self._photo = pixels.to_image(content).to(network.device)
         with torch.no_grad():
@@ -31,7 +32,7 @@ class Peer:
             self._grams = {layer: _gram(painting[layer]) for layer in FILTERS}
 
     def spec(self, size: int) -> StyleSpec:
-        """The same sum, as our parameters say it."""
+        """The same loss in our parameters."""
         return parse_spec(
             {
                 "size": size,
@@ -43,25 +44,21 @@ class Peer:
         )
 
     def loss(self, image: Tensor) -> Tensor:
-        """Of an image (1, 3, H, W), in the peer's unit."""
+        """The loss of an image (1, 3, H, W), in the peer's unit."""
         features = self._features(image)
         loss = (features[CONTENT] - self._content).square().mean()
         for layer, filters in FILTERS.items():
-            loss = (
-                loss
-                + STYLE_WEIGHT
-                * (_gram(features[layer]) - self._grams[layer]).square().sum()
-                / filters**4
-            )
+            distance = (_gram(features[layer]) - self._grams[layer]).square().sum()
+            loss = loss + STYLE_WEIGHT * distance / filters**4
         return loss
 
     @torch.no_grad()
     def delivered(self, picture: Image.Image) -> float:
-        """Of an 8-bit picture."""
+        """The loss of an 8-bit picture."""
         return float(self.loss(pixels.to_image(picture).to(self._network.device)))
 
-    def painted(self, iterations: int) -> Image.Image:
-        """The peer's result."""
+    def stylize(self, iterations: int) -> Image.Image:
+        """The peer's result after some iterations of L-BFGS."""
         image = self._photo.clone().requires_grad_()
         optimizer = torch.optim.LBFGS(
             [image], max_iter=iterations, history_size=100, tolerance_change=-1, tolerance_grad=-1
@@ -70,31 +67,35 @@ class Peer:
         def closure() -> float:
             loss = self.loss(image)
             (gradient,) = torch.autograd.grad(loss, image)
-            image.grad = gradient.contiguous()  # torch's L-BFGS takes no other layout
+            image.grad = gradient.contiguous()  # torch's L-BFGS accepts no other layout
             return float(loss.detach())
 
         optimizer.step(closure)  # type: ignore[no-untyped-call]
         return pixels.to_picture(image)
 
     def gradient(self, image: Tensor) -> Tensor:
-        """One evaluation, for the stopwatch."""
+        """One evaluation, to be timed."""
         leaf = image.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(self.loss(leaf), leaf)
         return gradient
 
     def _features(self, image: Tensor) -> dict[str, Tensor]:
-        mean, std = (torch.tensor(row, device=image.device).view(1, 3, 1, 1) for row in (MEAN, STD))
-        x, found = (image - mean) / std, {}
-        for row, (weight, bias) in zip(self._network._row, self._network._parameters, strict=True):
-            if row.pooled:
+        mean, std = (
+            torch.tensor(color, device=image.device).view(1, 3, 1, 1) for color in (MEAN, STD)
+        )
+        x, features = (image - mean) / std, {}
+        for conv, (weight, bias) in zip(
+            self._network._convolutions, self._network._parameters, strict=True
+        ):
+            if conv.pooled:
                 x = functional.max_pool2d(x, 2)
             x = functional.relu(functional.conv2d(x, weight.contiguous(), bias, padding=1))
-            found[row.layer] = x
-            if row.layer == max(FILTERS):
+            features[conv.layer] = x
+            if conv.layer == max(FILTERS):
                 break
-        return found
+        return features
 
 
 def _gram(features: Tensor) -> Tensor:
-    flat = features[0].flatten(1)
+    flat = features[0].flatten(1)  # (N, M)
     return flat @ flat.T / flat.shape[1]

@@ -1,4 +1,4 @@
-"""Whether plans hold: memory under a hard limit, and seconds. bench/README.md."""
+"""Compares plans with runs: memory under a hard limit, and seconds. bench/README.md."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def random_parameters(seed: int, largest: int) -> dict[str, Any]:
-    """Any parameter that changes memory or time, and the shape of the photo."""
+    """Random values for all parameters that change memory or time, and for the photo's shape."""
     choose = random.Random(seed)  # noqa: S311 - no secret
     layers = choose.choice(
         [
@@ -72,7 +72,7 @@ def _run(parameters: dict[str, Any]) -> tuple[StyleInputs, StyleSpec, Network]:
 @click.option("--count", default=100)
 @click.option("--largest", default=1200)
 def memory(count: int, largest: int) -> None:
-    """Random specs under random limits that the operating system enforces: how many run out that had a plan?"""
+    """Random specs under random memory limits of the operating system: how many planned runs fail?"""
     outcomes: dict[str, int] = {}
     for seed in range(count):
         command = [sys.executable, __file__, "one-under-limit", str(seed), str(largest)]
@@ -80,7 +80,7 @@ def memory(count: int, largest: int) -> None:
         lines = ran.stdout.splitlines()
         outcome = lines[-1] if lines else f"died: {ran.stderr.splitlines()[-1:]}"
         outcomes[outcome.partition(":")[0]] = outcomes.get(outcome.partition(":")[0], 0) + 1
-        if not outcome.startswith(("painted", "refused")):
+        if not outcome.startswith(("completed", "refused")):
             click.echo(f"seed {seed}: {outcome}")
     click.echo("| outcome | specs |\n|---|---|")
     for outcome, times in sorted(outcomes.items()):
@@ -91,16 +91,16 @@ def memory(count: int, largest: int) -> None:
 @click.argument("seed", type=int)
 @click.argument("largest", type=int)
 def one_under_limit(seed: int, largest: int) -> None:
-    """One spec of `memory`, an iteration a scale."""
+    """One spec of `memory`, with one iteration per scale."""
     limit = int(random.Random(seed).uniform(0.3, 2.5) * 1e9)  # noqa: S311 - no secret
-    subject, spec, network = _run(random_parameters(seed, largest) | {"iterations": 1, "scales": 2})
+    inputs, spec, network = _run(random_parameters(seed, largest) | {"iterations": 1, "scales": 2})
     planner = Planner(network, free_bytes=limit)
     try:
         planner.plan(
-            subject.content.size,
-            [style.size for style in subject.styles],
-            subject.fitted(spec),
-            len(subject.masks),
+            inputs.content.size,
+            [style.size for style in inputs.styles],
+            inputs.fit_spec(spec),
+            len(inputs.masks),
         )
     except (errors.OutOfMemory, errors.BadSpec) as error:
         click.echo(f"refused: {error.message}")
@@ -108,10 +108,11 @@ def one_under_limit(seed: int, largest: int) -> None:
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     most = int(status["VmData"].split()[0]) * 1024 + limit
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    Planner.smaller = lambda *_: None  # type: ignore[method-assign]  # no second try: it is the first that is measured
+    # No second try: the first one is measured.
+    Planner.shrink = lambda *_: None  # type: ignore[method-assign]
     try:
-        stylize(subject, spec, network, planner=planner)
-        click.echo("painted")
+        stylize(inputs, spec, network, planner=planner)
+        click.echo("completed")
     except errors.OutOfMemory as error:
         click.echo(f"out of memory: {json.dumps(spec.model_dump())} {error}")
 
@@ -120,28 +121,29 @@ def one_under_limit(seed: int, largest: int) -> None:
 @click.option("--count", default=20)
 @click.option("--largest", default=400)
 def seconds(count: int, largest: int) -> None:
-    """Random specs to their end: how far from the plan's seconds?"""
+    """Random specs, run to the end: planned and taken seconds."""
     ratios = []
-    paces: dict[str, Throughput] = {}
+    throughputs: dict[str, Throughput] = {}
     click.echo("| spec | planned s | taken s | taken / planned |\n|---|---|---|---|")
     for seed in range(count):
         parameters = random_parameters(seed, largest) | {"quality": "draft"}
-        subject, spec, network = _run(dict(parameters))
-        pace = paces.get(parameters["precision"]) or measure_throughput(network)
-        paces[parameters["precision"]] = pace
-        planner = Planner(network, pace)
+        inputs, spec, network = _run(dict(parameters))
+        throughput = throughputs.get(parameters["precision"]) or measure_throughput(network)
+        throughputs[parameters["precision"]] = throughput
+        planner = Planner(network, throughput)
         planned = planner.plan(
-            subject.content.size,
-            [style.size for style in subject.styles],
-            subject.fitted(spec),
-            len(subject.masks),
+            inputs.content.size,
+            [style.size for style in inputs.styles],
+            inputs.fit_spec(spec),
+            len(inputs.masks),
         )
         began = time.monotonic()
-        stylize(subject, spec, network, planner=planner)
+        stylize(inputs, spec, network, planner=planner)
         taken = time.monotonic() - began
         ratios.append(taken / planned.seconds)
-        told = f"{planned.legs[-1].scale.size}, {spec.optimizer}, {spec.pooling}, {parameters['precision']}"
-        click.echo(f"| {told} | {planned.seconds:.1f} | {taken:.1f} | {ratios[-1]:.2f} |")
+        precision = parameters["precision"]
+        label = f"{planned.scales[-1].scale.size}, {spec.optimizer}, {spec.pooling}, {precision}"
+        click.echo(f"| {label} | {planned.seconds:.1f} | {taken:.1f} | {ratios[-1]:.2f} |")
     within = sum(0.75 <= ratio <= 1.25 for ratio in ratios)
     click.echo(f"\n{within} of {count} within 25 %")
 

@@ -25,7 +25,14 @@ from core.config import Settings
 from core.jobs.models import JobInput, new_job_id
 from core.jobs.store import LeaseStatus
 from core.neural.transfer.planner import NOMINAL_THROUGHPUT, Planner
-from core.neural.transfer.stylize import RunProgress, StepEvent, StyleResult, stylize
+from core.neural.transfer.stylize import (
+    Control,
+    OnProgress,
+    RunProgress,
+    StepEvent,
+    StyleResult,
+    stylize,
+)
 from core.neural.weights.cache import WeightsCache
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
@@ -55,7 +62,7 @@ def checkpoint(size: int, iterations: int, rounds: int) -> None:
     sizes: list[int] = []  # bytes of each checkpoint
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
-            plain = stylize(inputs, spec, network, lambda _: None)
+            plain = stylize(inputs, spec, network, lambda _: Control.CONTINUE)
             checkpointed = _run_with_checkpoints(
                 Path(folder), lambda callback: stylize(inputs, spec, network, callback), sizes
             )
@@ -74,7 +81,7 @@ def checkpoint(size: int, iterations: int, rounds: int) -> None:
 
 
 def _run_with_checkpoints(
-    folder: Path, run: Callable[[Callable[[StepEvent], None]], StyleResult], sizes: list[int]
+    folder: Path, run: Callable[[OnProgress], StyleResult], sizes: list[int]
 ) -> StyleResult:
     """Run with a checkpoint every two seconds; append the bytes of each to `sizes`."""
     checkpoints = Checkpoints(folder)
@@ -87,9 +94,10 @@ def _run_with_checkpoints(
         checkpoints, lambda count: checkpoints.name("job_bench", "t" * 32, count), report, 2.0
     )
 
-    def callback(event: StepEvent) -> None:
+    def callback(event: StepEvent) -> Control:
         if writer.is_due():
             writer.submit(event.checkpoint())
+        return Control.CONTINUE
 
     result = run(callback)
     writer.delete_all()

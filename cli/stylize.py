@@ -1,4 +1,4 @@
-"""`impasto stylize`: paints on this machine, without a service."""
+"""`impasto stylize`: stylizes a photo on this machine, without a service."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,12 @@ from core.style.spec import StyleSpec, parse_spec
 @init_option
 @parameter_options
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--plan", "only_plan", is_flag=True, help="Say what it would take, and stop.")
+@click.option(
+    "--plan",
+    "only_plan",
+    is_flag=True,
+    help="Print the planned scales, seconds and memory, and stop.",
+)
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option(
     "--precision", default="auto", type=click.Choice(["auto", "float32", "bfloat16", "float16"])
@@ -41,7 +46,7 @@ from core.style.spec import StyleSpec, parse_spec
     "--memory-gb",
     default=0.0,
     type=FiniteFloat(0, 10_000),
-    help="Memory of the device that the run may take, in GB; 0: what is free.",
+    help="Memory of the device that the run may use, in GB. 0: all that is free.",
 )
 def stylize(
     *,
@@ -57,81 +62,91 @@ def stylize(
     source: Path | None,
     **given: str | None,
 ) -> None:
-    """Paint on this machine, without a service."""
+    """Stylize a photo on this machine, without a service."""
     check_output(output)
     spec = parse_spec(collect_parameters(given, source)).for_pictures(
         len(style), len(masks), init_image=init_image is not None
     )
 
     from core.neural.transfer.planner import NOMINAL_THROUGHPUT, Planner, load_throughput
-    from core.neural.transfer.stylize import StepEvent
-    from core.neural.transfer.stylize import stylize as paint
+    from core.neural.transfer.stylize import Control, StepEvent
+    from core.neural.transfer.stylize import stylize as run_stylize
 
-    wanted, subject = _read(content, style, masks, init_image, spec)
+    job_input, inputs = _read_inputs(content, style, masks, init_image, spec)
     cache = open_cache()
     network = cache.load(spec.model, device, precision)
-    pace = load_throughput(network, cache.folder / "pace.json") if only_plan else NOMINAL_THROUGHPUT
-    planner = Planner(network, pace, int(memory_gb * 1e9) or None)
+    throughput = NOMINAL_THROUGHPUT
+    if only_plan:  # only then are the seconds shown
+        throughput = load_throughput(network, cache.folder / "pace.json")
+    planner = Planner(network, throughput, int(memory_gb * 1e9) or None)
     if only_plan:
-        sizes = subject.content.size, [style.size for style in subject.styles]
-        begun = subject.init.size if subject.init else None
-        _say_plan(planner.plan(*sizes, subject.fitted(spec), len(masks), init=begun))
+        sizes = inputs.content.size, [style.size for style in inputs.styles]
+        init_size = inputs.init.size if inputs.init else None
+        plan = planner.plan(*sizes, inputs.fit_spec(spec), len(masks), init=init_size)
+        _print_plan(plan)
         return
     with ProgressBar() as bar:
 
-        def show(moment: StepEvent) -> None:
-            at = moment.progress
+        def show(event: StepEvent) -> Control:
+            progress = event.progress
             bar.show(
-                at.value,
-                (at.scale, at.scales),
-                (at.iteration, at.iterations),
-                at.losses["total"],
-                at.seconds_left,
+                progress.value,
+                (progress.scale, progress.scales),
+                (progress.iteration, progress.iterations),
+                progress.losses["total"],
+                progress.seconds_left,
             )
+            return Control.CONTINUE
 
         try:
-            painting = paint(subject, spec, network, show, planner)
+            result = run_stylize(inputs, spec, network, show, planner)
         except errors.Diverged as error:
             if error.picture is not None:
                 output.write_bytes(codec.encode(error.picture, FORMATS[output.suffix.lower()]))
             raise
         bar.done("done")
-    provenance = wanted.provenance(ModelUsed(name=network.name, sha256=network.sha256))
-    output.write_bytes(codec.encode(painting.picture, FORMATS[output.suffix.lower()], provenance))
+    provenance = job_input.provenance(ModelUsed(name=network.name, sha256=network.sha256))
+    output.write_bytes(codec.encode(result.picture, FORMATS[output.suffix.lower()], provenance))
     click.echo(output)
 
 
-def _read(
+def _read_inputs(
     content: Path,
     style: tuple[Path, ...],
     masks: tuple[Path, ...],
     init_image: Path | None,
     spec: StyleSpec,
 ) -> tuple[JobInput, Any]:
-    """What is asked for, with the pictures' digests, and the pictures themselves. Each file is read once."""
+    """The job input with the digests of the pictures, and the pictures. Each file is read once."""
     from core.neural.transfer.inputs import StyleInputs
 
     files: dict[str, bytes] = {}
 
-    def take(path: Path) -> str:
+    def read(path: Path) -> str:
         data = path.read_bytes()
         files[digest := digest_of(data)] = data
         return digest
 
-    wanted = JobInput(
-        content=take(content),
-        styles=[*map(take, style)],
-        masks=[*map(take, masks)],
-        init_image=take(init_image) if init_image else None,
+    job_input = JobInput(
+        content=read(content),
+        styles=[*map(read, style)],
+        masks=[*map(read, masks)],
+        init_image=read(init_image) if init_image else None,
         spec=spec.model_dump(),
     )
-    return wanted, StyleInputs(*wanted.pictures(files.__getitem__))
+    return job_input, StyleInputs(*job_input.pictures(files.__getitem__))
 
 
-def _say_plan(plan: Any) -> None:
+def _print_plan(plan: Any) -> None:
     print_scales(
-        (leg.scale.width, leg.scale.height, leg.scale.iterations, leg.route.tile_px, leg.seconds)
-        for leg in plan.legs
+        (
+            planned.scale.width,
+            planned.scale.height,
+            planned.scale.iterations,
+            planned.route.tile_px,
+            planned.seconds,
+        )
+        for planned in plan.scales
     )
     click.echo(
         f"In all {plan.seconds:.0f} s, and {plan.memory_bytes / 1e9:.1f} GB beside the network."

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from typing import TypeVar
 
 from PIL import Image
@@ -17,18 +16,18 @@ from PIL import Image
 from core import errors
 from core.images import codec
 from core.images.darkroom import SandboxedDecoder
-from core.jobs.models import Frame, Job, JobProgress, ModelUsed, Output, SpecUpdate
+from core.jobs.models import Frame, Job, JobProgress, ModelUsed, Output
 from core.jobs.store import JobStore, LeaseStatus
 from core.neural import device
 from core.neural.transfer import checkpoint
-from core.neural.transfer.checkpoint import AppliedUpdate, Checkpoint
+from core.neural.transfer.checkpoint import Checkpoint
 from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.planner import Planner
-from core.neural.transfer.stylize import RunProgress, StepEvent, StyleResult, stylize
+from core.neural.transfer.stylize import Control, RunProgress, StepEvent, StyleResult, stylize
 from core.neural.vgg import Network
 from core.storage.blobs import Blobs, digest_of
 from core.storage.checkpoints import Checkpoints
-from core.style.spec import ModelName, StyleSpec, parse_spec
+from core.style.spec import ModelName, SpecUpdate, StyleSpec, parse_spec
 from worker.checkpoint_writer import CheckpointWriter
 from worker.lease import Lease
 from worker.settings import WorkerSettings
@@ -213,7 +212,7 @@ class Attempt:
             log.warning("%s: its checkpoint cannot be read; it begins again", self._job.id)
         return found
 
-    def _watch(self, moment: StepEvent) -> bool | StyleSpec:
+    def _watch(self, moment: StepEvent) -> Control:
         """Called by the run after every iteration."""
         self._watchdog.report_step()
         if self._moment is None and self._job.checkpoint is not None:
@@ -235,7 +234,9 @@ class Attempt:
             self._checkpoint_writer.submit(moment.checkpoint())
         self._lease.report(_job_progress(moment.progress), self._shown(moment))
         spec = self._lease.take_spec_update()
-        return stop or (spec is not None and parse_spec(spec))
+        if stop:
+            return Control.STOP
+        return Control.CONTINUE if spec is None else Control(spec=parse_spec(spec))
 
     def _shown(self, moment: StepEvent) -> Image.Image | None:
         """A preview, if one is due; a frame is made of the same picture, if that is."""
@@ -327,14 +328,14 @@ class Attempt:
             self._tell_end(digest)
 
     def _keep_result(
-        self, picture: Image.Image, spec: StyleSpec, spec_updates: Sequence[AppliedUpdate]
+        self, picture: Image.Image, spec: StyleSpec, spec_updates: Sequence[SpecUpdate]
     ) -> Output | None:
         """None where the disk has no room for it, and nobody waits for it any more."""
         assert self._model is not None, "a picture was painted with a network"
         made_of = self._job.input.model_copy(update={"spec": spec.model_dump()})
         provenance = {"job": self._job.id, **made_of.provenance(self._model)}
         if spec_updates:
-            provenance["spec_updates"] = [asdict(change) for change in spec_updates]
+            provenance["spec_updates"] = [update.model_dump() for update in spec_updates]
         data = codec.encode(picture, "png", provenance)
         width, height = picture.size
         digest = self._until_room(lambda: self._keep(data))
@@ -392,5 +393,5 @@ def _job_progress(progress: RunProgress) -> JobProgress:
         iterations_per_second=round(progress.iterations_per_second, 2),
         seconds_left=round(progress.seconds_left, 1),
         loss=progress.losses,
-        spec_updates=[SpecUpdate(**asdict(change)) for change in progress.spec_updates],
+        spec_updates=list(progress.spec_updates),
     )

@@ -93,14 +93,14 @@ class EstimateService:
             refused = JobError(code=error.code, message=error.message)
         scales = [
             ScaleEstimate(
-                width=leg.scale.width,
-                height=leg.scale.height,
-                iterations=leg.scale.iterations,
-                seconds=round(leg.seconds, 3),
-                memory_bytes=leg.memory_bytes,
-                tile_px=leg.route.tile_px,
+                width=planned.scale.width,
+                height=planned.scale.height,
+                iterations=planned.scale.iterations,
+                seconds=round(planned.seconds, 3),
+                memory_bytes=planned.memory_bytes,
+                tile_px=planned.route.tile_px,
             )
-            for leg in plan.legs
+            for planned in plan.scales
         ]
         return EstimateResponse(
             device=device_name(network.device), network=network.name, scales=scales, refused=refused

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core import errors
 from core.images import codec
-from core.style.spec import parse_spec
+from core.style.spec import SpecUpdate, parse_spec
 
 MAX_ATTEMPTS = 3  # in a row that brought it no further
 MAX_SPEC_UPDATES = 200  # of one job
@@ -159,14 +159,6 @@ class QueueLimits(_Record):
 
     queued: int | None = None
     per_owner: int | None = None  # waiting and running
-
-
-class SpecUpdate(_Record):
-    """A change of weights that the run has taken up, and the iteration after which it did."""
-
-    iteration: int
-    before: dict[str, Any]
-    after: dict[str, Any]
 
 
 class JobProgress(_Record):

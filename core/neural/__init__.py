@@ -1,11 +1,12 @@
-"""Everything that imports torch. Tensors know nothing of Redis, Celery, HTTP or jobs.
+"""Everything that imports torch. Knows no Redis, Celery, HTTP or jobs.
 
-vgg: the network and its gradient. device: what a device can do, and its errors. transfer/: one picture in the style of
-another. weights/: the files of networks. training/: a network from a data set.
+vgg: the network and its gradient. device: device errors and memory. transfer/: style transfer of
+one picture. weights/: weight files. training/: training a network on a data set.
 """
 
 import os
 
-# torch's threads otherwise spin while they wait for each other. Alone that gains a twentieth; beside another program on
-# the same cores it costs a factor of up to four (docs/log.md). Read when torch is loaded, hence here, before it is.
+# By default torch's threads spin while they wait for each other. That gains 5 % when torch runs
+# alone, but costs a factor of up to four beside another program on the same cores (docs/log.md).
+# OpenMP reads this when torch is loaded, so it is set here, before that.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,4 +1,4 @@
-"""What a device says when it cannot go on: memory that is not there, or nothing but errors from now on.
+"""Errors of a device (missing memory, a lost device), and its memory.
 
 Knows no network and no pictures.
 """
@@ -11,13 +11,13 @@ import torch
 from core import errors
 
 _NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-_LOST = ("CUDA error", "CUDA driver error")  # after most of them every call fails, whatever it asks
-_ABSENT = "invalid device ordinal"  # of a card that has never been there
+_LOST = ("CUDA error", "CUDA driver error")  # after most of these, every further call fails
+_ABSENT = "invalid device ordinal"  # the setting names a card that does not exist
 
 
 @contextmanager
 def translate_device_errors() -> Iterator[None]:
-    """Inside, what `classify_error` knows is raised as it says."""
+    """Raise device errors of the block as OutOfMemory or DeviceLost."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -26,7 +26,7 @@ def translate_device_errors() -> Iterator[None]:
 
 
 def classify_error(error: Exception) -> None:
-    """Raises OutOfMemory, DeviceLost; nothing where the error is another."""
+    """Raise OutOfMemory or DeviceLost if that is what the error means; else do nothing."""
     if is_out_of_memory(error):
         raise errors.OutOfMemory() from None
     if any(words in str(error) for words in _LOST) and _ABSENT not in str(error):
@@ -34,14 +34,14 @@ def classify_error(error: Exception) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Of a card, or of the host: torch has no one class for it."""
+    """Whether the memory of a card or of the host ran out. torch has no common class for both."""
     return isinstance(error, MemoryError | errors.OutOfMemory) or any(
         words in str(error) for words in _NO_MEMORY
     )
 
 
 def release_memory(device: torch.device) -> None:
-    """What torch keeps for later allocations."""
+    """Return the memory that torch caches for later allocations to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -49,5 +49,8 @@ def release_memory(device: torch.device) -> None:
 
 
 def device_busy_waits() -> bool:
-    """Whether a thread of this process that waits for its device may compute meanwhile."""
+    """Whether a thread that waits for its device uses the processor meanwhile.
+
+    CUDA does by default.
+    """
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

@@ -1,6 +1,7 @@
-"""A VGG network on a device: its features by layer name, and their gradient.
+"""A VGG network on a device (Simonyan and Zisserman 2014): its features by layer name, and their
+gradient.
 
-The network takes RGB in [0, 1]. It is frozen, has no fully connected layers, and knows nothing of losses.
+The network takes RGB in [0, 1]. It is frozen and has no fully connected layers. Knows no losses.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,31 +17,36 @@ from core.style.vgg_layers import WIDTHS, Architecture, convolutions, missing_la
 
 Pooling = Literal["max", "average", "l2"]
 Color = tuple[float, float, float]  # RGB
-# What the first convolution sees beyond the image: its outermost pixels once more, or the mean color, as the paper's
-# network does. The latter is an edge like any other, and paints a frame along the border.
+# What the first convolution reads beyond the image: the outermost pixels again, or zeros, the mean
+# color. The paper's network has zeros; they form an edge like any other, which becomes a frame
+# along the border of the result.
 Edges = Literal["repeat", "zeros"]
 
-# torchvision's normalization, which its weights were trained with.
+# The normalization with which torchvision's weights were trained.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# The instructions of x86 processors that multiply in a half precision, as torch calls them.
+# Instructions of x86 processors that multiply in a half precision, by torch's names.
 _INSTRUCTIONS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16"),
 }
 
-# The image normalised and with its edges repeated, in float32 and once more in the network's precision, for a pixel.
+# Bytes per pixel of the normalized image: in float32 with and without padding, and in the network's
+# precision.
 _IMAGE_BYTES = 3 * (4 + 4 + 4)
 
-# What brings the responses after another pooling back to the size that the deeper layers were trained with; measured on
-# photos and paintings (docs/log.md). l2 is the root of the mean square.
+# Factors that give the responses after another pooling the size with which the deeper layers were
+# trained. Measured on photos and paintings (docs/log.md). l2 is the root of the mean square.
 POOLING_SCALES: dict[Pooling, float] = {"max": 1.0, "average": 1.7, "l2": 1.35}
 
 
 @dataclass(frozen=True)
 class Input:
-    """What a network was trained on: (RGB - mean) / std. Zeros beyond the border are the mean color."""
+    """The input normalization of a network: (RGB - mean) / std, with RGB in [0, 1].
+
+    Zero padding is the mean color.
+    """
 
     mean: Color = MEAN
     std: Color = STD
@@ -50,7 +56,9 @@ TORCHVISION = Input()
 
 
 def best_device(wanted: str = "auto") -> torch.device:
-    """`auto` is a CUDA card, else Apple's, else the CPU; anything else is torch's own name for a device."""
+    """The device for a setting: `auto` takes CUDA, else Apple's GPU (mps), else the CPU; other
+    names are torch's.
+    """
     if wanted != "auto":
         return torch.device(wanted)
     if torch.cuda.is_available():
@@ -59,16 +67,20 @@ def best_device(wanted: str = "auto") -> torch.device:
 
 
 def use_threads(count: int) -> None:
-    """CPU threads for every network of this process; 0 leaves torch's choice, the cores it sees."""
+    """Set the number of CPU threads for this process; 0 leaves torch's default, the number of
+    cores.
+    """
     if count:
         torch.set_num_threads(count)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """The half precision that the processor multiplies faster than float32, by what it is and not by a stopwatch:
+    """The half precision that the processor multiplies faster than float32; float32 if there is
+    none.
 
-    a measurement could come out differently twice, and the same seed would give two pictures. float16 on the cards
-    before Ampere that have tensor cores (Titan V, Titan RTX); bfloat16 since.
+    Chosen by capabilities, not by a measurement: two measurements may differ, and the same seed
+    would then give two pictures. float16 on cards with tensor cores before Ampere (Titan V, Titan
+    RTX), bfloat16 since.
     """
     if device.type == "cpu":
         return torch.bfloat16 if _has_instructions(torch.bfloat16) else torch.float32
@@ -80,16 +92,19 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.float16 if capability >= (7, 0) else torch.float32
 
 
-def keep_exact(dtype: torch.dtype) -> None:
-    """Where float32 is asked for, no card may take its first ten bits for it, as cuDNN does by itself since Ampere."""
+def disable_tf32(dtype: torch.dtype) -> None:
+    """For float32, forbid TF32, which has 10 bits of mantissa; cuDNN uses it by default since
+    Ampere.
+    """
     if dtype == torch.float32:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def is_imitated(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the processor has no instructions for a half precision, and is slower with it than with float32.
+def is_emulated(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether an x86 processor has no instructions for a half precision, and is slower with it than
+    with float32.
 
-    Told of x86 alone: how it is elsewhere, nobody has measured.
+    False on other processors: there it has not been measured.
     """
     x86 = device.type == "cpu" and torch.cpu.get_capabilities()["architecture"] == "x86_64"
     return x86 and dtype in _INSTRUCTIONS and not _has_instructions(dtype)
@@ -101,12 +116,12 @@ def _has_instructions(dtype: torch.dtype) -> bool:
 
 
 def stride(layer: str) -> int:
-    """Pixels from one position of a layer to the next: 1, 2, 4, 8 or 16."""
+    """Pixels between two positions of a layer: 1, 2, 4, 8 or 16, for blocks 1 to 5."""
     return 1 << (int(layer[4]) - 1)
 
 
 class Network:
-    """A frozen VGG on one device in one precision, resident between runs."""
+    """A frozen VGG on one device in one precision. It stays loaded between runs."""
 
     def __init__(
         self,
@@ -119,36 +134,43 @@ class Network:
         dtype: torch.dtype | None = None,
         takes: Input = TORCHVISION,
     ) -> None:
-        """`parameters`: weight (out, in, 3, 3) and bias (out,) of each convolution, in order."""
+        """parameters: weight (out, in, 3, 3) and bias (out,) of each convolution, in order.
+
+        takes: the input normalization of the weights. dtype: None takes the fastest for the device
+        (`fast_dtype`).
+        """
         self.architecture, self.name, self.sha256 = architecture, name, sha256
         self.device = best_device(device)
         self.dtype = dtype or fast_dtype(self.device)
-        keep_exact(self.dtype)
-        self._row = convolutions(architecture)
+        disable_tf32(self.dtype)
+        self._convolutions = convolutions(architecture)
         self._parameters = [
-            (_laid_out(weight.to(self.device, self.dtype)), bias.to(self.device, self.dtype))
+            (_channels_last(weight.to(self.device, self.dtype)), bias.to(self.device, self.dtype))
             for weight, bias in parameters
         ]
-        # The gradient of a convolution is a convolution with the kernel turned around, inputs and outputs exchanged.
-        self._turned = [
-            _laid_out(weight.flip(2, 3).transpose(0, 1)) for weight, _ in self._parameters
+        # The gradient of a convolution is a convolution with the flipped kernel, inputs and outputs
+        # exchanged.
+        self._backward_weights = [
+            _channels_last(weight.flip(2, 3).transpose(0, 1)) for weight, _ in self._parameters
         ]
         exact = torch.promote_types(self.dtype, torch.float32)
         self._mean, self._std = (
-            torch.tensor(row, device=self.device, dtype=exact).view(1, 3, 1, 1)
-            for row in (takes.mean, takes.std)
+            torch.tensor(color, device=self.device, dtype=exact).view(1, 3, 1, 1)
+            for color in (takes.mean, takes.std)
         )
 
-    def must_have(self, layers: Collection[str]) -> None:
-        """Raises BadSpec, with the layers that there are."""
-        refusal = missing_layer(self.architecture, layers, self.name)
-        if refusal is not None:
-            raise errors.BadSpec(refusal)
+    def check_layers(self, layers: Collection[str]) -> None:
+        """Raise BadSpec, with the names of the network's layers, if it lacks one of these."""
+        message = missing_layer(self.architecture, layers, self.name)
+        if message is not None:
+            raise errors.BadSpec(message)
 
     def halo(self, layers: Collection[str]) -> int:
-        """How far from its own pixels a position of these layers sees, in px, rounded up to whole positions."""
+        """The radius of the receptive field of the deepest of these layers, in px, rounded up to
+        whole positions.
+        """
         radius = deepest = 0
-        for convolution in self._row:
+        for convolution in self._convolutions:
             deepest = stride(convolution.layer)
             radius += deepest
             if convolution.layer == max(layers):
@@ -156,33 +178,43 @@ class Network:
         return -(-radius // deepest) * deepest
 
     def filters(self, layer: str) -> int:
-        """N of a layer."""
-        return next(convolution.outputs for convolution in self._row if convolution.layer == layer)
+        """N: the number of filters of a layer."""
+        return next(
+            convolution.outputs for convolution in self._convolutions if convolution.layer == layer
+        )
 
-    def work(self, layers: Collection[str]) -> float:
-        """Multiplications for a pixel down to the deepest of `layers`, as a share of those down to relu5_1."""
+    def relative_cost(self, layers: Collection[str]) -> float:
+        """Multiplications per pixel up to the deepest of `layers`, as a share of those up to
+        relu5_1.
+        """
         return self._multiplications(layers) / self._multiplications(["relu5_1"])
 
     def _multiplications(self, layers: Collection[str]) -> float:
         return sum(
-            9 * row.inputs * row.outputs / stride(row.layer) ** 2
-            for row in self._row
-            if row.layer <= max(layers)
+            9 * conv.inputs * conv.outputs / stride(conv.layer) ** 2
+            for conv in self._convolutions
+            if conv.layer <= max(layers)
         )
 
     def features_bytes(self, layers: Collection[str]) -> int:
-        """Memory that `features` takes at the most for a pixel."""
-        kept = sum(row.outputs / stride(row.layer) ** 2 for row in self._row if row.layer in layers)
+        """Peak memory of `features`, in bytes per pixel."""
+        kept = sum(
+            conv.outputs / stride(conv.layer) ** 2
+            for conv in self._convolutions
+            if conv.layer in layers
+        )
         return int(self.dtype.itemsize * (kept + 2 * WIDTHS[0]) + _IMAGE_BYTES)
 
     def gradient_bytes(self, layers: Collection[str]) -> int:
-        """Memory that `record` and `gradient` take at the most for a pixel.
+        """Peak memory of `record` and `gradient`, in bytes per pixel.
 
-        Either all responses are there, or, deep in the first block, half of them with three gradients and the positions
-        of the maxima.
+        The peak is the larger of two: all responses; or, at the end of the backward pass in the
+        first block, half of them with three gradients and the positions of the maxima.
         """
         kept = sum(
-            row.outputs / stride(row.layer) ** 2 for row in self._row if row.layer <= max(layers)
+            conv.outputs / stride(conv.layer) ** 2
+            for conv in self._convolutions
+            if conv.layer <= max(layers)
         )
         first = 5 * WIDTHS[0] if max(layers) > "relu2" else 4 * WIDTHS[0]
         return int(self.dtype.itemsize * max(kept, first) + 8 * WIDTHS[0] / 4 + _IMAGE_BYTES)
@@ -196,8 +228,9 @@ class Network:
     ) -> dict[str, Tensor]:
         """Responses after the ReLU of each layer in `layers`, in the network's precision.
 
-        image: (B, 3, H, W) in [0, 1], any float dtype. Returns {layer: (B, C, h, w)}. Stops at the deepest layer asked
-        for, and keeps no other. Raises KeyError for a layer the network does not have.
+        image: (B, 3, H, W) in [0, 1], any float dtype. Returns {layer: (B, C, h, w)}. Stops at the
+        deepest of the layers, and keeps no other responses. Raises KeyError for a layer that the
+        network lacks.
         """
         forward = self.responses(image, layers, pooling, edges)
         return {layer: responses for layer, responses in forward if layer in layers}
@@ -209,7 +242,7 @@ class Network:
         pooling: Pooling = "max",
         edges: Edges = "repeat",
     ) -> "Recording":
-        """As `features`, with what the way back to the image needs."""
+        """As `features`, with everything that the backward pass to the image needs."""
         return Recording(
             self, layers, pooling, edges, dict(self.responses(image, layers, pooling, edges))
         )
@@ -222,20 +255,20 @@ class Network:
         pooling: Pooling = "max",
         edges: Edges = "repeat",
     ) -> Iterator[tuple[str, Tensor]]:
-        """Every layer and its responses, one after the other, down to the deepest of `layers`."""
-        missing = set(layers) - {convolution.layer for convolution in self._row}
+        """Yield each layer and its responses (B, C, h, w) in order, up to the deepest of `layers`."""
+        missing = set(layers) - {convolution.layer for convolution in self._convolutions}
         if missing:
             raise KeyError(min(missing))
         if not layers:
             return
         x = ((image - self._mean) / self._std).to(self.dtype)  # (B, 3, H, W)
-        x = _laid_out(
+        x = _channels_last(
             functional.pad(x, (1, 1, 1, 1), mode="replicate" if edges == "repeat" else "constant")
         )
-        for convolution, (weight, bias) in zip(self._row, self._parameters, strict=True):
+        for convolution, (weight, bias) in zip(self._convolutions, self._parameters, strict=True):
             if convolution.pooled:
                 x = _pool(x, pooling)
-            padding = 0 if convolution is self._row[0] else 1
+            padding = 0 if convolution is self._convolutions[0] else 1
             # In place: the value before the ReLU is never needed again.
             x = functional.relu_(
                 functional.conv2d(x, weight, bias, padding=padding)
@@ -246,10 +279,10 @@ class Network:
 
 
 class Recording:
-    """One forward pass: the responses of every layer up to the deepest that was asked for.
+    """One forward pass: the responses of every layer up to the deepest requested one.
 
-    They are all that the way back needs. Autograd would keep the positions of the maxima as well, and copies in
-    float32 of what a loss looks at.
+    The backward pass needs nothing else. Autograd would also keep the positions of the maxima, and
+    float32 copies of the responses that a loss reads.
     """
 
     def __init__(
@@ -270,30 +303,33 @@ class Recording:
 
     @torch.no_grad()
     def gradient(self, cotangent: Callable[[str, Tensor], Tensor]) -> Tensor:
-        """dL/dimage, (B, 3, H, W), from dL/dresponses of each layer that was asked for.
+        """dL/dimage, (B, 3, H, W), from dL/dresponses of each requested layer.
 
-        cotangent: called with the layer's name and responses when its turn comes, deepest first. Uses the recording up:
-        it can be called once. A response of 0 passes nothing on (Gatys et al. 2015, eq. 2 and 6: 0 where F < 0).
+        cotangent: returns dL/dresponses for a layer's name and responses; called for the deepest
+        layer first. Consumes the recording: call it once. The gradient is 0 where a response is 0
+        (Gatys et al. 2015, eq. 2 and 6).
         """
         network, g = self._network, None
         for index in reversed(range(len(self._responses))):
             layer, responses = self._responses.popitem()
             if layer in self.features:
-                own = cotangent(layer, self.features.pop(layer))
-                g = own if g is None else g.add_(own)
+                added = cotangent(layer, self.features.pop(layer))
+                g = added if g is None else g.add_(added)
             g = torch.ops.aten.threshold_backward(g, responses, 0)  # (B, C, h, w)
             del responses
-            # The first convolution saw one pixel more on each side: its share goes back to where it was copied from.
-            g = functional.conv2d(g, network._turned[index], padding=1 if index else 2)
-            if network._row[index].pooled:
+            # The first convolution read one more pixel on each side; `_unpad` adds their gradient
+            # to the edge.
+            g = functional.conv2d(g, network._backward_weights[index], padding=1 if index else 2)
+            if network._convolutions[index].pooled:
                 g = _unpool(g, next(reversed(self._responses.values())), self._pooling)
-        assert g is not None, "a layer was asked for"
+        assert g is not None, "a layer is requested"
         g = g.to(network._mean.dtype)  # (B, 3, H + 2, W + 2)
-        return (_unpad(g) if self._edges == "repeat" else g[:, :, 1:-1, 1:-1]) / network._std
+        g = _unpad(g) if self._edges == "repeat" else g[:, :, 1:-1, 1:-1]
+        return g / network._std
 
 
-def _laid_out(tensor: Tensor) -> Tensor:
-    """Channels last in memory: what the fast kernels of CPUs and GPUs want."""
+def _channels_last(tensor: Tensor) -> Tensor:
+    """The tensor with channels last in memory, the layout of the fast kernels of CPUs and GPUs."""
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
@@ -306,14 +342,17 @@ def _pool(x: Tensor, pooling: Pooling) -> Tensor:
 
 
 def _unpool(g: Tensor, x: Tensor, pooling: Pooling) -> Tensor:
-    """dL/dx from dL/dpool(x). Finds the maxima again: their positions take more memory than time."""
+    """dL/dx from dL/dpool(x).
+
+    Computes the positions of the maxima again: storing them costs more than that.
+    """
     if pooling == "max":
         positions = torch.ops.aten.max_pool2d_with_indices(x, [2, 2])[1]
         return torch.ops.aten.max_pool2d_with_indices_backward(  # type: ignore[no-any-return]
             g, x, [2, 2], [2, 2], [0, 0], [1, 1], False, positions
         )
     g = g * POOLING_SCALES[pooling]
-    if pooling == "l2":  # d sqrt(mean x^2) = x / (4 sqrt(mean x^2)); nothing where all four are 0
+    if pooling == "l2":  # d sqrt(mean x^2) / dx = x / (4 sqrt(mean x^2)); 0 where all four are 0
         g = g / functional.avg_pool2d(x.square(), 2).sqrt_().clamp_min_(
             max(1e-12, torch.finfo(x.dtype).tiny)
         )
@@ -322,7 +361,9 @@ def _unpool(g: Tensor, x: Tensor, pooling: Pooling) -> Tensor:
 
 
 def _unpad(g: Tensor) -> Tensor:
-    """The gradient with respect to an image, from that with respect to the image with its edge pixels repeated."""
+    """The gradient for an image, from the gradient for the same image with its edge pixels
+    repeated.
+    """
     g[:, :, 1] += g[:, :, 0]
     g[:, :, -2] += g[:, :, -1]
     g[..., 1] += g[..., 0]

@@ -1,1 +1,4 @@
-"""What a stylization is: its parameters, the presets, and the names of VGG's layers. Knows no tensors and no jobs."""
+"""The parameters of a stylization, the presets, and the names of VGG's layers.
+
+Knows no tensors and no jobs.
+"""

@@ -1,6 +1,6 @@
-"""Presets: parameters that go together, under a name. API, command line, page and docs/api.md tell of these.
+"""Presets: named sets of parameters. API, command line, page and docs/api.md show them.
 
-Knows the parameters' names only; core/style/spec.py says what they may be.
+Knows the names of the parameters only; core/style/spec.py defines their values.
 """
 
 from collections.abc import Mapping
@@ -9,12 +9,14 @@ from typing import Any
 
 from core import errors
 
-FIELD = "preset"  # where a submission names one, beside its parameters
+FIELD = "preset"  # the field of a submission that names a preset, beside its parameters
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A name, one sentence for a person, and what it sets; all other parameters keep their defaults."""
+    """A name, one sentence of description, and the parameters it sets; all others keep their
+    defaults.
+    """
 
     name: str
     description: str
@@ -61,7 +63,11 @@ PRESETS: dict[str, Preset] = {
 
 
 def expand_preset(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with those of the preset that they name, which give way to all others. Raises BadSpec."""
+    """Replace the field `preset` by the preset's parameters; parameters that are given take
+    precedence.
+
+    Raises BadSpec for an unknown preset.
+    """
     rest = {name: value for name, value in parameters.items() if name != FIELD}
     if FIELD not in parameters:
         return rest

@@ -1,6 +1,8 @@
-"""StyleSpec: every parameter of a stylisation, once. API, command line, docs and page are made from these fields.
+"""StyleSpec: the parameters of a stylization.
 
-Each field has its default, its range, its unit and one sentence. Knows no tensors, no jobs, no HTTP.
+API, command line, docs and page are generated from its fields.
+
+Each field has a default, a range, a unit and a description. Knows no tensors, no jobs and no HTTP.
 """
 
 import json
@@ -21,7 +23,7 @@ from core import errors
 from core.style import presets
 from core.style.vgg_layers import BLOCKS, layers, missing_layer
 
-# `auto`, or the name of a network on the workers: which there are, the API does not know.
+# `auto`, or the name of a network. The API does not know which networks the workers have.
 MODEL_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 MODEL_NAME_RULE = "small letters, digits, - and _, at most 64"
 ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
@@ -35,19 +37,19 @@ Layer = Literal[
 MAX_STYLES = 8
 
 STYLE_WEIGHT = 8.0
-STYLE_WEIGHT_GATYS = (
-    1e6  # the same look where the terms are the paper's raw sums; docs/algorithm.md
-)
-STRENGTH_DECADES = 2.5  # what `strength` spans, in powers of ten of the style weight
+# About the same look as STYLE_WEIGHT when the terms are the paper's raw sums; docs/algorithm.md.
+STYLE_WEIGHT_GATYS = 1e6
+STRENGTH_DECADES = 2.5  # the range of `strength`, in powers of ten of the style weight
 
 MIN_SIZE_PX, MAX_SIZE_PX = 64, 8192
-GRID_PX = (
-    16  # one position after four poolings; the sides of a picture that repeats are multiples of it
-)
+# One position after four poolings. The sides of a seamless result are multiples of it.
+GRID_PX = 16
 
 
 def _layer_weights(value: Any) -> Any:
-    """`relu4_2`, `relu1_1=1,relu2_1=0.5`, a JSON object, a list of names: all become {layer: weight}."""
+    """Parse `relu4_2`, `relu1_1=1,relu2_1=0.5`, a JSON object or a list of names into {layer:
+    weight}.
+    """
     if isinstance(value, str):
         text = value.strip()
         if text.startswith(("{", "[")):
@@ -61,7 +63,7 @@ def _layer_weights(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    """`0.7,0.3` or a JSON list."""
+    """Parse `0.7,0.3` or a JSON list into a list."""
     if isinstance(value, str):
         text = value.strip()
         value = _loads(text) if text.startswith("[") else [part.strip() for part in text.split(",")]
@@ -72,7 +74,7 @@ def _loads(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return None  # the field's own validation says what is expected
+        return None  # the validation of the field then reports the expected format
 
 
 Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
@@ -84,12 +86,16 @@ LayerWeights = Annotated[
 MixingWeights = Annotated[list[Weight], BeforeValidator(_numbers), Field(max_length=MAX_STYLES)]
 
 
-# Of a parameter that may be changed while the job waits or runs: it weighs what is there, and needs nothing else.
+# Marks a parameter that may change while the job waits or runs: it only weighs terms whose targets
+# exist.
 _UPDATABLE: dict[str, JsonValue] = {"steerable": True}
 
 
 class StyleSpec(BaseModel):
-    """What is asked for. Frozen; unknown names, NaN, infinity and values out of range are refused."""
+    """The parameters of one result. Frozen.
+
+    Rejects unknown names, NaN, infinity and values out of range.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
@@ -102,101 +108,118 @@ class StyleSpec(BaseModel):
         0.5,
         ge=0,
         le=1,
-        description="How much of the painting: 0 is a hint of it, 1 leaves only its brushwork.",
+        description="How strongly the painting's style shows: 0 slightly, 1 so that little of the "
+        "photo remains.",
         json_schema_extra=_UPDATABLE,
     )
     quality: Literal["draft", "standard", "fine"] = Field(
         "standard",
-        description="How long to work on it: draft takes about a third of standard, fine three times.",
+        description="Number of iterations: draft takes about a third of the time of standard, "
+        "fine three times.",
     )
     content_weight: Weight = Field(
         1.0,
-        description="Alpha: how much the photo's content counts; 0 makes pure texture.",
+        description="Weight of the content loss (alpha). 0 makes a texture of the painting alone.",
         json_schema_extra=_UPDATABLE,
     )
     style_weight: Weight = Field(
         STYLE_WEIGHT,
-        description="Beta: how much the painting's style counts at strength 0.5; 0 reconstructs the photo. "
+        description="Weight of the style loss (beta) at strength 0.5. 0 reconstructs the photo. "
         f"With objective=gatys the default is {STYLE_WEIGHT_GATYS:g}.",
         json_schema_extra=_UPDATABLE,
     )
     tv_weight: Weight = Field(
         0.0,
-        description="How much total variation (noise) is held down; 1 to 10 is visible.",
+        description="Weight of the total variation loss, which reduces noise. Values from 1 to 10 "
+        "have a visible effect.",
         json_schema_extra=_UPDATABLE,
     )
     content_layers: LayerWeights = Field(
         {"relu4_2": 1.0},
-        description="Layers whose features carry the content, with weights: relu4_2=1.",
+        description="Layers of the content loss, with weights: relu4_2=1. Weights are scaled to "
+        "sum to 1.",
     )
     style_layers: LayerWeights = Field(
         {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0, "relu4_1": 1.0, "relu5_1": 1.0},
-        description="Layers whose Gram matrices carry the style, with weights; shares of their sum.",
+        description="Layers of the style loss (Gram matrices), with weights. Weights are scaled to "
+        "sum to 1.",
     )
     style_weights: MixingWeights = Field(
         [],
-        description="Shares of several paintings, in their order: 0.7,0.3. Empty: equal shares.",
+        description="Mixing shares of several paintings, in their order: 0.7,0.3. "
+        "Empty: equal shares.",
         json_schema_extra=_UPDATABLE,
     )
     style_scale: float = Field(
         1.0,
         ge=0.25,
         le=4,
-        description="Size of the brush strokes: the painting's size relative to the result's.",
+        description="Size of the brush strokes: the painting's long side relative to the result's.",
     )
     init: Literal["content", "noise", "style", "picture"] = Field(
         "content",
-        description="The first image: the photo, white noise, the painting, or a picture sent as init_image.",
+        description="The initial image: the photo, white noise, the first painting, or the picture "
+        "sent as init_image.",
     )
     seed: int = Field(
-        0, ge=0, le=2**32 - 1, description="Seed of the white noise; same seed, same picture."
+        0,
+        ge=0,
+        le=2**32 - 1,
+        description="Seed of the white noise. The same seed gives the same picture.",
     )
     objective: Literal["relative", "gatys"] = Field(
         "relative",
-        description="relative: each term divided by the size of its target; gatys: as in the paper.",
+        description="The loss. relative: each term is divided by the size of its target; gatys: "
+        "the sums of the paper.",
     )
     optimizer: Literal["lbfgs", "adam"] = Field(
-        "lbfgs", description="L-BFGS inside [0, 1], or Adam."
+        "lbfgs", description="The optimizer: L-BFGS projected on [0, 1], or Adam."
     )
     iterations: int = Field(
         0,
         ge=0,
         le=5000,
-        description="Iterations at the coarsest and the last scale, half as many between; 0 leaves it to quality.",
+        description="Iterations at the coarsest and the last scale; the scales between take half "
+        "as many. 0: as quality says.",
     )
     scales: int = Field(
         0,
         ge=0,
         le=8,
-        description="Sizes to go through from coarse to fine; 0 chooses, 1 is full size only (the paper).",
+        description="Number of sizes from coarse to fine. 0: chosen by size; 1: full size only, "
+        "as in the paper.",
     )
     pooling: Literal["max", "average", "l2"] = Field(
-        "max", description="Pooling of the network: max is crisp, average smooth, l2 between them."
+        "max",
+        description="Pooling of the network: max gives sharp results, average smooth ones, l2 lies "
+        "between.",
     )
     seamless: bool = Field(
         False,
-        description=f"Make a result that repeats without a seam; its sides are multiples of {GRID_PX} px.",
+        description="Make a result that tiles without a seam; its sides are multiples of "
+        f"{GRID_PX} px.",
     )
     preserve_color: Literal["none", "luminance", "match", "histogram"] = Field(
         "none",
-        description="Keep the photo's colors. luminance: take only light and dark from the painting; match: shift the "
-        "painting's colors to the photo's first; histogram: the same, for every shade.",
+        description="Keep the photo's colors. luminance: transfer only the luminance of the "
+        "painting; match: first give the painting the mean and covariance of the photo's colors; "
+        "histogram: also match the histogram of each channel.",
     )
     model: ModelName = Field(
         "auto",
-        description="The network: vgg19, vgg16, or the name of one of your own; auto is vgg19 where its weights are, "
-        "else vgg16.",
+        description="The network: vgg19, vgg16, or the name of an imported one. auto: vgg19 if its "
+        "weights are installed, else vgg16.",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _style_weight_of_the_objective(cls, data: Any) -> Any:
+    def _default_style_weight(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("objective") == "gatys":
             return {"style_weight": STYLE_WEIGHT_GATYS, **data}
         return data
 
     @model_validator(mode="after")
-    def _weights_make_sense(self) -> Self:
+    def _check_weights(self) -> Self:
         if self.content_weight == 0 and self.style_weight == 0:
             raise ValueError("content_weight and style_weight: one of them must be above 0.")
         for name in ("content_layers", "style_layers"):
@@ -208,33 +231,35 @@ class StyleSpec(BaseModel):
         return self
 
     def _check_layers(self) -> None:
-        """Where the model's name tells how deep it is; of other networks the worker knows."""
+        """Raise ValueError for layers that a model of known depth lacks; the worker checks other
+        networks.
+        """
         wanted = {*self.content_layers, *self.style_layers}
         if self.model in ("auto", "vgg16") and missing_layer("vgg16", wanted, self.model):
             raise ValueError(
                 f"{min(wanted - {*layers('vgg16')})} is a layer of VGG-19 alone: set model=vgg19."
             )
         for architecture in BLOCKS:
-            if self.model == architecture and (
-                refusal := missing_layer(architecture, wanted, self.model)
-            ):
-                raise ValueError(refusal)
+            if self.model == architecture:
+                message = missing_layer(architecture, wanted, self.model)
+                if message is not None:
+                    raise ValueError(message)
 
     @property
     def beta(self) -> float:
-        """`style_weight` with `strength` in it: even steps of strength are even factors."""
+        """The weight of the style loss: `style_weight` times 10^(2.5 (`strength` - 0.5))."""
         return float(self.style_weight * 10 ** (STRENGTH_DECADES * (self.strength - 0.5)))
 
     @property
     def weights(self) -> dict[str, Any]:
-        """The parameters that may be spec_updates, as they are."""
+        """The updatable parameters with their values."""
         return {name: getattr(self, name) for name in UPDATABLE}
 
     def with_updates(self, parameters: Mapping[str, Any]) -> "StyleSpec":
-        """The spec with other weights, for the same pictures, in a job that is on its way.
+        """The spec with other weights, for the same pictures of a queued or running job.
 
-        Raises BadSpec for any other parameter, and where a weight would become 0, or come from there: a run would then
-        look at other layers.
+        Raises BadSpec for a parameter that is not updatable, and if a content or style weight would
+        become 0 or change from 0: the run would then need other layers.
         """
         for name in parameters:
             if name not in UPDATABLE and (name in PARAMETERS or name == "preset"):
@@ -245,14 +270,18 @@ class StyleSpec(BaseModel):
         for name in ("content_weight", "style_weight"):
             if bool(getattr(spec, name)) != bool(getattr(self, name)):
                 raise errors.BadSpec(
-                    f"{name} cannot become 0, or be raised from 0, any more; a tiny weight will do."
+                    f"{name} cannot become 0, or be raised from 0, any more; "
+                    "use a small weight instead."
                 )
         return spec._with_shares(len(self.style_weights)) if "style_weights" in parameters else spec
 
     def for_pictures(
         self, styles: int = 1, masks: int = 0, *, init_image: bool = False
     ) -> "StyleSpec":
-        """The same spec with one mixing share a painting, summing to 1. Raises BadSpec if the pictures do not fit."""
+        """The spec with one mixing share for each painting; the shares sum to 1.
+
+        styles, masks: the numbers of pictures. Raises BadSpec if they do not fit the spec.
+        """
         if masks not in (0, styles):
             raise errors.BadSpec(f"mask: send one for {_each_of(styles)}, or none.")
         if init_image != (self.init == "picture"):
@@ -270,24 +299,36 @@ class StyleSpec(BaseModel):
         return self.model_copy(update={"style_weights": [share / sum(shares) for share in shares]})
 
 
+class SpecUpdate(BaseModel):
+    """A change of weights that a run has applied: after which iteration, and the changed
+    parameters.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    iteration: int
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
 def _each_of(paintings: int) -> str:
     return "the one painting" if paintings == 1 else f"each of the {paintings} paintings"
 
 
-# Four poolings lie before relu5_1: 16 px are one position there.
+# Four poolings precede relu5_1, so 32 px are two positions there.
 MIN_RESULT_SIDE_PX = 32
 
 
 def result_size(width: int, height: int, size: int, *, seamless: bool = False) -> tuple[int, int]:
-    """Width and height of the result in px: the photo's shape, its long side `size`.
+    """Width and height of the result in px: the shape of the photo, with the long side `size`.
 
-    seamless: both to the nearest multiple of `GRID_PX`. Raises BadSpec where the short side would leave the network
-    nothing to see.
+    seamless: both rounded to a multiple of `GRID_PX`. Raises BadSpec if the short side would be
+    below `MIN_RESULT_SIDE_PX`, which is too little for the network.
     """
     long, short = max(width, height), min(width, height)
     if size * short < MIN_RESULT_SIDE_PX * long:
-        least = -(-MIN_RESULT_SIDE_PX * long // short)
-        raise errors.BadSpec(f"size must be at least {least} for a picture of this shape.")
+        minimum = -(-MIN_RESULT_SIDE_PX * long // short)  # rounded up
+        raise errors.BadSpec(f"size must be at least {minimum} for a picture of this shape.")
     grid = GRID_PX if seamless else 1
     across, down = (max(1, round(side * size / long / grid)) * grid for side in (width, height))
     return across, down
@@ -300,26 +341,23 @@ UPDATABLE: tuple[str, ...] = tuple(
 
 
 def parse_spec(parameters: dict[str, Any]) -> StyleSpec:
-    """Parameters as they came (text from a form or a command line, or JSON values), perhaps with a preset, to a spec.
+    """Validate parameters: text from a form or a command line, or JSON values; may name a preset.
 
-    Raises BadSpec with one sentence that names the parameter and its range; the value itself is never repeated.
+    Raises BadSpec with one sentence that names the parameter and its range, but not the value.
     """
     parameters = presets.expand_preset(parameters)
     for name, value in parameters.items():
-        if (
-            isinstance(value, bool) and name in PARAMETERS and name != "seamless"
-        ):  # pydantic would take true for 1
+        # pydantic would accept true as 1.
+        if isinstance(value, bool) and name in PARAMETERS and name != "seamless":
             raise errors.BadSpec(f"{name} must be {describe_range(name)}.")
     try:
         return StyleSpec.model_validate(parameters)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
     if not first["loc"]:
-        raise errors.BadSpec(
-            str(first["ctx"]["error"])
-            if "ctx" in first
-            else "The spec must be an object of parameters."
-        )
+        if "ctx" in first:  # from a model validator
+            raise errors.BadSpec(str(first["ctx"]["error"]))
+        raise errors.BadSpec("The spec must be an object of parameters.")
     name = str(first["loc"][0])
     if name not in StyleSpec.model_fields:
         raise errors.BadSpec(
@@ -329,21 +367,25 @@ def parse_spec(parameters: dict[str, Any]) -> StyleSpec:
 
 
 def apply_changes(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of an earlier run with what is to be different. Raises BadSpec for a preset that there is not.
+    """The parameters of an earlier run with changes. Raises BadSpec for an unknown preset.
 
-    Another objective weighs by other units, so it does not keep the earlier style_weight.
+    If the objective changes, the earlier style_weight is dropped, because it has another unit.
     """
     change = presets.expand_preset(change)
-    kept = dict(spec)
+    merged = dict(spec)
     if change.get("objective", spec.get("objective")) != spec.get("objective"):
-        kept.pop("style_weight", None)
-    return kept | change
+        merged.pop("style_weight", None)
+    return merged | change
 
 
 def describe_range(name: str) -> str:
-    """What a parameter may be, in words: `a whole number from 64 to 8192`. For refusals, help texts and docs."""
+    """The range of a parameter in words: `a whole number from 64 to 8192`.
+
+    For error messages, help and docs.
+    """
     if name in ("content_layers", "style_layers"):
-        return f"layers with weights from 0 to 1e+09, like relu4_2=1; the layers are {', '.join(get_args(Layer))}"
+        names = ", ".join(get_args(Layer))
+        return f"layers with weights from 0 to 1e+09, like relu4_2=1; the layers are {names}"
     if name == "style_weights":
         return f"at most {MAX_STYLES} numbers from 0 to 1e+09, one for each painting"
     if name == "model":

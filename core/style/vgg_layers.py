@@ -1,4 +1,7 @@
-"""VGG's four depths (Simonyan and Zisserman 2014) as a row of data, and the names of their layers. Knows no tensors."""
+"""The four depths of VGG (Simonyan and Zisserman 2014) as data, and the names of their layers.
+
+Knows no tensors.
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,12 +16,15 @@ BLOCKS: dict[Architecture, tuple[int, ...]] = {
     "vgg16": (2, 2, 3, 3, 3),
     "vgg19": (2, 2, 4, 4, 4),
 }
+# Filters of the convolutions in each block.
 WIDTHS = (64, 128, 256, 512, 512)
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """One 3 x 3 convolution, its ReLU's name, and whether a pooling comes before it."""
+    """One 3 x 3 convolution: the name of its ReLU, its channels, and whether a pooling precedes it
+    (`pooled`).
+    """
 
     layer: str
     inputs: int
@@ -27,18 +33,18 @@ class Convolution:
 
 
 def convolutions(architecture: Architecture) -> list[Convolution]:
-    """All convolutions in order: of VGG-16 `relu1_1` to `relu5_3`."""
-    row: list[Convolution] = []
+    """All convolutions in order; for VGG-16 from `relu1_1` to `relu5_3`."""
+    result: list[Convolution] = []
     inputs = 3
     for block, (count, width) in enumerate(zip(BLOCKS[architecture], WIDTHS, strict=True), start=1):
         for number in range(1, count + 1):
-            row.append(
+            result.append(
                 Convolution(
                     f"relu{block}_{number}", inputs, width, pooled=block > 1 and number == 1
                 )
             )
             inputs = width
-    return row
+    return result
 
 
 def layers(architecture: Architecture) -> list[str]:
@@ -47,16 +53,15 @@ def layers(architecture: Architecture) -> list[str]:
 
 
 def missing_layer(architecture: Architecture, wanted: Collection[str], model: str) -> str | None:
-    """The sentence that refuses a layer which the model does not have; None if it has them all."""
-    there = layers(architecture)
-    missing = sorted({*wanted} - {*there})
-    return (
-        f"{missing[0]} is no layer of {model}, a {title(architecture)}: it has {', '.join(there)}."
-        if missing
-        else None
-    )
+    """The error message if the model lacks one of the wanted layers; None if it has them all."""
+    available = layers(architecture)
+    missing = sorted({*wanted} - {*available})
+    if not missing:
+        return None
+    names = ", ".join(available)
+    return f"{missing[0]} is no layer of {model}, a {title(architecture)}: it has {names}."
 
 
 def title(architecture: Architecture) -> str:
-    """As people write it: VGG-16."""
+    """The architecture's name as it is usually written: VGG-16."""
     return f"VGG-{architecture.removeprefix('vgg')}"

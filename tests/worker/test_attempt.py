@@ -748,7 +748,7 @@ def test_a_lost_device_ends_no_job(
     def lost(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(StyleInputs, "at", lost)
+    monkeypatch.setattr(StyleInputs, "target_at", lost)
     job = submit()
     with pytest.raises(errors.DeviceLost):
         runner.run_next()

@@ -21,7 +21,7 @@ from core.neural.training.artifacts import Checkpoint, RunInfo, RunPosition
 from core.neural.training.classifier import Classifier
 from core.neural.training.distributed import ProcessGroup
 from core.neural.training.log import LogRow, TrainingLog
-from core.neural.vgg import fast_dtype, keep_exact
+from core.neural.vgg import disable_tf32, fast_dtype
 from core.storage.files import exclusive_lock
 from core.training.config import TrainingConfig
 from core.training.dataset import Dataset
@@ -165,7 +165,7 @@ class TrainingRun:
         dtype = _choose_dtype(config, checkpoint, group.device)
         self._info = info.model_copy(update={"precision": str(dtype).removeprefix("torch.")})
         self._half = None if dtype == torch.float32 else dtype
-        keep_exact(dtype)
+        disable_tf32(dtype)
 
         torch.manual_seed(data.derive_seed(config.seed, "weights"))
         self._model = Classifier(config, len(info.classes))

@@ -1,6 +1,8 @@
-"""A checkpoint: where a run stands, and all that it takes to go on from there to the same bits. A file, or in passing.
+"""A checkpoint: the position of a run and the optimizer's state, from which a run continues to the
+same bits.
 
-Knows no network and no store; what a run does with it is stylize.py's business, where files lie is the worker's.
+A checkpoint lives in memory or in a file. This module knows no network and no store: `stylize.py`
+uses checkpoints, and the worker decides where the files lie.
 """
 
 import zipfile
@@ -15,8 +17,12 @@ from torch import Tensor
 
 from core.neural.transfer.optimize import SharedSnapshot
 from core.neural.transfer.planner import Route
+from core.style.spec import SpecUpdate
 
-_FORMAT = 2
+# A file of another format is not read: the run then starts again.
+_FORMAT = 3
+
+# What zipfile, torch.load and the dataclasses raise for a damaged or foreign file.
 _UNREADABLE = (
     OSError,
     zipfile.BadZipFile,
@@ -31,70 +37,66 @@ _UNREADABLE = (
 
 
 @dataclass(frozen=True)
-class AppliedUpdate:
-    """A change of weights during a run: which, and after which iteration."""
-
-    iteration: int
-    before: dict[str, Any]
-    after: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class CheckpointHeader:
-    """Where a run stands, in words and numbers."""
+    """The position of a run, without its tensors."""
 
-    leg: int  # from 1
-    count: int  # iterations of this leg
-    counts: list[int]  # iterations of each leg, as they are planned by now
-    before: float  # the loss at the last window's end, for the early stop
-    losses: dict[str, float]
-    seconds: float
-    routes: list[Route]
-    network: str  # its weights' digest, and its precision
-    weights: dict[str, Any]  # the parameters that may be spec_updates, as they were
-    spec_updates: list[AppliedUpdate]  # so far
+    scale: int  # number of the current scale, from 1
+    iteration: int  # iterations done at this scale
+    iterations: list[int]  # planned iterations of each scale, as extended or cut so far
+    window_loss: float  # the loss at the end of the last window, for the early stop
+    losses: dict[str, float]  # of the image, by name
+    seconds: float  # since the run began, earlier attempts included
+    routes: list[Route]  # of each scale
+    network: str  # digest of its weights, and its precision
+    weights: dict[str, Any]  # the updatable parameters with which the image was made
+    spec_updates: list[SpecUpdate]  # so far
 
 
 class Checkpoint:
-    """A mark, and the optimiser's state, on loan: to be saved at once, on any thread."""
+    """A header and a snapshot of the optimizer's state. Save it at once, on any thread."""
 
-    def __init__(self, mark: CheckpointHeader, loan: SharedSnapshot) -> None:
-        self.mark, self._loan = mark, loan
+    def __init__(self, header: CheckpointHeader, snapshot: SharedSnapshot) -> None:
+        self.header, self._snapshot = header, snapshot
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """The optimiser's state."""
-        return self._loan.tensors
+        """The optimizer's state by name."""
+        return self._snapshot.tensors
 
     def save(self, file: Path) -> bool:
-        """Write it; False if the run went on before all was read, and the file is worth nothing.
+        """Write the file. False if the run changed the tensors meanwhile: then the file is useless.
 
-        Not on disk (fsync) when this returns: a file that a power cut tore is found out by its checksums.
+        The file is not synced to disk (fsync) when this returns. `load` detects a file that a power
+        cut has torn.
         """
+        header = asdict(self.header)
+        header["spec_updates"] = [update.model_dump() for update in self.header.spec_updates]
+        content = {"format": _FORMAT, "header": header, "tensors": dict(self.tensors)}
         try:
-            torch.save(
-                {"format": _FORMAT, "mark": asdict(self.mark), "tensors": dict(self.tensors)}, file
-            )
+            torch.save(content, file)
         finally:
-            self._loan.give_back()
-        return not self._loan.spoiled
+            self._snapshot.release()
+        return not self._snapshot.is_overwritten
 
 
 def load(file: Path) -> Checkpoint | None:
-    """None where there is none that this version can read: then the run begins again."""
+    """Read a checkpoint.
+
+    None if the file is missing, damaged or of another format: then the run starts again.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
-            if archive.testzip() is not None:  # torch looks at no checksum
+            if archive.testzip() is not None:  # torch.load verifies no checksum
                 return None
-        found = torch.load(file, weights_only=True)
-        if found["format"] != _FORMAT:
+        content = torch.load(file, weights_only=True)
+        if content["format"] != _FORMAT:
             return None
-        mark = found["mark"]
-        routes = [Route(**route) for route in mark.pop("routes")]
-        spec_updates = [AppliedUpdate(**change) for change in mark.pop("spec_updates")]
+        header = content["header"]
+        routes = [Route(**route) for route in header.pop("routes")]
+        spec_updates = [SpecUpdate(**update) for update in header.pop("spec_updates")]
         return Checkpoint(
-            CheckpointHeader(routes=routes, spec_updates=spec_updates, **mark),
-            SharedSnapshot(found["tensors"]),
+            CheckpointHeader(routes=routes, spec_updates=spec_updates, **header),
+            SharedSnapshot(content["tensors"]),
         )
     except _UNREADABLE:
         return None

@@ -1,8 +1,12 @@
-"""The paper's losses and their gradients with respect to the responses, as closed forms; total variation.
+"""The paper's losses with their gradients as closed forms, and total variation.
 
-F: a layer's responses, N filters x M positions. P: those to the content image. G = F F^T; A: that of the painting.
-Responses come in any precision; Gram matrices and losses are float32 (float64 for float64 responses). Where a response
-is 0 its ReLU stops the gradient: that is the network's part (`vgg.Recording`). Knows no network and no optimiser.
+Notation (Gatys, Ecker and Bethge 2015): F holds a layer's responses, N filters x M positions. P
+holds the responses to the content image. G = F F^T is the Gram matrix; A is the Gram matrix of the
+painting.
+
+Responses may have any precision. Gram matrices and losses are float32 (float64 for float64
+responses). The ReLU stops the gradient where a response is 0; `vgg.Recording` does that. Knows no
+network and no optimizer.
 """
 
 from dataclasses import dataclass
@@ -10,162 +14,197 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Below these a variance or a distance counts as none.
-_LEAST_VARIANCE = 1e-6
-_LEAST = 1e-12
-_NEAR = 0.01  # what the photo already has need not be had more exactly than to a tenth of its size
+# A variance below this counts as 0, and so does a squared distance below that.
+_MIN_VARIANCE = 1e-6
+_MIN_DISTANCE = 1e-12
 
-# Positions that are taken to float32 at once: few enough to stay in a processor's cache.
+# Share of the target's own size that is added to the photo's squared distance. Without it, a photo
+# that already has the painting's statistics would be forced to match them ever more exactly (a
+# tenth of the size is exact enough).
+_TARGET_SHARE = 0.01
+
+# Positions converted to float32 at once: few enough to stay in a processor's cache.
 _CHUNK = 4096
 
 
-def exact(tensor: Tensor) -> Tensor:
-    """At least float32."""
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in its own precision if that is higher."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a style is made of: which responses occur together, and how strong each is. Of one layer."""
+    """The style statistics of one layer: which filters respond together, and how strongly each
+    responds.
+    """
 
-    gram: Tensor  # (N, N): F F^T, or F F^T / M
-    mean: Tensor  # (N,): F 1, or F 1 / M
+    gram: Tensor  # (N, N): F F^T as a sum, F F^T / M as a mean
+    mean: Tensor  # (N,): F 1 as a sum, F 1 / M as a mean
 
     def __add__(self, other: "Statistics") -> "Statistics":
-        """Sums over two parts of a picture."""
+        """Add the sums of two parts of a picture."""
         return Statistics(self.gram + other.gram, self.mean + other.mean)
 
     def __mul__(self, factor: Tensor | float) -> "Statistics":
-        """1 / M makes means of sums; a share makes a part of a mixture."""
+        """Scale: 1 / M turns sums into means, a share gives a part of a mixture."""
         return Statistics(self.gram * factor, self.mean * factor)
 
     @property
     def deviation(self) -> Tensor:
-        """The standard deviation of each filter over the positions, (N,); of means, not of sums."""
-        return (self.gram.diagonal() - self.mean.square()).clamp_min(0).add(_LEAST_VARIANCE).sqrt()
+        """The standard deviation of each filter over the positions, (N,).
+
+        Defined for means, not for sums.
+        """
+        return (self.gram.diagonal() - self.mean.square()).clamp_min(0).add(_MIN_VARIANCE).sqrt()
 
 
-def sums(responses: Tensor, guide: Tensor | None = None) -> Statistics:
-    """Summed over the positions of a part of a picture: parts can be added up. (1, N, h, w)
+def sum_statistics(responses: Tensor, guide: Tensor | None = None) -> Statistics:
+    """Sum the statistics of responses (1, N, h, w) over their positions; the sums of parts can be
+    added.
 
-    Gatys et al. 2015, eq. 3. Divided by the number of positions M, pictures of different sizes can be compared; the
-    paper divides the loss instead (eq. 4), where photo and painting have the same M.
+    Gatys et al. 2015, eq. 3. The caller divides the sums by M, so that pictures of different sizes
+    are comparable. The paper divides the loss instead (eq. 4), because its photo and painting have
+    the same M.
 
-    With a guide T, (h, w), the responses count T^2 times: (F T)(F T)^T, as in Gatys et al. 2017, "Controlling
-    Perceptual Factors in Neural Style Transfer", eq. 8.
+    guide: T, (h, w) in [0, 1]. Each position then counts T^2 times: (F T)(F T)^T. Source: Gatys et
+    al. 2017, "Controlling Perceptual Factors in Neural Style Transfer", eq. 8.
     """
     rows = responses[0].permute(1, 2, 0).flatten(0, 1)  # (M, N): channels are last in memory
-    times = None if guide is None else exact(guide).flatten().unsqueeze(1)  # (M, 1)
-    if (
-        times is None
-        and rows.device.type == "cuda"
-        and rows.dtype in (torch.float16, torch.bfloat16)
-    ):
-        # Summed in float32 by the tensor cores.
+    factors = None
+    if guide is not None:
+        factors = at_least_float32(guide).flatten().unsqueeze(1)  # (M, 1)
+    is_half = rows.dtype in (torch.float16, torch.bfloat16)
+    if factors is None and rows.device.type == "cuda" and is_half:
+        # The tensor cores sum in float32.
         return Statistics(
             torch.mm(rows.T, rows, out_dtype=torch.float32), rows.sum(0, dtype=torch.float32)
         )
     filters = rows.shape[1]
-    total = Statistics(exact(rows.new_zeros(filters, filters)), exact(rows.new_zeros(filters)))
+    total = Statistics(
+        at_least_float32(rows.new_zeros(filters, filters)),
+        at_least_float32(rows.new_zeros(filters)),
+    )
     for begin in range(0, len(rows), _CHUNK):
-        part = exact(rows[begin : begin + _CHUNK])
-        if times is None:
+        part = at_least_float32(rows[begin : begin + _CHUNK])  # (chunk, N)
+        if factors is None:
             mean = part.sum(0)
         else:
-            part = part * times[begin : begin + _CHUNK]
-            mean = times[begin : begin + _CHUNK, 0] @ part
+            part = part * factors[begin : begin + _CHUNK]
+            mean = factors[begin : begin + _CHUNK, 0] @ part
         total = Statistics(total.gram.addmm_(part.T, part), total.mean.add_(mean))
     return total
 
 
 def content_loss(responses: Tensor, target: Tensor) -> Tensor:
-    """1/2 sum (F - P)^2: Gatys et al. 2015, eq. 1. In parts, so that little is copied to float32 at once."""
+    """1/2 sum (F - P)^2, a scalar: Gatys et al. 2015, eq. 1. Both (1, N, h, w).
+
+    Computed in blocks of rows, so that only a small part is copied to float32 at once.
+    """
     rows = max(1, _CHUNK // responses.shape[3])
-    parts = zip(responses.split(rows, 2), target.split(rows, 2), strict=True)  # type: ignore[no-untyped-call]
-    return torch.stack([(exact(f) - exact(p)).square().sum() for f, p in parts]).sum() / 2
+    f_parts = responses.split(rows, 2)  # type: ignore[no-untyped-call]
+    p_parts = target.split(rows, 2)  # type: ignore[no-untyped-call]
+    parts = zip(f_parts, p_parts, strict=True)
+    squares = [(at_least_float32(f) - at_least_float32(p)).square().sum() for f, p in parts]
+    return torch.stack(squares).sum() / 2
 
 
 def content_gradient(responses: Tensor, target: Tensor) -> Tensor:
-    """F - P: eq. 2."""
+    """dL/dF = F - P, (1, N, h, w): Gatys et al. 2015, eq. 2."""
     return responses - target
 
 
 class PaperStyle:
-    """E = 1 / (4 N^2 M^2) sum (G - A)^2: Gatys et al. 2015, eq. 4; here G / M and A / M."""
+    """The paper's style loss E = 1 / (4 N^2 M^2) sum (G - A)^2 of one layer (Gatys et al. 2015, eq.
+
+    4).
+
+    Takes means, that is G / M and A / M, so the factor 1 / M^2 is already in them.
+    """
 
     def __init__(self, target: Statistics, weight: Tensor | float) -> None:
         self._target = target.gram
         self._weight = weight / (4 * len(target.gram) ** 2)
 
-    def loss(self, found: Statistics) -> Tensor:
-        """The weighted term."""
-        return self._weight * (found.gram - self._target).square().sum()
+    def loss(self, statistics: Statistics) -> Tensor:
+        """The weighted term, a scalar."""
+        return self._weight * (statistics.gram - self._target).square().sum()
 
-    def slope(self, found: Statistics) -> Statistics:
-        """dE/dG, symmetric, and dE/dmean."""
+    def gradient(self, statistics: Statistics) -> Statistics:
+        """dE/dG, (N, N) and symmetric, and dE/dmean, (N,)."""
         return Statistics(
-            2 * self._weight * (found.gram - self._target), torch.zeros_like(found.mean)
+            2 * self._weight * (statistics.gram - self._target), torch.zeros_like(statistics.mean)
         )
 
 
 class RelativeStyle:
-    """A third each of Gram matrix, means and deviations, by the distance they have to go. A departure from the paper.
+    """The default style loss of one layer: a third each for Gram matrix, means and deviations.
 
-    The Gram matrix alone can trade means against deviations (Risser et al. 2017). The whole is 1 at `start`, the photo,
-    whatever the layer, network, painting and size: so weights mean the same for all of them.
+    Not in the paper.
+
+    The Gram matrix alone can trade means against deviations (Risser et al. 2017). Each third is
+    divided by the squared distance between `start`, the photo, and the target. The sum is therefore
+    1 at the photo, and a weight means the same for every layer, network, painting and size.
     """
 
     def __init__(self, target: Statistics, start: Statistics, weight: Tensor | float) -> None:
         self._target = target
-        # Means and deviations are judged by the whole energy, the sum of their squares: where one of the two is next to
-        # nothing, as the deviations of a painting of one color are, it must not forbid every step.
+        # The sizes of means and deviations are both the energy, the sum of their squares. One of
+        # the two can be almost 0 by itself: the deviations of a one-color painting would otherwise
+        # forbid every step.
         energy = target.gram.diagonal().sum()
         sizes = (target.gram.square().sum(), energy, energy)
         self._weights = [
-            weight / 3 / ((at - to).square().sum() + _NEAR * size).clamp_min(_LEAST)
-            for at, to, size in zip(_aspects(start), _aspects(target), sizes, strict=True)
+            weight / 3 / ((at - to).square().sum() + _TARGET_SHARE * size).clamp_min(_MIN_DISTANCE)
+            for at, to, size in zip(_components(start), _components(target), sizes, strict=True)
         ]
 
-    def loss(self, found: Statistics) -> Tensor:
-        """The weighted term."""
-        terms = zip(self._weights, _aspects(found), _aspects(self._target), strict=True)
+    def loss(self, statistics: Statistics) -> Tensor:
+        """The weighted term, a scalar."""
+        terms = zip(self._weights, _components(statistics), _components(self._target), strict=True)
         return sum(
             (weight * (at - to).square().sum() for weight, at, to in terms),
-            start=found.mean.new_zeros(()),
+            start=statistics.mean.new_zeros(()),
         )
 
-    def slope(self, found: Statistics) -> Statistics:
-        """dE/dG, symmetric, and dE/dmean. The deviation is a function of both: sqrt(diag G - mean^2)."""
-        gram, mean, deviation = (
-            2 * weight * (at - to)
-            for weight, at, to in zip(
-                self._weights, _aspects(found), _aspects(self._target), strict=True
-            )
-        )
-        by_deviation = deviation / found.deviation  # (N,)
-        return Statistics(gram + (by_deviation / 2).diag(), mean - by_deviation * found.mean)
+    def gradient(self, statistics: Statistics) -> Statistics:
+        """dE/dG, (N, N) and symmetric, and dE/dmean, (N,).
+
+        The deviation sqrt(diag G - mean^2) depends on both, so its part goes to both by the chain
+        rule.
+        """
+        terms = zip(self._weights, _components(statistics), _components(self._target), strict=True)
+        gram, mean, deviation = (2 * weight * (at - to) for weight, at, to in terms)
+        by_deviation = deviation / statistics.deviation  # (N,)
+        return Statistics(gram + (by_deviation / 2).diag(), mean - by_deviation * statistics.mean)
 
 
-def _aspects(of: Statistics) -> tuple[Tensor, Tensor, Tensor]:
-    return of.gram, of.mean, of.deviation
+def _components(statistics: Statistics) -> tuple[Tensor, Tensor, Tensor]:
+    return statistics.gram, statistics.mean, statistics.deviation
 
 
-def style_gradient(responses: Tensor, slope: Statistics, guide: Tensor | None = None) -> Tensor:
-    """dE/dF = 1 / M (2 F^T dE/dG)^T + 1 / M dE/dmean: Gatys et al. 2015, eq. 6, where dE/dG is (G - A) / (2 N^2).
+def style_gradient(
+    responses: Tensor, by_statistics: Statistics, guide: Tensor | None = None
+) -> Tensor:
+    """dE/dF, (1, N, h, w), from dE/dG and dE/dmean by the chain rule.
 
-    (1, N, h, w) -> (1, N, h, w). slope: dE/dG and dE/dmean, both already divided by M (with a guide: by sum T^2).
+    dE/dF = 1 / M (2 F^T dE/dG)^T + 1 / M dE/dmean. With dE/dG = (G - A) / (2 N^2) this is Gatys et
+    al. 2015, eq. 6.
+
+    by_statistics: dE/dG and dE/dmean, both already divided by M (with a guide: by sum T^2).
     """
     rows = responses[0].permute(1, 2, 0)  # (h, w, N)
-    gradient = rows @ (2 * slope.gram).to(rows.dtype) + slope.mean.to(rows.dtype)
+    gradient = rows @ (2 * by_statistics.gram).to(rows.dtype) + by_statistics.mean.to(rows.dtype)
     if guide is not None:
         gradient = gradient * guide.square().to(rows.dtype).unsqueeze(2)
     return gradient.permute(2, 0, 1).unsqueeze(0)
 
 
 def tv_loss(image: Tensor, *, seamless: bool = False) -> Tensor:
-    """Mean squared difference of neighbors, down plus across. (1, 3, H, W); not in the paper. 2 for a checkerboard.
+    """Total variation of an image (1, 3, H, W): the mean squared difference of neighbors, down plus
+    across.
 
-    seamless: the last row's neighbor is the first.
+    Not in the paper. A checkerboard of 0 and 1 has the value 2. seamless: the last row's neighbor
+    is the first row.
     """
     total = image.new_zeros(())
     for dim in (2, 3):
@@ -174,18 +213,20 @@ def tv_loss(image: Tensor, *, seamless: bool = False) -> Tensor:
 
 
 def tv_gradient(image: Tensor, *, seamless: bool = False) -> Tensor:
-    """Its gradient. (1, 3, H, W)"""
+    """The gradient of `tv_loss`, (1, 3, H, W)."""
     gradient = torch.zeros_like(image)
     for dim in (2, 3):
-        slope = _differences(image, dim, seamless=seamless)
-        slope *= 2 / slope.numel()
+        differences = _differences(image, dim, seamless=seamless)
+        differences *= 2 / differences.numel()
         if seamless:
-            gradient += slope.roll(1, dim) - slope
+            gradient += differences.roll(1, dim) - differences
         else:
-            gradient.narrow(dim, 1, slope.shape[dim]).add_(slope)
-            gradient.narrow(dim, 0, slope.shape[dim]).sub_(slope)
+            gradient.narrow(dim, 1, differences.shape[dim]).add_(differences)
+            gradient.narrow(dim, 0, differences.shape[dim]).sub_(differences)
     return gradient
 
 
 def _differences(image: Tensor, dim: int, *, seamless: bool) -> Tensor:
-    return image.roll(-1, dim) - image if seamless else image.diff(dim=dim)
+    if seamless:
+        return image.roll(-1, dim) - image
+    return image.diff(dim=dim)

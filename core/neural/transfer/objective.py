@@ -1,7 +1,11 @@
-"""The weighted sum L = alpha L_content + beta L_style + tv L_tv of an image, and its gradient, tile by tile.
+"""The loss L = alpha L_content + beta L_style + tv L_tv of an image, and its gradient, tile by
+tile.
 
-Style is what is summed over the whole picture: a first pass over the tiles adds up its statistics, a second takes every
-tile's gradient from them (Gatys et al. 2015, eq. 6). One tile makes both passes one. Knows no optimiser.
+Source: Gatys, Ecker and Bethge 2015, eq. 7; total variation is our addition.
+
+Style is a sum over the whole picture. A first pass over the tiles therefore sums its statistics,
+and a second pass computes the gradient of each tile from them (eq. 6). With a single tile one pass
+serves both. Knows no optimizer.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +19,7 @@ from torch.nn import functional
 
 from core.neural.transfer import losses
 from core.neural.transfer.losses import PaperStyle, RelativeStyle, Statistics
-from core.neural.transfer.tiling import Tile, tiles
+from core.neural.transfer.tiling import Tile, make_tiles
 from core.neural.vgg import Edges, Network, Recording, stride
 from core.style.spec import Layer, StyleSpec
 
@@ -25,7 +29,11 @@ _Summable = TypeVar("_Summable", Tensor, Statistics)
 
 @dataclass(frozen=True)
 class Region:
-    """Where a style goes: its statistics, its share, and a guide, (H, W) in [0, 1]; None is everywhere."""
+    """A style and where it applies.
+
+    style: the target statistics by layer. share: a factor of the region's loss. guide: (H, W) in
+    [0, 1], at the size of the result; None is the whole picture.
+    """
 
     style: Style
     share: float = 1.0
@@ -34,7 +42,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Losses:
-    """The weighted terms as they enter the sum, and the sum; scalars."""
+    """The weighted terms and their sum; scalars on the device."""
 
     content: Tensor
     style: Tensor
@@ -42,44 +50,47 @@ class Losses:
     total: Tensor
 
     def by_name(self) -> dict[str, float]:
-        """Plain numbers for people; waits for the device, once."""
+        """Plain numbers by name. Waits once for the device."""
         names = ("total", "content", "style", "tv")
-        return dict(
-            zip(names, torch.stack([getattr(self, name) for name in names]).tolist(), strict=True)
-        )
+        values = torch.stack([getattr(self, name) for name in names]).tolist()
+        return dict(zip(names, values, strict=True))
 
 
-def style_of(
+def measure_style(
     network: Network, picture: Tensor, spec: StyleSpec, tile_px: int | None = None
 ) -> Style:
     """The statistics of each style layer of a picture (1, 3, H, W)."""
-    layers = _shares(spec.style_layers)
-    style: Style = {}
+    layers = _normalize(spec.style_layers)
+    sums: Style = {}
     height, width = picture.shape[2:]
-    for tile in tiles(height, width, tile_px, network.halo(layers)):
-        for layer, responses in network.features(
-            tile.cut(picture), layers, spec.pooling, edges_of(spec)
-        ).items():
-            _add(style, layer, losses.sums(tile.own(responses, stride(layer))))
-    return {layer: total * (1 / _positions(layer, height, width)) for layer, total in style.items()}
+    for tile in make_tiles(height, width, tile_px, network.halo(layers)):
+        features = network.features(tile.crop(picture), layers, spec.pooling, edge_mode(spec))
+        for layer, responses in features.items():
+            owned = tile.owned(responses, stride(layer))
+            _add(sums, layer, losses.sum_statistics(owned))
+    return {layer: total * (1 / _positions(layer, height, width)) for layer, total in sums.items()}
 
 
-def layers_of(spec: StyleSpec) -> tuple[dict[str, float], dict[str, float]]:
-    """The layers that content and style really look at, with shares that sum to 1."""
-    content = _shares(spec.content_layers) if spec.content_weight else {}
-    return content, _shares(spec.style_layers) if spec.beta else {}
+def used_layers(spec: StyleSpec) -> tuple[dict[str, float], dict[str, float]]:
+    """The content layers and the style layers that the loss uses, each with weights that sum to 1."""
+    content = _normalize(spec.content_layers) if spec.content_weight else {}
+    style = _normalize(spec.style_layers) if spec.beta else {}
+    return content, style
 
 
-def edges_of(spec: StyleSpec) -> Edges:
-    """The paper's network for the paper's objective."""
+def edge_mode(spec: StyleSpec) -> Edges:
+    """How the network pads the image: with zeros for the paper's objective, else by repeating the
+    edge.
+    """
     return "zeros" if spec.objective == "gatys" else "repeat"
 
 
-def mixed(styles: Iterable[Style], shares: Sequence[float]) -> Style:
-    """Several styles in one, by shares that sum to 1.
+def mix_styles(styles: Iterable[Style], shares: Sequence[float]) -> Style:
+    """Several styles as one target, by shares that sum to 1.
 
-    For Gram matrices and means, sum_k s_k |G - A_k|^2 = |G - sum_k s_k A_k|^2 + a constant: pulling towards the mixture
-    is pulling towards every painting by its share, at the cost of one. Deviations become those of the mixture.
+    For Gram matrices and means, sum_k s_k |G - A_k|^2 = |G - sum_k s_k A_k|^2 + a constant. The
+    mixture therefore has the same gradient as the weighted losses of all paintings, at the cost of
+    one. The deviations become those of the mixture.
     """
     weighted = [
         {layer: statistics * share for layer, statistics in style.items()}
@@ -92,15 +103,15 @@ def mixed(styles: Iterable[Style], shares: Sequence[float]) -> Style:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What one look at an image finds, summed over its tiles."""
+class _Measurement:
+    """What the losses need to know of an image, summed over its tiles."""
 
     content: dict[str, Tensor]  # by layer: 1/2 sum (F - P)^2
     styles: list[Style]  # by region: means, not sums
 
 
 class Objective:
-    """L with its targets (Gatys et al. 2015, eq. 7), for images of one size."""
+    """The loss with its targets (Gatys et al. 2015, eq. 7), for images of one size."""
 
     def __init__(
         self,
@@ -110,32 +121,40 @@ class Objective:
         regions: Sequence[Region],
         tile_px: int | None = None,
     ) -> None:
-        """photo: (1, 3, H, W), at the size of the images to judge. tile_px: the largest tile; None is one for all."""
-        self._network, self._spec, self._sight = network, spec, (spec.pooling, edges_of(spec))
+        """photo: (1, 3, H, W), of the size of the images. tile_px: the largest tile in px; None is
+        the whole picture.
+        """
+        self._network, self._spec = network, spec
+        self._pooling, self._edges = spec.pooling, edge_mode(spec)
         self._height, self._width = photo.shape[2:]
-        self._content_layers, self._style_layers = layers_of(spec)
+        self._content_layers, self._style_layers = used_layers(spec)
         self._layers = {*self._content_layers, *self._style_layers}
         halo = network.halo(self._layers)
-        self._tiles = tiles(self._height, self._width, tile_px, halo, seamless=spec.seamless)
+        self._tiles = make_tiles(self._height, self._width, tile_px, halo, seamless=spec.seamless)
         self._guides = [
-            {layer: _guide(region.guide, layer) for layer in self._style_layers}
+            {layer: _guide_at(region.guide, layer) for layer in self._style_layers}
             for region in regions
         ]
-        self._masses = [
-            {layer: self._mass(guide, layer) for layer, guide in guides.items()}
+        self._areas = [
+            {layer: self._area(guide, layer) for layer, guide in guides.items()}
             for guides in self._guides
         ]
         self._targets: dict[str, Tensor] = {}  # P, (1, N, h, w), in the network's precision
-        start = self._sum_up(
-            (tile, self._keep_targets(tile, features)) for tile, features in self._views(photo)
+        start = self._measure(
+            (tile, self._store_targets(tile, features))
+            for tile, features in self._features_by_tile(photo)
         )
-        self._start = start.styles
-        self.weigh(spec, regions)
+        self._start = (
+            start.styles
+        )  # the photo's own statistics, by which relative terms are divided
+        self.set_weights(spec, regions)
 
-    def weigh(self, spec: StyleSpec, regions: Sequence[Region]) -> None:
-        """Other weights, and other mixtures of the same styles: another function from now on, with the same targets.
+    def set_weights(self, spec: StyleSpec, regions: Sequence[Region]) -> None:
+        """Change the weights and the mixture of styles; the targets stay, so this costs no
+        evaluation.
 
-        Layers and guides must be the old ones: a content or style weight neither becomes 0 nor comes from there.
+        Layers and guides must be those of the first spec. A content or style weight must not become
+        0, or change from 0.
         """
         self._spec = spec
         self._alphas = {
@@ -143,130 +162,156 @@ class Objective:
         }
         self._terms = [
             {
-                layer: self._style_term(layer, region, masses[layer], at[layer])
+                layer: self._style_term(layer, region, areas[layer], start[layer])
                 for layer in self._style_layers
             }
-            for region, masses, at in zip(regions, self._masses, self._start, strict=True)
+            for region, areas, start in zip(regions, self._areas, self._start, strict=True)
         ]
 
     def __call__(self, image: Tensor) -> Losses:
         """The losses of an image (1, 3, H, W)."""
-        return self._weighted(image, self._sum_up(self._views(image)))
+        return self._weighted_losses(image, self._measure(self._features_by_tile(image)))
 
     @torch.no_grad()
-    def with_gradient(self, image: Tensor) -> tuple[Losses, Tensor]:
-        """The losses and dL/dimage, (1, 3, H, W)."""
+    def value_and_gradient(self, image: Tensor) -> tuple[Losses, Tensor]:
+        """The losses of an image, and dL/dimage, both for (1, 3, H, W)."""
         recordings: Iterable[Recording]
-        if len(self._tiles) == 1:  # what is seen for the sums serves for the gradient, too
+        if len(self._tiles) == 1:  # the recording serves for the sums and for the gradient
             recordings = [self._record(self._tiles[0], image)]
-            found = self._sum_up([(self._tiles[0], recordings[0].features)])
+            measurement = self._measure([(self._tiles[0], recordings[0].features)])
         else:
-            found = self._sum_up(self._views(image))
+            measurement = self._measure(self._features_by_tile(image))
             recordings = (self._record(tile, image) for tile in self._tiles)
-        slopes = self._slopes(found)
-        boost = self._boost(slopes)
+        by_style = self._style_gradients(measurement)
+        scale = self._loss_scale(by_style)
         gradient = torch.zeros_like(image)
         for tile, recording in zip(self._tiles, recordings, strict=True):
-            tile.add(gradient, recording.gradient(partial(self._cotangent, tile, slopes, boost)))
-        gradient /= boost
+            tile.scatter_add(
+                gradient, recording.gradient(partial(self._cotangent, tile, by_style, scale))
+            )
+        gradient /= scale
         if self._spec.tv_weight:
             gradient += self._spec.tv_weight * losses.tv_gradient(
                 image, seamless=self._spec.seamless
             )
-        return self._weighted(image, found), gradient
+        return self._weighted_losses(image, measurement), gradient
 
-    # ------------------------------------------------------------------ the first pass: sums over the picture
+    # -------------------------------------------------- first pass: sums over the picture
 
-    def _views(self, image: Tensor) -> Iterator[tuple[Tile, dict[str, Tensor]]]:
-        """Each tile, and the responses to what it sees."""
+    def _features_by_tile(self, image: Tensor) -> Iterator[tuple[Tile, dict[str, Tensor]]]:
+        """Each tile with the responses to its pixels and its halo."""
         for tile in self._tiles:
-            yield tile, self._network.features(tile.cut(image), self._layers, *self._sight)
+            yield (
+                tile,
+                self._network.features(tile.crop(image), self._layers, self._pooling, self._edges),
+            )
 
-    def _sum_up(self, views: Iterable[tuple[Tile, Mapping[str, Tensor]]]) -> _Found:
+    def _measure(self, tiles: Iterable[tuple[Tile, Mapping[str, Tensor]]]) -> _Measurement:
         content: dict[str, Tensor] = {}
-        styles: list[Style] = [{} for _ in self._guides]
-        for tile, features in views:
+        sums: list[Style] = [{} for _ in self._guides]
+        for tile, features in tiles:
             for layer, responses in features.items():
-                own = tile.own(responses, stride(layer))
+                owned = tile.owned(responses, stride(layer))
                 if layer in self._content_layers:
-                    _add(
-                        content,
-                        layer,
-                        losses.content_loss(own, tile.place(self._targets[layer], stride(layer))),
-                    )
+                    target = tile.part_of(self._targets[layer], stride(layer))
+                    _add(content, layer, losses.content_loss(owned, target))
                 if layer in self._style_layers:
-                    for style, guides in zip(styles, self._guides, strict=True):
-                        _add(style, layer, losses.sums(own, _placed(tile, guides[layer], layer)))
+                    for style, guides in zip(sums, self._guides, strict=True):
+                        guide = _guide_part(tile, guides[layer], layer)
+                        _add(style, layer, losses.sum_statistics(owned, guide))
         means = [
-            {layer: total * (1 / masses[layer]) for layer, total in style.items()}
-            for style, masses in zip(styles, self._masses, strict=True)
+            {layer: total * (1 / areas[layer]) for layer, total in style.items()}
+            for style, areas in zip(sums, self._areas, strict=True)
         ]
-        return _Found(content, means)
+        return _Measurement(content, means)
 
-    def _mass(self, guide: Tensor | None, layer: str) -> Tensor | float:
-        """M, or sum T^2; of a guide with nothing left at this resolution, next to nothing: all its sums are 0."""
+    def _area(self, guide: Tensor | None, layer: str) -> Tensor | float:
+        """The number of positions M, or sum T^2 with a guide.
+
+        A guide may be 0 everywhere at a coarse resolution. Then all sums are 0 and the area only
+        must not be 0.
+        """
         if guide is None:
             return _positions(layer, self._height, self._width)
         return guide.square().sum().clamp_min(1e-12)
 
-    def _weighted(self, image: Tensor, found: _Found) -> Losses:
+    def _weighted_losses(self, image: Tensor, measurement: _Measurement) -> Losses:
         content = style = tv = image.new_zeros(())
-        for layer, loss in found.content.items():
+        for layer, loss in measurement.content.items():
             content = content + self._alphas[layer] * loss
-        for terms, at in zip(self._terms, found.styles, strict=True):
+        for terms, statistics in zip(self._terms, measurement.styles, strict=True):
             for layer, term in terms.items():
-                style = style + term.loss(at[layer])
+                style = style + term.loss(statistics[layer])
         if self._spec.tv_weight:
             tv = self._spec.tv_weight * losses.tv_loss(image, seamless=self._spec.seamless)
         return Losses(content, style, tv, content + style + tv)
 
-    # ------------------------------------------------------------------ the second pass: gradients from the sums
+    # -------------------------------------------------- second pass: gradients from the sums
 
     def _record(self, tile: Tile, image: Tensor) -> Recording:
-        return self._network.record(tile.cut(image), self._layers, *self._sight)
+        return self._network.record(tile.crop(image), self._layers, self._pooling, self._edges)
 
-    def _slopes(self, found: _Found) -> list[Style]:
+    def _style_gradients(self, measurement: _Measurement) -> list[Style]:
         """By region and layer: dL/dG and dL/dmean, divided by M or sum T^2."""
         return [
-            {layer: term.slope(at[layer]) * (1 / masses[layer]) for layer, term in terms.items()}
-            for terms, at, masses in zip(self._terms, found.styles, self._masses, strict=True)
+            {
+                layer: term.gradient(statistics[layer]) * (1 / areas[layer])
+                for layer, term in terms.items()
+            }
+            for terms, statistics, areas in zip(
+                self._terms, measurement.styles, self._areas, strict=True
+            )
         ]
 
-    def _boost(self, slopes: list[Style]) -> Tensor | float:
-        """What the way back is multiplied by, so that float16 does not lose it below 6e-8; it is linear."""
+    def _loss_scale(self, by_style: list[Style]) -> Tensor | float:
+        """The factor of the backward pass in float16, where a number below 6e-8 becomes 0; 1 in
+        other precisions.
+
+        The backward pass is linear, so the gradient is divided by the same factor at the end.
+        """
         if self._network.dtype != torch.float16:
             return 1.0
-        sizes = [slope.gram.abs().sum(0).max() for style in slopes for slope in style.values()]
+        sizes = [by.gram.abs().sum(0).max() for style in by_style for by in style.values()]
         sizes += list(self._alphas.values())
         return 1 / torch.stack(sizes).max().clamp_min(1e-30)
 
     def _cotangent(
-        self, tile: Tile, slopes: list[Style], boost: Tensor | float, layer: str, responses: Tensor
+        self,
+        tile: Tile,
+        by_style: list[Style],
+        scale: Tensor | float,
+        layer: str,
+        responses: Tensor,
     ) -> Tensor:
-        """dL/dresponses times the boost, 0 at the positions that the tile does not own."""
-        own = tile.own(responses, stride(layer))
+        """dL/dresponses times the loss scale, (1, N, h, w); 0 at the positions that the tile does
+        not own.
+        """
+        owned = tile.owned(responses, stride(layer))
         total: Tensor | None = None
-        for style, guides in zip(slopes, self._guides, strict=True):
+        for style, guides in zip(by_style, self._guides, strict=True):
             if layer in style:
                 part = losses.style_gradient(
-                    own, style[layer] * boost, _placed(tile, guides[layer], layer)
+                    owned, style[layer] * scale, _guide_part(tile, guides[layer], layer)
                 )
                 total = part if total is None else total.add_(part)
         if layer in self._content_layers:
-            target = tile.place(self._targets[layer], stride(layer))
-            part = losses.content_gradient(own, target).mul_(self._alphas[layer] * boost)
+            target = tile.part_of(self._targets[layer], stride(layer))
+            part = losses.content_gradient(owned, target).mul_(self._alphas[layer] * scale)
             total = part if total is None else total.add_(part)
-        assert total is not None, "a layer is there for style or content"
+        assert total is not None, "each layer serves style or content"
         if total.shape == responses.shape:
             return total
-        everywhere = torch.zeros_like(responses)
-        tile.own(everywhere, stride(layer)).copy_(total)
-        return everywhere
+        cotangent = torch.zeros_like(responses)
+        tile.owned(cotangent, stride(layer)).copy_(total)
+        return cotangent
 
-    # ------------------------------------------------------------------ targets and weights
+    # -------------------------------------------------- targets and weights
 
-    def _keep_targets(self, tile: Tile, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """P at the tile's own positions, from the responses to the photo; they are handed on."""
+    def _store_targets(self, tile: Tile, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Store P at the tile's own positions, from the responses to the photo.
+
+        Returns the responses unchanged.
+        """
         for layer in self._content_layers:
             responses = features[layer]
             if layer not in self._targets:
@@ -278,52 +323,56 @@ class Objective:
                 )
                 empty = torch.empty(size, dtype=responses.dtype, device=responses.device)
                 self._targets[layer] = empty.contiguous(memory_format=torch.channels_last)
-            tile.place(self._targets[layer], stride(layer)).copy_(
-                tile.own(responses, stride(layer))
+            tile.part_of(self._targets[layer], stride(layer)).copy_(
+                tile.owned(responses, stride(layer))
             )
         return features
 
     def _alpha(self, layer: str, share: float) -> Tensor:
-        """What the paper's content loss is multiplied by."""
+        """The factor of the paper's content loss: its weight, for `relative` divided by 1/2 sum
+        P^2.
+        """
         weight = self._spec.content_weight * share
         if self._spec.objective == "gatys":
             return torch.tensor(weight, device=self._network.device)
-        return 2 * weight / losses.exact(self._targets[layer]).square().sum().clamp_min(1e-12)
+        target = losses.at_least_float32(self._targets[layer])
+        return 2 * weight / target.square().sum().clamp_min(1e-12)
 
     def _style_term(
-        self, layer: str, region: Region, mass: Tensor | float, start: Statistics
+        self, layer: str, region: Region, area: Tensor | float, start: Statistics
     ) -> PaperStyle | RelativeStyle:
-        """A region counts by its area: so that a small one is not pulled harder than a large one."""
-        area = mass / _positions(layer, self._height, self._width)
-        weight = self._spec.beta * self._style_layers[layer] * region.share * area
+        """The style loss of a region, weighted by its area: a small region then has no stronger
+        pull than a large one.
+        """
+        fraction = area / _positions(layer, self._height, self._width)
+        weight = self._spec.beta * self._style_layers[layer] * region.share * fraction
         if self._spec.objective == "gatys":
             return PaperStyle(region.style[layer], weight)
-        if (
-            not self._content_layers
-        ):  # a texture comes from nothing: the photo lends it no more than its shape
-            start = start * 0.0
+        if not self._content_layers:
+            start = start * 0.0  # a texture starts from nothing; the photo only gives its shape
         return RelativeStyle(region.style[layer], start, weight)
 
 
-def _shares(weights: Mapping[Layer, float]) -> dict[str, float]:
-    """Layer weights that sum to 1; layers of weight 0 are not computed."""
+def _normalize(weights: Mapping[Layer, float]) -> dict[str, float]:
+    """Layer weights that sum to 1, without layers of weight 0, which are not computed."""
     total = sum(weights.values())
     return {layer: weight / total for layer, weight in weights.items() if weight}
 
 
 def _positions(layer: str, height: int, width: int) -> int:
+    """M: the number of positions of a layer for an image of this size."""
     return (height // stride(layer)) * (width // stride(layer))
 
 
-def _guide(guide: Tensor | None, layer: str) -> Tensor | None:
-    """The guide at the layer's resolution, (h, w): each position by the share of its own pixels that is inside."""
+def _guide_at(guide: Tensor | None, layer: str) -> Tensor | None:
+    """The guide at the layer's resolution, (h, w): each position has the mean of its own pixels."""
     if guide is None or stride(layer) == 1:
         return guide
     return functional.avg_pool2d(guide[None, None], stride(layer))[0, 0]
 
 
-def _placed(tile: Tile, guide: Tensor | None, layer: str) -> Tensor | None:
-    return None if guide is None else tile.place(guide, stride(layer))
+def _guide_part(tile: Tile, guide: Tensor | None, layer: str) -> Tensor | None:
+    return None if guide is None else tile.part_of(guide, stride(layer))
 
 
 def _add(totals: dict[str, _Summable], layer: str, part: _Summable) -> None:

@@ -1,15 +1,16 @@
-"""The plan of a run, made before it: for each scale a route that fits into memory, its bytes and its seconds.
+"""The plan of a run: for each scale a route that fits into memory, with its bytes and its seconds.
 
-A route is how the gradient is taken (whole, or in tiles) and how many curvature pairs L-BFGS keeps, and where. Of those
-that fit, the fastest with all pairs is taken. Memory is counted from the network's shapes; time from a short
-measurement of the device, which is kept. Knows no pictures, only their sizes.
+A route says how the gradient is computed (whole or in tiles), how many curvature pairs L-BFGS
+keeps, and where. Of the routes that fit, the planner takes the fastest with all pairs. Memory is
+computed from the network's shapes. Time comes from a short measurement of the device, which is
+stored. Knows no pictures, only their sizes.
 """
 
 import json
 import os
 import statistics
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise, zip_longest
@@ -20,39 +21,43 @@ import torch
 from core import errors
 from core.neural import device as devices
 from core.neural.transfer.inputs import style_size
-from core.neural.transfer.objective import Objective, Region, layers_of, style_of
+from core.neural.transfer.objective import Objective, Region, measure_style, used_layers
 from core.neural.transfer.optimize import HISTORY
 from core.neural.transfer.schedule import Scale, schedule
-from core.neural.transfer.tiling import Tile, tiles
+from core.neural.transfer.tiling import make_tiles
 from core.neural.vgg import Network, stride
 from core.style.spec import MIN_RESULT_SIDE_PX, StyleSpec
 
-TILES_PX = (None, 4096, 2048, 1024, 512, 256)
-# Pairs, and whether the host keeps them; in the order they are tried in. Fewer pairs make another picture: they are
-# the last resort.
+TILES_PX = (None, 4096, 2048, 1024, 512, 256)  # None: the whole picture
+
+# Number of pairs, and whether they lie on the host; in order of preference. Fewer pairs give
+# another picture, so they are the last resort.
 HISTORIES = ((HISTORY, False), (HISTORY, True), (HISTORY // 2, False))
 
-# Of what is free, this share is planned with: the rest is for what no formula knows (allocators, libraries).
+# Share of the free memory that a plan may use. The rest is for what no formula knows (allocators,
+# libraries).
 USABLE = 0.85
 
-# An image in float32, for a pixel; and how many there are at once: photo, image, two gradients, step, change, both
-# together, direction, and two in passing.
+# Bytes per pixel of a float32 image, and the number of such images at once: photo, image, two
+# gradients, step, change, both stacked, direction, and two temporaries.
 _VECTOR_BYTES = 3 * 4
 _VECTORS = 11
 
-# What libraries take beside it, for scratch: measured on a CPU (docs/log.md).
+# Scratch memory of the libraries, measured on a CPU (docs/log.md).
 _FIXED_BYTES = 160_000_000
 
-_LEAST_SIDE_PX = 64  # of what is measured
+_MIN_MEASURED_SIDE_PX = 64
 
 Size = tuple[int, int]  # width, height
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast a device is with a network: seconds an evaluation takes beside its pixels, and for each seen pixel.
+    """The speed of a device with a network.
 
-    And what a new size takes once, before its first iteration: looks at photo and painting, kernels made to measure.
+    fixed_seconds: of an evaluation, beside its pixels. pixel_seconds: for each pixel that is read.
+    new_size_seconds: once at a new size, before the first iteration; it covers the measurement of
+    photo and painting, and kernel selection.
     """
 
     fixed_seconds: float
@@ -60,13 +65,15 @@ class Throughput:
     new_size_seconds: float = 0.0
 
 
-# A pace for plans whose seconds nobody asks for: their proportions are right.
+# For plans whose seconds are not shown: only their proportions matter.
 NOMINAL_THROUGHPUT = Throughput(0.02, 2.5e-6)
 
 
 @dataclass(frozen=True)
 class Route:
-    """The way a scale is gone."""
+    """How a scale is computed: tile side in px (None: whole), number of curvature pairs (0: Adam),
+    where they lie.
+    """
 
     tile_px: int | None
     history: int
@@ -75,7 +82,7 @@ class Route:
 
 @dataclass(frozen=True)
 class PlannedScale:
-    """One scale of the run, its route and what it takes."""
+    """One scale of a run, its route, and what it costs."""
 
     scale: Scale
     route: Route
@@ -85,41 +92,46 @@ class PlannedScale:
 
     @property
     def rank(self) -> int:
-        """Lower is better, before seconds are looked at."""
+        """The preference of the route's history; lower is better and counts before seconds."""
         pairs = (self.route.history, self.route.history_on_host)
         return HISTORIES.index(pairs) if pairs in HISTORIES else 0
 
     @property
     def seconds(self) -> float:
-        """With the looks at photo and paintings and the evaluation that comes first: some two iterations' worth."""
+        """With the measurement of photo and paintings and the first evaluation, which take about
+        two iterations.
+        """
         return self.iteration_seconds * (self.scale.iterations + 2) + self.new_size_seconds
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do and take."""
+    """The scales of a run, coarsest first."""
 
-    legs: tuple[PlannedScale, ...]
+    scales: tuple[PlannedScale, ...]
 
     @property
     def memory_bytes(self) -> int:
-        """At the most, beside the network itself."""
-        return max(leg.memory_bytes for leg in self.legs)
+        """The peak, without the network itself."""
+        return max(planned.memory_bytes for planned in self.scales)
 
     @property
     def seconds(self) -> float:
-        """In all."""
-        return sum(leg.seconds for leg in self.legs)
+        """Of the whole run."""
+        return sum(planned.seconds for planned in self.scales)
 
 
 class Planner:
     """Plans runs for one network on its device."""
 
     def __init__(
-        self, network: Network, pace: Throughput = NOMINAL_THROUGHPUT, free_bytes: int | None = None
+        self,
+        network: Network,
+        throughput: Throughput = NOMINAL_THROUGHPUT,
+        free_bytes: int | None = None,
     ) -> None:
-        """free_bytes: what a run may take; None asks the device before each plan."""
-        self._network, self._pace, self._free_bytes = network, pace, free_bytes
+        """free_bytes: the memory that a run may take; None asks the device before each plan."""
+        self._network, self._throughput, self._free_bytes = network, throughput, free_bytes
 
     def plan(
         self,
@@ -132,149 +144,222 @@ class Planner:
         init: Size | None = None,
         free_bytes: int | None = None,
     ) -> Plan:
-        """The plan of a run, with as many masks; by these routes, one a scale, where they fit. init: to begin with.
+        """The plan for pictures of these sizes.
 
-        free_bytes: as if that were what a run may take.
+        masks: their number. routes: one for each scale, preferred where they fit (from a
+        checkpoint). init: the size of the initial picture. free_bytes: replaces what the device
+        reports.
 
-        Raises BadSpec (`size` too small for the photo's shape, a layer that the network does not have), OutOfMemory
-        with a size that fits.
+        Raises BadSpec (`size` is too small for the photo's shape, or the network lacks a layer),
+        OutOfMemory with a size that fits.
         """
-        self._network.must_have({layer for layers in layers_of(spec) for layer in layers})
+        self._network.check_layers({layer for layers in used_layers(spec) for layer in layers})
         usable = int((self.free_bytes() if free_bytes is None else free_bytes) * USABLE)
-        legs = [
-            self._fastest(self._legs(scale, styles, spec, masks), usable, route)
-            for scale, route in zip_longest(
-                schedule(spec, *content, max(init) if init else None), routes
-            )
-            if scale is not None
-        ]
-        if None in legs:
-            raise errors.OutOfMemory(self._what_fits(content, styles, spec, masks, usable))
-        return Plan(tuple(leg for leg in legs if leg is not None))
+        scales = schedule(spec, *content, max(init) if init else None)
+        planned = []
+        for scale, route in zip_longest(scales, routes):
+            if scale is None:  # more routes than scales
+                break
+            fastest = self._fastest(self._candidates(scale, styles, spec, masks), usable, route)
+            if fastest is None:
+                raise errors.OutOfMemory(
+                    self._describe_fitting_size(content, styles, spec, masks, usable)
+                )
+            planned.append(fastest)
+        return Plan(tuple(planned))
 
-    def smaller(
-        self, leg: PlannedScale, styles: Sequence[Size], spec: StyleSpec, masks: int = 0
+    def shrink(
+        self, planned: PlannedScale, styles: Sequence[Size], spec: StyleSpec, masks: int = 0
     ) -> PlannedScale | None:
-        """The same scale by a route of at most half the memory; else by the smallest, if that is smaller at all."""
-        smallest = min(
-            self._legs(leg.scale, styles, spec, masks), key=lambda other: other.memory_bytes
-        )
-        usable = max(leg.memory_bytes // 2, smallest.memory_bytes)
-        return (
-            self._fastest(self._legs(leg.scale, styles, spec, masks), usable)
-            if usable < leg.memory_bytes
-            else None
-        )
+        """The same scale by the fastest route of at most half the memory, or by the smallest route.
+
+        None if no route is smaller.
+        """
+        candidates = self._candidates(planned.scale, styles, spec, masks)
+        smallest = min(candidate.memory_bytes for candidate in candidates)
+        usable = max(planned.memory_bytes // 2, smallest)
+        if usable >= planned.memory_bytes:
+            return None
+        return self._fastest(candidates, usable)
 
     def free_bytes(self) -> int:
         """Bytes that a run may take now."""
-        return free_memory(self._network.device) if self._free_bytes is None else self._free_bytes
+        if self._free_bytes is None:
+            return free_memory(self._network.device)
+        return self._free_bytes
 
-    def _what_fits(
+    def _describe_fitting_size(
         self, content: Size, styles: Sequence[Size], spec: StyleSpec, masks: int, usable: int
     ) -> str:
-        """The sentence that names the largest size with a plan."""
-        fits, least = 0, -(-MIN_RESULT_SIDE_PX * max(content) // min(content))
-        for size in range(max(64, least), spec.size, 32):
+        """The error message, with the largest size that has a plan."""
+        fitting, minimum = 0, -(-MIN_RESULT_SIDE_PX * max(content) // min(content))
+        for size in range(max(64, minimum), spec.size, 32):
             last = schedule(spec.model_copy(update={"size": size}), *content)[-1]
-            if self._fastest(self._legs(last, styles, spec, masks), usable) is None:
+            if self._fastest(self._candidates(last, styles, spec, masks), usable) is None:
                 break
-            fits = size
-        if not fits:
+            fitting = size
+        if not fitting:
             return "This worker has too little memory for any size; free some, or use another."
-        return f"size {spec.size} needs more memory than this worker has; size {fits} fits."
+        return f"size {spec.size} needs more memory than this worker has; size {fitting} fits."
 
     @staticmethod
     def _fastest(
-        legs: Iterable[PlannedScale], usable: int, route: Route | None = None
+        candidates: Iterable[PlannedScale], usable: int, route: Route | None = None
     ) -> PlannedScale | None:
-        """Or the one that goes by `route`."""
-        fitting = [leg for leg in legs if leg.memory_bytes <= usable]
+        """The fastest candidate that fits into `usable` bytes; the one by `route`, if that fits."""
+        fitting = [candidate for candidate in candidates if candidate.memory_bytes <= usable]
         return min(
             fitting,
-            key=lambda leg: (leg.route != route, leg.rank, leg.iteration_seconds),
+            key=lambda candidate: (
+                candidate.route != route,
+                candidate.rank,
+                candidate.iteration_seconds,
+            ),
             default=None,
         )
 
-    def _legs(
+    def _candidates(
         self, scale: Scale, styles: Sequence[Size], spec: StyleSpec, guides: int
-    ) -> Iterator[PlannedScale]:
-        """The scale by every route there is."""
-        network, (content_layers, style_layers) = self._network, layers_of(spec)
-        layers = {*content_layers, *style_layers}
-        paintings = [style_size(*size, spec, scale) for size in styles] if style_layers else []
-        largest = max(max(size) for size in (scale.size, *paintings))
-        for tile_px in (side for side in TILES_PX if side is None or side < largest):
-            windows = tiles(
-                scale.height, scale.width, tile_px, network.halo(layers), seamless=spec.seamless
-            )
-            seen = [_seen(tile) for tile in windows]
-            passes = 1 if len(seen) == 1 else 1.5  # the first of two goes forward only
-            seconds = self._pace.fixed_seconds * len(seen)
-            seconds += self._pace.pixel_seconds * sum(seen) * passes * network.work(layers)
-            looks = [self._look_bytes(size, tile_px, style_layers) for size in paintings]
-            for history, on_host in HISTORIES if spec.optimizer == "lbfgs" else ((0, False),):
-                if on_host and network.device.type == "cpu":
-                    continue
-                gradient = max(seen) * network.gradient_bytes(layers)
-                state = self._state_bytes(scale, content_layers, 0 if on_host else history, guides)
-                memory = _FIXED_BYTES + state + max(gradient, *looks, 0)
-                route = Route(tile_px, history, on_host)
-                yield PlannedScale(scale, route, memory, seconds, self._pace.new_size_seconds)
+    ) -> list[PlannedScale]:
+        """The scale by every route, with its cost."""
+        cost = _ScaleCost(self._network, self._throughput, scale, styles, spec=spec, guides=guides)
+        routes = _possible_routes(spec, self._network.device, cost.largest_side)
+        return [cost.plan(route) for route in routes]
 
-    def _state_bytes(
-        self, scale: Scale, content_layers: Iterable[str], history: int, guides: int
-    ) -> int:
-        """What is as large as the image: images, gradients, pairs, targets, guides with their smaller versions."""
-        size = self._network.dtype.itemsize
-        targets = sum(
-            self._network.filters(layer) / stride(layer) ** 2 * size for layer in content_layers
+
+def _possible_routes(spec: StyleSpec, device: torch.device, largest_side: int) -> Iterator[Route]:
+    """Every route for pictures of at most `largest_side` px, the largest tiles first."""
+    histories = HISTORIES if spec.optimizer == "lbfgs" else ((0, False),)
+    for tile_px in TILES_PX:
+        if tile_px is not None and tile_px >= largest_side:
+            continue  # the same as the whole picture
+        for history, on_host in histories:
+            if not (on_host and device.type == "cpu"):  # there the host is the device
+                yield Route(tile_px, history, on_host)
+
+
+class _ScaleCost:
+    """The bytes and the seconds of one scale by any route."""
+
+    def __init__(
+        self,
+        network: Network,
+        throughput: Throughput,
+        scale: Scale,
+        styles: Sequence[Size],
+        *,
+        spec: StyleSpec,
+        guides: int,
+    ) -> None:
+        self._network, self._throughput, self._scale = network, throughput, scale
+        self._seamless, self._guides = spec.seamless, guides
+        self._content_layers, self._style_layers = used_layers(spec)
+        self._layers = {*self._content_layers, *self._style_layers}
+        self._paintings: list[Size] = []
+        if self._style_layers:
+            self._paintings = [style_size(*size, spec, scale) for size in styles]
+        self._read_px: dict[int | None, list[int]] = {}  # by tile_px
+
+    @property
+    def largest_side(self) -> int:
+        """The longest side of the image and the paintings, in px."""
+        return max(max(size) for size in (self._scale.size, *self._paintings))
+
+    def plan(self, route: Route) -> PlannedScale:
+        """The scale by this route."""
+        return PlannedScale(
+            self._scale,
+            route,
+            self._memory_bytes(route),
+            self._iteration_seconds(route.tile_px),
+            self._throughput.new_size_seconds,
         )
-        vectors = _VECTOR_BYTES * (_VECTORS + 2 * history) + guides * 4 * 4 / 3
-        return int(scale.width * scale.height * (vectors + targets))
 
-    def _look_bytes(self, size: Size, tile_px: int | None, layers: Collection[str]) -> int:
-        """A look at a painting: it is held in float32 and, to match its colors, sorted; and goes forward only."""
+    def _tile_pixels(self, tile_px: int | None) -> list[int]:
+        """The pixels that each tile of the image reads.
+
+        Stored, because several routes have the same tiles.
+        """
+        if tile_px not in self._read_px:
+            halo = self._network.halo(self._layers)
+            tiles = make_tiles(
+                self._scale.height, self._scale.width, tile_px, halo, seamless=self._seamless
+            )
+            self._read_px[tile_px] = [tile.read_px for tile in tiles]
+        return self._read_px[tile_px]
+
+    def _iteration_seconds(self, tile_px: int | None) -> float:
+        pixels = self._tile_pixels(tile_px)
+        # Several tiles take two passes, of which the first only goes forward.
+        passes = 1 if len(pixels) == 1 else 1.5
+        seconds = self._throughput.fixed_seconds * len(pixels)
+        cost = self._network.relative_cost(self._layers)
+        return seconds + self._throughput.pixel_seconds * sum(pixels) * passes * cost
+
+    def _memory_bytes(self, route: Route) -> int:
+        """The peak: the state, and the larger of an evaluation and the measurement of a painting."""
+        evaluation = max(self._tile_pixels(route.tile_px)) * self._network.gradient_bytes(
+            self._layers
+        )
+        paintings = [self._style_bytes(size, route.tile_px) for size in self._paintings]
+        pairs = 0 if route.history_on_host else route.history
+        return _FIXED_BYTES + self._state_bytes(pairs) + max(evaluation, *paintings, 0)
+
+    def _state_bytes(self, pairs: int) -> int:
+        """What grows with the image: images, gradients, pairs, targets, guides with their smaller
+        versions.
+        """
+        item_bytes = self._network.dtype.itemsize
+        targets = sum(
+            self._network.filters(layer) / stride(layer) ** 2 * item_bytes
+            for layer in self._content_layers
+        )
+        # A guide and its pooled versions take 4/3 of its float32 pixels.
+        vectors = _VECTOR_BYTES * (_VECTORS + 2 * pairs) + self._guides * 4 * 4 / 3
+        return int(self._scale.width * self._scale.height * (vectors + targets))
+
+    def _style_bytes(self, size: Size, tile_px: int | None) -> int:
+        """What it takes to measure a painting: its float32 image, sorted to match colors, and a
+        forward pass.
+        """
         width, height = size
-        windows = tiles(height, width, tile_px, self._network.halo(layers))
-        look = max(map(_seen, windows)) * self._network.features_bytes(layers)
-        return max(look + 2 * _VECTOR_BYTES * width * height, 6 * _VECTOR_BYTES * width * height)
+        tiles = make_tiles(height, width, tile_px, self._network.halo(self._style_layers))
+        forward = max(tile.read_px for tile in tiles) * self._network.features_bytes(
+            self._style_layers
+        )
+        image = _VECTOR_BYTES * width * height
+        return max(forward + 2 * image, 6 * image)
 
 
-def _seen(tile: Tile) -> int:
-    """Pixels."""
-    return (tile.down.seen_end - tile.down.seen_begin) * (
-        tile.across.seen_end - tile.across.seen_begin
-    )
-
-
-# ---------------------------------------------------------------------- what the device has, and how fast it is
+# ------------------------------------------------------ memory and speed of the device
 
 
 def load_throughput(network: Network, file: Path) -> Throughput:
-    """The device's pace with this network: from the file, or measured, which takes seconds, and kept there."""
+    """The throughput of the device with this network: from the file, or measured (seconds) and
+    stored there.
+    """
     device, threads = device_name(network.device), torch.get_num_threads()
-    key = f"{device}, {threads} threads, {network.architecture}, {network.dtype}, torch {torch.__version__}"
-    paces = _kept_paces(file)
-    if key in paces:
-        return paces[key]
-    pace = measure_throughput(network)
-    with suppress(OSError):  # where nothing can be written, it is measured at every start
+    model = f"{network.architecture}, {network.dtype}"
+    key = f"{device}, {threads} threads, {model}, torch {torch.__version__}"
+    stored = _read_throughputs(file)
+    if key in stored:
+        return stored[key]
+    throughput = measure_throughput(network)
+    entries = {name: asdict(one) for name, one in (stored | {key: throughput}).items()}
+    with suppress(OSError):  # if nothing can be written, it is measured at every start
         file.parent.mkdir(parents=True, exist_ok=True)
-        written = file.with_suffix(f".{os.getpid()}")
-        written.write_text(
-            json.dumps({name: asdict(one) for name, one in (paces | {key: pace}).items()}, indent=1)
-        )
-        written.replace(file)
-    return pace
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(entries, indent=1))
+        temporary.replace(file)
+    return throughput
 
 
 def device_name(device: torch.device) -> str:
-    """A card's own name; else its kind."""
+    """The name of a card, or the kind of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def _kept_paces(file: Path) -> dict[str, Throughput]:
+def _read_throughputs(file: Path) -> dict[str, Throughput]:
     try:
         return {key: Throughput(**one) for key, one in json.loads(file.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
@@ -282,40 +367,47 @@ def _kept_paces(file: Path) -> dict[str, Throughput]:
 
 
 def measure_throughput(network: Network) -> Throughput:
-    """From the median seconds of an evaluation at two sizes: smaller ones where the memory is too little for these."""
-    # A card does small pictures in the time of none.
+    """Measure the median seconds of an evaluation at two sizes; at smaller ones if memory does not
+    suffice.
+    """
+    # A card needs the same time for all small pictures, so it is measured with larger ones.
     sides = (512, 1536) if network.device.type == "cuda" else (128, 320)
-    while sides[0] > _LEAST_SIDE_PX:
+    while sides[0] > _MIN_MEASURED_SIDE_PX:
         try:
-            return _pace_at(network, sides)
+            return _measure_at(network, sides)
         except (RuntimeError, MemoryError) as error:
             if not devices.is_out_of_memory(error):
                 raise
         devices.release_memory(network.device)
         sides = (sides[0] // 2, sides[1] // 2)
-    return _pace_at(network, sides)
+    return _measure_at(network, sides)
 
 
-def _pace_at(network: Network, sides: tuple[int, int]) -> Throughput:
-    (small, small_seconds, _), (large, large_seconds, begin_seconds) = (
-        _evaluation(network, side) for side in sides
+def _measure_at(network: Network, sides: tuple[int, int]) -> Throughput:
+    (small, small_seconds, _), (large, large_seconds, first_seconds) = (
+        _time_evaluation(network, side) for side in sides
     )
     pixel_seconds = max(0.0, (large_seconds - small_seconds) / (large - small))
     fixed_seconds = max(1e-4, small_seconds - small * pixel_seconds)
-    return Throughput(fixed_seconds, pixel_seconds, max(0.0, begin_seconds - 3 * large_seconds))
+    # Without the first evaluation and the two that `PlannedScale.seconds` adds for the measurement.
+    return Throughput(fixed_seconds, pixel_seconds, max(0.0, first_seconds - 3 * large_seconds))
 
 
-def _evaluation(network: Network, side: int) -> tuple[int, float, float]:
-    """Pixels, the median seconds of their loss and gradient, and the seconds until the first was there."""
+def _time_evaluation(network: Network, side: int) -> tuple[int, float, float]:
+    """Number of pixels, median seconds of an evaluation, and seconds until the first one is
+    complete.
+    """
     spec = StyleSpec().for_pictures()
     start = time.perf_counter()
     image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(
         network.device
     )
-    objective = Objective(network, spec, image, [Region(style_of(network, image.flip(1), spec))])
+    objective = Objective(
+        network, spec, image, [Region(measure_style(network, image.flip(1), spec))]
+    )
     ends = [start]
     for _ in range(6):
-        objective.with_gradient(image)[0].by_name()  # reading the losses waits for the device
+        objective.value_and_gradient(image)[0].by_name()  # by_name waits for the device
         ends.append(time.perf_counter())
     seconds = [end - before for before, end in pairwise(ends)]
     return side * side, statistics.median(seconds[1:]), seconds[0]
@@ -332,31 +424,31 @@ def free_memory(device: torch.device) -> int:
 
 
 def _host_limits() -> Iterable[int]:
-    """What the machine has, what of it is free, and what is left of this container's share."""
+    """Bytes: the machine's memory, what is available of it, and what the container may still take."""
     yield os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         yield int(lines["MemAvailable"].split()[0]) * 1024
-    # Of a container: cgroup 2, then 1.
-    for limit, used in (
+    # A container's limit: cgroup version 2, then 1.
+    cgroup = Path("/sys/fs/cgroup")
+    for limit, usage in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
-        if (
-            left := _left_of(Path("/sys/fs/cgroup") / limit, Path("/sys/fs/cgroup") / used)
-        ) is not None:
-            yield left
+        available = _cgroup_headroom(cgroup / limit, cgroup / usage)
+        if available is not None:
+            yield available
 
 
-def _left_of(limit: Path, used: Path) -> int | None:
-    """Bytes below the limit; copies of files do not count as used, they make room when asked."""
+def _cgroup_headroom(limit: Path, usage: Path) -> int | None:
+    """Bytes below the limit; None without one.
+
+    The page cache does not count as used: the kernel frees it on demand.
+    """
     try:
-        counters = dict(
-            line.split() for line in used.with_name("memory.stat").read_text().splitlines()
-        )
-        return (
-            int(limit.read_text()) - int(used.read_text()) + int(counters.get("inactive_file", 0))
-        )
+        lines = usage.with_name("memory.stat").read_text().splitlines()
+        page_cache = int(dict(line.split() for line in lines).get("inactive_file", 0))
+        return int(limit.read_text()) - int(usage.read_text()) + page_cache
     except (OSError, ValueError):  # no such group, or its limit is the word "max"
         return None

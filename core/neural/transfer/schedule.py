@@ -1,7 +1,8 @@
-"""Coarse to fine: which sizes a run goes through, and how many iterations each takes. Knows no tensors.
+"""Coarse to fine: the sizes that a run goes through, and the iterations of each. Knows no tensors.
 
-Large strokes can only be made where the network's field of view (132 px for VGG-16) spans much of the picture; fine
-ones need few iterations on top (Gatys et al. 2017, "Controlling Perceptual Factors", section 6).
+Large strokes form only where the network's receptive field (132 px for VGG-16) spans much of the
+picture. Fine strokes then need few more iterations (Gatys et al. 2017, "Controlling Perceptual
+Factors", section 6).
 """
 
 import math
@@ -12,16 +13,40 @@ from core.style.spec import MIN_RESULT_SIDE_PX, StyleSpec, result_size
 # Iterations at full size by `quality`.
 ITERATIONS = {"draft": 25, "standard": 70, "fine": 210}
 
-NOISE_FACTOR = 4
+NOISE_FACTOR = 4  # times as many iterations at the coarsest scale when a run starts from noise
 
-COARSEST_PX = 128  # below it a photo's content is lost, and is not found again at the finer scales
-FINE_PX = 1024
-STEP = math.sqrt(2)
+COARSEST_PX = 128  # below it a photo's content is lost, and the finer scales do not recover it
+FINE_PX = (
+    1024  # above it half the iterations are enough: the receptive field spans little of the picture
+)
+STEP = math.sqrt(2)  # ratio of two neighboring scales
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a kind of start changes: factors of the iterations, and whether coarser scales are
+    skipped.
+    """
+
+    coarsest: float = 1  # at the coarsest of several scales
+    only: int = 1  # at the only scale
+    has_detail: bool = False  # scales up to the size of the initial picture would lose its detail
+
+
+_STARTS = {
+    "content": _Start(),
+    "style": _Start(),
+    # The image holds nothing yet. Iterations are cheap at the coarsest scale, so it takes more.
+    "noise": _Start(coarsest=NOISE_FACTOR, only=NOISE_FACTOR),
+    # A picture, or the result of an earlier run that is continued: at the coarsest scale too the
+    # run is on its way only.
+    "picture": _Start(coarsest=0.5, has_detail=True),
+}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One size of the ladder."""
+    """One size of a run, in px, and its iterations."""
 
     width: int
     height: int
@@ -38,44 +63,46 @@ class Scale:
         return max(self.width, self.height)
 
 
-def schedule(spec: StyleSpec, width: int, height: int, begun_px: int | None = None) -> list[Scale]:
-    """The scales for a photo of `width` x `height` px, coarsest first; the last is the result's size.
+def schedule(spec: StyleSpec, width: int, height: int, init_px: int | None = None) -> list[Scale]:
+    """The scales for a photo of `width` x `height` px, coarsest first; the last one has the size of
+    the result.
 
-    begun_px: the long side of the picture to begin with, if that is what `init` says.
-    Raises BadSpec where `size` is too small for the photo's shape.
+    init_px: the long side of the initial picture, for init=picture.
+    Raises BadSpec if `size` is too small for the photo's shape.
     """
     result_size(width, height, spec.size)
     sides = [spec.size]
-    while _goes_on(spec, sides, width, height, begun_px):
+    while _has_coarser(spec, sides, width, height, init_px):
         sides.append(round(spec.size / STEP ** len(sides)))
-    *coarser, last = [
-        result_size(width, height, side, seamless=spec.seamless) for side in reversed(sides)
-    ]
-    most = spec.iterations or ITERATIONS[spec.quality]
-    half = max(1, most // 2)
-    # Half as many are enough on the way, and above what the network's view still makes sense of.
-    at_last = half if coarser and max(last) > FINE_PX and not spec.iterations else most
-    is_begun = (
-        spec.init == "picture" and not spec.iterations
-    )  # the coarsest scale, too, is on the way only
-    on_the_way = [half if is_begun else most] + [half] * len(coarser)
-    if (
-        spec.init == "noise" and not spec.iterations
-    ):  # nothing is there yet; where it is cheap, take the time
-        on_the_way[0], at_last = NOISE_FACTOR * most, at_last if coarser else NOISE_FACTOR * most
-    return [
-        *(Scale(*size, count) for size, count in zip(coarser, on_the_way, strict=False)),
-        Scale(*last, at_last),
-    ]
+    sizes = [result_size(width, height, side, seamless=spec.seamless) for side in reversed(sides)]
+    counts = _iterations(spec, len(sizes), long_side=max(sizes[-1]))
+    return [Scale(*size, count) for size, count in zip(sizes, counts, strict=True)]
 
 
-def _goes_on(
-    spec: StyleSpec, sides: list[int], width: int, height: int, begun_px: int | None
+def _iterations(spec: StyleSpec, scales: int, long_side: int) -> list[int]:
+    """The iterations of each scale, coarsest first. long_side: of the last scale, in px."""
+    full = spec.iterations or ITERATIONS[spec.quality]
+    half = max(1, full // 2)
+    # A given number is kept as it is, for every kind of start.
+    start = _Start() if spec.iterations else _STARTS[spec.init]
+    if scales == 1:
+        return [start.only * full]
+    coarsest = max(1, int(start.coarsest * full))
+    is_fine = long_side > FINE_PX and not spec.iterations
+    last = half if is_fine else full
+    return [coarsest, *[half] * (scales - 2), last]
+
+
+def _has_coarser(
+    spec: StyleSpec, sides: list[int], width: int, height: int, init_px: int | None
 ) -> bool:
+    """Whether there is a scale below the coarsest of `sides`."""
     coarser = round(spec.size / STEP ** len(sides))
-    narrow = coarser * min(width, height) < MIN_RESULT_SIDE_PX * max(width, height)
-    if narrow or len(sides) == spec.scales:
+    is_too_narrow = coarser * min(width, height) < MIN_RESULT_SIDE_PX * max(width, height)
+    if is_too_narrow or len(sides) == spec.scales:
         return False
-    # A picture to begin with has its detail already; at a scale no finer than its own it would lose it.
-    is_finer = spec.init != "picture" or (begun_px is not None and coarser > begun_px)
-    return bool(spec.scales) or (coarser >= COARSEST_PX and is_finer)
+    if spec.scales:
+        return True
+    if _STARTS[spec.init].has_detail and (init_px is None or coarser <= init_px):
+        return False
+    return coarser >= COARSEST_PX

@@ -1,13 +1,14 @@
-"""The run: one scale after the other, coarse to fine. Progress goes to a callback, which may stop or steer the run.
+"""A run: the scales one after the other, coarse to fine. Reports each step to a callback.
 
-Knows no storage, no jobs and no printing.
+The callback can stop the run or change its weights. This module knows no storage, no jobs and no
+output.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -16,25 +17,28 @@ from torch import Tensor
 from core import errors
 from core.neural import device
 from core.neural.transfer import pixels
-from core.neural.transfer.checkpoint import AppliedUpdate, Checkpoint, CheckpointHeader
+from core.neural.transfer.checkpoint import Checkpoint, CheckpointHeader
 from core.neural.transfer.inputs import ScaleTarget, StyleInputs
 from core.neural.transfer.objective import Losses
 from core.neural.transfer.optimize import LBFGS, Adam
 from core.neural.transfer.planner import Plan, PlannedScale, Planner
 from core.neural.vgg import Network
-from core.style.spec import StyleSpec
+from core.style.spec import SpecUpdate, StyleSpec
 
-# A scale has nothing left to gain where ten iterations lower the loss by less than this share.
-_LEAST_GAIN = 1e-3
-_GAIN_WINDOW = 10
+# A scale ends early when a window of ten iterations lowers the loss by less than this share.
+_MIN_GAIN = 1e-3
+_WINDOW = 10
 
-# A device that works on its own is asked for its losses this often, and not after every iteration.
+# Seconds between two reports on an asynchronous device: reading the losses waits for it.
 _REPORT_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far the run is. Iterations count over all scales, from 1; losses are weighted and by name."""
+    """The progress of a run.
+
+    Iterations count over all scales, from 1; losses are weighted and by name.
+    """
 
     scale: int
     scales: int
@@ -46,21 +50,20 @@ class RunProgress:
     seconds: float
     iterations_per_second: float
     seconds_left: float
-    spec_updates: tuple[AppliedUpdate, ...] = ()
+    spec_updates: tuple[SpecUpdate, ...] = ()
 
     @property
     def value(self) -> float:
-        """The share of the time that is over, 0 to 1."""
-        return round(
-            self.seconds / (self.seconds + self.seconds_left), 9
-        )  # so that no rounding makes it go back
+        """The elapsed share of the time, 0 to 1. Rounded, so that no rounding error makes it fall."""
+        return round(self.seconds / (self.seconds + self.seconds_left), 9)
 
 
 @dataclass(frozen=True)
 class StepEvent:
-    """A moment of a run: how far it is and by which spec, the picture so far, and what it takes to go on from here.
+    """One step of a run: its progress and spec, the current picture, and a checkpoint.
 
-    The picture may be asked for at any time; the checkpoint only before the call that brought the moment returns.
+    `picture` may be called at any time, on any thread; `checkpoint` only until the callback
+    returns.
     """
 
     progress: RunProgress
@@ -69,14 +72,32 @@ class StepEvent:
     checkpoint: Callable[[], Checkpoint]
 
 
-# Called after every iteration on a CPU, many times a second elsewhere; and first of all where a run is resumed. True
-# stops the run, which then returns what it has; a spec with other weights steers it; an Interrupt raised here ends it.
-OnProgress = Callable[[StepEvent], bool | StyleSpec | None]
+@dataclass(frozen=True)
+class Control:
+    """The callback's answer to a step: continue, stop, or continue with the weights of another
+    spec.
+
+    A stopped run returns the current picture. `stop` takes precedence over `spec`.
+    """
+
+    stop: bool = False
+    spec: StyleSpec | None = None
+
+    CONTINUE: ClassVar["Control"]
+    STOP: ClassVar["Control"]
+
+
+Control.CONTINUE = Control()
+Control.STOP = Control(stop=True)
+
+# Called after every iteration on a CPU, and many times a second on other devices. A resumed run
+# calls it once before its first iteration. An exception that it raises ends the run.
+OnProgress = Callable[[StepEvent], Control]
 
 
 @dataclass(frozen=True)
 class StyleResult:
-    """The finished picture and what its making took."""
+    """The finished picture and the facts of its run."""
 
     picture: Image.Image
     losses: dict[str, float]
@@ -84,12 +105,12 @@ class StyleResult:
     seconds: float
     stopped: bool
     plan: Plan
-    spec: StyleSpec  # as it was at the end
-    spec_updates: tuple[AppliedUpdate, ...]
+    spec: StyleSpec  # at the end of the run
+    spec_updates: tuple[SpecUpdate, ...]
 
 
 def stylize(
-    subject: StyleInputs,
+    inputs: StyleInputs,
     spec: StyleSpec,
     network: Network,
     on_progress: OnProgress | None = None,
@@ -97,25 +118,27 @@ def stylize(
     *,
     resume: Checkpoint | None = None,
 ) -> StyleResult:
-    """The subject's photo in the style of its paintings (Gatys, Ecker and Bethge 2015), coarse to fine.
+    """Render the photo in the style of the paintings (Gatys, Ecker and Bethge 2015), coarse to
+    fine.
 
-    Same pictures, spec, network, machine and plan: same picture, also if the run is resumed from a checkpoint of an
-    earlier one; a checkpoint of another network is left aside, one made by other weights is spec_updates.
-    Raises BadSpec, BadImage, OutOfMemory, Diverged (it carries the last good picture), DeviceLost, and what
-    `on_progress` raises.
+    The same pictures, spec, network, machine and plan give the same picture to the bit. This also
+    holds for a run that continues from a checkpoint. A checkpoint of another network is ignored. A
+    checkpoint made with other weights counts as a spec update at its iteration.
+
+    Raises BadSpec, BadImage, OutOfMemory, Diverged (with the last good picture), DeviceLost, and
+    what `on_progress` raises.
     """
     with device.translate_device_errors():
-        return _Run(
-            subject, spec, network, on_progress, planner or Planner(network), resume=resume
-        ).painting()
+        run = _Run(inputs, spec, network, on_progress, planner or Planner(network), resume=resume)
+        return run.execute()
 
 
 class _Run:
-    """One run: the image, and where it stands."""
+    """One run: the image and its position in the plan."""
 
     def __init__(
         self,
-        subject: StyleInputs,
+        inputs: StyleInputs,
         spec: StyleSpec,
         network: Network,
         on_progress: OnProgress | None,
@@ -123,241 +146,258 @@ class _Run:
         *,
         resume: Checkpoint | None,
     ) -> None:
-        self._subject, self._spec, self._network = subject, subject.fitted(spec), network
+        self._inputs, self._spec, self._network = inputs, inputs.fit_spec(spec), network
         self._on_progress, self._planner = on_progress, planner
-        self._style_sizes = [style.size for style in subject.styles]
+        self._style_sizes = [style.size for style in inputs.styles]
         self._network_id = f"{network.sha256} {network.dtype}"
-        if resume is not None and resume.mark.network != self._network_id:
+        if resume is not None and resume.header.network != self._network_id:
             resume = None
-        routes = resume.mark.routes if resume else ()
-        begun = subject.init.size if subject.init else None
         self._plan = planner.plan(
-            subject.content.size,
+            inputs.content.size,
             self._style_sizes,
             self._spec,
-            len(subject.masks),
-            routes,
-            init=begun,
+            len(inputs.masks),
+            resume.header.routes if resume else (),
+            init=inputs.init.size if inputs.init else None,
         )
-        self._clock = ProgressTracker(self._plan.legs)
-        self._image: Tensor | None = None  # the newest whose losses are known to be finite
+        self._tracker = ProgressTracker(self._plan.scales)
+        self._image: Tensor | None = None  # the newest one whose losses are known to be finite
         self._losses: dict[str, float] = {}
-        self._done = 0  # iterations of this leg that the image has behind it
-        self._before = float("inf")  # the loss where the last window ended
-        self._spec_updates: tuple[AppliedUpdate, ...] = ()
+        self._done = 0  # iterations of the current scale that `_image` has behind it
+        self._window_loss = float("inf")  # the loss at the end of the last window
+        self._spec_updates: tuple[SpecUpdate, ...] = ()
         self._resume = resume
         if resume is not None:
-            self._image, self._losses = (
-                resume.tensors["image"].to(network.device),
-                resume.mark.losses,
-            )
-            self._clock.resume(resume.mark)
-            self._spec_updates = tuple(resume.mark.spec_updates)
+            self._image = resume.tensors["image"].to(network.device)
+            self._losses = resume.header.losses
+            self._tracker.restore(resume.header)
+            self._spec_updates = tuple(resume.header.spec_updates)
 
-    def painting(self) -> StyleResult:
-        behind = self._resume.mark.leg - 1 if self._resume else 0
-        stopped = any(
-            self._leg(number, leg)
-            for number, leg in [*enumerate(self._plan.legs, start=1)][behind:]
-        )
-        assert self._image is not None, "a plan has legs"
+    def execute(self) -> StyleResult:
+        first = self._resume.header.scale if self._resume else 1
+        stopped = False
+        for number in range(first, len(self._plan.scales) + 1):
+            stopped = self._run_scale(number)
+            if stopped:
+                break
+        assert self._image is not None, "a plan has scales"
         image = self._image
-        if stopped:  # whatever the scale, the picture has the size that was asked for
-            image = self._enlarged(image, self._plan.legs[-1])
-        picture = self._rendered(image, self._spec)
-        clock = self._clock
+        if stopped:  # at any scale, the result has the requested size
+            image = self._enlarge(image, self._plan.scales[-1])
         return StyleResult(
-            picture,
-            self._losses,
-            clock.iteration,
-            clock.seconds,
-            stopped,
-            self._plan,
-            self._spec,
-            self._spec_updates,
+            picture=self._render(image, self._spec),
+            losses=self._losses,
+            iterations=self._tracker.iteration,
+            seconds=self._tracker.seconds,
+            stopped=stopped,
+            plan=self._plan,
+            spec=self._spec,
+            spec_updates=self._spec_updates,
         )
 
-    def _leg(self, number: int, leg: PlannedScale) -> bool:
-        """Go through one scale; True if the callback stops the run. Out of memory, go on by a smaller route."""
+    def _run_scale(self, number: int) -> bool:
+        """Run scale `number`, from 1; True if the callback stops the run.
+
+        If memory runs out, continue by a smaller route. Raises OutOfMemory if that fails too.
+        """
         self._done = 0
-        for attempt in self._ways(leg):
-            self._clock.begin(number, attempt)
+        for planned in self._routes(self._plan.scales[number - 1]):
+            self._tracker.start_scale(number, planned)
             try:
-                return self._go(attempt)
+                return self._optimize(planned)
             except (RuntimeError, MemoryError, errors.OutOfMemory) as error:
                 if not device.is_out_of_memory(error):
                     raise
-            # Outside of the except clause: the traceback holds on to all that filled the memory.
+            # Outside of the except clause: the traceback refers to the tensors that fill the
+            # memory.
             device.release_memory(self._network.device)
         raise errors.OutOfMemory()
 
-    def _ways(self, leg: PlannedScale) -> Iterator[PlannedScale]:
-        yield leg
-        smaller = self._planner.smaller(
-            leg, self._style_sizes, self._spec, len(self._subject.masks)
+    def _routes(self, planned: PlannedScale) -> Iterator[PlannedScale]:
+        """The scale by its planned route, then by a smaller one if there is one."""
+        yield planned
+        smaller = self._planner.shrink(
+            planned, self._style_sizes, self._spec, len(self._inputs.masks)
         )
         if smaller is not None:
             yield smaller
 
-    def _go(self, leg: PlannedScale) -> bool:
-        self._before = float("inf")
-        scene, iterates = self._optimizer(leg)
-        if (
-            self._done
-            and iterates.is_resumed
-            and self._is_stopped(scene, iterates, self._image, self._done)
-        ):
+    def _optimize(self, planned: PlannedScale) -> bool:
+        """Iterate at one scale by one route; True if the callback stops the run."""
+        self._window_loss = float("inf")
+        target, optimizer = self._prepare(planned)
+        resumed = self._done > 0 and optimizer.is_resumed
+        if resumed and self._report(target, optimizer, self._image, self._done):
             return True
         count = self._done
-        while count < self._clock.most:  # which may change on the way
-            (iterate, terms), count = next(iterates), count + 1
-            self._clock.count()
-            window_ends = count % _GAIN_WINDOW == 0
-            if not (
-                window_ends or count == self._clock.most or self._clock.is_due(self._network.device)
-            ):
+        while count < self._tracker.scale_iterations:  # which may change meanwhile
+            image, terms = next(optimizer)
+            count += 1
+            self._tracker.count()
+            window_ends = count % _WINDOW == 0
+            is_last = count == self._tracker.scale_iterations
+            if not (window_ends or is_last or self._tracker.is_due(self._network.device)):
                 continue
-            self._losses, self._image, self._done = self._finite(terms), iterate, count
-            if (
-                window_ends and not self._spec.iterations
-            ):  # an outright number of iterations is taken as it is
+            self._losses, self._image, self._done = self._check_finite(terms), image, count
+            if window_ends and not self._spec.iterations:  # a fixed number is never cut
                 self._end_window(count)
-            if self._is_stopped(scene, iterates, iterate, count):
+            if self._report(target, optimizer, image, count):
                 return True
         return False
 
     def _end_window(self, count: int) -> None:
-        """Leave out the rest of this scale where the last iterations have gained next to nothing."""
-        before, self._before = self._before, self._losses["total"]
-        if 0 <= before - self._before <= _LEAST_GAIN * self._before:
-            self._clock.skip(self._clock.most - count)
+        """Skip the rest of this scale if the last window has gained next to nothing."""
+        before, self._window_loss = self._window_loss, self._losses["total"]
+        if 0 <= before - self._window_loss <= _MIN_GAIN * self._window_loss:
+            self._tracker.skip(self._tracker.scale_iterations - count)
 
-    def _optimizer(self, leg: PlannedScale) -> tuple[ScaleTarget, LBFGS | Adam]:
-        """For this scale: from its beginning, or from where an earlier run, or another route, has got to."""
-        scene = self._subject.at(leg.scale, self._balanced(leg), self._network, leg.route.tile_px)
+    def _prepare(self, planned: PlannedScale) -> tuple[ScaleTarget, LBFGS | Adam]:
+        """The target and the optimizer of a scale.
+
+        The optimizer starts from the first image of the scale, or from the image of a checkpoint or
+        of another route.
+        """
+        target = self._inputs.target_at(
+            planned.scale, self._spec_at(planned), self._network, planned.route.tile_px
+        )
         image, state = self._image, None
         if self._resume is not None:
-            state = self._taken_up(self._resume.mark, self._resume.tensors, leg)
+            state = self._restore(self._resume.header, self._resume.tensors, planned)
             self._resume = None
         else:
-            self._clock.go_on(self._done)
+            self._tracker.add_done(self._done)
             if image is None:
-                image = self._subject.first_image(scene.photo, self._spec)
+                image = self._inputs.initial_image(target.photo, self._spec)
             elif not self._done:
-                image = self._enlarged(image, leg)
+                image = self._enlarge(image, planned)
         assert image is not None, "a checkpoint has an image"
-        evaluate = scene.objective.with_gradient
+        evaluate = target.objective.value_and_gradient
         if self._spec.optimizer == "adam":
-            return scene, Adam(evaluate, image, state)
-        host = torch.device("cpu") if leg.route.history_on_host else None
-        return scene, LBFGS(evaluate, image, leg.route.history, host, state)
+            return target, Adam(evaluate, image, state)
+        history_device = torch.device("cpu") if planned.route.history_on_host else None
+        return target, LBFGS(evaluate, image, planned.route.history, history_device, state)
 
-    def _taken_up(
-        self, mark: CheckpointHeader, state: Mapping[str, Tensor], leg: PlannedScale
+    def _restore(
+        self, header: CheckpointHeader, state: Mapping[str, Tensor], planned: PlannedScale
     ) -> Mapping[str, Tensor] | None:
-        """Stand where an earlier run stood; the optimizer's state, if it is of any use here."""
-        self._done = mark.count
-        self._clock.go_on(mark.count)
-        if mark.weights != self._spec.weights:
-            self._record_update(mark.weights, mark.count)
+        """Restore the position from a checkpoint; return the optimizer's state if it is reusable."""
+        self._done = header.iteration
+        self._tracker.add_done(header.iteration)
+        if header.weights != self._spec.weights:
+            self._record_update(header.weights, header.iteration)
             return None
-        self._before = mark.before
-        # Another machine, or less memory: the image is worth keeping all the same.
-        return state if leg.route == mark.routes[self._clock.leg - 1] else None
+        self._window_loss = header.window_loss
+        # On another machine, or with less memory, the route may differ: then only the image is
+        # reusable.
+        is_same_route = planned.route == header.routes[self._tracker.scale - 1]
+        return state if is_same_route else None
 
-    def _is_stopped(
-        self, scene: ScaleTarget, optimizer: LBFGS | Adam, iterate: Tensor | None, count: int
+    def _report(
+        self, target: ScaleTarget, optimizer: LBFGS | Adam, image: Tensor | None, count: int
     ) -> bool:
-        if self._on_progress is None or iterate is None:
+        """Call the callback and apply its answer; True if it stops the run."""
+        if self._on_progress is None or image is None:
             return False
-        picture = partial(self._rendered, iterate, self._spec)
-        checkpoint = partial(self._checkpoint, optimizer, count)
-        progress = replace(self._clock.progress(self._losses), spec_updates=self._spec_updates)
-        answer = self._on_progress(StepEvent(progress, self._spec, picture, checkpoint))
-        if isinstance(answer, StyleSpec):
-            self._apply_update(self._subject.fitted(answer), scene, optimizer, count)
-            return False
-        return bool(answer)
+        event = StepEvent(
+            progress=replace(self._tracker.progress(self._losses), spec_updates=self._spec_updates),
+            spec=self._spec,
+            picture=partial(self._render, image, self._spec),
+            checkpoint=partial(self._checkpoint, optimizer, count),
+        )
+        control = self._on_progress(event)
+        if control.spec is not None and not control.stop:
+            self._apply_update(self._inputs.fit_spec(control.spec), target, optimizer, count)
+        return control.stop
 
     def _apply_update(
-        self, spec: StyleSpec, scene: ScaleTarget, optimizer: LBFGS | Adam, count: int
+        self, spec: StyleSpec, target: ScaleTarget, optimizer: LBFGS | Adam, count: int
     ) -> None:
-        """Go on by other weights: another function, of which the optimizer knows nothing yet."""
+        """Continue with other weights.
+
+        That is another function, so the optimizer drops its history.
+        """
         before, self._spec = self._spec.weights, spec
         if spec.weights != before:
-            scene.weigh(self._balanced(self._clock.legs[self._clock.leg - 1]))
-            optimizer.begin()
+            target.set_weights(self._spec_at(self._tracker.planned[self._tracker.scale - 1]))
+            optimizer.reset()
             self._record_update(before, count)
 
     def _record_update(self, before: Mapping[str, Any], count: int) -> None:
-        """For those who ask how the picture was made. And a scale that was about to end takes the time to follow."""
+        """Record an update for the result's provenance, and extend the last scale so that the
+        update has an effect.
+        """
         after = self._spec.weights
         changed = [name for name in after if after[name] != before[name]]
-        steering = AppliedUpdate(
-            self._clock.iteration,
-            {name: before[name] for name in changed},
-            {name: after[name] for name in changed},
+        update = SpecUpdate(
+            iteration=self._tracker.iteration,
+            before={name: before[name] for name in changed},
+            after={name: after[name] for name in changed},
         )
-        self._spec_updates = (*self._spec_updates, steering)
-        self._before = float("inf")
-        self._clock.lengthen(count)
+        self._spec_updates = (*self._spec_updates, update)
+        self._window_loss = float("inf")  # losses of two functions cannot be compared
+        self._tracker.extend(count)
 
     def _checkpoint(self, optimizer: LBFGS | Adam, count: int) -> Checkpoint:
-        mark = CheckpointHeader(
-            leg=self._clock.leg,
-            count=count,
-            counts=list(self._clock.counts),
-            before=self._before,
+        header = CheckpointHeader(
+            scale=self._tracker.scale,
+            iteration=count,
+            iterations=list(self._tracker.iterations),
+            window_loss=self._window_loss,
             losses=self._losses,
-            seconds=self._clock.seconds,
-            routes=[leg.route for leg in self._clock.legs],
+            seconds=self._tracker.seconds,
+            routes=[planned.route for planned in self._tracker.planned],
             network=self._network_id,
             weights=self._spec.weights,
             spec_updates=list(self._spec_updates),
         )
-        return Checkpoint(mark, optimizer.state())
+        return Checkpoint(header, optimizer.state())
 
-    def _balanced(self, leg: PlannedScale) -> StyleSpec:
-        """The spec for one scale: the paper's content loss is a sum over positions, its style loss is not.
+    def _spec_at(self, planned: PlannedScale) -> StyleSpec:
+        """The spec for one scale. With the paper's objective, alpha grows at a coarser scale.
 
-        Where the picture is coarser, alpha makes up for the positions that are missing: beta means the same everywhere.
+        The paper's content loss is a sum over positions, its style loss is not. At a coarser scale
+        alpha makes up for the missing positions, so that beta means the same at every scale.
         """
         if self._spec.objective != "gatys":
             return self._spec
-        last = self._plan.legs[-1].scale
-        share = last.width * last.height / (leg.scale.width * leg.scale.height)
-        return self._spec.model_copy(update={"content_weight": self._spec.content_weight * share})
+        last = self._plan.scales[-1].scale
+        factor = last.width * last.height / (planned.scale.width * planned.scale.height)
+        return self._spec.model_copy(update={"content_weight": self._spec.content_weight * factor})
 
-    @device.translate_device_errors()  # it may be called at any time
-    def _rendered(self, image: Tensor, spec: StyleSpec) -> Image.Image:
-        return self._subject.render(image, spec)
+    @device.translate_device_errors()  # a callback may call it outside of `stylize`
+    def _render(self, image: Tensor, spec: StyleSpec) -> Image.Image:
+        return self._inputs.render(image, spec)
 
-    def _enlarged(self, image: Tensor, leg: PlannedScale) -> Tensor:
-        return pixels.enlarge(image, leg.scale.size, seamless=self._spec.seamless)
+    def _enlarge(self, image: Tensor, planned: PlannedScale) -> Tensor:
+        return pixels.enlarge(image, planned.scale.size, seamless=self._spec.seamless)
 
-    def _finite(self, terms: Losses) -> dict[str, float]:
+    def _check_finite(self, terms: Losses) -> dict[str, float]:
+        """The losses by name. Raises Diverged, with the last good picture, if they are not finite."""
         losses = terms.by_name()
-        if not abs(losses["total"]) < float("inf"):
-            picture = None if self._image is None else self._rendered(self._image, self._spec)
+        if not abs(losses["total"]) < float("inf"):  # also true for NaN
+            picture = None if self._image is None else self._render(self._image, self._spec)
             raise errors.Diverged(picture=picture)
         return losses
 
 
 class ProgressTracker:
-    """Counts iterations and foretells the end from what the plan says of the legs that are left."""
+    """Counts iterations, and estimates the time left from the planned seconds of the remaining
+    scales.
+    """
 
-    def __init__(self, legs: Sequence[PlannedScale]) -> None:
-        self.iteration = self.leg = 0
-        self.legs = list(legs)
-        self.counts = [leg.scale.iterations for leg in legs]  # of each leg
+    def __init__(self, planned: Sequence[PlannedScale]) -> None:
+        self.iteration = 0  # over all scales
+        self.scale = 0  # number of the current scale, from 1
+        self.planned = list(planned)
+        self.iterations = [one.scale.iterations for one in planned]  # of each scale
         self._begin = self._reported = time.monotonic()
-        self._leg_began, self._leg_done = self._begin, 0
-        self._share = 0.0  # of the time, that was told last
+        self._scale_began, self._scale_done = self._begin, 0
+        self._share = 0.0  # the elapsed share of the time in the last report
 
-    def resume(self, mark: CheckpointHeader) -> None:
-        """Take over what an earlier run has counted."""
-        self.counts = list(mark.counts)
-        self._begin -= mark.seconds
+    def restore(self, header: CheckpointHeader) -> None:
+        """Take over the counts of an earlier run."""
+        self.iterations = list(header.iterations)
+        self._begin -= header.seconds
 
     @property
     def seconds(self) -> float:
@@ -365,66 +405,73 @@ class ProgressTracker:
         return time.monotonic() - self._begin
 
     def is_due(self, device: torch.device) -> bool:
-        """Whether to ask the device for its losses; asking waits until it is there."""
+        """Whether to read the losses from the device; reading waits until the device is done."""
         return device.type == "cpu" or time.monotonic() - self._reported >= _REPORT_SECONDS
 
-    def begin(self, number: int, leg: PlannedScale) -> None:
-        """Leg `number`, counted from 1, begins, or begins again by another route."""
-        self.leg, self.legs[number - 1] = number, leg
-        self.iteration = sum(self.counts[: number - 1])
-        self._leg_began, self._leg_done = time.monotonic(), 0
+    def start_scale(self, number: int, planned: PlannedScale) -> None:
+        """Scale `number`, from 1, starts, or starts again by another route."""
+        self.scale, self.planned[number - 1] = number, planned
+        self.iteration = sum(self.iterations[: number - 1])
+        self._scale_began, self._scale_done = time.monotonic(), 0
 
-    def go_on(self, done: int) -> None:
-        """The leg has so many iterations behind it, from an earlier run or by another route."""
-        self.iteration += done
-        self._leg_done = done
+    def add_done(self, iterations: int) -> None:
+        """Count iterations of this scale that an earlier run, or another route, has done."""
+        self.iteration += iterations
+        self._scale_done = iterations
 
     def count(self) -> None:
-        """One more iteration."""
+        """Count one more iteration."""
         self.iteration += 1
 
     @property
-    def most(self) -> int:
-        """Iterations of this leg."""
-        return self.counts[self.leg - 1]
+    def scale_iterations(self) -> int:
+        """Planned iterations of the current scale."""
+        return self.iterations[self.scale - 1]
 
-    def lengthen(self, count: int) -> None:
-        """Let half of the last leg's iterations come from `count` on; it takes at most twice as many, then one more."""
-        if self.leg == len(self.legs):
-            planned = self.legs[-1].scale.iterations
-            self.counts[-1] = max(
-                self.counts[-1], count + 1, min(count + planned // 2, 2 * planned)
-            )
-            self._share = 0.0  # more is left than was told
+    def extend(self, count: int) -> None:
+        """Extend the last scale, after `count` of its iterations, by half of its planned
+        iterations.
+
+        It takes at most twice its planned iterations, but always one more. Other scales are not
+        extended.
+        """
+        if self.scale == len(self.planned):
+            planned = self.planned[-1].scale.iterations
+            extended = min(count + planned // 2, 2 * planned)
+            self.iterations[-1] = max(self.iterations[-1], count + 1, extended)
+            self._share = 0.0  # more is left than the last report says
 
     def skip(self, iterations: int) -> None:
-        """Iterations of this leg that will not be taken."""
-        self.counts[self.leg - 1] -= iterations
+        """Drop iterations of this scale that will not run."""
+        self.iterations[self.scale - 1] -= iterations
 
     def progress(self, losses: dict[str, float]) -> RunProgress:
-        """Where the run stands now."""
-        index, now = self.leg - 1, time.monotonic()
-        before = sum(self.counts[:index])
-        work = [
-            leg.iteration_seconds * count for leg, count in zip(self.legs, self.counts, strict=True)
+        """The current progress.
+
+        The elapsed share of the time never falls, except after an extension.
+        """
+        index, now = self.scale - 1, time.monotonic()
+        before = sum(self.iterations[:index])
+        work = [  # seconds of each scale
+            planned.iteration_seconds * count
+            for planned, count in zip(self.planned, self.iterations, strict=True)
         ]
-        here = self.legs[index].iteration_seconds
+        here = self.planned[index].iteration_seconds
         done = sum(work[:index]) + here * (self.iteration - before)
-        left = here * (before + self.counts[index] - self.iteration) + sum(work[index + 1 :])
-        self._share = max(
-            self._share, done / (done + left)
-        )  # by a slower route more is left than was told before
+        left = here * (before + self.iterations[index] - self.iteration) + sum(work[index + 1 :])
+        # A slower route leaves more to do than the last report says; the share then stays.
+        self._share = max(self._share, done / (done + left))
         self._reported = now
         return RunProgress(
-            scale=self.leg,
-            scales=len(self.legs),
-            width=self.legs[index].scale.width,
-            height=self.legs[index].scale.height,
+            scale=self.scale,
+            scales=len(self.planned),
+            width=self.planned[index].scale.width,
+            height=self.planned[index].scale.height,
             iteration=self.iteration,
-            iterations=sum(self.counts),
+            iterations=sum(self.iterations),
             losses=losses,
             seconds=now - self._begin,
-            iterations_per_second=(self.iteration - before - self._leg_done)
-            / (now - self._leg_began),
+            iterations_per_second=(self.iteration - before - self._scale_done)
+            / (now - self._scale_began),
             seconds_left=(now - self._begin) * (1 - self._share) / self._share,
         )

@@ -1,9 +1,11 @@
-"""Tiles: parts of a picture whose features, Gram sums and gradients are exactly those of the whole.
+"""Tiles: parts of a picture whose features, Gram sums and gradients equal those of the whole
+picture.
 
-A tile owns a rectangle of pixels and sees a halo around it, as wide as the network's field of view reaches. What it
-finds at the positions that it owns is what the whole picture would give there. Their gradient reaches into the halo,
-and is added to the whole there: so a halo of one field of view is enough (Galerne et al. 2024, "Scaling Painting Style
-Transfer", keep the inner gradient alone and need twice as much). Knows no network and no loss.
+A tile owns a rectangle of pixels and reads a halo around it, as wide as the network's receptive
+field reaches. At the positions that it owns, its responses equal those of the whole picture. The
+gradient of these positions reaches into the halo and is added to the whole there, so a halo of one
+receptive field is enough. (Galerne et al. 2024, "Scaling Painting Style Transfer", keep only the
+inner gradient and need twice the halo.) Knows no network and no loss.
 """
 
 import math
@@ -13,54 +15,65 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.style.spec import GRID_PX  # tiles begin where the grids of all four poolings do
+from core.style.spec import GRID_PX  # tiles start on the grid of all four poolings
 
 
 @dataclass(frozen=True)
 class Span:
-    """Along one axis: the pixels owned, and those seen: from below 0 where the picture repeats."""
+    """A tile along one axis, in px: the pixels it owns, and the pixels it reads.
+
+    `read_begin` is below 0 and `read_end` above `whole` where the picture repeats.
+    """
 
     begin: int
     end: int
-    seen_begin: int
-    seen_end: int
+    read_begin: int
+    read_end: int
     whole: int
 
-    def own(self, stride: int, count: int) -> slice:
-        """The positions owned among the `count` that a layer of this stride has of what is seen."""
-        first = (self.begin - self.seen_begin) // stride
-        return slice(first, min((self.end - self.seen_begin) // stride, count))
+    def owned(self, stride: int, count: int) -> slice:
+        """The owned positions among the `count` positions that a layer of this stride has for the
+        pixels read.
+        """
+        first = (self.begin - self.read_begin) // stride
+        return slice(first, min((self.end - self.read_begin) // stride, count))
 
-    def place(self, stride: int) -> slice:
+    def in_whole(self, stride: int) -> slice:
         """The same positions in the layer of the whole picture."""
         return slice(self.begin // stride, self.end // stride)
 
     @property
     def is_whole(self) -> bool:
-        """Whether it sees the whole axis, once and in order."""
-        return (self.seen_begin, self.seen_end) == (0, self.whole)
+        """Whether it reads the whole axis, once and in order."""
+        return (self.read_begin, self.read_end) == (0, self.whole)
 
     def pixels(self, device: torch.device) -> Tensor:
-        """Where in the picture each pixel seen lies."""
-        return torch.arange(self.seen_begin, self.seen_end, device=device).remainder(self.whole)
+        """The index in the picture of each pixel read, (read_end - read_begin,)."""
+        return torch.arange(self.read_begin, self.read_end, device=device).remainder(self.whole)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle owned, with its halo."""
+    """An owned rectangle with its halo."""
 
     down: Span
     across: Span
 
-    def cut(self, image: Tensor) -> Tensor:
-        """What the tile sees of an image (1, C, H, W)."""
+    @property
+    def read_px(self) -> int:
+        """The number of pixels read."""
+        rows = self.down.read_end - self.down.read_begin
+        return rows * (self.across.read_end - self.across.read_begin)
+
+    def crop(self, image: Tensor) -> Tensor:
+        """The pixels read of an image (1, C, H, W)."""
         if self.down.is_whole and self.across.is_whole:
             return image
         rows = image.index_select(2, self.down.pixels(image.device))
         return rows.index_select(3, self.across.pixels(image.device))
 
-    def add(self, whole: Tensor, part: Tensor) -> None:
-        """Add what was found for the pixels seen to the whole, in place."""
+    def scatter_add(self, whole: Tensor, part: Tensor) -> None:
+        """Add values for the pixels read, (1, C, h, w), to the whole (1, C, H, W) in place."""
         if self.down.is_whole and self.across.is_whole:
             whole.add_(part)
             return
@@ -68,27 +81,26 @@ class Tile:
         rows.index_add_(3, self.across.pixels(part.device), part)
         whole.index_add_(2, self.down.pixels(part.device), rows)
 
-    def own(self, responses: Tensor, stride: int) -> Tensor:
-        """A view of the responses (1, N, h, w) at the positions owned."""
+    def owned(self, responses: Tensor, stride: int) -> Tensor:
+        """A view of the tile's responses (1, N, h, w) at the owned positions."""
         height, width = responses.shape[2:]
-        return responses[:, :, self.down.own(stride, height), self.across.own(stride, width)]
+        return responses[:, :, self.down.owned(stride, height), self.across.owned(stride, width)]
 
-    def place(self, layer: Tensor, stride: int) -> Tensor:
-        """A view of the same positions in a layer of the whole picture, (..., h, w)."""
-        return layer[..., self.down.place(stride), self.across.place(stride)]
+    def part_of(self, layer: Tensor, stride: int) -> Tensor:
+        """A view of the owned positions in a layer of the whole picture, (..., h, w)."""
+        return layer[..., self.down.in_whole(stride), self.across.in_whole(stride)]
 
 
-def tiles(
+def make_tiles(
     height: int, width: int, side: int | None, halo: int, *, seamless: bool = False
 ) -> list[Tile]:
-    """Tiles of at most `side` px owned, row by row; one that sees the whole picture for None.
+    """Tiles that own at most `side` px in each direction, row by row; a single whole tile for None.
 
-    seamless: the picture repeats in both directions, so that every tile has its halo on all sides; both of its sides
-    must then be multiples of `GRID_PX`.
+    seamless: the picture repeats in both directions, so every tile has its halo on all sides. Both
+    sides of the picture must then be multiples of `GRID_PX`.
     """
-    rows, columns = (
-        list(_spans(whole, side, halo, seamless=seamless)) for whole in (height, width)
-    )
+    rows = list(_spans(height, side, halo, seamless=seamless))
+    columns = list(_spans(width, side, halo, seamless=seamless))
     return [Tile(down, across) for down in rows for across in columns]
 
 
@@ -98,7 +110,7 @@ def _spans(whole: int, side: int | None, halo: int, *, seamless: bool) -> Iterat
     halo = math.ceil(halo / GRID_PX) * GRID_PX
     for begin in range(0, whole, step):
         end = min(begin + step, whole)
-        seen = (begin - halo, end + halo)
+        read = (begin - halo, end + halo)
         if not seamless:
-            seen = (max(seen[0], 0), min(seen[1], whole))
-        yield Span(begin, end, *seen, whole)
+            read = (max(read[0], 0), min(read[1], whole))
+        yield Span(begin, end, *read, whole)

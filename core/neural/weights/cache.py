@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core import errors
 from core.neural import device as devices
-from core.neural.vgg import Network, is_imitated
+from core.neural.vgg import Network, is_emulated
 from core.neural.weights import files, sources
 from core.neural.weights.files import Convention, Metadata
 from core.neural.weights.parameters import Parameters, from_torchvision
@@ -132,7 +132,7 @@ class WeightsCache:
             raise errors.BadSettings(
                 f"The device {device} cannot be used here; cpu always can."
             ) from error
-        if is_imitated(network.dtype, network.device):
+        if is_emulated(network.dtype, network.device):
             log.warning(
                 "This processor emulates %s, several times slower than float32; use auto.",
                 precision,

@@ -1,4 +1,4 @@
-"""What a device says when it cannot go on, wherever it says it."""
+"""Device errors are translated wherever they occur."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,9 +26,9 @@ def _raise(error: Exception) -> Callable[..., Any]:
     return fail
 
 
-@pytest.mark.parametrize("place", ["plan", "leg", "picture"])
+@pytest.mark.parametrize("place", ["plan", "scale", "picture"])
 @pytest.mark.parametrize(
-    ("said", "means"),
+    ("error", "expected"),
     [
         (LOST, errors.DeviceLost),
         (
@@ -41,30 +41,30 @@ def _raise(error: Exception) -> Callable[..., Any]:
         (RuntimeError("something else"), RuntimeError),
     ],
 )
-def test_a_run_knows_a_lost_device_and_missing_memory_wherever_they_show(
-    vgg16: Network,
+def test_a_run_recognizes_a_lost_device_and_missing_memory_at_every_step(
+    tiny_vgg16: Network,
     photo: Image.Image,
     painting: Image.Image,
     monkeypatch: pytest.MonkeyPatch,
     place: str,
-    said: Exception,
-    means: type[BaseException],
+    error: Exception,
+    expected: type[BaseException],
 ) -> None:
     where = {
         "plan": (Planner, "free_bytes"),
-        "leg": (StyleInputs, "at"),
+        "scale": (StyleInputs, "target_at"),
         "picture": (StyleInputs, "render"),
     }[place]
-    monkeypatch.setattr(*where, _raise(said))
-    with pytest.raises(means):
+    monkeypatch.setattr(*where, _raise(error))
+    with pytest.raises(expected):
         stylize(
             StyleInputs(photo, [painting]),
             parse_spec({"size": 64, "iterations": 1}).for_pictures(),
-            vgg16,
+            tiny_vgg16,
         )
 
 
-def test_a_device_that_is_lost_while_a_network_is_loaded_is_no_wrong_setting(
+def test_a_device_lost_while_loading_a_network_is_not_reported_as_a_bad_setting(
     weights: WeightsCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("core.neural.weights.cache.Network", _raise(LOST))
@@ -78,23 +78,23 @@ def test_a_device_that_is_lost_while_a_network_is_loaded_is_no_wrong_setting(
         weights.load("vgg16")
 
 
-def test_where_memory_is_short_the_pace_is_measured_with_less(
-    vgg16: Network, monkeypatch: pytest.MonkeyPatch
+def test_throughput_is_measured_at_smaller_sizes_if_memory_is_short(
+    tiny_vgg16: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual, sides = planner._evaluation, list[int]()
+    original, sides = planner._time_evaluation, list[int]()
 
     def cramped(network: Network, side: int) -> tuple[int, float, float]:
         sides.append(side)
         if side > 160:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return usual(network, side)
+        return original(network, side)
 
-    monkeypatch.setattr(planner, "_evaluation", cramped)
-    assert measure_throughput(vgg16).pixel_seconds > 0
+    monkeypatch.setattr(planner, "_time_evaluation", cramped)
+    assert measure_throughput(tiny_vgg16).pixel_seconds > 0
     assert sides == [128, 320, 64, 160]
 
     monkeypatch.setattr(
-        planner, "_evaluation", _raise(torch.OutOfMemoryError("CUDA out of memory."))
+        planner, "_time_evaluation", _raise(torch.OutOfMemoryError("CUDA out of memory."))
     )
     with pytest.raises(torch.OutOfMemoryError):
-        measure_throughput(vgg16)
+        measure_throughput(tiny_vgg16)

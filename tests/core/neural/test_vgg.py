@@ -1,4 +1,4 @@
-"""The network's features by layer name, against torchvision's own network with the same weights."""
+"""The network's features, compared with torchvision's own network with the same weights."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from core.neural.weights.cache import random_parameters
 from core.neural.weights.torchvision_registry import vgg19_source
 from core.style.vgg_layers import Architecture, convolutions
 
-# Position of each ReLU in torchvision's `features`, as documented: docs/algorithm.md.
+# Index of each ReLU in torchvision's `features`.
 RELUS = {
     "vgg16": {
         "relu1_1": 1,
@@ -60,18 +60,18 @@ def _torchvision(architecture: Architecture) -> tuple[nn.Sequential, Network]:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("architecture", ["vgg16", "vgg19"])
-def test_features_are_torchvisions_at_the_named_layers(architecture: Architecture) -> None:
+def test_features_equal_torchvisions_at_every_named_layer(architecture: Architecture) -> None:
     reference, network = _torchvision(architecture)
     x = (_image() - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
-    found = network.features(_image(), RELUS[architecture], edges="zeros")
+    actual = network.features(_image(), RELUS[architecture], edges="zeros")
 
     for layer, index in RELUS[architecture].items():
         with torch.no_grad():
             expected = reference[: index + 1](x)
-        assert torch.allclose(expected, found[layer], rtol=1e-4, atol=1e-4), layer
+        assert torch.allclose(actual[layer], expected, rtol=1e-4, atol=1e-4), layer
 
 
-def test_the_row_of_data_is_simonyan_and_zissermans() -> None:
+def test_the_architectures_are_simonyan_and_zissermans() -> None:
     assert len(convolutions("vgg16")) == 13
     assert len(convolutions("vgg19")) == 16
     assert [row.inputs for row in convolutions("vgg19")[:4]] == [3, 64, 64, 128]
@@ -83,8 +83,8 @@ def test_the_row_of_data_is_simonyan_and_zissermans() -> None:
     ]
 
 
-def test_average_and_l2_pooling_see_less_noise_than_the_maximum(random_vgg19: Network) -> None:
-    """On noise: max above L2 above average, once what rescales them is taken out."""
+def test_responses_to_noise_are_lower_after_average_and_l2_pooling(random_vgg19: Network) -> None:
+    """Without the rescaling factors: max above L2 above average."""
     noise = _image(64, 64)
     by_max, by_l2, by_average = (
         _block_end(random_vgg19, noise, pooling) / POOLING_SCALES[pooling]
@@ -99,20 +99,20 @@ def _block_end(network: Network, image: Tensor, pooling: Any) -> float:
 
 
 @pytest.mark.parametrize("pooling", ["average", "l2"])
-def test_rescaled_deep_responses_are_as_large_as_those_after_the_maximum(
+def test_rescaled_deep_responses_have_about_the_size_of_those_after_max_pooling(
     vgg16: Network, painting: Image.Image, pooling: Any
 ) -> None:
-    """So that the deep layers work at the level they were trained at."""
+    """The deep layers then get inputs of the size with which they were trained."""
     image = pixels.to_image(painting)
-    usual, other = (
+    after_max, other = (
         float(vgg16.features(image, ["relu4_1"], p)["relu4_1"].norm()) for p in ("max", pooling)
     )
 
-    assert other / usual == pytest.approx(1, abs=0.5)
+    assert other / after_max == pytest.approx(1, abs=0.5)
 
 
-def test_at_the_edges_the_outermost_pixels_repeat(random_vgg19: Network) -> None:
-    """A picture of one color then looks the same at its border as in its middle; the paper's network sees a frame."""
+def test_the_edge_mode_repeat_repeats_the_outermost_pixels(random_vgg19: Network) -> None:
+    """The responses to a one-color picture are then the same at its border; with zeros they differ."""
     flat = torch.full((1, 3, 40, 40), 0.9)
     repeated, framed = (
         random_vgg19.features(flat, ["relu1_1"], edges=e)["relu1_1"] for e in ("repeat", "zeros")
@@ -122,12 +122,11 @@ def test_at_the_edges_the_outermost_pixels_repeat(random_vgg19: Network) -> None
     assert not torch.allclose(framed[..., 0, 0], framed[..., 20, 20], atol=1e-2)
 
 
-def test_a_recording_finds_what_features_finds(vgg16: Network) -> None:
-    found, recorded = (
-        look(_image(), ["relu1_1", "relu4_2"]) for look in (vgg16.features, vgg16.record)
-    )
+def test_record_and_features_give_the_same_responses(vgg16: Network) -> None:
+    layers = ["relu1_1", "relu4_2"]
+    features, recording = vgg16.features(_image(), layers), vgg16.record(_image(), layers)
 
-    assert all(torch.equal(found[layer], recorded.features[layer]) for layer in found)
+    assert all(torch.equal(recording.features[layer], features[layer]) for layer in layers)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +137,7 @@ def test_a_recording_finds_what_features_finds(vgg16: Network) -> None:
         ("vgg19", ["relu4_2"], 40),
     ],
 )
-def test_the_halo_is_the_field_of_view_in_whole_positions(
+def test_the_halo_is_the_receptive_field_in_whole_positions(
     architecture: Architecture, layers: list[str], halo: int
 ) -> None:
     """58 px for VGG-16's relu5_1, 70 for VGG-19's."""
@@ -170,7 +169,7 @@ def test_bfloat16_features_are_close_to_float32(vgg16: Network, weights: Any) ->
         ("float16", (), "arm64", False),
     ],
 )
-def test_a_precision_that_the_processor_only_imitates_is_warned_of_in_one_line(
+def test_a_precision_that_the_processor_emulates_gives_one_warning(
     weights: Any,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -188,6 +187,6 @@ def test_a_precision_that_the_processor_only_imitates_is_warned_of_in_one_line(
     ] * warned
 
 
-def test_a_layer_that_the_network_does_not_have_is_an_error(vgg16: Network) -> None:
+def test_a_layer_that_the_network_lacks_raises_key_error(vgg16: Network) -> None:
     with pytest.raises(KeyError, match="relu5_4"):
         vgg16.features(_image(), ["relu1_1", "relu5_4"])

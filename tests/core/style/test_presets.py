@@ -1,4 +1,4 @@
-"""Presets: every one is a spec, and gives way to what is said beside it."""
+"""Presets: each one is a valid spec, and explicit parameters take precedence."""
 
 import pytest
 
@@ -8,25 +8,25 @@ from core.style.spec import StyleSpec, apply_changes, parse_spec
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_taken_and_differs_from_the_defaults(name: str) -> None:
+def test_every_preset_is_valid_and_differs_from_the_defaults(name: str) -> None:
     preset = PRESETS[name]
 
     assert (preset.name, preset.description[-1]) == (name, ".")
     assert StyleSpec() != parse_spec({"preset": name}) == parse_spec(dict(preset.parameters))
 
 
-def test_what_is_sent_beside_a_preset_wins() -> None:
+def test_a_parameter_beside_a_preset_takes_precedence() -> None:
     assert expand_preset({"size": "64", "preset": "draft"}) == {"size": "64", "quality": "draft"}
     assert parse_spec({"size": "64", "preset": "draft"}).size == 64
 
 
 @pytest.mark.parametrize("name", ["", "Draft", None, 1, ["draft"], {}])
-def test_another_name_is_refused(name: object) -> None:
+def test_an_unknown_preset_is_refused(name: object) -> None:
     with pytest.raises(errors.BadSpec, match=r"preset must be one of draft, .*\.$"):
         parse_spec({"preset": name})
 
 
-def test_another_objective_does_not_keep_the_weight_that_was_in_the_units_of_the_first() -> None:
+def test_changing_the_objective_drops_the_style_weight_of_the_first() -> None:
     relative, gatys = (
         parse_spec({"objective": objective}).model_dump() for objective in ("relative", "gatys")
     )

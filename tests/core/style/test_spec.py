@@ -1,4 +1,4 @@
-"""The parameters: what is taken, what is refused and in which words."""
+"""The parameters: accepted values, refused values and the error messages."""
 
 import itertools
 import math
@@ -72,7 +72,7 @@ def test_text_from_a_form_and_values_from_json_mean_the_same() -> None:
         ("iterations", -1),
     ],
 )
-def test_a_bad_value_is_refused_naming_the_knob_and_its_range_but_not_the_value(
+def test_the_error_for_a_bad_value_names_the_parameter_and_its_range_but_not_the_value(
     parameter: str, value: Any
 ) -> None:
     with pytest.raises(errors.BadSpec) as refused:
@@ -81,7 +81,7 @@ def test_a_bad_value_is_refused_naming_the_knob_and_its_range_but_not_the_value(
     assert refused.value.message == f"{parameter} must be {describe_range(parameter)}."
 
 
-def test_an_unknown_knob_is_refused_with_the_known_ones() -> None:
+def test_the_error_for_an_unknown_parameter_lists_the_known_ones() -> None:
     with pytest.raises(
         errors.BadSpec, match="There is no such parameter; the parameters are size, strength, "
     ):
@@ -101,32 +101,30 @@ def test_an_unknown_knob_is_refused_with_the_known_ones() -> None:
         ),
         (
             {"content_layers": "relu4_2", "style_layers": "relu1_2", "model": "vgg11"},
-            "relu1_2 is no layer of vgg11, a VGG-11: it has relu1_1, relu2_1, relu3_1, relu3_2, relu4_1, relu4_2, "
-            "relu5_1, relu5_2.",
+            "relu1_2 is no layer of vgg11, a VGG-11: it has relu1_1, relu2_1, relu3_1, relu3_2, "
+            "relu4_1, relu4_2, relu5_1, relu5_2.",
         ),
     ],
 )
-def test_knobs_that_make_no_sense_together_are_refused(
-    parameters: dict[str, Any], words: str
-) -> None:
+def test_contradictory_parameters_are_refused(parameters: dict[str, Any], words: str) -> None:
     with pytest.raises(errors.BadSpec, match=words):
         parse_spec(parameters)
 
 
-def test_a_layer_of_vgg19_is_taken_with_vgg19() -> None:
+def test_a_layer_of_vgg19_is_accepted_with_vgg19() -> None:
     assert parse_spec({"content_layers": "relu4_4", "model": "vgg19"}).content_layers == {
         "relu4_4": 1.0
     }
 
 
-def test_any_sane_name_is_a_model_and_its_layers_are_the_workers_business() -> None:
-    """How deep a network of one's own is, the name does not tell."""
+def test_any_valid_name_is_accepted_as_a_model_with_any_layers() -> None:
+    """The name of an imported network does not tell its depth; the worker checks its layers."""
     assert (
         parse_spec({"model": "my-textures_2", "style_layers": "relu5_4"}).model == "my-textures_2"
     )
 
 
-def test_the_default_layers_are_those_of_every_depth() -> None:
+def test_the_default_layers_exist_at_every_depth() -> None:
     for architecture in BLOCKS:
         assert parse_spec({"model": architecture}).content_layers == {"relu4_2": 1.0}
 
@@ -149,7 +147,7 @@ def test_shares_of_several_paintings_sum_to_one() -> None:
         StyleSpec().for_pictures(9)
 
 
-def test_every_knob_has_a_default_a_sentence_and_words_for_its_range() -> None:
+def test_every_parameter_has_a_default_a_description_and_a_range() -> None:
     spec = StyleSpec()
 
     assert all(
@@ -166,11 +164,11 @@ def test_the_result_keeps_the_photos_shape() -> None:
     assert result_size(2000, 100, 640) == (640, 32)
 
 
-def test_only_weights_can_be_steered_and_the_refusal_names_them() -> None:
+def test_only_weights_can_be_updated_and_the_error_names_them() -> None:
     spec = parse_spec({}).for_pictures(2)
-    spec_updates = spec.with_updates({"strength": 0.9, "style_weights": "3,1", "tv_weight": "2"})
+    updated = spec.with_updates({"strength": 0.9, "style_weights": "3,1", "tv_weight": "2"})
 
-    assert (spec_updates.strength, spec_updates.style_weights, spec_updates.tv_weight) == (
+    assert (updated.strength, updated.style_weights, updated.tv_weight) == (
         0.9,
         [0.75, 0.25],
         2.0,
@@ -200,8 +198,8 @@ def test_only_weights_can_be_steered_and_the_refusal_names_them() -> None:
         parse_spec({"style_weight": 0}).for_pictures().with_updates({"style_weight": 1})
 
 
-def test_steering_one_knob_leaves_the_others_to_the_bit() -> None:
-    """Shares that are scaled to sum to 1 once more may differ in the last one."""
+def test_updating_one_parameter_keeps_the_others_to_the_bit() -> None:
+    """Shares that are normalized a second time may differ in the last bit."""
     spec = parse_spec({"style_weights": "0.1,0.2,0.45"}).for_pictures(3)
 
     assert spec.with_updates({"strength": spec.strength}) == spec

@@ -1,4 +1,4 @@
-"""A run that was cut off goes on to the same bits."""
+"""A run that was interrupted continues to the same bits."""
 
 from pathlib import Path
 from typing import Any
@@ -12,59 +12,70 @@ from core.neural.transfer.checkpoint import Checkpoint
 from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.optimize import SharedSnapshot
 from core.neural.transfer.planner import USABLE, Planner
-from core.neural.transfer.stylize import StepEvent, stylize
+from core.neural.transfer.stylize import Control, StepEvent, stylize
 from core.neural.vgg import Network
-from core.style.spec import parse_spec
+from core.style.spec import StyleSpec, parse_spec
 
-LADDER = {"size": 96, "scales": 2, "iterations": 12}
+PARAMETERS = {"size": 96, "scales": 2, "iterations": 12}
 
 
 class Killed(BaseException):
-    """As if the process had died."""
+    """Raised instead of the end of the process."""
 
 
-def _cut_off(file: Path, at: int, *, leg: int = 0) -> Any:
+def _save_and_die(file: Path, at: int) -> Any:
     """A callback that saves a checkpoint at an iteration and kills the run two iterations later."""
 
-    def watch(moment: StepEvent) -> None:
-        if moment.progress.iteration == at:
-            assert moment.checkpoint().save(file)
-        if moment.progress.iteration == at + 2:
+    def on_progress(event: StepEvent) -> Control:
+        if event.progress.iteration == at:
+            assert event.checkpoint().save(file)
+        if event.progress.iteration == at + 2:
             raise Killed
+        return Control.CONTINUE
 
-    return watch
+    return on_progress
+
+
+def _update_at(iteration: int, spec: StyleSpec) -> Any:
+    """A callback that updates the spec after an iteration."""
+
+    def on_progress(event: StepEvent) -> Control:
+        return Control(spec=spec if event.progress.iteration == iteration else None)
+
+    return on_progress
 
 
 @pytest.mark.parametrize(
     ("parameters", "at"),
     [
-        (LADDER, 3),  # before the pairs have come round
-        (LADDER, 12),  # at the very end of a scale
-        (LADDER, 17),
-        (LADDER | {"scales": 1, "iterations": 30}, 25),  # the oldest pairs are gone
-        (LADDER | {"optimizer": "adam"}, 9),
-        (LADDER | {"init": "noise", "objective": "gatys", "style_weight": 1e5}, 14),
-        (LADDER | {"preserve_color": "luminance", "seamless": True}, 16),
+        (PARAMETERS, 3),  # not all pairs are filled
+        (PARAMETERS, 12),  # at the end of a scale
+        (PARAMETERS, 17),
+        (PARAMETERS | {"scales": 1, "iterations": 30}, 25),  # pairs have been replaced
+        (PARAMETERS | {"optimizer": "adam"}, 9),
+        (PARAMETERS | {"init": "noise", "objective": "gatys", "style_weight": 1e5}, 14),
+        (PARAMETERS | {"preserve_color": "luminance", "seamless": True}, 16),
     ],
 )
 def test_a_resumed_run_ends_with_the_same_bits(
+    record: Any,
     photo: Image.Image,
     painting: Image.Image,
-    vgg16: Network,
+    tiny_vgg16: Network,
     tmp_path: Path,
     parameters: dict[str, Any],
     at: int,
 ) -> None:
-    subject, spec, file = StyleInputs(photo, [painting]), parse_spec(parameters), tmp_path / "c"
-    whole = stylize(subject, spec, vgg16)
+    inputs, spec, file = StyleInputs(photo, [painting]), parse_spec(parameters), tmp_path / "c"
+    whole = stylize(inputs, spec, tiny_vgg16)
     with pytest.raises(Killed):
-        stylize(subject, spec, vgg16, _cut_off(file, at))
+        stylize(inputs, spec, tiny_vgg16, _save_and_die(file, at))
     seen: list[int] = []
     resumed = stylize(
-        subject,
+        inputs,
         spec,
-        vgg16,
-        lambda moment: seen.append(moment.progress.iteration),  # type: ignore[func-returns-value]
+        tiny_vgg16,
+        record(seen, lambda event: event.progress.iteration),
         resume=checkpoint.load(file),
     )
 
@@ -73,24 +84,25 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert [at, at + 1] == seen[:2]
 
 
-def test_a_scale_that_ended_early_stays_ended(
-    photo: Image.Image, vgg16: Network, tmp_path: Path
+def test_a_scale_that_ended_early_is_not_continued(
+    photo: Image.Image, tiny_vgg16: Network, tmp_path: Path
 ) -> None:
-    """The painting is the photo: nothing to gain, and the run says so at its first window's end."""
-    subject, spec, file = (
+    """The painting is the photo, so the scale ends early at the end of its first window."""
+    inputs, spec, file = (
         StyleInputs(photo, [photo]),
         parse_spec({"size": 64, "scales": 1}),
         tmp_path / "c",
     )
     counts: list[int] = []
 
-    def watch(moment: StepEvent) -> None:
-        counts.append(moment.progress.iterations)
+    def save_when_it_ends(event: StepEvent) -> Control:
+        counts.append(event.progress.iterations)
         if len(counts) > 1 and counts[-1] < counts[-2] and not file.exists():
-            assert moment.checkpoint().save(file)
+            assert event.checkpoint().save(file)
+        return Control.CONTINUE
 
-    whole = stylize(subject, spec, vgg16, watch)
-    resumed = stylize(subject, spec, vgg16, resume=checkpoint.load(file))
+    whole = stylize(inputs, spec, tiny_vgg16, save_when_it_ends)
+    resumed = stylize(inputs, spec, tiny_vgg16, resume=checkpoint.load(file))
 
     assert (resumed.iterations, resumed.picture.tobytes()) == (
         whole.iterations,
@@ -98,120 +110,132 @@ def test_a_scale_that_ended_early_stays_ended(
     )
 
 
-def test_seconds_and_share_go_on_from_where_they_were(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
+def test_seconds_and_progress_continue_after_a_resume(
+    record: Any, photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, tmp_path: Path
 ) -> None:
     before: list[float] = []
     after: list[float] = []
-    subject, spec, file = StyleInputs(photo, [painting]), parse_spec(LADDER), tmp_path / "c"
+    inputs, spec, file = StyleInputs(photo, [painting]), parse_spec(PARAMETERS), tmp_path / "c"
 
-    def watch(moment: StepEvent) -> bool:
-        before.append(moment.progress.value)
-        return moment.progress.iteration == 15 and moment.checkpoint().save(file)
+    def save_and_stop(event: StepEvent) -> Control:
+        before.append(event.progress.value)
+        return Control(stop=event.progress.iteration == 15 and event.checkpoint().save(file))
 
-    seconds = stylize(subject, spec, vgg16, watch).seconds
-    kept = checkpoint.load(file)
-    assert kept is not None
+    seconds = stylize(inputs, spec, tiny_vgg16, save_and_stop).seconds
+    loaded = checkpoint.load(file)
+    assert loaded is not None
     stylize(
-        subject,
+        inputs,
         spec,
-        vgg16,
-        lambda moment: after.append(moment.progress.value),  # type: ignore[func-returns-value]
-        resume=kept,
+        tiny_vgg16,
+        record(after, lambda event: event.progress.value),
+        resume=loaded,
     )
 
     assert before[-1] <= after[0] < after[-1] == 1
-    assert 0 < kept.mark.seconds <= seconds
+    assert 0 < loaded.header.seconds <= seconds
 
 
-def test_with_another_route_the_image_is_kept(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
+def test_a_run_with_another_route_continues_from_the_image(
+    record: Any, photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, tmp_path: Path
 ) -> None:
-    """Another machine, with less memory: it goes on with the image, by its own way."""
+    """As on another machine with less memory: only the image is reusable."""
     large = photo.resize((320, 240))
-    subject, spec, file = (
+    inputs, spec, file = (
         StyleInputs(large, [painting]),
         parse_spec({"size": 320, "scales": 1, "iterations": 4}),
         tmp_path / "c",
     )
     first: list[float] = []
     with pytest.raises(Killed):
-        stylize(subject, spec, vgg16, _cut_off(file, 2))
-    planner = Planner(vgg16)
-    roomy = planner.plan(large.size, [painting.size], subject.fitted(spec))
-    smaller = planner.smaller(roomy.legs[0], [painting.size], spec)
+        stylize(inputs, spec, tiny_vgg16, _save_and_die(file, 2))
+    planner = Planner(tiny_vgg16)
+    roomy = planner.plan(large.size, [painting.size], inputs.fit_spec(spec))
+    smaller = planner.shrink(roomy.scales[0], [painting.size], spec)
     assert smaller is not None
-    cramped = Planner(vgg16, free_bytes=int(smaller.memory_bytes / USABLE) + 1)
+    cramped = Planner(tiny_vgg16, free_bytes=int(smaller.memory_bytes / USABLE) + 1)
     resumed = stylize(
-        subject,
+        inputs,
         spec,
-        vgg16,
-        lambda moment: first.append(moment.progress.losses["total"]),  # type: ignore[func-returns-value]
+        tiny_vgg16,
+        record(first, lambda event: event.progress.losses["total"]),
         cramped,
         resume=checkpoint.load(file),
     )
 
-    assert roomy.legs[0].route != resumed.plan.legs[0].route
+    assert roomy.scales[0].route != resumed.plan.scales[0].route
     assert len(first) == 2
-    kept = checkpoint.load(file)
-    assert kept is not None
-    assert first[0] < kept.mark.losses["total"]
+    loaded = checkpoint.load(file)
+    assert loaded is not None
+    assert first[0] < loaded.header.losses["total"]
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-def test_a_checkpoint_from_before_a_steering_is_gone_on_from_by_the_new_weights(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path, optimizer: str
+def test_a_checkpoint_from_before_a_spec_update_is_continued_with_the_new_weights(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, tmp_path: Path, optimizer: str
 ) -> None:
-    """To the same bits as a run that was spec_updates there and then; and one from after it knows of it."""
-    subject, spec, file = (
+    """To the same bits as a run that was updated there.
+
+    A checkpoint from after the update records it.
+    """
+    inputs, spec, file = (
         StyleInputs(photo, [painting]),
-        parse_spec(LADDER | {"optimizer": optimizer}),
+        parse_spec(PARAMETERS | {"optimizer": optimizer}),
         tmp_path / "c",
     )
     strong = spec.for_pictures().with_updates({"strength": 0.9})
     with pytest.raises(Killed):
-        stylize(subject, spec, vgg16, _cut_off(file, 8))
-    spec_updates = stylize(
-        subject, spec, vgg16, lambda moment: strong if moment.progress.iteration == 8 else None
-    )
-    before = stylize(subject, strong, vgg16, resume=checkpoint.load(file))
+        stylize(inputs, spec, tiny_vgg16, _save_and_die(file, 8))
+    updated = stylize(inputs, spec, tiny_vgg16, _update_at(8, strong))
+    before = stylize(inputs, strong, tiny_vgg16, resume=checkpoint.load(file))
 
-    def steer_and_die(moment: StepEvent) -> Any:
-        _cut_off(file, 15)(moment)
-        return strong if moment.progress.iteration == 8 else None
+    def update_and_die(event: StepEvent) -> Control:
+        _save_and_die(file, 15)(event)
+        control: Control = _update_at(8, strong)(event)
+        return control
 
     with pytest.raises(Killed):
-        stylize(subject, spec, vgg16, steer_and_die)
-    after = stylize(subject, strong, vgg16, resume=checkpoint.load(file))
+        stylize(inputs, spec, tiny_vgg16, update_and_die)
+    after = stylize(inputs, strong, tiny_vgg16, resume=checkpoint.load(file))
 
-    assert len({one.picture.tobytes() for one in (spec_updates, before, after)}) == 1
+    assert len({one.picture.tobytes() for one in (updated, before, after)}) == 1
     assert [
         (one.spec_updates[0].iteration, one.spec_updates[0].after)
-        for one in (spec_updates, before, after)
+        for one in (updated, before, after)
     ] == [(8, {"strength": 0.9})] * 3
 
 
-def test_a_checkpoint_of_another_network_is_left_aside(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
+def test_a_checkpoint_of_another_network_is_ignored(
+    record: Any, photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, tmp_path: Path
 ) -> None:
-    subject, spec, file = StyleInputs(photo, [painting]), parse_spec(LADDER), tmp_path / "c"
+    inputs, spec, file = StyleInputs(photo, [painting]), parse_spec(PARAMETERS), tmp_path / "c"
     with pytest.raises(Killed):
-        stylize(subject, spec, vgg16, _cut_off(file, 15))
+        stylize(inputs, spec, tiny_vgg16, _save_and_die(file, 15))
     other = Network.__new__(Network)
-    other.__dict__.update(vgg16.__dict__, sha256="another")
-
-    assert (
-        stylize(subject, spec, other, resume=checkpoint.load(file)).picture.tobytes()
-        == stylize(subject, spec, vgg16).picture.tobytes()
+    other.__dict__.update(tiny_vgg16.__dict__, sha256="another")
+    seen: list[int] = []
+    stylize(
+        inputs,
+        spec,
+        other,
+        record(seen, lambda event: event.progress.iteration),
+        resume=checkpoint.load(file),
     )
 
+    assert seen == list(range(1, 25))
 
-def test_a_torn_file_is_found_out(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
+
+def test_a_torn_file_is_not_loaded(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, tmp_path: Path
 ) -> None:
     file = tmp_path / "c"
     with pytest.raises(Killed):
-        stylize(StyleInputs(photo, [painting]), parse_spec(LADDER), vgg16, _cut_off(file, 5))
+        stylize(
+            StyleInputs(photo, [painting]),
+            parse_spec(PARAMETERS),
+            tiny_vgg16,
+            _save_and_die(file, 5),
+        )
     whole = file.read_bytes()
     middle = len(whole) // 2
     file.write_bytes(
@@ -226,24 +250,25 @@ def test_a_torn_file_is_found_out(
     assert checkpoint.load(file) is None
 
 
-def test_a_reader_that_takes_too_long_is_told(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, tmp_path: Path
+def test_a_reader_that_takes_too_long_gets_an_invalid_file(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, tmp_path: Path
 ) -> None:
-    """The run does not wait for it; and what it has read may be half of one iteration and half of the next."""
+    """The run does not wait longer, so the file may mix two iterations."""
     kept: list[Checkpoint] = []
 
-    def watch(moment: StepEvent) -> None:
-        if moment.progress.iteration == 3:
-            kept.append(moment.checkpoint())
+    def keep_checkpoint(event: StepEvent) -> Control:
+        if event.progress.iteration == 3:
+            kept.append(event.checkpoint())
+        return Control.CONTINUE
 
-    stylize(StyleInputs(photo, [painting]), parse_spec(LADDER), vgg16, watch)
+    stylize(StyleInputs(photo, [painting]), parse_spec(PARAMETERS), tiny_vgg16, keep_checkpoint)
 
     assert not kept[0].save(tmp_path / "c")
 
 
-def test_what_is_given_back_in_time_is_good() -> None:
-    loan = SharedSnapshot({"image": torch.zeros(3)})
-    loan.give_back()
-    loan.recall()
+def test_a_snapshot_that_is_released_in_time_is_valid() -> None:
+    snapshot = SharedSnapshot({"image": torch.zeros(3)})
+    snapshot.release()
+    snapshot.reclaim()
 
-    assert not loan.spoiled
+    assert not snapshot.is_overwritten

@@ -1,4 +1,4 @@
-"""The objective against autograd through an independent network, whole and in tiles; what its weights mean."""
+"""The objective, compared with autograd through an independent network, whole and in tiles."""
 
 from itertools import product
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from core.neural.transfer import losses
-from core.neural.transfer.objective import Objective, Region, mixed, style_of
+from core.neural.transfer.objective import Objective, Region, measure_style, mix_styles
 from core.neural.vgg import POOLING_SCALES, Network, stride
 from core.neural.weights.cache import WeightsCache
 from core.style.spec import StyleSpec, parse_spec
@@ -33,11 +33,11 @@ def _rand(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(scope="module")
 def double() -> Network:
-    """A VGG-19 in float64, so that agreement means agreement; with an eighth of its filters, so that it is quick."""
+    """A VGG-19 in float64, for exact comparisons, with an eighth of its filters, for speed."""
     generator = torch.Generator().manual_seed(0)
     parameters = []
-    for row in convolutions("vgg19"):
-        inputs, outputs = max(3, row.inputs // 8), row.outputs // 8
+    for conv in convolutions("vgg19"):
+        inputs, outputs = max(3, conv.inputs // 8), conv.outputs // 8
         weight = (
             torch.randn(outputs, inputs, 3, 3, generator=generator, dtype=torch.float64)
             * (2 / (9 * inputs)) ** 0.5
@@ -51,13 +51,13 @@ def _spec(**parameters: Any) -> StyleSpec:
 
 
 def _region(network: Network, spec: StyleSpec, **more: Any) -> Region:
-    return Region(style_of(network, _rand(1, 3, 130, 99, seed=2) ** 2, spec), **more)
+    return Region(measure_style(network, _rand(1, 3, 130, 99, seed=2) ** 2, spec), **more)
 
 
-def _autograds(
+def _autograd_of(
     network: Network, spec: StyleSpec, photo: Tensor, region: Region, image: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Loss and gradient, written down a second time, differentiated by torch."""
+    """Loss and gradient by a second implementation, differentiated by torch."""
     leaf = image.clone().requires_grad_()
     layers = [*spec.style_layers, *spec.content_layers]
     own, target = (_features(network, spec, picture, layers) for picture in (leaf, photo))
@@ -81,7 +81,7 @@ def _autograds(
                 start = (
                     *start[:2],
                     start[2] + 1e-3,
-                )  # the deviation of nothing is the least there is
+                )  # the deviation of zero responses is the minimum
             triples = zip(found, (aim.gram, aim.mean, aim.deviation), start, strict=True)
             energy = aim.gram.trace()
             sizes = (_square(aim.gram), energy, energy)
@@ -100,7 +100,7 @@ def _features(
     found, paper = {}, spec.objective == "gatys"
     x = (image - network._mean) / network._std
     x = functional.pad(x, (1, 1, 1, 1), mode="constant" if paper else "replicate")
-    for row, (weight, bias) in zip(network._row, network._parameters, strict=True):
+    for row, (weight, bias) in zip(network._convolutions, network._parameters, strict=True):
         if row.pooled:
             squares = {"max": x, "average": x, "l2": x.square()}[spec.pooling]
             pooled = (
@@ -125,15 +125,15 @@ def _square(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("parameters", PARAMETERS, ids=str)
-def test_loss_and_gradient_are_autograds(double: Network, parameters: dict[str, Any]) -> None:
+def test_loss_and_gradient_equal_autograds(double: Network, parameters: dict[str, Any]) -> None:
     spec, photo, image = (
         _spec(**parameters),
         _rand(1, 3, 90, 75, seed=1),
         _rand(1, 3, 90, 75, seed=3),
     )
     region = _region(double, spec)
-    loss, gradient = Objective(double, spec, photo, [region]).with_gradient(image)
-    total, slope = _autograds(double, spec, photo, region, image)
+    loss, gradient = Objective(double, spec, photo, [region]).value_and_gradient(image)
+    total, slope = _autograd_of(double, spec, photo, region, image)
 
     assert float(loss.total) == pytest.approx(float(total), rel=1e-10)
     assert float((gradient - slope).norm() / slope.norm()) < 1e-10
@@ -142,43 +142,49 @@ def test_loss_and_gradient_are_autograds(double: Network, parameters: dict[str, 
 @pytest.mark.parametrize(
     ("parameters", "size"), list(product(PARAMETERS, [(150, 203), (97, 333)])), ids=str
 )
-def test_in_tiles_loss_and_gradient_are_those_of_the_whole(
+def test_loss_and_gradient_in_tiles_equal_those_of_the_whole(
     double: Network, parameters: dict[str, Any], size: tuple[int, int]
 ) -> None:
-    """To rounding: not an approximation."""
+    """Up to rounding; tiling is no approximation."""
     spec, photo, image = _spec(**parameters), _rand(1, 3, *size, seed=1), _rand(1, 3, *size, seed=3)
     region = _region(double, spec)
     whole, tiled = (
-        Objective(double, spec, photo, [region], side).with_gradient(image) for side in (None, 64)
+        Objective(double, spec, photo, [region], side).value_and_gradient(image)
+        for side in (None, 64)
     )
 
     assert float(tiled[0].total) == pytest.approx(float(whole[0].total), rel=1e-10)
     assert float((tiled[1] - whole[1]).norm() / whole[1].norm()) < 1e-11
 
 
-def test_a_smaller_halo_would_not_do(double: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_smaller_halo_changes_the_gradient(
+    double: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec, photo, image = _spec(), _rand(1, 3, 150, 203, seed=1), _rand(1, 3, 150, 203, seed=3)
     region = _region(double, spec)
-    _, whole = Objective(double, spec, photo, [region]).with_gradient(image)
+    _, whole = Objective(double, spec, photo, [region]).value_and_gradient(image)
     monkeypatch.setattr(Network, "halo", lambda *_: 48)
-    _, tiled = Objective(double, spec, photo, [region], 64).with_gradient(image)
+    _, tiled = Objective(double, spec, photo, [region], 64).value_and_gradient(image)
 
     assert float((tiled - whole).norm() / whole.norm()) > 1e-8
 
 
-def test_in_float32_tiles_agree_to_a_hundred_thousandth(vgg16: Network) -> None:
+def test_tiles_in_float32_agree_within_1e_5(vgg16: Network) -> None:
     spec = parse_spec({}).for_pictures()
     photo, image = _rand(1, 3, 150, 203, seed=1).float(), _rand(1, 3, 150, 203, seed=3).float()
-    region = Region(style_of(vgg16, _rand(1, 3, 130, 99, seed=2).float() ** 2, spec))
+    region = Region(measure_style(vgg16, _rand(1, 3, 130, 99, seed=2).float() ** 2, spec))
     (_, whole), (_, tiled) = (
-        Objective(vgg16, spec, photo, [region], side).with_gradient(image) for side in (None, 64)
+        Objective(vgg16, spec, photo, [region], side).value_and_gradient(image)
+        for side in (None, 64)
     )
 
     assert float((tiled - whole).norm() / whole.norm()) < 1e-5
 
 
 def test_a_painting_has_the_same_style_in_tiles(double: Network) -> None:
-    whole, tiled = (style_of(double, _rand(1, 3, 200, 170), _spec(), side) for side in (None, 64))
+    whole, tiled = (
+        measure_style(double, _rand(1, 3, 200, 170), _spec(), side) for side in (None, 64)
+    )
 
     for layer, statistics in whole.items():
         assert torch.allclose(statistics.gram, tiled[layer].gram, rtol=1e-10)
@@ -186,8 +192,8 @@ def test_a_painting_has_the_same_style_in_tiles(double: Network) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.1, 100.0])
-def test_how_strongly_a_network_responds_does_not_matter(vgg16: Network, factor: float) -> None:
-    """Caffe's networks respond some sixty times as strongly as torchvision's; every term is relative."""
+def test_the_scale_of_a_networks_responses_does_not_matter(vgg16: Network, factor: float) -> None:
+    """Responses of Caffe's networks are about sixty times torchvision's; every term is relative."""
     (weight, bias), *others = vgg16._parameters
     scaled = [
         (weight * factor, bias * factor),
@@ -198,8 +204,8 @@ def test_how_strongly_a_network_responds_does_not_matter(vgg16: Network, factor:
     photo, painting, image = (_rand(1, 3, 64, 64, seed=seed).float() for seed in range(3))
     usual, changed = (
         Objective(
-            network, spec, photo, [Region(style_of(network, painting**2, spec))]
-        ).with_gradient(image)
+            network, spec, photo, [Region(measure_style(network, painting**2, spec))]
+        ).value_and_gradient(image)
         for network in (vgg16, other)
     )
 
@@ -208,16 +214,16 @@ def test_how_strongly_a_network_responds_does_not_matter(vgg16: Network, factor:
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_points_the_same_way(
+def test_the_gradient_in_half_precision_has_the_same_direction(
     vgg16: Network, weights: WeightsCache, precision: Any
 ) -> None:
-    """float16 has no numbers below 6e-8: the gradient is carried through it larger than it is."""
+    """float16 has no numbers below 6e-8, so the backward pass uses a loss scale."""
     spec = parse_spec({"content_weight": 1e-5, "style_weight": 8e-5}).for_pictures()
     photo, image = _rand(1, 3, 64, 80, seed=1).float(), _rand(1, 3, 64, 80, seed=3).float()
     gradients = []
     for network in (vgg16, weights.load("vgg16", "cpu", precision)):
-        region = Region(style_of(network, _rand(1, 3, 64, 64, seed=2).float() ** 2, spec))
-        gradients.append(Objective(network, spec, photo, [region]).with_gradient(image)[1])
+        region = Region(measure_style(network, _rand(1, 3, 64, 64, seed=2).float() ** 2, spec))
+        gradients.append(Objective(network, spec, photo, [region]).value_and_gradient(image)[1])
 
     assert (
         float(torch.cosine_similarity(*(gradient.flatten() for gradient in gradients), dim=0))
@@ -230,9 +236,7 @@ def test_half_precision_points_the_same_way(
 
 
 @pytest.mark.parametrize("objective", ["gatys", "relative"])
-def test_the_total_is_the_sum_of_the_weighted_parts_by_name(
-    double: Network, objective: str
-) -> None:
+def test_the_total_is_the_sum_of_the_weighted_parts(double: Network, objective: str) -> None:
     image, photo = _rand(1, 3, 64, 48, seed=3), _rand(1, 3, 64, 48, seed=1)
 
     def parts(**weights: float) -> dict[str, float]:
@@ -249,7 +253,7 @@ def test_the_total_is_the_sum_of_the_weighted_parts_by_name(
     assert many["total"] == pytest.approx(many["content"] + many["style"] + many["tv"])
 
 
-def test_the_content_loss_is_zero_at_the_photo_alone(double: Network) -> None:
+def test_the_content_loss_is_zero_only_at_the_photo(double: Network) -> None:
     photo = _rand(1, 3, 64, 48, seed=1)
     objective = Objective(double, _spec(), photo, [_region(double, _spec())])
 
@@ -257,7 +261,7 @@ def test_the_content_loss_is_zero_at_the_photo_alone(double: Network) -> None:
     assert float(objective(photo * 0.9).content) > 0
 
 
-def test_strength_is_a_factor_of_the_style(double: Network) -> None:
+def test_equal_steps_of_strength_are_equal_factors_of_the_style_loss(double: Network) -> None:
     photo = _rand(1, 3, 64, 48, seed=1)
     specs = [_spec(strength=strength) for strength in (0.25, 0.5, 0.75)]
     low, middle, high = (
@@ -269,17 +273,19 @@ def test_strength_is_a_factor_of_the_style(double: Network) -> None:
     assert high > 2 * middle
 
 
-def test_mixing_styles_pulls_as_mixing_losses_does(double: Network) -> None:
+def test_mixing_styles_has_the_same_gradient_as_mixing_losses(double: Network) -> None:
     """sum_k s_k |G - A_k|^2 and |G - sum_k s_k A_k|^2 have the same gradient."""
     spec = _spec(objective="gatys", content_weight=0)
-    styles = [style_of(double, _rand(1, 3, 64, 64, seed=seed), spec) for seed in (5, 6)]
+    styles = [measure_style(double, _rand(1, 3, 64, 64, seed=seed), spec) for seed in (5, 6)]
     image = _rand(1, 3, 64, 48, seed=3)
     _, together = Objective(
-        double, spec, image, [Region(mixed(styles, [0.75, 0.25]))]
-    ).with_gradient(image)
+        double, spec, image, [Region(mix_styles(styles, [0.75, 0.25]))]
+    ).value_and_gradient(image)
     apart = torch.zeros_like(image)
     for style, share in zip(styles, (0.75, 0.25), strict=True):
-        apart += share * Objective(double, spec, image, [Region(style)]).with_gradient(image)[1]
+        apart += (
+            share * Objective(double, spec, image, [Region(style)]).value_and_gradient(image)[1]
+        )
 
     assert float((apart - together).norm() / together.norm()) < 1e-9
 
@@ -287,47 +293,49 @@ def test_mixing_styles_pulls_as_mixing_losses_does(double: Network) -> None:
 # ---------------------------------------------------------------------- guides
 
 
-def test_a_guide_that_is_white_all_over_is_no_guide(double: Network) -> None:
+def test_a_white_guide_is_the_same_as_no_guide(double: Network) -> None:
     spec, photo, image = _spec(), _rand(1, 3, 70, 90, seed=1), _rand(1, 3, 70, 90, seed=3)
     white = torch.ones(70, 90, dtype=torch.float64)
-    (free, free_slope), (led, led_slope) = (
-        Objective(double, spec, photo, [_region(double, spec, guide=guide)]).with_gradient(image)
+    (plain, plain_gradient), (guided, guided_gradient) = (
+        Objective(double, spec, photo, [_region(double, spec, guide=guide)]).value_and_gradient(
+            image
+        )
         for guide in (None, white)
     )
 
-    assert float(led.total) == pytest.approx(float(free.total), rel=1e-12)
-    assert torch.allclose(free_slope, led_slope, rtol=1e-9, atol=1e-15)
+    assert float(guided.total) == pytest.approx(float(plain.total), rel=1e-12)
+    assert torch.allclose(guided_gradient, plain_gradient, rtol=1e-9, atol=1e-15)
 
 
-def test_style_pulls_inside_its_guide_alone(double: Network) -> None:
-    """Where the guide is black, and the field of view does not reach over, nothing moves."""
+def test_style_has_a_gradient_only_inside_its_guide(double: Network) -> None:
+    """The gradient is 0 where the guide is black, beyond the receptive field."""
     spec = _spec(content_weight=0)
     photo, image = _rand(1, 3, 64, 400, seed=1), _rand(1, 3, 64, 400, seed=3)
     left = torch.zeros(64, 400, dtype=torch.float64)
     left[:, :160] = 1
-    _, gradient = Objective(double, spec, photo, [_region(double, spec, guide=left)]).with_gradient(
-        image
-    )
+    _, gradient = Objective(
+        double, spec, photo, [_region(double, spec, guide=left)]
+    ).value_and_gradient(image)
 
     assert float(gradient[..., :160].abs().max()) > 0
     assert float(gradient[..., 160 + double.halo(spec.style_layers) :].abs().max()) == 0
 
 
-def test_a_guide_that_vanishes_at_a_coarser_resolution_does_no_harm(double: Network) -> None:
-    """Its last columns lie beyond the last whole position of the deep layers."""
+def test_a_guide_that_vanishes_at_a_coarse_resolution_gives_finite_losses(double: Network) -> None:
+    """The guide's white columns lie beyond the last whole position of the deep layers."""
     spec, photo, image = _spec(), _rand(1, 3, 64, 100, seed=1), _rand(1, 3, 64, 100, seed=3)
     guide = torch.zeros(64, 100, dtype=torch.float64)
     guide[:, 97:] = 1
     loss, gradient = Objective(
         double, spec, photo, [_region(double, spec, guide=guide)]
-    ).with_gradient(image)
+    ).value_and_gradient(image)
 
     assert torch.isfinite(loss.total)
     assert torch.isfinite(gradient).all()
 
 
-def test_a_small_region_is_pulled_no_harder_than_a_large_one(double: Network) -> None:
-    """Its loss counts by its area: a pixel of the one feels what a pixel of the other feels."""
+def test_a_small_region_has_no_stronger_gradient_than_a_large_one(double: Network) -> None:
+    """The loss of a region is weighted by its area, so the gradient per pixel is about the same."""
     spec, photo = _spec(content_weight=0), _rand(1, 3, 32, 32, seed=1).repeat(1, 1, 2, 12)
     slopes = []
     for width in (96, 288):
@@ -335,13 +343,13 @@ def test_a_small_region_is_pulled_no_harder_than_a_large_one(double: Network) ->
         guide[:, :width] = 1
         _, gradient = Objective(
             double, spec, photo, [_region(double, spec, guide=guide)]
-        ).with_gradient(photo * 0.9)
+        ).value_and_gradient(photo * 0.9)
         slopes.append(float(gradient[..., :48].norm()))
 
     assert slopes[0] == pytest.approx(slopes[1], rel=0.2)
 
 
-def test_guides_in_tiles_are_those_of_the_whole(double: Network) -> None:
+def test_guides_in_tiles_give_the_gradient_of_the_whole(double: Network) -> None:
     spec, photo, image = _spec(), _rand(1, 3, 150, 203, seed=1), _rand(1, 3, 150, 203, seed=3)
     guide = _rand(150, 203, seed=4)
     regions = [
@@ -349,52 +357,53 @@ def test_guides_in_tiles_are_those_of_the_whole(double: Network) -> None:
         _region(double, spec, guide=1 - guide, share=0.5),
     ]
     whole, tiled = (
-        Objective(double, spec, photo, regions, side).with_gradient(image) for side in (None, 64)
+        Objective(double, spec, photo, regions, side).value_and_gradient(image)
+        for side in (None, 64)
     )
 
     assert float((tiled[1] - whole[1]).norm() / whole[1].norm()) < 1e-11
 
 
 @pytest.mark.parametrize("objective", ["relative", "gatys"])
-def test_weighed_anew_it_is_the_objective_of_the_other_spec(
+def test_an_objective_with_new_weights_equals_a_new_objective(
     double: Network, objective: str
 ) -> None:
-    """To the bit, and without another look at photo and paintings."""
+    """To the bit, although photo and paintings are not evaluated again."""
     spec = _spec(objective=objective)
     other = spec.with_updates({"strength": 0.9, "content_weight": 3, "tv_weight": 2})
     photo, image = _rand(1, 3, 64, 96, seed=1), _rand(1, 3, 64, 96, seed=3)
     one, two = (
         _region(double, spec),
-        Region(style_of(double, _rand(1, 3, 64, 64, seed=5), spec), 0.4),
+        Region(measure_style(double, _rand(1, 3, 64, 64, seed=5), spec), 0.4),
     )
-    spec_updates = Objective(double, spec, photo, [one])
-    spec_updates.weigh(other, [two])
-    (loss, gradient), (own, slope) = (
-        judge.with_gradient(image)
-        for judge in (spec_updates, Objective(double, other, photo, [two]))
+    updated = Objective(double, spec, photo, [one])
+    updated.set_weights(other, [two])
+    loss, gradient = updated.value_and_gradient(image)
+    expected_loss, expected_gradient = Objective(double, other, photo, [two]).value_and_gradient(
+        image
     )
 
-    assert own.by_name() == loss.by_name()
-    assert torch.equal(gradient, slope)
+    assert loss.by_name() == expected_loss.by_name()
+    assert torch.equal(gradient, expected_gradient)
 
 
 # ---------------------------------------------------------------------- seamless
 
 
-def test_a_seamless_objective_does_not_know_where_the_picture_begins(double: Network) -> None:
-    """Rolled by whole positions, a picture has the same loss, and its gradient rolls along."""
+def test_a_seamless_objective_does_not_depend_on_where_the_picture_begins(double: Network) -> None:
+    """A picture rolled by whole positions has the same loss, and the rolled gradient."""
     spec, photo = _spec(seamless=True, content_weight=0, tv_weight=5), _rand(1, 3, 64, 96, seed=1)
     image = _rand(1, 3, 64, 96, seed=3)
     objective = Objective(double, spec, photo, [_region(double, spec)])
     (loss, gradient), (rolled_loss, rolled) = (
-        objective.with_gradient(picture) for picture in (image, image.roll((16, 48), (2, 3)))
+        objective.value_and_gradient(picture) for picture in (image, image.roll((16, 48), (2, 3)))
     )
 
     assert float(rolled_loss.total) == pytest.approx(float(loss.total), rel=1e-10)
     assert float((rolled - gradient.roll((16, 48), (2, 3))).norm() / gradient.norm()) < 1e-10
 
 
-def test_a_seamless_gradient_is_the_slope(double: Network) -> None:
+def test_a_seamless_gradient_equals_the_difference_quotient(double: Network) -> None:
     spec, photo, image = (
         _spec(seamless=True, tv_weight=5),
         _rand(1, 3, 64, 96, seed=1),
@@ -406,12 +415,12 @@ def test_a_seamless_gradient_is_the_slope(double: Network) -> None:
         objective(image + step * direction).total,
         objective(image - step * direction).total,
     )
-    _, gradient = objective.with_gradient(image)
+    _, gradient = objective.value_and_gradient(image)
 
     assert float(ahead - behind) / (2 * step) == pytest.approx(
         float((gradient * direction).sum()), rel=1e-5
     )
 
 
-def test_positions_of_a_layer_lie_a_stride_apart() -> None:
+def test_the_stride_doubles_with_each_block() -> None:
     assert [stride(f"relu{block}_1") for block in range(1, 6)] == [1, 2, 4, 8, 16]

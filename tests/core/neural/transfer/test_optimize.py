@@ -1,4 +1,4 @@
-"""The optimisers on functions whose minimum is known."""
+"""The optimizers on functions with a known minimum."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -12,7 +12,7 @@ from core.neural.transfer.optimize import LBFGS, Adam, Evaluate, _Pairs
 
 
 def _quadratic(target: Tensor, stretch: Tensor) -> Evaluate:
-    """sum stretch (x - target)^2: its minimum inside the box is target, clamped."""
+    """sum stretch (x - target)^2; its minimum inside the box is the clamped target."""
 
     def evaluate(image: Tensor) -> tuple[Losses, Tensor]:
         away = image.detach() - target
@@ -34,15 +34,20 @@ def target() -> Tensor:
 
 
 def test_lbfgs_finds_the_minimum_inside_the_box(target: Tensor) -> None:
-    """Badly scaled by 1:100, and with the bounds active where the free minimum lies outside."""
+    """The function is badly scaled (1:100), and bounds are active where the free minimum lies
+    outside.
+    """
     stretch = torch.logspace(0, 2, target.numel()).view_as(target)
-    found = _last(LBFGS(_quadratic(target, stretch), torch.full_like(target, 0.5)), 120)
+    actual = _last(LBFGS(_quadratic(target, stretch), torch.full_like(target, 0.5)), 120)
 
-    assert torch.allclose(target.clamp(0, 1), found, atol=1e-3)
+    assert torch.allclose(actual, target.clamp(0, 1), atol=1e-3)
 
 
-def test_lbfgs_finds_it_where_the_pixels_depend_on_each_other(target: Tensor) -> None:
-    """The minimum in the box is then not the free one, clamped; held pixels must leave direction and pairs alone."""
+def test_lbfgs_finds_the_minimum_of_a_function_with_dependent_pixels(target: Tensor) -> None:
+    """The minimum in the box then differs from the clamped free one.
+
+    Pixels at an active bound must not change direction and pairs.
+    """
     count = target.numel()
     mixing = torch.randn(count, count, generator=torch.Generator().manual_seed(1))
     hessian = mixing @ mixing.T / count + 0.05 * torch.eye(count)
@@ -56,25 +61,27 @@ def test_lbfgs_finds_it_where_the_pixels_depend_on_each_other(target: Tensor) ->
         ), 2 * slope.view_as(image)
 
     best = torch.full((count,), 0.5)
-    for _ in range(20_000):  # small projected steps, slow and sure
+    for _ in range(20_000):  # projected gradient descent with small steps, as the reference
         best = (best - 0.05 * hessian @ (best - goal)).clamp(0, 1)
-    found = _last(LBFGS(evaluate, torch.full_like(target, 0.5)), 150)
+    actual = _last(LBFGS(evaluate, torch.full_like(target, 0.5)), 150)
 
     assert 10 < int(((best == 0) | (best == 1)).sum()) < count
-    assert torch.allclose(best, found.flatten(), atol=1e-3)
+    assert torch.allclose(actual.flatten(), best, atol=1e-3)
 
 
-def test_adam_finds_it_too(target: Tensor) -> None:
-    found = _last(
+def test_adam_finds_the_minimum_inside_the_box(target: Tensor) -> None:
+    actual = _last(
         Adam(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5)), 400
     )
 
-    assert torch.allclose(target.clamp(0, 1), found, atol=2e-2)
+    assert torch.allclose(actual, target.clamp(0, 1), atol=2e-2)
 
 
 @pytest.mark.parametrize("optimizer", [LBFGS, Adam])
 def test_every_iterate_stays_inside_the_box(optimizer: type, target: Tensor) -> None:
-    """What is measured on the way is what a user gets: nothing is clamped away at the end."""
+    """Then the loss of an iterate is the loss of the delivered picture: nothing is clamped at the
+    end.
+    """
     iterates = optimizer(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5))
 
     assert all(
@@ -82,15 +89,15 @@ def test_every_iterate_stays_inside_the_box(optimizer: type, target: Tensor) -> 
     )
 
 
-def test_the_first_image_is_left_as_it_was(target: Tensor) -> None:
+def test_the_initial_image_is_not_changed(target: Tensor) -> None:
     for optimizer in (LBFGS, Adam):
         start = torch.full_like(target, 0.5)
         _last(optimizer(_quadratic(target, torch.ones_like(target)), start), 5)
-        assert torch.equal(torch.full_like(target, 0.5), start)
+        assert torch.equal(start, torch.full_like(target, 0.5))
 
 
-def test_more_pairs_find_it_in_fewer_iterations() -> None:
-    """Pairs that overwrote each other, or were taken in the wrong order, would not."""
+def test_with_more_pairs_the_loss_falls_further() -> None:
+    """Pairs must not overwrite each other, nor be used in the wrong order."""
     generator = torch.Generator().manual_seed(1)
     turn, _ = torch.linalg.qr(torch.randn(90, 90, generator=generator))
     hessian = turn @ torch.logspace(0, 3, 90).diag() @ turn.T
@@ -108,20 +115,19 @@ def test_more_pairs_find_it_in_fewer_iterations() -> None:
     assert many < 0.15 * one
 
 
-def test_it_does_not_matter_how_large_the_loss_is(target: Tensor) -> None:
-    """Weights may be as small as 1e-9: products of gradients must not fall below what float32 can hold."""
+def test_the_size_of_the_loss_does_not_matter(target: Tensor) -> None:
+    """Weights may be as small as 1e-9; products of gradients must not underflow in float32."""
     stretch = torch.logspace(0, 2, target.numel()).view_as(target)
     start = torch.full_like(target, 0.5)
     for optimizer in (LBFGS, Adam):
-        usual, tiny = (
+        default, tiny = (
             _last(optimizer(_quadratic(target, factor * stretch), start), 60)
             for factor in (1, 1e-20)
         )
-        assert torch.allclose(usual, tiny, atol=1e-3)
+        assert torch.allclose(default, tiny, atol=1e-3)
 
 
-def test_an_iterate_stays_what_it_was(target: Tensor) -> None:
-    """Whoever keeps one finds it unchanged after the next step."""
+def test_the_next_step_does_not_change_an_earlier_iterate(target: Tensor) -> None:
     for optimizer in (LBFGS, Adam):
         iterates = optimizer(
             _quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5)
@@ -129,48 +135,49 @@ def test_an_iterate_stays_what_it_was(target: Tensor) -> None:
         kept, _ = next(iterates)
         before = kept.clone()
         next(iterates)
-        assert torch.equal(before, kept)
+        assert torch.equal(kept, before)
 
 
-def test_at_the_minimum_lbfgs_stays(target: Tensor) -> None:
-    """No division by a zero gradient."""
+def test_lbfgs_stays_at_the_minimum(target: Tensor) -> None:
+    """A gradient of zero causes no division by zero."""
     inside = target.clamp(0, 1)
 
-    assert torch.equal(inside, _last(LBFGS(_quadratic(inside, torch.ones_like(inside)), inside), 3))
+    assert torch.equal(_last(LBFGS(_quadratic(inside, torch.ones_like(inside)), inside), 3), inside)
 
 
 @pytest.mark.parametrize("optimizer", [LBFGS, Adam])
-def test_begun_again_it_knows_nothing_of_the_function_before(
+def test_after_a_reset_an_optimizer_depends_only_on_the_image(
     optimizer: type, target: Tensor
 ) -> None:
-    """To the bit as from this image on its own: no pair, no moment, no gradient of the other function is left."""
+    """It continues to the same bits as a new optimizer: no pair, moment or gradient is left."""
     functions = [
         _quadratic(target, torch.logspace(0, 2, 90).view_as(target)),
         _quadratic(1 - target, 0 * target + 3),
     ]
-    iterates = optimizer(lambda image: functions[0](image), torch.full_like(target, 0.5))  # noqa: PLW0108
+    start = torch.full_like(target, 0.5)
+    iterates = optimizer(lambda image: functions[0](image), start)  # noqa: PLW0108
     image = _last(iterates, 15)
     functions.pop(0)
-    iterates.begin()
+    iterates.reset()
     fresh = optimizer(functions[0], image.clone())
 
     for _ in range(15):
         assert torch.equal(next(iterates)[0], next(fresh)[0])
 
 
-def test_a_pair_without_curvature_counts_nothing_also_when_later_ones_are_multiplied_with_it(
+def test_a_pair_without_curvature_has_no_effect_also_on_products_with_later_pairs(
     target: Tensor,
 ) -> None:
     def pairs(*, bad: bool) -> _Pairs:
         generator = torch.Generator().manual_seed(2)
-        found = _Pairs(target, 4, target.device)
+        result = _Pairs(target, 4, target.device)
         for number in range(3):
             step = torch.rand(target.shape, generator=generator)
             if number == 1 and bad:
-                found.append(torch.ones_like(target), -torch.ones_like(target))
+                result.append(torch.ones_like(target), -torch.ones_like(target))
             if number != 1:
-                found.append(step, step * torch.rand(target.shape, generator=generator))
-        return found
+                result.append(step, step * torch.rand(target.shape, generator=generator))
+        return result
 
     products = [pairs(bad=bad).inverse_hessian_times(target) for bad in (False, True)]
     assert torch.allclose(*products, rtol=1e-5)

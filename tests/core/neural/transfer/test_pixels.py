@@ -1,4 +1,4 @@
-"""Picture to image tensor and back; keeping colors."""
+"""Conversion between pictures and image tensors, and color transfer."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ def _noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_picture_survives_the_way_there_and_back_to_the_bit() -> None:
+def test_converting_a_picture_to_an_image_and_back_keeps_every_bit() -> None:
     picture = Image.fromarray(np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3) * 2)
 
     image = pixels.to_image(picture)
@@ -27,7 +27,7 @@ def test_a_size_is_width_and_height() -> None:
     assert tuple(pixels.enlarge(pixels.to_image(picture), (80, 60)).shape) == (1, 3, 60, 80)
 
 
-def test_enlarging_stays_inside_the_bounds() -> None:
+def test_an_enlarged_image_stays_inside_0_and_1() -> None:
     edges = (_noise(8, 8) > 0.5).float()
     larger = pixels.enlarge(edges, (32, 32))
 
@@ -35,12 +35,12 @@ def test_enlarging_stays_inside_the_bounds() -> None:
     assert float(larger.max()) <= 1
 
 
-def test_luminance_is_gray_and_of_a_gray_image_itself() -> None:
+def test_luminance_is_gray_and_leaves_a_gray_image_unchanged() -> None:
     gray = _noise(6, 6)[:, :1].expand(-1, 3, -1, -1)
     light = pixels.luminance(_noise(6, 6))
 
     assert torch.equal(light[:, 0], light[:, 2])
-    assert torch.allclose(gray, pixels.luminance(gray), atol=1e-6)
+    assert torch.allclose(pixels.luminance(gray), gray, atol=1e-6)
 
 
 def test_matched_luminance_has_the_contents_mean_and_deviation() -> None:
@@ -50,37 +50,37 @@ def test_matched_luminance_has_the_contents_mean_and_deviation() -> None:
     )
     matched = pixels.match_luminance(style, content)
 
-    assert torch.allclose(content.mean(), matched.mean(), atol=1e-3)
-    assert torch.allclose(content.std(), matched.std(), atol=1e-3)
+    assert torch.allclose(matched.mean(), content.mean(), atol=1e-3)
+    assert torch.allclose(matched.std(), content.std(), atol=1e-3)
 
 
-def test_recolored_the_luminance_is_the_images_and_the_color_is_the_contents() -> None:
+def test_restored_color_keeps_the_images_luminance_and_takes_the_contents_color() -> None:
     image, content = _noise(9, 9) * 0.2 + 0.4, _noise(9, 9, 1) * 0.2 + 0.4
-    mixed = pixels.with_color_of(image, content)
+    mixed = pixels.restore_color(image, content)
 
-    assert torch.allclose(pixels.luminance(image), pixels.luminance(mixed), atol=1e-5)
+    assert torch.allclose(pixels.luminance(mixed), pixels.luminance(image), atol=1e-5)
     assert torch.allclose(
-        content - pixels.luminance(content), mixed - pixels.luminance(mixed), atol=1e-5
+        mixed - pixels.luminance(mixed), content - pixels.luminance(content), atol=1e-5
     )
 
 
 def test_matched_colors_have_the_contents_mean_and_covariance() -> None:
     style, content = _noise(40, 40) ** 2, _noise(30, 50, 1) * 0.3 + 0.3
-    content[:, 0] = content[:, 1] * 0.5 + 0.1  # two channels that go together
+    content[:, 0] = content[:, 1] * 0.5 + 0.1  # two correlated channels
     matched = pixels.match_color(style, content)
-    (mean, spread), (wanted_mean, wanted_spread) = (
+    (mean, covariance), (expected_mean, expected_covariance) = (
         (image[0].flatten(1).mean(1), torch.cov(image[0].flatten(1)))
         for image in (matched, content)
     )
 
-    assert torch.allclose(wanted_mean, mean, atol=0.02)
-    assert torch.allclose(wanted_spread, spread, atol=0.003)
+    assert torch.allclose(mean, expected_mean, atol=0.02)
+    assert torch.allclose(covariance, expected_covariance, atol=0.003)
 
 
-def test_colors_that_match_already_stay_where_they_are() -> None:
+def test_colors_that_match_already_stay_unchanged() -> None:
     content = _noise(40, 40) * 0.5 + 0.2
 
-    assert torch.allclose(content, pixels.match_color(content, content), atol=1e-3)
+    assert torch.allclose(pixels.match_color(content, content), content, atol=1e-3)
 
 
 def test_a_matched_histogram_is_the_contents_in_every_channel() -> None:
@@ -88,14 +88,14 @@ def test_a_matched_histogram_is_the_contents_in_every_channel() -> None:
     matched = pixels.match_histogram(style, content)
 
     for level in (0.1, 0.5, 0.9):
-        wanted, found = (
+        expected, actual = (
             torch.quantile(image[0].flatten(1), level, dim=1) for image in (content, matched)
         )
-        assert torch.allclose(wanted, found, atol=0.01)
+        assert torch.allclose(actual, expected, atol=0.01)
 
 
-def test_a_picture_that_repeats_is_enlarged_as_one_that_repeats() -> None:
-    """Rolled first or enlarged first: the same."""
+def test_enlarging_a_seamless_picture_keeps_it_seamless() -> None:
+    """Rolling first or enlarging first gives the same."""
     image = _noise(32, 48)
     larger = pixels.enlarge(image, (96, 64), seamless=True)
 

@@ -1,9 +1,11 @@
-"""Plans: what fits, what does not, and in which words."""
+"""Plans: what fits, what does not fit, and the error messages."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from core import errors
 from core.neural.transfer import planner
@@ -26,28 +28,29 @@ def _plan(network: Network, free_bytes: int, **parameters: Any) -> Plan:
     return Planner(network, NOMINAL_THROUGHPUT, free_bytes).plan((4000, 3000), [(1200, 900)], spec)
 
 
-def test_with_memory_to_spare_nothing_is_cut(vgg16: Network) -> None:
-    plan = _plan(vgg16, 500 * GB, size=4096)
+def test_with_enough_memory_every_scale_is_whole_with_all_pairs(tiny_vgg16: Network) -> None:
+    plan = _plan(tiny_vgg16, 500 * GB, size=4096)
 
     assert {
-        (leg.route.tile_px, leg.route.history, leg.route.history_on_host) for leg in plan.legs
+        (planned.route.tile_px, planned.route.history, planned.route.history_on_host)
+        for planned in plan.scales
     } == {(None, 10, False)}
-    assert plan.legs[-1].scale.size == (4096, 3072)
+    assert plan.scales[-1].scale.size == (4096, 3072)
 
 
-def test_a_plan_never_takes_more_than_it_may(vgg16: Network) -> None:
+def test_a_plan_never_takes_more_than_the_usable_memory(tiny_vgg16: Network) -> None:
     for gigabytes in (1, 2, 4, 8, 16):
         for size in (256, 512, 1024, 2048):
             try:
-                plan = _plan(vgg16, gigabytes * GB, size=size)
+                plan = _plan(tiny_vgg16, gigabytes * GB, size=size)
             except errors.OutOfMemory:
                 continue
             assert plan.memory_bytes <= planner.USABLE * gigabytes * GB
 
 
-def test_less_memory_means_smaller_tiles_and_more_time(vgg16: Network) -> None:
-    plans = [_plan(vgg16, gigabytes * GB, size=2048) for gigabytes in (64, 4, 2)]
-    tiles = [plan.legs[-1].route.tile_px for plan in plans]
+def test_with_less_memory_tiles_are_smaller_and_a_run_takes_longer(tiny_vgg16: Network) -> None:
+    plans = [_plan(tiny_vgg16, gigabytes * GB, size=2048) for gigabytes in (64, 4, 2)]
+    tiles = [plan.scales[-1].route.tile_px for plan in plans]
 
     assert tiles[0] is None
     assert (tiles[1] or 0) > (tiles[2] or 0) > 0
@@ -55,34 +58,34 @@ def test_less_memory_means_smaller_tiles_and_more_time(vgg16: Network) -> None:
     assert plans[0].memory_bytes > plans[1].memory_bytes > plans[2].memory_bytes
 
 
-def test_what_does_not_fit_is_refused_with_a_size_that_does(vgg16: Network) -> None:
+def test_a_size_that_does_not_fit_is_refused_with_one_that_does(tiny_vgg16: Network) -> None:
     with pytest.raises(errors.OutOfMemory, match=r"size 8192 .* size \d+ fits") as refused:
-        _plan(vgg16, 2 * GB, size=8192)
+        _plan(tiny_vgg16, 2 * GB, size=8192)
     fitting = int(refused.value.message.split()[-2])
 
     assert fitting > 512
-    assert _plan(vgg16, 2 * GB, size=fitting).memory_bytes < 2 * GB
+    assert _plan(tiny_vgg16, 2 * GB, size=fitting).memory_bytes < 2 * GB
 
 
-def test_where_nothing_fits_it_says_so(vgg16: Network) -> None:
+def test_if_no_size_fits_the_error_says_so(tiny_vgg16: Network) -> None:
     with pytest.raises(errors.OutOfMemory, match="too little memory for any size"):
-        _plan(vgg16, GB // 1000, size=64)
+        _plan(tiny_vgg16, GB // 1000, size=64)
 
 
-def test_a_smaller_route_takes_half_or_less(vgg16: Network) -> None:
+def test_a_smaller_route_takes_at_most_half_the_memory(tiny_vgg16: Network) -> None:
     spec = parse_spec({"size": 1024}).for_pictures()
-    one = Planner(vgg16, NOMINAL_THROUGHPUT, 64 * GB)
-    leg = one.plan((4, 3), [(900, 900)], spec).legs[-1]
-    smaller = one.smaller(leg, [(900, 900)], spec)
+    roomy = Planner(tiny_vgg16, NOMINAL_THROUGHPUT, 64 * GB)
+    planned = roomy.plan((4, 3), [(900, 900)], spec).scales[-1]
+    smaller = roomy.shrink(planned, [(900, 900)], spec)
 
     assert smaller is not None
-    assert smaller.memory_bytes <= leg.memory_bytes / 2
+    assert smaller.memory_bytes <= planned.memory_bytes / 2
 
 
-def test_seconds_follow_pace_pixels_and_iterations(vgg16: Network) -> None:
+def test_seconds_follow_from_throughput_pixels_and_iterations(tiny_vgg16: Network) -> None:
     spec = parse_spec({"size": 512, "scales": 1, "iterations": 98}).for_pictures()
     seconds = [
-        Planner(vgg16, Throughput(fixed, pixel), 64 * GB)
+        Planner(tiny_vgg16, Throughput(fixed, pixel), 64 * GB)
         .plan((512, 512), [(512, 512)], spec)
         .seconds
         for fixed, pixel in ((1, 0), (0, 1e-6))
@@ -91,54 +94,56 @@ def test_seconds_follow_pace_pixels_and_iterations(vgg16: Network) -> None:
     assert seconds == [pytest.approx(100), pytest.approx(100 * 512 * 512 * 1e-6)]
 
 
-def test_a_pace_is_measured_once_and_kept(
-    vgg16: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_throughput_is_measured_once_and_stored(
+    tiny_vgg16: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = iter([Throughput(0.1, 1e-6)])
     monkeypatch.setattr(planner, "measure_throughput", lambda _: next(measured))
     file = tmp_path / "new" / "pace.json"
 
-    assert Throughput(0.1, 1e-6) == load_throughput(vgg16, file) == load_throughput(vgg16, file)
+    assert load_throughput(tiny_vgg16, file) == Throughput(0.1, 1e-6)
+    assert load_throughput(tiny_vgg16, file) == Throughput(0.1, 1e-6)
 
 
-def test_other_networks_paces_are_kept(
-    vgg16: Network, random_vgg19: Network, tmp_path: Path, monkeypatch: Any
+def test_throughputs_of_several_networks_are_stored_in_one_file(
+    tiny_vgg16: Network, make_tiny_network: Callable[..., Network], tmp_path: Path, monkeypatch: Any
 ) -> None:
+    other = make_tiny_network("vgg16", torch.bfloat16)
     measured = iter([Throughput(0.1, 1e-6), Throughput(0.2, 2e-6)])
     monkeypatch.setattr(planner, "measure_throughput", lambda _: next(measured))
-    paces = [
+    throughputs = [
         load_throughput(network, tmp_path / "pace.json")
-        for network in (vgg16, random_vgg19, vgg16, random_vgg19)
+        for network in (tiny_vgg16, other, tiny_vgg16, other)
     ]
 
-    assert paces[2:] == paces[:2]
-    assert paces[1] != paces[0]
+    assert throughputs[2:] == throughputs[:2]
+    assert throughputs[1] != throughputs[0]
     assert [path.name for path in tmp_path.iterdir()] == ["pace.json"]
 
 
-def test_where_nothing_can_be_written_the_pace_is_measured(
-    vgg16: Network, monkeypatch: Any, tmp_path: Path
+def test_throughput_is_measured_if_the_file_cannot_be_written(
+    tiny_vgg16: Network, monkeypatch: Any, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(planner, "measure_throughput", lambda _: Throughput(0.1, 1e-6))
     (tmp_path / "file").touch()
 
-    assert load_throughput(vgg16, tmp_path / "file" / "pace.json") == Throughput(0.1, 1e-6)
+    assert load_throughput(tiny_vgg16, tmp_path / "file" / "pace.json") == Throughput(0.1, 1e-6)
 
 
-def test_masks_are_planned_with(vgg16: Network) -> None:
+def test_masks_count_in_the_planned_memory(tiny_vgg16: Network) -> None:
     spec = parse_spec({"size": 1024}).for_pictures(2, 2)
     few, many = (
-        Planner(vgg16, NOMINAL_THROUGHPUT, 64 * GB).plan((4, 3), [(64, 64)] * 2, spec, masks)
+        Planner(tiny_vgg16, NOMINAL_THROUGHPUT, 64 * GB).plan((4, 3), [(64, 64)] * 2, spec, masks)
         for masks in (0, 2)
     )
 
     assert many.memory_bytes - few.memory_bytes >= 2 * 4 * 1024 * 768
 
 
-def test_pairs_are_given_up_last(vgg16: Network) -> None:
-    """Fewer make another picture; tiles do not."""
+def test_with_less_memory_tiles_shrink_before_pairs_are_dropped(tiny_vgg16: Network) -> None:
+    """Fewer pairs give another picture; tiles do not."""
     pairs = {
-        _plan(vgg16, int(gigabytes * GB), size=2048).legs[-1].route.history
+        _plan(tiny_vgg16, int(gigabytes * GB), size=2048).scales[-1].route.history
         for gigabytes in (64, 8, 4, 3, 2.2)
     }
 
@@ -146,21 +151,37 @@ def test_pairs_are_given_up_last(vgg16: Network) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{]", '{"x": 1}'])
-def test_a_damaged_pace_file_is_measured_again(
-    vgg16: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+def test_throughput_is_measured_again_if_the_file_is_damaged(
+    tiny_vgg16: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setattr(planner, "measure_throughput", lambda _: Throughput(0.1, 1e-6))
     (tmp_path / "pace.json").write_text(text)
 
-    assert load_throughput(vgg16, tmp_path / "pace.json") == Throughput(0.1, 1e-6)
+    assert load_throughput(tiny_vgg16, tmp_path / "pace.json") == Throughput(0.1, 1e-6)
 
 
-def test_the_pace_that_is_measured_is_above_zero(random_vgg19: Network) -> None:
-    pace = planner.measure_throughput(random_vgg19)
+def test_throughput_follows_from_the_seconds_at_two_sizes(
+    tiny_vgg16: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def time_evaluation(_: Network, side: int) -> tuple[int, float, float]:
+        seconds = 0.02 + 1e-6 * side * side
+        return side * side, seconds, 4 * seconds
 
-    assert pace.fixed_seconds > 0
-    assert pace.pixel_seconds > 0
+    monkeypatch.setattr(planner, "_time_evaluation", time_evaluation)
+    throughput = planner.measure_throughput(tiny_vgg16)
+
+    assert throughput.fixed_seconds == pytest.approx(0.02)
+    assert throughput.pixel_seconds == pytest.approx(1e-6)
+    assert throughput.new_size_seconds == pytest.approx(0.02 + 1e-6 * 320 * 320)
 
 
-def test_the_host_has_some_memory_and_not_more_than_it_has(vgg16: Network) -> None:
-    assert GB / 10 < free_memory(vgg16.device) < 10_000 * GB
+def test_the_seconds_of_an_evaluation_are_measured(tiny_vgg16: Network) -> None:
+    pixels, seconds, first_seconds = planner._time_evaluation(tiny_vgg16, 64)
+
+    assert pixels == 64 * 64
+    assert seconds > 0
+    assert first_seconds > 0
+
+
+def test_the_host_reports_a_plausible_amount_of_free_memory(tiny_vgg16: Network) -> None:
+    assert GB / 10 < free_memory(tiny_vgg16.device) < 10_000 * GB

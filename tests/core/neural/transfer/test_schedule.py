@@ -1,4 +1,4 @@
-"""Coarse to fine."""
+"""The scales of a run and their iterations, coarse to fine."""
 
 from itertools import pairwise
 
@@ -9,14 +9,14 @@ from core.neural.transfer.schedule import COARSEST_PX, STEP, schedule
 from core.style.spec import parse_spec
 
 
-def test_scales_grow_by_root_two_up_to_the_size_asked_for() -> None:
+def test_scales_grow_by_the_root_of_two_up_to_the_requested_size() -> None:
     scales = schedule(parse_spec({"size": 384}), 1024, 768)
 
     assert [scale.size for scale in scales] == [(136, 102), (192, 144), (272, 204), (384, 288)]
     assert [scale.iterations for scale in scales] == [70, 35, 35, 70]
 
 
-def test_quality_is_how_long_and_iterations_say_it_outright() -> None:
+def test_quality_sets_the_iterations_and_iterations_overrides_it() -> None:
     counts = [
         schedule(parse_spec({"size": 384, "quality": q}), 4, 3)[-1].iterations
         for q in ("draft", "standard", "fine")
@@ -31,14 +31,14 @@ def test_quality_is_how_long_and_iterations_say_it_outright() -> None:
     )
 
 
-def test_above_a_thousand_pixels_half_as_many_are_enough() -> None:
+def test_the_last_scale_takes_half_the_iterations_above_1024_px() -> None:
     assert [scale.iterations for scale in schedule(parse_spec({"size": 2048}), 4, 3)] == [
         70,
         *[35] * 8,
     ]
 
 
-def test_from_noise_the_coarsest_scale_takes_its_time() -> None:
+def test_from_noise_the_coarsest_scale_takes_four_times_the_iterations() -> None:
     assert [s.iterations for s in schedule(parse_spec({"size": 384, "init": "noise"}), 4, 3)] == [
         280,
         35,
@@ -50,15 +50,13 @@ def test_from_noise_the_coarsest_scale_takes_its_time() -> None:
     ]
 
 
-def test_a_picture_to_begin_with_keeps_its_detail_and_given_iterations_are_taken_as_they_are() -> (
-    None
-):
+def test_an_initial_picture_has_one_scale_and_given_iterations_are_kept_above_1024_px() -> None:
     assert len(schedule(parse_spec({"size": 512, "init": "picture"}), 4, 3)) == 1
     assert schedule(parse_spec({"size": 2048, "iterations": 300}), 4, 3)[-1].iterations == 300
 
 
 @pytest.mark.parametrize(
-    ("begun", "scales"),
+    ("init_px", "scales"),
     [
         (None, [(1024, 70)]),
         (512, [(724, 35), (1024, 70)]),
@@ -68,27 +66,27 @@ def test_a_picture_to_begin_with_keeps_its_detail_and_given_iterations_are_taken
         (40, [(128, 35), (181, 35), (256, 35), (362, 35), (512, 35), (724, 35), (1024, 70)]),
     ],
 )
-def test_from_a_picture_the_scales_go_up_from_its_own_size(
-    begun: int | None, scales: list[tuple[int, int]]
+def test_from_an_initial_picture_the_scales_start_above_its_own_size(
+    init_px: int | None, scales: list[tuple[int, int]]
 ) -> None:
-    """At its own scale it is done, and at a coarser one it would be painted anew."""
-    found = schedule(parse_spec({"size": 1024, "init": "picture"}), 4, 3, begun)
+    """At its own scale the picture is finished, and a coarser one would lose its strokes."""
+    actual = schedule(parse_spec({"size": 1024, "init": "picture"}), 4, 3, init_px)
 
-    assert [(scale.long_side, scale.iterations) for scale in found] == scales
+    assert [(scale.long_side, scale.iterations) for scale in actual] == scales
 
 
-def test_a_seamless_result_has_sides_of_whole_positions() -> None:
+def test_the_sides_of_a_seamless_result_are_multiples_of_16_px() -> None:
     sizes = [
         scale.size for scale in schedule(parse_spec({"size": 300, "seamless": True}), 1024, 700)
     ]
 
-    assert all(0 == width % 16 == height % 16 for width, height in sizes)
+    assert all(width % 16 == height % 16 == 0 for width, height in sizes)
     assert sizes[-1] == (304, 208)
 
 
 @pytest.mark.parametrize("size", [64, 100, 128, 181, 182, 256, 512, 1000, 2048, 8192])
 @pytest.mark.parametrize("shape", [(1024, 768), (768, 1024), (500, 500)])
-def test_every_ladder_ends_at_the_size_and_begins_no_coarser_than_it_must(
+def test_the_scales_end_at_the_size_and_begin_at_about_128_px(
     size: int, shape: tuple[int, int]
 ) -> None:
     sides = [scale.long_side for scale in schedule(parse_spec({"size": size}), *shape)]
@@ -99,19 +97,19 @@ def test_every_ladder_ends_at_the_size_and_begins_no_coarser_than_it_must(
     assert round(sides[0] / STEP) < COARSEST_PX
 
 
-def test_one_scale_is_the_paper() -> None:
+def test_one_scale_with_given_iterations_is_as_in_the_paper() -> None:
     assert [
         (scale.size, scale.iterations)
         for scale in schedule(parse_spec({"size": 512, "scales": 1, "iterations": 300}), 4, 3)
     ] == [((512, 384), 300)]
 
 
-def test_a_number_of_scales_is_kept() -> None:
+def test_a_given_number_of_scales_is_kept() -> None:
     assert len(schedule(parse_spec({"size": 256, "scales": 3}), 4, 3)) == 3
     assert len(schedule(parse_spec({"size": 2048, "scales": 3}), 4, 3)) == 3
 
 
-def test_a_narrow_photo_begins_where_the_network_still_sees_something() -> None:
+def test_the_short_side_of_a_narrow_photo_has_at_least_32_px_at_every_scale() -> None:
     assert all(min(scale.size) >= 32 for scale in schedule(parse_spec({"size": 1024}), 2000, 200))
     with pytest.raises(errors.BadSpec, match="size must be at least 320"):
         schedule(parse_spec({"size": 256}), 2000, 200)

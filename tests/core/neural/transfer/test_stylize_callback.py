@@ -1,0 +1,203 @@
+"""The callback of a run: stopping, exceptions, divergence, spec updates."""
+
+from typing import Any
+
+import pytest
+from PIL import Image, ImageStat
+
+from core import errors
+from core.neural.transfer import pixels
+from core.neural.transfer.inputs import StyleInputs
+from core.neural.transfer.schedule import schedule
+from core.neural.transfer.stylize import (
+    Control,
+    OnProgress,
+    RunProgress,
+    StepEvent,
+    stylize,
+)
+from core.neural.vgg import Network
+from core.style.spec import StyleSpec, parse_spec
+
+
+def _stop_after(count: int, render_into: list[Image.Image]) -> OnProgress:
+    def on_progress(event: StepEvent) -> Control:
+        render_into.append(event.picture())
+        return Control(stop=event.progress.iteration == count)
+
+    return on_progress
+
+
+def test_a_callback_stops_the_run_which_returns_the_picture_at_full_size(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    seen: list[Image.Image] = []
+    spec = parse_spec({"size": 96, "iterations": 20, "scales": 2})
+    result = stylize(StyleInputs(photo, [painting]), spec, tiny_vgg16, _stop_after(3, seen))
+
+    assert (result.stopped, result.iterations, result.picture.size) == (True, 3, (96, 72))
+    assert [picture.size for picture in seen] == [(68, 51)] * 3
+    assert seen[2].tobytes() != seen[0].tobytes()
+
+
+def test_an_exception_of_the_callback_is_raised_unchanged(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    def lose_lease(*_: Any) -> Control:
+        raise errors.LeaseLost()
+
+    with pytest.raises(errors.LeaseLost):
+        stylize(StyleInputs(photo, [painting]), StyleSpec(size=64), tiny_vgg16, lose_lease)
+
+
+def test_a_run_with_infinite_losses_raises_diverged(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    with pytest.raises(errors.Diverged):
+        stylize(
+            StyleInputs(photo, [painting]),
+            parse_spec(
+                {"size": 64, "objective": "gatys", "style_weight": 1e9, "content_weight": 1e9}
+            ),
+            _Broken(tiny_vgg16),
+        )
+
+
+class _Broken(Network):
+    """A network whose responses overflow after `after` evaluations."""
+
+    def __init__(self, network: Network, after: int = 0) -> None:
+        self.__dict__.update(network.__dict__)
+        self._whole, self._evaluations_left = network._parameters, after
+
+    @property
+    def _parameters(self) -> Any:
+        self._evaluations_left -= 1
+        return (
+            self._whole
+            if self._evaluations_left >= 0
+            else [(weight * 1e30, bias) for weight, bias in self._whole]
+        )
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_a_run_that_diverges_late_returns_its_last_good_picture(
+    record: Any, photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, optimizer: str
+) -> None:
+    seen: list[Image.Image] = []
+    spec = parse_spec({"size": 64, "iterations": 30, "optimizer": optimizer})
+    with pytest.raises(errors.Diverged) as caught:
+        stylize(
+            StyleInputs(photo, [painting]),
+            spec,
+            _Broken(tiny_vgg16, after=12),
+            record(seen, lambda event: event.picture()),
+        )
+
+    assert caught.value.picture is not None
+    assert caught.value.picture.tobytes() == seen[-1].tobytes()
+
+
+def _update_at(count: int, spec: StyleSpec, seen: list[RunProgress]) -> OnProgress:
+    def on_progress(event: StepEvent) -> Control:
+        seen.append(event.progress)
+        return Control(spec=spec if event.progress.iteration == count else None)
+
+    return on_progress
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_an_updated_run_ends_near_the_loss_of_a_run_with_the_new_weights(
+    photo: Image.Image, painting: Image.Image, vgg16: Network, optimizer: str
+) -> None:
+    """Compared by the loss with the new weights: pixels of two good results may differ freely."""
+    parameters = {"size": 64, "iterations": 30, "scales": 1, "optimizer": optimizer}
+    inputs, weak, strong = (
+        StyleInputs(photo, [painting]),
+        {**parameters, "strength": 0.2},
+        {**parameters, "strength": 0.9},
+    )
+    low, high = (stylize(inputs, parse_spec(spec), vgg16).picture for spec in (weak, strong))
+    seen: list[RunProgress] = []
+    updated = stylize(inputs, parse_spec(weak), vgg16, _update_at(15, parse_spec(strong), seen))
+    objective = inputs.target_at(
+        schedule(updated.spec, *photo.size)[-1], updated.spec, vgg16
+    ).objective
+    losses = [
+        objective(pixels.to_image(picture)).by_name()["total"]
+        for picture in (low, updated.picture, high)
+    ]
+
+    assert losses[1] - losses[2] < 0.2 * (losses[0] - losses[2]), losses
+    assert losses[1] == pytest.approx(updated.losses["total"], rel=0.03)
+    assert [(s.iteration, s.before, s.after) for s in updated.spec_updates] == [
+        (15, {"strength": 0.2}, {"strength": 0.9})
+    ]
+    assert (
+        seen[14].spec_updates,
+        seen[15].spec_updates,
+        updated.spec.strength,
+    ) == ((), updated.spec_updates, 0.9)
+
+
+def test_a_run_updated_at_its_last_iteration_is_extended(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    weak = parse_spec({"size": 64, "iterations": 20, "scales": 1, "strength": 0.2})
+    seen: list[RunProgress] = []
+    result = stylize(
+        StyleInputs(photo, [painting]),
+        weak,
+        tiny_vgg16,
+        _update_at(20, weak.with_updates({"strength": 0.9}), seen),
+    )
+    low = stylize(StyleInputs(photo, [painting]), weak, tiny_vgg16)
+
+    assert (result.iterations, seen[-1].iterations) == (30, 30)
+    assert low.picture.tobytes() != result.picture.tobytes()
+
+
+def test_a_run_that_is_updated_again_and_again_ends(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    spec = parse_spec({"size": 64, "iterations": 6, "scales": 1})
+    counts: list[int] = []
+
+    def update_each_time(event: StepEvent) -> Control:
+        counts.append(event.progress.iterations)
+        if len(counts) == 16:
+            return Control.CONTINUE
+        return Control(spec=spec.with_updates({"tv_weight": len(counts)}))
+
+    assert (
+        stylize(StyleInputs(photo, [painting]), spec, tiny_vgg16, update_each_time).iterations == 16
+    )
+    assert counts[11] == 12  # at most twice the planned iterations, then one per update
+
+
+def test_an_update_with_the_same_weights_changes_nothing(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    spec = parse_spec({"size": 64, "iterations": 8, "scales": 2})
+    plain = stylize(StyleInputs(photo, [painting]), spec, tiny_vgg16)
+    same = stylize(StyleInputs(photo, [painting]), spec, tiny_vgg16, lambda _: Control(spec=spec))
+
+    assert (same.picture.tobytes(), same.spec_updates) == (plain.picture.tobytes(), ())
+
+
+def test_the_shares_of_paintings_can_be_updated(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    red = Image.new("RGB", (64, 64), (220, 20, 20))
+    spec = parse_spec(
+        {"size": 64, "iterations": 16, "scales": 1, "style_weights": "1,0", "style_weight": 100}
+    )
+    inputs = StyleInputs(photo, [painting, red])
+    more = spec.for_pictures(2).with_updates({"style_weights": "0,1"})
+
+    def redness(picture: Image.Image) -> float:
+        r, g, b = ImageStat.Stat(picture).mean
+        return r - (g + b) / 2
+
+    updated = stylize(inputs, spec, tiny_vgg16, _update_at(8, more, []))
+    assert redness(updated.picture) > redness(stylize(inputs, spec, tiny_vgg16).picture) + 20

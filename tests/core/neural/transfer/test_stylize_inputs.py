@@ -1,0 +1,184 @@
+"""The inputs of a run: several paintings, masks, an initial picture, colors, unusual pictures."""
+
+import math
+from typing import Any
+
+import pytest
+from PIL import Image, ImageChops, ImageStat
+
+from core import errors
+from core.neural.transfer.inputs import StyleInputs
+from core.neural.transfer.stylize import (
+    stylize,
+)
+from core.neural.vgg import Network
+from core.style.spec import StyleSpec, parse_spec
+
+
+def _stylize(
+    photo: Image.Image, painting: Image.Image, network: Network, **parameters: Any
+) -> Image.Image:
+    spec = parse_spec({"size": 64, "iterations": 8, "scales": 2, **parameters})
+    return stylize(StyleInputs(photo, [painting]), spec, network).picture
+
+
+def test_two_paintings_mix_by_their_shares(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    """A larger share of a red painting gives a redder picture."""
+    red = Image.new("RGB", (64, 64), (220, 20, 20))
+
+    def redness(shares: str) -> float:
+        spec = parse_spec(
+            {
+                "size": 64,
+                "iterations": 16,
+                "scales": 1,
+                "style_weights": shares,
+                "style_weight": 100,
+            }
+        )
+        r, g, b = ImageStat.Stat(
+            stylize(StyleInputs(photo, [painting, red]), spec, tiny_vgg16).picture
+        ).mean
+        return r - (g + b) / 2
+
+    assert redness("1,0") < redness("1,1") < redness("0,1")
+
+
+def test_preserve_color_luminance_keeps_the_photos_color(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    """The colors stay the photo's; the luminance does not."""
+
+    def color_distance(picture: Image.Image) -> float:
+        small = photo.resize(picture.size)
+        difference = ImageStat.Stat(
+            ImageChops.difference(picture.convert("YCbCr"), small.convert("YCbCr"))
+        ).mean
+        return difference[1] + difference[2]
+
+    kept = _stylize(photo, painting, tiny_vgg16, preserve_color="luminance", iterations=16)
+    free = _stylize(photo, painting, tiny_vgg16, iterations=16)
+
+    assert color_distance(kept) < 0.25 * color_distance(free)
+    assert ImageStat.Stat(ImageChops.difference(kept, photo.resize(kept.size))).mean[0] > 5
+
+
+def _half(size: tuple[int, int], *, left: bool) -> Image.Image:
+    mask = Image.new("L", size, 0)
+    mask.paste(255, (0, 0, size[0] // 2, size[1]) if left else (size[0] // 2, 0, *size))
+    return mask
+
+
+def test_each_painting_applies_where_its_mask_is_white(
+    photo: Image.Image, tiny_vgg16: Network
+) -> None:
+    """Red on the left, blue on the right."""
+    red, blue = (_speckled(color) for color in ((220, 30, 30), (30, 30, 220)))
+    inputs = StyleInputs(
+        photo, [red, blue], [_half(photo.size, left=True), _half(photo.size, left=False)]
+    )
+    spec = parse_spec({"size": 128, "iterations": 30, "scales": 1, "strength": 0.9})
+    result = stylize(inputs, spec, tiny_vgg16).picture
+    left, right = (
+        ImageStat.Stat(result.crop(box)).mean for box in ((0, 0, 48, 96), (80, 0, 128, 96))
+    )
+
+    assert left[0] - left[2] > right[0] - right[2] + 50
+
+
+def _speckled(color: tuple[int, int, int]) -> Image.Image:
+    noise = Image.effect_noise((96, 96), 60).convert("RGB")
+    return Image.blend(Image.new("RGB", (96, 96), color), noise, 0.15)
+
+
+def test_a_wrong_number_of_masks_and_a_black_mask_are_refused(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    black, white = Image.new("L", (8, 8), 0), Image.new("L", (8, 8), 255)
+    with pytest.raises(errors.BadSpec, match="mask: send one for the one painting, or none"):
+        stylize(StyleInputs(photo, [painting], [white, white]), StyleSpec(size=64), tiny_vgg16)
+    with pytest.raises(errors.BadImage, match="black all over"):
+        stylize(StyleInputs(photo, [painting], [black]), StyleSpec(size=64), tiny_vgg16)
+
+
+def test_a_black_mask_of_a_painting_without_a_share_is_accepted(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    black, left = Image.new("L", (8, 8), 0), _half((8, 8), left=True)
+    parameters = {"size": 64, "iterations": 3, "scales": 1}
+    alone = stylize(StyleInputs(photo, [painting], [left]), parse_spec(parameters), tiny_vgg16)
+    both = parse_spec({**parameters, "style_weights": "1,0"})
+    beside = stylize(StyleInputs(photo, [painting, photo], [left, black]), both, tiny_vgg16)
+
+    assert 0 < alone.losses["style"] < beside.losses["style"] < float("inf")
+    with pytest.raises(errors.BadImage, match="black all over"):
+        stylize(StyleInputs(photo, [painting, photo], [black, left]), both, tiny_vgg16)
+
+
+def test_a_run_starts_from_the_initial_picture(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    green = Image.new("RGB", (50, 50), (0, 200, 0))
+    spec = parse_spec({"size": 64, "iterations": 1, "scales": 1, "init": "picture"})
+    red, own, blue = ImageStat.Stat(
+        stylize(StyleInputs(photo, [painting], init=green), spec, tiny_vgg16).picture
+    ).mean
+
+    assert own > red + 150
+    assert own > blue + 150
+    with pytest.raises(errors.BadSpec, match="init_image"):
+        stylize(StyleInputs(photo, [painting]), spec, tiny_vgg16)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"objective": "gatys"},
+        {"preserve_color": "match"},
+        {"preserve_color": "histogram"},
+        {"preserve_color": "luminance"},
+        {"init": "noise"},
+        {"pooling": "l2"},
+        {"optimizer": "adam"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("flat", ["photo", "painting", "both"])
+def test_pictures_of_one_color_give_a_picture(
+    photo: Image.Image,
+    painting: Image.Image,
+    tiny_vgg16: Network,
+    parameters: dict[str, Any],
+    flat: str,
+) -> None:
+    """Their variance of 0 causes no NaN."""
+    gray, black = Image.new("RGB", (80, 60), (128, 128, 128)), Image.new("RGB", (60, 80), 0)
+    inputs = StyleInputs(
+        gray if flat != "painting" else photo, [black if flat != "photo" else painting]
+    )
+    result = stylize(inputs, parse_spec({"size": 64, "iterations": 5, **parameters}), tiny_vgg16)
+
+    assert result.picture.size == (64, 48)
+    assert not any(math.isnan(value) for value in result.losses.values())
+
+
+def test_a_painting_of_one_color_gives_its_color_also_from_noise(tiny_vgg16: Network) -> None:
+    red = Image.new("RGB", (64, 64), (200, 30, 30))
+    spec = parse_spec({"size": 64, "init": "noise"})
+    mean = ImageStat.Stat(stylize(StyleInputs(red, [red]), spec, tiny_vgg16).picture).mean
+
+    assert mean[0] > 150
+    assert max(mean[1:]) < 120
+
+
+def test_a_very_wide_photo_and_a_tiny_painting_give_a_picture(
+    tiny_vgg16: Network, photo: Image.Image
+) -> None:
+    wide, tiny = photo.resize((1000, 50)), photo.resize((32, 32))
+
+    assert stylize(
+        StyleInputs(wide, [tiny]), parse_spec({"size": 640, "iterations": 2}), tiny_vgg16
+    ).picture.size == (640, 32)
