@@ -1,6 +1,7 @@
-"""The command `impasto`. Exit codes: 0 done, 1 the work failed, 2 used wrongly.
+"""The command `impasto`. Exit codes: 0 done, 1 the work failed, 2 wrong usage.
 
-An error is one line that says what to do, never a traceback. core.neural is reached inside the commands that need it.
+An error prints one line that says what to do, never a traceback. Only the commands that need
+core.neural import it, inside the command, because torch takes seconds to load.
 """
 
 import sys
@@ -21,7 +22,7 @@ from core import errors
 
 
 def main() -> None:
-    """The entry point."""
+    """Run the command and map errors to exit codes."""
     try:
         impasto.main(standalone_mode=False)
     except click.ClickException as error:
@@ -34,20 +35,22 @@ def main() -> None:
         errors.BadSettings,
         errors.Unauthorized,
     ) as error:
-        sys.exit(_say(error.message, 2))
+        sys.exit(_print_error(error.message, 2))
     except errors.ImpastoError as error:
-        sys.exit(_say(error.message, 1))
+        sys.exit(_print_error(error.message, 1))
     except errors.DeviceLost as error:
-        sys.exit(_say(f"the device is lost: {error.__cause__}", 1))
-    except OSError as error:  # a folder or disk that refuses; told as the system tells it
-        sys.exit(_say(f"{error.strerror}: {error.filename}" if error.filename else str(error), 1))
+        sys.exit(_print_error(f"the device is lost: {error.__cause__}", 1))
+    except OSError as error:  # a file, folder or disk; the system's message names the cause
+        message = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        sys.exit(_print_error(message, 1))
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(_say("stopped.", 130))
+        sys.exit(_print_error("stopped.", 130))
 
 
-def _say(words: str, code: int) -> int:
-    click.echo("\n".join(printable(line) for line in f"impasto: {words}".split("\n")), err=True)
-    return code
+def _print_error(message: str, exit_code: int) -> int:
+    lines = f"impasto: {message}".split("\n")
+    click.echo("\n".join(printable(line) for line in lines), err=True)
+    return exit_code
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

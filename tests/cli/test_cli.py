@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cli.local_service import free_port
+from core import errors
 from core.images import codec
 from core.neural.weights import files
 from core.neural.weights.cache import WeightsCache, random_parameters
@@ -139,7 +140,7 @@ def test_a_file_without_a_record_and_one_that_speaks_to_terminals_do_no_harm(
     ]
 
     assert [ran.returncode for ran in (*evil, *plain)] == [0, 0, 2, 2]
-    assert all("carries no record" in ran.stderr for ran in plain)
+    assert all("no valid record" in ran.stderr for ran in plain)
     assert all((ran.stdout.replace("\n", "")).isprintable() for ran in evil)
 
 
@@ -150,7 +151,7 @@ def test_a_plan_is_said_and_nothing_is_painted(
 
     assert ran.returncode == 0
     assert "300 x 225 px, 70 iterations, whole" in ran.stdout
-    assert "In all" in ran.stdout.splitlines()[-1]
+    assert "beside the network" in ran.stdout.splitlines()[-1]
     assert not (tmp_path / "out.png").exists()
 
 
@@ -240,7 +241,7 @@ def test_a_bad_picture_is_exit_2_in_the_words_of_the_service(
     assert (
         ran.returncode,
         ran.stderr,
-    ) == (2, "impasto: Only JPEG, PNG and WebP pictures are taken, whatever the file is called.\n")
+    ) == (2, f"impasto: {errors.UnsupportedImage().message}\n")
 
 
 def test_missing_weights_are_exit_1_with_the_command_that_helps(

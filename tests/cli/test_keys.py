@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cli.keys import store_file
-from cli.local_service import _write_secretly
+from cli.local_service import _write_private
 from core.auth.api_keys import ApiKeyStore
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -58,7 +58,7 @@ def test_a_key_is_made_listed_and_revoked(command: Command, valkey: Any) -> None
 def test_the_store_of_a_running_impasto_up_is_found_by_its_file(
     command: Command, valkey: Any, tmp_path: Path
 ) -> None:
-    _write_secretly(store_file(tmp_path), valkey.url)
+    _write_private(store_file(tmp_path), valkey.url)
 
     assert command("keys", "create", "Ada").returncode == 0
     assert "Ada" in command("keys", "list").stdout
@@ -79,6 +79,6 @@ def test_a_secret_file_is_never_readable_by_others(tmp_path: Path) -> None:
     """Not even where a file with that name was before."""
     path = tmp_path / "a"
     path.touch(mode=0o644)
-    _write_secretly(path, "x")
+    _write_private(path, "x")
 
     assert (stat.S_IMODE(path.stat().st_mode), path.read_text()) == (0o600, "x")

@@ -65,7 +65,7 @@ def test_a_second_one_on_the_same_folder_or_port_is_refused_and_harms_nothing(
 
     assert (same_folder.returncode, same_port.returncode) == (2, 2)
     assert "Another `impasto up` uses" in same_folder.stderr
-    assert "is taken by another program" in same_port.stderr
+    assert "is used by another program" in same_port.stderr
     until(service.client.ready, "back after the kill", 20)
     assert _end(service, submit(size="64", iterations="5")).status is Status.SUCCEEDED
 

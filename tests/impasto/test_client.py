@@ -305,7 +305,7 @@ def test_a_wait_ends_when_its_time_is_over_and_the_job_goes_on(
         (
             lambda client, photo: client.job("job_x"),
             errors.JobNotFound,
-            "There is no job with this id.",
+            "There is no job with this id",
         ),
         (lambda client, photo: client.job("../images"), errors.NotFound, "There is nothing here"),
         (

@@ -11,6 +11,7 @@ import pytest
 from api_process import ApiProcess
 from keyed_api import KeyedApi
 
+from core import errors
 from core.auth.api_keys import ApiKeyStore
 from core.jobs.models import (
     EstimateResponse,
@@ -112,7 +113,9 @@ def test_a_plan_is_the_services_and_sends_no_job(
     told, refused = (impasto("submit", *pictures, "--plan", "--size", "64") for _ in range(2))
     answering.join()
 
-    words = "In all 4 s, and 2.0 GB beside the network (vgg16, cpu); it would begin after 0 others."
+    words = (
+        "Total: 4 s and 2.0 GB beside the network (vgg16, cpu); the job would start after 0 others."
+    )
     assert told.stdout.splitlines() == ["64 x 48 px, 70 iterations, whole: 4 s", words], told.stderr
     assert (refused.returncode, refused.stderr) == (1, "impasto: Too large.\n")
     assert list(client.jobs()) == []
@@ -167,13 +170,13 @@ def test_watch_goes_where_the_address_leads_and_takes_no_key_to_strangers(
     assert (
         withheld.returncode,
         withheld.stderr,
-    ) == (2, f"impasto: That service asks for an API key; to send yours there, add --url {own}\n")
+    ) == (2, f"impasto: That service requires an API key; to send it yours, add --url {own}\n")
     assert [ran.stderr.splitlines()[-1] for ran in (known, named)] == [
         "impasto: The job was canceled."
     ] * 2
     assert (two.returncode, two.stderr) == (
         2,
-        "impasto: The job's address and --url name two services.\n",
+        "impasto: The job's URL and --url name different services; drop --url.\n",
     )
 
 
@@ -208,7 +211,10 @@ def test_refusals_are_one_line_and_exit_2_a_job_without_a_picture_exit_1(
     unknown, refused = impasto("watch", "job_x"), impasto("submit", *pictures, "--size", "1")
     ended = impasto("watch", canceled.id)
 
-    assert (unknown.returncode, unknown.stderr) == (2, "impasto: There is no job with this id.\n")
+    assert (unknown.returncode, unknown.stderr) == (
+        2,
+        f"impasto: {errors.JobNotFound().message}\n",
+    )
     assert (refused.returncode, refused.stderr) == (
         2,
         "impasto: size must be a whole number from 64 to 8192.\n",
