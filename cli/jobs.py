@@ -112,9 +112,9 @@ def _print_estimate(estimate: Estimate) -> None:
         for scale in estimate.scales
     )
     start_seconds = estimate.queue.start_seconds
-    start = f"in {start_seconds:.0f} s"
-    if start_seconds is None:  # the store has no measured throughput yet
-        start = f"after {estimate.queue.position} others"
+    start = f"after {estimate.queue.position} others"
+    if start_seconds is not None:  # known once the service has run some jobs
+        start = f"in {start_seconds:.0f} s"
     memory_gb = (estimate.memory_bytes or 0) / 1e9
     click.echo(
         f"Total: {estimate.seconds:.0f} s and {memory_gb:.1f} GB beside the network "
