@@ -1,4 +1,4 @@
-"""The whole service as a user starts it: `impasto up` in a process of its own, with its own data, on a free port."""
+"""The whole service as a user starts it: an `impasto up` process with its own data and port."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from impasto import Client
 
 
 class Service:
-    """`impasto up`, to start, stop, and hurt."""
+    """An `impasto up` process to start, stop and kill."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.port, self._log_path = free_port(), folder / "up.log"
@@ -37,17 +37,17 @@ class Service:
         command = [sys.executable, "-m", "cli", "up", "--port", str(self.port)]
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-        end = time.monotonic() + 60
+        deadline = time.monotonic() + 60
         while not self.client.ready():
             assert self._process.poll() is None, self._log_path.read_text()
-            assert time.monotonic() < end, self._log_path.read_text()
+            assert time.monotonic() < deadline, self._log_path.read_text()
             time.sleep(0.05)
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def stop(self) -> int:
-        """Ctrl-C; the exit code."""
+        """Press Ctrl-C and return the exit code."""
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
         return self._process.wait(60)
@@ -58,21 +58,21 @@ class Service:
         self._process.wait()
 
     def processes(self) -> list[psutil.Process]:
-        """All that it started, however deep."""
+        """All processes that it has started, directly or not."""
         assert self._process is not None
         return psutil.Process(self._process.pid).children(recursive=True)
 
     def find(self, *words: str) -> list[psutil.Process]:
-        """Its processes whose command line has all the words."""
-        found = []
+        """Its processes whose command line contains all the words."""
+        matches = []
         for process in self.processes():
             try:
                 line = " ".join(process.cmdline())
             except psutil.Error:
                 continue
             if all(word in line for word in words):
-                found.append(process)
-        return found
+                matches.append(process)
+        return matches
 
     @property
     def log(self) -> str:
@@ -87,7 +87,7 @@ def _service(tmp_path_factory: pytest.TempPathFactory, weights: WeightsCache) ->
 
 @pytest.fixture
 def service(_service: Service) -> Service:
-    """The module's service, which a test may kill or stop: the next test finds it running again."""
+    """The module's service. A test may kill or stop it; the fixture restarts it for the next test."""
     if not _service.is_running():
         _service.start()
     return _service
@@ -95,7 +95,7 @@ def service(_service: Service) -> Service:
 
 @pytest.fixture
 def keyed_service(tmp_path: Path, weights: WeightsCache) -> Iterator[Service]:
-    """A service of the test's own that asks for API keys."""
+    """A service for one test that requires API keys."""
     with serving(tmp_path, weights, {"IMPASTO_API_KEYS": "required"}) as running:
         yield running
 
@@ -104,7 +104,7 @@ def keyed_service(tmp_path: Path, weights: WeightsCache) -> Iterator[Service]:
 def shared_service(
     tmp_path_factory: pytest.TempPathFactory, weights: WeightsCache
 ) -> Iterator[Service]:
-    """A service for all tests of the page, which do not stop it."""
+    """A service for all tests of the page. They do not stop it."""
     with serving(
         tmp_path_factory.mktemp("service"), weights, {"IMPASTO_WORKER_PREVIEW_SECONDS": "0.2"}
     ) as running:
@@ -113,7 +113,7 @@ def shared_service(
 
 @contextmanager
 def serving(folder: Path, weights: WeightsCache, settings: dict[str, str]) -> Iterator[Service]:
-    """Started, and gone afterwards with all that it started."""
+    """Run a service; afterwards check that none of its processes is left."""
     running = Service(folder, weights.folder.parent)
     running.environment |= settings
     running.start()
@@ -140,10 +140,10 @@ def pictures(
 
 @pytest.fixture
 def submit(service: Service, pictures: tuple[Path, Path]) -> Callable[..., str]:
-    """Send a job; its id. It takes some ten seconds on two cores unless told otherwise."""
+    """A function that submits a job and returns its id; it runs ~10 s on two cores by default."""
 
     def send(**parameters: str) -> str:
-        given = {"size": "128", "iterations": "120", "scales": "1", **parameters}
-        return service.client.submit(*pictures, **given).id
+        defaults = {"size": "128", "iterations": "120", "scales": "1"}
+        return service.client.submit(*pictures, **{**defaults, **parameters}).id
 
     return send
