@@ -357,7 +357,7 @@ def test_the_webhook_dispatchers_health_check_finds_its_process() -> None:
 
 
 def test_the_worker_reserves_a_gpu_except_in_the_cpu_file() -> None:
-    """The worker gets one NVIDIA GPU; docker-compose.cpu.yml removes it and changes nothing else."""
+    """The worker gets one NVIDIA GPU; docker-compose.cpu.yml removes only that."""
     reservations = SERVICES["worker"]["deploy"]["resources"]["reservations"]
     assert reservations == {"devices": [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]}
     without = _compose()

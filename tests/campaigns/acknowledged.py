@@ -1,7 +1,7 @@
 """Kill -9 of Valkey under write load: no acknowledged submission is lost.
 
 python tests/campaigns/acknowledged.py --seed 1 --kills 200
-python tests/campaigns/acknowledged.py --seed 1 --kills 5 --without aof      (or always: may lose some)
+python tests/campaigns/acknowledged.py --seed 1 --kills 5 --without aof   (or always)
 """
 
 import random

@@ -45,7 +45,7 @@ sys.meta_path.insert(0, PatchOnImport)
 
 
 def late(module: str, code: str) -> str:
-    """Return a patch that runs `code` when a process imports the module; `module` is its name there.
+    """Return a patch that runs `code` when a process imports the module; `module` is its name.
 
     So a module that needs torch is patched only in processes that load torch anyway.
     """
@@ -177,7 +177,7 @@ class Fleet:
             )
             for number in range(workers)
         ]
-        self._stop = threading.Event()
+        self._stop_event = threading.Event()
         self._supervisor = threading.Thread(target=self._restart_dead, name="fleet", daemon=True)
 
     @property
@@ -239,7 +239,7 @@ class Fleet:
         yield from self.workers
 
     def _restart_dead(self) -> None:
-        while not self._stop.wait(POLL_SECONDS):
+        while not self._stop_event.wait(POLL_SECONDS):
             for program in self._programs():
                 program.restart_if_dead()
 
@@ -253,7 +253,7 @@ class Fleet:
 
     def stop(self) -> None:
         """Stop all processes, the store last."""
-        self._stop.set()
+        self._stop_event.set()
         if self._supervisor.is_alive():
             self._supervisor.join()
         for program in (*self.workers, self.api, self.valkey):

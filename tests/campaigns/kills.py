@@ -126,7 +126,12 @@ class Client(threading.Thread):
         self, fleet: Fleet, history: History, seed: int, jobs: int, stop: threading.Event
     ) -> None:
         super().__init__(daemon=True)
-        self._caller, self._history, self._jobs, self._stop = Caller(fleet.url), history, jobs, stop
+        self._caller, self._history, self._jobs, self._stop_event = (
+            Caller(fleet.url),
+            history,
+            jobs,
+            stop,
+        )
         self._random = random.Random(seed)
         self._seed = seed
 
@@ -137,8 +142,10 @@ class Client(threading.Thread):
     def _run(self) -> None:
         open_jobs: dict[str, str] = {}
         sent = 0
-        while open_jobs or (sent < self._jobs and not self._stop.is_set()):
-            while len(open_jobs) < OPEN_JOBS and sent < self._jobs and not self._stop.is_set():
+        while open_jobs or (sent < self._jobs and not self._stop_event.is_set()):
+            while (
+                len(open_jobs) < OPEN_JOBS and sent < self._jobs and not self._stop_event.is_set()
+            ):
                 parameters, key = self._random.randrange(len(PARAMETERS)), f"{self._seed}-{sent}"
                 job_id = self._caller.submit(PARAMETERS[parameters], key)
                 self._history.tell("accepted", job=job_id, key=key, parameters=parameters)

@@ -3,8 +3,8 @@
 python tests/campaigns/poison.py --seed 1 --jobs 200 --poison 20 --seconds 300
 python tests/campaigns/poison.py --seed 1 --jobs 20 --poison 2 --seconds 20 --without limit
 
-Several callers submit the same sound jobs twice at the same rate: first alone, then with poison jobs
-in between.
+Several callers submit the same sound jobs twice at the same rate: first alone, then with poison
+jobs in between.
 """
 
 import random
@@ -63,7 +63,7 @@ CONTROLS = {
 
 
 class Caller(kills.Caller):
-    """A caller with an API key. The idempotency key of a job names the poison of its photo, if any."""
+    """A caller with an API key. The idempotency key of a job names its poison, if any."""
 
     def __init__(self, url: str, secret: str) -> None:
         super().__init__(url)
@@ -221,9 +221,8 @@ def violations(file: Path) -> list[str]:
     if not calm or not poisoned:
         found.append("nothing was measured")
     elif statistics.median(poisoned) > begin["factor"] * statistics.median(calm):
-        found.append(
-            f"sound jobs take {statistics.median(poisoned):.2f} s, not {statistics.median(calm):.2f}"
-        )
+        seconds, expected = statistics.median(poisoned), statistics.median(calm)
+        found.append(f"sound jobs take {seconds:.2f} s, not {expected:.2f}")
     if not any(event["serving"] for event in events(file, "end")):
         found.append("the campaign did not finish, or the service is down")
     return found

@@ -51,8 +51,15 @@ class Upload(threading.Thread):
             b'--frontier\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
         )
         body = part + PHOTO + b"\r\n--frontier--\r\n"
-        head = "POST /v1/images HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nConnection: close\r\n"
-        head += f"Content-Type: multipart/form-data; boundary=frontier\r\nContent-Length: {len(body)}\r\n\r\n"
+        lines = [
+            "POST /v1/images HTTP/1.1",
+            "Host: localhost",
+            "Expect: 100-continue",
+            "Connection: close",
+            "Content-Type: multipart/form-data; boundary=frontier",
+            f"Content-Length: {len(body)}",
+        ]
+        head = "\r\n".join([*lines, "", ""])
         try:
             with socket.create_connection(
                 ("127.0.0.1", self._port), timeout=TIMEOUT_SECONDS
@@ -192,7 +199,9 @@ def _figures(file: Path) -> dict[str, Any]:
         kind: [event["seconds"] for event in events(file, kind)] for kind in ("api", "worker")
     }
     return {
-        f"{kind}, {len(seconds)} restarts: p50, max": f"{percentile(seconds, 0.5):.2f}, {max(seconds):.2f} s"
+        f"{kind}, {len(seconds)} restarts: p50, max": (
+            f"{percentile(seconds, 0.5):.2f}, {max(seconds):.2f} s"
+        )
         for kind, seconds in seconds_by_kind.items()
         if seconds
     }

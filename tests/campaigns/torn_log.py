@@ -5,8 +5,8 @@ python tests/campaigns/torn_log.py --seed 1 --count 10 --without atomic
 
 Three parts. `tears`: writers run jobs through their life cycles; the log is truncated at random
 places, as by a power cut, and loaded by a server that is started as in docker-compose.yml or by
-`impasto up`. `flips`: one bit in the middle of the log is wrong. `service`: a whole service restarts
-from a truncated log, and from a backup that was made under load as in docs/operations.md.
+`impasto up`. `flips`: one bit in the middle of the log is wrong. `service`: a whole service
+restarts from a truncated log, and from a backup that was made under load as in docs/operations.md.
 """
 
 import json
@@ -51,10 +51,10 @@ NAMED, REPAIRABLE = "the append only file", "valkey-check-aof --fix"
 CONTROLS = {
     # Without MULTI and EXEC, the commands of a script are independent.
     "atomic": "_remove_transactions",
-    # Nobody looks for pictures without a record.
+    # The garbage collector does not look for files without a record.
     "strays": "import api.background.reaper as r; r.Reaper._adopt_strays = lambda self: None\n",
 }
-# Strays go at once: the campaign has no week.
+# Files without a record are deleted at once, not after a week.
 _AT_ONCE = "import api.background.reaper as r; r.STRAY_SECONDS = 0\n"
 
 
@@ -65,7 +65,7 @@ def _log(folder: Path) -> Path:
     )
 
 
-# ---------------------------------------------------------------------- the server, as in production
+# ---------------------------------------------------------------------- the server
 
 
 def _as_composed(folder: Path, port: int, password: str) -> list[str]:
@@ -160,7 +160,7 @@ def inconsistencies(client: Any) -> list[str]:
             found.append(f"{job_id} has no {', '.join(sorted(missing))}")
             continue
         uses.update([*_list(job["blobs"]), *([job["preview"]] if "preview" in job else [])])
-        lists = [f"of:{job['owner']}", f"of:{job['owner']}:{job['status']}"]
+        lists = [f"jobs_of:{job['owner']}", f"jobs_of:{job['owner']}:{job['status']}"]
         lists += ["leases"] if job["status"] == "running" else []
         found += [
             f"{job_id} is not in {name}"
@@ -171,8 +171,8 @@ def inconsistencies(client: Any) -> list[str]:
         if waits != (job["status"] == "queued"):
             found.append(f"{job_id} is {job['status']}, and its place in the queue is {waits}")
     for name in (
-        "of:local",
-        *(f"of:local:{status}" for status in Status),
+        "jobs_of:local",
+        *(f"jobs_of:local:{status}" for status in Status),
         "leases",
         "deadlines",
         "expiry",
@@ -425,20 +425,25 @@ def _service(
 
 
 class Client(threading.Thread):
-    """Submits jobs until `stop`. Each photo has a digest of its own, so lost records leave files."""
+    """Submits jobs until `stop`. Each photo has its own digest, so lost records leave files."""
 
     def __init__(self, fleet: Fleet, history: History, seed: int, stop: threading.Event) -> None:
         super().__init__(daemon=True)
-        self._caller, self._history, self._seed, self._stop = Caller(fleet.url), history, seed, stop
+        self._caller, self._history, self._seed, self._stop_event = (
+            Caller(fleet.url),
+            history,
+            seed,
+            stop,
+        )
 
     def run(self) -> None:
         rng, sent = random.Random(self._seed), 0
         with self._caller, suppress(TimeoutError):
-            while not self._stop.wait(0.3):
+            while not self._stop_event.wait(0.3):
                 parameters, key = rng.randrange(2), f"{self._seed}-{sent}"
                 sent += 1
                 job_id = self._caller.try_to_submit(
-                    kills.PARAMETERS[parameters], key, self._stop.is_set
+                    kills.PARAMETERS[parameters], key, self._stop_event.is_set
                 )
                 self._history.tell("accepted", job=job_id, parameters=parameters)
 
@@ -470,7 +475,7 @@ def _measure(fleet: Fleet, history: History, seconds: float) -> None:
 
 
 def _back_up(fleet: Fleet, place: Path) -> None:
-    """Back up as in docs/operations.md: no AOF rewrite meanwhile, first the store, then the blobs."""
+    """Back up as in docs/operations.md: disable AOF rewrites, copy the store, then the blobs."""
     with fleet.redis() as client:
         client.config_set("auto-aof-rewrite-percentage", 0)
         while client.info("persistence")["aof_rewrite_in_progress"]:
@@ -593,9 +598,8 @@ def _service_violations(file: Path) -> list[str]:
                 event["status"] != "succeeded"
                 or event["pixels"] != right[accepted[job]["parameters"]]
             ):
-                found.append(
-                    f"{name}: {job} ended as {event['status']}, {event['error']}, with {event['pixels']}"
-                )
+                end = f"{event['status']}, {event['error']}, with {event['pixels']}"
+                found.append(f"{name}: {job} ended as {end}")
         behind = [event["files"] for event in events(file, "left behind") if event["name"] == name]
         found += [f"{name}: left behind: {path}" for files in behind for path in files]
         found += (

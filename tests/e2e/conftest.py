@@ -97,7 +97,7 @@ def _service(tmp_path_factory: pytest.TempPathFactory, weights: WeightsCache) ->
 
 @pytest.fixture
 def service(_service: Service) -> Service:
-    """The module's service. A test may kill or stop it; the fixture restarts it for the next test."""
+    """The module's service. A test may stop it; the fixture restarts it for the next test."""
     if not _service.is_running():
         _service.start()
     return _service

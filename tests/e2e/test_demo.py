@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 def test_demo_restarts_a_worker_and_an_api_that_die_during_the_job(
     tmp_path: Path, weights: WeightsCache, until: Any
 ) -> None:
-    """Both are killed at once when the job has been submitted, so nothing could run or report it."""
+    """Both are killed at once after the job is submitted, so nothing can run or report it."""
     settings = {
         "IMPASTO_DATA_DIR": str(tmp_path / "data"),
         "IMPASTO_CACHE_DIR": str(weights.folder.parent),

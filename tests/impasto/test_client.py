@@ -28,7 +28,7 @@ Pictures = tuple[Path, Path]
 
 
 def test_a_job_from_submission_to_result(client: Client, pictures: Pictures, worker: Any) -> None:
-    """The worker takes each step after the client has seen the previous one, so it sees each state."""
+    """The worker waits before each step until the client has seen the previous state."""
     steps: list[Callable[[], Any]] = [worker.claim, lambda: worker.progress(0.5), worker.succeed]
     seen: list[Job] = []
 
