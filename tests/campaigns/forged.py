@@ -31,9 +31,9 @@ TIMEOUT_SECONDS = 60.0
 # Celery replaces a child after 500 tasks. Here that would look like a death, so it is disabled.
 _NO_REPLACEMENT = """
 import core.celery_app as q
-stock = q.make_celery
+make_celery = q.make_celery
 def without_replacement(*url, **options):
-    app = stock(*url, **options)
+    app = make_celery(*url, **options)
     app.conf.worker_max_tasks_per_child = None
     return app
 q.make_celery = without_replacement
