@@ -1,1 +1,1 @@
-"""The third way in: the command `impasto`. Meets api and worker only in core."""
+"""The command line `impasto`. Shares code with api and worker only through core."""

@@ -1,9 +1,11 @@
-"""The command `impasto`. Exit codes: 0 done, 1 the work failed, 2 used wrongly.
+"""The command `impasto`. Exit codes: 0 done, 1 the work failed, 2 wrong usage.
 
-An error is one line that says what to do, never a traceback. core.neural is reached inside the commands that need it.
+An error prints one line that says what to do, never a traceback. Only the commands that need
+core.neural import it, inside the command, because torch takes seconds to load.
 """
 
 import sys
+from typing import Any
 
 import click
 
@@ -20,40 +22,45 @@ from cli.weights import weights
 from core import errors
 
 
-def main() -> None:
-    """The entry point."""
-    try:
-        impasto.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (
-        errors.BadInput,
-        errors.NotFound,
-        errors.Conflict,
-        errors.BadSettings,
-        errors.Unauthorized,
-    ) as error:
-        sys.exit(_say(error.message, 2))
-    except errors.ImpastoError as error:
-        sys.exit(_say(error.message, 1))
-    except errors.DeviceLost as error:
-        sys.exit(_say(f"the device is lost: {error.__cause__}", 1))
-    except OSError as error:  # a folder or disk that refuses; told as the system tells it
-        sys.exit(_say(f"{error.strerror}: {error.filename}" if error.filename else str(error), 1))
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(_say("stopped.", 130))
+class CommandGroup(click.Group):
+    """A group that maps errors to one line on standard error and an exit code."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command of the arguments, by default those of the process."""
+        try:
+            super().main(*args, **{**options, "standalone_mode": False})
+        except click.ClickException as error:
+            error.show()
+            sys.exit(2)
+        except (
+            errors.BadInput,
+            errors.NotFound,
+            errors.Conflict,
+            errors.BadSettings,
+            errors.Unauthorized,
+        ) as error:
+            sys.exit(_print_error(error.message, 2))
+        except errors.ImpastoError as error:
+            sys.exit(_print_error(error.message, 1))
+        except errors.DeviceLost as error:
+            sys.exit(_print_error(f"the device is lost: {error.__cause__}", 1))
+        except OSError as error:  # a file, folder or disk; the system's message names the cause
+            message = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+            sys.exit(_print_error(message, 1))
+        except (click.Abort, KeyboardInterrupt):
+            sys.exit(_print_error("stopped.", 130))
 
 
-def _say(words: str, code: int) -> int:
-    click.echo("\n".join(printable(line) for line in f"impasto: {words}".split("\n")), err=True)
-    return code
+def _print_error(message: str, exit_code: int) -> int:
+    lines = f"impasto: {message}".split("\n")
+    click.echo("\n".join(printable(line) for line in lines), err=True)
+    return exit_code
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="impasto")
 def impasto() -> None:
-    """Paint one picture in the style of another."""
+    """Render one picture in the style of another."""
 
 
 for command in (
@@ -61,6 +68,11 @@ for command in (
     submit, watch, demo, stylize, info, keys, weights, dataset, train,
 ):  # fmt: skip
     impasto.add_command(command)
+
+
+def main() -> None:
+    """Run the command; the entry point of the package."""
+    impasto.main()
 
 
 if __name__ == "__main__":

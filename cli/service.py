@@ -1,4 +1,4 @@
-"""`impasto up`, `api`, `worker`, `webhooks`: the service on one machine, or one of its processes."""
+"""`impasto up`, `api`, `worker`, `webhooks`: runs the whole service or one of its processes."""
 
 import os
 import signal
@@ -18,26 +18,28 @@ from core.jobs.models import LOCAL_OWNER
 @host_option
 @port_option
 def up(host: str, port: int) -> None:
-    """Serve everything on this machine until Ctrl-C."""
+    """Run the whole service on this machine until Ctrl-C."""
     with open_local_service(host, port) as service:
-        click.echo(f"Impasto serves at {service.url}   (API: {service.url}/docs, Ctrl-C ends it)")
-        _sleep_until_told(service)
-        click.echo("\nStopping; accepted jobs and results are kept.")
+        click.echo(f"Impasto runs at {service.url}   (API: {service.url}/docs, Ctrl-C stops it)")
+        _supervise(service)
+        click.echo("\nStopping; jobs and results are kept.")
 
 
 def open_local_service(host: str, port: int) -> LocalService:
-    """A service for this process to run; fetches the weights first. SIGTERM and SIGINT raise KeyboardInterrupt."""
+    """Return a service for this process to run, after the weights are fetched.
+
+    From then on, SIGTERM and SIGINT raise KeyboardInterrupt.
+    """
     config = read_settings(Settings)
     _ensure_weights()
-    for ending in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # a script's background job is born deaf to SIGINT
-        signal.signal(ending, signal.default_int_handler)
+    # SIGINT too, because a shell starts background jobs of a script with SIGINT ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     return LocalService(config, host, port)
 
 
-def _sleep_until_told(service: LocalService) -> None:
+def _supervise(service: LocalService) -> None:
+    """Restart dead processes until Ctrl-C."""
     try:
         while True:
             service.restart_if_dead()
@@ -47,7 +49,7 @@ def _sleep_until_told(service: LocalService) -> None:
 
 
 def _ensure_weights() -> None:
-    """In a process of its own: this one stays small, without torch."""
+    """Fetch the weights in a child process, so that this process never loads torch."""
     ran = subprocess.run([sys.executable, "-m", "cli", "weights", "fetch"], check=False)
     if ran.returncode:
         sys.exit(ran.returncode)
@@ -55,19 +57,19 @@ def _ensure_weights() -> None:
 
 @click.command()
 def api() -> None:
-    """One API process, against IMPASTO_REDIS_URL."""
+    """Run one API process against IMPASTO_REDIS_URL."""
     os.execv(sys.executable, [sys.executable, "-m", "api"])  # noqa: S606 - our own program
 
 
 @click.command()
 def worker() -> None:
-    """One worker, against IMPASTO_REDIS_URL."""
+    """Run one worker against IMPASTO_REDIS_URL."""
     os.execv(sys.executable, [sys.executable, "-m", "worker"])  # noqa: S606 - our own program
 
 
 @click.command()
 def webhooks() -> None:
-    """One courier, which sends webhooks, against IMPASTO_REDIS_URL."""
+    """Run one webhook dispatcher against IMPASTO_REDIS_URL."""
     os.execv(sys.executable, [sys.executable, "-m", "worker.webhooks"])  # noqa: S606 - our own program
 
 
@@ -76,8 +78,8 @@ def webhooks() -> None:
     "--owner",
     default=LOCAL_OWNER,
     show_default=True,
-    help="Whose webhooks; without keys all jobs are of one.",
+    help="Owner of the jobs; without API keys there is only one.",
 )
 def webhook_secret(owner: str) -> None:
-    """The secret to verify an owner's webhooks with."""
+    """Print the secret that verifies the webhooks of one owner."""
     click.echo(read_settings(Settings).webhooks.owner_secret(owner))

@@ -1,5 +1,5 @@
-"""What every process shares.
+"""The code that the API, the workers and the command line share.
 
-The one rule: torch is imported only under core/neural; api, worker and cli meet only here.
-core knows no web framework and holds no Celery task. `lint-imports` (pyproject.toml) keeps the rule.
+Only core/neural/ imports torch. The packages api, worker and cli import core, but not each other.
+core uses no web framework and defines no Celery task. `lint-imports` (pyproject.toml) checks this.
 """

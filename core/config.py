@@ -1,4 +1,7 @@
-"""Settings that every process needs, and how settings are read: from IMPASTO_* variables, once, at start, strictly."""
+"""The settings that all processes share, and the reader of IMPASTO_* variables.
+
+A process reads its settings once, at start. An unknown or invalid variable is an error.
+"""
 
 import os
 from pathlib import Path
@@ -10,15 +13,17 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from core import errors, log
 from core.webhooks.policy import WebhookPolicy
 
+# The form of the Standard Webhooks specification: 24 to 64 bytes in base64.
 _WHSEC = r"^(whsec_([A-Za-z0-9+/]{4}){8,21}([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)?$"
 
 
-def _home(variable: str, fallback: str) -> Path:
+def _user_dir(variable: str, fallback: str) -> Path:
+    """The XDG folder of this kind, or its default under the home folder, plus `impasto`."""
     return Path(os.environ.get(variable) or Path.home() / fallback) / "impasto"
 
 
 class Settings(BaseSettings):
-    """IMPASTO_*: where things are."""
+    """IMPASTO_*: the settings of every process."""
 
     model_config = SettingsConfigDict(env_prefix="IMPASTO_", frozen=True)
 
@@ -28,50 +33,53 @@ class Settings(BaseSettings):
         description="redis://:password@host:port/0; Redis or Valkey 7 or newer.",
     )
     data_dir: Path = Field(
-        default_factory=lambda: _home("XDG_DATA_HOME", ".local/share"),
-        description="Pictures, checkpoints, and the embedded server's data; API and workers must see the same folder.",
+        default_factory=lambda: _user_dir("XDG_DATA_HOME", ".local/share"),
+        description="Folder for pictures, checkpoints and the embedded server's data; "
+        "the API and the workers must share it.",
     )
     cache_dir: Path = Field(
-        default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"),
-        description="The networks' weights.",
+        default_factory=lambda: _user_dir("XDG_CACHE_HOME", ".cache"),
+        description="Folder for the weights of the networks.",
     )
     log_format: log.Format = Field(
-        "text", description="How to log: text for people, json for machines."
+        "text", description="Log format: text for people, json for machines."
     )
     url: str = Field(
-        "http://127.0.0.1:8000", description="Where clients find the service (submit, watch)."
+        "http://127.0.0.1:8000", description="URL of the service for clients (submit, watch)."
     )
     key: SecretStr = Field(
-        SecretStr(""), description="The API key that clients send, if the service asks for one."
+        SecretStr(""), description="API key that clients send, if the service requires one."
     )
     webhook_secret: str = Field(
         "",
         repr=False,
         pattern=_WHSEC,
-        description="whsec_ and the base64 of 24 to 64 random bytes, to sign webhooks with; none: no webhooks.",
+        description="Signs webhooks: whsec_ and the base64 of 24 to 64 random bytes; "
+        "if empty, webhooks are off.",
     )
     webhook_previous_secret: str = Field(
         "",
         repr=False,
         pattern=_WHSEC,
-        description="The secret before this one, to sign with as well until all receivers know the new one.",
+        description="The previous secret; webhooks carry its signature too, until all receivers "
+        "have the new secret.",
     )
     webhook_ports: str = Field(
         "443",
         pattern=r"^[0-9]{1,5}(,[0-9]{1,5})*$",
-        description="Ports that webhooks may go to, with commas between.",
+        description="Ports that webhooks may use, separated by commas.",
     )
     webhook_allow_http: bool = Field(
-        False, description="Whether webhooks may go to http:// as well: for development."
+        False, description="Whether http:// webhooks are allowed too (for development)."
     )
     webhook_allow_private: bool = Field(
         False,
-        description="Whether webhooks may go to private addresses, of an intranet or this machine.",
+        description="Whether webhooks may go to private addresses (an intranet or this machine).",
     )
 
     @property
     def webhooks(self) -> WebhookPolicy:
-        """What webhooks are taken."""
+        """The policy that says which webhooks are allowed and how they are signed."""
         ports = frozenset(map(int, self.webhook_ports.split(",")))
         return WebhookPolicy(
             self.webhook_secret,
@@ -83,35 +91,39 @@ class Settings(BaseSettings):
 
     @property
     def blobs_dir(self) -> Path:
-        """Where the blobs are."""
+        """The folder of the blobs."""
         return self.data_dir / "blobs"
 
     @property
     def checkpoints_dir(self) -> Path:
-        """Where workers leave what the next one goes on from."""
+        """The folder of the checkpoints, from which another worker resumes a job."""
         return self.data_dir / "checkpoints"
 
     @property
     def weights_dir(self) -> Path:
-        """Where the networks are."""
+        """The folder of the networks' weights."""
         return self.cache_dir / "weights"
 
 
 AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
-# Settings of one kind of process have a prefix of their own, read by its own class.
+# The API and the worker have their own settings class; the shared class ignores their prefixes.
 _PROCESS_PREFIXES = ("IMPASTO_API_", "IMPASTO_WORKER_")
 
 
 def read_settings(kind: type[AnySettings]) -> AnySettings:
-    """The settings from the environment. Raises BadSettings, naming the variable: a typing error is no default."""
+    """Read the settings from the environment.
+
+    Raises BadSettings, which names the variable. An unknown variable is an error, because a
+    misspelled name would otherwise leave the default in force.
+    """
     prefix = kind.model_config["env_prefix"]
     known = {prefix + name.upper() for name in kind.model_fields}
     for variable in os.environ:
-        elsewhere = prefix not in _PROCESS_PREFIXES and variable.startswith(_PROCESS_PREFIXES)
-        if variable.startswith(prefix) and variable not in known and not elsewhere:
+        is_foreign = prefix not in _PROCESS_PREFIXES and variable.startswith(_PROCESS_PREFIXES)
+        if variable.startswith(prefix) and variable not in known and not is_foreign:
             raise errors.BadSettings(
-                f"There is no setting {variable}; there are {', '.join(sorted(known))}."
+                f"There is no setting {variable}; the settings are {', '.join(sorted(known))}."
             )
     try:
         return kind()
@@ -119,7 +131,7 @@ def read_settings(kind: type[AnySettings]) -> AnySettings:
         first = error.errors(include_url=False, include_input=False)[0]
         variable = prefix + str(first["loc"][0]).upper()
         field = kind.model_fields[str(first["loc"][0])]
-        words = (
-            field.description if first["type"] == "string_pattern_mismatch" else f"{first['msg']}."
-        )
-        raise errors.BadSettings(f"{variable}: {words}") from error
+        reason: str | None = f"{first['msg']}."
+        if first["type"] == "string_pattern_mismatch":
+            reason = field.description  # pydantic's message would show only the pattern
+        raise errors.BadSettings(f"{variable}: {reason}") from error

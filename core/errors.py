@@ -1,33 +1,33 @@
-"""What can go wrong, as one tree. Knows nothing of HTTP (api/http/problems.py) or exit codes (cli/).
+"""The tree of errors. Knows nothing of HTTP (api/http/problems.py) or exit codes (cli/).
 
     ImpastoError
-    ├── BadInput               the caller can mend it
-    │   ├── BadSpec            a parameter
+    ├── BadInput               the caller can correct it
+    │   ├── BadSpec            a parameter of the spec
     │   ├── BadImage           a picture
     │   │   ├── UnsupportedImage
     │   │   └── ImageTooLarge
-    │   ├── InvalidProvenance  of how a picture was made
-    │   ├── BadWebhook         where a webhook is to go
-    │   ├── BadDataset         pictures to learn from
+    │   ├── InvalidProvenance  the record of how a picture was made
+    │   ├── BadWebhook         the URL of a webhook
+    │   ├── BadDataset         pictures for training
     │   ├── UploadTooLarge
     │   └── BadRequest
     ├── NotFound
     │   ├── JobNotFound
     │   ├── BatchNotFound
     │   └── ImageNotFound
-    ├── Conflict               right request, wrong moment
+    ├── Conflict               the request does not fit the job's state
     │   ├── JobNotEnded
     │   ├── JobAlreadyEnded
     │   ├── NoResult
     │   ├── ResultGone
     │   └── IdempotencyConflict
-    ├── RetryLater             right request, too early; says in how many seconds
-    │   ├── Unavailable        for everybody
+    ├── RetryLater             a later retry may succeed; carries the seconds to wait
+    │   ├── Unavailable        a limit of the service
     │   │   ├── NoWorker
     │   │   ├── StoreUnavailable
     │   │   ├── StorageFull
     │   │   └── QueueFull
-    │   ├── QuotaExceeded      for this caller
+    │   ├── QuotaExceeded      a limit of this caller
     │   ├── RateLimited
     │   └── TooManyStreams
     ├── Unauthorized
@@ -40,12 +40,13 @@
     ├── ServiceUnreachable     (clients only)
     └── BadSettings
 
-    Interrupt (BaseException)  not errors: the run is asked to stop
+    Interrupt (BaseException)  not an error: the run must stop
     ├── LeaseLost
     ├── ShuttingDown
     └── DeviceLost
 
-Each class carries a stable `code`; its docstring is the default message and says what to do.
+Each class carries a stable `code`, which clients may rely on. The docstring of a class is its
+default message and says what to do.
 """
 
 from typing import TYPE_CHECKING
@@ -55,33 +56,35 @@ if TYPE_CHECKING:
 
 
 class ImpastoError(Exception):
-    """Something went wrong inside the service; the log has the details."""
+    """The service failed internally; its log has the details."""
 
-    code: str = "internal"  # of the class; a client gives an error that it does not know its own
+    # The class's code. A client overwrites it on an instance if the service sends a code that this
+    # version does not know.
+    code: str = "internal"
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
 
     @property
     def message(self) -> str:
-        """The sentence for a person."""
+        """The sentence that a person reads."""
         return str(self.args[0])
 
 
 class BadInput(ImpastoError):
-    """The request cannot be served as it stands."""
+    """The request is invalid; correct it and send it again."""
 
     code = "bad_input"
 
 
 class BadRequest(BadInput):
-    """The request could not be read; see /docs for its form."""
+    """The request could not be parsed; see /docs for its form."""
 
     code = "bad_request"
 
 
 class BadSpec(BadInput):
-    """A parameter has a value that is not allowed."""
+    """A parameter has a value that is not allowed; docs/api.md lists the ranges."""
 
     code = "bad_spec"
 
@@ -93,55 +96,55 @@ class BadImage(BadInput):
 
 
 class UnsupportedImage(BadImage):
-    """Only JPEG, PNG and WebP pictures are taken, whatever the file is called."""
+    """Only JPEG, PNG and WebP are supported, whatever the file's name; convert the picture."""
 
     code = "unsupported_image"
 
 
 class ImageTooLarge(BadImage):
-    """The picture has more pixels than are taken."""
+    """The picture has too many pixels; make it smaller."""
 
     code = "image_too_large"
 
 
 class InvalidProvenance(BadInput):
-    """The file carries no record of how it was made, or a damaged one; take a PNG as Impasto made it."""
+    """The file has no valid record of how it was made; use an unchanged PNG from Impasto."""
 
     code = "invalid_provenance"
 
 
 class BadWebhook(BadInput):
-    """A webhook must be a URL such as https://example.org/hook, without user name or fragment."""
+    """A webhook must be a URL like https://example.org/hook, without user name or fragment."""
 
     code = "bad_webhook"
 
 
 class BadDataset(BadInput):
-    """The data set cannot be used; build it again."""
+    """The data set is damaged or incomplete; build it again."""
 
     code = "bad_dataset"
 
 
 class UploadTooLarge(BadInput):
-    """The file is larger than is taken."""
+    """The file is too large; send a smaller one."""
 
     code = "upload_too_large"
 
 
 class NotFound(ImpastoError):
-    """There is nothing here."""
+    """There is nothing at this address; check its spelling."""
 
     code = "not_found"
 
 
 class JobNotFound(NotFound):
-    """There is no job with this id."""
+    """There is no job with this id; it may have been deleted or have expired."""
 
     code = "job_not_found"
 
 
 class BatchNotFound(NotFound):
-    """There is no batch with this id."""
+    """There is no batch with this id; all its jobs may have been deleted."""
 
     code = "batch_not_found"
 
@@ -153,7 +156,7 @@ class ImageNotFound(NotFound):
 
 
 class Conflict(ImpastoError):
-    """The job is not in a state that allows this."""
+    """The job's state does not allow this; read its status first."""
 
     code = "conflict"
 
@@ -165,31 +168,31 @@ class JobNotEnded(Conflict):
 
 
 class JobAlreadyEnded(Conflict):
-    """The job has ended, or is about to: its parameters change no more. Retry it with others."""
+    """The job has ended or is about to end; retry it with the new parameters."""
 
     code = "job_already_ended"
 
 
 class NoResult(Conflict):
-    """The job ended without a picture; its status says why."""
+    """The job has no picture; its status says why."""
 
     code = "no_result"
 
 
 class ResultGone(Conflict):
-    """The picture is no longer kept."""
+    """The picture has expired or was deleted; run the job again."""
 
     code = "result_gone"
 
 
 class IdempotencyConflict(Conflict):
-    """The Idempotency-Key was used for another request; take a new one."""
+    """The Idempotency-Key was used for a different request; use a new one."""
 
     code = "idempotency_conflict"
 
 
 class Unauthorized(ImpastoError):
-    """Send an API key as `Authorization: Bearer ...`; whoever runs the service makes one with `impasto keys create`."""
+    """Send an API key as `Authorization: Bearer ...`; `impasto keys create` makes one."""
 
     code = "unauthorized"
 
@@ -205,31 +208,31 @@ class RetryLater(ImpastoError):
 
 
 class QuotaExceeded(RetryLater):
-    """You have as many jobs waiting and running as you may; try again when one has ended."""
+    """You have reached your limit of queued and running jobs; try again when one has ended."""
 
     code = "quota_exceeded"
 
 
 class RateLimited(RetryLater):
-    """You ask more often than you may; wait for as long as Retry-After says."""
+    """You send too many requests; wait as long as the Retry-After header says."""
 
     code = "rate_limited"
 
 
 class TooManyStreams(RetryLater):
-    """You watch as many jobs at a time as you may; end a stream, or poll."""
+    """You have reached your limit of open event streams; close one, or poll."""
 
     code = "too_many_streams"
 
 
 class Unavailable(RetryLater):
-    """The service cannot take this now; try again in a few seconds."""
+    """The service is temporarily unavailable; try again in a few seconds."""
 
     code = "unavailable"
 
 
 class NoWorker(Unavailable):
-    """No worker is there to tell; try again when one is connected."""
+    """No worker is connected that could answer; try again when one is."""
 
     code = "no_worker"
 
@@ -241,13 +244,13 @@ class StoreUnavailable(Unavailable):
 
 
 class StorageFull(Unavailable):
-    """Pictures cannot be stored at the moment; try again later."""
+    """The storage is full; try again later."""
 
     code = "storage_full"
 
 
 class QueueFull(Unavailable):
-    """As many jobs are waiting as are taken; try again later."""
+    """The queue is full; try again later."""
 
     code = "queue_full"
 
@@ -259,35 +262,35 @@ class WeightsUnavailable(ImpastoError):
 
 
 class BadWeights(ImpastoError):
-    """The weights file is not what it should be; fetch or import it again."""
+    """The weights file is damaged or not a VGG; fetch or import it again."""
 
     code = "bad_weights"
 
 
 class Diverged(ImpastoError):
-    """The optimisation left the finite numbers; lower the weights or choose optimizer=adam."""
+    """The optimization diverged; use lower weights or optimizer=adam."""
 
     code = "diverged"
 
     def __init__(self, message: str | None = None, picture: "Image.Image | None" = None) -> None:
         super().__init__(message)
-        self.picture = picture  # the last that was good
+        self.picture = picture  # the last one with finite values
 
 
 class OutOfMemory(ImpastoError):
-    """The picture needs more memory than this worker has; make size smaller."""
+    """The picture needs more memory than this worker has; use a smaller size."""
 
     code = "out_of_memory"
 
 
 class WorkerLost(ImpastoError):
-    """The workers that ran this job died; it was tried as often as is allowed."""
+    """The worker was lost in every attempt at this job; retry it, or use a smaller size."""
 
     code = "worker_lost"
 
 
 class DeadlineExceeded(ImpastoError):
-    """The job's deadline came before its end."""
+    """The job did not end before its deadline; retry it with a later one."""
 
     code = "deadline_exceeded"
 
@@ -299,22 +302,22 @@ class ServiceUnreachable(ImpastoError):
 
 
 class BadSettings(ImpastoError):
-    """A setting is wrong; docs/operations.md lists them all."""
+    """A setting is wrong; docs/operations.md lists all settings."""
 
     code = "bad_settings"
 
 
 class Interrupt(BaseException):
-    """The run is asked to stop. Not an Exception, so that no `except Exception` swallows it."""
+    """The run must stop. Not an Exception, so that no `except Exception` swallows it."""
 
 
 class LeaseLost(Interrupt):
-    """The job belongs to another worker now, or to nobody; drop it without a word."""
+    """The worker no longer holds the job's lease; discard the run and report nothing."""
 
 
 class ShuttingDown(Interrupt):
-    """The worker is going away; hand the job back."""
+    """The worker is shutting down; release the job to the queue."""
 
 
 class DeviceLost(Interrupt):
-    """The device gives nothing but errors until this process ends; another process may go on."""
+    """The device fails until this process ends; another process can run the job."""

@@ -1,7 +1,11 @@
-"""How every process logs: one line a happening on standard error, for people or, as JSON, for machines.
+"""Logging of every process: one line per event on standard error, as text or as JSON.
 
-Whatever a caller sends, a line stays one line of at most 4 KB without control characters, and tells no password.
-Knows nothing of what is logged, but for how a job's id looks.
+A line has at most 4 KB, no control characters and no passwords, whatever text a client sends. Knows
+nothing about the logged events, except what a job id looks like.
+
+python-json-logger does not fit: it copies every `extra` value of other libraries into the line (such
+as the task arguments that Celery logs), and it masks and limits nothing. A subclass would have to
+override both of its steps, and only `json.dumps` would be left of it.
 """
 
 import json
@@ -17,34 +21,37 @@ Format = Literal["text", "json"]
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-_JOB = re.compile(r"\bjob_[a-z2-7]{26}\b")
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")  # of an address: redis://:password@host
-# What moves a terminal's cursor or turns the direction of a line: C0, C1, line separators, bidirectional marks.
+_JOB_ID = re.compile(r"\bjob_[a-z2-7]{26}\b")
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")  # of a URL: redis://:password@host
+# Characters that move a terminal's cursor or turn the direction of text: C0, C1, line separators,
+# bidirectional marks, lone surrogates.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def configure_logging(form: Format) -> None:
-    """Send everything that is logged in this process to standard error, in this form."""
+    """Send all log records and warnings of this process to standard error in this form."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    # No line tells these, and to find them out takes longer than to write it (logging HOWTO, "Optimization").
+    # No format uses the thread, the process or the source line, and finding them costs more time
+    # than writing the record (logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    setattr(logging, "_srcfile", None)  # noqa: B010
+    setattr(logging, "_srcfile", None)  # noqa: B010 - mypy does not know the attribute
     logging.captureWarnings(capture=True)
 
 
 class JsonLines(logging.Formatter):
-    """A JSON object: time, level, logger, message; job, request and trace where there are; and the record's `fields`.
+    """Formats a record as a JSON object in one line of ASCII.
 
-    The job is the one that the message names: whoever logs of a job names it.
+    Keys: time, level, logger, message; job, request and trace if there are any; and the entries of
+    the record's `fields`. The job is the first job id in the message.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line of ASCII."""
-        message, trace = _told(record.getMessage()), _told(_trace(self, record))
-        job = _JOB.search(message)
-        said = {
+        """Return one line; halves the longest value until the line has LINE_BYTES or fewer."""
+        message = _mask_passwords(record.getMessage())
+        job = _JOB_ID.search(message)
+        values = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -52,41 +59,45 @@ class JsonLines(logging.Formatter):
             "job": job and job[0],
             "request": request_id.get(),
             **getattr(record, "fields", {}),
-            "trace": trace,
+            "trace": _mask_passwords(_format_trace(self, record)),
         }
-        said = {name: value for name, value in said.items() if value not in (None, "")}
-        while len(line := json.dumps(said)) > LINE_BYTES:
-            longest = max(said, key=lambda name: len(str(said[name])))
-            half = len(str(said[longest])) // 2
-            # The end of a trace says what went wrong, the beginning of anything else.
-            said[longest] = (
-                f"…{trace[-half:]}" if longest == "trace" else f"{str(said[longest])[:half]}…"
-            )
-            trace = trace[-half:]
+        values = {name: value for name, value in values.items() if value not in (None, "")}
+        while len(line := json.dumps(values)) > LINE_BYTES:
+            longest = max(values, key=lambda name: len(str(values[name])))
+            text = str(values[longest])
+            half = len(text) // 2
+            # The end of a trace names the error; the start of any other text says the most.
+            values[longest] = f"…{text[-half:]}" if longest == "trace" else f"{text[:half]}…"
         return line
 
 
 class TextLines(logging.Formatter):
-    """Time, level, logger, message; a trace on lines of its own, each indented: no caller can forge a line."""
+    """Formats a record as a line of time, level, logger, message and request id.
+
+    Each line of a trace follows on its own line, indented, so that no client can forge a record.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and those of a trace."""
+        """Return the line and those of the trace, each cut to a quarter of LINE_BYTES characters.
+
+        A character has at most 4 bytes in UTF-8.
+        """
         request = f" [{request_id.get()}]" if request_id.get() else ""
-        when = self.formatTime(record, "%Y-%m-%d %H:%M:%S")
-        line = _escaped(
-            f"{when} {record.levelname:<7} {record.name}: {_told(record.getMessage())}{request}"
-        )
-        trace = [_escaped(f"  {part}") for part in _told(_trace(self, record)).splitlines()]
-        return "\n".join(part[: LINE_BYTES // 4] for part in [line, *trace])
+        time = self.formatTime(record, "%Y-%m-%d %H:%M:%S")
+        message = _mask_passwords(record.getMessage())
+        line = _escape(f"{time} {record.levelname:<7} {record.name}: {message}{request}")
+        trace = _mask_passwords(_format_trace(self, record)).splitlines()
+        lines = [line, *(_escape(f"  {text}") for text in trace)]
+        return "\n".join(text[: LINE_BYTES // 4] for text in lines)
 
 
-def _told(text: str) -> str:
+def _mask_passwords(text: str) -> str:
     return _PASSWORD.sub("…@", text)
 
 
-def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+def _format_trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     return formatter.formatException(record.exc_info) if record.exc_info else ""
 
 
-def _escaped(text: str) -> str:
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+def _escape(text: str) -> str:
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -1,4 +1,4 @@
-"""Impasto from a Python program: a client of the REST API. Knows the contract (docs/api.md), no store, no tensors."""
+"""Python client of the REST API (docs/api.md). Imports no store, no Celery and no torch."""
 
 from core import errors
 from core.jobs.models import Batch, Frame, Job, Status

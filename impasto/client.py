@@ -7,9 +7,9 @@
         client.wait(job.id, lambda job: print(job.status, job.progress and job.progress.value))
         Path("result.png").write_bytes(client.result(job.id))
 
-Every request may be repeated safely, submissions by a fresh Idempotency-Key, so every request is: where the connection
-was cut, and where the service says that it will be able later. What it refuses is raised as the error of core/errors.py
-with its `code`, and its sentence as `message`.
+Every request is safe to repeat, a submission because it carries an Idempotency-Key. So the client
+retries a request if the connection was lost or the service is temporarily unavailable. A refusal
+raises the error of core/errors.py with the same `code`; its `message` is the service's sentence.
 """
 
 import json
@@ -33,25 +33,26 @@ from core.jobs.models import Batch, Frame, Job, Priority, Status
 from core.jobs.service_info import Estimate, ModelInfo, SystemInfo
 from core.style.presets import Preset
 
-RETRY_SECONDS = 60.0  # a service that restarts is away for less
-PAGE_JOBS = 100  # that a list is asked for at a time
-WAIT_SECONDS = 20  # that the service may hold its answer back until the job has changed
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
+RETRY_SECONDS = 60.0  # a restart of the service takes less
+PAGE_JOBS = 100  # per request for a list
+WAIT_SECONDS = 20  # of one long poll (`Prefer: wait`)
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.25, 8.0  # between retries
 
 Picture = str | os.PathLike[str] | bytes
-"""A file by its path, a file's bytes, or the digest (`sha256:...`) of a picture that is at the service."""
+"""A path, the bytes of a file, or the digest (`sha256:...`) of a picture that the service has."""
 
 Size = tuple[int, int]
-"""Width and height in px, where a picture itself is not needed."""
+"""Width and height in px, enough for an estimate."""
 
-Answer = TypeVar("Answer", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 Followed = TypeVar("Followed", Job, Batch)
 
 
 class Client:
-    """One service. A context manager. Methods raise ServiceUnreachable, Unauthorized, Later and its kinds, BadInput and
+    """A connection to one service. A context manager; safe to share between threads.
 
-    its kinds, JobNotFound: all are ImpastoError. May be used by several threads.
+    Each method may raise ServiceUnreachable, Unauthorized, RetryLater or a subclass, BadInput or a
+    subclass, and JobNotFound. All of them are ImpastoError.
     """
 
     def __init__(
@@ -61,16 +62,17 @@ class Client:
         *,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        """url, key: else IMPASTO_URL and IMPASTO_KEY; an empty key is not sent.
+        """Use `url` and `key` or, if None, IMPASTO_URL and IMPASTO_KEY. An empty key is not sent.
 
-        patience_seconds: how long a request is repeated. Raises BadSettings.
+        retry_seconds: how long a request is retried, 0 for no retry. Raises BadSettings.
         """
         if url is None or key is None:
             environment = read_settings(Settings)
             url = environment.url if url is None else url
             key = environment.key.get_secret_value() if key is None else key
-        self.url, self._patience_seconds = url.rstrip("/"), retry_seconds
-        self._has_answered = False
+        self.url = url.rstrip("/")
+        self._retry_seconds = retry_seconds
+        self._has_answered = False  # whether the service has ever answered this client
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # No proxy from the environment: the service is usually on this machine.
         self._http = httpx2.Client(base_url=self.url, headers=headers, trust_env=False)
@@ -87,21 +89,21 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._http.close()
 
     def ready(self) -> bool:
-        """Whether an Impasto answers there and can serve. Asks once, and raises nothing."""
+        """Return whether the service is ready. Sends one request and raises nothing."""
         try:
             return self._http.get("/readyz", timeout=2).status_code == 200
         except httpx2.HTTPError:
             return False
 
     def link(self, job: Job) -> str:
-        """The job's own address."""
-        return f"{self.url}{_job(job.id)}"
+        """Return the URL of the job."""
+        return f"{self.url}{_job_path(job.id)}"
 
-    # ------------------------------------------------------------------ making jobs
+    # ------------------------------------------------------------------ submit
 
     def submit(
         self,
@@ -117,24 +119,25 @@ class Client:
         webhook: str | None = None,
         **parameters: Any,
     ) -> Job:
-        """A new job. `parameters` are those of docs/api.md, and `preset`; what is None is left to the service.
+        """Submit a job. `parameters` are those of docs/api.md and `preset`; None means the default.
 
-        source: a result's PNG, to run again but for what else is given; else content and styles are needed.
-        Raises BadInput with the service's words, ImageNotFound for a digest that is not there, BadRecord.
+        source: PNG of a result, whose pictures and parameters the job reuses; the other arguments
+        override them. Without it, content and styles are required.
+        Raises BadInput, ImageNotFound if the service lacks a digest, InvalidProvenance.
         """
-        single = _set({"content": content, "init_image": init_image, "from": source})
+        single = _drop_none({"content": content, "init_image": init_image, "from": source})
         pictures = [
             *single.items(),
-            *(("style", style) for style in _many(styles)),
+            *(("style", style) for style in _as_sequence(styles)),
             *(("mask", mask) for mask in masks),
         ]
-        wishes = {
+        options = {
             "priority": priority,
             "deadline_seconds": deadline_seconds,
             "reuse": reuse,
             "webhook": webhook,
         }
-        return _read(Job, self._send("/v1/jobs", pictures, parameters, wishes))
+        return _parse(Job, self._post_form("/v1/jobs", pictures, parameters, options))
 
     def submit_batch(
         self,
@@ -147,18 +150,21 @@ class Client:
         webhook: str | None = None,
         **parameters: Any,
     ) -> Batch:
-        """A new job for each content with each style, in this order; all of them or none. Raises as `submit`."""
+        """Submit a job for each content with each style, in this order; all of them or none.
+
+        Raises the same errors as `submit`.
+        """
         pictures = [
             *(("content", content) for content in contents),
             *(("style", style) for style in styles),
         ]
-        wishes = {
+        options = {
             "priority": priority,
             "deadline_seconds": deadline_seconds,
             "reuse": reuse,
             "webhook": webhook,
         }
-        return _read(Batch, self._send("/v1/batches", pictures, parameters, wishes))
+        return _parse(Batch, self._post_form("/v1/batches", pictures, parameters, options))
 
     def retry(
         self,
@@ -168,28 +174,27 @@ class Client:
         webhook: str | None = None,
         **parameters: Any,
     ) -> Job:
-        """A new job with the pictures and parameters of one that has ended, but for the parameters given.
+        """Submit a job with the pictures and parameters of an ended job; `parameters` override.
 
-        continue_from_result: begin with its result, for more iterations, other weights or a larger size.
-        Raises JobNotEnded, NoResult, ResultGone where its pictures are no longer kept, BadSpec.
+        continue_from_result: start from its result, for more iterations, other weights or a larger
+        size. Raises JobNotEnded, NoResult, ResultGone if its pictures have expired, BadSpec.
         """
-        change = {
-            "spec": _set(parameters),
+        body = {
+            "spec": _drop_none(parameters),
             "continue": continue_from_result,
-            **_set({"webhook": webhook}),
+            **_drop_none({"webhook": webhook}),
         }
-        return _read(
-            Job, self._ask("POST", f"{_job(job_id)}/retry", json=change, headers=_fresh_key())
-        )
+        path = f"{_job_path(job_id)}/retry"
+        return _parse(Job, self._request("POST", path, json=body, headers=_idempotency_header()))
 
     def upload(self, picture: Picture) -> str:
-        """Send a picture once, to name it by its digest in many jobs. Raises BadImage and its kinds."""
-        answer = self._ask("POST", "/v1/images", files=[("image", _part(picture))])
-        return str(answer.json()["id"])
+        """Upload a picture and return its digest, for use in many jobs. Raises BadImage."""
+        response = self._request("POST", "/v1/images", files=[("image", _form_part(picture))])
+        return str(response.json()["id"])
 
     def image(self, digest: str) -> bytes:
-        """The file of an upload, of a job's picture or of a result. Raises ImageNotFound."""
-        return self._ask("GET", f"/v1/images/{quote(digest, safe='')}").content
+        """Download an upload, a job's input or a result by its digest. Raises ImageNotFound."""
+        return self._request("GET", f"/v1/images/{quote(digest, safe='')}").content
 
     def estimate(
         self,
@@ -200,68 +205,72 @@ class Client:
         init_image: Picture | Size | None = None,
         **parameters: Any,
     ) -> Estimate:
-        """What a job would take, and when it would begin. A file is uploaded for it; its size does as well.
+        """Estimate a job's time and memory and when it would start, without submitting it.
 
-        Raises NoWorker where none tells in time, and as `submit`.
+        Uploads each picture that is given as a file; its size is enough. Raises NoWorker if no
+        worker answers in time, and the same errors as `submit`.
         """
         lists = {
-            "styles": [self._sketched(one) for one in styles],
-            "masks": [self._sketched(one) for one in masks],
+            "styles": [self._digest_or_size(style) for style in styles],
+            "masks": [self._digest_or_size(mask) for mask in masks],
         }
-        single = {"content": content, "init_image": init_image}
-        sketch = {name: self._sketched(one) for name, one in _set(single).items()}
-        return _read(
-            Estimate,
-            self._ask("POST", "/v1/estimate", json={**sketch, **lists, "spec": _set(parameters)}),
-        )
+        given = _drop_none({"content": content, "init_image": init_image})
+        single = {name: self._digest_or_size(picture) for name, picture in given.items()}
+        body = {**single, **lists, "spec": _drop_none(parameters)}
+        return _parse(Estimate, self._request("POST", "/v1/estimate", json=body))
 
-    def _sketched(self, picture: Picture | Size) -> str | dict[str, int]:
+    def _digest_or_size(self, picture: Picture | Size) -> str | dict[str, int]:
         if isinstance(picture, tuple):
-            return dict(zip(("width", "height"), picture, strict=True))
+            width, height = picture
+            return {"width": width, "height": height}
         return picture if _is_digest(picture) else self.upload(picture)
 
     # ------------------------------------------------------------------ the service
 
     def system(self) -> SystemInfo:
-        """Who works, what waits, what may be sent."""
-        return _read(SystemInfo, self._ask("GET", "/v1/system"))
+        """Return the workers, the queue and the limits of the service."""
+        return _parse(SystemInfo, self._request("GET", "/v1/system"))
 
     def models(self) -> list[ModelInfo]:
-        """The networks that a job may name as its `model`."""
-        return [
-            ModelInfo.model_validate(one) for one in self._ask("GET", "/v1/models").json()["models"]
-        ]
+        """Return the networks that a job may name as its `model`."""
+        models = self._request("GET", "/v1/models").json()["models"]
+        return [ModelInfo.model_validate(model) for model in models]
 
     def presets(self) -> list[Preset]:
-        """Parameters that go together, for `submit(preset=...)`."""
-        told = self._ask("GET", "/v1/presets").json()["presets"]
-        return [Preset(one["name"], one["description"], one["spec"]) for one in told]
+        """Return the named sets of parameters, for `submit(preset=...)`."""
+        presets = self._request("GET", "/v1/presets").json()["presets"]
+        return [Preset(one["name"], one["description"], one["spec"]) for one in presets]
 
-    # ------------------------------------------------------------------ following them
+    # ------------------------------------------------------------------ read and follow
 
     def job(self, job_id: str) -> Job:
-        """How far it is."""
-        return _read(Job, self._ask("GET", _job(job_id)))
+        """Return the job as it is now."""
+        return _parse(Job, self._request("GET", _job_path(job_id)))
 
     def jobs(self, *status: Status | str) -> Iterator[Job]:
-        """All that are yours, newest first; or those in one of these statuses. Asks for more as you go."""
-        page = self._ask("GET", "/v1/jobs", params={"limit": PAGE_JOBS, "status": status}).json()
+        """Yield your jobs, newest first, optionally only those in these statuses.
+
+        Requests a page at a time, as the caller iterates.
+        """
+        params = {"limit": PAGE_JOBS, "status": status}
+        page = self._request("GET", "/v1/jobs", params=params).json()
         yield from map(Job.model_validate, page["jobs"])
         while page["next"]:
-            page = self._ask("GET", page["next"]).json()
+            page = self._request("GET", page["next"]).json()
             yield from map(Job.model_validate, page["jobs"])
 
     def batch(self, batch_id: str) -> Batch:
-        """How far its jobs are. Raises BatchNotFound, also when all of them are deleted."""
-        return _read(Batch, self._ask("GET", _batch(batch_id)))
+        """Return the batch as it is now. Raises BatchNotFound, also if all its jobs are deleted."""
+        return _parse(Batch, self._request("GET", _batch_path(batch_id)))
 
     def follow(self, job_id: str, timeout_seconds: float | None = None) -> Iterator[Job]:
-        """The job now, and after each change that is seen, until it has ended: status, progress, previews, parameters.
+        """Yield the job now and after each change of status, progress, preview or parameters.
 
-        A service that can holds its answers back until there is one; else it is asked as often as it says.
-        Raises TimeoutError when that takes longer; the job goes on.
+        Ends when the job has ended. Uses long polls if the service supports them; otherwise polls
+        at the interval that the service asks for. Some changes may be skipped.
+        Raises TimeoutError after timeout_seconds; the job goes on.
         """
-        return self._follow(Job, _job(job_id), timeout_seconds)
+        return self._follow(Job, _job_path(job_id), timeout_seconds)
 
     def wait(
         self,
@@ -269,9 +278,10 @@ class Client:
         on_progress: Callable[[Job], object] | None = None,
         timeout_seconds: float | None = None,
     ) -> Job:
-        """The job when it has ended, however it did. `on_progress` is called with each state that `follow` sees.
+        """Return the job once it has ended, whatever its outcome.
 
-        Raises TimeoutError when that takes longer; the job goes on.
+        Calls `on_progress` with each state that `follow` yields. Raises TimeoutError after
+        timeout_seconds; the job goes on.
         """
         for job in self.follow(job_id, timeout_seconds):
             if on_progress is not None:
@@ -279,8 +289,8 @@ class Client:
         return job
 
     def follow_batch(self, batch_id: str, timeout_seconds: float | None = None) -> Iterator[Batch]:
-        """The same of a batch, until all of its jobs have ended."""
-        return self._follow(Batch, _batch(batch_id), timeout_seconds)
+        """Yield the batch now and after each change, until all its jobs have ended."""
+        return self._follow(Batch, _batch_path(batch_id), timeout_seconds)
 
     def wait_batch(
         self,
@@ -288,200 +298,223 @@ class Client:
         on_progress: Callable[[Batch], object] | None = None,
         timeout_seconds: float | None = None,
     ) -> Batch:
-        """The batch when all of its jobs have ended; as `wait`."""
+        """Return the batch once all its jobs have ended; otherwise like `wait`."""
         for batch in self.follow_batch(batch_id, timeout_seconds):
             if on_progress is not None:
                 on_progress(batch)
         return batch
 
     def result(self, job_id: str, format: Format = "png", width: int | None = None) -> bytes:
-        """The finished picture's file. width: in px, to have it smaller. Raises JobNotEnded, NoResult, ResultGone."""
-        params = {"format": format, **_set({"width": width})}
-        return self._ask("GET", f"{_job(job_id)}/result", params=params).content
+        """Download the result. width: in px, for a smaller copy.
+
+        Raises JobNotEnded, NoResult, ResultGone.
+        """
+        params = {"format": format, **_drop_none({"width": width})}
+        return self._request("GET", f"{_job_path(job_id)}/result", params=params).content
 
     def preview(self, job_id: str) -> bytes:
-        """A small JPEG of how far it is. Raises NoResult while there is none."""
-        return self._ask("GET", f"{_job(job_id)}/preview").content
+        """Download a small JPEG of the current state. Raises NoResult while there is none."""
+        return self._request("GET", f"{_job_path(job_id)}/preview").content
 
     def frames(self, job_id: str) -> list[Frame]:
-        """What there is of small pictures of the run, in their order. Raises ResultGone."""
-        return [
-            Frame.model_validate(one)
-            for one in self._ask("GET", f"{_job(job_id)}/frames").json()["frames"]
-        ]
+        """List the saved frames of the run, in order. Raises ResultGone."""
+        frames = self._request("GET", f"{_job_path(job_id)}/frames").json()["frames"]
+        return [Frame.model_validate(frame) for frame in frames]
 
     def frame(self, job_id: str, index: int) -> bytes:
-        """One of them, a JPEG. Raises ImageNotFound where it has gone to make room."""
-        return self._ask("GET", f"{_job(job_id)}/frames/{index}").content
+        """Download one frame, a JPEG. Raises ImageNotFound if the service has dropped it."""
+        return self._request("GET", f"{_job_path(job_id)}/frames/{index}").content
 
     def timelapse(self, job_id: str) -> bytes:
-        """All of them as an animated WebP. Raises NoResult while there are none."""
-        return self._ask("GET", f"{_job(job_id)}/timelapse").content
+        """Download all frames as an animated WebP. Raises NoResult while there are none."""
+        return self._request("GET", f"{_job_path(job_id)}/timelapse").content
 
-    # ------------------------------------------------------------------ changing them
+    # ------------------------------------------------------------------ change
 
     def cancel(self, job_id: str) -> Job:
-        """Ask the job to stop; what it has painted is its result. One that has ended stays as it is."""
-        return _read(Job, self._ask("POST", f"{_job(job_id)}/cancel"))
+        """Cancel the job; the current picture becomes its result. No effect on an ended job."""
+        return _parse(Job, self._request("POST", f"{_job_path(job_id)}/cancel"))
 
     def update(self, job_id: str, **weights: Any) -> Job:
-        """Give a job that waits or runs other weights; the next preview shows them. Raises BadSpec, JobAlreadyEnded."""
-        return _read(Job, self._ask("PATCH", _job(job_id), json={"spec": _set(weights)}))
+        """Change parameters of a queued or running job; the next preview shows the effect.
+
+        Raises BadSpec, JobAlreadyEnded.
+        """
+        return _parse(
+            Job, self._request("PATCH", _job_path(job_id), json={"spec": _drop_none(weights)})
+        )
 
     def pin(self, job_id: str, *, pinned: bool = True) -> Job:
-        """Keep the job for good, or no longer."""
-        return _read(Job, self._ask("PATCH", _job(job_id), json={"pinned": pinned}))
+        """Protect the job from expiry, or end the protection."""
+        return _parse(Job, self._request("PATCH", _job_path(job_id), json={"pinned": pinned}))
 
     def cancel_batch(self, batch_id: str) -> Batch:
-        """Ask each of its jobs to stop."""
-        return _read(Batch, self._ask("POST", f"{_batch(batch_id)}/cancel"))
+        """Cancel each job of the batch."""
+        return _parse(Batch, self._request("POST", f"{_batch_path(batch_id)}/cancel"))
 
     def delete_batch(self, batch_id: str) -> None:
-        """Forget each of its jobs."""
-        self._ask("DELETE", _batch(batch_id))
+        """Delete each job of the batch."""
+        self._request("DELETE", _batch_path(batch_id))
 
     def delete(self, job_id: str) -> None:
-        """Forget the job and its pictures; one that is not there is no error."""
-        self._ask("DELETE", _job(job_id))
+        """Delete the job and its pictures. No error if there is no such job."""
+        self._request("DELETE", _job_path(job_id))
 
-    # ------------------------------------------------------------------ within
+    # ------------------------------------------------------------------ requests
 
-    def _send(
+    def _post_form(
         self,
         path: str,
         pictures: Sequence[tuple[str, Picture]],
         parameters: dict[str, Any],
-        wishes: dict[str, Any],
+        options: dict[str, Any],
     ) -> httpx2.Response:
-        texts = [
-            (name, (None, _text(value)))
-            for name, value in {"spec": _set(parameters), **_set(wishes)}.items()
-        ]
-        files = [(name, _part(picture)) for name, picture in pictures]
-        return self._ask("POST", path, files=[*texts, *files], headers=_fresh_key())
+        """Submit a multipart form: the spec and the options as text, then the pictures."""
+        values = {"spec": _drop_none(parameters), **_drop_none(options)}
+        texts = [(name, (None, _to_text(value))) for name, value in values.items()]
+        files = [(name, _form_part(picture)) for name, picture in pictures]
+        headers = _idempotency_header()
+        return self._request("POST", path, files=[*texts, *files], headers=headers)
 
     def _follow(
         self, kind: type[Followed], path: str, timeout_seconds: float | None
     ) -> Iterator[Followed]:
-        end = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
-        headers: dict[str, str] = {}
-        while (left := end - time.monotonic()) > 0 or not headers:
+        deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+        headers: dict[str, str] = {}  # empty for the first request, which returns at once
+        while (left := deadline - time.monotonic()) > 0 or not headers:
             if headers:
                 headers["Prefer"] = f"wait={math.floor(min(left, WAIT_SECONDS))}"
             try:
-                answer = self._ask("GET", path, end=end, headers=headers)
+                response = self._request("GET", path, deadline=deadline, headers=headers)
             except TimeoutError:
                 break
-            if answer.status_code != 304:
-                yield (now := _read(kind, answer))
-                if now.has_ended:
+            if response.status_code != 304:
+                yield (current := _parse(kind, response))
+                if current.has_ended:
                     return
-            if headers and "wait" not in answer.headers.get("Preference-Applied", ""):
-                time.sleep(min(_retry_seconds(answer), max(0, end - time.monotonic())))
-            headers = {"If-None-Match": answer.headers.get("ETag", "")}
+            if headers and "wait" not in response.headers.get("Preference-Applied", ""):
+                # The service (or a proxy) does not support long polls.
+                time.sleep(min(_retry_after(response), max(0, deadline - time.monotonic())))
+            headers = {"If-None-Match": response.headers.get("ETag", "")}
         raise TimeoutError(
             f"After {timeout_seconds:g} s the {kind.__name__.lower()} has not ended."
         )
 
-    def _ask(
-        self, method: str, path: str, *, end: float = math.inf, **request: Any
+    def _request(
+        self, method: str, path: str, *, deadline: float = math.inf, **request: Any
     ) -> httpx2.Response:
-        """The answer; asked for again while that may help and patience lasts. Raises TimeoutError at the end."""
-        until, pause = time.monotonic() + self._patience_seconds, FIRST_PAUSE_SECONDS
+        """Return the response; retries temporary errors for up to `retry_seconds`.
+
+        Raises TimeoutError if the next retry would be after the deadline (a monotonic time).
+        """
+        # With tenacity this loop would be longer: Retry-After, the total limit and the deadline
+        # each need a callback, and the timeout of a request changes with the time left.
+        give_up_at = time.monotonic() + self._retry_seconds
+        pause = MIN_PAUSE_SECONDS
         while True:
-            left = end - time.monotonic()
+            left = deadline - time.monotonic()
             try:
-                return self._ask_once(method, path, timeout=_timeout(left), **request)
+                return self._request_once(method, path, timeout=_timeout(left), **request)
             except errors.ImpastoError as error:
-                seconds = max(
-                    pause, error.retry_seconds if isinstance(error, errors.RetryLater) else 0
-                )
-                if not self._passes(error) or time.monotonic() + seconds > until:
+                seconds = pause
+                if isinstance(error, errors.RetryLater):
+                    seconds = max(pause, error.retry_seconds)
+                if not self._is_temporary(error) or time.monotonic() + seconds > give_up_at:
                     raise
-                if time.monotonic() + seconds > end:
+                if time.monotonic() + seconds > deadline:
                     raise TimeoutError from error
             time.sleep(seconds)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
-    def _ask_once(self, method: str, path: str, **request: Any) -> httpx2.Response:
+    def _request_once(self, method: str, path: str, **request: Any) -> httpx2.Response:
         try:
-            answer = self._http.request(method, path, **request)
+            response = self._http.request(method, path, **request)
         except httpx2.HTTPError as error:
             raise errors.ServiceUnreachable(
-                f"No Impasto service answers at {self.url}; start one with `impasto up`, or set --url."
+                f"No Impasto service answers at {self.url}; "
+                "start one with `impasto up` or set --url."
             ) from error
         self._has_answered = True
-        if answer.is_success or answer.status_code == 304:
-            return answer
-        raise _refusal(answer, self.url)
+        if response.is_success or response.status_code == 304:
+            return response
+        raise _to_error(response, self.url)
 
-    def _passes(self, error: errors.ImpastoError) -> bool:
-        """Whether it may be over the next time. Where nobody has ever been, nobody is waited for."""
-        if error.__cause__ is None:
+    def _is_temporary(self, error: errors.ImpastoError) -> bool:
+        """Whether a retry may succeed.
+
+        A refused connection is temporary only if the service has answered before: it may be
+        restarting. Otherwise the URL is probably wrong, and the caller should know at once.
+        """
+        if error.__cause__ is None:  # the service has answered, with an error
             return isinstance(error, errors.RetryLater)
         return self._has_answered or not isinstance(error.__cause__, httpx2.ConnectError)
 
 
-def _refusal(answer: httpx2.Response, url: str) -> errors.ImpastoError:
-    """What the service says, as an error. Codes that we do not know yet are taken by their status."""
+def _to_error(response: httpx2.Response, url: str) -> errors.ImpastoError:
+    """Convert an error response (application/problem+json) to an exception."""
+    status = response.status_code
     try:
-        code, words = (str(answer.json()[name]) for name in ("code", "detail"))
+        code, message = (str(response.json()[name]) for name in ("code", "detail"))
     except (ValueError, KeyError, TypeError):
-        if answer.status_code in (502, 503, 504):  # of a proxy, whose service is away
+        if status in (502, 503, 504):  # from a proxy whose service is down
             return errors.Unavailable()
-        return errors.ServiceUnreachable(f"What answers at {url} is not an Impasto service.")
-    if answer.status_code == 401:
-        words = "The service asks for an API key; set IMPASTO_KEY to one that it knows."
-    kind = _KINDS.get(code)
-    if kind is None:
-        families = {429: errors.RetryLater, 503: errors.Unavailable}
-        kind = families.get(
-            answer.status_code, errors.BadInput if answer.status_code < 500 else errors.ImpastoError
-        )
-    error = kind(words)
+        return errors.ServiceUnreachable(f"The server at {url} is not an Impasto service.")
+    if status == 401:
+        message = "The service requires an API key; set IMPASTO_KEY to a valid one."
+    kind = _KINDS.get(code) or _kind_by_status(status)
+    error = kind(message)
     error.code = code
     if isinstance(error, errors.RetryLater):
-        error.retry_seconds = _retry_seconds(answer)
+        error.retry_seconds = _retry_after(response)
     return error
 
 
-def _kinds(kind: type[errors.ImpastoError]) -> Iterator[tuple[str, type[errors.ImpastoError]]]:
+def _kind_by_status(status: int) -> type[errors.ImpastoError]:
+    """The class for a code that this version of the client does not know."""
+    if status == 429:
+        return errors.RetryLater
+    if status == 503:
+        return errors.Unavailable
+    return errors.BadInput if status < 500 else errors.ImpastoError
+
+
+def _walk(kind: type[errors.ImpastoError]) -> Iterator[tuple[str, type[errors.ImpastoError]]]:
     yield kind.code, kind
     for child in kind.__subclasses__():
-        yield from _kinds(child)
+        yield from _walk(child)
 
 
-_KINDS = dict(_kinds(errors.ImpastoError))
+_KINDS = dict(_walk(errors.ImpastoError))
 
 
-def _retry_seconds(answer: httpx2.Response) -> float:
-    """When to ask again; a second where nobody says, or in the words of a proxy (a date)."""
-    told = answer.headers.get("Retry-After", "")
-    return min(float(told), 86_400.0) if told.isdecimal() else 1.0
+def _retry_after(response: httpx2.Response) -> float:
+    """Seconds of the Retry-After header, at most a day; 1 if it is missing or a date."""
+    value = response.headers.get("Retry-After", "")
+    return min(float(value), 86_400.0) if value.isdecimal() else 1.0
 
 
 def _timeout(left_seconds: float) -> httpx2.Timeout:
-    """For one request; a moment longer than there is time, for an answer that is held back just so long."""
+    """The timeouts of one request, with 1 s of reserve: a long poll may take all the time left."""
     return httpx2.Timeout(max(1, min(10, left_seconds)), read=max(1, min(60, left_seconds + 1)))
 
 
-def _read(kind: type[Answer], answer: httpx2.Response) -> Answer:
-    return kind.model_validate_json(answer.content)
+def _parse(kind: type[Model], response: httpx2.Response) -> Model:
+    return kind.model_validate_json(response.content)
 
 
-def _job(job_id: str) -> str:
+def _job_path(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
 
 
-def _batch(batch_id: str) -> str:
+def _batch_path(batch_id: str) -> str:
     return f"/v1/batches/{quote(batch_id, safe='')}"
 
 
-def _fresh_key() -> dict[str, str]:
+def _idempotency_header() -> dict[str, str]:
     return {"Idempotency-Key": secrets.token_hex(16)}
 
 
-def _many(pictures: Picture | Sequence[Picture]) -> Sequence[Picture]:
+def _as_sequence(pictures: Picture | Sequence[Picture]) -> Sequence[Picture]:
     return [pictures] if isinstance(pictures, str | bytes | os.PathLike) else pictures
 
 
@@ -489,8 +522,8 @@ def _is_digest(picture: Picture) -> TypeGuard[str]:
     return isinstance(picture, str) and picture.startswith("sha256:")
 
 
-def _part(picture: Picture) -> tuple[str | None, bytes | str]:
-    """A part of a form: a file, or the text of a digest."""
+def _form_part(picture: Picture) -> tuple[str | None, bytes | str]:
+    """The form part of a picture: a file, or a text field with its digest."""
     if isinstance(picture, bytes):
         return "picture", picture
     if _is_digest(picture):
@@ -498,9 +531,9 @@ def _part(picture: Picture) -> tuple[str | None, bytes | str]:
     return "picture", Path(picture).read_bytes()
 
 
-def _set(values: dict[str, Any]) -> dict[str, Any]:
+def _drop_none(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _text(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)

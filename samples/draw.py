@@ -1,7 +1,7 @@
-"""Draws the sample pictures: harbor.jpg and strokes.jpg beside this file, and the gallery of the page.
+"""Draws the sample pictures: harbor.jpg and strokes.jpg beside this file, and the page's gallery.
 
-It knows their names, titles, sizes and how many bytes they may have. It does not know how any is drawn (each has
-a module of its name, and noise.py is under all), nor networks or style transfer.
+This module has their names, titles, sizes and byte limits. Each picture is drawn by the module of
+its name; all of them use noise.py.
 """
 
 import io
@@ -14,12 +14,12 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 GALLERY = HERE.parent / "api" / "web" / "gallery"
-SIZE, SMALL, MOST_BYTES = (640, 480), (256, 192), 95_000
+SIZE, SMALL_SIZE, MAX_BYTES = (640, 480), (256, 192), 95_000
 
 SAMPLES = {"harbor": (1024, 768), "strokes": (900, 700)}
 
-# Name, kind, title, and what is to be seen, for who does not see it.
-HUNG = (
+# Name, kind, title, and the description for screen readers.
+GALLERY_ENTRIES = (
     ("harbor", "photo", "Harbor", "A small harbor town at evening"),
     ("pears", "photo", "Pears", "Three pears and a bowl on a wooden table"),
     ("strokes", "painting", "Brush strokes", "A night sky in thick swirling brush strokes"),
@@ -44,33 +44,36 @@ HUNG = (
 
 
 def main() -> None:
-    """Draws those that are named, or all; the seeds are fixed, so they are always the same pictures."""
-    for name in sys.argv[1:] or [name for name, *_ in HUNG]:
-        hang(name, drawn(name))
+    """Draw the named pictures, or all. The seeds are fixed, so the pictures never change."""
+    for name in sys.argv[1:] or [name for name, *_ in GALLERY_ENTRIES]:
+        export_to_gallery(name, draw_picture(name))
     keys = ("name", "kind", "title", "words")
-    lines = ",\n".join(json.dumps(dict(zip(keys, one, strict=True))) for one in HUNG)
+    lines = ",\n".join(json.dumps(dict(zip(keys, entry, strict=True))) for entry in GALLERY_ENTRIES)
     (GALLERY / "index.json").write_text(f"[\n{lines}\n]\n")
 
 
-def drawn(name: str) -> Image.Image:
-    """The picture in its first size; a sample is kept in it."""
+def draw_picture(name: str) -> Image.Image:
+    """Draw a picture in its full size; also save it beside this file if it is a sample."""
     picture: Image.Image = import_module(name).picture(*SAMPLES.get(name, SIZE))
     if name in SAMPLES:
         picture.save(HERE / f"{name}.jpg", quality=88)
     return picture
 
 
-def hang(name: str, picture: Image.Image) -> None:
-    """The picture and its small copy for the page, as good as the bytes allow."""
+def export_to_gallery(name: str, picture: Image.Image) -> None:
+    """Save the picture and a small copy for the page.
+
+    The JPEG quality is the highest that keeps the file within MAX_BYTES.
+    """
     shape = (SIZE[0], round(SIZE[0] * picture.height / picture.width))
     picture = picture.resize(shape, Image.Resampling.LANCZOS)
     for quality in range(88, 30, -3):
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=quality, optimize=True)
-        if file.tell() <= MOST_BYTES:
+        if file.tell() <= MAX_BYTES:
             break
     (GALLERY / f"{name}.jpg").write_bytes(file.getvalue())
-    picture.resize(SMALL, Image.Resampling.LANCZOS).save(
+    picture.resize(SMALL_SIZE, Image.Resampling.LANCZOS).save(
         GALLERY / f"{name}-small.jpg", quality=80, optimize=True
     )
 

@@ -1,11 +1,11 @@
-"""A window: sunrise over hills, in colored glass and lead.
+"""Draws a stained glass window: sunrise over hills.
 
-It knows panes: each has one color, streaks and bubbles, and glows from behind; lead runs wherever two panes meet.
-It does not know brushes, networks or any file; the same window comes out again.
+The picture is divided into numbered panes. A pane has one color, streaks and bubbles, and light
+from behind; lead runs wherever two panes meet. The result is always the same.
 """
 
 import numpy as np
-from noise import Array, blur, bytes_of, chance, mix, noise, ramp, rgb, sheet
+from noise import Array, blur, hashed_random, mix, noise, pixel_grid, ramp, rgb, to_bytes
 from PIL import Image
 
 SUN = (0.66, 0.50)
@@ -16,7 +16,7 @@ BLOOM = rgb("d42f4b f0608a f7b7c8 b01f3c")
 
 
 def panes(x: Array, y: Array) -> tuple[Array, Array]:
-    """Which pane each dot is in, as a number, and the pane's color."""
+    """Return each pixel's pane number and the color of that pane."""
     dx, dy = x - SUN[0], y - SUN[1]
     far, turn = (
         np.hypot(dx, dy) + 0.006 * np.sin(9 * np.arctan2(dy, dx)),
@@ -26,7 +26,7 @@ def panes(x: Array, y: Array) -> tuple[Array, Array]:
     sector = np.floor((turn * 16 + 0.5 * (ring % 2)) % 16).astype(int)
     sector[ring == 0] = 0
     which = ring * 16 + sector
-    color = RAYS[np.clip(ring + (chance(which, salt=3) * 1.7 - 0.6).astype(int), 0, 7)]
+    color = RAYS[np.clip(ring + (hashed_random(which, salt=3) * 1.7 - 0.6).astype(int), 0, 7)]
     for k, (level, swing, phase, parts) in enumerate(
         ((0.56, 0.05, 0.4, 5), (0.66, 0.045, 2.6, 4), (0.73, 0.02, 1.0, 6))
     ):
@@ -38,20 +38,22 @@ def panes(x: Array, y: Array) -> tuple[Array, Array]:
         under = y > line
         pane = 1000 * (k + 1) + cut * 2 + deep
         which = np.where(under, pane, which)
-        color = np.where(under[..., None], HILLS[(chance(pane, salt=5) * 5.99).astype(int)], color)
+        color = np.where(
+            under[..., None], HILLS[(hashed_random(pane, salt=5) * 5.99).astype(int)], color
+        )
     shore = 0.80 + 0.018 * np.sin(x * 6)
     row = np.floor((y - shore + 0.012 * np.sin(x * 13)) / 0.052).astype(int)
     cut = np.floor(x * 4 + 0.5 * (row % 2) + 0.12 * np.sin(y * 30)).astype(int)
     pane = 9000 + row * 40 + cut
     which = np.where(y > shore, pane, which)
     color = np.where(
-        (y > shore)[..., None], WATER[(chance(pane, salt=8) * 4.99).astype(int)], color
+        (y > shore)[..., None], WATER[(hashed_random(pane, salt=8) * 4.99).astype(int)], color
     )
     return flowers(x, y, which, color)
 
 
 def flowers(x: Array, y: Array, which: Array, color: Array) -> tuple[Array, Array]:
-    """Lilies at both sides, petal by petal, each on a stem."""
+    """Add lilies at both sides, each petal a pane of its own."""
     for k, (at_x, at_y, size) in enumerate(
         ((0.20, 0.40, 0.16), (0.11, 0.70, 0.11), (1.16, 0.66, 0.14), (1.26, 0.32, 0.10))
     ):
@@ -68,7 +70,9 @@ def flowers(x: Array, y: Array, which: Array, color: Array) -> tuple[Array, Arra
         pane = 30_000 + k * 20 + petal + 6 * (far < 0.55 * reach)
         inside = far < reach
         which = np.where(inside, pane, which)
-        color = np.where(inside[..., None], BLOOM[(chance(pane, salt=2) * 3.99).astype(int)], color)
+        color = np.where(
+            inside[..., None], BLOOM[(hashed_random(pane, salt=2) * 3.99).astype(int)], color
+        )
         heart = far < 0.2
         which, color = (
             np.where(heart, 40_000 + k, which),
@@ -78,8 +82,8 @@ def flowers(x: Array, y: Array, which: Array, color: Array) -> tuple[Array, Arra
 
 
 def picture(wide: int, high: int) -> Image.Image:
-    """The whole window, at twice its size, with the day behind it."""
-    x, y = sheet(wide * 2, high * 2)
+    """Draw the window at twice its size, then reduce it."""
+    x, y = pixel_grid(wide * 2, high * 2)
     x, y = (
         x + 0.006 * (noise(x * 14, y * 14, 2) - 0.5),
         y + 0.006 * (noise(x * 14 + 40, y * 14, 2) - 0.5),
@@ -92,12 +96,12 @@ def picture(wide: int, high: int) -> Image.Image:
     near = blur(np.minimum(seam, 1), 4) * 9
     lead = ramp(near, 0.55, 0.85)
     streak = (
-        noise(x * 7 + 3 * chance(which, salt=1), y * 60, 3)
+        noise(x * 7 + 3 * hashed_random(which, salt=1), y * 60, 3)
         - 0.5
         + 0.6 * (noise(x * 40, y * 40, 2) - 0.5)
     )
     glow = 0.72 + 0.5 * np.exp(-((x - SUN[0]) ** 2 + (y - SUN[1]) ** 2) / 0.28) + 0.42 * streak
-    glow += 0.20 * (chance(which, salt=4) - 0.5) - 0.9 * np.clip(
+    glow += 0.20 * (hashed_random(which, salt=4) - 0.5) - 0.9 * np.clip(
         blur(np.minimum(seam, 1), 14) * 4, 0, 0.30
     )
     light = color ** (1.25 - 0.3 * streak[..., None]) * glow[..., None]
@@ -107,6 +111,6 @@ def picture(wide: int, high: int) -> Image.Image:
     ] * rgb("e6ecf5")[0]
     window = mix(light, metal, np.maximum(lead, frame)[..., None])
     halo = np.stack([blur(window[..., band], 12) for band in range(3)], -1)
-    return Image.fromarray(bytes_of(window * 0.93 + 0.16 * halo)).resize(
+    return Image.fromarray(to_bytes(window * 0.93 + 0.16 * halo)).resize(
         (wide, high), Image.Resampling.LANCZOS
     )

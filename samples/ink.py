@@ -1,18 +1,18 @@
-"""Ink on paper: mountains in the mist, and bamboo before them.
+"""Draws an ink painting: mountains in the mist behind bamboo.
 
-It knows ink: how dark it is, how it thins out into mist, how a dry brush lets the paper through, and that everything is
-said with one color and a seal. It does not know networks or any file; the same sheet comes out again.
+One ink of varying darkness fades into mist, a dry brush lets the paper through, and a red seal is
+the only color. The result is always the same.
 """
 
 import numpy as np
-from noise import Array, blur, bytes_of, mix, noise, ramp, rgb, sheet
+from noise import Array, blur, mix, noise, pixel_grid, ramp, rgb, to_bytes
 from PIL import Image, ImageDraw
 
 PAPER, INK, SEAL = rgb("efe6d2 16171a b3261c")
 
 
 def mountains(x: Array, y: Array) -> Array:
-    """Ink of five ranges: each dark at its ridge, torn by the brush below it, and gone in the mist before the next."""
+    """Ink density of five ranges: dark at the ridge, rough below it, fading into the mist."""
     ink = np.zeros_like(x)
     for k, (level, tall, dark) in enumerate(
         (
@@ -49,18 +49,18 @@ def mountains(x: Array, y: Array) -> Array:
 
 
 class Brush:
-    """Strokes on a sheet of their own, each with a darkness, dry where it was fast."""
+    """Draws filled strokes of a given darkness on a grayscale image."""
 
     def __init__(self, wide: int, high: int) -> None:
-        self.high, self.sheet = high, Image.new("L", (wide, high))
-        self.pen = ImageDraw.Draw(self.sheet)
+        self.high, self.image = high, Image.new("L", (wide, high))
+        self.canvas = ImageDraw.Draw(self.image)
 
-    def shape(self, spots: Array, dark: float) -> None:
-        """A filled outline; spots in picture heights, one row of two each."""
-        self.pen.polygon([tuple(spot) for spot in spots * self.high], fill=int(255 * dark))
+    def shape(self, points: Array, dark: float) -> None:
+        """Fill a polygon; points has shape (n, 2), in picture heights."""
+        self.canvas.polygon([tuple(point) for point in points * self.high], fill=int(255 * dark))
 
     def leaf(self, x: float, y: float, turn: float, long: float, dark: float) -> None:
-        """Pressed down, then lifted: broad soon after its beginning, a hair at its end."""
+        """Draw a leaf: widest near its base, a hair at its tip."""
         t = np.linspace(0, 1, 24)
         wide = long * 0.085 * np.sin(np.pi * t**0.55) ** 1.1
         bend = 0.16 * t * t * long
@@ -70,7 +70,7 @@ class Brush:
         self.shape(np.r_[middle + aside, (middle - aside)[::-1]], dark)
 
     def stalk(self, x: float, top: float, lean: float, wide: float, dark: float) -> None:
-        """Joint after joint, a bit broader at each, with a line of paper between."""
+        """Draw a stalk: segments that widen at both ends, with gaps between them."""
         y = 1.05
         while y > top:
             end = y - 0.15 - 0.05 * np.sin(y * 9)
@@ -83,8 +83,8 @@ class Brush:
             y = end - 0.009
 
 
-def bamboo(wide: int, high: int, hand: np.random.Generator) -> Array:
-    """Three stalks at the right and their leaves, pale ones first."""
+def bamboo(wide: int, high: int, rng: np.random.Generator) -> Array:
+    """Draw three stalks at the right and their leaves, pale ones first."""
     brush = Brush(wide, high)
     across = wide / high
     for x, top, lean, thick, dark in (
@@ -95,23 +95,23 @@ def bamboo(wide: int, high: int, hand: np.random.Generator) -> Array:
         brush.stalk(x, top, lean, thick, dark)
     for dark in (0.32, 0.55, 0.9, 0.97):
         for _ in range(6):
-            x, y = across - hand.uniform(0.03, 0.50), hand.uniform(0.02, 0.52)
-            for turn in hand.uniform(0.15, 2.3, hand.integers(3, 5)):
+            x, y = across - rng.uniform(0.03, 0.50), rng.uniform(0.02, 0.52)
+            for turn in rng.uniform(0.15, 2.3, rng.integers(3, 5)):
                 brush.leaf(
                     x,
                     y,
                     float(turn),
-                    float(hand.uniform(0.10, 0.21)),
-                    dark * float(hand.uniform(0.85, 1)),
+                    float(rng.uniform(0.10, 0.21)),
+                    dark * float(rng.uniform(0.85, 1)),
                 )
-    return np.asarray(brush.sheet, np.float32) / 255
+    return np.asarray(brush.image, np.float32) / 255
 
 
 def picture(wide: int, high: int) -> Image.Image:
-    """The whole sheet, at twice its size."""
-    x, y = sheet(wide * 2, high * 2)
-    hand = np.random.default_rng(12)
-    strokes = bamboo(wide * 2, high * 2, hand)
+    """Draw the picture at twice its size, then reduce it."""
+    x, y = pixel_grid(wide * 2, high * 2)
+    rng = np.random.default_rng(12)
+    strokes = bamboo(wide * 2, high * 2, rng)
     dry = noise(x * 170 + y * 60, y * 50 - x * 30, 2)
     strokes = blur(strokes, 1) * (1 - 0.5 * ramp(dry, 0.64, 0.80)) + 0.10 * blur(strokes, 10)
     moon = np.hypot(x - 0.34, y - 0.17)
@@ -132,6 +132,6 @@ def picture(wide: int, high: int) -> Image.Image:
         marks & (np.maximum(np.abs(dx), np.abs(dy)) < 0.78)
     )
     stamp = pressed * (0.92 - 0.5 * ramp(noise(x * 90, y * 90, 2), 0.62, 0.8))
-    return Image.fromarray(bytes_of(mix(color, SEAL, stamp[..., None]))).resize(
+    return Image.fromarray(to_bytes(mix(color, SEAL, stamp[..., None]))).resize(
         (wide, high), Image.Resampling.LANCZOS
     )

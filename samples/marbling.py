@@ -1,36 +1,36 @@
-"""Marbled paper: colors dropped on water, combed, and lifted off with a sheet.
+"""Draws marbled paper: ink drops on water, combed into swirls.
 
-It knows how a drop pushes all other ink aside and how a comb drags it along; the picture is found by going back from
-each dot through all that was done, to the drop that it was once in. It does not know brushes, networks or any file.
+A drop pushes all other ink aside and a comb drags it along. The picture is computed backward: each
+pixel is traced through the combs and drops, in reverse order, to the drop that it came from.
 """
 
 import numpy as np
-from noise import Array, bytes_of, noise, rgb, sheet
+from noise import Array, noise, pixel_grid, rgb, to_bytes
 from PIL import Image
 
 INKS = rgb("17264f 1f4f8f f2e7cf b8322a 17264f e0a23a f2e7cf 2b7a78 17264f d9653b")
 WATER = rgb("e9dfc8")[0]
 
 
-def dropped(hand: np.random.Generator, wide: float) -> list[tuple[float, float, float, int]]:
-    """Drops as they fell: across, down, radius, ink. Rings grow where one falls into another."""
-    fallen = []
+def random_drops(rng: np.random.Generator, wide: float) -> list[tuple[float, float, float, int]]:
+    """Random drops in their order: x, y, radius, ink. A drop inside another one makes a ring."""
+    drops = []
     for ring in range(9):
-        for spot in range(30):
-            x, y = hand.uniform(-0.1, wide + 0.1), hand.uniform(-0.1, 1.1)
-            fallen.append(
+        for drop_number in range(30):
+            x, y = rng.uniform(-0.1, wide + 0.1), rng.uniform(-0.1, 1.1)
+            drops.append(
                 (
                     x,
                     y,
-                    float(hand.uniform(0.035, 0.075)) * (1.15 - 0.06 * ring),
-                    (ring * 3 + spot % 3) % len(INKS),
+                    float(rng.uniform(0.035, 0.075)) * (1.15 - 0.06 * ring),
+                    (ring * 3 + drop_number % 3) % len(INKS),
                 )
             )
-    return fallen
+    return drops
 
 
-def combed(x: Array, y: Array) -> tuple[Array, Array]:
-    """Where each dot was before the combs: up and down, the fine comb across, then a slow hand in waves."""
+def undo_combs(x: Array, y: Array) -> tuple[Array, Array]:
+    """Return each pixel's position before combing; undoes waves, vortices and two combs."""
     y = y - 0.035 * np.sin(x * 9 + 0.6) - 0.02 * np.sin(x * 21)
     x = x - 0.03 * np.sin(y * 11 + 1)
     for at_x, at_y, size, turn in (
@@ -52,13 +52,13 @@ def combed(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def picture(wide: int, high: int) -> Image.Image:
-    """The whole sheet, at twice its size."""
-    hand = np.random.default_rng(31)
-    across, down = sheet(wide * 2, high * 2)
-    x, y = (a.ravel() for a in combed(across, down))
+    """Draw the picture at twice its size, then reduce it."""
+    rng = np.random.default_rng(31)
+    across, down = pixel_grid(wide * 2, high * 2)
+    x, y = (a.ravel() for a in undo_combs(across, down))
     color = np.tile(WATER, (x.size, 1))
     afloat = np.arange(x.size)
-    for at_x, at_y, radius, ink in reversed(dropped(hand, wide / high)):
+    for at_x, at_y, radius, ink in reversed(random_drops(rng, wide / high)):
         dx, dy = x - at_x, y - at_y
         far = dx * dx + dy * dy
         inside = far < radius**2
@@ -71,4 +71,4 @@ def picture(wide: int, high: int) -> Image.Image:
         + 0.12 * (noise(across * 5, down * 5, 3) - 0.5)
     )
     lifted = color.reshape(*across.shape, 3) * paper[..., None]
-    return Image.fromarray(bytes_of(lifted)).resize((wide, high), Image.Resampling.LANCZOS)
+    return Image.fromarray(to_bytes(lifted)).resize((wide, high), Image.Resampling.LANCZOS)

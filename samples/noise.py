@@ -1,8 +1,7 @@
-"""Lattice noise, and the small arithmetic of columns that both pictures are drawn with.
+"""Lattice noise and vector arithmetic for the drawing programs.
 
-It knows random numbers on a square lattice and how to blend between them, and vectors kept as
-columns: an array of shape (3, n) holds n points, directions or colors.  It does not know what is
-drawn with them, nor any file.
+The noise interpolates random numbers on a square lattice. Vectors are columns: an array of shape
+(3, n) has n points, directions or colors.
 """
 
 import numpy as np
@@ -10,40 +9,40 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 Index = NDArray[np.intp]
-rng = np.random.default_rng(1889)  # the harbor goes on from where the lattice stopped
+rng = np.random.default_rng(1889)  # harbor.py continues the sequence
 LATTICE = rng.random(256 * 256, dtype=np.float32)
 
 
 def vec(*numbers: float) -> Array:
-    """One column of numbers: a point, a direction or a color."""
+    """Return a column of shape (n, 1): a point, a direction or a color."""
     column: Array = np.array(numbers, np.float32).reshape(-1, 1)
     return column
 
 
 def dot(a: Array, b: Array) -> Array:
-    """The products of columns, summed by hand, for numpy's sum over so short an axis is slow."""
+    """Return the dot products of columns. numpy's sum over so short an axis is slow."""
     total: Array = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
     return total
 
 
 def unit(v: Array) -> Array:
-    """Columns of the same directions, each of length one."""
+    """Normalize columns to length 1."""
     return v / np.sqrt(dot(v, v))
 
 
 def mix(a: Array, b: Array, amount: Array | float) -> Array:
-    """What lies between a (amount 0) and b (amount 1)."""
+    """Interpolate between a (amount 0) and b (amount 1)."""
     return a + (b - a) * amount
 
 
 def ramp(x: Array, low: float, high: float) -> Array:
-    """0 below low, 1 above high, and no corner at either end."""
+    """Smooth step: 0 below low, 1 above high, with zero slope at both ends."""
     t: Array = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def noise(x: Array, y: Array, octaves: int = 1) -> Array:
-    """Value noise in 0..1 about 0.5; whole coordinates give the lattice's own random numbers."""
+    """Value noise from 0 to 1 around 0.5; integer coordinates give the lattice's values."""
     total = np.zeros(np.broadcast_shapes(x.shape, y.shape), np.float32)
     for octave in range(octaves):
         fx, fy = x * 2.03**octave, y * 2.03**octave
@@ -57,19 +56,19 @@ def noise(x: Array, y: Array, octaves: int = 1) -> Array:
     return total / (2 - 0.5 ** (octaves - 1))
 
 
-def bytes_of(colors: Array) -> NDArray[np.uint8]:
-    """Colors of 0..1 as the bytes of a picture, what lies outside clipped."""
+def to_bytes(colors: Array) -> NDArray[np.uint8]:
+    """Convert colors from 0..1 to bytes; clips values outside."""
     return (np.clip(colors, 0, 1) * 255).astype(np.uint8)
 
 
-def sheet(wide: int, high: int) -> tuple[Array, Array]:
-    """Where each dot of a picture is, across and down, in picture heights."""
+def pixel_grid(wide: int, high: int) -> tuple[Array, Array]:
+    """Return the x and y of each pixel, in picture heights."""
     y, x = np.mgrid[0 : 1 : high * 1j, 0 : wide / high : wide * 1j].astype(np.float32)
     return x, y
 
 
 def blur(a: Array, dots: int) -> Array:
-    """Each dot becomes the mean of those about it: three boxes after another, which is nearly a bell."""
+    """Blur with three box filters per axis, which approximates a Gaussian."""
     for axis in (0, 1) * 3:
         pad = [(dots + 1, dots) if side == axis else (0, 0) for side in range(a.ndim)]
         total = np.cumsum(np.pad(a, pad, mode="edge"), axis=axis, dtype=np.float64)
@@ -79,14 +78,14 @@ def blur(a: Array, dots: int) -> Array:
 
 
 def rgb(text: str) -> Array:
-    """Colors written as in a style sheet, `2b3f9e f3c64f`, one row of three each, 0..1."""
+    """Parse hex colors, `2b3f9e f3c64f`, to shape (n, 3) with values from 0 to 1."""
     return np.array(
         [[int(one[i : i + 2], 16) / 255 for i in (0, 2, 4)] for one in text.split()], np.float32
     )
 
 
-def chance(*whole: NDArray[np.integer] | int, salt: int = 0) -> Array:
-    """A number of 0..1 for whole numbers: always the same for the same ones."""
+def hashed_random(*whole: NDArray[np.integer] | int, salt: int = 0) -> Array:
+    """Hash integers to a number from 0 to 1 (splitmix64 constants)."""
     total = np.zeros((), np.uint64) + np.uint64(salt * 7919 + 17)
     for part in whole:
         total = (total ^ np.asarray(part, np.int64).astype(np.uint64)) * np.uint64(

@@ -1,15 +1,15 @@
-"""Three pears and a bowl on a table by a window: another picture to be painted.
+"""Draws three pears and a bowl on a table by a window: the second sample photo.
 
-It knows solids as distances: a ray steps as far as nothing can be hit until it has hit something. One lamp from the
-left lights them. It does not know brushes, networks or any file.
+The solids are signed distance fields. A ray advances by the distance to the nearest solid until it
+hits one (sphere tracing). One lamp from the left lights them.
 """
 
 import numpy as np
-from noise import Array, bytes_of, dot, mix, noise, ramp, unit, vec
+from noise import Array, dot, mix, noise, ramp, to_bytes, unit, vec
 from PIL import Image
 
 LAMP = unit(vec(-0.62, 0.66, -0.62))
-# Where, how large, how far to the side, and the color of the skin.
+# Position (x, z), size, lean, and color of the skin.
 PEARS = (
     ((-0.62, 0.05), 0.50, 0.10, (0.86, 0.70, 0.16)),
     ((0.26, -0.34), 0.43, -0.35, (0.56, 0.68, 0.18)),
@@ -19,7 +19,7 @@ BOWL = (-1.50, 0.62)
 
 
 def pear(p: Array, at: tuple[float, float], size: float, lean: float) -> Array:
-    """Two balls that have run into one another."""
+    """Distance to a pear: a smooth union of two spheres."""
     x, y, z = (
         p[0] - at[0] - lean * 0.6 * np.maximum(p[1] - size, 0),
         p[1] - size * 0.98,
@@ -32,14 +32,14 @@ def pear(p: Array, at: tuple[float, float], size: float, lean: float) -> Array:
 
 
 def stem(p: Array, at: tuple[float, float], size: float, lean: float) -> Array:
-    """A thin bent rod on a pear."""
+    """Distance to the stem: a thin bent rod."""
     up = np.clip(p[1], size * 2.3, size * 2.85)
     sway = at[0] + lean * 0.6 * (up - size) + 0.10 * (up - size * 2.3)
     return np.sqrt((p[0] - sway) ** 2 + (p[1] - up) ** 2 + (p[2] - at[1]) ** 2) - 0.018
 
 
 def bowl(p: Array) -> Array:
-    """A bowl's wall, closed below."""
+    """Distance to the bowl: a wall and a floor."""
     far = np.hypot(p[0] - BOWL[0], p[2] - BOWL[1])
     belly = 0.40 + 0.16 * np.sqrt(np.clip(p[1] / 0.78, 0, 1))
     wall = np.maximum(np.abs(far - belly) - 0.028, np.abs(p[1] - 0.42) - 0.40)
@@ -48,14 +48,14 @@ def bowl(p: Array) -> Array:
 
 
 def distances(p: Array) -> Array:
-    """Of every solid: table, wall, cup, pears, stems."""
+    """Distances to all solids, shape (solids, n): table, wall, bowl, pears, stems."""
     solids = [p[1], 2.4 - p[2], bowl(p)]
     solids += [pear(p, *shape[:3]) for shape in PEARS] + [stem(p, *shape[:3]) for shape in PEARS]
     return np.stack(solids)
 
 
 def march(origin: Array, ray: Array, reach: float, steps: int) -> tuple[Array, Array]:
-    """How far each ray gets, and how close it passed by something, as a share of its way."""
+    """Return each ray's distance, and how closely it passed a solid (for soft shadows)."""
     far, near = np.full(ray.shape[1], 0.02, np.float32), np.ones(ray.shape[1], np.float32)
     for _ in range(steps):
         gap = distances(origin + ray * far).min(0)
@@ -65,7 +65,7 @@ def march(origin: Array, ray: Array, reach: float, steps: int) -> tuple[Array, A
 
 
 def colors(p: Array, which: Array) -> Array:
-    """What each solid is made of, at each point."""
+    """Return the color of the solid `which` at each point."""
     x, y, z = p
     plank = np.floor(x * 1.1 + 40)
     grain = noise(x * 2 + plank * 7, z * 26 + 3 * noise(x * 2, z * 3), 3)
@@ -77,19 +77,19 @@ def colors(p: Array, which: Array) -> Array:
         vec(0.10, 0.20, 0.48),
         vec(0.88, 0.85, 0.78),
     )
-    made = [wood, wall, glaze]
+    layers = [wood, wall, glaze]
     for k, (at, size, _, skin) in enumerate(PEARS):
         turn = np.arctan2(z - at[1], x - at[0])
         blush = ramp(noise(turn * 0.9 + 5 * k, y * 1.2 + k, 3), 0.42, 0.68)[None]
         flesh = mix(vec(*skin), vec(0.74, 0.20, 0.10), 0.65 * blush * ramp(y / size, 0.3, 1.5))
         freckles = ramp(noise(turn * 22 * size, y * 26, 2), 0.66, 0.74)
-        made.append(flesh * (1 - 0.35 * freckles) * (1 + 0.2 * (noise(turn * 6, y * 6, 2) - 0.5)))
-    made += [vec(0.07, 0.04, 0.02) + 0 * p] * len(PEARS)
-    return np.take_along_axis(np.stack(made), which[None, None], 0)[0]
+        layers.append(flesh * (1 - 0.35 * freckles) * (1 + 0.2 * (noise(turn * 6, y * 6, 2) - 0.5)))
+    layers += [vec(0.07, 0.04, 0.02) + 0 * p] * len(PEARS)
+    return np.take_along_axis(np.stack(layers), which[None, None], 0)[0]
 
 
-def shaded(origin: Array, ray: Array) -> Array:
-    """The light along each ray: the lamp with soft shadows, the room, and a shine on what is glazed."""
+def trace_light(origin: Array, ray: Array) -> Array:
+    """Return the light along each ray: lamp with soft shadows, ambient light, highlights."""
     far, _ = march(origin, ray, 12, 90)
     p = origin + ray * far
     which = distances(p).argmin(0)
@@ -120,7 +120,7 @@ def shaded(origin: Array, ray: Array) -> Array:
 
 
 def picture(wide: int, high: int) -> Image.Image:
-    """The whole table, with four rays to each dot, as a camera sees it."""
+    """Draw the table with four rays per pixel and a camera's tone curve."""
     eye, forward = vec(-0.25, 1.62, -4.6), unit(vec(-0.02, -0.20, 1))
     right = unit(np.cross(vec(0, 1, 0)[:, 0], forward[:, 0])[:, None].astype(np.float32))
     above = np.cross(forward[:, 0], right[:, 0])[:, None].astype(np.float32)
@@ -129,10 +129,10 @@ def picture(wide: int, high: int) -> Image.Image:
         across = np.linspace(-0.46, 0.46, wide * 2, dtype=np.float32)
         y, x = (a.ravel() for a in np.meshgrid(top, across, indexing="ij"))
         rows.append(
-            shaded(eye, unit(forward + right * x + above * y)).T.reshape(len(top), wide * 2, 3)
+            trace_light(eye, unit(forward + right * x + above * y)).T.reshape(len(top), wide * 2, 3)
         )
     light = np.concatenate(rows).reshape(high, 2, wide, 2, 3).mean((1, 3))
     film = light * (2.3 * light + 0.05) / (light * (2.1 * light + 0.55) + 0.12)
     y, x = np.mgrid[-1 : 1 : high * 1j, -1 : 1 : wide * 1j]
     film = np.clip(film, 0, 1) ** (1 / 2.2) * (1 - 0.10 * (x * x + y * y))[..., None]
-    return Image.fromarray(bytes_of(film.astype(np.float32)))
+    return Image.fromarray(to_bytes(film.astype(np.float32)))

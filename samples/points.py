@@ -1,11 +1,11 @@
-"""Points: poplars by a river at evening, in dots of unmixed color.
+"""Draws poplars by a river at evening in the pointillist style.
 
-It knows what the eye mixes: each dot is one pigment near the color that is meant, or now and then its opposite; broad
-ones first, small ones where it matters. It does not know strokes, networks or any file; the same dots come out again.
+Each dot has one pigment near the target color, or now and then its complement; broad dots first,
+then small ones. The result is always the same.
 """
 
 import numpy as np
-from noise import Array, bytes_of, mix, noise, ramp, rgb, sheet, vec
+from noise import Array, mix, noise, pixel_grid, ramp, rgb, to_bytes, vec
 from PIL import Image
 
 SHORE = 0.58
@@ -16,7 +16,7 @@ PIGMENTS = rgb(
 
 
 def trees(x: Array, y: Array, at: float, tall: float, broad: float) -> Array:
-    """How much of a poplar is there: a flame that stands on the shore."""
+    """Return the mask of a poplar that stands on the shore."""
     up = (SHORE - y) / tall
     wave = 0.35 * (noise(x * 26 + at * 9, y * 22, 3) - 0.5)
     edge = np.clip(np.sin(np.pi * np.clip(up, 0, 1) ** 0.75), 0, 1) ** 0.7
@@ -24,7 +24,7 @@ def trees(x: Array, y: Array, at: float, tall: float, broad: float) -> Array:
 
 
 def land(x: Array, y: Array) -> Array:
-    """The colors above the water, each dot a row of three."""
+    """Return the colors above the water, shape (..., 3)."""
     glow = np.exp(-np.hypot((x - 0.50) * 0.8, y - 0.44) / 0.22)[..., None]
     color = mix(vec(0.36, 0.55, 0.85).T, vec(0.99, 0.80, 0.62).T, ramp(y, -0.05, 0.52)[..., None])
     color = mix(color, vec(1, 0.86, 0.45).T, 1.1 * glow)
@@ -59,8 +59,8 @@ def land(x: Array, y: Array) -> Array:
     return color
 
 
-def scene(x: Array, y: Array) -> Array:
-    """The land, its image in the river, and the near bank."""
+def landscape(x: Array, y: Array) -> Array:
+    """Return the land, its reflection in the river, and the near bank."""
     ripple = 0.010 * np.sin(y * 150 + 6 * noise(x * 5, y * 20, 2)) + 0.02 * (
         noise(x * 3, y * 50, 2) - 0.5
     )
@@ -76,36 +76,40 @@ def scene(x: Array, y: Array) -> Array:
     return np.where(bank[..., None], mix(grass, vec(0.92, 0.36, 0.36).T, flower), color)
 
 
-def dotted(canvas: Array, meant: Array, size: float, count: int, hand: np.random.Generator) -> None:
-    """A layer of dots all over the canvas."""
+def paint_dots(
+    canvas: Array, target_image: Array, size: float, count: int, rng: np.random.Generator
+) -> None:
+    """Paint a layer of random dots over the whole canvas."""
     high, wide, _ = canvas.shape
-    rows, columns = hand.integers(0, high, count), hand.integers(0, wide, count)
-    target = meant[rows, columns] + hand.normal(scale=0.055, size=(count, 3)).astype(np.float32)
-    odd = hand.random(count) < 0.04
+    rows, columns = rng.integers(0, high, count), rng.integers(0, wide, count)
+    target = target_image[rows, columns] + rng.normal(scale=0.055, size=(count, 3)).astype(
+        np.float32
+    )
+    odd = rng.random(count) < 0.04
     target[odd] = 0.45 * target[odd] + 0.55 * (1.15 - target[odd])
     nearest = (
         (target[:, None] - PIGMENTS[None]) ** 2 @ np.array((0.9, 1.3, 0.8), np.float32)
     ).argmin(1)
-    paint = mix(PIGMENTS[nearest], target, 0.28) * hand.normal(1, 0.035, (count, 1))
-    radii = size * hand.uniform(0.72, 1.2, count)
+    paint = mix(PIGMENTS[nearest], target, 0.28) * rng.normal(1, 0.035, (count, 1))
+    radii = size * rng.uniform(0.72, 1.2, count)
     for row, column, radius, color in zip(rows, columns, radii, paint, strict=True):
         reach = int(radius) + 2
         top, left = max(0, row - reach), max(0, column - reach)
-        spot = canvas[top : row + reach + 1, left : column + reach + 1]
+        patch = canvas[top : row + reach + 1, left : column + reach + 1]
         y, x = np.ogrid[
-            top - row : top - row + spot.shape[0], left - column : left - column + spot.shape[1]
+            top - row : top - row + patch.shape[0], left - column : left - column + patch.shape[1]
         ]
         far = np.hypot(x, y * 1.08)
         inside = np.clip(radius - far + 0.5, 0, 1)[..., None]
         dome = (1.04 - 0.05 * (x + y) / radius - 0.06 * (far / radius) ** 2)[..., None]
-        spot += (color * dome - spot) * inside
+        patch += (color * dome - patch) * inside
 
 
 def picture(wide: int, high: int) -> Image.Image:
-    """The whole river, at twice its size, from broad dots to small ones."""
-    hand = np.random.default_rng(1886)
-    meant = scene(*sheet(wide * 2, high * 2)).astype(np.float32)
-    canvas = np.clip(0.75 * meant + 0.25 * vec(0.96, 0.88, 0.72).T, 0, 1).astype(np.float32)
+    """Draw the picture at twice its size, from broad dots to small ones, then reduce it."""
+    rng = np.random.default_rng(1886)
+    target_image = landscape(*pixel_grid(wide * 2, high * 2)).astype(np.float32)
+    canvas = np.clip(0.75 * target_image + 0.25 * vec(0.96, 0.88, 0.72).T, 0, 1).astype(np.float32)
     for size, count in ((11.0, 16_000), (8.0, 30_000), (6.2, 30_000)):
-        dotted(canvas, meant, size, count, hand)
-    return Image.fromarray(bytes_of(canvas)).resize((wide, high), Image.Resampling.LANCZOS)
+        paint_dots(canvas, target_image, size, count, rng)
+    return Image.fromarray(to_bytes(canvas)).resize((wide, high), Image.Resampling.LANCZOS)

@@ -1,15 +1,14 @@
-"""The night, brushed: the picture to paint like.
+"""Draws a night sky in thick brush strokes: the sample painting.
 
-It knows paint.  Strokes follow a stream function, carry two half-mixed pigments, and leave a relief of
-paint that is lit at the end.  It does not know solids, rays, networks or any file; its seed is fixed,
-so the first picture that a run draws is always the same.
+Strokes follow a stream function, carry two half-mixed pigments, and leave a relief of paint that is
+lit at the end. The seed is fixed, so the first picture of a run is always the same.
 """
 
 import numpy as np
-from noise import Array, Index, bytes_of, mix, noise, ramp
+from noise import Array, Index, mix, noise, ramp, to_bytes
 from PIL import Image
 
-hand = np.random.default_rng(7)
+rng = np.random.default_rng(7)
 NIGHT = (
     np.array(
         (
@@ -44,7 +43,7 @@ EARTH = (
     )
     / 255
 )
-# Eddies of the wind, and lights: across, down, radius (of the picture's height), turn, brightness.
+# Vortices of the wind, and lights: x, y, radius (in picture heights), rotation, brightness.
 EDDIES = (
     (0.42, 0.37, 0.20, 1.1, 0.20),
     (0.80, 0.45, 0.14, -1.2, 0.16),
@@ -59,7 +58,7 @@ EDDIES = (
 
 
 def shore(x: Array) -> Array:
-    """How far down the hills begin."""
+    """Return the y at which the hills begin."""
     line: Array = (
         0.72 + 0.05 * np.sin(x * 4.1 + 0.6) + 0.10 * (noise(x * 2.3 + 5, x * 0 + 2, 2) - 0.5)
     )
@@ -67,7 +66,7 @@ def shore(x: Array) -> Array:
 
 
 def stream(x: Array, y: Array) -> Array:
-    """A height whose level lines the brush follows: wind above the shore, swell below it."""
+    """The stream function; strokes follow its level lines: wind above the shore, swell below."""
     wind = 0.5 * y + 0.10 * np.sin(x * 5 + y * 3) + 0.22 * noise(x * 2.2 + 7, y * 3 + 1, 2)
     for across, down, size, turn, _ in EDDIES:
         far = ((x - across) ** 2 + (y - down) ** 2) / size**2
@@ -77,7 +76,7 @@ def stream(x: Array, y: Array) -> Array:
 
 
 def tones(x: Array, y: Array, psi: Array) -> Array:
-    """How light each place is, 0..1 along its palette: bands that run with the stream, and lights."""
+    """Return each pixel's place on the palette, 0..1: bands along the stream, and lights."""
     tone = 0.26 + 0.16 * np.sin(psi * 38) + 0.30 * (noise(x * 4, y * 4 + 3, 3) - 0.5)
     for across, down, size, _, bright in EDDIES:
         far = np.sqrt((x - across) ** 2 + (y - down) ** 2) / size
@@ -91,7 +90,7 @@ def tones(x: Array, y: Array, psi: Array) -> Array:
 
 
 class Canvas:
-    """Paint and its thickness, and the lay of the land that the brush looks at; y is in picture heights."""
+    """The paint and its relief, and the fields that guide the brush; y is in picture heights."""
 
     def __init__(self, wide: int, high: int) -> None:
         y, x = np.mgrid[0 : 1 : high * 1j, 0 : wide / high : wide * 1j].astype(np.float32)
@@ -102,47 +101,54 @@ class Canvas:
         self.paint = NIGHT[np.clip(self.tone * 8, 0, 8).astype(np.intp)]
         self.relief = 0.15 * noise(x * 300, y * 300, 2)
 
-    def at(self, spot: Array) -> tuple[Index, Index]:
-        """The row and column of the dot nearest to each spot, within the canvas."""
+    def pixel_at(self, position: Array) -> tuple[Index, Index]:
+        """Return the row and column of the pixel nearest to each position, within the canvas."""
         high, wide = self.tone.shape
-        x, y = np.rint(spot).astype(np.intp)
+        x, y = np.rint(position).astype(np.intp)
         return np.clip(y, 0, high - 1), np.clip(x, 0, wide - 1)
 
     def layer(self, width: float, length: float, count: int, least: float) -> None:
-        """Lays strokes of about one size all over, but none where it is much darker than least."""
+        """Paint strokes of about one size, except where the tone is much darker than least."""
         high, wide = self.tone.shape
-        start: Array = hand.uniform(-0.05, 1.05, (2, count)) * ((wide,), (high,))
-        start = start[:, self.tone[self.at(start)] + hand.normal(scale=0.2, size=count) > least]
-        wander, trail = hand.normal(scale=0.14, size=start.shape[1]), [start]
+        start: Array = rng.uniform(-0.05, 1.05, (2, count)) * ((wide,), (high,))
+        start = start[
+            :, self.tone[self.pixel_at(start)] + rng.normal(scale=0.2, size=count) > least
+        ]
+        wander, trail = rng.normal(scale=0.14, size=start.shape[1]), [start]
         for _ in range(steps := int(length / width * 2)):
-            angle = self.angle[self.at(trail[-1])] + wander
+            angle = self.angle[self.pixel_at(trail[-1])] + wander
             trail.append(trail[-1] + width / 2 * np.stack([np.cos(angle), np.sin(angle)]))
         for line in np.stack(trail).transpose(2, 0, 1):
             self.stroke(
-                line[: int(steps * hand.uniform(0.5, 1)) + 1],
-                width * float(hand.uniform(0.7, 1.25)),
+                line[: int(steps * rng.uniform(0.5, 1)) + 1],
+                width * float(rng.uniform(0.7, 1.25)),
             )
 
-    def pigments(self, spot: Array) -> tuple[Array, Array]:
-        """Two neighbors on the palette for one brush; now and then a color that does not belong."""
-        place = self.at(spot)
-        palette = EARTH if self.land[place] else NIGHT
-        tone = self.tone[place] + 0.45 * (hand.random() < 0.03) + hand.normal((0, 0.10), 0.085)
+    def pigments(self, position: Array) -> tuple[Array, Array]:
+        """Return two neighboring pigments for one stroke; now and then an unexpected one."""
+        pixel = self.pixel_at(position)
+        palette = EARTH if self.land[pixel] else NIGHT
+        tone = self.tone[pixel] + 0.45 * (rng.random() < 0.03) + rng.normal((0, 0.10), 0.085)
         steps = np.clip(tone, 0, 1) * (len(palette) - 1)
         two = np.stack([np.interp(steps, range(len(palette)), band) for band in palette.T], 1)
-        first, second = np.clip(two * hand.normal(1, 0.09, size=(2, 3)), 0, 1)
+        first, second = np.clip(two * rng.normal(1, 0.09, size=(2, 3)), 0, 1)
         return first, second
 
     def stroke(self, trail: Array, width: float) -> None:
-        """One loaded brush: bristles streak it, it runs dry toward the end, its edges pile up."""
+        """Paint one stroke: streaked by bristles, dry toward its end, thick at its edges."""
         first, second = self.pigments(trail[len(trail) // 2])
-        s, t, spot = ribbon(trail, width)
-        hair = noise(t * width * 0.35 + 99 * hand.random(), s * 2.5 + 50 * hand.random(), 2)
-        inside = ((spot > 0) & (spot < np.array(self.tone.T.shape)[:, None, None] - 1)).all(0)
+        s, t, position = ribbon(trail, width)
+        hair = noise(t * width * 0.35 + 99 * rng.random(), s * 2.5 + 50 * rng.random(), 2)
+        inside = ((position > 0) & (position < np.array(self.tone.T.shape)[:, None, None] - 1)).all(
+            0
+        )
         wet = inside & (hair > 0.62 * s**3 - 0.05 + 0.25 * abs(t) ** 6 * s)
-        at, thin = self.at(spot[:, wet]), (0.10 + 0.3 * s**2 + 0 * t)[wet][:, None]
-        self.paint[at] = mix(
-            mix(first, second, ramp(hair, 0.35, 0.65)[wet][:, None]), self.paint[at], thin
+        pixels, thinness = (
+            self.pixel_at(position[:, wet]),
+            (0.10 + 0.3 * s**2 + 0 * t)[wet][:, None],
+        )
+        self.paint[pixels] = mix(
+            mix(first, second, ramp(hair, 0.35, 0.65)[wet][:, None]), self.paint[pixels], thinness
         )
         ridge = (
             0.55 * hair
@@ -150,12 +156,12 @@ class Canvas:
             - 0.9 * abs(t) ** 9
             + 0.5 * np.exp(-400 * (s - 0.96) ** 2)
         )
-        self.relief[at] = (
-            0.35 * self.relief[at] + (ridge * (1 - 0.4 * s) * min(width / 14, 1.3))[wet]
+        self.relief[pixels] = (
+            0.35 * self.relief[pixels] + (ridge * (1 - 0.4 * s) * min(width / 14, 1.3))[wet]
         )
 
-    def lit(self) -> Array:
-        """The paint under a lamp at the upper left, which finds every ridge of it."""
+    def light(self) -> Array:
+        """Return the paint lit from the upper left, which shows its relief."""
         y, x = np.gradient(self.relief)
         slope = np.clip((x + 1.3 * y) * -0.55, -0.5, 0.5)
         shine = np.clip(slope - 0.16, 0, 1) * 0.9
@@ -164,7 +170,7 @@ class Canvas:
 
 
 def ribbon(trail: Array, width: float) -> tuple[Array, Array, Array]:
-    """Along (0..1), across (-1..1) and where that is, closer than the canvas's own dots."""
+    """Sample a stroke more densely than the pixels: along (0..1), across (-1..1), positions."""
     step = np.linspace(0, len(trail) - 1, int(len(trail) * width * 0.8))
     x, y = (np.interp(step, range(len(trail)), line) for line in trail.T)
     dx, dy = np.gradient(x), np.gradient(y)
@@ -175,7 +181,7 @@ def ribbon(trail: Array, width: float) -> tuple[Array, Array, Array]:
 
 
 def picture(wide: int, high: int) -> Image.Image:
-    """The whole night, brushed at twice its size from the broadest strokes to the finest."""
+    """Draw the night at twice its size, from the broadest strokes to the finest, then reduce it."""
     canvas = Canvas(wide * 2, high * 2)
     for width, length, count, pick in (
         (52, 300, 800, -9),
@@ -185,4 +191,4 @@ def picture(wide: int, high: int) -> Image.Image:
         (14, 100, 4000, 0.4),
     ):
         canvas.layer(width, length, count, pick)
-    return Image.fromarray(bytes_of(canvas.lit())).resize((wide, high), Image.Resampling.LANCZOS)
+    return Image.fromarray(to_bytes(canvas.light())).resize((wide, high), Image.Resampling.LANCZOS)

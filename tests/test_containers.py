@@ -1,4 +1,4 @@
-"""What can be said of the containers without running them: the files agree with each other and with the code."""
+"""Checks of the container files without running them: they agree with each other and the code."""
 
 import json
 import re
@@ -33,7 +33,7 @@ _INTERPOLATION = re.compile(r"\$\{(\w+)(?::-)?([^}]*)\}")
 
 
 class Dockerfile:
-    """Its instructions, in order."""
+    """A Dockerfile's instructions, in order."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,7 +51,7 @@ class Dockerfile:
         return rest
 
     def after(self, instruction: str, following: str) -> list[str]:
-        """What `following` says below the last `instruction`."""
+        """The arguments of `following` below the last `instruction`."""
         words = [word for word, _ in self._lines]
         start = len(words) - words[::-1].index(instruction)
         return [rest for word, rest in self._lines[start:] if word == following]
@@ -80,7 +80,7 @@ RESET = object()
 
 
 class _Loader(yaml.SafeLoader):
-    """Knows Compose's own tag, which removes what an earlier file says."""
+    """A loader that knows Compose's tag `!reset`, which removes a value of an earlier file."""
 
 
 _Loader.add_constructor("!reset", lambda *_: RESET)
@@ -96,7 +96,7 @@ def _compose(name: str = "docker-compose.yml") -> dict[str, Any]:
 
 
 def _merged(base: Any, over: Any) -> Any:
-    """As Compose merges two files, as far as ours need it: mappings, and values reset."""
+    """Merge two files like Compose, as far as ours need it: mappings and reset values."""
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
     both = {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
@@ -109,7 +109,7 @@ each_service = pytest.mark.parametrize("service", SERVICES.values(), ids=list(SE
 
 
 def _mounts(service: str) -> dict[str, str]:
-    """Volume by the folder it is mounted on; an option such as `ro` stays with the folder, and so matches none."""
+    """Volumes by mount folder; an option such as `ro` stays in the key, so it matches no folder."""
     return {
         folder: volume
         for volume, _, folder in (text.partition(":") for text in SERVICES[service]["volumes"])
@@ -117,7 +117,7 @@ def _mounts(service: str) -> dict[str, str]:
 
 
 def _environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give this process the container's IMPASTO_* variables."""
+    """Set the container's IMPASTO_* variables in this process."""
     for variable, value in (IMAGES[name].environment | SERVICES[name]["environment"]).items():
         if variable.startswith("IMPASTO_"):
             monkeypatch.setenv(variable, value)
@@ -127,8 +127,8 @@ def _environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @each_image
-def test_hadolint_has_nothing_to_say(image: Dockerfile) -> None:
-    """The Dockerfiles keep hadolint's rules."""
+def test_hadolint_reports_nothing(image: Dockerfile) -> None:
+    """The Dockerfiles follow hadolint's rules."""
     hadolint = shutil.which("hadolint", path=sysconfig.get_path("scripts")) or "hadolint"
     ran = subprocess.run(
         [hadolint, "--no-color", image.path], capture_output=True, text=True, check=False
@@ -137,8 +137,8 @@ def test_hadolint_has_nothing_to_say(image: Dockerfile) -> None:
 
 
 @each_image
-def test_what_is_copied_is_there_and_not_ignored(image: Dockerfile) -> None:
-    """Every source of a COPY exists and passes .dockerignore, which ignores all that it does not name."""
+def test_every_copied_path_exists_and_is_not_ignored(image: Dockerfile) -> None:
+    """Each COPY source exists and is listed in .dockerignore, which ignores everything else."""
     rules = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in rules
     assert [source for source in image.copied if not (ROOT / source).exists()] == []
@@ -147,7 +147,7 @@ def test_what_is_copied_is_there_and_not_ignored(image: Dockerfile) -> None:
 
 @each_image
 def test_the_command_is_a_module_in_the_image(image: Dockerfile) -> None:
-    """The container runs `python -m` with a package that exists, can be run, and was copied."""
+    """The container runs `python -m` with a package that exists and was copied."""
     *python, module = json.loads(image.one("CMD"))
     assert python == ["python", "-m"]
     assert find_spec(f"{module}.__main__") is not None
@@ -155,30 +155,30 @@ def test_the_command_is_a_module_in_the_image(image: Dockerfile) -> None:
 
 
 @each_image
-def test_an_image_runs_as_nobody_in_particular(image: Dockerfile) -> None:
-    """The container's process is not root: the last USER is a number, as Kubernetes wants it, other than 0."""
+def test_an_image_does_not_run_as_root(image: Dockerfile) -> None:
+    """The last USER is a number (Kubernetes requires a number) other than 0."""
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", image.all("USER")[-1])
 
 
 def test_base_images_are_pinned() -> None:
-    """Every image that we build on or run is named with its full version, so a rebuild gets the same one."""
+    """Every image has its full version in its name, so a rebuild uses the same one."""
     names = [image.one("FROM") for image in IMAGES.values()]
     names += [service["image"] for service in SERVICES.values() if "image" in service]
     assert [name for name in names if not PINNED.fullmatch(name)] == []
 
 
-def test_the_worker_brings_its_networks() -> None:
-    """The worker's image holds every network, fetched as the user that reads them, so it works offline."""
+def test_the_workers_image_contains_the_networks() -> None:
+    """The image has every network, fetched as the user that reads them, so it works offline."""
     fetching = " ".join(WORKER.after("USER", "RUN"))
     for name in get_args(DownloadableModel):
         assert f"python -m cli weights fetch {name}" in fetching
     folder = WORKER.environment["IMPASTO_CACHE_DIR"]
-    made = next(command for command in WORKER.all("RUN") if "install --directory" in command)
-    assert folder in made.split()
+    install = next(command for command in WORKER.all("RUN") if "install --directory" in command)
+    assert folder in install.split()
 
 
-def test_a_worker_is_asked_to_go_by_sigterm() -> None:
-    """Docker stops a worker with the signal on which Celery lets it hand back its job."""
+def test_a_worker_is_stopped_by_sigterm() -> None:
+    """SIGTERM lets Celery shut down gently, so that the worker releases its job."""
     assert WORKER.one("STOPSIGNAL") == "SIGTERM"
 
 
@@ -187,14 +187,14 @@ def test_a_worker_is_asked_to_go_by_sigterm() -> None:
 
 @each_service
 def test_every_service_has_a_health_check(service: dict[str, Any]) -> None:
-    """Docker can tell of every service whether it is well, from the Compose file or from the image."""
+    """Each service has a health check, in the Compose file or in its image."""
     built = service.get("build", {}).get("dockerfile")
     assert "healthcheck" in service or Dockerfile(ROOT / built).all("HEALTHCHECK")
 
 
 @pytest.fixture
 def livez(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The port of a server that answers /livez with the status given, and all else with 404."""
+    """The port of a server that sends the given status for /livez and 404 for all else."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -212,10 +212,10 @@ def livez(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(("livez", "healthy"), [(200, True), (503, False)], indirect=["livez"])
-def test_the_apis_health_check_asks_livez(
+def test_the_apis_health_check_requests_livez(
     livez: int, healthy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The API's health check succeeds when /livez answers 200, past any proxy, and fails otherwise."""
+    """It succeeds if /livez returns 200, bypasses any proxy, and fails otherwise."""
     monkeypatch.setenv("IMPASTO_API_PORT", str(livez))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     ran = subprocess.run([sys.executable, *API.health_command[1:]], check=False, timeout=60)
@@ -223,8 +223,8 @@ def test_the_apis_health_check_asks_livez(
     assert "/livez" in {getattr(route, "path", None) for route in health.router.routes}
 
 
-def test_the_workers_health_check_knows_the_process_that_paints() -> None:
-    """The worker's health check finds the pool's child by its command line, and does not find itself."""
+def test_the_workers_health_check_finds_the_pools_child() -> None:
+    """It finds the child process by its command line and does not match itself."""
     pattern = shlex.split(WORKER.health_command[-1])[2]
     assert re.search(pattern, " ".join(get_command_line(pipe_handle=1)))
     assert not re.search(pattern, WORKER.health_command[-1])
@@ -237,18 +237,18 @@ def test_the_workers_health_check_knows_the_process_that_paints() -> None:
 def test_settings_accept_the_containers_environment(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every IMPASTO_* variable of a container is a setting with a value that the program takes."""
+    """Every IMPASTO_* variable of a container is a valid setting."""
     _environment(name, monkeypatch)
     shared = read_settings(Settings)
     read_settings(ApiSettings)
     read_settings(WorkerSettings)
     assert urlsplit(shared.redis_url).hostname == "redis"
     assert urlsplit(shared.redis_url).password == PASSWORD
-    assert "env_file" not in SERVICES[name]  # would bring in variables that are no settings
+    assert "env_file" not in SERVICES[name]  # it would add variables that are no settings
 
 
 def test_the_api_can_be_reached_on_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The API listens on all addresses of its container, on the port exposed, which is published to loopback only."""
+    """The API listens on all addresses of its container; the host publishes only to loopback."""
     _environment("api", monkeypatch)
     own = read_settings(ApiSettings)
     assert own.host == "0.0.0.0"  # noqa: S104 - inside the container
@@ -258,7 +258,7 @@ def test_the_api_can_be_reached_on_its_port(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_api_and_worker_share_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """API and worker mount one volume on the folder of the blobs, and write there as one user."""
+    """API and worker mount the same volume as data folder, as the same user."""
     volumes = set()
     for name in IMAGES:
         _environment(name, monkeypatch)
@@ -268,8 +268,8 @@ def test_api_and_worker_share_the_pictures(monkeypatch: pytest.MonkeyPatch) -> N
     assert WORKER.all("USER") == API.all("USER")
 
 
-def test_redis_forgets_nothing() -> None:
-    """Redis writes every change to a volume before it answers, and evicts nothing."""
+def test_redis_is_durable() -> None:
+    """Redis writes each change to a volume before it answers, and evicts nothing."""
     program, *words = SERVICES["redis"]["command"]
     options = dict(zip(words[::2], words[1::2], strict=True))
     assert program == "valkey-server"
@@ -279,15 +279,15 @@ def test_redis_forgets_nothing() -> None:
     assert _mounts("redis")["/data"] in _compose()["volumes"]
 
 
-def test_redis_is_for_the_other_containers_only() -> None:
-    """Redis publishes no port and asks for the password."""
+def test_redis_is_reachable_only_from_the_other_containers() -> None:
+    """Redis publishes no port and requires the password."""
     words = SERVICES["redis"]["command"]
     assert "ports" not in SERVICES["redis"]
     assert words[words.index("--requirepass") + 1] == PASSWORD
 
 
-def test_the_containers_take_every_setting_of_webhooks() -> None:
-    """From .env; and where it says nothing, what the programs would take by themselves."""
+def test_the_containers_accept_every_webhook_setting() -> None:
+    """The values come from .env; the defaults are those of the programs."""
     names = {
         f"IMPASTO_{name.upper()}" for name in Settings.model_fields if name.startswith("webhook_")
     }
@@ -306,9 +306,9 @@ def test_the_containers_take_every_setting_of_webhooks() -> None:
 
 
 def test_there_is_no_default_password() -> None:
-    """Compose refuses to start without IMPASTO_REDIS_PASSWORD, the one thing to set, and .env.example names it.
+    """Compose requires IMPASTO_REDIS_PASSWORD and nothing else; .env.example names it.
 
-    Without IMPASTO_WEBHOOK_SECRET it sends no webhooks.
+    Without IMPASTO_WEBHOOK_SECRET, webhooks are off.
     """
     text = (ROOT / "docker-compose.yml").read_text()
     needed = {name for name, _ in _INTERPOLATION.findall(text) if f"${{{name}:-" not in text}
@@ -321,8 +321,8 @@ def test_there_is_no_default_password() -> None:
 
 
 @each_service
-def test_a_container_can_do_little_harm(service: dict[str, Any]) -> None:
-    """No container is root, has capabilities, can gain any, or can write to its image; process 1 reaps."""
+def test_a_container_has_no_privileges(service: dict[str, Any]) -> None:
+    """No root, no capabilities, no way to gain any, a read-only image; process 1 reaps zombies."""
     assert "build" in service or not service["user"].startswith(("0", "root"))
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -330,26 +330,34 @@ def test_a_container_can_do_little_harm(service: dict[str, Any]) -> None:
     assert service["init"] is True
 
 
-def test_programs_start_once_redis_answers() -> None:
-    """API and worker wait for a healthy Redis."""
+def test_programs_start_after_redis_is_healthy() -> None:
+    """API and worker depend on a healthy Redis."""
     for name in IMAGES:
         assert SERVICES[name]["depends_on"] == {"redis": {"condition": "service_healthy"}}
 
 
-def test_the_courier_runs_from_the_apis_image_with_the_same_settings() -> None:
-    """Webhooks are signed with the secret under which the API takes them, by a program that is in the image."""
-    courier = SERVICES["webhooks"]
-    *python, module = courier["command"]
-    assert (["python", "-m"], SERVICES["api"]["build"]) == (python, courier["build"])
+def test_the_webhook_dispatcher_runs_from_the_apis_image_with_the_same_settings() -> None:
+    """It has the same secret as the API, and its program is in the image."""
+    dispatcher = SERVICES["webhooks"]
+    *python, module = dispatcher["command"]
+    assert (python, dispatcher["build"]) == (["python", "-m"], SERVICES["api"]["build"])
     assert find_spec(module) is not None
     assert module.partition(".")[0] in API.copied
-    assert courier["environment"].items() <= SERVICES["api"]["environment"].items()
-    assert courier["environment"]["IMPASTO_WEBHOOK_SECRET"] == SECRET
-    assert SERVICES["api"]["depends_on"] == courier["depends_on"]
+    assert dispatcher["environment"].items() <= SERVICES["api"]["environment"].items()
+    assert dispatcher["environment"]["IMPASTO_WEBHOOK_SECRET"] == SECRET
+    assert SERVICES["api"]["depends_on"] == dispatcher["depends_on"]
 
 
-def test_the_worker_reserves_a_gpu_unless_told_otherwise() -> None:
-    """The worker gets one NVIDIA GPU; docker-compose.cpu.yml takes that back, and changes nothing else."""
+def test_the_webhook_dispatchers_health_check_finds_its_process() -> None:
+    """It finds the process by its command line and does not match itself."""
+    _, check = SERVICES["webhooks"]["healthcheck"]["test"]
+    pattern = shlex.split(check)[2]
+    assert re.search(pattern, " ".join(SERVICES["webhooks"]["command"]))
+    assert not re.search(pattern, check)
+
+
+def test_the_worker_reserves_a_gpu_except_in_the_cpu_file() -> None:
+    """The worker gets one NVIDIA GPU; docker-compose.cpu.yml removes only that."""
     reservations = SERVICES["worker"]["deploy"]["resources"]["reservations"]
     assert reservations == {"devices": [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]}
     without = _compose()

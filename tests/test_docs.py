@@ -1,4 +1,4 @@
-"""The documentation tells of everything that there is, and of nothing else."""
+"""The documentation covers every parameter, setting, error code and route, and no others."""
 
 import re
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def _read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def _variables() -> set[str]:
+def _setting_names() -> set[str]:
     return {
         kind.model_config["env_prefix"] + name.upper()
         for kind in SETTINGS
@@ -35,18 +35,18 @@ def _variables() -> set[str]:
     }
 
 
-def test_every_knob_is_in_the_table_with_its_default() -> None:
+def test_every_parameter_is_in_the_table_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", _read("docs/api.md"), re.MULTILINE))
 
     assert set(rows) == {*PARAMETERS, *SubmissionOptions.model_fields}
     for name, field in StyleSpec.model_fields.items():
         if isinstance(field.default, int | float | str):
-            number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
-            shown = f"{field.default:g}" if number else f"`{str(field.default).lower()}`"
+            is_number = not isinstance(field.default, str | bool)
+            shown = f"{field.default:g}" if is_number else f"`{str(field.default).lower()}`"
             assert shown == rows[name].split(" ")[0], name
 
 
-def test_every_preset_is_in_the_table_with_what_it_sets() -> None:
+def test_every_preset_is_in_the_table_with_its_parameters() -> None:
     rows = [
         f"| {name} | {preset.description} | {_assignments(preset.parameters)} |"
         for name, preset in PRESETS.items()
@@ -60,18 +60,16 @@ def _assignments(parameters: Mapping[str, object]) -> str:
 
 
 def _shown(value: object) -> str:
-    return (
-        ",".join(f"{name}={share}" for name, share in value.items())
-        if isinstance(value, dict)
-        else f"{value}"
-    )
+    if isinstance(value, dict):
+        return ",".join(f"{name}={share}" for name, share in value.items())
+    return str(value)
 
 
 @pytest.mark.parametrize("page", ["docs/operations.md", ".env.example"])
 def test_every_setting_is_documented_and_no_other(page: str) -> None:
     named = set(re.findall(r"\bIMPASTO_[A-Z_]+[A-Z]", _read(page)))
 
-    assert named == _variables() | {"IMPASTO_REDIS_PASSWORD"}
+    assert named == _setting_names() | {"IMPASTO_REDIS_PASSWORD"}
 
 
 def test_every_error_code_is_documented() -> None:
@@ -83,15 +81,14 @@ def test_every_error_code_is_documented() -> None:
     )
 
 
-def test_every_setting_of_a_training_is_in_the_table_with_its_default() -> None:
+def test_every_training_parameter_is_in_the_table_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", _read("docs/training.md"), re.MULTILINE))
 
     assert set(rows) == {*TrainingConfig.model_fields}
     for name, field in TrainingConfig.model_fields.items():
-        number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
-        assert (f"{field.default:g}" if number else str(field.default).lower()) == rows[name].strip(
-            "`"
-        ), name
+        is_number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
+        shown = f"{field.default:g}" if is_number else str(field.default).lower()
+        assert shown == rows[name].strip("`"), name
 
 
 def test_every_route_is_documented_and_no_other(tmp_path: Path) -> None:
@@ -106,13 +103,13 @@ def test_every_route_is_documented_and_no_other(tmp_path: Path) -> None:
     assert named == routes
 
 
-def test_every_link_between_pages_leads_somewhere() -> None:
+def test_every_link_between_pages_has_a_target() -> None:
     for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "bench").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_every_file_that_the_pages_name_is_there() -> None:
+def test_every_file_that_a_page_names_exists() -> None:
     for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]:
         text = page.read_text(encoding="utf-8")
         for name in re.findall(
@@ -128,13 +125,13 @@ def test_the_readmes_tree_names_every_top_level_folder() -> None:
     assert all(f"\n{folder}/" in tree for folder in tracked if not folder.startswith("."))
 
 
-def test_the_page_of_the_page_names_every_module_of_it() -> None:
+def test_the_documentation_of_the_page_names_every_module_of_the_page() -> None:
     named = set(re.findall(r"`([a-z-]+\.js)`", _read("docs/page.md")))
 
     assert named == {module.name for module in (ROOT / "api" / "web").glob("*.js")}
 
 
-def test_no_page_or_code_names_a_registrys_host_or_somebodys_folder() -> None:
+def test_no_file_names_the_host_of_a_registry_or_a_home_folder() -> None:
     tracked = [
         path
         for path in ROOT.rglob("*")

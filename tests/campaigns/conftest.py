@@ -1,4 +1,4 @@
-"""A campaign as a module: its checker, for the tests beside it; and as a command, as a person starts it."""
+"""Fixtures that import a campaign as a module or run it as a command."""
 
 import importlib
 import subprocess
@@ -14,14 +14,14 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def campaign(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """The campaign of this name, imported."""
+    """A function that imports the campaign of a name."""
     monkeypatch.syspath_prepend(str(HERE))
     return importlib.import_module
 
 
 @pytest.fixture
 def play(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the campaign of this name, with arguments; its history goes to a folder of the test."""
+    """A function that runs a campaign as a process; its history goes to the test's folder."""
 
     def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [

@@ -1,4 +1,4 @@
-"""The network between every process and Valkey fails in all ways: no job is lost or done twice, and nothing hangs.
+"""Network faults between all processes and Valkey: no job is lost or run twice, nothing hangs.
 
 python tests/campaigns/faults.py --seed 1 --faults 100
 python tests/campaigns/faults.py --seed 1 --faults 10 --without timeouts
@@ -22,36 +22,34 @@ from proxy import FAULTS, Fault, Proxy
 
 FAULT_SECONDS = (0.3, 4.0)
 LONG: Fault = "swallow"
-LONG_EVERY, LONG_SECONDS = (
-    10,
-    15.0,
-)  # the sixth, the sixteenth and so on are longer than a hang may be
-PEACE_SECONDS = (1.0, 4.0)
-CROWD = 300  # that come at once when a long one begins
+# The 6th, 16th, 26th ... fault lasts longer than HANG_SECONDS.
+LONG_EVERY, LONG_SECONDS = 10, 15.0
+PAUSE_SECONDS = (1.0, 4.0)  # between two faults
+CROWD = 300  # simultaneous requests at the start of a long fault
 HANG_SECONDS = 10.0
-PATIENCE_SECONDS = 120.0
+TIMEOUT_SECONDS = 120.0
 
 CONTROLS = {
-    # The store is asked without a limit of time.
+    # Requests to the store have no timeout.
     "timeouts": (
         "import redis\n"
         "stock = redis.Redis.from_url.__func__\n"
-        "def patient(kind, url, **options):\n"
+        "def without_timeout(kind, url, **options):\n"
         "    return stock(kind, url, **{**options, 'socket_timeout': None})\n"
-        "redis.Redis.from_url = classmethod(patient)\n"
+        "redis.Redis.from_url = classmethod(without_timeout)\n"
         "import redis.asyncio\n"
-        "stock_of_loops = redis.asyncio.Redis.from_url.__func__\n"
-        "def as_patient(kind, url, **options):\n"
-        "    return stock_of_loops(kind, url, **{**options, 'socket_timeout': None})\n"
-        "redis.asyncio.Redis.from_url = classmethod(as_patient)"
+        "async_stock = redis.asyncio.Redis.from_url.__func__\n"
+        "def async_without_timeout(kind, url, **options):\n"
+        "    return async_stock(kind, url, **{**options, 'socket_timeout': None})\n"
+        "redis.asyncio.Redis.from_url = classmethod(async_without_timeout)"
     ),
-    # Everybody waits for a store that says nothing, and for a thread to wait in.
+    # Each request waits for the silent store, and for a free thread.
     "breaker": "import core.redis_client as c\nc.CircuitBreaker.__enter__ = lambda line: None",
 }
 
 
 class Timed(kills.Caller):
-    """A caller that tells how long each answer took."""
+    """A caller that records the duration of each response."""
 
     def __init__(self, url: str, history: History) -> None:
         super().__init__(url)
@@ -65,20 +63,24 @@ class Timed(kills.Caller):
 
     def _ended(self, answer: httpx2.Response) -> None:
         took = round(time.monotonic() - self._at, 3)
-        request, later = answer.request, answer.headers.get("Retry-After")
-        told = {"path": request.url.path, "status": answer.status_code, "retry_after": later}
-        self._history.tell("answer", method=request.method, seconds=took, **told)
+        request = answer.request
+        facts = {
+            "path": request.url.path,
+            "status": answer.status_code,
+            "retry_after": answer.headers.get("Retry-After"),
+        }
+        self._history.tell("answer", method=request.method, seconds=took, **facts)
 
 
 class Client(kills.Client):
-    """As in kills.py, with a timed caller."""
+    """The client of kills.py with a timed caller."""
 
     kind: type[Timed] = Timed
 
     def __init__(
-        self, fleet: Fleet, history: History, seed: int, jobs: int, over: threading.Event
+        self, fleet: Fleet, history: History, seed: int, jobs: int, stop: threading.Event
     ) -> None:
-        super().__init__(fleet, history, seed, jobs, over)
+        super().__init__(fleet, history, seed, jobs, stop)
         self._caller._http.close()
         self._caller = self.kind(fleet.url, history)
 
@@ -86,14 +88,14 @@ class Client(kills.Client):
 def campaign(
     folder: Path, history: History, *, seed: int, faults: int, without: str | None = None
 ) -> None:
-    """Run it and tell the history."""
-    dice, over = random.Random(seed), threading.Event()
+    """Run the campaign and write its history."""
+    rng, stop = random.Random(seed), threading.Event()
     history.tell("begin", seed=seed, faults=faults, without=without)
     proxy = Proxy(seed)
     fleet = Fleet(folder, tiny=True, through=proxy.port, changed=CONTROLS.get(without or "", ""))
     proxy.target = fleet.store_port
     with proxy, fleet, kills.Caller(fleet.url) as caller:
-        _campaign(fleet, proxy, caller, history, dice, over, faults)
+        _campaign(fleet, proxy, caller, history, rng, stop, faults)
 
 
 def _campaign(
@@ -101,19 +103,19 @@ def _campaign(
     proxy: Proxy,
     caller: kills.Caller,
     history: History,
-    dice: random.Random,
-    over: threading.Event,
+    rng: random.Random,
+    stop: threading.Event,
     faults: int,
 ) -> None:
     for number, parameters in enumerate(kills.PARAMETERS):
         job = kills._followed(caller, caller.submit(parameters, f"reference-{number}"))
         history.tell("reference", parameters=number, pixels=caller.pixels(job))
-    clients = [Client(fleet, history, number, 10**6, over) for number in range(kills.CLIENTS)]
+    clients = [Client(fleet, history, number, 10**6, stop) for number in range(kills.CLIENTS)]
     for client in clients:
         client.start()
     for number in range(faults):
-        time.sleep(dice.uniform(*PEACE_SECONDS))
-        fault, seconds = dice.choice(FAULTS), dice.uniform(*FAULT_SECONDS)
+        time.sleep(rng.uniform(*PAUSE_SECONDS))
+        fault, seconds = rng.choice(FAULTS), rng.uniform(*FAULT_SECONDS)
         if number % LONG_EVERY == LONG_EVERY // 2:
             fault, seconds = LONG, LONG_SECONDS
         proxy.suffer(fault)
@@ -123,8 +125,8 @@ def _campaign(
             crowd(fleet, history, CROWD)
         time.sleep(max(0.0, over_at - time.monotonic()))
         proxy.suffer("none")
-    over.set()
-    until = time.monotonic() + PATIENCE_SECONDS
+    stop.set()
+    until = time.monotonic() + TIMEOUT_SECONDS
     for client in clients:
         client.join(max(0.0, until - time.monotonic()))
     kills._look_again(fleet, caller, history)
@@ -132,18 +134,18 @@ def _campaign(
 
 
 def crowd(fleet: Fleet, history: History, callers: int) -> None:
-    """So many look at the newest jobs at once, one time each; until the last has an answer."""
+    """Send this many list requests at once and wait for all responses."""
     with httpx2.Client(
         base_url=fleet.url, timeout=60, trust_env=False, limits=httpx2.Limits()
     ) as http:
 
-        def look() -> None:
+        def list_jobs() -> None:
             began = time.monotonic()
             status = http.get("/v1/jobs").status_code
             took = round(time.monotonic() - began, 3)
             history.tell("answer", method="GET", seconds=took, path="/v1/jobs", status=status)
 
-        threads = [threading.Thread(target=look) for _ in range(callers)]
+        threads = [threading.Thread(target=list_jobs) for _ in range(callers)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -151,7 +153,7 @@ def crowd(fleet: Fleet, history: History, callers: int) -> None:
 
 
 def violations(file: Path) -> list[str]:
-    """What must not be, by the history alone: kills.py's list, hangs, and refusals that are none."""
+    """Return the violations of kills.py, hangs, and server errors other than 503."""
     found = kills.violations(file)
     for event in events(file, "answer"):
         if event["seconds"] > HANG_SECONDS:
@@ -167,7 +169,7 @@ def violations(file: Path) -> list[str]:
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
 def main(seed: int, faults: int, file: Path | None, without: str | None) -> None:
-    """Hurt and count."""
+    """Inject faults and check every job and response."""
     with tempfile.TemporaryDirectory(prefix="impasto-faults-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
         campaign(Path(folder) / "fleet", history, seed=seed, faults=faults, without=without)
@@ -177,7 +179,7 @@ def main(seed: int, faults: int, file: Path | None, without: str | None) -> None
         shown["answers"] = dict(
             Counter(event["status"] for event in events(history.file, "answer"))
         )
-        shown["seconds of an answer, p50, p99, most"] = [
+        shown["seconds of a response, p50, p99, max"] = [
             percentile(answers, 0.5),
             percentile(answers, 0.99),
             max(answers),

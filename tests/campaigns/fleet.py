@@ -1,6 +1,6 @@
-"""A whole service as processes: Valkey, API, workers, each started again when it dies, as a container's runtime does.
+"""A whole service as processes: Valkey, API, workers. A dead process restarts, as in a container.
 
-To be hurt: every process can be killed or frozen by what it is. Knows no campaign.
+A campaign may kill or freeze each process. Knows no campaign.
 """
 
 import signal
@@ -21,13 +21,13 @@ from processes import environment, valkey_command
 from cli.local_service import free_port
 from core.config import Settings
 
-LOOK_SECONDS = 0.05
-START_SECONDS = 180  # on a machine that others use as well
-LIFE_MS = 5000  # a worker says once a second that it lives, and does not count after this
+POLL_SECONDS = 0.05
+START_SECONDS = 180  # enough on a busy machine
+LIFE_MS = 5000  # without a heartbeat for this long, a worker is dead; it sends one a second
 
-_LATE = """
+_PATCH_ON_IMPORT = """
 import importlib.util, sys
-class Late:
+class PatchOnImport:
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         if name != {module!r}:
@@ -35,24 +35,24 @@ class Late:
         sys.meta_path.remove(cls)
         spec = importlib.util.find_spec(name)
         load = spec.loader.exec_module
-        def load_and_change(module):
+        def load_and_patch(module):
             load(module)
             exec({code!r}, {{'module': module}})
-        spec.loader.exec_module = load_and_change
+        spec.loader.exec_module = load_and_patch
         return spec
-sys.meta_path.insert(0, Late)
+sys.meta_path.insert(0, PatchOnImport)
 """
 
 
 def late(module: str, code: str) -> str:
-    """For `changed`: code that runs once a process has imported the module, and finds it as `module`.
+    """Return a patch that runs `code` when a process imports the module; `module` is its name.
 
-    So that what needs torch is changed where torch is, and loaded nowhere else.
+    So a module that needs torch is patched only in processes that load torch anyway.
     """
-    return _LATE.format(module=module, code=code)
+    return _PATCH_ON_IMPORT.format(module=module, code=code)
 
 
-# A network of 4 channels with weights of chance: where it does not matter what is painted, but how often.
+# A network of 4 channels with random weights, for campaigns in which the picture does not matter.
 TINY = late(
     "core.neural.weights.cache",
     "import torch, core.style.vgg_layers\n"
@@ -68,7 +68,7 @@ TINY = late(
 
 
 class Program:
-    """One process, and the word that it is to run."""
+    """One process, and whether it shall run."""
 
     def __init__(
         self, name: str, command: list[str], environment: Mapping[str, str], log: Path
@@ -94,17 +94,17 @@ class Program:
             self.start()
 
     def kill(self) -> None:
-        """With kill -9; whoever watches starts it again."""
+        """Kill it with -9; the fleet restarts it."""
         if self._process is not None:
             self._process.kill()
 
     def stop_at_once(self) -> None:
-        """For good, with kill -9."""
+        """Kill it with -9 for good."""
         self._wanted = False
         self.kill()
 
     def stop(self) -> None:
-        """For good, in peace if it can."""
+        """Stop it for good with SIGTERM, after 20 s with -9."""
         self._wanted = False
         if self._process is None:
             return
@@ -116,19 +116,19 @@ class Program:
             self._process.wait()
 
     def children(self) -> list[psutil.Process]:
-        """Of a worker: its pool."""
+        """The pool processes of a worker."""
         try:
             return [
-                one
-                for one in psutil.Process(self.pid).children()
-                if "spawn_main" in " ".join(one.cmdline())
+                child
+                for child in psutil.Process(self.pid).children()
+                if "spawn_main" in " ".join(child.cmdline())
             ]
         except psutil.Error:
             return []
 
 
 class Fleet:
-    """A context manager: serving inside, gone afterwards."""
+    """All processes of a service. A context manager: inside it the service is ready."""
 
     def __init__(
         self,
@@ -141,15 +141,15 @@ class Fleet:
         through: int | None = None,
         **settings: str,
     ) -> None:
-        """store: options of Valkey. changed: Python that every process of ours runs first, a guard taken out.
+        """store: options of Valkey. changed: Python code that each of our processes runs first.
 
-        tiny: paint with TINY. through: a port that leads to the store's; our processes then use it.
+        tiny: use the network TINY. through: the port of a proxy to the store for our processes.
         settings: IMPASTO_*.
         """
         self.folder, self.store_port, self.api_port = folder, free_port(), free_port()
         self.data = folder / "data"
-        for made in (folder / "valkey", folder / "changed", self.data):
-            made.mkdir(parents=True, exist_ok=True)
+        for subfolder in (folder / "valkey", folder / "changed", self.data):
+            subfolder.mkdir(parents=True, exist_ok=True)
         changed = TINY * tiny + changed
         (folder / "changed" / "sitecustomize.py").write_text(changed)
         own = {
@@ -161,68 +161,71 @@ class Fleet:
             "WORKER_CHECKPOINT_SECONDS": "0.1",
             **settings,
         }
-        ours = environment(**own)
+        variables = environment(**own)
         if changed:
-            ours["PYTHONPATH"] = str(folder / "changed")
+            variables["PYTHONPATH"] = str(folder / "changed")
         valkey = valkey_command(self.store_port, folder / "valkey", **(store or {}))
         python = sys.executable
         self.valkey = Program("valkey", valkey, environment(), folder / "valkey.log")
-        self.api = Program("api", [python, "-m", "api"], ours, folder / "api.log")
+        self.api = Program("api", [python, "-m", "api"], variables, folder / "api.log")
         self.workers = [
             Program(
-                f"worker-{number}", [python, "-m", "worker"], ours, folder / f"worker-{number}.log"
+                f"worker-{number}",
+                [python, "-m", "worker"],
+                variables,
+                folder / f"worker-{number}.log",
             )
             for number in range(workers)
         ]
-        self._over = threading.Event()
-        self._watch = threading.Thread(target=self._restart_dead, name="fleet", daemon=True)
+        self._stop_event = threading.Event()
+        self._supervisor = threading.Thread(target=self._restart_dead, name="fleet", daemon=True)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.api_port}"
 
     def redis(self) -> Any:
-        """The store itself, past everything."""
+        """A direct connection to the store, without proxy or service."""
         return redis.Redis(port=self.store_port, decode_responses=True, socket_timeout=5)
 
     def __enter__(self) -> "Fleet":
         try:
             for program in self._programs():
                 program.start()
-            self._watch.start()
-            self._until_serving()
+            self._supervisor.start()
+            self._wait_until_serving()
         except BaseException:
             self.stop()
             raise
         return self
 
-    def _until_serving(self) -> None:
-        until = time.monotonic() + START_SECONDS
+    def _wait_until_serving(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
         while not self.is_serving():
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"the fleet does not start, see {self.folder}: {self._last_words()}"
+                    f"the fleet does not start, see {self.folder}: {self._log_ends()}"
                 )
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
-    def _last_words(self) -> dict[str, str]:
-        """Of each program, by its log: where only the test's output is kept, they are all there is."""
+    def _log_ends(self) -> dict[str, str]:
+        """The end of each log, for the error message: CI keeps only the output of the test."""
         return {
             log.name: log.read_text(errors="replace")[-300:]
             for log in sorted(self.folder.glob("*.log"))
         }
 
     def is_serving(self) -> bool:
-        """Whether the API is ready and every worker has said that it lives, of late."""
-        return self._ready() and self._live_workers() == len(self.workers)
+        """Whether the API is ready and every worker has sent a recent heartbeat."""
+        return self._is_api_ready() and self._count_live_workers() == len(self.workers)
 
-    def _ready(self) -> bool:
+    def _is_api_ready(self) -> bool:
         try:
             return httpx2.get(f"{self.url}/readyz", timeout=2, trust_env=False).status_code == 200
         except httpx2.HTTPError:
             return False
 
-    def _live_workers(self) -> int:
+    def _count_live_workers(self) -> int:
         try:
             with self.redis() as client:
                 since = int(client.time()[0]) * 1000 - LIFE_MS
@@ -236,7 +239,7 @@ class Fleet:
         yield from self.workers
 
     def _restart_dead(self) -> None:
-        while not self._over.wait(LOOK_SECONDS):
+        while not self._stop_event.wait(POLL_SECONDS):
             for program in self._programs():
                 program.restart_if_dead()
 
@@ -249,9 +252,9 @@ class Fleet:
         self.stop()
 
     def stop(self) -> None:
-        """The store last."""
-        self._over.set()
-        if self._watch.is_alive():
-            self._watch.join()
+        """Stop all processes, the store last."""
+        self._stop_event.set()
+        if self._supervisor.is_alive():
+            self._supervisor.join()
         for program in (*self.workers, self.api, self.valkey):
             program.stop()

@@ -1,4 +1,4 @@
-"""One caller submits as fast as it can: the others' jobs are taken, and begin in their turn, as if it had sent one.
+"""One caller floods the queue: the others' jobs are accepted and start in fair turns.
 
 python tests/campaigns/floods.py --seed 1 --seconds 60
 python tests/campaigns/floods.py --seed 1 --seconds 20 --without turns
@@ -21,13 +21,15 @@ from kills import PAINTING, PARAMETERS, PHOTO
 
 from core.auth.api_keys import ApiKeyStore
 
-FLOODERS = 32  # connections of the one
-OVERTAKEN = 2  # jobs of the flood that may begin while one of the others' waits: the round's turn, and one worker's next
+FLOODERS = 32  # connections of the flooder
+# Jobs of the flood that may start while another caller's job waits: the one whose turn it is, and
+# the next one of the worker.
+OVERTAKEN = 2
 STORE_MIB = 100
-PER_MINUTE = 120  # submissions of one key: few, so that a slow machine comes to the limit, too
-PATIENCE_SECONDS = 60.0
+PER_MINUTE = 120  # submissions per key; low, so that a slow machine reaches the limit too
+TIMEOUT_SECONDS = 60.0
 CONTROLS = {
-    # First come, first served.
+    # First come, first served, instead of fair turns.
     "turns": (
         "import core.jobs.store as s\n"
         "stock = s.load_library\n"
@@ -42,7 +44,7 @@ CONTROLS = {
 
 
 class Owner:
-    """One with a key."""
+    """A caller with an API key."""
 
     def __init__(self, url: str, secret: str) -> None:
         headers = {"Authorization": f"Bearer {secret}"}
@@ -52,8 +54,8 @@ class Owner:
         )
         self.order: dict[str, Any] = {}
 
-    async def bring(self, seed: int) -> None:
-        """The pictures, once."""
+    async def upload(self, seed: int) -> None:
+        """Upload the pictures once, for all jobs."""
         sent = [
             await self.http.post("/v1/images", files={"image": data}) for data in (PHOTO, PAINTING)
         ]
@@ -67,14 +69,15 @@ class Owner:
     async def submit(self) -> httpx2.Response:
         return await self.http.post("/v1/jobs", json=self.order)
 
-    async def until(self, job_id: str, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        until = time.monotonic() + PATIENCE_SECONDS
-        while (
-            not true(job := (await self.http.get(f"/v1/jobs/{job_id}")).json())
-            and time.monotonic() < until
-        ):
+    async def wait_for(
+        self, job_id: str, condition: Callable[[dict[str, Any]], bool]
+    ) -> dict[str, Any]:
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while True:
+            job: dict[str, Any] = (await self.http.get(f"/v1/jobs/{job_id}")).json()
+            if condition(job) or time.monotonic() > deadline:
+                return job
             await asyncio.sleep(0.05)
-        return job
 
 
 async def _honest(owner: Owner, history: History, when: str) -> None:
@@ -82,7 +85,7 @@ async def _honest(owner: Owner, history: History, when: str) -> None:
     if answer.status_code != 202:
         history.tell("honest", when=when, status=answer.status_code)
         return
-    job = await owner.until(answer.json()["id"], lambda job: bool(job["completed_at"]))
+    job = await owner.wait_for(answer.json()["id"], lambda job: bool(job["completed_at"]))
     facts = {name: job[name] for name in ("created_at", "started_at", "completed_at")}
     history.tell("honest", when=when, status=202, ended=job["status"], **facts)
 
@@ -94,10 +97,10 @@ async def _flood(owner: Owner, history: History, until: float) -> None:
         history.tell("flood", status=answer.status_code, wait=int(wait) if wait.isdigit() else None)
 
 
-async def _play(url: str, secrets: list[str], history: History, seed: int, seconds: float) -> None:
+async def _run(url: str, secrets: list[str], history: History, seed: int, seconds: float) -> None:
     flooder, *others = (Owner(url, secret) for secret in secrets)
     for owner in (flooder, *others):
-        await owner.bring(seed)
+        await owner.upload(seed)
     for owner in others:
         await _honest(owner, history, "before")
     until = time.monotonic() + seconds
@@ -119,7 +122,7 @@ async def _play(url: str, secrets: list[str], history: History, seed: int, secon
 def campaign(
     folder: Path, history: History, *, seed: int, seconds: float, without: str | None = None
 ) -> None:
-    """Run it and tell the history."""
+    """Run the campaign and write its history."""
     history.tell("begin", seed=seed, seconds=seconds, without=without)
     fleet = Fleet(
         folder,
@@ -130,26 +133,28 @@ def campaign(
         API_SUBMISSIONS_PER_MINUTE=str(PER_MINUTE),
     )
     with fleet, fleet.redis() as store:
-        ring = ApiKeyStore(f"redis://127.0.0.1:{fleet.store_port}/0")
-        secrets = [ring.create(name)[1] for name in ("flooder", "one", "another")]
-        ring.close()
-        asyncio.run(_play(fleet.url, secrets, history, seed, seconds))
+        keys = ApiKeyStore(f"redis://127.0.0.1:{fleet.store_port}/0")
+        secrets = [keys.create(name)[1] for name in ("flooder", "first", "second")]
+        keys.close()
+        asyncio.run(_run(fleet.url, secrets, history, seed, seconds))
         history.tell("end", store_mib=store.info("memory")["used_memory_peak"] / 2**20)
 
 
 def overtaken(file: Path) -> list[int]:
-    """For each honest job during the flood: how many of the flooder's began while it waited."""
-    began = [event["at_time"] for event in events(file, "started")]
+    """For each job of the others: how many of the flooder's jobs started while it waited."""
+    starts = [event["at_time"] for event in events(file, "started")]
     waits = [
         (event["created_at"], event["started_at"])
         for event in events(file, "honest")
         if "started_at" in event
     ]
-    return [sum(created < one < (started or "9") for one in began) for created, started in waits]
+    return [
+        sum(created < start < (started or "9") for start in starts) for created, started in waits
+    ]
 
 
 def violations(file: Path) -> list[str]:
-    """What must not be, by the history alone."""
+    """Return the violations that the history shows."""
     found: list[str] = []
     found += [
         f"a job of another {event['when']} the flood: {event['status']} {event.get('ended')}"
@@ -157,7 +162,7 @@ def violations(file: Path) -> list[str]:
         if event["status"] != 202 or event["ended"] != "succeeded"
     ]
     found += [
-        f"{count} jobs of the flood went before another's"
+        f"{count} jobs of the flood overtook another caller's"
         for count in overtaken(file)
         if count > OVERTAKEN
     ]
@@ -165,16 +170,16 @@ def violations(file: Path) -> list[str]:
         if event["status"] != 202 and (event["status"] != 429 or not event["wait"]):
             found.append(f"the flooder got {event['status']}, to wait {event['wait']} s")
     if not any(event["status"] == 429 for event in events(file, "flood")):
-        found.append("the flooder was never asked to wait")
+        found.append("the flooder was never rate limited")
     if not any(event["when"] == "during" for event in events(file, "honest")):
-        found.append("nobody else came")
+        found.append("no other caller submitted a job")
     ends = [*events(file, "end")]
     found += [
         f"the store grew to {event['store_mib']:.0f} MiB"
         for event in ends
         if event["store_mib"] > STORE_MIB
     ]
-    return found if ends else [*found, "the campaign did not come to its end"]
+    return found if ends else [*found, "the campaign did not finish"]
 
 
 @click.command()
@@ -183,18 +188,18 @@ def violations(file: Path) -> list[str]:
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
 def main(seed: int, seconds: float, file: Path | None, without: str | None) -> None:
-    """Flood and watch."""
+    """Flood the queue and check the other callers' jobs."""
     with tempfile.TemporaryDirectory(prefix="impasto-floods-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
         campaign(Path(folder) / "fleet", history, seed=seed, seconds=seconds, without=without)
         answers = Counter(event["status"] for event in events(history.file, "flood"))
-        click.echo(f"| the flooder's answers | {dict(answers)} |")
+        click.echo(f"| the flooder's responses | {dict(answers)} |")
         before = [float(count) for count in overtaken(history.file)]
         click.echo(
-            f"| others' jobs | {len(before)}; of the flood went before: p50 {percentile(before, 0.5):.0f} |"
+            f"| others' jobs | {len(before)}; overtaken by p50 {percentile(before, 0.5):.0f} |"
         )
         for event in events(history.file, "end"):
-            click.echo(f"| the store, at most | {event['store_mib']:.0f} MiB |")
+            click.echo(f"| the store, max | {event['store_mib']:.0f} MiB |")
         judged(violations(history.file))
 
 

@@ -1,9 +1,10 @@
-"""Messages that nobody of ours sent, in the broker: none is executed, no process dies of one, and jobs go on.
+"""Forged messages in the broker: none is executed, none kills a process, and jobs go on.
 
 python tests/campaigns/forged.py --seed 1 --count 1000
-python tests/campaigns/forged.py --seed 1 --count 40 --without bell
+python tests/campaigns/forged.py --seed 1 --count 40 --without transport
 
-Whoever may write into the store may delete it, too. But a bell is no way into a worker.
+A client that can write to the store can delete it, too. But a message must not execute code in a
+worker.
 """
 
 import base64
@@ -26,18 +27,18 @@ from kills import Caller
 from core.celery_app import QUEUE, STYLIZE
 
 PARAMETERS = {"size": "64", "iterations": "20", "scales": "1"}
-PATIENCE_SECONDS = 60.0
-# A child that has heard 500 bells makes room for another, in peace: here that would pass for a death.
-_STAYS = """
+TIMEOUT_SECONDS = 60.0
+# Celery replaces a child after 500 tasks. Here that would look like a death, so it is disabled.
+_NO_REPLACEMENT = """
 import core.celery_app as q
-retires = q.make_celery
-def stays(*url, **options):
-    app = retires(*url, **options)
+make_celery = q.make_celery
+def without_replacement(*url, **options):
+    app = make_celery(*url, **options)
     app.conf.worker_max_tasks_per_child = None
     return app
-q.make_celery = stays
+q.make_celery = without_replacement
 """
-_STOCK = """
+_STOCK_TRANSPORT = """
 import os, core.celery_app as q
 os.environ["C_FORCE_ROOT"] = "1"
 ours = q.make_celery
@@ -48,13 +49,14 @@ def stock(*url, **options):
 q.make_celery = stock
 """
 CONTROLS = {
-    "bell": _STOCK.format(accepted=["json"]),  # Celery reads what it gets
-    "json": _STOCK.format(accepted=["json", "pickle", "yaml"]),
+    # The stock transport: Celery parses every message.
+    "transport": _STOCK_TRANSPORT.format(accepted=["json"]),
+    "json": _STOCK_TRANSPORT.format(accepted=["json", "pickle", "yaml"]),
 }
 
 
 class Canary:
-    """Whoever unpickles it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -66,7 +68,7 @@ class Canary:
 def _message(
     body: bytes, kind: str = "application/json", task: object = STYLIZE, **headers: Any
 ) -> dict[str, Any]:
-    """As Celery lays it into Redis."""
+    """Return a message as Celery writes it to Redis."""
     tag = str(uuid.uuid4())
     properties = {
         "correlation_id": tag,
@@ -102,8 +104,8 @@ def _without(message: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in message.items() if key != name}
 
 
-def kinds(dice: random.Random, canary: Path) -> dict[str, Callable[[], Any]]:
-    """What is forged: a message, or bytes that are none."""
+def kinds(rng: random.Random, canary: Path) -> dict[str, Callable[[], Any]]:
+    """The forgeries by name: messages, and text that is no message."""
     sound = _arguments()
     pickled = pickle.dumps([[Canary(canary)], {}, {}])
     yaml = f'!!python/object/apply:os.system ["touch {canary}"]'.encode()
@@ -116,15 +118,15 @@ def kinds(dice: random.Random, canary: Path) -> dict[str, Callable[[], Any]]:
         "yaml": lambda: _message(yaml, "application/x-yaml"),
         "unknown kind": lambda: _message(sound, "application/x-nobody"),
         "another task": lambda: _message(
-            sound, task=dice.choice(["celery.backend_cleanup", "celery.map", "os.system"])
+            sound, task=rng.choice(["celery.backend_cleanup", "celery.map", "os.system"])
         ),
-        "task of no name": lambda: _message(sound, task=dice.choice([None, 7, [], "", "é" * 1000])),
-        "job's id": lambda: _message(_arguments(f"job_{dice.randrange(10**9)}")),
-        "arguments by name": lambda: _message(_arguments(owner="somebody", path="/etc/passwd")),
+        "task of no name": lambda: _message(sound, task=rng.choice([None, 7, [], "", "é" * 1000])),
+        "job's id": lambda: _message(_arguments(f"job_{rng.randrange(10**9)}")),
+        "arguments by name": lambda: _message(_arguments(owner="other", path="/etc/passwd")),
         "ten megabytes": lambda: _message(_arguments("x" * 10_000_000)),
         "deep": lambda: _message(b"[" * 100_000),
         "another schema": lambda: _message(
-            dice.choice([b"{}", b"[]", b"null", b"[[],{}]", b"", b"7", b"\xff\xfe"])
+            rng.choice([b"{}", b"[]", b"null", b"[[],{}]", b"", b"7", b"\xff\xfe"])
         ),
         "chain": lambda: _message(chained),
         "next year": lambda: _message(sound, eta="2099-01-01T00:00:00+00:00"),
@@ -133,7 +135,7 @@ def kinds(dice: random.Random, canary: Path) -> dict[str, Callable[[], Any]]:
         "no headers": lambda: _without(_message(sound), "headers"),
         "no properties": lambda: _without(_message(sound), "properties"),
         "no body": lambda: _without(_message(sound), "body"),
-        "no envelope": lambda: dice.choice(
+        "no envelope": lambda: rng.choice(
             ["", "{", "null", "[]", "7", "\x00\xff", '{"body": {}}', "[" * 100_000]
         ),
     }
@@ -146,37 +148,38 @@ def _processes(worker: Program) -> list[int]:
 def campaign(
     folder: Path, history: History, *, seed: int, count: int, without: str | None = None
 ) -> None:
-    """Run it and tell the history."""
-    dice, canary = random.Random(seed), folder.absolute() / "canary"
+    """Run the campaign and write its history."""
+    rng, canary = random.Random(seed), folder.absolute() / "canary"
     history.tell("begin", seed=seed, count=count, without=without)
-    fleet = Fleet(folder, workers=1, changed=_STAYS + CONTROLS.get(without or "", ""))
+    fleet = Fleet(folder, workers=1, changed=_NO_REPLACEMENT + CONTROLS.get(without or "", ""))
     with fleet, fleet.redis() as store, Caller(fleet.url) as caller:
-        born, worker = _processes(fleet.workers[0]), fleet.workers[0]
-        forged = kinds(dice, canary)
+        worker = fleet.workers[0]
+        initial = _processes(worker)
+        forged = kinds(rng, canary)
         names = [
             *forged,
-            *dice.choices([name for name in forged if name != "ten megabytes"], k=count),
+            *rng.choices([name for name in forged if name != "ten megabytes"], k=count),
         ][:count]
         for number, name in enumerate(names):
             message = forged[name]()
             store.lpush(QUEUE, message if isinstance(message, str) else json.dumps(message))
-            if number % 10 == 0:  # a sound job among them
-                _follow(caller, history, f"job-{number}")
-            if _processes(worker) != born:
+            if number % 10 == 0:  # a real job in between
+                _run_job(caller, history, f"job-{number}")
+            if _processes(worker) != initial:
                 history.tell("died", after=name, alive=_processes(worker))
                 return
-        until = time.monotonic() + PATIENCE_SECONDS
+        until = time.monotonic() + TIMEOUT_SECONDS
         while store.llen(QUEUE) and time.monotonic() < until:
             time.sleep(0.05)
-        _follow(caller, history, "last")
+        _run_job(caller, history, "last")
         memory = psutil.Process(worker.pid).memory_info().rss // 2**20
         history.tell(
             "end", forged=len(names), left=store.llen(QUEUE), canary=canary.exists(), mib=memory
         )
 
 
-def _follow(caller: Caller, history: History, key: str) -> None:
-    job_id, until = caller.submit(PARAMETERS, key), time.monotonic() + PATIENCE_SECONDS
+def _run_job(caller: Caller, history: History, key: str) -> None:
+    job_id, until = caller.submit(PARAMETERS, key), time.monotonic() + TIMEOUT_SECONDS
     while (status := caller.ask("GET", f"/v1/jobs/{job_id}").json()["status"]) in {
         "queued",
         "running",
@@ -188,8 +191,8 @@ def _follow(caller: Caller, history: History, key: str) -> None:
 
 
 def violations(file: Path) -> list[str]:
-    """What must not be, by the history alone."""
-    found = [f"a process died of {event['after']}" for event in events(file, "died")]
+    """Return the violations that the history shows."""
+    found = [f"a process died after {event['after']}" for event in events(file, "died")]
     found += [
         f"{event['id']}: {event['status']}"
         for event in events(file, "job")
@@ -197,8 +200,8 @@ def violations(file: Path) -> list[str]:
     ]
     ends = [*events(file, "end")]
     found += ["a message was executed" for event in ends if event["canary"]]
-    found += [f"{event['left']} messages were never taken" for event in ends if event["left"]]
-    return found if ends else [*found, "the campaign did not come to its end"]
+    found += [f"{event['left']} messages were never consumed" for event in ends if event["left"]]
+    return found if ends else [*found, "the campaign did not finish"]
 
 
 @click.command()
@@ -207,7 +210,7 @@ def violations(file: Path) -> list[str]:
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
 def main(seed: int, count: int, file: Path | None, without: str | None) -> None:
-    """Forge and watch."""
+    """Forge messages and check that jobs go on."""
     with tempfile.TemporaryDirectory(prefix="impasto-forged-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
         campaign(Path(folder) / "fleet", history, seed=seed, count=count, without=without)

@@ -1,4 +1,4 @@
-"""A campaign's history: what it did and saw, as JSON lines. A checker reads it, and nothing else."""
+"""The history of a campaign: events as JSON lines. The checker reads nothing but this file."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ Event = dict[str, Any]
 
 
 class History:
-    """Written by many threads, an event a line."""
+    """A file with one event per line; many threads may write to it."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -21,14 +21,14 @@ class History:
         file.write_text("")
 
     def tell(self, event: str, **facts: Any) -> None:
-        """Seconds count from the history's beginning."""
+        """Append an event. `at` is in seconds since the history began."""
         line = json.dumps({"at": round(time.monotonic() - self._began, 4), "event": event, **facts})
         with self._lock, self.file.open("a") as file:
             file.write(line + "\n")
 
 
 def events(file: Path, *kinds: str) -> Iterator[Event]:
-    """In the order they were told; all, or those of some kinds."""
+    """Yield the events in order: all, or those of some kinds."""
     for line in file.read_text().splitlines():
         event = json.loads(line)
         if not kinds or event["event"] in kinds:
@@ -36,13 +36,13 @@ def events(file: Path, *kinds: str) -> Iterator[Event]:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The smallest value that at least this share of all do not exceed."""
+    """Return the smallest value that at least this share of the values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
 
 
 def judged(found: list[str]) -> NoReturn:
-    """Say what the judge found, twenty of it, and end the campaign's program: 1 if there was anything."""
+    """Print the number of violations and the first 20; exit with 1 if there are any."""
     print(f"violations {len(found)}")
     print("\n".join(found[:20]))
     sys.exit(1 if found else 0)

@@ -1,4 +1,6 @@
-"""Kill -9 of everything while jobs flow: none is lost, none is done twice, no byte is wrong, nothing is left behind.
+"""Kill -9 of every process under load: no job is lost or run twice, and no file is left over.
+
+Each result has the right pixels, too.
 
 python tests/campaigns/kills.py --seed 1 --kills 1000 --jobs 2000
 python tests/campaigns/kills.py --seed 1 --kills 60 --jobs 100 --without lease
@@ -30,12 +32,13 @@ from core.jobs.models import Status
 from core.storage.blobs import digest_of
 
 CLIENTS = 4
-AT_ONCE = 3  # jobs of one client that are not ended
-PAUSE_SECONDS = 1.6  # on average, between two kills
-PATIENCE_SECONDS = 120.0  # after the last kill
+OPEN_JOBS = 3  # of each client at a time
+PAUSE_SECONDS = 1.6  # mean time between two kills
+TIMEOUT_SECONDS = 120.0  # after the last kill
 TARGETS = {"api": 0.3, "worker": 0.2, "child": 0.2, "valkey": 0.2, "child frozen": 0.1}
 
-# Parameters whose result is the same to the bit whenever it is painted; long enough, with the tiny network, to be killed in.
+# With these parameters the result is reproducible to the bit, and with the tiny network the run is
+# long enough to be killed.
 PARAMETERS = [
     {"size": "64", "iterations": str(iterations), "scales": "1", "style_weight": str(weight)}
     for iterations in (60, 200, 600)
@@ -43,20 +46,20 @@ PARAMETERS = [
 ]
 
 CONTROLS = {
-    # The leases of the dead never run out, and nobody mourns.
+    # Leases never expire, and the child monitor requeues nothing.
     "lease": "import core.jobs.store as s; s.JobStore.reap_expired_leases = lambda self: (0, 0); "
     "s.JobStore.requeue_jobs_of = lambda self, worker: 0",
-    "durability": "",  # the store keeps nothing on its disk
+    "durability": "",  # the store writes no append-only file
 }
 
 
-def picture(seed: int, width: int, height: int, words: str = "") -> bytes:
-    """Smooth noise, as a PNG. The words show nowhere, but make other bytes, and another digest."""
+def picture(seed: int, width: int, height: int, text: str = "") -> bytes:
+    """Return smooth noise as a PNG. The text is metadata: it changes the digest, not the pixels."""
     noise = random.Random(seed).randbytes(12 * 9 * 3)
     image = Image.frombytes("RGB", (12, 9), noise).resize((width, height), Image.Resampling.BICUBIC)
     buffer, info = io.BytesIO(), PngInfo()
-    if words:
-        info.add_text("words", words)
+    if text:
+        info.add_text("text", text)
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
@@ -65,7 +68,7 @@ PHOTO, PAINTING = picture(1, 96, 72), picture(2, 90, 70)
 
 
 class Caller:
-    """A client that never gives up: it repeats what was not answered, with the same idempotency key."""
+    """A client that never gives up: it repeats failed requests with the same idempotency key."""
 
     def __init__(self, url: str) -> None:
         self._http = httpx2.Client(base_url=url, timeout=10, trust_env=False)
@@ -88,8 +91,8 @@ class Caller:
                 raise TimeoutError(path)
             time.sleep(0.05)
 
-    def photo(self, key: str) -> bytes:  # noqa: ARG002 - for others
-        """What a submission sends."""
+    def photo(self, key: str) -> bytes:  # noqa: ARG002 - for subclasses
+        """Return the photo of a submission."""
         return PHOTO
 
     def submit(self, parameters: dict[str, str], key: str) -> str:
@@ -101,7 +104,7 @@ class Caller:
         return str(answer.json()["id"])
 
     def pixels(self, job: dict[str, Any]) -> str | None:
-        """A hash of what the result shows; its bytes name the job."""
+        """Return a hash of the result's pixels; the bytes of the file also contain the job id."""
         if "result" not in job["links"]:
             return None
         answer = self.ask("GET", job["links"]["result"])
@@ -117,13 +120,18 @@ def _facts(caller: Caller, job: dict[str, Any]) -> dict[str, Any]:
 
 
 class Client(threading.Thread):
-    """Submits, polls, and tells how each job ended."""
+    """Submits jobs, polls them and records how each one ended."""
 
     def __init__(
-        self, fleet: Fleet, history: History, seed: int, jobs: int, over: threading.Event
+        self, fleet: Fleet, history: History, seed: int, jobs: int, stop: threading.Event
     ) -> None:
         super().__init__(daemon=True)
-        self._caller, self._history, self._jobs, self._over = Caller(fleet.url), history, jobs, over
+        self._caller, self._history, self._jobs, self._stop_event = (
+            Caller(fleet.url),
+            history,
+            jobs,
+            stop,
+        )
         self._random = random.Random(seed)
         self._seed = seed
 
@@ -134,8 +142,10 @@ class Client(threading.Thread):
     def _run(self) -> None:
         open_jobs: dict[str, str] = {}
         sent = 0
-        while open_jobs or (sent < self._jobs and not self._over.is_set()):
-            while len(open_jobs) < AT_ONCE and sent < self._jobs and not self._over.is_set():
+        while open_jobs or (sent < self._jobs and not self._stop_event.is_set()):
+            while (
+                len(open_jobs) < OPEN_JOBS and sent < self._jobs and not self._stop_event.is_set()
+            ):
                 parameters, key = self._random.randrange(len(PARAMETERS)), f"{self._seed}-{sent}"
                 job_id = self._caller.submit(PARAMETERS[parameters], key)
                 self._history.tell("accepted", job=job_id, key=key, parameters=parameters)
@@ -152,23 +162,23 @@ class Client(threading.Thread):
             time.sleep(0.1)
 
 
-def _hurt(fleet: Fleet, target: str, dice: random.Random) -> bool:
-    """Whether there was somebody to hurt."""
+def _kill_or_freeze(fleet: Fleet, target: str, rng: random.Random) -> bool:
+    """Kill or freeze a process; return False if there is no such process at the moment."""
     if target == "api":
         fleet.api.kill()
     elif target == "valkey":
         fleet.valkey.kill()
     elif target == "worker":
-        dice.choice(fleet.workers).kill()
+        rng.choice(fleet.workers).kill()
     else:
         children = [child for worker in fleet.workers for child in worker.children()]
         if not children:
             return False
-        child = dice.choice(children)
+        child = rng.choice(children)
         with suppress(psutil.Error):
             if target == "child":
                 child.kill()
-            else:  # longer than its lease: when it wakes up, the job is another's
+            else:  # for longer than its lease, so that another worker gets the job
                 child.suspend()
                 threading.Timer(7, _wake, [child]).start()
     return True
@@ -182,33 +192,33 @@ def _wake(child: psutil.Process) -> None:
 def campaign(
     folder: Path, history: History, *, seed: int, kills: int, jobs: int, without: str | None = None
 ) -> None:
-    """Run it and tell the history."""
-    dice, over = random.Random(seed), threading.Event()
+    """Run the campaign and write its history."""
+    rng, stop = random.Random(seed), threading.Event()
     store = {"appendonly": "no"} if without == "durability" else None
     history.tell("begin", seed=seed, kills=kills, jobs=jobs, without=without)
     fleet = Fleet(folder, tiny=True, store=store, changed=CONTROLS.get(without or "", ""))
     with fleet, Caller(fleet.url) as caller:
-        for number, parameters in enumerate(PARAMETERS):  # in peace
+        for number, parameters in enumerate(PARAMETERS):  # before any kill
             job = _followed(caller, caller.submit(parameters, f"reference-{number}"))
             history.tell("reference", parameters=number, pixels=caller.pixels(job))
         clients = [
-            Client(fleet, history, seed * 1000 + number, jobs // CLIENTS, over)
+            Client(fleet, history, seed * 1000 + number, jobs // CLIENTS, stop)
             for number in range(CLIENTS)
         ]
         for client in clients:
             client.start()
         done = 0
         while done < kills:
-            time.sleep(dice.expovariate(1 / PAUSE_SECONDS))
-            target = dice.choices([*TARGETS], [*TARGETS.values()])[0]
-            if _hurt(fleet, target, dice):
+            time.sleep(rng.expovariate(1 / PAUSE_SECONDS))
+            target = rng.choices([*TARGETS], [*TARGETS.values()])[0]
+            if _kill_or_freeze(fleet, target, rng):
                 history.tell("kill", target=target)
                 done += 1
-        history.tell("peace")
-        until = time.monotonic() + PATIENCE_SECONDS + 1.5 * jobs
+        history.tell("kills done")
+        until = time.monotonic() + TIMEOUT_SECONDS + 1.5 * jobs
         for client in clients:
             client.join(max(0.0, until - time.monotonic()))
-        over.set()
+        stop.set()
         _look_again(fleet, caller, history)
         _tidy_up(fleet, caller, history)
 
@@ -222,7 +232,7 @@ def _followed(caller: Caller, job_id: str) -> dict[str, Any]:
 
 
 def _look_again(fleet: Fleet, caller: Caller, history: History) -> None:
-    """An ended job never changes; and each key has one job, whatever was repeated."""
+    """Record the final state of each job, and the number of jobs in the store."""
     for event in [*events(history.file, "accepted")]:
         answer = caller.ask("GET", f"/v1/jobs/{event['job']}")
         if answer.status_code != 200:
@@ -234,7 +244,10 @@ def _look_again(fleet: Fleet, caller: Caller, history: History) -> None:
 
 
 def _tidy_up(fleet: Fleet, caller: Caller, history: History) -> None:
-    """Delete every job; as if hours had passed, nothing may be left but what is being held for a client."""
+    """Delete every job, make all files look old, and record the files that the service keeps.
+
+    Old files with no job are garbage, so none may remain.
+    """
     cursor: str | None = "/v1/jobs?limit=100"
     while cursor:
         page = caller.ask("GET", cursor).json()
@@ -253,7 +266,7 @@ def _tidy_up(fleet: Fleet, caller: Caller, history: History) -> None:
     for path in files:
         with suppress(FileNotFoundError):
             os.utime(path, (1, 1))
-    fleet.api.kill()  # a new reaper sweeps at once
+    fleet.api.kill()  # a new reaper collects garbage at once
     until = time.monotonic() + 90
     while (left := _files(fleet.data)) and time.monotonic() < until:
         time.sleep(0.5)
@@ -270,11 +283,11 @@ def _files(data: Path) -> list[str]:
     return [str(path.relative_to(data)) for path in found if path.name != "deletions.lock"]
 
 
-# ---------------------------------------------------------------------- the judge
+# ---------------------------------------------------------------------- the checker
 
 
 def violations(file: Path) -> list[str]:
-    """What must not be, by the history alone."""
+    """Return the violations that the history shows."""
     found: list[str] = []
     right = {event["parameters"]: event["pixels"] for event in events(file, "reference")}
     accepted = {event["job"]: event for event in events(file, "accepted")}
@@ -291,7 +304,7 @@ def violations(file: Path) -> list[str]:
         elif not Status(end["status"]).has_ended:
             found.append(f"{job} never ended: {end['status']}")
         elif end["status"] == "succeeded" and end["pixels"] != right[event["parameters"]]:
-            found.append(f"{job} has wrong bytes")
+            found.append(f"{job} has wrong pixels")
         elif (
             end["status"] not in ("succeeded", "failed")
             or (end["error"] or {}).get("code", "worker_lost") != "worker_lost"
@@ -305,12 +318,12 @@ def violations(file: Path) -> list[str]:
     for event in events(file, "left"):
         found += [f"left behind: {name}" for name in event["files"]]
     if not any(events(file, "left")):
-        found.append("the campaign did not come to its end")
+        found.append("the campaign did not finish")
     return found
 
 
 def figures(file: Path) -> dict[str, Any]:
-    """What the table shows."""
+    """Return the rows of the report."""
     final = [*events(file, "final")]
     return {
         "kills": dict(Counter(event["target"] for event in events(file, "kill"))),
@@ -327,7 +340,7 @@ def figures(file: Path) -> dict[str, Any]:
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
 def main(seed: int, kills: int, jobs: int, file: Path | None, without: str | None) -> None:
-    """Kill and count."""
+    """Kill processes under load and check every job."""
     with tempfile.TemporaryDirectory(prefix="impasto-kills-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
         campaign(

@@ -1,9 +1,10 @@
-"""Jobs that kill whoever paints them, among many sound ones: they end, and the others hardly notice.
+"""Jobs that kill their worker among many sound jobs: they end, and the others are hardly delayed.
 
 python tests/campaigns/poison.py --seed 1 --jobs 200 --poison 20 --seconds 300
 python tests/campaigns/poison.py --seed 1 --jobs 20 --poison 2 --seconds 20 --without limit
 
-The same sound jobs of several callers, at the same pace, twice: first by themselves, then with the poison among them.
+Several callers submit the same sound jobs twice at the same rate: first alone, then with poison
+jobs in between.
 """
 
 import random
@@ -25,16 +26,16 @@ from core.auth.api_keys import ApiKeyStore
 from core.jobs.models import MAX_ATTEMPTS, Status
 
 CALLERS = 4
-FACTOR = 5.0  # that the median delay of sound jobs may be above that of the same without poison
-# A poison that kills late may get somewhat further in each attempt, and only those that get no further count: at most
-# as often as there are checkpoints' times between the last checkpoint of the first attempt and the deadly place.
+FACTOR = 5.0  # by which poison may raise the median delay of the sound jobs
+# A poison job that kills late may get further in each attempt, and only attempts without progress
+# count. The bound is the number of checkpoints between the first attempt's last one and the kill.
 MOST_ATTEMPTS = 8 * MAX_ATTEMPTS
 KINDS = ("kill", "abort", "late")
 SOUND = kills.PARAMETERS[:2]
-LONG = {**kills.PARAMETERS[0], "iterations": "400"}  # of those that kill late
-PATIENCE_SECONDS = 240.0
+LONG = {**kills.PARAMETERS[0], "iterations": "400"}  # for jobs that kill late
+TIMEOUT_SECONDS = 240.0
 
-# What a photo's bytes say is done: at once, or late in the run, when there are checkpoints.
+# The photo's bytes select the kill: at once, or late in the run, after some checkpoints.
 _DEADLY = late(
     "worker.attempt",
     "import os, re, signal\n"
@@ -56,13 +57,13 @@ _DEADLY = late(
 )
 
 CONTROLS = {
-    # A job may be tried for ever.
+    # No limit of attempts.
     "limit": "import core.jobs.store as s; s.MAX_ATTEMPTS = 10**6\n",
 }
 
 
 class Caller(kills.Caller):
-    """Somebody with a key. A job's key says which poison its photo is, if any."""
+    """A caller with an API key. The idempotency key of a job names its poison, if any."""
 
     def __init__(self, url: str, secret: str) -> None:
         super().__init__(url)
@@ -73,7 +74,7 @@ class Caller(kills.Caller):
 
 
 class Client(threading.Thread):
-    """Submits at a pace of its own, whatever becomes of it, and waits for all to end."""
+    """Submits jobs at a fixed rate, then waits for all of them to end."""
 
     def __init__(
         self, caller: Caller, history: History, name: str, orders: list[str], seconds: float
@@ -104,16 +105,16 @@ class Client(threading.Thread):
                 parameters=parameters,
             )
             open_jobs.append(job_id)
-        until = time.monotonic() + PATIENCE_SECONDS
+        until = time.monotonic() + TIMEOUT_SECONDS
         for job_id in open_jobs:
-            job = self._ended(job_id, until)
+            job = self._wait_until_ended(job_id, until)
             facts = {
                 name: job[name]
                 for name in ("status", "attempt", "error", "created_at", "completed_at")
             }
             self._history.tell("final", job=job_id, pixels=self._caller.pixels(job), **facts)
 
-    def _ended(self, job_id: str, until: float) -> dict[str, Any]:
+    def _wait_until_ended(self, job_id: str, until: float) -> dict[str, Any]:
         while True:
             job: dict[str, Any] = self._caller.ask("GET", f"/v1/jobs/{job_id}").json()
             if Status(job["status"]).has_ended or time.monotonic() > until:
@@ -132,8 +133,8 @@ def campaign(
     factor: float = FACTOR,
     without: str | None = None,
 ) -> None:
-    """Run it and tell the history."""
-    dice = random.Random(seed)
+    """Run the campaign and write its history."""
+    rng = random.Random(seed)
     history.tell("begin", seed=seed, jobs=jobs, poison=poison, factor=factor, without=without)
     fleet = Fleet(
         folder, tiny=True, changed=_DEADLY + CONTROLS.get(without or "", ""), API_KEYS="required"
@@ -153,7 +154,7 @@ def campaign(
         ):
             orders = [""] * jobs
             for kind in kinds:
-                orders.insert(dice.randrange(len(orders)), kind)
+                orders.insert(rng.randrange(len(orders)), kind)
             clients = [
                 Client(caller, history, f"{name}-{number}", orders[number::CALLERS], seconds)
                 for number, caller in enumerate(callers)
@@ -164,21 +165,21 @@ def campaign(
                 client.join()
         for caller in callers:
             caller.__exit__()
-        history.tell("end", serving=_serves(fleet))
+        history.tell("end", serving=_is_serving_again(fleet))
 
 
-def _serves(fleet: Fleet) -> bool:
+def _is_serving_again(fleet: Fleet) -> bool:
     until = time.monotonic() + 60
     while not fleet.is_serving() and time.monotonic() < until:
         time.sleep(0.1)
     return fleet.is_serving()
 
 
-# ---------------------------------------------------------------------- the judge
+# ---------------------------------------------------------------------- the checker
 
 
 def delays(file: Path, name: str) -> list[float]:
-    """Of the sound jobs of a round that ended, the seconds from submission to end, by the store's clock."""
+    """Seconds from submission to end of a round's sound jobs, by the store's clock."""
     sound = {
         event["job"]
         for event in events(file, "accepted")
@@ -195,7 +196,7 @@ def delays(file: Path, name: str) -> list[float]:
 
 
 def violations(file: Path) -> list[str]:
-    """What must not be, by the history alone."""
+    """Return the violations that the history shows."""
     found: list[str] = []
     right = {event["parameters"]: event["pixels"] for event in events(file, "reference")}
     final = {event["job"]: event for event in events(file, "final")}
@@ -220,11 +221,10 @@ def violations(file: Path) -> list[str]:
     if not calm or not poisoned:
         found.append("nothing was measured")
     elif statistics.median(poisoned) > begin["factor"] * statistics.median(calm):
-        found.append(
-            f"sound jobs take {statistics.median(poisoned):.2f} s, not {statistics.median(calm):.2f}"
-        )
+        seconds, expected = statistics.median(poisoned), statistics.median(calm)
+        found.append(f"sound jobs take {seconds:.2f} s, not {expected:.2f}")
     if not any(event["serving"] for event in events(file, "end")):
-        found.append("the campaign did not come to its end, or left no service")
+        found.append("the campaign did not finish, or the service is down")
     return found
 
 
@@ -236,11 +236,11 @@ def _ended_wrongly(what: str, kind: str, end: dict[str, Any]) -> list[str]:
 
 
 def figures(file: Path) -> dict[str, Any]:
-    """What the table shows."""
+    """Return the rows of the report."""
     final = {event["job"]: event for event in events(file, "final")}
     poison = [event for event in events(file, "accepted") if event["poison"]]
     shown: dict[str, Any] = {
-        f"{kind}: attempts, and how often": dict(
+        f"{kind}: attempts and their counts": dict(
             Counter(
                 final[event["job"]]["attempt"]
                 for event in poison
@@ -251,19 +251,19 @@ def figures(file: Path) -> dict[str, Any]:
     }
     for name in ("calm", "poisoned"):
         if seconds := delays(file, name):
-            p50, p99, most = percentile(seconds, 0.5), percentile(seconds, 0.99), max(seconds)
-            shown[f"{name}: sound jobs; delay p50, p99, most"] = (
-                f"{len(seconds)}; {p50:.2f}, {p99:.2f}, {most:.2f} s"
+            p50, p99 = percentile(seconds, 0.5), percentile(seconds, 0.99)
+            shown[f"{name}: sound jobs; delay p50, p99, max"] = (
+                f"{len(seconds)}; {p50:.2f}, {p99:.2f}, {max(seconds):.2f} s"
             )
     return shown
 
 
 @click.command()
 @click.option("--seed", default=1)
-@click.option("--jobs", default=200, help="Sound ones, in each of two rounds.")
-@click.option("--poison", default=20)
-@click.option("--seconds", default=300.0, help="That a round's submissions take.")
-@click.option("--factor", default=FACTOR, help="By how much the median delay may rise.")
+@click.option("--jobs", default=200, help="Sound jobs in each of the two rounds.")
+@click.option("--poison", default=20, help="Poison jobs in the second round.")
+@click.option("--seconds", default=300.0, help="Duration of a round's submissions.")
+@click.option("--factor", default=FACTOR, help="Factor by which the median delay may rise.")
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
 def main(
@@ -275,17 +275,17 @@ def main(
     file: Path | None,
     without: str | None,
 ) -> None:
-    """Poison and count."""
+    """Submit poison jobs and check all jobs."""
     with tempfile.TemporaryDirectory(prefix="impasto-poison-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
-        told = {
+        options = {
             "jobs": jobs,
             "poison": poison,
             "seconds": seconds,
             "factor": factor,
             "without": without,
         }
-        campaign(Path(folder) / "fleet", history, seed=seed, **told)
+        campaign(Path(folder) / "fleet", history, seed=seed, **options)
         for name, value in figures(history.file).items():
             click.echo(f"| {name} | {value} |")
         judged(violations(history.file))

@@ -1,4 +1,4 @@
-"""What campaigns start, the same for all: a Valkey, and an environment with our settings alone."""
+"""A Valkey server and an environment without the developer's settings, for all campaigns."""
 
 import os
 import subprocess
@@ -14,28 +14,28 @@ from core.jobs.store import JobStore
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """IMPASTO_* as given, and none of the developer's own."""
+    """Return the environment with these IMPASTO_* settings and no others."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("IMPASTO_")}
     return clean | {f"IMPASTO_{name}": value for name, value in settings.items()}
 
 
 def valkey_command(port: int, folder: Path, **options: str) -> list[str]:
-    """As it is to be run in earnest, on loopback; `options` says what is to be different."""
-    given = {
+    """The command of a server as in production, but on loopback; `options` override."""
+    settings = {
         "port": str(port),
         "bind": "127.0.0.1",
         "dir": str(folder),
         "logfile": str(folder / "valkey.log"),
     }
-    given |= {"save": "", "appendonly": "yes", "appendfsync": "always"} | options
+    settings |= {"save": "", "appendonly": "yes", "appendfsync": "always"} | options
     return [
         str(get_binary_path()),
-        *(word for name, value in given.items() for word in (f"--{name}", value)),
+        *(word for name, value in settings.items() for word in (f"--{name}", value)),
     ]
 
 
 class Valkey:
-    """One to kill and to start again."""
+    """A server that a campaign may kill and restart."""
 
     def __init__(self, folder: Path, **options: str) -> None:
         self.port = free_port()
@@ -51,7 +51,7 @@ class Valkey:
         self.kill()
 
     def start(self) -> float:
-        """The seconds until it answers."""
+        """Start the server and return the seconds until it answers."""
         began = time.monotonic()
         self._process = subprocess.Popen(self._command)
         store = JobStore(self.url)

@@ -1,4 +1,4 @@
-"""A TCP proxy that hurts what goes through it, on a word: resets, swallows, delays, cuts in the middle."""
+"""A TCP proxy that injects faults: it resets, swallows, delays or cuts what passes through it."""
 
 import asyncio
 import random
@@ -16,20 +16,20 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """From a port of its own to another on this host. A context manager."""
+    """Forwards its own port to the target port on this host. A context manager."""
 
     def __init__(self, seed: int, target: int = 0) -> None:
         self.port, self.target = free_port(), target
         self.fault: Fault = "none"
-        self._dice = random.Random(seed)
+        self._rng = random.Random(seed)
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
-        self._there = threading.Event()
+        self._ready = threading.Event()
 
     def __enter__(self) -> "Proxy":
         self._thread.start()
-        assert self._there.wait(10)
+        assert self._ready.wait(10)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -37,7 +37,7 @@ class Proxy:
         self._thread.join()
 
     def suffer(self, fault: Fault) -> None:
-        """From now on. `reset` and `refuse` also end what is open."""
+        """Apply this fault from now on. `reset` and `refuse` also reset open connections."""
         self.fault = fault
         if fault in ("reset", "refuse"):
             self._loop.call_soon_threadsafe(self._reset_all)
@@ -47,7 +47,7 @@ class Proxy:
         server = self._loop.run_until_complete(
             asyncio.start_server(self._serve, "127.0.0.1", self.port)
         )
-        self._there.set()
+        self._ready.set()
         self._loop.run_forever()
         server.close()
         self._reset_all()
@@ -66,28 +66,31 @@ class Proxy:
             _reset(writer)
             return
         try:
-            onward, outward = await asyncio.open_connection("127.0.0.1", self.target)
+            upstream_reader, upstream_writer = await asyncio.open_connection(
+                "127.0.0.1", self.target
+            )
         except OSError:
             _reset(writer)
             return
-        self._writers |= {writer, outward}
+        self._writers |= {writer, upstream_writer}
         try:
-            await asyncio.gather(self._pump(reader, outward), self._pump(onward, writer))
+            await asyncio.gather(
+                self._pump(reader, upstream_writer), self._pump(upstream_reader, writer)
+            )
         finally:
-            for one in (writer, outward):
-                self._writers.discard(one)
-                one.close()
+            for side in (writer, upstream_writer):
+                self._writers.discard(side)
+                side.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
-                while (
-                    self.fault == "swallow"
-                ):  # nothing arrives, nothing is refused; what was sent is late
+                # Nothing arrives and nothing is refused; the data goes through after the fault.
+                while self.fault == "swallow":
                     await asyncio.sleep(0.05)
                 if self.fault == "slow":
                     await asyncio.sleep(0.3)
-                if self.fault == "cut" and self._dice.random() < 0.3:
+                if self.fault == "cut" and self._rng.random() < 0.3:
                     writer.write(data[: len(data) // 2])
                     await writer.drain()
                     _reset(writer)

@@ -1,4 +1,4 @@
-"""A short run of the campaign, and its judge."""
+"""A short run of the campaign, and tests of its checker."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.reliability
-@pytest.mark.timeout(900)  # each death takes a process with torch
-def test_sound_jobs_end_among_those_that_kill_their_painters(tmp_path: Path) -> None:
+@pytest.mark.timeout(900)  # each kill restarts a process with torch
+def test_sound_jobs_end_among_jobs_that_kill_their_workers(tmp_path: Path) -> None:
     history = History(tmp_path / "history.jsonl")
     poison.campaign(tmp_path / "fleet", history, seed=1, jobs=6, poison=2, seconds=3, factor=1000)
 
@@ -39,13 +39,13 @@ KILL = {
 
 
 def _history(tmp_path: Path, *poisoned: dict[str, Any], serving: bool = True) -> Path:
-    """Of one calm job, and those."""
-    told = History(tmp_path / "history.jsonl")
-    told.tell("begin", factor=5)
-    told.tell("reference", parameters=0, pixels="p")
+    """The history of one job in the calm round and these in the poisoned round."""
+    history = History(tmp_path / "history.jsonl")
+    history.tell("begin", factor=5)
+    history.tell("reference", parameters=0, pixels="p")
     for number, facts in enumerate([SOUND, *poisoned]):
         name = "poisoned" if number else "calm"
-        told.tell(
+        history.tell(
             "accepted",
             job=str(number),
             round=name,
@@ -59,15 +59,15 @@ def _history(tmp_path: Path, *poisoned: dict[str, Any], serving: bool = True) ->
                 if facts["status"] != "queued"
                 else None
             )
-            told.tell(
+            history.tell(
                 "final",
                 job=str(number),
                 created_at="2026-01-01T00:00:00Z",
                 completed_at=done,
                 **end,
             )
-    told.tell("end", serving=serving)
-    return told.file
+    history.tell("end", serving=serving)
+    return history.file
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def _history(tmp_path: Path, *poisoned: dict[str, Any], serving: bool = True) ->
         ({**KILL, "status": "succeeded"}, "ended as succeeded"),
     ],
 )
-def test_the_judge_finds_what_must_not_be(
+def test_the_checker_finds_each_violation(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     found = poison.violations(_history(tmp_path, SOUND, {**SOUND, **changes}))
@@ -98,5 +98,5 @@ def test_the_judge_finds_what_must_not_be(
     assert [True] * bool(words) == [words in line for line in found]
 
 
-def test_the_judge_wants_a_service_in_the_end(tmp_path: Path) -> None:
+def test_the_checker_requires_a_running_service_at_the_end(tmp_path: Path) -> None:
     assert len(poison.violations(_history(tmp_path, SOUND, serving=False))) == 1

@@ -1,4 +1,4 @@
-"""Short runs of the campaigns on jobs, and their judges."""
+"""Short runs of the campaigns on jobs, and tests of their checkers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,14 +28,14 @@ def history(tmp_path: Path, weights: Any) -> History:
 
 
 @pytest.mark.reliability
-def test_nothing_is_lost_when_everything_is_killed(tmp_path: Path, history: History) -> None:
+def test_no_job_is_lost_when_all_processes_are_killed(tmp_path: Path, history: History) -> None:
     kills.campaign(tmp_path / "fleet", history, seed=1, kills=8, jobs=12)
 
     assert kills.violations(history.file) == []
     assert sum(kills.figures(history.file)["kills"].values()) == 8
 
 
-def test_what_was_acknowledged_is_there_after_the_stores_death(
+def test_no_acknowledged_submission_is_lost_when_the_store_is_killed(
     tmp_path: Path, history: History
 ) -> None:
     acknowledged.campaign(tmp_path, history, seed=1, kills=3)
@@ -43,20 +43,22 @@ def test_what_was_acknowledged_is_there_after_the_stores_death(
     assert acknowledged.violations(history.file) == []
 
 
-def test_a_store_that_writes_nothing_down_is_found_out(tmp_path: Path, history: History) -> None:
+def test_without_an_append_only_file_submissions_are_lost(tmp_path: Path, history: History) -> None:
     acknowledged.campaign(tmp_path, history, seed=1, kills=1, without="aof")
 
     assert acknowledged.violations(history.file)
 
 
-def test_nobody_listens_to_zombies(tmp_path: Path, history: History) -> None:
+def test_the_store_refuses_workers_that_lost_their_lease(tmp_path: Path, history: History) -> None:
     zombies.campaign(tmp_path, history, seed=1, trials=4, lease_seconds=2)
 
     assert zombies.violations(history.file) == []
 
 
 @pytest.mark.reliability
-def test_without_fencing_zombies_are_heard(tmp_path: Path, history: History) -> None:
+def test_without_fencing_the_store_accepts_workers_that_lost_their_lease(
+    tmp_path: Path, history: History
+) -> None:
     zombies.campaign(tmp_path, history, seed=1, trials=3, lease_seconds=2, without="fencing")
 
     assert zombies.violations(history.file)
@@ -77,14 +79,14 @@ def test_lost_bells_ring_again(tmp_path: Path, history: History) -> None:
 
 
 @pytest.mark.reliability
-def test_the_network_may_fail(tmp_path: Path, history: History) -> None:
+def test_no_job_is_lost_when_the_network_fails(tmp_path: Path, history: History) -> None:
     faults.campaign(tmp_path / "fleet", history, seed=1, faults=5)
 
     assert faults.violations(history.file) == []
 
 
-def _seconds_of_a_crowd(folder: Path, history: History, changed: str = "") -> list[float]:
-    """That its answers take, where the store says nothing."""
+def _response_seconds_of_a_crowd(folder: Path, history: History, changed: str = "") -> list[float]:
+    """The durations of 240 simultaneous requests while the store is silent."""
     proxy = Proxy(1)
     fleet = Fleet(folder, workers=0, tiny=True, through=proxy.port, changed=changed)
     proxy.target = fleet.store_port
@@ -96,45 +98,51 @@ def _seconds_of_a_crowd(folder: Path, history: History, changed: str = "") -> li
     return [answer["seconds"] for answer in answers]
 
 
-def test_a_crowd_does_not_wait_for_a_store_that_says_nothing(
+def test_many_requests_fail_fast_while_the_store_is_silent(
     tmp_path: Path, history: History
 ) -> None:
-    assert max(_seconds_of_a_crowd(tmp_path, history)) < 4
+    assert max(_response_seconds_of_a_crowd(tmp_path, history)) < 4
 
 
 @pytest.mark.reliability
-def test_without_the_breaker_a_crowd_waits(tmp_path: Path, history: History) -> None:
-    assert max(_seconds_of_a_crowd(tmp_path, history, faults.CONTROLS["breaker"])) > 4
+def test_without_the_circuit_breaker_many_requests_are_slow(
+    tmp_path: Path, history: History
+) -> None:
+    seconds = _response_seconds_of_a_crowd(tmp_path, history, faults.CONTROLS["breaker"])
+
+    assert max(seconds) > 4
 
 
 @pytest.mark.reliability
-def test_what_nobody_of_ours_sent_harms_nobody(tmp_path: Path, history: History) -> None:
+def test_forged_messages_do_no_harm(tmp_path: Path, history: History) -> None:
     forged.campaign(tmp_path / "fleet", history, seed=1, count=24)
 
     assert forged.violations(history.file) == []
 
 
-def test_what_is_repeated_is_taken_once(history: History) -> None:
+def test_a_repeated_submission_makes_one_job(history: History) -> None:
     repeats.campaign(history, seed=1, posts=150, keys=6)
 
     assert repeats.violations(history.file) == []
 
 
-def test_without_its_key_it_is_taken_often(history: History) -> None:
+def test_without_idempotency_keys_a_repeated_submission_makes_many_jobs(history: History) -> None:
     repeats.campaign(history, seed=1, posts=60, keys=6, without="keys")
 
     assert repeats.violations(history.file)
 
 
 @pytest.mark.reliability
-def test_what_is_under_way_is_finished_before_a_restart(tmp_path: Path, history: History) -> None:
+def test_open_requests_are_answered_before_a_restart(tmp_path: Path, history: History) -> None:
     rolling.campaign(tmp_path / "fleet", history, seed=1, restarts=4)
 
     assert rolling.violations(history.file) == []
 
 
 @pytest.mark.reliability
-def test_without_grace_it_is_cut_off(tmp_path: Path, history: History) -> None:
+def test_without_a_graceful_shutdown_open_requests_are_cut_off(
+    tmp_path: Path, history: History
+) -> None:
     rolling.campaign(tmp_path / "fleet", history, seed=1, restarts=1, without="grace")
 
     assert rolling.violations(history.file)
@@ -147,11 +155,11 @@ def test_a_flood_of_one_callers_jobs_delays_no_others(tmp_path: Path, history: H
     assert [
         found
         for found in floods.violations(history.file)
-        if found != "the flooder was never asked to wait"
+        if found != "the flooder was never rate limited"
     ] == []
 
 
-# The painter of a job with this seed dies of it, whenever.
+# A job with this seed kills its worker.
 POISON = """
 import os, signal, sys
 import core.style.spec as s
@@ -166,7 +174,7 @@ s.parse_spec = deadly
 
 
 @pytest.mark.reliability
-def test_a_job_that_kills_its_painters_ends_after_three_and_lets_the_others_go_first(
+def test_a_job_that_kills_its_workers_fails_after_three_attempts_and_yields_to_others(
     tmp_path: Path, weights: Any
 ) -> None:
     fleet = Fleet(tmp_path / "fleet", workers=1, tiny=True, changed=POISON)
@@ -182,11 +190,11 @@ def test_a_job_that_kills_its_painters_ends_after_three_and_lets_the_others_go_f
     assert all(end["completed_at"] < ends[0]["completed_at"] for end in ends[1:])
 
 
-# ---------------------------------------------------------------------- the judges
+# ---------------------------------------------------------------------- the checkers
 
 
 def _kills(history: History, **changes: Any) -> None:
-    """A history in order, but for the changes to the job's end."""
+    """Write a history without violations, except for these changes to the final state."""
     end = {
         "status": "succeeded",
         "version": 9,
@@ -211,13 +219,15 @@ def _kills(history: History, **changes: Any) -> None:
         ({}, None),
         ({"final": False}, "lost"),
         ({"status": "running"}, "never ended"),
-        ({"pixels": "q"}, "wrong bytes"),
+        ({"pixels": "q"}, "wrong pixels"),
         ({"version": 10}, "changed after its end"),
         ({"status": "canceled"}, "ended as canceled"),
         ({"status": "failed", "error": {"code": "internal"}}, "ended as failed"),
     ],
 )
-def test_the_judge_of_kills(history: History, changes: dict[str, Any], words: str | None) -> None:
+def test_the_checker_of_kills_finds_each_violation(
+    history: History, changes: dict[str, Any], words: str | None
+) -> None:
     _kills(history, **changes)
     found = kills.violations(history.file)
 
@@ -225,23 +235,23 @@ def test_the_judge_of_kills(history: History, changes: dict[str, Any], words: st
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "add_violation",
     [
-        lambda told: told.tell("accepted", job="b", key="k", parameters=0),
-        lambda told: told.tell("left", files=["blobs/aa/x"]),
-        lambda told: told.file.write_text(""),
+        lambda history: history.tell("accepted", job="b", key="k", parameters=0),
+        lambda history: history.tell("left", files=["blobs/aa/x"]),
+        lambda history: history.file.write_text(""),
     ],
 )
-def test_the_judge_of_kills_sees_doubles_leftovers_and_an_early_end(
-    history: History, spoil: Callable[[History], None]
+def test_the_checker_of_kills_finds_duplicates_leftovers_and_an_early_end(
+    history: History, add_violation: Callable[[History], None]
 ) -> None:
     _kills(history)
-    spoil(history)
+    add_violation(history)
 
     assert kills.violations(history.file)
 
 
-def test_the_judge_of_faults_sees_hangs_and_errors(history: History) -> None:
+def test_the_checker_of_faults_finds_hangs_and_errors(history: History) -> None:
     _kills(history)
     assert faults.violations(history.file) == []
     history.tell("answer", method="GET", status=200, seconds=11.0)
@@ -268,7 +278,7 @@ def test_the_judge_of_orphans_sees_the_slow_and_the_forgetful(history: History) 
     assert len(orphans.violations(history.file)) == 2
 
 
-def test_the_judge_of_zombies_sees_who_was_heard_and_what_changed(history: History) -> None:
+def test_the_checker_of_zombies_finds_accepted_calls_and_changed_jobs(history: History) -> None:
     good = {
         "job": "a",
         "status": "running",
@@ -292,7 +302,7 @@ def test_the_judge_of_bells_sees_the_late_and_the_unheard(history: History) -> N
     assert len(lost_bells.violations(history.file)) == 2
 
 
-def test_percentiles() -> None:
+def test_percentile_is_a_value_of_the_list() -> None:
     values = [float(number) for number in range(1, 101)]
 
     assert (percentile(values, 0.5), percentile(values, 0.99), percentile(values, 1)) == (
@@ -302,7 +312,7 @@ def test_percentiles() -> None:
     )
 
 
-def test_the_judge_of_forged_messages_hears_of_each(history: History) -> None:
+def test_the_checker_of_forged_messages_finds_each_violation(history: History) -> None:
     history.tell("died", after="deep", alive=[])
     history.tell("job", id="job_a", status="queued")
     history.tell("end", left=3, canary=True)
@@ -310,7 +320,7 @@ def test_the_judge_of_forged_messages_hears_of_each(history: History) -> None:
     assert len(forged.violations(history.file)) == 4
 
 
-def test_the_judge_of_restarts_sees_what_is_slow_or_lost(history: History) -> None:
+def test_the_checker_of_restarts_finds_slow_and_lost_work(history: History) -> None:
     history.tell("api", answers=["HTTP/1.1 201 Created", ""], seconds=1)
     history.tell("worker", job="a", seconds=11, status="queued", attempt=0, reached=9, again_at=3)
     history.tell("worker", job="b", seconds=1, status="running", attempt=1, reached=9, again_at=9)
@@ -318,7 +328,7 @@ def test_the_judge_of_restarts_sees_what_is_slow_or_lost(history: History) -> No
     assert len(rolling.violations(history.file)) == 5
 
 
-def test_the_judge_of_floods_counts_who_went_before(history: History) -> None:
+def test_the_checker_of_floods_counts_overtaking_jobs(history: History) -> None:
     for second in range(5):
         history.tell("started", at_time=f"2026-01-01T00:00:0{second}")
     for began in ("2026-01-01T00:00:03", "2026-01-01T00:00:09"):

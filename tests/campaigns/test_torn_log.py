@@ -1,4 +1,4 @@
-"""A short run of the campaign, and its judge."""
+"""Short runs of the campaign, and tests of its checker."""
 
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,24 @@ def history(tmp_path: Path) -> History:
     return History(tmp_path / "history.jsonl")
 
 
-def test_what_is_left_of_a_torn_log_is_whole(tmp_path: Path, history: History) -> None:
+def test_a_truncated_log_recovers_to_a_consistent_store(tmp_path: Path, history: History) -> None:
     torn_log.campaign(tmp_path / "torn", history, seed=1, count=5, seconds=0)
 
     assert torn_log.violations(history.file) == []
 
 
 @pytest.mark.reliability
-def test_steps_that_nothing_holds_together_are_found_torn(tmp_path: Path, history: History) -> None:
+def test_without_transactions_a_truncated_log_is_inconsistent(
+    tmp_path: Path, history: History
+) -> None:
     torn_log.campaign(tmp_path / "torn", history, seed=1, count=25, seconds=0, without="atomic")
 
     assert torn_log.violations(history.file)
 
 
 @pytest.mark.reliability
-@pytest.mark.timeout(900)  # it starts three times
-def test_a_service_goes_on_from_a_torn_log_and_from_a_backup(
+@pytest.mark.timeout(900)  # three services start
+def test_a_service_recovers_from_a_torn_log_and_from_a_backup(
     tmp_path: Path, history: History
 ) -> None:
     torn_log.campaign(tmp_path / "torn", history, seed=1, count=0, seconds=4)
@@ -41,7 +43,7 @@ def test_a_service_goes_on_from_a_torn_log_and_from_a_backup(
     )
 
 
-TEAR = {"way": "up", "bytes": 100, "started": True, "half": [], "jobs": ["a"], "kept": True}
+TEAR = {"way": "up", "bytes": 100, "started": True, "problems": [], "jobs": ["a"], "kept": True}
 FLIP = {
     "way": "up",
     "at": 9,
@@ -51,27 +53,27 @@ FLIP = {
     "repairable": True,
     "repaired": True,
 }
-AGAIN = {"name": "torn", "job": "s", "status": "succeeded", "error": None, "pixels": "p"}
+RECOVERED = {"name": "torn", "job": "s", "status": "succeeded", "error": None, "pixels": "p"}
 
 
-def _tell(told: History, changes: dict[str, Any]) -> None:
-    told.tell("lived", job="a", forgotten=False, bytes=90)
-    told.tell("lived", job="b", forgotten=False, bytes=110)
-    told.tell("lived", job="c", forgotten=True, bytes=80)
-    told.tell("tear", **{**TEAR, **changes.get("tear", {})})
-    told.tell("flip", **{**FLIP, "half": [], "left": 1, **changes.get("flip", {})})
-    told.tell("reference", parameters=0, pixels="p")
-    told.tell("accepted", job="s", parameters=0, at=1)
-    told.tell("size", bytes=50, at=2)
-    told.tell("backup", at=2)
-    told.tell("accepted", job="t", parameters=0, at=3)
-    told.tell("left", bytes=60)
-    told.tell("again", **{**AGAIN, **changes.get("again", {})})
-    told.tell("again", **{**AGAIN, "name": "backup"})
+def _write(history: History, changes: dict[str, Any]) -> None:
+    history.tell("written", job="a", deleted=False, bytes=90)
+    history.tell("written", job="b", deleted=False, bytes=110)
+    history.tell("written", job="c", deleted=True, bytes=80)
+    history.tell("tear", **{**TEAR, **changes.get("tear", {})})
+    history.tell("flip", **{**FLIP, "problems": [], "left": 1, **changes.get("flip", {})})
+    history.tell("reference", parameters=0, pixels="p")
+    history.tell("accepted", job="s", parameters=0, at=1)
+    history.tell("size", bytes=50, at=2)
+    history.tell("backup", at=2)
+    history.tell("accepted", job="t", parameters=0, at=3)
+    history.tell("left", bytes=60)
+    history.tell("recovered", **{**RECOVERED, **changes.get("recovered", {})})
+    history.tell("recovered", **{**RECOVERED, "name": "backup"})
     for name in changes.get("names", ("torn", "backup")):
-        told.tell("left behind", name=name, files=changes.get("files", []))
+        history.tell("left behind", name=name, files=changes.get("files", []))
     if changes.get("ends", True):
-        told.tell("end", service=True)
+        history.tell("end", service=True)
 
 
 @pytest.mark.parametrize(
@@ -79,25 +81,25 @@ def _tell(told: History, changes: dict[str, Any]) -> None:
     [
         ({}, []),
         ({"tear": {"started": False}}, ["does not start"]),
-        ({"tear": {"half": ["x is not in y"]}}, ["x is not in y"]),
-        ({"tear": {"jobs": []}}, ["1 jobs of before are lost"]),
-        ({"tear": {"kept": False}}, ["written afterwards is lost"]),
-        ({"flip": {"says": False}}, ["not told why"]),
-        ({"flip": {"repaired": False}}, ["cannot be repaired"]),
+        ({"tear": {"problems": ["x is not in y"]}}, ["x is not in y"]),
+        ({"tear": {"jobs": []}}, ["1 earlier jobs are lost"]),
+        ({"tear": {"kept": False}}, ["a later job is lost"]),
+        ({"flip": {"says": False}}, ["refused without a reason"]),
+        ({"flip": {"repaired": False}}, ["documented repair fails"]),
         ({"flip": {"repaired": False, "repairable": False}}, []),
-        ({"flip": {"started": True, "listed": False}}, ["tells of no job"]),
-        ({"again": {"job": "t"}}, ["torn: s is lost"]),
-        ({"again": {"status": "failed"}}, ["ended as failed"]),
-        ({"again": {"pixels": "q"}}, ["with q"]),
+        ({"flip": {"started": True, "listed": False}}, ["lists no jobs"]),
+        ({"recovered": {"job": "t"}}, ["torn: s is lost"]),
+        ({"recovered": {"status": "failed"}}, ["ended as failed"]),
+        ({"recovered": {"pixels": "q"}}, ["with q"]),
         ({"files": ["blobs/aa/b"]}, ["torn: left behind", "backup: left behind"]),
-        ({"names": ["torn"]}, ["backup: did not come up"]),
-        ({"ends": False}, ["did not come to its end"]),
+        ({"names": ["torn"]}, ["backup: the service did not start"]),
+        ({"ends": False}, ["did not finish"]),
     ],
 )
-def test_the_judge_finds_what_must_not_be(
+def test_the_checker_finds_each_violation(
     history: History, changes: dict[str, Any], words: list[str]
 ) -> None:
-    _tell(history, changes)
+    _write(history, changes)
     found = torn_log.violations(history.file)
 
     assert len(found) == len(words)

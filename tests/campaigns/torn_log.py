@@ -1,12 +1,12 @@
-"""The store's append-only file, torn at its end as by a power cut, or with a wrong byte within: what is left is whole.
+"""Truncated or corrupt append-only files: whatever Valkey recovers is consistent.
 
 python tests/campaigns/torn_log.py --seed 1 --count 100
 python tests/campaigns/torn_log.py --seed 1 --count 10 --without atomic
 
-Three parts. `tears`: writers take jobs through their lives; the log of that is torn anywhere, over and over, and read
-by a server as docker-compose.yml starts it, and as `impasto up` does. `flips`: one byte in its middle is another.
-`service`: a whole service, once with a torn log, once from a backup that was made as docs/operations.md has it, while
-it was busy.
+Three parts. `tears`: writers run jobs through their life cycles; the log is truncated at random
+places, as by a power cut, and loaded by a server that is started as in docker-compose.yml or by
+`impasto up`. `flips`: one bit in the middle of the log is wrong. `service`: a whole service
+restarts from a truncated log, and from a backup that was made under load as in docs/operations.md.
 """
 
 import json
@@ -41,40 +41,40 @@ from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 
 WRITERS = 4
-LIVES_PER_TRIAL = 10
-TAIL_BYTES = 60_000  # of the log: the writes of some seconds
+LIFE_CYCLES_PER_TRIAL = 10
+TAIL_BYTES = 60_000  # of the log; some seconds of writes
 START_SECONDS = 30.0
 COMPOSE = Path(__file__).parents[2] / "docker-compose.yml"
-# What the server says of a file that it cannot read; and of one that the tool can repair.
+# What the server logs about a file that it cannot load, and about one that the tool can repair.
 NAMED, REPAIRABLE = "the append only file", "valkey-check-aof --fix"
 
 CONTROLS = {
-    # A step is many commands, none of which knows of the others.
-    "atomic": "unwrapped",
-    # Nobody looks for pictures without a record.
+    # Without MULTI and EXEC, the commands of a script are independent.
+    "atomic": "_remove_transactions",
+    # The garbage collector does not look for files without a record.
     "strays": "import api.background.reaper as r; r.Reaper._adopt_strays = lambda self: None\n",
 }
-# Strays go at once: the campaign has no week.
+# Files without a record are deleted at once, not after a week.
 _AT_ONCE = "import api.background.reaper as r; r.STRAY_SECONDS = 0\n"
 
 
 def _log(folder: Path) -> Path:
-    """Where the server writes now."""
+    """The file that the server appends to."""
     return max(
         (folder / "appendonlydir").glob("*.incr.aof"), key=lambda file: int(file.name.split(".")[2])
     )
 
 
-# ---------------------------------------------------------------------- the server, as it is started in earnest
+# ---------------------------------------------------------------------- the server
 
 
 def _as_composed(folder: Path, port: int, password: str) -> list[str]:
-    """docker-compose.yml's own command, on this machine."""
+    """The command of docker-compose.yml, on this machine."""
     words = yaml.safe_load(COMPOSE.read_text())["services"]["redis"]["command"][1:]
-    given = [password if "IMPASTO_REDIS_PASSWORD" in word else word for word in words]
+    arguments = [password if "IMPASTO_REDIS_PASSWORD" in word else word for word in words]
     return [
         str(get_binary_path()),
-        *given,
+        *arguments,
         "--port",
         str(port),
         "--bind",
@@ -94,18 +94,18 @@ WAYS: dict[str, Callable[[Path, int, str], list[str]]] = {"compose": _as_compose
 
 
 class Server:
-    """One that may refuse to start."""
+    """A server that may refuse to start."""
 
     def __init__(self, folder: Path, way: str) -> None:
         self._port, password = free_port(), secrets.token_hex(8)
         self.url = f"redis://:{password}@127.0.0.1:{self._port}/0"
-        self._said = folder.parent / "said.log"
-        with self._said.open("wb") as log:
+        self._output = folder.parent / "output.log"
+        with self._output.open("wb") as log:
             command = WAYS[way](folder, self._port, password)
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        self.started = self._answers()
+        self.started = self._wait_until_up()
 
-    def _answers(self) -> bool:
+    def _wait_until_up(self) -> bool:
         store, until = JobStore(self.url), time.monotonic() + START_SECONDS
         while self._process.poll() is None and time.monotonic() < until:
             with suppress(errors.StoreUnavailable):
@@ -116,8 +116,8 @@ class Server:
         return False
 
     @property
-    def said(self) -> str:
-        return self._said.read_text(errors="replace")
+    def output(self) -> str:
+        return self._output.read_text(errors="replace")
 
     def kill(self) -> None:
         self._process.kill()
@@ -133,11 +133,11 @@ def _serving(folder: Path, way: str) -> Iterator[Server]:
         server.kill()
 
 
-# ---------------------------------------------------------------------- is every record whole?
+# ---------------------------------------------------------------------- consistency of the store
 
 
-def halves(client: Any) -> list[str]:
-    """What is in the store by half: records and the lists that they must be on, and the other way round."""
+def inconsistencies(client: Any) -> list[str]:
+    """Return each record that is missing in an index, and each index entry without a record."""
     found: list[str] = []
     jobs = {
         key.removeprefix(f"{PREFIX}job:"): client.hgetall(key)
@@ -188,7 +188,7 @@ def halves(client: Any) -> list[str]:
     ]
     counted = {digest: int(count) for digest, count in client.hgetall(f"{PREFIX}refs").items()}
     if counted != dict(uses):
-        found.append("the uses of blobs are miscounted")
+        found.append("the reference counts of the blobs are wrong")
     return found
 
 
@@ -196,8 +196,8 @@ def _list(text: str) -> list[str]:
     return [str(word) for word in json.loads(text)]
 
 
-def _told(url: str) -> set[str]:
-    """The jobs that the service can tell of."""
+def _list_jobs(url: str) -> set[str]:
+    """Return the ids of all jobs that the store lists."""
     store, ids = JobStore(url), set()
     before: int | None = None
     while True:
@@ -209,61 +209,61 @@ def _told(url: str) -> set[str]:
 
 
 def _read(url: str) -> tuple[set[str], list[str]]:
-    """The same, and what is there by half."""
+    """Return the ids of all jobs, and the inconsistencies of the store."""
     with redis.Redis.from_url(url, decode_responses=True) as client:
-        return _told(url), halves(client)
+        return _list_jobs(url), inconsistencies(client)
 
 
-# ---------------------------------------------------------------------- lives
+# ---------------------------------------------------------------------- writers
 
 
 def _digest() -> str:
     return f"sha256:{secrets.token_hex(32)}"
 
 
-def _live(store: JobStore, dice: random.Random) -> tuple[str, bool]:
-    """One job's life, or its beginning; its id, and whether it is forgotten in the end."""
+def _run_life_cycle(store: JobStore, rng: random.Random) -> tuple[str, bool]:
+    """Take one job through a random life cycle; return its id and whether it was deleted."""
     job_input = JobInput(content=_digest(), styles=[_digest()], spec=StyleSpec().model_dump())
     for digest in job_input.digests():
         store.reserve(digest)
     job_id = store.create(new_job_id(), job_input).id
-    end = dice.choice(["wait", "paint", "paint", "cancel", "delete"])
+    end = rng.choice(["wait", "run", "run", "cancel", "delete"])
     if end == "cancel":
         store.cancel(job_id)
-    elif end == "paint":
+    elif end == "run":
         token = secrets.token_hex(16)
-        with suppress(errors.JobNotFound):  # claimed, and deleted by its own writer
+        with suppress(errors.JobNotFound):  # another writer may delete the claimed job
             job = store.claim(token, "worker")
             if job is not None:
-                _paint(store, job.id, token, dice)
+                _run_job(store, job.id, token, rng)
     elif end == "delete":
         store.delete(job_id)
     return job_id, end == "delete"
 
 
-def _paint(store: JobStore, job_id: str, token: str, dice: random.Random) -> None:
-    progress = {"value": 0.5, "scale": 1, "scales": 1, "iteration": 1, "iterations": 2, "loss": {}}
-    told = JobProgress(**progress, iterations_per_second=1.0, seconds_left=1.0)
+def _run_job(store: JobStore, job_id: str, token: str, rng: random.Random) -> None:
+    counts = {"value": 0.5, "scale": 1, "scales": 1, "iteration": 1, "iterations": 2, "loss": {}}
+    progress = JobProgress(**counts, iterations_per_second=1.0, seconds_left=1.0)
     preview, output = _digest(), _digest()
     store.reserve(preview)
-    store.report_progress(job_id, token, told, preview)
+    store.report_progress(job_id, token, progress, preview)
     store.save_checkpoint(job_id, token, f"{job_id}.{token[:16]}.0")
-    if dice.random() < 0.8:
+    if rng.random() < 0.8:
         store.reserve(output)
         picture = Output(id=output, content_type="image/png", width=1, height=1, size_bytes=1)
         store.succeed(job_id, token, picture, ModelUsed(name="vgg16", sha256="0"), {})
 
 
-def _write(server: Valkey, folder: Path, history: History, seed: int, lives: int) -> None:
-    store, dice = JobStore(server.url), random.Random(seed)
-    for _ in range(lives):
-        job_id, forgotten = _live(store, dice)
-        history.tell("lived", job=job_id, forgotten=forgotten, bytes=_log(folder).stat().st_size)
+def _write(server: Valkey, folder: Path, history: History, seed: int, life_cycles: int) -> None:
+    store, rng = JobStore(server.url), random.Random(seed)
+    for _ in range(life_cycles):
+        job_id, deleted = _run_life_cycle(store, rng)
+        history.tell("written", job=job_id, deleted=deleted, bytes=_log(folder).stat().st_size)
     store.close()
 
 
-def _unwrapped(log: Path) -> None:
-    """The control: without the words that hold a step together."""
+def _remove_transactions(log: Path) -> None:
+    """The control: remove MULTI and EXEC, which make a script's writes atomic."""
     data = log.read_bytes()
     for word in (b"MULTI", b"EXEC"):
         data = data.replace(b"*1\r\n$%d\r\n%s\r\n" % (len(word), word), b"")
@@ -271,15 +271,17 @@ def _unwrapped(log: Path) -> None:
 
 
 def _tears(
-    folder: Path, history: History, dice: random.Random, count: int, without: str | None
+    folder: Path, history: History, rng: random.Random, count: int, without: str | None
 ) -> None:
-    """Write, then tear again and again what was written."""
+    """Write a log, then truncate and corrupt copies of it."""
     written = folder / "written"
     written.mkdir(parents=True)
     with Valkey(written) as server:
-        lives = max(40, LIVES_PER_TRIAL * count // WRITERS)
+        life_cycles = max(40, LIFE_CYCLES_PER_TRIAL * count // WRITERS)
         writers = [
-            threading.Thread(target=_write, args=(server, written, history, dice.random(), lives))
+            threading.Thread(
+                target=_write, args=(server, written, history, rng.random(), life_cycles)
+            )
             for _ in range(WRITERS)
         ]
         for writer in writers:
@@ -287,34 +289,39 @@ def _tears(
         for writer in writers:
             writer.join()
     if without == "atomic":
-        _unwrapped(_log(written))
+        _remove_transactions(_log(written))
     for number in range(count):
-        _tear(folder / "torn", written, history, dice, [*WAYS][number % len(WAYS)])
+        _tear(folder / "torn", written, history, rng, [*WAYS][number % len(WAYS)])
     for number in range(count // 5):
-        _flip(folder / "flipped", written, history, dice, [*WAYS][number % len(WAYS)])
+        _flip(folder / "flipped", written, history, rng, [*WAYS][number % len(WAYS)])
 
 
-def _tear(place: Path, written: Path, history: History, dice: random.Random, way: str) -> None:
-    """Cut it off, start, write one more job, kill, start again."""
+def _tear(place: Path, written: Path, history: History, rng: random.Random, way: str) -> None:
+    """Truncate a copy, start a server on it, write a job, kill the server and start it again."""
     folder = _copy(written, place)
     log = _log(folder)
     size = log.stat().st_size
-    left = size - dice.randrange(min(TAIL_BYTES, size))
+    left = size - rng.randrange(min(TAIL_BYTES, size))
     with log.open("r+b") as file:
         file.truncate(left)
     began = time.monotonic()
     with _serving(folder, way) as server:
         took = time.monotonic() - began
-        jobs, half = _read(server.url) if server.started else (set(), [])
-        new = _one_more(server.url) if server.started else None
+        jobs, problems = _read(server.url) if server.started else (set(), [])
+        new = _create_job(server.url) if server.started else None
     with _serving(folder, way) as again:
         kept = again.started and new in _read(again.url)[0]
-    facts = {"started": server.started, "seconds": round(took, 3), "half": half[:5], "kept": kept}
+    facts = {
+        "started": server.started,
+        "seconds": round(took, 3),
+        "problems": problems[:5],
+        "kept": kept,
+    }
     history.tell("tear", way=way, bytes=left, jobs=sorted(jobs), **facts)
     shutil.rmtree(place)
 
 
-def _one_more(url: str) -> str:
+def _create_job(url: str) -> str:
     store = JobStore(url)
     job_input = JobInput(content=_digest(), styles=[_digest()], spec=StyleSpec().model_dump())
     for digest in job_input.digests():
@@ -324,27 +331,27 @@ def _one_more(url: str) -> str:
     return job_id
 
 
-def _flip(place: Path, written: Path, history: History, dice: random.Random, way: str) -> None:
-    """One wrong byte: the server refuses, names the file, and what it says to do works; or it cannot know."""
+def _flip(place: Path, written: Path, history: History, rng: random.Random, way: str) -> None:
+    """Flip a bit: the server refuses the file and its advice works, or it cannot notice."""
     folder = _copy(written, place)
     log = _log(folder)
     data = bytearray(log.read_bytes())
-    at = dice.randrange(len(data) // 4, 3 * len(data) // 4)
-    data[at] ^= 1 << dice.randrange(8)
+    at = rng.randrange(len(data) // 4, 3 * len(data) // 4)
+    data[at] ^= 1 << rng.randrange(8)
     log.write_bytes(data)
     with _serving(folder, way) as server:
-        started, says = server.started, NAMED in server.said
-        repairable = REPAIRABLE in server.said
+        started, says = server.started, NAMED in server.output
+        repairable = REPAIRABLE in server.output
         listed = _lists(server.url) if started else True
     if not started:
         _repair(log, place)
         with _serving(folder, way) as server:
-            jobs, half = _read(server.url) if server.started else (set(), [])
+            jobs, problems = _read(server.url) if server.started else (set(), [])
             repaired = {
                 "repairable": repairable,
                 "repaired": server.started,
                 "left": len(jobs),
-                "half": half[:5],
+                "problems": problems[:5],
             }
     history.tell(
         "flip",
@@ -359,16 +366,16 @@ def _flip(place: Path, written: Path, history: History, dice: random.Random, way
 
 
 def _lists(url: str) -> bool:
-    """Whether the service still tells of all the jobs that a wrong byte did not meet."""
+    """Whether the store still lists any jobs."""
     try:
-        return len(_told(url)) > 0
+        return len(_list_jobs(url)) > 0
     except (ValueError, KeyError, TypeError, AssertionError, errors.ImpastoError, redis.RedisError):
         return False
 
 
 def _repair(log: Path, place: Path) -> None:
-    """As docs/operations.md says: the tool, on the one file that the server names, after a copy."""
-    tool = place / "valkey-check-aof"  # the server by another name is the tool
+    """Run the repair tool on the file that the server names, as in docs/operations.md."""
+    tool = place / "valkey-check-aof"  # the server's binary under this name is the tool
     tool.symlink_to(get_binary_path())
     subprocess.run([str(tool), "--fix", str(log)], input=b"y\n", check=False, capture_output=True)
 
@@ -382,19 +389,17 @@ def _copy(written: Path, place: Path) -> Path:
 
 
 def _service(
-    folder: Path, history: History, dice: random.Random, seconds: float, without: str | None
+    folder: Path, history: History, rng: random.Random, seconds: float, without: str | None
 ) -> None:
-    """Busy; backed up meanwhile; killed; then once more with a torn log, and from the backup."""
-    over = threading.Event()
+    """Run a service under load, back it up, kill it; restart it from a torn log and the backup."""
+    stop = threading.Event()
     changed = _AT_ONCE + (CONTROLS["strays"] if without == "strays" else "")
     first = Fleet(folder / "first", tiny=True, changed=changed)
     with first, kills.Caller(first.url) as caller:
         for number, parameters in enumerate(kills.PARAMETERS):
             job = kills._followed(caller, caller.submit(parameters, f"reference-{number}"))
             history.tell("reference", parameters=number, pixels=caller.pixels(job))
-        clients = [
-            Client(first, history, dice.randrange(10**6), over) for _ in range(kills.CLIENTS)
-        ]
+        clients = [Client(first, history, rng.randrange(10**6), stop) for _ in range(kills.CLIENTS)]
         for client in clients:
             client.start()
         _measure(first, history, seconds / 2)
@@ -403,45 +408,49 @@ def _service(
         _measure(first, history, seconds / 2)
         for program in (first.api, *first.workers, first.valkey):
             program.stop_at_once()
-        over.set()
+        stop.set()
         for client in clients:
             client.join()
     log = _log(folder / "first" / "valkey")
     size = log.stat().st_size
-    left = size - dice.randrange(
-        size // 8, size // 3
-    )  # so much that jobs are lost whose pictures are not
+    # So much is cut off that jobs are lost while their pictures remain.
+    left = size - rng.randrange(size // 8, size // 3)
     shutil.copytree(folder / "first" / "data", folder / "torn" / "data")
     shutil.copytree(folder / "first" / "valkey", folder / "torn" / "valkey")
     with _log(folder / "torn" / "valkey").open("r+b") as file:
         file.truncate(left)
     history.tell("left", bytes=left)
     for name in ("torn", "backup"):
-        _second_life(folder / name, history, name, changed)
+        _restart(folder / name, history, name, changed)
 
 
 class Client(threading.Thread):
-    """Submits until it is over; each photo has bytes of its own, so that some are left when records are lost."""
+    """Submits jobs until `stop`. Each photo has its own digest, so lost records leave files."""
 
-    def __init__(self, fleet: Fleet, history: History, seed: int, over: threading.Event) -> None:
+    def __init__(self, fleet: Fleet, history: History, seed: int, stop: threading.Event) -> None:
         super().__init__(daemon=True)
-        self._caller, self._history, self._seed, self._over = Caller(fleet.url), history, seed, over
+        self._caller, self._history, self._seed, self._stop_event = (
+            Caller(fleet.url),
+            history,
+            seed,
+            stop,
+        )
 
     def run(self) -> None:
-        dice, sent = random.Random(self._seed), 0
+        rng, sent = random.Random(self._seed), 0
         with self._caller, suppress(TimeoutError):
-            while not self._over.wait(0.3):
-                parameters, key = dice.randrange(2), f"{self._seed}-{sent}"
+            while not self._stop_event.wait(0.3):
+                parameters, key = rng.randrange(2), f"{self._seed}-{sent}"
                 sent += 1
                 job_id = self._caller.try_to_submit(
-                    kills.PARAMETERS[parameters], key, self._over.is_set
+                    kills.PARAMETERS[parameters], key, self._stop_event.is_set
                 )
                 self._history.tell("accepted", job=job_id, parameters=parameters)
 
 
 class Caller(kills.Caller):
     def try_to_submit(self, parameters: dict[str, str], key: str, until: Callable[[], bool]) -> str:
-        """Raises TimeoutError."""
+        """Submit a job. Raises TimeoutError if `until` is true after a failed request."""
         files = {
             "content": ("a.png", kills.picture(1, 96, 72, key)),
             "style": ("b.png", kills.PAINTING),
@@ -458,7 +467,7 @@ class Caller(kills.Caller):
 
 
 def _measure(fleet: Fleet, history: History, seconds: float) -> None:
-    """How long the log is, over and over: what was accepted before is in it."""
+    """Record the size of the log repeatedly: it contains what was accepted before."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         history.tell("size", bytes=_log(fleet.folder / "valkey").stat().st_size)
@@ -466,7 +475,7 @@ def _measure(fleet: Fleet, history: History, seconds: float) -> None:
 
 
 def _back_up(fleet: Fleet, place: Path) -> None:
-    """As docs/operations.md says: no rewriting meanwhile; the store first, then the blobs."""
+    """Back up as in docs/operations.md: disable AOF rewrites, copy the store, then the blobs."""
     with fleet.redis() as client:
         client.config_set("auto-aof-rewrite-percentage", 0)
         while client.info("persistence")["aof_rewrite_in_progress"]:
@@ -474,26 +483,27 @@ def _back_up(fleet: Fleet, place: Path) -> None:
         for source in (fleet.folder / "valkey" / "appendonlydir", fleet.data / "blobs"):
             target = place / source.relative_to(fleet.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(
-                ["cp", "-a", str(source), str(target)], check=False
-            )  # parts come and go meanwhile
+            # Without check: files appear and disappear meanwhile.
+            subprocess.run(["cp", "-a", str(source), str(target)], check=False)
         client.config_set("auto-aof-rewrite-percentage", 100)
 
 
-def _second_life(folder: Path, history: History, name: str, changed: str) -> None:
-    """Up again: what is there ends, and when all is deleted, nothing is left."""
+def _restart(folder: Path, history: History, name: str, changed: str) -> None:
+    """Start the service: its jobs end, and after all are deleted no file is left."""
     fleet = Fleet(folder, tiny=True, changed=changed)
     began = time.monotonic()
     with fleet, kills.Caller(fleet.url) as caller:
-        history.tell("up", name=name, after=round(time.monotonic() - began, 2))
+        history.tell("restarted", name=name, after=round(time.monotonic() - began, 2))
         for event in [*events(history.file, "accepted")]:
             answer = caller.ask("GET", f"/v1/jobs/{event['job']}")
             if answer.status_code == 404:
                 continue
             job = kills._followed(caller, event["job"])
-            history.tell("again", name=name, job=job["id"], pixels=caller.pixels(job), **_end(job))
+            history.tell(
+                "recovered", name=name, job=job["id"], pixels=caller.pixels(job), **_end(job)
+            )
         kills._tidy_up(fleet, caller, Renamed(history, name))
-    history.tell("gone", name=name)
+    history.tell("stopped", name=name)
 
 
 def _end(job: dict[str, Any]) -> dict[str, Any]:
@@ -501,7 +511,7 @@ def _end(job: dict[str, Any]) -> dict[str, Any]:
 
 
 class Renamed:
-    """A history for what tells of one service only."""
+    """A history whose events carry the name of one service."""
 
     def __init__(self, history: History, name: str) -> None:
         self._history, self._name = history, name
@@ -519,119 +529,122 @@ def campaign(
     seconds: float = 20,
     without: str | None = None,
 ) -> None:
-    """Run it and tell the history."""
-    dice = random.Random(seed)
+    """Run the campaign and write its history."""
+    rng = random.Random(seed)
     history.tell("begin", seed=seed, count=count, without=without)
-    _tears(folder, history, dice, count, without)
+    _tears(folder, history, rng, count, without)
     if seconds:
-        _service(folder, history, dice, seconds, without)
+        _service(folder, history, rng, seconds, without)
     history.tell("end", service=bool(seconds))
 
 
-# ---------------------------------------------------------------------- the judge
+# ---------------------------------------------------------------------- the checker
 
 
 def violations(file: Path) -> list[str]:
-    """What must not be, by the history alone."""
+    """Return the violations that the history shows."""
     found: list[str] = []
-    lived = {event["job"]: event for event in events(file, "lived") if not event["forgotten"]}
+    written = {event["job"]: event for event in events(file, "written") if not event["deleted"]}
     for event in events(file, "tear"):
         what = f"torn at {event['bytes']} ({event['way']})"
         if not event["started"]:
             found.append(f"{what}: does not start")
             continue
-        found += [f"{what}: {half}" for half in event["half"]]
+        found += [f"{what}: {problem}" for problem in event["problems"]]
         lost = [
             job
-            for job, life in lived.items()
-            if life["bytes"] <= event["bytes"] and job not in event["jobs"]
+            for job, write in written.items()
+            if write["bytes"] <= event["bytes"] and job not in event["jobs"]
         ]
-        found += [f"{what}: {len(lost)} jobs of before are lost"] * bool(lost)
-        found += [] if event["kept"] else [f"{what}: what was written afterwards is lost"]
+        found += [f"{what}: {len(lost)} earlier jobs are lost"] * bool(lost)
+        found += [] if event["kept"] else [f"{what}: a later job is lost"]
     for event in events(file, "flip"):
-        what = f"a wrong byte at {event['at']} ({event['way']})"
+        what = f"a wrong bit at {event['at']} ({event['way']})"
         if not event["started"]:
-            found += [] if event["says"] else [f"{what}: refused, and not told why"]
+            found += [] if event["says"] else [f"{what}: refused without a reason"]
             if event["repairable"] and not event["repaired"]:
-                found.append(f"{what}: cannot be repaired as told")
-            found += [f"{what}, repaired: {half}" for half in event["half"]]
+                found.append(f"{what}: the documented repair fails")
+            found += [f"{what}, repaired: {problem}" for problem in event["problems"]]
         elif not event["listed"]:
-            found.append(f"{what}: the service tells of no job at all")
+            found.append(f"{what}: the store lists no jobs")
     end = next(events(file, "end"), None)
     if end is None:
-        found.append("the campaign did not come to its end")
+        found.append("the campaign did not finish")
     elif end["service"]:
-        found += _services(file)
+        found += _service_violations(file)
     return found
 
 
-def _services(file: Path) -> list[str]:
+def _service_violations(file: Path) -> list[str]:
     found: list[str] = []
     right = {event["parameters"]: event["pixels"] for event in events(file, "reference")}
     accepted = {event["job"]: event for event in events(file, "accepted")}
     left = next(events(file, "left"))["bytes"]
-    sure = {
+    # Jobs that were accepted before these times must be recovered.
+    safe_until = {
         "torn": max(
             (event["at"] for event in events(file, "size") if event["bytes"] <= left), default=0.0
         ),
         "backup": next(events(file, "backup"))["at"],
     }
-    for name, at in sure.items():
-        again = {event["job"]: event for event in events(file, "again") if event["name"] == name}
-        lost = [job for job, event in accepted.items() if event["at"] < at and job not in again]
+    for name, at in safe_until.items():
+        recovered = {
+            event["job"]: event for event in events(file, "recovered") if event["name"] == name
+        }
+        lost = [job for job, event in accepted.items() if event["at"] < at and job not in recovered]
         found += [f"{name}: {job} is lost" for job in lost]
-        for job, event in again.items():
+        for job, event in recovered.items():
             if (
                 event["status"] != "succeeded"
                 or event["pixels"] != right[accepted[job]["parameters"]]
             ):
-                found.append(
-                    f"{name}: {job} ended as {event['status']}, {event['error']}, with {event['pixels']}"
-                )
+                end = f"{event['status']}, {event['error']}, with {event['pixels']}"
+                found.append(f"{name}: {job} ended as {end}")
         behind = [event["files"] for event in events(file, "left behind") if event["name"] == name]
         found += [f"{name}: left behind: {path}" for files in behind for path in files]
-        found += [] if behind else [f"{name}: did not come up, or to its end"]
+        found += (
+            [] if behind else [f"{name}: the service did not start or the check did not finish"]
+        )
     return found
 
 
 def figures(file: Path) -> dict[str, Any]:
-    """What the table shows."""
+    """Return the rows of the report."""
     tears, flips = [*events(file, "tear")], [*events(file, "flip")]
-    lives = len([*events(file, "lived")])
-    shown: dict[str, Any] = {"jobs written": lives}
+    written = len([*events(file, "written")])
+    shown: dict[str, Any] = {"jobs written": written}
     if tears:
         seconds = [event["seconds"] for event in tears]
-        lost = [lives - len(event["jobs"]) for event in tears]
+        missing = [written - len(event["jobs"]) for event in tears]
         shown["tears; started"] = f"{len(tears)}; {sum(event['started'] for event in tears)}"
-        shown["seconds until it answers, p50, most"] = (
+        shown["seconds until the server is up, p50, max"] = (
             f"{percentile(seconds, 0.5):.2f}, {max(seconds):.2f}"
         )
-        shown["jobs that are not there (torn off, or deleted), p50, most"] = (
-            f"{percentile(lost, 0.5)}, {max(lost)}"
+        shown["missing jobs (cut off or deleted), p50, max"] = (
+            f"{percentile(missing, 0.5)}, {max(missing)}"
         )
     refused = [event for event in flips if not event["started"]]
     repaired = [event["left"] for event in refused if event["repaired"]]
-    shown["wrong bytes; refused, repaired"] = f"{len(flips)}; {len(refused)}, {len(repaired)}"
+    shown["wrong bits; refused, repaired"] = f"{len(flips)}; {len(refused)}, {len(repaired)}"
     if repaired:
-        shown["jobs left after the repair, p50, least"] = (
+        shown["jobs left after the repair, p50, min"] = (
             f"{percentile(repaired, 0.5)}, {min(repaired)}"
         )
     for name in ("torn", "backup"):
-        again = [event["status"] for event in events(file, "again") if event["name"] == name]
-        shown[f"service, {name}: accepted; there again"] = (
-            f"{len([*events(file, 'accepted')])}; {dict(Counter(again))}"
-        )
+        statuses = [event["status"] for event in events(file, "recovered") if event["name"] == name]
+        accepted = len([*events(file, "accepted")])
+        shown[f"service, {name}: accepted; recovered"] = f"{accepted}; {dict(Counter(statuses))}"
     return shown
 
 
 @click.command()
 @click.option("--seed", default=1)
-@click.option("--count", default=100, help="Tears; a fifth as many wrong bytes.")
-@click.option("--seconds", default=20.0, help="That the service is busy; 0: no service.")
+@click.option("--count", default=100, help="Truncated logs; a fifth as many with a wrong bit.")
+@click.option("--seconds", default=20.0, help="Time under load of the service; 0: no service.")
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
 def main(seed: int, count: int, seconds: float, file: Path | None, without: str | None) -> None:
-    """Tear and look."""
+    """Damage logs and check what is recovered."""
     with tempfile.TemporaryDirectory(prefix="impasto-torn-log-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
         campaign(

@@ -1,4 +1,4 @@
-"""A worker that was frozen longer than its lease wakes up and says what it has to say: nobody listens.
+"""Workers are frozen for longer than their lease; then the store refuses all that they report.
 
 python tests/campaigns/zombies.py --seed 1 --trials 200
 python tests/campaigns/zombies.py --seed 1 --trials 10 --without fencing
@@ -22,14 +22,13 @@ from history import History, events, judged
 from processes import Valkey
 
 from core import errors
-from core.jobs import store
 from core.jobs.models import JobInput, JobProgress, ModelUsed, Output, new_job_id
-from core.jobs.store import JobStore, LeaseStatus
+from core.jobs.store import LEASE_SECONDS, JobStore, LeaseStatus
 from core.storage.blobs import Blobs
 from core.style.spec import StyleSpec
 from worker.lease import Lease
 
-AT_ONCE = 20
+BATCH = 20  # zombies at a time
 ANSWER_SECONDS = 60
 MODEL = ModelUsed(name="vgg16", sha256="0" * 64)
 
@@ -57,37 +56,37 @@ def _output(blobs: Blobs, text: str) -> Output:
     )
 
 
-# Everything that a worker can say of a job that is its own.
-WORDS: dict[str, Callable[[JobStore, Blobs, str, str], LeaseStatus]] = {
-    "progress": lambda told, blobs, job, token: told.report_progress(
+# Every call that a worker can make for its own job.
+CALLS: dict[str, Callable[[JobStore, Blobs, str, str], LeaseStatus]] = {
+    "progress": lambda store, blobs, job, token: store.report_progress(
         job, token, _progress(99), blobs.put(b"zombie")
     ),
-    "keep": lambda told, blobs, job, token: told.save_checkpoint(job, token, "zombie"),
-    "succeed": lambda told, blobs, job, token: told.succeed(
+    "keep": lambda store, blobs, job, token: store.save_checkpoint(job, token, "zombie"),
+    "succeed": lambda store, blobs, job, token: store.succeed(
         job, token, _output(blobs, "zombie"), MODEL, {}
     ),
-    "fail": lambda told, blobs, job, token: told.fail(job, token, errors.Diverged()),
-    "end_canceled": lambda told, blobs, job, token: told.end_canceled(
+    "fail": lambda store, blobs, job, token: store.fail(job, token, errors.Diverged()),
+    "end_canceled": lambda store, blobs, job, token: store.end_canceled(
         job, token, _output(blobs, "zombie")
     ),
-    "release": lambda told, blobs, job, token: told.release(job, token),
-    "renew": lambda told, blobs, job, token: told.renew(job, token),
+    "release": lambda store, blobs, job, token: store.release(job, token),
+    "renew": lambda store, blobs, job, token: store.renew(job, token),
 }
 
 
 def be_a_worker(url: str, folder: Path, lease_seconds: float, order: list[str]) -> None:
-    """Claim a job, hold its lease, be frozen, wake up, say everything, tell what was answered."""
-    told, blobs = JobStore(url, lease_seconds=lease_seconds), Blobs(folder)
+    """Claim a job, get frozen, wake up, make every call and print the answers."""
+    store, blobs = JobStore(url, lease_seconds=lease_seconds), Blobs(folder)
     token = os.urandom(16).hex()
-    while (job := told.claim(token, f"zombie:{os.getpid()}")) is None:
+    while (job := store.claim(token, f"zombie:{os.getpid()}")) is None:
         time.sleep(0.05)
-    heard = "ok"
-    with Lease(told, job.id, token, lambda _: "") as lease:
+    lease_status = "ok"
+    with Lease(store, job.id, token, lambda _: "") as lease:
         lease.report(_progress(1))
-        before = time.monotonic()  # from the next line on it may be frozen at any time
+        before = time.monotonic()  # it may be frozen at any time from the next line on
         sys.stdout.write(json.dumps({"job": job.id}) + "\n")
         sys.stdout.flush()
-        while time.monotonic() - before < lease_seconds / 2:  # until it was frozen
+        while time.monotonic() - before < lease_seconds / 2:  # until it has been frozen
             before = time.monotonic()
             time.sleep(0.02)
         until = time.monotonic() + 3
@@ -95,13 +94,13 @@ def be_a_worker(url: str, folder: Path, lease_seconds: float, order: list[str]) 
             while time.monotonic() < until and not lease.should_stop():
                 time.sleep(0.02)
         except errors.LeaseLost:
-            heard = "stale"
-    answers = {word: WORDS[word](told, blobs, job.id, token) for word in order}
-    sys.stdout.write(json.dumps({"answers": answers, "lease": heard}) + "\n")
+            lease_status = "stale"
+    answers = {call: CALLS[call](store, blobs, job.id, token) for call in order}
+    sys.stdout.write(json.dumps({"answers": answers, "lease": lease_status}) + "\n")
 
 
 class Zombie:
-    """A process that will be frozen and wake up."""
+    """A worker process to freeze and wake up."""
 
     def __init__(
         self, url: str, folder: Path, lease_seconds: float, order: list[str], changed: str
@@ -113,7 +112,7 @@ class Zombie:
             [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
         )
 
-    def told(self) -> dict[str, Any]:
+    def read_line(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], ANSWER_SECONDS)
         if not ready:
@@ -153,19 +152,19 @@ def campaign(
     *,
     seed: int,
     trials: int,
-    lease_seconds: float = store.LEASE_SECONDS,
+    lease_seconds: float = LEASE_SECONDS,
     without: str | None = None,
 ) -> None:
-    """Run it and tell the history."""
-    dice, blobs = random.Random(seed), Blobs(folder / "blobs")
+    """Run the campaign and write its history."""
+    rng, blobs = random.Random(seed), Blobs(folder / "blobs")
     history.tell("begin", seed=seed, trials=trials, without=without)
     server = Valkey(folder)
     server.start()
     try:
-        told = JobStore(server.url, lease_seconds=lease_seconds)
+        store = JobStore(server.url, lease_seconds=lease_seconds)
         while trials > 0:
-            count = min(AT_ONCE, trials)
-            orders = [dice.sample([*WORDS], len(WORDS)) for _ in range(count)]
+            count = min(BATCH, trials)
+            orders = [rng.sample([*CALLS], len(CALLS)) for _ in range(count)]
             zombies = [
                 Zombie(
                     server.url,
@@ -177,63 +176,65 @@ def campaign(
                 for order in orders
             ]
             try:
-                _round(told, blobs, zombies, history, dice)
+                _round(store, blobs, zombies, history, rng)
             finally:
                 for zombie in zombies:
                     zombie.end()
             trials -= count
-        told.close()
+        store.close()
     finally:
         server.kill()
     history.tell("end")
 
 
 def _round(
-    told: JobStore, blobs: Blobs, zombies: list[Zombie], history: History, dice: random.Random
+    store: JobStore, blobs: Blobs, zombies: list[Zombie], history: History, rng: random.Random
 ) -> None:
     job_input = JobInput(
         content=blobs.put(b"photo"), styles=[blobs.put(b"painting")], spec=StyleSpec().model_dump()
     )
     for _ in zombies:
         for digest in job_input.digests():
-            told.reserve(digest)
-        told.create(new_job_id(), job_input)
-    jobs = [zombie.told()["job"] for zombie in zombies]
+            store.reserve(digest)
+        store.create(new_job_id(), job_input)
+    jobs = [zombie.read_line()["job"] for zombie in zombies]
     for zombie in zombies:
         zombie.freeze()
-    back: set[str] = set()
+    reclaimed: set[str] = set()
     until = time.monotonic() + 60
-    while not back.issuperset(jobs) and time.monotonic() < until:  # the reaper, and another worker
-        told.reap_expired_leases()
-        while job := told.claim(token := os.urandom(16).hex(), "living"):
-            back.add(job.id)
-            if dice.random() < 0.5:
-                told.reserve(blobs.put(b"living"))
-                told.succeed(job.id, token, _output(blobs, "living"), MODEL, {})
+    while (
+        not reclaimed.issuperset(jobs) and time.monotonic() < until
+    ):  # plays the reaper and another worker
+        store.reap_expired_leases()
+        while job := store.claim(token := os.urandom(16).hex(), "living"):
+            reclaimed.add(job.id)
+            if rng.random() < 0.5:
+                store.reserve(blobs.put(b"living"))
+                store.succeed(job.id, token, _output(blobs, "living"), MODEL, {})
         time.sleep(0.05)
-    before = {job: told.get(job).model_dump(mode="json") for job in jobs}
+    before = {job: store.get(job).model_dump(mode="json") for job in jobs}
     for zombie in zombies:
         zombie.wake()
     for zombie, job in zip(zombies, jobs, strict=True):
-        answers = zombie.told()
-        changed = before[job] != told.get(job).model_dump(mode="json")
+        answers = zombie.read_line()
+        changed = before[job] != store.get(job).model_dump(mode="json")
         history.tell("trial", job=job, status=before[job]["status"], changed=changed, **answers)
-        told.delete(job)  # the next round would find it, its living worker's lease run out
+        store.delete(job)  # otherwise its lease would expire in the next round
 
 
 def violations(file: Path) -> list[str]:
-    """What must not be, by the history alone."""
+    """Return the violations that the history shows."""
     found = []
     for event in events(file, "trial"):
-        heard = {word: answer for word, answer in event["answers"].items() if answer != "stale"}
-        if heard:
-            found.append(f"{event['job']} ({event['status']}): {heard}")
+        accepted = {call: answer for call, answer in event["answers"].items() if answer != "stale"}
+        if accepted:
+            found.append(f"{event['job']} ({event['status']}): {accepted}")
         if event["lease"] != "stale":
-            found.append(f"{event['job']}: the lease told nothing to the run")
+            found.append(f"{event['job']}: the run did not learn that its lease was lost")
         if event["changed"]:
             found.append(f"{event['job']} changed")
     if not any(events(file, "end")):
-        found.append("the campaign did not come to its end")
+        found.append("the campaign did not finish")
     return found
 
 
@@ -243,14 +244,17 @@ def violations(file: Path) -> list[str]:
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
 def main(seed: int, trials: int, file: Path | None, without: str | None) -> None:
-    """Freeze and wake."""
+    """Freeze workers, wake them and check what the store accepts."""
     with tempfile.TemporaryDirectory(prefix="impasto-zombies-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
         campaign(Path(folder), history, seed=seed, trials=trials, without=without)
-        told = [*events(history.file, "trial")]
-        refused = sum(answer == "stale" for event in told for answer in event["answers"].values())
+        trials_made = [*events(history.file, "trial")]
+        refused = sum(
+            answer == "stale" for event in trials_made for answer in event["answers"].values()
+        )
         click.echo(
-            f"| zombies | {len(told)} |\n| refused | {refused} of {len(told) * len(WORDS)} |"
+            f"| zombies | {len(trials_made)} |\n"
+            f"| refused | {refused} of {len(trials_made) * len(CALLS)} |"
         )
         judged(violations(history.file))
 

@@ -1,22 +1,28 @@
-"""The command line as a user meets it: a process, its words, its exit code."""
+"""The command line: output, messages and exit codes."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+import api.__main__
+import worker.__main__
 from cli.local_service import free_port
+from core import errors
 from core.images import codec
 from core.neural.weights.cache import WeightsCache
 from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
 from core.style.spec import PARAMETERS
 from core.webhooks.policy import WebhookPolicy
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -27,41 +33,45 @@ def pictures(tmp_path: Path, photo: Image.Image, painting: Image.Image) -> tuple
 
 
 @pytest.fixture
-def impasto(tmp_path: Path, weights: WeightsCache) -> Any:
-    """Run the command in an empty folder."""
+def settings(tmp_path: Path, weights: WeightsCache) -> dict[str, str]:
+    return {
+        "IMPASTO_CACHE_DIR": str(weights.folder.parent),
+        "IMPASTO_DATA_DIR": str(tmp_path / "data"),
+    }
+
+
+@pytest.fixture
+def impasto(run_command: Any, settings: dict[str, str]) -> Command:
+    """Run the command in this process, in an empty folder."""
 
     def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        settings = {
-            "IMPASTO_CACHE_DIR": str(weights.folder.parent),
-            "IMPASTO_DATA_DIR": str(tmp_path / "data"),
-        }
-        return subprocess.run(
-            [sys.executable, "-m", "cli", *args],
-            env={**os.environ, **settings, **environment},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return run_command(*args, **{**settings, **environment})
 
     return run
 
 
-def test_stylize_paints_without_a_service(
+@pytest.fixture
+def start_impasto(tmp_path: Path, settings: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    """Start the command as a process, in an empty folder."""
+
+    def start(*args: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cli", *args],
+            env={**os.environ, **settings, **environment},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def test_stylize_runs_without_a_service(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
-    ran = impasto(
-        "stylize",
-        *pictures,
-        "-o",
-        "out.png",
-        "--size",
-        "64",
-        "--iterations",
-        "4",
-        "--style-layers",
-        "relu1_1",
-    )
+    parameters = ["--size", "64", "--iterations", "4", "--style-layers", "relu1_1"]
+    ran = impasto("stylize", *pictures, "-o", "out.png", *parameters)
 
     assert (ran.returncode, ran.stdout) == (0, "out.png\n")
     assert "100%" in ran.stderr
@@ -70,7 +80,7 @@ def test_stylize_paints_without_a_service(
     assert (record["spec"]["iterations"], record["spec"]["style_layers"]) == (4, {"relu1_1": 1.0})
 
 
-def test_a_preset_gives_way_to_the_knobs_beside_it(
+def test_parameters_override_those_of_a_preset(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
     parameters = ["--preset", "draft", "--size", "64", "--iterations", "2"]
@@ -81,24 +91,25 @@ def test_a_preset_gives_way_to_the_knobs_beside_it(
     assert (record["spec"]["size"], record["spec"]["quality"]) == (64, "draft")
 
 
-def test_info_tells_how_a_result_was_made_and_from_makes_it_again(
-    impasto: Any, pictures: tuple[str, str], tmp_path: Path
+def test_info_shows_the_record_of_a_result_and_from_reproduces_the_result(
+    impasto: Any, start_impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
-    impasto(
-        "stylize", *pictures, "-o", "one.png", "--size", "64", "--iterations", "2", "--seed", "7"
-    )
-    told, as_json = impasto("info", "one.png"), impasto("info", "one.png", "--json")
+    """The first run is a process: its result does not depend on the process that made it."""
+    parameters = ["--size", "64", "--iterations", "2", "--seed", "7"]
+    process = start_impasto("stylize", *pictures, "-o", "one.png", *parameters)
+    assert process.communicate()[0] == "one.png\n"
+    as_text, as_json = impasto("info", "one.png"), impasto("info", "one.png", "--json")
     record = json.loads(as_json.stdout)
 
     assert record == codec.read_provenance((tmp_path / "one.png").read_bytes())
-    lines = dict(line.split(maxsplit=1) for line in told.stdout.splitlines())
-    assert tuple(lines[name] for name in ("content", "style", "seed", "optimizer")) == (
+    fields = dict(line.split(maxsplit=1) for line in as_text.stdout.splitlines())
+    assert tuple(fields[name] for name in ("content", "style", "seed", "optimizer")) == (
         record["content"],
         record["styles"][0],
         "7",
         "lbfgs",
     )
-    assert "network sha256" in told.stdout
+    assert "network sha256" in as_text.stdout
 
     assert impasto("stylize", *pictures, "-o", "two.png", "--from", "one.png").returncode == 0
     more = ["--from", "one.png", "--iterations", "1"]
@@ -112,7 +123,7 @@ def test_info_tells_how_a_result_was_made_and_from_makes_it_again(
     assert spec == {**record["spec"], "iterations": 1, "style_weights": [0.5, 0.5]}
 
 
-def test_info_tells_how_a_run_was_steered(impasto: Any, tmp_path: Path) -> None:
+def test_info_shows_the_spec_updates_of_a_run(impasto: Any, tmp_path: Path) -> None:
     change = {"iteration": 120, "before": {"strength": 0.5}, "after": {"strength": 0.9}}
     for name, spec_updates in (("one", [change]), ("two", "strange")):
         record = {"content": "c", "styles": ["s"], "spec": {}, "spec_updates": spec_updates}
@@ -125,7 +136,7 @@ def test_info_tells_how_a_run_was_steered(impasto: Any, tmp_path: Path) -> None:
     assert not any(line.startswith("spec_updates") for line in two)
 
 
-def test_a_file_without_a_record_and_one_that_speaks_to_terminals_do_no_harm(
+def test_info_refuses_a_file_without_a_record_and_escapes_control_characters(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
     record = {"content": "\x1b[2J", "styles": ["s"], "spec": {"\x1b[2J\n": "\x07"}, "job": "\x9b"}
@@ -137,23 +148,23 @@ def test_a_file_without_a_record_and_one_that_speaks_to_terminals_do_no_harm(
     ]
 
     assert [ran.returncode for ran in (*evil, *plain)] == [0, 0, 2, 2]
-    assert all("carries no record" in ran.stderr for ran in plain)
+    assert all("no valid record" in ran.stderr for ran in plain)
     assert all((ran.stdout.replace("\n", "")).isprintable() for ran in evil)
 
 
-def test_a_plan_is_said_and_nothing_is_painted(
+def test_plan_prints_scales_and_totals_and_writes_no_file(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
     ran = impasto("stylize", *pictures, "-o", "out.png", "--size", "300", "--plan")
 
     assert ran.returncode == 0
     assert "300 x 225 px, 70 iterations, whole" in ran.stdout
-    assert "In all" in ran.stdout.splitlines()[-1]
+    assert "beside the network" in ran.stdout.splitlines()[-1]
     assert not (tmp_path / "out.png").exists()
 
 
 @pytest.mark.parametrize("plan", [[], ["--plan"]])
-def test_the_run_and_the_plan_keep_to_the_memory_that_is_given(
+def test_the_run_and_the_plan_respect_the_memory_limit(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path, plan: list[str]
 ) -> None:
     args = ["--size", "512", "--scales", "1", "--iterations", "1", "--memory-gb", "0.3", *plan]
@@ -163,7 +174,7 @@ def test_the_run_and_the_plan_keep_to_the_memory_that_is_given(
     assert "size 512 needs more memory" in ran.stderr
 
 
-def test_masks_and_a_first_picture_are_taken_and_recorded(
+def test_masks_and_the_init_image_are_used_and_recorded(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
     more = ["--mask", pictures[1], "--init", "picture", "--init-image", pictures[0]]
@@ -184,7 +195,7 @@ def test_masks_and_a_first_picture_are_taken_and_recorded(
 
 
 @pytest.mark.parametrize("name", ["out.jpg", "out.webp"])
-def test_the_outputs_ending_chooses_the_format(
+def test_the_suffix_of_the_output_selects_the_format(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path, name: str
 ) -> None:
     assert (
@@ -197,7 +208,7 @@ def test_the_outputs_ending_chooses_the_format(
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "message"),
     [
         (["--preset", "x"], "'x' is not one of 'draft', 'faithful'"),
         (["--size", "nan"], "size must be a whole number from 64 to 8192."),
@@ -208,18 +219,18 @@ def test_the_outputs_ending_chooses_the_format(
         (["-o", "nowhere/out.png"], "There is no folder"),
     ],
 )
-def test_wrong_use_is_exit_2_and_one_sentence(
-    impasto: Any, pictures: tuple[str, str], args: list[str], words: str
+def test_wrong_usage_exits_with_2_and_one_sentence(
+    impasto: Any, pictures: tuple[str, str], args: list[str], message: str
 ) -> None:
     output = [] if "-o" in args else ["-o", "out.png"]
     ran = impasto("stylize", *pictures, *output, *args)
 
     assert ran.returncode == 2
-    assert words in ran.stderr
+    assert message in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
-def test_a_transparent_mask_is_exit_2_in_the_words_of_the_service(
+def test_a_transparent_mask_exits_with_2_and_the_services_message(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
     Image.new("LA", (40, 40), (255, 0)).save(tmp_path / "clear.png")
@@ -229,7 +240,7 @@ def test_a_transparent_mask_is_exit_2_in_the_words_of_the_service(
     assert "A mask is black all over" in ran.stderr
 
 
-def test_a_bad_picture_is_exit_2_in_the_words_of_the_service(
+def test_a_bad_picture_exits_with_2_and_the_services_message(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"GIF89a")
@@ -238,10 +249,10 @@ def test_a_bad_picture_is_exit_2_in_the_words_of_the_service(
     assert (
         ran.returncode,
         ran.stderr,
-    ) == (2, "impasto: Only JPEG, PNG and WebP pictures are taken, whatever the file is called.\n")
+    ) == (2, f"impasto: {errors.UnsupportedImage().message}\n")
 
 
-def test_missing_weights_are_exit_1_with_the_command_that_helps(
+def test_missing_weights_exit_with_1_and_name_the_command_that_fetches_them(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
     ran = impasto("stylize", *pictures, "-o", "out.png", IMPASTO_CACHE_DIR=str(tmp_path / "empty"))
@@ -251,7 +262,7 @@ def test_missing_weights_are_exit_1_with_the_command_that_helps(
     assert "Traceback" not in ran.stderr
 
 
-def test_without_a_service_submit_and_watch_say_how_to_start_one(
+def test_without_a_service_submit_and_watch_name_the_command_that_starts_one(
     impasto: Any, pictures: tuple[str, str]
 ) -> None:
     url = f"http://127.0.0.1:{free_port()}"
@@ -263,59 +274,92 @@ def test_without_a_service_submit_and_watch_say_how_to_start_one(
         assert "impasto up" in ran.stderr
 
 
-@pytest.mark.parametrize(
-    "command", ["api", "worker", "up", "stylize", "webhooks", "webhook-secret"]
-)
-def test_a_misspelt_setting_is_refused_by_name(
+MISSPELLED = {"IMPASTO_REDIS_ULR": "redis://x"}
+
+
+@pytest.mark.parametrize("command", ["up", "stylize", "webhook-secret"])
+def test_a_misspelled_setting_is_refused_by_name(
     impasto: Any, pictures: tuple[str, str], command: str
 ) -> None:
     args = [*pictures, "-o", "out.png"] if command == "stylize" else []
-    ran = impasto(command, *args, IMPASTO_REDIS_ULR="redis://x")
+    ran = impasto(command, *args, **MISSPELLED)
 
     assert ran.returncode == 2
     assert "There is no setting IMPASTO_REDIS_ULR" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize("command", ["api", "worker", "webhooks"])
+def test_a_process_refuses_a_misspelled_setting_by_name(start_impasto: Any, command: str) -> None:
+    """These commands replace their process by the program that reads the settings."""
+    process = start_impasto(command, **MISSPELLED)
+    _, stderr = process.communicate()
+
+    assert process.returncode == 2
+    assert "There is no setting IMPASTO_REDIS_ULR" in stderr
+    assert "Traceback" not in stderr
+
+
 @pytest.mark.parametrize(
-    ("command", "setting", "value"),
+    ("main", "setting", "value"),
     [
-        ("api", "IMPASTO_API_PORT", "x"),
-        ("api", "IMPASTO_REDIS_URL", "foo"),
-        ("worker", "IMPASTO_WORKER_DEVICE", "gpu"),
-        ("worker", "IMPASTO_WORKER_X", "1"),
-        ("up", "IMPASTO_WORKER_X", "1"),
-        ("up", "IMPASTO_API_X", "1"),
+        (api.__main__.main, "IMPASTO_API_PORT", "x"),
+        (api.__main__.main, "IMPASTO_REDIS_URL", "foo"),
+        (worker.__main__.main, "IMPASTO_WORKER_DEVICE", "gpu"),
+        (worker.__main__.main, "IMPASTO_WORKER_X", "1"),
     ],
 )
 def test_a_bad_setting_is_refused_by_name(
-    impasto: Any, command: str, setting: str, value: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    main: Callable[[], None],
+    setting: str,
+    value: str,
 ) -> None:
-    """Also by `impasto up`, for the programs that it starts."""
-    port = ["--port", str(free_port())] if command == "up" else []
-    ran = impasto(command, *port, **{setting: value})
+    monkeypatch.setenv(setting, value)
+    with pytest.raises(SystemExit) as exited:
+        main()
 
-    assert ran.returncode == 2
-    assert setting in ran.stderr
-    assert "Traceback" not in ran.stderr
+    assert exited.value.code == 2
+    assert setting in capsys.readouterr().err
 
 
-def test_each_owners_webhook_secret_is_told(impasto: Any) -> None:
+def test_up_refuses_a_bad_setting_of_a_program_that_it_starts(
+    start_impasto: Any, tmp_path: Path
+) -> None:
+    settings = ["IMPASTO_WORKER_X", "IMPASTO_API_X"]
+    processes = [
+        start_impasto(
+            "up",
+            "--port",
+            str(free_port()),
+            **{setting: "1", "IMPASTO_DATA_DIR": str(tmp_path / setting)},
+        )
+        for setting in settings
+    ]
+    outputs = [process.communicate()[1] for process in processes]
+
+    assert [process.returncode for process in processes] == [2, 2]
+    assert all(setting in output for setting, output in zip(settings, outputs, strict=True))
+    assert all("Traceback" not in output for output in outputs)
+
+
+def test_webhook_secret_prints_the_secret_of_each_owner(impasto: Any) -> None:
     secret = "whsec_" + "A" * 32
-    told = [
+    secrets = [
         impasto("webhook-secret", *owner, IMPASTO_WEBHOOK_SECRET=secret).stdout.strip()
         for owner in ((), ("--owner", "local"), ("--owner", "anna"))
     ]
     none = impasto("webhook-secret")
 
-    assert told == [
+    assert secrets == [
         WebhookPolicy(secret).owner_secret(owner) for owner in ("local", "local", "anna")
     ]
     assert none.returncode == 2
     assert "IMPASTO_WEBHOOK_SECRET is not set" in none.stderr
 
 
-def test_weights_list_tells_what_auto_is(impasto: Any) -> None:
+def test_weights_list_marks_the_network_of_auto(impasto: Any) -> None:
     ran = impasto("weights", "list")
 
     assert ran.returncode == 0
@@ -323,7 +367,7 @@ def test_weights_list_tells_what_auto_is(impasto: Any) -> None:
     assert "<- auto" in ran.stdout
 
 
-def test_importing_a_file_that_is_no_network_is_exit_1(
+def test_importing_a_file_that_is_no_network_exits_with_1(
     impasto: Any, pictures: tuple[str, str]
 ) -> None:
     ran = impasto("weights", "import", pictures[0], "--name", "vgg19")
@@ -332,11 +376,9 @@ def test_importing_a_file_that_is_no_network_is_exit_1(
     assert "Traceback" not in ran.stderr
 
 
-def test_help_tells_every_command_and_every_parameter(impasto: Any) -> None:
-    words, parameters = (
-        impasto("--help").stdout,
-        "".join(impasto("submit", "--help").stdout.split()),
-    )
+def test_help_lists_every_command_and_every_parameter(impasto: Any) -> None:
+    overview = impasto("--help").stdout
+    parameters = "".join(impasto("submit", "--help").stdout.split())
 
     commands = [
         "up",
@@ -351,7 +393,7 @@ def test_help_tells_every_command_and_every_parameter(impasto: Any) -> None:
         "demo",
     ]
     for command in commands:
-        assert command in words
+        assert command in overview
     assert all(f"--{name.replace('_', '-')}" in parameters for name in (*PARAMETERS, "preset"))
     assert all(
         f"{name}:{preset.description}".replace(" ", "") in parameters

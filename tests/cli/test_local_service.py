@@ -1,4 +1,4 @@
-"""The programs of `impasto up`, as children that are watched."""
+"""The managed processes of `impasto up`: log rotation, restarts, errors."""
 
 import sys
 from collections.abc import Callable
@@ -9,42 +9,42 @@ import pytest
 from cli import local_service
 from core import errors
 
-TALKS = (
-    "import sys\nfor number in range(1000): print('line', number, flush=True); sys.stdin.read(0)\n"
+PRINTS_LINES = "for number in range(1000): print('line', number, flush=True)\n"
+KEEPS_PRINTING = (
+    f"{PRINTS_LINES}import time\nwhile True: print('more', flush=True); time.sleep(0.01)\n"
 )
-TALKS_ON = TALKS + "import time\nwhile True: print('on', flush=True); time.sleep(0.01)\n"
 
 
-def test_a_long_log_is_turned_while_its_program_writes_on(
+def test_a_long_log_is_rotated_while_its_process_keeps_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
 ) -> None:
     monkeypatch.setattr(local_service, "LOG_BYTES", 5000)
     log = tmp_path / "a.log"
-    program = local_service.ManagedProcess("a", [sys.executable, "-c", TALKS_ON], {}, log)
+    program = local_service.ManagedProcess("a", [sys.executable, "-c", KEEPS_PRINTING], {}, log)
     program.start()
-    until(lambda: b"on" in log.read_bytes(), "all its lines")
+    until(lambda: b"more" in log.read_bytes(), "all its lines")
 
     program.restart_if_dead()
-    until(lambda: b"on" in log.read_bytes(), "more lines")
-    cut = log.read_bytes()
+    until(lambda: b"more" in log.read_bytes(), "more lines")
+    rotated = log.read_bytes()
     program.stop()
 
     assert (log.with_suffix(".log.1").read_bytes()).startswith(b"line 0\n")
-    assert b"line" not in cut
-    assert b"\0" not in cut, "it was written behind the old end"
+    assert b"line" not in rotated
+    assert b"\0" not in rotated, "the process wrote at the old offset"
 
 
-def test_what_does_not_stay_up_tells_its_last_words_alone(
+def test_a_process_that_keeps_dying_is_reported_with_its_last_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
 ) -> None:
     monkeypatch.setattr(local_service, "TAIL_BYTES", 100)
     program = local_service.ManagedProcess(
-        "a", [sys.executable, "-c", TALKS], {}, tmp_path / "a.log"
+        "a", [sys.executable, "-c", PRINTS_LINES], {}, tmp_path / "a.log"
     )
     program.start()
 
-    with pytest.raises(errors.ImpastoError, match="does not stay up") as trouble:
+    with pytest.raises(errors.ImpastoError, match="does not stay up") as raised:
         until(program.restart_if_dead, "never")
-    said = trouble.value.message.splitlines()[1:]
-    assert said[-1] == "line 999"
-    assert len(said) <= 8
+    lines = raised.value.message.splitlines()[1:]
+    assert lines[-1] == "line 999"
+    assert len(lines) <= 8

@@ -1,4 +1,4 @@
-"""One line a happening, whatever is in it."""
+"""Log lines are short, on one line and free of control characters and passwords."""
 
 import json
 import logging
@@ -24,10 +24,10 @@ def _record(message: str, *args: object, trace: bool = False, **extra: object) -
     return record
 
 
-def test_a_json_line_says_when_how_bad_who_and_what() -> None:
-    said = json.loads(log.JsonLines().format(_record("%s: failed", JOB, fields={"status": 503})))
+def test_a_json_line_has_time_level_logger_message_job_and_fields() -> None:
+    values = json.loads(log.JsonLines().format(_record("%s: failed", JOB, fields={"status": 503})))
 
-    assert said.pop("time").endswith("+00:00")
+    assert values.pop("time").endswith("+00:00")
     expected = {
         "level": "warning",
         "logger": "a.b",
@@ -35,7 +35,7 @@ def test_a_json_line_says_when_how_bad_who_and_what() -> None:
         "job": JOB,
         "status": 503,
     }
-    assert said == expected
+    assert values == expected
 
 
 @pytest.mark.parametrize("message", [HOSTILE, HOSTILE * 5000, "\x00" * 100_000])
@@ -52,7 +52,7 @@ def test_a_json_line_is_one_short_line_without_control_characters(
 
 
 @pytest.mark.parametrize("trace", [False, True])
-def test_nobody_can_forge_a_line_of_text_or_move_the_cursor(trace: bool) -> None:
+def test_no_client_can_forge_a_text_line_or_move_the_cursor(trace: bool) -> None:
     first, *others = log.TextLines().format(_record("%s", HOSTILE, trace=trace)).split("\n")
 
     assert "WARNING a.b: a\\x0d\\x0aINFO" in first
@@ -61,32 +61,34 @@ def test_nobody_can_forge_a_line_of_text_or_move_the_cursor(trace: bool) -> None
 
 
 @pytest.mark.parametrize("form", [log.JsonLines(), log.TextLines()])
-def test_no_line_tells_a_password(form: logging.Formatter) -> None:
+def test_no_line_contains_a_password(form: logging.Formatter) -> None:
     line = form.format(_record("connected to %s", "redis://:hunter2@redis:6379/0"))
 
     assert "hunter2" not in line
     assert "@redis:6379/0" in line
 
 
-def test_a_request_is_named_while_it_lasts() -> None:
+def test_the_request_id_is_logged_during_the_request() -> None:
     token = request_id.set("abc")
-    said = json.loads(log.JsonLines().format(_record("x")))
+    values = json.loads(log.JsonLines().format(_record("x")))
     request_id.reset(token)
 
-    assert said["request"] == "abc"
+    assert values["request"] == "abc"
     assert "request" not in json.loads(log.JsonLines().format(_record("x")))
 
 
-def test_all_that_a_process_says_by_logging_or_warning_is_json() -> None:
+def test_log_records_and_warnings_of_a_process_are_json() -> None:
     program = (
-        "import logging, warnings; from core.log import configure_logging; configure_logging('json');"
-        "logging.getLogger('x').info('hello');"
+        "import logging, warnings\n"
+        "from core.log import configure_logging\n"
+        "configure_logging('json')\n"
+        "logging.getLogger('x').info('hello')\n"
         "warnings.warn('careful')"
     )
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stderr
-    messages = [json.loads(line)["message"] for line in said.splitlines()]
+    messages = [json.loads(line)["message"] for line in output.splitlines()]
 
     assert messages[0] == "hello"
     assert "careful" in messages[1]

@@ -1,4 +1,4 @@
-"""The whole service as a user starts it: `impasto up` in a process of its own, with its own data, on a free port."""
+"""The whole service as a user starts it: an `impasto up` process with its own data and port."""
 
 import io
 import os
@@ -20,17 +20,26 @@ from cli.local_service import free_port
 from core.neural.weights.cache import WeightsCache
 from impasto import Client
 
+# Webhooks to a receiver on this machine.
+WEBHOOKS = {
+    "IMPASTO_WEBHOOK_SECRET": "whsec_" + "A" * 32,
+    "IMPASTO_WEBHOOK_ALLOW_HTTP": "1",
+    "IMPASTO_WEBHOOK_ALLOW_PRIVATE": "1",
+}
+
 
 class Service:
-    """`impasto up`, to start, stop, and hurt."""
+    """An `impasto up` process to start, stop and kill."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.port, self._log_path = free_port(), folder / "up.log"
+        self.webhook_port = free_port()  # for a test's receiver
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {
             **os.environ,
             "IMPASTO_DATA_DIR": str(folder / "my data"),
             "IMPASTO_CACHE_DIR": str(cache),
+            "IMPASTO_WEBHOOK_PORTS": str(self.webhook_port),
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -40,17 +49,17 @@ class Service:
         command = [sys.executable, "-m", "cli", "up", "--port", str(self.port)]
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-        end = time.monotonic() + 60
+        deadline = time.monotonic() + 60
         while not self.client.ready():
             assert self._process.poll() is None, self._log_path.read_text()
-            assert time.monotonic() < end, self._log_path.read_text()
+            assert time.monotonic() < deadline, self._log_path.read_text()
             time.sleep(0.05)
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def stop(self) -> int:
-        """Ctrl-C; the exit code."""
+        """Press Ctrl-C and return the exit code."""
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
         return self._process.wait(60)
@@ -61,21 +70,22 @@ class Service:
         self._process.wait()
 
     def processes(self) -> list[psutil.Process]:
-        """All that it started, however deep."""
+        """All processes that it has started, directly or not."""
         assert self._process is not None
         return psutil.Process(self._process.pid).children(recursive=True)
 
     def find(self, *words: str) -> list[psutil.Process]:
-        """Its processes whose command line has all the words."""
-        found = []
+        """Its processes whose command line has each word as an argument or a program's name."""
+        matches = []
         for process in self.processes():
             try:
+                # Valkey writes its address after its name into the same argument.
                 line = " ".join(process.cmdline())
             except psutil.Error:
                 continue
-            if all(word in line for word in words):
-                found.append(process)
-        return found
+            if {Path(word).name for word in line.split()}.issuperset(words):
+                matches.append(process)
+        return matches
 
     @property
     def log(self) -> str:
@@ -84,13 +94,13 @@ class Service:
 
 @pytest.fixture(scope="module")
 def _service(tmp_path_factory: pytest.TempPathFactory, weights: WeightsCache) -> Iterator[Service]:
-    with serving(tmp_path_factory.mktemp("service"), weights, {}) as running:
+    with serving(tmp_path_factory.mktemp("service"), weights, WEBHOOKS) as running:
         yield running
 
 
 @pytest.fixture
 def service(_service: Service) -> Service:
-    """The module's service, which a test may kill or stop: the next test finds it running again."""
+    """The module's service. A test may stop it; the fixture restarts it for the next test."""
     if not _service.is_running():
         _service.start()
     return _service
@@ -98,7 +108,7 @@ def service(_service: Service) -> Service:
 
 @pytest.fixture
 def keyed_service(tmp_path: Path, weights: WeightsCache) -> Iterator[Service]:
-    """A service of the test's own that asks for API keys."""
+    """A service for one test that requires API keys."""
     with serving(tmp_path, weights, {"IMPASTO_API_KEYS": "required"}) as running:
         yield running
 
@@ -116,7 +126,7 @@ def shared_service(
 
 @contextmanager
 def serving(folder: Path, weights: WeightsCache, settings: dict[str, str]) -> Iterator[Service]:
-    """Started, and gone afterwards with all that it started."""
+    """Run a service; afterwards check that none of its processes is left."""
     running = Service(folder, weights.folder.parent)
     running.environment |= settings
     running.start()
@@ -143,11 +153,11 @@ def pictures(
 
 @pytest.fixture
 def submit(service: Service, pictures: tuple[Path, Path]) -> Callable[..., str]:
-    """Send a job; its id. It takes some ten seconds on two cores unless told otherwise."""
+    """A function that submits a job and returns its id; it runs ~6 s on two cores by default."""
 
     def send(**parameters: str) -> str:
-        given = {"size": "128", "iterations": "120", "scales": "1", **parameters}
-        return service.client.submit(*pictures, **given).id
+        defaults = {"size": "128", "iterations": "80", "scales": "1"}
+        return service.client.submit(*pictures, **{**defaults, **parameters}).id
 
     return send
 

@@ -1,4 +1,4 @@
-"""`impasto demo`: the service that it starts for itself may die under it."""
+"""`impasto demo` restarts the processes of its own service."""
 
 import os
 import subprocess
@@ -16,39 +16,34 @@ from core.neural.weights.cache import WeightsCache
 pytestmark = pytest.mark.e2e
 
 
-def test_what_dies_while_the_job_waits_is_started_again(
+def test_demo_restarts_a_worker_and_an_api_that_die_during_the_job(
     tmp_path: Path, weights: WeightsCache, until: Any
 ) -> None:
-    """The worker and the API at once, with -9, as soon as the job is there: nobody could tell of it, or paint it."""
-    given = {
+    """Both are killed at once after the job is submitted, so nothing can run or report it."""
+    settings = {
         "IMPASTO_DATA_DIR": str(tmp_path / "data"),
         "IMPASTO_CACHE_DIR": str(weights.folder.parent),
     }
-    command = [
-        sys.executable,
-        "-m",
-        "cli",
-        "demo",
-        "--size",
-        "64",
-        "--port",
-        str(free_port()),
-        "-o",
-        "out.png",
-    ]
-    said = tmp_path / "said"
-    with said.open("wb") as told:
+    options = ["--size", "64", "--port", str(free_port()), "-o", "out.png"]
+    output = tmp_path / "output"
+    with output.open("wb") as file:
         demo = subprocess.Popen(
-            command, env={**os.environ, **given}, cwd=tmp_path, stdout=told, stderr=told
+            [sys.executable, "-m", "cli", "demo", *options],
+            env={**os.environ, **settings},
+            cwd=tmp_path,
+            stdout=file,
+            stderr=file,
         )
     try:
         until(
-            lambda: "queued" in said.read_text() or "starting" in said.read_text(), "submitted", 120
+            lambda: "queued" in output.read_text() or "starting" in output.read_text(),
+            "submitted",
+            120,
         )
         for child in psutil.Process(demo.pid).children():
             if {"worker", "api"} & set(child.cmdline()):
                 child.kill()
-        assert demo.wait(120) == 0, said.read_text()
+        assert demo.wait(120) == 0, output.read_text()
     finally:
         demo.terminate()
         demo.wait(60)

@@ -1,4 +1,4 @@
-"""`impasto up` that asks for keys: made beside it, sent by the command line, in no log."""
+"""`impasto up` with required API keys: created beside it, sent by the CLI, never logged."""
 
 import os
 import stat
@@ -13,28 +13,20 @@ pytestmark = pytest.mark.e2e
 
 
 def _impasto(service: Any, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    given = {**service.environment, "IMPASTO_URL": service.url, **environment}
+    settings = {**service.environment, "IMPASTO_URL": service.url, **environment}
     command = [sys.executable, "-m", "cli", *args]
     return subprocess.run(
-        command, env=given, capture_output=True, text=True, check=False, timeout=100
+        command, env=settings, capture_output=True, text=True, check=False, timeout=100
     )
 
 
-def test_from_the_first_key_to_the_picture(
+def test_a_new_key_runs_a_job_and_no_log_contains_it(
     keyed_service: Any, pictures: tuple[Path, Path], tmp_path: Path
 ) -> None:
     service = keyed_service
     data = Path(service.environment["IMPASTO_DATA_DIR"])
-    job = [
-        "submit",
-        *map(str, pictures),
-        "--size",
-        "64",
-        "--iterations",
-        "3",
-        "-o",
-        str(tmp_path / "out.png"),
-    ]
+    output = tmp_path / "out.png"
+    job = ["submit", *map(str, pictures), "--size", "64", "--iterations", "3", "-o", str(output)]
 
     refused = _impasto(service, *job)
     secret = _impasto(service, "keys", "create", "Ada").stdout.strip()
@@ -42,7 +34,7 @@ def test_from_the_first_key_to_the_picture(
 
     assert (refused.returncode, "set IMPASTO_KEY" in refused.stderr) == (2, True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out.png").exists()
+    assert output.exists()
     assert stat.S_IMODE((data / "store.url").stat().st_mode) == 0o600
     logs = [
         path.read_text(errors="replace")

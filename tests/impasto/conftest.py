@@ -1,4 +1,4 @@
-"""A real API process on a real Valkey, and a worker's part to be played by the test."""
+"""A real API process on a real Valkey; the test itself plays the worker."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from impasto import Client
 
 
 class Worker:
-    """Does what a worker does, a step at a time."""
+    """Does what a worker does, one step per call."""
 
     def __init__(self, store: JobStore, blobs: Blobs, picture: Image.Image) -> None:
         self._store, self._blobs, self._picture = store, blobs, picture
@@ -47,20 +47,20 @@ class Worker:
         )
 
     def succeed(self) -> bytes:
-        """The result's file."""
+        """Return the file of the result."""
         assert self.job is not None
-        output, model, data = self._painted(self.job)
+        output, model, data = self._store_result(self.job)
         self._store.succeed(self.job.id, self._token, output, model, {})
         return data
 
     def end_canceled(self) -> bytes:
-        """The file of what was painted."""
+        """Return the file of the picture so far."""
         assert self.job is not None
-        output, _, data = self._painted(self.job)
+        output, _, data = self._store_result(self.job)
         self._store.end_canceled(self.job.id, self._token, output)
         return data
 
-    def _painted(self, job: Job) -> tuple[Output, ModelUsed, bytes]:
+    def _store_result(self, job: Job) -> tuple[Output, ModelUsed, bytes]:
         model = ModelUsed(name="vgg16", sha256="0" * 64)
         data = codec.encode(self._picture, "png", {"job": job.id, **job.input.provenance(model)})
         width, height = self._picture.size
@@ -93,8 +93,8 @@ def worker(service: ApiProcess, at_service: JobStore, photo: Image.Image) -> Wor
 
 @pytest.fixture
 def client(service: ApiProcess, at_service: JobStore) -> Iterator[Client]:
-    with Client(service.url) as opened:
-        yield opened
+    with Client(service.url) as connected:
+        yield connected
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The client against a real service: what it sends, what it makes of answers, what it does when none comes."""
+"""The client against a real service: requests, responses, errors and retries."""
 
 import itertools
 import socket
@@ -28,7 +28,7 @@ Pictures = tuple[Path, Path]
 
 
 def test_a_job_from_submission_to_result(client: Client, pictures: Pictures, worker: Any) -> None:
-    """The worker takes a step whenever the client has seen the last one, so every state is seen once."""
+    """The worker waits before each step until the client has seen the previous state."""
     steps: list[Callable[[], Any]] = [worker.claim, lambda: worker.progress(0.5), worker.succeed]
     seen: list[Job] = []
 
@@ -63,7 +63,7 @@ def test_a_job_from_submission_to_result(client: Client, pictures: Pictures, wor
     ) == ("webp", "jpeg")
 
 
-def test_pictures_are_paths_bytes_or_digests_and_keep_their_order(
+def test_a_picture_is_a_path_bytes_or_a_digest_and_order_is_kept(
     client: Client, pictures: Pictures
 ) -> None:
     photo, painting = pictures
@@ -72,15 +72,18 @@ def test_pictures_are_paths_bytes_or_digests_and_keep_their_order(
         digest, [str(painting), photo.read_bytes(), digest], masks=[painting, digest, photo]
     )
 
-    one, other = digest_of(photo.read_bytes()), digest_of(painting.read_bytes())
+    photo_digest, painting_digest = (digest_of(path.read_bytes()) for path in pictures)
+    expected = [painting_digest, photo_digest, photo_digest]
     assert (job.input.content, job.input.styles, job.input.masks) == (
-        one,
-        [other, one, one],
-        [other, one, one],
+        photo_digest,
+        expected,
+        expected,
     )
 
 
-def test_a_result_runs_again_by_its_file(client: Client, pictures: Pictures, worker: Any) -> None:
+def test_a_result_can_be_submitted_again_from_its_file(
+    client: Client, pictures: Pictures, worker: Any
+) -> None:
     first = client.submit(*pictures, size=64, seed=5)
     worker.claim()
     again = client.submit(source=worker.succeed(), seed=6)
@@ -89,7 +92,7 @@ def test_a_result_runs_again_by_its_file(client: Client, pictures: Pictures, wor
     assert again.input.digests() == first.input.digests()
 
 
-def test_wishes_show_in_the_job_and_what_is_none_is_left_out(
+def test_options_appear_in_the_job_and_none_means_the_default(
     client: Client, pictures: Pictures
 ) -> None:
     job = client.submit(
@@ -110,7 +113,7 @@ def test_wishes_show_in_the_job_and_what_is_none_is_left_out(
     assert (job.deadline_at - job.created_at).total_seconds() == 60
 
 
-def test_a_batch_is_sent_followed_canceled_and_deleted(client: Client, pictures: Pictures) -> None:
+def test_a_batch_is_submitted_read_canceled_and_deleted(client: Client, pictures: Pictures) -> None:
     sent = client.submit_batch(pictures, pictures, preset="draft", size=64)
     canceled = client.cancel_batch(sent.id)
 
@@ -125,7 +128,9 @@ def test_a_batch_is_sent_followed_canceled_and_deleted(client: Client, pictures:
         client.batch(sent.id)
 
 
-def test_jobs_are_changed_listed_and_deleted(client: Client, pictures: Pictures) -> None:
+def test_jobs_are_canceled_pinned_retried_listed_and_deleted(
+    client: Client, pictures: Pictures
+) -> None:
     first, second = (client.submit(*pictures, size=size) for size in (64, 96))
     canceled = client.cancel(first.id)
     again = client.retry(first.id, size=80)
@@ -144,7 +149,7 @@ def test_jobs_are_changed_listed_and_deleted(client: Client, pictures: Pictures)
     assert [job.id for job in client.jobs()] == [again.id, first.id]
 
 
-def test_the_list_goes_on_over_its_pages(
+def test_the_job_list_continues_over_its_pages(
     client: Client, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("impasto.client.PAGE_JOBS", 2)
@@ -153,17 +158,17 @@ def test_the_list_goes_on_over_its_pages(
     assert [job.id for job in client.jobs()] == ids[::-1]
 
 
-def test_a_waiting_job_is_steered_and_an_ended_one_goes_on_larger(
+def test_a_queued_job_is_updated_and_an_ended_one_continues_at_a_larger_size(
     client: Client, pictures: Pictures, worker: Any
 ) -> None:
     job = client.submit(*pictures, size=64)
-    spec_updates = client.update(job.id, strength=0.9, style_weights=None)
+    updated = client.update(job.id, strength=0.9, style_weights=None)
     worker.claim()
     worker.succeed()
     result = client.job(job.id).outputs[0].id
     larger, same = client.retry(job.id, continue_from_result=True, size=96), client.retry(job.id)
 
-    assert (spec_updates.input.spec["strength"], same.input.spec["strength"]) == (0.9, 0.9)
+    assert (updated.input.spec["strength"], same.input.spec["strength"]) == (0.9, 0.9)
     assert (larger.input.init_image, larger.input.spec["init"], larger.input.spec["size"]) == (
         result,
         "picture",
@@ -174,7 +179,9 @@ def test_a_waiting_job_is_steered_and_an_ended_one_goes_on_larger(
         client.update(job.id, strength=0.1)
 
 
-def test_every_picture_of_a_job_is_fetched(client: Client, pictures: Pictures, worker: Any) -> None:
+def test_every_picture_of_a_job_can_be_downloaded(
+    client: Client, pictures: Pictures, worker: Any
+) -> None:
     job = client.submit(*pictures, size=64)
     worker.claim()
     with pytest.raises(errors.NoResult):
@@ -201,47 +208,47 @@ def test_every_picture_of_a_job_is_fetched(client: Client, pictures: Pictures, w
             missing()
 
 
-def test_an_estimate_is_of_sizes_digests_or_files(
+def test_an_estimate_accepts_sizes_digests_and_files(
     client: Client, pictures: Pictures, at_service: JobStore
 ) -> None:
-    """The worker is played by a thread that answers each question."""
-    with pytest.raises(errors.NoWorker), Client(client.url, retry_seconds=0) as impatient:
-        impatient.estimate((1200, 900), [(640, 480)])
+    """A thread plays the worker and answers each estimate request."""
+    with pytest.raises(errors.NoWorker), Client(client.url, retry_seconds=0) as without_retry:
+        without_retry.estimate((1200, 900), [(640, 480)])
     step = ScaleEstimate(
         width=256, height=192, iterations=70, seconds=4.0, memory_bytes=2_000_000, tile_px=None
     )
-    asked: list[EstimateRequest] = []
+    requests: list[EstimateRequest] = []
 
     def answer() -> None:
-        while len(asked) < 2:
+        while len(requests) < 2:
             at_service.heartbeat("worker")
-            if found := at_service.next_estimate_request():
-                asked.append(found[1])
+            if request := at_service.next_estimate_request():
+                requests.append(request[1])
                 at_service.reply_to_estimate(
-                    found[0], EstimateResponse(device="cpu", network="vgg16", scales=[step])
+                    request[0], EstimateResponse(device="cpu", network="vgg16", scales=[step])
                 )
 
     at_service.heartbeat("worker")
     answering = threading.Thread(target=answer)
     answering.start()
-    told = client.estimate((1200, 900), [(640, 480)], size=256, strength=None)
+    estimate = client.estimate((1200, 900), [(640, 480)], size=256, strength=None)
     client.estimate(pictures[0], [client.upload(pictures[1]), (640, 480)], masks=[pictures[0]] * 2)
     answering.join()
 
-    assert (told.seconds, told.memory_bytes, told.scales, told.queue.position) == (
+    assert (estimate.seconds, estimate.memory_bytes, estimate.scales, estimate.queue.position) == (
         4.0,
         2_000_000,
         [step],
         0,
     )
-    assert [(question.content, question.styles, question.masks) for question in asked] == [
+    assert [(request.content, request.styles, request.masks) for request in requests] == [
         ((1200, 900), [(640, 480)], 0),
         ((96, 72), [(96, 75), (640, 480)], 2),
     ]
-    assert (asked[0].spec["size"], asked[0].spec["strength"]) == (256, 0.5)
+    assert (requests[0].spec["size"], requests[0].spec["strength"]) == (256, 0.5)
 
 
-def test_the_service_tells_of_itself(
+def test_the_service_lists_its_workers_queue_limits_and_models(
     client: Client, pictures: Pictures, at_service: JobStore
 ) -> None:
     at_service.heartbeat(
@@ -252,7 +259,7 @@ def test_the_service_tells_of_itself(
     system, models = client.system(), {model.name: model for model in client.models()}
 
     assert (system.queued, system.running, system.limits.max_file_bytes) == (1, 0, codec.MAX_BYTES)
-    assert [(one.busy, one.info and one.info.device) for one in system.workers] == [
+    assert [(status.busy, status.info and status.info.device) for status in system.workers] == [
         (False, "A card")
     ]
     assert (models["auto"].resolves_to, models["mine"].workers, models["vgg16"].workers) == (
@@ -262,7 +269,7 @@ def test_the_service_tells_of_itself(
     )
 
 
-def test_a_batch_is_waited_for_until_its_last_job_has_ended(
+def test_wait_batch_returns_after_the_last_job_has_ended(
     client: Client, pictures: Pictures, worker: Any
 ) -> None:
     batch = client.submit_batch([pictures[0]], pictures, size=64)
@@ -282,13 +289,11 @@ def test_a_batch_is_waited_for_until_its_last_job_has_ended(
         client.wait_batch(client.submit_batch([pictures[0]], [pictures[1]]).id, timeout_seconds=0.2)
 
 
-def test_presets_are_told(client: Client) -> None:
+def test_presets_lists_all_presets(client: Client) -> None:
     assert client.presets() == list(PRESETS.values())
 
 
-def test_a_wait_ends_when_its_time_is_over_and_the_job_goes_on(
-    client: Client, pictures: Pictures
-) -> None:
+def test_a_wait_times_out_and_the_job_goes_on(client: Client, pictures: Pictures) -> None:
     job = client.submit(*pictures)
 
     with pytest.raises(TimeoutError, match=r"After 0\.2 s the job has not ended"):
@@ -296,16 +301,16 @@ def test_a_wait_ends_when_its_time_is_over_and_the_job_goes_on(
     assert client.job(job.id).status is Status.QUEUED
 
 
-# ---------------------------------------------------------------------- refusals
+# ---------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
-    ("ask", "kind", "words"),
+    ("call", "kind", "message"),
     [
         (
             lambda client, photo: client.job("job_x"),
             errors.JobNotFound,
-            "There is no job with this id.",
+            "There is no job with this id",
         ),
         (lambda client, photo: client.job("../images"), errors.NotFound, "There is nothing here"),
         (
@@ -346,21 +351,21 @@ def test_a_wait_ends_when_its_time_is_over_and_the_job_goes_on(
         (lambda client, photo: list(client.jobs("x")), errors.BadInput, "status must be one of"),
     ],
 )
-def test_a_refusal_is_the_services_own_error_at_once(
+def test_a_refusal_raises_the_services_error_without_a_retry(
     client: Client,
     pictures: Pictures,
-    ask: Callable[..., Any],
+    call: Callable[..., Any],
     kind: type[errors.ImpastoError],
-    words: str,
+    message: str,
 ) -> None:
     with pytest.raises(errors.ImpastoError) as refused:
-        ask(client, pictures[0])
+        call(client, pictures[0])
 
     assert (type(refused.value), refused.value.code) == (kind, kind.code)
-    assert words in refused.value.message
+    assert message in refused.value.message
 
 
-def test_the_key_is_taken_from_the_environment_or_told(
+def test_the_key_comes_from_the_argument_or_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with KeyedApi(tmp_path) as api:
@@ -368,45 +373,45 @@ def test_the_key_is_taken_from_the_environment_or_told(
         _, secret = keys.create("me")
         keys.close()
         monkeypatch.setenv("IMPASTO_URL", f"http://127.0.0.1:{api.port}/")
-        with Client() as stranger, pytest.raises(errors.Unauthorized, match="set IMPASTO_KEY"):
-            list(stranger.jobs())
-        with Client(key=secret) as told:
-            assert list(told.jobs()) == []
+        with Client() as without_key, pytest.raises(errors.Unauthorized, match="set IMPASTO_KEY"):
+            list(without_key.jobs())
+        with Client(key=secret) as with_argument:
+            assert list(with_argument.jobs()) == []
         monkeypatch.setenv("IMPASTO_KEY", secret)
-        with Client() as known:
-            assert list(known.jobs()) == []
+        with Client() as with_variable:
+            assert list(with_variable.jobs()) == []
 
 
-# ---------------------------------------------------------------------- no answer, or one for later
+# ---------------------------------------------------------------------- retries
 
 
 @contextmanager
-def _between(target: int, cut: int) -> Iterator[int]:
-    """A port that leads to another; of the first `cut` connections the answer is lost when it has been given."""
+def _proxy(target: int, cut: int) -> Iterator[int]:
+    """The port of a proxy to `target` that drops the responses of the first `cut` connections."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        over = threading.Event()
-        thread = threading.Thread(target=_serve, args=(listener, target, cut, over))
+        stopped = threading.Event()
+        thread = threading.Thread(target=_forward, args=(listener, target, cut, stopped))
         thread.start()
         yield listener.getsockname()[1]
-        over.set()
+        stopped.set()
         socket.create_connection(listener.getsockname()).close()
         thread.join()
 
 
-def _serve(listener: socket.socket, target: int, cut: int, over: threading.Event) -> None:
+def _forward(listener: socket.socket, target: int, cut: int, stopped: threading.Event) -> None:
     while True:
-        line, _ = listener.accept()
-        with line, socket.create_connection(("127.0.0.1", target)) as onward:
-            if over.is_set():
+        connection, _ = listener.accept()
+        with connection, socket.create_connection(("127.0.0.1", target)) as upstream:
+            if stopped.is_set():
                 return
-            sender = threading.Thread(target=_pump, args=(line, onward))
+            sender = threading.Thread(target=_pump, args=(connection, upstream))
             sender.start()
             if cut:
                 cut -= 1
-                onward.recv(1)  # it has answered
+                upstream.recv(1)  # the service has processed the request
             else:
-                _pump(onward, line)
-            line.shutdown(socket.SHUT_RDWR)
+                _pump(upstream, connection)
+            connection.shutdown(socket.SHUT_RDWR)
             sender.join()
 
 
@@ -415,50 +420,51 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
         target.sendall(data)
 
 
-def test_a_submission_whose_answers_are_lost_makes_one_job(
+def test_a_submission_whose_responses_are_lost_makes_one_job(
     service: ApiProcess, at_service: JobStore, pictures: Pictures
 ) -> None:
-    with _between(service.port, 2) as port, Client(f"http://127.0.0.1:{port}") as client:
+    with _proxy(service.port, 2) as port, Client(f"http://127.0.0.1:{port}") as client:
         job = client.submit(*pictures)
 
-    assert [found.id for found in at_service.list_page(limit=10)[0]] == [job.id]
+    assert [listed.id for listed in at_service.list_page(limit=10)[0]] == [job.id]
 
 
 def test_two_submissions_make_two_jobs(client: Client, pictures: Pictures) -> None:
     assert client.submit(*pictures).id != client.submit(*pictures).id
 
 
-Asked = list[tuple[float, str]]
+Requests = list[tuple[float, str]]
 
 
-def _answering(*answers: bytes) -> tuple[threading.Thread, int, Asked]:
-    """A service that says these and no more; and when it was asked for what."""
-    listener, asked = socket.create_server(("127.0.0.1", 0)), []
+def _start_server(*responses: bytes) -> tuple[threading.Thread, int, Requests]:
+    """A server that sends these responses and stops: thread, port, and (time, text) of requests."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    requests: Requests = []
 
     def serve() -> None:
         with listener:
-            for answer in answers:
-                line, _ = listener.accept()
-                with line:
-                    asked.append((time.monotonic(), line.recv(65536).decode()))
-                    line.sendall(answer)
+            for response in responses:
+                connection, _ = listener.accept()
+                with connection:
+                    requests.append((time.monotonic(), connection.recv(65536).decode()))
+                    connection.sendall(response)
 
     thread = threading.Thread(target=serve)
     thread.start()
-    return thread, listener.getsockname()[1], asked
+    return thread, listener.getsockname()[1], requests
 
 
-def _answer(status: int, body: str, **headers: str) -> bytes:
+def _response(status: int, body: str, **headers: str) -> bytes:
     lines = [f"HTTP/1.1 {status} x", f"Content-Length: {len(body)}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", body]).encode()
 
 
 def _problem(status: int, code: str, **headers: str) -> bytes:
-    return _answer(status, f'{{"code": "{code}", "detail": "Words."}}', **headers)
+    return _response(status, f'{{"code": "{code}", "detail": "Words."}}', **headers)
 
 
-NONE = _answer(200, '{"presets": []}')
+NO_PRESETS = _response(200, '{"presets": []}')
 
 
 @pytest.mark.parametrize(
@@ -467,25 +473,27 @@ NONE = _answer(200, '{"presets": []}')
         _problem(503, "store_unavailable", Retry_After="1"),
         _problem(429, "rate_limited", Retry_After="1"),
         _problem(503, "of_another_version", Retry_After="1"),
-        _answer(502, "<html>a proxy's own</html>"),
+        _response(502, "<html>from a proxy</html>"),
         b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\ncut",
         b"",
     ],
-    ids=["store away", "too often", "unknown code", "proxy", "cut", "closed"],
+    ids=["store unavailable", "rate limited", "unknown code", "proxy", "cut", "closed"],
 )
-def test_what_may_pass_is_asked_again_when_the_service_says(first: bytes) -> None:
-    thread, port, asked = _answering(first, first, NONE)
+def test_a_temporary_error_is_retried_after_the_time_that_the_service_asks_for(
+    first: bytes,
+) -> None:
+    thread, port, requests = _start_server(first, first, NO_PRESETS)
     with Client(f"http://127.0.0.1:{port}") as client:
         assert client.presets() == []
     thread.join()
 
-    assert len(asked) == 3
+    assert len(requests) == 3
     if b"Retry-After" in first:
-        assert asked[2][0] - asked[0][0] >= 2
+        assert requests[2][0] - requests[0][0] >= 2
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind", "code"),
+    ("response", "kind", "code"),
     [
         (_problem(503, "queue_full", Retry_After="600"), errors.QueueFull, "queue_full"),
         (
@@ -495,15 +503,15 @@ def test_what_may_pass_is_asked_again_when_the_service_says(first: bytes) -> Non
         ),
         (_problem(422, "of_another_version"), errors.BadInput, "of_another_version"),
         (_problem(500, "internal"), errors.ImpastoError, "internal"),
-        (_answer(200, "")[:20], errors.ServiceUnreachable, "service_unreachable"),
-        (_answer(404, "<html>"), errors.ServiceUnreachable, "service_unreachable"),
-        (_answer(404, '{"detail": "x"}'), errors.ServiceUnreachable, "service_unreachable"),
+        (_response(200, "")[:20], errors.ServiceUnreachable, "service_unreachable"),
+        (_response(404, "<html>"), errors.ServiceUnreachable, "service_unreachable"),
+        (_response(404, '{"detail": "x"}'), errors.ServiceUnreachable, "service_unreachable"),
     ],
 )
-def test_what_does_not_pass_in_time_is_raised(
-    answer: bytes, kind: type[errors.ImpastoError], code: str
+def test_an_error_that_a_retry_cannot_cure_in_time_is_raised(
+    response: bytes, kind: type[errors.ImpastoError], code: str
 ) -> None:
-    thread, port, asked = _answering(answer)
+    thread, port, requests = _start_server(response)
     with (
         Client(f"http://127.0.0.1:{port}", retry_seconds=0.1) as client,
         pytest.raises(errors.ImpastoError) as raised,
@@ -511,56 +519,63 @@ def test_what_does_not_pass_in_time_is_raised(
         client.presets()
     thread.join()
 
-    assert (type(raised.value), raised.value.code, len(asked)) == (kind, code, 1)
+    assert (type(raised.value), raised.value.code, len(requests)) == (kind, code, 1)
 
 
-def test_a_service_that_holds_its_answers_back_is_asked_again_at_once_any_other_after_a_while(
+def test_follow_repeats_a_long_poll_at_once_and_a_plain_poll_after_the_interval(
     client: Client, pictures: Pictures
 ) -> None:
     waiting = client.submit(*pictures)
     ended = client.cancel(waiting.id).model_dump_json()
-    told = {"ETag": '"1-0"', "Retry_After": "1"}
-    held, polled = _answer(304, "", Preference_Applied="wait=20", **told), _answer(304, "", **told)
-    thread, port, asked = _answering(
-        _answer(200, waiting.model_dump_json(), **told), held, polled, _answer(200, ended)
+    headers = {"ETag": '"1-0"', "Retry_After": "1"}
+    long_poll = _response(304, "", Preference_Applied="wait=20", **headers)
+    plain_poll = _response(304, "", **headers)
+    thread, port, requests = _start_server(
+        _response(200, waiting.model_dump_json(), **headers),
+        long_poll,
+        plain_poll,
+        _response(200, ended),
     )
-    with Client(f"http://127.0.0.1:{port}") as patient:
-        seen = [job.status for job in patient.follow(waiting.id)]
+    with Client(f"http://127.0.0.1:{port}") as other:
+        seen = [job.status for job in other.follow(waiting.id)]
     thread.join()
 
     assert seen == [Status.QUEUED, Status.CANCELED]
-    assert ["prefer: wait=20" in words.lower() for _, words in asked] == [False, True, True, True]
-    assert ['if-none-match: "1-0"' in words.lower() for _, words in asked] == [
+    assert ["prefer: wait=20" in text.lower() for _, text in requests] == [False, True, True, True]
+    assert ['if-none-match: "1-0"' in text.lower() for _, text in requests] == [
         False,
         True,
         True,
         True,
     ]
-    pauses = [later[0] - sooner[0] for sooner, later in itertools.pairwise(asked)]
+    pauses = [second[0] - first[0] for first, second in itertools.pairwise(requests)]
     assert [pause >= 1 for pause in pauses] == [False, False, True]
 
 
-@pytest.mark.parametrize("later", ["silent", "away", "busy", "gone"])
-def test_a_wait_does_not_overrun_its_time_whatever_the_service_does(
-    client: Client, pictures: Pictures, later: str
+@pytest.mark.parametrize("behavior", ["silent", "unavailable", "long interval", "closed"])
+def test_a_wait_never_exceeds_its_timeout(
+    client: Client, pictures: Pictures, behavior: str
 ) -> None:
-    """It answers once, and then never; or with 503; or says to come again in half a minute; or takes no connection."""
+    """The server answers once. Then it is silent, sends 503, asks for 30 s, or closes its port."""
     job = client.submit(*pictures).model_dump_json()
-    first = _answer(200, job, ETag='"1-0"', Retry_After="30" if later == "busy" else "1")
-    away = [_problem(503, "store_unavailable", Retry_After="2")] if later == "away" else []
-    busy = [_answer(304, "", Retry_After="30")] if later == "busy" else []
+    interval = "30" if behavior == "long interval" else "1"
+    responses = [_response(200, job, ETag='"1-0"', Retry_After=interval)]
+    if behavior == "unavailable":
+        responses.append(_problem(503, "store_unavailable", Retry_After="2"))
+    if behavior == "long interval":
+        responses.append(_response(304, "", Retry_After="30"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        answers, over = [first, *away, *busy], threading.Event()
+        stopped = threading.Event()
 
         def serve() -> None:
-            for answer in answers:
-                line, _ = listener.accept()
-                with line:
-                    line.recv(65536)
-                    line.sendall(answer)
-            if later == "gone":
+            for response in responses:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(response)
+            if behavior == "closed":
                 listener.close()
-            over.wait(30)
+            stopped.wait(30)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -571,13 +586,13 @@ def test_a_wait_does_not_overrun_its_time_whatever_the_service_does(
         ):
             waiting.wait("job_x", timeout_seconds=2)
         seconds = time.monotonic() - began
-        over.set()
+        stopped.set()
         thread.join()
 
     assert seconds < 4
 
 
-def test_where_nobody_is_there_nobody_is_waited_for() -> None:
+def test_a_refused_first_connection_raises_at_once() -> None:
     began = time.monotonic()
     with (
         Client(f"http://127.0.0.1:{free_port()}") as client,
@@ -588,44 +603,42 @@ def test_where_nobody_is_there_nobody_is_waited_for() -> None:
     assert time.monotonic() - began < 5
 
 
-def test_who_has_been_there_is_waited_for(tmp_path: Path) -> None:
-    """A service that is away while it is renewed."""
-    thread, port, _ = _answering(NONE)
+def test_the_client_waits_for_a_service_that_restarts(tmp_path: Path) -> None:
+    thread, port, _ = _start_server(NO_PRESETS)
     with Client(f"http://127.0.0.1:{port}") as client:
         client.presets()
         thread.join()
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
-            def back() -> None:
+            def restart() -> None:
                 listener.bind(("127.0.0.1", port))
                 listener.listen()
-                line, _ = listener.accept()
-                with line:
-                    line.recv(65536)
-                    line.sendall(NONE)
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(NO_PRESETS)
 
-            later = threading.Timer(0.5, back)
-            later.start()
+            timer = threading.Timer(0.5, restart)
+            timer.start()
             assert client.presets() == []
-            later.join()
+            timer.join()
 
 
-def test_the_client_loads_no_store_and_no_tensors() -> None:
-    code = "import impasto, sys; print([name for name in ('torch', 'redis', 'celery', 'fastapi') if name in sys.modules])"
-
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        == "[]\n"
+def test_the_client_imports_no_store_no_framework_and_no_torch() -> None:
+    code = (
+        "import impasto, sys\n"
+        "heavy = ('torch', 'redis', 'celery', 'fastapi')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert ran.stdout == "[]\n"
 
 
-def test_its_own_words_are_a_program_that_runs(
+def test_the_example_in_the_docstring_runs(
     service: ApiProcess, pictures: Pictures, worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The example at the head of the module."""
     lines = (client.__doc__ or "").split("\n\n")[1:3]
     monkeypatch.setenv("IMPASTO_URL", service.url)
     monkeypatch.chdir(pictures[0].parent)

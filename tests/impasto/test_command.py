@@ -1,8 +1,5 @@
-"""The commands that speak to a service: they are the client's, with words and exit codes around it."""
+"""The commands that use a service: what they send and print, and their exit codes."""
 
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +8,7 @@ import pytest
 from api_process import ApiProcess
 from keyed_api import KeyedApi
 
+from core import errors
 from core.auth.api_keys import ApiKeyStore
 from core.jobs.models import (
     EstimateResponse,
@@ -29,18 +27,14 @@ Pictures = tuple[Path, Path]
 
 
 @pytest.fixture
-def impasto(service: ApiProcess, at_service: JobStore, tmp_path: Path) -> Any:
-    def run(*args: Any, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cli", *map(str, args)]
-        given = {**os.environ, "IMPASTO_URL": service.url, **environment}
-        return subprocess.run(
-            command, env=given, cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+def impasto(service: ApiProcess, at_service: JobStore, run_command: Any) -> Any:
+    def run(*args: Any, **environment: str) -> Any:
+        return run_command(*args, **{"IMPASTO_URL": service.url, **environment})
 
     return run
 
 
-def test_submit_sends_knobs_presets_and_those_of_an_earlier_result(
+def test_submit_sends_parameters_presets_and_those_of_an_earlier_result(
     impasto: Any, client: Client, pictures: Pictures, worker: Any, tmp_path: Path
 ) -> None:
     first = impasto(
@@ -62,10 +56,10 @@ def test_submit_sends_knobs_presets_and_those_of_an_earlier_result(
     assert newest.input.spec == {**job.input.spec, "seed": 3, "style_weights": [0.5, 0.5]}
 
 
-def test_an_earlier_result_is_enough_to_submit(
+def test_submit_needs_only_an_earlier_result(
     impasto: Any, client: Client, pictures: Pictures, worker: Any, tmp_path: Path
 ) -> None:
-    """With its own pictures; with another photo; and nothing at all is not enough."""
+    """With its own pictures, or with another photo. A photo alone is refused."""
     first = client.submit(*pictures, size=64, seed=5)
     worker.claim()
     (tmp_path / "result.png").write_bytes(worker.succeed())
@@ -86,13 +80,13 @@ def test_an_earlier_result_is_enough_to_submit(
     assert "or an earlier result with --from" in nothing.stderr
 
 
-def test_a_plan_is_the_services_and_sends_no_job(
+def test_plan_prints_the_services_estimate_and_submits_no_job(
     impasto: Any, client: Client, pictures: Pictures, at_service: JobStore
 ) -> None:
     step = ScaleEstimate(
         width=64, height=48, iterations=70, seconds=4.0, memory_bytes=2_000_000_000, tile_px=None
     )
-    forecasts = [
+    responses = [
         EstimateResponse(device="cpu", network="vgg16", scales=[step]),
         EstimateResponse(
             device="cpu",
@@ -102,24 +96,28 @@ def test_a_plan_is_the_services_and_sends_no_job(
     ]
 
     def answer() -> None:
-        while forecasts:
+        while responses:
             at_service.heartbeat("worker")
-            if found := at_service.next_estimate_request():
-                at_service.reply_to_estimate(found[0], forecasts.pop(0))
+            if request := at_service.next_estimate_request():
+                at_service.reply_to_estimate(request[0], responses.pop(0))
 
     answering = threading.Thread(target=answer)
     answering.start()
-    told, refused = (impasto("submit", *pictures, "--plan", "--size", "64") for _ in range(2))
+    planned, refused = (impasto("submit", *pictures, "--plan", "--size", "64") for _ in range(2))
     answering.join()
 
-    words = "In all 4 s, and 2.0 GB beside the network (vgg16, cpu); it would begin after 0 others."
-    assert told.stdout.splitlines() == ["64 x 48 px, 70 iterations, whole: 4 s", words], told.stderr
+    total = (
+        "Total: 4 s and 2.0 GB beside the network (vgg16, cpu); the job would start after 0 others."
+    )
+    assert planned.stdout.splitlines() == ["64 x 48 px, 70 iterations, whole: 4 s", total], (
+        planned.stderr
+    )
     assert (refused.returncode, refused.stderr) == (1, "impasto: Too large.\n")
     assert list(client.jobs()) == []
     assert impasto("submit", "--plan", "--from", pictures[0]).returncode == 2
 
 
-def test_watch_goes_where_the_address_leads_and_takes_no_key_to_strangers(
+def test_watch_follows_a_url_and_sends_no_key_to_another_service(
     impasto: Any,
     client: Client,
     pictures: Pictures,
@@ -146,38 +144,34 @@ def test_watch_goes_where_the_address_leads_and_takes_no_key_to_strangers(
         )
         store.cancel(waiting.id)
         keyed = {"IMPASTO_URL": own, "IMPASTO_KEY": secret}
-        elsewhere = [
-            impasto("watch", address, "-o", "out.png", **keyed)
-            for address in (client.link(job), f"{service.url}/j/{job.id}/")
+        by_url = [
+            impasto("watch", url, "-o", "out.png", **keyed)
+            for url in (client.link(job), f"{service.url}/j/{job.id}/")
         ]
-        there = f"{own}/v1/jobs/{waiting.id}"
-        withheld = impasto("watch", there, IMPASTO_KEY=secret)
-        known, named = (
-            impasto("watch", there, **keyed),
-            impasto("watch", there, "--url", own, IMPASTO_KEY=secret),
-        )
+        job_url = f"{own}/v1/jobs/{waiting.id}"
+        withheld = impasto("watch", job_url, IMPASTO_KEY=secret)
+        by_variable = impasto("watch", job_url, **keyed)
+        by_option = impasto("watch", job_url, "--url", own, IMPASTO_KEY=secret)
         store.close()
         keys.close()
     two = impasto("watch", client.link(job), "--url", own)
 
-    assert [ran.returncode for ran in elsewhere] == [0, 0], (
-        elsewhere[0].stderr + elsewhere[1].stderr
-    )
+    assert [ran.returncode for ran in by_url] == [0, 0], by_url[0].stderr + by_url[1].stderr
     assert (tmp_path / "out.png").read_bytes() == data
     assert (
         withheld.returncode,
         withheld.stderr,
-    ) == (2, f"impasto: That service asks for an API key; to send yours there, add --url {own}\n")
-    assert [ran.stderr.splitlines()[-1] for ran in (known, named)] == [
+    ) == (2, f"impasto: That service requires an API key; to send it yours, add --url {own}\n")
+    assert [ran.stderr.splitlines()[-1] for ran in (by_variable, by_option)] == [
         "impasto: The job was canceled."
     ] * 2
     assert (two.returncode, two.stderr) == (
         2,
-        "impasto: The job's address and --url name two services.\n",
+        "impasto: The job's URL and --url name different services; drop --url.\n",
     )
 
 
-def test_what_a_canceled_job_has_painted_is_written_though_the_command_fails(
+def test_watch_writes_the_picture_of_a_canceled_job_and_exits_with_1(
     impasto: Any, client: Client, pictures: Pictures, worker: Any, tmp_path: Path
 ) -> None:
     job = client.submit(*pictures, size=64)
@@ -201,14 +195,17 @@ def test_watch_writes_the_result_of_a_job_that_has_ended(
     assert (tmp_path / "out.png").read_bytes() == data
 
 
-def test_refusals_are_one_line_and_exit_2_a_job_without_a_picture_exit_1(
+def test_a_refusal_exits_with_2_and_one_line_a_job_without_a_picture_with_1(
     impasto: Any, client: Client, pictures: Pictures
 ) -> None:
     canceled = client.cancel(client.submit(*pictures).id)
     unknown, refused = impasto("watch", "job_x"), impasto("submit", *pictures, "--size", "1")
     ended = impasto("watch", canceled.id)
 
-    assert (unknown.returncode, unknown.stderr) == (2, "impasto: There is no job with this id.\n")
+    assert (unknown.returncode, unknown.stderr) == (
+        2,
+        f"impasto: {errors.JobNotFound().message}\n",
+    )
     assert (refused.returncode, refused.stderr) == (
         2,
         "impasto: size must be a whole number from 64 to 8192.\n",

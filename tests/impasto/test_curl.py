@@ -1,4 +1,4 @@
-"""What the pages tell to type: run as it stands, against a real service."""
+"""The curl commands of the documentation, run against a real service."""
 
 import re
 import shutil
@@ -28,7 +28,7 @@ def _commands(page: str) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, photo: Image.Image, painting: Image.Image) -> Path:
-    """A folder with the files that the pages name."""
+    """A folder with the files that the commands name."""
     for name in ("photo.jpg", "one.jpg", "two.jpg", "other.jpg"):
         photo.save(tmp_path / name)
     painting.save(tmp_path / "painting.jpg")
@@ -38,7 +38,7 @@ def folder(tmp_path: Path, photo: Image.Image, painting: Image.Image) -> Path:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 @pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
-def test_every_curl_of_a_page_does_what_it_is_there_for(
+def test_every_curl_command_of_a_page_succeeds(
     page: str, service: ApiProcess, client: Client, worker: Any, folder: Path
 ) -> None:
     job = client.submit(folder / "photo.jpg", folder / "painting.jpg", size=64)
@@ -54,36 +54,32 @@ def test_every_curl_of_a_page_does_what_it_is_there_for(
         "batch_…": batch.id,
         "sha256:…": job.input.content,
     }
-    for command in sorted(
-        _commands(page), key=lambda command: " -X DELETE " in command
-    ):  # else in their order
-        told = command.replace("wait=30", "wait=1")
-        if '"strength": 0.9' in told:  # it is spec_updates, before it has ended
-            told = told.replace("job_…", waiting.id)
+    # In the order of the page, but deletions last.
+    for command in sorted(_commands(page), key=lambda command: " -X DELETE " in command):
+        real_command = command.replace("wait=30", "wait=1")
+        if '"strength": 0.9' in real_command:  # an update needs a job that has not ended
+            real_command = real_command.replace("job_…", waiting.id)
         for name, real in names.items():
-            told = told.replace(name, real)
-        script = 'curl() { command curl -sS --max-time 20 --fail-with-body "$@"; }\n' + told
+            real_command = real_command.replace(name, real)
+        script = (
+            f'curl() {{ command curl -sS --max-time 20 --fail-with-body "$@"; }}\n{real_command}'
+        )
         ran = subprocess.run(
             ["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False
         )
-        nobody_answers = (
-            "/v1/estimate" in command and "no_worker" in ran.stdout
-        )  # a worker's part that no test plays
-        assert ran.returncode == 0 or nobody_answers, (command, ran.stdout, ran.stderr)
+        # No test plays the worker that answers estimate requests.
+        has_no_worker = "/v1/estimate" in command and "no_worker" in ran.stdout
+        assert ran.returncode == 0 or has_no_worker, (command, ran.stdout, ran.stderr)
 
 
 def _operation(command: str) -> str:
-    """The method and the address, as the OpenAPI document writes it."""
-    given = re.search(r"-X (\w+)", command)
-    method = (
-        given[1]
-        if given
-        else "HEAD"
-        if " -I " in command
-        else "POST"
-        if re.search(r" -[Fd] ", command)
-        else "GET"
-    )
+    """The method and path of a command, as in the OpenAPI document."""
+    if explicit := re.search(r"-X (\w+)", command):
+        method = explicit[1]
+    elif " -I " in command:
+        method = "HEAD"
+    else:
+        method = "POST" if re.search(r" -[Fd] ", command) else "GET"
     path = re.search(re.escape(EXAMPLE_URL) + r"([^?'\s]*)", command)
     assert path is not None, command
     names = {
@@ -92,15 +88,15 @@ def _operation(command: str) -> str:
         "sha256:…": "{digest}",
         "frames/0": "frames/{index}",
     }
-    return f"{method} {re.sub('|'.join(names), lambda found: names[found[0]], path[1])}"
+    return f"{method} {re.sub('|'.join(names), lambda match: names[match[0]], path[1])}"
 
 
-def test_there_is_a_curl_for_every_address(tmp_path: Path) -> None:
+def test_the_documentation_has_a_curl_command_for_every_operation(tmp_path: Path) -> None:
     app = create_app(Settings(redis_url="redis://127.0.0.1:1/0", data_dir=tmp_path), ApiSettings())
-    every = {
+    operations = {
         f"{method.upper()} {path}"
         for path, methods in app.openapi()["paths"].items()
         for method in methods
     }
 
-    assert {_operation(command) for command in _commands("docs/api.md")} == every
+    assert {_operation(command) for command in _commands("docs/api.md")} == operations
