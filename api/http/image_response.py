@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.http import etag
 from core import errors
-from core.images import codec
+from core.images import validation
 from core.storage.blobs import Blobs
 
 WAIT_SECONDS = 10.0
@@ -81,7 +81,7 @@ class PictureFile(FileResponse):
 
     chunk_size = 256 * 1024
 
-    def __init__(self, file: BinaryIO, kind: codec.Format, headers: dict[str, str]) -> None:
+    def __init__(self, file: BinaryIO, kind: validation.Format, headers: dict[str, str]) -> None:
         """file: is closed when it is sent."""
         self._file = file
         super().__init__(
@@ -129,7 +129,7 @@ def not_modified(tag: str) -> Response:
 
 
 def image_response(
-    made: bytes | BinaryIO, kind: codec.Format, tag: str, name: str | None = None
+    made: bytes | BinaryIO, kind: validation.Format, tag: str, name: str | None = None
 ) -> Response:
     """An answer with a picture, to be asked for again whether it is still the same. name: without its suffix."""
     headers = _headers(tag)

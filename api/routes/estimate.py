@@ -11,7 +11,7 @@ from api.dependencies import Blobs, Owner, Store
 from api.routes.images import inspect, resolve_digest
 from api.submissions.parser import parameters_schema
 from core import errors
-from core.images.codec import MAX_SIDE_PX, MIN_SIDE_PX
+from core.images.validation import MAX_SIDE_PX, MIN_SIDE_PX
 from core.jobs.models import EstimateRequest, QueuePosition
 from core.jobs.service_info import Estimate
 from core.jobs.store import JobStore

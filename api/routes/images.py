@@ -14,12 +14,12 @@ from api.dependencies import Blobs, Configuration, Owner, Store
 from api.http import image_response
 from api.submissions import multipart
 from core import errors
-from core.images import codec
+from core.images import codec, validation
 from core.storage.blobs import is_digest
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
-BODY_BYTES = codec.MAX_BYTES + 100_000
+BODY_BYTES = validation.MAX_BYTES + 100_000
 _FORM = multipart.FormLimits(files=1, fields=1, text_bytes=1000)
 _FORM_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -141,7 +141,7 @@ def look(
 @router.get(
     "/{digest}",
     response_class=Response,
-    responses={200: {"content": {f"image/{kind}": {} for kind in codec.FORMATS}}, 304: {}},
+    responses={200: {"content": {f"image/{kind}": {} for kind in validation.FORMATS}}, 304: {}},
     summary="A picture that you sent or were given",
 )
 def fetch(*, digest: str, request: Request, owner: Owner, store: Store, blobs: Blobs) -> Response:
@@ -152,6 +152,6 @@ def fetch(*, digest: str, request: Request, owner: Owner, store: Store, blobs: B
     if image_response.is_cached(request, tag):
         return image_response.not_modified(tag)
     file = blobs.open(digest)
-    kind = codec.detect_format(file.read(12))
+    kind = validation.detect_format(file.read(12))
     file.seek(0)
     return image_response.image_response(file, kind, tag)

@@ -17,8 +17,8 @@ from api.schemas.job import JOBS, JobPage, JobResource, resource
 from api.submissions import parser
 from api.submissions.service import KEY, SubmissionService, file_of, kept
 from core import errors
-from core.images import codec
-from core.images.codec import FORMATS
+from core.images import codec, validation
+from core.images.validation import FORMATS
 from core.jobs.models import MAX_SPEC_UPDATES, Job, JobInput, Output, Priority, Status, is_job_id
 from core.jobs.store import JobStore
 from core.style.spec import (
@@ -230,7 +230,7 @@ async def result(
     owner: Owner,
     store: Store,
     blobs: Blobs,
-    format: codec.Format = "png",
+    format: validation.Format = "png",
     width: Annotated[int | None, Query(ge=16, le=MAX_SIZE_PX)] = None,
 ) -> Response:
     """The picture as PNG (with a record of how it was made), JPEG or WebP; of a canceled job, how far it got.

@@ -13,7 +13,7 @@ from starlette.datastructures import FormData
 
 from api.submissions import multipart
 from core import errors
-from core.images import codec
+from core.images import validation
 from core.jobs.models import JobInput, Priority
 from core.storage.blobs import Blobs, PendingBlob
 from core.style import presets
@@ -22,7 +22,7 @@ from core.style.spec import MAX_STYLES, PARAMETERS, StyleSpec, apply_changes
 MAX_CONTENTS = 12  # of a batch, which has 96 jobs at most
 # The photo, paintings, a mask for each, one to begin with, an earlier result; a batch has as many photos and paintings.
 MAX_PICTURES = max(3 + 2 * MAX_STYLES, MAX_CONTENTS + MAX_STYLES)
-BODY_BYTES = MAX_PICTURES * (codec.MAX_BYTES + 10_000) + 1_000_000
+BODY_BYTES = MAX_PICTURES * (validation.MAX_BYTES + 10_000) + 1_000_000
 _JSON_BYTES = 100_000
 
 PICTURE_FIELDS = ("content", "style", "mask", "init_image", "from")

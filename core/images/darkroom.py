@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal
 from PIL import Image
 
 from core import errors
-from core.images import codec, sandbox
+from core.images import codec, sandbox, validation
 from core.style.spec import MAX_SIZE_PX
 
 MEMORY_BYTES = (
@@ -28,7 +28,7 @@ MEMORY_BYTES = (
 SECONDS = 600  # of CPU time, for all of them
 PATIENCE_SECONDS = 500.0  # for one, by the clock, on a machine that may be busy
 DEATH_SECONDS = 1.0  # that a child may take to be dead, once it says no more
-_MOST_PIXELS = max(codec.MAX_PIXELS, MAX_SIZE_PX**2)
+_MOST_PIXELS = max(validation.MAX_PIXELS, MAX_SIZE_PX**2)
 _READY, _HEAD_BYTES = b"!", 4096
 _PASSED_ON = (
     "PYTHON",

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from PIL import Image, ImageOps
 
 from core import errors
-from core.images import codec, sandbox
+from core.images import codec, sandbox, validation
 
 # linear: each side on its own, whatever becomes of the proportions. crop: the short side, then the middle.
 Resize = Literal["linear", "crop"]
@@ -132,7 +132,7 @@ def _serve(pipe: Connection, side_px: int, resize: Resize) -> None:
     with suppress(EOFError, OSError):  # the parent has gone
         pipe.send_bytes(_READY)
         while True:
-            data = pipe.recv_bytes(codec.MAX_BYTES)
+            data = pipe.recv_bytes(validation.MAX_BYTES)
             try:
                 answer = _PICTURE + square(data, side_px, resize)
             except errors.BadInput as error:

@@ -19,13 +19,17 @@ import click
 from history import judged
 from watched_api import WatchedApi
 
-from core.images import codec
+from core.images import validation
 
 GROWTH_KB = 64 * 1024
 _BLOCK = 65_536
 # The refusal must be there when the API has read this much. Each client sends it and then waits: how much more it could
 # push into the kernel's buffers would say nothing of the API.
-ENOUGH_BYTES = {"declared": 0, "chunked": codec.MAX_BYTES + _BLOCK, "job": codec.MAX_BYTES + _BLOCK}
+ENOUGH_BYTES = {
+    "declared": 0,
+    "chunked": validation.MAX_BYTES + _BLOCK,
+    "job": validation.MAX_BYTES + _BLOCK,
+}
 GRACE_SECONDS = 60
 
 WITHOUT = {

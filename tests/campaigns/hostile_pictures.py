@@ -78,7 +78,7 @@ WITHOUT = {
     ),
     "walk": (
         "from core.images import jpeg, png, webp\n"
-        "jpeg.is_complete = png.is_complete = png.is_light = webp.is_complete = lambda _: True"
+        "jpeg.is_complete = png.is_complete = png.has_bounded_metadata = webp.is_complete = lambda _: True"
     ),
     "child": (
         "from core.images import codec\n"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cli.local_service import free_port
-from core.images import codec
+from core.images import codec, validation
 from core.neural.weights import files
 from core.neural.weights.cache import WeightsCache, random_parameters
 from core.neural.weights.parameters import Parameters
@@ -193,7 +193,7 @@ def test_the_outputs_ending_chooses_the_format(
         impasto("stylize", *pictures, "-o", name, "--size", "64", "--iterations", "1").returncode
         == 0
     )
-    assert codec.detect_format((tmp_path / name).read_bytes()) == (
+    assert validation.detect_format((tmp_path / name).read_bytes()) == (
         "jpeg" if name.endswith("jpg") else "webp"
     )
 

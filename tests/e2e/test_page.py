@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from core.images import codec
+from core.images import codec, validation
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -639,7 +639,7 @@ def test_a_picture_and_its_film_come_though_the_line_is_cut(open_page: Open, odd
     expect(page.locator("#trouble")).to_be_hidden()
 
     assert codec.decode(Path(mixed.value.path()).read_bytes()).size == (60, 80)
-    assert codec.detect_format(Path(film.value.path()).read_bytes()) == "webp"
+    assert validation.detect_format(Path(film.value.path()).read_bytes()) == "webp"
     assert film.value.suggested_filename.endswith(".webp")
 
 

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from api import dependencies
 from api.middleware.auth import Caller
 from api.settings import ApiSettings
-from core.images import codec
+from core.images import codec, validation
 from core.jobs.models import JobProgress, ModelUsed, Output, is_job_id
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
@@ -322,14 +322,14 @@ def test_the_result_comes_in_every_format(
         png.headers["content-type"],
         png.headers["x-content-type-options"],
     ) == (data, "image/png", "nosniff")
-    for kind in codec.FORMATS:
+    for kind in validation.FORMATS:
         answer = client.get(f"{address}/result", params={"format": kind})
-        assert (codec.detect_format(answer.content), answer.headers["content-type"]) == (
+        assert (validation.detect_format(answer.content), answer.headers["content-type"]) == (
             kind,
             f"image/{kind}",
         )
         assert codec.decode(answer.content).size == (96, 72)
-    assert codec.detect_format(client.get(f"{address}/preview").content) == "jpeg"
+    assert validation.detect_format(client.get(f"{address}/preview").content) == "jpeg"
 
 
 def test_there_is_no_result_before_the_end_nor_of_a_canceled_job(
@@ -460,7 +460,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
         (b"", 415, "unsupported_image"),
         (b"<html>", 415, "unsupported_image"),
         (PNG + b"\0" * 50, 422, "bad_image"),
-        (PNG + b"\0" * codec.MAX_BYTES, 413, "upload_too_large"),
+        (PNG + b"\0" * validation.MAX_BYTES, 413, "upload_too_large"),
     ],
     ids=["empty", "html", "broken", "20 MB"],
 )
