@@ -392,7 +392,10 @@ def test_an_lmdb_file_of_another_program_is_refused_and_stays_unchanged(
 def test_two_processes_cannot_build_the_same_data_set(
     source: Path, tmp_path: Path, until: Callable[..., None]
 ) -> None:
-    prelude = "builder._list_source = lambda *_: open(__file__ + '.on', 'w') and __import__('signal').pause()"
+    prelude = """
+import signal
+builder._list_source = lambda *_: open(__file__ + '.on', 'w') and signal.pause()
+"""
     other = build_in_process(source, tmp_path / "out", prelude)
     try:
         until((tmp_path / "out.py.on").exists, "the other process builds")
@@ -407,7 +410,7 @@ def test_two_processes_cannot_build_the_same_data_set(
 def test_a_full_disk_is_reported_and_the_build_resumes_when_there_is_space(
     source: Path, tmp_path: Path
 ) -> None:
-    """A limit on the file size stands in for the full disk: the kernel refuses the write as well."""
+    """A limit on the file size stands in for the full disk: the kernel refuses the write."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
