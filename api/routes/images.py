@@ -14,7 +14,7 @@ from api.dependencies import Blobs, Configuration, Owner, Store
 from api.http import image_response
 from api.submissions import multipart
 from core import errors
-from core.images import codec, validation
+from core.images import decoder, validation
 from core.storage.blobs import is_digest
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
@@ -27,7 +27,7 @@ _FORM_SCHEMA: dict[str, Any] = {
     "properties": {"image": {"type": "string", "format": "binary"}},
 }
 
-# Decoding children at a time: each may take images.DECODE_MEMORY_BYTES. Who waits for one waits in no thread, so that
+# Decoding children at a time: each may take decoder.UPLOAD_LIMITS.memory_bytes. Who waits for one waits in no thread, so that
 # requests without pictures stay quick, and not for long.
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 _CHILDREN = CapacityLimiter(max(2, _CORES or 1))
@@ -56,7 +56,7 @@ async def inspect(file: Path, *, mask: bool = False) -> tuple[int, int]:
             "Too many pictures are waiting to be looked at; try again in a few seconds."
         ) from None
     try:
-        return await to_thread.run_sync(partial(codec.inspect_in_child, file, mask=mask))
+        return await to_thread.run_sync(partial(decoder.inspect_upload, file, mask=mask))
     finally:
         _CHILDREN.release()
 

@@ -7,33 +7,23 @@ in a sandboxed process.
 
 import io
 import json
-import multiprocessing
-import os
-import signal
-import tempfile
-import threading
-import time
 import warnings
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn
+from typing import Any, BinaryIO, Literal, NoReturn, get_args
 
 from PIL import Image, ImageCms, ImageOps, MpoImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from core import errors
-from core.images import png, sandbox, validation
+from core.images import png, validation
 from core.images.validation import FORMATS, Format
 
 Background = Literal["white", "black"]
+# How to make a square. linear: scale each side on its own, whatever becomes of the proportions.
+# crop: scale the short side, then crop the center.
+Resize = Literal["linear", "crop"]
+RESIZES: tuple[Resize, ...] = get_args(Resize)
 
 PROVENANCE_KEY = "impasto"
-
-DECODE_MEMORY_BYTES = 1536 * 2**20
-DECODE_SECONDS = 10
-_VERDICT_BYTES = 4096
-_BEGUN, _START_SECONDS = b"!", 20
-_DEATH_SECONDS = 1
 
 # A restricted process cannot load code, so this module loads what Pillow would load on demand.
 Image.preinit()
@@ -99,6 +89,21 @@ def check_mask(mask: Image.Image) -> None:
         raise errors.BadImage(
             "A mask is black all over: its painting would go nowhere. White is where it goes."
         )
+
+
+def decode_square(data: bytes, side_px: int, resize: Resize) -> Image.Image:
+    """Decode a file for a data set, scaled to side_px × side_px.
+
+    Raises what `decode` raises, and BadImage if the picture is one color all over: a network cannot
+    learn from it.
+    """
+    picture = decode(data)
+    if all(low == high for low, high in picture.getextrema()):  # type: ignore[misc]
+        raise errors.BadImage("The picture is one color all over.")
+    size = (side_px, side_px)
+    if resize == "linear":
+        return picture.resize(size, Image.Resampling.BILINEAR)
+    return ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
 
 
 def open_result(
@@ -254,95 +259,3 @@ def thumbnail(picture: Image.Image, side_px: int) -> Image.Image:
     small = picture.copy()
     small.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     return small
-
-
-def inspect_in_child(file: Path, *, mask: bool = False) -> tuple[int, int]:
-    """Decode in a child process that has shut itself in (core/images/sandbox.py); the (width, height) that came out.
-
-    A file that crashes the decoder, takes it over, or makes it eat memory harms only the child. mask: look as
-    `decode_mask` does. Raises what `decode` raises, BadImage for a mask that is black all over, and Unavailable when no
-    child can be had.
-    """
-    try:
-        with file.open("rb") as opened:
-            validation.detect_format(opened.read(12))
-            size_bytes = os.fstat(opened.fileno()).st_size
-    except FileNotFoundError:  # swept: this machine's clock has jumped
-        raise errors.Unavailable() from None
-    validation.check_file_size(size_bytes)
-    return _read_verdict(_verdict_of_child(file, mask=mask))
-
-
-def warm_up() -> bool:
-    """Start the process that children come from, by one small picture; whether the kernel filters what they do."""
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(encode(Image.new("RGB", (validation.MIN_SIDE_PX, validation.MIN_SIDE_PX))))
-        file.flush()
-        verdict = _verdict_of_child(Path(file.name), mask=False)
-    return bool(json.loads(verdict or b"{}").get("filtered"))
-
-
-def _verdict_of_child(file: Path, *, mask: bool) -> bytes | None:
-    """What the child has to say; None if it died."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["core.images.codec"])
-    try:
-        ours, theirs = context.Pipe(duplex=False)
-        limits = (DECODE_MEMORY_BYTES, DECODE_SECONDS)
-        child = context.Process(target=_inspect, args=(theirs, file, *limits, mask), daemon=True)
-        child.start()
-    except (OSError, EOFError) as error:  # too many files or processes
-        raise errors.Unavailable() from error
-    theirs.close()
-    begun, patience = False, _START_SECONDS + 2 * DECODE_SECONDS
-    began, late = (
-        time.monotonic(),
-        threading.Timer(patience, child.kill),
-    )  # also one that says half a word
-    late.start()
-    try:
-        begun = ours.recv_bytes(1) == _BEGUN
-        return ours.recv_bytes(_VERDICT_BYTES)
-    except (EOFError, OSError):  # the child died: over its limits, or crashed
-        child.join(_DEATH_SECONDS)
-    finally:
-        late.cancel()
-        child.kill()
-        child.join()
-        ours.close()
-    # It could not be forked, or have its file, or the machine, out of memory, killed it: the picture is not to blame.
-    if not begun or (child.exitcode == -signal.SIGKILL and time.monotonic() - began < patience):
-        raise errors.Unavailable()
-    return None
-
-
-def _inspect(pipe: Connection, file: Path, memory_bytes: int, seconds: int, mask: bool) -> None:
-    data = file.read_bytes()
-    sandbox.close_descriptors(pipe.fileno())
-    filtered = sandbox.restrict_process(memory_bytes, seconds)
-    pipe.send_bytes(_BEGUN)
-    try:
-        picture = (decode_mask if mask else decode)(data)
-        if mask:
-            check_mask(picture)
-        verdict: dict[str, Any] = {
-            "width": picture.width,
-            "height": picture.height,
-            "filtered": filtered,
-        }
-    except errors.BadInput as error:
-        verdict = {"refusal": type(error).__name__, "message": error.message}
-    pipe.send_bytes(json.dumps(verdict).encode())
-
-
-def _read_verdict(verdict: bytes | None) -> tuple[int, int]:
-    """JSON, not pickle, and nothing taken on trust: a file may have taken the child over, or killed it."""
-    try:
-        answer = json.loads(verdict or b"")
-        if "refusal" not in answer:
-            return int(answer["width"]), int(answer["height"])
-        name, message = str(answer["refusal"]), str(answer["message"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise errors.BadImage() from error
-    refusals = (errors.UnsupportedImage, errors.ImageTooLarge, errors.UploadTooLarge)
-    raise next((kind for kind in refusals if kind.__name__ == name), errors.BadImage)(message)

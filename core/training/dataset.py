@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from core import errors
 from core.images import codec
-from core.images.decoders import Resize
+from core.images.codec import Resize
 from core.storage import files
 
 FORMAT: Literal["impasto dataset"] = "impasto dataset"

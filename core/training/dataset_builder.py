@@ -22,7 +22,8 @@ from PIL import Image
 
 from core import errors
 from core.images import codec, validation
-from core.images.decoders import Decoder, Resize
+from core.images.codec import Resize
+from core.images.decoder import DATASET_LIMITS, SandboxedDecoder, fork_process
 from core.storage.files import exclusive_lock
 from core.training.dataset import (
     INDEX,
@@ -367,8 +368,8 @@ def _decode_files(
     folder: Path, writer: DatasetWriter, state: State, header: Header, jobs: int
 ) -> Generator[_Result, None, None]:
     """Yield the result of each file in order, while up to 4 * jobs later files are in work."""
-    idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
-    decoders = [Decoder(header.side_px, header.resize) for _ in range(jobs)]
+    idle: queue.SimpleQueue[SandboxedDecoder] = queue.SimpleQueue()
+    decoders = [SandboxedDecoder(DATASET_LIMITS, fork_process) for _ in range(jobs)]
     for decoder in decoders:
         idle.put(decoder)
 
@@ -404,16 +405,21 @@ def _read_entries(
 
 
 def _decode_file(
-    folder: Path, key: bytes, value: bytes, header: Header, decoder: Decoder
+    folder: Path, key: bytes, value: bytes, header: Header, decoder: SandboxedDecoder
 ) -> _Result:
     label, path = LABEL.unpack_from(value)[0], os.fsdecode(value[LABEL.size :])
     if label == _NO_CLASS:
         return _refusal(key, path, "It lies in no sub-folder, and so belongs to no class.")
     try:
         data = _read_file(folder / path)
-        pixels = decoder.square(data)
+        pixels = decoder.decode_square(data, header.side_px, header.resize)
     except errors.BadInput as error:
         return _refusal(key, path, error.message)
+    except errors.OutOfMemory as error:  # on another machine, or with fewer jobs, the file is good
+        raise errors.OutOfMemory(
+            f"The machine ran out of memory when it decoded {path}; give the command again with "
+            "fewer --jobs: it goes on where it was."
+        ) from error
     split = _split_of(data, header.validation)
     return _Accepted(key, label, split, LABEL.pack(label) + _encode_pixels(pixels, header))
 

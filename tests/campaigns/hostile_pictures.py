@@ -26,6 +26,7 @@ from watched_api import WatchedApi
 
 from core import errors
 from core.images import codec
+from core.images.decoder import UPLOAD_LIMITS
 
 ALLOWED = {
     (201, ""),
@@ -36,7 +37,7 @@ ALLOWED = {
 }
 GROWTH_KB = 16 * 1024
 # By the clock: on busy cores, ten seconds of CPU time take longer.
-ANSWER_SECONDS = 2.0 * codec.DECODE_SECONDS + 1
+ANSWER_SECONDS = 2.0 * UPLOAD_LIMITS.cpu_seconds + 1
 BYSTANDER_P99_SECONDS = 1.0
 CROWD = 60  # expensive uploads at once
 
@@ -75,8 +76,8 @@ PIL.Image.open = _open
 WITHOUT = {
     "sandbox": "from core.images import sandbox; sandbox.restrict_process = lambda *_: False",
     "limits": (
-        "from core.images import sandbox; _enter = sandbox.restrict_process\n"
-        "sandbox.restrict_process = lambda *_: _enter(-1, 600)"
+        "from core.images import sandbox; _restrict = sandbox.restrict_process\n"
+        "sandbox.restrict_process = lambda *_: _restrict(-1, 600)"
     ),
     "walk": (
         "from core.images import jpeg, png, webp\n"
@@ -84,19 +85,20 @@ WITHOUT = {
         "png.has_bounded_metadata = lambda _: True"
     ),
     "child": (
-        "from core.images import codec\n"
-        "codec.inspect_in_child = lambda file, **_: codec.decode(file.read_bytes()).size\n"
-        "codec.warm_up = lambda: True"
+        "from core.images import codec, decoder\n"
+        "decoder.inspect_upload = lambda path, **_: codec.decode(path.read_bytes()).size\n"
+        "decoder.warm_up = lambda: True"
     ),
     "queue": (
-        "import threading; from anyio import to_thread; from core.images import codec; import api.routes.images\n"
+        "import threading; from anyio import to_thread\n"
+        "from core.images import decoder; import api.routes.images\n"
         "_two = threading.BoundedSemaphore(2)\n"
-        "def _look(file):\n"
+        "def _inspect_two_at_a_time(path):\n"
         "    with _two:\n"
-        "        return codec.inspect_in_child(file)\n"
-        "async def _inspected(file, **_):\n"
-        "    return await to_thread.run_sync(_look, file)\n"
-        "api.routes.images.inspect = _inspected"
+        "        return decoder.inspect_upload(path)\n"
+        "async def _inspect(path, **_):\n"
+        "    return await to_thread.run_sync(_inspect_two_at_a_time, path)\n"
+        "api.routes.images.inspect = _inspect"
     ),
 }
 

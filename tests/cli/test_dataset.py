@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cli.dataset import build
-from core.images.decoders import RESIZES
+from core.images.codec import RESIZES
 from core.training.dataset import STORES
 
 

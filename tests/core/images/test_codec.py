@@ -2,12 +2,8 @@
 
 import io
 import json
-import os
-import signal
 import struct
-import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,8 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from core import errors
-from core.images import codec, png, sandbox, validation
+from core.images import codec, png, validation
+from core.images.decoder import inspect_upload
 
 GRADIENT = Image.linear_gradient("L").resize((64, 48))
 
@@ -37,60 +34,6 @@ def _bytes(picture: Image.Image, kind: str, **options: Any) -> bytes:
 
 def _near(expected: tuple[int, int, int], got: Any, tolerance: int = 12) -> bool:
     return all(abs(a - b) <= tolerance for a, b in zip(expected, got, strict=True))
-
-
-@pytest.fixture
-def inspect(tmp_path: Path) -> Callable[[bytes], tuple[int, int]]:
-    """Bytes in a file, given to a child."""
-
-    def look(data: bytes) -> tuple[int, int]:
-        file = tmp_path / "upload"
-        file.write_bytes(data)
-        return codec.inspect_in_child(file)
-
-    return look
-
-
-def test_a_child_that_says_half_a_word_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """As one that a file has taken over."""
-    (tmp_path / "upload").write_bytes(_bytes(_colors(), "PNG"))
-    monkeypatch.setattr(codec, "_START_SECONDS", 5)
-    monkeypatch.setattr(codec, "DECODE_SECONDS", 1)
-    monkeypatch.setattr(codec, "_inspect", _half_a_word)
-    began = time.monotonic()
-
-    with pytest.raises(errors.BadImage):
-        codec.inspect_in_child(tmp_path / "upload")
-    assert time.monotonic() - began < 20
-
-
-def _half_a_word(pipe: Any, *_: Any) -> None:
-    pipe.send_bytes(codec._BEGUN)
-    os.write(pipe.fileno(), b"\0\0\0\x10")
-    time.sleep(60)
-
-
-def test_a_child_that_the_machine_kills_does_not_blame_the_picture(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """As one that is out of memory does, whoever took it."""
-    (tmp_path / "upload").write_bytes(_bytes(_colors(), "PNG"))
-    monkeypatch.setattr(codec, "_inspect", _killed)
-
-    with pytest.raises(errors.Unavailable):
-        codec.inspect_in_child(tmp_path / "upload")
-
-
-def _killed(pipe: Any, *_: Any) -> None:
-    pipe.send_bytes(codec._BEGUN)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_child_that_cannot_have_its_file_does_not_blame_the_picture(tmp_path: Path) -> None:
-    with pytest.raises(errors.Unavailable):
-        codec._verdict_of_child(tmp_path / "gone", mask=False)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -170,29 +113,6 @@ def test_transparent_parts_of_a_mask_are_black() -> None:
     mask = codec.decode_mask(_bytes(half, "PNG"))
 
     assert (mask.mode, mask.getpixel((5, 5)), mask.getpixel((35, 5))) == ("L", 0, 128)
-
-
-@pytest.mark.parametrize(
-    ("mask", "is_black"),
-    [
-        pytest.param(Image.new("L", (40, 40), 0), True, id="black"),
-        pytest.param(Image.new("LA", (40, 40), (255, 0)), True, id="transparent"),
-        pytest.param(Image.new("L", (40, 40), 1), False, id="nearly black"),
-        pytest.param(Image.new("RGB", (40, 40), (9, 0, 0)), False, id="dark red"),
-    ],
-)
-def test_the_child_refuses_a_black_mask_and_takes_it_as_a_picture(
-    mask: Image.Image, is_black: bool, tmp_path: Path
-) -> None:
-    file = tmp_path / "mask"
-    file.write_bytes(_bytes(mask, "PNG"))
-
-    assert codec.inspect_in_child(file) == (40, 40)
-    if is_black:
-        with pytest.raises(errors.BadImage, match="A mask is black all over"):
-            codec.inspect_in_child(file, mask=True)
-    else:
-        assert codec.inspect_in_child(file, mask=True) == (40, 40)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -283,16 +203,17 @@ def _png_claiming(width: int, height: int) -> bytes:
     ],
 )
 def test_a_bad_file_is_refused(
-    inspect: Callable[[bytes], Any], data: bytes, error: type[errors.ImpastoError]
+    tmp_path: Path, data: bytes, error: type[errors.ImpastoError]
 ) -> None:
-    """The same refusal here and through the child process."""
+    """With the same refusal in this process and in a sandboxed one."""
+    (tmp_path / "upload").write_bytes(data)
     with pytest.raises(error) as here:
         codec.decode(data)
-    with pytest.raises(error) as child:
-        inspect(data)
+    with pytest.raises(error) as sandboxed:
+        inspect_upload(tmp_path / "upload")
 
-    assert type(here.value) is type(child.value) is error
-    assert child.value.message == here.value.message
+    assert type(here.value) is type(sandboxed.value) is error
+    assert sandboxed.value.message == here.value.message
 
 
 @pytest.mark.parametrize("name", sorted(hostile_files.encodings()))
@@ -353,49 +274,6 @@ def test_a_png_with_a_damaged_chunk_is_refused_and_one_with_trailing_bytes_is_no
     with pytest.raises(errors.BadImage):
         codec.decode(bytes(data))
     assert codec.decode(whole + b"<script>").size == (64, 48)
-
-
-def test_the_child_tells_the_upright_size(inspect: Callable[[bytes], Any]) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-
-    assert inspect(_bytes(_colors(), "JPEG", exif=exif)) == (48, 64)
-
-
-def test_a_file_that_eats_time_harms_only_the_child(
-    inspect: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(codec, "DECODE_SECONDS", 1)
-    monkeypatch.setattr(codec, "_inspect", _spins)
-
-    with pytest.raises(errors.BadImage):
-        inspect(_bytes(_colors(), "PNG"))
-
-
-def _spins(pipe: Any, _: Any, memory_bytes: int, seconds: int, mask: bool) -> None:
-    _compute_until(seconds)  # which does not count: the picture is not to blame
-    sandbox.restrict_process(memory_bytes, seconds)
-    _compute_until(seconds + 0.5)
-    pipe.send_bytes(codec._BEGUN)
-    while True:
-        pass
-
-
-def _compute_until(process_seconds: float) -> None:
-    while time.process_time() < process_seconds:
-        pass
-
-
-def test_a_file_that_eats_memory_harms_only_the_child(
-    inspect: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A few bytes of WebP can ask for a gigabyte; a limit below what this one needs stands in for the real one."""
-    big = _bytes(Image.new("RGB", (5000, 5000), "white"), "WEBP", lossless=True)
-    assert inspect(big) == (5000, 5000)
-
-    monkeypatch.setattr(codec, "DECODE_MEMORY_BYTES", 300 * 2**20)
-    with pytest.raises(errors.BadImage):
-        inspect(big)
 
 
 @pytest.mark.parametrize(("kind", "pillow"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
