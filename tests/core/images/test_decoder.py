@@ -475,7 +475,7 @@ def test_each_upload_gets_a_process_of_its_own(
         inspect(_png())
 
     assert len(recorder.processes) == 2
-    assert [process.wait(0) for process in recorder.processes] == [-signal.SIGKILL] * 2
+    assert None not in [process.wait(0) for process in recorder.processes]
 
 
 def test_an_upload_whose_process_sends_half_an_answer_times_out(
