@@ -1,15 +1,15 @@
-"""Decode untrusted files in a process that has restricted itself (sandbox.py), with one protocol for all uses.
+"""Decode untrusted files in sandboxed processes, for uploads, jobs and data sets.
 
-A file that crashes the decoder, takes it over or makes it use too much memory harms only that process.
-A process comes to be in one of two ways:
+A file that crashes the decoder, takes it over or makes it use too much memory harms only that
+process. There are two ways to start one:
 
-    fork_process   forks a server that has loaded Pillow already: takes milliseconds, for uploads and
-                   data sets
-    run_program    runs a new program, which inherits no environment variables with secrets and no
-                   descriptors: takes tenths of a second, for workers
+    fork_process   forks a server that has loaded Pillow already. It takes milliseconds. For uploads
+                   and data sets.
+    run_program    runs a new program, which inherits no secrets in environment variables and no
+                   descriptors. It takes tenths of a second. For workers.
 
-decoder_process.py describes the protocol. Nothing that a process sends is trusted: sizes are bounded,
-pixels are plain bytes, and a refusal becomes one of four errors.
+decoder_process.py restricts the process and describes the protocol. This module trusts nothing that
+a process sends: sizes are bounded, pixels are plain bytes, a refusal becomes one of four errors.
 """
 
 import io
@@ -42,8 +42,8 @@ class ProcessLimits:
 
     memory_bytes: int  # of address space
     cpu_seconds: int  # for all files of a process
-    start_seconds: float  # by the clock, until the process is ready
-    file_seconds: float  # by the clock, for one file
+    start_seconds: float  # wall time, until the process is ready
+    file_seconds: float  # wall time, for one file
     max_files: int | None = None  # a new process serves the files after that
 
 
@@ -51,7 +51,7 @@ UPLOAD_LIMITS = ProcessLimits(1536 * 2**20, cpu_seconds=10, start_seconds=20, fi
 # A result to start from may be larger than an upload. The times allow for a busy machine.
 JOB_LIMITS = ProcessLimits(3 * 2**30, cpu_seconds=600, start_seconds=500, file_seconds=500)
 # CPU time is never given back: 3600 s for 300 files are 12 s for each, and an upload has 10. The
-# times by the clock are long, because a picture that is refused on a busy machine would be missing.
+# wall times are long, because a picture that is refused on a busy machine would be missing.
 DATASET_LIMITS = ProcessLimits(
     1536 * 2**20, cpu_seconds=3600, start_seconds=120, file_seconds=120, max_files=300
 )
@@ -90,14 +90,15 @@ class DecoderProcess(Protocol):
         """Send SIGKILL. Safe to repeat."""
 
     def wait(self, seconds: float | None) -> int | None:
-        """Return the exit code, or None if the process still runs. A signal's number is negative."""
+        """Return the exit code (a signal's number is negative), or None if the process runs on."""
 
 
 StartProcess = Callable[[Connection, ProcessLimits], DecoderProcess]
+Serve = Callable[[Connection, int, int], None]  # its parameters: see decoder_process.serve
 
 
 class _ForkedProcess:
-    def __init__(self, connection: Connection, limits: ProcessLimits, serve: Any) -> None:
+    def __init__(self, connection: Connection, limits: ProcessLimits, serve: Serve) -> None:
         context = multiprocessing.get_context("forkserver")
         arguments = (connection, limits.memory_bytes, limits.cpu_seconds)
         with _fork_lock:
@@ -109,6 +110,7 @@ class _ForkedProcess:
         self._process.kill()
 
     def wait(self, seconds: float | None) -> int | None:
+        # The lock must not be held while this waits.
         multiprocessing.connection.wait([self._process.sentinel], seconds)
         with _fork_lock:
             return self._process.exitcode
@@ -138,7 +140,7 @@ class _Program:
 def fork_process(
     connection: Connection,
     limits: ProcessLimits,
-    serve: Callable[[Connection, int, int], None] = decoder_process.serve,
+    serve: Serve = decoder_process.serve,
 ) -> DecoderProcess:
     """Fork a decoding process from the fork server. Raises OSError, EOFError."""
     return _ForkedProcess(connection, limits, serve)
@@ -214,7 +216,7 @@ class SandboxedDecoder:
         self._files, self._timed_out = 0, False
         try:
             self._connection, theirs = multiprocessing.Pipe()
-            with theirs:
+            with theirs:  # this process closes its copy, so that it sees when the other one dies
                 self._process = self._start_process(theirs, self._limits)
             with self._timeout(self._limits.start_seconds):
                 ready = json.loads(self._connection.recv_bytes(_MAX_HEADER_BYTES))
@@ -263,7 +265,7 @@ class SandboxedDecoder:
         self._connection.send_bytes(b"")
 
     def _receive(self, *, has_pixels: bool) -> tuple[tuple[int, int], bytes]:
-        """Return an answer, or raise the refusal in it. Raises _PROCESS_ERRORS if it is not valid."""
+        """Return an answer, or raise its refusal. Raises _PROCESS_ERRORS if it is not valid."""
         assert self._connection is not None
         answer = json.loads(self._connection.recv_bytes(_MAX_HEADER_BYTES))
         if "refusal" in answer:
@@ -281,7 +283,7 @@ class SandboxedDecoder:
 
     @contextmanager
     def _timeout(self, seconds: float) -> Iterator[None]:
-        """Kill the process after so many seconds inside, which also ends a read of half an answer."""
+        """Kill the process after so many seconds inside, which ends a read of half an answer too."""
         process = self._process
         assert process is not None
 

@@ -1,4 +1,4 @@
-"""The process side of decoder.py: restrict the process, then decode files that come over a connection.
+"""The process that decoder.py starts: restricts itself, then decodes files from a connection.
 
 The protocol consists of frames of `multiprocessing.connection`, each a length and so many bytes:
 
@@ -61,7 +61,7 @@ def _send_header(connection: Connection, header: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Serve on the socket that is standard input. Arguments: memory in bytes, CPU time in seconds."""
+    """Serve on the socket at standard input. Arguments: memory in bytes, CPU time in seconds."""
     memory_bytes, cpu_seconds = map(int, sys.argv[1:])
     serve(Connection(os.dup(0)), memory_bytes, cpu_seconds)
 

@@ -41,8 +41,8 @@ ANSWER_SECONDS = 2.0 * UPLOAD_LIMITS.cpu_seconds + 1
 BYSTANDER_P99_SECONDS = 1.0
 CROWD = 60  # expensive uploads at once
 
-# If one of these attempts to escape succeeds, the file is decoded as a good picture, which is not the
-# expected answer.
+# If one of these attempts to escape succeeds, the file is decoded as a good picture, which is not
+# the expected answer.
 INJECTED = """
 import ctypes, io, os, socket
 import PIL.Image

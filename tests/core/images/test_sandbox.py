@@ -15,7 +15,7 @@ needs_filter = pytest.mark.skipif(
     reason="no filter on this system",
 )
 
-# The real process, but with a decoder that is taken over: it makes one attempt and reports the result.
+# The real process with a decoder that is taken over: it makes one attempt, and reports the result.
 _TAKEN_OVER = """
 import ctypes, multiprocessing, os, pathlib, resource, signal, socket, subprocess, sys, threading
 from core import errors
