@@ -283,7 +283,7 @@ class SandboxedDecoder:
 
     @contextmanager
     def _timeout(self, seconds: float) -> Iterator[None]:
-        """Kill the process after so many seconds inside, which ends a read of half an answer too."""
+        """Kill the process after so many seconds inside; this ends a read of half an answer too."""
         process = self._process
         assert process is not None
 
