@@ -39,7 +39,7 @@ from api.settings import ApiSettings
 from core.auth.api_keys import ApiKeyStore
 from core.celery_app import make_celery, notify_workers
 from core.config import Settings, read_settings
-from core.images import codec as pictures
+from core.images import decoder
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
@@ -99,7 +99,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if not await run_in_threadpool(pictures.warm_up):
+        if not await run_in_threadpool(decoder.warm_up):
             log.warning(
                 "images are decoded without a system call filter: this system has no supported one"
             )

@@ -1,4 +1,4 @@
-"""`impasto dataset`: from a folder of pictures to a data set, and a look at one."""
+"""`impasto dataset`: build a data set from a folder of pictures, and show what a data set holds."""
 
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,14 @@ def dataset() -> None:
     default="linear",
     show_default=True,
     type=click.Choice(["linear", "crop"]),
-    help="linear: each side on its own; crop: the short side, then the middle.",
+    help="linear: scale each side on its own; crop: scale the short side, then crop the center.",
 )
 @click.option(
     "--store",
     default="jpeg",
     show_default=True,
     type=click.Choice(["jpeg", "raw"]),
-    help="jpeg: quality 95; raw: four times as large or more, as it is.",
+    help="jpeg: at quality 95; raw: plain pixels, at least four times as large.",
 )
 @click.option(
     "--validation",
@@ -50,54 +50,58 @@ def dataset() -> None:
     help="Share of the pictures that is kept from training.",
 )
 @click.option(
-    "--jobs", default=0, type=click.IntRange(0, 256), help="Decoding processes; 0: one a core."
+    "--jobs", default=0, type=click.IntRange(0, 256), help="Decoding processes; 0: one per core."
 )
-def build(source: Path, out: Path, jobs: int, **wish: Any) -> None:
-    """Make the data set OUT of FOLDER, whose sub-folders are the classes. Given again, it goes on where it was."""
-    from core.training.dataset import Dataset
-    from core.training.dataset_builder import BuildOptions, BuildProgress
-    from core.training.dataset_builder import build as harvest
+def build(source: Path, out: Path, jobs: int, **options: Any) -> None:
+    """Build the data set OUT from FOLDER, whose sub-folders are the classes.
 
+    The same command resumes an interrupted build.
+    """
+    from core.training import dataset_builder
+    from core.training.dataset import Dataset
+
+    side_px = options.pop("side")
+    build_options = dataset_builder.BuildOptions(side_px=side_px, **options)
     with ProgressBar() as bar:
 
-        def show(at: BuildProgress) -> None:
-            if not at.done:
-                bar.tell("listing", 0.0, f"{at.files} files")
-            else:
-                left = "" if at.seconds_left is None else f", {at.seconds_left:.0f} s left"
-                details = f"{at.done} of {at.files} files, {at.refused} refused{left}"
-                bar.tell("building", at.done / at.files, details)
+        def show(progress: dataset_builder.BuildProgress) -> None:
+            if not progress.done:
+                bar.tell("listing", 0.0, f"{progress.files} files")
+                return
+            seconds = progress.seconds_left
+            left = "" if seconds is None else f", {seconds:.0f} s left"
+            details = f"{progress.done} of {progress.files} files, {progress.refused} refused{left}"
+            bar.tell("building", progress.done / progress.files, details)
 
-        side_px = wish.pop("side")
-        harvest(source, out, BuildOptions(side_px=side_px, **wish), jobs, on_progress=show)
+        dataset_builder.build(source, out, build_options, jobs, on_progress=show)
         bar.tell("done", 1.0, "")
-    with Dataset(out) as made:
-        _say(made, refusals=10)
+    with Dataset(out) as built:
+        _print_summary(built, refusals=10)
 
 
 @dataset.command()
-@click.argument("place", metavar="DATASET", type=folder)
-@click.option("--classes", is_flag=True, help="Tell the pictures of each class.")
+@click.argument("path", metavar="DATASET", type=folder)
+@click.option("--classes", is_flag=True, help="Show the number of pictures in each class.")
 @click.option(
     "--refused",
     default=10,
     show_default=True,
     type=click.IntRange(0),
-    help="Refused files to tell of.",
+    help="Number of refused files to show.",
 )
 @click.option(
     "--sheet",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write a contact sheet, PNG or JPEG.",
 )
-def info(place: Path, classes: bool, refused: int, sheet: Path | None) -> None:
-    """What a data set holds, also one that is not complete."""
+def info(path: Path, classes: bool, refused: int, sheet: Path | None) -> None:
+    """Show what a data set holds, even if it is incomplete."""
     from core.training.dataset import Dataset, contact_sheet
 
     if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise errors.BadInput("A contact sheet must end in .png, .jpg or .jpeg.")
-    with Dataset(place, unfinished=True) as opened:
-        _say(opened, refused)
+    with Dataset(path, unfinished=True) as opened:
+        _print_summary(opened, refused)
         if classes:
             click.echo("    train + validation")
             rows = zip(opened.classes, opened.state.train, opened.state.validation, strict=True)
@@ -105,27 +109,31 @@ def info(place: Path, classes: bool, refused: int, sheet: Path | None) -> None:
                 click.echo(f"{train:>9} + {validation:<10} {printable(name)}")
         if sheet is not None:
             kind = "PNG" if sheet.suffix.lower() == ".png" else "JPEG"
-            atomic_write(sheet, lambda part: contact_sheet(opened).save(part, kind, quality=90))
+            picture = contact_sheet(opened)
+            atomic_write(sheet, lambda file: picture.save(file, kind, quality=90))
             click.echo(sheet)
 
 
-def _say(opened: Any, refusals: int) -> None:
+def _print_summary(opened: Any, refusals: int) -> None:
     header, state = opened.header, opened.state
     click.echo(
-        f"{opened.folder}: {opened.count('train')} pictures for training and {opened.count('validation')} for "
-        f"validation in {len(header.classes)} classes"
+        f"{opened.folder}: {opened.count('train')} pictures for training and "
+        f"{opened.count('validation')} for validation in {len(header.classes)} classes"
     )
     click.echo(
-        f"{header.side_px} × {header.side_px} px, resize {header.resize}, stored as {header.store}, "
-        f"{opened.bytes / 1e6:.0f} MB, sha256 {opened.sha256[:16]}"
+        f"{header.side_px} × {header.side_px} px, resize {header.resize}, "
+        f"stored as {header.store}, {opened.bytes / 1e6:.0f} MB, sha256 {opened.sha256[:16]}"
     )
     if state.phase != "complete":
-        done = f"{state.taken + state.refused} of {state.files}" if state.files else "none"
+        done = "none"
+        if state.files:
+            done = f"{state.accepted + state.refused} of {state.files}"
         click.echo(
-            f"It is not complete: {done} of the files are read. Give the command that began it again."
+            f"It is not complete: {done} of the files are read. "
+            "Give the command that began it again."
         )
     if state.refused:
-        click.echo(f"{state.refused} files were not taken:")
+        click.echo(f"{state.refused} files were refused:")
         for sentence in opened.refusals(refusals):
             click.echo(f"  {printable(sentence)}")
     if state.refused > refusals:

@@ -20,7 +20,7 @@ from cli.options import (
 )
 from cli.output import ProgressBar
 from core import errors
-from core.images import codec
+from core.images import validation
 from core.jobs.models import Job, Status
 from core.storage.blobs import digest_of
 from impasto import Client, Estimate
@@ -99,7 +99,7 @@ def _to_uploadable(source: Path | None) -> Path | str | None:
 
     A result that large can only come from the service, which then still has it by its digest.
     """
-    if source is None or source.stat().st_size <= codec.MAX_BYTES:
+    if source is None or source.stat().st_size <= validation.MAX_BYTES:
         return source
     return digest_of(source.read_bytes())
 

@@ -10,11 +10,16 @@ import click
 
 from cli.info import read_record
 from core import errors
-from core.images import codec
+from core.images import validation
 from core.style import presets
 from core.style.spec import StyleSpec, apply_changes, describe_range
 
-FORMATS: dict[str, codec.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+FORMATS: dict[str, validation.Format] = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".webp": "webp",
+}
 
 Command = Callable[..., Any]
 

@@ -11,7 +11,7 @@ from cli.options import FiniteFloat
 from cli.output import printable
 from core import errors
 from core.config import Settings, read_settings
-from core.images import codec
+from core.images import codec, validation
 from core.style.spec import MODEL_NAME
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -181,7 +181,7 @@ def _read_pictures(folder: Path) -> Iterator[Any]:
     """Decode the folder's files one at a time; report and skip those that cannot be read."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
-            if path.stat().st_size > codec.MAX_BYTES:
+            if path.stat().st_size > validation.MAX_BYTES:
                 raise errors.UploadTooLarge()
             yield codec.decode(path.read_bytes())
         except (errors.BadInput, OSError) as error:

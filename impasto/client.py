@@ -28,7 +28,7 @@ from pydantic import BaseModel
 
 from core import errors
 from core.config import Settings, read_settings
-from core.images.codec import Format
+from core.images.validation import Format
 from core.jobs.models import Batch, Frame, Job, Priority, Status
 from core.jobs.service_info import Estimate, ModelInfo, SystemInfo
 from core.style.presets import Preset

@@ -15,7 +15,7 @@ from PIL import Image
 
 from core import errors
 from core.images import codec
-from core.images.darkroom import SandboxedDecoder
+from core.images.decoder import SandboxedDecoder
 from core.jobs.models import Frame, Job, JobProgress, ModelUsed, Output
 from core.jobs.store import JobStore, LeaseStatus
 from core.neural import device
@@ -171,8 +171,8 @@ class Attempt:
     def _paint(self, load: Load) -> tuple[StyleResult, float]:
         began = time.monotonic()
         wanted = self._job.input
-        with SandboxedDecoder() as room:
-            subject = StyleInputs(*wanted.pictures(self._read, room.decode))
+        with SandboxedDecoder() as decoder:
+            subject = StyleInputs(*wanted.pictures(self._read, decoder.decode))
         spec = parse_spec(wanted.spec)
         self._watchdog.begin_phase("device")
         network, planner = load(spec.model)

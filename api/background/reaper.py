@@ -141,7 +141,7 @@ class Reaper:
             self._bells_missing = 0
 
     def _delete_unused(self) -> None:
-        with self._blobs.alone() as alone:
+        with self._blobs.try_deletion_lock() as alone:
             if not alone:
                 return  # a leader that was frozen here still has the word; its late deletion must not meet a new upload
             for digest in self._store.mark_deleting():

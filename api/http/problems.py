@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core import errors
-from core.images.codec import FORMATS, MAX_SIDE_PX, MIN_SIDE_PX
+from core.images.validation import FORMATS, MAX_SIDE_PX, MIN_SIDE_PX
 from core.jobs.models import Status
 from core.style.spec import MAX_SIZE_PX, MAX_STYLES
 

@@ -14,7 +14,7 @@ from api.dependencies import Blobs, Owner, Store
 from api.routes.images import check_digest, inspect_picture
 from api.schemas.submission import parameters_schema
 from core import errors
-from core.images.codec import MAX_SIDE_PX, MIN_SIDE_PX
+from core.images.validation import MAX_SIDE_PX, MIN_SIDE_PX
 from core.jobs.models import EstimateRequest, QueuePosition
 from core.jobs.service_info import Estimate
 from core.jobs.store import JobStore

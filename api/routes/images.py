@@ -14,12 +14,12 @@ from api.dependencies import Blobs, Configuration, Owner, Store
 from api.http import image_response
 from api.submissions import multipart
 from core import errors
-from core.images import codec
+from core.images import decoder, validation
 from core.storage.blobs import is_digest
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
-BODY_BYTES = codec.MAX_BYTES + 100_000
+BODY_BYTES = validation.MAX_BYTES + 100_000
 _FORM_LIMITS = multipart.FormLimits(files=1, fields=1, text_bytes=1000)
 _FORM_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -57,7 +57,7 @@ async def inspect_picture(file: Path, *, mask: bool = False) -> tuple[int, int]:
             "Too many pictures are waiting for inspection; try again in a few seconds."
         ) from None
     try:
-        return await to_thread.run_sync(partial(codec.inspect_in_child, file, mask=mask))
+        return await to_thread.run_sync(partial(decoder.inspect_upload, file, mask=mask))
     finally:
         _decoder_slots.release()
 
@@ -155,7 +155,7 @@ def check_image(
 @router.get(
     "/{digest}",
     response_class=Response,
-    responses={200: {"content": {f"image/{kind}": {} for kind in codec.FORMATS}}, 304: {}},
+    responses={200: {"content": {f"image/{kind}": {} for kind in validation.FORMATS}}, 304: {}},
     summary="Get a picture",
 )
 def get_image(
@@ -171,6 +171,6 @@ def get_image(
     if image_response.client_has(request, tag):
         return image_response.not_modified(tag)
     file = blobs.open(digest)
-    kind = codec.detect_format(file.read(12))
+    kind = validation.detect_format(file.read(12))
     file.seek(0)
     return image_response.image_response(file, kind, tag)

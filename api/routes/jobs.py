@@ -32,8 +32,8 @@ from api.submissions.service import (
     store_picture,
 )
 from core import errors
-from core.images import codec
-from core.images.codec import FORMATS
+from core.images import codec, validation
+from core.images.validation import FORMATS
 from core.jobs.models import (
     MAX_SPEC_UPDATES,
     Job,
@@ -287,7 +287,7 @@ async def get_result(
     owner: Owner,
     store: Store,
     blobs: Blobs,
-    format: codec.Format = "png",
+    format: validation.Format = "png",
     width: Annotated[int | None, Query(ge=16, le=MAX_SIZE_PX)] = None,
 ) -> Response:
     """Return the picture as PNG, JPEG or WebP. The PNG contains a record of how it was made.

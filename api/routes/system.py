@@ -10,7 +10,7 @@ from api import metrics
 from api.dependencies import Configuration, Store
 from api.settings import ApiSettings
 from api.submissions.parser import BODY_BYTES
-from core.images import codec
+from core.images import validation
 from core.jobs.service_info import ModelInfo, ModelList, ServiceLimits, SystemInfo, WorkerStatus
 from core.style.spec import MAX_SIZE_PX, MAX_STYLES, MIN_SIZE_PX
 
@@ -22,14 +22,14 @@ FETCHABLE = ("vgg16", "vgg19")  # any worker can fetch these: `impasto weights f
 def get_limits(config: ApiSettings) -> ServiceLimits:
     """Return the limits of a submission and of the queue."""
     return ServiceLimits(
-        formats=[*codec.FORMATS],
-        max_file_bytes=codec.MAX_BYTES,
+        formats=[*validation.FORMATS],
+        max_file_bytes=validation.MAX_BYTES,
         max_request_bytes=BODY_BYTES,
-        max_pixels=codec.MAX_PIXELS,
-        max_webp_pixels=codec.MAX_PIXELS_WEBP,
-        max_side_px=codec.MAX_SIDE_PX,
-        min_side_px=codec.MIN_SIDE_PX,
-        max_aspect=codec.MAX_ASPECT,
+        max_pixels=validation.MAX_PIXELS,
+        max_webp_pixels=validation.MAX_PIXELS_WEBP,
+        max_side_px=validation.MAX_SIDE_PX,
+        min_side_px=validation.MIN_SIDE_PX,
+        max_aspect=validation.MAX_ASPECT,
         min_size=MIN_SIZE_PX,
         max_size=MAX_SIZE_PX,
         max_styles=MAX_STYLES,

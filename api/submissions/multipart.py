@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from core import errors
-from core.images import codec
+from core.images import validation
 from core.storage.blobs import Blobs, PendingBlob
 
 # At most 4 threads write files, so that a slow disk leaves threads for the other requests.
@@ -39,9 +39,9 @@ class _UploadedFile(UploadFile):
 
     async def write(self, data: bytes) -> None:
         self.size = (self.size or 0) + len(data)
-        if self.size > codec.MAX_BYTES:
+        if self.size > validation.MAX_BYTES:
             raise errors.UploadTooLarge(
-                f"A picture may have at most {codec.MAX_BYTES // 10**6} MB."
+                f"A picture may have at most {validation.MAX_BYTES // 10**6} MB."
             )
         await to_thread.run_sync(self.file.write, data, limiter=_WRITERS)
 

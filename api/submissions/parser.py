@@ -20,7 +20,7 @@ from api.schemas.submission import (
 )
 from api.submissions import multipart
 from core import errors
-from core.images import codec
+from core.images import validation
 from core.jobs.models import SubmissionOptions
 from core.storage.blobs import Blobs
 from core.style import presets
@@ -29,7 +29,7 @@ from core.style.spec import MAX_STYLES, PARAMETERS
 # A job has a content, styles, a mask for each, an init_image and an earlier result.
 # A batch has contents and styles.
 MAX_PICTURES = max(3 + 2 * MAX_STYLES, MAX_CONTENTS + MAX_STYLES)
-BODY_BYTES = MAX_PICTURES * (codec.MAX_BYTES + 10_000) + 1_000_000
+BODY_BYTES = MAX_PICTURES * (validation.MAX_BYTES + 10_000) + 1_000_000
 _JSON_BYTES = 100_000
 
 PICTURE_FIELDS = ("content", "style", "mask", "init_image", "from")

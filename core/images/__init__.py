@@ -1,1 +1,1 @@
-"""Files to pictures and back: formats, limits, and decoding untrusted files in a sandbox. Knows no tensors."""
+"""Picture files: limits, encoding, sandboxed decoding of untrusted files. Knows no tensors."""

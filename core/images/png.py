@@ -1,6 +1,7 @@
-"""The structure of a PNG file: is everything there that its header promises? And its texts. No pixels, no Pillow.
+"""Check that a PNG file is complete and bounds its metadata; read one text. Needs no Pillow.
 
-Pillow accepts files that were cut near their end, or that hold a few of their rows: the rest comes out black.
+Pillow accepts files that are truncated near their end or that hold only some of their rows. It
+fills the rest with black.
 """
 
 import io
@@ -10,8 +11,8 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-# x and y of the first pixel and the steps from there, for the seven passes of an interlaced file.
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the header's color type
+# The seven passes of an interlaced file: x and y of the first pixel, and the steps in x and y.
 _ADAM7 = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -21,35 +22,39 @@ _ADAM7 = (
     (1, 0, 2, 2),
     (0, 1, 1, 2),
 )
-_AT_ONCE_BYTES = 1 << 20
+_INFLATE_CHUNK_BYTES = 1 << 20
 
 _METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
 MAX_METADATA_BYTES = 1 << 20
 _MAX_CHUNKS = 50_000
 
 
-def is_light(data: bytes) -> bool:
-    """Whether texts, EXIF and profile take no more than a mebibyte, and chunks are not without number.
+def has_bounded_metadata(data: bytes) -> bool:
+    """Return whether texts, EXIF and profile take at most a mebibyte, in at most 50,000 chunks.
 
-    To be asked before a library reads them: it copies each, one by one.
+    Check this before a library parses the file: it copies each chunk, one by one.
     """
-    weight = 0
+    metadata_bytes = 0
     for count, (name, _, length) in enumerate(_chunks(data)):
-        weight += length if name in _METADATA else 0
-        if weight > MAX_METADATA_BYTES or count > _MAX_CHUNKS:
+        if name in _METADATA:
+            metadata_bytes += length
+        if metadata_bytes > MAX_METADATA_BYTES or count > _MAX_CHUNKS:
             return False
     return True
 
 
 def is_complete(data: bytes) -> bool:
-    """Whether every critical chunk is whole, all rows are there, and the file is closed. What follows is ignored."""
+    """Return whether all critical chunks are intact, all rows are there, and IEND closes the file.
+
+    Bytes after IEND are ignored. The cost is that of inflating the pixels that the header promises.
+    """
     inflater, missing = zlib.decompressobj(), None
     try:
         for name, body in _critical_chunks(data):
             if name == b"IHDR":
-                missing = _pixel_bytes(body)
+                missing = _expected_pixel_bytes(body)
             elif name == b"IDAT" and missing is not None and missing > 0:
-                missing -= _inflated(inflater, body, missing)
+                missing -= _count_inflated_bytes(inflater, body, missing)
             elif name == b"IEND":
                 return missing is not None and missing <= 0
     except (zlib.error, struct.error, KeyError, ValueError):
@@ -57,10 +62,11 @@ def is_complete(data: bytes) -> bool:
     return False
 
 
-def text(file: BinaryIO, keyword: str) -> str | None:
-    """The text under the keyword, in an iTXt chunk without compression, as Pillow writes it; None where there is none.
+def read_text(file: BinaryIO, keyword: str) -> str | None:
+    """Return the text of an uncompressed iTXt chunk, as Pillow writes it; None if there is none.
 
-    Reads the chunks' heads and that text, whatever else the file holds. Raises ValueError where the text is damaged.
+    Reads only the chunks' headers and that text, however large the file is. Raises ValueError if
+    the text is damaged.
     """
     if file.read(8) != _SIGNATURE:
         return None
@@ -82,7 +88,7 @@ def text(file: BinaryIO, keyword: str) -> str | None:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name of each chunk, and where its body begins and how long it claims to be, up to the end of picture or file."""
+    """Yield (name, start of body, claimed length) of each chunk, up to IEND or the file's end."""
     at, name = 8, b""
     while at + 8 <= len(data) and name != b"IEND":
         length, name = struct.unpack_from(">I4s", data, at)
@@ -91,9 +97,12 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _critical_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Name and body of each chunk that a reader must understand. Raises ValueError where one is cut or damaged."""
+    """Yield (name, body) of each chunk that a decoder must understand.
+
+    Raises ValueError if one is truncated or its checksum is wrong.
+    """
     for name, start, length in _chunks(data):
-        if name[:1].isupper():
+        if name[:1].isupper():  # PNG marks critical chunks by a capital first letter
             body = data[start : start + length]
             (checksum,) = struct.unpack_from(">I", data, start + length)
             if zlib.crc32(name + body) != checksum:
@@ -101,22 +110,22 @@ def _critical_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             yield name, body
 
 
-def _inflated(inflater: "zlib._Decompress", body: bytes, enough: int) -> int:
-    """How many bytes come out of a chunk; counts no further than `enough`, and never holds more than a megabyte."""
+def _count_inflated_bytes(inflater: "zlib._Decompress", body: bytes, enough: int) -> int:
+    """Count the bytes that a chunk inflates to, up to `enough`. Holds at most a mebibyte."""
     count = 0
     while body and count < enough:
-        count += len(inflater.decompress(body, _AT_ONCE_BYTES))
+        count += len(inflater.decompress(body, _INFLATE_CHUNK_BYTES))
         body = inflater.unconsumed_tail
     return count
 
 
-def _pixel_bytes(header: bytes) -> int:
-    """Bytes of all rows, each with its filter byte, by the header."""
+def _expected_pixel_bytes(header: bytes) -> int:
+    """Return the bytes of all rows, each with its filter byte, that an IHDR chunk promises."""
     width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     bits = depth * _CHANNELS[color]
     total = 0
-    for x, y, across, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
-        columns, rows = -(-(width - x) // across), -(-(height - y) // down)
+    for x, y, x_step, y_step in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - x) // x_step), -(-(height - y) // y_step)
         if columns > 0 and rows > 0:
             total += rows * (1 + -(-columns * bits // 8))
     return total

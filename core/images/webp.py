@@ -1,13 +1,16 @@
-"""The structure of a WebP file: is all there that its lengths promise? Knows no pixels and no Pillow."""
+"""Check that a WebP file is as long as its chunks promise, without decoding it."""
 
 import struct
 
-_PICTURES = (b"VP8 ", b"VP8L", b"ANMF")
+_PICTURE_CHUNKS = (b"VP8 ", b"VP8L", b"ANMF")
 _MAX_CHUNKS = 50_000
 
 
 def is_complete(data: bytes) -> bool:
-    """Whether the container and each of its chunks are whole and one holds a picture. What comes after is ignored."""
+    """Return whether container and chunks are complete and one chunk holds a picture.
+
+    Bytes after the end of the container are ignored.
+    """
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
         return False
@@ -18,8 +21,8 @@ def is_complete(data: bytes) -> bool:
         if at + 8 > end:
             return False
         name, length = struct.unpack_from("<4sI", data, at)
-        pictures += name in _PICTURES
-        at += 8 + length + length % 2
+        pictures += name in _PICTURE_CHUNKS
+        at += 8 + length + length % 2  # chunks are padded to an even length
         if at > end:
             return False
     return False

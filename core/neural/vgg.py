@@ -37,7 +37,7 @@ _INSTRUCTIONS = {
 _IMAGE_BYTES = 3 * (4 + 4 + 4)
 
 # Factors that give the responses after another pooling the size with which the deeper layers were
-# trained. Measured on photos and paintings (docs/log.md). l2 is the root of the mean square.
+# trained. Measured on photos and paintings (docs/benchmarks/style.md). l2 is the root of the mean square.
 POOLING_SCALES: dict[Pooling, float] = {"max": 1.0, "average": 1.7, "l2": 1.35}
 
 

@@ -1,1 +1,1 @@
-"""Files on disk: blobs by digest, checkpoints, atomic writes. Knows neither jobs nor pictures."""
+"""Files on disk: blobs by digest, checkpoints, atomic writes. Knows no jobs and no pictures."""

@@ -1,6 +1,6 @@
-"""Blobs: bytes under their SHA-256 digest, in a folder. Written whole and durable, or not at all.
+"""Blobs: bytes named by their SHA-256 digest, in a folder. Writes are atomic and durable.
 
-Knows no pictures and no jobs; who uses which blob is the store's business (jobs/scripts/blobs.lua).
+Knows no pictures and no jobs. The store tracks which job uses which blob (jobs/scripts/blobs.lua).
 """
 
 import fcntl
@@ -19,22 +19,22 @@ from typing import Any, BinaryIO
 from core import errors
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_STALE_PART_SECONDS = 3600
+_STALE_SECONDS = 3600
 
 
 def digest_of(data: bytes) -> str:
-    """`sha256:` and 64 hex digits."""
+    """Return the blob name of the data: `sha256:` and 64 hex digits."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def is_digest(text: str) -> bool:
-    """Whether this could be a blob's name at all."""
+    """Return whether the text has the form of a blob's name."""
     return _DIGEST.fullmatch(text) is not None
 
 
 @contextmanager
-def _room() -> Iterator[None]:
-    """Inside, any refusal of the system to write is StorageFull."""
+def _translate_write_errors() -> Iterator[None]:
+    """Raise StorageFull for any OSError inside."""
     try:
         yield
     except OSError as error:
@@ -42,8 +42,8 @@ def _room() -> Iterator[None]:
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
-    """Inside, what is not there is ImageNotFound, and any other refusal of the system to read is Unavailable."""
+def _translate_read_errors() -> Iterator[None]:
+    """Raise ImageNotFound for a missing file inside, and Unavailable for any other OSError."""
     try:
         yield
     except FileNotFoundError:
@@ -53,77 +53,82 @@ def _reading() -> Iterator[None]:
 
 
 class PendingBlob(io.BufferedRandom):
-    """A file on its way to being a blob: gone when it is closed, unless it was kept."""
+    """A temporary file that becomes a blob. Closing deletes it, unless it was committed."""
 
     def __init__(self, handle: int, path: Path) -> None:
         self.path = path
         super().__init__(io.FileIO(handle, "r+b"))
 
     def write(self, data: Any) -> int:
-        """As of any file. Raises StorageFull."""
-        with _room():
+        """As for any file. Raises StorageFull."""
+        with _translate_write_errors():
             return super().write(data)
 
     def flush(self) -> None:
-        """As of any file. Raises StorageFull."""
-        with _room():
+        """As for any file. Raises StorageFull."""
+        with _translate_write_errors():
             super().flush()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As of any file, which first writes what is still to be written. Raises StorageFull."""
-        with _room():
+        """As for any file, which first flushes its buffer. Raises StorageFull."""
+        with _translate_write_errors():
             return super().seek(offset, whence)
 
     @cached_property
     def digest(self) -> str:
-        """The blob's name to be, when all is written. Raises StorageFull."""
+        """The future blob's name; valid when everything is written. Raises StorageFull."""
         self.flush()
         self.seek(0)
         return f"sha256:{hashlib.file_digest(self, 'sha256').hexdigest()}"
 
     def close(self) -> None:
-        """Leaves nothing, also where what is still to be written no longer has room."""
+        """Close and delete the file, even if its buffer cannot be flushed to a full disk."""
         with suppress(OSError, errors.StorageFull):
             super().close()
         self.path.unlink(missing_ok=True)
 
 
 class Blobs:
-    """A folder of blobs, spread over 256 sub-folders. Safe for many processes at once."""
+    """A folder of blobs, spread over 256 sub-folders. Many processes may use it at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._parts = folder / "parts"
+        self._pending_folder = folder / "parts"
 
     def pending(self) -> PendingBlob:
-        """A file to write to, where the blobs are. Raises StorageFull."""
-        with _room():
-            self._parts.mkdir(parents=True, exist_ok=True)
-            handle, path = tempfile.mkstemp(dir=self._parts)
+        """Create a temporary file on the blobs' file system, so that a rename can commit it.
+
+        Raises StorageFull.
+        """
+        with _translate_write_errors():
+            self._pending_folder.mkdir(parents=True, exist_ok=True)
+            handle, path = tempfile.mkstemp(dir=self._pending_folder)
         return PendingBlob(handle, Path(path))
 
     def put(self, data: bytes) -> str:
-        """Keep the bytes, as `commit` does, and return their digest."""
-        with self.pending() as part:
-            part.write(data)
-            return self.commit(part)
+        """Store the bytes as `commit` does, and return their digest."""
+        with self.pending() as file:
+            file.write(data)
+            return self.commit(file)
 
-    def commit(self, part: PendingBlob) -> str:
-        """Make the part a blob and return its digest; on disk (fsync of file and folder) when it returns.
+    def commit(self, file: PendingBlob) -> str:
+        """Publish the file as a blob and return its digest.
 
-        Raises StorageFull when the folder cannot be written.
+        When this returns, the blob is on disk (fsync of the file and of its folders). Raises
+        StorageFull if the folder cannot be written.
         """
-        path = self._path(part.digest)
-        with _room():
-            # Also where it is already: nobody is to learn from the time it takes that another has sent the same.
+        path = self._path(file.digest)
+        with _translate_write_errors():
+            # Also if the blob exists already: the time taken must not reveal that another client
+            # has sent the same file.
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.fsync(part.fileno())
-            part.path.replace(path)
-            self._sync_names(path)
-        return part.digest
+            os.fsync(file.fileno())
+            file.path.replace(path)
+            self._sync_folders(path)
+        return file.digest
 
-    def _sync_names(self, path: Path) -> None:
-        """The names, too, must outlive a power cut."""
+    def _sync_folders(self, path: Path) -> None:
+        """Sync the folders of a blob, so that its name survives a power failure too."""
         for folder in (path.parent, self._folder):
             descriptor = os.open(folder, os.O_RDONLY)
             try:
@@ -132,27 +137,31 @@ class Blobs:
                 os.close(descriptor)
 
     def get(self, digest: str) -> bytes:
-        """Raises ImageNotFound; Unavailable where the system refuses to read: out of open files, a disk that fails."""
-        with _reading():
+        """Return a blob's bytes.
+
+        Raises ImageNotFound, and Unavailable if the system cannot read (too many open files, a
+        failing disk).
+        """
+        with _translate_read_errors():
             return self._path(digest).read_bytes()
 
     def open(self, digest: str) -> BinaryIO:
-        """The blob's file, which can be read to its end though it is deleted meanwhile. Raises as `get`."""
-        with _reading():
+        """Open a blob. It stays readable even if it is deleted meanwhile. Raises as `get`."""
+        with _translate_read_errors():
             return self._path(digest).open("rb")
 
     def size_bytes(self, digest: str) -> int:
-        """Raises as `get`."""
-        with _reading():
+        """Return a blob's size. Raises as `get`."""
+        with _translate_read_errors():
             return self._path(digest).stat().st_size
 
     def path(self, digest: str) -> Path:
-        """Where the blob's file is, for a process that reads it itself. Raises as `get`."""
+        """Return the path of the blob's file. Raises as `get`."""
         self.size_bytes(digest)
         return self._path(digest)
 
     def has(self, digest: str) -> bool:
-        """Whether the blob is here. Raises Unavailable, as `get`."""
+        """Return whether the blob exists. Raises Unavailable, as `get` does."""
         try:
             self.size_bytes(digest)
         except errors.ImageNotFound:
@@ -160,36 +169,39 @@ class Blobs:
         return True
 
     def delete(self, digest: str) -> None:
-        """Safe to repeat."""
+        """Delete a blob. Safe to repeat."""
         self._path(digest).unlink(missing_ok=True)
 
     def sweep(self) -> int:
-        """Remove half-written files that a killed process left an hour ago or earlier; how many."""
-        swept = 0
-        for part in self._parts.glob("*"):
-            with suppress(FileNotFoundError):  # finished meanwhile
-                if time.time() - part.stat().st_mtime > _STALE_PART_SECONDS:
-                    part.unlink()
-                    swept += 1
-        return swept
+        """Delete temporary files that are older than an hour. Returns their number.
+
+        A killed process leaves such files.
+        """
+        deleted = 0
+        for path in self._pending_folder.glob("*"):
+            with suppress(FileNotFoundError):  # committed or closed meanwhile
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+                    deleted += 1
+        return deleted
 
     def sizes(self) -> list[int]:
-        """Of every blob, in bytes, as they are on the disk now."""
-        found = []
+        """Return the sizes of all blobs now on disk, in bytes."""
+        sizes = []
         for path in self._folder.glob("??/*"):
             with suppress(FileNotFoundError):
-                found.append(path.stat().st_size)
-        return found
+                sizes.append(path.stat().st_size)
+        return sizes
 
     def digests(self) -> Iterator[str]:
-        """Of every blob that is on the disk now."""
+        """Yield the digests of all blobs now on disk."""
         for path in self._folder.glob("??/*"):
             yield f"sha256:{path.parent.name}{path.name}"
 
     @contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Inside, whether this process alone has the word over deletions in the folder."""
-        self._parts.mkdir(parents=True, exist_ok=True)
+    def try_deletion_lock(self) -> Iterator[bool]:
+        """Try to lock deletions in the folder against other processes. Yields whether it did."""
+        self._pending_folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "deletions.lock").open("ab") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -199,10 +211,10 @@ class Blobs:
                 yield True
 
     def is_writable(self) -> bool:
-        """Whether a blob could be written now."""
+        """Return whether a blob could be written now."""
         try:
-            self._parts.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self._parts) as file:
+            self._pending_folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._pending_folder) as file:
                 file.write(b"impasto")
         except OSError:
             return False

@@ -1,7 +1,7 @@
-"""The folder of checkpoints: files that a worker writes, the store names, and the next worker reads.
+"""The folder of checkpoints: a worker writes a file, the store its name, the next worker reads it.
 
-Knows no store and no tensors. A file's name tells its job; the one that the job's record names is worth keeping while
-the job goes on, all others are leftovers.
+Knows no store and no tensors. A file's name starts with its job's id. Only the checkpoint that the
+job's record names is needed, and only until the job ends. All other files are leftovers.
 """
 
 import time
@@ -9,49 +9,53 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-# A file younger than this may be about to be named.
-_FRESH_SECONDS = 600
+# The job's record may not yet name a file younger than this.
+_MIN_AGE_SECONDS = 600
 
 
 class Checkpoints:
-    """One folder, seen by all workers."""
+    """One folder, shared by all workers."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def path(self, name: str) -> Path:
-        """Of a file that `name` has made up. Makes the folder; raises OSError where that is not possible."""
+        """Return the path of a file that `name` named. Creates the folder; may raise OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder / Path(name).name
 
     @staticmethod
     def name(job_id: str, token: str, count: int) -> str:
-        """No two attempts, and no two checkpoints of one, have the same."""
+        """Return a file name that is unique per job, attempt (`token`) and checkpoint (`count`)."""
         return f"{job_id}.{token[:16]}.{count}"
 
     def delete(self, name: str) -> None:
-        """Safe to repeat."""
+        """Delete a checkpoint. Safe to repeat."""
         with suppress(OSError):
             self.path(name).unlink(missing_ok=True)
 
     def sizes(self) -> list[int]:
-        """Of every file, in bytes, as they are on the disk now."""
-        found = []
+        """Return the sizes of all checkpoints now on disk, in bytes."""
+        sizes = []
         for file in self._files():
             with suppress(FileNotFoundError):
-                found.append(file.stat().st_size)
-        return found
+                sizes.append(file.stat().st_size)
+        return sizes
 
-    def sweep(self, named: Callable[[str], str | None]) -> int:
-        """Delete what no job needs; how many. `named`: a job's id to the checkpoint it would go on from, if any."""
-        swept = 0
+    def sweep(self, find_current: Callable[[str], str | None]) -> int:
+        """Delete the checkpoints that no job needs. Returns their number.
+
+        find_current: maps a job's id to the checkpoint that its next attempt would resume from.
+        """
+        deleted = 0
         for file in self._files():
             with suppress(FileNotFoundError):  # deleted by its worker meanwhile
-                fresh = time.time() - file.stat().st_mtime < _FRESH_SECONDS
-                if not fresh and named(file.name.partition(".")[0]) != file.name:
+                is_recent = time.time() - file.stat().st_mtime < _MIN_AGE_SECONDS
+                job_id = file.name.partition(".")[0]
+                if not is_recent and find_current(job_id) != file.name:
                     file.unlink()
-                    swept += 1
-        return swept
+                    deleted += 1
+        return deleted
 
     def _files(self) -> Iterator[Path]:
         return self._folder.glob("job_*")

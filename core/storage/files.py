@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that one process at a time works in. Knows not what they hold."""
+"""Atomic writes, exclusive locks on folders, and the translation of full-disk errors."""
 
 import errno
 import fcntl
@@ -9,44 +9,45 @@ from pathlib import Path
 
 from core import errors
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What the system reports when a disk or a quota is full.
+DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def translate_disk_errors(what: Path) -> Iterator[None]:
-    """Inside, a full disk is StorageFull; any other refusal of the system stays what it is."""
+def translate_disk_errors(path: Path) -> Iterator[None]:
+    """Raise StorageFull, which names `path`, for a full disk inside. Passes other OSErrors."""
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in DISK_FULL_ERRNOS:
             raise
         raise errors.StorageFull(
-            f"There is no room for {what}; make some and give the command again."
+            f"There is no room for {path}; make some and give the command again."
         ) from error
 
 
 def atomic_write(file: Path, write: Callable[[Path], object]) -> None:
-    """The file as `write` leaves the one it is given, on disk when this returns; or as it was before.
+    """Replace a file by what `write` writes to a temporary path, or leave it as it was.
 
-    Raises StorageFull, and OSError where the system refuses for another reason.
+    When this returns, the new content is on disk. Raises StorageFull; OSError for other reasons.
     """
-    part = file.with_name(f"{file.name}.part")
+    temporary = file.with_name(f"{file.name}.part")
     try:
         with translate_disk_errors(file):
-            write(part)
-            _settle(part)
-            part.replace(file)
-            _settle(file.parent)
+            write(temporary)
+            _fsync(temporary)
+            temporary.replace(file)
+            _fsync(file.parent)
     except OSError as error:
-        if error.filename == str(part):  # which nobody has named
+        if error.filename == str(temporary):  # a name that the user does not know
             error.filename = str(file)
         raise
     finally:
         with suppress(OSError):
-            part.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
-def _settle(path: Path) -> None:
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -55,19 +56,22 @@ def _settle(path: Path) -> None:
 
 
 @contextmanager
-def exclusive_lock(folder: Path, refusal: errors.ImpastoError) -> Iterator[None]:
-    """Hold a folder against other processes, which get `refusal`. One that is made for it goes if it stays empty."""
-    made = not folder.exists()
+def exclusive_lock(folder: Path, error_if_locked: errors.ImpastoError) -> Iterator[None]:
+    """Lock a folder against other processes, or raise `error_if_locked`.
+
+    Creates the folder if necessary, and then removes it at the end if it is empty.
+    """
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise refusal from None
+            raise error_if_locked from None
         yield
     finally:
         os.close(handle)
-        if made:
+        if is_new:
             with suppress(OSError):  # it is not empty
                 folder.rmdir()

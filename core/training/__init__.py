@@ -1,1 +1,1 @@
-"""Data sets of training pictures, and the configuration of a training. Knows no tensors."""
+"""Data sets of training pictures, and the configuration of a training run. Knows no tensors."""

@@ -1,8 +1,8 @@
-"""A folder of pictures to a data set: list the files, decode them in children, write what came out.
+"""Build a data set from a folder of pictures: list the files, decode them, store the results.
 
-A sub-folder is a class. It goes on after any end: the files are listed first, under the hash of their path, and taken
-in that order; after each portion the place is written together with its pictures. Memory does not grow with their
-number.
+A sub-folder is a class. A build resumes after any interruption. It first lists all files under the
+hash of their path, then processes them in that order. After each batch it writes its position in
+one transaction with the batch's pictures. Memory does not grow with the number of pictures.
 """
 
 import errno
@@ -21,8 +21,9 @@ from pathlib import Path
 from PIL import Image
 
 from core import errors
-from core.images import codec
-from core.images.decoders import Decoder, Resize
+from core.images import codec, validation
+from core.images.codec import Resize
+from core.images.decoder import DATASET_LIMITS, SandboxedDecoder, fork_process
 from core.storage.files import exclusive_lock
 from core.training.dataset import (
     INDEX,
@@ -33,14 +34,14 @@ from core.training.dataset import (
     Split,
     State,
     Store,
-    digest_of,
+    extend_digest,
     translate_lmdb_errors,
 )
 
-_LISTED_AT_ONCE = 4096
-_PORTION = 256  # pictures from one commit to the next
-_NO_CLASS = MAX_CLASSES  # in the place of a class's number: a file that lies in no sub-folder
-# What is wrong with a file, and not with the machine: of that a picture is told, and the build goes on.
+_LISTING_BATCH_FILES = 4096
+_BATCH_FILES = 256  # from one commit to the next
+_NO_CLASS = MAX_CLASSES  # the class number of a file that lies in no sub-folder
+# Errors of a single file, not of the machine: the build refuses the file and continues.
 _FILE_ERRORS = {
     errno.ENOENT,
     errno.ENOTDIR,
@@ -54,7 +55,7 @@ _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How pictures are to be kept."""
+    """How a data set stores its pictures. validation: the share that is kept from training."""
 
     side_px: int = 256
     resize: Resize = "linear"
@@ -64,7 +65,10 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """Where a build is; `done` is 0 while files are listed, and no time is known until a second one is read."""
+    """The progress of a build, in numbers of files.
+
+    `done` is 0 while files are listed. `seconds_left` is None until two files are processed.
+    """
 
     files: int
     done: int
@@ -73,7 +77,7 @@ class BuildProgress:
 
 
 @dataclass(frozen=True)
-class _Taken:
+class _Accepted:
     key: bytes
     label: int
     split: Split
@@ -86,56 +90,60 @@ class _Refused:
     sentence: str
 
 
+_Result = _Accepted | _Refused
 OnProgress = Callable[[BuildProgress], None]
+
+
+class _EmptyClassError(Exception):
+    """A class has no file at all, so that nothing is worth keeping of the build."""
 
 
 def build(
     folder: Path,
     out: Path,
-    wish: BuildOptions,
+    options: BuildOptions,
     jobs: int = 0,
     *,
     on_progress: OnProgress | None = None,
-    book_bytes: int | None = None,
+    map_bytes: int | None = None,
 ) -> State:
-    """Build the data set `out`, or go on with it; quick where it is complete. jobs: children; 0: one a core.
+    """Build the data set `out`, or resume its build; return at once if it is complete.
 
-    Raises BadDataset where nothing can be learnt from the folder, where `out` is something else or was begun with other
-    settings, or is being built by another process; StorageFull, and OSError where the system fails to read: what has
-    been done is kept. Leaves nothing of a data set of which there is nothing yet.
+    jobs: decoding processes; 0: one per core. map_bytes: the first size of the memory map.
+
+    Raises BadDataset if the folder is no basis for training, if `out` is something else or was
+    begun with other settings, or if another process builds it. Raises StorageFull, and OSError if
+    the system cannot read; what is done so far is kept then. Leaves no files if a class is empty.
     """
-    if not 0 <= wish.validation < 1:  # nor what is no number, which JSON cannot keep
+    if not 0 <= options.validation < 1:  # also true for NaN, which JSON cannot store
         raise errors.BadDataset("validation must be a share from 0 to under 1.")
-    header = _header(folder, wish)
-    _check_place(folder, out)
+    header = _make_header(folder, options)
+    _check_output_folder(folder, out)
     with exclusive_lock(out, errors.BadDataset(f"{out} is being built by another process.")):
         try:
             with (
                 translate_lmdb_errors(out),
-                DatasetWriter(out, *([book_bytes] if book_bytes else [])) as book,
+                DatasetWriter(out, *([map_bytes] if map_bytes else [])) as writer,
             ):
-                state = _begun(book, header, out)
+                state = _load_or_create_state(writer, header, out)
                 if state.phase == "complete":
-                    _check_unchanged(folder, book, out, state, header)
+                    _check_for_new_files(folder, writer, out, state, header)
                 if state.phase == "listing":
-                    _list(folder, book, state, header, on_progress)
+                    _list_source(folder, writer, state, header, on_progress)
                 if state.phase == "reading":
+                    processes = jobs or os.cpu_count() or 1
                     with closing(
-                        _outcomes(folder, book, state, header, jobs or os.cpu_count() or 1)
-                    ) as outcomes:
-                        _take(outcomes, book, state, header, on_progress)
+                        _decode_files(folder, writer, state, header, processes)
+                    ) as results:
+                        _write_results(results, writer, state, header, on_progress)
                 return state
-        except _Useless as error:
+        except _EmptyClassError as error:
             for name in ("data.mdb", "lock.mdb"):
                 (out / name).unlink(missing_ok=True)
             raise errors.BadDataset(str(error)) from None
 
 
-class _Useless(Exception):
-    """Nothing can be learnt from it, as its list of files tells before any is read."""
-
-
-def _header(folder: Path, wish: BuildOptions) -> Header:
+def _make_header(folder: Path, options: BuildOptions) -> Header:
     with os.scandir(folder) as entries:
         names = sorted(
             entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith(".")
@@ -146,139 +154,160 @@ def _header(folder: Path, wish: BuildOptions) -> Header:
         )
     if not 2 <= len(names) <= MAX_CLASSES:
         raise errors.BadDataset(
-            f"{folder} must have from 2 to {MAX_CLASSES} sub-folders, each a class; it has {len(names)}."
+            f"{folder} must have from 2 to {MAX_CLASSES} sub-folders, each a class; "
+            f"it has {len(names)}."
         )
     if any(not name.isprintable() for name in names):
         raise errors.BadDataset(
-            f"The name of a sub-folder of {folder} cannot be written; rename it."
+            f"The name of a sub-folder of {folder} contains unprintable characters; rename it."
         )
     return Header(
         classes=names,
-        side_px=wish.side_px,
-        resize=wish.resize,
-        store=wish.store,
-        validation=wish.validation,
+        side_px=options.side_px,
+        resize=options.resize,
+        store=options.store,
+        validation=options.validation,
     )
 
 
-def _check_place(folder: Path, out: Path) -> None:
+def _check_output_folder(folder: Path, out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise errors.BadDataset(f"{out} is a file; a data set is a folder.")
     if out.resolve().is_relative_to(folder.resolve()):
         raise errors.BadDataset(
-            f"{out} lies in {folder}, whose sub-folders are the classes; take another place."
+            f"{out} lies in {folder}, whose sub-folders are the classes; give another folder."
         )
     if out.is_dir() and any(out.iterdir()) and not (out / "data.mdb").is_file():
-        raise errors.BadDataset(f"{out} is a folder with something else in it; take another.")
+        raise errors.BadDataset(f"{out} is a folder with something else in it; give another.")
 
 
-def _check_unchanged(
-    folder: Path, book: DatasetWriter, out: Path, state: State, header: Header
+def _check_for_new_files(
+    folder: Path, writer: DatasetWriter, out: Path, state: State, header: Header
 ) -> None:
     new = sum(
-        not _is_listed(book, state, _relative(folder, path)) for _, path in _places(folder, header)
+        not _is_listed(writer, state, _relative_path(folder, path))
+        for _, path in _find_files(folder, header)
     )
     if new:
         raise errors.BadDataset(
-            f"{out} is complete, of {state.files} files; {folder} has {new} now that are not among them. To take them "
-            "all, build it at another place."
+            f"{out} is complete, of {state.files} files; {folder} has {new} now that are not among "
+            "them. To include them, build a new data set in another folder."
         )
 
 
-def _begun(book: DatasetWriter, header: Header, out: Path) -> State:
-    front = book.read()
-    if front is None:
-        none = [0] * len(header.classes)
+def _load_or_create_state(writer: DatasetWriter, header: Header, out: Path) -> State:
+    found = writer.read()
+    if found is None:
+        zeros = [0] * len(header.classes)
         state = State(
-            train=none,
-            validation=none.copy(),
+            train=zeros,
+            validation=zeros.copy(),
             sha256=hashlib.sha256(header.model_dump_json().encode()).hexdigest(),
         )
-        book.begin(header, state)
+        writer.begin(header, state)
         return state
-    for name, value in front[0]:
-        if value != getattr(header, name):
-            then = "other classes" if name == "classes" else f"{name.removesuffix('_px')} {value}"
-            raise errors.BadDataset(
-                f"{out} was begun with {then}; give the same as then, or another place for this one."
-            )
-    return front[1]
+    for name, value in found[0]:
+        if value == getattr(header, name):
+            continue
+        before = "other classes" if name == "classes" else f"{name.removesuffix('_px')} {value}"
+        raise errors.BadDataset(
+            f"{out} was begun with {before}; give the same again, or another folder for this one."
+        )
+    return found[1]
 
 
-# ---------------------------------------------------------------------- list
+# ---------------------------------------------------------------------- listing
 
 
-def _list(
-    folder: Path, book: DatasetWriter, state: State, header: Header, on_progress: OnProgress | None
+def _list_source(
+    folder: Path,
+    writer: DatasetWriter,
+    state: State,
+    header: Header,
+    on_progress: OnProgress | None,
 ) -> None:
-    """All files under the hash of their path; listed again, the new ones after all others. Safe to repeat."""
+    """Record all files under the hash of their path. Safe to repeat.
+
+    A later listing adds new files after all files of earlier listings.
+    """
     entries, labels = list[tuple[bytes, bytes, bytes]](), set[int]()
-    for label, path in _places(folder, header):
+    for label, path in _find_files(folder, header):
         labels.add(label)
-        relative = _relative(folder, path)
-        if not _is_listed(book, state, relative):
-            entries.append((b"files", _key(state.listings, relative), LABEL.pack(label) + relative))
-        if len(entries) == _LISTED_AT_ONCE:
-            book.write(entries, state)
+        relative = _relative_path(folder, path)
+        if not _is_listed(writer, state, relative):
+            key = _file_key(state.listings, relative)
+            entries.append((b"files", key, LABEL.pack(label) + relative))
+        if len(entries) == _LISTING_BATCH_FILES:
+            writer.write(entries, state)
             entries.clear()
             if on_progress is not None:
-                on_progress(BuildProgress(book.count(b"files"), 0, 0, None))
+                on_progress(BuildProgress(writer.count(b"files"), 0, 0, None))
     if not state.position:
         for label, name in enumerate(header.classes):
             if label not in labels:
-                raise _Useless(f"There is no file in {folder / name}.")
-    book.write(entries, state)
-    state.files, state.phase, state.listings = book.count(b"files"), "reading", state.listings + 1
-    book.write([], state)
+                raise _EmptyClassError(f"There is no file in {folder / name}.")
+    writer.write(entries, state)
+    state.files, state.phase = writer.count(b"files"), "reading"
+    state.listings += 1
+    writer.write([], state)
 
 
-def _relative(folder: Path, path: Path) -> bytes:
+def _relative_path(folder: Path, path: Path) -> bytes:
     return os.fsencode(path.relative_to(folder))
 
 
-def _key(listing: int, relative: bytes) -> bytes:
+def _file_key(listing: int, relative: bytes) -> bytes:
     return LABEL.pack(listing) + hashlib.blake2b(relative, digest_size=16).digest()
 
 
-def _is_listed(book: DatasetWriter, state: State, relative: bytes) -> bool:
-    return any(book.has(b"files", _key(listing, relative)) for listing in range(state.listings))
+def _is_listed(writer: DatasetWriter, state: State, relative: bytes) -> bool:
+    return any(
+        writer.has(b"files", _file_key(listing, relative)) for listing in range(state.listings)
+    )
 
 
-def _places(folder: Path, header: Header) -> Iterator[tuple[int, Path]]:
-    """Every file, and the number of its class."""
+def _find_files(folder: Path, header: Header) -> Iterator[tuple[int, Path]]:
+    """Yield (class number, path) of every file."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith(".") and not _is_folder(entry):
                 yield _NO_CLASS, Path(entry.path)
     for label, name in enumerate(header.classes):
-        for path in _files(folder / name):
+        for path in _walk(folder / name):
             yield label, path
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Also of folders below, but through no link to a folder: it could lead back. One that cannot be read is a file."""
-    below = [folder]
-    while below:
-        place = below.pop()
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and its sub-folders.
+
+    Follows no link to a folder below, because it could form a cycle. Yields a sub-folder that
+    cannot be read as if it were a file, so that it is reported as refused.
+    """
+    folders = [folder]
+    while folders:
+        current = folders.pop()
         try:
-            found = os.scandir(place)
+            found = os.scandir(current)
         except OSError as error:
-            if place == folder or error.errno not in _FILE_ERRORS:
+            if current == folder or error.errno not in _FILE_ERRORS:
                 raise
-            yield place
+            yield current
             continue
         with found as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir(follow_symlinks=False):
-                    below.append(Path(entry.path))
+                    folders.append(Path(entry.path))
                 elif not _is_folder(entry):
                     yield Path(entry.path)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Also a link to one. A link that leads to itself is none; it is told of when it is read."""
+    """Return whether an entry is a folder or a link to one.
+
+    A link that leads to itself is none: it is refused when it is read.
+    """
     try:
         return entry.is_dir()
     except OSError as error:
@@ -287,157 +316,161 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-# ---------------------------------------------------------------------- read
+# ---------------------------------------------------------------------- reading
 
 
-def _take(
-    outcomes: Iterator[_Taken | _Refused],
-    book: DatasetWriter,
+def _write_results(
+    results: Iterator[_Result],
+    writer: DatasetWriter,
     state: State,
     header: Header,
     on_progress: OnProgress | None,
 ) -> None:
-    began, portion, refused = 0.0, list[_Taken | _Refused](), state.refused
-    before = state.taken + state.refused
-    for count, outcome in enumerate(outcomes, start=1):
-        began = (
-            began or time.monotonic()
-        )  # the children have started by now, which says nothing of the pace
-        portion.append(outcome)
-        refused += isinstance(outcome, _Refused)
-        if len(portion) == _PORTION:
-            _keep(book, state, portion)
-            portion.clear()
+    """Write the results in batches and report the progress, then mark the data set as complete."""
+    began, batch, refused = 0.0, list[_Result](), state.refused
+    done_before = state.accepted + state.refused
+    for count, result in enumerate(results, start=1):
+        # The clock starts at the first result: starting the processes says nothing of the rate.
+        began = began or time.monotonic()
+        batch.append(result)
+        refused += isinstance(result, _Refused)
+        if len(batch) == _BATCH_FILES:
+            _write_batch(writer, state, batch)
+            batch.clear()
         if on_progress is not None:
-            done, pace = (
-                before + count,
-                (time.monotonic() - began) / (count - 1) if count > 1 else None,
-            )
-            left = None if pace is None else pace * (state.files - done)
-            on_progress(BuildProgress(state.files, done, refused, left))
-    _keep(book, state, portion)
+            done, seconds_left = done_before + count, None
+            if count > 1:
+                seconds_per_file = (time.monotonic() - began) / (count - 1)
+                seconds_left = seconds_per_file * (state.files - done)
+            on_progress(BuildProgress(state.files, done, refused, seconds_left))
+    _write_batch(writer, state, batch)
     for name, count in zip(header.classes, state.train, strict=True):
         if not count:
             state.phase = "listing"
-            book.write([], state)
+            writer.write([], state)
             raise errors.BadDataset(
-                f"Of the class {name} no picture can be used for training: {_example(book, name)} Put others there and "
-                "give the command again; it goes on from here."
+                f"No picture of the class {name} can be used for training: "
+                f"{_describe_refusals(writer, name)} Add others and give the command again; "
+                "it goes on from here."
             )
     state.phase = "complete"
-    book.write([], state)
+    writer.write([], state)
 
 
-def _example(book: DatasetWriter, name: str) -> str:
-    """Why a class lacks pictures."""
-    sentences = (value.decode() for _, value in _entries(book, b"refused", b""))
+def _describe_refusals(writer: DatasetWriter, name: str) -> str:
+    """Return why a class lacks pictures: its first refusal, and the number of others."""
+    sentences = (value.decode() for _, value in _read_entries(writer, b"refused", b""))
     own = [sentence for sentence in sentences if sentence.startswith(f"{name}/")]
     return f"{own[0]} (and {len(own) - 1} more)" if own else "there are too few."
 
 
-def _outcomes(
-    folder: Path, book: DatasetWriter, state: State, header: Header, jobs: int
-) -> Generator[_Taken | _Refused, None, None]:
-    """What becomes of each file, in order, some ahead of those that are written."""
-    decoders: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
-    everyone = [Decoder(header.side_px, header.resize) for _ in range(jobs)]
-    for decoder in everyone:
-        decoders.put(decoder)
+def _decode_files(
+    folder: Path, writer: DatasetWriter, state: State, header: Header, jobs: int
+) -> Generator[_Result, None, None]:
+    """Yield the result of each file in order, while up to 4 * jobs later files are in work."""
+    idle: queue.SimpleQueue[SandboxedDecoder] = queue.SimpleQueue()
+    decoders = [SandboxedDecoder(DATASET_LIMITS, fork_process) for _ in range(jobs)]
+    for decoder in decoders:
+        idle.put(decoder)
 
-    def work(key: bytes, value: bytes) -> _Taken | _Refused:
-        decoder = decoders.get()
+    def decode(key: bytes, value: bytes) -> _Result:
+        decoder = idle.get()
         try:
-            return _outcome(folder, key, value, header, decoder)
+            return _decode_file(folder, key, value, header, decoder)
         finally:
-            decoders.put(decoder)
+            idle.put(decoder)
 
-    pending: deque[Future[_Taken | _Refused]] = deque()
+    pending: deque[Future[_Result]] = deque()
     pool = ThreadPoolExecutor(jobs)
     try:
-        for key, value in _entries(book, b"files", bytes.fromhex(state.position)):
-            pending.append(pool.submit(work, key, value))
+        for key, value in _read_entries(writer, b"files", bytes.fromhex(state.position)):
+            pending.append(pool.submit(decode, key, value))
             if len(pending) > 4 * jobs:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        for decoder in everyone:
+        for decoder in decoders:
             decoder.close()
 
 
-def _entries(book: DatasetWriter, name: bytes, after: bytes) -> Iterator[tuple[bytes, bytes]]:
-    while found := book.after(name, after, _LISTED_AT_ONCE):
+def _read_entries(
+    writer: DatasetWriter, name: bytes, after: bytes
+) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the entries of a database after a key, and hold no transaction open meanwhile."""
+    while found := writer.entries_after(name, after, _LISTING_BATCH_FILES):
         yield from found
         after = found[-1][0]
 
 
-def _outcome(
-    folder: Path, key: bytes, value: bytes, header: Header, decoder: Decoder
-) -> _Taken | _Refused:
+def _decode_file(
+    folder: Path, key: bytes, value: bytes, header: Header, decoder: SandboxedDecoder
+) -> _Result:
     label, path = LABEL.unpack_from(value)[0], os.fsdecode(value[LABEL.size :])
     if label == _NO_CLASS:
-        return _refused(key, path, "It lies in no sub-folder, and so belongs to no class.")
+        return _refusal(key, path, "It lies in no sub-folder, and so belongs to no class.")
     try:
-        data = _content(folder / path)
-        pixels = decoder.square(data)
+        data = _read_file(folder / path)
+        pixels = decoder.decode_square(data, header.side_px, header.resize)
     except errors.BadInput as error:
-        return _refused(key, path, error.message)
-    return _Taken(
-        key, label, _split_of(data, header.validation), LABEL.pack(label) + _stored(pixels, header)
-    )
+        return _refusal(key, path, error.message)
+    except errors.OutOfMemory as error:  # on another machine, or with fewer jobs, the file is good
+        raise errors.OutOfMemory(
+            f"The machine ran out of memory when it decoded {path}; give the command again with "
+            "fewer --jobs: it goes on where it was."
+        ) from error
+    split = _split_of(data, header.validation)
+    return _Accepted(key, label, split, LABEL.pack(label) + _encode_pixels(pixels, header))
 
 
-def _refused(key: bytes, path: str, words: str) -> _Refused:
-    return _Refused(key, f"{path}: {words}".encode("utf-8", "replace").decode())
+def _refusal(key: bytes, path: str, reason: str) -> _Refused:
+    return _Refused(key, f"{path}: {reason}".encode("utf-8", "replace").decode())
 
 
-def _content(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
+    """Return a file's bytes. Raises BadInput for a bad file, OSError for a failing system."""
     try:
-        found = path.stat()
-        if stat.S_ISDIR(found.st_mode):
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
             raise errors.BadImage("The folder cannot be read.")
-        if not stat.S_ISREG(found.st_mode):  # to open a pipe could take for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe could block forever
             raise errors.UnsupportedImage()
-        if found.st_size > codec.MAX_BYTES:
-            raise errors.UploadTooLarge(
-                f"A picture may have at most {codec.MAX_BYTES // 10**6} MB."
-            )
+        validation.check_file_size(status.st_size)
         data = path.read_bytes()
     except OSError as error:
         if error.errno not in _FILE_ERRORS:
             raise
         raise errors.BadImage(f"The file cannot be read: {error.strerror}.") from error
-    codec.detect_format(data)
+    validation.detect_format(data)
     return data
 
 
-def _split_of(data: bytes, validation: float) -> Split:
-    """By the file's bytes: the same whatever it is called and wherever it lies, so that no copy is on both sides."""
-    place = int.from_bytes(hashlib.sha256(data).digest()[:8]) / 2**64
-    return "validation" if place < validation else "train"
+def _split_of(data: bytes, validation_share: float) -> Split:
+    """Return a file's split by the hash of its bytes, so that copies of a file share one split."""
+    fraction = int.from_bytes(hashlib.sha256(data).digest()[:8]) / 2**64
+    return "validation" if fraction < validation_share else "train"
 
 
-def _stored(pixels: bytes, header: Header) -> bytes:
+def _encode_pixels(pixels: bytes, header: Header) -> bytes:
     if header.store == "raw":
         return pixels
     return codec.encode(Image.frombytes("RGB", (header.side_px, header.side_px), pixels), "jpeg")
 
 
-def _keep(book: DatasetWriter, state: State, portion: list[_Taken | _Refused]) -> None:
-    """Write a portion and the state after it. The state is advanced with it."""
+def _write_batch(writer: DatasetWriter, state: State, batch: list[_Result]) -> None:
+    """Advance the state past a batch, and write both in one transaction."""
     entries = []
     counts = {"train": sum(state.train), "validation": sum(state.validation)}
-    for outcome in portion:
-        if isinstance(outcome, _Refused):
-            entries.append((b"refused", INDEX.pack(state.refused), outcome.sentence.encode()))
+    for result in batch:
+        if isinstance(result, _Refused):
+            entries.append((b"refused", INDEX.pack(state.refused), result.sentence.encode()))
             state.refused += 1
         else:
-            entries.append(
-                (outcome.split.encode(), INDEX.pack(counts[outcome.split]), outcome.value)
-            )
-            counts[outcome.split] += 1
-            getattr(state, outcome.split)[outcome.label] += 1
-            state.sha256 = digest_of(state.sha256, outcome.split, outcome.value)
-        state.position = outcome.key.hex()
-    book.write(entries, state)
+            index = INDEX.pack(counts[result.split])
+            entries.append((result.split.encode(), index, result.value))
+            counts[result.split] += 1
+            getattr(state, result.split)[result.label] += 1
+            state.sha256 = extend_digest(state.sha256, result.split, result.value)
+        state.position = result.key.hex()
+    writer.write(entries, state)

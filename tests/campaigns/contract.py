@@ -24,7 +24,7 @@ from api_process import ApiProcess
 from history import judged
 from PIL import Image
 
-from core.images import codec
+from core.images import validation
 from core.jobs.store import JobStore
 
 HERE = Path(__file__).parent
@@ -111,7 +111,7 @@ def _prepare_resources(api: ApiProcess, seed: int) -> dict[str, str]:
     store = JobStore(api.redis_url)
     store.cancel(ended)
     store.close()
-    assert all(codec.detect_format(picture) == "png" for picture in pictures)
+    assert all(validation.detect_format(picture) == "png" for picture in pictures)
     resources = {
         "PICTURES": [picture.hex() for picture in pictures],
         "DIGESTS": digests,

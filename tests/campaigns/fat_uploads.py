@@ -1,10 +1,11 @@
-"""Many clients, each uploading far more than is taken: all are refused early; memory and disk stay as they are.
+"""Many clients upload far more than the limit: all are refused early; memory and disk do not grow.
 
-    python tests/campaigns/fat_uploads.py --seed 1 [--count 200] [--megabytes 50] [--history FILE] [--without GUARD]
+    python tests/campaigns/fat_uploads.py --seed 1 [--count 200] [--megabytes 50] [--history FILE]
+        [--without GUARD]
 
-The kinds, by the seed: `declared`, a body whose length says at once that it is too large; `chunked`, one that does not
-tell its length; `job`, one picture of a job, whose body may hold many. Guards to take out: limit (while reading), disk
-(instead of memory).
+The seed selects each client's kind: `declared` sends a body whose Content-Length is too large;
+`chunked` sends a body without a length; `job` sends one picture of a job, whose body may hold many.
+Guards that --without can disable: limit (count the bytes while reading), disk (instead of memory).
 """
 
 import asyncio
@@ -19,13 +20,17 @@ import click
 from history import judged
 from watched_api import WatchedApi
 
-from core.images import codec
+from core.images import validation
 
 GROWTH_KB = 64 * 1024
 _BLOCK = 65_536
-# The refusal must be there when the API has read this much. Each client sends it and then waits: how much more it could
-# push into the kernel's buffers would say nothing of the API.
-ENOUGH_BYTES = {"declared": 0, "chunked": codec.MAX_BYTES + _BLOCK, "job": codec.MAX_BYTES + _BLOCK}
+# The API must refuse after it has read this much. Each client sends it and then waits, because what
+# it could send beyond into the kernel's buffers says nothing about the API.
+ENOUGH_BYTES = {
+    "declared": 0,
+    "chunked": validation.MAX_BYTES + _BLOCK,
+    "job": validation.MAX_BYTES + _BLOCK,
+}
 GRACE_SECONDS = 60
 
 WITHOUT = {
@@ -48,12 +53,13 @@ Entry = dict[str, Any]
 
 
 async def _upload(port: int, kind: str, size_bytes: int) -> Entry:
-    """Send what must be enough, wait for the answer, and without one send the rest; how much was sent."""
+    """Send what must suffice, wait for the answer, and send the rest if there is none."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answered = asyncio.ensure_future(reader.readuntil(b"\r\n\r\n"))
     field, path = ("content", "/v1/jobs") if kind == "job" else ("image", "/v1/images")
-    part = f'--frontier\r\nContent-Disposition: form-data; name="{field}"; filename="x.jpg"\r\n\r\n'.encode()
-    part += b"\xff\xd8\xff"
+    disposition = f'form-data; name="{field}"; filename="x.jpg"'
+    part = f"--frontier\r\nContent-Disposition: {disposition}\r\n\r\n".encode()
+    part += b"\xff\xd8\xff"  # a JPEG's first bytes
     length = (
         "Transfer-Encoding: chunked"
         if kind == "chunked"
@@ -85,12 +91,11 @@ async def _upload_all(port: int, kinds: list[str], size_bytes: int) -> list[Entr
 
 
 def run(seed: int, count: int, megabytes: int, without: str | None) -> list[Entry]:
-    """All that was sent and seen."""
+    """Run the campaign; return its history."""
     kinds = random.Random(seed).choices(sorted(ENOUGH_BYTES), k=count)
     with WatchedApi(WITHOUT.get(without or "", "")) as api:
-        asyncio.run(
-            _upload_all(api.port, sorted(ENOUGH_BYTES), 1_000_000)
-        )  # refused for what they are; all is loaded
+        # Warm up: these are refused as bad pictures, and all code is loaded afterwards.
+        asyncio.run(_upload_all(api.port, sorted(ENOUGH_BYTES), 1_000_000))
         begin = {
             "kind": "begin",
             "seed": seed,
@@ -99,8 +104,8 @@ def run(seed: int, count: int, megabytes: int, without: str | None) -> list[Entr
             "peak_kb": api.peak_kb,
         }
         seen = asyncio.run(_upload_all(api.port, kinds, megabytes * 1_000_000))
-        until = time.monotonic() + 30
-        while api.parts() and time.monotonic() < until:
+        deadline = time.monotonic() + 30
+        while api.parts() and time.monotonic() < deadline:
             time.sleep(0.05)
         left = [*api.parts(), *sorted(api.digests())]
         end = {
@@ -117,7 +122,7 @@ def run(seed: int, count: int, megabytes: int, without: str | None) -> list[Entr
 
 
 def violations(history: Path) -> list[str]:
-    """What the history shows that must not be."""
+    """Return the violations that the history shows."""
     begin, *seen, end = [json.loads(line) for line in history.read_text().splitlines()]
     found = [
         f"{entry['kind']}: {entry['status']}, not 413" for entry in seen if entry["status"] != 413
@@ -152,7 +157,8 @@ def _figures(history: list[Entry]) -> Iterator[str]:
             yield f"| {kind} | {len(of_kind)} | {refused} | {most / 1e6:.1f} | {slowest:.1f} |"
     growth = (end["peak_kb"] - begin["peak_kb"]) / 1024
     before = begin["peak_kb"] / 1024
-    yield f"API: {before:.0f} MiB at most before, {growth:+.1f} MiB after; files left: {len(end['left'])}"
+    left = len(end["left"])
+    yield f"API: {before:.0f} MiB at most before, {growth:+.1f} MiB after; files left: {left}"
 
 
 @click.command()
@@ -162,7 +168,7 @@ def _figures(history: list[Entry]) -> Iterator[str]:
 @click.option("--history", type=click.Path(path_type=Path), default=Path("fat_uploads.jsonl"))
 @click.option("--without", type=click.Choice(sorted(WITHOUT)))
 def main(seed: int, count: int, megabytes: int, history: Path, without: str | None) -> None:
-    """Run it, write the history, judge it."""
+    """Run the campaign, write its history, and check it."""
     entries = run(seed, count, megabytes, without)
     history.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     click.echo("\n".join(_figures(entries)))

@@ -1,11 +1,11 @@
-"""The disk fails under a service at work: full, nearly full, read-only, too many files open; and the store's own, full.
+"""Make the disks of a running service fail: (nearly) full, read-only, too many open files.
 
 python tests/campaigns/full_disk.py --seed 1 --count 60 [--kind "store full"]
 python tests/campaigns/full_disk.py --seed 1 --count 6 --without rename
 
-Pictures and store have a small file system of memory each. It is mounted where nobody else sees it, and goes with the
-campaign, however that ends: the program starts itself again in a mount namespace of its own, for which it needs to be
-root, or a Linux that lets users have one.
+Pictures and store have a small tmpfs each. The program starts itself again in its own mount
+namespace, so that no other process sees the mounts and they end with the campaign. This needs root,
+or a Linux that allows user namespaces.
 """
 
 import os
@@ -32,46 +32,50 @@ from core.storage.blobs import digest_of
 
 SIZES_MB = {"data": 256, "valkey": 96}
 KINDS = ("full", "nearly full", "read-only", "too many files", "store full")
-FULL = ("full", "read-only")  # nothing can be written at all; the store answers
+FULL = ("full", "read-only")  # nothing can be written, but the store answers
 FAULT_SECONDS = (1.0, 4.0)
-PEACE_SECONDS = (0.5, 2.0)
+PAUSE_SECONDS = (0.5, 2.0)
 RECOVERY_SECONDS = 10.0
-PATIENCE_SECONDS = 120.0
+TIMEOUT_SECONDS = 120.0
 
 CONTROLS = {
-    # Blobs are written where they are to be.
+    # Blobs are written in place.
     "rename": (
         "import core.storage.blobs as b\n"
-        "def keep(self, part):\n"
-        "    path = self._path(part.digest)\n"
+        "def commit(self, file):\n"
+        "    path = self._path(file.digest)\n"
         "    path.parent.mkdir(parents=True, exist_ok=True)\n"
         "    try:\n"
-        "        path.write_bytes(part.path.read_bytes())\n"
+        "        path.write_bytes(file.path.read_bytes())\n"
         "    except OSError as error:\n"
         "        raise b.errors.StorageFull() from error\n"
-        "    return part.digest\n"
-        "b.Blobs.keep = keep\n"
+        "    return file.digest\n"
+        "b.Blobs.commit = commit\n"
     ),
-    # Nobody turns the system's errors into ours.
+    # OSErrors are not translated to StorageFull.
     "refusal": (
         "import core.storage.blobs as b, io, tempfile\n"
         "plain = io.BufferedRandom\n"
-        "b.Part.write, b.Part.flush, b.Part.seek = plain.write, plain.flush, plain.seek\n"
-        "def part(self):\n"
-        "    self._parts.mkdir(parents=True, exist_ok=True)\n"
-        "    handle, path = tempfile.mkstemp(dir=self._parts)\n"
-        "    return b.Part(handle, b.Path(path))\n"
-        "b.Blobs.part = part\n"
+        "part = b.PendingBlob\n"
+        "part.write, part.flush, part.seek = plain.write, plain.flush, plain.seek\n"
+        "def pending(self):\n"
+        "    self._pending_folder.mkdir(parents=True, exist_ok=True)\n"
+        "    handle, path = tempfile.mkstemp(dir=self._pending_folder)\n"
+        "    return b.PendingBlob(handle, b.Path(path))\n"
+        "b.Blobs.pending = pending\n"
     ),
-    # What was begun stays when it comes to nothing.
-    "parts": "import core.storage.blobs as b, io; b.PendingBlob.close = lambda self: io.BufferedRandom.close(self)\n",
-    # It calls itself ready without a look at the disk.
+    # Files that are not committed are not deleted.
+    "parts": (
+        "import core.storage.blobs as b, io\n"
+        "b.PendingBlob.close = lambda self: io.BufferedRandom.close(self)\n"
+    ),
+    # /readyz does not check the disk.
     "room": "import core.storage.blobs as b; b.Blobs.is_writable = lambda self: True\n",
 }
 
 
 class Disk:
-    """A file system of memory, to be filled and locked."""
+    """A tmpfs that can be filled and made read-only."""
 
     def __init__(self, folder: Path, megabytes: int) -> None:
         self.folder, self._filler = folder, folder / "filler"
@@ -79,26 +83,26 @@ class Disk:
         _run("mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=700", "impasto", str(folder))
 
     def fill(self, spare_bytes: int) -> None:
-        """Others write at the same time: until no more than that is left."""
+        """Fill the disk until at most `spare_bytes` are free. Others write at the same time."""
         with self._filler.open("ab") as file, suppress(OSError):
-            while (room := self._room() - spare_bytes) > 0:
-                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), room)
+            while (size := self._free_bytes() - spare_bytes) > 0:
+                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), size)
 
-    def _room(self) -> int:
-        room = os.statvfs(self.folder)
-        return room.f_bavail * room.f_frsize
+    def _free_bytes(self) -> int:
+        status = os.statvfs(self.folder)
+        return status.f_bavail * status.f_frsize
 
     def clear(self) -> None:
         self._filler.unlink(missing_ok=True)
 
     def lock(self) -> None:
-        """Refused as long as somebody has a file open to write."""
-        until = time.monotonic() + 20
+        """Make the disk read-only. The kernel refuses while a file is open for writing."""
+        deadline = time.monotonic() + 20
         while True:
             try:
                 return _run("mount", "-o", "remount,ro", str(self.folder))
             except subprocess.CalledProcessError:
-                if time.monotonic() > until:
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
 
@@ -111,7 +115,7 @@ def _run(*command: str) -> None:
 
 
 class Timed(faults.Timed):
-    """Each photo has bytes of its own, and shows the same."""
+    """A caller whose photos differ in bytes, but not in pixels."""
 
     def photo(self, key: str) -> bytes:
         return _photo(key)
@@ -126,7 +130,7 @@ class Client(faults.Client):
 
 
 class Visitor(threading.Thread):
-    """Looks at everything that there is, all the time."""
+    """A thread that reads every page and job of the service, again and again."""
 
     def __init__(self, fleet: Fleet, history: History, over: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -146,25 +150,25 @@ class Visitor(threading.Thread):
 
 
 class Trial:
-    """The faults of one fleet's disks, one after the other."""
+    """Causes the faults of one fleet's disks, one after another."""
 
     def __init__(
-        self, fleet: Fleet, disks: dict[str, Disk], history: History, dice: random.Random
+        self, fleet: Fleet, disks: dict[str, Disk], history: History, random_: random.Random
     ) -> None:
-        self._fleet, self._disks, self._history, self._dice = fleet, disks, history, dice
+        self._fleet, self._disks, self._history, self._random = fleet, disks, history, random_
         self._http = httpx2.Client(
             base_url=fleet.url, timeout=3 * faults.HANG_SECONDS, trust_env=False
         )
         self._sent = 0
 
     def run(self, kind: str) -> None:
-        """One fault, from its beginning until all is well again."""
+        """Cause one fault, end it, and wait until the service works again."""
         before = self._pids()
         self._history.tell("fault", kind=kind)
         try:
             self._begin(kind)
             self._history.tell("begun", kind=kind)
-            time.sleep(self._dice.uniform(*FAULT_SECONDS))
+            time.sleep(self._random.uniform(*FAULT_SECONDS))
             if kind in FULL:
                 self._history.tell("refused", kind=kind, **self._refused(kind))
         finally:
@@ -172,7 +176,7 @@ class Trial:
         began = time.monotonic()
         self._history.tell("over", kind=kind, torn=self.torn())
         while not (self._ready() == 200 and self._upload() == 201 and self._fleet.is_serving()):
-            if time.monotonic() - began > PATIENCE_SECONDS:
+            if time.monotonic() - began > TIMEOUT_SECONDS:
                 break
             time.sleep(0.05)
         died = [name for name, pid in self._pids().items() if pid != before[name]]
@@ -185,14 +189,14 @@ class Trial:
         if kind == "full":
             data.fill(0)
         elif kind == "nearly full":
-            data.fill(self._dice.randrange(80_000))
+            data.fill(self._random.randrange(80_000))
         elif kind == "read-only":
             data.lock()
         elif kind == "store full":
-            self._disks["valkey"].fill(self._dice.randrange(20_000))
+            self._disks["valkey"].fill(self._random.randrange(20_000))
         else:
             self._limit_files(
-                self._dice.choice(["api", "worker", "child"]), self._dice.choice([0, 1, 2, 5])
+                self._random.choice(["api", "worker", "child"]), self._random.choice([0, 1, 2, 5])
             )
 
     def _end(self, kind: str) -> None:
@@ -204,31 +208,30 @@ class Trial:
             self._disks["valkey" if kind == "store full" else "data"].clear()
 
     def _refused(self, kind: str) -> dict[str, int]:
-        """What an upload is answered, and whether the service calls itself ready."""
+        """Return the statuses of an upload and of /readyz."""
         for _ in range(20):
             if kind == "full":
-                self._disks["data"].fill(
-                    0
-                )  # what others had begun is gone by now, and has left room
+                # Pending files that others closed meanwhile have freed space.
+                self._disks["data"].fill(0)
             seen = {"upload": self._upload(), "ready": self._ready()}
             if {*seen.values()} == {503}:
                 break
         return seen
 
-    def _limit_files(self, who: str, spare: int) -> None:
-        if who == "child":
+    def _limit_files(self, target: str, spare: int) -> None:
+        if target == "child":
             chosen = [child for worker in self._fleet.workers for child in worker.children()]
         else:
             chosen = [
-                psutil.Process((self._fleet.api if who == "api" else self._fleet.workers[0]).pid)
+                psutil.Process((self._fleet.api if target == "api" else self._fleet.workers[0]).pid)
             ]
         for process in chosen:
             hard = process.rlimit(psutil.RLIMIT_NOFILE)[1]
             process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() + spare, hard))
-        self._history.tell("limited", who=who, spare=spare)
+        self._history.tell("limited", target=target, spare=spare)
 
     def _unlimit_files(self) -> None:
-        """Of those that were born meanwhile, too."""
+        """Lift the limit, also of processes that were started meanwhile."""
         for program in (self._fleet.api, *self._fleet.workers):
             with suppress(psutil.Error):
                 parent = psutil.Process(program.pid)
@@ -247,9 +250,9 @@ class Trial:
         return found
 
     def _upload(self) -> int:
-        """The status of one, of a picture that nobody has sent."""
+        """Upload a new picture; return the status."""
         self._sent += 1
-        photo = _photo(f"probe {self._sent} {self._dice.random()}")
+        photo = _photo(f"probe {self._sent} {self._random.random()}")
         return self._status("POST", "/v1/images", files={"image": ("a.png", photo)})
 
     def _ready(self) -> int:
@@ -262,7 +265,7 @@ class Trial:
             return 0
 
     def torn(self) -> list[str]:
-        """Blobs that are not what their names say."""
+        """Return the blobs whose content does not match their digest."""
         return [
             name for name, data in _blobs(self._fleet.data) if digest_of(data) != f"sha256:{name}"
         ]
@@ -286,8 +289,8 @@ def campaign(
     kinds: tuple[str, ...] = KINDS,
     without: str | None = None,
 ) -> None:
-    """Run it, in a mount namespace of its own, and tell the history."""
-    dice, over = random.Random(seed), threading.Event()
+    """Run the campaign in its own mount namespace, and record its history."""
+    random_, over = random.Random(seed), threading.Event()
     history.tell("begin", seed=seed, count=count, without=without)
     disks = {name: Disk(folder / name, megabytes) for name, megabytes in SIZES_MB.items()}
     fleet = Fleet(
@@ -303,31 +306,31 @@ def campaign(
         ]
         for client in (*clients, Visitor(fleet, history, over)):
             client.start()
-        trial = Trial(fleet, disks, history, dice)
-        for kind in _order(dice, kinds, count):
-            time.sleep(dice.uniform(*PEACE_SECONDS))
+        trial = Trial(fleet, disks, history, random_)
+        for kind in _order(random_, kinds, count):
+            time.sleep(random_.uniform(*PAUSE_SECONDS))
             trial.run(kind)
         over.set()
-        until = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         for client in clients:
-            client.join(max(0.0, until - time.monotonic()))
+            client.join(max(0.0, deadline - time.monotonic()))
         kills._look_again(fleet, caller, history)
         history.tell("files", torn=trial.torn(), parts=trial.parts())
         kills._tidy_up(fleet, caller, history)
 
 
-def _order(dice: random.Random, kinds: tuple[str, ...], count: int) -> list[str]:
-    """Each kind as often as any other, in no order."""
+def _order(random_: random.Random, kinds: tuple[str, ...], count: int) -> list[str]:
+    """Return `count` faults in random order, each kind equally often."""
     order = [*kinds] * -(-count // len(kinds))
-    dice.shuffle(order)
+    random_.shuffle(order)
     return order[:count]
 
 
-# ---------------------------------------------------------------------- the judge
+# ---------------------------------------------------------------------- the checker
 
 
 def violations(file: Path) -> list[str]:
-    """What must not be, by the history alone: the list of faults.py, and the disk's own."""
+    """Return the violations that the history shows: those of faults.py, and those of the disk."""
     found = faults.violations(file)
     found += [
         f"{event['job']} ended as {event['status']}"
@@ -337,50 +340,54 @@ def violations(file: Path) -> list[str]:
     fault = ""
     for event in events(file, "begun", "over", "answer"):
         if event["event"] == "answer":
-            found += _answered_wrongly(event, fault)
+            found += _check_answer(event, fault)
         else:
             fault = event["kind"] if event["event"] == "begun" else ""
     for event in events(file, "refused"):
         if event["upload"] != 503 or event["ready"] != 503:
-            found.append(
-                f"{event['kind']}: an upload was answered {event['upload']}, /readyz {event['ready']}"
-            )
+            statuses = f"{event['upload']}, /readyz {event['ready']}"
+            found.append(f"{event['kind']}: an upload was answered {statuses}")
     for event in events(file, "over", "files"):
         found += [f"torn: {name}" for name in event["torn"]]
     for event in events(file, "files"):
-        found += [f"begun and left: {name}" for name in event["parts"]]
+        found += [f"pending and left: {name}" for name in event["parts"]]
     for event in events(file, "recovered"):
         if event["after"] > RECOVERY_SECONDS:
-            found.append(f"{event['kind']}: well again after {event['after']} s")
+            found.append(f"{event['kind']}: recovered after {event['after']} s")
         if event["died"] and event["kind"] not in ("too many files", "store full"):
             found.append(f"{event['kind']}: {', '.join(event['died'])} died")
     return found
 
 
-def _answered_wrongly(event: dict[str, Any], fault: str) -> list[str]:
-    """A preview may be replaced by the next, or go with the job's end, between the look and the request for it."""
+def _check_answer(event: dict[str, Any], fault: str) -> list[str]:
+    """Return the violations of one answer.
+
+    A preview may be replaced or deleted between the read of its job and the request for it.
+    """
     if event["status"] in (404, 409) and event["path"].endswith("/preview"):
         return []
-    what = f"{fault or 'peace'}: {event['method']} {event['path']} was answered {event['status']}"
+    what = (
+        f"{fault or 'no fault'}: {event['method']} {event['path']} was answered {event['status']}"
+    )
     status = event["status"]
     if status == 503 and not event["retry_after"]:
         return [f"{what} without Retry-After"]
     if fault in FULL and event["method"] == "GET" and status == 503:
-        return [f"{what}, though nothing is to be written"]
+        return [f"{what}, although it writes nothing"]
     return [] if status < 300 or status >= 500 else [what]
 
 
 def figures(file: Path) -> dict[str, Any]:
-    """What the table shows."""
+    """Return the rows of the table."""
     shown = kills.figures(file)
     del shown["kills"]
     for kind in KINDS:
-        told = [event for event in events(file, "recovered") if event["kind"] == kind]
-        if told:
-            after = [event["after"] for event in told]
-            died = sum(len(event["died"]) for event in told)
-            shown[f"{kind}: times, well again after (p50, most), processes that died"] = (
-                f"{len(told)}, {percentile(after, 0.5):.2f} s, {max(after):.2f} s, {died}"
+        recovered = [event for event in events(file, "recovered") if event["kind"] == kind]
+        if recovered:
+            after = [event["after"] for event in recovered]
+            died = sum(len(event["died"]) for event in recovered)
+            shown[f"{kind}: times, recovered after (p50, most), processes that died"] = (
+                f"{len(recovered)}, {percentile(after, 0.5):.2f} s, {max(after):.2f} s, {died}"
             )
     shown["answers"] = dict(Counter(event["status"] for event in events(file, "answer")))
     return shown
@@ -390,7 +397,7 @@ def figures(file: Path) -> dict[str, Any]:
 
 
 def _in_a_namespace(arguments: list[str]) -> int:
-    """Run this program again where its mounts are its own; its exit code."""
+    """Run this program again in its own mount namespace; return its exit code."""
     unshare = ["unshare", *([] if os.geteuid() == 0 else ["--map-root-user"]), "--mount"]
     return subprocess.run(
         [*unshare, sys.executable, __file__, "--inside", *arguments], check=False
@@ -406,7 +413,7 @@ def _in_a_namespace(arguments: list[str]) -> int:
     type=click.Choice(KINDS),
     multiple=True,
     default=KINDS,
-    help="Of these kinds only.",
+    help="Only faults of these kinds.",
 )
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
@@ -420,7 +427,7 @@ def main(
     without: str | None,
     inside: bool,
 ) -> None:
-    """Fill, lock and count."""
+    """Run the campaign, and check its history."""
     if not inside:
         sys.exit(_in_a_namespace(sys.argv[1:]))
     with tempfile.TemporaryDirectory(
@@ -436,7 +443,7 @@ def main(
                 kinds=kinds,
                 without=without,
             )
-        finally:  # so that the folder can go
+        finally:  # so that the folder can be deleted
             for name in SIZES_MB:
                 command = ["umount", "--lazy", str(Path(folder) / "fleet" / name)]
                 subprocess.run(command, check=False, capture_output=True)

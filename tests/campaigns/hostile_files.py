@@ -1,8 +1,15 @@
-"""Picture files that nobody wishes for, and a few that only look it, made by hand; each with its pinned verdict.
+"""Hostile picture files, and some that only look hostile, each with the answer that it must get.
 
-The numbers I1 to I15 are the kinds of threat: oversize, cheap to send and dear to decode, under the limit but heavy,
-stuffed metadata, polyglots, cut, odd shapes, odd modes, several frames, orientation, profiles, other formats, wrong
-labels, (I14 is all of these as a style), and files that crash or take over the decoder.
+The numbers I1 to I15 are kinds of threat:
+
+    I1   oversize                                    I9   several frames
+    I2   cheap to send, expensive to decode          I10  orientation
+    I3   within the limits, but expensive            I11  color profiles
+    I4   excessive metadata                          I12  other formats
+    I5   polyglots                                   I13  wrong labels
+    I6   truncated or damaged                        I14  all of these as a style
+    I7   odd shapes                                  I15  files that crash or take over the decoder
+    I8   odd modes
 """
 
 import io
@@ -24,7 +31,7 @@ CANARY = b"canary-7f3a"
 
 @dataclass(frozen=True)
 class File:
-    """Its bytes, what it is called and labeled in the form, and the (status, code) that it must get."""
+    """A file, its name and type in the form, and the (status, code) that it must get."""
 
     name: str
     data: bytes
@@ -34,21 +41,24 @@ class File:
 
 
 def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    """As Pillow writes it."""
+    """Return the picture as a file that Pillow writes."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
-    """One chunk of a PNG."""
+    """Return one chunk of a PNG."""
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def png(
     width: int, height: int, depth: int, color: int, *before: bytes, rows: int | None = None
 ) -> bytes:
-    """A black PNG written by hand, with further chunks before its pixels, and fewer rows than promised if you like."""
+    """Return a black PNG written without a library.
+
+    before: chunks before the pixels. rows: the rows that it holds, if not all.
+    """
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
     row = bytes(1 + -(-width * depth * channels // 8))
     deflater = zlib.compressobj()
@@ -67,7 +77,7 @@ def png(
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """One that promises a size and holds a pixel."""
+    """Return a PNG that claims a size and holds one pixel."""
     data = bytearray(png(1, 1, 8, 2))
     data[16:24] = struct.pack(">II", width, height)
     data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
@@ -75,7 +85,7 @@ def png_claiming(width: int, height: int) -> bytes:
 
 
 def jpeg_claiming(width: int, height: int) -> bytes:
-    """A small one whose frame header promises another size."""
+    """Return a small JPEG whose frame header claims another size."""
     data = bytearray(saved(colors(), "JPEG"))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
@@ -83,14 +93,14 @@ def jpeg_claiming(width: int, height: int) -> bytes:
 
 
 def webp_claiming(width: int, height: int) -> bytes:
-    """34 bytes of lossless WebP that promise a size."""
+    """Return 34 bytes of lossless WebP that claim a size."""
     bits = (width - 1) | (height - 1) << 14
     body = b"\x2f" + struct.pack("<I", bits) + bytes.fromhex("07501114fdcf01a2ff01")[:9]
     return webp((b"VP8L", body))
 
 
 def webp(*chunks: tuple[bytes, bytes]) -> bytes:
-    """The container around these chunks."""
+    """Return a WebP container with these chunks."""
     body = b"".join(
         name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
         for name, data in chunks
@@ -99,25 +109,28 @@ def webp(*chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def segment(marker: int, body: bytes) -> bytes:
-    """One segment of a JPEG."""
+    """Return one segment of a JPEG."""
     return struct.pack(">BBH", 0xFF, marker, 2 + len(body)) + body
 
 
 def jpeg_with(*segments: bytes, **options: Any) -> bytes:
-    """A small one with further segments after its start."""
+    """Return a small JPEG with more segments after its start."""
     data = saved(colors(), "JPEG", **options)
     return data[:2] + b"".join(segments) + data[2:]
 
 
 def jpeg_of_many_scans(scans: int, side_px: int) -> bytes:
-    """A progressive one that repeats a scan: each makes the decoder go over the whole picture once more."""
+    """Return a progressive JPEG that repeats a scan.
+
+    Each scan makes the decoder pass over the whole picture once more.
+    """
     data = saved(Image.new("RGB", (side_px, side_px), "gray"), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:-2] + data[last:-2] * scans + b"\xff\xd9"
 
 
 def colors() -> Image.Image:
-    """64 x 48 px with something to see."""
+    """Return a picture of 64 x 48 px in three colors."""
     picture = Image.new("RGB", (64, 48), (200, 30, 30))
     picture.paste((30, 30, 200), (32, 0, 64, 48))
     picture.paste((30, 200, 30), (0, 0, 64, 12))
@@ -125,7 +138,7 @@ def colors() -> Image.Image:
 
 
 def noise(seed: int, side_px: int = 48) -> Image.Image:
-    """A picture of many values, so that damage to its bytes matters."""
+    """Return a picture of many values, so that damage to its bytes matters."""
     return Image.frombytes(
         "RGB", (side_px, side_px), random.Random(seed).randbytes(3 * side_px**2)
     ).resize((64, 64))
@@ -136,15 +149,14 @@ def _profile() -> bytes:
 
 
 def encodings() -> dict[str, bytes]:
-    """Good files of every kind that there is, small enough to cut at every byte."""
+    """Return good files of every encoding, small enough to truncate at every byte."""
     picture, second = colors(), colors().rotate(180)
     alpha = picture.convert("RGBA")
     alpha.putalpha(Image.linear_gradient("L").resize(alpha.size))
     exif = Image.Exif()
     exif[0x0112] = 6
-    thumbnail = b"Exif\0\0" + saved(
-        picture.resize((16, 12)), "JPEG"
-    )  # an end mark inside a segment
+    # A thumbnail has an end marker of its own inside a segment.
+    thumbnail = b"Exif\0\0" + saved(picture.resize((16, 12)), "JPEG")
     jpegs = {
         "baseline": {},
         "progressive": {"progressive": True},
@@ -153,7 +165,7 @@ def encodings() -> dict[str, bytes]:
         "4:4:4": {"subsampling": 0},
         "4:2:2": {"subsampling": 1},
         "thumbnail": {"exif": thumbnail},
-        "comment with an end mark": {"comment": b"\xff\xd9"},
+        "comment with an end marker": {"comment": b"\xff\xd9"},
         "profile": {"icc_profile": _profile()},
         "optimized": {"optimize": True},
     }
@@ -186,7 +198,7 @@ def encodings() -> dict[str, bytes]:
 
 
 def interlaced() -> bytes:
-    """Gray, 40 x 40 px, in the seven passes of Adam7, for Pillow writes none."""
+    """Return a gray PNG of 40 x 40 px in the seven passes of Adam7, which Pillow cannot write."""
     passes = ((5, 5), (5, 5), (10, 5), (10, 10), (20, 10), (20, 20), (40, 20))
     rows = b"".join((b"\0" + bytes([77]) * columns) * count for columns, count in passes)
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 40, 40, 8, 0, 0, 0, 1))
@@ -194,7 +206,7 @@ def interlaced() -> bytes:
 
 
 def canaries() -> dict[str, bytes]:
-    """Good files with a canary in every place that holds something besides pixels."""
+    """Return good files with a canary in every place that can hold metadata."""
     text, profile = CANARY.decode(), _profile()[:-20] + CANARY + b"\0" * 9
     exif = Image.Exif()
     exif[0x010E] = exif[0x013B] = text
@@ -220,7 +232,7 @@ def canaries() -> dict[str, bytes]:
     )
     return {
         "JPEG": jpeg_with(*jpeg_segments, xmp=xmp, **both) + code,
-        "JPEG, a second picture behind": saved(colors(), "JPEG") + jpeg_with(*jpeg_segments),
+        "JPEG, a second picture after the end": saved(colors(), "JPEG") + jpeg_with(*jpeg_segments),
         "PNG": png(64, 48, 8, 2, *more) + code,
         "PNG tEXt": plain + code,
         "WebP": saved(colors(), "WEBP", xmp=xmp, **both) + code,
@@ -229,10 +241,10 @@ def canaries() -> dict[str, bytes]:
 
 
 def pinned(heavy: bool = True) -> Iterator[File]:
-    """All of them; `heavy` ones take seconds to make or to judge."""
+    """Yield all files. The `heavy` ones take seconds to create or to decode."""
     yield from _oversize()
     yield from _stuffed()
-    yield from _harmless_looks()
+    yield from _harmless()
     yield from _cut_and_odd()
     yield from _other_formats()
     yield from _attacks_on_the_decoder()
@@ -270,7 +282,7 @@ def _stuffed() -> Iterator[File]:
     yield File("I4 1,000 scans", jpeg_of_many_scans(1000, 64), BAD)
 
 
-def _harmless_looks() -> Iterator[File]:
+def _harmless() -> Iterator[File]:
     trailers = {
         "HTML": b"<script>alert(1)</script>",
         "ZIP": b"PK\x05\x06" + bytes(18),
@@ -288,7 +300,7 @@ def _harmless_looks() -> Iterator[File]:
         yield File(f"I8 {name}", data, OK)
     phone = saved(colors(), "MPO", save_all=True, append_images=[colors().rotate(180)])
     yield File("I9 MPO", phone, OK)
-    yield File("I9 padding behind the end", saved(colors(), "JPEG") + bytes(4096), OK)
+    yield File("I9 padding after the end", saved(colors(), "JPEG") + bytes(4096), OK)
     yield File("I9 junk between segments", jpeg_with(segment(0xE1, b""), b"\0\0\xff\0junk"), OK)
     many = {"save_all": True, "append_images": [colors()] * 300, "duration": 10}
     yield File("I9 300 frames of WebP", saved(colors(), "WEBP", **many), OK)
@@ -297,11 +309,13 @@ def _harmless_looks() -> Iterator[File]:
         png(40, 40, 8, 2, chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))),
         OK,
     )
-    for turn in range(9):
+    for orientation in range(9):
         exif = Image.Exif()
-        exif[0x0112] = turn
+        exif[0x0112] = orientation
         for kind in ("JPEG", "PNG", "WEBP"):
-            yield File(f"I10 {kind} turned {turn}", saved(colors(), kind, exif=exif), OK)
+            yield File(
+                f"I10 {kind} orientation {orientation}", saved(colors(), kind, exif=exif), OK
+            )
     for name, broken in {
         "garbage": b"garbage",
         "a loop": b"II*\0\x08\0\0\0\1\0\x69\x87\4\0\1\0\0\0\x08\0\0\0",
@@ -356,7 +370,7 @@ def _other_formats() -> Iterator[File]:
 
 
 def _attacks_on_the_decoder() -> Iterator[File]:
-    """The stand-ins of hostile_pictures.py act on these words."""
+    """Yield files with words on which the code injected by hostile_pictures.py acts."""
     for word in ("TAKE OVER", "CRASH", "EAT"):
         yield File(f"I15 {word}", jpeg_with(segment(0xFE, word.encode())), BAD)
 
@@ -378,7 +392,11 @@ def _heavy() -> Iterator[File]:
 
 
 def mutant(random_: random.Random, sources: list[bytes]) -> bytes:
-    """A good file with something wrong: bits, a cut, bytes of another, or its parts in another order."""
+    """Return a good file with one kind of damage.
+
+    Flipped bits, an end or a middle cut out, the end of another file, overwritten bytes, or blocks
+    in another order.
+    """
     data = bytearray(random_.choice(sources))
     way = random_.randrange(6)
     if way == 0:

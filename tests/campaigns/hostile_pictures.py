@@ -1,10 +1,12 @@
-"""Hostile pictures, sent to a real API: each gets the verdict that is pinned for it, and nothing is harmed.
+"""Send hostile pictures to a real API: each gets its expected answer, and nothing is harmed.
 
-    python tests/campaigns/hostile_pictures.py --seed 1 [--count 20000] [--short] [--history FILE] [--without GUARD]
+    python tests/campaigns/hostile_pictures.py --seed 1 [--count 20000] [--short] [--history FILE]
+        [--without GUARD]
 
-First the files of hostile_files.py as uploads, some as a job's painting; then `count` mutants of good files; then heavy
-ones, one at a time and many at once, while somebody else asks for the list of jobs. In the decoder a stand-in plays one
-that a file crashes, fills or takes over. Guards to take out: sandbox, limits, walk, child, queue.
+First it uploads the files of hostile_files.py, some also as a job's painting, then `count` mutants
+of good files. Then it uploads expensive files, one at a time and many at once, while a bystander
+lists the jobs. Code injected into the decoder plays one that a file crashes, fills or takes over.
+Guards that --without can disable: sandbox, limits, walk (the check of the structure), child, queue.
 """
 
 import http.client
@@ -24,6 +26,7 @@ from watched_api import WatchedApi
 
 from core import errors
 from core.images import codec
+from core.images.decoder import UPLOAD_LIMITS
 
 ALLOWED = {
     (201, ""),
@@ -33,17 +36,17 @@ ALLOWED = {
     (422, "image_too_large"),
 }
 GROWTH_KB = 16 * 1024
-VERDICT_SECONDS = (
-    2.0 * codec.DECODE_SECONDS + 1
-)  # of the clock; busy cores make ten seconds of CPU time long
+# By the clock: on busy cores, ten seconds of CPU time take longer.
+ANSWER_SECONDS = 2.0 * UPLOAD_LIMITS.cpu_seconds + 1
 BYSTANDER_P99_SECONDS = 1.0
-CROWD = 60
+CROWD = 60  # expensive uploads at once
 
-# Each way out that is found open makes a good picture of the file: its verdict is then not the pinned one.
-STAND_IN = """
+# If one of these attempts to escape succeeds, the file is decoded as a good picture, which is not
+# the expected answer.
+INJECTED = """
 import ctypes, io, os, socket
 import PIL.Image
-_stock = PIL.Image.open
+_pillow_open = PIL.Image.open
 def _succeeds(attempt):
     try:
         attempt()
@@ -58,42 +61,44 @@ def _open(file, *rest, **more):
         bytearray(3 * 2**30)
     while b"LOOP" in data:
         pass
-    ways = (
+    attempts = (
         lambda: open({folder!r} + "/escaped", "w").close(),
         lambda: socket.create_connection(("127.0.0.1", {port})),
         lambda: os.fork() or os._exit(0),
         lambda: os.kill(os.getppid(), 0),
     )
-    if b"TAKE OVER" in data and not any([_succeeds(way) for way in ways]):
+    if b"TAKE OVER" in data and not any([_succeeds(attempt) for attempt in attempts]):
         raise SyntaxError
-    return _stock(file, *rest, **more)
+    return _pillow_open(file, *rest, **more)
 PIL.Image.open = _open
 """
 
 WITHOUT = {
     "sandbox": "from core.images import sandbox; sandbox.restrict_process = lambda *_: False",
     "limits": (
-        "from core.images import sandbox; _enter = sandbox.restrict_process\n"
-        "sandbox.restrict_process = lambda *_: _enter(-1, 600)"
+        "from core.images import sandbox; _restrict = sandbox.restrict_process\n"
+        "sandbox.restrict_process = lambda *_: _restrict(-1, 600)"
     ),
     "walk": (
         "from core.images import jpeg, png, webp\n"
-        "jpeg.is_complete = png.is_complete = png.is_light = webp.is_complete = lambda _: True"
+        "jpeg.is_complete = png.is_complete = webp.is_complete = lambda _: True\n"
+        "png.has_bounded_metadata = lambda _: True"
     ),
     "child": (
-        "from core.images import codec\n"
-        "codec.inspect_in_child = lambda file, **_: codec.decode(file.read_bytes()).size\n"
-        "codec.warm_up = lambda: True"
+        "from core.images import codec, decoder\n"
+        "decoder.inspect_upload = lambda path, **_: codec.decode(path.read_bytes()).size\n"
+        "decoder.warm_up = lambda: True"
     ),
     "queue": (
-        "import threading; from anyio import to_thread; from core.images import codec; import api.routes.images\n"
+        "import threading; from anyio import to_thread\n"
+        "from core.images import decoder; import api.routes.images\n"
         "_two = threading.BoundedSemaphore(2)\n"
-        "def _look(file):\n"
+        "def _inspect_two_at_a_time(path):\n"
         "    with _two:\n"
-        "        return codec.inspect_in_child(file)\n"
-        "async def _inspected(file, **_):\n"
-        "    return await to_thread.run_sync(_look, file)\n"
-        "api.routes.images.inspect_picture = _inspected"
+        "        return decoder.inspect_upload(path)\n"
+        "async def _inspect(path, **_):\n"
+        "    return await to_thread.run_sync(_inspect_two_at_a_time, path)\n"
+        "api.routes.images.inspect = _inspect"
     ),
 }
 
@@ -101,18 +106,18 @@ Entry = dict[str, Any]
 
 
 class Client:
-    """One connection that sends files and notes what came of it."""
+    """One connection that sends files and records the answers."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._used = 0.0
 
     def upload(self, file: File, kind: str) -> Entry:
-        """As a picture of its own."""
+        """Upload a file as a picture."""
         return self._send("/v1/images", [("image", file)], file, kind)
 
-    def paint(self, file: File) -> Entry:
-        """As a job's painting."""
+    def submit_as_style(self, file: File) -> Entry:
+        """Submit a job with the file as its painting."""
         photo = File("", hostile_files.saved(hostile_files.colors(), "PNG"), hostile_files.OK)
         return self._send("/v1/jobs", [("content", photo), ("style", file)], file, "style")
 
@@ -124,9 +129,8 @@ class Client:
             "pinned": list(file.verdict),
         }
         body = b"".join(_part(name, part) for name, part in parts) + b"--frontier--\r\n"
-        if (
-            time.monotonic() - self._used > 1
-        ):  # a server closes a connection that has long been idle
+        # A server closes a connection that has been idle for long.
+        if time.monotonic() - self._used > 1:
             self._connection.close()
         began = time.monotonic()
         try:
@@ -174,7 +178,7 @@ def _part(field: str, file: File) -> bytes:
 
 
 def _decodes(data: bytes) -> bool:
-    """Whether a worker would take what was accepted."""
+    """Return whether a worker can decode an accepted file."""
     try:
         codec.decode(data)
     except errors.ImpastoError:
@@ -195,7 +199,7 @@ def _mutants(seed: int, count: int) -> Iterator[File]:
 def _send_all(
     port: int, files: Iterable[tuple[File, str]], connections: int, seen: list[Entry]
 ) -> None:
-    """The files over several connections, each as soon as one is free."""
+    """Send the files over several connections, each as soon as one is free."""
     waiting, lock = iter(files), threading.Lock()
 
     def send() -> None:
@@ -205,7 +209,9 @@ def _send_all(
                 file, kind = next(waiting, (None, ""))
             if file is None:
                 return
-            seen.append(client.paint(file) if kind == "style" else client.upload(file, kind))
+            seen.append(
+                client.submit_as_style(file) if kind == "style" else client.upload(file, kind)
+            )
 
     threads = [threading.Thread(target=send) for _ in range(connections)]
     for thread in threads:
@@ -214,8 +220,8 @@ def _send_all(
         thread.join()
 
 
-def _watch(port: int, over: threading.Event, seen: list[Entry]) -> None:
-    """A bystander, who asks for the list of jobs all the time."""
+def _run_bystander(port: int, over: threading.Event, seen: list[Entry]) -> None:
+    """List the jobs again and again, and record the time of each answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     while not over.wait(0.02):
         began = time.monotonic()
@@ -230,11 +236,11 @@ def _watch(port: int, over: threading.Event, seen: list[Entry]) -> None:
         seen.append({"kind": "bystander", "status": status, "seconds": time.monotonic() - began})
 
 
-def _crowd(port: int, seen: list[Entry]) -> None:
-    """Many heavy pictures at once."""
+def _send_crowd(port: int, seen: list[Entry]) -> None:
+    """Send many expensive pictures at once."""
     heavy = hostile_files.saved(codec.Image.new("RGB", (5000, 5000)), "WEBP", lossless=True)
     over = threading.Event()
-    bystander = threading.Thread(target=_watch, args=(port, over, seen))
+    bystander = threading.Thread(target=_run_bystander, args=(port, over, seen))
     bystander.start()
     files = [(File("a crowd of 25 MP", heavy, hostile_files.OK), "crowd")] * CROWD
     _send_all(port, files, CROWD, seen)
@@ -245,10 +251,10 @@ def _crowd(port: int, seen: list[Entry]) -> None:
 def run(
     seed: int, count: int, connections: int, *, short: bool, without: str | None
 ) -> list[Entry]:
-    """All that was sent and seen."""
+    """Run the campaign; return its history."""
     api = WatchedApi()
-    stand_in = STAND_IN.format(folder=str(api.folder), port=api.port)
-    api.changed = "\n".join([stand_in, WITHOUT.get(without or "", "")])
+    injected = INJECTED.format(folder=str(api.folder), port=api.port)
+    api.changed = "\n".join([injected, WITHOUT.get(without or "", "")])
     with api:
         pinned = list(hostile_files.pinned(heavy=False))
         good = [(file, "warm") for file in pinned if file.verdict == hostile_files.OK][:20]
@@ -268,13 +274,13 @@ def run(
         if not short:
             heavy = (file for file in hostile_files.pinned(heavy=True) if file not in pinned)
             _send_all(api.port, ((file, "pinned") for file in heavy), 1, seen)
-            _crowd(api.port, seen)
+            _send_crowd(api.port, seen)
         return [begin, *seen, _end(api)]
 
 
 def _end(api: WatchedApi) -> Entry:
-    until = time.monotonic() + 15
-    while api.parts() and time.monotonic() < until:
+    deadline = time.monotonic() + 15
+    while api.parts() and time.monotonic() < deadline:
         time.sleep(0.05)
     alive = api.get("/livez") == 200
     return {
@@ -293,10 +299,10 @@ def _end(api: WatchedApi) -> Entry:
 
 
 def violations(history: Path) -> list[str]:
-    """What the history shows that must not be."""
+    """Return the violations that the history shows."""
     entries = [json.loads(line) for line in history.read_text().splitlines()]
     begin, *seen, end = entries
-    found = [words for entry in seen for words in _wrong(entry)]
+    found = [violation for entry in seen for violation in _check_entry(entry)]
     named = {digest for entry in seen for digest in entry.get("digests", [])}
     if not end["alive"]:
         found.append("the API is dead")
@@ -304,12 +310,10 @@ def violations(history: Path) -> list[str]:
         found.append(f"the API grew by {(end['peak_kb'] - begin['peak_kb']) / 1024:.0f} MiB")
     if end["escaped"]:
         found.append("a decoder wrote a file")
-    found += [f"a part was left: {part}" for part in end["parts"]]
+    found += [f"a pending file was left: {name}" for name in end["parts"]]
+    found += [f"no answer named the blob {digest}" for digest in sorted(set(end["blobs"]) - named)]
     found += [
-        f"nobody was told of the blob {digest}" for digest in sorted(set(end["blobs"]) - named)
-    ]
-    found += [
-        f"an accepted picture is gone: {digest}" for digest in sorted(named - set(end["blobs"]))
+        f"an accepted picture is missing: {digest}" for digest in sorted(named - set(end["blobs"]))
     ]
     found += [f"the log says: {line}" for line in end["log"]]
     waits = sorted(entry["seconds"] for entry in seen if entry["kind"] == "bystander")
@@ -320,7 +324,7 @@ def violations(history: Path) -> list[str]:
     return found
 
 
-def _wrong(entry: Entry) -> Iterator[str]:
+def _check_entry(entry: Entry) -> Iterator[str]:
     kind, got = entry["kind"], (entry["status"], entry.get("code", ""))
     what = f"{entry.get('name', kind)}: {got}"
     if kind == "bystander":
@@ -338,13 +342,14 @@ def _wrong(entry: Entry) -> Iterator[str]:
         yield f"{what}, not {expected}"
     if not entry.get("decodes", True):
         yield f"{what}, but does not decode again"
-    if entry["seconds"] > VERDICT_SECONDS:
+    if entry["seconds"] > ANSWER_SECONDS:
         yield f"{what} after {entry['seconds']:.1f} s"
 
 
 def _figures(history: list[Entry]) -> Iterator[str]:
     begin, *seen, end = history
-    yield "| kind | sent | accepted | refused | p50 ms | p99 ms | max ms |\n|---|---|---|---|---|---|---|"
+    yield "| kind | sent | accepted | refused | p50 ms | p99 ms | max ms |"
+    yield "|---|---|---|---|---|---|---|"
     for kind in ("pinned", "style", "mutant", "crowd", "bystander"):
         of_kind = [entry for entry in seen if entry["kind"] == kind]
         if of_kind:
@@ -353,20 +358,21 @@ def _figures(history: list[Entry]) -> Iterator[str]:
             shares = " | ".join(f"{percentile(waits, share):.0f}" for share in (0.5, 0.99, 1))
             yield f"| {kind} | {len(of_kind)} | {accepted} | {len(of_kind) - accepted} | {shares} |"
     growth = (end["peak_kb"] - begin["peak_kb"]) / 1024
-    yield f"API: {begin['peak_kb'] / 1024:.0f} MiB at most before, {growth:+.1f} MiB after; blobs: {len(end['blobs'])}"
+    before, blobs = begin["peak_kb"] / 1024, len(end["blobs"])
+    yield f"API: {before:.0f} MiB at most before, {growth:+.1f} MiB after; blobs: {blobs}"
 
 
 @click.command()
 @click.option("--seed", default=1)
 @click.option("--count", default=20_000, help="Mutants.")
 @click.option("--connections", default=4)
-@click.option("--short", is_flag=True, help="Without what takes seconds a piece.")
+@click.option("--short", is_flag=True, help="Skip the files that take seconds each.")
 @click.option("--history", type=click.Path(path_type=Path), default=Path("hostile_pictures.jsonl"))
 @click.option("--without", type=click.Choice(sorted(WITHOUT)))
 def main(
     seed: int, count: int, connections: int, short: bool, history: Path, without: str | None
 ) -> None:
-    """Run it, write the history, judge it."""
+    """Run the campaign, write its history, and check it."""
     entries = run(seed, count, connections, short=short, without=without)
     history.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     click.echo("\n".join(_figures(entries)))

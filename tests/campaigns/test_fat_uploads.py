@@ -1,4 +1,4 @@
-"""A short run of the campaign, and its judge."""
+"""A short run of the campaign, and its checker."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ def test_clients_that_send_too_much_are_refused_while_they_send(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("words", "entry", "end"),
+    ("violation", "entry", "end"),
     [
         ("", {}, {}),
         ("not 413", {"status": 503}, {}),
@@ -37,8 +37,8 @@ def test_clients_that_send_too_much_are_refused_while_they_send(tmp_path: Path) 
         ("the log says", {}, {"log": ["Traceback"]}),
     ],
 )
-def test_the_judge_finds_what_must_not_be(
-    tmp_path: Path, words: str, entry: dict[str, Any], end: dict[str, Any]
+def test_the_checker_finds_each_violation(
+    tmp_path: Path, violation: str, entry: dict[str, Any], end: dict[str, Any]
 ) -> None:
     lines = [
         {"kind": "begin", "count": 1, "peak_kb": 1024},
@@ -48,4 +48,6 @@ def test_the_judge_finds_what_must_not_be(
     history = tmp_path / "history.jsonl"
     history.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    assert [True] * bool(words) == [words in line for line in fat_uploads.violations(history)]
+    found = fat_uploads.violations(history)
+
+    assert [violation in line for line in found] == [True] * bool(violation)

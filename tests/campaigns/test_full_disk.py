@@ -1,4 +1,4 @@
-"""A short run of the campaign, and its judge."""
+"""A short run of the campaign, and its checker."""
 
 import os
 import subprocess
@@ -26,8 +26,8 @@ RECOVERED = {"kind": "full", "after": 0.5, "died": []}
 REFUSED = {"kind": "full", "upload": 503, "ready": 503}
 
 
-def _mounts() -> bool:
-    """Whether this system lets us mount what only we see."""
+def _can_mount() -> bool:
+    """Return whether this system allows a private mount namespace."""
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
     try:
         command = ["unshare", *user, "--mount", "mount", "-t", "tmpfs", "impasto", "/mnt"]
@@ -37,8 +37,8 @@ def _mounts() -> bool:
 
 
 @pytest.mark.reliability
-@pytest.mark.skipif(not _mounts(), reason="needs a mount namespace")
-def test_a_service_outlives_the_faults_of_its_disk(
+@pytest.mark.skipif(not _can_mount(), reason="needs a mount namespace")
+def test_a_service_survives_the_faults_of_its_disk(
     play: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     done = play("full_disk", "--seed", "1", "--count", "5")
@@ -47,31 +47,31 @@ def test_a_service_outlives_the_faults_of_its_disk(
 
 
 def _history(tmp_path: Path, **changes: dict[str, Any]) -> Path:
-    """Of one job and one fault, in order but for the changes."""
-    told = History(tmp_path / "history.jsonl")
+    """Write the history of one job and one fault, correct except for the changes."""
+    history = History(tmp_path / "history.jsonl")
     end = {**END, "pixels": "p", **changes.get("final", {})}
-    told.tell("reference", parameters=0, pixels="p")
-    told.tell("accepted", job="a", key="k", parameters=0)
-    told.tell("begun", kind="full")
-    told.tell("answer", **{**GET, **changes.get("meanwhile", {})})
-    told.tell("refused", **{**REFUSED, **changes.get("refused", {})})
-    told.tell("over", **{**OVER, **changes.get("over", {})})
-    told.tell("recovered", **{**RECOVERED, **changes.get("recovered", {})})
-    told.tell("answer", **{**GET, **changes.get("answer", {})})
-    told.tell("final", job="a", **end)
-    told.tell("files", **{"torn": [], "parts": [], **changes.get("files", {})})
-    told.tell("records", count=2)
-    told.tell("left", files=[])
-    return told.file
+    history.tell("reference", parameters=0, pixels="p")
+    history.tell("accepted", job="a", key="k", parameters=0)
+    history.tell("begun", kind="full")
+    history.tell("answer", **{**GET, **changes.get("meanwhile", {})})
+    history.tell("refused", **{**REFUSED, **changes.get("refused", {})})
+    history.tell("over", **{**OVER, **changes.get("over", {})})
+    history.tell("recovered", **{**RECOVERED, **changes.get("recovered", {})})
+    history.tell("answer", **{**GET, **changes.get("answer", {})})
+    history.tell("final", job="a", **end)
+    history.tell("files", **{"torn": [], "parts": [], **changes.get("files", {})})
+    history.tell("records", count=2)
+    history.tell("left", files=[])
+    return history.file
 
 
 @pytest.mark.parametrize(
-    ("event", "change", "words"),
+    ("event", "change", "violation"),
     [
         ("final", {}, ""),
         ("answer", {"status": 503, "retry_after": "2"}, ""),
         ("meanwhile", {"method": "POST", "status": 503, "retry_after": "2"}, ""),
-        ("meanwhile", {"status": 503, "retry_after": "2"}, "though nothing is to be written"),
+        ("meanwhile", {"status": 503, "retry_after": "2"}, "although it writes nothing"),
         ("answer", {"status": 503}, "without Retry-After"),
         ("answer", {"status": 500}, "answered 500"),
         ("answer", {"status": 404}, "answered 404"),
@@ -80,19 +80,19 @@ def _history(tmp_path: Path, **changes: dict[str, Any]) -> Path:
         ("refused", {"ready": 200}, "/readyz 200"),
         ("over", {"torn": ["ab"]}, "torn"),
         ("files", {"torn": ["ab"]}, "torn"),
-        ("files", {"parts": ["tmp1"]}, "begun and left"),
-        ("recovered", {"after": 11.0}, "well again after 11.0 s"),
+        ("files", {"parts": ["tmp1"]}, "pending and left"),
+        ("recovered", {"after": 11.0}, "recovered after 11.0 s"),
         ("recovered", {"died": ["api"]}, "api died"),
         ("final", {"status": "failed", "error": {"code": "worker_lost"}}, "ended as failed"),
     ],
 )
-def test_the_judge_finds_what_must_not_be(
+def test_the_checker_finds_each_violation(
     tmp_path: Path,
     campaign: Callable[[str], ModuleType],
     event: str,
     change: dict[str, Any],
-    words: str,
+    violation: str,
 ) -> None:
     found = campaign("full_disk").violations(_history(tmp_path, **{event: change}))
 
-    assert [True] * bool(words) == [words in line for line in found]
+    assert [violation in line for line in found] == [True] * bool(violation)

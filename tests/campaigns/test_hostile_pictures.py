@@ -1,4 +1,4 @@
-"""A short run of the campaign, and its judge."""
+"""A short run of the campaign, and its checker."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import hostile_pictures
 import pytest
 
 
-def test_every_hostile_picture_gets_its_verdict(tmp_path: Path) -> None:
+def test_every_hostile_picture_gets_its_expected_answer(tmp_path: Path) -> None:
     script, history = Path(hostile_pictures.__file__), tmp_path / "history.jsonl"
     done = subprocess.run(
         [sys.executable, script, "--short", "--count", "200", "--history", history],
@@ -38,7 +38,7 @@ GOOD = {"pinned": [201, ""], "status": 201, "code": "", "digests": ["a"]}
 
 
 @pytest.mark.parametrize(
-    ("words", "entry", "end"),
+    ("violation", "entry", "end"),
     [
         ("", _entry(), {}),
         ("", _entry(**GOOD, decodes=True), {"blobs": ["a"]}),
@@ -47,9 +47,9 @@ GOOD = {"pinned": [201, ""], "status": 201, "code": "", "digests": ["a"]}
         ("not (0", _entry(kind="mutant", pinned=[0, ""], status=503, code="unavailable"), {}),
         ("does not decode again", _entry(**GOOD, decodes=False), {"blobs": ["a"]}),
         ("after 22.0 s", _entry(seconds=22.0), {}),
-        ("is gone", _entry(**GOOD, decodes=True), {}),
-        ("nobody was told", _entry(), {"blobs": ["a"]}),
-        ("a part was left", _entry(), {"parts": ["tmp1"]}),
+        ("is missing", _entry(**GOOD, decodes=True), {}),
+        ("no answer named", _entry(), {"blobs": ["a"]}),
+        ("a pending file was left", _entry(), {"parts": ["tmp1"]}),
         ("grew by 17 MiB", _entry(), {"peak_kb": 18 * 1024}),
         ("wrote a file", _entry(), {"escaped": True}),
         ("the API is dead", _entry(), {"alive": False}),
@@ -57,8 +57,8 @@ GOOD = {"pinned": [201, ""], "status": 201, "code": "", "digests": ["a"]}
         ("bystander waited", _entry(kind="bystander", status=200, seconds=1.5), {}),
     ],
 )
-def test_the_judge_finds_what_must_not_be(
-    tmp_path: Path, words: str, entry: dict[str, Any], end: dict[str, Any]
+def test_the_checker_finds_each_violation(
+    tmp_path: Path, violation: str, entry: dict[str, Any], end: dict[str, Any]
 ) -> None:
     begin = {"kind": "begin", "count": int(entry["kind"] == "mutant"), "peak_kb": 1024}
     last = {
@@ -75,4 +75,4 @@ def test_the_judge_finds_what_must_not_be(
 
     found = hostile_pictures.violations(history)
 
-    assert [True] * bool(words) == [words in line for line in found]
+    assert [violation in line for line in found] == [True] * bool(violation)

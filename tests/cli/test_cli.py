@@ -15,7 +15,7 @@ import api.__main__
 import worker.__main__
 from cli.local_service import free_port
 from core import errors
-from core.images import codec
+from core.images import codec, validation
 from core.neural.weights.cache import WeightsCache
 from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
@@ -202,7 +202,7 @@ def test_the_suffix_of_the_output_selects_the_format(
         impasto("stylize", *pictures, "-o", name, "--size", "64", "--iterations", "1").returncode
         == 0
     )
-    assert codec.detect_format((tmp_path / name).read_bytes()) == (
+    assert validation.detect_format((tmp_path / name).read_bytes()) == (
         "jpeg" if name.endswith("jpg") else "webp"
     )
 

@@ -1,4 +1,4 @@
-"""`impasto dataset` as a user meets it."""
+"""The command `impasto dataset`, run as a user runs it."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cli.dataset import build
-from core.images.decoders import RESIZES
+from core.images.codec import RESIZES
 from core.training.dataset import STORES
 
 
@@ -25,11 +25,11 @@ def impasto(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_folder_becomes_a_data_set_and_a_contact_sheet(tmp_path: Path) -> None:
-    hand = np.random.default_rng(0)
+    random = np.random.default_rng(0)
     for name in ("cats", "dogs"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for number in range(5):
-            Image.fromarray(hand.integers(0, 256, (40, 40, 3), np.uint8)).save(
+            Image.fromarray(random.integers(0, 256, (40, 40, 3), np.uint8)).save(
                 tmp_path / f"pets/{name}/{number}.png"
             )
     (tmp_path / "pets" / "cats" / "notes.txt").write_text("no picture")
@@ -37,32 +37,34 @@ def test_a_folder_becomes_a_data_set_and_a_contact_sheet(tmp_path: Path) -> None
     built = impasto(
         tmp_path, "dataset", "build", "pets", "pets.lmdb", "--side", "48", "--validation", "0.2"
     )
-    told = impasto(tmp_path, "dataset", "info", "pets.lmdb", "--classes", "--sheet", "sheet.png")
-    nowhere = impasto(
+    shown = impasto(tmp_path, "dataset", "info", "pets.lmdb", "--classes", "--sheet", "sheet.png")
+    no_folder = impasto(
         tmp_path, "dataset", "info", "pets.lmdb", "--refused", "0", "--sheet", "no/sheet.png"
     )
 
-    assert (built.returncode, told.returncode) == (0, 0), built.stderr + told.stderr
+    assert (built.returncode, shown.returncode) == (0, 0), built.stderr + shown.stderr
     assert "100%" in built.stderr
-    for words in (
+    for text in (
         "in 2 classes",
         "48 × 48 px, resize linear, stored as jpeg",
-        "1 files were not taken",
+        "1 files were refused",
         "notes.txt: On",
     ):
-        assert words in built.stdout
-        assert words in told.stdout
-    assert "    train + validation" in told.stdout.splitlines()
-    assert "  and 1 more: impasto dataset info pets.lmdb --refused 1" in nowhere.stdout.splitlines()
-    assert (nowhere.returncode, nowhere.stderr) == (
+        assert text in built.stdout
+        assert text in shown.stdout
+    assert "    train + validation" in shown.stdout.splitlines()
+    assert (
+        "  and 1 more: impasto dataset info pets.lmdb --refused 1" in no_folder.stdout.splitlines()
+    )
+    assert (no_folder.returncode, no_folder.stderr) == (
         1,
         "impasto: No such file or directory: no/sheet.png\n",
     )
-    assert told.stdout.splitlines()[-1] == "sheet.png"
+    assert shown.stdout.splitlines()[-1] == "sheet.png"
     assert (tmp_path / "sheet.png").is_file()
 
 
-def test_what_cannot_be_built_or_read_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_a_bad_folder_gives_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
 
     for args in (["build", "empty", "out"], ["info", "empty"]):
@@ -71,8 +73,8 @@ def test_what_cannot_be_built_or_read_is_one_line_and_exit_code_2(tmp_path: Path
         assert "impasto: " in ran.stderr
 
 
-def test_one_that_is_not_complete_is_told_of_in_characters_that_do_nothing(tmp_path: Path) -> None:
-    """Names in a data set are a stranger's: they must not clear the screen, or look like another line."""
+def test_an_incomplete_data_set_is_shown_without_control_characters(tmp_path: Path) -> None:
+    """Names in a data set are untrusted: they must not clear the screen or fake another line."""
     for name in ("cats", "dogs"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         (tmp_path / "pets" / name / "\x1b[2J\nall is well").write_text("no picture")
@@ -83,18 +85,19 @@ def test_one_that_is_not_complete_is_told_of_in_characters_that_do_nothing(tmp_p
     ):
         header = transaction.get(b"header")
         transaction.put(b"header", header.replace(b"cats", b"c\\u001b[2Jats"))
-    told = impasto(tmp_path, "dataset", "info", "out", "--classes")
+    shown = impasto(tmp_path, "dataset", "info", "out", "--classes")
 
-    assert (refused.returncode, told.returncode) == (2, 0), told.stderr
-    assert "It is not complete: 2 of 2 of the files are read." in told.stdout
+    assert (refused.returncode, shown.returncode) == (2, 0), shown.stderr
+    assert "It is not complete: 2 of 2 of the files are read." in shown.stdout
     assert (
-        "cats/\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}all is well: Only" in told.stdout
+        "cats/\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}all is well: Only"
+        in shown.stdout
     )
-    assert "\N{REPLACEMENT CHARACTER}[2Jats" in told.stdout
-    assert "\x1b" not in refused.stderr + told.stdout + told.stderr
+    assert "\N{REPLACEMENT CHARACTER}[2Jats" in shown.stdout
+    assert "\x1b" not in refused.stderr + shown.stdout + shown.stderr
 
 
-def test_the_options_are_those_that_there_are() -> None:
+def test_the_choices_of_the_options_are_those_of_the_builder() -> None:
     choices = {
         option.name: option.type.choices
         for option in build.params

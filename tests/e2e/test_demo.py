@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from cli.local_service import free_port
-from core.images import codec
+from core.images import validation
 from core.neural.weights.cache import WeightsCache
 
 pytestmark = pytest.mark.e2e
@@ -48,4 +48,4 @@ def test_demo_restarts_a_worker_and_an_api_that_die_during_the_job(
         demo.terminate()
         demo.wait(60)
 
-    assert codec.detect_format((tmp_path / "out.png").read_bytes()) == "png"
+    assert validation.detect_format((tmp_path / "out.png").read_bytes()) == "png"

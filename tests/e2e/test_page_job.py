@@ -24,7 +24,7 @@ from page_actions import (
     submit_job,
 )
 
-from core.images import codec
+from core.images import codec, validation
 
 pytestmark = [pytest.mark.e2e, needs_chromium]
 
@@ -267,7 +267,7 @@ def test_result_frames_and_timelapse_are_fetched_again_after_failures(
     expect(page.locator("#job-error")).to_be_hidden()
 
     assert codec.decode(Path(blend.value.path()).read_bytes()).size == (60, 80)
-    assert codec.detect_format(Path(timelapse.value.path()).read_bytes()) == "webp"
+    assert validation.detect_format(Path(timelapse.value.path()).read_bytes()) == "webp"
     assert timelapse.value.suggested_filename.endswith(".webp")
 
 

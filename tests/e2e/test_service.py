@@ -16,7 +16,7 @@ import psutil
 import pytest
 from standardwebhooks import Webhook
 
-from core.images import codec
+from core.images import codec, validation
 from core.jobs.models import Job, Status
 from core.webhooks.policy import WebhookPolicy
 
@@ -45,7 +45,7 @@ def test_upload_to_result(service: Any, submit: Submit) -> None:
     record = codec.read_provenance(service.client.result(job_id))
     assert record is not None
     assert (record["spec"]["size"], record["model"]["name"]) == (96, "vgg16")
-    assert codec.detect_format(service.client.result(job_id, "webp")) == "webp"
+    assert validation.detect_format(service.client.result(job_id, "webp")) == "webp"
 
 
 def _run_second(service: Any, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -150,7 +150,7 @@ def test_jobs_and_results_survive_ctrl_c_and_a_new_start(
     assert "Traceback" not in service.log[log_length:]
     service.start()
 
-    assert codec.detect_format(service.client.result(done)) == "png"
+    assert validation.detect_format(service.client.result(done)) == "png"
     ends = [_wait(service, job_id) for job_id in (running, waiting)]
     assert [(job.status, job.attempt) for job in ends] == [(Status.SUCCEEDED, 1)] * 2
 

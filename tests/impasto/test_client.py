@@ -17,7 +17,7 @@ from keyed_api import KeyedApi
 
 from cli.local_service import free_port
 from core.auth.api_keys import ApiKeyStore
-from core.images import codec
+from core.images import codec, validation
 from core.jobs.models import EstimateRequest, EstimateResponse, ScaleEstimate, WorkerInfo
 from core.jobs.store import JobStore
 from core.storage.blobs import digest_of
@@ -58,8 +58,8 @@ def test_a_job_from_submission_to_result(client: Client, pictures: Pictures, wor
     assert seen[-1] == ended == client.job(job.id)
     assert ended.outputs[0].id == digest_of(client.result(job.id))
     assert (
-        codec.detect_format(client.result(job.id, "webp")),
-        codec.detect_format(client.preview(job.id)),
+        validation.detect_format(client.result(job.id, "webp")),
+        validation.detect_format(client.preview(job.id)),
     ) == ("webp", "jpeg")
 
 
@@ -193,8 +193,8 @@ def test_every_picture_of_a_job_can_be_downloaded(
 
     assert (frame.index, frame.iteration, frame.scale, frame.seconds) == (0, 5, 1, 0.1)
     assert (
-        codec.detect_format(client.frame(job.id, 0)),
-        codec.detect_format(client.timelapse(job.id)),
+        validation.detect_format(client.frame(job.id, 0)),
+        validation.detect_format(client.timelapse(job.id)),
     ) == ("jpeg", "webp")
     assert tuple(
         codec.decode(client.result(job.id, width=width)).width for width in (None, 48)
@@ -258,7 +258,11 @@ def test_the_service_lists_its_workers_queue_limits_and_models(
     client.submit(*pictures)
     system, models = client.system(), {model.name: model for model in client.models()}
 
-    assert (system.queued, system.running, system.limits.max_file_bytes) == (1, 0, codec.MAX_BYTES)
+    assert (system.queued, system.running, system.limits.max_file_bytes) == (
+        1,
+        0,
+        validation.MAX_BYTES,
+    )
     assert [(status.busy, status.info and status.info.device) for status in system.workers] == [
         (False, "A card")
     ]
@@ -657,4 +661,4 @@ def test_the_example_in_the_docstring_runs(
     )
 
     assert shown == [("queued", None), ("running", None), ("succeeded", None)]
-    assert codec.detect_format(Path("result.png").read_bytes()) == "png"
+    assert validation.detect_format(Path("result.png").read_bytes()) == "png"

@@ -15,7 +15,7 @@ from proxy import Proxy
 
 from core import errors
 from core.config import Settings
-from core.images import codec
+from core.images import codec, validation
 from core.jobs.models import Job, JobInput, Status, new_job_id
 from core.jobs.store import JobStore
 from core.neural.transfer.inputs import StyleInputs
@@ -542,7 +542,7 @@ def test_nobody_waits_for_room_on_the_disk_when_the_job_is_over(
     job, waiting = submit(), threading.Event()
 
     def full(data: bytes) -> str:
-        if codec.detect_format(data) == "png":  # the result, not a preview
+        if validation.detect_format(data) == "png":  # the result, not a preview
             waiting.set()
         raise errors.StorageFull()
 

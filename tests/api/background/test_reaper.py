@@ -178,7 +178,7 @@ def test_a_leader_that_was_frozen_while_deleting_keeps_others_from_it(
 ) -> None:
     upload = blobs.put(b"upload")
     store.reserve(upload, 0)
-    with blobs.alone() as alone:
+    with blobs.try_deletion_lock() as alone:
         assert alone
         reaper.tick()
         assert blobs.has(upload)

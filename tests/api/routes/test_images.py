@@ -14,6 +14,7 @@ from api.routes import images
 from api.settings import ApiSettings
 from api.submissions import multipart
 from core.images import codec as pictures
+from core.images import validation
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, PendingBlob, digest_of
 
@@ -102,7 +103,7 @@ def test_a_file_is_refused_as_soon_as_it_exceeds_its_limit(
 ) -> None:
     """The body as a whole is still within the limit of a form."""
     written = []
-    monkeypatch.setattr(pictures, "MAX_BYTES", 200_000)
+    monkeypatch.setattr(validation, "MAX_BYTES", 200_000)
     monkeypatch.setattr(PendingBlob, "write", lambda self, data: written.append(len(data)))
     field = "content" if path == "/v1/jobs" else "image"
 

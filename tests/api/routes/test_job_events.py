@@ -21,7 +21,7 @@ from api.job_feed import JobSnapshot
 from api.routes import job_events
 from cli.local_service import free_port
 from core.auth.api_keys import ApiKeyStore
-from core.images import codec
+from core.images import codec, validation
 from core.jobs.models import (
     Frame,
     Job,
@@ -449,7 +449,7 @@ def test_a_slow_client_of_a_large_conversion_costs_no_memory(serve: Serve, blobs
     api.succeed(job, blobs.put(codec.encode(noise)))
     path = f"/v1/jobs/{job.id}/result?width=1500"
     data = api.ask(path).read()
-    assert codec.detect_format(data) == "png"
+    assert validation.detect_format(data) == "png"
     before = psutil.Process(api.process.pid).memory_info().rss
     answers = [api.ask(path) for _ in range(16)]
     assert {answer.read(4) for answer in answers} == {data[:4]}

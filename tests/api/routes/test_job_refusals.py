@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from core.images import codec
+from core.images import codec, validation
 from core.jobs.store import JobStore
 
 Submit = Callable[..., Any]
@@ -64,7 +64,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
         (b"", 415, "unsupported_image"),
         (b"<html>", 415, "unsupported_image"),
         (PNG + b"\0" * 50, 422, "bad_image"),
-        (PNG + b"\0" * codec.MAX_BYTES, 413, "upload_too_large"),
+        (PNG + b"\0" * validation.MAX_BYTES, 413, "upload_too_large"),
     ],
     ids=["empty", "html", "broken", "20 MB"],
 )

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
-from core.images import codec
+from core.images import codec, validation
 from core.jobs.models import JobProgress, Output
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
@@ -65,14 +65,14 @@ def test_the_result_is_available_in_every_format(
         png.headers["content-type"],
         png.headers["x-content-type-options"],
     ) == (data, "image/png", "nosniff")
-    for kind in codec.FORMATS:
+    for kind in validation.FORMATS:
         answer = client.get(f"{address}/result", params={"format": kind})
-        assert (codec.detect_format(answer.content), answer.headers["content-type"]) == (
+        assert (validation.detect_format(answer.content), answer.headers["content-type"]) == (
             kind,
             f"image/{kind}",
         )
         assert codec.decode(answer.content).size == (96, 72)
-    assert codec.detect_format(client.get(f"{address}/preview").content) == "jpeg"
+    assert validation.detect_format(client.get(f"{address}/preview").content) == "jpeg"
 
 
 def test_there_is_no_result_before_the_end_or_of_a_job_canceled_in_the_queue(

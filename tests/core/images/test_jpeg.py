@@ -1,4 +1,4 @@
-"""The structure of JPEG files."""
+"""The check of the structure of JPEG files."""
 
 import hostile_files
 import pytest
@@ -9,12 +9,14 @@ JPEGS = {name: data for name, data in hostile_files.encodings().items() if name.
 
 
 @pytest.mark.parametrize("name", sorted(JPEGS))
-def test_a_file_is_whole_up_to_its_own_end_mark_and_not_to_that_of_a_thumbnail(name: str) -> None:
-    whole = JPEGS[name]
+def test_a_file_is_complete_only_with_its_own_end_marker_and_not_with_a_thumbnail_one(
+    name: str,
+) -> None:
+    complete = JPEGS[name]
 
-    assert jpeg.is_complete(whole)
-    assert jpeg.is_complete(whole + whole[:100])
-    assert [end for end in range(len(whole)) if jpeg.is_complete(whole[:end])] == []
+    assert jpeg.is_complete(complete)
+    assert jpeg.is_complete(complete + complete[:100])
+    assert [end for end in range(len(complete)) if jpeg.is_complete(complete[:end])] == []
 
 
 @pytest.mark.parametrize(
@@ -28,5 +30,5 @@ def test_a_file_is_whole_up_to_its_own_end_mark_and_not_to_that_of_a_thumbnail(n
         pytest.param(hostile_files.jpeg_with(b"\xff\xe0\0\1"), id="a length below its own"),
     ],
 )
-def test_what_no_encoder_writes_is_refused(data: bytes) -> None:
+def test_a_structure_that_no_encoder_writes_is_refused(data: bytes) -> None:
     assert not jpeg.is_complete(data)

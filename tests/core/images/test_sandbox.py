@@ -1,4 +1,4 @@
-"""What a decoder that a file has taken over can do: nothing."""
+"""A decoder that a file has taken over can do nothing."""
 
 import json
 import platform
@@ -8,37 +8,39 @@ from pathlib import Path
 
 import pytest
 
-from core.images import codec
+from core.images import decoder
 
-here = pytest.mark.skipif(
+needs_filter = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
     reason="no filter on this system",
 )
 
-# The child as it is, but its decoder is taken over: it tries one thing, and says what came of it.
+# The real process with a decoder that is taken over: it makes one attempt, and reports the result.
 _TAKEN_OVER = """
 import ctypes, multiprocessing, os, pathlib, resource, signal, socket, subprocess, sys, threading
 from core import errors
-from core.images import codec
+from core.images import codec, decoder_process
 folder, out = pathlib.Path(sys.argv[1]), os.dup(1)
 def attempt():
     {attempt}
-def decode(data):
+def decode(*_, **__):
     try:
         attempt()
     except BaseException as error:
         raise errors.BadImage(f"{{type(error).__name__}} {{error}}") from error
     raise errors.BadImage("done")
-if "decoder" in sys.argv:
-    codec.decode = decode
-ours, theirs = multiprocessing.Pipe(duplex=False)
+codec.decode = decode
+ours, theirs = multiprocessing.Pipe()
 if os.fork() == 0:
     try:
-        codec._inspect(theirs, folder / "upload", 2**30, 5, mask=False)
+        decoder_process.serve(theirs, 2**30, 5)
     finally:
         os._exit(0)
 theirs.close()
-ours.recv_bytes()  # it has begun
+ours.recv_bytes()  # the process is ready
+ours.send_bytes(b"{{}}")
+ours.send_bytes(b"x")
+ours.send_bytes(b"")
 print(ours.recv_bytes().decode())
 """
 
@@ -47,7 +49,7 @@ def _try(folder: Path, attempt: str) -> str:
     (folder / "upload").write_bytes(b"x")
     script = _TAKEN_OVER.format(attempt=attempt)
     done = subprocess.run(
-        [sys.executable, "-c", script, folder, "decoder"],
+        [sys.executable, "-c", script, folder],
         capture_output=True,
         check=True,
         timeout=60,
@@ -55,12 +57,12 @@ def _try(folder: Path, attempt: str) -> str:
     return str(json.loads(done.stdout)["message"])
 
 
-@here
+@needs_filter
 @pytest.mark.parametrize(
     "attempt",
     [
         pytest.param("(folder / 'new').write_bytes(b'x')", id="write a new file"),
-        pytest.param("(folder / 'upload').write_bytes(b'y')", id="change its own upload"),
+        pytest.param("(folder / 'upload').write_bytes(b'y')", id="change a file"),
         pytest.param("(folder / 'upload').unlink()", id="delete"),
         pytest.param("(folder / 'upload').rename(folder / 'new')", id="rename"),
         pytest.param("(folder / 'upload').read_bytes()", id="read a file"),
@@ -92,23 +94,21 @@ def test_a_decoder_that_is_taken_over_can_do_nothing(tmp_path: Path, attempt: st
     assert (tmp_path / "upload").read_bytes() == b"x"
 
 
-@here
-def test_what_needs_no_leave_still_works(tmp_path: Path) -> None:
-    """Else the test before would pass for a child that can do nothing at all."""
+@needs_filter
+def test_a_decoder_that_is_taken_over_can_still_use_memory(tmp_path: Path) -> None:
+    """Otherwise the test before would pass for a process that cannot do anything."""
     assert _try(tmp_path, "bytearray(2**26)") == "done"
 
 
-@here
-def test_what_a_decoder_prints_does_not_reach_the_log(tmp_path: Path) -> None:
+@needs_filter
+def test_the_output_of_a_decoder_does_not_reach_the_log(tmp_path: Path) -> None:
     (tmp_path / "upload").write_bytes(b"x")
     script = _TAKEN_OVER.format(attempt="os.write(2, b'flood'); print('flood', flush=True)")
-    done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path, "decoder"], capture_output=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, check=True)
 
     assert b"flood" not in done.stdout + done.stderr
 
 
-@here
-def test_the_children_of_the_api_are_filtered() -> None:
-    assert codec.warm_up()
+@needs_filter
+def test_the_system_calls_of_decoding_processes_are_filtered() -> None:
+    assert decoder.warm_up()

@@ -1,4 +1,4 @@
-"""The structure of WebP files."""
+"""The check of the structure of WebP files."""
 
 import hostile_files
 import pytest
@@ -9,12 +9,12 @@ WEBPS = {name: data for name, data in hostile_files.encodings().items() if name.
 
 
 @pytest.mark.parametrize("name", sorted(WEBPS))
-def test_a_file_is_whole_up_to_its_promised_length(name: str) -> None:
-    whole = WEBPS[name]
+def test_a_file_is_complete_only_with_its_promised_length(name: str) -> None:
+    complete = WEBPS[name]
 
-    assert webp.is_complete(whole)
-    assert webp.is_complete(whole + b"<script>")
-    assert [end for end in range(len(whole)) if webp.is_complete(whole[:end])] == []
+    assert webp.is_complete(complete)
+    assert webp.is_complete(complete + b"<script>")
+    assert [end for end in range(len(complete)) if webp.is_complete(complete[:end])] == []
 
 
 @pytest.mark.parametrize(
@@ -25,5 +25,5 @@ def test_a_file_is_whole_up_to_its_promised_length(name: str) -> None:
         pytest.param(b"RIFF\x10\0\0\0WEBPVP8L\x06\0\0\0abcdef", id="a chunk longer than the file"),
     ],
 )
-def test_what_no_encoder_writes_is_refused(data: bytes) -> None:
+def test_a_structure_that_no_encoder_writes_is_refused(data: bytes) -> None:
     assert not webp.is_complete(data)

@@ -1,4 +1,4 @@
-"""Bytes under their digest."""
+"""Store bytes under their digest."""
 
 import errno
 import hashlib
@@ -17,7 +17,7 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_what_was_put_is_got_by_its_digest(blobs: Blobs, tmp_path: Path) -> None:
+def test_a_blob_is_read_by_its_digest(blobs: Blobs, tmp_path: Path) -> None:
     digest = blobs.put(b"paint")
 
     assert digest == "sha256:" + hashlib.sha256(b"paint").hexdigest()
@@ -27,7 +27,7 @@ def test_what_was_put_is_got_by_its_digest(blobs: Blobs, tmp_path: Path) -> None
     assert len(_files(tmp_path)) == 1
 
 
-def test_a_deleted_blob_is_gone_and_deleting_is_safe_to_repeat(blobs: Blobs) -> None:
+def test_a_deleted_blob_is_not_found_and_deletion_is_safe_to_repeat(blobs: Blobs) -> None:
     digest = blobs.put(b"paint")
     blobs.delete(digest)
     blobs.delete(digest)
@@ -40,7 +40,7 @@ def test_a_deleted_blob_is_gone_and_deleting_is_safe_to_repeat(blobs: Blobs) -> 
 @pytest.mark.parametrize(
     "name", ["", "sha256:", "../../etc/passwd", "sha256:" + "g" * 64, "sha256:" + "a" * 64 + "\n"]
 )
-def test_only_a_digest_is_ever_a_path(blobs: Blobs, name: str) -> None:
+def test_only_a_digest_becomes_a_path(blobs: Blobs, name: str) -> None:
     assert not is_digest(name)
     assert not blobs.has(name)
     with pytest.raises(errors.ImageNotFound):
@@ -48,7 +48,7 @@ def test_only_a_digest_is_ever_a_path(blobs: Blobs, name: str) -> None:
 
 
 @pytest.mark.parametrize("use", [Blobs.get, Blobs.open, Blobs.path, Blobs.has, Blobs.size_bytes])
-def test_a_disk_that_fails_to_read_is_no_missing_picture(
+def test_a_read_error_is_not_reported_as_a_missing_picture(
     blobs: Blobs, monkeypatch: pytest.MonkeyPatch, use: Callable[[Blobs, str], object]
 ) -> None:
     digest = blobs.put(b"x")
@@ -62,7 +62,7 @@ def test_a_disk_that_fails_to_read_is_no_missing_picture(
         use(blobs, digest)
 
 
-def test_a_write_that_fails_leaves_nothing(
+def test_a_failed_write_leaves_no_file(
     blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:
@@ -79,52 +79,54 @@ def test_a_write_that_fails_leaves_nothing(
 @pytest.mark.parametrize(
     "use",
     [
-        lambda part: part.flush(),
-        lambda part: part.seek(0),
-        lambda part: part.digest,
-        lambda part: part.write(b"p" * 99_999),
+        lambda file: file.flush(),
+        lambda file: file.seek(0),
+        lambda file: file.digest,
+        lambda file: file.write(b"p" * 99_999),
     ],
 )
-def test_whatever_first_writes_to_a_full_disk_says_so(
+def test_every_first_write_to_a_full_disk_raises_storage_full(
     tmp_path: Path, use: Callable[[PendingBlob], object]
 ) -> None:
-    with PendingBlob(os.open("/dev/full", os.O_RDWR), tmp_path / "part") as part:
-        part.write(b"paint")  # stays in memory
+    with PendingBlob(os.open("/dev/full", os.O_RDWR), tmp_path / "part") as file:
+        file.write(b"paint")  # stays in the buffer
 
         with pytest.raises(errors.StorageFull):
-            use(part)
+            use(file)
 
 
-def test_a_part_becomes_a_blob_without_a_copy_or_is_gone_when_it_is_closed(
+def test_a_pending_file_becomes_a_blob_without_a_copy_or_is_deleted_on_close(
     blobs: Blobs, tmp_path: Path
 ) -> None:
     with blobs.pending() as first:
         first.write(b"paint")
         digest = blobs.commit(first)
-    with blobs.pending() as kept:
-        kept.write(b"paint")
-        inode = os.fstat(kept.fileno()).st_ino
-        assert blobs.commit(kept) == digest
-    with blobs.pending() as dropped:
-        dropped.write(b"other")
+    with blobs.pending() as second:
+        second.write(b"paint")
+        inode = os.fstat(second.fileno()).st_ino
+        assert blobs.commit(second) == digest
+    with blobs.pending() as uncommitted:
+        uncommitted.write(b"other")
 
     assert digest == digest_of(b"paint")
     assert [path.stat().st_ino for path in _files(tmp_path)] == [inode]
     assert blobs.path(digest).read_bytes() == b"paint"
 
 
-def test_half_written_files_are_swept_after_an_hour(blobs: Blobs, tmp_path: Path) -> None:
+def test_pending_files_of_killed_processes_are_deleted_after_an_hour(
+    blobs: Blobs, tmp_path: Path
+) -> None:
     digest = blobs.put(b"paint")
-    part = tmp_path / "blobs" / "parts" / "left-by-a-killed-process"
-    part.write_bytes(b"pai")
+    pending = tmp_path / "blobs" / "parts" / "left-by-a-killed-process"
+    pending.write_bytes(b"pai")
     assert blobs.sweep() == 0
 
-    os.utime(part, (time.time() - 7200,) * 2)
+    os.utime(pending, (time.time() - 7200,) * 2)
     assert blobs.sweep() == 1
     assert blobs.has(digest)
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
 

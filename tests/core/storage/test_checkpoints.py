@@ -19,18 +19,22 @@ def test_two_attempts_at_a_job_never_share_a_file() -> None:
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_what_no_job_would_go_on_from_is_swept_when_it_is_old(tmp_path: Path, old: bool) -> None:
+def test_old_checkpoints_that_no_job_would_resume_from_are_deleted(
+    tmp_path: Path, old: bool
+) -> None:
     folder, job_id = Checkpoints(tmp_path), new_job_id()
-    named, left = (Checkpoints.name(job_id, "t" * 32, count) for count in (0, 1))
+    current, outdated = (Checkpoints.name(job_id, "t" * 32, count) for count in (0, 1))
     orphan = Checkpoints.name(new_job_id(), "t" * 32, 0)
-    for name in (named, left, orphan):
+    for name in (current, outdated, orphan):
         folder.path(name).write_text("x")
         if old:
             os.utime(folder.path(name), (1, 1))
-    swept = folder.sweep(lambda found: named if found == job_id else None)
+    deleted = folder.sweep(lambda found: current if found == job_id else None)
 
-    assert swept == (2 if old else 0)
-    assert {file.name for file in tmp_path.iterdir()} == ({named} if old else {named, left, orphan})
+    assert deleted == (2 if old else 0)
+    assert {file.name for file in tmp_path.iterdir()} == (
+        {current} if old else {current, outdated, orphan}
+    )
 
 
 def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
@@ -42,5 +46,5 @@ def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     assert sorted(folder.sizes()) == [3, 5]
 
 
-def test_a_name_leads_nowhere_else(tmp_path: Path) -> None:
+def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path).path("../../etc/passwd").parent == tmp_path

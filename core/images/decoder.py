@@ -1,0 +1,342 @@
+"""Decode untrusted files in sandboxed processes, for uploads, jobs and data sets.
+
+A file that crashes the decoder, takes it over or makes it use too much memory harms only that
+process. There are two ways to start one:
+
+    fork_process   forks a server that has loaded Pillow already. It takes milliseconds. For uploads
+                   and data sets.
+    run_program    runs a new program, which inherits no secrets in environment variables and no
+                   descriptors. It takes tenths of a second. For workers.
+
+decoder_process.py restricts the process and describes the protocol. This module trusts nothing that
+a process sends: sizes are bounded, pixels are plain bytes, a refusal becomes one of four errors.
+"""
+
+import io
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from PIL import Image
+
+from core import errors
+from core.images import decoder_process, validation
+from core.images.codec import Background, Resize
+from core.style.spec import MAX_SIZE_PX
+
+
+@dataclass(frozen=True)
+class ProcessLimits:
+    """Limits of a decoding process."""
+
+    memory_bytes: int  # of address space
+    cpu_seconds: int  # for all files of a process
+    start_seconds: float  # wall time, until the process is ready
+    file_seconds: float  # wall time, for one file
+    max_files: int | None = None  # a new process serves the files after that
+
+
+UPLOAD_LIMITS = ProcessLimits(1536 * 2**20, cpu_seconds=10, start_seconds=20, file_seconds=20)
+# A result to start from may be larger than an upload. The times allow for a busy machine.
+JOB_LIMITS = ProcessLimits(3 * 2**30, cpu_seconds=600, start_seconds=500, file_seconds=500)
+# CPU time is never given back: 3600 s for 300 files are 12 s for each, and an upload has 10. The
+# wall times are long, because a picture that is refused on a busy machine would be missing.
+DATASET_LIMITS = ProcessLimits(
+    1536 * 2**20, cpu_seconds=3600, start_seconds=120, file_seconds=120, max_files=300
+)
+
+_EXIT_SECONDS = 1.0  # that a process may take to exit after its last word
+_CHUNK_BYTES = 2**20
+_MAX_HEADER_BYTES = 4096
+_MAX_PIXELS = max(validation.MAX_PIXELS, MAX_SIZE_PX**2)
+_REFUSALS = (
+    errors.BadImage,
+    errors.UnsupportedImage,
+    errors.ImageTooLarge,
+    errors.UploadTooLarge,
+)
+_PROGRAM = (sys.executable, "-m", "core.images.decoder_process")
+# The environment variables that a program gets, by the beginnings of their names.
+_INHERITED_VARIABLES = ("PYTHON", "PATH", "LD_", "LANG", "LC_", "VIRTUAL_ENV")
+# What a dead process or an answer that is not valid raises here.
+_PROCESS_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+)
+# Starting a forked process polls all others. Two polls at once would lose an exit code.
+_fork_lock = threading.Lock()
+
+
+class DecoderProcess(Protocol):
+    """A started process."""
+
+    def kill(self) -> None:
+        """Send SIGKILL. Safe to repeat."""
+
+    def wait(self, seconds: float | None) -> int | None:
+        """Return the exit code (a signal's number is negative), or None if the process runs on."""
+
+
+StartProcess = Callable[[Connection, ProcessLimits], DecoderProcess]
+Serve = Callable[[Connection, int, int], None]  # its parameters: see decoder_process.serve
+
+
+class _ForkedProcess:
+    def __init__(self, connection: Connection, limits: ProcessLimits, serve: Serve) -> None:
+        context = multiprocessing.get_context("forkserver")
+        arguments = (connection, limits.memory_bytes, limits.cpu_seconds)
+        with _fork_lock:
+            context.set_forkserver_preload([decoder_process.__name__])
+            self._process = context.Process(target=serve, args=arguments, daemon=True)
+            self._process.start()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, seconds: float | None) -> int | None:
+        # The lock must not be held while this waits.
+        multiprocessing.connection.wait([self._process.sentinel], seconds)
+        with _fork_lock:
+            return self._process.exitcode
+
+
+class _Program:
+    def __init__(self, connection: Connection, command: list[str]) -> None:
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(_INHERITED_VARIABLES)
+        }
+        null = subprocess.DEVNULL
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=connection.fileno(), stdout=null, stderr=null
+        )
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, seconds: float | None) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode
+
+
+def fork_process(
+    connection: Connection,
+    limits: ProcessLimits,
+    serve: Serve = decoder_process.serve,
+) -> DecoderProcess:
+    """Fork a decoding process from the fork server. Raises OSError, EOFError."""
+    return _ForkedProcess(connection, limits, serve)
+
+
+def run_program(
+    connection: Connection, limits: ProcessLimits, command: tuple[str, ...] = _PROGRAM
+) -> DecoderProcess:
+    """Start a decoding process as a program of its own. Raises OSError."""
+    return _Program(connection, [*command, str(limits.memory_bytes), str(limits.cpu_seconds)])
+
+
+class SandboxedDecoder:
+    """Decodes untrusted files, one after another, in one process at a time. For one thread.
+
+    The first file starts the process. Another process replaces it when it dies, hangs or has served
+    `limits.max_files` files. A context manager, which ends the process.
+    """
+
+    def __init__(
+        self, limits: ProcessLimits = JOB_LIMITS, start: StartProcess = run_program
+    ) -> None:
+        self._limits, self._start_process = limits, start
+        self._process: DecoderProcess | None = None
+        self._connection: Connection | None = None
+        self._files = 0
+        self._timed_out = False
+
+    def __enter__(self) -> "SandboxedDecoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def decode(
+        self, data: bytes, background: Background = "white", *, any_size: bool = False
+    ) -> Image.Image:
+        """Decode a file as `codec.decode` does, and raise what it raises.
+
+        Raises also BadImage if the process dies or hangs, OutOfMemory if the system kills it, and
+        Unavailable if no process can be started.
+        """
+        request = {"pixels": True, "background": background, "any_size": any_size}
+        size, pixels = self._request(request, io.BytesIO(data))
+        return Image.frombytes("RGB", size, pixels)
+
+    def inspect(self, file: BinaryIO, *, mask: bool = False) -> tuple[int, int]:
+        """Decode a file and return its (width, height). Raises as `decode` does.
+
+        mask: decode as `codec.decode_mask` does, and raise BadImage if the mask is all black.
+        """
+        size, _ = self._request({"mask": mask}, file)
+        return size
+
+    def decode_square(self, data: bytes, side_px: int, resize: Resize) -> bytes:
+        """Decode and scale a file as `codec.decode_square` does. Raises as `decode` does.
+
+        If a process dies or hangs that has served other files, they may be the cause: the file gets
+        a new process.
+        """
+        request = {"pixels": True, "square": [side_px, resize]}
+        size, pixels = self._request(request, io.BytesIO(data), retry=True)
+        if size != (side_px, side_px):
+            raise errors.BadImage()
+        return pixels
+
+    def start(self) -> bool:
+        """Start a new process; return whether the kernel filters its system calls.
+
+        Raises Unavailable if no process can be started.
+        """
+        self.close()
+        self._files, self._timed_out = 0, False
+        try:
+            self._connection, theirs = multiprocessing.Pipe()
+            with theirs:  # this process closes its copy, so that it sees when the other one dies
+                self._process = self._start_process(theirs, self._limits)
+            with self._timeout(self._limits.start_seconds):
+                ready = json.loads(self._connection.recv_bytes(_MAX_HEADER_BYTES))
+            return bool(ready["filtered"])
+        except _PROCESS_ERRORS as error:
+            self.close()
+            raise errors.Unavailable(
+                "No process to decode pictures in can be started; try again."
+            ) from error
+
+    def close(self) -> None:
+        """End the process. Safe to repeat."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(None)
+        self._connection = self._process = None
+
+    def _request(
+        self, request: dict[str, Any], file: BinaryIO, *, retry: bool = False
+    ) -> tuple[tuple[int, int], bytes]:
+        """Have a file decoded; return the (width, height) and the pixels, if they are requested."""
+        if self._process is None or self._files == self._limits.max_files:
+            self.start()
+        self._files += 1
+        try:
+            with self._timeout(self._limits.file_seconds):
+                self._send(request, file)
+                return self._receive(has_pixels="pixels" in request)
+        except errors.Unavailable:  # part of the file is sent
+            self.close()
+            raise
+        except _PROCESS_ERRORS as error:
+            failure = self._find_cause()
+            if not retry or self._files == 1:
+                raise failure from error
+        file.seek(0)
+        return self._request(request, file)
+
+    def _send(self, request: dict[str, Any], file: BinaryIO) -> None:
+        assert self._connection is not None
+        self._connection.send_bytes(json.dumps(request).encode())
+        for chunk in _read_chunks(file):
+            self._connection.send_bytes(chunk)
+        self._connection.send_bytes(b"")
+
+    def _receive(self, *, has_pixels: bool) -> tuple[tuple[int, int], bytes]:
+        """Return an answer, or raise its refusal. Raises _PROCESS_ERRORS if it is not valid."""
+        assert self._connection is not None
+        answer = json.loads(self._connection.recv_bytes(_MAX_HEADER_BYTES))
+        if "refusal" in answer:
+            refusals = {kind.__name__: kind for kind in _REFUSALS}
+            raise refusals.get(str(answer["refusal"]), errors.BadImage)(str(answer["message"]))
+        width, height = map(int, answer["size"])
+        if min(width, height) < 1 or width * height > _MAX_PIXELS:
+            raise ValueError(answer)
+        if not has_pixels:
+            return (width, height), b""
+        pixels = self._connection.recv_bytes(3 * width * height)
+        if len(pixels) != 3 * width * height:
+            raise ValueError(len(pixels))
+        return (width, height), pixels
+
+    @contextmanager
+    def _timeout(self, seconds: float) -> Iterator[None]:
+        """Kill the process after so many seconds inside; this ends a read of half an answer too."""
+        process = self._process
+        assert process is not None
+
+        def kill() -> None:
+            self._timed_out = True
+            process.kill()
+
+        timer = threading.Timer(seconds, kill)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _find_cause(self) -> errors.ImpastoError:
+        """End a process that gave no valid answer; return the error that explains why.
+
+        The kernel sends SIGKILL when the machine is out of memory, and the file is not to blame. A
+        process over its own limits gets another signal (see sandbox.py), and the file is to blame.
+        """
+        assert self._process is not None
+        exit_code = None if self._timed_out else self._process.wait(_EXIT_SECONDS)
+        self.close()
+        return errors.OutOfMemory() if exit_code == -signal.SIGKILL else errors.BadImage()
+
+
+def _read_chunks(file: BinaryIO) -> Iterator[bytes]:
+    try:
+        yield from iter(lambda: file.read(_CHUNK_BYTES), b"")
+    except OSError as error:
+        raise errors.Unavailable("Pictures cannot be read at the moment; try again.") from error
+
+
+def inspect_upload(path: Path, *, mask: bool = False) -> tuple[int, int]:
+    """Decode an upload in a process of its own; return its (width, height).
+
+    mask: decode it as a mask, and raise BadImage if it is all black. Raises what `codec.decode`
+    raises, and Unavailable if no process can be started or the machine is out of memory.
+    """
+    try:
+        with path.open("rb") as file:
+            validation.detect_format(file.read(12))
+            validation.check_file_size(file.seek(0, os.SEEK_END))
+            file.seek(0)
+            with SandboxedDecoder(UPLOAD_LIMITS, fork_process) as decoder:
+                return decoder.inspect(file, mask=mask)
+    except OSError as error:  # deleted as stale, because the clock has jumped; too many open files
+        raise errors.Unavailable() from error
+    except errors.OutOfMemory as error:
+        raise errors.Unavailable() from error
+
+
+def warm_up() -> bool:
+    """Start the fork server, by one process; return whether the kernel filters its system calls."""
+    with SandboxedDecoder(UPLOAD_LIMITS, fork_process) as decoder:
+        return decoder.start()

@@ -1,0 +1,70 @@
+"""The process that decoder.py starts: restricts itself, then decodes files from a connection.
+
+The protocol consists of frames of `multiprocessing.connection`, each a length and so many bytes:
+
+    process   {"filtered": bool}, once: the process is ready; whether system calls are filtered
+    parent    a request, the file in several frames, and an empty frame
+    process   {"size": [width, height]}, and, if requested, one frame of pixels (RGB, row by row);
+              or {"refusal": name of the error, "message": its message}
+
+The keys of a request, all optional: `pixels` (send them), `background` and `any_size` (as in
+`codec.decode`), `mask` (decode a mask, and refuse a black one), `square` (side and way to resize).
+"""
+
+import json
+import os
+import sys
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from PIL import Image
+
+from core import errors
+from core.images import codec, sandbox
+
+
+def serve(connection: Connection, memory_bytes: int, cpu_seconds: int) -> None:
+    """Restrict this process, then answer requests until the parent closes the connection."""
+    sandbox.close_descriptors(connection.fileno())
+    is_filtered = sandbox.restrict_process(memory_bytes, cpu_seconds)
+    with suppress(EOFError, OSError):
+        _send_header(connection, {"filtered": is_filtered})
+        while True:
+            request = json.loads(connection.recv_bytes())
+            data = b"".join(iter(connection.recv_bytes, b""))
+            try:
+                picture = _decode(request, data)
+            except errors.BadInput as error:
+                refusal = {"refusal": type(error).__name__, "message": error.message}
+                _send_header(connection, refusal)
+                continue
+            _send_header(connection, {"size": picture.size})
+            if request.get("pixels"):
+                connection.send_bytes(picture.tobytes())
+
+
+def _decode(request: dict[str, Any], data: bytes) -> Image.Image:
+    if request.get("mask"):
+        mask = codec.decode_mask(data)
+        codec.check_mask(mask)
+        return mask
+    if "square" in request:
+        return codec.decode_square(data, *request["square"])
+    return codec.decode(
+        data, request.get("background", "white"), any_size=request.get("any_size", False)
+    )
+
+
+def _send_header(connection: Connection, header: dict[str, Any]) -> None:
+    connection.send_bytes(json.dumps(header).encode())
+
+
+def main() -> None:
+    """Serve on the socket at standard input. Arguments: memory in bytes, CPU time in seconds."""
+    memory_bytes, cpu_seconds = map(int, sys.argv[1:])
+    serve(Connection(os.dup(0)), memory_bytes, cpu_seconds)
+
+
+if __name__ == "__main__":
+    main()
