@@ -80,4 +80,4 @@ def webhooks() -> None:
 )
 def webhook_secret(owner: str) -> None:
     """The secret to verify an owner's webhooks with."""
-    click.echo(read_settings(Settings).webhooks.owner_secret(owner))
+    click.echo(read_settings(Settings).webhook_signer.owner_secret(owner))

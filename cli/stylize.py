@@ -125,7 +125,7 @@ def _read(
         init_image=take(init_image) if init_image else None,
         spec=spec.model_dump(),
     )
-    return wanted, StyleInputs(*wanted.pictures(files.__getitem__))
+    return wanted, StyleInputs(*wanted.load_images(files.__getitem__))
 
 
 def _say_plan(plan: Any) -> None:

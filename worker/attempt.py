@@ -173,7 +173,7 @@ class Attempt:
         began = time.monotonic()
         wanted = self._job.input
         with SandboxedDecoder() as room:
-            subject = StyleInputs(*wanted.pictures(self._read, room.decode))
+            subject = StyleInputs(*wanted.load_images(self._read, room.decode))
         spec = parse_spec(wanted.spec)
         self._watchdog.begin_phase("device")
         network, planner = load(spec.model)

@@ -42,7 +42,7 @@ class SubmissionService:
         """The wishes, with the webhook's URL written in the one way. Raises BadWebhook."""
         if wishes.webhook is None:
             return wishes
-        return wishes.model_copy(update={"webhook": self.webhooks.receiver(wishes.webhook).url})
+        return wishes.model_copy(update={"webhook": self.webhooks.parse_url(wishes.webhook).url})
 
     def terms(
         self,

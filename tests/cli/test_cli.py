@@ -18,7 +18,7 @@ from core.neural.weights.parameters import Parameters
 from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
 from core.style.spec import PARAMETERS
-from core.webhooks.policy import WebhookPolicy
+from core.webhooks.signing import Signer
 
 
 @pytest.fixture
@@ -311,7 +311,7 @@ def test_each_owners_webhook_secret_is_told(impasto: Any) -> None:
     none = impasto("webhook-secret")
 
     assert told == [
-        WebhookPolicy(secret).owner_secret(owner) for owner in ("local", "local", "anna")
+        Signer(secret).owner_secret(owner) for owner in ("local", "local", "anna")
     ]
     assert none.returncode == 2
     assert "IMPASTO_WEBHOOK_SECRET is not set" in none.stderr

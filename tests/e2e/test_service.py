@@ -15,7 +15,7 @@ from standardwebhooks import Webhook
 
 from core.images import codec
 from core.jobs.models import Job, Status
-from core.webhooks.policy import WebhookPolicy
+from core.webhooks.signing import Signer
 
 pytestmark = pytest.mark.e2e
 
@@ -208,7 +208,7 @@ def test_a_webhook_comes_through_a_kill_of_its_courier(
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             came.append(
-                Webhook(WebhookPolicy(secret).owner_secret("local")).verify(
+                Webhook(Signer(secret).owner_secret("local")).verify(
                     body, dict(self.headers)
                 )
             )
