@@ -34,7 +34,7 @@ from core.storage.blobs import Blobs, digest_of
 CONTROLS = {
     "owners": (
         "import api.job_feed as l, core.jobs.store as s\n"
-        "see, step = l.JobFeed.get, s.JobStore._step\n"
+        "see, step = l.JobFeed.get, s.JobStore._call\n"
         "async def anybodys(self, job_id, owner):\n"
         "    sight = await self._ask(job_id)\n"
         "    return await see(self, job_id, sight.job.owner if sight else owner)\n"
@@ -44,7 +44,7 @@ CONTROLS = {
         "    return step(self, name, *(('',) + args[1:] if name in by_owner else args))\n"
         "async def nobodys(self, job_id, owner):\n"  # a stream would not end
         "    raise s.errors.JobNotFound()\n"
-        "l.JobFeed.get, l.JobFeed.subscribe, s.JobStore._step = anybodys, nobodys, blind"
+        "l.JobFeed.get, l.JobFeed.subscribe, s.JobStore._call = anybodys, nobodys, blind"
     )
 }
 VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")

@@ -160,7 +160,7 @@ def halves(client: Any) -> list[str]:
             found.append(f"{job_id} has no {', '.join(sorted(missing))}")
             continue
         uses.update([*_list(job["blobs"]), *([job["preview"]] if "preview" in job else [])])
-        lists = [f"of:{job['owner']}", f"of:{job['owner']}:{job['status']}"]
+        lists = [f"jobs_of:{job['owner']}", f"jobs_of:{job['owner']}:{job['status']}"]
         lists += ["leases"] if job["status"] == "running" else []
         found += [
             f"{job_id} is not in {name}"
@@ -171,8 +171,8 @@ def halves(client: Any) -> list[str]:
         if waits != (job["status"] == "queued"):
             found.append(f"{job_id} is {job['status']}, and its place in the queue is {waits}")
     for name in (
-        "of:local",
-        *(f"of:local:{status}" for status in Status),
+        "jobs_of:local",
+        *(f"jobs_of:local:{status}" for status in Status),
         "leases",
         "deadlines",
         "expiry",

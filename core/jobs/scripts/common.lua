@@ -1,72 +1,80 @@
 #!lua name=impasto_VERSION
 
--- The atomic steps of the job store. VERSION becomes a hash of all files here (store.py). Called with KEYS[1] = the prefix of every key; times are ms of the server's clock.
+-- The atomic operations of the job store. store.py replaces VERSION by a hash of all files in this
+-- folder. KEYS[1] is `p`, the prefix of every key. Times are ms of the server's clock.
 --
---   <p>job:<id>            hash    one job: status, version, owner, attempt, token, input, progress, ... (JSON where structured)
---   <p>jobs_of:<owner>          zset    an owner's jobs by their entry: a count of their own, which tells nothing of others' jobs
---   <p>jobs_of:<owner>:<status> zset    those of them in that status
---   <p>queue               zset    the places of waiting jobs, all with score 0: their order as text is the order of claims
---   <p>queue:<owner>       zset    those of one owner
---   <p>turns               hash    class -> the latest turn that a job was claimed of
---   <p>leases              zset    running jobs by the time their lease ends
---   <p>deadlines           zset    jobs that must have ended by then
---   <p>expiry              zset    ended jobs by the time their pictures go; those that are kept for good stand there as
---                                  well, in the far future, but pinned ones do not
---   <p>records             zset    those whose pictures are gone, by the time their records go
---   <p>claim:<token>       string  which job a claim returned, so that a claim sent twice takes one job
---   <p>signal:<token>      list    wakes the worker that runs under the token
---   <p>frames:<id>         list    small pictures of a run on its way, in their order (JSON)
---   <p>replay:<owner>:<key> string fingerprint and job of a submission with an idempotency key
---   <p>batch:<id>          zset    the jobs that were submitted as one batch, in their order
---   <p>results:<owner>     hash    fingerprint -> the newest job with that result
---   <p>refs                hash    digest -> how many jobs use the blob
---   <p>refs:<owner>        hash    the same, of one owner's jobs
---   <p>uploads:<owner>     zset    digest -> until when the owner may name what they uploaded
---   <p>sizes:<owner>       hash    digest -> bytes, of these
---   <p>orphans             zset    digest -> when it may be deleted, unless a job uses it by then
---   <p>deleting           set     digests whose file is being deleted now
---   <p>workers             zset    live workers by their last beat
---   <p>worker_info                hash    worker -> what it told of itself, as JSON
---   <p>ended               hash    status -> how many jobs have ended so
---   <p>networks            hash    a model's name, as jobs ask for it -> digest of the weights that workers paint with
---   <p>pace                string  seconds that a job runs: a moving average
---   <p>outbox              zset    lanes (an owner and a host) by the time something is due there
---   <p>outbox:<lane>       zset    ended jobs by the time their webhook is due
---   <p>dispatchers            zset    lanes where a courier is, by the time its lease ends
---   <p>delivery_claim:<token>     string  what a collect returned, so that one sent twice takes one delivery
---   <p>estimate_requests           list    of estimates, which the next worker at leisure answers
---   <p>estimate_reply:<name>       list    the answer to one
---   <p>number              counter of all jobs, the order of arrival
---   <p>entries             hash    owner -> how many jobs they have submitted
---   <p>leader              string  which API process reaps
---   <p>changes             channel ids of jobs that have changed or are gone
+--   <p>job:<id>             hash    one job: status, version, owner, token, input, progress, ...
+--   <p>jobs_of:<owner>      zset    the owner's jobs by their entry, a counter per owner: it tells
+--                                   nothing about the jobs of others
+--   <p>jobs_of:<owner>:<status> zset  those of them in that status
+--   <p>queue                zset    the places of queued jobs, all with score 0: jobs are claimed in
+--                                   the lexical order of the places
+--   <p>queue:<owner>        zset    the places of one owner's queued jobs
+--   <p>rounds               hash    class -> the latest round that a job was claimed from
+--   <p>leases               zset    running jobs by the time their lease expires
+--   <p>deadlines            zset    unfinished jobs by their deadline
+--   <p>expiry               zset    ended jobs by the time their images expire. Jobs without a time
+--                                   limit have one in the far future; pinned jobs are missing.
+--   <p>records              zset    jobs without images by the time their record is deleted
+--   <p>claim:<token>        string  the job that a claim returned: a repeated claim returns it again
+--   <p>signal:<token>       list    wakes the worker that runs under the token
+--   <p>frames:<id>          list    the frames of a run, in order (JSON)
+--   <p>replay:<owner>:<key hash> string  request hash and job of a submission with that key
+--   <p>batch:<id>           zset    the jobs of one batch, in order
+--   <p>results:<owner>      hash    fingerprint -> the newest job with that result
+--   <p>refs                 hash    digest -> how many jobs use the blob
+--   <p>refs:<owner>         hash    the same for the jobs of one owner
+--   <p>uploads:<owner>      zset    digests by the time until which the owner may name the upload
+--   <p>sizes:<owner>        hash    digest -> bytes of the upload
+--   <p>orphans              zset    digests by the time they may be deleted, unless a job uses them
+--   <p>deleting             set     digests whose files are being deleted
+--   <p>workers              zset    workers by their last heartbeat
+--   <p>worker_info          hash    worker -> its description of itself (JSON)
+--   <p>ended                hash    status -> how many jobs have ended in it
+--   <p>networks             hash    model -> digest of the weights that workers use for it
+--   <p>average_seconds      string  moving average of the run time
+--   <p>outbox               zset    destinations (owner and host) by the time a webhook is due there
+--   <p>outbox:<lane>        zset    ended jobs by the time their webhook is due
+--   <p>dispatchers          zset    destinations that a dispatcher sends to, by the end of its lease
+--   <p>delivery_claim:<token> string  the delivery that a claim returned
+--   <p>estimate_requests    list    estimate requests that no worker has taken yet
+--   <p>estimate_reply:<name> list   the reply to one
+--   <p>number               counter of all jobs, in the order of arrival
+--   <p>entries              hash    owner -> how many jobs they have submitted
+--   <p>leader               string  the API process that runs the reaper
+--   <p>changes              channel ids of jobs that have changed or were deleted
 
 local LEGAL = {
   queued = { running = true, canceled = true, expired = true },
   running = { queued = true, succeeded = true, failed = true, canceled = true },
 }
 local CLASS = { high = 1, normal = 2, low = 3 }
-local PLACE = '%d%010d%012d:' -- class, turn, number: 24 characters, then the id
-local SIGNAL_MS = 60000
-local FOREVER_MS = 1000 * 365 * 86400000 -- after those that end some day, in the order of their end
-local CLAIM_MS = 600000 -- that a worker may ask again for the answer to its claim
-local WORKER_MS = 5000 -- a worker beats every second
-local COURIERS, LANES_AT_ONCE = 8, 1000 -- at a time for one owner; that are looked at
-local MOST_RECORDS = 50000 -- of one owner; the oldest that has ended makes room for the next
-local MOST_LOOKED_AT = 5000 -- to find it: before it may stand jobs that wait or are pinned
+local PLACE = '%d%010d%012d:' -- class, round, number: 24 characters, followed by the job's id
+local SIGNAL_MS = 60000 -- a signal to a worker that has died does not stay longer
+local FOREVER_MS = 1000 * 365 * 86400000 -- keeps the order of ends behind all real expiry times
+local CLAIM_MS = 600000 -- how long a worker may repeat a claim
+local WORKER_MS = 5000 -- a worker sends a heartbeat every second
+local COURIERS, LANES_AT_ONCE = 8, 1000 -- per owner; per look
+local MAX_RECORDS = 50000 -- per owner; the oldest ended job makes room for the next
+local MAX_SCANNED = 5000 -- jobs to look at for it: queued and pinned ones may come first
+
+-- The functions that store.py calls, as f(p, ...): maintenance.lua registers them. Those in
+-- `readers` write nothing, so the server runs them even when its disk is full.
+local functions, readers = {}, {}
 
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- A table that was stored as JSON; an empty one where the disk has damaged it, for no step may stop at one bad record.
+-- Decode a table that was stored as JSON. Returns an empty one if a disk fault has damaged it:
+-- one bad record must not stop an operation on others.
 local function decode_stored(text)
-  local read, value = pcall(cjson.decode, text)
-  return read and type(value) == 'table' and value or {}
+  local ok, value = pcall(cjson.decode, text)
+  return ok and type(value) == 'table' and value or {}
 end
 
--- HINCRBY, which stops at what is no number.
+-- HINCRBY that tolerates a damaged value.
 local function add(key, field, number)
   local sum = (tonumber(redis.call('HGET', key, field) or 0) or 0) + number
   redis.call('HSET', key, field, sum)
@@ -77,15 +85,19 @@ local function job_key(p, id)
   return p .. 'job:' .. id
 end
 
--- To be called with every change of what a client may see of a job, which is one step: who watches hears of it
--- when the step is over.
+-- Returns the values of a job's fields; false for a missing one.
+local function get_fields(p, id, ...)
+  return unpack(redis.call('HMGET', job_key(p, id), ...))
+end
+
+-- Every change that a client can see calls this once. The message goes out when the operation ends.
 local function publish_change(p, id)
   add(job_key(p, id), 'version', 1)
   redis.call('PUBLISH', p .. 'changes', id)
 end
 
--- Of a job that the caller may see; '' sees all.
+-- Whether the job exists and belongs to the owner; '' sees all jobs.
 local function is_visible(p, id, owner)
-  local whose = redis.call('HGET', job_key(p, id), 'owner')
-  return whose and (owner == '' or whose == owner)
+  local job_owner = get_fields(p, id, 'owner')
+  return job_owner and (owner == '' or job_owner == owner)
 end

@@ -33,8 +33,9 @@ end
 
 -- token, lease_ms, most tries -> {id, which try}, or nil. The job whose webhook is due first, among the lanes without a
 -- courier. A try counts before it is made: one that kills couriers is not made for ever.
-local function claim_delivery(keys, args)
-  local p, now = keys[1], now_ms()
+function functions.claim_delivery(...)
+  local keys, args = select(1, ...), { select(2, ...) }
+  local p, now = keys, now_ms()
   local before = redis.call('GET', p .. 'delivery_claim:' .. args[1])
   if before then
     local taken = cjson.decode(before)
@@ -93,8 +94,9 @@ local function free_lane(p, token)
 end
 
 -- id, token, ms until the next try or '', how it ended or '' -> 'ok'; 'stale' if the delivery is another courier's
-local function complete_delivery(keys, args)
-  local p, id = keys[1], args[1]
+function functions.complete_delivery(...)
+  local keys, args = select(1, ...), { select(2, ...) }
+  local p, id = keys, args[1]
   local key = job_key(p, id)
   if redis.call('EXISTS', key) == 0 then
     free_lane(p, args[2])
@@ -114,5 +116,3 @@ local function complete_delivery(keys, args)
   return 'ok'
 end
 
-redis.register_function('impasto_VERSION_claim_delivery', claim_delivery)
-redis.register_function('impasto_VERSION_complete_delivery', complete_delivery)

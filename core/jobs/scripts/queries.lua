@@ -1,19 +1,20 @@
--- -> {waiting, running, live workers, seconds a job runs or '', seconds until all that runs is over}
-local function get_load(keys)
-  local p, left = keys[1], 0
-  local pace = redis.call('GET', p .. 'pace')
+-- Returns {queued, running, live workers, average seconds of a run or '', seconds until all running
+-- jobs are done}. The last two are text, because Redis cuts numbers to integers.
+function readers.get_load(p)
+  local remaining, average = 0, redis.call('GET', p .. 'average_seconds')
   for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, 999)) do
-    local progress = redis.call('HGET', job_key(p, id), 'progress')
+    local progress = get_fields(p, id, 'progress')
     local seconds = progress and decode_stored(progress).seconds_left
-    left = left + (type(seconds) == 'number' and seconds or tonumber(pace or 0))
+    remaining = remaining + (type(seconds) == 'number' and seconds or tonumber(average or 0))
   end
-  local live = redis.call('ZCOUNT', p .. 'workers', now_ms() - WORKER_MS, '+inf')
-  return { redis.call('ZCARD', p .. 'queue'), redis.call('ZCARD', p .. 'leases'), live, pace or '', tostring(left) }
+  local queued, running = redis.call('ZCARD', p .. 'queue'), redis.call('ZCARD', p .. 'leases')
+  local workers = redis.call('ZCOUNT', p .. 'workers', now_ms() - WORKER_MS, '+inf')
+  return { queued, running, workers, average or '', tostring(remaining) }
 end
 
--- In the queue; 0 is next, -1: it does not wait.
+-- Returns the position in the queue; 0 is next, -1: not queued.
 local function rank_of(p, id)
-  local place = redis.call('HGET', job_key(p, id), 'place')
+  local place = get_fields(p, id, 'place')
   return place and redis.call('ZRANK', p .. 'queue', place) or -1
 end
 
@@ -24,68 +25,63 @@ local function read_one(p, id)
   return fields
 end
 
--- Jobs that were read, and after them the load, if one of them waits.
-local function with_load(keys, jobs)
-  local waits = false
-  for _, fields in ipairs(jobs) do
-    waits = waits or (fields[#fields] or -1) >= 0
+-- Append the load to the rows if one of the jobs is queued, otherwise an empty table.
+local function with_load(p, rows)
+  local is_queued = false
+  for _, row in ipairs(rows) do
+    is_queued = is_queued or (row[#row] or -1) >= 0
   end
-  jobs[#jobs + 1] = waits and get_load(keys) or {}
-  return jobs
+  rows[#rows + 1] = is_queued and readers.get_load(p) or {}
+  return rows
 end
 
--- owner, id... -> for each its fields, and its rank in the queue; or an empty table for what is not there.
--- After them the load, if one of them waits.
-local function read_jobs(keys, args)
-  local p, jobs = keys[1], {}
-  for i = 2, #args do
-    jobs[#jobs + 1] = is_visible(p, args[i], args[1]) and read_one(p, args[i]) or {}
+-- Returns for each id the job's fields and its rank, or an empty table if there is no such job.
+-- After them the load, as `with_load` says.
+function readers.read_jobs(p, owner, ...)
+  local rows = {}
+  for i, id in ipairs({ ... }) do
+    rows[i] = is_visible(p, id, owner) and read_one(p, id) or {}
   end
-  return with_load(keys, jobs)
+  return with_load(p, rows)
 end
 
--- owner, id -> its frames; nil if there is no such job
-local function list_frames(keys, args)
-  return is_visible(keys[1], args[2], args[1]) and redis.call('LRANGE', keys[1] .. 'frames:' .. args[2], 0, -1) or nil
-end
-
--- id, version that is known or '', ... -> as `read`, but of a job in its known version the rank alone
-local function read_changed(keys, args)
-  local p, jobs = keys[1], {}
+-- The arguments are pairs of an id and a known version or ''. Returns what `read_jobs` does, but
+-- only the rank of a job that still has the known version.
+function readers.read_changed(p, ...)
+  local args, rows = { ... }, {}
   for i = 1, #args, 2 do
-    local version, found = redis.call('HGET', job_key(p, args[i]), 'version'), {}
+    local version, row = get_fields(p, args[i], 'version'), {}
     if version then
-      found = version == args[i + 1] and { rank_of(p, args[i]) } or read_one(p, args[i])
+      row = version == args[i + 1] and { rank_of(p, args[i]) } or read_one(p, args[i])
     end
-    jobs[#jobs + 1] = found
+    rows[#rows + 1] = row
   end
-  return with_load(keys, jobs)
+  return with_load(p, rows)
 end
 
--- -> for each live worker what it told of itself, or '', and 1 if it runs a job
-local function list_workers(keys)
-  local p, busy, found = keys[1], {}, {}
+-- Returns the frames of a job, or nil if there is no such job.
+function readers.list_frames(p, owner, id)
+  return is_visible(p, id, owner) and redis.call('LRANGE', p .. 'frames:' .. id, 0, -1) or nil
+end
+
+-- Returns for each live worker its description of itself or '', and 1 if it runs a job.
+function readers.list_workers(p)
+  local busy, rows = {}, {}
   for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, 999)) do
-    busy[redis.call('HGET', job_key(p, id), 'worker') or ''] = true
+    busy[get_fields(p, id, 'worker') or ''] = true
   end
-  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', p .. 'workers', now_ms() - WORKER_MS, '+inf')) do
-    found[#found + 1] = { redis.call('HGET', p .. 'worker_info', worker) or '', busy[worker] and 1 or 0 }
+  local live = redis.call('ZRANGEBYSCORE', p .. 'workers', now_ms() - WORKER_MS, '+inf')
+  for i, worker in ipairs(live) do
+    rows[i] = { redis.call('HGET', p .. 'worker_info', worker) or '', busy[worker] and 1 or 0 }
   end
-  return found
+  return rows
 end
 
--- -> {how many jobs have ended, by status: name, number, ...; webhooks that wait to be sent}
-local function get_counts(keys)
-  local p, waiting = keys[1], 0
+-- Returns {how many jobs have ended, as status, count, ...; how many webhooks are in the outbox}.
+function readers.get_counts(p)
+  local waiting = 0
   for _, lane in ipairs(redis.call('ZRANGE', p .. 'outbox', 0, 9999)) do
     waiting = waiting + redis.call('ZCARD', p .. 'outbox:' .. lane)
   end
   return { redis.call('HGETALL', p .. 'ended'), waiting }
 end
-
-redis.register_function({ function_name = 'impasto_VERSION_read_jobs', callback = read_jobs, flags = { 'no-writes' } })
-redis.register_function({ function_name = 'impasto_VERSION_list_frames', callback = list_frames, flags = { 'no-writes' } })
-redis.register_function({ function_name = 'impasto_VERSION_read_changed', callback = read_changed, flags = { 'no-writes' } })
-redis.register_function({ function_name = 'impasto_VERSION_list_workers', callback = list_workers, flags = { 'no-writes' } })
-redis.register_function({ function_name = 'impasto_VERSION_get_counts', callback = get_counts, flags = { 'no-writes' } })
-redis.register_function({ function_name = 'impasto_VERSION_get_load', callback = get_load, flags = { 'no-writes' } })

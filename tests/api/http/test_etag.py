@@ -101,7 +101,7 @@ def test_a_tag_of_a_body_that_changes_by_itself_is_weak(
     store.heartbeat("worker")
     waiting = submit().headers["location"]
     first = client.get(waiting)
-    store._redis.set("impasto:pace", "1000")
+    store._redis.set("impasto:average_seconds", "1000")
     second = client.get(waiting)
 
     assert second.json()["queue"] != first.json()["queue"]

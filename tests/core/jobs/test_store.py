@@ -1551,7 +1551,7 @@ def _fewer(monkeypatch: pytest.MonkeyPatch, line: str, other: str) -> None:
 def test_the_oldest_record_that_has_ended_makes_room_for_the_next(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _fewer(monkeypatch, "local MOST_RECORDS = 50000", "local MOST_RECORDS = 3")
+    _fewer(monkeypatch, "local MAX_RECORDS = 50000", "local MAX_RECORDS = 3")
     running, pinned, ended = _create(store), _create(store), _create(store)
     _claimed(store)
     store.set_pinned(pinned.id, pinned=True)
@@ -1565,7 +1565,7 @@ def test_the_oldest_record_that_has_ended_makes_room_for_the_next(
 def test_whose_records_may_not_go_gets_no_more_of_them_also_by_reuse(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _fewer(monkeypatch, "local MOST_RECORDS = 50000", "local MOST_RECORDS = 3")
+    _fewer(monkeypatch, "local MAX_RECORDS = 50000", "local MAX_RECORDS = 3")
     store.record_model_weights(INPUT.spec["model"], MODEL.sha256)
     jobs = [_ended_job(store), *(_submit(store, reuse=True) for _ in range(2))]
     assert [job.reused_from for job in jobs] == [None, jobs[0].id, jobs[0].id]
@@ -1586,7 +1586,7 @@ def test_whose_records_may_not_go_gets_no_more_of_them_also_by_reuse(
 def test_a_job_that_is_painted_again_because_its_result_made_room_counts(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _fewer(monkeypatch, "local MOST_RECORDS = 50000", "local MOST_RECORDS = 2")
+    _fewer(monkeypatch, "local MAX_RECORDS = 50000", "local MAX_RECORDS = 2")
     store.record_model_weights(INPUT.spec["model"], MODEL.sha256)
     _ended_job(store)
 
