@@ -9,7 +9,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -447,14 +447,21 @@ class JobStore:
     # ------------------------------------------------------------------ for the webhook dispatcher
 
     def claim_delivery(
-        self, token: str, lease_seconds: float, max_tries: int
+        self,
+        token: str,
+        lease_seconds: float,
+        max_tries: int,
+        blocked: Collection[str] = (),
     ) -> tuple[Job, int] | None:
         """Claim the webhook that is due next. Returns its job and the number of this try, or None.
 
-        token: must be new. No other dispatcher sends to its host for its owner before the lease
-        expires or `complete_delivery`.
+        token: must be new. No other dispatcher claims the same webhook before the lease expires or
+        `complete_delivery` reschedules it. blocked: owners and destinations to skip.
         """
-        found = self._call("claim_delivery", token, round(lease_seconds * 1000), max_tries)
+        lease_ms = round(lease_seconds * 1000)
+        found = self._call(
+            "claim_delivery", token, lease_ms, max_tries, json.dumps(sorted(blocked))
+        )
         if found is None:
             return None
         job = self._read([found[0]], ANY_OWNER)[0]

@@ -1,8 +1,9 @@
 """Dispatches the webhooks of ended jobs from the store's outbox.
 
-A dispatcher claims due deliveries under a lease and sends several at a time, but one at a time to
-one host of one owner. A dispatcher that dies loses nothing: its deliveries become due again when
-their leases expire. So each webhook arrives at least once, with the same id each time. No job
+A dispatcher claims due deliveries under a lease and sends several at a time: one at a time to one
+host of one owner, and MAX_PER_OWNER for one owner. So a receiver that answers slowly delays no
+other host and no other owner. A dispatcher that dies loses nothing: its deliveries become due again
+when their leases expire. So each webhook arrives at least once, with the same id each time. No job
 waits for its webhook. Knows no Celery and no tensors.
 """
 
@@ -11,7 +12,9 @@ import random
 import secrets
 import threading
 import time
+from collections import Counter
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 from core import errors
 from core.jobs.models import Job
@@ -24,12 +27,51 @@ from worker.webhooks.sender import DeliveryError, WebhookSender
 # together are not retried together.
 DELAYS = (0.0, 5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 86_400.0)
 MAX_CONCURRENT = 32
+MAX_PER_OWNER = 8  # of these
 POLL_SECONDS = 0.5  # between two polls of an outbox without due deliveries
 LEASE_SECONDS = 15.0  # in addition to the time that a delivery may take
 SHUTDOWN_SECONDS = 5.0  # how long a shutdown waits for deliveries that are in progress
 GONE = 410
 
 log = logging.getLogger(__name__)
+
+
+class _Destinations:
+    """The owners and hosts that this process is sending to. Thread-safe.
+
+    The limits hold within one process. Several dispatchers may send different webhooks to one host
+    at the same time; each webhook is claimed by one of them only.
+    """
+
+    def __init__(self) -> None:
+        self._destinations: set[str] = set()
+        self._owners: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def blocked(self) -> list[str]:
+        """The busy destinations, and the owners at their limit."""
+        with self._lock:
+            owners = [owner for owner, count in self._owners.items() if count >= MAX_PER_OWNER]
+            return [*self._destinations, *owners]
+
+    def add(self, job: Job) -> None:
+        """Mark the destination of the job as busy."""
+        with self._lock:
+            self._destinations.add(_destination_of(job))
+            self._owners[job.owner] += 1
+
+    def remove(self, job: Job) -> None:
+        """Mark the destination of the job as free."""
+        with self._lock:
+            self._destinations.discard(_destination_of(job))
+            self._owners[job.owner] -= 1
+            if not self._owners[job.owner]:
+                del self._owners[job.owner]
+
+
+def _destination_of(job: Job) -> str:
+    """The owner and the host with its port, as scripts/outbox.lua writes them."""
+    return f"{job.owner} {urlsplit(job.webhook or '').netloc}"
 
 
 class WebhookDispatcher:
@@ -48,6 +90,7 @@ class WebhookDispatcher:
         """lease_seconds: in addition to the sender's timeout."""
         self._store, self._policy, self._signer, self._sender = store, policy, signer, sender
         self._delays, self._lease_seconds = delays, sender.timeout_seconds + lease_seconds
+        self._destinations = _Destinations()
         self._free_slots = threading.Semaphore(MAX_CONCURRENT)
         self._stopping = threading.Event()
 
@@ -72,14 +115,13 @@ class WebhookDispatcher:
         """Claim one delivery and send it on a daemon thread; False if none is due."""
         token, started = secrets.token_hex(16), time.monotonic()
         try:
-            claimed = self._store.claim_delivery(token, self._lease_seconds, len(self._delays))
+            claimed = self._store.claim_delivery(
+                token, self._lease_seconds, len(self._delays), self._destinations.blocked()
+            )
             if claimed is not None:
                 # The deadline counts from before the claim. A dispatcher that was suspended since
                 # then sends nothing: another one may have claimed the delivery.
-                args = (*claimed, token, started + self._sender.timeout_seconds)
-                threading.Thread(
-                    target=self._deliver, args=args, name=claimed[0].id, daemon=True
-                ).start()
+                self._start_delivery(*claimed, token, started + self._sender.timeout_seconds)
         except errors.StoreUnavailable as error:
             log.warning("%s", error.message)
         except Exception:  # a process that exits again and again would end `impasto up`
@@ -87,6 +129,16 @@ class WebhookDispatcher:
         else:
             return claimed is not None
         return False
+
+    def _start_delivery(self, job: Job, attempt: int, token: str, deadline: float) -> None:
+        args = (job, attempt, token, deadline)
+        thread = threading.Thread(target=self._deliver, args=args, name=job.id, daemon=True)
+        self._destinations.add(job)  # before the next claim; the thread may start later
+        try:
+            thread.start()
+        except RuntimeError:  # the system allows no further thread
+            self._destinations.remove(job)
+            raise
 
     def _deliver(self, job: Job, attempt: int, token: str, deadline: float) -> None:
         try:
@@ -103,6 +155,7 @@ class WebhookDispatcher:
         except Exception:  # the lease expires and the delivery becomes due again
             log.exception("%s: The webhook delivery failed.", job.id)
         finally:
+            self._destinations.remove(job)
             self._free_slots.release()
 
     def _send(self, job: Job, deadline: float) -> tuple[DeliveryOutcome | None, str]:

@@ -33,9 +33,7 @@
 --   <p>ended                hash    status -> how many jobs have ended in it
 --   <p>networks             hash    model -> digest of the weights that workers use for it
 --   <p>average_seconds      string  moving average of the run time
---   <p>outbox               zset    destinations (owner and host) by the time a webhook is due there
---   <p>outbox:<lane>        zset    ended jobs by the time their webhook is due
---   <p>dispatchers          zset    destinations that a dispatcher sends to, by the end of its lease
+--   <p>outbox               zset    ended jobs by the time their webhook is due
 --   <p>delivery_claim:<token> string  the delivery that a claim returned
 --   <p>estimate_requests    list    estimate requests that no worker has taken yet
 --   <p>estimate_reply:<name> list   the reply to one
@@ -54,7 +52,7 @@ local SIGNAL_MS = 60000 -- a signal to a worker that has died does not stay long
 local FOREVER_MS = 1000 * 365 * 86400000 -- keeps the order of ends behind all real expiry times
 local CLAIM_MS = 600000 -- how long a worker may repeat a claim
 local WORKER_MS = 5000 -- a worker sends a heartbeat every second
-local COURIERS, LANES_AT_ONCE = 8, 1000 -- per owner; per look
+local POSTPONE_MS = 400 -- less than the dispatcher's poll interval
 local MAX_RECORDS = 50000 -- per owner; the oldest ended job makes room for the next
 local MAX_SCANNED = 5000 -- jobs to look at for it: queued and pinned ones may come first
 

@@ -114,11 +114,10 @@ local function erase_job(p, id)
   forget_result(p, id)
   redis.call('ZREM', p .. 'jobs_of:' .. (owner or '') .. ':' .. (status or ''), id)
   redis.call('ZREM', p .. 'jobs_of:' .. (owner or ''), id)
-  unschedule_webhook(p, id)
   if batch then
     redis.call('ZREM', p .. 'batch:' .. batch, id)
   end
-  for _, index in ipairs({ 'leases', 'deadlines', 'expiry', 'records' }) do
+  for _, index in ipairs({ 'leases', 'deadlines', 'expiry', 'records', 'outbox' }) do
     redis.call('ZREM', p .. index, id)
   end
   redis.call('DEL', job_key(p, id))

@@ -79,9 +79,5 @@ end
 
 -- Returns {how many jobs have ended, as status, count, ...; how many webhooks are in the outbox}.
 function readers.get_counts(p)
-  local waiting = 0
-  for _, lane in ipairs(redis.call('ZRANGE', p .. 'outbox', 0, 9999)) do
-    waiting = waiting + redis.call('ZCARD', p .. 'outbox:' .. lane)
-  end
-  return { redis.call('HGETALL', p .. 'ended'), waiting }
+  return { redis.call('HGETALL', p .. 'ended'), redis.call('ZCARD', p .. 'outbox') }
 end

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 from core.webhooks.policy import WebhookPolicy
 from core.webhooks.signing import Signer
-from worker.webhooks.dispatcher import DELAYS, WebhookDispatcher
+from worker.webhooks.dispatcher import DELAYS, MAX_CONCURRENT, MAX_PER_OWNER, WebhookDispatcher
 from worker.webhooks.sender import WebhookSender
 
 SECRET = "whsec_" + "A" * 32
@@ -183,6 +184,43 @@ def test_a_receiver_that_hangs_delays_no_other_receiver_and_times_out(
     first, second = slow_requests()
     assert 2.8 < second.at - first.at < 5
     assert store.get(slow[0].id).status is Status.CANCELED
+
+
+def test_an_owner_whose_receivers_hang_delays_no_other_owner(
+    store: JobStore, valkey: Any, serve: Any, behave: Any, start_dispatcher: Any, until: Any
+) -> None:
+    """More hosts of one owner hang than there are slots; MAX_PER_OWNER of them get a request."""
+
+    def by_host(connection: Any, request: Any) -> None:
+        action = behave.hang if "slow" in request.headers["host"] else behave.answer(200)
+        action(connection, request)
+
+    server = serve(by_host)
+    for number in range(MAX_CONCURRENT + 8):
+        _end_job(store, f"http://slow{number}.example.org/")
+    other = _end_job(store, "http://hooks.example.org/", owner="ben")
+    start_dispatcher(server, timeout_seconds=5)
+    until(lambda: _outcome(store, valkey.url, other) == "delivered", "the other owner's", 4)
+
+    until(lambda: len(server.requests) == MAX_PER_OWNER + 1, "the owner's share", 2)
+    time.sleep(0.6)  # longer than a poll
+    assert len(server.requests) == MAX_PER_OWNER + 1
+
+
+def test_a_destination_stays_busy_although_its_job_is_deleted(
+    store: JobStore, serve: Any, behave: Any, start_dispatcher: Any, until: Any
+) -> None:
+    server = serve(behave.hang, behave.answer(200))
+    deleted = _end_job(store, "http://hooks.example.org/a")
+    time.sleep(0.002)  # the outbox orders by ms
+    _end_job(store, "http://hooks.example.org/b")
+    start_dispatcher(server, timeout_seconds=2)
+    until(lambda: len(server.requests) == 1, "the first request")
+    store.delete(deleted.id)
+    until(lambda: len(server.requests) == 2, "the second request")
+
+    first, second = server.requests
+    assert second.at - first.at > 1.8
 
 
 def test_a_delivery_survives_an_outage_of_the_store(
