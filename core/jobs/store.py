@@ -1,7 +1,8 @@
 """JobStore: the single source of truth about jobs, on Redis (or Valkey).
 
-Operations that must be atomic are Lua functions in scripts/, one file per topic. The head of
-scripts/common.lua lists all keys. This module knows no images, Celery or HTTP and reads no settings.
+Operations that must be atomic are Lua functions in scripts/, one file per topic; the others are plain
+commands. The head of scripts/common.lua lists all keys. This module knows no images, Celery or HTTP
+and reads no settings.
 It is synchronous; docs/decisions/0002-one-color.md says why.
 """
 
@@ -10,12 +11,13 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from redis.exceptions import ResponseError
+from redis.exceptions import LockNotOwnedError, ResponseError
 
 from core import errors
 from core.jobs.models import (
@@ -47,6 +49,8 @@ LEASE_SECONDS = 5.0
 RESERVATION_SECONDS = 600.0  # protects a blob until the operation that uses it
 BLOCKING_SECONDS = 0.5  # of a blocking command; must be below the socket timeout
 MAX_ESTIMATE_REQUESTS, ESTIMATE_TTL_MS = 100, 10_000
+WORKER_TTL_MS = 5_000  # a worker sends a heartbeat every second; scripts/common.lua has it as well
+WORKER_FORGET_MS = 60_000  # then the store forgets the description of a worker
 ANY_OWNER = ""  # for operations that may touch the jobs of all owners
 LeaseStatus = Literal["ok", "spec_updated", "cancel", "deadline_exceeded", "stale"]
 DeliveryOutcome = Literal["delivered", "gone", "given_up"]
@@ -134,7 +138,7 @@ class JobStore:
         outcome, created_id = self._call("create", new_id, json.dumps(ids), json.dumps(submissions))
         if outcome == "conflict":
             raise errors.IdempotencyConflict()
-        if outcome == "gone":
+        if outcome == "no_image":
             raise errors.ImageNotFound()
         if outcome == "records":
             raise errors.QuotaExceeded(
@@ -153,21 +157,21 @@ class JobStore:
 
     def get_batch(self, batch_id: str, owner: str = ANY_OWNER) -> Batch:
         """Return the remaining jobs of a batch. Raises BatchNotFound if there are none of the owner."""
-        with self._circuit_breaker:
-            ids: Any = self._redis.zrange(f"{PREFIX}batch:{batch_id}", 0, -1)
-        jobs = [job for job in self._read(ids, owner) if job is not None]
+        jobs = [job for job in self._read(self._batch_ids(batch_id), owner) if job is not None]
         if not jobs:
             raise errors.BatchNotFound()
         return Batch.from_jobs(batch_id, jobs)
 
     def cancel_batch(self, batch_id: str, owner: str = ANY_OWNER) -> Batch:
         """Cancel every job of the batch, as `cancel` does. Raises BatchNotFound."""
-        self._call("cancel_batch", owner, batch_id)
+        for job_id in self._batch_ids(batch_id):
+            self._call("cancel", owner, job_id)
         return self.get_batch(batch_id, owner)
 
     def delete_batch(self, batch_id: str, owner: str = ANY_OWNER) -> None:
         """Delete every job of the batch, as `delete` does."""
-        self._call("delete_batch", owner, batch_id)
+        for job_id in self._batch_ids(batch_id):
+            self._call("delete", owner, job_id)
 
     def find_replay(self, key: str, request: str, owner: str = LOCAL_OWNER) -> str | None:
         """Return the id of the job or batch that this request created before, or None.
@@ -175,10 +179,16 @@ class JobStore:
         key: the idempotency key; request: the hash of the request. Raises IdempotencyConflict if the
         key belongs to another request.
         """
-        outcome, found = self._call("find_replay", owner, sha256_hex(key), request) or (None, None)
-        if outcome == "conflict":
+        with self._circuit_breaker:
+            replay: Any = self._redis.get(f"{PREFIX}replay:{owner}:{sha256_hex(key)}")
+            if replay is None:
+                return None
+            request_hash, found = replay.split(" ")
+            if not self._redis.exists(f"{PREFIX}job:{found}", f"{PREFIX}batch:{found}"):
+                return None
+        if request_hash != request:
             raise errors.IdempotencyConflict()
-        return None if found is None else str(found)
+        return str(found)
 
     def get(self, job_id: str, owner: str = ANY_OWNER) -> Job:
         """Return a job. Raises JobNotFound, also for a job of another owner."""
@@ -263,8 +273,11 @@ class JobStore:
 
     def list_frames(self, job_id: str, owner: str = ANY_OWNER) -> list[Frame]:
         """Return the frames of the run, in order. Raises JobNotFound."""
-        rows = self._call("list_frames", owner, job_id)
-        if rows is None:
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            pipe.hget(f"{PREFIX}job:{job_id}", "owner")
+            pipe.lrange(f"{PREFIX}frames:{job_id}", 0, -1)
+            job_owner, rows = pipe.execute()
+        if job_owner is None or owner not in (ANY_OWNER, job_owner):
             raise errors.JobNotFound()
         return [Frame.model_validate_json(row) for row in rows]
 
@@ -274,17 +287,30 @@ class JobStore:
 
     def list_workers(self) -> list[tuple[WorkerInfo | None, bool]]:
         """Return for each live worker its description, if it sent one, and whether it runs a job."""
-        return [
-            (WorkerInfo.model_validate_json(info) if info else None, bool(busy))
-            for info, busy in self._call("list_workers")
-        ]
+        with self._circuit_breaker, self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.zrange(f"{PREFIX}leases", 0, 999)
+            pipe.zrange(f"{PREFIX}workers", 0, -1, withscores=True)
+            pipe.hgetall(f"{PREFIX}worker_info")
+            now, running, heartbeats, infos = pipe.execute()
+            for job_id in running:
+                pipe.hget(f"{PREFIX}job:{job_id}", "worker")
+            busy = set(pipe.execute())
+        workers = []
+        for worker, heartbeat_ms in heartbeats:
+            if heartbeat_ms >= _to_ms(now) - WORKER_TTL_MS:
+                info = infos.get(worker)
+                info = WorkerInfo.model_validate_json(info) if info else None
+                workers.append((info, worker in busy))
+        return workers
 
     def get_counts(self) -> tuple[dict[Status, int], int]:
         """Return how many jobs have ever ended, by status, and how many webhooks are pending."""
-        ended, waiting = self._call("get_counts")
-        return {
-            Status(name): int(count) for name, count in zip(ended[::2], ended[1::2], strict=True)
-        }, waiting
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            pipe.hgetall(f"{PREFIX}ended")
+            pipe.zcard(f"{PREFIX}outbox")
+            ended, pending = pipe.execute()
+        return {Status(name): int(count) for name, count in ended.items()}, int(pending)
 
     def ping(self) -> None:
         """Check that the server answers. Raises StoreUnavailable."""
@@ -295,7 +321,17 @@ class JobStore:
 
     def heartbeat(self, worker: str, info: WorkerInfo | None = None) -> None:
         """Report that the worker is alive, with its description. Called once a second."""
-        self._call("heartbeat", worker, "" if info is None else info.model_dump_json())
+        workers, worker_info = f"{PREFIX}workers", f"{PREFIX}worker_info"
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            now_ms = _to_ms(self._redis.time())
+            pipe.zadd(workers, {worker: now_ms})
+            pipe.hset(worker_info, worker, "" if info is None else info.model_dump_json())
+            pipe.zrangebyscore(workers, "-inf", now_ms - WORKER_FORGET_MS)
+            *_, forgotten = pipe.execute()
+            if forgotten:  # a worker that is alive after all restores its entry within a second
+                pipe.zrem(workers, *forgotten)
+                pipe.hdel(worker_info, *forgotten)
+                pipe.execute()
 
     def record_model_weights(self, model: str, sha256: str) -> None:
         """Record the weights that workers use for this model from now on."""
@@ -368,7 +404,8 @@ class JobStore:
         as often. Returns -1 if the token is stale.
         """
         fields = json.dumps({**frame.model_dump(exclude={"index"}), "digest": frame.digest})
-        return int(self._call("add_frame", job_id, token, fields, MAX_FRAMES))
+        thinnings = self._call("add_frame", job_id, token, fields, MAX_FRAMES)
+        return -1 if thinnings == "stale" else int(thinnings)
 
     def succeed(
         self, job_id: str, token: str, output: Output, model: ModelUsed, metrics: dict[str, float]
@@ -416,7 +453,14 @@ class JobStore:
 
     def acquire_leadership(self, process_id: str, term_seconds: float) -> bool:
         """Elect or confirm this process as the reaper for `term_seconds`. False: another one leads."""
-        return bool(self._call("acquire_leadership", process_id, round(term_seconds * 1000)))
+        lock = self._redis.lock(f"{PREFIX}leader", timeout=term_seconds, thread_local=False)
+        with self._circuit_breaker:
+            lock.local.token = (
+                process_id  # as if this process holds it: then only the term begins anew
+            )
+            with suppress(LockNotOwnedError):
+                return bool(lock.reacquire())
+            return bool(lock.acquire(blocking=False, token=process_id))
 
     def reap_expired_leases(self) -> tuple[int, int]:
         """Requeue or end jobs whose lease has expired, and end queued jobs after their deadline.
@@ -442,7 +486,14 @@ class JobStore:
 
     def expire_early(self, count: int) -> int:
         """Let the `count` jobs that would expire next expire now. Returns how many."""
-        return int(self._call("expire_early", count))
+        expiry = f"{PREFIX}expiry"
+        if count < 1:
+            return 0
+        with self._circuit_breaker:
+            job_ids: Any = self._redis.zrange(expiry, 0, count - 1)
+            if job_ids:  # not those that were pinned or deleted meanwhile
+                self._redis.zadd(expiry, dict.fromkeys(job_ids, 0), xx=True)
+        return len(job_ids)
 
     # ------------------------------------------------------------------ for the webhook dispatcher
 
@@ -555,7 +606,12 @@ class JobStore:
 
     def is_owner(self, owner: str, digest: str) -> bool:
         """Whether the owner uploaded the blob and it is reserved, or a job of theirs uses it."""
-        return bool(self._call("is_owner", owner, digest))
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            pipe.hexists(f"{PREFIX}refs:{owner}", digest)
+            pipe.zscore(f"{PREFIX}uploads:{owner}", digest)
+            pipe.time()
+            is_used, until_ms, now = pipe.execute()
+        return bool(is_used) or (until_ms is not None and until_ms > _to_ms(now))
 
     def mark_deleting(self) -> Sequence[str]:
         """Return blobs to delete now: nothing uses or reserves them. Then call `confirm_deleted`."""
@@ -564,11 +620,24 @@ class JobStore:
 
     def confirm_deleted(self, digest: str) -> None:
         """Record that the file of a marked blob is deleted."""
-        self._call("confirm_deleted", digest)
+        with self._circuit_breaker:
+            self._redis.srem(f"{PREFIX}deleting", digest)
 
     def register_orphans(self, digests: Sequence[str], keep_seconds: float) -> int:
         """Let blobs that the store does not know expire after `keep_seconds`. Returns how many."""
-        return int(self._call("register_orphans", round(keep_seconds * 1000), *digests))
+        if not digests:
+            return 0
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            pipe.time()
+            pipe.hmget(f"{PREFIX}refs", digests)
+            pipe.smismember(f"{PREFIX}deleting", [*digests])
+            now, uses, deleting = pipe.execute()
+            until_ms = _to_ms(now) + round(keep_seconds * 1000)
+            for digest, use_count, is_deleting in zip(digests, uses, deleting, strict=True):
+                if use_count is None and not is_deleting:
+                    # NX: a reservation stays. A job that uses the blob meanwhile protects it.
+                    pipe.zadd(f"{PREFIX}orphans", {digest: until_ms}, nx=True)
+            return sum(pipe.execute())
 
     # ------------------------------------------------------------------ internal
 
@@ -601,11 +670,26 @@ class JobStore:
     def _read(self, job_ids: Sequence[str], owner: str) -> list[Job | None]:
         if not job_ids:
             return []
-        *rows, load_row = self._call("read_jobs", owner, *job_ids)
+        no_version = ""  # that the caller knows
+        args = chain.from_iterable((job_id, no_version) for job_id in job_ids)
+        *rows, load_row = self._call("read_changed", *args)
         load = parse_load(load_row) if load_row else None
-        # A row is a flat list: name, value, name, value, ...
-        jobs = (dict(zip(row[::2], row[1::2], strict=True)) for row in rows)
-        return [parse_job(fields, load) if fields else None for fields in jobs]
+        jobs: list[Job | None] = []
+        for row in rows:  # a flat list: name, value, name, value, ...
+            fields = dict(zip(row[::2], row[1::2], strict=True))
+            is_visible = owner in (ANY_OWNER, fields.get("owner"))
+            jobs.append(parse_job(fields, load) if fields and is_visible else None)
+        return jobs
+
+    def _batch_ids(self, batch_id: str) -> list[str]:
+        with self._circuit_breaker:
+            job_ids: Any = self._redis.zrange(f"{PREFIX}batch:{batch_id}", 0, -1)
+        return list(job_ids)
+
+
+def _to_ms(time: tuple[int, int]) -> int:
+    """Convert the answer of the command TIME, (seconds, microseconds)."""
+    return time[0] * 1000 + time[1] // 1000
 
 
 def _error_json(error: errors.ImpastoError) -> str:

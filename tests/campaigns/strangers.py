@@ -34,17 +34,20 @@ from core.storage.blobs import Blobs, digest_of
 CONTROLS = {
     "owners": (
         "import api.job_feed as l, core.jobs.store as s\n"
-        "see, step = l.JobFeed.get, s.JobStore._call\n"
+        "see, call, read = l.JobFeed.get, s.JobStore._call, s.JobStore._read\n"
         "async def anybodys(self, job_id, owner):\n"
         "    sight = await self._ask(job_id)\n"
         "    return await see(self, job_id, sight.job.owner if sight else owner)\n"
-        "def blind(self, name, *args):\n"
-        "    if name == 'is_owner': return 1\n"
-        "    by_owner = ('read_jobs', 'list_frames', 'cancel', 'update_spec', 'set_pinned', 'delete')\n"
-        "    return step(self, name, *(('',) + args[1:] if name in by_owner else args))\n"
+        "def call_for_any(self, name, *args):\n"
+        "    by_owner = ('cancel', 'update_spec', 'set_pinned', 'delete')\n"
+        "    return call(self, name, *(('',) + args[1:] if name in by_owner else args))\n"
+        "frames = s.JobStore.list_frames\n"
+        "s.JobStore.list_frames = lambda self, job_id, owner='': frames(self, job_id)\n"
+        "s.JobStore._read = lambda self, job_ids, owner: read(self, job_ids, '')\n"
+        "s.JobStore.is_owner = lambda self, owner, digest: True\n"
         "async def nobodys(self, job_id, owner):\n"  # a stream would not end
         "    raise s.errors.JobNotFound()\n"
-        "l.JobFeed.get, l.JobFeed.subscribe, s.JobStore._call = anybodys, nobodys, blind"
+        "l.JobFeed.get, l.JobFeed.subscribe, s.JobStore._call = anybodys, nobodys, call_for_any"
     )
 }
 VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")

@@ -139,7 +139,7 @@ CONTROLS = {
         "stock = s.load_library\n"
         "def load_library():\n"
         "    version, code = stock()\n"
-        "    loose = code.replace(\" or owner_token ~= token then\", \" then\")\n"
+        "    loose = code.replace(' or owner_token ~= token then', ' then')\n"
         "    looser = loose.replace('if owner_token ~= token then', 'if false then')\n"
         "    assert code != loose != looser\n"
         "    return version + 'x', looser.replace(version, version + 'x')\n"

@@ -72,10 +72,10 @@ local function exceeds_quota(p, owner, digest, bytes, max_bytes)
 end
 
 -- Protect a blob from the garbage collector for keep_ms, and let the owner ('' for none) name it.
--- Called before the blob is written. bytes: of an upload, otherwise 0; max_bytes: of all the owner's
--- uploads. Returns 1; 0 while the old file is being deleted; above the quota, -ms until the first of
--- the uploads expires.
-function functions.reserve(p, digest, keep_ms, owner, bytes, max_bytes)
+-- Called before the blob is written. bytes: of an upload, otherwise 0; max_bytes: of all uploads of
+-- the owner. Returns 1; 0 while the old file is being deleted; above the quota, -ms until the first
+-- of the uploads expires.
+operation('reserve', function(p, digest, keep_ms, owner, bytes, max_bytes)
   if redis.call('SISMEMBER', p .. 'deleting', digest) == 1 then
     return 0
   end
@@ -97,19 +97,10 @@ function functions.reserve(p, digest, keep_ms, owner, bytes, max_bytes)
   end
   redis.call('ZADD', p .. 'orphans', 'GT', until_ms, digest)
   return 1
-end
-
--- Returns 1 if the owner uploaded the blob and it is reserved, or if a job of theirs uses it.
-function readers.is_owner(p, owner, digest)
-  if redis.call('HEXISTS', p .. 'refs:' .. owner, digest) == 1 then
-    return 1
-  end
-  local until_ms = redis.call('ZSCORE', p .. 'uploads:' .. owner, digest)
-  return until_ms and tonumber(until_ms) > now_ms() and 1 or 0
-end
+end)
 
 -- Returns the digests whose files may be deleted now. They stay marked until `confirm_deleted`.
-function functions.mark_deleting(p)
+operation('mark_deleting', function(p)
   local due = redis.call('ZRANGEBYSCORE', p .. 'orphans', '-inf', now_ms(), 'LIMIT', 0, 1000)
   for _, digest in ipairs(due) do
     redis.call('ZREM', p .. 'orphans', digest)
@@ -118,22 +109,4 @@ function functions.mark_deleting(p)
     end
   end
   return redis.call('SMEMBERS', p .. 'deleting')
-end
-
--- The file of the digest is deleted.
-function functions.confirm_deleted(p, digest)
-  return redis.call('SREM', p .. 'deleting', digest)
-end
-
--- Let blobs expire after keep_ms that the store does not know: a torn log has lost their record, or
--- a backup never had it. Returns how many of the digests are new: not used, reserved or marked.
-function functions.register_orphans(p, keep_ms, ...)
-  local count, until_ms = 0, now_ms() + keep_ms
-  for _, digest in ipairs({ ... }) do
-    local is_used = redis.call('HEXISTS', p .. 'refs', digest) == 1
-    if not is_used and redis.call('SISMEMBER', p .. 'deleting', digest) == 0 then
-      count = count + redis.call('ZADD', p .. 'orphans', 'NX', until_ms, digest)
-    end
-  end
-  return count
-end
+end)

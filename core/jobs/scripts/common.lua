@@ -3,44 +3,42 @@
 -- The atomic operations of the job store. store.py replaces VERSION by a hash of all files in this
 -- folder. KEYS[1] is `p`, the prefix of every key. Times are ms of the server's clock.
 --
---   <p>job:<id>             hash    one job: status, version, owner, token, input, progress, ...
---   <p>jobs_of:<owner>      zset    the owner's jobs by their entry, a counter per owner: it tells
---                                   nothing about the jobs of others
---   <p>jobs_of:<owner>:<status> zset  those of them in that status
---   <p>queue                zset    the places of queued jobs, all with score 0: jobs are claimed in
---                                   the lexical order of the places
---   <p>queue:<owner>        zset    the places of one owner's queued jobs
---   <p>rounds               hash    class -> the latest round that a job was claimed from
---   <p>leases               zset    running jobs by the time their lease expires
---   <p>deadlines            zset    unfinished jobs by their deadline
---   <p>expiry               zset    ended jobs by the time their images expire. Jobs without a time
---                                   limit have one in the far future; pinned jobs are missing.
---   <p>records              zset    jobs without images by the time their record is deleted
---   <p>claim:<token>        string  the job that a claim returned: a repeated claim returns it again
---   <p>signal:<token>       list    wakes the worker that runs under the token
---   <p>frames:<id>          list    the frames of a run, in order (JSON)
---   <p>replay:<owner>:<key hash> string  request hash and job of a submission with that key
---   <p>batch:<id>           zset    the jobs of one batch, in order
---   <p>results:<owner>      hash    fingerprint -> the newest job with that result
---   <p>refs                 hash    digest -> how many jobs use the blob
---   <p>refs:<owner>         hash    the same for the jobs of one owner
---   <p>uploads:<owner>      zset    digests by the time until which the owner may name the upload
---   <p>sizes:<owner>        hash    digest -> bytes of the upload
---   <p>orphans              zset    digests by the time they may be deleted, unless a job uses them
---   <p>deleting             set     digests whose files are being deleted
---   <p>workers              zset    workers by their last heartbeat
---   <p>worker_info          hash    worker -> its description of itself (JSON)
---   <p>ended                hash    status -> how many jobs have ended in it
---   <p>networks             hash    model -> digest of the weights that workers use for it
---   <p>average_seconds      string  moving average of the run time
---   <p>outbox               zset    ended jobs by the time their webhook is due
---   <p>delivery_claim:<token> string  the delivery that a claim returned
---   <p>estimate_requests    list    estimate requests that no worker has taken yet
---   <p>estimate_reply:<name> list   the reply to one
---   <p>number               counter of all jobs, in the order of arrival
---   <p>entries              hash    owner -> how many jobs they have submitted
---   <p>leader               string  the API process that runs the reaper
---   <p>changes              channel ids of jobs that have changed or were deleted
+--   job:<id>                   hash    one job: status, version, owner, token, input, progress, ...
+--   jobs_of:<owner>            zset    the owner's jobs by their entry: a counter per owner, so that
+--                                      it tells nothing about the jobs of others
+--   jobs_of:<owner>:<status>   zset    those of them in that status
+--   queue, queue:<owner>       zset    the places of all queued jobs, of one owner's; with score 0,
+--                                      so the lexical order of the places is the order of claims
+--   rounds                     hash    class -> the latest round that a job was claimed from
+--   leases                     zset    running jobs by the time their lease expires
+--   deadlines                  zset    unfinished jobs by their deadline
+--   expiry                     zset    ended jobs by the time their images expire: in the far future
+--                                      for jobs without a limit; pinned jobs are missing
+--   records                    zset    jobs without images by the time their record is deleted
+--   claim:<token>              string  the job that a claim returned, in case the claim is repeated
+--   signal:<token>             list    wakes the worker that runs under the token
+--   frames:<id>                list    the frames of a run, in order (JSON)
+--   replay:<owner>:<key hash>  string  request hash and job of a submission with that key
+--   batch:<id>                 zset    the jobs of one batch, in order
+--   results:<owner>            hash    fingerprint -> the newest job with that result
+--   refs, refs:<owner>         hash    digest -> how many jobs use the blob: of all, of one owner
+--   uploads:<owner>            zset    digests by the end of the time that the owner may name them
+--   sizes:<owner>              hash    digest -> bytes of the upload
+--   orphans                    zset    digests by the time they may be deleted if no job uses them
+--   deleting                   set     digests whose files are being deleted
+--   workers                    zset    workers by their last heartbeat
+--   worker_info                hash    worker -> its description of itself (JSON)
+--   ended                      hash    status -> how many jobs have ended in it
+--   networks                   hash    model -> digest of the weights that workers use for it
+--   average_seconds            string  moving average of the run time
+--   outbox                     zset    ended jobs by the time their webhook is due
+--   delivery_claim:<token>     string  the delivery that a claim returned, in case it is repeated
+--   estimate_requests          list    estimate requests that wait for a worker
+--   estimate_reply:<name>      list    the reply to one
+--   number                     counter of all jobs, in the order of arrival
+--   entries                    hash    owner -> how many jobs they have submitted
+--   leader                     string  the API process that runs the reaper
+--   changes                    channel ids of jobs that have changed or were deleted
 
 local LEGAL = {
   queued = { running = true, canceled = true, expired = true },
@@ -51,14 +49,10 @@ local PLACE = '%d%010d%012d:' -- class, round, number: 24 characters, followed b
 local SIGNAL_MS = 60000 -- a signal to a worker that has died does not stay longer
 local FOREVER_MS = 1000 * 365 * 86400000 -- keeps the order of ends behind all real expiry times
 local CLAIM_MS = 600000 -- how long a worker may repeat a claim
-local WORKER_MS = 5000 -- a worker sends a heartbeat every second
+local WORKER_MS = 5000 -- as WORKER_TTL_MS in store.py
 local POSTPONE_MS = 400 -- less than the dispatcher's poll interval
 local MAX_RECORDS = 50000 -- per owner; the oldest ended job makes room for the next
 local MAX_SCANNED = 5000 -- jobs to look at for it: queued and pinned ones may come first
-
--- The functions that store.py calls, as f(p, ...): maintenance.lua registers them. Those in
--- `readers` write nothing, so the server runs them even when its disk is full.
-local functions, readers = {}, {}
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -94,8 +88,28 @@ local function publish_change(p, id)
   redis.call('PUBLISH', p .. 'changes', id)
 end
 
--- Whether the job exists and belongs to the owner; '' sees all jobs.
-local function is_visible(p, id, owner)
-  local job_owner = get_fields(p, id, 'owner')
-  return job_owner and (owner == '' or job_owner == owner)
+-- Register a function f(p, ...) that store.py calls. Returns f.
+local function operation(name, f, flags)
+  redis.register_function({
+    function_name = 'impasto_VERSION_' .. name,
+    callback = function(keys, args) return f(keys[1], unpack(args)) end,
+    flags = flags or {},
+  })
+  return f
+end
+
+-- The same for a function that writes nothing: the server runs it even when its disk is full.
+local function reader(name, f)
+  return operation(name, f, { 'no-writes' })
+end
+
+-- Register f(p, id, ...) for callers that pass an owner and the id of a job. It returns nil if the
+-- owner has no such job; the owner '' has all jobs.
+local function job_operation(name, f)
+  operation(name, function(p, owner, id, ...)
+    local job_owner = get_fields(p, id, 'owner')
+    if job_owner and (owner == '' or job_owner == owner) then
+      return f(p, id, ...)
+    end
+  end)
 end

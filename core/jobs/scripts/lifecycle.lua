@@ -70,6 +70,15 @@ local function lease_status(p, id, token)
   return deadline_at and tonumber(deadline_at) <= now_ms() and 'deadline_exceeded' or 'ok'
 end
 
+-- Register f(p, id, lease, ...) for the worker that runs a job. lease: its status. The operation
+-- returns 'stale' without calling f, or what f returns, or else the lease status.
+local function run_operation(name, f)
+  return operation(name, function(p, id, token, ...)
+    local lease = lease_status(p, id, token)
+    return lease == 'stale' and lease or f(p, id, lease, ...) or lease
+  end)
+end
+
 -- Requeue a running job whose worker is lost, or end it: as canceled if that was requested, as
 -- failed with `error` after max_losses in a row without a checkpoint. Returns 1 if it is queued, 0
 -- if it has ended, nil if it does not run (its record is damaged).
@@ -124,41 +133,26 @@ local function erase_job(p, id)
   redis.call('PUBLISH', p .. 'changes', id)
 end
 
--- Record that the worker is alive, with its description of itself ('' before it knows any).
-function functions.heartbeat(p, worker, info)
-  local now = now_ms()
-  redis.call('ZADD', p .. 'workers', now, worker)
-  redis.call('HSET', p .. 'worker_info', worker, info)
-  for _, old in ipairs(redis.call('ZRANGEBYSCORE', p .. 'workers', '-inf', now - 12 * WORKER_MS)) do
-    redis.call('ZREM', p .. 'workers', old)
-    redis.call('HDEL', p .. 'worker_info', old)
-  end
-end
-
 -- Whether the run knows all updates of the job's spec. known_updates: how many it knows.
 local function knows_all_updates(p, id, known_updates)
   return (get_fields(p, id, 'spec_update_count') or '0') == known_updates
 end
 
--- Extend the lease. known_updates: '' if the caller does not ask. Returns the lease status, or
--- 'spec_updated' if there are other updates.
-function functions.renew(p, id, token, lease_ms, known_updates)
-  local answer = lease_status(p, id, token)
-  if answer ~= 'stale' then
-    redis.call('ZADD', p .. 'leases', now_ms() + lease_ms, id)
-  end
-  if answer == 'ok' and known_updates ~= '' and not knows_all_updates(p, id, known_updates) then
+-- Extend the lease. known_updates: '' if the caller does not ask; otherwise the operation returns
+-- 'spec_updated' if there are others.
+local renew = run_operation('renew', function(p, id, lease, lease_ms, known_updates)
+  redis.call('ZADD', p .. 'leases', now_ms() + lease_ms, id)
+  if lease == 'ok' and known_updates ~= '' and not knows_all_updates(p, id, known_updates) then
     return 'spec_updated'
   end
-  return answer
-end
+end)
 
 -- Start the next job under this token and return its id, or nil. A repeated call returns the same
 -- job, with a whole lease; or nil if the job no longer runs under the token.
-function functions.claim(p, token, worker, lease_ms)
+operation('claim', function(p, token, worker, lease_ms)
   local earlier = redis.call('GET', p .. 'claim:' .. token)
   if earlier then
-    return functions.renew(p, earlier, token, lease_ms, '') ~= 'stale' and earlier or nil
+    return renew(p, earlier, token, lease_ms, '') ~= 'stale' and earlier or nil
   end
   local place, id = next_place(p)
   if not place then
@@ -176,27 +170,20 @@ function functions.claim(p, token, worker, lease_ms)
   move(p, id, 'running')
   redis.call('ZADD', p .. 'leases', now + lease_ms, id)
   return id
-end
+end)
 
--- Allow no further update of the spec, so that the record agrees with the run. Returns the lease
--- status, or 'spec_updated' (then nothing is locked) if the run does not know all updates.
-function functions.lock_spec(p, id, token, known_updates)
-  local answer = lease_status(p, id, token)
-  if answer ~= 'stale' then
-    if not knows_all_updates(p, id, known_updates) then
-      return 'spec_updated'
-    end
-    redis.call('HSET', job_key(p, id), 'spec_locked', '1')
+-- Allow no further update of the spec, so that the record agrees with the run. Returns
+-- 'spec_updated', and locks nothing, if the run does not know all updates.
+run_operation('lock_spec', function(p, id, _, known_updates)
+  if not knows_all_updates(p, id, known_updates) then
+    return 'spec_updated'
   end
-  return answer
-end
+  redis.call('HSET', job_key(p, id), 'spec_locked', '1')
+end)
 
--- progress: JSON; preview: the digest of the current image, or ''. Returns the lease status.
-function functions.report_progress(p, id, token, progress, preview)
-  local key, answer = job_key(p, id), lease_status(p, id, token)
-  if answer == 'stale' then
-    return answer
-  end
+-- progress: JSON; preview: the digest of the current image, or ''.
+run_operation('report_progress', function(p, id, _, progress, preview)
+  local key = job_key(p, id)
   redis.call('HSET', key, 'progress', progress)
   publish_change(p, id)
   if preview ~= '' then
@@ -207,8 +194,7 @@ function functions.report_progress(p, id, token, progress, preview)
       drop_reference(p, owner, old)
     end
   end
-  return answer
-end
+end)
 
 -- Drop every second frame, and count that.
 local function thin_out_frames(p, id, owner)
@@ -226,13 +212,10 @@ local function thin_out_frames(p, id, owner)
 end
 
 -- Append a frame (JSON: iteration, digest, ...) and thin out if there are more than max_frames.
--- Frames of an earlier attempt from this iteration on are dropped: this attempt computes them again.
--- Returns the number of thinnings, or -1 if the token is stale.
-function functions.add_frame(p, id, token, frame_json, max_frames)
+-- Drops frames of an earlier attempt from this iteration on: this attempt computes them again.
+-- Returns the number of thinnings.
+run_operation('add_frame', function(p, id, _, frame_json, max_frames)
   local list = p .. 'frames:' .. id
-  if lease_status(p, id, token) == 'stale' then
-    return -1
-  end
   local owner, frame = get_fields(p, id, 'owner'), cjson.decode(frame_json)
   add_reference(p, owner, frame.digest)
   local last = redis.call('LINDEX', list, -1)
@@ -246,21 +229,16 @@ function functions.add_frame(p, id, token, frame_json, max_frames)
     thin_out_frames(p, id, owner)
   end
   return tonumber(get_fields(p, id, 'frame_thinnings') or 0)
-end
+end)
 
 -- The next attempt resumes from this checkpoint. It is progress, so earlier losses count no more.
--- Returns the lease status.
-function functions.save_checkpoint(p, id, token, checkpoint)
-  local answer = lease_status(p, id, token)
-  if answer ~= 'stale' then
-    redis.call('HSET', job_key(p, id), 'checkpoint', checkpoint, 'losses', 0)
-  end
-  return answer
-end
+run_operation('save_checkpoint', function(p, id, _, checkpoint)
+  redis.call('HSET', job_key(p, id), 'checkpoint', checkpoint, 'losses', 0)
+end)
 
 -- End a running job. The rest are fields and values; `output` is the digest of a blob. Returns 'ok'
 -- or 'stale'.
-function functions.finish(p, id, token, to, ...)
+operation('finish', function(p, id, token, to, ...)
   local key, values = job_key(p, id), { ... }
   local status, owner_token, owner, fingerprint, claimed_at =
     get_fields(p, id, 'status', 'token', 'owner', 'fingerprint', 'claimed_at')
@@ -283,22 +261,19 @@ function functions.finish(p, id, token, to, ...)
     redis.call('HSET', key, values[i], values[i + 1])
   end
   if to == 'succeeded' then
-    local seconds, average = (now_ms() - claimed_at) / 1000, redis.call('GET', p .. 'average_seconds')
+    local seconds = (now_ms() - claimed_at) / 1000
+    local average = redis.call('GET', p .. 'average_seconds')
     redis.call('SET', p .. 'average_seconds', average and 0.8 * average + 0.2 * seconds or seconds)
     if fingerprint then
       redis.call('HSET', p .. 'results:' .. owner, fingerprint, id)
     end
   end
   return move(p, id, to) and 'ok' or 'stale'
-end
+end)
 
--- Requeue the job of a worker that shuts down. The attempt does not count. Returns 'ok' or 'stale'.
-function functions.release(p, id, token)
-  local answer = lease_status(p, id, token)
-  if answer == 'stale' then
-    return answer
-  end
-  if answer == 'cancel' then
+-- Requeue the job of a worker that shuts down. The attempt does not count. Returns 'ok'.
+run_operation('release', function(p, id, lease)
+  if lease == 'cancel' then
     move(p, id, 'canceled')
   else
     move(p, id, 'queued')
@@ -306,10 +281,10 @@ function functions.release(p, id, token)
   end
   redis.call('HDEL', job_key(p, id), 'token')
   return 'ok'
-end
+end)
 
 -- Requeue or end the jobs of a worker whose process has exited. Returns how many are queued again.
-function functions.requeue_jobs_of(p, worker, max_losses, error)
+operation('requeue_jobs_of', function(p, worker, max_losses, error)
   local count = 0
   redis.call('ZREM', p .. 'workers', worker)
   redis.call('HDEL', p .. 'worker_info', worker)
@@ -319,14 +294,11 @@ function functions.requeue_jobs_of(p, worker, max_losses, error)
     end
   end
   return count
-end
+end)
 
 -- Cancel a queued job at once; ask the worker of a running one to stop. Returns 1, or nil if there
 -- is no such job.
-function functions.cancel(p, owner, id)
-  if not is_visible(p, id, owner) then
-    return nil
-  end
+job_operation('cancel', function(p, id)
   local status, cancel_requested, token = get_fields(p, id, 'status', 'cancel_requested', 'token')
   if status == 'queued' then
     move(p, id, 'canceled')
@@ -336,15 +308,12 @@ function functions.cancel(p, owner, id)
     signal_worker(p, token)
   end
   return 1
-end
+end)
 
 -- Replace the input of an unfinished job. known_updates: how many updates the caller has seen.
 -- Returns 'ok'; 'ended' if it is too late; 'again' if there was another update; nil if there is no
 -- such job. A started job loses its fingerprint: its result starts from another spec.
-function functions.update_spec(p, owner, id, known_updates, input, fingerprint)
-  if not is_visible(p, id, owner) then
-    return nil
-  end
+job_operation('update_spec', function(p, id, known_updates, input, fingerprint)
   local key = job_key(p, id)
   local status, cancel_requested, spec_locked, started_at, token =
     get_fields(p, id, 'status', 'cancel_requested', 'spec_locked', 'started_at', 'token')
@@ -362,22 +331,15 @@ function functions.update_spec(p, owner, id, known_updates, input, fingerprint)
   publish_change(p, id)
   signal_worker(p, token)
   return 'ok'
-end
+end)
 
--- Returns 1 if there was such a job. A worker that still runs it finds its token stale.
-function functions.delete(p, owner, id)
-  if not is_visible(p, id, owner) then
-    return 0
-  end
+-- A worker that still runs the job finds its token stale.
+job_operation('delete', function(p, id)
   erase_job(p, id)
-  return 1
-end
+end)
 
 -- pinned: '1' or '0'. A pinned job does not expire. Returns 1, or nil if there is no such job.
-function functions.set_pinned(p, owner, id, pinned)
-  if not is_visible(p, id, owner) then
-    return nil
-  end
+job_operation('set_pinned', function(p, id, pinned)
   local key = job_key(p, id)
   local completed_at, keep_ms, before = get_fields(p, id, 'completed_at', 'keep_ms', 'pinned')
   if (before or '0') ~= pinned then
@@ -392,4 +354,4 @@ function functions.set_pinned(p, owner, id, pinned)
     set_expiry(p, id, keep_ms)
   end
   return 1
-end
+end)

@@ -16,7 +16,7 @@ end
 -- loses nothing. The try counts now, so a delivery that kills dispatchers ends, too. A blocked one
 -- is postponed, 1 ms more than the one before it: so they keep their order, and however many there
 -- are, a claim looks at no more than some 1000 blocked deliveries per second.
-function functions.claim_delivery(p, token, lease_ms, max_tries, blocked)
+operation('claim_delivery', function(p, token, lease_ms, max_tries, blocked)
   local earlier = redis.call('GET', p .. 'delivery_claim:' .. token)
   if earlier then
     return cjson.decode(earlier) -- a repeated call: the answer to the first one was lost
@@ -50,11 +50,11 @@ function functions.claim_delivery(p, token, lease_ms, max_tries, blocked)
       redis.call('ZREM', p .. 'outbox', id)
     end
   end
-end
+end)
 
 -- Schedule the next try in retry_ms, or record the outcome if that is ''. Returns 'ok', or 'stale'
 -- if another dispatcher has claimed the delivery since, or the job was deleted.
-function functions.complete_delivery(p, id, token, retry_ms, outcome)
+operation('complete_delivery', function(p, id, token, retry_ms, outcome)
   if get_fields(p, id, 'webhook_token') ~= token then
     return 'stale'
   end
@@ -66,4 +66,4 @@ function functions.complete_delivery(p, id, token, retry_ms, outcome)
     redis.call('ZREM', p .. 'outbox', id)
   end
   return 'ok'
-end
+end)

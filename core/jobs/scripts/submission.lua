@@ -42,7 +42,8 @@ local function copy_result(p, id, source)
   blobs = decode_stored(blobs)
   blobs[#blobs + 1] = values[1]
   add_reference(p, owner, values[1])
-  redis.call('HSET', key, 'blobs', cjson.encode(blobs), 'reused_from', source, 'status', 'succeeded')
+  redis.call('HSET', key, 'blobs', cjson.encode(blobs), 'reused_from', source,
+    'status', 'succeeded')
   index_status(p, id, 'succeeded')
   on_ended(p, id)
 end
@@ -72,8 +73,8 @@ local function write_record(p, id, submission)
   return number
 end
 
--- Each owner has a bounded number of records, as an untrusted client may submit without end. Returns
--- the oldest ended jobs that must go to make room for `count` more, and whether they suffice.
+-- Each owner has a bounded number of records, because an untrusted client may submit without end.
+-- Returns the oldest ended jobs that must go for `count` more, and whether there are enough.
 local function find_room(p, owner, count)
   local index, oldest = p .. 'jobs_of:' .. owner, {}
   local needed = math.min(count, redis.call('ZCARD', index) + count - MAX_RECORDS)
@@ -100,7 +101,7 @@ local function refusal_reason(p, submissions)
   for _, submission in ipairs(submissions) do
     for _, digest in ipairs(submission.digests) do
       if not is_retained(p, digest) then
-        return 'gone'
+        return 'no_image'
       end
     end
     new = new + (#oldest == 0 and find_result(p, submission) and 0 or 1)
@@ -110,7 +111,8 @@ local function refusal_reason(p, submissions)
   if new > 0 and first.max_per_owner and own + new > first.max_per_owner then
     return 'quota'
   end
-  if new > 0 and first.max_queued and redis.call('ZCARD', p .. 'queue') + new > first.max_queued then
+  local queued = redis.call('ZCARD', p .. 'queue')
+  if new > 0 and first.max_queued and queued + new > first.max_queued then
     return 'full'
   end
   return false, oldest
@@ -130,10 +132,10 @@ end
 
 -- Create one job, or all jobs of a batch, or none. `id`: of the job, or of the batch; `ids` of the
 -- jobs and `submissions` are JSON lists. The first submission carries the idempotency key.
--- Returns {outcome, id}. Outcomes: created (perhaps earlier, with the same id or key); conflict (the
--- key belongs to another request); gone (an image is not retained); quota (the owner has enough
--- unfinished jobs); full (the queue is); records (the owner has too many, and none may go).
-function functions.create(p, id, ids, submissions)
+-- Returns {outcome, id}. Outcomes: created, perhaps earlier, with the same id or key; conflict: the
+-- key belongs to another request; no_image: an image is not retained; quota: the owner has enough
+-- unfinished jobs; full: the queue is; records: the owner has too many, and none may go.
+operation('create', function(p, id, ids, submissions)
   if redis.call('EXISTS', job_key(p, id), p .. 'batch:' .. id) == 1 then
     return { 'created', id }
   end
@@ -161,21 +163,4 @@ function functions.create(p, id, ids, submissions)
     redis.call('SET', key, first.request_hash .. ' ' .. id, 'PX', first.replay_ms)
   end
   return { 'created', id }
-end
-
--- Returns {'created' or 'conflict', id} if the owner has used the key before, or nil.
-function readers.find_replay(p, owner, key_hash, request_hash)
-  return find_earlier(p, { owner = owner, key_hash = key_hash, request_hash = request_hash })
-end
-
--- Apply a function f(p, owner, id) to all jobs of a batch.
-local function for_each_job(f)
-  return function(p, owner, batch)
-    for _, id in ipairs(redis.call('ZRANGE', p .. 'batch:' .. batch, 0, -1)) do
-      f(p, owner, id)
-    end
-  end
-end
-
-functions.cancel_batch = for_each_job(functions.cancel)
-functions.delete_batch = for_each_job(functions.delete)
+end)
