@@ -510,9 +510,10 @@ class JobStore:
         `complete_delivery` reschedules it. blocked: owners and destinations to skip.
         """
         lease_ms = round(lease_seconds * 1000)
-        found = self._call(
-            "claim_delivery", token, lease_ms, max_tries, json.dumps(sorted(blocked))
-        )
+        args = (token, lease_ms, max_tries, json.dumps(sorted(blocked)))
+        found: Any = 0
+        while isinstance(found, int):  # it has postponed so many blocked ones and is not through
+            found = self._call("claim_delivery", *args, found)
         if found is None:
             return None
         job = self._read([found[0]], ANY_OWNER)[0]

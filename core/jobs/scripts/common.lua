@@ -50,7 +50,7 @@ local SIGNAL_MS = 60000 -- a signal to a worker that has died does not stay long
 local FOREVER_MS = 1000 * 365 * 86400000 -- keeps the order of ends behind all real expiry times
 local CLAIM_MS = 600000 -- how long a worker may repeat a claim
 local WORKER_MS = 5000 -- as WORKER_TTL_MS in store.py
-local POSTPONE_MS = 400 -- less than the dispatcher's poll interval
+local POSTPONE_MS, MAX_POSTPONED = 400, 500 -- less than the dispatcher's poll interval; per call
 local MAX_RECORDS = 50000 -- per owner; the oldest ended job makes room for the next
 local MAX_SCANNED = 5000 -- jobs to look at for it: queued and pinned ones may come first
 

@@ -14,18 +14,22 @@ end
 -- destinations that the dispatcher is busy with. Returns {id, number of the try}, or nil.
 -- A claimed delivery stays in the outbox and is due again after lease_ms, so a dispatcher that dies
 -- loses nothing. The try counts now, so a delivery that kills dispatchers ends, too. A blocked one
--- is postponed, 1 ms more than the one before it: so they keep their order, and however many there
--- are, a claim looks at no more than some 1000 blocked deliveries per second.
-operation('claim_delivery', function(p, token, lease_ms, max_tries, blocked)
+-- is postponed, 2 ms more than the one before it: so they keep their order, and however many there
+-- are, claims look at some 500 blocked deliveries per second. After MAX_POSTPONED the operation
+-- returns their number, and the caller repeats it with that as `postponed`: one owner's many
+-- deliveries must not block the server.
+operation('claim_delivery', function(p, token, lease_ms, max_tries, blocked, postponed)
   local earlier = redis.call('GET', p .. 'delivery_claim:' .. token)
   if earlier then
     return cjson.decode(earlier) -- a repeated call: the answer to the first one was lost
   end
-  local now, is_blocked, postponed = now_ms(), {}, 0
+  local now, is_blocked = now_ms(), {}
+  postponed = tonumber(postponed)
+  local limit = postponed + MAX_POSTPONED
   for _, name in ipairs(cjson.decode(blocked)) do
     is_blocked[name] = true
   end
-  while true do
+  while postponed < limit do
     local id = redis.call('ZRANGEBYSCORE', p .. 'outbox', '-inf', now, 'LIMIT', 0, 1)[1]
     if not id then
       return nil
@@ -33,7 +37,7 @@ operation('claim_delivery', function(p, token, lease_ms, max_tries, blocked)
     local owner, url = get_fields(p, id, 'owner', 'webhook')
     local destination = owner and url and destination_of(owner, url)
     if destination and (is_blocked[owner] or is_blocked[destination]) then
-      redis.call('ZADD', p .. 'outbox', now + POSTPONE_MS + postponed, id)
+      redis.call('ZADD', p .. 'outbox', now + POSTPONE_MS + 2 * postponed, id)
       postponed = postponed + 1
     else
       local try = url and add(job_key(p, id), 'webhook_tries', 1)
@@ -50,6 +54,7 @@ operation('claim_delivery', function(p, token, lease_ms, max_tries, blocked)
       redis.call('ZREM', p .. 'outbox', id)
     end
   end
+  return postponed
 end)
 
 -- Schedule the next try in retry_ms, or record the outcome if that is ''. Returns 'ok', or 'stale'

@@ -48,7 +48,7 @@ def test_a_job_that_is_deleted_during_the_claim_blocks_no_other(
 
 
 def test_a_blocked_owner_hides_no_other_owner(driver: Any) -> None:
-    for number in range(500):
+    for number in range(600):
         _end_with_webhook(driver, f"https://host{number}.example/", owner="anna")
     other = _end_with_webhook(driver, "https://host.example/", owner="bob")
 
