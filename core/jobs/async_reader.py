@@ -29,7 +29,7 @@ SILENCE_SECONDS = 5.0  # without a message; then a ping checks the connection
 
 
 class JobReader:
-    """For one event loop. Methods raise StoreUnavailable when the server does not answer in time."""
+    """For one event loop. Methods raise StoreUnavailable if the server does not answer in time."""
 
     def __init__(self, redis_url: str) -> None:
         self._redis: Any = Redis.from_url(

@@ -1,4 +1,4 @@
-"""Converts submissions to the store's form, and the store's answers to models. Opens no connection."""
+"""Converts submissions to the form of the store, and its answers to models. Opens no connection."""
 
 import hashlib
 import json

@@ -1,8 +1,8 @@
 """JobStore: the single source of truth about jobs, on Redis (or Valkey).
 
-Operations that must be atomic are Lua functions in scripts/, one file per topic; the others are plain
-commands. The head of scripts/common.lua lists all keys. This module knows no images, Celery or HTTP
-and reads no settings.
+Operations that must be atomic are Lua functions in scripts/, one file per topic; the others are
+plain commands. The head of scripts/common.lua lists all keys. This module knows no images, Celery
+or HTTP and reads no settings.
 It is synchronous; docs/decisions/0002-one-color.md says why.
 """
 
@@ -112,9 +112,9 @@ class JobStore:
     ) -> Job:
         """Queue a new job. Its blobs must be reserved and written before.
 
-        A known idempotency key returns the job of its first use; `find_replay` looks it up without
-        creating anything. Raises IdempotencyConflict if that request was another one, QuotaExceeded,
-        QueueFull, and ImageNotFound if a blob is no longer reserved: it may have been deleted.
+        A known idempotency key returns the job of its first use; `find_replay` only looks it up.
+        Raises IdempotencyConflict if that request was another one, QuotaExceeded, QueueFull, and
+        ImageNotFound if a blob is no longer reserved: it may have been deleted.
         """
         return self.get(self._create(job_id, [job_id], [serialize(job_input, options, limits)]))
 
@@ -125,7 +125,7 @@ class JobStore:
         options: SubmissionOptions,
         limits: QueueLimits,
     ) -> Batch:
-        """Queue several jobs with the same options: all of them or none. Raises what `create` does."""
+        """Queue several jobs with the same options, all or none. Raises what `create` does."""
         options = options.model_copy(update={"batch_id": batch_id})
         submissions = [serialize(job_input, options, limits) for job_input in inputs]
         hashes = [submission["request_hash"] for submission in submissions]
@@ -134,7 +134,7 @@ class JobStore:
         return self.get_batch(self._create(batch_id, ids, submissions), options.owner)
 
     def _create(self, new_id: str, ids: list[str], submissions: list[dict[str, Any]]) -> str:
-        """Create one job or a batch. Returns its id, or that of an earlier one with the same key."""
+        """Create a job or a batch. Returns its id, or that of an earlier one with the same key."""
         outcome, created_id = self._call("create", new_id, json.dumps(ids), json.dumps(submissions))
         if outcome == "conflict":
             raise errors.IdempotencyConflict()
@@ -156,7 +156,7 @@ class JobStore:
         return str(created_id)
 
     def get_batch(self, batch_id: str, owner: str = ANY_OWNER) -> Batch:
-        """Return the remaining jobs of a batch. Raises BatchNotFound if there are none of the owner."""
+        """Return the owner's remaining jobs of a batch. Raises BatchNotFound if there are none."""
         jobs = [job for job in self._read(self._batch_ids(batch_id), owner) if job is not None]
         if not jobs:
             raise errors.BatchNotFound()
@@ -176,8 +176,8 @@ class JobStore:
     def find_replay(self, key: str, request: str, owner: str = LOCAL_OWNER) -> str | None:
         """Return the id of the job or batch that this request created before, or None.
 
-        key: the idempotency key; request: the hash of the request. Raises IdempotencyConflict if the
-        key belongs to another request.
+        key: the idempotency key; request: the hash of the request. Raises IdempotencyConflict if
+        the key belongs to another request.
         """
         with self._circuit_breaker:
             replay: Any = self._redis.get(f"{PREFIX}replay:{owner}:{sha256_hex(key)}")
@@ -244,8 +244,8 @@ class JobStore:
         """Replace the input of an unfinished job by `update(input)`. The images must stay the same.
 
         A worker that runs the job gets a signal. `update` is called again if another update came
-        first. Raises JobNotFound, JobAlreadyEnded, Conflict after MAX_SPEC_UPDATES updates, and what
-        `update` raises.
+        first. Raises JobNotFound, JobAlreadyEnded, Conflict after MAX_SPEC_UPDATES updates, and
+        what `update` raises.
         """
         while True:
             job = self.get(job_id, owner)
@@ -286,7 +286,7 @@ class JobStore:
         return parse_load(self._call("get_load"))
 
     def list_workers(self) -> list[tuple[WorkerInfo | None, bool]]:
-        """Return for each live worker its description, if it sent one, and whether it runs a job."""
+        """Return for each live worker its description, if there is one, and whether it is busy."""
         with self._circuit_breaker, self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.zrange(f"{PREFIX}leases", 0, 999)
@@ -400,8 +400,8 @@ class JobStore:
     def add_frame(self, job_id: str, token: str, frame: Frame) -> int:
         """Append a frame whose blob is reserved and written. The store assigns its index.
 
-        Returns how often the frames were thinned out: after each time the run should add frames half
-        as often. Returns -1 if the token is stale.
+        Returns how often the frames were thinned out: after each time the run should add frames
+        half as often. Returns -1 if the token is stale.
         """
         fields = json.dumps({**frame.model_dump(exclude={"index"}), "digest": frame.digest})
         thinnings = self._call("add_frame", job_id, token, fields, MAX_FRAMES)
@@ -421,7 +421,7 @@ class JobStore:
         return self._finish(job_id, token, Status.FAILED, {"error": _error_json(error)}, output)
 
     def end_canceled(self, job_id: str, token: str, output: Output | None = None) -> LeaseStatus:
-        """End the job after `renew` returned `cancel`, with the image so far. `stale`: no change."""
+        """End the job when `renew` returns `cancel`, with the image so far. `stale`: no change."""
         return self._finish(job_id, token, Status.CANCELED, {}, output)
 
     def release(self, job_id: str, token: str) -> LeaseStatus:
@@ -452,7 +452,7 @@ class JobStore:
     # ------------------------------------------------------------------ for the reaper
 
     def acquire_leadership(self, process_id: str, term_seconds: float) -> bool:
-        """Elect or confirm this process as the reaper for `term_seconds`. False: another one leads."""
+        """Elect or confirm this process as the reaper for `term_seconds`. False: another leads."""
         lock = self._redis.lock(f"{PREFIX}leader", timeout=term_seconds, thread_local=False)
         with self._circuit_breaker:
             lock.local.token = (
@@ -615,7 +615,7 @@ class JobStore:
         return bool(is_used) or (until_ms is not None and until_ms > _to_ms(now))
 
     def mark_deleting(self) -> Sequence[str]:
-        """Return blobs to delete now: nothing uses or reserves them. Then call `confirm_deleted`."""
+        """Return unused, unreserved blobs to delete now. Then call `confirm_deleted` for each."""
         digests: list[str] = self._call("mark_deleting")
         return digests
 

@@ -2,13 +2,13 @@
 
     python tests/campaigns/webhooks.py --seed 1 [--count N] [--history FILE] [--without guard|lease]
 
-The store, the dispatchers (processes that the campaign kills with SIGKILL) and the receiver are real.
-Only the resolver and the network are fake. A table resolves the names. Public addresses lead to the
-receiver, which fails, hangs, resets or redirects at random; every other address leads to a canary,
-which no dispatcher must reach.
+The store, the dispatchers (processes that the campaign kills with SIGKILL) and the receiver are
+real. Only the resolver and the network are fake. A table resolves the names. Public addresses lead
+to the receiver, which fails, hangs, resets or redirects at random; every other address leads to a
+canary, which no dispatcher must reach.
 
-`--without guard`: the dispatchers connect to any address. `--without lease`: a claimed delivery is due
-at once for the other dispatchers.
+`--without guard`: the dispatchers connect to any address. `--without lease`: a claimed delivery is
+due at once for the other dispatchers.
 """
 
 import json
@@ -336,7 +336,8 @@ def _run(seed: int, count: int, history: History, without: str) -> None:
         finally:
             dispatchers.close()
         for name in [job.id for job in store.list_page(limit=count)[0]]:
-            end, tries = store._redis.hmget(f"{PREFIX}job:{name}", "webhook_end", "webhook_tries")  # type: ignore[misc]
+            fields: Any = store._redis.hmget(f"{PREFIX}job:{name}", "webhook_end", "webhook_tries")
+            end, tries = fields
             history.tell(
                 "last", job=name, end=end, tries=int(tries or 0), record=_record(store.get(name))
             )

@@ -49,7 +49,7 @@ def reset(connection: socket.socket, _: Request) -> None:
 
 
 class Server:
-    """Listens on a free loopback port. Each request gets the next behavior; the last one repeats."""
+    """Listens on a free loopback port. Each request gets the next behavior; the last repeats."""
 
     def __init__(self, *behaviors: Behavior, tls: Any = None) -> None:
         self.behaviors = list(behaviors) or [answer(200)]

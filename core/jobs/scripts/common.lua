@@ -4,16 +4,16 @@
 -- folder. KEYS[1] is `p`, the prefix of every key. Times are ms of the server's clock.
 --
 --   job:<id>                   hash    one job: status, version, owner, token, input, progress, ...
---   jobs_of:<owner>            zset    the owner's jobs by their entry: a counter per owner, so that
---                                      it tells nothing about the jobs of others
+--   jobs_of:<owner>            zset    the owner's jobs by their entry: a counter per owner, which
+--                                      tells nothing about the jobs of others
 --   jobs_of:<owner>:<status>   zset    those of them in that status
 --   queue, queue:<owner>       zset    the places of all queued jobs, of one owner's; with score 0,
 --                                      so the lexical order of the places is the order of claims
 --   rounds                     hash    class -> the latest round that a job was claimed from
 --   leases                     zset    running jobs by the time their lease expires
 --   deadlines                  zset    unfinished jobs by their deadline
---   expiry                     zset    ended jobs by the time their images expire: in the far future
---                                      for jobs without a limit; pinned jobs are missing
+--   expiry                     zset    ended jobs by the time their images expire; a job without a
+--                                      limit in 1000 years; without pinned jobs
 --   records                    zset    jobs without images by the time their record is deleted
 --   claim:<token>              string  the job that a claim returned, in case the claim is repeated
 --   signal:<token>             list    wakes the worker that runs under the token
