@@ -85,7 +85,7 @@ def parse_load(row: Sequence[Any]) -> ServiceLoad:
 
 
 def parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job | None:
-    """Parse the fields and the rank that the Lua function `read_jobs` returns.
+    """Parse the fields and the rank that the Lua function `read_changed` returns.
 
     Returns None for a record that a disk fault has damaged: it must not hide the rest of a page.
     """

@@ -455,10 +455,8 @@ class JobStore:
         """Elect or confirm this process as the reaper for `term_seconds`. False: another leads."""
         lock = self._redis.lock(f"{PREFIX}leader", timeout=term_seconds, thread_local=False)
         with self._circuit_breaker:
-            lock.local.token = (
-                process_id  # as if this process holds it: then only the term begins anew
-            )
-            with suppress(LockNotOwnedError):
+            lock.local.token = process_id
+            with suppress(LockNotOwnedError):  # if this process leads, its term starts anew
                 return bool(lock.reacquire())
             return bool(lock.acquire(blocking=False, token=process_id))
 
