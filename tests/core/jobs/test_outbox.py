@@ -83,6 +83,7 @@ def test_a_webhook_is_due_however_its_job_has_ended(driver: Any, store: JobStore
     driver.claim("a")
     driver.claim("b")
     store.succeed(jobs[2].id, "a", driver.OUTPUT, driver.MODEL, {})
+    time.sleep(0.002)  # the outbox orders by ms
     store.fail(jobs[3].id, "b", driver.DIVERGED)
 
     assert [_claim(driver, f"t{n}") for n in range(4)] == [(job.id, 1) for job in jobs]
