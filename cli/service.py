@@ -82,4 +82,4 @@ def webhooks() -> None:
 )
 def webhook_secret(owner: str) -> None:
     """Print the secret that verifies the webhooks of one owner."""
-    click.echo(read_settings(Settings).webhooks.owner_secret(owner))
+    click.echo(read_settings(Settings).webhook_signer.owner_secret(owner))

@@ -134,7 +134,7 @@ def _read_inputs(
         init_image=read(init_image) if init_image else None,
         spec=spec.model_dump(),
     )
-    return job_input, StyleInputs(*job_input.pictures(files.__getitem__))
+    return job_input, StyleInputs(*job_input.load_images(files.__getitem__))
 
 
 def _print_plan(plan: Any) -> None:

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core import errors, log
 from core.webhooks.policy import WebhookPolicy
+from core.webhooks.signing import Signer
 
 # The form of the Standard Webhooks specification: 24 to 64 bytes in base64.
 _WHSEC = r"^(whsec_([A-Za-z0-9+/]{4}){8,21}([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)?$"
@@ -79,15 +80,18 @@ class Settings(BaseSettings):
 
     @property
     def webhooks(self) -> WebhookPolicy:
-        """The policy that says which webhooks are allowed and how they are signed."""
-        ports = frozenset(map(int, self.webhook_ports.split(",")))
+        """Which webhook destinations are allowed; none without a secret."""
         return WebhookPolicy(
-            self.webhook_secret,
-            ports,
+            enabled=bool(self.webhook_secret),
+            ports=frozenset(map(int, self.webhook_ports.split(","))),
             allow_http=self.webhook_allow_http,
             allow_private=self.webhook_allow_private,
-            previous_secret=self.webhook_previous_secret,
         )
+
+    @property
+    def webhook_signer(self) -> Signer:
+        """Signs webhooks with the secrets of these settings."""
+        return Signer(self.webhook_secret, self.webhook_previous_secret)
 
     @property
     def blobs_dir(self) -> Path:

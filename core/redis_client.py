@@ -1,4 +1,4 @@
-"""The way to Redis (or Valkey): how it is reached, and what it means that it does not answer. Knows no key, no job."""
+"""The Redis (or Valkey) client: timeouts, and the errors that mean an outage. Knows no jobs."""
 
 import time
 
@@ -13,23 +13,30 @@ from core import errors
 
 PREFIX = "impasto:"
 
-# Any other answer of the server is a mistake of ours, and must not look like an outage. MISCONF: its disk is full.
-_AWAY = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError)
+# Any other error is a bug of this program and must not look like an outage. Beside these, MISCONF
+# means that the server's disk is full.
+_OUTAGE_ERRORS = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    BusyLoadingError,
+    OutOfMemoryError,
+    ReadOnlyError,
+)
 
-
-TIMEOUT_SECONDS = 1.5  # with a server that says nothing; whoever asks us waits for two
+TIMEOUT_SECONDS = 1.5  # for a server that does not answer; clients of the API wait for 2 s
 CONNECT_TIMEOUT_SECONDS = 1.0
-# One more try at once, for a connection that went stale in the pool. Every step may be sent twice unharmed. Not where
-# it says nothing: the client repeats the greeting as well, and each try of each takes as long as the first.
+# One immediate retry, for a pooled connection that went stale. Every command is safe to send twice.
+# A timeout is not retried: redis-py repeats the handshake as well, and each try of each takes the
+# whole timeout again.
 RETRIED_ERRORS = (RedisConnectionError,)
 
 
 def connect(redis_url: str) -> redis.Redis:
-    """A client of the server that gives up in time. Opens nothing yet."""
+    """Return a client whose calls time out. Opens no connection yet."""
     return redis.Redis.from_url(
         redis_url,
         decode_responses=True,
-        encoding_errors="replace",  # of a byte that the disk has damaged: the record is wrong, and no other is
+        encoding_errors="replace",  # a byte that the disk has damaged spoils its own record only
         socket_timeout=TIMEOUT_SECONDS,
         socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
         health_check_interval=5,
@@ -38,30 +45,32 @@ def connect(redis_url: str) -> redis.Redis:
 
 
 class CircuitBreaker:
-    """Any failure of the server or the way to it, as StoreUnavailable. For any number of threads.
+    """A context manager that raises StoreUnavailable for any outage. Thread-safe.
 
-    And a circuit breaker, if asked for one: after a call that nobody answered, one in `rest_seconds` is made, and the
-    others are refused at once, until one is answered. A crowd does not wait where one has waited in vain, nor hold
-    every thread of the process.
+    With a cooldown it also breaks the circuit: after a call that timed out, it lets one call per
+    cooldown through and fails the others at once, until one is answered. So a crowd of callers
+    does not wait for a server that is known to be silent, and does not occupy every thread.
     """
 
     def __init__(self, cooldown_seconds: float = 0) -> None:
-        """rest_seconds: 0 makes every call."""
-        self._rest_seconds = cooldown_seconds
-        self._next_at: float | None = None  # while it says nothing
+        """cooldown_seconds: 0 lets every call through."""
+        self._cooldown_seconds = cooldown_seconds
+        self._next_call_at: float | None = None  # set while the server does not answer
 
     def __enter__(self) -> None:
-        if self._rest_seconds and (next_at := self._next_at) is not None:
-            if (now := time.monotonic()) < next_at:
+        if self._cooldown_seconds and (next_call_at := self._next_call_at) is not None:
+            if (now := time.monotonic()) < next_call_at:
                 raise errors.StoreUnavailable()
-            self._next_at = now + self._rest_seconds
+            self._next_call_at = now + self._cooldown_seconds
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        silent = isinstance(error, RedisTimeoutError)
-        self._next_at = time.monotonic() + self._rest_seconds if silent else None
-        if isinstance(error, _AWAY) or (
-            isinstance(error, ResponseError) and str(error).startswith("MISCONF")
-        ):
+        # Only a timeout opens the circuit. A refused connection costs the next caller no time.
+        if isinstance(error, RedisTimeoutError):
+            self._next_call_at = time.monotonic() + self._cooldown_seconds
+        else:
+            self._next_call_at = None
+        disk_full = isinstance(error, ResponseError) and str(error).startswith("MISCONF")
+        if disk_full or isinstance(error, _OUTAGE_ERRORS):
             raise errors.StoreUnavailable() from error

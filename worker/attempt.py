@@ -172,7 +172,7 @@ class Attempt:
         began = time.monotonic()
         wanted = self._job.input
         with SandboxedDecoder() as decoder:
-            subject = StyleInputs(*wanted.pictures(self._read, decoder.decode))
+            subject = StyleInputs(*wanted.load_images(self._read, decoder.decode))
         spec = parse_spec(wanted.spec)
         self._watchdog.begin_phase("device")
         network, planner = load(spec.model)

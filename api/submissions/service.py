@@ -64,7 +64,7 @@ class SubmissionService:
         """
         changes: dict[str, Any] = {"priority": self._limit_priority(options)}
         if options.webhook is not None:
-            changes["webhook"] = self.webhooks.receiver(options.webhook).url
+            changes["webhook"] = self.webhooks.parse_url(options.webhook).url
         return options.model_copy(update=changes)
 
     def _limit_priority(self, options: SubmissionOptions) -> Priority:

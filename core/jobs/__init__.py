@@ -1,1 +1,1 @@
-"""Jobs and their life: the models, and the store on Redis that alone changes them. Knows no HTTP, Celery or tensors."""
+"""The job models, and the store on Redis that changes them. Knows no HTTP, Celery or tensors."""

@@ -1,6 +1,7 @@
-"""Looks at jobs on an event loop: the one asynchronous reader of the store (docs/decisions/0002-synchronous-store.md).
+"""Reads jobs on an event loop: the only asynchronous user of the store (decision record 0002).
 
-Many jobs in one step, over one connection; and a second one, to hear which jobs change. Takes no step of a job's life.
+It reads many jobs in one call over one connection, and listens for changes over a second one. It
+never changes a job. See docs/decisions/0002-synchronous-store.md.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -24,74 +25,79 @@ from core.redis_client import (
 )
 
 CHANGES = f"{PREFIX}changes"
-SILENCE_SECONDS = 5.0  # after which the server is asked whether it is still there
+SILENCE_SECONDS = 5.0  # without a message; then a ping checks the connection
 
 
 class JobReader:
-    """To be used on one event loop. Every method raises StoreUnavailable when the server does not answer in time."""
+    """For one event loop. Methods raise StoreUnavailable if the server does not answer in time."""
 
     def __init__(self, redis_url: str) -> None:
         self._redis: Any = Redis.from_url(
             redis_url,
             decode_responses=True,
-            encoding_errors="replace",  # as core/redis_client.py
+            encoding_errors="replace",  # for the reason in core/redis_client.py
             socket_timeout=TIMEOUT_SECONDS,
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
             retry=Retry(ConstantBackoff(0.05), 1, supported_errors=RETRIED_ERRORS),
         )
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self._redis.aclose()
 
     async def get_if_changed(self, known: Mapping[str, Job | None]) -> dict[str, Job | None]:
-        """The jobs with these ids as they are now, None where there is none.
+        """Return the current jobs with these ids; None where there is no such job.
 
-        known: each as it was seen last, if it was; one that has not changed since comes back as the same object.
+        known: each job as the caller last saw it, or None. A job that has not changed since comes
+        back as the same object. One round trip, however many jobs.
         """
-        words = [
-            word for job_id, job in known.items() for word in (job_id, job.version if job else "")
-        ]
-        with _Unavailable():
-            *rows, told = await self._step("read_changed", words)
-        load = parse_load(told) if told else None
+        args: list[str | int] = []
+        for job_id, job in known.items():
+            args += [job_id, job.version if job else ""]
+        with _CircuitBreaker():
+            *rows, load_row = await self._call("read_changed", args)
+        load = parse_load(load_row) if load_row else None
         return {
-            job_id: _read(known[job_id], row, load) for job_id, row in zip(known, rows, strict=True)
+            job_id: _parse_row(known[job_id], row, load)
+            for job_id, row in zip(known, rows, strict=True)
         }
 
     async def watch_changes(self) -> AsyncIterator[str]:
-        """Ids of jobs that have changed or are gone; at first an empty one, once nothing is missed any more."""
-        with _Unavailable():
-            async with self._redis.pubsub() as told:
-                await told.subscribe(CHANGES)
-                asked = False
+        """Yield the ids of jobs that have changed or were deleted.
+
+        The first value is "": from then on no change is missed.
+        """
+        with _CircuitBreaker():
+            async with self._redis.pubsub() as subscription:
+                await subscription.subscribe(CHANGES)
+                pinged = False
                 while True:
-                    message = await told.get_message(timeout=SILENCE_SECONDS)
-                    if message is None and asked:
+                    message = await subscription.get_message(timeout=SILENCE_SECONDS)
+                    if message is None and pinged:
                         raise errors.StoreUnavailable()
-                    asked = message is None
+                    pinged = message is None
                     if message is None:
-                        await told.ping()
+                        await subscription.ping()
                     elif message["type"] == "message":
                         yield message["data"]
                     elif message["type"] == "subscribe":
                         yield ""
 
-    async def _step(self, name: str, words: list[str | int]) -> Any:
+    async def _call(self, function: str, args: list[str | int]) -> Any:
         version, code = store.load_library()
         try:
-            return await self._redis.fcall(f"{version}_{name}", 1, PREFIX, *words)
-        except RuntimeError:  # the line was closed; the next one is new
+            return await self._redis.fcall(f"{version}_{function}", 1, PREFIX, *args)
+        except RuntimeError:  # the connection was closed; the next call opens a new one
             pass
         except ResponseError as error:
             if store.NO_FUNCTION not in str(error):
                 raise
             await self._redis.function_load(code, replace=True)
-        return await self._redis.fcall(f"{version}_{name}", 1, PREFIX, *words)
+        return await self._redis.fcall(f"{version}_{function}", 1, PREFIX, *args)
 
 
-class _Unavailable(CircuitBreaker):
-    """With uvloop's word for a line that was cut, which redis-py does not know."""
+class _CircuitBreaker(CircuitBreaker):
+    """Also maps uvloop's RuntimeError for an aborted connection, which redis-py does not know."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
@@ -101,15 +107,16 @@ class _Unavailable(CircuitBreaker):
         super().__exit__(kind, error, trace)
 
 
-def _read(known: Job | None, row: list[Any], load: ServiceLoad | None) -> Job | None:
+def _parse_row(known: Job | None, row: list[Any], load: ServiceLoad | None) -> Job | None:
+    """Parse one row: empty (no job), the rank alone (same version as `known`), or all fields."""
     if not row:
         return None
     if len(row) > 1:
         return parse_job(dict(zip(row[::2], row[1::2], strict=True)), load)
-    assert known is not None, "its version was named"
-    queue = (
-        None
-        if row[0] < 0 or load is None
-        else QueuePosition(position=row[0], start_seconds=load.start_seconds(row[0]))
-    )
-    return known if queue == known.queue else known.model_copy(update={"queue": queue})
+    assert known is not None, "the store returns the rank alone only for a known version"
+    rank, queue = row[0], None
+    if rank >= 0 and load is not None:
+        queue = QueuePosition(position=rank, start_seconds=load.start_seconds(rank))
+    if queue == known.queue:
+        return known
+    return known.model_copy(update={"queue": queue})

@@ -1,7 +1,6 @@
-"""A job: one request to stylise, with an id and a life.
+"""The job models: what a client submits, what a client sees, and the legal status transitions.
 
-What it looks like to a client, and which steps its life may take.
-Knows nothing of Redis, Celery or HTTP. The store (store.py, scripts/) is the only one that changes a job.
+Knows nothing of Redis, Celery or HTTP. Only the store (store.py and scripts/) changes a job.
 """
 
 import re
@@ -20,25 +19,29 @@ from core import errors
 from core.images import codec
 from core.style.spec import SpecUpdate, parse_spec
 
-MAX_ATTEMPTS = 3  # in a row that brought it no further
-MAX_SPEC_UPDATES = 200  # of one job
-MAX_FRAMES = 60  # of one job
+MAX_ATTEMPTS = 3  # lost attempts in a row, without a new checkpoint, before the job fails
+MAX_SPEC_UPDATES = 200  # per job
+MAX_FRAMES = 60  # per job; beyond it, every other frame is dropped
 _ID = re.compile(r"(job|batch)_[a-z2-7]{26}")
 
 
 class Status(StrEnum):
-    """Where a job is in its life."""
+    """The state of a job. TRANSITIONS lists the legal changes."""
 
-    QUEUED = "queued"  # in: created, handed back, or its worker was lost. out: claimed, canceled, or too late
-    RUNNING = "running"  # in: claimed by a worker, which renews a lease. out: the worker ends it, or the lease runs out
+    # Enters when it is created or released, or when its worker is lost.
+    # Leaves when it is claimed or canceled, or when its deadline passes.
+    QUEUED = "queued"
+    # Enters when a worker claims it and renews the lease.
+    # Leaves when the worker ends it, or when the lease expires.
+    RUNNING = "running"
     SUCCEEDED = "succeeded"  # ended: has a result
     FAILED = "failed"  # ended: has an error
-    CANCELED = "canceled"  # ended: someone asked for it
-    EXPIRED = "expired"  # ended: nobody could begin it, or go on with it, in time
+    CANCELED = "canceled"  # ended: a client canceled it
+    EXPIRED = "expired"  # ended: no worker started or resumed it before its deadline
 
     @property
     def has_ended(self) -> bool:
-        """An ended job never changes."""
+        """Whether the status is final; an ended job never changes."""
         return not TRANSITIONS[self]
 
 
@@ -57,48 +60,50 @@ class _Record(BaseModel):
 
 
 class JobInput(_Record):
-    """What was asked: digests of the pictures, and the spec with every default filled in."""
+    """What the client submitted: image digests, and the spec with every default filled in."""
 
     content: str
     styles: list[str]
     masks: list[str] = []
     init_image: str | None = None
-    spec: dict[str, Any]  # as it was accepted; shown as it is, whatever later versions make of it
+    # As it was accepted. A later version shows it unchanged, even if it reads it differently.
+    spec: dict[str, Any]
 
     def digests(self) -> list[str]:
-        """Every picture that the job needs."""
-        return [
-            self.content,
-            *self.styles,
-            *self.masks,
-            *([self.init_image] if self.init_image else []),
-        ]
+        """All images that the job needs."""
+        digests = [self.content, *self.styles, *self.masks]
+        if self.init_image:
+            digests.append(self.init_image)
+        return digests
 
-    def pictures(
+    def load_images(
         self, get: Callable[[str], bytes], decode: Callable[..., Image.Image] = codec.decode
     ) -> tuple[Image.Image, list[Image.Image], list[Image.Image], Image.Image | None]:
-        """The photo, the paintings, the masks and what to begin with. `get`: a digest to its bytes.
+        """Read and decode the photo, the paintings, the masks and the initial image.
 
-        decode: as `codec.decode`. Raises BadImage, and what `get` and `decode` raise.
+        get: returns the bytes of a digest. decode: has the signature of `codec.decode`.
+        Raises BadImage, and whatever `get` and `decode` raise.
         """
         content, *styles = (decode(get(digest)) for digest in (self.content, *self.styles))
-        # As `codec.decode_mask`.
+        # The same steps as `codec.decode_mask`, but with the given `decode`.
         masks = [decode(get(digest), "black").convert("L") for digest in self.masks]
-        init = decode(get(self.init_image), any_size=True) if self.init_image else None
+        init = None
+        if self.init_image:
+            init = decode(get(self.init_image), any_size=True)
         return content, styles, masks, init
 
     def with_updates(self, parameters: Mapping[str, Any]) -> "JobInput":
-        """The same with other weights. Raises BadSpec."""
+        """Return a copy with these spec parameters changed. Raises BadSpec."""
         spec = parse_spec(self.spec).with_updates(parameters)
         return self.model_copy(update={"spec": spec.model_dump()})
 
     def provenance(self, model: "ModelUsed") -> dict[str, Any]:
-        """What a result's PNG tells of its making, with a service or without."""
+        """The metadata that a result's PNG carries, whether a service or the CLI made it."""
         return {"program": "impasto", **self.model_dump(), "model": model.model_dump()}
 
     @classmethod
     def from_provenance(cls, provenance: Mapping[str, Any] | None) -> "JobInput":
-        """What `provenance` told, from a file that anybody may have written. Raises BadRecord."""
+        """Parse the metadata of `provenance` from an untrusted file. Raises InvalidProvenance."""
         try:
             return cls.model_validate(provenance)
         except ValidationError as error:
@@ -106,14 +111,14 @@ class JobInput(_Record):
 
 
 class Priority(StrEnum):
-    """Which jobs go first; among those of one priority, callers take turns."""
+    """Which jobs run first. Within one priority, owners take turns."""
 
     HIGH = "high"
     NORMAL = "normal"
     LOW = "low"
 
 
-LOCAL_OWNER = "local"  # who owns the jobs of a service without keys
+LOCAL_OWNER = "local"  # owns all jobs of a service without API keys
 
 
 class SubmissionOptions(_Record):
@@ -155,14 +160,14 @@ class SubmissionContext(_Record):
 
 
 class QueueLimits(_Record):
-    """How many jobs are taken; None: any number."""
+    """How many unfinished jobs the store accepts; None means no limit."""
 
-    queued: int | None = None
-    per_owner: int | None = None  # waiting and running
+    queued: int | None = None  # of all owners
+    per_owner: int | None = None  # queued and running
 
 
 class JobProgress(_Record):
-    """How far the run is. Iterations count over all scales; losses are by name."""
+    """The progress of a run. Iterations count over all scales; `loss` maps names to values."""
 
     value: float
     scale: int
@@ -176,17 +181,17 @@ class JobProgress(_Record):
 
 
 class Frame(_Record):
-    """A small picture of the run on its way. Its index stays the same when others go to make room."""
+    """A small intermediate image. Its index stays the same when other frames are dropped."""
 
     index: int
     iteration: int
     scale: int
     seconds: float
-    digest: str = Field("", exclude=True)  # which clients are not told
+    digest: str = Field("", exclude=True)  # not shown to clients
 
 
 class Output(_Record):
-    """The finished picture."""
+    """A finished image."""
 
     id: str
     content_type: str
@@ -196,37 +201,40 @@ class Output(_Record):
 
 
 class ModelUsed(_Record):
-    """Which weights painted it."""
+    """The network and the weights that made a result."""
 
     name: str
     sha256: str
 
 
 class JobError(_Record):
-    """Why it failed: a stable code and a sentence."""
+    """Why a job failed: a stable code and a sentence."""
 
     code: str
     message: str
 
 
 class QueuePosition(_Record):
-    """Place in the queue; 0 is next. Seconds until it begins, by the pace of late, while a worker lives."""
+    """A queued job's position (0 is next) and the estimated seconds until it starts.
+
+    start_seconds: from the recent average run time; None while there is no worker.
+    """
 
     position: int
     start_seconds: float | None = None
 
 
 class WorkerInfo(_Record):
-    """What a worker tells of itself."""
+    """A worker's description of itself."""
 
-    device: str  # as the device's driver names it
+    device: str  # as its driver names it
     precision: str  # of the network
-    network: str  # that `auto` means there
-    networks: list[str]  # whose weights are there
+    network: str  # the one that `auto` resolves to
+    networks: list[str]  # those whose weights are present
 
 
 class EstimateRequest(_Record):
-    """How long would it take? Sizes are width and height in px."""
+    """The question how long a run would take. Sizes are (width, height) in px."""
 
     content: tuple[int, int]
     styles: list[tuple[int, int]]
@@ -235,7 +243,7 @@ class EstimateRequest(_Record):
 
 
 class ScaleEstimate(_Record):
-    """One scale of a run. tile_px: the side of its tiles; None: it is painted whole."""
+    """The cost of one scale of a run. tile_px: side of its tiles; None: it runs untiled."""
 
     width: int
     height: int
@@ -246,40 +254,35 @@ class ScaleEstimate(_Record):
 
 
 class EstimateResponse(_Record):
-    """A worker's answer: what the run would take there, beside the network itself; or why there would be none."""
+    """A worker's answer: the cost of the run without the network itself, or the refusal."""
 
     device: str
-    network: str  # whose figures these are
+    network: str  # the one that the figures are for
     scales: list[ScaleEstimate] = []
     refused: JobError | None = None
 
 
 class ServiceLoad(_Record):
-    """What the service has to do."""
+    """The current load of the service."""
 
     queued: int
     running: int
     workers: int
-    average_job_seconds: (
-        float | None
-    )  # that a job runs, a moving average; None before the first has ended
-    remaining_seconds: float  # until all that runs now is over
+    average_job_seconds: float | None  # moving average; None before the first job has succeeded
+    remaining_seconds: float  # the sum over all running jobs
 
     def start_seconds(self, position: int) -> float | None:
-        """Until the job at this place begins. None where nobody can tell."""
+        """Estimate the seconds until the job at this position starts; None if unknown."""
         if not self.workers or self.average_job_seconds is None:
             return None
-        free = position < self.workers - self.running
-        return (
-            0.0
-            if free
-            else (self.remaining_seconds + max(0, position) * self.average_job_seconds)
-            / self.workers
-        )
+        if position < self.workers - self.running:  # an idle worker takes it at once
+            return 0.0
+        work_ahead = self.remaining_seconds + max(0, position) * self.average_job_seconds
+        return work_ahead / self.workers
 
 
 class Job(_Record):
-    """The whole of what a client may know of a job."""
+    """A job as the store returns it. Fields with `exclude` are internal: clients never see them."""
 
     id: str
     status: Status
@@ -305,33 +308,31 @@ class Job(_Record):
     model: ModelUsed | None
     error: JobError | None
     metrics: dict[str, float]
-    images_deleted: bool = Field(
-        False, exclude=True
-    )  # it has expired: its pictures are no longer kept
-    checkpoint: str | None = Field(None, exclude=True)  # where the next attempt goes on
-    frames: int = Field(0, exclude=True)  # that were ever kept
-    frame_thinnings: int = Field(0, exclude=True)  # how often every other frame went
-    spec_update_count: int = Field(0, exclude=True)  # how often its spec was changed
+    images_deleted: bool = Field(False, exclude=True)  # the retention time of its images is over
+    checkpoint: str | None = Field(None, exclude=True)  # the next attempt resumes from it
+    frames: int = Field(0, exclude=True)  # how many were ever added
+    frame_thinnings: int = Field(0, exclude=True)  # how often every other frame was dropped
+    spec_update_count: int = Field(0, exclude=True)
     owner: str = Field(LOCAL_OWNER, exclude=True)
     webhook: str | None = Field(None, exclude=True)
 
     @property
     def has_ended(self) -> bool:
-        """An ended job never changes."""
+        """Whether the status is final; an ended job never changes."""
         return self.status.has_ended
 
 
 class Batch(_Record):
-    """Jobs that were submitted together, in their order; those that were deleted since are missing."""
+    """The jobs of one batch submission, in order, without those that were deleted since."""
 
     id: str
     created_at: datetime
-    counts: dict[Status, int]  # of every status
+    counts: dict[Status, int]  # has every status as a key
     jobs: Sequence[Job]
 
     @classmethod
-    def of(cls, batch_id: str, jobs: Sequence[Job]) -> Self:
-        """One or more."""
+    def from_jobs(cls, batch_id: str, jobs: Sequence[Job]) -> Self:
+        """Summarize one or more jobs."""
         counts = Counter(job.status for job in jobs)
         created_at = min(job.created_at for job in jobs)
         return cls(
@@ -343,17 +344,17 @@ class Batch(_Record):
 
     @property
     def has_ended(self) -> bool:
-        """Whether all of them have."""
+        """Whether all its jobs have ended."""
         return all(job.status.has_ended for job in self.jobs)
 
 
 def new_job_id() -> str:
-    """128 random bits: nobody guesses a job."""
+    """Return a new random job id of 128 bits, which cannot be guessed."""
     return _new_id("job")
 
 
 def new_batch_id() -> str:
-    """As unguessable as a job's."""
+    """Return a new random batch id of 128 bits."""
     return _new_id("batch")
 
 
@@ -362,15 +363,17 @@ def _new_id(kind: str) -> str:
 
 
 def is_job_id(text: str) -> bool:
-    """Whether this could be a job's id at all; anything else needs no look-up."""
+    """Whether the text has the form of a job id; other text needs no lookup."""
     return text.startswith("job_") and _ID.fullmatch(text) is not None
 
 
 def is_batch_id(text: str) -> bool:
-    """The same for a batch."""
+    """Whether the text has the form of a batch id."""
     return text.startswith("batch_") and _ID.fullmatch(text) is not None
 
 
 def parse_timestamp(milliseconds: Any) -> datetime | None:
-    """The store's clock (ms since 1970) as a UTC time; None for what has not happened."""
-    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds else None
+    """Convert the store's clock (ms since 1970) to UTC; None if there is no time."""
+    if not milliseconds:
+        return None
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)

@@ -1,7 +1,4 @@
-"""A job's record: how a submission is written for the store's functions, and how what they tell of a job is read.
-
-Asks no server.
-"""
+"""Converts submissions to the form of the store, and its answers to models. Opens no connection."""
 
 import hashlib
 import json
@@ -28,11 +25,11 @@ from core.jobs.models import (
 
 log = logging.getLogger(__name__)
 
-REPLAY_SECONDS = 86_400.0  # that an idempotency key is remembered
+REPLAY_SECONDS = 86_400.0  # how long the store remembers an idempotency key
 
 
 def sha256_hex(text: str) -> str:
-    """SHA-256, in hexadecimal digits."""
+    """The SHA-256 of the text, in hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -42,64 +39,78 @@ def serialize(
     limits: QueueLimits,
     context: SubmissionContext,
 ) -> dict[str, Any]:
-    """Return a submission in the form that the functions in scripts/ read, without None values."""
-    painting, digests = job_input.model_dump_json(), job_input.digests()
-    fingerprint = sha256_hex(painting)
+    """Convert a submission to the table that scripts/submission.lua reads. Leaves out every None.
+
+    `fingerprint` identifies the input: jobs with the same one may share a result. `request_hash`
+    identifies the whole request: an idempotency key returns its job only for the same one.
+    """
+    input_json = job_input.model_dump_json()
+    fingerprint = sha256_hex(input_json)
     requested = f"{options.model_dump_json()} {context.retried_from}"
-    order = {
+    deadline_ms = key_hash = None
+    if options.deadline_seconds is not None:
+        deadline_ms = round(options.deadline_seconds * 1000)
+    if context.idempotency_key is not None:
+        key_hash = sha256_hex(context.idempotency_key)
+    submission = {
         "owner": context.owner,
         "priority": options.priority,
         "keep_ms": round(context.keep_seconds * 1000),
-        "deadline_ms": None
-        if options.deadline_seconds is None
-        else round(options.deadline_seconds * 1000),
+        "deadline_ms": deadline_ms,
         "webhook": options.webhook,
         "retried_from": context.retried_from,
         "batch_id": context.batch_id,
-        "input": painting,
-        "digests": digests,
+        "input": input_json,
+        "digests": job_input.digests(),
         "fingerprint": fingerprint,
         "reuse": options.reuse or None,
         "model": job_input.spec.get("model", "auto"),
-        "key": None if context.idempotency_key is None else sha256_hex(context.idempotency_key),
-        "print": context.request_hash or sha256_hex(f"{fingerprint} {requested}"),
+        "key_hash": key_hash,
+        "request_hash": context.request_hash or sha256_hex(f"{fingerprint} {requested}"),
         "replay_ms": round(REPLAY_SECONDS * 1000),
-        "most_queued": limits.queued,
-        "most_own": limits.per_owner,
+        "max_queued": limits.queued,
+        "max_per_owner": limits.per_owner,
     }
-    return {name: value for name, value in order.items() if value is not None}
+    return {name: value for name, value in submission.items() if value is not None}
 
 
-def parse_load(told: Sequence[Any]) -> ServiceLoad:
-    """As the function `load` tells it."""
-    queued, running, workers, pace, left = told
+def parse_load(row: Sequence[Any]) -> ServiceLoad:
+    """Parse the answer of the Lua function `get_load`."""
+    queued, running, workers, average_seconds, remaining_seconds = row
     return ServiceLoad(
         queued=queued,
         running=running,
         workers=workers,
-        average_job_seconds=float(pace) if pace else None,
-        remaining_seconds=float(left),
+        average_job_seconds=float(average_seconds) if average_seconds else None,
+        remaining_seconds=float(remaining_seconds),
     )
 
 
 def parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job | None:
-    """As the function `read` tells it, fields and rank.
+    """Parse the fields and the rank that the Lua function `read_changed` returns.
 
-    None for a record that the store's disk has damaged: it must not hide the others on its page.
+    Returns None for a record that a disk fault has damaged: it must not hide the rest of a page.
     """
     try:
-        return _job(fields, load)
+        return _parse_job(fields, load)
     except (ValueError, KeyError, TypeError, AssertionError):
-        log.exception("a record cannot be read: %s", fields.get("id"))
+        log.exception("The record of job %s is damaged.", fields.get("id"))
         return None
 
 
-def _job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
+def _parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
     created_at, rank = parse_timestamp(fields["created_at"]), fields["rank"]
     assert created_at is not None
-    queue = None
+    queue = progress = model = error = None
     if rank >= 0 and load is not None:
         queue = QueuePosition(position=rank, start_seconds=load.start_seconds(rank))
+    if "progress" in fields:
+        progress = JobProgress.model_validate_json(fields["progress"])
+    if "model" in fields:
+        model = ModelUsed.model_validate_json(fields["model"])
+    if "error" in fields:
+        error = JobError.model_validate_json(fields["error"])
+    outputs = [Output.model_validate(output) for output in json.loads(fields.get("outputs", "[]"))]
     return Job(
         id=fields["id"],
         status=Status(fields["status"]),
@@ -119,15 +130,11 @@ def _job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
         cancel_requested=fields.get("cancel_requested") == "1",
         input=JobInput.model_validate_json(fields["input"]),
         queue=queue,
-        progress=JobProgress.model_validate_json(fields["progress"])
-        if "progress" in fields
-        else None,
+        progress=progress,
         preview=fields.get("preview"),
-        outputs=[
-            Output.model_validate(output) for output in json.loads(fields.get("outputs", "[]"))
-        ],
-        model=ModelUsed.model_validate_json(fields["model"]) if "model" in fields else None,
-        error=JobError.model_validate_json(fields["error"]) if "error" in fields else None,
+        outputs=outputs,
+        model=model,
+        error=error,
         metrics=json.loads(fields.get("metrics", "{}")),
         images_deleted=fields.get("images_deleted") == "1",
         checkpoint=fields.get("checkpoint"),

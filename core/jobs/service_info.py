@@ -1,6 +1,6 @@
-"""What a service tells of itself, and of work before it is submitted: made by the API, read by its clients.
+"""Models that describe the service and the cost of a job: the API fills them, clients read them.
 
-Knows no HTTP, and no figure of its own.
+Knows no HTTP and defines no limit itself.
 """
 
 from pydantic import BaseModel, ConfigDict
@@ -8,19 +8,19 @@ from pydantic import BaseModel, ConfigDict
 from core.jobs.models import JobError, QueuePosition, ScaleEstimate, WorkerInfo
 
 
-class _Told(BaseModel):
+class _ServiceModel(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
 
-class WorkerStatus(_Told):
-    """One worker. What it is, is null until it has said so."""
+class WorkerStatus(_ServiceModel):
+    """One live worker. `info` is null until its first heartbeat with a description."""
 
     busy: bool
     info: WorkerInfo | None
 
 
-class ServiceLimits(_Told):
-    """What a client needs to know before it sends a picture."""
+class ServiceLimits(_ServiceModel):
+    """The limits that a client must know before it sends an image."""
 
     formats: list[str]
     max_file_bytes: int
@@ -37,35 +37,35 @@ class ServiceLimits(_Told):
     max_jobs_per_caller: int
 
 
-class SystemInfo(_Told):
+class SystemInfo(_ServiceModel):
     """The service as a whole."""
 
     version: str
     queued: int
     running: int
-    average_job_seconds: float | None  # that a job runs, of late
+    average_job_seconds: float | None  # recent average run time
     workers: list[WorkerStatus]
     limits: ServiceLimits
 
 
-class ModelInfo(_Told):
+class ModelInfo(_ServiceModel):
     """A network that a job may name as its `model`, and how many live workers have it."""
 
     name: str
     workers: int
-    resolves_to: list[str] = []  # of auto: the networks that it is on live workers
+    resolves_to: list[str] = []  # only for `auto`: the networks that live workers use for it
 
 
-class ModelList(_Told):
-    """All of them."""
+class ModelList(_ServiceModel):
+    """All models that a job may name."""
 
     models: list[ModelInfo]
 
 
-class Estimate(_Told):
-    """What the run would take beside the network itself, and when it would begin if it were submitted now.
+class Estimate(_ServiceModel):
+    """The cost of a run, without the network itself, and when it would start if submitted now.
 
-    refused: why it would fail; there are no figures then.
+    refused: why the job would fail; then there are no figures.
     """
 
     seconds: float | None

@@ -1,21 +1,23 @@
-"""JobStore: the truth about jobs, on Redis (or Valkey). Changes of several keys are Lua functions.
+"""JobStore: the single source of truth about jobs, on Redis (or Valkey).
 
-They are in scripts/, one file a topic; scripts/common.lua lists the keys. This module knows no pictures, no Celery, no
-HTTP; it reads no settings.
-Synchronous: one color, docs/decisions/0002-synchronous-store.md.
+Operations that must be atomic are Lua functions in scripts/, one file per topic; the others are
+plain commands. The head of scripts/common.lua lists all keys. This module knows no images, Celery
+or HTTP and reads no settings.
+It is synchronous; docs/decisions/0002-synchronous-store.md says why.
 """
 
 import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from redis.exceptions import ResponseError
+from redis.exceptions import LockNotOwnedError, ResponseError
 
 from core import errors
 from core.jobs.models import (
@@ -45,18 +47,20 @@ from core.jobs.serialization import parse_job, parse_load, serialize, sha256_hex
 from core.redis_client import PREFIX, CircuitBreaker, connect
 
 LEASE_SECONDS = 5.0
-RESERVATION_SECONDS = 600.0  # of a blob, between its writing and the step that uses it
-BLOCKING_SECONDS = 0.5  # less than a connection's patience
+RESERVATION_SECONDS = 600.0  # protects a blob until the operation that uses it
+BLOCKING_SECONDS = 0.5  # of a blocking command; must be below the socket timeout
 MAX_ESTIMATE_REQUESTS, ESTIMATE_TTL_MS = 100, 10_000
-ANY_OWNER = ""  # the owner of a step that may touch every job
+WORKER_TTL_MS = 5_000  # a worker sends a heartbeat every second; scripts/common.lua has it as well
+WORKER_FORGET_MS = 60_000  # then the store forgets the description of a worker
+ANY_OWNER = ""  # for operations that may touch the jobs of all owners
 LeaseStatus = Literal["ok", "spec_updated", "cancel", "deadline_exceeded", "stale"]
 DeliveryOutcome = Literal["delivered", "gone", "given_up"]
 
 _DEFAULT_OPTIONS, _UNLIMITED = SubmissionOptions(), QueueLimits()
 _DEFAULT_CONTEXT = SubmissionContext()
 
-NO_FUNCTION = "Function not found"
-# In the order of their dependencies: a local function is known only below its definition.
+NO_FUNCTION = "Function not found"  # the server's error for an unknown function
+# In the order of their dependencies: Lua knows a local function only below its definition.
 SCRIPTS = (
     "common",
     "blobs",
@@ -71,10 +75,10 @@ SCRIPTS = (
 
 @cache
 def load_library() -> tuple[str, str]:
-    """The functions' common prefix and the library's code.
+    """Return the common prefix of the Lua functions, and the code of the library.
 
-    The server keeps functions on its disk. Their names carry a hash of the code, so that a new version never runs the
-    old one's functions, and both can serve side by side while a service is renewed.
+    The prefix contains a hash of the code. The server keeps functions on its disk, so a new version
+    never runs the functions of an old one, and both can run side by side during an upgrade.
     """
     folder = Path(__file__).with_name("scripts")
     code = "\n".join((folder / f"{topic}.lua").read_text(encoding="utf-8") for topic in SCRIPTS)
@@ -83,17 +87,20 @@ def load_library() -> tuple[str, str]:
 
 
 class JobStore:
-    """The verbs of a job's life. Every method raises StoreUnavailable when the server does not answer in time."""
+    """All operations on jobs, blobs, workers and webhooks. Thread-safe.
+
+    Every method raises StoreUnavailable when the server does not answer in time.
+    """
 
     def __init__(
         self, redis_url: str, *, lease_seconds: float = LEASE_SECONDS, cooldown_seconds: float = 0
     ) -> None:
-        """rest_seconds: as of core.redis_client.CircuitBreaker, for a process that many ask."""
-        self._redis, self._unavailable = connect(redis_url), CircuitBreaker(cooldown_seconds)
+        """cooldown_seconds: of the CircuitBreaker, for a process with many concurrent callers."""
+        self._redis, self._circuit_breaker = connect(redis_url), CircuitBreaker(cooldown_seconds)
         self.lease_seconds = lease_seconds
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._redis.close()
 
     # ------------------------------------------------------------------ for the API
@@ -106,17 +113,14 @@ class JobStore:
         limits: QueueLimits = _UNLIMITED,
         context: SubmissionContext = _DEFAULT_CONTEXT,
     ) -> Job:
-        """Put a new job into the queue. Its blobs must be held (`reserve`) and written before.
+        """Queue a new job. Its blobs must be reserved and written before.
 
-        The same idempotency key again gives the job that it made the first time (`find_replay` asks for it beforehand).
-        Raises IdempotencyConflict if that was another request, ImageNotFound if a blob is no longer held (the janitor
-        may have deleted it), QuotaExceeded, QueueFull.
+        A known idempotency key returns the job of its first use; `find_replay` only looks it up.
+        Raises IdempotencyConflict if that request was another one, QuotaExceeded, QueueFull, and
+        ImageNotFound if a blob is no longer reserved: it may have been deleted.
         """
-        word, found = self._step(
-            "create", job_id, json.dumps(serialize(job_input, options, limits, context))
-        )
-        self._check(word)
-        return self.get(found)
+        submission = serialize(job_input, options, limits, context)
+        return self.get(self._create(job_id, [job_id], [submission]))
 
     def create_batch(
         self,
@@ -126,68 +130,75 @@ class JobStore:
         limits: QueueLimits,
         context: SubmissionContext = _DEFAULT_CONTEXT,
     ) -> Batch:
-        """The same for several jobs with the same options: all of them or none."""
+        """Queue several jobs with the same options, all or none. Raises what `create` does."""
         context = context.model_copy(update={"batch_id": batch_id})
-        orders = [serialize(job_input, options, limits, context) for job_input in inputs]
-        orders[0]["print"] = context.request_hash or sha256_hex(
-            " ".join(["batch", *(order["print"] for order in orders)])
+        submissions = [serialize(job_input, options, limits, context) for job_input in inputs]
+        hashes = [submission["request_hash"] for submission in submissions]
+        submissions[0]["request_hash"] = context.request_hash or sha256_hex(
+            " ".join(["batch", *hashes])
         )
-        ids = [new_job_id() for _ in orders]
-        word, found = self._step("create_batch", batch_id, json.dumps(ids), json.dumps(orders))
-        self._check(word)
-        return self.get_batch(found, context.owner)
+        ids = [new_job_id() for _ in submissions]
+        return self.get_batch(self._create(batch_id, ids, submissions), context.owner)
 
-    def _check(self, word: str) -> None:
-        """What a submission was answered with."""
-        if word == "conflict":
+    def _create(self, new_id: str, ids: list[str], submissions: list[dict[str, Any]]) -> str:
+        """Create a job or a batch. Returns its id, or that of an earlier one with the same key."""
+        outcome, created_id = self._call("create", new_id, json.dumps(ids), json.dumps(submissions))
+        if outcome == "conflict":
             raise errors.IdempotencyConflict()
-        if word == "gone":
+        if outcome == "no_image":
             raise errors.ImageNotFound()
-        if word == "records":
+        if outcome == "records":
             raise errors.QuotaExceeded(
-                "You have as many jobs as are kept, and those that waited longest are pinned or have not ended; "
-                "delete some, or take their pins away.",
+                "You have the maximum number of jobs, and your oldest ones are pinned or have not "
+                "ended. Delete or unpin some.",
                 retry_seconds=60.0,
             )
-        if word != "created":
+        if outcome != "created":
             load = self.get_load()
-            retry_seconds = min(
-                max(1.0, (load.average_job_seconds or 2.0) / max(1, load.workers)), 600.0
-            )
-            raise (errors.QuotaExceeded if word == "quota" else errors.QueueFull)(
-                retry_seconds=retry_seconds
-            )
+            job_seconds = (load.average_job_seconds or 2.0) / max(1, load.workers)
+            retry_seconds = min(max(1.0, job_seconds), 600.0)
+            if outcome == "quota":
+                raise errors.QuotaExceeded(retry_seconds=retry_seconds)
+            raise errors.QueueFull(retry_seconds=retry_seconds)
+        return str(created_id)
 
     def get_batch(self, batch_id: str, owner: str = ANY_OWNER) -> Batch:
-        """Its jobs that there still are. Raises BatchNotFound where there are none, or they are another's."""
-        with self._unavailable:
-            ids: Any = self._redis.zrange(f"{PREFIX}batch:{batch_id}", 0, -1)
-        jobs = [job for job in self._read(ids, owner) if job is not None]
+        """Return the owner's remaining jobs of a batch. Raises BatchNotFound if there are none."""
+        jobs = [job for job in self._read(self._batch_ids(batch_id), owner) if job is not None]
         if not jobs:
             raise errors.BatchNotFound()
-        return Batch.of(batch_id, jobs)
+        return Batch.from_jobs(batch_id, jobs)
 
     def cancel_batch(self, batch_id: str, owner: str = ANY_OWNER) -> Batch:
-        """Cancel every job of it, as `cancel` does. Raises BatchNotFound."""
-        self._step("cancel_batch", owner, batch_id)
+        """Cancel every job of the batch, as `cancel` does. Raises BatchNotFound."""
+        for job_id in self._batch_ids(batch_id):
+            self._call("cancel", owner, job_id)
         return self.get_batch(batch_id, owner)
 
     def delete_batch(self, batch_id: str, owner: str = ANY_OWNER) -> None:
-        """Delete every job of it, as `delete` does."""
-        self._step("delete_batch", owner, batch_id)
+        """Delete every job of the batch, as `delete` does."""
+        for job_id in self._batch_ids(batch_id):
+            self._call("delete", owner, job_id)
 
     def find_replay(self, key: str, request: str, owner: str = LOCAL_OWNER) -> str | None:
-        """The id of the job, or the batch, that the same request (a hash of it) made under this idempotency key before.
+        """Return the id of the job or batch that this request created before, or None.
 
-        Raises IdempotencyConflict if the key was used for another request.
+        key: the idempotency key; request: the hash of the request. Raises IdempotencyConflict if
+        the key belongs to another request.
         """
-        word, found = self._step("find_replay", owner, sha256_hex(key), request) or (None, None)
-        if word == "conflict":
+        with self._circuit_breaker:
+            replay: Any = self._redis.get(f"{PREFIX}replay:{owner}:{sha256_hex(key)}")
+            if replay is None:
+                return None
+            request_hash, found = replay.split(" ")
+            if not self._redis.exists(f"{PREFIX}job:{found}", f"{PREFIX}batch:{found}"):
+                return None
+        if request_hash != request:
             raise errors.IdempotencyConflict()
-        return None if found is None else str(found)
+        return str(found)
 
     def get(self, job_id: str, owner: str = ANY_OWNER) -> Job:
-        """Raises JobNotFound, also for a job of another owner."""
+        """Return a job. Raises JobNotFound, also for a job of another owner."""
         job = self._read([job_id], owner)[0]
         if job is None:
             raise errors.JobNotFound()
@@ -201,12 +212,13 @@ class JobStore:
         statuses: Sequence[Status] = (),
         owner: str = LOCAL_OWNER,
     ) -> tuple[list[Job], int | None]:
-        """Newest first: at most `limit` of the owner's jobs, before entry `before`; and the entry to go on from.
+        """Return a page of the owner's jobs, newest first, and the cursor of the next page or None.
 
-        statuses: of those in one of them; none: of all. One that changes meanwhile may be seen in its new one.
+        limit: the maximum number of jobs; before: the cursor. statuses: only jobs in one of these;
+        empty: all. A job whose status changes during the call may appear in its new status.
         """
         upper = "+inf" if before is None else f"({before}"
-        with self._unavailable, self._redis.pipeline() as pipe:
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
             for ending in [f":{status}" for status in statuses] or [""]:
                 index = f"{PREFIX}jobs_of:{owner}{ending}"
                 pipe.zrevrangebyscore(index, upper, "-inf", start=0, num=limit + 1, withscores=True)
@@ -219,102 +231,137 @@ class JobStore:
         return jobs, int(rows[limit - 1][1]) if len(rows) > limit else None
 
     def cancel(self, job_id: str, owner: str = ANY_OWNER) -> Job:
-        """A queued job is canceled at once, a running one is asked to stop; an ended one stays. Raises JobNotFound."""
-        if self._step("cancel", owner, job_id) is None:
+        """Cancel a queued job at once; ask the worker of a running one to stop. Raises JobNotFound.
+
+        An ended job stays as it is.
+        """
+        if self._call("cancel", owner, job_id) is None:
             raise errors.JobNotFound()
         return self.get(job_id, owner)
 
     def set_pinned(self, job_id: str, owner: str = ANY_OWNER, *, pinned: bool = True) -> Job:
-        """Keep the job for good; or no longer, from now on. Raises JobNotFound."""
-        if self._step("set_pinned", owner, job_id, int(pinned)) is None:
+        """Exempt the job from expiry, or end the exemption. Raises JobNotFound."""
+        if self._call("set_pinned", owner, job_id, int(pinned)) is None:
             raise errors.JobNotFound()
         return self.get(job_id, owner)
 
     def update_spec(
-        self, job_id: str, changed: Callable[[JobInput], JobInput], owner: str = ANY_OWNER
+        self, job_id: str, update: Callable[[JobInput], JobInput], owner: str = ANY_OWNER
     ) -> Job:
-        """Give a job that waits or runs another spec: what `changed` makes of its input. Its pictures stay.
+        """Replace the input of an unfinished job by `update(input)`. The images must stay the same.
 
-        A worker that runs it is told at once. Raises JobNotFound, JobAlreadyEnded, Conflict where that was done too
-        often, and what `changed` raises; it is asked again where somebody else was quicker.
+        A worker that runs the job gets a signal. `update` is called again if another update came
+        first. Raises JobNotFound, JobAlreadyEnded, Conflict after MAX_SPEC_UPDATES updates, and
+        what `update` raises.
         """
         while True:
             job = self.get(job_id, owner)
             if job.status.has_ended:
                 raise errors.JobAlreadyEnded()
-            new = changed(job.input)
+            new = update(job.input)
             if new == job.input:
                 return job
             if job.spec_update_count >= MAX_SPEC_UPDATES:
-                raise errors.Conflict(f"A job may be spec_updates {MAX_SPEC_UPDATES} times.")
-            painting = new.model_dump_json()
-            word = self._step(
-                "update_spec", owner, job_id, job.spec_update_count, painting, sha256_hex(painting)
+                raise errors.Conflict(
+                    f"The spec of a job can change at most {MAX_SPEC_UPDATES} times."
+                )
+            new_json = new.model_dump_json()
+            outcome = self._call(
+                "update_spec", owner, job_id, job.spec_update_count, new_json, sha256_hex(new_json)
             )
-            if word is None:
+            if outcome is None:
                 raise errors.JobNotFound()
-            if word == "ended":
+            if outcome == "ended":
                 raise errors.JobAlreadyEnded()
 
     def delete(self, job_id: str, owner: str = ANY_OWNER) -> None:
-        """Forget the job, whatever its status; blobs that no other job uses are left to the janitor."""
-        self._step("delete", owner, job_id)
+        """Delete the job in any status. The garbage collector deletes blobs that no job uses."""
+        self._call("delete", owner, job_id)
 
     def list_frames(self, job_id: str, owner: str = ANY_OWNER) -> list[Frame]:
-        """Small pictures of the run, in their order. Raises JobNotFound."""
-        rows = self._step("list_frames", owner, job_id)
-        if rows is None:
+        """Return the frames of the run, in order. Raises JobNotFound."""
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            pipe.hget(f"{PREFIX}job:{job_id}", "owner")
+            pipe.lrange(f"{PREFIX}frames:{job_id}", 0, -1)
+            job_owner, rows = pipe.execute()
+        if job_owner is None or owner not in (ANY_OWNER, job_owner):
             raise errors.JobNotFound()
         return [Frame.model_validate_json(row) for row in rows]
 
     def get_load(self) -> ServiceLoad:
-        """What waits, what runs, who works."""
-        return parse_load(self._step("get_load"))
+        """Return the numbers of queued jobs, running jobs and workers, and the time estimates."""
+        return parse_load(self._call("get_load"))
 
     def list_workers(self) -> list[tuple[WorkerInfo | None, bool]]:
-        """What each live worker tells of itself, and whether it runs a job."""
-        return [
-            (WorkerInfo.model_validate_json(told) if told else None, bool(busy))
-            for told, busy in self._step("list_workers")
-        ]
+        """Return for each live worker its description, if there is one, and whether it is busy."""
+        with self._circuit_breaker, self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.zrange(f"{PREFIX}leases", 0, 999)
+            pipe.zrange(f"{PREFIX}workers", 0, -1, withscores=True)
+            pipe.hgetall(f"{PREFIX}worker_info")
+            now, running, heartbeats, infos = pipe.execute()
+            for job_id in running:
+                pipe.hget(f"{PREFIX}job:{job_id}", "worker")
+            busy = set(pipe.execute())
+        workers = []
+        for worker, heartbeat_ms in heartbeats:
+            if heartbeat_ms >= _to_ms(now) - WORKER_TTL_MS:
+                info = infos.get(worker)
+                info = WorkerInfo.model_validate_json(info) if info else None
+                workers.append((info, worker in busy))
+        return workers
 
     def get_counts(self) -> tuple[dict[Status, int], int]:
-        """How many jobs have ended in which way, since ever; how many webhooks wait to be sent."""
-        ended, waiting = self._step("get_counts")
-        return {
-            Status(name): int(count) for name, count in zip(ended[::2], ended[1::2], strict=True)
-        }, waiting
+        """Return how many jobs have ever ended, by status, and how many webhooks are pending."""
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            pipe.hgetall(f"{PREFIX}ended")
+            pipe.zcard(f"{PREFIX}outbox")
+            ended, pending = pipe.execute()
+        return {Status(name): int(count) for name, count in ended.items()}, int(pending)
 
     def ping(self) -> None:
-        """Raises StoreUnavailable."""
-        with self._unavailable:
+        """Check that the server answers. Raises StoreUnavailable."""
+        with self._circuit_breaker:
             self._redis.ping()
 
     # ------------------------------------------------------------------ for a worker
 
-    def heartbeat(self, worker: str, told: WorkerInfo | None = None) -> None:
-        """A worker lives, and what it tells of itself; to be said once a second."""
-        self._step("heartbeat", worker, "" if told is None else told.model_dump_json())
+    def heartbeat(self, worker: str, info: WorkerInfo | None = None) -> None:
+        """Report that the worker is alive, with its description. Called once a second."""
+        workers, worker_info = f"{PREFIX}workers", f"{PREFIX}worker_info"
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            now_ms = _to_ms(self._redis.time())
+            pipe.zadd(workers, {worker: now_ms})
+            pipe.hset(worker_info, worker, "" if info is None else info.model_dump_json())
+            pipe.zrangebyscore(workers, "-inf", now_ms - WORKER_FORGET_MS)
+            *_, forgotten = pipe.execute()
+            if forgotten:  # a worker that is alive after all restores its entry within a second
+                pipe.zrem(workers, *forgotten)
+                pipe.hdel(worker_info, *forgotten)
+                pipe.execute()
 
     def record_model_weights(self, model: str, sha256: str) -> None:
-        """The weights that jobs with this model are painted with, from now on."""
-        with self._unavailable:
+        """Record the weights that workers use for this model from now on."""
+        with self._circuit_breaker:
             self._redis.hset(f"{PREFIX}networks", model, sha256)
 
     def claim(self, token: str, worker: str) -> Job | None:
-        """Take the next queued job for one lease, or None. The token must be new and unguessable.
+        """Start the next queued job under a lease, or return None.
 
-        When the answer is lost, ask again with the same token: it is the same job, and no loss of it.
+        token: new and unguessable. If the answer is lost, call again with the same token: the call
+        returns the same job, and the lease starts anew.
         """
-        job_id = self._step("claim", token, worker, self._lease_ms)
+        job_id = self._call("claim", token, worker, self._lease_ms)
         return None if job_id is None else self.get(job_id)
 
     def renew(self, job_id: str, token: str, spec_update_count: int | None = None) -> LeaseStatus:
-        """One more lease. `cancel`, `late`: stop the run and end it so; `stale`: drop it without a word.
+        """Extend the lease.
 
-        `spec_updates`: its spec was changed more often than the `spec_update_count` that the run knows of.
+        After `cancel` or `deadline_exceeded` the worker stops the run and ends the job accordingly.
+        After `stale` it discards the run. `spec_updated`: the spec has more updates than the
+        `spec_update_count` that the run knows.
         """
-        status: LeaseStatus = self._step(
+        status: LeaseStatus = self._call(
             "renew",
             job_id,
             token,
@@ -324,18 +371,21 @@ class JobStore:
         return status
 
     def lock_spec(self, job_id: str, token: str, spec_update_count: int) -> LeaseStatus:
-        """The run is at its end: from now on the spec does not change. Not so if it is `spec_updates`: then it goes on."""
-        status: LeaseStatus = self._step("lock_spec", job_id, token, spec_update_count)
+        """Allow no further spec update, because the run is complete.
+
+        `spec_updated`: there is an update that the run does not know; nothing is locked.
+        """
+        status: LeaseStatus = self._call("lock_spec", job_id, token, spec_update_count)
         return status
 
     def wait_for_signal(self, token: str, seconds: float) -> bool:
-        """Sleep so long, or until somebody asks the run under this token to stop; whether they did."""
-        with self._unavailable:
+        """Wait for a signal to the run under this token. Returns False after the timeout."""
+        with self._circuit_breaker:
             return self._redis.blpop([f"{PREFIX}signal:{token}"], timeout=seconds) is not None
 
     def send_signal(self, token: str) -> None:
-        """End the sleep of `wait_for_signal`."""
-        with self._unavailable, self._redis.pipeline() as pipe:
+        """Wake `wait_for_signal`."""
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
             pipe.lpush(f"{PREFIX}signal:{token}", "1")
             pipe.pexpire(f"{PREFIX}signal:{token}", 10_000)
             pipe.execute()
@@ -343,50 +393,52 @@ class JobStore:
     def report_progress(
         self, job_id: str, token: str, progress: JobProgress, preview: str | None = None
     ) -> LeaseStatus:
-        """How far the run is, and the digest of the picture so far (held and written before)."""
-        status: LeaseStatus = self._step(
+        """Record the progress, and the digest of a preview that is reserved and written."""
+        status: LeaseStatus = self._call(
             "report_progress", job_id, token, progress.model_dump_json(), preview or ""
         )
         return status
 
     def save_checkpoint(self, job_id: str, token: str, checkpoint: str) -> LeaseStatus:
-        """The next attempt goes on from this checkpoint."""
-        status: LeaseStatus = self._step("save_checkpoint", job_id, token, checkpoint)
+        """Record the checkpoint from which the next attempt resumes."""
+        status: LeaseStatus = self._call("save_checkpoint", job_id, token, checkpoint)
         return status
 
     def add_frame(self, job_id: str, token: str, frame: Frame) -> int:
-        """One more small picture of the run (held and written before); its index is the store's to choose.
+        """Append a frame whose blob is reserved and written. The store assigns its index.
 
-        How often they were frame_thinnings out by now, so as to come half as often from then on; -1 if it was not kept.
+        Returns how often the frames were thinned out: after each time the run should add frames
+        half as often. Returns -1 if the token is stale.
         """
-        told = json.dumps({**frame.model_dump(exclude={"index"}), "digest": frame.digest})
-        return int(self._step("add_frame", job_id, token, told, MAX_FRAMES))
+        fields = json.dumps({**frame.model_dump(exclude={"index"}), "digest": frame.digest})
+        thinnings = self._call("add_frame", job_id, token, fields, MAX_FRAMES)
+        return -1 if thinnings == "stale" else int(thinnings)
 
     def succeed(
         self, job_id: str, token: str, output: Output, model: ModelUsed, metrics: dict[str, float]
     ) -> LeaseStatus:
-        """End the job with its picture (held and written before). `stale`: nothing was changed."""
+        """End the job with a result that is reserved and written. `stale`: nothing changed."""
         fields = {"model": model.model_dump_json(), "metrics": json.dumps(metrics)}
         return self._finish(job_id, token, Status.SUCCEEDED, fields, output)
 
     def fail(
         self, job_id: str, token: str, error: errors.ImpastoError, output: Output | None = None
     ) -> LeaseStatus:
-        """End the job with an error, and perhaps a picture all the same. `stale`: nothing was changed."""
+        """End the job with an error and perhaps a partial result. `stale`: nothing changed."""
         return self._finish(job_id, token, Status.FAILED, {"error": _error_json(error)}, output)
 
     def end_canceled(self, job_id: str, token: str, output: Output | None = None) -> LeaseStatus:
-        """End the job because `renew` said `cancel`, with the picture so far. `stale`: nothing was changed."""
+        """End the job when `renew` returns `cancel`, with the image so far. `stale`: no change."""
         return self._finish(job_id, token, Status.CANCELED, {}, output)
 
     def release(self, job_id: str, token: str) -> LeaseStatus:
-        """Hand the job back; it keeps its place ahead of all later ones, and the attempt does not count."""
-        status: LeaseStatus = self._step("release", job_id, token)
+        """Requeue the job. It keeps its place, and the attempt does not count."""
+        status: LeaseStatus = self._call("release", job_id, token)
         return status
 
     def is_idle_with_backlog(self, worker: str) -> bool:
-        """Whether jobs wait while this worker runs none."""
-        with self._unavailable, self._redis.pipeline(transaction=False) as pipe:
+        """Whether jobs are queued while this worker runs none."""
+        with self._circuit_breaker, self._redis.pipeline(transaction=False) as pipe:
             pipe.zcard(f"{PREFIX}queue")
             pipe.zrange(f"{PREFIX}leases", 0, -1)
             queued, running = pipe.execute()
@@ -396,78 +448,114 @@ class JobStore:
             return bool(queued) and worker not in pipe.execute()
 
     def requeue_jobs_of(self, worker: str) -> int:
-        """A worker's process has died: put back what it ran, without waiting for the lease; how many."""
+        """Requeue the jobs of a worker whose process has exited, before their leases expire.
+
+        Returns how many.
+        """
         return int(
-            self._step("requeue_jobs_of", worker, MAX_ATTEMPTS, _error_json(errors.WorkerLost()))
+            self._call("requeue_jobs_of", worker, MAX_ATTEMPTS, _error_json(errors.WorkerLost()))
         )
 
     # ------------------------------------------------------------------ for the reaper
 
-    def acquire_leadership(self, me: str, term_seconds: float) -> bool:
-        """Whether process `me` is the one that reaps for the next `term_seconds`."""
-        return bool(self._step("acquire_leadership", me, round(term_seconds * 1000)))
+    def acquire_leadership(self, process_id: str, term_seconds: float) -> bool:
+        """Elect or confirm this process as the reaper for `term_seconds`. False: another leads."""
+        lock = self._redis.lock(f"{PREFIX}leader", timeout=term_seconds, thread_local=False)
+        with self._circuit_breaker:
+            lock.local.token = process_id
+            with suppress(LockNotOwnedError):  # if this process leads, its term starts anew
+                return bool(lock.reacquire())
+            return bool(lock.acquire(blocking=False, token=process_id))
 
     def reap_expired_leases(self) -> tuple[int, int]:
-        """Put jobs whose lease ran out back into the queue, or end them; end what waited too long. (put back, ended)"""
-        again, ended = self._step(
+        """Requeue or end jobs whose lease has expired, and end queued jobs after their deadline.
+
+        Returns (how many are queued again, how many have ended).
+        """
+        requeued, ended = self._call(
             "reap_expired_leases", MAX_ATTEMPTS, _error_json(errors.WorkerLost())
         )
-        return int(again), int(ended)
+        return int(requeued), int(ended)
 
-    def expire_due(self, record_seconds: float, most: int = 100) -> int:
-        """Let jobs that ended long ago lose their pictures, and so much later their records; how many, at most."""
-        return int(self._step("expire_due", round(record_seconds * 1000), most))
+    def expire_due(self, record_seconds: float, max_jobs: int = 100) -> int:
+        """Delete the images of expired jobs, and their records `record_seconds` later.
+
+        Returns how many, of at most `max_jobs` each.
+        """
+        return int(self._call("expire_due", round(record_seconds * 1000), max_jobs))
 
     def count_expiring(self) -> int:
-        """Ended jobs that still have their pictures; pinned ones do not count."""
-        with self._unavailable:
+        """Count the ended jobs that still have their images, without pinned ones."""
+        with self._circuit_breaker:
             return int(self._redis.zcard(f"{PREFIX}expiry"))
 
     def expire_early(self, count: int) -> int:
-        """Let the next `count` jobs expire now; how many there were."""
-        return int(self._step("expire_early", count))
+        """Let the `count` jobs that would expire next expire now. Returns how many."""
+        expiry = f"{PREFIX}expiry"
+        if count < 1:
+            return 0
+        with self._circuit_breaker:
+            job_ids: Any = self._redis.zrange(expiry, 0, count - 1)
+            if job_ids:  # not those that were pinned or deleted meanwhile
+                self._redis.zadd(expiry, dict.fromkeys(job_ids, 0), xx=True)
+        return len(job_ids)
 
-    # ------------------------------------------------------------------ for a courier
+    # ------------------------------------------------------------------ for the webhook dispatcher
 
     def claim_delivery(
-        self, token: str, lease_seconds: float, most_tries: int
+        self,
+        token: str,
+        lease_seconds: float,
+        max_tries: int,
+        blocked: Collection[str] = (),
     ) -> tuple[Job, int] | None:
-        """Take the ended job whose webhook is due next, and which try this is, from 1; or None.
+        """Claim the webhook that is due next. Returns its job and the number of this try, or None.
 
-        Nobody else sends to its host for its owner before the lease is over, or `complete_delivery`. The token must be new.
+        token: must be new. No other dispatcher claims the same webhook before the lease expires or
+        `complete_delivery` reschedules it. blocked: owners and destinations to skip.
         """
-        found = self._step("claim_delivery", token, round(lease_seconds * 1000), most_tries)
+        lease_ms = round(lease_seconds * 1000)
+        args = (token, lease_ms, max_tries, json.dumps(sorted(blocked)))
+        found: Any = 0
+        while isinstance(found, int):  # it has postponed so many blocked ones and is not through
+            found = self._call("claim_delivery", *args, found)
         if found is None:
             return None
         job = self._read([found[0]], ANY_OWNER)[0]
-        if job is None:  # deleted in this moment: nobody is on the way to its host
+        if job is None:  # it was deleted meanwhile, or its record is damaged
             self.complete_delivery(found[0], token, "gone")
             return None
         return job, int(found[1])
 
     def complete_delivery(
-        self, job_id: str, token: str, end: DeliveryOutcome, again_seconds: float | None = None
+        self,
+        job_id: str,
+        token: str,
+        outcome: DeliveryOutcome,
+        retry_seconds: float | None = None,
     ) -> bool:
-        """Say how a delivery went, or when to try again. False: it is another courier's by now, nothing was changed."""
-        again = "" if again_seconds is None else round(again_seconds * 1000)
-        return bool(self._step("complete_delivery", job_id, token, again, end) == "ok")
+        """Record the outcome of a delivery, or schedule the next try after `retry_seconds`.
 
-    # ------------------------------------------------------------------ estimate_requests to workers
+        Returns False if the claim is no longer valid; then nothing changes.
+        """
+        retry_ms = "" if retry_seconds is None else round(retry_seconds * 1000)
+        return bool(self._call("complete_delivery", job_id, token, retry_ms, outcome) == "ok")
+
+    # ------------------------------------------------------------------ estimates
 
     def request_estimate(
-        self, question: EstimateRequest, seconds: float
+        self, request: EstimateRequest, timeout_seconds: float
     ) -> EstimateResponse | None:
-        """The answer of whichever worker is first, or None when so long there was none."""
-        name, until = secrets.token_hex(16), time.monotonic() + seconds
-        with self._unavailable, self._redis.pipeline() as pipe:
-            pipe.lpush(f"{PREFIX}estimate_requests", json.dumps([name, question.model_dump()]))
+        """Ask the workers and return the first answer; None after the timeout."""
+        name, deadline = secrets.token_hex(16), time.monotonic() + timeout_seconds
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            pipe.lpush(f"{PREFIX}estimate_requests", json.dumps([name, request.model_dump()]))
             pipe.ltrim(f"{PREFIX}estimate_requests", 0, MAX_ESTIMATE_REQUESTS - 1)
-            pipe.pexpire(
-                f"{PREFIX}estimate_requests", ESTIMATE_TTL_MS
-            )  # who asked has gone by then
+            # After that time the caller has given up.
+            pipe.pexpire(f"{PREFIX}estimate_requests", ESTIMATE_TTL_MS)
             pipe.execute()
-        while (left := until - time.monotonic()) > 0:
-            with self._unavailable:
+        while (left := deadline - time.monotonic()) > 0:
+            with self._circuit_breaker:
                 found: Any = self._redis.blpop(
                     [f"{PREFIX}estimate_reply:{name}"], timeout=min(left, BLOCKING_SECONDS)
                 )
@@ -476,22 +564,22 @@ class JobStore:
         return None
 
     def next_estimate_request(self) -> tuple[str, EstimateRequest] | None:
-        """The oldest question that nobody has taken, and its name; or None when for half a second there is none."""
-        with self._unavailable:
+        """Take the oldest estimate request and its name. Returns None after BLOCKING_SECONDS."""
+        with self._circuit_breaker:
             found: Any = self._redis.brpop([f"{PREFIX}estimate_requests"], timeout=BLOCKING_SECONDS)
         if found is None:
             return None
-        name, question = json.loads(found[1])
-        return name, EstimateRequest.model_validate(question)
+        name, request = json.loads(found[1])
+        return name, EstimateRequest.model_validate(request)
 
-    def reply_to_estimate(self, name: str, forecast: EstimateResponse) -> None:
-        """To the question of that name."""
-        with self._unavailable, self._redis.pipeline() as pipe:
-            pipe.lpush(f"{PREFIX}estimate_reply:{name}", forecast.model_dump_json())
+    def reply_to_estimate(self, name: str, response: EstimateResponse) -> None:
+        """Answer the estimate request of that name."""
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            pipe.lpush(f"{PREFIX}estimate_reply:{name}", response.model_dump_json())
             pipe.pexpire(f"{PREFIX}estimate_reply:{name}", ESTIMATE_TTL_MS)
             pipe.execute()
 
-    # ------------------------------------------------------------------ blobs in use
+    # ------------------------------------------------------------------ blob references
 
     def reserve(
         self,
@@ -502,42 +590,62 @@ class JobStore:
         size_bytes: int = 0,
         most_bytes: float = 0,
     ) -> None:
-        """Keep a blob from the janitor; to be called before it is written. Waits while its old file is being deleted.
+        """Protect a blob from the garbage collector, before it is written.
 
-        For so long its owner may name it. size_bytes: of an upload; most_bytes: of all uploads that the owner may name.
-        Raises Unavailable when the wait takes too long, QuotaExceeded where there is no room for the upload.
+        During `keep_seconds` the owner may name it in a submission. Waits up to 2 s while the old
+        file of the same digest is being deleted. size_bytes: of an upload; most_bytes: of all the
+        owner's uploads. Raises Unavailable if the deletion takes longer, QuotaExceeded if the
+        upload does not fit.
         """
-        words = (digest, round(keep_seconds * 1000), owner, size_bytes, round(most_bytes))
+        args = (digest, round(keep_seconds * 1000), owner, size_bytes, round(most_bytes))
         for _ in range(100):
-            held = self._step("reserve", *words)
-            if held == 1:
+            result = self._call("reserve", *args)
+            if result == 1:
                 return
-            if held < 0:
+            if result < 0:
                 raise errors.QuotaExceeded(
-                    "Your uploads take as much room as they may; use them by digest, or wait until one has gone.",
-                    retry_seconds=-held / 1000,
+                    "Your uploads fill your quota; use them by digest, or wait until one expires.",
+                    retry_seconds=-result / 1000,
                 )
             time.sleep(0.02)
         raise errors.Unavailable()
 
     def is_owner(self, owner: str, digest: str) -> bool:
-        """Whether they uploaded it and it is still held, or a job of theirs uses it."""
-        return bool(self._step("is_owner", owner, digest))
+        """Whether the owner uploaded the blob and it is reserved, or a job of theirs uses it."""
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            pipe.hexists(f"{PREFIX}refs:{owner}", digest)
+            pipe.zscore(f"{PREFIX}uploads:{owner}", digest)
+            pipe.time()
+            is_used, until_ms, now = pipe.execute()
+        return bool(is_used) or (until_ms is not None and until_ms > _to_ms(now))
 
     def mark_deleting(self) -> Sequence[str]:
-        """Digests of blobs to delete now, because nothing uses or holds them; `confirm_deleted` each once it is gone."""
-        digests: list[str] = self._step("mark_deleting")
+        """Return unused, unreserved blobs to delete now. Then call `confirm_deleted` for each."""
+        digests: list[str] = self._call("mark_deleting")
         return digests
 
     def confirm_deleted(self, digest: str) -> None:
-        """The condemned blob is deleted."""
-        self._step("confirm_deleted", digest)
+        """Record that the file of a marked blob is deleted."""
+        with self._circuit_breaker:
+            self._redis.srem(f"{PREFIX}deleting", digest)
 
     def register_orphans(self, digests: Sequence[str], keep_seconds: float) -> int:
-        """Let blobs that are on the disk and known to nobody go after so long; how many there were."""
-        return int(self._step("register_orphans", round(keep_seconds * 1000), *digests))
+        """Let blobs that the store does not know expire after `keep_seconds`. Returns how many."""
+        if not digests:
+            return 0
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            pipe.time()
+            pipe.hmget(f"{PREFIX}refs", digests)
+            pipe.smismember(f"{PREFIX}deleting", [*digests])
+            now, uses, deleting = pipe.execute()
+            until_ms = _to_ms(now) + round(keep_seconds * 1000)
+            for digest, use_count, is_deleting in zip(digests, uses, deleting, strict=True):
+                if use_count is None and not is_deleting:
+                    # NX: a reservation stays. A job that uses the blob meanwhile protects it.
+                    pipe.zadd(f"{PREFIX}orphans", {digest: until_ms}, nx=True)
+            return sum(pipe.execute())
 
-    # ------------------------------------------------------------------ within
+    # ------------------------------------------------------------------ internal
 
     @property
     def _lease_ms(self) -> int:
@@ -548,28 +656,46 @@ class JobStore:
     ) -> LeaseStatus:
         if output is not None:
             fields = {"output": output.id, "outputs": json.dumps([output.model_dump()]), **fields}
-        flat = [word for pair in fields.items() for word in pair]
-        outcome: LeaseStatus = self._step("finish", job_id, token, status, *flat)
-        return outcome
+        lease_status: LeaseStatus = self._call(
+            "finish", job_id, token, status, *chain.from_iterable(fields.items())
+        )
+        return lease_status
 
-    def _step(self, name: str, *args: str | int) -> Any:
+    def _call(self, function: str, *args: str | int) -> Any:
+        """Call a Lua function. Loads the library if the server does not have it yet."""
         version, code = load_library()
-        with self._unavailable:
+        with self._circuit_breaker:
             try:
-                return self._redis.fcall(f"{version}_{name}", 1, PREFIX, *args)
+                return self._redis.fcall(f"{version}_{function}", 1, PREFIX, *args)
             except ResponseError as error:
                 if NO_FUNCTION not in str(error):
                     raise
             self._redis.function_load(code, replace=True)
-            return self._redis.fcall(f"{version}_{name}", 1, PREFIX, *args)
+            return self._redis.fcall(f"{version}_{function}", 1, PREFIX, *args)
 
     def _read(self, job_ids: Sequence[str], owner: str) -> list[Job | None]:
         if not job_ids:
             return []
-        *jobs, told = self._step("read_jobs", owner, *job_ids)
-        load = parse_load(told) if told else None
-        rows = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in jobs)
-        return [parse_job(fields, load) if fields else None for fields in rows]
+        no_version = ""  # that the caller knows
+        args = chain.from_iterable((job_id, no_version) for job_id in job_ids)
+        *rows, load_row = self._call("read_changed", *args)
+        load = parse_load(load_row) if load_row else None
+        jobs: list[Job | None] = []
+        for row in rows:  # a flat list: name, value, name, value, ...
+            fields = dict(zip(row[::2], row[1::2], strict=True))
+            is_visible = owner in (ANY_OWNER, fields.get("owner"))
+            jobs.append(parse_job(fields, load) if fields and is_visible else None)
+        return jobs
+
+    def _batch_ids(self, batch_id: str) -> list[str]:
+        with self._circuit_breaker:
+            job_ids: Any = self._redis.zrange(f"{PREFIX}batch:{batch_id}", 0, -1)
+        return list(job_ids)
+
+
+def _to_ms(time: tuple[int, int]) -> int:
+    """Convert the answer of the command TIME, (seconds, microseconds)."""
+    return time[0] * 1000 + time[1] // 1000
 
 
 def _error_json(error: errors.ImpastoError) -> str:

@@ -1,1 +1,1 @@
-"""Webhooks: which URLs are allowed, what is sent, and its signature. Knows no network and no store."""
+"""Webhooks: allowed URLs, the event body and its signature. Knows no network and no store."""

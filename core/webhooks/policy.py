@@ -1,60 +1,59 @@
-"""Who may be told that a job has ended, what they are told, and how they know that it was us.
+"""Decides which webhook URLs and which network addresses are allowed.
 
-Decides by the text of a URL and by addresses that somebody else looked up. Knows no network and no store. The body, its
-headers and the secrets are those of Standard Webhooks.
+Checks the text of a URL, and addresses that the caller has resolved. Knows no network and no store.
 """
 
-import hashlib
-import hmac
-import json
 import re
-from base64 import b64decode, b64encode
 from dataclasses import dataclass
-from datetime import datetime
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-
-from standardwebhooks import Webhook
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from core import errors
-from core.jobs.models import Job, Status
 
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 
-MAX_URL = 2000
-PORTS = {"https": 443, "http": 80}
+MAX_URL = 2000  # characters
+PORTS = {"https": 443, "http": 80}  # the default port of each scheme
 
-# Nothing but plain words: what two programs may read in two ways (user@, \, spaces, %-escapes in a host) is not taken.
+# Plain characters only. Whatever two programs may read in two ways is refused: user@, \, spaces,
+# and %-escapes in a host.
 _URL = re.compile(
-    r"(?P<scheme>[a-z]+)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::(?P<port>[0-9]{1,5}))?(?P<target>[/?][!$-;=?-Z_a-z~]*)?",
+    r"(?P<scheme>[a-z]+)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<target>[/?][!$-;=?-Z_a-z~]*)?",
     re.IGNORECASE | re.ASCII,
 )
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
-_NUMBER = re.compile(
-    r"[0-9]+|0x[0-9a-f]*"
-)  # a last label that makes a host an address, in whatever notation
+# A last label that turns a host into an address, in decimal, octal or hexadecimal notation.
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
-_INTRANET = [
-    *map(
-        ip_network,
-        ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8"),
-    )
-]
-_INTRANET += [*map(ip_network, ("::1/128", "fc00::/7"))]
-# Where clouds answer their machines, among addresses that the rest would let pass.
-_METADATA = [*map(ip_network, ("168.63.129.16/32", "100.100.100.200/32", "fd00:ec2::254/128"))]
-# What `ipaddress` calls global in some versions of Python: protocol assignments, relays of 6to4.
-_NOT_GLOBAL = [*map(ip_network, ("192.0.0.0/24", "192.88.99.0/24"))]
-_NAT64 = ip_network("64:ff9b::/96")  # an IPv4 address, as a network without IPv4 reaches it
-_UNICAST = ip_network(
-    "2000::/3"
-)  # all that IANA gives out; not mapped, compatible, link-local, multicast, ...
-# Of those: Teredo and other protocols, 6to4, documentation.
-_NOT_UNICAST = [*map(ip_network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))]
+
+def _parse_networks(text: str) -> tuple[Network, ...]:
+    return tuple(map(ip_network, text.split()))
+
+
+# RFC 1918, RFC 6598 (carrier-grade NAT), loopback, and unique local IPv6.
+_INTRANET = _parse_networks(
+    "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 127.0.0.0/8 ::1/128 fc00::/7"
+)
+# Metadata services of clouds, at addresses that the other rules would allow.
+_METADATA = _parse_networks("168.63.129.16/32 100.100.100.200/32 fd00:ec2::254/128")
+# Some Python versions call these global in `ipaddress`: protocol assignments, and 6to4 relays.
+_NOT_GLOBAL = _parse_networks("192.0.0.0/24 192.88.99.0/24")
+_NAT64 = ip_network("64:ff9b::/96")  # an IPv4 address, as an IPv6-only network reaches it
+# All unicast addresses that IANA assigns: excludes IPv4-mapped, IPv4-compatible, link-local and
+# multicast addresses, among others.
+_UNICAST = ip_network("2000::/3")
+# Parts of it that are not: Teredo and other protocols, documentation, 6to4, documentation.
+_NOT_UNICAST = _parse_networks("2001::/23 2001:db8::/32 2002::/16 3fff::/20")
+
+
+def _is_in(address: Address, networks: tuple[Network, ...]) -> bool:
+    return any(address in network for network in networks)
 
 
 @dataclass(frozen=True)
 class Receiver:
-    """Where a webhook goes. `host` without brackets; `target`: path and query."""
+    """The destination of a webhook. `host`: without brackets; `target`: path and query."""
 
     scheme: str
     host: str
@@ -63,7 +62,7 @@ class Receiver:
 
     @property
     def address(self) -> Address | None:
-        """If the host is an address and no name."""
+        """The host as an address; None if it is a name."""
         try:
             return ip_address(self.host)
         except ValueError:
@@ -71,7 +70,7 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        """Written in the one way."""
+        """The URL in normal form."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{host}{port}{self.target}"
@@ -79,17 +78,16 @@ class Receiver:
 
 @dataclass(frozen=True)
 class WebhookPolicy:
-    """What this service takes. secret: `whsec_…`, or empty: no webhooks. old_secret: the one before, still valid."""
+    """The webhook destinations that this service allows. It allows none unless `enabled`."""
 
-    secret: str = ""
+    enabled: bool = False
     ports: frozenset[int] = frozenset({443})
     allow_http: bool = False
     allow_private: bool = False
-    previous_secret: str = ""
 
-    def receiver(self, url: str) -> Receiver:
-        """The receiver at a URL, as far as its text tells. Raises BadWebhook."""
-        if not self.secret:
+    def parse_url(self, url: str) -> Receiver:
+        """Parse and check a URL by its text alone. Raises BadWebhook."""
+        if not self.enabled:
             raise errors.BadWebhook(
                 "This service sends no webhooks: IMPASTO_WEBHOOK_SECRET is not set."
             )
@@ -101,20 +99,21 @@ class WebhookPolicy:
             raise errors.BadWebhook("A webhook's URL must begin with https://.")
         port = int(match["port"] or PORTS[scheme])
         if port not in self.ports:
-            raise errors.BadWebhook(
-                f"A webhook's port must be one of {', '.join(map(str, sorted(self.ports)))}."
-            )
+            allowed = ", ".join(map(str, sorted(self.ports)))
+            raise errors.BadWebhook(f"A webhook's port must be one of {allowed}.")
         target = match["target"] or ""
-        target = target if target.startswith("/") else f"/{target}"
+        if not target.startswith("/"):
+            target = f"/{target}"
         receiver = Receiver(scheme, match["host"].lower().strip("[]"), port, target)
-        self._check_host(receiver, match["host"])
+        self._check_host(receiver, has_brackets=match["host"].startswith("["))
         return receiver
 
-    def _check_host(self, receiver: Receiver, written: str) -> None:
+    def _check_host(self, receiver: Receiver, *, has_brackets: bool) -> None:
         address = receiver.address
         if address is not None:
-            if (address.version == 6) is not written.startswith("[") or not self.may_reach(address):
-                raise errors.BadWebhook("A webhook's host must be one that everybody can reach.")
+            is_ipv6 = address.version == 6
+            if is_ipv6 is not has_brackets or not self.may_reach(address):
+                raise errors.BadWebhook("A webhook's host must be reachable from the internet.")
             return
         labels = receiver.host.split(".")
         if (
@@ -123,80 +122,21 @@ class WebhookPolicy:
             or _NUMBER.fullmatch(labels[-1])
         ):
             raise errors.BadWebhook("A webhook's host must be a plain name, such as example.org.")
-        if not self.allow_private and (
-            len(labels) == 1 or labels[-1] in ("localhost", "local", "internal")
-        ):
-            raise errors.BadWebhook("A webhook's host must be one that everybody can reach.")
+        is_local = len(labels) == 1 or labels[-1] in ("localhost", "local", "internal")
+        if is_local and not self.allow_private:
+            raise errors.BadWebhook("A webhook's host must be reachable from the internet.")
 
     def may_reach(self, address: Address) -> bool:
-        """Whether a webhook may be sent to this address: one of the internet, or of the intranet if that is allowed."""
-        if any(address in network for network in _METADATA):
+        """Whether a webhook may go to this address: a public one, or an intranet one if allowed."""
+        if _is_in(address, _METADATA):
             return False
-        if any(address in network for network in _INTRANET):
+        if _is_in(address, _INTRANET):
             return self.allow_private
         if isinstance(address, IPv4Address):
-            special = address.is_multicast or any(address in network for network in _NOT_GLOBAL)
-            return address.is_global and not special
-        if address in _NAT64:
-            inner = IPv4Address(int(address) & 0xFFFFFFFF)
-            return WebhookPolicy().may_reach(inner)
-        return address in _UNICAST and not any(address in network for network in _NOT_UNICAST)
-
-    def owner_secret(self, owner: str) -> str:
-        """What an owner verifies their webhooks with. Raises BadSettings if there is no secret to derive it from."""
-        if not self.secret:
-            raise errors.BadSettings(
-                "IMPASTO_WEBHOOK_SECRET is not set; docs/operations.md tells how to make one."
+            return (
+                address.is_global and not address.is_multicast and not _is_in(address, _NOT_GLOBAL)
             )
-        return _derived(self.secret, owner)
-
-    def headers(self, job: Job, body: str, now: datetime) -> dict[str, str]:
-        """The signature; two while there is an old secret, either of which will do. now: with its time zone.
-
-        The id stays the same however often a job's webhook is sent.
-        """
-        message = f"msg_{job.id.removeprefix('job_')}"
-        secrets = [self.owner_secret(job.owner)]
-        secrets += [_derived(self.previous_secret, job.owner)] if self.previous_secret else []
-        return {
-            "webhook-id": message,
-            "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": " ".join(
-                Webhook(secret).sign(message, now, body) for secret in secrets
-            ),
-        }
-
-
-def _derived(secret: str, owner: str) -> str:
-    key = b64decode(secret.removeprefix("whsec_"))
-    return (
-        "whsec_"
-        + b64encode(hmac.digest(key, f"impasto webhooks {owner}".encode(), hashlib.sha256)).decode()
-    )
-
-
-def body(job: Job) -> str:
-    """What is told of an ended job: little; the links, those of the API, lead to the rest."""
-    assert job.completed_at is not None, "only the end of a job is told"
-    itself = f"/v1/jobs/{job.id}"
-    links = {"self": itself} | (
-        {"result": f"{itself}/result"} if job.outputs and not job.images_deleted else {}
-    )
-    data = {
-        "id": job.id,
-        "status": job.status,
-        "created_at": _written(job.created_at),
-        "completed_at": _written(job.completed_at),
-        "error": None if job.error is None else job.error.model_dump(),
-        "links": links,
-    }
-    told = {
-        "type": f"job.{Status(job.status)}",
-        "timestamp": _written(job.completed_at),
-        "data": data,
-    }
-    return json.dumps(told, separators=(",", ":"))
-
-
-def _written(time: datetime) -> str:
-    return time.isoformat().replace("+00:00", "Z")
+        if address in _NAT64:
+            embedded = IPv4Address(int(address) & 0xFFFFFFFF)
+            return WebhookPolicy().may_reach(embedded)  # private addresses stay out in any case
+        return address in _UNICAST and not _is_in(address, _NOT_UNICAST)

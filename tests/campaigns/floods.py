@@ -35,7 +35,7 @@ CONTROLS = {
         "stock = s.load_library\n"
         "def load_library():\n"
         "    version, code = stock()\n"
-        "    loose = code.replace('class, turn, number)', 'class, 0, number)')\n"
+        "    loose = code.replace('class, round, number)', 'class, 0, number)')\n"
         "    assert loose != code\n"
         "    return version + 'x', loose.replace(version, version + 'x')\n"
         "s.load_library = load_library"

@@ -35,18 +35,20 @@ from core.storage.blobs import Blobs, digest_of
 CONTROLS = {
     "owners": (
         "import api.job_feed as l, core.jobs.store as s\n"
-        "get, step = l.JobFeed.get, s.JobStore._step\n"
+        "get, call, read = l.JobFeed.get, s.JobStore._call, s.JobStore._read\n"
         "async def read_any(self, job_id, owner):\n"
         "    snapshot = await self._ask(job_id)\n"
         "    return await get(self, job_id, snapshot.job.owner if snapshot else owner)\n"
         "def ignore_owner(self, name, *args):\n"
-        "    if name == 'is_owner': return 1\n"
-        "    by_owner = ('read_jobs', 'list_frames', 'cancel', 'update_spec', 'set_pinned',\n"
-        "        'delete')\n"
-        "    return step(self, name, *(('',) + args[1:] if name in by_owner else args))\n"
+        "    by_owner = ('cancel', 'update_spec', 'set_pinned', 'delete')\n"
+        "    return call(self, name, *(('',) + args[1:] if name in by_owner else args))\n"
+        "frames = s.JobStore.list_frames\n"
+        "s.JobStore.list_frames = lambda self, job_id, owner='': frames(self, job_id)\n"
+        "s.JobStore._read = lambda self, job_ids, owner: read(self, job_ids, '')\n"
+        "s.JobStore.is_owner = lambda self, owner, digest: True\n"
         "async def refuse(self, job_id, owner):\n"  # a stream of another's job would not end
         "    raise s.errors.JobNotFound()\n"
-        "l.JobFeed.get, l.JobFeed.subscribe, s.JobStore._step = read_any, refuse, ignore_owner"
+        "l.JobFeed.get, l.JobFeed.subscribe, s.JobStore._call = read_any, refuse, ignore_owner"
     )
 }
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")

@@ -1,4 +1,4 @@
-"""The campaign in short, its control, and its checker on histories that must not pass."""
+"""A short run of the webhook campaign, its controls, and tests of its checker."""
 
 import json
 import runpy
@@ -20,7 +20,7 @@ def _run(*options: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_every_webhook_arrives_or_is_given_up_by_the_rule() -> None:
+def test_every_webhook_arrives_or_fails_after_the_last_try() -> None:
     ran = _run("--seed", "3")
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -31,7 +31,7 @@ def test_every_webhook_arrives_or_is_given_up_by_the_rule() -> None:
     ("guard", "violation"),
     [("guard", "a canary was reached"), ("lease", "sent twice at the same time")],
 )
-def test_without_a_guard_it_fails(guard: str, violation: str) -> None:
+def test_without_a_guard_the_campaign_finds_a_violation(guard: str, violation: str) -> None:
     ran = _run("--seed", "3", "--without", guard)
 
     assert ran.returncode == 1, ran.stdout + ran.stderr
@@ -39,7 +39,7 @@ def test_without_a_guard_it_fails(guard: str, violation: str) -> None:
 
 
 def _history(**changes: Any) -> list[dict[str, Any]]:
-    """One job, told once; with the changes, a part's name before each field's."""
+    """One job with one webhook. `changes` are named EVENT_FIELD."""
     events: dict[str, dict[str, Any]] = {
         "ended": {
             "job": "j",
@@ -56,7 +56,7 @@ def _history(**changes: Any) -> list[dict[str, Any]]:
     return [json.loads(json.dumps({"event": event, **values})) for event, values in events.items()]
 
 
-def test_the_checker_passes_a_good_history() -> None:
+def test_the_checker_accepts_a_valid_history() -> None:
     assert violations(_history()) == []
     assert violations(_history(post_answer="fail", last_end="given_up", last_tries=8)) == []
 
@@ -80,5 +80,5 @@ def test_the_checker_passes_a_good_history() -> None:
         _history(ended_host="private-1.example.org"),
     ],
 )
-def test_the_checker_rejects_a_bad_history(history: list[dict[str, Any]]) -> None:
+def test_the_checker_rejects_an_invalid_history(history: list[dict[str, Any]]) -> None:
     assert violations(history)

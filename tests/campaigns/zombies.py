@@ -138,9 +138,10 @@ CONTROLS = {
         "stock = s.load_library\n"
         "def load_library():\n"
         "    version, code = stock()\n"
-        "    loose = code.replace(\"job[1] ~= 'running' or job[2] ~= token\", \"job[1] ~= 'running'\")\n"
-        "    loose = loose.replace('if mine[2] ~= token then', 'if false then')\n"
-        "    return version + 'x', loose.replace(version, version + 'x')\n"
+        "    loose = code.replace(' or owner_token ~= token then', ' then')\n"
+        "    looser = loose.replace('if owner_token ~= token then', 'if false then')\n"
+        "    assert code != loose != looser\n"
+        "    return version + 'x', looser.replace(version, version + 'x')\n"
         "s.load_library = load_library"
     )
 }

@@ -20,7 +20,7 @@ from core.neural.weights.cache import WeightsCache
 from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
 from core.style.spec import PARAMETERS
-from core.webhooks.policy import WebhookPolicy
+from core.webhooks.signing import Signer
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -352,9 +352,7 @@ def test_webhook_secret_prints_the_secret_of_each_owner(impasto: Any) -> None:
     ]
     none = impasto("webhook-secret")
 
-    assert secrets == [
-        WebhookPolicy(secret).owner_secret(owner) for owner in ("local", "local", "anna")
-    ]
+    assert secrets == [Signer(secret).owner_secret(owner) for owner in ("local", "local", "anna")]
     assert none.returncode == 2
     assert "IMPASTO_WEBHOOK_SECRET is not set" in none.stderr
 

@@ -1,4 +1,4 @@
-"""How long one waits for a server that says nothing, and how many do."""
+"""Timeouts for a silent server, and the circuit breaker."""
 
 import socket
 import time
@@ -14,75 +14,78 @@ from core.redis_client import CircuitBreaker
 
 
 @pytest.fixture
-def mute() -> Iterator[str]:
-    """The URL of a server that is there and never says a word."""
+def silent() -> Iterator[str]:
+    """The URL of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
         yield f"redis://127.0.0.1:{server.getsockname()[1]}/0"
 
 
-def _seconds_of(refused: Callable[[], object]) -> float:
-    began = time.monotonic()
+def _seconds_until_unavailable(call: Callable[[], object]) -> float:
+    started = time.monotonic()
     with pytest.raises(errors.StoreUnavailable):
-        refused()
-    return time.monotonic() - began
+        call()
+    return time.monotonic() - started
 
 
-def test_a_server_that_says_nothing_is_waited_for_less_than_two_seconds(mute: str) -> None:
-    store = JobStore(mute)
+def test_a_call_to_a_silent_server_times_out_within_two_seconds(silent: str) -> None:
+    store = JobStore(silent)
 
-    assert 1 < _seconds_of(store.ping) < 2
-    assert 1 < _seconds_of(store.ping) < 2  # nobody who asks for it is spared the wait
+    assert 1 < _seconds_until_unavailable(store.ping) < 2
+    assert 1 < _seconds_until_unavailable(store.ping) < 2  # without a cooldown every call waits
 
 
-def test_a_crowd_does_not_wait_where_one_has_waited_in_vain(mute: str) -> None:
-    for ask in (
-        JobStore(mute, cooldown_seconds=60).ping,
-        ApiKeyStore(mute, cooldown_seconds=60).list,
+def test_after_a_timeout_further_calls_fail_at_once(silent: str) -> None:
+    for call in (
+        JobStore(silent, cooldown_seconds=60).ping,
+        ApiKeyStore(silent, cooldown_seconds=60).list,
     ):
-        assert 1 < _seconds_of(ask) < 2
-        assert _seconds_of(ask) < 0.2
+        assert 1 < _seconds_until_unavailable(call) < 2
+        assert _seconds_until_unavailable(call) < 0.2
 
 
-def _made(line: CircuitBreaker, answer: BaseException | None = None) -> bool:
-    """Whether the call is made, which has this answer."""
+def _is_call_made(breaker: CircuitBreaker, error: BaseException | None = None) -> bool:
+    """Whether the breaker lets the call through, which then raises this error."""
     made = False
     try:
-        with line:
+        with breaker:
             made = True
-            if answer:
-                raise answer
+            if error:
+                raise error
     except (errors.StoreUnavailable, redis.ResponseError):
         pass
     return made
 
 
-def test_of_a_crowd_one_at_a_time_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, line, silence = 100.0, CircuitBreaker(cooldown_seconds=0.5), redis.TimeoutError("nothing")
+def test_one_call_per_cooldown_tries_again_until_one_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, timeout = 100.0, redis.TimeoutError("no answer")
+    breaker = CircuitBreaker(cooldown_seconds=0.5)
     monkeypatch.setattr("core.redis_client.time.monotonic", lambda: now)
 
-    assert _made(line, silence)
-    assert not _made(line)
+    assert _is_call_made(breaker, timeout)
+    assert not _is_call_made(breaker)
     now += 0.6
-    assert _made(line, silence)
-    assert not _made(line)
+    assert _is_call_made(breaker, timeout)
+    assert not _is_call_made(breaker)
     now += 0.6
-    with line:  # it takes its time, and meanwhile
-        assert not _made(line)
-    assert _made(line)  # once it is answered, everybody
+    with breaker:  # while this call waits for its answer
+        assert not _is_call_made(breaker)
+    assert _is_call_made(breaker)  # after an answer, every call
 
 
 @pytest.mark.parametrize(
-    "answer", [redis.ConnectionError("refused"), redis.ResponseError("WRONGTYPE"), None]
+    "error", [redis.ConnectionError("refused"), redis.ResponseError("WRONGTYPE"), None]
 )
-def test_whoever_is_answered_at_once_is_asked_again_at_once(answer: BaseException | None) -> None:
-    line = CircuitBreaker(cooldown_seconds=60)
+def test_only_a_timeout_opens_the_circuit(error: BaseException | None) -> None:
+    breaker = CircuitBreaker(cooldown_seconds=60)
 
-    assert _made(line, answer)
-    assert _made(line, answer)
+    assert _is_call_made(breaker, error)
+    assert _is_call_made(breaker, error)
 
 
-def test_without_a_rest_every_call_is_made() -> None:
-    line = CircuitBreaker()
+def test_without_a_cooldown_every_call_is_made() -> None:
+    breaker = CircuitBreaker()
 
-    assert _made(line, redis.TimeoutError("nothing"))
-    assert _made(line)
+    assert _is_call_made(breaker, redis.TimeoutError("no answer"))
+    assert _is_call_made(breaker)

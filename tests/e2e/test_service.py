@@ -18,7 +18,7 @@ from standardwebhooks import Webhook
 
 from core.images import codec, validation
 from core.jobs.models import Job, Status
-from core.webhooks.policy import WebhookPolicy
+from core.webhooks.signing import Signer
 
 pytestmark = pytest.mark.e2e
 
@@ -199,7 +199,7 @@ def test_a_webhook_is_delivered_after_a_kill_of_the_dispatcher(
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            webhook = Webhook(WebhookPolicy(secret).owner_secret("local"))
+            webhook = Webhook(Signer(secret).owner_secret("local"))
             received.append(webhook.verify(body, dict(self.headers)))
             self.send_response(204)
             self.end_headers()

@@ -1,4 +1,4 @@
-"""A stranger's server that behaves as a test wants, and a network in which public addresses lead to it."""
+"""An untrusted server that behaves as a test wants, and a network that connects to it."""
 
 import socket
 import threading
@@ -19,7 +19,7 @@ Behavior = Callable[[socket.socket, "Request"], None]
 
 @dataclass
 class Request:
-    """As it came."""
+    """A request as the server received it."""
 
     line: str
     headers: dict[str, str]
@@ -28,17 +28,17 @@ class Request:
 
 
 def answer(status: int, *headers: str, body: str = "") -> Behavior:
-    """The usual behavior."""
+    """Answer with this status."""
 
-    def give(connection: socket.socket, _: Request) -> None:
+    def send(connection: socket.socket, _: Request) -> None:
         lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", *headers, "", body]
         connection.sendall("\r\n".join(lines).encode())
 
-    return give
+    return send
 
 
 def hang(connection: socket.socket, _: Request) -> None:
-    """Say nothing until the other side goes."""
+    """Send nothing until the client closes the connection."""
     connection.settimeout(20)
     while connection.recv(1000):
         pass
@@ -49,7 +49,7 @@ def reset(connection: socket.socket, _: Request) -> None:
 
 
 class Server:
-    """On a free port of loopback; each request is met with the next behavior, the last one for all that follow."""
+    """Listens on a free loopback port. Each request gets the next behavior; the last repeats."""
 
     def __init__(self, *behaviors: Behavior, tls: Any = None) -> None:
         self.behaviors = list(behaviors) or [answer(200)]
@@ -84,7 +84,7 @@ class Server:
                 if self._tls
                 else connection as stream
             ):
-                request = _received(stream)
+                request = _read_request(stream)
                 with self._lock:
                     self.requests.append(request)
                     behave = self.behaviors.pop(0) if len(self.behaviors) > 1 else self.behaviors[0]
@@ -93,7 +93,7 @@ class Server:
             pass
 
 
-def _received(connection: socket.socket) -> Request:
+def _read_request(connection: socket.socket) -> Request:
     with connection.makefile("rb") as stream:
         line = stream.readline().decode().strip()
         headers = {}
@@ -104,12 +104,12 @@ def _received(connection: socket.socket) -> Request:
 
 
 class Network(httpcore2.SyncBackend):
-    """Leads every address to one port of loopback, and knows which were asked for."""
+    """Connects every address to one loopback port, and records the hosts and the bytes read."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.asked: list[str] = []
-        self.read = 0
+        self.hosts: list[str] = []
+        self.bytes_read = 0
 
     def connect_tcp(
         self,
@@ -118,13 +118,13 @@ class Network(httpcore2.SyncBackend):
         timeout: float | None = None,
         *_: Any,
     ) -> NetworkStream:
-        self.asked.append(host)
+        self.hosts.append(host)
         stream = super().connect_tcp("127.0.0.1", self.port, timeout)
         original = stream.read
 
         def read(max_bytes: int, timeout: float | None = None) -> bytes:
             data = original(max_bytes, timeout)
-            self.read += len(data)
+            self.bytes_read += len(data)
             return data
 
         stream.read = read  # type: ignore[method-assign]
@@ -132,13 +132,13 @@ class Network(httpcore2.SyncBackend):
 
 
 def names(*addresses: str) -> Callable[[str, int], Sequence[Address]]:
-    """Every name has these addresses."""
+    """Resolve every name to these addresses."""
     return lambda host, port: [ip_address(address) for address in addresses]
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
-    """Start servers; they end with the test."""
+    """Start servers that close at the end of the test."""
     servers: list[Server] = []
 
     def start(*behaviors: Behavior, tls: Any = None) -> Server:
@@ -152,7 +152,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture
 def behave() -> Any:
-    """The ways a server may behave, and what else these tests share."""
+    """The behaviors of a server, and the fake network."""
 
     class Behave:
         answer, hang, reset = staticmethod(answer), staticmethod(hang), staticmethod(reset)

@@ -1,1 +1,1 @@
-"""Sends the webhooks of ended jobs. Knows no Celery, no tensors and no pictures."""
+"""Dispatches the webhooks of ended jobs. Knows no Celery, no tensors and no images."""

@@ -1,4 +1,4 @@
-"""`python -m worker.webhooks`: sends the webhooks of ended jobs until SIGTERM or SIGINT."""
+"""`python -m worker.webhooks`: dispatches the webhooks of ended jobs until SIGTERM or SIGINT."""
 
 import logging
 import signal
@@ -16,20 +16,21 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Read the settings, then send until the process is asked to stop."""
+    """Read the settings, then dispatch until a signal stops the process."""
     try:
         settings = read_settings(Settings)
-        settings.webhooks.owner_secret("")
+        settings.webhook_signer.owner_secret("")  # fails without a secret
     except errors.BadSettings as error:
         sys.stderr.write(f"impasto webhooks: {error.message}\n")
         sys.exit(2)
     configure_logging(settings.log_format)
-    courier = WebhookDispatcher(
-        JobStore(settings.redis_url), settings.webhooks, WebhookSender(settings.webhooks)
+    policy = settings.webhooks
+    dispatcher = WebhookDispatcher(
+        JobStore(settings.redis_url), policy, settings.webhook_signer, WebhookSender(policy)
     )
-    process.on_signals(courier.leave, signal.SIGTERM, signal.SIGINT)
-    log.info("sending webhooks")
-    courier.run()
+    process.on_signals(dispatcher.stop, signal.SIGTERM, signal.SIGINT)
+    log.info("The webhook dispatcher is running.")
+    dispatcher.run()
 
 
 if __name__ == "__main__":

@@ -1,72 +1,72 @@
 #!lua name=impasto_VERSION
 
--- The atomic steps of the job store. VERSION becomes a hash of all files here (store.py). Called with KEYS[1] = the prefix of every key; times are ms of the server's clock.
+-- The atomic operations of the job store. store.py replaces VERSION by a hash of all files in this
+-- folder. KEYS[1] is `p`, the prefix of every key. Times are ms of the server's clock.
 --
---   <p>job:<id>            hash    one job: status, version, owner, attempt, token, input, progress, ... (JSON where structured)
---   <p>jobs_of:<owner>          zset    an owner's jobs by their entry: a count of their own, which tells nothing of others' jobs
---   <p>jobs_of:<owner>:<status> zset    those of them in that status
---   <p>queue               zset    the places of waiting jobs, all with score 0: their order as text is the order of claims
---   <p>queue:<owner>       zset    those of one owner
---   <p>turns               hash    class -> the latest turn that a job was claimed of
---   <p>leases              zset    running jobs by the time their lease ends
---   <p>deadlines           zset    jobs that must have ended by then
---   <p>expiry              zset    ended jobs by the time their pictures go; those that are kept for good stand there as
---                                  well, in the far future, but pinned ones do not
---   <p>records             zset    those whose pictures are gone, by the time their records go
---   <p>claim:<token>       string  which job a claim returned, so that a claim sent twice takes one job
---   <p>signal:<token>      list    wakes the worker that runs under the token
---   <p>frames:<id>         list    small pictures of a run on its way, in their order (JSON)
---   <p>replay:<owner>:<key> string fingerprint and job of a submission with an idempotency key
---   <p>batch:<id>          zset    the jobs that were submitted as one batch, in their order
---   <p>results:<owner>     hash    fingerprint -> the newest job with that result
---   <p>refs                hash    digest -> how many jobs use the blob
---   <p>refs:<owner>        hash    the same, of one owner's jobs
---   <p>uploads:<owner>     zset    digest -> until when the owner may name what they uploaded
---   <p>sizes:<owner>       hash    digest -> bytes, of these
---   <p>orphans             zset    digest -> when it may be deleted, unless a job uses it by then
---   <p>deleting           set     digests whose file is being deleted now
---   <p>workers             zset    live workers by their last beat
---   <p>worker_info                hash    worker -> what it told of itself, as JSON
---   <p>ended               hash    status -> how many jobs have ended so
---   <p>networks            hash    a model's name, as jobs ask for it -> digest of the weights that workers paint with
---   <p>pace                string  seconds that a job runs: a moving average
---   <p>outbox              zset    lanes (an owner and a host) by the time something is due there
---   <p>outbox:<lane>       zset    ended jobs by the time their webhook is due
---   <p>dispatchers            zset    lanes where a courier is, by the time its lease ends
---   <p>delivery_claim:<token>     string  what a collect returned, so that one sent twice takes one delivery
---   <p>estimate_requests           list    of estimates, which the next worker at leisure answers
---   <p>estimate_reply:<name>       list    the answer to one
---   <p>number              counter of all jobs, the order of arrival
---   <p>entries             hash    owner -> how many jobs they have submitted
---   <p>leader              string  which API process reaps
---   <p>changes             channel ids of jobs that have changed or are gone
+--   job:<id>                   hash    one job: status, version, owner, token, input, progress, ...
+--   jobs_of:<owner>            zset    the owner's jobs by their entry: a counter per owner, which
+--                                      tells nothing about the jobs of others
+--   jobs_of:<owner>:<status>   zset    those of them in that status
+--   queue, queue:<owner>       zset    the places of all queued jobs, of one owner's; with score 0,
+--                                      so the lexical order of the places is the order of claims
+--   rounds                     hash    class -> the latest round that a job was claimed from
+--   leases                     zset    running jobs by the time their lease expires
+--   deadlines                  zset    unfinished jobs by their deadline
+--   expiry                     zset    ended jobs by the time their images expire; a job without a
+--                                      limit in 1000 years; without pinned jobs
+--   records                    zset    jobs without images by the time their record is deleted
+--   claim:<token>              string  the job that a claim returned, in case the claim is repeated
+--   signal:<token>             list    wakes the worker that runs under the token
+--   frames:<id>                list    the frames of a run, in order (JSON)
+--   replay:<owner>:<key hash>  string  request hash and job of a submission with that key
+--   batch:<id>                 zset    the jobs of one batch, in order
+--   results:<owner>            hash    fingerprint -> the newest job with that result
+--   refs, refs:<owner>         hash    digest -> how many jobs use the blob: of all, of one owner
+--   uploads:<owner>            zset    digests by the end of the time that the owner may name them
+--   sizes:<owner>              hash    digest -> bytes of the upload
+--   orphans                    zset    digests by the time they may be deleted if no job uses them
+--   deleting                   set     digests whose files are being deleted
+--   workers                    zset    workers by their last heartbeat
+--   worker_info                hash    worker -> its description of itself (JSON)
+--   ended                      hash    status -> how many jobs have ended in it
+--   networks                   hash    model -> digest of the weights that workers use for it
+--   average_seconds            string  moving average of the run time
+--   outbox                     zset    ended jobs by the time their webhook is due
+--   delivery_claim:<token>     string  the delivery that a claim returned, in case it is repeated
+--   estimate_requests          list    estimate requests that wait for a worker
+--   estimate_reply:<name>      list    the reply to one
+--   number                     counter of all jobs, in the order of arrival
+--   entries                    hash    owner -> how many jobs they have submitted
+--   leader                     string  the API process that runs the reaper
+--   changes                    channel ids of jobs that have changed or were deleted
 
 local LEGAL = {
   queued = { running = true, canceled = true, expired = true },
   running = { queued = true, succeeded = true, failed = true, canceled = true },
 }
 local CLASS = { high = 1, normal = 2, low = 3 }
-local PLACE = '%d%010d%012d:' -- class, turn, number: 24 characters, then the id
-local SIGNAL_MS = 60000
-local FOREVER_MS = 1000 * 365 * 86400000 -- after those that end some day, in the order of their end
-local CLAIM_MS = 600000 -- that a worker may ask again for the answer to its claim
-local WORKER_MS = 5000 -- a worker beats every second
-local COURIERS, LANES_AT_ONCE = 8, 1000 -- at a time for one owner; that are looked at
-local MOST_RECORDS = 50000 -- of one owner; the oldest that has ended makes room for the next
-local MOST_LOOKED_AT = 5000 -- to find it: before it may stand jobs that wait or are pinned
+local PLACE = '%d%010d%012d:' -- class, round, number: 24 characters, followed by the job's id
+local SIGNAL_MS = 60000 -- a signal to a worker that has died does not stay longer
+local FOREVER_MS = 1000 * 365 * 86400000 -- keeps the order of ends behind all real expiry times
+local CLAIM_MS = 600000 -- how long a worker may repeat a claim
+local WORKER_MS = 5000 -- as WORKER_TTL_MS in store.py
+local POSTPONE_MS, MAX_POSTPONED = 400, 500 -- less than the dispatcher's poll interval; per call
+local MAX_RECORDS = 50000 -- per owner; the oldest ended job makes room for the next
+local MAX_SCANNED = 5000 -- jobs to look at for it: queued and pinned ones may come first
 
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- A table that was stored as JSON; an empty one where the disk has damaged it, for no step may stop at one bad record.
+-- Decode a table that was stored as JSON. Returns an empty one if a disk fault has damaged it:
+-- one bad record must not stop an operation on others.
 local function decode_stored(text)
-  local read, value = pcall(cjson.decode, text)
-  return read and type(value) == 'table' and value or {}
+  local ok, value = pcall(cjson.decode, text)
+  return ok and type(value) == 'table' and value or {}
 end
 
--- HINCRBY, which stops at what is no number.
+-- HINCRBY that tolerates a damaged value.
 local function add(key, field, number)
   local sum = (tonumber(redis.call('HGET', key, field) or 0) or 0) + number
   redis.call('HSET', key, field, sum)
@@ -77,15 +77,39 @@ local function job_key(p, id)
   return p .. 'job:' .. id
 end
 
--- To be called with every change of what a client may see of a job, which is one step: who watches hears of it
--- when the step is over.
+-- Returns the values of a job's fields; false for a missing one.
+local function get_fields(p, id, ...)
+  return unpack(redis.call('HMGET', job_key(p, id), ...))
+end
+
+-- Every change that a client can see calls this once. The message goes out when the operation ends.
 local function publish_change(p, id)
   add(job_key(p, id), 'version', 1)
   redis.call('PUBLISH', p .. 'changes', id)
 end
 
--- Of a job that the caller may see; '' sees all.
-local function is_visible(p, id, owner)
-  local whose = redis.call('HGET', job_key(p, id), 'owner')
-  return whose and (owner == '' or whose == owner)
+-- Register a function f(p, ...) that store.py calls. Returns f.
+local function operation(name, f, flags)
+  redis.register_function({
+    function_name = 'impasto_VERSION_' .. name,
+    callback = function(keys, args) return f(keys[1], unpack(args)) end,
+    flags = flags or {},
+  })
+  return f
+end
+
+-- The same for a function that writes nothing: the server runs it even when its disk is full.
+local function reader(name, f)
+  return operation(name, f, { 'no-writes' })
+end
+
+-- Register f(p, id, ...) for callers that pass an owner and the id of a job. It returns nil if the
+-- owner has no such job; the owner '' has all jobs.
+local function job_operation(name, f)
+  operation(name, function(p, owner, id, ...)
+    local job_owner = get_fields(p, id, 'owner')
+    if job_owner and (owner == '' or job_owner == owner) then
+      return f(p, id, ...)
+    end
+  end)
 end

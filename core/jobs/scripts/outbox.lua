@@ -1,118 +1,74 @@
--- One courier at a time goes to one host for one owner, and a few to all hosts of one owner: whoever answers slowly
--- delays nobody else.
-local function lane_of(p, id)
-  local job = redis.call('HMGET', job_key(p, id), 'owner', 'webhook')
-  return job[2] and job[1] .. ' ' .. (string.match(job[2], '^%a+://([^/?#]+)') or '')
+-- The destination of a webhook: the owner of the job, and the host of the URL with its port.
+-- worker/webhooks/dispatcher.py computes the same text.
+local function destination_of(owner, url)
+  return owner .. ' ' .. (string.match(url, '^%a+://([^/?#]+)') or '')
 end
 
--- When a lane is due: with its first.
-local function sort_lane(p, lane)
-  local first = redis.call('ZRANGE', p .. 'outbox:' .. lane, 0, 0, 'WITHSCORES')
-  if first[1] then
-    redis.call('ZADD', p .. 'outbox', first[2], lane)
-  else
-    redis.call('ZREM', p .. 'outbox', lane)
+local function schedule_webhook(p, id, due_ms)
+  if get_fields(p, id, 'webhook') then
+    redis.call('ZADD', p .. 'outbox', due_ms, id)
   end
 end
 
-local function schedule_webhook(p, id, due)
-  local lane = lane_of(p, id)
-  if lane then
-    redis.call('ZADD', p .. 'outbox:' .. lane, due, id)
-    sort_lane(p, lane)
+-- Claim the delivery that is due first and not blocked. blocked: a JSON list of owners and
+-- destinations that the dispatcher is busy with. Returns {id, number of the try}, or nil.
+-- A claimed delivery stays in the outbox and is due again after lease_ms, so a dispatcher that dies
+-- loses nothing. The try counts now, so a delivery that kills dispatchers ends, too. A blocked one
+-- is postponed, 2 ms more than the one before it: so they keep their order, and however many there
+-- are, claims look at some 500 blocked deliveries per second. After MAX_POSTPONED the operation
+-- returns their number, and the caller repeats it with that as `postponed`: one owner's many
+-- deliveries must not block the server.
+operation('claim_delivery', function(p, token, lease_ms, max_tries, blocked, postponed)
+  local earlier = redis.call('GET', p .. 'delivery_claim:' .. token)
+  if earlier then
+    return cjson.decode(earlier) -- a repeated call: the answer to the first one was lost
   end
-end
-
-local function unschedule_webhook(p, id)
-  local lane = lane_of(p, id)
-  if lane then
-    redis.call('ZREM', p .. 'outbox:' .. lane, id)
-    sort_lane(p, lane)
+  local now, is_blocked = now_ms(), {}
+  postponed = tonumber(postponed)
+  local limit = postponed + MAX_POSTPONED
+  for _, name in ipairs(cjson.decode(blocked)) do
+    is_blocked[name] = true
   end
-end
-
--- token, lease_ms, most tries -> {id, which try}, or nil. The job whose webhook is due first, among the lanes without a
--- courier. A try counts before it is made: one that kills couriers is not made for ever.
-local function claim_delivery(keys, args)
-  local p, now = keys[1], now_ms()
-  local before = redis.call('GET', p .. 'delivery_claim:' .. args[1])
-  if before then
-    local taken = cjson.decode(before)
-    return { taken.id, taken.try }
-  end
-  redis.call('ZREMRANGEBYSCORE', p .. 'dispatchers', '-inf', now)
-  local busy, free = {}, {}
-  for _, lane in ipairs(redis.call('ZRANGE', p .. 'dispatchers', 0, -1)) do
-    local owner = string.match(lane, '^%S+')
-    busy[lane], busy[owner] = 1, (busy[owner] or 0) + 1
-  end
-  local at = 0
-  repeat -- on to the end, if need be: one owner's many lanes hide no other's
-    local lanes = redis.call('ZRANGEBYSCORE', p .. 'outbox', '-inf', now, 'LIMIT', at, LANES_AT_ONCE)
-    for _, lane in ipairs(lanes) do
-      if not busy[lane] and (busy[string.match(lane, '^%S+')] or 0) < COURIERS then
-        free[#free + 1] = lane
-      end
+  while postponed < limit do
+    local id = redis.call('ZRANGEBYSCORE', p .. 'outbox', '-inf', now, 'LIMIT', 0, 1)[1]
+    if not id then
+      return nil
     end
-    at = at + #lanes
-  until #free > 0 or #lanes == 0
-  for _, lane in ipairs(free) do
-    while true do
-      local id = redis.call('ZRANGEBYSCORE', p .. 'outbox:' .. lane, '-inf', now, 'LIMIT', 0, 1)[1]
-      if not id then
-        break
-      end
-      local job = job_key(p, id)
-      local try = redis.call('HEXISTS', job, 'webhook') == 1 and add(job, 'webhook_tries', 1)
-      if try and try <= tonumber(args[3]) then
-        redis.call('HSET', job, 'webhook_token', args[1])
-        redis.call('ZADD', p .. 'dispatchers', now + args[2], lane)
-        local taken = { id = id, try = try, lane = lane, until_ms = now + args[2] }
-        redis.call('SET', p .. 'delivery_claim:' .. args[1], cjson.encode(taken), 'PX', args[2])
+    local owner, url = get_fields(p, id, 'owner', 'webhook')
+    local destination = owner and url and destination_of(owner, url)
+    if destination and (is_blocked[owner] or is_blocked[destination]) then
+      redis.call('ZADD', p .. 'outbox', now + POSTPONE_MS + 2 * postponed, id)
+      postponed = postponed + 1
+    else
+      local try = url and add(job_key(p, id), 'webhook_tries', 1)
+      if try and try <= tonumber(max_tries) then
+        redis.call('HSET', job_key(p, id), 'webhook_token', token)
+        redis.call('ZADD', p .. 'outbox', now + lease_ms, id)
+        local claim = cjson.encode({ id, try })
+        redis.call('SET', p .. 'delivery_claim:' .. token, claim, 'PX', lease_ms)
         return { id, try }
       end
       if try then
-        redis.call('HSET', job, 'webhook_end', 'given_up')
+        redis.call('HSET', job_key(p, id), 'webhook_end', 'given_up')
       end
-      redis.call('ZREM', p .. 'outbox:' .. lane, id)
-      sort_lane(p, lane)
+      redis.call('ZREM', p .. 'outbox', id)
     end
   end
-  return nil
-end
+  return postponed
+end)
 
--- Nobody is on the way to the lane any more: the job is deleted, which knew the lane; the collect knows it, too.
-local function free_lane(p, token)
-  local before = redis.call('GET', p .. 'delivery_claim:' .. token)
-  if before then
-    local taken = cjson.decode(before)
-    if tonumber(redis.call('ZSCORE', p .. 'dispatchers', taken.lane) or 0) == taken.until_ms then -- it is still this courier's
-      redis.call('ZREM', p .. 'dispatchers', taken.lane)
-    end
-  end
-end
-
--- id, token, ms until the next try or '', how it ended or '' -> 'ok'; 'stale' if the delivery is another courier's
-local function complete_delivery(keys, args)
-  local p, id = keys[1], args[1]
-  local key = job_key(p, id)
-  if redis.call('EXISTS', key) == 0 then
-    free_lane(p, args[2])
+-- Schedule the next try in retry_ms, or record the outcome if that is ''. Returns 'ok', or 'stale'
+-- if another dispatcher has claimed the delivery since, or the job was deleted.
+operation('complete_delivery', function(p, id, token, retry_ms, outcome)
+  if get_fields(p, id, 'webhook_token') ~= token then
     return 'stale'
   end
-  if redis.call('HGET', key, 'webhook_token') ~= args[2] then
-    return 'stale'
-  end
-  redis.call('HDEL', key, 'webhook_token')
-  redis.call('ZREM', p .. 'dispatchers', lane_of(p, id))
-  if args[3] ~= '' then
-    schedule_webhook(p, id, now_ms() + args[3])
+  redis.call('HDEL', job_key(p, id), 'webhook_token')
+  if retry_ms ~= '' then
+    redis.call('ZADD', p .. 'outbox', now_ms() + retry_ms, id)
   else
-    redis.call('HSET', key, 'webhook_end', args[4])
-    unschedule_webhook(p, id)
+    redis.call('HSET', job_key(p, id), 'webhook_end', outcome)
+    redis.call('ZREM', p .. 'outbox', id)
   end
   return 'ok'
-end
-
-redis.register_function('impasto_VERSION_claim_delivery', claim_delivery)
-redis.register_function('impasto_VERSION_complete_delivery', complete_delivery)
+end)

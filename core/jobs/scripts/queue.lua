@@ -1,32 +1,33 @@
-local function turn_at(place)
+local function round_of(place)
   return tonumber(string.sub(place, 2, 11))
 end
 
--- Where a job goes now, as the number-th to come. In each round every owner has one turn: a thousand jobs of one do not
--- delay another's first. The round is the one that was last claimed from, or the first that waits: a job that was put
--- back is of an earlier one.
+-- The place of a job that is queued now, as the number-th to arrive. Each owner has one job per
+-- round, so a thousand jobs of one owner do not delay the first job of another. The current round
+-- is the one that was last claimed from, or that of the first place: a requeued job may be earlier.
 local function new_place(p, id, number)
-  local job = redis.call('HMGET', job_key(p, id), 'owner', 'priority')
-  local class = CLASS[job[2]]
+  local owner, priority = get_fields(p, id, 'owner', 'priority')
+  local class = CLASS[priority]
   local from, to = '[' .. class, '(' .. (class + 1)
-  local head = redis.call('ZRANGEBYLEX', p .. 'queue', from, to, 'LIMIT', 0, 1)[1]
-  local own = redis.call('ZREVRANGEBYLEX', p .. 'queue:' .. job[1], to, from, 'LIMIT', 0, 1)[1]
-  local claimed = redis.call('HGET', p .. 'turns', class)
-  local turn = math.max(head and turn_at(head) or 0, own and turn_at(own) + 1 or 0, tonumber(claimed or 0))
-  return string.format(PLACE, class, turn, number) .. id
+  local first = redis.call('ZRANGEBYLEX', p .. 'queue', from, to, 'LIMIT', 0, 1)[1]
+  local own_last = redis.call('ZREVRANGEBYLEX', p .. 'queue:' .. owner, to, from, 'LIMIT', 0, 1)[1]
+  local claimed = redis.call('HGET', p .. 'rounds', class)
+  local round = math.max(first and round_of(first) or 0, own_last and round_of(own_last) + 1 or 0,
+    tonumber(claimed or 0))
+  return string.format(PLACE, class, round, number) .. id
 end
 
 local function enqueue(p, id)
-  local job = redis.call('HMGET', job_key(p, id), 'owner', 'place')
-  redis.call('ZADD', p .. 'queue', 0, job[2])
-  redis.call('ZADD', p .. 'queue:' .. job[1], 0, job[2])
+  local owner, place = get_fields(p, id, 'owner', 'place')
+  redis.call('ZADD', p .. 'queue', 0, place)
+  redis.call('ZADD', p .. 'queue:' .. owner, 0, place)
 end
 
 local function dequeue(p, id)
-  local job = redis.call('HMGET', job_key(p, id), 'owner', 'place')
-  if job[2] then
-    redis.call('ZREM', p .. 'queue', job[2])
-    redis.call('ZREM', p .. 'queue:' .. job[1], job[2])
+  local owner, place = get_fields(p, id, 'owner', 'place')
+  if place then
+    redis.call('ZREM', p .. 'queue', place)
+    redis.call('ZREM', p .. 'queue:' .. owner, place)
   end
 end
 
@@ -37,8 +38,8 @@ local function signal_worker(p, token)
   end
 end
 
--- The first place of the queue, and the job that waits there; or nil. A place whose job does not wait goes: its record is
--- damaged, or missing, and nobody behind it would ever be claimed.
+-- Returns the first place of the queue and its job, or nil. Removes places whose job is not queued:
+-- its record is damaged or missing, and it would block all jobs behind it.
 local function next_place(p)
   while true do
     local place = redis.call('ZRANGE', p .. 'queue', 0, 0)[1]
@@ -46,7 +47,7 @@ local function next_place(p)
       return nil
     end
     local id = string.sub(place, 25)
-    local status, owner = unpack(redis.call('HMGET', job_key(p, id), 'status', 'owner'))
+    local status, owner = get_fields(p, id, 'status', 'owner')
     if status == 'queued' then
       return place, id
     end

@@ -1,194 +1,166 @@
--- The earlier job that answers this submission: {word, id}, or nil
-local function find_earlier(p, order)
-  if order.key then
-    local before = redis.call('GET', p .. 'replay:' .. order.owner .. ':' .. order.key)
-    if before then
-      local print, id = string.match(before, '^(%S+) (%S+)$')
-      if redis.call('EXISTS', job_key(p, id), p .. 'batch:' .. id) == 1 then
-        return { print == order.print and 'created' or 'conflict', id }
-      end
+-- A submission is a table that serialization.py makes.
+
+-- Returns the earlier answer to this idempotency key as {outcome, id}, or nil.
+local function find_earlier(p, submission)
+  local replay = submission.key_hash
+    and redis.call('GET', p .. 'replay:' .. submission.owner .. ':' .. submission.key_hash)
+  if replay then
+    local request_hash, id = string.match(replay, '^(%S+) (%S+)$')
+    if redis.call('EXISTS', job_key(p, id), p .. 'batch:' .. id) == 1 then
+      return { request_hash == submission.request_hash and 'created' or 'conflict', id }
     end
   end
 end
 
-local function result_of(p, order)
-  local id = order.reuse and redis.call('HGET', p .. 'results:' .. order.owner, order.fingerprint)
+-- Returns the job whose result answers the submission, or nil: the owner's, of the same input and
+-- the same weights, with its image still there.
+local function find_result(p, submission)
+  local id = submission.reuse
+    and redis.call('HGET', p .. 'results:' .. submission.owner, submission.fingerprint)
   if not id then
     return nil
   end
-  local job = redis.call('HMGET', job_key(p, id), 'model', 'output', 'images_deleted')
-  local model, output, images_deleted = job[1], job[2], job[3]
-  if model and images_deleted ~= '1' and is_retained(p, output) and decode_stored(model).sha256 == redis.call('HGET', p .. 'networks', order.model) then
+  local model, output, images_deleted = get_fields(p, id, 'model', 'output', 'images_deleted')
+  local sha256 = redis.call('HGET', p .. 'networks', submission.model)
+  if model and images_deleted ~= '1' and is_retained(p, output)
+    and decode_stored(model).sha256 == sha256 then
     return id
   end
 end
 
--- A new job that has ended before it began: with the result of another.
-local function copy_result(p, id, from)
+-- End a new job at once with the result of another.
+local function copy_result(p, id, source)
   local key = job_key(p, id)
   local fields = { 'output', 'outputs', 'model', 'metrics', 'progress' }
-  local values = redis.call('HMGET', job_key(p, from), unpack(fields))
+  local values = { get_fields(p, source, unpack(fields)) }
   for i, field in ipairs(fields) do
     if values[i] then
       redis.call('HSET', key, field, values[i])
     end
   end
-  local blobs = decode_stored(redis.call('HGET', key, 'blobs'))
+  local owner, blobs = get_fields(p, id, 'owner', 'blobs')
+  blobs = decode_stored(blobs)
   blobs[#blobs + 1] = values[1]
-  add_reference(p, redis.call('HGET', key, 'owner'), values[1])
-  redis.call('HSET', key, 'blobs', cjson.encode(blobs), 'reused_from', from, 'status', 'succeeded')
+  add_reference(p, owner, values[1])
+  redis.call('HSET', key, 'blobs', cjson.encode(blobs), 'reused_from', source,
+    'status', 'succeeded')
   index_status(p, id, 'succeeded')
   on_ended(p, id)
 end
 
-local function write_record(p, id, order)
-  local key, now = job_key(p, id), now_ms()
-  local number, entry = redis.call('INCR', p .. 'number'), redis.call('HINCRBY', p .. 'entries', order.owner, 1)
-  redis.call('HSET', key, 'id', id, 'number', number, 'entry', entry, 'status', 'queued', 'version', 1, 'attempt', 0,
-    'losses', 0, 'created_at', now, 'owner', order.owner, 'priority', order.priority, 'keep_ms', order.keep_ms,
-    'input', order.input, 'blobs', cjson.encode(order.digests), 'fingerprint', order.fingerprint)
+-- Returns the number of the job.
+local function write_record(p, id, submission)
+  local key, owner, now = job_key(p, id), submission.owner, now_ms()
+  local number = redis.call('INCR', p .. 'number')
+  local entry = redis.call('HINCRBY', p .. 'entries', owner, 1)
+  redis.call('HSET', key, 'id', id, 'number', number, 'entry', entry, 'status', 'queued',
+    'version', 1, 'attempt', 0, 'losses', 0, 'created_at', now, 'owner', owner,
+    'priority', submission.priority, 'keep_ms', submission.keep_ms, 'input', submission.input,
+    'blobs', cjson.encode(submission.digests), 'fingerprint', submission.fingerprint)
   for _, field in ipairs({ 'webhook', 'retried_from', 'batch_id' }) do
-    if order[field] then
-      redis.call('HSET', key, field, order[field])
+    if submission[field] then
+      redis.call('HSET', key, field, submission[field])
     end
   end
-  redis.call('ZADD', p .. 'jobs_of:' .. order.owner, entry, id)
-  for _, digest in ipairs(order.digests) do
-    add_reference(p, order.owner, digest)
+  redis.call('ZADD', p .. 'jobs_of:' .. owner, entry, id)
+  for _, digest in ipairs(submission.digests) do
+    add_reference(p, owner, digest)
   end
-  if order.deadline_ms then
-    redis.call('HSET', key, 'deadline_at', now + order.deadline_ms)
-    redis.call('ZADD', p .. 'deadlines', now + order.deadline_ms, id)
+  if submission.deadline_ms then
+    redis.call('HSET', key, 'deadline_at', now + submission.deadline_ms)
+    redis.call('ZADD', p .. 'deadlines', now + submission.deadline_ms, id)
   end
+  return number
 end
 
--- An owner's records are bounded, as everything that a stranger can pile up. -> those that make room for so many more,
--- and whether they do.
+-- Each owner has a bounded number of records, because an untrusted client may submit without end.
+-- Returns the oldest ended jobs that must go for `count` more, and whether there are enough.
 local function find_room(p, owner, count)
-  local of, going = p .. 'jobs_of:' .. owner, {}
-  local need = math.min(count, redis.call('ZCARD', of) + count - MOST_RECORDS)
-  if need > 0 then
-    for _, id in ipairs(redis.call('ZRANGE', of, 0, MOST_LOOKED_AT - 1)) do
-      local status, pinned = unpack(redis.call('HMGET', job_key(p, id), 'status', 'pinned'))
-      if #going < need and not LEGAL[status] and pinned ~= '1' then
-        going[#going + 1] = id
+  local index, oldest = p .. 'jobs_of:' .. owner, {}
+  local needed = math.min(count, redis.call('ZCARD', index) + count - MAX_RECORDS)
+  if needed > 0 then
+    for _, id in ipairs(redis.call('ZRANGE', index, 0, MAX_SCANNED - 1)) do
+      local status, pinned = get_fields(p, id, 'status', 'pinned')
+      if #oldest < needed and not LEGAL[status] and pinned ~= '1' then
+        oldest[#oldest + 1] = id
       end
     end
   end
-  return going, #going >= need
+  return oldest, #oldest >= needed
 end
 
--- Why orders of one owner cannot be taken, all of them; or false, and the records that make room for them
-local function refusal_reason(p, orders)
-  local owner, most_own, most_queued = orders[1].owner, orders[1].most_own, orders[1].most_queued
-  local going, is_room = find_room(p, owner, #orders)
-  if not is_room then
+-- Returns why these submissions of one owner are refused, all of them; or false, and the jobs that
+-- must go to make room for them.
+local function refusal_reason(p, submissions)
+  local first = submissions[1]
+  local oldest, has_room = find_room(p, first.owner, #submissions)
+  if not has_room then
     return 'records'
   end
-  local new = 0 -- that are to be painted; where records go, a result to reuse may be among them
-  for _, order in ipairs(orders) do
-    for _, digest in ipairs(order.digests) do
+  local new = 0 -- jobs to queue. If jobs must go, a result to reuse may be among them.
+  for _, submission in ipairs(submissions) do
+    for _, digest in ipairs(submission.digests) do
       if not is_retained(p, digest) then
-        return 'gone'
+        return 'no_image'
       end
     end
-    new = new + (#going == 0 and result_of(p, order) and 0 or 1)
+    new = new + (#oldest == 0 and find_result(p, submission) and 0 or 1)
   end
-  local own = redis.call('ZCARD', p .. 'queue:' .. owner) + redis.call('ZCARD', p .. 'jobs_of:' .. owner .. ':running')
-  if new > 0 and most_own and own + new > most_own then
+  local own = redis.call('ZCARD', p .. 'queue:' .. first.owner)
+    + redis.call('ZCARD', p .. 'jobs_of:' .. first.owner .. ':running')
+  if new > 0 and first.max_per_owner and own + new > first.max_per_owner then
     return 'quota'
   end
-  if new > 0 and most_queued and redis.call('ZCARD', p .. 'queue') + new > most_queued then
+  local queued = redis.call('ZCARD', p .. 'queue')
+  if new > 0 and first.max_queued and queued + new > first.max_queued then
     return 'full'
   end
-  return false, going
+  return false, oldest
 end
 
-local function insert(p, id, order)
-  local source = result_of(p, order)
-  write_record(p, id, order)
+local function insert(p, id, submission)
+  local source = find_result(p, submission)
+  local number = write_record(p, id, submission)
   if source then
     copy_result(p, id, source)
   else
-    redis.call('HSET', job_key(p, id), 'place', new_place(p, id, redis.call('HGET', job_key(p, id), 'number')))
+    redis.call('HSET', job_key(p, id), 'place', new_place(p, id, number))
     index_status(p, id, 'queued')
     enqueue(p, id)
   end
 end
 
-local function remember_key(p, order, id)
-  if order.key then
-    redis.call('SET', p .. 'replay:' .. order.owner .. ':' .. order.key, order.print .. ' ' .. id, 'PX', order.replay_ms)
-  end
-end
-
--- owner, key, print -> {'created' or 'conflict', id} if the key was used before, or nil
-local function find_replay(keys, args)
-  return find_earlier(keys[1], { owner = args[1], key = args[2], print = args[3] })
-end
-
--- id, order -> {word, id}: created (perhaps earlier, by the same key), conflict (the key was used for something else),
--- gone (a picture is not safe), quota (the owner has enough jobs), full (all have), records (the owner's fill their room,
--- and none of them may go). The same id again changes nothing.
-local function create(keys, args)
-  local p, id, order = keys[1], args[1], cjson.decode(args[2])
-  if redis.call('EXISTS', job_key(p, id)) == 1 then
+-- Create one job, or all jobs of a batch, or none. `id`: of the job, or of the batch; `ids` of the
+-- jobs and `submissions` are JSON lists. The first submission carries the idempotency key.
+-- Returns {outcome, id}. Outcomes: created, perhaps earlier, with the same id or key; conflict: the
+-- key belongs to another request; no_image: an image is not retained; quota: the owner has enough
+-- unfinished jobs; full: the queue is; records: the owner has too many, and none may go.
+operation('create', function(p, id, ids, submissions)
+  if redis.call('EXISTS', job_key(p, id), p .. 'batch:' .. id) == 1 then
     return { 'created', id }
   end
-  local before = find_earlier(p, order)
-  if before then
-    return before
+  ids, submissions = cjson.decode(ids), cjson.decode(submissions)
+  local first = submissions[1]
+  local earlier = find_earlier(p, first)
+  if earlier then
+    return earlier
   end
-  local why, going = refusal_reason(p, { order })
-  if why then
-    return { why, id }
+  local reason, oldest = refusal_reason(p, submissions)
+  if reason then
+    return { reason, id }
   end
-  for _, oldest in ipairs(going) do
-    erase_job(p, oldest)
+  for _, job in ipairs(oldest) do
+    erase_job(p, job)
   end
-  insert(p, id, order)
-  remember_key(p, order, id)
-  return { 'created', id }
-end
-
--- batch, ids, orders (JSON lists) -> {word, batch}, as `create`: all jobs or none. The first order carries the key.
-local function create_batch(keys, args)
-  local p, batch, ids, orders = keys[1], args[1], cjson.decode(args[2]), cjson.decode(args[3])
-  if redis.call('EXISTS', p .. 'batch:' .. batch) == 1 then
-    return { 'created', batch }
-  end
-  local before = find_earlier(p, orders[1])
-  if before then
-    return before
-  end
-  local why, going = refusal_reason(p, orders)
-  if why then
-    return { why, batch }
-  end
-  for _, oldest in ipairs(going) do
-    erase_job(p, oldest)
-  end
-  for i, order in ipairs(orders) do
-    insert(p, ids[i], order)
-    redis.call('ZADD', p .. 'batch:' .. batch, i, ids[i])
-  end
-  remember_key(p, orders[1], batch)
-  return { 'created', batch }
-end
-
--- owner, batch -> how many jobs it had that the caller may see
-local function for_each_job(step)
-  return function(keys, args)
-    local count = 0
-    for _, id in ipairs(redis.call('ZRANGE', keys[1] .. 'batch:' .. args[2], 0, -1)) do
-      count = count + (step(keys, { args[1], id }) or 0)
+  for i, submission in ipairs(submissions) do
+    insert(p, ids[i], submission)
+    if submission.batch_id then
+      redis.call('ZADD', p .. 'batch:' .. submission.batch_id, i, ids[i])
     end
-    return count
   end
-end
-
-redis.register_function('impasto_VERSION_create', create)
-redis.register_function('impasto_VERSION_create_batch', create_batch)
-redis.register_function('impasto_VERSION_cancel_batch', for_each_job(cancel))
-redis.register_function('impasto_VERSION_delete_batch', for_each_job(delete))
-redis.register_function({ function_name = 'impasto_VERSION_find_replay', callback = find_replay, flags = { 'no-writes' } })
+  if first.key_hash then
+    local key = p .. 'replay:' .. first.owner .. ':' .. first.key_hash
+    redis.call('SET', key, first.request_hash .. ' ' .. id, 'PX', first.replay_ms)
+  end
+  return { 'created', id }
+end)

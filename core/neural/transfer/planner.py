@@ -43,7 +43,7 @@ USABLE = 0.85
 _VECTOR_BYTES = 3 * 4
 _VECTORS = 11
 
-# Scratch memory of the libraries, measured on a CPU (docs/log.md).
+# Scratch memory of the libraries, measured on a CPU (docs/benchmarks/memory.md).
 _FIXED_BYTES = 160_000_000
 
 _MIN_MEASURED_SIDE_PX = 64

@@ -99,7 +99,7 @@ def test_a_body_that_changes_by_itself_has_a_weak_tag(
     store.heartbeat("worker")
     waiting = submit().headers["location"]
     first = client.get(waiting)
-    store._redis.set("impasto:pace", "1000")
+    store._redis.set("impasto:average_seconds", "1000")
     second = client.get(waiting)
 
     assert second.json()["queue"] != first.json()["queue"]

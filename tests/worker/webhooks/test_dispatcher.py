@@ -1,4 +1,7 @@
-"""A courier on a real store, with real receivers: every webhook arrives at least once, or is given up by the rule."""
+"""A dispatcher on a real store, with real receivers.
+
+Each webhook arrives at least once, or the dispatcher gives up after the last try.
+"""
 
 import json
 import os
@@ -6,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,16 +24,18 @@ from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 from core.webhooks.policy import WebhookPolicy
-from worker.webhooks.dispatcher import DELAYS, WebhookDispatcher
+from core.webhooks.signing import Signer
+from worker.webhooks.dispatcher import DELAYS, MAX_CONCURRENT, MAX_PER_OWNER, WebhookDispatcher
 from worker.webhooks.sender import WebhookSender
 
 SECRET = "whsec_" + "A" * 32
-STRICT = WebhookPolicy(SECRET, allow_http=True, ports=frozenset({80}))
-FAST = (0.0, 0.05, 0.05)
+POLICY = WebhookPolicy(enabled=True, allow_http=True, ports=frozenset({80}))
+SIGNER = Signer(SECRET)
+FAST_DELAYS = (0.0, 0.05, 0.05)
 ROOT = Path(__file__).parents[3]
 
 
-def _ended(store: JobStore, webhook: str, owner: str = "anna") -> Job:
+def _end_job(store: JobStore, webhook: str, owner: str = "anna") -> Job:
     digest = "sha256:" + "a" * 64
     store.reserve(digest, 60)
     job_input = JobInput(content=digest, styles=[digest], spec=StyleSpec().model_dump())
@@ -42,169 +48,215 @@ def _ended(store: JobStore, webhook: str, owner: str = "anna") -> Job:
     return store.cancel(job.id)
 
 
-def _end(store: JobStore, url: str, job: Job) -> str | None:
-    """How its webhook ended."""
-    assert store.get(job.id) == job, "a webhook changes nothing of its job"
+def _outcome(store: JobStore, url: str, job: Job) -> str | None:
+    """The recorded outcome of its webhook."""
+    assert store.get(job.id) == job, "a webhook does not change its job"
     with redis.Redis.from_url(url, decode_responses=True) as client:
         return client.hget(f"{PREFIX}job:{job.id}", "webhook_end")  # type: ignore[return-value]
 
 
 @pytest.fixture
-def courier(store: JobStore, behave: Any) -> Iterator[Callable[..., WebhookDispatcher]]:
-    """Start couriers in this process, on a network that leads to a server; they end with the test."""
+def start_dispatcher(store: JobStore, behave: Any) -> Iterator[Callable[..., WebhookDispatcher]]:
+    """Start dispatchers in this process, on a network that connects to a server."""
     running: list[tuple[WebhookDispatcher, threading.Thread]] = []
 
     def start(
-        server: Any, seconds: float = 5, delays: tuple[float, ...] = FAST
+        server: Any, timeout_seconds: float = 5, delays: tuple[float, ...] = FAST_DELAYS
     ) -> WebhookDispatcher:
         network = behave.network(server.port)
-        delivery = WebhookSender(
-            STRICT, seconds=seconds, resolve=behave.names("93.184.216.34"), network=network
+        sender = WebhookSender(
+            POLICY,
+            timeout_seconds=timeout_seconds,
+            resolve=behave.names("93.184.216.34"),
+            network=network,
         )
-        courier = WebhookDispatcher(store, STRICT, delivery, delays=delays, lease_seconds=1)
-        thread = threading.Thread(target=courier.run, daemon=True)
+        dispatcher = WebhookDispatcher(
+            store, POLICY, SIGNER, sender, delays=delays, lease_seconds=1
+        )
+        thread = threading.Thread(target=dispatcher.run, daemon=True)
         thread.start()
-        running.append((courier, thread))
-        return courier
+        running.append((dispatcher, thread))
+        return dispatcher
 
     yield start
-    for courier, _ in running:
-        courier.leave()
+    for dispatcher, _ in running:
+        dispatcher.stop()
     for _, thread in running:
         thread.join()
 
 
-def test_a_webhook_is_signed_and_tells_what_the_api_tells(
-    store: JobStore, valkey: Any, serve: Any, courier: Any, until: Any
+def test_a_webhook_is_signed_and_agrees_with_the_api(
+    store: JobStore, valkey: Any, serve: Any, start_dispatcher: Any, until: Any
 ) -> None:
     server = serve()
-    job = _ended(store, "http://hooks.example.org/a?b=c")
-    courier(server)
-    until(lambda: _end(store, valkey.url, job) == "delivered", "delivered")
+    job = _end_job(store, "http://hooks.example.org/a?b=c")
+    start_dispatcher(server)
+    until(lambda: _outcome(store, valkey.url, job) == "delivered", "delivered")
 
     (request,) = server.requests
-    told = Webhook(STRICT.owner_secret("anna")).verify(request.body, request.headers)
+    event = Webhook(SIGNER.owner_secret("anna")).verify(request.body, request.headers)
     shown = json.loads(job_resource(job).model_dump_json())
-    assert told["type"] == "job.canceled"
-    assert told["data"] == {key: shown[key] for key in told["data"] if key != "links"} | {
-        "links": told["data"]["links"]
+    assert event["type"] == "job.canceled"
+    assert event["data"] == {key: shown[key] for key in event["data"] if key != "links"} | {
+        "links": event["data"]["links"]
     }
-    assert told["data"]["links"].items() <= shown["links"].items()
+    assert event["data"]["links"].items() <= shown["links"].items()
     assert request.line == "POST /a?b=c HTTP/1.1"
     assert request.headers["content-type"] == "application/json"
 
 
-def test_a_failed_try_is_repeated_under_the_same_id(
-    store: JobStore, valkey: Any, serve: Any, behave: Any, courier: Any, until: Any
+def test_a_failed_try_is_repeated_with_the_same_id(
+    store: JobStore, valkey: Any, serve: Any, behave: Any, start_dispatcher: Any, until: Any
 ) -> None:
     server = serve(behave.answer(500), behave.reset, behave.answer(200))
-    job = _ended(store, "http://hooks.example.org/")
-    courier(server)
-    until(lambda: _end(store, valkey.url, job) == "delivered", "delivered")
+    job = _end_job(store, "http://hooks.example.org/")
+    start_dispatcher(server)
+    until(lambda: _outcome(store, valkey.url, job) == "delivered", "delivered")
 
     assert len(server.requests) == 3
     assert len({request.headers["webhook-id"] for request in server.requests}) == 1
     assert len({request.body for request in server.requests}) == 1
     for request in server.requests:
-        Webhook(STRICT.owner_secret("anna")).verify(request.body, request.headers)
+        Webhook(SIGNER.owner_secret("anna")).verify(request.body, request.headers)
 
 
 @pytest.mark.parametrize(
-    ("status", "tries", "end"), [(410, 1, "gone"), (404, 3, "given_up"), (302, 3, "given_up")]
+    ("status", "tries", "outcome"), [(410, 1, "gone"), (404, 3, "given_up"), (302, 3, "given_up")]
 )
-def test_what_is_gone_is_not_asked_again_and_what_fails_not_for_ever(
+def test_status_410_ends_the_tries_and_other_failures_have_a_limit(
     status: int,
     tries: int,
-    end: str,
+    outcome: str,
     store: JobStore,
     valkey: Any,
     serve: Any,
     behave: Any,
-    courier: Any,
+    start_dispatcher: Any,
     until: Any,
 ) -> None:
     canary = serve()
     server = serve(behave.answer(status, f"Location: http://127.0.0.1:{canary.port}/"))
-    job = _ended(store, "http://hooks.example.org/")
-    courier(server)
-    until(lambda: _end(store, valkey.url, job) == end, end)
-    sentinel = _ended(store, "http://hooks.example.org/")
+    job = _end_job(store, "http://hooks.example.org/")
+    start_dispatcher(server)
+    until(lambda: _outcome(store, valkey.url, job) == outcome, outcome)
+    sentinel = _end_job(store, "http://hooks.example.org/")
     server.behaviors = [behave.answer(200)]
-    until(lambda: _end(store, valkey.url, sentinel) == "delivered", "another one")
+    until(lambda: _outcome(store, valkey.url, sentinel) == "delivered", "the next webhook")
 
     assert (len(server.requests), canary.connections) == (tries + 1, 0)
 
 
-def test_the_rule_is_eight_tries_in_a_day_and_a_half(store: JobStore) -> None:
-    """And a bit by chance, so that what failed together does not come back together."""
-    courier = WebhookDispatcher(store, STRICT, WebhookSender(STRICT))
-    pauses = [[courier._pause(attempt) for _ in range(50)] for attempt in range(1, 9)]
+def test_there_are_eight_tries_within_two_days(store: JobStore) -> None:
+    """With some random delay, so that tries that failed together are not repeated together."""
+    dispatcher = WebhookDispatcher(store, POLICY, SIGNER, WebhookSender(POLICY))
+    delays = [[dispatcher._retry_delay(attempt) for _ in range(50)] for attempt in range(1, 9)]
 
     assert DELAYS == (0, 5, 300, 1800, 7200, 18000, 36000, 86400)
-    for delay, tried in zip(DELAYS[1:], pauses, strict=False):
-        assert all(pause is not None and delay <= pause <= 1.1 * delay for pause in tried)
-        assert len(set(tried)) > 40
-    assert set(pauses[-1]) == {None}
+    for delay, drawn in zip(DELAYS[1:], delays, strict=False):
+        assert all(seconds is not None and delay <= seconds <= 1.1 * delay for seconds in drawn)
+        assert len(set(drawn)) > 40
+    assert set(delays[-1]) == {None}
 
 
-def test_a_receiver_that_hangs_delays_no_other_and_is_cut(
-    store: JobStore, valkey: Any, serve: Any, behave: Any, courier: Any, until: Any
+def test_a_receiver_that_hangs_delays_no_other_receiver_and_times_out(
+    store: JobStore, valkey: Any, serve: Any, behave: Any, start_dispatcher: Any, until: Any
 ) -> None:
-    """Twenty webhooks for a host that hangs come before those for ten others, on a network that leads all to one."""
+    """Twenty webhooks for a host that hangs are due before those for ten other hosts.
+
+    The network connects all hosts to one server.
+    """
 
     def by_host(connection: Any, request: Any) -> None:
-        (behave.hang if request.headers["host"] == "slow.example.org" else behave.answer(200))(
-            connection, request
-        )
+        is_slow = request.headers["host"] == "slow.example.org"
+        action = behave.hang if is_slow else behave.answer(200)
+        action(connection, request)
 
     server = serve(by_host)
-    slow = [_ended(store, "http://slow.example.org/") for _ in range(20)]
-    others = [_ended(store, f"http://host{number}.example.org/") for number in range(10)]
-    courier(server, seconds=3)
+    slow = [_end_job(store, "http://slow.example.org/") for _ in range(20)]
+    others = [_end_job(store, f"http://host{number}.example.org/") for number in range(10)]
+    start_dispatcher(server, timeout_seconds=3)
     until(
-        lambda: all(_end(store, valkey.url, job) == "delivered" for job in others),
-        "the others",
+        lambda: all(_outcome(store, valkey.url, job) == "delivered" for job in others),
+        "the webhooks for the others",
         2.5,
     )
     assert sum(request.headers["host"] == "slow.example.org" for request in server.requests) == 1
 
-    def hosts() -> list[Any]:
+    def slow_requests() -> list[Any]:
         return [one for one in server.requests if one.headers["host"] == "slow.example.org"]
 
-    until(lambda: len(hosts()) == 2, "the next for the slow one", 10)
-    assert 2.8 < hosts()[1].at - hosts()[0].at < 5
+    until(lambda: len(slow_requests()) == 2, "the next try for the slow host", 10)
+    first, second = slow_requests()
+    assert 2.8 < second.at - first.at < 5
     assert store.get(slow[0].id).status is Status.CANCELED
 
 
-def test_the_store_may_go_away_while_a_webhook_is_on_its_way(
+def test_an_owner_whose_receivers_hang_delays_no_other_owner(
+    store: JobStore, valkey: Any, serve: Any, behave: Any, start_dispatcher: Any, until: Any
+) -> None:
+    """More hosts of one owner hang than there are slots; MAX_PER_OWNER of them get a request."""
+
+    def by_host(connection: Any, request: Any) -> None:
+        action = behave.hang if "slow" in request.headers["host"] else behave.answer(200)
+        action(connection, request)
+
+    server = serve(by_host)
+    for number in range(MAX_CONCURRENT + 8):
+        _end_job(store, f"http://slow{number}.example.org/")
+    other = _end_job(store, "http://hooks.example.org/", owner="ben")
+    start_dispatcher(server, timeout_seconds=5)
+    until(lambda: _outcome(store, valkey.url, other) == "delivered", "the other owner's", 4)
+
+    until(lambda: len(server.requests) == MAX_PER_OWNER + 1, "the owner's share", 2)
+    time.sleep(0.6)  # longer than a poll
+    assert len(server.requests) == MAX_PER_OWNER + 1
+
+
+def test_a_destination_stays_busy_although_its_job_is_deleted(
+    store: JobStore, serve: Any, behave: Any, start_dispatcher: Any, until: Any
+) -> None:
+    server = serve(behave.hang, behave.answer(200))
+    deleted = _end_job(store, "http://hooks.example.org/a")
+    time.sleep(0.002)  # the outbox orders by ms
+    _end_job(store, "http://hooks.example.org/b")
+    start_dispatcher(server, timeout_seconds=2)
+    until(lambda: len(server.requests) == 1, "the first request")
+    store.delete(deleted.id)
+    until(lambda: len(server.requests) == 2, "the second request")
+
+    first, second = server.requests
+    assert second.at - first.at > 1.8
+
+
+def test_a_delivery_survives_an_outage_of_the_store(
     own_valkey: Any, serve: Any, behave: Any, until: Any
 ) -> None:
     store = JobStore(own_valkey.url)
 
-    def kill_it(connection: Any, request: Any) -> None:
+    def kill_store(connection: Any, request: Any) -> None:
         own_valkey.kill()
         threading.Timer(1, own_valkey.start).start()
         behave.answer(200)(connection, request)
 
-    server = serve(kill_it, behave.answer(200))
-    job = _ended(store, "http://hooks.example.org/")
-    delivery = WebhookSender(
-        STRICT, resolve=behave.names("93.184.216.34"), network=behave.network(server.port)
+    server = serve(kill_store, behave.answer(200))
+    job = _end_job(store, "http://hooks.example.org/")
+    sender = WebhookSender(
+        POLICY, resolve=behave.names("93.184.216.34"), network=behave.network(server.port)
     )
-    courier = WebhookDispatcher(store, STRICT, delivery)
-    thread = threading.Thread(target=courier.run, daemon=True)
+    dispatcher = WebhookDispatcher(store, POLICY, SIGNER, sender)
+    thread = threading.Thread(target=dispatcher.run, daemon=True)
     thread.start()
     until(lambda: len(server.requests) == 1, "sent")
-    until(lambda: _answers(store), "the store is back")
-    until(lambda: _end(store, own_valkey.url, job) == "delivered", "told to the store")
-    courier.leave()
+    until(lambda: _is_up(store), "the store is back")
+    until(lambda: _outcome(store, own_valkey.url, job) == "delivered", "reported to the store")
+    dispatcher.stop()
     thread.join()
     store.close()
 
     assert len(server.requests) == 1
 
 
-def _answers(store: JobStore) -> bool:
+def _is_up(store: JobStore) -> bool:
     try:
         store.ping()
     except Exception:
@@ -214,14 +266,18 @@ def _answers(store: JobStore) -> bool:
 
 # ---------------------------------------------------------------------- as a process
 
-SHORT = """
+SHORT_LEASE = """
 import sys
 from core.jobs.store import JobStore
 from core.config import Settings
 from worker.webhooks.dispatcher import WebhookDispatcher
 from worker.webhooks.sender import WebhookSender
-shared = Settings()
-WebhookDispatcher(JobStore(shared.redis_url), shared.webhooks, WebhookSender(shared.webhooks, seconds=2), lease_seconds=0.5).run()
+settings = Settings()
+sender = WebhookSender(settings.webhooks, timeout_seconds=2)
+store = JobStore(settings.redis_url)
+WebhookDispatcher(
+    store, settings.webhooks, settings.webhook_signer, sender, lease_seconds=0.5
+).run()
 """
 
 
@@ -254,56 +310,61 @@ def _local(server: Any) -> dict[str, str]:
     }
 
 
-def test_kill_9_in_the_middle_of_a_delivery_and_another_courier_makes_it(
+def test_after_kill_9_during_a_delivery_another_dispatcher_repeats_it(
     store: JobStore, valkey: Any, serve: Any, behave: Any, process: Any, until: Any
 ) -> None:
-    """After the lease, not before; under the same id."""
+    """After the lease, not before, and with the same id."""
     server = serve(behave.hang, behave.answer(200))
-    job = _ended(store, f"http://localhost:{server.port}/")
-    first = process("-c", SHORT, **_local(server))
-    until(lambda: len(server.requests) == 1, "on its way")
-    process("-c", SHORT, **_local(server))
+    job = _end_job(store, f"http://localhost:{server.port}/")
+    first = process("-c", SHORT_LEASE, **_local(server))
+    until(lambda: len(server.requests) == 1, "the first request")
+    process("-c", SHORT_LEASE, **_local(server))
     first.send_signal(signal.SIGKILL)
-    until(lambda: _end(store, valkey.url, job) == "delivered", "delivered by the other")
+    until(
+        lambda: _outcome(store, valkey.url, job) == "delivered", "delivered by the other dispatcher"
+    )
 
     early, late = server.requests
     assert late.headers["webhook-id"] == early.headers["webhook-id"]
     assert late.at - early.at > 2
 
 
-def test_the_program_delivers_to_this_machine_if_it_may_and_goes_when_asked(
+def test_the_process_delivers_to_loopback_only_if_allowed_and_stops_on_sigterm(
     store: JobStore, valkey: Any, serve: Any, process: Any, until: Any
 ) -> None:
     server = serve()
-    job = _ended(store, f"http://localhost:{server.port}/")
+    job = _end_job(store, f"http://localhost:{server.port}/")
     refusing = process(
         "-m", "worker.webhooks", **_local(server) | {"IMPASTO_WEBHOOK_ALLOW_PRIVATE": "false"}
     )
     for line in refusing.stderr:
         if job.id in line:
             break
-    assert "must not reach" in line or "everybody can reach" in line
+    assert "must not reach" in line or "reachable from the internet" in line
     refusing.send_signal(signal.SIGTERM)
     assert (refusing.wait(10), server.connections) == (0, 0)
 
     allowed = process("-m", "worker.webhooks", **_local(server))
-    until(lambda: _end(store, valkey.url, job) == "delivered", "delivered")
+    until(lambda: _outcome(store, valkey.url, job) == "delivered", "delivered")
     allowed.send_signal(signal.SIGTERM)
     assert allowed.wait(10) == 0
     assert len(server.requests) == 1
 
 
-def test_it_loads_no_torch() -> None:
-    words = "import sys, worker.webhooks.__main__; sys.exit('torch' in sys.modules or 'celery' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=False).returncode == 0
+def test_the_process_loads_neither_torch_nor_celery() -> None:
+    code = (
+        "import sys, worker.webhooks.__main__\n"
+        "sys.exit('torch' in sys.modules or 'celery' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_short", "A" * 32, "whsec_" + "!" * 32])
-def test_without_a_good_secret_it_ends_at_once_and_says_so(secret: str, process: Any) -> None:
+def test_without_a_valid_secret_the_process_exits_with_one_line(secret: str, process: Any) -> None:
     ran = process("-m", "worker.webhooks", IMPASTO_WEBHOOK_SECRET=secret)
-    _, words = ran.communicate(timeout=20)
+    _, stderr = ran.communicate(timeout=20)
 
     assert ran.returncode == 2
-    assert "IMPASTO_WEBHOOK_SECRET" in words
-    assert not secret or secret not in words
-    assert words.count("\n") == 1
+    assert "IMPASTO_WEBHOOK_SECRET" in stderr
+    assert not secret or secret not in stderr
+    assert stderr.count("\n") == 1

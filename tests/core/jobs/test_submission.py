@@ -1,0 +1,188 @@
+"""New jobs: idempotency keys, limits, reused results, and room for records."""
+
+import threading
+from typing import Any
+
+import pytest
+
+from core import errors
+from core.jobs.models import (
+    QueueLimits,
+    Status,
+    SubmissionContext,
+    SubmissionOptions,
+    new_batch_id,
+    new_job_id,
+)
+from core.jobs.store import JobStore
+
+
+def test_a_new_job_is_queued_with_its_input_and_its_position(driver: Any, store: JobStore) -> None:
+    first, second = driver.create(), driver.create()
+
+    assert (first.status, first.version, first.attempt, first.input) == (
+        Status.QUEUED,
+        1,
+        0,
+        driver.INPUT,
+    )
+    assert [job.queue.position for job in (first, second) if job.queue] == [0, 1]
+    assert store.get_load().queued == 2
+
+
+def test_creating_the_same_id_again_changes_nothing(driver: Any, store: JobStore) -> None:
+    job = driver.create()
+    driver.claim()
+
+    assert store.create(job.id, driver.INPUT).status is Status.RUNNING
+    assert store.get_load().queued == 0
+
+
+def test_the_same_idempotency_key_returns_the_same_job(driver: Any, store: JobStore) -> None:
+    first = driver.submit(idempotency_key="k")
+    again = driver.submit(idempotency_key="k")
+    others = driver.submit("ben", idempotency_key="k")
+
+    assert again == first
+    assert others.id != first.id
+    with pytest.raises(errors.IdempotencyConflict):
+        driver.submit(idempotency_key="k", priority="high")
+    store.delete(first.id)
+    assert driver.submit(idempotency_key="k").id != first.id
+
+
+def test_fifty_concurrent_submissions_with_one_key_create_one_job(
+    driver: Any, store: JobStore, valkey: Any
+) -> None:
+    store.reserve(driver.CONTENT, 60)
+    store.reserve(driver.STYLE, 60)
+    ids: list[str] = []
+
+    def submit() -> None:
+        own = JobStore(valkey.url)
+        ids.append(
+            own.create(
+                new_job_id(), driver.INPUT, context=SubmissionContext(idempotency_key="k")
+            ).id
+        )
+        own.close()
+
+    threads = [threading.Thread(target=submit) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (len(ids), len(set(ids)), store.get_load().queued) == (50, 1, 1)
+
+
+def test_unfinished_jobs_are_limited_per_owner_and_in_total(driver: Any, store: JobStore) -> None:
+    limits = QueueLimits(queued=3, per_owner=2)
+    driver.submit("a", limits)
+    driver.submit("a", limits)
+    with pytest.raises(errors.QuotaExceeded) as quota:
+        driver.submit("a", limits)
+    driver.submit("b", limits)
+    with pytest.raises(errors.QueueFull) as full:
+        driver.submit("b", limits)
+    job = driver.claim()
+    with pytest.raises(errors.QuotaExceeded):  # running jobs count as well
+        driver.submit(job.owner, limits)
+
+    assert quota.value.retry_seconds >= 1
+    assert full.value.retry_seconds >= 1
+    store.end_canceled(job.id, "t")
+    driver.submit(job.owner, limits)
+
+
+def test_a_result_is_reused_for_the_same_request_of_the_same_owner(
+    driver: Any, store: JobStore
+) -> None:
+    store.record_model_weights("auto", driver.MODEL.sha256)
+    assert driver.submit(reuse=True).status is Status.QUEUED
+    job = driver.claim()
+    store.reserve(driver.RESULT, 0)
+    store.succeed(job.id, "t", driver.OUTPUT, driver.MODEL, {"run_seconds": 3.0})
+    same = driver.submit(reuse=True)
+
+    assert (same.status, same.outputs, same.reused_from, same.attempt) == (
+        Status.SUCCEEDED,
+        [driver.OUTPUT],
+        job.id,
+        0,
+    )
+    assert driver.submit().status is Status.QUEUED
+    assert driver.submit("ben", reuse=True).status is Status.QUEUED
+    store.delete(job.id)
+    assert driver.RESULT not in store.mark_deleting()
+    assert driver.submit(reuse=True).status is Status.QUEUED
+
+
+def test_an_expired_result_is_not_reused(driver: Any, store: JobStore) -> None:
+    store.record_model_weights("auto", driver.MODEL.sha256)
+    driver.end(keep_seconds=60)
+    assert driver.submit(reuse=True).status is Status.SUCCEEDED
+    driver.reach_expiry()
+    store.expire_due(60)
+
+    assert driver.submit(reuse=True).status is Status.QUEUED
+
+
+def test_a_result_of_other_weights_is_not_reused(driver: Any, store: JobStore) -> None:
+    driver.submit()
+    store.succeed(driver.claim().id, "t", driver.OUTPUT, driver.MODEL, {})
+    store.record_model_weights("auto", "another")
+
+    assert driver.submit(reuse=True).status is Status.QUEUED
+
+
+def test_the_oldest_ended_job_makes_room_for_a_new_one(
+    driver: Any, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.patch_library(monkeypatch, "local MAX_RECORDS = 50000", "local MAX_RECORDS = 3")
+    running, pinned, ended = driver.create(), driver.create(), driver.create()
+    driver.claim()
+    store.set_pinned(pinned.id, pinned=True)
+    for job in (pinned, ended):
+        store.cancel(job.id)
+    last = driver.create()
+
+    assert [job.id for job in store.list_page(limit=9)[0]] == [last.id, pinned.id, running.id]
+
+
+def test_an_owner_whose_old_jobs_are_all_pinned_cannot_submit_or_reuse(
+    driver: Any, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.patch_library(monkeypatch, "local MAX_RECORDS = 50000", "local MAX_RECORDS = 3")
+    store.record_model_weights(driver.INPUT.spec["model"], driver.MODEL.sha256)
+    jobs = [driver.end(), *(driver.submit(reuse=True) for _ in range(2))]
+    assert [job.reused_from for job in jobs] == [None, jobs[0].id, jobs[0].id]
+    for job in jobs:
+        store.set_pinned(job.id)
+
+    with pytest.raises(errors.QuotaExceeded, match="pin"):
+        driver.submit(reuse=True)
+    with pytest.raises(errors.QuotaExceeded, match="pin"):
+        store.create_batch(
+            new_batch_id(), [driver.INPUT] * 2, SubmissionOptions(reuse=True), QueueLimits()
+        )
+    store.set_pinned(jobs[1].id, pinned=False)
+    last = driver.submit()
+    assert [job.id for job in store.list_page(limit=9)[0]] == [last.id, jobs[2].id, jobs[0].id]
+
+
+def test_a_job_whose_reusable_result_makes_room_counts_as_queued(
+    driver: Any, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.patch_library(monkeypatch, "local MAX_RECORDS = 50000", "local MAX_RECORDS = 2")
+    store.record_model_weights(driver.INPUT.spec["model"], driver.MODEL.sha256)
+    driver.end()
+
+    with pytest.raises(errors.QuotaExceeded):
+        store.create_batch(
+            new_batch_id(),
+            [driver.INPUT] * 2,
+            SubmissionOptions(reuse=True),
+            QueueLimits(per_owner=1),
+        )
+    assert len(store.list_page(limit=9)[0]) == 1, "a refusal deletes no record"
