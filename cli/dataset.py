@@ -62,15 +62,15 @@ def build(source: Path, out: Path, jobs: int, **wish: Any) -> None:
 
         def show(at: BuildProgress) -> None:
             if not at.done:
-                bar.tell("listing", 0.0, f"{at.files} files")
+                bar.show_work("listing", 0.0, f"{at.files} files")
             else:
                 left = "" if at.seconds_left is None else f", {at.seconds_left:.0f} s left"
                 details = f"{at.done} of {at.files} files, {at.refused} refused{left}"
-                bar.tell("building", at.done / at.files, details)
+                bar.show_work("building", at.done / at.files, details)
 
         side_px = wish.pop("side")
         harvest(source, out, BuildOptions(side_px=side_px, **wish), jobs, on_progress=show)
-        bar.tell("done", 1.0, "")
+        bar.show_work("done", 1.0, "")
     with Dataset(out) as made:
         _say(made, refusals=10)
 

@@ -95,7 +95,7 @@ def stylize(
             if error.picture is not None:
                 output.write_bytes(codec.encode(error.picture, FORMATS[output.suffix.lower()]))
             raise
-        bar.done("done")
+        bar.finish("done")
     provenance = wanted.provenance(ModelUsed(name=network.name, sha256=network.sha256))
     output.write_bytes(codec.encode(painting.picture, FORMATS[output.suffix.lower()], provenance))
     click.echo(output)

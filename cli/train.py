@@ -83,7 +83,7 @@ def train(
                 else f", validation {100 * at.validation_top1:.1f} %"
             )
             if team.leads:
-                bar.tell(
+                bar.show_work(
                     "training",
                     at.step / at.steps,
                     f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.4g}, top-1 {100 * at.top1:.1f} %, "
@@ -96,7 +96,7 @@ def train(
         )
         ended = teach(dataset, output, recipe, team, pacing, start=start, on_moment=show)
         if team.leads:
-            bar.tell("done", 1.0, "")
+            bar.show_work("done", 1.0, "")
     if team.leads:
         if ended.best >= 0:
             click.echo(

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 from api_process import CONTROLS, ApiProcess
-from history import judged
+from history import report_violations
 
 CANARY = "zanzibar"  # in everything that must not be repeated, in an answer or in the log
 HANG_SECONDS = 15.0
@@ -732,7 +732,7 @@ def main(seed: int, history: Path, patience: float, without: str | None) -> None
     statuses = Counter((case["statuses"] or [NOTHING])[-1] for case in seen if case)
     print(f"seed {seed}: {sum(statuses.values())} cases; statuses {dict(sorted(statuses.items()))}")
     print(f"longest {max(case['seconds'] for case in seen if case)} s")
-    judged(violations(history))
+    report_violations(violations(history))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 import httpx2
-from history import History, events, judged
+from history import History, events, report_violations
 from kills import PAINTING, PHOTO
 from watched_api import WatchedApi
 
@@ -41,10 +41,10 @@ async def _post(
                 "/v1/jobs", json=body, headers={"Idempotency-Key": f"key-{number}"}
             )
     except (TimeoutError, httpx2.HTTPError):
-        history.tell("unheard", key=number)
+        history.record("unheard", key=number)
         return
     told = answer.json()
-    history.tell(
+    history.record(
         "answer", key=number, status=answer.status_code, id=told.get("id"), code=told.get("code")
     )
 
@@ -72,7 +72,7 @@ async def _crowd(url: str, history: History, dice: random.Random, posts: int, ke
         while following is not None:
             page = (await client.get(following)).json()
             for job in page["jobs"]:
-                history.tell("job", id=job["id"], iterations=job["input"]["spec"]["iterations"])
+                history.record("job", id=job["id"], iterations=job["input"]["spec"]["iterations"])
             following = page["next"]
 
 
@@ -80,13 +80,13 @@ def campaign(
     history: History, *, seed: int, posts: int, keys: int, without: str | None = None
 ) -> None:
     """Run it and tell the history."""
-    history.tell("begin", seed=seed, posts=posts, keys=keys, without=without)
+    history.record("begin", seed=seed, posts=posts, keys=keys, without=without)
     # A limit of submissions a minute is not what is asked here.
     with WatchedApi(CONTROLS.get(without or "", ""), API_SUBMISSIONS_PER_MINUTE="1000000") as api:
         asyncio.run(
             _crowd(f"http://127.0.0.1:{api.port}", history, random.Random(seed), posts, keys)
         )
-    history.tell("end")
+    history.record("end")
 
 
 def violations(file: Path) -> list[str]:
@@ -138,7 +138,7 @@ def main(seed: int, posts: int, keys: int, file: Path | None, without: str | Non
         click.echo(
             f"| {posts} posts | {told.count('unheard')} unheard | {told.count('job')} jobs |"
         )
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

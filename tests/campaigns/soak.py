@@ -24,8 +24,8 @@ import httpx2
 import kills
 import psutil
 import redis
-from fleet import Fleet, late
-from history import History, events, judged
+from fleet import Fleet, patch_on_import
+from history import History, events, report_violations
 
 from core.jobs.models import Status
 
@@ -66,8 +66,8 @@ CONTROLS = {
 def _scaled(keep_seconds: float) -> str:
     """For `changed`: what the code keeps for a fixed time, it keeps for so long; and what it remembers, less of it."""
     return (
-        late("api.job_feed", "module.MAX_CACHED = 50")
-        + late("api.http.image_response", "module._shelf = module.Shelf(200_000)")
+        patch_on_import("api.job_feed", "module.MAX_CACHED = 50")
+        + patch_on_import("api.http.image_response", "module._shelf = module.Shelf(200_000)")
         + "import core.jobs.serialization, core.jobs.store as s\n"
         f"core.jobs.serialization.REPLAY_SECONDS = {keep_seconds}\n"
         "stock_hold = s.JobStore.reserve\n"
@@ -93,7 +93,7 @@ class Caller(threading.Thread):
         while True:
             answer = self._http.request(method, path, **request)
             if answer.status_code >= 500:
-                self._history.tell("failed", method=method, path=path, status=answer.status_code)
+                self._history.record("failed", method=method, path=path, status=answer.status_code)
             if answer.status_code != 503:
                 return answer
             time.sleep(0.5)
@@ -114,7 +114,7 @@ class Caller(threading.Thread):
                 "POST", "/v1/jobs", files=files, data=self._dice.choice(PARAMETERS), headers=headers
             )
         if answer.status_code != 202:
-            self._history.tell("refused", status=answer.status_code, text=answer.text[:200])
+            self._history.record("refused", status=answer.status_code, text=answer.text[:200])
             return
         self._follow(answer.json()["links"]["self"])
 
@@ -124,7 +124,7 @@ class Caller(threading.Thread):
             self._ask("POST", f"{path}/cancel")
         elif whim < 0.2:
             self._ask("DELETE", path)
-            self._history.tell("job", status="deleted")
+            self._history.record("job", status="deleted")
             return
         until, job = time.monotonic() + PATIENCE_SECONDS, {"status": "queued", "links": {}}
         while not Status(job["status"]).has_ended and time.monotonic() < until:
@@ -135,7 +135,7 @@ class Caller(threading.Thread):
         for kind in ("png", "jpeg") if "result" in job["links"] else ():
             self._ask("GET", job["links"]["result"], params={"format": kind})
         self._ask("GET", "/v1/jobs")
-        self._history.tell("job", status=job["status"])
+        self._history.record("job", status=job["status"])
         if self._dice.random() < 0.3:
             self._ask("DELETE", path)
 
@@ -150,7 +150,7 @@ class Gauge(threading.Thread):
     def run(self) -> None:
         while not self._over.wait(self._every):
             with suppress(redis.RedisError, psutil.Error):
-                self._history.tell("sample", **self._seen())
+                self._history.record("sample", **self._seen())
 
     def _seen(self) -> dict[str, Any]:
         seen: dict[str, Any] = {}
@@ -206,7 +206,7 @@ def campaign(
     fleet = Fleet(folder, tiny=True, changed=changed, WORKER_PREVIEW_SECONDS="0.1", **settings)
     with fleet:
         pace = _pace(fleet)
-        history.tell(
+        history.record(
             "begin", seed=seed, minutes=minutes, load=load, pace=pace, loose=loose, without=without
         )
         gauge = Gauge(fleet, history, every, over)
@@ -214,7 +214,7 @@ def campaign(
         _come(fleet, history, dice, minutes * 60, load * pace)
         over.set()
         gauge.join()
-    history.tell("end")
+    history.record("end")
 
 
 def _pace(fleet: Fleet) -> float:
@@ -241,7 +241,7 @@ def _come(fleet: Fleet, history: History, dice: random.Random, seconds: float, r
         callers = [caller for caller in callers if caller.is_alive()]
         caller = Caller(fleet.url, history, f"soak-{due}", random.Random(dice.random()))
         caller.start()
-        history.tell("came", with_them=len(callers))
+        history.record("came", with_them=len(callers))
         callers.append(caller)
     until = time.monotonic() + PATIENCE_SECONDS
     for caller in callers:
@@ -351,7 +351,7 @@ def main(
         campaign(Path(folder) / "fleet", history, seed=seed, **options)
         for name, value in figures(history.file).items():
             click.echo(f"| {name} | {value} |")
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

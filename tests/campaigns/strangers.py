@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from history import judged
+from history import report_violations
 from keyed_api import KeyedApi
 from PIL import Image
 
@@ -53,7 +53,7 @@ BODIES = {
     "/v1/jobs/{job_id}/retry": {"spec": {"size": 64}},
 }
 UNTOLD = {"date", "x-request-id"}
-UPLOAD = "POST picture"  # told, not judged: who sends the very bytes has them already
+UPLOAD = "POST picture"  # told, not report_violations: who sends the very bytes has them already
 UPLOAD_PX = 700  # of noise: 1.5 MB, so that writing it takes some of the time
 SURE_T, MUCH = 5.0, 0.05  # a difference in time that is no chance, and not small
 PROGRESS = JobProgress(
@@ -560,7 +560,7 @@ def main(seed: int, count: int, history: Path, without: str | None) -> None:
                 **timing
             )
         )
-    judged(violations(history))
+    report_violations(violations(history))
 
 
 if __name__ == "__main__":

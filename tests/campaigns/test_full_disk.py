@@ -50,18 +50,18 @@ def _history(tmp_path: Path, **changes: dict[str, Any]) -> Path:
     """Of one job and one fault, in order but for the changes."""
     told = History(tmp_path / "history.jsonl")
     end = {**END, "pixels": "p", **changes.get("final", {})}
-    told.tell("reference", parameters=0, pixels="p")
-    told.tell("accepted", job="a", key="k", parameters=0)
-    told.tell("begun", kind="full")
-    told.tell("answer", **{**GET, **changes.get("meanwhile", {})})
-    told.tell("refused", **{**REFUSED, **changes.get("refused", {})})
-    told.tell("over", **{**OVER, **changes.get("over", {})})
-    told.tell("recovered", **{**RECOVERED, **changes.get("recovered", {})})
-    told.tell("answer", **{**GET, **changes.get("answer", {})})
-    told.tell("final", job="a", **end)
-    told.tell("files", **{"torn": [], "parts": [], **changes.get("files", {})})
-    told.tell("records", count=2)
-    told.tell("left", files=[])
+    told.record("reference", parameters=0, pixels="p")
+    told.record("accepted", job="a", key="k", parameters=0)
+    told.record("begun", kind="full")
+    told.record("answer", **{**GET, **changes.get("meanwhile", {})})
+    told.record("refused", **{**REFUSED, **changes.get("refused", {})})
+    told.record("over", **{**OVER, **changes.get("over", {})})
+    told.record("recovered", **{**RECOVERED, **changes.get("recovered", {})})
+    told.record("answer", **{**GET, **changes.get("answer", {})})
+    told.record("final", job="a", **end)
+    told.record("files", **{"torn": [], "parts": [], **changes.get("files", {})})
+    told.record("records", count=2)
+    told.record("left", files=[])
     return told.file
 
 

@@ -27,23 +27,23 @@ def test_a_short_day_leaves_nothing_behind(tmp_path: Path, history: History) -> 
 
 def _tell(told: History, changes: dict[str, Any], *, loose: float = 1.0) -> None:
     """Ten samples, from the usual ones to those with the changes."""
-    told.tell("begin", loose=loose, pace=1.0)
+    told.record("begin", loose=loose, pace=1.0)
     for number in range(10):
         grown = {
             name: SAMPLE[name] + (value - SAMPLE[name]) * number / 9
             for name, value in changes.items()
             if name in SAMPLE
         }
-        told.tell("sample", **{**SAMPLE, **grown})
-    told.tell("came", with_them=0)
+        told.record("sample", **{**SAMPLE, **grown})
+    told.record("came", with_them=0)
     if changes.get("job", "succeeded"):
-        told.tell("job", status=changes.get("job", "succeeded"))
+        told.record("job", status=changes.get("job", "succeeded"))
     if "answer" in changes:
-        told.tell("failed", method="GET", path="/", status=changes["answer"])
+        told.record("failed", method="GET", path="/", status=changes["answer"])
     if "refused" in changes:
-        told.tell("refused", status=changes["refused"], text="no")
+        told.record("refused", status=changes["refused"], text="no")
     if changes.get("ends", True):
-        told.tell("end")
+        told.record("end")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from typing import Any
 
 import click
 import httpcore2
-from history import History, judged
+from history import History, report_violations
 from processes import Valkey
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -166,7 +166,7 @@ class Receiver:
             while True:
                 connection, peer = self._listener.accept()
                 if self._canary is None:
-                    self._history.tell("canary", peer=str(peer))
+                    self._history.record("canary", peer=str(peer))
                     connection.close()
                 else:
                     threading.Thread(target=self._meet, args=(connection,), daemon=True).start()
@@ -188,7 +188,7 @@ class Receiver:
                 self._answer(connection, answer)
         verified = _verifies(body, headers)
         span = {"from": began, "to": time.monotonic()}
-        self._history.tell(
+        self._history.record(
             "post",
             job=told["id"],
             id=headers["webhook-id"],
@@ -288,7 +288,7 @@ def _end_jobs(store: JobStore, history: History, chance: random.Random, count: i
             else:
                 store.fail(job.id, job.id, errors.Diverged())
         seconds = time.monotonic() - began
-        history.tell(
+        history.record(
             "ended", job=job.id, host=host, seconds=seconds, record=_shown(store.get(job.id))
         )
         time.sleep(chance.uniform(0, 0.1))
@@ -315,7 +315,7 @@ def _run(seed: int, count: int, history: History, without: str) -> None:
             while ending.is_alive():
                 time.sleep(chance.uniform(0.1, 0.8))
                 which = chance.randrange(COURIERS)
-                history.tell("kill", which=which)
+                history.record("kill", which=which)
                 couriers.kill(which)
             until = time.monotonic() + SETTLE_SECONDS
             while time.monotonic() < until and store._redis.zcard(f"{PREFIX}outbox"):
@@ -324,7 +324,7 @@ def _run(seed: int, count: int, history: History, without: str) -> None:
             couriers.close()
         for name in [job.id for job in store.list_page(limit=count)[0]]:
             end, tries = store._redis.hmget(f"{PREFIX}job:{name}", "webhook_end", "webhook_tries")  # type: ignore[misc]
-            history.tell(
+            history.record(
                 "last", job=name, end=end, tries=int(tries or 0), record=_shown(store.get(name))
             )
         store.close()
@@ -371,7 +371,7 @@ def main(seed: int, count: int, path: Path | None, without: str, courier: str | 
         history = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for words, number in _table(history):
         click.echo(f"{words:<28}{number:>7}")
-    judged(violations(history))
+    report_violations(violations(history))
 
 
 if __name__ == "__main__":
