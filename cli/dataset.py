@@ -66,15 +66,15 @@ def build(source: Path, out: Path, jobs: int, **options: Any) -> None:
 
         def show(progress: dataset_builder.BuildProgress) -> None:
             if not progress.done:
-                bar.tell("listing", 0.0, f"{progress.files} files")
+                bar.show_work("listing", 0.0, f"{progress.files} files")
                 return
             seconds = progress.seconds_left
             left = "" if seconds is None else f", {seconds:.0f} s left"
             details = f"{progress.done} of {progress.files} files, {progress.refused} refused{left}"
-            bar.tell("building", progress.done / progress.files, details)
+            bar.show_work("building", progress.done / progress.files, details)
 
         dataset_builder.build(source, out, build_options, jobs, on_progress=show)
-        bar.tell("done", 1.0, "")
+        bar.show_work("done", 1.0, "")
     with Dataset(out) as built:
         _print_summary(built, refusals=10)
 

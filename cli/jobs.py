@@ -165,7 +165,7 @@ def follow_and_save(client: Client, states: Iterable[Job], output: Path | None) 
     with ProgressBar() as bar:
         for job in states:
             bar.show_job(job)
-        bar.done(job.status)
+        bar.finish(job.status)
     if output is not None and job.outputs:
         output.write_bytes(client.result(job.id, FORMATS[output.suffix.lower()]))
         click.echo(output)

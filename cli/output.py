@@ -62,11 +62,11 @@ class ProgressBar:
         steps = f"scale {scale[0]}/{scale[1]}, iteration {iteration[0]}/{iteration[1]}"
         self._show("running", value, f"{steps}, loss {loss:.4g}{left}")
 
-    def tell(self, label: str, value: float, details: str) -> None:
+    def show_work(self, label: str, value: float, details: str) -> None:
         """Show any other work; value is the finished share, from 0 to 1."""
         self._show(label, value, details)
 
-    def done(self, label: str) -> None:
+    def finish(self, label: str) -> None:
         """Show the last line."""
         self._show(label, 1.0, "")
 

@@ -104,7 +104,7 @@ def stylize(
             if error.picture is not None:
                 output.write_bytes(codec.encode(error.picture, FORMATS[output.suffix.lower()]))
             raise
-        bar.done("done")
+        bar.finish("done")
     provenance = job_input.provenance(ModelUsed(name=network.name, sha256=network.sha256))
     output.write_bytes(codec.encode(result.picture, FORMATS[output.suffix.lower()], provenance))
     click.echo(output)

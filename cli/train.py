@@ -84,7 +84,7 @@ def train(
 
         def show(event: trainer.TrainingEvent) -> None:
             if group.is_main:
-                bar.tell("training", event.step / event.steps, _describe_event(event))
+                bar.show_work("training", event.step / event.steps, _describe_event(event))
 
         options = trainer.TrainerOptions(
             default_reader_count(group) if workers is None else workers,
@@ -95,7 +95,7 @@ def train(
             dataset, output, config, group, options, start=start, on_event=show
         )
         if group.is_main:
-            bar.tell("done", 1.0, "")
+            bar.show_work("done", 1.0, "")
     if group.is_main:
         if position.best_top1 >= 0:
             click.echo(

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import click
-from history import History, events, judged
+from history import History, events, report_violations
 from processes import Valkey
 
 from core import errors
@@ -40,7 +40,7 @@ def _write(url: str, history: History, stop: threading.Event) -> None:
         except (errors.Unavailable, errors.NotFound):  # not acknowledged: it may be stored or not
             time.sleep(0.02)
             continue
-        history.tell("acknowledged", job=job_id)
+        history.record("acknowledged", job=job_id)
     store.close()
 
 
@@ -50,7 +50,7 @@ def campaign(
     """Run the campaign and write its history."""
     rng, stop = random.Random(seed), threading.Event()
     server = Valkey(folder, **CONTROLS.get(without or "", {}))
-    history.tell("begin", seed=seed, kills=kills, without=without)
+    history.record("begin", seed=seed, kills=kills, without=without)
     server.start()
     writers = [
         threading.Thread(target=_write, args=(server.url, history, stop)) for _ in range(WRITERS)
@@ -61,13 +61,13 @@ def campaign(
         for _ in range(kills):
             time.sleep(rng.expovariate(1 / PAUSE_SECONDS))
             server.kill()
-            history.tell("kill", back_after=server.start())
+            history.record("kill", back_after=server.start())
         stop.set()
         for writer in writers:
             writer.join()
         store = JobStore(server.url)
         acknowledged = [event["job"] for event in events(history.file, "acknowledged")]
-        history.tell("lost", jobs=[job for job in acknowledged if not _exists(store, job)])
+        history.record("lost", jobs=[job for job in acknowledged if not _exists(store, job)])
         store.close()
     finally:
         stop.set()
@@ -103,7 +103,7 @@ def main(seed: int, kills: int, file: Path | None, without: str | None) -> None:
         acknowledged = [*events(history.file, "acknowledged")]
         click.echo(f"| kills | {len(back)} |\n| acknowledged | {len(acknowledged)} |")
         click.echo(f"| restart: median, max | {back[len(back) // 2]:.2f}, {back[-1]:.2f} s |")
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 from api_process import ApiProcess
-from history import judged
+from history import report_violations
 from PIL import Image
 
 from core.images import validation
@@ -206,7 +206,7 @@ def main(seed: int, count: int, history: Path, without: str | None) -> None:
     print(f"seed {seed}: {len(cases)} cases")
     for operation, statuses in sorted(operations.items()):
         print(f"{operation:36} {dict(sorted(statuses.items()))}")
-    judged(sorted(set(violations(history))))
+    report_violations(sorted(set(violations(history))))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from history import judged
+from history import report_violations
 from watched_api import WatchedApi
 
 from core.images import validation
@@ -172,7 +172,7 @@ def main(seed: int, count: int, megabytes: int, history: Path, without: str | No
     entries = run(seed, count, megabytes, without)
     history.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     click.echo("\n".join(_figures(entries)))
-    judged(violations(history))
+    report_violations(violations(history))
 
 
 if __name__ == "__main__":

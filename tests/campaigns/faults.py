@@ -17,7 +17,7 @@ import click
 import httpx2
 import kills
 from fleet import Fleet
-from history import History, events, judged, percentile
+from history import History, events, percentile, report_violations
 from proxy import FAULTS, Fault, Proxy
 
 FAULT_SECONDS = (0.3, 4.0)
@@ -69,7 +69,7 @@ class Timed(kills.Caller):
             "status": answer.status_code,
             "retry_after": answer.headers.get("Retry-After"),
         }
-        self._history.tell("answer", method=request.method, seconds=took, **facts)
+        self._history.record("answer", method=request.method, seconds=took, **facts)
 
 
 class Client(kills.Client):
@@ -90,7 +90,7 @@ def campaign(
 ) -> None:
     """Run the campaign and write its history."""
     rng, stop = random.Random(seed), threading.Event()
-    history.tell("begin", seed=seed, faults=faults, without=without)
+    history.record("begin", seed=seed, faults=faults, without=without)
     proxy = Proxy(seed)
     fleet = Fleet(folder, tiny=True, through=proxy.port, changed=CONTROLS.get(without or "", ""))
     proxy.target = fleet.store_port
@@ -108,8 +108,8 @@ def _campaign(
     faults: int,
 ) -> None:
     for number, parameters in enumerate(kills.PARAMETERS):
-        job = kills._followed(caller, caller.submit(parameters, f"reference-{number}"))
-        history.tell("reference", parameters=number, pixels=caller.pixels(job))
+        job = kills.wait_until_ended(caller, caller.submit(parameters, f"reference-{number}"))
+        history.record("reference", parameters=number, pixels=caller.pixels(job))
     clients = [Client(fleet, history, number, 10**6, stop) for number in range(kills.CLIENTS)]
     for client in clients:
         client.start()
@@ -118,19 +118,19 @@ def _campaign(
         fault, seconds = rng.choice(FAULTS), rng.uniform(*FAULT_SECONDS)
         if number % LONG_EVERY == LONG_EVERY // 2:
             fault, seconds = LONG, LONG_SECONDS
-        proxy.suffer(fault)
-        history.tell("fault", kind=fault)
+        proxy.inject(fault)
+        history.record("fault", kind=fault)
         over_at = time.monotonic() + seconds
         if seconds == LONG_SECONDS:
             crowd(fleet, history, CROWD)
         time.sleep(max(0.0, over_at - time.monotonic()))
-        proxy.suffer("none")
+        proxy.inject("none")
     stop.set()
     until = time.monotonic() + TIMEOUT_SECONDS
     for client in clients:
         client.join(max(0.0, until - time.monotonic()))
-    kills._look_again(fleet, caller, history)
-    kills._tidy_up(fleet, caller, history)
+    kills.record_final_states(fleet, caller, history)
+    kills.delete_all_jobs(fleet, caller, history)
 
 
 def crowd(fleet: Fleet, history: History, callers: int) -> None:
@@ -143,7 +143,7 @@ def crowd(fleet: Fleet, history: History, callers: int) -> None:
             began = time.monotonic()
             status = http.get("/v1/jobs").status_code
             took = round(time.monotonic() - began, 3)
-            history.tell("answer", method="GET", seconds=took, path="/v1/jobs", status=status)
+            history.record("answer", method="GET", seconds=took, path="/v1/jobs", status=status)
 
         threads = [threading.Thread(target=list_jobs) for _ in range(callers)]
         for thread in threads:
@@ -186,7 +186,7 @@ def main(seed: int, faults: int, file: Path | None, without: str | None) -> None
         ]
         for name, value in shown.items():
             click.echo(f"| {name} | {value} |")
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

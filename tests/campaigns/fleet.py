@@ -44,7 +44,7 @@ sys.meta_path.insert(0, PatchOnImport)
 """
 
 
-def late(module: str, code: str) -> str:
+def patch_on_import(module: str, code: str) -> str:
     """Return a patch that runs `code` when a process imports the module; `module` is its name.
 
     So a module that needs torch is patched only in processes that load torch anyway.
@@ -53,7 +53,7 @@ def late(module: str, code: str) -> str:
 
 
 # A network of 4 channels with random weights, for campaigns in which the picture does not matter.
-TINY = late(
+TINY = patch_on_import(
     "core.neural.weights.cache",
     "import torch, core.style.vgg_layers\n"
     "core.style.vgg_layers.WIDTHS = (4, 4, 4, 4, 4)\n"

@@ -16,7 +16,7 @@ from typing import Any
 import click
 import httpx2
 from fleet import Fleet
-from history import History, events, judged, percentile
+from history import History, events, percentile, report_violations
 from kills import PAINTING, PARAMETERS, PHOTO
 
 from core.auth.api_keys import ApiKeyStore
@@ -83,18 +83,20 @@ class Owner:
 async def _honest(owner: Owner, history: History, when: str) -> None:
     answer = await owner.submit()
     if answer.status_code != 202:
-        history.tell("honest", when=when, status=answer.status_code)
+        history.record("honest", when=when, status=answer.status_code)
         return
     job = await owner.wait_for(answer.json()["id"], lambda job: bool(job["completed_at"]))
     facts = {name: job[name] for name in ("created_at", "started_at", "completed_at")}
-    history.tell("honest", when=when, status=202, ended=job["status"], **facts)
+    history.record("honest", when=when, status=202, ended=job["status"], **facts)
 
 
 async def _flood(owner: Owner, history: History, until: float) -> None:
     while time.monotonic() < until:
         answer = await owner.submit()
         wait = answer.headers.get("Retry-After", "")
-        history.tell("flood", status=answer.status_code, wait=int(wait) if wait.isdigit() else None)
+        history.record(
+            "flood", status=answer.status_code, wait=int(wait) if wait.isdigit() else None
+        )
 
 
 async def _run(url: str, secrets: list[str], history: History, seed: int, seconds: float) -> None:
@@ -113,7 +115,7 @@ async def _run(url: str, secrets: list[str], history: History, seed: int, second
         page = (await flooder.http.get(following)).json()
         for job in page["jobs"]:
             if job["started_at"]:
-                history.tell("started", at_time=job["started_at"])
+                history.record("started", at_time=job["started_at"])
         following = page["next"]
     for owner in (flooder, *others):
         await owner.http.aclose()
@@ -123,7 +125,7 @@ def campaign(
     folder: Path, history: History, *, seed: int, seconds: float, without: str | None = None
 ) -> None:
     """Run the campaign and write its history."""
-    history.tell("begin", seed=seed, seconds=seconds, without=without)
+    history.record("begin", seed=seed, seconds=seconds, without=without)
     fleet = Fleet(
         folder,
         workers=1,
@@ -137,7 +139,7 @@ def campaign(
         secrets = [keys.create(name)[1] for name in ("flooder", "first", "second")]
         keys.close()
         asyncio.run(_run(fleet.url, secrets, history, seed, seconds))
-        history.tell("end", store_mib=store.info("memory")["used_memory_peak"] / 2**20)
+        history.record("end", store_mib=store.info("memory")["used_memory_peak"] / 2**20)
 
 
 def overtaken(file: Path) -> list[int]:
@@ -200,7 +202,7 @@ def main(seed: int, seconds: float, file: Path | None, without: str | None) -> N
         )
         for event in events(history.file, "end"):
             click.echo(f"| the store, max | {event['store_mib']:.0f} MiB |")
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 import click
 import psutil
 from fleet import Fleet, Program
-from history import History, events, judged
+from history import History, events, report_violations
 from kills import Caller
 
 from core.celery_app import QUEUE, STYLIZE
@@ -150,7 +150,7 @@ def campaign(
 ) -> None:
     """Run the campaign and write its history."""
     rng, canary = random.Random(seed), folder.absolute() / "canary"
-    history.tell("begin", seed=seed, count=count, without=without)
+    history.record("begin", seed=seed, count=count, without=without)
     fleet = Fleet(folder, workers=1, changed=_NO_REPLACEMENT + CONTROLS.get(without or "", ""))
     with fleet, fleet.redis() as store, Caller(fleet.url) as caller:
         worker = fleet.workers[0]
@@ -166,14 +166,14 @@ def campaign(
             if number % 10 == 0:  # a real job in between
                 _run_job(caller, history, f"job-{number}")
             if _processes(worker) != initial:
-                history.tell("died", after=name, alive=_processes(worker))
+                history.record("died", after=name, alive=_processes(worker))
                 return
         until = time.monotonic() + TIMEOUT_SECONDS
         while store.llen(QUEUE) and time.monotonic() < until:
             time.sleep(0.05)
         _run_job(caller, history, "last")
         memory = psutil.Process(worker.pid).memory_info().rss // 2**20
-        history.tell(
+        history.record(
             "end", forged=len(names), left=store.llen(QUEUE), canary=canary.exists(), mib=memory
         )
 
@@ -187,7 +187,7 @@ def _run_job(caller: Caller, history: History, key: str) -> None:
         if time.monotonic() > until:
             break
         time.sleep(0.05)
-    history.tell("job", id=job_id, status=status)
+    history.record("job", id=job_id, status=status)
 
 
 def violations(file: Path) -> list[str]:
@@ -216,7 +216,7 @@ def main(seed: int, count: int, file: Path | None, without: str | None) -> None:
         campaign(Path(folder) / "fleet", history, seed=seed, count=count, without=without)
         for event in events(history.file, "end"):
             click.echo(f"| {event} |")
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

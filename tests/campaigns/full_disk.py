@@ -26,7 +26,7 @@ import httpx2
 import kills
 import psutil
 from fleet import Fleet
-from history import History, events, judged, percentile
+from history import History, events, percentile, report_violations
 
 from core.storage.blobs import digest_of
 
@@ -164,23 +164,23 @@ class Trial:
     def run(self, kind: str) -> None:
         """Cause one fault, end it, and wait until the service works again."""
         before = self._pids()
-        self._history.tell("fault", kind=kind)
+        self._history.record("fault", kind=kind)
         try:
             self._begin(kind)
-            self._history.tell("begun", kind=kind)
+            self._history.record("begun", kind=kind)
             time.sleep(self._random.uniform(*FAULT_SECONDS))
             if kind in FULL:
-                self._history.tell("refused", kind=kind, **self._refused(kind))
+                self._history.record("refused", kind=kind, **self._refused(kind))
         finally:
             self._end(kind)
         began = time.monotonic()
-        self._history.tell("over", kind=kind, torn=self.torn())
+        self._history.record("over", kind=kind, torn=self.torn())
         while not (self._ready() == 200 and self._upload() == 201 and self._fleet.is_serving()):
             if time.monotonic() - began > TIMEOUT_SECONDS:
                 break
             time.sleep(0.05)
         died = [name for name, pid in self._pids().items() if pid != before[name]]
-        self._history.tell(
+        self._history.record(
             "recovered", kind=kind, after=round(time.monotonic() - began, 3), died=died
         )
 
@@ -228,7 +228,7 @@ class Trial:
         for process in chosen:
             hard = process.rlimit(psutil.RLIMIT_NOFILE)[1]
             process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() + spare, hard))
-        self._history.tell("limited", target=target, spare=spare)
+        self._history.record("limited", target=target, spare=spare)
 
     def _unlimit_files(self) -> None:
         """Lift the limit, also of processes that were started meanwhile."""
@@ -291,15 +291,15 @@ def campaign(
 ) -> None:
     """Run the campaign in its own mount namespace, and record its history."""
     random_, over = random.Random(seed), threading.Event()
-    history.tell("begin", seed=seed, count=count, without=without)
+    history.record("begin", seed=seed, count=count, without=without)
     disks = {name: Disk(folder / name, megabytes) for name, megabytes in SIZES_MB.items()}
     fleet = Fleet(
         folder, tiny=True, changed=CONTROLS.get(without or "", ""), WORKER_PREVIEW_SECONDS="0.3"
     )
     with fleet, Timed(fleet.url, history) as caller:
         for number, parameters in enumerate(kills.PARAMETERS):
-            job = kills._followed(caller, caller.submit(parameters, f"reference-{number}"))
-            history.tell("reference", parameters=number, pixels=caller.pixels(job))
+            job = kills.wait_until_ended(caller, caller.submit(parameters, f"reference-{number}"))
+            history.record("reference", parameters=number, pixels=caller.pixels(job))
         clients = [
             Client(fleet, history, seed * 1000 + number, 10**6, over)
             for number in range(kills.CLIENTS)
@@ -314,9 +314,9 @@ def campaign(
         deadline = time.monotonic() + TIMEOUT_SECONDS
         for client in clients:
             client.join(max(0.0, deadline - time.monotonic()))
-        kills._look_again(fleet, caller, history)
-        history.tell("files", torn=trial.torn(), parts=trial.parts())
-        kills._tidy_up(fleet, caller, history)
+        kills.record_final_states(fleet, caller, history)
+        history.record("files", torn=trial.torn(), parts=trial.parts())
+        kills.delete_all_jobs(fleet, caller, history)
 
 
 def _order(random_: random.Random, kinds: tuple[str, ...], count: int) -> list[str]:
@@ -449,7 +449,7 @@ def main(
                 subprocess.run(command, check=False, capture_output=True)
         for name, value in figures(history.file).items():
             click.echo(f"| {name} | {value} |")
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

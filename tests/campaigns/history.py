@@ -20,7 +20,7 @@ class History:
         self._began = time.monotonic()
         file.write_text("")
 
-    def tell(self, event: str, **facts: Any) -> None:
+    def record(self, event: str, **facts: Any) -> None:
         """Append an event. `at` is in seconds since the history began."""
         line = json.dumps({"at": round(time.monotonic() - self._began, 4), "event": event, **facts})
         with self._lock, self.file.open("a") as file:
@@ -41,7 +41,7 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
 
 
-def judged(found: list[str]) -> NoReturn:
+def report_violations(found: list[str]) -> NoReturn:
     """Print the number of violations and the first 20; exit with 1 if there are any."""
     print(f"violations {len(found)}")
     print("\n".join(found[:20]))

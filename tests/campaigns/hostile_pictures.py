@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 import hostile_files
-from history import judged, percentile
+from history import percentile, report_violations
 from hostile_files import BAD, File
 from watched_api import WatchedApi
 
@@ -376,7 +376,7 @@ def main(
     entries = run(seed, count, connections, short=short, without=without)
     history.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     click.echo("\n".join(_figures(entries)))
-    judged(violations(history))
+    report_violations(violations(history))
 
 
 if __name__ == "__main__":

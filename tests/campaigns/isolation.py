@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from history import judged
+from history import report_violations
 from keyed_api import KeyedApi
 from PIL import Image
 
@@ -586,7 +586,7 @@ def main(seed: int, count: int, history: Path, without: str | None) -> None:
             f"{timing['name']:13} owner's id {timing['foreign_ms']:.2f} ms, "
             f"unknown id {timing['unknown_ms']:.2f} ms, t = {timing['t']:.1f}"
         )
-    judged(violations(history))
+    report_violations(violations(history))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import httpx2
 import psutil
 import redis
 from fleet import Fleet
-from history import History, events, judged
+from history import History, events, report_violations
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -148,16 +148,16 @@ class Client(threading.Thread):
             ):
                 parameters, key = self._random.randrange(len(PARAMETERS)), f"{self._seed}-{sent}"
                 job_id = self._caller.submit(PARAMETERS[parameters], key)
-                self._history.tell("accepted", job=job_id, key=key, parameters=parameters)
+                self._history.record("accepted", job=job_id, key=key, parameters=parameters)
                 open_jobs[job_id] = key
                 sent += 1
             for job_id in list(open_jobs):
                 answer = self._caller.ask("GET", f"/v1/jobs/{job_id}")
                 if answer.status_code != 200:
-                    self._history.tell("missing", job=job_id, status=answer.status_code)
+                    self._history.record("missing", job=job_id, status=answer.status_code)
                     del open_jobs[job_id]
                 elif Status(answer.json()["status"]).has_ended:
-                    self._history.tell("ended", job=job_id, **_facts(self._caller, answer.json()))
+                    self._history.record("ended", job=job_id, **_facts(self._caller, answer.json()))
                     del open_jobs[job_id]
             time.sleep(0.1)
 
@@ -195,12 +195,12 @@ def campaign(
     """Run the campaign and write its history."""
     rng, stop = random.Random(seed), threading.Event()
     store = {"appendonly": "no"} if without == "durability" else None
-    history.tell("begin", seed=seed, kills=kills, jobs=jobs, without=without)
+    history.record("begin", seed=seed, kills=kills, jobs=jobs, without=without)
     fleet = Fleet(folder, tiny=True, store=store, changed=CONTROLS.get(without or "", ""))
     with fleet, Caller(fleet.url) as caller:
         for number, parameters in enumerate(PARAMETERS):  # before any kill
-            job = _followed(caller, caller.submit(parameters, f"reference-{number}"))
-            history.tell("reference", parameters=number, pixels=caller.pixels(job))
+            job = wait_until_ended(caller, caller.submit(parameters, f"reference-{number}"))
+            history.record("reference", parameters=number, pixels=caller.pixels(job))
         clients = [
             Client(fleet, history, seed * 1000 + number, jobs // CLIENTS, stop)
             for number in range(CLIENTS)
@@ -212,18 +212,18 @@ def campaign(
             time.sleep(rng.expovariate(1 / PAUSE_SECONDS))
             target = rng.choices([*TARGETS], [*TARGETS.values()])[0]
             if _kill_or_freeze(fleet, target, rng):
-                history.tell("kill", target=target)
+                history.record("kill", target=target)
                 done += 1
-        history.tell("kills done")
+        history.record("kills done")
         until = time.monotonic() + TIMEOUT_SECONDS + 1.5 * jobs
         for client in clients:
             client.join(max(0.0, until - time.monotonic()))
         stop.set()
-        _look_again(fleet, caller, history)
-        _tidy_up(fleet, caller, history)
+        record_final_states(fleet, caller, history)
+        delete_all_jobs(fleet, caller, history)
 
 
-def _followed(caller: Caller, job_id: str) -> dict[str, Any]:
+def wait_until_ended(caller: Caller, job_id: str) -> dict[str, Any]:
     while True:
         job: dict[str, Any] = caller.ask("GET", f"/v1/jobs/{job_id}").json()
         if Status(job["status"]).has_ended:
@@ -231,19 +231,19 @@ def _followed(caller: Caller, job_id: str) -> dict[str, Any]:
         time.sleep(0.05)
 
 
-def _look_again(fleet: Fleet, caller: Caller, history: History) -> None:
+def record_final_states(fleet: Fleet, caller: Caller, history: History) -> None:
     """Record the final state of each job, and the number of jobs in the store."""
     for event in [*events(history.file, "accepted")]:
         answer = caller.ask("GET", f"/v1/jobs/{event['job']}")
         if answer.status_code != 200:
-            history.tell("missing", job=event["job"], status=answer.status_code)
+            history.record("missing", job=event["job"], status=answer.status_code)
         else:
-            history.tell("final", job=event["job"], **_facts(caller, answer.json()))
+            history.record("final", job=event["job"], **_facts(caller, answer.json()))
     with fleet.redis() as client:
-        history.tell("records", count=client.zcard("impasto:jobs_of:local"))
+        history.record("records", count=client.zcard("impasto:jobs_of:local"))
 
 
-def _tidy_up(fleet: Fleet, caller: Caller, history: History) -> None:
+def delete_all_jobs(fleet: Fleet, caller: Caller, history: History) -> None:
     """Delete every job, make all files look old, and record the files that the service keeps.
 
     Old files with no job are garbage, so none may remain.
@@ -270,7 +270,7 @@ def _tidy_up(fleet: Fleet, caller: Caller, history: History) -> None:
     until = time.monotonic() + 90
     while (left := _files(fleet.data)) and time.monotonic() < until:
         time.sleep(0.5)
-    history.tell("left", files=left)
+    history.record("left", files=left)
 
 
 def _files(data: Path) -> list[str]:
@@ -348,7 +348,7 @@ def main(seed: int, kills: int, jobs: int, file: Path | None, without: str | Non
         )
         for name, value in figures(history.file).items():
             click.echo(f"| {name} | {value} |")
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 from fleet import Fleet
-from history import History, events, judged
+from history import History, events, report_violations
 from kills import Caller
 
 from core.celery_app import QUEUE
@@ -27,7 +27,7 @@ def campaign(
     folder: Path, history: History, *, jobs: int, without: str | None = None, patience: float = 300
 ) -> None:
     """Run it and tell the history."""
-    history.tell("begin", jobs=jobs, without=without)
+    history.record("begin", jobs=jobs, without=without)
     fleet = Fleet(folder, workers=1, changed=CONTROLS.get(without or "", ""))
     with fleet, fleet.redis() as store, Caller(fleet.url) as caller:
         long = caller.submit({**PARAMETERS, "iterations": "5000"}, "long")  # holds the worker
@@ -37,16 +37,16 @@ def campaign(
         emptied = store.llen(QUEUE)
         store.delete(QUEUE, "unacked", "unacked_index")
         began = time.monotonic()
-        history.tell("emptied", bells=emptied)
+        history.record("emptied", bells=emptied)
         while store.llen(QUEUE) == 0 and time.monotonic() - began < 3 * LIMIT_SECONDS:
             time.sleep(0.02)
-        history.tell("rung", after=time.monotonic() - began, bells=store.llen(QUEUE))
+        history.record("rung", after=time.monotonic() - began, bells=store.llen(QUEUE))
         caller.ask("POST", f"/v1/jobs/{long}/cancel")
         ended = set()
         while len(ended) < jobs and time.monotonic() - began < patience:
             ended |= {one for one in set(ids) - ended if Status(_status(caller, one)).has_ended}
             time.sleep(0.2)
-        history.tell("end", ended=len(ended), jobs=jobs)
+        history.record("end", ended=len(ended), jobs=jobs)
 
 
 def _status(caller: Caller, job_id: str) -> str:
@@ -78,7 +78,7 @@ def main(seed: int, jobs: int, file: Path | None, without: str | None) -> None:
     """Empty and wait."""
     with tempfile.TemporaryDirectory(prefix="impasto-bells-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
-        history.tell("seed", seed=seed)
+        history.record("seed", seed=seed)
         campaign(
             Path(folder) / "fleet",
             history,
@@ -88,7 +88,7 @@ def main(seed: int, jobs: int, file: Path | None, without: str | None) -> None:
         )
         for event in events(history.file, "emptied", "rung", "end"):
             click.echo(f"| {event.pop('event')} | {event} |")
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

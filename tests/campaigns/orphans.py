@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 from fleet import Fleet
-from history import History, events, judged, percentile
+from history import History, events, percentile, report_violations
 from kills import Caller
 
 PARAMETERS = {"size": "64", "iterations": "5000", "scales": "1"}
@@ -116,18 +116,18 @@ def campaign(
 ) -> None:
     """Run it and tell the history."""
     dice = random.Random(seed)
-    history.tell("begin", seed=seed, trials=trials, without=without)
+    history.record("begin", seed=seed, trials=trials, without=without)
     fleet = Fleet(folder, changed=CONTROLS.get(without or "", ""))
     with fleet, fleet.redis() as store, Caller(fleet.url) as caller:
         trial = Trial(fleet, caller, store)
         for number in range(trials):
             kind = "frozen" if dice.random() < FROZEN_SHARE else "died"
             try:
-                history.tell("trial", kind=kind, **trial.run(kind, f"{seed}-{number}"))
+                history.record("trial", kind=kind, **trial.run(kind, f"{seed}-{number}"))
             except TimeoutError as error:
-                history.tell("stuck", kind=kind, what=str(error))
+                history.record("stuck", kind=kind, what=str(error))
                 break
-        history.tell("end")
+        history.record("end")
 
 
 def violations(file: Path) -> list[str]:
@@ -171,7 +171,7 @@ def main(seed: int, trials: int, file: Path | None, without: str | None) -> None
                     click.echo(
                         f"| {kind}, {name}, {len(told)} trials: p50, p99, most | {p50:.2f}, {p99:.2f}, {most:.2f} s |"
                     )
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from typing import Any
 
 import click
 import kills
-from fleet import Fleet, late
-from history import History, events, judged, percentile
+from fleet import Fleet, patch_on_import
+from history import History, events, percentile, report_violations
 
 from core.auth.api_keys import ApiKeyStore
 from core.jobs.models import MAX_ATTEMPTS, Status
@@ -36,7 +36,7 @@ LONG = {**kills.PARAMETERS[0], "iterations": "400"}  # for jobs that kill late
 TIMEOUT_SECONDS = 240.0
 
 # The photo's bytes select the kill: at once, or late in the run, after some checkpoints.
-_DEADLY = late(
+_DEADLY = patch_on_import(
     "worker.attempt",
     "import os, re, signal\n"
     "doom = [b'']\n"
@@ -97,7 +97,7 @@ class Client(threading.Thread):
             parameters = number % len(SOUND)
             key = f"{self._name}-{number}{kind and '-poison-' + kind}"
             job_id = self._caller.submit(LONG if kind == "late" else SOUND[parameters], key)
-            self._history.tell(
+            self._history.record(
                 "accepted",
                 job=job_id,
                 round=self._name.partition("-")[0],
@@ -112,7 +112,7 @@ class Client(threading.Thread):
                 name: job[name]
                 for name in ("status", "attempt", "error", "created_at", "completed_at")
             }
-            self._history.tell("final", job=job_id, pixels=self._caller.pixels(job), **facts)
+            self._history.record("final", job=job_id, pixels=self._caller.pixels(job), **facts)
 
     def _wait_until_ended(self, job_id: str, until: float) -> dict[str, Any]:
         while True:
@@ -135,7 +135,7 @@ def campaign(
 ) -> None:
     """Run the campaign and write its history."""
     rng = random.Random(seed)
-    history.tell("begin", seed=seed, jobs=jobs, poison=poison, factor=factor, without=without)
+    history.record("begin", seed=seed, jobs=jobs, poison=poison, factor=factor, without=without)
     fleet = Fleet(
         folder, tiny=True, changed=_DEADLY + CONTROLS.get(without or "", ""), API_KEYS="required"
     )
@@ -146,8 +146,10 @@ def campaign(
         ]
         keys.close()
         for number, parameters in enumerate(SOUND):
-            job = kills._followed(callers[0], callers[0].submit(parameters, f"reference-{number}"))
-            history.tell("reference", parameters=number, pixels=callers[0].pixels(job))
+            job = kills.wait_until_ended(
+                callers[0], callers[0].submit(parameters, f"reference-{number}")
+            )
+            history.record("reference", parameters=number, pixels=callers[0].pixels(job))
         for name, kinds in (
             ("calm", []),
             ("poisoned", [KINDS[number % len(KINDS)] for number in range(poison)]),
@@ -165,7 +167,7 @@ def campaign(
                 client.join()
         for caller in callers:
             caller.__exit__()
-        history.tell("end", serving=_is_serving_again(fleet))
+        history.record("end", serving=_is_serving_again(fleet))
 
 
 def _is_serving_again(fleet: Fleet) -> bool:
@@ -288,7 +290,7 @@ def main(
         campaign(Path(folder) / "fleet", history, seed=seed, **options)
         for name, value in figures(history.file).items():
             click.echo(f"| {name} | {value} |")
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
-    def suffer(self, fault: Fault) -> None:
+    def inject(self, fault: Fault) -> None:
         """Apply this fault from now on. `reset` and `refuse` also reset open connections."""
         self.fault = fault
         if fault in ("reset", "refuse"):

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 from api_process import CONTROLS, ApiProcess
-from history import judged
+from history import report_violations
 
 CANARY = "zanzibar"  # in all input that must appear neither in a response nor in the log
 HANG_SECONDS = 15.0
@@ -742,7 +742,7 @@ def main(seed: int, history: Path, client_timeout: float, without: str | None) -
     statuses = Counter((case["statuses"] or [NO_RESPONSE])[-1] for case in outcome if case)
     print(f"seed {seed}: {sum(statuses.values())} cases; statuses {dict(sorted(statuses.items()))}")
     print(f"longest {max(case['seconds'] for case in outcome if case)} s")
-    judged(violations(history))
+    report_violations(violations(history))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 import httpx2
-from history import History, events, judged
+from history import History, events, report_violations
 from kills import PAINTING, PHOTO
 from watched_api import WatchedApi
 
@@ -43,10 +43,10 @@ async def _post(
                 "/v1/jobs", json=body, headers={"Idempotency-Key": f"key-{number}"}
             )
     except (TimeoutError, httpx2.HTTPError):
-        history.tell("timeout", key=number)
+        history.record("timeout", key=number)
         return
     body = answer.json()
-    history.tell(
+    history.record(
         "answer", key=number, status=answer.status_code, id=body.get("id"), code=body.get("code")
     )
 
@@ -74,7 +74,7 @@ async def _send_all(url: str, history: History, dice: random.Random, posts: int,
         while next_page is not None:
             page = (await client.get(next_page)).json()
             for job in page["jobs"]:
-                history.tell("job", id=job["id"], iterations=job["input"]["spec"]["iterations"])
+                history.record("job", id=job["id"], iterations=job["input"]["spec"]["iterations"])
             next_page = page["next"]
 
 
@@ -82,13 +82,13 @@ def campaign(
     history: History, *, seed: int, posts: int, keys: int, without: str | None = None
 ) -> None:
     """Run the campaign and write its history."""
-    history.tell("begin", seed=seed, posts=posts, keys=keys, without=without)
+    history.record("begin", seed=seed, posts=posts, keys=keys, without=without)
     # The rate limit of submissions would end the campaign early.
     with WatchedApi(CONTROLS.get(without or "", ""), API_SUBMISSIONS_PER_MINUTE="1000000") as api:
         asyncio.run(
             _send_all(f"http://127.0.0.1:{api.port}", history, random.Random(seed), posts, keys)
         )
-    history.tell("end")
+    history.record("end")
 
 
 def violations(file: Path) -> list[str]:
@@ -139,7 +139,7 @@ def main(seed: int, posts: int, keys: int, file: Path | None, without: str | Non
         click.echo(
             f"| {posts} posts | {kinds.count('timeout')} timeouts | {kinds.count('job')} jobs |"
         )
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 from fleet import Fleet
-from history import History, events, judged, percentile
+from history import History, events, percentile, report_violations
 from kills import PHOTO, Caller
 
 UPLOADS = 8
@@ -110,7 +110,7 @@ class Campaign:
         answers = [
             upload.answer.decode(errors="replace").partition("\r\n")[0] for upload in uploads
         ]
-        self._history.tell("api", answers=answers, seconds=time.monotonic() - began)
+        self._history.record("api", answers=answers, seconds=time.monotonic() - began)
 
     def worker(self) -> None:
         """Restart the worker during a run."""
@@ -127,7 +127,7 @@ class Campaign:
             lambda: self._status() != "running" or self._progress() > max(reached, again_at),
             "progress",
         )
-        self._history.tell(
+        self._history.record(
             "worker",
             job=job,
             seconds=seconds,
@@ -159,7 +159,7 @@ class Campaign:
         if self._job:
             self._caller.ask("POST", f"/v1/jobs/{self._job}/cancel")
             _wait_until(lambda: self._status() not in {"queued", "running"}, "its end")
-        self._history.tell("end")
+        self._history.record("end")
 
 
 def campaign(
@@ -167,7 +167,7 @@ def campaign(
 ) -> None:
     """Run the campaign and write its history."""
     rng = random.Random(seed)
-    history.tell("begin", seed=seed, restarts=restarts, without=without)
+    history.record("begin", seed=seed, restarts=restarts, without=without)
     fleet = Fleet(folder, workers=1, changed=CONTROLS.get(without or "", ""))
     with fleet, Caller(fleet.url) as caller:
         rolling = Campaign(fleet, caller, history, rng)
@@ -219,7 +219,7 @@ def main(seed: int, restarts: int, file: Path | None, without: str | None) -> No
         campaign(Path(folder) / "fleet", history, seed=seed, restarts=restarts, without=without)
         for name, value in _figures(history.file).items():
             click.echo(f"| {name} | {value} |")
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from typing import Any
 import click
 import psutil
 from api_process import ApiProcess
-from history import judged, percentile
+from history import percentile, report_violations
 from PIL import Image
 
 from core.images import codec
@@ -375,7 +375,7 @@ def main(
     for what in ("upload", "download"):
         print(f"regular  {what} {[(entry['status'], entry['ms']) for entry in regular[what]]}")
     print(f"server   before {server['before']}, after {server['after']}")
-    judged(violations(history))
+    report_violations(violations(history))
 
 
 if __name__ == "__main__":

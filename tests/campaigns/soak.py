@@ -25,8 +25,8 @@ import httpx2
 import kills
 import psutil
 import redis
-from fleet import Fleet, late
-from history import History, events, judged
+from fleet import Fleet, patch_on_import
+from history import History, events, report_violations
 
 from core.jobs.models import Status
 
@@ -72,8 +72,8 @@ def _scale_retention(seconds: float) -> str:
     seconds: the time for which blobs and idempotency keys are kept.
     """
     return (
-        late("api.job_feed", "module.MAX_CACHED = 50")
-        + late("api.http.image_response", "module._cache = module.create_cache(200_000)")
+        patch_on_import("api.job_feed", "module.MAX_CACHED = 50")
+        + patch_on_import("api.http.image_response", "module._cache = module.create_cache(200_000)")
         + "import core.jobs.serialization, core.jobs.store as s\n"
         f"core.jobs.serialization.REPLAY_SECONDS = {seconds}\n"
         "stock = s.JobStore.reserve\n"
@@ -99,7 +99,7 @@ class Caller(threading.Thread):
         while True:
             answer = self._http.request(method, path, **request)
             if answer.status_code >= 500:
-                self._history.tell("failed", method=method, path=path, status=answer.status_code)
+                self._history.record("failed", method=method, path=path, status=answer.status_code)
             if answer.status_code != 503:
                 return answer
             time.sleep(0.5)
@@ -120,7 +120,7 @@ class Caller(threading.Thread):
                 "POST", "/v1/jobs", files=files, data=self._rng.choice(PARAMETERS), headers=headers
             )
         if answer.status_code != 202:
-            self._history.tell("refused", status=answer.status_code, text=answer.text[:200])
+            self._history.record("refused", status=answer.status_code, text=answer.text[:200])
             return
         self._follow_job(answer.json()["links"]["self"])
 
@@ -130,7 +130,7 @@ class Caller(threading.Thread):
             self._request("POST", f"{path}/cancel")
         elif choice < 0.2:
             self._request("DELETE", path)
-            self._history.tell("job", status="deleted")
+            self._history.record("job", status="deleted")
             return
         until, job = time.monotonic() + TIMEOUT_SECONDS, {"status": "queued", "links": {}}
         while not Status(job["status"]).has_ended and time.monotonic() < until:
@@ -141,7 +141,7 @@ class Caller(threading.Thread):
         for kind in ("png", "jpeg") if "result" in job["links"] else ():
             self._request("GET", job["links"]["result"], params={"format": kind})
         self._request("GET", "/v1/jobs")
-        self._history.tell("job", status=job["status"])
+        self._history.record("job", status=job["status"])
         if self._rng.random() < 0.3:
             self._request("DELETE", path)
 
@@ -158,7 +158,7 @@ class Gauge(threading.Thread):
     def run(self) -> None:
         while not self._stopped.wait(self._every):
             with suppress(redis.RedisError, psutil.Error):
-                self._history.tell("sample", **self._measure())
+                self._history.record("sample", **self._measure())
 
     def _measure(self) -> dict[str, Any]:
         sample: dict[str, Any] = {}
@@ -217,7 +217,7 @@ def campaign(
     fleet = Fleet(folder, tiny=True, changed=changed, WORKER_PREVIEW_SECONDS="0.1", **settings)
     with fleet:
         throughput = _measure_throughput(fleet)
-        history.tell(
+        history.record(
             "begin",
             seed=seed,
             minutes=minutes,
@@ -231,7 +231,7 @@ def campaign(
         _run_callers(fleet, history, rng, minutes * 60, load * throughput)
         stopped.set()
         gauge.join()
-    history.tell("end")
+    history.record("end")
 
 
 def _measure_throughput(fleet: Fleet) -> float:
@@ -263,7 +263,7 @@ def _run_callers(
         callers = [caller for caller in callers if caller.is_alive()]
         caller = Caller(fleet.url, history, f"soak-{due}", random.Random(rng.random()))
         caller.start()
-        history.tell("arrived", active=len(callers))
+        history.record("arrived", active=len(callers))
         callers.append(caller)
     until = time.monotonic() + TIMEOUT_SECONDS
     for caller in callers:
@@ -377,7 +377,7 @@ def main(
         campaign(Path(folder) / "fleet", history, seed=seed, **options)
         for name, value in summarize(history.file).items():
             click.echo(f"| {name} | {value} |")
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

@@ -50,18 +50,18 @@ def _history(tmp_path: Path, **changes: dict[str, Any]) -> Path:
     """Write the history of one job and one fault, correct except for the changes."""
     history = History(tmp_path / "history.jsonl")
     end = {**END, "pixels": "p", **changes.get("final", {})}
-    history.tell("reference", parameters=0, pixels="p")
-    history.tell("accepted", job="a", key="k", parameters=0)
-    history.tell("begun", kind="full")
-    history.tell("answer", **{**GET, **changes.get("meanwhile", {})})
-    history.tell("refused", **{**REFUSED, **changes.get("refused", {})})
-    history.tell("over", **{**OVER, **changes.get("over", {})})
-    history.tell("recovered", **{**RECOVERED, **changes.get("recovered", {})})
-    history.tell("answer", **{**GET, **changes.get("answer", {})})
-    history.tell("final", job="a", **end)
-    history.tell("files", **{"torn": [], "parts": [], **changes.get("files", {})})
-    history.tell("records", count=2)
-    history.tell("left", files=[])
+    history.record("reference", parameters=0, pixels="p")
+    history.record("accepted", job="a", key="k", parameters=0)
+    history.record("begun", kind="full")
+    history.record("answer", **{**GET, **changes.get("meanwhile", {})})
+    history.record("refused", **{**REFUSED, **changes.get("refused", {})})
+    history.record("over", **{**OVER, **changes.get("over", {})})
+    history.record("recovered", **{**RECOVERED, **changes.get("recovered", {})})
+    history.record("answer", **{**GET, **changes.get("answer", {})})
+    history.record("final", job="a", **end)
+    history.record("files", **{"torn": [], "parts": [], **changes.get("files", {})})
+    history.record("records", count=2)
+    history.record("left", files=[])
     return history.file
 
 

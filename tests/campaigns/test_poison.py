@@ -41,11 +41,11 @@ KILL = {
 def _history(tmp_path: Path, *poisoned: dict[str, Any], serving: bool = True) -> Path:
     """The history of one job in the calm round and these in the poisoned round."""
     history = History(tmp_path / "history.jsonl")
-    history.tell("begin", factor=5)
-    history.tell("reference", parameters=0, pixels="p")
+    history.record("begin", factor=5)
+    history.record("reference", parameters=0, pixels="p")
     for number, facts in enumerate([SOUND, *poisoned]):
         name = "poisoned" if number else "calm"
-        history.tell(
+        history.record(
             "accepted",
             job=str(number),
             round=name,
@@ -59,14 +59,14 @@ def _history(tmp_path: Path, *poisoned: dict[str, Any], serving: bool = True) ->
                 if facts["status"] != "queued"
                 else None
             )
-            history.tell(
+            history.record(
                 "final",
                 job=str(number),
                 created_at="2026-01-01T00:00:00Z",
                 completed_at=done,
                 **end,
             )
-    history.tell("end", serving=serving)
+    history.record("end", serving=serving)
     return history.file
 
 

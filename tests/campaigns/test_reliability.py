@@ -91,7 +91,7 @@ def _response_seconds_of_a_crowd(folder: Path, history: History, changed: str = 
     fleet = Fleet(folder, workers=0, tiny=True, through=proxy.port, changed=changed)
     proxy.target = fleet.store_port
     with proxy, fleet:
-        proxy.suffer("swallow")
+        proxy.inject("swallow")
         faults.crowd(fleet, history, 240)
     answers = list(events(history.file, "answer"))
     assert [answer["status"] for answer in answers] == [503] * 240
@@ -181,7 +181,7 @@ def test_a_job_that_kills_its_workers_fails_after_three_attempts_and_yields_to_o
     with fleet, kills.Caller(fleet.url) as caller:
         poison = caller.submit({**kills.PARAMETERS[0], "seed": "666"}, "poison")
         others = [caller.submit(kills.PARAMETERS[0], f"other-{number}") for number in range(3)]
-        ends = [kills._followed(caller, job_id) for job_id in (poison, *others)]
+        ends = [kills.wait_until_ended(caller, job_id) for job_id in (poison, *others)]
 
     assert [(end["status"], end["attempt"]) for end in ends] == [("failed", 3)] + [
         ("succeeded", 1)
@@ -204,13 +204,13 @@ def _kills(history: History, **changes: Any) -> None:
         "error": None,
         "pixels": "p",
     }
-    history.tell("reference", parameters=0, pixels="p")
-    history.tell("accepted", job="a", key="k", parameters=0)
-    history.tell("ended", job="a", **end)
+    history.record("reference", parameters=0, pixels="p")
+    history.record("accepted", job="a", key="k", parameters=0)
+    history.record("ended", job="a", **end)
     if changes.pop("final", True):
-        history.tell("final", job="a", **{**end, **changes})
-    history.tell("records", count=2)
-    history.tell("left", files=[])
+        history.record("final", job="a", **{**end, **changes})
+    history.record("records", count=2)
+    history.record("left", files=[])
 
 
 @pytest.mark.parametrize(
@@ -237,8 +237,8 @@ def test_the_checker_of_kills_finds_each_violation(
 @pytest.mark.parametrize(
     "add_violation",
     [
-        lambda history: history.tell("accepted", job="b", key="k", parameters=0),
-        lambda history: history.tell("left", files=["blobs/aa/x"]),
+        lambda history: history.record("accepted", job="b", key="k", parameters=0),
+        lambda history: history.record("left", files=["blobs/aa/x"]),
         lambda history: history.file.write_text(""),
     ],
 )
@@ -254,8 +254,8 @@ def test_the_checker_of_kills_finds_duplicates_leftovers_and_an_early_end(
 def test_the_checker_of_faults_finds_hangs_and_errors(history: History) -> None:
     _kills(history)
     assert faults.violations(history.file) == []
-    history.tell("answer", method="GET", status=200, seconds=11.0)
-    history.tell("answer", method="GET", status=500, seconds=0.1)
+    history.record("answer", method="GET", status=200, seconds=11.0)
+    history.record("answer", method="GET", status=500, seconds=0.1)
 
     assert len(faults.violations(history.file)) == 2
 
@@ -269,11 +269,11 @@ def test_the_judge_of_orphans_sees_the_slow_and_the_forgetful(history: History) 
         "again_at": 60,
         "lost": 0.0,
     }
-    history.tell("trial", **good)
-    history.tell("end")
+    history.record("trial", **good)
+    history.record("end")
     assert orphans.violations(history.file) == []
-    history.tell("trial", **{**good, "goes_on": 4.0})
-    history.tell("trial", **{**good, "again_at": 1, "lost": 2.5})
+    history.record("trial", **{**good, "goes_on": 4.0})
+    history.record("trial", **{**good, "again_at": 1, "lost": 2.5})
 
     assert len(orphans.violations(history.file)) == 2
 
@@ -286,18 +286,18 @@ def test_the_checker_of_zombies_finds_accepted_calls_and_changed_jobs(history: H
         "lease": "stale",
         "changed": False,
     }
-    history.tell("trial", **good)
-    history.tell("end")
+    history.record("trial", **good)
+    history.record("end")
     assert zombies.violations(history.file) == []
     for change in ({"answers": {"keep": "ok"}}, {"lease": "ok"}, {"changed": True}):
-        history.tell("trial", **{**good, **change})
+        history.record("trial", **{**good, **change})
 
     assert len(zombies.violations(history.file)) == 3
 
 
 def test_the_judge_of_bells_sees_the_late_and_the_unheard(history: History) -> None:
-    history.tell("rung", after=11.0, bells=0)
-    history.tell("end", ended=1, jobs=2)
+    history.record("rung", after=11.0, bells=0)
+    history.record("end", ended=1, jobs=2)
 
     assert len(lost_bells.violations(history.file)) == 2
 
@@ -313,31 +313,31 @@ def test_percentile_is_a_value_of_the_list() -> None:
 
 
 def test_the_checker_of_forged_messages_finds_each_violation(history: History) -> None:
-    history.tell("died", after="deep", alive=[])
-    history.tell("job", id="job_a", status="queued")
-    history.tell("end", left=3, canary=True)
+    history.record("died", after="deep", alive=[])
+    history.record("job", id="job_a", status="queued")
+    history.record("end", left=3, canary=True)
 
     assert len(forged.violations(history.file)) == 4
 
 
 def test_the_checker_of_restarts_finds_slow_and_lost_work(history: History) -> None:
-    history.tell("api", answers=["HTTP/1.1 201 Created", ""], seconds=1)
-    history.tell("worker", job="a", seconds=11, status="queued", attempt=0, reached=9, again_at=3)
-    history.tell("worker", job="b", seconds=1, status="running", attempt=1, reached=9, again_at=9)
+    history.record("api", answers=["HTTP/1.1 201 Created", ""], seconds=1)
+    history.record("worker", job="a", seconds=11, status="queued", attempt=0, reached=9, again_at=3)
+    history.record("worker", job="b", seconds=1, status="running", attempt=1, reached=9, again_at=9)
 
     assert len(rolling.violations(history.file)) == 5
 
 
 def test_the_checker_of_floods_counts_overtaking_jobs(history: History) -> None:
     for second in range(5):
-        history.tell("started", at_time=f"2026-01-01T00:00:0{second}")
+        history.record("started", at_time=f"2026-01-01T00:00:0{second}")
     for began in ("2026-01-01T00:00:03", "2026-01-01T00:00:09"):
         facts = {"created_at": "2026-01-01T00:00:00", "started_at": began}
-        history.tell("honest", when="during", status=202, ended="succeeded", **facts)
-    history.tell("honest", when="during", status=429)
-    history.tell("flood", status=500, wait=None)
-    history.tell("flood", status=429, wait=2)
-    history.tell("end", store_mib=7)
+        history.record("honest", when="during", status=202, ended="succeeded", **facts)
+    history.record("honest", when="during", status=429)
+    history.record("flood", status=500, wait=None)
+    history.record("flood", status=429, wait=2)
+    history.record("end", store_mib=7)
 
     assert floods.overtaken(history.file) == [2, 4]
     assert len(floods.violations(history.file)) == 3

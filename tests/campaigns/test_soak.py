@@ -27,23 +27,23 @@ def test_nothing_grows_in_a_short_run(tmp_path: Path, history: History) -> None:
 
 def _write(history: History, changes: dict[str, Any], *, loose: float = 1.0) -> None:
     """Write ten samples that grow from the usual values to those of `changes`."""
-    history.tell("begin", loose=loose, throughput=1.0)
+    history.record("begin", loose=loose, throughput=1.0)
     for number in range(10):
         grown = {
             name: SAMPLE[name] + (value - SAMPLE[name]) * number / 9
             for name, value in changes.items()
             if name in SAMPLE
         }
-        history.tell("sample", **{**SAMPLE, **grown})
-    history.tell("arrived", active=0)
+        history.record("sample", **{**SAMPLE, **grown})
+    history.record("arrived", active=0)
     if changes.get("job", "succeeded"):
-        history.tell("job", status=changes.get("job", "succeeded"))
+        history.record("job", status=changes.get("job", "succeeded"))
     if "answer" in changes:
-        history.tell("failed", method="GET", path="/", status=changes["answer"])
+        history.record("failed", method="GET", path="/", status=changes["answer"])
     if "refused" in changes:
-        history.tell("refused", status=changes["refused"], text="no")
+        history.record("refused", status=changes["refused"], text="no")
     if changes.get("ends", True):
-        history.tell("end")
+        history.record("end")
 
 
 @pytest.mark.parametrize(

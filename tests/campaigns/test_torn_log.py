@@ -57,23 +57,23 @@ RECOVERED = {"name": "torn", "job": "s", "status": "succeeded", "error": None, "
 
 
 def _write(history: History, changes: dict[str, Any]) -> None:
-    history.tell("written", job="a", deleted=False, bytes=90)
-    history.tell("written", job="b", deleted=False, bytes=110)
-    history.tell("written", job="c", deleted=True, bytes=80)
-    history.tell("tear", **{**TEAR, **changes.get("tear", {})})
-    history.tell("flip", **{**FLIP, "problems": [], "left": 1, **changes.get("flip", {})})
-    history.tell("reference", parameters=0, pixels="p")
-    history.tell("accepted", job="s", parameters=0, at=1)
-    history.tell("size", bytes=50, at=2)
-    history.tell("backup", at=2)
-    history.tell("accepted", job="t", parameters=0, at=3)
-    history.tell("left", bytes=60)
-    history.tell("recovered", **{**RECOVERED, **changes.get("recovered", {})})
-    history.tell("recovered", **{**RECOVERED, "name": "backup"})
+    history.record("written", job="a", deleted=False, bytes=90)
+    history.record("written", job="b", deleted=False, bytes=110)
+    history.record("written", job="c", deleted=True, bytes=80)
+    history.record("tear", **{**TEAR, **changes.get("tear", {})})
+    history.record("flip", **{**FLIP, "problems": [], "left": 1, **changes.get("flip", {})})
+    history.record("reference", parameters=0, pixels="p")
+    history.record("accepted", job="s", parameters=0, at=1)
+    history.record("size", bytes=50, at=2)
+    history.record("backup", at=2)
+    history.record("accepted", job="t", parameters=0, at=3)
+    history.record("left", bytes=60)
+    history.record("recovered", **{**RECOVERED, **changes.get("recovered", {})})
+    history.record("recovered", **{**RECOVERED, "name": "backup"})
     for name in changes.get("names", ("torn", "backup")):
-        history.tell("left behind", name=name, files=changes.get("files", []))
+        history.record("left behind", name=name, files=changes.get("files", []))
     if changes.get("ends", True):
-        history.tell("end", service=True)
+        history.record("end", service=True)
 
 
 @pytest.mark.parametrize(

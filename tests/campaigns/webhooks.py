@@ -30,7 +30,7 @@ from typing import Any
 
 import click
 import httpcore2
-from history import History, judged
+from history import History, report_violations
 from processes import Valkey
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -178,7 +178,7 @@ class Receiver:
             while True:
                 connection, peer = self._listener.accept()
                 if self._canary is None:
-                    self._history.tell("canary", peer=str(peer))
+                    self._history.record("canary", peer=str(peer))
                     connection.close()
                 else:
                     threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
@@ -200,7 +200,7 @@ class Receiver:
                 self._answer(connection, answer)
         verified = _verifies(body, headers)
         span = {"from": started, "to": time.monotonic()}
-        self._history.tell(
+        self._history.record(
             "post",
             job=event["id"],
             id=headers["webhook-id"],
@@ -301,7 +301,7 @@ def _end_jobs(store: JobStore, history: History, rng: random.Random, count: int)
             else:
                 store.fail(job.id, job.id, errors.Diverged())
         seconds = time.monotonic() - started
-        history.tell(
+        history.record(
             "ended", job=job.id, host=host, seconds=seconds, record=_record(store.get(job.id))
         )
         time.sleep(rng.uniform(0, 0.1))
@@ -328,7 +328,7 @@ def _run(seed: int, count: int, history: History, without: str) -> None:
             while ending.is_alive():
                 time.sleep(rng.uniform(0.1, 0.8))
                 which = rng.randrange(DISPATCHERS)
-                history.tell("kill", which=which)
+                history.record("kill", which=which)
                 dispatchers.kill(which)
             until = time.monotonic() + SETTLE_SECONDS
             while time.monotonic() < until and store._redis.zcard(f"{PREFIX}outbox"):
@@ -338,7 +338,7 @@ def _run(seed: int, count: int, history: History, without: str) -> None:
         for name in [job.id for job in store.list_page(limit=count)[0]]:
             fields: Any = store._redis.hmget(f"{PREFIX}job:{name}", "webhook_end", "webhook_tries")
             end, tries = fields
-            history.tell(
+            history.record(
                 "last", job=name, end=end, tries=int(tries or 0), record=_record(store.get(name))
             )
         store.close()
@@ -387,7 +387,7 @@ def main(seed: int, count: int, path: Path | None, without: str, dispatch: str |
         history = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for label, number in _table(history):
         click.echo(f"{label:<28}{number:>7}")
-    judged(violations(history))
+    report_violations(violations(history))
 
 
 if __name__ == "__main__":

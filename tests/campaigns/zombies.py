@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from history import History, events, judged
+from history import History, events, report_violations
 from processes import Valkey
 
 from core import errors
@@ -158,7 +158,7 @@ def campaign(
 ) -> None:
     """Run the campaign and write its history."""
     rng, blobs = random.Random(seed), Blobs(folder / "blobs")
-    history.tell("begin", seed=seed, trials=trials, without=without)
+    history.record("begin", seed=seed, trials=trials, without=without)
     server = Valkey(folder)
     server.start()
     try:
@@ -185,7 +185,7 @@ def campaign(
         store.close()
     finally:
         server.kill()
-    history.tell("end")
+    history.record("end")
 
 
 def _round(
@@ -219,7 +219,7 @@ def _round(
     for zombie, job in zip(zombies, jobs, strict=True):
         answers = zombie.read_line()
         changed = before[job] != store.get(job).model_dump(mode="json")
-        history.tell("trial", job=job, status=before[job]["status"], changed=changed, **answers)
+        history.record("trial", job=job, status=before[job]["status"], changed=changed, **answers)
         store.delete(job)  # otherwise its lease would expire in the next round
 
 
@@ -257,7 +257,7 @@ def main(seed: int, trials: int, file: Path | None, without: str | None) -> None
             f"| zombies | {len(trials_made)} |\n"
             f"| refused | {refused} of {len(trials_made) * len(CALLS)} |"
         )
-        judged(violations(history.file))
+        report_violations(violations(history.file))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ def test_the_bar_is_drawn_ten_times_a_second_and_at_the_end(
     with ProgressBar() as bar:
         for step in range(1000):
             clock[0] += 0.001
-            bar.tell("training", step / 1000, f"step {step};")
-        bar.tell("training", 1.0, "step 1000;")
+            bar.show_work("training", step / 1000, f"step {step};")
+        bar.show_work("training", 1.0, "step 1000;")
 
     drawn = capsys.readouterr().err
     assert 10 <= drawn.count("step ") <= 14

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet import TINY, late
+from fleet import TINY, patch_on_import
 from PIL import Image
 from processes import environment
 
@@ -84,7 +84,7 @@ def jobs(
 def test_a_worker_that_fails_at_its_start_stops_and_ends_no_job(
     start: Start, jobs: list[Job], store: JobStore, tmp_path: Path, trouble: str
 ) -> None:
-    process = start(late("core.neural.transfer.planner", trouble))
+    process = start(patch_on_import("core.neural.transfer.planner", trouble))
 
     assert process.wait(90) == 0
     assert [((seen := store.get(job.id)).status, seen.attempt) for job in jobs] == [
@@ -108,7 +108,7 @@ def test_a_card_that_dies_while_it_idles_ends_the_worker_and_no_job(
         "    return usual(self)\n"
         "module.Planner.free_bytes = free\n"
     )
-    process = start(late("core.neural.transfer.planner", trouble))
+    process = start(patch_on_import("core.neural.transfer.planner", trouble))
 
     assert process.wait(90) == 0
     assert {store.get(job.id).status for job in jobs} == {Status.QUEUED}
@@ -162,7 +162,10 @@ def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
         trouble = trouble.replace(
             "if is_first()", "if len(args) > 1 and args[1] == 'png' and is_first()"
         )
-    start(late(module, _at_first(tmp_path, trouble)) + late("worker.watchdog", quick))
+    start(
+        patch_on_import(module, _at_first(tmp_path, trouble))
+        + patch_on_import("worker.watchdog", quick)
+    )
     until(
         lambda: all(store.get(job.id).status.has_ended for job in jobs), "the end of all jobs", 120
     )
@@ -181,7 +184,9 @@ def test_a_worker_that_is_deaf_goes_and_the_next_one_hears(
     quick = (
         "module.STALL_POLL_SECONDS, module.STALL_SECONDS, module.CHILD_START_SECONDS = 0.2, 4, 1"
     )
-    process = start(late("core.celery_app", deaf) + late("worker.supervisor", quick))
+    process = start(
+        patch_on_import("core.celery_app", deaf) + patch_on_import("worker.supervisor", quick)
+    )
     assert process.wait(90) == 0
     assert "jobs are queued, and this worker has run none" in (tmp_path / "log").read_text()
     assert {store.get(job.id).status for job in jobs} == {Status.QUEUED}
@@ -206,7 +211,9 @@ def test_a_worker_that_does_not_go_by_itself_is_ended(
         "module.STALL_POLL_SECONDS, module.STALL_SECONDS = 0.2, 4\n"
         "module.CHILD_START_SECONDS, module.SHUTDOWN_SECONDS = 1, 1"
     )
-    process = start(late("core.celery_app", deaf) + late("worker.supervisor", quick))
+    process = start(
+        patch_on_import("core.celery_app", deaf) + patch_on_import("worker.supervisor", quick)
+    )
 
     assert process.wait(90) == 1
     assert {store.get(job.id).status for job in jobs} == {Status.QUEUED}
