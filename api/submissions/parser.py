@@ -141,9 +141,10 @@ def _validate(model: type[Model], fields: dict[str, Any]) -> Model:
         return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-    if not first["loc"]:  # a validator of the whole model, with a sentence of its own
+    if first["type"] == "value_error":  # our own validator of the model, with a complete sentence
         raise errors.BadRequest(str(first["ctx"]["error"]))
-    name = str(first["loc"][0])
+    # A key that is no valid Unicode has no location.
+    name = str(first["loc"][0]) if first["loc"] else ""
     if name in OPTION_FIELDS:
         raise errors.BadSpec(model.rules[name])
     if name in model.rules and first["type"] != "extra_forbidden":

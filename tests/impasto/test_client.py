@@ -316,7 +316,7 @@ def test_a_wait_times_out_and_the_job_goes_on(client: Client, pictures: Pictures
             errors.JobNotFound,
             "There is no job with this id",
         ),
-        (lambda client, photo: client.job("../images"), errors.NotFound, "There is nothing here"),
+        (lambda client, photo: client.job("../images"), errors.NotFound, "There is no such path"),
         (
             lambda client, photo: client.result(client.submit(photo, photo).id),
             errors.JobNotEnded,

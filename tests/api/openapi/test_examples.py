@@ -112,9 +112,11 @@ def recorded(
     store.add_frame(job["id"], "t", Frame(index=0, iteration=1, scale=1, seconds=0.1, digest=small))
     store.report_progress(job["id"], "t", at, small)
     output = Output(id=picture, content_type="image/png", width=96, height=72, size_bytes=1)
-    took = dict.fromkeys(("load_seconds", "run_seconds", "planned_seconds", "planned_bytes"), 1.0)
-    took |= {f"loss_{name}": 1.0 for name in losses}
-    store.succeed(job["id"], "t", output, ModelUsed(name="vgg16", sha256="w"), took)
+    metrics = dict.fromkeys(
+        ("load_seconds", "run_seconds", "planned_seconds", "planned_bytes"), 1.0
+    )
+    metrics |= {f"loss_{name}": 1.0 for name in losses}
+    store.succeed(job["id"], "t", output, ModelUsed(name="vgg16", sha256="w"), metrics)
     store.heartbeat("worker", WORKER)
     for path in (
         own,

@@ -24,17 +24,17 @@ def test_an_upload_is_named_by_its_digest(
 ) -> None:
     data = files["content"][1]
     unknown = client.head(f"/v1/images/{digest_of(data)}")
-    kept = client.post("/v1/images", files={"image": files["content"]})
+    uploaded = client.post("/v1/images", files={"image": files["content"]})
     again = client.post("/v1/images", files={"image": files["content"]})
 
     assert unknown.status_code == 404
     assert (
-        kept.status_code,
-        kept.json(),
+        uploaded.status_code,
+        uploaded.json(),
     ) == (201, {"id": digest_of(data), "width": 96, "height": 72, "size_bytes": len(data)})
-    assert again.json() == kept.json()
-    assert client.head(kept.headers["location"]).status_code == 200
-    assert blobs.get(kept.json()["id"]) == data
+    assert again.json() == uploaded.json()
+    assert client.head(uploaded.headers["location"]).status_code == 200
+    assert blobs.get(uploaded.json()["id"]) == data
 
 
 def test_the_garbage_collector_keeps_an_upload(
@@ -48,8 +48,8 @@ def test_the_garbage_collector_keeps_an_upload(
 def test_an_upload_is_returned_unchanged(client: TestClient, files: dict[str, Any]) -> None:
     """The Content-Security-Policy sandboxes it in a browser."""
     for name, kind in (("content", "image/jpeg"), ("style", "image/png")):
-        kept = client.post("/v1/images", files={"image": files[name]})
-        answer = client.get(kept.headers["location"])
+        uploaded = client.post("/v1/images", files={"image": files[name]})
+        answer = client.get(uploaded.headers["location"])
 
         assert (answer.status_code, answer.headers["content-type"], answer.content) == (
             200,

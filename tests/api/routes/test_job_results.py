@@ -81,10 +81,10 @@ def test_there_is_no_result_before_the_end_or_of_a_job_canceled_in_the_queue(
     address = submit().headers["location"]
     early = client.get(f"{address}/result")
     client.post(f"{address}/cancel")
-    late = client.get(f"{address}/result")
+    after_end = client.get(f"{address}/result")
 
     assert (early.status_code, early.json()["code"]) == (409, "job_not_ended")
-    assert (late.status_code, late.json()["code"]) == (409, "no_result")
+    assert (after_end.status_code, after_end.json()["code"]) == (409, "no_result")
     assert client.get(f"{address}/preview").status_code == 409
 
 

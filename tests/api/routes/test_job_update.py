@@ -23,14 +23,14 @@ def test_patch_updates_the_spec_until_the_job_ends(
     refused = client.patch(path, json={"spec": {"size": 128}, "pinned": False})
     nothing = client.patch(path, json={})
     client.post(f"{path}/cancel")
-    late = client.patch(path, json={"spec": {"strength": 0.5}})
+    after_end = client.patch(path, json={"spec": {"strength": 0.5}})
 
     assert (both["input"]["spec"]["strength"], both["pinned"]) == (0.9, True)
     assert again["version"] == both["version"]
     assert (refused.status_code, refused.json()["code"]) == (422, "bad_spec")
     assert "size cannot be changed any more; strength, content_weight" in refused.json()["detail"]
     assert (nothing.status_code, nothing.json()["code"]) == (422, "bad_input")
-    assert (late.status_code, late.json()["code"]) == (409, "job_already_ended")
+    assert (after_end.status_code, after_end.json()["code"]) == (409, "job_already_ended")
     ended = client.get(path).json()
     assert (ended["input"]["spec"]["strength"], ended["pinned"]) == (0.9, True)
 

@@ -53,6 +53,15 @@ def test_json_is_refused_by_the_name_of_the_field(
     assert "zzz" not in answer.text
 
 
+def test_json_with_a_lone_surrogate_as_key_is_refused(client: TestClient) -> None:
+    answer = client.post(
+        "/v1/jobs", content=b'{"\\ud800": 1}', headers={"Content-Type": "application/json"}
+    )
+
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+    assert answer.json()["detail"].startswith("There is no such field")
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 @pytest.mark.parametrize("field", ["deadline_seconds", "spec"])
 def test_json_with_a_number_that_is_not_finite_is_refused(
