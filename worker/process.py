@@ -1,4 +1,4 @@
-"""A worker's processes: their names in the store, their signals, and their end when nothing else is left."""
+"""A worker's processes: their names in the store, their signals, and their forced end."""
 
 import _thread
 import logging
@@ -44,7 +44,9 @@ def on_signals(act: Callable[[], object], *signals: signal.Signals) -> None:
 
 
 def exit_now(reason: str, *, trace: bool = False) -> NoReturn:
-    """End this process without cleanup, which a broken device could block. The parent requeues its job.
+    """End this process without cleanup, which a broken device could block.
+
+    The parent process requeues its job.
 
     trace: log the exception that is being handled.
     """

@@ -169,7 +169,7 @@ def test_a_claim_whose_answer_is_lost_counts_as_no_attempt(
 
 
 def test_the_network_stays_between_jobs(runner: JobRunner) -> None:
-    assert runner.network("vgg16") is runner.network("auto")
+    assert runner.load_network("vgg16") is runner.load_network("auto")
 
 
 def test_who_asks_how_long_it_takes_loads_no_network(runner: JobRunner, tmp_path: Path) -> None:
@@ -180,14 +180,16 @@ def test_who_asks_how_long_it_takes_loads_no_network(runner: JobRunner, tmp_path
             Parameters.of(random_parameters("vgg16" if name == "vgg16" else "vgg11", number)),
             {},
         )
-        runner.network(name)
+        runner.load_network(name)
     loaded = {
-        name for name in ("vgg16", "one", "two", "three") if runner.resident(name)[0].name == name
+        name
+        for name in ("vgg16", "one", "two", "three")
+        if runner.get_loaded_network(name)[0].name == name
     }
 
     assert loaded == {"two", "three"}
-    assert runner.resident("auto")[0].name == "three"
-    assert runner.network("two") is runner.network("two")
+    assert runner.get_loaded_network("auto")[0].name == "three"
+    assert runner.load_network("two") is runner.load_network("two")
 
 
 def test_progress_and_previews_show_while_it_runs(

@@ -12,7 +12,7 @@ from worker.supervisor import ChildMonitor, StallMonitor
 
 
 class FakeStore:
-    """The two estimate_requests that the monitors ask a store."""
+    """The two methods of a store that the monitors call."""
 
     def __init__(self) -> None:
         self.requeued: list[str] = []
@@ -33,7 +33,8 @@ class FakeStore:
 
 def test_an_exited_child_is_requeued_once_and_notified_for() -> None:
     store, notified, alive = FakeStore(), [], {1, 2}
-    monitor = ChildMonitor(store, lambda: notified.append(1), lambda: alive)  # type: ignore[arg-type]
+    # Type: ignore[arg-type].
+    monitor = ChildMonitor(store, lambda: notified.append(1), lambda: alive)
     monitor.poll()
     alive -= {1}
     monitor.poll()
@@ -56,7 +57,7 @@ def test_while_the_store_is_unavailable_requeuing_is_retried() -> None:
     assert store.requeued == [process_name(1)]
 
 
-def test_a_worker_that_stays_idle_while_jobs_are_queued_is_notified_once_and_then_stalled() -> None:
+def test_a_worker_that_stays_idle_with_a_backlog_is_notified_once_and_then_stalled() -> None:
     store, notified = FakeStore(), list[int]()
     monitor = StallMonitor(store, lambda: notified.append(1), lambda: [1])  # type: ignore[arg-type]
     store.idle = {1}
