@@ -1,10 +1,11 @@
-"""A worker's processes: their names in the store, their signals, and their forced end."""
+"""A worker's processes: their names in the store, their shutdown, and their forced end."""
 
 import _thread
 import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 log = logging.getLogger(__name__)
+
+shutting_down = threading.Event()  # set when the worker must stop; jobs are then handed back
 
 
 @cache

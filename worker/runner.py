@@ -19,9 +19,10 @@ from core.neural.weights.cache import WeightsCache
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
 from core.style.spec import ModelName
-from worker.attempt import RETRY_SECONDS, Attempt, shutting_down
+from worker.attempt import Attempt
 from worker.estimator import EstimateService
-from worker.process import process_name
+from worker.process import process_name, shutting_down
+from worker.retry import RETRY_SECONDS
 from worker.settings import WorkerSettings
 
 HEARTBEAT_SECONDS = 1.0

@@ -69,10 +69,8 @@ def _warm_up(**_: Any) -> None:
     other worker. So it stops.
     """
     try:
-        from worker import attempt
-
         # A signal that arrives earlier does no harm: the default action of SIGURG is to ignore it.
-        process.on_signals(attempt.shutting_down.set, signal.SIGURG)
+        process.on_signals(process.shutting_down.set, signal.SIGURG)
         _get_runner().warm_up()
     except (Exception, errors.DeviceLost) as error:
         _start_failed.set()

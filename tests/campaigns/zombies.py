@@ -28,6 +28,7 @@ from core.jobs.store import JobStore, LeaseStatus
 from core.storage.blobs import Blobs
 from core.style.spec import StyleSpec
 from worker.lease import Lease
+from worker.reporter import Reporter
 
 AT_ONCE = 20
 ANSWER_SECONDS = 60
@@ -82,8 +83,11 @@ def be_a_worker(url: str, folder: Path, lease_seconds: float, order: list[str]) 
     while (job := told.claim(token, f"zombie:{os.getpid()}")) is None:
         time.sleep(0.05)
     heard = "ok"
-    with Lease(told, job.id, token, lambda _: "") as lease:
-        lease.report(_progress(1))
+    with (
+        Lease(told, job.id, token) as lease,
+        Reporter(told, job.id, token, lease, lambda _: "") as reporter,
+    ):
+        reporter.report(_progress(1))
         before = time.monotonic()  # from the next line on it may be frozen at any time
         sys.stdout.write(json.dumps({"job": job.id}) + "\n")
         sys.stdout.flush()

@@ -19,7 +19,7 @@ from core.neural.weights.cache import CacheEntry, WeightsCache, random_parameter
 from core.storage.blobs import Blobs
 from core.style import vgg_layers
 from core.style.spec import parse_spec
-from worker import attempt, lease
+from worker import lease, process, reporter
 from worker.runner import JobRunner
 from worker.settings import WorkerSettings
 
@@ -101,15 +101,16 @@ def nominal_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(reporter, "REPORT_SECONDS", 0.05)
     yield
-    attempt.shutting_down.clear()
+    process.shutting_down.clear()
 
 
 @pytest.fixture
 def make_submit(
     blobs: Blobs, photo: Image.Image, painting: Image.Image
 ) -> Callable[[JobStore], Submit]:
-    """Make a function that submits a small job of the photo and the painting, or of other pictures."""
+    """Make a function that submits a small job of these two pictures, or of others."""
 
     def make(store: JobStore) -> Submit:
         def submit(*pictures: Image.Image, **parameters: Any) -> Job:

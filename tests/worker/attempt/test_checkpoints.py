@@ -12,7 +12,8 @@ from core.images import codec
 from core.jobs.models import Job, Status
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
-from worker import attempt, lease
+from worker import attempt, process
+from worker.reporter import Reporter
 from worker.runner import JobRunner
 
 Submit = Callable[..., Job]
@@ -37,9 +38,9 @@ def test_the_next_attempt_resumes_and_ends_with_the_same_bits(
     run = threading.Thread(target=checkpointing_runner.run_next)
     run.start()
     until(lambda: store.get(job.id).checkpoint, "a checkpoint")
-    attempt.shutting_down.set()  # hands the job back in the middle
+    process.shutting_down.set()  # hands the job back in the middle
     run.join()
-    attempt.shutting_down.clear()
+    process.shutting_down.clear()
     back = store.get(job.id)
     assert back.status is Status.QUEUED
     assert back.progress is not None
@@ -125,16 +126,16 @@ def test_a_run_that_was_interrupted_after_its_last_iteration_succeeds(
     """Only the result is left to publish."""
     job = submit(iterations=8, scales=1)
 
-    class Last(lease.Lease):
+    class LastStep(Reporter):
         def report(self, progress: Any, preview: Any = None) -> None:
             super().report(progress, preview)
             if progress.iteration == 7:
-                attempt.shutting_down.set()  # a shutdown in the last iteration
+                process.shutting_down.set()  # a shutdown in the last iteration
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attempt, "Lease", Last)
+        patch.setattr(attempt, "Reporter", LastStep)
         checkpointing_runner.run_next()
-    attempt.shutting_down.clear()
+    process.shutting_down.clear()
     assert store.get(job.id).status is Status.QUEUED
     checkpointing_runner.run_next()
 

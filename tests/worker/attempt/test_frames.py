@@ -11,7 +11,7 @@ from core.images import codec
 from core.jobs.models import Job, Status
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
-from worker import attempt
+from worker import images
 from worker.runner import JobRunner
 
 Submit = Callable[..., Job]
@@ -24,8 +24,8 @@ def test_a_run_leaves_frames_and_the_last_one_is_the_result(
     blobs: Blobs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attempt, "FRAME_SECONDS", 0.01)
-    monkeypatch.setattr(attempt, "FRAME_COST_FACTOR", 0)
+    monkeypatch.setattr(images, "FRAME_SECONDS", 0.01)
+    monkeypatch.setattr(images, "FRAME_COST_FACTOR", 0)
     job = submit(iterations=60)
     runner.run_next()
     ended, frames = store.get(job.id), store.list_frames(job.id)
@@ -57,12 +57,12 @@ def test_a_run_continues_without_memory_for_frames(
     usual = codec.thumbnail
 
     def short(picture: Image.Image, side_px: int) -> Image.Image:
-        if side_px == attempt.FRAME_PX:
+        if side_px == images.FRAME_PX:
             raise MemoryError
         return usual(picture, side_px)
 
     job = submit(iterations=2)
-    monkeypatch.setattr(attempt, "FRAME_SECONDS", 1e9)
+    monkeypatch.setattr(images, "FRAME_SECONDS", 1e9)
     monkeypatch.setattr(codec, "thumbnail", short)
     runner.run_next()
 

@@ -14,7 +14,7 @@ from core.jobs.models import Job, Status
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
-from worker import attempt, lease
+from worker import attempt, lease, process
 from worker.runner import JobRunner
 
 MakeRunner = Callable[..., JobRunner]
@@ -26,7 +26,7 @@ def test_at_a_shutdown_the_worker_hands_its_job_back(
     running_job: RunningJob, store: JobStore
 ) -> None:
     job, run = running_job
-    attempt.shutting_down.set()
+    process.shutting_down.set()
     run.join()
 
     back = store.get(job.id)
@@ -47,7 +47,7 @@ def test_a_job_canceled_after_the_hand_back_keeps_its_last_picture_as_its_previe
     until(lambda: store.get(job.id).preview, "the only preview")
     early = store.get(job.id).preview
     until(lambda: (progress := store.get(job.id).progress) and progress.iteration > 5, "progress")
-    attempt.shutting_down.set()
+    process.shutting_down.set()
     run.join()
     ended = store.cancel(job.id)
 
@@ -83,7 +83,7 @@ def test_a_job_stopped_in_a_long_iteration_ends_at_once_with_its_picture(
     end: str,
 ) -> None:
     """One iteration of a large picture takes a minute, and the client must not wait for it."""
-    stuck, usual = threading.Event(), attempt.Attempt._watch
+    stuck, usual = threading.Event(), attempt.Attempt._on_step
 
     def watch(self: attempt.Attempt, event: Any) -> Any:
         stop = usual(self, event)
@@ -92,7 +92,7 @@ def test_a_job_stopped_in_a_long_iteration_ends_at_once_with_its_picture(
             until(lambda: store.get(job.id).status.has_ended, "the end")
         return stop
 
-    monkeypatch.setattr(attempt.Attempt, "_watch", watch)
+    monkeypatch.setattr(attempt.Attempt, "_on_step", watch)
     job = submit(iterations=100)
     run = threading.Thread(target=runner.run_next)
     run.start()
@@ -120,7 +120,7 @@ def test_a_shutdown_in_a_long_iteration_hands_the_job_back_without_it(
     until: Callable[..., None],
 ) -> None:
     monkeypatch.setattr(lease, "HAND_BACK_SECONDS", 0.2)
-    stuck, usual = threading.Event(), attempt.Attempt._watch
+    stuck, usual = threading.Event(), attempt.Attempt._on_step
 
     def watch(self: attempt.Attempt, event: Any) -> Any:
         if event.progress.iteration == 5:
@@ -128,12 +128,12 @@ def test_a_shutdown_in_a_long_iteration_hands_the_job_back_without_it(
             until(lambda: store.get(job.id).status is Status.QUEUED, "the hand back")
         return usual(self, event)
 
-    monkeypatch.setattr(attempt.Attempt, "_watch", watch)
+    monkeypatch.setattr(attempt.Attempt, "_on_step", watch)
     job = submit(iterations=100)
     run = threading.Thread(target=runner.run_next)
     run.start()
     assert stuck.wait(30)
-    attempt.shutting_down.set()
+    process.shutting_down.set()
     run.join()
 
     assert ((back := store.get(job.id)).status, back.attempt) == (Status.QUEUED, 0)
@@ -151,7 +151,7 @@ def test_a_stopped_run_keeps_a_picture_that_takes_longer_than_a_lease_to_write(
 ) -> None:
     """Even in an iteration that takes longer still."""
     runner._store.lease_seconds = 0.5
-    usual, watch, over = codec.encode, attempt.Attempt._watch, threading.Event()
+    usual, watch, over = codec.encode, attempt.Attempt._on_step, threading.Event()
 
     def slow(picture: Image.Image, kind: Any = "png", *args: Any, **more: Any) -> bytes:
         if kind == "png":
@@ -165,7 +165,7 @@ def test_a_stopped_run_keeps_a_picture_that_takes_longer_than_a_lease_to_write(
 
     job = submit(iterations=5000)
     monkeypatch.setattr(codec, "encode", slow)
-    monkeypatch.setattr(attempt.Attempt, "_watch", long)
+    monkeypatch.setattr(attempt.Attempt, "_on_step", long)
     run = threading.Thread(target=runner.run_next)
     run.start()
     until(lambda: store.get(job.id).progress, "progress")

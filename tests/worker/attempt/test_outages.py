@@ -14,7 +14,7 @@ from core.jobs.models import Job, Status
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
-from worker import attempt
+from worker import attempt, process, retry
 from worker.runner import JobRunner
 
 MakeRunner = Callable[..., JobRunner]
@@ -62,7 +62,7 @@ def test_a_shutdown_during_a_short_outage_hands_the_job_back(
     """It counts as no attempt: three lost attempts in a row would fail the job."""
 
     def fail(*_: Any) -> None:
-        attempt.shutting_down.set()
+        process.shutting_down.set()
         raise errors.StoreUnavailable()
 
     monkeypatch.setattr(runner._store, "succeed", fail)
@@ -90,7 +90,7 @@ def test_an_input_that_cannot_be_read_costs_no_attempt(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    monkeypatch.setattr(attempt, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(Blobs, "is_writable", lambda _: failure != "the disk")
     runner.run_next()
 

@@ -11,7 +11,7 @@ from core.images import codec
 from core.jobs.models import Job, Status
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
-from worker import attempt
+from worker import process
 from worker.runner import JobRunner
 
 Submit = Callable[..., Job]
@@ -122,9 +122,9 @@ def test_the_next_attempt_keeps_an_update(
         _update(store, job, strength=0.9)
         until(lambda: (at := store.get(job.id).progress) and at.spec_updates, "the update")
     until(lambda: store.get(job.id).checkpoint, "a checkpoint")
-    attempt.shutting_down.set()
+    process.shutting_down.set()
     run.join()
-    attempt.shutting_down.clear()
+    process.shutting_down.clear()
     if not before:
         _update(store, job, strength=0.9)
     checkpointing_runner.run_next()
