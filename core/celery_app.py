@@ -1,11 +1,13 @@
 """The Celery application: names, serializer and transport options of wake-up messages; no tasks.
 
-A message only says that jobs are queued. The store decides which job runs and which worker may
-finish it. So a lost, doubled or late message does no harm: the reaper notifies the workers again,
-and a worker that finds no job does nothing. The content of a message is never read: a client that
+A message only says that jobs are queued. It wakes one idle worker, which then runs jobs until none
+is queued. The store decides which job runs and which worker may finish it. So a lost, doubled or
+late message does no harm: the reaper notifies idle workers again, and a worker that finds no job
+does nothing. The content of a message is never read: a client that
 can write into the broker can wake a worker, and nothing else.
 """
 
+import json
 import logging
 import uuid
 from typing import Any
@@ -15,10 +17,9 @@ from kombu.exceptions import OperationalError
 from kombu.transport import redis, virtual
 from redis.exceptions import RedisError
 
-from core import errors
-
 QUEUE = "impasto"
 STYLIZE = "impasto.stylize"
+MAX_PENDING = 100  # messages that wait in the broker; one wakes one idle worker
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,13 @@ class Channel(redis.Channel):
     """
 
     Message = Notification
+
+    def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
+        """Add a message and delete the surplus, because busy workers do not read the list."""
+        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            pipe.lpush(queue, json.dumps(message))
+            pipe.ltrim(queue, 0, MAX_PENDING - 1)
+            pipe.execute()
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
@@ -109,33 +117,9 @@ def make_celery(redis_url: str, *, timeout_seconds: float = 30) -> Celery:
 
 
 def notify_workers(app: Celery) -> bool:
-    """Wake a worker.
-
-    Returns False if the broker does not answer; the reaper then notifies again.
-    """
+    """Wake an idle worker. Returns False if the broker does not answer; the reaper retries."""
     try:
         app.send_task(STYLIZE, queue=QUEUE, retry=False, ignore_result=True)
     except (OperationalError, RedisError, OSError):
         return False
     return True
-
-
-def trim_notifications(app: Celery, most: int) -> None:
-    """Delete the surplus messages, those of canceled jobs. Raises StoreUnavailable."""
-    try:
-        with app.connection_for_write() as connection:
-            channel: Any = connection.default_channel
-            channel.client.ltrim(QUEUE, -most, -1)  # workers read from the end
-    except (OperationalError, RedisError, OSError) as error:
-        raise errors.StoreUnavailable() from error
-
-
-def pending_notifications(app: Celery) -> int:
-    """How many messages no worker has received yet. Raises StoreUnavailable."""
-    try:
-        with app.connection_for_read() as connection:
-            channel: Any = connection.default_channel
-            declared = channel.queue_declare(queue=QUEUE)
-            return int(declared.message_count)
-    except (OperationalError, RedisError, OSError) as error:
-        raise errors.StoreUnavailable() from error

@@ -94,12 +94,12 @@ class Attempt:
         )
         self._next_preview = 0.0
 
-    def run(self, load: LoadNetwork) -> None:
-        """Bring the job to its end, or hand it back.
+    def run(self, load: LoadNetwork) -> bool:
+        """Bring the job to its end, or hand it back. Returns False for a job that was handed back.
 
         load: returns the network for a model, and the planner of its runs. Raises DeviceLost.
         """
-        job = self._job
+        job, is_done = self._job, True
         log.info("%s: attempt %d%s", job.id, job.attempt, " resumes" if job.checkpoint else "")
         with self._watchdog:
             try:
@@ -109,9 +109,11 @@ class Attempt:
             except errors.LeaseLost:
                 log.warning("%s: the lease is lost", job.id)
             except errors.ShuttingDown:
+                is_done = False
                 self._finisher.hand_back()
             except errors.Unavailable as error:  # the service's fault, not the job's
                 log.warning("%s: %s", job.id, error.message)
+                is_done = False
                 self._finisher.hand_back()
             finally:
                 self._checkpoint_writer.close()
@@ -119,6 +121,7 @@ class Attempt:
                 self._checkpoint_writer.delete_all()
                 if job.checkpoint is not None:
                     self._checkpoints.delete(job.checkpoint)
+        return is_done
 
     def _run_and_end(self, load: LoadNetwork) -> LeaseStatus:
         try:

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import threading
+from typing import Literal
 
 from core import errors
 from core.config import Settings
@@ -27,6 +28,8 @@ from worker.settings import WorkerSettings
 
 HEARTBEAT_SECONDS = 1.0
 MAX_NETWORKS = 2  # loaded at the same time
+
+RunOutcome = Literal["done", "handed_back", "no_job"]
 
 log = logging.getLogger(__name__)
 
@@ -83,15 +86,31 @@ class JobRunner:
         free_bytes = int(self._worker.memory_gb * 1e9) or None
         return network, Planner(network, throughput, free_bytes)
 
-    def run_next(self) -> str | None:
+    def run_queued(self, limit: int) -> bool:
+        """Run jobs until none is queued, at most `limit`.
+
+        Returns whether the caller must notify a worker, because jobs may be left. Ends at a
+        shutdown, and after a job that was handed back because disk or store failed: another try
+        at once would fail as well, and the reaper notifies the worker within seconds.
+        Raises Unavailable, DeviceLost.
+        """
+        for _ in range(limit):
+            if shutting_down.is_set():
+                return True
+            outcome = self.run_next()
+            if outcome != "done":
+                return outcome == "handed_back" and shutting_down.is_set()
+        return True
+
+    def run_next(self) -> RunOutcome:
         """Claim the next job and bring it to an end, or hand it back.
 
-        Returns its id, or None if no job was queued. Raises Unavailable, DeviceLost.
+        Raises Unavailable, DeviceLost.
         """
         token = secrets.token_hex(16)
         job = self._claim(token)
         if job is None:
-            return None
+            return "no_job"
         attempt = Attempt(
             job,
             token,
@@ -101,8 +120,8 @@ class JobRunner:
             settings=self._worker,
         )
         with self._run_lock:
-            attempt.run(self._load_and_record)
-        return job.id
+            is_done = attempt.run(self._load_and_record)
+        return "done" if is_done else "handed_back"
 
     def _claim(self, token: str) -> Job | None:
         """Return the next job.

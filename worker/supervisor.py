@@ -65,7 +65,7 @@ class ChildMonitor:
         for pid in sorted(self._exited):
             requeued = self._store.requeue_jobs_of(process_name(pid))
             self._exited.discard(pid)
-            for _ in range(requeued):
+            if requeued:
                 log.warning("process %d exited; its job is requeued", pid)
                 self._notify()
 

@@ -1,4 +1,4 @@
-"""The Celery task that claims and runs one job, plus the pool's signal handlers."""
+"""The Celery task that runs the queued jobs, plus the pool's signal handlers."""
 
 import logging
 import os
@@ -23,6 +23,10 @@ from worker.supervisor import ChildMonitor, StallMonitor
 if TYPE_CHECKING:  # only the pool's child loads torch, not the parent
     from worker.runner import JobRunner
 
+# A task ends after so many jobs and sends a message for the next one, because Celery replaces a
+# child after worker_max_tasks_per_child tasks, as a guard against growing memory.
+JOBS_PER_TASK = 10
+
 log = logging.getLogger(__name__)
 
 # Set when the start failed: this process claims no job, and its parent was asked to stop the
@@ -40,13 +44,14 @@ def _get_runner() -> "JobRunner":
     return JobRunner(read_settings(Settings), worker)
 
 
-@shared_task(name=STYLIZE)
-def stylize() -> None:
-    """Run the next job, if one is queued. A second or late message finds none."""
+@shared_task(name=STYLIZE, bind=True)
+def stylize(self: Any) -> None:
+    """Run jobs until none is queued. A second or late message finds none."""
     if _start_failed.is_set():
         return
     try:
-        _get_runner().run_next()
+        if _get_runner().run_queued(JOBS_PER_TASK):
+            notify_workers(self.app)
     except errors.Unavailable as error:  # the reaper notifies the workers again
         log.warning("%s", error.message)
     except errors.DeviceLost:

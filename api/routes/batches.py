@@ -126,10 +126,9 @@ def _taken(
     ]
     batch_id = new_batch_id()
     batch = submissions.store.create_batch(batch_id, inputs, terms, submissions.limits)
-    if batch.id == batch_id:
-        for job in batch.jobs:
-            if not job.status.has_ended and not submissions.ring():
-                break  # the broker is away; the reaper rings again
+    if batch.id == batch_id and any(not job.status.has_ended for job in batch.jobs):
+        # One idle worker starts at once; the reaper notifies the others within a second.
+        submissions.ring()
     return batch, batch.id != batch_id
 
 

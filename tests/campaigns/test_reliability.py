@@ -9,7 +9,7 @@ import faults
 import floods
 import forged
 import kills
-import lost_bells
+import lost_wakeups
 import orphans
 import pytest
 import repeats
@@ -70,10 +70,21 @@ def test_a_job_whose_painter_died_goes_on_soon(tmp_path: Path, history: History)
 
 
 @pytest.mark.reliability
-def test_lost_bells_ring_again(tmp_path: Path, history: History) -> None:
-    lost_bells.campaign(tmp_path / "fleet", history, jobs=8)
+def test_an_idle_worker_is_woken_again_after_lost_messages(
+    tmp_path: Path, history: History
+) -> None:
+    lost_wakeups.campaign(tmp_path / "fleet", history, jobs=8)
 
-    assert lost_bells.violations(history.file) == []
+    assert lost_wakeups.violations(history.file) == []
+
+
+@pytest.mark.reliability
+def test_without_the_reaper_lost_messages_leave_jobs_queued(
+    tmp_path: Path, history: History
+) -> None:
+    lost_wakeups.campaign(tmp_path / "fleet", history, jobs=2, without="reaper", timeout_seconds=30)
+
+    assert lost_wakeups.violations(history.file)
 
 
 @pytest.mark.reliability
@@ -285,11 +296,12 @@ def test_the_judge_of_zombies_sees_who_was_heard_and_what_changed(history: Histo
     assert len(zombies.violations(history.file)) == 3
 
 
-def test_the_judge_of_bells_sees_the_late_and_the_unheard(history: History) -> None:
-    history.tell("rung", after=11.0, bells=0)
+def test_the_judge_of_lost_wakeups_finds_each_violation(history: History) -> None:
+    history.tell("emptied", messages=0)
+    history.tell("woken", after=11.0)
     history.tell("end", ended=1, jobs=2)
 
-    assert len(lost_bells.violations(history.file)) == 2
+    assert len(lost_wakeups.violations(history.file)) == 3
 
 
 def test_percentiles() -> None:

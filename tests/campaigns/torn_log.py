@@ -52,10 +52,10 @@ CONTROLS = {
     # A step is many commands, none of which knows of the others.
     "atomic": "unwrapped",
     # Nobody looks for pictures without a record.
-    "strays": "import api.background.reaper as r; r.Reaper._adopt_strays = lambda self: None\n",
+    "strays": "import api.background.orphans as o; o.register_orphans = lambda *_: None\n",
 }
 # Strays go at once: the campaign has no week.
-_AT_ONCE = "import api.background.reaper as r; r.STRAY_SECONDS = 0\n"
+_AT_ONCE = "import api.background.orphans as o; o.KEEP_SECONDS = 0\n"
 
 
 def _log(folder: Path) -> Path:

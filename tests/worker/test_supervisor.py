@@ -18,12 +18,13 @@ class FakeStore:
         self.requeued: list[str] = []
         self.idle: set[int] = set()
         self.unavailable = False
+        self.jobs_per_worker = 1
 
     def requeue_jobs_of(self, worker: str) -> int:
         if self.unavailable:
             raise errors.StoreUnavailable()
         self.requeued.append(worker)
-        return 1
+        return self.jobs_per_worker
 
     def is_idle_with_backlog(self, worker: str) -> bool:
         if self.unavailable:
@@ -41,6 +42,18 @@ def test_an_exited_child_is_requeued_once_and_notified_for() -> None:
     monitor.poll()
 
     assert (store.requeued, notified) == ([process_name(1)], [1])
+
+
+@pytest.mark.parametrize(("jobs", "notifications"), [(0, 0), (2, 1)])
+def test_an_exited_child_is_notified_for_once_if_it_had_jobs(jobs: int, notifications: int) -> None:
+    store, notified, alive = FakeStore(), list[int](), {1}
+    store.jobs_per_worker = jobs
+    monitor = ChildMonitor(store, lambda: notified.append(1), lambda: alive)  # type: ignore[arg-type]
+    monitor.poll()
+    alive -= {1}
+    monitor.poll()
+
+    assert len(notified) == notifications
 
 
 def test_while_the_store_is_unavailable_requeuing_is_retried() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from proxy import Proxy
 
+from core import errors
 from core.jobs.models import Job, Status
 from core.jobs.store import JobStore
 from core.neural.weights.cache import WeightsCache, random_parameters
 from core.neural.weights.parameters import Parameters
+from worker import process
 from worker.runner import JobRunner
 
 MakeRunner = Callable[..., JobRunner]
@@ -20,7 +22,7 @@ Submit = Callable[..., Job]
 
 
 def test_without_a_queued_job_nothing_happens(runner: JobRunner) -> None:
-    assert runner.run_next() is None
+    assert runner.run_next() == "no_job"
 
 
 class LossyProxy(Proxy):
@@ -49,7 +51,7 @@ def test_a_claim_whose_answer_is_lost_counts_as_no_attempt(
     with LossyProxy(1, valkey.port) as proxy:
         runner = make_runner(f"redis://127.0.0.1:{proxy.port}/0")
 
-        assert runner.run_next() == jobs[0].id
+        assert runner.run_next() == "done"
         assert proxy.cuts == 0
         runner._store.close()
 
@@ -83,3 +85,58 @@ def test_an_estimate_loads_no_network(runner: JobRunner, tmp_path: Path) -> None
     assert loaded == {"two", "three"}
     assert runner.get_loaded_network("auto")[0].name == "three"
     assert runner.load_network("two") is runner.load_network("two")
+
+
+def test_queued_jobs_run_until_none_is_left(
+    runner: JobRunner, store: JobStore, submit: Submit
+) -> None:
+    jobs = [submit(iterations=2) for _ in range(3)]
+
+    assert not runner.run_queued(10)
+    assert [store.get(job.id).status for job in jobs] == [Status.SUCCEEDED] * 3
+
+
+def test_the_limit_leaves_jobs_and_asks_for_a_notification(
+    runner: JobRunner, store: JobStore, submit: Submit
+) -> None:
+    jobs = [submit(iterations=2) for _ in range(3)]
+
+    assert runner.run_queued(2)
+    assert [store.get(job.id).status for job in jobs] == [
+        Status.SUCCEEDED,
+        Status.SUCCEEDED,
+        Status.QUEUED,
+    ]
+
+
+def test_a_shutdown_between_two_jobs_leaves_the_rest_and_asks_for_a_notification(
+    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = runner._store.succeed
+
+    def succeed_and_shut_down(*args: Any) -> Any:
+        process.shutting_down.set()
+        return usual(*args)
+
+    monkeypatch.setattr(runner._store, "succeed", succeed_and_shut_down)
+    jobs = [submit(iterations=2) for _ in range(2)]
+
+    assert runner.run_queued(10)
+    assert [store.get(job.id).status for job in jobs] == [Status.SUCCEEDED, Status.QUEUED]
+
+
+def test_a_job_that_is_handed_back_for_a_failure_is_not_claimed_again_at_once(
+    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def fail(model: str) -> Any:
+        calls.append(model)
+        raise errors.Unavailable()
+
+    monkeypatch.setattr(runner, "load_network", fail)
+    job = submit()
+
+    assert not runner.run_queued(10)
+    assert len(calls) == 1
+    assert ((back := store.get(job.id)).status, back.attempt) == (Status.QUEUED, 0)
