@@ -56,7 +56,7 @@ def stylize(self: Any) -> None:
         log.warning("%s", error.message)
     except errors.DeviceLost:
         process.exit_now(
-            "the device is lost; this process ends, and its job goes on in the next", trace=True
+            "the device is lost; this process ends, and the next one resumes its job", trace=True
         )
 
 

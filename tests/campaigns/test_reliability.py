@@ -63,7 +63,7 @@ def test_without_fencing_zombies_are_heard(tmp_path: Path, history: History) -> 
 
 
 @pytest.mark.reliability
-def test_a_job_whose_painter_died_goes_on_soon(tmp_path: Path, history: History) -> None:
+def test_a_job_resumes_soon_after_its_process_died(tmp_path: Path, history: History) -> None:
     orphans.campaign(tmp_path / "fleet", history, seed=2, trials=2)
 
     assert orphans.violations(history.file) == []
@@ -261,20 +261,20 @@ def test_the_judge_of_faults_sees_hangs_and_errors(history: History) -> None:
     assert len(faults.violations(history.file)) == 2
 
 
-def test_the_judge_of_orphans_sees_the_slow_and_the_forgetful(history: History) -> None:
+def test_the_judge_of_orphans_finds_slow_recoveries_and_lost_work(history: History) -> None:
     good = {
         "kind": "died",
         "claimed": 0.2,
-        "goes_on": 1.0,
+        "resumed": 1.0,
         "reached": 50,
-        "again_at": 60,
+        "resumed_at": 60,
         "lost": 0.0,
     }
     history.tell("trial", **good)
     history.tell("end")
     assert orphans.violations(history.file) == []
-    history.tell("trial", **{**good, "goes_on": 4.0})
-    history.tell("trial", **{**good, "again_at": 1, "lost": 2.5})
+    history.tell("trial", **{**good, "resumed": 4.0})
+    history.tell("trial", **{**good, "resumed_at": 1, "lost": 2.5})
 
     assert len(orphans.violations(history.file)) == 2
 
