@@ -217,7 +217,7 @@ def _round(
         time.sleep(0.05)
     before = {job: told.get(job).model_dump(mode="json") for job in jobs}
     for zombie in zombies:
-        zombie.send_signal()
+        zombie.wake()
     for zombie, job in zip(zombies, jobs, strict=True):
         answers = zombie.told()
         changed = before[job] != told.get(job).model_dump(mode="json")
