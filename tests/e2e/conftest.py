@@ -1,6 +1,7 @@
 """The whole service as a user starts it: `impasto up` in a process of its own, with its own data, on a free port."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,7 +71,8 @@ class Service:
                 line = " ".join(process.cmdline())
             except psutil.Error:
                 continue
-            if all(word in line for word in words):
+            # Whole words: the path of the interpreter may contain them as well.
+            if all(re.search(rf"(^|[ /]){re.escape(word)}( |$)", line) for word in words):
                 found.append(process)
         return found
 
