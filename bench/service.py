@@ -110,16 +110,21 @@ class _Timed(Attempt):
     waited = 0.0  # seconds that the run waits for its frames
     busy = 0.0  # CPU seconds of the reporting thread
 
-    def _shown(self, moment: StepEvent) -> Image.Image | None:
-        started_at = time.perf_counter()
-        shown = super()._shown(moment)
-        self.waited += time.perf_counter() - started_at
-        return shown
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._record = self._frames.record
+        self._frames.record = self._timed_record  # type: ignore[method-assign]
 
-    def _keep_frame(self, progress: RunProgress, picture: Image.Image) -> None:
-        started_at = time.thread_time()
-        super()._keep_frame(progress, picture)
-        self.busy += time.thread_time() - started_at
+    def _make_preview(self, event: StepEvent) -> Image.Image | None:
+        began = time.perf_counter()
+        preview = super()._make_preview(event)
+        self.waited += time.perf_counter() - began
+        return preview
+
+    def _timed_record(self, progress: RunProgress, picture: Image.Image) -> None:
+        began = time.thread_time()
+        self._record(progress, picture)
+        self.busy += time.thread_time() - began
 
 
 @main.command()

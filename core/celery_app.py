@@ -1,10 +1,13 @@
-"""The doorbell: Celery's names, serialiser and transport options; no tasks.
+"""The Celery application: names, serializer and transport options of wake-up messages; no tasks.
 
-A message says "there is work", no more. Which job runs, and who may finish it, is the store's business. So a message
-that is lost, doubled or late harms nothing: the reaper rings again, and a bell without work claims nothing. And so what
-a message holds is never read: whoever can write into the broker can ring, and cannot say anything else.
+A message only says that jobs are queued. It wakes one idle worker, which then runs jobs until none
+is queued. The store decides which job runs and which worker may finish it. So a lost, doubled or
+late message does no harm: the reaper notifies idle workers again, and a worker that finds no job
+does nothing. The content of a message is never read: a client that
+can write into the broker can wake a worker, and nothing else.
 """
 
+import json
 import logging
 import uuid
 from typing import Any
@@ -14,20 +17,22 @@ from kombu.exceptions import OperationalError
 from kombu.transport import redis, virtual
 from redis.exceptions import RedisError
 
-from core import errors
-
 QUEUE = "impasto"
 STYLIZE = "impasto.stylize"
+MAX_PENDING = 100  # messages that wait in the broker; one wakes one idle worker
 
 log = logging.getLogger(__name__)
 
 
 class Notification(virtual.Message):
-    """A message, whatever was in it: the one task, without arguments, options, or a time."""
+    """A message that always means the one task, without arguments, options or time.
+
+    Its real content is ignored.
+    """
 
     def __init__(self, _: object, channel: Any = None, **options: Any) -> None:
         tag = str(uuid.uuid4())
-        sound = {
+        message = {
             "body": "[[], {}, {}]",
             "content-type": "application/json",
             "content-encoding": "utf-8",
@@ -37,48 +42,60 @@ class Notification(virtual.Message):
                 "delivery_info": {"exchange": "", "routing_key": QUEUE},
             },
         }
-        super().__init__(sound, channel=channel, **options)
+        super().__init__(message, channel=channel, **options)
 
 
 class Channel(redis.Channel):
-    """Takes whatever is in the list for a bell. What is no JSON ends a worker of Celery's own, each time it starts."""
+    """Accepts every entry of the list as a notification.
+
+    A stock Celery worker ends when it reads an entry that is no JSON, each time it starts.
+    """
 
     Message = Notification
+
+    def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
+        """Add a message and delete the surplus, because busy workers do not read the list."""
+        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            pipe.lpush(queue, json.dumps(message))
+            pipe.ltrim(queue, 0, MAX_PENDING - 1)
+            pipe.execute()
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
             return bool(super()._brpop_read(**options))  # type: ignore[misc]
         except (ValueError, RecursionError):
-            log.warning("a message in the broker is not ours")
+            log.warning("the broker holds a message that is not from Impasto")
             return True
 
 
 class Transport(redis.Transport):
-    """Redis, by our channel."""
+    """Redis, with this module's channel."""
 
     Channel = Channel
 
 
 def make_celery(redis_url: str, *, timeout_seconds: float = 30) -> Celery:
-    """The Celery application on this Redis. Reads no settings: the URL is given.
+    """Return the Celery application on this Redis. Reads no settings.
 
-    timeout_seconds: with a broker that says nothing. A worker, which listens, needs some.
+    timeout_seconds: until a silent broker counts as unavailable. A worker listens, so it needs a
+    long timeout.
     """
     app = Celery("impasto", broker=redis_url, include=["worker.tasks"])
     app.conf.update(
         broker_transport=f"{__name__}:Transport",
-        worker_enable_remote_control=False,  # anybody who can write there could end a worker
+        worker_enable_remote_control=False,  # a client with access to the broker could end a worker
         task_default_queue=QUEUE,
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
-        task_acks_late=False,  # late acks on Redis double jobs; recovery is the lease's
+        task_acks_late=False,  # late acks on Redis run jobs twice; leases recover lost jobs
         worker_disable_prefetch=True,
         worker_prefetch_multiplier=1,
         worker_pool="prefork",
         worker_concurrency=1,
         worker_pool_start_method="spawn",  # CUDA cannot be used in a forked child
-        worker_proc_alive_timeout=120,  # a child imports torch and loads the network before it says it is alive
+        # A child imports torch and loads the network before it reports that it is alive.
+        worker_proc_alive_timeout=120,
         worker_max_tasks_per_child=500,
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,  # with True, 5.7 loses jobs
@@ -86,8 +103,9 @@ def make_celery(redis_url: str, *, timeout_seconds: float = 30) -> Celery:
         broker_connection_max_retries=None,
         broker_connection_timeout=2,
         broker_transport_options={
-            # A bell that is heard is not kept in the broker as well, to be struck out there: where that fails for once,
-            # a worker counts the bell as unheard for good, and hears no other.
+            # Disable kombu's emulation of acknowledgments. It copies each received message, and
+            # deletes the copy on the ack. After one failed ack the consumer counts the message as
+            # pending for ever, and receives no other.
             "ack_emulation": False,
             "health_check_interval": 5,
             "socket_timeout": timeout_seconds,
@@ -99,33 +117,9 @@ def make_celery(redis_url: str, *, timeout_seconds: float = 30) -> Celery:
 
 
 def notify_workers(app: Celery) -> bool:
-    """Wake a worker. False when the broker does not answer; the reaper rings again then."""
+    """Wake an idle worker. Returns False if the broker does not answer; the reaper retries."""
     try:
         app.send_task(STYLIZE, queue=QUEUE, retry=False, ignore_result=True)
     except (OperationalError, RedisError, OSError):
         return False
     return True
-
-
-def trim_notifications(app: Celery, most: int) -> None:
-    """Take bells away where there are more: those of jobs that were canceled, which nobody needs to hear.
-
-    Raises StoreUnavailable.
-    """
-    try:
-        with app.connection_for_write() as connection:
-            channel: Any = connection.default_channel
-            channel.client.ltrim(QUEUE, -most, -1)  # the last is heard first
-    except (OperationalError, RedisError, OSError) as error:
-        raise errors.StoreUnavailable() from error
-
-
-def pending_notifications(app: Celery) -> int:
-    """How many bells no worker has heard yet. Raises StoreUnavailable."""
-    try:
-        with app.connection_for_read() as connection:
-            channel: Any = connection.default_channel
-            declared = channel.queue_declare(queue=QUEUE)
-            return int(declared.message_count)
-    except (OperationalError, RedisError, OSError) as error:
-        raise errors.StoreUnavailable() from error

@@ -1,4 +1,4 @@
-"""`python -m worker`: one worker with one painting process, until it is asked to go."""
+"""`python -m worker`: one worker with one pool child that runs jobs, until SIGTERM or SIGINT."""
 
 import os
 import sys
@@ -21,12 +21,13 @@ def main() -> None:
         sys.stderr.write(f"impasto worker: {error.message}\n")
         sys.exit(2)
     configure_logging(shared.log_format)
-    # These two speak past the logs: what stops a worker, and (below WARNING) what starts its child.
+    # Two messages of Celery bypass the logs: the one for a stop signal, which is silenced here, and
+    # the banner of the start, which it prints only below WARNING.
     celery.apps.worker.safe_say = lambda *_: None  # type: ignore[attr-defined]
-    quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    options = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     name = f"--hostname=worker-{os.getpid()}@%h"
     make_celery(shared.redis_url).worker_main(
-        ["--quiet", "worker", "--loglevel=WARNING", name, *quiet]
+        ["--quiet", "worker", "--loglevel=WARNING", name, *options]
     )
 
 

@@ -1,6 +1,7 @@
-"""Writes the checkpoints of one attempt beside the painting, and names the newest to the store.
+"""Writes the checkpoints of one attempt in a thread, and names the newest one to the store.
 
-Rare enough that it takes at most a fiftieth of the run; the painting never waits for it. Knows no tensors.
+The run never waits for it. Checkpoints are rare enough that they take at most a fiftieth of the
+run's time. Knows no tensors.
 """
 
 import logging
@@ -14,44 +15,47 @@ from core import errors
 from core.jobs.store import LeaseStatus
 from core.storage.checkpoints import Checkpoints
 
-# Seconds between two checkpoints, for each second that writing one took.
-_REST = 50
+REST_FACTOR = 50  # seconds between two checkpoints, for each second that writing one took
 
 log = logging.getLogger(__name__)
 
 
 class Saveable(Protocol):
-    """A checkpoint, as far as a keeper cares."""
+    """A checkpoint, as far as the writer needs to know it."""
 
     def save(self, file: Path) -> bool:
-        """False if the file is worth nothing."""
+        """Write the file. Returns False if the file is useless, for example not finite."""
 
 
 class CheckpointWriter:
-    """One thread, one file at a time."""
+    """One thread, which writes one file at a time."""
 
     def __init__(
         self,
         folder: Checkpoints,
-        name: Callable[[int], str],
-        tell: Callable[[str], LeaseStatus],
-        every_seconds: float,
+        name_file: Callable[[int], str],
+        publish: Callable[[str], LeaseStatus],
+        interval_seconds: float,
     ) -> None:
-        """name: of the n-th file. tell: tells the store which is the next to go on from; may raise Unavailable."""
-        self._folder, self._name, self._tell, self._every = folder, name, tell, every_seconds
+        """name_file: returns the name of the n-th file.
+
+        publish: tells the store from which file the next attempt resumes. May raise Unavailable.
+        """
+        self._folder, self._name_file, self._publish = folder, name_file, publish
+        self._interval_seconds = interval_seconds
         self.restart_interval()
         self._count = 0
-        self._files: list[str] = []  # written, and not deleted
-        self._pool = ThreadPoolExecutor(1, "keeper")
+        self._files: list[str] = []  # written and not yet deleted
+        self._pool = ThreadPoolExecutor(1, "checkpoint-writer")
         self._write: Future[None] | None = None
         self._closed = False
 
     def restart_interval(self) -> None:
-        """Count the seconds until the first checkpoint from now."""
-        self._next = time.monotonic() + self._every
+        """Count the interval until the next checkpoint from now."""
+        self._next = time.monotonic() + self._interval_seconds
 
     def is_due(self) -> bool:
-        """Whether to take a checkpoint now."""
+        """Whether the run must submit a checkpoint now."""
         return (
             not self._closed
             and (self._write is None or self._write.done())
@@ -59,55 +63,57 @@ class CheckpointWriter:
         )
 
     def submit(self, checkpoint: Saveable) -> None:
-        """Write it and name it, on the thread."""
+        """Write the checkpoint and name it to the store, in the thread."""
         if not self._closed:
-            self._write = self._pool.submit(self._kept, checkpoint)
+            self._write = self._pool.submit(self._write_and_publish, checkpoint)
 
     def flush(self, seconds: float) -> None:
-        """Wait for what is being written, at most so long."""
+        """Wait for the current write, at most so many seconds."""
         if self._write is not None:
             wait([self._write], seconds)
 
     def close(self) -> None:
-        """Take no more; and wait for what is being written."""
+        """Accept no more checkpoints, and wait for the current write."""
         self._closed = True
         self._pool.shutdown()
 
     def delete_all(self) -> None:
-        """Delete all that was written: the job has ended, or its result needs the room."""
+        """Close, and delete all files: the job has ended, or its result needs the room."""
         self.close()
         while self._files:
             self._folder.delete(self._files.pop())
 
-    def _is_written(self, checkpoint: Saveable, name: str) -> bool:
-        """Whole and good, or not there at all: what is torn must not take the room of the result."""
+    def _save(self, checkpoint: Saveable, name: str) -> bool:
+        """Write a complete and useful file, or none:
+
+        a torn file must not take the result's room.
+        """
         try:
             if checkpoint.save(self._folder.path(name)):
                 return True
-        except (OSError, RuntimeError) as error:  # the run goes on; so does the file before
+        except (OSError, RuntimeError) as error:  # the run continues; the previous file stays
             log.warning("no checkpoint: %s", error)
         self._folder.delete(name)
         return False
 
-    def _kept(self, checkpoint: Saveable) -> None:
-        name, began = self._name(self._count), time.monotonic()
+    def _write_and_publish(self, checkpoint: Saveable) -> None:
+        name, start = self._name_file(self._count), time.monotonic()
         self._count += 1
         try:
-            if self._is_written(checkpoint, name):
+            if self._save(checkpoint, name):
                 self._files.append(name)
-                if (
-                    self._tell(name) == "stale"
-                ):  # another worker goes on from an earlier one, which must stay
+                if self._publish(name) == "stale":
+                    # Another worker resumes from an earlier file, which must stay.
                     self._folder.delete(self._files.pop())
                     return
-                while (
-                    len(self._files) > 1
-                ):  # only now is it sure that nobody will look for the earlier ones
+                # Only now is it certain that no attempt resumes from the earlier files.
+                while len(self._files) > 1:
                     self._folder.delete(self._files.pop(0))
-        except errors.Unavailable as error:  # whether it was named is not known: both stay
+        except errors.Unavailable as error:
+            # The store may have the old name or the new one, so both files stay.
             log.warning("no checkpoint: %s", error.message)
         except Exception:
             log.exception("no checkpoint")
         finally:
-            took = time.monotonic() - began
-            self._next = time.monotonic() + max(self._every, _REST * took)
+            took = time.monotonic() - start
+            self._next = time.monotonic() + max(self._interval_seconds, REST_FACTOR * took)

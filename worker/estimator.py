@@ -1,7 +1,7 @@
-"""Answers what a job would take on this worker, beside the painting. Knows no HTTP, loads no network, claims nothing.
+"""Answers estimate requests in a thread beside the run: what a job would take on this worker.
 
-The plan is the one that a run would have here. While a job runs, the memory that it holds counts as free: the next one
-begins when it is over.
+The plan is the one that a run would have here. While a job runs, its memory counts as free: the
+next job starts when it has ended. Knows no HTTP, loads no network, claims no job.
 """
 
 import logging
@@ -23,71 +23,75 @@ log = logging.getLogger(__name__)
 
 
 class NetworkHolder(Protocol):
-    """What there is to ask."""
+    """The runner, as far as estimates need to know it."""
 
     @property
-    def paints(self) -> bool:
-        """Whether a job runs."""
+    def is_running(self) -> bool:
+        """Whether a job runs now."""
 
-    def resident(self, model: ModelName) -> tuple[Network, Planner]:
-        """A network that is loaded, the one of this name if it is, and who plans its runs."""
+    def get_loaded_network(self, model: ModelName) -> tuple[Network, Planner]:
+        """A network that is loaded already, preferably this one, and the planner of its runs."""
 
 
 class EstimateService:
-    """A thread that listens for estimate_requests."""
+    """A thread that answers estimate requests."""
 
     def __init__(self, store: JobStore, runner: NetworkHolder) -> None:
         self._store, self._runner = store, runner
-        self._free_bytes: dict[str, int] = {}  # by network; when no job ran last
-        self._trouble = ""  # that was told last
+        self._free_bytes: dict[str, int] = {}  # by network, measured when no job ran
+        self._logged_message = ""  # the last warning, so that it is logged only once
 
     def start(self) -> None:
-        """From now on, as long as the process lives."""
-        threading.Thread(target=self._listen, name="forecaster", daemon=True).start()
+        """Answer requests from now on, as long as the process lives."""
+        threading.Thread(target=self._run, name="estimates", daemon=True).start()
 
-    def _listen(self) -> None:
-        away = threading.Event()
+    def _run(self) -> None:
+        pause = threading.Event()
         while True:
-            if not self.listened():
-                away.wait(RETRY_SECONDS)
+            if not self.try_answer():
+                pause.wait(RETRY_SECONDS)
 
-    def listened(self) -> bool:
-        """One round; False if nothing can be answered now. What is wrong for a while is said once."""
+    def try_answer(self) -> bool:
+        """One round.
+
+        Returns False if no request can be answered now; logs a lasting cause only once.
+        """
         try:
             with device.translate_device_errors():
                 self.answer_next()
-        except errors.Unavailable:  # the next round
+        except errors.Unavailable:  # retries in the next round
             return False
         except errors.ImpastoError as error:
-            if error.message != self._trouble:
-                log.warning("no question can be answered: %s", error.message)
-            self._trouble = error.message
+            if error.message != self._logged_message:
+                log.warning("estimates are unavailable: %s", error.message)
+            self._logged_message = error.message
             return False
-        except errors.DeviceLost:  # also when no job runs: it would end the next one
+        except errors.DeviceLost:  # a lost device would end the next job, too
             process.exit_now("the device is lost; this process ends", trace=True)
         except Exception:
-            log.exception("a question was not answered")
+            log.exception("an estimate failed")
             return False
-        self._trouble = ""
+        self._logged_message = ""
         return True
 
     def answer_next(self) -> None:
-        """Wait for a question, half a second at most, and answer it. Raises StoreUnavailable."""
-        if asked := self._store.next_estimate_request():
-            self._store.reply_to_estimate(asked[0], self.forecast(asked[1]))
-        elif not self._runner.paints:
-            self._look_at_memory("auto")
+        """Wait at most half a second for a request, and answer it. Raises StoreUnavailable."""
+        if named_request := self._store.next_estimate_request():
+            name, request = named_request
+            self._store.reply_to_estimate(name, self.estimate(request))
+        elif not self._runner.is_running:
+            self._measure_free_bytes("auto")
 
-    def forecast(self, question: EstimateRequest) -> EstimateResponse:
-        """The plan, or why there is none."""
-        spec = parse_spec(question.spec)
-        network, _ = self._runner.resident("auto")
+    def estimate(self, request: EstimateRequest) -> EstimateResponse:
+        """Return the plan, or the reason why there is none."""
+        spec = parse_spec(request.spec)
+        network, _ = self._runner.get_loaded_network("auto")
         plan, refused = Plan(()), None
         try:
-            network, planner = self._runner.resident(spec.model)
-            free_bytes = self._look_at_memory(spec.model)
+            network, planner = self._runner.get_loaded_network(spec.model)
+            free_bytes = self._measure_free_bytes(spec.model)
             plan = planner.plan(
-                question.content, question.styles, spec, question.masks, free_bytes=free_bytes
+                request.content, request.styles, spec, request.masks, free_bytes=free_bytes
             )
         except errors.ImpastoError as error:
             refused = JobError(code=error.code, message=error.message)
@@ -106,9 +110,9 @@ class EstimateService:
             device=device_name(network.device), network=network.name, scales=scales, refused=refused
         )
 
-    def _look_at_memory(self, model: ModelName) -> int:
-        """Bytes that a run may take when no other does."""
-        network, planner = self._runner.resident(model)
-        if not self._runner.paints or network.name not in self._free_bytes:
+    def _measure_free_bytes(self, model: ModelName) -> int:
+        """Bytes that a run of this model may take while no other job runs."""
+        network, planner = self._runner.get_loaded_network(model)
+        if not self._runner.is_running or network.name not in self._free_bytes:
             self._free_bytes[network.name] = planner.free_bytes()
         return self._free_bytes[network.name]

@@ -1,10 +1,11 @@
-"""A worker's processes: their names in the store, their signals, and their end when nothing else is left."""
+"""A worker's processes: their names in the store, their shutdown, and their forced end."""
 
 import _thread
 import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 log = logging.getLogger(__name__)
+
+shutting_down = threading.Event()  # set when the worker must stop; jobs are then handed back
 
 
 @cache
@@ -44,7 +47,9 @@ def on_signals(act: Callable[[], object], *signals: signal.Signals) -> None:
 
 
 def exit_now(reason: str, *, trace: bool = False) -> NoReturn:
-    """End this process without cleanup, which a broken device could block. The parent requeues its job.
+    """End this process without cleanup, which a broken device could block.
+
+    The parent process requeues its job.
 
     trace: log the exception that is being handled.
     """

@@ -1,12 +1,13 @@
-"""What stays in a pool's child between jobs: connections, the network on its device, and a sign of life.
+"""The state of a pool child between jobs: connections, networks on the device, heartbeats.
 
-Knows no Celery and no single job: attempt.py paints.
+Claims the jobs. Knows no Celery and no step of a run: attempt.py runs a job.
 """
 
 import logging
 import os
 import secrets
 import threading
+from typing import Literal
 
 from core import errors
 from core.config import Settings
@@ -19,19 +20,22 @@ from core.neural.weights.cache import WeightsCache
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
 from core.style.spec import ModelName
-from worker.attempt import RETRY_SECONDS, Attempt, shutting_down
+from worker.attempt import Attempt
 from worker.estimator import EstimateService
-from worker.process import process_name
+from worker.process import process_name, shutting_down
+from worker.retry import RETRY_SECONDS
 from worker.settings import WorkerSettings
 
 HEARTBEAT_SECONDS = 1.0
-MAX_NETWORKS = 2  # that are resident
+MAX_NETWORKS = 2  # loaded at the same time
+
+RunOutcome = Literal["done", "handed_back", "no_job"]
 
 log = logging.getLogger(__name__)
 
 
 class JobRunner:
-    """Claims jobs and paints them, one at a time."""
+    """Claims jobs and runs them, one at a time."""
 
     def __init__(self, settings: Settings, worker: WorkerSettings) -> None:
         self._worker = worker
@@ -40,26 +44,28 @@ class JobRunner:
         self._checkpoints = Checkpoints(settings.checkpoints_dir)
         self._weights = WeightsCache(settings.weights_dir)
         self._name = process_name(os.getpid())
-        # By name, the one that was used last at the end. Never changed, only replaced: others look at it meanwhile.
+        # By name; the last one was used last. Replaced as a whole, never changed in place, because
+        # the thread of the estimates reads it at the same time.
         self._networks: dict[str, tuple[Network, Planner]] = {}
-        self._paints = threading.Lock()
+        self._run_lock = threading.Lock()
 
-    def network(self, model: ModelName) -> tuple[Network, Planner]:
-        """The resident network, loaded at its first use, and who plans its runs."""
+    def load_network(self, model: ModelName) -> tuple[Network, Planner]:
+        """Return the network, which is loaded at its first use, and the planner of its runs."""
         entry = self._weights.entry(self._weights.resolve(model))
         others, found = dict(self._networks), self._networks.get(entry.name)
         others.pop(entry.name, None)
-        if (
-            found is None or found[0].sha256 != entry.sha256
-        ):  # one that was replaced under its name is another
-            self._networks = others = dict([*others.items()][1 - MAX_NETWORKS :])  # first make room
-            found = self._loaded(entry.name)
+        # Other weights may have been imported under the same name.
+        if found is None or found[0].sha256 != entry.sha256:
+            # Release a network before the next one takes memory.
+            self._networks = others = dict([*others.items()][1 - MAX_NETWORKS :])
+            found = self._load(entry.name)
         self._networks = {**others, entry.name: found}
         return found
 
-    def resident(self, model: ModelName) -> tuple[Network, Planner]:
-        """The same, but one that is loaded already: to load another, and to measure it, would disturb a run.
+    def get_loaded_network(self, model: ModelName) -> tuple[Network, Planner]:
+        """Return this network if it is loaded, else the usual one or the last used one.
 
+        Loads none: loading and measuring another network would disturb a run.
         Raises WeightsUnavailable.
         """
         name, networks = self._weights.resolve(model), self._networks
@@ -69,23 +75,42 @@ class JobRunner:
         return networks.get(name, usual)
 
     @property
-    def paints(self) -> bool:
-        """Whether it runs a job at this moment."""
-        return self._paints.locked()
+    def is_running(self) -> bool:
+        """Whether a job runs now."""
+        return self._run_lock.locked()
 
     @device.translate_device_errors()
-    def _loaded(self, name: str) -> tuple[Network, Planner]:
+    def _load(self, name: str) -> tuple[Network, Planner]:
         network = self._weights.load(name, self._worker.device, self._worker.precision)
-        pace = load_throughput(network, self._weights.folder / "pace.json")
+        throughput = load_throughput(network, self._weights.folder / "pace.json")
         free_bytes = int(self._worker.memory_gb * 1e9) or None
-        return network, Planner(network, pace, free_bytes)
+        return network, Planner(network, throughput, free_bytes)
 
-    def run_next(self) -> str | None:
-        """Claim the next job and bring it to an end, or hand it back; its id, or None if there was none."""
+    def run_queued(self, limit: int) -> bool:
+        """Run jobs until none is queued, at most `limit`.
+
+        Returns whether the caller must notify a worker, because jobs may be left. Ends at a
+        shutdown, and after a job that was handed back because disk or store failed: another try
+        at once would fail as well, and the reaper notifies the worker within seconds.
+        Raises Unavailable, DeviceLost.
+        """
+        for _ in range(limit):
+            if shutting_down.is_set():
+                return True
+            outcome = self.run_next()
+            if outcome != "done":
+                return outcome == "handed_back" and shutting_down.is_set()
+        return True
+
+    def run_next(self) -> RunOutcome:
+        """Claim the next job and bring it to an end, or hand it back.
+
+        Raises Unavailable, DeviceLost.
+        """
         token = secrets.token_hex(16)
-        job = self._claimed(token)
+        job = self._claim(token)
         if job is None:
-            return None
+            return "no_job"
         attempt = Attempt(
             job,
             token,
@@ -94,28 +119,31 @@ class JobRunner:
             checkpoints=self._checkpoints,
             settings=self._worker,
         )
-        with self._paints:
-            attempt.run(self._network_for)
-        return job.id
+        with self._run_lock:
+            is_done = attempt.run(self._load_and_record)
+        return "done" if is_done else "handed_back"
 
-    def _claimed(self, token: str) -> Job | None:
-        """The next job. Asks until it is answered: when the answer is lost, the job is ours all the same."""
+    def _claim(self, token: str) -> Job | None:
+        """Return the next job.
+
+        Retries: if only the answer was lost, the job is ours all the same.
+        """
         while True:
             try:
                 return self._store.claim(token, self._name)
-            except errors.JobNotFound:  # deleted at this very moment
+            except errors.JobNotFound:  # deleted between the claim and the read
                 return None
             except errors.Unavailable as error:
                 log.warning("%s", error.message)
                 if shutting_down.wait(RETRY_SECONDS):
                     raise
 
-    def _network_for(self, model: ModelName) -> tuple[Network, Planner]:
-        network, planner = self.network(model)
-        self._tell_weights(model, network)
+    def _load_and_record(self, model: ModelName) -> tuple[Network, Planner]:
+        network, planner = self.load_network(model)
+        self._record_weights(model, network)
         return network, planner
 
-    def _tell_weights(self, model: ModelName, network: Network) -> None:
+    def _record_weights(self, model: ModelName, network: Network) -> None:
         try:
             self._store.record_model_weights(model, network.sha256)
         except errors.Unavailable as error:
@@ -123,17 +151,20 @@ class JobRunner:
 
     @device.translate_device_errors()
     def warm_up(self) -> None:
-        """Load the usual network, tell which it is, and say once a second, from now on, that this process lives.
+        """Load the usual network, record its weights, and send heartbeats from now on.
 
-        Raises what loading raises, also DeviceLost: then this process is to claim nothing.
+        Raises what loading raises, also DeviceLost: then this process must claim no job.
         """
-        _, planner = self._network_for("auto")
-        planner.free_bytes()  # the first thing that a run asks the device
-        threading.Thread(target=self._beat, args=(self._told(),), name="life", daemon=True).start()
+        _, planner = self._load_and_record("auto")
+        # A run's first call to the device; it fails here if the device is lost.
+        planner.free_bytes()
+        threading.Thread(
+            target=self._send_heartbeats, args=(self._describe(),), name="heartbeat", daemon=True
+        ).start()
         EstimateService(self._store, self).start()
 
-    def _told(self) -> WorkerInfo:
-        network, _ = self.network("auto")
+    def _describe(self) -> WorkerInfo:
+        network, _ = self.load_network("auto")
         return WorkerInfo(
             device=device_name(network.device),
             precision=str(network.dtype).removeprefix("torch."),
@@ -141,13 +172,13 @@ class JobRunner:
             networks=[entry.name for entry in self._weights.entries()],
         )
 
-    def _beat(self, told: WorkerInfo) -> None:
-        away = threading.Event()
+    def _send_heartbeats(self, info: WorkerInfo) -> None:
+        pause = threading.Event()
         while True:
             try:
-                self._store.heartbeat(self._name, told)
-            except errors.Unavailable:  # the next beat says it
+                self._store.heartbeat(self._name, info)
+            except errors.Unavailable:  # the next heartbeat follows in a second
                 pass
             except Exception:
-                log.exception("beat failed")
-            away.wait(HEARTBEAT_SECONDS)
+                log.exception("a heartbeat failed")
+            pause.wait(HEARTBEAT_SECONDS)

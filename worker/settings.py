@@ -1,4 +1,4 @@
-"""What a worker needs to know."""
+"""The settings of a worker."""
 
 from typing import Literal
 
@@ -18,7 +18,9 @@ class WorkerSettings(BaseSettings):
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Of the network; auto: bfloat16 or float16 where the processor is faster with it.",
+        description=(
+            "Of the network; auto: bfloat16 or float16 where the processor is faster with it."
+        ),
     )
     memory_gb: float = Field(
         0,

@@ -1,7 +1,8 @@
 """Two threads in the worker's parent process, which never loads torch.
 
-ChildMonitor requeues the jobs of pool children that have exited. StallMonitor ends a worker that stays idle while
-jobs are queued. Both know the store and the notification of workers; neither knows what a job contains.
+ChildMonitor requeues the jobs of pool children that have exited. StallMonitor ends a worker that
+stays idle while jobs are queued. Both know the store and the notification of workers; neither
+knows what a job contains.
 """
 
 import logging
@@ -19,9 +20,8 @@ from worker.process import process_name
 
 CHILD_POLL_SECONDS = 0.2
 STALL_POLL_SECONDS = 1.0
-STALL_SECONDS = (
-    60.0  # longer than the 30 s that the broker's client waits between two attempts to connect
-)
+# Longer than the 30 s that the broker's client waits between two attempts to connect.
+STALL_SECONDS = 60.0
 CHILD_START_SECONDS = 120.0  # Celery allows a child as long to become ready
 SHUTDOWN_SECONDS = 30.0  # after SIGTERM, the worker is killed
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class ChildMonitor:
-    """Requeues the jobs of pool children that have exited, without waiting for their leases to end."""
+    """Requeues the jobs of pool children that have exited, before their leases expire."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class ChildMonitor:
         for pid in sorted(self._exited):
             requeued = self._store.requeue_jobs_of(process_name(pid))
             self._exited.discard(pid)
-            for _ in range(requeued):
+            if requeued:
                 log.warning("process %d exited; its job is requeued", pid)
                 self._notify()
 
@@ -73,8 +73,9 @@ class ChildMonitor:
 class StallMonitor:
     """Ends this worker when jobs have been queued for a minute and its children run none.
 
-    The heartbeat of a child does not show this: notifications arrive through the parent, and a child may hang outside
-    an attempt. Whatever supervises the worker (a container runtime, `impasto up`) starts it again.
+    The heartbeat of a child does not show this: notifications arrive through the parent, and a
+    child may hang outside an attempt. Whatever supervises the worker (a container runtime,
+    `impasto up`) starts it again.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class StallMonitor:
             self._idle_seconds, self._has_notified = 0.0, False
             return
         self._idle_seconds += seconds
-        # The notifications may be lost, and no reaper alive to repeat them.
+        # The notification may be lost, and no reaper may be alive to repeat it.
         if self._idle_seconds > STALL_SECONDS / 2 and not self._has_notified:
             self._has_notified = True
             self._notify()

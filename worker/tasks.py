@@ -1,4 +1,4 @@
-"""The one Celery task: somebody rang. And what a pool child does at birth, and a worker that is asked to go."""
+"""The Celery task that runs the queued jobs, plus the pool's signal handlers."""
 
 import logging
 import os
@@ -20,18 +20,22 @@ from worker import process
 from worker.settings import WorkerSettings
 from worker.supervisor import ChildMonitor, StallMonitor
 
-if TYPE_CHECKING:  # torch is for the pool's child, not for the parent
+if TYPE_CHECKING:  # only the pool's child loads torch, not the parent
     from worker.runner import JobRunner
+
+# A task ends after so many jobs and sends a message for the next one, because Celery replaces a
+# child after worker_max_tasks_per_child tasks, as a guard against growing memory.
+JOBS_PER_TASK = 10
 
 log = logging.getLogger(__name__)
 
-_unfit = (
-    threading.Event()
-)  # this process claims nothing: its parent has been asked to stop the worker
+# Set when the start failed: this process claims no job, and its parent was asked to stop the
+# worker.
+_start_failed = threading.Event()
 
 
 @cache
-def _runner() -> "JobRunner":
+def _get_runner() -> "JobRunner":
     from core.neural.vgg import use_threads
     from worker.runner import JobRunner
 
@@ -40,24 +44,25 @@ def _runner() -> "JobRunner":
     return JobRunner(read_settings(Settings), worker)
 
 
-@shared_task(name=STYLIZE)
-def stylize() -> None:
-    """Paint the next job, if there is one. A bell rung twice, or late, finds none."""
-    if _unfit.is_set():
+@shared_task(name=STYLIZE, bind=True)
+def stylize(self: Any) -> None:
+    """Run jobs until none is queued. A second or late message finds none."""
+    if _start_failed.is_set():
         return
     try:
-        _runner().run_next()
-    except errors.Unavailable as error:  # the reaper rings
+        if _get_runner().run_queued(JOBS_PER_TASK):
+            notify_workers(self.app)
+    except errors.Unavailable as error:  # the reaper notifies the workers again
         log.warning("%s", error.message)
     except errors.DeviceLost:
         process.exit_now(
-            "the device is lost; this process ends, and its job goes on in the next", trace=True
+            "the device is lost; this process ends, and the next one resumes its job", trace=True
         )
 
 
 @setup_logging.connect
-def _log(**_: Any) -> None:
-    """Celery asks in the worker and in each child, and then leaves the logs alone."""
+def _configure_logging(**_: Any) -> None:
+    """Celery calls this in the worker and in each child, and then leaves the logs alone."""
     configure_logging(read_settings(Settings).log_format)
 
 
@@ -65,38 +70,38 @@ def _log(**_: Any) -> None:
 def _warm_up(**_: Any) -> None:
     """Load torch and the network before the first job, not during it.
 
-    A worker that cannot would end every job it hears of, faster than any other could take one: it stops.
+    A worker that cannot start would fail each job that it claims, and would claim faster than any
+    other worker. So it stops.
     """
     try:
-        from worker import attempt
-
-        # SIGURG is ignored by default, so a child that is told before it comes this far does not die of it.
-        process.on_signals(attempt.shutting_down.set, signal.SIGURG)
-        _runner().warm_up()
+        # A signal that arrives earlier does no harm: the default action of SIGURG is to ignore it.
+        process.on_signals(process.shutting_down.set, signal.SIGURG)
+        _get_runner().warm_up()
     except (Exception, errors.DeviceLost) as error:
-        _unfit.set()
+        _start_failed.set()
         if isinstance(error, errors.ImpastoError):
-            log.error("this worker cannot paint and stops: %s", error.message)  # noqa: TRY400 - the sentence is enough
+            reason = error.message  # a traceback would add nothing
+            log.error("this worker cannot run jobs and stops: %s", reason)  # noqa: TRY400
         else:
-            log.exception("this worker cannot paint and stops")
+            log.exception("this worker cannot run jobs and stops")
         os.kill(os.getppid(), signal.SIGTERM)
 
 
 @worker_ready.connect
-def _watch_over(sender: Any, **_: Any) -> None:
-    """From the parent: a child that dies leaves a job behind, and one that lives may do nothing."""
+def _start_monitors(sender: Any, **_: Any) -> None:
+    """In the parent: a child that exits leaves a job behind, and a living child may do nothing."""
     store = JobStore(read_settings(Settings).redis_url)
-    rings = partial(notify_workers, sender.app)
-    ChildMonitor(store, rings, _children).start()
-    StallMonitor(store, rings, _children).start()
+    notify = partial(notify_workers, sender.app)
+    ChildMonitor(store, notify, _list_children).start()
+    StallMonitor(store, notify, _list_children).start()
 
 
-def _children() -> list[int]:
+def _list_children() -> list[int]:
     return [child.pid for child in active_children() if child.pid]
 
 
 @worker_shutting_down.connect
-def _hand_back(**_: Any) -> None:
-    """Tell the children to hand their jobs back; Celery then waits for them to return."""
-    for child in _children():
+def _ask_to_hand_back(**_: Any) -> None:
+    """Ask the children to hand their jobs back; Celery then waits until their tasks return."""
+    for child in _list_children():
         os.kill(child, signal.SIGURG)

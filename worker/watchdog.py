@@ -1,7 +1,7 @@
-"""Whether an attempt still moves. One that hangs ends its process: a card, a disk or a lock may never answer.
+"""Ends the process of an attempt that hangs: a card, a disk or a lock may never answer.
 
-The lease and the sign of life vouch for the process, and would do so for ever. A thread beside the painting counts the
-seconds in which nothing has ended. Knows no jobs and no store.
+The lease and the heartbeat show only that the process lives, so they would be renewed for ever. A
+thread beside the run counts the seconds without progress. Knows no jobs and no store.
 """
 
 import sys
@@ -16,34 +16,36 @@ from typing import Literal
 from worker import process
 
 POLL_SECONDS = 1.0
-STEP_SECONDS = 60.0  # that an iteration may take, and the beginning of a scale
-STEP_FACTOR = 20  # or so many times the slowest so far: each scale begins with a look at the paintings, and is slower
-PHASE_SECONDS = (
-    600.0  # for what has no iterations: to read, load and measure, begin a run, write a result
-)
-CPU_PROGRESS_SECONDS = 0.02  # of the painting thread's own time, that show that it works
+# Timeout of an iteration, and of the start of a scale; or this many times the slowest iteration so
+# far, because the first iteration of a scale also computes the style targets and is slower.
+STEP_SECONDS = 60.0
+STEP_FACTOR = 20
+# Timeout of a phase without iterations: reading, loading, measuring, the start of a run, writing a
+# result.
+PHASE_SECONDS = 600.0
+CPU_PROGRESS_SECONDS = 0.02  # CPU time of the run's thread that counts as progress
 
 
 class HangWatchdog:
-    """A context manager, to be entered by the thread that paints."""
+    """A context manager; the thread that runs the job must enter it."""
 
     def __init__(
-        self, spins: Callable[[], bool], end: Callable[[str], object] = process.exit_now
+        self, busy_waits: Callable[[], bool], end: Callable[[str], object] = process.exit_now
     ) -> None:
-        """spins: whether who waits for the device computes meanwhile: then a thread that computes may hang.
+        """busy_waits: whether a thread that waits for the device uses CPU time all the while.
 
-        end: is told why.
+        Then CPU time is no progress during a device phase. end: called with the reason.
         """
-        self._spins, self._end = spins, end
-        self._on: Literal["host", "device"] = "host"
-        self._silent = self._slowest = 0.0
-        self._patience = PHASE_SECONDS
+        self._busy_waits, self._end = busy_waits, end
+        self._phase: Literal["host", "device"] = "host"
+        self._idle_seconds = self._slowest_seconds = 0.0
+        self._timeout_seconds = PHASE_SECONDS
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._stop = threading.Event()
 
     def __enter__(self) -> "HangWatchdog":
-        self._painting = threading.get_ident()
-        threading.Thread(target=self._watch, name="pulse", daemon=True).start()
+        self._watched_thread = threading.get_ident()
+        threading.Thread(target=self._run, name="hang-watchdog", daemon=True).start()
         return self
 
     def __exit__(
@@ -52,56 +54,53 @@ class HangWatchdog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._over.set()
+        self._stop.set()
 
-    def begin_phase(self, on: Literal["host", "device"]) -> None:
-        """Something that has no iterations begins. On the device: that the thread computes may mean nothing."""
+    def begin_phase(self, phase: Literal["host", "device"]) -> None:
+        """A phase without iterations begins. On the device, CPU time may be no progress."""
         with self._lock:
-            self._on, self._silent, self._patience = on, 0.0, PHASE_SECONDS
+            self._phase, self._idle_seconds, self._timeout_seconds = phase, 0.0, PHASE_SECONDS
 
     def report_step(self) -> None:
-        """An iteration has ended."""
+        """An iteration has completed."""
         with self._lock:
-            self._slowest = max(self._slowest, self._silent)
-            self._on, self._silent, self._patience = (
-                "device",
-                0.0,
-                max(STEP_SECONDS, STEP_FACTOR * self._slowest),
-            )
+            self._slowest_seconds = max(self._slowest_seconds, self._idle_seconds)
+            self._phase, self._idle_seconds = "device", 0.0
+            self._timeout_seconds = max(STEP_SECONDS, STEP_FACTOR * self._slowest_seconds)
 
     def reset_timer(self) -> None:
-        """It is known what is waited for, and that it is away."""
+        """Reset the timer while the run waits for a dependency that is known to be unavailable."""
         with self._lock:
-            self._silent = 0.0
+            self._idle_seconds = 0.0
 
-    def _watch(self) -> None:
-        # By the thread's own clock, where there is one; else by that of the process.
-        clock = getattr(time, "pthread_getcpuclockid", lambda _: time.CLOCK_PROCESS_CPUTIME_ID)(
-            self._painting
-        )
-        looked, computed = time.monotonic(), time.clock_gettime(clock)
-        while not self._over.wait(POLL_SECONDS):
-            # Two looks may lie far apart because the whole process was frozen, which is no fault of the painting.
-            now, then = time.monotonic(), looked
-            looked, seconds = now, min(now - then, 2 * POLL_SECONDS)
+    def _run(self) -> None:
+        # The CPU clock of the watched thread, where the system has one; else that of the process.
+        clock_of = getattr(time, "pthread_getcpuclockid", lambda _: time.CLOCK_PROCESS_CPUTIME_ID)
+        clock = clock_of(self._watched_thread)
+        last_poll, last_cpu = time.monotonic(), time.clock_gettime(clock)
+        while not self._stop.wait(POLL_SECONDS):
+            # Two polls may lie far apart because the whole process was frozen. The run did not hang
+            # then.
+            now, previous = time.monotonic(), last_poll
+            last_poll, seconds = now, min(now - previous, 2 * POLL_SECONDS)
             with self._lock:
-                self._silent += seconds
-                counts = self._on == "host" or not self._spins()
-                if (
-                    counts
-                    and (by_now := time.clock_gettime(clock)) - computed > CPU_PROGRESS_SECONDS
-                ):
-                    self._silent, computed = 0.0, by_now
-                silent, hangs = self._silent, self._silent > self._patience
+                self._idle_seconds += seconds
+                cpu = time.clock_gettime(clock)
+                cpu_counts = self._phase == "host" or not self._busy_waits()
+                if cpu_counts and cpu - last_cpu > CPU_PROGRESS_SECONDS:
+                    self._idle_seconds, last_cpu = 0.0, cpu
+                idle_seconds = self._idle_seconds
+                hangs = idle_seconds > self._timeout_seconds
             if hangs:
                 self._end(
-                    f"nothing has moved for {silent:.0f} s; this process ends; it hangs in {self._place()}"
+                    f"nothing has moved for {idle_seconds:.0f} s; this process ends; "
+                    f"it hangs in {self._format_stack()}"
                 )
                 return
 
-    def _place(self) -> str:
-        """The innermost first."""
-        stack = traceback.extract_stack(sys._current_frames().get(self._painting))
+    def _format_stack(self) -> str:
+        """The watched thread's stack, innermost call first."""
+        stack = traceback.extract_stack(sys._current_frames().get(self._watched_thread))
         return " < ".join(
             f"{Path(call.filename).name}:{call.lineno} {call.name}" for call in reversed(stack[-8:])
         )

@@ -1,1 +1,1 @@
-"""Periodic work of the API process that leads: the reaper."""
+"""Periodic work of the leading API process: one module per duty, and the reaper."""

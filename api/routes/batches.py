@@ -156,10 +156,9 @@ def _create_batch(
     ]
     batch_id = new_batch_id()
     batch = store.create_batch(batch_id, inputs, options, submissions.limits, context)
-    if batch.id == batch_id:
-        for job in batch.jobs:
-            if not job.status.has_ended and not submissions.notify():
-                break  # the broker is unavailable; the reaper notifies the workers later
+    if batch.id == batch_id and any(not job.status.has_ended for job in batch.jobs):
+        # One idle worker starts at once; the reaper notifies the others within a second.
+        submissions.notify()
     return batch, batch.id != batch_id
 
 

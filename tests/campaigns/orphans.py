@@ -1,7 +1,9 @@
-"""How soon does a job go on whose painter died, or froze with its whole worker? And how much is painted again?
+"""How soon does a job resume after its worker's child died, or after the whole worker froze?
+
+And how much work is done again?
 
 python tests/campaigns/orphans.py --seed 1 --trials 200
-python tests/campaigns/orphans.py --seed 1 --trials 6 --without mourner
+python tests/campaigns/orphans.py --seed 1 --trials 6 --without child-monitor
 """
 
 import json
@@ -21,38 +23,42 @@ from history import History, events, percentile, report_violations
 from kills import Caller
 
 PARAMETERS = {"size": "64", "iterations": "5000", "scales": "1"}
-FROZEN_SHARE = 0.2  # of the trials: the whole worker, as if its machine were gone
-LIMITS = {"died": 3.0, "frozen": 6.5}  # seconds, for 99 of 100
-LOST_SECONDS = 2.0  # of painting, that is done again
+FROZEN_SHARE = 0.2  # of the trials: freeze the whole worker, as if its machine had failed
+LIMITS = {"died": 3.0, "frozen": 6.5}  # seconds, 99th percentile
+LOST_SECONDS = 2.0  # of the run, that are done again
 
 CONTROLS = {
-    "mourner": "import core.jobs.store as s; s.JobStore.requeue_jobs_of = lambda self, worker: 0",
-    "checkpoints": "import core.jobs.store as s; s.JobStore.save_checkpoint = lambda self, *_: 'ok'",
+    "child-monitor": (
+        "import core.jobs.store as s; s.JobStore.requeue_jobs_of = lambda self, worker: 0"
+    ),
+    "checkpoints": (
+        "import core.jobs.store as s; s.JobStore.save_checkpoint = lambda self, *_: 'ok'"
+    ),
 }
 
 
-def _until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+def _wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
     end = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (value := condition()):
         if time.monotonic() > end:
             raise TimeoutError(what)
         time.sleep(0.005)
-    return found
+    return value
 
 
 class Trial:
-    """One job, and the death of who paints it."""
+    """One job, and the death of the process that runs it."""
 
     def __init__(self, fleet: Fleet, caller: Caller, store: Any) -> None:
         self._fleet, self._caller, self._store = fleet, caller, store
 
     def run(self, kind: str, key: str) -> dict[str, Any]:
-        """The figures."""
+        """Run the trial and return its measurements."""
         job_id = self._caller.submit(PARAMETERS, key)
         self._key = f"impasto:job:{job_id}"
-        _until(lambda: self._iteration() > 0, "its beginning")
+        _wait_for(lambda: self._iteration() > 0, "the first progress")
         first = time.monotonic()
-        _until(
+        _wait_for(
             lambda: self._iteration() > 30 and self._store.hexists(self._key, "checkpoint"),
             "progress",
         )
@@ -64,40 +70,40 @@ class Trial:
             if child in [process.pid for process in one.children()]
         )
         victims = [child] if kind == "died" else [parent.pid, child]
-        reached, painted = self._iteration(), time.monotonic() - first
+        reached, ran_seconds = self._iteration(), time.monotonic() - first
         for pid in victims:
             os.kill(pid, signal.SIGKILL if kind == "died" else signal.SIGSTOP)
-        began = time.monotonic()
-        _until(lambda: self._store.hget(self._key, "attempt") == "2", "another attempt")
-        claimed = time.monotonic() - began
+        start = time.monotonic()
+        _wait_for(lambda: self._store.hget(self._key, "attempt") == "2", "another attempt")
+        claimed = time.monotonic() - start
         version = int(self._store.hget(self._key, "version"))
-        _until(lambda: int(self._store.hget(self._key, "version")) > version, "its progress")
-        goes_on = time.monotonic() - began
+        _wait_for(lambda: int(self._store.hget(self._key, "version")) > version, "new progress")
+        resumed = time.monotonic() - start
         progress = self._store.hget(self._key, "progress")
         self._caller.ask("POST", f"/v1/jobs/{job_id}/cancel")
         for pid in victims if kind == "frozen" else []:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-        _until(
+        _wait_for(
             lambda: self._caller.ask("GET", f"/v1/jobs/{job_id}").json()["status"] == "canceled",
             "canceled",
         )
-        _until(self._all_there, "a new child")
-        again_at = _number(progress, "iteration")
-        lost = painted * max(0.0, 1 - again_at / reached)
+        _wait_for(self._is_complete, "a new child")
+        resumed_at = _number(progress, "iteration")
+        lost = ran_seconds * max(0.0, 1 - resumed_at / reached)
         return {
             "claimed": claimed,
-            "goes_on": goes_on,
+            "resumed": resumed,
             "reached": reached,
-            "again_at": again_at,
+            "resumed_at": resumed_at,
             "lost": lost,
         }
 
     def _iteration(self) -> int:
         return int(_number(self._store.hget(self._key, "progress"), "iteration"))
 
-    def _all_there(self) -> bool:
-        """Each worker has a child, and each child says that it lives."""
+    def _is_complete(self) -> bool:
+        """Whether each worker has a child, and each child sends heartbeats."""
         children = {child.pid for worker in self._fleet.workers for child in worker.children()}
         now = int(self._store.time()[0]) * 1000
         live = {
@@ -114,7 +120,7 @@ def _number(progress: str | None, name: str) -> float:
 def campaign(
     folder: Path, history: History, *, seed: int, trials: int, without: str | None = None
 ) -> None:
-    """Run it and tell the history."""
+    """Run the campaign and write the history."""
     dice = random.Random(seed)
     history.record("begin", seed=seed, trials=trials, without=without)
     fleet = Fleet(folder, changed=CONTROLS.get(without or "", ""))
@@ -131,16 +137,17 @@ def campaign(
 
 
 def violations(file: Path) -> list[str]:
-    """What must not be, by the history alone."""
-    found = [f"{event['kind']}: never {event['what']}" for event in events(file, "stuck")]
+    """What the history shows that must not happen."""
+    found = [f"{event['kind']}: no {event['what']}" for event in events(file, "stuck")]
     for kind, limit in LIMITS.items():
-        seconds = [event["goes_on"] for event in events(file, "trial") if event["kind"] == kind]
+        seconds = [event["resumed"] for event in events(file, "trial") if event["kind"] == kind]
         if seconds and percentile(seconds, 0.99) > limit:
             found.append(
-                f"{kind}: 99 of 100 go on within {percentile(seconds, 0.99):.2f} s, not {limit}"
+                f"{kind}: the 99th percentile is {percentile(seconds, 0.99):.2f} s, not {limit}"
             )
     found += [
-        f"painted again from iteration {event['again_at']:.0f} of {event['reached']}: {event['lost']:.1f} s lost"
+        f"resumed at iteration {event['resumed_at']:.0f} of {event['reached']}: "
+        f"{event['lost']:.1f} s lost"
         for event in events(file, "trial")
         if event["lost"] > LOST_SECONDS
     ]
@@ -155,22 +162,17 @@ def violations(file: Path) -> list[str]:
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
 def main(seed: int, trials: int, file: Path | None, without: str | None) -> None:
-    """Kill and time."""
+    """Kill and measure."""
     with tempfile.TemporaryDirectory(prefix="impasto-orphans-") as folder:
         history = History(file or Path(folder) / "history.jsonl")
         campaign(Path(folder) / "fleet", history, seed=seed, trials=trials, without=without)
         for kind in LIMITS:
-            told = [event for event in events(history.file, "trial") if event["kind"] == kind]
-            for name in ("claimed", "goes_on"):
-                if seconds := [event[name] for event in told]:
-                    p50, p99, most = (
-                        percentile(seconds, 0.5),
-                        percentile(seconds, 0.99),
-                        max(seconds),
-                    )
-                    click.echo(
-                        f"| {kind}, {name}, {len(told)} trials: p50, p99, most | {p50:.2f}, {p99:.2f}, {most:.2f} s |"
-                    )
+            trials_of = [event for event in events(history.file, "trial") if event["kind"] == kind]
+            for name in ("claimed", "resumed"):
+                if seconds := [event[name] for event in trials_of]:
+                    p50, p99 = percentile(seconds, 0.5), percentile(seconds, 0.99)
+                    title = f"{kind}, {name}, {len(seconds)} trials: p50, p99, most"
+                    click.echo(f"| {title} | {p50:.2f}, {p99:.2f}, {max(seconds):.2f} s |")
         report_violations(violations(history.file))
 
 

@@ -42,7 +42,7 @@ _DEADLY = patch_on_import(
     "doom = [b'']\n"
     "def die(kind):\n"
     "    os.abort() if kind == b'abort' else os.kill(os.getpid(), signal.SIGKILL)\n"
-    "get, run, watch = module.Blobs.get, module.Attempt.run, module.Attempt._watch\n"
+    "get, run, watch = module.Blobs.get, module.Attempt.run, module.Attempt._on_step\n"
     "def deadly_get(self, digest):\n"
     "    data = get(self, digest)\n"
     "    found = re.search(b'poison-(kill|abort|late)', data)\n"
@@ -53,7 +53,8 @@ _DEADLY = patch_on_import(
     "    return run(self, load)\n"
     "def deadly_watch(self, moment):\n"
     "    return die(b'kill') if doom[0] and moment.progress.iteration > 200 else watch(self, moment)\n"
-    "module.Blobs.get, module.Attempt.run, module.Attempt._watch = deadly_get, deadly_run, deadly_watch\n",
+    "module.Blobs.get, module.Attempt.run = deadly_get, deadly_run\n"
+    "module.Attempt._on_step = deadly_watch\n",
 )
 
 CONTROLS = {

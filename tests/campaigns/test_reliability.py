@@ -9,7 +9,7 @@ import faults
 import floods
 import forged
 import kills
-import lost_bells
+import lost_wakeups
 import orphans
 import pytest
 import repeats
@@ -65,17 +65,28 @@ def test_without_fencing_the_store_accepts_workers_that_lost_their_lease(
 
 
 @pytest.mark.reliability
-def test_a_job_whose_painter_died_goes_on_soon(tmp_path: Path, history: History) -> None:
+def test_a_job_resumes_soon_after_its_process_died(tmp_path: Path, history: History) -> None:
     orphans.campaign(tmp_path / "fleet", history, seed=2, trials=2)
 
     assert orphans.violations(history.file) == []
 
 
 @pytest.mark.reliability
-def test_lost_bells_ring_again(tmp_path: Path, history: History) -> None:
-    lost_bells.campaign(tmp_path / "fleet", history, jobs=8)
+def test_an_idle_worker_is_woken_again_after_lost_messages(
+    tmp_path: Path, history: History
+) -> None:
+    lost_wakeups.campaign(tmp_path / "fleet", history, jobs=8)
 
-    assert lost_bells.violations(history.file) == []
+    assert lost_wakeups.violations(history.file) == []
+
+
+@pytest.mark.reliability
+def test_without_the_reaper_lost_messages_leave_jobs_queued(
+    tmp_path: Path, history: History
+) -> None:
+    lost_wakeups.campaign(tmp_path / "fleet", history, jobs=2, without="reaper", timeout_seconds=30)
+
+    assert lost_wakeups.violations(history.file)
 
 
 @pytest.mark.reliability
@@ -260,20 +271,20 @@ def test_the_checker_of_faults_finds_hangs_and_errors(history: History) -> None:
     assert len(faults.violations(history.file)) == 2
 
 
-def test_the_judge_of_orphans_sees_the_slow_and_the_forgetful(history: History) -> None:
+def test_the_judge_of_orphans_finds_slow_recoveries_and_lost_work(history: History) -> None:
     good = {
         "kind": "died",
         "claimed": 0.2,
-        "goes_on": 1.0,
+        "resumed": 1.0,
         "reached": 50,
-        "again_at": 60,
+        "resumed_at": 60,
         "lost": 0.0,
     }
     history.record("trial", **good)
     history.record("end")
     assert orphans.violations(history.file) == []
-    history.record("trial", **{**good, "goes_on": 4.0})
-    history.record("trial", **{**good, "again_at": 1, "lost": 2.5})
+    history.record("trial", **{**good, "resumed": 4.0})
+    history.record("trial", **{**good, "resumed_at": 1, "lost": 2.5})
 
     assert len(orphans.violations(history.file)) == 2
 
@@ -295,11 +306,12 @@ def test_the_checker_of_zombies_finds_accepted_calls_and_changed_jobs(history: H
     assert len(zombies.violations(history.file)) == 3
 
 
-def test_the_judge_of_bells_sees_the_late_and_the_unheard(history: History) -> None:
-    history.record("rung", after=11.0, bells=0)
+def test_the_judge_of_lost_wakeups_finds_each_violation(history: History) -> None:
+    history.record("emptied", messages=0)
+    history.record("woken", after=11.0)
     history.record("end", ended=1, jobs=2)
 
-    assert len(lost_bells.violations(history.file)) == 2
+    assert len(lost_wakeups.violations(history.file)) == 3
 
 
 def test_percentile_is_a_value_of_the_list() -> None:

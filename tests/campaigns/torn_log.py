@@ -52,10 +52,10 @@ CONTROLS = {
     # Without MULTI and EXEC, the commands of a script are independent.
     "atomic": "_remove_transactions",
     # The garbage collector does not look for files without a record.
-    "strays": "import api.background.reaper as r; r.Reaper._adopt_strays = lambda self: None\n",
+    "orphans": "import api.background.orphans as o; o.register_orphans = lambda *_: None\n",
 }
 # Files without a record are deleted at once, not after a week.
-_AT_ONCE = "import api.background.reaper as r; r.STRAY_SECONDS = 0\n"
+_AT_ONCE = "import api.background.orphans as o; o.KEEP_SECONDS = 0\n"
 
 
 def _log(folder: Path) -> Path:

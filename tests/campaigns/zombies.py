@@ -27,6 +27,7 @@ from core.jobs.store import LEASE_SECONDS, JobStore, LeaseStatus
 from core.storage.blobs import Blobs
 from core.style.spec import StyleSpec
 from worker.lease import Lease
+from worker.reporter import Reporter
 
 BATCH = 20  # zombies at a time
 ANSWER_SECONDS = 60
@@ -81,8 +82,11 @@ def be_a_worker(url: str, folder: Path, lease_seconds: float, order: list[str]) 
     while (job := store.claim(token, f"zombie:{os.getpid()}")) is None:
         time.sleep(0.05)
     lease_status = "ok"
-    with Lease(store, job.id, token, lambda _: "") as lease:
-        lease.report(_progress(1))
+    with (
+        Lease(store, job.id, token) as lease,
+        Reporter(store, job.id, token, lease, lambda _: "") as reporter,
+    ):
+        reporter.report(_progress(1))
         before = time.monotonic()  # it may be frozen at any time from the next line on
         sys.stdout.write(json.dumps({"job": job.id}) + "\n")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Workers that cannot work, or no longer, as real processes: they go, and every job ends as it should."""
+"""Workers that fail, as real processes: they end, and each job ends as it must."""
 
 import os
 import subprocess
@@ -25,28 +25,28 @@ LOST = "raise RuntimeError('CUDA error: the card has fallen off the bus')\n"
 
 @pytest.fixture
 def start(tmp_path: Path, valkey: Any) -> Iterator[Start]:
-    """`python -m worker` with a tiny network, changed by some Python; gone with the test."""
-    begun: list[subprocess.Popen[bytes]] = []
+    """Start `python -m worker` with a tiny network and some patches; it ends with the test."""
+    started: list[subprocess.Popen[bytes]] = []
 
-    def begin(changed: str) -> subprocess.Popen[bytes]:
-        (tmp_path / "sitecustomize.py").write_text(TINY + changed)
-        own = {
+    def launch(patch: str) -> subprocess.Popen[bytes]:
+        (tmp_path / "sitecustomize.py").write_text(TINY + patch)
+        settings = {
             "REDIS_URL": valkey.url,
             "DATA_DIR": str(tmp_path),
             "CACHE_DIR": str(tmp_path / "cache"),
         }
-        given = environment(**own, WORKER_THREADS="1", WORKER_CHECKPOINT_SECONDS="0.1")
+        variables = environment(**settings, WORKER_THREADS="1", WORKER_CHECKPOINT_SECONDS="0.1")
         with (tmp_path / "log").open("ab") as log:
             command = [sys.executable, "-m", "worker"]
-            begun.append(
+            started.append(
                 subprocess.Popen(
-                    command, env=given | {"PYTHONPATH": str(tmp_path)}, stdout=log, stderr=log
+                    command, env=variables | {"PYTHONPATH": str(tmp_path)}, stdout=log, stderr=log
                 )
             )
-        return begun[-1]
+        return started[-1]
 
-    yield begin
-    for process in begun:
+    yield launch
+    for process in started:
         process.terminate()
         try:
             process.wait(20)
@@ -59,56 +59,56 @@ def start(tmp_path: Path, valkey: Any) -> Iterator[Start]:
 def jobs(
     store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image, valkey: Any
 ) -> list[Job]:
-    """Two that wait, each with its bell."""
+    """Two queued jobs, each with its notification."""
     content, style = (blobs.put(codec.encode(picture)) for picture in (photo, painting))
     for digest in (content, style):
         store.reserve(digest)
     spec = StyleSpec(size=64, iterations=40).for_pictures()
-    wanted = JobInput(content=content, styles=[style], spec=spec.model_dump())
-    made = [store.create(new_job_id(), wanted) for _ in range(2)]
+    job_input = JobInput(content=content, styles=[style], spec=spec.model_dump())
+    created = [store.create(new_job_id(), job_input) for _ in range(2)]
     app = make_celery(valkey.url)
-    assert all(notify_workers(app) for _ in made)
+    assert all(notify_workers(app) for _ in created)
     app.close()
-    return made
+    return created
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "patch",
     [
-        "def fail(*_):\n    raise RuntimeError('out of the blue')\nmodule.measure_throughput = fail",
+        "def fail(*_):\n    raise RuntimeError('unexpected')\nmodule.measure_throughput = fail",
         f"def fail(*_):\n    {LOST}module.measure_throughput = fail",
         f"def fail(*_):\n    {LOST}module.Planner.free_bytes = fail",
     ],
     ids=["measuring fails", "the card is lost while it is measured", "the card is lost"],
 )
 def test_a_worker_that_fails_at_its_start_stops_and_ends_no_job(
-    start: Start, jobs: list[Job], store: JobStore, tmp_path: Path, trouble: str
+    start: Start, jobs: list[Job], store: JobStore, tmp_path: Path, patch: str
 ) -> None:
-    process = start(patch_on_import("core.neural.transfer.planner", trouble))
+    process = start(patch_on_import("core.neural.transfer.planner", patch))
 
     assert process.wait(90) == 0
     assert [((seen := store.get(job.id)).status, seen.attempt) for job in jobs] == [
         (Status.QUEUED, 0)
     ] * 2
-    assert "this worker cannot paint and stops" in (tmp_path / "log").read_text()
+    assert "this worker cannot run jobs and stops" in (tmp_path / "log").read_text()
 
 
-def test_a_card_that_dies_while_it_idles_ends_the_worker_and_no_job(
+def test_a_card_that_fails_while_idle_ends_the_worker_and_no_job(
     start: Start, jobs: list[Job], store: JobStore, tmp_path: Path
 ) -> None:
-    """The first job finds out, or the look at the memory; the next process cannot begin."""
+    """The first job or the next memory measurement fails; the next process cannot start."""
     dead = tmp_path / "dead"
-    trouble = (
+    patch = (
         "import pathlib\n"
         "usual = module.Planner.free_bytes\n"
         "def free(self):\n"
         f"    if pathlib.Path({os.fspath(dead)!r}).exists():\n"
         f"        {LOST}"
-        f"    pathlib.Path({os.fspath(dead)!r}).touch()\n"  # it is well at the start of the first process
+        f"    pathlib.Path({os.fspath(dead)!r}).touch()\n"  # the first process can start
         "    return usual(self)\n"
         "module.Planner.free_bytes = free\n"
     )
-    process = start(patch_on_import("core.neural.transfer.planner", trouble))
+    process = start(patch_on_import("core.neural.transfer.planner", patch))
 
     assert process.wait(90) == 0
     assert {store.get(job.id).status for job in jobs} == {Status.QUEUED}
@@ -116,7 +116,7 @@ def test_a_card_that_dies_while_it_idles_ends_the_worker_and_no_job(
 
 
 def _at_first(folder: Path, code: str) -> str:
-    """Code that only the first process to come by runs."""
+    """Code with `is_first()`, which is true in the first process that calls it."""
     return (
         "import os, time\n"
         "def is_first():\n"
@@ -138,7 +138,7 @@ HANGS = {
 
 @pytest.mark.reliability
 @pytest.mark.parametrize("place", HANGS)
-def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
+def test_a_run_that_hangs_ends_its_process_and_the_next_one_resumes_the_job(
     start: Start,
     jobs: list[Job],
     store: JobStore,
@@ -146,10 +146,10 @@ def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
     until: Callable[..., None],
     place: str,
 ) -> None:
-    """Though its lease is renewed, and its sign of life given."""
+    """Although its lease is renewed and its heartbeat is sent."""
     module, owner, name = HANGS[place]
     where = f"module.{owner}" if owner else "module"
-    trouble = (
+    patch = (
         f"usual = {where}.{name}\n"
         "def hang(*args, **more):\n"
         "    if is_first():\n"
@@ -157,13 +157,16 @@ def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
         "    return usual(*args, **more)\n"
         f"{where}.{name} = hang\n"
     )
-    quick = "module.POLL_SECONDS, module.STEP_SECONDS, module.PHASE_SECONDS, module.STEP_FACTOR = 0.2, 4, 12, 1"
-    if place == "in writing the result":  # no frame or preview is what hangs
-        trouble = trouble.replace(
+    quick = (
+        "module.POLL_SECONDS, module.STEP_SECONDS = 0.2, 4\n"
+        "module.PHASE_SECONDS, module.STEP_FACTOR = 12, 1"
+    )
+    if place == "in writing the result":  # frames and previews must not hang
+        patch = patch.replace(
             "if is_first()", "if len(args) > 1 and args[1] == 'png' and is_first()"
         )
     start(
-        patch_on_import(module, _at_first(tmp_path, trouble))
+        patch_on_import(module, _at_first(tmp_path, patch))
         + patch_on_import("worker.watchdog", quick)
     )
     until(
@@ -177,15 +180,15 @@ def test_a_painting_that_hangs_ends_its_process_and_the_job_goes_on_in_the_next(
 
 
 @pytest.mark.reliability
-def test_a_worker_that_is_deaf_goes_and_the_next_one_hears(
+def test_a_worker_that_receives_no_messages_ends_and_the_next_one_receives_them(
     start: Start, jobs: list[Job], store: JobStore, tmp_path: Path, until: Callable[..., None]
 ) -> None:
-    deaf = "module.Channel._brpop_start = lambda *_, **__: None"  # it never asks for a bell
+    stalled = "module.Channel._brpop_start = lambda *_, **__: None"  # it never polls the broker
     quick = (
         "module.STALL_POLL_SECONDS, module.STALL_SECONDS, module.CHILD_START_SECONDS = 0.2, 4, 1"
     )
     process = start(
-        patch_on_import("core.celery_app", deaf) + patch_on_import("worker.supervisor", quick)
+        patch_on_import("core.celery_app", stalled) + patch_on_import("worker.supervisor", quick)
     )
     assert process.wait(90) == 0
     assert "jobs are queued, and this worker has run none" in (tmp_path / "log").read_text()
@@ -193,15 +196,17 @@ def test_a_worker_that_is_deaf_goes_and_the_next_one_hears(
 
     start("")
     until(
-        lambda: all(store.get(job.id).status is Status.SUCCEEDED for job in jobs), "all painted", 90
+        lambda: all(store.get(job.id).status is Status.SUCCEEDED for job in jobs),
+        "all jobs succeed",
+        90,
     )
 
 
-def test_a_worker_that_does_not_go_by_itself_is_ended(
+def test_a_worker_that_does_not_stop_by_itself_is_killed(
     start: Start, jobs: list[Job], store: JobStore, tmp_path: Path
 ) -> None:
-    """Its main thread may be what hangs."""
-    deaf = (
+    """Its main thread may hang."""
+    stalled = (
         "import signal\n"
         "def stuck(*_, **__):\n"
         "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -212,7 +217,7 @@ def test_a_worker_that_does_not_go_by_itself_is_ended(
         "module.CHILD_START_SECONDS, module.SHUTDOWN_SECONDS = 1, 1"
     )
     process = start(
-        patch_on_import("core.celery_app", deaf) + patch_on_import("worker.supervisor", quick)
+        patch_on_import("core.celery_app", stalled) + patch_on_import("worker.supervisor", quick)
     )
 
     assert process.wait(90) == 1

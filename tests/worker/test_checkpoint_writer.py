@@ -1,4 +1,4 @@
-"""Checkpoints beside the painting: which files there are, and which one the store is told of."""
+"""The files that the checkpoint writer leaves, and the names that it publishes."""
 
 import threading
 from collections.abc import Callable
@@ -13,97 +13,101 @@ from worker.checkpoint_writer import CheckpointWriter
 
 
 class State:
-    """A checkpoint that says what is to be said, once it may."""
+    """A checkpoint that writes this text, when the event allows it."""
 
-    def __init__(self, text: str, *, good: bool = True, may: threading.Event | None = None) -> None:
-        self._text, self._good, self._may = text, good, may
+    def __init__(
+        self, text: str, *, good: bool = True, allowed: threading.Event | None = None
+    ) -> None:
+        self._text, self._good, self._allowed = text, good, allowed
 
     def save(self, file: Path) -> bool:
-        if self._may is not None:
-            assert self._may.wait(10)
+        if self._allowed is not None:
+            assert self._allowed.wait(10)
         file.write_text(self._text)
         return self._good
 
 
 @pytest.fixture
-def told() -> list[str]:
+def published() -> list[str]:
     return []
 
 
 @pytest.fixture
-def make(tmp_path: Path, told: list[str]) -> Callable[..., CheckpointWriter]:
-    def made(tell: Callable[[str], object] = told.append, every: float = 0) -> CheckpointWriter:
+def make(tmp_path: Path, published: list[str]) -> Callable[..., CheckpointWriter]:
+    def build(
+        publish: Callable[[str], object] = published.append, every: float = 0
+    ) -> CheckpointWriter:
         return CheckpointWriter(
-            Checkpoints(tmp_path), lambda count: f"job_a.t.{count}", tell, every
+            Checkpoints(tmp_path), lambda count: f"job_a.t.{count}", publish, every
         )
 
-    return made
+    return build
 
 
 def _files(folder: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in folder.iterdir()}
 
 
-def test_the_newest_is_told_and_the_earlier_go(
-    make: Callable[..., CheckpointWriter], tmp_path: Path, told: list[str]
+def test_the_newest_file_is_published_and_the_earlier_ones_are_deleted(
+    make: Callable[..., CheckpointWriter], tmp_path: Path, published: list[str]
 ) -> None:
-    kept = make()
+    writer = make()
     for text in ("one", "two"):
-        kept.submit(State(text))
-        kept.flush(10)
+        writer.submit(State(text))
+        writer.flush(10)
 
-    assert told == ["job_a.t.0", "job_a.t.1"]
+    assert published == ["job_a.t.0", "job_a.t.1"]
     assert _files(tmp_path) == {"job_a.t.1": "two"}
-    kept.delete_all()
+    writer.delete_all()
     assert _files(tmp_path) == {}
 
 
-def test_a_spoiled_file_is_never_named(
-    make: Callable[..., CheckpointWriter], tmp_path: Path, told: list[str]
+def test_a_useless_file_is_never_published(
+    make: Callable[..., CheckpointWriter], tmp_path: Path, published: list[str]
 ) -> None:
-    kept = make()
-    for state in (State("good"), State("spoiled", good=False)):
-        kept.submit(state)
-        kept.flush(10)
+    writer = make()
+    for state in (State("good"), State("useless", good=False)):
+        writer.submit(state)
+        writer.flush(10)
 
-    assert told == ["job_a.t.0"]
+    assert published == ["job_a.t.0"]
     assert _files(tmp_path)["job_a.t.0"] == "good"
-    kept.close()
+    writer.close()
 
 
-def test_the_one_before_stays_while_the_store_may_still_name_it(
+def test_the_previous_file_stays_while_the_store_may_still_name_it(
     make: Callable[..., CheckpointWriter], tmp_path: Path
 ) -> None:
-    """The answer was lost on its way: either may be the one that the next attempt looks for."""
+    """When the answer is lost, the next attempt may resume from either file."""
     answers: list[Exception | None] = [None, errors.StoreUnavailable(), None]
 
-    def tell(_: str) -> None:
+    def publish(_: str) -> None:
         if trouble := answers.pop(0):
             raise trouble
 
-    kept = make(tell)
+    writer = make(publish)
     for text, left in (("one", {"one"}), ("two", {"one", "two"}), ("three", {"three"})):
-        kept.submit(State(text))
-        kept.flush(10)
+        writer.submit(State(text))
+        writer.flush(10)
         assert set(_files(tmp_path).values()) == left
-    kept.close()
+    writer.close()
 
 
-def test_once_the_job_is_anothers_the_file_that_is_named_stays(
+def test_when_the_lease_is_lost_the_published_file_stays(
     make: Callable[..., CheckpointWriter], tmp_path: Path
 ) -> None:
-    """It is what the other goes on from."""
+    """The other worker resumes from it."""
     answers = ["ok", "stale"]
-    kept = make(lambda _: answers.pop(0))
-    for text in ("named", "deadline_exceeded"):
-        kept.submit(State(text))
-        kept.flush(10)
+    writer = make(lambda _: answers.pop(0))
+    for text in ("published", "unpublished"):
+        writer.submit(State(text))
+        writer.flush(10)
 
-    assert set(_files(tmp_path).values()) == {"named"}
-    kept.close()
+    assert set(_files(tmp_path).values()) == {"published"}
+    writer.close()
 
 
-def test_what_could_not_be_written_takes_no_room(
+def test_a_file_that_could_not_be_written_takes_no_room(
     make: Callable[..., CheckpointWriter], tmp_path: Path
 ) -> None:
     class Torn(State):
@@ -111,49 +115,49 @@ def test_what_could_not_be_written_takes_no_room(
             super().save(file)
             raise OSError("no space left")
 
-    kept = make()
-    for state in (State("good"), Torn("torn"), State("spoiled", good=False)):
-        kept.submit(state)
-        kept.flush(10)
+    writer = make()
+    for state in (State("good"), Torn("torn"), State("useless", good=False)):
+        writer.submit(state)
+        writer.flush(10)
 
     assert set(_files(tmp_path).values()) == {"good"}
-    kept.close()
+    writer.close()
 
 
-def test_none_is_due_while_one_is_written_or_has_just_been(
+def test_no_checkpoint_is_due_during_a_write_or_soon_after_it(
     make: Callable[..., CheckpointWriter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, may = [0.0], threading.Event()
+    now, allowed = [0.0], threading.Event()
     monkeypatch.setattr(checkpoint_writer.time, "monotonic", lambda: now[0])
-    kept = make(every=2)
-    assert not kept.is_due()
+    writer = make(every=2)
+    assert not writer.is_due()
     now[0] = 2
-    assert kept.is_due()
-    kept.submit(State("slow", may=may))
+    assert writer.is_due()
+    writer.submit(State("slow", allowed=allowed))
     now[0] = 3
-    assert not kept.is_due()
-    may.set()
-    kept.flush(10)
+    assert not writer.is_due()
+    allowed.set()
+    writer.flush(10)
 
-    now[0] = 3 + checkpoint_writer._REST - 0.1  # it took a second
-    assert not kept.is_due()
-    now[0] = 3 + checkpoint_writer._REST
-    assert kept.is_due()
-    kept.close()
+    now[0] = 3 + checkpoint_writer.REST_FACTOR - 0.1  # the write took a second
+    assert not writer.is_due()
+    now[0] = 3 + checkpoint_writer.REST_FACTOR
+    assert writer.is_due()
+    writer.close()
 
 
-def test_a_disk_that_is_full_costs_only_the_checkpoint(
-    make: Callable[..., CheckpointWriter], told: list[str], tmp_path: Path
+def test_a_full_disk_costs_only_the_checkpoint(
+    make: Callable[..., CheckpointWriter], published: list[str], tmp_path: Path
 ) -> None:
     class Full(State):
         def save(self, file: Path) -> bool:
             raise OSError(f"no space left for {file}")
 
-    kept = make()
-    kept.submit(Full(""))
-    kept.flush(10)
-    kept.submit(State("again"))
-    kept.flush(10)
+    writer = make()
+    writer.submit(Full(""))
+    writer.flush(10)
+    writer.submit(State("again"))
+    writer.flush(10)
 
-    assert told == ["job_a.t.1"]
-    kept.close()
+    assert published == ["job_a.t.1"]
+    writer.close()

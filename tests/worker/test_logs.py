@@ -1,4 +1,4 @@
-"""What a real worker says, with its child: every line is JSON, from the first to the last."""
+"""The logs of a real worker and its child: every line is JSON, from the first to the last."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def test_every_line_of_a_worker_and_its_child_is_json(valkey: Any, tmp_path: Path) -> None:
-    """It has no weights, so its child says so and the worker stops by itself."""
+    """The worker has no weights, so its child logs that, and the worker stops by itself."""
     environment = {
         **os.environ,
         "IMPASTO_LOG_FORMAT": "json",
@@ -18,7 +18,7 @@ def test_every_line_of_a_worker_and_its_child_is_json(valkey: Any, tmp_path: Pat
         "IMPASTO_CACHE_DIR": str(tmp_path),
     }
     command = [sys.executable, "-m", "worker"]
-    said = subprocess.run(
+    done = subprocess.run(
         command,
         env=environment,
         stdout=subprocess.PIPE,
@@ -26,11 +26,11 @@ def test_every_line_of_a_worker_and_its_child_is_json(valkey: Any, tmp_path: Pat
         check=False,
         timeout=60,
     )
-    lines = [json.loads(line) for line in said.stdout.splitlines()]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
 
     assert any("ready" in line["message"] for line in lines)
     assert [
         line
         for line in lines
-        if line["logger"] == "worker.tasks" and "cannot paint" in line["message"]
+        if line["logger"] == "worker.tasks" and "cannot run jobs" in line["message"]
     ]

@@ -1,4 +1,4 @@
-"""Names, signals and the end of a worker's processes."""
+"""The names and signals of a worker's processes."""
 
 import subprocess
 import sys

@@ -12,18 +12,19 @@ from worker.supervisor import ChildMonitor, StallMonitor
 
 
 class FakeStore:
-    """The two estimate_requests that the monitors ask a store."""
+    """The two methods of a store that the monitors call."""
 
     def __init__(self) -> None:
         self.requeued: list[str] = []
         self.idle: set[int] = set()
         self.unavailable = False
+        self.jobs_per_worker = 1
 
     def requeue_jobs_of(self, worker: str) -> int:
         if self.unavailable:
             raise errors.StoreUnavailable()
         self.requeued.append(worker)
-        return 1
+        return self.jobs_per_worker
 
     def is_idle_with_backlog(self, worker: str) -> bool:
         if self.unavailable:
@@ -33,13 +34,26 @@ class FakeStore:
 
 def test_an_exited_child_is_requeued_once_and_notified_for() -> None:
     store, notified, alive = FakeStore(), [], {1, 2}
-    monitor = ChildMonitor(store, lambda: notified.append(1), lambda: alive)  # type: ignore[arg-type]
+    # Type: ignore[arg-type].
+    monitor = ChildMonitor(store, lambda: notified.append(1), lambda: alive)
     monitor.poll()
     alive -= {1}
     monitor.poll()
     monitor.poll()
 
     assert (store.requeued, notified) == ([process_name(1)], [1])
+
+
+@pytest.mark.parametrize(("jobs", "notifications"), [(0, 0), (2, 1)])
+def test_an_exited_child_is_notified_for_once_if_it_had_jobs(jobs: int, notifications: int) -> None:
+    store, notified, alive = FakeStore(), list[int](), {1}
+    store.jobs_per_worker = jobs
+    monitor = ChildMonitor(store, lambda: notified.append(1), lambda: alive)  # type: ignore[arg-type]
+    monitor.poll()
+    alive -= {1}
+    monitor.poll()
+
+    assert len(notified) == notifications
 
 
 def test_while_the_store_is_unavailable_requeuing_is_retried() -> None:
@@ -56,7 +70,7 @@ def test_while_the_store_is_unavailable_requeuing_is_retried() -> None:
     assert store.requeued == [process_name(1)]
 
 
-def test_a_worker_that_stays_idle_while_jobs_are_queued_is_notified_once_and_then_stalled() -> None:
+def test_a_worker_that_stays_idle_with_a_backlog_is_notified_once_and_then_stalled() -> None:
     store, notified = FakeStore(), list[int]()
     monitor = StallMonitor(store, lambda: notified.append(1), lambda: [1])  # type: ignore[arg-type]
     store.idle = {1}

@@ -1,4 +1,4 @@
-"""Who hangs and who is only slow."""
+"""The watchdog ends a thread that hangs, and tolerates one that is slow."""
 
 import threading
 import time
@@ -23,15 +23,15 @@ Ends = list[str]
 
 
 @contextmanager
-def _beating(*, spins: bool) -> Iterator[tuple[HangWatchdog, Ends, threading.Event]]:
+def _watch(*, busy_waits: bool) -> Iterator[tuple[HangWatchdog, Ends, threading.Event]]:
     ends, ended = Ends(), threading.Event()
 
-    def end(why: str) -> None:
-        ends.append(why)
+    def end(reason: str) -> None:
+        ends.append(reason)
         ended.set()
 
-    with HangWatchdog(lambda: spins, end) as beating:
-        yield beating, ends, ended
+    with HangWatchdog(lambda: busy_waits, end) as dog:
+        yield dog, ends, ended
 
 
 def _compute(seconds: float) -> None:
@@ -40,70 +40,70 @@ def _compute(seconds: float) -> None:
         sum(range(1000))
 
 
-def test_who_ends_no_step_and_does_not_compute_hangs_and_where_is_told() -> None:
-    with _beating(spins=False) as (beating, ends, ended):
-        beating.report_step()
+def test_a_thread_without_steps_and_cpu_time_hangs_and_the_reason_names_the_place() -> None:
+    with _watch(busy_waits=False) as (dog, ends, ended):
+        dog.report_step()
         began = time.monotonic()
         assert ended.wait(20)
         assert time.monotonic() - began > 0.25
 
-    assert " test_who_ends_no_step_and_does_not_compute_hangs" in ends[0]
+    assert " test_a_thread_without_steps_and_cpu_time_hangs" in ends[0]
 
 
-@pytest.mark.parametrize("on", ["host", "device"])
-def test_what_has_no_iterations_may_take_longer(on: Literal["host", "device"]) -> None:
-    with _beating(spins=True) as (beating, ends, ended):
-        beating.report_step()
-        beating.begin_phase(on)
+@pytest.mark.parametrize("phase", ["host", "device"])
+def test_a_phase_without_iterations_has_a_longer_timeout(phase: Literal["host", "device"]) -> None:
+    with _watch(busy_waits=True) as (dog, ends, ended):
+        dog.report_step()
+        dog.begin_phase(phase)
         assert not ended.wait(0.4)
         assert ended.wait(20)
 
     assert len(ends) == 1
 
 
-def test_who_computes_is_slow_and_no_more() -> None:
-    with _beating(spins=False) as (beating, ends, _):
-        beating.report_step()
+def test_a_thread_that_uses_cpu_time_is_only_slow() -> None:
+    with _watch(busy_waits=False) as (dog, ends, _):
+        dog.report_step()
         _compute(1.5)
 
     assert ends == []
 
 
-def test_who_waits_for_a_card_computes_though_it_hangs() -> None:
-    with _beating(spins=True) as (beating, ends, _):
-        beating.report_step()
+def test_cpu_time_does_not_count_while_the_device_busy_waits() -> None:
+    with _watch(busy_waits=True) as (dog, ends, _):
+        dog.report_step()
         _compute(1.5)
 
     assert len(ends) == 1
 
 
 def test_an_iteration_may_take_many_times_as_long_as_the_slowest_so_far() -> None:
-    with _beating(spins=True) as (beating, ends, ended):
-        beating.begin_phase("device")
+    with _watch(busy_waits=True) as (dog, ends, ended):
+        dog.begin_phase("device")
         time.sleep(0.2)
-        beating.report_step()
+        dog.report_step()
         assert not ended.wait(1.5)
 
     assert ends == []
 
 
-def test_a_process_that_was_frozen_is_not_blamed_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_frozen_process_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     shift, usual = [0.0], time.monotonic
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: usual() + shift[0])
-    with _beating(spins=True) as (beating, ends, ended):
-        beating.report_step()
+    with _watch(busy_waits=True) as (dog, ends, ended):
+        dog.report_step()
         shift[0] = 1000
         assert not ended.wait(0.15)
-        beating.report_step()
+        dog.report_step()
 
     assert ends == []
 
 
-def test_what_is_known_to_be_away_is_waited_for() -> None:
-    with _beating(spins=True) as (beating, ends, _):
-        beating.report_step()
+def test_a_reset_timer_prevents_the_end() -> None:
+    with _watch(busy_waits=True) as (dog, ends, _):
+        dog.report_step()
         for _ in range(10):
-            beating.reset_timer()
+            dog.reset_timer()
             time.sleep(0.1)
 
     assert ends == []

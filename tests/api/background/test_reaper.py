@@ -1,7 +1,6 @@
-"""The reaper, tick by tick, on a real Valkey and a real broker."""
+"""The reaper and its duties, tick by tick, on a real Valkey and a real broker."""
 
-import socket
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,10 @@ import pytest
 import redis
 from celery import Celery
 
+from api.background.quota import enforce_quota
 from api.background.reaper import Reaper
 from core import errors
-from core.celery_app import QUEUE, make_celery, notify_workers, pending_notifications
+from core.celery_app import QUEUE, make_celery
 from core.jobs.models import Frame, Job, JobInput, Status, SubmissionContext, new_job_id
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
@@ -29,26 +29,33 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr("api.background.reaper.time.time", lambda: made.now)
-    return made
+    wall = Clock()
+    monkeypatch.setattr("api.background.reaper.time.time", lambda: wall.now)
+    return wall
 
 
 @pytest.fixture
-def celery(valkey: Any) -> Any:
+def celery(valkey: Any) -> Iterator[Celery]:
     app = make_celery(valkey.url)
     yield app
     app.close()
 
 
 @pytest.fixture
+def count_messages(valkey: Any) -> Iterator[Callable[[], int]]:
+    """Count the messages that wait in the broker."""
+    with redis.Redis.from_url(valkey.url) as client:
+        yield lambda: int(client.llen(QUEUE))
+
+
+@pytest.fixture
 def reaper(store: JobStore, blobs: Blobs, celery: Celery, clock: Clock) -> Reaper:
-    """One that has long been in contact."""
-    old = Reaper(store, blobs, Checkpoints(blobs._folder / "checkpoints"), celery)
+    """One that has been in contact with the store for more than a lease."""
+    settled = Reaper(store, blobs, Checkpoints(blobs._folder / "checkpoints"), celery)
     for _ in range(6):
-        old.tick()
+        settled.tick()
         clock.now += 1
-    return old
+    return settled
 
 
 def _create(store: JobStore, blobs: Blobs) -> Job:
@@ -65,33 +72,12 @@ def _expire(url: str, key: str) -> None:
             client.zadd(PREFIX + key, {member: 1})
 
 
-def test_a_bell_is_heard_by_a_worker_and_counted_while_it_waits(celery: Celery) -> None:
-    assert pending_notifications(celery) == 0
-    assert notify_workers(celery)
-    assert notify_workers(celery)
-    assert pending_notifications(celery) == 2
-
-
-def test_without_a_broker_ringing_says_so_at_once(celery: Celery) -> None:
-    deaf = make_celery("redis://127.0.0.1:1/0")
-
-    assert not notify_workers(deaf)
-    deaf.close()
-
-
-def test_a_broker_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        deaf, began = (
-            make_celery(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", timeout_seconds=0.5),
-            time.monotonic(),
-        )
-        assert not notify_workers(deaf)
-        assert time.monotonic() - began < 10
-        deaf.close()
-
-
-def test_a_job_whose_worker_is_gone_is_put_back_and_rung_for(
-    reaper: Reaper, store: JobStore, blobs: Blobs, celery: Celery, valkey: Any
+def test_a_job_with_an_expired_lease_is_requeued_and_an_idle_worker_notified(
+    reaper: Reaper,
+    store: JobStore,
+    blobs: Blobs,
+    valkey: Any,
+    count_messages: Callable[[], int],
 ) -> None:
     job = _create(store, blobs)
     store.claim("t", "worker")
@@ -99,14 +85,15 @@ def test_a_job_whose_worker_is_gone_is_put_back_and_rung_for(
     assert store.get(job.id).status is Status.RUNNING
 
     _expire(valkey.url, "leases")
+    store.heartbeat("another worker")
     reaper.tick()
 
     assert store.get(job.id).status is Status.QUEUED
-    assert pending_notifications(celery) == 1
+    assert count_messages() == 1
 
 
 @pytest.mark.parametrize("gap", ["the reaper is new", "the store did not answer", "the host slept"])
-def test_after_a_gap_no_lease_is_taken_before_its_worker_could_renew_it(
+def test_after_a_gap_no_job_is_requeued_before_its_worker_could_renew(
     reaper: Reaper,
     store: JobStore,
     blobs: Blobs,
@@ -115,7 +102,7 @@ def test_after_a_gap_no_lease_is_taken_before_its_worker_could_renew_it(
     clock: Clock,
     gap: str,
 ) -> None:
-    """To a reaper all leases look as if they had run out; the workers are alive and about to renew."""
+    """All leases seem to have expired, but the workers are alive and about to renew."""
     job = _create(store, blobs)
     store.claim("t", "worker")
     if gap == "the reaper is new":
@@ -133,38 +120,54 @@ def test_after_a_gap_no_lease_is_taken_before_its_worker_could_renew_it(
     assert store.get(job.id).status is Status.QUEUED
 
 
-def test_lost_bells_are_rung_again_at_the_second_look(
-    reaper: Reaper, store: JobStore, blobs: Blobs, celery: Celery, valkey: Any
+@pytest.mark.parametrize(("jobs", "workers", "sent"), [(3, 2, 2), (1, 2, 1), (0, 2, 0), (3, 0, 0)])
+def test_each_idle_worker_is_notified_while_jobs_are_queued(
+    reaper: Reaper,
+    store: JobStore,
+    blobs: Blobs,
+    count_messages: Callable[[], int],
+    jobs: int,
+    workers: int,
+    sent: int,
 ) -> None:
-    for _ in range(3):
+    for number in range(workers):
+        store.heartbeat(f"worker {number}")
+    for _ in range(jobs):
         _create(store, blobs)
-        notify_workers(celery)
-    reaper.tick(), reaper.tick()
-    assert pending_notifications(celery) == 3
-
-    with redis.Redis.from_url(valkey.url) as client:
-        client.delete(QUEUE)
     reaper.tick()
-    assert pending_notifications(celery) == 0
+
+    assert count_messages() == sent
+
+
+def test_a_busy_worker_is_not_notified(
+    reaper: Reaper, store: JobStore, blobs: Blobs, count_messages: Callable[[], int]
+) -> None:
+    for _ in range(2):
+        _create(store, blobs)
+    store.heartbeat("worker")
+    store.claim("t", "worker")
     reaper.tick()
-    assert pending_notifications(celery) == 3
+
+    assert count_messages() == 0
 
 
-def test_pictures_that_nobody_uses_are_deleted_and_others_are_not(
+def test_unused_blobs_are_deleted_and_others_are_not(
     reaper: Reaper, store: JobStore, blobs: Blobs, tmp_path: Path, valkey: Any
 ) -> None:
-    one, two = _create(store, blobs), _create(store, blobs)
+    first, second = _create(store, blobs), _create(store, blobs)
     upload = blobs.put(b"upload")
     store.reserve(upload, 60)
-    store.delete(one.id)
+    store.delete(first.id)
     reaper.tick()
-    assert all(blobs.has(digest) for digest in (two.input.content, *two.input.styles, upload))
+    assert all(blobs.has(digest) for digest in (second.input.content, *second.input.styles, upload))
 
-    store.delete(two.id)
+    store.delete(second.id)
     _expire(valkey.url, "orphans")
     reaper.tick()
 
-    assert not any(blobs.has(digest) for digest in (two.input.content, *two.input.styles, upload))
+    assert not any(
+        blobs.has(digest) for digest in (second.input.content, *second.input.styles, upload)
+    )
     assert [
         path.name
         for path in (tmp_path / "blobs").rglob("*")
@@ -173,13 +176,13 @@ def test_pictures_that_nobody_uses_are_deleted_and_others_are_not(
     store.reserve(upload, 60)
 
 
-def test_a_leader_that_was_frozen_while_deleting_keeps_others_from_it(
+def test_a_leader_that_was_frozen_while_deleting_blocks_other_deletions(
     reaper: Reaper, store: JobStore, blobs: Blobs
 ) -> None:
     upload = blobs.put(b"upload")
     store.reserve(upload, 0)
-    with blobs.try_deletion_lock() as alone:
-        assert alone
+    with blobs.try_deletion_lock() as is_locked:
+        assert is_locked
         reaper.tick()
         assert blobs.has(upload)
     reaper.tick()
@@ -195,14 +198,14 @@ def test_only_one_process_reaps(
     _expire(valkey.url, "leases")
 
     other = Reaper(store, blobs, Checkpoints(blobs._folder / "checkpoints"), celery)
-    other._contact_since, other._last_contact = reaper._contact_since, reaper._last_contact
+    other._contact = reaper._contact
     other.tick()
 
     assert store.get(job.id).status is Status.RUNNING
 
 
-def test_a_little_over_the_quota_few_jobs_go_however_many_frames_each_has(
-    store: JobStore, blobs: Blobs, celery: Celery, clock: Clock
+def test_slightly_over_the_quota_few_jobs_expire_however_many_frames_they_have(
+    store: JobStore, blobs: Blobs
 ) -> None:
     for number in range(8):
         photo, painting = blobs.put(b"photo"), blobs.put(b"painting")
@@ -217,60 +220,59 @@ def test_a_little_over_the_quota_few_jobs_go_however_many_frames_each_has(
             frame = Frame(index=0, iteration=iteration, scale=1, seconds=0, digest=digest)
             store.add_frame(job.id, str(number), frame)
         store.fail(job.id, str(number), errors.Diverged())
-    full = Reaper(
-        store, blobs, Checkpoints(blobs._folder / "c"), celery, disk_bytes=0.9 * sum(blobs.sizes())
-    )
-    full._make_room()
+    enforce_quota(store, blobs, Checkpoints(blobs._folder / "c"), 0.9 * sum(blobs.sizes()))
 
     assert store.expire_due(1000) == 1
 
 
-def test_pictures_without_a_record_are_kept_for_a_while_and_then_go(
+def test_blobs_without_a_record_are_kept_for_a_while_and_then_deleted(
     reaper: Reaper, store: JobStore, blobs: Blobs, valkey: Any
 ) -> None:
-    used, stray, held = _create(store, blobs).input.content, blobs.put(b"stray"), blobs.put(b"held")
-    store.reserve(held, 60)
-    reaper._next_look = 0.0
+    used = _create(store, blobs).input.content
+    orphan, reserved = blobs.put(b"orphan"), blobs.put(b"reserved")
+    store.reserve(reserved, 60)
+    for duty in reaper._duties:
+        duty.next_run = 0.0
     reaper.tick()
     reaper.tick()
-    assert blobs.has(stray)  # it may be the store that is the wrong one
+    assert blobs.has(orphan)  # the store may be the wrong one
     with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
         assert {
             digest
             for digest, until in client.zrange(PREFIX + "orphans", 0, -1, withscores=True)
             if until > (client.time()[0] + 6 * 86_400) * 1000
-        } == {stray}
-        client.zadd(PREFIX + "orphans", {stray: 1})
+        } == {orphan}
+        client.zadd(PREFIX + "orphans", {orphan: 1})
     reaper.tick()
 
-    assert [blobs.has(digest) for digest in (used, stray, held)] == [True, False, True]
+    assert [blobs.has(digest) for digest in (used, orphan, reserved)] == [True, False, True]
 
 
-@pytest.mark.parametrize(("checkpoint_bytes", "goes"), [(100, False), (2_000, True)])
-def test_checkpoints_count_for_the_disks_quota(
+@pytest.mark.parametrize(("checkpoint_bytes", "expires"), [(100, False), (2_000, True)])
+def test_checkpoints_count_for_the_disk_quota(
     store: JobStore,
     blobs: Blobs,
     celery: Celery,
     clock: Clock,
     tmp_path: Path,
     checkpoint_bytes: int,
-    goes: bool,
+    expires: bool,
 ) -> None:
-    """The oldest result makes room, also where results are kept for good."""
+    """The oldest result expires, even if results are kept for ever."""
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     reaper = Reaper(store, blobs, checkpoints, celery, disk_bytes=1_000)
-    ended, painted = _create(store, blobs), _create(store, blobs)
+    ended, queued = _create(store, blobs), _create(store, blobs)
     store.cancel(ended.id)
-    checkpoints.path(Checkpoints.name(painted.id, "t" * 32, 0)).write_bytes(b"x" * checkpoint_bytes)
+    checkpoints.path(Checkpoints.name(queued.id, "t" * 32, 0)).write_bytes(b"x" * checkpoint_bytes)
     for _ in range(8):
         reaper.tick()
         clock.now += 1
 
-    assert store.get(ended.id).images_deleted is goes
-    assert not store.get(painted.id).images_deleted
+    assert store.get(ended.id).images_deleted is expires
+    assert not store.get(queued.id).images_deleted
 
 
-def test_an_empty_folder_over_its_quota_harms_nothing(
+def test_a_folder_without_blobs_over_its_quota_does_no_harm(
     store: JobStore, blobs: Blobs, celery: Celery, clock: Clock, tmp_path: Path
 ) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints")
@@ -283,7 +285,7 @@ def test_an_empty_folder_over_its_quota_harms_nothing(
     assert sum(checkpoints.sizes()) == 10
 
 
-def test_what_cannot_be_deleted_keeps_nothing_else_from_going(
+def test_a_blob_that_cannot_be_deleted_blocks_no_other(
     reaper: Reaper,
     store: JobStore,
     blobs: Blobs,
@@ -293,7 +295,7 @@ def test_what_cannot_be_deleted_keeps_nothing_else_from_going(
 ) -> None:
     stuck, upload = blobs.put(b"stuck"), blobs.put(b"upload")
     blobs.path(stuck).unlink()
-    (tmp_path / "blobs" / stuck[7:9] / stuck[9:]).mkdir()  # is no file, so nobody can unlink it
+    (tmp_path / "blobs" / stuck[7:9] / stuck[9:]).mkdir()  # a folder, which cannot be unlinked
     for digest in (stuck, upload):
         store.reserve(digest, 0)
     with redis.Redis.from_url(valkey.url) as client:
@@ -306,7 +308,7 @@ def test_what_cannot_be_deleted_keeps_nothing_else_from_going(
     assert "cannot be deleted" in caplog.text
 
 
-def test_a_step_that_fails_keeps_no_other_from_its_turn(
+def test_a_duty_that_fails_prevents_no_other(
     reaper: Reaper,
     store: JobStore,
     blobs: Blobs,
@@ -325,16 +327,3 @@ def test_a_step_that_fails_keeps_no_other_from_its_turn(
 
     assert not blobs.has(upload)
     assert caplog.text.count("no number\n") == 3
-
-
-def test_bells_that_nobody_needs_are_taken_away(
-    reaper: Reaper, store: JobStore, blobs: Blobs, celery: Celery, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("api.background.reaper.BELLS_AT_ONCE", 3)
-    _create(store, blobs)
-    for _ in range(9):
-        notify_workers(celery)
-    reaper._next_sweep = 0
-    reaper.tick()
-
-    assert pending_notifications(celery) == 4

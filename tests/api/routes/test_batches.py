@@ -65,14 +65,14 @@ def test_a_batch_has_a_job_for_each_photo_and_style_in_order(
     assert [job["queue"]["position"] for job in batch["jobs"]] == [0, 1, 2, 3, 4, 5]
     assert batch["counts"] == {**dict.fromkeys(Status, 0), "queued": 6}
     assert client.get(batch["links"]["self"]).json() == batch
-    assert len(notifications) == 6
+    assert notifications == [1]
 
 
-def test_an_unavailable_broker_is_notified_only_once(
+def test_a_batch_is_created_without_a_broker(
     client: TestClient, app: Any, files: dict[str, Any]
 ) -> None:
-    calls: list[int] = []
-    app.state.notify = lambda: bool(calls.append(1))
+    app.state.notify = lambda: False
+
     several = [
         ("content", files["content"]),
         ("content", files["style"]),
@@ -80,7 +80,7 @@ def test_an_unavailable_broker_is_notified_only_once(
     ]
     answer = client.post("/v1/batches", files=several, data={"size": "64"})
 
-    assert (answer.status_code, len(answer.json()["jobs"]), len(calls)) == (202, 2, 1)
+    assert (answer.status_code, len(answer.json()["jobs"])) == (202, 2)
 
 
 def test_json_with_digests_creates_the_same_batch(
@@ -184,7 +184,7 @@ def test_the_same_idempotency_key_returns_the_same_batch(
     assert [(answer.status_code, answer.json()["code"]) for answer in (other, job)] == [
         (422, "idempotency_conflict")
     ] * 2
-    assert (len(notifications), len(client.get("/v1/jobs").json()["jobs"])) == (6, 6)
+    assert (len(notifications), len(client.get("/v1/jobs").json()["jobs"])) == (1, 6)
     client.delete(first.json()["links"]["self"])
     assert send("k").json()["id"] != first.json()["id"]
 
