@@ -223,7 +223,7 @@ def memory(card: Card) -> Iterator[Row]:
 
 
 def _two_iterations(card: Card, planner: Planner, size: int) -> Row:
-    """Measure one size. A separate function, so that all its memory is freed before the next size."""
+    """Measure one size, in its own function: all its memory is freed before the next size."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(card.device)
     inputs, spec = _samples(size), StyleSpec(size=size, scales=1, iterations=12)

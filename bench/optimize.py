@@ -133,7 +133,7 @@ def _network(model: ModelName, precision: Precision = "auto") -> Network:
 @main.command()
 @with_pictures
 def speed(content: Path, style: Path, model: ModelName) -> None:
-    """Iterations per second: plain autograd, ours in float32 and as shipped, and the lower bound."""
+    """Iterations per second: plain autograd, ours in float32 and as shipped, the lower bound."""
     shipped, exact = _network(model), _network(model, "float32")
     click.echo(
         "| px | autograd, float32 | ours, float32 | ours, as shipped | convolutions alone "

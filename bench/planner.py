@@ -72,7 +72,7 @@ def _run(parameters: dict[str, Any]) -> tuple[StyleInputs, StyleSpec, Network]:
 @click.option("--count", default=100)
 @click.option("--largest", default=1200)
 def memory(count: int, largest: int) -> None:
-    """Random specs under random memory limits of the operating system: how many planned runs fail?"""
+    """Count the failures of random specs under random memory limits of the operating system."""
     outcomes: dict[str, int] = {}
     for seed in range(count):
         command = [sys.executable, __file__, "one-under-limit", str(seed), str(largest)]

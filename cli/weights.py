@@ -20,8 +20,8 @@ convention_option = click.option(
     "convention",
     type=click.Choice(["torchvision", "caffe"]),
     help="Input that the file's network expects. torchvision: RGB in [0, 1], minus mean, divided "
-    "by standard deviation; caffe: BGR in 0 to 255, minus mean.  [default: as the file states; else "
-    "caffe for .caffemodel, torchvision for the others]",
+    "by standard deviation; caffe: BGR in 0 to 255, minus mean.  [default: as the file states; "
+    "else caffe for .caffemodel, torchvision for the others]",
 )
 
 

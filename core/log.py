@@ -3,9 +3,9 @@
 A line has at most 4 KB, no control characters and no passwords, whatever text a client sends. Knows
 nothing about the logged events, except what a job id looks like.
 
-python-json-logger does not fit: it copies every `extra` value of other libraries into the line (such
-as the task arguments that Celery logs), and it masks and limits nothing. A subclass would have to
-override both of its steps, and only `json.dumps` would be left of it.
+python-json-logger does not fit: it copies every `extra` value of other libraries into the line
+(such as the task arguments that Celery logs), and it masks and limits nothing. A subclass would
+have to override both of its steps, and only `json.dumps` would be left of it.
 """
 
 import json

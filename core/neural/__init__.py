@@ -7,6 +7,7 @@ one picture. weights/: weight files. training/: training a network on a data set
 import os
 
 # By default torch's threads spin while they wait for each other. That gains 5 % when torch runs
-# alone, but costs a factor of up to four beside another program on the same cores (docs/benchmarks/speed.md).
+# alone, but costs a factor of up to four beside another program on the same cores: see
+# docs/benchmarks/speed.md.
 # OpenMP reads this when torch is loaded, so it is set here, before that.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -37,7 +37,7 @@ _INSTRUCTIONS = {
 _IMAGE_BYTES = 3 * (4 + 4 + 4)
 
 # Factors that give the responses after another pooling the size with which the deeper layers were
-# trained. Measured on photos and paintings (docs/benchmarks/style.md). l2 is the root of the mean square.
+# trained, measured on photos and paintings. l2 is the root of the mean square.
 POOLING_SCALES: dict[Pooling, float] = {"max": 1.0, "average": 1.7, "l2": 1.35}
 
 
@@ -255,7 +255,7 @@ class Network:
         pooling: Pooling = "max",
         edges: Edges = "repeat",
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield each layer and its responses (B, C, h, w) in order, up to the deepest of `layers`."""
+        """Yield each layer and its responses (B, C, h, w), up to the deepest of `layers`."""
         missing = set(layers) - {convolution.layer for convolution in self._convolutions}
         if missing:
             raise KeyError(min(missing))

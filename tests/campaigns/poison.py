@@ -51,8 +51,9 @@ _DEADLY = patch_on_import(
     "def deadly_run(self, load):\n"
     "    doom[0] = b''\n"
     "    return run(self, load)\n"
-    "def deadly_watch(self, moment):\n"
-    "    return die(b'kill') if doom[0] and moment.progress.iteration > 200 else watch(self, moment)\n"
+    "def deadly_watch(self, event):\n"
+    "    doomed = doom[0] and event.progress.iteration > 200\n"
+    "    return die(b'kill') if doomed else watch(self, event)\n"
     "module.Blobs.get, module.Attempt.run = deadly_get, deadly_run\n"
     "module.Attempt._on_step = deadly_watch\n",
 )

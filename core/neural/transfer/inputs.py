@@ -103,7 +103,7 @@ class StyleInputs:
 
 @dataclass(frozen=True)
 class ScaleTarget:
-    """The inputs at one scale. Only the objective depends on the weights; the rest stays the same."""
+    """The inputs at one scale. Only the objective depends on the weights."""
 
     photo: Tensor  # (1, 3, H, W) in [0, 1]
     styles: list[Style]  # of each painting

@@ -72,7 +72,7 @@ def measure_style(
 
 
 def used_layers(spec: StyleSpec) -> tuple[dict[str, float], dict[str, float]]:
-    """The content layers and the style layers that the loss uses, each with weights that sum to 1."""
+    """The content and the style layers that the loss uses, each with weights that sum to 1."""
     content = _normalize(spec.content_layers) if spec.content_weight else {}
     style = _normalize(spec.style_layers) if spec.beta else {}
     return content, style

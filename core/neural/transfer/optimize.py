@@ -60,7 +60,8 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
     Sources: Nocedal and Wright, "Numerical Optimization", section 7.2; Liu and Nocedal 1989. The
     projection follows Bertsekas 1982: a pixel at a bound that the gradient pushes outwards is left
     out of the direction, and the curvature pairs come from the projected step. Clamping an
-    unbounded result at the end, as is usual, loses much of the work: docs/benchmarks/recipes.md has the figures.
+    unbounded result at the end, as is usual, loses much of the work; docs/benchmarks/recipes.md
+    has the figures.
 
     image: (1, 3, H, W). history_device: where the curvature pairs lie, if not beside the image. No
     operation waits for the device, unless the pairs lie elsewhere.

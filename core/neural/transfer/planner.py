@@ -297,7 +297,7 @@ class _ScaleCost:
         return seconds + self._throughput.pixel_seconds * sum(pixels) * passes * cost
 
     def _memory_bytes(self, route: Route) -> int:
-        """The peak: the state, and the larger of an evaluation and the measurement of a painting."""
+        """The peak: the state, and the larger of an evaluation and a painting's measurement."""
         evaluation = max(self._tile_pixels(route.tile_px)) * self._network.gradient_bytes(
             self._layers
         )
@@ -424,7 +424,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _host_limits() -> Iterable[int]:
-    """Bytes: the machine's memory, what is available of it, and what the container may still take."""
+    """Bytes of the machine, what of them is available, and what the container may still take."""
     yield os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

@@ -54,7 +54,7 @@ class RunProgress:
 
     @property
     def value(self) -> float:
-        """The elapsed share of the time, 0 to 1. Rounded, so that no rounding error makes it fall."""
+        """The elapsed share of the time, 0 to 1, rounded so that it never falls."""
         return round(self.seconds / (self.seconds + self.seconds_left), 9)
 
 
@@ -280,7 +280,7 @@ class _Run:
     def _restore(
         self, header: CheckpointHeader, state: Mapping[str, Tensor], planned: PlannedScale
     ) -> Mapping[str, Tensor] | None:
-        """Restore the position from a checkpoint; return the optimizer's state if it is reusable."""
+        """Restore the position from a checkpoint; return the optimizer's state if reusable."""
         self._done = header.iteration
         self._tracker.add_done(header.iteration)
         if header.weights != self._spec.weights:
@@ -372,7 +372,7 @@ class _Run:
         return pixels.enlarge(image, planned.scale.size, seamless=self._spec.seamless)
 
     def _check_finite(self, terms: Losses) -> dict[str, float]:
-        """The losses by name. Raises Diverged, with the last good picture, if they are not finite."""
+        """The losses by name. Raises Diverged with the last good picture if one is not finite."""
         losses = terms.by_name()
         if not abs(losses["total"]) < float("inf"):  # also true for NaN
             picture = None if self._image is None else self._render(self._image, self._spec)

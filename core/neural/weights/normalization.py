@@ -23,8 +23,9 @@ from core.style.vgg_layers import layers
 MAX_SIDE_PX = 512  # larger pictures are scaled down to this long side
 
 # A filter that hardly responds to these pictures may respond to others. Scaled up to 1, it would
-# dominate the Gram matrix there, and a run may not recover from its first step (docs/benchmarks/weights.md). So
-# no filter is divided by less than this share of its layer's average.
+# dominate the Gram matrix there, and a run may not recover from its first step
+# (docs/benchmarks/weights.md). So no filter is divided by less than this share of its layer's
+# average.
 MIN_SHARE = 0.1
 
 

@@ -1,4 +1,4 @@
-"""A submission is refused by the name of the bad field, in a sentence that never repeats the input."""
+"""A refused submission names the bad field in a sentence that never repeats the input."""
 
 import json
 from typing import Any

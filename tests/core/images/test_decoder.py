@@ -492,7 +492,7 @@ def test_an_upload_whose_process_sends_half_an_answer_times_out(
 def test_an_upload_whose_process_the_system_kills_is_not_refused(
     inspect: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the kernel kills when it is out of memory, whoever used it."""
+    """As the kernel does when memory runs out, whichever process used it."""
     _change_uploads(monkeypatch, partial(_die, number=signal.SIGKILL))
 
     with pytest.raises(errors.Unavailable, match="temporarily unavailable"):

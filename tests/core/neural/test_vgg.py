@@ -112,7 +112,7 @@ def test_rescaled_deep_responses_have_about_the_size_of_those_after_max_pooling(
 
 
 def test_the_edge_mode_repeat_repeats_the_outermost_pixels(random_vgg19: Network) -> None:
-    """The responses to a one-color picture are then the same at its border; with zeros they differ."""
+    """A one-color picture then has the same responses at its border; with zeros they differ."""
     flat = torch.full((1, 3, 40, 40), 0.9)
     repeated, framed = (
         random_vgg19.features(flat, ["relu1_1"], edges=e)["relu1_1"] for e in ("repeat", "zeros")

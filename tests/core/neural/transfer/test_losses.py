@@ -127,7 +127,7 @@ def test_the_tv_gradient_equals_autograds() -> None:
 
 
 def test_the_style_loss_equals_the_papers_formula() -> None:
-    """E = 1 / (4 N^2 M^2) sum (G - A)^2. N = 1, M = 2, F = (1, 2), A = 1 give (5 - 1)^2 / 16 = 1."""
+    """E = 1 / (4 N^2 M^2) sum (G - A)^2; N = 1, M = 2, F = (1, 2), A = 1 give 16 / 16 = 1."""
     features = torch.tensor([1.0, 2.0]).view(1, 1, 1, 2)
     term = PaperStyle(Statistics(torch.tensor([[1 / 2]]), torch.zeros(1)), 1.0)
 
