@@ -59,7 +59,7 @@ def test_the_page_follows_a_job_through_a_kill_of_the_api(
     choose_examples(page)
     submit_job(page, size=96, iterations=150)
     expect(page.locator("#progress")).to_have_attribute("value", re.compile(r"\d+"))
-    (api,) = shared_service.find("-m api")
+    (api,) = shared_service.find("-m", "api")
     api.kill()
     api.wait()
 
@@ -228,7 +228,7 @@ def test_strength_updates_survive_failures_and_are_sent_one_at_a_time(
     assert len(requests.routes) == 2
 
     page.unroute_all()
-    (api,) = shared_service.find("-m api")
+    (api,) = shared_service.find("-m", "api")
     api.kill()
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#job-error")).to_contain_text("keeps trying")

@@ -209,7 +209,7 @@ def test_a_webhook_is_delivered_after_a_kill_of_the_dispatcher(
     with HTTPServer(("127.0.0.1", port), Handler) as server:
         server.timeout = 20
         server.handle_request()
-    until(lambda: f"{job_id}: webhook, try 2: answered 204" in log.read_text(), "delivered")
+    until(lambda: f"{job_id}: webhook, try 2: status 204" in log.read_text(), "delivered")
 
     assert [(event["type"], event["data"]["id"]) for event in received] == [
         ("job.succeeded", job_id)

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from core import errors
-from core.images import codec
+from core.images import validation
 from core.jobs.models import Job, Status
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
@@ -133,7 +133,7 @@ def test_a_job_that_must_stop_does_not_wait_for_room_on_the_disk(
     job, waiting = submit(), threading.Event()
 
     def full(data: bytes) -> str:
-        if codec.detect_format(data) == "png":  # the result, not a preview
+        if validation.detect_format(data) == "png":  # the result, not a preview
             waiting.set()
         raise errors.StorageFull()
 

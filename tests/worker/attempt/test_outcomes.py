@@ -107,7 +107,7 @@ def test_an_imported_network_runs_and_a_layer_that_it_lacks_is_refused(
     runner: JobRunner, store: JobStore, submit: Submit, tmp_path: Path
 ) -> None:
     runner._weights = cache = WeightsCache(tmp_path / "own")
-    cache.keep("my-textures", first := Parameters.of(random_parameters("vgg11")), {})
+    cache.add("my-textures", first := Parameters.of(random_parameters("vgg11")), {})
     jobs = [
         submit(model="my-textures", **parameters)
         for parameters in (
@@ -120,7 +120,7 @@ def test_an_imported_network_runs_and_a_layer_that_it_lacks_is_refused(
     for _ in range(3):
         runner.run_next()
     cache.remove("my-textures")
-    cache.keep("my-textures", second := Parameters.of(random_parameters("vgg13")), {})
+    cache.add("my-textures", second := Parameters.of(random_parameters("vgg13")), {})
     runner.run_next()
     succeeded, refused, unweighted, replaced = (store.get(job.id) for job in jobs)
 
@@ -259,7 +259,7 @@ def test_a_lost_device_ends_no_job(
     def lost(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(StyleInputs, "at", lost)
+    monkeypatch.setattr(StyleInputs, "target_at", lost)
     job = submit()
     with pytest.raises(errors.DeviceLost):
         runner.run_next()

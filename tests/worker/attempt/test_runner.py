@@ -70,7 +70,7 @@ def test_the_network_stays_loaded_between_jobs(runner: JobRunner) -> None:
 def test_an_estimate_loads_no_network(runner: JobRunner, tmp_path: Path) -> None:
     runner._weights = cache = WeightsCache(tmp_path / "own")
     for number, name in enumerate(["vgg16", "one", "two", "three"]):
-        cache.keep(
+        cache.add(
             name,
             Parameters.of(random_parameters("vgg16" if name == "vgg16" else "vgg11", number)),
             {},
