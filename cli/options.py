@@ -27,15 +27,15 @@ existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 class FiniteFloat(click.FloatRange):
-    """A float within bounds. Refuses nan, which passes any comparison with a bound."""
+    """A finite float within bounds. A comparison with a bound would accept nan."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Raise click.BadParameter for nan and for values out of bounds."""
+        """Raise click.BadParameter for a number that is not finite or out of bounds."""
         number = float(super().convert(value, param, ctx))
-        if math.isnan(number):
-            self.fail(f"{value} is not a number.", param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
         return number
 
 

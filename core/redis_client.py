@@ -71,6 +71,7 @@ class CircuitBreaker:
             self._next_call_at = time.monotonic() + self._cooldown_seconds
         else:
             self._next_call_at = None
-        disk_full = isinstance(error, ResponseError) and str(error).startswith("MISCONF")
+        # The error of a command in a pipeline begins with the number of the command.
+        disk_full = isinstance(error, ResponseError) and "MISCONF" in str(error)
         if disk_full or isinstance(error, _OUTAGE_ERRORS):
             raise errors.StoreUnavailable() from error

@@ -204,12 +204,12 @@ class JobFinisher:
         """
 
         def must_give_up(state: RetryCallState) -> bool:
-            if shutting_down.is_set():
-                return True
             error = state.outcome.exception() if state.outcome is not None else None
-            is_full = isinstance(error, errors.StorageFull)
-            # The second try follows after the checkpoints are deleted.
-            return is_full and self._lease.should_stop() and state.attempt_number > 1
+            if isinstance(error, errors.StorageFull) and self._lease.should_stop():
+                # The second try follows after the checkpoints are deleted, even at a shutdown: no
+                # worker resumes a job that must stop.
+                return state.attempt_number > 1
+            return shutting_down.is_set()
 
         try:
             return make_retrying(must_give_up, self._before_sleep)(step)

@@ -29,7 +29,7 @@ from worker.settings import WorkerSettings
 HEARTBEAT_SECONDS = 1.0
 MAX_NETWORKS = 2  # loaded at the same time
 
-RunOutcome = Literal["done", "handed_back", "no_job"]
+RunOutcome = Literal["done", "handed_back", "deleted", "no_job"]
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class JobRunner:
             if shutting_down.is_set():
                 return True
             outcome = self.run_next()
-            if outcome != "done":
+            if outcome in ("handed_back", "no_job"):
                 return outcome == "handed_back" and shutting_down.is_set()
         return True
 
@@ -108,7 +108,10 @@ class JobRunner:
         Raises Unavailable, DeviceLost.
         """
         token = secrets.token_hex(16)
-        job = self._claim(token)
+        try:
+            job = self._claim(token)
+        except errors.JobNotFound:  # deleted between the claim and the read; others may be queued
+            return "deleted"
         if job is None:
             return "no_job"
         attempt = Attempt(
@@ -126,13 +129,11 @@ class JobRunner:
     def _claim(self, token: str) -> Job | None:
         """Return the next job.
 
-        Retries: if only the answer was lost, the job is ours all the same.
+        Retries: if only the answer was lost, the job is ours all the same. Raises JobNotFound.
         """
         while True:
             try:
                 return self._store.claim(token, self._name)
-            except errors.JobNotFound:  # deleted between the claim and the read
-                return None
             except errors.Unavailable as error:
                 log.warning("%s", error.message)
                 if shutting_down.wait(RETRY_SECONDS):

@@ -27,7 +27,7 @@ _FORM_SCHEMA: dict[str, Any] = {
     "properties": {"image": {"type": "string", "format": "binary"}},
 }
 
-# Decoders at the same time. Each is a child process that may use images.DECODE_MEMORY_BYTES.
+# Decoders at the same time. Each is a process that may use decoder.UPLOAD_LIMITS.memory_bytes.
 # A request that waits for a slot occupies no thread, so that requests without pictures stay fast.
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 _decoder_slots = CapacityLimiter(max(2, _CORES or 1))

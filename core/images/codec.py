@@ -25,6 +25,11 @@ RESIZES: tuple[Resize, ...] = get_args(Resize)
 
 PROVENANCE_KEY = "impasto"
 
+_BLACK_MASK = "A mask is black all over: its painting would go nowhere. White is where it goes."
+_ONE_COLOR = "The picture is one color all over."
+# All messages of this module beside the default ones and those of validation.py.
+MESSAGES = frozenset({_BLACK_MASK, _ONE_COLOR})
+
 # A restricted process cannot load code, so this module loads what Pillow would load on demand.
 Image.preinit()
 _LOADED_EARLY = (MpoImagePlugin, WebPImagePlugin)
@@ -86,9 +91,7 @@ def decode_mask(data: bytes) -> Image.Image:
 def check_mask(mask: Image.Image) -> None:
     """Raise BadImage if a mask is entirely black."""
     if not mask.convert("L").getextrema()[1]:
-        raise errors.BadImage(
-            "A mask is black all over: its painting would go nowhere. White is where it goes."
-        )
+        raise errors.BadImage(_BLACK_MASK)
 
 
 def decode_square(data: bytes, side_px: int, resize: Resize) -> Image.Image:
@@ -99,7 +102,7 @@ def decode_square(data: bytes, side_px: int, resize: Resize) -> Image.Image:
     """
     picture = decode(data)
     if all(low == high for low, high in picture.getextrema()):  # type: ignore[misc]
-        raise errors.BadImage("The picture is one color all over.")
+        raise errors.BadImage(_ONE_COLOR)
     size = (side_px, side_px)
     if resize == "linear":
         return picture.resize(size, Image.Resampling.BILINEAR)

@@ -18,6 +18,11 @@ MAX_SIDE_PX = 12_000
 MIN_SIDE_PX = 32
 MAX_ASPECT = 20
 
+_TOO_MANY_BYTES = f"A picture may have at most {MAX_BYTES // 10**6} MB."
+_TOO_MUCH_METADATA = "The picture carries too much text; save it again without its metadata."
+_TOO_SMALL = f"A picture must have at least {MIN_SIDE_PX} px a side."
+_TOO_LONG = f"A picture may be at most {MAX_ASPECT} times as long as it is wide."
+
 
 def detect_format(data: bytes) -> Format:
     """Return the format by content; the file's name and declared type are ignored.
@@ -36,7 +41,7 @@ def detect_format(data: bytes) -> Format:
 def check_file_size(size_bytes: int) -> None:
     """Raise UploadTooLarge if a file has more bytes than an upload may have."""
     if size_bytes > MAX_BYTES:
-        raise errors.UploadTooLarge(f"A picture may have at most {MAX_BYTES // 10**6} MB.")
+        raise errors.UploadTooLarge(_TOO_MANY_BYTES)
 
 
 def check_structure(data: bytes, file_format: Format) -> None:
@@ -46,9 +51,7 @@ def check_structure(data: bytes, file_format: Format) -> None:
     A PNG's pixel data is not checked here: see `png.is_complete`.
     """
     if file_format == "png" and not png.has_bounded_metadata(data):
-        raise errors.BadImage(
-            "The picture carries too much text; save it again without its metadata."
-        )
+        raise errors.BadImage(_TOO_MUCH_METADATA)
     if file_format == "jpeg" and not jpeg.is_complete(data):
         raise errors.BadImage()
     if file_format == "webp" and not webp.is_complete(data):
@@ -61,9 +64,9 @@ def check_dimensions(size: tuple[int, int], file_format: Format) -> None:
     if long > MAX_SIDE_PX or short * long > _max_pixels(file_format):
         raise errors.ImageTooLarge(describe_pixel_limit(file_format))
     if short < MIN_SIDE_PX:
-        raise errors.BadImage(f"A picture must have at least {MIN_SIDE_PX} px a side.")
+        raise errors.BadImage(_TOO_SMALL)
     if long > MAX_ASPECT * short:
-        raise errors.BadImage(f"A picture may be at most {MAX_ASPECT} times as long as it is wide.")
+        raise errors.BadImage(_TOO_LONG)
 
 
 def describe_pixel_limit(file_format: Format) -> str:
@@ -76,3 +79,15 @@ def describe_pixel_limit(file_format: Format) -> str:
 
 def _max_pixels(file_format: Format) -> int:
     return MAX_PIXELS_WEBP if file_format == "webp" else MAX_PIXELS
+
+
+# All messages of this module beside the default ones.
+MESSAGES = frozenset(
+    {
+        _TOO_MANY_BYTES,
+        _TOO_MUCH_METADATA,
+        _TOO_SMALL,
+        _TOO_LONG,
+        *map(describe_pixel_limit, FORMATS),
+    }
+)

@@ -214,7 +214,7 @@ def test_the_suffix_of_the_output_selects_the_format(
         (["--size", "nan"], "size must be a whole number from 64 to 8192."),
         (["--no-such-parameter", "1"], "No such option"),
         (["--memory-gb", "-1"], "-1.0 is not in the range"),
-        (["--memory-gb", "nan"], "nan is not a number."),
+        (["--memory-gb", "nan"], "nan is not a finite number."),
         (["-o", "out.gif"], "The output must end in .png, .jpg, .jpeg, .webp."),
         (["-o", "nowhere/out.png"], "There is no folder"),
     ],

@@ -43,6 +43,18 @@ def test_after_a_timeout_further_calls_fail_at_once(silent: str) -> None:
         assert _seconds_until_unavailable(call) < 0.2
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "MISCONF Valkey is configured to save RDB snapshots, but it cannot",
+        "Command # 2 (SET a 1) of pipeline caused error: MISCONF Valkey is configured",
+    ],
+)
+def test_a_server_whose_disk_is_full_is_unavailable(message: str) -> None:
+    with pytest.raises(errors.StoreUnavailable), CircuitBreaker():
+        raise redis.ResponseError(message)
+
+
 def _is_call_made(breaker: CircuitBreaker, error: BaseException | None = None) -> bool:
     """Whether the breaker lets the call through, which then raises this error."""
     made = False

@@ -276,6 +276,19 @@ def test_a_process_that_is_taken_over_harms_only_its_file(behavior: str) -> None
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.parametrize("message", ["The key is sk-1234.", "\\ud800", ""])
+def test_a_process_cannot_choose_what_a_refusal_says(message: str) -> None:
+    answer = f'{{"refusal": "ImageTooLarge", "message": "{message}"}}'.encode()
+    start = partial(fork_process, serve=partial(_answer, answer=answer))
+    with (
+        SandboxedDecoder(TAKEN_OVER_LIMITS, start) as taken_over,
+        pytest.raises(errors.ImageTooLarge) as raised,
+    ):
+        taken_over.decode(_png())
+
+    assert raised.value.message == errors.ImageTooLarge().message
+
+
 def test_a_square_of_another_size_is_refused() -> None:
     serve = partial(_answer, answer=b'{"size": [2, 2]}', rest=bytes(12))
     with SandboxedDecoder(TAKEN_OVER_LIMITS, partial(fork_process, serve=serve)) as taken_over:
@@ -433,6 +446,7 @@ def test_a_program_inherits_no_secrets_and_no_descriptors_and_opens_no_file(
         pytest.skip("no filter on this system")
     (tmp_path / "file").write_text("s")
     monkeypatch.setenv("IMPASTO_WEBHOOK_SECRET", "whsec")
+    monkeypatch.setattr(decoder, "_MESSAGES", {"shut nothing closed"})
     with (tmp_path / "file").open() as opened:
         os.set_inheritable(opened.fileno(), True)
         script = SPY.format(file=os.fspath(tmp_path / "file"), descriptor=opened.fileno())

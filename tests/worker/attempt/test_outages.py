@@ -15,6 +15,7 @@ from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
 from worker import attempt, process, retry
+from worker.lease import Lease
 from worker.runner import JobRunner
 
 MakeRunner = Callable[..., JobRunner]
@@ -119,6 +120,35 @@ def test_a_result_waits_for_room_on_the_disk(
 
     assert store.get(job.id).status is Status.SUCCEEDED
     assert len(tries) > 1
+
+
+def test_a_canceled_job_keeps_its_result_if_the_disk_is_full_during_a_shutdown(
+    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker would resume it."""
+    job = submit()
+    usual, stylize, tries = runner._blobs.put, attempt.stylize, list[bytes]()
+
+    def cancel_and_run(*args: Any, **more: Any) -> Any:
+        store.cancel(job.id)
+        return stylize(*args, **more)
+
+    def full_once(data: bytes) -> str:
+        if validation.detect_format(data) == "png":  # the result, not a preview
+            tries.append(data)
+            if len(tries) == 1:
+                process.shutting_down.set()
+                raise errors.StorageFull()
+        return usual(data)
+
+    monkeypatch.setattr(attempt, "stylize", cancel_and_run)
+    monkeypatch.setattr(Lease, "should_stop", lambda _: True)
+    monkeypatch.setattr(attempt.Attempt, "_end_early", lambda *_: None)
+    monkeypatch.setattr(runner._blobs, "put", full_once)
+    runner.run_next()
+
+    ended = store.get(job.id)
+    assert (ended.status, len(ended.outputs), len(tries)) == (Status.CANCELED, 1, 2)
 
 
 @pytest.mark.parametrize("end", ["canceled", "deadline_exceeded", "deleted", "lost"])

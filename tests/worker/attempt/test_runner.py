@@ -96,6 +96,23 @@ def test_queued_jobs_run_until_none_is_left(
     assert [store.get(job.id).status for job in jobs] == [Status.SUCCEEDED] * 3
 
 
+def test_a_job_that_is_deleted_during_the_claim_does_not_end_the_drain(
+    runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (submit(iterations=2) for _ in range(2))
+    usual = runner._store.get
+
+    def delete_first(job_id: str, *args: Any) -> Job:
+        if job_id == first.id:
+            store.delete(first.id)
+        return usual(job_id, *args)
+
+    monkeypatch.setattr(runner._store, "get", delete_first)
+
+    assert not runner.run_queued(10)
+    assert store.get(second.id).status is Status.SUCCEEDED
+
+
 def test_the_limit_leaves_jobs_and_asks_for_a_notification(
     runner: JobRunner, store: JobStore, submit: Submit
 ) -> None:
