@@ -37,7 +37,7 @@ CONTROLS = {
         "import api.job_feed as l, core.jobs.store as s\n"
         "get, call, read = l.JobFeed.get, s.JobStore._call, s.JobStore._read\n"
         "async def read_any(self, job_id, owner):\n"
-        "    snapshot = await self._ask(job_id)\n"
+        "    snapshot = await self._request_read(job_id)\n"
         "    return await get(self, job_id, snapshot.job.owner if snapshot else owner)\n"
         "def ignore_owner(self, name, *args):\n"
         "    by_owner = ('cancel', 'update_spec', 'set_pinned', 'delete')\n"
