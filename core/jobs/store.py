@@ -171,14 +171,17 @@ class JobStore:
         return Batch.from_jobs(batch_id, jobs)
 
     def cancel_batch(self, batch_id: str, owner: str = ANY_OWNER) -> Batch:
-        """Cancel every job of the batch, as `cancel` does. Raises BatchNotFound."""
-        for job_id in self._batch_ids(batch_id):
+        """Cancel every job of the batch, as `cancel` does. Raises BatchNotFound.
+
+        The last ones first: a worker that ends the running job would claim the next one.
+        """
+        for job_id in reversed(self._batch_ids(batch_id)):
             self._call("cancel", owner, job_id)
         return self.get_batch(batch_id, owner)
 
     def delete_batch(self, batch_id: str, owner: str = ANY_OWNER) -> None:
-        """Delete every job of the batch, as `delete` does."""
-        for job_id in self._batch_ids(batch_id):
+        """Delete every job of the batch, as `delete` does, and as `cancel_batch` the last first."""
+        for job_id in reversed(self._batch_ids(batch_id)):
             self._call("delete", owner, job_id)
 
     def find_replay(self, key: str, request: str, owner: str = LOCAL_OWNER) -> str | None:

@@ -186,3 +186,28 @@ def test_a_job_whose_reusable_result_makes_room_counts_as_queued(
             QueueLimits(per_owner=1),
         )
     assert len(store.list_page(limit=9)[0]) == 1, "a refusal deletes no record"
+
+
+def test_a_worker_starts_no_further_job_of_a_batch_while_it_is_canceled(
+    driver: Any, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.create()  # reserves the images
+    driver.claim()
+    batch = store.create_batch(
+        new_batch_id(), [driver.INPUT] * 4, SubmissionOptions(), QueueLimits()
+    )
+    running = [driver.claim(token="0").id]
+    call = store._call
+
+    def cancel_and_work(name: str, *args: Any) -> Any:
+        answer = call(name, *args)
+        if name == "cancel" and args[1] == running[-1]:  # the worker ends it and claims the next
+            store.end_canceled(running[-1], str(len(running) - 1))
+            following = store.claim(str(len(running)), "worker")
+            running.extend([following.id] if following else [])
+        return answer
+
+    monkeypatch.setattr(store, "_call", cancel_and_work)
+    store.cancel_batch(batch.id)
+
+    assert running == [batch.jobs[0].id]
