@@ -207,7 +207,9 @@ class SlowClientProtocol(HttpToolsProtocol):
             in_kernel = fcntl.ioctl(
                 self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4)
             )
-        except OSError:  # not every system supports it
+        # Not every system supports it. A socket without a descriptor (-1) is closed, and the event
+        # loop has not reported that yet.
+        except (OSError, ValueError):
             return buffered
         return buffered + int.from_bytes(in_kernel, sys.byteorder)
 

@@ -175,3 +175,18 @@ def test_a_response_may_be_received_slowly_after_it_is_written(port: int) -> Non
             assert piece
             received += len(piece)
             time.sleep(0.1)
+
+
+def test_a_check_of_a_socket_that_is_closed_counts_what_is_buffered() -> None:
+    """The event loop closes the socket before it reports the end of the connection."""
+
+    class Closed(asyncio.Transport):
+        def get_write_buffer_size(self) -> int:
+            return 5
+
+    with socket.socket() as closed:
+        pass
+    protocol = object.__new__(slow_clients.SlowClientProtocol)
+    protocol.transport = Closed({"socket": closed})  # type: ignore[assignment]
+
+    assert protocol._count_unsent() == 5
