@@ -52,7 +52,6 @@ BLOCKING_SECONDS = 0.5  # of a blocking command; must be below the socket timeou
 MAX_ESTIMATE_REQUESTS, ESTIMATE_TTL_MS = 100, 10_000
 WORKER_TTL_MS = 5_000  # a worker sends a heartbeat every second; scripts/common.lua has it as well
 WORKER_FORGET_MS = 60_000  # then the store forgets the description of a worker
-_MAX_JOBS_PER_READ = 1000  # two arguments each; the server passes 8,000 at most to a function
 ANY_OWNER = ""  # for operations that may touch the jobs of all owners
 LeaseStatus = Literal["ok", "spec_updated", "cancel", "deadline_exceeded", "stale"]
 DeliveryOutcome = Literal["delivered", "gone", "given_up"]
@@ -678,12 +677,8 @@ class JobStore:
             return self._redis.fcall(f"{version}_{function}", 1, PREFIX, *args)
 
     def _read(self, job_ids: Sequence[str], owner: str) -> list[Job | None]:
-        jobs: list[Job | None] = []
-        for start in range(0, len(job_ids), _MAX_JOBS_PER_READ):
-            jobs += self._read_some(job_ids[start : start + _MAX_JOBS_PER_READ], owner)
-        return jobs
-
-    def _read_some(self, job_ids: Sequence[str], owner: str) -> list[Job | None]:
+        if not job_ids:
+            return []
         no_version = ""  # that the caller knows
         args = chain.from_iterable((job_id, no_version) for job_id in job_ids)
         *rows, load_row = self._call("read_changed", *args)

@@ -1,4 +1,4 @@
-"""An untrusted server that behaves as a test wants, and a network that connects to it."""
+"""An untrusted server, a network that connects to it, and a claimed job."""
 
 import socket
 import threading
@@ -12,6 +12,9 @@ import httpcore2
 import pytest
 from httpcore2 import NetworkStream
 
+from core.jobs.models import Job, JobInput, new_job_id
+from core.jobs.store import JobStore
+from core.style.spec import StyleSpec
 from core.webhooks.policy import Address
 
 Behavior = Callable[[socket.socket, "Request"], None]
@@ -159,3 +162,26 @@ def behave() -> Any:
         network, names = Network, staticmethod(names)
 
     return Behave
+
+
+@pytest.fixture
+def claim_job() -> Callable[[JobStore], Job]:
+    """Queue a job in a store and claim it with the token `t`."""
+    digests = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+    job_input = JobInput(content=digests[0], styles=[digests[1]], spec=StyleSpec().model_dump())
+
+    def claim(store: JobStore) -> Job:
+        for digest in digests:
+            store.reserve(digest)
+        store.create(new_job_id(), job_input)
+        job = store.claim("t", "worker")
+        assert job is not None
+        return job
+
+    return claim
+
+
+@pytest.fixture
+def job(store: JobStore, claim_job: Callable[[JobStore], Job]) -> Job:
+    """A job that is claimed with the token `t`."""
+    return claim_job(store)

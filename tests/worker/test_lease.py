@@ -7,17 +7,12 @@ import pytest
 import redis
 
 from core import errors
-from core.jobs.models import Job, JobInput, Status, new_job_id
+from core.jobs.models import Job, Status
 from core.jobs.store import JobStore, LeaseStatus
 from core.redis_client import PREFIX
-from core.style.spec import StyleSpec
 from worker import lease
 from worker.lease import Lease
 from worker.spec_updates import SpecUpdates
-
-INPUT = JobInput(
-    content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec().model_dump()
-)
 
 
 @pytest.fixture(autouse=True)
@@ -25,25 +20,11 @@ def _renew_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
 
 
-def _claim(store: JobStore) -> Job:
-    for digest in (INPUT.content, *INPUT.styles):
-        store.reserve(digest)
-    store.create(new_job_id(), INPUT)
-    job = store.claim("t", "worker")
-    assert job is not None
-    return job
-
-
-@pytest.fixture
-def job(store: JobStore) -> Job:
-    return _claim(store)
-
-
 def test_the_lease_is_renewed_until_the_context_ends(
-    valkey: Any, until: Callable[..., None]
+    valkey: Any, until: Callable[..., None], claim_job: Callable[[JobStore], Job]
 ) -> None:
     store = JobStore(valkey.url, lease_seconds=0.5)
-    job = _claim(store)
+    job = claim_job(store)
     client = redis.Redis.from_url(valkey.url)
     with Lease(store, job.id, "t") as renewed:
         ends = client.zscore(PREFIX + "leases", job.id)
@@ -117,10 +98,10 @@ def test_an_unknown_update_keeps_the_spec_unlocked(store: JobStore, job: Job) ->
 
 
 def test_an_outage_of_the_store_does_not_lose_the_lease(
-    own_valkey: Any, until: Callable[..., None]
+    own_valkey: Any, until: Callable[..., None], claim_job: Callable[[JobStore], Job]
 ) -> None:
     store = JobStore(own_valkey.url)
-    job = _claim(store)
+    job = claim_job(store)
     with Lease(store, job.id, "t") as renewed:
         own_valkey.kill()
         assert not renewed.should_stop()

@@ -7,16 +7,12 @@ import pytest
 from PIL import Image
 
 from core import errors
-from core.jobs.models import Job, JobInput, JobProgress, Status, new_job_id
+from core.jobs.models import Job, JobProgress, Status
 from core.jobs.store import JobStore
-from core.style.spec import StyleSpec
 from worker import lease, reporter
 from worker.lease import Lease
 from worker.reporter import Reporter
 
-INPUT = JobInput(
-    content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec().model_dump()
-)
 PREVIEW = Image.new("RGB", (4, 3))
 
 
@@ -37,20 +33,6 @@ def _progress(iteration: int) -> JobProgress:
 def _report_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
     monkeypatch.setattr(reporter, "REPORT_SECONDS", 0.05)
-
-
-def _claim(store: JobStore) -> Job:
-    for digest in (INPUT.content, *INPUT.styles):
-        store.reserve(digest)
-    store.create(new_job_id(), INPUT)
-    job = store.claim("t", "worker")
-    assert job is not None
-    return job
-
-
-@pytest.fixture
-def job(store: JobStore) -> Job:
-    return _claim(store)
 
 
 @pytest.fixture
@@ -95,10 +77,10 @@ def test_the_first_progress_is_reported_at_once(
 
 
 def test_progress_is_reported_after_an_outage_of_the_store(
-    own_valkey: Any, until: Callable[..., None]
+    own_valkey: Any, until: Callable[..., None], claim_job: Callable[[JobStore], Job]
 ) -> None:
     store = JobStore(own_valkey.url)
-    job = _claim(store)
+    job = claim_job(store)
     with (
         Lease(store, job.id, "t") as entered,
         Reporter(store, job.id, "t", entered, lambda _: "sha256:" + "0" * 64) as reports,

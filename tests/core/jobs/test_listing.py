@@ -6,7 +6,7 @@ import pytest
 
 from core import errors
 from core.jobs.models import Status
-from core.jobs.store import ANY_OWNER, JobStore
+from core.jobs.store import JobStore
 
 
 def test_jobs_are_listed_newest_first_in_pages_and_by_status(driver: Any, store: JobStore) -> None:
@@ -20,14 +20,6 @@ def test_jobs_are_listed_newest_first_in_pages_and_by_status(driver: Any, store:
     assert [job.id for job in first + second] == [job.id for job in reversed(jobs)]
     assert end is None
     assert [job.id for job in queued] == [job.id for job in reversed(jobs[1:])]
-
-
-def test_more_jobs_are_read_than_the_server_passes_to_a_function(
-    driver: Any, store: JobStore
-) -> None:
-    job = driver.create()
-
-    assert store._read([job.id] * 4500, ANY_OWNER) == [job] * 4500
 
 
 def test_a_job_of_another_owner_is_not_found(driver: Any, store: JobStore) -> None:
