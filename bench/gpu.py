@@ -42,8 +42,9 @@ class Card:
         )
 
     def flops(self, height: int, width: int) -> float:
-        """Operations of an evaluation, to relu5_1 and back: 2 per multiplication, forward and
-        backward.
+        """Operations of an evaluation up to relu5_1, forward and backward.
+
+        A multiplication with its addition counts as 2.
         """
         rows = [row for row in convolutions(self.fast.architecture) if row.layer <= "relu5_1"]
         return sum(
@@ -62,9 +63,7 @@ def _network(weights: Path | None, device: str, precision: Precision) -> Network
 
 
 def correctness(card: Card) -> Iterator[Row]:
-    """The gradient on the card, compared with the CPU in float32, and the loss after ten
-    iterations.
-    """
+    """Compare the gradient on the card with that of the CPU; report the loss after 10 steps."""
     inputs, spec = _samples(192), StyleSpec(size=192, scales=1)
     photo, objective = inputs.objective(spec, card.cpu)
     image = photo.flip(3)

@@ -234,8 +234,9 @@ def _ladder(inputs: Pair, size: int) -> str:
 @click.option("--size", default=256)
 @click.option("--iterations", default=500)
 def peer(content: Path, style: Path, model: ModelName, size: int, iterations: int) -> None:
-    """neural-style-pt's recipe and our defaults on the same loss: seconds, delivered loss in its
-    unit.
+    """neural-style-pt's recipe and our defaults on the same loss.
+
+    Reports seconds, and the delivered loss in its unit.
     """
     shipped, exact = _network(model), _network(model, "float32")
     inputs = pair(content, style, size)
@@ -262,8 +263,9 @@ def _one_scale(spec: StyleSpec) -> StyleSpec:
 @with_pictures
 @click.option("--size", default=256)
 def strength(content: Path, style: Path, model: ModelName, size: int) -> None:
-    """The content distance of the result, sum (F - P)^2 / sum P^2, at five strengths: are steps
-    even?
+    """The content distance of the result at five strengths: are the steps even?
+
+    The distance is sum (F - P)^2 / sum P^2.
     """
     network, inputs = _network(model), pair(content, style, size)
     click.echo("| strength | content distance |\n|---|---|")
@@ -303,8 +305,9 @@ def tiled(content: Path, style: Path, model: ModelName, size: int) -> None:
 def memory(
     content: Path, style: Path, model: ModelName, limit_gb: float, sizes: tuple[int, ...]
 ) -> None:
-    """The peak resident memory of a run of two iterations (one process each), and the planned
-    memory.
+    """The peak resident memory of a run of two iterations, and the planned memory.
+
+    Each run has its own process.
     """
     click.echo(
         "| px | limit, GB | route | planned, GB | resident before, GB | peak resident, GB "

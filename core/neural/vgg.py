@@ -1,7 +1,7 @@
-"""A VGG network on a device (Simonyan and Zisserman 2014): its features by layer name, and their
-gradient.
+"""A VGG network on a device: its features by layer name, and their gradient.
 
-The network takes RGB in [0, 1]. It is frozen and has no fully connected layers. Knows no losses.
+Source: Simonyan and Zisserman 2014. The network takes RGB in [0, 1]. It is frozen and has no fully
+connected layers. Knows no losses.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -56,8 +56,9 @@ TORCHVISION = Input()
 
 
 def best_device(wanted: str = "auto") -> torch.device:
-    """The device for a setting: `auto` takes CUDA, else Apple's GPU (mps), else the CPU; other
-    names are torch's.
+    """The device for a setting.
+
+    `auto` takes CUDA, else Apple's GPU (mps), else the CPU; other names are torch's.
     """
     if wanted != "auto":
         return torch.device(wanted)
@@ -67,16 +68,16 @@ def best_device(wanted: str = "auto") -> torch.device:
 
 
 def use_threads(count: int) -> None:
-    """Set the number of CPU threads for this process; 0 leaves torch's default, the number of
-    cores.
+    """Set the number of CPU threads for this process.
+
+    0 leaves torch's default, the number of cores.
     """
     if count:
         torch.set_num_threads(count)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """The half precision that the processor multiplies faster than float32; float32 if there is
-    none.
+    """The half precision that the processor multiplies faster than float32, or else float32.
 
     Chosen by capabilities, not by a measurement: two measurements may differ, and the same seed
     would then give two pictures. float16 on cards with tensor cores before Ampere (Titan V, Titan
@@ -93,16 +94,16 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 
 def disable_tf32(dtype: torch.dtype) -> None:
-    """For float32, forbid TF32, which has 10 bits of mantissa; cuDNN uses it by default since
-    Ampere.
+    """For float32, forbid TF32, which has 10 bits of mantissa.
+
+    cuDNN uses it by default since Ampere.
     """
     if dtype == torch.float32:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def is_emulated(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether an x86 processor has no instructions for a half precision, and is slower with it than
-    with float32.
+    """Whether an x86 processor is slower with a half precision, because it has no instructions.
 
     False on other processors: there it has not been measured.
     """
@@ -166,8 +167,9 @@ class Network:
             raise errors.BadSpec(message)
 
     def halo(self, layers: Collection[str]) -> int:
-        """The radius of the receptive field of the deepest of these layers, in px, rounded up to
-        whole positions.
+        """The radius of the receptive field of the deepest of these layers.
+
+        In px, rounded up to whole positions.
         """
         radius = deepest = 0
         for convolution in self._convolutions:
@@ -184,8 +186,9 @@ class Network:
         )
 
     def relative_cost(self, layers: Collection[str]) -> float:
-        """Multiplications per pixel up to the deepest of `layers`, as a share of those up to
-        relu5_1.
+        """Multiplications per pixel up to the deepest of `layers`.
+
+        As a share of those up to relu5_1.
         """
         return self._multiplications(layers) / self._multiplications(["relu5_1"])
 
@@ -361,8 +364,9 @@ def _unpool(g: Tensor, x: Tensor, pooling: Pooling) -> Tensor:
 
 
 def _unpad(g: Tensor) -> Tensor:
-    """The gradient for an image, from the gradient for the same image with its edge pixels
-    repeated.
+    """The gradient for an image, from the gradient for the padded image.
+
+    The padding repeats the edge pixels.
     """
     g[:, :, 1] += g[:, :, 0]
     g[:, :, -2] += g[:, :, -1]

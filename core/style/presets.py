@@ -14,8 +14,9 @@ FIELD = "preset"  # the field of a submission that names a preset, beside its pa
 
 @dataclass(frozen=True)
 class Preset:
-    """A name, one sentence of description, and the parameters it sets; all others keep their
-    defaults.
+    """A name, one sentence of description, and parameters.
+
+    The parameters that it does not set keep their defaults.
     """
 
     name: str
@@ -63,10 +64,9 @@ PRESETS: dict[str, Preset] = {
 
 
 def expand_preset(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the field `preset` by the preset's parameters; parameters that are given take
-    precedence.
+    """Replace the field `preset` by the preset's parameters.
 
-    Raises BadSpec for an unknown preset.
+    Parameters that are given take precedence. Raises BadSpec for an unknown preset.
     """
     rest = {name: value for name, value in parameters.items() if name != FIELD}
     if FIELD not in parameters:

@@ -231,8 +231,9 @@ class StyleSpec(BaseModel):
         return self
 
     def _check_layers(self) -> None:
-        """Raise ValueError for layers that a model of known depth lacks; the worker checks other
-        networks.
+        """Raise ValueError for layers that a model of known depth lacks.
+
+        The worker checks other networks.
         """
         wanted = {*self.content_layers, *self.style_layers}
         if self.model in ("auto", "vgg16") and missing_layer("vgg16", wanted, self.model):
@@ -300,8 +301,9 @@ class StyleSpec(BaseModel):
 
 
 class SpecUpdate(BaseModel):
-    """A change of weights that a run has applied: after which iteration, and the changed
-    parameters.
+    """A change of weights that a run has applied.
+
+    After which iteration, and the changed parameters.
     """
 
     model_config = ConfigDict(frozen=True)

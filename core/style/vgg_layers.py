@@ -22,8 +22,9 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 @dataclass(frozen=True)
 class Convolution:
-    """One 3 x 3 convolution: the name of its ReLU, its channels, and whether a pooling precedes it
-    (`pooled`).
+    """One 3 x 3 convolution.
+
+    The name of its ReLU, its channels, and whether a pooling precedes it (`pooled`).
     """
 
     layer: str

@@ -1,8 +1,8 @@
-"""A checkpoint: the position of a run and the optimizer's state, from which a run continues to the
-same bits.
+"""A checkpoint: the position of a run and the state of its optimizer.
 
-A checkpoint lives in memory or in a file. This module knows no network and no store: `stylize.py`
-uses checkpoints, and the worker decides where the files lie.
+A run that continues from it computes the same bits. A checkpoint lives in memory or in a file. This
+module knows no network and no store: `stylize.py` uses checkpoints, and the worker decides where
+the files lie.
 """
 
 import zipfile

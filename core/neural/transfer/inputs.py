@@ -1,7 +1,7 @@
-"""The pictures of a run, and what they become at one scale: the photo's image, the objective, the
-initial image.
+"""The pictures of a run, and what they become at one scale.
 
-Also applies `preserve_color`. Knows no optimizer and no progress.
+That is the photo's image, the objective and the initial image. Also applies `preserve_color`. Knows
+no optimizer and no progress.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ MAX_PAINTING_PX = 4096
 
 @dataclass(frozen=True)
 class StyleInputs:
-    """The pictures of a run: one photo, one or more paintings, optional masks, an optional initial
-    picture.
+    """The pictures of a run.
 
-    A mask belongs to the painting at the same index. Its style applies where the mask is white.
+    One photo, one or more paintings, optional masks, an optional initial picture. A mask belongs to
+    the painting at the same index. Its style applies where the mask is white.
     """
 
     content: Image.Image
@@ -92,8 +92,9 @@ class StyleInputs:
         return _match_colors(photo, image, spec)
 
     def render(self, image: Tensor, spec: StyleSpec) -> Image.Image:
-        """The 8-bit picture of an image (1, 3, H, W), with the photo's colors if
-        `spec.preserve_color` asks for it.
+        """The 8-bit picture of an image (1, 3, H, W).
+
+        It has the photo's colors if `spec.preserve_color` asks for them.
         """
         if spec.preserve_color == "luminance":
             photo = pixels.to_image(self.content, (image.shape[3], image.shape[2])).to(image.device)

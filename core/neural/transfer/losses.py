@@ -34,8 +34,9 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Statistics:
-    """The style statistics of one layer: which filters respond together, and how strongly each
-    responds.
+    """The style statistics of one layer.
+
+    Which filters respond together, and how strongly each responds.
     """
 
     gram: Tensor  # (N, N): F F^T as a sum, F F^T / M as a mean
@@ -59,12 +60,11 @@ class Statistics:
 
 
 def sum_statistics(responses: Tensor, guide: Tensor | None = None) -> Statistics:
-    """Sum the statistics of responses (1, N, h, w) over their positions; the sums of parts can be
-    added.
+    """Sum the statistics of responses (1, N, h, w) over their positions.
 
-    Gatys et al. 2015, eq. 3. The caller divides the sums by M, so that pictures of different sizes
-    are comparable. The paper divides the loss instead (eq. 4), because its photo and painting have
-    the same M.
+    The sums of parts can be added (Gatys et al. 2015, eq. 3). The caller divides the sums by M, so
+    that pictures of different sizes are comparable. The paper divides the loss instead (eq. 4),
+    because its photo and painting have the same M.
 
     guide: T, (h, w) in [0, 1]. Each position then counts T^2 times: (F T)(F T)^T. Source: Gatys et
     al. 2017, "Controlling Perceptual Factors in Neural Style Transfer", eq. 8.
@@ -114,11 +114,10 @@ def content_gradient(responses: Tensor, target: Tensor) -> Tensor:
 
 
 class PaperStyle:
-    """The paper's style loss E = 1 / (4 N^2 M^2) sum (G - A)^2 of one layer (Gatys et al. 2015, eq.
+    """The paper's style loss of one layer: E = 1 / (4 N^2 M^2) sum (G - A)^2.
 
-    4).
-
-    Takes means, that is G / M and A / M, so the factor 1 / M^2 is already in them.
+    Gatys et al. 2015, eq. 4. Takes means, that is G / M and A / M, so the factor 1 / M^2 is already
+    in them.
     """
 
     def __init__(self, target: Statistics, weight: Tensor | float) -> None:
@@ -200,11 +199,10 @@ def style_gradient(
 
 
 def tv_loss(image: Tensor, *, seamless: bool = False) -> Tensor:
-    """Total variation of an image (1, 3, H, W): the mean squared difference of neighbors, down plus
-    across.
+    """Total variation of an image (1, 3, H, W).
 
-    Not in the paper. A checkerboard of 0 and 1 has the value 2. seamless: the last row's neighbor
-    is the first row.
+    The mean squared difference of neighbors, down plus across. Not in the paper. A checkerboard of
+    0 and 1 has the value 2. seamless: the last row's neighbor is the first row.
     """
     total = image.new_zeros(())
     for dim in (2, 3):

@@ -1,7 +1,7 @@
-"""The loss L = alpha L_content + beta L_style + tv L_tv of an image, and its gradient, tile by
-tile.
+"""The loss of an image and its gradient, tile by tile.
 
-Source: Gatys, Ecker and Bethge 2015, eq. 7; total variation is our addition.
+L = alpha L_content + beta L_style + tv L_tv. Source: Gatys, Ecker and Bethge 2015, eq. 7; total
+variation is our addition.
 
 Style is a sum over the whole picture. A first pass over the tiles therefore sums its statistics,
 and a second pass computes the gradient of each tile from them (eq. 6). With a single tile one pass
@@ -79,8 +79,9 @@ def used_layers(spec: StyleSpec) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def edge_mode(spec: StyleSpec) -> Edges:
-    """How the network pads the image: with zeros for the paper's objective, else by repeating the
-    edge.
+    """How the network pads the image.
+
+    With zeros for the paper's objective, else by repeating the edge.
     """
     return "zeros" if spec.objective == "gatys" else "repeat"
 
@@ -121,8 +122,9 @@ class Objective:
         regions: Sequence[Region],
         tile_px: int | None = None,
     ) -> None:
-        """photo: (1, 3, H, W), of the size of the images. tile_px: the largest tile in px; None is
-        the whole picture.
+        """photo: (1, 3, H, W), of the size of the images.
+
+        tile_px: the largest side of a tile in px; None: one tile, the whole picture.
         """
         self._network, self._spec = network, spec
         self._pooling, self._edges = spec.pooling, edge_mode(spec)
@@ -144,17 +146,14 @@ class Objective:
             (tile, self._store_targets(tile, features))
             for tile, features in self._features_by_tile(photo)
         )
-        self._start = (
-            start.styles
-        )  # the photo's own statistics, by which relative terms are divided
+        self._start = start.styles  # the photo's own statistics; they divide relative terms
         self.set_weights(spec, regions)
 
     def set_weights(self, spec: StyleSpec, regions: Sequence[Region]) -> None:
-        """Change the weights and the mixture of styles; the targets stay, so this costs no
-        evaluation.
+        """Change the weights and the mixture of styles.
 
-        Layers and guides must be those of the first spec. A content or style weight must not become
-        0, or change from 0.
+        The targets stay, so this costs no evaluation. Layers and guides must be those of the first
+        spec. A content or style weight must not become 0, or change from 0.
         """
         self._spec = spec
         self._alphas = {
@@ -264,10 +263,10 @@ class Objective:
         ]
 
     def _loss_scale(self, by_style: list[Style]) -> Tensor | float:
-        """The factor of the backward pass in float16, where a number below 6e-8 becomes 0; 1 in
-        other precisions.
+        """The factor of the backward pass in float16, where a number below 6e-8 becomes 0.
 
-        The backward pass is linear, so the gradient is divided by the same factor at the end.
+        It is 1 in other precisions. The backward pass is linear, so the gradient is divided by the
+        same factor at the end.
         """
         if self._network.dtype != torch.float16:
             return 1.0
@@ -283,8 +282,9 @@ class Objective:
         layer: str,
         responses: Tensor,
     ) -> Tensor:
-        """dL/dresponses times the loss scale, (1, N, h, w); 0 at the positions that the tile does
-        not own.
+        """dL/dresponses times the loss scale, (1, N, h, w).
+
+        It is 0 at the positions that the tile does not own.
         """
         owned = tile.owned(responses, stride(layer))
         total: Tensor | None = None
@@ -329,8 +329,9 @@ class Objective:
         return features
 
     def _alpha(self, layer: str, share: float) -> Tensor:
-        """The factor of the paper's content loss: its weight, for `relative` divided by 1/2 sum
-        P^2.
+        """The factor of the paper's content loss: its weight.
+
+        The objective `relative` divides it by 1/2 sum P^2.
         """
         weight = self._spec.content_weight * share
         if self._spec.objective == "gatys":
@@ -341,8 +342,9 @@ class Objective:
     def _style_term(
         self, layer: str, region: Region, area: Tensor | float, start: Statistics
     ) -> PaperStyle | RelativeStyle:
-        """The style loss of a region, weighted by its area: a small region then has no stronger
-        pull than a large one.
+        """The style loss of a region, weighted by its area.
+
+        A small region then has no stronger pull than a large one.
         """
         fraction = area / _positions(layer, self._height, self._width)
         weight = self._spec.beta * self._style_layers[layer] * region.share * fraction

@@ -18,9 +18,8 @@ from core.neural.transfer.objective import Losses
 
 Evaluate = Callable[[Tensor], tuple[Losses, Tensor]]  # image -> losses, gradient
 
-FIRST_STEP = (
-    0.01  # mean change of a pixel by the first step of L-BFGS, which knows no curvature yet
-)
+# Mean change of a pixel by the first step of L-BFGS, which knows no curvature yet.
+FIRST_STEP = 0.01
 HISTORY = 10  # curvature pairs; more gain little, and each costs memory of twice the image
 
 # Time for which the next iteration waits for a reader of the state before it overwrites what is
@@ -87,8 +86,9 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
             self._pairs.restore(state)
 
     def reset(self) -> None:
-        """Start again from the current image, because the function has changed: drop gradient and
-        curvature.
+        """Start again from the current image, because the function has changed.
+
+        Drops the gradient and the curvature.
         """
         self._first_losses, gradient = self._evaluate(self._image)
         self._scale = _gradient_scale(gradient)
@@ -140,10 +140,9 @@ def _gradient_scale(gradient: Tensor) -> Tensor:
 
 
 def _first_step(first_losses: Losses, scale: Tensor, gradient: Tensor) -> Tensor:
-    """The length of the first step: a mean change of `FIRST_STEP`, or less if the loss would reach
-    0 sooner.
+    """The length of the first step, for a gradient that is already multiplied by `scale`.
 
-    gradient: already multiplied by `scale`.
+    The mean change of a pixel is `FIRST_STEP`, or less if the loss would reach 0 sooner.
     """
     to_zero = first_losses.total * scale / gradient.square().sum().clamp_min(1e-30)
     return torch.minimum(FIRST_STEP / gradient.abs().mean().clamp_min(1e-30), to_zero)
@@ -237,8 +236,9 @@ class _Pairs:
 
 
 class Adam(Iterator[tuple[Tensor, Losses]]):
-    """Adam (Kingma and Ba 2015) with learning rate 0.02; the image is clamped to [0, 1] after each
-    step.
+    """Adam (Kingma and Ba 2015) with learning rate 0.02.
+
+    The image is clamped to [0, 1] after each step.
     """
 
     def __init__(
@@ -259,8 +259,9 @@ class Adam(Iterator[tuple[Tensor, Losses]]):
             }
 
     def reset(self) -> None:
-        """Start again from the current image, because the function has changed: drop gradient and
-        moments.
+        """Start again from the current image, because the function has changed.
+
+        Drops the gradient and the moments.
         """
         self._optimizer = self._new_optimizer()
         _, self._gradient = self._evaluate(self._leaf.detach())

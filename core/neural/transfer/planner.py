@@ -71,8 +71,10 @@ NOMINAL_THROUGHPUT = Throughput(0.02, 2.5e-6)
 
 @dataclass(frozen=True)
 class Route:
-    """How a scale is computed: tile side in px (None: whole), number of curvature pairs (0: Adam),
-    where they lie.
+    """How a scale is computed.
+
+    The tile's side in px (None: whole), the number of curvature pairs (0: Adam), and where they
+    lie.
     """
 
     tile_px: int | None
@@ -98,8 +100,10 @@ class PlannedScale:
 
     @property
     def seconds(self) -> float:
-        """With the measurement of photo and paintings and the first evaluation, which take about
-        two iterations.
+        """The seconds of the scale.
+
+        Includes the first evaluation and the measurement of the pictures, which take about two
+        iterations.
         """
         return self.iteration_seconds * (self.scale.iterations + 2) + self.new_size_seconds
 
@@ -306,8 +310,9 @@ class _ScaleCost:
         return _FIXED_BYTES + self._state_bytes(pairs) + max(evaluation, *paintings, 0)
 
     def _state_bytes(self, pairs: int) -> int:
-        """What grows with the image: images, gradients, pairs, targets, guides with their smaller
-        versions.
+        """What grows with the image.
+
+        Images, gradients, pairs, targets, and guides with their smaller versions.
         """
         item_bytes = self._network.dtype.itemsize
         targets = sum(
@@ -319,8 +324,9 @@ class _ScaleCost:
         return int(self._scale.width * self._scale.height * (vectors + targets))
 
     def _style_bytes(self, size: Size, tile_px: int | None) -> int:
-        """What it takes to measure a painting: its float32 image, sorted to match colors, and a
-        forward pass.
+        """What it takes to measure a painting.
+
+        Its float32 image, sorted to match colors, and a forward pass.
         """
         width, height = size
         tiles = make_tiles(height, width, tile_px, self._network.halo(self._style_layers))
@@ -335,8 +341,9 @@ class _ScaleCost:
 
 
 def load_throughput(network: Network, file: Path) -> Throughput:
-    """The throughput of the device with this network: from the file, or measured (seconds) and
-    stored there.
+    """The throughput of the device with this network.
+
+    It is read from the file, or measured, which takes seconds, and stored there.
     """
     device, threads = device_name(network.device), torch.get_num_threads()
     model = f"{network.architecture}, {network.dtype}"
@@ -367,8 +374,9 @@ def _read_throughputs(file: Path) -> dict[str, Throughput]:
 
 
 def measure_throughput(network: Network) -> Throughput:
-    """Measure the median seconds of an evaluation at two sizes; at smaller ones if memory does not
-    suffice.
+    """Measure the median seconds of an evaluation at two sizes.
+
+    The sizes are smaller if memory does not suffice.
     """
     # A card needs the same time for all small pictures, so it is measured with larger ones.
     sides = (512, 1536) if network.device.type == "cuda" else (128, 320)
@@ -394,7 +402,9 @@ def _measure_at(network: Network, sides: tuple[int, int]) -> Throughput:
 
 
 def _time_evaluation(network: Network, side: int) -> tuple[int, float, float]:
-    """Number of pixels, median seconds of an evaluation, and seconds until the first one is
+    """Time evaluations of one size.
+
+    Returns the number of pixels, the median seconds, and the seconds until the first one is
     complete.
     """
     spec = StyleSpec().for_pictures()

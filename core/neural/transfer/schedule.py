@@ -16,16 +16,15 @@ ITERATIONS = {"draft": 25, "standard": 70, "fine": 210}
 NOISE_FACTOR = 4  # times as many iterations at the coarsest scale when a run starts from noise
 
 COARSEST_PX = 128  # below it a photo's content is lost, and the finer scales do not recover it
-FINE_PX = (
-    1024  # above it half the iterations are enough: the receptive field spans little of the picture
-)
+FINE_PX = 1024  # above it half the iterations do: the receptive field spans little of the picture
 STEP = math.sqrt(2)  # ratio of two neighboring scales
 
 
 @dataclass(frozen=True)
 class _Start:
-    """What a kind of start changes: factors of the iterations, and whether coarser scales are
-    skipped.
+    """What a kind of start changes.
+
+    Factors of the iterations, and whether coarser scales are skipped.
     """
 
     coarsest: float = 1  # at the coarsest of several scales
@@ -64,11 +63,10 @@ class Scale:
 
 
 def schedule(spec: StyleSpec, width: int, height: int, init_px: int | None = None) -> list[Scale]:
-    """The scales for a photo of `width` x `height` px, coarsest first; the last one has the size of
-    the result.
+    """The scales for a photo of `width` x `height` px, coarsest first.
 
-    init_px: the long side of the initial picture, for init=picture.
-    Raises BadSpec if `size` is too small for the photo's shape.
+    The last one has the size of the result. init_px: the long side of the initial picture, for
+    init=picture. Raises BadSpec if `size` is too small for the photo's shape.
     """
     result_size(width, height, spec.size)
     sides = [spec.size]

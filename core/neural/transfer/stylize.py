@@ -74,8 +74,7 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class Control:
-    """The callback's answer to a step: continue, stop, or continue with the weights of another
-    spec.
+    """The callback's answer to a step: continue, stop, or continue with the weights of a spec.
 
     A stopped run returns the current picture. `stop` takes precedence over `spec`.
     """
@@ -118,12 +117,12 @@ def stylize(
     *,
     resume: Checkpoint | None = None,
 ) -> StyleResult:
-    """Render the photo in the style of the paintings (Gatys, Ecker and Bethge 2015), coarse to
-    fine.
+    """Render the photo in the style of the paintings, coarse to fine.
 
-    The same pictures, spec, network, machine and plan give the same picture to the bit. This also
-    holds for a run that continues from a checkpoint. A checkpoint of another network is ignored. A
-    checkpoint made with other weights counts as a spec update at its iteration.
+    Source: Gatys, Ecker and Bethge 2015. The same pictures, spec, network, machine and plan give
+    the same picture to the bit. This also holds for a run that continues from a checkpoint. A
+    checkpoint of another network is ignored. A checkpoint made with other weights counts as a spec
+    update at its iteration.
 
     Raises BadSpec, BadImage, OutOfMemory, Diverged (with the last good picture), DeviceLost, and
     what `on_progress` raises.
@@ -323,8 +322,9 @@ class _Run:
             self._record_update(before, count)
 
     def _record_update(self, before: Mapping[str, Any], count: int) -> None:
-        """Record an update for the result's provenance, and extend the last scale so that the
-        update has an effect.
+        """Record an update for the result's provenance.
+
+        Extends the last scale so that the update has an effect.
         """
         after = self._spec.weights
         changed = [name for name in after if after[name] != before[name]]
@@ -381,8 +381,9 @@ class _Run:
 
 
 class ProgressTracker:
-    """Counts iterations, and estimates the time left from the planned seconds of the remaining
-    scales.
+    """Counts iterations and estimates the time left.
+
+    The estimate comes from the planned seconds of the remaining scales.
     """
 
     def __init__(self, planned: Sequence[PlannedScale]) -> None:
@@ -429,8 +430,7 @@ class ProgressTracker:
         return self.iterations[self.scale - 1]
 
     def extend(self, count: int) -> None:
-        """Extend the last scale, after `count` of its iterations, by half of its planned
-        iterations.
+        """Extend the last scale, after `count` of its iterations, by half of its planned ones.
 
         It takes at most twice its planned iterations, but always one more. Other scales are not
         extended.

@@ -1,5 +1,4 @@
-"""Tiles: parts of a picture whose features, Gram sums and gradients equal those of the whole
-picture.
+"""Tiles: parts of a picture whose features, Gram sums and gradients equal the whole picture's.
 
 A tile owns a rectangle of pixels and reads a halo around it, as wide as the network's receptive
 field reaches. At the positions that it owns, its responses equal those of the whole picture. The
@@ -32,8 +31,9 @@ class Span:
     whole: int
 
     def owned(self, stride: int, count: int) -> slice:
-        """The owned positions among the `count` positions that a layer of this stride has for the
-        pixels read.
+        """The owned positions in a layer of this stride.
+
+        count: the number of positions that the layer has for the pixels read.
         """
         first = (self.begin - self.read_begin) // stride
         return slice(first, min((self.end - self.read_begin) // stride, count))

@@ -12,8 +12,9 @@ Record = Callable[..., Callable[[StepEvent], Control]]
 
 @pytest.fixture(scope="session")
 def record() -> Record:
-    """Make a callback that appends a value of each event to a list: its progress, or what `read`
-    returns.
+    """Make a callback that appends a value of each event to a list.
+
+    The value is the event's progress, or what `read` returns.
     """
 
     def make(

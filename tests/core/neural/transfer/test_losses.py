@@ -1,6 +1,4 @@
-"""The losses, compared with the paper's closed forms and with autograd; properties of Gram
-matrices.
-"""
+"""The losses: the paper's closed forms, autograd, and properties of Gram matrices."""
 
 import pytest
 import torch

@@ -34,8 +34,9 @@ def target() -> Tensor:
 
 
 def test_lbfgs_finds_the_minimum_inside_the_box(target: Tensor) -> None:
-    """The function is badly scaled (1:100), and bounds are active where the free minimum lies
-    outside.
+    """The function is badly scaled (1:100).
+
+    Bounds are active where the free minimum lies outside.
     """
     stretch = torch.logspace(0, 2, target.numel()).view_as(target)
     actual = _last(LBFGS(_quadratic(target, stretch), torch.full_like(target, 0.5)), 120)
@@ -79,9 +80,7 @@ def test_adam_finds_the_minimum_inside_the_box(target: Tensor) -> None:
 
 @pytest.mark.parametrize("optimizer", [LBFGS, Adam])
 def test_every_iterate_stays_inside_the_box(optimizer: type, target: Tensor) -> None:
-    """Then the loss of an iterate is the loss of the delivered picture: nothing is clamped at the
-    end.
-    """
+    """The loss of an iterate is that of the delivered picture: nothing is clamped at the end."""
     iterates = optimizer(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5))
 
     assert all(
