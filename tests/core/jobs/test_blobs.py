@@ -124,3 +124,23 @@ def test_a_reservation_without_a_size_does_not_bypass_the_quota(
 
     with pytest.raises(errors.QuotaExceeded):
         store.reserve(driver.PREVIEW, 60, "anna", size_bytes=20, most_bytes=15)
+
+
+def test_only_blobs_that_the_store_does_not_know_become_orphans(
+    driver: Any, store: JobStore
+) -> None:
+    """A used blob stays, a reservation keeps its end, and a file that is being deleted goes."""
+    driver.create()
+    driver.end_reservations()
+    store.reserve(driver.PREVIEW, 60)
+    store.reserve(driver.RESULT, 0)
+    time.sleep(0.01)
+    assert store.mark_deleting() == [driver.RESULT]
+    unknown = [f"sha256:{digit * 64}" for digit in "ef"]
+
+    known = [driver.CONTENT, driver.STYLE, driver.PREVIEW, driver.RESULT]
+    assert store.register_orphans([*known, *unknown], 0.05) == 2
+    assert store.register_orphans([], 0.05) == 0
+    assert store.mark_deleting() == [driver.RESULT]
+    time.sleep(0.06)
+    assert set(store.mark_deleting()) == {driver.RESULT, *unknown}
