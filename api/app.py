@@ -88,8 +88,8 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         blobs,
         Checkpoints(shared.checkpoints_dir),
         celery,
-        record_seconds=own.job_retention_days * 86_400,
-        disk_bytes=own.storage_quota_gb * 1e9,
+        job_retention_seconds=own.job_retention_days * 86_400,
+        storage_quota_bytes=own.storage_quota_gb * 1e9,
     )
 
     feed = JobFeed(shared.redis_url, own.max_streams_per_caller)

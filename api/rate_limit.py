@@ -27,7 +27,7 @@ from core import errors
 from core.redis_client import PREFIX, CircuitBreaker, connect
 
 FLUSH_SECONDS = 1.0
-_WRONG_KEYS = "wrong-keys"
+_AUTH_FAILURES = "auth-failures"
 
 
 class RequestKind(StrEnum):
@@ -54,13 +54,13 @@ class RateLimiter:
         redis_url: str,
         submissions: int,
         others: int,
-        wrong_keys: int,
+        auth_failures: int,
         *,
         cooldown_seconds: float = 0,
     ) -> None:
         """All limits are per minute.
 
-        submissions, others: per caller. wrong_keys: per client address.
+        submissions, others: per caller. auth_failures: per client address.
         cooldown_seconds: see core.redis_client.CircuitBreaker.
         """
         self._redis, self._circuit_breaker = connect(redis_url), CircuitBreaker(cooldown_seconds)
@@ -72,7 +72,7 @@ class RateLimiter:
             RequestKind.SUBMISSION: RateLimitItemPerMinute(submissions),
             RequestKind.OTHER: RateLimitItemPerMinute(others),
         }
-        self._wrong_keys = RateLimitItemPerMinute(wrong_keys)
+        self._auth_failures = RateLimitItemPerMinute(auth_failures)
         self._batch = {RequestKind.SUBMISSION: 1, RequestKind.OTHER: max(1, others // 100)}
         # Only callers with a valid key get an entry, so an untrusted client cannot make this grow.
         self._windows: dict[tuple[str, RequestKind], _Window] = {}
@@ -110,22 +110,22 @@ class RateLimiter:
         reset_at = self._limiter.get_window_stats(limit, *identifiers).reset_time
         return max(1.0, reset_at - time.time() + 0.5)  # Redis rounds to whole seconds
 
-    async def check_wrong_keys(self, address: str) -> None:
+    async def check_auth_failures(self, address: str) -> None:
         """Call this before the lookup of an unknown key. Raises RateLimited, StoreUnavailable."""
-        await self._apply_wrong_keys_limit(self._limiter.test, address)
+        await self._apply_auth_failures_limit(self._limiter.test, address)
 
-    async def count_wrong_key(self, address: str) -> None:
+    async def count_auth_failure(self, address: str) -> None:
         """Count a wrong key from the address. Raises RateLimited, StoreUnavailable."""
-        await self._apply_wrong_keys_limit(self._limiter.hit, address)
+        await self._apply_auth_failures_limit(self._limiter.hit, address)
 
-    async def _apply_wrong_keys_limit(self, step: Callable[..., bool], address: str) -> None:
-        identifiers = (_WRONG_KEYS, _normalize_address(address))
+    async def _apply_auth_failures_limit(self, step: Callable[..., bool], address: str) -> None:
+        identifiers = (_AUTH_FAILURES, _normalize_address(address))
 
         def run() -> float:
             with self._circuit_breaker:
-                if step(self._wrong_keys, *identifiers):
+                if step(self._auth_failures, *identifiers):
                     return 0.0
-                return self._seconds_left(self._wrong_keys, *identifiers)
+                return self._seconds_left(self._auth_failures, *identifiers)
 
         if seconds := await run_in_threadpool(run):
             message = (
@@ -142,5 +142,7 @@ def _normalize_address(address: str) -> str:
     except ValueError:  # a proxy may pass any text
         return address[:100]
     if isinstance(parsed, IPv6Address):
+        if parsed.ipv4_mapped is not None:  # ::ffff:192.0.2.1, as a dual-stack proxy writes it
+            return str(parsed.ipv4_mapped)
         return str(IPv6Network((parsed, 64), strict=False).network_address)
     return address

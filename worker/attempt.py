@@ -46,7 +46,7 @@ LoadNetwork = Callable[[ModelName], tuple[Network, Planner]]
 
 
 class Attempt:
-    """From the claim to the job's end, its hand-back, or the loss of the lease."""
+    """From the claim to the job's end, its release, or the loss of the lease."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Attempt:
         self._next_preview = 0.0
 
     def run(self, load: LoadNetwork) -> bool:
-        """Bring the job to its end, or hand it back. Returns False for a job that was handed back.
+        """Bring the job to its end, or release it. Returns False for a job that was released.
 
         load: returns the network for a model, and the planner of its runs. Raises DeviceLost.
         """
@@ -110,11 +110,11 @@ class Attempt:
                 log.warning("%s: the lease is lost", job.id)
             except errors.ShuttingDown:
                 is_done = False
-                self._finisher.hand_back()
+                self._finisher.release()
             except errors.Unavailable as error:  # the service's fault, not the job's
                 log.warning("%s: %s", job.id, error.message)
                 is_done = False
-                self._finisher.hand_back()
+                self._finisher.release()
             finally:
                 self._checkpoint_writer.close()
             if self._finisher.has_ended:  # else the next attempt resumes from a checkpoint

@@ -5,6 +5,7 @@ run's time. Knows no tensors.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -49,6 +50,7 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(1, "checkpoint-writer")
         self._write: Future[None] | None = None
         self._closed = False
+        self._lock = threading.Lock()  # the run submits while the reporter may delete all
 
     def restart_interval(self) -> None:
         """Count the interval until the next checkpoint from now."""
@@ -64,8 +66,9 @@ class CheckpointWriter:
 
     def submit(self, checkpoint: Saveable) -> None:
         """Write the checkpoint and name it to the store, in the thread."""
-        if not self._closed:
-            self._write = self._pool.submit(self._write_and_publish, checkpoint)
+        with self._lock:
+            if not self._closed:
+                self._write = self._pool.submit(self._write_and_publish, checkpoint)
 
     def flush(self, seconds: float) -> None:
         """Wait for the current write, at most so many seconds."""
@@ -74,20 +77,19 @@ class CheckpointWriter:
 
     def close(self) -> None:
         """Accept no more checkpoints, and wait for the current write."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._pool.shutdown()
 
     def delete_all(self) -> None:
         """Close, and delete all files: the job has ended, or its result needs the room."""
         self.close()
-        while self._files:
-            self._folder.delete(self._files.pop())
+        with self._lock:
+            while self._files:
+                self._folder.delete(self._files.pop())
 
     def _save(self, checkpoint: Saveable, name: str) -> bool:
-        """Write a complete and useful file, or none:
-
-        a torn file must not take the result's room.
-        """
+        """Write a complete and useful file, or none: a torn one would take the result's room."""
         try:
             if checkpoint.save(self._folder.path(name)):
                 return True

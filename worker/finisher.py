@@ -1,4 +1,4 @@
-"""Ends a job, or hands it back: writes the picture, reports the last progress, tells the store.
+"""Ends a job, or releases it: writes the picture, reports the last progress, tells the store.
 
 A finished run is never discarded because the store or the disk is unavailable: each step retries
 until it succeeds, the lease is lost, or the worker shuts down.
@@ -111,18 +111,18 @@ class JobFinisher:
         error = errors.DeadlineExceeded()
         return self._end(lambda: self._store.fail(job_id, token, error, output))
 
-    def hand_back(self) -> None:
+    def release(self) -> None:
         """Release the job, so that the attempt does not count.
 
         If the store stays unavailable, the lease expires, and the attempt counts as lost.
         """
         retrying = make_retrying(stop_after_attempt(MAX_TRIES), lambda _: None)
         try:
-            retrying(self._store.release, self._job.id, self._token)
+            status = retrying(self._store.release, self._job.id, self._token)
         except errors.Unavailable:
-            log.warning("%s: could not be handed back", self._job.id)
+            log.warning("%s: could not be released", self._job.id)
         else:
-            log.info("%s: handed back", self._job.id)
+            log.info("%s: release: %s", self._job.id, status)
 
     def lock_spec(self, spec_updates: SpecUpdates) -> None:
         """Refuse further spec updates, because the run is at its end. Raises Unavailable."""
@@ -140,7 +140,7 @@ class JobFinisher:
             self._report_progress(self._retry_until_room(lambda: self._images.write_preview(small)))
 
     def report_interruption(self, event: StepEvent) -> None:
-        """Report progress and preview once before the hand-back.
+        """Report progress and preview once before the release.
 
         A client then sees how far the queued job is. If it cancels the job, the preview remains.
         """

@@ -17,7 +17,7 @@ from core.jobs.store import JobStore, LeaseStatus
 from worker.spec_updates import SpecUpdates
 
 RENEW_SECONDS = 0.8  # shorter than the timeout after which a silent store is unavailable
-HAND_BACK_SECONDS = 8.0  # after a shutdown began, the current iteration may take so long
+RELEASE_SECONDS = 8.0  # after a shutdown began, the current iteration may take so long
 
 log = logging.getLogger(__name__)
 
@@ -112,13 +112,13 @@ class Lease:
         previous, self._status = self._status, status
         if previous == "ok" and status in ("cancel", "deadline_exceeded"):
             self._on_stop(status)
-        if status == "ok" and self._is_hand_back_due():
+        if status == "ok" and self._is_release_due():
             self._store.release(self._job_id, self._token)
             self.mark_lost()
 
-    def _is_hand_back_due(self) -> bool:
+    def _is_release_due(self) -> bool:
         """Whether the shutdown began so long ago that the current iteration may outlast it."""
         if not self._shutting_down.is_set():
             return False
         self._shutdown_at = self._shutdown_at or time.monotonic()
-        return time.monotonic() - self._shutdown_at > HAND_BACK_SECONDS
+        return time.monotonic() - self._shutdown_at > RELEASE_SECONDS

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 log = logging.getLogger(__name__)
 
-shutting_down = threading.Event()  # set when the worker must stop; jobs are then handed back
+shutting_down = threading.Event()  # set when the worker must stop; jobs are then released
 
 
 @cache

@@ -8,7 +8,7 @@ from tenacity.stop import StopBaseT
 from core import errors
 
 RETRY_SECONDS = 0.5
-MAX_TRIES = 10  # to read an input, or to hand the job back
+MAX_TRIES = 10  # to read an input, or to release the job
 
 
 def make_retrying(

@@ -29,7 +29,7 @@ from worker.settings import WorkerSettings
 HEARTBEAT_SECONDS = 1.0
 MAX_NETWORKS = 2  # loaded at the same time
 
-RunOutcome = Literal["done", "handed_back", "deleted", "no_job"]
+RunOutcome = Literal["done", "released", "deleted", "no_job"]
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ class JobRunner:
         others.pop(entry.name, None)
         # Other weights may have been imported under the same name.
         if found is None or found[0].sha256 != entry.sha256:
-            # Release a network before the next one takes memory.
+            # Release networks before the next one takes memory: this one, and the oldest.
+            found = None
             self._networks = others = dict([*others.items()][1 - MAX_NETWORKS :])
             found = self._load(entry.name)
         self._networks = {**others, entry.name: found}
@@ -90,7 +91,7 @@ class JobRunner:
         """Run jobs until none is queued, at most `limit`.
 
         Returns whether the caller must notify a worker, because jobs may be left. Ends at a
-        shutdown, and after a job that was handed back because disk or store failed: another try
+        shutdown, and after a job that was released because disk or store failed: another try
         at once would fail as well, and the reaper notifies the worker within seconds.
         Raises Unavailable, DeviceLost.
         """
@@ -98,12 +99,12 @@ class JobRunner:
             if shutting_down.is_set():
                 return True
             outcome = self.run_next()
-            if outcome in ("handed_back", "no_job"):
-                return outcome == "handed_back" and shutting_down.is_set()
+            if outcome in ("released", "no_job"):
+                return outcome == "released" and shutting_down.is_set()
         return True
 
     def run_next(self) -> RunOutcome:
-        """Claim the next job and bring it to an end, or hand it back.
+        """Claim the next job and bring it to an end, or release it.
 
         Raises Unavailable, DeviceLost.
         """
@@ -124,7 +125,7 @@ class JobRunner:
         )
         with self._run_lock:
             is_done = attempt.run(self._load_and_record)
-        return "done" if is_done else "handed_back"
+        return "done" if is_done else "released"
 
     def _claim(self, token: str) -> Job | None:
         """Return the next job.

@@ -101,7 +101,7 @@ def _list_children() -> list[int]:
 
 
 @worker_shutting_down.connect
-def _ask_to_hand_back(**_: Any) -> None:
-    """Ask the children to hand their jobs back; Celery then waits until their tasks return."""
+def _ask_to_release(**_: Any) -> None:
+    """Ask the children to release their jobs; Celery then waits until their tasks return."""
     for child in _list_children():
         os.kill(child, signal.SIGURG)

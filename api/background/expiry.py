@@ -3,9 +3,9 @@
 from core.jobs.store import JobStore
 
 
-def expire_jobs(store: JobStore, record_seconds: float) -> None:
-    """Expire the jobs that are due. record_seconds: a record outlives its images by so long.
+def expire_jobs(store: JobStore, job_retention_seconds: float) -> None:
+    """Expire the jobs that are due. job_retention_seconds: a record outlives its images by so long.
 
     Raises StoreUnavailable.
     """
-    store.expire_due(record_seconds)
+    store.expire_due(job_retention_seconds)

@@ -24,7 +24,7 @@ TERM_SECONDS = 5.0  # of the leadership
 GAP_SECONDS = 3.0  # between two ticks: more breaks the contact with the store
 SWEEP_SECONDS = 60.0
 ORPHAN_SCAN_SECONDS = 3600.0
-RECORD_SECONDS = 30 * 86_400.0
+JOB_RETENTION_SECONDS = 30 * 86_400.0
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +75,10 @@ class Reaper:
         checkpoints: Checkpoints,
         celery: Celery,
         *,
-        record_seconds: float = RECORD_SECONDS,
-        disk_bytes: float = 0,
+        job_retention_seconds: float = JOB_RETENTION_SECONDS,
+        storage_quota_bytes: float = 0,
     ) -> None:
-        """disk_bytes: the quota of blobs and checkpoints; 0 means no quota."""
+        """storage_quota_bytes: the quota of blobs and checkpoints; 0 means no quota."""
         self._store, self._blobs = store, blobs
         self._duties = [
             Duty("requeuing", lambda: leases.requeue_expired(store)),
@@ -87,7 +87,7 @@ class Reaper:
                 lambda: notifications.notify_idle_workers(store, celery),
                 needs_contact=False,
             ),
-            Duty("expiry", lambda: expiry.expire_jobs(store, record_seconds)),
+            Duty("expiry", lambda: expiry.expire_jobs(store, job_retention_seconds)),
             Duty(
                 "deleting unused blobs",
                 lambda: garbage.delete_unused_blobs(store, blobs),
@@ -101,7 +101,7 @@ class Reaper:
             ),
             Duty(
                 "the disk quota",
-                lambda: quota.enforce_quota(store, blobs, checkpoints, disk_bytes),
+                lambda: quota.enforce_quota(store, blobs, checkpoints, storage_quota_bytes),
                 is_exclusive=True,
                 interval_seconds=SWEEP_SECONDS,
             ),

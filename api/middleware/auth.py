@@ -79,11 +79,11 @@ class Authentication:
         address = (scope["client"] or ("",))[0]
         # A client that guesses keys must not lock out a client with a key at the same address.
         if not keys.has_cached(secret):
-            await self._rate_limiter.check_wrong_keys(address)
+            await self._rate_limiter.check_auth_failures(address)
         try:
             key = await keys.find(secret)
         except errors.Unauthorized:
-            await self._rate_limiter.count_wrong_key(address)
+            await self._rate_limiter.count_auth_failure(address)
             raise
         kind = classify_request(scope["method"], scope["path"])
         await self._rate_limiter.count_request(key.id, kind)
@@ -107,7 +107,8 @@ def is_public(path: str) -> bool:
 def classify_request(method: str, path: str) -> RequestKind:
     """The limit that the request counts against."""
     submission_paths = ("/v1/jobs", "/v1/images", "/v1/batches", "/v1/estimate")
-    if method == "POST" and (path in submission_paths or path.endswith("/retry")):
+    is_update = method == "PATCH"  # it may decode a mask, as a submission does
+    if is_update or (method == "POST" and (path in submission_paths or path.endswith("/retry"))):
         return RequestKind.SUBMISSION
     return RequestKind.OTHER
 

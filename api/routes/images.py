@@ -80,7 +80,7 @@ def _reserve_upload(
         config.upload_retention_hours * 3600,
         owner,
         size_bytes=size_bytes,
-        most_bytes=config.upload_quota_gb_per_caller * 1e9,
+        max_bytes=config.upload_quota_gb_per_caller * 1e9,
     )
 
 

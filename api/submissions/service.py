@@ -81,7 +81,7 @@ class SubmissionService:
         """Return what the service adds to a submission: the caller and the settings."""
         return SubmissionContext(
             owner=self.caller.owner,
-            keep_seconds=self.config.result_retention_days * 86_400,
+            result_retention_seconds=self.config.result_retention_days * 86_400,
             idempotency_key=key,
             request_hash=request_hash,
             retried_from=retried_from,

@@ -151,7 +151,8 @@ class SubmissionContext(_Record):
     """What the service adds to a submission."""
 
     owner: str = LOCAL_OWNER
-    keep_seconds: float = 0  # retention of pictures and record after the job's end; 0: no limit
+    # How long images stay after the end of the job; 0: no limit.
+    result_retention_seconds: float = 0
     idempotency_key: str | None = None
     # The hash of the request. With a repeated key, only the same request returns the same job.
     request_hash: str | None = None

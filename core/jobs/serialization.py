@@ -55,7 +55,7 @@ def serialize(
     submission = {
         "owner": context.owner,
         "priority": options.priority,
-        "keep_ms": round(context.keep_seconds * 1000),
+        "retention_ms": round(context.result_retention_seconds * 1000),
         "deadline_ms": deadline_ms,
         "webhook": options.webhook,
         "retried_from": context.retried_from,
@@ -94,7 +94,7 @@ def parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job | None:
     try:
         return _parse_job(fields, load)
     except (ValueError, KeyError, TypeError, AssertionError):
-        log.exception("The record of job %s is damaged.", fields.get("id"))
+        log.exception("the record of job %s is damaged", fields.get("id"))
         return None
 
 

@@ -480,12 +480,12 @@ class JobStore:
         )
         return int(requeued), int(ended)
 
-    def expire_due(self, record_seconds: float, max_jobs: int = 100) -> int:
-        """Delete the images of expired jobs, and their records `record_seconds` later.
+    def expire_due(self, job_retention_seconds: float, max_jobs: int = 100) -> int:
+        """Delete the images of expired jobs, and their records `job_retention_seconds` later.
 
         Returns how many, of at most `max_jobs` each.
         """
-        return int(self._call("expire_due", round(record_seconds * 1000), max_jobs))
+        return int(self._call("expire_due", round(job_retention_seconds * 1000), max_jobs))
 
     def count_expiring(self) -> int:
         """Count the ended jobs that still have their images, without pinned ones."""
@@ -591,16 +591,16 @@ class JobStore:
         owner: str = ANY_OWNER,
         *,
         size_bytes: int = 0,
-        most_bytes: float = 0,
+        max_bytes: float = 0,
     ) -> None:
         """Protect a blob from the garbage collector, before it is written.
 
         During `keep_seconds` the owner may name it in a submission. Waits up to 2 s while the old
-        file of the same digest is being deleted. size_bytes: of an upload; most_bytes: of all the
+        file of the same digest is being deleted. size_bytes: of an upload; max_bytes: of all the
         owner's uploads. Raises Unavailable if the deletion takes longer, QuotaExceeded if the
         upload does not fit.
         """
-        args = (digest, round(keep_seconds * 1000), owner, size_bytes, round(most_bytes))
+        args = (digest, round(keep_seconds * 1000), owner, size_bytes, round(max_bytes))
         for _ in range(100):
             result = self._call("reserve", *args)
             if result == 1:

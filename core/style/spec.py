@@ -88,7 +88,7 @@ MixingWeights = Annotated[list[Weight], BeforeValidator(_numbers), Field(max_len
 
 # Marks a parameter that may change while the job waits or runs: it only weighs terms whose targets
 # exist.
-_UPDATABLE: dict[str, JsonValue] = {"steerable": True}
+_UPDATABLE: dict[str, JsonValue] = {"updatable": True}
 
 
 class StyleSpec(BaseModel):

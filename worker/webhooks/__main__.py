@@ -29,7 +29,7 @@ def main() -> None:
         JobStore(settings.redis_url), policy, settings.webhook_signer, WebhookSender(policy)
     )
     process.on_signals(dispatcher.stop, signal.SIGTERM, signal.SIGINT)
-    log.info("The webhook dispatcher is running.")
+    log.info("the webhook dispatcher is running")
     dispatcher.run()
 
 

@@ -48,7 +48,7 @@ class _Destinations:
         self._owners: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def blocked(self) -> list[str]:
+    def list_blocked(self) -> list[str]:
         """The busy destinations, and the owners at their limit."""
         with self._lock:
             owners = [owner for owner, count in self._owners.items() if count >= MAX_PER_OWNER]
@@ -116,7 +116,7 @@ class WebhookDispatcher:
         token, started = secrets.token_hex(16), time.monotonic()
         try:
             claimed = self._store.claim_delivery(
-                token, self._lease_seconds, len(self._delays), self._destinations.blocked()
+                token, self._lease_seconds, len(self._delays), self._destinations.list_blocked()
             )
             if claimed is not None:
                 # The deadline counts from before the claim. A dispatcher that was suspended since
@@ -125,7 +125,7 @@ class WebhookDispatcher:
         except errors.StoreUnavailable as error:
             log.warning("%s", error.message)
         except Exception:  # a process that exits again and again would end `impasto up`
-            log.exception("Claiming a webhook failed.")
+            log.exception("claiming a webhook failed")
         else:
             return claimed is not None
         return False
@@ -153,7 +153,7 @@ class WebhookDispatcher:
             log.info("%s: webhook, try %d: %s", job.id, attempt, detail)
             self._complete(job, token, outcome, retry_seconds)
         except Exception:  # the lease expires and the delivery becomes due again
-            log.exception("%s: The webhook delivery failed.", job.id)
+            log.exception("%s: the webhook delivery failed", job.id)
         finally:
             self._destinations.remove(job)
             self._free_slots.release()
@@ -199,5 +199,8 @@ class WebhookDispatcher:
                 time.sleep(POLL_SECONDS)
             else:
                 if not is_ours:
-                    log.warning("%s: The lease of the webhook had expired.", job.id)
+                    log.warning(
+                        "%s: the outcome came too late or the job is deleted",
+                        job.id,
+                    )
                 return

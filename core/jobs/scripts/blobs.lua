@@ -3,7 +3,9 @@ local function add_reference(p, owner, digest)
   redis.call('HINCRBY', p .. 'refs:' .. owner, digest, 1)
 end
 
+-- owner: may be false, if the job's record is damaged.
 local function drop_reference(p, owner, digest)
+  owner = owner or ''
   if redis.call('HINCRBY', p .. 'refs:' .. owner, digest, -1) <= 0 then
     redis.call('HDEL', p .. 'refs:' .. owner, digest)
   end

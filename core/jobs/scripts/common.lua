@@ -82,6 +82,13 @@ local function get_fields(p, id, ...)
   return unpack(redis.call('HMGET', job_key(p, id), ...))
 end
 
+-- Whether the fields are there without which no operation can move the job: a disk fault may damage
+-- any of them.
+local function is_movable(p, id)
+  local owner, entry, place = get_fields(p, id, 'owner', 'entry', 'place')
+  return owner and tonumber(entry) and place
+end
+
 -- Every change that a client can see calls this once. The message goes out when the operation ends.
 local function publish_change(p, id)
   add(job_key(p, id), 'version', 1)

@@ -3,35 +3,36 @@ local function index_status(p, id, status)
   redis.call('ZADD', p .. 'jobs_of:' .. owner .. ':' .. status, entry, id)
 end
 
--- Keep an ended job for keep_ms from now on; 0: without limit, as long as there is room.
-local function set_expiry(p, id, keep_ms)
+-- Keep an ended job for retention_ms from now on; 0: without limit, as long as there is room.
+local function set_expiry(p, id, retention_ms)
   local now = now_ms()
-  if tonumber(keep_ms) > 0 then
-    redis.call('HSET', job_key(p, id), 'expires_at', now + keep_ms)
-    redis.call('ZADD', p .. 'expiry', now + keep_ms, id)
+  if tonumber(retention_ms) > 0 then
+    redis.call('HSET', job_key(p, id), 'expires_at', now + retention_ms)
+    redis.call('ZADD', p .. 'expiry', now + retention_ms, id)
   else
     redis.call('ZADD', p .. 'expiry', now + FOREVER_MS, id)
   end
 end
 
 local function on_ended(p, id)
-  local status, keep_ms, pinned = get_fields(p, id, 'status', 'keep_ms', 'pinned')
+  local status, retention_ms, pinned = get_fields(p, id, 'status', 'retention_ms', 'pinned')
   local now = now_ms()
   redis.call('HSET', job_key(p, id), 'completed_at', now)
   redis.call('HINCRBY', p .. 'ended', status, 1)
   redis.call('HDEL', job_key(p, id), 'checkpoint')
   redis.call('ZREM', p .. 'deadlines', id)
   if pinned ~= '1' then
-    set_expiry(p, id, keep_ms)
+    set_expiry(p, id, retention_ms)
   end
   schedule_webhook(p, id, now)
 end
 
--- Change the status. No other function does. Returns false if the transition is illegal.
+-- Change the status. No other function does. Returns false if the transition is illegal or the
+-- record is damaged.
 local function move(p, id, to)
   local key = job_key(p, id)
   local from, owner = get_fields(p, id, 'status', 'owner')
-  if not (LEGAL[from] and LEGAL[from][to]) then
+  if not (LEGAL[from] and LEGAL[from][to] and is_movable(p, id)) then
     return false
   end
   redis.call('ZREM', p .. 'jobs_of:' .. owner .. ':' .. from, id)
@@ -85,7 +86,7 @@ end
 local function requeue_or_fail(p, id, max_losses, error)
   local key = job_key(p, id)
   local status, cancel_requested = get_fields(p, id, 'status', 'cancel_requested')
-  if status ~= 'running' then
+  if status ~= 'running' or not is_movable(p, id) then
     redis.call('ZREM', p .. 'leases', id)
     return nil
   end
@@ -110,7 +111,7 @@ end
 -- No later submission may reuse this job's result.
 local function forget_result(p, id)
   local owner, fingerprint = get_fields(p, id, 'owner', 'fingerprint')
-  if fingerprint and redis.call('HGET', p .. 'results:' .. owner, fingerprint) == id then
+  if owner and fingerprint and redis.call('HGET', p .. 'results:' .. owner, fingerprint) == id then
     redis.call('HDEL', p .. 'results:' .. owner, fingerprint)
   end
 end
@@ -341,7 +342,8 @@ end)
 -- pinned: '1' or '0'. A pinned job does not expire. Returns 1, or nil if there is no such job.
 job_operation('set_pinned', function(p, id, pinned)
   local key = job_key(p, id)
-  local completed_at, keep_ms, before = get_fields(p, id, 'completed_at', 'keep_ms', 'pinned')
+  local completed_at, retention_ms, before =
+    get_fields(p, id, 'completed_at', 'retention_ms', 'pinned')
   if (before or '0') ~= pinned then
     redis.call('HSET', key, 'pinned', pinned)
     publish_change(p, id)
@@ -351,7 +353,7 @@ job_operation('set_pinned', function(p, id, pinned)
     redis.call('ZREM', p .. 'expiry', id)
     redis.call('ZREM', p .. 'records', id)
   elseif before == '1' and completed_at then
-    set_expiry(p, id, keep_ms)
+    set_expiry(p, id, retention_ms)
   end
   return 1
 end)

@@ -10,9 +10,10 @@ operation('reap_expired_leases', function(p, max_losses, error)
   local overdue = redis.call('ZRANGEBYSCORE', p .. 'deadlines', '-inf', now, 'LIMIT', 0, 1000)
   for _, id in ipairs(overdue) do
     local status, token = get_fields(p, id, 'status', 'token')
-    if status == 'queued' then
-      move(p, id, 'expired')
+    if status == 'queued' and move(p, id, 'expired') then
       ended = ended + 1
+    elseif status ~= 'running' then
+      redis.call('ZREM', p .. 'deadlines', id) -- its record is damaged or missing
     else
       signal_worker(p, token) -- the worker ends the job
     end
@@ -20,9 +21,9 @@ operation('reap_expired_leases', function(p, max_losses, error)
   return { requeued, ended }
 end)
 
--- Delete the images of expired jobs, and their records record_ms later; at most max_jobs each.
--- Returns how many.
-operation('expire_due', function(p, record_ms, max_jobs)
+-- Delete the images of expired jobs, and their records job_retention_ms later; at most max_jobs of
+-- each. Returns how many.
+operation('expire_due', function(p, job_retention_ms, max_jobs)
   local now = now_ms()
   local old = redis.call('ZRANGEBYSCORE', p .. 'records', '-inf', now, 'LIMIT', 0, max_jobs)
   for _, id in ipairs(old) do
@@ -35,7 +36,7 @@ operation('expire_due', function(p, record_ms, max_jobs)
     redis.call('HSET', job_key(p, id), 'images_deleted', '1')
     publish_change(p, id)
     redis.call('ZREM', p .. 'expiry', id)
-    redis.call('ZADD', p .. 'records', now + record_ms, id)
+    redis.call('ZADD', p .. 'records', now + job_retention_ms, id)
   end
   return #old + #due
 end)

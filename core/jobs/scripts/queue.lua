@@ -27,7 +27,7 @@ local function dequeue(p, id)
   local owner, place = get_fields(p, id, 'owner', 'place')
   if place then
     redis.call('ZREM', p .. 'queue', place)
-    redis.call('ZREM', p .. 'queue:' .. owner, place)
+    redis.call('ZREM', p .. 'queue:' .. (owner or ''), place)
   end
 end
 
@@ -38,8 +38,8 @@ local function signal_worker(p, token)
   end
 end
 
--- Returns the first place of the queue and its job, or nil. Removes places whose job is not queued:
--- its record is damaged or missing, and it would block all jobs behind it.
+-- Returns the first place of the queue and its job, or nil. Removes places whose job is not queued
+-- or whose record is damaged or missing: they would block all jobs behind them.
 local function next_place(p)
   while true do
     local place = redis.call('ZRANGE', p .. 'queue', 0, 0)[1]
@@ -48,7 +48,7 @@ local function next_place(p)
     end
     local id = string.sub(place, 25)
     local status, owner = get_fields(p, id, 'status', 'owner')
-    if status == 'queued' then
+    if status == 'queued' and is_movable(p, id) then
       return place, id
     end
     redis.call('ZREM', p .. 'queue', place)

@@ -55,8 +55,8 @@ local function write_record(p, id, submission)
   local entry = redis.call('HINCRBY', p .. 'entries', owner, 1)
   redis.call('HSET', key, 'id', id, 'number', number, 'entry', entry, 'status', 'queued',
     'version', 1, 'attempt', 0, 'losses', 0, 'created_at', now, 'owner', owner,
-    'priority', submission.priority, 'keep_ms', submission.keep_ms, 'input', submission.input,
-    'blobs', cjson.encode(submission.digests), 'fingerprint', submission.fingerprint)
+    'priority', submission.priority, 'retention_ms', submission.retention_ms,
+    'input', submission.input, 'blobs', cjson.encode(submission.digests), 'fingerprint', submission.fingerprint)
   for _, field in ipairs({ 'webhook', 'retried_from', 'batch_id' }) do
     if submission[field] then
       redis.call('HSET', key, field, submission[field])

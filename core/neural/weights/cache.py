@@ -134,7 +134,7 @@ class WeightsCache:
             ) from error
         if is_emulated(network.dtype, network.device):
             log.warning(
-                "This processor emulates %s, several times slower than float32; use auto.",
+                "this processor emulates %s, several times slower than float32; use auto",
                 precision,
             )
         return network

@@ -212,7 +212,9 @@ def test_slightly_over_the_quota_few_jobs_expire_however_many_frames_they_have(
         for digest in (photo, painting):
             store.reserve(digest, 60)
         job_input = JobInput(content=photo, styles=[painting], spec={})
-        job = store.create(new_job_id(), job_input, context=SubmissionContext(keep_seconds=1000))
+        job = store.create(
+            new_job_id(), job_input, context=SubmissionContext(result_retention_seconds=1000)
+        )
         store.claim(str(number), "worker")
         for iteration in range(30):
             digest = blobs.put(bytes([number, iteration]) * 500)
@@ -260,7 +262,7 @@ def test_checkpoints_count_for_the_disk_quota(
 ) -> None:
     """The oldest result expires, even if results are kept for ever."""
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    reaper = Reaper(store, blobs, checkpoints, celery, disk_bytes=1_000)
+    reaper = Reaper(store, blobs, checkpoints, celery, storage_quota_bytes=1_000)
     ended, queued = _create(store, blobs), _create(store, blobs)
     store.cancel(ended.id)
     checkpoints.path(Checkpoints.name(queued.id, "t" * 32, 0)).write_bytes(b"x" * checkpoint_bytes)
@@ -277,7 +279,7 @@ def test_a_folder_without_blobs_over_its_quota_does_no_harm(
 ) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.path(Checkpoints.name(new_job_id(), "t" * 32, 0)).write_bytes(b"x" * 10)
-    reaper = Reaper(store, blobs, checkpoints, celery, disk_bytes=1)
+    reaper = Reaper(store, blobs, checkpoints, celery, storage_quota_bytes=1)
     for _ in range(8):
         reaper.tick()
         clock.now += 1

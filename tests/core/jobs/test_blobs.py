@@ -109,12 +109,12 @@ def test_an_owner_may_name_their_uploads_and_the_blobs_of_their_jobs(
 def test_an_upload_counts_for_as_long_as_its_owner_may_name_it(
     driver: Any, store: JobStore
 ) -> None:
-    store.reserve(driver.PREVIEW, 0.2, "anna", size_bytes=10, most_bytes=15)
+    store.reserve(driver.PREVIEW, 0.2, "anna", size_bytes=10, max_bytes=15)
     store.reserve(driver.PREVIEW, 60, "anna")
     time.sleep(0.3)
 
     with pytest.raises(errors.QuotaExceeded):
-        store.reserve(driver.RESULT, 60, "anna", size_bytes=10, most_bytes=15)
+        store.reserve(driver.RESULT, 60, "anna", size_bytes=10, max_bytes=15)
 
 
 def test_a_reservation_without_a_size_does_not_bypass_the_quota(
@@ -123,7 +123,7 @@ def test_a_reservation_without_a_size_does_not_bypass_the_quota(
     store.reserve(driver.PREVIEW, 60, "anna")
 
     with pytest.raises(errors.QuotaExceeded):
-        store.reserve(driver.PREVIEW, 60, "anna", size_bytes=20, most_bytes=15)
+        store.reserve(driver.PREVIEW, 60, "anna", size_bytes=20, max_bytes=15)
 
 
 def test_only_blobs_that_the_store_does_not_know_become_orphans(

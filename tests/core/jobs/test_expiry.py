@@ -12,7 +12,7 @@ from core.redis_client import PREFIX
 
 
 def test_an_ended_job_loses_its_images_and_then_its_record(driver: Any, store: JobStore) -> None:
-    job = driver.end(keep_seconds=60)
+    job = driver.end(result_retention_seconds=60)
     assert job.expires_at is not None
     assert job.completed_at is not None
     assert (job.expires_at - job.completed_at).total_seconds() == 60
@@ -34,7 +34,10 @@ def test_an_ended_job_loses_its_images_and_then_its_record(driver: Any, store: J
 
 
 def test_a_pinned_job_does_not_expire(driver: Any, store: JobStore) -> None:
-    early, late = driver.end(keep_seconds=60), driver.submit(keep_seconds=60)
+    early, late = (
+        driver.end(result_retention_seconds=60),
+        driver.submit(result_retention_seconds=60),
+    )
     for job in (early, late):
         store.set_pinned(job.id)
         assert store.set_pinned(job.id).pinned
@@ -50,7 +53,7 @@ def test_a_pinned_job_does_not_expire(driver: Any, store: JobStore) -> None:
 
 
 def test_early_expiry_takes_the_jobs_that_expire_first(driver: Any, store: JobStore) -> None:
-    oldest, middle, _ = [driver.end(keep_seconds=60 + number) for number in range(3)]
+    oldest, middle, _ = [driver.end(result_retention_seconds=60 + number) for number in range(3)]
 
     assert store.expire_early(2) == 2
     assert store.expire_due(60) == 2
@@ -60,7 +63,7 @@ def test_early_expiry_takes_the_jobs_that_expire_first(driver: Any, store: JobSt
 
 def test_jobs_without_a_time_limit_expire_only_early_and_last(driver: Any, store: JobStore) -> None:
     oldest, newer = driver.end(), driver.end()
-    ending, pinned = driver.end(keep_seconds=60), driver.end()
+    ending, pinned = driver.end(result_retention_seconds=60), driver.end()
     store.set_pinned(pinned.id)
     assert oldest.expires_at is None
     assert store.expire_due(60) == 0
@@ -93,9 +96,11 @@ def test_a_job_pinned_while_it_runs_does_not_expire(driver: Any, store: JobStore
 def test_deleted_jobs_leave_no_keys(driver: Any, store: JobStore, valkey: Any) -> None:
     """Except for counters and keys that expire."""
     for owner in ("a", "b"):
-        driver.submit(owner, deadline_seconds=60, keep_seconds=60, webhook="https://example.org")
+        driver.submit(
+            owner, deadline_seconds=60, result_retention_seconds=60, webhook="https://example.org"
+        )
         store.claim(owner, "worker")
-    driver.submit("a", keep_seconds=60)
+    driver.submit("a", result_retention_seconds=60)
     for owner in ("a", "b", "local"):
         for job in store.list_page(limit=10, owner=owner)[0]:
             store.delete(job.id)

@@ -1,5 +1,6 @@
 """Faults of the server: restarts, foreign libraries, and damaged records."""
 
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -110,14 +111,29 @@ def test_a_damaged_record_stops_no_operation_on_others(
     assert [job.id for job in store.list_page(limit=10)[0]] == [queued.id]
 
 
-@pytest.mark.parametrize("field", ["status", "place", "attempt", "version", "owner", "record"])
+def _damage(client: redis.Redis, job_id: str, damage: str) -> None:
+    """damage: `record`, or `without FIELD`, or a field that gets another value."""
+    key = f"{PREFIX}job:{job_id}"
+    if damage == "record":
+        client.delete(key)
+    elif damage.startswith("without "):
+        client.hdel(key, damage.removeprefix("without "))
+    else:
+        client.hset(key, damage, "\x01")
+
+
+MISSING = ["without owner", "without entry", "without place", "record"]
+
+
+@pytest.mark.parametrize(
+    "damage", ["status", "place", "attempt", "version", "owner", "entry", *MISSING]
+)
 def test_jobs_behind_a_damaged_one_are_claimed(
-    driver: Any, store: JobStore, valkey: Any, field: str
+    driver: Any, store: JobStore, valkey: Any, damage: str
 ) -> None:
     damaged, other = driver.create(), driver.create()
     with redis.Redis(port=valkey.port) as client:
-        key = f"{PREFIX}job:{damaged.id}"
-        client.delete(key) if field == "record" else client.hset(key, field, "\x01")
+        _damage(client, damaged.id, damage)
     claimed = []
     for token in "tuv":
         with suppress(errors.JobNotFound):
@@ -128,19 +144,50 @@ def test_jobs_behind_a_damaged_one_are_claimed(
     assert store.get_load().queued == 0
 
 
-@pytest.mark.parametrize("field", ["status", "losses", "record"])
+@pytest.mark.parametrize("damage", ["status", "losses", "entry", *MISSING])
 def test_jobs_beside_a_damaged_one_are_requeued(
-    driver: Any, store: JobStore, valkey: Any, field: str
+    driver: Any, store: JobStore, valkey: Any, damage: str
 ) -> None:
     damaged, other = driver.create(), driver.create()
     for token in "tu":
         driver.claim(token)
     with redis.Redis(port=valkey.port) as client:
-        key = f"{PREFIX}job:{damaged.id}"
-        client.delete(key) if field == "record" else client.hset(key, field, "\x01")
+        _damage(client, damaged.id, damage)
     driver.expire_leases()
 
-    assert store.reap_expired_leases() == (1 + (field == "losses"), 0)
+    assert store.reap_expired_leases() == (1 + (damage == "losses"), 0)
     assert store.reap_expired_leases() == (0, 0)
     assert store.get_load().running == 0
     assert store.get(other.id).status == "queued"
+
+
+@pytest.mark.parametrize("damage", ["status", "entry", *MISSING])
+def test_a_damaged_job_with_a_deadline_stops_no_other(
+    driver: Any, store: JobStore, valkey: Any, damage: str
+) -> None:
+    damaged, other = (driver.submit(deadline_seconds=1) for _ in range(2))
+    with redis.Redis(port=valkey.port) as client:
+        _damage(client, damaged.id, damage)
+        for job in (damaged, other):
+            client.zadd(f"{PREFIX}deadlines", {job.id: 1})
+
+        assert store.reap_expired_leases() == (0, 1)
+        assert store.get(other.id).status == "expired"
+        assert client.zcard(f"{PREFIX}deadlines") == 0
+
+
+@pytest.mark.parametrize("damage", ["owner", "entry", *MISSING])
+def test_jobs_beside_a_damaged_one_expire(
+    driver: Any, store: JobStore, valkey: Any, damage: str
+) -> None:
+    damaged, other = driver.end(), driver.end()
+    with redis.Redis(port=valkey.port) as client:
+        _damage(client, damaged.id, damage)
+    driver.reach_expiry()
+    store.expire_due(0)
+
+    assert store.get(other.id).images_deleted
+    time.sleep(0.01)
+    store.expire_due(0)
+    assert store.list_page(limit=10)[0] == []
+    assert store.count_expiring() == 0

@@ -120,7 +120,7 @@ def test_a_result_is_reused_for_the_same_request_of_the_same_owner(
 
 def test_an_expired_result_is_not_reused(driver: Any, store: JobStore) -> None:
     store.record_model_weights("auto", driver.MODEL.sha256)
-    driver.end(keep_seconds=60)
+    driver.end(result_retention_seconds=60)
     assert driver.submit(reuse=True).status is Status.SUCCEEDED
     driver.reach_expiry()
     store.expire_due(60)

@@ -183,7 +183,7 @@ def test_only_weights_can_be_updated_and_the_error_names_them() -> None:
     assert {*UPDATABLE} == {
         name
         for name, parameter in StyleSpec.model_json_schema()["properties"].items()
-        if parameter.get("steerable")
+        if parameter.get("updatable")
     }
     for parameters, words in (
         ({"size": 64}, "size cannot be changed any more; strength, "),

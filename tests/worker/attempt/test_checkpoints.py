@@ -38,7 +38,7 @@ def test_the_next_attempt_resumes_and_ends_with_the_same_bits(
     run = threading.Thread(target=checkpointing_runner.run_next)
     run.start()
     until(lambda: store.get(job.id).checkpoint, "a checkpoint")
-    process.shutting_down.set()  # hands the job back in the middle
+    process.shutting_down.set()  # releases the job in the middle
     run.join()
     process.shutting_down.clear()
     back = store.get(job.id)

@@ -33,7 +33,7 @@ def test_at_a_shutdown_the_worker_hands_its_job_back(
     assert (back.status, back.attempt) == (Status.QUEUED, 0)
 
 
-def test_a_job_canceled_after_the_hand_back_keeps_its_last_picture_as_its_preview(
+def test_a_job_canceled_after_the_release_keeps_its_last_picture_as_its_preview(
     make_runner: MakeRunner,
     store: JobStore,
     submit: Submit,
@@ -119,13 +119,13 @@ def test_a_shutdown_in_a_long_iteration_hands_the_job_back_without_it(
     monkeypatch: pytest.MonkeyPatch,
     until: Callable[..., None],
 ) -> None:
-    monkeypatch.setattr(lease, "HAND_BACK_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "RELEASE_SECONDS", 0.2)
     stuck, usual = threading.Event(), attempt.Attempt._on_step
 
     def watch(self: attempt.Attempt, event: Any) -> Any:
         if event.progress.iteration == 5:
             stuck.set()
-            until(lambda: store.get(job.id).status is Status.QUEUED, "the hand back")
+            until(lambda: store.get(job.id).status is Status.QUEUED, "the release")
         return usual(self, event)
 
     monkeypatch.setattr(attempt.Attempt, "_on_step", watch)

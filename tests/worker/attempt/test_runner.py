@@ -142,7 +142,7 @@ def test_a_shutdown_between_two_jobs_leaves_the_rest_and_asks_for_a_notification
     assert [store.get(job.id).status for job in jobs] == [Status.SUCCEEDED, Status.QUEUED]
 
 
-def test_a_job_that_is_handed_back_for_a_failure_is_not_claimed_again_at_once(
+def test_a_job_that_is_released_for_a_failure_is_not_claimed_again_at_once(
     runner: JobRunner, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []

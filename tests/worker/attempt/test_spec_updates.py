@@ -104,7 +104,7 @@ def test_an_update_after_the_last_iteration_extends_the_run_and_later_ones_are_r
 @pytest.mark.parametrize(
     "before",
     [True, False],
-    ids=["update, then hand back", "hand back, then update"],
+    ids=["update, then release", "release, then update"],
 )
 def test_the_next_attempt_keeps_an_update(
     checkpointing_runner: JobRunner,
