@@ -126,11 +126,11 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     app.state.notify = partial(notify_workers, celery)
     problems.install(app)
     app.add_middleware(HeadRequests)
-    key_cache = ApiKeyCache(keys) if own.keys_required else None
+    key_cache = ApiKeyCache(keys) if own.is_key_required else None
     app.add_middleware(Authentication, keys=key_cache, rate_limiter=rate_limiter)
     _add_outer_middleware(app, own)
     security_headers.add_docs(app)
-    bearer = [Depends(_BEARER)] if own.keys_required else []
+    bearer = [Depends(_BEARER)] if own.is_key_required else []
     for part in (  # Starlette tries routes in this order: the busiest comes first
         job_status,
         jobs,

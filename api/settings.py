@@ -104,7 +104,7 @@ class ApiSettings(BaseSettings):
     )
 
     @property
-    def keys_required(self) -> bool:
+    def is_key_required(self) -> bool:
         """Whether requests need an API key."""
         return self.keys == "required" or (self.keys == "auto" and not is_loopback(self.host))
 

@@ -1,6 +1,6 @@
 """Measures the API: job status, results, event streams, and estimates against actual run times.
 
-    python bench/api.py status [--processes 2] [--keys] | result | watchers | estimate
+    python bench/api.py status [--processes 2] [--keys] | result | streams | estimate
 
 Starts its own Valkey and `python -m api` on this machine. Client and server share the cores, so the
 throughput is a lower bound, and the CPU time of a request says more than the requests per second.
@@ -265,7 +265,7 @@ async def _poll(port: int, path: str, headers: Sequence[str], deadline: float) -
 @main.command()
 @click.option("--count", default=1000, show_default=True)
 @click.option("--changes", default=20, show_default=True)
-def watchers(count: int, changes: int) -> None:
+def streams(count: int, changes: int) -> None:
     """Many event streams, of one job and of many: memory of the API, and delay of each change."""
     click.echo(
         "| streams | jobs | KB each | arrival p50 ms | p99 ms | CPU ms a change |\n"

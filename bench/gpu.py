@@ -125,11 +125,11 @@ def rates(card: Card) -> Iterator[Row]:
         if card.device.type == "cuda":
             yield (
                 f"{size} px: evaluation as a CUDA graph",
-                _graphed(partial(objective.value_and_gradient, photo)),
+                _capture_graph(partial(objective.value_and_gradient, photo)),
             )
 
 
-def _graphed(step: Callable[[], object]) -> str:
+def _capture_graph(step: Callable[[], object]) -> str:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     try:
         with torch.cuda.stream(stream):
@@ -183,19 +183,19 @@ def recipe(card: Card) -> Iterator[Row]:
     other = Peer(card.exact, inputs.content, inputs.styles[0])
     spec = other.spec(size)
     stylize(inputs, spec.model_copy(update={"iterations": 2}), card.fast)  # to warm up
-    ours, mine = _timed(lambda: stylize(inputs, spec, card.fast).picture)
-    theirs, yours = _timed(lambda: other.stylize(iterations))
+    ours, mine = _time(lambda: stylize(inputs, spec, card.fast).picture)
+    theirs, yours = _time(lambda: other.stylize(iterations))
     yield (
         f"{size} px: the default's seconds, delivered loss",
-        f"{ours:.1f}, {other.delivered(mine):.2f}",
+        f"{ours:.1f}, {other.delivered_loss(mine):.2f}",
     )
     yield (
         f"{size} px: neural-style-pt's, {iterations} iterations",
-        f"{theirs:.1f}, {other.delivered(yours):.2f}",
+        f"{theirs:.1f}, {other.delivered_loss(yours):.2f}",
     )
 
 
-def _timed(step: Callable[[], Image.Image]) -> tuple[float, Image.Image]:
+def _time(step: Callable[[], Image.Image]) -> tuple[float, Image.Image]:
     began = time.perf_counter()
     picture = step()
     wait()

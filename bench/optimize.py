@@ -51,10 +51,10 @@ def pair(content: Path, style: Path, size: int) -> Pair:
     A picture smaller than `size` is enlarged, so that every size can be measured.
     """
     photo, painting = (codec.decode(path.read_bytes()) for path in (content, style))
-    return Pair(_scaled(photo, size), [_scaled(painting, size)])
+    return Pair(_scale(photo, size), [_scale(painting, size)])
 
 
-def _scaled(picture: Image.Image, size: int) -> Image.Image:
+def _scale(picture: Image.Image, size: int) -> Image.Image:
     factor = size / max(picture.size)
     return picture.resize(
         (round(picture.width * factor), round(picture.height * factor)), Image.Resampling.LANCZOS
@@ -252,7 +252,7 @@ def peer(content: Path, style: Path, model: ModelName, size: int, iterations: in
         began = time.monotonic()
         picture = recipe()
         seconds = time.monotonic() - began
-        click.echo(f"| {name} | {seconds:.1f} | {other.delivered(picture):.2f} |")
+        click.echo(f"| {name} | {seconds:.1f} | {other.delivered_loss(picture):.2f} |")
 
 
 def _one_scale(spec: StyleSpec) -> StyleSpec:

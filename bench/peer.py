@@ -53,7 +53,7 @@ class Peer:
         return loss
 
     @torch.no_grad()
-    def delivered(self, picture: Image.Image) -> float:
+    def delivered_loss(self, picture: Image.Image) -> float:
         """The loss of an 8-bit picture."""
         return float(self.loss(pixels.to_image(picture).to(self._network.device)))
 

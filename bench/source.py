@@ -42,7 +42,7 @@ OLD_WORDS = [
 ]
 
 
-def tracked(folder: Path, *suffixes: str) -> list[Path]:
+def list_tracked(folder: Path, *suffixes: str) -> list[Path]:
     """Tracked files with one of the suffixes."""
     command = ["git", "-C", str(folder), "ls-files"]
     names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
@@ -69,7 +69,7 @@ def comment_lines(text: str) -> int:
 def count_words(folder: Path) -> int:
     """Occurrences of old words in code, tests and docs; the changelog and this file excepted."""
     pattern = re.compile(rf"\b({'|'.join(OLD_WORDS)})\b", re.IGNORECASE)
-    files = tracked(folder, ".py", ".lua", ".js", ".html", ".md", ".toml", ".yml")
+    files = list_tracked(folder, ".py", ".lua", ".js", ".html", ".md", ".toml", ".yml")
     skipped = {"CHANGELOG.md", Path(__file__).name}
     texts = (file.read_text(errors="replace") for file in files if file.name not in skipped)
     return sum(len(pattern.findall(text)) for text in texts)
@@ -80,7 +80,9 @@ def count_words(folder: Path) -> int:
 def main(folder: Path) -> None:
     """Print the table."""
     python = [
-        file for file in tracked(folder, ".py") if file.relative_to(folder).parts[0] in PACKAGES
+        file
+        for file in list_tracked(folder, ".py")
+        if file.relative_to(folder).parts[0] in PACKAGES
     ]
     texts = [file.read_text() for file in python]
     lines = [line for text in texts for line in text.splitlines()]
@@ -91,7 +93,7 @@ def main(folder: Path) -> None:
     widths = sorted(map(len, code))
     prose = [
         line
-        for file in tracked(folder, ".md")
+        for file in list_tracked(folder, ".md")
         for line in file.read_text().splitlines()
         if not line.startswith("|")
     ]
@@ -102,17 +104,17 @@ def main(folder: Path) -> None:
             "lines of Python in tests",
             sum(
                 len(file.read_text().splitlines())
-                for file in tracked(folder, ".py")
+                for file in list_tracked(folder, ".py")
                 if file.relative_to(folder).parts[0] == "tests"
             ),
         ),
         (
             "lines of Lua",
-            sum(len(file.read_text().splitlines()) for file in tracked(folder, ".lua")),
+            sum(len(file.read_text().splitlines()) for file in list_tracked(folder, ".lua")),
         ),
         (
             "lines of JavaScript",
-            sum(len(file.read_text().splitlines()) for file in tracked(folder, ".js")),
+            sum(len(file.read_text().splitlines()) for file in list_tracked(folder, ".js")),
         ),
         (
             "modules; median, largest (lines)",

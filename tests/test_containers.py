@@ -254,7 +254,7 @@ def test_the_api_can_be_reached_on_its_port(monkeypatch: pytest.MonkeyPatch) -> 
     assert own.host == "0.0.0.0"  # noqa: S104 - inside the container
     assert str(own.port) == API.one("EXPOSE")
     assert [f"127.0.0.1:8000:{own.port}"] == SERVICES["api"]["ports"]
-    assert own.keys_required
+    assert own.is_key_required
 
 
 def test_api_and_worker_share_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

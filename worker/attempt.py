@@ -182,7 +182,7 @@ class Attempt:
 
         def before_sleep(error: errors.Unavailable) -> None:
             log.warning("%s: %s %s", self._job.id, error.message, error.__cause__)
-            self._lease.should_stop()
+            self._lease.has_to_stop()
 
         try:
             return make_retrying(stop_after_attempt(MAX_TRIES), before_sleep)(get)
@@ -213,7 +213,7 @@ class Attempt:
         if event.progress.iteration == event.progress.iterations:
             self._watchdog.begin_phase("device")  # after the last iteration the picture is made
             self._finisher.lock_spec(self._spec_updates)
-        stop = self._lease.should_stop()
+        stop = self._lease.has_to_stop()
         if stop:
             self._watchdog.begin_phase("device")
         if shutting_down.is_set() and not stop:

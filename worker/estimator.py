@@ -91,7 +91,12 @@ class EstimateService:
             network, planner = self._runner.get_loaded_network(spec.model)
             free_bytes = self._measure_free_bytes(spec.model)
             plan = planner.plan(
-                request.content, request.styles, spec, request.masks, free_bytes=free_bytes
+                request.content,
+                request.styles,
+                spec,
+                request.masks,
+                init=request.init,
+                free_bytes=free_bytes,
             )
         except errors.ImpastoError as error:
             refused = JobError(code=error.code, message=error.message)

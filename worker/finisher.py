@@ -203,18 +203,18 @@ class JobFinisher:
         Raises LeaseLost.
         """
 
-        def must_give_up(state: RetryCallState) -> bool:
+        def has_to_stop_trying(state: RetryCallState) -> bool:
             error = state.outcome.exception() if state.outcome is not None else None
-            if isinstance(error, errors.StorageFull) and self._lease.should_stop():
+            if isinstance(error, errors.StorageFull) and self._lease.has_to_stop():
                 # The second try follows after the checkpoints are deleted, even at a shutdown: no
                 # worker resumes a job that must stop.
                 return state.attempt_number > 1
             return shutting_down.is_set()
 
         try:
-            return make_retrying(must_give_up, self._before_sleep)(step)
+            return make_retrying(has_to_stop_trying, self._before_sleep)(step)
         except errors.StorageFull:
-            if self._lease.should_stop():
+            if self._lease.has_to_stop():
                 return None
             raise
 

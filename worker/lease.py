@@ -72,7 +72,7 @@ class Lease:
         """The store has refused the token."""
         self._status = "stale"
 
-    def should_stop(self) -> bool:
+    def has_to_stop(self) -> bool:
         """Whether the job is canceled or over its deadline. Raises LeaseLost."""
         if self.is_lost:
             raise errors.LeaseLost()

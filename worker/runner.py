@@ -83,7 +83,7 @@ class JobRunner:
     @device.translate_device_errors()
     def _load(self, name: str) -> tuple[Network, Planner]:
         network = self._weights.load(name, self._worker.device, self._worker.precision)
-        throughput = load_throughput(network, self._weights.folder / "pace.json")
+        throughput = load_throughput(network, self._weights.folder / "throughput.json")
         free_bytes = int(self._worker.memory_gb * 1e9) or None
         return network, Planner(network, throughput, free_bytes)
 

@@ -108,7 +108,7 @@ def spool_to_file(data: bytes, blobs: Blobs) -> bytes | BinaryIO:
     return file
 
 
-def client_has(request: Request, tag: str) -> bool:
+def is_cached_by_client(request: Request, tag: str) -> bool:
     """Return whether the client already has the picture with this tag."""
     return etag.matches(etag.if_none_match(request), tag)
 

@@ -65,6 +65,9 @@ async def estimate_job(body: EstimateBody, owner: Owner, store: Store, blobs: Bl
     content, *styles = [
         await _get_size(picture, owner, store, blobs) for picture in (body.content, *body.styles)
     ]
+    init = None
+    if body.init_image is not None:
+        init = await _get_size(body.init_image, owner, store, blobs, any_size=True)
     width, height = result_size(*content, spec.size, seamless=spec.seamless)
     load = await run_in_threadpool(store.get_load)
     if not load.workers:
@@ -72,7 +75,7 @@ async def estimate_job(body: EstimateBody, owner: Owner, store: Store, blobs: Bl
     if not _estimate_slots.available_tokens:
         raise errors.Unavailable("Too many estimates are pending; try again in a few seconds.")
     request = EstimateRequest(
-        content=content, styles=styles, masks=len(body.masks), spec=spec.model_dump()
+        content=content, styles=styles, masks=len(body.masks), init=init, spec=spec.model_dump()
     )
     answer = await to_thread.run_sync(
         JobStore.request_estimate, store, request, WAIT_SECONDS, limiter=_estimate_slots
@@ -93,9 +96,11 @@ async def estimate_job(body: EstimateBody, owner: Owner, store: Store, blobs: Bl
     )
 
 
-async def _get_size(picture: Picture, owner: str, store: JobStore, blobs: Blobs) -> tuple[int, int]:
+async def _get_size(
+    picture: Picture, owner: str, store: JobStore, blobs: Blobs, *, any_size: bool = False
+) -> tuple[int, int]:
     """Return (width, height) in px. Raises ImageNotFound."""
     if isinstance(picture, Size):
         return picture.width, picture.height
     await run_in_threadpool(check_digest, picture, owner, store, blobs)
-    return await inspect_picture(blobs.path(picture))
+    return await inspect_picture(blobs.path(picture), any_size=any_size)

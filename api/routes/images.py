@@ -43,11 +43,14 @@ class StoredImage(BaseModel):
     size_bytes: int
 
 
-async def inspect_picture(file: Path, *, mask: bool = False) -> tuple[int, int]:
+async def inspect_picture(
+    file: Path, *, mask: bool = False, any_size: bool = False
+) -> tuple[int, int]:
     """Decode the picture in a child process and return (width, height) in px.
 
-    mask: also refuse a picture that is entirely black. Raises BadImage and its subclasses, and
-    Unavailable if no decoder becomes free within WAIT_SECONDS.
+    mask: also refuse a picture that is entirely black. any_size: it may be a result, which may be
+    larger than an upload. Raises BadImage and its subclasses, and Unavailable if no decoder becomes
+    free within WAIT_SECONDS.
     """
     try:
         with fail_after(WAIT_SECONDS):
@@ -57,7 +60,8 @@ async def inspect_picture(file: Path, *, mask: bool = False) -> tuple[int, int]:
             "Too many pictures are waiting for inspection; try again in a few seconds."
         ) from None
     try:
-        return await to_thread.run_sync(partial(decoder.inspect_upload, file, mask=mask))
+        inspect = partial(decoder.inspect_upload, file, mask=mask, any_size=any_size)
+        return await to_thread.run_sync(inspect)
     finally:
         _decoder_slots.release()
 
@@ -168,7 +172,7 @@ def get_image(
     if not _is_available(digest, owner, store, blobs):
         raise errors.ImageNotFound()
     tag = f'"{digest}"'
-    if image_response.client_has(request, tag):
+    if image_response.is_cached_by_client(request, tag):
         return image_response.not_modified(tag)
     file = blobs.open(digest)
     kind = validation.detect_format(file.read(12))

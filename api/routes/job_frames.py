@@ -71,7 +71,7 @@ def get_frame(
     for frame in _read_frames(job_id, owner, store):
         if frame.index == index:
             tag = f'"{frame.digest}"'
-            if image_response.client_has(request, tag):
+            if image_response.is_cached_by_client(request, tag):
                 return image_response.not_modified(tag)
             return image_response.image_response(
                 blobs.get(frame.digest), "jpeg", tag, f"{job_id}-{index}"
@@ -100,7 +100,7 @@ async def get_timelapse(
         raise errors.NoResult("There are no frames yet.")
     digests = " ".join(frame.digest for frame in frames)
     tag = f'"{hashlib.sha256(digests.encode()).hexdigest()}"'
-    if image_response.client_has(request, tag):
+    if image_response.is_cached_by_client(request, tag):
         return image_response.not_modified(tag)
     data = await image_response.render_cached(tag, partial(_animate, frames, blobs))
     return image_response.image_response(data, format, tag, job_id)

@@ -20,6 +20,7 @@ from api.schemas.job import JOBS, JobPage, JobResource, job_resource
 from api.schemas.submission import (
     JobForm,
     JobSubmission,
+    Picture,
     compute_request_hash,
     describe_body,
     parameters_schema,
@@ -165,13 +166,8 @@ async def _submit_or_replay(
         options = submissions.check_options(sent.options)
         submission = await run_in_threadpool(_apply_provenance, sent, submissions)
         spec = await run_in_threadpool(_check_submission, submission, submissions)
-        sizes = [
-            await inspect_picture(picture_path(picture, submissions.blobs), mask=is_mask)
-            for picture, is_mask in zip(
-                submission.pictures(), _need_white_pixels(submission, spec), strict=False
-            )
-        ]
-        result_size(*sizes[0], spec.size, seamless=spec.seamless)
+        content_size = await _inspect_pictures(submission, spec, submissions.blobs)
+        result_size(*content_size, spec.size, seamless=spec.seamless)
         job_input = await run_in_threadpool(_store_pictures, submission, spec, submissions)
         return await run_in_threadpool(
             submissions.create_job,
@@ -244,14 +240,27 @@ def _store_pictures(
     )
 
 
-def _need_white_pixels(submission: JobSubmission, spec: StyleSpec) -> list[bool]:
-    """Return, for each picture in order, whether it is a mask that must not be entirely black.
+async def _inspect_pictures(
+    submission: JobSubmission, spec: StyleSpec, blobs: Blobs
+) -> tuple[int, int]:
+    """Decode all pictures. Returns the (width, height) of the photo. Raises BadImage.
 
-    The mask of a style without a share may be black.
+    Only the mask of a style with a share must have a pixel that is not black. An initial picture
+    that is named by digest may be a result, so the limits for uploads do not apply to it.
     """
-    shares = spec.style_weights[: len(submission.masks)]
-    masks = [share > 0 for share in shares]
-    return [False, *[False] * len(submission.styles), *masks, False]
+
+    async def inspect(picture: Picture, **options: bool) -> tuple[int, int]:
+        return await inspect_picture(picture_path(picture, blobs), **options)
+
+    assert submission.content is not None, "the model requires it, or `from` has completed it"
+    content_size = await inspect(submission.content)
+    for style in submission.styles:
+        await inspect(style)
+    for mask, share in zip(submission.masks, spec.style_weights, strict=False):
+        await inspect(mask, mask=share > 0)
+    if submission.init_image is not None:
+        await inspect(submission.init_image, any_size=isinstance(submission.init_image, str))
+    return content_size
 
 
 @router.get("", summary="List your jobs")
@@ -299,7 +308,7 @@ async def get_result(
     new_width = width if width is not None and width < output.width else None
     suffix = "" if new_width is None else f"-{new_width}"
     tag = f'"{output.id}-{format}{suffix}"'
-    if image_response.client_has(request, tag):
+    if image_response.is_cached_by_client(request, tag):
         return image_response.not_modified(tag)
     try:
         if format == "png" and new_width is None:
@@ -345,7 +354,7 @@ def _respond_with_preview(job: Job, request: Request, blobs: Blobs) -> Response:
     if job.preview is None:
         raise errors.NoResult("There is no preview yet.")
     tag = f'"{job.preview}"'
-    if image_response.client_has(request, tag):
+    if image_response.is_cached_by_client(request, tag):
         return image_response.not_modified(tag)
     return image_response.image_response(blobs.get(job.preview), "jpeg", tag, job.id)
 

@@ -105,7 +105,7 @@ async def parse_form(request: Request, blobs: Blobs, limits: FormLimits) -> Asyn
         return
     try:
         form = await _FormParser(request, blobs, limits).parse()
-    except (MultiPartException, ClientDisconnect) as error:
+    except MultiPartException as error:
         raise errors.BadRequest() from error
     try:
         yield form

@@ -49,6 +49,7 @@ class ProcessLimits:
 
 
 UPLOAD_LIMITS = ProcessLimits(1536 * 2**20, cpu_seconds=10, start_seconds=20, file_seconds=40)
+RESULT_LIMITS = ProcessLimits(3 * 2**30, cpu_seconds=20, start_seconds=20, file_seconds=40)
 # A result to start from may be larger than an upload. The times allow for a busy machine.
 JOB_LIMITS = ProcessLimits(3 * 2**30, cpu_seconds=600, start_seconds=500, file_seconds=500)
 # CPU time is never given back: 3600 s for 300 files are 12 s for each, and an upload has 10. The
@@ -189,12 +190,14 @@ class SandboxedDecoder:
         size, pixels = self._request(request, io.BytesIO(data))
         return Image.frombytes("RGB", size, pixels)
 
-    def inspect(self, file: BinaryIO, *, mask: bool = False) -> tuple[int, int]:
+    def inspect(
+        self, file: BinaryIO, *, mask: bool = False, any_size: bool = False
+    ) -> tuple[int, int]:
         """Decode a file and return its (width, height). Raises as `decode` does.
 
         mask: decode as `codec.decode_mask` does, and raise BadImage if the mask is all black.
         """
-        size, _ = self._request({"mask": mask}, file)
+        size, _ = self._request({"mask": mask, "any_size": any_size}, file)
         return size
 
     def decode_square(self, data: bytes, side_px: int, resize: Resize) -> bytes:
@@ -321,19 +324,22 @@ def _read_chunks(file: BinaryIO) -> Iterator[bytes]:
         raise errors.Unavailable("Pictures cannot be read at the moment; try again.") from error
 
 
-def inspect_upload(path: Path, *, mask: bool = False) -> tuple[int, int]:
+def inspect_upload(path: Path, *, mask: bool = False, any_size: bool = False) -> tuple[int, int]:
     """Decode an upload in a process of its own; return its (width, height).
 
-    mask: decode it as a mask, and raise BadImage if it is all black. Raises what `codec.decode`
-    raises, and Unavailable if no process can be started or the machine is out of memory.
+    mask: decode it as a mask, and raise BadImage if it is all black. any_size: skip the limits for
+    uploads, because the file may be a result of ours. Raises what `codec.decode` raises, and
+    Unavailable if no process can be started or the machine is out of memory.
     """
+    limits = RESULT_LIMITS if any_size else UPLOAD_LIMITS
     try:
         with path.open("rb") as file:
             validation.detect_format(file.read(12))
-            validation.check_file_size(file.seek(0, os.SEEK_END))
+            if not any_size:
+                validation.check_file_size(file.seek(0, os.SEEK_END))
             file.seek(0)
-            with SandboxedDecoder(UPLOAD_LIMITS, fork_process) as decoder:
-                return decoder.inspect(file, mask=mask)
+            with SandboxedDecoder(limits, fork_process) as decoder:
+                return decoder.inspect(file, mask=mask, any_size=any_size)
     except OSError as error:  # deleted as stale, because the clock has jumped; too many open files
         raise errors.Unavailable() from error
     except errors.OutOfMemory as error:

@@ -240,6 +240,7 @@ class EstimateRequest(_Record):
     content: tuple[int, int]
     styles: list[tuple[int, int]]
     masks: int
+    init: tuple[int, int] | None = None
     spec: dict[str, Any]
 
 

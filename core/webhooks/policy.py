@@ -112,7 +112,7 @@ class WebhookPolicy:
         address = receiver.address
         if address is not None:
             is_ipv6 = address.version == 6
-            if is_ipv6 is not has_brackets or not self.may_reach(address):
+            if is_ipv6 is not has_brackets or not self.is_allowed(address):
                 raise errors.BadWebhook("A webhook's host must be reachable from the internet.")
             return
         labels = receiver.host.split(".")
@@ -126,7 +126,7 @@ class WebhookPolicy:
         if is_local and not self.allow_private:
             raise errors.BadWebhook("A webhook's host must be reachable from the internet.")
 
-    def may_reach(self, address: Address) -> bool:
+    def is_allowed(self, address: Address) -> bool:
         """Whether a webhook may go to this address: a public one, or an intranet one if allowed."""
         if _is_in(address, _METADATA):
             return False
@@ -138,5 +138,5 @@ class WebhookPolicy:
             )
         if address in _NAT64:
             embedded = IPv4Address(int(address) & 0xFFFFFFFF)
-            return WebhookPolicy().may_reach(embedded)  # private addresses stay out in any case
+            return WebhookPolicy().is_allowed(embedded)  # private addresses stay out in any case
         return address in _UNICAST and not _is_in(address, _NOT_UNICAST)

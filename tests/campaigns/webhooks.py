@@ -262,7 +262,7 @@ def _dispatch(options: dict[str, Any]) -> None:
     """Run the real dispatcher on the fake network, in this process."""
     logging.disable()
     if options["without"] == "guard":
-        WebhookPolicy.may_reach = lambda *_: True  # type: ignore[method-assign]
+        WebhookPolicy.is_allowed = lambda *_: True  # type: ignore[method-assign]
     network = Network(options["receiver"], options["canary"])
     sender = WebhookSender(
         POLICY, timeout_seconds=TIMEOUT_SECONDS, resolve=resolve, network=network

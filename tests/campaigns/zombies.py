@@ -95,7 +95,7 @@ def be_a_worker(url: str, folder: Path, lease_seconds: float, order: list[str]) 
             time.sleep(0.02)
         until = time.monotonic() + 3
         try:
-            while time.monotonic() < until and not lease.should_stop():
+            while time.monotonic() < until and not lease.has_to_stop():
                 time.sleep(0.02)
         except errors.LeaseLost:
             lease_status = "stale"

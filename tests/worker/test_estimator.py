@@ -64,6 +64,13 @@ def test_the_estimate_is_the_plan(estimator: EstimateService, runner: FakeRunner
     assert (response.device, response.network, response.refused) == ("cpu", "vgg19", None)
 
 
+def test_a_run_from_an_initial_picture_starts_above_its_size(estimator: EstimateService) -> None:
+    spec = StyleSpec(size=400, init="picture").model_dump()
+    request = _request().model_copy(update={"init": (200, 150), "spec": spec})
+
+    assert [scale.width for scale in estimator.estimate(request).scales] == [283, 400]
+
+
 def test_a_request_without_a_plan_is_refused_with_the_reason(
     estimator: EstimateService, runner: FakeRunner
 ) -> None:

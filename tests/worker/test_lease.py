@@ -33,7 +33,7 @@ def test_the_lease_is_renewed_until_the_context_ends(
             "a lease longer than the first",
         )
         assert store.reap_expired_leases() == (0, 0)
-        assert not renewed.should_stop()
+        assert not renewed.has_to_stop()
 
     until(lambda: store.reap_expired_leases() == (1, 0), "the lease expires")
     client.close()
@@ -45,9 +45,9 @@ def test_a_cancel_stops_the_run_and_is_announced_once(
 ) -> None:
     announced: list[LeaseStatus] = []
     with Lease(store, job.id, "t", on_stop=announced.append) as renewed:
-        assert not renewed.should_stop()
+        assert not renewed.has_to_stop()
         store.cancel(job.id)
-        until(renewed.should_stop, "the run must stop")
+        until(renewed.has_to_stop, "the run must stop")
         ends = store._redis.zscore(PREFIX + "leases", job.id)
         until(lambda: store._redis.zscore(PREFIX + "leases", job.id) > ends, "one more renewal")
 
@@ -59,7 +59,7 @@ def test_a_lost_lease_interrupts_the_run(
 ) -> None:
     def is_interrupted() -> bool:
         try:
-            renewed.should_stop()
+            renewed.has_to_stop()
         except errors.LeaseLost:
             return True
         return False
@@ -78,7 +78,7 @@ def test_a_spec_update_arrives_with_the_next_renewal(
     with Lease(store, job.id, "t", spec_updates=updates) as renewed:
         store.update_spec(job.id, lambda old: old.with_updates({"strength": 0.9}))
         until(lambda: updates.known_count == 1, "the update")
-        assert not renewed.should_stop()
+        assert not renewed.has_to_stop()
 
     spec = updates.take()
     assert spec is not None
@@ -104,10 +104,10 @@ def test_an_outage_of_the_store_does_not_lose_the_lease(
     job = claim_job(store)
     with Lease(store, job.id, "t") as renewed:
         own_valkey.kill()
-        assert not renewed.should_stop()
+        assert not renewed.has_to_stop()
         own_valkey.start()
         store.cancel(job.id)
-        until(renewed.should_stop, "the cancel after the outage")
+        until(renewed.has_to_stop, "the cancel after the outage")
 
     assert store.get(job.id).status is Status.RUNNING
     store.close()
@@ -122,4 +122,4 @@ def test_an_unexpected_error_while_it_sleeps_does_not_end_the_lease(
     monkeypatch.setattr(store, "wait_for_signal", fail)
     with Lease(store, job.id, "t") as renewed:
         store.cancel(job.id)
-        until(renewed.should_stop, "the run must stop")
+        until(renewed.has_to_stop, "the run must stop")

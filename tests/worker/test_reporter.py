@@ -87,11 +87,11 @@ def test_progress_is_reported_after_an_outage_of_the_store(
     ):
         own_valkey.kill()
         reports.report(_progress(1), PREVIEW)
-        assert not entered.should_stop()
+        assert not entered.has_to_stop()
         own_valkey.start()
         reports.report(_progress(2))
         until(lambda: store.get(job.id).progress == _progress(2), "progress after the outage")
-        assert not entered.should_stop()
+        assert not entered.has_to_stop()
 
     assert store.get(job.id).status is Status.RUNNING
     store.close()

@@ -126,7 +126,7 @@ class _CheckedNetwork(NetworkBackend):
         addresses = self._resolve_in_time(host, port)
         if not addresses:
             raise DeliveryError("The host name does not resolve.")
-        if not all(map(self._policy.may_reach, addresses)):
+        if not all(map(self._policy.is_allowed, addresses)):
             raise DeliveryError("The host name has an address that webhooks must not reach.")
         candidates = addresses[:MAX_ADDRESSES]
         for i, address in enumerate(candidates):

@@ -63,7 +63,7 @@ local function forget_old_uploads(p, owner)
 end
 
 -- Whether this upload takes the owner's uploads above max_bytes. A known upload counts once.
-local function exceeds_quota(p, owner, digest, bytes, max_bytes)
+local function is_above_quota(p, owner, digest, bytes, max_bytes)
   if bytes == 0 or redis.call('HEXISTS', p .. 'sizes:' .. owner, digest) == 1 then
     return false
   end
@@ -85,7 +85,7 @@ operation('reserve', function(p, digest, keep_ms, owner, bytes, max_bytes)
   if owner ~= '' then
     local uploads, sizes = p .. 'uploads:' .. owner, p .. 'sizes:' .. owner
     forget_old_uploads(p, owner)
-    if exceeds_quota(p, owner, digest, tonumber(bytes), tonumber(max_bytes)) then
+    if is_above_quota(p, owner, digest, tonumber(bytes), tonumber(max_bytes)) then
       local now = now_ms()
       local first_ms = redis.call('ZRANGE', uploads, 0, 0, 'WITHSCORES')[2]
       return math.min(-1, now - tonumber(first_ms or now))

@@ -135,7 +135,7 @@ local function erase_job(p, id)
 end
 
 -- Whether the run knows all updates of the job's spec. known_updates: how many it knows.
-local function knows_all_updates(p, id, known_updates)
+local function has_all_updates(p, id, known_updates)
   return (get_fields(p, id, 'spec_update_count') or '0') == known_updates
 end
 
@@ -143,7 +143,7 @@ end
 -- 'spec_updated' if there are others.
 local renew = run_operation('renew', function(p, id, lease, lease_ms, known_updates)
   redis.call('ZADD', p .. 'leases', now_ms() + lease_ms, id)
-  if lease == 'ok' and known_updates ~= '' and not knows_all_updates(p, id, known_updates) then
+  if lease == 'ok' and known_updates ~= '' and not has_all_updates(p, id, known_updates) then
     return 'spec_updated'
   end
 end)
@@ -176,7 +176,7 @@ end)
 -- Allow no further update of the spec, so that the record agrees with the run. Returns
 -- 'spec_updated', and locks nothing, if the run does not know all updates.
 run_operation('lock_spec', function(p, id, _, known_updates)
-  if not knows_all_updates(p, id, known_updates) then
+  if not has_all_updates(p, id, known_updates) then
     return 'spec_updated'
   end
   redis.call('HSET', job_key(p, id), 'spec_locked', '1')
@@ -321,7 +321,7 @@ job_operation('update_spec', function(p, id, known_updates, input, fingerprint)
   if not LEGAL[status] or cancel_requested == '1' or spec_locked then
     return 'ended'
   end
-  if not knows_all_updates(p, id, known_updates) then
+  if not has_all_updates(p, id, known_updates) then
     return 'again'
   end
   redis.call('HSET', key, 'input', input, 'fingerprint', fingerprint)

@@ -56,7 +56,8 @@ local function write_record(p, id, submission)
   redis.call('HSET', key, 'id', id, 'number', number, 'entry', entry, 'status', 'queued',
     'version', 1, 'attempt', 0, 'losses', 0, 'created_at', now, 'owner', owner,
     'priority', submission.priority, 'retention_ms', submission.retention_ms,
-    'input', submission.input, 'blobs', cjson.encode(submission.digests), 'fingerprint', submission.fingerprint)
+    'input', submission.input, 'blobs', cjson.encode(submission.digests),
+    'fingerprint', submission.fingerprint)
   for _, field in ipairs({ 'webhook', 'retried_from', 'batch_id' }) do
     if submission[field] then
       redis.call('HSET', key, field, submission[field])

@@ -66,7 +66,7 @@ def measure_style(
     for tile in make_tiles(height, width, tile_px, network.halo(layers)):
         features = network.features(tile.crop(picture), layers, spec.pooling, edge_mode(spec))
         for layer, responses in features.items():
-            owned = tile.owned(responses, stride(layer))
+            owned = tile.owned_part(responses, stride(layer))
             _add(sums, layer, losses.sum_statistics(owned))
     return {layer: total * (1 / _positions(layer, height, width)) for layer, total in sums.items()}
 
@@ -210,7 +210,7 @@ class Objective:
         sums: list[Style] = [{} for _ in self._guides]
         for tile, features in tiles:
             for layer, responses in features.items():
-                owned = tile.owned(responses, stride(layer))
+                owned = tile.owned_part(responses, stride(layer))
                 if layer in self._content_layers:
                     target = tile.part_of(self._targets[layer], stride(layer))
                     _add(content, layer, losses.content_loss(owned, target))
@@ -286,7 +286,7 @@ class Objective:
 
         It is 0 at the positions that the tile does not own.
         """
-        owned = tile.owned(responses, stride(layer))
+        owned = tile.owned_part(responses, stride(layer))
         total: Tensor | None = None
         for style, guides in zip(by_style, self._guides, strict=True):
             if layer in style:
@@ -302,7 +302,7 @@ class Objective:
         if total.shape == responses.shape:
             return total
         cotangent = torch.zeros_like(responses)
-        tile.owned(cotangent, stride(layer)).copy_(total)
+        tile.owned_part(cotangent, stride(layer)).copy_(total)
         return cotangent
 
     # -------------------------------------------------- targets and weights
@@ -324,7 +324,7 @@ class Objective:
                 empty = torch.empty(size, dtype=responses.dtype, device=responses.device)
                 self._targets[layer] = empty.contiguous(memory_format=torch.channels_last)
             tile.part_of(self._targets[layer], stride(layer)).copy_(
-                tile.owned(responses, stride(layer))
+                tile.owned_part(responses, stride(layer))
             )
         return features
 

@@ -30,7 +30,7 @@ class Span:
     read_end: int
     whole: int
 
-    def owned(self, stride: int, count: int) -> slice:
+    def owned_slice(self, stride: int, count: int) -> slice:
         """The owned positions in a layer of this stride.
 
         count: the number of positions that the layer has for the pixels read.
@@ -81,10 +81,12 @@ class Tile:
         rows.index_add_(3, self.across.pixels(part.device), part)
         whole.index_add_(2, self.down.pixels(part.device), rows)
 
-    def owned(self, responses: Tensor, stride: int) -> Tensor:
+    def owned_part(self, responses: Tensor, stride: int) -> Tensor:
         """A view of the tile's responses (1, N, h, w) at the owned positions."""
         height, width = responses.shape[2:]
-        return responses[:, :, self.down.owned(stride, height), self.across.owned(stride, width)]
+        return responses[
+            :, :, self.down.owned_slice(stride, height), self.across.owned_slice(stride, width)
+        ]
 
     def part_of(self, layer: Tensor, stride: int) -> Tensor:
         """A view of the owned positions in a layer of the whole picture, (..., h, w)."""

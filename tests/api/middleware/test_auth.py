@@ -71,7 +71,7 @@ def bearer(keys: ApiKeyStore) -> Callable[..., dict[str, str]]:
 def test_keys_are_required_unless_the_api_listens_on_loopback(
     keys: Any, host: str, required: bool
 ) -> None:
-    assert ApiSettings(keys=keys, host=host).keys_required == required
+    assert ApiSettings(keys=keys, host=host).is_key_required == required
 
 
 def test_every_wrong_key_gets_the_same_answer(serve: Serve, keys: ApiKeyStore, bearer: Any) -> None:

@@ -89,12 +89,15 @@ def test_the_json_of_a_submission_can_be_estimated(
         "content": digests[0],
         "styles": digests[1:],
         "masks": digests[:1],
+        "init_image": digests[1],
+        "spec": {"init": "picture"},
         "priority": "low",
         "reuse": True,
     }
     answer, asked = request_estimate(body)
     assert answer.status_code == 200
     assert (asked.content, asked.styles, asked.masks) == ((96, 72), [(96, 75)], 1)
+    assert asked.init == (96, 75)
 
 
 def test_a_job_that_would_fail_has_a_reason(request_estimate: RequestEstimate) -> None:

@@ -3,7 +3,9 @@
 The record in the result is untrusted input.
 """
 
+import io
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from core.images import codec
+from core.images.validation import MAX_BYTES
 from core.jobs.models import JobInput, ModelUsed, Output
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
@@ -253,3 +256,29 @@ def test_malformed_json_is_refused(client: TestClient, body: dict[str, Any]) -> 
     )
 
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+
+
+def test_a_run_may_start_from_a_stored_result_that_is_larger_than_an_upload(
+    client: TestClient, submit: Submit, store: JobStore, blobs: Blobs
+) -> None:
+    """docs/api.md promises that every result can be sent as `from`."""
+    noise = Image.frombytes("RGB", (2700, 2700), random.Random(1).randbytes(3 * 2700**2))
+    large = io.BytesIO()
+    noise.save(large, "png", compress_level=0)
+    assert len(large.getvalue()) > MAX_BYTES
+    digest = blobs.put(large.getvalue())
+    old = submit().json()
+    job = store.claim("t", "worker")
+    assert job is not None
+    output = Output(
+        id=digest, content_type="image/png", width=2700, height=2700, size_bytes=large.tell()
+    )
+    store.succeed(job.id, "t", output, MODEL, {})
+    record = {**job.input.provenance(MODEL), "init_image": digest}
+    record["spec"] = {**record["spec"], "init": "picture"}
+
+    answer = client.post("/v1/jobs", files={"from": ("r.png", _png(record))})
+
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["input"]["init_image"] == digest
+    assert answer.json()["input"]["content"] == old["input"]["content"]

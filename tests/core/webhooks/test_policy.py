@@ -192,16 +192,16 @@ def test_a_disabled_policy_refuses_every_url() -> None:
 
 @pytest.mark.parametrize("address", HOSTILE_ADDRESSES)
 def test_a_private_or_special_address_is_refused(address: str) -> None:
-    assert not STRICT.may_reach(ip_address(address))
+    assert not STRICT.is_allowed(ip_address(address))
 
 
 @pytest.mark.parametrize("address", GOOD_ADDRESSES)
 def test_a_public_address_is_allowed(address: str) -> None:
-    assert STRICT.may_reach(ip_address(address))
+    assert STRICT.is_allowed(ip_address(address))
 
 
 def test_a_setting_allows_intranet_addresses_but_no_link_local_or_metadata_address() -> None:
-    allowed = {text for text in HOSTILE_ADDRESSES if LOOSE.may_reach(ip_address(text))}
+    allowed = {text for text in HOSTILE_ADDRESSES if LOOSE.is_allowed(ip_address(text))}
 
     assert allowed == {
         "10.0.0.0", "10.255.255.255", "100.64.0.1", "100.127.255.255", "127.0.0.1",

@@ -142,7 +142,7 @@ def test_a_canceled_job_keeps_its_result_if_the_disk_is_full_during_a_shutdown(
         return usual(data)
 
     monkeypatch.setattr(attempt, "stylize", cancel_and_run)
-    monkeypatch.setattr(Lease, "should_stop", lambda _: True)
+    monkeypatch.setattr(Lease, "has_to_stop", lambda _: True)
     monkeypatch.setattr(attempt.Attempt, "_end_early", lambda *_: None)
     monkeypatch.setattr(runner._blobs, "put", full_once)
     runner.run_next()

@@ -99,7 +99,7 @@ def test_throughput_is_measured_once_and_stored(
 ) -> None:
     measured = iter([Throughput(0.1, 1e-6)])
     monkeypatch.setattr(planner, "measure_throughput", lambda _: next(measured))
-    file = tmp_path / "new" / "pace.json"
+    file = tmp_path / "new" / "throughput.json"
 
     assert load_throughput(tiny_vgg16, file) == Throughput(0.1, 1e-6)
     assert load_throughput(tiny_vgg16, file) == Throughput(0.1, 1e-6)
@@ -112,13 +112,13 @@ def test_throughputs_of_several_networks_are_stored_in_one_file(
     measured = iter([Throughput(0.1, 1e-6), Throughput(0.2, 2e-6)])
     monkeypatch.setattr(planner, "measure_throughput", lambda _: next(measured))
     throughputs = [
-        load_throughput(network, tmp_path / "pace.json")
+        load_throughput(network, tmp_path / "throughput.json")
         for network in (tiny_vgg16, other, tiny_vgg16, other)
     ]
 
     assert throughputs[2:] == throughputs[:2]
     assert throughputs[1] != throughputs[0]
-    assert [path.name for path in tmp_path.iterdir()] == ["pace.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["throughput.json"]
 
 
 def test_throughput_is_measured_if_the_file_cannot_be_written(
@@ -127,7 +127,9 @@ def test_throughput_is_measured_if_the_file_cannot_be_written(
     monkeypatch.setattr(planner, "measure_throughput", lambda _: Throughput(0.1, 1e-6))
     (tmp_path / "file").touch()
 
-    assert load_throughput(tiny_vgg16, tmp_path / "file" / "pace.json") == Throughput(0.1, 1e-6)
+    assert load_throughput(tiny_vgg16, tmp_path / "file" / "throughput.json") == Throughput(
+        0.1, 1e-6
+    )
 
 
 def test_masks_count_in_the_planned_memory(tiny_vgg16: Network) -> None:
@@ -155,9 +157,9 @@ def test_throughput_is_measured_again_if_the_file_is_damaged(
     tiny_vgg16: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setattr(planner, "measure_throughput", lambda _: Throughput(0.1, 1e-6))
-    (tmp_path / "pace.json").write_text(text)
+    (tmp_path / "throughput.json").write_text(text)
 
-    assert load_throughput(tiny_vgg16, tmp_path / "pace.json") == Throughput(0.1, 1e-6)
+    assert load_throughput(tiny_vgg16, tmp_path / "throughput.json") == Throughput(0.1, 1e-6)
 
 
 def test_throughput_follows_from_the_seconds_at_two_sizes(

@@ -30,7 +30,9 @@ def test_every_position_of_a_deep_layer_is_owned_once(size: tuple[int, int]) -> 
             tile.down.read_end - tile.down.read_begin,
             tile.across.read_end - tile.across.read_begin,
         )
-        assert tile.owned(torch.zeros(1, 1, read[0] // 16, read[1] // 16), 16).shape == part.shape
+        assert (
+            tile.owned_part(torch.zeros(1, 1, read[0] // 16, read[1] // 16), 16).shape == part.shape
+        )
         part.add_(1)
 
     assert torch.equal(deep, torch.ones_like(deep))
