@@ -3,8 +3,8 @@
 A message only says that jobs are queued. It wakes one idle worker, which then runs jobs until none
 is queued. The store decides which job runs and which worker may finish it. So a lost, doubled or
 late message does no harm: the reaper notifies idle workers again, and a worker that finds no job
-does nothing. The content of a message is never read: a client that
-can write into the broker can wake a worker, and nothing else.
+does nothing. The content of a message is never read: a client that can write into the broker can
+wake a worker, and nothing else.
 """
 
 import json

@@ -76,9 +76,9 @@ class EstimateService:
 
     def answer_next(self) -> None:
         """Wait at most half a second for a request, and answer it. Raises StoreUnavailable."""
-        if named_request := self._store.next_estimate_request():
+        if named_request := self._store.estimates.next_request():
             name, request = named_request
-            self._store.reply_to_estimate(name, self.estimate(request))
+            self._store.estimates.reply(name, self.estimate(request))
         elif not self._runner.is_running:
             self._measure_free_bytes("auto")
 

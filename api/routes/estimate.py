@@ -78,7 +78,7 @@ async def estimate_job(body: EstimateBody, owner: Owner, store: Store, blobs: Bl
         content=content, styles=styles, masks=len(body.masks), init=init, spec=spec.model_dump()
     )
     answer = await to_thread.run_sync(
-        JobStore.request_estimate, store, request, WAIT_SECONDS, limiter=_estimate_slots
+        store.estimates.request, request, WAIT_SECONDS, limiter=_estimate_slots
     )
     if answer is None:
         raise errors.NoWorker("No worker has answered in time; try again in a few seconds.")

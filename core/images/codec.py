@@ -25,7 +25,7 @@ RESIZES: tuple[Resize, ...] = get_args(Resize)
 
 PROVENANCE_KEY = "impasto"
 
-_BLACK_MASK = "A mask is black all over: its painting would go nowhere. White is where it goes."
+_BLACK_MASK = "A mask is black all over. A style applies only where its mask is white."
 _ONE_COLOR = "The picture is one color all over."
 # All messages of this module beside the default ones and those of validation.py.
 MESSAGES = frozenset({_BLACK_MASK, _ONE_COLOR})

@@ -2,13 +2,11 @@
 
 Operations that must be atomic are Lua functions in scripts/, one file per topic; the others are
 plain commands. The head of scripts/common.lua lists all keys. This module knows no images, Celery
-or HTTP and reads no settings.
-It is synchronous; docs/decisions/0002-synchronous-store.md says why.
+or HTTP and reads no settings. It is synchronous; docs/decisions/0002-synchronous-store.md says why.
 """
 
 import hashlib
 import json
-import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -20,14 +18,13 @@ from typing import Any, Literal
 from redis.exceptions import LockNotOwnedError, ResponseError
 
 from core import errors
+from core.jobs.estimates import EstimateQueue
 from core.jobs.models import (
     LOCAL_OWNER,
     MAX_ATTEMPTS,
     MAX_FRAMES,
     MAX_SPEC_UPDATES,
     Batch,
-    EstimateRequest,
-    EstimateResponse,
     Frame,
     Job,
     JobError,
@@ -48,11 +45,10 @@ from core.redis_client import PREFIX, CircuitBreaker, connect
 
 LEASE_SECONDS = 5.0
 RESERVATION_SECONDS = 600.0  # protects a blob until the operation that uses it
-BLOCKING_SECONDS = 0.5  # of a blocking command; must be below the socket timeout
-MAX_ESTIMATE_REQUESTS, ESTIMATE_TTL_MS = 100, 10_000
 WORKER_TTL_MS = 5_000  # a worker sends a heartbeat every second; scripts/common.lua has it as well
 WORKER_FORGET_MS = 60_000  # then the store forgets the description of a worker
 ANY_OWNER = ""  # for operations that may touch the jobs of all owners
+NO_OWNER = ""  # of a blob that no client may name
 LeaseStatus = Literal["ok", "spec_updated", "cancel", "deadline_exceeded", "stale"]
 DeliveryOutcome = Literal["delivered", "gone", "given_up"]
 
@@ -97,6 +93,7 @@ class JobStore:
     ) -> None:
         """cooldown_seconds: of the CircuitBreaker, for a process with many concurrent callers."""
         self._redis, self._circuit_breaker = connect(redis_url), CircuitBreaker(cooldown_seconds)
+        self.estimates = EstimateQueue(self._redis, self._circuit_breaker)
         self.lease_seconds = lease_seconds
 
     def close(self) -> None:
@@ -544,51 +541,13 @@ class JobStore:
         retry_ms = "" if retry_seconds is None else round(retry_seconds * 1000)
         return bool(self._call("complete_delivery", job_id, token, retry_ms, outcome) == "ok")
 
-    # ------------------------------------------------------------------ estimates
-
-    def request_estimate(
-        self, request: EstimateRequest, timeout_seconds: float
-    ) -> EstimateResponse | None:
-        """Ask the workers and return the first answer; None after the timeout."""
-        name, deadline = secrets.token_hex(16), time.monotonic() + timeout_seconds
-        with self._circuit_breaker, self._redis.pipeline() as pipe:
-            pipe.lpush(f"{PREFIX}estimate_requests", json.dumps([name, request.model_dump()]))
-            pipe.ltrim(f"{PREFIX}estimate_requests", 0, MAX_ESTIMATE_REQUESTS - 1)
-            # After that time the caller has given up.
-            pipe.pexpire(f"{PREFIX}estimate_requests", ESTIMATE_TTL_MS)
-            pipe.execute()
-        while (left := deadline - time.monotonic()) > 0:
-            with self._circuit_breaker:
-                found: Any = self._redis.blpop(
-                    [f"{PREFIX}estimate_reply:{name}"], timeout=min(left, BLOCKING_SECONDS)
-                )
-            if found is not None:
-                return EstimateResponse.model_validate_json(found[1])
-        return None
-
-    def next_estimate_request(self) -> tuple[str, EstimateRequest] | None:
-        """Take the oldest estimate request and its name. Returns None after BLOCKING_SECONDS."""
-        with self._circuit_breaker:
-            found: Any = self._redis.brpop([f"{PREFIX}estimate_requests"], timeout=BLOCKING_SECONDS)
-        if found is None:
-            return None
-        name, request = json.loads(found[1])
-        return name, EstimateRequest.model_validate(request)
-
-    def reply_to_estimate(self, name: str, response: EstimateResponse) -> None:
-        """Answer the estimate request of that name."""
-        with self._circuit_breaker, self._redis.pipeline() as pipe:
-            pipe.lpush(f"{PREFIX}estimate_reply:{name}", response.model_dump_json())
-            pipe.pexpire(f"{PREFIX}estimate_reply:{name}", ESTIMATE_TTL_MS)
-            pipe.execute()
-
     # ------------------------------------------------------------------ blob references
 
     def reserve(
         self,
         digest: str,
         keep_seconds: float = RESERVATION_SECONDS,
-        owner: str = ANY_OWNER,
+        owner: str = NO_OWNER,
         *,
         size_bytes: int = 0,
         max_bytes: float = 0,

@@ -22,7 +22,7 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
         if error.errno not in DISK_FULL_ERRNOS:
             raise
         raise errors.StorageFull(
-            f"There is no room for {path}; make some and give the command again."
+            f"There is no room for {path}; make room and repeat the command."
         ) from error
 
 

@@ -47,8 +47,9 @@ GRID_PX = 16
 
 
 def _layer_weights(value: Any) -> Any:
-    """Parse `relu4_2`, `relu1_1=1,relu2_1=0.5`, a JSON object or a list of names into {layer:
-    weight}.
+    """Parse layer weights into {layer: weight}.
+
+    Accepts `relu4_2`, `relu1_1=1,relu2_1=0.5`, a JSON object, or a list of names.
     """
     if isinstance(value, str):
         text = value.strip()

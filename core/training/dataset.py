@@ -180,8 +180,8 @@ def translate_lmdb_errors(folder: Path) -> Iterator[None]:
             ) from error
         if isinstance(error, lmdb.DiskError) or error.code in _DISK_FULL_ERRNOS:
             raise errors.StorageFull(
-                f"There is no room for {folder}; make some and give the command again: "
-                "it goes on where it was."
+                f"There is no room for {folder}; make room and repeat the command: "
+                "it continues where it stopped."
             ) from error
         if error.code in _FORBIDDEN:
             raise OSError(error.code, os.strerror(error.code), str(folder)) from error

@@ -350,8 +350,8 @@ def _write_results(
             writer.write([], state)
             raise errors.BadDataset(
                 f"No picture of the class {name} can be used for training: "
-                f"{_describe_refusals(writer, name)} Add others and give the command again; "
-                "it goes on from here."
+                f"{_describe_refusals(writer, name)} Add others and repeat the command; "
+                "it continues from here."
             )
     state.phase = "complete"
     writer.write([], state)
@@ -417,8 +417,8 @@ def _decode_file(
         return _refusal(key, path, error.message)
     except errors.OutOfMemory as error:  # on another machine, or with fewer jobs, the file is good
         raise errors.OutOfMemory(
-            f"The machine ran out of memory when it decoded {path}; give the command again with "
-            "fewer --jobs: it goes on where it was."
+            f"The machine ran out of memory when it decoded {path}; repeat the command with "
+            "fewer --jobs: it continues where it stopped."
         ) from error
     split = _split_of(data, header.validation)
     return _Accepted(key, label, split, LABEL.pack(label) + _encode_pixels(pixels, header))

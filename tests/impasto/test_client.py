@@ -222,9 +222,9 @@ def test_an_estimate_accepts_sizes_digests_and_files(
     def answer() -> None:
         while len(requests) < 2:
             at_service.heartbeat("worker")
-            if request := at_service.next_estimate_request():
+            if request := at_service.estimates.next_request():
                 requests.append(request[1])
-                at_service.reply_to_estimate(
+                at_service.estimates.reply(
                     request[0], EstimateResponse(device="cpu", network="vgg16", scales=[step])
                 )
 

@@ -98,8 +98,8 @@ def test_plan_prints_the_services_estimate_and_submits_no_job(
     def answer() -> None:
         while responses:
             at_service.heartbeat("worker")
-            if request := at_service.next_estimate_request():
-                at_service.reply_to_estimate(request[0], responses.pop(0))
+            if request := at_service.estimates.next_request():
+                at_service.estimates.reply(request[0], responses.pop(0))
 
     answering = threading.Thread(target=answer)
     answering.start()

@@ -97,10 +97,10 @@ def test_the_memory_of_the_current_run_counts_as_free(
 def test_estimate_requests_are_answered(
     estimator: EstimateService, store: JobStore, valkey: Any
 ) -> None:
-    assert store.request_estimate(_request(), 0.2) is None, "no worker answers"
+    assert store.estimates.request(_request(), 0.2) is None, "no worker answers"
     store._redis.delete("impasto:estimate_requests")
     with ThreadPoolExecutor() as pool:
-        future = pool.submit(store.request_estimate, _request(size=400), 20)
+        future = pool.submit(store.estimates.request, _request(size=400), 20)
         while not future.done():
             estimator.answer_next()
         response = future.result()

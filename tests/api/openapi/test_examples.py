@@ -164,8 +164,8 @@ def _answer_estimate(store: JobStore) -> None:
     )
     for _ in range(40):  # 30 s at most
         store.heartbeat("worker", WORKER)
-        if found := store.next_estimate_request():
-            store.reply_to_estimate(
+        if found := store.estimates.next_request():
+            store.estimates.reply(
                 found[0], EstimateResponse(device="cpu", network="vgg16", scales=[step])
             )
             return

@@ -38,9 +38,9 @@ def request_estimate(client: TestClient, store: JobStore) -> RequestEstimate:
 
         def listen() -> None:
             while not asked:
-                if found := store.next_estimate_request():
+                if found := store.estimates.next_request():
                     asked.append(found[1])
-                    store.reply_to_estimate(found[0], estimate_response)
+                    store.estimates.reply(found[0], estimate_response)
 
         listener = Thread(target=listen)
         listener.start()
