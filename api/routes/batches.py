@@ -101,6 +101,8 @@ async def _submit_or_replay(
             return batch, True
         options = submissions.check_options(submission.options)
         spec = await run_in_threadpool(_check_submission, submission, submissions)
+        count = len(submission.contents) * len(submission.styles)
+        await run_in_threadpool(submissions.check_limits, options, count)
         for number, picture in enumerate([*submission.contents, *submission.styles]):
             size = await inspect_picture(picture_path(picture, submissions.blobs))
             if number < len(submission.contents):

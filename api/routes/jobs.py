@@ -166,6 +166,7 @@ async def _submit_or_replay(
         options = submissions.check_options(sent.options)
         submission = await run_in_threadpool(_apply_provenance, sent, submissions)
         spec = await run_in_threadpool(_check_submission, submission, submissions)
+        await run_in_threadpool(submissions.check_limits, options)
         content_size = await _inspect_pictures(submission, spec, submissions.blobs)
         result_size(*content_size, spec.size, seamless=spec.seamless)
         job_input = await run_in_threadpool(_store_pictures, submission, spec, submissions)

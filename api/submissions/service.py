@@ -92,6 +92,15 @@ class SubmissionService:
         """The maximum number of jobs in the queue, and of one caller."""
         return QueueLimits(queued=self.config.max_queued, per_owner=self.config.max_jobs_per_caller)
 
+    def check_limits(self, options: SubmissionOptions, count: int = 1) -> None:
+        """Refuse `count` jobs that exceed the limits, before their pictures are stored.
+
+        A job that may reuse a result is not refused here: it may need no place in the queue.
+        Raises QuotaExceeded, QueueFull.
+        """
+        if not options.reuse:
+            self.store.check_limits(self.caller.owner, self.limits, count)
+
     def create_job(
         self,
         job_input: JobInput,

@@ -151,13 +151,32 @@ class JobStore:
                 retry_seconds=60.0,
             )
         if outcome != "created":
-            load = self.get_load()
-            job_seconds = (load.average_job_seconds or 2.0) / max(1, load.workers)
-            retry_seconds = min(max(1.0, job_seconds), 600.0)
-            if outcome == "quota":
-                raise errors.QuotaExceeded(retry_seconds=retry_seconds)
-            raise errors.QueueFull(retry_seconds=retry_seconds)
+            raise self._over_limit(outcome)
         return str(created_id)
+
+    def check_limits(self, owner: str, limits: QueueLimits, count: int = 1) -> None:
+        """Raise QuotaExceeded or QueueFull if `count` more jobs exceed the limits now.
+
+        `create` checks again. This earlier check keeps the pictures of a refused submission from
+        being stored.
+        """
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            pipe.zcard(f"{PREFIX}queue:{owner}")
+            pipe.zcard(f"{PREFIX}jobs_of:{owner}:running")
+            pipe.zcard(f"{PREFIX}queue")
+            own_queued, own_running, queued = pipe.execute()
+        if limits.per_owner is not None and own_queued + own_running + count > limits.per_owner:
+            raise self._over_limit("quota")
+        if limits.queued is not None and queued + count > limits.queued:
+            raise self._over_limit("full")
+
+    def _over_limit(self, outcome: str) -> errors.ImpastoError:
+        load = self.get_load()
+        job_seconds = (load.average_job_seconds or 2.0) / max(1, load.workers)
+        retry_seconds = min(max(1.0, job_seconds), 600.0)
+        if outcome == "quota":
+            return errors.QuotaExceeded(retry_seconds=retry_seconds)
+        return errors.QueueFull(retry_seconds=retry_seconds)
 
     def get_batch(self, batch_id: str, owner: str = ANY_OWNER) -> Batch:
         """Return the owner's remaining jobs of a batch. Raises BatchNotFound if there are none."""

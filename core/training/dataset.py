@@ -238,7 +238,7 @@ class Dataset:
     def _check_complete(self, *, unfinished: bool) -> None:
         if self.state.phase != "complete" and not unfinished:
             raise errors.BadDataset(
-                f"{self.folder} is not complete; give the command that began it again."
+                f"{self.folder} is not complete; repeat the command that began it."
             )
         pages, size = (
             self._environment().info()["last_pgno"] + 1,

@@ -10,7 +10,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from api.settings import ApiSettings
+from core.images import codec
 from core.jobs.store import JobStore
+from core.storage.blobs import Blobs
 
 RunJob = Callable[[Image.Image], bytes]
 Submit = Callable[..., Any]
@@ -57,6 +59,28 @@ def test_a_full_queue_and_an_exceeded_quota_send_retry_after(
     assert (quota.status_code, quota.json()["code"]) == (429, "quota_exceeded")
     assert (full.status_code, full.json()["code"]) == (503, "queue_full")
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in (quota, full))
+
+
+def test_a_submission_above_a_limit_stores_no_picture(
+    submit: Submit, app: FastAPI, client: TestClient, blobs: Blobs, files: Any
+) -> None:
+    """Otherwise a caller at their limit could fill the disk.
+
+    The quota of the disk would then delete the results of others.
+    """
+    submit()
+    stored = {*blobs.digests()}
+    form = {
+        "content": files["content"],
+        "style": codec.encode(Image.new("RGB", (40, 40), "orange")),
+    }
+    app.state.settings = ApiSettings(max_jobs_per_caller=1)
+    answers = [client.post(path, files=form) for path in ("/v1/jobs", "/v1/batches")]
+    app.state.settings = ApiSettings(max_queued=1)
+    answers += [client.post(path, files=form) for path in ("/v1/jobs", "/v1/batches")]
+
+    assert [answer.status_code for answer in answers] == [429, 429, 503, 503]
+    assert {*blobs.digests()} == stored
 
 
 def test_a_result_is_reused_if_the_client_allows_it(
