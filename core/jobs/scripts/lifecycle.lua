@@ -81,9 +81,9 @@ local function run_operation(name, f)
 end
 
 -- Requeue a running job whose worker is lost, or end it: as canceled if that was requested, as
--- failed with `error` after max_losses in a row without a checkpoint. Returns 1 if it is queued, 0
--- if it has ended, nil if it does not run (its record is damaged).
-local function requeue_or_fail(p, id, max_losses, error)
+-- failed with `error` after max_lost_workers in a row without a checkpoint. Returns 1 if it is
+-- queued, 0 if it has ended, nil if it does not run (its record is damaged).
+local function requeue_or_fail(p, id, max_lost_workers, error)
   local key = job_key(p, id)
   local status, cancel_requested = get_fields(p, id, 'status', 'cancel_requested')
   if status ~= 'running' or not is_movable(p, id) then
@@ -95,13 +95,13 @@ local function requeue_or_fail(p, id, max_losses, error)
     move(p, id, 'canceled')
     return 0
   end
-  local losses = add(key, 'losses', 1)
-  if losses >= tonumber(max_losses) then
+  local lost = add(key, 'lost_workers', 1)
+  if lost >= tonumber(max_lost_workers) then
     redis.call('HSET', key, 'error', error)
     move(p, id, 'failed')
     return 0
   end
-  if losses > 1 then -- the job itself may kill its workers, so the other jobs go first
+  if lost > 1 then -- the job itself may kill its workers, so the other jobs go first
     redis.call('HSET', key, 'place', new_place(p, id, redis.call('INCR', p .. 'number')))
   end
   move(p, id, 'queued')
@@ -232,9 +232,10 @@ run_operation('add_frame', function(p, id, _, frame_json, max_frames)
   return tonumber(get_fields(p, id, 'frame_thinnings') or 0)
 end)
 
--- The next attempt resumes from this checkpoint. It is progress, so earlier losses count no more.
+-- The next attempt resumes from this checkpoint. It is progress, so workers that were lost before it
+-- count no more.
 run_operation('save_checkpoint', function(p, id, _, checkpoint)
-  redis.call('HSET', job_key(p, id), 'checkpoint', checkpoint, 'losses', 0)
+  redis.call('HSET', job_key(p, id), 'checkpoint', checkpoint, 'lost_workers', 0)
 end)
 
 -- End a running job. The rest are fields and values; `output` is the digest of a blob. Returns 'ok'
@@ -285,13 +286,13 @@ run_operation('release', function(p, id, lease)
 end)
 
 -- Requeue or end the jobs of a worker whose process has exited. Returns how many are queued again.
-operation('requeue_jobs_of', function(p, worker, max_losses, error)
+operation('requeue_jobs_of', function(p, worker, max_lost_workers, error)
   local count = 0
   redis.call('ZREM', p .. 'workers', worker)
   redis.call('HDEL', p .. 'worker_info', worker)
   for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, -1)) do
     if get_fields(p, id, 'worker') == worker then
-      count = count + (requeue_or_fail(p, id, max_losses, error) or 0)
+      count = count + (requeue_or_fail(p, id, max_lost_workers, error) or 0)
     end
   end
   return count

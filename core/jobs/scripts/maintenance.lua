@@ -1,10 +1,10 @@
 -- Requeue or end jobs whose lease has expired, and end queued jobs after their deadline. Returns
 -- {how many are queued again, how many have ended}.
-operation('reap_expired_leases', function(p, max_losses, error)
+operation('reap_expired_leases', function(p, max_lost_workers, error)
   local now, requeued, ended = now_ms(), 0, 0
   local expired = redis.call('ZRANGEBYSCORE', p .. 'leases', '-inf', now, 'LIMIT', 0, 1000)
   for _, id in ipairs(expired) do
-    local queued = requeue_or_fail(p, id, max_losses, error)
+    local queued = requeue_or_fail(p, id, max_lost_workers, error)
     requeued, ended = requeued + (queued or 0), ended + (queued == 0 and 1 or 0)
   end
   local overdue = redis.call('ZRANGEBYSCORE', p .. 'deadlines', '-inf', now, 'LIMIT', 0, 1000)

@@ -54,7 +54,7 @@ local function write_record(p, id, submission)
   local number = redis.call('INCR', p .. 'number')
   local entry = redis.call('HINCRBY', p .. 'entries', owner, 1)
   redis.call('HSET', key, 'id', id, 'number', number, 'entry', entry, 'status', 'queued',
-    'version', 1, 'attempt', 0, 'losses', 0, 'created_at', now, 'owner', owner,
+    'version', 1, 'attempt', 0, 'lost_workers', 0, 'created_at', now, 'owner', owner,
     'priority', submission.priority, 'retention_ms', submission.retention_ms,
     'input', submission.input, 'blobs', cjson.encode(submission.digests),
     'fingerprint', submission.fingerprint)

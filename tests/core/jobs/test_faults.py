@@ -144,7 +144,7 @@ def test_jobs_behind_a_damaged_one_are_claimed(
     assert store.get_load().queued == 0
 
 
-@pytest.mark.parametrize("damage", ["status", "losses", "entry", *MISSING])
+@pytest.mark.parametrize("damage", ["status", "lost_workers", "entry", *MISSING])
 def test_jobs_beside_a_damaged_one_are_requeued(
     driver: Any, store: JobStore, valkey: Any, damage: str
 ) -> None:
@@ -155,7 +155,7 @@ def test_jobs_beside_a_damaged_one_are_requeued(
         _damage(client, damaged.id, damage)
     driver.expire_leases()
 
-    assert store.reap_expired_leases() == (1 + (damage == "losses"), 0)
+    assert store.reap_expired_leases() == (1 + (damage == "lost_workers"), 0)
     assert store.reap_expired_leases() == (0, 0)
     assert store.get_load().running == 0
     assert store.get(other.id).status == "queued"
