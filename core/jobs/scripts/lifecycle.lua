@@ -232,8 +232,8 @@ run_operation('add_frame', function(p, id, _, frame_json, max_frames)
   return tonumber(get_fields(p, id, 'frame_thinnings') or 0)
 end)
 
--- The next attempt resumes from this checkpoint. It is progress, so workers that were lost before it
--- count no more.
+-- The next attempt resumes from this checkpoint. It is progress, so workers lost before it count
+-- no more.
 run_operation('save_checkpoint', function(p, id, _, checkpoint)
   redis.call('HSET', job_key(p, id), 'checkpoint', checkpoint, 'lost_workers', 0)
 end)

@@ -3,11 +3,13 @@
 import logging
 from typing import Any
 
+import anyio
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from core.log import request_id
+from core.storage.blobs import Blobs
 
 
 @pytest.mark.parametrize("own", ["abc-DEF_123", "a" * 64])
@@ -50,3 +52,30 @@ def test_log_records_of_the_request_have_its_id(app: FastAPI, client: TestClient
     client.get("/v1/probe", headers={"X-Request-Id": "abc"})
 
     assert (seen, request_id.get()) == (["abc"], None)
+
+
+def test_an_upload_that_breaks_off_is_logged_as_499_and_leaves_nothing(
+    app: FastAPI, blobs: Blobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nbytes'
+    messages: list[Any] = [
+        {"type": "http.request", "body": part, "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[Any] = []
+    headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=x")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/images", "headers": headers}
+    scope |= {"query_string": b"", "client": ("127.0.0.1", 1), "scheme": "http"}
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    with caplog.at_level(logging.INFO, "api.middleware.access_log"):
+        anyio.run(app, scope, receive, send)
+
+    assert [record.fields["status"] for record in caplog.records] == [499]  # type: ignore[attr-defined]
+    assert sent == []
+    assert [*blobs.digests()] == []
