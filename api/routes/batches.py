@@ -17,31 +17,23 @@ from api.dependencies import Feed, Owner, Store
 from api.http import etag
 from api.http.prefer import Wait, preference_applied
 from api.job_feed import Subscription
-from api.routes.images import check_digest, inspect_picture
 from api.schemas.job import RETRY_AFTER_SECONDS, JobResource, job_resource
 from api.schemas.submission import (
     BatchForm,
     BatchSubmission,
-    compute_request_hash,
     describe_body,
 )
 from api.submissions import parser
+from api.submissions.batch import create_or_replay
 from api.submissions.service import (
     IDEMPOTENCY_KEY_PATTERN,
     SubmissionService,
-    picture_path,
-    store_picture,
 )
 from core import errors
 from core.jobs.models import (
     Batch,
-    JobInput,
-    SubmissionContext,
-    SubmissionOptions,
     is_batch_id,
-    new_batch_id,
 )
-from core.style.spec import StyleSpec, parse_spec, result_size
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
@@ -80,88 +72,12 @@ async def submit_batch(
     Each `content` is combined with each `style` in a job of its own, in this order: the first
     `content` in all styles, then the second, and so on. The service accepts all jobs or none.
     """
-    batch, replayed = await _submit_or_replay(request, submissions, idempotency_key)
+    batch, replayed = await create_or_replay(request, submissions, idempotency_key)
     response.headers["Location"] = f"{router.prefix}/{batch.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return batch_resource(batch)
-
-
-async def _submit_or_replay(
-    request: Request, submissions: SubmissionService, key: str | None
-) -> tuple[Batch, bool]:
-    """Return the batch, and whether the same request has created it earlier."""
-    async with parser.parse_batch(request, submissions.blobs) as submission:
-        # Hashing reads the uploaded files, so it runs in a thread.
-        request_hash = await run_in_threadpool(
-            lambda: compute_request_hash(submission.request_content())
-        )
-        if batch := await run_in_threadpool(_find_replay, key, request_hash, submissions):
-            return batch, True
-        options = submissions.check_options(submission.options)
-        spec = await run_in_threadpool(_check_submission, submission, submissions)
-        count = len(submission.contents) * len(submission.styles)
-        await run_in_threadpool(submissions.check_limits, options, count)
-        for number, picture in enumerate([*submission.contents, *submission.styles]):
-            size = await inspect_picture(picture_path(picture, submissions.blobs))
-            if number < len(submission.contents):
-                result_size(*size, spec.size, seamless=spec.seamless)
-        context = submissions.build_context(key, request_hash=request_hash)
-        return await run_in_threadpool(
-            _create_batch, submission, spec, options, context, submissions
-        )
-
-
-def _find_replay(
-    key: str | None, request_hash: str, submissions: SubmissionService
-) -> Batch | None:
-    batch_id = submissions.find_replay(key, request_hash)
-    if batch_id is None:
-        return None
-    return submissions.store.get_batch(batch_id, submissions.caller.owner)
-
-
-def _check_submission(submission: BatchSubmission, submissions: SubmissionService) -> StyleSpec:
-    """Return the spec of each job, and reserve the pictures that were named by digest.
-
-    Raises BadSpec, BadRequest, ImageNotFound.
-    """
-    spec = parse_spec(submission.parameters).for_pictures()
-    max_jobs = submissions.config.max_jobs_per_caller
-    if len(submission.contents) * len(submission.styles) > max_jobs:
-        raise errors.BadRequest(f"You may have {max_jobs} jobs; this batch has more.")
-    for picture in (*submission.contents, *submission.styles):
-        if isinstance(picture, str):
-            check_digest(picture, submissions.caller.owner, submissions.store, submissions.blobs)
-    return spec
-
-
-def _create_batch(
-    submission: BatchSubmission,
-    spec: StyleSpec,
-    options: SubmissionOptions,
-    context: SubmissionContext,
-    submissions: SubmissionService,
-) -> tuple[Batch, bool]:
-    """Store the pictures, create the jobs and wake the workers.
-
-    Also returns whether the same request has created the batch in the meantime.
-    """
-    store, blobs = submissions.store, submissions.blobs
-    contents = [store_picture(picture, store, blobs) for picture in submission.contents]
-    styles = [store_picture(picture, store, blobs) for picture in submission.styles]
-    inputs = [
-        JobInput(content=content, styles=[style], spec=spec.model_dump())
-        for content in contents
-        for style in styles
-    ]
-    batch_id = new_batch_id()
-    batch = store.create_batch(batch_id, inputs, options, submissions.limits, context)
-    if batch.id == batch_id and any(not job.status.has_ended for job in batch.jobs):
-        # One idle worker starts at once; the reaper notifies the others within a second.
-        submissions.notify()
-    return batch, batch.id != batch_id
 
 
 @router.get("/{batch_id}", response_model=BatchResource, responses={304: {}}, summary="Get a batch")

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import Blobs, Owner, Store
-from api.routes.images import check_digest, inspect_picture
 from api.schemas.submission import parameters_schema
+from api.submissions.pictures import check_digest, inspect_picture
 from core import errors
 from core.images.validation import MAX_SIDE_PX, MIN_SIDE_PX
 from core.jobs.models import EstimateRequest, QueuePosition

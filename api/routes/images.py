@@ -1,11 +1,8 @@
-"""Pictures by their digests: POST, HEAD and GET under /v1/images. Submissions share the checks."""
+"""Pictures by their digests: POST, HEAD and GET under /v1/images."""
 
-import os
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from anyio import CapacityLimiter, fail_after, to_thread
+from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
@@ -13,9 +10,9 @@ from starlette.datastructures import UploadFile
 from api.dependencies import Blobs, Configuration, Owner, Store
 from api.http import image_response
 from api.submissions import multipart
+from api.submissions.pictures import inspect_picture, is_available
 from core import errors
-from core.images import decoder, validation
-from core.storage.blobs import is_digest
+from core.images import validation
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
@@ -27,12 +24,6 @@ _FORM_SCHEMA: dict[str, Any] = {
     "properties": {"image": {"type": "string", "format": "binary"}},
 }
 
-# Decoders at the same time. Each is a process that may use decoder.UPLOAD_LIMITS.memory_bytes.
-# A request that waits for a slot occupies no thread, so that requests without pictures stay fast.
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-_decoder_slots = CapacityLimiter(max(2, _CORES or 1))
-WAIT_SECONDS = 10.0
-
 
 class StoredImage(BaseModel):
     """An uploaded picture. Use its id, the digest, in any number of jobs."""
@@ -41,38 +32,6 @@ class StoredImage(BaseModel):
     width: int
     height: int
     size_bytes: int
-
-
-async def inspect_picture(
-    file: Path, *, mask: bool = False, any_size: bool = False
-) -> tuple[int, int]:
-    """Decode the picture in a child process and return (width, height) in px.
-
-    mask: also refuse a picture that is entirely black. any_size: it may be a result, which may be
-    larger than an upload. Raises BadImage and its subclasses, and Unavailable if no decoder becomes
-    free within WAIT_SECONDS.
-    """
-    try:
-        with fail_after(WAIT_SECONDS):
-            await _decoder_slots.acquire()
-    except TimeoutError:
-        raise errors.Unavailable(
-            "Too many pictures are waiting for inspection; try again in a few seconds."
-        ) from None
-    try:
-        inspect = partial(decoder.inspect_upload, file, mask=mask, any_size=any_size)
-        return await to_thread.run_sync(inspect)
-    finally:
-        _decoder_slots.release()
-
-
-def check_digest(digest: str, owner: str, store: Store, blobs: Blobs) -> None:
-    """Check that the owner has uploaded this picture, and reserve it. Raises ImageNotFound."""
-    if _is_available(digest, owner, store, blobs):
-        store.reserve(digest, owner=owner)
-        if blobs.has(digest):  # the garbage collector may have deleted it before the reservation
-            return
-    raise errors.ImageNotFound()
 
 
 def _reserve_upload(
@@ -86,15 +45,6 @@ def _reserve_upload(
         size_bytes=size_bytes,
         max_bytes=config.upload_quota_gb_per_caller * 1e9,
     )
-
-
-def _is_available(digest: str, owner: str, store: Store, blobs: Blobs) -> bool:
-    """Return whether the owner has this picture. Changes nothing.
-
-    The store comes first, so that the answer for another client's digest takes no longer than the
-    answer for an unknown one.
-    """
-    return is_digest(digest) and store.is_owner(owner, digest) and blobs.has(digest)
 
 
 @router.post(
@@ -151,7 +101,7 @@ def check_image(
     config: Configuration,
 ) -> Response:
     """Return 200 if your jobs can use this digest, and restart its retention; otherwise 404."""
-    if _is_available(digest, owner, store, blobs):
+    if is_available(digest, owner, store, blobs):
         _reserve_upload(digest, blobs.size_bytes(digest), owner, store, config)
     return get_image(digest=digest, request=request, owner=owner, store=store, blobs=blobs)
 
@@ -169,7 +119,7 @@ def get_image(
 
     This request does not extend the picture's retention.
     """
-    if not _is_available(digest, owner, store, blobs):
+    if not is_available(digest, owner, store, blobs):
         raise errors.ImageNotFound()
     tag = f'"{digest}"'
     if image_response.is_cached_by_client(request, tag):

@@ -4,14 +4,12 @@ Knows no route.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastapi import Response
 
 from api.dependencies import Blobs, Configuration, CurrentCaller, Notify, Store, Webhooks
 from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource, job_resource
-from api.schemas.submission import Picture
 from core import errors
 from core.jobs.models import (
     Job,
@@ -22,7 +20,6 @@ from core.jobs.models import (
     SubmissionOptions,
     new_job_id,
 )
-from core.jobs.store import JobStore
 
 IDEMPOTENCY_KEY_PATTERN = r"^[!-~]{1,255}$"
 
@@ -123,20 +120,3 @@ def _respond(job: Job, response: Response, *, replayed: bool) -> JobResource:
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return job_resource(job)
-
-
-def store_picture(picture: Picture, store: JobStore, blobs: Blobs) -> str:
-    """Store an uploaded picture and return its digest. A digest is reserved once more.
-
-    The first reservation may be about to end: checking all pictures can take long.
-    """
-    if isinstance(picture, str):
-        store.reserve(picture)
-        return picture
-    store.reserve(picture.digest)
-    return blobs.commit(picture)
-
-
-def picture_path(picture: Picture, blobs: Blobs) -> Path:
-    """Return the file of an uploaded picture or of a digest."""
-    return blobs.path(picture) if isinstance(picture, str) else picture.path

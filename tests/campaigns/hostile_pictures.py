@@ -91,14 +91,14 @@ WITHOUT = {
     ),
     "queue": (
         "import threading; from anyio import to_thread\n"
-        "from core.images import decoder; import api.routes.images\n"
+        "from core.images import decoder; import api.submissions.pictures as p\n"
         "_two = threading.BoundedSemaphore(2)\n"
         "def _inspect_two_at_a_time(path):\n"
         "    with _two:\n"
         "        return decoder.inspect_upload(path)\n"
         "async def _inspect(path, **_):\n"
         "    return await to_thread.run_sync(_inspect_two_at_a_time, path)\n"
-        "api.routes.images.inspect = _inspect"
+        "p.inspect_picture = _inspect"
     ),
 }
 

@@ -10,9 +10,9 @@ from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
-from api.routes import images
 from api.settings import ApiSettings
 from api.submissions import multipart
+from api.submissions import pictures as submitted_pictures
 from core.images import codec as pictures
 from core.images import validation
 from core.jobs.store import JobStore
@@ -150,8 +150,8 @@ def test_a_full_disk_returns_503_and_leaves_no_files(
 def test_a_client_that_waits_too_long_for_a_decoder_receives_503(
     client: TestClient, files: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "_decoder_slots", CapacityLimiter(0))
-    monkeypatch.setattr(images, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(submitted_pictures, "_decoder_slots", CapacityLimiter(0))
+    monkeypatch.setattr(submitted_pictures, "WAIT_SECONDS", 0.1)
     answer = client.post("/v1/images", files={"image": files["content"]})
 
     assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (
@@ -169,7 +169,7 @@ def test_files_are_pending_blobs_while_they_are_received(
     seen = []
     stock = multipart.get_pending_blob
     monkeypatch.setattr(
-        images.multipart,
+        multipart,
         "get_pending_blob",
         lambda file: seen.append(stock(file).path) or stock(file),
     )

@@ -1,0 +1,97 @@
+"""A submission of a batch, from the request to the created jobs. Knows no route."""
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from api.schemas.submission import BatchSubmission, compute_request_hash
+from api.submissions import parser
+from api.submissions.pictures import check_digest, inspect_picture, picture_path, store_picture
+from api.submissions.service import SubmissionService
+from core import errors
+from core.jobs.models import (
+    Batch,
+    JobInput,
+    SubmissionContext,
+    SubmissionOptions,
+    new_batch_id,
+)
+from core.style.spec import StyleSpec, parse_spec, result_size
+
+
+async def create_or_replay(
+    request: Request, submissions: SubmissionService, key: str | None
+) -> tuple[Batch, bool]:
+    """Return the batch, and whether the same request has created it earlier.
+
+    key: the Idempotency-Key. Raises what the checks raise; then nothing is stored.
+    """
+    async with parser.parse_batch(request, submissions.blobs) as submission:
+        # Hashing reads the uploaded files, so it runs in a thread.
+        request_hash = await run_in_threadpool(
+            lambda: compute_request_hash(submission.request_content())
+        )
+        if batch := await run_in_threadpool(_find_replay, key, request_hash, submissions):
+            return batch, True
+        options = submissions.check_options(submission.options)
+        spec = await run_in_threadpool(_check_submission, submission, submissions)
+        count = len(submission.contents) * len(submission.styles)
+        await run_in_threadpool(submissions.check_limits, options, count)
+        for number, picture in enumerate([*submission.contents, *submission.styles]):
+            size = await inspect_picture(picture_path(picture, submissions.blobs))
+            if number < len(submission.contents):
+                result_size(*size, spec.size, seamless=spec.seamless)
+        context = submissions.build_context(key, request_hash=request_hash)
+        return await run_in_threadpool(
+            _create_batch, submission, spec, options, context, submissions
+        )
+
+
+def _find_replay(
+    key: str | None, request_hash: str, submissions: SubmissionService
+) -> Batch | None:
+    batch_id = submissions.find_replay(key, request_hash)
+    if batch_id is None:
+        return None
+    return submissions.store.get_batch(batch_id, submissions.caller.owner)
+
+
+def _check_submission(submission: BatchSubmission, submissions: SubmissionService) -> StyleSpec:
+    """Return the spec of each job, and reserve the pictures that were named by digest.
+
+    Raises BadSpec, BadRequest, ImageNotFound.
+    """
+    spec = parse_spec(submission.parameters).for_pictures()
+    max_jobs = submissions.config.max_jobs_per_caller
+    if len(submission.contents) * len(submission.styles) > max_jobs:
+        raise errors.BadRequest(f"You may have {max_jobs} jobs; this batch has more.")
+    for picture in (*submission.contents, *submission.styles):
+        if isinstance(picture, str):
+            check_digest(picture, submissions.caller.owner, submissions.store, submissions.blobs)
+    return spec
+
+
+def _create_batch(
+    submission: BatchSubmission,
+    spec: StyleSpec,
+    options: SubmissionOptions,
+    context: SubmissionContext,
+    submissions: SubmissionService,
+) -> tuple[Batch, bool]:
+    """Store the pictures, create the jobs and wake the workers.
+
+    Also returns whether the same request has created the batch in the meantime.
+    """
+    store, blobs = submissions.store, submissions.blobs
+    contents = [store_picture(picture, store, blobs) for picture in submission.contents]
+    styles = [store_picture(picture, store, blobs) for picture in submission.styles]
+    inputs = [
+        JobInput(content=content, styles=[style], spec=spec.model_dump())
+        for content in contents
+        for style in styles
+    ]
+    batch_id = new_batch_id()
+    batch = store.create_batch(batch_id, inputs, options, submissions.limits, context)
+    if batch.id == batch_id and any(not job.status.has_ended for job in batch.jobs):
+        # One idle worker starts at once; the reaper notifies the others within a second.
+        submissions.notify()
+    return batch, batch.id != batch_id

@@ -1,0 +1,130 @@
+"""A submission of one job, from the request to the created job. Knows no route."""
+
+from itertools import islice
+
+from fastapi import Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from api.dependencies import Blobs
+from api.schemas.job import JobResource
+from api.schemas.submission import JobSubmission, Picture, compute_request_hash
+from api.submissions import parser
+from api.submissions.pictures import check_digest, inspect_picture, picture_path, store_picture
+from api.submissions.service import SubmissionService
+from core import errors
+from core.images import codec
+from core.jobs.models import JobInput
+from core.style.spec import StyleSpec, parse_spec, result_size
+
+
+async def create_or_replay(
+    request: Request, response: Response, submissions: SubmissionService, key: str | None
+) -> JobResource:
+    """Create the job that the request describes, or return the one that it created before.
+
+    key: the Idempotency-Key. Raises what the checks raise; then nothing is stored.
+    """
+    async with parser.parse_submission(request, submissions.blobs) as sent:
+        # Hashing reads the uploaded files, so it runs in a thread.
+        request_hash = await run_in_threadpool(lambda: compute_request_hash(sent.request_content()))
+        if job := await run_in_threadpool(submissions.replay_job, key, request_hash, response):
+            return job
+        options = submissions.check_options(sent.options)
+        submission = await run_in_threadpool(_apply_provenance, sent, submissions)
+        spec = await run_in_threadpool(_check_submission, submission, submissions)
+        await run_in_threadpool(submissions.check_limits, options)
+        content_size = await _inspect_pictures(submission, spec, submissions.blobs)
+        result_size(*content_size, spec.size, seamless=spec.seamless)
+        job_input = await run_in_threadpool(_store_pictures, submission, spec, submissions)
+        return await run_in_threadpool(
+            submissions.create_job,
+            job_input,
+            options,
+            submissions.build_context(key, request_hash=request_hash),
+            response,
+        )
+
+
+def _apply_provenance(submission: JobSubmission, submissions: SubmissionService) -> JobSubmission:
+    """Complete the submission by the provenance record of the result that was sent as `from`.
+
+    The record is untrusted input, so its values pass the same checks as the client's own.
+    """
+    if submission.source is None:
+        return submission
+    if isinstance(submission.source, str):
+        check_digest(
+            submission.source, submissions.caller.owner, submissions.store, submissions.blobs
+        )
+    with picture_path(submission.source, submissions.blobs).open("rb") as file:
+        earlier = JobInput.from_provenance(codec.read_provenance(file))
+    return submission.complete_from(earlier)
+
+
+def _check_submission(submission: JobSubmission, submissions: SubmissionService) -> StyleSpec:
+    """Return the spec for these pictures, and reserve the pictures that were named by digest.
+
+    Raises BadSpec, ImageNotFound.
+    """
+    spec = parse_spec(submission.parameters).for_pictures(
+        len(submission.styles),
+        len(submission.masks),
+        init_image=submission.init_image is not None,
+    )
+    owner, store, blobs = submissions.caller.owner, submissions.store, submissions.blobs
+    try:
+        for picture in submission.pictures():
+            if isinstance(picture, str):
+                check_digest(picture, owner, store, blobs)
+    except errors.ImageNotFound:
+        if submission.source is None:
+            raise
+        raise errors.ImageNotFound(
+            "A picture that the record names is not available; send it beside from."
+        ) from None
+    return spec
+
+
+def _store_pictures(
+    submission: JobSubmission, spec: StyleSpec, submissions: SubmissionService
+) -> JobInput:
+    """Store all pictures on disk, before the job is created and the request is answered.
+
+    Call this after all checks: a refused submission must leave nothing behind.
+    """
+    digests = iter(
+        [
+            store_picture(picture, submissions.store, submissions.blobs)
+            for picture in submission.pictures()
+        ]
+    )
+    return JobInput(
+        content=next(digests),
+        styles=list(islice(digests, len(submission.styles))),
+        masks=list(islice(digests, len(submission.masks))),
+        init_image=next(digests, None),
+        spec=spec.model_dump(),
+    )
+
+
+async def _inspect_pictures(
+    submission: JobSubmission, spec: StyleSpec, blobs: Blobs
+) -> tuple[int, int]:
+    """Decode all pictures. Returns the (width, height) of the photo. Raises BadImage.
+
+    Only the mask of a style with a share must have a pixel that is not black. An initial picture
+    that is named by digest may be a result, so the limits for uploads do not apply to it.
+    """
+
+    async def inspect(picture: Picture, **options: bool) -> tuple[int, int]:
+        return await inspect_picture(picture_path(picture, blobs), **options)
+
+    assert submission.content is not None, "the model requires it, or `from` has completed it"
+    content_size = await inspect(submission.content)
+    for style in submission.styles:
+        await inspect(style)
+    for mask, share in zip(submission.masks, spec.style_weights, strict=False):
+        await inspect(mask, mask=share > 0)
+    if submission.init_image is not None:
+        await inspect(submission.init_image, any_size=isinstance(submission.init_image, str))
+    return content_size

@@ -1,0 +1,80 @@
+"""The pictures of a submission: checked, decoded in a sandbox, stored.
+
+Knows no route and no job.
+"""
+
+import os
+from functools import partial
+from pathlib import Path
+
+from anyio import CapacityLimiter, fail_after, to_thread
+
+from api.schemas.submission import Picture
+from core import errors
+from core.images import decoder
+from core.jobs.store import JobStore
+from core.storage.blobs import Blobs, is_digest
+
+# Decoders at the same time. Each is a process that may use decoder.UPLOAD_LIMITS.memory_bytes.
+# A request that waits for a slot occupies no thread, so that requests without pictures stay fast.
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+_decoder_slots = CapacityLimiter(max(2, _CORES or 1))
+WAIT_SECONDS = 10.0
+
+
+async def inspect_picture(
+    file: Path, *, mask: bool = False, any_size: bool = False
+) -> tuple[int, int]:
+    """Decode the picture in a child process and return (width, height) in px.
+
+    mask: also refuse a picture that is entirely black. any_size: it may be a result, which may be
+    larger than an upload. Raises BadImage and its subclasses, and Unavailable if no decoder becomes
+    free within WAIT_SECONDS.
+    """
+    try:
+        with fail_after(WAIT_SECONDS):
+            await _decoder_slots.acquire()
+    except TimeoutError:
+        raise errors.Unavailable(
+            "Too many pictures are waiting for inspection; try again in a few seconds."
+        ) from None
+    try:
+        inspect = partial(decoder.inspect_upload, file, mask=mask, any_size=any_size)
+        return await to_thread.run_sync(inspect)
+    finally:
+        _decoder_slots.release()
+
+
+def check_digest(digest: str, owner: str, store: JobStore, blobs: Blobs) -> None:
+    """Check that the owner has uploaded this picture, and reserve it. Raises ImageNotFound."""
+    if is_available(digest, owner, store, blobs):
+        store.reserve(digest, owner=owner)
+        if blobs.has(digest):  # the garbage collector may have deleted it before the reservation
+            return
+    raise errors.ImageNotFound()
+
+
+def is_available(digest: str, owner: str, store: JobStore, blobs: Blobs) -> bool:
+    """Return whether the owner has this picture. Changes nothing.
+
+    The store comes first, so that the answer for another client's digest takes no longer than the
+    answer for an unknown one.
+    """
+    return is_digest(digest) and store.is_owner(owner, digest) and blobs.has(digest)
+
+
+def store_picture(picture: Picture, store: JobStore, blobs: Blobs) -> str:
+    """Store an uploaded picture and return its digest. A digest is reserved once more.
+
+    The first reservation may be about to end: checking all pictures can take long.
+    """
+    if isinstance(picture, str):
+        store.reserve(picture)
+        return picture
+    store.reserve(picture.digest)
+    return blobs.commit(picture)
+
+
+def picture_path(picture: Picture, blobs: Blobs) -> Path:
+    """Return the file of an uploaded picture or of a digest."""
+    return blobs.path(picture) if isinstance(picture, str) else picture.path
