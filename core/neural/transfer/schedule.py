@@ -85,7 +85,7 @@ def _iterations(spec: StyleSpec, scales: int, long_side: int) -> list[int]:
     start = _Start() if spec.iterations else _STARTS[spec.init]
     if scales == 1:
         return [start.only * full]
-    coarsest = max(1, int(start.coarsest * full))
+    coarsest = int(start.coarsest * full)
     is_fine = long_side > FINE_PX and not spec.iterations
     last = half if is_fine else full
     return [coarsest, *[half] * (scales - 2), last]

@@ -97,6 +97,12 @@ class Driver:
         """Let all delivery leases and all pauses between tries end now."""
         self._make_due("outbox")
 
+    def server_time_ms(self) -> int:
+        """The time by which the store decides what is due."""
+        with redis.Redis.from_url(self.redis_url) as client:
+            seconds, microseconds = client.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
     def _make_due(self, *indexes: str) -> None:
         with redis.Redis.from_url(self.redis_url) as client:
             for index in indexes:

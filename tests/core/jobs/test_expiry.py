@@ -61,6 +61,23 @@ def test_early_expiry_takes_the_jobs_that_expire_first(driver: Any, store: JobSt
     assert store.expire_early(5) == 1
 
 
+def test_a_job_that_is_deleted_before_its_early_expiry_leaves_no_entry(
+    driver: Any, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = driver.end(result_retention_seconds=60)
+    list_expiring = store._redis.zrange
+
+    def list_and_delete(*args: Any) -> Any:
+        found = list_expiring(*args)
+        store.delete(job.id)
+        return found
+
+    monkeypatch.setattr(store._redis, "zrange", list_and_delete)
+    store.expire_early(1)
+
+    assert store.count_expiring() == 0
+
+
 def test_jobs_without_a_time_limit_expire_only_early_and_last(driver: Any, store: JobStore) -> None:
     oldest, newer = driver.end(), driver.end()
     ending, pinned = driver.end(result_retention_seconds=60), driver.end()

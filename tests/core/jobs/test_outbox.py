@@ -148,6 +148,22 @@ def test_a_failed_delivery_is_retried_when_due_up_to_the_limit(
     assert _claim(driver, "4") is None, "a fourth try of three"
 
 
+@pytest.mark.parametrize("retry_seconds", [None, 90.0])
+def test_a_delivery_is_due_when_its_lease_or_its_pause_ends(
+    driver: Any, store: JobStore, valkey: Any, retry_seconds: float | None
+) -> None:
+    job_id = _end_with_webhook(driver)
+    before_ms = driver.server_time_ms()
+    store.claim_delivery("a", 30.0, 3)
+    if retry_seconds is not None:
+        store.complete_delivery(job_id, "a", "given_up", retry_seconds)
+    after_ms = driver.server_time_ms()
+    with redis.Redis.from_url(valkey.url) as client:
+        due_ms: Any = client.zscore(f"{PREFIX}outbox", job_id)
+
+    assert before_ms <= due_ms - 1000 * (retry_seconds or 30.0) <= after_ms
+
+
 def test_a_delivery_is_due_again_after_its_lease(driver: Any, store: JobStore) -> None:
     """The first dispatcher may resume later; then its report changes nothing."""
     job_id = _end_with_webhook(driver)

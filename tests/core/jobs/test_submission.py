@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 import pytest
+import redis
 
 from core import errors
 from core.jobs.models import (
@@ -15,6 +16,7 @@ from core.jobs.models import (
     new_job_id,
 )
 from core.jobs.store import JobStore
+from core.redis_client import PREFIX
 
 
 def test_a_new_job_is_queued_with_its_input_and_its_position(driver: Any, store: JobStore) -> None:
@@ -93,6 +95,48 @@ def test_unfinished_jobs_are_limited_per_owner_and_in_total(driver: Any, store: 
     assert full.value.retry_seconds >= 1
     store.end_canceled(job.id, "t")
     driver.submit(job.owner, limits)
+
+
+@pytest.mark.parametrize(
+    ("average", "workers", "seconds"),
+    [("9", 2, 4.5), ("9", 0, 9.0), ("0.5", 1, 1.0), ("9000", 1, 600.0), (None, 1, 2.0)],
+)
+def test_a_refused_caller_returns_when_the_next_job_may_have_ended(
+    driver: Any,
+    store: JobStore,
+    valkey: Any,
+    average: str | None,
+    workers: int,
+    seconds: float,
+) -> None:
+    driver.create()
+    for number in range(workers):
+        store.heartbeat(str(number))
+    with redis.Redis.from_url(valkey.url) as client:
+        if average is not None:
+            client.set(f"{PREFIX}average_seconds", average)
+
+    with pytest.raises(errors.QuotaExceeded) as refused:
+        driver.submit(limits=QueueLimits(per_owner=1))
+    assert refused.value.retry_seconds == seconds
+    with pytest.raises(errors.QueueFull) as full:
+        store.check_limits("another", QueueLimits(queued=1))
+    assert full.value.retry_seconds == seconds
+
+
+def test_the_early_check_of_the_limits_agrees_with_the_submission(
+    driver: Any, store: JobStore
+) -> None:
+    driver.submit("a")
+    driver.submit("a")
+    driver.claim()
+    store.check_limits("a", QueueLimits(queued=3, per_owner=4), 2)
+
+    with pytest.raises(errors.QuotaExceeded):
+        store.check_limits("a", QueueLimits(queued=3, per_owner=4), 3)
+    with pytest.raises(errors.QueueFull):
+        store.check_limits("b", QueueLimits(queued=3, per_owner=4), 3)
+    store.check_limits("a", QueueLimits(), 1000)
 
 
 def test_a_result_is_reused_for_the_same_request_of_the_same_owner(

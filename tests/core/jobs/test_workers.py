@@ -14,23 +14,20 @@ from core.redis_client import PREFIX
 INFO = WorkerInfo(device="cpu", precision="bfloat16", network="vgg16", networks=["vgg16"])
 
 
-def _set_heartbeat(url: str, worker: str, age_ms: int) -> None:
-    with redis.Redis.from_url(url) as client:
-        seconds, microseconds = client.time()
-        client.zadd(
-            f"{PREFIX}workers", {worker: seconds * 1000 + microseconds // 1000 - age_ms}, xx=True
-        )
+def _set_heartbeat(driver: Any, worker: str, age_ms: int) -> None:
+    with redis.Redis.from_url(driver.redis_url) as client:
+        client.zadd(f"{PREFIX}workers", {worker: driver.server_time_ms() - age_ms}, xx=True)
 
 
 def test_all_live_workers_are_listed_with_description_and_state(
-    driver: Any, store: JobStore, valkey: Any
+    driver: Any, store: JobStore
 ) -> None:
     other = INFO.model_copy(update={"device": "NVIDIA TITAN RTX"})
     store.heartbeat("a", INFO)
     store.heartbeat("b", other)
     store.heartbeat("c")
     store.heartbeat("silent", INFO)
-    _set_heartbeat(valkey.url, "silent", 5_500)
+    _set_heartbeat(driver, "silent", 5_500)
     driver.create()
     store.claim("t", "b")
 
@@ -49,21 +46,21 @@ def test_every_running_job_makes_its_worker_busy(driver: Any, store: JobStore) -
 
 
 def test_a_worker_is_listed_for_five_seconds_after_its_heartbeat(
-    store: JobStore, valkey: Any
+    driver: Any, store: JobStore
 ) -> None:
     store.heartbeat("worker", INFO)
-    _set_heartbeat(valkey.url, "worker", 4_500)
+    _set_heartbeat(driver, "worker", 4_500)
 
     assert store.list_workers() == [(INFO, False)]
 
 
 def test_the_description_of_a_worker_is_forgotten_after_a_minute(
-    store: JobStore, valkey: Any
+    driver: Any, store: JobStore, valkey: Any
 ) -> None:
     for worker in ("first", "second", "recent", "live"):
         store.heartbeat(worker, INFO)
     for worker, age_ms in (("first", 61_000), ("second", 70_000), ("recent", 59_000)):
-        _set_heartbeat(valkey.url, worker, age_ms)
+        _set_heartbeat(driver, worker, age_ms)
     store.heartbeat("live", INFO)
 
     with redis.Redis.from_url(valkey.url, decode_responses=True) as client:

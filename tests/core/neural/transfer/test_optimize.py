@@ -126,6 +126,23 @@ def test_the_size_of_the_loss_does_not_matter(target: Tensor) -> None:
         assert torch.allclose(default, tiny, atol=1e-3)
 
 
+@pytest.mark.parametrize("optimizer", [LBFGS, Adam])
+def test_the_first_gradient_is_scaled_to_a_mean_magnitude_of_1(
+    optimizer: type, target: Tensor
+) -> None:
+    start = torch.full_like(target, 0.5)
+    scale = (
+        optimizer(_quadratic(target, torch.full_like(target, 7.0)), start).state().tensors["scale"]
+    )
+
+    assert float(scale * (2 * 7.0 * (start - target)).abs().mean()) == pytest.approx(1)
+
+
+def test_products_of_pairs_are_summed_in_float64(target: Tensor) -> None:
+    """In float32 the small matrices lose the curvature of badly scaled functions."""
+    assert _Pairs(target, 4, torch.device("cpu")).state()["products"].dtype == torch.float64
+
+
 def test_the_next_step_does_not_change_an_earlier_iterate(target: Tensor) -> None:
     for optimizer in (LBFGS, Adam):
         iterates = optimizer(

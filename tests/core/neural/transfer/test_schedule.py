@@ -22,7 +22,7 @@ def test_quality_sets_the_iterations_and_iterations_overrides_it() -> None:
         for q in ("draft", "standard", "fine")
     ]
 
-    assert 2 * counts[0] <= counts[1] <= counts[2] / 2
+    assert counts == [25, 70, 210]
     assert (
         schedule(parse_spec({"size": 384, "quality": "fine", "iterations": 11}), 4, 3)[
             -1
@@ -36,6 +36,11 @@ def test_the_last_scale_takes_half_the_iterations_above_1024_px() -> None:
         70,
         *[35] * 8,
     ]
+
+
+def test_the_last_scale_takes_all_iterations_up_to_1024_px() -> None:
+    assert schedule(parse_spec({"size": 1024}), 4, 3)[-1].iterations == 70
+    assert schedule(parse_spec({"size": 1025}), 4, 3)[-1].iterations == 35
 
 
 def test_from_noise_the_coarsest_scale_takes_four_times_the_iterations() -> None:
