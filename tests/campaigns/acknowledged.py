@@ -8,6 +8,7 @@ import random
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -15,11 +16,12 @@ from history import History, events, report_violations
 from processes import Valkey
 
 from core import errors
-from core.jobs.models import JobInput, new_job_id
+from core.jobs.models import JobInput, SubmissionContext, new_job_id
 from core.jobs.store import JobStore
 from core.style.spec import StyleSpec
 
 WRITERS = 4
+JOBS_PER_OWNER = 10_000
 PAUSE_SECONDS = 0.8  # on average, between a start and a kill
 INPUT = JobInput(
     content="sha256:" + "a" * 64, styles=["sha256:" + "b" * 64], spec=StyleSpec().model_dump()
@@ -29,18 +31,21 @@ INPUT = JobInput(
 CONTROLS = {"aof": {"appendonly": "no"}, "always": {"appendfsync": "everysec"}}
 
 
-def _write(url: str, history: History, stop: threading.Event) -> None:
-    store = JobStore(url)
+def _write(url: str, writer: int, history: History, stop: threading.Event) -> None:
+    store, written = JobStore(url), 0
     while not stop.is_set():
         job_id = new_job_id()
+        # An owner may have 50,000 records.
+        context = SubmissionContext(owner=f"{writer}-{written // JOBS_PER_OWNER}")
         try:
             for digest in INPUT.digests():
                 store.reserve(digest)
-            store.create(job_id, INPUT)
+            store.create(job_id, INPUT, context=context)
         except (errors.Unavailable, errors.NotFound):  # not acknowledged: it may be stored or not
             time.sleep(0.02)
             continue
         history.record("acknowledged", job=job_id)
+        written += 1
     store.close()
 
 
@@ -52,25 +57,25 @@ def campaign(
     server = Valkey(folder, **CONTROLS.get(without or "", {}))
     history.record("begin", seed=seed, kills=kills, without=without)
     server.start()
-    writers = [
-        threading.Thread(target=_write, args=(server.url, history, stop)) for _ in range(WRITERS)
-    ]
+    pool = ThreadPoolExecutor(WRITERS)
     try:
-        for writer in writers:
-            writer.start()
+        writers = [
+            pool.submit(_write, server.url, writer, history, stop) for writer in range(WRITERS)
+        ]
         for _ in range(kills):
             time.sleep(rng.expovariate(1 / PAUSE_SECONDS))
             server.kill()
             history.record("kill", back_after=server.start())
         stop.set()
         for writer in writers:
-            writer.join()
+            writer.result()  # raises what has ended a writer early
         store = JobStore(server.url)
         acknowledged = [event["job"] for event in events(history.file, "acknowledged")]
         history.record("lost", jobs=[job for job in acknowledged if not _exists(store, job)])
         store.close()
     finally:
         stop.set()
+        pool.shutdown()
         server.kill()
 
 
