@@ -19,7 +19,12 @@ def test_an_ended_job_loses_its_images_and_then_its_record(driver: Any, store: J
     assert store.expire_due(60) == 0
 
     driver.reach_expiry()
+    before_ms = driver.server_time_ms()
     assert store.expire_due(60) == 1
+    after_ms = driver.server_time_ms()
+    with redis.Redis.from_url(driver.redis_url) as client:
+        record_ends_ms: Any = client.zscore(f"{PREFIX}records", job.id)
+    assert before_ms <= record_ends_ms - 60_000 <= after_ms
     expired = store.get(job.id)
     assert (expired.status, expired.images_deleted) == (Status.SUCCEEDED, True)
     assert expired.version > job.version

@@ -4,8 +4,11 @@ import threading
 import time
 from typing import Any
 
+import redis
+
 from core.jobs.models import MAX_ATTEMPTS, Status
-from core.jobs.store import JobStore
+from core.jobs.store import LEASE_SECONDS, JobStore
+from core.redis_client import PREFIX
 
 
 def test_a_claim_sent_twice_takes_one_job(driver: Any, store: JobStore) -> None:
@@ -65,6 +68,19 @@ def test_a_job_whose_lease_expires_returns_to_the_head_of_the_queue(
     assert driver.claim("u").id == first.id
     assert store.get(first.id).attempt == 2
     assert driver.claim("v").id == second.id
+
+
+def test_a_claim_and_a_renewal_extend_the_lease_by_its_length(
+    driver: Any, store: JobStore, valkey: Any
+) -> None:
+    job = driver.create()
+    with redis.Redis.from_url(valkey.url) as client:
+        for start in (driver.claim, lambda: store.renew(job.id, "t")):
+            before_ms = driver.server_time_ms()
+            start()
+            after_ms = driver.server_time_ms()
+            ends_ms: Any = client.zscore(f"{PREFIX}leases", job.id)
+            assert before_ms <= ends_ms - 1000 * LEASE_SECONDS <= after_ms
 
 
 def test_a_renewed_lease_does_not_expire(driver: Any, valkey: Any) -> None:
