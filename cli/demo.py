@@ -43,7 +43,7 @@ def demo(size: str, output: Path, host: str, port: int) -> None:
     check_output(output)
     with Client(service_url(host, port)) as client:
         if client.ready():
-            _run_demo(client, size, output, client.follow)
+            click.echo(client.link(_run_demo(client, size, output, client.follow)))
         else:
             with open_local_service(host, port) as service:
                 _run_demo(client, size, output, partial(_follow_and_restart, service))
@@ -51,10 +51,10 @@ def demo(size: str, output: Path, host: str, port: int) -> None:
 
 def _run_demo(
     client: Client, size: str, output: Path, follow: Callable[[str], Iterable[Job]]
-) -> None:
+) -> Job:
     job = client.submit(SAMPLES / "harbor.jpg", SAMPLES / "strokes.jpg", size=size)
     follow_and_save(client, follow(job.id), output)
-    click.echo(client.link(job))
+    return job
 
 
 def _follow_and_restart(service: LocalService, job_id: str) -> Iterator[Job]:

@@ -117,7 +117,7 @@ def _print_estimate(estimate: Estimate) -> None:
         start = f"in {start_seconds:.0f} s"
     memory_gb = (estimate.memory_bytes or 0) / 1e9
     click.echo(
-        f"Total: {estimate.seconds:.0f} s and {memory_gb:.1f} GB beside the network "
+        f"Total: {estimate.seconds:.0f} s and {memory_gb:.1f} GB plus the network "
         f"({estimate.network}, {estimate.device}); the job would start {start}."
     )
 

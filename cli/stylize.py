@@ -31,7 +31,12 @@ from core.style.spec import StyleSpec, parse_spec
 @mask_option
 @init_option
 @parameter_options
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write the result. Required, except with --plan.",
+)
 @click.option(
     "--plan",
     "only_plan",
@@ -54,7 +59,7 @@ def stylize(
     style: tuple[Path, ...],
     masks: tuple[Path, ...],
     init_image: Path | None,
-    output: Path,
+    output: Path | None,
     only_plan: bool,
     device: str,
     precision: Any,
@@ -63,7 +68,10 @@ def stylize(
     **given: str | None,
 ) -> None:
     """Stylize a photo on this machine, without a service."""
-    check_output(output)
+    if output is not None:
+        check_output(output)
+    elif not only_plan:
+        raise click.UsageError("Missing option '-o' / '--output'.")
     spec = parse_spec(collect_parameters(given, source)).for_pictures(
         len(style), len(masks), init_image=init_image is not None
     )
@@ -79,7 +87,7 @@ def stylize(
     if only_plan:  # only then are the seconds shown
         throughput = load_throughput(network, cache.folder / "throughput.json")
     planner = Planner(network, throughput, int(memory_gb * 1e9) or None)
-    if only_plan:
+    if output is None or only_plan:
         sizes = inputs.content.size, [style.size for style in inputs.styles]
         init_size = inputs.init.size if inputs.init else None
         plan = planner.plan(*sizes, inputs.fit_spec(spec), len(masks), init=init_size)
@@ -149,5 +157,5 @@ def _print_plan(plan: Any) -> None:
         for planned in plan.scales
     )
     click.echo(
-        f"In all {plan.seconds:.0f} s, and {plan.memory_bytes / 1e9:.1f} GB beside the network."
+        f"Total: {plan.seconds:.0f} s and {plan.memory_bytes / 1e9:.1f} GB plus the network."
     )

@@ -107,7 +107,7 @@ class Attempt:
                     status = self._run_and_end(load)
                 log.info("%s: attempt %d ended: %s", job.id, job.attempt, status)
             except errors.LeaseLost:
-                log.warning("%s: the lease is lost", job.id)
+                log.warning("%s: stopped, because its lease is lost or it is deleted", job.id)
             except errors.ShuttingDown:
                 is_done = False
                 self._finisher.release()

@@ -110,7 +110,7 @@ _RULES = {
     "width": f"width must be a whole number from 16 to {MAX_SIZE_PX}.",
     "index": "index must be a whole number from the list of frames.",
     "after": "after must be an event id of the stream.",
-    "idempotency-key": "Idempotency-Key must be 1 to 255 characters without spaces.",
+    "idempotency-key": "Idempotency-Key must be 1 to 255 visible ASCII characters, without spaces.",
     "pinned": "pinned must be true or false.",
     "continue": "continue must be true or false.",
     "webhook": "webhook must be a URL.",

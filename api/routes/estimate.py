@@ -14,7 +14,7 @@ from api.dependencies import Blobs, Owner, Store
 from api.schemas.submission import parameters_schema
 from api.submissions.pictures import check_digest, inspect_picture
 from core import errors
-from core.images.validation import MAX_SIDE_PX, MIN_SIDE_PX
+from core.images.validation import MAX_SIDE_PX, MIN_SIDE_PX, check_dimensions
 from core.jobs.models import EstimateRequest, QueuePosition
 from core.jobs.service_info import Estimate
 from core.jobs.store import JobStore
@@ -99,8 +99,10 @@ async def estimate_job(body: EstimateBody, owner: Owner, store: Store, blobs: Bl
 async def _get_size(
     picture: Picture, owner: str, store: JobStore, blobs: Blobs, *, any_size: bool = False
 ) -> tuple[int, int]:
-    """Return (width, height) in px. Raises ImageNotFound."""
+    """Return (width, height) in px. Raises ImageNotFound; BadImage as an upload would."""
     if isinstance(picture, Size):
+        if not any_size:
+            check_dimensions((picture.width, picture.height), "png")
         return picture.width, picture.height
     await run_in_threadpool(check_digest, picture, owner, store, blobs)
     return await inspect_picture(blobs.path(picture), any_size=any_size)

@@ -97,7 +97,7 @@ async def get_timelapse(
     """Return an animated WebP of all frames so far."""
     frames = await run_in_threadpool(_read_frames, job_id, owner, store)
     if not frames:
-        raise errors.NoResult("There are no frames yet.")
+        raise errors.NoResult("There are no frames.")
     digests = " ".join(frame.digest for frame in frames)
     tag = f'"{hashlib.sha256(digests.encode()).hexdigest()}"'
     if image_response.is_cached_by_client(request, tag):

@@ -240,7 +240,7 @@ def get_preview(
 
 def _respond_with_preview(job: Job, request: Request, blobs: Blobs) -> Response:
     if job.preview is None:
-        raise errors.NoResult("There is no preview yet.")
+        raise errors.NoResult("There is no preview.")
     tag = f'"{job.preview}"'
     if image_response.is_cached_by_client(request, tag):
         return image_response.not_modified(tag)

@@ -34,6 +34,7 @@ _JSON_BYTES = 100_000
 
 PICTURE_FIELDS = ("content", "style", "mask", "init_image", "from")
 OPTION_FIELDS = tuple(SubmissionOptions.model_fields)
+TEXT_FIELDS = (*OPTION_FIELDS, presets.FIELD, *PARAMETERS)
 
 # Twice the number of parameters, because pictures may be text fields with digests, too.
 _FORM_LIMITS = multipart.FormLimits(
@@ -119,7 +120,10 @@ def _collect_fields(form: FormData, model: type[Model]) -> dict[str, Any]:
             spec = _load_object(value.encode("utf-8", "replace"))
         elif name in texts:
             raise errors.BadRequest("A parameter was sent twice.")
-        elif value.strip() or not _is_known(name):  # the form of a page sends empty fields, too
+        elif name not in TEXT_FIELDS:
+            names = ", ".join([*PICTURE_FIELDS, "spec", *TEXT_FIELDS])
+            raise errors.BadSpec(f"There is no such field; the fields are {names}.")
+        elif value.strip():  # the form of a page sends empty fields, too
             texts[name] = value
     options = {name: texts.pop(name) for name in OPTION_FIELDS if name in texts}
     lists = model.list_field_names()
@@ -129,10 +133,6 @@ def _collect_fields(form: FormData, model: type[Model]) -> dict[str, Any]:
         for name, sent in pictures.items()
     }
     return {**fields, **options, "spec": {**spec, **texts}}
-
-
-def _is_known(name: str) -> bool:
-    return name in PARAMETERS or name in OPTION_FIELDS or name == presets.FIELD
 
 
 def _validate(model: type[Model], fields: dict[str, Any]) -> Model:

@@ -155,11 +155,11 @@ def test_info_refuses_a_file_without_a_record_and_escapes_control_characters(
 def test_plan_prints_scales_and_totals_and_writes_no_file(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
-    ran = impasto("stylize", *pictures, "-o", "out.png", "--size", "300", "--plan")
+    ran = impasto("stylize", *pictures, "--size", "300", "--plan")
 
     assert ran.returncode == 0
     assert "300 x 225 px, 70 iterations, whole" in ran.stdout
-    assert "beside the network" in ran.stdout.splitlines()[-1]
+    assert "GB plus the network." in ran.stdout.splitlines()[-1]
     assert not (tmp_path / "out.png").exists()
 
 

@@ -107,7 +107,7 @@ def test_plan_prints_the_services_estimate_and_submits_no_job(
     answering.join()
 
     total = (
-        "Total: 4 s and 2.0 GB beside the network (vgg16, cpu); the job would start after 0 others."
+        "Total: 4 s and 2.0 GB plus the network (vgg16, cpu); the job would start after 0 others."
     )
     assert planned.stdout.splitlines() == ["64 x 48 px, 70 iterations, whole: 4 s", total], (
         planned.stderr

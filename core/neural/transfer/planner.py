@@ -203,8 +203,8 @@ class Planner:
                 break
             fitting = size
         if not fitting:
-            return "This worker has too little memory for any size; free some, or use another."
-        return f"size {spec.size} needs more memory than this worker has; size {fitting} fits."
+            return "There is too little memory for any size; free some, or use another device."
+        return f"size {spec.size} needs more memory than there is; size {fitting} fits."
 
     @staticmethod
     def _fastest(

@@ -126,12 +126,14 @@ def test_without_a_worker_there_is_no_estimate(
     [
         ({"content": "sha256:" + "0" * 64}, 404, "image_not_found"),
         ({"content": {"width": 8, "height": 8}}, 422, "bad_input"),
+        ({"content": {"width": 3000, "height": 100}}, 422, "bad_image"),
+        ({"styles": [{"width": 9000, "height": 9000}]}, 422, "image_too_large"),
         ({"content": {"width": 1200}}, 422, "bad_input"),
         ({"styles": []}, 422, "bad_input"),
         ({"styles": BODY["styles"] * 9}, 422, "bad_input"),
         ({"spec": {"size": 9999}}, 422, "bad_spec"),
         ({"spec": {"style_weights": [0.5, 0.5]}}, 422, "bad_spec"),
-        ({"content": {"width": 12000, "height": 40}}, 422, "bad_spec"),
+        ({"content": {"width": 1200, "height": 62}}, 422, "bad_spec"),
     ],
 )
 def test_a_bad_request_is_refused_as_a_submission_is(
