@@ -36,6 +36,7 @@ OLD_WORDS = [
     "whoever",
     "stranger",
     "strangers",
+    "steerable",
     "steered",
     "steering",
     "vigil",
