@@ -183,7 +183,7 @@ def test_a_precision_that_the_processor_emulates_gives_one_warning(
     weights.load("vgg16", "cpu", precision)
 
     assert [record.message for record in caplog.records] == [
-        f"This processor emulates {precision}, several times slower than float32; use auto."
+        f"this processor emulates {precision}, several times slower than float32; use auto"
     ] * warned
 
 

@@ -415,7 +415,7 @@ def test_a_full_disk_is_reported_and_the_build_resumes_when_there_is_space(
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
-        with pytest.raises(errors.StorageFull, match="make some"):
+        with pytest.raises(errors.StorageFull, match="make room and repeat the command"):
             build(source, tmp_path / "out", BuildOptions(256, store="raw"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
