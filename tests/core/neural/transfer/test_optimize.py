@@ -138,6 +138,15 @@ def test_the_first_gradient_is_scaled_to_a_mean_magnitude_of_1(
     assert float(scale * (2 * 7.0 * (start - target)).abs().mean()) == pytest.approx(1)
 
 
+def test_the_first_step_is_shorter_where_the_loss_would_reach_0_sooner() -> None:
+    """With the slope of the loss, 0 is half of the distance away."""
+    near = torch.full((1, 3, 4, 4), 0.5)
+    evaluate = _quadratic(near - 0.001, torch.full_like(near, 7.0))
+    image, _ = next(LBFGS(evaluate, near))
+
+    assert float((near - image).mean()) == pytest.approx(0.0005, rel=1e-3)
+
+
 def test_products_of_pairs_are_summed_in_float64(target: Tensor) -> None:
     """In float32 the small matrices lose the curvature of badly scaled functions."""
     assert _Pairs(target, 4, torch.device("cpu")).state()["products"].dtype == torch.float64
