@@ -304,6 +304,9 @@ class SandboxedDecoder:
             yield
         finally:
             timer.cancel()
+            timer.join()  # otherwise it could still kill the process, during the next request
+        if self._timed_out:
+            raise EOFError
 
     def _find_cause(self) -> errors.ImpastoError:
         """End a process that gave no valid answer; return the error that explains why.

@@ -5,6 +5,7 @@ import os
 import signal
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -395,6 +396,26 @@ def test_a_process_that_does_not_start_in_time_refuses_nothing() -> None:
     limits = replace(DATASET_LIMITS, start_seconds=0)
     with SandboxedDecoder(limits, fork_process) as opened, pytest.raises(errors.Unavailable):
         opened.decode_square(_halves(64, 64), 32, "linear")
+
+
+def test_a_timeout_that_comes_with_the_answer_does_not_end_the_next_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The timer may fire after the answer has arrived, before it is canceled."""
+    opened = SandboxedDecoder(DATASET_LIMITS, fork_process)
+
+    class LateTimer(threading.Timer):
+        def cancel(self) -> None:  # at the worst moment: the function has just begun
+            self.function()
+            super().cancel()
+
+    monkeypatch.setattr(threading, "Timer", LateTimer)
+    with opened:
+        with pytest.raises(errors.Unavailable):
+            opened.start()
+        monkeypatch.undo()
+
+        assert opened.decode_square(_halves(64, 64), 32, "linear")
 
 
 class FailingFile(io.BytesIO):
