@@ -52,7 +52,7 @@ class ApiSettings(BaseSettings):
     submissions_per_minute: int = Field(
         600,
         ge=1,
-        description="Uploads, submissions, retries, estimates of one key per minute; more get 429.",
+        description="Uploads, submissions, retries, updates, estimates of one key per minute.",
     )
     requests_per_minute: int = Field(
         6_000, ge=1, description="All other requests of one key per minute; more get 429."

@@ -15,7 +15,8 @@ from core.images import decoder
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, is_digest
 
-# Decoders at the same time. Each is a process that may use decoder.UPLOAD_LIMITS.memory_bytes.
+# Decoders at the same time. Each is a process that may use decoder.UPLOAD_LIMITS.memory_bytes, or
+# for a result to start from RESULT_LIMITS.memory_bytes.
 # A request that waits for a slot occupies no thread, so that requests without pictures stay fast.
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 _decoder_slots = CapacityLimiter(max(2, _CORES or 1))

@@ -49,8 +49,9 @@ class ProcessLimits:
 
 
 UPLOAD_LIMITS = ProcessLimits(1536 * 2**20, cpu_seconds=10, start_seconds=20, file_seconds=40)
+# A result to start from may be larger than an upload: 8192 x 8192 px.
 RESULT_LIMITS = ProcessLimits(3 * 2**30, cpu_seconds=20, start_seconds=20, file_seconds=40)
-# A result to start from may be larger than an upload. The times allow for a busy machine.
+# In a worker. The times allow for a busy machine.
 JOB_LIMITS = ProcessLimits(3 * 2**30, cpu_seconds=600, start_seconds=500, file_seconds=500)
 # CPU time is never given back: 3600 s for 300 files are 12 s for each, and an upload has 10. The
 # wall times are long, because a picture that is refused on a busy machine would be missing.

@@ -151,7 +151,7 @@ class JobStore:
                 retry_seconds=60.0,
             )
         if outcome != "created":
-            raise self._over_limit(outcome)
+            raise self._make_limit_error(outcome)
         return str(created_id)
 
     def check_limits(self, owner: str, limits: QueueLimits, count: int = 1) -> None:
@@ -166,11 +166,11 @@ class JobStore:
             pipe.zcard(f"{PREFIX}queue")
             own_queued, own_running, queued = pipe.execute()
         if limits.per_owner is not None and own_queued + own_running + count > limits.per_owner:
-            raise self._over_limit("quota")
+            raise self._make_limit_error("quota")
         if limits.queued is not None and queued + count > limits.queued:
-            raise self._over_limit("full")
+            raise self._make_limit_error("full")
 
-    def _over_limit(self, outcome: str) -> errors.ImpastoError:
+    def _make_limit_error(self, outcome: str) -> errors.ImpastoError:
         load = self.get_load()
         job_seconds = (load.average_job_seconds or 2.0) / max(1, load.workers)
         retry_seconds = min(max(1.0, job_seconds), 600.0)
