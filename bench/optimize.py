@@ -115,7 +115,7 @@ pictures = [
     click.option(
         "--style", type=click.Path(exists=True, path_type=Path), default=SAMPLES / "strokes.jpg"
     ),
-    click.option("--model", type=click.Choice(["vgg16", "vgg19"]), default="vgg16"),
+    click.option("--model", default="vgg19", show_default=True),
 ]
 
 

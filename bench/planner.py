@@ -64,7 +64,7 @@ def _run(parameters: dict[str, Any]) -> tuple[StyleInputs, StyleSpec, Network]:
     photo = codec.decode((SAMPLES / "harbor.jpg").read_bytes()).resize((1000, round(1000 / aspect)))
     painting = codec.decode((SAMPLES / "strokes.jpg").read_bytes())
     masks = [Image.linear_gradient("L")] * paintings if masked else []
-    network = WeightsCache(Settings().weights_dir).load("vgg16", "cpu", precision)
+    network = WeightsCache(Settings().weights_dir).load("vgg19", "cpu", precision)
     return StyleInputs(photo, [painting] * paintings, masks), parse_spec(parameters), network
 
 

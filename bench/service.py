@@ -53,7 +53,7 @@ def main() -> None:
 @click.option("--rounds", default=3)
 def checkpoint(size: int, iterations: int, rounds: int) -> None:
     """Seconds of a run with a worker's checkpoints, and without them, in turns."""
-    network = WeightsCache(Settings().weights_dir).load("vgg16")
+    network = WeightsCache(Settings().weights_dir).load("vgg19")
     inputs = pair(SAMPLES / "harbor.jpg", SAMPLES / "strokes.jpg", size)
     spec = StyleSpec(size=size, scales=1, iterations=iterations)
     stylize(inputs, spec.model_copy(update={"iterations": 2}), network)  # warm-up
@@ -132,7 +132,7 @@ class _Timed(Attempt):
 @click.option("--iterations", default=60)
 def frames(size: int, iterations: int) -> None:
     """Cost of frames in a run without previews: seconds that the run waits, and CPU time."""
-    network = WeightsCache(Settings().weights_dir).load("vgg16")
+    network = WeightsCache(Settings().weights_dir).load("vgg19")
     with api.service(processes=0) as running:  # a store without an API
         blobs, store = Blobs(running.folder / "blobs"), running.store
         digests = [

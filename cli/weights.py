@@ -45,7 +45,7 @@ def list_weights() -> None:
         suffix = "  <- auto" if cache.resolve("auto") == entry.name else ""
         click.echo(_describe_entry(entry) + suffix)
     if not cache.has("vgg19"):
-        click.echo("vgg19, the paper's network (548 MB), is missing: impasto weights fetch vgg19")
+        click.echo("vgg19, the paper's network (19 MB), is missing: impasto weights fetch vgg19")
 
 
 def _describe_entry(entry: Any) -> str:
@@ -71,18 +71,34 @@ def show(name: str | None) -> None:
         click.echo(f"{printable(key)}: {printable(text)}")
 
 
+# The networks that can be downloaded, and the size of each download in MB.
+_DOWNLOAD_MB = {"vgg19": 19, "vgg16": 64, "vgg19-torchvision": 548}
+
+
 @weights.command()
-@click.argument("name", type=click.Choice(["vgg16", "vgg19"]), required=False)
+@click.argument("name", type=click.Choice([*_DOWNLOAD_MB]), required=False)
 def fetch(name: Any) -> None:
-    """Download a network; without a name, VGG-16 unless there is one already."""
+    """Download a network; without a name, the paper's VGG-19."""
     cache = open_cache()
-    model = name or cache.resolve("auto")
+    cache.rename_torchvision_vgg19()
+    model = name or "vgg19"
     if cache.has(model):
         if name:
             click.echo(f"{cache.path(model)} exists already.")
         return
-    megabytes = 64 if model == "vgg16" else 548
-    click.echo(f"Fetching the weights of {model} ({megabytes} MB) ...")
+    click.echo(f"Fetching the weights of {model} ({_DOWNLOAD_MB[model]} MB) ...")
+    try:
+        _fetch(cache, model)
+    except errors.WeightsUnavailable as error:
+        if name or not cache.has("vgg16"):
+            raise
+        # A machine without a network that was set up when `auto` was VGG-16.
+        click.echo(f"{error.message} Jobs use vgg16 until then.", err=True)
+        return
+    click.echo(cache.path(model))
+
+
+def _fetch(cache: Any, model: str) -> None:
     with click.progressbar(length=1000, show_eta=False) as bar:
 
         def update(done: int, total: int) -> None:
@@ -90,9 +106,6 @@ def fetch(name: Any) -> None:
             bar.update(int(1000 * done / max(total, done)) - bar.pos)
 
         cache.fetch(model, update)
-    click.echo(cache.path(model))
-    if not cache.has("vgg19"):
-        click.echo("For VGG-19, the paper's network (548 MB): impasto weights fetch vgg19")
 
 
 @weights.command("import")

@@ -140,16 +140,16 @@ def blobs(tmp_path: Path) -> Blobs:
 
 @pytest.fixture(scope="session")
 def weights() -> WeightsCache:
-    """The developer's own cache of networks; fetches VGG-16 once."""
+    """The developer's own cache of networks; fetches the paper's VGG-19 once."""
     cache = WeightsCache(Settings().weights_dir)
-    cache.fetch("vgg16")
+    cache.fetch("vgg19")
     return cache
 
 
 @pytest.fixture(scope="session")
-def vgg16(weights: WeightsCache) -> Network:
-    """The real VGG-16 in float32."""
-    return weights.load("vgg16", "cpu", "float32")
+def vgg19(weights: WeightsCache) -> Network:
+    """The paper's VGG-19 in float32."""
+    return weights.load("vgg19", "cpu", "float32")
 
 
 @pytest.fixture(scope="session")

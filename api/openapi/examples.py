@@ -125,7 +125,7 @@ def _batch(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_WORKER = {"device": "cpu", "precision": "bfloat16", "network": "vgg16", "networks": ["vgg16"]}
+_WORKER = {"device": "cpu", "precision": "bfloat16", "network": "vgg19", "networks": ["vgg19"]}
 
 # Response bodies, by the name of their schema.
 RESPONSES: dict[str, Any] = {
@@ -162,7 +162,7 @@ RESPONSES: dict[str, Any] = {
         ],
         "refused": None,
         "device": "cpu",
-        "network": "vgg16",
+        "network": "vgg19",
         "queue": {"position": 3, "start_seconds": 64.0},
     },
     "SystemInfo": {
@@ -175,8 +175,8 @@ RESPONSES: dict[str, Any] = {
     },
     "ModelList": {
         "models": [
-            {"name": "auto", "workers": 1, "resolves_to": ["vgg16"]},
-            {"name": "vgg16", "workers": 1, "resolves_to": []},
+            {"name": "auto", "workers": 1, "resolves_to": ["vgg19"]},
+            {"name": "vgg19", "workers": 1, "resolves_to": []},
         ]
     },
 }

@@ -16,7 +16,11 @@ from core.style.spec import MAX_SIZE_PX, MAX_STYLES, MIN_SIZE_PX
 
 router = APIRouter(tags=["system"])
 
-FETCHABLE = ("vgg16", "vgg19")  # any worker can fetch these: `impasto weights fetch`
+FETCHABLE = (
+    "vgg16",
+    "vgg19",
+    "vgg19-torchvision",
+)  # any worker can fetch these: `impasto weights fetch`
 
 
 def get_limits(config: ApiSettings) -> ServiceLimits:

@@ -208,8 +208,8 @@ class StyleSpec(BaseModel):
     )
     model: ModelName = Field(
         "auto",
-        description="The network: vgg19, vgg16, or the name of an imported one. auto: vgg19 if its "
-        "weights are installed, else vgg16.",
+        description="The network: vgg19 (the paper's), vgg16, vgg19-torchvision, or the name of an "
+        "imported one. auto: vgg19 if it is installed, else vgg16.",
     )
 
     @model_validator(mode="before")
@@ -237,7 +237,7 @@ class StyleSpec(BaseModel):
         The worker checks other networks.
         """
         wanted = {*self.content_layers, *self.style_layers}
-        if self.model in ("auto", "vgg16") and missing_layer("vgg16", wanted, self.model):
+        if self.model == "vgg16" and missing_layer("vgg16", wanted, self.model):
             raise ValueError(
                 f"{min(wanted - {*layers('vgg16')})} is a layer of VGG-19 alone: set model=vgg19."
             )

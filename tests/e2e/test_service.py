@@ -44,7 +44,7 @@ def test_upload_to_result(service: Any, submit: Submit) -> None:
     assert codec.decode(service.client.result(job_id)).size == (96, 72)
     record = codec.read_provenance(service.client.result(job_id))
     assert record is not None
-    assert (record["spec"]["size"], record["model"]["name"]) == (96, "vgg16")
+    assert (record["spec"]["size"], record["model"]["name"]) == (96, "vgg19")
     assert validation.detect_format(service.client.result(job_id, "webp")) == "webp"
 
 

@@ -192,7 +192,14 @@ def style_gradient(
     by_statistics: dE/dG and dE/dmean, both already divided by M (with a guide: by sum T^2).
     """
     rows = responses[0].permute(1, 2, 0)  # (h, w, N)
-    gradient = rows @ (2 * by_statistics.gram).to(rows.dtype) + by_statistics.mean.to(rows.dtype)
+    by_gram = 2 * by_statistics.gram  # (N, N)
+    if rows.dtype == torch.float16:
+        # The numbers of some layers are below those that float16 holds with all its digits.
+        size = by_gram.abs().sum(0).max().clamp_min(1e-30)
+        gradient = (rows @ (by_gram / size).to(rows.dtype)).mul_(size)
+    else:
+        gradient = rows @ by_gram.to(rows.dtype)
+    gradient += by_statistics.mean.to(rows.dtype)
     if guide is not None:
         gradient = gradient * guide.square().to(rows.dtype).unsqueeze(2)
     return gradient.permute(2, 0, 1).unsqueeze(0)

@@ -49,11 +49,23 @@ class Losses:
     tv: Tensor
     total: Tensor
 
+    @classmethod
+    def of(cls, stacked: Tensor) -> "Losses":
+        """The losses from what `stack` has returned."""
+        return cls(*stacked.unbind())
+
+    def stack(self) -> Tensor:
+        """The terms and their sum as one tensor, (4,)."""
+        return torch.stack([self.content, self.style, self.tv, self.total])
+
+    def where(self, condition: Tensor, others: "Losses") -> "Losses":
+        """These losses if the condition, a scalar on the device, is true, else the others."""
+        return Losses.of(torch.where(condition, self.stack(), others.stack()))
+
     def by_name(self) -> dict[str, float]:
         """Plain numbers by name. Waits once for the device."""
-        names = ("total", "content", "style", "tv")
-        values = torch.stack([getattr(self, name) for name in names]).tolist()
-        return dict(zip(names, values, strict=True))
+        content, style, tv, total = self.stack().tolist()
+        return {"total": total, "content": content, "style": style, "tv": tv}
 
 
 def measure_style(
@@ -335,6 +347,7 @@ class Objective:
         """
         weight = self._spec.content_weight * share
         if self._spec.objective == "gatys":
+            weight *= self._network.response_unit**2
             return torch.tensor(weight, device=self._network.device)
         target = losses.at_least_float32(self._targets[layer])
         return 2 * weight / target.square().sum().clamp_min(1e-12)
@@ -349,7 +362,7 @@ class Objective:
         fraction = area / _positions(layer, self._height, self._width)
         weight = self._spec.beta * self._style_layers[layer] * region.share * fraction
         if self._spec.objective == "gatys":
-            return PaperStyle(region.style[layer], weight)
+            return PaperStyle(region.style[layer], weight * self._network.response_unit**4)
         if not self._content_layers:
             start = start * 0.0  # a texture starts from nothing; the photo only gives its shape
         return RelativeStyle(region.style[layer], start, weight)

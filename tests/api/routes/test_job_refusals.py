@@ -30,7 +30,7 @@ Submit = Callable[..., Any]
         ({"spec": '{"seed": 1e999}'}, "bad_spec", "seed must be"),
         ({"spec": "[" * 90_000}, "bad_request", "The JSON is not valid."),
         ({"style_weights": "1,2"}, "bad_spec", "style_weights: give one share"),
-        ({"content_layers": "relu4_4"}, "bad_spec", "set model=vgg19"),
+        ({"content_layers": "relu4_4", "model": "vgg16"}, "bad_spec", "set model=vgg19"),
     ],
 )
 def test_a_bad_parameter_is_refused_with_a_sentence_and_leaves_no_files(

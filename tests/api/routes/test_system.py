@@ -54,7 +54,12 @@ def test_the_models_are_those_of_the_workers(client: TestClient, store: JobStore
             for model in client.get("/v1/models").json()["models"]
         }
 
-    assert read_models() == {"auto": (0, []), "vgg16": (0, []), "vgg19": (0, [])}
+    assert read_models() == {
+        "auto": (0, []),
+        "vgg16": (0, []),
+        "vgg19": (0, []),
+        "vgg19-torchvision": (0, []),
+    }
     store.heartbeat("host:1", CARD)
     store.heartbeat("two", CPU)
     store.heartbeat("three")
@@ -64,6 +69,7 @@ def test_the_models_are_those_of_the_workers(client: TestClient, store: JobStore
         "my-own": (1, []),
         "vgg16": (3, []),
         "vgg19": (1, []),
+        "vgg19-torchvision": (0, []),
     }
 
 

@@ -69,13 +69,13 @@ def test_a_device_lost_while_loading_a_network_is_not_reported_as_a_bad_setting(
 ) -> None:
     monkeypatch.setattr("core.neural.weights.cache.Network", _raise(LOST))
     with pytest.raises(errors.DeviceLost):
-        weights.load("vgg16")
+        weights.load("vgg19")
     monkeypatch.setattr(
         "core.neural.weights.cache.Network",
         _raise(RuntimeError("CUDA error: invalid device ordinal")),
     )
     with pytest.raises(errors.BadSettings):
-        weights.load("vgg16")
+        weights.load("vgg19")
 
 
 def test_throughput_is_measured_at_smaller_sizes_if_memory_is_short(

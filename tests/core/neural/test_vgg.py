@@ -100,12 +100,12 @@ def _block_end(network: Network, image: Tensor, pooling: Any) -> float:
 
 @pytest.mark.parametrize("pooling", ["average", "l2"])
 def test_rescaled_deep_responses_have_about_the_size_of_those_after_max_pooling(
-    vgg16: Network, painting: Image.Image, pooling: Any
+    vgg19: Network, painting: Image.Image, pooling: Any
 ) -> None:
     """The deep layers then get inputs of the size with which they were trained."""
     image = pixels.to_image(painting)
     after_max, other = (
-        float(vgg16.features(image, ["relu4_1"], p)["relu4_1"].norm()) for p in ("max", pooling)
+        float(vgg19.features(image, ["relu4_1"], p)["relu4_1"].norm()) for p in ("max", pooling)
     )
 
     assert other / after_max == pytest.approx(1, abs=0.5)
@@ -122,9 +122,9 @@ def test_the_edge_mode_repeat_repeats_the_outermost_pixels(random_vgg19: Network
     assert not torch.allclose(framed[..., 0, 0], framed[..., 20, 20], atol=1e-2)
 
 
-def test_record_and_features_give_the_same_responses(vgg16: Network) -> None:
+def test_record_and_features_give_the_same_responses(vgg19: Network) -> None:
     layers = ["relu1_1", "relu4_2"]
-    features, recording = vgg16.features(_image(), layers), vgg16.record(_image(), layers)
+    features, recording = vgg19.features(_image(), layers), vgg19.record(_image(), layers)
 
     assert all(torch.equal(recording.features[layer], features[layer]) for layer in layers)
 
@@ -148,9 +148,9 @@ def test_the_halo_is_the_receptive_field_in_whole_positions(
     assert network.halo(layers) == halo
 
 
-def test_bfloat16_features_are_close_to_float32(vgg16: Network, weights: Any) -> None:
-    exact = vgg16.features(_image(64, 64), ["relu4_2"])["relu4_2"]
-    fast = weights.load("vgg16", "cpu", "bfloat16").features(_image(64, 64), ["relu4_2"])["relu4_2"]
+def test_bfloat16_features_are_close_to_float32(vgg19: Network, weights: Any) -> None:
+    exact = vgg19.features(_image(64, 64), ["relu4_2"])["relu4_2"]
+    fast = weights.load("vgg19", "cpu", "bfloat16").features(_image(64, 64), ["relu4_2"])["relu4_2"]
 
     assert fast.dtype == torch.bfloat16
     assert float((fast.float() - exact).norm() / exact.norm()) < 0.03
@@ -180,13 +180,13 @@ def test_a_precision_that_the_processor_emulates_gives_one_warning(
 ) -> None:
     capabilities = {"architecture": architecture, **dict.fromkeys(has, True)}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    weights.load("vgg16", "cpu", precision)
+    weights.load("vgg19", "cpu", precision)
 
     assert [record.message for record in caplog.records] == [
         f"this processor emulates {precision}, several times slower than float32; use auto"
     ] * warned
 
 
-def test_a_layer_that_the_network_lacks_raises_key_error(vgg16: Network) -> None:
-    with pytest.raises(KeyError, match="relu5_4"):
-        vgg16.features(_image(), ["relu1_1", "relu5_4"])
+def test_a_layer_that_the_network_lacks_raises_key_error(vgg19: Network) -> None:
+    with pytest.raises(KeyError, match="relu6_1"):
+        vgg19.features(_image(), ["relu1_1", "relu6_1"])

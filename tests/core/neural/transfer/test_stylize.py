@@ -25,12 +25,12 @@ LAYERS = ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"]
 
 @pytest.fixture(scope="module")
 def finished_run(
-    record: Any, photo: Image.Image, painting: Image.Image, vgg16: Network
+    record: Any, photo: Image.Image, painting: Image.Image, vgg19: Network
 ) -> tuple[StyleResult, list[RunProgress]]:
     """A run shared by several tests: its result and its progress."""
     seen: list[RunProgress] = []
     spec = parse_spec({"size": 96, "iterations": 24, "scales": 2})
-    return stylize(StyleInputs(photo, [painting]), spec, vgg16, record(seen)), seen
+    return stylize(StyleInputs(photo, [painting]), spec, vgg19, record(seen)), seen
 
 
 def _style_distance(
@@ -51,11 +51,11 @@ def test_the_delivered_picture_is_closer_to_the_painting_in_every_layer(
     finished_run: tuple[StyleResult, list[RunProgress]],
     photo: Image.Image,
     painting: Image.Image,
-    vgg16: Network,
+    vgg19: Network,
 ) -> None:
     """Measured on the 8-bit picture."""
     before, after = (
-        _style_distance(vgg16, picture, painting) for picture in (photo, finished_run[0].picture)
+        _style_distance(vgg19, picture, painting) for picture in (photo, finished_run[0].picture)
     )
 
     assert all(after[layer] < 0.6 * before[layer] for layer in LAYERS), (before, after)
@@ -65,12 +65,12 @@ def test_the_delivered_picture_keeps_the_photos_content(
     finished_run: tuple[StyleResult, list[RunProgress]],
     photo: Image.Image,
     painting: Image.Image,
-    vgg16: Network,
+    vgg19: Network,
 ) -> None:
     """Its content features are closer to the photo's than the painting's are."""
     with torch.no_grad():
         result, own, other = (
-            vgg16.features(pixels.to_image(p, (96, 72)), ["relu4_2"])["relu4_2"]
+            vgg19.features(pixels.to_image(p, (96, 72)), ["relu4_2"])["relu4_2"]
             for p in (finished_run[0].picture, photo, painting)
         )
 
@@ -106,14 +106,14 @@ def test_the_reported_losses_are_those_of_the_delivered_picture(
     finished_run: tuple[StyleResult, list[RunProgress]],
     photo: Image.Image,
     painting: Image.Image,
-    vgg16: Network,
+    vgg19: Network,
 ) -> None:
     """They differ only by rounding to 8 bits: nothing is clamped at the end."""
     result, _ = finished_run
     spec = parse_spec({"size": 96, "iterations": 24, "scales": 2}).for_pictures()
     objective = (
         StyleInputs(photo, [painting])
-        .target_at(schedule(spec, *photo.size)[-1], spec, vgg16)
+        .target_at(schedule(spec, *photo.size)[-1], spec, vgg19)
         .objective
     )
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_with_every_parameter_a_run_lowers_its_loss_and_changes_the_picture(
 
 
 def test_the_papers_content_loss_has_the_same_size_at_every_scale(
-    record: Any, photo: Image.Image, painting: Image.Image, vgg16: Network
+    record: Any, photo: Image.Image, painting: Image.Image, vgg19: Network
 ) -> None:
     """Alpha makes up for the missing positions of a coarser scale.
 
@@ -212,7 +212,7 @@ def test_the_papers_content_loss_has_the_same_size_at_every_scale(
     spec = parse_spec(
         {"size": 256, "iterations": 2, "scales": 3, "objective": "gatys", "init": "noise"}
     )
-    stylize(StyleInputs(photo, [painting]), spec, vgg16, record(seen))
+    stylize(StyleInputs(photo, [painting]), spec, vgg19, record(seen))
     first = {progress.scale: progress.losses["content"] for progress in reversed(seen)}
 
     assert 0.5 < first[1] / first[3] < 3

@@ -108,7 +108,7 @@ def _update_at(count: int, spec: StyleSpec, seen: list[RunProgress]) -> OnProgre
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_an_updated_run_ends_near_the_loss_of_a_run_with_the_new_weights(
-    photo: Image.Image, painting: Image.Image, vgg16: Network, optimizer: str
+    photo: Image.Image, painting: Image.Image, vgg19: Network, optimizer: str
 ) -> None:
     """Compared by the loss with the new weights: pixels of two good results may differ freely."""
     parameters = {"size": 64, "iterations": 30, "scales": 1, "optimizer": optimizer}
@@ -117,11 +117,11 @@ def test_an_updated_run_ends_near_the_loss_of_a_run_with_the_new_weights(
         {**parameters, "strength": 0.2},
         {**parameters, "strength": 0.9},
     )
-    low, high = (stylize(inputs, parse_spec(spec), vgg16).picture for spec in (weak, strong))
+    low, high = (stylize(inputs, parse_spec(spec), vgg19).picture for spec in (weak, strong))
     seen: list[RunProgress] = []
-    updated = stylize(inputs, parse_spec(weak), vgg16, _update_at(15, parse_spec(strong), seen))
+    updated = stylize(inputs, parse_spec(weak), vgg19, _update_at(15, parse_spec(strong), seen))
     objective = inputs.target_at(
-        schedule(updated.spec, *photo.size)[-1], updated.spec, vgg16
+        schedule(updated.spec, *photo.size)[-1], updated.spec, vgg19
     ).objective
     losses = [
         objective(pixels.to_image(picture)).by_name()["total"]

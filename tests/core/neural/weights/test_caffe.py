@@ -18,7 +18,7 @@ from torch.nn import functional
 from core import errors
 from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.stylize import stylize
-from core.neural.vgg import Input, Network
+from core.neural.vgg import TORCHVISION, Input, Network
 from core.neural.weights import caffe, files
 from core.neural.weights.cache import WeightsCache, random_parameters
 from core.neural.weights.parameters import CAFFE, Parameters
@@ -235,10 +235,16 @@ def test_a_caffe_network_round_trips_bit_by_bit(tmp_path: Path, architecture: Ar
     assert metadata["data"] == "textures"
 
 
-def test_a_torchvision_network_round_trips_up_to_rounding(
-    tmp_path: Path, weights: WeightsCache
-) -> None:
-    there, _ = weights.load_parameters("vgg16")
+def test_the_papers_network_round_trips_to_the_bit(tmp_path: Path, weights: WeightsCache) -> None:
+    there, _ = weights.load_parameters("vgg19")
+    files.write_network(tmp_path / "x.caffemodel", there, {})
+    imported = WeightsCache(tmp_path / "weights").import_file("mine", tmp_path / "x.caffemodel")
+
+    assert imported.sha256 == there.sha256
+
+
+def test_a_torchvision_network_round_trips_up_to_rounding(tmp_path: Path) -> None:
+    there = Parameters.of(random_parameters("vgg16"))
     for name in ("x.caffemodel", "x.pth"):
         files.write_network(tmp_path / name, there, {})
     back = files.read_network(tmp_path / "x.caffemodel")[0].convert_input(there.input_format)
@@ -253,12 +259,12 @@ def test_a_round_trip_through_caffe_keeps_the_first_iterations(
     tmp_path: Path, weights: WeightsCache, photo: Image.Image, painting: Image.Image
 ) -> None:
     """After many iterations two runs diverge if the weights differ in the last bit."""
-    there, _ = weights.load_parameters("vgg16")
+    there = weights.load_parameters("vgg19")[0].convert_input(TORCHVISION)
     files.write_network(tmp_path / "x.caffemodel", there, {})
     back, _ = files.read_network(tmp_path / "x.caffemodel")
     spec = parse_spec({"size": 64, "iterations": 3})
     networks = [
-        Network("vgg16", p.pairs, name="", sha256="", dtype=torch.float32, takes=p.input_format)
+        Network("vgg19", p.pairs, name="", sha256="", dtype=torch.float32, takes=p.input_format)
         for p in (there, back)
     ]
     original, other = (

@@ -40,17 +40,17 @@ def _means(network: Network, pictures: list[Image.Image]) -> dict[str, Tensor]:
 
 
 def test_every_filter_of_vgg16_has_mean_one_and_the_function_stays(
-    vgg16: Network, weights: WeightsCache, photo: Image.Image, painting: Image.Image
+    vgg19: Network, weights: WeightsCache, photo: Image.Image, painting: Image.Image
 ) -> None:
     """Two pictures of different sizes: each position has the same weight."""
     pictures = [photo, painting.resize((64, 64))]
-    activations = normalization.measure_activations(vgg16, pictures)
-    parameters, _ = weights.load_parameters("vgg16")
+    activations = normalization.measure_activations(vgg19, pictures)
+    parameters, _ = weights.load_parameters("vgg19")
     normalized = normalization.normalize(parameters, activations)
-    before_means, after_means = _means(vgg16, pictures), _means(_network(normalized), pictures)
+    before_means, after_means = _means(vgg19, pictures), _means(_network(normalized), pictures)
     image = pixels.to_image(photo)
-    names = layers("vgg16")
-    before, after = (network.features(image, names) for network in (vgg16, _network(normalized)))
+    names = layers("vgg19")
+    before, after = (network.features(image, names) for network in (vgg19, _network(normalized)))
 
     for layer in names:
         minimum = normalization.MIN_SHARE * before_means[layer].mean()
@@ -66,13 +66,13 @@ def test_every_filter_of_vgg16_has_mean_one_and_the_function_stays(
 
 @pytest.mark.parametrize("pooling", ["average", "l2"])
 def test_average_and_l2_pooling_commute_with_the_factors(
-    vgg16: Network, weights: WeightsCache, photo: Image.Image, pooling: Pooling
+    vgg19: Network, weights: WeightsCache, photo: Image.Image, pooling: Pooling
 ) -> None:
-    activations = normalization.measure_activations(vgg16, [photo])
-    normalized = _network(normalization.normalize(weights.load_parameters("vgg16")[0], activations))
+    activations = normalization.measure_activations(vgg19, [photo])
+    normalized = _network(normalization.normalize(weights.load_parameters("vgg19")[0], activations))
     image = pixels.to_image(photo)
     (before,), (after,) = (
-        network.features(image, ["relu5_1"], pooling).values() for network in (vgg16, normalized)
+        network.features(image, ["relu5_1"], pooling).values() for network in (vgg19, normalized)
     )
     means = activations.by_layer["relu5_1"]
     factors = means.clamp_min(normalization.MIN_SHARE * means.mean()).float().view(1, -1, 1, 1)
