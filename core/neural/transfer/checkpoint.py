@@ -20,7 +20,7 @@ from core.neural.transfer.planner import Route
 from core.style.spec import SpecUpdate
 
 # A file of another format is not read: the run then starts again.
-_FORMAT = 3
+_FORMAT = 4
 
 # What zipfile, torch.load and the dataclasses raise for a damaged or foreign file.
 _UNREADABLE = (
@@ -44,6 +44,7 @@ class CheckpointHeader:
     iteration: int  # iterations done at this scale
     iterations: list[int]  # planned iterations of each scale, as extended or cut so far
     window_loss: float  # the loss at the end of the last window, for the early stop
+    start_loss: float  # of the initial image, or of the image at the newest spec update
     losses: dict[str, float]  # of the image, by name
     seconds: float  # since the run began, earlier attempts included
     routes: list[Route]  # of each scale

@@ -2,7 +2,8 @@
 
 They know no network and no loss by name. Each yields (image, losses) after every iteration, without
 end; the caller stops when it has enough. One iteration is one evaluation of loss and gradient, and
-one more evaluation comes first. The losses are those of the yielded image.
+one more evaluation comes first. The losses are those of the yielded image, and they never rise: a
+step that goes wrong is taken back.
 
 Between two iterations `state` returns everything on which the next ones depend. An optimizer that
 is made with this state continues to the same bits.
@@ -21,6 +22,16 @@ Evaluate = Callable[[Tensor], tuple[Losses, Tensor]]  # image -> losses, gradien
 # Mean change of a pixel by the first step of L-BFGS, which knows no curvature yet.
 FIRST_STEP = 0.01
 HISTORY = 10  # curvature pairs; more gain little, and each costs memory of twice the image
+
+# After a step that is taken back the next one is shorter by this factor, and by its power after
+# several.
+_SHORTEN = {"lbfgs": 0.25, "adam": 0.5}
+# After so many bad steps in a row L-BFGS drops its curvature pairs.
+_DROP_PAIRS_AFTER = 3
+# A step is wild if the loss exceeds the best one by this factor, or is not finite. After so many
+# wild steps in a row, the last of which change no pixel visibly, the run cannot go on.
+_WILD = {"lbfgs": 1.05, "adam": 1.5}
+WILD_STEPS = 12
 
 # Time for which the next iteration waits for a reader of the state before it overwrites what is
 # being read.
@@ -54,13 +65,16 @@ class SharedSnapshot:
 
 
 class LBFGS(Iterator[tuple[Tensor, Losses]]):
-    """Limited-memory BFGS with step 1 and no line search, projected on [0, 1].
+    """Limited-memory BFGS with step 1, projected on [0, 1], that never raises the loss.
 
     Sources: Nocedal and Wright, "Numerical Optimization", section 7.2; Liu and Nocedal 1989. The
     projection follows Bertsekas 1982: a pixel at a bound that the gradient pushes outwards is left
     out of the direction, and the curvature pairs come from the projected step. Clamping an
     unbounded result at the end, as is usual, loses much of the work; docs/benchmarks/recipes.md
     has the figures.
+
+    Instead of a line search, a step that raises the loss is taken back. Its curvature pair stays,
+    because it tells why the step was bad, and the next step is shorter.
 
     image: (1, 3, H, W). history_device: where the curvature pairs lie, if not beside the image. No
     operation waits for the device, unless the pairs lie elsewhere.
@@ -83,43 +97,75 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         else:
             self._scale = state["scale"].to(image.device)
             self._gradient = state["gradient"].to(image.device)
+            self.losses = Losses.of(state["losses"].to(image.device))
+            self._bad = state["bad"].to(image.device)
+            self.wild_steps = state["wild"].to(image.device)
             self._pairs.restore(state)
+
+    def start_from(self, image: Tensor) -> None:
+        """Start again from another image."""
+        self._image = image
+        self.reset()
 
     def reset(self) -> None:
         """Start again from the current image, because the function has changed.
 
         Drops the gradient and the curvature.
         """
-        self._first_losses, gradient = self._evaluate(self._image)
+        self.losses, gradient = self._evaluate(self._image)
         self._scale = _gradient_scale(gradient)
         self._gradient = gradient * self._scale
+        self._bad = torch.zeros((), device=self._image.device)  # bad steps in a row
+        self.wild_steps = self._bad  # wild steps in a row
         self._reclaim_snapshot()
-        self._pairs.clear()
+        self._pairs.clear(self._first_step())
 
     def __next__(self) -> tuple[Tensor, Losses]:
         image, gradient = self._image, self._gradient
-        # The active set (Bertsekas 1982): at a bound, and pushed outwards.
-        active = ((image <= 0) & (gradient > 0)) | ((image >= 1) & (gradient < 0))
-        free_gradient = gradient.masked_fill(active, 0)
-        if self._pairs.is_empty:
-            direction = free_gradient * _first_step(self._first_losses, self._scale, free_gradient)
-        else:
-            direction = self._pairs.inverse_hessian_times(free_gradient).masked_fill_(active, 0)
+        active = self._active()
+        direction = self._pairs.inverse_hessian_times(gradient.masked_fill(active, 0))
+        direction = direction.masked_fill_(active, 0).mul_(_SHORTEN["lbfgs"] ** self._bad)
         new_image = direction.neg_().add_(image).clamp_(0, 1)
         losses, new_gradient = self._evaluate(new_image)
         new_gradient = new_gradient * self._scale
         self._reclaim_snapshot()
-        self._pairs.append(new_image - image, new_gradient - gradient)
-        self._image, self._gradient = new_image, new_gradient
-        return new_image, losses
+        is_finite = losses.total.isfinite() & new_gradient.sum().isfinite()
+        change = torch.where(is_finite, new_gradient - gradient, 0)
+        self._pairs.append(new_image - image, change)
+        is_good = is_finite & (losses.total <= self.losses.total)
+        is_wild = ~(is_finite & (losses.total <= _WILD["lbfgs"] * self.losses.total))
+        self._bad = torch.where(is_good, 0, self._bad + 1)
+        self.wild_steps = torch.where(is_wild, self.wild_steps + 1, 0)
+        self._image = torch.where(is_good, new_image, image)
+        self._gradient = torch.where(is_good, new_gradient, gradient)
+        self.losses = losses.where(is_good, self.losses)
+        self._pairs.clear_if(self._bad == _DROP_PAIRS_AFTER, self._first_step())
+        return self._image, self.losses
+
+    def _active(self) -> Tensor:
+        """The active set (Bertsekas 1982): at a bound, and pushed outwards. (1, 3, H, W)."""
+        image, gradient = self._image, self._gradient
+        return ((image <= 0) & (gradient > 0)) | ((image >= 1) & (gradient < 0))
+
+    def _first_step(self) -> Tensor:
+        """The factor of the gradient for a step without curvature pairs.
+
+        The mean change of a pixel is `FIRST_STEP`, or less if the loss would reach 0 sooner.
+        """
+        gradient = self._gradient.masked_fill(self._active(), 0)
+        to_zero = self.losses.total * self._scale / gradient.square().sum().clamp_min(1e-30)
+        return torch.minimum(FIRST_STEP / gradient.abs().mean().clamp_min(1e-30), to_zero)
 
     def state(self) -> SharedSnapshot:
-        """Image, gradient and pairs, after an iteration."""
+        """Image, gradient, losses and pairs, after an iteration."""
         self._snapshot = SharedSnapshot(
             {
                 "image": self._image,
                 "gradient": self._gradient,
                 "scale": self._scale,
+                "losses": self.losses.stack(),
+                "bad": self._bad,
+                "wild": self.wild_steps,
                 **self._pairs.state(),
             }
         )
@@ -137,15 +183,6 @@ def _gradient_scale(gradient: Tensor) -> Tensor:
     Loss weights may have any size; products of gradients then stay within float32.
     """
     return 1 / gradient.abs().mean().clamp_min(1e-30)
-
-
-def _first_step(first_losses: Losses, scale: Tensor, gradient: Tensor) -> Tensor:
-    """The length of the first step, for a gradient that is already multiplied by `scale`.
-
-    The mean change of a pixel is `FIRST_STEP`, or less if the loss would reach 0 sooner.
-    """
-    to_zero = first_losses.total * scale / gradient.square().sum().clamp_min(1e-30)
-    return torch.minimum(FIRST_STEP / gradient.abs().mean().clamp_min(1e-30), to_zero)
 
 
 class _Pairs:
@@ -171,11 +208,6 @@ class _Pairs:
         self._products = torch.zeros(2 * history, 2 * history, dtype=exact, device=device)
         self._gamma = torch.ones((), dtype=exact, device=device)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no pair has been appended."""
-        return self._count == 0
-
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs."""
         return {
@@ -192,11 +224,20 @@ class _Pairs:
         self._products.copy_(state["products"])
         self._gamma.copy_(state["gamma"])
 
-    def clear(self) -> None:
-        """Clear the curvature history; keep the buffers. Rows without products have no effect."""
+    def clear(self, gamma: Tensor) -> None:
+        """Clear the curvature history; keep the buffers. Rows without products have no effect.
+
+        gamma: the inverse Hessian until the next pair, as a factor.
+        """
         self._count = 0
         self._products.zero_()
-        self._gamma.fill_(1)
+        self._gamma.copy_(gamma)
+
+    def clear_if(self, condition: Tensor, gamma: Tensor) -> None:
+        """Clear the history if the condition, a scalar on the device of the image, is true."""
+        condition = condition.to(self._rows.device)
+        self._products.masked_fill_(condition, 0)
+        self._gamma = torch.where(condition, gamma.to(self._gamma), self._gamma)
 
     def append(self, step: Tensor, change: Tensor) -> None:
         """Add a pair, in place of the oldest. Both (1, 3, H, W)."""
@@ -238,59 +279,95 @@ class _Pairs:
 class Adam(Iterator[tuple[Tensor, Losses]]):
     """Adam (Kingma and Ba 2015) with learning rate 0.02.
 
-    The image is clamped to [0, 1] after each step.
+    The image is clamped to [0, 1] after each step. Yields the best image so far. If the loss is far
+    above the best one, Adam goes back to that image, with moments of 0 and shorter steps.
     """
 
     def __init__(
         self, evaluate: Evaluate, image: Tensor, state: Mapping[str, Tensor] | None = None
     ) -> None:
-        self._evaluate = evaluate
+        self._evaluate, self._best = evaluate, image
         self._leaf = image.clone().requires_grad_()
         self.is_resumed = state is not None
         if state is None:
             self.reset()
         else:
+            for name in _ADAM_STATE:
+                setattr(self, f"_{name}", state[name].to(image.device))
+            self.losses = Losses.of(state["losses"].to(image.device))
+            self.wild_steps = state["wild"].to(image.device)
+            self._leaf = state["leaf"].to(image.device, copy=True).requires_grad_()
             self._optimizer = self._new_optimizer()
-            self._scale = state["scale"].to(image.device)
-            self._gradient = state["gradient"].to(image.device)
             # torch keeps the step count on the CPU.
             self._optimizer.state[self._leaf] = {
                 name: state[name].to("cpu" if name == "step" else image.device) for name in _MOMENTS
             }
 
+    def start_from(self, image: Tensor) -> None:
+        """Start again from another image."""
+        self._best = image
+        self.reset()
+
     def reset(self) -> None:
-        """Start again from the current image, because the function has changed.
+        """Start again from the best image, because the function has changed.
 
         Drops the gradient and the moments.
         """
+        with torch.no_grad():
+            self._leaf.copy_(self._best)
         self._optimizer = self._new_optimizer()
-        _, self._gradient = self._evaluate(self._leaf.detach())
+        self.losses, self._gradient = self._evaluate(self._best)
+        self._best_gradient = self._gradient
         self._scale = _gradient_scale(self._gradient)
+        self._taken_back = torch.zeros((), device=self._best.device)  # number of steps taken back
+        self.wild_steps = self._taken_back  # wild steps in a row
 
     def _new_optimizer(self) -> torch.optim.Adam:
         return torch.optim.Adam([self._leaf], lr=0.02, betas=(0.9, 0.99))
 
+    @torch.no_grad()
     def __next__(self) -> tuple[Tensor, Losses]:
+        before = self._leaf.clone()
         self._leaf.grad = self._gradient * self._scale
         self._optimizer.step()
-        with torch.no_grad():
-            self._leaf.clamp_(0, 1)
-        iterate = self._leaf.detach().clone()  # the next step changes the leaf itself
-        losses, self._gradient = self._evaluate(iterate)
-        return iterate, losses
+        self._leaf.copy_(
+            torch.lerp(before, self._leaf, _SHORTEN["adam"] ** self._taken_back)
+        ).clamp_(0, 1)
+        image = self._leaf.clone()  # the next step changes the leaf itself
+        losses, gradient = self._evaluate(image)
+        is_finite = losses.total.isfinite() & gradient.sum().isfinite()
+        is_best = is_finite & (losses.total <= self.losses.total)
+        is_wild = ~(is_finite & (losses.total <= _WILD["adam"] * self.losses.total))
+        self._best = torch.where(is_best, image, self._best)
+        self._best_gradient = torch.where(is_best, gradient, self._best_gradient)
+        self.losses = losses.where(is_best, self.losses)
+        self._taken_back = self._taken_back + is_wild
+        self.wild_steps = torch.where(is_wild, self.wild_steps + 1, 0)
+        self._leaf.copy_(torch.where(is_wild, self._best, image))
+        self._gradient = torch.where(is_wild, self._best_gradient, gradient)
+        for moment in _MOMENTS[1:]:
+            self._optimizer.state[self._leaf][moment].masked_fill_(is_wild, 0)
+        return self._best, self.losses
 
     def state(self) -> SharedSnapshot:
-        """Image, gradient and moments, after an iteration.
+        """Images, gradients, losses and moments, after an iteration.
 
-        Copies, because the next step changes them at once.
+        Copies what the next step changes at once.
         """
         moments = {
             name: tensor.clone() for name, tensor in self._optimizer.state[self._leaf].items()
         }
-        image = self._leaf.detach().clone()
         return SharedSnapshot(
-            {"image": image, "gradient": self._gradient, "scale": self._scale, **moments}
+            {
+                "image": self._best,
+                "leaf": self._leaf.detach().clone(),
+                "losses": self.losses.stack(),
+                "wild": self.wild_steps,
+                **{name: getattr(self, f"_{name}") for name in _ADAM_STATE},
+                **moments,
+            }
         )
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state in torch
+_ADAM_STATE = ("gradient", "best_gradient", "scale", "taken_back")

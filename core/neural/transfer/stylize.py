@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isfinite
 from typing import Any, ClassVar
 
 import torch
@@ -19,8 +20,7 @@ from core.neural import device
 from core.neural.transfer import pixels
 from core.neural.transfer.checkpoint import Checkpoint, CheckpointHeader
 from core.neural.transfer.inputs import ScaleTarget, StyleInputs
-from core.neural.transfer.objective import Losses
-from core.neural.transfer.optimize import LBFGS, Adam
+from core.neural.transfer.optimize import LBFGS, WILD_STEPS, Adam
 from core.neural.transfer.planner import Plan, PlannedScale, Planner
 from core.neural.vgg import Network
 from core.style.spec import SpecUpdate, StyleSpec
@@ -124,8 +124,11 @@ def stylize(
     checkpoint of another network is ignored. A checkpoint made with other weights counts as a spec
     update at its iteration.
 
-    Raises BadSpec, BadImage, OutOfMemory, Diverged (with the last good picture), DeviceLost, and
-    what `on_progress` raises.
+    No scale ends above the loss at which it began, and the run does not end above that of its first
+    image (after a spec update: of the updated image). Raises Diverged, with the best picture, if
+    no step lowers the loss any more because every loss is far too high or not finite.
+
+    Raises BadSpec, BadImage, OutOfMemory, Diverged, DeviceLost, and what `on_progress` raises.
     """
     with device.translate_device_errors():
         run = _Run(inputs, spec, network, on_progress, planner or Planner(network), resume=resume)
@@ -160,15 +163,17 @@ class _Run:
             init=inputs.init.size if inputs.init else None,
         )
         self._tracker = ProgressTracker(self._plan.scales)
-        self._image: Tensor | None = None  # the newest one whose losses are known to be finite
+        self._image: Tensor | None = None  # the best one of the current scale
         self._losses: dict[str, float] = {}
         self._done = 0  # iterations of the current scale that `_image` has behind it
         self._window_loss = float("inf")  # the loss at the end of the last window
+        self._start_loss = float("inf")  # of the initial image, or of the updated one
         self._spec_updates: tuple[SpecUpdate, ...] = ()
         self._resume = resume
         if resume is not None:
             self._image = resume.tensors["image"].to(network.device)
             self._losses = resume.header.losses
+            self._start_loss = resume.header.start_loss
             self._tracker.restore(resume.header)
             self._spec_updates = tuple(resume.header.spec_updates)
 
@@ -237,8 +242,12 @@ class _Run:
             is_last = count == self._tracker.scale_iterations
             if not (window_ends or is_last or self._tracker.is_due(self._network.device)):
                 continue
-            self._losses, self._image, self._done = self._check_finite(terms), image, count
-            if window_ends and not self._spec.iterations:  # a fixed number is never cut
+            self._losses, self._image, self._done = terms.by_name(), image, count
+            wild_steps = int(optimizer.wild_steps)
+            if wild_steps >= WILD_STEPS:
+                raise errors.Diverged(picture=self._render(image, self._spec))
+            # A fixed number is never cut, and a run in trouble has not converged.
+            if window_ends and not self._spec.iterations and not wild_steps:
                 self._end_window(count)
             if self._report(target, optimizer, image, count):
                 return True
@@ -271,10 +280,31 @@ class _Run:
                 image = self._enlarge(image, planned)
         assert image is not None, "a checkpoint has an image"
         evaluate = target.objective.value_and_gradient
+        optimizer: LBFGS | Adam
         if self._spec.optimizer == "adam":
-            return target, Adam(evaluate, image, state)
-        history_device = torch.device("cpu") if planned.route.history_on_host else None
-        return target, LBFGS(evaluate, image, planned.route.history, history_device, state)
+            optimizer = Adam(evaluate, image, state)
+        else:
+            history_device = torch.device("cpu") if planned.route.history_on_host else None
+            optimizer = LBFGS(evaluate, image, planned.route.history, history_device, state)
+        self._check_start(optimizer, target)
+        return target, optimizer
+
+    def _check_start(self, optimizer: LBFGS | Adam, target: ScaleTarget) -> None:
+        """Raise Diverged if the first loss of a scale is not finite.
+
+        If it is above the loss at the start of the run, start the scale from the initial image
+        instead, provided that is better. So no run ends worse than it began.
+        """
+        loss = optimizer.losses.by_name()["total"]
+        if not isfinite(loss):
+            picture = None if self._image is None else self._render(self._image, self._spec)
+            raise errors.Diverged(picture=picture)
+        if isfinite(self._start_loss) and loss > self._start_loss and not self._done:
+            initial = self._inputs.initial_image(target.photo, self._spec)
+            if target.objective(initial).by_name()["total"] < loss:
+                optimizer.start_from(initial)
+        if not isfinite(self._start_loss):
+            self._start_loss = loss
 
     def _restore(
         self, header: CheckpointHeader, state: Mapping[str, Tensor], planned: PlannedScale
@@ -283,6 +313,7 @@ class _Run:
         self._done = header.iteration
         self._tracker.add_done(header.iteration)
         if header.weights != self._spec.weights:
+            self._start_loss = float("inf")
             self._record_update(header.weights, header.iteration)
             return None
         self._window_loss = header.window_loss
@@ -319,6 +350,7 @@ class _Run:
         if spec.weights != before:
             target.set_weights(self._spec_at(self._tracker.planned[self._tracker.scale - 1]))
             optimizer.reset()
+            self._start_loss = optimizer.losses.by_name()["total"]
             self._record_update(before, count)
 
     def _record_update(self, before: Mapping[str, Any], count: int) -> None:
@@ -343,6 +375,7 @@ class _Run:
             iteration=count,
             iterations=list(self._tracker.iterations),
             window_loss=self._window_loss,
+            start_loss=self._start_loss,
             losses=self._losses,
             seconds=self._tracker.seconds,
             routes=[planned.route for planned in self._tracker.planned],
@@ -370,14 +403,6 @@ class _Run:
 
     def _enlarge(self, image: Tensor, planned: PlannedScale) -> Tensor:
         return pixels.enlarge(image, planned.scale.size, seamless=self._spec.seamless)
-
-    def _check_finite(self, terms: Losses) -> dict[str, float]:
-        """The losses by name. Raises Diverged with the last good picture if one is not finite."""
-        losses = terms.by_name()
-        if not abs(losses["total"]) < float("inf"):  # also true for NaN
-            picture = None if self._image is None else self._render(self._image, self._spec)
-            raise errors.Diverged(picture=picture)
-        return losses
 
 
 class ProgressTracker:

@@ -167,7 +167,9 @@ def test_a_run_with_another_route_continues_from_the_image(
     assert len(first) == 2
     loaded = checkpoint.load(file)
     assert loaded is not None
-    assert first[0] < loaded.header.losses["total"]
+    # Without its pairs the optimizer's first step may go wrong and be taken back.
+    assert first[0] <= loaded.header.losses["total"]
+    assert first[1] < loaded.header.losses["total"]
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])

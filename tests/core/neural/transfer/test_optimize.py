@@ -1,7 +1,7 @@
 """The optimizers on functions with a known minimum."""
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 import torch
@@ -150,6 +150,64 @@ def test_the_first_step_is_shorter_where_the_loss_would_reach_0_sooner() -> None
 def test_products_of_pairs_are_summed_in_float64(target: Tensor) -> None:
     """In float32 the small matrices lose the curvature of badly scaled functions."""
     assert _Pairs(target, 4, torch.device("cpu")).state()["products"].dtype == torch.float64
+
+
+def _wall(place: Tensor, *, fails: bool) -> Evaluate:
+    """A slope down to a wall at `place`, so that a step is too long without warning.
+
+    The wall is steep, or the loss is not finite a little behind it.
+    """
+
+    def evaluate(image: Tensor) -> tuple[Losses, Tensor]:
+        before, behind = (place - image).clamp_min(0), (image - place).clamp_min(0)
+        zero, total = torch.zeros(()), (before + 1e4 * behind.square()).mean()
+        if fails and float(behind.max()) > 0.004:
+            total = total * torch.nan
+        return Losses(zero, zero, zero, total), (2e4 * behind - (behind == 0).float()) / 90
+
+    return evaluate
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("optimizer", [LBFGS, Adam])
+def test_the_loss_never_rises_and_steps_that_go_wrong_are_taken_back(
+    optimizer: type, target: Tensor, fails: bool
+) -> None:
+    function, evaluated = _wall(target.clamp(0.3, 0.7), fails=fails), list[float]()
+
+    def evaluate(image: Tensor) -> tuple[Losses, Tensor]:
+        losses, gradient = function(image)
+        evaluated.append(float(losses.total))
+        return losses, gradient
+
+    iterates = optimizer(evaluate, torch.full_like(target, 0.28))
+    yielded = [(image, float(losses.total)) for image, losses in islice(iterates, 60)]
+
+    totals = [total for _, total in yielded]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[-1] < 0.8 * evaluated[0]
+    assert any(not new <= old for old, new in pairwise(evaluated)), "a step goes wrong"
+    assert all(float(function(image)[0].total) == total for image, total in yielded)
+
+
+@pytest.mark.parametrize("optimizer", [LBFGS, Adam])
+def test_wild_steps_are_counted_until_one_is_not(optimizer: type, target: Tensor) -> None:
+    broken = False
+
+    def evaluate(image: Tensor) -> tuple[Losses, Tensor]:
+        losses, gradient = _quadratic(target, torch.ones_like(target))(image)
+        return (Losses.of(losses.stack() * torch.nan), gradient) if broken else (losses, gradient)
+
+    iterates = optimizer(evaluate, torch.full_like(target, 0.5))
+    before, _ = next(iterates)
+    broken = True
+    for number in range(1, 5):
+        image, _ = next(iterates)
+        assert int(iterates.wild_steps) == number
+        assert torch.equal(image, before)
+    broken = False
+    next(iterates)
+    assert int(iterates.wild_steps) == 0
 
 
 def test_the_next_step_does_not_change_an_earlier_iterate(target: Tensor) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from core.neural.transfer import pixels
 from core.neural.transfer.inputs import StyleInputs
@@ -286,3 +286,45 @@ def test_vgg19_runs_with_its_own_layers(
     )
 
     assert losses[-1] < losses[0]
+
+
+def test_the_painting_in_its_own_style_stays_as_it_is(
+    painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    """The first image is the best one possible, but its enlargement at the last scale is not."""
+    spec = parse_spec({"size": 96, "scales": 2, "iterations": 4})
+    result = stylize(StyleInputs(painting, [painting]), spec, tiny_vgg16)
+
+    assert result.losses["total"] == 0
+    assert ImageChops.difference(result.picture, painting).getbbox() is None
+
+
+class _Jumping(Network):
+    """A network whose weights jump at every third evaluation, as if the precision had failed."""
+
+    def __init__(self, network: Network) -> None:
+        self.__dict__.update(network.__dict__)
+        self._whole, self._evaluations = network._parameters, 0
+
+    @property
+    def _parameters(self) -> Any:
+        self._evaluations += 1
+        factor = 30 if self._evaluations > 3 and self._evaluations % 3 == 0 else 1
+        return [(weight * factor, bias) for weight, bias in self._whole]
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_a_run_of_which_many_steps_go_wrong_ends_better_than_it_began(
+    record: Any, photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, optimizer: str
+) -> None:
+    seen: list[float] = []
+    spec = parse_spec({"size": 64, "iterations": 20, "optimizer": optimizer})
+    stylize(
+        StyleInputs(photo, [painting]),
+        spec,
+        _Jumping(tiny_vgg16),
+        record(seen, lambda event: event.progress.losses["total"]),
+    )
+
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] < 0.9 * seen[0]

@@ -1,0 +1,229 @@
+"""Random runs: does any end worse than it began? bench/README.md."""
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from PIL import Image
+from torch import Tensor
+
+from core import errors
+from core.config import Settings
+from core.images import codec
+from core.neural.transfer import inputs as inputs_module
+from core.neural.transfer.inputs import StyleInputs
+from core.neural.transfer.objective import Losses, Objective
+from core.neural.transfer.stylize import Control, StepEvent, stylize
+from core.neural.vgg import Network
+from core.neural.weights.cache import WeightsCache
+from core.style.spec import StyleSpec, parse_spec
+
+GALLERY = Path(__file__).parents[1] / "api" / "web" / "gallery"
+PRECISIONS = ("bfloat16", "bfloat16", "float32")  # each run takes one at random
+MAX_CHAIN = 10  # times that a result is painted again
+STYLE_LAYERS = ("relu1_1", "relu1_2", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+
+
+@dataclass
+class Run:
+    """What happened in one run: the losses of all evaluations, by size of the image."""
+
+    seed: int
+    spec: StyleSpec
+    is_repaint: bool  # whether the photo is the result of an earlier run
+    losses: list[tuple[int, float]] = field(default_factory=list)  # pixels, total
+    start: float = float("nan")  # of the first image, or of the image at the last spec update
+    final: float = float("nan")  # of the result, before it is rounded to 8 bits
+    end: str = "succeeded"
+    updates: int = 0
+
+    @property
+    def best(self) -> float:
+        """The lowest loss at the last size, since the last spec update."""
+        return min(loss for pixels, loss in self.losses if pixels == self.losses[-1][0])
+
+    @property
+    def taken_back(self) -> int:
+        """Evaluations whose loss was above the lowest before, at the same size."""
+        count, lowest, size = 0, float("inf"), 0
+        for pixels, loss in self.losses:
+            if pixels != size:
+                lowest, size = float("inf"), pixels
+            count += not loss <= lowest
+            lowest = min(loss, lowest)
+        return count
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the run ended above its start, or far above its own best."""
+        return not (self.final <= self.start and self.final <= 1.05 * self.best)
+
+
+def random_parameters(dice: random.Random) -> dict[str, Any]:
+    """A random spec: most parameters have their defaults in most runs."""
+    spec: dict[str, Any] = {
+        "size": dice.choice([64, 64, 80, 96, 96, 112, 128, 128, 160, 256]),
+        "strength": dice.choice([0.5, 0.5, dice.random()]),
+        "quality": "draft",
+    }
+    if dice.random() < 0.3:
+        layers = dice.sample(STYLE_LAYERS, dice.randint(1, 5))
+        spec["style_layers"] = {layer: 10 ** dice.uniform(-1, 1) for layer in layers}
+    if dice.random() < 0.2:
+        spec["content_layers"] = dice.choice(["relu2_2", "relu3_1", "relu4_1", "relu5_1"])
+    if dice.random() < 0.2:
+        spec["pooling"] = dice.choice(["average", "l2"])
+    if dice.random() < 0.15:
+        spec["optimizer"] = "adam"
+    if dice.random() < 0.15:
+        spec |= {"objective": "gatys", "style_weight": 10 ** dice.uniform(-2, 4)}
+    if dice.random() < 0.2:
+        spec["init"] = dice.choice(["noise", "style"])
+        spec["seed"] = dice.randrange(1000)
+    if dice.random() < 0.2:
+        spec["tv_weight"] = dice.choice([1, 10, 100])
+    if dice.random() < 0.1:
+        spec["content_weight"] = 0
+    if dice.random() < 0.3:
+        spec["iterations"] = dice.randint(5, 40)
+    return spec
+
+
+class _Watched(Objective):
+    """An objective that records the loss of each evaluation."""
+
+    run: Run
+
+    def value_and_gradient(self, image: Tensor) -> tuple[Losses, Tensor]:
+        losses, gradient = super().value_and_gradient(image)
+        total = float(losses.total)
+        _Watched.run.losses.append((image.numel(), total))
+        if isnan(_Watched.run.start):  # NaN: there is none yet
+            _Watched.run.start = total
+        return losses, gradient
+
+
+def paint(
+    run: Run, inputs: StyleInputs, network: Network, dice: random.Random
+) -> Image.Image | None:
+    """Paint, with a spec update in every third run. Fills the record; returns the picture."""
+    _Watched.run = run
+    update_at = dice.randint(1, 60) if dice.random() < 1 / 3 else 0
+    weights = {"strength": dice.random(), "style_weight": 8 * 10 ** dice.uniform(-2, 2)}
+
+    def on_progress(event: StepEvent) -> Control:
+        if event.progress.iteration != update_at or run.updates or not event.spec.style_weight:
+            return Control.CONTINUE
+        run.updates, run.start = 1, float("nan")
+        run.losses = []
+        return Control(spec=event.spec.with_updates(weights))
+
+    try:
+        result = stylize(inputs, run.spec, network, on_progress)
+    except errors.Diverged as error:
+        run.end = "diverged"
+        return error.picture
+    run.final = result.losses["total"]
+    if not run.losses or isnan(run.start):  # updated after the last iteration
+        run.start = run.final
+        run.losses = [(0, run.final)]
+    return result.picture
+
+
+def run_chain(folder: Path, seed: int) -> list[Run]:
+    """A run, and often the runs that paint its result again."""
+    vars(inputs_module)["Objective"] = _Watched
+    torch.set_num_threads(1)
+    dice = random.Random(seed)  # noqa: S311 - no secret
+    pictures = sorted([*folder.glob("*.jpg"), *folder.glob("*.png")])
+    photo, painting = (codec.decode(dice.choice(pictures).read_bytes()) for _ in range(2))
+    network = _load(dice.choice(PRECISIONS))
+    runs: list[Run] = []
+    length = dice.choice([1, 1, 1, 2, 3, MAX_CHAIN])
+    parameters = random_parameters(dice)
+    for _ in range(length):
+        if runs and dice.random() < 0.5:  # the chain goes on with other parameters
+            parameters = {**random_parameters(dice), "size": parameters["size"]}
+        inputs, spec = StyleInputs(photo, [painting]), parse_spec(parameters)
+        if runs and dice.random() < 0.3:
+            inputs = StyleInputs(photo, [painting], init=photo)
+            spec = parse_spec({**parameters, "init": "picture"})
+        run = Run(seed, spec, is_repaint=bool(runs))
+        picture = paint(run, inputs, network, dice)
+        runs.append(run)
+        if picture is None:
+            break
+        photo = picture
+    return runs
+
+
+_NETWORKS: dict[str, Network] = {}
+
+
+def _load(precision: Any) -> Network:
+    if precision not in _NETWORKS:
+        _NETWORKS[precision] = WeightsCache(Settings().weights_dir).load("auto", "cpu", precision)
+    return _NETWORKS[precision]
+
+
+@click.command()
+@click.option("--runs", "wanted", default=2000, show_default=True)
+@click.option("--seed", default=1, show_default=True)
+@click.option("--processes", default=2, show_default=True)
+@click.option(
+    "--pictures",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=GALLERY,
+    help="A folder of pictures.  [default: the gallery of the page]",
+)
+def main(wanted: int, seed: int, processes: int, pictures: Path) -> None:
+    """Paint random pairs with random parameters; report every run that ends worse than it began."""
+    runs: list[Run] = []
+    for chain in _chains(pictures, seed, processes):
+        for run in chain:
+            runs.append(run)
+            if run.end != "succeeded" or run.is_worse:
+                changed = run.spec.model_dump(exclude_defaults=True)
+                click.echo(
+                    f"seed {run.seed}: {run.end}, start {run.start:.4g}, best {run.best:.4g}, "
+                    f"final {run.final:.4g}, updates {run.updates}, {changed}"
+                )
+        if len(runs) >= wanted:
+            break
+        if len(runs) % 100 < len(chain):
+            click.echo(f"{len(runs)} runs", err=True)
+    click.echo("| | runs | with an update | diverged | worse | evaluations | taken back |")
+    click.echo("|---|---|---|---|---|---|---|")
+    click.echo(_row("of a photo", [run for run in runs if not run.is_repaint]))
+    click.echo(_row("of a result", [run for run in runs if run.is_repaint]))
+
+
+def _row(title: str, runs: list[Run]) -> str:
+    ended = [run for run in runs if run.end == "succeeded"]
+    measured = [run for run in ended if run.spec.optimizer == "lbfgs"]
+    evaluations = sum(len(run.losses) for run in measured)
+    taken_back = sum(run.taken_back for run in measured)
+    return (
+        f"| {title} | {len(runs)} | {sum(run.updates for run in runs)} "
+        f"| {len(runs) - len(ended)} | {sum(run.is_worse for run in ended)} "
+        f"| {evaluations} | {taken_back} ({taken_back / max(1, evaluations):.1%}) |"
+    )
+
+
+def _chains(pictures: Path, seed: int, processes: int) -> Iterator[list[Run]]:
+    """Chains of runs, without end."""
+    with ProcessPoolExecutor(processes) as pool:
+        for first in range(seed * 1_000_000, (seed + 1) * 1_000_000, 2 * processes):
+            numbers = range(first, first + 2 * processes)
+            yield from pool.map(partial(run_chain, pictures), numbers)
+
+
+if __name__ == "__main__":
+    main()
