@@ -38,8 +38,14 @@ _IMAGE_BYTES = 3 * (4 + 4 + 4)
 
 # Factors that give the responses after another pooling the size with which the deeper layers were
 # trained. Measured with the paper's VGG-19 on photos and paintings; torchvision's VGG-16 would need
-# 1.7 and 1.45 (docs/benchmarks/recipes.md). l2 is the root of the mean square.
+# a fifth more (docs/benchmarks/recipes.md).
 POOLING_SCALES: dict[Pooling, float] = {"max": 1.0, "average": 1.4, "l2": 1.3}
+
+# The window of l2 pooling along an axis: binomial, over the two positions of a cell and one more on
+# each side.
+_WINDOW = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
+# In float16, responses are divided by this before they are squared, so that they stay below 65,504.
+_SQUARE_UNIT = 16.0
 
 
 @dataclass(frozen=True)
@@ -187,6 +193,8 @@ class Network:
         """
         radius = deepest = 0
         for convolution in self._convolutions:
+            if convolution.pooled:
+                radius += deepest  # the window of l2 pooling
             deepest = stride(convolution.layer)
             radius += deepest
             if convolution.layer == max(layers):
@@ -355,26 +363,62 @@ def _pool(x: Tensor, pooling: Pooling) -> Tensor:
         return functional.max_pool2d(x, 2)
     if pooling == "average":
         return functional.avg_pool2d(x, 2).mul_(POOLING_SCALES[pooling])
-    return functional.avg_pool2d(x.square(), 2).sqrt_().mul_(POOLING_SCALES[pooling])
+    return _l2_pool(x)
 
 
 def _unpool(g: Tensor, x: Tensor, pooling: Pooling) -> Tensor:
     """dL/dx from dL/dpool(x).
 
-    Computes the positions of the maxima again: storing them costs more than that.
+    Computes the positions of the maxima, or the pooled responses, again: storing them costs more.
     """
     if pooling == "max":
         positions = torch.ops.aten.max_pool2d_with_indices(x, [2, 2])[1]
         return torch.ops.aten.max_pool2d_with_indices_backward(  # type: ignore[no-any-return]
             g, x, [2, 2], [2, 2], [0, 0], [1, 1], False, positions
         )
-    g = g * POOLING_SCALES[pooling]
-    if pooling == "l2":  # d sqrt(mean x^2) / dx = x / (4 sqrt(mean x^2)); 0 where all four are 0
-        g = g / functional.avg_pool2d(x.square(), 2).sqrt_().clamp_min_(
-            max(1e-12, torch.finfo(x.dtype).tiny)
+    if pooling == "average":
+        g = g * POOLING_SCALES[pooling]
+        return torch.ops.aten.avg_pool2d_backward(  # type: ignore[no-any-return]
+            g, x, [2, 2], [2, 2], [0, 0], False, True, None
         )
-    g = torch.ops.aten.avg_pool2d_backward(g, x, [2, 2], [2, 2], [0, 0], False, True, None)
-    return g * x if pooling == "l2" else g
+    return _l2_unpool(g, x)
+
+
+def _l2_pool(x: Tensor) -> Tensor:
+    """The root of the weighted mean of the squares in a window, (B, C, h, w) -> (B, C, h/2, w/2).
+
+    The windows overlap, so that a pattern is seen in the same way wherever it lies. The cells of
+    max and average pooling do not: the optimization then finds dots and grids that they do not see.
+    Source: Henaff and Simoncelli 2016, "Geodesics of Learned Representations", section 2.3.
+
+    Beyond the edge the outermost responses repeat.
+    """
+    unit = _SQUARE_UNIT if x.dtype == torch.float16 else 1.0
+    squares = _even_part(x).div(unit).square_() if unit != 1 else _even_part(x).square()
+    squares = functional.pad(squares, (1, 1, 1, 1), mode="replicate")
+    window = torch.tensor(_WINDOW, dtype=x.dtype, device=x.device)
+    windows = torch.outer(window, window).expand(x.shape[1], 1, 4, 4)
+    mean = functional.conv2d(squares, windows, stride=2, groups=x.shape[1])
+    return mean.sqrt_().mul_(unit * POOLING_SCALES["l2"])
+
+
+def _l2_unpool(g: Tensor, x: Tensor) -> Tensor:
+    """dL/dx from dL/dl2_pool(x): x B^T(scale^2 g / l2_pool(x)), with the windowed mean B.
+
+    0 where all responses in a window are 0. B^T is a quarter of bilinear interpolation, whose
+    weights of 3/4 and 1/4 are twice the window's.
+    """
+    pooled = _l2_pool(x)
+    ratio = (g * (POOLING_SCALES["l2"] ** 2 / 4)).div_(pooled.clamp_min(torch.finfo(x.dtype).tiny))
+    ratio.masked_fill_(pooled == 0, 0)
+    spread = functional.interpolate(ratio, scale_factor=2, mode="bilinear")
+    rest = (0, x.shape[3] - spread.shape[3], 0, x.shape[2] - spread.shape[2])
+    return (functional.pad(spread, rest) if any(rest) else spread).mul_(x)
+
+
+def _even_part(x: Tensor) -> Tensor:
+    """The responses without the last row and column of an odd side, which no pooling reads."""
+    return x[..., : x.shape[2] // 2 * 2, : x.shape[3] // 2 * 2]
 
 
 def _unpad(g: Tensor) -> Tensor:

@@ -191,9 +191,10 @@ class StyleSpec(BaseModel):
         "as in the paper.",
     )
     pooling: Literal["max", "average", "l2"] = Field(
-        "max",
-        description="Pooling of the network: max gives sharp results, average smooth ones, l2 lies "
-        "between.",
+        "l2",
+        description="Pooling of the network. l2: the root of the mean square in overlapping "
+        "windows, which leaves no dots or grids; max: as the network was trained, the default with "
+        "objective=gatys; average: as the paper advises.",
     )
     seamless: bool = Field(
         False,
@@ -214,9 +215,9 @@ class StyleSpec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_style_weight(cls, data: Any) -> Any:
+    def _defaults_of_gatys(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("objective") == "gatys":
-            return {"style_weight": STYLE_WEIGHT_GATYS, **data}
+            return {"style_weight": STYLE_WEIGHT_GATYS, "pooling": "max", **data}
         return data
 
     @model_validator(mode="after")
@@ -372,12 +373,14 @@ def parse_spec(parameters: dict[str, Any]) -> StyleSpec:
 def apply_changes(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of an earlier run with changes. Raises BadSpec for an unknown preset.
 
-    If the objective changes, the earlier style_weight is dropped, because it has another unit.
+    If the objective changes, the earlier style_weight and pooling are dropped: the weight has
+    another unit, and the default of each depends on the objective.
     """
     change = presets.expand_preset(change)
     merged = dict(spec)
     if change.get("objective", spec.get("objective")) != spec.get("objective"):
-        merged.pop("style_weight", None)
+        for name in ("style_weight", "pooling"):
+            merged.pop(name, None)
     return merged | change
 
 

@@ -6,6 +6,7 @@ no optimizer and no progress.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from PIL import Image
@@ -13,7 +14,14 @@ from torch import Tensor
 
 from core.images import codec
 from core.neural.transfer import pixels
-from core.neural.transfer.objective import Objective, Region, Style, measure_style, mix_styles
+from core.neural.transfer.objective import (
+    Losses,
+    Objective,
+    Region,
+    Style,
+    measure_style,
+    mix_styles,
+)
 from core.neural.transfer.schedule import Scale
 from core.neural.vgg import Network
 from core.style.spec import MIN_RESULT_SIDE_PX, StyleSpec
@@ -49,6 +57,11 @@ class StyleInputs:
                 codec.check_mask(mask)
         return spec
 
+    @cached_property
+    def is_gray(self) -> bool:
+        """Whether photo and paintings are all gray; then so is the result."""
+        return all(pixels.is_gray(picture) for picture in (self.content, *self.styles))
+
     def target_at(
         self, scale: Scale, spec: StyleSpec, network: Network, tile_px: int | None = None
     ) -> "ScaleTarget":
@@ -57,7 +70,8 @@ class StyleInputs:
         tile_px: the largest tile, in px; None evaluates the whole picture at once.
         """
         photo = pixels.to_image(self.content, scale.size).to(network.device)
-        if spec.preserve_color == "luminance":
+        is_gray = spec.preserve_color == "luminance" or self.is_gray
+        if is_gray:
             photo = pixels.luminance(photo)
         styles: list[Style] = []
         guides: list[Tensor] = []
@@ -70,7 +84,7 @@ class StyleInputs:
                 styles.append(measure_style(network, painting, spec, tile_px))
             guides = [pixels.to_guide(mask, scale.size).to(network.device) for mask in self.masks]
         objective = Objective(network, spec, photo, _regions(styles, guides, spec), tile_px)
-        return ScaleTarget(photo, styles, guides, objective)
+        return ScaleTarget(photo, styles, guides, objective, is_gray)
 
     def initial_image(self, photo: Tensor, spec: StyleSpec) -> Tensor:
         """The first image, (1, 3, H, W) in [0, 1], of the photo's size.
@@ -82,10 +96,11 @@ class StyleInputs:
         if spec.init == "noise":
             # On the CPU, so that a seed gives the same noise on every device.
             generator = torch.Generator().manual_seed(spec.seed)
-            return torch.rand(photo.shape, generator=generator).to(photo.device)
+            noise = torch.rand(photo.shape, generator=generator).to(photo.device)
+            return pixels.luminance(noise) if self.is_gray else noise
         picture = self.styles[0] if self.init is None else self.init
         image = pixels.to_image(picture, (photo.shape[3], photo.shape[2])).to(photo.device)
-        if spec.preserve_color == "luminance":
+        if spec.preserve_color == "luminance" or self.is_gray:
             return pixels.luminance(image)
         if spec.init == "picture":
             return image
@@ -110,6 +125,14 @@ class ScaleTarget:
     styles: list[Style]  # of each painting
     guides: list[Tensor]  # (H, W) in [0, 1], of each painting; empty without masks
     objective: Objective
+    is_gray: bool = False  # whether the image stays gray
+
+    def value_and_gradient(self, image: Tensor) -> tuple[Losses, Tensor]:
+        """The losses of an image, and the gradient by which it changes; gray for a gray image."""
+        losses, gradient = self.objective.value_and_gradient(image)
+        if self.is_gray:
+            gradient = gradient.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
+        return losses, gradient
 
     def set_weights(self, spec: StyleSpec) -> None:
         """Apply the weights and shares of another spec, which must agree in everything else."""
@@ -131,11 +154,13 @@ def style_size(width: int, height: int, spec: StyleSpec, scale: Scale) -> tuple[
     """Width and height of a painting in px: its long side is the scale's times `style_scale`.
 
     This ratio sets the size of the strokes (Gatys et al. 2017, "Controlling Perceptual Factors",
-    section 6). A painting is not enlarged, because that adds no strokes. Its short side is at least
-    what the network needs.
+    section 6). A smaller painting is not enlarged to that size, because that blurs its strokes, but
+    by `style_scale` at most, which asks for larger ones. Its short side is at least what the
+    network needs.
     """
     wanted = min(scale.long_side * spec.style_scale, MAX_PAINTING_PX) / max(width, height)
-    factor = max(min(wanted, 1.0), MIN_RESULT_SIDE_PX / min(width, height))
+    largest = max(spec.style_scale, 1.0)
+    factor = max(min(wanted, largest), MIN_RESULT_SIDE_PX / min(width, height))
     return round(width * factor), round(height * factor)
 
 

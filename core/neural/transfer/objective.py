@@ -21,9 +21,13 @@ from core.neural.transfer import losses
 from core.neural.transfer.losses import PaperStyle, RelativeStyle, Statistics
 from core.neural.transfer.tiling import Tile, make_tiles
 from core.neural.vgg import Edges, Network, Recording, stride
-from core.style.spec import Layer, StyleSpec
+from core.style.spec import GRID_PX, Layer, StyleSpec
 
 Style = dict[str, Statistics]  # by layer; means, not sums
+
+# The content loss is relative to the photo's responses, or to this share of the painting's if that
+# is more. A photo of a plain wall has hardly any, and would forbid every stroke.
+_CONTENT_FLOOR = 0.25
 _Summable = TypeVar("_Summable", Tensor, Statistics)
 
 
@@ -71,9 +75,10 @@ class Losses:
 def measure_style(
     network: Network, picture: Tensor, spec: StyleSpec, tile_px: int | None = None
 ) -> Style:
-    """The statistics of each style layer of a picture (1, 3, H, W)."""
-    layers = _normalize(spec.style_layers)
+    """The statistics of a painting (1, 3, H, W) in each layer of the loss."""
+    layers = {*_normalize(spec.style_layers), *used_layers(spec)[0]}
     sums: Style = {}
+    picture = pad_to_grid(picture, spec)
     height, width = picture.shape[2:]
     for tile in make_tiles(height, width, tile_px, network.halo(layers)):
         features = network.features(tile.crop(picture), layers, spec.pooling, edge_mode(spec))
@@ -96,6 +101,18 @@ def edge_mode(spec: StyleSpec) -> Edges:
     With zeros for the paper's objective, else by repeating the edge.
     """
     return "zeros" if spec.objective == "gatys" else "repeat"
+
+
+def pad_to_grid(picture: Tensor, spec: StyleSpec) -> Tensor:
+    """A picture (B, C, H, W) with mirrored rows and columns, up to multiples of `GRID_PX`.
+
+    The poolings drop what is left over at the bottom and the right, which then would get less of
+    the style. Unchanged for the paper's objective.
+    """
+    if edge_mode(spec) == "zeros":
+        return picture
+    down, across = -picture.shape[2] % GRID_PX, -picture.shape[3] % GRID_PX
+    return functional.pad(picture, (0, across, 0, down), mode="reflect")
 
 
 def mix_styles(styles: Iterable[Style], shares: Sequence[float]) -> Style:
@@ -140,13 +157,14 @@ class Objective:
         """
         self._network, self._spec = network, spec
         self._pooling, self._edges = spec.pooling, edge_mode(spec)
+        photo = pad_to_grid(photo, spec)
         self._height, self._width = photo.shape[2:]
         self._content_layers, self._style_layers = used_layers(spec)
         self._layers = {*self._content_layers, *self._style_layers}
         halo = network.halo(self._layers)
         self._tiles = make_tiles(self._height, self._width, tile_px, halo, seamless=spec.seamless)
         self._guides = [
-            {layer: _guide_at(region.guide, layer) for layer in self._style_layers}
+            {layer: _guide_at(region.guide, layer, spec) for layer in self._style_layers}
             for region in regions
         ]
         self._areas = [
@@ -169,7 +187,8 @@ class Objective:
         """
         self._spec = spec
         self._alphas = {
-            layer: self._alpha(layer, share) for layer, share in self._content_layers.items()
+            layer: self._alpha(layer, share, regions)
+            for layer, share in self._content_layers.items()
         }
         self._terms = [
             {
@@ -181,26 +200,28 @@ class Objective:
 
     def __call__(self, image: Tensor) -> Losses:
         """The losses of an image (1, 3, H, W)."""
-        return self._weighted_losses(image, self._measure(self._features_by_tile(image)))
+        padded = pad_to_grid(image, self._spec)
+        return self._weighted_losses(image, self._measure(self._features_by_tile(padded)))
 
     @torch.no_grad()
     def value_and_gradient(self, image: Tensor) -> tuple[Losses, Tensor]:
         """The losses of an image, and dL/dimage, both for (1, 3, H, W)."""
+        padded = pad_to_grid(image, self._spec)
         recordings: Iterable[Recording]
         if len(self._tiles) == 1:  # the recording serves for the sums and for the gradient
-            recordings = [self._record(self._tiles[0], image)]
+            recordings = [self._record(self._tiles[0], padded)]
             measurement = self._measure([(self._tiles[0], recordings[0].features)])
         else:
-            measurement = self._measure(self._features_by_tile(image))
-            recordings = (self._record(tile, image) for tile in self._tiles)
+            measurement = self._measure(self._features_by_tile(padded))
+            recordings = (self._record(tile, padded) for tile in self._tiles)
         by_style = self._style_gradients(measurement)
         scale = self._loss_scale(by_style)
-        gradient = torch.zeros_like(image)
+        gradient = torch.zeros_like(padded)
         for tile, recording in zip(self._tiles, recordings, strict=True):
             tile.scatter_add(
                 gradient, recording.gradient(partial(self._cotangent, tile, by_style, scale))
             )
-        gradient /= scale
+        gradient = _fold_padding(gradient, image) / scale
         if self._spec.tv_weight:
             gradient += self._spec.tv_weight * losses.tv_gradient(
                 image, seamless=self._spec.seamless
@@ -340,17 +361,24 @@ class Objective:
             )
         return features
 
-    def _alpha(self, layer: str, share: float) -> Tensor:
+    def _alpha(self, layer: str, share: float, regions: Sequence[Region]) -> Tensor:
         """The factor of the paper's content loss: its weight.
 
-        The objective `relative` divides it by 1/2 sum P^2.
+        The objective `relative` divides it by 1/2 sum P^2, or by a share of the paintings' if that
+        is more.
         """
         weight = self._spec.content_weight * share
         if self._spec.objective == "gatys":
             weight *= self._network.response_unit**2
             return torch.tensor(weight, device=self._network.device)
-        target = losses.at_least_float32(self._targets[layer])
-        return 2 * weight / target.square().sum().clamp_min(1e-12)
+        energy = losses.at_least_float32(self._targets[layer]).square().sum()
+        total = sum(region.share for region in regions)
+        if total:
+            paintings = [region.share * region.style[layer].gram.trace() for region in regions]
+            positions = _positions(layer, self._height, self._width)
+            mean = torch.stack(paintings).sum() / total
+            energy = torch.maximum(energy, _CONTENT_FLOOR * positions * mean)
+        return 2 * weight / energy.clamp_min(1e-12)
 
     def _style_term(
         self, layer: str, region: Region, area: Tensor | float, start: Statistics
@@ -379,11 +407,22 @@ def _positions(layer: str, height: int, width: int) -> int:
     return (height // stride(layer)) * (width // stride(layer))
 
 
-def _guide_at(guide: Tensor | None, layer: str) -> Tensor | None:
+def _guide_at(guide: Tensor | None, layer: str, spec: StyleSpec) -> Tensor | None:
     """The guide at the layer's resolution, (h, w): each position has the mean of its own pixels."""
-    if guide is None or stride(layer) == 1:
-        return guide
-    return functional.avg_pool2d(guide[None, None], stride(layer))[0, 0]
+    if guide is None:
+        return None
+    return functional.avg_pool2d(pad_to_grid(guide[None, None], spec), stride(layer))[0, 0]
+
+
+def _fold_padding(gradient: Tensor, image: Tensor) -> Tensor:
+    """The gradient for an image, from that for the image with mirrored rows and columns."""
+    height, width = image.shape[2:]
+    down, across = gradient.shape[2] - height, gradient.shape[3] - width
+    if not (down or across):
+        return gradient
+    return torch.ops.aten.reflection_pad2d_backward(  # type: ignore[no-any-return]
+        gradient.contiguous(), image, [0, across, 0, down]
+    )
 
 
 def _guide_part(tile: Tile, guide: Tensor | None, layer: str) -> Tensor | None:

@@ -15,6 +15,9 @@ from core.style.spec import GRID_PX
 # Neural Artistic Style Transfer", section 4.
 _LUMA = (0.299, 0.587, 0.114)
 
+# A picture counts as gray if its channels differ by less than this on average, of 255.
+_GRAY_LEVELS = 2.0
+
 
 def to_image(picture: Image.Image, size: tuple[int, int] | None = None) -> Tensor:
     """A picture as an image tensor (1, 3, H, W) on the CPU; `size` resizes it to (width, height)
@@ -24,6 +27,12 @@ def to_image(picture: Image.Image, size: tuple[int, int] | None = None) -> Tenso
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(picture.convert("RGB")))  # (H, W, 3) uint8
     return pixels.permute(2, 0, 1).unsqueeze(0).contiguous().float() / 255
+
+
+def is_gray(picture: Image.Image) -> bool:
+    """Whether a picture has no color, except for what compression leaves."""
+    pixels = np.array(picture.convert("RGB").reduce(max(1, max(picture.size) // 256)), np.float32)
+    return float((pixels.max(2) - pixels.min(2)).mean()) < _GRAY_LEVELS
 
 
 def to_guide(mask: Image.Image, size: tuple[int, int]) -> Tensor:

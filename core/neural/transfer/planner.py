@@ -26,7 +26,7 @@ from core.neural.transfer.optimize import HISTORY
 from core.neural.transfer.schedule import Scale, schedule
 from core.neural.transfer.tiling import make_tiles
 from core.neural.vgg import Network, stride
-from core.style.spec import MIN_RESULT_SIDE_PX, StyleSpec
+from core.style.spec import GRID_PX, MIN_RESULT_SIDE_PX, StyleSpec
 
 TILES_PX = (None, 4096, 2048, 1024, 512, 256)  # None: the whole picture
 
@@ -286,9 +286,10 @@ class _ScaleCost:
         """
         if tile_px not in self._read_px:
             halo = self._network.halo(self._layers)
-            tiles = make_tiles(
-                self._scale.height, self._scale.width, tile_px, halo, seamless=self._seamless
+            height, width = (
+                -(-side // GRID_PX) * GRID_PX for side in (self._scale.height, self._scale.width)
             )
+            tiles = make_tiles(height, width, tile_px, halo, seamless=self._seamless)
             self._read_px[tile_px] = [tile.read_px for tile in tiles]
         return self._read_px[tile_px]
 
@@ -329,10 +330,8 @@ class _ScaleCost:
         Its float32 image, sorted to match colors, and a forward pass.
         """
         width, height = size
-        tiles = make_tiles(height, width, tile_px, self._network.halo(self._style_layers))
-        forward = max(tile.read_px for tile in tiles) * self._network.features_bytes(
-            self._style_layers
-        )
+        tiles = make_tiles(height, width, tile_px, self._network.halo(self._layers))
+        forward = max(tile.read_px for tile in tiles) * self._network.features_bytes(self._layers)
         image = _VECTOR_BYTES * width * height
         return max(forward + 2 * image, 6 * image)
 

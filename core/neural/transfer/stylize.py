@@ -279,7 +279,7 @@ class _Run:
             elif not self._done:
                 image = self._enlarge(image, planned)
         assert image is not None, "a checkpoint has an image"
-        evaluate = target.objective.value_and_gradient
+        evaluate = target.value_and_gradient
         optimizer: LBFGS | Adam
         if self._spec.optimizer == "adam":
             optimizer = Adam(evaluate, image, state)

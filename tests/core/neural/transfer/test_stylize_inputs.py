@@ -1,16 +1,17 @@
 """The inputs of a run: several paintings, masks, an initial picture, colors, unusual pictures."""
 
+import io
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from core import errors
-from core.neural.transfer.inputs import StyleInputs
-from core.neural.transfer.stylize import (
-    stylize,
-)
+from core.neural.transfer.inputs import StyleInputs, style_size
+from core.neural.transfer.schedule import Scale
+from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Network
 from core.style.spec import StyleSpec, parse_spec
 
@@ -44,6 +45,33 @@ def test_two_paintings_mix_by_their_shares(
         return r - (g + b) / 2
 
     assert redness("1,0") < redness("1,1") < redness("0,1")
+
+
+@pytest.mark.parametrize("init", ["content", "noise"])
+def test_a_gray_photo_and_a_gray_painting_give_a_gray_picture(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, init: str
+) -> None:
+    def chroma(*pictures: Image.Image) -> float:
+        bands = _stylize(*pictures, tiny_vgg16, iterations=16, init=init).split()
+        differences = (ImageChops.difference(*pair) for pair in pairwise(bands))
+        return max(ImageStat.Stat(difference).mean[0] for difference in differences)
+
+    gray_photo, gray_painting = photo.convert("L").convert("RGB"), painting.convert("L")
+    compressed = io.BytesIO()  # JPEG leaves traces of color
+    gray_painting.convert("RGB").save(compressed, "jpeg", quality=60)
+
+    assert chroma(gray_photo, Image.open(compressed).convert("RGB")) == 0
+    assert chroma(photo, gray_painting.convert("RGB")) > 1
+    assert chroma(gray_photo, painting) > 1
+
+
+def test_a_small_painting_is_enlarged_as_far_as_style_scale_asks() -> None:
+    def size(style_scale: float, painting: tuple[int, int] = (48, 36)) -> tuple[int, int]:
+        return style_size(*painting, StyleSpec(style_scale=style_scale), Scale(256, 192, 1))
+
+    assert [size(1), size(2), size(4)] == [(48, 36), (96, 72), (192, 144)]
+    assert size(0.25, (400, 300)) == (64, 48)
+    assert size(2, (400, 300)) == (512, 384)
 
 
 def test_preserve_color_luminance_keeps_the_photos_color(

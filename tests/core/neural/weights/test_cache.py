@@ -366,7 +366,10 @@ def test_missing_weights_are_reported_with_the_command_to_get_them(cache: Weight
 @pytest.mark.parametrize(
     ("decode", "data"),
     [
-        (sources._convert_flax_checkpoint, pickle.dumps({"VGG16_0": _Code()})),
+        (
+            partial(sources.read_flax_convolutions, network="VGG16_0", count=13),
+            pickle.dumps({"VGG16_0": _Code()}),
+        ),
         (sources._decode_tables, _saved_by_torch({"block1_conv1_W_q": _Code()})),
         (sources._decode_tables, pickle.dumps(_Code())),
     ],
