@@ -11,13 +11,23 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, Literal, NoReturn, get_args
 
-from PIL import Image, ImageCms, ImageOps, MpoImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    Image,
+    ImageCms,
+    ImageOps,
+    ImageStat,
+    MpoImagePlugin,
+    PngImagePlugin,
+    WebPImagePlugin,
+)
 
 from core import errors
 from core.images import png, validation
 from core.images.validation import FORMATS, Format
 
-Background = Literal["white", "black"]
+# What lies behind transparent pixels. visible: white, or black behind a light drawing.
+Background = Literal["visible", "black"]
+_LIGHT = 224  # mean luminance of a drawing that would hardly be seen on white
 # How to make a square. linear: scale each side on its own, whatever becomes of the proportions.
 # crop: scale the short side, then crop the center.
 Resize = Literal["linear", "crop"]
@@ -54,7 +64,9 @@ _PILLOW_ERRORS = (
 )
 
 
-def decode(data: bytes, background: Background = "white", *, any_size: bool = False) -> Image.Image:
+def decode(
+    data: bytes, background: Background = "visible", *, any_size: bool = False
+) -> Image.Image:
     """Decode a JPEG, PNG or WebP file: first frame, upright, sRGB, composited on `background`.
 
     any_size: skip the limits for uploads, because the file may be a result of ours.
@@ -171,8 +183,20 @@ def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image:
 def _composite(image: Image.Image, background: Background) -> Image.Image:
     if image.mode != "RGBA":
         return image
-    canvas = Image.new("RGBA", image.size, background)
+    color = "black" if background == "black" or _is_light(image) else "white"
+    canvas = Image.new("RGBA", image.size, color)
     return Image.alpha_composite(canvas, image).convert("RGB")
+
+
+def _is_light(image: Image.Image) -> bool:
+    """Whether an RGBA image is a light drawing on transparency, such as a white logo.
+
+    It must have transparent parts: a light photo with a soft edge stays on white.
+    """
+    alpha = image.getchannel("A")
+    if alpha.histogram()[0] < image.width * image.height // 100 or not alpha.getextrema()[1]:
+        return False
+    return float(ImageStat.Stat(image.convert("L"), mask=alpha).mean[0]) > _LIGHT
 
 
 def _strip_metadata(image: Image.Image) -> Image.Image:

@@ -180,7 +180,7 @@ class SandboxedDecoder:
         self.close()
 
     def decode(
-        self, data: bytes, background: Background = "white", *, any_size: bool = False
+        self, data: bytes, background: Background = "visible", *, any_size: bool = False
     ) -> Image.Image:
         """Decode a file as `codec.decode` does, and raise what it raises.
 

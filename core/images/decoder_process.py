@@ -52,7 +52,7 @@ def _decode(request: dict[str, Any], data: bytes) -> Image.Image:
     if "square" in request:
         return codec.decode_square(data, *request["square"])
     return codec.decode(
-        data, request.get("background", "white"), any_size=request.get("any_size", False)
+        data, request.get("background", "visible"), any_size=request.get("any_size", False)
     )
 
 

@@ -100,6 +100,33 @@ def test_alpha_is_composited_on_white() -> None:
     assert _near((227, 142, 142), codec.decode(_bytes(half, "PNG")).getpixel((8, 40)), 3)
 
 
+def _drawing(color: int, background: int = 0) -> Image.Image:
+    """A square on transparency, or on what is nearly so."""
+    picture = Image.new("LA", (40, 40), (color, background))
+    picture.paste((color, 255), (10, 10, 30, 30))
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("color", "transparent", "expected"),
+    [(255, 0, 0), (235, 0, 0), (0, 0, 255), (128, 0, 255), (255, 250, 255)],
+)
+def test_a_light_drawing_on_transparency_lies_on_black(
+    color: int, transparent: int, expected: int
+) -> None:
+    """On white a white logo would disappear. A picture that is opaque everywhere stays on white."""
+    decoded = codec.decode(_bytes(_drawing(color, transparent), "PNG")).convert("L")
+
+    assert decoded.getpixel((20, 20)) == color
+    assert decoded.getpixel((2, 2)) == expected
+
+
+def test_an_image_without_any_visible_pixel_is_white() -> None:
+    empty = _bytes(Image.new("LA", (40, 40), (255, 0)), "PNG")
+
+    assert codec.decode(empty).getpixel((5, 5)) == (255, 255, 255)
+
+
 def test_a_transparent_palette_color_is_white() -> None:
     picture = Image.new("P", (40, 40), 1)
     picture.putpalette([0, 0, 0, 255, 0, 0] + [0] * 750)
