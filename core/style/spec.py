@@ -157,6 +157,11 @@ class StyleSpec(BaseModel):
         le=4,
         description="Size of the brush strokes: the painting's long side relative to the result's.",
     )
+    style_frame: Literal["crop", "keep"] = Field(
+        "crop",
+        description="A frame around a painting: plain bands on all four sides, such as a wall or a "
+        "mat. crop: leave it out; keep: it is part of the style.",
+    )
     init: Literal["content", "noise", "style", "picture"] = Field(
         "content",
         description="The initial image: the photo, white noise, the first painting, or the picture "

@@ -5,7 +5,7 @@ no optimizer and no progress.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from core.images import codec
+from core.images.frame import find_painting
 from core.neural.transfer import pixels
 from core.neural.transfer.objective import (
     Losses,
@@ -56,6 +57,17 @@ class StyleInputs:
             if share:  # a painting without a share is not used, so its mask does not matter
                 codec.check_mask(mask)
         return spec
+
+    def without_frames(self, spec: StyleSpec) -> "StyleInputs":
+        """The inputs with the paintings inside their frames, unless the spec keeps the frames."""
+        if spec.style_frame == "keep":
+            return self
+        boxes = [find_painting(picture) for picture in self.styles]
+        cropped = [
+            picture.crop(box) if box else picture
+            for picture, box in zip(self.styles, boxes, strict=True)
+        ]
+        return replace(self, styles=cropped)
 
     @cached_property
     def is_gray(self) -> bool:

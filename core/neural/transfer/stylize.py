@@ -148,7 +148,8 @@ class _Run:
         *,
         resume: Checkpoint | None,
     ) -> None:
-        self._inputs, self._spec, self._network = inputs, inputs.fit_spec(spec), network
+        self._inputs = inputs = inputs.without_frames(spec)
+        self._spec, self._network = inputs.fit_spec(spec), network
         self._on_progress, self._planner = on_progress, planner
         self._style_sizes = [style.size for style in inputs.styles]
         self._network_id = f"{network.sha256} {network.dtype}"

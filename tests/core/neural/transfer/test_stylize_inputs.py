@@ -6,9 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from PIL import Image, ImageChops, ImageStat
+from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from core import errors
+from core.images.frame import find_painting
 from core.neural.transfer.inputs import StyleInputs, style_size
 from core.neural.transfer.schedule import Scale
 from core.neural.transfer.stylize import stylize
@@ -63,6 +64,21 @@ def test_a_gray_photo_and_a_gray_painting_give_a_gray_picture(
     assert chroma(gray_photo, Image.open(compressed).convert("RGB")) == 0
     assert chroma(photo, gray_painting.convert("RGB")) > 1
     assert chroma(gray_photo, painting) > 1
+
+
+def test_a_frame_around_the_painting_is_no_part_of_the_style_unless_asked(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    large = painting.resize((320, 250))
+    framed = ImageOps.expand(ImageOps.expand(large, 40, "white"), 20, "black")
+    box = find_painting(framed)
+    assert box is not None
+    cropped, kept, inside = (
+        _stylize(photo, picture, tiny_vgg16, style_frame=frame).tobytes()
+        for picture, frame in ((framed, "crop"), (framed, "keep"), (framed.crop(box), "keep"))
+    )
+
+    assert cropped == inside != kept
 
 
 def test_a_small_painting_is_enlarged_as_far_as_style_scale_asks() -> None:

@@ -1,0 +1,80 @@
+"""The frame around a painting: what is found, and what is not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageOps
+
+from core.images.frame import find_painting
+
+SAMPLES = Path(__file__).parents[3] / "samples"
+GALLERY = Path(__file__).parents[3] / "api" / "web" / "gallery"
+
+
+@pytest.fixture(scope="module")
+def painting() -> Image.Image:
+    with Image.open(SAMPLES / "strokes.jpg") as picture:
+        return picture.resize((450, 350))
+
+
+def _framed(painting: Image.Image, *bands: tuple[int, tuple[int, int, int]]) -> Image.Image:
+    for width, color in bands:
+        painting = ImageOps.expand(painting, width, color)
+    return painting
+
+
+MAT, WOOD, WALL = (60, (255, 255, 255)), (30, (70, 45, 20)), (70, (225, 222, 215))
+
+
+@pytest.mark.parametrize("bands", [(MAT, WOOD, WALL), (MAT,), (WOOD, WALL), ((12, (9, 9, 9)),)])
+def test_mat_frame_and_wall_are_left_out(painting: Image.Image, bands: object) -> None:
+    margin = sum(width for width, _ in bands)  # type: ignore[attr-defined]
+    box = find_painting(_framed(painting, *bands))  # type: ignore[misc]
+
+    assert box is not None
+    expected = (margin, margin, margin + 450, margin + 350)
+    assert box == pytest.approx(expected, abs=8)  # two px of the copy that is searched
+    assert box[0] >= margin
+    assert box[2] <= margin + 450
+
+
+def test_a_frame_after_compression_and_with_uneven_light_is_found(
+    painting: Image.Image, tmp_path: Path
+) -> None:
+    framed = np.asarray(_framed(painting, MAT, WOOD, WALL), np.float32)
+    light = np.linspace(0.97, 1.0, framed.shape[1])[None, :, None]
+    noise = np.random.default_rng(0).normal(0, 2, framed.shape)
+    lit = Image.fromarray((framed * light + noise).clip(0, 255).astype(np.uint8))
+    lit.save(tmp_path / "x.jpg", quality=80)
+    with Image.open(tmp_path / "x.jpg") as picture:
+        assert find_painting(picture) == pytest.approx((160, 160, 610, 510), abs=10)
+
+
+@pytest.mark.parametrize("name", ["strokes", "ink", "mosaic", "points", "marbling", "harbor"])
+def test_a_painting_without_a_frame_is_kept_whole(name: str) -> None:
+    with Image.open(GALLERY / f"{name}.jpg") as picture:
+        assert find_painting(picture) is None
+
+
+@pytest.mark.parametrize("color", ["white", "black", (120, 60, 30)])
+def test_a_picture_of_one_color_has_no_frame(color: str) -> None:
+    assert find_painting(Image.new("RGB", (300, 200), color)) is None
+
+
+def test_a_small_thing_on_a_plain_ground_is_no_painting_in_a_frame() -> None:
+    picture = Image.new("RGB", (400, 400), "white")
+    ImageDraw.Draw(picture).ellipse((180, 180, 230, 230), "red")
+
+    assert find_painting(picture) is None
+
+
+def test_a_plain_sky_or_ground_is_no_frame(painting: Image.Image) -> None:
+    """A band must lie on all four sides."""
+    for sides in ((0, 80, 0, 0), (60, 60, 0, 60), (0, 60, 0, 60)):
+        assert find_painting(ImageOps.expand(painting, sides, "lightblue")) is None
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 640), (1, 1)])
+def test_a_tiny_picture_is_searched_without_an_error(size: tuple[int, int]) -> None:
+    find_painting(Image.effect_noise(size, 80).convert("RGB"))
