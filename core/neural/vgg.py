@@ -228,7 +228,8 @@ class Network:
             for conv in self._convolutions
             if conv.layer in layers
         )
-        return int(self.dtype.itemsize * (kept + 2 * WIDTHS[0]) + _IMAGE_BYTES)
+        # The responses of the first block, their squares, and these with a margin for pooling.
+        return int(self.dtype.itemsize * (kept + 3 * WIDTHS[0]) + _IMAGE_BYTES)
 
     def gradient_bytes(self, layers: Collection[str]) -> int:
         """Peak memory of `record` and `gradient`, in bytes per pixel.
