@@ -8,7 +8,7 @@ votes (bench/vote.py) go before them. bench/README.md.
 
 import io
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -256,11 +256,13 @@ class Panel:
         self.painting = pixels.to_image(
             painting, (round(painting.width * factor), round(painting.height * factor))
         )
-        self._views = {name: tuple(self._look(name)) for name in JUDGES}
-
-    def _look(self, judge: str) -> Iterator[Responses]:
-        for image in (self.photo, self.painting):
-            yield _no_grad(JUDGES[judge](), image)
+        self._views = {
+            name: tuple(_no_grad(judge(), image) for image in (self.photo, self.painting))
+            for name, judge in JUDGES.items()
+        }
+        # The photo's own distances divide those of the results.
+        self._moments = {name: moments_distance(*view) for name, view in self._views.items()}
+        self._sliced = {name: sliced_distance(*view) for name, view in self._views.items()}
 
     def judge(self, result: Image.Image) -> Verdict:
         """The figures of a result."""
@@ -268,8 +270,8 @@ class Panel:
         style, sliced, content = {}, {}, {}
         for name, (photo, painting) in self._views.items():
             view = _no_grad(JUDGES[name](), image)
-            style[name] = moments_distance(view, painting) / moments_distance(photo, painting)
-            sliced[name] = sliced_distance(view, painting) / sliced_distance(photo, painting)
+            style[name] = moments_distance(view, painting) / self._moments[name]
+            sliced[name] = sliced_distance(view, painting) / self._sliced[name]
             content[name] = content_distance(view, photo)
         found = {name: measure(image) for name, measure in ARTIFACTS.items()}
         found["foreign"] = foreign_colors(image, (self.photo, self.painting))
