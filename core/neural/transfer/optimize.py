@@ -139,7 +139,7 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         self._image = torch.where(is_good, new_image, image)
         self._gradient = torch.where(is_good, new_gradient, gradient)
         self.losses = losses.where(is_good, self.losses)
-        self._pairs.clear_if(self._bad == _DROP_PAIRS_AFTER, self._first_step())
+        self._pairs.clear_if(self._bad == _DROP_PAIRS_AFTER)
         return self._image, self.losses
 
     def _active(self) -> Tensor:
@@ -233,11 +233,9 @@ class _Pairs:
         self._products.zero_()
         self._gamma.copy_(gamma)
 
-    def clear_if(self, condition: Tensor, gamma: Tensor) -> None:
-        """Clear the history if the condition, a scalar on the device of the image, is true."""
-        condition = condition.to(self._rows.device)
-        self._products.masked_fill_(condition, 0)
-        self._gamma = torch.where(condition, gamma.to(self._gamma), self._gamma)
+    def clear_if(self, condition: Tensor) -> None:
+        """Clear the history, except gamma, if the condition, a scalar on a device, is true."""
+        self._products.masked_fill_(condition.to(self._rows.device), 0)
 
     def append(self, step: Tensor, change: Tensor) -> None:
         """Add a pair, in place of the oldest. Both (1, 3, H, W)."""

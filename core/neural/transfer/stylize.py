@@ -119,10 +119,10 @@ def stylize(
 ) -> StyleResult:
     """Render the photo in the style of the paintings, coarse to fine.
 
-    Source: Gatys, Ecker and Bethge 2015. The same pictures, spec, network, machine and plan give
-    the same picture to the bit. This also holds for a run that continues from a checkpoint. A
-    checkpoint of another network is ignored. A checkpoint made with other weights counts as a spec
-    update at its iteration.
+    Source: Gatys, Ecker and Bethge 2015. The same pictures, spec, network, machine, number of
+    threads and plan give the same picture to the bit. This also holds for a run that continues from
+    a checkpoint. A checkpoint of another network is ignored. A checkpoint made with other weights
+    counts as a spec update at its iteration.
 
     No scale ends above the loss at which it began, and the run does not end above that of its first
     image (after a spec update: of the updated image). Raises Diverged, with the best picture, if

