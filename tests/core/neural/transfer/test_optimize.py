@@ -96,7 +96,7 @@ def test_the_initial_image_is_not_changed(target: Tensor) -> None:
 
 
 def test_with_more_pairs_the_loss_falls_further() -> None:
-    """Pairs must not overwrite each other, nor be used in the wrong order."""
+    """Pairs must not overwrite each other."""
 
     def final_loss(seed: int, pairs: int) -> float:
         generator = torch.Generator().manual_seed(seed)
@@ -250,6 +250,30 @@ def test_after_a_reset_an_optimizer_depends_only_on_the_image(
 
     for _ in range(15):
         assert torch.equal(next(iterates)[0], next(fresh)[0])
+
+
+@pytest.mark.parametrize("count", [2, 4, 7, 9])
+def test_the_product_with_the_inverse_hessian_is_that_of_the_two_loop_recursion(
+    target: Tensor, count: int
+) -> None:
+    """Nocedal and Wright, algorithm 7.4, with the newest four pairs, the oldest of them first."""
+    generator = torch.Generator().manual_seed(3)
+    pairs, newest = _Pairs(target, 4, target.device), []
+    for _ in range(count):
+        step = torch.rand(target.shape, generator=generator) - 0.5
+        change = step * (1 + torch.rand(target.shape, generator=generator)) + 0.1 * step.roll(1, 3)
+        pairs.append(step, change)
+        newest = [*newest, (step.double().flatten(), change.double().flatten())][-4:]
+    q, alphas = target.double().flatten(), []
+    for s, y in reversed(newest):
+        alphas.append((s @ q) / (s @ y))
+        q = q - alphas[-1] * y
+    s, y = newest[-1]
+    r = q * (s @ y) / (y @ y)
+    for (s, y), alpha in zip(newest, reversed(alphas), strict=True):
+        r = r + s * (alpha - (y @ r) / (s @ y))
+
+    assert torch.allclose(pairs.inverse_hessian_times(target).flatten(), r.float(), rtol=1e-4)
 
 
 def test_a_pair_without_curvature_has_no_effect_also_on_products_with_later_pairs(
