@@ -92,7 +92,7 @@ def fetch(name: Any) -> None:
     except errors.WeightsUnavailable as error:
         if name or not cache.has("vgg16"):
             raise
-        # A machine without a network that was set up when `auto` was VGG-16.
+        # A machine without an index, which was set up when `auto` was VGG-16.
         click.echo(f"{error.message} Jobs use vgg16 until then.", err=True)
         return
     click.echo(cache.path(model))

@@ -38,7 +38,7 @@ _IMAGE_BYTES = 3 * (4 + 4 + 4)
 
 # Factors that give the responses after another pooling the size with which the deeper layers were
 # trained. Measured with the paper's VGG-19 on photos and paintings; torchvision's VGG-16 would need
-# a fifth more (docs/benchmarks/recipes.md).
+# more (docs/benchmarks/style.md).
 POOLING_SCALES: dict[Pooling, float] = {"max": 1.0, "average": 1.4, "l2": 1.3}
 
 # The window of l2 pooling along an axis: binomial, over the two positions of a cell and one more on

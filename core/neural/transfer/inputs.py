@@ -69,9 +69,15 @@ class StyleInputs:
         ]
         return replace(self, styles=cropped)
 
+    def stays_gray(self, spec: StyleSpec) -> bool:
+        """Whether the image has no color while it is optimized.
+
+        So it is if all pictures are gray, and if only the luminance is transferred.
+        """
+        return spec.preserve_color == "luminance" or self._is_gray
+
     @cached_property
-    def is_gray(self) -> bool:
-        """Whether photo and paintings are all gray; then so is the result."""
+    def _is_gray(self) -> bool:
         return all(pixels.is_gray(picture) for picture in (self.content, *self.styles))
 
     def target_at(
@@ -82,7 +88,7 @@ class StyleInputs:
         tile_px: the largest tile, in px; None evaluates the whole picture at once.
         """
         photo = pixels.to_image(self.content, scale.size).to(network.device)
-        is_gray = spec.preserve_color == "luminance" or self.is_gray
+        is_gray = self.stays_gray(spec)
         if is_gray:
             photo = pixels.luminance(photo)
         styles: list[Style] = []
@@ -109,10 +115,10 @@ class StyleInputs:
             # On the CPU, so that a seed gives the same noise on every device.
             generator = torch.Generator().manual_seed(spec.seed)
             noise = torch.rand(photo.shape, generator=generator).to(photo.device)
-            return pixels.luminance(noise) if self.is_gray else noise
+            return pixels.luminance(noise) if self.stays_gray(spec) else noise
         picture = self.styles[0] if self.init is None else self.init
         image = pixels.to_image(picture, (photo.shape[3], photo.shape[2])).to(photo.device)
-        if spec.preserve_color == "luminance" or self.is_gray:
+        if self.stays_gray(spec):
             return pixels.luminance(image)
         if spec.init == "picture":
             return image

@@ -6,10 +6,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from core import errors
 from core.images.frame import find_painting
+from core.neural.transfer import pixels
 from core.neural.transfer.inputs import StyleInputs, style_size
 from core.neural.transfer.schedule import Scale
 from core.neural.transfer.stylize import stylize
@@ -46,6 +48,19 @@ def test_two_paintings_mix_by_their_shares(
         return r - (g + b) / 2
 
     assert redness("1,0") < redness("1,1") < redness("0,1")
+
+
+@pytest.mark.parametrize("init", ["content", "noise", "style"])
+def test_an_image_whose_color_is_not_optimized_begins_gray(
+    photo: Image.Image, painting: Image.Image, init: str
+) -> None:
+    """Its gradient is gray, so color that it began with would stay in the way."""
+    spec = parse_spec({"size": 64, "init": init, "preserve_color": "luminance"})
+    inputs = StyleInputs(photo, [painting])
+    image = inputs.initial_image(pixels.luminance(pixels.to_image(photo, (64, 48))), spec)
+
+    assert torch.equal(image[:, 0], image[:, 1])
+    assert torch.equal(image[:, 1], image[:, 2])
 
 
 @pytest.mark.parametrize("init", ["content", "noise"])
