@@ -51,10 +51,11 @@ def pair(content: Path, style: Path, size: int) -> Pair:
     A picture smaller than `size` is enlarged, so that every size can be measured.
     """
     photo, painting = (codec.decode(path.read_bytes()) for path in (content, style))
-    return Pair(_scale(photo, size), [_scale(painting, size)])
+    return Pair(scale_picture(photo, size), [scale_picture(painting, size)])
 
 
-def _scale(picture: Image.Image, size: int) -> Image.Image:
+def scale_picture(picture: Image.Image, size: int) -> Image.Image:
+    """The picture with a long side of `size` px."""
     factor = size / max(picture.size)
     return picture.resize(
         (round(picture.width * factor), round(picture.height * factor)), Image.Resampling.LANCZOS

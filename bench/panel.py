@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from bench.optimize import scale_picture
 from bench.peer import TV_WEIGHT, Peer
 from core.config import Settings
 from core.images import codec
@@ -387,7 +388,7 @@ def paint(
         path = folder / f"{name}.png"
         if path.exists():
             continue
-        scaled = [scale(picture, size) for picture in (photo, painting)]
+        scaled = [scale_picture(picture, size) for picture in (photo, painting)]
         if peer_iterations:
             result = Peer(network, scaled[0], scaled[1], TV_WEIGHT).stylize(peer_iterations)
         else:
@@ -406,13 +407,6 @@ def pairs(more: Path | None) -> dict[str, tuple[Image.Image, Image.Image]]:
             other = names[(row + 2 * column) % len(names)]
             found[f"{name}_{other}"] = (photo, paintings[other])
     return found
-
-
-def scale(picture: Image.Image, size: int) -> Image.Image:
-    """The picture with a long side of `size` px."""
-    factor = size / max(picture.size)
-    sides = (round(side * factor) for side in picture.size)
-    return picture.resize((next(sides), next(sides)), Image.Resampling.LANCZOS)
 
 
 @main.command("compare")
