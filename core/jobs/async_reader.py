@@ -51,7 +51,7 @@ class JobReader:
         known: each job as the caller last saw it, or None. A job that has not changed since comes
         back as the same object. One round trip, however many jobs.
         """
-        args: list[str | int] = []
+        args: list[str | int] = [store.ANY_OWNER]
         for job_id, job in known.items():
             args += [job_id, job.version if job else ""]
         with _CircuitBreaker():

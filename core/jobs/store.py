@@ -659,13 +659,12 @@ class JobStore:
             return []
         no_version = ""  # that the caller knows
         args = chain.from_iterable((job_id, no_version) for job_id in job_ids)
-        *rows, load_row = self._call("read_changed", *args)
+        *rows, load_row = self._call("read_changed", owner, *args)
         load = parse_load(load_row) if load_row else None
         jobs: list[Job | None] = []
         for row in rows:  # a flat list: name, value, name, value, ...
             fields = dict(zip(row[::2], row[1::2], strict=True))
-            is_visible = owner in (ANY_OWNER, fields.get("owner"))
-            jobs.append(parse_job(fields, load) if fields and is_visible else None)
+            jobs.append(parse_job(fields, load) if fields else None)
         return jobs
 
     def _batch_ids(self, batch_id: str) -> list[str]:

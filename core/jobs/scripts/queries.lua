@@ -12,15 +12,16 @@ local get_load = reader('get_load', function(p)
   return { queued, running, workers, average or '', tostring(remaining) }
 end)
 
--- The arguments are pairs of an id and a known version or ''. Returns for each job a list: empty if
--- there is no such job, otherwise its rank in the queue (0 is next, -1: not queued), after all its
--- fields and 'rank' if its version is not the known one. The last list is the load, or empty if no
--- job is queued.
-reader('read_changed', function(p, ...)
+-- owner: '' or the only one whose jobs the caller may see. The jobs of others are not even read, so
+-- that the time does not tell that they exist. The other arguments are pairs of an id and a known
+-- version or ''. Returns for each job a list: empty if there is no such job, otherwise its rank in
+-- the queue (0 is next, -1: not queued), after all its fields and 'rank' if its version is not the
+-- known one. The last list is the load, or empty if no job is queued.
+reader('read_changed', function(p, owner, ...)
   local args, rows, is_queued = { ... }, {}, false
   for i = 1, #args, 2 do
-    local row, version, place = {}, get_fields(p, args[i], 'version', 'place')
-    if version then
+    local row, version, place, job_owner = {}, get_fields(p, args[i], 'version', 'place', 'owner')
+    if version and (owner == '' or job_owner == owner) then
       if version ~= args[i + 1] then
         row = redis.call('HGETALL', job_key(p, args[i]))
         row[#row + 1] = 'rank'

@@ -32,3 +32,11 @@ def test_a_job_of_another_owner_is_not_found(driver: Any, store: JobStore) -> No
     assert store.get(job.id, "anna").status is Status.QUEUED
     assert store.list_page(limit=10, owner="ben") == ([], None)
     assert store.list_page(limit=10, owner="anna")[0] == [job]
+
+
+def test_a_job_of_another_owner_is_not_even_read(driver: Any, store: JobStore) -> None:
+    """Otherwise the time of the answer tells that the job exists."""
+    job_id = driver.submit("anna").id
+
+    assert store._call("read_changed", "ben", job_id, "")[0] == []
+    assert store._call("read_changed", "anna", job_id, "")[0] != []
