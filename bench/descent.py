@@ -18,6 +18,7 @@ from core import errors
 from core.config import Settings
 from core.images import codec
 from core.neural.transfer import inputs as inputs_module
+from core.neural.transfer import pixels
 from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.objective import Losses, Objective
 from core.neural.transfer.stylize import Control, StepEvent, stylize
@@ -33,13 +34,14 @@ STYLE_LAYERS = ("relu1_1", "relu1_2", "relu2_1", "relu3_1", "relu4_1", "relu5_1"
 
 @dataclass
 class Run:
-    """What happened in one run: the losses of all evaluations, by size of the image."""
+    """What happened in one run: the losses of all evaluations, with the number of values."""
 
     seed: int
     spec: StyleSpec
     is_repaint: bool  # whether the photo is the result of an earlier run
-    losses: list[tuple[int, float]] = field(default_factory=list)  # pixels, total
-    start: float = float("nan")  # of the first image, or of the image at the last spec update
+    losses: list[tuple[int, float]] = field(default_factory=list)  # values of the image, total
+    # Of the first image, or of the image at the spec update: at the last size if it was coarser.
+    start: float = float("nan")
     final: float = float("nan")  # of the result, before it is rounded to 8 bits
     end: str = "succeeded"
     updates: int = 0
@@ -47,18 +49,18 @@ class Run:
     @property
     def best(self) -> float:
         """The lowest loss at the last size, since the last spec update."""
-        return min(loss for pixels, loss in self.losses if pixels == self.losses[-1][0])
+        return min(loss for count, loss in self.losses if count == self.losses[-1][0])
 
     @property
     def taken_back(self) -> int:
         """Evaluations whose loss was above the lowest before, at the same size."""
-        count, lowest, size = 0, float("inf"), 0
-        for pixels, loss in self.losses:
-            if pixels != size:
-                lowest, size = float("inf"), pixels
-            count += not loss <= lowest
+        taken_back, lowest, newest = 0, float("inf"), 0
+        for count, loss in self.losses:
+            if count != newest:
+                lowest, newest = float("inf"), count
+            taken_back += not loss <= lowest
             lowest = min(loss, lowest)
-        return count
+        return taken_back
 
     @property
     def is_worse(self) -> bool:
@@ -100,13 +102,16 @@ class _Watched(Objective):
     """An objective that records the loss of each evaluation."""
 
     run: Run
+    newest: Objective
+    start: Tensor  # the image of run.start
 
     def value_and_gradient(self, image: Tensor) -> tuple[Losses, Tensor]:
         losses, gradient = super().value_and_gradient(image)
         total = float(losses.total)
         _Watched.run.losses.append((image.numel(), total))
+        _Watched.newest = self
         if isnan(_Watched.run.start):  # NaN: there is none yet
-            _Watched.run.start = total
+            _Watched.run.start, _Watched.start = total, image.clone()
         return losses, gradient
 
 
@@ -134,6 +139,11 @@ def paint(
     if not run.losses or isnan(run.start):  # updated after the last iteration
         run.start = run.final
         run.losses = [(0, run.final)]
+    size = result.plan.scales[-1].scale.size
+    if run.updates and _Watched.start.shape[:1:-1] != size:
+        # Losses of two sizes cannot be compared.
+        enlarged = pixels.enlarge(_Watched.start, size)
+        run.start = _Watched.newest(enlarged).by_name()["total"]
     return result.picture
 
 

@@ -20,11 +20,11 @@ from core.neural.transfer.objective import Losses
 Evaluate = Callable[[Tensor], tuple[Losses, Tensor]]  # image -> losses, gradient
 
 # Mean change of a pixel by the first step of L-BFGS, which knows no curvature yet.
-FIRST_STEP = 0.01
+FIRST_STEP = 0.003
 HISTORY = 10  # curvature pairs; more gain little, and each costs memory of twice the image
 
-# After a step that is taken back the next one is shorter by this factor, and by its power after
-# several.
+# After a step that is taken back, Adam's next one is shorter by this factor. L-BFGS relies on the
+# new curvature pair alone after one bad step, and shortens after each further one.
 _SHORTEN = {"lbfgs": 0.25, "adam": 0.5}
 # After so many bad steps in a row L-BFGS drops its curvature pairs.
 _DROP_PAIRS_AFTER = 3
@@ -74,7 +74,7 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
     has the figures.
 
     Instead of a line search, a step that raises the loss is taken back. Its curvature pair stays,
-    because it tells why the step was bad, and the next step is shorter.
+    because it tells why the step was bad; if the next one is bad too, it is shorter.
 
     image: (1, 3, H, W). history_device: where the curvature pairs lie, if not beside the image. No
     operation waits for the device, unless the pairs lie elsewhere.
@@ -115,7 +115,8 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         self.losses, gradient = self._evaluate(self._image)
         self._scale = _gradient_scale(gradient)
         self._gradient = gradient * self._scale
-        self._bad = torch.zeros((), device=self._image.device)  # bad steps in a row
+        # Bad steps in a row; those without a curvature pair count twice.
+        self._bad = torch.zeros((), device=self._image.device)
         self.wild_steps = self._bad  # wild steps in a row
         self._reclaim_snapshot()
         self._pairs.clear(self._first_step())
@@ -124,22 +125,26 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         image, gradient = self._image, self._gradient
         active = self._active()
         direction = self._pairs.inverse_hessian_times(gradient.masked_fill(active, 0))
-        direction = direction.masked_fill_(active, 0).mul_(_SHORTEN["lbfgs"] ** self._bad)
+        direction = direction.masked_fill_(active, 0).mul_(
+            _SHORTEN["lbfgs"] ** (self._bad - 1).clamp_min(0)
+        )
         new_image = direction.neg_().add_(image).clamp_(0, 1)
         losses, new_gradient = self._evaluate(new_image)
         new_gradient = new_gradient * self._scale
         self._reclaim_snapshot()
         is_finite = losses.total.isfinite() & new_gradient.sum().isfinite()
         change = torch.where(is_finite, new_gradient - gradient, 0)
-        self._pairs.append(new_image - image, change)
+        was_kept = self._pairs.append(new_image - image, change).to(image.device)
         is_good = is_finite & (losses.total <= self.losses.total)
         is_wild = ~(is_finite & (losses.total <= _WILD["lbfgs"] * self.losses.total))
-        self._bad = torch.where(is_good, 0, self._bad + 1)
+        bad_before = self._bad
+        # Without a new pair, the same step would come again.
+        self._bad = torch.where(is_good, 0, bad_before + torch.where(was_kept, 1, 2))
         self.wild_steps = torch.where(is_wild, self.wild_steps + 1, 0)
         self._image = torch.where(is_good, new_image, image)
         self._gradient = torch.where(is_good, new_gradient, gradient)
         self.losses = losses.where(is_good, self.losses)
-        self._pairs.clear_if(self._bad == _DROP_PAIRS_AFTER)
+        self._pairs.clear_if((bad_before < _DROP_PAIRS_AFTER) & (self._bad >= _DROP_PAIRS_AFTER))
         return self._image, self.losses
 
     def _active(self) -> Tensor:
@@ -237,8 +242,11 @@ class _Pairs:
         """Clear the history, except gamma, if the condition, a scalar on a device, is true."""
         self._products.masked_fill_(condition.to(self._rows.device), 0)
 
-    def append(self, step: Tensor, change: Tensor) -> None:
-        """Add a pair, in place of the oldest. Both (1, 3, H, W)."""
+    def append(self, step: Tensor, change: Tensor) -> Tensor:
+        """Add a pair, in place of the oldest; return whether it has positive curvature, a scalar.
+
+        Both (1, 3, H, W).
+        """
         row = self._count % self._history
         self._count += 1
         new = torch.stack([step.flatten(), change.flatten()]).to(self._rows.device)  # (2, n)
@@ -251,6 +259,7 @@ class _Pairs:
         self._products[row :: self._history] = products.T
         # gamma = s^T y / y^T y scales the initial Hessian (Nocedal and Wright, eq. 7.20).
         self._gamma = torch.where(has_curvature, sy / yy, self._gamma)
+        return has_curvature
 
     def inverse_hessian_times(self, gradient: Tensor) -> Tensor:
         """H g, for a gradient (1, 3, H, W)."""
