@@ -46,6 +46,7 @@ def _list_fields(record: dict[str, Any], job_input: JobInput) -> list[tuple[str,
     pictures = [("content", job_input.content)]
     pictures += [("style", digest) for digest in job_input.styles]
     pictures += [("mask", digest) for digest in job_input.masks]
+    pictures += [("style_mask", digest) for digest in job_input.style_masks]
     if job_input.init_image:
         pictures.append(("init_image", job_input.init_image))
     spec_updates = record.get("spec_updates")

@@ -16,6 +16,7 @@ from cli.options import (
     mask_option,
     parameter_options,
     print_scales,
+    style_mask_option,
     url_option,
 )
 from cli.output import ProgressBar
@@ -33,6 +34,7 @@ _JOB_URL = re.compile(r"(?P<service>https?://.+?)/(?:v1/jobs|j)/(?P<job>[^/?#]+)
 @click.argument("content", type=existing_file, required=False)
 @click.argument("style", type=existing_file, nargs=-1)
 @mask_option
+@style_mask_option
 @init_option
 @parameter_options
 @url_option
@@ -54,6 +56,7 @@ def submit(
     content: Path | None,
     style: tuple[Path, ...],
     masks: tuple[Path, ...],
+    style_masks: tuple[Path, ...],
     init_image: Path | None,
     url: str | None,
     wait: bool,
@@ -77,7 +80,12 @@ def submit(
                 raise errors.BadInput("--plan needs a photo and one or more paintings.")
             parameters = collect_parameters(given, source)
             estimate = client.estimate(
-                content, style, masks=masks, init_image=init_image, **parameters
+                content,
+                style,
+                masks=masks,
+                style_masks=style_masks,
+                init_image=init_image,
+                **parameters,
             )
             _print_estimate(estimate)
             return
@@ -86,6 +94,7 @@ def submit(
             style,
             source=_to_uploadable(source),
             masks=masks,
+            style_masks=style_masks,
             init_image=init_image,
             **given,
         )

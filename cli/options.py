@@ -72,6 +72,13 @@ mask_option = click.option(
     multiple=True,
     help="Where a painting's style applies: white yes, black or transparent no. One per painting.",
 )
+style_mask_option = click.option(
+    "--style-mask",
+    "style_masks",
+    type=existing_file,
+    multiple=True,
+    help="Which part of a painting counts: white yes, black or transparent no. One per painting.",
+)
 init_option = click.option(
     "--init-image", type=existing_file, help="Start picture for --init picture."
 )

@@ -1,7 +1,7 @@
 """`impasto stylize`: stylizes a photo on this machine, without a service."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -15,6 +15,7 @@ from cli.options import (
     mask_option,
     parameter_options,
     print_scales,
+    style_mask_option,
 )
 from cli.output import ProgressBar
 from cli.weights import open_cache
@@ -29,6 +30,7 @@ from core.style.spec import StyleSpec, parse_spec
 @click.argument("content", type=existing_file)
 @click.argument("style", type=existing_file, nargs=-1, required=True)
 @mask_option
+@style_mask_option
 @init_option
 @parameter_options
 @click.option(
@@ -58,6 +60,7 @@ def stylize(
     content: Path,
     style: tuple[Path, ...],
     masks: tuple[Path, ...],
+    style_masks: tuple[Path, ...],
     init_image: Path | None,
     output: Path | None,
     only_plan: bool,
@@ -73,14 +76,15 @@ def stylize(
     elif not only_plan:
         raise click.UsageError("Missing option '-o' / '--output'.")
     spec = parse_spec(collect_parameters(given, source)).for_pictures(
-        len(style), len(masks), init_image=init_image is not None
+        len(style), len(masks), len(style_masks), init_image=init_image is not None
     )
 
     from core.neural.transfer.planner import NOMINAL_THROUGHPUT, Planner, load_throughput
     from core.neural.transfer.stylize import Control, StepEvent
     from core.neural.transfer.stylize import stylize as run_stylize
 
-    job_input, inputs = _read_inputs(content, style, masks, init_image, spec)
+    pictures = _Pictures(content, style, masks, style_masks, init_image)
+    job_input, inputs = _read_inputs(pictures, spec)
     cache = open_cache()
     network = cache.load(spec.model, device, precision)
     throughput = NOMINAL_THROUGHPUT
@@ -118,13 +122,17 @@ def stylize(
     click.echo(output)
 
 
-def _read_inputs(
-    content: Path,
-    style: tuple[Path, ...],
-    masks: tuple[Path, ...],
-    init_image: Path | None,
-    spec: StyleSpec,
-) -> tuple[JobInput, Any]:
+class _Pictures(NamedTuple):
+    """The files of a run."""
+
+    content: Path
+    styles: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    style_masks: tuple[Path, ...]
+    init_image: Path | None
+
+
+def _read_inputs(pictures: _Pictures, spec: StyleSpec) -> tuple[JobInput, Any]:
     """The job input with the digests of the pictures, and the pictures. Each file is read once."""
     from core.neural.transfer.inputs import StyleInputs
 
@@ -136,10 +144,11 @@ def _read_inputs(
         return digest
 
     job_input = JobInput(
-        content=read(content),
-        styles=[*map(read, style)],
-        masks=[*map(read, masks)],
-        init_image=read(init_image) if init_image else None,
+        content=read(pictures.content),
+        styles=[*map(read, pictures.styles)],
+        masks=[*map(read, pictures.masks)],
+        style_masks=[*map(read, pictures.style_masks)],
+        init_image=read(pictures.init_image) if pictures.init_image else None,
         spec=spec.model_dump(),
     )
     return job_input, StyleInputs(*job_input.load_images(files.__getitem__))

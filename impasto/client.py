@@ -112,6 +112,7 @@ class Client:
         *,
         source: Picture | None = None,
         masks: Sequence[Picture] = (),
+        style_masks: Sequence[Picture] = (),
         init_image: Picture | None = None,
         priority: Priority | str | None = None,
         deadline_seconds: float | None = None,
@@ -130,6 +131,7 @@ class Client:
             *single.items(),
             *(("style", style) for style in _as_sequence(styles)),
             *(("mask", mask) for mask in masks),
+            *(("style_mask", mask) for mask in style_masks),
         ]
         options = {
             "priority": priority,
@@ -202,6 +204,7 @@ class Client:
         styles: Sequence[Picture | Size],
         *,
         masks: Sequence[Picture | Size] = (),
+        style_masks: Sequence[Picture | Size] = (),
         init_image: Picture | Size | None = None,
         **parameters: Any,
     ) -> Estimate:
@@ -213,6 +216,7 @@ class Client:
         lists = {
             "styles": [self._digest_or_size(style) for style in styles],
             "masks": [self._digest_or_size(mask) for mask in masks],
+            "style_masks": [self._digest_or_size(mask) for mask in style_masks],
         }
         given = _drop_none({"content": content, "init_image": init_image})
         single = {name: self._digest_or_size(picture) for name, picture in given.items()}

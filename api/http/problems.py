@@ -117,6 +117,7 @@ _RULES = {
     "spec": "spec must be an object of parameters.",
     "content": f"content must be {_PICTURE}.",
     "styles": f"styles must be a list of 1 to {MAX_STYLES}, each {_PICTURE}.",
+    "style_masks": f"style_masks must be a list of at most {MAX_STYLES}, each {_PICTURE}.",
     "masks": f"masks must be a list of at most {MAX_STYLES}, each {_PICTURE}.",
     "init_image": f"init_image must be {_PICTURE}.",
     "image": "Send the picture as a file in the form field image.",

@@ -43,6 +43,7 @@ JOB: dict[str, Any] = {
         "content": PHOTO,
         "styles": [PAINTING],
         "masks": [],
+        "style_masks": [],
         "init_image": None,
         "spec": parse_spec(_PARAMETERS).for_pictures().model_dump(),
     },

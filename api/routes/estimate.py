@@ -50,6 +50,7 @@ class EstimateBody(BaseModel):
     content: Picture
     styles: Annotated[Pictures, Field(min_length=1)]
     masks: Pictures = []
+    style_masks: Pictures = []
     init_image: Picture | None = None
     spec: dict[str, Any] = Field(
         {}, description="Parameters, as in a submission.", json_schema_extra=parameters_schema()
@@ -60,7 +61,10 @@ class EstimateBody(BaseModel):
 async def estimate_job(body: EstimateBody, owner: Owner, store: Store, blobs: Blobs) -> Estimate:
     """Return the plan that a worker would follow: its scales, seconds and memory, and the queue."""
     spec = parse_spec(body.spec).for_pictures(
-        len(body.styles), len(body.masks), init_image=body.init_image is not None
+        len(body.styles),
+        len(body.masks),
+        len(body.style_masks),
+        init_image=body.init_image is not None,
     )
     content, *styles = [
         await _get_size(picture, owner, store, blobs) for picture in (body.content, *body.styles)

@@ -128,7 +128,7 @@ async def submit_job(
     wait_seconds: Wait,
     idempotency_key: Annotated[str | None, Header(pattern=IDEMPOTENCY_KEY_PATTERN)] = None,
 ) -> JobResource:
-    """Send `content`, one or more `style`, any parameters, and optionally `mask` and `init_image`.
+    """Send `content`, one or more `style`, any parameters, and optionally masks and `init_image`.
 
     Instead, you can send a result as `from`, together with what the new job changes.
 
@@ -292,7 +292,10 @@ def retry_job(
     if change.continue_from_result:
         base = _start_from_result(old, submissions.blobs)
     spec = parse_spec(apply_changes(base.spec, change.spec)).for_pictures(
-        len(base.styles), len(base.masks), init_image=base.init_image is not None
+        len(base.styles),
+        len(base.masks),
+        len(base.style_masks),
+        init_image=base.init_image is not None,
     )
     job_input = base.model_copy(update={"spec": spec.model_dump()})
     # The lower of both: the caller's key may allow less than when the old job was submitted.
@@ -350,10 +353,13 @@ def _update_job(job: Job, owner: str, store: JobStore, update: JobUpdate) -> Job
 
 def _newly_used_masks(before: JobInput, after: JobInput) -> list[str]:
     """Return the masks of styles whose share was 0 and no longer is. They are not yet checked."""
-    shares = zip(
-        before.masks, before.spec["style_weights"], after.spec["style_weights"], strict=False
-    )
-    return [mask for mask, old, new in shares if new and not old]
+    shares = [*zip(before.spec["style_weights"], after.spec["style_weights"], strict=True)]
+    return [
+        mask
+        for masks in (before.masks, before.style_masks)
+        for mask, (old, new) in zip(masks, shares, strict=False)
+        if new and not old
+    ]
 
 
 @router.delete("/{job_id}", status_code=204, response_class=Response, summary="Delete a job")

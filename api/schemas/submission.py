@@ -95,6 +95,8 @@ class _Submission(SubmissionOptions):
         "styles": f"styles must be a list of 1 to {MAX_STYLES} digests.",
         "style": f"style: send 1 to {MAX_STYLES} pictures, each a file or a digest.",
         "masks": f"masks must be a list of at most {MAX_STYLES} digests.",
+        "style_masks": f"style_masks must be a list of at most {MAX_STYLES} digests.",
+        "style_mask": f"style_mask: send at most {MAX_STYLES} pictures, each a file or a digest.",
         "mask": f"mask: send at most {MAX_STYLES} pictures, each a file or a digest.",
     }
 
@@ -138,6 +140,7 @@ class JobSubmission(_Submission):
     content: OptionalDigest = None
     styles: list[Digest] = Field([], max_length=MAX_STYLES, json_schema_extra={"minItems": 1})
     masks: list[Digest] = Field([], max_length=MAX_STYLES)
+    style_masks: list[Digest] = Field([], max_length=MAX_STYLES)
     init_image: OptionalDigest = None
     source: OptionalDigest = Field(None, alias="from", description=_FROM_DESCRIPTION)
 
@@ -158,8 +161,14 @@ class JobSubmission(_Submission):
         return self
 
     def pictures(self) -> list[Picture]:
-        """Return all pictures in the order of JobInput: content, styles, masks, init_image."""
-        pictures = [self.content, *self.styles, *self.masks, self.init_image]
+        """Return all pictures in the order of JobInput: content, styles, masks, and so on."""
+        pictures = [
+            self.content,
+            *self.styles,
+            *self.masks,
+            *self.style_masks,
+            self.init_image,
+        ]
         return [picture for picture in pictures if picture is not None]
 
     def complete_from(self, earlier: JobInput) -> Self:
@@ -179,6 +188,8 @@ class JobSubmission(_Submission):
             changes["styles"] = earlier.styles
         if not self.styles and not self.masks:
             changes["masks"] = earlier.masks
+        if not self.styles and not self.style_masks:
+            changes["style_masks"] = earlier.style_masks
         if self.init_image is None and parameters.get("init") == "picture":
             changes["init_image"] = earlier.init_image
         return self.model_copy(update=changes)
@@ -195,6 +206,7 @@ class JobSubmission(_Submission):
                 int(self.content is not None),
                 len(self.styles),
                 len(self.masks),
+                len(self.style_masks),
                 len(sources),
             ],
             "parameters": self.parameters,
@@ -212,6 +224,7 @@ class JobForm(JobSubmission):
     content: OptionalFile = None
     styles: list[File] = Field([], alias="style", max_length=MAX_STYLES)
     masks: list[File] = Field([], alias="mask", max_length=MAX_STYLES)
+    style_masks: list[File] = Field([], alias="style_mask", max_length=MAX_STYLES)
     init_image: OptionalFile = None
     source: OptionalFile = Field(None, alias="from", description=_FROM_DESCRIPTION)
     parameters: SpecText = Field({}, alias="spec")

@@ -69,6 +69,7 @@ def _check_submission(submission: JobSubmission, submissions: SubmissionService)
     spec = parse_spec(submission.parameters).for_pictures(
         len(submission.styles),
         len(submission.masks),
+        len(submission.style_masks),
         init_image=submission.init_image is not None,
     )
     owner, store, blobs = submissions.caller.owner, submissions.store, submissions.blobs
@@ -102,6 +103,7 @@ def _store_pictures(
         content=next(digests),
         styles=list(islice(digests, len(submission.styles))),
         masks=list(islice(digests, len(submission.masks))),
+        style_masks=list(islice(digests, len(submission.style_masks))),
         init_image=next(digests, None),
         spec=spec.model_dump(),
     )
@@ -112,7 +114,7 @@ async def _inspect_pictures(
 ) -> tuple[int, int]:
     """Decode all pictures. Returns the (width, height) of the photo. Raises BadImage.
 
-    Only the mask of a style with a share must have a pixel that is not black. An initial picture
+    Only the masks of a style with a share must have a pixel that is not black. An initial picture
     that is named by digest may be a result, so the limits for uploads do not apply to it.
     """
 
@@ -123,8 +125,9 @@ async def _inspect_pictures(
     content_size = await inspect(submission.content)
     for style in submission.styles:
         await inspect(style)
-    for mask, share in zip(submission.masks, spec.style_weights, strict=False):
-        await inspect(mask, mask=share > 0)
+    for masks in (submission.masks, submission.style_masks):
+        for mask, share in zip(masks, spec.style_weights, strict=False):
+            await inspect(mask, mask=share > 0)
     if submission.init_image is not None:
         await inspect(submission.init_image, any_size=isinstance(submission.init_image, str))
     return content_size

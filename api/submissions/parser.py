@@ -26,13 +26,13 @@ from core.storage.blobs import Blobs
 from core.style import presets
 from core.style.spec import MAX_STYLES, PARAMETERS
 
-# A job has a content, styles, a mask for each, an init_image and an earlier result.
+# A job has a content, styles, two masks for each, an init_image and an earlier result.
 # A batch has contents and styles.
-MAX_PICTURES = max(3 + 2 * MAX_STYLES, MAX_CONTENTS + MAX_STYLES)
+MAX_PICTURES = max(3 + 3 * MAX_STYLES, MAX_CONTENTS + MAX_STYLES)
 BODY_BYTES = MAX_PICTURES * (validation.MAX_BYTES + 10_000) + 1_000_000
 _JSON_BYTES = 100_000
 
-PICTURE_FIELDS = ("content", "style", "mask", "init_image", "from")
+PICTURE_FIELDS = ("content", "style", "mask", "style_mask", "init_image", "from")
 OPTION_FIELDS = tuple(SubmissionOptions.model_fields)
 TEXT_FIELDS = (*OPTION_FIELDS, presets.FIELD, *PARAMETERS)
 

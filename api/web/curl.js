@@ -3,13 +3,15 @@
 import { apiKey } from "./api.js";
 import { getSubmissionSchema } from "./schema.js";
 
-export async function buildCommand({ input: { spec, masks, init_image, ...images } }) {
+export async function buildCommand({ input }) {
+  const { spec, masks, style_masks, init_image, ...images } = input;
   const { parameters } = await getSubmissionSchema();
   const isChanged = ([name, value]) =>
     value !== null && JSON.stringify(value) !== JSON.stringify(parameters[name]?.default);
   const body = {
     ...images,
     ...(masks.length && { masks }),
+    ...(style_masks.length && { style_masks }),
     ...(init_image && { init_image }),
     spec: Object.fromEntries(Object.entries(spec).filter(isChanged)),
   };

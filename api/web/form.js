@@ -24,7 +24,9 @@ const MAIN_PARAMETERS = {
   },
 };
 // Other parts of the page set these: the pickers, the masks, the weights, the presets.
-const EXCLUDED = ["style_weights", "content", "styles", "masks", "init_image", "from", "preset"];
+const EXCLUDED = [
+  "style_weights", "content", "styles", "masks", "style_masks", "init_image", "from", "preset",
+];
 const UNSUPPORTED_VALUES = { init: ["picture"] };  // it needs an image that this form cannot send
 
 // Text that is equal for equal values, whatever the order of an object's properties.

@@ -27,6 +27,7 @@ export class SubmitView {
     this.estimate = new Estimate(byId("estimate"));
     this.parameters = null;
     this.initImage = null;  // the digest of an earlier job's initial image
+    this.styleMasks = new Map();  // the digests of an earlier job's, by painting
     const mixBox = byId("mix-paintings");
     mixBox.addEventListener("change", () => this.setMixing(mixBox.checked));
     byId("submit-form").addEventListener("submit", (event) => {
@@ -138,7 +139,12 @@ export class SubmitView {
     for (let tries = 0; ; tries++) {
       const [masks, content, ...styles] = await Promise.all(
         [this.masks.uploadMasks(), ...pictures.map((picture) => picture.upload())]);
-      const body = { content, styles, ...options, ...(masks && { masks }) };
+      const styleMasks = pictures.slice(1).map((painting) => this.styleMasks.get(painting));
+      const body = {
+        content, styles, ...options,
+        ...(masks && { masks }),
+        ...(styleMasks.every(Boolean) && { style_masks: styleMasks }),
+      };
       const headers = { "Idempotency-Key": key + tries };
       const submit = async () => (await sendJson("POST", "/v1/jobs", body, headers)).json();
       try {
@@ -160,7 +166,8 @@ export class SubmitView {
       else this.painting.setPictures([result], { append: false });
       return;
     }
-    const { content, styles, masks, init_image: initImage, spec } = job.input;
+    const { content, styles, masks, style_masks: styleMasks, init_image: initImage, spec } =
+      job.input;
     const styleName = (i) => names?.styles[i] ?? `painting ${i + 1}`;
     const [photo, ...paintings] = await Promise.all([
       Picture.fromDigest(content, names?.content ?? "photo"),
@@ -171,6 +178,7 @@ export class SubmitView {
     this.painting.setPictures(paintings, { append: false });
     if (paintings.length > 1) this.styleWeights.setWeights(paintings, spec.style_weights);
     this.initImage = initImage;
+    this.styleMasks = new Map(styleMasks.map((digest, i) => [paintings[i], digest]));
     this.parameters?.setSpec(spec);
     await this.masks.loadMasks(masks);
   }

@@ -65,32 +65,38 @@ class JobInput(_Record):
     content: str
     styles: list[str]
     masks: list[str] = []
+    style_masks: list[str] = []
     init_image: str | None = None
     # As it was accepted. A later version shows it unchanged, even if it reads it differently.
     spec: dict[str, Any]
 
     def digests(self) -> list[str]:
         """All images that the job needs."""
-        digests = [self.content, *self.styles, *self.masks]
+        digests = [self.content, *self.styles, *self.masks, *self.style_masks]
         if self.init_image:
             digests.append(self.init_image)
         return digests
 
     def load_images(
         self, get: Callable[[str], bytes], decode: Callable[..., Image.Image] = codec.decode
-    ) -> tuple[Image.Image, list[Image.Image], list[Image.Image], Image.Image | None]:
-        """Read and decode the photo, the paintings, the masks and the initial image.
+    ) -> tuple[
+        Image.Image, list[Image.Image], list[Image.Image], Image.Image | None, list[Image.Image]
+    ]:
+        """Read and decode the photo, paintings, masks, the initial image and style masks.
 
         get: returns the bytes of a digest. decode: has the signature of `codec.decode`.
         Raises BadImage, and whatever `get` and `decode` raise.
         """
         content, *styles = (decode(get(digest)) for digest in (self.content, *self.styles))
         # The same steps as `codec.decode_mask`, but with the given `decode`.
-        masks = [decode(get(digest), "black").convert("L") for digest in self.masks]
+        masks, style_masks = (
+            [decode(get(digest), "black").convert("L") for digest in digests]
+            for digests in (self.masks, self.style_masks)
+        )
         init = None
         if self.init_image:
             init = decode(get(self.init_image), any_size=True)
-        return content, styles, masks, init
+        return content, styles, masks, init, style_masks
 
     def with_updates(self, parameters: Mapping[str, Any]) -> "JobInput":
         """Return a copy with these spec parameters changed. Raises BadSpec."""

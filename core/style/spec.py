@@ -162,6 +162,11 @@ class StyleSpec(BaseModel):
         description="A frame around a painting: plain bands on all four sides, such as a wall or a "
         "mat. crop: leave it out; keep: it is part of the style.",
     )
+    regions: Literal["none", "auto"] = Field(
+        "none",
+        description="auto: find parts of the photo and of the painting that look alike, and paint "
+        "each part in the style of its counterpart, such as sky by sky.",
+    )
     init: Literal["content", "noise", "style", "picture"] = Field(
         "content",
         description="The initial image: the photo, white noise, the first painting, or the picture "
@@ -284,14 +289,16 @@ class StyleSpec(BaseModel):
         return spec._with_shares(len(self.style_weights)) if "style_weights" in parameters else spec
 
     def for_pictures(
-        self, styles: int = 1, masks: int = 0, *, init_image: bool = False
+        self, styles: int = 1, masks: int = 0, style_masks: int = 0, *, init_image: bool = False
     ) -> "StyleSpec":
         """The spec with one mixing share for each painting; the shares sum to 1.
 
-        styles, masks: the numbers of pictures. Raises BadSpec if they do not fit the spec.
+        styles, masks, style_masks: the numbers of pictures. Raises BadSpec if they do not fit the
+        spec.
         """
-        if masks not in (0, styles):
-            raise errors.BadSpec(f"mask: send one for {_each_of(styles)}, or none.")
+        for name, count in (("mask", masks), ("style_mask", style_masks)):
+            if count not in (0, styles):
+                raise errors.BadSpec(f"{name}: send one for {_each_of(styles)}, or none.")
         if init_image != (self.init == "picture"):
             raise errors.BadSpec(
                 "init=picture and a picture as init_image go together: send both, or neither."

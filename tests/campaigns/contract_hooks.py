@@ -54,7 +54,8 @@ def _make_lists_invalid(query: dict[str, Any]) -> None:
 
 
 def _insert_real_values(body: dict[str, Any], values: list[Any]) -> None:
-    for name in ("content", "contents", "style", "styles", "mask", "masks", "init_image", "image"):
+    names = ("content", "style", "mask", "style_mask", "init_image", "image")
+    for name in (*names, *(f"{name}s" for name in names)):
         if isinstance(body.get(name), list):
             body[name] = [dice.choice(values) for _ in body[name]]
         elif name in body:

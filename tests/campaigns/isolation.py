@@ -263,6 +263,7 @@ def pairs(setup: Setup) -> Iterator[tuple[str, str, Callable[[str], Response]]]:
         "content": lambda digest: {"content": digest, "styles": [own]},
         "styles": lambda digest: {"content": own, "styles": [own, digest]},
         "masks": lambda digest: {"content": own, "styles": [own], "masks": [digest]},
+        "style_masks": lambda digest: {"content": own, "styles": [own], "style_masks": [digest]},
         "from": lambda digest: {"from": digest},
         "init_image": lambda digest: {
             "content": own,

@@ -179,19 +179,23 @@ def test_masks_and_the_init_image_are_used_and_recorded(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
     more = ["--mask", pictures[1], "--init", "picture", "--init-image", pictures[0]]
+    more += ["--style-mask", pictures[0]]
     ran = impasto("stylize", *pictures, "-o", "out.png", "--size", "64", "--iterations", "1", *more)
     photo, painting = (digest_of(Path(path).read_bytes()) for path in pictures)
 
     assert ran.returncode == 0
     record = codec.read_provenance((tmp_path / "out.png").read_bytes())
     assert record is not None
-    assert tuple(record[name] for name in ("content", "styles", "masks", "init_image")) == (
-        photo,
-        [painting],
-        [painting],
-        photo,
-    )
-    assert set(record) == {"program", "spec", "model", "content", "styles", "masks", "init_image"}
+    spec, model = record.pop("spec"), record.pop("model")
+    assert (spec["size"], model["name"]) == (64, "vgg19")
+    assert record == {
+        "program": "impasto",
+        "content": photo,
+        "styles": [painting],
+        "masks": [painting],
+        "style_masks": [photo],
+        "init_image": photo,
+    }
     assert impasto("stylize", *pictures, "-o", "out.png", "--init", "picture").returncode == 2
 
 

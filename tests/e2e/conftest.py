@@ -231,6 +231,7 @@ def unusual_job(shared_service: Any, image_files: dict[str, Path]) -> Any:
     Image.linear_gradient("L").save(mask, "PNG")
     pictures = {
         "masks": [mask.getvalue()],
+        "style_masks": [mask.getvalue()],
         "init": "picture",
         "init_image": image_files["painting.png"],
     }

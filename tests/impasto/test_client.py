@@ -69,16 +69,16 @@ def test_a_picture_is_a_path_bytes_or_a_digest_and_order_is_kept(
     photo, painting = pictures
     digest = client.upload(photo)
     job = client.submit(
-        digest, [str(painting), photo.read_bytes(), digest], masks=[painting, digest, photo]
+        digest,
+        [str(painting), photo.read_bytes(), digest],
+        masks=[painting, digest, photo],
+        style_masks=[painting, digest, photo],
     )
 
     photo_digest, painting_digest = (digest_of(path.read_bytes()) for path in pictures)
     expected = [painting_digest, photo_digest, photo_digest]
-    assert (job.input.content, job.input.styles, job.input.masks) == (
-        photo_digest,
-        expected,
-        expected,
-    )
+    assert (job.input.content, job.input.styles) == (photo_digest, expected)
+    assert job.input.masks == job.input.style_masks == expected
 
 
 def test_a_result_can_be_submitted_again_from_its_file(

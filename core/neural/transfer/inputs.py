@@ -20,9 +20,10 @@ from core.neural.transfer.objective import (
     Objective,
     Region,
     Style,
-    measure_style,
+    measure_styles,
     mix_styles,
 )
+from core.neural.transfer.regions import SIDE_PX, RegionMap, find_regions
 from core.neural.transfer.schedule import Scale
 from core.neural.vgg import Network
 from core.style.spec import MIN_RESULT_SIDE_PX, StyleSpec
@@ -36,13 +37,18 @@ class StyleInputs:
     """The pictures of a run.
 
     One photo, one or more paintings, optional masks, an optional initial picture. A mask belongs to
-    the painting at the same index. Its style applies where the mask is white.
+    the painting at the same index. Its style applies where the mask is white. A style mask belongs
+    to it too: only the white parts of the painting count.
+
+    regions: the parts of photo and paintings that belong together; set by `with_regions`.
     """
 
     content: Image.Image
     styles: Sequence[Image.Image]
     masks: Sequence[Image.Image] = ()
     init: Image.Image | None = None
+    style_masks: Sequence[Image.Image] = ()
+    regions: RegionMap | None = None
 
     def fit_spec(self, spec: StyleSpec) -> StyleSpec:
         """The spec with one mixing share for each painting; the shares sum to 1.
@@ -51,16 +57,23 @@ class StyleInputs:
         black all over.
         """
         spec = spec.for_pictures(
-            len(self.styles), len(self.masks), init_image=self.init is not None
+            len(self.styles),
+            len(self.masks),
+            len(self.style_masks),
+            init_image=self.init is not None,
         )
-        for mask, share in zip(self.masks, spec.style_weights, strict=False):
-            if share:  # a painting without a share is not used, so its mask does not matter
-                codec.check_mask(mask)
+        for masks in (self.masks, self.style_masks):
+            for mask, share in zip(masks, spec.style_weights, strict=False):
+                if share:  # a painting without a share is not used, so its mask does not matter
+                    codec.check_mask(mask)
         return spec
 
     def without_frames(self, spec: StyleSpec) -> "StyleInputs":
-        """The inputs with the paintings inside their frames, unless the spec keeps the frames."""
-        if spec.style_frame == "keep":
+        """The inputs with the paintings inside their frames.
+
+        Unless the spec keeps the frames, or style masks say what belongs to the paintings.
+        """
+        if spec.style_frame == "keep" or self.style_masks:
             return self
         boxes = [find_painting(picture) for picture in self.styles]
         cropped = [
@@ -68,6 +81,16 @@ class StyleInputs:
             for picture, box in zip(self.styles, boxes, strict=True)
         ]
         return replace(self, styles=cropped)
+
+    def with_regions(self, spec: StyleSpec, network: Network) -> "StyleInputs":
+        """The inputs with automatic regions, if the spec asks for them and there is a style."""
+        if spec.regions != "auto" or not spec.beta:
+            return self
+        photo, *paintings = (
+            pixels.to_image(picture, _clustered_size(*picture.size))
+            for picture in (self.content, *self.styles)
+        )
+        return replace(self, regions=find_regions(network, photo, paintings))
 
     def stays_gray(self, spec: StyleSpec) -> bool:
         """Whether the image has no color while it is optimized.
@@ -91,18 +114,37 @@ class StyleInputs:
         is_gray = self.stays_gray(spec)
         if is_gray:
             photo = pixels.luminance(photo)
-        styles: list[Style] = []
-        guides: list[Tensor] = []
+        styles: list[list[Style]] = []
+        masks: list[Tensor] = []
+        regions: list[Tensor] = []
         if spec.beta:
             # One painting at a time: each may be as large as the result.
-            for picture in self.styles:
+            for index, picture in enumerate(self.styles):
                 size = style_size(*picture.size, spec, scale)
                 painting = pixels.to_image(picture, size).to(network.device)
                 painting = _match_colors(photo, painting, spec)
-                styles.append(measure_style(network, painting, spec, tile_px))
-            guides = [pixels.to_guide(mask, scale.size).to(network.device) for mask in self.masks]
-        objective = Objective(network, spec, photo, _regions(styles, guides, spec), tile_px)
-        return ScaleTarget(photo, styles, guides, objective, is_gray)
+                parts = [
+                    None if part is None else part.to(network.device)
+                    for part in self._painting_guides(index, size)
+                ]
+                styles.append(measure_styles(network, painting, spec, parts, tile_px))
+            masks = [pixels.to_guide(mask, scale.size).to(network.device) for mask in self.masks]
+            if self.regions is not None:
+                guides = self.regions.photo_guides(*scale.size)
+                regions = [guide.to(network.device) for guide in guides]
+        pull = _regions(styles, masks, regions, spec)
+        objective = Objective(network, spec, photo, pull, tile_px)
+        return ScaleTarget(photo, styles, masks, regions, objective, is_gray)
+
+    def _painting_guides(self, index: int, size: tuple[int, int]) -> list[Tensor | None]:
+        """The parts of a painting at (width, height), one for each region: (height, width)."""
+        parts: list[Tensor | None] = [None]
+        if self.regions is not None:
+            parts = [*self.regions.painting_guides(index, *size)]
+        if not self.style_masks:
+            return parts
+        mask = pixels.to_guide(self.style_masks[index], size)
+        return [mask if part is None else mask * part for part in parts]
 
     def initial_image(self, photo: Tensor, spec: StyleSpec) -> Tensor:
         """The first image, (1, 3, H, W) in [0, 1], of the photo's size.
@@ -140,8 +182,9 @@ class ScaleTarget:
     """The inputs at one scale. Only the objective depends on the weights."""
 
     photo: Tensor  # (1, 3, H, W) in [0, 1]
-    styles: list[Style]  # of each painting
-    guides: list[Tensor]  # (H, W) in [0, 1], of each painting; empty without masks
+    styles: list[list[Style]]  # of each painting, of each region
+    masks: list[Tensor]  # (H, W) in [0, 1], of each painting; empty without masks
+    regions: list[Tensor]  # (H, W) in [0, 1]; empty: the whole picture is the only one
     objective: Objective
     is_gray: bool = False  # whether the image stays gray
 
@@ -154,18 +197,36 @@ class ScaleTarget:
 
     def set_weights(self, spec: StyleSpec) -> None:
         """Apply the weights and shares of another spec, which must agree in everything else."""
-        self.objective.set_weights(spec, _regions(self.styles, self.guides, spec))
+        self.objective.set_weights(spec, _regions(self.styles, self.masks, self.regions, spec))
 
 
-def _regions(styles: Sequence[Style], guides: Sequence[Tensor], spec: StyleSpec) -> list[Region]:
+def _regions(
+    styles: Sequence[Sequence[Style]],
+    masks: Sequence[Tensor],
+    regions: Sequence[Tensor],
+    spec: StyleSpec,
+) -> list[Region]:
+    """What pulls where: each region by a mixture of the paintings, or by each inside its mask."""
     if not styles:
         return []
-    if not guides:
-        return [Region(mix_styles(styles, spec.style_weights))]
-    # With masks a share is relative to the equal share: equal shares count fully where their masks
-    # are.
-    shares = [share * len(styles) for share in spec.style_weights]
-    return [Region(*region) for region in zip(styles, shares, guides, strict=True)]
+    found: list[Region] = []
+    guides: Sequence[Tensor | None] = regions or [None]
+    for guide, by_painting in zip(guides, zip(*styles, strict=True), strict=True):
+        if not masks:
+            found.append(Region(mix_styles(by_painting, spec.style_weights), 1.0, guide))
+            continue
+        # With masks a share is relative to the equal share: equal shares count fully where their
+        # masks are.
+        for style, share, mask in zip(by_painting, spec.style_weights, masks, strict=True):
+            where = mask if guide is None else mask * guide
+            found.append(Region(style, share * len(masks), where))
+    return found
+
+
+def _clustered_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height in px at which the network looks for regions."""
+    factor = max(SIDE_PX / max(width, height), MIN_RESULT_SIDE_PX / min(width, height))
+    return round(width * factor), round(height * factor)
 
 
 def style_size(width: int, height: int, spec: StyleSpec, scale: Scale) -> tuple[int, int]:

@@ -76,16 +76,39 @@ def measure_style(
     network: Network, picture: Tensor, spec: StyleSpec, tile_px: int | None = None
 ) -> Style:
     """The statistics of a painting (1, 3, H, W) in each layer of the loss."""
+    return measure_styles(network, picture, spec, [None], tile_px)[0]
+
+
+def measure_styles(
+    network: Network,
+    picture: Tensor,
+    spec: StyleSpec,
+    guides: Sequence[Tensor | None],
+    tile_px: int | None = None,
+) -> list[Style]:
+    """The statistics of several parts of a painting (1, 3, H, W), one for each guide.
+
+    guides: (H, W) in [0, 1]; None is the whole painting.
+    """
     layers = {*_normalize(spec.style_layers), *used_layers(spec)[0]}
-    sums: Style = {}
+    sums: list[Style] = [{} for _ in guides]
     picture = pad_to_grid(picture, spec)
     height, width = picture.shape[2:]
+    by_layer = [{layer: _guide_at(guide, layer, spec) for layer in layers} for guide in guides]
     for tile in make_tiles(height, width, tile_px, network.halo(layers)):
         features = network.features(tile.crop(picture), layers, spec.pooling, edge_mode(spec))
         for layer, responses in features.items():
             owned = tile.owned_part(responses, stride(layer))
-            _add(sums, layer, losses.sum_statistics(owned))
-    return {layer: total * (1 / _positions(layer, height, width)) for layer, total in sums.items()}
+            for style, pooled in zip(sums, by_layer, strict=True):
+                part = _guide_part(tile, pooled[layer], layer)
+                _add(style, layer, losses.sum_statistics(owned, part))
+    return [
+        {
+            layer: total * (1 / _area(pooled[layer], layer, height, width))
+            for layer, total in style.items()
+        }
+        for style, pooled in zip(sums, by_layer, strict=True)
+    ]
 
 
 def used_layers(spec: StyleSpec) -> tuple[dict[str, float], dict[str, float]]:
@@ -168,7 +191,10 @@ class Objective:
             for region in regions
         ]
         self._areas = [
-            {layer: self._area(guide, layer) for layer, guide in guides.items()}
+            {
+                layer: _area(guide, layer, self._height, self._width)
+                for layer, guide in guides.items()
+            }
             for guides in self._guides
         ]
         self._targets: dict[str, Tensor] = {}  # P, (1, N, h, w), in the network's precision
@@ -256,16 +282,6 @@ class Objective:
             for style, areas in zip(sums, self._areas, strict=True)
         ]
         return _Measurement(content, means)
-
-    def _area(self, guide: Tensor | None, layer: str) -> Tensor | float:
-        """The number of positions M, or sum T^2 with a guide.
-
-        A guide may be 0 everywhere at a coarse resolution. Then all sums are 0 and the area only
-        must not be 0.
-        """
-        if guide is None:
-            return _positions(layer, self._height, self._width)
-        return guide.square().sum().clamp_min(1e-12)
 
     def _weighted_losses(self, image: Tensor, measurement: _Measurement) -> Losses:
         content = style = tv = image.new_zeros(())
@@ -405,6 +421,17 @@ def _normalize(weights: Mapping[Layer, float]) -> dict[str, float]:
 def _positions(layer: str, height: int, width: int) -> int:
     """M: the number of positions of a layer for an image of this size."""
     return (height // stride(layer)) * (width // stride(layer))
+
+
+def _area(guide: Tensor | None, layer: str, height: int, width: int) -> Tensor | float:
+    """The number of positions M, or sum T^2 with a guide.
+
+    A guide may be 0 everywhere at a coarse resolution. Then all sums are 0 and the area only must
+    not be 0.
+    """
+    if guide is None:
+        return _positions(layer, height, width)
+    return guide.square().sum().clamp_min(1e-12)
 
 
 def _guide_at(guide: Tensor | None, layer: str, spec: StyleSpec) -> Tensor | None:

@@ -23,6 +23,7 @@ from core.neural import device as devices
 from core.neural.transfer.inputs import style_size
 from core.neural.transfer.objective import Objective, Region, measure_style, used_layers
 from core.neural.transfer.optimize import HISTORY
+from core.neural.transfer.regions import MAX_REGIONS
 from core.neural.transfer.schedule import Scale, schedule
 from core.neural.transfer.tiling import make_tiles
 from core.neural.vgg import Network, stride
@@ -223,9 +224,11 @@ class Planner:
         )
 
     def _candidates(
-        self, scale: Scale, styles: Sequence[Size], spec: StyleSpec, guides: int
+        self, scale: Scale, styles: Sequence[Size], spec: StyleSpec, masks: int
     ) -> list[PlannedScale]:
         """The scale by every route, with its cost."""
+        # Each mask has a guide in each region.
+        guides = masks + MAX_REGIONS * max(1, masks) if spec.regions == "auto" else masks
         cost = _ScaleCost(self._network, self._throughput, scale, styles, spec=spec, guides=guides)
         routes = _possible_routes(spec, self._network.device, cost.largest_side)
         return [cost.plan(route) for route in routes]

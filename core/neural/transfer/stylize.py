@@ -148,7 +148,7 @@ class _Run:
         *,
         resume: Checkpoint | None,
     ) -> None:
-        self._inputs = inputs = inputs.without_frames(spec)
+        inputs = inputs.without_frames(spec)
         self._spec, self._network = inputs.fit_spec(spec), network
         self._on_progress, self._planner = on_progress, planner
         self._style_sizes = [style.size for style in inputs.styles]
@@ -163,6 +163,7 @@ class _Run:
             resume.header.routes if resume else (),
             init=inputs.init.size if inputs.init else None,
         )
+        self._inputs = inputs.with_regions(self._spec, network)
         self._tracker = ProgressTracker(self._plan.scales)
         self._image: Tensor | None = None  # the best one of the current scale
         self._losses: dict[str, float] = {}

@@ -64,26 +64,32 @@ def test_masks_and_init_image_may_be_files_or_digests(
         codec.encode(photo.convert(mode).convert("RGB").resize(size))
         for mode, size in (("L", (40, 40)), ("RGB", (50, 50)))
     )
-    more = [("mask", ("m.png", mask)), ("init_image", ("i.png", first))]
+    more = [("style_mask", ("n.png", first)), ("mask", ("m.png", mask))]
+    more += [("init_image", ("i.png", first))]
     by_form = client.post(
         "/v1/jobs", files=[*files.items(), *more], data={"size": "64", "init": "picture"}
     )
     wanted = by_form.json()["input"]
 
     assert (wanted["masks"], wanted["init_image"]) == ([digest_of(mask)], digest_of(first))
+    assert wanted["style_masks"] == [digest_of(first)]
     assert client.post("/v1/jobs", json=wanted).json()["input"] == wanted
 
 
 @pytest.mark.parametrize(
     ("field", "words"),
-    [("mask", "mask: send one for the one painting, or none."), ("init_image", "init=picture")],
+    [
+        ("mask", "mask: send one for the one painting, or none."),
+        ("style_mask", "style_mask: send one for the one painting, or none."),
+        ("init_image", "init=picture"),
+    ],
 )
 def test_pictures_that_do_not_fit_the_spec_are_refused_and_leave_no_files(
     client: TestClient, files: dict[str, Any], tmp_path: Any, field: str, words: str
 ) -> None:
     extra = (
         [(field, ("x.png", files["style"][1]))] * 2
-        if field == "mask"
+        if field != "init_image"
         else [(field, ("x.png", files["style"][1]))]
     )
     answer = client.post("/v1/jobs", files=[*files.items(), *extra], data={"size": "64"})
@@ -98,6 +104,7 @@ BLACK, CLEAR, WHITE = (
 )
 
 
+@pytest.mark.parametrize("kind", ["mask", "style_mask"])
 @pytest.mark.parametrize("by_digest", [False, True])
 @pytest.mark.parametrize(
     ("masks", "shares", "status"),
@@ -116,15 +123,16 @@ def test_an_entirely_black_mask_is_refused_unless_its_painting_has_no_share(
     shares: str,
     status: int,
     by_digest: bool,
+    kind: str,
 ) -> None:
     many = [("content", files["content"]), *[("style", files["style"])] * 2]
-    many += [("mask", ("m.png", _saved(mask))) for mask in masks]
+    many += [(kind, ("m.png", _saved(mask))) for mask in masks]
     if by_digest:
         ids = [client.post("/v1/images", files={"image": file}).json()["id"] for _, file in many]
         body = {
             "content": ids[0],
             "styles": ids[1:3],
-            "masks": ids[3:],
+            f"{kind}s": ids[3:],
             "spec": {"style_weights": shares or []},
         }
         answer = client.post("/v1/jobs", json=body)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -41,15 +42,16 @@ def test_the_document_lists_the_updatable_parameters(client: TestClient) -> None
     assert set(described["properties"]["spec"]["properties"]) == {*UPDATABLE}
 
 
+@pytest.mark.parametrize("kind", ["mask", "style_mask"])
 def test_an_update_cannot_give_a_share_to_a_black_mask(
-    client: TestClient, files: dict[str, Any], painting: Image.Image, notifications: list[int]
+    client: TestClient, files: dict[str, Any], notifications: list[int], kind: str
 ) -> None:
     """Such a mask would make the run fail."""
     masks = [codec.encode(Image.new("RGB", (40, 40), color)) for color in ("white", "black")]
     parts = [
         ("content", files["content"]),
         *[("style", files["style"])] * 2,
-        *[("mask", ("m", m)) for m in masks],
+        *[(kind, ("m", m)) for m in masks],
     ]
     job = client.post("/v1/jobs", files=parts, data={"style_weights": "1,0"}).json()
     path = f"/v1/jobs/{job['id']}"

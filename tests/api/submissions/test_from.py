@@ -89,6 +89,7 @@ def test_masks_and_init_image_are_taken_over_unless_their_painting_or_init_is_re
     client: TestClient, files: dict[str, Any], run_job: Any
 ) -> None:
     more = [("mask", files["style"]), ("init_image", files["content"])]
+    more += [("style_mask", files["content"])]
     old = client.post("/v1/jobs", files=[*files.items(), *more], data={"init": "picture"}).json()[
         "input"
     ]
@@ -100,7 +101,8 @@ def test_masks_and_init_image_are_taken_over_unless_their_painting_or_init_is_re
     noise = client.post("/v1/jobs", files={"from": result}, data={"init": "noise"}).json()["input"]
 
     assert same == old
-    assert (painting["masks"], painting["init_image"]) == ([], old["init_image"])
+    assert (painting["masks"], painting["style_masks"]) == ([], [])
+    assert painting["init_image"] == old["init_image"]
     assert (noise["masks"], noise["init_image"]) == (old["masks"], None)
 
 

@@ -184,12 +184,13 @@ def test_a_job_with_masks_and_an_initial_picture_succeeds(
     for digest in digests:
         store.reserve(digest)
     spec = parse_spec({"size": 64, "iterations": 2, "init": "picture"}).for_pictures(
-        1, 1, init_image=True
+        1, 1, 1, init_image=True
     )
     job_input = JobInput(
         content=digests[0],
         styles=[digests[1]],
         masks=[digests[2]],
+        style_masks=[digests[0]],
         init_image=digests[1],
         spec=spec.model_dump(),
     )
@@ -200,8 +201,14 @@ def test_a_job_with_masks_and_an_initial_picture_succeeds(
     assert {"planned_seconds", "planned_bytes"} <= set(store.get(job.id).metrics)
 
 
+@pytest.mark.parametrize("kind", ["masks", "style_masks"])
 def test_a_transparent_mask_selects_nothing(
-    runner: JobRunner, store: JobStore, blobs: Blobs, photo: Image.Image, painting: Image.Image
+    runner: JobRunner,
+    store: JobStore,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+    kind: str,
 ) -> None:
     clear = io.BytesIO()
     Image.new("LA", (40, 40), (255, 0)).save(clear, "PNG")
@@ -210,9 +217,9 @@ def test_a_transparent_mask_selects_nothing(
     ]
     for digest in digests:
         store.reserve(digest)
-    spec = parse_spec({"size": 64, "iterations": 2}).for_pictures(1, 1)
+    spec = parse_spec({"size": 64, "iterations": 2}).for_pictures(1)
     job_input = JobInput(
-        content=digests[0], styles=[digests[1]], masks=[digests[2]], spec=spec.model_dump()
+        content=digests[0], styles=[digests[1]], spec=spec.model_dump(), **{kind: [digests[2]]}
     )
     job = store.create(new_job_id(), job_input)
     runner.run_next()

@@ -142,6 +142,20 @@ def test_masks_count_in_the_planned_memory(tiny_vgg16: Network) -> None:
     assert many.memory_bytes - few.memory_bytes >= 2 * 4 * 1024 * 768
 
 
+def test_regions_count_in_the_planned_memory(tiny_vgg16: Network) -> None:
+    def plan(masks: int, regions: str) -> Plan:
+        spec = parse_spec({"size": 1024, "regions": regions}).for_pictures(2, masks)
+        return Planner(tiny_vgg16, NOMINAL_THROUGHPUT, 64 * GB).plan(
+            (4, 3), [(64, 64)] * 2, spec, masks
+        )
+
+    def guides(masks: int) -> float:
+        more = plan(masks, "auto").memory_bytes - plan(masks, "none").memory_bytes
+        return more / (1024 * 768 * 4 * 4 / 3)
+
+    assert (round(guides(0)), round(guides(2))) == (4, 8)
+
+
 def test_with_less_memory_tiles_shrink_before_pairs_are_dropped(tiny_vgg16: Network) -> None:
     """Fewer pairs give another picture; tiles do not."""
     pairs = {
