@@ -109,7 +109,10 @@ def test_a_file_in_another_field_is_refused(client: TestClient) -> None:
     answer = client.post("/v1/jobs", files={"zzz": ("x", b"y")})
 
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
-    assert answer.json()["detail"] == "Send files only as content, style, mask, style_mask, init_image, from."
+    assert (
+        answer.json()["detail"]
+        == "Send files only as content, style, mask, style_mask, init_image, from."
+    )
 
 
 @pytest.mark.parametrize(
