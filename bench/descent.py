@@ -52,15 +52,15 @@ class Run:
         return min(loss for count, loss in self.losses if count == self.losses[-1][0])
 
     @property
-    def taken_back(self) -> int:
+    def rejected(self) -> int:
         """Evaluations whose loss was above the lowest before, at the same size."""
-        taken_back, lowest, newest = 0, float("inf"), 0
+        rejected, lowest, newest = 0, float("inf"), 0
         for count, loss in self.losses:
             if count != newest:
                 lowest, newest = float("inf"), count
-            taken_back += not loss <= lowest
+            rejected += not loss <= lowest
             lowest = min(loss, lowest)
-        return taken_back
+        return rejected
 
     @property
     def is_worse(self) -> bool:
@@ -209,7 +209,7 @@ def main(wanted: int, seed: int, processes: int, pictures: Path) -> None:
             break
         if len(runs) % 100 < len(chain):
             click.echo(f"{len(runs)} runs", err=True)
-    click.echo("| | runs | with an update | diverged | worse | evaluations | taken back |")
+    click.echo("| | runs | with an update | diverged | worse | evaluations | rejected |")
     click.echo("|---|---|---|---|---|---|---|")
     click.echo(_row("of a photo", [run for run in runs if not run.is_repaint]))
     click.echo(_row("of a result", [run for run in runs if run.is_repaint]))
@@ -219,11 +219,11 @@ def _row(title: str, runs: list[Run]) -> str:
     ended = [run for run in runs if run.end == "succeeded"]
     measured = [run for run in ended if run.spec.optimizer == "lbfgs"]
     evaluations = sum(len(run.losses) for run in measured)
-    taken_back = sum(run.taken_back for run in measured)
+    rejected = sum(run.rejected for run in measured)
     return (
         f"| {title} | {len(runs)} | {sum(run.updates for run in runs)} "
         f"| {len(runs) - len(ended)} | {sum(run.is_worse for run in ended)} "
-        f"| {evaluations} | {taken_back} ({taken_back / max(1, evaluations):.1%}) |"
+        f"| {evaluations} | {rejected} ({rejected / max(1, evaluations):.1%}) |"
     )
 
 

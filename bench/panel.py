@@ -278,10 +278,6 @@ class Panel:
         found["foreign"] = foreign_colors(image, (self.photo, self.painting))
         return Verdict(style, sliced, content, found)
 
-    def limits(self) -> dict[str, float]:
-        """The artifacts' figures of the painting itself, by name."""
-        return {name: measure(self.painting) for name, measure in ARTIFACTS.items()}
-
 
 def _no_grad(judge: Judge, image: Tensor) -> Responses:
     with torch.no_grad():
@@ -397,15 +393,20 @@ def paint(
 
 
 def pairs(more: Path | None) -> dict[str, tuple[Image.Image, Image.Image]]:
-    """The photos and paintings of the panel, by PHOTO_PAINTING: each photo with four paintings."""
-    paintings = {name: load(GALLERY / f"{name}.jpg") for name in PAINTINGS}
-    if more is not None:
-        paintings |= {path.stem: load(path) for path in sorted(more.glob("*.jpg"))}
-    names, found = list(paintings), {}
-    for row, (name, photo) in enumerate(photos().items()):
+    """The photos and paintings of the panel, by PHOTO_PAINTING: each photo with four paintings.
+
+    more: a folder of more paintings, each with two photos.
+    """
+    of_panel = photos()
+    names, found = list(of_panel), {}
+    for row, (name, photo) in enumerate(of_panel.items()):
         for column in range(4):
-            other = names[(row + 2 * column) % len(names)]
-            found[f"{name}_{other}"] = (photo, paintings[other])
+            painting = PAINTINGS[(row + 2 * column) % len(PAINTINGS)]
+            found[f"{name}_{painting}"] = (photo, load(GALLERY / f"{painting}.jpg"))
+    extra = sorted(more.iterdir()) if more else []
+    for row, path in enumerate(path for path in extra if path.suffix in (".jpg", ".png")):
+        for name in (names[row % 6], names[(row + 3) % 6]):
+            found[f"{name}_{path.stem}"] = (of_panel[name], load(path))
     return found
 
 
@@ -414,6 +415,8 @@ def pairs(more: Path | None) -> dict[str, tuple[Image.Image, Image.Image]]:
 @click.option("--pictures", type=_FOLDER, help="A folder with more paintings.")
 def compare(folders: tuple[Path, ...], pictures: Path | None) -> None:
     """Judge the pairs that all FOLDERS hold; the first one is ours."""
+    if len({folder.name for folder in folders}) < len(folders):
+        raise click.UsageError("The folders need different names.")
     click.echo(_header("pair, pictures"))
     scores: dict[str, list[tuple[float, float]]] = {}
     for name, (photo, painting) in pairs(pictures).items():

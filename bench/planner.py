@@ -53,6 +53,8 @@ def random_parameters(seed: int, largest: int) -> dict[str, Any]:
         "aspect": choose.choice([0.4, 0.75, 1, 1.3, 2]),
         "paintings": choose.choice([1, 1, 2]),
         "masked": choose.random() < 0.3,
+        "style_masked": choose.random() < 0.2,
+        "regions": choose.choice(["none", "none", "auto"]),
         "precision": choose.choice(["auto", "float32"]),
         **layers,
     }
@@ -60,12 +62,15 @@ def random_parameters(seed: int, largest: int) -> dict[str, Any]:
 
 def _run(parameters: dict[str, Any]) -> tuple[StyleInputs, StyleSpec, Network]:
     precision: Precision = parameters.pop("precision")
-    aspect, paintings, masked = (parameters.pop(name) for name in ("aspect", "paintings", "masked"))
+    names = ("aspect", "paintings", "masked", "style_masked")
+    aspect, paintings, masked, style_masked = (parameters.pop(name) for name in names)
     photo = codec.decode((SAMPLES / "harbor.jpg").read_bytes()).resize((1000, round(1000 / aspect)))
     painting = codec.decode((SAMPLES / "strokes.jpg").read_bytes())
     masks = [Image.linear_gradient("L")] * paintings if masked else []
     network = WeightsCache(Settings().weights_dir).load("vgg19", "cpu", precision)
-    return StyleInputs(photo, [painting] * paintings, masks), parse_spec(parameters), network
+    style_masks = [Image.linear_gradient("L")] * paintings if style_masked else []
+    inputs = StyleInputs(photo, [painting] * paintings, masks, style_masks=style_masks)
+    return inputs, parse_spec(parameters), network
 
 
 @main.command()

@@ -151,7 +151,7 @@ def _read_inputs(pictures: _Pictures, spec: StyleSpec) -> tuple[JobInput, Any]:
         init_image=read(pictures.init_image) if pictures.init_image else None,
         spec=spec.model_dump(),
     )
-    return job_input, StyleInputs(*job_input.load_images(files.__getitem__))
+    return job_input, StyleInputs(**job_input.load_images(files.__getitem__)._asdict())
 
 
 def _print_plan(plan: Any) -> None:

@@ -157,7 +157,7 @@ class Attempt:
         start = time.monotonic()
         job_input = self._job.input
         with SandboxedDecoder() as decoder:
-            inputs = StyleInputs(*job_input.load_images(self._read, decoder.decode))
+            inputs = StyleInputs(**job_input.load_images(self._read, decoder.decode)._asdict())
         spec = parse_spec(job_input.spec)
         self._watchdog.begin_phase("device")
         network, planner = load(spec.model)

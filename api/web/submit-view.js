@@ -153,6 +153,7 @@ export class SubmitView {
         if (error.code !== "image_not_found" || tries) throw error;
         pictures.forEach((picture) => picture.forgetUpload());
         this.masks.forgetUploads();
+        this.styleMasks.clear();  // only the service had them
       }
     }
   }

@@ -35,7 +35,7 @@ RESIZES: tuple[Resize, ...] = get_args(Resize)
 
 PROVENANCE_KEY = "impasto"
 
-_BLACK_MASK = "A mask is black all over. A style applies only where its mask is white."
+_BLACK_MASK = "A mask is black all over. Only what is white in it counts."
 _ONE_COLOR = "The picture is one color all over."
 # All messages of this module beside the default ones and those of validation.py.
 MESSAGES = frozenset({_BLACK_MASK, _ONE_COLOR})

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -59,6 +59,16 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
 
+class JobImages(NamedTuple):
+    """The decoded pictures of a job."""
+
+    content: Image.Image
+    styles: list[Image.Image]
+    masks: list[Image.Image]
+    style_masks: list[Image.Image]
+    init: Image.Image | None
+
+
 class JobInput(_Record):
     """What the client submitted: image digests, and the spec with every default filled in."""
 
@@ -79,10 +89,8 @@ class JobInput(_Record):
 
     def load_images(
         self, get: Callable[[str], bytes], decode: Callable[..., Image.Image] = codec.decode
-    ) -> tuple[
-        Image.Image, list[Image.Image], list[Image.Image], Image.Image | None, list[Image.Image]
-    ]:
-        """Read and decode the photo, paintings, masks, the initial image and style masks.
+    ) -> "JobImages":
+        """Read and decode the pictures.
 
         get: returns the bytes of a digest. decode: has the signature of `codec.decode`.
         Raises BadImage, and whatever `get` and `decode` raise.
@@ -96,7 +104,7 @@ class JobInput(_Record):
         init = None
         if self.init_image:
             init = decode(get(self.init_image), any_size=True)
-        return content, styles, masks, init, style_masks
+        return JobImages(content, styles, masks, style_masks, init)
 
     def with_updates(self, parameters: Mapping[str, Any]) -> "JobInput":
         """Return a copy with these spec parameters changed. Raises BadSpec."""

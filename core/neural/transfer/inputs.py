@@ -26,7 +26,7 @@ from core.neural.transfer.objective import (
 from core.neural.transfer.regions import SIDE_PX, RegionMap, find_regions
 from core.neural.transfer.schedule import Scale
 from core.neural.vgg import Network
-from core.style.spec import MIN_RESULT_SIDE_PX, StyleSpec
+from core.style.spec import GRID_PX, MIN_RESULT_SIDE_PX, StyleSpec
 
 # Long side of a painting at most: a larger one costs memory and shows the network no other strokes.
 MAX_PAINTING_PX = 4096
@@ -40,7 +40,7 @@ class StyleInputs:
     the painting at the same index. Its style applies where the mask is white. A style mask belongs
     to it too: only the white parts of the painting count.
 
-    regions: the parts of photo and paintings that belong together; set by `with_regions`.
+    region_map: the parts of photo and paintings that belong together; set by `with_regions`.
     """
 
     content: Image.Image
@@ -48,7 +48,7 @@ class StyleInputs:
     masks: Sequence[Image.Image] = ()
     init: Image.Image | None = None
     style_masks: Sequence[Image.Image] = ()
-    regions: RegionMap | None = None
+    region_map: RegionMap | None = None
 
     def fit_spec(self, spec: StyleSpec) -> StyleSpec:
         """The spec with one mixing share for each painting; the shares sum to 1.
@@ -71,7 +71,7 @@ class StyleInputs:
     def without_frames(self, spec: StyleSpec) -> "StyleInputs":
         """The inputs with the paintings inside their frames.
 
-        Unless the spec keeps the frames, or style masks say what belongs to the paintings.
+        The frames stay if the spec says so, and if style masks say what belongs to the paintings.
         """
         if spec.style_frame == "keep" or self.style_masks:
             return self
@@ -86,22 +86,22 @@ class StyleInputs:
         """The inputs with automatic regions, if the spec asks for them and there is a style."""
         if spec.regions != "auto" or not spec.beta:
             return self
-        photo, *paintings = (
-            pixels.to_image(picture, _clustered_size(*picture.size))
-            for picture in (self.content, *self.styles)
-        )
-        return replace(self, regions=find_regions(network, photo, paintings))
+        sizes = [_clustered_size(*picture.size) for picture in (self.content, *self.styles)]
+        photo, *paintings = map(pixels.to_image, (self.content, *self.styles), sizes)
+        masks = [*map(pixels.to_guide, self.style_masks, sizes[1:])]
+        return replace(self, region_map=find_regions(network, photo, paintings, masks))
 
-    def stays_gray(self, spec: StyleSpec) -> bool:
+    def is_gray(self, spec: StyleSpec) -> bool:
         """Whether the image has no color while it is optimized.
 
-        So it is if all pictures are gray, and if only the luminance is transferred.
+        True if all pictures that count are gray, and if only the luminance is transferred.
         """
-        return spec.preserve_color == "luminance" or self._is_gray
+        return spec.preserve_color == "luminance" or self._has_only_gray
 
     @cached_property
-    def _is_gray(self) -> bool:
-        return all(pixels.is_gray(picture) for picture in (self.content, *self.styles))
+    def _has_only_gray(self) -> bool:
+        init = [self.init] if self.init else []
+        return all(map(pixels.is_gray, (self.content, *self.styles, *init)))
 
     def target_at(
         self, scale: Scale, spec: StyleSpec, network: Network, tile_px: int | None = None
@@ -111,12 +111,12 @@ class StyleInputs:
         tile_px: the largest tile, in px; None evaluates the whole picture at once.
         """
         photo = pixels.to_image(self.content, scale.size).to(network.device)
-        is_gray = self.stays_gray(spec)
+        is_gray = self.is_gray(spec)
         if is_gray:
             photo = pixels.luminance(photo)
         styles: list[list[Style]] = []
         masks: list[Tensor] = []
-        regions: list[Tensor] = []
+        region_guides: list[Tensor] = []
         if spec.beta:
             # One painting at a time: each may be as large as the result.
             for index, picture in enumerate(self.styles):
@@ -129,18 +129,18 @@ class StyleInputs:
                 ]
                 styles.append(measure_styles(network, painting, spec, parts, tile_px))
             masks = [pixels.to_guide(mask, scale.size).to(network.device) for mask in self.masks]
-            if self.regions is not None:
-                guides = self.regions.photo_guides(*scale.size)
-                regions = [guide.to(network.device) for guide in guides]
-        pull = _regions(styles, masks, regions, spec)
-        objective = Objective(network, spec, photo, pull, tile_px)
-        return ScaleTarget(photo, styles, masks, regions, objective, is_gray)
+            if self.region_map is not None:
+                guides = self.region_map.photo_guides(*scale.size)
+                region_guides = [guide.to(network.device) for guide in guides]
+        regions = _build_regions(styles, masks, region_guides, spec)
+        objective = Objective(network, spec, photo, regions, tile_px)
+        return ScaleTarget(photo, styles, masks, region_guides, objective, is_gray)
 
     def _painting_guides(self, index: int, size: tuple[int, int]) -> list[Tensor | None]:
         """The parts of a painting at (width, height), one for each region: (height, width)."""
         parts: list[Tensor | None] = [None]
-        if self.regions is not None:
-            parts = [*self.regions.painting_guides(index, *size)]
+        if self.region_map is not None:
+            parts = [*self.region_map.painting_guides(index, *size)]
         if not self.style_masks:
             return parts
         mask = pixels.to_guide(self.style_masks[index], size)
@@ -157,10 +157,10 @@ class StyleInputs:
             # On the CPU, so that a seed gives the same noise on every device.
             generator = torch.Generator().manual_seed(spec.seed)
             noise = torch.rand(photo.shape, generator=generator).to(photo.device)
-            return pixels.luminance(noise) if self.stays_gray(spec) else noise
+            return pixels.luminance(noise) if self.is_gray(spec) else noise
         picture = self.styles[0] if self.init is None else self.init
         image = pixels.to_image(picture, (photo.shape[3], photo.shape[2])).to(photo.device)
-        if self.stays_gray(spec):
+        if self.is_gray(spec):
             return pixels.luminance(image)
         if spec.init == "picture":
             return image
@@ -184,7 +184,7 @@ class ScaleTarget:
     photo: Tensor  # (1, 3, H, W) in [0, 1]
     styles: list[list[Style]]  # of each painting, of each region
     masks: list[Tensor]  # (H, W) in [0, 1], of each painting; empty without masks
-    regions: list[Tensor]  # (H, W) in [0, 1]; empty: the whole picture is the only one
+    region_guides: list[Tensor]  # (H, W) in [0, 1]; empty: the whole picture is the only region
     objective: Objective
     is_gray: bool = False  # whether the image stays gray
 
@@ -197,20 +197,21 @@ class ScaleTarget:
 
     def set_weights(self, spec: StyleSpec) -> None:
         """Apply the weights and shares of another spec, which must agree in everything else."""
-        self.objective.set_weights(spec, _regions(self.styles, self.masks, self.regions, spec))
+        regions = _build_regions(self.styles, self.masks, self.region_guides, spec)
+        self.objective.set_weights(spec, regions)
 
 
-def _regions(
+def _build_regions(
     styles: Sequence[Sequence[Style]],
     masks: Sequence[Tensor],
-    regions: Sequence[Tensor],
+    region_guides: Sequence[Tensor],
     spec: StyleSpec,
 ) -> list[Region]:
-    """What pulls where: each region by a mixture of the paintings, or by each inside its mask."""
+    """Each region with a mixture of the paintings, or with each painting inside its mask."""
     if not styles:
         return []
     found: list[Region] = []
-    guides: Sequence[Tensor | None] = regions or [None]
+    guides: Sequence[Tensor | None] = region_guides or [None]
     for guide, by_painting in zip(guides, zip(*styles, strict=True), strict=True):
         if not masks:
             found.append(Region(mix_styles(by_painting, spec.style_weights), 1.0, guide))
@@ -224,9 +225,13 @@ def _regions(
 
 
 def _clustered_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height in px at which the network looks for regions."""
+    """Width and height in px at which the network looks for regions: multiples of `GRID_PX`.
+
+    The responses of all layers then cover the same part of the picture.
+    """
     factor = max(SIDE_PX / max(width, height), MIN_RESULT_SIDE_PX / min(width, height))
-    return round(width * factor), round(height * factor)
+    across, down = (max(2, round(side * factor / GRID_PX)) for side in (width, height))
+    return across * GRID_PX, down * GRID_PX
 
 
 def style_size(width: int, height: int, spec: StyleSpec, scale: Scale) -> tuple[int, int]:

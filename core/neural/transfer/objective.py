@@ -132,9 +132,9 @@ def pad_to_grid(picture: Tensor, spec: StyleSpec) -> Tensor:
     The poolings drop what is left over at the bottom and the right, which then would get less of
     the style. Unchanged for the paper's objective.
     """
-    if edge_mode(spec) == "zeros":
-        return picture
     down, across = -picture.shape[2] % GRID_PX, -picture.shape[3] % GRID_PX
+    if edge_mode(spec) == "zeros" or not (down or across):
+        return picture
     return functional.pad(picture, (0, across, 0, down), mode="reflect")
 
 
@@ -438,7 +438,8 @@ def _guide_at(guide: Tensor | None, layer: str, spec: StyleSpec) -> Tensor | Non
     """The guide at the layer's resolution, (h, w): each position has the mean of its own pixels."""
     if guide is None:
         return None
-    return functional.avg_pool2d(pad_to_grid(guide[None, None], spec), stride(layer))[0, 0]
+    padded, step = pad_to_grid(guide[None, None], spec), stride(layer)
+    return (padded if step == 1 else functional.avg_pool2d(padded, step))[0, 0]
 
 
 def _fold_padding(gradient: Tensor, image: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 They know no network and no loss by name. Each yields (image, losses) after every iteration, without
 end; the caller stops when it has enough. One iteration is one evaluation of loss and gradient, and
-one more evaluation comes first. The losses are those of the yielded image, and they never rise: a
-step that goes wrong is taken back.
+one more evaluation comes first. The losses are those of the yielded image, and they never rise:
+L-BFGS rejects a step that raises the loss, and Adam yields its best image.
 
 Between two iterations `state` returns everything on which the next ones depend. An optimizer that
 is made with this state continues to the same bits.
@@ -23,15 +23,15 @@ Evaluate = Callable[[Tensor], tuple[Losses, Tensor]]  # image -> losses, gradien
 FIRST_STEP = 0.003
 HISTORY = 10  # curvature pairs; more gain little, and each costs memory of twice the image
 
-# After a step that is taken back, Adam's next one is shorter by this factor. L-BFGS relies on the
-# new curvature pair alone after one bad step, and shortens after each further one.
+# After a rejected step, Adam's next one is shorter by this factor. L-BFGS relies on the new
+# curvature pair alone after one rejected step, and shortens after each further one.
 _SHORTEN = {"lbfgs": 0.25, "adam": 0.5}
-# After so many bad steps in a row L-BFGS drops its curvature pairs.
+# After so many rejected steps in a row L-BFGS drops its curvature pairs.
 _DROP_PAIRS_AFTER = 3
-# A step is wild if the loss exceeds the best one by this factor, or is not finite. After so many
-# wild steps in a row, the last of which change no pixel visibly, the run cannot go on.
-_WILD = {"lbfgs": 1.05, "adam": 1.5}
-WILD_STEPS = 12
+# A step diverges if the loss exceeds the best one by this factor, or is not finite. After so many
+# diverging steps in a row, the last of which change no pixel visibly, the run cannot go on.
+_DIVERGENCE_FACTOR = {"lbfgs": 1.05, "adam": 1.5}
+MAX_DIVERGING_STEPS = 12
 
 # Time for which the next iteration waits for a reader of the state before it overwrites what is
 # being read.
@@ -73,8 +73,8 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
     unbounded result at the end, as is usual, loses much of the work; docs/benchmarks/recipes.md
     has the figures.
 
-    Instead of a line search, a step that raises the loss is taken back. Its curvature pair stays,
-    because it tells why the step was bad; if the next one is bad too, it is shorter.
+    Instead of a line search, a step that raises the loss is rejected. Its curvature pair stays,
+    because it tells why; if the next step is rejected too, the one after it is shorter.
 
     image: (1, 3, H, W). history_device: where the curvature pairs lie, if not beside the image. No
     operation waits for the device, unless the pairs lie elsewhere.
@@ -98,8 +98,8 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
             self._scale = state["scale"].to(image.device)
             self._gradient = state["gradient"].to(image.device)
             self.losses = Losses.of(state["losses"].to(image.device))
-            self._bad = state["bad"].to(image.device)
-            self.wild_steps = state["wild"].to(image.device)
+            self._rejected = state["rejected"].to(image.device)
+            self.diverging_steps = state["diverging"].to(image.device)
             self._pairs.restore(state)
 
     def start_from(self, image: Tensor) -> None:
@@ -112,12 +112,12 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
 
         Drops the gradient and the curvature.
         """
-        self.losses, gradient = self._evaluate(self._image)
+        self.losses, gradient = _evaluate_start(self._evaluate, self._image)
         self._scale = _gradient_scale(gradient)
         self._gradient = gradient * self._scale
-        # Bad steps in a row; those without a curvature pair count twice.
-        self._bad = torch.zeros((), device=self._image.device)
-        self.wild_steps = self._bad  # wild steps in a row
+        # Rejected steps in a row; those without a curvature pair count twice.
+        self._rejected = torch.zeros((), device=self._image.device)
+        self.diverging_steps = self._rejected  # in a row
         self._reclaim_snapshot()
         self._pairs.clear(self._first_step())
 
@@ -126,7 +126,7 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         active = self._active()
         direction = self._pairs.inverse_hessian_times(gradient.masked_fill(active, 0))
         direction = direction.masked_fill_(active, 0).mul_(
-            _SHORTEN["lbfgs"] ** (self._bad - 1).clamp_min(0)
+            _SHORTEN["lbfgs"] ** (self._rejected - 1).clamp_min(0)
         )
         new_image = direction.neg_().add_(image).clamp_(0, 1)
         losses, new_gradient = self._evaluate(new_image)
@@ -136,16 +136,23 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         change = torch.where(is_finite, new_gradient - gradient, 0)
         was_kept = self._pairs.append(new_image - image, change).to(image.device)
         is_good = is_finite & (losses.total <= self.losses.total)
-        is_wild = ~(is_finite & (losses.total <= _WILD["lbfgs"] * self.losses.total))
-        bad_before = self._bad
+        diverges = ~(is_finite & (losses.total <= _DIVERGENCE_FACTOR["lbfgs"] * self.losses.total))
+        rejected_before = self._rejected
         # Without a new pair, the same step would come again.
-        self._bad = torch.where(is_good, 0, bad_before + torch.where(was_kept, 1, 2))
-        self.wild_steps = torch.where(is_wild, self.wild_steps + 1, 0)
+        self._rejected = torch.where(is_good, 0, rejected_before + torch.where(was_kept, 1, 2))
+        self.diverging_steps = torch.where(diverges, self.diverging_steps + 1, 0)
         self._image = torch.where(is_good, new_image, image)
         self._gradient = torch.where(is_good, new_gradient, gradient)
         self.losses = losses.where(is_good, self.losses)
-        self._pairs.clear_if((bad_before < _DROP_PAIRS_AFTER) & (self._bad >= _DROP_PAIRS_AFTER))
+        self._pairs.clear_if(
+            (rejected_before < _DROP_PAIRS_AFTER) & (self._rejected >= _DROP_PAIRS_AFTER)
+        )
         return self._image, self.losses
+
+    @property
+    def may_have_converged(self) -> Tensor:
+        """False while steps diverge: the loss then stays the same for another reason. A scalar."""
+        return self.diverging_steps == 0
 
     def _active(self) -> Tensor:
         """The active set (Bertsekas 1982): at a bound, and pushed outwards. (1, 3, H, W)."""
@@ -169,8 +176,8 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
                 "gradient": self._gradient,
                 "scale": self._scale,
                 "losses": self.losses.stack(),
-                "bad": self._bad,
-                "wild": self.wild_steps,
+                "rejected": self._rejected,
+                "diverging": self.diverging_steps,
                 **self._pairs.state(),
             }
         )
@@ -180,6 +187,13 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         if self._snapshot is not None:
             self._snapshot.reclaim()
             self._snapshot = None
+
+
+def _evaluate_start(evaluate: Evaluate, image: Tensor) -> tuple[Losses, Tensor]:
+    """Loss and gradient. The loss is NaN if the gradient is not finite: no step can follow."""
+    losses, gradient = evaluate(image)
+    nothing = Losses.of(losses.stack() * torch.nan)
+    return losses.where(gradient.sum().isfinite(), nothing), gradient
 
 
 def _gradient_scale(gradient: Tensor) -> Tensor:
@@ -249,7 +263,8 @@ class _Pairs:
         """
         row = self._count % self._history
         self._count += 1
-        new = torch.stack([step.flatten(), change.flatten()]).to(self._rows.device)  # (2, n)
+        # A number that is not finite would stay: its product with 0 is not 0.
+        new = torch.stack([step.nan_to_num().flatten(), change.flatten()]).to(self._rows.device)
         self._rows[row :: self._history].copy_(new)
         products = (self._rows @ new.T).to(self._products.dtype)  # (2h, 2)
         ss, sy, yy = products[row, 0], products[row, 1], products[row + self._history, 1]
@@ -302,7 +317,7 @@ class Adam(Iterator[tuple[Tensor, Losses]]):
             for name in _ADAM_STATE:
                 setattr(self, f"_{name}", state[name].to(image.device))
             self.losses = Losses.of(state["losses"].to(image.device))
-            self.wild_steps = state["wild"].to(image.device)
+            self.diverging_steps = state["diverging"].to(image.device)
             self._leaf = state["leaf"].to(image.device, copy=True).requires_grad_()
             self._optimizer = self._new_optimizer()
             # torch keeps the step count on the CPU.
@@ -323,11 +338,11 @@ class Adam(Iterator[tuple[Tensor, Losses]]):
         with torch.no_grad():
             self._leaf.copy_(self._best)
         self._optimizer = self._new_optimizer()
-        self.losses, self._gradient = self._evaluate(self._best)
+        self.losses, self._gradient = _evaluate_start(self._evaluate, self._best)
         self._best_gradient = self._gradient
         self._scale = _gradient_scale(self._gradient)
-        self._taken_back = torch.zeros((), device=self._best.device)  # number of steps taken back
-        self.wild_steps = self._taken_back  # wild steps in a row
+        self._rejected = torch.zeros((), device=self._best.device)  # rejected steps in all
+        self.diverging_steps = self._rejected  # in a row
 
     def _new_optimizer(self) -> torch.optim.Adam:
         return torch.optim.Adam([self._leaf], lr=0.02, betas=(0.9, 0.99))
@@ -337,23 +352,26 @@ class Adam(Iterator[tuple[Tensor, Losses]]):
         before = self._leaf.clone()
         self._leaf.grad = self._gradient * self._scale
         self._optimizer.step()
-        self._leaf.copy_(
-            torch.lerp(before, self._leaf, _SHORTEN["adam"] ** self._taken_back)
-        ).clamp_(0, 1)
+        self._leaf.copy_(torch.lerp(before, self._leaf, _SHORTEN["adam"] ** self._rejected)).clamp_(
+            0, 1
+        )
+        self._leaf.grad = None
+        del before
         image = self._leaf.clone()  # the next step changes the leaf itself
         losses, gradient = self._evaluate(image)
         is_finite = losses.total.isfinite() & gradient.sum().isfinite()
         is_best = is_finite & (losses.total <= self.losses.total)
-        is_wild = ~(is_finite & (losses.total <= _WILD["adam"] * self.losses.total))
+        diverges = ~(is_finite & (losses.total <= _DIVERGENCE_FACTOR["adam"] * self.losses.total))
+        self.may_have_converged = is_best  # a later image may be better than the best one so far
         self._best = torch.where(is_best, image, self._best)
         self._best_gradient = torch.where(is_best, gradient, self._best_gradient)
         self.losses = losses.where(is_best, self.losses)
-        self._taken_back = self._taken_back + is_wild
-        self.wild_steps = torch.where(is_wild, self.wild_steps + 1, 0)
-        self._leaf.copy_(torch.where(is_wild, self._best, image))
-        self._gradient = torch.where(is_wild, self._best_gradient, gradient)
+        self._rejected = self._rejected + diverges
+        self.diverging_steps = torch.where(diverges, self.diverging_steps + 1, 0)
+        self._leaf.copy_(torch.where(diverges, self._best, image))
+        self._gradient = torch.where(diverges, self._best_gradient, gradient)
         for moment in _MOMENTS[1:]:
-            self._optimizer.state[self._leaf][moment].masked_fill_(is_wild, 0)
+            self._optimizer.state[self._leaf][moment].masked_fill_(diverges, 0)
         return self._best, self.losses
 
     def state(self) -> SharedSnapshot:
@@ -369,7 +387,7 @@ class Adam(Iterator[tuple[Tensor, Losses]]):
                 "image": self._best,
                 "leaf": self._leaf.detach().clone(),
                 "losses": self.losses.stack(),
-                "wild": self.wild_steps,
+                "diverging": self.diverging_steps,
                 **{name: getattr(self, f"_{name}") for name in _ADAM_STATE},
                 **moments,
             }
@@ -377,4 +395,4 @@ class Adam(Iterator[tuple[Tensor, Losses]]):
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state in torch
-_ADAM_STATE = ("gradient", "best_gradient", "scale", "taken_back")
+_ADAM_STATE = ("gradient", "best_gradient", "scale", "rejected")

@@ -15,8 +15,11 @@ from core.style.spec import GRID_PX
 # Neural Artistic Style Transfer", section 4.
 _LUMA = (0.299, 0.587, 0.114)
 
-# A picture counts as gray if its channels differ by less than this on average, of 255.
+# A picture counts as gray if its channels differ by less than this on average, of 255, and if they
+# differ visibly in hardly any place.
 _GRAY_LEVELS = 2.0
+_COLOR_LEVELS = 24.0
+_MAX_COLORED_SHARE = 0.0005
 
 
 def to_image(picture: Image.Image, size: tuple[int, int] | None = None) -> Tensor:
@@ -32,7 +35,9 @@ def to_image(picture: Image.Image, size: tuple[int, int] | None = None) -> Tenso
 def is_gray(picture: Image.Image) -> bool:
     """Whether a picture has no color, except for what compression leaves."""
     pixels = np.array(picture.convert("RGB").reduce(max(1, max(picture.size) // 256)), np.float32)
-    return float((pixels.max(2) - pixels.min(2)).mean()) < _GRAY_LEVELS
+    spread = pixels.max(2) - pixels.min(2)  # (h, w)
+    colored = float((spread > _COLOR_LEVELS).mean())
+    return float(spread.mean()) < _GRAY_LEVELS and colored <= _MAX_COLORED_SHARE
 
 
 def to_guide(mask: Image.Image, size: tuple[int, int]) -> Tensor:

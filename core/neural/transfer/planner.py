@@ -44,6 +44,12 @@ USABLE = 0.85
 _VECTOR_BYTES = 3 * 4
 _VECTORS = 11
 
+# Bytes per pixel of a guide in float32: itself, padded to multiples of 16, and smaller versions.
+_GUIDE_BYTES = 4 * 7 / 3
+
+# What a region with statistics of its own adds to the time of an iteration.
+_REGION_COST = 0.12
+
 # Scratch memory of the libraries, measured on a CPU (docs/benchmarks/memory.md).
 _FIXED_BYTES = 160_000_000
 
@@ -227,9 +233,7 @@ class Planner:
         self, scale: Scale, styles: Sequence[Size], spec: StyleSpec, masks: int
     ) -> list[PlannedScale]:
         """The scale by every route, with its cost."""
-        # Each mask has a guide in each region.
-        guides = masks + MAX_REGIONS * max(1, masks) if spec.regions == "auto" else masks
-        cost = _ScaleCost(self._network, self._throughput, scale, styles, spec=spec, guides=guides)
+        cost = _ScaleCost(self._network, self._throughput, scale, styles, spec=spec, masks=masks)
         routes = _possible_routes(spec, self._network.device, cost.largest_side)
         return [cost.plan(route) for route in routes]
 
@@ -256,10 +260,11 @@ class _ScaleCost:
         styles: Sequence[Size],
         *,
         spec: StyleSpec,
-        guides: int,
+        masks: int,
     ) -> None:
         self._network, self._throughput, self._scale = network, throughput, scale
-        self._seamless, self._guides = spec.seamless, guides
+        self._seamless = spec.seamless
+        self._masks, self._parts = masks, MAX_REGIONS if spec.regions == "auto" else 1
         self._content_layers, self._style_layers = used_layers(spec)
         self._layers = {*self._content_layers, *self._style_layers}
         self._paintings: list[Size] = []
@@ -301,7 +306,8 @@ class _ScaleCost:
         # Several tiles take two passes, of which the first only goes forward.
         passes = 1 if len(pixels) == 1 else 1.5
         seconds = self._throughput.fixed_seconds * len(pixels)
-        cost = self._network.relative_cost(self._layers)
+        regions = self._parts * max(1, self._masks)  # each has statistics of its own
+        cost = self._network.relative_cost(self._layers) * (1 + _REGION_COST * (regions - 1))
         return seconds + self._throughput.pixel_seconds * sum(pixels) * passes * cost
 
     def _memory_bytes(self, route: Route) -> int:
@@ -323,20 +329,23 @@ class _ScaleCost:
             self._network.filters(layer) / stride(layer) ** 2 * item_bytes
             for layer in self._content_layers
         )
-        # A guide and its pooled versions take 4/3 of its float32 pixels.
-        vectors = _VECTOR_BYTES * (_VECTORS + 2 * pairs) + self._guides * 4 * 4 / 3
+        vectors: float = _VECTOR_BYTES * (_VECTORS + 2 * pairs)
+        if self._masks or self._parts > 1:
+            vectors += self._parts * max(1, self._masks) * _GUIDE_BYTES
+            vectors += 4 * (self._masks + self._parts)  # as given
         return int(self._scale.width * self._scale.height * (vectors + targets))
 
     def _style_bytes(self, size: Size, tile_px: int | None) -> int:
         """What it takes to measure a painting.
 
-        Its float32 image, sorted to match colors, and a forward pass.
+        Its float32 image, sorted to match colors, a forward pass, and guides for its parts.
         """
         width, height = size
         tiles = make_tiles(height, width, tile_px, self._network.halo(self._layers))
         forward = max(tile.read_px for tile in tiles) * self._network.features_bytes(self._layers)
         image = _VECTOR_BYTES * width * height
-        return max(forward + 2 * image, 6 * image)
+        guides = self._parts * _GUIDE_BYTES * width * height  # also of a style mask
+        return int(max(forward + 2 * image, 6 * image) + guides)
 
 
 # ------------------------------------------------------ memory and speed of the device

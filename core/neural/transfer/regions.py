@@ -31,11 +31,10 @@ _HEIGHT_SHARE = 0.5  # skies are above, and ground is below
 
 _ROUNDS = 30  # of k-means
 
-# How freely parts are shared out, as a share of the mean distance of two clusters: near 0 to the
-# nearest alone, above 1 to all alike.
-_FREEDOM = 0.1
+# The weight of the entropy, as a share of the mean distance of two clusters: towards 0 the
+# transport is the cheapest one, and above 1 each region gets nearly the same mixture.
+_ENTROPY_SHARE = 0.1
 _SINKHORN_ROUNDS = 200
-_BLUR = 24  # the border between two regions is as wide as the long side divided by this
 
 
 @dataclass(frozen=True)
@@ -58,44 +57,61 @@ class RegionMap:
 
 
 @torch.no_grad()
-def find_regions(network: Network, photo: Tensor, paintings: Sequence[Tensor]) -> RegionMap:
+def find_regions(
+    network: Network,
+    photo: Tensor,
+    paintings: Sequence[Tensor],
+    style_masks: Sequence[Tensor] = (),
+) -> RegionMap:
     """Cluster a photo and paintings, and match the clusters.
 
-    All (1, 3, H, W) in [0, 1], of about `SIDE_PX`. The same pictures and network give the same
-    regions.
+    All (1, 3, H, W) in [0, 1], of about `SIDE_PX`, both sides multiples of 16. style_masks: (H, W),
+    one for each painting: what is black in it has no part. The same pictures and network give the
+    same regions.
     """
-    points, size = _describe(network, photo)
+    everything = torch.ones(photo.shape[2:])
+    points, size, _ = _describe(network, photo, everything)
     labels, centers = _cluster(points)
     parts = []
-    for painting in paintings:
-        painted_points, painted_size = _describe(network, painting)
+    masks = style_masks or [torch.ones(painting.shape[2:]) for painting in paintings]
+    for painting, mask in zip(paintings, masks, strict=True):
+        painted_points, painted_size, is_part = _describe(network, painting, mask)
         painted_labels, painted_centers = _cluster(painted_points)
         shares = _share_out(centers, labels, painted_centers, painted_labels)  # (K, k)
-        parts.append(shares.sqrt()[:, painted_labels].view(-1, *painted_size))
+        part = torch.zeros(len(centers), len(is_part))  # (K, h w)
+        part[:, is_part] = shares.sqrt()[:, painted_labels]
+        parts.append(part.view(-1, *painted_size))
     regions = torch.stack([labels == k for k in range(len(centers))])  # (K, h w)
     return RegionMap(regions.view(-1, *size).float(), parts)
 
 
-def _describe(network: Network, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """A descriptor of each position, (h w, D) on the CPU, and (h, w).
+def _describe(
+    network: Network, image: Tensor, mask: Tensor
+) -> tuple[Tensor, tuple[int, int], Tensor]:
+    """Descriptors of the positions inside the mask, (M, D) on the CPU; (h, w); which are inside.
 
-    Each filter has mean 0 and deviation 1 over the picture, so that what differs inside a picture
-    counts, not how the photo and the painting differ as a whole.
+    Each filter has mean 0 and deviation 1 over these positions, so that what differs inside a
+    picture counts, not how the photo and the painting differ as a whole.
     """
     features = network.features(image.to(network.device), _LAYERS, "l2")
     features = {layer: at_least_float32(found).cpu() for layer, found in features.items()}
     size = features[_CLUSTERED_AT].shape[2:]
+    is_inside = functional.interpolate(mask[None, None].cpu(), size, mode="area").flatten() >= 0.5
+    if not is_inside.any():  # a mask of thin lines
+        is_inside = torch.ones_like(is_inside)
     groups = []
     for layer, share in _LAYERS.items():
         smooth = functional.avg_pool2d(features[layer], 3, 1, 1, count_include_pad=False)
         rows = functional.interpolate(smooth, size, mode="bilinear")[0].flatten(1)  # (C, h w)
+        rows = rows[:, is_inside]  # (C, M)
         groups.append(share * _standardize(rows) / len(rows) ** 0.5)
     color = functional.interpolate(image.float().cpu(), size, mode="area")[0].flatten(1)  # (3, h w)
+    color = color[:, is_inside]
     color = color - color.mean(1, keepdim=True)
     groups.append(_COLOR_SHARE * color / color.std().clamp_min(1e-3))
     height = torch.linspace(-1, 1, size[0])[:, None].expand(size).reshape(1, -1)
-    groups.append(_HEIGHT_SHARE * height)
-    return torch.cat(groups).T.contiguous(), (size[0], size[1])
+    groups.append(_HEIGHT_SHARE * height[:, is_inside])
+    return torch.cat(groups).T.contiguous(), (size[0], size[1]), is_inside
 
 
 def _standardize(rows: Tensor) -> Tensor:
@@ -130,24 +146,21 @@ def _share_out(centers: Tensor, labels: Tensor, painted: Tensor, painted_labels:
     cost, which is their squared distance, smoothed by an entropy (Cuturi 2013, "Sinkhorn
     Distances", algorithm 1).
     """
-    room, parts = (
+    areas, painted_areas = (
         (found.bincount(minlength=len(of)) / len(found)).double()
         for found, of in ((labels, centers), (painted_labels, painted))
     )  # (K,), (k,)
     distance = torch.cdist(centers, painted).square().double()
-    kernel = (-distance / (_FREEDOM * distance.mean().clamp_min(1e-12))).softmax(0)  # (K, k)
-    by_part = torch.ones_like(parts)
+    kernel = (-distance / (_ENTROPY_SHARE * distance.mean().clamp_min(1e-12))).softmax(0)  # (K, k)
+    by_part = torch.ones_like(painted_areas)
     for _ in range(_SINKHORN_ROUNDS):
-        by_region = room / (kernel @ by_part).clamp_min(1e-300)
-        by_part = parts / (kernel.T @ by_region).clamp_min(1e-300)
+        by_region = areas / (kernel @ by_part).clamp_min(1e-300)
+        by_part = painted_areas / (kernel.T @ by_region).clamp_min(1e-300)
     plan = by_region[:, None] * kernel * by_part  # (K, k), the areas that go from part to region
     return (plan / plan.sum(0).clamp_min(1e-300)).float()
 
 
 def _soften(regions: Tensor, width: int, height: int) -> Tensor:
-    """(K, h, w) to (K, height, width), with soft borders, in [0, 1]."""
-    large = functional.interpolate(regions[None], (height, width), mode="bilinear")
-    margin = max(1, max(width, height) // (2 * _BLUR))
-    sides = min(margin, height - 1, width - 1)
-    padded = functional.pad(large, (sides,) * 4, mode="replicate")
-    return functional.avg_pool2d(padded, 2 * sides + 1, 1)[0]
+    """(K, h, w) to (K, height, width) in [0, 1]; a border is about three positions wide."""
+    blurred = functional.avg_pool2d(regions[None], 3, 1, 1, count_include_pad=False)
+    return functional.interpolate(blurred, (height, width), mode="bilinear")[0]

@@ -20,7 +20,7 @@ from core.neural import device
 from core.neural.transfer import pixels
 from core.neural.transfer.checkpoint import Checkpoint, CheckpointHeader
 from core.neural.transfer.inputs import ScaleTarget, StyleInputs
-from core.neural.transfer.optimize import LBFGS, WILD_STEPS, Adam
+from core.neural.transfer.optimize import LBFGS, MAX_DIVERGING_STEPS, Adam
 from core.neural.transfer.planner import Plan, PlannedScale, Planner
 from core.neural.vgg import Network
 from core.style.spec import SpecUpdate, StyleSpec
@@ -28,6 +28,9 @@ from core.style.spec import SpecUpdate, StyleSpec
 # A scale ends early when a window of ten iterations lowers the loss by less than this share.
 _MIN_GAIN = 1e-3
 _WINDOW = 10
+
+# Losses of a checkpoint and of this machine that differ by less than this share differ by rounding.
+_SAME_LOSS = 0.01
 
 # Seconds between two reports on an asynchronous device: reading the losses waits for it.
 _REPORT_SECONDS = 0.05
@@ -232,9 +235,10 @@ class _Run:
         """Iterate at one scale by one route; True if the callback stops the run."""
         self._window_loss = float("inf")
         target, optimizer = self._prepare(planned)
-        resumed = self._done > 0 and optimizer.is_resumed
-        if resumed and self._report(target, optimizer, self._image, self._done):
-            return True
+        if self._done and optimizer.is_resumed and self._image is not None:
+            if self._report(target, optimizer, self._image, self._done):
+                return True
+            self._check_resumed(optimizer, target, self._image)
         count = self._done
         while count < self._tracker.scale_iterations:  # which may change meanwhile
             image, terms = next(optimizer)
@@ -245,11 +249,10 @@ class _Run:
             if not (window_ends or is_last or self._tracker.is_due(self._network.device)):
                 continue
             self._losses, self._image, self._done = terms.by_name(), image, count
-            wild_steps = int(optimizer.wild_steps)
-            if wild_steps >= WILD_STEPS:
+            if int(optimizer.diverging_steps) >= MAX_DIVERGING_STEPS:
                 raise errors.Diverged(picture=self._render(image, self._spec))
-            # A fixed number is never cut, and a run in trouble has not converged.
-            if window_ends and not self._spec.iterations and not wild_steps:
+            # A fixed number is never cut.
+            if window_ends and not self._spec.iterations and bool(optimizer.may_have_converged):
                 self._end_window(count)
             if self._report(target, optimizer, image, count):
                 return True
@@ -297,16 +300,36 @@ class _Run:
         If it is above the loss at the start of the run, start the scale from the initial image
         instead, provided that is better. So no run ends worse than it began.
         """
-        loss = optimizer.losses.by_name()["total"]
-        if not isfinite(loss):
-            picture = None if self._image is None else self._render(self._image, self._spec)
-            raise errors.Diverged(picture=picture)
+        loss = self._finite_loss(optimizer)
         if isfinite(self._start_loss) and loss > self._start_loss and not self._done:
             initial = self._inputs.initial_image(target.photo, self._spec)
             if target.objective(initial).by_name()["total"] < loss:
                 optimizer.start_from(initial)
         if not isfinite(self._start_loss):
             self._start_loss = loss
+
+    def _check_resumed(self, optimizer: LBFGS | Adam, target: ScaleTarget, image: Tensor) -> None:
+        """Use the loss of this machine: another one may have rounded differently.
+
+        With a loss that it cannot reach, the optimizer would reject every step. If the difference
+        is not small, start again from the image.
+        """
+        losses = target.value_and_gradient(image)[0]
+        before, after = (one.by_name()["total"] for one in (optimizer.losses, losses))
+        if before == after:
+            return
+        if abs(after - before) <= _SAME_LOSS * abs(before):
+            optimizer.losses = losses
+        else:
+            optimizer.reset()
+
+    def _finite_loss(self, optimizer: LBFGS | Adam) -> float:
+        """The optimizer's loss. Raises Diverged if it is not finite."""
+        loss = optimizer.losses.by_name()["total"]
+        if not isfinite(loss):
+            picture = None if self._image is None else self._render(self._image, self._spec)
+            raise errors.Diverged(picture=picture)
+        return loss
 
     def _restore(
         self, header: CheckpointHeader, state: Mapping[str, Tensor], planned: PlannedScale
@@ -352,7 +375,7 @@ class _Run:
         if spec.weights != before:
             target.set_weights(self._spec_at(self._tracker.planned[self._tracker.scale - 1]))
             optimizer.reset()
-            self._start_loss = optimizer.losses.by_name()["total"]
+            self._start_loss = self._finite_loss(optimizer)
             self._record_update(before, count)
 
     def _record_update(self, before: Mapping[str, Any], count: int) -> None:

@@ -69,6 +69,25 @@ def test_a_small_thing_on_a_plain_ground_is_no_painting_in_a_frame() -> None:
     assert find_painting(picture) is None
 
 
+def test_a_large_figure_on_a_plain_ground_is_no_painting_in_a_frame(painting: Image.Image) -> None:
+    """Its outline is not straight."""
+    figure = Image.new("L", painting.size, 0)
+    ImageDraw.Draw(figure).ellipse((0, 0, *painting.size), 255)
+    ground = Image.new("RGB", (600, 480), "white")
+    ground.paste(painting, (75, 65), figure)
+
+    assert find_painting(ground) is None
+
+
+def test_lines_on_white_paper_are_no_painting_in_a_frame() -> None:
+    picture = Image.new("RGB", (600, 400), "white")
+    draw = ImageDraw.Draw(picture)
+    for x in range(100, 500, 37):
+        draw.line((x, 80, 600 - x, 320), "black", 3)
+
+    assert find_painting(picture) is None
+
+
 def test_a_plain_sky_or_ground_is_no_frame(painting: Image.Image) -> None:
     """A band must lie on all four sides."""
     for sides in ((0, 80, 0, 0), (60, 60, 0, 60), (0, 60, 0, 60)):

@@ -55,6 +55,7 @@ def _update_at(iteration: int, spec: StyleSpec) -> Any:
         (PARAMETERS | {"optimizer": "adam"}, 9),
         (PARAMETERS | {"init": "noise", "objective": "gatys", "style_weight": 1e5}, 14),
         (PARAMETERS | {"preserve_color": "luminance", "seamless": True}, 16),
+        (PARAMETERS | {"regions": "auto"}, 12),
     ],
 )
 def test_a_resumed_run_ends_with_the_same_bits(
@@ -82,6 +83,31 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert resumed.picture.tobytes() == whole.picture.tobytes()
     assert (resumed.losses, resumed.iterations) == (whole.losses, whole.iterations)
     assert [at, at + 1] == seen[:2]
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.995])
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_a_resumed_run_uses_the_loss_of_its_own_machine(
+    photo: Image.Image,
+    painting: Image.Image,
+    tiny_vgg16: Network,
+    tmp_path: Path,
+    optimizer: str,
+    factor: float,
+) -> None:
+    """Another machine may have reported a loss that this one cannot reach."""
+    spec = parse_spec(PARAMETERS | {"optimizer": optimizer, "scales": 1, "iterations": 12})
+    inputs, file = StyleInputs(photo, [painting]), tmp_path / "c"
+    with pytest.raises(Killed):
+        stylize(inputs, spec, tiny_vgg16, _save_and_die(file, 10))
+    loaded = checkpoint.load(file)
+    assert loaded is not None
+    loaded.tensors["losses"].mul_(factor)
+    resumed = stylize(inputs, spec, tiny_vgg16, resume=loaded)
+
+    before = loaded.header.losses["total"]
+    assert 0.8 * before < resumed.losses["total"] < before
+    assert resumed.iterations == 12
 
 
 def test_a_scale_that_ended_early_is_not_continued(
@@ -167,7 +193,7 @@ def test_a_run_with_another_route_continues_from_the_image(
     assert len(first) == 2
     loaded = checkpoint.load(file)
     assert loaded is not None
-    # Without its pairs the optimizer's first step may go wrong and be taken back.
+    # Without its pairs the optimizer's first step may go wrong and be rejected.
     assert first[0] <= loaded.header.losses["total"]
     assert first[1] < loaded.header.losses["total"]
 

@@ -174,7 +174,7 @@ def _wall(place: Tensor, *, fails: bool) -> Evaluate:
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("optimizer", [LBFGS, Adam])
-def test_the_loss_never_rises_and_steps_that_go_wrong_are_taken_back(
+def test_the_loss_never_rises_and_steps_that_go_wrong_are_rejected(
     optimizer: type, target: Tensor, fails: bool
 ) -> None:
     function, evaluated = _wall(target.clamp(0.3, 0.7), fails=fails), list[float]()
@@ -195,7 +195,7 @@ def test_the_loss_never_rises_and_steps_that_go_wrong_are_taken_back(
 
 
 @pytest.mark.parametrize("optimizer", [LBFGS, Adam])
-def test_wild_steps_are_counted_until_one_is_not(optimizer: type, target: Tensor) -> None:
+def test_diverging_steps_are_counted_until_one_is_not(optimizer: type, target: Tensor) -> None:
     broken = False
 
     def evaluate(image: Tensor) -> tuple[Losses, Tensor]:
@@ -207,11 +207,11 @@ def test_wild_steps_are_counted_until_one_is_not(optimizer: type, target: Tensor
     broken = True
     for number in range(1, 5):
         image, _ = next(iterates)
-        assert int(iterates.wild_steps) == number
+        assert int(iterates.diverging_steps) == number
         assert torch.equal(image, before)
     broken = False
     next(iterates)
-    assert int(iterates.wild_steps) == 0
+    assert int(iterates.diverging_steps) == 0
 
 
 def test_the_next_step_does_not_change_an_earlier_iterate(target: Tensor) -> None:
@@ -292,3 +292,31 @@ def test_a_pair_without_curvature_has_no_effect_also_on_products_with_later_pair
 
     products = [pairs(bad=bad).inverse_hessian_times(target) for bad in (False, True)]
     assert torch.allclose(*products, rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", [LBFGS, Adam])
+def test_a_first_gradient_that_is_not_finite_has_no_loss_and_leaves_no_trace(
+    optimizer: type, target: Tensor
+) -> None:
+    broken = True
+
+    def evaluate(image: Tensor) -> tuple[Losses, Tensor]:
+        losses, gradient = _quadratic(target.clamp(0, 1), torch.ones_like(target))(image)
+        return losses, gradient * torch.nan if broken else gradient
+
+    iterates = optimizer(evaluate, torch.full_like(target, 0.5))
+    assert not iterates.losses.total.isfinite()
+    next(iterates)
+    broken = False
+    iterates.start_from(torch.full_like(target, 0.5))
+    totals = [float(losses.total) for _, losses in islice(iterates, 20)]
+    assert totals[-1] < 0.2 * totals[0]
+
+
+def test_adam_has_not_converged_while_its_newest_image_is_not_its_best(target: Tensor) -> None:
+    """Its first steps are too long near an optimum; the best image stays the same meanwhile."""
+    near = target.clamp(0.1, 0.9) + 0.002
+    iterates = Adam(_quadratic(target.clamp(0.1, 0.9), torch.ones_like(target)), near)
+    next(iterates)
+    assert not iterates.may_have_converged
+    assert any(bool(iterates.may_have_converged) for _ in islice(iterates, 200))

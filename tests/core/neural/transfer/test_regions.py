@@ -156,3 +156,19 @@ def test_nothing_is_clustered_without_a_style(
     monkeypatch.setattr(regions, "_cluster", None)
     spec = parse_spec({"size": 64, "iterations": 1, "regions": "auto", "style_weight": 0})
     stylize(StyleInputs(_noise((64, 64), 1), [_noise((64, 64), 2)]), spec, tiny_vgg16)
+
+
+def test_what_a_style_mask_hides_has_no_part(tiny_vgg16: Network) -> None:
+    """A rough frame around a plain painting: without the mask it takes half of the room."""
+    photo = pixels.to_image(_scene(rough_share=0.5, color="white"))
+    painting = _noise((128, 128), 3)
+    painting.paste("lightblue", (32, 32, 96, 96))
+    mask = torch.zeros(128, 128)
+    mask[32:96, 32:96] = 1
+    found = find_regions(tiny_vgg16, photo, [pixels.to_image(painting)], [mask])
+    weights = _weights(found)
+
+    assert torch.equal(weights.sum(0) > 0, mask[::8, ::8] > 0)
+    assert torch.allclose(weights.sum(0)[4:12, 4:12], torch.ones(8, 8), atol=1e-3)
+    nothing = find_regions(tiny_vgg16, photo, [pixels.to_image(painting)], [torch.zeros(128, 128)])
+    assert torch.allclose(_weights(nothing).sum(0), torch.ones(16, 16), atol=1e-3)

@@ -81,6 +81,18 @@ def test_a_gray_photo_and_a_gray_painting_give_a_gray_picture(
     assert chroma(gray_photo, painting) > 1
 
 
+def test_a_small_colored_thing_in_a_gray_photo_keeps_its_color(
+    photo: Image.Image, painting: Image.Image
+) -> None:
+    gray = [picture.convert("L").convert("RGB").resize((400, 300)) for picture in (photo, painting)]
+    spot = gray[0].copy()
+    spot.paste((255, 0, 0), (200, 150, 220, 166))  # 0.3 % of the picture
+
+    assert StyleInputs(gray[0], [gray[1]]).is_gray(StyleSpec())
+    assert not StyleInputs(spot, [gray[1]]).is_gray(StyleSpec())
+    assert not StyleInputs(gray[0], [gray[1]], init=spot).is_gray(StyleSpec())
+
+
 def test_a_frame_around_the_painting_is_no_part_of_the_style_unless_asked(
     photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
 ) -> None:
