@@ -106,7 +106,7 @@ def test_a_resumed_run_uses_the_loss_of_its_own_machine(
     resumed = stylize(inputs, spec, tiny_vgg16, resume=loaded)
 
     before = loaded.header.losses["total"]
-    assert 0.8 * before < resumed.losses["total"] < before
+    assert 0.6 * before < resumed.losses["total"] < before
     assert resumed.iterations == 12
 
 
