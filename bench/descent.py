@@ -1,6 +1,7 @@
 """Random runs: does any end worse than it began? bench/README.md."""
 
 import random
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -187,15 +188,17 @@ def _load(precision: Any) -> Network:
 @click.option("--runs", "wanted", default=2000, show_default=True)
 @click.option("--seed", default=1, show_default=True)
 @click.option("--processes", default=2, show_default=True)
+@click.option("--minutes", default=float("inf"), help="Stop after this time.")
 @click.option(
     "--pictures",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=GALLERY,
     help="A folder of pictures.  [default: the gallery of the page]",
 )
-def main(wanted: int, seed: int, processes: int, pictures: Path) -> None:
+def main(wanted: int, seed: int, processes: int, minutes: float, pictures: Path) -> None:
     """Paint random pairs with random parameters; report every run that ends worse than it began."""
     runs: list[Run] = []
+    end = time.monotonic() + 60 * minutes
     for chain in _chains(pictures, seed, processes):
         for run in chain:
             runs.append(run)
@@ -205,7 +208,7 @@ def main(wanted: int, seed: int, processes: int, pictures: Path) -> None:
                     f"seed {run.seed}: {run.end}, start {run.start:.4g}, best {run.best:.4g}, "
                     f"final {run.final:.4g}, updates {run.updates}, {changed}"
                 )
-        if len(runs) >= wanted:
+        if len(runs) >= wanted or time.monotonic() > end:
             break
         if len(runs) % 100 < len(chain):
             click.echo(f"{len(runs)} runs", err=True)
