@@ -41,7 +41,8 @@ class Run:
     spec: StyleSpec
     is_repaint: bool  # whether the photo is the result of an earlier run
     losses: list[tuple[int, float]] = field(default_factory=list)  # values of the image, total
-    # Of the first image, or of the image at the spec update: at the last size if it was coarser.
+    # Of the first image, or of the image at the spec update. If the result is above it and that
+    # image was coarser: of that image at the last size.
     start: float = float("nan")
     final: float = float("nan")  # of the result, before it is rounded to 8 bits
     end: str = "succeeded"
@@ -141,8 +142,8 @@ def paint(
         run.start = run.final
         run.losses = [(0, run.final)]
     size = result.plan.scales[-1].scale.size
-    if run.updates and _Watched.start.shape[:1:-1] != size:
-        # Losses of two sizes cannot be compared.
+    if run.final > run.start and _Watched.start.shape[:1:-1] != size:
+        # Losses of two sizes cannot be compared: the one at the last size decides.
         enlarged = pixels.enlarge(_Watched.start, size)
         run.start = _Watched.newest(enlarged).by_name()["total"]
     return result.picture
