@@ -115,9 +115,11 @@ def _describe(
 
 
 def _standardize(rows: Tensor) -> Tensor:
-    deviation = rows.std(1, keepdim=True)
+    deviation = rows.std(1, correction=0, keepdim=True)  # also of a single position
     # A filter that hardly responds would only add noise.
-    return (rows - rows.mean(1, keepdim=True)) / (deviation + 1e-3 * rows.std()).clamp_min(1e-12)
+    return (rows - rows.mean(1, keepdim=True)) / (
+        deviation + 1e-3 * rows.std(correction=0)
+    ).clamp_min(1e-12)
 
 
 def _cluster(points: Tensor) -> tuple[Tensor, Tensor]:

@@ -172,3 +172,12 @@ def test_what_a_style_mask_hides_has_no_part(tiny_vgg16: Network) -> None:
     assert torch.allclose(weights.sum(0)[4:12, 4:12], torch.ones(8, 8), atol=1e-3)
     nothing = find_regions(tiny_vgg16, photo, [pixels.to_image(painting)], [torch.zeros(128, 128)])
     assert torch.allclose(_weights(nothing).sum(0), torch.ones(16, 16), atol=1e-3)
+
+
+def test_a_style_mask_may_leave_a_single_position(tiny_vgg16: Network) -> None:
+    photo, painting = (pixels.to_image(_noise((64, 64), seed)) for seed in (1, 2))
+    mask = torch.zeros(64, 64)
+    mask[16:24, 32:40] = 1
+    (part,) = find_regions(tiny_vgg16, photo, [painting], [mask]).paintings
+
+    assert float(part.square().sum()) == pytest.approx(1, abs=1e-3)
