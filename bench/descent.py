@@ -25,7 +25,7 @@ from core.neural.transfer.objective import Losses, Objective
 from core.neural.transfer.stylize import Control, StepEvent, stylize
 from core.neural.vgg import Network
 from core.neural.weights.cache import WeightsCache
-from core.style.spec import StyleSpec, parse_spec
+from core.style.spec import STYLE_WEIGHT, StyleSpec, parse_spec
 
 GALLERY = Path(__file__).parents[1] / "api" / "web" / "gallery"
 PRECISIONS = ("bfloat16", "bfloat16", "float32")  # each run takes one at random
@@ -123,7 +123,7 @@ def paint(
     """Paint, with a spec update in every third run. Fills the record; returns the picture."""
     _Watched.run = run
     update_at = dice.randint(1, 60) if dice.random() < 1 / 3 else 0
-    weights = {"strength": dice.random(), "style_weight": 8 * 10 ** dice.uniform(-2, 2)}
+    weights = {"strength": dice.random(), "style_weight": STYLE_WEIGHT * 10 ** dice.uniform(-2, 2)}
 
     def on_progress(event: StepEvent) -> Control:
         if event.progress.iteration != update_at or run.updates or not event.spec.style_weight:

@@ -55,6 +55,7 @@ _HED_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 
 _DIRECTIONS = 128  # of the sliced Wasserstein distance
 _SLICED_LAYERS = 3  # the first ones
+_VISIBLE = 0.005  # an artifact that is less above the painting's is not counted
 
 Responses = list[Tensor]  # of each layer, (1, C, h, w)
 Judge = Callable[[Tensor], Responses]
@@ -419,6 +420,7 @@ def compare(folders: tuple[Path, ...], pictures: Path | None) -> None:
         raise click.UsageError("The folders need different names.")
     click.echo(_header("pair, pictures"))
     scores: dict[str, list[tuple[float, float]]] = {}
+    verdicts: dict[str, list[Verdict]] = {}
     for name, (photo, painting) in pairs(pictures).items():
         files = {folder.name: folder / f"{name}.png" for folder in folders}
         if not all(path.exists() for path in files.values()):
@@ -427,6 +429,7 @@ def compare(folders: tuple[Path, ...], pictures: Path | None) -> None:
         panel = Panel(photo, painting, results[folders[0].name].size)
         for title, picture in {**results, **controls(panel, photo, painting)}.items():
             verdict = panel.judge(picture)
+            verdicts.setdefault(title, []).append(verdict)
             scores.setdefault(title, []).append(score(verdict))
             click.echo(_row(f"{name}, {title}", verdict))
     click.echo(
@@ -444,6 +447,23 @@ def compare(folders: tuple[Path, ...], pictures: Path | None) -> None:
             + " | ".join(f"{one:.3f}" for one in columns)
             + f" | {sum(wins)} of {len(wins)} |"
         )
+    _echo_artifacts(verdicts)
+
+
+def _echo_artifacts(verdicts: dict[str, list[Verdict]]) -> None:
+    """In how many pairs an artifact is more than a tenth above the painting's own."""
+    names = list(verdicts["painting"][0].artifacts)
+    click.echo("\n| above the painting's own | " + " | ".join(names) + " |")
+    click.echo("|---" * (1 + len(names)) + "|")
+    for title, found in verdicts.items():
+        columns = [
+            sum(
+                one.artifacts[name] > 1.1 * own.artifacts[name] + _VISIBLE
+                for one, own in zip(found, verdicts["painting"], strict=True)
+            )
+            for name in names
+        ]
+        click.echo(f"| {title} | " + " | ".join(map(str, columns)) + " |")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ export async function buildCommand({ input }) {
   const { spec, masks, style_masks, init_image, ...images } = input;
   const { parameters } = await getSubmissionSchema();
   // With another objective, these have other defaults than the schema says.
-  const tied = spec.objective === parameters.objective.default ? [] : ["pooling", "style_weight"];
+  const tied = spec.objective === parameters.objective.default ? [] : ["content_layers", "pooling", "style_weight"];
   const isChanged = ([name, value]) => value !== null && (tied.includes(name)
     || JSON.stringify(value) !== JSON.stringify(parameters[name]?.default));
   const body = {

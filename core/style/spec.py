@@ -36,9 +36,15 @@ Layer = Literal[
 ]  # fmt: skip
 MAX_STYLES = 8
 
-STYLE_WEIGHT = 8.0
+STYLE_WEIGHT = 15.0
 # About the same look as STYLE_WEIGHT when the terms are the paper's raw sums; docs/algorithm.md.
 STYLE_WEIGHT_GATYS = 1e6
+# What the paper has where the default of `objective=relative` departs from it.
+GATYS_DEFAULTS: dict[str, Any] = {
+    "style_weight": STYLE_WEIGHT_GATYS,
+    "content_layers": {"relu4_2": 1.0},
+    "pooling": "max",
+}
 STRENGTH_DECADES = 2.5  # the range of `strength`, in powers of ten of the style weight
 
 MIN_SIZE_PX, MAX_SIZE_PX = 64, 8192
@@ -136,9 +142,9 @@ class StyleSpec(BaseModel):
         json_schema_extra=_UPDATABLE,
     )
     content_layers: LayerWeights = Field(
-        {"relu4_2": 1.0},
-        description="Layers of the content loss, with weights: relu4_2=1. Weights are scaled to "
-        "sum to 1.",
+        {"relu2_1": 1.0, "relu4_2": 1.0},
+        description="Layers of the content loss, with weights: relu2_1=1,relu4_2=1. Weights are "
+        "scaled to sum to 1. With objective=gatys the default is relu4_2 alone.",
     )
     style_layers: LayerWeights = Field(
         {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0, "relu4_1": 1.0, "relu5_1": 1.0},
@@ -227,7 +233,7 @@ class StyleSpec(BaseModel):
     @classmethod
     def _defaults_of_gatys(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("objective") == "gatys":
-            return {"style_weight": STYLE_WEIGHT_GATYS, "pooling": "max", **data}
+            return {**GATYS_DEFAULTS, **data}
         return data
 
     @model_validator(mode="after")
@@ -385,13 +391,13 @@ def parse_spec(parameters: dict[str, Any]) -> StyleSpec:
 def apply_changes(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of an earlier run with changes. Raises BadSpec for an unknown preset.
 
-    If the objective changes, the earlier style_weight and pooling are dropped: the weight has
+    If the objective changes, the earlier parameters of `GATYS_DEFAULTS` are dropped: the weight has
     another unit, and the default of each depends on the objective.
     """
     change = presets.expand_preset(change)
     merged = dict(spec)
     if change.get("objective", spec.get("objective")) != spec.get("objective"):
-        for name in ("style_weight", "pooling"):
+        for name in GATYS_DEFAULTS:
             merged.pop(name, None)
     return merged | change
 

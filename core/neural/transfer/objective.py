@@ -28,6 +28,10 @@ Style = dict[str, Statistics]  # by layer; means, not sums
 # The content loss is relative to the photo's responses, or to this share of the painting's if that
 # is more. A photo of a plain wall has hardly any, and would forbid every stroke.
 _CONTENT_FLOOR = 0.25
+
+# The content targets of a layer of at most this stride take more memory than the image. A picture
+# in tiles computes them again for each tile, which costs less than a tenth of its time.
+_RECOMPUTED_STRIDE = 2
 _Summable = TypeVar("_Summable", Tensor, Statistics)
 
 
@@ -118,6 +122,11 @@ def used_layers(spec: StyleSpec) -> tuple[dict[str, float], dict[str, float]]:
     return content, style
 
 
+def recomputed_layers(content_layers: Iterable[str], tiles: int) -> set[str]:
+    """The content layers whose targets are not kept, for a picture in this many tiles."""
+    return {layer for layer in content_layers if tiles > 1 and stride(layer) <= _RECOMPUTED_STRIDE}
+
+
 def edge_mode(spec: StyleSpec) -> Edges:
     """How the network pads the image.
 
@@ -197,7 +206,10 @@ class Objective:
             }
             for guides in self._guides
         ]
+        self._photo = photo
+        self._recomputed = recomputed_layers(self._content_layers, len(self._tiles))
         self._targets: dict[str, Tensor] = {}  # P, (1, N, h, w), in the network's precision
+        self._energies: dict[str, Tensor] = {}  # sum P^2
         start = self._measure(
             (tile, self._store_targets(tile, features))
             for tile, features in self._features_by_tile(photo)
@@ -244,9 +256,9 @@ class Objective:
         scale = self._loss_scale(by_style)
         gradient = torch.zeros_like(padded)
         for tile, recording in zip(self._tiles, recordings, strict=True):
-            tile.scatter_add(
-                gradient, recording.gradient(partial(self._cotangent, tile, by_style, scale))
-            )
+            targets = self._targets_of(tile)
+            cotangent = partial(self._cotangent, tile, targets, by_style, scale=scale)
+            tile.scatter_add(gradient, recording.gradient(cotangent))
         gradient = _fold_padding(gradient, image) / scale
         if self._spec.tv_weight:
             gradient += self._spec.tv_weight * losses.tv_gradient(
@@ -268,11 +280,11 @@ class Objective:
         content: dict[str, Tensor] = {}
         sums: list[Style] = [{} for _ in self._guides]
         for tile, features in tiles:
+            targets = self._targets_of(tile)
             for layer, responses in features.items():
                 owned = tile.owned_part(responses, stride(layer))
-                if layer in self._content_layers:
-                    target = tile.part_of(self._targets[layer], stride(layer))
-                    _add(content, layer, losses.content_loss(owned, target))
+                if layer in targets:
+                    _add(content, layer, losses.content_loss(owned, targets[layer]))
                 if layer in self._style_layers:
                     for style, guides in zip(sums, self._guides, strict=True):
                         guide = _guide_part(tile, guides[layer], layer)
@@ -326,10 +338,12 @@ class Objective:
     def _cotangent(
         self,
         tile: Tile,
+        targets: Mapping[str, Tensor],
         by_style: list[Style],
-        scale: Tensor | float,
         layer: str,
         responses: Tensor,
+        *,
+        scale: Tensor | float,
     ) -> Tensor:
         """dL/dresponses times the loss scale, (1, N, h, w).
 
@@ -343,9 +357,9 @@ class Objective:
                     owned, style[layer] * scale, _guide_part(tile, guides[layer], layer)
                 )
                 total = part if total is None else total.add_(part)
-        if layer in self._content_layers:
-            target = tile.part_of(self._targets[layer], stride(layer))
-            part = losses.content_gradient(owned, target).mul_(self._alphas[layer] * scale)
+        if layer in targets:
+            part = losses.content_gradient(owned, targets[layer])
+            part.mul_(self._alphas[layer] * scale)
             total = part if total is None else total.add_(part)
         assert total is not None, "each layer serves style or content"
         if total.shape == responses.shape:
@@ -357,12 +371,16 @@ class Objective:
     # -------------------------------------------------- targets and weights
 
     def _store_targets(self, tile: Tile, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Store P at the tile's own positions, from the responses to the photo.
+        """Store P and its size at the tile's own positions, from the responses to the photo.
 
         Returns the responses unchanged.
         """
         for layer in self._content_layers:
             responses = features[layer]
+            owned = tile.owned_part(responses, stride(layer))
+            _add(self._energies, layer, losses.at_least_float32(owned).square().sum())
+            if layer in self._recomputed:
+                continue
             if layer not in self._targets:
                 size = (
                     1,
@@ -372,10 +390,22 @@ class Objective:
                 )
                 empty = torch.empty(size, dtype=responses.dtype, device=responses.device)
                 self._targets[layer] = empty.contiguous(memory_format=torch.channels_last)
-            tile.part_of(self._targets[layer], stride(layer)).copy_(
-                tile.owned_part(responses, stride(layer))
-            )
+            tile.part_of(self._targets[layer], stride(layer)).copy_(owned)
         return features
+
+    def _targets_of(self, tile: Tile) -> dict[str, Tensor]:
+        """P at the tile's own positions, (1, N, h, w), by content layer."""
+        targets = {
+            layer: tile.part_of(target, stride(layer)) for layer, target in self._targets.items()
+        }
+        if self._recomputed:
+            photo = tile.crop(self._photo)
+            features = self._network.features(photo, self._recomputed, self._pooling, self._edges)
+            targets |= {
+                layer: tile.owned_part(responses, stride(layer))
+                for layer, responses in features.items()
+            }
+        return targets
 
     def _alpha(self, layer: str, share: float, regions: Sequence[Region]) -> Tensor:
         """The factor of the paper's content loss: its weight.
@@ -387,7 +417,7 @@ class Objective:
         if self._spec.objective == "gatys":
             weight *= self._network.response_unit**2
             return torch.tensor(weight, device=self._network.device)
-        energy = losses.at_least_float32(self._targets[layer]).square().sum()
+        energy = self._energies[layer]
         total = sum(region.share for region in regions)
         if total:
             paintings = [region.share * region.style[layer].gram.trace() for region in regions]

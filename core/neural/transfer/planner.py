@@ -21,7 +21,13 @@ import torch
 from core import errors
 from core.neural import device as devices
 from core.neural.transfer.inputs import style_size
-from core.neural.transfer.objective import Objective, Region, measure_style, used_layers
+from core.neural.transfer.objective import (
+    Objective,
+    Region,
+    measure_style,
+    recomputed_layers,
+    used_layers,
+)
 from core.neural.transfer.optimize import HISTORY
 from core.neural.transfer.regions import MAX_REGIONS
 from core.neural.transfer.schedule import Scale, schedule
@@ -308,6 +314,8 @@ class _ScaleCost:
         seconds = self._throughput.fixed_seconds * len(pixels)
         regions = self._parts * max(1, self._masks)  # each has statistics of its own
         cost = self._network.relative_cost(self._layers) * (1 + _REGION_COST * (regions - 1))
+        if recomputed := recomputed_layers(self._content_layers, len(pixels)):
+            cost += self._network.relative_cost(recomputed) / passes  # twice half an evaluation
         return seconds + self._throughput.pixel_seconds * sum(pixels) * passes * cost
 
     def _memory_bytes(self, route: Route) -> int:
@@ -317,9 +325,10 @@ class _ScaleCost:
         )
         paintings = [self._style_bytes(size, route.tile_px) for size in self._paintings]
         pairs = 0 if route.history_on_host else route.history
-        return _FIXED_BYTES + self._state_bytes(pairs) + max(evaluation, *paintings, 0)
+        tiles = len(self._tile_pixels(route.tile_px))
+        return _FIXED_BYTES + self._state_bytes(pairs, tiles) + max(evaluation, *paintings, 0)
 
-    def _state_bytes(self, pairs: int) -> int:
+    def _state_bytes(self, pairs: int, tiles: int) -> int:
         """What grows with the image.
 
         Images, gradients, pairs, targets, and guides with their smaller versions.
@@ -327,7 +336,7 @@ class _ScaleCost:
         item_bytes = self._network.dtype.itemsize
         targets = sum(
             self._network.filters(layer) / stride(layer) ** 2 * item_bytes
-            for layer in self._content_layers
+            for layer in {*self._content_layers} - recomputed_layers(self._content_layers, tiles)
         )
         vectors: float = _VECTOR_BYTES * (_VECTORS + 2 * pairs)
         if self._masks or self._parts > 1:

@@ -26,7 +26,7 @@ def test_an_unknown_preset_is_refused(name: object) -> None:
         parse_spec({"preset": name})
 
 
-def test_changing_the_objective_drops_the_style_weight_of_the_first() -> None:
+def test_changing_the_objective_drops_what_depends_on_it() -> None:
     relative, gatys = (
         parse_spec({"objective": objective}).model_dump() for objective in ("relative", "gatys")
     )

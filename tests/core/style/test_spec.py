@@ -125,11 +125,15 @@ def test_any_valid_name_is_accepted_as_a_model_with_any_layers() -> None:
 
 def test_the_default_layers_exist_at_every_depth() -> None:
     for architecture in BLOCKS:
-        assert parse_spec({"model": architecture}).content_layers == {"relu4_2": 1.0}
+        for objective in ("relative", "gatys"):
+            parse_spec({"model": architecture, "objective": objective})
 
 
-def test_the_papers_objective_has_its_own_default_weight() -> None:
-    assert parse_spec({"objective": "gatys"}).style_weight == STYLE_WEIGHT_GATYS
+def test_the_papers_objective_has_defaults_of_its_own() -> None:
+    spec = parse_spec({"objective": "gatys"})
+    assert spec.style_weight == STYLE_WEIGHT_GATYS
+    assert spec.content_layers == {"relu4_2": 1.0} != StyleSpec().content_layers
+    assert spec.pooling == "max" != StyleSpec().pooling
     assert parse_spec({"objective": "gatys", "style_weight": "7"}).style_weight == 7.0
 
 

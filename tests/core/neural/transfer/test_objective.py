@@ -172,10 +172,14 @@ def test_loss_and_gradient_in_tiles_equal_those_of_the_whole(
     assert float((tiled[1] - whole[1]).norm() / whole[1].norm()) < 1e-11
 
 
-@pytest.mark.parametrize(("tile_px", "passes"), [(None, (1, 0)), (64, (12, 12))])
+@pytest.mark.parametrize(("tile_px", "passes"), [(None, (1, 0, 0)), (64, (12, 12, 24))])
 def test_a_whole_picture_takes_one_forward_pass_and_tiles_take_two(
-    double: Network, monkeypatch: pytest.MonkeyPatch, tile_px: int | None, passes: tuple[int, int]
+    double: Network,
+    monkeypatch: pytest.MonkeyPatch,
+    tile_px: int | None,
+    passes: tuple[int, int, int],
 ) -> None:
+    """Tiles also compute the targets of relu2_1 twice, from the photo; these passes stop there."""
     spec, photo = _spec(), _rand(1, 3, 150, 203, seed=1)
     objective = Objective(double, spec, photo, [_region(double, spec)], tile_px)
     calls = []
@@ -183,13 +187,13 @@ def test_a_whole_picture_takes_one_forward_pass_and_tiles_take_two(
         stock = getattr(Network, name)
 
         def count(*args: Any, name: str = name, stock: Any = stock) -> Any:
-            calls.append(name)
+            calls.append("shallow" if set(args[2]) == {"relu2_1"} else name)
             return stock(*args)
 
         monkeypatch.setattr(Network, name, count)
     objective.value_and_gradient(photo)
 
-    assert (calls.count("record"), calls.count("features")) == passes
+    assert tuple(calls.count(name) for name in ("record", "features", "shallow")) == passes
 
 
 def test_a_smaller_halo_changes_the_gradient(
