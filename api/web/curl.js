@@ -1,15 +1,13 @@
 // Builds the curl command that submits a job again, with images that the service has.
 
 import { apiKey } from "./api.js";
-import { getSubmissionSchema } from "./schema.js";
+import { canonicalize, getDefault, getSubmissionSchema } from "./schema.js";
 
 export async function buildCommand({ input }) {
   const { spec, masks, style_masks, init_image, ...images } = input;
   const { parameters } = await getSubmissionSchema();
-  // With another objective, these have other defaults than the schema says.
-  const tied = spec.objective === parameters.objective.default ? [] : ["content_layers", "pooling", "style_weight"];
-  const isChanged = ([name, value]) => value !== null && (tied.includes(name)
-    || JSON.stringify(value) !== JSON.stringify(parameters[name]?.default));
+  const isChanged = ([name, value]) => value !== null
+    && canonicalize(value) !== canonicalize(getDefault(parameters[name], spec.objective));
   const body = {
     ...images,
     ...(masks.length && { masks }),

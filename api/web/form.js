@@ -2,6 +2,7 @@
 // Ranges, defaults and descriptions come from the OpenAPI document.
 
 import { createElement, setValueText, setVisible } from "./dom.js";
+import { canonicalize, getDefault } from "./schema.js";
 
 // isPower: the slider's value is the logarithm to base 2, so that its steps are equal factors.
 const MAIN_PARAMETERS = {
@@ -29,13 +30,6 @@ const EXCLUDED = [
 ];
 const UNSUPPORTED_VALUES = { init: ["picture"] };  // it needs an image that this form cannot send
 
-// Text that is equal for equal values, whatever the order of an object's properties.
-const canonicalize = (value) => {
-  if (value?.constructor !== Object) return JSON.stringify(value);
-  const names = Object.keys(value).sort();
-  return `{${names.map((name) => `${name}:${canonicalize(value[name])}`)}}`;
-};
-
 export class ParameterForm extends EventTarget {
   // main, more: the elements for the four parameters, and for the others.
   constructor(main, more, { parameters, options }) {
@@ -53,7 +47,18 @@ export class ParameterForm extends EventTarget {
         more.append(this.#addControl(name, schema, group, createInput, {}));
       }
     }
-    for (const control of Object.values(this.controls)) control.set(control.initial);
+    for (const control of Object.values(this.controls)) control.set(control.value);
+    // Another objective has other defaults; what the user chose stays.
+    let { value: objective } = this.controls.objective;
+    this.controls.objective.element.addEventListener("input", () => {
+      const unchanged = Object.values(this.controls).filter(
+        ({ schema, value }) => canonicalize(value) === canonicalize(getDefault(schema, objective)));
+      objective = this.controls.objective.value;
+      for (const control of unchanged) {
+        if (control !== this.controls.objective) this.#setValue(control, null);
+      }
+      this.notifyChange();
+    });
     const details = more.closest("details");
     // Open the details for a value that is out of range: the browser cannot show it while closed.
     more.addEventListener("invalid", () => { details.open = true; }, true);
@@ -62,14 +67,21 @@ export class ParameterForm extends EventTarget {
   // A control keeps the value that it was given, to the last digit, until the user changes it: a
   // slider may have no such position.
   #addControl(name, schema, group, create, appearance) {
-    const initial = schema.default ?? null;
-    const control = { ...create(name, schema, appearance), group, initial, value: initial };
+    const value = getDefault(schema);
+    const control = { ...create(name, schema, appearance), group, schema, value };
     this.controls[name] = control;
     control.element.addEventListener("input", () => {
-      control.value = control.get() ?? initial;
+      control.value = control.get() ?? this.#getDefault(control);
       this.notifyChange();
     });
     return control.element;
+  }
+
+  #getDefault({ schema }) { return getDefault(schema, this.controls.objective.value); }
+
+  #setValue(control, value) {
+    control.value = value ?? this.#getDefault(control);
+    control.set(control.value);
   }
 
   notifyChange() { this.dispatchEvent(new Event("change")); }
@@ -77,17 +89,19 @@ export class ParameterForm extends EventTarget {
   // The values that differ from the defaults: {spec: {…}, …options}.
   get changes() {
     const changes = { spec: {} };
-    for (const [name, { group, initial, value }] of Object.entries(this.controls)) {
-      if (canonicalize(value) === canonicalize(initial)) continue;
-      (group === "spec" ? changes.spec : changes)[name] = value;
+    for (const [name, control] of Object.entries(this.controls)) {
+      if (canonicalize(control.value) === canonicalize(this.#getDefault(control))) continue;
+      (control.group === "spec" ? changes.spec : changes)[name] = control.value;
     }
     return changes;
   }
 
   // Sets the parameters of a spec; those that it does not name get their defaults.
   setSpec(spec) {
+    const { objective } = this.controls;
+    this.#setValue(objective, spec.objective ?? getDefault(objective.schema));
     for (const [name, control] of Object.entries(this.controls)) {
-      if (control.group === "spec") control.set(control.value = spec[name] ?? control.initial);
+      if (control.group === "spec") this.#setValue(control, spec[name]);
     }
     this.notifyChange();
   }

@@ -21,6 +21,17 @@ export async function getSubmissionSchema() {
   return { parameters: spec.properties, options };
 }
 
+// The default of a parameter; it may depend on the objective.
+export const getDefault = (schema, objective) =>
+  (objective === "gatys" ? schema.default_gatys : undefined) ?? schema.default ?? null;
+
 export const getPresets = async () => (await fetchOnce("/v1/presets")).presets;
 
 export const getLimits = async () => (await fetchOnce("/v1/system")).limits;
+
+// Text that is equal for equal values, whatever the order of an object's properties.
+export const canonicalize = (value) => {
+  if (value?.constructor !== Object) return JSON.stringify(value);
+  const names = Object.keys(value).sort();
+  return `{${names.map((name) => `${name}:${canonicalize(value[name])}`)}}`;
+};

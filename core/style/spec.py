@@ -37,10 +37,9 @@ Layer = Literal[
 MAX_STYLES = 8
 
 STYLE_WEIGHT = 15.0
-# About the same look as STYLE_WEIGHT when the terms are the paper's raw sums; docs/algorithm.md.
-STYLE_WEIGHT_GATYS = 1e6
+STYLE_WEIGHT_GATYS = 1e6  # for the paper's raw sums; a compromise over sizes
 # What the paper has where the default of `objective=relative` departs from it.
-GATYS_DEFAULTS: dict[str, Any] = {
+GATYS_DEFAULTS: Mapping[str, Any] = {
     "style_weight": STYLE_WEIGHT_GATYS,
     "content_layers": {"relu4_2": 1.0},
     "pooling": "max",
@@ -98,6 +97,11 @@ MixingWeights = Annotated[list[Weight], BeforeValidator(_numbers), Field(max_len
 _UPDATABLE: dict[str, JsonValue] = {"updatable": True}
 
 
+def _gatys_default(name: str) -> dict[str, JsonValue]:
+    """For the schema: the default with `objective=gatys`."""
+    return {"default_gatys": GATYS_DEFAULTS[name]}
+
+
 class StyleSpec(BaseModel):
     """The parameters of one result. Frozen.
 
@@ -133,7 +137,7 @@ class StyleSpec(BaseModel):
         STYLE_WEIGHT,
         description="Weight of the style loss (beta) at strength 0.5. 0 reconstructs the photo. "
         f"With objective=gatys the default is {STYLE_WEIGHT_GATYS:g}.",
-        json_schema_extra=_UPDATABLE,
+        json_schema_extra=_UPDATABLE | _gatys_default("style_weight"),
     )
     tv_weight: Weight = Field(
         0.0,
@@ -145,6 +149,7 @@ class StyleSpec(BaseModel):
         {"relu2_1": 1.0, "relu4_2": 1.0},
         description="Layers of the content loss, with weights: relu2_1=1,relu4_2=1. Weights are "
         "scaled to sum to 1. With objective=gatys the default is relu4_2 alone.",
+        json_schema_extra=_gatys_default("content_layers"),
     )
     style_layers: LayerWeights = Field(
         {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0, "relu4_1": 1.0, "relu5_1": 1.0},
@@ -211,6 +216,7 @@ class StyleSpec(BaseModel):
         description="Pooling of the network. l2: the root of the mean square in overlapping "
         "windows, which leaves no dots or grids; max: as the network was trained, the default with "
         "objective=gatys; average: as the paper advises.",
+        json_schema_extra=_gatys_default("pooling"),
     )
     seamless: bool = Field(
         False,
@@ -358,7 +364,9 @@ def result_size(width: int, height: int, size: int, *, seamless: bool = False) -
 
 PARAMETERS: tuple[str, ...] = tuple(StyleSpec.model_fields)
 UPDATABLE: tuple[str, ...] = tuple(
-    name for name, field in StyleSpec.model_fields.items() if field.json_schema_extra == _UPDATABLE
+    name
+    for name, field in StyleSpec.model_fields.items()
+    if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("updatable")
 )
 
 
@@ -391,14 +399,17 @@ def parse_spec(parameters: dict[str, Any]) -> StyleSpec:
 def apply_changes(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of an earlier run with changes. Raises BadSpec for an unknown preset.
 
-    If the objective changes, the earlier parameters of `GATYS_DEFAULTS` are dropped: the weight has
-    another unit, and the default of each depends on the objective.
+    If the objective changes, `style_weight` is dropped, because it has another unit, and so are
+    layers and pooling that are the default of the earlier objective.
     """
     change = presets.expand_preset(change)
     merged = dict(spec)
     if change.get("objective", spec.get("objective")) != spec.get("objective"):
-        for name in GATYS_DEFAULTS:
-            merged.pop(name, None)
+        for name, of_gatys in GATYS_DEFAULTS.items():
+            of_relative = StyleSpec.model_fields[name].default
+            earlier = of_gatys if spec.get("objective") == "gatys" else of_relative
+            if name == "style_weight" or merged.get(name) == earlier:
+                merged.pop(name, None)
     return merged | change
 
 

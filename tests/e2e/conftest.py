@@ -18,6 +18,7 @@ from PIL import Image
 
 from cli.local_service import free_port
 from core.neural.weights.cache import WeightsCache
+from core.style.spec import GATYS_DEFAULTS, StyleSpec
 from impasto import Client
 
 # Webhooks to a receiver on this machine.
@@ -245,5 +246,21 @@ def unusual_job(shared_service: Any, image_files: dict[str, Path]) -> Any:
     }
     job = client.submit(
         image_files["rotated.jpg"], [image_files["painting.png"]], **pictures, **parameters
+    )
+    return client.wait(job.id)
+
+
+@pytest.fixture(scope="session")
+def gatys_job(shared_service: Any, image_files: dict[str, Path]) -> Any:
+    """A job with the paper's objective that has ended, and with the defaults of the other one."""
+    client, defaults = shared_service.client, StyleSpec().model_dump()
+    parameters = {name: defaults[name] for name in GATYS_DEFAULTS}
+    job = client.submit(
+        image_files["rotated.jpg"],
+        [image_files["painting.png"]],
+        **parameters,
+        objective="gatys",
+        size=64,
+        iterations=2,
     )
     return client.wait(job.id)

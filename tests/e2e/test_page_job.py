@@ -122,10 +122,12 @@ def test_the_history_loses_no_entry_that_the_user_has_not_deleted(open_page: Ope
     assert page.evaluate("localStorage.getItem('impasto history')") == "[]"
 
 
+@pytest.mark.parametrize("fixture", ["unusual_job", "gatys_job"])
 def test_a_repeated_job_and_the_curl_command_have_the_same_input(
-    open_page: OpenPage, shared_service: Any, unusual_job: Any
+    open_page: OpenPage, shared_service: Any, fixture: str, request: pytest.FixtureRequest
 ) -> None:
-    page = open_page(f"/j/{unusual_job.id}")
+    first = request.getfixturevalue(fixture)
+    page = open_page(f"/j/{first.id}")
     expect_end(page)
     page.click("#show-command")
     expect(page.locator("#command")).to_contain_text("curl")
@@ -135,13 +137,12 @@ def test_a_repeated_job_and_the_curl_command_have_the_same_input(
     page.click("#reuse")
     expect(page.locator("#photo .name")).to_have_count(1)
     page.click("#submit-job")
-    page.wait_for_url(lambda url: "/j/job_" in url and unusual_job.id not in url)
+    page.wait_for_url(lambda url: "/j/job_" in url and first.id not in url)
     expect_end(page)
 
     repeated = shared_service.client.job(page.url.rpartition("/")[2])
-    assert [repeated.input, shared_service.client.job(by_curl["id"]).input] == [
-        unusual_job.input
-    ] * 2
+    by_command = shared_service.client.job(by_curl["id"])
+    assert [repeated.input, by_command.input] == [first.input] * 2
 
 
 @pytest.fixture

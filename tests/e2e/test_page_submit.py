@@ -247,6 +247,23 @@ def test_a_preset_sets_the_parameters_of_the_job(open_page: OpenPage, shared_ser
     assert (spec["strength"], spec["style_scale"]) == (0.75, 1.6)
 
 
+def test_another_objective_has_its_own_defaults_and_keeps_what_the_user_chose(
+    open_page: OpenPage,
+) -> None:
+    page = open_page()
+    page.locator("summary").click()
+    names = ("style_weight", "content_layers", "pooling")
+
+    def values() -> list[str]:
+        return [page.input_value(f"#parameter-{name}") for name in names]
+
+    page.select_option("#parameter-objective", "gatys")
+    assert values() == ["1000000", "relu4_2=1", "max"]
+    page.select_option("#parameter-pooling", "average")
+    page.select_option("#parameter-objective", "relative")
+    assert values() == ["15", "relu2_1=1,relu4_2=1", "average"]
+
+
 def test_too_many_paintings_cause_a_message(
     open_page: OpenPage, image_files: dict[str, Path]
 ) -> None:

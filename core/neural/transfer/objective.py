@@ -5,10 +5,11 @@ variation is our addition.
 
 Style is a sum over the whole picture. A first pass over the tiles therefore sums its statistics,
 and a second pass computes the gradient of each tile from them (eq. 6). With a single tile one pass
-serves both. Knows no optimizer.
+serves both. With several, both passes compute the photo's shallow responses again. Knows no
+optimizer.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -29,8 +30,8 @@ Style = dict[str, Statistics]  # by layer; means, not sums
 # is more. A photo of a plain wall has hardly any, and would forbid every stroke.
 _CONTENT_FLOOR = 0.25
 
-# The content targets of a layer of at most this stride take more memory than the image. A picture
-# in tiles computes them again for each tile, which costs less than a tenth of its time.
+# The content targets of a layer of at most this stride take 64 bytes per pixel or more (relu2_1 in
+# bfloat16; the image takes 12). A picture in tiles computes them again for each tile.
 _RECOMPUTED_STRIDE = 2
 _Summable = TypeVar("_Summable", Tensor, Statistics)
 
@@ -193,8 +194,13 @@ class Objective:
         self._height, self._width = photo.shape[2:]
         self._content_layers, self._style_layers = used_layers(spec)
         self._layers = {*self._content_layers, *self._style_layers}
-        halo = network.halo(self._layers)
-        self._tiles = make_tiles(self._height, self._width, tile_px, halo, seamless=spec.seamless)
+        self._tiles = make_tiles(
+            self._height,
+            self._width,
+            tile_px,
+            network.halo(self._layers),
+            seamless=spec.seamless,
+        )
         self._guides = [
             {layer: _guide_at(region.guide, layer, spec) for layer in self._style_layers}
             for region in regions
@@ -206,14 +212,20 @@ class Objective:
             }
             for guides in self._guides
         ]
-        self._photo = photo
-        self._recomputed = recomputed_layers(self._content_layers, len(self._tiles))
         self._targets: dict[str, Tensor] = {}  # P, (1, N, h, w), in the network's precision
         self._energies: dict[str, Tensor] = {}  # sum P^2
-        start = self._measure(
-            (tile, self._store_targets(tile, features))
-            for tile, features in self._features_by_tile(photo)
-        )
+        self._recomputed = recomputed_layers(self._content_layers, len(self._tiles))
+        if self._recomputed:
+            self._photo = photo
+            # They own what `_tiles` own, and read less.
+            self._photo_tiles = make_tiles(
+                self._height,
+                self._width,
+                tile_px,
+                network.halo(self._recomputed),
+                seamless=spec.seamless,
+            )
+        start = self._measure(partial(self._store_targets, photo), has_targets=False)
         self._start = start.styles  # the photo's own statistics; they divide relative terms
         self.set_weights(spec, regions)
 
@@ -239,26 +251,24 @@ class Objective:
     def __call__(self, image: Tensor) -> Losses:
         """The losses of an image (1, 3, H, W)."""
         padded = pad_to_grid(image, self._spec)
-        return self._weighted_losses(image, self._measure(self._features_by_tile(padded)))
+        return self._weighted_losses(image, self._measure(partial(self._features, padded)))
 
     @torch.no_grad()
     def value_and_gradient(self, image: Tensor) -> tuple[Losses, Tensor]:
         """The losses of an image, and dL/dimage, both for (1, 3, H, W)."""
         padded = pad_to_grid(image, self._spec)
-        recordings: Iterable[Recording]
         if len(self._tiles) == 1:  # the recording serves for the sums and for the gradient
-            recordings = [self._record(self._tiles[0], padded)]
-            measurement = self._measure([(self._tiles[0], recordings[0].features)])
+            recording = self._record(self._tiles[0], padded)
+            measurement = self._measure(lambda _: recording.features)
+            record: Callable[[Tile], Recording] = lambda _: recording  # noqa: E731
         else:
-            measurement = self._measure(self._features_by_tile(padded))
-            recordings = (self._record(tile, padded) for tile in self._tiles)
+            measurement = self._measure(partial(self._features, padded))
+            record = partial(self._record, image=padded)
         by_style = self._style_gradients(measurement)
         scale = self._loss_scale(by_style)
         gradient = torch.zeros_like(padded)
-        for tile, recording in zip(self._tiles, recordings, strict=True):
-            targets = self._targets_of(tile)
-            cotangent = partial(self._cotangent, tile, targets, by_style, scale=scale)
-            tile.scatter_add(gradient, recording.gradient(cotangent))
+        for index, tile in enumerate(self._tiles):
+            tile.scatter_add(gradient, self._tile_gradient(index, record, by_style, scale))
         gradient = _fold_padding(gradient, image) / scale
         if self._spec.tv_weight:
             gradient += self._spec.tv_weight * losses.tv_gradient(
@@ -268,32 +278,46 @@ class Objective:
 
     # -------------------------------------------------- first pass: sums over the picture
 
-    def _features_by_tile(self, image: Tensor) -> Iterator[tuple[Tile, dict[str, Tensor]]]:
-        """Each tile with the responses to its pixels and its halo."""
-        for tile in self._tiles:
-            yield (
-                tile,
-                self._network.features(tile.crop(image), self._layers, self._pooling, self._edges),
-            )
+    def _features(self, image: Tensor, tile: Tile) -> dict[str, Tensor]:
+        """The responses to the tile's pixels and its halo."""
+        return self._network.features(tile.crop(image), self._layers, self._pooling, self._edges)
 
-    def _measure(self, tiles: Iterable[tuple[Tile, Mapping[str, Tensor]]]) -> _Measurement:
+    def _measure(
+        self, read: Callable[[Tile], Mapping[str, Tensor]], *, has_targets: bool = True
+    ) -> _Measurement:
+        """The sums over all tiles. read: the responses of a tile.
+
+        has_targets: whether to compare with the photo's responses.
+        """
         content: dict[str, Tensor] = {}
         sums: list[Style] = [{} for _ in self._guides]
-        for tile, features in tiles:
-            targets = self._targets_of(tile)
-            for layer, responses in features.items():
-                owned = tile.owned_part(responses, stride(layer))
-                if layer in targets:
-                    _add(content, layer, losses.content_loss(owned, targets[layer]))
-                if layer in self._style_layers:
-                    for style, guides in zip(sums, self._guides, strict=True):
-                        guide = _guide_part(tile, guides[layer], layer)
-                        _add(style, layer, losses.sum_statistics(owned, guide))
+        for index, tile in enumerate(self._tiles):
+            # In a call of its own, so that one tile's responses are gone before the next one's.
+            self._add_tile(
+                content, sums, tile, read(tile), self._targets_of(index) if has_targets else {}
+            )
         means = [
             {layer: total * (1 / areas[layer]) for layer, total in style.items()}
             for style, areas in zip(sums, self._areas, strict=True)
         ]
         return _Measurement(content, means)
+
+    def _add_tile(
+        self,
+        content: dict[str, Tensor],
+        sums: list[Style],
+        tile: Tile,
+        features: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
+    ) -> None:
+        for layer, responses in features.items():
+            owned = tile.owned_part(responses, stride(layer))
+            if layer in targets:
+                _add(content, layer, losses.content_loss(owned, targets[layer]))
+            if layer in self._style_layers:
+                for style, guides in zip(sums, self._guides, strict=True):
+                    guide = _guide_part(tile, guides[layer], layer)
+                    _add(style, layer, losses.sum_statistics(owned, guide))
 
     def _weighted_losses(self, image: Tensor, measurement: _Measurement) -> Losses:
         content = style = tv = image.new_zeros(())
@@ -335,10 +359,22 @@ class Objective:
         sizes += list(self._alphas.values())
         return 1 / torch.stack(sizes).max().clamp_min(1e-30)
 
+    def _tile_gradient(
+        self,
+        index: int,
+        record: Callable[[Tile], Recording],
+        by_style: list[Style],
+        scale: Tensor | float,
+    ) -> Tensor:
+        """dL/dpixels times the loss scale, for the pixels that the tile reads."""
+        tile = self._tiles[index]
+        targets = self._targets_of(index)  # before the recording, which takes the most memory
+        return record(tile).gradient(partial(self._cotangent, tile, targets, by_style, scale=scale))
+
     def _cotangent(
         self,
         tile: Tile,
-        targets: Mapping[str, Tensor],
+        targets: dict[str, Tensor],
         by_style: list[Style],
         layer: str,
         responses: Tensor,
@@ -347,7 +383,8 @@ class Objective:
     ) -> Tensor:
         """dL/dresponses times the loss scale, (1, N, h, w).
 
-        It is 0 at the positions that the tile does not own.
+        It is 0 at the positions that the tile does not own. Takes the layer's target out of
+        `targets`, because the first block, which comes last, needs the memory.
         """
         owned = tile.owned_part(responses, stride(layer))
         total: Tensor | None = None
@@ -358,7 +395,7 @@ class Objective:
                 )
                 total = part if total is None else total.add_(part)
         if layer in targets:
-            part = losses.content_gradient(owned, targets[layer])
+            part = losses.content_gradient(owned, targets.pop(layer))
             part.mul_(self._alphas[layer] * scale)
             total = part if total is None else total.add_(part)
         assert total is not None, "each layer serves style or content"
@@ -370,11 +407,12 @@ class Objective:
 
     # -------------------------------------------------- targets and weights
 
-    def _store_targets(self, tile: Tile, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Store P and its size at the tile's own positions, from the responses to the photo.
+    def _store_targets(self, photo: Tensor, tile: Tile) -> dict[str, Tensor]:
+        """Store P at the tile's own positions, and add to sum P^2.
 
-        Returns the responses unchanged.
+        Returns the responses to the photo.
         """
+        features = self._features(photo, tile)
         for layer in self._content_layers:
             responses = features[layer]
             owned = tile.owned_part(responses, stride(layer))
@@ -393,12 +431,14 @@ class Objective:
             tile.part_of(self._targets[layer], stride(layer)).copy_(owned)
         return features
 
-    def _targets_of(self, tile: Tile) -> dict[str, Tensor]:
-        """P at the tile's own positions, (1, N, h, w), by content layer."""
+    def _targets_of(self, index: int) -> dict[str, Tensor]:
+        """P at the own positions of a tile, (1, N, h, w), by content layer."""
+        tile = self._tiles[index]
         targets = {
             layer: tile.part_of(target, stride(layer)) for layer, target in self._targets.items()
         }
         if self._recomputed:
+            tile = self._photo_tiles[index]
             photo = tile.crop(self._photo)
             features = self._network.features(photo, self._recomputed, self._pooling, self._edges)
             targets |= {

@@ -10,7 +10,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise, zip_longest
@@ -276,7 +276,7 @@ class _ScaleCost:
         self._paintings: list[Size] = []
         if self._style_layers:
             self._paintings = [style_size(*size, spec, scale) for size in styles]
-        self._read_px: dict[int | None, list[int]] = {}  # by tile_px
+        self._read_px: dict[tuple[int | None, int], list[int]] = {}  # by tile_px and halo
 
     @property
     def largest_side(self) -> int:
@@ -293,56 +293,64 @@ class _ScaleCost:
             self._throughput.new_size_seconds,
         )
 
-    def _tile_pixels(self, tile_px: int | None) -> list[int]:
-        """The pixels that each tile of the image reads.
+    def _tile_pixels(self, tile_px: int | None, layers: Collection[str]) -> list[int]:
+        """The pixels that each tile of the image reads for these layers.
 
         Stored, because several routes have the same tiles.
         """
-        if tile_px not in self._read_px:
-            halo = self._network.halo(self._layers)
+        halo = self._network.halo(layers)
+        if (tile_px, halo) not in self._read_px:
             height, width = (
                 -(-side // GRID_PX) * GRID_PX for side in (self._scale.height, self._scale.width)
             )
             tiles = make_tiles(height, width, tile_px, halo, seamless=self._seamless)
-            self._read_px[tile_px] = [tile.read_px for tile in tiles]
-        return self._read_px[tile_px]
+            self._read_px[tile_px, halo] = [tile.read_px for tile in tiles]
+        return self._read_px[tile_px, halo]
 
     def _iteration_seconds(self, tile_px: int | None) -> float:
-        pixels = self._tile_pixels(tile_px)
+        pixels = self._tile_pixels(tile_px, self._layers)
         # Several tiles take two passes, of which the first only goes forward.
         passes = 1 if len(pixels) == 1 else 1.5
-        seconds = self._throughput.fixed_seconds * len(pixels)
+        fixed = self._throughput.fixed_seconds * len(pixels)
         regions = self._parts * max(1, self._masks)  # each has statistics of its own
         cost = self._network.relative_cost(self._layers) * (1 + _REGION_COST * (regions - 1))
+        work = sum(pixels) * passes * cost
         if recomputed := recomputed_layers(self._content_layers, len(pixels)):
-            cost += self._network.relative_cost(recomputed) / passes  # twice half an evaluation
-        return seconds + self._throughput.pixel_seconds * sum(pixels) * passes * cost
+            # Each of the two passes reads the photo; a forward pass is half an evaluation.
+            photo = sum(self._tile_pixels(tile_px, recomputed))
+            work += photo * self._network.relative_cost(recomputed)
+        return fixed + self._throughput.pixel_seconds * work
 
     def _memory_bytes(self, route: Route) -> int:
         """The peak: the state, and the larger of an evaluation and a painting's measurement."""
-        evaluation = max(self._tile_pixels(route.tile_px)) * self._network.gradient_bytes(
-            self._layers
+        pixels = self._tile_pixels(route.tile_px, self._layers)
+        recomputed = recomputed_layers(self._content_layers, len(pixels))
+        evaluation = max(pixels) * (
+            self._network.gradient_bytes(self._layers) + self._target_bytes(recomputed)
         )
         paintings = [self._style_bytes(size, route.tile_px) for size in self._paintings]
         pairs = 0 if route.history_on_host else route.history
-        tiles = len(self._tile_pixels(route.tile_px))
-        return _FIXED_BYTES + self._state_bytes(pairs, tiles) + max(evaluation, *paintings, 0)
+        state = self._state_bytes(pairs, {*self._content_layers} - recomputed)
+        return int(_FIXED_BYTES + state + max(evaluation, *paintings, 0))
 
-    def _state_bytes(self, pairs: int, tiles: int) -> int:
+    def _target_bytes(self, layers: Collection[str]) -> float:
+        """Content targets, in bytes per pixel."""
+        item_bytes = self._network.dtype.itemsize
+        return sum(
+            self._network.filters(layer) / stride(layer) ** 2 * item_bytes for layer in layers
+        )
+
+    def _state_bytes(self, pairs: int, kept_targets: Collection[str]) -> float:
         """What grows with the image.
 
         Images, gradients, pairs, targets, and guides with their smaller versions.
         """
-        item_bytes = self._network.dtype.itemsize
-        targets = sum(
-            self._network.filters(layer) / stride(layer) ** 2 * item_bytes
-            for layer in {*self._content_layers} - recomputed_layers(self._content_layers, tiles)
-        )
         vectors: float = _VECTOR_BYTES * (_VECTORS + 2 * pairs)
         if self._masks or self._parts > 1:
             vectors += self._parts * max(1, self._masks) * _GUIDE_BYTES
             vectors += 4 * (self._masks + self._parts)  # as given
-        return int(self._scale.width * self._scale.height * (vectors + targets))
+        per_pixel = vectors + self._target_bytes(kept_targets)
+        return self._scale.width * self._scale.height * per_pixel
 
     def _style_bytes(self, size: Size, tile_px: int | None) -> int:
         """What it takes to measure a painting.

@@ -37,6 +37,9 @@ def test_changing_the_objective_drops_what_depends_on_it() -> None:
         parse_spec(apply_changes(relative, {"objective": "gatys", "style_weight": 7})).style_weight
         == 7.0
     )
+    chosen = {"content_layers": {"relu3_1": 1.0}, "pooling": "average", "style_weight": 9.0}
+    kept = parse_spec(apply_changes(relative | chosen, {"objective": "gatys"})).model_dump()
+    assert kept == gatys | {name: chosen[name] for name in ("content_layers", "pooling")}
     assert (
         parse_spec(apply_changes({**relative, "style_weight": 9.0}, {"size": 64})).style_weight
         == 9.0

@@ -22,7 +22,7 @@ PARAMETERS: list[dict[str, Any]] = [
     {"objective": "gatys", "pooling": "average", "style_layers": "relu1_1=1,relu3_1=0.3"},
     {"pooling": "average", "tv_weight": 3},
     {"pooling": "max", "content_layers": "relu3_2=1,relu4_2=2"},
-    {"objective": "gatys", "pooling": "l2"},
+    {"objective": "gatys", "pooling": "l2", "content_layers": "relu2_1,relu4_2"},
     {"content_weight": 0},
     {"style_weight": 0},
     {"style_layers": "relu2_1,relu5_4", "content_layers": "relu1_2"},
@@ -155,7 +155,9 @@ def test_loss_and_gradient_equal_autograds(double: Network, parameters: dict[str
 
 
 @pytest.mark.parametrize(
-    ("parameters", "size"), list(product(PARAMETERS, [(150, 203), (97, 333)])), ids=str
+    ("parameters", "size"),
+    [*product(PARAMETERS, [(150, 203), (97, 333)]), ({"seamless": True}, (160, 208))],
+    ids=str,
 )
 def test_loss_and_gradient_in_tiles_equal_those_of_the_whole(
     double: Network, parameters: dict[str, Any], size: tuple[int, int]
@@ -179,10 +181,13 @@ def test_a_whole_picture_takes_one_forward_pass_and_tiles_take_two(
     tile_px: int | None,
     passes: tuple[int, int, int],
 ) -> None:
-    """Tiles also compute the targets of relu2_1 twice, from the photo; these passes stop there."""
+    """Tiles also compute the targets of relu2_1 twice, from the photo; these passes stop there.
+
+    They come before the recording, so that both do not take memory at once.
+    """
     spec, photo = _spec(), _rand(1, 3, 150, 203, seed=1)
     objective = Objective(double, spec, photo, [_region(double, spec)], tile_px)
-    calls = []
+    calls: list[str] = []
     for name in ("record", "features"):
         stock = getattr(Network, name)
 
@@ -194,6 +199,21 @@ def test_a_whole_picture_takes_one_forward_pass_and_tiles_take_two(
     objective.value_and_gradient(photo)
 
     assert tuple(calls.count(name) for name in ("record", "features", "shallow")) == passes
+    if tile_px is not None:
+        assert calls[-24:] == ["shallow", "record"] * 12
+
+
+def test_the_content_loss_of_the_photo_is_zero_in_tiles_and_half_precision(
+    weights: WeightsCache,
+) -> None:
+    """The targets that are computed again are equal to the bit."""
+    network = weights.load("vgg19", "cpu", "bfloat16")
+    spec = parse_spec({}).for_pictures()
+    photo = _rand(1, 3, 96, 160, seed=1).float()
+    region = Region(measure_style(network, photo.flip(3), spec))
+
+    for side in (None, 64):
+        assert float(Objective(network, spec, photo, [region], side)(photo).content) == 0
 
 
 def test_a_smaller_halo_changes_the_gradient(

@@ -94,6 +94,35 @@ def test_seconds_follow_from_throughput_pixels_and_iterations(tiny_vgg16: Networ
     assert seconds == [pytest.approx(100), pytest.approx(100 * 512 * 512 * 1e-6)]
 
 
+def test_shallow_content_targets_take_memory_in_a_whole_picture_and_time_in_tiles(
+    tiny_vgg16: Network,
+) -> None:
+    """Of relu2_1, beside relu4_2; the same for VGG-16 of any width."""
+    pixels, network = 1024 * 768, tiny_vgg16
+
+    def planned(gigabytes: float, **parameters: Any) -> tuple[int | None, float, float]:
+        spec = parse_spec({"size": 1024, "scales": 1, "iterations": 8, **parameters})
+        plan = Planner(network, Throughput(0, 1e-6), int(gigabytes * GB)).plan(
+            (1024, 768), [(64, 64)], spec.for_pictures()
+        )
+        return plan.scales[0].route.tile_px, plan.memory_bytes, plan.seconds
+
+    both, deep = planned(64), planned(64, content_layers="relu4_2")
+    target_bytes = network.filters("relu2_1") / 4 * network.dtype.itemsize
+    assert both[0] is None
+    assert both[1] - deep[1] == pytest.approx(pixels * target_bytes, abs=2)
+    assert both[2] == deep[2]
+
+    enough = deep[1] / planner.USABLE / GB - 0.01
+    both, deep = planned(enough), planned(enough, content_layers="relu4_2")
+    assert both[0] == deep[0] == 512
+    # Four tiles of 512 x 384 px; each reads 16 px more at its two inner sides.
+    read = 4 * (512 + 16) * (384 + 16)
+    assert both[2] - deep[2] == pytest.approx(10 * 1e-6 * read * network.relative_cost(["relu2_1"]))
+    # A tile of 512 x 384 px reads 96 px more at two sides (VGG-16: 80, in steps of 16).
+    assert both[1] - deep[1] == pytest.approx((512 + 80) * (384 + 80) * target_bytes, abs=2)
+
+
 def test_throughput_is_measured_once_and_stored(
     tiny_vgg16: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
