@@ -57,7 +57,7 @@ _GUIDE_BYTES = 4 * 7 / 3
 _REGION_COST = 0.12
 
 # Scratch memory of the libraries, measured on a CPU (docs/benchmarks/memory.md).
-_FIXED_BYTES = 160_000_000
+_FIXED_BYTES = 250_000_000
 
 _MIN_MEASURED_SIDE_PX = 64
 
