@@ -55,7 +55,9 @@ _HED_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 
 _DIRECTIONS = 128  # of the sliced Wasserstein distance
 _SLICED_LAYERS = 3  # the first ones
-_VISIBLE = 0.005  # an artifact that is less above the painting's is not counted
+# An artifact that is less above the painting's cannot be seen. Small for the figures that are
+# shares; the others are 1 or more.
+_VISIBLE = 0.005
 
 Responses = list[Tensor]  # of each layer, (1, C, h, w)
 Judge = Callable[[Tensor], Responses]
@@ -432,6 +434,8 @@ def compare(folders: tuple[Path, ...], pictures: Path | None) -> None:
             verdicts.setdefault(title, []).append(verdict)
             scores.setdefault(title, []).append(score(verdict))
             click.echo(_row(f"{name}, {title}", verdict))
+    if not scores:
+        raise click.UsageError("No pair is in all folders.")
     click.echo(
         "\n| pictures | style, median | worst tenth | content, median | worst tenth | wins |"
     )
@@ -451,7 +455,10 @@ def compare(folders: tuple[Path, ...], pictures: Path | None) -> None:
 
 
 def _echo_artifacts(verdicts: dict[str, list[Verdict]]) -> None:
-    """In how many pairs an artifact is more than a tenth above the painting's own."""
+    """In how many pairs an artifact is more than a tenth above the painting's own.
+
+    What cannot be seen is not counted.
+    """
     names = list(verdicts["painting"][0].artifacts)
     click.echo("\n| above the painting's own | " + " | ".join(names) + " |")
     click.echo("|---" * (1 + len(names)) + "|")

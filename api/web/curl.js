@@ -7,7 +7,7 @@ export async function buildCommand({ input }) {
   const { spec, masks, style_masks, init_image, ...images } = input;
   const { parameters } = await getSubmissionSchema();
   const isChanged = ([name, value]) => value !== null
-    && canonicalize(value) !== canonicalize(getDefault(parameters[name], spec.objective));
+    && canonicalize(value) !== canonicalize(getDefault(parameters[name] ?? {}, spec.objective));
   const body = {
     ...images,
     ...(masks.length && { masks }),
