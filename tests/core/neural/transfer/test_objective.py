@@ -99,6 +99,9 @@ def _autograd_of(
                 for (x, to, at), size in zip(triples, sizes, strict=True)
             )
             away = away / 3
+            if spec.content_weight:
+                ratio = aim.gram.trace() / _aspects(target[layer])[0].trace()
+                away = away * ratio.clamp(0.125, 8).sqrt()
         total = total + spec.beta * share / sum(spec.style_layers.values()) * away
     return total.detach(), torch.autograd.grad(total, leaf)[0]
 

@@ -263,9 +263,8 @@ def test_shallower_networks_run_with_the_default_layers(
         record(losses, lambda event: event.progress.losses),
     )
 
-    assert (
-        losses[-1]["total"] < losses[0]["total"] < spec.beta
-    )  # whatever the network: the style is 1 at the photo
+    # Whatever the network: the style is 1 at the photo, times a balance below 3.
+    assert losses[-1]["total"] < losses[0]["total"] < 3 * spec.beta
 
 
 def test_vgg19_runs_with_its_own_layers(
