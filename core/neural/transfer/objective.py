@@ -194,13 +194,10 @@ class Objective:
         self._height, self._width = photo.shape[2:]
         self._content_layers, self._style_layers = used_layers(spec)
         self._layers = {*self._content_layers, *self._style_layers}
-        self._tiles = make_tiles(
-            self._height,
-            self._width,
-            tile_px,
-            network.halo(self._layers),
-            seamless=spec.seamless,
+        tiles_with_halo = partial(
+            make_tiles, self._height, self._width, tile_px, seamless=spec.seamless
         )
+        self._tiles = tiles_with_halo(network.halo(self._layers))
         self._guides = [
             {layer: _guide_at(region.guide, layer, spec) for layer in self._style_layers}
             for region in regions
@@ -218,13 +215,7 @@ class Objective:
         if self._recomputed:
             self._photo = photo
             # They own what `_tiles` own, and read less.
-            self._photo_tiles = make_tiles(
-                self._height,
-                self._width,
-                tile_px,
-                network.halo(self._recomputed),
-                seamless=spec.seamless,
-            )
+            self._photo_tiles = tiles_with_halo(network.halo(self._recomputed))
         start = self._measure(partial(self._store_targets, photo), has_targets=False)
         self._start = start.styles  # the photo's own statistics; they divide relative terms
         self.set_weights(spec, regions)
