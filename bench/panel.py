@@ -437,40 +437,46 @@ def compare(folders: tuple[Path, ...], pictures: Path | None) -> None:
     if not scores:
         raise click.UsageError("No pair is in all folders.")
     click.echo(
-        "\n| pictures | style, median | worst tenth | content, median | worst tenth | wins |"
+        "\n| pictures | style, median | worst tenth | content, median | worst tenth "
+        "| ours is nearer in style | in content | in both |"
     )
-    click.echo("|---|---|---|---|---|---|")
+    click.echo("|---" * 8 + "|")
     ours = scores[folders[0].name]
     for title, found in scores.items():
-        wins = [one[0] <= two[0] and one[1] <= two[1] for one, two in zip(ours, found, strict=True)]
+        both = list(zip(ours, found, strict=True))
+        style, content = ([one[axis] <= two[axis] for one, two in both] for axis in (0, 1))
+        wins = [sum(style), sum(content), sum(map(all, zip(style, content, strict=True)))]
         columns = []
         for values in zip(*found, strict=True):
             columns += [statistics.median(values), sorted(values)[-max(1, len(values) // 10)]]
         click.echo(
             f"| {title} | "
             + " | ".join(f"{one:.3f}" for one in columns)
-            + f" | {sum(wins)} of {len(wins)} |"
+            + "".join(f" | {one} of {len(both)}" for one in wins)
+            + " |"
         )
-    _echo_artifacts(verdicts)
+    _echo_artifacts("above the painting's", ["painting"], verdicts)
+    _echo_artifacts("above the painting's and the photo's", ["painting", "photo"], verdicts)
 
 
-def _echo_artifacts(verdicts: dict[str, list[Verdict]]) -> None:
-    """In how many pairs an artifact is more than a tenth above the painting's own.
+def _echo_artifacts(title: str, inputs: list[str], verdicts: dict[str, list[Verdict]]) -> None:
+    """In how many pairs an artifact is more than a tenth above that of all inputs.
 
     What cannot be seen is not counted.
     """
     names = list(verdicts["painting"][0].artifacts)
-    click.echo("\n| above the painting's own | " + " | ".join(names) + " |")
+    allowed = [
+        {name: 1.1 * max(own.artifacts[name] for own in owns) + _VISIBLE for name in names}
+        for owns in zip(*(verdicts[one] for one in inputs), strict=True)
+    ]
+    click.echo(f"\n| {title} | " + " | ".join(names) + " |")
     click.echo("|---" * (1 + len(names)) + "|")
-    for title, found in verdicts.items():
+    for result, found in verdicts.items():
         columns = [
-            sum(
-                one.artifacts[name] > 1.1 * own.artifacts[name] + _VISIBLE
-                for one, own in zip(found, verdicts["painting"], strict=True)
-            )
+            sum(one.artifacts[name] > most[name] for one, most in zip(found, allowed, strict=True))
             for name in names
         ]
-        click.echo(f"| {title} | " + " | ".join(map(str, columns)) + " |")
+        click.echo(f"| {result} | " + " | ".join(map(str, columns)) + " |")
 
 
 if __name__ == "__main__":
