@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bench.panel import GALLERY
 from core import errors
 from core.config import Settings
 from core.images import codec
@@ -27,7 +28,6 @@ from core.neural.vgg import Network
 from core.neural.weights.cache import WeightsCache
 from core.style.spec import STYLE_WEIGHT, StyleSpec, parse_spec
 
-GALLERY = Path(__file__).parents[1] / "api" / "web" / "gallery"
 PRECISIONS = ("bfloat16", "bfloat16", "float32")  # each run takes one at random
 MAX_CHAIN = 10  # times that a result is painted again
 STYLE_LAYERS = ("relu1_1", "relu1_2", "relu2_1", "relu3_1", "relu4_1", "relu5_1")

@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 
 import click
-import h5py
 import torch
 from PIL import Image
 from torch import Tensor
@@ -86,6 +85,8 @@ def alexnet() -> Judge:
 @cache
 def hed() -> Judge:
     """The responses of HED's trunk at the end of its five blocks."""
+    import h5py
+
     data = h5py.File(io.BytesIO(_HED.download_member("hed")))
     pairs = []
     for block, count in enumerate((2, 2, 3, 3, 3), start=1):
@@ -342,11 +343,13 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.argument("results", type=_FILE, nargs=-1, required=True)
 def judge_files(photo: Path, painting: Path, results: tuple[Path, ...]) -> None:
     """Judge RESULTS, beside the controls."""
-    pictures = {path.name: load(path) for path in results}
-    panel = Panel(load(photo), load(painting), next(iter(pictures.values())).size)
+    panel = Panel(load(photo), load(painting), load(results[0]).size)
     click.echo(_header("picture"))
-    for name, picture in {**controls(panel, load(photo), load(painting)), **pictures}.items():
+    for name, picture in controls(panel, load(photo), load(painting)).items():
         click.echo(_row(name, panel.judge(picture)))
+    for path in results:
+        panel = Panel(load(photo), load(painting), load(path).size)
+        click.echo(_row(str(path), panel.judge(load(path))))
 
 
 PHOTOS = ("harbor", "pears", "astronaut", "chelsea", "coffee", "china")
@@ -428,9 +431,10 @@ def compare(folders: tuple[Path, ...], pictures: Path | None) -> None:
         if not all(path.exists() for path in files.values()):
             continue
         results = {title: load(path) for title, path in files.items()}
-        panel = Panel(photo, painting, results[folders[0].name].size)
+        panels = {one.size: Panel(photo, painting, one.size) for one in results.values()}
+        panel = panels[results[folders[0].name].size]
         for title, picture in {**results, **controls(panel, photo, painting)}.items():
-            verdict = panel.judge(picture)
+            verdict = panels[picture.size].judge(picture)
             verdicts.setdefault(title, []).append(verdict)
             scores.setdefault(title, []).append(score(verdict))
             click.echo(_row(f"{name}, {title}", verdict))

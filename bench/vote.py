@@ -32,14 +32,14 @@ img{width:100%%}fieldset{border:0;padding:.3rem 0}
 </style>
 <form method=post action=/>
 <div class=row>
-<figure><img src=/photo/%(pair)s alt=photo><figcaption>photo</figcaption></figure>
-<figure><img src=/painting/%(pair)s alt=painting><figcaption>painting</figcaption></figure>
+<figure><img src=/%(number)d/photo alt=photo><figcaption>photo</figcaption></figure>
+<figure><img src=/%(number)d/painting alt=painting><figcaption>painting</figcaption></figure>
 </div><div class=row>
-<figure><img src=/result/%(left)d/%(pair)s alt=left><figcaption>left</figcaption></figure>
-<figure><img src=/result/%(right)d/%(pair)s alt=right><figcaption>right</figcaption></figure>
+<figure><img src=/%(number)d/left alt=left><figcaption>left</figcaption></figure>
+<figure><img src=/%(number)d/right alt=right><figcaption>right</figcaption></figure>
 </div>%(questions)s
-<input type=hidden name=pair value=%(pair)s><input type=hidden name=left value=%(left)d>
-<input type=hidden name=right value=%(right)d><button>Next</button> %(count)d votes so far</form>"""
+<input type=hidden name=number value=%(number)d><button>Next</button>
+%(count)d votes so far</form>"""
 
 
 @dataclass(frozen=True)
@@ -89,38 +89,44 @@ class _Page(BaseHTTPRequestHandler):
     folders: Sequence[Path]
     file: Path
     inputs: dict[str, tuple[Image.Image, Image.Image]]
+    # Of each page that was shown, by its number: the pair, and the folders of left and right. They
+    # stay here, because an address could tell whose picture it is.
+    shown: list[tuple[str, dict[str, Path]]]
 
     def do_GET(self) -> None:
-        kind, *rest = self.path.strip("/").split("/")
-        if kind == "":
+        if self.path == "/":
             self._answer(self._page().encode(), "text/html; charset=utf-8")
-        elif kind in ("photo", "painting") and rest[0] in self.inputs:
-            self._answer_picture(self.inputs[rest[0]][kind == "painting"])
-        elif kind == "result" and rest[1] in self.inputs:
-            with Image.open(self.folders[int(rest[0])] / f"{rest[1]}.png") as picture:
+            return
+        number, _, name = self.path[1:].partition("/")
+        if not number.isdecimal() or int(number) >= len(self.shown):
+            self.send_error(404)
+            return
+        pair, folders = self.shown[int(number)]
+        if name in folders:
+            with Image.open(folders[name] / f"{pair}.png") as picture:
                 self._answer_picture(picture)
         else:
-            self.send_error(404)
+            self._answer_picture(self.inputs[pair][name == "painting"])
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         fields = {name: values[0] for name, values in parse_qs(body).items()}
+        pair, folders = self.shown[int(fields["number"])]
         with self.file.open("a") as file:
             for question in QUESTIONS:
                 if question not in fields:
                     continue
-                other = "right" if fields[question] == "left" else "left"
-                winner, loser = (
-                    self.folders[int(fields[side])].name for side in (fields[question], other)
-                )
-                vote = Vote(question, fields["pair"], winner, loser)
+                loser = "right" if fields[question] == "left" else "left"
+                vote = Vote(question, pair, folders[fields[question]].name, folders[loser].name)
                 file.write(json.dumps(asdict(vote)) + "\n")
         self.send_response(303)
         self.send_header("Location", "/")
         self.end_headers()
 
     def _page(self) -> str:
-        left, right = random.sample(range(len(self.folders)), 2)
+        pair = random.choice(list(self.inputs))  # noqa: S311 - no secret
+        left, right = random.sample(self.folders, 2)
+        self.shown.append((pair, {"left": left, "right": right}))
         questions = "".join(
             f"<fieldset><legend>{text}</legend>"
             f"<label><input type=radio required name={name} value=left> left</label> "
@@ -128,9 +134,7 @@ class _Page(BaseHTTPRequestHandler):
             for name, text in QUESTIONS.items()
         )
         return _PAGE % {
-            "pair": random.choice(list(self.inputs)),  # noqa: S311 - no secret
-            "left": left,
-            "right": right,
+            "number": len(self.shown) - 1,
             "questions": questions,
             "count": len(read_votes(self.file)) // len(QUESTIONS),
         }
@@ -160,6 +164,17 @@ def read_votes(file: Path) -> list[Vote]:
     return [Vote(**json.loads(line)) for line in file.read_text().splitlines()]
 
 
+def make_server(
+    file: Path,
+    folders: Sequence[Path],
+    inputs: dict[str, tuple[Image.Image, Image.Image]],
+    port: int,
+) -> ThreadingHTTPServer:
+    """A server of the page, on loopback. inputs: photo and painting, by pair."""
+    _Page.folders, _Page.file, _Page.inputs, _Page.shown = folders, file, inputs, []
+    return ThreadingHTTPServer(("127.0.0.1", port), _Page)
+
+
 @click.group()
 def main() -> None:
     """Collect blind votes, and rank the programs."""
@@ -179,16 +194,18 @@ def serve(file: Path, folders: tuple[Path, ...], port: int, pictures: Path | Non
     """Show the pairs that all FOLDERS of `bench/panel.py paint` hold; append votes to FILE."""
     if len(folders) < 2:
         raise click.UsageError("Give the folders of at least two programs.")
-    _Page.folders, _Page.file = folders, file
-    _Page.inputs = {
+    if len({folder.name for folder in folders}) < len(folders):
+        raise click.UsageError("The folders need different names.")
+    inputs = {
         name: sources
         for name, sources in pairs(pictures).items()
         if all((folder / f"{name}.png").exists() for folder in folders)
     }
-    if not _Page.inputs:
+    if not inputs:
         raise click.UsageError("There is no pair that all folders hold.")
-    click.echo(f"Vote at http://127.0.0.1:{port}; Ctrl-C ends.")
-    ThreadingHTTPServer(("127.0.0.1", port), _Page).serve_forever()
+    server = make_server(file, folders, inputs, port)
+    click.echo(f"Vote at http://127.0.0.1:{server.server_port}; Ctrl-C ends.")
+    server.serve_forever()
 
 
 @main.command()

@@ -153,8 +153,8 @@ class StyleSpec(BaseModel):
     )
     style_layers: LayerWeights = Field(
         {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0, "relu4_1": 1.0, "relu5_1": 1.0},
-        description="Layers of the style loss (Gram matrices), with weights. Weights are scaled to "
-        "sum to 1.",
+        description="Layers of the style loss, with weights: of their Gram matrices, and with "
+        "objective=relative also of means and deviations. Weights are scaled to sum to 1.",
     )
     style_weights: MixingWeights = Field(
         [],
@@ -191,8 +191,9 @@ class StyleSpec(BaseModel):
     )
     objective: Literal["relative", "gatys"] = Field(
         "relative",
-        description="The loss. relative: each term is divided by the size of its target; gatys: "
-        "the sums of the paper.",
+        description="The loss. relative: each term is divided by what it is for the photo (style) "
+        "or by the photo's size (content), so that a weight means the same for every picture; "
+        "gatys: the sums of the paper.",
     )
     optimizer: Literal["lbfgs", "adam"] = Field(
         "lbfgs", description="The optimizer: L-BFGS projected on [0, 1], or Adam."
@@ -264,11 +265,10 @@ class StyleSpec(BaseModel):
             raise ValueError(
                 f"{min(wanted - {*layers('vgg16')})} is a layer of VGG-19 alone: set model=vgg19."
             )
-        for architecture in BLOCKS:
-            if self.model == architecture:
-                message = missing_layer(architecture, wanted, self.model)
-                if message is not None:
-                    raise ValueError(message)
+        if self.model in BLOCKS:
+            message = missing_layer(self.model, wanted, self.model)
+            if message is not None:
+                raise ValueError(message)
 
     @property
     def beta(self) -> float:
@@ -358,7 +358,7 @@ def result_size(width: int, height: int, size: int, *, seamless: bool = False) -
         minimum = -(-MIN_RESULT_SIDE_PX * long // short)  # rounded up
         raise errors.BadSpec(f"size must be at least {minimum} for a picture of this shape.")
     grid = GRID_PX if seamless else 1
-    across, down = (max(1, round(side * size / long / grid)) * grid for side in (width, height))
+    across, down = (round(side * size / long / grid) * grid for side in (width, height))
     return across, down
 
 

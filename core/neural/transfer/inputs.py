@@ -94,14 +94,21 @@ class StyleInputs:
     def is_gray(self, spec: StyleSpec) -> bool:
         """Whether the image has no color while it is optimized.
 
-        True if all pictures that count are gray, and if only the luminance is transferred.
+        True if all pictures are gray, if only the luminance is transferred, and if the colors of a
+        gray photo are kept.
         """
-        return spec.preserve_color == "luminance" or self._has_only_gray
+        if spec.preserve_color == "luminance" or self._has_only_gray:
+            return True
+        return spec.preserve_color != "none" and self._has_gray_photo
+
+    @cached_property
+    def _has_gray_photo(self) -> bool:
+        return pixels.is_gray(self.content)
 
     @cached_property
     def _has_only_gray(self) -> bool:
         init = [self.init] if self.init else []
-        return all(map(pixels.is_gray, (self.content, *self.styles, *init)))
+        return self._has_gray_photo and all(map(pixels.is_gray, (*self.styles, *init)))
 
     def target_at(
         self, scale: Scale, spec: StyleSpec, network: Network, tile_px: int | None = None
@@ -186,7 +193,7 @@ class ScaleTarget:
     masks: list[Tensor]  # (H, W) in [0, 1], of each painting; empty without masks
     region_guides: list[Tensor]  # (H, W) in [0, 1]; empty: the whole picture is the only region
     objective: Objective
-    is_gray: bool = False  # whether the image stays gray
+    is_gray: bool  # whether the image stays gray
 
     def value_and_gradient(self, image: Tensor) -> tuple[Losses, Tensor]:
         """The losses of an image, and the gradient by which it changes; gray for a gray image."""

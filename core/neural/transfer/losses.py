@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A variance below this counts as 0, and so does a squared distance below that.
+# Added to every variance, so that its root has a gradient; and the least squared distance that
+# divides.
 _MIN_VARIANCE = 1e-6
 _MIN_DISTANCE = 1e-12
 
@@ -100,7 +101,7 @@ def content_loss(responses: Tensor, target: Tensor) -> Tensor:
 
     Computed in blocks of rows, so that only a small part is copied to float32 at once.
     """
-    rows = max(1, _CHUNK // responses.shape[3])
+    rows = max(1, _CHUNK // max(1, responses.shape[3]))  # a tile may own no position
     f_parts = responses.split(rows, 2)  # type: ignore[no-untyped-call]
     p_parts = target.split(rows, 2)  # type: ignore[no-untyped-call]
     parts = zip(f_parts, p_parts, strict=True)

@@ -12,6 +12,7 @@ optimizer.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import mul
 from typing import TypeVar
 
 import torch
@@ -47,6 +48,11 @@ class Region:
     style: Style
     share: float = 1.0
     guide: Tensor | None = None
+
+    @property
+    def fraction(self) -> Tensor | float:
+        """The part of the result's area that it covers, 0 to 1."""
+        return 1.0 if self.guide is None else self.guide.square().mean()
 
 
 @dataclass(frozen=True)
@@ -442,18 +448,18 @@ class Objective:
         """The factor of the paper's content loss: its weight.
 
         The objective `relative` divides it by 1/2 sum P^2, or by a share of the paintings' if that
-        is more.
+        is more. Each painting counts by its share and by the area of its region.
         """
         weight = self._spec.content_weight * share
         if self._spec.objective == "gatys":
             weight *= self._network.response_unit**2
             return torch.tensor(weight, device=self._network.device)
         energy = self._energies[layer]
-        total = sum(region.share for region in regions)
-        if total:
-            paintings = [region.share * region.style[layer].gram.trace() for region in regions]
+        if regions:
+            weights = [region.share * region.fraction for region in regions]
+            traces = [region.style[layer].gram.trace() for region in regions]
+            mean = sum(map(mul, weights, traces)) / (sum(weights) + 1e-12)
             positions = _positions(layer, self._height, self._width)
-            mean = torch.stack(paintings).sum() / total
             energy = torch.maximum(energy, _CONTENT_FLOOR * positions * mean)
         return 2 * weight / energy.clamp_min(1e-12)
 

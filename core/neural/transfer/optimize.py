@@ -26,7 +26,8 @@ HISTORY = 10  # curvature pairs; more gain little, and each costs memory of twic
 # After a rejected step, Adam's next one is shorter by this factor. L-BFGS relies on the new
 # curvature pair alone after one rejected step, and shortens after each further one.
 _SHORTEN = {"lbfgs": 0.25, "adam": 0.5}
-# After so many rejected steps in a row L-BFGS drops its curvature pairs.
+# After so many rejected steps in a row L-BFGS drops its curvature pairs. A step that gives no pair
+# counts twice.
 _DROP_PAIRS_AFTER = 3
 # A step diverges if the loss exceeds the best one by this factor, or is not finite. After so many
 # diverging steps in a row, the last of which change no pixel visibly, the run cannot go on.
@@ -41,10 +42,8 @@ _SNAPSHOT_TIMEOUT_SECONDS = 0.1
 class SharedSnapshot:
     """Tensors on the host that a reader on another thread uses while the next gradient is computed.
 
-    Without a copy.
-
-    The reader calls `release` and then checks `is_overwritten`: if it took too long, the tensors
-    have changed.
+    They are not copied. The reader calls `release` and then checks `is_overwritten`: if it took too
+    long, the tensors have changed.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:

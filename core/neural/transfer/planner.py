@@ -33,7 +33,7 @@ from core.neural.transfer.regions import MAX_REGIONS
 from core.neural.transfer.schedule import Scale, schedule
 from core.neural.transfer.tiling import make_tiles
 from core.neural.vgg import Network, stride
-from core.style.spec import GRID_PX, MIN_RESULT_SIDE_PX, StyleSpec
+from core.style.spec import GRID_PX, MIN_RESULT_SIDE_PX, MIN_SIZE_PX, StyleSpec
 
 TILES_PX = (None, 4096, 2048, 1024, 512, 256)  # None: the whole picture
 
@@ -210,7 +210,7 @@ class Planner:
     ) -> str:
         """The error message, with the largest size that has a plan."""
         fitting, minimum = 0, -(-MIN_RESULT_SIDE_PX * max(content) // min(content))
-        for size in range(max(64, minimum), spec.size, 32):
+        for size in range(max(MIN_SIZE_PX, minimum), spec.size, 32):
             last = schedule(spec.model_copy(update={"size": size}), *content)[-1]
             if self._fastest(self._candidates(last, styles, spec, masks), usable) is None:
                 break

@@ -1,6 +1,6 @@
 """Coarse to fine: the sizes that a run goes through, and the iterations of each. Knows no tensors.
 
-Large strokes form only where the network's receptive field (170 px for VGG-19) spans much of the
+Large strokes form only where the network's receptive field (186 px for VGG-19) spans much of the
 picture. Fine strokes then need few more iterations (Gatys et al. 2017, "Controlling Perceptual
 Factors", section 6).
 """

@@ -92,8 +92,9 @@ class Control:
 Control.CONTINUE = Control()
 Control.STOP = Control(stop=True)
 
-# Called after every iteration on a CPU, and many times a second on other devices. A resumed run
-# calls it once before its first iteration. An exception that it raises ends the run.
+# Called after every iteration on a CPU, and many times a second on other devices. A run that
+# continues from an optimizer's state calls it once before its first iteration. An exception that it
+# raises ends the run.
 OnProgress = Callable[[StepEvent], Control]
 
 
@@ -128,8 +129,9 @@ def stylize(
     counts as a spec update at its iteration.
 
     No scale ends above the loss at which it began, and the run does not end above that of its first
-    image (after a spec update: of the updated image). Raises Diverged, with the best picture, if
-    no step lowers the loss any more because every loss is far too high or not finite.
+    image at the same size (after a spec update: of the updated image). Raises Diverged, with the
+    best picture, if no step lowers the loss any more because every loss is far too high or not
+    finite.
 
     Raises BadSpec, BadImage, OutOfMemory, Diverged, DeviceLost, and what `on_progress` raises.
     """
@@ -190,11 +192,8 @@ class _Run:
             if stopped:
                 break
         assert self._image is not None, "a plan has scales"
-        image = self._image
-        if stopped:  # at any scale, the result has the requested size
-            image = self._enlarge(image, self._plan.scales[-1])
         return StyleResult(
-            picture=self._render(image, self._spec),
+            picture=self._result_picture(self._image),
             losses=self._losses,
             iterations=self._tracker.iteration,
             seconds=self._tracker.seconds,
@@ -250,7 +249,7 @@ class _Run:
                 continue
             self._losses, self._image, self._done = terms.by_name(), image, count
             if int(optimizer.diverging_steps) >= MAX_DIVERGING_STEPS:
-                raise errors.Diverged(picture=self._render(image, self._spec))
+                raise errors.Diverged(picture=self._result_picture(image))
             # A fixed number is never cut.
             if window_ends and not self._spec.iterations and bool(optimizer.may_have_converged):
                 self._end_window(count)
@@ -327,7 +326,7 @@ class _Run:
         """The optimizer's loss. Raises Diverged if it is not finite."""
         loss = optimizer.losses.by_name()["total"]
         if not isfinite(loss):
-            picture = None if self._image is None else self._render(self._image, self._spec)
+            picture = None if self._image is None else self._result_picture(self._image)
             raise errors.Diverged(picture=picture)
         return loss
 
@@ -425,6 +424,13 @@ class _Run:
     @device.translate_device_errors()  # a callback may call it outside of `stylize`
     def _render(self, image: Tensor, spec: StyleSpec) -> Image.Image:
         return self._inputs.render(image, spec)
+
+    def _result_picture(self, image: Tensor) -> Image.Image:
+        """The picture in the requested size, whatever the scale of the image."""
+        last = self._plan.scales[-1]
+        if (image.shape[3], image.shape[2]) != last.scale.size:
+            image = self._enlarge(image, last)
+        return self._render(image, self._spec)
 
     def _enlarge(self, image: Tensor, planned: PlannedScale) -> Tensor:
         return pixels.enlarge(image, planned.scale.size, seamless=self._spec.seamless)

@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from core.neural.transfer import losses
-from core.neural.transfer.objective import Objective, Region, measure_style, mix_styles
+from core.neural.transfer.losses import Statistics
+from core.neural.transfer.objective import (
+    Objective,
+    Region,
+    _balance,
+    measure_style,
+    mix_styles,
+)
 from core.neural.vgg import POOLING_SCALES, Network, stride
 from core.neural.weights.cache import WeightsCache
 from core.neural.weights.parameters import CAFFE
@@ -219,6 +226,23 @@ def test_the_content_loss_of_the_photo_is_zero_in_tiles_and_half_precision(
         assert float(Objective(network, spec, photo, [region], side)(photo).content) == 0
 
 
+@pytest.mark.parametrize("size", [(70, 195), (195, 70)])
+def test_a_last_tile_may_own_no_position_of_a_layer(double: Network, size: tuple[int, int]) -> None:
+    """The paper's objective does not pad the picture; 3 px are less than a position of relu4_2."""
+    spec, photo, image = (
+        _spec(objective="gatys"),
+        _rand(1, 3, *size, seed=1),
+        _rand(1, 3, *size, seed=3),
+    )
+    whole, tiled = (
+        Objective(double, spec, photo, [_region(double, spec)], side).value_and_gradient(image)
+        for side in (None, 64)
+    )
+
+    assert float(tiled[0].total) == pytest.approx(float(whole[0].total), rel=1e-10)
+    assert float((tiled[1] - whole[1]).norm() / whole[1].norm()) < 1e-11
+
+
 def test_a_smaller_halo_changes_the_gradient(
     double: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +351,35 @@ def test_a_plain_photo_does_not_forbid_every_stroke(double: Network) -> None:
 
     assert float(content) < 4.5
     assert float(Objective(double, spec, painting, [region])(plain).content) < 1.1
+
+
+def test_a_painting_in_a_small_region_hardly_changes_the_content_loss(double: Network) -> None:
+    """The lower bound of its divisor averages the paintings by their area."""
+    plain = torch.full((1, 3, 64, 64), 0.5, dtype=torch.float64)
+    plain += 0.01 * _rand(1, 3, 64, 64, seed=1)
+    image, spec = _rand(1, 3, 64, 64), _spec()
+    small = torch.zeros(64, 64, dtype=torch.float64)
+    small[:8, :8] = 1
+    bright, faint = (
+        measure_style(double, factor * _rand(1, 3, 64, 64, seed=2), spec) for factor in (1, 0.3)
+    )
+    one, both = (
+        Objective(double, spec, plain, regions)(image).content
+        for regions in (
+            [Region(faint)],
+            [Region(bright, guide=small), Region(faint, guide=1 - small)],
+        )
+    )
+
+    assert float(both) == pytest.approx(float(one), rel=0.2)
+
+
+def test_the_balance_of_a_layer_is_bounded() -> None:
+    """A photo without contrast, or a painting without, neither multiplies the style nor ends it."""
+    photo = Statistics(torch.eye(3), torch.zeros(3))
+    found = [float(_balance(photo * factor, photo)) for factor in (1e6, 4, 1, 1e-6)]
+
+    assert found == pytest.approx([8**0.5, 2, 1, 8**-0.5])
 
 
 # ---------------------------------------------------------------------- what the weights mean

@@ -98,6 +98,19 @@ def test_a_run_that_diverges_late_returns_its_last_good_picture(
     assert caught.value.picture.tobytes() == seen[-1].tobytes()
 
 
+def test_the_picture_of_a_run_that_diverges_at_a_coarse_scale_has_the_requested_size(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    spec = parse_spec({"size": 96, "iterations": 30, "scales": 2})
+    sizes = [scale.size for scale in schedule(spec, *photo.size)]
+    with pytest.raises(errors.Diverged) as caught:
+        stylize(StyleInputs(photo, [painting]), spec, _Broken(tiny_vgg16, after=12))
+
+    assert len(sizes) == 2
+    assert caught.value.picture is not None
+    assert caught.value.picture.size == sizes[-1]
+
+
 def _update_at(count: int, spec: StyleSpec, seen: list[RunProgress]) -> OnProgress:
     def on_progress(event: StepEvent) -> Control:
         seen.append(event.progress)

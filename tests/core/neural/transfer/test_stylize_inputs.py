@@ -67,8 +67,8 @@ def test_an_image_whose_color_is_not_optimized_begins_gray(
 def test_a_gray_photo_and_a_gray_painting_give_a_gray_picture(
     photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, init: str
 ) -> None:
-    def chroma(*pictures: Image.Image) -> float:
-        bands = _stylize(*pictures, tiny_vgg16, iterations=16, init=init).split()
+    def chroma(*pictures: Image.Image, **more: str) -> float:
+        bands = _stylize(*pictures, tiny_vgg16, iterations=16, init=init, **more).split()
         differences = (ImageChops.difference(*pair) for pair in pairwise(bands))
         return max(ImageStat.Stat(difference).mean[0] for difference in differences)
 
@@ -79,6 +79,8 @@ def test_a_gray_photo_and_a_gray_painting_give_a_gray_picture(
     assert chroma(gray_photo, Image.open(compressed).convert("RGB")) == 0
     assert chroma(photo, gray_painting.convert("RGB")) > 1
     assert chroma(gray_photo, painting) > 1
+    for preserve_color in ("match", "histogram"):
+        assert chroma(gray_photo, painting, preserve_color=preserve_color) == 0
 
 
 def test_a_small_colored_thing_in_a_gray_photo_keeps_its_color(
@@ -106,6 +108,17 @@ def test_a_frame_around_the_painting_is_no_part_of_the_style_unless_asked(
     )
 
     assert cropped == inside != kept
+
+
+def test_a_frame_stays_if_a_style_mask_belongs_to_it(
+    photo: Image.Image, painting: Image.Image
+) -> None:
+    """The mask has been drawn on the whole picture."""
+    framed = ImageOps.expand(painting.resize((320, 250)), 40, "white")
+    inputs = StyleInputs(photo, [framed], style_masks=[Image.new("L", framed.size, 255)])
+
+    assert inputs.without_frames(StyleSpec()).styles == [framed]
+    assert StyleInputs(photo, [framed]).without_frames(StyleSpec()).styles != [framed]
 
 
 def test_a_small_painting_is_enlarged_as_far_as_style_scale_asks() -> None:
