@@ -70,33 +70,33 @@ class Run:
         return not (self.final <= self.start and self.final <= 1.05 * self.best)
 
 
-def random_parameters(dice: random.Random) -> dict[str, Any]:
+def random_parameters(generator: random.Random) -> dict[str, Any]:
     """A random spec: most parameters have their defaults in most runs."""
     spec: dict[str, Any] = {
-        "size": dice.choice([64, 64, 80, 96, 96, 112, 128, 128, 160, 256]),
-        "strength": dice.choice([0.5, 0.5, dice.random()]),
+        "size": generator.choice([64, 64, 80, 96, 96, 112, 128, 128, 160, 256]),
+        "strength": generator.choice([0.5, 0.5, generator.random()]),
         "quality": "draft",
     }
-    if dice.random() < 0.3:
-        layers = dice.sample(STYLE_LAYERS, dice.randint(1, 5))
-        spec["style_layers"] = {layer: 10 ** dice.uniform(-1, 1) for layer in layers}
-    if dice.random() < 0.2:
-        spec["content_layers"] = dice.choice(["relu2_2", "relu3_1", "relu4_1", "relu5_1"])
-    if dice.random() < 0.2:
-        spec["pooling"] = dice.choice(["average", "max"])
-    if dice.random() < 0.15:
+    if generator.random() < 0.3:
+        layers = generator.sample(STYLE_LAYERS, generator.randint(1, 5))
+        spec["style_layers"] = {layer: 10 ** generator.uniform(-1, 1) for layer in layers}
+    if generator.random() < 0.2:
+        spec["content_layers"] = generator.choice(["relu2_2", "relu3_1", "relu4_1", "relu5_1"])
+    if generator.random() < 0.2:
+        spec["pooling"] = generator.choice(["average", "max"])
+    if generator.random() < 0.15:
         spec["optimizer"] = "adam"
-    if dice.random() < 0.15:
-        spec |= {"objective": "gatys", "style_weight": 10 ** dice.uniform(-2, 4)}
-    if dice.random() < 0.2:
-        spec["init"] = dice.choice(["noise", "style"])
-        spec["seed"] = dice.randrange(1000)
-    if dice.random() < 0.2:
-        spec["tv_weight"] = dice.choice([1, 10, 100])
-    if dice.random() < 0.1:
+    if generator.random() < 0.15:
+        spec |= {"objective": "gatys", "style_weight": 10 ** generator.uniform(-2, 4)}
+    if generator.random() < 0.2:
+        spec["init"] = generator.choice(["noise", "style"])
+        spec["seed"] = generator.randrange(1000)
+    if generator.random() < 0.2:
+        spec["tv_weight"] = generator.choice([1, 10, 100])
+    if generator.random() < 0.1:
         spec["content_weight"] = 0
-    if dice.random() < 0.3:
-        spec["iterations"] = dice.randint(5, 40)
+    if generator.random() < 0.3:
+        spec["iterations"] = generator.randint(5, 40)
     return spec
 
 
@@ -118,12 +118,15 @@ class _Watched(Objective):
 
 
 def paint(
-    run: Run, inputs: StyleInputs, network: Network, dice: random.Random
+    run: Run, inputs: StyleInputs, network: Network, generator: random.Random
 ) -> Image.Image | None:
     """Paint, with a spec update in every third run. Fills the record; returns the picture."""
     _Watched.run = run
-    update_at = dice.randint(1, 60) if dice.random() < 1 / 3 else 0
-    weights = {"strength": dice.random(), "style_weight": STYLE_WEIGHT * 10 ** dice.uniform(-2, 2)}
+    update_at = generator.randint(1, 60) if generator.random() < 1 / 3 else 0
+    weights = {
+        "strength": generator.random(),
+        "style_weight": STYLE_WEIGHT * 10 ** generator.uniform(-2, 2),
+    }
 
     def on_progress(event: StepEvent) -> Control:
         if event.progress.iteration != update_at or run.updates or not event.spec.style_weight:
@@ -153,22 +156,22 @@ def run_chain(folder: Path, seed: int) -> list[Run]:
     """A run, and often the runs that paint its result again."""
     vars(inputs_module)["Objective"] = _Watched
     torch.set_num_threads(1)
-    dice = random.Random(seed)  # noqa: S311 - no secret
+    generator = random.Random(seed)  # noqa: S311 - no secret
     pictures = sorted([*folder.glob("*.jpg"), *folder.glob("*.png")])
-    photo, painting = (codec.decode(dice.choice(pictures).read_bytes()) for _ in range(2))
-    network = _load(dice.choice(PRECISIONS))
+    photo, painting = (codec.decode(generator.choice(pictures).read_bytes()) for _ in range(2))
+    network = _load(generator.choice(PRECISIONS))
     runs: list[Run] = []
-    length = dice.choice([1, 1, 1, 2, 3, MAX_CHAIN])
-    parameters = random_parameters(dice)
+    length = generator.choice([1, 1, 1, 2, 3, MAX_CHAIN])
+    parameters = random_parameters(generator)
     for _ in range(length):
-        if runs and dice.random() < 0.5:  # the chain goes on with other parameters
-            parameters = {**random_parameters(dice), "size": parameters["size"]}
+        if runs and generator.random() < 0.5:  # the chain goes on with other parameters
+            parameters = {**random_parameters(generator), "size": parameters["size"]}
         inputs, spec = StyleInputs(photo, [painting]), parse_spec(parameters)
-        if runs and dice.random() < 0.3:
+        if runs and generator.random() < 0.3:
             inputs = StyleInputs(photo, [painting], init=photo)
             spec = parse_spec({**parameters, "init": "picture"})
         run = Run(seed, spec, is_repaint=bool(runs))
-        picture = paint(run, inputs, network, dice)
+        picture = paint(run, inputs, network, generator)
         runs.append(run)
         if picture is None:
             break

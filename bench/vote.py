@@ -71,13 +71,13 @@ def strengths(votes: Sequence[Vote], names: Sequence[str]) -> list[float]:
 
 def intervals(votes: Sequence[Vote], names: Sequence[str]) -> list[tuple[float, float]]:
     """The 95 % interval of each strength: a bootstrap over the pairs of pictures."""
-    dice = random.Random(0)  # noqa: S311 - no secret
+    generator = random.Random(0)  # noqa: S311 - no secret
     by_pair: dict[str, list[Vote]] = {}
     for vote in votes:
         by_pair.setdefault(vote.pair, []).append(vote)
     resampled = []
     for _ in range(_RESAMPLES):
-        chosen = dice.choices(list(by_pair), k=len(by_pair))
+        chosen = generator.choices(list(by_pair), k=len(by_pair))
         resampled.append(strengths([vote for pair in chosen for vote in by_pair[pair]], names))
     low, high = np.percentile(np.array(resampled), [2.5, 97.5], axis=0)
     return [(float(one), float(other)) for one, other in zip(low, high, strict=True)]

@@ -327,10 +327,7 @@ class StyleSpec(BaseModel):
 
 
 class SpecUpdate(BaseModel):
-    """A change of weights that a run has applied.
-
-    After which iteration, and the changed parameters.
-    """
+    """A change of weights that a run has applied, and the iteration after which it did."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -134,7 +134,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run."""
+        """The seconds of the whole run."""
         return sum(planned.seconds for planned in self.scales)
 
 

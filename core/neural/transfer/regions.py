@@ -1,9 +1,9 @@
 """Automatic regions (`regions=auto`): parts of the photo and of the paintings that look alike.
 
-The responses of the network are clustered, and the clusters of the painting are shared out among
-those of the photo, near ones first: the sky gets the style of the painted sky, a figure that of a
-figure. Every part of the painting gets as much room as it has in the painting. It needs no other
-network and no training. Knows no objective.
+The responses of the network are clustered, and the clusters of the painting are assigned to those
+of the photo by an optimal transport: the sky gets the style of the painted sky, a figure that of a
+figure. Every part of the painting covers the same share of the photo. It needs no other network and
+no training. Knows no objective.
 
 Similar in kind to Gatys et al. 2017, "Controlling Perceptual Factors in Neural Style Transfer",
 section 4, whose regions are drawn by hand.
@@ -77,7 +77,7 @@ def find_regions(
     for painting, mask in zip(paintings, masks, strict=True):
         painted_points, painted_size, is_part = _describe(network, painting, mask)
         painted_labels, painted_centers = _cluster(painted_points)
-        shares = _share_out(centers, labels, painted_centers, painted_labels)  # (K, k)
+        shares = _transport(centers, labels, painted_centers, painted_labels)  # (K, k)
         part = torch.zeros(len(centers), len(is_part))  # (K, h w)
         part[:, is_part] = shares.sqrt()[:, painted_labels]
         parts.append(part.view(-1, *painted_size))
@@ -141,8 +141,8 @@ def _cluster(points: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cdist(points, centers).argmin(1), centers
 
 
-def _share_out(centers: Tensor, labels: Tensor, painted: Tensor, painted_labels: Tensor) -> Tensor:
-    """What each region of the photo gets of each cluster of the painting, (K, k).
+def _transport(centers: Tensor, labels: Tensor, painted: Tensor, painted_labels: Tensor) -> Tensor:
+    """The part of each cluster of the painting that each region of the photo gets, (K, k).
 
     Each column sums to 1. This is the transport between the areas of the clusters at the least
     cost, which is their squared distance, smoothed by an entropy (Cuturi 2013, "Sinkhorn

@@ -58,7 +58,7 @@ class Scale:
 
     @property
     def long_side(self) -> int:
-        """In px."""
+        """The longer side in px."""
         return max(self.width, self.height)
 
 

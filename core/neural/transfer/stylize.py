@@ -458,7 +458,7 @@ class ProgressTracker:
 
     @property
     def seconds(self) -> float:
-        """Since the run began, earlier attempts included."""
+        """The seconds since the run began, earlier attempts included."""
         return time.monotonic() - self._begin
 
     def is_due(self, device: torch.device) -> bool:
