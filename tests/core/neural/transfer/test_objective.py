@@ -355,13 +355,13 @@ def test_a_plain_photo_does_not_forbid_every_stroke(double: Network) -> None:
 
 def test_a_painting_in_a_small_region_hardly_changes_the_content_loss(double: Network) -> None:
     """The lower bound of its divisor averages the paintings by their area."""
-    plain = torch.full((1, 3, 64, 64), 0.5, dtype=torch.float64)
-    plain += 0.01 * _rand(1, 3, 64, 64, seed=1)
+    plain = double._mean.expand(1, 3, 64, 64) + 0.01 * _rand(1, 3, 64, 64, seed=1)
     image, spec = _rand(1, 3, 64, 64), _spec()
     small = torch.zeros(64, 64, dtype=torch.float64)
-    small[:8, :8] = 1
+    small[:4, :4] = 1
     bright, faint = (
-        measure_style(double, factor * _rand(1, 3, 64, 64, seed=2), spec) for factor in (1, 0.3)
+        measure_style(double, torch.lerp(plain, _rand(1, 3, 64, 64, seed=2), contrast), spec)
+        for contrast in (1, 0.2)
     )
     one, both = (
         Objective(double, spec, plain, regions)(image).content
