@@ -113,7 +113,8 @@ class _Watched(Objective):
         _Watched.run.losses.append((image.numel(), total))
         _Watched.newest = self
         if isnan(_Watched.run.start):  # NaN: there is none yet
-            _Watched.run.start, _Watched.start = total, image.clone()
+            _Watched.run.start = total
+            _Watched.start = image[:, :, : self._height, : self._width].clone()
         return losses, gradient
 
 

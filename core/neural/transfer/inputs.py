@@ -22,6 +22,7 @@ from core.neural.transfer.objective import (
     Style,
     measure_styles,
     mix_styles,
+    pad_to_grid,
 )
 from core.neural.transfer.regions import SIDE_PX, RegionMap, find_regions
 from core.neural.transfer.schedule import Scale
@@ -154,10 +155,13 @@ class StyleInputs:
         return [mask if part is None else mask * part for part in parts]
 
     def initial_image(self, photo: Tensor, spec: StyleSpec) -> Tensor:
-        """The first image, (1, 3, H, W) in [0, 1], of the photo's size.
+        """The first image, (1, 3, H, W) in [0, 1], of the photo's size with the margin of the grid.
 
         By `spec.init`: the photo, white noise, the first painting, or the initial picture.
         """
+        return pad_to_grid(self._first_picture(photo, spec), spec)
+
+    def _first_picture(self, photo: Tensor, spec: StyleSpec) -> Tensor:
         if spec.init == "content":
             return photo.clone()
         if spec.init == "noise":

@@ -9,6 +9,7 @@ serves both. With several, both passes compute the photo's shallow responses aga
 optimizer.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -103,10 +104,11 @@ def measure_styles(
     """
     layers = {*_normalize(spec.style_layers), *used_layers(spec)[0]}
     sums: list[Style] = [{} for _ in guides]
-    picture = pad_to_grid(picture, spec)
     height, width = picture.shape[2:]
+    picture = pad_to_grid(picture, spec)
     by_layer = [{layer: _guide_at(guide, layer, spec) for layer in layers} for guide in guides]
-    for tile in make_tiles(height, width, tile_px, network.halo(layers)):
+    halo, padded = network.halo(layers), (picture.shape[2], picture.shape[3])
+    for tile in make_tiles(*padded, tile_px, halo, owned=(height, width)):
         features = network.features(tile.crop(picture), layers, spec.pooling, edge_mode(spec))
         for layer, responses in features.items():
             owned = tile.owned_part(responses, stride(layer))
@@ -115,7 +117,7 @@ def measure_styles(
                 _add(style, layer, losses.sum_statistics(owned, part))
     return [
         {
-            layer: total * (1 / _area(pooled[layer], layer, height, width))
+            layer: total * (1 / _area(pooled[layer], _layer_size(layer, height, width, spec)))
             for layer, total in style.items()
         }
         for style, pooled in zip(sums, by_layer, strict=True)
@@ -146,7 +148,10 @@ def pad_to_grid(picture: Tensor, spec: StyleSpec) -> Tensor:
     """A picture (B, C, H, W) with mirrored rows and columns, up to multiples of `GRID_PX`.
 
     The poolings drop what is left over at the bottom and the right, which then would get less of
-    the style. Unchanged for the paper's objective.
+    the style. The mirrored part is only read: losses count the positions of the picture. A run
+    paints it as a margin that is not delivered; if the image were mirrored anew each time, the
+    border of the padded image would be painted into the picture, as a line. Unchanged for the
+    paper's objective.
     """
     down, across = -picture.shape[2] % GRID_PX, -picture.shape[3] % GRID_PX
     if edge_mode(spec) == "zeros" or not (down or across):
@@ -196,12 +201,17 @@ class Objective:
         """
         self._network, self._spec = network, spec
         self._pooling, self._edges = spec.pooling, edge_mode(spec)
-        photo = pad_to_grid(photo, spec)
         self._height, self._width = photo.shape[2:]
+        photo = pad_to_grid(photo, spec)
         self._content_layers, self._style_layers = used_layers(spec)
         self._layers = {*self._content_layers, *self._style_layers}
         tiles_with_halo = partial(
-            make_tiles, self._height, self._width, tile_px, seamless=spec.seamless
+            make_tiles,
+            photo.shape[2],
+            photo.shape[3],
+            tile_px,
+            owned=(self._height, self._width),
+            seamless=spec.seamless,
         )
         self._tiles = tiles_with_halo(network.halo(self._layers))
         self._guides = [
@@ -209,10 +219,7 @@ class Objective:
             for region in regions
         ]
         self._areas = [
-            {
-                layer: _area(guide, layer, self._height, self._width)
-                for layer, guide in guides.items()
-            }
+            {layer: _area(guide, self._layer_size(layer)) for layer, guide in guides.items()}
             for guides in self._guides
         ]
         self._targets: dict[str, Tensor] = {}  # P, (1, N, h, w), in the network's precision
@@ -404,6 +411,9 @@ class Objective:
 
     # -------------------------------------------------- targets and weights
 
+    def _layer_size(self, layer: str) -> tuple[int, int]:
+        return _layer_size(layer, self._height, self._width, self._spec)
+
     def _store_targets(self, photo: Tensor, tile: Tile) -> dict[str, Tensor]:
         """Store P at the tile's own positions, and add to sum P^2.
 
@@ -417,12 +427,7 @@ class Objective:
             if layer in self._recomputed:
                 continue
             if layer not in self._targets:
-                size = (
-                    1,
-                    responses.shape[1],
-                    self._height // stride(layer),
-                    self._width // stride(layer),
-                )
+                size = (1, responses.shape[1], *self._layer_size(layer))
                 empty = torch.empty(size, dtype=responses.dtype, device=responses.device)
                 self._targets[layer] = empty.contiguous(memory_format=torch.channels_last)
             tile.part_of(self._targets[layer], stride(layer)).copy_(owned)
@@ -459,7 +464,7 @@ class Objective:
             weights = [region.share * region.fraction for region in regions]
             traces = [region.style[layer].gram.trace() for region in regions]
             mean = sum(map(mul, weights, traces)) / (sum(weights) + 1e-12)
-            positions = _positions(layer, self._height, self._width)
+            positions = math.prod(self._layer_size(layer))
             energy = torch.maximum(energy, _CONTENT_FLOOR * positions * mean)
         return 2 * weight / energy.clamp_min(1e-12)
 
@@ -470,7 +475,7 @@ class Objective:
 
         A small region then has no stronger pull than a large one.
         """
-        fraction = area / _positions(layer, self._height, self._width)
+        fraction = area / math.prod(self._layer_size(layer))
         weight = self._spec.beta * self._style_layers[layer] * region.share * fraction
         if self._spec.objective == "gatys":
             return PaperStyle(region.style[layer], weight * self._network.response_unit**4)
@@ -497,19 +502,25 @@ def _normalize(weights: Mapping[Layer, float]) -> dict[str, float]:
     return {layer: weight / total for layer, weight in weights.items() if weight}
 
 
-def _positions(layer: str, height: int, width: int) -> int:
-    """M: the number of positions of a layer for an image of this size."""
-    return (height // stride(layer)) * (width // stride(layer))
+def _layer_size(layer: str, height: int, width: int, spec: StyleSpec) -> tuple[int, int]:
+    """The height and width of a layer for an image of this size, as far as losses count it.
+
+    A position at the edge that covers part of the image counts, unless the paper's objective drops
+    it.
+    """
+    step = stride(layer)
+    more = 0 if edge_mode(spec) == "zeros" else step - 1
+    return (height + more) // step, (width + more) // step
 
 
-def _area(guide: Tensor | None, layer: str, height: int, width: int) -> Tensor | float:
-    """The number of positions M, or sum T^2 with a guide.
+def _area(guide: Tensor | None, size: tuple[int, int]) -> Tensor | float:
+    """The number of positions M of a layer of this size, or sum T^2 with a guide.
 
     A guide may be 0 everywhere at a coarse resolution. Then all sums are 0 and the area only must
     not be 0.
     """
     if guide is None:
-        return _positions(layer, height, width)
+        return math.prod(size)
     return guide.square().sum().clamp_min(1e-12)
 
 
@@ -517,8 +528,10 @@ def _guide_at(guide: Tensor | None, layer: str, spec: StyleSpec) -> Tensor | Non
     """The guide at the layer's resolution, (h, w): each position has the mean of its own pixels."""
     if guide is None:
         return None
+    height, width = _layer_size(layer, guide.shape[0], guide.shape[1], spec)
     padded, step = pad_to_grid(guide[None, None], spec), stride(layer)
-    return (padded if step == 1 else functional.avg_pool2d(padded, step))[0, 0]
+    pooled = padded if step == 1 else functional.avg_pool2d(padded, step)
+    return pooled[0, 0, :height, :width]
 
 
 def _fold_padding(gradient: Tensor, image: Tensor) -> Tensor:

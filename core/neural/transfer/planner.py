@@ -7,6 +7,7 @@ stored. Knows no pictures, only their sizes.
 """
 
 import json
+import math
 import os
 import statistics
 import time
@@ -293,6 +294,12 @@ class _ScaleCost:
             self._throughput.new_size_seconds,
         )
 
+    @property
+    def _image_size(self) -> Size:
+        """Width and height in px of the image, with the margin up to the grid."""
+        width, height = (-(-side // GRID_PX) * GRID_PX for side in self._scale.size)
+        return width, height
+
     def _tile_pixels(self, tile_px: int | None, layers: Collection[str]) -> list[int]:
         """The pixels that each tile of the image reads for these layers.
 
@@ -300,9 +307,7 @@ class _ScaleCost:
         """
         halo = self._network.halo(layers)
         if (tile_px, halo) not in self._read_px:
-            height, width = (
-                -(-side // GRID_PX) * GRID_PX for side in (self._scale.height, self._scale.width)
-            )
+            width, height = self._image_size
             tiles = make_tiles(height, width, tile_px, halo, seamless=self._seamless)
             self._read_px[tile_px, halo] = [tile.read_px for tile in tiles]
         return self._read_px[tile_px, halo]
@@ -350,7 +355,7 @@ class _ScaleCost:
             vectors += self._parts * max(1, self._masks) * _GUIDE_BYTES
             vectors += 4 * (self._masks + self._parts)  # as given
         per_pixel = vectors + self._target_bytes(kept_targets)
-        return self._scale.width * self._scale.height * per_pixel
+        return math.prod(self._image_size) * per_pixel
 
     def _style_bytes(self, size: Size, tile_px: int | None) -> int:
         """What it takes to measure a painting.

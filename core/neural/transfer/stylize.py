@@ -20,6 +20,7 @@ from core.neural import device
 from core.neural.transfer import pixels
 from core.neural.transfer.checkpoint import Checkpoint, CheckpointHeader
 from core.neural.transfer.inputs import ScaleTarget, StyleInputs
+from core.neural.transfer.objective import pad_to_grid
 from core.neural.transfer.optimize import LBFGS, MAX_DIVERGING_STEPS, Adam
 from core.neural.transfer.planner import Plan, PlannedScale, Planner
 from core.neural.vgg import Network
@@ -170,7 +171,9 @@ class _Run:
         )
         self._inputs = inputs.with_regions(self._spec, network)
         self._tracker = ProgressTracker(self._plan.scales)
-        self._image: Tensor | None = None  # the best one of the current scale
+        # The best one of the current scale, with the margin that `pad_to_grid` adds to its size.
+        self._image: Tensor | None = None
+        self._size = self._plan.scales[resume.header.scale - 1 if resume else 0].scale.size
         self._losses: dict[str, float] = {}
         self._done = 0  # iterations of the current scale that `_image` has behind it
         self._window_loss = float("inf")  # the loss at the end of the last window
@@ -281,8 +284,11 @@ class _Run:
             if image is None:
                 image = self._inputs.initial_image(target.photo, self._spec)
             elif not self._done:
-                image = self._enlarge(image, planned)
+                image = self._without_margin(image)
+                image = pixels.enlarge(image, planned.scale.size, seamless=self._spec.seamless)
+                image = pad_to_grid(image, self._spec)
         assert image is not None, "a checkpoint has an image"
+        self._size = planned.scale.size
         evaluate = target.value_and_gradient
         optimizer: LBFGS | Adam
         if self._spec.optimizer == "adam":
@@ -355,7 +361,7 @@ class _Run:
         event = StepEvent(
             progress=replace(self._tracker.progress(self._losses), spec_updates=self._spec_updates),
             spec=self._spec,
-            picture=partial(self._render, image, self._spec),
+            picture=partial(self._render, self._without_margin(image), self._spec),
             checkpoint=partial(self._checkpoint, optimizer, count),
         )
         control = self._on_progress(event)
@@ -427,13 +433,14 @@ class _Run:
 
     def _result_picture(self, image: Tensor) -> Image.Image:
         """The picture in the requested size, whatever the scale of the image."""
-        last = self._plan.scales[-1]
-        if (image.shape[3], image.shape[2]) != last.scale.size:
-            image = self._enlarge(image, last)
+        image, size = self._without_margin(image), self._plan.scales[-1].scale.size
+        if self._size != size:
+            image = pixels.enlarge(image, size, seamless=self._spec.seamless)
         return self._render(image, self._spec)
 
-    def _enlarge(self, image: Tensor, planned: PlannedScale) -> Tensor:
-        return pixels.enlarge(image, planned.scale.size, seamless=self._spec.seamless)
+    def _without_margin(self, image: Tensor) -> Tensor:
+        width, height = self._size
+        return image[:, :, :height, :width]
 
 
 class ProgressTracker:

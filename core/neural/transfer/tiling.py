@@ -31,16 +31,16 @@ class Span:
     whole: int
 
     def owned_slice(self, stride: int, count: int) -> slice:
-        """The owned positions in a layer of this stride.
+        """The owned positions in a layer of this stride; the last one may lie half outside.
 
         count: the number of positions that the layer has for the pixels read.
         """
         first = (self.begin - self.read_begin) // stride
-        return slice(first, min((self.end - self.read_begin) // stride, count))
+        return slice(first, min(math.ceil((self.end - self.read_begin) / stride), count))
 
     def in_whole(self, stride: int) -> slice:
         """The same positions in the layer of the whole picture."""
-        return slice(self.begin // stride, self.end // stride)
+        return slice(self.begin // stride, math.ceil(self.end / stride))
 
     @property
     def is_whole(self) -> bool:
@@ -94,19 +94,29 @@ class Tile:
 
 
 def make_tiles(
-    height: int, width: int, side: int | None, halo: int, *, seamless: bool = False
+    height: int,
+    width: int,
+    side: int | None,
+    halo: int,
+    *,
+    owned: tuple[int, int] | None = None,
+    seamless: bool = False,
 ) -> list[Tile]:
     """Tiles that own at most `side` px in each direction, row by row; a single whole tile for None.
 
-    seamless: the picture repeats in both directions, so every tile has its halo on all sides. Both
-    sides of the picture must then be multiples of `GRID_PX`.
+    owned: the height and width from the top left that the tiles own together, if less than all; the
+    rest, under `GRID_PX`, is only read. seamless: the picture repeats in both directions, so every
+    tile has its halo on all sides. Both sides of the picture must then be multiples of `GRID_PX`.
     """
-    rows = list(_spans(height, side, halo, seamless=seamless))
-    columns = list(_spans(width, side, halo, seamless=seamless))
+    last_row, last_column = owned or (height, width)
+    rows = list(_spans(height, last_row, side, halo, seamless=seamless))
+    columns = list(_spans(width, last_column, side, halo, seamless=seamless))
     return [Tile(down, across) for down in rows for across in columns]
 
 
-def _spans(whole: int, side: int | None, halo: int, *, seamless: bool) -> Iterator[Span]:
+def _spans(
+    whole: int, owned: int, side: int | None, halo: int, *, seamless: bool
+) -> Iterator[Span]:
     count = 1 if side is None else math.ceil(whole / (side // GRID_PX * GRID_PX))
     step = math.ceil(whole / count / GRID_PX) * GRID_PX
     halo = math.ceil(halo / GRID_PX) * GRID_PX
@@ -115,4 +125,4 @@ def _spans(whole: int, side: int | None, halo: int, *, seamless: bool) -> Iterat
         read = (begin - halo, end + halo)
         if not seamless:
             read = (max(read[0], 0), min(read[1], whole))
-        yield Span(begin, end, *read, whole)
+        yield Span(begin, min(end, owned), *read, whole)

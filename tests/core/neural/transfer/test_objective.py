@@ -126,7 +126,9 @@ def _features(
             pool = {"max": functional.max_pool2d, "average": functional.avg_pool2d, "l2": _l2}
             x = pool[spec.pooling](x, 2) * POOLING_SCALES[spec.pooling]
         x = functional.relu(functional.conv2d(x, weight, bias, padding=int(row.layer != "relu1_1")))
-        found[row.layer] = x
+        step = stride(row.layer)  # what is mirrored does not count
+        height, width = (-(-side // step) for side in image.shape[2:])
+        found[row.layer] = x[:, :, :height, :width]
     return {layer: found[layer] for layer in layers}
 
 

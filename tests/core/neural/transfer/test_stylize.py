@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops
@@ -108,15 +109,32 @@ def test_progress_counts_over_all_scales_and_estimates_the_end(
     assert (result.iterations, result.stopped, result.losses) == (48, False, seen[-1].losses)
 
 
-def test_the_reported_losses_are_those_of_the_delivered_picture(
-    finished_run: tuple[StyleResult, list[RunProgress]],
-    photo: Image.Image,
-    painting: Image.Image,
-    vgg19: Network,
+def test_no_line_or_bar_marks_where_a_side_exceeds_a_multiple_of_16(
+    painting: Image.Image, vgg19: Network
 ) -> None:
-    """They differ only by rounding to 8 bits: nothing is clamped at the end."""
-    result, _ = finished_run
-    spec = parse_spec({"size": 96, "iterations": 24, "scales": 2}).for_pictures()
+    """72 x 54 px have margins of 8 and 10 px. Mirrored, they would paint these rows as well."""
+    wall = Image.new("RGB", (160, 120), (200, 190, 170))
+    spec = parse_spec({"size": 72, "iterations": 40, "scales": 1})
+    picture = stylize(StyleInputs(wall, [painting]), spec, vgg19).picture
+    values = np.asarray(picture, np.float32)  # (54, 72, 3)
+    for rows, margin in ((values, 10), (values.swapaxes(0, 1), 8)):
+        steps = np.abs(np.diff(rows, axis=0)).mean((1, 2))
+        end = len(rows) - margin
+
+        assert steps[end - 2 : end + 1].max() < 2 * np.median(steps)
+        assert rows[end:].mean() == pytest.approx(rows[:end].mean(), rel=0.25)
+
+
+@pytest.mark.parametrize(("size", "tolerance"), [(64, 0.02), (96, 0.06)])
+def test_the_reported_losses_are_those_of_the_delivered_picture(
+    photo: Image.Image, painting: Image.Image, vgg19: Network, size: int, tolerance: float
+) -> None:
+    """They differ only by rounding to 8 bits: nothing is clamped at the end.
+
+    96 x 72 px have a painted margin that is not delivered.
+    """
+    spec = parse_spec({"size": size, "iterations": 24, "scales": 2}).for_pictures()
+    result = stylize(StyleInputs(photo, [painting]), spec, vgg19)
     objective = (
         StyleInputs(photo, [painting])
         .target_at(schedule(spec, *photo.size)[-1], spec, vgg19)
@@ -125,7 +143,7 @@ def test_the_reported_losses_are_those_of_the_delivered_picture(
     with torch.no_grad():
         delivered = objective(pixels.to_image(result.picture)).by_name()
 
-    assert delivered["total"] == pytest.approx(result.losses["total"], rel=0.02)
+    assert delivered["total"] == pytest.approx(result.losses["total"], rel=tolerance)
 
 
 def _stylize(
