@@ -195,9 +195,10 @@ class Objective:
         regions: Sequence[Region],
         tile_px: int | None = None,
     ) -> None:
-        """photo: (1, 3, H, W), of the size of the images.
+        """photo: (1, 3, H, W), of the size of the result.
 
-        tile_px: the largest side of a tile in px; None: one tile, the whole picture.
+        Images have this size, or the margin of `pad_to_grid` too. tile_px: the largest side of a
+        tile in px; None: one tile, the whole picture.
         """
         self._network, self._spec = network, spec
         self._pooling, self._edges = spec.pooling, edge_mode(spec)
