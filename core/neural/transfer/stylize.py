@@ -171,7 +171,7 @@ class _Run:
         )
         self._inputs = inputs.with_regions(self._spec, network)
         self._tracker = ProgressTracker(self._plan.scales)
-        # The best one of the current scale, with the margin that `pad_to_grid` adds to its size.
+        # The newest image, with the margin that `pad_to_grid` adds, and its size without it.
         self._image: Tensor | None = None
         self._size = self._plan.scales[resume.header.scale - 1 if resume else 0].scale.size
         self._losses: dict[str, float] = {}
@@ -251,6 +251,7 @@ class _Run:
             if not (window_ends or is_last or self._tracker.is_due(self._network.device)):
                 continue
             self._losses, self._image, self._done = terms.by_name(), image, count
+            self._size = planned.scale.size
             if int(optimizer.diverging_steps) >= MAX_DIVERGING_STEPS:
                 raise errors.Diverged(picture=self._result_picture(image))
             # A fixed number is never cut.
@@ -288,7 +289,6 @@ class _Run:
                 image = pixels.enlarge(image, planned.scale.size, seamless=self._spec.seamless)
                 image = pad_to_grid(image, self._spec)
         assert image is not None, "a checkpoint has an image"
-        self._size = planned.scale.size
         evaluate = target.value_and_gradient
         optimizer: LBFGS | Adam
         if self._spec.optimizer == "adam":

@@ -11,6 +11,7 @@ from core import errors
 from core.neural.transfer import checkpoint
 from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.planner import Planner
+from core.neural.transfer.schedule import schedule
 from core.neural.transfer.stylize import (
     Control,
     RunProgress,
@@ -89,6 +90,20 @@ def test_a_run_out_of_memory_in_a_later_scale_continues_in_smaller_tiles(
     assert sorted({progress.value for progress in seen}) == [progress.value for progress in seen]
     assert (seen[-1].value, seen[-1].iterations, seen[-1].seconds_left) == (1.0, 8, 0.0)
     assert seen[-1].losses["total"] < seen[5].losses["total"], "the loss still falls"
+
+
+def test_a_scale_that_runs_out_of_memory_at_its_start_begins_from_the_whole_coarser_picture(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    """Both scales have margins, of different widths; a margin is no part of the picture."""
+    large = photo.resize((396, 297))
+    spec = parse_spec({"size": 396, "iterations": 1, "scales": 2, **SHALLOW})
+    sizes = [scale.size for scale in schedule(spec, *large.size)]
+    assert sizes == [(280, 210), (396, 297)]  # margins of 8 and 14, 4 and 7 px
+    whole = stylize(StyleInputs(large, [painting]), spec, tiny_vgg16).picture
+    cramped = stylize(StyleInputs(large, [painting]), spec, _Cramped(tiny_vgg16, 330 * 330)).picture
+
+    assert max(high for _, high in ImageChops.difference(whole, cramped).getextrema()) <= 2
 
 
 def test_a_resumed_run_out_of_memory_continues_from_its_checkpoint(
