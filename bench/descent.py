@@ -114,7 +114,7 @@ class _Watched(Objective):
         _Watched.newest = self
         if isnan(_Watched.run.start):  # NaN: there is none yet
             _Watched.run.start = total
-            _Watched.start = image[:, :, : self._height, : self._width].clone()
+            _Watched.start = self.margin.cut(image).clone()
         return losses, gradient
 
 

@@ -39,10 +39,10 @@ class Pair(StyleInputs):
     def objective(
         self, spec: StyleSpec, network: Network, tile_px: int | None = None
     ) -> tuple[Tensor, Objective]:
-        """The photo as an image (1, 3, H, W), and the objective, both at full size."""
+        """The photo as an image (1, 3, H, W) with its margin, and the objective, at full size."""
         scale = schedule(spec, *self.content.size)[-1]
         target = self.target_at(scale, self.fit_spec(spec), network, tile_px)
-        return target.photo, target.objective
+        return target.objective.margin.mirror(target.photo), target.objective
 
 
 def pair(content: Path, style: Path, size: int) -> Pair:
@@ -188,7 +188,7 @@ def recipes(content: Path, style: Path, model: ModelName, size: int) -> None:
 
     def usual() -> Image.Image:
         photo, objective = inputs.objective(one_scale, shipped)
-        return pixels.to_picture(_torch_lbfgs(objective, photo, 300))
+        return pixels.to_picture(objective.margin.cut(_torch_lbfgs(objective, photo, 300)))
 
     def ours(**parameters: object) -> Callable[[], Image.Image]:
         spec = one_scale.model_copy(update=parameters)
@@ -207,7 +207,8 @@ def recipes(content: Path, style: Path, model: ModelName, size: int) -> None:
         began = time.monotonic()
         picture = recipe()
         seconds = time.monotonic() - began
-        loss = float(reference(pixels.to_image(picture).to(exact.device)).total)
+        image = reference.margin.mirror(pixels.to_image(picture)).to(exact.device)
+        loss = float(reference(image).total)
         click.echo(f"| {name} | {seconds:.0f} | {loss:.3f} |")
 
 
@@ -334,9 +335,10 @@ def one_run(content: Path, style: Path, model: ModelName, limit_gb: float, size:
     before, planner = _resident("VmRSS"), Planner(network, free_bytes=int(limit_gb * 1e9) or None)
     planned = planner.plan(inputs.content.size, [inputs.styles[0].size], spec).scales[-1]
     target = inputs.target_at(planned.scale, inputs.fit_spec(spec), network, planned.route.tile_px)
-    photo, objective = target.photo, target.objective
+    objective = target.objective
+    image = objective.margin.mirror(target.photo)
     began = time.monotonic()
-    list(islice(LBFGS(objective.value_and_gradient, photo, planned.route.history), 2))
+    list(islice(LBFGS(objective.value_and_gradient, image, planned.route.history), 2))
     seconds = (time.monotonic() - began) / 3
     route = f"{planned.route.tile_px or 'whole'}, {planned.route.history} pairs"
     size_px = f"{planned.scale.width} x {planned.scale.height}"

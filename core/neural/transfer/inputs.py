@@ -15,6 +15,7 @@ from torch import Tensor
 from core.images import codec
 from core.images.frame import find_painting
 from core.neural.transfer import pixels
+from core.neural.transfer.margin import Margin
 from core.neural.transfer.objective import (
     Losses,
     Objective,
@@ -22,7 +23,6 @@ from core.neural.transfer.objective import (
     Style,
     measure_styles,
     mix_styles,
-    pad_to_grid,
 )
 from core.neural.transfer.regions import SIDE_PX, RegionMap, find_regions
 from core.neural.transfer.schedule import Scale
@@ -88,7 +88,10 @@ class StyleInputs:
         if spec.regions != "auto" or not spec.beta:
             return self
         sizes = [_clustered_size(*picture.size) for picture in (self.content, *self.styles)]
-        photo, *paintings = map(pixels.to_image, (self.content, *self.styles), sizes)
+        photo = pixels.to_image(self.content, sizes[0])
+        paintings = [
+            self._painting(index, size, network.device) for index, size in enumerate(sizes[1:])
+        ]
         masks = [*map(pixels.to_guide, self.style_masks, sizes[1:])]
         return replace(self, region_map=find_regions(network, photo, paintings, masks))
 
@@ -129,7 +132,7 @@ class StyleInputs:
             # One painting at a time: each may be as large as the result.
             for index, picture in enumerate(self.styles):
                 size = style_size(*picture.size, spec, scale)
-                painting = pixels.to_image(picture, size).to(network.device)
+                painting = self._painting(index, size, network.device)
                 painting = _match_colors(photo, painting, spec)
                 parts = [
                     None if part is None else part.to(network.device)
@@ -144,6 +147,14 @@ class StyleInputs:
         objective = Objective(network, spec, photo, regions, tile_px)
         return ScaleTarget(photo, styles, masks, region_guides, objective, is_gray)
 
+    def _painting(self, index: int, size: tuple[int, int], device: torch.device) -> Tensor:
+        """A painting at (width, height), (1, 3, H, W), without what its style mask hides."""
+        painting = pixels.to_image(self.styles[index], size).to(device)
+        if not self.style_masks:
+            return painting
+        mask = pixels.to_guide(self.style_masks[index], size).to(device)
+        return pixels.fill_outside(painting, mask)
+
     def _painting_guides(self, index: int, size: tuple[int, int]) -> list[Tensor | None]:
         """The parts of a painting at (width, height), one for each region: (height, width)."""
         parts: list[Tensor | None] = [None]
@@ -155,11 +166,12 @@ class StyleInputs:
         return [mask if part is None else mask * part for part in parts]
 
     def initial_image(self, photo: Tensor, spec: StyleSpec) -> Tensor:
-        """The first image, (1, 3, H, W) in [0, 1], of the photo's size with the margin of the grid.
+        """The first image, (1, 3, H, W) in [0, 1], of the photo's size with a margin.
 
         By `spec.init`: the photo, white noise, the first painting, or the initial picture.
         """
-        return pad_to_grid(self._first_picture(photo, spec), spec)
+        margin = Margin.of_image(photo.shape[2], photo.shape[3], spec)
+        return margin.mirror(self._first_picture(photo, spec))
 
     def _first_picture(self, photo: Tensor, spec: StyleSpec) -> Tensor:
         if spec.init == "content":
@@ -169,8 +181,11 @@ class StyleInputs:
             generator = torch.Generator().manual_seed(spec.seed)
             noise = torch.rand(photo.shape, generator=generator).to(photo.device)
             return pixels.luminance(noise) if self.is_gray(spec) else noise
-        picture = self.styles[0] if self.init is None else self.init
-        image = pixels.to_image(picture, (photo.shape[3], photo.shape[2])).to(photo.device)
+        size = (photo.shape[3], photo.shape[2])
+        if self.init is None:
+            image = self._painting(0, size, photo.device)
+        else:
+            image = pixels.to_image(self.init, size).to(photo.device)
         if self.is_gray(spec):
             return pixels.luminance(image)
         if spec.init == "picture":

@@ -22,9 +22,10 @@ from torch.nn import functional
 
 from core.neural.transfer import losses
 from core.neural.transfer.losses import PaperStyle, RelativeStyle, Statistics
+from core.neural.transfer.margin import Margin, edge_mode
 from core.neural.transfer.tiling import Tile, make_tiles
-from core.neural.vgg import Edges, Network, Recording, stride
-from core.style.spec import GRID_PX, Layer, StyleSpec
+from core.neural.vgg import Network, Recording, stride
+from core.style.spec import Layer, StyleSpec
 
 Style = dict[str, Statistics]  # by layer; means, not sums
 
@@ -104,11 +105,10 @@ def measure_styles(
     """
     layers = {*_normalize(spec.style_layers), *used_layers(spec)[0]}
     sums: list[Style] = [{} for _ in guides]
-    height, width = picture.shape[2:]
-    picture = pad_to_grid(picture, spec)
-    by_layer = [{layer: _guide_at(guide, layer, spec) for layer in layers} for guide in guides]
-    halo, padded = network.halo(layers), (picture.shape[2], picture.shape[3])
-    for tile in make_tiles(*padded, tile_px, halo, owned=(height, width)):
+    margin = Margin.of_painting(picture.shape[2], picture.shape[3], spec)
+    picture = margin.mirror(picture)
+    by_layer = [{layer: _guide_at(guide, layer, margin) for layer in layers} for guide in guides]
+    for tile in make_tiles(margin, tile_px, network.halo(layers)):
         features = network.features(tile.crop(picture), layers, spec.pooling, edge_mode(spec))
         for layer, responses in features.items():
             owned = tile.owned_part(responses, stride(layer))
@@ -117,7 +117,7 @@ def measure_styles(
                 _add(style, layer, losses.sum_statistics(owned, part))
     return [
         {
-            layer: total * (1 / _area(pooled[layer], _layer_size(layer, height, width, spec)))
+            layer: total * (1 / _area(pooled[layer], margin.layer_size(stride(layer))))
             for layer, total in style.items()
         }
         for style, pooled in zip(sums, by_layer, strict=True)
@@ -134,29 +134,6 @@ def used_layers(spec: StyleSpec) -> tuple[dict[str, float], dict[str, float]]:
 def recomputed_layers(content_layers: Iterable[str], tiles: int) -> set[str]:
     """The content layers whose targets are not kept, for a picture in this many tiles."""
     return {layer for layer in content_layers if tiles > 1 and stride(layer) <= _RECOMPUTED_STRIDE}
-
-
-def edge_mode(spec: StyleSpec) -> Edges:
-    """How the network pads the image.
-
-    With zeros for the paper's objective, else by repeating the edge.
-    """
-    return "zeros" if spec.objective == "gatys" else "repeat"
-
-
-def pad_to_grid(picture: Tensor, spec: StyleSpec) -> Tensor:
-    """A picture (B, C, H, W) with mirrored rows and columns, up to multiples of `GRID_PX`.
-
-    The poolings drop what is left over at the bottom and the right, which then would get less of
-    the style. The mirrored part is only read: losses count the positions of the picture. A run
-    paints it as a margin that is not delivered; if the image were mirrored anew each time, the
-    border of the padded image would be painted into the picture, as a line. Unchanged for the
-    paper's objective.
-    """
-    down, across = -picture.shape[2] % GRID_PX, -picture.shape[3] % GRID_PX
-    if edge_mode(spec) == "zeros" or not (down or across):
-        return picture
-    return functional.pad(picture, (0, across, 0, down), mode="reflect")
 
 
 def mix_styles(styles: Iterable[Style], shares: Sequence[float]) -> Style:
@@ -185,7 +162,10 @@ class _Measurement:
 
 
 class Objective:
-    """The loss with its targets (Gatys et al. 2015, eq. 7), for images of one size."""
+    """The loss with its targets (Gatys et al. 2015, eq. 7), for images of one size.
+
+    margin: what images have around the picture; it is not counted.
+    """
 
     def __init__(
         self,
@@ -197,30 +177,26 @@ class Objective:
     ) -> None:
         """photo: (1, 3, H, W), of the size of the result.
 
-        Images have this size, or the margin of `pad_to_grid` too. tile_px: the largest side of a
-        tile in px; None: one tile, the whole picture.
+        Images have the margin of `Margin.of_image` around it. tile_px: the largest side of a tile
+        in px; None: one tile, the whole picture.
         """
         self._network, self._spec = network, spec
         self._pooling, self._edges = spec.pooling, edge_mode(spec)
-        self._height, self._width = photo.shape[2:]
-        photo = pad_to_grid(photo, spec)
+        self.margin = Margin.of_image(photo.shape[2], photo.shape[3], spec)
+        photo = self.margin.mirror(photo)
         self._content_layers, self._style_layers = used_layers(spec)
         self._layers = {*self._content_layers, *self._style_layers}
-        tiles_with_halo = partial(
-            make_tiles,
-            photo.shape[2],
-            photo.shape[3],
-            tile_px,
-            owned=(self._height, self._width),
-            seamless=spec.seamless,
-        )
+        tiles_with_halo = partial(make_tiles, self.margin, tile_px, seamless=spec.seamless)
         self._tiles = tiles_with_halo(network.halo(self._layers))
         self._guides = [
-            {layer: _guide_at(region.guide, layer, spec) for layer in self._style_layers}
+            {layer: _guide_at(region.guide, layer, self.margin) for layer in self._style_layers}
             for region in regions
         ]
         self._areas = [
-            {layer: _area(guide, self._layer_size(layer)) for layer, guide in guides.items()}
+            {
+                layer: _area(guide, self.margin.layer_size(stride(layer)))
+                for layer, guide in guides.items()
+            }
             for guides in self._guides
         ]
         self._targets: dict[str, Tensor] = {}  # P, (1, N, h, w), in the network's precision
@@ -254,30 +230,29 @@ class Objective:
         ]
 
     def __call__(self, image: Tensor) -> Losses:
-        """The losses of an image (1, 3, H, W)."""
-        padded = pad_to_grid(image, self._spec)
-        return self._weighted_losses(image, self._measure(partial(self._features, padded)))
+        """The losses of an image (1, 3, H, W), which has a margin."""
+        return self._weighted_losses(image, self._measure(partial(self._features, image)))
 
     @torch.no_grad()
     def value_and_gradient(self, image: Tensor) -> tuple[Losses, Tensor]:
-        """The losses of an image, and dL/dimage, both for (1, 3, H, W)."""
-        padded = pad_to_grid(image, self._spec)
+        """The losses of an image (1, 3, H, W), which has a margin, and dL/dimage."""
         if len(self._tiles) == 1:  # the recording serves for the sums and for the gradient
-            recording = self._record(self._tiles[0], padded)
+            recording = self._record(self._tiles[0], image)
             measurement = self._measure(lambda _: recording.features)
             record: Callable[[Tile], Recording] = lambda _: recording  # noqa: E731
         else:
-            measurement = self._measure(partial(self._features, padded))
-            record = partial(self._record, image=padded)
+            measurement = self._measure(partial(self._features, image))
+            record = partial(self._record, image=image)
         by_style = self._style_gradients(measurement)
         scale = self._loss_scale(by_style)
-        gradient = torch.zeros_like(padded)
+        gradient = torch.zeros_like(image)
         for index, tile in enumerate(self._tiles):
             tile.scatter_add(gradient, self._tile_gradient(index, record, by_style, scale))
-        gradient = _fold_padding(gradient, image) / scale
+        gradient /= scale
         if self._spec.tv_weight:
-            gradient += self._spec.tv_weight * losses.tv_gradient(
-                image, seamless=self._spec.seamless
+            self.margin.cut(gradient).add_(
+                losses.tv_gradient(self.margin.cut(image), seamless=self._spec.seamless),
+                alpha=self._spec.tv_weight,
             )
         return self._weighted_losses(image, measurement), gradient
 
@@ -332,7 +307,8 @@ class Objective:
             for layer, term in terms.items():
                 style = style + term.loss(statistics[layer])
         if self._spec.tv_weight:
-            tv = self._spec.tv_weight * losses.tv_loss(image, seamless=self._spec.seamless)
+            picture = self.margin.cut(image)
+            tv = self._spec.tv_weight * losses.tv_loss(picture, seamless=self._spec.seamless)
         return Losses(content, style, tv, content + style + tv)
 
     # -------------------------------------------------- second pass: gradients from the sums
@@ -412,9 +388,6 @@ class Objective:
 
     # -------------------------------------------------- targets and weights
 
-    def _layer_size(self, layer: str) -> tuple[int, int]:
-        return _layer_size(layer, self._height, self._width, self._spec)
-
     def _store_targets(self, photo: Tensor, tile: Tile) -> dict[str, Tensor]:
         """Store P at the tile's own positions, and add to sum P^2.
 
@@ -428,7 +401,7 @@ class Objective:
             if layer in self._recomputed:
                 continue
             if layer not in self._targets:
-                size = (1, responses.shape[1], *self._layer_size(layer))
+                size = (1, responses.shape[1], *self.margin.layer_size(stride(layer)))
                 empty = torch.empty(size, dtype=responses.dtype, device=responses.device)
                 self._targets[layer] = empty.contiguous(memory_format=torch.channels_last)
             tile.part_of(self._targets[layer], stride(layer)).copy_(owned)
@@ -465,7 +438,7 @@ class Objective:
             weights = [region.share * region.fraction for region in regions]
             traces = [region.style[layer].gram.trace() for region in regions]
             mean = sum(map(mul, weights, traces)) / (sum(weights) + 1e-12)
-            positions = math.prod(self._layer_size(layer))
+            positions = math.prod(self.margin.layer_size(stride(layer)))
             energy = torch.maximum(energy, _CONTENT_FLOOR * positions * mean)
         return 2 * weight / energy.clamp_min(1e-12)
 
@@ -476,7 +449,7 @@ class Objective:
 
         A small region then has no stronger pull than a large one.
         """
-        fraction = area / math.prod(self._layer_size(layer))
+        fraction = area / math.prod(self.margin.layer_size(stride(layer)))
         weight = self._spec.beta * self._style_layers[layer] * region.share * fraction
         if self._spec.objective == "gatys":
             return PaperStyle(region.style[layer], weight * self._network.response_unit**4)
@@ -503,17 +476,6 @@ def _normalize(weights: Mapping[Layer, float]) -> dict[str, float]:
     return {layer: weight / total for layer, weight in weights.items() if weight}
 
 
-def _layer_size(layer: str, height: int, width: int, spec: StyleSpec) -> tuple[int, int]:
-    """The height and width of a layer for an image of this size, as far as losses count it.
-
-    A position at the edge that covers part of the image counts, unless the paper's objective drops
-    it.
-    """
-    step = stride(layer)
-    more = 0 if edge_mode(spec) == "zeros" else step - 1
-    return (height + more) // step, (width + more) // step
-
-
 def _area(guide: Tensor | None, size: tuple[int, int]) -> Tensor | float:
     """The number of positions M of a layer of this size, or sum T^2 with a guide.
 
@@ -525,25 +487,15 @@ def _area(guide: Tensor | None, size: tuple[int, int]) -> Tensor | float:
     return guide.square().sum().clamp_min(1e-12)
 
 
-def _guide_at(guide: Tensor | None, layer: str, spec: StyleSpec) -> Tensor | None:
+def _guide_at(guide: Tensor | None, layer: str, margin: Margin) -> Tensor | None:
     """The guide at the layer's resolution, (h, w): each position has the mean of its own pixels."""
     if guide is None:
         return None
-    height, width = _layer_size(layer, guide.shape[0], guide.shape[1], spec)
-    padded, step = pad_to_grid(guide[None, None], spec), stride(layer)
+    padded, step = margin.mirror(guide[None, None]), stride(layer)
     pooled = padded if step == 1 else functional.avg_pool2d(padded, step)
-    return pooled[0, 0, :height, :width]
-
-
-def _fold_padding(gradient: Tensor, image: Tensor) -> Tensor:
-    """The gradient for an image, from that for the image with mirrored rows and columns."""
-    height, width = image.shape[2:]
-    down, across = gradient.shape[2] - height, gradient.shape[3] - width
-    if not (down or across):
-        return gradient
-    return torch.ops.aten.reflection_pad2d_backward(  # type: ignore[no-any-return]
-        gradient.contiguous(), image, [0, across, 0, down]
-    )
+    height, width = margin.layer_size(step)
+    first = margin.before // step
+    return pooled[0, 0, first : first + height, first : first + width]
 
 
 def _guide_part(tile: Tile, guide: Tensor | None, layer: str) -> Tensor | None:

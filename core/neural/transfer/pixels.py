@@ -45,6 +45,46 @@ def to_guide(mask: Image.Image, size: tuple[int, int]) -> Tensor:
     return to_image(mask.convert("L"), size)[0, 0].contiguous()
 
 
+def fill_outside(image: Tensor, mask: Tensor) -> Tensor:
+    """An image (1, 3, H, W) whose black part in the mask (H, W) mirrors the white part.
+
+    A guide only weighs positions of a layer. Near its border they still see what is black, such as
+    a frame, and more of it in deeper layers.
+    """
+    is_inside = mask >= mask.max() / 2
+    for _ in range(2):  # after the first time each row with a white pixel is full, or each column
+        image, is_inside = _mirror_inside(image, is_inside)
+    return image
+
+
+def _mirror_inside(image: Tensor, is_inside: Tensor) -> tuple[Tensor, Tensor]:
+    """The image with more of it filled, and where it is filled now, (H, W)."""
+    height, width = is_inside.shape
+    down, across = (torch.arange(side, device=image.device) for side in (height, width))
+    column, from_column = _nearest_inside(is_inside)  # in the same row
+    row, from_row = _nearest_inside(is_inside.T)
+    is_vertical = from_column > from_row.T
+    rows = torch.where(is_vertical, row.T, down[:, None])
+    columns = torch.where(is_vertical, across, column)
+    filled = torch.minimum(from_row.T, from_column) < height + width
+    return torch.where(filled, image[:, :, rows, columns], image), filled
+
+
+def _nearest_inside(is_inside: Tensor) -> tuple[Tensor, Tensor]:
+    """For each pixel: where its mirror image in the row is, and its distance to the white part.
+
+    (H, W), in px; the mirror is the nearest white pixel. The distance is large without one.
+    """
+    width = is_inside.shape[1]
+    at, far = torch.arange(width, device=is_inside.device), 4 * sum(is_inside.shape)
+    before = torch.where(is_inside, at, -far).cummax(1).values
+    after = torch.where(is_inside, at, far).flip(1).cummin(1).values.flip(1)
+    nearest = torch.where(at - before <= after - at, before, after)
+    mirrored = (2 * nearest - at).clamp(0, width - 1)
+    is_mirrored = is_inside.gather(1, mirrored)
+    return torch.where(is_mirrored, mirrored, nearest.clamp(0, width - 1)), (nearest - at).abs()
+
+
 def to_picture(image: Tensor) -> Image.Image:
     """An image tensor (1, 3, H, W) as an 8-bit picture; values outside [0, 1] are clamped."""
     pixels = (image.detach()[0].clamp(0, 1) * 255).round().to("cpu", torch.uint8)  # (3, H, W)

@@ -22,6 +22,7 @@ import torch
 from core import errors
 from core.neural import device as devices
 from core.neural.transfer.inputs import style_size
+from core.neural.transfer.margin import Margin
 from core.neural.transfer.objective import (
     Objective,
     Region,
@@ -34,7 +35,7 @@ from core.neural.transfer.regions import MAX_REGIONS
 from core.neural.transfer.schedule import Scale, schedule
 from core.neural.transfer.tiling import make_tiles
 from core.neural.vgg import Network, stride
-from core.style.spec import GRID_PX, MIN_RESULT_SIDE_PX, MIN_SIZE_PX, StyleSpec
+from core.style.spec import MIN_RESULT_SIDE_PX, MIN_SIZE_PX, StyleSpec
 
 TILES_PX = (None, 4096, 2048, 1024, 512, 256)  # None: the whole picture
 
@@ -51,7 +52,7 @@ USABLE = 0.85
 _VECTOR_BYTES = 3 * 4
 _VECTORS = 11
 
-# Bytes per pixel of a guide in float32: itself, padded to multiples of 16, and smaller versions.
+# Bytes per pixel of a guide in float32: itself, with a margin, and smaller versions.
 _GUIDE_BYTES = 4 * 7 / 3
 
 # What a region with statistics of its own adds to the time of an iteration.
@@ -271,18 +272,21 @@ class _ScaleCost:
     ) -> None:
         self._network, self._throughput, self._scale = network, throughput, scale
         self._seamless = spec.seamless
+        self._margin = Margin.of_image(scale.height, scale.width, spec)
         self._masks, self._parts = masks, MAX_REGIONS if spec.regions == "auto" else 1
         self._content_layers, self._style_layers = used_layers(spec)
         self._layers = {*self._content_layers, *self._style_layers}
-        self._paintings: list[Size] = []
+        self._paintings: list[Margin] = []
         if self._style_layers:
-            self._paintings = [style_size(*size, spec, scale) for size in styles]
+            sizes = [style_size(*size, spec, scale) for size in styles]
+            self._paintings = [Margin.of_painting(down, across, spec) for across, down in sizes]
         self._read_px: dict[tuple[int | None, int], list[int]] = {}  # by tile_px and halo
 
     @property
     def largest_side(self) -> int:
         """The longest side of the image and the paintings, in px."""
-        return max(max(size) for size in (self._scale.size, *self._paintings))
+        pictures = (self._margin, *self._paintings)
+        return max(max(picture.height, picture.width) for picture in pictures)
 
     def plan(self, route: Route) -> PlannedScale:
         """The scale by this route."""
@@ -294,12 +298,6 @@ class _ScaleCost:
             self._throughput.new_size_seconds,
         )
 
-    @property
-    def _image_size(self) -> Size:
-        """Width and height in px of the image, with the margin up to the grid."""
-        width, height = (-(-side // GRID_PX) * GRID_PX for side in self._scale.size)
-        return width, height
-
     def _tile_pixels(self, tile_px: int | None, layers: Collection[str]) -> list[int]:
         """The pixels that each tile of the image reads for these layers.
 
@@ -307,8 +305,7 @@ class _ScaleCost:
         """
         halo = self._network.halo(layers)
         if (tile_px, halo) not in self._read_px:
-            width, height = self._image_size
-            tiles = make_tiles(height, width, tile_px, halo, seamless=self._seamless)
+            tiles = make_tiles(self._margin, tile_px, halo, seamless=self._seamless)
             self._read_px[tile_px, halo] = [tile.read_px for tile in tiles]
         return self._read_px[tile_px, halo]
 
@@ -333,7 +330,7 @@ class _ScaleCost:
         evaluation = max(pixels) * (
             self._network.gradient_bytes(self._layers) + self._target_bytes(recomputed)
         )
-        paintings = [self._style_bytes(size, route.tile_px) for size in self._paintings]
+        paintings = [self._style_bytes(margin, route.tile_px) for margin in self._paintings]
         pairs = 0 if route.history_on_host else route.history
         state = self._state_bytes(pairs, {*self._content_layers} - recomputed)
         return int(_FIXED_BYTES + state + max(evaluation, *paintings, 0))
@@ -355,19 +352,20 @@ class _ScaleCost:
             vectors += self._parts * max(1, self._masks) * _GUIDE_BYTES
             vectors += 4 * (self._masks + self._parts)  # as given
         per_pixel = vectors + self._target_bytes(kept_targets)
-        return math.prod(self._image_size) * per_pixel
+        return math.prod(self._margin.padded) * per_pixel
 
-    def _style_bytes(self, size: Size, tile_px: int | None) -> int:
+    def _style_bytes(self, painting: Margin, tile_px: int | None) -> int:
         """What it takes to measure a painting.
 
-        Its float32 image, sorted to match colors, a forward pass, and guides for its parts.
+        Its float32 image, which is sorted to match colors or filled outside a style mask, a forward
+        pass, and guides for its parts.
         """
-        width, height = size
-        tiles = make_tiles(height, width, tile_px, self._network.halo(self._layers))
+        tiles = make_tiles(painting, tile_px, self._network.halo(self._layers))
         forward = max(tile.read_px for tile in tiles) * self._network.features_bytes(self._layers)
-        image = _VECTOR_BYTES * width * height
-        guides = self._parts * _GUIDE_BYTES * width * height  # also of a style mask
-        return int(max(forward + 2 * image, 6 * image) + guides)
+        pixels = math.prod(painting.padded)
+        guides = self._parts * _GUIDE_BYTES * pixels  # also of a style mask
+        image = _VECTOR_BYTES * pixels
+        return int(max(forward + 2 * image, 8 * image) + guides)
 
 
 # ------------------------------------------------------ memory and speed of the device
@@ -448,12 +446,12 @@ def _time_evaluation(network: Network, side: int) -> tuple[int, float, float]:
     objective = Objective(
         network, spec, image, [Region(measure_style(network, image.flip(1), spec))]
     )
-    ends = [start]
+    image, ends = objective.margin.mirror(image), [start]
     for _ in range(6):
         objective.value_and_gradient(image)[0].by_name()  # by_name waits for the device
         ends.append(time.perf_counter())
     seconds = [end - before for before, end in pairwise(ends)]
-    return side * side, statistics.median(seconds[1:]), seconds[0]
+    return math.prod(objective.margin.padded), statistics.median(seconds[1:]), seconds[0]
 
 
 def free_memory(device: torch.device) -> int:

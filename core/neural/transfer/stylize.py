@@ -20,7 +20,7 @@ from core.neural import device
 from core.neural.transfer import pixels
 from core.neural.transfer.checkpoint import Checkpoint, CheckpointHeader
 from core.neural.transfer.inputs import ScaleTarget, StyleInputs
-from core.neural.transfer.objective import pad_to_grid
+from core.neural.transfer.margin import Margin
 from core.neural.transfer.optimize import LBFGS, MAX_DIVERGING_STEPS, Adam
 from core.neural.transfer.planner import Plan, PlannedScale, Planner
 from core.neural.vgg import Network
@@ -171,7 +171,7 @@ class _Run:
         )
         self._inputs = inputs.with_regions(self._spec, network)
         self._tracker = ProgressTracker(self._plan.scales)
-        # The newest image, with the margin that `pad_to_grid` adds, and its size without it.
+        # The newest image, with its margin, and its size without it.
         self._image: Tensor | None = None
         self._size = self._plan.scales[resume.header.scale - 1 if resume else 0].scale.size
         self._losses: dict[str, float] = {}
@@ -287,7 +287,8 @@ class _Run:
             elif not self._done:
                 image = self._without_margin(image)
                 image = pixels.enlarge(image, planned.scale.size, seamless=self._spec.seamless)
-                image = pad_to_grid(image, self._spec)
+                width, height = planned.scale.size
+                image = Margin.of_image(height, width, self._spec).mirror(image)
         assert image is not None, "a checkpoint has an image"
         evaluate = target.value_and_gradient
         optimizer: LBFGS | Adam
@@ -440,7 +441,7 @@ class _Run:
 
     def _without_margin(self, image: Tensor) -> Tensor:
         width, height = self._size
-        return image[:, :, :height, :width]
+        return Margin.of_image(height, width, self._spec).cut(image)
 
 
 class ProgressTracker:

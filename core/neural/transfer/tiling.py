@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from core.neural.transfer.margin import Margin
 from core.style.spec import GRID_PX  # tiles start on the grid of all four poolings
 
 
@@ -21,7 +22,8 @@ from core.style.spec import GRID_PX  # tiles start on the grid of all four pooli
 class Span:
     """A tile along one axis, in px: the pixels it owns, and the pixels it reads.
 
-    `read_begin` is below 0 and `read_end` above `whole` where the picture repeats.
+    `read_begin` is below 0 and `read_end` above `whole` where the picture repeats. `origin` is
+    where the first tile begins: behind the margin.
     """
 
     begin: int
@@ -29,18 +31,20 @@ class Span:
     read_begin: int
     read_end: int
     whole: int
+    origin: int = 0
 
     def owned_slice(self, stride: int, count: int) -> slice:
-        """The owned positions in a layer of this stride; the last one may lie half outside.
+        """The owned positions in a layer of this stride; the outermost may lie half outside.
 
         count: the number of positions that the layer has for the pixels read.
         """
-        first = (self.begin - self.read_begin) // stride
+        first = self.begin // stride - self.read_begin // stride
         return slice(first, min(math.ceil((self.end - self.read_begin) / stride), count))
 
     def in_whole(self, stride: int) -> slice:
-        """The same positions in the layer of the whole picture."""
-        return slice(self.begin // stride, math.ceil(self.end / stride))
+        """The same positions in the layer of the whole picture without its margin."""
+        first = self.origin // stride
+        return slice(self.begin // stride - first, math.ceil(self.end / stride) - first)
 
     @property
     def is_whole(self) -> bool:
@@ -94,35 +98,33 @@ class Tile:
 
 
 def make_tiles(
-    height: int,
-    width: int,
-    side: int | None,
-    halo: int,
-    *,
-    owned: tuple[int, int] | None = None,
-    seamless: bool = False,
+    margin: Margin, side: int | None, halo: int, *, seamless: bool = False
 ) -> list[Tile]:
-    """Tiles that own at most `side` px in each direction, row by row; a single whole tile for None.
+    """Tiles that own `side` px in each direction at most, row by row; a single whole tile for None.
 
-    owned: the height and width from the top left that the tiles own together, if less than all; the
-    rest, under `GRID_PX`, is only read. seamless: the picture repeats in both directions, so every
-    tile has its halo on all sides. Both sides of the picture must then be multiples of `GRID_PX`.
+    With a margin they may own `GRID_PX` more, so that it takes no tile of its own.
+
+    margin: the size of the picture, and what is only read around it. seamless: the picture repeats
+    in both directions, so every tile has its halo on all sides. Both sides of the picture must then
+    be multiples of `GRID_PX`, without a margin.
     """
-    last_row, last_column = owned or (height, width)
-    rows = list(_spans(height, last_row, side, halo, seamless=seamless))
-    columns = list(_spans(width, last_column, side, halo, seamless=seamless))
+    sides = (margin.height, margin.width)
+    rows, columns = (
+        list(_spans(whole, margin.before, margin.before + own, side, halo, seamless=seamless))
+        for whole, own in zip(margin.padded, sides, strict=True)
+    )
     return [Tile(down, across) for down in rows for across in columns]
 
 
 def _spans(
-    whole: int, owned: int, side: int | None, halo: int, *, seamless: bool
+    whole: int, origin: int, last: int, side: int | None, halo: int, *, seamless: bool
 ) -> Iterator[Span]:
-    count = 1 if side is None else math.ceil(whole / (side // GRID_PX * GRID_PX))
-    step = math.ceil(whole / count / GRID_PX) * GRID_PX
+    count = 1 if side is None else math.ceil((last - origin) / (side // GRID_PX * GRID_PX))
+    step = math.ceil(last / count / GRID_PX) * GRID_PX
     halo = math.ceil(halo / GRID_PX) * GRID_PX
-    for begin in range(0, whole, step):
+    for begin in range(0, last, step):
         end = min(begin + step, whole)
         read = (begin - halo, end + halo)
         if not seamless:
             read = (max(read[0], 0), min(read[1], whole))
-        yield Span(begin, min(end, owned), *read, whole)
+        yield Span(max(begin, origin), min(end, last), *read, whole, origin)

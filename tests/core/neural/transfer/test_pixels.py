@@ -114,3 +114,25 @@ def test_a_guide_is_white_where_the_mask_is() -> None:
 
     assert tuple(guide.shape) == (10, 20)
     assert (float(guide[5, 2]), float(guide[5, 17])) == (1, 0)
+
+
+def test_what_a_mask_hides_mirrors_what_it_shows() -> None:
+    image, mask = _noise(12, 16), torch.zeros(12, 16)
+    mask[4:8, 5:11] = 1
+    filled = pixels.fill_outside(image, mask)
+
+    assert torch.equal(filled[..., 4:8, 5:11], image[..., 4:8, 5:11])
+    assert torch.equal(filled[..., 4:8, 2:5], image[..., 4:8, 6:9].flip(3))
+    assert torch.equal(filled[..., 2:4, 5:11], image[..., 5:7, 5:11].flip(2))
+    assert torch.equal(filled[..., 8, 11], image[..., 6, 9])  # a corner, by its row and column
+    assert torch.equal(filled[..., 11, 7], image[..., 7, 7])  # beyond it the nearest one
+    assert torch.equal(pixels.fill_outside(image, torch.ones(12, 16)), image)
+
+
+def test_a_mask_of_one_pixel_fills_the_image_with_it() -> None:
+    image, mask = _noise(5, 7), torch.zeros(5, 7)
+    mask[1, 6] = 0.2
+
+    filled = pixels.fill_outside(image, mask)
+
+    assert torch.equal(filled, image[..., 1:2, 6:7].expand_as(image))

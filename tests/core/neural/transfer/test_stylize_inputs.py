@@ -121,6 +121,25 @@ def test_a_frame_stays_if_a_style_mask_belongs_to_it(
     assert StyleInputs(photo, [framed]).without_frames(StyleSpec()).styles != [framed]
 
 
+@pytest.mark.parametrize(
+    "parameters", [{}, {"init": "style"}, {"preserve_color": "match"}], ids=str
+)
+def test_what_a_style_mask_hides_changes_no_bit(
+    photo: Image.Image, tiny_vgg16: Network, parameters: dict[str, Any]
+) -> None:
+    """Deep layers see beyond the mask, so what lies there is replaced before."""
+    mask = Image.new("L", (64, 48), 0)
+    mask.paste(255, (12, 8, 52, 40))
+    noise, pictures = Image.effect_noise((64, 48), 60).convert("RGB"), []
+    for color in ("red", "black"):
+        painting = Image.composite(noise, Image.new("RGB", (64, 48), color), mask)
+        spec = parse_spec({"size": 64, "iterations": 8, "scales": 1, **parameters})
+        inputs = StyleInputs(photo, [painting], style_masks=[mask])
+        pictures.append(stylize(inputs, spec, tiny_vgg16).picture.tobytes())
+
+    assert pictures[0] == pictures[1]
+
+
 def test_a_small_painting_is_enlarged_as_far_as_style_scale_asks() -> None:
     def size(style_scale: float, painting: tuple[int, int] = (48, 36)) -> tuple[int, int]:
         return style_size(*painting, StyleSpec(style_scale=style_scale), Scale(256, 192, 1))

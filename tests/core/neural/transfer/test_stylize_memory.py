@@ -99,7 +99,7 @@ def test_a_scale_that_runs_out_of_memory_at_its_start_begins_from_the_whole_coar
     large = photo.resize((396, 297))
     spec = parse_spec({"size": 396, "iterations": 1, "scales": 2, **SHALLOW})
     sizes = [scale.size for scale in schedule(spec, *large.size)]
-    assert sizes == [(280, 210), (396, 297)]  # margins of 8 and 14, 4 and 7 px
+    assert sizes == [(280, 210), (396, 297)]  # with margins (304, 240), (416, 320)
     whole = stylize(StyleInputs(large, [painting]), spec, tiny_vgg16).picture
     cramped = stylize(StyleInputs(large, [painting]), spec, _Cramped(tiny_vgg16, 330 * 330)).picture
 
