@@ -203,16 +203,18 @@ def checkerboard(image: Tensor) -> float:
     return float(spectrum[(down > 1 / 3) & (across > 1 / 3)].sum() / detail.clamp_min(1e-12))
 
 
-def border_ratio(image: Tensor, strip: int = 6) -> float:
-    """Texture of the outermost pixels by that of the rest: the side that is furthest from 1.
+def border_ratio(image: Tensor, strip: int = 2, beside: int = 8) -> float:
+    """Texture of the outermost pixels by that beside them: the side that is furthest from 1.
 
-    Above 1, whatever the direction.
+    Above 1, whatever the direction. The middle of a picture would be no measure: it shows other
+    things than the border.
     """
     gray = image[0].mean(0)
     texture = gray.diff(dim=0).abs()[:, :-1] + gray.diff(dim=1).abs()[:-1]
-    middle = texture[4 * strip : -4 * strip, 4 * strip : -4 * strip].mean().clamp_min(1e-6)
-    sides = (texture[:strip], texture[-strip:], texture[:, :strip], texture[:, -strip:])
-    ratios = [float((side.mean() / middle).clamp_min(1e-3)) for side in sides]
+    ratios = []
+    for side in (texture, texture.flip(0), texture.T, texture.T.flip(0)):
+        inner = side[strip : strip + beside].mean().clamp_min(1e-6)
+        ratios.append(float((side[:strip].mean() / inner).clamp_min(1e-3)))
     return max(max(ratio, 1 / ratio) for ratio in ratios)
 
 

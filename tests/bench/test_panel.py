@@ -35,13 +35,13 @@ def test_a_checkerboard_of_single_pixels_is_one(strokes: Tensor) -> None:
 
 
 @pytest.mark.parametrize("side", ["faint", "strong"])
-def test_a_border_differs_from_the_middle_in_both_directions(side: str) -> None:
+def test_a_border_differs_from_what_is_beside_it_in_both_directions(side: str) -> None:
     image = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     before = panel.border_ratio(image)
     image = 0.5 + (image - 0.5) * 0.4
-    image[..., -6:] = 0.5 + (image[..., -6:] - 0.5) * (0.25 if side == "faint" else 2.5)
+    image[..., -2:] = 0.5 + (image[..., -2:] - 0.5) * (0.25 if side == "faint" else 2.5)
     assert before < 1.2
-    assert panel.border_ratio(image) > 2
+    assert panel.border_ratio(image) > 1.5
 
 
 def test_foreign_colors_are_those_of_neither_source() -> None:
