@@ -36,7 +36,7 @@ Layer = Literal[
 ]  # fmt: skip
 MAX_STYLES = 8
 
-STYLE_WEIGHT = 12.5
+STYLE_WEIGHT = 16.0
 STYLE_WEIGHT_GATYS = 1e6  # for the paper's raw sums; a compromise over sizes
 # What the paper has where the default of `objective=relative` departs from it.
 GATYS_DEFAULTS: Mapping[str, Any] = {
