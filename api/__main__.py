@@ -18,14 +18,15 @@ from core.log import configure_logging
 
 
 def main() -> None:
-    """Read the settings, then run uvicorn. Exits with 2 if a setting is invalid."""
+    """Read the settings, then run uvicorn. Exits with 2 if a setting or the store is unusable."""
     try:
         shared, own = read_settings(Settings), read_settings(ApiSettings)
+        configure_logging(shared.log_format)
         app = create_app(shared, own)
+        app.state.store.monitor.require_usable()
     except errors.BadSettings as error:
         sys.stderr.write(f"impasto api: {error.message}\n")
         sys.exit(2)
-    configure_logging(shared.log_format)
     _raise_file_limit()
     backpressure.install()
     config = uvicorn.Config(

@@ -41,6 +41,7 @@ from core.celery_app import make_celery, notify_workers
 from core.config import Settings, read_settings
 from core.images import decoder
 from core.jobs.store import JobStore
+from core.jobs.store_report import IDENTITY_FILE
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
 
@@ -80,7 +81,12 @@ _BEARER = HTTPBearer(
 def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -> FastAPI:
     """Create the application with store, blobs, notifications and reaper. Raises BadSettings."""
     shared, own = shared or read_settings(Settings), own or read_settings(ApiSettings)
-    store = JobStore(shared.redis_url, cooldown_seconds=COOLDOWN_SECONDS)
+    store = JobStore(
+        shared.redis_url,
+        cooldown_seconds=COOLDOWN_SECONDS,
+        identity_file=shared.blobs_dir / IDENTITY_FILE,
+        accepts_unsafe=shared.store_unsafe == "accept",
+    )
     blobs = Blobs(shared.blobs_dir)
     celery = make_celery(shared.redis_url, timeout_seconds=NOTIFY_TIMEOUT_SECONDS)
     reaper = Reaper(

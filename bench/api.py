@@ -122,7 +122,7 @@ def _start(
 def _wait_until_ready(port: int) -> None:
     for _ in range(1200):
         try:
-            if httpx2.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200:
+            if httpx2.get(f"http://127.0.0.1:{port}/livez", trust_env=False).status_code == 200:
                 return
         except httpx2.TransportError:
             pass

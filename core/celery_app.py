@@ -82,6 +82,8 @@ def make_celery(redis_url: str, *, timeout_seconds: float = 30) -> Celery:
     """
     app = Celery("impasto", broker=redis_url, include=["worker.tasks"])
     app.conf.update(
+        # kombu itself does not verify a server whose URL has no TLS parameter.
+        broker_use_ssl={"ssl_cert_reqs": "required"} if redis_url.startswith("rediss:") else None,
         broker_transport=f"{__name__}:Transport",
         worker_enable_remote_control=False,  # a client with access to the broker could end a worker
         task_default_queue=QUEUE,

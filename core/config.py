@@ -5,12 +5,13 @@ A process reads its settings once, at start. An unknown or invalid variable is a
 
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core import errors, log
+from core.redis_url import check_redis_url
 from core.webhooks.policy import WebhookPolicy
 from core.webhooks.signing import Signer
 
@@ -28,10 +29,14 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="IMPASTO_", frozen=True)
 
-    redis_url: str = Field(
+    redis_url: Annotated[str, AfterValidator(check_redis_url)] = Field(
         "redis://127.0.0.1:6379/0",
-        pattern="^rediss?://.",
-        description="redis://:password@host:port/0; Redis or Valkey 7 or newer.",
+        repr=False,
+        description="redis://:password@host:port/0; Redis or Valkey 7 or newer, no cluster.",
+    )
+    store_unsafe: Literal["refuse", "accept"] = Field(
+        "refuse",
+        description="Whether to accept jobs although a setting of the store may lose them.",
     )
     data_dir: Path = Field(
         default_factory=lambda: _user_dir("XDG_DATA_HOME", ".local/share"),
@@ -138,4 +143,6 @@ def read_settings(kind: type[AnySettings]) -> AnySettings:
         reason: str | None = f"{first['msg']}."
         if first["type"] == "string_pattern_mismatch":
             reason = field.description  # pydantic's message would show only the pattern
+        elif first["type"] == "value_error":
+            reason = str(first["ctx"]["error"])  # without pydantic's prefix
         raise errors.BadSettings(f"{variable}: {reason}") from error

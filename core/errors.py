@@ -15,6 +15,7 @@
     │   ├── JobNotFound
     │   ├── BatchNotFound
     │   └── ImageNotFound
+    │       └── ImageDamaged
     ├── Conflict               the request does not fit the job's state
     │   ├── JobNotEnded
     │   ├── JobAlreadyEnded
@@ -25,6 +26,7 @@
     │   ├── Unavailable        a limit of the service
     │   │   ├── NoWorker
     │   │   ├── StoreUnavailable
+    │   │   ├── StoreUnsafe
     │   │   ├── StorageFull
     │   │   └── QueueFull
     │   ├── QuotaExceeded      a limit of this caller
@@ -155,6 +157,12 @@ class ImageNotFound(NotFound):
     code = "image_not_found"
 
 
+class ImageDamaged(ImageNotFound):
+    """The stored picture is damaged; upload it again."""
+
+    code = "image_damaged"
+
+
 class Conflict(ImpastoError):
     """The job's state does not allow this; read its status first."""
 
@@ -241,6 +249,12 @@ class StoreUnavailable(Unavailable):
     """The job store does not answer; try again in a few seconds."""
 
     code = "store_unavailable"
+
+
+class StoreUnsafe(Unavailable):
+    """A setting of the job store may lose jobs, so none is accepted; /readyz names the setting."""
+
+    code = "store_unsafe"
 
 
 class StorageFull(Unavailable):

@@ -1,10 +1,23 @@
 """The Redis (or Valkey) client: timeouts, and the errors that mean an outage. Knows no jobs."""
 
+import ssl
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import redis
 from redis.backoff import ConstantBackoff
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    BusyLoadingError,
+    ClusterError,
+    MovedError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
@@ -21,7 +34,25 @@ _OUTAGE_ERRORS = (
     BusyLoadingError,
     OutOfMemoryError,
     ReadOnlyError,
+    NoPermissionError,
+    MovedError,
+    ClusterError,
 )
+# What the operator must know about an outage, by the first class that fits.
+_REASONS: dict[type[BaseException], str] = {
+    ssl.SSLCertVerificationError: "Its certificate cannot be verified; "
+    "IMPASTO_REDIS_URL must name its host, and its authority in ssl_ca_certs.",
+    ssl.SSLError: "TLS fails; check its certificate, ours, and whether it speaks TLS.",
+    NoPermissionError: "It forbids a command; the user in IMPASTO_REDIS_URL needs +@all.",
+    AuthenticationError: "It refuses the password in IMPASTO_REDIS_URL.",
+    AuthenticationWrongNumberOfArgsError: "It refuses the password in IMPASTO_REDIS_URL.",
+    ReadOnlyError: "It is a read-only replica; IMPASTO_REDIS_URL must name the primary.",
+    OutOfMemoryError: "Its memory is full; raise maxmemory.",
+    MovedError: "It is a Redis Cluster; Impasto needs a single server.",
+    ClusterError: "It is a Redis Cluster; Impasto needs a single server.",
+    BusyLoadingError: "It is loading its data; try again in a few seconds.",
+}
+_DISK_FULL = "Its disk is full or fails; it takes no writes."
 
 TIMEOUT_SECONDS = 1.5  # for a server that does not answer; clients of the API wait for 2 s
 CONNECT_TIMEOUT_SECONDS = 1.0
@@ -31,8 +62,20 @@ CONNECT_TIMEOUT_SECONDS = 1.0
 RETRIED_ERRORS = (RedisConnectionError,)
 
 
-def connect(redis_url: str) -> redis.Redis:
-    """Return a client whose calls time out. Opens no connection yet."""
+def connect(redis_url: str, on_connect: Callable[[], None] | None = None) -> redis.Redis:
+    """Return a client whose calls time out. Opens no connection yet.
+
+    on_connect: called after each new connection, so also after each reconnection.
+    """
+    options: dict[str, Any] = {}
+    if on_connect is not None:
+
+        def greet(connection: Any) -> None:
+            # `on_connect` would check the health of a connection that is just being opened.
+            connection.on_connect_check_health(check_health=False)
+            on_connect()
+
+        options["redis_connect_func"] = greet
     return redis.Redis.from_url(
         redis_url,
         decode_responses=True,
@@ -41,6 +84,7 @@ def connect(redis_url: str) -> redis.Redis:
         socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
         health_check_interval=5,
         retry=Retry(ConstantBackoff(0.05), 1, supported_errors=RETRIED_ERRORS),
+        **options,
     )
 
 
@@ -71,7 +115,32 @@ class CircuitBreaker:
             self._next_call_at = time.monotonic() + self._cooldown_seconds
         else:
             self._next_call_at = None
-        # The error of a command in a pipeline begins with the number of the command.
-        disk_full = isinstance(error, ResponseError) and "MISCONF" in str(error)
-        if disk_full or isinstance(error, _OUTAGE_ERRORS):
-            raise errors.StoreUnavailable() from error
+        if is_outage(error):
+            raise errors.StoreUnavailable(_describe_outage(error)) from error
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Whether the error means that the server cannot serve at the moment."""
+    return isinstance(error, _OUTAGE_ERRORS) or _is_disk_full(error)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    # The error of a command in a pipeline begins with the number of the command.
+    return isinstance(error, ResponseError) and "MISCONF" in str(error)
+
+
+def _describe_outage(error: BaseException | None) -> str | None:
+    """Return the message for an outage with a known reason, else None."""
+    reason = _DISK_FULL if _is_disk_full(error) else None
+    for cause in _chain(error):
+        if isinstance(cause, TimeoutError) and "handshake" in str(cause):  # Python's words
+            reason = reason or _REASONS[ssl.SSLError]
+        reason = reason or next((_REASONS[k] for k in _REASONS if isinstance(cause, k)), None)
+    return reason and f"The job store does not answer. {reason}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error and what caused it. redis-py wraps the errors of a socket."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -65,10 +65,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Valkey:
-    """A real server on a free loopback port, with AOF always; a test may kill and restart it."""
+    """A real server on a free loopback port, with AOF always; a test may kill and restart it.
+
+    options: of the server; a test may change them before a restart.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.port, self._folder = free_port(), folder
+        self.options: dict[str, str] = {}
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -81,6 +85,7 @@ class Valkey:
             "appendonly": "yes",
         }
         options |= {"appendfsync": "always", "logfile": self._folder / "log"}
+        options |= self.options
         command = [str(get_binary_path())]
         for name, value in options.items():
             command += [f"--{name}", str(value)]

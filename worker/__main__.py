@@ -2,12 +2,14 @@
 
 import os
 import sys
+from contextlib import closing
 
 import celery.apps.worker
 
 from core import errors
 from core.celery_app import make_celery
 from core.config import Settings, read_settings
+from core.jobs.store import JobStore
 from core.log import configure_logging
 from worker.settings import WorkerSettings
 
@@ -17,10 +19,12 @@ def main() -> None:
     try:
         shared = read_settings(Settings)
         read_settings(WorkerSettings)
+        configure_logging(shared.log_format)
+        with closing(JobStore(shared.redis_url)) as store:
+            store.monitor.require_usable()
     except errors.BadSettings as error:
         sys.stderr.write(f"impasto worker: {error.message}\n")
         sys.exit(2)
-    configure_logging(shared.log_format)
     # Two messages of Celery bypass the logs: the one for a stop signal, which is silenced here, and
     # the banner of the start, which it prints only below WARNING.
     celery.apps.worker.safe_say = lambda *_: None  # type: ignore[attr-defined]

@@ -41,6 +41,8 @@ class Duty:
     # Hold the lock on deletions. A leader that was frozen in this duty still has the lock, and its
     # late deletion must not hit a new upload.
     is_exclusive: bool = False
+    # Run only on the store that the pictures belong to: it deletes files that it does not know.
+    needs_same_store: bool = False
     interval_seconds: float = 0.0
     next_run: float = 0.0  # by the monotonic clock
 
@@ -92,23 +94,27 @@ class Reaper:
                 "deleting unused blobs",
                 lambda: garbage.delete_unused_blobs(store, blobs),
                 is_exclusive=True,
+                needs_same_store=True,
             ),
             Duty(
                 "sweeping files",
                 lambda: garbage.sweep_files(store, blobs, checkpoints),
                 is_exclusive=True,
+                needs_same_store=True,
                 interval_seconds=SWEEP_SECONDS,
             ),
             Duty(
                 "the disk quota",
                 lambda: quota.enforce_quota(store, blobs, checkpoints, storage_quota_bytes),
                 is_exclusive=True,
+                needs_same_store=True,
                 interval_seconds=SWEEP_SECONDS,
             ),
             Duty(
                 "registering orphans",
                 lambda: orphans.register_orphans(store, blobs),
                 is_exclusive=True,
+                needs_same_store=True,
                 interval_seconds=ORPHAN_SCAN_SECONDS,
             ),
         ]
@@ -137,13 +143,15 @@ class Reaper:
 
     def tick(self) -> None:
         """Run the duties that are due, if this process leads. Raises StoreUnavailable."""
+        is_same_store = self._store.monitor.check().may_delete_blobs
         leads = self._store.acquire_leadership(self._process_id, TERM_SECONDS)
         in_contact = self._contact.record_answer()
         if not leads:
             return
         for duty in self._duties:
             is_due = time.monotonic() >= duty.next_run
-            if is_due and (in_contact or not duty.needs_contact):
+            is_safe = is_same_store or not duty.needs_same_store
+            if is_due and is_safe and (in_contact or not duty.needs_contact):
                 self._try(duty)
 
     def _try(self, duty: Duty) -> None:

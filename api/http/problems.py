@@ -36,6 +36,7 @@ STATUS: dict[type[errors.ImpastoError], int] = {
     errors.NotFound: 404,
     errors.Conflict: 409,
     errors.ResultGone: 410,
+    errors.ImageDamaged: 410,
     errors.IdempotencyConflict: 422,
     errors.Unauthorized: 401,
     errors.RetryLater: 429,
@@ -49,7 +50,12 @@ class Problem(JSONResponse):
     media_type = "application/problem+json"
 
     def __init__(
-        self, status: int, code: str, detail: str, retry_seconds: float | None = None
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        retry_seconds: float | None = None,
+        **members: Any,
     ) -> None:
         title = HTTPStatus(status).phrase
         headers = None if retry_seconds is None else {"Retry-After": str(math.ceil(retry_seconds))}
@@ -59,15 +65,16 @@ class Problem(JSONResponse):
             "status": status,
             "code": code,
             "detail": detail,
+            **members,
         }
         super().__init__(content, status, headers)
 
 
-def problem(error: errors.ImpastoError) -> Problem:
-    """Return the response for one of our own errors."""
+def problem(error: errors.ImpastoError, **members: Any) -> Problem:
+    """Return the response for one of our own errors. members: further ones of the body."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     retry_seconds = error.retry_seconds if isinstance(error, errors.RetryLater) else None
-    return Problem(status, error.code, error.message, retry_seconds)
+    return Problem(status, error.code, error.message, retry_seconds, **members)
 
 
 # Refusals by the server protocol, the middleware or the framework: no route runs.

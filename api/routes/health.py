@@ -1,18 +1,24 @@
-"""Probes: is this process alive, and can it serve requests?"""
+"""Probes: is this process alive, and can the service do its work?"""
 
-from fastapi import APIRouter
+from collections.abc import Callable
+
+from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from api.dependencies import Blobs, Store
+from api.http.problems import problem
 from core import errors
+from core.jobs.store import JobStore
 
 router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
-    """The result of a probe."""
+    """The result of a probe. `warnings` are for the operator: the service works all the same."""
 
     status: str
+    checks: dict[str, str] = {}  # by name: ok
+    warnings: list[str] = []
 
 
 @router.get("/livez", summary="Liveness probe")
@@ -21,10 +27,51 @@ async def check_liveness() -> Health:
     return Health(status="ok")
 
 
-@router.get("/readyz", summary="Readiness probe")
-def check_readiness(store: Store, blobs: Blobs) -> Health:
-    """Return 200 if the store answers and pictures can be written; otherwise 503."""
-    store.ping()
+@router.get("/readyz", summary="Readiness probe", response_model=Health)
+def check_readiness(store: Store, blobs: Blobs) -> Health | Response:
+    """Return 200 if the service can accept, run and keep a job; otherwise 503.
+
+    The checks: the store has its functions, takes writes and has safe settings; pictures can be
+    written; a worker was seen within the last minute. The body names what fails.
+    """
+    steps: dict[str, Callable[[], object]] = {
+        "functions": store.get_load,
+        "store": store.check_writable,
+        "store_settings": store.monitor.require_safe,
+        "pictures": lambda: _check_pictures(blobs),
+        "worker": lambda: _check_worker(store),
+    }
+    store.monitor.invalidate()
+    checks, first_error = dict.fromkeys(steps, "not checked"), None
+    for name, step in steps.items():
+        try:
+            step()
+            checks[name] = "ok"
+        except errors.Unavailable as error:
+            checks[name] = error.message
+            first_error = first_error or error
+            if name == "functions":
+                break  # a silent store would keep each further check waiting, too
+    if first_error is not None:
+        return problem(first_error, checks=checks)
+    return Health(status="ok", checks=checks, warnings=_list_warnings(store))
+
+
+def _check_pictures(blobs: Blobs) -> None:
     if not blobs.is_writable():
         raise errors.StorageFull()
-    return Health(status="ok")
+
+
+def _check_worker(store: JobStore) -> None:
+    if not store.has_seen_worker():
+        raise errors.NoWorker("No worker was seen within the last minute; start one.")
+
+
+def _list_warnings(store: JobStore) -> list[str]:
+    report = store.monitor.check()
+    warnings = [f"{problem}; accepted jobs may be lost" for problem in report.problems]
+    warnings += [
+        f"{name} cannot be checked: the server does not show it" for name in report.unchecked
+    ]
+    identity = report.describe_identity()
+    return warnings + ([identity] if identity else [])

@@ -44,7 +44,7 @@ def get_limits(config: ApiSettings) -> ServiceLimits:
 
 @router.get("/v1/system", summary="Workers, queue and limits")
 def get_system(store: Store, config: Configuration) -> SystemInfo:
-    """Return the workers with device and network, the queue length, the version and the limits."""
+    """Return the workers with device and network, queue length, version, limits, and the store."""
     load = store.get_load()
     return SystemInfo(
         version=version("impasto"),
@@ -53,6 +53,7 @@ def get_system(store: Store, config: Configuration) -> SystemInfo:
         average_job_seconds=load.average_job_seconds,
         workers=[WorkerStatus(busy=busy, info=info) for info, busy in store.list_workers()],
         limits=get_limits(config),
+        store=store.monitor.check(),
     )
 
 

@@ -6,6 +6,7 @@ Knows no HTTP and defines no limit itself.
 from pydantic import BaseModel, ConfigDict
 
 from core.jobs.models import JobError, QueuePosition, ScaleEstimate, WorkerInfo
+from core.jobs.store_report import StoreReport
 
 
 class _ServiceModel(BaseModel):
@@ -46,6 +47,7 @@ class SystemInfo(_ServiceModel):
     average_job_seconds: float | None  # recent average run time
     workers: list[WorkerStatus]
     limits: ServiceLimits
+    store: StoreReport | None = None  # None: a service of an earlier version
 
 
 class ModelInfo(_ServiceModel):

@@ -41,6 +41,7 @@ from core.jobs.models import (
     new_job_id,
 )
 from core.jobs.serialization import parse_job, parse_load, serialize, sha256_hex
+from core.jobs.store_monitor import StoreMonitor
 from core.redis_client import PREFIX, CircuitBreaker, connect
 
 LEASE_SECONDS = 5.0
@@ -86,19 +87,36 @@ class JobStore:
     """All operations on jobs, blobs, workers and webhooks. Thread-safe.
 
     Every method raises StoreUnavailable when the server does not answer in time.
+    `monitor` checks the server itself.
     """
 
     def __init__(
-        self, redis_url: str, *, lease_seconds: float = LEASE_SECONDS, cooldown_seconds: float = 0
+        self,
+        redis_url: str,
+        *,
+        lease_seconds: float = LEASE_SECONDS,
+        cooldown_seconds: float = 0,
+        identity_file: Path | None = None,
+        accepts_unsafe: bool = False,
     ) -> None:
-        """cooldown_seconds: of the CircuitBreaker, for a process with many concurrent callers."""
-        self._redis, self._circuit_breaker = connect(redis_url), CircuitBreaker(cooldown_seconds)
+        """cooldown_seconds: of the CircuitBreaker, for a process with many concurrent callers.
+
+        identity_file, accepts_unsafe: see StoreMonitor.
+        """
+        self._redis = connect(redis_url, self._on_connect)
+        self._circuit_breaker = CircuitBreaker(cooldown_seconds)
+        self.monitor = StoreMonitor(
+            self._redis, self._circuit_breaker, identity_file, accepts_unsafe=accepts_unsafe
+        )
         self.estimates = EstimateQueue(self._redis, self._circuit_breaker)
         self.lease_seconds = lease_seconds
 
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
+
+    def _on_connect(self) -> None:
+        self.monitor.invalidate()
 
     # ------------------------------------------------------------------ for the API
 
@@ -114,7 +132,8 @@ class JobStore:
 
         A known idempotency key returns the job of its first use; `find_replay` only looks it up.
         Raises IdempotencyConflict if that request was another one, QuotaExceeded, QueueFull, and
-        ImageNotFound if a blob is no longer reserved: it may have been deleted.
+        ImageNotFound if a blob is no longer reserved: it may have been deleted. Raises StoreUnsafe
+        if the server's settings may lose the job.
         """
         submission = serialize(job_input, options, limits, context)
         return self.get(self._create(job_id, [job_id], [submission]))
@@ -139,6 +158,7 @@ class JobStore:
 
     def _create(self, new_id: str, ids: list[str], submissions: list[dict[str, Any]]) -> str:
         """Create a job or a batch. Returns its id, or that of an earlier one with the same key."""
+        self.monitor.require_safe()
         outcome, created_id = self._call("create", new_id, json.dumps(ids), json.dumps(submissions))
         if outcome == "conflict":
             raise errors.IdempotencyConflict()
@@ -152,14 +172,17 @@ class JobStore:
             )
         if outcome != "created":
             raise self._make_limit_error(outcome)
+        # Again: the call may have reconnected, to a server that came back with other settings.
+        self.monitor.require_safe()
         return str(created_id)
 
     def check_limits(self, owner: str, limits: QueueLimits, count: int = 1) -> None:
         """Raise QuotaExceeded or QueueFull if `count` more jobs exceed the limits now.
 
-        `create` checks again. This earlier check keeps the pictures of a refused submission from
-        being stored.
+        Raises StoreUnsafe, too. `create` checks again. This earlier check keeps the pictures of a
+        refused submission from being stored.
         """
+        self.monitor.require_safe()
         with self._circuit_breaker, self._redis.pipeline() as pipe:
             pipe.zcard(f"{PREFIX}queue:{owner}")
             pipe.zcard(f"{PREFIX}jobs_of:{owner}:running")
@@ -343,6 +366,16 @@ class JobStore:
         with self._circuit_breaker:
             self._redis.ping()
 
+    def check_writable(self) -> None:
+        """Check that the server persists a write. Raises StoreUnavailable."""
+        with self._circuit_breaker:
+            self._redis.set(f"{PREFIX}probe", "1", px=WORKER_FORGET_MS)
+
+    def has_seen_worker(self) -> bool:
+        """Whether a worker has sent a heartbeat within the last minute."""
+        with self._circuit_breaker:
+            return bool(self._redis.exists(f"{PREFIX}worker_seen"))
+
     # ------------------------------------------------------------------ for a worker
 
     def heartbeat(self, worker: str, info: WorkerInfo | None = None) -> None:
@@ -352,6 +385,7 @@ class JobStore:
             now_ms = _to_ms(self._redis.time())
             pipe.zadd(workers, {worker: now_ms})
             pipe.hset(worker_info, worker, "" if info is None else info.model_dump_json())
+            pipe.set(f"{PREFIX}worker_seen", now_ms, px=WORKER_FORGET_MS)
             pipe.zrangebyscore(workers, "-inf", now_ms - WORKER_FORGET_MS)
             *_, forgotten = pipe.execute()
             if forgotten:  # a worker that is alive after all restores its entry within a second
@@ -601,8 +635,11 @@ class JobStore:
         return bool(is_used) or (until_ms is not None and until_ms > _to_ms(now))
 
     def mark_deleting(self) -> Sequence[str]:
-        """Return unused, unreserved blobs to delete now. Then call `confirm_deleted` for each."""
-        digests: list[str] = self._call("mark_deleting")
+        """Return unused, unreserved blobs to delete now. Then call `confirm_deleted` for each.
+
+        Returns none if the store is not that of the pictures: it does not know what they are for.
+        """
+        digests: list[str] = self._call("mark_deleting", self.monitor.identity)
         return digests
 
     def confirm_deleted(self, digest: str) -> None:

@@ -32,7 +32,7 @@ CONTROLS = {"aof": {"appendonly": "no"}, "always": {"appendfsync": "everysec"}}
 
 
 def _write(url: str, writer: int, history: History, stop: threading.Event) -> None:
-    store, written = JobStore(url), 0
+    store, written = JobStore(url, accepts_unsafe=True), 0
     while not stop.is_set():
         job_id = new_job_id()
         # An owner may have 50,000 records.

@@ -110,7 +110,7 @@ def run(seed: int, count: int, megabytes: int, without: str | None) -> list[Entr
         left = [*api.parts(), *sorted(api.digests())]
         end = {
             "kind": "end",
-            "alive": api.get("/readyz") == 200,
+            "alive": api.get("/v1/system") == 200,
             "peak_kb": api.peak_kb,
             "left": left,
         }

@@ -48,7 +48,7 @@ class KeyedApi:
     def _is_ready(self) -> bool:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
-            connection.request("GET", "/readyz")
+            connection.request("GET", "/livez")
             return connection.getresponse().status == 200
         except OSError:
             return False

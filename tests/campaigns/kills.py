@@ -194,9 +194,13 @@ def campaign(
 ) -> None:
     """Run the campaign and write its history."""
     rng, stop = random.Random(seed), threading.Event()
-    store = {"appendonly": "no"} if without == "durability" else None
+    store, settings = None, {}
+    if without == "durability":
+        store, settings = {"appendonly": "no"}, {"STORE_UNSAFE": "accept"}
     history.record("begin", seed=seed, kills=kills, jobs=jobs, without=without)
-    fleet = Fleet(folder, tiny=True, store=store, changed=CONTROLS.get(without or "", ""))
+    fleet = Fleet(
+        folder, tiny=True, store=store, changed=CONTROLS.get(without or "", ""), **settings
+    )
     with fleet, Caller(fleet.url) as caller:
         for number, parameters in enumerate(PARAMETERS):  # before any kill
             job = wait_until_ended(caller, caller.submit(parameters, f"reference-{number}"))

@@ -666,7 +666,7 @@ def run(seed: int, history: Path, client_timeout: float, without: str | None) ->
             with ThreadPoolExecutor(8) as pool:
                 for outcome in pool.map(lambda case: send(case, api.port), cases(seed)):
                     out.write(json.dumps({"case": asdict(outcome)}) + "\n")
-            alive = send(Case("alive", request("GET", "/readyz"), {200}), api.port)
+            alive = send(Case("alive", request("GET", "/v1/system"), {200}), api.port)
             out.write(json.dumps({"case": asdict(alive)}) + "\n")
             out.write(json.dumps({"leftovers": sorted(api.leftovers())}) + "\n")
         for line in api.log.read_text(errors="surrogateescape").splitlines():

@@ -282,7 +282,7 @@ def _wait_for_files(process: psutil.Process, before: int) -> None:
 def _is_ready(port: int) -> bool:
     with contextlib.suppress(OSError):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        connection.request("GET", "/readyz")
+        connection.request("GET", "/livez")
         return connection.getresponse().status == 200
     return False
 

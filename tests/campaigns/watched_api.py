@@ -44,7 +44,7 @@ class WatchedApi:
         self._processes.append(api)
         self.pid = api.pid
         end = time.monotonic() + 30
-        while self.get("/readyz") != 200:
+        while self.get("/livez") != 200:
             assert time.monotonic() < end, self.log
             time.sleep(0.05)
         return self

@@ -310,6 +310,9 @@ def test_a_process_refuses_a_misspelled_setting_by_name(start_impasto: Any, comm
     [
         (api.__main__.main, "IMPASTO_API_PORT", "x"),
         (api.__main__.main, "IMPASTO_REDIS_URL", "foo"),
+        (api.__main__.main, "IMPASTO_REDIS_URL", "redis://127.0.0.1:99999/0"),
+        (worker.__main__.main, "IMPASTO_REDIS_URL", "redis://127.0.0.1:6379/x"),
+        (api.__main__.main, "IMPASTO_STORE_UNSAFE", "yes"),
         (worker.__main__.main, "IMPASTO_WORKER_DEVICE", "gpu"),
         (worker.__main__.main, "IMPASTO_WORKER_X", "1"),
     ],

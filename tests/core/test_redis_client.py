@@ -1,14 +1,21 @@
 """Timeouts for a silent server, and the circuit breaker."""
 
 import socket
+import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+import trustme
 
 from core import errors
 from core.auth.api_keys import ApiKeyStore
+from core.celery_app import make_celery, notify_workers
 from core.jobs.store import JobStore
 from core.redis_client import CircuitBreaker
 
@@ -101,3 +108,113 @@ def test_without_a_cooldown_every_call_is_made() -> None:
 
     assert _is_call_made(breaker, redis.TimeoutError("no answer"))
     assert _is_call_made(breaker)
+
+
+# ---------------------------------------------------------------------- the message of an outage
+
+
+class TlsProxy:
+    """Terminates TLS before a store, as managed services do."""
+
+    def __init__(
+        self, port: int, authority: trustme.CA, name: str, *, verify: bool = False
+    ) -> None:
+        self._target, self._context = port, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(name).configure_cert(self._context)
+        if verify:
+            authority.configure_trust(self._context)
+            self._context.verify_mode = ssl.CERT_REQUIRED
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client = self._listener.accept()[0]
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, plain: socket.socket) -> None:
+        with plain, suppress(OSError):
+            client = self._context.wrap_socket(plain, server_side=True)
+            with client, socket.create_connection(("127.0.0.1", self._target)) as server:
+                back = threading.Thread(target=self._copy, args=(server, client), daemon=True)
+                back.start()
+                self._copy(client, server)
+                server.shutdown(socket.SHUT_RDWR)
+                back.join()
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls(valkey: Any, authority: trustme.CA) -> Iterator[Callable[..., int]]:
+    """Return a function that starts a TLS proxy before the store and returns its port."""
+    proxies: list[TlsProxy] = []
+
+    def start(name: str = "127.0.0.1", *, verify: bool = False) -> int:
+        proxies.append(TlsProxy(valkey.port, authority, name, verify=verify))
+        return proxies[-1].port
+
+    yield start
+    for proxy in proxies:
+        proxy.close()
+
+
+@pytest.fixture
+def ca_file(authority: trustme.CA, tmp_path: Path) -> Path:
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return tmp_path / "ca.pem"
+
+
+def test_the_store_works_over_tls(tls: Callable[..., int], ca_file: Path) -> None:
+    JobStore(f"rediss://127.0.0.1:{tls()}/0?ssl_ca_certs={ca_file}").ping()
+
+
+def test_a_tls_failure_names_the_certificate(
+    valkey: Any, tls: Callable[..., int], ca_file: Path
+) -> None:
+    for url in (
+        f"rediss://127.0.0.1:{tls()}/0",  # an unknown authority
+        f"rediss://127.0.0.1:{tls('store.example')}/0?ssl_ca_certs={ca_file}",  # another name
+        f"rediss://127.0.0.1:{tls(verify=True)}/0?ssl_ca_certs={ca_file}",  # it wants ours
+        f"rediss://127.0.0.1:{valkey.port}/0",  # no TLS at all
+    ):
+        with pytest.raises(errors.StoreUnavailable, match="certificate"):
+            JobStore(url).ping()
+
+
+def test_the_broker_is_verified_like_the_store(
+    tls: Callable[..., int], ca_file: Path, valkey: Any
+) -> None:
+    """Both use the same URL; a broker that is not verified would receive the password."""
+    port = tls()
+
+    assert notify_workers(make_celery(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={ca_file}"))
+    assert not notify_workers(make_celery(f"rediss://127.0.0.1:{port}/0", timeout_seconds=2))
+
+
+def test_a_refused_password_and_a_replica_are_named(own_valkey: Any, valkey: Any) -> None:
+    with redis.Redis(port=own_valkey.port) as client:
+        client.config_set("requirepass", "secret")
+    for url in (own_valkey.url, own_valkey.url.replace("//", "//:wrong@")):
+        with pytest.raises(errors.StoreUnavailable, match="password"):
+            JobStore(url).ping()
+
+    replica = own_valkey.url.replace("//", "//:secret@")
+    with redis.Redis.from_url(replica) as client:
+        client.replicaof("127.0.0.1", valkey.port)
+    with pytest.raises(errors.StoreUnavailable, match="replica"):
+        JobStore(replica).check_writable()

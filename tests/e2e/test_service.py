@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import psutil
 import pytest
 from standardwebhooks import Webhook
@@ -69,6 +70,11 @@ def test_a_second_service_on_the_same_folder_or_port_is_refused_and_harms_nothin
     assert "is used by another program" in same_port.stderr
     until(service.client.ready, "ready after the kill", 20)
     assert _wait(service, submit(size="64", iterations="5")).status is Status.SUCCEEDED
+
+
+def test_the_embedded_store_has_the_settings_that_keep_jobs(service: Any) -> None:
+    system = httpx2.get(f"{service.url}/v1/system", trust_env=False).json()
+    assert system["store"] == {"problems": [], "unchecked": [], "identity": "same"}
 
 
 def test_the_api_never_loads_torch(service: Any) -> None:

@@ -20,14 +20,14 @@ def main() -> None:
     try:
         settings = read_settings(Settings)
         settings.webhook_signer.owner_secret("")  # fails without a secret
+        configure_logging(settings.log_format)
+        store = JobStore(settings.redis_url)
+        store.monitor.require_usable()
     except errors.BadSettings as error:
         sys.stderr.write(f"impasto webhooks: {error.message}\n")
         sys.exit(2)
-    configure_logging(settings.log_format)
     policy = settings.webhooks
-    dispatcher = WebhookDispatcher(
-        JobStore(settings.redis_url), policy, settings.webhook_signer, WebhookSender(policy)
-    )
+    dispatcher = WebhookDispatcher(store, policy, settings.webhook_signer, WebhookSender(policy))
     process.on_signals(dispatcher.stop, signal.SIGTERM, signal.SIGINT)
     log.info("the webhook dispatcher is running")
     dispatcher.run()

@@ -101,9 +101,15 @@ operation('reserve', function(p, digest, keep_ms, owner, bytes, max_bytes)
   return 1
 end)
 
--- Returns the digests whose files may be deleted now. They stay marked until `confirm_deleted`.
-operation('mark_deleting', function(p)
-  local due = redis.call('ZRANGEBYSCORE', p .. 'orphans', '-inf', now_ms(), 'LIMIT', 0, 1000)
+-- Returns the digests whose files may be deleted now, some 1,000 at most. They stay marked until
+-- `confirm_deleted`. identity: '' or that of the store which the files belong to; another store
+-- returns none.
+operation('mark_deleting', function(p, identity)
+  if identity ~= '' and redis.call('GET', p .. 'identity') ~= identity then
+    return {}
+  end
+  local room = math.max(0, MAX_DELETING - redis.call('SCARD', p .. 'deleting'))
+  local due = redis.call('ZRANGEBYSCORE', p .. 'orphans', '-inf', now_ms(), 'LIMIT', 0, room)
   for _, digest in ipairs(due) do
     redis.call('ZREM', p .. 'orphans', digest)
     if redis.call('HEXISTS', p .. 'refs', digest) == 0 then

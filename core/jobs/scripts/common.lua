@@ -26,8 +26,11 @@
 --   sizes:<owner>              hash    digest -> bytes of the upload
 --   orphans                    zset    digests by the time they may be deleted if no job uses them
 --   deleting                   set     digests whose files are being deleted
+--   identity                   string  tells this store from another; store_monitor.py compares it
 --   workers                    zset    workers by their last heartbeat
 --   worker_info                hash    worker -> its description of itself (JSON)
+--   worker_seen                string  time of the last heartbeat; expires after a minute
+--   probe                      string  a write that /readyz has tried
 --   ended                      hash    status -> how many jobs have ended in it
 --   networks                   hash    model -> digest of the weights that workers use for it
 --   average_seconds            string  moving average of the run time
@@ -51,6 +54,7 @@ local FOREVER_MS = 1000 * 365 * 86400000 -- keeps the order of ends behind all r
 local CLAIM_MS = 600000 -- how long a worker may repeat a claim
 local WORKER_MS = 5000 -- as WORKER_TTL_MS in store.py
 local POSTPONE_MS, MAX_POSTPONED = 400, 500 -- less than the dispatcher's poll interval; per call
+local MAX_DELETING = 1000 -- files that are being deleted at the same time
 local MAX_RECORDS = 50000 -- per owner; the oldest ended job makes room for the next
 local MAX_SCANNED = 5000 -- jobs to look at for it: queued and pinned ones may come first
 

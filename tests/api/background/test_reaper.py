@@ -14,6 +14,7 @@ from core import errors
 from core.celery_app import QUEUE, make_celery
 from core.jobs.models import Frame, Job, JobInput, Status, SubmissionContext, new_job_id
 from core.jobs.store import JobStore
+from core.jobs.store_report import IDENTITY_FILE
 from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
@@ -329,3 +330,34 @@ def test_a_duty_that_fails_prevents_no_other(
 
     assert not blobs.has(upload)
     assert caplog.text.count("no number\n") == 3
+
+
+def test_a_store_that_lost_its_data_deletes_no_picture(
+    valkey: Any, blobs: Blobs, celery: Celery, clock: Clock
+) -> None:
+    """Neither the pictures of jobs, nor the checkpoints, nor by way of orphans or the quota."""
+    store = JobStore(valkey.url, identity_file=blobs._folder / IDENTITY_FILE)
+    checkpoints = Checkpoints(blobs._folder / "checkpoints")
+    reaper = Reaper(store, blobs, checkpoints, celery, storage_quota_bytes=1)
+
+    def tick(times: int) -> None:
+        for _ in range(times):
+            reaper.tick()
+            clock.now += 1
+
+    job = _create(store, blobs)
+    tick(7)
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+    store.reserve(job.input.content, -1)  # what this store calls unused
+    for duty in reaper._duties:
+        duty.next_run = 0
+    tick(7)
+
+    assert all(blobs.has(digest) for digest in job.input.digests())
+    with redis.Redis.from_url(valkey.url) as client:
+        assert client.zrange(f"{PREFIX}orphans", 0, -1) == [job.input.content.encode()]
+    (blobs._folder / IDENTITY_FILE).unlink()
+    tick(7)
+    assert [blobs.has(digest) for digest in job.input.digests()] == [False, True]
+    store.close()

@@ -89,7 +89,7 @@ class Api:
 
     def _is_ready(self) -> bool:
         try:
-            return self.ask("/readyz").status == 200
+            return self.ask("/livez").status == 200
         except ConnectionRefusedError:
             return False
 

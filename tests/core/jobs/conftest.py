@@ -40,6 +40,7 @@ class Driver:
         loss={"total": 1.0},
     )
     DIVERGED = errors.Diverged()
+    OPTIONS, LIMITS = SubmissionOptions(), QueueLimits()
 
     def __init__(self, store: JobStore, redis_url: str) -> None:
         self.store, self.redis_url = store, redis_url

@@ -1,0 +1,186 @@
+"""Checks the store itself: its settings, its kind, and whether it is still the same store.
+
+The promise of a 202 holds only on a server that syncs every write and evicts nothing. A store that
+comes back empty must not cause the deletion of the pictures that it no longer knows.
+"""
+
+import logging
+import re
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import NoPermissionError, ResponseError
+
+from core import errors
+from core.jobs.store_report import Identity, StoreReport
+from core.redis_client import PREFIX, CircuitBreaker, is_outage
+from core.storage.files import atomic_write
+
+CHECK_SECONDS = 1.0  # a verdict is valid for so long, unless the connection is a new one
+IDENTITY = f"{PREFIX}identity"
+# Setting -> the only value that keeps what was accepted, in a crash and without free memory.
+REQUIRED = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",
+    "maxmemory-policy": "noeviction",
+}
+MIN_VERSION = 7  # the first with functions
+_SECTIONS = ("server", "persistence", "memory", "cluster")
+
+log = logging.getLogger(__name__)
+
+
+class StoreMonitor:
+    """The checks of one server. Thread-safe."""
+
+    def __init__(
+        self,
+        client: Redis,
+        circuit_breaker: CircuitBreaker,
+        identity_file: Path | None = None,
+        *,
+        accepts_unsafe: bool = False,
+    ) -> None:
+        """identity_file: names the store that the pictures beside it belong to.
+
+        accepts_unsafe: `require_safe` tolerates wrong settings.
+        """
+        self._redis, self._circuit_breaker = client, circuit_breaker
+        self._identity_file, self._accepts_unsafe = identity_file, accepts_unsafe
+        self._report: StoreReport | None = None
+        self._unusable: str | None = None  # why this kind of server cannot be the store
+        self._valid_until = 0.0
+        self.identity = ""  # that the pictures belong to; empty: not known
+
+    def invalidate(self) -> None:
+        """Check again before the next use: a new connection may lead to another server."""
+        self._valid_until = 0.0
+
+    def check(self) -> StoreReport:
+        """Check now, and log what has changed. Raises StoreUnavailable."""
+        self._valid_until = time.monotonic() + CHECK_SECONDS
+        with self._circuit_breaker:
+            report, self._unusable = self._read()
+        if report != self._report:
+            self._log_report(report)
+        self._report = report
+        return report
+
+    def require_safe(self) -> None:
+        """Raise StoreUnsafe if an accepted job could be lost; StoreUnavailable."""
+        report = self._report
+        if report is None or time.monotonic() >= self._valid_until:
+            report = self.check()
+        if self._unusable:
+            raise errors.StoreUnsafe(f"No job is accepted: {self._unusable}")
+        if report.problems and not self._accepts_unsafe:
+            raise errors.StoreUnsafe(
+                f"No job is accepted, because the store may lose it: {'; '.join(report.problems)}."
+            )
+
+    def require_usable(self) -> None:
+        """Check at the start of a process. An unavailable server is only logged.
+
+        Raises BadSettings if the server is of a kind that cannot be the store.
+        """
+        try:
+            self.check()
+        except errors.StoreUnavailable as error:
+            log.warning("%s", error.message)
+        if self._unusable:
+            raise errors.BadSettings(f"IMPASTO_REDIS_URL: {self._unusable}")
+
+    # ------------------------------------------------------------------ internal
+
+    def _read(self) -> tuple[StoreReport, str | None]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.config_get(*REQUIRED)
+            pipe.info(*_SECTIONS)
+            pipe.get(IDENTITY)
+            answers = pipe.execute(raise_on_error=False)
+        config, info = map(_tolerate_refusal, answers[:2])
+        if unusable := _find_unusable(info):
+            return StoreReport(problems=[unusable]), unusable
+        problems, unchecked = _check_settings(config, info)
+        identity = self._check_identity(_tolerate_refusal(answers[2]) or None)
+        return StoreReport(problems=problems, unchecked=unchecked, identity=identity), None
+
+    def _check_identity(self, stored: str | None) -> Identity:
+        """Compare the store's identity with the file's. At the first start, write both."""
+        if self._identity_file is None:
+            return "unchecked"
+        try:
+            self.identity = self._identity_file.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            self.identity = stored or self._create_identity()
+            return self._write_identity(self._identity_file)
+        except OSError:
+            return "unknown"
+        if stored is None:
+            return "missing"
+        return "same" if stored == self.identity else "changed"
+
+    def _create_identity(self) -> str:
+        self._redis.set(IDENTITY, secrets.token_hex(16), nx=True)
+        return str(self._redis.get(IDENTITY))  # perhaps that of another process
+
+    def _write_identity(self, file: Path) -> Identity:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(file, lambda path: path.write_text(self.identity + "\n"))
+        except (OSError, errors.StorageFull):  # the next check tries again
+            return "unknown"
+        return "same"
+
+    def _log_report(self, report: StoreReport) -> None:
+        before = self._report or StoreReport()
+        if report.problems != before.problems:
+            level = logging.ERROR if report.problems else logging.INFO
+            log.log(level, "the store's settings: %s", "; ".join(report.problems) or "safe again")
+        if report.unchecked and report.unchecked != before.unchecked:
+            log.warning("the store does not show %s", ", ".join(report.unchecked))
+        if report.identity == before.identity:
+            return
+        if report.may_delete_blobs:
+            log.info("the store is that of the pictures")
+        else:
+            log.error("%s (%s)", report.describe_identity(), self._identity_file)
+
+
+def _tolerate_refusal(answer: Any) -> Any:
+    """Return {} for a command that the server forbids. Raises any outage."""
+    is_refusal = isinstance(answer, ResponseError) and not is_outage(answer)
+    if is_refusal or isinstance(answer, NoPermissionError):
+        return {}
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _find_unusable(info: dict[str, Any]) -> str | None:
+    if info.get("cluster_enabled") or info.get("redis_mode") == "cluster":
+        return "The server is a Redis Cluster; Impasto needs a single server."
+    # Valkey reports the version of Redis that it is compatible with.
+    major = re.match(r"\d+", str(info.get("redis_version", "")))
+    if major and int(major[0]) < MIN_VERSION:
+        return f"The server is Redis {info['redis_version']}; Impasto needs Redis or Valkey 7."
+    return None
+
+
+def _check_settings(config: dict[str, str], info: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the wrong settings, and those that the server does not show."""
+    seen = dict(config)
+    if "aof_enabled" in info:  # what is in force, whatever the configuration says
+        seen["appendonly"] = "yes" if info["aof_enabled"] else "no"
+    if "maxmemory_policy" in info:
+        seen["maxmemory-policy"] = str(info["maxmemory_policy"])
+    problems = [
+        f"{name} is {seen[name]} and must be {value}"
+        for name, value in REQUIRED.items()
+        if seen.get(name, value) != value
+    ]
+    return problems, [name for name in REQUIRED if name not in seen]
