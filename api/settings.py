@@ -103,6 +103,10 @@ class ApiSettings(BaseSettings):
         description="Gigabytes that the stored uploads of one caller may take; more get 429.",
     )
 
+    max_uploads_per_caller: int = Field(
+        10_000, ge=1, description="Stored uploads of one caller; more get 429."
+    )
+
     @property
     def is_key_required(self) -> bool:
         """Whether requests need an API key."""

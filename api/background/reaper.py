@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from celery import Celery
 
-from api.background import expiry, garbage, leases, notifications, orphans, quota
+from api.background import expiry, garbage, indexes, leases, notifications, orphans, quota
 from core import errors
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
@@ -24,6 +24,7 @@ TERM_SECONDS = 5.0  # of the leadership
 GAP_SECONDS = 3.0  # between two ticks: more breaks the contact with the store
 SWEEP_SECONDS = 60.0
 ORPHAN_SCAN_SECONDS = 3600.0
+INDEX_SECONDS = 86_400.0  # and at the start; a worker of an earlier version may run for a while
 JOB_RETENTION_SECONDS = 30 * 86_400.0
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,12 @@ class Reaper:
         """storage_quota_bytes: the quota of blobs and checkpoints; 0 means no quota."""
         self._store, self._blobs = store, blobs
         self._duties = [
+            Duty(
+                "rebuilding indexes",
+                lambda: indexes.rebuild_indexes(store),
+                needs_contact=False,
+                interval_seconds=INDEX_SECONDS,
+            ),
             Duty("requeuing", lambda: leases.requeue_expired(store)),
             Duty(
                 "notifying",

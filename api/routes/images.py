@@ -44,6 +44,7 @@ def _reserve_upload(
         owner,
         size_bytes=size_bytes,
         max_bytes=config.upload_quota_gb_per_caller * 1e9,
+        max_uploads=config.max_uploads_per_caller,
     )
 
 

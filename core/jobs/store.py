@@ -45,6 +45,7 @@ from core.jobs.store_monitor import StoreMonitor
 from core.redis_client import PREFIX, CircuitBreaker, connect
 
 LEASE_SECONDS = 5.0
+MAX_UPLOADS = 10_000  # of one owner, unless the caller sets another limit
 RESERVATION_SECONDS = 600.0  # protects a blob until the operation that uses it
 WORKER_TTL_MS = 5_000  # a worker sends a heartbeat every second; scripts/common.lua has it as well
 WORKER_FORGET_MS = 60_000  # then the store forgets the description of a worker
@@ -537,6 +538,21 @@ class JobStore:
         """
         return int(self._call("expire_due", round(job_retention_seconds * 1000), max_jobs))
 
+    def rebuild_indexes(self) -> None:
+        """Index the records and sum the uploads that an earlier version has written.
+
+        Safe to repeat, and while both versions run. Each step is short, for the other callers.
+        """
+        with self._circuit_breaker:
+            owners: Any = {*self._redis.hkeys(f"{PREFIX}entries"), LOCAL_OWNER}
+            owners |= {*self._redis.hkeys(f"{PREFIX}keys")}  # of core/auth/api_keys.py
+        for owner in sorted(owners):
+            entry: Any = 0
+            while entry is not None:
+                entry = self._call("index_records", owner, entry)
+            while self._call("move_upload_sizes", owner):
+                pass
+
     def count_expiring(self) -> int:
         """Count the ended jobs that still have their images, without pinned ones."""
         with self._circuit_breaker:
@@ -604,22 +620,27 @@ class JobStore:
         *,
         size_bytes: int = 0,
         max_bytes: float = 0,
+        max_uploads: int = MAX_UPLOADS,
     ) -> None:
         """Protect a blob from the garbage collector, before it is written.
 
         During `keep_seconds` the owner may name it in a submission. Waits up to 2 s while the old
-        file of the same digest is being deleted. size_bytes: of an upload; max_bytes: of all the
-        owner's uploads. Raises Unavailable if the deletion takes longer, QuotaExceeded if the
-        upload does not fit.
+        file of the same digest is being deleted. size_bytes: of an upload; max_bytes and
+        max_uploads: of all the owner's uploads. Raises Unavailable if the deletion takes longer,
+        QuotaExceeded if the upload does not fit.
         """
-        args = (digest, round(keep_seconds * 1000), owner, size_bytes, round(max_bytes))
+        keep_ms = round(keep_seconds * 1000)
+        args = (digest, keep_ms, owner, size_bytes, round(max_bytes), max_uploads)
         for _ in range(100):
             result = self._call("reserve", *args)
+            while result == 2:  # it has forgotten some expired uploads, and there are more
+                result = self._call("reserve", *args)
             if result == 1:
                 return
             if result < 0:
                 raise errors.QuotaExceeded(
-                    "Your uploads fill your quota; use them by digest, or wait until one expires.",
+                    "Your uploads fill your quota, in bytes or in number; use them by digest, or "
+                    "wait until one expires.",
                     retry_seconds=-result / 1000,
                 )
             time.sleep(0.02)

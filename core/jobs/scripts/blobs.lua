@@ -33,6 +33,7 @@ end
 
 local function drop_frames(p, id)
   local owner = get_fields(p, id, 'owner')
+  redis.call('ZREM', p .. 'framed:' .. (owner or ''), id)
   for _, frame in ipairs(redis.call('LRANGE', p .. 'frames:' .. id, 0, -1)) do
     drop_frame(p, owner, frame)
   end
@@ -54,48 +55,71 @@ local function drop_all(p, id)
   redis.call('HDEL', job_key(p, id), 'preview')
 end
 
-local function forget_old_uploads(p, owner)
-  local uploads, now = p .. 'uploads:' .. owner, now_ms()
-  for _, digest in ipairs(redis.call('ZRANGEBYSCORE', uploads, '-inf', now)) do
-    redis.call('HDEL', p .. 'sizes:' .. owner, digest)
+local SUM = 'sum' -- in the hash of the sizes; no digest has this name
+
+local function set_upload_size(p, owner, digest, bytes)
+  local sizes = p .. 'upload_sizes:' .. owner
+  local before = tonumber(redis.call('HGET', sizes, digest) or 0) or 0
+  if bytes > 0 then
+    redis.call('HSET', sizes, digest, bytes)
+  else
+    redis.call('HDEL', sizes, digest)
   end
-  redis.call('ZREMRANGEBYSCORE', uploads, '-inf', now)
+  add(sizes, SUM, bytes - before)
 end
 
--- Whether this upload takes the owner's uploads above max_bytes. A known upload counts once.
-local function is_above_quota(p, owner, digest, bytes, max_bytes)
-  if bytes == 0 or redis.call('HEXISTS', p .. 'sizes:' .. owner, digest) == 1 then
-    return false
+-- Returns whether there may be more.
+local function forget_old_uploads(p, owner)
+  local uploads = p .. 'uploads:' .. owner
+  local old = redis.call('ZRANGEBYSCORE', uploads, '-inf', now_ms(), 'LIMIT', 0, MAX_FORGOTTEN)
+  for _, digest in ipairs(old) do
+    redis.call('ZREM', uploads, digest)
+    set_upload_size(p, owner, digest, 0)
   end
-  for _, size in ipairs(redis.call('HVALS', p .. 'sizes:' .. owner)) do
-    bytes = bytes + tonumber(size)
+  return #old == MAX_FORGOTTEN
+end
+
+-- Let the owner name the blob until until_ms. Returns nil, or why not: 2 if the operation must be
+-- repeated, otherwise -ms until the first upload expires.
+local function add_upload(p, owner, digest, until_ms, bytes, max_bytes, max_count)
+  local uploads, sizes = p .. 'uploads:' .. owner, p .. 'upload_sizes:' .. owner
+  local has_more_old = forget_old_uploads(p, owner)
+  local is_new = not redis.call('ZSCORE', uploads, digest)
+  local is_counted = bytes == 0 or redis.call('HEXISTS', sizes, digest) == 1
+  local is_full = is_new and redis.call('ZCARD', uploads) >= max_count
+  local sum = tonumber(redis.call('HGET', sizes, SUM) or 0) or 0
+  if is_full or not is_counted and sum + bytes > max_bytes then
+    if has_more_old then
+      return 2
+    end
+    local first_ms = redis.call('ZRANGE', uploads, 0, 0, 'WITHSCORES')[2]
+    return math.min(-1, now_ms() - tonumber(first_ms or now_ms()))
   end
-  return bytes > max_bytes
+  redis.call('ZADD', uploads, 'GT', until_ms, digest)
+  if bytes > 0 then
+    set_upload_size(p, owner, digest, bytes)
+  end
+  local left_ms = math.max(redis.call('PTTL', uploads), until_ms - now_ms(), 1)
+  redis.call('PEXPIRE', uploads, left_ms)
+  redis.call('PEXPIRE', sizes, left_ms)
 end
 
 -- Protect a blob from the garbage collector for keep_ms, and let the owner ('' for none) name it.
--- Called before the blob is written. bytes: of an upload, otherwise 0; max_bytes: of all uploads of
--- the owner. Returns 1; 0 while the old file is being deleted; above the quota, -ms until the first
+-- Called before the blob is written. bytes: of an upload, otherwise 0. max_bytes, max_count: of all
+-- uploads of the owner. A blob that is no upload is protected even if there are too many uploads.
+-- Returns 1; 0 while the old file is being deleted; 2: repeat; above the quota, -ms until the first
 -- of the uploads expires.
-operation('reserve', function(p, digest, keep_ms, owner, bytes, max_bytes)
+operation('reserve', function(p, digest, keep_ms, owner, bytes, max_bytes, max_count)
   if redis.call('SISMEMBER', p .. 'deleting', digest) == 1 then
     return 0
   end
-  local until_ms = now_ms() + keep_ms
+  local until_ms, size = now_ms() + keep_ms, tonumber(bytes)
   if owner ~= '' then
-    local uploads, sizes = p .. 'uploads:' .. owner, p .. 'sizes:' .. owner
-    forget_old_uploads(p, owner)
-    if is_above_quota(p, owner, digest, tonumber(bytes), tonumber(max_bytes)) then
-      local now = now_ms()
-      local first_ms = redis.call('ZRANGE', uploads, 0, 0, 'WITHSCORES')[2]
-      return math.min(-1, now - tonumber(first_ms or now))
+    local refusal = add_upload(p, owner, digest, until_ms, size, tonumber(max_bytes),
+      tonumber(max_count))
+    if refusal and (refusal == 2 or size > 0) then
+      return refusal
     end
-    redis.call('ZADD', uploads, 'GT', until_ms, digest)
-    redis.call('PEXPIRE', uploads, math.max(redis.call('PTTL', uploads), tonumber(keep_ms)))
-    if tonumber(bytes) > 0 then
-      redis.call('HSET', sizes, digest, bytes)
-    end
-    redis.call('PEXPIRE', sizes, redis.call('PTTL', uploads))
   end
   redis.call('ZADD', p .. 'orphans', 'GT', until_ms, digest)
   return 1

@@ -7,6 +7,8 @@
 --   jobs_of:<owner>            zset    the owner's jobs by their entry: a counter per owner, which
 --                                      tells nothing about the jobs of others
 --   jobs_of:<owner>:<status>   zset    those of them in that status
+--   removable:<owner>          zset    those of them that have ended and are not pinned, by entry
+--   framed:<owner>             zset    those of them that have frames, by entry
 --   queue, queue:<owner>       zset    the places of all queued jobs, of one owner's; with score 0,
 --                                      so the lexical order of the places is the order of claims
 --   rounds                     hash    class -> the latest round that a job was claimed from
@@ -18,12 +20,14 @@
 --   claim:<token>              string  the job that a claim returned, in case the claim is repeated
 --   signal:<token>             list    wakes the worker that runs under the token
 --   frames:<id>                list    the frames of a run, in order (JSON)
---   replay:<owner>:<key hash>  string  request hash and job of a submission with that key
+--   replay:<owner>:<key hash>  string  request hash and job of a submission with that key; goes
+--                                      with the job, so there are at most as many as records
 --   batch:<id>                 zset    the jobs of one batch, in order
 --   results:<owner>            hash    fingerprint -> the newest job with that result
 --   refs, refs:<owner>         hash    digest -> how many jobs use the blob: of all, of one owner
 --   uploads:<owner>            zset    digests by the end of the time that the owner may name them
---   sizes:<owner>              hash    digest -> bytes of the upload
+--   upload_sizes:<owner>       hash    digest -> bytes of the upload, and 'sum' -> of all of them
+--   sizes:<owner>              hash    the same in earlier versions, without the sum
 --   orphans                    zset    digests by the time they may be deleted if no job uses them
 --   deleting                   set     digests whose files are being deleted
 --   identity                   string  tells this store from another; store_monitor.py compares it
@@ -54,9 +58,13 @@ local FOREVER_MS = 1000 * 365 * 86400000 -- keeps the order of ends behind all r
 local CLAIM_MS = 600000 -- how long a worker may repeat a claim
 local WORKER_MS = 5000 -- as WORKER_TTL_MS in store.py
 local POSTPONE_MS, MAX_POSTPONED = 400, 500 -- less than the dispatcher's poll interval; per call
+-- No operation may cost more, the more objects a caller has: one thread serves all callers. So each
+-- count is the length of an index or a running sum, and each loop has one of these bounds.
 local MAX_DELETING = 1000 -- files that are being deleted at the same time
 local MAX_RECORDS = 50000 -- per owner; the oldest ended job makes room for the next
-local MAX_SCANNED = 5000 -- jobs to look at for it: queued and pinned ones may come first
+local MAX_FRAMED = 5000 -- jobs of one owner that keep their frames, 60 each; the oldest loses them
+local MAX_FORGOTTEN = 100 -- expired uploads that one operation forgets
+local MAX_INDEXED = 500 -- records of an earlier version that one operation indexes
 
 local function now_ms()
   local time = redis.call('TIME')

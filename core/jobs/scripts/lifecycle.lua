@@ -3,6 +3,16 @@ local function index_status(p, id, status)
   redis.call('ZADD', p .. 'jobs_of:' .. owner .. ':' .. status, entry, id)
 end
 
+-- An ended job makes room for a new one, unless it is pinned.
+local function index_removable(p, id, is_removable)
+  local owner, entry = get_fields(p, id, 'owner', 'entry')
+  if is_removable and tonumber(entry) then
+    redis.call('ZADD', p .. 'removable:' .. owner, entry, id)
+  else
+    redis.call('ZREM', p .. 'removable:' .. (owner or ''), id)
+  end
+end
+
 -- Keep an ended job for retention_ms from now on; 0: without limit, as long as there is room.
 local function set_expiry(p, id, retention_ms)
   local now = now_ms()
@@ -23,6 +33,7 @@ local function on_ended(p, id)
   redis.call('ZREM', p .. 'deadlines', id)
   if pinned ~= '1' then
     set_expiry(p, id, retention_ms)
+    index_removable(p, id, true)
   end
   schedule_webhook(p, id, now)
 end
@@ -116,14 +127,28 @@ local function forget_result(p, id)
   end
 end
 
-local function erase_job(p, id)
-  local status, owner, token, batch = get_fields(p, id, 'status', 'owner', 'token', 'batch_id')
+-- The idempotency key of a deleted job or batch is free again.
+local function forget_replay(p, owner, key_hash, created)
+  local key = p .. 'replay:' .. owner .. ':' .. key_hash
+  local replay = redis.call('GET', key)
+  if replay and string.match(replay, '^%S+ (%S+)$') == created
+    and redis.call('EXISTS', job_key(p, created), p .. 'batch:' .. created) == 0 then
+    redis.call('DEL', key)
+  end
+end
+
+-- known_owner: the owner by whose index the job was found, in case its record is damaged.
+local function erase_job(p, id, known_owner)
+  local status, owner, token, batch, key_hash =
+    get_fields(p, id, 'status', 'owner', 'token', 'batch_id', 'key_hash')
+  owner = owner or known_owner or ''
   drop_all(p, id)
   dequeue(p, id)
   signal_worker(p, token)
   forget_result(p, id)
-  redis.call('ZREM', p .. 'jobs_of:' .. (owner or '') .. ':' .. (status or ''), id)
-  redis.call('ZREM', p .. 'jobs_of:' .. (owner or ''), id)
+  redis.call('ZREM', p .. 'jobs_of:' .. owner .. ':' .. (status or ''), id)
+  redis.call('ZREM', p .. 'jobs_of:' .. owner, id)
+  redis.call('ZREM', p .. 'removable:' .. owner, id)
   if batch then
     redis.call('ZREM', p .. 'batch:' .. batch, id)
   end
@@ -131,6 +156,9 @@ local function erase_job(p, id)
     redis.call('ZREM', p .. index, id)
   end
   redis.call('DEL', job_key(p, id))
+  if key_hash then
+    forget_replay(p, owner, key_hash, batch or id)
+  end
   redis.call('PUBLISH', p .. 'changes', id)
 end
 
@@ -212,6 +240,21 @@ local function thin_out_frames(p, id, owner)
   redis.call('HINCRBY', job_key(p, id), 'frame_thinnings', 1)
 end
 
+-- Only the newest MAX_FRAMED jobs of an owner keep their frames.
+local function index_framed(p, id)
+  local owner, entry = get_fields(p, id, 'owner', 'entry')
+  local framed = p .. 'framed:' .. owner
+  if redis.call('ZADD', framed, entry, id) == 1 and redis.call('ZCARD', framed) > MAX_FRAMED then
+    local oldest = redis.call('ZRANGE', framed, 0, 1)
+    local other = oldest[1] ~= id and oldest[1] or oldest[2]
+    drop_frames(p, other)
+    redis.call('ZREM', framed, other) -- even if its record is damaged
+    if redis.call('EXISTS', job_key(p, other)) == 1 then
+      publish_change(p, other)
+    end
+  end
+end
+
 -- Append a frame (JSON: iteration, digest, ...) and thin out if there are more than max_frames.
 -- Drops frames of an earlier attempt from this iteration on: this attempt computes them again.
 -- Returns the number of thinnings.
@@ -226,6 +269,7 @@ run_operation('add_frame', function(p, id, _, frame_json, max_frames)
   end
   frame.index = redis.call('HINCRBY', job_key(p, id), 'frames', 1) - 1
   redis.call('RPUSH', list, cjson.encode(frame))
+  index_framed(p, id)
   if redis.call('LLEN', list) > tonumber(max_frames) then
     thin_out_frames(p, id, owner)
   end
@@ -353,8 +397,10 @@ job_operation('set_pinned', function(p, id, pinned)
     redis.call('HDEL', key, 'expires_at')
     redis.call('ZREM', p .. 'expiry', id)
     redis.call('ZREM', p .. 'records', id)
+    index_removable(p, id, false)
   elseif before == '1' and completed_at then
     set_expiry(p, id, retention_ms)
+    index_removable(p, id, true)
   end
   return 1
 end)

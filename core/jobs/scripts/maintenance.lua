@@ -40,3 +40,39 @@ operation('expire_due', function(p, job_retention_ms, max_jobs)
   end
   return #old + #due
 end)
+
+-- Earlier versions had no index of removable jobs and none of jobs with frames. Enter the next
+-- MAX_INDEXED records of the owner after this entry. Returns the last entry, or nil at the end.
+operation('index_records', function(p, owner, after)
+  local rows = redis.call('ZRANGEBYSCORE', p .. 'jobs_of:' .. owner, '(' .. after, '+inf',
+    'WITHSCORES', 'LIMIT', 0, MAX_INDEXED)
+  for i = 1, #rows, 2 do
+    local id, entry = rows[i], rows[i + 1]
+    local status, pinned = get_fields(p, id, 'status', 'pinned')
+    if not LEGAL[status] and pinned ~= '1' then -- also a damaged record makes room
+      redis.call('ZADD', p .. 'removable:' .. owner, entry, id)
+    end
+    if redis.call('EXISTS', p .. 'frames:' .. id) == 1 then
+      redis.call('ZADD', p .. 'framed:' .. owner, entry, id)
+    end
+  end
+  return rows[#rows]
+end)
+
+-- Earlier versions summed the sizes at each upload. Move MAX_INDEXED of the owner's sizes to where
+-- their sum is kept. Returns how many are left.
+operation('move_upload_sizes', function(p, owner)
+  local old, uploads = p .. 'sizes:' .. owner, p .. 'uploads:' .. owner
+  local rows = redis.call('HRANDFIELD', old, MAX_INDEXED, 'WITHVALUES')
+  for i = 1, #rows, 2 do
+    redis.call('HDEL', old, rows[i])
+    if redis.call('ZSCORE', uploads, rows[i]) then
+      set_upload_size(p, owner, rows[i], tonumber(rows[i + 1]) or 0)
+    end
+  end
+  local left_ms = redis.call('PTTL', uploads)
+  if left_ms > 0 then
+    redis.call('PEXPIRE', p .. 'upload_sizes:' .. owner, left_ms)
+  end
+  return redis.call('HLEN', old)
+end)

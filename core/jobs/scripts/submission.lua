@@ -77,16 +77,12 @@ end
 -- Each owner has a bounded number of records, because an untrusted client may submit without end.
 -- Returns the oldest ended jobs that must go for `count` more, and whether there are enough.
 local function find_room(p, owner, count)
-  local index, oldest = p .. 'jobs_of:' .. owner, {}
-  local needed = math.min(count, redis.call('ZCARD', index) + count - MAX_RECORDS)
-  if needed > 0 then
-    for _, id in ipairs(redis.call('ZRANGE', index, 0, MAX_SCANNED - 1)) do
-      local status, pinned = get_fields(p, id, 'status', 'pinned')
-      if #oldest < needed and not LEGAL[status] and pinned ~= '1' then
-        oldest[#oldest + 1] = id
-      end
-    end
+  local needed = math.min(count,
+    redis.call('ZCARD', p .. 'jobs_of:' .. owner) + count - MAX_RECORDS)
+  if needed <= 0 then
+    return {}, true
   end
+  local oldest = redis.call('ZRANGE', p .. 'removable:' .. owner, 0, needed - 1)
   return oldest, #oldest >= needed
 end
 
@@ -151,10 +147,13 @@ operation('create', function(p, id, ids, submissions)
     return { reason, id }
   end
   for _, job in ipairs(oldest) do
-    erase_job(p, job)
+    erase_job(p, job, first.owner)
   end
   for i, submission in ipairs(submissions) do
     insert(p, ids[i], submission)
+    if first.key_hash then
+      redis.call('HSET', job_key(p, ids[i]), 'key_hash', first.key_hash)
+    end
     if submission.batch_id then
       redis.call('ZADD', p .. 'batch:' .. submission.batch_id, i, ids[i])
     end

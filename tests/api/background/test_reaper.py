@@ -361,3 +361,15 @@ def test_a_store_that_lost_its_data_deletes_no_picture(
     tick(7)
     assert [blobs.has(digest) for digest in job.input.digests()] == [False, True]
     store.close()
+
+
+def test_records_of_an_earlier_version_are_indexed_at_the_first_tick(
+    store: JobStore, blobs: Blobs, celery: Celery, clock: Clock, valkey: Any
+) -> None:
+    job = _create(store, blobs)
+    store.cancel(job.id)
+    with redis.Redis.from_url(valkey.url) as client:
+        client.delete(f"{PREFIX}removable:local")
+        Reaper(store, blobs, Checkpoints(blobs._folder / "checkpoints"), celery).tick()
+
+        assert client.zrange(f"{PREFIX}removable:local", 0, -1) == [job.id.encode()]

