@@ -173,7 +173,8 @@ class Attempt:
     def _read(self, digest: str) -> bytes:
         """Return an input of the job.
 
-        Raises ImageNotFound, also if this file alone is unreadable; Unavailable; LeaseLost.
+        Raises ImageNotFound, also if this file alone is unreadable; ImageDamaged; Unavailable;
+        LeaseLost.
         """
 
         def get() -> bytes:

@@ -206,9 +206,16 @@ async def get_result(
                 tag, lambda: codec.convert(blobs.get(output.id), format, new_width)
             )
             picture = await run_in_threadpool(image_response.spool_to_file, data, blobs)
-    except errors.ImageNotFound:
-        raise errors.ResultGone() from None
+    except errors.ImageNotFound as error:
+        raise _result_gone(error) from None
     return image_response.image_response(picture, format, tag, job_id)
+
+
+def _result_gone(error: errors.ImageNotFound) -> errors.ImpastoError:
+    """Return what to raise for a result that cannot be read."""
+    if isinstance(error, errors.ImageDamaged):
+        return errors.ImageDamaged("The stored result is damaged; retry the job.")
+    return errors.ResultGone()
 
 
 def _get_output(job: Job) -> Output:
@@ -310,10 +317,15 @@ def retry_job(
 
 
 def _start_from_result(old: Job, blobs: Blobs) -> JobInput:
-    """Return the job's input with its result as `init_image`. Raises NoResult, ResultGone."""
+    """Return the job's input with its result as `init_image`.
+
+    Raises NoResult, ResultGone, ImageDamaged.
+    """
     result = _get_output(old).id
-    if not blobs.has(result):
-        raise errors.ResultGone()
+    try:
+        blobs.path(result)
+    except errors.ImageNotFound as error:
+        raise _result_gone(error) from None
     return old.input.model_copy(
         update={"init_image": result, "spec": {**old.input.spec, "init": "picture"}}
     )
@@ -337,7 +349,7 @@ async def update_job(
         and job.spec_update_count < MAX_SPEC_UPDATES
     ):
         for mask in _newly_used_masks(job.input, job.input.with_updates(update.spec)):
-            await inspect_picture(blobs.path(mask), mask=True)
+            await inspect_picture(await run_in_threadpool(blobs.path, mask), mask=True)
     return job_resource(await run_in_threadpool(_update_job, job, owner, store, update))
 
 

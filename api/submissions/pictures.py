@@ -47,12 +47,15 @@ async def inspect_picture(
 
 
 def check_digest(digest: str, owner: str, store: JobStore, blobs: Blobs) -> None:
-    """Check that the owner has uploaded this picture, and reserve it. Raises ImageNotFound."""
-    if is_available(digest, owner, store, blobs):
-        store.reserve(digest, owner=owner)
-        if blobs.has(digest):  # the garbage collector may have deleted it before the reservation
-            return
-    raise errors.ImageNotFound()
+    """Check that the owner has uploaded this picture, and reserve it.
+
+    Raises ImageNotFound, ImageDamaged.
+    """
+    if not is_available(digest, owner, store, blobs):
+        raise errors.ImageNotFound()
+    store.reserve(digest, owner=owner)
+    # The garbage collector may have deleted it before the reservation, or the disk damaged it.
+    blobs.path(digest)
 
 
 def is_available(digest: str, owner: str, store: JobStore, blobs: Blobs) -> bool:
@@ -77,5 +80,5 @@ def store_picture(picture: Picture, store: JobStore, blobs: Blobs) -> str:
 
 
 def picture_path(picture: Picture, blobs: Blobs) -> Path:
-    """Return the file of an uploaded picture or of a digest."""
+    """Return the file of an uploaded picture or of a digest, which `check_digest` has read."""
     return blobs.path(picture) if isinstance(picture, str) else picture.path

@@ -6,9 +6,11 @@ Knows no pictures and no jobs. The store tracks which job uses which blob (jobs/
 import fcntl
 import hashlib
 import io
+import logging
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +18,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cachetools import TTLCache
+
 from core import errors
+
+log = logging.getLogger(__name__)
+
+# For so long a file counts as undamaged once it was read, unless its inode changes: a big result is
+# fetched by many requests, and hashing it takes as long as sending it.
+VERIFIED_SECONDS = 600.0
+MAX_VERIFIED = 10_000  # files, some 500 bytes each
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _STALE_SECONDS = 3600
@@ -50,6 +61,12 @@ def _translate_read_errors() -> Iterator[None]:
         raise errors.ImageNotFound() from None
     except OSError as error:
         raise errors.Unavailable("Pictures cannot be read at the moment; try again.") from error
+
+
+def _report_damage(digest: str) -> errors.ImageDamaged:
+    """Log a damaged blob, and return the error to raise."""
+    log.error("the picture %s is damaged on the disk", digest)
+    return errors.ImageDamaged(f"The stored picture {digest} is damaged; upload it again.")
 
 
 class PendingBlob(io.BufferedRandom):
@@ -89,11 +106,18 @@ class PendingBlob(io.BufferedRandom):
 
 
 class Blobs:
-    """A folder of blobs, spread over 256 sub-folders. Many processes may use it at once."""
+    """A folder of blobs, spread over 256 sub-folders. Many processes may use it at once.
+
+    Whoever reads a blob gets the bytes that its digest names, or ImageDamaged. Thread-safe.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._pending_folder = folder / "parts"
+        self._verified: TTLCache[tuple[str | int, ...], bool] = TTLCache(
+            MAX_VERIFIED, VERIFIED_SECONDS
+        )
+        self._lock = threading.Lock()  # of the cache
 
     def pending(self) -> PendingBlob:
         """Create a temporary file on the blobs' file system, so that a rename can commit it.
@@ -139,29 +163,51 @@ class Blobs:
     def get(self, digest: str) -> bytes:
         """Return a blob's bytes.
 
-        Raises ImageNotFound, and Unavailable if the system cannot read (too many open files, a
-        failing disk).
+        Raises ImageNotFound; ImageDamaged if they are not those that were stored; Unavailable if
+        the system cannot read (too many open files, a failing disk).
         """
         with _translate_read_errors():
-            return self._path(digest).read_bytes()
+            data = self._path(digest).read_bytes()
+        if digest_of(data) != digest:
+            raise _report_damage(digest)
+        return data
 
     def open(self, digest: str) -> BinaryIO:
         """Open a blob. It stays readable even if it is deleted meanwhile. Raises as `get`."""
         with _translate_read_errors():
-            return self._path(digest).open("rb")
+            file = self._path(digest).open("rb")
+            try:
+                self._verify(digest, file)
+                file.seek(0)
+            except BaseException:
+                file.close()
+                raise
+        return file
+
+    def _verify(self, digest: str, file: io.BufferedReader) -> None:
+        """Hash the file, unless that was done within VERIFIED_SECONDS. Raises ImageDamaged."""
+        found = os.fstat(file.fileno())
+        state = (digest, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        with self._lock:
+            if state in self._verified:
+                return
+        if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != digest:
+            raise _report_damage(digest)
+        with self._lock:
+            self._verified[state] = True
 
     def size_bytes(self, digest: str) -> int:
-        """Return a blob's size. Raises as `get`."""
+        """Return the size of a blob's file, which may be damaged. Raises as `get`."""
         with _translate_read_errors():
             return self._path(digest).stat().st_size
 
     def path(self, digest: str) -> Path:
         """Return the path of the blob's file. Raises as `get`."""
-        self.size_bytes(digest)
+        self.open(digest).close()
         return self._path(digest)
 
     def has(self, digest: str) -> bool:
-        """Return whether the blob exists. Raises Unavailable, as `get` does."""
+        """Return whether the blob exists; it may be damaged. Raises Unavailable, as `get` does."""
         try:
             self.size_bytes(digest)
         except errors.ImageNotFound:

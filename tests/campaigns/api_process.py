@@ -110,8 +110,8 @@ class ApiProcess:
         self._processes = []
 
     def leftovers(self) -> Iterator[str]:
-        """Every file that the API has left on the disk, except for the lock of the deletions."""
+        """Every file that requests have left on the disk."""
         for folder in (self.data, self.temporary):
             for path in folder.rglob("*"):
-                if path.is_file() and path.name != "deletions.lock":
+                if path.is_file() and path.name not in ("deletions.lock", "store.identity"):
                     yield str(path.relative_to(self.folder))

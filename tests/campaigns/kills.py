@@ -284,7 +284,8 @@ def _files(data: Path) -> list[str]:
         for path in (data / name).rglob("*")
         if path.is_file()
     ]
-    return [str(path.relative_to(data)) for path in found if path.name != "deletions.lock"]
+    kept = ("deletions.lock", "store.identity")
+    return [str(path.relative_to(data)) for path in found if path.name not in kept]
 
 
 # ---------------------------------------------------------------------- the checker

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cachetools import TTLCache
 
 from core import errors
-from core.storage.blobs import Blobs, PendingBlob, digest_of, is_digest
+from core.storage.blobs import VERIFIED_SECONDS, Blobs, PendingBlob, digest_of, is_digest
 
 
 def _files(folder: Path) -> list[Path]:
@@ -134,3 +135,54 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     assert not Blobs(blocked).is_writable()
     with pytest.raises(errors.StorageFull):
         Blobs(blocked).put(b"paint")
+
+
+# ---------------------------------------------------------------------- damage
+
+
+def _flip_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("use", [Blobs.get, Blobs.open, Blobs.path])
+@pytest.mark.parametrize("damage", [_flip_byte, lambda path: path.write_bytes(b"")])
+def test_a_damaged_blob_is_named_and_not_returned(
+    blobs: Blobs,
+    caplog: pytest.LogCaptureFixture,
+    use: Callable[[Blobs, str], object],
+    damage: Callable[[Path], None],
+) -> None:
+    digest = blobs.put(b"paint")
+    blobs.open(digest).close()
+    damage(blobs.path(digest))
+
+    with pytest.raises(errors.ImageDamaged, match=digest):
+        use(blobs, digest)
+    assert digest in caplog.text
+    assert blobs.get(blobs.put(b"paint")) == b"paint", "a new upload repairs it"
+
+
+def test_a_blob_is_hashed_once_for_many_readers_and_again_later(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may damage a file without changing its times."""
+    hashed, real = list[int](), hashlib.file_digest
+
+    def count(*args: object) -> object:
+        hashed.append(1)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("core.storage.blobs.hashlib.file_digest", count)
+    now = 0.0
+    monkeypatch.setattr(blobs, "_verified", TTLCache(9, VERIFIED_SECONDS, lambda: now))
+    digest = blobs.put(b"paint")
+    hashed.clear()
+    for _ in range(3):
+        with blobs.open(digest) as file:
+            assert file.read() == b"paint"
+    assert len(hashed) == 1
+    now += VERIFIED_SECONDS + 1
+    blobs.path(digest)
+    assert len(hashed) == 2

@@ -1,5 +1,6 @@
 """An attempt while the store is unavailable, or a disk is broken or full."""
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any
 
 import pytest
 import redis
+from PIL import Image
 
 from core import errors
-from core.images import validation
+from core.images import codec, validation
 from core.jobs.models import Job, Status
 from core.jobs.store import JobStore
 from core.redis_client import PREFIX
@@ -101,6 +103,21 @@ def test_an_input_that_cannot_be_read_costs_no_attempt(
         "this picture": (Status.FAILED, 1, "image_not_found"),
         "the disk": (Status.QUEUED, 0, None),
     }[failure]
+
+
+def test_a_damaged_input_fails_the_job_and_is_not_painted(
+    runner: JobRunner, store: JobStore, submit: Submit
+) -> None:
+    job = submit()
+    path = runner._blobs.path(job.input.content)
+    picture = Image.open(io.BytesIO(path.read_bytes()))
+    path.write_bytes(codec.encode(picture.convert("RGB").rotate(180)))  # a picture, but another one
+    runner.run_next()
+
+    ended = store.get(job.id)
+    assert (ended.status, ended.outputs) == (Status.FAILED, [])
+    assert ended.error is not None
+    assert (ended.error.code, job.input.content in ended.error.message) == ("image_damaged", True)
 
 
 def test_a_result_waits_for_room_on_the_disk(
