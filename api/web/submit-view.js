@@ -150,7 +150,7 @@ export class SubmitView {
       try {
         return await retry(submit, { isFinal, onError });
       } catch (error) {
-        if (error.code !== "image_not_found" || tries) throw error;
+        if (!["image_not_found", "image_damaged"].includes(error.code) || tries) throw error;
         pictures.forEach((picture) => picture.forgetUpload());
         this.masks.forgetUploads();
         this.styleMasks.clear();  // only the service had them
