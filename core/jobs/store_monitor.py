@@ -7,6 +7,7 @@ comes back empty must not cause the deletion of the pictures that it no longer k
 import logging
 import re
 import secrets
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ REQUIRED = {
     "maxmemory-policy": "noeviction",
 }
 MIN_VERSION = 7  # the first with functions
-_SECTIONS = ("server", "persistence", "memory", "cluster")
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class StoreMonitor:
         self._report: StoreReport | None = None
         self._unusable: str | None = None  # why this kind of server cannot be the store
         self._valid_until = 0.0
+        self._lock = threading.Lock()  # of a check: an older answer must not replace a newer one
         self.identity = ""  # that the pictures belong to; empty: not known
 
     def invalidate(self) -> None:
@@ -62,6 +63,10 @@ class StoreMonitor:
 
     def check(self) -> StoreReport:
         """Check now, and log what has changed. Raises StoreUnavailable."""
+        with self._lock:
+            return self._check()
+
+    def _check(self) -> StoreReport:
         self._valid_until = time.monotonic() + CHECK_SECONDS
         with self._circuit_breaker:
             report, self._unusable = self._read()
@@ -72,9 +77,10 @@ class StoreMonitor:
 
     def require_safe(self) -> None:
         """Raise StoreUnsafe if an accepted job could be lost; StoreUnavailable."""
-        report = self._report
-        if report is None or time.monotonic() >= self._valid_until:
-            report = self.check()
+        with self._lock:  # so that one check serves all who wait for it
+            report = self._report
+            if report is None or time.monotonic() >= self._valid_until:
+                report = self._check()
         if self._unusable:
             raise errors.StoreUnsafe(f"No job is accepted: {self._unusable}")
         if report.problems and not self._accepts_unsafe:
@@ -99,7 +105,7 @@ class StoreMonitor:
     def _read(self) -> tuple[StoreReport, str | None]:
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.config_get(*REQUIRED)
-            pipe.info(*_SECTIONS)
+            pipe.info()  # servers before 7 refuse a list of sections
             pipe.get(IDENTITY)
             answers = pipe.execute(raise_on_error=False)
         config, info = map(_tolerate_refusal, answers[:2])
@@ -118,7 +124,7 @@ class StoreMonitor:
         except FileNotFoundError:
             self.identity = stored or self._create_identity()
             return self._write_identity(self._identity_file)
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             return "unknown"
         if stored is None:
             return "missing"

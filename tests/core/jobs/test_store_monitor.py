@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import redis
 
+from cli.local_service import free_port
 from core import errors
 from core.jobs.store import JobStore
 from core.jobs.store_report import StoreReport
@@ -114,7 +115,7 @@ def test_what_a_managed_server_does_not_show_is_reported(own_valkey: Any, driver
 
 
 def test_a_cluster_is_refused_by_name(restart: Any, own_valkey: Any, driver: Any) -> None:
-    restart(cluster_enabled="yes", cluster_config_file="nodes.conf")
+    restart(cluster_enabled="yes", cluster_port=str(free_port()))
     store = JobStore(own_valkey.url, accepts_unsafe=True)
 
     with pytest.raises(errors.BadSettings, match=r"IMPASTO_REDIS_URL: .* Redis Cluster"):
