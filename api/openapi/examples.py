@@ -173,6 +173,7 @@ RESPONSES: dict[str, Any] = {
         "average_job_seconds": 21.4,
         "workers": [{"busy": True, "info": _WORKER}],
         "limits": get_limits(ApiSettings.model_construct()).model_dump(),
+        "store": {"problems": [], "unchecked": [], "identity": "same"},
     },
     "ModelList": {
         "models": [
@@ -190,6 +191,13 @@ RESPONSES_OF_OPERATION: dict[str, Any] = {
         "retried_from": "job_" + "q5n2w7t4r6" * 2 + "ab2cd3",
     },
     "PATCH /v1/jobs/{job_id} 200": WAITING,
+    "GET /readyz 200": {
+        "status": "ok",
+        "checks": dict.fromkeys(
+            ("functions", "store", "store_settings", "pictures", "worker"), "ok"
+        ),
+        "warnings": [],
+    },
     "POST /v1/jobs/{job_id}/cancel 200": CANCELED,
     "POST /v1/batches/{batch_id}/cancel 200": _batch(CANCELED),
 }

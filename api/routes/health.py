@@ -21,7 +21,7 @@ class Health(BaseModel):
     warnings: list[str] = []
 
 
-@router.get("/livez", summary="Liveness probe")
+@router.get("/livez", summary="Liveness probe", response_model_exclude_defaults=True)
 async def check_liveness() -> Health:
     """Return 200 as long as the process handles requests."""
     return Health(status="ok")

@@ -186,24 +186,27 @@ def test_the_store_works_over_tls(tls: Callable[..., int], ca_file: Path) -> Non
 def test_a_tls_failure_names_the_certificate(
     valkey: Any, tls: Callable[..., int], ca_file: Path
 ) -> None:
-    for url in (
-        f"rediss://127.0.0.1:{tls()}/0",  # an unknown authority
-        f"rediss://127.0.0.1:{tls('store.example')}/0?ssl_ca_certs={ca_file}",  # another name
-        f"rediss://127.0.0.1:{tls(verify=True)}/0?ssl_ca_certs={ca_file}",  # it wants ours
-        f"rediss://127.0.0.1:{valkey.port}/0",  # no TLS at all
-    ):
-        with pytest.raises(errors.StoreUnavailable, match="certificate"):
+    another_name = f"rediss://127.0.0.1:{tls('store.example')}/0?ssl_ca_certs={ca_file}"
+    for url in (f"rediss://127.0.0.1:{tls()}/0", another_name):  # the first: an unknown authority
+        with pytest.raises(errors.StoreUnavailable, match="Its certificate cannot be verified"):
+            JobStore(url).ping()
+    wants_ours = f"rediss://127.0.0.1:{tls(verify=True)}/0?ssl_ca_certs={ca_file}"
+    for url in (wants_ours, f"rediss://127.0.0.1:{valkey.port}/0"):  # the second: no TLS at all
+        with pytest.raises(errors.StoreUnavailable, match="TLS fails; check its certificate"):
             JobStore(url).ping()
 
 
 def test_the_broker_is_verified_like_the_store(
-    tls: Callable[..., int], ca_file: Path, valkey: Any
+    tls: Callable[..., int], ca_file: Path, valkey: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both use the same URL; a broker that is not verified would receive the password."""
-    port = tls()
+    url = f"rediss://127.0.0.1:{tls()}/0"
 
-    assert notify_workers(make_celery(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={ca_file}"))
-    assert not notify_workers(make_celery(f"rediss://127.0.0.1:{port}/0", timeout_seconds=2))
+    assert notify_workers(make_celery(f"{url}?ssl_ca_certs={ca_file}"))
+    assert not notify_workers(make_celery(url, timeout_seconds=2))
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))  # as a company's authority is installed
+    JobStore(url).ping()
+    assert notify_workers(make_celery(url, timeout_seconds=2))
 
 
 def test_a_refused_password_and_a_replica_are_named(own_valkey: Any, valkey: Any) -> None:

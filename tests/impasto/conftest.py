@@ -23,6 +23,7 @@ class Worker:
         self._token = ""
 
     def claim(self) -> None:
+        self._store.heartbeat("worker")
         self._token = new_job_id()
         self.job = self._store.claim(self._token, "worker")
 
