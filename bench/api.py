@@ -8,6 +8,7 @@ From submission to start: bench/service.py start. See bench/README.md.
 """
 
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -171,6 +172,42 @@ def result(seconds: int) -> None:
         output = Output(id=digest, content_type="image/png", width=1, height=1, size_bytes=1)
         running.store.succeed(job_id, "t", output, ModelUsed(name="vgg16", sha256=""), {})
         _print_row("result", _measure(running, f"/v1/jobs/{job_id}/result", seconds))
+
+
+@main.command()
+@click.option("--megabytes", default="1,20,100", show_default=True)
+@click.option("--rounds", default=15, show_default=True)
+def picture(megabytes: str, rounds: int) -> None:
+    """Download a stored picture that the API has not hashed yet, and again."""
+    click.echo("| MB | first fetch: ms, CPU ms | again: ms, CPU ms |\n|---|---|---|")
+    with service() as running:
+        for size in map(int, megabytes.split(",")):
+            digest = _put_blob(running, b"\x89PNG\r\n\x1a\n" + os.urandom(size * 10**6))
+            running.store.reserve(digest, 3600, LOCAL_OWNER)
+            file = Blobs(running.folder / "blobs").path(digest)
+            cells = []
+            for is_first in (True, False):
+                times, cpu = [], running.cpu_seconds()
+                for number in range(rounds):
+                    if is_first:  # a changed file is hashed again
+                        os.utime(file, ns=(number, number))
+                    times.append(_download(running.ports[0], digest))
+                cpu = (running.cpu_seconds() - cpu) / rounds
+                cells.append(f"{1e3 * statistics.median(times):.1f}, {1e3 * cpu:.1f}")
+            click.echo(f"| {size} | {' | '.join(cells)} |")
+
+
+def _download(port: int, digest: str) -> float:
+    """Return the seconds of the whole download."""
+    started_at = time.perf_counter()
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", f"/v1/images/{digest}")
+    response = connection.getresponse()
+    assert response.status == 200
+    while response.read(2**20):
+        pass
+    connection.close()
+    return time.perf_counter() - started_at
 
 
 def _put_blob(running: Service, data: bytes) -> str:
