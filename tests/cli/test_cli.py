@@ -14,6 +14,7 @@ from PIL import Image
 
 import api.__main__
 import worker.__main__
+import worker.webhooks.__main__
 from cli.local_service import free_port
 from core import errors
 from core.images import codec, validation
@@ -330,6 +331,29 @@ def test_a_bad_setting_is_refused_by_name(
 
     assert exited.value.code == 2
     assert setting in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "main", [api.__main__.main, worker.__main__.main, worker.webhooks.__main__.main]
+)
+def test_a_cluster_as_the_store_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    own_valkey: Any,
+    tmp_path: Path,
+    main: Callable[[], None],
+) -> None:
+    own_valkey.kill()
+    own_valkey.options = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
+    own_valkey.start()
+    monkeypatch.setenv("IMPASTO_REDIS_URL", own_valkey.url)
+    monkeypatch.setenv("IMPASTO_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("IMPASTO_WEBHOOK_SECRET", "whsec_" + "A" * 32)
+    with pytest.raises(SystemExit) as exited:
+        main()
+
+    assert exited.value.code == 2
+    assert "IMPASTO_REDIS_URL: The server is a Redis Cluster" in capsys.readouterr().err
 
 
 def test_up_refuses_a_bad_setting_of_a_program_that_it_starts(
