@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # One file pins every package for developers, containers and CI; pip uses it for build tools too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# An environment of an older Python, or a broken one, is of no use: the next command makes a new one.
+IS_RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+$(shell [ ! -d $(VENV) ] || $(BIN)/python -c '$(IS_RECENT)' 2>/dev/null || rm -rf $(VENV))
 # Two processes, because tests start multi-threaded processes and some tests measure time.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 CAMPAIGNS := acknowledged zombies lost_wakeups forged repeats orphans rolling floods faults kills raw_http contract isolation webhooks hostile_pictures fat_uploads slow_clients full_disk torn_log poison soak
@@ -48,6 +51,9 @@ clean:  ## Remove the environment and all build outputs, but not your jobs
 
 # The target is pip: without Debian's python3-venv, venv creates python and fails before pip.
 $(BIN)/pip:
+	@$(PYTHON) -c '$(IS_RECENT)' || { \
+	  echo "Impasto needs Python 3.11 or newer, and $(PYTHON) is not. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.local: $(BIN)/pip pyproject.toml constraints.txt

@@ -1,4 +1,6 @@
-"""The command `impasto`. Exit codes: 0 done, 1 the work failed, 2 wrong usage.
+"""The command `impasto`.
+
+Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 stopped by Ctrl-C.
 
 An error prints one line that says what to do, never a traceback. Only the commands that need
 core.neural import it, inside the command, because torch takes seconds to load.
@@ -47,8 +49,8 @@ class CommandGroup(click.Group):
         except OSError as error:  # a file, folder or disk; the system's message names the cause
             message = f"{error.strerror}: {error.filename}" if error.filename else str(error)
             sys.exit(_print_error(message, 1))
-        except (click.Abort, KeyboardInterrupt):
-            sys.exit(_print_error("stopped.", 130))
+        except (click.Abort, KeyboardInterrupt) as stop:
+            sys.exit(_print_error(str(stop) or "stopped.", 130))
 
 
 def _print_error(message: str, exit_code: int) -> int:

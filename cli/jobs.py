@@ -8,16 +8,18 @@ from typing import Any
 import click
 
 from cli.options import (
-    FORMATS,
     check_output,
     collect_parameters,
     existing_file,
+    force_option,
     init_option,
     mask_option,
+    output_format,
     parameter_options,
     print_scales,
     style_mask_option,
     url_option,
+    write_output,
 )
 from cli.output import ProgressBar
 from core import errors
@@ -51,6 +53,7 @@ _JOB_URL = re.compile(r"(?P<service>https?://.+?)/(?:v1/jobs|j)/(?P<job>[^/?#]+)
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where to write the result.",
 )
+@force_option
 def submit(
     *,
     content: Path | None,
@@ -62,6 +65,7 @@ def submit(
     wait: bool,
     only_plan: bool,
     output: Path | None,
+    force: bool,
     source: Path | None,
     **given: Any,
 ) -> None:
@@ -69,7 +73,7 @@ def submit(
 
     CONTENT is the photo and each STYLE is a painting. With --from, both are optional.
     """
-    check_output(output)
+    check_output(output, [content, *style, *masks, *style_masks, init_image, source], force=force)
     if source is None and not style:
         raise errors.BadInput(
             "Name a photo and one or more paintings, or an earlier result with --from."
@@ -176,7 +180,7 @@ def follow_and_save(client: Client, states: Iterable[Job], output: Path | None) 
             bar.show_job(job)
         bar.finish(job.status)
     if output is not None and job.outputs:
-        output.write_bytes(client.result(job.id, FORMATS[output.suffix.lower()]))
+        write_output(output, client.result(job.id, output_format(output)))
         click.echo(output)
     if job.status is not Status.SUCCEEDED:
         raise errors.ImpastoError(job.error.message if job.error else f"The job was {job.status}.")

@@ -11,6 +11,7 @@ import click
 from cli.info import read_record
 from core import errors
 from core.images import validation
+from core.storage.files import atomic_write
 from core.style import presets
 from core.style.spec import StyleSpec, apply_changes, describe_range
 
@@ -97,17 +98,46 @@ port_option = click.option(
 url_option = click.option("--url", help="URL of the service.  [default: IMPASTO_URL]")
 
 
-def check_output(output: Path | None) -> None:
-    """Raise BadInput if the file's type is unsupported or it cannot be written."""
+force_option = click.option(
+    "--force", is_flag=True, help="Overwrite an input if the output has its name."
+)
+
+
+def check_output(
+    output: Path | None, inputs: Iterable[Path | None] = (), *, force: bool = False
+) -> None:
+    """Raise BadInput if `write_output` could not write the file.
+
+    Its type is unsupported, its folder is missing or read-only, or it is one of the inputs and
+    `force` is not set.
+    """
     if output is None:
         return
     if output.suffix.lower() not in FORMATS:
         raise errors.BadInput(f"The output must end in {', '.join(FORMATS)}.")
-    if not output.absolute().parent.is_dir():
-        raise errors.BadInput(f"There is no folder {output.absolute().parent}.")
-    target = output if output.exists() else output.absolute().parent
-    if not os.access(target, os.W_OK):
+    folder = output.resolve().parent
+    if not folder.is_dir():
+        raise errors.BadInput(f"There is no folder {folder}.")
+    # The folder too: the file is replaced as a whole.
+    is_writable = os.access(folder, os.W_OK) and (not output.exists() or os.access(output, os.W_OK))
+    if not is_writable or output.is_dir():
         raise errors.BadInput(f"{output} cannot be written.")
+    # Also by another name: a link.
+    is_input = output.exists() and any(one is not None and output.samefile(one) for one in inputs)
+    if is_input and not force:
+        raise errors.BadInput(
+            f"{output} is an input; choose another output, or overwrite it with --force."
+        )
+
+
+def output_format(output: Path) -> validation.Format:
+    """The format that the file's name asks for; `check_output` has accepted it."""
+    return FORMATS[output.suffix.lower()]
+
+
+def write_output(output: Path, data: bytes) -> None:
+    """Write the file whole or not at all. A link stays a link. Raises StorageFull, OSError."""
+    atomic_write(output.resolve(), lambda part: part.write_bytes(data))
 
 
 def collect_parameters(options: dict[str, str | None], source: Path | None) -> dict[str, Any]:

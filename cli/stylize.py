@@ -1,21 +1,26 @@
 """`impasto stylize`: stylizes a photo on this machine, without a service."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+from PIL import Image
 
 from cli.options import (
-    FORMATS,
     FiniteFloat,
     check_output,
     collect_parameters,
     existing_file,
+    force_option,
     init_option,
     mask_option,
+    output_format,
     parameter_options,
     print_scales,
     style_mask_option,
+    write_output,
 )
 from cli.output import ProgressBar
 from cli.weights import open_cache
@@ -39,6 +44,7 @@ from core.style.spec import StyleSpec, parse_spec
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where to write the result. Required, except with --plan.",
 )
+@force_option
 @click.option(
     "--plan",
     "only_plan",
@@ -63,6 +69,7 @@ def stylize(
     style_masks: tuple[Path, ...],
     init_image: Path | None,
     output: Path | None,
+    force: bool,
     only_plan: bool,
     device: str,
     precision: Any,
@@ -70,9 +77,13 @@ def stylize(
     source: Path | None,
     **given: str | None,
 ) -> None:
-    """Stylize a photo on this machine, without a service."""
+    """Stylize a photo on this machine, without a service.
+
+    Ctrl-C ends the run and keeps the picture so far.
+    """
+    pictures = _Pictures(content, style, masks, style_masks, init_image)
     if output is not None:
-        check_output(output)
+        check_output(output, [*pictures.files(), source], force=force)
     elif not only_plan:
         raise click.UsageError("Missing option '-o' / '--output'.")
     spec = parse_spec(collect_parameters(given, source)).for_pictures(
@@ -83,7 +94,6 @@ def stylize(
     from core.neural.transfer.stylize import Control, StepEvent
     from core.neural.transfer.stylize import stylize as run_stylize
 
-    pictures = _Pictures(content, style, masks, style_masks, init_image)
     job_input, inputs = _read_inputs(pictures, spec)
     cache = open_cache()
     network = cache.load(spec.model, device, precision)
@@ -94,12 +104,21 @@ def stylize(
     if output is None or only_plan:
         sizes = inputs.content.size, [style.size for style in inputs.styles]
         init_size = inputs.init.size if inputs.init else None
-        plan = planner.plan(*sizes, inputs.fit_spec(spec), len(masks), init=init_size)
+        with _name_memory_option(memory_gb):
+            plan = planner.plan(*sizes, inputs.fit_spec(spec), len(masks), init=init_size)
         _print_plan(plan)
         return
+    newest: StepEvent | None = None
+
+    def save(picture: Image.Image) -> None:
+        provenance = job_input.provenance(ModelUsed(name=network.name, sha256=network.sha256))
+        write_output(output, codec.encode(picture, output_format(output), provenance))
+
     with ProgressBar() as bar:
 
         def show(event: StepEvent) -> Control:
+            nonlocal newest
+            newest = event
             progress = event.progress
             bar.show(
                 progress.value,
@@ -111,15 +130,31 @@ def stylize(
             return Control.CONTINUE
 
         try:
-            result = run_stylize(inputs, spec, network, show, planner)
+            with _name_memory_option(memory_gb):
+                result = run_stylize(inputs, spec, network, show, planner)
         except errors.Diverged as error:
             if error.picture is not None:
-                output.write_bytes(codec.encode(error.picture, FORMATS[output.suffix.lower()]))
+                write_output(output, codec.encode(error.picture, output_format(output)))
             raise
+        except KeyboardInterrupt:
+            if newest is None:
+                raise
+            save(newest.picture())
+            raise click.Abort(f"stopped; the picture so far is in {output}.") from None
         bar.finish("done")
-    provenance = job_input.provenance(ModelUsed(name=network.name, sha256=network.sha256))
-    output.write_bytes(codec.encode(result.picture, FORMATS[output.suffix.lower()], provenance))
+    save(result.picture)
     click.echo(output)
+
+
+@contextmanager
+def _name_memory_option(memory_gb: float) -> Iterator[None]:
+    """Name --memory-gb in the error of a run that needs more memory, if it sets the limit."""
+    try:
+        yield
+    except errors.OutOfMemory as error:
+        if not memory_gb:
+            raise
+        raise errors.OutOfMemory(f"--memory-gb {memory_gb:g}: {error.message}") from None
 
 
 class _Pictures(NamedTuple):
@@ -130,6 +165,9 @@ class _Pictures(NamedTuple):
     masks: tuple[Path, ...]
     style_masks: tuple[Path, ...]
     init_image: Path | None
+
+    def files(self) -> list[Path | None]:
+        return [self.content, *self.styles, *self.masks, *self.style_masks, self.init_image]
 
 
 def _read_inputs(pictures: _Pictures, spec: StyleSpec) -> tuple[JobInput, Any]:

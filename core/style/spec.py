@@ -166,7 +166,8 @@ class StyleSpec(BaseModel):
         1.0,
         ge=0.25,
         le=4,
-        description="Size of the brush strokes: the painting's long side relative to the result's.",
+        description="Size of the brush strokes: the painting's long side relative to the result's, "
+        "or to its own if that is smaller.",
     )
     style_frame: Literal["crop", "keep"] = Field(
         "crop",
@@ -187,7 +188,9 @@ class StyleSpec(BaseModel):
         0,
         ge=0,
         le=2**32 - 1,
-        description="Seed of the white noise. The same seed gives the same picture.",
+        description="Seed of the white noise, and with init=content or style of a slight "
+        "variation: each seed gives another picture, 0 the one without variation. The same seed "
+        "gives the same picture.",
     )
     objective: Literal["relative", "gatys"] = Field(
         "relative",

@@ -1,8 +1,10 @@
 """The command line: output, messages and exit codes."""
 
+import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -173,7 +175,14 @@ def test_the_run_and_the_plan_respect_the_memory_limit(
     ran = impasto("stylize", *pictures, "-o", "out.png", *args)
 
     assert (ran.returncode, (tmp_path / "out.png").exists()) == (1, False)
-    assert "size 512 needs more memory" in ran.stderr
+    # The message names the option and the least value, and that value is enough.
+    found = re.search(
+        r"--memory-gb 0.3: size 512 needs ([0-9.]+) GB .* size [0-9]+ fits", ran.stderr
+    )
+    assert found is not None, ran.stderr
+    assert impasto("stylize", *pictures, "--plan", *args, "--memory-gb", found[1]).returncode == 0
+    less = str(float(found[1]) - 0.02)
+    assert impasto("stylize", *pictures, "--plan", *args, "--memory-gb", less).returncode == 1
 
 
 def test_masks_and_the_init_image_are_used_and_recorded(
@@ -211,6 +220,68 @@ def test_the_suffix_of_the_output_selects_the_format(
     assert validation.detect_format((tmp_path / name).read_bytes()) == (
         "jpeg" if name.endswith("jpg") else "webp"
     )
+
+
+def test_ctrl_c_keeps_the_picture_so_far(
+    start_impasto: Any, pictures: tuple[str, str], tmp_path: Path
+) -> None:
+    parameters = ["--size", "64", "--iterations", "5000"]
+    process = start_impasto("stylize", *pictures, "-o", "out.png", *parameters)
+    assert process.stderr.readline().startswith("running")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert stderr.endswith("impasto: stopped; the picture so far is in out.png.\n")
+    data = (tmp_path / "out.png").read_bytes()
+    assert codec.decode(data).size == (64, 48)
+    assert (codec.read_provenance(data) or {})["spec"]["iterations"] == 5000
+
+
+def test_an_input_is_overwritten_only_with_force(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path
+) -> None:
+    """Whatever its role is, and also by the name of a link to it."""
+    photo = Path(pictures[0])
+    before = photo.read_bytes()
+    (tmp_path / "link.png").symlink_to(photo)
+    (tmp_path / "other.png").write_bytes(before)
+    small = ["--size", "64", "--iterations", "1"]
+    as_mask = ["other.png", pictures[1], "--mask", str(photo)]
+    refused = [
+        impasto("stylize", *sent, *small, "-o", output)
+        for sent, output in (
+            (pictures, str(photo)),
+            (pictures, "photo.png"),
+            (pictures, "link.png"),
+            (as_mask, str(photo)),
+        )
+    ]
+    assert [ran.returncode for ran in refused] == [2] * 4
+    assert all("is an input; choose another output, or" in ran.stderr for ran in refused)
+    assert photo.read_bytes() == before
+
+    assert impasto("stylize", *pictures, *small, "-o", "link.png", "--force").returncode == 0
+    assert codec.decode(photo.read_bytes()).size == (64, 48)
+    assert (tmp_path / "link.png").is_symlink()
+
+
+def test_an_output_is_written_whole_or_not_at_all(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out.png").write_bytes(b"earlier")
+    write = Path.write_bytes
+
+    def fill_the_disk(path: Path, data: bytes) -> int:
+        write(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "no space", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
+    ran = impasto("stylize", *pictures, "--size", "64", "--iterations", "1", "-o", "out.png")
+
+    assert (ran.returncode, (tmp_path / "out.png").read_bytes()) == (1, b"earlier")
+    assert "There is no room for" in ran.stderr
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.png"]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,9 @@ from core.style.spec import GRID_PX, MIN_RESULT_SIDE_PX, StyleSpec
 # Long side of a painting at most: a larger one costs memory and shows the network no other strokes.
 MAX_PAINTING_PX = 4096
 
+# Share of white noise in the first image with a seed that is not 0.
+VARIATION = 0.1
+
 
 @dataclass(frozen=True)
 class StyleInputs:
@@ -168,29 +171,43 @@ class StyleInputs:
     def initial_image(self, photo: Tensor, spec: StyleSpec) -> Tensor:
         """The first image, (1, 3, H, W) in [0, 1], of the photo's size with a margin.
 
-        By `spec.init`: the photo, white noise, the first painting, or the initial picture.
+        By `spec.init`: the photo, white noise, the first painting, or the initial picture. Photo
+        and painting come with a little noise if `spec.seed` is not 0.
         """
         margin = Margin.of_image(photo.shape[2], photo.shape[3], spec)
         return margin.mirror(self._first_picture(photo, spec))
 
     def _first_picture(self, photo: Tensor, spec: StyleSpec) -> Tensor:
         if spec.init == "content":
-            return photo.clone()
+            return self._vary(photo, spec)
         if spec.init == "noise":
-            # On the CPU, so that a seed gives the same noise on every device.
-            generator = torch.Generator().manual_seed(spec.seed)
-            noise = torch.rand(photo.shape, generator=generator).to(photo.device)
-            return pixels.luminance(noise) if self.is_gray(spec) else noise
+            return self._white_noise(photo, spec)
         size = (photo.shape[3], photo.shape[2])
         if self.init is None:
             image = self._painting(0, size, photo.device)
         else:
             image = pixels.to_image(self.init, size).to(photo.device)
         if self.is_gray(spec):
-            return pixels.luminance(image)
-        if spec.init == "picture":
-            return image
-        return _match_colors(photo, image, spec)
+            image = pixels.luminance(image)
+        elif spec.init == "style":
+            image = _match_colors(photo, image, spec)
+        return self._vary(image, spec) if spec.init == "style" else image
+
+    def _white_noise(self, like: Tensor, spec: StyleSpec) -> Tensor:
+        """Uniform noise in [0, 1] of the shape of an image; gray where the image is gray."""
+        # On the CPU, so that a seed gives the same noise on every device.
+        generator = torch.Generator().manual_seed(spec.seed)
+        noise = torch.rand(like.shape, generator=generator).to(like.device)
+        return pixels.luminance(noise) if self.is_gray(spec) else noise
+
+    def _vary(self, image: Tensor, spec: StyleSpec) -> Tensor:
+        """The image with a little noise, so that another seed gives another picture.
+
+        Seed 0 adds none: the default begins with the picture itself.
+        """
+        if spec.seed == 0:
+            return image.clone()
+        return image.lerp(self._white_noise(image, spec), VARIATION)
 
     def render(self, image: Tensor, spec: StyleSpec) -> Image.Image:
         """The 8-bit picture of an image (1, 3, H, W).
@@ -264,13 +281,11 @@ def style_size(width: int, height: int, spec: StyleSpec, scale: Scale) -> tuple[
     """Width and height of a painting in px: its long side is the scale's times `style_scale`.
 
     This ratio sets the size of the strokes (Gatys et al. 2017, "Controlling Perceptual Factors",
-    section 6). A smaller painting is not enlarged to that size, because that blurs its strokes, but
-    by `style_scale` at most, which asks for larger ones. Its short side is at least what the
-    network needs.
+    section 6). A smaller painting is not enlarged to the scale, because that blurs its strokes:
+    `style_scale` then counts from its own size. Its short side is at least what the network needs.
     """
     wanted = min(scale.long_side * spec.style_scale, MAX_PAINTING_PX) / max(width, height)
-    largest = max(spec.style_scale, 1.0)
-    factor = max(min(wanted, largest), MIN_RESULT_SIDE_PX / min(width, height))
+    factor = max(min(wanted, spec.style_scale), MIN_RESULT_SIDE_PX / min(width, height))
     return round(width * factor), round(height * factor)
 
 

@@ -210,16 +210,22 @@ class Planner:
     def _describe_fitting_size(
         self, content: Size, styles: Sequence[Size], spec: StyleSpec, masks: int, usable: int
     ) -> str:
-        """The error message, with the largest size that has a plan."""
+        """The error message: the memory that is needed, and the largest size that has a plan."""
+        needed = max(
+            min(route.memory_bytes for route in self._candidates(scale, styles, spec, masks))
+            for scale in schedule(spec, *content)
+        )
+        needed_gb = math.ceil(needed / USABLE / 1e7) / 100
         fitting, minimum = 0, -(-MIN_RESULT_SIDE_PX * max(content) // min(content))
         for size in range(max(MIN_SIZE_PX, minimum), spec.size, 32):
             last = schedule(spec.model_copy(update={"size": size}), *content)[-1]
             if self._fastest(self._candidates(last, styles, spec, masks), usable) is None:
                 break
             fitting = size
+        message = f"size {spec.size} needs {needed_gb:g} GB of memory, more than there is;"
         if not fitting:
-            return "There is too little memory for any size; free some, or use another device."
-        return f"size {spec.size} needs more memory than there is; size {fitting} fits."
+            return f"{message} no size fits: free some memory, or use another device."
+        return f"{message} size {fitting} fits."
 
     @staticmethod
     def _fastest(

@@ -13,6 +13,7 @@ from core import errors
 from core.images.frame import find_painting
 from core.neural.transfer import pixels
 from core.neural.transfer.inputs import StyleInputs, style_size
+from core.neural.transfer.margin import Margin
 from core.neural.transfer.schedule import Scale
 from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Network
@@ -50,12 +51,48 @@ def test_two_paintings_mix_by_their_shares(
     assert redness("1,0") < redness("1,1") < redness("0,1")
 
 
+@pytest.mark.parametrize("init", ["content", "style"])
+def test_each_seed_gives_another_picture_and_seed_0_begins_with_the_picture_itself(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, init: str
+) -> None:
+    inputs, image = StyleInputs(photo, [painting]), pixels.to_image(photo, (64, 48))
+    spec = StyleSpec(size=64, init=init)
+    margin = Margin.of_image(48, 64, spec)
+    begun = [
+        margin.cut(inputs.initial_image(image, spec.model_copy(update={"seed": seed})))
+        for seed in range(3)
+    ]
+    itself = image if init == "content" else pixels.to_image(painting, (64, 48))
+
+    assert torch.equal(begun[0], itself)
+    assert not torch.equal(begun[1], begun[2])
+    for varied in begun[1:]:  # slightly
+        assert 0.01 < float((varied - itself).abs().mean()) < 0.08
+    one, two, again = (
+        _stylize(photo, painting, tiny_vgg16, init=init, seed=seed) for seed in (1, 2, 1)
+    )
+    assert one.tobytes() == again.tobytes()
+    assert ImageStat.Stat(ImageChops.difference(one, two)).mean[0] > 3
+
+
+def test_a_seed_leaves_a_picture_that_is_continued_as_it_is(
+    photo: Image.Image, painting: Image.Image
+) -> None:
+    inputs = StyleInputs(photo, [painting], init=painting)
+    spec = StyleSpec(size=64, init="picture", seed=5)
+    image = inputs.initial_image(pixels.to_image(photo, (64, 48)), spec)
+
+    begun = Margin.of_image(48, 64, spec).cut(image)
+    assert torch.equal(begun, pixels.to_image(painting, (64, 48)))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("init", ["content", "noise", "style"])
 def test_an_image_whose_color_is_not_optimized_begins_gray(
-    photo: Image.Image, painting: Image.Image, init: str
+    photo: Image.Image, painting: Image.Image, init: str, seed: int
 ) -> None:
     """Its gradient is gray, so color that it began with would stay in the way."""
-    spec = parse_spec({"size": 64, "init": init, "preserve_color": "luminance"})
+    spec = parse_spec({"size": 64, "init": init, "preserve_color": "luminance", "seed": seed})
     inputs = StyleInputs(photo, [painting])
     image = inputs.initial_image(pixels.luminance(pixels.to_image(photo, (64, 48))), spec)
 
@@ -140,11 +177,12 @@ def test_what_a_style_mask_hides_changes_no_bit(
     assert pictures[0] == pictures[1]
 
 
-def test_a_small_painting_is_enlarged_as_far_as_style_scale_asks() -> None:
+def test_style_scale_changes_the_size_of_a_small_painting_too() -> None:
     def size(style_scale: float, painting: tuple[int, int] = (48, 36)) -> tuple[int, int]:
         return style_size(*painting, StyleSpec(style_scale=style_scale), Scale(256, 192, 1))
 
     assert [size(1), size(2), size(4)] == [(48, 36), (96, 72), (192, 144)]
+    assert [size(1, (120, 90)), size(0.5, (120, 90))] == [(120, 90), (60, 45)]
     assert size(0.25, (400, 300)) == (64, 48)
     assert size(2, (400, 300)) == (512, 384)
 
