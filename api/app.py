@@ -129,6 +129,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     app.state.store, app.state.job_feed, app.state.blobs = store, feed, blobs
     app.state.settings = own
     app.state.webhooks = shared.webhooks
+    app.state.job_limits = shared.job_limits
     app.state.notify = partial(notify_workers, celery)
     problems.install(app)
     app.add_middleware(HeadRequests)

@@ -14,6 +14,7 @@ from api.middleware.auth import Caller
 from api.settings import ApiSettings
 from core.jobs import store
 from core.storage import blobs
+from core.style import limits
 from core.webhooks import policy
 
 
@@ -64,6 +65,11 @@ async def _get_webhooks(request: Request) -> policy.WebhookPolicy:
     return result
 
 
+async def _get_job_limits(request: Request) -> limits.JobLimits:
+    result: limits.JobLimits = request.app.state.job_limits
+    return result
+
+
 async def _get_settings(request: Request) -> ApiSettings:
     result: ApiSettings = request.app.state.settings
     return result
@@ -76,4 +82,5 @@ Notify = Annotated[Callable[[], bool], Depends(_get_notify)]
 Owner = Annotated[str, Depends(_get_owner)]
 HasAccess = Annotated[auth.AccessCheck, Depends(_get_access_check)]
 Webhooks = Annotated[policy.WebhookPolicy, Depends(_get_webhooks)]
+JobLimits = Annotated[limits.JobLimits, Depends(_get_job_limits)]
 Configuration = Annotated[ApiSettings, Depends(_get_settings)]

@@ -28,8 +28,9 @@ TRANSFER, TRANSFER_TESTS = "core/neural/transfer", "tests/core/neural/transfer"
 DEFAULT = [
     *[
         f"{TRANSFER}/{name}.py={TRANSFER_TESTS}"
-        for name in ("losses", "objective", "optimize", "schedule", "tiling")
+        for name in ("losses", "objective", "optimize", "tiling")
     ],
+    "core/style/schedule.py=tests/core/style",
     "core/jobs/store.py=tests/core/jobs",
     "core/jobs/estimates.py=tests/core/jobs",
 ]

@@ -23,10 +23,10 @@ from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.objective import Objective
 from core.neural.transfer.optimize import LBFGS
 from core.neural.transfer.planner import Planner
-from core.neural.transfer.schedule import Scale, schedule
 from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Network, stride
 from core.neural.weights.cache import Precision, WeightsCache
+from core.style.schedule import Scale, schedule
 from core.style.spec import ModelName, StyleSpec, parse_spec
 
 SAMPLES = Path(__file__).parents[1] / "samples"

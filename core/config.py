@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core import errors, log
 from core.redis_url import check_redis_url
+from core.style.limits import JobLimits
+from core.style.spec import MAX_ITERATIONS, MAX_SIZE_PX, MIN_SIZE_PX
 from core.webhooks.policy import WebhookPolicy
 from core.webhooks.signing import Signer
 
@@ -82,6 +84,27 @@ class Settings(BaseSettings):
         False,
         description="Whether webhooks may go to private addresses (an intranet or this machine).",
     )
+
+    max_size_px: int = Field(
+        MAX_SIZE_PX, ge=MIN_SIZE_PX, le=MAX_SIZE_PX, description="Largest `size` of a job, in px."
+    )
+    max_iterations: int = Field(
+        MAX_ITERATIONS,
+        ge=1,
+        le=MAX_ITERATIONS,
+        description="Most iterations of a job at one scale.",
+    )
+    max_job_seconds: float = Field(
+        3600.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Most seconds of a job's run; 0: no limit.",
+    )
+
+    @property
+    def job_limits(self) -> JobLimits:
+        """What one job may take."""
+        return JobLimits(self.max_size_px, self.max_iterations, self.max_job_seconds)
 
     @property
     def webhooks(self) -> WebhookPolicy:

@@ -39,6 +39,7 @@
     ├── OutOfMemory
     ├── WorkerLost
     ├── DeadlineExceeded
+    ├── TimeLimitExceeded
     ├── ServiceUnreachable     (clients only)
     └── BadSettings
 
@@ -307,6 +308,12 @@ class DeadlineExceeded(ImpastoError):
     """The job did not end before its deadline; retry it with a later one."""
 
     code = "deadline_exceeded"
+
+
+class TimeLimitExceeded(ImpastoError):
+    """The job took longer than this service allows; retry it with a smaller size."""
+
+    code = "time_limit_exceeded"
 
 
 class ServiceUnreachable(ImpastoError):

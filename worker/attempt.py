@@ -5,6 +5,7 @@ so an attempt that has lost its job to another worker changes nothing.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +27,7 @@ from core.neural.transfer.stylize import Control, StepEvent, StyleResult, styliz
 from core.neural.vgg import Network
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
+from core.style.limits import JobLimits
 from core.style.spec import ModelName, parse_spec
 from worker.checkpoint_writer import CheckpointWriter
 from worker.finisher import JobFinisher, RunState, to_job_progress
@@ -57,9 +59,11 @@ class Attempt:
         blobs: Blobs,
         checkpoints: Checkpoints,
         settings: WorkerSettings,
+        limits: JobLimits,
     ) -> None:
         self._job, self._blobs, self._checkpoints = job, blobs, checkpoints
-        self._settings = settings
+        self._settings, self._limits = settings, limits
+        self._run_began_at = math.inf  # as if the earlier attempts had run just before it
         self._state = RunState()
         self._watchdog = HangWatchdog(device.device_busy_waits)
         self._spec_updates = SpecUpdates(store, job.id, token, job.spec_update_count)
@@ -69,6 +73,7 @@ class Attempt:
             token,
             spec_updates=self._spec_updates,
             on_stop=self._end_early,
+            is_over_limit=self._is_over_limit,
             shutting_down=shutting_down,
         )
         images = ImageWriter(store, blobs)
@@ -90,6 +95,7 @@ class Attempt:
             lease=self._lease,
             checkpoint_writer=self._checkpoint_writer,
             watchdog=self._watchdog,
+            limits=limits,
             preview_px=settings.preview_px,
         )
         self._next_preview = 0.0
@@ -150,6 +156,10 @@ class Attempt:
         """
         self._reporter.call_soon(lambda: self._finisher.end_stopped(status))
 
+    def _is_over_limit(self) -> bool:
+        """Whether the run has taken longer than the service allows; for the lease's thread."""
+        return self._limits.is_over(time.monotonic() - self._run_began_at)
+
     # ------------------------------------------------------------------ the run
 
     def _run(self, load: LoadNetwork) -> tuple[StyleResult, float]:
@@ -165,6 +175,8 @@ class Attempt:
         self._watchdog.begin_phase("host")
         resume = self._load_checkpoint()
         load_seconds = time.monotonic() - start
+        earlier_seconds = resume.header.seconds if resume else 0.0
+        self._run_began_at = time.monotonic() - earlier_seconds
         self._watchdog.begin_phase("device")
         result = stylize(inputs, spec, network, self._on_step, planner, resume=resume)
         self._watchdog.begin_phase("host")

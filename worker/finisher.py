@@ -18,10 +18,11 @@ from core.images import codec
 from core.jobs.models import Job, JobProgress, ModelUsed, Output
 from core.jobs.store import JobStore, LeaseStatus
 from core.neural.transfer.stylize import RunProgress, StepEvent, StyleResult
+from core.style.limits import JobLimits
 from core.style.spec import SpecUpdate, StyleSpec
 from worker.checkpoint_writer import CheckpointWriter
 from worker.images import FrameRecorder, ImageWriter
-from worker.lease import Lease
+from worker.lease import STOPPING, Lease
 from worker.process import shutting_down
 from worker.retry import MAX_TRIES, make_retrying
 from worker.spec_updates import SpecUpdates
@@ -55,12 +56,13 @@ class JobFinisher:
         lease: Lease,
         checkpoint_writer: CheckpointWriter,
         watchdog: HangWatchdog,
+        limits: JobLimits,
         preview_px: int,
     ) -> None:
         self._job, self._token, self._store, self._state = job, token, store, state
         self._images, self._frames, self._lease = images, frames, lease
         self._checkpoint_writer, self._watchdog = checkpoint_writer, watchdog
-        self._preview_px = preview_px
+        self._limits, self._preview_px = limits, preview_px
         self._has_ended = False
 
     @property
@@ -94,21 +96,23 @@ class JobFinisher:
         return self._end(lambda: self._store.fail(self._job.id, self._token, error))
 
     def end_stopped(self, status: LeaseStatus | None = None) -> LeaseStatus:
-        """End a job that is canceled or over its deadline, with the picture so far.
+        """End a job that is canceled, over its deadline or over the limit; keep the picture so far.
 
         status: the lease's, or None to ask the store. Raises Unavailable, LeaseLost.
         """
         job_id, token = self._job.id, self._token
         if status is None:
             status = self._ask_status()
-        if status not in ("cancel", "deadline_exceeded"):
+        if status not in STOPPING:
             return status
         output = None
         if (event := self._state.event) is not None:
             output = self._write_result(event.picture(), event.spec, event.progress.spec_updates)
         if status == "cancel":
             return self._end(lambda: self._store.end_canceled(job_id, token, output))
-        error = errors.DeadlineExceeded()
+        error = (
+            errors.DeadlineExceeded() if status == "deadline_exceeded" else self._limits.run_error
+        )
         return self._end(lambda: self._store.fail(job_id, token, error, output))
 
     def release(self) -> None:
@@ -161,7 +165,8 @@ class JobFinisher:
     # ------------------------------------------------------------------ steps
 
     def _ask_status(self) -> LeaseStatus:
-        return self._retry(lambda: self._store.renew(self._job.id, self._token))
+        status = self._retry(lambda: self._store.renew(self._job.id, self._token))
+        return self._lease.status if status == "ok" else status
 
     def _end(self, step: Callable[[], LeaseStatus]) -> LeaseStatus:
         status = self._retry(step)

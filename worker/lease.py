@@ -19,6 +19,9 @@ from worker.spec_updates import SpecUpdates
 RENEW_SECONDS = 0.8  # shorter than the timeout after which a silent store is unavailable
 RELEASE_SECONDS = 8.0  # after a shutdown began, the current iteration may take so long
 
+# The statuses with which the run must stop and the job end.
+STOPPING = ("cancel", "deadline_exceeded", "time_limit_exceeded")
+
 log = logging.getLogger(__name__)
 
 
@@ -33,15 +36,17 @@ class Lease:
         *,
         spec_updates: SpecUpdates | None = None,
         on_stop: Callable[[LeaseStatus], object] = lambda _: None,
+        is_over_limit: Callable[[], bool] = lambda: False,
         shutting_down: threading.Event | None = None,
     ) -> None:
-        """on_stop: called once when the job is canceled or over its deadline; must not block.
+        """on_stop: called once when the job must stop: is canceled, over its deadline or the limit.
 
-        It runs in the lease's thread. shutting_down: set when the worker must stop.
+        It runs in the lease's thread and must not block. is_over_limit: whether the run has taken
+        longer than the service allows. shutting_down: set when the worker must stop.
         """
         self._store, self._job_id, self._token = store, job_id, token
         self._spec_updates = spec_updates or SpecUpdates(store, job_id, token)
-        self._on_stop = on_stop
+        self._on_stop, self._is_over_limit = on_stop, is_over_limit
         self._shutting_down = shutting_down or threading.Event()
         self._shutdown_at: float | None = None  # when the thread saw the shutdown first
         self._status: LeaseStatus = "ok"
@@ -72,8 +77,13 @@ class Lease:
         """The store has refused the token."""
         self._status = "stale"
 
+    @property
+    def status(self) -> LeaseStatus:
+        """What the last renewal said."""
+        return self._status
+
     def has_to_stop(self) -> bool:
-        """Whether the job is canceled or over its deadline. Raises LeaseLost."""
+        """Whether the job is canceled, over its deadline or over the limit. Raises LeaseLost."""
         if self.is_lost:
             raise errors.LeaseLost()
         return self._status != "ok"
@@ -107,10 +117,12 @@ class Lease:
         if status == "spec_updated":
             self._spec_updates.fetch()
             status = "ok"
+        if status == "ok" and self._is_over_limit():
+            status = "time_limit_exceeded"
         if self.is_lost:  # another thread has learned so meanwhile
             return
         previous, self._status = self._status, status
-        if previous == "ok" and status in ("cancel", "deadline_exceeded"):
+        if previous == "ok" and status in STOPPING:
             self._on_stop(status)
         if status == "ok" and self._is_release_due():
             self._store.release(self._job_id, self._token)

@@ -38,7 +38,7 @@ class JobRunner:
     """Claims jobs and runs them, one at a time."""
 
     def __init__(self, settings: Settings, worker: WorkerSettings) -> None:
-        self._worker = worker
+        self._worker, self._limits = worker, settings.job_limits
         self._store = JobStore(settings.redis_url)
         self._blobs = Blobs(settings.blobs_dir)
         self._checkpoints = Checkpoints(settings.checkpoints_dir)
@@ -122,6 +122,7 @@ class JobRunner:
             blobs=self._blobs,
             checkpoints=self._checkpoints,
             settings=self._worker,
+            limits=self._limits,
         )
         with self._run_lock:
             is_done = attempt.run(self._load_and_record)
@@ -171,14 +172,16 @@ class JobRunner:
             device=device_name(network.device),
             precision=str(network.dtype).removeprefix("torch."),
             network=network.name,
-            networks=[entry.name for entry in self._weights.entries()],
+            networks=self._weights.names(),
         )
 
     def _send_heartbeats(self, info: WorkerInfo) -> None:
         pause = threading.Event()
         while True:
             try:
-                self._store.heartbeat(self._name, info)
+                # Networks may have been imported or removed meanwhile.
+                current = info.model_copy(update={"networks": self._weights.names()})
+                self._store.heartbeat(self._name, current)
             except errors.Unavailable:  # the next heartbeat follows in a second
                 pass
             except Exception:

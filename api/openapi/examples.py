@@ -10,6 +10,7 @@ from fastapi.sse import format_sse_event
 
 from api.routes.system import get_limits
 from api.settings import ApiSettings
+from core.config import Settings
 from core.jobs.models import Status
 from core.style.presets import PRESETS
 from core.style.spec import parse_spec
@@ -172,7 +173,9 @@ RESPONSES: dict[str, Any] = {
         "running": 1,
         "average_job_seconds": 21.4,
         "workers": [{"busy": True, "info": _WORKER}],
-        "limits": get_limits(ApiSettings.model_construct()).model_dump(),
+        "limits": get_limits(
+            ApiSettings.model_construct(), Settings.model_construct().job_limits
+        ).model_dump(),
         "store": {"problems": [], "unchecked": [], "identity": "same"},
     },
     "ModelList": {

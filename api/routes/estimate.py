@@ -1,30 +1,23 @@
-"""POST /v1/estimate: the time and memory of a job before its submission.
-
-A worker computes the estimate, because the API process does not load torch.
-"""
+"""POST /v1/estimate: the time and memory of a job before its submission."""
 
 from typing import Annotated, Any
 
-from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import Blobs, Owner, Store
+from api.dependencies import Blobs, JobLimits, Owner, Store
 from api.schemas.submission import parameters_schema
+from api.submissions.estimates import PictureSizes, request_estimate
 from api.submissions.pictures import check_digest, inspect_picture
 from core import errors
 from core.images.validation import MAX_SIDE_PX, MIN_SIDE_PX, check_dimensions
-from core.jobs.models import EstimateRequest, QueuePosition
+from core.jobs.models import EstimateResponse, JobError, QueuePosition
 from core.jobs.service_info import Estimate
 from core.jobs.store import JobStore
 from core.style.spec import MAX_STYLES, parse_spec, result_size
 
-WAIT_SECONDS = 5.0
 _BODY_BYTES = 100_000
-
-# Estimates at the same time; each occupies a thread until the worker answers.
-_estimate_slots = CapacityLimiter(8)
 
 router = APIRouter(prefix="/v1/estimate", tags=["system"])
 
@@ -58,7 +51,9 @@ class EstimateBody(BaseModel):
 
 
 @router.post("", summary="Estimate a job", max_body_size=_BODY_BYTES)
-async def estimate_job(body: EstimateBody, owner: Owner, store: Store, blobs: Blobs) -> Estimate:
+async def estimate_job(
+    body: EstimateBody, owner: Owner, store: Store, blobs: Blobs, limits: JobLimits
+) -> Estimate:
     """Return the plan that a worker would follow: its scales, seconds and memory, and the queue."""
     spec = parse_spec(body.spec).for_pictures(
         len(body.styles),
@@ -72,20 +67,16 @@ async def estimate_job(body: EstimateBody, owner: Owner, store: Store, blobs: Bl
     init = None
     if body.init_image is not None:
         init = await _get_size(body.init_image, owner, store, blobs, any_size=True)
+    limits.check_spec(spec, *content)
     width, height = result_size(*content, spec.size, seamless=spec.seamless)
     load = await run_in_threadpool(store.get_load)
     if not load.workers:
         raise errors.NoWorker()
-    if not _estimate_slots.available_tokens:
-        raise errors.Unavailable("Too many estimates are pending; try again in a few seconds.")
-    request = EstimateRequest(
-        content=content, styles=styles, masks=len(body.masks), init=init, spec=spec.model_dump()
-    )
-    answer = await to_thread.run_sync(
-        store.estimates.request, request, WAIT_SECONDS, limiter=_estimate_slots
-    )
+    sizes = PictureSizes(content, styles, init)
+    answer = await request_estimate(spec, sizes, len(body.masks), store)
     if answer is None:
         raise errors.NoWorker("No worker has answered in time; try again in a few seconds.")
+    answer = _apply_limit(answer, limits)
     scales = answer.scales
     return Estimate(
         seconds=round(sum(scale.seconds for scale in scales), 1) if scales else None,
@@ -98,6 +89,16 @@ async def estimate_job(body: EstimateBody, owner: Owner, store: Store, blobs: Bl
         network=answer.network,
         queue=QueuePosition(position=load.queued, start_seconds=load.start_seconds(load.queued)),
     )
+
+
+def _apply_limit(answer: EstimateResponse, limits: JobLimits) -> EstimateResponse:
+    """Return the answer, or the refusal of a job that would take too long on this service."""
+    try:
+        limits.check_seconds(sum(scale.seconds for scale in answer.scales))
+    except errors.BadSpec as error:
+        refused = JobError(code=error.code, message=error.message)
+        return answer.model_copy(update={"scales": [], "refused": refused})
+    return answer
 
 
 async def _get_size(

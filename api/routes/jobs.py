@@ -23,7 +23,7 @@ from api.schemas.submission import (
     parameters_schema,
 )
 from api.submissions import parser
-from api.submissions.job import create_or_replay
+from api.submissions.job import create_checked, create_or_replay
 from api.submissions.pictures import inspect_picture
 from api.submissions.service import (
     IDEMPOTENCY_KEY_PATTERN,
@@ -48,7 +48,6 @@ from core.style.spec import (
     UPDATABLE,
     StyleSpec,
     apply_changes,
-    parse_spec,
 )
 
 router = APIRouter(prefix=JOBS, tags=["jobs"])
@@ -273,7 +272,7 @@ def cancel_job(job_id: str, owner: Owner, store: Store) -> JobResource:
     summary="Retry a job",
     max_body_size=_BODY_BYTES,
 )
-def retry_job(
+async def retry_job(
     job_id: str,
     response: Response,
     submissions: Annotated[SubmissionService, Depends()],
@@ -288,8 +287,24 @@ def retry_job(
     """
     change = change or RetryRequest()
     request_hash = compute_request_hash({"retry": job_id, **change.model_dump(exclude_unset=True)})
-    if replay := submissions.replay_job(idempotency_key, request_hash, response):
+    if replay := await run_in_threadpool(
+        submissions.replay_job, idempotency_key, request_hash, response
+    ):
         return replay
+    submission, options = await run_in_threadpool(_prepare_retry, job_id, change, submissions)
+    context = submissions.build_context(
+        idempotency_key, request_hash=request_hash, retried_from=job_id
+    )
+    return await create_checked(submission, options, context, response, submissions)
+
+
+def _prepare_retry(
+    job_id: str, change: RetryRequest, submissions: SubmissionService
+) -> tuple[JobSubmission, SubmissionOptions]:
+    """Return what a client would submit to run the job again with these changes.
+
+    Raises JobNotFound, JobNotEnded, NoResult, ResultGone, BadSpec.
+    """
     old = get_owned_job(job_id, submissions.caller.owner, submissions.store)
     if not old.status.has_ended:
         raise errors.JobNotEnded()
@@ -298,22 +313,16 @@ def retry_job(
     base = old.input
     if change.continue_from_result:
         base = _start_from_result(old, submissions.blobs)
-    spec = parse_spec(apply_changes(base.spec, change.spec)).for_pictures(
-        len(base.styles),
-        len(base.masks),
-        len(base.style_masks),
-        init_image=base.init_image is not None,
-    )
-    job_input = base.model_copy(update={"spec": spec.model_dump()})
+    submission = JobSubmission.for_input(base, apply_changes(base.spec, change.spec))
+    begins_with_picture = submission.parameters.get("init") == "picture"
+    if change.continue_from_result and not begins_with_picture:
+        raise errors.BadSpec("continue begins with the result: send init only without it.")
+    if begins_with_picture and submission.init_image is None:
+        raise errors.BadSpec("init=picture: a retry can only begin with the result; send continue.")
     # The lower of both: the caller's key may allow less than when the old job was submitted.
     priority = max(old.priority, submissions.caller.priority, key=list(Priority).index)
-    options = submissions.check_options(
-        SubmissionOptions(priority=priority, webhook=change.webhook)
-    )
-    context = submissions.build_context(
-        idempotency_key, request_hash=request_hash, retried_from=job_id
-    )
-    return submissions.create_job(job_input, options, context, response)
+    options = SubmissionOptions(priority=priority, webhook=change.webhook)
+    return submission, submissions.check_options(options)
 
 
 def _start_from_result(old: Job, blobs: Blobs) -> JobInput:

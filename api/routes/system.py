@@ -6,24 +6,20 @@ from importlib.metadata import version
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from api import metrics
+from api import dependencies, metrics
 from api.dependencies import Configuration, Store
 from api.settings import ApiSettings
 from api.submissions.parser import BODY_BYTES
+from api.submissions.service import DOWNLOADABLE_MODELS
 from core.images import validation
 from core.jobs.service_info import ModelInfo, ModelList, ServiceLimits, SystemInfo, WorkerStatus
-from core.style.spec import MAX_SIZE_PX, MAX_STYLES, MIN_SIZE_PX
+from core.style.limits import JobLimits
+from core.style.spec import MAX_STYLES, MIN_SIZE_PX
 
 router = APIRouter(tags=["system"])
 
-FETCHABLE = (
-    "vgg16",
-    "vgg19",
-    "vgg19-torchvision",
-)  # any worker can fetch these: `impasto weights fetch`
 
-
-def get_limits(config: ApiSettings) -> ServiceLimits:
+def get_limits(config: ApiSettings, job_limits: JobLimits) -> ServiceLimits:
     """Return the limits of a submission and of the queue."""
     return ServiceLimits(
         formats=[*validation.FORMATS],
@@ -35,7 +31,9 @@ def get_limits(config: ApiSettings) -> ServiceLimits:
         min_side_px=validation.MIN_SIDE_PX,
         max_aspect=validation.MAX_ASPECT,
         min_size=MIN_SIZE_PX,
-        max_size=MAX_SIZE_PX,
+        max_size=job_limits.size_px,
+        max_iterations=job_limits.iterations,
+        max_job_seconds=job_limits.seconds or None,
         max_styles=MAX_STYLES,
         max_queued=config.max_queued,
         max_jobs_per_caller=config.max_jobs_per_caller,
@@ -43,7 +41,9 @@ def get_limits(config: ApiSettings) -> ServiceLimits:
 
 
 @router.get("/v1/system", summary="Workers, queue and limits")
-def get_system(store: Store, config: Configuration) -> SystemInfo:
+def get_system(
+    store: Store, config: Configuration, job_limits: dependencies.JobLimits
+) -> SystemInfo:
     """Return the workers with device and network, queue length, version, limits, and the store."""
     load = store.get_load()
     return SystemInfo(
@@ -52,7 +52,7 @@ def get_system(store: Store, config: Configuration) -> SystemInfo:
         running=load.running,
         average_job_seconds=load.average_job_seconds,
         workers=[WorkerStatus(busy=busy, info=info) for info, busy in store.list_workers()],
-        limits=get_limits(config),
+        limits=get_limits(config, job_limits),
         store=store.monitor.check(),
     )
 
@@ -65,7 +65,7 @@ def list_models(store: Store) -> ModelList:
     """
     workers = [info for info, _ in store.list_workers() if info is not None]
     counts = Counter(name for info in workers for name in info.networks)
-    counts.update(dict.fromkeys(FETCHABLE, 0))
+    counts.update(dict.fromkeys(DOWNLOADABLE_MODELS, 0))
     resolves_to = sorted({info.network for info in workers})
     named = [ModelInfo(name=name, workers=counts[name]) for name in sorted(counts)]
     return ModelList(

@@ -194,6 +194,22 @@ class JobSubmission(_Submission):
             changes["init_image"] = earlier.init_image
         return self.model_copy(update=changes)
 
+    @classmethod
+    def for_input(cls, job_input: JobInput, parameters: dict[str, Any]) -> Self:
+        """Return a submission of an earlier job's pictures with these parameters.
+
+        Without the initial picture if the parameters do not begin with one.
+        """
+        begins_with_picture = parameters.get("init") == "picture"
+        return cls(
+            content=job_input.content,
+            styles=list(job_input.styles),
+            masks=list(job_input.masks),
+            style_masks=list(job_input.style_masks),
+            init_image=job_input.init_image if begins_with_picture else None,
+            spec=parameters,
+        )
+
     def request_content(self) -> dict[str, Any]:
         """Return what the client has sent, for the request hash: no defaults, pictures as digests.
 

@@ -1,10 +1,14 @@
 """A submission of a batch, from the request to the created jobs. Knows no route."""
 
+import math
+from collections.abc import Sequence
+
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from api.schemas.submission import BatchSubmission, compute_request_hash
-from api.submissions import parser
+from api.submissions import estimates, parser
+from api.submissions.estimates import PictureSizes, Size
 from api.submissions.pictures import check_digest, inspect_picture, picture_path, store_picture
 from api.submissions.service import SubmissionService
 from core import errors
@@ -36,14 +40,29 @@ async def create_or_replay(
         spec = await run_in_threadpool(_check_submission, submission, submissions)
         count = len(submission.contents) * len(submission.styles)
         await run_in_threadpool(submissions.check_limits, options, count)
-        for number, picture in enumerate([*submission.contents, *submission.styles]):
-            size = await inspect_picture(picture_path(picture, submissions.blobs))
-            if number < len(submission.contents):
-                result_size(*size, spec.size, seamless=spec.seamless)
+        sizes = [
+            await inspect_picture(picture_path(picture, submissions.blobs))
+            for picture in (*submission.contents, *submission.styles)
+        ]
+        await _check_sizes(sizes, len(submission.contents), spec, submissions)
         context = submissions.build_context(key, request_hash=request_hash)
         return await run_in_threadpool(
             _create_batch, submission, spec, options, context, submissions
         )
+
+
+async def _check_sizes(
+    sizes: Sequence[Size], contents: int, spec: StyleSpec, submissions: SubmissionService
+) -> None:
+    """Check each photo's shape, and the job of the longest run. The first sizes are the photos'.
+
+    Raises BadSpec.
+    """
+    results = [result_size(*size, spec.size, seamless=spec.seamless) for size in sizes[:contents]]
+    for size in sizes[:contents]:
+        submissions.job_limits.check_spec(spec, *size)
+    largest = PictureSizes(max(results, key=math.prod), [max(sizes[contents:], key=math.prod)])
+    await estimates.check_limits(submissions.job_limits, spec, largest, 0, submissions.store)
 
 
 def _find_replay(
@@ -61,6 +80,7 @@ def _check_submission(submission: BatchSubmission, submissions: SubmissionServic
     Raises BadSpec, BadRequest, ImageNotFound.
     """
     spec = parse_spec(submission.parameters).for_pictures()
+    submissions.check_model(spec)
     max_jobs = submissions.config.max_jobs_per_caller
     if len(submission.contents) * len(submission.styles) > max_jobs:
         raise errors.BadRequest(f"You may have {max_jobs} jobs; this batch has more.")

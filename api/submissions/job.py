@@ -8,12 +8,13 @@ from starlette.concurrency import run_in_threadpool
 from api.dependencies import Blobs
 from api.schemas.job import JobResource
 from api.schemas.submission import JobSubmission, Picture, compute_request_hash
-from api.submissions import parser
+from api.submissions import estimates, parser
+from api.submissions.estimates import PictureSizes
 from api.submissions.pictures import check_digest, inspect_picture, picture_path, store_picture
 from api.submissions.service import SubmissionService
 from core import errors
 from core.images import codec
-from core.jobs.models import JobInput
+from core.jobs.models import JobInput, SubmissionContext, SubmissionOptions
 from core.style.spec import StyleSpec, parse_spec, result_size
 
 
@@ -31,18 +32,30 @@ async def create_or_replay(
             return job
         options = submissions.check_options(sent.options)
         submission = await run_in_threadpool(_apply_provenance, sent, submissions)
-        spec = await run_in_threadpool(_check_submission, submission, submissions)
-        await run_in_threadpool(submissions.check_limits, options)
-        content_size = await _inspect_pictures(submission, spec, submissions.blobs)
-        result_size(*content_size, spec.size, seamless=spec.seamless)
-        job_input = await run_in_threadpool(_store_pictures, submission, spec, submissions)
-        return await run_in_threadpool(
-            submissions.create_job,
-            job_input,
-            options,
-            submissions.build_context(key, request_hash=request_hash),
-            response,
-        )
+        context = submissions.build_context(key, request_hash=request_hash)
+        return await create_checked(submission, options, context, response, submissions)
+
+
+async def create_checked(
+    submission: JobSubmission,
+    options: SubmissionOptions,
+    context: SubmissionContext,
+    response: Response,
+    submissions: SubmissionService,
+) -> JobResource:
+    """Create a job after all checks of its parameters and pictures; a retry passes the same ones.
+
+    Raises what the checks raise; then nothing is stored.
+    """
+    spec = await run_in_threadpool(_check_submission, submission, submissions)
+    await run_in_threadpool(submissions.check_limits, options)
+    sizes = await _inspect_pictures(submission, spec, submissions.blobs)
+    result_size(*sizes.content, spec.size, seamless=spec.seamless)
+    await estimates.check_limits(
+        submissions.job_limits, spec, sizes, len(submission.masks), submissions.store
+    )
+    job_input = await run_in_threadpool(_store_pictures, submission, spec, submissions)
+    return await run_in_threadpool(submissions.create_job, job_input, options, context, response)
 
 
 def _apply_provenance(submission: JobSubmission, submissions: SubmissionService) -> JobSubmission:
@@ -72,6 +85,7 @@ def _check_submission(submission: JobSubmission, submissions: SubmissionService)
         len(submission.style_masks),
         init_image=submission.init_image is not None,
     )
+    submissions.check_model(spec)
     owner, store, blobs = submissions.caller.owner, submissions.store, submissions.blobs
     try:
         for picture in submission.pictures():
@@ -111,8 +125,8 @@ def _store_pictures(
 
 async def _inspect_pictures(
     submission: JobSubmission, spec: StyleSpec, blobs: Blobs
-) -> tuple[int, int]:
-    """Decode all pictures. Returns the (width, height) of the photo. Raises BadImage.
+) -> PictureSizes:
+    """Decode all pictures and return their sizes. Raises BadImage.
 
     Only the masks of a style with a share must have a pixel that is not black. An initial picture
     that is named by digest may be a result, so the limits for uploads do not apply to it.
@@ -123,11 +137,13 @@ async def _inspect_pictures(
 
     assert submission.content is not None, "the model requires it, or `from` has completed it"
     content_size = await inspect(submission.content)
-    for style in submission.styles:
-        await inspect(style)
+    style_sizes = [await inspect(style) for style in submission.styles]
     for masks in (submission.masks, submission.style_masks):
         for mask, share in zip(masks, spec.style_weights, strict=False):
             await inspect(mask, mask=share > 0)
+    init_size = None
     if submission.init_image is not None:
-        await inspect(submission.init_image, any_size=isinstance(submission.init_image, str))
-    return content_size
+        init_size = await inspect(
+            submission.init_image, any_size=isinstance(submission.init_image, str)
+        )
+    return PictureSizes(content_size, style_sizes, init_size)

@@ -8,7 +8,15 @@ from typing import Any
 
 from fastapi import Response
 
-from api.dependencies import Blobs, Configuration, CurrentCaller, Notify, Store, Webhooks
+from api.dependencies import (
+    Blobs,
+    Configuration,
+    CurrentCaller,
+    JobLimits,
+    Notify,
+    Store,
+    Webhooks,
+)
 from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource, job_resource
 from core import errors
 from core.jobs.models import (
@@ -20,7 +28,10 @@ from core.jobs.models import (
     SubmissionOptions,
     new_job_id,
 )
+from core.style.spec import StyleSpec
 
+# Those that any worker can fetch: `impasto weights fetch`.
+DOWNLOADABLE_MODELS = ("vgg16", "vgg19", "vgg19-torchvision")
 IDEMPOTENCY_KEY_PATTERN = r"^[!-~]{1,255}$"
 
 
@@ -34,6 +45,7 @@ class SubmissionService:
     notify: Notify
     config: Configuration
     webhooks: Webhooks
+    job_limits: JobLimits
 
     def replay_job(
         self, key: str | None, request_hash: str, response: Response
@@ -88,6 +100,20 @@ class SubmissionService:
     def limits(self) -> QueueLimits:
         """The maximum number of jobs in the queue, and of one caller."""
         return QueueLimits(queued=self.config.max_queued, per_owner=self.config.max_jobs_per_caller)
+
+    def check_model(self, spec: StyleSpec) -> None:
+        """Raise BadSpec for a network that no worker has and that none could fetch.
+
+        A worker tells which ones it has with its heartbeats. Without one, nothing is known.
+        """
+        if spec.model == "auto" or spec.model in DOWNLOADABLE_MODELS:
+            return
+        workers = [info for info, _ in self.store.list_workers()]
+        networks = {name for info in workers if info is not None for name in info.networks}
+        if workers and None not in workers and spec.model not in networks:
+            raise errors.BadSpec(
+                "model: no worker has a network of this name; GET /v1/models lists those there are."
+            )
 
     def check_limits(self, options: SubmissionOptions, count: int = 1) -> None:
         """Refuse `count` jobs that exceed the limits, before their pictures are stored.

@@ -1,7 +1,7 @@
 // The form of the parameters: four with labels of their own, the others under their API names.
 // Ranges, defaults and descriptions come from the OpenAPI document.
 
-import { createElement, setValueText, setVisible } from "./dom.js";
+import { createElement, formatDuration, setValueText, setVisible } from "./dom.js";
 import { canonicalize, getDefault } from "./schema.js";
 
 // isPower: the slider's value is the logarithm to base 2, so that its steps are equal factors.
@@ -122,6 +122,20 @@ export class ParameterForm extends EventTarget {
     root.replaceChildren(createElement("div", { className: "row" }, ...buttons), hint);
     this.addEventListener("change", update);
     update();
+    setVisible(root, true);
+  }
+
+  // Shows the operator's limits on one job, and lets the fields keep them.
+  showLimits(root, { max_size: size, max_iterations: iterations, max_job_seconds: seconds }) {
+    const { size: sizeControl, iterations: iterationsControl } = this.controls;
+    for (const option of sizeControl.element.querySelectorAll("option")) {
+      if (Number(option.value) > size) option.remove();
+    }
+    sizeControl.element.querySelector("input").max = size;
+    iterationsControl.element.querySelector("input").max = iterations;
+    const duration = seconds ? `, ${formatDuration(seconds)}` : "";
+    root.textContent =
+      `At most: ${size} px, ${iterations} iterations at one scale${duration}.`;
     setVisible(root, true);
   }
 }

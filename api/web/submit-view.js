@@ -11,7 +11,7 @@ import { ImagePicker } from "./image-picker.js";
 import { MaskEditor } from "./mask.js";
 import { Picture } from "./picture.js";
 import { retry } from "./retry.js";
-import { getPresets, getSubmissionSchema } from "./schema.js";
+import { getLimits, getPresets, getSubmissionSchema } from "./schema.js";
 import { StyleWeights } from "./style-weights.js";
 
 export class SubmitView {
@@ -70,6 +70,9 @@ export class SubmitView {
     retry(getPresets)
       .then((presets) => this.parameters.showPresets(byId("presets"), presets))
       .catch(() => {});  // the page works without presets
+    retry(getLimits)
+      .then((limits) => this.parameters.showLimits(byId("job-limits"), limits))
+      .catch(() => {});  // then the service refuses what exceeds them
   }
 
   setMixing(isMixing) {

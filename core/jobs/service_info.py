@@ -33,6 +33,8 @@ class ServiceLimits(_ServiceModel):
     max_aspect: int
     min_size: int
     max_size: int
+    max_iterations: int | None = None  # None: a service of an earlier version
+    max_job_seconds: float | None = None  # of a run; None: no limit
     max_styles: int
     max_queued: int
     max_jobs_per_caller: int

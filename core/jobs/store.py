@@ -51,7 +51,10 @@ WORKER_TTL_MS = 5_000  # a worker sends a heartbeat every second; scripts/common
 WORKER_FORGET_MS = 60_000  # then the store forgets the description of a worker
 ANY_OWNER = ""  # for operations that may touch the jobs of all owners
 NO_OWNER = ""  # of a blob that no client may name
-LeaseStatus = Literal["ok", "spec_updated", "cancel", "deadline_exceeded", "stale"]
+# `time_limit_exceeded` comes from the worker, the others from the store.
+LeaseStatus = Literal[
+    "ok", "spec_updated", "cancel", "deadline_exceeded", "time_limit_exceeded", "stale"
+]
 DeliveryOutcome = Literal["delivered", "gone", "given_up"]
 
 _DEFAULT_OPTIONS, _UNLIMITED = SubmissionOptions(), QueueLimits()

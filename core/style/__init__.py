@@ -1,4 +1,4 @@
-"""The parameters of a stylization, the presets, and the names of VGG's layers.
+"""The parameters of a stylization, its scales, the presets, VGG's layers, the operator's limits.
 
 Knows no tensors and no jobs.
 """

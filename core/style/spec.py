@@ -47,6 +47,7 @@ GATYS_DEFAULTS: Mapping[str, Any] = {
 STRENGTH_DECADES = 2.5  # the range of `strength`, in powers of ten of the style weight
 
 MIN_SIZE_PX, MAX_SIZE_PX = 64, 8192
+MAX_ITERATIONS = 5000  # of one scale
 # One position after four poolings. The sides of a seamless result are multiples of it.
 GRID_PX = 16
 
@@ -204,7 +205,7 @@ class StyleSpec(BaseModel):
     iterations: int = Field(
         0,
         ge=0,
-        le=5000,
+        le=MAX_ITERATIONS,
         description="Iterations at the coarsest and the last scale; the scales between take half "
         "as many. 0: as quality says.",
     )

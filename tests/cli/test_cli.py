@@ -54,6 +54,11 @@ def impasto(run_command: Any, settings: dict[str, str]) -> Command:
     return run
 
 
+def _accept_ctrl_c() -> None:
+    """Undo that a shell starts the background jobs of a script with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start_impasto(tmp_path: Path, settings: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
     """Start the command as a process, in an empty folder."""
@@ -66,6 +71,7 @@ def start_impasto(tmp_path: Path, settings: dict[str, str]) -> Callable[..., sub
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_accept_ctrl_c,  # noqa: PLW1509 - no threads here
         )
 
     return start

@@ -290,3 +290,24 @@ def test_a_deleted_file_is_refused_and_not_retried_forever(
 
     expect(page.locator("#photo .error")).to_contain_text("moved.png: It cannot be read.")
     expect(page.locator("#photo .name")).to_have_count(0)
+
+
+def test_the_operators_limits_are_shown_and_bound_the_fields(open_page: OpenPage) -> None:
+    def lower(route: Any) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        limits = {"max_size": 768, "max_iterations": 90, "max_job_seconds": 120}
+        body["limits"] = {**body["limits"], **limits}
+        route.fulfill(response=answer, json=body)
+
+    page = open_page("/livez")
+    page.route("**/v1/system", lower)
+    page.goto("/")
+    expect(page.locator("#job-limits")).to_have_text(
+        "At most: 768 px, 90 iterations at one scale, 2 min."
+    )
+    sizes = page.locator("#parameter-size option").evaluate_all("all => all.map((o) => o.value)")
+
+    assert sizes == ["256", "384", "512", "768", "other"]
+    assert page.locator("#parameter-size-px").get_attribute("max") == "768"
+    assert page.locator("#parameter-iterations").get_attribute("max") == "90"

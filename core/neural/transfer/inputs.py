@@ -25,8 +25,8 @@ from core.neural.transfer.objective import (
     mix_styles,
 )
 from core.neural.transfer.regions import SIDE_PX, RegionMap, find_regions
-from core.neural.transfer.schedule import Scale
 from core.neural.vgg import Network
+from core.style.schedule import Scale
 from core.style.spec import GRID_PX, MIN_RESULT_SIDE_PX, StyleSpec
 
 # Long side of a painting at most: a larger one costs memory and shows the network no other strokes.

@@ -32,9 +32,9 @@ from core.neural.transfer.objective import (
 )
 from core.neural.transfer.optimize import HISTORY
 from core.neural.transfer.regions import MAX_REGIONS
-from core.neural.transfer.schedule import Scale, schedule
 from core.neural.transfer.tiling import make_tiles
 from core.neural.vgg import Network, stride
+from core.style.schedule import Scale, schedule
 from core.style.spec import MIN_RESULT_SIDE_PX, MIN_SIZE_PX, StyleSpec
 
 TILES_PX = (None, 4096, 2048, 1024, 512, 256)  # None: the whole picture

@@ -93,11 +93,15 @@ class WeightsCache:
         """Whether the network is in the cache."""
         return self.path(name).is_file()
 
+    def names(self) -> list[str]:
+        """The names of all networks in the cache, sorted."""
+        names = sorted(path.stem for path in self.folder.glob("*.safetensors"))
+        return [name for name in names if _is_valid_name(name)]
+
     def entries(self) -> Iterator[CacheEntry]:
         """All networks in the cache, sorted by name. Reads only the headers of their files."""
-        for name in sorted(path.stem for path in self.folder.glob("*.safetensors")):
-            if _is_valid_name(name):
-                yield self.entry(name)
+        for name in self.names():
+            yield self.entry(name)
 
     def entry(self, name: str) -> CacheEntry:
         """One network of the cache. Raises WeightsUnavailable."""

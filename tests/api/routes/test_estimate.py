@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from api.routes import estimate
+from api.submissions import estimates
 from core.jobs.models import EstimateResponse, JobError, ScaleEstimate
 from core.jobs.store import JobStore
 
@@ -112,7 +112,7 @@ def test_a_job_that_would_fail_has_a_reason(request_estimate: RequestEstimate) -
 def test_without_a_worker_there_is_no_estimate(
     client: TestClient, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(estimates, "WAIT_SECONDS", 0.2)
     answer = client.post("/v1/estimate", json=BODY)
     assert (answer.status_code, answer.json()["code"]) == (503, "no_worker")
     store.heartbeat("stalled")

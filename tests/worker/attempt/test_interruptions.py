@@ -1,8 +1,10 @@
-"""An attempt that must stop: at a shutdown, a cancel, a deadline or a lost lease."""
+"""An attempt that must stop: at a shutdown, a cancel, a deadline, a limit, a lost lease."""
 
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,11 @@ from PIL import Image
 from core.images import codec
 from core.jobs.models import Job, Status
 from core.jobs.store import JobStore
+from core.neural.transfer import checkpoint
+from core.neural.transfer.checkpoint import Checkpoint
 from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
+from core.style.limits import JobLimits
 from worker import attempt, lease, process
 from worker.runner import JobRunner
 
@@ -183,3 +188,80 @@ def test_a_stopped_run_keeps_a_picture_that_takes_longer_than_a_lease_to_write(
         Status.CANCELED if end == "canceled" else Status.FAILED,
         1,
     )
+
+
+def _limit_seconds(runner: JobRunner, seconds: float) -> None:
+    runner._limits = JobLimits(seconds=seconds)
+
+
+def test_a_run_that_reaches_the_operators_limit_fails_with_its_picture(
+    runner: JobRunner, store: JobStore, submit: Submit, blobs: Blobs
+) -> None:
+    _limit_seconds(runner, 0.3)
+    job = submit(iterations=5000)
+    runner.run_next()
+    ended = store.get(job.id)
+
+    assert (ended.status, ended.error and ended.error.code) == (
+        Status.FAILED,
+        "time_limit_exceeded",
+    )
+    assert ended.error is not None
+    assert "0.3 s that this service allows (IMPASTO_MAX_JOB_SECONDS)" in ended.error.message
+    assert codec.decode(blobs.get(ended.outputs[0].id)).size == (64, 48)
+
+
+def test_a_run_in_a_long_iteration_ends_at_the_limit_at_once(
+    runner: JobRunner,
+    store: JobStore,
+    submit: Submit,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Callable[..., None],
+) -> None:
+    usual = attempt.Attempt._on_step
+
+    def watch(self: attempt.Attempt, event: Any) -> Any:
+        stop = usual(self, event)
+        if event.progress.iteration == 5:
+            until(lambda: store.get(job.id).status.has_ended, "the end")
+        return stop
+
+    monkeypatch.setattr(attempt.Attempt, "_on_step", watch)
+    _limit_seconds(runner, 0.3)
+    job = submit(iterations=100)
+    runner.run_next()
+    ended = store.get(job.id)
+
+    assert ((ended.error and ended.error.code), len(ended.outputs)) == ("time_limit_exceeded", 1)
+
+
+def test_the_seconds_of_earlier_attempts_count_for_the_limit(
+    checkpointing_runner: JobRunner,
+    store: JobStore,
+    submit: Submit,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Callable[..., None],
+) -> None:
+    """A job that is interrupted again and again must not run for ever."""
+    load = checkpoint.load
+
+    def load_aged(path: Path) -> Checkpoint | None:
+        found = load(path)
+        if found is not None:
+            found.header = replace(found.header, seconds=1000.0)
+        return found
+
+    monkeypatch.setattr(checkpoint, "load", load_aged)
+    _limit_seconds(checkpointing_runner, 500)
+    job = submit(iterations=5000)
+    run = threading.Thread(target=checkpointing_runner.run_next)
+    run.start()
+    until(lambda: store.get(job.id).checkpoint, "a checkpoint")
+    process.shutting_down.set()
+    run.join()
+    process.shutting_down.clear()
+    assert store.get(job.id).status is Status.QUEUED
+    checkpointing_runner.run_next()
+
+    assert (error := store.get(job.id).error) is not None
+    assert error.code == "time_limit_exceeded"

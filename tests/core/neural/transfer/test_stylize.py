@@ -11,7 +11,6 @@ from PIL import Image, ImageChops
 from core.neural.transfer import pixels
 from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.objective import measure_style
-from core.neural.transfer.schedule import schedule
 from core.neural.transfer.stylize import (
     Control,
     RunProgress,
@@ -20,6 +19,7 @@ from core.neural.transfer.stylize import (
     stylize,
 )
 from core.neural.vgg import Network
+from core.style.schedule import schedule
 from core.style.spec import StyleSpec, parse_spec
 from core.style.vgg_layers import Architecture
 

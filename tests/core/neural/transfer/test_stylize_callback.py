@@ -8,7 +8,6 @@ from PIL import Image, ImageStat
 from core import errors
 from core.neural.transfer import pixels
 from core.neural.transfer.inputs import StyleInputs
-from core.neural.transfer.schedule import schedule
 from core.neural.transfer.stylize import (
     Control,
     OnProgress,
@@ -17,6 +16,7 @@ from core.neural.transfer.stylize import (
     stylize,
 )
 from core.neural.vgg import Network
+from core.style.schedule import schedule
 from core.style.spec import StyleSpec, parse_spec
 
 

@@ -14,9 +14,9 @@ from core.images.frame import find_painting
 from core.neural.transfer import pixels
 from core.neural.transfer.inputs import StyleInputs, style_size
 from core.neural.transfer.margin import Margin
-from core.neural.transfer.schedule import Scale
 from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Network
+from core.style.schedule import Scale
 from core.style.spec import StyleSpec, parse_spec
 
 

@@ -11,7 +11,6 @@ from core import errors
 from core.neural.transfer import checkpoint
 from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.planner import Planner
-from core.neural.transfer.schedule import schedule
 from core.neural.transfer.stylize import (
     Control,
     RunProgress,
@@ -19,6 +18,7 @@ from core.neural.transfer.stylize import (
     stylize,
 )
 from core.neural.vgg import Network
+from core.style.schedule import schedule
 from core.style.spec import parse_spec
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from core import errors
-from core.neural.transfer.schedule import COARSEST_PX, STEP, schedule
+from core.style.schedule import COARSEST_PX, STEP, schedule
 from core.style.spec import parse_spec
 
 

@@ -1,0 +1,64 @@
+"""The operator's limits on one job: its size, its iterations, its seconds.
+
+Each refusal names the setting. Knows no HTTP and no worker.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core import errors
+from core.style.schedule import Scale, schedule
+from core.style.spec import MAX_ITERATIONS, MAX_SIZE_PX, StyleSpec
+
+# More seconds than any device that is still in use takes for a pixel and an iteration: a CPU of two
+# cores takes a third.
+_SLOWEST_PIXEL_SECONDS = 2e-5
+
+
+@dataclass(frozen=True)
+class JobLimits:
+    """What one job may take. seconds: of its run, 0 for no limit."""
+
+    size_px: int = MAX_SIZE_PX
+    iterations: int = MAX_ITERATIONS
+    seconds: float = 0
+
+    def check_spec(self, spec: StyleSpec, width: int, height: int) -> None:
+        """Raise BadSpec for a job that is too large; the photo has width x height px."""
+        if spec.size > self.size_px:
+            raise errors.BadSpec(
+                f"size must be at most {self.size_px}, the limit of this service "
+                "(IMPASTO_MAX_SIZE_PX)."
+            )
+        most = max(scale.iterations for scale in schedule(spec, width, height))
+        if most > self.iterations:
+            raise errors.BadSpec(
+                f"The job takes {most} iterations at one scale, and this service allows "
+                f"{self.iterations} (IMPASTO_MAX_ITERATIONS): set iterations."
+            )
+
+    def may_exceed_seconds(self, scales: Sequence[Scale]) -> bool:
+        """Whether a slow device might take longer than allowed, so that an estimate is needed."""
+        work = sum(scale.width * scale.height * scale.iterations for scale in scales)
+        return bool(self.seconds) and work * _SLOWEST_PIXEL_SECONDS > self.seconds
+
+    def check_seconds(self, seconds: float) -> None:
+        """Raise BadSpec for a job that is estimated to take longer."""
+        if self.seconds and seconds > self.seconds:
+            raise errors.BadSpec(
+                f"The job would take about {seconds:.0f} s, and this service allows "
+                f"{self.seconds:g} s (IMPASTO_MAX_JOB_SECONDS): use a smaller size, or fewer "
+                "iterations."
+            )
+
+    def is_over(self, seconds: float) -> bool:
+        """Whether a run that has taken these seconds must end."""
+        return bool(self.seconds) and seconds > self.seconds
+
+    @property
+    def run_error(self) -> errors.TimeLimitExceeded:
+        """The error of a run that took longer."""
+        return errors.TimeLimitExceeded(
+            f"The job took longer than the {self.seconds:g} s that this service allows "
+            "(IMPASTO_MAX_JOB_SECONDS); retry it with a smaller size, or fewer iterations."
+        )

@@ -1,0 +1,248 @@
+"""The operator's limits: submissions, batches, estimates and retries pass the same checks."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from PIL import Image
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from api.settings import ApiSettings
+from api.submissions import estimates
+from core.config import Settings
+from core.images import codec
+from core.jobs.models import EstimateResponse, JobError, ScaleEstimate, WorkerInfo
+from core.jobs.store import JobStore
+from core.style.limits import JobLimits
+
+LARGE = {"size": "256", "iterations": "400"}
+RunJob = Callable[[Image.Image], bytes]
+
+
+@pytest.fixture
+def limited_app(app: FastAPI) -> FastAPI:
+    app.state.job_limits = JobLimits(size_px=256, iterations=400, seconds=60)
+    return app
+
+
+@pytest.fixture
+def answer_estimates(store: JobStore) -> Iterator[Callable[[float | None], None]]:
+    """Start a worker that estimates every job at these seconds, or refuses it for None."""
+    over: list[bool] = []
+    threads: list[Thread] = []
+
+    def start(seconds: float | None) -> None:
+        scale = ScaleEstimate(
+            width=9, height=9, iterations=9, seconds=seconds or 0, memory_bytes=9, tile_px=None
+        )
+        refused = None if seconds else JobError(code="out_of_memory", message="Too large.")
+        scales = [scale] if seconds else []
+        answer = EstimateResponse(device="cpu", network="vgg19", scales=scales, refused=refused)
+
+        def listen() -> None:
+            while not over:
+                if found := store.estimates.next_request():
+                    store.estimates.reply(found[0], answer)
+
+        store.heartbeat("worker")
+        threads.append(Thread(target=listen))
+        threads[-1].start()
+
+    yield start
+    over.append(True)
+    for thread in threads:
+        thread.join()
+
+
+def _upload(client: TestClient, picture: Image.Image) -> str:
+    sent = client.post("/v1/images", files={"image": codec.encode(picture)})
+    return str(sent.json()["id"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "setting"),
+    [
+        ({"size": 257}, "IMPASTO_MAX_SIZE_PX"),
+        ({"size": 64, "iterations": 401}, "IMPASTO_MAX_ITERATIONS"),
+        ({"size": 64, "quality": "fine", "init": "noise"}, "IMPASTO_MAX_ITERATIONS"),
+    ],
+    ids=str,
+)
+def test_every_way_to_a_job_refuses_one_above_the_limits(
+    limited_app: FastAPI,
+    client: TestClient,
+    submit: Any,
+    store: JobStore,
+    photo: Image.Image,
+    painting: Image.Image,
+    spec: dict[str, Any],
+    setting: str,
+) -> None:
+    old = submit().json()["id"]
+    client.post(f"/v1/jobs/{old}/cancel")
+    content, style = (_upload(client, picture) for picture in (photo, painting))
+    record = io.BytesIO(
+        codec.encode(photo, "png", {"content": content, "styles": [style], "spec": spec})
+    )
+    pair = {"content": content, "styles": [style]}
+    answers = [
+        client.post("/v1/jobs", json={**pair, "spec": spec}),
+        client.post("/v1/jobs", files={"from": record}),
+        client.post("/v1/batches", json={"contents": [content], "styles": [style], "spec": spec}),
+        client.post("/v1/estimate", json={**pair, "spec": spec}),
+        client.post(f"/v1/jobs/{old}/retry", json={"spec": spec}),
+    ]
+
+    assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [
+        (422, "bad_spec")
+    ] * 5
+    assert all(setting in answer.json()["detail"] for answer in answers)
+    assert [job.id for job in store.list_page(limit=9)[0]] == [old]
+
+
+def test_a_job_that_would_take_too_long_is_refused_where_an_estimate_exists(
+    limited_app: FastAPI, client: TestClient, submit: Any, answer_estimates: Any
+) -> None:
+    unknown = submit(**LARGE)  # no worker could estimate it: the worker will enforce the limit
+    client.post(f"/v1/jobs/{unknown.json()['id']}/cancel")
+    answer_estimates(61.0)
+    too_long, small = submit(**LARGE), submit()
+    retried = client.post(f"/v1/jobs/{unknown.json()['id']}/retry")
+    sizes = {"content": {"width": 96, "height": 72}, "styles": [{"width": 96, "height": 75}]}
+    estimated = client.post("/v1/estimate", json={**sizes, "spec": {"size": 64}}).json()
+
+    assert [answer.status_code for answer in (unknown, too_long, small, retried)] == [
+        202,
+        422,
+        202,
+        422,
+    ]
+    for answer in (too_long, retried):
+        assert answer.json()["code"] == "bad_spec"
+        assert (
+            "about 61 s, and this service allows 60 s (IMPASTO_MAX_JOB_SECONDS)"
+            in (answer.json()["detail"])
+        )
+    assert (estimated["seconds"], estimated["scales"]) == (None, [])
+    assert "IMPASTO_MAX_JOB_SECONDS" in estimated["refused"]["message"]
+
+
+def test_a_batch_is_estimated_once_by_its_longest_job(
+    limited_app: FastAPI, client: TestClient, store: JobStore, answer_estimates: Any
+) -> None:
+    answer_estimates(61.0)
+    wide = Image.new("RGB", (96, 40), "gray")
+    contents = [_upload(client, picture) for picture in (wide, wide.resize((96, 90)))]
+    spec = {"size": 256, "iterations": 400}
+    body = {"contents": contents, "styles": contents[:1], "spec": spec}
+    answer = client.post("/v1/batches", json=body)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad_spec")
+    assert "IMPASTO_MAX_JOB_SECONDS" in answer.json()["detail"]
+    assert store.list_page(limit=9)[0] == []
+
+
+@pytest.mark.parametrize("seconds", [59.0, None])
+def test_a_job_that_is_short_enough_or_has_no_estimate_is_accepted(
+    limited_app: FastAPI, submit: Any, answer_estimates: Any, seconds: float | None
+) -> None:
+    answer_estimates(seconds)
+
+    assert submit(**LARGE).status_code == 202
+
+
+def test_a_worker_that_does_not_answer_delays_a_long_job_only(
+    limited_app: FastAPI, submit: Any, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "WAIT_SECONDS", 0.2)
+    store.heartbeat("worker")
+
+    assert submit(**LARGE).status_code == 202
+    assert estimates._slots.available_tokens == estimates._slots.total_tokens
+
+
+def test_the_service_shows_its_limits(valkey: Any, tmp_path: Path, connect: Any) -> None:
+    settings = Settings(
+        redis_url=valkey.url,
+        data_dir=tmp_path,
+        max_size_px=1024,
+        max_iterations=300,
+        max_job_seconds=90,
+    )
+    limits = connect(create_app(settings, ApiSettings())).get("/v1/system").json()["limits"]
+
+    assert (limits["max_size"], limits["max_iterations"], limits["max_job_seconds"]) == (
+        1024,
+        300,
+        90.0,
+    )
+
+
+def test_a_retry_passes_the_checks_of_a_submission(
+    client: TestClient, submit: Any, store: JobStore, painting: Image.Image
+) -> None:
+    """A size that is too small for the photo's shape, and a mask that is black all over."""
+    narrow = _upload(client, Image.new("RGB", (640, 32), "red"))
+    style, black = _upload(client, painting), _upload(client, Image.new("RGB", (40, 40)))
+    spec: dict[str, Any] = {"size": 640, "style_weights": [1, 0]}
+    masked = {"masks": [style, black], "styles": [style, style], "spec": spec}
+    old = client.post("/v1/jobs", json={"content": narrow, **masked}).json()["id"]
+    client.post(f"/v1/jobs/{old}/cancel")
+    small, unmasked, same = (
+        client.post(f"/v1/jobs/{old}/retry", json={"spec": change})
+        for change in ({"size": 64}, {"style_weights": [1, 1]}, {})
+    )
+
+    assert [answer.status_code for answer in (small, unmasked, same)] == [422, 422, 202]
+    assert [answer.json()["code"] for answer in (small, unmasked)] == ["bad_spec", "bad_image"]
+    assert "size must be at least 640" in small.json()["detail"]
+    assert {job.id for job in store.list_page(limit=9)[0]} == {old, same.json()["id"]}
+
+
+def test_a_model_that_no_worker_has_is_refused_where_the_service_knows_its_models(
+    client: TestClient, submit: Any, store: JobStore
+) -> None:
+    before = submit(model="mine").status_code  # no worker is there
+    store.heartbeat("silent")
+    undescribed = submit(model="mine").status_code
+    info = WorkerInfo(device="cpu", precision="float32", network="vgg19", networks=["vgg19", "own"])
+    store.heartbeat("silent", info)
+    answers = {model: submit(model=model) for model in ("mine", "own", "auto", "vgg16")}
+
+    assert (before, undescribed) == (202, 202)
+    assert {model: answer.status_code for model, answer in answers.items()} == {
+        "mine": 422,
+        "own": 202,
+        "auto": 202,
+        "vgg16": 202,  # the worker may fetch it before the job's turn
+    }
+    assert answers["mine"].json()["code"] == "bad_spec"
+    assert "GET /v1/models lists" in answers["mine"].json()["detail"]
+
+
+def test_a_continued_job_can_begin_again_with_the_photo(
+    run_job: RunJob, client: TestClient, submit: Any, photo: Image.Image
+) -> None:
+    old = submit().json()["id"]
+    run_job(photo)
+    continued = client.post(f"/v1/jobs/{old}/retry", json={"continue": True}).json()
+    client.post(f"/v1/jobs/{continued['id']}/cancel")
+    path = f"/v1/jobs/{continued['id']}/retry"
+    begun, noise = (
+        client.post(path, json={"spec": {"init": init}}) for init in ("content", "noise")
+    )
+    client.post(f"/v1/jobs/{begun.json()['id']}/cancel")
+    impossible = client.post(
+        f"/v1/jobs/{begun.json()['id']}/retry", json={"spec": {"init": "picture"}}
+    )
+
+    for answer in (begun, noise):
+        assert (answer.status_code, answer.json()["input"]["init_image"]) == (202, None)
+    assert begun.json()["input"]["spec"]["init"] == "content"
+    assert (impossible.status_code, impossible.json()["code"]) == (422, "bad_spec")
+    assert "send continue" in impossible.json()["detail"]
