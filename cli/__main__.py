@@ -15,7 +15,7 @@ from cli import service
 from cli.dataset import dataset
 from cli.demo import demo
 from cli.info import info
-from cli.jobs import submit, watch
+from cli.jobs import cancel, result, retry, submit, watch
 from cli.keys import keys
 from cli.output import printable
 from cli.stylize import stylize
@@ -67,7 +67,7 @@ def impasto() -> None:
 
 for command in (
     service.up, service.api, service.worker, service.webhooks, service.webhook_secret,
-    submit, watch, demo, stylize, info, keys, weights, dataset, train,
+    submit, watch, cancel, retry, result, demo, stylize, info, keys, weights, dataset, train,
 ):  # fmt: skip
     impasto.add_command(command)
 

@@ -1,7 +1,8 @@
-"""`impasto submit`, `watch`: jobs of a service, through its REST API."""
+"""`impasto submit`, `watch`, `cancel`, `retry`, `result`: jobs of a service, through its API."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,28 @@ from cli.options import (
     collect_parameters,
     existing_file,
     force_option,
+    from_option,
     init_option,
     mask_option,
     output_format,
+    output_option,
     parameter_options,
     print_scales,
+    service_options,
     style_mask_option,
-    url_option,
+    submission_options,
     write_output,
 )
 from cli.output import ProgressBar
 from core import errors
 from core.images import validation
-from core.jobs.models import Job, Status
+from core.jobs.models import Job, Status, SubmissionOptions
 from core.storage.blobs import digest_of
+from core.style.spec import MAX_SIZE_PX
 from impasto import Client, Estimate
+
+wait_option = click.option("--wait", is_flag=True, help="Follow the job until it ends.")
+job_argument = click.argument("job")
 
 # The URL of a job, in the API (/v1/jobs/ID) or on the page (/j/ID).
 _JOB_URL = re.compile(r"(?P<service>https?://.+?)/(?:v1/jobs|j)/(?P<job>[^/?#]+)/?")
@@ -39,20 +47,17 @@ _JOB_URL = re.compile(r"(?P<service>https?://.+?)/(?:v1/jobs|j)/(?P<job>[^/?#]+)
 @style_mask_option
 @init_option
 @parameter_options
-@url_option
-@click.option("--wait", is_flag=True, help="Follow the job until it ends.")
+@from_option
+@submission_options
+@service_options
+@wait_option
 @click.option(
     "--plan",
     "only_plan",
     is_flag=True,
     help="Print time, memory and start of the job without submitting it.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Where to write the result.",
-)
+@output_option
 @force_option
 def submit(
     *,
@@ -62,6 +67,7 @@ def submit(
     style_masks: tuple[Path, ...],
     init_image: Path | None,
     url: str | None,
+    ca_file: Path | None,
     wait: bool,
     only_plan: bool,
     output: Path | None,
@@ -78,7 +84,8 @@ def submit(
         raise errors.BadInput(
             "Name a photo and one or more paintings, or an earlier result with --from."
         )
-    with Client(url) as client:
+    options = {name: given.pop(name) for name in SubmissionOptions.model_fields}
+    with Client(url, ca_file=ca_file) as client:
         if only_plan:
             if content is None or not style:
                 raise errors.BadInput("--plan needs a photo and one or more paintings.")
@@ -100,11 +107,16 @@ def submit(
             masks=masks,
             style_masks=style_masks,
             init_image=init_image,
+            **options,
             **given,
         )
-        click.echo(client.link(job))
-        if wait or output:
-            follow_and_save(client, client.follow(job.id), output)
+        _print_and_follow(client, job, output, wait=wait)
+
+
+def _print_and_follow(client: Client, job: Job, output: Path | None, *, wait: bool) -> None:
+    click.echo(client.link(job))
+    if wait or output:
+        follow_and_save(client, client.follow(job.id), output)
 
 
 def _to_uploadable(source: Path | None) -> Path | str | None:
@@ -136,33 +148,109 @@ def _print_estimate(estimate: Estimate) -> None:
 
 
 @click.command()
-@click.argument("job")
-@url_option
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Where to write the result.",
-)
-def watch(job: str, url: str | None, output: Path | None) -> None:
+@job_argument
+@service_options
+@output_option
+def watch(job: str, url: str | None, ca_file: Path | None, output: Path | None) -> None:
     """Follow a job until it ends. JOB is its id or its URL.
 
     A URL also names the service. Your API key is sent only to the service of --url or, without
     --url, of IMPASTO_URL.
     """
     check_output(output)
+    with _open_job(job, url, ca_file) as (client, job_id):
+        follow_and_save(client, client.follow(job_id), output)
+
+
+@click.command()
+@job_argument
+@service_options
+def cancel(job: str, url: str | None, ca_file: Path | None) -> None:
+    """Cancel a job. JOB is its id or its URL. A running job keeps its picture so far."""
+    with _open_job(job, url, ca_file) as (client, job_id):
+        click.echo(f"{job_id}: {_describe_cancel(client.cancel(job_id))}")
+
+
+def _describe_cancel(job: Job) -> str:
+    return job.status if job.has_ended else "is being canceled"
+
+
+@click.command()
+@job_argument
+@parameter_options
+@click.option(
+    "--continue",
+    "continue_from_result",
+    is_flag=True,
+    help="Begin with the job's result: for more iterations, other weights or a larger size.",
+)
+@click.option("--webhook", help=SubmissionOptions.model_fields["webhook"].description)
+@service_options
+@wait_option
+@output_option
+def retry(
+    *,
+    job: str,
+    continue_from_result: bool,
+    webhook: str | None,
+    url: str | None,
+    ca_file: Path | None,
+    wait: bool,
+    output: Path | None,
+    **given: Any,
+) -> None:
+    """Run a job that has ended again, with its pictures. JOB is its id or its URL.
+
+    Parameters that are given replace those of the job.
+    """
+    check_output(output)
+    with _open_job(job, url, ca_file) as (client, job_id):
+        new = client.retry(
+            job_id, continue_from_result=continue_from_result, webhook=webhook, **given
+        )
+        _print_and_follow(client, new, output, wait=wait)
+
+
+@click.command()
+@job_argument
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write it; the suffix selects PNG, JPEG or WebP.",
+)
+@click.option("--width", type=click.IntRange(16, MAX_SIZE_PX), help="In px, for a smaller copy.")
+@service_options
+def result(
+    job: str, output: Path, width: int | None, url: str | None, ca_file: Path | None
+) -> None:
+    """Download the result of a job that has ended. JOB is its id or its URL."""
+    check_output(output)
+    with _open_job(job, url, ca_file) as (client, job_id):
+        write_output(output, client.result(job_id, output_format(output), width))
+    click.echo(output)
+
+
+@contextmanager
+def _open_job(job: str, url: str | None, ca_file: Path | None) -> Iterator[tuple[Client, str]]:
+    """A client of the job's service, and the job's id. job: the id or the URL.
+
+    The API key goes only to the configured service.
+    """
     job_url = _JOB_URL.fullmatch(job)
     if job_url is None:
-        with Client(url) as client:
-            follow_and_save(client, client.follow(job), output)
+        with Client(url, ca_file=ca_file) as client:
+            yield client, job
         return
-    with Client(url) as configured:
+    with Client(url, ca_file=ca_file) as configured:
         is_trusted = configured.url == job_url["service"]
     if url is not None and not is_trusted:
         raise errors.BadInput("The job's URL and --url name different services; drop --url.")
-    with Client(job_url["service"], key=None if is_trusted else "") as client:
+    key = None if is_trusted else ""
+    with Client(job_url["service"], key=key, ca_file=ca_file) as client:
         try:
-            follow_and_save(client, client.follow(job_url["job"]), output)
+            yield client, job_url["job"]
         except errors.Unauthorized:
             if is_trusted:
                 raise

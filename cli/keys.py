@@ -38,7 +38,10 @@ def create(name: str, priority: str) -> None:
 @keys.command("list")
 def list_keys() -> None:
     """List every key: id, highest priority, creation, last use (UTC), name."""
-    for key in _open_store().list():
+    all_keys = _open_store().list()
+    if not all_keys:
+        click.echo("There are no keys; `impasto keys create NAME` makes one.", err=True)
+    for key in all_keys:
         used = f"used {_format_time(key.last_used_at)}" if key.last_used_at else "never used"
         revoked = "  revoked" if key.revoked else ""
         click.echo(

@@ -11,6 +11,7 @@ import click
 from cli.info import read_record
 from core import errors
 from core.images import validation
+from core.jobs.models import Priority, SubmissionOptions
 from core.storage.files import atomic_write
 from core.style import presets
 from core.style.spec import StyleSpec, apply_changes, describe_range
@@ -41,21 +42,43 @@ class FiniteFloat(click.FloatRange):
 
 
 def parameter_options(command: Command) -> Command:
-    """Add an option for each parameter of StyleSpec, plus --preset and --from."""
+    """Add an option for each parameter of StyleSpec, plus --preset."""
     for name, field in reversed(StyleSpec.model_fields.items()):
         default = _format_default(field.default)
         text = f"{field.description}  [{describe_range(name)}; default: {default}]"
-        command = click.option(f"--{name.replace('_', '-')}", name, metavar="X", help=text)(command)
+        # Without a value, a switch is on.
+        kind: dict[str, Any] = {"metavar": "X"}
+        if field.annotation is bool:
+            kind = {"type": click.BOOL, "is_flag": False, "flag_value": True, "metavar": "[BOOL]"}
+        command = click.option(f"--{name.replace('_', '-')}", name, help=text, **kind)(command)
     descriptions = [f"{preset.name}: {preset.description}" for preset in presets.PRESETS.values()]
     text = f"Named set of parameters; options override it. {' '.join(descriptions)}"
-    command = click.option(f"--{presets.FIELD}", type=click.Choice([*presets.PRESETS]), help=text)(
+    return click.option(f"--{presets.FIELD}", type=click.Choice([*presets.PRESETS]), help=text)(
         command
     )
-    text = (
-        "An earlier result (PNG) that supplies the parameters and, with submit, the pictures; "
-        "what is given beside it overrides it."
-    )
-    return click.option("--from", "source", type=existing_file, help=text)(command)
+
+
+from_option = click.option(
+    "--from",
+    "source",
+    type=existing_file,
+    help="An earlier result (PNG) that supplies the parameters and, with submit, the pictures; "
+    "what is given beside it overrides it.",
+)
+
+
+def submission_options(command: Command) -> Command:
+    """Add an option for each of SubmissionOptions: priority, deadline, reuse, webhook."""
+    for name, field in reversed(SubmissionOptions.model_fields.items()):
+        kind: dict[str, Any] = {}
+        if field.annotation is bool:
+            kind = {"is_flag": True, "default": None}
+        elif name == "priority":
+            kind = {"type": click.Choice([priority.value for priority in Priority])}
+        command = click.option(f"--{name.replace('_', '-')}", name, help=field.description, **kind)(
+            command
+        )
+    return command
 
 
 def _format_default(default: Any) -> str:
@@ -95,7 +118,19 @@ port_option = click.option(
     type=click.IntRange(1, 65535),
     help="Port to listen on.",
 )
-url_option = click.option("--url", help="URL of the service.  [default: IMPASTO_URL]")
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write the result.",
+)
+
+
+def service_options(command: Command) -> Command:
+    """Add --url and --ca-file."""
+    text = "PEM file of the CA that signed the service's certificate, if it is one of your own."
+    command = click.option("--ca-file", type=existing_file, help=text)(command)
+    return click.option("--url", help="URL of the service.  [default: IMPASTO_URL]")(command)
 
 
 force_option = click.option(

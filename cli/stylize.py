@@ -14,6 +14,7 @@ from cli.options import (
     collect_parameters,
     existing_file,
     force_option,
+    from_option,
     init_option,
     mask_option,
     output_format,
@@ -38,6 +39,7 @@ from core.style.spec import StyleSpec, parse_spec
 @style_mask_option
 @init_option
 @parameter_options
+@from_option
 @click.option(
     "-o",
     "--output",
@@ -75,7 +77,7 @@ def stylize(
     precision: Any,
     memory_gb: float,
     source: Path | None,
-    **given: str | None,
+    **given: Any,
 ) -> None:
     """Stylize a photo on this machine, without a service.
 

@@ -53,7 +53,8 @@ class Settings(BaseSettings):
         "text", description="Log format: text for people, json for machines."
     )
     url: str = Field(
-        "http://127.0.0.1:8000", description="URL of the service for clients (submit, watch)."
+        "http://127.0.0.1:8000",
+        description="URL of the service for clients (submit, watch and so on).",
     )
     key: SecretStr = Field(
         SecretStr(""), description="API key that clients send, if the service requires one."

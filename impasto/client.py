@@ -32,6 +32,7 @@ from core.images.validation import Format
 from core.jobs.models import Batch, Frame, Job, Priority, Status
 from core.jobs.service_info import Estimate, ModelInfo, SystemInfo
 from core.style.presets import Preset
+from impasto.connection import describe_failure, open_http
 
 RETRY_SECONDS = 60.0  # a restart of the service takes less
 PAGE_JOBS = 100  # per request for a list
@@ -60,11 +61,14 @@ class Client:
         url: str | None = None,
         key: str | None = None,
         *,
+        ca_file: str | os.PathLike[str] | None = None,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         """Use `url` and `key` or, if None, IMPASTO_URL and IMPASTO_KEY. An empty key is not sent.
 
-        retry_seconds: how long a request is retried, 0 for no retry. Raises BadSettings.
+        ca_file: PEM file of a CA to trust beside the system's; SSL_CERT_FILE, SSL_CERT_DIR,
+        HTTPS_PROXY and NO_PROXY of the environment count, too. retry_seconds: how long a request is
+        retried, 0 for no retry. Raises BadSettings.
         """
         if url is None or key is None:
             environment = read_settings(Settings)
@@ -74,8 +78,7 @@ class Client:
         self._retry_seconds = retry_seconds
         self._has_answered = False  # whether the service has ever answered this client
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # No proxy from the environment: the service is usually on this machine.
-        self._http = httpx2.Client(base_url=self.url, headers=headers, trust_env=False)
+        self._http = open_http(self.url, headers, ca_file)
 
     def __enter__(self) -> "Client":
         return self
@@ -434,10 +437,7 @@ class Client:
         try:
             response = self._http.request(method, path, **request)
         except httpx2.HTTPError as error:
-            raise errors.ServiceUnreachable(
-                f"No Impasto service answers at {self.url}; "
-                "start one with `impasto up` or set --url."
-            ) from error
+            raise errors.ServiceUnreachable(describe_failure(error, self.url)) from error
         self._has_answered = True
         if response.is_success or response.status_code == 304:
             return response

@@ -53,7 +53,7 @@ async def request_estimate(
 async def check_limits(
     limits: JobLimits, spec: StyleSpec, sizes: PictureSizes, masks: int, store: JobStore
 ) -> None:
-    """Raise BadSpec for a job that exceeds the operator's limits.
+    """Raise BadSpec for a job that exceeds the operator's limits, or is too small for its photo.
 
     Only a job that may be too long for a slow device waits for an estimate. Where none is to be
     had, the worker enforces the limit.

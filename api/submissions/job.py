@@ -15,7 +15,7 @@ from api.submissions.service import SubmissionService
 from core import errors
 from core.images import codec
 from core.jobs.models import JobInput, SubmissionContext, SubmissionOptions
-from core.style.spec import StyleSpec, parse_spec, result_size
+from core.style.spec import StyleSpec, parse_spec
 
 
 async def create_or_replay(
@@ -50,7 +50,6 @@ async def create_checked(
     spec = await run_in_threadpool(_check_submission, submission, submissions)
     await run_in_threadpool(submissions.check_limits, options)
     sizes = await _inspect_pictures(submission, spec, submissions.blobs)
-    result_size(*sizes.content, spec.size, seamless=spec.seamless)
     await estimates.check_limits(
         submissions.job_limits, spec, sizes, len(submission.masks), submissions.store
     )

@@ -24,7 +24,10 @@ class JobLimits:
     seconds: float = 0
 
     def check_spec(self, spec: StyleSpec, width: int, height: int) -> None:
-        """Raise BadSpec for a job that is too large; the photo has width x height px."""
+        """Raise BadSpec for a job that is too large, or too small for the photo's shape.
+
+        width, height: of the photo, in px.
+        """
         if spec.size > self.size_px:
             raise errors.BadSpec(
                 f"size must be at most {self.size_px}, the limit of this service "

@@ -40,12 +40,12 @@ PRESETS: dict[str, Preset] = {
             {"preserve_color": "luminance"},
         ),
         Preset(
-            # The shallow layers see colors and no strokes; one scale and total variation leave none
-            # of the speckle that they would allow.
+            # The shallow layers see colors and no strokes. One scale and total variation leave
+            # little of the speckle that they would allow.
             "colors",
             "The painting's colors only: the photo without strokes.",
             {
-                "strength": 0.9,
+                "strength": 0.6,
                 "tv_weight": 5,
                 "content_layers": {"relu1_1": 1, "relu2_1": 1},
                 "style_layers": {"relu1_1": 1},

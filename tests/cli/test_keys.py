@@ -21,6 +21,13 @@ def impasto(run_command: Command, tmp_path: Path) -> Command:
     return partial(run_command, IMPASTO_DATA_DIR=str(tmp_path))
 
 
+def test_list_says_that_there_are_no_keys(impasto: Command, valkey: Any) -> None:
+    listed = impasto("keys", "list", IMPASTO_REDIS_URL=valkey.url)
+
+    assert (listed.returncode, listed.stdout) == (0, "")
+    assert "There are no keys; `impasto keys create NAME` makes one." in listed.stderr
+
+
 def test_a_key_is_created_listed_and_revoked(impasto: Command, valkey: Any) -> None:
     created = impasto("keys", "create", "Ada", "--priority", "high", IMPASTO_REDIS_URL=valkey.url)
     keys = ApiKeyStore(valkey.url)

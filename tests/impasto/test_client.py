@@ -629,6 +629,17 @@ def test_the_client_waits_for_a_service_that_restarts(tmp_path: Path) -> None:
             timer.join()
 
 
+def test_the_errors_are_a_module_of_the_package() -> None:
+    code = (
+        "import impasto.errors, core.errors\n"
+        "names = [name for name in vars(core.errors) if name[0].isupper() and name != 'Any']\n"
+        "print(all(getattr(impasto.errors, n) is getattr(core.errors, n) for n in names))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert ran.stdout == "True\n", ran.stderr
+
+
 def test_the_client_imports_no_store_no_framework_and_no_torch() -> None:
     code = (
         "import impasto, sys\n"

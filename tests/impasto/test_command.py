@@ -10,6 +10,7 @@ from keyed_api import KeyedApi
 
 from core import errors
 from core.auth.api_keys import ApiKeyStore
+from core.images import codec
 from core.jobs.models import (
     EstimateResponse,
     JobError,
@@ -214,3 +215,97 @@ def test_a_refusal_exits_with_2_and_one_line_a_job_without_a_picture_with_1(
         1,
         "impasto: The job was canceled.",
     )
+
+
+def test_submit_sends_priority_deadline_reuse_and_webhook(
+    impasto: Any, client: Client, pictures: Pictures, worker: Any, at_service: JobStore
+) -> None:
+    at_service.record_model_weights("auto", "0" * 64)
+    options = ["--priority", "low", "--deadline-seconds", "600", "--reuse"]
+    ran = impasto("submit", *pictures, "--size", "64", *options)
+    (job,) = client.jobs()
+    worker.claim()
+    worker.succeed()
+    again = impasto("submit", *pictures, "--size", "64", "--reuse")
+    (reused, _) = client.jobs()
+    plain = impasto("submit", *pictures, "--size", "64")
+    wrong = [
+        impasto("submit", *pictures, name, value)
+        for name, value in (
+            ("--deadline-seconds", "-1"),
+            ("--priority", "urgent"),
+            ("--webhook", "http://127.0.0.1/"),
+        )
+    ]
+
+    assert [ran.returncode, again.returncode, plain.returncode] == [0, 0, 0], ran.stderr
+    assert job.priority == "low"
+    assert job.deadline_at is not None
+    assert (job.deadline_at - job.created_at).total_seconds() == 600
+    assert reused.reused_from == job.id
+    assert next(client.jobs()).reused_from is None
+    assert [ran.returncode for ran in wrong] == [2, 2, 2]
+    for refused, name in zip(wrong, ("deadline_seconds", "priority", "webhook"), strict=True):
+        assert name in refused.stderr.lower()
+
+
+def test_cancel_retry_and_result_take_an_id_or_a_url(
+    impasto: Any, client: Client, pictures: Pictures, worker: Any, tmp_path: Path
+) -> None:
+    job = client.submit(*pictures, size=64, seed=3)
+    canceled, early = impasto("cancel", client.link(job)), impasto("result", job.id, "-o", "x.png")
+    retried = impasto("retry", job.id, "--seed", "4", "--seamless")
+    (again, _) = client.jobs()
+    worker.claim()
+    running = impasto("result", again.id, "-o", "x.png")
+    stopping = impasto("cancel", again.id)
+    data = worker.end_canceled()
+    saved = impasto("result", client.link(again), "-o", "whole.png")
+    small = impasto("result", again.id, "-o", "small.webp", "--width", "64")
+    continued = impasto("retry", again.id, "--continue", "--size", "128")
+    (more, *_) = client.jobs()
+
+    assert canceled.stdout == f"{job.id}: canceled\n"
+    assert stopping.stdout == f"{again.id}: is being canceled\n"
+    assert [early.returncode, running.returncode] == [2, 2]
+    assert errors.JobNotEnded().message in running.stderr
+    assert retried.stdout.strip() == client.link(again), retried.stderr
+    assert again.input.spec == {**job.input.spec, "seed": 4, "seamless": True}
+    assert (saved.returncode, saved.stdout) == (0, "whole.png\n"), saved.stderr
+    assert (tmp_path / "whole.png").read_bytes() == data
+    assert (small.returncode, codec.decode((tmp_path / "small.webp").read_bytes()).width) == (0, 64)
+    assert continued.returncode == 0, continued.stderr
+    assert (more.retried_from, more.input.spec["init"]) == (again.id, "picture")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_retry_follows_the_new_job_and_saves_its_result(
+    impasto: Any, client: Client, pictures: Pictures, worker: Any, tmp_path: Path, until: Any
+) -> None:
+    job = client.cancel(client.submit(*pictures, size=64).id)
+    ended: list[bytes] = []
+
+    def run() -> None:
+        until(lambda: (worker.claim(), worker.job)[1], "the new job")
+        ended.append(worker.succeed())
+
+    running = threading.Thread(target=run)
+    running.start()
+    ran = impasto("retry", job.id, "-o", "out.png")
+    running.join()
+
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "out.png").read_bytes() == ended[0]
+
+
+def test_seamless_is_a_switch_and_its_message_names_it(
+    impasto: Any, client: Client, pictures: Pictures
+) -> None:
+    switched = impasto("submit", *pictures, "--seamless", "--size", "64")
+    off = impasto("submit", *pictures, "--seamless", "false", "--size", "64")
+    confused = impasto("submit", "--seamless", *pictures)
+
+    assert (switched.returncode, off.returncode) == (0, 0), switched.stderr + off.stderr
+    assert [job.input.spec["seamless"] for job in client.jobs()] == [False, True]
+    assert confused.returncode == 2
+    assert "Invalid value for '--seamless'" in confused.stderr
