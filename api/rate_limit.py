@@ -13,7 +13,6 @@ grow here.
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv6Address, IPv6Network, ip_address
@@ -110,27 +109,23 @@ class RateLimiter:
         reset_at = self._limiter.get_window_stats(limit, *identifiers).reset_time
         return max(1.0, reset_at - time.time() + 0.5)  # Redis rounds to whole seconds
 
-    async def check_auth_failures(self, address: str) -> None:
-        """Call this before the lookup of an unknown key. Raises RateLimited, StoreUnavailable."""
-        await self._apply_auth_failures_limit(self._limiter.test, address)
-
     async def count_auth_failure(self, address: str) -> None:
         """Count a wrong key from the address. Raises RateLimited, StoreUnavailable."""
-        await self._apply_auth_failures_limit(self._limiter.hit, address)
-
-    async def _apply_auth_failures_limit(self, step: Callable[..., bool], address: str) -> None:
         identifiers = (_AUTH_FAILURES, _normalize_address(address))
 
         def run() -> float:
             with self._circuit_breaker:
-                if step(self._auth_failures, *identifiers):
+                # Only a count below the limit is written: a flood must not fill the store's log.
+                if self._limiter.test(self._auth_failures, *identifiers) and self._limiter.hit(
+                    self._auth_failures, *identifiers
+                ):
                     return 0.0
                 return self._seconds_left(self._auth_failures, *identifiers)
 
         if seconds := await run_in_threadpool(run):
             message = (
                 "Too many wrong API keys came from your address; "
-                "wait for as long as Retry-After says."
+                "use a valid one, or wait for as long as Retry-After says."
             )
             raise errors.RateLimited(message, seconds)
 

@@ -2,7 +2,9 @@
 
 Where API keys are required, everything but the page, the documentation and the health checks needs
 one. Wrong, revoked, malformed and missing keys get the same answer; too many wrong keys from one
-address get 429. Without keys every client is the same caller, without limits.
+address get 429. A valid key is accepted however many wrong ones came from its address: it has 256
+random bits, so nobody finds one by guessing. Without required keys every client is the same caller,
+without limits.
 
 This module knows paths, but no routes.
 """
@@ -76,13 +78,11 @@ class Authentication:
 
     async def _authenticate(self, scope: Scope, keys: "ApiKeyCache") -> tuple[Caller, AccessCheck]:
         secret = read_bearer_token(Headers(scope=scope).getlist("authorization"))
-        address = (scope["client"] or ("",))[0]
-        # A client that guesses keys must not lock out a client with a key at the same address.
-        if not keys.has_cached(secret):
-            await self._rate_limiter.check_auth_failures(address)
         try:
             key = await keys.find(secret)
         except errors.Unauthorized:
+            # Behind a trusted proxy uvicorn has put the forwarded address there.
+            address = (scope["client"] or ("",))[0]
             await self._rate_limiter.count_auth_failure(address)
             raise
         kind = classify_request(scope["method"], scope["path"])
@@ -127,10 +127,6 @@ class ApiKeyCache:
         self._keys = keys
         # By secret. Only valid keys get an entry, so an untrusted client cannot make this grow.
         self._cached: dict[str, _CachedKey] = {}
-
-    def has_cached(self, secret: str) -> bool:
-        """Whether the key was valid when it was last used in this process."""
-        return secret in self._cached
 
     async def is_valid(self, secret: str) -> bool:
         """Whether the key still works.
