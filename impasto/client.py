@@ -451,7 +451,8 @@ class Client:
         """
         if error.__cause__ is None:  # the service has answered, with an error
             return isinstance(error, errors.RetryLater)
-        return self._has_answered or not isinstance(error.__cause__, httpx2.ConnectError)
+        is_refused = isinstance(error.__cause__, httpx2.ConnectError | httpx2.ProxyError)
+        return self._has_answered or not is_refused
 
 
 def _to_error(response: httpx2.Response, url: str) -> errors.ImpastoError:

@@ -101,11 +101,11 @@ def _find_cause(error: httpx2.HTTPError, url: str) -> tuple[str, str]:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The innermost cause first: it is the most specific."""
-    chain = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(inner)
-    yield from reversed(chain)
+    """The error, the one that caused it, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _describe_proxy(url: str) -> str:
