@@ -33,6 +33,7 @@ STOP_SECONDS = 30.0  # handing a job back takes one iteration
 EARLY_SECONDS = 5.0
 EARLY_DEATHS = 3
 LOG_BYTES = 16 * 2**20  # a log is rotated at this size
+ROOM_BYTES = 16 * 2**20  # on the disk, before a process that has died there is restarted
 TAIL_BYTES = 16 * 1024  # of the log, searched for the last lines
 WRONG_USAGE = 2  # exit code of our programs for a wrong setting
 
@@ -68,6 +69,11 @@ class ManagedProcess:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads here
             )
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the process has been started and has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
 
     def restart_if_dead(self) -> None:
         """Rotate the log if it is long; restart the process if it has died.
@@ -114,8 +120,9 @@ class ManagedProcess:
             return
         with suppress(OSError):
             shutil.copyfile(self._log, self._log.with_suffix(".log.1"))
-        os.truncate(self._log, 0)
-        self._log_start = 0
+        with suppress(OSError):  # the disk is read-only
+            os.truncate(self._log, 0)
+            self._log_start = 0
 
     def _last_lines(self) -> str:
         """At most eight lines that the process has logged since its last start."""
@@ -234,6 +241,25 @@ class LocalService:
         """Restart the processes that have died. Call it a few times a second."""
         for process in self._processes:
             process.restart_if_dead()
+
+    def has_room(self) -> bool:
+        """Whether no process has died, or the disk has room for a restart.
+
+        The store ends when it cannot write: it must not acknowledge what it cannot keep. On a full
+        disk it would end again and again.
+        """
+        if not any(process.is_dead for process in self._processes):
+            return True
+        probe = self._folder / "up.probe"
+        try:
+            with probe.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, ROOM_BYTES)
+        except OSError:
+            return False
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+        return True
 
     def stop(self) -> None:
         """Stop the worker first, since it needs the store to release its job; stop Valkey last."""

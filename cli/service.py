@@ -13,6 +13,12 @@ from cli.options import host_option, port_option
 from core.config import Settings, read_settings
 from core.jobs.models import LOCAL_OWNER
 
+ROOM_POLL_SECONDS = 1.0
+DISK_FULL = (
+    "The disk of IMPASTO_DATA_DIR is full or read-only, and a process has ended for it. "
+    "The service continues by itself when there is room."
+)
+
 
 @click.command()
 @host_option
@@ -39,11 +45,18 @@ def open_local_service(host: str, port: int) -> LocalService:
 
 
 def _supervise(service: LocalService) -> None:
-    """Restart dead processes until Ctrl-C."""
+    """Restart dead processes until Ctrl-C; while the disk is full, wait for room."""
+    had_room = True
     try:
         while True:
-            service.restart_if_dead()
-            time.sleep(0.2)
+            has_room = service.has_room()
+            if has_room:
+                service.restart_if_dead()
+            if has_room != had_room:
+                text = "There is room again." if has_room else DISK_FULL
+                click.echo(text, err=True)
+            had_room = has_room
+            time.sleep(0.2 if has_room else ROOM_POLL_SECONDS)
     except KeyboardInterrupt:
         pass
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -44,6 +45,19 @@ def test_a_service_survives_the_faults_of_its_disk(
     done = play("full_disk", "--seed", "1", "--count", "5")
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.reliability
+@pytest.mark.skipif(not _can_mount(), reason="needs a mount namespace")
+def test_impasto_up_continues_by_itself_when_a_full_disk_has_room_again() -> None:
+    command = [sys.executable, str(Path(__file__).with_name("up_disk.py"))]
+    done, control = (
+        subprocess.run([*command, *more], capture_output=True, text=True, check=False, timeout=200)
+        for more in ([], ["--without", "room"])
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (control.returncode, "does not stay up" in control.stderr) == (1, True)
 
 
 def _history(tmp_path: Path, **changes: dict[str, Any]) -> Path:

@@ -1,5 +1,7 @@
 """The managed processes of `impasto up`: log rotation, restarts, errors."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from cli import local_service
+from cli.local_service import free_port
 from core import errors
+from core.config import Settings
 
 PRINTS_LINES = "for number in range(1000): print('line', number, flush=True)\n"
 KEEPS_PRINTING = (
@@ -48,3 +52,24 @@ def test_a_process_that_keeps_dying_is_reported_with_its_last_lines(
     lines = raised.value.message.splitlines()[1:]
     assert lines[-1] == "line 999"
     assert len(lines) <= 8
+
+
+def test_a_process_that_died_on_a_full_disk_waits_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
+    """A restart there would fail again, and after three failures the service would end."""
+    service = local_service.LocalService(Settings(data_dir=tmp_path), "127.0.0.1", free_port())
+    program = local_service.ManagedProcess("a", [sys.executable, "-c", ""], {}, tmp_path / "a.log")
+    service._processes = [program]
+    program.start()
+    until(lambda: program.is_dead, "its end")
+    assert service.has_room()
+
+    def fail(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    assert not service.has_room()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.log"]
+    service._processes = []  # nothing has died: a full disk is no reason to stop anything
+    assert service.has_room()
