@@ -45,9 +45,10 @@ def _may_use_proxy(address: httpx2.URL) -> bool:
     if address.scheme == "https":
         return True
     try:
-        return not ip_address(address.host.strip("[]")).is_loopback
+        ip = ip_address(address.host.strip("[]"))
     except ValueError:
         return address.host != "localhost"
+    return not (ip.is_loopback or ip.is_unspecified)
 
 
 def _load_certificates(ca_file: str | os.PathLike[str] | None) -> ssl.SSLContext:

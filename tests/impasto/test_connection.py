@@ -6,11 +6,13 @@ import socketserver
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import trustme
 from api_process import ApiProcess
@@ -18,6 +20,7 @@ from api_process import ApiProcess
 from cli.local_service import free_port
 from impasto import Client, errors
 from impasto import client as client_module
+from impasto.connection import _may_use_proxy
 
 NAME = "impasto.test"  # resolves to nothing
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
@@ -223,6 +226,8 @@ def test_the_service_on_this_machine_needs_no_proxy(
     assert _get_presets(service.url) > 0
     assert _get_presets(service.url.replace("127.0.0.1", "localhost")) > 0
     assert asked == []
+    for address, uses_proxy in (("0.0.0.0", False), ("[::1]", False), (NAME, True)):  # noqa: S104
+        assert _may_use_proxy(httpx2.URL(f"http://{address}:8000")) == uses_proxy
 
 
 def test_a_proxy_that_fails_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,11 +235,13 @@ def test_a_proxy_that_fails_is_named_without_its_password(monkeypatch: pytest.Mo
         connection.recv(65536)
         connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
+    began = time.monotonic()
     with _serve(refuse) as port:
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:hunter2@127.0.0.1:{port}")
         refused = _fail(f"https://{NAME}")
     down = _fail(f"https://{NAME}")
 
+    assert time.monotonic() - began < 5, "neither is worth a retry"
     assert f"through the proxy 127.0.0.1:{port}: the proxy refuses (403" in refused
     assert f"through the proxy 127.0.0.1:{port}: the connection is refused" in down
     assert "hunter2" not in refused + down
