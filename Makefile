@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # An environment of an older Python, or a broken one, is of no use: the next command makes a new one.
+# Another folder of this name is left alone.
 IS_RECENT := import sys; sys.exit(sys.version_info < (3, 11))
-$(shell [ ! -d $(VENV) ] || $(BIN)/python -c '$(IS_RECENT)' 2>/dev/null || \
+$(shell [ ! -f $(VENV)/pyvenv.cfg ] || $(BIN)/python -c '$(IS_RECENT)' 2>/dev/null || \
   { echo 'Replacing $(VENV), which is not of Python 3.11 or newer.' >&2; rm -rf $(VENV); })
 # Two processes, because tests start multi-threaded processes and some tests measure time.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup

@@ -12,7 +12,7 @@ OLD = "#!/bin/sh\nexit 1\n"  # fails the check of the version, as Python 3.10 do
 # Passes the check; makes an environment that consists of itself and a pip.
 RECENT = f"""#!/bin/sh
 [ "$1" = -c ] && exec {sys.executable} "$@"
-mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && touch "$3/bin/pip"
+mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && touch "$3/bin/pip" "$3/pyvenv.cfg"
 """
 
 
@@ -45,6 +45,7 @@ def test_an_environment_of_an_older_python_is_replaced_and_a_good_one_is_kept(
     bin_folder.mkdir(parents=True)
     shutil.copy(project / "old", bin_folder / "python")
     (bin_folder / "pip").touch()
+    (project / ".venv" / "pyvenv.cfg").touch()
     made = _make_environment(project, "recent")
 
     assert made.returncode == 0, made.stderr
@@ -52,3 +53,11 @@ def test_an_environment_of_an_older_python_is_replaced_and_a_good_one_is_kept(
     (bin_folder / "marker").touch()
     assert _make_environment(project, "recent").returncode == 0
     assert (bin_folder / "marker").exists()
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(project: Path) -> None:
+    (project / "pictures").mkdir()
+    (project / "pictures" / "mine.jpg").touch()
+    subprocess.run(["make", "help", "VENV=pictures"], cwd=project, capture_output=True, check=True)
+
+    assert (project / "pictures" / "mine.jpg").exists()
