@@ -40,8 +40,8 @@ PRESETS: dict[str, Preset] = {
             {"preserve_color": "luminance"},
         ),
         Preset(
-            # The shallow layers see colors and no strokes. One scale and total variation leave
-            # little of the speckle that they would allow.
+            # The shallow layers see colors and no strokes. One scale, a blurred painting and total
+            # variation leave little of the speckle that they would allow.
             "colors",
             "The painting's colors only: the photo without strokes.",
             {
@@ -49,6 +49,7 @@ PRESETS: dict[str, Preset] = {
                 "tv_weight": 5,
                 "content_layers": {"relu1_1": 1, "relu2_1": 1},
                 "style_layers": {"relu1_1": 1},
+                "style_scale": 2,
                 "scales": 1,
             },
         ),
