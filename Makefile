@@ -3,7 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # One file pins every package for developers, containers and CI; pip uses it for build tools too.
-export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+# GPU=legacy chooses the other one, with a torch for cards below compute capability 7.5.
+GPU :=
+ifneq ($(filter-out legacy,$(GPU)),)
+$(error GPU is either legacy (Titan X, Xp, V) or not set)
+endif
+CONSTRAINTS := $(if $(GPU),constraints-legacy-gpu.txt,constraints.txt)
+export PIP_CONSTRAINT := $(CURDIR)/$(CONSTRAINTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # An environment of an older Python, or a broken one, is of no use: the next command makes a new one.
 # Another folder of this name is left alone.
@@ -19,28 +25,28 @@ CAMPAIGNS := acknowledged zombies lost_wakeups forged repeats orphans rolling fl
 help:  ## Print this help
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 24
 
-up: $(VENV)/.local  ## Set up and serve on http://127.0.0.1:8000 until Ctrl-C
+up: $(VENV)/.local$(GPU)  ## Set up and serve on http://127.0.0.1:8000 until Ctrl-C; GPU=legacy: for a Titan X, Xp, V
 	@$(BIN)/impasto up
 
-demo: $(VENV)/.local  ## Set up and run the sample pictures through a service, into out/
+demo: $(VENV)/.local$(GPU)  ## Set up and run the sample pictures through a service, into out/
 	@$(BIN)/impasto demo
 
-test: $(VENV)/.dev browser  ## Set up and run the tests
+test: $(VENV)/.dev$(GPU) browser  ## Set up and run the tests
 	$(PYTEST) -m "not reliability"
 
-test-reliability: $(VENV)/.dev  ## Run the short campaigns with their controls, and long faults
+test-reliability: $(VENV)/.dev$(GPU)  ## Run the short campaigns with their controls, and long faults
 	$(PYTEST) -m reliability
 
-check: $(VENV)/.dev  ## Check style, types and import rules
+check: $(VENV)/.dev$(GPU)  ## Check style, types and import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev  ## Measure speed and final loss: bench/README.md
+bench: $(VENV)/.dev$(GPU)  ## Measure speed and final loss: bench/README.md
 	$(BIN)/python bench/optimize.py
 
-campaign: $(VENV)/.dev  ## Run all campaigns against the real service for hours: docs/operations.md
+campaign: $(VENV)/.dev$(GPU)  ## Run all campaigns against the real service for hours: docs/operations.md
 	@for name in $(CAMPAIGNS); do echo "== $$name"; $(BIN)/python tests/campaigns/$$name.py --seed 1 || exit 1; done
 
 browser:  ## Install Chromium for the tests of the page (needs apt and root)
@@ -58,10 +64,12 @@ $(BIN)/pip:
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.local: $(BIN)/pip pyproject.toml constraints.txt
+# Each set of packages has its own mark, and removes the other one's.
+$(VENV)/.local$(GPU): $(BIN)/pip pyproject.toml $(CONSTRAINTS)
+	@rm -f $(VENV)/.local* $(VENV)/.dev*
 	$(BIN)/pip install --quiet --editable '.[local]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.local
+$(VENV)/.dev$(GPU): $(VENV)/.local$(GPU)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@

@@ -101,7 +101,7 @@ def stylize(
     network = cache.load(spec.model, device, precision)
     throughput = NOMINAL_THROUGHPUT
     if only_plan:  # only then are the seconds shown
-        throughput = load_throughput(network, cache.folder / "throughput.json")
+        throughput = load_throughput(network, cache.throughput_file)
     planner = Planner(network, throughput, int(memory_gb * 1e9) or None)
     if output is None or only_plan:
         sizes = inputs.content.size, [style.size for style in inputs.styles]

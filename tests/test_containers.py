@@ -23,11 +23,14 @@ from api.routes import health
 from api.settings import ApiSettings
 from core.config import Settings, read_settings
 from core.jobs.store_monitor import REQUIRED
+from core.neural.torch_versions import DEFAULT, LEGACY, TorchSet
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[1]
 PASSWORD = "secret"
 SECRET = "whsec_" + "A" * 32
+# The versions of CUDA that the oldest usable drivers offer.
+CUDA_OF_DRIVER = {580: "13.0", 525: "12.0"}
 PINNED = re.compile(r"[a-z0-9./-]+:\d+\.\d+\.\d+[a-z0-9.-]*")
 _INTERPOLATION = re.compile(r"\$\{(\w+)(?::-)?([^}]*)\}")
 
@@ -357,10 +360,75 @@ def test_the_webhook_dispatchers_health_check_finds_its_process() -> None:
     assert not re.search(pattern, check)
 
 
-def test_the_worker_reserves_a_gpu_except_in_the_cpu_file() -> None:
-    """The worker gets one NVIDIA GPU; docker-compose.cpu.yml removes only that."""
-    reservations = SERVICES["worker"]["deploy"]["resources"]["reservations"]
-    assert reservations == {"devices": [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]}
-    without = _compose()
-    del without["services"]["worker"]["deploy"]["resources"]["reservations"]["devices"]
-    assert without == _merged(_compose(), _compose("docker-compose.cpu.yml"))
+def test_each_worker_reserves_a_card_of_its_own() -> None:
+    """By number. With `count: 1`, each would get the first card."""
+    numbers = []
+    for name in ("worker", "worker-1"):
+        (device,) = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
+        numbers += device.pop("device_ids")
+        assert device == {"driver": "nvidia", "capabilities": ["gpu"]}
+    assert numbers == ["0", "1"]
+    assert "profiles" not in SERVICES["worker"]
+    first, second = (
+        {key: value for key, value in SERVICES[name].items() if key not in ("deploy", "profiles")}
+        for name in ("worker", "worker-1")
+    )
+    assert first == second
+
+
+def test_the_cpu_file_removes_the_card_and_allows_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else. The image itself requires CUDA: a lost card must not make it slow."""
+    expected = _compose()
+    worker = expected["services"]["worker"]
+    del worker["deploy"]["resources"]["reservations"]["devices"]
+    worker["environment"] = {**worker["environment"], "IMPASTO_WORKER_DEVICE": "cpu"}
+
+    assert _merged(_compose(), _compose("docker-compose.cpu.yml")) == expected
+    _environment("worker", monkeypatch)
+    assert read_settings(WorkerSettings).device == "cuda"
+
+
+def test_the_legacy_file_builds_the_workers_with_the_older_torch() -> None:
+    """Nothing else differs. The default arguments are those of the newer torch."""
+    arguments = dict(rest.split("=") for rest in WORKER.all("ARG"))
+    assert arguments == {
+        "CONSTRAINTS": DEFAULT.constraints,
+        "CUDA": f"{CUDA_OF_DRIVER[DEFAULT.driver]}",
+    }
+    assert '-c "${CONSTRAINTS}"' in next(
+        command for command in WORKER.all("RUN") if "pip install" in command
+    )
+    assert WORKER.environment["NVIDIA_REQUIRE_CUDA"] == "cuda>=${CUDA}"
+    assert {DEFAULT.constraints, LEGACY.constraints} <= {
+        name for copied in WORKER.all("COPY") for name in copied.split()
+    }
+
+    expected = _compose()
+    for name in ("worker", "worker-1"):
+        build = expected["services"][name]["build"]
+        expected["services"][name]["build"] = {
+            **build,
+            "args": {
+                "CONSTRAINTS": LEGACY.constraints,
+                "CUDA": CUDA_OF_DRIVER[LEGACY.driver],
+            },
+        }
+    merged = _merged(_compose(), _compose("docker-compose.legacy-gpu.yml"))
+    assert merged["services"] == expected["services"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"), [("", DEFAULT), ("GPU=legacy", LEGACY), ("GPU=other", None)]
+)
+def test_make_installs_the_set_for_the_card(argument: str, expected: TorchSet | None) -> None:
+    """`make -n` prints the commands. The constraints file is a prerequisite of the set-up."""
+    command = ["make", "--no-print-directory", "-n", "-p", "up", *argument.split()]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    if expected is None:
+        assert ran.returncode != 0
+        assert "GPU is either legacy" in ran.stderr
+        return
+    assert f"PIP_CONSTRAINT := {ROOT / expected.constraints}" in ran.stdout
+    set_up = next(line for line in ran.stdout.splitlines() if line.startswith(".venv/.local"))
+    assert set_up.split()[-1] == expected.constraints

@@ -123,6 +123,7 @@ class Attempt:
                 self._finisher.release()
             finally:
                 self._checkpoint_writer.close()
+                self._state.event = None  # it refers to images on the device
             if self._finisher.has_ended:  # else the next attempt resumes from a checkpoint
                 self._checkpoint_writer.delete_all()
                 if job.checkpoint is not None:

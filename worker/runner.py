@@ -83,8 +83,9 @@ class JobRunner:
     @device.translate_device_errors()
     def _load(self, name: str) -> tuple[Network, Planner]:
         network = self._weights.load(name, self._worker.device, self._worker.precision)
-        throughput = load_throughput(network, self._weights.folder / "throughput.json")
+        throughput = load_throughput(network, self._weights.throughput_file)
         free_bytes = int(self._worker.memory_gb * 1e9) or None
+        device.limit_memory(network.device, free_bytes)
         return network, Planner(network, throughput, free_bytes)
 
     def run_queued(self, limit: int) -> bool:
@@ -126,7 +127,14 @@ class JobRunner:
         )
         with self._run_lock:
             is_done = attempt.run(self._load_and_record)
+            self._release_memory()
         return "done" if is_done else "released"
+
+    @device.translate_device_errors()
+    def _release_memory(self) -> None:
+        """Return what the last job leaves in torch's cache: another program may need it."""
+        for network, _ in self._networks.values():
+            device.release_memory(network.device)
 
     def _claim(self, token: str) -> Job | None:
         """Return the next job.
@@ -154,10 +162,12 @@ class JobRunner:
 
     @device.translate_device_errors()
     def warm_up(self) -> None:
-        """Load the usual network, record its weights, and send heartbeats from now on.
+        """Check the device, load the usual network, and send heartbeats from now on.
 
-        Raises what loading raises, also DeviceLost: then this process must claim no job.
+        Raises BadSettings for a card that this torch cannot use, and what loading raises, also
+        DeviceLost: then this process must claim no job.
         """
+        device.configure_allocator(device.best_device(self._worker.device))
         _, planner = self._load_and_record("auto")
         # A run's first call to the device; it fails here if the device is lost.
         planner.free_bytes()

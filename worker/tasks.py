@@ -36,7 +36,7 @@ _start_failed = threading.Event()
 
 @cache
 def _get_runner() -> "JobRunner":
-    from core.neural.vgg import use_threads
+    from core.neural.device import use_threads
     from worker.runner import JobRunner
 
     worker = read_settings(WorkerSettings)

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from core import errors
+from core.neural import torch_versions
+from core.neural.device import best_device
 from core.style.vgg_layers import WIDTHS, Architecture, convolutions, missing_layer
 
 Pooling = Literal["max", "average", "l2"]
@@ -66,33 +68,12 @@ TORCHVISION = Input()
 _CAFFE_RESPONSE_UNIT = 64.0
 
 
-def best_device(wanted: str = "auto") -> torch.device:
-    """The device for a setting.
-
-    `auto` takes CUDA, else Apple's GPU (mps), else the CPU; other names are torch's.
-    """
-    if wanted != "auto":
-        return torch.device(wanted)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def use_threads(count: int) -> None:
-    """Set the number of CPU threads for this process.
-
-    0 leaves torch's default, the number of cores.
-    """
-    if count:
-        torch.set_num_threads(count)
-
-
 def fast_dtype(device: torch.device) -> torch.dtype:
     """The half precision that the processor multiplies faster than float32, or else float32.
 
-    Chosen by capabilities, not by a measurement: two measurements may differ, and the same seed
-    would then give two pictures. float16 on cards with tensor cores before Ampere (Titan V, Titan
-    RTX), bfloat16 since.
+    Chosen by capabilities: of a processor, because two measurements may differ, and the same seed
+    would then give two pictures; of a card, until it is measured (`WeightsCache.load`). float16 on
+    cards with tensor cores before Ampere (Titan V, Titan RTX), bfloat16 since.
     """
     if device.type == "cpu":
         return torch.bfloat16 if _has_instructions(torch.bfloat16) else torch.float32
@@ -118,13 +99,36 @@ def is_emulated(dtype: torch.dtype, device: torch.device) -> bool:
 
     False on other processors: there it has not been measured.
     """
-    x86 = device.type == "cpu" and torch.cpu.get_capabilities()["architecture"] == "x86_64"
+    x86 = device.type == "cpu" and torch_versions.cpu_capabilities()["architecture"] == "x86_64"
     return x86 and dtype in _INSTRUCTIONS and not _has_instructions(dtype)
 
 
 def _has_instructions(dtype: torch.dtype) -> bool:
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = torch_versions.cpu_capabilities()
     return any(capabilities.get(name) for name in _INSTRUCTIONS[dtype])
+
+
+@dataclass(frozen=True)
+class Format:
+    """The number format in which a network computes, and the memory layout of its tensors."""
+
+    dtype: torch.dtype
+    layout: torch.memory_format = torch.channels_last
+
+
+def formats(device: torch.device, dtype: torch.dtype | None = None) -> list[Format]:
+    """The formats among which a measurement of the device decides.
+
+    dtype: only formats of this one. A CPU has a single format, which needs no measurement.
+    """
+    if device.type == "cpu":
+        return [Format(dtype or fast_dtype(device))]
+    dtypes = [dtype] if dtype else [torch.float32]
+    if device.type == "cuda" and dtype is None:
+        has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        dtypes.append(torch.bfloat16 if has_bfloat16 else torch.float16)
+    layouts = (torch.channels_last, torch.contiguous_format)
+    return [Format(number, layout) for number in dtypes for layout in layouts]
 
 
 def stride(layer: str) -> int:
@@ -144,15 +148,17 @@ class Network:
         sha256: str,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
+        layout: torch.memory_format = torch.channels_last,
         takes: Input = TORCHVISION,
     ) -> None:
         """parameters: weight (out, in, 3, 3) and bias (out,) of each convolution, in order.
 
         takes: the input normalization of the weights. dtype: None takes the fastest for the device
-        (`fast_dtype`).
+        (`fast_dtype`). layout: of weights and responses in memory. Raises BadSettings for a card
+        that cannot be used.
         """
         self.architecture, self.name, self.sha256 = architecture, name, sha256
-        self.device = best_device(device)
+        self.device, self.layout = best_device(device), layout
         self.dtype = dtype or fast_dtype(self.device)
         disable_tf32(self.dtype)
         # The responses are those of the weights divided by this number.
@@ -164,7 +170,7 @@ class Network:
         # so is every response.
         self._parameters = [
             (
-                _channels_last(weight.to(self.device, self.dtype)),
+                self._in_layout(weight.to(self.device, self.dtype)),
                 (bias / self.response_unit).to(self.device, self.dtype),
             )
             for weight, bias in parameters
@@ -172,7 +178,7 @@ class Network:
         # The gradient of a convolution is a convolution with the flipped kernel, inputs and outputs
         # exchanged.
         self._backward_weights = [
-            _channels_last(weight.flip(2, 3).transpose(0, 1)) for weight, _ in self._parameters
+            self._in_layout(weight.flip(2, 3).transpose(0, 1)) for weight, _ in self._parameters
         ]
         exact = torch.promote_types(self.dtype, torch.float32)
         self._mean, self._std = (
@@ -245,6 +251,9 @@ class Network:
         first = 5 * WIDTHS[0] if max(layers) > "relu2" else 4 * WIDTHS[0]
         return int(self.dtype.itemsize * max(kept, first) + 8 * WIDTHS[0] / 4 + _IMAGE_BYTES)
 
+    def _in_layout(self, tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=self.layout)
+
     def features(
         self,
         image: Tensor,
@@ -288,7 +297,7 @@ class Network:
         if not layers:
             return
         x = ((image - self._mean) / self._std).to(self.dtype)  # (B, 3, H, W)
-        x = _channels_last(
+        x = self._in_layout(
             functional.pad(x, (1, 1, 1, 1), mode="replicate" if edges == "repeat" else "constant")
         )
         for convolution, (weight, bias) in zip(self._convolutions, self._parameters, strict=True):
@@ -341,6 +350,7 @@ class Recording:
             if layer in self.features:
                 added = cotangent(layer, self.features.pop(layer))
                 g = added if g is None else g.add_(added)
+            # Takes the layout of the responses; the losses put channels last.
             g = torch.ops.aten.threshold_backward(g, responses, 0)  # (B, C, h, w)
             del responses
             # The first convolution read one more pixel on each side; `_unpad` adds their gradient
@@ -352,11 +362,6 @@ class Recording:
         g = g.to(network._mean.dtype)  # (B, 3, H + 2, W + 2)
         g = _unpad(g) if self._edges == "repeat" else g[:, :, 1:-1, 1:-1]
         return g / network._std
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    """The tensor with channels last in memory, the layout of the fast kernels of CPUs and GPUs."""
-    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def _pool(x: Tensor, pooling: Pooling) -> Tensor:
@@ -409,6 +414,16 @@ def _l2_unpool(g: Tensor, x: Tensor) -> Tensor:
     0 where all responses in a window are 0. B^T is a quarter of bilinear interpolation, whose
     weights of 3/4 and 1/4 are twice the window's.
     """
+    if x.dtype == torch.float16:
+        # g / l2_pool(x) can exceed float16, although the product with x does not. A part of the
+        # channels at a time, because float32 takes twice the memory.
+        size = max(1, x.shape[1] // 4)
+        gradient = torch.empty_like(x)
+        for begin in range(0, x.shape[1], size):
+            channels = slice(begin, begin + size)
+            part = _l2_unpool(g[:, channels].float(), x[:, channels].float())
+            gradient[:, channels] = part
+        return gradient
     pooled = _l2_pool(x)
     ratio = (g * (POOLING_SCALES["l2"] ** 2 / 4)).div_(pooled.clamp_min(torch.finfo(x.dtype).tiny))
     ratio.masked_fill_(pooled == 0, 0)

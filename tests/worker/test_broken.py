@@ -93,6 +93,27 @@ def test_a_worker_that_fails_at_its_start_stops_and_ends_no_job(
     assert "this worker cannot run jobs and stops" in (tmp_path / "log").read_text()
 
 
+def test_a_worker_refuses_a_card_without_kernels_and_names_the_other_packages(
+    start: Start, jobs: list[Job], store: JobStore, tmp_path: Path
+) -> None:
+    patch = (
+        "cuda = module.torch.cuda\n"
+        "cuda.is_available = lambda: True\n"
+        "cuda.device_count = lambda: 1\n"
+        "cuda.get_device_name = lambda *_: 'NVIDIA TITAN X (Pascal)'\n"
+        "cuda.get_device_capability = lambda *_: (6, 1)\n"
+        "cuda.get_arch_list = lambda: ['sm_75', 'sm_80']\n"
+    )
+    process = start(patch_on_import("core.neural.device", patch))
+
+    assert process.wait(90) == 0
+    assert {store.get(job.id).status for job in jobs} == {Status.QUEUED}
+    log = (tmp_path / "log").read_text()
+    assert "NVIDIA TITAN X (Pascal) cannot be used" in log
+    assert "make up GPU=legacy" in log
+    assert "Traceback" not in log
+
+
 def test_a_card_that_fails_while_idle_ends_the_worker_and_no_job(
     start: Start, jobs: list[Job], store: JobStore, tmp_path: Path
 ) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from core import errors
+from core.neural.device import best_device
 from core.neural.training.data import Shard
-from core.neural.vgg import best_device
 
 _MAX_READERS = 16
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from core.neural import torch_versions
+
 # Added to every variance, so that its root has a gradient; and the least squared distance that
 # divides.
 _MIN_VARIANCE = 1e-6
@@ -75,10 +77,10 @@ def sum_statistics(responses: Tensor, guide: Tensor | None = None) -> Statistics
     if guide is not None:
         factors = at_least_float32(guide).flatten().unsqueeze(1)  # (M, 1)
     is_half = rows.dtype in (torch.float16, torch.bfloat16)
-    if factors is None and rows.device.type == "cuda" and is_half:
-        # The tensor cores sum in float32.
+    is_fast = rows.device.type == "cuda" and is_half and torch_versions.HAS_MM_TO_FLOAT32
+    if factors is None and is_fast:  # the tensor cores sum in float32
         return Statistics(
-            torch.mm(rows.T, rows, out_dtype=torch.float32), rows.sum(0, dtype=torch.float32)
+            torch_versions.mm_to_float32(rows.T, rows), rows.sum(0, dtype=torch.float32)
         )
     filters = rows.shape[1]
     total = Statistics(

@@ -42,12 +42,18 @@ _SNAPSHOT_TIMEOUT_SECONDS = 0.1
 class SharedSnapshot:
     """Tensors on the host that a reader on another thread uses while the next gradient is computed.
 
-    They are not copied. The reader calls `release` and then checks `is_overwritten`: if it took too
-    long, the tensors have changed.
+    Tensors that lie on the host are not copied. The reader calls `release` and then checks
+    `is_overwritten`: if it took too long, the tensors have changed.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = {name: tensor.to("cpu") for name, tensor in tensors.items()}
+    def __init__(
+        self, tensors: Mapping[str, Tensor], reused: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """reused: more tensors, which the next iteration overwrites; `tensors` stay as they are."""
+        reused = reused or {}
+        self.tensors = {name: tensor.to("cpu") for name, tensor in {**tensors, **reused}.items()}
+        # A copy from a card is the reader's own.
+        self._is_shared = any(self.tensors[name] is tensor for name, tensor in reused.items())
         self.is_overwritten = False
         self._released = threading.Event()
 
@@ -58,9 +64,10 @@ class SharedSnapshot:
     def reclaim(self) -> None:
         """Called by the optimizer: the tensors are about to change.
 
-        Waits at most 0.1 s for the reader.
+        Waits at most 0.1 s for the reader of tensors that are not copied.
         """
-        self.is_overwritten = not self._released.wait(_SNAPSHOT_TIMEOUT_SECONDS)
+        if self._is_shared:
+            self.is_overwritten = not self._released.wait(_SNAPSHOT_TIMEOUT_SECONDS)
 
 
 class LBFGS(Iterator[tuple[Tensor, Losses]]):
@@ -177,8 +184,9 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
                 "losses": self.losses.stack(),
                 "rejected": self._rejected,
                 "diverging": self.diverging_steps,
-                **self._pairs.state(),
-            }
+                **self._pairs.counts(),
+            },
+            self._pairs.buffers(),
         )
         return self._snapshot
 
@@ -226,14 +234,13 @@ class _Pairs:
         self._products = torch.zeros(2 * history, 2 * history, dtype=exact, device=device)
         self._gamma = torch.ones((), dtype=exact, device=device)
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything that `restore` needs."""
-        return {
-            "rows": self._rows,
-            "products": self._products,
-            "gamma": self._gamma,
-            "count": torch.tensor(self._count),
-        }
+    def buffers(self) -> dict[str, Tensor]:
+        """What `restore` needs, as far as the next pair overwrites it."""
+        return {"rows": self._rows, "products": self._products}
+
+    def counts(self) -> dict[str, Tensor]:
+        """What else `restore` needs; a new pair replaces these tensors."""
+        return {"gamma": self._gamma.clone(), "count": torch.tensor(self._count)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take over a state with the same number of rows."""

@@ -18,19 +18,21 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from core import errors
 from core.neural import device as devices
 from core.neural.transfer.inputs import style_size
 from core.neural.transfer.margin import Margin
 from core.neural.transfer.objective import (
+    Losses,
     Objective,
     Region,
     measure_style,
     recomputed_layers,
     used_layers,
 )
-from core.neural.transfer.optimize import HISTORY
+from core.neural.transfer.optimize import HISTORY, LBFGS
 from core.neural.transfer.regions import MAX_REGIONS
 from core.neural.transfer.tiling import make_tiles
 from core.neural.vgg import Network, stride
@@ -58,8 +60,13 @@ _GUIDE_BYTES = 4 * 7 / 3
 # What a region with statistics of its own adds to the time of an iteration.
 _REGION_COST = 0.12
 
-# Scratch memory of the libraries, measured on a CPU (docs/benchmarks/memory.md).
+# Scratch memory of the libraries at the least, measured on a CPU (docs/benchmarks/memory.md).
 _FIXED_BYTES = 250_000_000
+
+# What the largest tensor of a route stays below. On CUDA, elements: cuDNN and the poolings index
+# with 32 bits. On mps, bytes of a buffer.
+_MAX_ELEMENTS = 2**31
+_MAX_BUFFER_BYTES = 2**32
 
 _MIN_MEASURED_SIDE_PX = 64
 
@@ -72,12 +79,16 @@ class Throughput:
 
     fixed_seconds: of an evaluation, beside its pixels. pixel_seconds: for each pixel that is read.
     new_size_seconds: once at a new size, before the first iteration; it covers the measurement of
-    photo and painting, and kernel selection.
+    photo and painting, and kernel selection. host_pixel_seconds: for each pixel of the image, if
+    the curvature pairs lie on the host. scratch_pixel_bytes: what an evaluation takes beyond the
+    planner's formula, for each pixel of a tile (cuDNN's workspace).
     """
 
     fixed_seconds: float
     pixel_seconds: float
     new_size_seconds: float = 0.0
+    host_pixel_seconds: float = 0.0
+    scratch_pixel_bytes: float = 0.0
 
 
 # For plans whose seconds are not shown: only their proportions matter.
@@ -248,8 +259,13 @@ class Planner:
     ) -> list[PlannedScale]:
         """The scale by every route, with its cost."""
         cost = _ScaleCost(self._network, self._throughput, scale, styles, spec=spec, masks=masks)
-        routes = _possible_routes(spec, self._network.device, cost.largest_side)
-        return [cost.plan(route) for route in routes]
+        device = self._network.device
+        free_host_bytes = math.inf if device.type == "cpu" else USABLE * min(_host_limits())
+        return [
+            cost.plan(route)
+            for route in _possible_routes(spec, device, cost.largest_side)
+            if cost.host_bytes(route) <= free_host_bytes and cost.is_indexable(route)
+        ]
 
 
 def _possible_routes(spec: StyleSpec, device: torch.device, largest_side: int) -> Iterator[Route]:
@@ -300,9 +316,28 @@ class _ScaleCost:
             self._scale,
             route,
             self._memory_bytes(route),
-            self._iteration_seconds(route.tile_px),
+            self._iteration_seconds(route),
             self._throughput.new_size_seconds,
         )
+
+    def host_bytes(self, route: Route) -> int:
+        """Bytes of the curvature pairs that lie on the host."""
+        pairs = route.history if route.history_on_host else 0
+        return 2 * pairs * _VECTOR_BYTES * math.prod(self._margin.padded)
+
+    def is_indexable(self, route: Route) -> bool:
+        """Whether the kernels of the device can index every tensor of the route."""
+        kind = self._network.device.type
+        pixels = self._tile_pixels(route.tile_px, self._layers)
+        pixels = pixels + [self._style_pixels(margin, route.tile_px) for margin in self._paintings]
+        elements = self._network.filters("relu1_1") * max(pixels)
+        if kind == "cuda":
+            return elements < _MAX_ELEMENTS
+        if kind == "mps":
+            pairs = 0 if route.history_on_host else route.history
+            rows = 2 * pairs * _VECTOR_BYTES * math.prod(self._margin.padded)
+            return max(elements * self._network.dtype.itemsize, rows) < _MAX_BUFFER_BYTES
+        return True
 
     def _tile_pixels(self, tile_px: int | None, layers: Collection[str]) -> list[int]:
         """The pixels that each tile of the image reads for these layers.
@@ -315,11 +350,14 @@ class _ScaleCost:
             self._read_px[tile_px, halo] = [tile.read_px for tile in tiles]
         return self._read_px[tile_px, halo]
 
-    def _iteration_seconds(self, tile_px: int | None) -> float:
+    def _iteration_seconds(self, route: Route) -> float:
+        tile_px = route.tile_px
         pixels = self._tile_pixels(tile_px, self._layers)
         # Several tiles take two passes, of which the first only goes forward.
         passes = 1 if len(pixels) == 1 else 1.5
         fixed = self._throughput.fixed_seconds * len(pixels)
+        if route.history_on_host:
+            fixed += self._throughput.host_pixel_seconds * math.prod(self._margin.padded)
         regions = self._parts * max(1, self._masks)  # each has statistics of its own
         cost = self._network.relative_cost(self._layers) * (1 + _REGION_COST * (regions - 1))
         work = sum(pixels) * passes * cost
@@ -339,7 +377,8 @@ class _ScaleCost:
         paintings = [self._style_bytes(margin, route.tile_px) for margin in self._paintings]
         pairs = 0 if route.history_on_host else route.history
         state = self._state_bytes(pairs, {*self._content_layers} - recomputed)
-        return int(_FIXED_BYTES + state + max(evaluation, *paintings, 0))
+        scratch = max(_FIXED_BYTES, self._throughput.scratch_pixel_bytes * max(pixels))
+        return int(scratch + state + max(evaluation, *paintings, 0))
 
     def _target_bytes(self, layers: Collection[str]) -> float:
         """Content targets, in bytes per pixel."""
@@ -366,12 +405,17 @@ class _ScaleCost:
         Its float32 image, which is sorted to match colors or filled outside a style mask, a forward
         pass, and guides for its parts.
         """
-        tiles = make_tiles(painting, tile_px, self._network.halo(self._layers))
-        forward = max(tile.read_px for tile in tiles) * self._network.features_bytes(self._layers)
+        features_bytes = self._network.features_bytes(self._layers)
+        forward = self._style_pixels(painting, tile_px) * features_bytes
         pixels = math.prod(painting.padded)
         guides = self._parts * _GUIDE_BYTES * pixels  # also of a style mask
         image = _VECTOR_BYTES * pixels
         return int(max(forward + 2 * image, 8 * image) + guides)
+
+    def _style_pixels(self, painting: Margin, tile_px: int | None) -> int:
+        """The pixels that the largest tile of a painting reads."""
+        tiles = make_tiles(painting, tile_px, self._network.halo(self._layers))
+        return max(tile.read_px for tile in tiles)
 
 
 # ------------------------------------------------------ memory and speed of the device
@@ -384,6 +428,8 @@ def load_throughput(network: Network, file: Path) -> Throughput:
     """
     device, threads = device_name(network.device), torch.get_num_threads()
     model = f"{network.architecture}, {network.dtype}"
+    if network.layout != torch.channels_last:
+        model += ", contiguous"
     key = f"{device}, {threads} threads, {model}, torch {torch.__version__}"
     stored = _read_throughputs(file)
     if key in stored:
@@ -435,7 +481,54 @@ def _measure_at(network: Network, sides: tuple[int, int]) -> Throughput:
     pixel_seconds = max(0.0, (large_seconds - small_seconds) / (large - small))
     fixed_seconds = max(1e-4, small_seconds - small * pixel_seconds)
     # Without the first evaluation and the two that `PlannedScale.seconds` adds for the measurement.
-    return Throughput(fixed_seconds, pixel_seconds, max(0.0, first_seconds - 3 * large_seconds))
+    new_size_seconds = max(0.0, first_seconds - 3 * large_seconds)
+    if network.device.type == "cpu":
+        return Throughput(fixed_seconds, pixel_seconds, new_size_seconds)
+    host_pixel_seconds = _measure_host_pairs(network.device)
+    scratch_pixel_bytes = _measure_scratch(network, sides[1])
+    return Throughput(
+        fixed_seconds, pixel_seconds, new_size_seconds, host_pixel_seconds, scratch_pixel_bytes
+    )
+
+
+def _measure_host_pairs(device: torch.device, side: int = 512) -> float:
+    """Seconds per pixel of an iteration of L-BFGS with its pairs on the host, and nothing else."""
+
+    def evaluate(image: Tensor) -> tuple[Losses, Tensor]:
+        return Losses.of((image - 0.5).square().sum().expand(4)), image - 0.5
+
+    image = torch.zeros(1, 3, side, side, device=device)
+    iterates = LBFGS(evaluate, image, HISTORY, torch.device("cpu"))
+    ends = [time.perf_counter()]
+    for _ in range(6):
+        next(iterates)[1].by_name()  # by_name waits for the device
+        ends.append(time.perf_counter())
+    seconds = [end - before for before, end in pairwise(ends)]
+    return statistics.median(seconds[1:]) / side**2
+
+
+def _measure_scratch(network: Network, side: int) -> float:
+    """Bytes per pixel that an evaluation takes beyond the planner's formula; 0 if unknown."""
+    if network.device.type != "cuda":
+        return 0.0
+    image, objective = _make_evaluation(network, side)
+    before = torch.cuda.memory_allocated(network.device)
+    torch.cuda.reset_peak_memory_stats(network.device)
+    objective.value_and_gradient(image)
+    peak = torch.cuda.max_memory_allocated(network.device) - before
+    layers = {layer for layers in used_layers(StyleSpec()) for layer in layers}
+    return max(0.0, peak / side**2 - network.gradient_bytes(layers))
+
+
+def _make_evaluation(network: Network, side: int) -> tuple[Tensor, Objective]:
+    """An image of one size, and the default objective for it."""
+    spec = StyleSpec().for_pictures()
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(
+        network.device
+    )
+    style = measure_style(network, image.flip(1), spec)
+    objective = Objective(network, spec, image, [Region(style)])
+    return objective.margin.mirror(image), objective
 
 
 def _time_evaluation(network: Network, side: int) -> tuple[int, float, float]:
@@ -444,15 +537,9 @@ def _time_evaluation(network: Network, side: int) -> tuple[int, float, float]:
     Returns the number of pixels, the median seconds, and the seconds until the first one is
     complete.
     """
-    spec = StyleSpec().for_pictures()
     start = time.perf_counter()
-    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(
-        network.device
-    )
-    objective = Objective(
-        network, spec, image, [Region(measure_style(network, image.flip(1), spec))]
-    )
-    image, ends = objective.margin.mirror(image), [start]
+    image, objective = _make_evaluation(network, side)
+    ends = [start]
     for _ in range(6):
         objective.value_and_gradient(image)[0].by_name()  # by_name waits for the device
         ends.append(time.perf_counter())

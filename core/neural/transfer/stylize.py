@@ -359,13 +359,17 @@ class _Run:
         """Call the callback and apply its answer; True if it stops the run."""
         if self._on_progress is None or image is None:
             return False
+        make_checkpoint = _Releasable(partial(self._checkpoint, optimizer, count))
         event = StepEvent(
             progress=replace(self._tracker.progress(self._losses), spec_updates=self._spec_updates),
             spec=self._spec,
             picture=partial(self._render, self._without_margin(image), self._spec),
-            checkpoint=partial(self._checkpoint, optimizer, count),
+            checkpoint=make_checkpoint,
         )
-        control = self._on_progress(event)
+        try:
+            control = self._on_progress(event)
+        finally:
+            make_checkpoint.release()
         if control.spec is not None and not control.stop:
             self._apply_update(self._inputs.fit_spec(control.spec), target, optimizer, count)
         return control.stop
@@ -442,6 +446,25 @@ class _Run:
     def _without_margin(self, image: Tensor) -> Tensor:
         width, height = self._size
         return Margin.of_image(height, width, self._spec).cut(image)
+
+
+class _Releasable:
+    """The function of an event that makes a checkpoint, until the callback returns.
+
+    The callback may keep the event. The optimizer, whose pairs take up to 3 GB at 4096 px, must not
+    stay with it into the next scale.
+    """
+
+    def __init__(self, make: Callable[[], Checkpoint]) -> None:
+        self._make: Callable[[], Checkpoint] | None = make
+
+    def __call__(self) -> Checkpoint:
+        if self._make is None:
+            raise RuntimeError("an event's checkpoint is available until its callback returns")
+        return self._make()
+
+    def release(self) -> None:
+        self._make = None
 
 
 class ProgressTracker:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from core import errors
 from core.neural import device as devices
-from core.neural.vgg import Network, is_emulated
+from core.neural.transfer.formats import load_fastest
+from core.neural.vgg import Format, Network, formats, is_emulated
 from core.neural.weights import files, sources
 from core.neural.weights.files import Convention, Metadata
 from core.neural.weights.parameters import Parameters, from_torchvision
@@ -84,6 +85,11 @@ class WeightsCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @property
+    def throughput_file(self) -> Path:
+        """Where the measured speeds of this machine's devices are stored."""
+        return self.folder / "throughput.json"
+
     def path(self, name: str) -> Path:
         """Path of the network's file, whether or not it exists. Raises BadInput for a bad name."""
         _check_name(name)
@@ -127,21 +133,28 @@ class WeightsCache:
     ) -> Network:
         """Load a network onto a device, after verification of its parameters.
 
-        Logs a warning if the processor only emulates the precision. Raises WeightsUnavailable,
-        BadWeights, BadSettings (unusable device), OutOfMemory, DeviceLost.
+        On a card, the first load measures which format is the fastest and stores that beside the
+        weights. Logs a warning if the processor only emulates the precision. Raises
+        WeightsUnavailable, BadWeights, BadSettings (unusable device), OutOfMemory, DeviceLost.
         """
         name = self.resolve(model)
         parameters, _ = self.load_parameters(name)
-        try:
-            network = Network(
+
+        def make(number_format: Format) -> Network:
+            return Network(
                 parameters.architecture,
                 parameters.pairs,
                 name=name,
                 sha256=parameters.sha256,
                 device=device,
-                dtype=DTYPES[precision],
+                dtype=number_format.dtype,
+                layout=number_format.layout,
                 takes=parameters.input_format,
             )
+
+        try:
+            candidates = formats(devices.best_device(device), DTYPES[precision])
+            network = load_fastest(make, candidates, self.throughput_file)
         # torch raises either of these for a device that does not exist.
         except (RuntimeError, AssertionError) as error:
             devices.classify_error(error)

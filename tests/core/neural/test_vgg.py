@@ -1,5 +1,6 @@
 """The network's features, compared with torchvision's own network with the same weights."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,10 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from core.neural import torch_versions, vgg
 from core.neural.transfer import pixels
-from core.neural.vgg import MEAN, POOLING_SCALES, STD, Network
+from core.neural.transfer.objective import Objective, Region, measure_style
+from core.neural.vgg import MEAN, POOLING_SCALES, STD, Network, formats
 from core.neural.weights.cache import random_parameters
 from core.neural.weights.torchvision_registry import vgg19_source
+from core.style.spec import StyleSpec
 from core.style.vgg_layers import Architecture, convolutions
 
 # Index of each ReLU in torchvision's `features`.
@@ -179,7 +183,7 @@ def test_a_precision_that_the_processor_emulates_gives_one_warning(
     warned: bool,
 ) -> None:
     capabilities = {"architecture": architecture, **dict.fromkeys(has, True)}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch_versions, "cpu_capabilities", lambda: capabilities)
     weights.load("vgg19", "cpu", precision)
 
     assert [record.message for record in caplog.records] == [
@@ -190,3 +194,121 @@ def test_a_precision_that_the_processor_emulates_gives_one_warning(
 def test_a_layer_that_the_network_lacks_raises_key_error(vgg19: Network) -> None:
     with pytest.raises(KeyError, match="relu6_1"):
         vgg19.features(_image(), ["relu1_1", "relu6_1"])
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("pooling", ["max", "average", "l2"])
+def test_both_layouts_give_the_same_features_and_gradient(
+    layout: torch.memory_format, pooling: Any
+) -> None:
+    image, layers = _image(), ["relu1_1", "relu3_1"]
+
+    def run(**options: Any) -> tuple[dict[str, Tensor], Tensor]:
+        network = Network(
+            "vgg16",
+            random_parameters("vgg16"),
+            name="",
+            sha256="",
+            dtype=torch.float32,
+            device="cpu",
+            **options,
+        )
+        recording = network.record(image, layers, pooling)
+        features = dict(recording.features)
+        # As the losses make it: channels last.
+        return features, recording.gradient(
+            lambda _, responses: responses.contiguous(memory_format=torch.channels_last).clone()
+        )
+
+    features, gradient = run(layout=layout)
+    expected_features, expected = run()
+
+    for layer in layers:
+        assert features[layer].is_contiguous(memory_format=layout)
+        assert torch.allclose(features[layer], expected_features[layer], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_the_layout_stays_through_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor in another layout would be converted in each convolution."""
+    network = Network(
+        "vgg16",
+        random_parameters("vgg16"),
+        name="",
+        sha256="",
+        device="cpu",
+        dtype=torch.float32,
+        layout=torch.contiguous_format,
+    )
+    usual, seen = torch.nn.functional.conv2d, list[bool]()
+
+    def convolve(x: Tensor, *args: Any, **more: Any) -> Tensor:
+        seen.append(x.is_contiguous())
+        return usual(x, *args, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", convolve)
+    recording = network.record(_image(), ["relu2_1", "relu3_1"])
+    recording.gradient(lambda _, responses: responses.contiguous(memory_format=torch.channels_last))
+
+    assert len(seen) == 10
+    assert all(seen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("pooling", ["max", "average", "l2"])
+@pytest.mark.parametrize("objective", ["relative", "gatys"])
+def test_a_gradient_in_half_precision_is_finite_and_close(
+    make_tiny_network: Callable[..., Network],
+    photo: Image.Image,
+    painting: Image.Image,
+    dtype: torch.dtype,
+    pooling: Any,
+    objective: Any,
+) -> None:
+    spec = StyleSpec(pooling=pooling, objective=objective).for_pictures()
+    start, style = (pixels.to_image(picture, (64, 48)) for picture in (photo, painting))
+    image = start.lerp(style, 0.3)
+
+    def gradient(network: Network) -> Tensor:
+        target = Region(measure_style(network, style, spec))
+        return Objective(network, spec, start, [target]).value_and_gradient(image)[1]
+
+    exact, half = (gradient(make_tiny_network("vgg16", one)) for one in (torch.float32, dtype))
+
+    assert bool(half.isfinite().all())
+    limit = 0.2 if dtype == torch.float16 else 0.5
+    assert float((half - exact).norm() / exact.norm()) < limit
+
+
+def test_the_gradient_of_l2_pooling_is_finite_where_float16_cannot_hold_the_quotient() -> None:
+    """Gradients of the paper's objective are large where responses of real networks are small."""
+    x = torch.full((1, 8, 8, 8), 0.02)
+    x[..., ::3] = 0
+    g = torch.full((1, 8, 4, 4), 20000.0)
+    expected = vgg._unpool(g, x, "l2")
+    actual = vgg._unpool(g.half(), x.half(), "l2")
+
+    assert float(g.max() / x[x > 0].min()) > 65504
+    assert actual.dtype == torch.float16
+    assert torch.allclose(actual.float(), expected, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "capability", "expected"),
+    [
+        (None, "cuda", (5, 2), ["float32", "float32", "float16", "float16"]),
+        (None, "cuda", (8, 0), ["float32", "float32", "bfloat16", "bfloat16"]),
+        (torch.float16, "cuda", (8, 0), ["float16", "float16"]),
+        (None, "mps", None, ["float32", "float32"]),
+        (torch.float32, "cpu", None, ["float32"]),
+    ],
+)
+def test_the_formats_to_measure_depend_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, wanted: Any, device: str, capability: Any, expected: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    found = formats(torch.device(device), wanted)
+
+    assert [str(one.dtype).removeprefix("torch.") for one in found] == expected
+    layouts = [one.layout for one in found]
+    assert layouts == ([torch.channels_last, torch.contiguous_format] * 2)[: len(expected)]

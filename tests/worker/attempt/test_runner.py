@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from proxy import Proxy
 
 from core import errors
 from core.jobs.models import Job, Status
 from core.jobs.store import JobStore
+from core.neural import device
 from core.neural.weights.cache import WeightsCache, random_parameters
 from core.neural.weights.parameters import Parameters
 from worker import process
+from worker.attempt import Attempt
 from worker.runner import JobRunner
 
 MakeRunner = Callable[..., JobRunner]
@@ -157,3 +160,51 @@ def test_a_job_that_is_released_for_a_failure_is_not_claimed_again_at_once(
     assert not runner.run_queued(10)
     assert len(calls) == 1
     assert ((back := store.get(job.id)).status, back.attempt) == (Status.QUEUED, 0)
+
+
+def test_a_job_leaves_nothing_on_the_card_beside_the_network(
+    make_runner: MakeRunner, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images are gone, and torch's cache is returned, so that another program can use it."""
+    held: list[object] = []
+    released: list[object] = []
+    monkeypatch.setattr(device, "release_memory", released.append)
+    usual = Attempt.run
+
+    def run(self: Attempt, load: Any) -> bool:
+        is_done = usual(self, load)
+        held.append(self._state.event)
+        return is_done
+
+    monkeypatch.setattr(Attempt, "run", run)
+    runner = make_runner(memory_gb=3)
+    limits: list[tuple[object, ...]] = []
+    monkeypatch.setattr(device, "limit_memory", lambda *args: limits.append(args))
+    submit(iterations=2)
+
+    assert runner.run_next() == "done"
+    assert held == [None]
+    network, _ = runner.load_network("auto")
+    assert released == [network.device]
+    assert limits == [(network.device, 3 * 10**9)]
+
+
+def test_a_worker_with_a_card_that_torch_cannot_use_refuses_to_start(
+    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it loads anything; its first kernel would fail, again and again."""
+    stubs = {
+        "is_available": True,
+        "device_count": 1,
+        "get_device_name": "NVIDIA TITAN X (Pascal)",
+        "get_device_capability": (6, 1),
+        "get_arch_list": ["sm_75", "sm_80"],
+    }
+    for name, value in stubs.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, _value=value: _value)
+    monkeypatch.setattr(torch, "__version__", "2.13.0")
+    runner = make_runner()
+    monkeypatch.setattr(runner, "load_network", lambda _: pytest.fail("loaded a network"))
+
+    with pytest.raises(errors.BadSettings, match=r"TITAN X .* constraints-legacy-gpu\.txt"):
+        runner.warm_up()

@@ -295,7 +295,7 @@ def test_a_reader_that_takes_too_long_gets_an_invalid_file(
 
 
 def test_a_snapshot_that_is_released_in_time_is_valid() -> None:
-    snapshot = SharedSnapshot({"image": torch.zeros(3)})
+    snapshot = SharedSnapshot({}, {"rows": torch.zeros(3)})
     snapshot.release()
     snapshot.reclaim()
 

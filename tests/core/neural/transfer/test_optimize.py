@@ -153,7 +153,7 @@ def test_the_first_step_is_shorter_where_the_loss_would_reach_0_sooner() -> None
 
 def test_products_of_pairs_are_summed_in_float64(target: Tensor) -> None:
     """In float32 the small matrices lose the curvature of badly scaled functions."""
-    assert _Pairs(target, 4, torch.device("cpu")).state()["products"].dtype == torch.float64
+    assert _Pairs(target, 4, torch.device("cpu")).buffers()["products"].dtype == torch.float64
 
 
 def _wall(place: Tensor, *, fails: bool) -> Evaluate:
@@ -320,3 +320,37 @@ def test_adam_has_not_converged_while_its_newest_image_is_not_its_best(target: T
     next(iterates)
     assert not iterates.may_have_converged
     assert any(bool(iterates.may_have_converged) for _ in islice(iterates, 200))
+
+
+def test_a_snapshot_that_a_card_has_copied_needs_no_wait_and_stays_valid(
+    target: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`to("cpu")` copies from a card; here it copies on the CPU."""
+    iterates = LBFGS(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5))
+    next(iterates)
+    usual = Tensor.to
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "to", lambda self, *args: usual(self, *args).clone())
+        snapshot = iterates.state()
+    before = {name: tensor.clone() for name, tensor in snapshot.tensors.items()}
+    monkeypatch.setattr(snapshot, "_released", None)  # a wait would fail
+    next(iterates)
+
+    assert not snapshot.is_overwritten
+    assert all(torch.equal(snapshot.tensors[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("name", ["gamma", "count", "image", "gradient", "losses"])
+def test_the_next_iteration_leaves_all_but_the_pairs_of_a_snapshot_as_they_are(
+    target: Tensor, name: str
+) -> None:
+    """So only the pairs decide whether an optimizer waits for the reader."""
+    iterates = LBFGS(_quadratic(target, torch.ones_like(target)), torch.full_like(target, 0.5))
+    next(iterates)
+    snapshot = iterates.state()
+    before = snapshot.tensors[name].clone()
+    snapshot.release()
+    iterates.reset()
+    next(iterates)
+
+    assert torch.equal(snapshot.tensors[name], before)

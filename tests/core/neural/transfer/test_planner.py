@@ -1,14 +1,17 @@
 """Plans: what fits, what does not fit, and the error messages."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core import errors
 from core.neural.transfer import planner
+from core.neural.transfer.optimize import LBFGS
 from core.neural.transfer.planner import (
     NOMINAL_THROUGHPUT,
     Plan,
@@ -17,7 +20,9 @@ from core.neural.transfer.planner import (
     free_memory,
     load_throughput,
 )
+from core.neural.transfer.tiling import make_tiles
 from core.neural.vgg import Network
+from core.neural.weights.cache import random_parameters
 from core.style.spec import parse_spec
 
 GB = 10**9
@@ -235,3 +240,164 @@ def test_the_seconds_of_an_evaluation_are_measured(tiny_vgg16: Network) -> None:
 
 def test_the_host_reports_a_plausible_amount_of_free_memory(tiny_vgg16: Network) -> None:
     assert GB / 10 < free_memory(tiny_vgg16.device) < 10_000 * GB
+
+
+# ---------------------------------------------------------------------- cards, without a card
+
+
+@pytest.fixture(scope="module")
+def make_card_network() -> Callable[..., Network]:
+    """Make a VGG-19 of full width without numbers, which the planner believes to be on a card."""
+
+    def make(kind: str, dtype: torch.dtype) -> Network:
+        network = Network(
+            "vgg19", random_parameters("vgg19"), name="", sha256="", device="meta", dtype=dtype
+        )
+        network.device = torch.device(kind)
+        return network
+
+    return make
+
+
+def _plan_on_card(
+    network: Network,
+    gigabytes: float,
+    throughput: Throughput = NOMINAL_THROUGHPUT,
+    **parameters: Any,
+) -> Plan:
+    spec = parse_spec(parameters).for_pictures()
+    return Planner(network, throughput, int(gigabytes * GB)).plan((4, 3), [(1200, 900)], spec)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("size", [2048, 4096, 8192])
+def test_a_card_of_12_gb_runs_every_size(
+    make_card_network: Callable[..., Network],
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    size: int,
+) -> None:
+    """A Titan X has 11.9 GB, of which the driver takes some 0.4."""
+    monkeypatch.setattr(planner, "_host_limits", lambda: [64 * GB])
+    last = _plan_on_card(make_card_network("cuda", dtype), 11.5, size=size).scales[-1]
+
+    assert last.memory_bytes <= planner.USABLE * 11.5 * GB
+    if size == 2048:
+        assert (last.route.tile_px, last.route.history_on_host) == (None, False)
+    if size == 8192:
+        assert (last.route.history, last.route.history_on_host) == (10, True)
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("cuda", 2**31), ("mps", 2**32 // 4)])
+def test_no_tile_has_more_elements_than_the_kernels_can_index(
+    make_card_network: Callable[..., Network],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    limit: int,
+) -> None:
+    """However much memory there is: relu1 has 64 responses per pixel."""
+    monkeypatch.setattr(planner, "_host_limits", lambda: [1000 * GB])
+    network = make_card_network(kind, torch.float32)
+    for size in (2048, 4096, 6016, 8192):
+        last = _plan_on_card(network, 1000, size=size).scales[-1]
+        height, width = (-(-side // 16) * 16 for side in reversed(last.scale.size))
+        halo = network.halo(["relu5_1"])
+        tiles = make_tiles(height, width, last.route.tile_px, halo)
+        assert 64 * max(tile.read_px for tile in tiles) < limit
+        if kind == "mps" and not last.route.history_on_host:
+            assert 2 * last.route.history * 12 * height * width < 2**32
+
+
+def test_curvature_pairs_on_the_host_need_its_memory(
+    make_card_network: Callable[..., Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, host = make_card_network("cuda", torch.float16), [64 * GB]
+    monkeypatch.setattr(planner, "_host_limits", lambda: host)
+    pairs = 2 * 10 * 12 * 8192 * 6144
+
+    assert _plan_on_card(network, 12, size=8192).scales[-1].route.history_on_host
+    host[:] = [int(pairs / planner.USABLE) - 1000]
+    fewer = _plan_on_card(network, 20, size=8192).scales[-1].route
+    assert (fewer.history, fewer.history_on_host) == (5, False)
+    with pytest.raises(errors.OutOfMemory, match=r"size \d+ fits"):
+        _plan_on_card(network, 10, size=8192)
+
+
+def test_curvature_pairs_on_the_host_need_time(
+    make_card_network: Callable[..., Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "_host_limits", lambda: [64 * GB])
+    network = make_card_network("cuda", torch.float16)
+    quick, slow = (
+        _plan_on_card(network, 12, Throughput(0, 1e-8, 0, seconds), size=8192).scales[-1]
+        for seconds in (0, 1e-7)
+    )
+
+    assert quick.route.history_on_host
+    assert quick.route == slow.route
+    more = slow.iteration_seconds - quick.iteration_seconds
+    assert more == pytest.approx(1e-7 * 8192 * 6144)
+
+
+def test_the_time_of_pairs_on_the_host_is_measured() -> None:
+    assert 0 < planner._measure_host_pairs(torch.device("cpu"), 32) < 1e-3
+
+
+def test_what_cudnn_takes_beyond_the_formula_is_measured_and_planned(
+    make_card_network: Callable[..., Network],
+    make_tiny_network: Callable[..., Network],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiny = make_tiny_network("vgg16")
+    layers = {"relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu4_2", "relu5_1"}
+    peak = 64 * 64 * (tiny.gradient_bytes(layers) + 300)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1000)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: peak + 1000)
+    assert planner._measure_scratch(tiny, 64) == 0  # a CPU has no such counter
+    image, objective = planner._make_evaluation(tiny, 64)
+    monkeypatch.setattr(planner, "_make_evaluation", lambda *_: (image, objective))
+    monkeypatch.setattr(tiny, "device", torch.device("cuda"))
+    assert planner._measure_scratch(tiny, 64) == pytest.approx(300, abs=40)
+
+    network = make_card_network("cuda", torch.float16)
+    usual, more = (
+        _plan_on_card(network, 40, Throughput(0, 1e-8, 0, 0, scratch), size=2048, scales=1)
+        for scratch in (0, 500)
+    )
+    assert more.memory_bytes - usual.memory_bytes == pytest.approx(
+        500 * 2048 * 1536 - 250_000_000, abs=10
+    )
+
+
+class CountOperations(TorchDispatchMode):
+    """Counts the operations that reach a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.counts[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_iteration_never_waits_for_the_card_and_has_a_budget_of_operations() -> None:
+    """On meta tensors, which have no values to wait for. Views and conversions count, too."""
+    network = Network(
+        "vgg19",
+        random_parameters("vgg19"),
+        name="",
+        sha256="",
+        device="meta",
+        dtype=torch.float16,
+    )
+    image, objective = planner._make_evaluation(network, 64)
+    iterates = LBFGS(objective.value_and_gradient, image)
+    with CountOperations() as counter:
+        next(iterates)
+
+    assert "aten._local_scalar_dense.default" not in counter.counts
+    assert counter.counts.total() <= 1600

@@ -1,5 +1,7 @@
 """Runs with little memory: in tiles, and after an out-of-memory error."""
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from PIL import Image, ImageChops
 from core import errors
 from core.neural.transfer import checkpoint
 from core.neural.transfer.inputs import StyleInputs
+from core.neural.transfer.optimize import LBFGS
 from core.neural.transfer.planner import Planner
 from core.neural.transfer.stylize import (
     Control,
@@ -129,3 +132,42 @@ def test_a_resumed_run_out_of_memory_continues_from_its_checkpoint(
 
     assert [progress.iteration for progress in seen] == [4, 5, 6]
     assert sorted(progress.value for progress in seen) == [progress.value for progress in seen]
+
+
+@pytest.mark.parametrize("runs_out", [False, True], ids=["next scale", "after out of memory"])
+def test_an_optimizer_is_gone_when_the_next_one_starts(
+    photo: Image.Image,
+    painting: Image.Image,
+    tiny_vgg16: Network,
+    monkeypatch: pytest.MonkeyPatch,
+    runs_out: bool,
+) -> None:
+    """Although the callback keeps its last event, as a worker does."""
+    kept: list[StepEvent] = []
+    optimizers: list[weakref.ref[LBFGS]] = []
+    alive_at_start: list[int] = []
+    usual = LBFGS.__init__
+
+    def count(self: LBFGS, *args: Any) -> None:
+        alive_at_start.append(sum(reference() is not None for reference in optimizers))
+        optimizers.append(weakref.ref(self))
+        usual(self, *args)
+
+    def keep(event: StepEvent) -> Control:
+        kept[:] = [event]
+        event.checkpoint()
+        return Control.CONTINUE
+
+    monkeypatch.setattr(LBFGS, "__init__", count)
+    large = photo.resize((400, 300))
+    spec = parse_spec({"size": 400, "iterations": 3, "scales": 1 if runs_out else 2, **SHALLOW})
+    network = _Cramped(tiny_vgg16, 330 * 330, after=3) if runs_out else tiny_vgg16
+    gc.disable()  # the memory is free at once, not at the next collection
+    try:
+        stylize(StyleInputs(large, [painting]), spec, network, keep)
+    finally:
+        gc.enable()
+
+    assert alive_at_start == [0, 0]
+    with pytest.raises(RuntimeError, match="until its callback returns"):
+        kept[0].checkpoint()
