@@ -14,6 +14,7 @@ import click
 from cli import service
 from cli.dataset import dataset
 from cli.demo import demo
+from cli.doctor import doctor
 from cli.info import info
 from cli.jobs import cancel, result, retry, submit, watch
 from cli.keys import keys
@@ -68,6 +69,7 @@ def impasto() -> None:
 for command in (
     service.up, service.api, service.worker, service.webhooks, service.webhook_secret,
     submit, watch, cancel, retry, result, demo, stylize, info, keys, weights, dataset, train,
+    doctor,
 ):  # fmt: skip
     impasto.add_command(command)
 

@@ -63,11 +63,15 @@ def revoke(key_id: str) -> None:
 
 
 def _open_store() -> ApiKeyStore:
-    config = read_settings(Settings)
+    return ApiKeyStore(find_store(read_settings(Settings)))
+
+
+def find_store(config: Settings) -> str:
+    """The URL of the store: IMPASTO_REDIS_URL, else that of the running `impasto up`."""
     url_file = store_file(config.data_dir)
     if "IMPASTO_REDIS_URL" not in os.environ and url_file.exists():
-        return ApiKeyStore(url_file.read_text(encoding="utf-8"))
-    return ApiKeyStore(config.redis_url)
+        return url_file.read_text(encoding="utf-8")
+    return config.redis_url
 
 
 def store_file(data_dir: Path) -> Path:

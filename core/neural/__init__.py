@@ -1,7 +1,8 @@
 """Everything that imports torch. Knows no Redis, Celery, HTTP or jobs.
 
-vgg: the network and its gradient. device: device errors and memory. transfer/: style transfer of
-one picture. weights/: weight files. training/: training a network on a data set.
+vgg: the network and its gradient. device: which device, its errors and memory. torch_versions: the
+versions of torch that it runs on. transfer/: style transfer of one picture. weights/: weight files.
+training/: training a network on a data set. capacity: what a card can do.
 """
 
 import os

@@ -82,3 +82,14 @@ def set_allocator_settings(settings: str) -> None:
         torch._C._accelerator_setAllocatorSettings(settings)
     else:
         torch.cuda.memory._set_allocator_settings(settings)
+
+
+def cuda_of_build() -> str:
+    """The version of CUDA that torch is built with; "" for a build without CUDA."""
+    return torch.version.cuda or ""
+
+
+def describe_build() -> str:
+    """Version and kind of the installed torch, for people."""
+    cuda = cuda_of_build()
+    return f"{torch.__version__}, " + (f"built with CUDA {cuda}" if cuda else "built without CUDA")

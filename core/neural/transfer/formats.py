@@ -8,9 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 
-from core.neural import device
-from core.neural.transfer.planner import Throughput, load_throughput
+import torch
+
+from core.neural import device as devices
+from core.neural.transfer.planner import (
+    Throughput,
+    load_throughput,
+    read_throughputs,
+    throughput_key,
+)
 from core.neural.vgg import Format, Network
+from core.style.vgg_layers import Architecture
 
 # A format is preferred to an earlier one only if it is faster by this factor. Measurements vary by
 # a few percent, and the same seed shall give the same picture. Formats are sorted by precision.
@@ -19,7 +27,11 @@ _TYPICAL_PIXELS = 1024 * 1024
 
 
 def load_fastest(
-    make: Callable[[Format], Network], formats: Sequence[Format], file: Path
+    make: Callable[[Format], Network],
+    device: torch.device,
+    architecture: Architecture,
+    formats: Sequence[Format],
+    file: Path,
 ) -> Network:
     """Make the network in the fastest of the formats.
 
@@ -28,8 +40,21 @@ def load_fastest(
     """
     if len(formats) == 1:
         return make(formats[0])
-    throughputs = {number_format: _measure(make, number_format, file) for number_format in formats}
-    return make(fastest_format(throughputs))
+    chosen = stored_format(device, architecture, formats, file)
+    if chosen is None:
+        chosen = fastest_format({one: _measure(make, one, file) for one in formats})
+    return make(chosen)
+
+
+def stored_format(
+    device: torch.device, architecture: Architecture, formats: Sequence[Format], file: Path
+) -> Format | None:
+    """The fastest format by the measurements in the file; None if one of them is missing."""
+    stored = read_throughputs(file)
+    keys = {one: throughput_key(device, architecture, one) for one in formats}
+    if not all(key in stored for key in keys.values()):
+        return None
+    return fastest_format({one: stored[key] for one, key in keys.items()})
 
 
 def _measure(make: Callable[[Format], Network], number_format: Format, file: Path) -> Throughput:
@@ -38,7 +63,7 @@ def _measure(make: Callable[[Format], Network], number_format: Format, file: Pat
     throughput = load_throughput(network, file)
     target = network.device
     del network
-    device.release_memory(target)
+    devices.release_memory(target)
     return throughput
 
 

@@ -35,9 +35,10 @@ from core.neural.transfer.objective import (
 from core.neural.transfer.optimize import HISTORY, LBFGS
 from core.neural.transfer.regions import MAX_REGIONS
 from core.neural.transfer.tiling import make_tiles
-from core.neural.vgg import Network, stride
+from core.neural.vgg import Format, Network, stride
 from core.style.schedule import Scale, schedule
 from core.style.spec import MIN_RESULT_SIDE_PX, MIN_SIZE_PX, StyleSpec
+from core.style.vgg_layers import Architecture
 
 TILES_PX = (None, 4096, 2048, 1024, 512, 256)  # None: the whole picture
 
@@ -331,13 +332,11 @@ class _ScaleCost:
         pixels = self._tile_pixels(route.tile_px, self._layers)
         pixels = pixels + [self._style_pixels(margin, route.tile_px) for margin in self._paintings]
         elements = self._network.filters("relu1_1") * max(pixels)
-        if kind == "cuda":
-            return elements < _MAX_ELEMENTS
         if kind == "mps":
             pairs = 0 if route.history_on_host else route.history
             rows = 2 * pairs * _VECTOR_BYTES * math.prod(self._margin.padded)
             return max(elements * self._network.dtype.itemsize, rows) < _MAX_BUFFER_BYTES
-        return True
+        return kind == "cpu" or elements < _MAX_ELEMENTS
 
     def _tile_pixels(self, tile_px: int | None, layers: Collection[str]) -> list[int]:
         """The pixels that each tile of the image reads for these layers.
@@ -426,12 +425,9 @@ def load_throughput(network: Network, file: Path) -> Throughput:
 
     It is read from the file, or measured, which takes seconds, and stored there.
     """
-    device, threads = device_name(network.device), torch.get_num_threads()
-    model = f"{network.architecture}, {network.dtype}"
-    if network.layout != torch.channels_last:
-        model += ", contiguous"
-    key = f"{device}, {threads} threads, {model}, torch {torch.__version__}"
-    stored = _read_throughputs(file)
+    number_format = Format(network.dtype, network.layout)
+    key = throughput_key(network.device, network.architecture, number_format)
+    stored = read_throughputs(file)
     if key in stored:
         return stored[key]
     throughput = measure_throughput(network)
@@ -444,12 +440,22 @@ def load_throughput(network: Network, file: Path) -> Throughput:
     return throughput
 
 
+def throughput_key(device: torch.device, architecture: Architecture, number_format: Format) -> str:
+    """The name of a throughput in its file: what it depends on."""
+    threads = torch.get_num_threads()
+    model = f"{architecture}, {number_format.dtype}"
+    if number_format.layout != torch.channels_last:
+        model += ", contiguous"
+    return f"{device_name(device)}, {threads} threads, {model}, torch {torch.__version__}"
+
+
 def device_name(device: torch.device) -> str:
     """The name of a card, or the kind of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def _read_throughputs(file: Path) -> dict[str, Throughput]:
+def read_throughputs(file: Path) -> dict[str, Throughput]:
+    """The throughputs of a file by their keys; none if it is missing or damaged."""
     try:
         return {key: Throughput(**one) for key, one in json.loads(file.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):

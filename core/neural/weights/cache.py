@@ -153,8 +153,11 @@ class WeightsCache:
             )
 
         try:
-            candidates = formats(devices.best_device(device), DTYPES[precision])
-            network = load_fastest(make, candidates, self.throughput_file)
+            target = devices.best_device(device)
+            candidates = formats(target, DTYPES[precision])
+            network = load_fastest(
+                make, target, parameters.architecture, candidates, self.throughput_file
+            )
         # torch raises either of these for a device that does not exist.
         except (RuntimeError, AssertionError) as error:
             devices.classify_error(error)

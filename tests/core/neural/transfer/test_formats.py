@@ -46,6 +46,7 @@ def test_a_card_is_measured_once_and_each_card_by_itself(
 ) -> None:
     """By the measurement, not by the name: a new card with the same name has the same speed."""
     measured: list[Format] = []
+    made: list[Format] = []
     card = {"name": "Titan Xp"}
 
     def measure(network: Network) -> Throughput:
@@ -54,6 +55,7 @@ def test_a_card_is_measured_once_and_each_card_by_itself(
         return Throughput(0.5 if is_slow else 0.1 * network.dtype.itemsize, 0.0)
 
     def make(number_format: Format) -> Network:
+        made.append(number_format)
         network = make_tiny_network("vgg16", number_format.dtype)
         network.layout = number_format.layout
         return network
@@ -62,13 +64,18 @@ def test_a_card_is_measured_once_and_each_card_by_itself(
     monkeypatch.setattr(planner, "device_name", lambda _: card["name"])
     file = tmp_path / "throughput.json"
 
+    def load() -> Network:
+        return load_fastest(make, torch.device("cpu"), "vgg16", CANDIDATES, file)
+
     for _ in range(2):
-        assert load_fastest(make, CANDIDATES, file).dtype == torch.float32
+        assert load().dtype == torch.float32
     assert measured == CANDIDATES
     card["name"] = "Titan V"
     for _ in range(2):
-        assert load_fastest(make, CANDIDATES, file).dtype == torch.float16
+        assert load().dtype == torch.float16
     assert measured == CANDIDATES * 2
+    # Only the first load of each card makes all of them.
+    assert made == [*CANDIDATES, FLOAT32, FLOAT32, *CANDIDATES, HALF, HALF]
 
 
 def test_the_network_of_a_card_is_loaded_in_the_measured_format(

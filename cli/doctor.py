@@ -1,0 +1,308 @@
+"""`impasto doctor`: checks this machine and says what to do about each finding.
+
+It changes nothing, and needs no running service.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import redis
+
+from cli.keys import find_store, store_file
+from cli.output import printable
+from core import errors
+from core.config import Settings, read_settings
+from core.redis_client import CircuitBreaker, connect
+
+MIN_FREE_BYTES = 1_000_000_000  # for some results and checkpoints
+# What no accepted job can be lost with; docs/operations.md, "The store".
+STORE_SETTINGS = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "maxmemory-policy": "noeviction",
+}
+_SMI_TIMEOUT_SECONDS = 20.0  # nvidia-smi hangs if the driver does
+
+State = Literal["ok", "note", "wrong"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked. advice: what to do about it."""
+
+    topic: str
+    state: State
+    text: str
+    advice: str = ""
+
+
+@click.command()
+def doctor() -> None:
+    """Check driver, cards, torch, store, disk and weights; exit with 1 if something is wrong."""
+    config = read_settings(Settings)
+    checks: list[Callable[[Settings], Iterator[Finding]]] = [
+        check_driver,
+        check_torch,
+        check_store,
+        check_disk,
+        check_weights,
+    ]
+    wrong = 0
+    for check in checks:
+        for finding in check(config):
+            click.echo(_format(finding))
+            wrong += finding.state == "wrong"
+    click.echo(f"{wrong} found that is wrong." if wrong else "Nothing is wrong.")
+    if wrong:
+        sys.exit(1)
+
+
+def _format(finding: Finding) -> str:
+    lines = [f"{finding.state:<6} {finding.topic:<10} {printable(finding.text)}"]
+    if finding.advice:
+        lines.append(f"{'':<17} -> {printable(finding.advice)}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------- driver, cards, torch
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The NVIDIA driver of this machine, and the names of the cards that it sees."""
+
+    version: str
+    cards: list[str]
+
+    @property
+    def major(self) -> int:
+        """The first part of its version; 0 if that is no number."""
+        first = self.version.split(".")[0]
+        return int(first) if first.isdigit() else 0
+
+
+def find_driver() -> Driver | None:
+    """Ask nvidia-smi. None without it, or if it reaches no driver or no card."""
+    command = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
+    try:
+        ran = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SMI_TIMEOUT_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    rows = [line.split(", ", 1) for line in ran.stdout.splitlines() if ", " in line]
+    return Driver(rows[0][0], [name for _, name in rows]) if rows else None
+
+
+def check_driver(_: Settings) -> Iterator[Finding]:
+    """The driver, and the cards that it sees."""
+    driver = find_driver()
+    if driver is not None:
+        cards = ", ".join(driver.cards)
+        yield Finding("driver", "ok", f"NVIDIA {driver.version}; it sees {cards}")
+    elif _requires_cuda():
+        yield Finding(
+            "driver",
+            "wrong",
+            "nvidia-smi finds no card, but IMPASTO_WORKER_DEVICE requires one",
+            "install or repair NVIDIA's driver (in a container: the NVIDIA Container Toolkit); "
+            "if it worked before, the card may have dropped off the bus: restart the machine",
+        )
+    else:
+        yield Finding("driver", "note", "no NVIDIA driver or card; jobs run on the processor")
+
+
+def _requires_cuda() -> bool:
+    return os.environ.get("IMPASTO_WORKER_DEVICE", "").startswith("cuda")
+
+
+def check_torch(config: Settings) -> Iterator[Finding]:
+    """torch, the cards that it sees, and what each can do."""
+    try:
+        from core.neural import device, torch_versions
+        from core.neural.torch_versions import describe_build
+    except (ImportError, OSError) as error:
+        yield Finding(
+            "torch",
+            "wrong",
+            f"it cannot be loaded: {error}",
+            "install the packages again: `make clean`, then `make up`",
+        )
+        return
+    used = torch_versions.installed_set()
+    yield Finding("torch", "ok", f"{describe_build()}, the set of {used.constraints}")
+    try:
+        cards = device.list_cards()
+    except (errors.DeviceLost, errors.OutOfMemory) as error:
+        yield Finding(
+            "cards",
+            "wrong",
+            f"a card does not answer: {error.__cause__ or error}",
+            "end the programs that use it; if that does not help, restart the machine",
+        )
+        return
+    if not cards:
+        yield from _explain_absent_cards(used)
+    for index, card in enumerate(cards):
+        name = f"{card.name}, compute capability {card.capability[0]}.{card.capability[1]}"
+        memory = f"{card.total_bytes / 1e9:.1f} GB, {card.free_bytes / 1e9:.1f} GB free"
+        state: State = "wrong" if card.problem else "ok"
+        yield Finding(f"card {index}", state, f"{name}, {memory}", card.problem)
+        if not card.problem:
+            yield Finding("", "ok", _describe_abilities(config, index, card))
+    yield Finding("processor", "ok", _describe_processor())
+
+
+def _explain_absent_cards(used: Any) -> Iterator[Finding]:
+    """Why torch sees no card, if the driver sees one."""
+    from core.neural.torch_versions import LEGACY, cuda_of_build
+
+    driver = find_driver()
+    if driver is None:
+        return
+    if not cuda_of_build():
+        advice = "install a build of torch with CUDA"
+    elif driver.major < used.driver:
+        advice = f"install driver {used.driver} or newer"
+        if used is not LEGACY and driver.major >= LEGACY.driver:
+            advice += f", or the set of {LEGACY.constraints}: {LEGACY.install}"
+    else:
+        advice = "look at CUDA_VISIBLE_DEVICES, and into the kernel's log (dmesg) for Xid errors"
+    yield Finding("cards", "wrong", "torch sees none of the driver's cards", advice)
+
+
+def _describe_abilities(config: Settings, index: int, card: Any) -> str:
+    """In which format a card runs, and the largest pictures that its free memory allows."""
+    from core.neural.capacity import card_capacity
+    from core.neural.weights.cache import WeightsCache
+
+    file = WeightsCache(config.weights_dir).throughput_file
+    capacity = card_capacity(index, card.free_bytes, file)
+    text = f"runs {capacity.dtype}, {capacity.layout} (measured)"
+    if capacity.dtype is None:
+        text = "no format is measured yet: the first start of a worker does it"
+    return f"{text}; pictures up to {capacity.whole_px} px whole, {capacity.tiled_px} px in tiles"
+
+
+def _describe_processor() -> str:
+    from core.neural.torch_versions import cpu_capabilities
+
+    capabilities = cpu_capabilities()
+    halves = [
+        name
+        for name, sets in (
+            ("bfloat16", ("avx512_bf16", "amx_bf16")),
+            ("float16", ("avx512_fp16", "amx_fp16")),
+        )
+        if any(capabilities.get(one) for one in sets)
+    ]
+    fast = f"multiplies {' and '.join(halves)}" if halves else "runs float32"
+    return f"{os.cpu_count()} cores, {capabilities['architecture']}, {fast}"
+
+
+# ---------------------------------------------------------------------- store, disk, weights
+
+
+def check_store(config: Settings) -> Iterator[Finding]:
+    """Whether the store answers, and whether its settings can lose jobs."""
+    url = find_store(config)
+    is_expected = "IMPASTO_REDIS_URL" in os.environ or store_file(config.data_dir).exists()
+    client = connect(url)
+    try:
+        with CircuitBreaker():
+            version = str(client.info("server")["redis_version"])
+            yield Finding("store", "ok", f"it answers; version {version}")
+            yield from check_store_settings(client)
+    except errors.StoreUnavailable as error:
+        if is_expected:
+            yield Finding(
+                "store",
+                "wrong",
+                f"it does not answer: {error.__cause__}",
+                "start it, or correct IMPASTO_REDIS_URL",
+            )
+        else:
+            yield Finding("store", "note", "none runs; `impasto up` starts its own")
+    except redis.RedisError as error:
+        yield Finding("store", "wrong", str(error), "correct IMPASTO_REDIS_URL")
+    finally:
+        client.close()
+
+
+def check_store_settings(client: redis.Redis) -> Iterator[Finding]:
+    """Compare the settings on which the promise depends with what is needed."""
+    try:
+        found = {name: client.config_get(name).get(name) for name in STORE_SETTINGS}
+    except redis.ResponseError as error:
+        yield Finding(
+            "store",
+            "note",
+            f"its settings cannot be read: {error}",
+            "ask its operator for " + ", ".join(f"{k} {v}" for k, v in STORE_SETTINGS.items()),
+        )
+        return
+    for name, needed in STORE_SETTINGS.items():
+        if found[name] == needed:
+            yield Finding("store", "ok", f"{name} {needed}")
+        else:
+            yield Finding(
+                "store",
+                "wrong",
+                f"{name} is {found[name]}: accepted jobs can be lost",
+                f"set {name} to {needed}, in its configuration file too",
+            )
+
+
+def check_disk(config: Settings) -> Iterator[Finding]:
+    """Room and permission in the folders."""
+    for topic, setting, folder in (
+        ("data", "IMPASTO_DATA_DIR", config.data_dir),
+        ("cache", "IMPASTO_CACHE_DIR", config.cache_dir),
+    ):
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        text = f"{folder}: {free / 1e9:.1f} GB free"
+        if not _is_writable(existing):
+            advice = f"change its owner, or set {setting}"
+            yield Finding(topic, "wrong", f"{existing} cannot be written", advice)
+        elif free < MIN_FREE_BYTES:
+            advice = f"make room, lower IMPASTO_API_STORAGE_QUOTA_GB, or set {setting}"
+            yield Finding(topic, "wrong", text, advice)
+        else:
+            yield Finding(topic, "ok", text)
+
+
+def _is_writable(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def check_weights(config: Settings) -> Iterator[Finding]:
+    """Whether the networks are here and undamaged."""
+    try:
+        from core.neural.weights.cache import WeightsCache
+    except (ImportError, OSError):  # `check_torch` reports it
+        return
+    cache = WeightsCache(config.weights_dir)
+    names = [entry.name for entry in cache.entries()]
+    for name in names:
+        try:
+            cache.load_parameters(name)
+        except errors.ImpastoError as error:
+            yield Finding("weights", "wrong", f"{name} is damaged", error.message)
+        else:
+            suffix = " (auto)" if cache.resolve("auto") == name else ""
+            yield Finding("weights", "ok", name + suffix)
+    if "vgg19" not in names:
+        yield Finding(
+            "weights",
+            "note" if "vgg16" in names else "wrong",
+            "vgg19, the paper's network, is missing",
+            "impasto weights fetch",
+        )
