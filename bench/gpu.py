@@ -2,9 +2,10 @@
 
 WEIGHTS is a cache file of VGG-16 or VGG-19 (`impasto weights list` names them). Without it the
 weights are random; the speed is the same. Checks the card against the CPU in float32, then prints
-one table. bench/README.md.
+one table. Exits with 1 if a gradient is wrong or a section fails. bench/README.md.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,17 +15,25 @@ import click
 import torch
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the project need not be installed
+
 from bench.optimize import SAMPLES, Pair, floor, pair, seconds_of, wait
 from bench.peer import FILTERS, Peer
+from core.neural import device as devices
+from core.neural.transfer.formats import fastest_format
 from core.neural.transfer.optimize import LBFGS
 from core.neural.transfer.planner import Planner, measure_throughput
 from core.neural.transfer.stylize import stylize
-from core.neural.vgg import Network, stride
+from core.neural.vgg import Format, Network, formats, stride
 from core.neural.weights.cache import DTYPES, Precision, WeightsCache, random_parameters
 from core.style.spec import StyleSpec
 from core.style.vgg_layers import Architecture, convolutions
 
 BUDGET_SECONDS = 420  # no section starts later
+
+# Relative differences of a gradient from the CPU's that rounding explains.
+GRADIENT_LIMITS = {torch.float32: 1e-3, torch.float16: 0.08, torch.bfloat16: 0.2}
+WRONG = " WRONG"
 
 Row = tuple[str, str]
 _ARCHITECTURES: dict[str, Architecture] = {"vgg16": "vgg16", "vgg19": "vgg19"}
@@ -71,15 +80,13 @@ def correctness(card: Card) -> Iterator[Row]:
     *_, (_, losses) = (
         pair for _, pair in zip(range(10), LBFGS(objective.value_and_gradient, photo), strict=False)
     )
-    for name, network in (
-        ("float32", card.exact),
-        (str(card.fast.dtype).removeprefix("torch."), card.fast),
-    ):
+    for network in (card.exact, card.fast):
+        name = str(network.dtype).removeprefix("torch.")
         photo, objective = inputs.objective(spec, network)
         actual = objective.value_and_gradient(image.to(card.device))[1].cpu()
         yield (
             f"gradient, {name}: relative difference from the CPU",
-            f"{float((actual - expected).norm() / expected.norm()):.1e}",
+            _judge(actual, expected, GRADIENT_LIMITS[network.dtype]),
         )
         *_, (_, ours) = (
             pair
@@ -96,8 +103,43 @@ def correctness(card: Card) -> Iterator[Row]:
     )
     yield (
         "gradient in tiles of 64 px, float32: relative difference",
-        f"{float((many - one).norm() / one.norm()):.1e}",
+        _judge(many, one, GRADIENT_LIMITS[torch.float32]),
     )
+
+
+def _judge(actual: torch.Tensor, expected: torch.Tensor, limit: float) -> str:
+    """The relative difference, and whether it is too large."""
+    difference = float((actual - expected).norm() / expected.norm())
+    return f"{difference:.1e}" + (WRONG if not difference < limit else "")  # NaN is wrong, too
+
+
+def number_formats(card: Card) -> Iterator[Row]:
+    """The seconds of an evaluation in each format, and the one that a worker chooses."""
+    throughputs = {}
+    for one in formats(card.device):
+        network = _random_network(card, one)
+        throughputs[one] = throughput = measure_throughput(network)
+        seconds = throughput.fixed_seconds + 1024 * 1024 * throughput.pixel_seconds
+        scratch = f"{throughput.scratch_pixel_bytes:.0f} bytes a pixel of scratch"
+        yield f"1024 x 1024 px, {_describe(one)}", f"{seconds * 1e3:.1f} ms, {scratch}"
+    yield "format of a worker", _describe(fastest_format(throughputs))
+
+
+def _random_network(card: Card, number_format: Format) -> Network:
+    return Network(
+        "vgg19",
+        random_parameters("vgg19"),
+        name="random",
+        sha256="",
+        device=str(card.device),
+        dtype=number_format.dtype,
+        layout=number_format.layout,
+    )
+
+
+def _describe(number_format: Format) -> str:
+    layout = "last" if number_format.layout == torch.channels_last else "first"
+    return f"{str(number_format.dtype).removeprefix('torch.')}, channels {layout}"
 
 
 def rates(card: Card) -> Iterator[Row]:
@@ -107,26 +149,34 @@ def rates(card: Card) -> Iterator[Row]:
     peak = 2 * side**3 / seconds_of(partial(torch.mm, matrix, matrix), 5)
     yield f"matrix product, {card.fast.dtype}", f"{peak / 1e12:.1f} TFLOP/s"
     for size in (256, 512, 1024, 2048) if card.device.type == "cuda" else (256,):
-        inputs, spec = _samples(size), StyleSpec(size=size, scales=1)
-        photo, objective = inputs.objective(spec, card.fast)
-        evaluation = seconds_of(partial(objective.value_and_gradient, photo))
-        iterates = LBFGS(objective.value_and_gradient, photo)
-        iteration = seconds_of(lambda iterates=iterates: next(iterates))  # type: ignore[misc]
-        least, flops = floor(card.fast, photo), card.flops(photo.shape[2], photo.shape[3])
-        stock = seconds_of(
-            partial(Peer(card.exact, inputs.content, inputs.styles[0]).gradient, photo), 3
-        )
-        yield f"{size} px: iterations a second", f"{1 / iteration:.1f}"
+        try:
+            yield from _rates_at(card, size, peak)
+        except RuntimeError as error:  # a small card must not lose the rest of the table
+            yield f"{size} px", _first_line(error)
+            devices.release_memory(card.device)
+
+
+def _rates_at(card: Card, size: int, peak: float) -> Iterator[Row]:
+    inputs, spec = _samples(size), StyleSpec(size=size, scales=1)
+    photo, objective = inputs.objective(spec, card.fast)
+    evaluation = seconds_of(partial(objective.value_and_gradient, photo))
+    iterates = LBFGS(objective.value_and_gradient, photo)
+    iteration = seconds_of(lambda: next(iterates))
+    least, flops = floor(card.fast, photo), card.flops(photo.shape[2], photo.shape[3])
+    stock = seconds_of(
+        partial(Peer(card.exact, inputs.content, inputs.styles[0]).gradient, photo), 3
+    )
+    yield f"{size} px: iterations a second", f"{1 / iteration:.1f}"
+    yield (
+        f"{size} px: evaluation / convolutions alone / stock autograd in float32",
+        (f"{evaluation * 1e3:.1f} / {least * 1e3:.1f} / {stock * 1e3:.1f} ms"),
+    )
+    yield f"{size} px: share of the matrix product's rate", f"{flops / iteration / peak:.0%}"
+    if card.device.type == "cuda":
         yield (
-            f"{size} px: evaluation / convolutions alone / stock autograd in float32",
-            (f"{evaluation * 1e3:.1f} / {least * 1e3:.1f} / {stock * 1e3:.1f} ms"),
+            f"{size} px: evaluation as a CUDA graph",
+            _capture_graph(partial(objective.value_and_gradient, photo)),
         )
-        yield f"{size} px: share of the matrix product's rate", f"{flops / iteration / peak:.0%}"
-        if card.device.type == "cuda":
-            yield (
-                f"{size} px: evaluation as a CUDA graph",
-                _capture_graph(partial(objective.value_and_gradient, photo)),
-            )
 
 
 def _capture_graph(step: Callable[[], object]) -> str:
@@ -139,7 +189,7 @@ def _capture_graph(step: Callable[[], object]) -> str:
             step()
         return f"{seconds_of(graph.replay) * 1e3:.1f} ms"
     except RuntimeError as error:
-        return f"cannot be captured: {str(error).splitlines()[0][:60]}"
+        return f"cannot be captured: {_first_line(error)}"
 
 
 def autotune(card: Card) -> Iterator[Row]:
@@ -217,7 +267,7 @@ def memory(card: Card) -> Iterator[Row]:
         try:
             yield _two_iterations(card, planner, size)
         except Exception as error:  # one missing row must not lose the table
-            yield f"{size} px", f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
+            yield f"{size} px", _first_line(error)
     torch.cuda.set_per_process_memory_fraction(1.0, card.device)
 
 
@@ -259,19 +309,32 @@ def _samples(size: int) -> Pair:
 )
 def main(weights: Path | None, device: str) -> None:
     """Measure a card."""
-    card, began = Card(device, weights), time.monotonic()
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(device)  # `wait` and streams then mean this card
+    card, began, failed = Card(device, weights), time.monotonic(), False
     name = torch.cuda.get_device_name() if card.device.type == "cuda" else device
     click.echo(
         f"{name}, torch {torch.__version__}, {card.fast.architecture}, "
         f"{'real' if weights else 'random'} weights\n"
     )
     click.echo("| | |\n|---|---|")
-    for section in (correctness, rates, autotune, batches, memory, recipe):
+    for section in (correctness, number_formats, rates, autotune, batches, memory, recipe):
         if time.monotonic() - began > BUDGET_SECONDS:
             click.echo(f"| {section.__name__} | skipped: the time is up |")
             continue
-        for label, value in section(card):
-            click.echo(f"| {label} | {value} |")
+        try:
+            for label, value in section(card):
+                click.echo(f"| {label} | {value} |")
+                failed |= value.endswith(WRONG)
+        except Exception as error:  # a section that fails must not lose the others
+            click.echo(f"| {section.__name__} | {_first_line(error)} |")
+            failed = True
+    if failed:
+        sys.exit(1)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:60]}"
 
 
 if __name__ == "__main__":
