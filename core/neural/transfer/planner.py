@@ -523,7 +523,7 @@ def _measure_scratch(network: Network, side: int) -> float:
     objective.value_and_gradient(image)
     peak = torch.cuda.max_memory_allocated(network.device) - before
     layers = {layer for layers in used_layers(StyleSpec()) for layer in layers}
-    return max(0.0, peak / side**2 - network.gradient_bytes(layers))
+    return max(0.0, peak / image[0, 0].numel() - network.gradient_bytes(layers))
 
 
 def _make_evaluation(network: Network, side: int) -> tuple[Tensor, Objective]:

@@ -271,7 +271,8 @@ def test_a_gradient_in_half_precision_is_finite_and_close(
 
     def gradient(network: Network) -> Tensor:
         target = Region(measure_style(network, style, spec))
-        return Objective(network, spec, start, [target]).value_and_gradient(image)[1]
+        objective = Objective(network, spec, start, [target])
+        return objective.value_and_gradient(objective.margin.mirror(image))[1]
 
     exact, half = (gradient(make_tiny_network("vgg16", one)) for one in (torch.float32, dtype))
 
