@@ -14,6 +14,9 @@ from typing import NoReturn
 
 log = logging.getLogger(__name__)
 
+# Sent by a pool child to its parent, before SIGTERM: its device cannot be used as it is set.
+REFUSED = signal.SIGUSR2
+
 shutting_down = threading.Event()  # set when the worker must stop; jobs are then released
 
 

@@ -84,6 +84,8 @@ def _warm_up(**_: Any) -> None:
             log.error("this worker cannot run jobs and stops: %s", reason)  # noqa: TRY400
         else:
             log.exception("this worker cannot run jobs and stops")
+        if isinstance(error, errors.BadSettings):  # a restart would not help; `impasto up` ends
+            os.kill(os.getppid(), process.REFUSED)
         os.kill(os.getppid(), signal.SIGTERM)
 
 
