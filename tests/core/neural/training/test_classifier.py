@@ -21,8 +21,9 @@ def images(count: int = 2, side: int = 40) -> Tensor:
 @pytest.mark.parametrize("name", ["vgg11", "vgg13_bn", "vgg16", "vgg19_bn"])
 def test_names_and_shapes_are_those_of_torchvision(name: str) -> None:
     architecture, _, batch_norm = name.partition("_")
+    models = import_torchvision("models")  # 2.7.1 cannot be imported inside the context
     with torch.device("meta"):
-        theirs = getattr(import_torchvision("models"), name)(num_classes=10)
+        theirs = getattr(models, name)(num_classes=10)
         ours = Classifier(
             TrainingConfig(architecture=architecture, batch_norm=bool(batch_norm)), 10
         )
