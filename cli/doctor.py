@@ -116,11 +116,16 @@ def check_driver(_: Settings) -> Iterator[Finding]:
             "if it worked before, the card may have dropped off the bus: restart the machine",
         )
     else:
-        yield Finding("driver", "note", "no NVIDIA driver or card; jobs run on the processor")
+        yield Finding("driver", "note", "there is no NVIDIA driver or card")
 
 
 def _requires_cuda() -> bool:
-    return os.environ.get("IMPASTO_WORKER_DEVICE", "").startswith("cuda")
+    return _wanted_device().startswith("cuda")
+
+
+def _wanted_device() -> str:
+    """A setting of the worker, whose class the command line does not know."""
+    return os.environ.get("IMPASTO_WORKER_DEVICE", "auto")
 
 
 def check_torch(config: Settings) -> Iterator[Finding]:
@@ -158,6 +163,13 @@ def check_torch(config: Settings) -> Iterator[Finding]:
         if not card.problem:
             yield Finding("", "ok", _describe_abilities(config, index, card))
     yield Finding("processor", "ok", _describe_processor())
+    try:
+        chosen = device.best_device(_wanted_device())
+    except (errors.BadSettings, RuntimeError) as error:
+        if not any(card.problem for card in cards):  # which is reported already
+            yield Finding("device", "wrong", str(error), "correct IMPASTO_WORKER_DEVICE")
+    else:
+        yield Finding("device", "ok", f"a worker with device={_wanted_device()} runs on {chosen}")
 
 
 def _explain_absent_cards(used: Any) -> Iterator[Finding]:
