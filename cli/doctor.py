@@ -19,15 +19,10 @@ from cli.keys import find_store, store_file
 from cli.output import printable
 from core import errors
 from core.config import Settings, read_settings
+from core.jobs.store_monitor import REQUIRED
 from core.redis_client import CircuitBreaker, connect
 
 MIN_FREE_BYTES = 1_000_000_000  # for some results and checkpoints
-# What no accepted job can be lost with; docs/operations.md, "The store".
-STORE_SETTINGS = {
-    "appendonly": "yes",
-    "appendfsync": "always",
-    "maxmemory-policy": "noeviction",
-}
 _SMI_TIMEOUT_SECONDS = 20.0  # nvidia-smi hangs if the driver does
 
 State = Literal["ok", "note", "wrong"]
@@ -251,16 +246,16 @@ def check_store(config: Settings) -> Iterator[Finding]:
 def check_store_settings(client: redis.Redis) -> Iterator[Finding]:
     """Compare the settings on which the promise depends with what is needed."""
     try:
-        found = {name: client.config_get(name).get(name) for name in STORE_SETTINGS}
+        found = {name: client.config_get(name).get(name) for name in REQUIRED}
     except redis.ResponseError as error:
         yield Finding(
             "store",
             "note",
             f"its settings cannot be read: {error}",
-            "ask its operator for " + ", ".join(f"{k} {v}" for k, v in STORE_SETTINGS.items()),
+            "ask its operator for " + ", ".join(f"{k} {v}" for k, v in REQUIRED.items()),
         )
         return
-    for name, needed in STORE_SETTINGS.items():
+    for name, needed in REQUIRED.items():
         if found[name] == needed:
             yield Finding("store", "ok", f"{name} {needed}")
         else:

@@ -12,8 +12,8 @@ import pytest
 import redis
 import torch
 
-from cli import doctor
 from core.config import Settings
+from core.jobs.store_monitor import REQUIRED
 from core.neural import capacity
 from core.neural.capacity import Capacity
 from core.neural.weights.cache import WeightsCache
@@ -238,6 +238,6 @@ def test_every_needed_setting_of_the_store_is_the_one_that_the_containers_set() 
     text = (Path(__file__).parents[2] / "docker-compose.yml").read_text().replace('"', "")
     words = text.split()
 
-    for name, needed in doctor.STORE_SETTINGS.items():
+    for name, needed in REQUIRED.items():
         assert words[words.index(f"--{name}") + 2] == needed
     assert Settings().redis_url.startswith("redis://")
