@@ -207,7 +207,8 @@ class Planner:
         None if no route is smaller.
         """
         candidates = self._candidates(planned.scale, styles, spec, masks)
-        smallest = min(candidate.memory_bytes for candidate in candidates)
+        # None if the host's memory, too, is taken meanwhile.
+        smallest = min((candidate.memory_bytes for candidate in candidates), default=0)
         usable = max(planned.memory_bytes // 2, smallest)
         if usable >= planned.memory_bytes:
             return None

@@ -325,6 +325,20 @@ def test_curvature_pairs_on_the_host_need_its_memory(
         _plan_on_card(network, 10, size=8192)
 
 
+def test_without_any_route_left_no_smaller_one_is_found(
+    make_card_network: Callable[..., Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On mps the pairs of 8192 px fit into no buffer, and meanwhile the host is full."""
+    host = [64 * GB]
+    monkeypatch.setattr(planner, "_host_limits", lambda: host)
+    network, spec = make_card_network("mps", torch.float32), parse_spec({"size": 8192})
+    one = Planner(network, NOMINAL_THROUGHPUT, 100 * GB)
+    planned = one.plan((4, 3), [(64, 64)], spec.for_pictures()).scales[-1]
+    host[:] = [GB]
+
+    assert one.shrink(planned, [(64, 64)], spec.for_pictures()) is None
+
+
 def test_curvature_pairs_on_the_host_need_time(
     make_card_network: Callable[..., Network], monkeypatch: pytest.MonkeyPatch
 ) -> None:
