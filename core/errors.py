@@ -52,7 +52,7 @@ Each class carries a stable `code`, which clients may rely on. The docstring of 
 default message and says what to do.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,6 +67,10 @@ class ImpastoError(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
+
+    def about(self, part: str) -> Self:
+        """Return the same error with a message that names the part of the request it is about."""
+        return type(self)(f"{part}: {self.message}")
 
     @property
     def message(self) -> str:
@@ -99,7 +103,7 @@ class BadImage(BadInput):
 
 
 class UnsupportedImage(BadImage):
-    """Only JPEG, PNG and WebP are supported, whatever the file's name; convert the picture."""
+    """Only JPEG, PNG, WebP, HEIC, AVIF, TIFF and GIF are supported; convert the picture."""
 
     code = "unsupported_image"
 

@@ -9,25 +9,29 @@ import io
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, BinaryIO, Literal, NoReturn, get_args
 
+import pi_heif  # decodes only; pillow-heif also brings an encoder under the GPL
 from PIL import (
+    AvifImagePlugin,
+    GifImagePlugin,
     Image,
+    ImageChops,
     ImageCms,
     ImageOps,
-    ImageStat,
     MpoImagePlugin,
     PngImagePlugin,
+    TiffImagePlugin,
     WebPImagePlugin,
 )
 
 from core import errors
-from core.images import png, validation
-from core.images.validation import FORMATS, Format
+from core.images import bmff, color, jpeg, png, png_pixels, transparency, validation
+from core.images.png_pixels import Pixels
+from core.images.transparency import Background, composite, flatten
+from core.images.validation import FORMATS, Format, InputFormat
 
-# What lies behind transparent pixels. visible: white, or black behind a light drawing.
-Background = Literal["visible", "black"]
-_LIGHT = 224  # mean luminance of a drawing that would hardly be seen on white
 # How to make a square. linear: scale each side on its own, whatever becomes of the proportions.
 # crop: scale the short side, then crop the center.
 Resize = Literal["linear", "crop"]
@@ -37,15 +41,29 @@ PROVENANCE_KEY = "impasto"
 
 _BLACK_MASK = "A mask is black all over. Only what is white in it counts."
 _ONE_COLOR = "The picture is one color all over."
-# All messages of this module beside the default ones and those of validation.py.
-MESSAGES = frozenset({_BLACK_MASK, _ONE_COLOR})
+_MISSING_DATA = "A part of the JPEG is missing; send the original file, or save it again."
+_DEEP = "A TIFF may have 8 or 16 bits per sample; save the picture as such."
+_CAMERA_RAW = "Camera raw is not supported; export the picture as JPEG, TIFF or HEIC."
+# All messages beside the default ones and those of validation.py.
+MESSAGES = (
+    frozenset({_BLACK_MASK, _ONE_COLOR, _MISSING_DATA, _DEEP, _CAMERA_RAW}) | transparency.MESSAGES
+)
 
 # A restricted process cannot load code, so this module loads what Pillow would load on demand.
 Image.preinit()
-_LOADED_EARLY = (MpoImagePlugin, WebPImagePlugin)
+_LOADED_EARLY = (GifImagePlugin, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin)
+# It cannot start threads either. HEVC needs one all the same: see decoder.py.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+pi_heif.register_heif_opener(thumbnails=False, decode_threads=0)
+# The formats that Pillow names otherwise.
+_PILLOW_NAMES = {"heic": "HEIF"}
+# Tags of TIFF that only camera raw has: the version of DNG. And a first picture that is a preview.
+_DNG_VERSION, _SUBFILE_TYPE, _REDUCED = 50706, 254, 1
 
 # Pillow only warns up to twice its own pixel limit. A warning would stop nothing, so raise it.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+# It warns of damaged tags that it skips.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 # What Pillow is known to raise on hostile files, beyond OSError.
 _PILLOW_ERRORS = (
@@ -61,43 +79,82 @@ _PILLOW_ERRORS = (
     OverflowError,
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
+    UserWarning,  # where warnings are errors
 )
 
 
 def decode(
-    data: bytes, background: Background = "visible", *, any_size: bool = False
+    data: bytes,
+    background: Background = "auto",
+    *,
+    any_size: bool = False,
+    keep_alpha: bool = False,
+    mask: bool = False,
 ) -> Image.Image:
-    """Decode a JPEG, PNG or WebP file: first frame, upright, sRGB, composited on `background`.
+    """Decode a file: first frame, upright, sRGB, composited on `background`, in mode RGB.
 
-    any_size: skip the limits for uploads, because the file may be a result of ours.
+    any_size: skip the limits for uploads, because the file may be a result of ours. keep_alpha: if
+    the file is transparent, add its alpha to the composited color: mode RGBA. mask: composite on
+    black, also what becomes invisible.
     Raises UnsupportedImage, ImageTooLarge, UploadTooLarge, BadImage.
     """
+    picture, alpha = _decode(data, any_size=any_size)
+    if alpha is None:
+        return _strip_metadata(picture)
+    if mask:
+        return _strip_metadata(composite(picture, alpha, "black"))
+    flat = flatten(picture, alpha, background)
+    if keep_alpha and alpha.getextrema()[0] != 255:
+        flat.putalpha(alpha)
+    return _strip_metadata(flat)
+
+
+def _decode(data: bytes, *, any_size: bool) -> tuple[Image.Image, Image.Image | None]:
+    """Return the upright picture in sRGB, mode RGB, and its alpha."""
     if not any_size:
         validation.check_file_size(len(data))
     file_format = validation.detect_format(data)
     validation.check_structure(data, file_format)
     try:
-        with Image.open(io.BytesIO(data), formats=[file_format.upper()]) as image:
+        with _open(data, file_format) as image:
             if not any_size:
                 validation.check_dimensions(image.size, file_format)
             # After the check of the dimensions: it inflates all pixels that the header promises.
             if file_format == "png" and not png.is_complete(data):
                 raise errors.BadImage()
-            image.load()
-            return _strip_metadata(
-                _composite(_convert_to_srgb(_apply_orientation(image)), background)
-            )
+            if file_format == "png":
+                pixels = png_pixels.read(lambda: _open(data, "png"), data)
+            else:
+                _refuse_camera_raw(image)
+                image.load()
+                if file_format == "jpeg":
+                    _refuse_missing_data(image, data)
+                pixels = _split_alpha(image)
+            if file_format in ("heic", "avif"):
+                pixels = _apply_code_points(pixels, data)
+            picture = _convert_to_srgb(pixels)
+            if pixels.alpha is not None:
+                picture.putalpha(pixels.alpha)
+            picture = _apply_orientation(picture, image)
     except errors.ImpastoError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise errors.ImageTooLarge(validation.describe_pixel_limit(file_format)) from error
     except _PILLOW_ERRORS as error:
         raise errors.BadImage() from error
+    if picture.mode == "RGB":
+        return picture, None
+    return picture.convert("RGB"), picture.getchannel("A")
+
+
+def _open(data: bytes, file_format: InputFormat) -> Image.Image:
+    name = _PILLOW_NAMES.get(file_format, file_format.upper())
+    return Image.open(io.BytesIO(data), formats=[name])
 
 
 def decode_mask(data: bytes) -> Image.Image:
     """Decode a mask as `decode` does, in mode L. Transparent is black, so it selects nothing."""
-    return decode(data, "black").convert("L")
+    return decode(data, mask=True).convert("L")
 
 
 def check_mask(mask: Image.Image) -> None:
@@ -137,71 +194,78 @@ def open_result(
         raise errors.BadImage() from error
 
 
-def _apply_orientation(image: Image.Image) -> Image.Image:
-    """Turn the image upright as its EXIF says. Keeps the color profile, which Pillow drops."""
+def _refuse_missing_data(image: Image.Image, data: bytes) -> None:
+    """Refuse a JPEG if its loaded picture depends on what follows the data of a scan."""
+    structure = jpeg.parse(data)
+    if structure is None or structure.is_arithmetic:
+        return
+    with _open(jpeg.fill_scans(data, structure), "jpeg") as filled:
+        if ImageChops.difference(image, filled).getbbox() is not None:
+            raise errors.BadImage(_MISSING_DATA)
+
+
+def _refuse_camera_raw(image: Image.Image) -> None:
+    """Camera raw is a TIFF whose first picture is a small preview."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        subfile_type = image.tag_v2.get(_SUBFILE_TYPE, 0)
+        if _DNG_VERSION in image.tag_v2 or subfile_type == _REDUCED:
+            raise errors.UnsupportedImage(_CAMERA_RAW)
+
+
+def _split_alpha(image: Image.Image) -> Pixels:
+    """Return the pixels of a loaded image, with the color in a mode that its profile is for."""
     profile = image.info.get("icc_profile")
+    if image.mode.startswith("I;16"):
+        # convert("L") alone would clip at 255.
+        wide = image.convert("I").point(lambda value: value * (1 / 256))
+        return Pixels(wide.convert("L"), None, profile)
+    if image.mode in ("I", "F"):
+        raise errors.BadImage(_DEEP)
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert(image.mode.upper())
+    if image.has_transparency_data:
+        image = image if image.mode == "LA" else image.convert("RGBA")
+        return Pixels(image.convert(image.mode[:-1]), image.getchannel("A"), profile)
+    if image.mode in ("1", "P", "RGBX", "YCbCr"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    return Pixels(image, None, profile)
+
+
+def _apply_code_points(pixels: Pixels, data: bytes) -> Pixels:
+    """An ICC profile overrides nclx."""
+    code_points = bmff.read_code_points(data)
+    if code_points is None or pixels.profile is not None or pixels.color.mode not in ("L", "RGB"):
+        return pixels
+    space = color.from_code_points(*code_points)
+    return pixels._replace(color=color.apply_transfer(pixels.color, space), space=space)
+
+
+def _convert_to_srgb(pixels: Pixels) -> Image.Image:
+    """Convert to sRGB, in mode RGB. A missing or broken profile means sRGB."""
+    picture = None
+    with suppress(*_PILLOW_ERRORS, ImageCms.PyCMSError):
+        if pixels.color.mode == "LAB":
+            picture = color.convert_lab(pixels.color)
+        elif pixels.profile:
+            picture = color.convert_profile(pixels.color, pixels.profile)
+    if picture is None:
+        picture = pixels.color.convert("RGB")
+    return color.convert_primaries(picture, pixels.space)
+
+
+def _apply_orientation(picture: Image.Image, image: Image.Image) -> Image.Image:
+    """Turn the picture upright as the EXIF of the image says that it comes from."""
+    # The alpha is separate by now.
+    picture.info = {name: value for name, value in image.info.items() if name != "transparency"}
     try:
-        upright = ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(picture)
     except _PILLOW_ERRORS:
-        return image  # broken EXIF is no reason to refuse good pixels
-    if profile is not None:
-        upright.info["icc_profile"] = profile
-    return upright
-
-
-def _convert_to_srgb(image: Image.Image) -> Image.Image:
-    """Convert to sRGB, in mode RGB or RGBA. A missing or broken profile means sRGB."""
-    profile = image.info.get("icc_profile")
-    alpha = None
-    if image.mode.startswith("I"):  # 16-bit gray; convert("L") alone would clip at 255
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    elif image.has_transparency_data or image.mode in ("P", "PA"):
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-        image = image.convert("RGB")
-    if profile:
-        image = _apply_profile(image, profile)
-    image = image.convert("RGB")
-    if alpha is not None:
-        image.putalpha(alpha)
-    return image
-
-
-def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    try:
-        converted = ImageCms.profileToProfile(
-            image,
-            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
-            ImageCms.createProfile("sRGB"),
-            outputMode="RGB",
-        )
-    except (ImageCms.PyCMSError, *_PILLOW_ERRORS):
-        return image
-    return image if converted is None else converted
-
-
-def _composite(image: Image.Image, background: Background) -> Image.Image:
-    if image.mode != "RGBA":
-        return image
-    color = "black" if background == "black" or _is_light(image) else "white"
-    canvas = Image.new("RGBA", image.size, color)
-    return Image.alpha_composite(canvas, image).convert("RGB")
-
-
-def _is_light(image: Image.Image) -> bool:
-    """Whether an RGBA image is a light drawing on transparency, such as a white logo.
-
-    It must have transparent parts: a light photo with a soft edge stays on white.
-    """
-    alpha = image.getchannel("A")
-    if alpha.histogram()[0] < image.width * image.height // 100 or not alpha.getextrema()[1]:
-        return False
-    return float(ImageStat.Stat(image.convert("L"), mask=alpha).mean[0]) > _LIGHT
+        return picture  # broken EXIF is no reason to refuse good pixels
 
 
 def _strip_metadata(image: Image.Image) -> Image.Image:
     """Copy the pixels to a new image. Pillow keeps comments in `info`, even through convert()."""
-    return Image.frombytes("RGB", image.size, image.tobytes())
+    return Image.frombytes(image.mode, image.size, image.tobytes())
 
 
 def encode(
@@ -210,8 +274,14 @@ def encode(
     provenance: Mapping[str, Any] | None = None,
     quality: int = 95,
 ) -> bytes:
-    """Encode a picture as a file. A PNG stores `provenance` in one iTXt chunk, as JSON."""
+    """Encode a picture, RGB or RGBA, as a file.
+
+    A PNG stores `provenance` in one iTXt chunk, as JSON. A JPEG has no alpha: the picture is
+    composited on a background that shows it.
+    """
     buffer = io.BytesIO()
+    if file_format == "jpeg" and picture.mode == "RGBA":
+        picture = composite(picture.convert("RGB"), picture.getchannel("A"), "auto")
     if file_format == "png":
         chunks = PngImagePlugin.PngInfo()
         if provenance is not None:
@@ -232,7 +302,8 @@ def convert(data: bytes, file_format: Format, width: int | None = None) -> bytes
     """
     with Image.open(io.BytesIO(data)) as image:
         image.load()
-        provenance, picture = image.info.get(PROVENANCE_KEY), image.convert("RGB")
+        provenance = image.info.get(PROVENANCE_KEY)
+        picture = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if width is not None:
         size = (width, max(1, round(picture.height * width / picture.width)))
         picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)

@@ -24,16 +24,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from PIL import Image
 
 from core import errors
 from core.images import codec, decoder_process, validation
-from core.images.codec import Background, Resize
+from core.images.codec import Resize
+from core.images.transparency import Background
 from core.style.spec import MAX_SIZE_PX
 
 
@@ -46,6 +47,7 @@ class ProcessLimits:
     start_seconds: float  # wall time, until the process is ready
     file_seconds: float  # wall time, for one file
     max_files: int | None = None  # a new process serves the files after that
+    threads: bool = False  # whether it may start threads
 
 
 UPLOAD_LIMITS = ProcessLimits(1536 * 2**20, cpu_seconds=10, start_seconds=20, file_seconds=40)
@@ -70,6 +72,7 @@ _REFUSALS = (
     errors.UploadTooLarge,
 )
 _MESSAGES = validation.MESSAGES | codec.MESSAGES
+_BYTES_PER_PIXEL = {"RGB": 3, "RGBA": 4}
 _PROGRAM = (sys.executable, "-m", "core.images.decoder_process")
 # The environment variables that a program gets, by the beginnings of their names.
 _INHERITED_VARIABLES = ("PYTHON", "PATH", "LD_", "LANG", "LC_", "VIRTUAL_ENV")
@@ -98,13 +101,15 @@ class DecoderProcess(Protocol):
 
 
 StartProcess = Callable[[Connection, ProcessLimits], DecoderProcess]
-Serve = Callable[[Connection, int, int], None]  # its parameters: see decoder_process.serve
+Serve = Callable[..., None]  # its parameters: see decoder_process.serve
 
 
 class _ForkedProcess:
     def __init__(self, connection: Connection, limits: ProcessLimits, serve: Serve) -> None:
         context = multiprocessing.get_context("forkserver")
-        arguments = (connection, limits.memory_bytes, limits.cpu_seconds)
+        arguments: tuple[Any, ...] = (connection, limits.memory_bytes, limits.cpu_seconds)
+        if limits.threads:
+            arguments += (True,)
         with _fork_lock:
             context.set_forkserver_preload([decoder_process.__name__])
             self._process = context.Process(target=serve, args=arguments, daemon=True)
@@ -154,14 +159,23 @@ def run_program(
     connection: Connection, limits: ProcessLimits, command: tuple[str, ...] = _PROGRAM
 ) -> DecoderProcess:
     """Start a decoding process as a program of its own. Raises OSError."""
-    return _Program(connection, [*command, str(limits.memory_bytes), str(limits.cpu_seconds)])
+    numbers = [str(limits.memory_bytes), str(limits.cpu_seconds)]
+    return _Program(connection, [*command, *numbers, *(["threads"] if limits.threads else [])])
+
+
+class Inspection(NamedTuple):
+    """What is known of a picture that was decoded."""
+
+    size: tuple[int, int]  # (width, height) in px, upright
+    warnings: tuple[str, ...] = ()  # what is doubtful about the file, in sentences
 
 
 class SandboxedDecoder:
     """Decodes untrusted files, one after another, in one process at a time. For one thread.
 
     The first file starts the process. Another process replaces it when it dies, hangs or has served
-    `limits.max_files` files. A context manager, which ends the process.
+    `limits.max_files` files. Only a process for HEIC may start threads, because its decoder needs
+    one. A context manager, which ends the process.
     """
 
     def __init__(
@@ -171,6 +185,7 @@ class SandboxedDecoder:
         self._process: DecoderProcess | None = None
         self._connection: Connection | None = None
         self._files = 0
+        self._has_threads = False
         self._timed_out = False
 
     def __enter__(self) -> "SandboxedDecoder":
@@ -180,26 +195,50 @@ class SandboxedDecoder:
         self.close()
 
     def decode(
-        self, data: bytes, background: Background = "visible", *, any_size: bool = False
+        self,
+        data: bytes,
+        background: Background = "auto",
+        *,
+        any_size: bool = False,
+        keep_alpha: bool = False,
+        mask: bool = False,
     ) -> Image.Image:
         """Decode a file as `codec.decode` does, and raise what it raises.
 
         Raises also BadImage if the process dies or hangs, OutOfMemory if the system kills it, and
         Unavailable if no process can be started.
         """
-        request = {"pixels": True, "background": background, "any_size": any_size}
-        size, pixels = self._request(request, io.BytesIO(data))
-        return Image.frombytes("RGB", size, pixels)
+        request = {
+            "pixels": True,
+            "background": background,
+            "any_size": any_size,
+            "keep_alpha": keep_alpha,
+            "mask": mask,
+        }
+        answer, pixels = self._request(request, io.BytesIO(data))
+        return Image.frombytes(answer["mode"], answer["size"], pixels)
 
     def inspect(
-        self, file: BinaryIO, *, mask: bool = False, any_size: bool = False
-    ) -> tuple[int, int]:
-        """Decode a file and return its (width, height). Raises as `decode` does.
+        self,
+        file: BinaryIO,
+        background: Background = "auto",
+        *,
+        mask: bool = False,
+        refuse_black: bool = False,
+        any_size: bool = False,
+    ) -> Inspection:
+        """Decode a file and return what is known of it. Raises as `decode` does.
 
-        mask: decode as `codec.decode_mask` does, and raise BadImage if the mask is all black.
+        refuse_black: raise BadImage if the mask is all black.
         """
-        size, _ = self._request({"mask": mask, "any_size": any_size}, file)
-        return size
+        request = {
+            "background": background,
+            "mask": mask,
+            "refuse_black": refuse_black,
+            "any_size": any_size,
+        }
+        answer, _ = self._request(request, file)
+        return Inspection(answer["size"], answer["warnings"])
 
     def decode_square(self, data: bytes, side_px: int, resize: Resize) -> bytes:
         """Decode and scale a file as `codec.decode_square` does. Raises as `decode` does.
@@ -208,22 +247,22 @@ class SandboxedDecoder:
         a new process.
         """
         request = {"pixels": True, "square": [side_px, resize]}
-        size, pixels = self._request(request, io.BytesIO(data), retry=True)
-        if size != (side_px, side_px):
+        answer, pixels = self._request(request, io.BytesIO(data), retry=True)
+        if answer["size"] != (side_px, side_px) or answer["mode"] != "RGB":
             raise errors.BadImage()
         return pixels
 
-    def start(self) -> bool:
+    def start(self, *, threads: bool = False) -> bool:
         """Start a new process; return whether the kernel filters its system calls.
 
-        Raises Unavailable if no process can be started.
+        threads: it may start threads. Raises Unavailable if no process can be started.
         """
         self.close()
-        self._files, self._timed_out = 0, False
+        self._files, self._has_threads, self._timed_out = 0, threads, False
         try:
             self._connection, theirs = multiprocessing.Pipe()
             with theirs:  # this process closes its copy, so that it sees when the other one dies
-                self._process = self._start_process(theirs, self._limits)
+                self._process = self._start_process(theirs, replace(self._limits, threads=threads))
             with self._timeout(self._limits.start_seconds):
                 ready = json.loads(self._connection.recv_bytes(_MAX_HEADER_BYTES))
             return bool(ready["filtered"])
@@ -244,10 +283,14 @@ class SandboxedDecoder:
 
     def _request(
         self, request: dict[str, Any], file: BinaryIO, *, retry: bool = False
-    ) -> tuple[tuple[int, int], bytes]:
-        """Have a file decoded; return the (width, height) and the pixels, if they are requested."""
-        if self._process is None or self._files == self._limits.max_files:
-            self.start()
+    ) -> tuple[dict[str, Any], bytes]:
+        """Have a file decoded; return the answer and the pixels, if they are requested."""
+        with _translate_read_errors():
+            needs_threads = validation.needs_threads(file.read(validation.HEAD_BYTES))
+            file.seek(0)
+        is_unfit = needs_threads != self._has_threads or self._files == self._limits.max_files
+        if self._process is None or is_unfit:
+            self.start(threads=needs_threads)
         self._files += 1
         try:
             with self._timeout(self._limits.file_seconds):
@@ -270,7 +313,7 @@ class SandboxedDecoder:
             self._connection.send_bytes(chunk)
         self._connection.send_bytes(b"")
 
-    def _receive(self, *, has_pixels: bool) -> tuple[tuple[int, int], bytes]:
+    def _receive(self, *, has_pixels: bool) -> tuple[dict[str, Any], bytes]:
         """Return an answer, or raise its refusal. Raises _PROCESS_ERRORS if it is not valid."""
         assert self._connection is not None
         answer = json.loads(self._connection.recv_bytes(_MAX_HEADER_BYTES))
@@ -278,16 +321,20 @@ class SandboxedDecoder:
             refusals = {kind.__name__: kind for kind in _REFUSALS}
             refusal = refusals.get(str(answer["refusal"]), errors.BadImage)
             message = str(answer["message"])
-            raise refusal(message) if message in _MESSAGES else refusal()
+            raise refusal(message) if _is_known(message) else refusal()
         width, height = map(int, answer["size"])
         if min(width, height) < 1 or width * height > _MAX_PIXELS:
             raise ValueError(answer)
+        mode = answer.get("mode", "RGB")
+        doubts = tuple(filter(_is_known, map(str, answer.get("warnings", []))))
+        checked = {"size": (width, height), "mode": mode, "warnings": doubts}
         if not has_pixels:
-            return (width, height), b""
-        pixels = self._connection.recv_bytes(3 * width * height)
-        if len(pixels) != 3 * width * height:
+            return checked, b""
+        length = _BYTES_PER_PIXEL[mode] * width * height
+        pixels = self._connection.recv_bytes(length)
+        if len(pixels) != length:
             raise ValueError(len(pixels))
-        return (width, height), pixels
+        return checked, pixels
 
     @contextmanager
     def _timeout(self, seconds: float) -> Iterator[None]:
@@ -322,28 +369,48 @@ class SandboxedDecoder:
 
 
 def _read_chunks(file: BinaryIO) -> Iterator[bytes]:
-    try:
+    with _translate_read_errors():
         yield from iter(lambda: file.read(_CHUNK_BYTES), b"")
+
+
+@contextmanager
+def _translate_read_errors() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise errors.Unavailable("Pictures cannot be read at the moment; try again.") from error
 
 
-def inspect_upload(path: Path, *, mask: bool = False, any_size: bool = False) -> tuple[int, int]:
-    """Decode an upload in a process of its own; return its (width, height).
+def _is_known(message: str) -> bool:
+    """Return whether a message is one of ours. It may state a size, as an answer does."""
+    return validation.mask_size(message) in _MESSAGES
 
-    mask: decode it as a mask, and raise BadImage if it is all black. any_size: skip the limits for
-    uploads, because the file may be a result of ours. Raises what `codec.decode` raises, and
-    Unavailable if no process can be started or the machine is out of memory.
+
+def inspect_upload(
+    path: Path,
+    background: Background = "auto",
+    *,
+    mask: bool = False,
+    refuse_black: bool = False,
+    any_size: bool = False,
+) -> Inspection:
+    """Decode an upload in a process of its own; return what is known of it.
+
+    mask: decode it as a mask. refuse_black: raise BadImage if the mask is all black. any_size: skip
+    the limits for uploads, because the file may be a result of ours. Raises what `codec.decode`
+    raises, and Unavailable if no process can be started or the machine is out of memory.
     """
     limits = RESULT_LIMITS if any_size else UPLOAD_LIMITS
     try:
         with path.open("rb") as file:
-            validation.detect_format(file.read(12))
+            validation.detect_format(file.read(validation.HEAD_BYTES))
             if not any_size:
                 validation.check_file_size(file.seek(0, os.SEEK_END))
             file.seek(0)
             with SandboxedDecoder(limits, fork_process) as decoder:
-                return decoder.inspect(file, mask=mask, any_size=any_size)
+                return decoder.inspect(
+                    file, background, mask=mask, refuse_black=refuse_black, any_size=any_size
+                )
     except OSError as error:  # deleted as stale, because the clock has jumped; too many open files
         raise errors.Unavailable() from error
     except errors.OutOfMemory as error:

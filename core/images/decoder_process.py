@@ -4,11 +4,13 @@ The protocol consists of frames of `multiprocessing.connection`, each a length a
 
     process   {"filtered": bool}, once: the process is ready; whether system calls are filtered
     parent    a request, the file in several frames, and an empty frame
-    process   {"size": [width, height]}, and, if requested, one frame of pixels (RGB, row by row);
+    process   {"size": [width, height], "mode": "RGB" or "RGBA", "warnings": [sentence]}, and, if
+              requested, one frame of pixels (row by row);
               or {"refusal": name of the error, "message": its message}
 
-The keys of a request, all optional: `pixels` (send them), `background` and `any_size` (as in
-`codec.decode`), `mask` (decode a mask, and refuse a black one), `square` (side and way to resize).
+The keys of a request, all optional: `pixels` (send them), `background`, `any_size`, `keep_alpha`
+and `mask` (as in `codec.decode`), `refuse_black` (refuse a black mask), `square` (side and way to
+resize).
 """
 
 import json
@@ -21,13 +23,15 @@ from typing import Any
 from PIL import Image
 
 from core import errors
-from core.images import codec, sandbox
+from core.images import codec, sandbox, validation
 
 
-def serve(connection: Connection, memory_bytes: int, cpu_seconds: int) -> None:
+def serve(
+    connection: Connection, memory_bytes: int, cpu_seconds: int, threads: bool = False
+) -> None:
     """Restrict this process, then answer requests until the parent closes the connection."""
     sandbox.close_descriptors(connection.fileno())
-    is_filtered = sandbox.restrict_process(memory_bytes, cpu_seconds)
+    is_filtered = sandbox.restrict_process(memory_bytes, cpu_seconds, threads=threads)
     with suppress(EOFError, OSError):
         _send_header(connection, {"filtered": is_filtered})
         while True:
@@ -39,21 +43,27 @@ def serve(connection: Connection, memory_bytes: int, cpu_seconds: int) -> None:
                 refusal = {"refusal": type(error).__name__, "message": error.message}
                 _send_header(connection, refusal)
                 continue
-            _send_header(connection, {"size": picture.size})
+            doubts = validation.list_doubts(data)
+            _send_header(
+                connection, {"size": picture.size, "mode": picture.mode, "warnings": doubts}
+            )
             if request.get("pixels"):
                 connection.send_bytes(picture.tobytes())
 
 
 def _decode(request: dict[str, Any], data: bytes) -> Image.Image:
-    if request.get("mask"):
-        mask = codec.decode_mask(data)
-        codec.check_mask(mask)
-        return mask
     if "square" in request:
         return codec.decode_square(data, *request["square"])
-    return codec.decode(
-        data, request.get("background", "visible"), any_size=request.get("any_size", False)
+    picture = codec.decode(
+        data,
+        request.get("background", "auto"),
+        any_size=request.get("any_size", False),
+        keep_alpha=request.get("keep_alpha", False),
+        mask=request.get("mask", False),
     )
+    if request.get("refuse_black"):
+        codec.check_mask(picture)
+    return picture
 
 
 def _send_header(connection: Connection, header: dict[str, Any]) -> None:
@@ -61,9 +71,12 @@ def _send_header(connection: Connection, header: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Serve on the socket at standard input. Arguments: memory in bytes, CPU time in seconds."""
-    memory_bytes, cpu_seconds = map(int, sys.argv[1:])
-    serve(Connection(os.dup(0)), memory_bytes, cpu_seconds)
+    """Serve on the socket at standard input.
+
+    Arguments: memory in bytes, CPU time in seconds, and `threads` if threads are allowed.
+    """
+    memory_bytes, cpu_seconds = map(int, sys.argv[1:3])
+    serve(Connection(os.dup(0)), memory_bytes, cpu_seconds, "threads" in sys.argv[3:])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the header's color type
@@ -27,6 +27,7 @@ _INFLATE_CHUNK_BYTES = 1 << 20
 _METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
 MAX_METADATA_BYTES = 1 << 20
 _MAX_CHUNKS = 50_000
+_HEADER_CHUNKS = (b"IHDR", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"cICP")
 
 
 def has_bounded_metadata(data: bytes) -> bool:
@@ -60,6 +61,30 @@ def is_complete(data: bytes) -> bool:
     except (zlib.error, struct.error, KeyError, ValueError):
         return False
     return False
+
+
+class Header(NamedTuple):
+    """How the samples of a file are to be read. Bodies of chunks are None without the chunk."""
+
+    depth: int  # bits of a sample
+    color_type: int
+    transparent: bytes | None  # tRNS
+    gamma: bytes | None  # gAMA
+    chromaticities: bytes | None  # cHRM
+    srgb: bytes | None  # sRGB
+    code_points: bytes | None  # cICP
+
+
+def read_header(data: bytes) -> Header:
+    """Return what precedes the pixels. Raises struct.error for a file without IHDR."""
+    chunks: dict[bytes, bytes] = {}
+    for name, start, length in _chunks(data):
+        if name == b"IDAT":
+            break
+        chunks.setdefault(name, data[start : start + length] if name in _HEADER_CHUNKS else b"")
+    depth, color_type = struct.unpack_from(">8xBB", chunks.get(b"IHDR", b""))
+    names = (b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"cICP")
+    return Header(depth, color_type, *map(chunks.get, names))
 
 
 def read_text(file: BinaryIO, keyword: str) -> str | None:

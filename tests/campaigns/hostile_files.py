@@ -18,6 +18,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageCms
@@ -27,6 +28,7 @@ BAD, TOO_LARGE = (422, "bad_image"), (422, "image_too_large")
 OTHER, TOO_MANY_BYTES = (415, "unsupported_image"), (413, "upload_too_large")
 
 CANARY = b"canary-7f3a"
+HEIC = Path(__file__).with_name("heic")
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,12 @@ def chunk(name: bytes, body: bytes) -> bytes:
 def png(
     width: int, height: int, depth: int, color: int, *before: bytes, rows: int | None = None
 ) -> bytes:
-    """Return a black PNG written without a library.
+    """Return a PNG written without a library: black, or opaque white if it has an alpha.
 
     before: chunks before the pixels. rows: the rows that it holds, if not all.
     """
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
-    row = bytes(1 + -(-width * depth * channels // 8))
+    row = b"\0" + bytes([255 * (color in (4, 6))]) * -(-width * depth * channels // 8)
     deflater = zlib.compressobj()
     pixels = [deflater.compress(row) for _ in range(height if rows is None else rows)]
     body = b"".join([*pixels, deflater.flush()])
@@ -194,7 +196,22 @@ def encodings() -> dict[str, bytes]:
         for depth, color in ((16, 6), (16, 2), (2, 3))
     }
     found["PNG interlaced"] = interlaced()
-    return found
+    for path in sorted(HEIC.glob("small-*.heic")):  # nothing that the project uses can write them
+        found[path.stem.replace("small-", "HEIC ")] = path.read_bytes()
+    more: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
+        "AVIF": (picture, "AVIF", {}),
+        "AVIF alpha": (alpha, "AVIF", {}),
+        "AVIF animated": (picture, "AVIF", {"save_all": True, "append_images": [second]}),
+        "TIFF LZW": (picture, "TIFF", {"compression": "tiff_lzw"}),
+        "TIFF deflate": (alpha, "TIFF", {"compression": "tiff_deflate"}),
+        "TIFF JPEG": (picture, "TIFF", {"compression": "jpeg"}),
+        "TIFF CMYK": (picture.convert("CMYK"), "TIFF", {"compression": "tiff_lzw"}),
+        "TIFF 16 bit": (Image.new("I;16", picture.size, 30_000), "TIFF", {"compression": "zstd"}),
+        "GIF": (picture, "GIF", {}),
+        "GIF alpha": (alpha, "GIF", {}),
+        "GIF animated": (picture, "GIF", {"save_all": True, "append_images": [second]}),
+    }
+    return found | {name: saved(*parts[:2], **parts[2]) for name, parts in more.items()}
 
 
 def interlaced() -> bytes:
@@ -237,6 +254,10 @@ def canaries() -> dict[str, bytes]:
         "PNG tEXt": plain + code,
         "WebP": saved(colors(), "WEBP", xmp=xmp, **both) + code,
         "WebP lossless": saved(colors(), "WEBP", lossless=True, xmp=xmp, **both) + code,
+        "HEIC": (HEIC / "small-exif.heic").read_bytes() + code,
+        "AVIF": saved(colors(), "AVIF", xmp=xmp, **both) + code,
+        "TIFF": saved(colors(), "TIFF", description=text, artist=text, icc_profile=profile) + code,
+        "GIF": saved(colors(), "GIF", comment=CANARY) + code,
     }
 
 
@@ -288,7 +309,7 @@ def _harmless() -> Iterator[File]:
         "ZIP": b"PK\x05\x06" + bytes(18),
         "PDF": b"%PDF-1.4\n%%EOF",
     }
-    for kind in ("JPEG", "PNG", "WEBP"):
+    for kind in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF"):
         for what, trailer in trailers.items():
             yield File(f"I5 {kind} + {what}", saved(colors(), kind) + trailer, OK)
     yield File(
@@ -312,7 +333,7 @@ def _harmless() -> Iterator[File]:
     for orientation in range(9):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        for kind in ("JPEG", "PNG", "WEBP"):
+        for kind in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF"):
             yield File(
                 f"I10 {kind} orientation {orientation}", saved(colors(), kind, exif=exif), OK
             )
@@ -328,7 +349,7 @@ def _harmless() -> Iterator[File]:
     }
     profiles["LAB"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     for name, profile in profiles.items():
-        for kind in ("JPEG", "PNG", "WEBP"):
+        for kind in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF"):
             yield File(
                 f"I11 {kind}, profile: {name}", saved(colors(), kind, icc_profile=profile), OK
             )
@@ -349,7 +370,7 @@ def _cut_and_odd() -> Iterator[File]:
 
 
 def _other_formats() -> Iterator[File]:
-    for kind in ("GIF", "TIFF", "BMP", "AVIF", "ICO", "PPM", "TGA", "EPS", "PDF"):
+    for kind in ("BMP", "ICO", "PPM", "TGA", "EPS", "PDF"):
         yield File(f"I12 {kind}", saved(colors(), kind), OTHER)
     texts = {
         "PostScript": b"%!PS\n(%pipe%id) (r) file",
@@ -358,11 +379,11 @@ def _other_formats() -> Iterator[File]:
         "XML": b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>',
         "WMF": b"\xd7\xcd\xc6\x9a" + bytes(60),
         "HTML": b"<html><script>alert(1)</script>",
-        "nothing": b"",
         "one byte": b"\xff",
     }
     for name, data in texts.items():
         yield File(f"I13 {name}", data, OTHER, label="image/png")
+    yield File("I13 nothing", b"", BAD, label="image/png")
     for filename in ("../../etc/passwd", "x.jpg%00.php", "con", "x" * 3000, "\u202egpj.exe"):
         yield File(
             f"I13 called {filename[:20]!r}", saved(colors(), "PNG"), OK, filename, "text/html"
@@ -382,6 +403,11 @@ def _heavy() -> Iterator[File]:
         OK,
     )
     yield File("I3 16-bit RGBA of 39 MP", png(6300, 6300, 16, 6), OK)
+    plain = Image.new("RGB", (6300, 6300), "teal")
+    yield File("I3 HEIC of 39 MP", (HEIC / "large.heic").read_bytes(), OK)
+    yield File("I3 AVIF of 39 MP", saved(plain, "AVIF", speed=10), OK)
+    yield File("I3 TIFF of 39 MP", saved(plain, "TIFF", compression="tiff_lzw"), OK)
+    yield File("I3 GIF of 39 MP", saved(plain.convert("P"), "GIF"), OK)
     yield File(
         "I3 lossless WebP of 25 MP",
         saved(Image.new("RGB", (5000, 5000)), "WEBP", lossless=True),

@@ -74,19 +74,21 @@ PIL.Image.open = _open
 """
 
 WITHOUT = {
-    "sandbox": "from core.images import sandbox; sandbox.restrict_process = lambda *_: False",
+    "sandbox": "from core.images import sandbox; sandbox.restrict_process = lambda *_, **__: False",
     "limits": (
         "from core.images import sandbox; _restrict = sandbox.restrict_process\n"
-        "sandbox.restrict_process = lambda *_: _restrict(-1, 600)"
+        "sandbox.restrict_process = lambda *_, **options: _restrict(-1, 600, **options)"
     ),
     "walk": (
-        "from core.images import jpeg, png, webp\n"
-        "jpeg.is_complete = png.is_complete = webp.is_complete = lambda _: True\n"
-        "png.has_bounded_metadata = lambda _: True"
+        "from core.images import codec, png, validation\n"
+        "validation._IS_COMPLETE.clear()\n"
+        "codec._refuse_missing_data = lambda *_: None\n"
+        "png.is_complete = png.has_bounded_metadata = lambda _: True"
     ),
     "child": (
         "from core.images import codec, decoder\n"
-        "decoder.inspect_upload = lambda path, **_: codec.decode(path.read_bytes()).size\n"
+        "decoder.inspect_upload = lambda path, *_, **__: decoder.Inspection(\n"
+        "    codec.decode(path.read_bytes(), mask=True).size)\n"
         "decoder.warm_up = lambda: True"
     ),
     "queue": (
@@ -95,8 +97,8 @@ WITHOUT = {
         "_two = threading.BoundedSemaphore(2)\n"
         "def _inspect_two_at_a_time(path):\n"
         "    with _two:\n"
-        "        return decoder.inspect_upload(path)\n"
-        "async def _inspect(path, **_):\n"
+        "        return decoder.inspect_upload(path, mask=True)\n"
+        "async def _inspect(path, *_, **__):\n"
         "    return await to_thread.run_sync(_inspect_two_at_a_time, path)\n"
         "p.inspect_picture = _inspect"
     ),
@@ -178,9 +180,9 @@ def _part(field: str, file: File) -> bytes:
 
 
 def _decodes(data: bytes) -> bool:
-    """Return whether a worker can decode an accepted file."""
+    """Return whether a worker can decode an accepted file, if only as a mask."""
     try:
-        codec.decode(data)
+        codec.decode(data, mask=True)
     except errors.ImpastoError:
         return False
     return True

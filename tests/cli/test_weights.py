@@ -66,7 +66,7 @@ def test_a_network_is_imported_normalized_exported_and_removed(
     assert [result.returncode for result in results] == [0] * 6
     assert imported.stdout.startswith("my-textures  VGG-11  37 MB  sha256 ")
     assert "over 2 pictures" in normalized.stdout
-    assert "skipped: broken.png: Only JPEG, PNG and WebP" in normalized.stderr
+    assert "skipped: broken.png: Only JPEG, PNG, WebP" in normalized.stderr
     assert files.read_network(tmp_path / "out.caffemodel")[0].sha256[:16] in listed.stdout
     assert (tmp_path / "out.prototxt").exists()
     assert "from: My Textures.caffemodel" in shown.stdout

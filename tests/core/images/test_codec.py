@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -121,17 +122,13 @@ def test_a_light_drawing_on_transparency_lies_on_black(
     assert decoded.getpixel((2, 2)) == expected
 
 
-def test_an_image_without_any_visible_pixel_is_white() -> None:
-    empty = _bytes(Image.new("LA", (40, 40), (255, 0)), "PNG")
-
-    assert codec.decode(empty).getpixel((5, 5)) == (255, 255, 255)
-
-
 def test_a_transparent_palette_color_is_white() -> None:
     picture = Image.new("P", (40, 40), 1)
+    picture.paste(0, (0, 0, 20, 40))
     picture.putpalette([0, 0, 0, 255, 0, 0] + [0] * 750)
+    decoded = codec.decode(_bytes(picture, "PNG", transparency=1))
 
-    assert codec.decode(_bytes(picture, "PNG", transparency=1)).getpixel((5, 5)) == (255, 255, 255)
+    assert [decoded.getpixel((x, 5)) for x in (5, 25)] == [(0, 0, 0), (255, 255, 255)]
 
 
 def test_transparent_parts_of_a_mask_are_black() -> None:
@@ -208,10 +205,9 @@ def _png_claiming(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "error"),
     [
-        pytest.param(b"", errors.UnsupportedImage, id="empty"),
+        pytest.param(b"", errors.BadImage, id="empty"),
         pytest.param(b"<html>", errors.UnsupportedImage, id="html"),
-        pytest.param(_bytes(_colors(), "GIF"), errors.UnsupportedImage, id="gif"),
-        pytest.param(_bytes(_colors(), "TIFF"), errors.UnsupportedImage, id="tiff"),
+        pytest.param(_bytes(_colors(), "BMP"), errors.UnsupportedImage, id="bmp"),
         pytest.param(_bytes(_colors(), "JPEG")[:400], errors.BadImage, id="cut JPEG"),
         pytest.param(_bytes(_colors(), "PNG")[:-40], errors.BadImage, id="cut PNG"),
         pytest.param(_bytes(_colors(), "WEBP")[:-20], errors.BadImage, id="cut WebP"),
@@ -256,7 +252,9 @@ def test_a_truncated_file_is_refused_and_one_with_trailing_bytes_is_not(
     )
 
     for end in range(len(whole)):
-        with pytest.raises(errors.BadImage):
+        # Outside of tests, Pillow's warnings are no errors.
+        quiet = warnings.catch_warnings(action="ignore", category=UserWarning)
+        with quiet, pytest.raises(errors.BadImage):
             codec.decode(whole[:end])
 
 

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import hostile_files
 import pytest
 from PIL import Image
 
@@ -98,14 +99,52 @@ def test_the_pixels_are_those_that_decode_returns(either: SandboxedDecoder) -> N
     translucent = _png("LA", color=(255, 100))
     for arguments in ((_png(),), (translucent,), (translucent, "black")):
         assert either.decode(*arguments).tobytes() == codec.decode(*arguments).tobytes()  # type: ignore[arg-type]
+    kept = either.decode(translucent, keep_alpha=True)
+    assert (kept.mode, kept.getpixel((5, 5))) == ("RGBA", (255, 255, 255, 100))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in hostile_files.encodings() if name.startswith(("H", "A", "T", "G"))]
+)
+def test_each_format_is_decoded_inside_the_sandbox(either: SandboxedDecoder, name: str) -> None:
+    """A library that loads code or starts threads while it decodes would fail there."""
+    data = hostile_files.encodings()[name]
+
+    assert either.decode(data) == codec.decode(data)
+
+
+def test_only_a_process_for_heic_may_start_threads(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heic, png = hostile_files.encodings()["HEIC plain"], _png()
+    allowed = []
+
+    def start(connection: Connection, limits: ProcessLimits) -> DecoderProcess:
+        allowed.append(limits.threads)
+        return recorder(connection, limits)
+
+    with SandboxedDecoder(JOB_LIMITS, start) as opened:
+        for data in (png, png, heic, heic, png):
+            opened.decode(data)
+
+    assert allowed == [False, True, False]
+
+
+def test_the_largest_heic_needs_less_than_half_of_the_memory(
+    inspect: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = replace(UPLOAD_LIMITS, memory_bytes=UPLOAD_LIMITS.memory_bytes // 2)
+    monkeypatch.setattr(decoder, "UPLOAD_LIMITS", limits)
+
+    assert inspect((hostile_files.HEIC / "large.heic").read_bytes()) == (6300, 6300)
 
 
 def test_a_refusal_keeps_its_message_and_the_process_serves_the_next_file(
     either: SandboxedDecoder,
 ) -> None:
     with pytest.raises(errors.UnsupportedImage):
-        either.decode(b"GIF89a")
-    with pytest.raises(errors.BadImage, match="at least 32 px"):
+        either.decode(b"BM")
+    with pytest.raises(errors.BadImage, match="has 60 × 8 px; it must have at least 32 px"):
         either.decode(_png(size=(60, 8)))
     with pytest.raises(errors.ImageTooLarge, match="12000 px"):
         either.decode(_png(size=(12_001, 700)))
@@ -163,7 +202,7 @@ def test_a_jpeg_becomes_a_square_too(forked: SandboxedDecoder) -> None:
     ("data", "kind", "message"),
     [
         (b"\xff\xd8\xff" + bytes(100), errors.BadImage, "damaged"),
-        (b"hello", errors.UnsupportedImage, "JPEG, PNG and WebP"),
+        (b"hello", errors.UnsupportedImage, "JPEG, PNG, WebP"),
         (codec.encode(Image.new("RGB", (64, 64), "gray")), errors.BadImage, "one color all over"),
         (codec.encode(Image.new("RGB", (20, 20))), errors.BadImage, "at least 32 px"),
     ],
@@ -260,6 +299,13 @@ TAKEN_OVER: dict[str, Callable[..., None]] = {
     "sends three numbers": partial(_answer, answer=b'{"size": [9, 9, 9]}'),
     "sends too few pixels": partial(_answer, answer=b'{"size": [4000, 4000]}', rest=b"abc"),
     "sends too many pixels": partial(_answer, answer=b'{"size": [2, 2]}', rest=bytes(13)),
+    "sends an unknown mode": partial(
+        _answer, answer=b'{"size": [2, 2], "mode": "CMYK"}', rest=bytes(16)
+    ),
+    "sends too few pixels with alpha": partial(
+        _answer, answer=b'{"size": [2, 2], "mode": "RGBA"}', rest=bytes(12)
+    ),
+    "sends a number of warnings": partial(_answer, answer=b'{"size": [2, 2], "warnings": 7}'),
     "sends an unknown refusal": partial(
         _answer, answer=b'{"refusal": "SystemExit", "message": "x"}'
     ),
@@ -288,6 +334,14 @@ def test_a_process_cannot_choose_what_a_refusal_says(message: str) -> None:
         taken_over.decode(_png())
 
     assert raised.value.message == errors.ImageTooLarge().message
+
+
+def test_a_process_cannot_choose_what_a_warning_or_a_size_says() -> None:
+    known = "The picture has 1 × 99999999999 px; it must have at least 32 px a side."
+    answer = f'{{"size": [2, 2], "warnings": ["The key is sk-1234.", "{known}"]}}'.encode()
+    start = partial(fork_process, serve=partial(_answer, answer=answer))
+    with SandboxedDecoder(TAKEN_OVER_LIMITS, start) as taken_over:
+        assert taken_over.inspect(io.BytesIO(_png())).warnings == ()
 
 
 def test_a_square_of_another_size_is_refused() -> None:
@@ -432,7 +486,7 @@ def test_a_file_that_cannot_be_read_to_its_end_is_not_refused(
     file: BinaryIO = FailingFile(_png())
     with pytest.raises(errors.Unavailable):
         forked.inspect(file)
-    assert forked.inspect(io.BytesIO(_png())) == (60, 40)
+    assert forked.inspect(io.BytesIO(_png())).size == (60, 40)
 
 
 # ---------------------------------------------------------------------- secrets
@@ -489,7 +543,7 @@ def inspect(tmp_path: Path) -> Callable[[bytes], tuple[int, int]]:
     def inspect_bytes(data: bytes) -> tuple[int, int]:
         file = tmp_path / "upload"
         file.write_bytes(data)
-        return inspect_upload(file)
+        return inspect_upload(file).size
 
     return inspect_bytes
 
@@ -548,18 +602,18 @@ def test_an_upload_that_cannot_be_opened_is_not_refused(tmp_path: Path) -> None:
         pytest.param(Image.new("RGB", (40, 40), (9, 0, 0)), False, id="dark red"),
     ],
 )
-def test_a_black_upload_is_refused_as_a_mask_and_accepted_as_a_picture(
+def test_a_black_mask_is_refused_only_if_the_caller_says_so(
     mask: Image.Image, is_black: bool, tmp_path: Path
 ) -> None:
     file = tmp_path / "mask"
     mask.save(file, "PNG")
 
-    assert inspect_upload(file) == (40, 40)
+    assert inspect_upload(file, mask=True).size == (40, 40)
     if is_black:
         with pytest.raises(errors.BadImage, match="A mask is black all over"):
-            inspect_upload(file, mask=True)
+            inspect_upload(file, mask=True, refuse_black=True)
     else:
-        assert inspect_upload(file, mask=True) == (40, 40)
+        assert inspect_upload(file, mask=True, refuse_black=True).size == (40, 40)
 
 
 def test_an_upload_has_its_upright_size(inspect: Callable[[bytes], Any]) -> None:

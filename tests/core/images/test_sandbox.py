@@ -33,7 +33,7 @@ codec.decode = decode
 ours, theirs = multiprocessing.Pipe()
 if os.fork() == 0:
     try:
-        decoder_process.serve(theirs, 2**30, 5)
+        decoder_process.serve(theirs, 2**30, 5, {threads})
     finally:
         os._exit(0)
 theirs.close()
@@ -45,9 +45,19 @@ print(ours.recv_bytes().decode())
 """
 
 
-def _try(folder: Path, attempt: str) -> str:
+# The child would end at once. A raw call, because the C library may use another one.
+_CLONE_FLAGS = "ctypes.CDLL(None, use_errno=True).syscall({number}, {flags} | 17, 0, 0, 0, 0)"
+_CLONE_NUMBER = 56 if platform.machine() == "x86_64" else 220
+_CHECK = "number = {call}; number or os._exit(0); number > 0 or exec('raise OSError(number)')"
+_CLONE, _CLONE_IN_NAMESPACE = (
+    _CHECK.format(call=_CLONE_FLAGS.format(number=_CLONE_NUMBER, flags=flags))
+    for flags in (0, 0x10000000)
+)
+
+
+def _try(folder: Path, attempt: str, *, threads: bool = False) -> str:
     (folder / "upload").write_bytes(b"x")
-    script = _TAKEN_OVER.format(attempt=attempt)
+    script = _TAKEN_OVER.format(attempt=attempt, threads=threads)
     done = subprocess.run(
         [sys.executable, "-c", script, folder],
         capture_output=True,
@@ -58,6 +68,7 @@ def _try(folder: Path, attempt: str) -> str:
 
 
 @needs_filter
+@pytest.mark.parametrize("threads", [False, True], ids=["", "with threads"])
 @pytest.mark.parametrize(
     "attempt",
     [
@@ -71,7 +82,8 @@ def _try(folder: Path, attempt: str) -> str:
         pytest.param("socket.socket(socket.AF_INET, socket.SOCK_DGRAM)", id="a UDP socket"),
         pytest.param("socket.socket(socket.AF_UNIX)", id="a local socket"),
         pytest.param("os.fork()", id="fork"),
-        pytest.param("threading.Thread(target=print).start()", id="a thread"),
+        pytest.param(f"{_CLONE}", id="a process by clone"),
+        pytest.param(f"{_CLONE_IN_NAMESPACE}", id="a process in a namespace"),
         pytest.param("os.execv('/bin/true', ['true'])", id="exec"),
         pytest.param("subprocess.run(['true'])", id="a program"),
         pytest.param("os.kill(os.getppid(), 0)", id="signal its parent"),
@@ -80,8 +92,10 @@ def _try(folder: Path, attempt: str) -> str:
         pytest.param("os.chmod(folder, 0)", id="change rights"),
     ],
 )
-def test_a_decoder_that_is_taken_over_can_do_nothing(tmp_path: Path, attempt: str) -> None:
-    answer = _try(tmp_path, attempt)
+def test_a_decoder_that_is_taken_over_can_do_nothing(
+    tmp_path: Path, attempt: str, threads: bool
+) -> None:
+    answer = _try(tmp_path, attempt, threads=threads)
 
     refusals = (
         "PermissionError",
@@ -95,6 +109,14 @@ def test_a_decoder_that_is_taken_over_can_do_nothing(tmp_path: Path, attempt: st
 
 
 @needs_filter
+def test_only_a_decoder_that_needs_threads_can_start_them(tmp_path: Path) -> None:
+    attempt = "thread = threading.Thread(target=int); thread.start(); thread.join()"
+
+    assert _try(tmp_path, attempt).startswith("RuntimeError can't start new thread")
+    assert _try(tmp_path, attempt, threads=True) == "done"
+
+
+@needs_filter
 def test_a_decoder_that_is_taken_over_can_still_use_memory(tmp_path: Path) -> None:
     """Otherwise the test before would pass for a process that cannot do anything."""
     assert _try(tmp_path, "bytearray(2**26)") == "done"
@@ -103,7 +125,9 @@ def test_a_decoder_that_is_taken_over_can_still_use_memory(tmp_path: Path) -> No
 @needs_filter
 def test_the_output_of_a_decoder_does_not_reach_the_log(tmp_path: Path) -> None:
     (tmp_path / "upload").write_bytes(b"x")
-    script = _TAKEN_OVER.format(attempt="os.write(2, b'flood'); print('flood', flush=True)")
+    script = _TAKEN_OVER.format(
+        attempt="os.write(2, b'flood'); print('flood', flush=True)", threads=False
+    )
     done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, check=True)
 
     assert b"flood" not in done.stdout + done.stderr
