@@ -114,6 +114,8 @@ def submit(
 
 
 def _print_and_follow(client: Client, job: Job, output: Path | None, *, wait: bool) -> None:
+    for warning in job.warnings:
+        click.echo(warning, err=True)
     click.echo(client.link(job))
     if wait or output:
         follow_and_save(client, client.follow(job.id), output)

@@ -26,7 +26,8 @@ from cli.options import (
 from cli.output import ProgressBar
 from cli.weights import open_cache
 from core import errors
-from core.images import codec
+from core.images import codec, validation
+from core.images.decoder import SandboxedDecoder
 from core.jobs.models import JobInput, ModelUsed
 from core.storage.blobs import digest_of
 from core.style.spec import StyleSpec, parse_spec
@@ -91,6 +92,13 @@ def stylize(
     spec = parse_spec(collect_parameters(given, source)).for_pictures(
         len(style), len(masks), len(style_masks), init_image=init_image is not None
     )
+
+    if (
+        output is not None
+        and spec.transparency == "keep"
+        and FORMATS[output.suffix.lower()] == "jpeg"
+    ):
+        raise errors.BadInput("A JPEG has no transparency; the output must end in .png or .webp.")
 
     from core.neural.transfer.planner import NOMINAL_THROUGHPUT, Planner, load_throughput
     from core.neural.transfer.stylize import Control, StepEvent
@@ -180,6 +188,8 @@ def _read_inputs(pictures: _Pictures, spec: StyleSpec) -> tuple[JobInput, Any]:
 
     def read(path: Path) -> str:
         data = path.read_bytes()
+        for doubt in validation.list_doubts(data):
+            click.echo(f"{path}: {doubt}", err=True)
         files[digest := digest_of(data)] = data
         return digest
 
@@ -191,7 +201,9 @@ def _read_inputs(pictures: _Pictures, spec: StyleSpec) -> tuple[JobInput, Any]:
         init_image=read(pictures.init_image) if pictures.init_image else None,
         spec=spec.model_dump(),
     )
-    return job_input, StyleInputs(**job_input.load_images(files.__getitem__)._asdict())
+    with SandboxedDecoder() as decoder:
+        images = job_input.load_images(files.__getitem__, decoder.decode)
+    return job_input, StyleInputs(**images._asdict())
 
 
 def _print_plan(plan: Any) -> None:

@@ -67,6 +67,12 @@ class JobImages(NamedTuple):
     masks: list[Image.Image]
     style_masks: list[Image.Image]
     init: Image.Image | None
+    alpha: Image.Image | None  # of the content, mode L, if the result is to have it
+
+
+def number_parts(field: str, count: int) -> list[str]:
+    """Return the names of the pictures that a form sends in one field: style 1, style 2."""
+    return [f"{field} {number}" for number in range(1, count + 1)] if count > 1 else [field] * count
 
 
 class JobInput(_Record):
@@ -93,18 +99,34 @@ class JobInput(_Record):
         """Read and decode the pictures.
 
         get: returns the bytes of a digest. decode: has the signature of `codec.decode`.
-        Raises BadImage, and whatever `get` and `decode` raise.
+        Raises BadImage, which names the picture, and whatever `get` and `decode` raise.
         """
-        content, *styles = (decode(get(digest)) for digest in (self.content, *self.styles))
-        # The same steps as `codec.decode_mask`, but with the given `decode`.
+        # A job of an earlier version has no such parameters.
+        background = self.spec.get("background", "auto")
+
+        def load(part: str, digest: str, **options: Any) -> Image.Image:
+            data = get(digest)
+            try:
+                return decode(data, background, **options)
+            except (errors.BadImage, errors.UploadTooLarge) as error:
+                raise error.about(part) from error
+
+        def load_all(field: str, digests: list[str], **options: Any) -> list[Image.Image]:
+            parts = number_parts(field, len(digests))
+            return [
+                load(part, digest, **options) for part, digest in zip(parts, digests, strict=True)
+            ]
+
+        keep_alpha = self.spec.get("transparency") == "keep"
+        content = load("content", self.content, keep_alpha=keep_alpha)
+        alpha = content.getchannel("A") if content.mode == "RGBA" else None
         masks, style_masks = (
-            [decode(get(digest), "black").convert("L") for digest in digests]
-            for digests in (self.masks, self.style_masks)
+            [mask.convert("L") for mask in load_all(field, digests, mask=True)]
+            for field, digests in (("mask", self.masks), ("style_mask", self.style_masks))
         )
-        init = None
-        if self.init_image:
-            init = decode(get(self.init_image), any_size=True)
-        return JobImages(content, styles, masks, style_masks, init)
+        init = load("init_image", self.init_image, any_size=True) if self.init_image else None
+        styles = load_all("style", self.styles)
+        return JobImages(content.convert("RGB"), styles, masks, style_masks, init, alpha)
 
     def with_updates(self, parameters: Mapping[str, Any]) -> "JobInput":
         """Return a copy with these spec parameters changed. Raises BadSpec."""
@@ -324,6 +346,10 @@ class Job(_Record):
     model: ModelUsed | None
     error: JobError | None
     metrics: dict[str, float]
+    warnings: list[str] = Field(
+        [],
+        description="What is doubtful about the pictures; only in the answer to the submission.",
+    )
     images_deleted: bool = Field(False, exclude=True)  # the retention time of its images is over
     checkpoint: str | None = Field(None, exclude=True)  # the next attempt resumes from it
     frames: int = Field(0, exclude=True)  # how many were ever added
@@ -345,6 +371,10 @@ class Batch(_Record):
     created_at: datetime
     counts: dict[Status, int]  # has every status as a key
     jobs: Sequence[Job]
+    warnings: list[str] = Field(
+        [],
+        description="What is doubtful about the pictures; only in the answer to the submission.",
+    )
 
     @classmethod
     def from_jobs(cls, batch_id: str, jobs: Sequence[Job]) -> Self:

@@ -27,6 +27,7 @@ from core.style.vgg_layers import BLOCKS, layers, missing_layer
 MODEL_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 MODEL_NAME_RULE = "small letters, digits, - and _, at most 64"
 ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
+Background = Annotated[str, Field(pattern=r"^(auto|white|black|#[0-9A-Fa-f]{6})$")]
 Layer = Literal[
     "relu1_1", "relu1_2",
     "relu2_1", "relu2_2",
@@ -228,6 +229,16 @@ class StyleSpec(BaseModel):
         description="Make a result that tiles without a seam; its sides are multiples of "
         f"{GRID_PX} px.",
     )
+    transparency: Literal["flatten", "keep"] = Field(
+        "flatten",
+        description="Transparent parts of the photo. flatten: the result has none; keep: the "
+        "result is as transparent as the photo.",
+    )
+    background: Background = Field(
+        "auto",
+        description="What lies behind transparent parts of the pictures: white, black, or a color "
+        "like #8090a0. auto: white, or what shows the picture better.",
+    )
     preserve_color: Literal["none", "luminance", "match", "histogram"] = Field(
         "none",
         description="Keep the photo's colors. luminance: transfer only the luminance of the "
@@ -426,6 +437,8 @@ def describe_range(name: str) -> str:
         return f"at most {MAX_STYLES} numbers from 0 to 1e+09, one for each painting"
     if name == "model":
         return f"auto or a network's name: {MODEL_NAME_RULE}"
+    if name == "background":
+        return "auto, white, black, or a color like #8090a0"
     schema = StyleSpec.model_json_schema()["properties"][name]
     if schema["type"] == "boolean":
         return "true or false"

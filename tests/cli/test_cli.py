@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hostile_files
 import pytest
 from PIL import Image
 
@@ -88,6 +89,32 @@ def test_stylize_runs_without_a_service(
     record = codec.read_provenance((tmp_path / "out.png").read_bytes())
     assert record is not None
     assert (record["spec"]["iterations"], record["spec"]["style_layers"]) == (4, {"relu1_1": 1.0})
+
+
+def test_stylize_keeps_transparency_reads_heic_and_warns_of_a_doubtful_file(
+    impasto: Any, tmp_path: Path
+) -> None:
+    cutout = hostile_files.colors().convert("RGBA")
+    cutout.paste((0, 0, 0, 0), (0, 0, 20, 48))
+    cutout.save(tmp_path / "cutout.png")
+    (tmp_path / "phone.heic").write_bytes(hostile_files.encodings()["HEIC plain"])
+    progressive = hostile_files.saved(hostile_files.noise(3), "JPEG", progressive=True)
+    cut = progressive[: progressive.rindex(b"\xff\xc4")] + b"\xff\xd9"  # before the last scan
+    (tmp_path / "cut.jpg").write_bytes(cut)
+    parameters = ["--size", "64", "--iterations", "2", "--transparency", "keep"]
+    pictures = ["cutout.png", "phone.heic", "cut.jpg"]
+    ran = impasto("stylize", *pictures, "-o", "out.png", *parameters)
+
+    assert (ran.returncode, ran.stdout) == (0, "out.png\n")
+    assert "cut.jpg: The JPEG has no scan for its finest details." in ran.stderr
+    with Image.open(tmp_path / "out.png") as result:
+        alpha = result.getchannel("A")
+        assert [alpha.getpixel((x, 30)) for x in (5, 60)] == [0, 255]
+    refused = impasto("stylize", *pictures, "-o", "out.jpg", *parameters)
+    assert (refused.returncode, refused.stderr.splitlines()[-1]) == (
+        2,
+        "impasto: A JPEG has no transparency; the output must end in .png or .webp.",
+    )
 
 
 def test_parameters_override_those_of_a_preset(
@@ -324,13 +351,13 @@ def test_a_transparent_mask_exits_with_2_and_the_services_message(
 def test_a_bad_picture_exits_with_2_and_the_services_message(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
-    (tmp_path / "bad.jpg").write_bytes(b"GIF89a")
+    (tmp_path / "bad.jpg").write_bytes(b"hello")
     ran = impasto("stylize", "bad.jpg", pictures[1], "-o", "out.png")
 
     assert (
         ran.returncode,
         ran.stderr,
-    ) == (2, f"impasto: {errors.UnsupportedImage().message}\n")
+    ) == (2, f"impasto: content: {errors.UnsupportedImage().message}\n")
 
 
 def test_missing_weights_exit_with_1_and_name_the_command_that_fetches_them(

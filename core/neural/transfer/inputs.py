@@ -44,7 +44,8 @@ class StyleInputs:
     the painting at the same index. Its style applies where the mask is white. A style mask belongs
     to it too: only the white parts of the painting count.
 
-    region_map: the parts of photo and paintings that belong together; set by `with_regions`.
+    alpha: what the result is to have, mode L; None: it is opaque. region_map: the parts of photo
+    and paintings that belong together; set by `with_regions`.
     """
 
     content: Image.Image
@@ -52,6 +53,7 @@ class StyleInputs:
     masks: Sequence[Image.Image] = ()
     init: Image.Image | None = None
     style_masks: Sequence[Image.Image] = ()
+    alpha: Image.Image | None = None
     region_map: RegionMap | None = None
 
     def fit_spec(self, spec: StyleSpec) -> StyleSpec:
@@ -212,12 +214,15 @@ class StyleInputs:
     def render(self, image: Tensor, spec: StyleSpec) -> Image.Image:
         """The 8-bit picture of an image (1, 3, H, W).
 
-        It has the photo's colors if `spec.preserve_color` asks for them.
+        It has the photo's colors if `spec.preserve_color` asks for them, and the alpha, if any.
         """
         if spec.preserve_color == "luminance":
             photo = pixels.to_image(self.content, (image.shape[3], image.shape[2])).to(image.device)
             image = pixels.restore_color(image, photo)
-        return pixels.to_picture(image)
+        picture = pixels.to_picture(image)
+        if self.alpha is not None:  # a filter without lobes leaves no halo around the outline
+            picture.putalpha(self.alpha.resize(picture.size, Image.Resampling.BILINEAR))
+        return picture
 
 
 @dataclass(frozen=True)

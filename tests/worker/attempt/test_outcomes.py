@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hostile_files
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
@@ -297,3 +298,64 @@ def test_a_larger_size_refines_the_result_of_the_smaller_one(
         sum(ImageStat.Stat(ImageChops.difference(picture, small)).mean) for picture in larger
     ]
     assert differences[0] < 0.6 * differences[1], differences
+
+
+@pytest.mark.parametrize("transparency", ["keep", "flatten"])
+def test_a_result_is_as_transparent_as_the_photo_if_the_job_says_so(
+    runner: JobRunner,
+    store: JobStore,
+    submit: Submit,
+    blobs: Blobs,
+    painting: Image.Image,
+    transparency: str,
+) -> None:
+    cutout = Image.new("RGBA", (128, 96), (200, 60, 40, 255))
+    cutout.putalpha(Image.linear_gradient("L").rotate(90).resize(cutout.size))
+    job = submit(cutout, painting, transparency=transparency, background="black")
+    runner.run_next()
+    ended = store.get(job.id)
+    assert ended.preview is not None
+    for digest, has_alpha in (
+        (ended.outputs[0].id, transparency == "keep"),
+        (ended.preview, False),
+    ):
+        with Image.open(io.BytesIO(blobs.get(digest))) as picture:
+            assert (picture.size, picture.has_transparency_data) == ((64, 48), has_alpha)
+            if has_alpha:
+                expected = cutout.getchannel("A").resize(picture.size, Image.Resampling.BILINEAR)
+                assert picture.getchannel("A").tobytes() == expected.tobytes()
+
+
+def test_a_canceled_job_keeps_the_transparency_too(
+    runner: JobRunner, store: JobStore, submit: Submit, blobs: Blobs, painting: Image.Image,
+    until: Callable[..., None],
+) -> None:  # fmt: skip
+    """Its picture may be smaller, because it ends at a coarse scale."""
+    cutout = Image.new("RGBA", (128, 96), (200, 60, 40, 255))
+    cutout.paste((0, 0, 0, 0), (0, 0, 64, 96))
+    job = submit(cutout, painting, transparency="keep", iterations=5000)
+    run = threading.Thread(target=runner.run_next)
+    run.start()
+    until(lambda: store.get(job.id).progress, "progress")
+    store.cancel(job.id)
+    run.join()
+
+    with Image.open(io.BytesIO(blobs.get(store.get(job.id).outputs[0].id))) as picture:
+        alpha = picture.getchannel("A")
+        assert [alpha.getpixel((x, 10)) for x in (2, picture.width - 3)] == [0, 255]
+
+
+def test_a_worker_reads_the_pictures_that_phones_send(
+    runner: JobRunner, store: JobStore, blobs: Blobs, painting: Image.Image
+) -> None:
+    digests = [
+        blobs.put(hostile_files.encodings()["HEIC plain"]),
+        blobs.put(codec.encode(painting)),
+    ]
+    for digest in digests:
+        store.reserve(digest)
+    spec = parse_spec({"size": 64, "iterations": 2}).for_pictures().model_dump()
+    job = store.create(new_job_id(), JobInput(content=digests[0], styles=digests[1:], spec=spec))
+    runner.run_next()
+
+    assert store.get(job.id).status is Status.SUCCEEDED
