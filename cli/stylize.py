@@ -92,13 +92,7 @@ def stylize(
     spec = parse_spec(collect_parameters(given, source)).for_pictures(
         len(style), len(masks), len(style_masks), init_image=init_image is not None
     )
-
-    if (
-        output is not None
-        and spec.transparency == "keep"
-        and FORMATS[output.suffix.lower()] == "jpeg"
-    ):
-        raise errors.BadInput("A JPEG has no transparency; the output must end in .png or .webp.")
+    _check_transparency(output, spec)
 
     from core.neural.transfer.planner import NOMINAL_THROUGHPUT, Planner, load_throughput
     from core.neural.transfer.stylize import Control, StepEvent
@@ -154,6 +148,12 @@ def stylize(
         bar.finish("done")
     save(result.picture)
     click.echo(output)
+
+
+def _check_transparency(output: Path | None, spec: StyleSpec) -> None:
+    """Raise BadInput if the output's format cannot keep the photo's alpha."""
+    if output is not None and spec.transparency == "keep" and output_format(output) == "jpeg":
+        raise errors.BadInput("A JPEG has no transparency; the output must end in .png or .webp.")
 
 
 @contextmanager

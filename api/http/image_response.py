@@ -68,7 +68,9 @@ class PictureFile(FileResponse):
 
     chunk_size = 256 * 1024
 
-    def __init__(self, file: BinaryIO, kind: validation.Format, headers: dict[str, str]) -> None:
+    def __init__(
+        self, file: BinaryIO, kind: validation.InputFormat, headers: dict[str, str]
+    ) -> None:
         """file: the response closes it when it ends."""
         self._file = file
         super().__init__(
@@ -119,7 +121,7 @@ def not_modified(tag: str) -> Response:
 
 
 def image_response(
-    picture: bytes | BinaryIO, kind: validation.Format, tag: str, name: str | None = None
+    picture: bytes | BinaryIO, kind: validation.InputFormat, tag: str, name: str | None = None
 ) -> Response:
     """Return a 200 response with a picture, which the client must revalidate before each reuse.
 

@@ -82,6 +82,7 @@ JOB: dict[str, Any] = {
         "loss_style": 1.0,
         "loss_tv": 0.0,
     },
+    "warnings": [],
     "links": {
         "self": _SELF,
         "events": f"{_SELF}/events",
@@ -123,6 +124,7 @@ def _batch(job: dict[str, Any]) -> dict[str, Any]:
         "created_at": "2026-11-23T14:00:00Z",
         "counts": {**dict.fromkeys(Status, 0), job["status"]: 1},
         "jobs": [{**job, "batch_id": BATCH_ID}],
+        "warnings": [],
         "links": {"self": f"/v1/batches/{BATCH_ID}", "cancel": f"/v1/batches/{BATCH_ID}/cancel"},
     }
 
@@ -134,7 +136,13 @@ RESPONSES: dict[str, Any] = {
     "JobResource": JOB,
     "JobPage": {"jobs": [JOB], "next": "/v1/jobs?limit=1&cursor=17"},
     "BatchResource": _batch(WAITING),
-    "StoredImage": {"id": PHOTO, "width": 1024, "height": 768, "size_bytes": 310_224},
+    "StoredImage": {
+        "id": PHOTO,
+        "width": 1024,
+        "height": 768,
+        "size_bytes": 310_224,
+        "warnings": [],
+    },
     "PresetList": {
         "presets": [
             {"name": name, "description": preset.description, "spec": dict(preset.parameters)}

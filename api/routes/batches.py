@@ -72,12 +72,12 @@ async def submit_batch(
     Each `content` is combined with each `style` in a job of its own, in this order: the first
     `content` in all styles, then the second, and so on. The service accepts all jobs or none.
     """
-    batch, replayed = await create_or_replay(request, submissions, idempotency_key)
+    batch, replayed, warnings = await create_or_replay(request, submissions, idempotency_key)
     response.headers["Location"] = f"{router.prefix}/{batch.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
-    return batch_resource(batch)
+    return batch_resource(batch).model_copy(update={"warnings": warnings})
 
 
 @router.get("/{batch_id}", response_model=BatchResource, responses={304: {}}, summary="Get a batch")

@@ -7,14 +7,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import Blobs, JobLimits, Owner, Store
-from api.schemas.submission import parameters_schema
+from api.schemas.submission import check_digest_form, parameters_schema
 from api.submissions.estimates import PictureSizes, request_estimate
 from api.submissions.pictures import check_digest, inspect_picture
 from core import errors
 from core.images.validation import MAX_SIDE_PX, MIN_SIDE_PX, check_dimensions
-from core.jobs.models import EstimateResponse, JobError, QueuePosition
+from core.jobs.models import EstimateResponse, JobError, QueuePosition, number_parts
 from core.jobs.service_info import Estimate
-from core.jobs.store import JobStore
 from core.style.spec import MAX_STYLES, parse_spec, result_size
 
 _BODY_BYTES = 100_000
@@ -61,12 +60,24 @@ async def estimate_job(
         len(body.style_masks),
         init_image=body.init_image is not None,
     )
-    content, *styles = [
-        await _get_size(picture, owner, store, blobs) for picture in (body.content, *body.styles)
-    ]
+
+    async def get_size(part: str, picture: Picture, *, any_size: bool = False) -> tuple[int, int]:
+        """Return (width, height) in px. Raises ImageNotFound; BadImage as an upload would."""
+        if isinstance(picture, Size):
+            if not any_size:
+                check_dimensions((picture.width, picture.height), "png")
+            return picture.width, picture.height
+        check_digest_form(part, picture)
+        await run_in_threadpool(check_digest, picture, owner, store, blobs)
+        file = blobs.path(picture)
+        return (await inspect_picture(file, part, spec.background, any_size=any_size)).size
+
+    content = await get_size("content", body.content)
+    parts = number_parts("style", len(body.styles))
+    styles = [await get_size(*named) for named in zip(parts, body.styles, strict=True)]
     init = None
     if body.init_image is not None:
-        init = await _get_size(body.init_image, owner, store, blobs, any_size=True)
+        init = await get_size("init_image", body.init_image, any_size=True)
     limits.check_spec(spec, *content)
     width, height = result_size(*content, spec.size, seamless=spec.seamless)
     load = await run_in_threadpool(store.get_load)
@@ -99,15 +110,3 @@ def _apply_limit(answer: EstimateResponse, limits: JobLimits) -> EstimateRespons
         refused = JobError(code=error.code, message=error.message)
         return answer.model_copy(update={"scales": [], "refused": refused})
     return answer
-
-
-async def _get_size(
-    picture: Picture, owner: str, store: JobStore, blobs: Blobs, *, any_size: bool = False
-) -> tuple[int, int]:
-    """Return (width, height) in px. Raises ImageNotFound; BadImage as an upload would."""
-    if isinstance(picture, Size):
-        if not any_size:
-            check_dimensions((picture.width, picture.height), "png")
-        return picture.width, picture.height
-    await run_in_threadpool(check_digest, picture, owner, store, blobs)
-    return await inspect_picture(blobs.path(picture), any_size=any_size)

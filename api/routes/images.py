@@ -17,7 +17,7 @@ from core.images import validation
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
 BODY_BYTES = validation.MAX_BYTES + 100_000
-_FORM_LIMITS = multipart.FormLimits(files=1, fields=1, text_bytes=1000)
+_FORM_LIMITS = multipart.FormLimits(files=2, fields=2, text_bytes=1000)
 _FORM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["image"],
@@ -32,6 +32,7 @@ class StoredImage(BaseModel):
     width: int
     height: int
     size_bytes: int
+    warnings: list[str] = []  # sentences about a doubtful file
 
 
 def _reserve_upload(
@@ -69,16 +70,20 @@ async def upload_image(
     config: Configuration,
     response: Response,
 ) -> StoredImage:
-    """Send a JPEG, PNG or WebP file as the form field `image`.
+    """Send a picture (JPEG, PNG, WebP, HEIC, AVIF, TIFF, GIF) as the form field `image`.
 
     The answer contains its digest, which you can use in any number of submissions.
     """
     async with multipart.parse_form(request, blobs, _FORM_LIMITS) as form:
-        image = form.get("image")
-        if not isinstance(image, UploadFile):
+        images = form.getlist("image")
+        if len(images) > 1:
+            raise errors.BadRequest("image was sent twice; send one file.")
+        image = images[0] if images else None
+        if not isinstance(image, UploadFile) or multipart.is_unset(image):
             raise errors.BadInput("Send the picture as a file in the form field image.")
         blob = multipart.get_pending_blob(image)
-        width, height = await inspect_picture(blob.path)
+        # It may be a mask, or a picture for a job that names another background.
+        (width, height), warnings = await inspect_picture(blob.path, None, mask=True)
 
         def commit() -> str:
             _reserve_upload(blob.digest, image.size or 0, owner, store, config)
@@ -86,7 +91,13 @@ async def upload_image(
 
         digest = await to_thread.run_sync(commit)
     response.headers["Location"] = f"/v1/images/{digest}"
-    return StoredImage(id=digest, width=width, height=height, size_bytes=image.size or 0)
+    return StoredImage(
+        id=digest,
+        width=width,
+        height=height,
+        size_bytes=image.size or 0,
+        warnings=list(warnings),
+    )
 
 
 @router.head(
@@ -110,7 +121,10 @@ def check_image(
 @router.get(
     "/{digest}",
     response_class=Response,
-    responses={200: {"content": {f"image/{kind}": {} for kind in validation.FORMATS}}, 304: {}},
+    responses={
+        200: {"content": {f"image/{kind}": {} for kind in validation.INPUT_FORMATS}},
+        304: {},
+    },
     summary="Get a picture",
 )
 def get_image(
@@ -126,6 +140,6 @@ def get_image(
     if image_response.is_cached_by_client(request, tag):
         return image_response.not_modified(tag)
     file = blobs.open(digest)
-    kind = validation.detect_format(file.read(12))
+    kind = validation.detect_format(file.read(validation.HEAD_BYTES))
     file.seek(0)
     return image_response.image_response(file, kind, tag)

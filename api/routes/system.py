@@ -22,7 +22,7 @@ router = APIRouter(tags=["system"])
 def get_limits(config: ApiSettings, job_limits: JobLimits) -> ServiceLimits:
     """Return the limits of a submission and of the queue."""
     return ServiceLimits(
-        formats=[*validation.FORMATS],
+        formats=[*validation.INPUT_FORMATS],
         max_file_bytes=validation.MAX_BYTES,
         max_request_bytes=BODY_BYTES,
         max_pixels=validation.MAX_PIXELS,

@@ -9,10 +9,18 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Self, get_origin
 
-from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
+from core import errors
 from core.jobs.models import JobInput, SubmissionOptions
-from core.storage.blobs import PendingBlob
+from core.storage.blobs import PendingBlob, is_digest
 from core.style import presets
 from core.style.spec import MAX_STYLES, StyleSpec, apply_changes
 
@@ -28,13 +36,41 @@ _DIGEST_SCHEMA: dict[str, Any] = {
 _FILE_SCHEMA: dict[str, Any] = {
     "type": "string",
     "format": "binary",
-    "description": "A JPEG, PNG or WebP file, or the digest of an upload.",
+    "description": "A JPEG, PNG, WebP, HEIC, AVIF, TIFF or GIF file, or the digest of an upload.",
 }
-# The pattern is documentation: an unknown digest of any form is answered with image_not_found.
-Digest = Annotated[Picture, WithJsonSchema(_DIGEST_SCHEMA)]
-OptionalDigest = Annotated[Picture | None, WithJsonSchema(_DIGEST_SCHEMA)]
-File = Annotated[Picture, WithJsonSchema(_FILE_SCHEMA)]
-OptionalFile = Annotated[Picture | None, WithJsonSchema(_FILE_SCHEMA)]
+# What clients send instead: a URL, a data URI, a file name, or base64.
+_SEND_DIGEST = (
+    "send the digest of an upload (POST /v1/images answers with it), or send the file in a form. "
+    "A URL, a data URI and a file name are not read."
+)
+_SEND_FILE = (
+    "send the file itself (with curl: -F content=@photo.jpg), or the digest of an upload. "
+    "A URL, a data URI and a file name are not read."
+)
+
+
+def check_digest_form(part: str, text: str) -> None:
+    """Raise BadRequest if the text, sent as this part, is no digest."""
+    if not is_digest(text):
+        raise errors.BadRequest(f"{part}: {_SEND_DIGEST}")
+
+
+def _require_digest(sentence: str) -> AfterValidator:
+    """Return a validator that refuses a text that is no digest with this sentence."""
+
+    def validate(value: Picture | None) -> Picture | None:
+        if isinstance(value, str) and not is_digest(value):
+            raise ValueError(sentence)
+        return value
+
+    return AfterValidator(validate)
+
+
+_IS_DIGEST, _IS_FILE = _require_digest(_SEND_DIGEST), _require_digest(_SEND_FILE)
+Digest = Annotated[Picture, _IS_DIGEST, WithJsonSchema(_DIGEST_SCHEMA)]
+OptionalDigest = Annotated[Picture | None, _IS_DIGEST, WithJsonSchema(_DIGEST_SCHEMA)]
+File = Annotated[Picture, _IS_FILE, WithJsonSchema(_FILE_SCHEMA)]
+OptionalFile = Annotated[Picture | None, _IS_FILE, WithJsonSchema(_FILE_SCHEMA)]
 SpecText = Annotated[
     dict[str, Any],
     WithJsonSchema({"type": "string", "description": "Parameters as a JSON object."}),

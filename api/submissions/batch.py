@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
+from api.dependencies import Blobs
 from api.schemas.submission import BatchSubmission, compute_request_hash
 from api.submissions import estimates, parser
 from api.submissions.estimates import PictureSizes, Size
@@ -18,14 +19,15 @@ from core.jobs.models import (
     SubmissionContext,
     SubmissionOptions,
     new_batch_id,
+    number_parts,
 )
 from core.style.spec import StyleSpec, parse_spec, result_size
 
 
 async def create_or_replay(
     request: Request, submissions: SubmissionService, key: str | None
-) -> tuple[Batch, bool]:
-    """Return the batch, and whether the same request has created it earlier.
+) -> tuple[Batch, bool, list[str]]:
+    """Return the batch, whether the same request has created it earlier, and warnings.
 
     key: the Idempotency-Key. Raises what the checks raise; then nothing is stored.
     """
@@ -34,21 +36,35 @@ async def create_or_replay(
         request_hash = await run_in_threadpool(
             lambda: compute_request_hash(submission.request_content())
         )
-        if batch := await run_in_threadpool(_find_replay, key, request_hash, submissions):
-            return batch, True
+        if replay := await run_in_threadpool(_find_replay, key, request_hash, submissions):
+            return replay, True, []
         options = submissions.check_options(submission.options)
         spec = await run_in_threadpool(_check_submission, submission, submissions)
         count = len(submission.contents) * len(submission.styles)
         await run_in_threadpool(submissions.check_limits, options, count)
-        sizes = [
-            await inspect_picture(picture_path(picture, submissions.blobs))
-            for picture in (*submission.contents, *submission.styles)
-        ]
+        sizes, warnings = await _inspect_pictures(submission, spec, submissions.blobs)
         await _check_sizes(sizes, len(submission.contents), spec, submissions)
         context = submissions.build_context(key, request_hash=request_hash)
-        return await run_in_threadpool(
+        batch, replayed = await run_in_threadpool(
             _create_batch, submission, spec, options, context, submissions
         )
+        return batch, replayed, warnings
+
+
+async def _inspect_pictures(
+    submission: BatchSubmission, spec: StyleSpec, blobs: Blobs
+) -> tuple[list[Size], list[str]]:
+    """Decode all pictures. Returns their sizes, photos first, and warnings. Raises BadImage."""
+    sizes: list[Size] = []
+    warnings: list[str] = []
+    contents = number_parts("content", len(submission.contents))
+    parts = [*contents, *number_parts("style", len(submission.styles))]
+    pictures = [*submission.contents, *submission.styles]
+    for part, picture in zip(parts, pictures, strict=True):
+        found = await inspect_picture(picture_path(picture, blobs), part, spec.background)
+        warnings.extend(f"{part}: {warning}" for warning in found.warnings)
+        sizes.append(found.size)
+    return sizes, warnings
 
 
 async def _check_sizes(

@@ -14,7 +14,7 @@ from api.submissions.pictures import check_digest, inspect_picture, picture_path
 from api.submissions.service import SubmissionService
 from core import errors
 from core.images import codec
-from core.jobs.models import JobInput, SubmissionContext, SubmissionOptions
+from core.jobs.models import JobInput, SubmissionContext, SubmissionOptions, number_parts
 from core.style.spec import StyleSpec, parse_spec
 
 
@@ -49,12 +49,13 @@ async def create_checked(
     """
     spec = await run_in_threadpool(_check_submission, submission, submissions)
     await run_in_threadpool(submissions.check_limits, options)
-    sizes = await _inspect_pictures(submission, spec, submissions.blobs)
+    sizes, warnings = await _inspect_pictures(submission, spec, submissions.blobs)
     await estimates.check_limits(
         submissions.job_limits, spec, sizes, len(submission.masks), submissions.store
     )
     job_input = await run_in_threadpool(_store_pictures, submission, spec, submissions)
-    return await run_in_threadpool(submissions.create_job, job_input, options, context, response)
+    job = await run_in_threadpool(submissions.create_job, job_input, options, context, response)
+    return job.model_copy(update={"warnings": warnings})
 
 
 def _apply_provenance(submission: JobSubmission, submissions: SubmissionService) -> JobSubmission:
@@ -124,25 +125,35 @@ def _store_pictures(
 
 async def _inspect_pictures(
     submission: JobSubmission, spec: StyleSpec, blobs: Blobs
-) -> PictureSizes:
-    """Decode all pictures and return their sizes. Raises BadImage.
+) -> tuple[PictureSizes, list[str]]:
+    """Decode all pictures. Returns their sizes, and warnings. Raises BadImage.
 
     Only the masks of a style with a share must have a pixel that is not black. An initial picture
     that is named by digest may be a result, so the limits for uploads do not apply to it.
     """
+    warnings: list[str] = []
 
-    async def inspect(picture: Picture, **options: bool) -> tuple[int, int]:
-        return await inspect_picture(picture_path(picture, blobs), **options)
+    async def inspect(part: str, picture: Picture, **options: bool) -> tuple[int, int]:
+        file = picture_path(picture, blobs)
+        found = await inspect_picture(file, part, spec.background, **options)
+        warnings.extend(f"{part}: {warning}" for warning in found.warnings)
+        return found.size
 
     assert submission.content is not None, "the model requires it, or `from` has completed it"
-    content_size = await inspect(submission.content)
-    style_sizes = [await inspect(style) for style in submission.styles]
-    for masks in (submission.masks, submission.style_masks):
-        for mask, share in zip(masks, spec.style_weights, strict=False):
-            await inspect(mask, mask=share > 0)
+    content_size = await inspect("content", submission.content)
+    style_sizes = [
+        await inspect(part, style) for part, style in _name_pictures("style", submission.styles)
+    ]
+    for field, masks in (("mask", submission.masks), ("style_mask", submission.style_masks)):
+        named = _name_pictures(field, masks)
+        for (part, mask), share in zip(named, spec.style_weights, strict=False):
+            await inspect(part, mask, mask=True, refuse_black=share > 0)
     init_size = None
-    if submission.init_image is not None:
-        init_size = await inspect(
-            submission.init_image, any_size=isinstance(submission.init_image, str)
-        )
-    return PictureSizes(content_size, style_sizes, init_size)
+    if (init_image := submission.init_image) is not None:
+        any_size = isinstance(init_image, str)
+        init_size = await inspect("init_image", init_image, any_size=any_size)
+    return PictureSizes(content_size, style_sizes, init_size), warnings
+
+
+def _name_pictures(field: str, pictures: list[Picture]) -> list[tuple[str, Picture]]:
+    return list(zip(number_parts(field, len(pictures)), pictures, strict=True))

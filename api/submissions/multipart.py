@@ -2,8 +2,12 @@
 
 Knows no field names. The files are pending blobs: an accepted file then only needs a rename, and
 the upload notices a full disk at once.
+
+Old and hand-written clients send files without `filename`, or with `filename*` alone, which RFC
+7578 forbids. A part is a file if it has either of them, or if it begins as a picture does.
 """
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +27,10 @@ from core.storage.blobs import Blobs, PendingBlob
 _WRITERS = CapacityLimiter(4)
 
 _CHUNK_BYTES = 16_384
+_ENCODED_FILENAME = re.compile(rb";\s*filename\*\d*\*?\s*=", re.IGNORECASE)
+# How Starlette's messages begin.
+_TOO_MANY_FILES, _TOO_MANY_FIELDS = "Too many files", "Too many fields"
+_SNIFFED_BYTES = 12  # by which a picture is told from text
 
 
 @dataclass(frozen=True)
@@ -58,22 +66,52 @@ class _FormParser(MultiPartParser):
         )
         self.max_part_size = self._text_left = limits.text_bytes
         self._blobs = blobs
+        self._sniffed: object = None  # the part of which the beginning is known
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()
-        if self._current_part.file is not None:
+        part = self._current_part
+        if part.file is not None:
             # Starlette has just created its own temporary file: replace it by a pending blob.
             self._files_to_close_on_error.pop().close()
-            blob = self._blobs.pending()
-            self._files_to_close_on_error.append(blob)  # type: ignore[arg-type]
-            self._current_part.file = _UploadedFile(blob, size=0)
+            self._write_to_disk(part.file.filename)
+        elif _ENCODED_FILENAME.search(part.content_disposition or b""):
+            self._count_as_file()
+            self._write_to_disk("file")
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._current_part.file is None:
+        part = self._current_part
+        if part.file is None and part is not self._sniffed:
+            self._sniff(data[start : min(end, start + validation.HEAD_BYTES)])
+        if part.file is None:
             self._text_left -= end - start
             if self._text_left < 0:
                 raise errors.UploadTooLarge("The form has too much text.")
         super().on_part_data(data, start, end)
+
+    def _sniff(self, data: bytes) -> None:
+        """Make the part a file if its first bytes are those of a picture. data: what follows."""
+        part = self._current_part
+        beginning = bytes(part.data) + data
+        if len(beginning) < _SNIFFED_BYTES:
+            return
+        self._sniffed = part
+        if validation.is_picture(beginning):
+            self._count_as_file()
+            self._write_to_disk("file")
+            self._text_left += len(part.data)
+            self._file_parts_to_write.append((part, bytes(part.data)))
+
+    def _count_as_file(self) -> None:
+        self._current_fields -= 1
+        self._current_files += 1
+        if self._current_files > self.max_files:
+            raise MultiPartException(_TOO_MANY_FILES)
+
+    def _write_to_disk(self, filename: str | None) -> None:
+        blob = self._blobs.pending()
+        self._files_to_close_on_error.append(blob)  # type: ignore[arg-type]
+        self._current_part.file = _UploadedFile(blob, size=0, filename=filename)
 
 
 async def _read_chunks(request: Request) -> AsyncGenerator[bytes, None]:
@@ -106,11 +144,22 @@ async def parse_form(request: Request, blobs: Blobs, limits: FormLimits) -> Asyn
     try:
         form = await _FormParser(request, blobs, limits).parse()
     except MultiPartException as error:
+        for beginning, limit, what in (
+            (_TOO_MANY_FILES, limits.files, "files"),
+            (_TOO_MANY_FIELDS, limits.fields, "text fields"),
+        ):
+            if error.message.startswith(beginning):
+                raise errors.BadRequest(f"Send at most {limit} {what}.") from error
         raise errors.BadRequest() from error
     try:
         yield form
     finally:
         await form.close()
+
+
+def is_unset(file: UploadFile) -> bool:
+    """Return whether a page sent the field without a chosen file: neither a name nor content."""
+    return not file.filename and not file.size
 
 
 def get_pending_blob(file: UploadFile) -> PendingBlob:

@@ -106,20 +106,21 @@ def _collect_fields(form: FormData, model: type[Model]) -> dict[str, Any]:
     A single parameter overrides the same one in the field `spec`. Raises BadRequest, BadSpec.
     """
     pictures: defaultdict[str, list[Picture]] = defaultdict(list)
-    spec: dict[str, Any] = {}
+    spec: dict[str, Any] | None = None
     texts: dict[str, str] = {}
     for name, value in form.multi_items():
         if not isinstance(value, str):
             if name not in PICTURE_FIELDS:
                 raise errors.BadRequest(f"Send files only as {', '.join(PICTURE_FIELDS)}.")
-            pictures[name].append(multipart.get_pending_blob(value))
+            if not multipart.is_unset(value):
+                pictures[name].append(multipart.get_pending_blob(value))
         elif name in PICTURE_FIELDS:
             if value.strip():
                 pictures[name].append(value)
+        elif name in texts or (name == "spec" and spec is not None):
+            raise errors.BadRequest(f"{name} was sent twice; send it once.")
         elif name == "spec":
             spec = _load_object(value.encode("utf-8", "replace"))
-        elif name in texts:
-            raise errors.BadRequest("A parameter was sent twice.")
         elif name not in TEXT_FIELDS:
             names = ", ".join([*PICTURE_FIELDS, "spec", *TEXT_FIELDS])
             raise errors.BadSpec(f"There is no such field; the fields are {names}.")
@@ -132,7 +133,7 @@ def _collect_fields(form: FormData, model: type[Model]) -> dict[str, Any]:
         name: sent[0] if len(sent) == 1 and name not in lists else sent
         for name, sent in pictures.items()
     }
-    return {**fields, **options, "spec": {**spec, **texts}}
+    return {**fields, **options, "spec": {**(spec or {}), **texts}}
 
 
 def _validate(model: type[Model], fields: dict[str, Any]) -> Model:
@@ -141,10 +142,11 @@ def _validate(model: type[Model], fields: dict[str, Any]) -> Model:
         return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-    if first["type"] == "value_error":  # our own validator of the model, with a complete sentence
-        raise errors.BadRequest(str(first["ctx"]["error"]))
     # A key that is no valid Unicode has no location.
     name = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "value_error":  # our own validator, with a complete sentence
+        sentence = str(first["ctx"]["error"])
+        raise errors.BadRequest(f"{name}: {sentence}" if name else sentence)
     if name in OPTION_FIELDS:
         raise errors.BadSpec(model.rules[name])
     if name in model.rules and first["type"] != "extra_forbidden":

@@ -12,6 +12,8 @@ from anyio import CapacityLimiter, fail_after, to_thread
 from api.schemas.submission import Picture
 from core import errors
 from core.images import decoder
+from core.images.decoder import Inspection
+from core.images.transparency import Background
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, is_digest
 
@@ -24,13 +26,13 @@ WAIT_SECONDS = 10.0
 
 
 async def inspect_picture(
-    file: Path, *, mask: bool = False, any_size: bool = False
-) -> tuple[int, int]:
-    """Decode the picture in a child process and return (width, height) in px.
+    file: Path, part: str | None, background: Background = "auto", **options: bool
+) -> Inspection:
+    """Decode the picture in a child process and return what is known of it.
 
-    mask: also refuse a picture that is entirely black. any_size: it may be a result, which may be
-    larger than an upload. Raises BadImage and its subclasses, and Unavailable if no decoder becomes
-    free within WAIT_SECONDS.
+    part: its name in the request, for the message of a refusal; None if it is alone. options: those
+    of `decoder.inspect_upload`. Raises BadImage and its subclasses, and Unavailable if no decoder
+    becomes free within WAIT_SECONDS.
     """
     try:
         with fail_after(WAIT_SECONDS):
@@ -40,8 +42,12 @@ async def inspect_picture(
             "Too many pictures are waiting for inspection; try again in a few seconds."
         ) from None
     try:
-        inspect = partial(decoder.inspect_upload, file, mask=mask, any_size=any_size)
+        inspect = partial(decoder.inspect_upload, file, background, **options)
         return await to_thread.run_sync(inspect)
+    except (errors.BadImage, errors.UploadTooLarge) as error:
+        if part is None:
+            raise
+        raise error.about(part) from error
     finally:
         _decoder_slots.release()
 

@@ -106,7 +106,7 @@ export class ImagePicker extends EventTarget {
     this.cards.set(picture, card);
     card.className = digest ? "" : "uploading";
     card.querySelector(".status").textContent =
-      digest ? `${width} × ${height}` : error || "Uploading…";
+      digest ? (width ? `${width} × ${height}` : "") : error || "Uploading…";
     return card;
   }
 

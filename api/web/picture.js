@@ -17,7 +17,8 @@ export class Picture {
   // An image that the service already has.
   static async fromDigest(digest, name) {
     const picture = new Picture(await getBlob(`/v1/images/${digest}`), name);
-    const { width, height } = await createImageBitmap(picture.file);
+    // Not every browser can show what the service can read, such as HEIC.
+    const { width, height } = await createImageBitmap(picture.file).catch(() => ({}));
     return Object.assign(picture, { digest, width, height });
   }
 
@@ -31,8 +32,8 @@ export class Picture {
     return this.uploading;
   }
 
-  // The browser may read what the service refuses: a phone's HEIC, a scan of 100 megapixels. Such
-  // an image is uploaded as a smaller JPEG.
+  // The browser may read what the service refuses: a BMP, a scan of 100 megapixels. Such an image
+  // is uploaded as a smaller JPEG.
   async #upload() {
     if (this.digest) return this.digest;
     await this.file.slice(0, 1).arrayBuffer().catch(() => {

@@ -121,7 +121,7 @@ def test_a_file_that_is_no_image_is_refused_and_a_hostile_file_name_is_shown_as_
     hostile = next(path for name, path in image_files.items() if "onerror" in name)
     page.set_input_files("#painting input.files", image_files["not an image.png"])
     expect(page.locator("#painting .error")).to_contain_text(
-        "not an image.png: Only JPEG, PNG and WebP"
+        "not an image.png: Only JPEG, PNG, WebP"
     )
     expect(page.locator("#painting .name")).to_have_count(0)
     page.click("#submit-job")

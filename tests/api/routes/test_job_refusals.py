@@ -62,7 +62,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.mark.parametrize(
     ("bad", "status", "code"),
     [
-        (b"", 415, "unsupported_image"),
+        (b"", 422, "bad_image"),
         (b"<html>", 415, "unsupported_image"),
         (PNG + b"\0" * 50, 422, "bad_image"),
         (PNG + b"\0" * validation.MAX_BYTES, 413, "upload_too_large"),

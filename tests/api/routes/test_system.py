@@ -34,7 +34,7 @@ def test_the_system_shows_workers_queue_and_limits(
     assert workers == [{"busy": True, "info": CARD.model_dump()}, {"busy": False, "info": None}]
     assert tuple(
         system["limits"][name] for name in ("max_file_bytes", "formats", "max_size", "max_styles")
-    ) == (validation.MAX_BYTES, ["png", "jpeg", "webp"], 8192, 8)
+    ) == (validation.MAX_BYTES, ["png", "jpeg", "webp", "heic", "avif", "tiff", "gif"], 8192, 8)
     assert "host" not in str(system["workers"]), "a worker's name contains its host name"
 
 
