@@ -51,7 +51,7 @@ checks.positive_data_acceptance.expected-statuses = [
 ]
 
 [[operations]]
-include-name = "POST /v1/estimate"
+include-name = ["POST /v1/estimate", "GET /readyz"]
 # There is no worker, so the answer is 503. `violations` finds every other server error.
 checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503"]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "422", "503"]
