@@ -12,8 +12,6 @@ import pytest
 import redis
 import torch
 
-from core.config import Settings
-from core.jobs.store_monitor import REQUIRED
 from core.neural import capacity
 from core.neural.capacity import Capacity
 from core.neural.weights.cache import WeightsCache
@@ -232,12 +230,3 @@ def test_missing_and_damaged_networks_are_wrong(
     code, output = run_doctor()
     assert code == 1
     assert "vgg19 is damaged" in output
-
-
-def test_every_needed_setting_of_the_store_is_the_one_that_the_containers_set() -> None:
-    text = (Path(__file__).parents[2] / "docker-compose.yml").read_text().replace('"', "")
-    words = text.split()
-
-    for name, needed in REQUIRED.items():
-        assert words[words.index(f"--{name}") + 2] == needed
-    assert Settings().redis_url.startswith("redis://")
