@@ -12,10 +12,14 @@ CONSTRAINTS := $(if $(GPU),constraints-legacy-gpu.txt,constraints.txt)
 export PIP_CONSTRAINT := $(CURDIR)/$(CONSTRAINTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # An environment of an older Python, or a broken one, is of no use: the next command makes a new one.
-# Another folder of this name is left alone.
+# Not for targets that need none, nor with -n, and no other folder.
 IS_RECENT := import sys; sys.exit(sys.version_info < (3, 11))
-$(shell [ ! -f $(VENV)/pyvenv.cfg ] || $(BIN)/python -c '$(IS_RECENT)' 2>/dev/null || \
-  { echo 'Replacing $(VENV), which is not of Python 3.11 or newer.' >&2; rm -rf $(VENV); })
+ifneq ($(filter-out help clean browser,$(MAKECMDGOALS)),)
+ifeq ($(VENV)$(findstring n,$(firstword -$(MAKEFLAGS))),.venv)
+$(shell [ ! -f .venv/pyvenv.cfg ] || .venv/bin/python -c '$(IS_RECENT)' 2>/dev/null || \
+  { echo 'Replacing .venv, which is not of Python 3.11 or newer.' >&2; rm -rf .venv; })
+endif
+endif
 # Two processes, because tests start multi-threaded processes and some tests measure time.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 CAMPAIGNS := acknowledged zombies lost_wakeups forged repeats orphans rolling floods faults kills raw_http contract isolation webhooks hostile_pictures fat_uploads slow_clients full_disk torn_log poison soak

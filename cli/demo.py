@@ -42,7 +42,7 @@ def demo(size: str, output: Path, host: str, port: int) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     check_output(output)
     with Client(service_url(host, port)) as client:
-        if client.ready():
+        if client.alive():
             click.echo(client.link(_run_demo(client, size, output, client.follow)))
         else:
             with open_local_service(host, port) as service:

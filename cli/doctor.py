@@ -19,7 +19,7 @@ from cli.keys import find_store, store_file
 from cli.output import printable
 from core import errors
 from core.config import Settings, read_settings
-from core.jobs.store_monitor import REQUIRED
+from core.jobs.store_monitor import REQUIRED, StoreMonitor
 from core.redis_client import CircuitBreaker, connect
 
 MIN_FREE_BYTES = 1_000_000_000  # for some results and checkpoints
@@ -54,7 +54,7 @@ def doctor() -> None:
         for finding in check(config):
             click.echo(_format(finding))
             wrong += finding.state == "wrong"
-    click.echo(f"{wrong} found that is wrong." if wrong else "Nothing is wrong.")
+    click.echo(f"Problems: {wrong}." if wrong else "Nothing is wrong.")
     if wrong:
         sys.exit(1)
 
@@ -153,7 +153,8 @@ def check_torch(config: Settings) -> Iterator[Finding]:
     for index, card in enumerate(cards):
         name = f"{card.name}, compute capability {card.capability[0]}.{card.capability[1]}"
         memory = f"{card.total_bytes / 1e9:.1f} GB, {card.free_bytes / 1e9:.1f} GB free"
-        state: State = "wrong" if card.problem else "ok"
+        unused: State = "note" if _wanted_device() == "cpu" else "wrong"
+        state: State = unused if card.problem else "ok"
         yield Finding(f"card {index}", state, f"{name}, {memory}", card.problem)
         if not card.problem:
             yield Finding("", "ok", _describe_abilities(config, index, card))
@@ -182,7 +183,8 @@ def _explain_absent_cards(used: Any) -> Iterator[Finding]:
             advice += f", or the set of {LEGACY.constraints}: {LEGACY.install}"
     else:
         advice = "look at CUDA_VISIBLE_DEVICES, and into the kernel's log (dmesg) for Xid errors"
-    yield Finding("cards", "wrong", "torch sees none of the driver's cards", advice)
+    state: State = "note" if _wanted_device() == "cpu" else "wrong"
+    yield Finding("cards", state, "torch sees none of the driver's cards", advice)
 
 
 def _describe_abilities(config: Settings, index: int, card: Any) -> str:
@@ -218,53 +220,33 @@ def _describe_processor() -> str:
 
 
 def check_store(config: Settings) -> Iterator[Finding]:
-    """Whether the store answers, and whether its settings can lose jobs."""
-    url = find_store(config)
+    """Whether the store answers, and whether it can lose jobs."""
     is_expected = "IMPASTO_REDIS_URL" in os.environ or store_file(config.data_dir).exists()
-    client = connect(url)
+    client = connect(find_store(config))
     try:
-        with CircuitBreaker():
-            version = str(client.info("server")["redis_version"])
-            yield Finding("store", "ok", f"it answers; version {version}")
-            yield from check_store_settings(client)
+        report = StoreMonitor(client, CircuitBreaker()).check()
     except errors.StoreUnavailable as error:
         if is_expected:
-            yield Finding(
-                "store",
-                "wrong",
-                f"it does not answer: {error.__cause__}",
-                "start it, or correct IMPASTO_REDIS_URL",
-            )
+            text = f"it does not answer: {error.__cause__}"
+            yield Finding("store", "wrong", text, "start it, or correct IMPASTO_REDIS_URL")
         else:
             yield Finding("store", "note", "none runs; `impasto up` starts its own")
+        return
     except redis.RedisError as error:
         yield Finding("store", "wrong", str(error), "correct IMPASTO_REDIS_URL")
+        return
     finally:
         client.close()
-
-
-def check_store_settings(client: redis.Redis) -> Iterator[Finding]:
-    """Compare the settings on which the promise depends with what is needed."""
-    try:
-        found = {name: client.config_get(name).get(name) for name in REQUIRED}
-    except redis.ResponseError as error:
-        yield Finding(
-            "store",
-            "note",
-            f"its settings cannot be read: {error}",
-            "ask its operator for " + ", ".join(f"{k} {v}" for k, v in REQUIRED.items()),
-        )
-        return
-    for name, needed in REQUIRED.items():
-        if found[name] == needed:
-            yield Finding("store", "ok", f"{name} {needed}")
-        else:
-            yield Finding(
-                "store",
-                "wrong",
-                f"{name} is {found[name]}: accepted jobs can be lost",
-                f"set {name} to {needed}, in its configuration file too",
-            )
+    state: State = "note" if config.store_unsafe == "accept" else "wrong"
+    for problem in report.problems:
+        advice = "change this, in its configuration file too: docs/operations.md, The store"
+        yield Finding("store", state, f"accepted jobs can be lost: {problem}", advice)
+    if report.unchecked:
+        text = f"it does not show {', '.join(report.unchecked)}"
+        needed = ", ".join(f"{name} {REQUIRED[name]}" for name in report.unchecked)
+        yield Finding("store", "note", text, f"ask its operator for {needed}")
+    elif not report.problems:
+        yield Finding("store", "ok", "it answers, and its settings keep every accepted job")
 
 
 def check_disk(config: Settings) -> Iterator[Finding]:

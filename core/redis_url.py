@@ -3,7 +3,7 @@
 from urllib.parse import parse_qsl, urlsplit
 
 # Those that redis-py, kombu and limits all understand.
-PARAMETERS = (
+URL_PARAMETERS = (
     "ssl_ca_certs",
     "ssl_certfile",
     "ssl_cert_reqs",
@@ -45,8 +45,8 @@ def check_redis_url(url: str) -> str:
 
 
 def _check_parameter(name: str, value: str, *, is_tls: bool) -> None:
-    if name not in PARAMETERS:
-        raise ValueError(f"It has an unknown parameter; there are {', '.join(PARAMETERS)}.")
+    if name not in URL_PARAMETERS:
+        raise ValueError(f"It has an unknown parameter; there are {', '.join(URL_PARAMETERS)}.")
     if not is_tls:
         raise ValueError(f"The parameter {name} needs rediss://.")
     if not value or value not in _VALUES.get(name, (value,)):

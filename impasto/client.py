@@ -97,8 +97,15 @@ class Client:
 
     def ready(self) -> bool:
         """Return whether the service is ready. Sends one request and raises nothing."""
+        return self._probe("/readyz")
+
+    def alive(self) -> bool:
+        """Return whether there is a service, ready or not. Sends one request, raises nothing."""
+        return self._probe("/livez")
+
+    def _probe(self, path: str) -> bool:
         try:
-            return self._http.get("/readyz", timeout=2).status_code == 200
+            return self._http.get(path, timeout=2).status_code == 200
         except httpx2.HTTPError:
             return False
 

@@ -36,7 +36,11 @@ def open_http(
         return httpx2.Client(
             base_url=url, headers=headers, verify=verify, trust_env=_may_use_proxy(address)
         )
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
+        raise errors.BadSettings(
+            "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: a SOCKS proxy is not supported."
+        ) from error
+    except (ValueError, httpx2.InvalidURL) as error:
         raise errors.BadSettings(f"HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: {error}") from error
 
 

@@ -55,9 +55,22 @@ def test_an_environment_of_an_older_python_is_replaced_and_a_good_one_is_kept(
     assert (bin_folder / "marker").exists()
 
 
-def test_a_folder_that_is_no_environment_is_left_alone(project: Path) -> None:
-    (project / "pictures").mkdir()
-    (project / "pictures" / "mine.jpg").touch()
-    subprocess.run(["make", "help", "VENV=pictures"], cwd=project, capture_output=True, check=True)
+@pytest.mark.parametrize(
+    ("folder", "arguments"),
+    [
+        ("other", ["up", "VENV=other"]),
+        (".venv", ["-n", "up"]),
+        (".venv", ["help"]),
+        ("pictures", ["up", "VENV=pictures"]),
+    ],
+    ids=str,
+)
+def test_no_other_folder_is_deleted(project: Path, folder: str, arguments: list[str]) -> None:
+    """Nor the environment, if nothing is to be done."""
+    (project / folder / "bin").mkdir(parents=True)
+    (project / folder / "bin" / "mine.jpg").touch()
+    if folder != "pictures":
+        (project / folder / "pyvenv.cfg").touch()
+    subprocess.run(["make", *arguments], cwd=project, capture_output=True, check=False)
 
-    assert (project / "pictures" / "mine.jpg").exists()
+    assert (project / folder / "bin" / "mine.jpg").exists()

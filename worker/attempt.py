@@ -180,6 +180,7 @@ class Attempt:
         self._run_began_at = time.monotonic() - earlier_seconds
         self._watchdog.begin_phase("device")
         result = stylize(inputs, spec, network, self._on_step, planner, resume=resume)
+        self._run_began_at = math.inf  # a finished run is kept, however long its file takes
         self._watchdog.begin_phase("host")
         return result, load_seconds
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from celery import Celery
 
-from api.background import expiry, garbage, indexes, leases, notifications, orphans, quota
+from api.background import expiry, garbage, leases, notifications, orphans, quota
 from core import errors
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
@@ -84,12 +84,6 @@ class Reaper:
         """storage_quota_bytes: the quota of blobs and checkpoints; 0 means no quota."""
         self._store, self._blobs = store, blobs
         self._duties = [
-            Duty(
-                "rebuilding indexes",
-                lambda: indexes.rebuild_indexes(store),
-                needs_contact=False,
-                interval_seconds=INDEX_SECONDS,
-            ),
             Duty("requeuing", lambda: leases.requeue_expired(store)),
             Duty(
                 "notifying",
@@ -123,6 +117,12 @@ class Reaper:
                 is_exclusive=True,
                 needs_same_store=True,
                 interval_seconds=ORPHAN_SCAN_SECONDS,
+            ),
+            Duty(
+                "rebuilding indexes",
+                store.rebuild_indexes,
+                needs_contact=False,
+                interval_seconds=INDEX_SECONDS,
             ),
         ]
         self._contact = StoreContact(store.lease_seconds)

@@ -3,6 +3,7 @@
 A worker computes the estimate, because the API process does not load torch.
 """
 
+from contextlib import suppress
 from typing import NamedTuple
 
 from anyio import CapacityLimiter, to_thread
@@ -56,13 +57,16 @@ async def check_limits(
     """Raise BadSpec for a job that exceeds the operator's limits, or is too small for its photo.
 
     Only a job that may be too long for a slow device waits for an estimate. Where none is to be
-    had, the worker enforces the limit.
+    had, or the workers are not alike, the worker enforces the limit.
     """
     limits.check_spec(spec, *sizes.content)
     scales = schedule(spec, *sizes.content, max(sizes.init) if sizes.init else None)
     if not limits.may_exceed_seconds(scales):
         return
-    load = await run_in_threadpool(store.get_load)
-    answer = await request_estimate(spec, sizes, masks, store) if load.workers else None
-    if answer is not None:
-        limits.check_seconds(sum(scale.seconds for scale in answer.scales))
+    workers = await run_in_threadpool(store.list_workers)
+    if len({(info.device, info.precision) if info else None for info, _ in workers}) != 1:
+        return
+    with suppress(errors.Unavailable):
+        answer = await request_estimate(spec, sizes, masks, store)
+        if answer is not None:
+            limits.check_seconds(sum(scale.seconds for scale in answer.scales))

@@ -135,7 +135,9 @@ async def _inspect_pictures(
 
     async def inspect(part: str, picture: Picture, **options: bool) -> tuple[int, int]:
         file = picture_path(picture, blobs)
-        found = await inspect_picture(file, part, spec.background, **options)
+        is_painted = part == "init_image" and spec.transparency == "keep"  # as in `load_images`
+        background = "none" if is_painted else spec.background
+        found = await inspect_picture(file, part, background, **options)
         warnings.extend(f"{part}: {warning}" for warning in found.warnings)
         return found.size
 

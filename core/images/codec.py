@@ -93,9 +93,9 @@ def decode(
 ) -> Image.Image:
     """Decode a file: first frame, upright, sRGB, composited on `background`, in mode RGB.
 
-    any_size: skip the limits for uploads, because the file may be a result of ours. keep_alpha: if
-    the file is transparent, add its alpha to the composited color: mode RGBA. mask: composite on
-    black, also what becomes invisible.
+    background: `none` keeps the color of transparent pixels. any_size: skip the limits for uploads,
+    because the file may be a result of ours. keep_alpha: if the file is transparent, add its alpha
+    to the composited color: mode RGBA. mask: composite on black, also what becomes invisible.
     Raises UnsupportedImage, ImageTooLarge, UploadTooLarge, BadImage.
     """
     picture, alpha = _decode(data, any_size=any_size)
@@ -103,6 +103,8 @@ def decode(
         return _strip_metadata(picture)
     if mask:
         return _strip_metadata(composite(picture, alpha, "black"))
+    if background == "none":
+        return _strip_metadata(picture)
     flat = flatten(picture, alpha, background)
     if keep_alpha and alpha.getextrema()[0] != 255:
         flat.putalpha(alpha)
@@ -123,19 +125,19 @@ def _decode(data: bytes, *, any_size: bool) -> tuple[Image.Image, Image.Image | 
             if file_format == "png" and not png.is_complete(data):
                 raise errors.BadImage()
             if file_format == "png":
-                pixels = png_pixels.read(lambda: _open(data, "png"), data)
+                pixels, info = _read_png(data)
             else:
                 _refuse_camera_raw(image)
                 image.load()
                 if file_format == "jpeg":
                     _refuse_missing_data(image, data)
-                pixels = _split_alpha(image)
+                pixels, info = _split_alpha(image), image.info
             if file_format in ("heic", "avif"):
                 pixels = _apply_code_points(pixels, data)
             picture = _convert_to_srgb(pixels)
             if pixels.alpha is not None:
                 picture.putalpha(pixels.alpha)
-            picture = _apply_orientation(picture, image)
+            picture = _apply_orientation(picture, info)
     except errors.ImpastoError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -253,10 +255,22 @@ def _convert_to_srgb(pixels: Pixels) -> Image.Image:
     return color.convert_primaries(picture, pixels.space)
 
 
-def _apply_orientation(picture: Image.Image, image: Image.Image) -> Image.Image:
-    """Turn the picture upright as the EXIF of the image says that it comes from."""
+def _read_png(data: bytes) -> tuple[Pixels, dict[Any, Any]]:
+    """Return the pixels and the metadata, also of the chunks behind the pixels."""
+    opened: list[Image.Image] = []
+
+    def open_file() -> Image.Image:
+        opened.append(_open(data, "png"))
+        return opened[-1]
+
+    pixels = png_pixels.read(open_file, data)
+    return pixels, opened[-1].info  # of the last one, because it is loaded
+
+
+def _apply_orientation(picture: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
+    """Turn the picture upright as the EXIF in the metadata of its file says."""
     # The alpha is separate by now.
-    picture.info = {name: value for name, value in image.info.items() if name != "transparency"}
+    picture.info = {name: value for name, value in info.items() if name != "transparency"}
     try:
         return ImageOps.exif_transpose(picture)
     except _PILLOW_ERRORS:

@@ -73,7 +73,8 @@ _REFUSALS = (
 )
 _MESSAGES = validation.MESSAGES | codec.MESSAGES
 _BYTES_PER_PIXEL = {"RGB": 3, "RGBA": 4}
-_PROGRAM = (sys.executable, "-m", "core.images.decoder_process")
+# -P: the current folder may hold modules of the same names.
+_PROGRAM = (sys.executable, "-P", "-m", "core.images.decoder_process")
 # The environment variables that a program gets, by the beginnings of their names.
 _INHERITED_VARIABLES = ("PYTHON", "PATH", "LD_", "LANG", "LC_", "VIRTUAL_ENV")
 # What a dead process or an answer that is not valid raises here.
@@ -383,7 +384,7 @@ def _translate_read_errors() -> Iterator[None]:
 
 def _is_known(message: str) -> bool:
     """Return whether a message is one of ours. It may state a size, as an answer does."""
-    return validation.mask_size(message) in _MESSAGES
+    return validation.strip_size(message) in _MESSAGES
 
 
 def inspect_upload(

@@ -76,7 +76,7 @@ def parse(data: bytes) -> Structure | None:
                 frame = _parse_frame(kind, body)
             elif kind == _START_OF_SCAN:
                 scans.append(_parse_scan(body, interval, data, at))
-        except (struct.error, IndexError):
+        except (struct.error, IndexError, ValueError):
             return None
     return None
 
@@ -84,7 +84,9 @@ def parse(data: bytes) -> Structure | None:
 def _parse_frame(kind: int, body: bytes) -> Structure:
     height, width, count = struct.unpack_from(">xHHB", body)
     components = (body[6 + 3 * index : 9 + 3 * index] for index in range(count))
-    sampling = {name: divmod(factors, 16) for name, factors, _ in components if factors}
+    sampling = {name: divmod(factors, 16) for name, factors, _ in components}
+    if not sampling or not all(map(all, sampling.values())):
+        raise ValueError(body)
     return Structure(kind, (width, height), sampling, [])
 
 

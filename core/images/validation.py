@@ -161,12 +161,12 @@ def list_doubts(data: bytes) -> list[str]:
     return [sentence for sentence, is_doubtful in doubts.items() if is_doubtful]
 
 
-def mask_size(message: str) -> str:
+def strip_size(message: str) -> str:
     """Return a message of MESSAGES with a placeholder for the size that it states."""
     return re.sub(r"\b\d{1,10} × \d{1,10} px", "{} px", message)
 
 
-# All messages of this module beside the default ones, without sizes: see `mask_size`.
+# All messages of this module beside the default ones, without sizes: see `strip_size`.
 MESSAGES = frozenset(
     {
         _TOO_MANY_BYTES,

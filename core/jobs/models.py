@@ -103,11 +103,14 @@ class JobInput(_Record):
         """
         # A job of an earlier version has no such parameters.
         background = self.spec.get("background", "auto")
+        keep_alpha = self.spec.get("transparency") == "keep"
 
         def load(part: str, digest: str, **options: Any) -> Image.Image:
             data = get(digest)
+            # A result that continues has painted colors under the alpha that it gets again.
+            is_painted = part == "init_image" and keep_alpha
             try:
-                return decode(data, background, **options)
+                return decode(data, "none" if is_painted else background, **options)
             except (errors.BadImage, errors.UploadTooLarge) as error:
                 raise error.about(part) from error
 
@@ -117,7 +120,6 @@ class JobInput(_Record):
                 load(part, digest, **options) for part, digest in zip(parts, digests, strict=True)
             ]
 
-        keep_alpha = self.spec.get("transparency") == "keep"
         content = load("content", self.content, keep_alpha=keep_alpha)
         alpha = content.getchannel("A") if content.mode == "RGBA" else None
         masks, style_masks = (

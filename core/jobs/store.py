@@ -177,7 +177,14 @@ class JobStore:
         if outcome != "created":
             raise self._make_limit_error(outcome)
         # Again: the call may have reconnected, to a server that came back with other settings.
-        self.monitor.require_safe()
+        try:
+            self.monitor.require_safe()
+        except errors.Unavailable:
+            if created_id == new_id:  # not accepted, so it must not run
+                with suppress(errors.Unavailable):
+                    for job_id in ids:
+                        self.delete(job_id)
+            raise
         return str(created_id)
 
     def check_limits(self, owner: str, limits: QueueLimits, count: int = 1) -> None:
@@ -373,7 +380,9 @@ class JobStore:
     def check_writable(self) -> None:
         """Check that the server persists a write. Raises StoreUnavailable."""
         with self._circuit_breaker:
-            self._redis.set(f"{PREFIX}probe", "1", px=WORKER_FORGET_MS)
+            # At most one write a second, however often it is asked. A server that takes no writes
+            # refuses the command in any case.
+            self._redis.set(f"{PREFIX}probe", "1", px=1000, nx=True)
 
     def has_seen_worker(self) -> bool:
         """Whether a worker has sent a heartbeat within the last minute."""

@@ -220,8 +220,9 @@ class Fleet:
         return self._is_api_ready() and self._count_live_workers() == len(self.workers)
 
     def _is_api_ready(self) -> bool:
+        path = "/readyz" if self.workers else "/v1/system"  # without workers it is not ready
         try:
-            return httpx2.get(f"{self.url}/readyz", timeout=2, trust_env=False).status_code == 200
+            return httpx2.get(f"{self.url}{path}", timeout=2, trust_env=False).status_code == 200
         except httpx2.HTTPError:
             return False
 

@@ -408,6 +408,12 @@ def test_a_process_refuses_a_misspelled_setting_by_name(start_impasto: Any, comm
     assert "Traceback" not in stderr
 
 
+def _keep_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs' logs would go to the standard error of this test in all later ones."""
+    for program in (api.__main__, worker.__main__, worker.webhooks.__main__):
+        monkeypatch.setattr(program, "configure_logging", lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("main", "setting", "value"),
     [
@@ -428,6 +434,7 @@ def test_a_bad_setting_is_refused_by_name(
     value: str,
 ) -> None:
     monkeypatch.setenv(setting, value)
+    _keep_logging(monkeypatch)
     with pytest.raises(SystemExit) as exited:
         main()
 
@@ -451,6 +458,7 @@ def test_a_cluster_as_the_store_is_refused_by_name(
     monkeypatch.setenv("IMPASTO_REDIS_URL", own_valkey.url)
     monkeypatch.setenv("IMPASTO_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("IMPASTO_WEBHOOK_SECRET", "whsec_" + "A" * 32)
+    _keep_logging(monkeypatch)
     with pytest.raises(SystemExit) as exited:
         main()
 

@@ -162,6 +162,20 @@ def test_all_eight_orientations_are_decoded_upright(kind: str, orientation: int)
     assert _near((200, 30, 30), got.getpixel((8, 40)), 20)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "I;16"])
+def test_an_orientation_behind_the_pixels_of_a_png_counts(mode: str) -> None:
+    """Editors that add metadata append the chunk."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = _bytes(Image.new(mode, (64, 48)), "PNG", exif=exif)
+    start = data.index(b"eXIf") - 4
+    length = 12 + int.from_bytes(data[start : start + 4])
+    chunk, rest = data[start : start + length], data[:start] + data[start + length :]
+    end = rest.index(b"IEND") - 4
+
+    assert codec.decode(rest[:end] + chunk + rest[end:]).size == (48, 64)
+
+
 def test_broken_exif_is_ignored() -> None:
     assert codec.decode(_bytes(_colors(), "JPEG", exif=b"Exif\0\0garbage")).size == (64, 48)
 

@@ -646,3 +646,15 @@ def test_a_file_that_uses_too_much_memory_is_refused(
     monkeypatch.setattr(decoder, "UPLOAD_LIMITS", limits)
     with pytest.raises(errors.BadImage):
         inspect(buffer.getvalue())
+
+
+def test_modules_in_the_current_folder_are_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`impasto stylize` may run in any folder."""
+    for name in ("core", "PIL"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    with SandboxedDecoder() as decoder:
+        assert decoder.decode(_png()).size == (60, 40)

@@ -159,3 +159,17 @@ def test_an_arithmetic_coded_file_is_doubtful() -> None:
     data = hostile_files.saved(_picture("noise"), "JPEG").replace(b"\xff\xc0", b"\xff\xc9")
 
     assert [doubt for doubt in validation.list_doubts(data) if "arithmetic" in doubt]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xff\xc0\x00\x08\x08\x00\x40\x00\x40\x03",  # three components, and none described
+        b"\xff\xc0\x00\x0b\x08\x00\x40\x00\x40\x01\x01\x00\x00",  # sampling factors of 0
+        b"\xff\xda\x00\x03\x01",
+    ],
+)
+def test_a_damaged_header_is_no_structure(body: bytes) -> None:
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00ab"
+
+    assert jpeg.parse(b"\xff\xd8" + body + scan + b"\xff\xd9") is None

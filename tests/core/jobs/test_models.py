@@ -1,6 +1,10 @@
-"""The status transitions and the ids."""
+"""The status transitions, the ids, and the pictures of an input."""
 
-from core.jobs.models import TRANSITIONS, Status, is_job_id, new_job_id
+from PIL import Image
+
+from core.images import codec
+from core.jobs.models import TRANSITIONS, JobInput, Status, is_job_id, new_job_id
+from core.storage.blobs import digest_of
 
 
 def test_an_ended_status_is_final_and_every_other_status_can_end() -> None:
@@ -19,3 +23,19 @@ def test_ids_are_unique_and_recognized() -> None:
         is_job_id(bad)
         for bad in ("", "job_", "job_../x", next(iter(ids)).upper(), next(iter(ids)) + "\n")
     )
+
+
+def test_a_transparent_result_continues_with_its_painted_colors() -> None:
+    """Composited, what is not seen would be lost, and be run again from the background."""
+    cutout = Image.new("RGBA", (64, 48), (200, 60, 40, 0))
+    cutout.paste((200, 60, 40, 255), (0, 0, 32, 48))
+    result = Image.new("RGBA", (64, 48), (250, 250, 250, 0))  # hardly seen on white
+    result.paste((252, 252, 252, 255), (0, 0, 32, 48))
+    files = {digest_of(data): data for data in map(codec.encode, (cutout, result))}
+    content, init_image = files
+    spec = {"transparency": "keep", "background": "white", "init": "picture"}
+    job_input = JobInput(content=content, styles=[content], init_image=init_image, spec=spec)
+    images = job_input.load_images(files.__getitem__, codec.decode)
+
+    assert images.init is not None
+    assert [images.init.getpixel((x, 20)) for x in (5, 60)] == [(252,) * 3, (250,) * 3]

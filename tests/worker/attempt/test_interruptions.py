@@ -211,6 +211,35 @@ def test_a_run_that_reaches_the_operators_limit_fails_with_its_picture(
     assert codec.decode(blobs.get(ended.outputs[0].id)).size == (64, 48)
 
 
+def test_a_finished_run_is_kept_if_its_file_takes_longer_than_the_limit(
+    runner: JobRunner,
+    store: JobStore,
+    submit: Submit,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The limit is for the run. A full disk, or a large PNG, takes its time afterwards."""
+    real, usual = attempt.stylize, codec.encode
+
+    def run_and_limit(*args: Any, **more: Any) -> Any:
+        result = real(*args, **more)
+        args[3].__self__._limits = JobLimits(seconds=1e-6)  # of the attempt
+        return result
+
+    monkeypatch.setattr(attempt, "stylize", run_and_limit)
+    runner._store.lease_seconds = 0.5
+
+    def slow(picture: Image.Image, kind: Any = "png", *args: Any, **more: Any) -> bytes:
+        if kind == "png":
+            time.sleep(1)
+        return usual(picture, kind, *args, **more)
+
+    monkeypatch.setattr(codec, "encode", slow)
+    job = submit(iterations=1)
+    runner.run_next()
+
+    assert store.get(job.id).status is Status.SUCCEEDED
+
+
 def test_a_run_in_a_long_iteration_ends_at_the_limit_at_once(
     runner: JobRunner,
     store: JobStore,
