@@ -190,10 +190,8 @@ def _explain_absent_cards(used: Any) -> Iterator[Finding]:
 def _describe_abilities(config: Settings, index: int, card: Any) -> str:
     """In which format a card runs, and the largest pictures that its free memory allows."""
     from core.neural.capacity import card_capacity
-    from core.neural.weights.cache import WeightsCache
 
-    file = WeightsCache(config.weights_dir).throughput_file
-    capacity = card_capacity(index, card.free_bytes, file)
+    capacity = card_capacity(index, card.free_bytes, config.throughput_file)
     text = f"runs {capacity.dtype}, {capacity.layout} (measured)"
     if capacity.dtype is None:
         text = "no format is measured yet: the first start of a worker does it"
@@ -258,7 +256,10 @@ def check_disk(config: Settings) -> Iterator[Finding]:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(existing).free
         text = f"{folder}: {free / 1e9:.1f} GB free"
-        if not _is_writable(existing):
+        if not _is_writable(existing) and topic == "cache" and any(config.weights_dir.glob("*")):
+            # As in the containers, whose images have the networks.
+            yield Finding(topic, "note", f"{existing} cannot be written; it has networks")
+        elif not _is_writable(existing):
             advice = f"change its owner, or set {setting}"
             yield Finding(topic, "wrong", f"{existing} cannot be written", advice)
         elif free < MIN_FREE_BYTES:

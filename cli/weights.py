@@ -34,7 +34,8 @@ def open_cache() -> Any:
     """The weights cache. Imports torch, which takes seconds."""
     from core.neural.weights.cache import WeightsCache
 
-    return WeightsCache(read_settings(Settings).weights_dir)
+    settings = read_settings(Settings)
+    return WeightsCache(settings.weights_dir, settings.throughput_file)
 
 
 @weights.command("list")

@@ -133,6 +133,15 @@ class Settings(BaseSettings):
         return self.data_dir / "checkpoints"
 
     @property
+    def throughput_file(self) -> Path:
+        """The measured speeds of this machine's devices.
+
+        Beside the weights, or in the data folder where that cannot be written, as in a container.
+        """
+        is_read_only = self.weights_dir.exists() and not os.access(self.weights_dir, os.W_OK)
+        return (self.data_dir if is_read_only else self.weights_dir) / "throughput.json"
+
+    @property
     def weights_dir(self) -> Path:
         """The folder of the networks' weights."""
         return self.cache_dir / "weights"

@@ -42,7 +42,7 @@ class JobRunner:
         self._store = JobStore(settings.redis_url)
         self._blobs = Blobs(settings.blobs_dir)
         self._checkpoints = Checkpoints(settings.checkpoints_dir)
-        self._weights = WeightsCache(settings.weights_dir)
+        self._weights = WeightsCache(settings.weights_dir, settings.throughput_file)
         self._name = process_name(os.getpid())
         # By name; the last one was used last. Replaced as a whole, never changed in place, because
         # the thread of the estimates reads it at the same time.

@@ -82,13 +82,13 @@ class CacheEntry:
 class WeightsCache:
     """The folder with the networks of this machine."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, throughput_file: Path | None = None) -> None:
+        """throughput_file: where the measured speeds of this machine's devices are stored.
 
-    @property
-    def throughput_file(self) -> Path:
-        """Where the measured speeds of this machine's devices are stored."""
-        return self.folder / "throughput.json"
+        None: beside the networks.
+        """
+        self.folder = folder
+        self.throughput_file = throughput_file or folder / "throughput.json"
 
     def path(self, name: str) -> Path:
         """Path of the network's file, whether or not it exists. Raises BadInput for a bad name."""
