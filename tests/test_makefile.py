@@ -58,10 +58,10 @@ def test_an_environment_of_an_older_python_is_replaced_and_a_good_one_is_kept(
 @pytest.mark.parametrize(
     ("folder", "arguments"),
     [
-        ("other", ["up", "VENV=other"]),
-        (".venv", ["-n", "up"]),
+        ("other", ["other/bin/pip", "VENV=other"]),
+        (".venv", ["-n", ".venv/bin/pip"]),
         (".venv", ["help"]),
-        ("pictures", ["up", "VENV=pictures"]),
+        ("pictures", ["pictures/bin/pip", "VENV=pictures"]),
     ],
     ids=str,
 )
@@ -71,6 +71,7 @@ def test_no_other_folder_is_deleted(project: Path, folder: str, arguments: list[
     (project / folder / "bin" / "mine.jpg").touch()
     if folder != "pictures":
         (project / folder / "pyvenv.cfg").touch()
-    subprocess.run(["make", *arguments], cwd=project, capture_output=True, check=False)
+    command = ["make", "PYTHON=./old", *arguments]
+    subprocess.run(command, cwd=project, capture_output=True, check=False)
 
     assert (project / folder / "bin" / "mine.jpg").exists()
