@@ -36,6 +36,7 @@ def main() -> None:
         http=slow_client_protocol(
             ConnectionLimits(own.client_timeout_seconds, own.min_client_bytes_per_second)
         ),
+        proxy_headers=False,  # api/middleware/reverse_proxy.py applies them
         ws="none",
         log_config=None,
         access_log=False,  # api/middleware/access_log.py writes it

@@ -1,6 +1,7 @@
 """Builds the application from its parts."""
 
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,6 +20,7 @@ from api.middleware.access_log import AccessLog
 from api.middleware.auth import ApiKeyCache, Authentication
 from api.middleware.head import HeadRequests
 from api.middleware.host_guard import HostGuard
+from api.middleware.reverse_proxy import ReverseProxy
 from api.middleware.security_headers import SecurityHeaders
 from api.openapi import document
 from api.rate_limit import RateLimiter
@@ -70,6 +72,8 @@ _CORS_RESPONSE_HEADERS = [
 
 # How long a submission waits for the broker. After a timeout the reaper notifies the workers.
 NOTIFY_TIMEOUT_SECONDS = 2.0
+# uvicorn's variable FORWARDED_ALLOW_IPS, and its default.
+TRUSTED_PROXIES = "127.0.0.1,::1"
 COOLDOWN_SECONDS = 0.5  # see core.redis_client.CircuitBreaker
 # Only for the OpenAPI document and the form at /docs; api/middleware/auth.py has read the header by
 # then.
@@ -172,3 +176,8 @@ def _add_outer_middleware(app: FastAPI, own: ApiSettings) -> None:
     app.add_middleware(problems.FrameworkErrors)
     app.add_middleware(AccessLog)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(
+        ReverseProxy,
+        default_root_path=own.root_path,
+        trusted_proxies=os.environ.get("FORWARDED_ALLOW_IPS", TRUSTED_PROXIES),
+    )

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from anyio import to_thread
 from cachetools import LRUCache
 
+from api.http.root_path import root_path
 from api.schemas.job import job_resource
 from core import errors
 from core.jobs.async_reader import JobReader
@@ -36,10 +37,14 @@ log = logging.getLogger(__name__)
 
 
 class JobSnapshot:
-    """One state of a job. It is serialized once, however many requests send it."""
+    """One state of a job. It is serialized once, however many requests send it.
+
+    The links depend on the root path; only the body for the last one is kept.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self._body_of_root_path: tuple[str, bytes] | None = None
 
     @cached_property
     def tag(self) -> str:
@@ -47,10 +52,14 @@ class JobSnapshot:
         position = self.job.queue.position if self.job.queue else ""
         return f'W/"{self.job.version}-{position}"'
 
-    @cached_property
+    @property
     def body(self) -> bytes:
-        """The job as JSON."""
-        return job_resource(self.job).model_dump_json().encode()
+        """The job as JSON, with links for the client of the current request."""
+        prefix = root_path.get()
+        if self._body_of_root_path is None or self._body_of_root_path[0] != prefix:
+            body = job_resource(self.job).model_dump_json().encode()
+            self._body_of_root_path = (prefix, body)
+        return self._body_of_root_path[1]
 
 
 class JobFeed:

@@ -3,8 +3,10 @@
 from ipaddress import ip_address
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from api.http.root_path import parse_root_path
 
 
 def _split(text: object) -> object:
@@ -32,6 +34,10 @@ class ApiSettings(BaseSettings):
     cors_origins: Annotated[list[Origin], NoDecode, BeforeValidator(_split)] = Field(
         [],
         description="Origins whose pages may use the API: comma-separated (https://example.org).",
+    )
+    root_path: Annotated[str, AfterValidator(parse_root_path)] = Field(
+        "",
+        description="Path under which a proxy serves the API, such as /impasto.",
     )
     client_timeout_seconds: float = Field(
         15.0,

@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http.problems import problem
+from api.http.root_path import service_path
 from api.rate_limit import RateLimiter, RequestKind
 from core import errors
 from core.auth.api_keys import ApiKey, ApiKeyStore
@@ -59,7 +60,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http" or is_public(scope["path"]):
+        if scope["type"] != "http" or is_public(service_path(scope)):
             await self._app(scope, receive, send)
             return
         caller = LOCAL_CALLER
@@ -81,11 +82,11 @@ class Authentication:
         try:
             key = await keys.find(secret)
         except errors.Unauthorized:
-            # Behind a trusted proxy uvicorn has put the forwarded address there.
+            # Behind a trusted proxy this is the forwarded address.
             address = (scope["client"] or ("",))[0]
             await self._rate_limiter.count_auth_failure(address)
             raise
-        kind = classify_request(scope["method"], scope["path"])
+        kind = classify_request(scope["method"], service_path(scope))
         await self._rate_limiter.count_request(key.id, kind)
         return Caller(key.id, key.priority), partial(keys.is_valid, secret)
 

@@ -15,6 +15,8 @@ from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.root_path import service_path
+
 DOCS_FOLDER = "/docs/ui"  # scripts and styles of the page /docs
 
 _DENY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -54,13 +56,14 @@ class SecurityHeaders:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # Computed now, because a route may change the scope.
+        default_policy = _PAGE_POLICY if _is_page(service_path(scope)) else _DATA_POLICY
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = [pair for pair in message["headers"] if pair[0] not in _COMMON_NAMES]
                 if all(name != _CSP for name, _ in headers):
-                    policy = _PAGE_POLICY if _is_page(scope["path"]) else _DATA_POLICY
-                    headers.append((_CSP, policy))
+                    headers.append((_CSP, default_policy))
                 message["headers"] = headers + _COMMON_RAW
             await send(message)
 
@@ -82,11 +85,12 @@ def add_docs(app: FastAPI) -> None:
         StaticFiles(directory=Path(fastapi_offline.__file__).with_name("static")),
         name="docs",
     )
+    folder = DOCS_FOLDER.removeprefix("/")  # relative addresses: a proxy may add a prefix
     page = get_swagger_ui_html(
-        openapi_url="/openapi.json",
+        openapi_url="openapi.json",
         title="Impasto: the API",
-        swagger_js_url=f"{DOCS_FOLDER}/swagger-ui-bundle.js",
-        swagger_css_url=f"{DOCS_FOLDER}/swagger-ui.css",
+        swagger_js_url=f"{folder}/swagger-ui-bundle.js",
+        swagger_css_url=f"{folder}/swagger-ui.css",
         swagger_favicon_url="data:,",
     )
     html = bytes(page.body).decode()

@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from api.dependencies import Feed, Owner, Store
 from api.http import etag
 from api.http.prefer import Wait, preference_applied
+from api.http.root_path import add_root_path
 from api.job_feed import Subscription
 from api.schemas.job import RETRY_AFTER_SECONDS, JobResource, job_resource
 from api.schemas.submission import (
@@ -47,7 +48,7 @@ class BatchResource(Batch):
 
 def batch_resource(batch: Batch) -> BatchResource:
     """Return the batch and its jobs with their links."""
-    path = f"{router.prefix}/{batch.id}"
+    path = add_root_path(f"{router.prefix}/{batch.id}")
     links = {"self": path, "cancel": f"{path}/cancel"}
     jobs = [job_resource(job) for job in batch.jobs]
     return BatchResource(**{**dict(batch), "jobs": jobs}, links=links)
@@ -73,7 +74,7 @@ async def submit_batch(
     `content` in all styles, then the second, and so on. The service accepts all jobs or none.
     """
     batch, replayed, warnings = await create_or_replay(request, submissions, idempotency_key)
-    response.headers["Location"] = f"{router.prefix}/{batch.id}"
+    response.headers["Location"] = add_root_path(f"{router.prefix}/{batch.id}")
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"

@@ -9,6 +9,7 @@ from starlette.datastructures import UploadFile
 
 from api.dependencies import Blobs, Configuration, Owner, Store
 from api.http import image_response
+from api.http.root_path import add_root_path
 from api.submissions import multipart
 from api.submissions.pictures import inspect_picture, is_available
 from core import errors
@@ -90,7 +91,7 @@ async def upload_image(
             return blobs.commit(blob)
 
         digest = await to_thread.run_sync(commit)
-    response.headers["Location"] = f"/v1/images/{digest}"
+    response.headers["Location"] = add_root_path(f"{router.prefix}/{digest}")
     return StoredImage(
         id=digest,
         width=width,

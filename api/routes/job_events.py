@@ -8,15 +8,16 @@ the last one carries it, so a client that disconnects between two of them receiv
 import json
 import re
 from collections.abc import AsyncIterator
-from functools import lru_cache
 from typing import Annotated, Any
 
+from cachetools import LRUCache, cached
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.dependencies import Feed, HasAccess, Owner
+from api.http.root_path import root_path
 from api.job_feed import JobSnapshot, Subscription
 from api.middleware import auth
 from api.schemas.job import JOBS, job_resource
@@ -116,7 +117,8 @@ async def _stream_events(
     yield format_sse_event(comment="reconnect")
 
 
-@lru_cache(maxsize=16)  # all streams of a job send the same events
+# All streams of a job send the same events, up to the root path of their links.
+@cached(LRUCache(maxsize=16), key=lambda new, old: (new, old, root_path.get()))
 def encode_events(new: JobSnapshot, old: JobSnapshot | None) -> bytes:
     """Encode the events that lead from one snapshot to the next; empty if a client sees no change.
 

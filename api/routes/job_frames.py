@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import Blobs, Owner, Store
 from api.http import image_response
+from api.http.root_path import add_root_path
 from api.routes.jobs import get_owned_job, image_responses
 from api.routes.jobs import router as jobs
 from core import errors
@@ -44,7 +45,7 @@ def list_frames(job_id: str, owner: Owner, store: Store) -> FrameList:
 
     When there are more than 60, the service deletes every other one.
     """
-    path = f"{jobs.prefix}/{job_id}/frames"
+    path = add_root_path(f"{jobs.prefix}/{job_id}/frames")
     frames = [
         FrameResource(**dict(frame), url=f"{path}/{frame.index}")
         for frame in _read_frames(job_id, owner, store)

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from api.dependencies import Blobs, Feed, Owner, Store
 from api.http import image_response
 from api.http.prefer import Wait, preference_applied
+from api.http.root_path import add_root_path
 from api.job_feed import JobSnapshot
 from api.schemas.job import JOBS, JobPage, JobResource, job_resource
 from api.schemas.submission import (
@@ -166,7 +167,7 @@ def list_jobs(
     next_page = None
     if next_cursor is not None:
         filters = "".join(f"&status={one}" for one in statuses)
-        next_page = f"{JOBS}?limit={limit}&cursor={next_cursor}{filters}"
+        next_page = add_root_path(f"{JOBS}?limit={limit}&cursor={next_cursor}{filters}")
     return JobPage(jobs=[job_resource(job) for job in jobs], next=next_page)
 
 

@@ -1,4 +1,7 @@
-"""The web page: one HTML file at two paths, with its modules, style sheets and pictures."""
+"""The web page: one HTML file at two paths, with its modules, style sheets and pictures.
+
+Its addresses are relative, so that it works under any path of a proxy.
+"""
 
 import hashlib
 from pathlib import Path
@@ -26,6 +29,8 @@ class _StaticFiles(StaticFiles):
 
 def _get_page(request: Request) -> Response:
     html = (WEB / "index.html").read_bytes()
+    if request.path_params:  # a job's page is one folder deeper
+        html = html.replace(b'="./', b'="../')
     tag = f'"{hashlib.sha256(html).hexdigest()[:32]}"'
     if etag.matches(etag.if_none_match(request), tag):
         return Response(status_code=304, headers={**_REVALIDATE, "ETag": tag})

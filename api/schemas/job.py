@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel
 
+from api.http.root_path import add_root_path
 from core.jobs.models import Job
 
 RETRY_AFTER_SECONDS = 1  # between two polls of a job that has not ended
@@ -24,7 +25,7 @@ class JobPage(BaseModel):
 
 def job_resource(job: Job) -> JobResource:
     """Return the job with the links that its state allows."""
-    path = f"{JOBS}/{job.id}"
+    path = add_root_path(f"{JOBS}/{job.id}")
     links = {"self": path, "events": f"{path}/events"}
     if job.status.has_ended:
         links["retry"] = f"{path}/retry"

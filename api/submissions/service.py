@@ -17,6 +17,7 @@ from api.dependencies import (
     Store,
     Webhooks,
 )
+from api.http.root_path import add_root_path, root_path
 from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource, job_resource
 from core import errors
 from core.jobs.models import (
@@ -94,6 +95,7 @@ class SubmissionService:
             idempotency_key=key,
             request_hash=request_hash,
             retried_from=retried_from,
+            root_path=root_path.get(),
         )
 
     @property
@@ -141,7 +143,7 @@ class SubmissionService:
 
 
 def _respond(job: Job, response: Response, *, replayed: bool) -> JobResource:
-    response.headers["Location"] = f"{JOBS}/{job.id}"
+    response.headers["Location"] = add_root_path(f"{JOBS}/{job.id}")
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"

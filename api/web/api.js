@@ -2,6 +2,12 @@
 
 import { deviceStorage, tabStorage } from "./storage.js";
 
+// Where the service is: a proxy may serve it under a path.
+export const ROOT = new URL("..", import.meta.url);
+
+// Makes an address absolute. Those of this page, such as "v1/jobs", are relative to the service.
+export const resolveAddress = (address) => new URL(address, ROOT).href;
+
 const TIMEOUT_SECONDS = 40;  // without a response; then the connection is dead, as after sleep
 
 // A response that is an error; its message is a sentence for the user.
@@ -56,7 +62,7 @@ async function fetchWithTimeout(address, options) {
   const timer = isUpload ? null : setTimeout(() => timeout.abort(), TIMEOUT_SECONDS * 1000);
   try {
     const signal = AbortSignal.any(signals);
-    return await fetch(address, { cache: "no-store", ...options, signal });
+    return await fetch(resolveAddress(address), { cache: "no-store", ...options, signal });
   } catch {
     options.signal?.throwIfAborted();
     throw createUnreachableError();

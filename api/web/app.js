@@ -1,10 +1,14 @@
 // The application: it chooses the screen for an address, and asks for the API key.
 
-import { apiKey } from "./api.js";
+import { apiKey, resolveAddress, ROOT } from "./api.js";
 import { byId, setText, setVisible } from "./dom.js";
 import { getNames, renderHistory } from "./history.js";
 import { JobView } from "./job-view.js";
 import { SubmitView } from "./submit-view.js";
+
+// The document's own address changes, so relative addresses keep their meaning only if they are
+// made absolute now.
+for (const link of document.querySelectorAll("a[href^='.'], link[rel=icon]")) link.href = link.href;
 
 const updateForgetButton = () => setVisible(byId("forget-key"), apiKey.get());
 
@@ -22,31 +26,33 @@ apiKey.onRequired((wasRefused) => new Promise((resolve) => {
     resolve();
   };
 }));
-byId("forget-key").addEventListener("click", () => { apiKey.forget(); location.assign("/"); });
+byId("forget-key").addEventListener("click", () => { apiKey.forget(); location.assign(ROOT); });
 updateForgetButton();
 
-let path = null;  // of the screen that is shown
+let path = null;  // of the screen that is shown, relative to ROOT
 
-const submitView = new SubmitView((job) => navigate(`/j/${job.id}`));
+const getPath = () => location.pathname.slice(ROOT.pathname.length);
+
+const submitView = new SubmitView((job) => navigate(resolveAddress(`j/${job.id}`)));
 const jobView = new JobView({
   async onReuse(job, options) {
     await submitView.open();
     await submitView.reuse(job, { names: getNames(job.id), ...options });
-    navigate("/");
+    navigate(ROOT.href);
   },
-  onDeleted: () => navigate("/"),
+  onDeleted: () => navigate(ROOT.href),
 });
 
 function navigate(address) {
-  if (address !== location.pathname + location.hash) history.pushState(null, "", address);
+  if (address !== location.href) history.pushState(null, "", address);
   showScreen();
   scrollTo(0, 0);
-  byId(path === "/" ? "main" : "status").focus({ preventScroll: true });
+  byId(path === "" ? "main" : "status").focus({ preventScroll: true });
 }
 
 function showScreen() {
-  path = location.pathname;
-  const id = /^\/j\/([^/]+)$/.exec(path)?.[1];
+  path = getPath();
+  const id = /^j\/([^/]+)$/.exec(path)?.[1];
   setVisible(byId("job-view"), id);
   setVisible(byId("submit-view"), !id);
   if (id) return jobView.open(id);
@@ -64,10 +70,10 @@ document.addEventListener("click", (event) => {
   const isModified = event.ctrlKey || event.metaKey || event.shiftKey || event.button;
   if (!link || isModified) return;
   event.preventDefault();
-  navigate(link.getAttribute("href"));
+  navigate(link.href);
 });
 // A popstate with the same path is a jump within the page, such as by the skip link.
 addEventListener("popstate", () => {
-  if (location.pathname !== path) navigate(location.pathname + location.hash);
+  if (getPath() !== path) navigate(location.href);
 });
 showScreen();

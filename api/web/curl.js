@@ -1,6 +1,6 @@
 // Builds the curl command that submits a job again, with images that the service has.
 
-import { apiKey } from "./api.js";
+import { apiKey, resolveAddress } from "./api.js";
 import { canonicalize, getDefault, getSubmissionSchema } from "./schema.js";
 
 export async function buildCommand({ input }) {
@@ -18,6 +18,6 @@ export async function buildCommand({ input }) {
   const json = JSON.stringify(body, null, 1).replaceAll("'", "'\\''");  // quoted for a shell
   const authorization = apiKey.get() ? ['-H "Authorization: Bearer $IMPASTO_KEY"'] : [];
   const contentType = "-H 'Content-Type: application/json'";
-  const url = `${location.origin}/v1/jobs`;
+  const url = resolveAddress("v1/jobs");
   return ["curl", ...authorization, contentType, `-d '${json}'`, url].join(" \\\n  ");
 }

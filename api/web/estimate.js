@@ -20,7 +20,7 @@ export class Estimate {
   async #request(body, current) {
     let text = "";
     try {
-      text = describe(await (await sendJson("POST", "/v1/estimate", body)).json());
+      text = describe(await (await sendJson("POST", "v1/estimate", body)).json());
     } catch (error) {
       if ([422, 503].includes(error.status)) text = error.message;
     }

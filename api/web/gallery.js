@@ -1,5 +1,6 @@
 // Example photos and paintings; samples/draw.py has drawn them and written their index.
 
+import { resolveAddress } from "./api.js";
 import { createElement } from "./dom.js";
 import { Picture } from "./picture.js";
 
@@ -19,9 +20,9 @@ const findChosen = (picker, address) =>
   picker.pictures.find((picture) => picture.source === address);
 
 function createItem({ name, title, words }, picker) {
-  const address = `/web/gallery/${name}.jpg`;
+  const address = resolveAddress(`web/gallery/${name}.jpg`);
   const image = createElement("img", {
-    src: `/web/gallery/${name}-small.jpg`, alt: words, width: 192, height: 144 });
+    src: resolveAddress(`web/gallery/${name}-small.jpg`), alt: words, width: 192, height: 144 });
   const button = createElement("button", {
     type: "button", onclick: () => toggleExample(picker, address, title), "aria-pressed": "false" },
   image, createElement("span", { textContent: title }));

@@ -1,7 +1,7 @@
 // The jobs of this browser's user, newest first. The browser stores the list; an entry is removed
 // only when the user deletes it.
 
-import { getBlob, getJson, sendJson } from "./api.js";
+import { getBlob, getJson, resolveAddress, sendJson } from "./api.js";
 import { announce, byId, createElement, setVisible, showBlob } from "./dom.js";
 import { hasExpiredImages } from "./job-stream.js";
 import { deviceStorage } from "./storage.js";
@@ -35,7 +35,7 @@ export function addEntry(id, names = null) {
 
 // Deletes the job from the service and from the list, also if the service no longer has it.
 export async function deleteJob(id) {
-  await sendJson("DELETE", `/v1/jobs/${id}`).catch((error) => {
+  await sendJson("DELETE", `v1/jobs/${id}`).catch((error) => {
     if (!isMissing(error)) throw error;
   });
   saveEntries(loadEntries().filter((entry) => entry.id !== id));
@@ -62,7 +62,7 @@ export function renderHistory() {
 function createCard(id, names) {
   const title = names ? `${names.content} as ${names.styles.join(" and ")}` : "A painting";
   const span = (className, textContent = "") => createElement("span", { className, textContent });
-  const link = createElement("a", { href: `/j/${id}`, "data-local-link": "" },
+  const link = createElement("a", { href: resolveAddress(`j/${id}`), "data-local-link": "" },
     span("thumbnail"), span("caption", title), span("status"));
   const button = createElement("button", {
     className: "subtle remove", "aria-label": `Delete: ${title}`, textContent: "✕",
@@ -78,7 +78,7 @@ const isMissing = ({ status }) => status === 404 || status === 410;
 
 async function loadCard(card) {
   try {
-    const job = await getJson(`/v1/jobs/${card.job}`);
+    const job = await getJson(`v1/jobs/${card.job}`);
     setStatus(card, describeStatus(job));
     const { result, preview } = job.links;
     if (!result && (!preview || hasExpiredImages(job))) return;

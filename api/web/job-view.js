@@ -61,7 +61,7 @@ export class JobView {
     this.#clear(id);
     const onJob = (job) => this.showJob(job);
     try {
-      await followJob(`/v1/jobs/${id}`, { signal, onJob, onError: this.showError });
+      await followJob(`v1/jobs/${id}`, { signal, onJob, onError: this.showError });
     } catch (error) {
       if (signal.aborted) return;
       this.#clear(id);
@@ -192,7 +192,7 @@ export class JobView {
   async #showResult(job, signal) {
     const [result, photo] = await Promise.all([
       getBlob(job.links.result, { signal }),
-      getBlob(`/v1/images/${job.input.content}`, { signal }).catch(() => null),
+      getBlob(`v1/images/${job.input.content}`, { signal }).catch(() => null),
     ]);
     signal.throwIfAborted();
     this.comparison.show(result, "The result", photo);

@@ -112,7 +112,7 @@ export class MaskEditor extends EventTarget {
   async loadMasks(digests) {
     await Promise.all(digests.map(async (digest, i) => {
       const picture = this.painting.pictures[i];
-      const bitmap = await createImageBitmap(await getBlob(`/v1/images/${digest}`));
+      const bitmap = await createImageBitmap(await getBlob(`v1/images/${digest}`));
       const { width, height } = bitmap, canvas = createElement("canvas", { width, height });
       canvas.getContext("2d").drawImage(bitmap, 0, 0);
       this.canvases.set(picture, canvas);

@@ -16,7 +16,7 @@ export class Picture {
 
   // An image that the service already has.
   static async fromDigest(digest, name) {
-    const picture = new Picture(await getBlob(`/v1/images/${digest}`), name);
+    const picture = new Picture(await getBlob(`v1/images/${digest}`), name);
     // Not every browser can show what the service can read, such as HEIC.
     const { width, height } = await createImageBitmap(picture.file).catch(() => ({}));
     return Object.assign(picture, { digest, width, height });
@@ -68,5 +68,5 @@ export class Picture {
 async function uploadFile(file) {
   const form = new FormData();
   form.append("image", file, "picture");
-  return (await request("/v1/images", { method: "POST", body: form })).json();
+  return (await request("v1/images", { method: "POST", body: form })).json();
 }

@@ -15,7 +15,7 @@ function fetchOnce(address) {
 
 // The body of POST /v1/jobs: {parameters: {size: {…}, …}, options: {priority: {…}, …}}.
 export async function getSubmissionSchema() {
-  const { paths } = await fetchOnce("/openapi.json");
+  const { paths } = await fetchOnce("openapi.json");
   const body = paths["/v1/jobs"].post.requestBody.content["application/json"].schema;
   const { spec, ...options } = body.properties;
   return { parameters: spec.properties, options };
@@ -25,9 +25,9 @@ export async function getSubmissionSchema() {
 export const getDefault = (schema, objective) =>
   (objective === "gatys" ? schema.default_gatys : undefined) ?? schema.default ?? null;
 
-export const getPresets = async () => (await fetchOnce("/v1/presets")).presets;
+export const getPresets = async () => (await fetchOnce("v1/presets")).presets;
 
-export const getLimits = async () => (await fetchOnce("/v1/system")).limits;
+export const getLimits = async () => (await fetchOnce("v1/system")).limits;
 
 // Text that is equal for equal values, whatever the order of an object's properties.
 export const canonicalize = (value) => {

@@ -61,7 +61,7 @@ export class SubmitView {
   // Fetches everything before it adds anything to the page: a retry must not add it twice.
   async #load() {
     const [gallery, schema] =
-      await Promise.all([getJson("/web/gallery/index.json"), getSubmissionSchema()]);
+      await Promise.all([getJson("web/gallery/index.json"), getSubmissionSchema()]);
     this.painting.max = schema.options.styles.maxItems;
     showGallery(byId("gallery-photos"), "photo", this.photo, gallery);
     showGallery(byId("gallery-paintings"), "painting", this.painting, gallery);
@@ -149,7 +149,7 @@ export class SubmitView {
         ...(styleMasks.every(Boolean) && { style_masks: styleMasks }),
       };
       const headers = { "Idempotency-Key": key + tries };
-      const submit = async () => (await sendJson("POST", "/v1/jobs", body, headers)).json();
+      const submit = async () => (await sendJson("POST", "v1/jobs", body, headers)).json();
       try {
         return await retry(submit, { isFinal, onError });
       } catch (error) {

@@ -196,6 +196,7 @@ class SubmissionContext(_Record):
     request_hash: str | None = None
     retried_from: str | None = None
     batch_id: str | None = None
+    root_path: str = ""  # of the request: the webhook's links begin with it
 
 
 class QueueLimits(_Record):
@@ -359,6 +360,7 @@ class Job(_Record):
     spec_update_count: int = Field(0, exclude=True)
     owner: str = Field(LOCAL_OWNER, exclude=True)
     webhook: str | None = Field(None, exclude=True)
+    root_path: str = Field("", exclude=True)  # the webhook's links begin with it
 
     @property
     def has_ended(self) -> bool:

@@ -58,6 +58,7 @@ def serialize(
         "retention_ms": round(context.result_retention_seconds * 1000),
         "deadline_ms": deadline_ms,
         "webhook": options.webhook,
+        "root_path": (context.root_path or None) if options.webhook else None,
         "retried_from": context.retried_from,
         "batch_id": context.batch_id,
         "input": input_json,
@@ -143,4 +144,5 @@ def _parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
         spec_update_count=int(fields.get("spec_update_count", 0)),
         owner=fields["owner"],
         webhook=fields.get("webhook"),
+        root_path=fields.get("root_path", ""),
     )

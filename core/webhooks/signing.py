@@ -59,7 +59,7 @@ def _derive_secret(secret: str, owner: str) -> str:
 def event_body(job: Job) -> str:
     """The JSON body for an ended job. It is small: its links lead to the rest, through the API."""
     assert job.completed_at is not None, "only an ended job has an event"
-    path = f"/v1/jobs/{job.id}"
+    path = f"{job.root_path}/v1/jobs/{job.id}"
     links = {"self": path}
     if job.outputs and not job.images_deleted:
         links["result"] = f"{path}/result"

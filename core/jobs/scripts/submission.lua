@@ -58,7 +58,7 @@ local function write_record(p, id, submission)
     'priority', submission.priority, 'retention_ms', submission.retention_ms,
     'input', submission.input, 'blobs', cjson.encode(submission.digests),
     'fingerprint', submission.fingerprint)
-  for _, field in ipairs({ 'webhook', 'retried_from', 'batch_id' }) do
+  for _, field in ipairs({ 'webhook', 'root_path', 'retried_from', 'batch_id' }) do
     if submission[field] then
       redis.call('HSET', key, field, submission[field])
     end

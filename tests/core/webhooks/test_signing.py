@@ -41,6 +41,7 @@ def _job(**fields: object) -> Job:
         "input": JobInput(content="sha256:a", styles=["sha256:b"], spec={}),
         "outputs": [],
         "owner": "anna",
+        "root_path": "",
     }
     return Job.model_construct(**{**values, **fields})  # type: ignore[arg-type]
 
