@@ -270,7 +270,9 @@ class Client:
         page = self._request("GET", "/v1/jobs", params=params).json()
         yield from map(Job.model_validate, page["jobs"])
         while page["next"]:
-            page = self._request("GET", page["next"]).json()
+            # The link may begin with the proxy's path, which the base address has already.
+            query = page["next"].partition("?")[2]
+            page = self._request("GET", f"/v1/jobs?{query}").json()
             yield from map(Job.model_validate, page["jobs"])
 
     def batch(self, batch_id: str) -> Batch:
