@@ -111,7 +111,7 @@ class RateLimiter:
 
     async def count_auth_failure(self, address: str) -> None:
         """Count a wrong key from the address. Raises RateLimited, StoreUnavailable."""
-        identifiers = (_AUTH_FAILURES, _normalize_address(address))
+        identifiers = (_AUTH_FAILURES, normalize_address(address))
 
         def run() -> float:
             with self._circuit_breaker:
@@ -130,7 +130,7 @@ class RateLimiter:
             raise errors.RateLimited(message, seconds)
 
 
-def _normalize_address(address: str) -> str:
+def normalize_address(address: str) -> str:
     """Map all addresses that one client controls to one: an IPv6 client usually has a /64."""
     try:
         parsed = ip_address(address)

@@ -9,24 +9,23 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import BinaryIO
 
-from anyio import AsyncFile, CapacityLimiter, fail_after, to_thread, wrap_file
+from anyio import AsyncFile, to_thread, wrap_file
 from cachetools import LRUCache
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
+from api.fair_queue import Client, FairQueue
 from api.http import etag
 from core import errors
 from core.images import validation
 from core.storage.blobs import Blobs
 
-WAIT_SECONDS = 10.0
 CACHE_BYTES = 64_000_000
 MEMORY_BYTES = 1_000_000  # larger responses go to a temporary file, so slow clients hold no memory
 
-# Converting a result of 8192 px takes half a gigabyte. A request that waits for a slot occupies no
-# thread.
-_conversion_slots = CapacityLimiter(min(4, max(1, (os.cpu_count() or 1) // 2)))
+# Converting a result of 8192 px takes half a gigabyte.
+_conversions = FairQueue("conversions of pictures", min(4, max(1, (os.cpu_count() or 1) // 2)))
 
 
 def create_cache(max_bytes: int) -> LRUCache[str, bytes]:
@@ -38,29 +37,20 @@ def create_cache(max_bytes: int) -> LRUCache[str, bytes]:
 _cache = create_cache(CACHE_BYTES)
 
 
-async def render_cached(tag: str, render: Callable[[], bytes]) -> bytes:
+async def render_cached(tag: str, render: Callable[[], bytes], client: Client) -> bytes:
     """Return the cached bytes for `tag`, or call `render` in a thread and cache its result.
 
-    Raises Unavailable if no slot becomes free within WAIT_SECONDS, and whatever `render` raises.
+    Raises what `FairQueue.turn` raises, and whatever `render` raises.
     """
     if (cached := _cache.get(tag)) is not None:
         return cached
-    try:
-        with fail_after(WAIT_SECONDS):
-            await _conversion_slots.acquire()
-    except TimeoutError:
-        raise errors.Unavailable(
-            "Too many pictures are waiting for conversion; try again in a few seconds."
-        ) from None
-    try:
+    async with _conversions.turn(client):
         data = _cache.get(tag)  # another request may have rendered it while this one waited
         if data is None:
             data = await to_thread.run_sync(render)
             if len(data) <= _cache.maxsize:  # LRUCache raises ValueError for a larger value
                 _cache[tag] = data
         return data
-    finally:
-        _conversion_slots.release()
 
 
 class PictureFile(FileResponse):

@@ -4,7 +4,7 @@ Where API keys are required, everything but the page, the documentation and the 
 one. Wrong, revoked, malformed and missing keys get the same answer; too many wrong keys from one
 address get 429. A valid key is accepted however many wrong ones came from its address: it has 256
 random bits, so nobody finds one by guessing. Without required keys every client is the same caller,
-without limits.
+without limits; only where work waits, each address takes turns.
 
 This module knows paths, but no routes.
 """
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http.problems import problem
 from api.http.root_path import service_path
-from api.rate_limit import RateLimiter, RequestKind
+from api.rate_limit import RateLimiter, RequestKind, normalize_address
 from core import errors
 from core.auth.api_keys import ApiKey, ApiKeyStore
 from core.jobs.models import LOCAL_OWNER, Priority
@@ -39,9 +39,13 @@ class Caller:
 
     owner: str = LOCAL_OWNER
     priority: Priority = Priority.HIGH
+    address: str = ""  # of the client, where no keys are required and all clients are one owner
 
+    @property
+    def queue_name(self) -> str:
+        """Whose turns the request takes where work waits: the key's, or else the address's."""
+        return f"{self.owner} {normalize_address(self.address)}"
 
-LOCAL_CALLER = Caller()
 
 AccessCheck = Callable[[], Awaitable[bool]]
 """Returns whether the caller still has access: for a response that has no end."""
@@ -63,11 +67,13 @@ class Authentication:
         if scope["type"] != "http" or is_public(service_path(scope)):
             await self._app(scope, receive, send)
             return
-        caller = LOCAL_CALLER
+        # Behind a trusted proxy this is the forwarded address.
+        address = (scope["client"] or ("",))[0]
+        caller = Caller(address=address)
         has_access: AccessCheck = _always_has_access
         try:
             if self._keys is not None:
-                caller, has_access = await self._authenticate(scope, self._keys)
+                caller, has_access = await self._authenticate(scope, self._keys, address)
         except errors.ImpastoError as error:
             answer = problem(error)
             if isinstance(error, errors.Unauthorized):
@@ -77,13 +83,13 @@ class Authentication:
         scope.setdefault("state", {}).update(caller=caller, has_access=has_access)
         await self._app(scope, receive, send)
 
-    async def _authenticate(self, scope: Scope, keys: "ApiKeyCache") -> tuple[Caller, AccessCheck]:
+    async def _authenticate(
+        self, scope: Scope, keys: "ApiKeyCache", address: str
+    ) -> tuple[Caller, AccessCheck]:
         secret = read_bearer_token(Headers(scope=scope).getlist("authorization"))
         try:
             key = await keys.find(secret)
         except errors.Unauthorized:
-            # Behind a trusted proxy this is the forwarded address.
-            address = (scope["client"] or ("",))[0]
             await self._rate_limiter.count_auth_failure(address)
             raise
         kind = classify_request(scope["method"], service_path(scope))

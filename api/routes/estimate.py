@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import Blobs, JobLimits, Owner, Store
+from api.dependencies import Blobs, CurrentClient, JobLimits, Owner, Store
 from api.schemas.submission import check_digest_form, parameters_schema
 from api.submissions.estimates import PictureSizes, request_estimate
 from api.submissions.pictures import check_digest, inspect_picture
@@ -51,7 +51,13 @@ class EstimateBody(BaseModel):
 
 @router.post("", summary="Estimate a job", max_body_size=_BODY_BYTES)
 async def estimate_job(
-    body: EstimateBody, owner: Owner, store: Store, blobs: Blobs, limits: JobLimits
+    *,
+    body: EstimateBody,
+    owner: Owner,
+    client: CurrentClient,
+    store: Store,
+    blobs: Blobs,
+    limits: JobLimits,
 ) -> Estimate:
     """Return the plan that a worker would follow: its scales, seconds and memory, and the queue."""
     spec = parse_spec(body.spec).for_pictures(
@@ -70,7 +76,8 @@ async def estimate_job(
         check_digest_form(part, picture)
         await run_in_threadpool(check_digest, picture, owner, store, blobs)
         file = blobs.path(picture)
-        return (await inspect_picture(file, part, spec.background, any_size=any_size)).size
+        found = await inspect_picture(file, part, spec.background, client=client, any_size=any_size)
+        return found.size
 
     content = await get_size("content", body.content)
     parts = number_parts("style", len(body.styles))
@@ -84,7 +91,7 @@ async def estimate_job(
     if not load.workers:
         raise errors.NoWorker()
     sizes = PictureSizes(content, styles, init)
-    answer = await request_estimate(spec, sizes, len(body.masks), store)
+    answer = await request_estimate(spec, sizes, len(body.masks), store, client)
     if answer is None:
         raise errors.NoWorker("No worker has answered in time; try again in a few seconds.")
     answer = _apply_limit(answer, limits)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 
-from api.dependencies import Blobs, Configuration, Owner, Store
+from api.dependencies import Blobs, Configuration, CurrentClient, Owner, Store
 from api.http import image_response
 from api.http.root_path import add_root_path
 from api.submissions import multipart
@@ -66,6 +66,7 @@ async def upload_image(
     *,
     request: Request,
     owner: Owner,
+    client: CurrentClient,
     store: Store,
     blobs: Blobs,
     config: Configuration,
@@ -84,7 +85,7 @@ async def upload_image(
             raise errors.BadInput("Send the picture as a file in the form field image.")
         blob = multipart.get_pending_blob(image)
         # It may be a mask, or a picture for a job that names another background.
-        (width, height), warnings = await inspect_picture(blob.path, None, mask=True)
+        found = await inspect_picture(blob.path, None, mask=True, client=client)
 
         def commit() -> str:
             _reserve_upload(blob.digest, image.size or 0, owner, store, config)
@@ -94,10 +95,10 @@ async def upload_image(
     response.headers["Location"] = add_root_path(f"{router.prefix}/{digest}")
     return StoredImage(
         id=digest,
-        width=width,
-        height=height,
+        width=found.size[0],
+        height=found.size[1],
         size_bytes=image.size or 0,
-        warnings=list(warnings),
+        warnings=list(found.warnings),
     )
 
 

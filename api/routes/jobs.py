@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import Blobs, Feed, Owner, Store
+from api.dependencies import Blobs, CurrentClient, Feed, Owner, Store
 from api.http import image_response
 from api.http.prefer import Wait, preference_applied
 from api.http.root_path import add_root_path
@@ -182,6 +182,7 @@ async def get_result(
     job_id: str,
     request: Request,
     owner: Owner,
+    client: CurrentClient,
     store: Store,
     blobs: Blobs,
     format: validation.Format = "png",
@@ -203,7 +204,7 @@ async def get_result(
             picture: bytes | BinaryIO = await run_in_threadpool(blobs.open, output.id)
         else:
             data = await image_response.render_cached(
-                tag, lambda: codec.convert(blobs.get(output.id), format, new_width)
+                tag, lambda: codec.convert(blobs.get(output.id), format, new_width), client
             )
             picture = await run_in_threadpool(image_response.spool_to_file, data, blobs)
     except errors.ImageNotFound as error:
@@ -345,7 +346,13 @@ def _start_from_result(old: Job, blobs: Blobs) -> JobInput:
     "/{job_id}", response_model=JobResource, summary="Update a job", max_body_size=_BODY_BYTES
 )
 async def update_job(
-    job_id: str, owner: Owner, store: Store, blobs: Blobs, update: JobUpdate
+    *,
+    job_id: str,
+    owner: Owner,
+    client: CurrentClient,
+    store: Store,
+    blobs: Blobs,
+    update: JobUpdate,
 ) -> JobResource:
     """Change the weights of a queued or running job (`spec`), or pin a job (`pinned`).
 
@@ -360,7 +367,7 @@ async def update_job(
     ):
         for mask in _newly_used_masks(job.input, job.input.with_updates(update.spec)):
             file = await run_in_threadpool(blobs.path, mask)
-            await inspect_picture(file, "mask", mask=True, refuse_black=True)
+            await inspect_picture(file, "mask", mask=True, refuse_black=True, client=client)
     return job_resource(await run_in_threadpool(_update_job, job, owner, store, update))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import Blobs
 from api.schemas.submission import BatchSubmission, compute_request_hash
 from api.submissions import estimates, parser
 from api.submissions.estimates import PictureSizes, Size
@@ -42,7 +41,7 @@ async def create_or_replay(
         spec = await run_in_threadpool(_check_submission, submission, submissions)
         count = len(submission.contents) * len(submission.styles)
         await run_in_threadpool(submissions.check_limits, options, count)
-        sizes, warnings = await _inspect_pictures(submission, spec, submissions.blobs)
+        sizes, warnings = await _inspect_pictures(submission, spec, submissions)
         await _check_sizes(sizes, len(submission.contents), spec, submissions)
         context = submissions.build_context(key, request_hash=request_hash)
         batch, replayed = await run_in_threadpool(
@@ -52,7 +51,7 @@ async def create_or_replay(
 
 
 async def _inspect_pictures(
-    submission: BatchSubmission, spec: StyleSpec, blobs: Blobs
+    submission: BatchSubmission, spec: StyleSpec, submissions: SubmissionService
 ) -> tuple[list[Size], list[str]]:
     """Decode all pictures. Returns their sizes, photos first, and warnings. Raises BadImage."""
     sizes: list[Size] = []
@@ -61,7 +60,8 @@ async def _inspect_pictures(
     parts = [*contents, *number_parts("style", len(submission.styles))]
     pictures = [*submission.contents, *submission.styles]
     for part, picture in zip(parts, pictures, strict=True):
-        found = await inspect_picture(picture_path(picture, blobs), part, spec.background)
+        file = picture_path(picture, submissions.blobs)
+        found = await inspect_picture(file, part, spec.background, client=submissions.client)
         warnings.extend(f"{part}: {warning}" for warning in found.warnings)
         sizes.append(found.size)
     return sizes, warnings
@@ -78,7 +78,7 @@ async def _check_sizes(
     for size in sizes[:contents]:
         submissions.job_limits.check_spec(spec, *size)
     largest = PictureSizes(max(results, key=math.prod), [max(sizes[contents:], key=math.prod)])
-    await estimates.check_limits(submissions.job_limits, spec, largest, 0, submissions.store)
+    await estimates.check_limits(submissions, spec, largest, 0)
 
 
 def _find_replay(

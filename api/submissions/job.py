@@ -5,7 +5,6 @@ from itertools import islice
 from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import Blobs
 from api.schemas.job import JobResource
 from api.schemas.submission import JobSubmission, Picture, compute_request_hash
 from api.submissions import estimates, parser
@@ -49,10 +48,8 @@ async def create_checked(
     """
     spec = await run_in_threadpool(_check_submission, submission, submissions)
     await run_in_threadpool(submissions.check_limits, options)
-    sizes, warnings = await _inspect_pictures(submission, spec, submissions.blobs)
-    await estimates.check_limits(
-        submissions.job_limits, spec, sizes, len(submission.masks), submissions.store
-    )
+    sizes, warnings = await _inspect_pictures(submission, spec, submissions)
+    await estimates.check_limits(submissions, spec, sizes, len(submission.masks))
     job_input = await run_in_threadpool(_store_pictures, submission, spec, submissions)
     job = await run_in_threadpool(submissions.create_job, job_input, options, context, response)
     return job.model_copy(update={"warnings": warnings})
@@ -124,7 +121,7 @@ def _store_pictures(
 
 
 async def _inspect_pictures(
-    submission: JobSubmission, spec: StyleSpec, blobs: Blobs
+    submission: JobSubmission, spec: StyleSpec, submissions: SubmissionService
 ) -> tuple[PictureSizes, list[str]]:
     """Decode all pictures. Returns their sizes, and warnings. Raises BadImage.
 
@@ -134,10 +131,11 @@ async def _inspect_pictures(
     warnings: list[str] = []
 
     async def inspect(part: str, picture: Picture, **options: bool) -> tuple[int, int]:
-        file = picture_path(picture, blobs)
+        file = picture_path(picture, submissions.blobs)
         is_painted = part == "init_image" and spec.transparency == "keep"  # as in `load_images`
         background = "none" if is_painted else spec.background
-        found = await inspect_picture(file, part, background, **options)
+        client = submissions.client
+        found = await inspect_picture(file, part, background, client=client, **options)
         warnings.extend(f"{part}: {warning}" for warning in found.warnings)
         return found.size
 

@@ -7,8 +7,9 @@ import os
 from functools import partial
 from pathlib import Path
 
-from anyio import CapacityLimiter, fail_after, to_thread
+from anyio import to_thread
 
+from api.fair_queue import Client, FairQueue
 from api.schemas.submission import Picture
 from core import errors
 from core.images import decoder
@@ -19,37 +20,32 @@ from core.storage.blobs import Blobs, is_digest
 
 # Decoders at the same time. Each is a process that may use decoder.UPLOAD_LIMITS.memory_bytes, or
 # for a result to start from RESULT_LIMITS.memory_bytes.
-# A request that waits for a slot occupies no thread, so that requests without pictures stay fast.
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-_decoder_slots = CapacityLimiter(max(2, _CORES or 1))
-WAIT_SECONDS = 10.0
+_decoders = FairQueue("pictures", max(2, _CORES or 1))
 
 
 async def inspect_picture(
-    file: Path, part: str | None, background: Background = "auto", **options: bool
+    file: Path,
+    part: str | None,
+    background: Background = "auto",
+    *,
+    client: Client,
+    **options: bool,
 ) -> Inspection:
     """Decode the picture in a child process and return what is known of it.
 
     part: its name in the request, for the message of a refusal; None if it is alone. options: those
-    of `decoder.inspect_upload`. Raises BadImage and its subclasses, and Unavailable if no decoder
-    becomes free within WAIT_SECONDS.
+    of `decoder.inspect_upload`. Raises BadImage and its subclasses, and what `FairQueue.turn`
+    raises.
     """
+    inspect = partial(decoder.inspect_upload, file, background, **options)
     try:
-        with fail_after(WAIT_SECONDS):
-            await _decoder_slots.acquire()
-    except TimeoutError:
-        raise errors.Unavailable(
-            "Too many pictures are waiting for inspection; try again in a few seconds."
-        ) from None
-    try:
-        inspect = partial(decoder.inspect_upload, file, background, **options)
-        return await to_thread.run_sync(inspect)
+        async with _decoders.turn(client):
+            return await to_thread.run_sync(inspect)
     except (errors.BadImage, errors.UploadTooLarge) as error:
         if part is None:
             raise
         raise error.about(part) from error
-    finally:
-        _decoder_slots.release()
 
 
 def check_digest(digest: str, owner: str, store: JobStore, blobs: Blobs) -> None:

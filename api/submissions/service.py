@@ -12,6 +12,7 @@ from api.dependencies import (
     Blobs,
     Configuration,
     CurrentCaller,
+    CurrentClient,
     JobLimits,
     Notify,
     Store,
@@ -41,6 +42,7 @@ class SubmissionService:
     """Creates jobs for one caller. A FastAPI dependency: its fields are dependencies, too."""
 
     caller: CurrentCaller
+    client: CurrentClient
     store: Store
     blobs: Blobs
     notify: Notify

@@ -5,8 +5,11 @@ from functools import partial
 import anyio
 import pytest
 
+from api.fair_queue import Client, FairQueue
 from api.http import image_response
 from core import errors
+
+CLIENT = Client("caller", anyio.sleep_forever)  # type: ignore[arg-type]
 
 
 def test_the_cache_keeps_the_most_recently_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +21,7 @@ def test_the_cache_keeps_the_most_recently_used(monkeypatch: pytest.MonkeyPatch)
             rendered.append(tag)
             return b"x" * size
 
-        assert await image_response.render_cached(tag, render) == b"x" * size
+        assert await image_response.render_cached(tag, render, CLIENT) == b"x" * size
 
     async def run() -> None:
         for tag, size in (("a", 4), ("b", 4), ("a", 4), ("c", 5), ("a", 4), ("b", 4)):
@@ -36,16 +39,14 @@ def test_the_cache_keeps_the_most_recently_used(monkeypatch: pytest.MonkeyPatch)
 def test_few_conversions_run_at_once_and_a_request_that_waits_too_long_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(image_response, "_conversion_slots", anyio.CapacityLimiter(1))
+    monkeypatch.setattr(image_response, "_conversions", FairQueue("pictures", 1, wait_seconds=0.2))
     monkeypatch.setattr(image_response, "_cache", image_response.create_cache(100))
-    monkeypatch.setattr(image_response, "WAIT_SECONDS", 0.2)
     refused: list[BaseException] = []
 
     async def ask(tag: str, done: anyio.Event | None = None) -> None:
         try:
-            assert (
-                await image_response.render_cached(tag, partial(_render, tag, done)) == tag.encode()
-            )
+            render = partial(_render, tag, done)
+            assert await image_response.render_cached(tag, render, CLIENT) == tag.encode()
         except errors.Unavailable as error:
             refused.append(error)
 

@@ -12,6 +12,7 @@ from keyed_api import KeyedApi
 from starlette.testclient import TestClient
 
 from api.app import create_app
+from api.fair_queue import FairQueue
 from api.middleware import auth
 from api.middleware.auth import classify_request
 from api.rate_limit import RequestKind
@@ -398,6 +399,32 @@ def test_requests_that_cause_work_are_submissions(
     method: str, path: str, kind: RequestKind
 ) -> None:
     assert classify_request(method, path) is kind
+
+
+def test_turns_are_those_of_a_key_or_without_keys_of_an_address(
+    serve: Serve, bearer: Any, files: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    stock = FairQueue.turn
+    monkeypatch.setattr(
+        FairQueue, "turn", lambda queue, one: seen.append(one.caller) or stock(queue, one)
+    )
+    keyed, one, other = serve(), bearer(), bearer()
+    keyless = serve(keys="off")
+    for client, address, headers in (
+        (keyed, "192.0.2.1", one),
+        (keyed, "192.0.2.2", one),
+        (keyed, "192.0.2.1", other),
+        (keyless, "192.0.2.1", {}),
+        (keyless, "192.0.2.2", {}),
+        (keyless, "2001:db8::1", {}),
+        (keyless, "2001:db8::2", {}),
+    ):
+        upload = {"image": files["content"]}
+        answer = _client_from(client, address).post("/v1/images", files=upload, headers=headers)
+        assert answer.status_code == 201
+
+    assert [seen.index(caller) for caller in seen] == [0, 0, 2, 3, 4, 5, 5]
 
 
 def test_without_keys_there_is_no_rate_limit(serve: Serve) -> None:

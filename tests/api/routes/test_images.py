@@ -5,11 +5,11 @@ import tempfile
 from typing import Any, NoReturn
 
 import pytest
-from anyio import CapacityLimiter
 from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
+from api.fair_queue import FairQueue
 from api.settings import ApiSettings
 from api.submissions import multipart
 from api.submissions import pictures as submitted_pictures
@@ -153,8 +153,8 @@ def test_a_full_disk_returns_503_and_leaves_no_files(
 def test_a_client_that_waits_too_long_for_a_decoder_receives_503(
     client: TestClient, files: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submitted_pictures, "_decoder_slots", CapacityLimiter(0))
-    monkeypatch.setattr(submitted_pictures, "WAIT_SECONDS", 0.1)
+    none_free = FairQueue("pictures", 0, wait_seconds=0.1)
+    monkeypatch.setattr(submitted_pictures, "_decoders", none_free)
     answer = client.post("/v1/images", files={"image": files["content"]})
 
     assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (

@@ -12,6 +12,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from api.app import create_app
+from api.fair_queue import FairQueue
 from api.settings import ApiSettings
 from api.submissions import estimates
 from core.config import Settings
@@ -163,7 +164,31 @@ def test_a_worker_that_does_not_answer_delays_a_long_job_only(
     store.heartbeat("worker")
 
     assert submit(**LARGE).status_code == 202
-    assert estimates._slots.available_tokens == estimates._slots.total_tokens
+    assert not estimates._estimates._running
+
+
+@pytest.mark.parametrize(("wait_seconds", "places", "status"), [(0.1, 9, 503), (9, 0, 429)])
+def test_a_long_job_for_which_too_many_estimates_wait_is_accepted(
+    limited_app: FastAPI,
+    client: TestClient,
+    submit: Any,
+    store: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
+    wait_seconds: float,
+    places: int,
+    status: int,
+) -> None:
+    """They are those of all callers, or its caller's own. An estimate alone is refused."""
+    busy = FairQueue("", 0, wait_seconds=wait_seconds, max_waiting_per_caller=places)
+    monkeypatch.setattr(estimates, "_estimates", busy)
+    store.heartbeat("worker")
+    size = {"width": 96, "height": 72}
+    body = {"content": size, "styles": [size], "spec": {"size": 256, "iterations": 400}}
+    answer = client.post("/v1/estimate", json=body)
+
+    assert answer.status_code == status
+    assert "retry-after" in answer.headers
+    assert submit(**LARGE).status_code == 202
 
 
 def test_the_service_shows_its_limits(valkey: Any, tmp_path: Path, connect: Any) -> None:

@@ -1,0 +1,156 @@
+"""A waiting room for work that only a few requests may do at once, with fair turns among callers.
+
+When a slot becomes free, the caller with the fewest slots is next; among equals, the one that has
+been without a slot for longest. So one caller's many heavy pictures delay another's small one by at
+most one of them. No caller waits forever: while it has no slot, each other passes it at most once.
+
+The turns hold within one API process. Knows no pictures and no routes.
+"""
+
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from anyio import CancelScope, Event, create_task_group, move_on_after
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from core import errors
+
+WAIT_SECONDS = 30.0
+MAX_WAITING = 512
+MAX_WAITING_PER_CALLER = 64
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who waits: the caller whose turns a request takes, and the request's connection."""
+
+    caller: str
+    receive: Receive
+
+    async def wait_until_disconnected(self) -> None:
+        """Return when the client has closed the connection. The request's body must be read."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+
+class FairQueue:
+    """Slots that callers hold in fair turns. For one event loop.
+
+    A request that waits occupies no thread. If it is canceled, or its client disconnects, it leaves
+    its place.
+    """
+
+    def __init__(
+        self,
+        things: str,
+        slots: int,
+        *,
+        slots_per_caller: int | None = None,
+        wait_seconds: float = WAIT_SECONDS,
+        max_waiting: int = MAX_WAITING,
+        max_waiting_per_caller: int = MAX_WAITING_PER_CALLER,
+    ) -> None:
+        """things: what waits, for messages. slots_per_caller: None for all."""
+        self._things = things
+        self._free, self._slots_per_caller = slots, slots_per_caller or slots
+        self._wait_seconds = wait_seconds
+        self._max_waiting, self._max_waiting_per_caller = max_waiting, max_waiting_per_caller
+        self._running: Counter[str] = Counter()
+        # By caller; the one that has been without a slot for longest comes first.
+        self._waiting: dict[str, deque[Event]] = {}
+
+    @asynccontextmanager
+    async def turn(self, client: Client) -> AsyncIterator[None]:
+        """Wait until it is the caller's turn, and hold a slot inside the context.
+
+        Raises RetryLater if too many requests of the caller wait, Unavailable if too many do in all
+        or the turn does not come in time, and ClientDisconnect.
+        """
+        await self._wait_for_turn(client)
+        try:
+            yield
+        finally:
+            self._end_turn(client.caller)
+
+    async def _wait_for_turn(self, client: Client) -> None:
+        turn = self._join(client.caller)
+        self._start_next()
+        if turn.is_set():
+            return
+        is_disconnected = False
+
+        async def watch(waiting: CancelScope) -> None:
+            nonlocal is_disconnected
+            await client.wait_until_disconnected()
+            is_disconnected = True
+            waiting.cancel()
+
+        try:
+            with move_on_after(self._wait_seconds):
+                async with create_task_group() as tasks:
+                    tasks.start_soon(watch, tasks.cancel_scope)
+                    await turn.wait()
+                    tasks.cancel_scope.cancel()
+        except BaseException:  # canceled
+            self._leave(client.caller, turn)
+            raise
+        if turn.is_set() and not is_disconnected:
+            return
+        self._leave(client.caller, turn)
+        raise ClientDisconnect if is_disconnected else self._too_many()
+
+    def _join(self, caller: str) -> Event:
+        """Enter the waiting room. Raises RetryLater, Unavailable."""
+        if len(self._waiting.get(caller, ())) >= self._max_waiting_per_caller:
+            raise errors.RetryLater(
+                f"Too many of your {self._things} are waiting; try again in a few seconds."
+            )
+        if sum(map(len, self._waiting.values())) >= self._max_waiting:
+            raise self._too_many()
+        turn = Event()
+        self._waiting.setdefault(caller, deque()).append(turn)
+        return turn
+
+    def _too_many(self) -> errors.Unavailable:
+        return errors.Unavailable(
+            f"Too many {self._things} are waiting; try again in a few seconds."
+        )
+
+    def _start_next(self) -> None:
+        """Give the free slots to those whose turn it is."""
+        while self._free:
+            callers = [
+                caller for caller in self._waiting if self._running[caller] < self._slots_per_caller
+            ]
+            if not callers:
+                return
+            caller = min(callers, key=self._running.__getitem__)  # of equals, the first
+            turn = self._waiting[caller][0]
+            self._remove(caller, turn)
+            self._free -= 1
+            self._running[caller] += 1
+            turn.set()
+
+    def _end_turn(self, caller: str) -> None:
+        self._free += 1
+        self._running[caller] -= 1
+        if not self._running[caller]:
+            del self._running[caller]
+        if caller in self._waiting:
+            self._waiting[caller] = self._waiting.pop(caller)  # the last one from now on
+        self._start_next()
+
+    def _leave(self, caller: str, turn: Event) -> None:
+        """Give the place up, or the slot, if it has come at the same moment."""
+        if turn.is_set():
+            self._end_turn(caller)
+        else:
+            self._remove(caller, turn)
+
+    def _remove(self, caller: str, turn: Event) -> None:
+        self._waiting[caller].remove(turn)
+        if not self._waiting[caller]:
+            del self._waiting[caller]
