@@ -206,10 +206,11 @@ def test_the_prefix_counts_only_from_a_trusted_address(
 
 
 def test_the_process_reads_the_prefix_before_it_replaces_the_proxys_address(
-    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     headers = {"X-Forwarded-For": "203.0.113.7", **PREFIX}
-    with ApiProcess(tmp_path / "api") as service:
+    # A short name: the path of a socket has 108 bytes at most.
+    with ApiProcess(tmp_path_factory.mktemp("api") / "api") as service:
         answer = httpx2.get(f"{service.url}/openapi.json", headers=headers, trust_env=False)
 
     assert answer.json()["servers"] == [{"url": "/impasto"}]
