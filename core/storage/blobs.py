@@ -108,7 +108,7 @@ class PendingBlob(io.BufferedRandom):
 class Blobs:
     """A folder of blobs, spread over 256 sub-folders. Many processes may use it at once.
 
-    Whoever reads a blob gets the bytes that its digest names, or ImageDamaged. Thread-safe.
+    A read returns the bytes that the digest names, or raises ImageDamaged. Thread-safe.
     """
 
     def __init__(self, folder: Path) -> None:
