@@ -1,6 +1,7 @@
 """Formats beside JPEG, PNG and WebP: the first picture, its colors, and what is refused by name."""
 
 import struct
+import time
 from typing import Any
 
 import hostile_files
@@ -153,6 +154,20 @@ def test_other_formats_are_refused_by_name(data: bytes, name: str) -> None:
 def test_what_is_no_picture_at_all_gets_the_list_of_formats(data: bytes) -> None:
     with pytest.raises(errors.UnsupportedImage):
         validation.detect_format(data)
+
+
+@pytest.mark.parametrize("tail", [b"<", b"<a", b"<a:", b"<" + b"a" * 60, b"%", b"\n"])
+def test_no_beginning_of_a_file_takes_long_to_recognize(tail: bytes) -> None:
+    """An untrusted client chooses the bytes. The quadratic pattern took 27 ms."""
+    data = (b" " * 400 + tail * validation.HEAD_BYTES)[: validation.HEAD_BYTES]
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        with pytest.raises(errors.UnsupportedImage):
+            validation.detect_format(data)
+        times.append(time.perf_counter() - start)
+
+    assert min(times) < 0.003
 
 
 def test_an_empty_file_is_called_empty() -> None:
