@@ -1,5 +1,9 @@
-"""Checks the URL of the store. Opens no connection and does not load redis-py."""
+"""Checks the URL of the store, and that the files it names can be read.
 
+Opens no connection and does not load redis-py.
+"""
+
+from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 # Those that redis-py, kombu and limits all understand.
@@ -22,7 +26,13 @@ def check_redis_url(url: str) -> str:
     redis-py itself ignores a database that is no number, and fails only at the first call for a
     wrong port or an unknown parameter. The sentence never contains the URL: it has a password.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its message contains the password
+        raise ValueError(
+            "It is no URL: brackets are only for an IPv6 address; in a password, write [ ] as %5B "
+            "%5D, and other special characters likewise."
+        ) from None
     try:
         port = parts.port
     except ValueError:
@@ -37,7 +47,7 @@ def check_redis_url(url: str) -> str:
     if not parts.hostname:
         raise ValueError("It names no host.")
     database = parts.path.removeprefix("/")
-    if database and not (database.isascii() and database.isdigit()):
+    if database and not (database.isascii() and database.isdigit() and len(database) < 10):
         raise ValueError("The database, after the last /, must be a number such as 0.")
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         _check_parameter(name, value, is_tls=parts.scheme == "rediss")
@@ -52,3 +62,14 @@ def _check_parameter(name: str, value: str, *, is_tls: bool) -> None:
     if not value or value not in _VALUES.get(name, (value,)):
         allowed = ", ".join(_VALUES.get(name, ("the path of a file",)))
         raise ValueError(f"The parameter {name} must be one of: {allowed}.")
+    if name not in _VALUES:
+        _check_readable(name, value)
+
+
+def _check_readable(name: str, path: str) -> None:
+    # The error of a connection does not say which file is missing.
+    try:
+        Path(path).open("rb").close()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no path"
+        raise ValueError(f"The file {path} of {name} cannot be read: {reason}.") from None
