@@ -103,6 +103,8 @@ def make_celery(redis_url: str, *, timeout_seconds: float = 30) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,  # with True, 5.7 loses jobs
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # An answer such as BUSY or NOREPLICAS must not end a worker, nor the job that it runs.
+        broker_channel_error_retry=True,
         broker_connection_timeout=2,
         broker_transport_options={
             # Disable kombu's emulation of acknowledgments. It copies each received message, and

@@ -1,5 +1,6 @@
 """The Redis (or Valkey) client: timeouts, and the errors that mean an outage. Knows no jobs."""
 
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -8,15 +9,18 @@ from typing import Any
 import redis
 from redis.backoff import ConstantBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
     BusyLoadingError,
+    ClusterCrossSlotError,
     ClusterError,
-    MovedError,
+    MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -26,8 +30,9 @@ from core import errors
 
 PREFIX = "impasto:"
 
-# Any other error is a bug of this program and must not look like an outage. Beside these, MISCONF
-# means that the server's disk is full.
+_CLUSTER = "It is a Redis Cluster; Impasto needs a single server."
+_REPLICA = "It is a read-only replica; IMPASTO_REDIS_URL must name the primary."
+# Any other error is a bug of this program and must not look like an outage.
 _OUTAGE_ERRORS = (
     RedisConnectionError,
     RedisTimeoutError,
@@ -35,7 +40,9 @@ _OUTAGE_ERRORS = (
     OutOfMemoryError,
     ReadOnlyError,
     NoPermissionError,
-    MovedError,
+    AskError,
+    TryAgainError,
+    ClusterCrossSlotError,
     ClusterError,
 )
 # What the operator must know about an outage, by the first class that fits.
@@ -46,13 +53,28 @@ _REASONS: dict[type[BaseException], str] = {
     NoPermissionError: "It forbids a command; the user in IMPASTO_REDIS_URL needs +@all.",
     AuthenticationError: "It refuses the password in IMPASTO_REDIS_URL.",
     AuthenticationWrongNumberOfArgsError: "It refuses the password in IMPASTO_REDIS_URL.",
-    ReadOnlyError: "It is a read-only replica; IMPASTO_REDIS_URL must name the primary.",
+    ReadOnlyError: _REPLICA,
+    MasterDownError: "It is a replica that has lost its primary; IMPASTO_REDIS_URL must name the "
+    "primary.",
     OutOfMemoryError: "Its memory is full; raise maxmemory.",
-    MovedError: "It is a Redis Cluster; Impasto needs a single server.",
-    ClusterError: "It is a Redis Cluster; Impasto needs a single server.",
+    AskError: _CLUSTER,
+    TryAgainError: _CLUSTER,
+    ClusterCrossSlotError: _CLUSTER,
+    ClusterError: _CLUSTER,
     BusyLoadingError: "It is loading its data; try again in a few seconds.",
 }
-_DISK_FULL = "Its disk is full or fails; it takes no writes."
+NO_DATABASE = "DB index is out of range"  # how the server refuses the database of the URL
+# Outages for which redis-py has no class of its own, by how the server's answer begins.
+_REASONS_BY_ANSWER = {
+    "MISCONF": "Its disk is full or fails; it takes no writes.",
+    "BUSY": "It is busy with a script; try again in a few seconds.",
+    "NOREPLICAS": "Too few of its replicas are connected (min-replicas-to-write); it takes no "
+    "writes.",
+    "UNBLOCKED": _REPLICA,
+    NO_DATABASE: "It has no database of the number in IMPASTO_REDIS_URL.",
+}
+# The error of a command in a pipeline begins with the command.
+_ANSWER = re.compile(rf"(?:^|caused error: )({'|'.join(_REASONS_BY_ANSWER)})\b")
 
 TIMEOUT_SECONDS = 1.5  # for a server that does not answer; clients of the API wait for 2 s
 CONNECT_TIMEOUT_SECONDS = 1.0
@@ -121,17 +143,18 @@ class CircuitBreaker:
 
 def is_outage(error: BaseException | None) -> bool:
     """Whether the error means that the server cannot serve at the moment."""
-    return isinstance(error, _OUTAGE_ERRORS) or _is_disk_full(error)
+    return isinstance(error, _OUTAGE_ERRORS) or _find_reason(error) is not None
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
-    # The error of a command in a pipeline begins with the number of the command.
-    return isinstance(error, ResponseError) and "MISCONF" in str(error)
+def _find_reason(error: BaseException | None) -> str | None:
+    """Return the reason of an outage that only the text of the server's answer tells."""
+    match = _ANSWER.search(str(error)) if isinstance(error, ResponseError) else None
+    return match and _REASONS_BY_ANSWER[match[1]]
 
 
 def _describe_outage(error: BaseException | None) -> str | None:
     """Return the message for an outage with a known reason, else None."""
-    reason = _DISK_FULL if _is_disk_full(error) else None
+    reason = _find_reason(error)
     for cause in _chain(error):
         if isinstance(cause, TimeoutError) and "handshake" in str(cause):  # Python's words
             reason = reason or _REASONS[ssl.SSLError]

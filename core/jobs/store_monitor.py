@@ -17,7 +17,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from core import errors
 from core.jobs.store_report import Identity, StoreReport
-from core.redis_client import PREFIX, CircuitBreaker, is_outage
+from core.redis_client import NO_DATABASE, PREFIX, CircuitBreaker, is_outage
 from core.storage.files import atomic_write
 
 CHECK_SECONDS = 1.0  # a verdict is valid for so long, unless the connection is a new one
@@ -30,6 +30,7 @@ REQUIRED = {
     "maxmemory-policy": "noeviction",
 }
 MIN_VERSION = 7  # the first with functions
+_NO_DATABASE = "The server has no database of the number after the last /; 0 always exists."
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,12 @@ class StoreMonitor:
             pipe.config_get(*REQUIRED)
             pipe.info()  # servers before 7 refuse a list of sections
             pipe.get(IDENTITY)
-            answers = pipe.execute(raise_on_error=False)
+            try:
+                answers = pipe.execute(raise_on_error=False)
+            except ResponseError as error:  # of the connection
+                if NO_DATABASE not in str(error):
+                    raise
+                return StoreReport(problems=[_NO_DATABASE]), _NO_DATABASE
         config, info = map(_tolerate_refusal, answers[:2])
         if unusable := _find_unusable(info):
             return StoreReport(problems=[unusable]), unusable

@@ -3,6 +3,7 @@
 import logging
 import pickle
 import socket
+import threading
 import time
 from typing import Any
 
@@ -113,3 +114,26 @@ def test_a_worker_that_lost_the_broker_while_receiving_receives_the_next_message
 
             assert consumer.channel.qos.can_consume()
             own_valkey.start()
+
+
+@pytest.mark.filterwarnings("ignore::celery.exceptions.CPendingDeprecationWarning")
+def test_an_answer_that_is_an_error_does_not_end_a_worker(own_valkey: Any, until: Any) -> None:
+    app, ran = make_celery(own_valkey.url), threading.Event()
+    app.conf.include = []
+    app.task(ran.set, name=STYLIZE)
+    with redis.Redis.from_url(own_valkey.url) as client:
+
+        def count_refusals() -> int:
+            return int(client.info("errorstats").get("errorstat_NOREPLICAS", {}).get("count", 0))
+
+        worker = app.WorkController(pool_cls="solo")
+        thread = threading.Thread(target=worker.start, daemon=True)
+        thread.start()
+        client.config_set("min-replicas-to-write", 1)
+        until(lambda: count_refusals() > 1, "the worker has asked twice")
+        client.config_set("min-replicas-to-write", 0)
+        assert notify_workers(app)
+        assert ran.wait(20)
+        worker.stop()
+        thread.join()
+    app.close()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 import trustme
+from redis._parsers import BaseParser
 
 from core import errors
 from core.auth.api_keys import ApiKeyStore
@@ -51,15 +52,43 @@ def test_after_a_timeout_further_calls_fail_at_once(silent: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "message",
+    ("answer", "reason"),
     [
-        "MISCONF Valkey is configured to save RDB snapshots, but it cannot",
-        "Command # 2 (SET a 1) of pipeline caused error: MISCONF Valkey is configured",
+        ("MISCONF Valkey is configured to save RDB snapshots, but it cannot", "disk is full"),
+        ("BUSY Valkey is busy running a script.", "busy with a script"),
+        ("NOREPLICAS Not enough good replicas to write.", "Too few of its replicas"),
+        ("UNBLOCKED force unblock from blocking operation", "read-only replica"),
+        ("ERR DB index is out of range", "no database"),
+        ("READONLY You can't write against a read only replica.", "read-only replica"),
+        ("MASTERDOWN Link with MASTER is down", "lost its primary"),
+        ("LOADING Valkey is loading the dataset in memory", "loading its data"),
+        ("OOM command not allowed when used memory > 'maxmemory'.", "memory is full"),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", "Redis Cluster"),
+        ("ASK 3999 127.0.0.1:6381", "Redis Cluster"),
+        ("CROSSSLOT Keys in request don't hash to the same slot", "Redis Cluster"),
+        ("CLUSTERDOWN The cluster is down", "Redis Cluster"),
     ],
 )
-def test_a_server_whose_disk_is_full_is_unavailable(message: str) -> None:
-    with pytest.raises(errors.StoreUnavailable), CircuitBreaker():
-        raise redis.ResponseError(message)
+@pytest.mark.parametrize("is_in_pipeline", [False, True])
+def test_an_answer_that_means_an_outage_is_named(
+    answer: str, reason: str, is_in_pipeline: bool
+) -> None:
+    """An error that is no outage counts as a bug: 500, and a finished job fails."""
+    error: Any = BaseParser.parse_error(answer)
+    if is_in_pipeline:
+        redis.client.Pipeline.annotate_exception(None, error, 2, ["SET", "a", "1"])  # type: ignore[arg-type]
+
+    with pytest.raises(errors.StoreUnavailable, match=reason), CircuitBreaker():
+        raise error
+
+
+@pytest.mark.parametrize("answer", ["WRONGTYPE Operation against a key", "BUSYKEY exists", "ERR x"])
+def test_an_answer_that_means_a_bug_is_no_outage(answer: str) -> None:
+    error: Any = BaseParser.parse_error(answer)
+    redis.client.Pipeline.annotate_exception(None, error, 2, ["SET", "a", "BUSY MISCONF"])  # type: ignore[arg-type]
+
+    with pytest.raises(redis.ResponseError), CircuitBreaker():
+        raise error
 
 
 def _is_call_made(breaker: CircuitBreaker, error: BaseException | None = None) -> bool:

@@ -1,6 +1,9 @@
 """The checks of the store's settings, kind and identity, on real servers."""
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +127,62 @@ def test_a_cluster_is_refused_by_name(restart: Any, own_valkey: Any, driver: Any
         store.monitor.require_safe()
     with pytest.raises(errors.StoreUnavailable):
         store.get_load()
+
+
+def test_a_database_that_the_server_lacks_is_named(own_valkey: Any) -> None:
+    store = JobStore(own_valkey.url.removesuffix("/0") + "/99", accepts_unsafe=True)
+
+    with pytest.raises(errors.BadSettings, match="IMPASTO_REDIS_URL: The server has no database"):
+        store.monitor.require_usable()
+    with pytest.raises(errors.StoreUnsafe, match="no database"):
+        store.monitor.require_safe()
+    with pytest.raises(errors.StoreUnavailable, match="no database"):
+        store.get_load()
+
+
+@pytest.fixture
+def busy_valkey(own_valkey: Any, until: Any) -> Iterator[Any]:
+    """A server that runs a script which does not end."""
+
+    def is_busy() -> bool:
+        try:
+            return not client.ping()
+        except redis.ResponseError as error:
+            return str(error).startswith("BUSY")
+
+    def run_script() -> None:
+        with redis.Redis(port=own_valkey.port) as other, suppress(redis.RedisError):
+            other.eval("while true do end", 0)
+
+    _configure(own_valkey, "busy-reply-threshold", "1")
+    script = threading.Thread(target=run_script)
+    with redis.Redis(port=own_valkey.port) as client:
+        script.start()
+        until(is_busy, "the server is busy")
+        yield own_valkey
+        client.script_kill()
+    script.join()
+
+
+def test_a_busy_store_is_unavailable_and_no_setting_counts_as_hidden(
+    busy_valkey: Any, tmp_path: Path
+) -> None:
+    store = JobStore(busy_valkey.url, identity_file=tmp_path / "store.identity")
+
+    for check in (store.monitor.check, store.monitor.require_safe, store.check_writable):
+        with pytest.raises(errors.StoreUnavailable, match="busy with a script"):
+            check()
+    assert not (tmp_path / "store.identity").exists()
+
+
+def test_a_store_that_lacks_replicas_is_unavailable(own_valkey: Any, driver: Any) -> None:
+    store = JobStore(own_valkey.url)
+    _configure(own_valkey, "min-replicas-to-write", "1")
+
+    with pytest.raises(errors.StoreUnavailable, match="Too few of its replicas"):
+        store.check_writable()
+    with pytest.raises(errors.StoreUnavailable, match="Too few of its replicas"):
+        driver.on(store).create()
 
 
 def test_an_unavailable_store_does_not_end_a_process_at_its_start(

@@ -17,6 +17,7 @@ from core.jobs.store import JobStore
 from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
 from worker import attempt, process, retry
+from worker.finisher import JobFinisher
 from worker.lease import Lease
 from worker.runner import JobRunner
 
@@ -57,6 +58,39 @@ def test_a_result_waits_for_an_unavailable_store(
     run.join()
 
     assert store.get(job.id).status is Status.SUCCEEDED
+
+
+def test_a_result_waits_for_a_store_that_lacks_replicas(
+    own_valkey: Any,
+    make_runner: MakeRunner,
+    make_submit: Callable[[JobStore], Submit],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It answers, but takes no writes: one such answer must not fail a job that is done."""
+    runner, store = make_runner(own_valkey.url), JobStore(own_valkey.url)
+    real, refusals = attempt.stylize, []
+
+    def set_replicas(number: int) -> None:
+        with redis.Redis(port=own_valkey.port) as client:
+            client.config_set("min-replicas-to-write", number)
+
+    def run_and_lose_replicas(*args: Any, **more: Any) -> Any:
+        result = real(*args, **more)
+        set_replicas(1)
+        return result
+
+    def get_replicas_back(_: JobFinisher, error: errors.Unavailable) -> None:
+        refusals.append(error.message)
+        set_replicas(0)
+
+    monkeypatch.setattr(attempt, "stylize", run_and_lose_replicas)
+    monkeypatch.setattr(JobFinisher, "_before_sleep", get_replicas_back)
+    job = make_submit(store)()
+    runner.run_next()
+
+    assert "Too few of its replicas" in refusals[0]
+    assert store.get(job.id).status is Status.SUCCEEDED
+    store.close()
 
 
 def test_a_shutdown_during_a_short_outage_hands_the_job_back(
