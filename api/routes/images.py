@@ -1,6 +1,6 @@
 """Pictures by their digests: POST, HEAD and GET under /v1/images."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
@@ -36,18 +36,26 @@ class StoredImage(BaseModel):
     warnings: list[str] = []  # sentences about a doubtful file
 
 
+class _Quota(TypedDict):
+    """The limits of a caller's uploads."""
+
+    max_bytes: float
+    max_uploads: int
+
+
 def _reserve_upload(
     digest: str, size_bytes: int, owner: str, store: Store, config: Configuration
 ) -> None:
     """Reserve the picture for the retention time of uploads and count it. Raises QuotaExceeded."""
-    store.reserve(
-        digest,
-        config.upload_retention_hours * 3600,
-        owner,
-        size_bytes=size_bytes,
-        max_bytes=config.upload_quota_gb_per_caller * 1e9,
-        max_uploads=config.max_uploads_per_caller,
-    )
+    keep_seconds = config.upload_retention_hours * 3600
+    store.reserve(digest, keep_seconds, owner, size_bytes=size_bytes, **_quota(config))
+
+
+def _quota(config: Configuration) -> _Quota:
+    return {
+        "max_bytes": config.upload_quota_gb_per_caller * 1e9,
+        "max_uploads": config.max_uploads_per_caller,
+    }
 
 
 @router.post(
@@ -88,8 +96,13 @@ async def upload_image(
         found = await inspect_picture(blob.path, None, mask=True, client=client)
 
         def commit() -> str:
-            _reserve_upload(blob.digest, image.size or 0, owner, store, config)
-            return blobs.commit(blob)
+            size_bytes = image.size or 0
+            store.check_upload(blob.digest, owner, size_bytes=size_bytes, **_quota(config))
+            store.reserve(blob.digest)
+            digest = blobs.commit(blob)
+            # Counted last: a file that the disk does not take must not fill the quota.
+            _reserve_upload(digest, size_bytes, owner, store, config)
+            return digest
 
         digest = await to_thread.run_sync(commit)
     response.headers["Location"] = add_root_path(f"{router.prefix}/{digest}")

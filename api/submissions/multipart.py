@@ -15,6 +15,7 @@ from typing import cast
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -30,6 +31,8 @@ _CHUNK_BYTES = 16_384
 _ENCODED_FILENAME = re.compile(rb";\s*filename\*\d*\*?\s*=", re.IGNORECASE)
 # How Starlette's messages begin.
 _TOO_MANY_FILES, _TOO_MANY_FIELDS = "Too many files", "Too many fields"
+FORM = "multipart/form-data"
+_CHARSETS = (b"utf-8", b"utf8", b"iso-8859-1", b"latin-1", b"latin1", b"us-ascii", b"ascii")
 _SNIFFED_BYTES = 12  # by which a picture is told from text
 
 
@@ -138,9 +141,10 @@ async def parse_form(request: Request, blobs: Blobs, limits: FormLimits) -> Asyn
     On exit, all files are deleted that were not committed. Raises BadRequest, UploadTooLarge,
     StorageFull.
     """
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    if get_media_type(request) != FORM:
         yield FormData()
         return
+    _check_charset(request)
     try:
         form = await _FormParser(request, blobs, limits).parse()
     except MultiPartException as error:
@@ -155,6 +159,22 @@ async def parse_form(request: Request, blobs: Blobs, limits: FormLimits) -> Asyn
         yield form
     finally:
         await form.close()
+
+
+def get_media_type(request: Request) -> str:
+    """Return the content type of the body, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _check_charset(request: Request) -> None:
+    """Raise BadRequest for a charset other than _CHARSETS.
+
+    Starlette decodes the text with any codec of Python that the client names. Some of them fail in
+    ways that it does not expect, or take long.
+    """
+    _, options = parse_options_header(request.headers["content-type"])
+    if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
+        raise errors.BadRequest("Send the text of the form as UTF-8.")
 
 
 def is_unset(file: UploadFile) -> bool:

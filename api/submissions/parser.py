@@ -64,10 +64,10 @@ def parse_batch(request: Request, blobs: Blobs) -> AbstractAsyncContextManager[B
 async def _parse_body(
     request: Request, blobs: Blobs, json_model: type[Model], form_model: type[Model]
 ) -> AsyncIterator[Model]:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = multipart.get_media_type(request)
     if kind == "application/json":
         yield _validate(json_model, _load_object(await _read_json(request)))
-    elif kind == "multipart/form-data":
+    elif kind == multipart.FORM:
         async with multipart.parse_form(request, blobs, _FORM_LIMITS) as form:
             yield _validate(form_model, _collect_fields(form, form_model))
     else:

@@ -644,19 +644,17 @@ class JobStore:
         keep_ms = round(keep_seconds * 1000)
         args = (digest, keep_ms, owner, size_bytes, round(max_bytes), max_uploads)
         for _ in range(100):
-            result = self._call("reserve", *args)
-            while result == 2:  # it has forgotten some expired uploads, and there are more
-                result = self._call("reserve", *args)
-            if result == 1:
+            if self._call_within_quota("reserve", *args):
                 return
-            if result < 0:
-                raise errors.QuotaExceeded(
-                    "Your uploads fill your quota, in bytes or in number; use them by digest, or "
-                    "wait until one expires.",
-                    retry_seconds=-result / 1000,
-                )
             time.sleep(0.02)
         raise errors.Unavailable()
+
+    def check_upload(
+        self, digest: str, owner: str, *, size_bytes: int, max_bytes: float, max_uploads: int
+    ) -> None:
+        """Raise QuotaExceeded if `reserve` would not count this upload now. Changes nothing."""
+        args = (digest, owner, size_bytes, round(max_bytes), max_uploads)
+        self._call_within_quota("check_upload", *args)
 
     def is_owner(self, owner: str, digest: str) -> bool:
         """Whether the owner uploaded the blob and it is reserved, or a job of theirs uses it."""
@@ -723,6 +721,19 @@ class JobStore:
                     raise
             self._redis.function_load(code, replace=True)
             return self._redis.fcall(f"{version}_{function}", 1, PREFIX, *args)
+
+    def _call_within_quota(self, function: str, *args: str | int) -> bool:
+        """Return whether the function succeeded. Raises QuotaExceeded."""
+        result = 2
+        while result == 2:  # it has forgotten some expired uploads, and there are more
+            result = self._call(function, *args)
+        if result < 0:
+            raise errors.QuotaExceeded(
+                "Your uploads fill your quota, in bytes or in number; use them by digest, or "
+                "wait until one expires.",
+                retry_seconds=-result / 1000,
+            )
+        return result == 1
 
     def _read(self, job_ids: Sequence[str], owner: str) -> list[Job | None]:
         if not job_ids:

@@ -79,9 +79,9 @@ local function forget_old_uploads(p, owner)
   return #old == MAX_FORGOTTEN
 end
 
--- Let the owner name the blob until until_ms. Returns nil, or why not: 2 if the operation must be
--- repeated, otherwise -ms until the first upload expires.
-local function add_upload(p, owner, digest, until_ms, bytes, max_bytes, max_count)
+-- Returns nil if the owner may name the blob, or why not: 2 if the operation must be repeated,
+-- otherwise -ms until the first upload expires.
+local function find_refusal(p, owner, digest, bytes, max_bytes, max_count)
   local uploads, sizes = p .. 'uploads:' .. owner, p .. 'upload_sizes:' .. owner
   local has_more_old = forget_old_uploads(p, owner)
   local is_new = not redis.call('ZSCORE', uploads, digest)
@@ -95,6 +95,11 @@ local function add_upload(p, owner, digest, until_ms, bytes, max_bytes, max_coun
     local first_ms = redis.call('ZRANGE', uploads, 0, 0, 'WITHSCORES')[2]
     return math.min(-1, now_ms() - tonumber(first_ms or now_ms()))
   end
+end
+
+-- Let the owner name the blob until until_ms.
+local function add_upload(p, owner, digest, until_ms, bytes)
+  local uploads, sizes = p .. 'uploads:' .. owner, p .. 'upload_sizes:' .. owner
   redis.call('ZADD', uploads, 'GT', until_ms, digest)
   if bytes > 0 then
     set_upload_size(p, owner, digest, bytes)
@@ -115,14 +120,22 @@ operation('reserve', function(p, digest, keep_ms, owner, bytes, max_bytes, max_c
   end
   local until_ms, size = now_ms() + keep_ms, tonumber(bytes)
   if owner ~= '' then
-    local refusal = add_upload(p, owner, digest, until_ms, size, tonumber(max_bytes),
-      tonumber(max_count))
+    local refusal = find_refusal(p, owner, digest, size, tonumber(max_bytes), tonumber(max_count))
     if refusal and (refusal == 2 or size > 0) then
       return refusal
+    end
+    if not refusal then
+      add_upload(p, owner, digest, until_ms, size)
     end
   end
   redis.call('ZADD', p .. 'orphans', 'GT', until_ms, digest)
   return 1
+end)
+
+-- Whether `reserve` would count this upload now: returns 1, 2 or -ms, as it does.
+operation('check_upload', function(p, digest, owner, bytes, max_bytes, max_count)
+  return find_refusal(p, owner, digest, tonumber(bytes), tonumber(max_bytes), tonumber(max_count))
+    or 1
 end)
 
 -- Returns the digests whose files may be deleted now, some 1,000 at most. They stay marked until

@@ -150,6 +150,35 @@ def test_a_full_disk_returns_503_and_leaves_no_files(
         assert _files(tmp_path) == []
 
 
+def test_an_upload_that_the_disk_does_not_take_fills_no_quota(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (pictures.encode(Image.new("RGB", (40, 40), color)) for color in ("red", "green"))
+    app.state.settings = ApiSettings(max_uploads_per_caller=1)
+
+    def full(*_: Any) -> NoReturn:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        failed = client.post("/v1/images", files={"image": one})
+    after = client.post("/v1/images", files={"image": two})
+
+    assert (failed.status_code, after.status_code) == (503, 201)
+    assert client.head(f"/v1/images/{digest_of(one)}").status_code == 404
+
+
+def test_an_upload_above_the_quota_is_not_stored(
+    app: FastAPI, client: TestClient, tmp_path: Any
+) -> None:
+    app.state.settings = ApiSettings(max_uploads_per_caller=1)
+    for color, status in (("red", 201), ("green", 429)):
+        data = pictures.encode(Image.new("RGB", (40, 40), color))
+        assert client.post("/v1/images", files={"image": data}).status_code == status
+
+    assert len(_files(tmp_path)) == 1
+
+
 def test_a_client_that_waits_too_long_for_a_decoder_receives_503(
     client: TestClient, files: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
