@@ -217,10 +217,8 @@ def _refuse_camera_raw(image: Image.Image) -> None:
 def _split_alpha(image: Image.Image) -> Pixels:
     """Return the pixels of a loaded image, with the color in a mode that its profile is for."""
     profile = image.info.get("icc_profile")
-    if image.mode.startswith("I;16"):
-        # convert("L") alone would clip at 255.
-        wide = image.convert("I").point(lambda value: value * (1 / 256))
-        return Pixels(wide.convert("L"), None, profile)
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode.startswith("I;16"):
+        return Pixels(_read_deep_gray(image), None, profile)
     if image.mode in ("I", "F"):
         raise errors.BadImage(_DEEP)
     if image.mode in ("La", "RGBa"):  # premultiplied
@@ -231,6 +229,16 @@ def _split_alpha(image: Image.Image) -> Pixels:
     if image.mode in ("1", "P", "RGBX", "YCbCr"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     return Pixels(image, None, profile)
+
+
+def _read_deep_gray(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
+    """Return a gray TIFF of 12 or 16 bits in 8 bits. Pillow leaves its samples as they are."""
+    (bits,) = image.tag_v2[TiffImagePlugin.BITSPERSAMPLE]
+    # convert("L") alone would clip at 255.
+    wide = image.convert("I").point(lambda value: value * (1 / 2 ** (bits - 8)))
+    gray = wide.convert("L")
+    is_white_zero = image.tag_v2[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] == 0
+    return ImageOps.invert(gray) if is_white_zero else gray
 
 
 def _apply_code_points(pixels: Pixels, data: bytes) -> Pixels:

@@ -1,31 +1,26 @@
-"""Check that a GIF file is complete and bounds its metadata, without decoding it."""
+"""Check that the first picture of a GIF is complete, and bound its metadata, without decoding it.
+
+What follows the first picture is never read, so it may be cut: many files lack the trailer.
+"""
 
 _MAX_BLOCKS = 200_000
 _MAX_EXTENSION_BYTES = 1 << 20  # before the first picture; Pillow copies each block once more
-_EXTENSION, _PICTURE, _TRAILER = 0x21, 0x2C, 0x3B
+_EXTENSION, _PICTURE = 0x21, 0x2C
 
 
 def is_complete(data: bytes) -> bool:
-    """Return whether all blocks are complete and the trailer follows at least one picture."""
+    """Return whether all blocks up to the end of the first picture are complete."""
     if len(data) < 13:
         return False
-    at, pictures, extension_bytes = 13 + _color_table_bytes(data[10]), 0, 0
+    start = at = 13 + _color_table_bytes(data[10])
     for _ in range(_MAX_BLOCKS):
-        if at >= len(data):
+        if at + 10 >= len(data) or at - start > _MAX_EXTENSION_BYTES:
             return False
-        kind, start = data[at], at
-        if kind == _TRAILER:
-            return pictures > 0
-        if kind == _PICTURE and at + 10 < len(data):
-            at = _skip_blocks(data, at + 11 + _color_table_bytes(data[at + 9]))
-            pictures += 1
-        elif kind == _EXTENSION:
-            at = _skip_blocks(data, at + 2)
-            extension_bytes += (at - start) * (pictures == 0)
-        else:
+        if data[at] == _PICTURE:
+            return _skip_blocks(data, at + 11 + _color_table_bytes(data[at + 9])) <= len(data)
+        if data[at] != _EXTENSION:
             return False
-        if extension_bytes > _MAX_EXTENSION_BYTES:
-            return False
+        at = _skip_blocks(data, at + 2)
     return False
 
 

@@ -54,17 +54,25 @@ def _range(channel: Image.Image) -> tuple[int, int]:
     return low, high
 
 
+def _shift(channel: Image.Image, across: int, down: int) -> Image.Image:
+    """Return the channel moved by so many pixels; ImageChops.offset would wrap around."""
+    moved = Image.new("L", channel.size)
+    moved.paste(channel, (across, down))
+    return moved
+
+
 def _choose_color(picture: Image.Image, alpha: Image.Image) -> str:
     """Return white if most of the outline contrasts with it, else the color that contrasts best.
 
     The outline is where the picture borders on transparency: only there does the background matter.
+    What the edge of the file cuts off has no outline there.
     """
     threshold = _range(alpha)[1] // 2
     visible = alpha.point([255 if value > threshold else 0 for value in range(256)])
     hidden = ImageChops.invert(visible)
     near = hidden
     for across, down in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-        near = ImageChops.lighter(near, ImageChops.offset(hidden, across, down))
+        near = ImageChops.lighter(near, _shift(hidden, across, down))
     counts = picture.convert("L").histogram(ImageChops.darker(near, visible))
     total = sum(counts)
     shares = {

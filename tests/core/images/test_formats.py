@@ -113,6 +113,32 @@ def test_a_tiff_of_32_bits_is_refused_with_what_to_do(mode: str) -> None:
         codec.decode(_saved(Image.new(mode, (40, 40)), "TIFF"))
 
 
+def _retag(tiff: bytes, tag: int, value: int) -> bytes:
+    """Return a little-endian TIFF with another value of a tag that holds one short."""
+    entry = struct.pack("<HHI", tag, 3, 1)
+    at = tiff.index(entry) + len(entry)
+    return tiff[:at] + struct.pack("<H", value) + tiff[at + 2 :]
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "levels"),
+    [(16, 1, (32, 224)), (16, 0, (255 - 32, 255 - 224)), (12, 1, (32, 224))],
+)
+def test_a_gray_tiff_of_more_bits_is_scaled_and_never_negative(
+    bits: int, photometric: int, levels: tuple[int, int]
+) -> None:
+    """Pillow leaves the samples as they are. photometric: 0 if zero is white."""
+    halves = [level << (bits - 8) for level in (32, 224)]  # left, right
+    wide = b"".join(struct.pack("<H", value) * 32 for value in halves) * 64
+    data = _saved(Image.frombytes("I;16", (64, 64), wide), "TIFF")
+    if bits == 12:
+        packed = b"".join(((value << 12) | value).to_bytes(3) * 16 for value in halves) * 64
+        data = _retag(data.replace(wide, packed.ljust(len(wide), b"\0")), 258, bits)
+    decoded = codec.decode(_retag(data, 262, photometric))
+
+    assert [decoded.getpixel((x, 9)) for x in (5, 50)] == [(level,) * 3 for level in levels]
+
+
 @pytest.mark.parametrize(("tag", "value"), [(50706, b"\1\4\0\0"), (254, 1)])
 def test_camera_raw_is_refused_instead_of_its_small_preview(tag: int, value: Any) -> None:
     tags = TiffImagePlugin.ImageFileDirectory_v2()

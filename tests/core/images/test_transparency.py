@@ -33,9 +33,21 @@ def _photo() -> bytes:
     return _saved(picture)
 
 
+def _portrait(*, turned: int) -> bytes:
+    """Return a dark head over a white shirt, which one edge of the file cuts off."""
+    picture = Image.new("RGBA", (60, 60))
+    ImageDraw.Draw(picture).rectangle((2, 30, 57, 60), "white", outline="#404040")
+    ImageDraw.Draw(picture).ellipse((15, 5, 45, 35), "#503020")
+    return _saved(picture.rotate(turned))
+
+
 @pytest.mark.parametrize(
     ("data", "background"),
     [
+        *(
+            pytest.param(_portrait(turned=turned), "white", id=f"a portrait, turned by {turned}")
+            for turned in (0, 90, 180, 270)
+        ),
         pytest.param(_drawing("white"), "black", id="white artwork"),
         pytest.param(_drawing("#f0f0d8"), "black", id="pale artwork"),
         pytest.param(_drawing("black"), "white", id="black artwork"),
