@@ -12,7 +12,13 @@ from api.submissions.estimates import PictureSizes, request_estimate
 from api.submissions.pictures import check_digest, inspect_picture
 from core import errors
 from core.images.validation import MAX_SIDE_PX, MIN_SIDE_PX, check_dimensions
-from core.jobs.models import EstimateResponse, JobError, QueuePosition, number_parts
+from core.jobs.models import (
+    EstimateResponse,
+    JobError,
+    QueuePosition,
+    background_of,
+    number_parts,
+)
 from core.jobs.service_info import Estimate
 from core.style.spec import MAX_STYLES, parse_spec, result_size
 
@@ -75,8 +81,10 @@ async def estimate_job(
             return picture.width, picture.height
         check_digest_form(part, picture)
         await run_in_threadpool(check_digest, picture, owner, store, blobs)
-        file = blobs.path(picture)
-        found = await inspect_picture(file, part, spec.background, client=client, any_size=any_size)
+        background = background_of(part, spec.background, spec.transparency)
+        found = await inspect_picture(
+            picture, part, background, blobs=blobs, client=client, any_size=any_size
+        )
         return found.size
 
     content = await get_size("content", body.content)

@@ -32,7 +32,8 @@ def check_readiness(store: Store, blobs: Blobs) -> Health | Response:
     """Return 200 if the service can accept, run and keep a job; otherwise 503.
 
     The checks: the store has its functions, takes writes and has safe settings; pictures can be
-    written; a worker was seen within the last minute. The body names what fails.
+    written; a worker was seen within the last minute. The body names what fails, and has the
+    `warnings` in any case.
     """
     steps: dict[str, Callable[[], object]] = {
         "functions": store.get_load,
@@ -43,6 +44,7 @@ def check_readiness(store: Store, blobs: Blobs) -> Health | Response:
     }
     store.monitor.invalidate()
     checks, first_error = dict.fromkeys(steps, "not checked"), None
+    warnings: list[str] = []
     for name, step in steps.items():
         try:
             step()
@@ -52,9 +54,11 @@ def check_readiness(store: Store, blobs: Blobs) -> Health | Response:
             first_error = first_error or error
             if name == "functions":
                 break  # a silent store would keep each further check waiting, too
+    else:
+        warnings = _list_warnings(store)
     if first_error is not None:
-        return problem(first_error, checks=checks)
-    return Health(status="ok", checks=checks, warnings=_list_warnings(store))
+        return problem(first_error, checks=checks, warnings=warnings)
+    return Health(status="ok", checks=checks, warnings=warnings)
 
 
 def _check_pictures(blobs: Blobs) -> None:
@@ -68,7 +72,10 @@ def _check_worker(store: JobStore) -> None:
 
 
 def _list_warnings(store: JobStore) -> list[str]:
-    report = store.monitor.check()
+    try:
+        report = store.monitor.check()
+    except errors.Unavailable:  # the checks say why
+        return []
     warnings = [f"{problem}; accepted jobs may be lost" for problem in report.problems]
     warnings += [
         f"{name} cannot be checked: the server does not show it" for name in report.unchecked

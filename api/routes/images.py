@@ -93,7 +93,7 @@ async def upload_image(
             raise errors.BadInput("Send the picture as a file in the form field image.")
         blob = multipart.get_pending_blob(image)
         # It may be a mask, or a picture for a job that names another background.
-        found = await inspect_picture(blob.path, None, mask=True, client=client)
+        found = await inspect_picture(blob, None, mask=True, blobs=blobs, client=client)
 
         def commit() -> str:
             size_bytes = image.size or 0

@@ -366,8 +366,9 @@ async def update_job(
         and job.spec_update_count < MAX_SPEC_UPDATES
     ):
         for mask in _newly_used_masks(job.input, job.input.with_updates(update.spec)):
-            file = await run_in_threadpool(blobs.path, mask)
-            await inspect_picture(file, "mask", mask=True, refuse_black=True, client=client)
+            await inspect_picture(
+                mask, "mask", mask=True, refuse_black=True, blobs=blobs, client=client
+            )
     return job_resource(await run_in_threadpool(_update_job, job, owner, store, update))
 
 

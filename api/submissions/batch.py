@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from api.schemas.submission import BatchSubmission, compute_request_hash
 from api.submissions import estimates, parser
 from api.submissions.estimates import PictureSizes, Size
-from api.submissions.pictures import check_digest, inspect_picture, picture_path, store_picture
+from api.submissions.pictures import check_digest, inspect_picture, store_picture
 from api.submissions.service import SubmissionService
 from core import errors
 from core.jobs.models import (
@@ -60,8 +60,9 @@ async def _inspect_pictures(
     parts = [*contents, *number_parts("style", len(submission.styles))]
     pictures = [*submission.contents, *submission.styles]
     for part, picture in zip(parts, pictures, strict=True):
-        file = picture_path(picture, submissions.blobs)
-        found = await inspect_picture(file, part, spec.background, client=submissions.client)
+        found = await inspect_picture(
+            picture, part, spec.background, blobs=submissions.blobs, client=submissions.client
+        )
         warnings.extend(f"{part}: {warning}" for warning in found.warnings)
         sizes.append(found.size)
     return sizes, warnings

@@ -13,7 +13,13 @@ from api.submissions.pictures import check_digest, inspect_picture, picture_path
 from api.submissions.service import SubmissionService
 from core import errors
 from core.images import codec
-from core.jobs.models import JobInput, SubmissionContext, SubmissionOptions, number_parts
+from core.jobs.models import (
+    JobInput,
+    SubmissionContext,
+    SubmissionOptions,
+    background_of,
+    number_parts,
+)
 from core.style.spec import StyleSpec, parse_spec
 
 
@@ -131,11 +137,11 @@ async def _inspect_pictures(
     warnings: list[str] = []
 
     async def inspect(part: str, picture: Picture, **options: bool) -> tuple[int, int]:
-        file = picture_path(picture, submissions.blobs)
-        is_painted = part == "init_image" and spec.transparency == "keep"  # as in `load_images`
-        background = "none" if is_painted else spec.background
-        client = submissions.client
-        found = await inspect_picture(file, part, background, client=client, **options)
+        background = background_of(part, spec.background, spec.transparency)
+        blobs, client = submissions.blobs, submissions.client
+        found = await inspect_picture(
+            picture, part, background, blobs=blobs, client=client, **options
+        )
         warnings.extend(f"{part}: {warning}" for warning in found.warnings)
         return found.size
 

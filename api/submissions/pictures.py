@@ -4,7 +4,6 @@ Knows no route and no job.
 """
 
 import os
-from functools import partial
 from pathlib import Path
 
 from anyio import to_thread
@@ -25,20 +24,24 @@ _decoders = FairQueue("pictures", max(2, _CORES or 1))
 
 
 async def inspect_picture(
-    file: Path,
+    picture: Picture,
     part: str | None,
     background: Background = "auto",
     *,
+    blobs: Blobs,
     client: Client,
     **options: bool,
 ) -> Inspection:
     """Decode the picture in a child process and return what is known of it.
 
     part: its name in the request, for the message of a refusal; None if it is alone. options: those
-    of `decoder.inspect_upload`. Raises BadImage and its subclasses, and what `FairQueue.turn`
-    raises.
+    of `decoder.inspect_upload`. Raises BadImage and its subclasses, what `picture_path` raises, and
+    what `FairQueue.turn` raises.
     """
-    inspect = partial(decoder.inspect_upload, file, background, **options)
+
+    def inspect() -> Inspection:
+        return decoder.inspect_upload(picture_path(picture, blobs), background, **options)
+
     try:
         async with _decoders.turn(client):
             return await to_thread.run_sync(inspect)
@@ -82,5 +85,8 @@ def store_picture(picture: Picture, store: JobStore, blobs: Blobs) -> str:
 
 
 def picture_path(picture: Picture, blobs: Blobs) -> Path:
-    """Return the file of an uploaded picture or of a digest, which `check_digest` has read."""
+    """Return the file of an uploaded picture or of a digest, which `check_digest` has checked.
+
+    It may read the whole file, so call it in a thread. Raises as `Blobs.get` does.
+    """
     return blobs.path(picture) if isinstance(picture, str) else picture.path

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core import errors
 from core.images import codec
+from core.images.transparency import Background
 from core.style.spec import SpecUpdate, parse_spec
 
 MAX_ATTEMPTS = 3  # lost attempts in a row, without a new checkpoint, before the job fails
@@ -75,6 +76,13 @@ def number_parts(field: str, count: int) -> list[str]:
     return [f"{field} {number}" for number in range(1, count + 1)] if count > 1 else [field] * count
 
 
+def background_of(part: str, background: Background, transparency: str) -> Background:
+    """Return what a job's picture is composited on. The others are parameters of the job's spec."""
+    # A result that continues has painted colors under the alpha that it gets again.
+    is_painted = part == "init_image" and transparency == "keep"
+    return "none" if is_painted else background
+
+
 class JobInput(_Record):
     """What the client submitted: image digests, and the spec with every default filled in."""
 
@@ -103,14 +111,13 @@ class JobInput(_Record):
         """
         # A job of an earlier version has no such parameters.
         background = self.spec.get("background", "auto")
-        keep_alpha = self.spec.get("transparency") == "keep"
+        transparency = self.spec.get("transparency", "flatten")
+        keep_alpha = transparency == "keep"
 
         def load(part: str, digest: str, **options: Any) -> Image.Image:
             data = get(digest)
-            # A result that continues has painted colors under the alpha that it gets again.
-            is_painted = part == "init_image" and keep_alpha
             try:
-                return decode(data, "none" if is_painted else background, **options)
+                return decode(data, background_of(part, background, transparency), **options)
             except (errors.BadImage, errors.UploadTooLarge) as error:
                 raise error.about(part) from error
 

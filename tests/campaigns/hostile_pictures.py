@@ -98,8 +98,8 @@ WITHOUT = {
         "def _inspect_two_at_a_time(path):\n"
         "    with _two:\n"
         "        return decoder.inspect_upload(path, mask=True)\n"
-        "async def _inspect(path, *_, **__):\n"
-        "    return await to_thread.run_sync(_inspect_two_at_a_time, path)\n"
+        "async def _inspect(picture, *_, **__):\n"
+        "    return await to_thread.run_sync(_inspect_two_at_a_time, picture.path)\n"
         "p.inspect_picture = _inspect"
     ),
 }

@@ -5,9 +5,11 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from PIL import Image, ImageDraw
 from starlette.testclient import TestClient
 
 from api.submissions import estimates
+from core.images import codec
 from core.jobs.models import EstimateResponse, JobError, ScaleEstimate
 from core.jobs.store import JobStore
 
@@ -98,6 +100,26 @@ def test_the_json_of_a_submission_can_be_estimated(
     assert answer.status_code == 200
     assert (asked.content, asked.styles, asked.masks) == ((96, 72), [(96, 75)], 1)
     assert asked.init == (96, 75)
+
+
+def test_a_picture_to_start_from_is_judged_as_in_a_submission(
+    request_estimate: RequestEstimate, client: TestClient, files: Any, notifications: list[int]
+) -> None:
+    """Its transparent parts have colors if the result keeps the alpha: white here."""
+    drawing = Image.new("RGBA", (96, 96), (255, 255, 255, 0))
+    ImageDraw.Draw(drawing).ellipse((10, 10, 80, 80), "white")
+    photo, init = (
+        client.post("/v1/images", files={"image": image}).json()["id"]
+        for image in (files["content"], codec.encode(drawing))
+    )
+    body: dict[str, Any] = {"content": photo, "styles": [photo], "init_image": init}
+    for transparency, statuses in (("keep", (202, 200)), ("flatten", (422, 422))):
+        parameters = {"init": "picture", "transparency": transparency, "background": "white"}
+        body["spec"] = {"size": 64, **parameters}
+        submitted = client.post("/v1/jobs", json=body)
+        estimated, _ = request_estimate(body)
+
+        assert (submitted.status_code, estimated.status_code) == statuses
 
 
 def test_a_job_that_would_fail_has_a_reason(request_estimate: RequestEstimate) -> None:

@@ -135,6 +135,18 @@ def test_a_store_that_lost_its_data_is_shown(
     assert "The store is empty" in ready.json()["warnings"][0]
 
 
+def test_the_operator_is_warned_also_while_a_check_fails(
+    own_client: TestClient, own_store: JobStore, admin: Any
+) -> None:
+    """A store that has lost its data often lacks workers, too."""
+    own_client.get("/readyz")
+    admin.flushall()
+    answer = own_client.get("/readyz").json()
+
+    assert (answer["status"], answer["checks"]["worker"][:13]) == (503, "No worker was")
+    assert "The store is empty" in answer["warnings"][0]
+
+
 def test_a_silent_store_is_not_asked_again_and_again(app: FastAPI, client: TestClient) -> None:
     app.state.store.close()
     app.state.store = JobStore("redis://127.0.0.1:1/0")
