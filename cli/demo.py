@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from cli.jobs import follow_and_save
-from cli.local_service import LocalService, service_url
+from cli.local_service import LocalService, build_service_url
 from cli.options import check_output, host_option, port_option
 from cli.service import open_local_service
 from core import errors
@@ -41,7 +41,7 @@ def demo(size: str, output: Path, host: str, port: int) -> None:
     parse_spec({"size": size})
     output.parent.mkdir(parents=True, exist_ok=True)
     check_output(output)
-    with Client(service_url(host, port)) as client:
+    with Client(build_service_url(host, port)) as client:
         if client.alive():
             click.echo(client.link(_run_demo(client, size, output, client.follow)))
         else:

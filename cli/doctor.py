@@ -15,11 +15,12 @@ from typing import Any, Literal
 import click
 import redis
 
-from cli.keys import find_store, store_file
 from cli.output import printable
+from cli.store_location import find_store_url
 from core import errors
 from core.config import Settings, read_settings
 from core.jobs.store_monitor import REQUIRED, StoreMonitor
+from core.jobs.store_report import IDENTITY_FILE
 from core.redis_client import CircuitBreaker, connect
 
 MIN_FREE_BYTES = 1_000_000_000  # for some results and checkpoints
@@ -38,25 +39,37 @@ class Finding:
     advice: str = ""
 
 
+Check = Callable[[Settings], Iterator[Finding]]
+
+
 @click.command()
 def doctor() -> None:
     """Check driver, cards, torch, store, disk and weights; exit with 1 if something is wrong."""
     config = read_settings(Settings)
-    checks: list[Callable[[Settings], Iterator[Finding]]] = [
-        check_driver,
-        check_torch,
-        check_store,
-        check_disk,
-        check_weights,
-    ]
+    checks: dict[str, Check] = {
+        "driver": check_driver,
+        "torch": check_torch,
+        "store": check_store,
+        "disk": check_disk,
+        "weights": check_weights,
+    }
     wrong = 0
-    for check in checks:
-        for finding in check(config):
+    for topic, check in checks.items():
+        for finding in _run(topic, check, config):
             click.echo(_format(finding))
             wrong += finding.state == "wrong"
     click.echo(f"Problems: {wrong}." if wrong else "Nothing is wrong.")
     if wrong:
         sys.exit(1)
+
+
+def _run(topic: str, check: Check, config: Settings) -> Iterator[Finding]:
+    """Yield what the check finds. A folder of another user is a finding, too, and no end."""
+    try:
+        yield from check(config)
+    except OSError as error:
+        text = f"{error.filename} cannot be read: {error.strerror}" if error.filename else error
+        yield Finding(topic, "wrong", str(text), "change its owner, or run this as its user")
 
 
 def _format(finding: Finding) -> str:
@@ -218,11 +231,19 @@ def _describe_processor() -> str:
 
 
 def check_store(config: Settings) -> Iterator[Finding]:
-    """Whether the store answers, and whether it can lose jobs."""
-    is_expected = "IMPASTO_REDIS_URL" in os.environ or store_file(config.data_dir).exists()
-    client = connect(find_store(config))
+    """Whether the store answers, can lose jobs, and is that of the pictures."""
     try:
-        report = StoreMonitor(client, CircuitBreaker()).check()
+        url = find_store_url(config)
+    except errors.BadSettings as error:
+        yield Finding("store", "wrong", error.message)
+        return
+    is_expected = "IMPASTO_REDIS_URL" in os.environ or url != config.redis_url
+    # The monitor would write a missing file.
+    file = config.blobs_dir / IDENTITY_FILE
+    client = connect(url)
+    monitor = StoreMonitor(client, CircuitBreaker(), file if _exists(file) else None)
+    try:
+        report = monitor.check()
     except errors.StoreUnavailable as error:
         if is_expected:
             text = f"it does not answer: {error.__cause__}"
@@ -235,6 +256,11 @@ def check_store(config: Settings) -> Iterator[Finding]:
         return
     finally:
         client.close()
+    if monitor.unusable:
+        yield Finding("store", "wrong", monitor.unusable, "use another server: IMPASTO_REDIS_URL")
+        return
+    if foreign := report.describe_identity():
+        yield Finding("store", "wrong", foreign)
     state: State = "note" if config.store_unsafe == "accept" else "wrong"
     for problem in report.problems:
         advice = "change this, in its configuration file too: docs/operations.md, The store"
@@ -253,7 +279,7 @@ def check_disk(config: Settings) -> Iterator[Finding]:
         ("data", "IMPASTO_DATA_DIR", config.data_dir),
         ("cache", "IMPASTO_CACHE_DIR", config.cache_dir),
     ):
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        existing = next(path for path in (folder, *folder.parents) if _exists(path))
         free = shutil.disk_usage(existing).free
         text = f"{folder}: {free / 1e9:.1f} GB free"
         if not _is_writable(existing) and topic == "cache" and any(config.weights_dir.glob("*")):
@@ -267,6 +293,14 @@ def check_disk(config: Settings) -> Iterator[Finding]:
             yield Finding(topic, "wrong", text, advice)
         else:
             yield Finding(topic, "ok", text)
+
+
+def _exists(path: Path) -> bool:
+    """Return False also for a path in a folder that may not be entered. Path.exists raises."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _is_writable(folder: Path) -> bool:

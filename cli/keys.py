@@ -3,12 +3,11 @@
 It uses the service's store, not its API.
 """
 
-import os
 from datetime import datetime
-from pathlib import Path
 
 import click
 
+from cli.store_location import find_store_url
 from core.auth.api_keys import ApiKeyStore
 from core.config import Settings, read_settings
 from core.jobs.models import Priority
@@ -63,17 +62,4 @@ def revoke(key_id: str) -> None:
 
 
 def _open_store() -> ApiKeyStore:
-    return ApiKeyStore(find_store(read_settings(Settings)))
-
-
-def find_store(config: Settings) -> str:
-    """The URL of the store: IMPASTO_REDIS_URL, else that of the running `impasto up`."""
-    url_file = store_file(config.data_dir)
-    if "IMPASTO_REDIS_URL" not in os.environ and url_file.exists():
-        return url_file.read_text(encoding="utf-8")
-    return config.redis_url
-
-
-def store_file(data_dir: Path) -> Path:
-    """The file with the store's URL while `impasto up` runs; only its user may read it."""
-    return data_dir / "store.url"
+    return ApiKeyStore(find_store_url(read_settings(Settings)))

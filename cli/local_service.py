@@ -22,7 +22,7 @@ from typing import IO
 
 from celery.platforms import set_pdeathsig  # type: ignore[attr-defined]
 
-from cli.keys import store_file
+from cli.store_location import locate_store_file
 from core import errors
 from core.config import Settings
 from core.jobs.store import JobStore
@@ -150,7 +150,7 @@ class LocalService:
     @property
     def url(self) -> str:
         """The address of the API."""
-        return service_url(self._host, self._port)
+        return build_service_url(self._host, self._port)
 
     def __enter__(self) -> "LocalService":
         self._lock = self._lock_folder()
@@ -199,7 +199,7 @@ class LocalService:
         store = JobStore(redis_url)
         self._launch("valkey", self._valkey_command(password, port), {}, lambda: _is_up(store))
         store.close()
-        _write_private(store_file(self._folder), redis_url)
+        _write_private(locate_store_file(self._folder), redis_url)
         self._launch("worker", [sys.executable, "-m", "worker"], environment)
         if self._sends_webhooks:
             self._launch("webhooks", [sys.executable, "-m", "worker.webhooks"], environment)
@@ -253,7 +253,9 @@ class LocalService:
         probe = self._folder / "up.probe"
         try:
             with probe.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, ROOM_BYTES)
+                file.write(bytes(ROOM_BYTES))  # macOS has no posix_fallocate
+                file.flush()
+                os.fsync(file.fileno())
         except OSError:
             return False
         finally:
@@ -266,7 +268,7 @@ class LocalService:
         order = ("worker", "webhooks", "api", "valkey")
         for process in sorted(self._processes, key=lambda process: order.index(process.name)):
             process.stop()
-        store_file(self._folder).unlink(missing_ok=True)
+        locate_store_file(self._folder).unlink(missing_ok=True)
         self._lock.close()
 
     def _valkey_command(self, password: str, port: int) -> list[str]:
@@ -307,8 +309,8 @@ def _is_up(store: JobStore) -> bool:
     return True
 
 
-def service_url(host: str, port: int) -> str:
-    """The address of a service that listens on host and port."""
+def build_service_url(host: str, port: int) -> str:
+    """Return the address of a service that listens on host and port."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

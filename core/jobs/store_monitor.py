@@ -53,7 +53,7 @@ class StoreMonitor:
         self._redis, self._circuit_breaker = client, circuit_breaker
         self._identity_file, self._accepts_unsafe = identity_file, accepts_unsafe
         self._report: StoreReport | None = None
-        self._unusable: str | None = None  # why this kind of server cannot be the store
+        self.unusable: str | None = None  # why this kind of server cannot be the store
         self._valid_until = 0.0
         self._lock = threading.Lock()  # of a check: an older answer must not replace a newer one
         self.identity = ""  # that the pictures belong to; empty: not known
@@ -70,7 +70,7 @@ class StoreMonitor:
     def _check(self) -> StoreReport:
         self._valid_until = time.monotonic() + CHECK_SECONDS
         with self._circuit_breaker:
-            report, self._unusable = self._read()
+            report, self.unusable = self._read()
         if report != self._report:
             self._log_report(report)
         self._report = report
@@ -82,8 +82,8 @@ class StoreMonitor:
             report = self._report
             if report is None or time.monotonic() >= self._valid_until:
                 report = self._check()
-        if self._unusable:
-            raise errors.StoreUnsafe(f"No job is accepted: {self._unusable}")
+        if self.unusable:
+            raise errors.StoreUnsafe(f"No job is accepted: {self.unusable}")
         if report.problems and not self._accepts_unsafe:
             raise errors.StoreUnsafe(
                 f"No job is accepted, because the store may lose it: {'; '.join(report.problems)}."
@@ -98,8 +98,8 @@ class StoreMonitor:
             self.check()
         except errors.StoreUnavailable as error:
             log.warning("%s", error.message)
-        if self._unusable:
-            raise errors.BadSettings(f"IMPASTO_REDIS_URL: {self._unusable}")
+        if self.unusable:
+            raise errors.BadSettings(f"IMPASTO_REDIS_URL: {self.unusable}")
 
     # ------------------------------------------------------------------ internal
 

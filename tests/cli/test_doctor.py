@@ -12,6 +12,7 @@ import pytest
 import redis
 import torch
 
+from core.jobs.store import JobStore
 from core.neural import capacity
 from core.neural.capacity import Capacity
 from core.neural.weights.cache import WeightsCache
@@ -187,6 +188,72 @@ def test_settings_that_may_not_be_read_are_not_wrong(run_doctor: Doctor, own_val
 
     assert code == 0, output
     assert "note   store      it does not show appendfsync" in output
+
+
+def test_a_server_that_cannot_be_the_store_is_wrong_even_if_unsafe_ones_are_accepted(
+    run_doctor: Doctor, own_valkey: Any
+) -> None:
+    url = own_valkey.url.removesuffix("/0") + "/99"
+    code, output = run_doctor(IMPASTO_REDIS_URL=url, IMPASTO_STORE_UNSAFE="accept")
+
+    assert code == 1
+    assert "wrong  store      The server has no database" in output
+    assert "-> use another server" in output
+
+
+def test_a_store_that_is_not_that_of_the_pictures_is_wrong(
+    run_doctor: Doctor, own_valkey: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "data" / "blobs" / "store.identity"
+    assert run_doctor(IMPASTO_REDIS_URL=own_valkey.url)[0] == 0
+    assert not file.exists(), "doctor changes nothing"
+    JobStore(own_valkey.url, identity_file=file).monitor.check()
+    assert run_doctor(IMPASTO_REDIS_URL=own_valkey.url)[0] == 0
+    with redis.Redis(port=own_valkey.port) as client:
+        client.flushall()
+    code, output = run_doctor(IMPASTO_REDIS_URL=own_valkey.url)
+
+    assert code == 1
+    assert "wrong  store      The store is empty: its jobs are not those of the pictures" in output
+    assert "delete store.identity" in output
+
+
+@pytest.mark.parametrize(
+    ("setting", "findings"),
+    [
+        ("IMPASTO_DATA_DIR", ["data       {} cannot be written", "ok     weights    vgg19"]),
+        (
+            "IMPASTO_CACHE_DIR",
+            ["ok     data", "weights    {}/x/weights cannot be read: Permission"],
+        ),
+    ],
+)
+def test_folders_of_another_user_are_findings(
+    run_doctor: Doctor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    findings: list[str],
+) -> None:
+    """In Python 3.11, Path.exists and Path.is_dir raise PermissionError there."""
+    forbidden, real = tmp_path / "forbidden", os.stat
+
+    def stat_as_another_user(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if isinstance(path, str | Path) and str(path).startswith(f"{forbidden}/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **options)
+
+    forbidden.mkdir()
+    monkeypatch.setattr(os, "stat", stat_as_another_user)
+    may_write = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path != forbidden and may_write(path, mode)
+    )
+    code, output = run_doctor(**{setting: str(forbidden / "x")})
+
+    assert code == 1
+    assert [found for found in findings if found.format(forbidden) not in output] == [], output
+    assert "Problems: " in output
 
 
 def test_a_store_that_does_not_answer_is_wrong_only_if_one_is_set(run_doctor: Doctor) -> None:

@@ -5,12 +5,12 @@ import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from cli.keys import store_file
 from cli.local_service import _write_private
+from cli.store_location import locate_store_file
 from core.auth.api_keys import ApiKeyStore
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -54,15 +54,29 @@ def test_a_key_is_created_listed_and_revoked(impasto: Command, valkey: Any) -> N
 def test_the_store_of_a_running_impasto_up_is_found_by_its_file(
     impasto: Command, valkey: Any, tmp_path: Path
 ) -> None:
-    _write_private(store_file(tmp_path), valkey.url)
+    _write_private(locate_store_file(tmp_path), valkey.url)
 
     assert impasto("keys", "create", "Ada").returncode == 0
     assert "Ada" in impasto("keys", "list").stdout
-    assert stat.S_IMODE(store_file(tmp_path).stat().st_mode) == 0o600
+    assert stat.S_IMODE(locate_store_file(tmp_path).stat().st_mode) == 0o600
+
+
+def test_the_file_of_another_user_is_reported_with_what_to_do(
+    impasto: Command, valkey: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: Any) -> NoReturn:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    ran = impasto("keys", "list")
+
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "store.url cannot be read (Permission denied): run this as the user" in ran.stderr
+    assert impasto("keys", "list", IMPASTO_REDIS_URL=valkey.url).returncode == 0
 
 
 def test_an_unreachable_store_is_reported_in_one_line(impasto: Command, tmp_path: Path) -> None:
-    store_file(tmp_path).write_text("redis://127.0.0.1:1/0")
+    locate_store_file(tmp_path).write_text("redis://127.0.0.1:1/0")
     ran = impasto("keys", "list")
 
     assert ran.returncode == 1
