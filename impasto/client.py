@@ -24,7 +24,7 @@ from typing import Any, TypeGuard, TypeVar
 from urllib.parse import quote
 
 import httpx2
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from core import errors
 from core.config import Settings, read_settings
@@ -202,11 +202,11 @@ class Client:
     def upload(self, picture: Picture) -> str:
         """Upload a picture and return its digest, for use in many jobs. Raises BadImage."""
         response = self._request("POST", "/v1/images", files=[("image", _form_part(picture))])
-        return str(response.json()["id"])
+        return _parse(_Upload, response).id
 
     def image(self, digest: str) -> bytes:
         """Download an upload, a job's input or a result by its digest. Raises ImageNotFound."""
-        return self._request("GET", f"/v1/images/{quote(digest, safe='')}").content
+        return _read_picture(self._request("GET", f"/v1/images/{quote(digest, safe='')}"))
 
     def estimate(
         self,
@@ -247,13 +247,12 @@ class Client:
 
     def models(self) -> list[ModelInfo]:
         """Return the networks that a job may name as its `model`."""
-        models = self._request("GET", "/v1/models").json()["models"]
-        return [ModelInfo.model_validate(model) for model in models]
+        return _parse(_Models, self._request("GET", "/v1/models")).models
 
     def presets(self) -> list[Preset]:
         """Return the named sets of parameters, for `submit(preset=...)`."""
-        presets = self._request("GET", "/v1/presets").json()["presets"]
-        return [Preset(one["name"], one["description"], one["spec"]) for one in presets]
+        presets = _parse(_Presets, self._request("GET", "/v1/presets")).presets
+        return [Preset(one.name, one.description, one.spec) for one in presets]
 
     # ------------------------------------------------------------------ read and follow
 
@@ -267,13 +266,13 @@ class Client:
         Requests a page at a time, as the caller iterates.
         """
         params = {"limit": PAGE_JOBS, "status": status}
-        page = self._request("GET", "/v1/jobs", params=params).json()
-        yield from map(Job.model_validate, page["jobs"])
-        while page["next"]:
+        page = _parse(_Page, self._request("GET", "/v1/jobs", params=params))
+        yield from page.jobs
+        while page.next:
             # The link may begin with the proxy's path, which the base address has already.
-            query = page["next"].partition("?")[2]
-            page = self._request("GET", f"/v1/jobs?{query}").json()
-            yield from map(Job.model_validate, page["jobs"])
+            query = page.next.partition("?")[2]
+            page = _parse(_Page, self._request("GET", f"/v1/jobs?{query}"))
+            yield from page.jobs
 
     def batch(self, batch_id: str) -> Batch:
         """Return the batch as it is now. Raises BatchNotFound, also if all its jobs are deleted."""
@@ -326,24 +325,23 @@ class Client:
         Raises JobNotEnded, NoResult, ResultGone.
         """
         params = {"format": format, **_drop_none({"width": width})}
-        return self._request("GET", f"{_job_path(job_id)}/result", params=params).content
+        return _read_picture(self._request("GET", f"{_job_path(job_id)}/result", params=params))
 
     def preview(self, job_id: str) -> bytes:
         """Download a small JPEG of the current state. Raises NoResult while there is none."""
-        return self._request("GET", f"{_job_path(job_id)}/preview").content
+        return _read_picture(self._request("GET", f"{_job_path(job_id)}/preview"))
 
     def frames(self, job_id: str) -> list[Frame]:
         """List the saved frames of the run, in order. Raises ResultGone."""
-        frames = self._request("GET", f"{_job_path(job_id)}/frames").json()["frames"]
-        return [Frame.model_validate(frame) for frame in frames]
+        return _parse(_Frames, self._request("GET", f"{_job_path(job_id)}/frames")).frames
 
     def frame(self, job_id: str, index: int) -> bytes:
         """Download one frame, a JPEG. Raises ImageNotFound if the service has dropped it."""
-        return self._request("GET", f"{_job_path(job_id)}/frames/{index}").content
+        return _read_picture(self._request("GET", f"{_job_path(job_id)}/frames/{index}"))
 
     def timelapse(self, job_id: str) -> bytes:
         """Download all frames as an animated WebP. Raises NoResult while there are none."""
-        return self._request("GET", f"{_job_path(job_id)}/timelapse").content
+        return _read_picture(self._request("GET", f"{_job_path(job_id)}/timelapse"))
 
     # ------------------------------------------------------------------ change
 
@@ -370,11 +368,16 @@ class Client:
 
     def delete_batch(self, batch_id: str) -> None:
         """Delete each job of the batch."""
-        self._request("DELETE", _batch_path(batch_id))
+        self._delete(_batch_path(batch_id))
 
     def delete(self, job_id: str) -> None:
         """Delete the job and its pictures. No error if there is no such job."""
-        self._request("DELETE", _job_path(job_id))
+        self._delete(_job_path(job_id))
+
+    def _delete(self, path: str) -> None:
+        response = self._request("DELETE", path)
+        if response.status_code != 204:
+            raise _not_ours(response)
 
     # ------------------------------------------------------------------ requests
 
@@ -450,7 +453,7 @@ class Client:
         self._has_answered = True
         if response.is_success or response.status_code == 304:
             return response
-        raise _to_error(response, self.url)
+        raise _to_error(response)
 
     def _is_temporary(self, error: errors.ImpastoError) -> bool:
         """Whether a retry may succeed.
@@ -464,7 +467,7 @@ class Client:
         return self._has_answered or not is_refused
 
 
-def _to_error(response: httpx2.Response, url: str) -> errors.ImpastoError:
+def _to_error(response: httpx2.Response) -> errors.ImpastoError:
     """Convert an error response (application/problem+json) to an exception."""
     status = response.status_code
     try:
@@ -472,7 +475,7 @@ def _to_error(response: httpx2.Response, url: str) -> errors.ImpastoError:
     except (ValueError, KeyError, TypeError):
         if status in (502, 503, 504):  # from a proxy whose service is down
             return errors.Unavailable()
-        return errors.ServiceUnreachable(f"The server at {url} is not an Impasto service.")
+        return _not_ours(response)
     if status == 401:
         message = "The service requires an API key; set IMPASTO_KEY to a valid one."
     kind = _KINDS.get(code) or _kind_by_status(status)
@@ -481,6 +484,26 @@ def _to_error(response: httpx2.Response, url: str) -> errors.ImpastoError:
     if isinstance(error, errors.RetryLater):
         error.retry_seconds = _retry_after(response)
     return error
+
+
+def _not_ours(response: httpx2.Response) -> errors.ImpastoError:
+    """Return the error for an answer that no Impasto service gives, but a server on the way."""
+    status, url = response.status_code, response.request.url
+    origin = f"{url.scheme}://{url.netloc.decode()}"  # without a password
+    if (location := response.headers.get("Location")) and response.is_redirect:
+        return errors.ServiceUnreachable(
+            f"{origin} redirects to {location}; give the service's own URL (--url, IMPASTO_URL)."
+        )
+    if status == 413:
+        return errors.UploadTooLarge(
+            f"A server before the service at {origin} refuses so large a request; send smaller "
+            "pictures, or let its operator raise the limit (nginx: client_max_body_size)."
+        )
+    return errors.ServiceUnreachable(
+        f"The server at {origin} is not an Impasto service: it answers {status} with "
+        f"{response.headers.get('Content-Type', 'no content type')}. Check the URL (--url, "
+        "IMPASTO_URL), and whether the network wants a login."
+    )
 
 
 def _kind_by_status(status: int) -> type[errors.ImpastoError]:
@@ -512,8 +535,46 @@ def _timeout(left_seconds: float) -> httpx2.Timeout:
     return httpx2.Timeout(max(1, min(10, left_seconds)), read=max(1, min(60, left_seconds + 1)))
 
 
+class _Upload(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    models: list[ModelInfo]
+
+
+class _Preset(BaseModel):
+    name: str
+    description: str
+    spec: dict[str, Any]
+
+
+class _Presets(BaseModel):
+    presets: list[_Preset]
+
+
+class _Page(BaseModel):
+    jobs: list[Job]
+    next: str | None
+
+
+class _Frames(BaseModel):
+    frames: list[Frame]
+
+
 def _parse(kind: type[Model], response: httpx2.Response) -> Model:
-    return kind.model_validate_json(response.content)
+    """Raises ServiceUnreachable for an answer of another server, such as a login page."""
+    try:
+        return kind.model_validate_json(response.content)
+    except ValidationError as error:
+        raise _not_ours(response) from error
+
+
+def _read_picture(response: httpx2.Response) -> bytes:
+    """Raises ServiceUnreachable for an answer of another server, such as a login page."""
+    if not response.headers.get("Content-Type", "").startswith("image/"):
+        raise _not_ours(response)
+    return response.content
 
 
 def _job_path(job_id: str) -> str:

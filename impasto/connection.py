@@ -59,9 +59,10 @@ def _load_certificates(ca_file: str | os.PathLike[str] | None) -> ssl.SSLContext
     file, folder = (os.environ.get(name) or None for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
     name = "SSL_CERT_FILE or SSL_CERT_DIR"
     try:
-        for path in (file, folder):
-            if path is not None:
-                Path(path).stat()
+        if file is not None:
+            Path(file).stat()
+        if folder is not None:
+            _require_folder(folder.split(os.pathsep))
         if file or folder:
             context = ssl.create_default_context(cafile=file, capath=folder)
         else:
@@ -73,6 +74,19 @@ def _load_certificates(ca_file: str | os.PathLike[str] | None) -> ssl.SSLContext
         reason = error.strerror or str(error)
         raise errors.BadSettings(f"{name}: no certificates can be read ({reason}).") from error
     return context
+
+
+def _require_folder(paths: list[str]) -> None:
+    """Raise OSError unless one of the folders exists. OpenSSL itself ignores missing ones."""
+    failures = []
+    for path in paths:
+        try:
+            Path(path).stat()
+        except OSError as error:
+            failures.append(error)
+        else:
+            return
+    raise failures[0]
 
 
 def describe_failure(error: httpx2.HTTPError, url: str) -> str:

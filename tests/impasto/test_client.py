@@ -526,6 +526,65 @@ def test_an_error_that_a_retry_cannot_cure_in_time_is_raised(
     assert (type(raised.value), raised.value.code, len(requests)) == (kind, code, 1)
 
 
+PORTAL = _response(200, "<html>Log in</html>", Content_Type="text/html")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.submit(b"a", b"b"),
+        lambda client: client.wait("job_x"),
+        lambda client: client.job("job_x"),
+        lambda client: list(client.jobs()),
+        lambda client: client.upload(b"a"),
+        lambda client: client.presets(),
+        lambda client: client.models(),
+        lambda client: client.frames("job_x"),
+        lambda client: client.result("job_x"),
+        lambda client: client.timelapse("job_x"),
+        lambda client: client.delete("job_x"),
+    ],
+)
+def test_the_page_of_a_network_that_wants_a_login_is_no_answer_of_the_service(call: Any) -> None:
+    thread, port, _ = _start_server(PORTAL)
+    with (
+        Client(f"http://user:secret@127.0.0.1:{port}", retry_seconds=0.1) as client,
+        pytest.raises(errors.ServiceUnreachable) as raised,
+    ):
+        call(client)
+    thread.join()
+
+    assert "is not an Impasto service: it answers 200 with text/html" in raised.value.message
+    assert "secret" not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("response", "kind", "words"),
+    [
+        (
+            _response(301, "moved", Location="https://example.org/v1/presets"),
+            errors.ServiceUnreachable,
+            "redirects to https://example.org/v1/presets; give the service's own URL",
+        ),
+        (_response(413, "<html>nginx"), errors.UploadTooLarge, "client_max_body_size"),
+        (_response(403, "<html>"), errors.ServiceUnreachable, "it answers 403 with no content"),
+    ],
+)
+def test_an_answer_of_a_proxy_is_named(
+    response: bytes, kind: type[errors.ImpastoError], words: str
+) -> None:
+    thread, port, _ = _start_server(response)
+    with (
+        Client(f"http://127.0.0.1:{port}", retry_seconds=0.1) as client,
+        pytest.raises(errors.ImpastoError) as raised,
+    ):
+        client.presets()
+    thread.join()
+
+    assert type(raised.value) is kind
+    assert words in raised.value.message
+
+
 def test_follow_repeats_a_long_poll_at_once_and_a_plain_poll_after_the_interval(
     client: Client, pictures: Pictures
 ) -> None:

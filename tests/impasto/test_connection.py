@@ -1,5 +1,6 @@
 """TLS with a CA of one's own, proxies, and the causes of failures. Every server is on loopback."""
 
+import os
 import shutil
 import socket
 import socketserver
@@ -168,6 +169,9 @@ def test_a_ca_is_trusted_by_argument_and_by_file_and_folder_of_the_environment(
         name = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         shutil.copy(ca_file, tmp_path / "folder" / f"{name}.0")
         assert _get_presets(url) > 0, "the folder counts beside the file"
+        folders = f"/nowhere{os.pathsep}{tmp_path / 'folder'}"
+        monkeypatch.setenv("SSL_CERT_DIR", folders)
+        assert _get_presets(url) > 0, "it may be a list, as OpenSSL reads it"
 
 
 def test_a_certificate_for_another_name_is_refused_even_if_its_ca_is_trusted(
@@ -178,13 +182,21 @@ def test_a_certificate_for_another_name_is_refused_even_if_its_ca_is_trusted(
     )
 
 
-@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR", None])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SSL_CERT_FILE", "/nowhere"),
+        ("SSL_CERT_DIR", "/nowhere"),
+        ("SSL_CERT_DIR", f"/nowhere{os.pathsep}/neither"),
+        (None, ""),
+    ],
+)
 def test_a_missing_file_of_certificates_is_named(
-    variable: str | None, monkeypatch: pytest.MonkeyPatch
+    variable: str | None, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ca_file = None if variable else "/nowhere/ca.pem"
     if variable:
-        monkeypatch.setenv(variable, "/nowhere")
+        monkeypatch.setenv(variable, value)
     with pytest.raises(errors.BadSettings, match=variable or "the CA file /nowhere/ca.pem"):
         Client("https://127.0.0.1:1", ca_file=ca_file)
 
