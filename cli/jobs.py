@@ -25,7 +25,7 @@ from cli.options import (
     submission_options,
     write_output,
 )
-from cli.output import ProgressBar
+from cli.output import ProgressBar, printable
 from core import errors
 from core.images import validation
 from core.jobs.models import Job, Status, SubmissionOptions
@@ -115,7 +115,7 @@ def submit(
 
 def _print_and_follow(client: Client, job: Job, output: Path | None, *, wait: bool) -> None:
     for warning in job.warnings:
-        click.echo(warning, err=True)
+        click.echo(printable(warning), err=True)
     click.echo(client.link(job))
     if wait or output:
         follow_and_save(client, client.follow(job.id), output)
@@ -143,9 +143,10 @@ def _print_estimate(estimate: Estimate) -> None:
     if start_seconds is not None:  # known once the service has run some jobs
         start = f"in {start_seconds:.0f} s"
     memory_gb = (estimate.memory_bytes or 0) / 1e9
+    network, device = printable(estimate.network), printable(estimate.device)
     click.echo(
         f"Total: {estimate.seconds:.0f} s and {memory_gb:.1f} GB plus the network "
-        f"({estimate.network}, {estimate.device}); the job would start {start}."
+        f"({network}, {device}); the job would start {start}."
     )
 
 

@@ -11,7 +11,8 @@ from cli.options import FiniteFloat
 from cli.output import printable
 from core import errors
 from core.config import Settings, read_settings
-from core.images import codec, validation
+from core.images import validation
+from core.images.decoder import SandboxedDecoder
 from core.style.spec import MODEL_NAME
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -193,12 +194,13 @@ def normalize(model: str, folder: Path, name: str | None, min_share: float) -> N
 
 def _read_pictures(folder: Path) -> Iterator[Any]:
     """Decode the folder's files one at a time; report and skip those that cannot be read."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        try:
-            if path.stat().st_size > validation.MAX_BYTES:
-                raise errors.UploadTooLarge()
-            yield codec.decode(path.read_bytes())
-        except (errors.BadInput, OSError) as error:
-            reason = error.message if isinstance(error, errors.BadInput) else error.strerror
-            skipped = printable(str(path.relative_to(folder)))
-            click.echo(f"skipped: {skipped}: {reason}", err=True)
+    with SandboxedDecoder() as decoder:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            try:
+                if path.stat().st_size > validation.MAX_BYTES:
+                    raise errors.UploadTooLarge()
+                yield decoder.decode(path.read_bytes())
+            except (errors.BadInput, OSError) as error:
+                reason = error.message if isinstance(error, errors.BadInput) else error.strerror
+                skipped = printable(str(path.relative_to(folder)))
+                click.echo(f"skipped: {skipped}: {reason}", err=True)

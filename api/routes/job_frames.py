@@ -97,14 +97,11 @@ async def get_timelapse(
     format: Literal["webp"] = "webp",
 ) -> Response:
     """Return an animated WebP of all frames so far."""
-    frames = await run_in_threadpool(_read_frames, job_id, owner, store)
-    if not frames:
-        raise errors.NoResult("There are no frames.")
-    digests = " ".join(frame.digest for frame in frames)
-    tag = f'"{hashlib.sha256(digests.encode()).hexdigest()}"'
+    digests = await run_in_threadpool(_find_pictures, job_id, owner, store, blobs)
+    tag = f'"{hashlib.sha256(" ".join(digests).encode()).hexdigest()}"'
     if image_response.is_cached_by_client(request, tag):
         return image_response.not_modified(tag)
-    data = await image_response.render_cached(tag, partial(_animate, frames, blobs), client)
+    data = await image_response.render_cached(tag, partial(_animate, digests, blobs), client)
     return image_response.image_response(data, format, tag, job_id)
 
 
@@ -115,13 +112,29 @@ def _read_frames(job_id: str, owner: str, store: JobStore) -> list[Frame]:
     return store.list_frames(job_id, owner)
 
 
-def _animate(frames: list[Frame], blobs: blobs.Blobs) -> bytes:
-    pictures = []
+def _find_pictures(job_id: str, owner: str, store: JobStore, blobs: blobs.Blobs) -> list[str]:
+    """Return the digests of the frames that can be read: the disk may have damaged one.
+
+    Raises NoResult, ResultGone.
+    """
+    frames = _read_frames(job_id, owner, store)
+    if not frames:
+        raise errors.NoResult("There are no frames.")
+    digests = []
     for frame in frames:
-        # A frame may be deleted in the meantime, or damaged on the disk.
-        with suppress(errors.ImageNotFound, errors.BadImage):
-            pictures.append(codec.open_result(blobs.get(frame.digest)))
-    if not pictures:
+        with suppress(errors.ImageNotFound):
+            blobs.path(frame.digest)
+            digests.append(frame.digest)
+    if not digests:
         raise errors.ResultGone()
+    return digests
+
+
+def _animate(digests: list[str], blobs: blobs.Blobs) -> bytes:
+    """Raises Unavailable if a frame is deleted meanwhile: the tag names all of `digests`."""
+    try:
+        pictures = [codec.open_result(blobs.get(digest)) for digest in digests]
+    except errors.ImageNotFound as error:
+        raise errors.Unavailable("The frames are changing; try again.") from error
     frame_ms = min(max(_ANIMATION_MS // len(pictures), _MIN_FRAME_MS), _MAX_FRAME_MS)
     return codec.animate(pictures, frame_ms, _LAST_FRAME_MS)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cli.__main__ import main
+from core.images import codec
 from core.neural.weights import files
 from core.neural.weights.cache import WeightsCache, random_parameters
 from core.neural.weights.parameters import Parameters
@@ -49,14 +50,20 @@ def caffemodel(tmp_path: Path) -> str:
 
 
 def test_a_network_is_imported_normalized_exported_and_removed(
-    impasto: Command, caffemodel: str, tmp_path: Path, photo: Image.Image
+    impasto: Command,
+    caffemodel: str,
+    tmp_path: Path,
+    photo: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "photos" / "more").mkdir(parents=True)
     photo.save(tmp_path / "photos" / "a.png")
     photo.save(tmp_path / "photos" / "more" / "b.jpg")
     (tmp_path / "photos" / "broken.png").write_bytes(b"no picture")
     imported = impasto("weights", "import", caffemodel, "--name", "my-textures")
-    normalized = impasto("weights", "normalize", "my-textures", "photos")
+    with monkeypatch.context() as patched:
+        patched.delattr(codec, "decode")  # of this process: untrusted files need the sandbox
+        normalized = impasto("weights", "normalize", "my-textures", "photos")
     exported = impasto("weights", "export", "my-textures-normalized", "out.caffemodel")
     shown = impasto("weights", "show", "my-textures-normalized")
     removed = impasto("weights", "remove", "my-textures")

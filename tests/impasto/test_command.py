@@ -15,6 +15,7 @@ from core.jobs.models import (
     EstimateResponse,
     JobError,
     JobInput,
+    QueuePosition,
     ScaleEstimate,
     SubmissionContext,
     new_job_id,
@@ -22,7 +23,7 @@ from core.jobs.models import (
 from core.jobs.store import JobStore
 from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
-from impasto import Client
+from impasto import Client, Estimate
 
 Pictures = tuple[Path, Path]
 
@@ -116,6 +117,30 @@ def test_plan_prints_the_services_estimate_and_submits_no_job(
     assert (refused.returncode, refused.stderr) == (1, "impasto: Too large.\n")
     assert list(client.jobs()) == []
     assert impasto("submit", "--plan", "--from", pictures[0]).returncode == 2
+
+
+def test_what_a_service_says_reaches_the_terminal_without_escape_sequences(
+    impasto: Any, client: Client, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.submit(*pictures).model_copy(update={"warnings": ["style: \x1b[2J"]})
+    estimate = Estimate(
+        seconds=1,
+        memory_bytes=1,
+        width=64,
+        height=64,
+        scales=[],
+        refused=None,
+        device="\x1b[31m",
+        network="a\nb",
+        queue=QueuePosition(position=0, start_seconds=None),
+    )
+    monkeypatch.setattr(Client, "submit", lambda *_, **__: job)
+    monkeypatch.setattr(Client, "estimate", lambda *_, **__: estimate)
+    submitted = impasto("submit", *pictures)
+    planned = impasto("submit", *pictures, "--plan")
+
+    assert submitted.stderr == "style: \N{REPLACEMENT CHARACTER}[2J\n"
+    assert "(a\N{REPLACEMENT CHARACTER}b, \N{REPLACEMENT CHARACTER}[31m)" in planned.stdout
 
 
 def test_watch_follows_a_url_and_sends_no_key_to_another_service(

@@ -32,6 +32,12 @@ def _color(picture: Image.Image) -> tuple[int, ...]:
     return tuple(round(value / 64) for value in pixel)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frames of all tests are the same."""
+    monkeypatch.setattr("api.http.image_response._cache", create_cache(1_000_000))
+
+
 @pytest.fixture
 def path(submit: Callable[..., Any], store: JobStore, blobs: Blobs) -> str:
     """A running job with a red and, at a finer scale, a blue frame."""
@@ -77,17 +83,45 @@ def test_the_timelapse_is_an_animation_of_one_size(client: TestClient, path: str
     assert client.get(f"{path}/timelapse?format=gif").status_code == 422
 
 
-def test_the_timelapse_omits_a_damaged_frame(
+def test_the_timelapse_omits_a_damaged_frame(client: TestClient, path: str, blobs: Blobs) -> None:
+    """It has a tag of its own: with the frame, neither cache answers with the shorter one."""
+    first = client.get(f"{path}/frames").json()["frames"][0]
+    data = client.get(first["url"]).content
+    file = blobs.path(digest_of(data))
+    file.write_bytes(b"\xff\xd8\xffjunk")
+    short = client.get(f"{path}/timelapse")
+    blobs.put(data)
+    known = {"If-None-Match": short.headers["etag"]}
+    whole = client.get(f"{path}/timelapse", headers=known)
+    file.unlink()
+    again = client.get(f"{path}/timelapse", headers=known)
+
+    assert (short.status_code, whole.status_code, again.status_code) == (200, 200, 304)
+    for answer, colors in ((short, [(0, 0, 4)]), (whole, [(4, 0, 0), (0, 0, 4)])):
+        with Image.open(io.BytesIO(answer.content)) as animation:
+            assert [_color(frame) for frame in ImageSequence.Iterator(animation)] == colors
+
+
+def test_a_frame_that_is_deleted_while_the_timelapse_is_made_spoils_no_cache(
     client: TestClient, path: str, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.http.image_response._cache", create_cache(0))
     first = client.get(f"{path}/frames").json()["frames"][0]
-    blobs.path(digest_of(client.get(first["url"]).content)).write_bytes(b"\xff\xd8\xffjunk")
-    answer = client.get(f"{path}/timelapse")
+    file = blobs.path(digest_of(client.get(first["url"]).content))
+    data, real = file.read_bytes(), Blobs.get
 
-    assert answer.status_code == 200
-    with Image.open(io.BytesIO(answer.content)) as animation:
-        assert [_color(frame) for frame in ImageSequence.Iterator(animation)] == [(0, 0, 4)]
+    def delete_and_get(self: Blobs, digest: str) -> bytes:
+        file.unlink(missing_ok=True)
+        return real(self, digest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Blobs, "get", delete_and_get)
+        changing = client.get(f"{path}/timelapse")
+    blobs.put(data)
+    whole = client.get(f"{path}/timelapse")
+
+    assert (changing.status_code, whole.status_code) == (503, 200)
+    with Image.open(io.BytesIO(whole.content)) as animation:
+        assert animation.n_frames == 2  # type: ignore[attr-defined]
 
 
 def test_a_job_without_frames_has_no_timelapse(
