@@ -143,3 +143,17 @@ def test_no_file_names_the_host_of_a_registry_or_a_home_folder() -> None:
             assert not re.search(r"pypi\.org|pythonhosted|registry\.npmjs|/home/\w|/root/", text), (
                 path
             )
+
+
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")]), ids=lambda page: page.name)
+def test_every_block_of_code_begins_and_ends_on_lines_of_its_own(page: Path) -> None:
+    """Whoever wraps the prose must not wrap the commands."""
+    is_open = False
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if "```" not in line:
+            continue
+        fence = re.fullmatch(r"\s*(?:> )?```(\w*)", line)
+        assert fence, f"not alone on its line: {line}"
+        assert not (is_open and fence[1]), f"the block before is not closed: {line}"
+        is_open = not is_open
+    assert not is_open, "the last block is not closed"
