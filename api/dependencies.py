@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from api.fair_queue import Client
+from api.fair_queue import Waiter
 from api.job_feed import JobFeed
 from api.middleware import auth
 from api.middleware.auth import Caller
@@ -52,11 +52,11 @@ async def _caller(request: Request) -> Caller:
 CurrentCaller = Annotated[Caller, Depends(_caller)]
 
 
-async def _get_client(request: Request, caller: CurrentCaller) -> Client:
-    return Client(caller.queue_name, request.receive)
+async def _get_waiter(request: Request, caller: CurrentCaller) -> Waiter:
+    return Waiter(caller.queue_name, request.receive)
 
 
-CurrentClient = Annotated[Client, Depends(_get_client)]
+CurrentWaiter = Annotated[Waiter, Depends(_get_waiter)]
 
 
 async def _get_owner(caller: CurrentCaller) -> str:

@@ -24,7 +24,7 @@ MAX_WAITING_PER_CALLER = 64
 
 
 @dataclass(frozen=True)
-class Client:
+class Waiter:
     """Who waits: the caller whose turns a request takes, and the request's connection."""
 
     caller: str
@@ -63,20 +63,20 @@ class FairQueue:
         self._waiting: dict[str, deque[Event]] = {}
 
     @asynccontextmanager
-    async def turn(self, client: Client) -> AsyncIterator[None]:
+    async def turn(self, waiter: Waiter) -> AsyncIterator[None]:
         """Wait until it is the caller's turn, and hold a slot inside the context.
 
         Raises RetryLater if too many requests of the caller wait, Unavailable if too many do in all
         or the turn does not come in time, and ClientDisconnect.
         """
-        await self._wait_for_turn(client)
+        await self._wait_for_turn(waiter)
         try:
             yield
         finally:
-            self._end_turn(client.caller)
+            self._end_turn(waiter.caller)
 
-    async def _wait_for_turn(self, client: Client) -> None:
-        turn = self._join(client.caller)
+    async def _wait_for_turn(self, waiter: Waiter) -> None:
+        turn = self._join(waiter.caller)
         self._start_next()
         if turn.is_set():
             return
@@ -84,7 +84,7 @@ class FairQueue:
 
         async def watch(waiting: CancelScope) -> None:
             nonlocal is_disconnected
-            await client.wait_until_disconnected()
+            await waiter.wait_until_disconnected()
             is_disconnected = True
             waiting.cancel()
 
@@ -95,11 +95,11 @@ class FairQueue:
                     await turn.wait()
                     tasks.cancel_scope.cancel()
         except BaseException:  # canceled
-            self._leave(client.caller, turn)
+            self._leave(waiter.caller, turn)
             raise
         if turn.is_set() and not is_disconnected:
             return
-        self._leave(client.caller, turn)
+        self._leave(waiter.caller, turn)
         raise ClientDisconnect if is_disconnected else self._too_many()
 
     def _join(self, caller: str) -> Event:

@@ -7,15 +7,15 @@ from typing import Any
 
 import click
 
-from cli.options import FiniteFloat
+from cli.options import FiniteFloat, existing_file
 from cli.output import printable
 from core import errors
 from core.config import Settings, read_settings
 from core.images import validation
 from core.images.decoder import SandboxedDecoder
 from core.style.spec import MODEL_NAME
+from core.style.vgg_layers import DOWNLOADABLE_MODELS, DownloadableModel
 
-EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 convention_option = click.option(
     "--input",
     "convention",
@@ -73,17 +73,16 @@ def show(name: str | None) -> None:
         click.echo(f"{printable(key)}: {printable(text)}")
 
 
-# The networks that can be downloaded, and the size of each download in MB.
-_DOWNLOAD_MB = {"vgg19": 19, "vgg16": 64, "vgg19-torchvision": 548}
+_DOWNLOAD_MB: dict[DownloadableModel, int] = {"vgg19": 19, "vgg16": 64, "vgg19-torchvision": 548}
 
 
 @weights.command()
-@click.argument("name", type=click.Choice([*_DOWNLOAD_MB]), required=False)
+@click.argument("name", type=click.Choice(DOWNLOADABLE_MODELS), required=False)
 def fetch(name: Any) -> None:
     """Download a network; without a name, the paper's VGG-19."""
     cache = open_cache()
     cache.rename_torchvision_vgg19()
-    model = name or "vgg19"
+    model: DownloadableModel = name or "vgg19"
     if cache.has(model):
         if name:
             click.echo(f"{cache.path(model)} exists already.")
@@ -111,7 +110,7 @@ def _fetch(cache: Any, model: str) -> None:
 
 
 @weights.command("import")
-@click.argument("file", type=EXISTING_FILE)
+@click.argument("file", type=existing_file)
 @click.option("--name", help="Name of the network.  [default: the file's name]")
 @convention_option
 def import_weights(file: Path, name: str | None, convention: Any) -> None:

@@ -49,7 +49,7 @@ class Settings(BaseSettings):
         default_factory=lambda: _user_dir("XDG_CACHE_HOME", ".cache"),
         description="Folder for the weights of the networks.",
     )
-    log_format: log.Format = Field(
+    log_format: log.LogFormat = Field(
         "text", description="Log format: text for people, json for machines."
     )
     url: str = Field(

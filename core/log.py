@@ -17,7 +17,7 @@ from typing import Literal
 
 LINE_BYTES = 4096
 
-Format = Literal["text", "json"]
+LogFormat = Literal["text", "json"]
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -28,7 +28,7 @@ _PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")  # of a URL: redis://:password@host
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def configure_logging(form: Format) -> None:
+def configure_logging(form: LogFormat) -> None:
     """Send all log records and warnings of this process to standard error in this form."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if form == "json" else TextLines())

@@ -15,7 +15,7 @@ from fastapi import Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
-from api.fair_queue import Client, FairQueue
+from api.fair_queue import FairQueue, Waiter
 from api.http import etag
 from core import errors
 from core.images import validation
@@ -37,14 +37,14 @@ def create_cache(max_bytes: int) -> LRUCache[str, bytes]:
 _cache = create_cache(CACHE_BYTES)
 
 
-async def render_cached(tag: str, render: Callable[[], bytes], client: Client) -> bytes:
+async def render_cached(tag: str, render: Callable[[], bytes], waiter: Waiter) -> bytes:
     """Return the cached bytes for `tag`, or call `render` in a thread and cache its result.
 
     Raises what `FairQueue.turn` raises, and whatever `render` raises.
     """
     if (cached := _cache.get(tag)) is not None:
         return cached
-    async with _conversions.turn(client):
+    async with _conversions.turn(waiter):
         data = _cache.get(tag)  # another request may have rendered it while this one waited
         if data is None:
             data = await to_thread.run_sync(render)

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import Blobs, CurrentClient, JobLimits, Owner, Store
+from api.dependencies import Blobs, CurrentWaiter, JobLimits, Owner, Store
 from api.schemas.submission import check_digest_form, parameters_schema
 from api.submissions.estimates import PictureSizes, request_estimate
 from api.submissions.pictures import check_digest, inspect_picture
@@ -36,8 +36,8 @@ class Size(BaseModel):
     height: Side
 
 
-Picture = Size | str  # a size, or the digest of an upload
-Pictures = Annotated[list[Picture], Field(max_length=MAX_STYLES)]
+PictureOrSize = Size | str  # a size, or the digest of an upload
+PicturesOrSizes = Annotated[list[PictureOrSize], Field(max_length=MAX_STYLES)]
 
 
 class EstimateBody(BaseModel):
@@ -45,11 +45,11 @@ class EstimateBody(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    content: Picture
-    styles: Annotated[Pictures, Field(min_length=1)]
-    masks: Pictures = []
-    style_masks: Pictures = []
-    init_image: Picture | None = None
+    content: PictureOrSize
+    styles: Annotated[PicturesOrSizes, Field(min_length=1)]
+    masks: PicturesOrSizes = []
+    style_masks: PicturesOrSizes = []
+    init_image: PictureOrSize | None = None
     spec: dict[str, Any] = Field(
         {}, description="Parameters, as in a submission.", json_schema_extra=parameters_schema()
     )
@@ -60,7 +60,7 @@ async def estimate_job(
     *,
     body: EstimateBody,
     owner: Owner,
-    client: CurrentClient,
+    waiter: CurrentWaiter,
     store: Store,
     blobs: Blobs,
     limits: JobLimits,
@@ -73,7 +73,9 @@ async def estimate_job(
         init_image=body.init_image is not None,
     )
 
-    async def get_size(part: str, picture: Picture, *, any_size: bool = False) -> tuple[int, int]:
+    async def get_size(
+        part: str, picture: PictureOrSize, *, any_size: bool = False
+    ) -> tuple[int, int]:
         """Return (width, height) in px. Raises ImageNotFound; BadImage as an upload would."""
         if isinstance(picture, Size):
             if not any_size:
@@ -83,7 +85,7 @@ async def estimate_job(
         await run_in_threadpool(check_digest, picture, owner, store, blobs)
         background = background_of(part, spec.background, spec.transparency)
         found = await inspect_picture(
-            picture, part, background, blobs=blobs, client=client, any_size=any_size
+            picture, part, background, blobs=blobs, waiter=waiter, any_size=any_size
         )
         return found.size
 
@@ -99,7 +101,7 @@ async def estimate_job(
     if not load.workers:
         raise errors.NoWorker()
     sizes = PictureSizes(content, styles, init)
-    answer = await request_estimate(spec, sizes, len(body.masks), store, client)
+    answer = await request_estimate(spec, sizes, len(body.masks), store, waiter)
     if answer is None:
         raise errors.NoWorker("No worker has answered in time; try again in a few seconds.")
     answer = _apply_limit(answer, limits)

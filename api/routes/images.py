@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 
-from api.dependencies import Blobs, Configuration, CurrentClient, Owner, Store
+from api.dependencies import Blobs, Configuration, CurrentWaiter, Owner, Store
 from api.http import image_response
 from api.http.root_path import add_root_path
 from api.submissions import multipart
@@ -74,7 +74,7 @@ async def upload_image(
     *,
     request: Request,
     owner: Owner,
-    client: CurrentClient,
+    waiter: CurrentWaiter,
     store: Store,
     blobs: Blobs,
     config: Configuration,
@@ -93,7 +93,7 @@ async def upload_image(
             raise errors.BadInput("Send the picture as a file in the form field image.")
         blob = multipart.get_pending_blob(image)
         # It may be a mask, or a picture for a job that names another background.
-        found = await inspect_picture(blob, None, mask=True, blobs=blobs, client=client)
+        found = await inspect_picture(blob, None, mask=True, blobs=blobs, waiter=waiter)
 
         def commit() -> str:
             size_bytes = image.size or 0

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import Blobs, CurrentClient, Owner, Store
+from api.dependencies import Blobs, CurrentWaiter, Owner, Store
 from api.http import image_response
 from api.http.root_path import add_root_path
 from api.routes.jobs import get_owned_job, image_responses
@@ -91,7 +91,7 @@ async def get_timelapse(
     job_id: str,
     request: Request,
     owner: Owner,
-    client: CurrentClient,
+    waiter: CurrentWaiter,
     store: Store,
     blobs: Blobs,
     format: Literal["webp"] = "webp",
@@ -101,7 +101,7 @@ async def get_timelapse(
     tag = f'"{hashlib.sha256(" ".join(digests).encode()).hexdigest()}"'
     if image_response.is_cached_by_client(request, tag):
         return image_response.not_modified(tag)
-    data = await image_response.render_cached(tag, partial(_animate, digests, blobs), client)
+    data = await image_response.render_cached(tag, partial(_animate, digests, blobs), waiter)
     return image_response.image_response(data, format, tag, job_id)
 
 

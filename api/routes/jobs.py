@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import Blobs, CurrentClient, Feed, Owner, Store
+from api.dependencies import Blobs, CurrentWaiter, Feed, Owner, Store
 from api.http import image_response
 from api.http.prefer import Wait, preference_applied
 from api.http.root_path import add_root_path
@@ -182,7 +182,7 @@ async def get_result(
     job_id: str,
     request: Request,
     owner: Owner,
-    client: CurrentClient,
+    waiter: CurrentWaiter,
     store: Store,
     blobs: Blobs,
     format: validation.Format = "png",
@@ -204,7 +204,7 @@ async def get_result(
             picture: bytes | BinaryIO = await run_in_threadpool(blobs.open, output.id)
         else:
             data = await image_response.render_cached(
-                tag, lambda: codec.convert(blobs.get(output.id), format, new_width), client
+                tag, lambda: codec.convert(blobs.get(output.id), format, new_width), waiter
             )
             picture = await run_in_threadpool(image_response.spool_to_file, data, blobs)
     except errors.ImageNotFound as error:
@@ -349,7 +349,7 @@ async def update_job(
     *,
     job_id: str,
     owner: Owner,
-    client: CurrentClient,
+    waiter: CurrentWaiter,
     store: Store,
     blobs: Blobs,
     update: JobUpdate,
@@ -367,7 +367,7 @@ async def update_job(
     ):
         for mask in _newly_used_masks(job.input, job.input.with_updates(update.spec)):
             await inspect_picture(
-                mask, "mask", mask=True, refuse_black=True, blobs=blobs, client=client
+                mask, "mask", mask=True, refuse_black=True, blobs=blobs, waiter=waiter
             )
     return job_resource(await run_in_threadpool(_update_job, job, owner, store, update))
 

@@ -10,11 +10,11 @@ from api import dependencies, metrics
 from api.dependencies import Configuration, Store
 from api.settings import ApiSettings
 from api.submissions.parser import BODY_BYTES
-from api.submissions.service import DOWNLOADABLE_MODELS
 from core.images import validation
 from core.jobs.service_info import ModelInfo, ModelList, ServiceLimits, SystemInfo, WorkerStatus
 from core.style.limits import JobLimits
 from core.style.spec import MAX_STYLES, MIN_SIZE_PX
+from core.style.vgg_layers import DOWNLOADABLE_MODELS
 
 router = APIRouter(tags=["system"])
 

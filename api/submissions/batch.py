@@ -61,7 +61,7 @@ async def _inspect_pictures(
     pictures = [*submission.contents, *submission.styles]
     for part, picture in zip(parts, pictures, strict=True):
         found = await inspect_picture(
-            picture, part, spec.background, blobs=submissions.blobs, client=submissions.client
+            picture, part, spec.background, blobs=submissions.blobs, waiter=submissions.waiter
         )
         warnings.extend(f"{part}: {warning}" for warning in found.warnings)
         sizes.append(found.size)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 
-from api.fair_queue import Client, FairQueue
+from api.fair_queue import FairQueue, Waiter
 from api.submissions.service import SubmissionService
 from core import errors
 from core.jobs.models import EstimateRequest, EstimateResponse
@@ -38,7 +38,7 @@ class PictureSizes(NamedTuple):
 
 
 async def request_estimate(
-    spec: StyleSpec, sizes: PictureSizes, masks: int, store: JobStore, client: Client
+    spec: StyleSpec, sizes: PictureSizes, masks: int, store: JobStore, waiter: Waiter
 ) -> EstimateResponse | None:
     """Return the answer of a worker, or None if none answers in time.
 
@@ -52,7 +52,7 @@ async def request_estimate(
         spec=spec.model_dump(),
     )
     ask = partial(store.estimates.request, request, WAIT_SECONDS)
-    async with _estimates.turn(client):
+    async with _estimates.turn(waiter):
         return await to_thread.run_sync(ask, limiter=_threads)
 
 
@@ -73,6 +73,6 @@ async def check_limits(
     if len({(info.device, info.precision) if info else None for info, _ in workers}) != 1:
         return
     with suppress(errors.RetryLater):
-        answer = await request_estimate(spec, sizes, masks, store, submissions.client)
+        answer = await request_estimate(spec, sizes, masks, store, submissions.waiter)
         if answer is not None:
             limits.check_seconds(sum(scale.seconds for scale in answer.scales))

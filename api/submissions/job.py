@@ -138,9 +138,9 @@ async def _inspect_pictures(
 
     async def inspect(part: str, picture: Picture, **options: bool) -> tuple[int, int]:
         background = background_of(part, spec.background, spec.transparency)
-        blobs, client = submissions.blobs, submissions.client
+        blobs, waiter = submissions.blobs, submissions.waiter
         found = await inspect_picture(
-            picture, part, background, blobs=blobs, client=client, **options
+            picture, part, background, blobs=blobs, waiter=waiter, **options
         )
         warnings.extend(f"{part}: {warning}" for warning in found.warnings)
         return found.size

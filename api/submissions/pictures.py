@@ -8,7 +8,7 @@ from pathlib import Path
 
 from anyio import to_thread
 
-from api.fair_queue import Client, FairQueue
+from api.fair_queue import FairQueue, Waiter
 from api.schemas.submission import Picture
 from core import errors
 from core.images import decoder
@@ -29,7 +29,7 @@ async def inspect_picture(
     background: Background = "auto",
     *,
     blobs: Blobs,
-    client: Client,
+    waiter: Waiter,
     **options: bool,
 ) -> Inspection:
     """Decode the picture in a child process and return what is known of it.
@@ -43,7 +43,7 @@ async def inspect_picture(
         return decoder.inspect_upload(picture_path(picture, blobs), background, **options)
 
     try:
-        async with _decoders.turn(client):
+        async with _decoders.turn(waiter):
             return await to_thread.run_sync(inspect)
     except (errors.BadImage, errors.UploadTooLarge) as error:
         if part is None:

@@ -12,7 +12,7 @@ from api.dependencies import (
     Blobs,
     Configuration,
     CurrentCaller,
-    CurrentClient,
+    CurrentWaiter,
     JobLimits,
     Notify,
     Store,
@@ -31,9 +31,8 @@ from core.jobs.models import (
     new_job_id,
 )
 from core.style.spec import StyleSpec
+from core.style.vgg_layers import DOWNLOADABLE_MODELS
 
-# Those that any worker can fetch: `impasto weights fetch`.
-DOWNLOADABLE_MODELS = ("vgg16", "vgg19", "vgg19-torchvision")
 IDEMPOTENCY_KEY_PATTERN = r"^[!-~]{1,255}$"
 
 
@@ -42,7 +41,7 @@ class SubmissionService:
     """Creates jobs for one caller. A FastAPI dependency: its fields are dependencies, too."""
 
     caller: CurrentCaller
-    client: CurrentClient
+    waiter: CurrentWaiter
     store: Store
     blobs: Blobs
     notify: Notify

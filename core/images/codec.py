@@ -95,7 +95,8 @@ def decode(
 
     background: `none` keeps the color of transparent pixels. any_size: skip the limits for uploads,
     because the file may be a result of ours. keep_alpha: if the file is transparent, add its alpha
-    to the composited color: mode RGBA. mask: composite on black, also what becomes invisible.
+    to the composited color: mode RGBA. mask: composite on black, also what
+    becomes invisible, so that what is transparent selects nothing.
     Raises UnsupportedImage, ImageTooLarge, UploadTooLarge, BadImage.
     """
     picture, alpha = _decode(data, any_size=any_size)
@@ -152,11 +153,6 @@ def _decode(data: bytes, *, any_size: bool) -> tuple[Image.Image, Image.Image | 
 def _open(data: bytes, file_format: InputFormat) -> Image.Image:
     name = _PILLOW_NAMES.get(file_format, file_format.upper())
     return Image.open(io.BytesIO(data), formats=[name])
-
-
-def decode_mask(data: bytes) -> Image.Image:
-    """Decode a mask as `decode` does, in mode L. Transparent is black, so it selects nothing."""
-    return decode(data, mask=True).convert("L")
 
 
 def check_mask(mask: Image.Image) -> None:

@@ -5,9 +5,12 @@ Knows no tensors.
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Architecture = Literal["vgg11", "vgg13", "vgg16", "vgg19"]
+# The networks that any machine can download: `impasto weights fetch`.
+DownloadableModel = Literal["vgg19", "vgg16", "vgg19-torchvision"]
+DOWNLOADABLE_MODELS: tuple[DownloadableModel, ...] = get_args(DownloadableModel)
 
 # Convolutions in each of the five blocks; a pooling ends each block.
 BLOCKS: dict[Architecture, tuple[int, ...]] = {

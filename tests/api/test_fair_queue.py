@@ -9,7 +9,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from api.fair_queue import Client, FairQueue
+from api.fair_queue import FairQueue, Waiter
 from core import errors
 
 
@@ -38,7 +38,7 @@ class Crowd:
         with anyio.CancelScope() as self._scopes[name]:
             task_status.started()
             try:
-                async with self._queue.turn(Client(name[0], receive)):
+                async with self._queue.turn(Waiter(name[0], receive)):
                     self.order.append(name)
                     await self._done[name].wait()
             except Exception as error:
@@ -216,7 +216,7 @@ def test_a_slot_is_free_again_after_an_error() -> None:
 
     async def scene(crowd: Crowd) -> None:
         with pytest.raises(errors.BadImage):
-            async with queue.turn(Client("a", anyio.sleep_forever)):  # type: ignore[arg-type]
+            async with queue.turn(Waiter("a", anyio.sleep_forever)):  # type: ignore[arg-type]
                 raise errors.BadImage
         await crowd.ask("b0")
         await crowd.finish_all()

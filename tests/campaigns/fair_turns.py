@@ -42,10 +42,10 @@ MAX_PASSED = 2
 OBSERVED = (
     "import api.fair_queue as q\n"
     "_observed = q.FairQueue._wait_for_turn\n"
-    "async def _observe(self, client):\n"
-    "    print('turn waits', client.caller, flush=True)\n"
-    "    await _observed(self, client)\n"
-    "    print('turn starts', client.caller, flush=True)\n"
+    "async def _observe(self, waiter):\n"
+    "    print('turn waits', waiter.caller, flush=True)\n"
+    "    await _observed(self, waiter)\n"
+    "    print('turn starts', waiter.caller, flush=True)\n"
     "q.FairQueue._wait_for_turn = _observe\n"
 )
 WITHOUT = {
@@ -56,7 +56,7 @@ WITHOUT = {
         "    _init(self, things, slots, **options)\n"
         "    self.limiter = anyio.CapacityLimiter(slots)\n"
         "q.FairQueue.__init__ = _init_limiter\n"
-        "q.FairQueue._wait_for_turn = lambda self, client: self.limiter.acquire()\n"
+        "q.FairQueue._wait_for_turn = lambda self, waiter: self.limiter.acquire()\n"
         "q.FairQueue._end_turn = lambda self, caller: self.limiter.release()\n"
     )
 }

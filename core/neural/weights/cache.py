@@ -24,7 +24,7 @@ from core.neural.weights.files import Convention, Metadata
 from core.neural.weights.parameters import Parameters, from_torchvision
 from core.neural.weights.sources import OnProgress
 from core.style.spec import MODEL_NAME, MODEL_NAME_RULE, ModelName
-from core.style.vgg_layers import Architecture, convolutions, title
+from core.style.vgg_layers import Architecture, DownloadableModel, convolutions, title
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-DownloadableModel = Literal["vgg19", "vgg16", "vgg19-torchvision"]
 
 # Expected `Parameters.sha256` after conversion, for networks whose source is pinned bit by bit.
 PINNED: dict[str, str] = {

@@ -5,11 +5,11 @@ from functools import partial
 import anyio
 import pytest
 
-from api.fair_queue import Client, FairQueue
+from api.fair_queue import FairQueue, Waiter
 from api.http import image_response
 from core import errors
 
-CLIENT = Client("caller", anyio.sleep_forever)  # type: ignore[arg-type]
+WAITER = Waiter("caller", anyio.sleep_forever)  # type: ignore[arg-type]
 
 
 def test_the_cache_keeps_the_most_recently_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_the_cache_keeps_the_most_recently_used(monkeypatch: pytest.MonkeyPatch)
             rendered.append(tag)
             return b"x" * size
 
-        assert await image_response.render_cached(tag, render, CLIENT) == b"x" * size
+        assert await image_response.render_cached(tag, render, WAITER) == b"x" * size
 
     async def run() -> None:
         for tag, size in (("a", 4), ("b", 4), ("a", 4), ("c", 5), ("a", 4), ("b", 4)):
@@ -46,7 +46,7 @@ def test_few_conversions_run_at_once_and_a_request_that_waits_too_long_is_refuse
     async def ask(tag: str, done: anyio.Event | None = None) -> None:
         try:
             render = partial(_render, tag, done)
-            assert await image_response.render_cached(tag, render, CLIENT) == tag.encode()
+            assert await image_response.render_cached(tag, render, WAITER) == tag.encode()
         except errors.Unavailable as error:
             refused.append(error)
 

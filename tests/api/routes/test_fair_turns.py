@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
-from api.fair_queue import Client, FairQueue
+from api.fair_queue import FairQueue, Waiter
 from api.http import image_response
 from api.submissions import estimates, pictures
 from core.images import codec
@@ -30,9 +30,9 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
     stock = FairQueue.turn
 
     @asynccontextmanager
-    async def record(queue: FairQueue, client: Client) -> AsyncIterator[None]:
-        seen.append((queue, client.caller))
-        async with stock(queue, client):
+    async def record(queue: FairQueue, waiter: Waiter) -> AsyncIterator[None]:
+        seen.append((queue, waiter.caller))
+        async with stock(queue, waiter):
             yield
 
     monkeypatch.setattr(FairQueue, "turn", record)

@@ -134,7 +134,7 @@ def test_a_transparent_palette_color_is_white() -> None:
 def test_transparent_parts_of_a_mask_are_black() -> None:
     half = Image.new("LA", (40, 40), (255, 128))
     half.paste((255, 0), (0, 0, 20, 40))
-    mask = codec.decode_mask(_bytes(half, "PNG"))
+    mask = codec.decode(_bytes(half, "PNG"), mask=True).convert("L")
 
     assert (mask.mode, mask.getpixel((5, 5)), mask.getpixel((35, 5))) == ("L", 0, 128)
 

@@ -226,7 +226,7 @@ def test_every_pixel_is_what_the_specification_says(
     expected = _expect(data, meaning)
     tolerance = PRIMARIES_TOLERANCE if depth == 16 and meaning is _from_p3 else TOLERANCE
     decoded = codec.decode(data[:33] + chunks + data[33:], "#336699", keep_alpha=True)
-    mask = codec.decode_mask(data[:33] + chunks + data[33:])
+    mask = codec.decode(data[:33] + chunks + data[33:], mask=True).convert("L")
 
     has_alpha = any(alpha < 1 for _, alpha in expected)
     assert decoded.mode == ("RGBA" if has_alpha else "RGB")

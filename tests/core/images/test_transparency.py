@@ -102,7 +102,7 @@ def test_an_opaque_picture_of_one_color_is_no_transparent_picture_that_cannot_be
 
 def test_a_mask_may_be_transparent_all_over() -> None:
     """Its painting may have no share."""
-    assert codec.decode_mask(_drawing((9, 9, 9, 0))).getextrema() == (0, 0)
+    assert codec.decode(_drawing((9, 9, 9, 0)), mask=True).convert("L").getextrema() == (0, 0)
 
 
 def test_the_alpha_is_kept_on_request_and_only_if_there_is_one() -> None:
