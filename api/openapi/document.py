@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from api.http.problems import REFUSALS, STATUS, problem, refusal
 from api.openapi import examples
 from core import errors
+from core.style.limits import JobLimits
 
 _IDS = {
     "job_id": "^job_[a-z2-7]{26}$",
@@ -85,8 +86,28 @@ def describe(app: FastAPI) -> None:
             if field.pop("contentMediaType", None):
                 # Most generators of clients know a file only by this older notation.
                 field["format"] = "binary"
+    limits: JobLimits = app.state.job_limits
+    values = {
+        "size": {"default": limits.default_size_px, "maximum": limits.size_px},
+        "iterations": {"maximum": limits.iterations},
+    }
+    for properties in _walk_parameters(document):
+        for name, own in values.items():
+            properties[name] = {**properties[name], **own}
     # FastAPI documents this override; mypy reports a plain assignment as an error.
     setattr(app, "openapi", lambda: document)  # noqa: B010
+
+
+def _walk_parameters(node: Any) -> Iterator[Json]:
+    """Yield the properties of each schema that has the parameters of a job."""
+    children: Iterable[Any] = node if isinstance(node, list) else ()
+    if isinstance(node, dict):
+        properties = node.get("properties")
+        if isinstance(properties, dict) and {"size", "iterations", "preset"} <= properties.keys():
+            yield properties
+        children = node.values()
+    for child in children:
+        yield from _walk_parameters(child)
 
 
 def _add_errors_and_headers(operation: Json, *, can_fail: bool) -> None:

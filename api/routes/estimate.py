@@ -95,6 +95,7 @@ async def estimate_job(
     init = None
     if body.init_image is not None:
         init = await get_size("init_image", body.init_image, any_size=True)
+    spec = limits.clip_defaults(spec, body.spec, *content)
     limits.check_spec(spec, *content)
     width, height = result_size(*content, spec.size, seamless=spec.seamless)
     load = await run_in_threadpool(store.get_load)

@@ -297,7 +297,9 @@ async def retry_job(
     context = submissions.build_context(
         idempotency_key, request_hash=request_hash, retried_from=job_id
     )
-    return await create_checked(submission, options, context, response, submissions)
+    return await create_checked(
+        submission, options, context, response, submissions, chosen=change.spec
+    )
 
 
 def _prepare_retry(

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from api.dependencies import JobLimits
 from core.style.presets import PRESETS
 
 router = APIRouter(prefix="/v1/presets", tags=["presets"])
@@ -25,10 +26,12 @@ class PresetList(BaseModel):
 
 
 @router.get("", summary="List the presets")
-async def list_presets() -> PresetList:
+async def list_presets(limits: JobLimits) -> PresetList:
     """Send a preset's name as `preset` in a submission. Your own parameters override the preset."""
     presets = [
-        PresetResource(name=name, description=preset.description, spec=dict(preset.parameters))
+        PresetResource(
+            name=name, description=preset.description, spec=limits.clip_values(preset.parameters)
+        )
         for name, preset in PRESETS.items()
     ]
     return PresetList(presets=presets)

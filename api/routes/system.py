@@ -32,6 +32,7 @@ def get_limits(config: ApiSettings, job_limits: JobLimits) -> ServiceLimits:
         max_aspect=validation.MAX_ASPECT,
         min_size=MIN_SIZE_PX,
         max_size=job_limits.size_px,
+        default_size=job_limits.default_size_px,
         max_iterations=job_limits.iterations,
         max_job_seconds=job_limits.seconds or None,
         max_styles=MAX_STYLES,

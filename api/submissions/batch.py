@@ -42,6 +42,8 @@ async def create_or_replay(
         count = len(submission.contents) * len(submission.styles)
         await run_in_threadpool(submissions.check_limits, options, count)
         sizes, warnings = await _inspect_pictures(submission, spec, submissions)
+        for size in sizes[: len(submission.contents)]:
+            spec = submissions.job_limits.clip_defaults(spec, submission.parameters, *size)
         await _check_sizes(sizes, len(submission.contents), spec, submissions)
         context = submissions.build_context(key, request_hash=request_hash)
         batch, replayed = await run_in_threadpool(

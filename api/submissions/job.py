@@ -1,5 +1,6 @@
 """A submission of one job, from the request to the created job. Knows no route."""
 
+from collections.abc import Collection
 from itertools import islice
 
 from fastapi import Request, Response
@@ -47,14 +48,19 @@ async def create_checked(
     context: SubmissionContext,
     response: Response,
     submissions: SubmissionService,
+    *,
+    chosen: Collection[str] | None = None,
 ) -> JobResource:
     """Create a job after all checks of its parameters and pictures; a retry passes the same ones.
 
+    chosen: the names of the parameters that the caller set; None: all of the submission.
     Raises what the checks raise; then nothing is stored.
     """
     spec = await run_in_threadpool(_check_submission, submission, submissions)
     await run_in_threadpool(submissions.check_limits, options)
     sizes, warnings = await _inspect_pictures(submission, spec, submissions)
+    chosen = submission.parameters if chosen is None else chosen
+    spec = submissions.job_limits.clip_defaults(spec, chosen, *sizes.content)
     await estimates.check_limits(submissions, spec, sizes, len(submission.masks))
     job_input = await run_in_threadpool(_store_pictures, submission, spec, submissions)
     job = await run_in_threadpool(submissions.create_job, job_input, options, context, response)

@@ -33,6 +33,7 @@ class ServiceLimits(_ServiceModel):
     max_aspect: int
     min_size: int
     max_size: int
+    default_size: int | None = None  # None: a service of an earlier version
     max_iterations: int | None = None  # None: a service of an earlier version
     max_job_seconds: float | None = None  # of a run; None: no limit
     max_styles: int

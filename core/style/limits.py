@@ -3,8 +3,9 @@
 Each refusal names the setting. Knows no HTTP and no worker.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from core import errors
 from core.style.schedule import Scale, schedule
@@ -15,6 +16,11 @@ from core.style.spec import MAX_ITERATIONS, MAX_SIZE_PX, StyleSpec
 _SLOWEST_PIXEL_SECONDS = 2e-5
 
 
+def _most_iterations(spec: StyleSpec, width: int, height: int) -> int:
+    """The most iterations at one scale."""
+    return max(scale.iterations for scale in schedule(spec, width, height))
+
+
 @dataclass(frozen=True)
 class JobLimits:
     """What one job may take. seconds: of its run, 0 for no limit."""
@@ -22,6 +28,35 @@ class JobLimits:
     size_px: int = MAX_SIZE_PX
     iterations: int = MAX_ITERATIONS
     seconds: float = 0
+
+    def clip_defaults(
+        self, spec: StyleSpec, chosen: Collection[str], width: int, height: int
+    ) -> StyleSpec:
+        """The spec with size and iterations within the limits, unless the caller chose them.
+
+        chosen: the names of the parameters that the caller set. A chosen `quality` counts as chosen
+        iterations. width, height: of the photo, in px. Raises BadSpec if the largest size is too
+        small for its shape.
+        """
+        if "size" not in chosen:
+            spec = spec.model_copy(update={"size": min(spec.size, self.size_px)})
+        is_chosen = "iterations" in chosen or "quality" in chosen
+        if not is_chosen and _most_iterations(spec, width, height) > self.iterations:
+            spec = spec.model_copy(update={"iterations": self.iterations})
+        return spec
+
+    def clip_values(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of a preset, with size and iterations within the limits."""
+        limits = {"size": self.size_px, "iterations": self.iterations}
+        return {
+            name: min(value, limits[name]) if name in limits else value
+            for name, value in parameters.items()
+        }
+
+    @property
+    def default_size_px(self) -> int:
+        """The size of a job that names none, in px."""
+        return min(StyleSpec().size, self.size_px)
 
     def check_spec(self, spec: StyleSpec, width: int, height: int) -> None:
         """Raise BadSpec for a job that is too large, or too small for the photo's shape.
@@ -33,7 +68,7 @@ class JobLimits:
                 f"size must be at most {self.size_px}, the limit of this service "
                 "(IMPASTO_MAX_SIZE_PX)."
             )
-        most = max(scale.iterations for scale in schedule(spec, width, height))
+        most = _most_iterations(spec, width, height)
         if most > self.iterations:
             raise errors.BadSpec(
                 f"The job takes {most} iterations at one scale, and this service allows "

@@ -106,6 +106,64 @@ def test_every_way_to_a_job_refuses_one_above_the_limits(
     assert [job.id for job in store.list_page(limit=9)[0]] == [old]
 
 
+def test_what_the_caller_did_not_choose_is_clipped_to_the_limits(
+    app: FastAPI, client: TestClient, submit: Any, photo: Image.Image
+) -> None:
+    """The plainest submission must be accepted, whatever the operator's limits are."""
+    old = client.post("/v1/jobs", files=_files(photo), data={"iterations": "400"}).json()
+    client.post(f"/v1/jobs/{old['id']}/cancel")
+    app.state.job_limits = JobLimits(size_px=128, iterations=20)
+    content = _upload(client, photo)
+    pair = {"content": content, "styles": [content]}
+    batch = {"contents": [content], "styles": [content]}
+    sent = [
+        client.post("/v1/jobs", files=_files(photo)),
+        client.post("/v1/jobs", json={**pair, "spec": {"preset": "draft", "init": "noise"}}),
+        client.post("/v1/jobs", json={**pair, "spec": {"preset": "gatys-2016"}}),
+        client.post(f"/v1/jobs/{old['id']}/retry"),
+    ]
+    specs = [answer.json()["input"]["spec"] for answer in sent]
+    created = client.post("/v1/batches", json=batch).json()["jobs"][0]
+    specs.append(client.get(created["links"]["self"]).json()["input"]["spec"])
+    estimate = client.post("/v1/estimate", json=pair)  # no worker runs; the limits come first
+
+    assert [answer.status_code for answer in sent] == [202] * 4
+    assert [(spec["size"], spec["iterations"]) for spec in specs] == [(128, 20)] * 5
+    assert estimate.json()["code"] == "no_worker"
+    assert client.post("/v1/jobs", json={**pair, "spec": {"size": 129}}).status_code == 422
+    assert client.post("/v1/jobs", json={**pair, "spec": {"quality": "fine"}}).status_code == 422
+
+
+def _files(picture: Image.Image) -> dict[str, bytes]:
+    return {"content": codec.encode(picture), "style": codec.encode(picture)}
+
+
+def test_the_document_and_the_presets_show_the_limits_of_the_service(
+    valkey: Any, connect: Any, tmp_path: Path
+) -> None:
+    settings = Settings(
+        redis_url=valkey.url, data_dir=tmp_path, max_size_px=200, max_iterations=300
+    )
+    limited, usual = (
+        connect(create_app(one, ApiSettings()))
+        for one in (settings, Settings(redis_url=valkey.url, data_dir=tmp_path))
+    )
+    presets = {one["name"]: one["spec"] for one in limited.get("/v1/presets").json()["presets"]}
+
+    assert presets["draft"]["size"] == 200
+    assert presets["gatys-2016"]["iterations"] == 300
+    assert limited.get("/v1/system").json()["limits"]["default_size"] == 200
+    for client, size, largest, most in ((limited, 200, 200, 300), (usual, 512, 8192, 5000)):
+        body = client.get("/openapi.json").json()["paths"]["/v1/jobs"]["post"]["requestBody"]
+        as_json, form = (
+            body["content"][kind]["schema"]["properties"]
+            for kind in ("application/json", "multipart/form-data")
+        )
+        for fields in (as_json["spec"]["properties"], form):
+            assert (fields["size"]["default"], fields["size"]["maximum"]) == (size, largest)
+            assert fields["iterations"]["maximum"] == most
+
+
 def test_a_job_that_would_take_too_long_is_refused_where_an_estimate_exists(
     limited_app: FastAPI, client: TestClient, submit: Any, answer_estimates: Any
 ) -> None:
