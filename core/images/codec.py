@@ -43,10 +43,28 @@ _BLACK_MASK = "A mask is black all over. Only what is white in it counts."
 _ONE_COLOR = "The picture is one color all over."
 _MISSING_DATA = "A part of the JPEG is missing; send the original file, or save it again."
 _DEEP = "A TIFF may have 8 or 16 bits per sample; save the picture as such."
+_NUMBERS = "The samples of a TIFF must be whole numbers from 0; save it with 8 bits per sample."
+_GRAY_ALPHA = "A gray TIFF of 16 bits may have no alpha; save it with 8 bits per sample."
+_PLANES = (
+    "A TIFF of 16 bits may not keep its colors in separate planes; save it with 8 bits per sample, "
+    "or interleaved."
+)
 _CAMERA_RAW = "Camera raw is not supported; export the picture as JPEG, TIFF or HEIC."
 # All messages beside the default ones and those of validation.py.
 MESSAGES = (
-    frozenset({_BLACK_MASK, _ONE_COLOR, _MISSING_DATA, _DEEP, _CAMERA_RAW}) | transparency.MESSAGES
+    frozenset(
+        {
+            _BLACK_MASK,
+            _ONE_COLOR,
+            _MISSING_DATA,
+            _DEEP,
+            _NUMBERS,
+            _GRAY_ALPHA,
+            _PLANES,
+            _CAMERA_RAW,
+        }
+    )
+    | transparency.MESSAGES
 )
 
 # A restricted process cannot load code, so this module loads what Pillow would load on demand.
@@ -59,6 +77,8 @@ pi_heif.register_heif_opener(thumbnails=False, decode_threads=0)
 _PILLOW_NAMES = {"heic": "HEIF"}
 # Tags of TIFF that only camera raw has: the version of DNG. And a first picture that is a preview.
 _DNG_VERSION, _SUBFILE_TYPE, _REDUCED = 50706, 254, 1
+# Values of two more: samples that are numbers without a sign, and separate planes.
+_UNSIGNED, _SEPARATE = {1}, 2
 
 # Pillow only warns up to twice its own pixel limit. A warning would stop nothing, so raise it.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -151,6 +171,8 @@ def _decode(data: bytes, *, any_size: bool) -> tuple[Image.Image, Image.Image | 
 
 
 def _open(data: bytes, file_format: InputFormat) -> Image.Image:
+    if file_format == "tiff":
+        _check_samples(data)
     name = _PILLOW_NAMES.get(file_format, file_format.upper())
     return Image.open(io.BytesIO(data), formats=[name])
 
@@ -200,6 +222,28 @@ def _refuse_missing_data(image: Image.Image, data: bytes) -> None:
     with _open(jpeg.fill_scans(data, structure), "jpeg") as filled:
         if ImageChops.difference(image, filled).getbbox() is not None:
             raise errors.BadImage(_MISSING_DATA)
+
+
+def _check_samples(data: bytes) -> None:
+    """Refuse a TIFF whose samples Pillow cannot read, or reads as other values.
+
+    It does not open most of them, as if they were damaged. It takes 8-bit samples with a sign as
+    such without one, and separate planes of 16 bits as interleaved colors.
+    """
+    is_big = 43 in data[2:4]
+    directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if is_big else 8])
+    file = io.BytesIO(data)
+    file.seek(directory.next)
+    directory.load(file)
+    bits = directory.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+    if max(bits) > 16:
+        raise errors.BadImage(_DEEP)
+    if not {*directory.get(TiffImagePlugin.SAMPLEFORMAT, ())} <= _UNSIGNED:
+        raise errors.BadImage(_NUMBERS)
+    if max(bits) > 8 and directory.get(TiffImagePlugin.PLANAR_CONFIGURATION) == _SEPARATE:
+        raise errors.BadImage(_PLANES)
+    if max(bits) > 8 and len(bits) == 2:
+        raise errors.BadImage(_GRAY_ALPHA)
 
 
 def _refuse_camera_raw(image: Image.Image) -> None:

@@ -138,6 +138,52 @@ def test_a_gray_tiff_of_more_bits_is_scaled_and_never_negative(
 
     assert [decoded.getpixel((x, 9)) for x in (5, 50)] == [(level,) * 3 for level in levels]
 
+def _tiff(pixel: bytes, bits: tuple[int, ...], photometric: int, **tags: int) -> bytes:
+    """Return a TIFF of 40 × 40 such pixels, as other programs write it."""
+    names = {"planes": TiffImagePlugin.PLANAR_CONFIGURATION, "extra": TiffImagePlugin.EXTRASAMPLES}
+    pixels = pixel * 1600
+    planes = len(bits) if tags.get("planes") == 2 else 1
+    size = len(pixels) // planes
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    directory.update({256: 40, 257: 40, 258: bits, 259: 1, 262: photometric, 278: 40})
+    directory.update({273: tuple(size * at for at in range(planes)), 277: len(bits)})
+    directory.update({279: (size,) * planes, 339: (tags.pop("numbers", 1),) * len(bits)})
+    directory.update({names[name]: value for name, value in tags.items()})
+    return b"II*\0" + struct.pack("<I", 8) + directory.tobytes(8) + pixels
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        pytest.param(_tiff(bytes(6), (16,) * 3, 2, planes=2), "separate planes", id="planes"),
+        pytest.param(_tiff(bytes(12), (32,) * 3, 2, numbers=3), "8 or 16 bits", id="float RGB"),
+        pytest.param(_tiff(bytes(6), (16,) * 3, 2, numbers=3), "whole numbers", id="half float"),
+        pytest.param(_tiff(bytes(4), (16, 16), 1, extra=2), "no alpha", id="16-bit gray, alpha"),
+        pytest.param(_tiff(bytes(1), (8,), 1, numbers=2), "whole numbers", id="int8"),
+        pytest.param(_tiff(bytes(2), (16,), 1, numbers=2), "whole numbers", id="int16"),
+    ],
+)
+def test_a_tiff_that_pillow_would_misread_is_refused_by_what_it_is(
+    data: bytes, message: str
+) -> None:
+    with pytest.raises(errors.BadImage, match=message):
+        codec.decode(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _tiff(b"\x40" * 3, (8,) * 3, 2, planes=2),
+        _tiff(b"\x40" * 6, (16,) * 3, 2),
+        _tiff(b"\x40" * 8, (16,) * 4, 2, extra=2, planes=1),
+        _tiff(b"\x40\xff", (8, 8), 1, extra=2),
+        _saved(Image.new("RGB", (40, 40), (64, 64, 64)), "TIFF", big_tiff=True),
+    ],
+    ids=["8-bit planes", "16-bit RGB", "16-bit RGBA", "gray with alpha", "BigTIFF"],
+)
+def test_a_tiff_of_supported_samples_keeps_its_color(data: bytes) -> None:
+    assert codec.decode(data, background="none").getpixel((9, 9)) == (64, 64, 64)
+
 
 @pytest.mark.parametrize(("tag", "value"), [(50706, b"\1\4\0\0"), (254, 1)])
 def test_camera_raw_is_refused_instead_of_its_small_preview(tag: int, value: Any) -> None:
