@@ -1,12 +1,14 @@
 """The Redis (or Valkey) client: timeouts, and the errors that mean an outage. Knows no jobs."""
 
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import redis
+from redis._parsers.socket import SERVER_CLOSED_CONNECTION_ERROR
 from redis.backoff import ConstantBackoff
 from redis.exceptions import (
     AskError,
@@ -15,6 +17,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterCrossSlotError,
     ClusterError,
+    InvalidResponse,
     MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
@@ -31,6 +34,11 @@ from core import errors
 PREFIX = "impasto:"
 
 _CLUSTER = "It is a Redis Cluster; Impasto needs a single server."
+_FORBIDDEN = "It forbids a command; the user in IMPASTO_REDIS_URL needs +@all."
+_CLOSED = (
+    "It closes the connection; if that lasts, check whether the port is Redis's, and whether it "
+    "expects TLS (rediss://)."
+)
 _REPLICA = "It is a read-only replica; IMPASTO_REDIS_URL must name the primary."
 # Any other error is a bug of this program and must not look like an outage.
 _OUTAGE_ERRORS = (
@@ -44,13 +52,19 @@ _OUTAGE_ERRORS = (
     TryAgainError,
     ClusterCrossSlotError,
     ClusterError,
+    InvalidResponse,
 )
 # What the operator must know about an outage, by the first class that fits.
 _REASONS: dict[type[BaseException], str] = {
     ssl.SSLCertVerificationError: "Its certificate cannot be verified; "
     "IMPASTO_REDIS_URL must name its host, and its authority in ssl_ca_certs.",
     ssl.SSLError: "TLS fails; check its certificate, ours, and whether it speaks TLS.",
-    NoPermissionError: "It forbids a command; the user in IMPASTO_REDIS_URL needs +@all.",
+    socket.gaierror: "The host name in IMPASTO_REDIS_URL is not known.",
+    ConnectionRefusedError: "It refuses the connection: start it, or correct IMPASTO_REDIS_URL.",
+    ConnectionResetError: _CLOSED,
+    BrokenPipeError: _CLOSED,
+    InvalidResponse: "It is no Redis server.",
+    NoPermissionError: _FORBIDDEN,
     AuthenticationError: "It refuses the password in IMPASTO_REDIS_URL.",
     AuthenticationWrongNumberOfArgsError: "It refuses the password in IMPASTO_REDIS_URL.",
     ReadOnlyError: _REPLICA,
@@ -71,6 +85,7 @@ _REASONS_BY_ANSWER = {
     "NOREPLICAS": "Too few of its replicas are connected (min-replicas-to-write); it takes no "
     "writes.",
     "UNBLOCKED": _REPLICA,
+    "ACL failure in script": _FORBIDDEN,
     NO_DATABASE: "It has no database of the number in IMPASTO_REDIS_URL.",
 }
 # The error of a command in a pipeline begins with the command.
@@ -155,6 +170,8 @@ def _find_reason(error: BaseException | None) -> str | None:
 def _describe_outage(error: BaseException | None) -> str | None:
     """Return the message for an outage with a known reason, else None."""
     reason = _find_reason(error)
+    if isinstance(error, RedisConnectionError) and SERVER_CLOSED_CONNECTION_ERROR in str(error):
+        reason = _CLOSED
     for cause in _chain(error):
         if isinstance(cause, TimeoutError) and "handshake" in str(cause):  # Python's words
             reason = reason or _REASONS[ssl.SSLError]

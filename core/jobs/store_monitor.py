@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import InvalidResponse, NoPermissionError, ResponseError
 
 from core import errors
 from core.jobs.store_report import Identity, StoreReport
@@ -31,6 +31,7 @@ REQUIRED = {
 }
 MIN_VERSION = 7  # the first with functions
 _NO_DATABASE = "The server has no database of the number after the last /; 0 always exists."
+_NO_REDIS = "There is no Redis server on this port, but another one."
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,8 @@ class StoreMonitor:
             pipe.get(IDENTITY)
             try:
                 answers = pipe.execute(raise_on_error=False)
+            except InvalidResponse:
+                return StoreReport(problems=[_NO_REDIS]), _NO_REDIS
             except ResponseError as error:  # of the connection
                 if NO_DATABASE not in str(error):
                     raise

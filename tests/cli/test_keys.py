@@ -81,7 +81,8 @@ def test_an_unreachable_store_is_reported_in_one_line(impasto: Command, tmp_path
 
     assert ran.returncode == 1
     assert ran.stderr.splitlines() == [
-        "impasto: The job store does not answer; try again in a few seconds."
+        "impasto: The job store does not answer. It refuses the connection: start it, or correct "
+        "IMPASTO_REDIS_URL."
     ]
 
 

@@ -59,6 +59,7 @@ def test_after_a_timeout_further_calls_fail_at_once(silent: str) -> None:
         ("NOREPLICAS Not enough good replicas to write.", "Too few of its replicas"),
         ("UNBLOCKED force unblock from blocking operation", "read-only replica"),
         ("ERR DB index is out of range", "no database"),
+        ("ERR ACL failure in script: User u has no permissions", "forbids a command"),
         ("READONLY You can't write against a read only replica.", "read-only replica"),
         ("MASTERDOWN Link with MASTER is down", "lost its primary"),
         ("LOADING Valkey is loading the dataset in memory", "loading its data"),
@@ -140,6 +141,67 @@ def test_without_a_cooldown_every_call_is_made() -> None:
 
 
 # ---------------------------------------------------------------------- the message of an outage
+
+
+def _serve_once_each(answer: bytes) -> socket.socket:
+    """Start a server that answers each connection with these bytes and closes it."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                with server.accept()[0] as client:
+                    client.recv(100)
+                    client.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is no Redis server"),
+        (b"\x15\x03\x03\x00\x02\x02\x46", "expects TLS"),  # a TLS alert
+        (b"", "expects TLS"),
+    ],
+    ids=["HTTP", "TLS", "closed"],
+)
+def test_a_server_that_speaks_another_protocol_is_named(answer: bytes, reason: str) -> None:
+    with _serve_once_each(answer) as server:
+        store = JobStore(f"redis://127.0.0.1:{server.getsockname()[1]}/0")
+        with pytest.raises(errors.StoreUnavailable, match=reason):
+            store.ping()
+
+
+def test_a_process_that_finds_no_redis_server_ends_at_its_start() -> None:
+    with _serve_once_each(b"HTTP/1.1 400 Bad Request\r\n\r\n") as server:
+        store = JobStore(f"redis://127.0.0.1:{server.getsockname()[1]}/0")
+        with pytest.raises(errors.BadSettings, match="IMPASTO_REDIS_URL: There is no Redis server"):
+            store.monitor.require_usable()
+
+
+def test_an_unknown_host_and_a_closed_port_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(errors.StoreUnavailable, match="refuses the connection"):
+        JobStore("redis://127.0.0.1:1/0").ping()
+
+    def resolve(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(errors.StoreUnavailable, match="host name in IMPASTO_REDIS_URL is not"):
+        JobStore("redis://store.example:6379/0").ping()
+
+
+def test_a_command_that_is_forbidden_inside_a_function_is_named(own_valkey: Any) -> None:
+    """The server reports it without the code NOPERM."""
+    with redis.Redis(port=own_valkey.port) as admin:
+        rules = ("reset", "on", ">word", "~*", "&*", "+@all", "-zadd", "-hset")
+        admin.execute_command("ACL", "SETUSER", "limited", *rules)
+    store = JobStore(own_valkey.url.replace("redis://", "redis://limited:word@"))
+
+    with pytest.raises(errors.StoreUnavailable, match="forbids a command"):
+        store.heartbeat("worker")
 
 
 class TlsProxy:
