@@ -69,7 +69,20 @@ class _FormParser(MultiPartParser):
         )
         self.max_part_size = self._text_left = limits.text_bytes
         self._blobs = blobs
+        self._has_ended = False  # the last boundary has been read
         self._sniffed: object = None  # the part of which the beginning is known
+
+    async def parse(self) -> FormData:
+        """Parse the whole body. Raises BadRequest if it ends before the form does."""
+        form = await super().parse()
+        if not self._has_ended:
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise errors.BadRequest("The form is incomplete: its last boundary is missing.")
+        return form
+
+    def on_end(self) -> None:
+        self._has_ended = True
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()

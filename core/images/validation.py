@@ -1,20 +1,20 @@
 """Check an untrusted image file before Pillow decodes it: format, size, structure, dimensions.
 
 The limits for uploads are here. png.py, jpeg.py, webp.py, bmff.py, tiff.py and gif.py parse the
-structure of one format each.
+structure of one format each; svg.py recognizes a refused one.
 """
 
 import re
 from typing import Literal, get_args
 
 from core import errors
-from core.images import bmff, gif, jpeg, png, tiff, webp
+from core.images import bmff, gif, jpeg, png, svg, tiff, webp
 
 Format = Literal["png", "jpeg", "webp"]  # of results
 FORMATS: tuple[Format, ...] = get_args(Format)
 InputFormat = Literal["png", "jpeg", "webp", "heic", "avif", "tiff", "gif"]
 INPUT_FORMATS: tuple[InputFormat, ...] = get_args(InputFormat)
-HEAD_BYTES = 1024  # of a file, by which its format is recognized
+HEAD_BYTES = 8192  # of a file, by which its format is recognized
 
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 40_000_000
@@ -38,16 +38,17 @@ _UNCHECKED = "The JPEG is arithmetic-coded, so nobody can tell whether it is com
 # Formats that are refused by name: what a file begins with. An untrusted client chooses the bytes,
 # so a pattern takes linear time: no two parts of it may match the same bytes (hence the `*+`).
 _REFUSED_FORMATS = {
-    "SVG": rb"\s*+(\xef\xbb\xbf\s*+)?<(?!html|!doctype html)(.*<)?(\w+:)?svg[\s>]",
     "PDF": rb".{,1000}%PDF-",
     "PostScript": rb"%!PS",
-    "BMP": rb"BM",
+    "BMP": rb"BM.{4}\0\0\0\0",
     "Photoshop": rb"8BPS",
     "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
     "JPEG 2000": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ",
+    "Camera raw": rb"....ftypcr[x3]|FUJIFILMCCD-RAW|IIR[OS]\x08\0|MMOR\0|IIU\0",
     "Video": rb"....ftyp|\x1a\x45\xdf\xa3",
 }
 _REFUSED_FORMAT = "{} is not supported; export the picture as PNG or JPEG."
+_SVG = _REFUSED_FORMAT.format("SVG")
 _REFUSALS = {
     re.compile(beginning, re.DOTALL | re.IGNORECASE): _REFUSED_FORMAT.format(name)
     for name, beginning in _REFUSED_FORMATS.items()
@@ -63,15 +64,21 @@ def detect_format(data: bytes) -> InputFormat:
         raise errors.BadImage(_EMPTY)
     if (file_format := _find_format(data)) is not None:
         return file_format
-    for beginning, message in _REFUSALS.items():
-        if beginning.match(data[:HEAD_BYTES]):
-            raise errors.UnsupportedImage(message)
-    raise errors.UnsupportedImage()
+    raise errors.UnsupportedImage(_find_refusal(data[:HEAD_BYTES]))
 
 
 def is_picture(data: bytes) -> bool:
-    """Return whether a file, of which the first 12 bytes suffice, claims a supported format."""
-    return _find_format(data) is not None
+    """Return whether a file claims a format that is supported, or one that is refused by name.
+
+    data: its first bytes. 12 suffice for all but SVG and PDF.
+    """
+    return _find_format(data) is not None or _find_refusal(data[:HEAD_BYTES]) is not None
+
+
+def _find_refusal(data: bytes) -> str | None:
+    if svg.is_svg(data):
+        return _SVG
+    return next((text for start, text in _REFUSALS.items() if start.match(data)), None)
 
 
 def _find_format(data: bytes) -> InputFormat | None:
@@ -180,6 +187,7 @@ MESSAGES = frozenset(
         _LACKS_PRECISION,
         _UNCHECKED,
         *_REFUSALS.values(),
+        _SVG,
         *map(describe_pixel_limit, INPUT_FORMATS),
     }
 )

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hostile_files
@@ -79,6 +80,48 @@ def test_a_file_with_an_encoded_name_is_a_file_whatever_it_holds(
         415,
         "content: PDF is not supported; export the picture as PNG or JPEG.",
     )
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (hostile_files.saved(Image.new("RGB", (400, 300)), "BMP"), "BMP"),  # 360 kB
+        (b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", "SVG"),
+        (b"%PDF-1.7\n1 0 obj \xff", "PDF"),
+    ],
+    ids=["BMP", "SVG", "PDF"],
+)
+def test_a_file_without_a_name_of_another_format_is_refused_by_its_format(
+    post: Post, pictures: tuple[bytes, bytes], data: bytes, name: str
+) -> None:
+    answer = post((b'name="content"', data), (b'name="style"', pictures[1]))
+
+    assert (answer.status_code, answer.json()["detail"]) == (
+        415,
+        f"content: {name} is not supported; export the picture as PNG or JPEG.",
+    )
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/images", "/v1/batches"])
+@pytest.mark.parametrize("cut", [9, 30, 100])  # the last boundary; in the last part; in a file
+def test_a_form_that_lacks_its_end_is_refused(
+    client: TestClient, tmp_path: Path, pictures: tuple[bytes, bytes], path: str, cut: int
+) -> None:
+    parts = [(b"image", pictures[0])]
+    if path != "/v1/images":
+        parts = [(b"content", pictures[0]), (b"style", pictures[1])]
+    body = b"".join(
+        b'--xYz\r\nContent-Disposition: form-data; name="%s"; filename="a"\r\n\r\n%s\r\n' % part
+        for part in parts
+    )
+    kind = {"Content-Type": "multipart/form-data; boundary=xYz"}
+    answer = client.post(path, content=(body + b"--xYz--\r\n")[:-cut], headers=kind)
+
+    assert (answer.status_code, answer.json()["detail"]) == (
+        400,
+        "The form is incomplete: its last boundary is missing.",
+    )
+    assert [*(tmp_path / "blobs" / "parts").glob("*")] == []
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 16_384])

@@ -1,5 +1,6 @@
 """Formats beside JPEG, PNG and WebP: the first picture, its colors, and what is refused by name."""
 
+import gzip
 import struct
 import time
 from typing import Any
@@ -138,6 +139,7 @@ def test_a_gray_tiff_of_more_bits_is_scaled_and_never_negative(
 
     assert [decoded.getpixel((x, 9)) for x in (5, 50)] == [(level,) * 3 for level in levels]
 
+
 def _tiff(pixel: bytes, bits: tuple[int, ...], photometric: int, **tags: int) -> bytes:
     """Return a TIFF of 40 × 40 such pixels, as other programs write it."""
     names = {"planes": TiffImagePlugin.PLANAR_CONFIGURATION, "extra": TiffImagePlugin.EXTRASAMPLES}
@@ -201,6 +203,13 @@ def test_camera_raw_is_refused_instead_of_its_small_preview(tag: int, value: Any
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
         (b'\xef\xbb\xbf <?xml version="1.0"?>\n<!-- a -->\n<svg width="3">', "SVG"),
         (b"<?xml version='1.0'?><!DOCTYPE svg PUBLIC 'x'>\n<svg:svg>", "SVG"),
+        (b'<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" [<!ENTITY a "b">]>\n<svg>', "SVG"),
+        (b"<!-- " + b"a <b> " * 500 + b"-->\n<!-- b --><svg>", "SVG"),
+        ("\ufeff<?xml version='1.0' encoding='utf-16'?><svg>".encode("utf-16-le"), "SVG"),
+        ("<svg/>".encode("utf-16-be"), "SVG"),
+        (gzip.compress(b"<?xml version='1.0'?>" + b" " * 9000 + b"<svg>"), "SVG"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "Camera raw"),
+        (b"FUJIFILMCCD-RAW 0201FF", "Camera raw"),
         (b"%PDF-1.7\n", "PDF"),
         (b"\n\n%PDF-1.4", "PDF"),
         (b"%!PS-Adobe-3.0", "PostScript"),
@@ -221,14 +230,27 @@ def test_other_formats_are_refused_by_name(data: bytes, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"hello", b"<html><body><svg>", b"<!DOCTYPE html><svg>", b"\0" * 50, b"\0\0\0\x14ftyp"]
+    "data",
+    [
+        b"hello",
+        b"<html><body><svg>",
+        b"<!DOCTYPE html><svg>",
+        b"<!-- <svg> -->",
+        b"<!-- <svg>",
+        b"\x1f\x8b<svg>",
+        gzip.compress(b"hello"),
+        b"BM is how it begins",
+        b"\0" * 50,
+    ],
 )
 def test_what_is_no_picture_at_all_gets_the_list_of_formats(data: bytes) -> None:
     with pytest.raises(errors.UnsupportedImage):
         validation.detect_format(data)
 
 
-@pytest.mark.parametrize("tail", [b"<", b"<a", b"<a:", b"<" + b"a" * 60, b"%", b"\n"])
+@pytest.mark.parametrize(
+    "tail", [b"<", b"<a", b"<a:", b"<" + b"a" * 60, b"%", b"\n", b"<!---->", b"<!--"]
+)
 def test_no_beginning_of_a_file_takes_long_to_recognize(tail: bytes) -> None:
     """An untrusted client chooses the bytes. The quadratic pattern took 27 ms."""
     data = (b" " * 400 + tail * validation.HEAD_BYTES)[: validation.HEAD_BYTES]
