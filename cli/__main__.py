@@ -1,82 +1,35 @@
-"""The command `impasto`.
+"""The entry point of the command `impasto`: handles Ctrl-C before it imports the commands."""
 
-Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 stopped by Ctrl-C.
-
-An error prints one line that says what to do, never a traceback. Only the commands that need
-core.neural import it, inside the command, because torch takes seconds to load.
-"""
-
-import sys
-from typing import Any
-
-import click
-
-from cli import service
-from cli.dataset import dataset
-from cli.demo import demo
-from cli.doctor import doctor
-from cli.info import info
-from cli.jobs import cancel, result, retry, submit, watch
-from cli.keys import keys
-from cli.output import printable
-from cli.stylize import stylize
-from cli.train import train
-from cli.weights import weights
-from core import errors
-
-
-class CommandGroup(click.Group):
-    """A group that maps errors to one line on standard error and an exit code."""
-
-    def main(self, *args: Any, **options: Any) -> Any:
-        """Run the command of the arguments, by default those of the process."""
-        try:
-            super().main(*args, **{**options, "standalone_mode": False})
-        except click.ClickException as error:
-            error.show()
-            sys.exit(2)
-        except (
-            errors.BadInput,
-            errors.NotFound,
-            errors.Conflict,
-            errors.BadSettings,
-            errors.Unauthorized,
-        ) as error:
-            sys.exit(_print_error(error.message, 2))
-        except errors.ImpastoError as error:
-            sys.exit(_print_error(error.message, 1))
-        except errors.DeviceLost as error:
-            sys.exit(_print_error(f"the device is lost: {error.__cause__}", 1))
-        except OSError as error:  # a file, folder or disk; the system's message names the cause
-            message = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-            sys.exit(_print_error(message, 1))
-        except (click.Abort, KeyboardInterrupt) as stop:
-            sys.exit(_print_error(str(stop) or "stopped.", 130))
-
-
-def _print_error(message: str, exit_code: int) -> int:
-    lines = f"impasto: {message}".split("\n")
-    click.echo("\n".join(printable(line) for line in lines), err=True)
-    return exit_code
-
-
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="impasto")
-def impasto() -> None:
-    """Render one picture in the style of another."""
-
-
-for command in (
-    service.up, service.api, service.worker, service.webhooks, service.webhook_secret,
-    submit, watch, cancel, retry, result, demo, stylize, info, keys, weights, dataset, train,
-    doctor,
-):  # fmt: skip
-    impasto.add_command(command)
+import os
+import signal
+from typing import Any, NoReturn
 
 
 def main() -> None:
-    """Run the command; the entry point of the package."""
-    impasto.main()
+    """Run the command. The first Ctrl-C stops it, and further ones do not disturb its clean-up."""
+    # A shell starts the background jobs of a script with SIGINT ignored, and it stays so.
+    has_interrupt = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if has_interrupt:
+        signal.signal(signal.SIGINT, _exit)
+    from cli.commands import impasto  # takes a second
+
+    if has_interrupt:
+        signal.signal(signal.SIGINT, _interrupt_once)
+    try:
+        impasto.main()
+    finally:
+        if has_interrupt:  # libraries run code when Python ends
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _exit(*_: Any) -> NoReturn:
+    os.write(2, b"impasto: stopped.\n")
+    os._exit(130)
+
+
+def _interrupt_once(*_: Any) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`impasto submit`, `watch`, `cancel`, `retry`, `result`: jobs of a service, through its API."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -113,12 +114,41 @@ def submit(
         _print_and_follow(client, job, output, wait=wait)
 
 
+def _check_inputs_kept(job: Job, output: Path | None, *, force: bool) -> None:
+    """Raise BadInput if the output is a file that the job was submitted with.
+
+    The file is known by its content: the job may have been submitted elsewhere, or long ago.
+    """
+    if output is None or force or not output.is_file():
+        return
+    with output.open("rb") as file:
+        digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    if digest in job.input.digests():
+        raise errors.BadInput(
+            f"{output} is an input of the job; choose another output, or overwrite it with --force."
+        )
+
+
 def _print_and_follow(client: Client, job: Job, output: Path | None, *, wait: bool) -> None:
     for warning in job.warnings:
         click.echo(printable(warning), err=True)
     click.echo(client.link(job))
     if wait or output:
-        follow_and_save(client, client.follow(job.id), output)
+        with _name_job_of_interrupt(client, job):
+            follow_and_save(client, client.follow(job.id), output)
+
+
+@contextmanager
+def _name_job_of_interrupt(client: Client, job: Job) -> Iterator[None]:
+    """Say at Ctrl-C that it does not stop the job, and what does."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        link = client.link(job)
+        raise click.Abort(
+            f"stopped; the job is not. `impasto watch {link}` follows it, "
+            f"`impasto cancel {link}` cancels it."
+        ) from None
 
 
 def _to_uploadable(source: Path | None) -> Path | str | None:
@@ -154,7 +184,10 @@ def _print_estimate(estimate: Estimate) -> None:
 @job_argument
 @service_options
 @output_option
-def watch(job: str, url: str | None, ca_file: Path | None, output: Path | None) -> None:
+@force_option
+def watch(
+    job: str, url: str | None, ca_file: Path | None, output: Path | None, *, force: bool
+) -> None:
     """Follow a job until it ends. JOB is its id or its URL.
 
     A URL also names the service. Your API key is sent only to the service of --url or, without
@@ -162,7 +195,10 @@ def watch(job: str, url: str | None, ca_file: Path | None, output: Path | None) 
     """
     check_output(output)
     with _open_job(job, url, ca_file) as (client, job_id):
-        follow_and_save(client, client.follow(job_id), output)
+        found = client.job(job_id)
+        _check_inputs_kept(found, output, force=force)
+        with _name_job_of_interrupt(client, found):
+            follow_and_save(client, client.follow(job_id), output)
 
 
 @click.command()
@@ -191,6 +227,7 @@ def _describe_cancel(job: Job) -> str:
 @service_options
 @wait_option
 @output_option
+@force_option
 def retry(
     *,
     job: str,
@@ -200,6 +237,7 @@ def retry(
     ca_file: Path | None,
     wait: bool,
     output: Path | None,
+    force: bool,
     **given: Any,
 ) -> None:
     """Run a job that has ended again, with its pictures. JOB is its id or its URL.
@@ -208,6 +246,8 @@ def retry(
     """
     check_output(output)
     with _open_job(job, url, ca_file) as (client, job_id):
+        if output is not None:
+            _check_inputs_kept(client.job(job_id), output, force=force)
         new = client.retry(
             job_id, continue_from_result=continue_from_result, webhook=webhook, **given
         )
@@ -224,13 +264,21 @@ def retry(
     help="Where to write it; the suffix selects PNG, JPEG or WebP.",
 )
 @click.option("--width", type=click.IntRange(16, MAX_SIZE_PX), help="In px, for a smaller copy.")
+@force_option
 @service_options
 def result(
-    job: str, output: Path, width: int | None, url: str | None, ca_file: Path | None
+    *,
+    job: str,
+    output: Path,
+    width: int | None,
+    force: bool,
+    url: str | None,
+    ca_file: Path | None,
 ) -> None:
     """Download the result of a job that has ended. JOB is its id or its URL."""
     check_output(output)
     with _open_job(job, url, ca_file) as (client, job_id):
+        _check_inputs_kept(client.job(job_id), output, force=force)
         write_output(output, client.result(job_id, output_format(output), width))
     click.echo(output)
 

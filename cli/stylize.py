@@ -1,7 +1,9 @@
 """`impasto stylize`: stylizes a photo on this machine, without a service."""
 
+import secrets
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,7 +118,7 @@ def stylize(
 
     def save(picture: Image.Image) -> None:
         provenance = job_input.provenance(ModelUsed(name=network.name, sha256=network.sha256))
-        write_output(output, codec.encode(picture, output_format(output), provenance))
+        _write_picture(output, codec.encode(picture, output_format(output), provenance))
 
     with ProgressBar() as bar:
 
@@ -138,7 +140,7 @@ def stylize(
                 result = run_stylize(inputs, spec, network, show, planner)
         except errors.Diverged as error:
             if error.picture is not None:
-                write_output(output, codec.encode(error.picture, output_format(output)))
+                _write_picture(output, codec.encode(error.picture, output_format(output)))
             raise
         except KeyboardInterrupt:
             if newest is None:
@@ -148,6 +150,32 @@ def stylize(
         bar.finish("done")
     save(result.picture)
     click.echo(output)
+
+
+def _write_picture(output: Path, data: bytes) -> None:
+    """Write the picture, or keep it in another folder if the disk has become full meanwhile.
+
+    Raises StorageFull, which says where the picture is, and what `write_output` raises.
+    """
+    try:
+        write_output(output, data)
+    except (errors.StorageFull, OSError) as error:
+        other = _write_elsewhere(output, data)
+        if other is None:
+            raise
+        raise errors.StorageFull(
+            f"{output} cannot be written (no room?); the picture is in {other}."
+        ) from error
+
+
+def _write_elsewhere(output: Path, data: bytes) -> Path | None:
+    """Write the picture under a new name to the first folder that takes it, and return its path."""
+    for folder in (Path.cwd(), Path.home(), Path(tempfile.gettempdir())):
+        other = folder / f"{output.stem}-{secrets.token_hex(4)}{output.suffix}"
+        with suppress(errors.StorageFull, OSError):
+            write_output(other, data)
+            return other
+    return None
 
 
 def _check_transparency(output: Path | None, spec: StyleSpec) -> None:

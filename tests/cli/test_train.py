@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli.__main__ import main
+from cli import commands
 from core.training.dataset_builder import BuildOptions, build
 
 # So small that a run takes a second.
@@ -67,7 +67,7 @@ def test_a_bad_option_is_refused_in_one_line_and_leaves_no_folder(
     capsys.readouterr()
 
     with pytest.raises(SystemExit) as refused:
-        main()
+        commands.impasto.main()
     assert refused.value.code == 2
     assert capsys.readouterr().err == f"impasto: {message}\n"
     assert not (pets / "other").exists()

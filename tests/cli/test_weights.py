@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cli.__main__ import main
+from cli import commands
 from core.images import codec
 from core.neural.weights import files
 from core.neural.weights.cache import WeightsCache, random_parameters
@@ -32,7 +32,7 @@ def impasto(
         capsys.readouterr()
         code = 0
         try:
-            main()
+            commands.impasto.main()
         except SystemExit as exit_:
             code = int(exit_.code or 0)
         captured = capsys.readouterr()

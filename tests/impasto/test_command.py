@@ -323,6 +323,47 @@ def test_retry_follows_the_new_job_and_saves_its_result(
     assert (tmp_path / "out.png").read_bytes() == ended[0]
 
 
+def test_a_result_does_not_replace_a_picture_of_the_job(
+    impasto: Any, client: Client, pictures: Pictures, worker: Any, tmp_path: Path
+) -> None:
+    """It is known by its content: the job may have been submitted from another folder."""
+    job = client.submit(*pictures, size=64)
+    worker.claim()
+    result = worker.succeed()
+    own = tmp_path / "own.png"
+    own.write_bytes(Path(pictures[0]).read_bytes())
+    refused = [impasto(name, job.id, "-o", "own.png") for name in ("result", "retry", "watch")]
+    kept = own.read_bytes()
+    forced = impasto("result", job.id, "-o", "own.png", "--force")
+
+    assert [ran.returncode for ran in refused] == [2, 2, 2]
+    assert all("own.png is an input of the job" in ran.stderr for ran in refused)
+    assert kept == Path(pictures[0]).read_bytes()
+    assert len([*client.jobs()]) == 1, "the refused retry has created no job"
+    assert (forced.returncode, own.read_bytes()) == (0, result)
+    assert impasto("result", job.id, "-o", "own.png").returncode == 0, "no input any more"
+
+
+@pytest.mark.parametrize("command", ["submit", "watch"])
+def test_ctrl_c_says_that_the_job_goes_on(
+    impasto: Any,
+    client: Client,
+    pictures: Pictures,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    words = [*pictures, "--wait"] if command == "submit" else [client.submit(*pictures).id]
+    monkeypatch.setattr(Client, "follow", interrupt)
+    ran = impasto(command, *words)
+    link = client.link(next(client.jobs()))
+
+    assert ran.returncode == 130
+    assert f"`impasto watch {link}` follows it, `impasto cancel {link}` cancels it" in ran.stderr
+
+
 def test_seamless_is_a_switch_and_its_message_names_it(
     impasto: Any, client: Client, pictures: Pictures
 ) -> None:

@@ -257,6 +257,9 @@ def test_a_proxy_that_fails_is_named_without_its_password(monkeypatch: pytest.Mo
     assert f"through the proxy 127.0.0.1:{port}: the proxy refuses (403" in refused
     assert f"through the proxy 127.0.0.1:{port}: the connection is refused" in down
     assert "hunter2" not in refused + down
+    advice = f"Check HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, or add {NAME} to NO_PROXY."
+    assert refused.endswith(advice)
+    assert down.endswith(advice), "to start a service would not help"
 
 
 @pytest.mark.parametrize("proxy", ["ftp://127.0.0.1:1", "socks5://127.0.0.1:1"])
