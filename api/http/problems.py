@@ -127,7 +127,6 @@ _RULES = {
     "style_masks": f"style_masks must be a list of at most {MAX_STYLES}, each {_PICTURE}.",
     "masks": f"masks must be a list of at most {MAX_STYLES}, each {_PICTURE}.",
     "init_image": f"init_image must be {_PICTURE}.",
-    "image": "Send the picture as a file in the form field image.",
     "body": "Send a JSON object as the body; see /docs for its fields.",
 }
 _RULES_OF_ROUTE = {

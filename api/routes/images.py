@@ -10,6 +10,7 @@ from starlette.datastructures import UploadFile
 from api.dependencies import Blobs, Configuration, CurrentWaiter, Owner, Store
 from api.http import image_response
 from api.http.root_path import add_root_path
+from api.schemas.submission import NOT_READ
 from api.submissions import multipart
 from api.submissions.pictures import inspect_picture, is_available
 from core import errors
@@ -18,7 +19,9 @@ from core.images import validation
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
 BODY_BYTES = validation.MAX_BYTES + 100_000
-_FORM_LIMITS = multipart.FormLimits(files=2, fields=2, text_bytes=1000)
+# Text is refused with what to send instead, such as for a data URI.
+_FORM_LIMITS = multipart.FormLimits(files=2, fields=2, text_bytes=100_000)
+_SEND_IMAGE = "Send the picture as a file in the form field image: with curl, -F image=@photo.jpg."
 _FORM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["image"],
@@ -89,8 +92,10 @@ async def upload_image(
         if len(images) > 1:
             raise errors.BadRequest("image was sent twice; send one file.")
         image = images[0] if images else None
+        if isinstance(image, str) and image.strip():
+            raise errors.BadRequest(f"{_SEND_IMAGE} {NOT_READ}")
         if not isinstance(image, UploadFile) or multipart.is_unset(image):
-            raise errors.BadInput("Send the picture as a file in the form field image.")
+            raise errors.BadRequest(_SEND_IMAGE)
         blob = multipart.get_pending_blob(image)
         # It may be a mask, or a picture for a job that names another background.
         found = await inspect_picture(blob, None, mask=True, blobs=blobs, waiter=waiter)

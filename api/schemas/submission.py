@@ -38,14 +38,15 @@ _FILE_SCHEMA: dict[str, Any] = {
     "format": "binary",
     "description": "A JPEG, PNG, WebP, HEIC, AVIF, TIFF or GIF file, or the digest of an upload.",
 }
+NOT_READ = "A URL, a data URI and a file name are not read."
 # What clients send instead: a URL, a data URI, a file name, or base64.
 _SEND_DIGEST = (
     "send the digest of an upload (POST /v1/images answers with it), or send the file in a form. "
-    "A URL, a data URI and a file name are not read."
+    f"{NOT_READ}"
 )
 _SEND_FILE = (
     "send the file itself (with curl: -F content=@photo.jpg), or the digest of an upload. "
-    "A URL, a data URI and a file name are not read."
+    f"{NOT_READ}"
 )
 
 

@@ -102,7 +102,7 @@ class _FormParser(MultiPartParser):
         if part.file is None:
             self._text_left -= end - start
             if self._text_left < 0:
-                raise errors.UploadTooLarge("The form has too much text.")
+                raise errors.UploadTooLarge("The form has too much text; send a picture as a file.")
         super().on_part_data(data, start, end)
 
     def _sniff(self, data: bytes) -> None:

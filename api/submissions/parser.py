@@ -1,8 +1,9 @@
 """Reads the body of a submission, JSON or form, into a model of api/schemas/submission.py."""
 
+import difflib
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NoReturn, TypeVar
 
@@ -111,7 +112,10 @@ def _collect_fields(form: FormData, model: type[Model]) -> dict[str, Any]:
     for name, value in form.multi_items():
         if not isinstance(value, str):
             if name not in PICTURE_FIELDS:
-                raise errors.BadRequest(f"Send files only as {', '.join(PICTURE_FIELDS)}.")
+                raise errors.BadRequest(
+                    f"Send files only as {', '.join(PICTURE_FIELDS)}."
+                    f"{_suggest_field(name, PICTURE_FIELDS)}"
+                )
             if not multipart.is_unset(value):
                 pictures[name].append(multipart.get_pending_blob(value))
         elif name in PICTURE_FIELDS:
@@ -122,8 +126,7 @@ def _collect_fields(form: FormData, model: type[Model]) -> dict[str, Any]:
         elif name == "spec":
             spec = _load_object(value.encode("utf-8", "replace"))
         elif name not in TEXT_FIELDS:
-            names = ", ".join([*PICTURE_FIELDS, "spec", *TEXT_FIELDS])
-            raise errors.BadSpec(f"There is no such field; the fields are {names}.")
+            raise errors.BadSpec(_describe_unknown(name, [*PICTURE_FIELDS, "spec", *TEXT_FIELDS]))
         elif value.strip():  # the form of a page sends empty fields, too
             texts[name] = value
     options = {name: texts.pop(name) for name in OPTION_FIELDS if name in texts}
@@ -151,5 +154,16 @@ def _validate(model: type[Model], fields: dict[str, Any]) -> Model:
         raise errors.BadSpec(model.rules[name])
     if name in model.rules and first["type"] != "extra_forbidden":
         raise errors.BadRequest(model.rules[name])
-    names = ", ".join(model.field_names())
-    raise errors.BadRequest(f"There is no such field; the fields are {names}.")
+    raise errors.BadRequest(_describe_unknown(name, model.field_names()))
+
+
+def _describe_unknown(name: str, fields: Sequence[str]) -> str:
+    suggestion = _suggest_field(name, fields)
+    return f"There is no such field; the fields are {', '.join(fields)}.{suggestion}"
+
+
+def _suggest_field(name: str, fields: Sequence[str]) -> str:
+    """Return a sentence with the field whose name is the most like this one, or nothing."""
+    # A client chooses the name, and comparing takes long for a long one.
+    similar = difflib.get_close_matches(name[:40], fields, n=1, cutoff=0.7)
+    return f" Did you mean {similar[0]}?" if similar else ""

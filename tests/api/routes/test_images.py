@@ -86,8 +86,30 @@ def test_a_bad_upload_is_refused_and_leaves_no_files(client: TestClient, tmp_pat
     answer = client.post("/v1/images", files={"image": ("x.png", b"BM")})
 
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_image")
-    assert client.post("/v1/images").status_code == 422
+    assert client.post("/v1/images").status_code == 400
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.stem != "store"] == []
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"files": {"image": (None, "https://example.org/a.jpg")}},
+        {"files": {"image": (None, "data:image/png;base64," + "eHh4" * 5000)}},
+        {"files": {"file": ("a.jpg", b"\xff\xd8\xff")}},
+        {"files": {"image": ("", b"")}},
+        {"content": b"\xff\xd8\xff", "headers": {"Content-Type": "image/jpeg"}},
+        {"json": {"image": "https://example.org/a.jpg"}},
+        {},
+    ],
+    ids=["URL", "data URI", "another field", "no file", "raw body", "JSON", "nothing"],
+)
+def test_what_is_no_upload_is_refused_with_what_to_send(
+    client: TestClient, request_: dict[str, Any]
+) -> None:
+    answer = client.post("/v1/images", **request_)
+
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+    assert "form field image: with curl, -F image=@photo.jpg." in answer.json()["detail"]
 
 
 def test_a_body_above_the_limit_returns_413(client: TestClient) -> None:

@@ -31,6 +31,7 @@ BATCH = {"contents": [DIGEST], "styles": [DIGEST]}
         (JOB | {"spec": "zzz"}, "bad_request", "spec must be an object"),
         (JOB | {"zzz": 1}, "bad_request", "There is no such field; the fields are priority,"),
         (JOB | {"style": [DIGEST]}, "bad_request", "There is no such field"),
+        (JOB | {"a" * 90_000: 1}, "bad_request", "There is no such field"),
         (JOB | {"parameters": {}}, "bad_request", "There is no such field"),
         (JOB | {"priority": "zzz"}, "bad_spec", "priority must be one of high, normal, low."),
         (JOB | {"deadline_seconds": 0}, "bad_spec", "deadline_seconds must be"),
@@ -104,6 +105,25 @@ def test_a_form_is_refused_by_the_name_of_the_field(
     assert answer.json()["code"] == code
     assert answer.json()["detail"].startswith(detail)
     assert "zzz" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("sent", "suggestion"),
+    [
+        ({"files": {"style[]": ("x", b"y")}}, "Did you mean style?"),
+        ({"files": {"styles": (None, DIGEST)}}, "Did you mean style?"),
+        ({"files": {"styel_weight": (None, "1")}}, "Did you mean style_weight?"),
+        ({"json": JOB | {"style": [DIGEST]}}, "Did you mean styles?"),
+    ],
+    ids=["a file", "a text", "a parameter", "JSON"],
+)
+def test_the_refusal_of_an_unknown_field_names_the_one_that_was_probably_meant(
+    client: TestClient, sent: dict[str, Any], suggestion: str
+) -> None:
+    answer = client.post("/v1/jobs", **sent)
+
+    assert answer.status_code in (400, 422)
+    assert answer.json()["detail"].endswith(suggestion)
 
 
 def test_a_file_in_another_field_is_refused(client: TestClient) -> None:
