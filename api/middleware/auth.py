@@ -28,7 +28,7 @@ from core.auth.api_keys import ApiKey, ApiKeyStore
 from core.jobs.models import LOCAL_OWNER, Priority
 
 PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/openapi.json", "/docs"})
-PUBLIC_FOLDERS = ("/web/", "/j/", "/docs/ui/")
+PUBLIC_FOLDERS = ("/web/", "/web-", "/j/", "/docs/ui/")
 CACHE_SECONDS = 1.0  # a revoked key works at most this long
 LAST_USED_SECONDS = 60.0  # precision of a key's last_used_at
 

@@ -3,42 +3,47 @@
 Its addresses are relative, so that it works under any path of a proxy.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
 
-from api.http import etag
+from api.assets.files import PageFiles
+from api.http.problems import refusal
+from api.http.static_response import IMMUTABLE, REVALIDATE, respond
 
 WEB = Path(__file__).parents[1] / "web"
 PATHS = ("/", "/j/{job_id}")  # the page reads the job's id from its own URL
 
-# The browser must revalidate each file: modules of two versions do not work together.
-_REVALIDATE = {"Cache-Control": "no-cache"}
 
+class _SourceFiles(StaticFiles):
+    """The files as they are in the folder, at addresses that do not change."""
 
-class _StaticFiles(StaticFiles):
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
-        response.headers.update(_REVALIDATE)
+        response.headers["Cache-Control"] = REVALIDATE
         return response
 
 
-def _get_page(request: Request) -> Response:
-    html = (WEB / "index.html").read_bytes()
-    if request.path_params:  # a job's page is one folder deeper
-        html = html.replace(b'="./', b'="../')
-    tag = f'"{hashlib.sha256(html).hexdigest()[:32]}"'
-    if etag.matches(etag.if_none_match(request), tag):
-        return Response(status_code=304, headers={**_REVALIDATE, "ETag": tag})
-    return HTMLResponse(html, headers={**_REVALIDATE, "ETag": tag})
+def add_page(app: FastAPI, form: bytes = b"") -> None:
+    """Add the page and its files to the app. form: see PageFiles."""
+    files = PageFiles(WEB, form)
+    documents = {
+        path: files.document("index.html", is_nested=path.count("/") > 1) for path in PATHS
+    }
 
+    # Coroutines: a plain function would run in a thread, for nothing.
+    async def get_page(request: Request) -> Response:
+        return respond(request, documents[request.scope["route"].path], REVALIDATE)
 
-def add_page(app: FastAPI) -> None:
-    """Add the page and its files to the app."""
-    app.mount("/web", _StaticFiles(directory=WEB), name="web")
+    async def get_file(request: Request, version: str, path: str) -> Response:
+        file = files.get(path) if version == files.version else None
+        # Another version's file must never get into a cache under this address.
+        return refusal("not_found") if file is None else respond(request, file, IMMUTABLE)
+
     for path in PATHS:
-        app.add_api_route(path, _get_page, include_in_schema=False)
+        app.add_api_route(path, get_page, include_in_schema=False)
+    app.add_api_route("/web-{version}/{path:path}", get_file, include_in_schema=False)
+    app.mount("/web", _SourceFiles(directory=WEB), name="web")

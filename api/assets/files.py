@@ -1,0 +1,105 @@
+"""The files of the page: read once, bundled, compressed, and named by one version.
+
+Their addresses are `web-VERSION/PATH`. The version is a hash of all of them, so an address never
+changes its content, and a browser may keep it for ever. All files of a version are in one folder,
+so relative addresses in modules, style sheets and the manifest stay true.
+"""
+
+import gzip
+import hashlib
+import logging
+import mimetypes
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from api.assets import bundle
+
+log = logging.getLogger(__name__)
+
+# The standard library's table depends on the machine, so what matters is here.
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+    ".webmanifest": "application/manifest+json",
+    ".woff2": "font/woff2",
+}
+_COMPRESSED = (".css", ".html", ".js", ".json", ".svg", ".webmanifest")
+_DOCUMENT_FOLDER = b"./web/"  # where the documents refer to files
+
+
+@dataclass(frozen=True)
+class StaticFile:
+    """A file with its media type. `gzip` is None where compression is useless."""
+
+    content: bytes
+    media_type: str
+    is_compressible: bool = True
+
+    @classmethod
+    def of(cls, path: str, content: bytes) -> "StaticFile":
+        """Return the file with the type that its name tells."""
+        suffix = Path(path).suffix
+        media_type = _TYPES.get(suffix) or mimetypes.guess_type(path)[0]
+        return cls(content, media_type or "application/octet-stream", suffix in _COMPRESSED)
+
+    @cached_property
+    def gzip(self) -> bytes | None:
+        """The compressed content."""
+        return gzip.compress(self.content, 9, mtime=0) if self.is_compressible else None
+
+    @cached_property
+    def etag(self) -> str:
+        """The entity tag: weak, because it is the same for both codings."""
+        return f'W/"{hashlib.sha256(self.content).hexdigest()[:32]}"'
+
+
+class PageFiles:
+    """The files of one folder, as they are served. Changes of the folder need a new object."""
+
+    def __init__(self, folder: Path, form: bytes = b"") -> None:
+        """form: JSON that the document index.html carries in its element `form`."""
+        self._sources = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        self._form = form
+        parts = [Path(bundle.__file__).read_bytes(), form]
+        parts += [part for name, data in self._sources.items() for part in (name.encode(), data)]
+        lengths = [str(len(part)).encode() for part in parts]
+        self.version = hashlib.sha256(b" ".join([*lengths, *parts])).hexdigest()[:16]
+        self._files = self._bundle_modules()
+
+    @property
+    def folder(self) -> str:
+        """The folder of the addresses of all files."""
+        return f"web-{self.version}"
+
+    def get(self, path: str) -> StaticFile | None:
+        """Return a file by its path in the folder; a module with all that it imports."""
+        return self._files.get(path)
+
+    def document(self, name: str, *, is_nested: bool = False) -> StaticFile:
+        """Return an HTML file whose addresses lead to this version's files.
+
+        is_nested: whether its own address is one folder deeper than the root of the service.
+        """
+        html = self._sources[name].replace(_DOCUMENT_FOLDER, f"./{self.folder}/".encode())
+        # In HTML, only `<` could end the element.
+        form = self._form.replace(b"<", rb"\u003c")
+        html = html.replace(b'id="form"></script>', b'id="form">' + form + b"</script>")
+        return StaticFile.of(name, html.replace(b'="./', b'="../') if is_nested else html)
+
+    def _bundle_modules(self) -> dict[str, StaticFile]:
+        contents = dict(self._sources)
+        modules = {name: data.decode() for name, data in contents.items() if name.endswith(".js")}
+        try:
+            contents |= {name: bundle.bundle(modules, name).encode() for name in modules}
+        except bundle.UnsupportedModuleError as error:
+            # The page works all the same, with one request for each module.
+            log.warning("the modules of the page are served one by one: %s", error)
+        return {name: StaticFile.of(name, content) for name, content in contents.items()}
