@@ -12,6 +12,7 @@ from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
+from api.assets.files import StaticFile
 from api.background.reaper import Reaper
 from api.http import problems
 from api.job_feed import JobFeed
@@ -27,6 +28,7 @@ from api.rate_limit import RateLimiter
 from api.routes import (
     batches,
     estimate,
+    form,
     health,
     images,
     job_events,
@@ -134,6 +136,9 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     app.state.settings = own
     app.state.webhooks = shared.webhooks
     app.state.job_limits = shared.job_limits
+    app.state.form = StaticFile.of(
+        "form.json", form.encode_form(form.describe_form(own, shared.job_limits))
+    )
     app.state.notify = partial(notify_workers, celery)
     problems.install(app)
     app.add_middleware(HeadRequests)
@@ -149,13 +154,14 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         job_events,
         batches,
         images,
+        form,
         presets,
         estimate,
         system,
     ):
         app.include_router(part.router, dependencies=bearer)
     app.include_router(health.router)
-    add_page(app)
+    add_page(app, app.state.form.content)
     document.describe(app)
     return app
 

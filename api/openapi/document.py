@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from api.http.problems import REFUSALS, STATUS, problem, refusal
 from api.openapi import examples
 from core import errors
-from core.style.limits import JobLimits
+from api.schemas.submission import limit_parameters
 
 _IDS = {
     "job_id": "^job_[a-z2-7]{26}$",
@@ -86,14 +86,8 @@ def describe(app: FastAPI) -> None:
             if field.pop("contentMediaType", None):
                 # Most generators of clients know a file only by this older notation.
                 field["format"] = "binary"
-    limits: JobLimits = app.state.job_limits
-    values = {
-        "size": {"default": limits.default_size_px, "maximum": limits.size_px},
-        "iterations": {"maximum": limits.iterations},
-    }
     for properties in _walk_parameters(document):
-        for name, own in values.items():
-            properties[name] = {**properties[name], **own}
+        properties.update(limit_parameters(properties, app.state.job_limits))
     # FastAPI documents this override; mypy reports a plain assignment as an error.
     setattr(app, "openapi", lambda: document)  # noqa: B010
 

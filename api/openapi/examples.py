@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi.sse import format_sse_event
 
-from api.routes.system import get_limits
+from api.routes.form import describe_form
 from api.settings import ApiSettings
 from core.config import Settings
 from core.jobs.models import Status
@@ -131,6 +131,10 @@ def _batch(job: dict[str, Any]) -> dict[str, Any]:
 
 _WORKER = {"device": "cpu", "precision": "bfloat16", "network": "vgg19", "networks": ["vgg19"]}
 
+_DEFAULT_FORM = describe_form(
+    ApiSettings.model_construct(), Settings.model_construct().job_limits
+).model_dump()
+
 # Response bodies, by the name of their schema.
 RESPONSES: dict[str, Any] = {
     "JobResource": JOB,
@@ -149,6 +153,7 @@ RESPONSES: dict[str, Any] = {
             for name, preset in PRESETS.items()
         ]
     },
+    "Form": _DEFAULT_FORM,
     "Health": {"status": "ok"},
     "FrameList": {
         "frames": [
@@ -181,9 +186,7 @@ RESPONSES: dict[str, Any] = {
         "running": 1,
         "average_job_seconds": 21.4,
         "workers": [{"busy": True, "info": _WORKER}],
-        "limits": get_limits(
-            ApiSettings.model_construct(), Settings.model_construct().job_limits
-        ).model_dump(),
+        "limits": _DEFAULT_FORM["limits"],
         "store": {"problems": [], "unchecked": [], "identity": "same"},
     },
     "ModelList": {

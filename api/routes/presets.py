@@ -25,13 +25,17 @@ class PresetList(BaseModel):
     presets: list[PresetResource]
 
 
-@router.get("", summary="List the presets")
-async def list_presets(limits: JobLimits) -> PresetList:
-    """Send a preset's name as `preset` in a submission. Your own parameters override the preset."""
-    presets = [
+def describe_presets(limits: JobLimits) -> list[PresetResource]:
+    """Return all presets, with values that the operator's limits allow."""
+    return [
         PresetResource(
             name=name, description=preset.description, spec=limits.clip_values(preset.parameters)
         )
         for name, preset in PRESETS.items()
     ]
-    return PresetList(presets=presets)
+
+
+@router.get("", summary="List the presets")
+async def list_presets(limits: JobLimits) -> PresetList:
+    """Send a preset's name as `preset` in a submission. Your own parameters override the preset."""
+    return PresetList(presets=describe_presets(limits))

@@ -22,6 +22,7 @@ from core import errors
 from core.jobs.models import JobInput, SubmissionOptions
 from core.storage.blobs import PendingBlob, is_digest
 from core.style import presets
+from core.style.limits import JobLimits
 from core.style.spec import MAX_STYLES, StyleSpec, apply_changes
 
 MAX_CONTENTS = 12  # photos of a batch, which has thus at most 12 * 8 = 96 jobs
@@ -94,6 +95,24 @@ def parameters_schema() -> dict[str, Any]:
         "description": "A named set of parameters (GET /v1/presets). Your parameters override it.",
     }
     return schema
+
+
+def limit_parameters(properties: Mapping[str, Any], limits: JobLimits) -> dict[str, Any]:
+    """Return the parameters' schemas with the default and the maxima that the operator allows."""
+    return {
+        **properties,
+        "size": {
+            **properties["size"],
+            "default": limits.default_size_px,
+            "maximum": limits.size_px,
+        },
+        "iterations": {**properties["iterations"], "maximum": limits.iterations},
+    }
+
+
+def options_schema() -> dict[str, Any]:
+    """Return the JSON schema of each option of a submission."""
+    return _inline_fields(SubmissionOptions.model_json_schema())
 
 
 def _add_parameter_fields(schema: dict[str, Any]) -> None:
@@ -337,13 +356,21 @@ def describe_body(json_model: type[_Submission], form_model: type[_Submission]) 
 def _describe_model(model: type[_Submission]) -> dict[str, Any]:
     """Return the schema of the model without references, titles and empty defaults."""
     schema = model.model_json_schema()
-    definitions = schema.pop("$defs", {})
+    fields = _inline_fields(schema)
+    schema.pop("$defs", None)
     schema.pop("title")
+    for field in fields.values():
+        field.pop("title", None)
+    return schema | {"properties": fields}
+
+
+def _inline_fields(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the properties of a schema without references and empty defaults."""
+    definitions, fields = schema.get("$defs", {}), {}
     for name, field in schema["properties"].items():
-        definition = definitions.get(field.pop("$ref", "").rpartition("/")[2], {})
-        inlined = definition | field
-        inlined.pop("title", None)
-        if inlined.get("default") in (None, [], {}):
-            inlined.pop("default", None)
-        schema["properties"][name] = inlined
-    return schema
+        definition = definitions.get(field.get("$ref", "").rpartition("/")[2], {})
+        fields[name] = definition | field
+        fields[name].pop("$ref", None)
+        if fields[name].get("default") in (None, [], {}):
+            fields[name].pop("default", None)
+    return fields

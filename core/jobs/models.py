@@ -173,6 +173,7 @@ class SubmissionOptions(_Record):
 
     priority: Priority = Field(
         Priority.NORMAL,
+        title="Priority",
         description="Queued jobs with a higher priority run first: high, normal or low.",
     )
     deadline_seconds: float | None = Field(
@@ -180,15 +181,19 @@ class SubmissionOptions(_Record):
         gt=0,
         le=30 * 86_400,
         allow_inf_nan=False,
+        title="Time limit in seconds",
         description="Seconds after which the job ends in any case, at most 2592000 (30 days).",
     )
     reuse: bool = Field(
         False,
+        title="Reuse an earlier result",
         description="Return the result of an earlier job of yours, if one has the same pictures, "
         "parameters and network.",
     )
     webhook: str | None = Field(
-        None, description="A URL, https://…, that receives a POST request when the job ends."
+        None,
+        title="Webhook",
+        description="A URL, https://…, that receives a POST request when the job ends.",
     )
 
 

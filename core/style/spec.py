@@ -115,51 +115,63 @@ class StyleSpec(BaseModel):
     )
 
     size: int = Field(
-        512, ge=MIN_SIZE_PX, le=MAX_SIZE_PX, description="Long side of the result, in px."
+        512,
+        ge=MIN_SIZE_PX,
+        le=MAX_SIZE_PX,
+        title="Size",
+        description="Long side of the result, in px.",
     )
     strength: float = Field(
         0.5,
         ge=0,
         le=1,
+        title="Strength",
         description="How strongly the painting's style shows: 0 slightly, 1 so that little of the "
         "photo remains.",
         json_schema_extra=_UPDATABLE,
     )
     quality: Literal["draft", "standard", "fine"] = Field(
         "standard",
+        title="Quality",
         description="Number of iterations: draft takes about a third of the time of standard, "
         "fine three times.",
     )
     content_weight: Weight = Field(
         1.0,
+        title="Weight of the photo",
         description="Weight of the content loss (alpha). 0 makes a texture of the painting alone.",
         json_schema_extra=_UPDATABLE,
     )
     style_weight: Weight = Field(
         STYLE_WEIGHT,
+        title="Weight of the style",
         description="Weight of the style loss (beta) at strength 0.5. 0 reconstructs the photo. "
         f"With objective=gatys the default is {STYLE_WEIGHT_GATYS:g}.",
         json_schema_extra=_UPDATABLE | _gatys_default("style_weight"),
     )
     tv_weight: Weight = Field(
         0.0,
+        title="Smoothness",
         description="Weight of the total variation loss, which reduces noise. Values from 1 to 10 "
         "have a visible effect.",
         json_schema_extra=_UPDATABLE,
     )
     content_layers: LayerWeights = Field(
         {"relu2_1": 1.0, "relu4_2": 1.0},
+        title="Layers of the photo",
         description="Layers of the content loss, with weights: relu2_1=1,relu4_2=1. Weights are "
         "scaled to sum to 1. With objective=gatys the default is relu4_2 alone.",
         json_schema_extra=_gatys_default("content_layers"),
     )
     style_layers: LayerWeights = Field(
         {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0, "relu4_1": 1.0, "relu5_1": 1.0},
+        title="Layers of the style",
         description="Layers of the style loss, with weights: of their Gram matrices, and with "
         "objective=relative also of means and deviations. Weights are scaled to sum to 1.",
     )
     style_weights: MixingWeights = Field(
         [],
+        title="Shares of the styles",
         description="Mixing shares of several paintings, in their order: 0.7,0.3. "
         "Empty: equal shares.",
         json_schema_extra=_UPDATABLE,
@@ -168,21 +180,25 @@ class StyleSpec(BaseModel):
         1.0,
         ge=0.25,
         le=4,
+        title="Brush size",
         description="Size of the brush strokes: the painting's long side relative to the result's, "
         "or to its own if that is smaller.",
     )
     style_frame: Literal["crop", "keep"] = Field(
         "crop",
+        title="Frame of the style picture",
         description="A frame around a painting: plain bands on all four sides, such as a wall or a "
         "mat. crop: leave it out; keep: it is part of the style.",
     )
     regions: Literal["none", "auto"] = Field(
         "none",
+        title="Regions",
         description="auto: find parts of the photo and of the painting that look alike, and paint "
         "each part in the style of its counterpart, such as sky by sky.",
     )
     init: Literal["content", "noise", "style", "picture"] = Field(
         "content",
+        title="Start from",
         description="The initial image: the photo, white noise, the first painting, or the picture "
         "sent as init_image.",
     )
@@ -190,23 +206,28 @@ class StyleSpec(BaseModel):
         0,
         ge=0,
         le=2**32 - 1,
+        title="Variation",
         description="Seed of the white noise, and with init=content or style of a slight "
         "variation: each seed gives another picture, 0 the one without variation. The same seed "
         "gives the same picture.",
     )
     objective: Literal["relative", "gatys"] = Field(
         "relative",
+        title="Method",
         description="The loss. relative: each term is divided by what it is for the photo (style) "
         "or by the photo's size (content), so that a weight means the same for every picture; "
         "gatys: the sums of the paper.",
     )
     optimizer: Literal["lbfgs", "adam"] = Field(
-        "lbfgs", description="The optimizer: L-BFGS projected on [0, 1], or Adam."
+        "lbfgs",
+        title="Optimizer",
+        description="The optimizer: L-BFGS projected on [0, 1], or Adam.",
     )
     iterations: int = Field(
         0,
         ge=0,
         le=MAX_ITERATIONS,
+        title="Iterations",
         description="Iterations at the coarsest and the last scale; the scales between take half "
         "as many. 0: as quality says.",
     )
@@ -214,11 +235,13 @@ class StyleSpec(BaseModel):
         0,
         ge=0,
         le=8,
+        title="Sizes to go through",
         description="Number of sizes from coarse to fine. 0: chosen by size; 1: full size only, "
         "as in the paper.",
     )
     pooling: Literal["max", "average", "l2"] = Field(
         "l2",
+        title="Pooling",
         description="Pooling of the network. l2: the root of the mean square in overlapping "
         "windows, which leaves no dots or grids; max: as the network was trained, the default with "
         "objective=gatys; average: as the paper advises.",
@@ -226,27 +249,32 @@ class StyleSpec(BaseModel):
     )
     seamless: bool = Field(
         False,
+        title="Seamless tile",
         description="Make a result that tiles without a seam; its sides are multiples of "
         f"{GRID_PX} px.",
     )
     transparency: Literal["flatten", "keep"] = Field(
         "flatten",
+        title="Transparent parts",
         description="Transparent parts of the photo. flatten: the result has none; keep: the "
         "result is as transparent as the photo.",
     )
     background: Background = Field(
         "auto",
+        title="Background",
         description="What lies behind transparent parts of the pictures: white, black, or a color "
         "like #8090a0. auto: white, or what shows the picture better.",
     )
     preserve_color: Literal["none", "luminance", "match", "histogram"] = Field(
         "none",
+        title="Colors",
         description="Keep the photo's colors. luminance: transfer only the luminance of the "
         "painting; match: first give the painting the mean and covariance of the photo's colors; "
         "histogram: also match the histogram of each channel.",
     )
     model: ModelName = Field(
         "auto",
+        title="Network",
         description="The network: vgg19 (the paper's), vgg16, vgg19-torchvision, or the name of an "
         "imported one. auto: vgg19 if it is installed, else vgg16.",
     )

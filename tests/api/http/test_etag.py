@@ -120,4 +120,4 @@ def test_the_document_lists_if_none_match(client: TestClient) -> None:
     }
     ends = ("", "/result", "/preview", "/frames/{index}", "/timelapse")
     jobs = {f"/v1/jobs/{{job_id}}{end}" for end in ends}
-    assert listed == jobs | {"/v1/batches/{batch_id}", "/v1/images/{digest}"}
+    assert listed == jobs | {"/v1/batches/{batch_id}", "/v1/images/{digest}", "/v1/form"}

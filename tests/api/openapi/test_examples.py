@@ -28,6 +28,7 @@ USUAL = {
     "content-length",
     "content-disposition",
     "cache-control",
+    "content-encoding",
     "vary",
     "accept-ranges",
 }
@@ -149,7 +150,7 @@ def recorded(
     ask("POST", "/v1/estimate", json={"content": digest, "styles": [digest]})
     listening.join()
     store.heartbeat("worker", WORKER)
-    for path in ("/v1/presets", "/v1/system", "/v1/models", "/livez", "/readyz"):
+    for path in ("/v1/presets", "/v1/form", "/v1/system", "/v1/models", "/livez", "/readyz"):
         ask("GET", path)
     ask("GET", "/v1/jobs?limit=0")
     ask("DELETE", own)
