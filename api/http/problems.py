@@ -11,11 +11,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.error_page import error_page
 from core import errors
 from core.images.validation import FORMATS, MAX_SIDE_PX, MIN_SIDE_PX
 from core.jobs.models import Status
@@ -209,8 +210,10 @@ async def _handle_os_error(_: Request, error: Exception) -> Problem:
     return problem(errors.Unavailable())
 
 
-async def _handle_framework_error(request: Request, error: Exception) -> Problem:
+async def _handle_framework_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 404 and (page := error_page(request.scope, 404)):
+        return page
     response = refusal(_FRAMEWORK.get(error.status_code, "bad_request"))
     response.headers.update(error.headers or {})
     if error.status_code == 405 and (allowed := _allowed_methods(request)):

@@ -18,8 +18,10 @@ from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.http.error_page import error_page
 from api.http.problems import problem
 from api.http.root_path import service_path
 from api.rate_limit import RateLimiter, RequestKind, normalize_address
@@ -75,8 +77,9 @@ class Authentication:
             if self._keys is not None:
                 caller, has_access = await self._authenticate(scope, self._keys, address)
         except errors.ImpastoError as error:
-            answer = problem(error)
+            answer: Response = problem(error)
             if isinstance(error, errors.Unauthorized):
+                answer = error_page(scope, 401) or answer
                 answer.headers["WWW-Authenticate"] = "Bearer"
             await answer(scope, receive, send)
             return

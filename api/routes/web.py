@@ -6,12 +6,11 @@ Its addresses are relative, so that it works under any path of a proxy.
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
 
 from api.assets.files import PageFiles
-from api.http.problems import refusal
 from api.http.static_response import IMMUTABLE, REVALIDATE, respond
 
 WEB = Path(__file__).parents[1] / "web"
@@ -29,7 +28,7 @@ class _SourceFiles(StaticFiles):
 
 def add_page(app: FastAPI, form: bytes = b"") -> None:
     """Add the page and its files to the app. form: see PageFiles."""
-    files = PageFiles(WEB, form)
+    files = app.state.page_files = PageFiles(WEB, form)
     documents = {
         path: files.document("index.html", is_nested=path.count("/") > 1) for path in PATHS
     }
@@ -40,8 +39,9 @@ def add_page(app: FastAPI, form: bytes = b"") -> None:
 
     async def get_file(request: Request, version: str, path: str) -> Response:
         file = files.get(path) if version == files.version else None
-        # Another version's file must never get into a cache under this address.
-        return refusal("not_found") if file is None else respond(request, file, IMMUTABLE)
+        if file is None:  # another version's must never get into a cache under this address
+            raise HTTPException(404)
+        return respond(request, file, IMMUTABLE)
 
     for path in PATHS:
         app.add_api_route(path, get_page, include_in_schema=False)
