@@ -35,6 +35,7 @@ from api.routes import (
     job_frames,
     job_status,
     jobs,
+    operator,
     presets,
     system,
 )
@@ -133,7 +134,8 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         redoc_url=None,
     )
     app.state.store, app.state.job_feed, app.state.blobs = store, feed, blobs
-    app.state.settings = own
+    app.state.settings, app.state.data_dir = own, shared.data_dir
+    app.state.keys = keys
     app.state.webhooks = shared.webhooks
     app.state.job_limits = shared.job_limits
     app.state.form = StaticFile.of(
@@ -142,8 +144,12 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     app.state.notify = partial(notify_workers, celery)
     problems.install(app)
     app.add_middleware(HeadRequests)
-    key_cache = ApiKeyCache(keys) if own.is_key_required else None
-    app.add_middleware(Authentication, keys=key_cache, rate_limiter=rate_limiter)
+    app.add_middleware(
+        Authentication,
+        keys=ApiKeyCache(keys),
+        rate_limiter=rate_limiter,
+        is_required=own.is_key_required,
+    )
     _add_outer_middleware(app, own)
     security_headers.add_docs(app)
     bearer = [Depends(_BEARER)] if own.is_key_required else []
@@ -160,6 +166,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         system,
     ):
         app.include_router(part.router, dependencies=bearer)
+    app.include_router(operator.router, dependencies=[Depends(_BEARER)])
     app.include_router(health.router)
     add_page(app, app.state.form.content)
     document.describe(app)

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cli.local_service import free_port
 from core.jobs.models import JobInput, ModelUsed, Output, SubmissionContext, new_job_id
-from core.jobs.store import JobStore
+from core.jobs.store import WORKER_TTL_MS, JobStore
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 
@@ -138,6 +138,13 @@ class Owner:
         middle = [f"job_{count // 2 + 10 + number:026}" for number in (0, 1)]
         sizes: dict[str, Any] = {"size_bytes": 100, "max_bytes": 1e15, "max_uploads": 10**9}
 
+        operator = store.operations
+
+        def read_status() -> None:
+            operator.list_workers(WORKER_TTL_MS)
+            operator.count_expiry()
+            operator.get_usage([OWNER])
+
         def claim(number: int) -> None:
             job = store.claim(f"{count}-{number}", "bench")
             assert job is not None
@@ -156,6 +163,14 @@ class Owner:
             ),
             "hold": lambda number: store.reserve(_digest("d", number), 600, OWNER),
             "garbage collection": lambda _: store.mark_deleting(),
+            "operator: status": lambda _: read_status(),
+            "operator: the last 50 of the queue": lambda _: operator.list_queue(
+                max(0, count // 2 - 50), 50
+            ),
+            "operator: 24 hours": lambda _: operator.list_hours(24),
+            "operator: move to the front": lambda number: operator.move_in_queue(
+                f"job_{(count // 2 + number % 10) // 2 * 2 + 10:026}", "first"
+            ),
         }
 
 
@@ -170,7 +185,8 @@ def _measure(operation: Callable[[int], object], client: Any) -> str:
         times.append((time.perf_counter() - started_at) * 1e3)
     stats = client.info("commandstats")
     # Functions contain the time of their commands; a page also reads an index outside of them.
-    used = [stats.get(f"cmdstat_{name}", {}).get("usec", 0) for name in ("fcall", INDEX_READ)]
+    names = ("cmdstat_fcall", f"cmdstat_{INDEX_READ}") if "cmdstat_fcall" in stats else (*stats,)
+    used = [stats.get(name, {}).get("usec", 0) for name in names]
     return f"{sum(used) / ROUNDS:.0f} µs; {statistics.median(times):.2f} ms"
 
 

@@ -27,9 +27,10 @@ def keys() -> None:
     show_default=True,
     help="The highest priority that its jobs may have.",
 )
-def create(name: str, priority: str) -> None:
+@click.option("--admin", is_flag=True, help="It may also operate the service: /operator.")
+def create(name: str, priority: str, *, admin: bool) -> None:
     """Create a key. It is printed on standard output, only this once."""
-    key, secret = _open_store().create(name, Priority(priority))
+    key, secret = _open_store().create(name, Priority(priority), admin=admin)
     click.echo(secret)
     click.echo(f"This is the key of {name} ({key.id}); it is not shown again.", err=True)
 
@@ -42,10 +43,10 @@ def list_keys() -> None:
         click.echo("There are no keys; `impasto keys create NAME` makes one.", err=True)
     for key in all_keys:
         used = f"used {_format_time(key.last_used_at)}" if key.last_used_at else "never used"
-        revoked = "  revoked" if key.revoked else ""
+        notes = ("  admin" if key.admin else "") + ("  revoked" if key.revoked else "")
         click.echo(
             f"{key.id}  {key.priority}  created {_format_time(key.created_at)}  "
-            f"{used}  {key.name}{revoked}"
+            f"{used}  {key.name}{notes}"
         )
 
 

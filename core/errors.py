@@ -28,11 +28,13 @@
     │   │   ├── StoreUnavailable
     │   │   ├── StoreUnsafe
     │   │   ├── StorageFull
-    │   │   └── QueueFull
+    │   │   ├── QueueFull
+    │   │   └── IntakePaused
     │   ├── QuotaExceeded      a limit of this caller
     │   ├── RateLimited
     │   └── TooManyStreams
     ├── Unauthorized
+    ├── AdminRequired
     ├── WeightsUnavailable
     ├── BadWeights
     ├── Diverged
@@ -210,6 +212,12 @@ class Unauthorized(ImpastoError):
     code = "unauthorized"
 
 
+class AdminRequired(ImpastoError):
+    """Only the key of an operator may do this; `impasto keys create NAME --admin` makes one."""
+
+    code = "admin_required"
+
+
 class RetryLater(ImpastoError):
     """Try again in a few seconds."""
 
@@ -272,6 +280,15 @@ class QueueFull(Unavailable):
     """The queue is full; try again later."""
 
     code = "queue_full"
+
+
+class IntakePaused(Unavailable):
+    """The operator has paused the service: it accepts no new jobs for now; try again later."""
+
+    code = "intake_paused"
+
+    def __init__(self, message: str | None = None, retry_seconds: float = 60) -> None:
+        super().__init__(message, retry_seconds)
 
 
 class WeightsUnavailable(ImpastoError):

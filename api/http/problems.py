@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.http.error_page import error_page
 from core import errors
 from core.images.validation import FORMATS, MAX_SIDE_PX, MIN_SIDE_PX
-from core.jobs.models import Status
+from core.jobs.models import Priority, Status
+from core.jobs.operations import MAX_HOURS
 from core.style.spec import MAX_SIZE_PX, MAX_STYLES
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ STATUS: dict[type[errors.ImpastoError], int] = {
     errors.ImageDamaged: 410,
     errors.IdempotencyConflict: 422,
     errors.Unauthorized: 401,
+    errors.AdminRequired: 403,
     errors.RetryLater: 429,
     errors.Unavailable: 503,
 }
@@ -111,6 +113,12 @@ _PICTURE = (
 # The rule for each value, by its name in the URL, a header or the top level of a JSON body.
 # "body" is the body itself.
 _RULES = {
+    "to": "to must be first or last.",
+    "count": f"count must be a whole number from 1 to {MAX_HOURS}.",
+    "offset": "offset must be a whole number from 0 to 1000000.",
+    "name": "A key's name must be 1 to 100 printable characters.",
+    "priority": f"priority must be one of {', '.join(Priority)}.",
+    "admin": "admin must be true or false.",
     "limit": "limit must be a whole number from 1 to 100.",
     "cursor": "cursor must be from the next link of a list.",
     "status": f"status must be one of {', '.join(Status)}.",

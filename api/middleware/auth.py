@@ -4,7 +4,8 @@ Where API keys are required, everything but the page, the documentation and the 
 one. Wrong, revoked, malformed and missing keys get the same answer; too many wrong keys from one
 address get 429. A valid key is accepted however many wrong ones came from its address: it has 256
 random bits, so nobody finds one by guessing. Without required keys every client is the same caller,
-without limits; only where work waits, each address takes turns.
+without limits; only where work waits, each address takes turns. The routes under /v1/operator need
+the key of an operator in any case.
 
 This module knows paths, but no routes.
 """
@@ -29,8 +30,9 @@ from core import errors
 from core.auth.api_keys import ApiKey, ApiKeyStore
 from core.jobs.models import LOCAL_OWNER, Priority
 
-PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/openapi.json", "/docs"})
+PUBLIC_PATHS = frozenset({"/", "/operator", "/livez", "/readyz", "/openapi.json", "/docs"})
 PUBLIC_FOLDERS = ("/web/", "/web-", "/j/", "/docs/ui/")
+OPERATOR_FOLDER = "/v1/operator/"  # for admin keys only
 CACHE_SECONDS = 1.0  # a revoked key works at most this long
 LAST_USED_SECONDS = 60.0  # precision of a key's last_used_at
 
@@ -60,13 +62,16 @@ async def _always_has_access() -> bool:
 class Authentication:
     """Adds `caller` and `has_access` to the request's state, or answers 401, 429 or 503."""
 
-    def __init__(self, app: ASGIApp, keys: "ApiKeyCache | None", rate_limiter: RateLimiter) -> None:
-        """keys: None where API keys are not required."""
+    def __init__(
+        self, app: ASGIApp, keys: "ApiKeyCache", rate_limiter: RateLimiter, *, is_required: bool
+    ) -> None:
+        """is_required: whether every request needs a key."""
         self._app, self._keys, self._rate_limiter = app, keys, rate_limiter
+        self._is_required = is_required
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http" or is_public(service_path(scope)):
+        if scope["type"] != "http" or is_public(path := service_path(scope)):
             await self._app(scope, receive, send)
             return
         # Behind a trusted proxy this is the forwarded address.
@@ -74,8 +79,8 @@ class Authentication:
         caller = Caller(address=address)
         has_access: AccessCheck = _always_has_access
         try:
-            if self._keys is not None:
-                caller, has_access = await self._authenticate(scope, self._keys, address)
+            if self._is_required or path.startswith(OPERATOR_FOLDER):
+                caller, has_access = await self._authenticate(scope, address)
         except errors.ImpastoError as error:
             answer: Response = problem(error)
             if isinstance(error, errors.Unauthorized):
@@ -86,18 +91,18 @@ class Authentication:
         scope.setdefault("state", {}).update(caller=caller, has_access=has_access)
         await self._app(scope, receive, send)
 
-    async def _authenticate(
-        self, scope: Scope, keys: "ApiKeyCache", address: str
-    ) -> tuple[Caller, AccessCheck]:
+    async def _authenticate(self, scope: Scope, address: str) -> tuple[Caller, AccessCheck]:
         secret = read_bearer_token(Headers(scope=scope).getlist("authorization"))
         try:
-            key = await keys.find(secret)
+            key = await self._keys.find(secret)
         except errors.Unauthorized:
             await self._rate_limiter.count_auth_failure(address)
             raise
-        kind = classify_request(scope["method"], service_path(scope))
-        await self._rate_limiter.count_request(key.id, kind)
-        return Caller(key.id, key.priority), partial(keys.is_valid, secret)
+        path = service_path(scope)
+        await self._rate_limiter.count_request(key.id, classify_request(scope["method"], path))
+        if path.startswith(OPERATOR_FOLDER) and not key.admin:
+            raise errors.AdminRequired()
+        return Caller(key.id, key.priority), partial(self._keys.is_valid, secret)
 
 
 def read_bearer_token(authorization: list[str]) -> str:

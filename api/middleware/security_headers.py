@@ -71,7 +71,7 @@ class SecurityHeaders:
 
 
 def _is_page(path: str) -> bool:
-    return path == "/" or path.startswith(("/web/", "/web-", "/j/"))
+    return path in ("/", "/operator") or path.startswith(("/web/", "/web-", "/j/"))
 
 
 def add_docs(app: FastAPI) -> None:

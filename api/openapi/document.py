@@ -19,6 +19,7 @@ _IDS = {
     "job_id": "^job_[a-z2-7]{26}$",
     "batch_id": "^batch_[a-z2-7]{26}$",
     "digest": "^sha256:[0-9a-f]{64}$",
+    "key_id": "^key_[a-z2-7]{16}$",
 }
 # Schemas of FastAPI's own 422 response, which this API replaces by Problem.
 _FASTAPI_ERROR_SCHEMAS = ("HTTPValidationError", "ValidationError")

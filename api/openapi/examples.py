@@ -135,6 +135,27 @@ _DEFAULT_FORM = describe_form(
     ApiSettings.model_construct(), Settings.model_construct().job_limits
 ).model_dump()
 
+_KEY = {
+    "id": "key_" + "k3" * 8,
+    "name": "Ada's laptop",
+    "priority": "normal",
+    "admin": False,
+    "created_at": "2026-11-28T09:00:00Z",
+    "last_used_at": None,
+    "revoked": False,
+}
+_HOUR = {
+    "start": "2026-11-28T09:00:00Z",
+    "succeeded": 41,
+    "failed": 1,
+    "canceled": 2,
+    "expired": 0,
+    "started": 44,
+    "wait_p50_seconds": 1.9,
+    "wait_p95_seconds": 12.8,
+    "failures": {},  # by error code: {"out_of_memory": 1}
+}
+
 # Response bodies, by the name of their schema.
 RESPONSES: dict[str, Any] = {
     "JobResource": JOB,
@@ -188,7 +209,65 @@ RESPONSES: dict[str, Any] = {
         "workers": [{"busy": True, "info": _WORKER}],
         "limits": _DEFAULT_FORM["limits"],
         "store": {"problems": [], "unchecked": [], "identity": "same"},
+        "intake_paused_at": None,
     },
+    "OperatorStatus": {
+        "intake_paused_at": None,
+        "queued": 3,
+        "running": 1,
+        "average_job_seconds": 21.4,
+        "workers": [
+            {
+                "name": "gpu-1:4711",
+                "info": _WORKER,
+                "seconds_since_heartbeat": 0.4,
+                "job_id": JOB_ID,
+                "owner": _KEY["id"],
+                "progress": 0.42,
+            }
+        ],
+        "webhooks_pending": 0,
+        "disk": {"total_bytes": 10**12, "free_bytes": 6 * 10**11, "quota_bytes": None},
+        "expiry": {
+            "with_pictures": 812,
+            "expiring_within_a_day": 27,
+            "records_without_pictures": 90,
+            "pictures": 4310,
+        },
+    },
+    "HourList": {"total": _HOUR, "hours": [_HOUR]},
+    "QueuePage": {
+        "jobs": [
+            {
+                "id": JOB_ID,
+                "owner": _KEY["id"],
+                "position": 0,
+                "priority": "normal",
+                "created_at": "2026-11-28T09:15:00Z",
+                "size": 512,
+            }
+        ],
+        "total": 3,
+    },
+    "JobState": {"id": JOB_ID, "status": "queued", "position": 0, "cancel_requested": False},
+    "IntakeState": {"paused_at": None},
+    "KeyUsageList": {
+        "keys": [
+            {
+                "key": _KEY,
+                "usage": {"queued": 2, "running": 1, "jobs": 90, "uploads": 4, "upload_bytes": 9},
+            }
+        ],
+        "limits": {
+            "submissions_per_minute": 600,
+            "requests_per_minute": 6000,
+            "max_jobs": 2000,
+            "max_streams": 200,
+            "max_uploads": 10_000,
+            "max_upload_bytes": 5 * 10**9,
+        },
+    },
+    "CreatedKey": {"key": _KEY, "secret": "impasto_" + "a2b3" * 13},
     "ModelList": {
         "models": [
             {"name": "auto", "workers": 1, "resolves_to": ["vgg19"]},
@@ -205,6 +284,13 @@ RESPONSES_OF_OPERATION: dict[str, Any] = {
         "retried_from": "job_" + "q5n2w7t4r6" * 2 + "ab2cd3",
     },
     "PATCH /v1/jobs/{job_id} 200": WAITING,
+    "POST /v1/operator/jobs/{job_id}/cancel 200": {
+        "id": JOB_ID,
+        "status": "canceled",
+        "position": None,
+        "cancel_requested": False,
+    },
+    "POST /v1/operator/intake/pause 200": {"paused_at": "2026-11-28T09:15:00Z"},
     "GET /readyz 200": {
         "status": "ok",
         "checks": dict.fromkeys(
@@ -248,6 +334,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/images": {_FORM: {"image": "photo.jpg"}},
     "POST /v1/jobs/{job_id}/retry": {_JSON: {"spec": {"strength": 0.8}}},
     "PATCH /v1/jobs/{job_id}": {_JSON: {"spec": {"strength": 0.9}}},
+    "POST /v1/operator/keys": {_JSON: {"name": "Ada's laptop", "priority": "normal"}},
+    "POST /v1/operator/jobs/{job_id}/move": {_JSON: {"to": "first"}},
     "POST /v1/estimate": {
         _JSON: {
             "content": {"width": 1200, "height": 900},
@@ -258,4 +346,10 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 # Path parameters.
-PARAMETERS: dict[str, Any] = {"job_id": JOB_ID, "batch_id": BATCH_ID, "digest": PHOTO, "index": 0}
+PARAMETERS: dict[str, Any] = {
+    "job_id": JOB_ID,
+    "batch_id": BATCH_ID,
+    "digest": PHOTO,
+    "index": 0,
+    "key_id": _KEY["id"],
+}

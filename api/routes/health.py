@@ -80,5 +80,7 @@ def _list_warnings(store: JobStore) -> list[str]:
     warnings += [
         f"{name} cannot be checked: the server does not show it" for name in report.unchecked
     ]
+    if store.operations.get_intake_pause():
+        warnings.append("the operator has paused the service: it accepts no new jobs")
     identity = report.describe_identity()
     return warnings + ([identity] if identity else [])

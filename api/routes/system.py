@@ -55,6 +55,7 @@ def get_system(
         workers=[WorkerStatus(busy=busy, info=info) for info, busy in store.list_workers()],
         limits=get_limits(config, job_limits),
         store=store.monitor.check(),
+        intake_paused_at=store.operations.get_intake_pause(),
     )
 
 

@@ -1,4 +1,4 @@
-"""The web page: one HTML file at two paths, with its modules, style sheets and pictures.
+"""The web page: one HTML file at two paths, and the operator's page, with all their files.
 
 Its addresses are relative, so that it works under any path of a proxy.
 """
@@ -14,7 +14,8 @@ from api.assets.files import PageFiles
 from api.http.static_response import IMMUTABLE, REVALIDATE, respond
 
 WEB = Path(__file__).parents[1] / "web"
-PATHS = ("/", "/j/{job_id}")  # the page reads the job's id from its own URL
+# The page reads the job's id from its own URL.
+DOCUMENTS = {"/": "index.html", "/j/{job_id}": "index.html", "/operator": "operator.html"}
 
 
 class _SourceFiles(StaticFiles):
@@ -30,7 +31,8 @@ def add_page(app: FastAPI, form: bytes = b"") -> None:
     """Add the page and its files to the app. form: see PageFiles."""
     files = app.state.page_files = PageFiles(WEB, form)
     documents = {
-        path: files.document("index.html", is_nested=path.count("/") > 1) for path in PATHS
+        path: files.document(name, is_nested=path.count("/") > 1)
+        for path, name in DOCUMENTS.items()
     }
 
     # Coroutines: a plain function would run in a thread, for nothing.
@@ -43,7 +45,7 @@ def add_page(app: FastAPI, form: bytes = b"") -> None:
             raise HTTPException(404)
         return respond(request, file, IMMUTABLE)
 
-    for path in PATHS:
+    for path in DOCUMENTS:
         app.add_api_route(path, get_page, include_in_schema=False)
     app.add_api_route("/web-{version}/{path:path}", get_file, include_in_schema=False)
     app.mount("/web", _SourceFiles(directory=WEB), name="web")

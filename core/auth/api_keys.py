@@ -32,6 +32,7 @@ class ApiKey(BaseModel):
     id: str
     name: str
     priority: Priority  # the highest that its jobs may have
+    admin: bool = False  # whether it may operate the service: /v1/operator
     created_at: datetime
     last_used_at: datetime | None = None  # with the precision of a minute
     revoked: bool = False
@@ -51,7 +52,9 @@ class ApiKeyStore:
         """Close the connections."""
         self._redis.close()
 
-    def create(self, name: str, priority: Priority = Priority.NORMAL) -> tuple[ApiKey, str]:
+    def create(
+        self, name: str, priority: Priority = Priority.NORMAL, *, admin: bool = False
+    ) -> tuple[ApiKey, str]:
         """Create a key; return it with its secret, which cannot be read again.
 
         Raises BadInput for an invalid name.
@@ -60,15 +63,15 @@ class ApiKeyStore:
             raise errors.BadInput("A key's name must be 1 to 100 printable characters.")
         secret = f"impasto_{_random_text(32)}"
         key = ApiKey(
-            id=f"key_{_random_text(10)}", name=name, priority=priority, created_at=datetime.now(UTC)
+            id=f"key_{_random_text(10)}",
+            name=name,
+            priority=priority,
+            admin=admin,
+            created_at=datetime.now(UTC),
         )
-        fields = [
-            text
-            for pair in key.model_dump(mode="json", exclude_unset=True).items()
-            for text in pair
-        ]
+        fields: Any = key.model_dump(mode="json", exclude_unset=True) | {"admin": int(admin)}
         with self._circuit_breaker, self._redis.pipeline() as pipe:
-            pipe.hset(_redis_key(secret), items=fields)
+            pipe.hset(_redis_key(secret), mapping=fields)
             pipe.hset(f"{PREFIX}keys", key.id, _hash_secret(secret))
             pipe.execute()
         return key, secret

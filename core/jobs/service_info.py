@@ -3,6 +3,8 @@
 Knows no HTTP and defines no limit itself.
 """
 
+from datetime import datetime
+
 from pydantic import BaseModel, ConfigDict
 
 from core.jobs.models import JobError, QueuePosition, ScaleEstimate, WorkerInfo
@@ -51,6 +53,7 @@ class SystemInfo(_ServiceModel):
     workers: list[WorkerStatus]
     limits: ServiceLimits
     store: StoreReport | None = None  # None: a service of an earlier version
+    intake_paused_at: datetime | None = None  # since when the operator accepts no new jobs
 
 
 class ModelInfo(_ServiceModel):

@@ -40,6 +40,7 @@ from core.jobs.models import (
     WorkerInfo,
     new_job_id,
 )
+from core.jobs.operations import Operations
 from core.jobs.serialization import parse_job, parse_load, serialize, sha256_hex
 from core.jobs.store_monitor import StoreMonitor
 from core.redis_client import PREFIX, CircuitBreaker, connect
@@ -64,6 +65,7 @@ NO_FUNCTION = "Function not found"  # the server's error for an unknown function
 # In the order of their dependencies: Lua knows a local function only below its definition.
 SCRIPTS = (
     "common",
+    "statistics",
     "blobs",
     "queue",
     "outbox",
@@ -91,7 +93,7 @@ class JobStore:
     """All operations on jobs, blobs, workers and webhooks. Thread-safe.
 
     Every method raises StoreUnavailable when the server does not answer in time.
-    `monitor` checks the server itself.
+    `monitor` checks the server itself; `operations` is what the operator sees and does.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class JobStore:
             self._redis, self._circuit_breaker, identity_file, accepts_unsafe=accepts_unsafe
         )
         self.estimates = EstimateQueue(self._redis, self._circuit_breaker)
+        self.operations = Operations(self._redis, self._circuit_breaker, self._call)
         self.lease_seconds = lease_seconds
 
     def close(self) -> None:
@@ -137,7 +140,7 @@ class JobStore:
         A known idempotency key returns the job of its first use; `find_replay` only looks it up.
         Raises IdempotencyConflict if that request was another one, QuotaExceeded, QueueFull, and
         ImageNotFound if a blob is no longer reserved: it may have been deleted. Raises StoreUnsafe
-        if the server's settings may lose the job.
+        if the server's settings may lose the job, and IntakePaused.
         """
         submission = serialize(job_input, options, limits, context)
         return self.get(self._create(job_id, [job_id], [submission]))
@@ -174,6 +177,8 @@ class JobStore:
                 "ended. Delete or unpin some.",
                 retry_seconds=60.0,
             )
+        if outcome == "paused":
+            raise errors.IntakePaused()
         if outcome != "created":
             raise self._make_limit_error(outcome)
         # Again: the call may have reconnected, to a server that came back with other settings.
@@ -190,15 +195,18 @@ class JobStore:
     def check_limits(self, owner: str, limits: QueueLimits, count: int = 1) -> None:
         """Raise QuotaExceeded or QueueFull if `count` more jobs exceed the limits now.
 
-        Raises StoreUnsafe, too. `create` checks again. This earlier check keeps the pictures of a
-        refused submission from being stored.
+        Raises StoreUnsafe and IntakePaused, too. `create` checks again. This earlier check keeps
+        the pictures of a refused submission from being stored.
         """
         self.monitor.require_safe()
         with self._circuit_breaker, self._redis.pipeline() as pipe:
             pipe.zcard(f"{PREFIX}queue:{owner}")
             pipe.zcard(f"{PREFIX}jobs_of:{owner}:running")
             pipe.zcard(f"{PREFIX}queue")
-            own_queued, own_running, queued = pipe.execute()
+            pipe.exists(f"{PREFIX}intake_paused")
+            own_queued, own_running, queued, is_paused = pipe.execute()
+        if is_paused:
+            raise errors.IntakePaused()
         if limits.per_owner is not None and own_queued + own_running + count > limits.per_owner:
             raise self._make_limit_error("quota")
         if limits.queued is not None and queued + count > limits.queued:

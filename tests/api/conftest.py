@@ -14,6 +14,7 @@ from api import dependencies
 from api.app import create_app
 from api.middleware.auth import Caller
 from api.settings import ApiSettings
+from core.auth.api_keys import ApiKeyStore
 from core.config import Settings
 from core.images import codec
 from core.jobs.models import JobProgress, ModelUsed, Output
@@ -52,6 +53,13 @@ def connect() -> Iterator[Callable[[FastAPI], TestClient]]:
 @pytest.fixture
 def client(app: FastAPI, connect: Callable[[FastAPI], TestClient]) -> TestClient:
     return connect(app)
+
+
+@pytest.fixture
+def keys(valkey: Any) -> Iterator[ApiKeyStore]:
+    store = ApiKeyStore(valkey.url)
+    yield store
+    store.close()
 
 
 @pytest.fixture

@@ -51,6 +51,21 @@ def test_a_key_is_created_listed_and_revoked(impasto: Command, valkey: Any) -> N
     keys.close()
 
 
+def test_a_key_for_an_operator_is_marked(impasto: Command, valkey: Any) -> None:
+    environment = {"IMPASTO_REDIS_URL": valkey.url}
+    admin, other = (
+        impasto("keys", "create", name, *options, **environment).stdout.strip()
+        for name, options in (("Grace", ["--admin"]), ("Ada", []))
+    )
+    lines = impasto("keys", "list", **environment).stdout.splitlines()
+    keys = ApiKeyStore(valkey.url)
+    found = keys.find(admin), keys.find(other)
+    keys.close()
+
+    assert [key is not None and key.admin for key in found] == [True, False]
+    assert [line.endswith("  admin") for line in lines] == [True, False]
+
+
 def test_the_store_of_a_running_impasto_up_is_found_by_its_file(
     impasto: Command, valkey: Any, tmp_path: Path
 ) -> None:

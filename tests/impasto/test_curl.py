@@ -1,8 +1,10 @@
 """The curl commands of the documentation, run against a real service."""
 
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 from api.app import create_app
 from api.settings import ApiSettings
+from core.auth.api_keys import ApiKeyStore
 from core.config import Settings
 from impasto import Client
 
@@ -36,10 +39,23 @@ def folder(tmp_path: Path, photo: Image.Image, painting: Image.Image) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def keys(service: ApiProcess, client: Client) -> Iterator[ApiKeyStore]:
+    """The keys of the service, after `client` has emptied its store."""
+    store = ApiKeyStore(service.redis_url)
+    yield store
+    store.close()
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 @pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
 def test_every_curl_command_of_a_page_succeeds(
-    page: str, service: ApiProcess, client: Client, worker: Any, folder: Path
+    page: str,
+    service: ApiProcess,
+    client: Client,
+    worker: Any,
+    folder: Path,
+    keys: ApiKeyStore,
 ) -> None:
     job = client.submit(folder / "photo.jpg", folder / "painting.jpg", size=64)
     worker.claim()
@@ -53,11 +69,14 @@ def test_every_curl_command_of_a_page_succeeds(
         "job_…": job.id,
         "batch_…": batch.id,
         "sha256:…": job.input.content,
+        "key_…": keys.create("Ada")[0].id,
     }
+    admin = f"Authorization: Bearer {keys.create('Operator', admin=True)[1]}"
     # In the order of the page, but deletions last.
     for command in sorted(_commands(page), key=lambda command: " -X DELETE " in command):
         real_command = command.replace("wait=30", "wait=1")
-        if '"strength": 0.9' in real_command:  # an update needs a job that has not ended
+        # These need a job that has not ended.
+        if '"strength": 0.9' in real_command or "/move" in real_command:
             real_command = real_command.replace("job_…", waiting.id)
         for name, real in names.items():
             real_command = real_command.replace(name, real)
@@ -65,7 +84,12 @@ def test_every_curl_command_of_a_page_succeeds(
             f'curl() {{ command curl -sS --max-time 20 --fail-with-body "$@"; }}\n{real_command}'
         )
         ran = subprocess.run(
-            ["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False
+            ["bash", "-c", script],
+            cwd=folder,
+            env={**os.environ, "admin": admin},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         # No test plays the worker that answers estimate requests.
         has_no_worker = "/v1/estimate" in command and "no_worker" in ran.stdout
@@ -87,6 +111,7 @@ def _operation(command: str) -> str:
         "batch_…": "{batch_id}",
         "sha256:…": "{digest}",
         "frames/0": "frames/{index}",
+        "key_…": "{key_id}",
     }
     return f"{method} {re.sub('|'.join(names), lambda match: names[match[0]], path[1])}"
 

@@ -42,6 +42,10 @@
 --   delivery_claim:<token>     string  the delivery that a claim returned, in case it is repeated
 --   estimate_requests          list    estimate requests that wait for a worker
 --   estimate_reply:<name>      list    the reply to one
+--   hour:<hours since 1970>    hash    how many jobs ended in that hour by status, with which error
+--                                      (error:<code>), and how long they waited (wait:<bucket>)
+--   intake_paused              string  since when the operator accepts no jobs; missing: accepts
+--   moves                      counter of the operator's moves in the queue
 --   number                     counter of all jobs, in the order of arrival
 --   entries                    hash    owner -> how many jobs they have submitted
 --   leader                     string  the API process that runs the reaper
@@ -52,6 +56,7 @@ local LEGAL = {
   running = { queued = true, succeeded = true, failed = true, canceled = true },
 }
 local CLASS = { high = 1, normal = 2, low = 3 }
+local FIRST, LAST = 0, 9 -- the classes of jobs that the operator has moved
 local PLACE = '%d%010d%012d:' -- class, round, number: 24 characters, followed by the job's id
 local SIGNAL_MS = 60000 -- a signal to a worker that has died does not stay longer
 local FOREVER_MS = 1000 * 365 * 86400000 -- keeps the order of ends behind all real expiry times

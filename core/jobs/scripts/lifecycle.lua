@@ -29,6 +29,7 @@ local function on_ended(p, id)
   local now = now_ms()
   redis.call('HSET', job_key(p, id), 'completed_at', now)
   redis.call('HINCRBY', p .. 'ended', status, 1)
+  count_end(p, id, status)
   redis.call('HDEL', job_key(p, id), 'checkpoint')
   redis.call('ZREM', p .. 'deadlines', id)
   if pinned ~= '1' then
@@ -195,7 +196,9 @@ operation('claim', function(p, token, worker, lease_ms)
   redis.call('SET', p .. 'claim:' .. token, id, 'PX', CLAIM_MS)
   add(key, 'attempt', 1)
   redis.call('HSET', key, 'place', place, 'token', token, 'worker', worker, 'claimed_at', now)
-  redis.call('HSETNX', key, 'started_at', now)
+  if redis.call('HSETNX', key, 'started_at', now) == 1 then
+    count_wait(p, now - (tonumber(get_fields(p, id, 'created_at')) or now))
+  end
   move(p, id, 'running')
   redis.call('ZADD', p .. 'leases', now + lease_ms, id)
   return id

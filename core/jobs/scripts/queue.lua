@@ -38,6 +38,22 @@ local function signal_worker(p, token)
   end
 end
 
+-- Move a queued job before or behind all others, whatever their priority: to = 'first' or 'last'. The
+-- place stays if the job is requeued. Returns 'ok', 'started' if the job is not queued any more, or
+-- nil if there is no such job.
+job_operation('move_in_queue', function(p, id, to)
+  if get_fields(p, id, 'status') ~= 'queued' or not is_movable(p, id) then
+    return 'started'
+  end
+  local move = redis.call('INCR', p .. 'moves')
+  dequeue(p, id)
+  local place = to == 'first' and string.format(PLACE, FIRST, 9999999999 - move, 0)
+    or string.format(PLACE, LAST, move, 0)
+  redis.call('HSET', job_key(p, id), 'place', place .. id)
+  enqueue(p, id)
+  return 'ok'
+end)
+
 -- Returns the first place of the queue and its job, or nil. Removes places whose job is not queued
 -- or whose record is damaged or missing: they would block all jobs behind them.
 local function next_place(p)

@@ -131,7 +131,8 @@ end
 -- jobs and `submissions` are JSON lists. The first submission carries the idempotency key.
 -- Returns {outcome, id}. Outcomes: created, perhaps earlier, with the same id or key; conflict: the
 -- key belongs to another request; no_image: an image is not retained; quota: the owner has enough
--- unfinished jobs; full: the queue is; records: the owner has too many, and none may go.
+-- unfinished jobs; full: the queue is; records: the owner has too many, and none may go; paused: the
+-- operator accepts no jobs now.
 operation('create', function(p, id, ids, submissions)
   if redis.call('EXISTS', job_key(p, id), p .. 'batch:' .. id) == 1 then
     return { 'created', id }
@@ -141,6 +142,9 @@ operation('create', function(p, id, ids, submissions)
   local earlier = find_earlier(p, first)
   if earlier then
     return earlier
+  end
+  if redis.call('EXISTS', p .. 'intake_paused') == 1 then
+    return { 'paused', id }
   end
   local reason, oldest = refusal_reason(p, submissions)
   if reason then

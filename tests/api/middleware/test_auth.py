@@ -41,13 +41,6 @@ def serve(valkey: Any, tmp_path: Path, connect: Any) -> Serve:
 
 
 @pytest.fixture
-def keys(valkey: Any) -> Iterator[ApiKeyStore]:
-    store = ApiKeyStore(valkey.url)
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def bearer(keys: ApiKeyStore) -> Callable[..., dict[str, str]]:
     """Make the Authorization header of a new key."""
 
@@ -126,6 +119,7 @@ def test_only_the_page_and_the_health_checks_need_no_key(serve: Serve, store: Jo
     store.heartbeat("worker")  # the service is ready
     for path in (
         "/",
+        "/operator",
         "/livez",
         "/readyz",
         "/openapi.json",
@@ -156,9 +150,35 @@ def test_the_body_is_not_read_before_the_key_is_checked(serve: Serve) -> None:
 
 
 def test_without_required_keys_any_request_is_accepted(client: TestClient) -> None:
-    """The OpenAPI document names no security scheme, and an unneeded key does no harm."""
+    """In the OpenAPI document only the operator's routes do, and an unneeded key does no harm."""
     assert client.get("/v1/jobs", headers={"Authorization": "Bearer x"}).status_code == 200
-    assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        for operation in operations.values():
+            assert ("security" in operation) == path.startswith("/v1/operator/"), path
+
+
+@pytest.mark.parametrize("required", ["required", "off"])
+def test_the_operators_routes_need_an_admin_key_in_any_case(
+    serve: Serve, keys: ApiKeyStore, required: str
+) -> None:
+    """The OpenAPI document gives the routes, so none can be forgotten."""
+    client = serve(keys=required)
+    secrets = {admin: keys.create("a", Priority.HIGH, admin=admin)[1] for admin in (False, True)}
+    paths = client.get("/openapi.json").json()["paths"]
+    routes = [
+        (method, path)
+        for path, operations in paths.items()
+        if path.startswith("/v1/operator/")
+        for method in operations
+    ]
+    assert len(routes) >= 9
+    for method, path in [*routes, ("get", "/v1/operator/nothing")]:
+        assert client.request(method, path).json()["code"] == "unauthorized", path
+        for admin, secret in secrets.items():
+            headers = {"Authorization": f"Bearer {secret}"}
+            answer = client.request(method, path, headers=headers)
+            assert (answer.status_code == 403) == (not admin), path
+            assert admin or answer.json()["code"] == "admin_required"
 
 
 def test_a_revoked_key_works_for_at_most_a_second(

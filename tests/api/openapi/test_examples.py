@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from core.auth.api_keys import ApiKeyStore
 from core.images import codec
 from core.jobs.models import (
     EstimateResponse,
@@ -85,6 +86,7 @@ def recorded(
     store: JobStore,
     blobs: Blobs,
     photo: Image.Image,
+    keys: ApiKeyStore,
 ) -> Recorder:
     ask, data = Recorder(client), {"size": "64"}
     key = {"Idempotency-Key": "k"}
@@ -153,10 +155,26 @@ def recorded(
     for path in ("/v1/presets", "/v1/form", "/v1/system", "/v1/models", "/livez", "/readyz"):
         ask("GET", path)
     ask("GET", "/v1/jobs?limit=0")
+    _operate(ask, keys, job["id"])
     ask("DELETE", own)
     ask("POST", batch.json()["links"]["cancel"])
     ask("DELETE", batch.headers["location"])
     return ask
+
+
+def _operate(ask: Recorder, keys: ApiKeyStore, job_id: str) -> None:
+    headers = {"Authorization": f"Bearer {keys.create('Operator', admin=True)[1]}"}
+    created = ask("POST", "/v1/operator/keys", headers=headers, json={"name": "Ada"}).json()
+    ask("POST", f"/v1/operator/keys/{created['key']['id']}/revoke", headers=headers)
+    for part in ("status", "hours", "queue?limit=1", "keys"):
+        ask("GET", f"/v1/operator/{part}", headers=headers)
+    queued = ask.client.get("/v1/jobs?status=queued").json()["jobs"][0]["id"]
+    ask("POST", f"/v1/operator/jobs/{queued}/cancel", headers=headers)
+    queued = ask.client.get("/v1/jobs?status=queued").json()["jobs"][0]["id"]
+    ask("POST", f"/v1/operator/jobs/{queued}/move", headers=headers, json={"to": "first"})
+    ask("POST", f"/v1/operator/jobs/{job_id}/move", headers=headers, json={"to": "last"})
+    for action in ("pause", "resume"):
+        ask("POST", f"/v1/operator/intake/{action}", headers=headers)
 
 
 def _answer_estimate(store: JobStore) -> None:

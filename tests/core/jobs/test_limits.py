@@ -168,6 +168,14 @@ def test_no_operation_costs_more_for_an_owner_with_more_objects(
         "hold": lambda: store.reserve(_digest(10**6 + 1), 60),
         "mark_deleting": store.mark_deleting,
         "expire": lambda: store.expire_due(60),
+        "operator's queue": lambda: store.operations.list_queue(10, 5),
+        "operator's move": lambda: store.operations.move_in_queue(
+            store.operations.list_queue(9, 1)[0][0].id, "first"
+        ),
+        "operator's hours": lambda: store.operations.list_hours(24),
+        "operator's workers": lambda: store.operations.list_workers(5000),
+        "operator's counts": store.operations.count_expiry,
+        "operator's usage": lambda: store.operations.get_usage(["local"]),
     }
     costs: list[dict[str, dict[str, int]]] = []
     for count in (20, 200):

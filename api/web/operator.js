@@ -1,0 +1,287 @@
+// The operator's page: it shows the answers of /v1/operator and sends the operator's actions. All
+// text is set as text. Rows stay while their data change, so that focus stays too.
+
+import { apiKey, getJson, ROOT, sendJson } from "./api.js";
+import { byId, createElement, setText, setVisible, showError } from "./dom.js";
+import { drawBars } from "./operator-chart.js";
+
+const POLL_MS = 3000, SLOW_MS = 30_000;  // of status and queue; of hours and keys
+const CONFIRM_MS = 5000;
+const PAGE_JOBS = 50;
+let limit = PAGE_JOBS, names = {}, hours = null;
+
+const formatNumber = (value) => value.toLocaleString("en");
+const formatBytes = (bytes) => (bytes < 1e9
+  ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(bytes < 1e10 ? 1 : 0)} GB`);
+const formatTime = (text) => (text ? new Date(text).toLocaleString() : "never");
+const nameOwner = (id) => names[id] ?? id;
+
+function formatSeconds(seconds) {
+  if (seconds === null) return "–";
+  if (seconds < 90) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}
+
+// ------------------------------------------------------------------ the key
+
+apiKey.onRequired((wasRefused) => askForKey(wasRefused
+  ? "This key is not valid. Enter the key of an operator."
+  : "Enter the key of an operator: impasto keys create NAME --admin makes one."));
+
+function askForKey(text) {
+  setText("key-message", text);
+  setVisible(byId("key-form"), true);
+  setVisible(byId("service"), false);
+  byId("key").focus();
+  return new Promise((resolve) => {
+    byId("key-form").onsubmit = (event) => {
+      event.preventDefault();
+      apiKey.set(byId("key").value, false);
+      byId("key-form").reset();
+      setVisible(byId("key-form"), false);
+      resolve();
+    };
+  });
+}
+
+byId("forget-key").addEventListener("click", () => { apiKey.forget(); location.reload(); });
+
+// ------------------------------------------------------------------ actions
+
+// Sends an action; then shows what it has changed.
+async function act(address, body) {
+  showError(byId("action-error"));
+  try {
+    await sendJson("POST", `v1/operator/${address}`, body);
+  } catch (error) { showError(byId("action-error"), error.message); }
+  await update();
+}
+
+// about: what the button acts on, for screen readers.
+function createButton(text, about, onclick) {
+  const button = createElement("button", { type: "button", onclick });
+  setButtonText(button, text, about);
+  return button;
+}
+
+function setButtonText(button, text, about) {
+  button.textContent = text;
+  button.setAttribute("aria-label", `${text} ${about}`);
+}
+
+// A button for what cannot be undone: the second click within some seconds does it.
+function createSafeButton(text, about, onclick) {
+  let timer = null;
+  const button = createButton(text, about, () => {
+    if (timer) {
+      reset();
+      onclick();
+      return;
+    }
+    setButtonText(button, `${text}: sure?`, about);
+    timer = setTimeout(reset, CONFIRM_MS);
+  });
+  function reset() {
+    clearTimeout(timer);
+    timer = null;
+    setButtonText(button, text, about);
+  }
+  button.className = "danger";
+  return button;
+}
+
+byId("intake").addEventListener("click", () => act(`intake/${byId("intake").value}`));
+byId("more").addEventListener("click", () => { limit = Math.min(100, limit + PAGE_JOBS); update(); });
+byId("hide-secret").addEventListener("click", () => {
+  setText("secret", "");
+  setVisible(byId("secret-box"), false);
+});
+byId("new-key").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const body = {
+    name: byId("new-name").value.trim(), priority: byId("new-priority").value,
+    admin: byId("new-admin").checked,
+  };
+  try {
+    const { secret } = await (await sendJson("POST", "v1/operator/keys", body)).json();
+    setText("secret", secret);
+    setVisible(byId("secret-box"), true);
+    byId("new-key").reset();
+    showError(byId("action-error"));
+  } catch (error) { showError(byId("action-error"), error.message); }
+  await updateSlowly();
+});
+
+// ------------------------------------------------------------------ tables
+
+// Shows one row per item. items: [{id, cells: [text, …], className}]. createActions(id): the
+// buttons of a new row.
+function showRows(id, items, createActions = () => []) {
+  const body = byId(id).tBodies[0], rows = new Map([...body.rows].map((row) => [row.dataset.id, row]));
+  const shown = items.map((item) => {
+    const row = rows.get(item.id) ?? createRow(item, createActions(item.id));
+    item.cells.forEach((text, index) => {
+      if (row.cells[index].textContent !== text) row.cells[index].textContent = text;
+    });
+    row.className = item.className ?? "";
+    return row;
+  });
+  // Only what moves is touched: an element that is moved loses the focus.
+  for (const row of body.querySelectorAll("tr")) if (!shown.includes(row)) row.remove();
+  shown.forEach((row, index) => {
+    if (body.rows[index] !== row) body.insertBefore(row, body.rows[index] ?? null);
+  });
+  setVisible(byId(id), items.length);
+  const empty = document.getElementById(`no-${id}`);
+  if (empty) setVisible(empty, !items.length);
+}
+
+function createRow({ id, cells }, actions) {
+  const row = createElement("tr", {}, ...cells.map(() => createElement("td")));
+  row.dataset.id = id;
+  if (actions.length) row.append(createElement("td", {}, ...actions));
+  return row;
+}
+
+function showFigures(figures) {
+  byId("figures").replaceChildren(...figures.map(([name, value]) => createElement(
+    "div", {}, createElement("dt", { textContent: name }), createElement("dd", { textContent: value }))));
+}
+
+function showStatus(status) {
+  const { intake_paused_at: paused, disk, expiry, workers } = status;
+  setText("intake-state", paused ? `Paused since ${formatTime(paused)}` : "Accepts jobs");
+  byId("intake").value = paused ? "resume" : "pause";
+  byId("intake").textContent = paused ? "Accept jobs again" : "Pause: accept no new jobs";
+  const total = hours?.total;
+  showFigures([
+    ["Waiting", formatNumber(status.queued)],
+    ["Running", formatNumber(status.running)],
+    ["Workers", formatNumber(workers.length)],
+    ["One job takes", formatSeconds(status.average_job_seconds)],
+    ["Wait, median", formatSeconds(total?.wait_p50_seconds ?? null)],
+    ["Wait, 95 %", formatSeconds(total?.wait_p95_seconds ?? null)],
+    ["Ended, 24 h", total ? formatNumber(total.succeeded + total.failed + total.canceled + total.expired) : "–"],
+    ["Failed, 24 h", total ? formatNumber(total.failed) : "–"],
+    ["Disk free", `${formatBytes(disk.free_bytes)} of ${formatBytes(disk.total_bytes)}`],
+    ["Quota", disk.quota_bytes ? formatBytes(disk.quota_bytes) : "none"],
+    ["Results kept", formatNumber(expiry.with_pictures)],
+    ["Expire in 24 h", formatNumber(expiry.expiring_within_a_day)],
+    ["Pictures in use", formatNumber(expiry.pictures)],
+    ["Webhooks waiting", formatNumber(status.webhooks_pending)],
+  ]);
+  showRows("workers", workers.map(({ name, info, job_id: job, owner, progress }) => ({
+    id: name,
+    cells: [
+      name, info ? `${info.device}, ${info.precision}` : "", info?.network ?? "",
+      job ? `${job}, ${nameOwner(owner)}` : "idle",
+      progress === null ? "" : `${Math.round(100 * progress)} %`,
+    ],
+  })));
+}
+
+function showQueue({ jobs, total }) {
+  const now = Date.now();
+  showRows("queue", jobs.map((job) => ({
+    id: job.id,
+    cells: [
+      String(job.position + 1), job.id, nameOwner(job.owner), job.priority,
+      job.size ? `${job.size} px` : "", formatSeconds(Math.max(0, (now - Date.parse(job.created_at)) / 1000)),
+    ],
+  })), (id) => [
+    createButton("First", id, () => act(`jobs/${id}/move`, { to: "first" })),
+    createButton("Last", id, () => act(`jobs/${id}/move`, { to: "last" })),
+    createSafeButton("Cancel", id, () => act(`jobs/${id}/cancel`)),
+  ]);
+  setVisible(byId("more"), total > jobs.length && limit < 100);
+}
+
+function showHours() {
+  const { total } = hours;
+  drawBars(byId("jobs-chart"), hours.hours, [
+    ["succeeded", (hour) => hour.succeeded + hour.failed], ["failed", (hour) => hour.failed],
+  ], formatNumber, `Last 24 hours: ${total.succeeded} jobs succeeded, ${total.failed} failed.`);
+  drawBars(byId("waits-chart"), hours.hours, [
+    ["p95", (hour) => hour.wait_p95_seconds], ["p50", (hour) => hour.wait_p50_seconds],
+  ], formatSeconds, `Last 24 hours: the median wait was ${formatSeconds(total.wait_p50_seconds)}, `
+    + `95 % waited at most ${formatSeconds(total.wait_p95_seconds)}.`);
+  showRows("failures", Object.entries(total.failures).sort((a, b) => b[1] - a[1])
+    .map(([code, count]) => ({ id: code, cells: [code, formatNumber(count)] })));
+}
+
+function showKeys({ keys, limits }) {
+  names = Object.fromEntries(keys.map(({ key }) => [key.id, key.name]));
+  setText("limits", `Limits of each key: ${formatNumber(limits.submissions_per_minute)} submissions and `
+    + `${formatNumber(limits.requests_per_minute)} other requests a minute, ${formatNumber(limits.max_jobs)} `
+    + `unfinished jobs, ${formatNumber(limits.max_uploads)} uploads, ${formatBytes(limits.max_upload_bytes)}.`);
+  showRows("keys", keys.map(({ key, usage }) => ({
+    id: key.id,
+    className: key.revoked ? "revoked" : "",
+    cells: [
+      key.name, key.id, key.priority + (key.admin ? ", operator" : ""), formatTime(key.last_used_at),
+      formatNumber(usage.queued), formatNumber(usage.running), formatNumber(usage.jobs),
+      `${formatNumber(usage.uploads)}, ${formatBytes(usage.upload_bytes)}`,
+    ],
+  })), (id) => [createSafeButton("Revoke", id, () => revoke(id))]);
+  for (const { key } of keys) {
+    const row = byId("keys").querySelector(`tr[data-id="${CSS.escape(key.id)}"]`);
+    row.querySelector("button").disabled = key.revoked;
+  }
+}
+
+async function revoke(id) {
+  await act(`keys/${id}/revoke`);
+  await updateSlowly();
+}
+
+// ------------------------------------------------------------------ polling
+
+const read = (part) => getJson(`v1/operator/${part}`);
+
+async function show(action) {
+  try {
+    await action();
+    showError(byId("error"));
+    setVisible(byId("service"), true);
+    setVisible(byId("forget-key"), true);
+  } catch (error) {
+    showError(byId("error"), error.message);
+    if (error.code !== "admin_required") return;
+    setVisible(byId("service"), false);
+    apiKey.forget();
+    await askForKey("This key may not operate the service. Enter the key of an operator.");
+    await updateSlowly();
+  }
+}
+
+async function update() {
+  await show(async () => {
+    const [status, queue] = await Promise.all([read("status"), read(`queue?limit=${limit}`)]);
+    showStatus(status);
+    showQueue(queue);
+  });
+}
+
+async function updateSlowly() {
+  await show(async () => {
+    const [counts, keys] = await Promise.all([read("hours"), read("keys")]);
+    hours = counts;
+    showHours();
+    showKeys(keys);
+  });
+}
+
+async function poll(action, pauseMs) {
+  for (;;) {
+    if (!document.hidden) await action();
+    await new Promise((done) => setTimeout(done, pauseMs));
+  }
+}
+
+for (const link of document.querySelectorAll("a.brand")) link.href = ROOT.href;
+start();
+async function start() {
+  await updateSlowly();
+  poll(update, POLL_MS);
+  setTimeout(() => poll(updateSlowly, SLOW_MS), SLOW_MS);
+}
