@@ -7,8 +7,10 @@ so relative addresses in modules, style sheets and the manifest stay true.
 
 import gzip
 import hashlib
+import json
 import logging
 import mimetypes
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +30,7 @@ _TYPES = {
     ".woff2": "font/woff2",
 }
 _COMPRESSED = (".css", ".html", ".js", ".json", ".svg", ".webmanifest")
+_SHELL = (".css", ".js", ".svg", ".webmanifest")  # what the service worker keeps
 _DOCUMENT_FOLDER = b"./web/"  # where the documents refer to files
 
 
@@ -93,6 +96,17 @@ class PageFiles:
         form = self._form.replace(b"<", rb"\u003c")
         html = html.replace(b'id="form"></script>', b'id="form">' + form + b"</script>")
         return StaticFile.of(name, html.replace(b'="./', b'="../') if is_nested else html)
+
+    def service_worker(self, document: str) -> StaticFile:
+        """Return the service worker, which keeps this document and the code that it names."""
+        html = self.document(document).content.decode()
+        named = re.findall(rf'="\./({self.folder}/[^"]+)"', html)
+        fonts = [f"{self.folder}/{path}" for path in self._sources if path.endswith(".woff2")]
+        # "./j/-": the same document for every job.
+        shell = ["./", "./j/-", *(path for path in named if path.endswith(_SHELL)), *fonts]
+        listed = json.dumps([*dict.fromkeys(shell)])  # a cache refuses a list with a path twice
+        constants = f"const VERSION = {json.dumps(self.version)}, SHELL = {listed};\n"
+        return StaticFile.of("sw.js", constants.encode() + self._sources["service-worker.js"])
 
     def _bundle_modules(self) -> dict[str, StaticFile]:
         contents = dict(self._sources)

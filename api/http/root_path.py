@@ -13,7 +13,8 @@ root_path: ContextVar[str] = ContextVar("root_path", default="")
 # The first segments of the service's own paths. As a root path, one of them would be ambiguous:
 # whether a proxy has stripped it or not could not be told from the path of a request.
 SERVICE_SEGMENTS = frozenset(
-    {"docs", "j", "livez", "metrics", "openapi.json", "operator", "readyz", "v1", "web"}
+    {"docs", "favicon.ico", "j", "livez", "metrics", "openapi.json", "operator", "readyz"}
+    | {"share", "sw.js", "v1", "web"}
 )
 MAX_LENGTH = 200
 

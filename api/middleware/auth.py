@@ -30,7 +30,10 @@ from core import errors
 from core.auth.api_keys import ApiKey, ApiKeyStore
 from core.jobs.models import LOCAL_OWNER, Priority
 
-PUBLIC_PATHS = frozenset({"/", "/operator", "/livez", "/readyz", "/openapi.json", "/docs"})
+PUBLIC_PATHS = frozenset(
+    {"/", "/operator", "/share", "/sw.js", "/favicon.ico"}
+    | {"/livez", "/readyz", "/openapi.json", "/docs"}
+)
 PUBLIC_FOLDERS = ("/web/", "/web-", "/j/", "/docs/ui/")
 OPERATOR_FOLDER = "/v1/operator/"  # for admin keys only
 CACHE_SECONDS = 1.0  # a revoked key works at most this long

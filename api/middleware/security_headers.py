@@ -26,7 +26,9 @@ _DENY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob:; connect-src 'self'; "
-    f"require-trusted-types-for 'script'; trusted-types 'none'; {_DENY}"
+    "font-src 'self'; manifest-src 'self'; worker-src 'self'; "
+    # The one policy knows one address: that of the service worker.
+    f"require-trusted-types-for 'script'; trusted-types service-worker; {_DENY}"
 ).encode()
 # For all else: JSON and images. A browser may take a crafted image for a document; then sandbox
 # disables it.

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from api.assets.files import PageFiles
+from api.http.root_path import add_root_path
 from api.http.static_response import IMMUTABLE, REVALIDATE, respond
 
 WEB = Path(__file__).parents[1] / "web"
 # The page reads the job's id from its own URL.
 DOCUMENTS = {"/": "index.html", "/j/{job_id}": "index.html", "/operator": "operator.html"}
+
+# A service worker takes its policy from its own file. It fetches what the page may fetch.
+_WORKER_POLICY = "default-src 'none'; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
 
 
 class _SourceFiles(StaticFiles):
@@ -45,6 +49,26 @@ def add_page(app: FastAPI, form: bytes = b"") -> None:
             raise HTTPException(404)
         return respond(request, file, IMMUTABLE)
 
+    worker = files.service_worker(DOCUMENTS["/"])
+
+    async def get_worker(request: Request) -> Response:
+        response = respond(request, worker, REVALIDATE)
+        response.headers["Content-Security-Policy"] = _WORKER_POLICY
+        return response
+
+    favicon = files.get("icons/favicon.ico")
+    assert favicon is not None
+
+    async def get_favicon(request: Request) -> Response:
+        return respond(request, favicon, REVALIDATE)
+
+    # Where no service worker has taken the shared picture, the page opens without it.
+    async def open_shared() -> Response:
+        return RedirectResponse(add_root_path("/"), 303)
+
+    app.add_api_route("/sw.js", get_worker, include_in_schema=False)
+    app.add_api_route("/favicon.ico", get_favicon, include_in_schema=False)
+    app.add_api_route("/share", open_shared, methods=["GET", "POST"], include_in_schema=False)
     for path in DOCUMENTS:
         app.add_api_route(path, get_page, include_in_schema=False)
     app.add_api_route("/web-{version}/{path:path}", get_file, include_in_schema=False)

@@ -109,6 +109,14 @@ class ApiProcess:
                 process.wait()
         self._processes = []
 
+    def restart_api(self, **settings: str) -> None:
+        """Start the API again, with other settings. Its store keeps running."""
+        process = self._processes.pop()
+        process.send_signal(signal.SIGTERM)
+        process.wait(15)
+        self._environment |= environment(**settings)
+        self._start(self._command, self.port)
+
     def leftovers(self) -> Iterator[str]:
         """Every file that requests have left on the disk."""
         for folder in (self.data, self.temporary):

@@ -191,6 +191,8 @@ def open_page(browser: Any, shared_service: Service) -> Iterator[OpenPage]:
         address: str = "/", width: int = 1280, url: str = shared_service.url, **options: Any
     ) -> Any:
         viewport = {"width": width, "height": 800}
+        # Only its own tests want it: Playwright sees no request that it answers.
+        options.setdefault("service_workers", "block")
         context = browser.new_context(viewport=viewport, base_url=url, **options)
         context.set_default_timeout(TIMEOUT_MS)
         contexts.append(context)

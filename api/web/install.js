@@ -1,0 +1,37 @@
+// Registers the service worker, and takes a picture that another program has shared with the
+// installed page: the page gets it as if the user had pasted it.
+
+const ROOT = new URL("..", import.meta.url);
+const SHARED_TIMEOUT_MS = 10_000;
+
+// With Trusted Types, the address of a worker must come from a policy. This one knows one address.
+const policy = globalThis.trustedTypes?.createPolicy("service-worker", {
+  createScriptURL: () => new URL("sw.js", ROOT).href,
+}) ?? { createScriptURL: () => new URL("sw.js", ROOT).href };
+
+// Browsers have service workers only where the connection is safe: with TLS, or on this machine.
+if ("serviceWorker" in navigator) {
+  if (document.readyState === "complete") register();
+  else addEventListener("load", register);  // the page itself comes first
+  if (new URLSearchParams(location.search).has("shared")) takeSharedPicture();
+}
+
+function register() {
+  navigator.serviceWorker.register(policy.createScriptURL(""), { scope: ROOT.pathname })
+    .catch(() => {});  // the page works without it, as in a private window
+}
+
+async function takeSharedPicture() {
+  history.replaceState(history.state, "", location.pathname);
+  const { active } = await navigator.serviceWorker.ready;
+  const picture = await new Promise((resolve) => {
+    navigator.serviceWorker.addEventListener(
+      "message", ({ data }) => resolve(data.sharedPicture), { once: true });
+    navigator.serviceWorker.startMessages();
+    active.postMessage("send shared picture");
+    setTimeout(resolve, SHARED_TIMEOUT_MS, null);
+  });
+  if (!(picture instanceof File)) return;
+  dispatchEvent(Object.assign(new Event("paste", { cancelable: true }), {
+    clipboardData: { files: [picture] } }));
+}

@@ -1,0 +1,78 @@
+// The service worker. The API serves it as sw.js and puts a line before it that sets VERSION, the
+// hash of all files, and SHELL, the documents and their files. So a new version is a new worker.
+//
+// It keeps the shell for times without a connection, and hands over a picture that another program
+// has shared. Answers of the API and pictures never pass through it. A document always comes from
+// the service if that answers: the worker must not hide a new version, nor another program that is
+// served at the same address later.
+
+const SCOPE = self.registration.scope;
+const CACHES = `impasto ${SCOPE} `, CACHE = CACHES + VERSION;
+// Code and style of a version: their addresses contain its hash.
+const FILE = /^web-[^/]+\/.*\.(?:js|css|svg|woff2|webmanifest)$/;
+const JOB_PAGE = /^j\/[^/]+$/;
+let sharedPicture = null;  // until the page asks for it
+
+self.addEventListener("install", (event) => event.waitUntil(install()));
+
+async function install() {
+  const cache = await caches.open(CACHE);
+  await cache.addAll(SHELL.map((path) => new URL(path, SCOPE).href));
+  await self.skipWaiting();
+}
+
+self.addEventListener("activate", (event) => event.waitUntil(activate()));
+
+async function activate() {
+  for (const name of await caches.keys()) {
+    if (name.startsWith(CACHES) && name !== CACHE) await caches.delete(name);
+  }
+  await self.clients.claim();
+}
+
+self.addEventListener("fetch", (event) => {
+  const { request } = event;
+  const path = new URL(request.url, SCOPE).href.slice(SCOPE.length).replace(/[?#].*$/, "");
+  if (!request.url.startsWith(SCOPE)) return;
+  if (request.method === "POST" && path === "share") event.respondWith(receiveShare(request));
+  else if (request.method !== "GET") return;
+  else if (request.mode === "navigate" && path === "") event.respondWith(getDocument(request, "./"));
+  else if (request.mode === "navigate" && JOB_PAGE.test(path)) {
+    event.respondWith(getDocument(request, "./j/-"));
+  } else if (FILE.test(path)) event.respondWith(getFile(request));
+});
+
+const find = async (address) =>
+  (await caches.open(CACHE)).match(new URL(address, SCOPE).href, { ignoreVary: true });
+
+async function getDocument(request, kept) {
+  try {
+    const response = await fetch(request);
+    if (response.status < 500) return response;
+    return await find(kept) ?? response;  // a proxy whose service is restarting
+  } catch (error) {
+    const response = await find(kept);
+    if (!response) throw error;
+    return response;
+  }
+}
+
+async function getFile(request) {
+  const kept = await find(request.url);
+  if (kept) return kept;
+  const response = await fetch(request);
+  const isOfThisVersion = request.url.startsWith(new URL(`web-${VERSION}/`, SCOPE).href);
+  if (response.ok && isOfThisVersion) await (await caches.open(CACHE)).put(request, response.clone());
+  return response;
+}
+
+async function receiveShare(request) {
+  sharedPicture = (await request.formData()).get("picture");
+  return Response.redirect(new URL("./?shared", SCOPE).href, 303);
+}
+
+self.addEventListener("message", ({ data, source }) => {
+  if (data !== "send shared picture") return;
+  source.postMessage({ sharedPicture });
+  sharedPicture = null;
+});
