@@ -12,8 +12,8 @@ from fastapi.openapi.utils import get_openapi
 
 from api.http.problems import REFUSALS, STATUS, problem, refusal
 from api.openapi import examples
-from core import errors
 from api.schemas.submission import limit_parameters
+from core import errors
 
 _IDS = {
     "job_id": "^job_[a-z2-7]{26}$",
