@@ -14,7 +14,7 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 GALLERY = HERE.parent / "api" / "web" / "gallery"
-SIZE, SMALL_SIZE, MAX_BYTES = (640, 480), (256, 192), 95_000
+SIZE, MAX_BYTES = (640, 480), 95_000
 
 SAMPLES = {"harbor": (1024, 768), "strokes": (900, 700)}
 
@@ -47,9 +47,20 @@ def main() -> None:
     """Draw the named pictures, or all. The seeds are fixed, so the pictures never change."""
     for name in sys.argv[1:] or [name for name, *_ in GALLERY_ENTRIES]:
         export_to_gallery(name, draw_picture(name))
-    keys = ("name", "kind", "title", "words")
-    lines = ",\n".join(json.dumps(dict(zip(keys, entry, strict=True))) for entry in GALLERY_ENTRIES)
+    lines = ",\n".join(json.dumps(_describe(*entry)) for entry in GALLERY_ENTRIES)
     (GALLERY / "index.json").write_text(f"[\n{lines}\n]\n")
+
+
+def _describe(name: str, kind: str, title: str, words: str) -> dict[str, str | int]:
+    width, height = Image.open(GALLERY / f"{name}.jpg").size
+    return {
+        "name": name,
+        "kind": kind,
+        "title": title,
+        "words": words,
+        "width": width,
+        "height": height,
+    }
 
 
 def draw_picture(name: str) -> Image.Image:
@@ -61,7 +72,7 @@ def draw_picture(name: str) -> Image.Image:
 
 
 def export_to_gallery(name: str, picture: Image.Image) -> None:
-    """Save the picture and a small copy for the page.
+    """Save the picture for the page; reveal.py makes its thumbnail.
 
     The JPEG quality is the highest that keeps the file within MAX_BYTES.
     """
@@ -73,9 +84,6 @@ def export_to_gallery(name: str, picture: Image.Image) -> None:
         if file.tell() <= MAX_BYTES:
             break
     (GALLERY / f"{name}.jpg").write_bytes(file.getvalue())
-    picture.resize(SMALL_SIZE, Image.Resampling.LANCZOS).save(
-        GALLERY / f"{name}-small.jpg", quality=80, optimize=True
-    )
 
 
 if __name__ == "__main__":

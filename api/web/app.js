@@ -1,20 +1,27 @@
-// The application: it chooses the screen for an address, and asks for the API key.
+// The application: it connects the canvas, the panel and the filmstrip, chooses what an address
+// shows, and asks for the API key.
 
 import { apiKey, resolveAddress, ROOT } from "./api.js";
-import { byId, setText, setVisible } from "./dom.js";
-import { getNames, renderHistory } from "./history.js";
+import { BatchView } from "./batch-view.js";
+import { byId, makeRoving, setText, setVisible, showError } from "./dom.js";
+import { acceptDropsAndPastes } from "./drop-paste.js";
+import { getNames, History, setNames } from "./history.js";
 import { JobView } from "./job-view.js";
-import { SubmitView } from "./submit-view.js";
+import { readRecipe } from "./recipe.js";
+import { showTab, SubmitView } from "./submit-view.js";
+import { t, translatePage } from "./text.js";
+import { showToast } from "./toast.js";
+import { Viewer } from "./viewer.js";
 
+translatePage();
 // The document's own address changes, so relative addresses keep their meaning only if they are
 // made absolute now.
-for (const link of document.querySelectorAll("a[href^='.'], link[rel=icon]")) link.href = link.href;
+for (const link of document.querySelectorAll("a[href^='.'], link[href^='.']")) link.href = link.href;
 
 const updateForgetButton = () => setVisible(byId("forget-key"), apiKey.get());
 
 apiKey.onRequired((wasRefused) => new Promise((resolve) => {
-  setText("key-message", wasRefused
-    ? "This key is not valid. Try another." : "This service needs an API key.");
+  setText("key-message", t(wasRefused ? "keyRefused" : "keyRequired"));
   setVisible(byId("key-form"), true);
   byId("key").focus();
   byId("key-form").onsubmit = (event) => {
@@ -29,39 +36,113 @@ apiKey.onRequired((wasRefused) => new Promise((resolve) => {
 byId("forget-key").addEventListener("click", () => { apiKey.forget(); location.assign(ROOT); });
 updateForgetButton();
 
-let path = null;  // of the screen that is shown, relative to ROOT
+let path = null;  // that is shown, relative to ROOT
 
 const getPath = () => location.pathname.slice(ROOT.pathname.length);
 
-const submitView = new SubmitView((job) => navigate(resolveAddress(`j/${job.id}`)));
-const jobView = new JobView({
-  async onReuse(job, options) {
-    await submitView.open();
-    await submitView.reuse(job, { names: getNames(job.id), ...options });
+const showJob = (job) => {
+  films.refresh();
+  navigate(resolveAddress(`j/${job.id}`));
+};
+const viewer = new Viewer();
+const editor = new SubmitView(viewer, { onSubmitted: showJob, onTryAll: tryAll });
+const films = new History({ onDeleted(id) { if (path === `j/${id}`) navigate(ROOT.href); } });
+const jobView = new JobView(viewer, {
+  findFile: (digest) => editor.pictures.find((picture) => picture.digest === digest)?.file ?? null,
+  async onReuse(job, kind) {
+    if (kind) await editor.useResult(job, kind);
+    else await editor.reuse(job.input, getNames(job.id));
     navigate(ROOT.href);
   },
-  onDeleted: () => navigate(ROOT.href),
+  onCreated(job, previous) {
+    const names = getNames(previous.id);
+    if (names) setNames(job.id, names);
+    showJob(job);
+  },
+  onDelete: (job) => films.remove(job.id),
+  onChange: (job) => films.update(job),
+  onPreview: (job, blob) => films.showPicture(job.id, job.preview, blob),
 });
+const batch = new BatchView({
+  onPick(style) {
+    batch.close();
+    editor.style.setPictures([style], { append: false });
+    byId("submit-job").focus();
+  },
+});
+
+function tryAll() {
+  const { photo, style, options } = editor;
+  const styles = [...style.own, ...style.samples].slice(0, style.max);
+  batch.open(photo.pictures[0], styles, {
+    spec: options.spec, onError: (message) => showError(byId("submit-error"), message) });
+  byId("batch-close").focus();
+}
+
+acceptDropsAndPastes({
+  onNoFile: () => showToast(t("notAFile")),
+  async onFiles(files, target) {
+    const recipe = files.length === 1 ? await readRecipe(files[0]) : null;
+    if (recipe) return reuseRecipe(recipe, files[0], target);
+    chooseFiles(files, target);
+  },
+});
+
+// One file goes to the part that it was dropped on, else it is the photo, and the user may make it
+// the style. Several files are a photo and styles.
+function chooseFiles(files, target) {
+  const { photo, style } = editor;
+  if (path !== "") navigate(ROOT.href);
+  if (target instanceof Node && byId("style").contains(target)) return style.addFiles(files);
+  if (files.length > 1) style.addFiles(files.slice(1));
+  const previous = photo.pictures;
+  photo.addFiles(files.slice(0, 1));
+  if (files.length > 1) return;
+  const [added] = photo.pictures;
+  showToast(t("addedAsPhoto"), { action: t("useAsStyle"), onAction() {
+    photo.removePicture(added);
+    photo.setPictures(previous);
+    style.setPictures([added]);
+  } });
+}
+
+// A painting of Impasto brings its settings, and its pictures if the service still has them.
+async function reuseRecipe(recipe, file, target) {
+  const action = { action: t("useAsPhoto"), onAction: () => chooseFiles([file], target) };
+  if (path !== "") navigate(ROOT.href);
+  try {
+    await editor.reuse(recipe, null);
+    showToast(t("recipeRestored"), action);
+  } catch {
+    await editor.load();
+    editor.parameters.setSpec({ ...recipe.spec, init: undefined, style_weights: undefined });
+    showToast(t("recipeWithoutPictures"), action);
+  }
+}
 
 function navigate(address) {
   if (address !== location.href) history.pushState(null, "", address);
-  showScreen();
+  showPath();
   scrollTo(0, 0);
   byId(path === "" ? "main" : "status").focus({ preventScroll: true });
 }
 
-function showScreen() {
+function showPath() {
   path = getPath();
   const id = /^j\/([^/]+)$/.exec(path)?.[1];
+  batch.close();
   setVisible(byId("job-view"), id);
   setVisible(byId("submit-view"), !id);
-  if (id) return jobView.open(id);
+  document.body.classList.toggle("editing", !id);
+  films.select(id);
+  if (id) {
+    editor.close();
+    return jobView.open(id);
+  }
   document.title = "Impasto";
   jobView.close();
-  renderHistory();
-  submitView.open()
-    .then(() => { if (location.hash === "#history") byId("history").scrollIntoView(); })
-    .catch(() => {});  // the view shows the error itself
+  if (path) showToast(t("noSuchPage"));
+  editor.open().catch(() => {});  // the editor shows the error itself
 }
 
 // A local link changes the address without loading the page again.
@@ -76,4 +157,21 @@ document.addEventListener("click", (event) => {
 addEventListener("popstate", () => {
   if (getPath() !== path) navigate(location.href);
 });
-showScreen();
+// A menu closes when the user goes elsewhere.
+for (const menu of document.querySelectorAll("details.menu")) {
+  menu.addEventListener("focusout", ({ relatedTarget }) => {
+    if (relatedTarget && !menu.contains(relatedTarget)) menu.open = false;
+  });
+  menu.addEventListener("click", ({ target }) => {
+    if (target.closest("button")) menu.open = false;
+  });
+  menu.addEventListener("keydown", ({ key }) => {
+    if (key !== "Escape") return;
+    menu.open = false;
+    menu.querySelector("summary").focus();
+  });
+}
+makeRoving(byId("style-tools"));
+showTab("photo");
+films.load();
+showPath();

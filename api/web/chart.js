@@ -1,4 +1,5 @@
-// A chart of a run's losses: logarithmic, each on its own scale.
+// A chart of a run's losses: logarithmic, each on its own scale, with one line per size of the
+// picture, because a loss begins anew with each size.
 
 import { setVisible } from "./dom.js";
 import { tabStorage } from "./storage.js";
@@ -9,6 +10,7 @@ const STORAGE_NAME = "impasto losses";  // of the last job in this tab, to survi
 export class LossChart {
   constructor(root) {
     Object.assign(this, { root, points: [] });
+    this.lines = { content: root.querySelector("#content"), style: root.querySelector("#style-loss") };
     addEventListener("pagehide", () =>
       tabStorage.set(STORAGE_NAME, JSON.stringify({ id: this.id, points: this.points })));
   }
@@ -20,23 +22,24 @@ export class LossChart {
     this.render();
   }
 
-  addPoint({ iteration, iterations, loss: { content, style } }) {
+  addPoint({ iteration, iterations, scale, loss: { content, style } }) {
     if (iteration < this.points.at(-1)?.iteration) this.points = [];  // another attempt has started
     if (iteration === this.points.at(-1)?.iteration) return;
-    this.points.push({ iteration, iterations, content, style });
+    this.points.push({ iteration, iterations, scale, content, style });
     this.render();
   }
 
   render() {
-    setVisible(this.root, this.points.length > 1);
-    for (const line of this.root.querySelectorAll("polyline")) {
-      const logs = this.points.map((point) => Math.log(point[line.id] || 1));
+    const { points } = this;
+    setVisible(this.root, points.length > 1);
+    for (const [name, line] of Object.entries(this.lines)) {
+      const logs = points.map((point) => Math.log(point[name] || 1));
       const low = Math.min(...logs), span = Math.max(...logs) - low || 1;
-      line.setAttribute("points", this.points.map(({ iteration, iterations }, i) => {
+      line.setAttribute("d", points.map(({ iteration, iterations, scale }, i) => {
         const x = WIDTH * iteration / iterations;
         const y = HEIGHT * (0.95 - 0.9 * (logs[i] - low) / span);
-        return `${x},${y}`;
-      }).join(" "));
+        return `${scale === points[i - 1]?.scale ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`;
+      }).join(""));
     }
   }
 }

@@ -1,5 +1,7 @@
 // Helpers for elements of the page. All text is set as text: nothing here parses HTML.
 
+import { t } from "./text.js";
+
 export const byId = (id) => document.getElementById(id);
 
 // Creates an element from its tag, its properties or attributes, and its children.
@@ -13,17 +15,24 @@ export function createElement(tag, properties = {}, ...children) {
   return element;
 }
 
-// Shows a blob in an <img> and returns it. The blob's URL is revoked as soon as it has loaded.
+// Shows a blob in an <img> and returns it. Its URL stays valid until the image shows another one,
+// so that the user can save it.
 export function showBlob(blob, alt = "", image = createElement("img")) {
-  const src = URL.createObjectURL(blob);
-  const revoke = () => URL.revokeObjectURL(src);
-  return Object.assign(image, { alt, onload: revoke, onerror: revoke, src });
+  hideBlob(image);
+  image.blobUrl = URL.createObjectURL(blob);
+  return Object.assign(image, { alt, src: image.blobUrl });
+}
+
+export function hideBlob(image) {
+  if (image.blobUrl) URL.revokeObjectURL(image.blobUrl);
+  image.blobUrl = null;
+  image.removeAttribute("src");
 }
 
 // Encodes a canvas as a blob. A browser that does not support a type encodes PNG.
 export async function encodeCanvas(canvas, type, quality) {
   const blob = await new Promise((done) => canvas.toBlob(done, type, quality));
-  if (!blob) throw new Error("This browser cannot save a picture of this size.");
+  if (!blob) throw new Error(t("tooLargeToSave"));
   return blob;
 }
 
@@ -37,9 +46,12 @@ export function showError(element, message = "") {
   setVisible(element, message);
 }
 
-// Sets the text of a slider's value, for screen readers and for its <output>.
+// Sets the text of a slider's value, for screen readers and for its <output>. The style sheet
+// draws the part of the track before the thumb.
 export function setValueText(input, text) {
   input.setAttribute("aria-valuetext", text);
+  const { min, max, value } = input, low = Number(min || 0), high = Number(max || 100);
+  input.style.setProperty("--filled", `${100 * (value - low) / (high - low || 1)}%`);
   const output = document.querySelector(`output[for=${input.id}]`);
   if (output) output.textContent = text;
 }
@@ -49,16 +61,47 @@ export function announce(text) {
   if (byId("announcement").textContent !== text) setText("announcement", text);
 }
 
-// Starts the download of a blob, named after its job.
-export function downloadBlob(blob, { id }) {
+// Makes one Tab stop of several buttons; arrow keys, Home and End move between them.
+export function makeRoving(root) {
+  const getButtons = () =>
+    [...root.querySelectorAll("button, summary")].filter((button) => button.offsetParent);
+  const update = (current) => {
+    for (const button of root.querySelectorAll("button, summary")) {
+      button.tabIndex = button === current ? 0 : -1;
+    }
+  };
+  root.addEventListener("focusin", ({ target }) => update(target));
+  root.addEventListener("keydown", (event) => {
+    const buttons = getButtons(), index = buttons.indexOf(document.activeElement);
+    const next = {
+      ArrowRight: index + 1, ArrowDown: index + 1, ArrowLeft: index - 1, ArrowUp: index - 1,
+      Home: 0, End: buttons.length - 1,
+    }[event.key];
+    if (next === undefined || index < 0) return;
+    event.preventDefault();
+    buttons[(next + buttons.length) % buttons.length].focus();
+  });
+  // While the buttons are hidden, any of them may be the stop.
+  const reset = () => {
+    const all = [...root.querySelectorAll("button, summary")], visible = getButtons();
+    const buttons = visible.length ? visible : all;
+    if (buttons.includes(document.activeElement)) return;
+    update(buttons.find((button) => button.getAttribute("aria-pressed") === "true") ?? buttons[0]);
+  };
+  new MutationObserver(reset).observe(root, { childList: true, subtree: true });
+  reset();
+  return reset;
+}
+
+// Starts the download of a blob.
+export function downloadBlob(blob, name) {
   const href = URL.createObjectURL(blob);
-  const extension = blob.type.replace("image/", "").replace("jpeg", "jpg");
-  createElement("a", { href, download: `impasto-${id.slice(4, 12)}.${extension}` }).click();
+  createElement("a", { href, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(href), 60_000);  // the browser may still be reading it
 }
 
-export function formatDuration(seconds) {
-  if (seconds < 90) return `${Math.max(1, Math.ceil(seconds))} s`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
-  return `${(seconds / 3600).toFixed(1)} h`;
+// The name of a file that belongs to a job.
+export function nameFile({ id }, type, suffix = "") {
+  const extension = type.split(";")[0].replace(/^\w+\//, "").replace("jpeg", "jpg");
+  return `impasto-${id.slice(4, 12)}${suffix}.${extension}`;
 }

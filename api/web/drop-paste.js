@@ -1,41 +1,35 @@
-// Accepts image files that are dropped or pasted anywhere on the page.
+// Accepts image files that are dropped or pasted anywhere on the page, in any state.
+
+import { byId } from "./dom.js";
 
 // A file without a type may be an image: some systems do not know HEIC.
 const getImages = ({ files }) =>
   [...files].filter((file) => file.type.startsWith("image/") || !file.type);
 
-// Several files are a photo and paintings. One file goes to the picker that it was dropped on, else
-// to the first empty picker.
-function distributeFiles(files, photo, painting, target) {
-  const picker = [photo, painting]
-    .find(({ root }) => target instanceof Node && root.contains(target));
-  if (picker) picker.addFiles(files);
-  else if (files.length > 1) {
-    photo.addFiles(files.slice(0, 1));
-    painting.addFiles(files.slice(1));
-  } else if (photo.hasPictures && !painting.hasPictures) painting.addFiles(files);
-  else photo.addFiles(files);
-}
-
-export function acceptDropsAndPastes(photo, painting, isOpen) {
-  const stopDragging = () => document.body.classList.remove("dragging");
+// onFiles(files, target): target is the element that they were dropped on, or that has the focus.
+// onNoFile(): something else was dropped.
+export function acceptDropsAndPastes({ onFiles, onNoFile }) {
+  const mark = (event) => {
+    const isOverStyle = event && byId("style").contains(event.target);
+    document.body.classList.toggle("dragging", Boolean(event));
+    document.body.classList.toggle("dragging-style", Boolean(isOverStyle));
+  };
   addEventListener("dragover", (event) => {
     event.preventDefault();
-    document.body.classList.toggle("dragging", event.dataTransfer.types.includes("Files"));
+    if (event.dataTransfer.types.includes("Files")) mark(event);
   });
-  addEventListener("dragleave", (event) => { if (!event.relatedTarget) stopDragging(); });
+  addEventListener("dragleave", (event) => { if (!event.relatedTarget) mark(null); });
   addEventListener("drop", (event) => {
     event.preventDefault();  // else the browser would replace the page by the image
-    stopDragging();
+    mark(null);
     const files = getImages(event.dataTransfer);
-    if (!isOpen()) return;
-    if (files.length) distributeFiles(files, photo, painting, event.target);
-    else photo.showError("This is not a file. Save the picture first, then drop it here.");
+    if (files.length) onFiles(files, event.target);
+    else onNoFile();
   });
   addEventListener("paste", (event) => {
     const files = getImages(event.clipboardData);
-    if (!files.length || !isOpen()) return;
+    if (!files.length) return;
     event.preventDefault();
-    distributeFiles(files, photo, painting, document.activeElement);
+    onFiles(files, document.activeElement);
   });
 }

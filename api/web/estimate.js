@@ -2,7 +2,7 @@
 // estimate it.
 
 import { sendJson } from "./api.js";
-import { formatDuration } from "./dom.js";
+import { formatDuration, t } from "./text.js";
 
 const DEBOUNCE_MS = 400;  // a slider that moves must not send a request per step
 
@@ -28,11 +28,10 @@ export class Estimate {
   }
 }
 
+// The time until the result, with what is ahead of it.
 function describe({ seconds, queue, refused }) {
   if (refused) return refused.message;
-  const parts = [];
-  if (Number.isFinite(seconds)) parts.push(`Takes about ${formatDuration(seconds)}`);
-  if (queue.position) parts.push(`${queue.position} before yours`);
-  if (queue.start_seconds > 1) parts.push(`starts in ${formatDuration(queue.start_seconds)}`);
-  return parts.join(", ");
+  if (!Number.isFinite(seconds)) return "";
+  const duration = formatDuration(seconds + (queue.start_seconds ?? 0)), n = queue.position;
+  return n ? t("readyInAfter", { duration, n }) : t("readyIn", { duration });
 }

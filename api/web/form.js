@@ -1,28 +1,25 @@
-// The form of the parameters: four with labels of their own, the others under their API names.
-// Ranges, defaults and descriptions come from the OpenAPI document.
+// The form of the parameters: the main ones in front, the others in groups. Ranges, defaults and
+// descriptions come from the service; labels and names of values from the dictionary.
 
-import { createElement, formatDuration, setValueText, setVisible } from "./dom.js";
+import { createElement, makeRoving, setValueText, setVisible } from "./dom.js";
 import { canonicalize, getDefault } from "./schema.js";
+import { formatDuration, formatNumber, formatPercent, t, tOr } from "./text.js";
 
 // isPower: the slider's value is the logarithm to base 2, so that its steps are equal factors.
 const MAIN_PARAMETERS = {
-  strength: { label: "Strength", step: 0.05, format: (value) => `${Math.round(value * 100)} %` },
-  style_scale: {
-    label: "Brush", step: 0.25, isPower: true, format: (value) => `${Number(value.toFixed(2))}×`,
-  },
-  size: {
-    label: "Size",
-    sizes: {
-      256: "tiny", 384: "small", 512: "medium", 768: "large", 1024: "very large", 2048: "huge",
-    },
-  },
-  preserve_color: {
-    label: "Colors",
-    names: {
-      none: "the painting’s", luminance: "the photo’s", match: "matched to the photo",
-      histogram: "matched by histogram",
-    },
-  },
+  strength: { step: 0.05, format: formatPercent },
+  style_scale: { step: 0.25, isPower: true, format: (value) => `${formatNumber(value, 2)}×` },
+  preserve_color: {},
+  quality: {},
+  size: { sizes: [256, 384, 512, 768, 1024, 2048] },
+};
+// In this order; what is in no group is in the last.
+const GROUPS = {
+  areas: ["regions", "style_frame", "seamless", "transparency", "background"],
+  balance: ["content_weight", "style_weight", "tv_weight"],
+  start: ["init", "seed", "iterations", "scales", "optimizer"],
+  network: ["objective", "model", "pooling", "content_layers", "style_layers"],
+  job: [],
 };
 // Other parts of the page set these: the pickers, the masks, the weights, the presets.
 const EXCLUDED = [
@@ -30,22 +27,35 @@ const EXCLUDED = [
 ];
 const UNSUPPORTED_VALUES = { init: ["picture"] };  // it needs an image that this form cannot send
 
+const labelOf = (name) => tOr(`parameter.${name}`, name);
+
+const nameValue = (name, value) => tOr(`value.${name}.${value}`, value);
+
 export class ParameterForm extends EventTarget {
-  // main, more: the elements for the four parameters, and for the others.
+  // main, more: the elements for the main parameters, and for the groups of the others.
   constructor(main, more, { parameters, options }) {
     super();
     this.controls = {};
     for (const [name, appearance] of Object.entries(MAIN_PARAMETERS)) {
+      if (!parameters[name]) continue;
       let create = createSlider;
       if (appearance.sizes) create = createSizeSelect;
-      else if (appearance.names) create = createSelect;
+      else if (parameters[name].enum) create = createSelect;
       main.append(this.#addControl(name, parameters[name], "spec", create, appearance));
     }
-    for (const [group, schemas] of [["spec", parameters], ["options", options]]) {
+    const groups = Object.fromEntries(Object.keys(GROUPS).map((name) => [name, []]));
+    for (const [kind, schemas] of [["spec", parameters], ["options", options]]) {
       for (const [name, schema] of Object.entries(schemas)) {
         if (MAIN_PARAMETERS[name] || EXCLUDED.includes(name)) continue;
-        more.append(this.#addControl(name, schema, group, createInput, {}));
+        const group = Object.keys(GROUPS).find((key) => GROUPS[key].includes(name)) ?? "job";
+        groups[group].push([name, this.#addControl(name, schema, kind, createInput, {})]);
       }
+    }
+    for (const [group, items] of Object.entries(groups)) {
+      items.sort(([a], [b]) => GROUPS[group].indexOf(a) - GROUPS[group].indexOf(b));
+      more.append(createElement("details", { id: `group-${group}` },
+        createElement("summary", { textContent: t(`group.${group}`) }),
+        createElement("div", { className: "fields" }, ...items.map(([, element]) => element))));
     }
     for (const control of Object.values(this.controls)) control.set(control.value);
     // Another objective has other defaults; what the user chose stays.
@@ -59,9 +69,8 @@ export class ParameterForm extends EventTarget {
       }
       this.notifyChange();
     });
-    const details = more.closest("details");
-    // Open the details for a value that is out of range: the browser cannot show it while closed.
-    more.addEventListener("invalid", () => { details.open = true; }, true);
+    // Open the group of a value that is out of range: the browser cannot show it while closed.
+    more.addEventListener("invalid", ({ target }) => { target.closest("details").open = true; }, true);
   }
 
   // A control keeps the value that it was given, to the last digit, until the user changes it: a
@@ -106,20 +115,34 @@ export class ParameterForm extends EventTarget {
     this.notifyChange();
   }
 
+  setOptions(options) {
+    for (const [name, control] of Object.entries(this.controls)) {
+      if (control.group === "options") this.#setValue(control, options[name]);
+    }
+  }
+
   // Shows one button per preset; the one that equals the current parameters is pressed.
-  showPresets(root, presets) {
-    const all = [{ name: "standard", description: "The defaults.", spec: {} }, ...presets];
+  // getAddress(name): where its picture is.
+  showPresets(root, presets, getAddress) {
+    const all = [{ name: "standard", description: "", spec: {} }, ...presets];
     const hint = createElement("p", { className: "hint" });
-    const buttons = all.map(({ name, spec, description }) => createElement("button", {
-      type: "button", textContent: name[0].toUpperCase() + name.slice(1).replaceAll("-", " "),
-      title: description, onclick: () => this.setSpec(spec) }));
+    const describe = ({ name, description }) => tOr(`preset.${name}.hint`, description);
+    const buttons = all.map((preset) => createElement("button", {
+      type: "button", title: describe(preset), onclick: () => this.setSpec(preset.spec) },
+    createElement("img", {
+      src: getAddress(`preset-${preset.name}.webp`), alt: "", width: 112, height: 84,
+      onerror: ({ target }) => target.remove() }),
+    tOr(`preset.${preset.name}`, preset.name)));
     const update = () => {
       const current = canonicalize(this.changes.spec);
       const active = all.find(({ spec }) => canonicalize(spec) === current);
       buttons.forEach((button, i) => button.setAttribute("aria-pressed", all[i] === active));
-      hint.textContent = active?.description ?? "Custom parameters.";
+      hint.textContent = active ? describe(active) : t("customSettings");
     };
-    root.replaceChildren(createElement("div", { className: "row" }, ...buttons), hint);
+    const strip = createElement("div", {
+      className: "chips", role: "toolbar", "aria-label": t("presets") }, ...buttons);
+    root.replaceChildren(strip, hint);
+    makeRoving(strip);
     this.addEventListener("change", update);
     update();
     setVisible(root, true);
@@ -133,77 +156,80 @@ export class ParameterForm extends EventTarget {
     }
     sizeControl.element.querySelector("input").max = size;
     iterationsControl.element.querySelector("input").max = iterations;
-    const duration = seconds ? `, ${formatDuration(seconds)}` : "";
-    root.textContent =
-      `At most: ${size} px, ${iterations} iterations at one scale${duration}.`;
+    root.textContent = seconds
+      ? t("limitsWithTime", { size, iterations, duration: formatDuration(seconds) })
+      : t("limits", { size, iterations });
     setVisible(root, true);
   }
 }
 
 // Each create function below returns {element, get(), set(value)}; get returns null for no value.
 
-const wrapWithLabel = ({ description }, htmlFor, label, ...children) =>
-  createElement("div", { className: "parameter", title: description },
-    createElement("label", { htmlFor }, ...label), ...children);
+const wrapWithLabel = (name, { description }, htmlFor, label, ...children) =>
+  createElement("div", {
+    className: `parameter ${name}`, title: tOr(`parameter.${name}.hint`, description) },
+  createElement("label", { htmlFor }, ...label), ...children);
 
 const createOption = ([value, textContent]) => createElement("option", { value, textContent });
 
 const createSelectElement = (id, options) =>
   createElement("select", { id }, ...options.map(createOption));
 
-function createSlider(name, schema, { label, step, isPower, format }) {
+function createSlider(name, schema, { step, isPower, format }) {
   const toPosition = isPower ? Math.log2 : Number;
   const [min, max] = [schema.minimum, schema.maximum].map(toPosition);
   const input = createElement("input", { type: "range", id: `parameter-${name}`, min, max, step });
   const get = () => (isPower ? 2 ** input.value : Number(input.value));
+  const show = (value) => setValueText(input, format(value));
   const set = (value) => {
     input.value = toPosition(value);
-    setValueText(input, format(value));
+    show(value);
   };
-  input.addEventListener("input", () => setValueText(input, format(get())));
+  input.addEventListener("input", () => show(get()));
   const output = createElement("output", { htmlFor: input.id });
-  return { get, set, element: wrapWithLabel(schema, input.id, [label, output], input) };
+  const element = wrapWithLabel(name, schema, input.id, [labelOf(name), output], input);
+  return { get, set, element };
 }
 
-function createSelect(name, schema, { label, names }) {
-  const options = schema.enum.map((value) => [value, names[value] ?? value]);
+function createSelect(name, schema) {
+  const options = schema.enum.map((value) => [value, nameValue(name, value)]);
   const select = createSelectElement(`parameter-${name}`, options);
   const set = (value) => { select.value = value; };
-  const element = wrapWithLabel(schema, select.id, [label], select);
+  const element = wrapWithLabel(name, schema, select.id, [labelOf(name)], select);
   return { set, get: () => select.value, element };
 }
 
 // A select with usual sizes, and a number field for any other.
-function createSizeSelect(name, schema, { label, sizes }) {
+function createSizeSelect(name, schema, { sizes }) {
   const { minimum: min, maximum: max } = schema;
-  const options = Object.entries(sizes).filter(([px]) => px >= min && px <= max)
-    .map(([px, size]) => [px, `${size} · ${px} px`]);
-  const select = createSelectElement("parameter-size", [...options, ["other", "other …"]]);
+  const options = sizes.filter((px) => px >= min && px <= max)
+    .map((px) => [px, t("sizePx", { size: px })]);
+  const select = createSelectElement("parameter-size", [...options, ["other", t("otherSize")]]);
   const number = createElement("input", {
     type: "number", id: "parameter-size-px", required: true, min, max,
-    "aria-label": "Size, long side in px" });
+    "aria-label": t("sizeField") });
   // A disabled field is not validated, so it cannot block the form while it is hidden.
   const update = () => { number.hidden = number.disabled = select.value !== "other"; };
   select.addEventListener("change", update);
   return {
     set: (value) => {
       number.value = value;
-      select.value = sizes[value] ? value : "other";
+      select.value = sizes.includes(value) ? value : "other";
       update();
     },
     get: () => Number(select.value === "other" ? number.value : select.value),
-    element: wrapWithLabel(schema, select.id, [label], select, number),
+    element: wrapWithLabel(name, schema, select.id, [labelOf(name)], select, number),
   };
 }
 
-// A checkbox, select or field for any other parameter, with its description.
+// A checkbox, select or field for any other parameter, with its identifier and description.
 function createInput(name, schema) {
   const id = `parameter-${name}`, hintId = `${id}-hint`;
   const limits = { ...schema, ...schema.anyOf?.[0] };  // anyOf: the type, or null
   const isBoolean = limits.type === "boolean", isInteger = limits.type === "integer";
   const isNumber = isInteger || limits.type === "number";
   const options = schema.enum?.filter((value) => !UNSUPPORTED_VALUES[name]?.includes(value))
-    .map((value) => [value, value]);
+    .map((value) => [value, nameValue(name, value)]);
   let input = null;
   if (options) input = createSelectElement(id, options);
   else if (isBoolean) input = createElement("input", { id, type: "checkbox" });
@@ -218,7 +244,8 @@ function createInput(name, schema) {
     else input.value = formatValue(value);
     // A value of an earlier job may not be among the options.
     if (options && input.value !== value) {
-      input.append(createElement("option", { value, textContent: value, selected: true }));
+      const textContent = nameValue(name, value);
+      input.append(createElement("option", { value, textContent, selected: true }));
     }
   };
   const get = () => {
@@ -227,9 +254,9 @@ function createInput(name, schema) {
     return isNumber ? Number(input.value) : input.value;
   };
   const hint = createElement("p", {
-    id: hintId, className: "hint", textContent: schema.description });
-  const label = createElement("code", { textContent: name });
-  return { get, set, element: wrapWithLabel(schema, id, [label], input, hint) };
+    id: hintId, className: "hint", textContent: tOr(`parameter.${name}.hint`, schema.description) });
+  const label = [labelOf(name), createElement("code", { textContent: name })];
+  return { get, set, element: wrapWithLabel(name, schema, id, label, input, hint) };
 }
 
 // An object as name=value pairs, as the API takes it in a form field.

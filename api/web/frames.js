@@ -1,17 +1,23 @@
-// Plays the frames of a run, if the service has them.
+// Plays the frames of a run on the canvas, and saves them as a video.
 
 import { getBlob, getJson } from "./api.js";
-import { byId, downloadBlob, setValueText, setVisible } from "./dom.js";
+import { byId, createElement, downloadBlob, nameFile, setText, setValueText, setVisible } from "./dom.js";
 import { retry } from "./retry.js";
+import { t } from "./text.js";
+
+const FRAME_MS = 110, LAST_FRAME_MS = 1200;
+const VIDEO_TYPES = ["video/mp4;codecs=avc1.42E01E", "video/mp4"];
 
 export class FramePlayer {
   // onFrame(blob): a frame to show, or null for the result. onError(error): it cannot be fetched.
   constructor(root, { onFrame, onError }) {
     Object.assign(this, { root, onFrame, onError });
-    byId("frame").addEventListener("input", () => this.#showSelected());
+    byId("frame").addEventListener("input", () => { this.stop(); this.#showSelected(); });
+    byId("play").addEventListener("click", () => (this.isPlaying ? this.stop() : this.play()));
   }
 
   clear() {
+    this.stop();
     Object.assign(this, { job: null, selected: null, frames: [], blobs: new Map() });
     setVisible(this.root, false);
   }
@@ -29,14 +35,19 @@ export class FramePlayer {
     this.#showSelected();
   }
 
+  #fetch(index) {
+    const frame = this.frames[index];
+    if (frame && !this.blobs.has(index)) this.blobs.set(index, getBlob(frame.url));
+    return this.blobs.get(index);
+  }
+
   // The slider's last position is the result.
   async #showSelected() {
     const { job, blobs } = this;
     const selected = this.selected = Number(byId("frame").value), frame = this.frames[selected];
-    setValueText(byId("frame"), frame ? `iteration ${frame.iteration}` : "result");
+    setValueText(byId("frame"), frame ? t("iteration", { n: frame.iteration }) : t("result"));
     try {
-      if (frame && !blobs.has(selected)) blobs.set(selected, getBlob(frame.url));
-      const blob = await blobs.get(selected);
+      const blob = await this.#fetch(selected);
       if (this.job === job && this.selected === selected) this.onFrame(blob);
     } catch (error) {
       blobs.delete(selected);
@@ -44,5 +55,54 @@ export class FramePlayer {
     }
   }
 
-  async downloadTimelapse() { downloadBlob(await getBlob(this.job.links.timelapse), this.job); }
+  stop() {
+    this.isPlaying = null;
+    setText("play", t("play"));
+  }
+
+  // Plays from the first frame to the result.
+  async play() {
+    const run = this.isPlaying = {};
+    setText("play", t("pause"));
+    await Promise.all(this.frames.map((_, i) => this.#fetch(i))).catch(() => {});
+    for (let i = 0; i <= this.frames.length && this.isPlaying === run; i++) {
+      byId("frame").value = i;
+      await this.#showSelected();
+      await new Promise((done) => setTimeout(done, FRAME_MS));
+    }
+    if (this.isPlaying === run) this.stop();
+  }
+
+  // MP4 where the browser can encode it, else the service's animation.
+  async downloadTimelapse() {
+    const type = VIDEO_TYPES.find((name) => window.MediaRecorder?.isTypeSupported(name));
+    const blob = await (type ? this.#record(type).catch(() => null) : null)
+      ?? await getBlob(this.job.links.timelapse);
+    downloadBlob(blob, nameFile(this.job, blob.type, "-timelapse"));
+  }
+
+  async #record(type) {
+    const blobs = await Promise.all(this.frames.map((_, i) => this.#fetch(i)));
+    const bitmaps = await Promise.all(blobs.map((blob) => createImageBitmap(blob)));
+    // A video has even sides.
+    const [width, height] = ["width", "height"].map((side) => 2 * Math.ceil(bitmaps.at(-1)[side]));
+    const canvas = createElement("canvas", { width, height }), context = canvas.getContext("2d");
+    const stream = canvas.captureStream(), chunks = [];
+    const recorder = new MediaRecorder(stream, { mimeType: type, videoBitsPerSecond: 4e6 });
+    recorder.ondataavailable = ({ data }) => chunks.push(data);
+    const stopped = new Promise((resolve, reject) => {
+      Object.assign(recorder, { onstop: resolve, onerror: reject });
+    });
+    recorder.start();
+    for (const bitmap of bitmaps) {
+      context.drawImage(bitmap, 0, 0, width, height);
+      const pause = bitmap === bitmaps.at(-1) ? LAST_FRAME_MS : FRAME_MS;
+      await new Promise((done) => setTimeout(done, pause));
+    }
+    recorder.stop();
+    await stopped;
+    const blob = new Blob(chunks, { type: "video/mp4" });
+    if (!blob.size) throw new Error("empty");
+    return blob;
+  }
 }

@@ -1,63 +1,90 @@
-// A picker for one picture or several: it shows them, uploads them, and reports every change. It
-// does not know what they are for.
+// A strip of tiles to choose one picture or several from: the samples, and the user's own. It
+// uploads the user's pictures and reports every change. It does not know what they are for.
 
-import { announce, createElement, setVisible, showBlob, showError } from "./dom.js";
+import { announce, createElement, makeRoving, setVisible, showBlob, showError } from "./dom.js";
 import { Picture } from "./picture.js";
 import { retry } from "./retry.js";
+import { t } from "./text.js";
 
-// Events: "change" when the pictures change, "uploaded" when one of them is uploaded.
+const MAX_OWN = 12;  // tiles of the user's own pictures; the oldest that is not chosen goes
+
+// Events: "change" when the choice changes, "uploaded" when one of the pictures is uploaded.
 export class ImagePicker extends EventTarget {
-  // label: the name of a picture, as in "Photo". max: how many there may be.
-  constructor(root, { label, max = 1 }) {
+  // kind: "photo" or "style", the prefix of its texts. max: how many may be chosen.
+  constructor(root, { kind, max = 1 }) {
     super();
-    Object.assign(this, { root, label, max, isMixing: false, pictures: [], cards: new WeakMap() });
-    this.list = createElement("ul", { className: "images" });
+    Object.assign(this, { root, kind, max, isMixing: false, own: [], samples: [], pictures: [] });
+    this.tiles = new WeakMap();
+    this.strip = createElement("div", {
+      className: "tiles", role: "toolbar", "aria-label": t(`${kind}.plural`) });
+    this.status = createElement("p", { className: "status" });
     this.error = createElement("p", { className: "error", role: "alert", hidden: true });
-    const sources = [
-      ...this.#createSource("files", { multiple: max > 1 }),
-      ...this.#createSource("camera", { capture: "environment" }),  // CSS shows it on touch screens
+    this.sources = [
+      this.#createSource("files", { multiple: max > 1 }),
+      // CSS shows it on touch screens.
+      ...(kind === "photo" ? [this.#createSource("camera", { capture: "environment" })] : []),
     ];
-    this.button = sources[0];
-    const hint = createElement("p", {
-      className: "drop-hint", textContent: "or drop or paste it here" });
-    root.querySelector("h2").after(
-      createElement("div", { className: "drop-area" }, this.list,
-        createElement("div", { className: "sources" }, ...sources, hint)),
-      this.error);
+    root.querySelector(".picker").append(this.strip, this.status, this.error);
+    this.button = this.sources[0].querySelector("button");
     this.render();
+    makeRoving(this.strip);
   }
 
-  // A button, and the file input that it opens.
+  // A tile that opens a file input.
   #createSource(className, attributes) {
     const input = createElement("input", {
       type: "file", className, accept: "image/*", hidden: true, ...attributes });
     input.addEventListener("change", () => { this.addFiles([...input.files]); input.value = ""; });
     const button = createElement("button", {
-      type: "button", className, textContent: "Camera", onclick: () => input.click() });
-    return [button, input];
+      type: "button", className, onclick: () => input.click() },
+    createElement("span", { className: "thumb", "aria-hidden": "true" }),
+    createElement("span", { className: "caption", textContent: t(`${this.kind}.${className}`) }));
+    return createElement("div", { className: `tile source ${className}` }, button, input);
   }
 
+  get label() { return t(`${this.kind}.title`); }
+
   get hasPictures() { return this.pictures.length > 0; }
+
+  // samples: pictures that are always there. The first is chosen unless another one is.
+  setSamples(samples) {
+    this.samples = samples;
+    if (!this.hasPictures) this.pictures = samples.slice(0, 1);
+    this.notifyChange();
+  }
 
   addFiles(files) {
     if (files.length) this.setPictures(files.map((file) => new Picture(file, file.name)));
   }
 
-  // Replaces the pictures, or appends to them while several are mixed. Several are always mixed.
+  findSample(source) { return this.samples.find((sample) => sample.source === source); }
+
+  // Chooses the pictures, or adds them while several are mixed. Several are always mixed.
   setPictures(pictures, { append = this.isMixing } = {}) {
     const previous = this.pictures;
-    const all = append ? [...previous, ...pictures] : pictures;
+    const all = append ? [...new Set([...previous, ...pictures])] : pictures;
     this.pictures = all.slice(0, this.max);
     this.isMixing ||= this.pictures.length > 1;
-    this.pendingChoice = null;  // an example that still loads must not replace these
-    const tooMany = all.length > this.max;
-    this.showError(tooMany ? `No more than ${this.max}: the rest was left out.` : "");
+    this.showError(all.length > this.max ? t("tooMany", { n: this.max }) : "");
+    const isNew = (picture) => ![...this.own, ...this.samples].includes(picture);
+    const added = this.pictures.filter(isNew);
+    this.own = [...added, ...this.own]
+      .filter((picture, i) => i < MAX_OWN || this.pictures.includes(picture));
     this.notifyChange();
-    for (const picture of pictures) this.#upload(picture, previous);
+    for (const picture of added) this.#upload(picture, previous);
+  }
+
+  #toggle(picture) {
+    if (!this.pictures.includes(picture)) return this.setPictures([picture]);
+    if (this.pictures.length < 2) return;
+    this.pictures = this.pictures.filter((other) => other !== picture);
+    this.notifyChange();
   }
 
   removePicture(picture) {
+    this.own = this.own.filter((other) => other !== picture);
     this.pictures = this.pictures.filter((other) => other !== picture);
+    if (!this.hasPictures) this.pictures = [...this.own, ...this.samples].slice(0, 1);
     this.notifyChange();
   }
 
@@ -66,18 +93,20 @@ export class ImagePicker extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  // If the service refuses the picture, the previous pictures return and the reason is shown.
+  // If the service refuses the picture, the previous choice returns and the reason is shown.
   async #upload(picture, previous) {
-    const isChosen = () => this.pictures.includes(picture);
+    const isKept = () => this.own.includes(picture);
     const onError = (message) => { picture.error = message; this.render(); };
+    picture.onProgress = () => this.render();
     try {
-      await retry(() => isChosen() && picture.upload(), { onError });
-      if (!isChosen()) return;
+      await retry(() => isKept() && picture.upload(), { onError });
+      if (!isKept()) return;
       this.render();
       this.dispatchEvent(new Event("uploaded"));
-      announce(`${this.label}: ${picture.name} is ready.`);
+      announce(t("isReady", { kind: this.label, name: picture.name }));
     } catch (error) {
-      if (!isChosen()) return;
+      if (!isKept()) return;
+      this.own = this.own.filter((other) => other !== picture);
       this.pictures = this.pictures.filter((other) => other !== picture);
       if (!this.hasPictures) this.pictures = previous;
       this.notifyChange();
@@ -87,39 +116,46 @@ export class ImagePicker extends EventTarget {
 
   showError(message) { showError(this.error, message); }
 
-  // A card that is already in the list stays in place, so that it keeps the focus.
+  // A tile that is already in the strip stays in place, so that it keeps the focus.
   render() {
-    this.root.classList.toggle("has-images", this.hasPictures);
-    let action = "Choose a";
-    if (this.hasPictures) action = this.isMixing ? "Add a" : "Choose another";
-    this.button.textContent = `${action} ${this.label.toLowerCase()}`;
-    const cards = this.pictures.map((picture) => this.#renderCard(picture));
-    const present = [...this.list.children];
-    for (const card of present) if (!cards.includes(card)) card.remove();
-    for (const card of cards) if (!present.includes(card)) this.list.append(card);
-    setVisible(this.list, this.hasPictures);
+    const all = [...this.own, ...this.samples];
+    const tiles = [...this.sources, ...all.map((picture) => this.#renderTile(picture))];
+    const present = [...this.strip.children];
+    for (const tile of present) if (!tiles.includes(tile)) tile.remove();
+    tiles.forEach((tile, i) => {
+      if (this.strip.children[i] !== tile) this.strip.insertBefore(tile, this.strip.children[i]);
+    });
+    const lines = this.pictures.map((picture) => picture.describe()).filter(Boolean);
+    const text = this.pictures.length > 1 ? "" : lines.join(" ");
+    const failing = this.pictures.find((picture) => picture.error && !picture.digest);
+    this.status.textContent = failing ? failing.error : text;
+    setVisible(this.status, this.status.textContent);
   }
 
-  #renderCard(picture) {
-    const { digest, width, height, error } = picture;
-    const card = this.cards.get(picture) ?? this.#createCard(picture);
-    this.cards.set(picture, card);
-    card.className = digest ? "" : "uploading";
-    card.querySelector(".status").textContent =
-      digest ? (width ? `${width} × ${height}` : "") : error || "Uploading…";
-    return card;
+  #renderTile(picture) {
+    const tile = this.tiles.get(picture) ?? this.#createTile(picture);
+    this.tiles.set(picture, tile);
+    tile.classList.toggle("uploading", !picture.isReady);
+    tile.firstChild.setAttribute("aria-pressed", this.pictures.includes(picture));
+    return tile;
   }
 
-  #createCard(picture) {
-    const { file, name } = picture;
+  #createTile(picture) {
+    const { name, thumbnail, words } = picture, isOwn = !picture.source;
+    const image = thumbnail
+      ? createElement("img", { src: thumbnail, alt: words, width: 144, height: 108 })
+      : showBlob(picture.file, t("pictureNamed", { kind: this.label, name }));
+    const button = createElement("button", {
+      type: "button", title: name, onclick: () => this.#toggle(picture) },
+    createElement("span", { className: "thumb" }, image),
+    createElement("span", { className: "caption name", textContent: name }));
+    const tile = createElement("div", { className: `tile ${isOwn ? "own" : "sample"}` }, button);
+    if (!isOwn) return tile;
     const remove = () => { this.removePicture(picture); this.button.focus(); };
-    return createElement("li", {},
-      showBlob(file, `${this.label}: ${name}`),
-      createElement("p", {},
-        createElement("span", { className: "name", textContent: name }),
-        createElement("span", { className: "status" })),
-      createElement("button", {
-        type: "button", className: "subtle remove", textContent: "✕",
-        "aria-label": `Remove ${name}`, onclick: remove }));
+    button.addEventListener("keydown", ({ key }) => { if (key === "Delete") remove(); });
+    tile.append(createElement("button", {
+      type: "button", className: "remove", textContent: "✕", onclick: remove,
+      "aria-label": t("removeNamed", { name }) }));
+    return tile;
   }
 }

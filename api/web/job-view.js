@@ -1,43 +1,53 @@
-// The second screen: one job, from the queue to its end, and what its owner can do with it.
+// One job, from the queue to its end, on the canvas and in the panel; and what its owner can do
+// with it.
 
 import { getBlob, sendJson } from "./api.js";
 import { LossChart } from "./chart.js";
-import { ComparisonView } from "./compare.js";
 import { buildCommand } from "./curl.js";
 import {
-  announce, byId, downloadBlob, formatDuration, setText, setValueText, setVisible, showError,
+  announce, byId, downloadBlob, nameFile, setText, setValueText, setVisible,
+  showBlob, showError,
 } from "./dom.js";
 import { FramePlayer } from "./frames.js";
-import { addEntry, deleteJob, STATUS_TITLES } from "./history.js";
+import { nameStatus, titleOf } from "./history.js";
 import { followJob, hasEnded, hasExpiredImages } from "./job-stream.js";
 import { retry } from "./retry.js";
+import { createKey } from "./submit-view.js";
+import { formatDate, formatDuration, formatNumber, formatPercent, t, tOr } from "./text.js";
+import { showToast } from "./toast.js";
 
 const PREVIEW_TIMEOUT_SECONDS = 60;
 
 export class JobView {
-  // onReuse(job, options): opens the submit view with the job. onDeleted(): the job is deleted.
-  constructor({ onReuse, onDeleted }) {
-    this.onDeleted = onDeleted;
+  // onReuse(job, kind): opens the editor with the job, or with its result as "photo" or "style".
+  // onCreated(job): a retry. onDelete(job). onChange(job): a newer state. onPreview(job, blob).
+  // findFile(digest): a local file, or null.
+  constructor(viewer, callbacks) {
+    Object.assign(this, { viewer, ...callbacks });
     this.showError = (message) => showError(byId("job-error"), message);
-    this.comparison = new ComparisonView(byId("stage"));
     this.chart = new LossChart(byId("chart"));
     this.frames = new FramePlayer(byId("frames"), {
-      onFrame: (frame) => this.comparison.showFrame(frame),
+      onFrame: (frame) => this.viewer.showFrame(frame),
       onError: (error) => this.showError(error.message),
     });
     const onClick = (id, action) =>
       byId(id).addEventListener("click", () => this.#run(action));
     onClick("stop", () => this.#cancel());
+    onClick("cancel", async () => { await this.#cancel(); this.onReuse(this.job); });
     onClick("download", () => this.#download());
-    onClick("reuse", () => onReuse(this.job));
-    onClick("as-photo", () => onReuse(this.job, { as: "photo" }));
-    onClick("as-painting", () => onReuse(this.job, { as: "painting" }));
+    onClick("share", () => this.#share());
+    onClick("reuse", () => this.onReuse(this.job));
+    onClick("as-photo", () => this.onReuse(this.job, "photo"));
+    onClick("as-style", () => this.onReuse(this.job, "style"));
+    onClick("another", () => this.#retry({ spec: { seed: createSeed() } }));
+    onClick("continue", () => this.#retry({ continue: true }));
     onClick("pin", () => this.#change("PATCH", this.job.links.self, { pinned: !this.job.pinned }));
-    onClick("delete", () => this.#delete());
+    onClick("delete", () => this.onDelete(this.job));
     onClick("show-command", () => this.#showCommand());
     onClick("close-command", () => byId("command-dialog").close());
     onClick("copy", copyCommand);
     onClick("timelapse", () => this.frames.downloadTimelapse());
+    onClick("notify", () => this.#askToNotify());
     byId("strength").addEventListener("input", () => this.#showStrength());
     byId("strength").addEventListener("change", () => this.#updateStrength());
   }
@@ -51,7 +61,7 @@ export class JobView {
     } catch (error) {
       if (signal.aborted) return;
       this.showError(error.message);
-      byId("stop").disabled = false;
+      for (const id of ["stop", "cancel"]) byId(id).disabled = false;
     }
   }
 
@@ -65,102 +75,162 @@ export class JobView {
     } catch (error) {
       if (signal.aborted) return;
       this.#clear(id);
-      if (error.status === 404) {
-        setText("status", "Not found");
-        setText("details", "It was deleted, it has expired, or it belongs to another key.");
-      } else {
-        setText("status", STATUS_TITLES.failed);
-        setText("details", error.message);
-      }
+      this.viewer.clear();
+      const isMissing = error.status === 404;
+      setText("status", t(isMissing ? "status.missing" : "status.failed"));
+      setText("details", isMissing ? t("missingHint") : error.message);
+      setText("canvas-title", t("untitled"));
       announce(byId("status").textContent);
-      for (const part of ["stage", "chart"]) setVisible(byId(part), false);
+      setVisible(byId("chart"), false);
     }
   }
 
-  close() { this.closing?.abort(); }
+  close() {
+    this.closing?.abort();
+    this.frames.clear();
+    byId("stage").classList.remove("waiting");
+    setVisible(byId("canvas-progress"), false);
+  }
 
   #clear(id) {
     // picture: the name of the image that is shown. announced: the last text for screen readers.
     Object.assign(this, { id, job: null, picture: null, announced: null, isSpecLocked: false });
-    this.comparison.clear();
+    Object.assign(this, { scales: null, shownStyles: null });
     this.frames.clear();
     this.chart.open(id);
     this.showError();
-    setText("status", "Loading");
+    setText("status", t("loading"));
+    setText("canvas-title", titleOf(id));
     document.title = "Impasto";
-    for (const part of ["details", "progress-text", "retention"]) setText(part, "");
+    for (const part of ["details", "progress-text", "retention", "settings"]) setText(part, "");
     const hidden = [
-      "progress", "strength-control", "stop", "result-controls", "actions", "compare-controls"];
+      "progress", "canvas-progress", "strength-control", "running-controls", "result-controls", "ended-controls",
+      "continue-control", "job-styles"];
     for (const part of hidden) setVisible(byId(part), false);
-    for (const part of ["placeholder", "stage"]) setVisible(byId(part), true);
   }
 
   showJob(job) {
     const previous = this.job, { signal } = this.closing;
     if (signal.aborted || this.id !== job.id) return;  // another job is open by now
     if (previous?.version > job.version) return;  // a newer state has overtaken this one
-    const stopHasFocus = document.activeElement === byId("stop");
+    const hadFocus = byId("running-controls").contains(document.activeElement);
     this.job = job;
     if (!previous) {
-      addEntry(job.id);
       byId("strength").value = job.input.spec.strength;
       this.#showStrength();
+      this.#showInputs(job, signal);
     }
     this.#showTexts(job);
     this.#showProgress(job);
     this.#showButtons(job);
     this.#showPicture(signal);
+    this.onChange(job);
+    if (previous && !hasEnded(previous) && hasEnded(job)) this.#notify(job);
     if (!hasEnded(job)) return;
     this.frames.open(job, signal);
-    if (stopHasFocus) byId("status").focus({ preventScroll: true });  // the button is hidden now
+    if (hadFocus) byId("status").focus({ preventScroll: true });  // the button is hidden now
+  }
+
+  // Shows the photo at once, so that the picture has its place from the beginning; and the styles.
+  async #showInputs(job, signal) {
+    const { content, styles } = job.input;
+    const load = async (digest) => this.findFile(digest)
+      ?? retry(() => getBlob(`v1/images/${digest}`, { signal }), { signal }).catch(() => null);
+    this.photo = load(content).then((blob) => {
+      if (signal.aborted || !blob) return null;
+      this.viewer.showPhoto(blob, t("thePhoto"));
+      return blob;
+    });
+    if (!this.findFile(content) && !this.viewer.hasPhoto) this.viewer.clear();
+    const blobs = await Promise.all(styles.map(load));
+    if (signal.aborted) return;
+    const images = blobs.filter(Boolean).map((blob) => showBlob(blob, t("theStyle")));
+    byId("job-styles").replaceChildren(...images);
+    setVisible(byId("job-styles"), images.length);
   }
 
   #showTexts(job) {
     const isStopping = job.cancel_requested && !hasEnded(job);
-    const title = STATUS_TITLES[job.status], status = isStopping ? "Stopping" : title;
+    const title = nameStatus(job), status = isStopping ? t("status.stopping") : title;
     setText("status", status);
-    setText("details", isStopping ? "The picture so far is kept." : describeJob(job));
+    setText("details", isStopping ? t("stoppingHint") : describeJob(job));
+    setText("settings", describeSettings(job));
     setText("retention", describeRetention(job));
     const isRunning = job.status === "running";
-    const percent = isRunning ? Math.round(100 * (job.progress?.value ?? 0)) : null;
-    document.title = `${isRunning ? `${percent} %` : title} · Impasto`;
+    const share = job.progress?.value ?? 0;
+    document.title = `${isRunning ? formatPercent(share) : title} · Impasto`;
     // A screen reader that reads every percent would say nothing else.
-    const quarter = Math.floor(percent / 25);
-    const text = quarter ? `${status} ${quarter * 25} %` : status;
+    const quarter = isRunning ? Math.floor(share * 4) : 0;
+    const text = quarter ? `${status} ${formatPercent(quarter / 4)}` : status;
     if (text === this.announced) return;
     this.announced = text;
     announce(text);
   }
 
   #showProgress(job) {
-    const bar = byId("progress");
-    setVisible(bar, !hasEnded(job));
-    if (job.status === "running" && job.progress) bar.value = Math.round(100 * job.progress.value);
-    else bar.removeAttribute("value");
+    for (const bar of [byId("progress"), byId("canvas-progress")]) {
+      setVisible(bar, !hasEnded(job));
+      if (job.status === "running" && job.progress) bar.value = Math.round(100 * job.progress.value);
+      else bar.removeAttribute("value");
+    }
     setText("progress-text", describeProgress(job));
-    if (job.progress) this.chart.addPoint(job.progress);
+    if (job.progress && !hasEnded(job)) this.chart.addPoint(job.progress);
   }
 
   #showButtons(job) {
     const isOver = hasEnded(job), hasResult = Boolean(job.links.result);
-    setVisible(byId("stop"), !isOver);
-    byId("stop").disabled = job.cancel_requested;
-    setText("stop", job.progress ? "Stop and keep this picture" : "Cancel");
+    const hasPicture = Boolean(job.progress && job.links.preview);
+    setVisible(byId("running-controls"), !isOver);
+    for (const id of ["stop", "cancel"]) byId(id).disabled = job.cancel_requested;
+    setVisible(byId("stop"), hasPicture);
+    this.#showStopSize(job, hasPicture && !isOver);
+    const canNotify = "Notification" in window && isSecureContext && Notification.permission !== "denied";
+    setVisible(byId("notify"), canNotify && !isOver);
+    byId("notify").setAttribute("aria-pressed", Boolean(this.notifyId === job.id));
     setVisible(byId("result-controls"), isOver && hasResult);
-    setVisible(byId("actions"), isOver);
-    for (const id of ["as-photo", "as-painting", "pin"]) setVisible(byId(id), hasResult);
-    setVisible(byId("reuse"), !hasExpiredImages(job));
+    setVisible(byId("ended-controls"), isOver);
+    for (const id of ["as-photo", "as-style", "pin"]) setVisible(byId(id), hasResult);
+    const canReuse = !hasExpiredImages(job);
+    for (const id of ["reuse", "another"]) setVisible(byId(id), canReuse);
+    const isEarly = isOver && hasResult && job.status !== "succeeded";
+    setVisible(byId("continue-control"), isEarly);
+    if (isEarly) setText("continue-hint", t("continueHint", { size: job.input.spec.size }));
     byId("pin").setAttribute("aria-pressed", job.pinned);
     const canUpdate = job.progress && !isOver && !job.cancel_requested && !this.isSpecLocked;
     setVisible(byId("strength-control"), canUpdate);
   }
 
+  // Says which size the user gets by finishing now: that of the current scale.
+  async #showStopSize(job, isShown) {
+    setVisible(byId("stop-hint"), isShown);
+    if (!isShown) return;
+    if (!this.scales) {
+      this.scales = [];
+      const { content, styles, masks, style_masks, init_image, spec } = job.input;
+      const body = {
+        content, styles, spec, ...(masks.length && { masks }),
+        ...(style_masks.length && { style_masks }), ...(init_image && { init_image }) };
+      const answer = await sendJson("POST", "v1/estimate", body).catch(() => null);
+      this.scales = (await answer?.json())?.scales ?? [];
+    }
+    const { scale } = this.job?.progress ?? {}, size = this.scales[scale - 1];
+    const last = this.scales.at(-1);
+    if (!size) setText("stop-hint", t("stopSizeUnknown"));
+    else if (size === last) setText("stop-hint", t("stopFullSize", size));
+    else {
+      setText("stop-hint", t("stopSize", {
+        ...size, full: t("pixels", { width: last.width, height: last.height }) }));
+    }
+  }
+
   // Downloads one picture at a time. When it is shown, the newest is next, if that is another.
   async #showPicture(signal) {
-    setVisible(byId("placeholder"), !this.picture && !hasEnded(this.job));
+    byId("stage").classList.toggle("waiting", !this.picture && !hasEnded(this.job));
     if (this.fetching === signal) return;
     this.fetching = signal;
     try {
+      await this.photo;
+      if (!this.picture && !signal.aborted) this.viewer.removePainting();
       while (!signal.aborted && await this.#showNewest(signal));
     } catch (error) {
       if (!signal.aborted) this.showError(error.message);
@@ -175,32 +245,26 @@ export class JobView {
     const name = result ? job.outputs[0].id : preview && !hasExpiredImages(job) && job.preview;
     if (!name || name === this.picture) return false;
     if (result) {
-      await retry(() => this.#showResult(job, signal), { signal, onError: this.showError });
+      const fetchResult = () => getBlob(result, { signal });
+      const blob = await retry(fetchResult, { signal, onError: this.showError });
+      signal.throwIfAborted();
+      await this.viewer.showPainting(blob, titleOf(job.id));
     } else {
       const timeout = AbortSignal.timeout(PREVIEW_TIMEOUT_SECONDS * 1000);
       const blob = await getBlob(preview, { signal: AbortSignal.any([signal, timeout]) })
         .catch(() => null);
       // Without a preview, wait for the next state, unless the result has come meanwhile.
       if (signal.aborted || !blob) return Boolean(this.job.links.result);
-      this.comparison.show(blob, "The picture so far");
+      await this.viewer.showPainting(blob, t("pictureSoFar"), { isFinal: false });
+      this.onPreview(job, blob);
     }
     this.picture = name;
-    setVisible(byId("placeholder"), false);
+    byId("stage").classList.remove("waiting");
     return true;
   }
 
-  async #showResult(job, signal) {
-    const [result, photo] = await Promise.all([
-      getBlob(job.links.result, { signal }),
-      getBlob(`v1/images/${job.input.content}`, { signal }).catch(() => null),
-    ]);
-    signal.throwIfAborted();
-    this.comparison.show(result, "The result", photo);
-    setVisible(byId("compare-controls"), photo);
-  }
-
   #showStrength() {
-    setValueText(byId("strength"), `${Math.round(100 * byId("strength").value)} %`);
+    setValueText(byId("strength"), formatPercent(byId("strength").value));
   }
 
   // Sends one update at a time, and then the latest value; repeats it after a network failure.
@@ -232,77 +296,124 @@ export class JobView {
   }
 
   #cancel() {
-    byId("stop").disabled = true;
+    for (const id of ["stop", "cancel"]) byId(id).disabled = true;
     return this.#change("POST", this.job.links.cancel);
   }
 
-  async #download() {
-    const { job } = this, format = byId("format").value;
-    const isBlended = byId("blend").value < 100 && this.comparison.hasPhoto;
-    const blob = isBlended
-      ? await this.comparison.encodeBlend(`image/${format}`)
-      : await getBlob(`${job.links.result}?format=${format}`);
-    downloadBlob(blob, job);
+  async #retry(body) {
+    const { job } = this, headers = { "Idempotency-Key": createKey() };
+    const send = async () => (await sendJson("POST", job.links.retry, body, headers)).json();
+    this.onCreated(await retry(send, { onError: this.showError }), job);
   }
 
-  async #delete() {
-    const { job, closing: { signal } } = this;
-    if (!confirm("Delete this painting and its pictures from the service?")) return;
-    await deleteJob(job.id);
-    if (!signal.aborted) this.onDeleted();
+  async #encode(format) {
+    const isBlended = byId("blend").value < 100 && this.viewer.hasPhoto;
+    return isBlended
+      ? this.viewer.encodeBlend(`image/${format}`)
+      : getBlob(`${this.job.links.result}?format=${format}`);
+  }
+
+  async #download() {
+    const { job } = this, blob = await this.#encode(byId("format").value);
+    downloadBlob(blob, nameFile(job, blob.type));
+  }
+
+  // To another app where the browser can; else as a copied image, or as a copied link.
+  async #share() {
+    const { job } = this, image = this.#encode("png");
+    if (navigator.canShare) {
+      const blob = await image, type = blob.type;
+      const file = new File([blob], nameFile(job, type), { type });
+      const data = { files: [file], title: titleOf(job.id) };
+      if (navigator.canShare(data)) {
+        return navigator.share(data).catch((error) => {
+          if (error.name !== "AbortError") throw error;
+        });
+      }
+    }
+    try {
+      await navigator.clipboard.write([new ClipboardItem({ "image/png": image })]);
+      showToast(t("imageCopied"));
+    } catch {
+      const copied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
+      showToast(copied ? t("linkCopied") : t("cannotShare", { link: location.href }));
+    }
+  }
+
+  async #askToNotify() {
+    const isOn = this.notifyId === this.job.id;
+    this.notifyId = !isOn && await Notification.requestPermission() === "granted" ? this.job.id : null;
+    this.#showButtons(this.job);
+  }
+
+  #notify(job) {
+    if (this.notifyId !== job.id || !document.hidden) return;
+    this.notifyId = null;
+    const notification = new Notification(nameStatus(job), { body: titleOf(job.id), tag: job.id });
+    notification.onclick = () => { window.focus(); notification.close(); };
   }
 
   async #showCommand() {
     setText("command", await buildCommand(this.job));
-    setText("copy", "Copy");
+    setText("copy", t("copy"));
     byId("command-dialog").showModal();
   }
 }
 
+const createSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
+
 function describeJob(job) {
-  const { spec } = job.input, output = job.outputs[0];
-  if (job.error) return job.error.message;
-  if (hasExpiredImages(job)) return "Its pictures have been deleted.";
+  const output = job.outputs[0];
+  if (job.error) return tOr(`code.${job.error.code}`, job.error.message);
+  if (hasExpiredImages(job)) return t("picturesDeleted");
   if (job.status === "queued") return describeQueue(job.queue ?? {});
-  if (job.status === "running") {
-    return `${spec.size} px, strength ${Math.round(spec.strength * 100)} %`;
-  }
-  if (!output) return job.status === "canceled" ? "It was stopped before it had a picture." : "";
-  const parts = [`${output.width} × ${output.height} px`];
-  if (job.started_at && job.completed_at) {
-    const seconds = (Date.parse(job.completed_at) - Date.parse(job.started_at)) / 1000;
-    parts.push(`in ${formatDuration(seconds)}`);
-  }
-  if (job.status === "canceled") parts.push("stopped early");
-  return `${parts.join(", ")}.`;
+  if (job.status === "running") return "";
+  if (!output) return job.status === "canceled" ? t("stoppedBefore") : "";
+  const size = t("pixels", { width: output.width, height: output.height });
+  if (!job.started_at || !job.completed_at) return size;
+  const seconds = (Date.parse(job.completed_at) - Date.parse(job.started_at)) / 1000;
+  return t("sizeAndTime", { size, duration: formatDuration(seconds) });
+}
+
+// The settings that a user chooses, in words.
+function describeSettings({ input: { spec, masks } }) {
+  const parts = [
+    t("settings.strength", { percent: formatPercent(spec.strength) }),
+    t("settings.brush", { scale: formatNumber(spec.style_scale, 2) }),
+    t("sizePx", { size: spec.size }),
+    ...["quality", "preserve_color"].map((name) => tOr(`settings.${name}.${spec[name]}`, "")),
+    masks.length ? t("settings.masks") : "",
+  ];
+  return parts.filter(Boolean).join(" · ");
 }
 
 // start_seconds is null while no worker runs, and missing if nothing is known.
 function describeQueue({ position, start_seconds: start }) {
-  let text = position ? `${position} before this one` : "Next in the queue";
-  if (start) text += `, starts in about ${formatDuration(start)}`;
-  else if (start === null) text += ", starts when a worker is free";
-  return `${text}.`;
+  if (start === null) return t("queue.noWorker", { n: position ?? 0 });
+  const duration = start ? formatDuration(start) : "";
+  if (!position) return duration ? t("queue.nextIn", { duration }) : t("queue.next");
+  return duration ? t("queue.aheadIn", { n: position, duration }) : t("queue.ahead", { n: position });
 }
 
 function describeProgress({ status, progress }) {
   if (status !== "running") return "";
-  if (!progress) return "Preparing.";
+  if (!progress) return t("preparing");
   const { iteration, iterations, seconds_left: left } = progress;
-  const text = `Iteration ${iteration} of ${iterations}`;
-  return left === null ? text : `${text}, about ${formatDuration(left)} left`;
+  const values = { iteration, iterations, percent: formatPercent(progress.value) };
+  return left === null
+    ? t("progress", values) : t("progressLeft", { ...values, duration: formatDuration(left) });
 }
 
 function describeRetention(job) {
   if (!job.links.result) return "";
-  if (job.pinned) return "Kept forever.";
+  if (job.pinned) return t("keptForever");
   if (!job.expires_at) return "";
-  const options = { dateStyle: "long", timeStyle: "short" };
-  return `Kept until ${new Date(job.expires_at).toLocaleString([], options)}.`;
+  const date = formatDate(job.expires_at, { dateStyle: "long", timeStyle: "short" });
+  return t("keptUntil", { date });
 }
 
 // navigator.clipboard exists only on HTTPS and on loopback.
 function copyCommand() {
   getSelection().selectAllChildren(byId("command"));
-  setText("copy", document.execCommand("copy") ? "Copied" : "Press Ctrl+C");
+  setText("copy", document.execCommand("copy") ? t("copied") : t("pressCopy"));
 }

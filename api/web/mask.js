@@ -1,12 +1,19 @@
-// Masks: where on the photo each painting's style applies. The user draws the area in white.
-// Without any mask the style applies everywhere.
+// Masks: where on the photo each style applies. The user paints them on the canvas, in one color
+// per style. Without any mask the styles apply everywhere.
 
 import { getBlob } from "./api.js";
-import { byId, createElement, encodeCanvas, setVisible, showBlob } from "./dom.js";
+import {
+  announce, byId, createElement, encodeCanvas, setVisible, showError,
+} from "./dom.js";
 import { Picture } from "./picture.js";
+import { t } from "./text.js";
 
 const LONG_SIDE = 512;  // of a mask; the service scales it to the photo
 const KEY_STEP = 1 / 25;  // of the photo's side, per press of an arrow key
+const MAX_UNDO = 30;
+// One color per style, far apart in hue and in lightness.
+export const COLORS = [
+  "#2f6fed", "#e0762b", "#1a9e5c", "#c13a8b", "#d4b106", "#7a4ad8", "#0aa5b5", "#b23a2e"];
 
 const STEPS = {
   ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0],
@@ -15,53 +22,113 @@ const STEPS = {
 const clamp = (share) => Math.min(1, Math.max(0, share));
 
 export class MaskEditor extends EventTarget {
-  constructor(photo, painting) {
+  // photo, style: the pickers. getRatio(): width / height of the photo on the canvas.
+  constructor(photo, style, getRatio) {
     super();
-    // canvases, digests: by the picture of the painting.
-    Object.assign(this, { photo, painting, canvases: new Map(), digests: new Map() });
-    photo.addEventListener("change", () => { this.canvases.clear(); this.digests.clear(); });
-    for (const picker of [photo, painting]) {
-      picker.addEventListener("change", () =>
-        setVisible(byId("open-mask"), photo.hasPictures && painting.hasPictures));
-    }
-    byId("open-mask").addEventListener("click", () => this.open());
-    byId("mask-painting").addEventListener("change", () => this.#showCanvas());
-    byId("mask-clear").addEventListener("click", () => {
-      this.canvases.delete(this.selected);
-      this.#showCanvas();
+    // canvases, digests: by the picture of the style. undone, done: earlier and later states.
+    Object.assign(this, { photo, style, getRatio, canvases: new Map(), digests: new Map() });
+    Object.assign(this, { done: [], undone: [], selected: null, isOpen: false });
+    this.overlay = byId("mask-overlay");
+    let lastPhoto = null;
+    photo.addEventListener("change", () => {
+      if (lastPhoto && lastPhoto !== photo.pictures[0]) this.clear();
+      lastPhoto = photo.pictures[0];
     });
-    byId("mask-dialog").addEventListener("close", () => {
-      this.digests.clear();
-      this.dispatchEvent(new Event("change"));
+    style.addEventListener("change", () => this.render());
+    const onClick = (id, action) => byId(id).addEventListener("click", action);
+    onClick("open-mask", () => (this.isOpen ? this.close() : this.open()));
+    onClick("remove-mask", () => { this.clear(); byId("open-mask").focus(); });
+    onClick("mask-done", () => { this.close(); byId("open-mask").focus(); });
+    onClick("mask-clear", () => this.#change(() => this.canvases.delete(this.selected)));
+    onClick("mask-fill", () => this.#fill("source-over"));
+    onClick("mask-invert", () => this.#fill("xor"));
+    onClick("mask-undo", () => this.#restore(this.done, this.undone));
+    onClick("mask-redo", () => this.#restore(this.undone, this.done));
+    onClick("mask-import", () => byId("mask-file").click());
+    byId("mask-file").addEventListener("change", () => this.#import());
+    byId("canvas").addEventListener("keydown", (event) => {
+      if (!this.isOpen || !(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
+      event.preventDefault();
+      byId(event.shiftKey ? "mask-redo" : "mask-undo").click();
     });
-    byId("mask-done").addEventListener("click", () => byId("mask-dialog").close());
     this.#addBrush();
   }
 
-  // The painting whose mask is drawn.
-  get selected() { return this.painting.pictures[byId("mask-painting").selectedIndex]; }
+  get hasMasks() { return this.style.pictures.some((picture) => this.canvases.has(picture)); }
 
-  async open() {
-    const { pictures } = this.painting;
-    const options = pictures.map(({ name }) => createElement("option", { textContent: name }));
-    byId("mask-painting").replaceChildren(...options);
-    setVisible(byId("mask-painting"), pictures.length > 1);
-    byId("mask-layer").replaceChildren();
-    showBlob(this.photo.pictures[0].file, "The photo", byId("mask-photo"));
-    byId("mask-dialog").showModal();
-    await byId("mask-photo").decode();  // a mask has the proportions of the photo
-    this.#showCanvas();
+  open() {
+    this.isOpen = true;
+    [this.selected] = this.style.pictures;
+    this.render();
+    byId("mask-layer").focus();
   }
 
-  #showCanvas() {
-    byId("mask-layer").replaceChildren(this.canvases.get(this.selected) ?? this.#createCanvas());
+  close() {
+    if (!this.isOpen) return;
+    this.isOpen = false;
+    this.render();
+    this.notifyChange();
+  }
+
+  clear() {
+    this.canvases.clear();
+    this.digests.clear();
+    Object.assign(this, { done: [], undone: [] });
+    this.render();
+    this.notifyChange();
+  }
+
+  notifyChange() { this.dispatchEvent(new Event("change")); }
+
+  // Shows all masks at once, each in the color of its style, and the tools.
+  render() {
+    const { pictures } = this.style, { overlay } = this;
+    if (!pictures.includes(this.selected)) [this.selected] = pictures;
+    document.body.classList.toggle("masking", this.isOpen);
+    setVisible(byId("mask-tools"), this.isOpen);
+    setVisible(byId("mask-layer"), this.isOpen);
+    byId("open-mask").setAttribute("aria-pressed", this.isOpen);
+    const names = pictures.filter((picture) => this.canvases.has(picture)).map(({ name }) => name);
+    byId("mask-state").textContent = names.length
+      ? t("maskOn", { names: new Intl.ListFormat(document.documentElement.lang).format(names) }) : "";
+    setVisible(byId("mask-chip"), names.length);
+    byId("mask-undo").disabled = !this.done.length;
+    byId("mask-redo").disabled = !this.undone.length;
+    this.#renderStyles(pictures);
+    const masked = pictures.map((picture) => this.canvases.get(picture));
+    setVisible(overlay, masked.some(Boolean));
+    const first = masked.find(Boolean);
+    if (!first) return;
+    Object.assign(overlay, { width: first.width, height: first.height });
+    const context = overlay.getContext("2d"), tinted = createElement("canvas");
+    masked.forEach((mask, i) => {
+      if (!mask) return;
+      Object.assign(tinted, { width: overlay.width, height: overlay.height });
+      const tint = tinted.getContext("2d");
+      tint.drawImage(mask, 0, 0, tinted.width, tinted.height);
+      Object.assign(tint, { globalCompositeOperation: "source-in", fillStyle: COLORS[i] });
+      tint.fillRect(0, 0, tinted.width, tinted.height);
+      context.drawImage(tinted, 0, 0);
+    });
+  }
+
+  #renderStyles(pictures) {
+    const buttons = pictures.map((picture, i) => {
+      const swatch = createElement("span", { className: "swatch" });
+      swatch.style.background = COLORS[i];
+      return createElement("button", {
+        type: "button", "aria-pressed": picture === this.selected,
+        onclick: () => { this.selected = picture; this.render(); byId("mask-layer").focus(); },
+      }, swatch, picture.name);
+    });
+    byId("mask-styles").replaceChildren(...buttons);
   }
 
   #createCanvas(color = null) {
-    const { naturalWidth, naturalHeight } = byId("mask-photo");
-    const scale = LONG_SIDE / Math.max(naturalWidth, naturalHeight, 1);
-    const [width, height] = [naturalWidth, naturalHeight]
-      .map((side) => Math.max(32, Math.round(side * scale)));  // the service's minimum is 32
+    const ratio = this.getRatio();
+    // The service's minimum is 32 px.
+    const [width, height] = [Math.min(1, ratio), Math.min(1, 1 / ratio)]
+      .map((side) => Math.max(32, Math.round(LONG_SIDE * side)));
     const canvas = createElement("canvas", { width, height });
     if (color) {
       Object.assign(canvas.getContext("2d"), { fillStyle: color }).fillRect(0, 0, width, height);
@@ -69,18 +136,86 @@ export class MaskEditor extends EventTarget {
     return canvas;
   }
 
-  // to, from: x and y as shares of the photo.
-  #drawLine(to, from) {
-    const canvas = byId("mask-layer").firstChild, context = canvas?.getContext("2d");
-    if (!context) return;  // the photo has not loaded yet
+  // Draws into the selected mask, which is created if there is none.
+  #draw(action) {
+    const canvas = this.canvases.get(this.selected) ?? this.#createCanvas();
     this.canvases.set(this.selected, canvas);
-    const lineWidth = byId("brush-width").value / 100 * LONG_SIDE;
-    Object.assign(context, { lineCap: "round", lineWidth, strokeStyle: "white" });
-    context.globalCompositeOperation = byId("erase").checked ? "destination-out" : "source-over";
-    context.beginPath();
-    context.moveTo(from.x * canvas.width, from.y * canvas.height);
-    context.lineTo(to.x * canvas.width, to.y * canvas.height);
-    context.stroke();
+    this.digests.delete(this.selected);
+    const context = canvas.getContext("2d");
+    context.save();
+    action(context, canvas);
+    context.restore();
+    this.render();
+  }
+
+  // Remembers the state before a change, so that it can be undone.
+  #remember() {
+    this.done = [...this.done.slice(1 - MAX_UNDO), this.#copyState()];
+    this.undone = [];
+  }
+
+  #copyState() {
+    return new Map([...this.canvases].map(([picture, canvas]) => {
+      const { width, height } = canvas, copy = createElement("canvas", { width, height });
+      copy.getContext("2d").drawImage(canvas, 0, 0);
+      return [picture, copy];
+    }));
+  }
+
+  #restore(from, to) {
+    const state = from.pop();
+    if (!state) return;
+    to.push(this.#copyState());
+    this.canvases = state;
+    this.digests.clear();
+    this.render();
+    this.notifyChange();
+  }
+
+  #change(action) {
+    this.#remember();
+    action();
+    this.render();
+    this.notifyChange();
+  }
+
+  #fill(operation) {
+    this.#change(() => this.#draw((context, { width, height }) => {
+      Object.assign(context, { globalCompositeOperation: operation, fillStyle: "white" });
+      context.fillRect(0, 0, width, height);
+    }));
+  }
+
+  // A picture as mask: white where the style applies, black or transparent where it does not.
+  async #import() {
+    const [file] = byId("mask-file").files;
+    byId("mask-file").value = "";
+    if (!file) return;
+    try {
+      const bitmap = await createImageBitmap(file);
+      this.#change(() => this.#draw((context, { width, height }) => {
+        context.clearRect(0, 0, width, height);
+        drawAsAlpha(bitmap, context, width, height);
+      }));
+    } catch { showError(byId("submit-error"), t("maskNotRead", { name: file.name })); }
+  }
+
+  // to, from: x and y as shares of the photo. A click draws a dot.
+  #drawLine(to, from) {
+    this.#draw((context, { width, height }) => {
+      const lineWidth = byId("brush-width").value / 100 * Math.max(width, height);
+      Object.assign(context, {
+        lineCap: "round", lineWidth, strokeStyle: "white", fillStyle: "white" });
+      context.globalCompositeOperation = byId("erase").checked ? "destination-out" : "source-over";
+      context.beginPath();
+      if (to.x === from.x && to.y === from.y) {
+        context.arc(to.x * width, to.y * height, lineWidth / 2, 0, 2 * Math.PI);
+        return context.fill();
+      }
+      context.moveTo(from.x * width, from.y * height);
+      context.lineTo(to.x * width, to.y * height);
+      context.stroke();
+    });
   }
 
   // Draws with a finger or a mouse; or with the arrow keys, and the space bar or Shift to paint.
@@ -90,41 +225,72 @@ export class MaskEditor extends EventTarget {
     const moveTo = (to, isDrawing, from = position) => {
       if (isDrawing) this.#drawLine(to, from);
       position = to;
-      for (const axis of ["x", "y"]) layer.style.setProperty(`--${axis}`, `${to[axis] * 100}%`);
+      for (const axis of ["x", "y"]) layer.style.setProperty(`--cursor-${axis}`, `${to[axis] * 100}%`);
     };
-    const locate = ({ offsetX, offsetY }) =>
-      ({ x: offsetX / layer.clientWidth, y: offsetY / layer.clientHeight });
+    const locate = ({ clientX, clientY }) => {
+      const { left, top, width, height } = layer.getBoundingClientRect();
+      return { x: (clientX - left) / width, y: (clientY - top) / height };
+    };
     layer.addEventListener("pointerdown", (event) => {
+      if (event.button) return;
       layer.setPointerCapture(event.pointerId);
+      this.#remember();
       moveTo(locate(event), true, locate(event));
     });
-    layer.addEventListener("pointermove", (event) => moveTo(locate(event), event.buttons));
+    layer.addEventListener("pointermove", (event) => {
+      if (layer.hasPointerCapture(event.pointerId)) moveTo(locate(event), true);
+    });
+    layer.addEventListener("pointerup", () => this.notifyChange());
     layer.addEventListener("keydown", (event) => {
       const step = STEPS[event.key];
       if (!step) return;
       event.preventDefault();
+      event.stopPropagation();
       const x = clamp(position.x + step[0] * KEY_STEP), y = clamp(position.y + step[1] * KEY_STEP);
-      moveTo({ x, y }, event.key === " " || event.shiftKey);
+      const isDrawing = event.key === " " || event.shiftKey;
+      if (isDrawing) this.#remember();
+      moveTo({ x, y }, isDrawing);
+      if (!isDrawing) return;
+      announce(t("maskPainted", { percent: this.measure() }));
+      this.notifyChange();
     });
   }
 
-  // Loads the masks of an earlier job, in the order of its paintings.
-  async loadMasks(digests) {
-    await Promise.all(digests.map(async (digest, i) => {
-      const picture = this.painting.pictures[i];
-      const bitmap = await createImageBitmap(await getBlob(`v1/images/${digest}`));
-      const { width, height } = bitmap, canvas = createElement("canvas", { width, height });
-      canvas.getContext("2d").drawImage(bitmap, 0, 0);
-      this.canvases.set(picture, canvas);
-      this.digests.set(picture, digest);
-    }));
+  // The share of the photo that the selected mask covers, in percent.
+  measure() {
+    const canvas = this.canvases.get(this.selected);
+    if (!canvas) return 0;
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let sum = 0;
+    for (let i = 3; i < data.length; i += 4) sum += data[i];
+    return Math.round(100 * sum / 255 / (data.length / 4));
   }
 
-  // Uploads the masks; returns one digest per painting, or null if there is no mask. A painting
-  // without a mask gets a white one, because the service takes all or none.
+  // Sets the masks of an earlier job or draft, in the order of its styles: digests, or blobs.
+  async loadMasks(sources) {
+    await Promise.all(sources.map(async (source, i) => {
+      if (!source) return;
+      const picture = this.style.pictures[i], isDigest = typeof source === "string";
+      const bitmap = await createImageBitmap(isDigest ? await getBlob(`v1/images/${source}`) : source);
+      const { width, height } = bitmap, canvas = createElement("canvas", { width, height });
+      drawAsAlpha(bitmap, canvas.getContext("2d"), width, height);
+      this.canvases.set(picture, canvas);
+      if (isDigest) this.digests.set(picture, source);
+    }));
+    this.render();
+  }
+
+  // The masks as blobs, null for a style without one.
+  toBlobs() {
+    return Promise.all(this.style.pictures.map((picture) =>
+      (this.canvases.has(picture) ? encodeCanvas(this.canvases.get(picture)) : null)));
+  }
+
+  // Uploads the masks; returns one digest per style, or null if there is no mask. A style without
+  // a mask gets a white one, because the service takes all or none.
   async uploadMasks() {
-    const { pictures } = this.painting;
-    if (!pictures.some((picture) => this.canvases.has(picture))) return null;
+    const { pictures } = this.style;
+    if (!this.hasMasks) return null;
     return Promise.all(pictures.map(async (picture) => {
       const digest = this.digests.get(picture)
         ?? await uploadCanvas(this.canvases.get(picture) ?? this.#createCanvas("white"));
@@ -135,6 +301,17 @@ export class MaskEditor extends EventTarget {
 
   // Makes the next call of `uploadMasks` upload them again.
   forgetUploads() { this.digests.clear(); }
+}
+
+// Draws a mask that is white on black, or white on nothing, as white on nothing.
+function drawAsAlpha(bitmap, context, width, height) {
+  context.drawImage(bitmap, 0, 0, width, height);
+  const pixels = context.getImageData(0, 0, width, height), { data } = pixels;
+  for (let i = 0; i < data.length; i += 4) {
+    data[i + 3] *= (data[i] * 0.299 + data[i + 1] * 0.587 + data[i + 2] * 0.114) / 255;
+    data[i] = data[i + 1] = data[i + 2] = 255;
+  }
+  context.putImageData(pixels, 0, 0);
 }
 
 const uploadCanvas = async (canvas) => new Picture(await encodeCanvas(canvas), "mask").upload();

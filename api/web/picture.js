@@ -1,17 +1,25 @@
-// An image that the user has chosen. It is uploaded once; its digest identifies it from then on.
+// A picture that the user has chosen. It is uploaded once; its digest identifies it from then on.
 
-import { getBlob, request } from "./api.js";
+import { getBlob, upload } from "./api.js";
 import { createElement, encodeCanvas } from "./dom.js";
 import { getLimits } from "./schema.js";
+import { formatPercent, t } from "./text.js";
 
-const MAX_SIDE = 4096;  // of an image that this page makes smaller
+const MAX_SIDE = 4096;  // of a picture that this page makes smaller
 
 export class Picture {
-  // source: the address of an example of this page; null for the user's own file.
-  constructor(file, name, source = null) {
-    Object.assign(this, { file, name: name || "picture", source });
+  constructor(file, name) {
+    Object.assign(this, { file, name: name || t("picture"), source: null });
     // uploading: the pending or successful upload. weight: the share in a mixture, 0 to 100.
-    Object.assign(this, { digest: null, uploading: null, weight: 50, error: "" });
+    Object.assign(this, { digest: null, uploading: null, weight: 50, error: "", progress: null });
+    Object.assign(this, { reduced: false, onProgress: () => {} });
+  }
+
+  // A sample of this page; its file is fetched when the service needs it. source: its name.
+  static fromSample({ name, title, words, width, height }, getAddress) {
+    return Object.assign(new Picture(null, title), {
+      source: name, words, width, height,
+      address: getAddress(`${name}.jpg`), thumbnail: getAddress(`${name}-thumb.webp`) });
   }
 
   // An image that the service already has.
@@ -22,8 +30,18 @@ export class Picture {
     return Object.assign(picture, { digest, width, height });
   }
 
-  static async fromAddress(address, name) {
-    return new Picture(await getBlob(address), name, address);
+  get isReady() { return Boolean(this.digest || this.source); }
+
+  // The state of the picture in words: its size, or how far it is sent.
+  describe() {
+    if (!this.isReady) {
+      if (this.error) return this.error;
+      if (this.progress === null) return t("preparing");
+      return t("sending", { percent: formatPercent(this.progress) });
+    }
+    if (!this.width || this.source) return "";
+    const size = t("pixels", { width: this.width, height: this.height });
+    return this.reduced ? t("reducedTo", { size }) : size;
   }
 
   // Uploads the image, once; returns its digest. Throws errors whose messages are for the user.
@@ -36,37 +54,51 @@ export class Picture {
   // is uploaded as a smaller JPEG.
   async #upload() {
     if (this.digest) return this.digest;
-    await this.file.slice(0, 1).arrayBuffer().catch(() => {
-      throw new Error("It cannot be read. Is it a folder, or was it changed?");
-    });
+    if (this.source) this.file ??= await getBlob(this.address);
+    await this.file.slice(0, 1).arrayBuffer().catch(() => { throw new Error(t("cannotBeRead")); });
     const { max_file_bytes: maxBytes } = await getLimits();
     const { id, width, height } = this.file.size > maxBytes
-      ? await uploadFile(await this.#shrink())
-      : await uploadFile(this.file).catch(async (error) => {
+      ? await this.#send(await this.#shrink())
+      : await this.#send(this.file).catch(async (error) => {
         if (!["unsupported_image", "image_too_large"].includes(error.code)) throw error;
-        return uploadFile(await this.#shrink().catch(() => { throw error; }));
+        return this.#send(await this.#shrink().catch(() => { throw error; }));
       });
-    Object.assign(this, { width, height });
+    Object.assign(this, { width, height, error: "" });
     return (this.digest = id);
   }
 
   // Makes the next call of `upload` send it again: the service keeps an upload for a day.
   forgetUpload() { this.digest = this.uploading = null; }
 
+  #send(file) {
+    return upload("v1/images", "image", file, (share) => {
+      this.progress = share;
+      this.onProgress();
+    });
+  }
+
+  // The browser scales while it decodes, so that a phone does not need the memory of the original.
   async #shrink() {
-    const bitmap = await createImageBitmap(this.file);
-    const scale = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));
-    const [width, height] = [bitmap.width, bitmap.height]
+    const original = await loadImage(this.file);
+    const scale = Math.min(1, MAX_SIDE / Math.max(original.naturalWidth, original.naturalHeight));
+    const [width, height] = [original.naturalWidth, original.naturalHeight]
       .map((side) => Math.max(1, Math.round(side * scale)));
+    const bitmap = await createImageBitmap(this.file, {
+      resizeWidth: width, resizeHeight: height, resizeQuality: "high" });
     const canvas = createElement("canvas", { width, height }), context = canvas.getContext("2d");
     Object.assign(context, { fillStyle: "white" }).fillRect(0, 0, width, height);
-    context.drawImage(bitmap, 0, 0, width, height);
+    context.drawImage(bitmap, 0, 0);
+    bitmap.close();
+    this.reduced = true;
     return encodeCanvas(canvas, "image/jpeg", 0.94);
   }
 }
 
-async function uploadFile(file) {
-  const form = new FormData();
-  form.append("image", file, "picture");
-  return (await request("v1/images", { method: "POST", body: form })).json();
+// Loads a blob into an image without a place on the page.
+export async function loadImage(blob) {
+  const src = URL.createObjectURL(blob), image = createElement("img", { src });
+  try {
+    await image.decode();
+    return image;
+  } finally { URL.revokeObjectURL(src); }
 }

@@ -1,5 +1,7 @@
 // Repeats an action that fails for a reason that may pass, with growing pauses.
 
+import { t } from "./text.js";
+
 const MAX_PAUSE_SECONDS = 8;
 
 // Calls the action until it succeeds, or fails with an error for which isFinal is true.
@@ -13,7 +15,7 @@ export async function retry(action, { signal, onError = () => {}, isFinal = cann
     } catch (error) {
       signal?.throwIfAborted();
       if (isFinal(error)) throw error;
-      onError(`${error.message} This page keeps trying.`);
+      onError(t("keepsTrying", { message: error.message }));
       await sleep(error.retryAfter ?? Math.min(MAX_PAUSE_SECONDS, 2 ** tries / 2), signal);
     }
   }

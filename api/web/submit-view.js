@@ -1,51 +1,69 @@
-// The first screen: a photo, paintings, parameters, and a button that submits the job.
+// The editor: a photo, styles, parameters, and a button that submits the job.
 
-import { getJson, sendJson } from "./api.js";
-import { byId, showError } from "./dom.js";
-import { acceptDropsAndPastes } from "./drop-paste.js";
+import { getJson, resolveAddress, sendJson } from "./api.js";
+import { byId, setText, setVisible, showError } from "./dom.js";
+import { loadDraft, saveDraft } from "./drafts.js";
 import { Estimate } from "./estimate.js";
 import { ParameterForm } from "./form.js";
-import { showGallery } from "./gallery.js";
-import { addEntry } from "./history.js";
+import { setNames } from "./history.js";
 import { ImagePicker } from "./image-picker.js";
 import { MaskEditor } from "./mask.js";
 import { Picture } from "./picture.js";
 import { retry } from "./retry.js";
 import { getLimits, getPresets, getSubmissionSchema } from "./schema.js";
 import { StyleWeights } from "./style-weights.js";
+import { t } from "./text.js";
+
+const SAVE_MS = 400;
+
+export const sampleAddress = (name) => resolveAddress(`web/gallery/${name}`);
+
+export const createKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
 export class SubmitView {
-  // onSubmitted(job): shows the new job.
-  constructor(onSubmitted) {
-    this.onSubmitted = onSubmitted;
-    this.photo = new ImagePicker(byId("photo"), { label: "Photo" });
+  // onSubmitted(job): shows the new job. onTryAll(): drafts in all sample styles.
+  constructor(viewer, { onSubmitted, onTryAll }) {
+    Object.assign(this, { viewer, onSubmitted, isOpen: false, isSending: false, isRevealed: false });
+    this.photo = new ImagePicker(byId("photo"), { kind: "photo" });
     // There is no maximum until the service reports it.
-    this.painting = new ImagePicker(byId("painting"), { label: "Painting", max: Infinity });
-    this.pickers = [this.photo, this.painting];
-    this.styleWeights = new StyleWeights(byId("style-weights"), this.painting);
-    this.masks = new MaskEditor(this.photo, this.painting);
+    this.style = new ImagePicker(byId("style"), { kind: "style", max: Infinity });
+    this.pickers = [this.photo, this.style];
+    this.styleWeights = new StyleWeights(byId("style-weights"), this.style);
+    this.masks = new MaskEditor(this.photo, this.style, () => viewer.ratio);
     this.estimate = new Estimate(byId("estimate"));
     this.parameters = null;
     this.initImage = null;  // the digest of an earlier job's initial image
-    this.styleMasks = new Map();  // the digests of an earlier job's, by painting
-    const mixBox = byId("mix-paintings");
-    mixBox.addEventListener("change", () => this.setMixing(mixBox.checked));
+    this.styleMasks = new Map();  // the digests of an earlier job's, by style
+    byId("mix-styles").addEventListener("click", () => this.setMixing(!this.style.isMixing));
+    byId("try-all").addEventListener("click", onTryAll);
+    byId("welcome-choose").addEventListener("click", () => this.photo.button.click());
     byId("submit-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.submit();
     });
-    acceptDropsAndPastes(this.photo, this.painting, () => !byId("submit-view").hidden);
+    // The browser shows an invalid field only if its part of the form is visible.
+    byId("submit-form").addEventListener("invalid", () => showTab("adjust"), true);
+    for (const button of document.querySelectorAll("#tabs button")) {
+      button.addEventListener("click", () => showTab(button.dataset.tab));
+    }
     for (const source of [...this.pickers, this.styleWeights, this.masks]) {
       source.addEventListener("change", () => this.update());
     }
     for (const picker of this.pickers) {
-      picker.addEventListener("uploaded", () => this.updateEstimate());
+      picker.addEventListener("uploaded", () => { this.updateEstimate(); this.#save(); });
     }
-    this.update();
   }
 
-  // Loads what the service reports, once; repeats while the service does not answer.
+  // Shows the editor.
   async open() {
+    this.isOpen = true;
+    this.showPicture();
+    await this.load();
+    this.updateEstimate();
+  }
+
+  // Loads what the service reports, once, and repeats while it does not answer.
+  async load() {
     const onError = (message) => showError(byId("service-error"), message);
     this.loading ??= retry(() => this.#load(), { onError });
     try {
@@ -55,20 +73,30 @@ export class SubmitView {
       onError(error.message);
       throw error;
     }
-    this.updateEstimate();
+  }
+
+  close() {
+    this.isOpen = false;
+    this.masks.close();
+    for (const id of ["welcome", "mask-overlay"]) setVisible(byId(id), false);
   }
 
   // Fetches everything before it adds anything to the page: a retry must not add it twice.
   async #load() {
     const [gallery, schema] =
       await Promise.all([getJson("web/gallery/index.json"), getSubmissionSchema()]);
-    this.painting.max = schema.options.styles.maxItems;
-    showGallery(byId("gallery-photos"), "photo", this.photo, gallery);
-    showGallery(byId("gallery-paintings"), "painting", this.painting, gallery);
+    this.style.max = schema.options.styles.maxItems;
+    const ofKind = (kind) => gallery.filter((entry) => entry.kind === kind)
+      .map((entry) => Picture.fromSample(entry, sampleAddress));
     this.parameters = new ParameterForm(byId("main-parameters"), byId("more-parameters"), schema);
+    this.photo.setSamples(ofKind("photo"));
+    this.style.setSamples(ofKind("painting"));
+    if (!this.isReused) await this.#restoreDraft();
     this.parameters.addEventListener("change", () => this.update());
+    this.isLoaded = true;
+    this.update();
     retry(getPresets)
-      .then((presets) => this.parameters.showPresets(byId("presets"), presets))
+      .then((presets) => this.parameters.showPresets(byId("presets"), presets, sampleAddress))
       .catch(() => {});  // the page works without presets
     retry(getLimits)
       .then((limits) => this.parameters.showLimits(byId("job-limits"), limits))
@@ -76,21 +104,51 @@ export class SubmitView {
   }
 
   setMixing(isMixing) {
-    this.painting.isMixing = isMixing;
-    const { pictures } = this.painting;
+    this.style.isMixing = isMixing;
+    const { pictures } = this.style;
     if (!isMixing && pictures.length > 1) {
-      this.painting.setPictures(pictures.slice(0, 1), { append: false });
+      this.style.setPictures(pictures.slice(0, 1), { append: false });
     }
-    this.painting.notifyChange();
+    this.style.notifyChange();
   }
 
   update() {
-    byId("mix-paintings").checked = this.painting.isMixing;
+    byId("mix-styles").setAttribute("aria-pressed", this.style.isMixing);
     showError(byId("submit-error"));
+    this.showPicture();
     this.updateEstimate();
+    this.#save();
   }
 
   get pictures() { return this.pickers.flatMap((picker) => picker.pictures); }
+
+  // Shows the photo on the canvas; for samples, the painting that they would become.
+  showPicture() {
+    const [photo] = this.photo.pictures, [style] = this.style.pictures, { viewer } = this;
+    if (!this.isOpen || !photo || !style) return;
+    const isSample = Boolean(photo.source && style.source && this.style.pictures.length === 1
+      && !this.masks.hasMasks && !this.masks.isOpen);
+    const alt = t("pictureNamed", { kind: t("photo.title"), name: photo.words ?? photo.name });
+    const source = photo.source ? sampleAddress(`${photo.source}-photo.webp`) : photo.file;
+    viewer.showPhoto(source, alt, photo);
+    if (isSample) {
+      const name = t("photoInStyle", { photo: photo.name, style: style.name });
+      viewer.showPainting(sampleAddress(`${photo.source}-${style.source}.webp`), name, {
+        isFinal: false }).then(() => this.#reveal());
+    } else viewer.removePainting();
+    setVisible(byId("welcome"), photo.source && !this.masks.isOpen);
+    setText("canvas-title", photo.source && !this.pictures.some((one) => one.digest)
+      ? t("tagline") : t("photoInStyle", {
+        photo: nameWithoutType(photo), style: this.style.pictures.map(nameWithoutType).join(" + ") }));
+    this.masks.render();
+  }
+
+  // Once per visit.
+  #reveal() {
+    if (this.isRevealed || !this.isOpen) return;
+    this.isRevealed = true;
+    this.viewer.sweep();
+  }
 
   // The body of the submission, without the images.
   get options() {
@@ -104,45 +162,45 @@ export class SubmitView {
   }
 
   updateEstimate() {
-    const missing = this.pickers.filter((picker) => !picker.hasPictures)
-      .map((picker) => `a ${picker.label.toLowerCase()}`);
-    if (missing.length) {
-      return this.estimate.update(null, `Still missing: ${missing.join(" and ")}.`);
-    }
+    if (!this.isOpen) return;
     const sizes = this.pictures.map(({ width, height }) => width && { width, height });
     const [content, ...styles] = sizes;
-    const isUploaded = sizes.every(Boolean);
-    this.estimate.update(isUploaded ? { ...this.options, content, styles } : null, "");
+    const isKnown = sizes.length > 1 && sizes.every(Boolean);
+    this.estimate.update(isKnown ? { ...this.options, content, styles } : null, "");
   }
 
   async submit() {
-    const empty = this.pickers.find((picker) => !picker.hasPictures);
-    if (empty) {
-      empty.showError(`Choose a ${empty.label.toLowerCase()} first, or take an example below.`);
-      return empty.button.focus();
-    }
-    byId("submit-job").disabled = true;
+    if (this.isSending || !this.isLoaded) return;
+    this.isSending = byId("submit-job").disabled = true;
     try {
-      const [photo, ...paintings] = this.pictures.map((picture) => picture.name);
+      const [photo, ...styles] = this.pictures.map(nameWithoutType);
       const job = await this.#send(this.pictures, this.options);
-      addEntry(job.id, { content: photo, styles: paintings });
+      setNames(job.id, { content: photo, styles });
       this.onSubmitted(job);
     } catch (error) {
       showError(byId("submit-error"), error.message);
-    } finally { byId("submit-job").disabled = false; }
+    } finally { this.isSending = byId("submit-job").disabled = false; }
+  }
+
+  // Uploads what is not uploaded yet, and repeats that while the service does not answer.
+  uploadAll(pictures) {
+    const onError = (message) => showError(byId("submit-error"), message);
+    return Promise.all([
+      retry(() => this.masks.uploadMasks(), { onError }),
+      ...pictures.map((picture) => retry(() => picture.upload(), { onError })),
+    ]);
   }
 
   // If the response is lost, the request is repeated with its key: it is one job. If the service
   // has deleted an upload, all are uploaded again, once.
   async #send(pictures, options) {
-    const key = crypto.getRandomValues(new Uint32Array(4)).join("-");
+    const key = createKey();
     const isFinal = ({ code, status }) =>
       code !== "unreachable" && (code !== "unknown" || status < 500);
     const onError = (message) => showError(byId("submit-error"), message);
     for (let tries = 0; ; tries++) {
-      const [masks, content, ...styles] = await Promise.all(
-        [this.masks.uploadMasks(), ...pictures.map((picture) => picture.upload())]);
-      const styleMasks = pictures.slice(1).map((painting) => this.styleMasks.get(painting));
+      const [masks, content, ...styles] = await this.uploadAll(pictures);
+      const styleMasks = pictures.slice(1).map((style) => this.styleMasks.get(style));
       const body = {
         content, styles, ...options,
         ...(masks && { masks }),
@@ -161,29 +219,85 @@ export class SubmitView {
     }
   }
 
-  // Takes the images and parameters of a job; or its result, as "photo" or "painting".
-  // names: {content, styles}, the file names of the inputs.
-  async reuse(job, { as = null, names = null } = {}) {
-    if (as) {
-      const result = await Picture.fromDigest(job.outputs[0].id, "my result");
-      if (as === "photo") this.photo.setPictures([result]);
-      else this.painting.setPictures([result], { append: false });
-      return;
-    }
-    const { content, styles, masks, style_masks: styleMasks, init_image: initImage, spec } =
-      job.input;
-    const styleName = (i) => names?.styles[i] ?? `painting ${i + 1}`;
-    const [photo, ...paintings] = await Promise.all([
-      Picture.fromDigest(content, names?.content ?? "photo"),
-      ...styles.map((digest, i) => Picture.fromDigest(digest, styleName(i))),
+  // Takes the result of a job as photo or as style.
+  async useResult(job, kind) {
+    await this.load();
+    const result = await Picture.fromDigest(job.outputs[0].id, t("myResult"));
+    if (kind === "photo") this.photo.setPictures([result]);
+    else this.style.setPictures([result], { append: false });
+  }
+
+  // Takes the images and parameters of a job's input. names: {content, styles}, of the files.
+  async reuse({ content, styles, masks, style_masks: styleMasks, init_image: initImage, spec },
+    names) {
+    this.isReused = true;
+    await this.load();
+    const styleName = (i) => names?.styles[i] ?? t("styleNumber", { n: i + 1 });
+    const find = (picker, digest, name) =>
+      [...picker.own, ...picker.samples].find((picture) => picture.digest === digest)
+        ?? Picture.fromDigest(digest, name);
+    const [photo, ...chosen] = await Promise.all([
+      find(this.photo, content, names?.content ?? t("photo.title")),
+      ...styles.map((digest, i) => find(this.style, digest, styleName(i))),
     ]);
-    this.painting.isMixing = paintings.length > 1;
+    this.masks.clear();
+    this.style.isMixing = chosen.length > 1;
     this.photo.setPictures([photo]);
-    this.painting.setPictures(paintings, { append: false });
-    if (paintings.length > 1) this.styleWeights.setWeights(paintings, spec.style_weights);
+    this.style.setPictures(chosen, { append: false });
+    if (chosen.length > 1) this.styleWeights.setWeights(chosen, spec.style_weights);
     this.initImage = initImage;
-    this.styleMasks = new Map(styleMasks.map((digest, i) => [paintings[i], digest]));
-    this.parameters?.setSpec(spec);
+    this.styleMasks = new Map(styleMasks.map((digest, i) => [chosen[i], digest]));
+    this.parameters.setSpec(spec);
     await this.masks.loadMasks(masks);
+    this.update();
+  }
+
+  // ---- the draft
+
+  #save() {
+    if (!this.isLoaded) return;
+    clearTimeout(this.saving);
+    this.saving = setTimeout(async () => {
+      const describe = ({ source, file, name, digest, width, height, weight }) =>
+        (source ? { source, weight } : { file, name, digest, width, height, weight });
+      saveDraft({
+        photo: this.photo.pictures.map(describe), styles: this.style.pictures.map(describe),
+        isMixing: this.style.isMixing, changes: this.parameters.changes,
+        initImage: this.initImage, masks: await this.masks.toBlobs(),
+      });
+    }, SAVE_MS);
+  }
+
+  async #restoreDraft() {
+    const draft = await loadDraft();
+    if (!draft) return;
+    const restore = (picker, items) => items.map(({ source, ...item }) => {
+      const picture = source ? picker.findSample(source) : new Picture(item.file, item.name);
+      // The service may have deleted the upload meanwhile; then it is sent again.
+      return picture && Object.assign(picture, item);
+    }).filter(Boolean);
+    const photos = restore(this.photo, draft.photo), styles = restore(this.style, draft.styles);
+    if (!photos.length || !styles.length) return;
+    this.style.isMixing = draft.isMixing;
+    this.photo.setPictures(photos);
+    this.style.setPictures(styles, { append: false });
+    if (styles.length > 1) {
+      this.styleWeights.setWeights(styles, styles.map(({ weight }) => weight / 100));
+    }
+    this.initImage = draft.initImage;
+    const { spec, ...options } = draft.changes;
+    this.parameters.setSpec(spec);
+    this.parameters.setOptions(options);
+    await this.masks.loadMasks(draft.masks);
   }
 }
+
+// On a narrow screen, one part of the form is shown at a time.
+export function showTab(name) {
+  byId("submit-form").dataset.tab = name;
+  for (const button of document.querySelectorAll("#tabs button")) {
+    button.setAttribute("aria-pressed", button.dataset.tab === name);
+  }
+}
+
+const nameWithoutType = ({ name }) => name.replace(/\.(jpe?g|png|webp|heic|avif|tiff?|gif|bmp)$/i, "");

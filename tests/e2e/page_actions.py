@@ -1,6 +1,5 @@
 """What the tests of the page do with it, again and again. `page` is always Playwright's."""
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -26,25 +25,41 @@ def expect(target: Any) -> Any:
     return expect_of(target)
 
 
-def choose_files(page: Any, photo: Any, *paintings: Any) -> None:
-    """Choose files as photo and paintings."""
+def open_part(page: Any, name: str) -> None:
+    """Show a part of the form: photo, style or adjust. On a wide screen all are shown."""
+    tab = page.locator(f"#tabs [data-tab={name}]")
+    if tab.is_visible():
+        tab.click()
+
+
+def open_group(page: Any, name: str) -> None:
+    """Open a group of the advanced parameters."""
+    open_part(page, "adjust")
+    group = page.locator(f"#group-{name}")
+    if group.get_attribute("open") is None:
+        group.locator("summary").click()
+
+
+def choose_files(page: Any, photo: Any, *styles: Any) -> None:
+    """Choose files as photo and styles."""
     page.set_input_files("#photo input.files", photo)
-    page.set_input_files("#painting input.files", [*paintings])
+    page.set_input_files("#style input.files", [*styles])
 
 
 def choose_examples(page: Any) -> None:
-    """Choose the first photo and the first painting of the gallery."""
-    page.locator("#gallery-photos button").first.click()
-    page.locator("#gallery-paintings button").first.click()
+    """Choose the first sample photo and the first sample style."""
+    for part in ("photo", "style"):
+        open_part(page, part)
+        page.locator(f"#{part} .sample button").first.click()
 
 
 def set_parameters(page: Any, size: int = 64, iterations: int = 6) -> None:
     """Set what makes a job short."""
-    page.select_option("#parameter-size", "other")
-    page.fill("#parameter-size-px", str(size))
-    page.locator("summary").click()
+    open_group(page, "start")
     page.fill("#parameter-iterations", str(iterations))
     page.fill("#parameter-scales", "1")
+    page.select_option("#parameter-size", "other")
+    page.fill("#parameter-size-px", str(size))
 
 
 def submit_job(page: Any, **parameters: int) -> str:
@@ -58,17 +73,14 @@ def submit_job(page: Any, **parameters: int) -> str:
 def expect_end(page: Any, title: str = "Done") -> None:
     """Wait until the job has ended and its result is shown."""
     expect(page.locator("#status")).to_have_text(title)
+    expect(page.locator("#result-controls")).to_be_visible()
     expect(page.locator("#stage img.after")).to_have_js_property("complete", True)
-    expect(page.locator("#compare-controls")).to_be_visible()
+    expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("^blob:"))
 
 
-def store_history(page: Any, *job_ids: str) -> None:
-    """Write the history that the browser stores, and reload the page."""
-    entries = [{"id": job_id, "names": {"content": "a", "styles": ["b"]}} for job_id in job_ids]
-    page.evaluate(
-        "entries => localStorage.setItem('impasto history', entries)", json.dumps(entries)
-    )
-    page.reload()
+def tile_of(page: Any, job_id: str) -> Any:
+    """Return the tile of a job in the filmstrip."""
+    return page.locator(f"#history-list [data-job={job_id}]")
 
 
 def respond_with_error(code: str, detail: str, status: int = 503) -> Callable[[Any], None]:

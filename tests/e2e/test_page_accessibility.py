@@ -1,5 +1,6 @@
 """The page in a real browser with the real service: keyboard, narrow screens, accessibility."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from page_actions import (
     expect,
     expect_end,
     needs_chromium,
+    open_part,
     respond_with_error,
     submit_job,
 )
@@ -22,46 +24,68 @@ WIDTHS = {"desktop": 1280, "phone": 375, "small phone": 320}
 
 def test_the_keyboard_alone_suffices_from_the_gallery_to_a_deleted_job(open_page: OpenPage) -> None:
     page = open_page()
-    expect(page.locator("#main-parameters select").first).to_be_visible()
+    expect(page.locator("#presets button").first).to_be_visible()
 
     def press_at(selector: str, key: str = "Enter") -> None:
-        for _ in range(150):
+        for _ in range(60):
             page.keyboard.press("Tab")
             if page.evaluate("selector => document.activeElement.matches(selector)", selector):
                 page.keyboard.press(key)
                 return
         raise AssertionError(f"Tab does not reach {selector}")
 
-    press_at("#gallery-photos li:first-child button")
-    press_at("#gallery-paintings li:first-child button")
+    def press_arrows_to(selector: str) -> None:
+        for _ in range(20):
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                page.keyboard.press("Enter")
+                return
+            page.keyboard.press("ArrowRight")
+        raise AssertionError(f"The arrow keys do not reach {selector}")
+
+    press_at("#photo .tiles button", "Home")
+    press_arrows_to("#photo .sample:last-child button")
+    press_at("#style .tiles button", "Home")
+    press_arrows_to("#style .sample:last-child button")
+    assert page.locator("[aria-pressed=true] .name").all_text_contents() == ["Pears", "Marbling"]
     press_at("#parameter-size", "End")
     press_at("#parameter-size-px", "Control+a")
     page.keyboard.type("64")
-    press_at("summary")
+    press_at("#group-start summary")
     press_at("#parameter-iterations", "Control+a")
     page.keyboard.type("5")
+    page.locator("#service-error").evaluate("() => document.querySelector('.skip').focus()")
     press_at("#submit-job")
     expect_end(page)
     assert page.evaluate("document.activeElement.id") == "status"
-    press_at("#zoom")
-    assert page.get_attribute("#zoom", "aria-pressed") == "true"
+    press_at(".menu summary")
     press_at("#delete")
     expect(page.locator("#submit-view")).to_be_visible()
-    assert page.locator("#history-list li").count() == 0
+    assert page.evaluate("document.activeElement.id") == "main"
+
+
+def test_paint_is_at_most_12_tabs_away(open_page: OpenPage) -> None:
+    page = open_page()
+    expect(page.locator("#presets button").first).to_be_visible()
+    stops = []
+    while "submit-job" not in stops:
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate("document.activeElement.id || document.activeElement.title"))
+        assert len(stops) <= 12, stops
+    assert {"Harbor", "Brush strokes", "Balanced. A good place to start."} <= {*stops}
 
 
 def test_an_invalid_address_is_not_found_and_the_skip_link_stays_on_the_screen(
     open_page: OpenPage, unusual_job: Any
 ) -> None:
     page = open_page("/j/%25")
-    expect(page.locator("#status")).to_have_text("Not found")
+    expect(page.locator("#status")).to_have_text("We can’t find this painting")
     page.goto(f"/j/{unusual_job.id}")
     expect_end(page)
     page.focus(".skip")
     page.keyboard.press("Enter")
     page.wait_for_timeout(300)
 
-    expect(page.locator("#compare-controls")).to_be_visible()
+    expect(page.locator("#result-controls")).to_be_visible()
     assert page.evaluate("document.activeElement.id") == "main"
 
 
@@ -92,38 +116,48 @@ def test_no_screen_overflows_or_has_accessibility_violations(
             ]
             assert not violations, (state, scheme, violations)
 
-    expect(page.locator("#main-parameters select").first).to_be_visible()
-    check_screen("empty")
+    expect(page.locator("#presets button").first).to_be_attached()
+    for part in ("photo", "style", "adjust"):
+        open_part(page, part)
+        check_screen(f"first visit, {part}")
+    for group in page.locator("#more-parameters summary").all():
+        group.click()
+    check_screen("advanced")
     choose_examples(page)
-    expect(page.locator("#painting .images")).to_be_visible()
-    page.check("#mix-paintings")
-    page.locator("#gallery-paintings button").nth(1).click()
+    page.click("#mix-styles")
+    page.locator("#style .sample button").nth(1).click()
+    check_screen("blend")
     submit_job(page, size=96, iterations=3000)
     expect(page.locator("#chart")).to_be_visible()
     check_screen("running")
     page.click("#stop")
-    expect_end(page, "Stopped")
+    expect_end(page, "Finished early")
+    page.locator("#chart summary").click()
+    page.locator(".menu summary").click()
     check_screen("ended")
     page.click("#show-command")
     check_screen("curl")
     page.click("#close-command")
-    page.click("#zoom")
-    expect(page.locator("#stage")).to_have_attribute("tabindex", "0")
+    page.click("#zoom-in")
+    expect(page.locator("#stage")).to_have_class(re.compile("zoomed"))
     page.route(
         "**/v1/jobs/*", respond_with_error("store_unavailable", "The store does not answer.")
     )
+    page.locator(".menu summary").click()
     page.click("#pin")
     expect(page.locator("#job-error")).to_be_visible()
     check_screen("zoomed and refused")
     page.unroute_all()
-    page.click("text=Paint another")
-    page.locator("#history-list li").scroll_into_view_if_needed()
-    expect(page.locator("#history-list img")).to_have_count(1)
+    page.click("text=New painting")
+    page.locator("#history-list li").first.scroll_into_view_if_needed()
+    expect(page.locator("#history-list li").first.locator("img")).to_have_count(1)
     check_screen("history")
+    open_part(page, "style")
     page.click("#open-mask")
-    expect(page.locator("#mask-layer canvas")).to_be_visible()
+    page.locator("#mask-layer").click()
     check_screen("mask")
     page.click("#mask-done")
+    open_part(page, "photo")
     page.set_input_files(
         "#photo input.files",
         {"name": "broken.png", "mimeType": "image/png", "buffer": b"not an image"},
@@ -135,9 +169,10 @@ def test_no_screen_overflows_or_has_accessibility_violations(
 def test_the_camera_button_is_shown_on_touch_screens_only(
     open_page: OpenPage, image_files: dict[str, Path]
 ) -> None:
-    assert open_page().locator("button.camera:visible").count() == 0
+    assert open_page().locator(".tile.camera:visible").count() == 0
     page = open_page(width=360, has_touch=True, is_mobile=True)
-    camera = page.locator("#photo button.camera")
+    expect(page.locator("#photo .sample").first).to_be_visible()
+    camera = page.locator("#photo .camera button")
     box = camera.bounding_box()
     assert box["height"] >= 44
     with page.expect_file_chooser() as chooser:
@@ -145,23 +180,26 @@ def test_the_camera_button_is_shown_on_touch_screens_only(
     assert chooser.value.element.get_attribute("capture") == "environment"
     chooser.value.set_files(image_files["rotated.jpg"])
 
-    expect(page.locator("#photo .status")).to_have_text("72 × 96")
+    expect(page.locator("#photo .status")).to_have_text("72 × 96 px")
 
 
-def test_on_a_phone_pickers_are_full_width_and_sliders_are_at_least_44_px_high(
+def test_on_a_phone_controls_are_at_least_44_px_high_or_wide_apart(
     open_page: OpenPage, image_files: dict[str, Path]
 ) -> None:
     page = open_page(width=360, has_touch=True, is_mobile=True)
-    expect(page.locator("#presets button").first).to_be_visible()
+    expect(page.locator("#photo .sample").first).to_be_visible()
     choose_files(page, image_files["rotated.jpg"], *[image_files["painting.png"]] * 3)
+    open_part(page, "style")
     expect(page.locator("#style-weights input")).to_have_count(3)
-    widths = [
-        page.locator(f"#{picker}").bounding_box()["width"] for picker in ("photo", "painting")
-    ]
-    heights = [
-        slider.bounding_box()["height"]
-        for slider in page.locator("input[type=range]:visible").all()
-    ]
-
-    assert widths == [328, 328]
+    tiles = page.locator("#style .tile > button:first-child").all()
+    assert min(tile.bounding_box()["height"] for tile in tiles) >= 44
+    heights = []
+    for part in ("style", "adjust"):
+        open_part(page, part)
+        heights += [
+            slider.bounding_box()["height"]
+            for slider in page.locator("input[type=range]:visible:not(#divider)").all()
+        ]
+    assert len(heights) == 5
     assert min(heights) >= 44
+    assert page.locator("#submit-job").bounding_box()["height"] >= 44

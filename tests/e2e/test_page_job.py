@@ -20,8 +20,8 @@ from page_actions import (
     needs_chromium,
     respond_with_error,
     set_parameters,
-    store_history,
     submit_job,
+    tile_of,
 )
 
 from core.images import codec, validation
@@ -42,14 +42,15 @@ def test_a_running_job_survives_a_reload_and_a_new_tab_and_can_be_stopped(
     page.close()
     page = page.context.new_page()
     page.goto("/")
-    page.locator("#history-list a").first.click()
+    job_id = address.rpartition("/")[2]
+    tile_of(page, job_id).locator("a").click()
     assert page.url == address
 
-    page.get_by_role("button", name="Stop and keep this picture").click()
-    expect_end(page, "Stopped")
+    page.click("#stop")
+    expect_end(page, "Finished early")
     expect(page.locator("#download")).to_be_visible()
     page.go_back()
-    expect(page.locator("#history-list .status")).to_have_text("Stopped")
+    expect(tile_of(page, job_id).locator(".status")).to_have_text("Finished early")
 
 
 def test_the_page_follows_a_job_through_a_kill_of_the_api(
@@ -67,59 +68,44 @@ def test_the_page_follows_a_job_through_a_kill_of_the_api(
     expect(page.locator("#job-error")).to_be_hidden()
 
 
-def test_a_job_is_repeated_with_its_mixture_and_its_result_becomes_a_painting(
+def test_a_job_is_repeated_with_its_mixture_and_its_result_becomes_a_style(
     open_page: OpenPage, image_files: dict[str, Path]
 ) -> None:
     page = open_page()
     choose_files(page, image_files["rotated.jpg"], image_files["painting.png"])
-    page.check("#mix-paintings")
-    page.locator("#gallery-paintings button").first.click()
+    page.click("#mix-styles")
+    page.locator("#style .sample button").first.click()
     page.locator("#style-weights input").first.fill("25")
-    expect(page.locator("#style-weights output").first).to_have_text("33 %")
+    expect(page.locator("#style-weights output").first).to_have_text("25 %")
     page.locator("#parameter-strength").fill("0.8")
     submit_job(page)
     expect_end(page)
 
     page.click("#reuse")
-    expect(page.locator("#painting .name")).to_have_count(2)
-    assert page.locator("#style-weights output").all_text_contents() == ["33 %", "67 %"]
+    expect(page.locator("#style [aria-pressed=true] .name")).to_have_count(2)
+    assert page.locator("#style-weights output").all_text_contents() == ["25 %", "75 %"]
     assert tuple(
         page.input_value(f"#parameter-{name}") for name in ("strength", "iterations", "size-px")
     ) == ("0.8", "6", "64")
     page.click("#submit-job")
     page.wait_for_url(re.compile("/j/job_"))
     expect_end(page)
-    page.click("#as-painting")
+    page.click(".menu summary")
+    page.click("#as-style")
     expect(page.locator("#submit-view")).to_be_visible()
-    expect(page.locator("#painting .name")).to_have_text("my result")
+    expect(page.locator("#style [aria-pressed=true] .name")).to_have_text("My painting")
 
 
 MISSING_ID = "job_" + "a" * 26
 
 
-def test_the_history_loses_no_entry_that_the_user_has_not_deleted(open_page: OpenPage) -> None:
-    """Neither a job that the service does not find, nor one that it could not delete."""
-    page = open_page()
-    store_history(page, MISSING_ID)
-    card = page.locator("#history-list li")
-    expect(card.locator(".status")).to_have_text("No longer available")
-    page.goto(f"/j/{MISSING_ID}")
-    expect(page.locator("#status")).to_have_text("Not found")
-    expect(page.locator("#announcement")).to_have_text("Not found")
-    page.route(
-        f"**/{MISSING_ID}", respond_with_error("store_unavailable", "The store does not answer.")
-    )
-    page.goto("/")
-    expect(card.locator(".status")).to_have_text("The store does not answer.")
-    card.locator(".remove").click()
-    page.wait_for_load_state("networkidle")
-    expect(card.locator(".status")).to_have_text("The store does not answer.")
+def test_a_job_that_is_not_found_says_what_may_be_the_reason(open_page: OpenPage) -> None:
+    page = open_page(f"/j/{MISSING_ID}")
 
-    page.unroute(f"**/{MISSING_ID}")
-    page.reload()
-    card.locator(".remove").click()
-    expect(card).to_have_count(0)
-    assert page.evaluate("localStorage.getItem('impasto history')") == "[]"
+    expect(page.locator("#status")).to_have_text("We can’t find this painting")
+    expect(page.locator("#details")).to_contain_text("deleted, expired, or belong to another key")
+    expect(page.locator("#announcement")).to_have_text("We can’t find this painting")
+    expect(page.locator("#ended-controls")).to_be_hidden()
 
 
 @pytest.mark.parametrize("fixture", ["unusual_job", "gatys_job"])
@@ -129,13 +115,14 @@ def test_a_repeated_job_and_the_curl_command_have_the_same_input(
     first = request.getfixturevalue(fixture)
     page = open_page(f"/j/{first.id}")
     expect_end(page)
+    page.click(".menu summary")
     page.click("#show-command")
     expect(page.locator("#command")).to_contain_text("curl")
     command = shlex.split(page.locator("#command").text_content().replace("\\\n", " "))
     by_curl = json.loads(subprocess.run([*command, "-s"], capture_output=True, check=True).stdout)
     page.click("#close-command")
     page.click("#reuse")
-    expect(page.locator("#photo .name")).to_have_count(1)
+    expect(page.locator("#submit-view")).to_be_visible()
     page.click("#submit-job")
     page.wait_for_url(lambda url: "/j/job_" in url and first.id not in url)
     expect_end(page)
@@ -187,7 +174,7 @@ def test_a_response_about_one_job_does_not_change_the_page_of_another(
         "a later version of the running job",
     )
     page = open_page(f"/j/{long_job.id}")
-    expect(page.locator("#stop")).to_have_text("Stop and keep this picture")
+    expect(page.locator("#stop")).to_be_visible()
     requests = PausedRequests(page, "**/cancel", "POST")
     page.click("#stop")
     requests.wait_for(page, 1)
@@ -203,7 +190,7 @@ def test_a_response_about_one_job_does_not_change_the_page_of_another(
     page.wait_for_timeout(300)
 
     assert (page.locator("#status").text_content(), page.title()) == ("Done", "Done · Impasto")
-    expect(page.locator("#actions")).to_be_visible()
+    expect(page.locator("#ended-controls")).to_be_visible()
 
 
 def test_strength_updates_survive_failures_and_are_sent_one_at_a_time(
@@ -245,6 +232,7 @@ def test_result_frames_and_timelapse_are_fetched_again_after_failures(
     open_page: OpenPage, unusual_job: Any
 ) -> None:
     page = open_page("/livez")
+    page.add_init_script("delete window.MediaRecorder")  # then the service makes the video
     for part in ("result", "frames"):
         page.route(f"**/{part}", lambda route: route.abort(), times=2)
     page.goto(f"/j/{unusual_job.id}")
@@ -269,7 +257,9 @@ def test_result_frames_and_timelapse_are_fetched_again_after_failures(
 
     assert codec.decode(Path(blend.value.path()).read_bytes()).size == (60, 80)
     assert validation.detect_format(Path(timelapse.value.path()).read_bytes()) == "webp"
-    assert timelapse.value.suggested_filename.endswith(".webp")
+    names = [blend.value.suggested_filename, timelapse.value.suggested_filename]
+    assert re.fullmatch(r"impasto-\w+\.png", names[0])
+    assert re.fullmatch(r"impasto-\w+-timelapse\.webp", names[1]), "never the name of the still"
 
 
 def test_frames_that_arrive_before_the_result_cause_no_error(
@@ -297,7 +287,7 @@ def test_a_hidden_tab_closes_its_event_stream_and_opens_it_again(
     page = open_page("/livez")
     with page.expect_request("**/events"):
         page.goto(f"/j/{long_job.id}")
-    expect(page.locator("#progress-text")).to_contain_text("Iteration")
+    expect(page.locator("#progress-text")).to_contain_text("iteration")
     with page.expect_event("requestfailed", lambda request: request.url.endswith("/events")):
         page.evaluate(set_hidden, True)
     with page.expect_request("**/events"):
@@ -317,8 +307,8 @@ def test_a_double_click_submits_once_and_a_job_deleted_elsewhere_shows_no_contro
     (job_id,) = {job.id for job in shared_service.client.jobs()} - before
     shared_service.client.delete(job_id)
 
-    expect(page.locator("#status")).to_have_text("Not found")
-    for part in ("stop", "progress", "strength-control", "chart", "stage"):
+    expect(page.locator("#status")).to_have_text("We can’t find this painting")
+    for part in ("running-controls", "progress", "canvas-progress", "chart", "viewer-tools"):
         expect(page.locator(f"#{part}")).to_be_hidden()
     assert page.title() == "Impasto"
 
@@ -333,11 +323,16 @@ def test_a_job_deleted_elsewhere_can_be_deleted_here(
     client.wait(job.id)
     page = open_page(f"/j/{job.id}")
     expect_end(page)
+    expect(tile_of(page, job.id)).to_be_visible()
     client.delete(job.id)
-    page.click("#delete")
+    page.click(".menu summary")
+    with page.expect_request(lambda request: request.method == "DELETE"):
+        page.click("#delete")
+        page.evaluate("import('./web/toast.js').then(({ endToast }) => endToast())")
 
     expect(page.locator("#submit-view")).to_be_visible()
-    assert page.locator("#history-list li").count() == 0
+    expect(tile_of(page, job.id)).to_have_count(0)
+    expect(page.locator("#toast")).to_be_hidden()
 
 
 def test_the_page_asks_for_a_required_key_and_keeps_it_in_the_tab(
@@ -350,13 +345,11 @@ def test_the_page_asks_for_a_required_key_and_keeps_it_in_the_tab(
         command, env=service.environment, capture_output=True, text=True, check=True
     ).stdout.strip()
     page = open_page(url=service.url)
-    choose_examples(page)
     page.fill("#key", "impasto_wrong")
     page.click("text=Use this key")
-    expect(page.locator("#key-message")).to_contain_text("not valid")
+    expect(page.locator("#key-message")).to_contain_text("not recognized")
     page.fill("#key", secret)
     page.click("text=Use this key")
-    expect(page.locator("#photo .status")).to_have_text(re.compile(r"\d+ × \d+"))
     submit_job(page)
     expect_end(page)
     page.reload()

@@ -18,6 +18,7 @@ from page_actions import (
     expect_end,
     needs_chromium,
     submit_job,
+    tile_of,
 )
 
 from cli.local_service import free_port
@@ -127,21 +128,24 @@ def test_the_page_paints_and_keeps_its_links_under_a_path(open_page: OpenPage, u
     assert re.fullmatch(rf"{url}/impasto/j/job_\w+", address)
     expect_end(page)
     expect(page.locator("#frames")).to_be_visible()
+    page.click(".menu summary")
     page.click("#show-command")
     expect(page.locator("#command")).to_contain_text(f"{url}/impasto/v1/jobs")
     page.click("#close-command")
 
     page.reload()
     expect_end(page)
-    page.get_by_role("link", name="Your paintings").click()
-    assert page.url == f"{url}/impasto/#history"
-    expect(page.locator("#history-list img").first).to_be_visible()
-    page.locator("#history-list a").first.click()
+    page.locator("header .brand").click()
+    assert page.url == f"{url}/impasto/"
+    job_id = address.rpartition("/")[2]
+    expect(tile_of(page, job_id).locator("img")).to_be_visible()
+    tile_of(page, job_id).locator("a").click()
     assert page.url == address
     expect_end(page)
     page.click("#reuse")
     page.wait_for_url(f"{url}/impasto/")
     page.go_back()
+    page.click(".menu summary")
     page.click("#delete")
     page.wait_for_url(f"{url}/impasto/")
     page.get_by_role("link", name="API").click()
@@ -167,7 +171,7 @@ def test_the_address_without_the_last_slash_leads_to_the_page(
     page = open_page("/impasto", url=url, ignore_https_errors=True)
 
     assert page.url == f"{url}/impasto/"
-    expect(page.locator("#gallery-photos img").first).to_be_visible()
+    expect(page.locator("#photo .sample img").first).to_be_visible()
 
 
 def test_headers_of_a_client_do_not_pass_the_proxy(nginx: Proxy, url: str) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from page_actions import (
     OpenPage,
-    PausedRequests,
     choose_examples,
     choose_files,
     expect,
     expect_end,
     needs_chromium,
+    open_group,
     respond_with_error,
     set_parameters,
     submit_job,
@@ -30,15 +30,15 @@ def test_two_files_become_a_result_that_is_compared_and_downloaded(
 ) -> None:
     page = open_page()
     choose_files(page, image_files["rotated.jpg"], image_files["painting.png"])
-    image = page.locator("#photo .images img")
-    expect(page.locator("#photo .status")).to_have_text("72 × 96")
+    image = page.locator("#stage img.before")
+    expect(page.locator("#photo .status")).to_have_text("72 × 96 px")
     assert tuple(image.evaluate("image => [image.naturalWidth, image.naturalHeight]")) == (72, 96)
 
     submit_job(page, size=96, iterations=60)
     expect(page.locator("#progress")).to_have_attribute("value", re.compile(r"\d+"))
     expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("^blob:"))
-    assert not page.locator("#compare-controls").is_visible(), "a preview is not compared"
-    expect(page.locator("#chart polyline").first).to_be_visible()
+    page.locator("#chart summary").click()
+    expect(page.locator("#chart path").first).to_be_visible()
     assert re.match(r"\d+ % · Impasto", page.title())
     expect_end(page)
 
@@ -50,10 +50,7 @@ def test_two_files_become_a_result_that_is_compared_and_downloaded(
     page.focus("#divider")
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
-    assert (
-        page.locator(".layers").evaluate("layers => layers.style.getPropertyValue('--divider')")
-        == "1%"
-    )
+    assert page.input_value("#divider") == "1"
     with page.expect_download() as result:
         page.click("#download")
     page.select_option("#format", "jpeg")
@@ -82,32 +79,34 @@ SEND_FILES = """async ([kind, names]) => {
 }"""
 
 
-@pytest.mark.parametrize(
-    "actions",
-    [[["drop", ["one.png", "two.png"]]], [["paste", ["one.png"]], ["paste", ["two.png"]]]],
-)
-def test_dropped_or_pasted_files_become_photo_and_painting_with_a_drawn_mask(
-    open_page: OpenPage, shared_service: Any, actions: list[Any]
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_dropped_or_pasted_files_become_photo_and_style_with_a_painted_mask(
+    open_page: OpenPage, shared_service: Any, kind: str
 ) -> None:
     page = open_page()
-    for action in actions:
-        page.evaluate(SEND_FILES, action)
-    expect(page.locator("#photo .name")).to_have_text("one.png")
-    expect(page.locator("#painting .name")).to_have_text("two.png")
+    expect(page.locator("#style .sample")).to_have_count(8)
+    if kind == "drop":
+        page.evaluate(SEND_FILES, [kind, ["one.png", "two.png"]])
+    else:
+        page.evaluate(SEND_FILES, [kind, ["two.png"]])
+        page.click("#toast button")
+        page.evaluate(SEND_FILES, [kind, ["one.png"]])
+    expect(page.locator("#photo [aria-pressed=true] .name")).to_have_text("one.png")
+    expect(page.locator("#style [aria-pressed=true] .name")).to_have_text("two.png")
 
     page.click("#open-mask")
-    page.locator("#mask-layer").hover(position={"x": 20, "y": 20})
+    box = page.locator("#mask-layer").bounding_box()
+    x, y = box["x"] + box["width"] / 10, box["y"] + box["height"] / 10
+    page.mouse.move(x, y)
     page.mouse.down()
-    page.locator("#mask-layer").hover(position={"x": 40, "y": 20})
+    page.mouse.move(x + 30, y)
     page.mouse.up()
     page.click("#mask-done")
     address = submit_job(page)
     expect_end(page)
     (mask,) = shared_service.client.job(address.rpartition("/")[2]).input.masks
-    with page.expect_response(f"**/v1/images/{mask}") as response:
-        page.evaluate("address => fetch(address).then(() => null)", f"/v1/images/{mask}")
-    drawn = codec.decode(response.value.body(), mask=True).convert("L")
-    assert (drawn.size, drawn.getpixel((48, 32)), drawn.getpixel((400, 300))) == (
+    drawn = codec.decode(shared_service.client.image(mask), mask=True).convert("L")
+    assert (drawn.size, drawn.getpixel((52, 38)), drawn.getpixel((400, 300))) == (
         (512, 384),
         255,
         0,
@@ -119,20 +118,20 @@ def test_a_file_that_is_no_image_is_refused_and_a_hostile_file_name_is_shown_as_
 ) -> None:
     page = open_page()
     hostile = next(path for name, path in image_files.items() if "onerror" in name)
-    page.set_input_files("#painting input.files", image_files["not an image.png"])
-    expect(page.locator("#painting .error")).to_contain_text(
-        "not an image.png: Only JPEG, PNG, WebP"
+    page.set_input_files("#style input.files", image_files["not an image.png"])
+    expect(page.locator("#style .error")).to_contain_text(
+        "not an image.png: This isn’t a JPEG, PNG"
     )
-    expect(page.locator("#painting .name")).to_have_count(0)
-    page.click("#submit-job")
-    expect(page.locator("#photo .error")).to_contain_text("Choose a photo first")
+    expect(page.locator("#style .own")).to_have_count(0)
+    expect(page.locator("#style [aria-pressed=true] .name")).to_have_text("Brush strokes")
 
     choose_files(page, hostile, hostile)
-    expect(page.locator("#photo .name")).to_have_text(hostile.name)
+    expect(page.locator("#photo .own .name")).to_have_text(hostile.name)
     submit_job(page)
+    expect(page.locator("#canvas-title")).to_contain_text(hostile.stem)
     expect_end(page)
-    page.click("text=Paint another")
-    expect(page.locator("#history-list .caption")).to_contain_text(hostile.name)
+    page.click("text=New painting")
+    expect(page.locator("#history-list .caption").first).to_contain_text(hostile.stem)
     assert page.locator("img[src=x]").count() == 0
     assert "hurt" not in page.title()
 
@@ -144,8 +143,8 @@ def test_a_parameter_out_of_range_is_shown_and_a_hidden_field_does_not_block_the
     choose_examples(page)
     set_parameters(page, size=9000, iterations=9999)
     page.select_option("#parameter-size", "256")
-    page.locator("summary").click()
-    expect(page.locator("#more-parameters")).to_be_hidden()
+    page.locator("#group-start summary").click()
+    expect(page.locator("#parameter-iterations")).to_be_hidden()
     page.click("#submit-job")
     expect(page.locator("#parameter-iterations")).to_be_focused()
 
@@ -173,7 +172,7 @@ def test_what_fails_while_the_page_opens_is_fetched_again_and_added_once(
 
     assert [
         page.locator(selector).count()
-        for selector in ("#parameter-size", "#gallery-photos li", "#gallery-paintings li")
+        for selector in ("#parameter-size", "#photo .sample", "#style .sample")
     ] == [1, 2, 8]
     choose_examples(page)
     submit_job(page)
@@ -189,8 +188,7 @@ def test_a_submission_whose_response_is_lost_is_one_job(
 
     page = open_page()
     choose_examples(page)
-    expect(page.locator("#painting .status")).to_contain_text("×")
-    expect(page.locator("#estimate")).to_contain_text("Takes about")
+    expect(page.locator("#estimate")).to_contain_text("Ready in about")
     before = {job.id for job in shared_service.client.jobs()}
     page.route("**/v1/jobs", lose_response, times=1)
     address = submit_job(page)
@@ -199,27 +197,18 @@ def test_a_submission_whose_response_is_lost_is_one_job(
     assert {job.id for job in shared_service.client.jobs()} - before == {address.rpartition("/")[2]}
 
 
-def test_an_upload_is_retried_and_a_late_example_replaces_no_newer_choice(
-    open_page: OpenPage,
+def test_an_upload_is_retried_and_shows_why(
+    open_page: OpenPage, image_files: dict[str, Path]
 ) -> None:
     page = open_page()
-    paused = PausedRequests(page, "**/gallery/strokes.jpg", "GET")
-    page.locator("#gallery-paintings button").nth(0).click()
-    paused.wait_for(page, 1)
-    page.locator("#gallery-paintings button").nth(1).click()
-    expect(page.locator("#painting .status")).to_contain_text("×")
-    paused.routes[0].continue_()
     page.route("**/v1/images", lambda route: route.abort(), times=1)
     page.route("**/v1/images", respond_with_error("storage_full", "The disk is full."), times=1)
-    page.locator("#gallery-photos button").first.click()
-    expect(page.locator("#photo .status")).to_contain_text(
-        "The disk is full. This page keeps trying."
-    )
-    page.locator("#photo .remove").focus()
-    expect(page.locator("#photo .status")).to_have_text(re.compile(r"\d+ × \d+"))
+    page.set_input_files("#photo input.files", image_files["rotated.jpg"])
+    expect(page.locator("#photo .status")).to_have_text("The disk is full. This page keeps trying.")
+    page.locator("#photo .own .remove").focus()
+    expect(page.locator("#photo .status")).to_have_text("72 × 96 px")
 
-    expect(page.locator("#photo .remove")).to_be_focused()
-    expect(page.locator("#painting .name")).to_have_text("Watercolor")
+    expect(page.locator("#photo .own .remove")).to_be_focused()
 
 
 def test_several_files_at_once_are_mixed(open_page: OpenPage, image_files: dict[str, Path]) -> None:
@@ -228,14 +217,14 @@ def test_several_files_at_once_are_mixed(open_page: OpenPage, image_files: dict[
         page, image_files["rotated.jpg"], image_files["painting.png"], image_files["rotated.jpg"]
     )
 
-    expect(page.locator("#mix-paintings")).to_be_checked()
+    expect(page.locator("#mix-styles")).to_have_attribute("aria-pressed", "true")
     expect(page.locator("#style-weights input")).to_have_count(2)
 
 
 def test_a_preset_sets_the_parameters_of_the_job(open_page: OpenPage, shared_service: Any) -> None:
     page = open_page()
     choose_examples(page)
-    page.get_by_role("button", name="brushwork").click()
+    page.get_by_role("button", name="Brushwork").click()
     assert page.locator("#main-parameters output").all_text_contents() == ["75 %", "1.6×"]
     expect(page.locator("#presets [aria-pressed=true]")).to_have_text("Brushwork")
     assert page.locator("#parameter-preset").count() == 0
@@ -251,7 +240,8 @@ def test_another_objective_has_its_own_defaults_and_keeps_what_the_user_chose(
     open_page: OpenPage,
 ) -> None:
     page = open_page()
-    page.locator("summary").click()
+    expect(page.locator("#group-network")).to_be_visible()
+    open_group(page, "network")
     names = ("style_weight", "content_layers", "pooling")
 
     def values() -> list[str]:
@@ -264,15 +254,13 @@ def test_another_objective_has_its_own_defaults_and_keeps_what_the_user_chose(
     assert values() == ["16", "relu2_1=1,relu4_2=1", "average"]
 
 
-def test_too_many_paintings_cause_a_message(
-    open_page: OpenPage, image_files: dict[str, Path]
-) -> None:
+def test_too_many_styles_cause_a_message(open_page: OpenPage, image_files: dict[str, Path]) -> None:
     """The service reports the maximum."""
     page = open_page()
     expect(page.locator("#presets button").first).to_be_visible()
     choose_files(page, image_files["rotated.jpg"], *[image_files["painting.png"]] * 12)
 
-    expect(page.locator("#painting .error")).to_have_text("No more than 8: the rest was left out.")
+    expect(page.locator("#style .error")).to_have_text("At most 8: the rest was left out.")
     expect(page.locator("#style-weights input")).to_have_count(8)
 
 
@@ -289,7 +277,7 @@ def test_a_deleted_file_is_refused_and_not_retried_forever(
     moved.unlink()
 
     expect(page.locator("#photo .error")).to_contain_text("moved.png: It cannot be read.")
-    expect(page.locator("#photo .name")).to_have_count(0)
+    expect(page.locator("#photo .own")).to_have_count(0)
 
 
 def test_the_operators_limits_are_shown_and_bound_the_fields(open_page: OpenPage) -> None:
@@ -304,7 +292,7 @@ def test_the_operators_limits_are_shown_and_bound_the_fields(open_page: OpenPage
     page.route("**/v1/system", lower)
     page.goto("/")
     expect(page.locator("#job-limits")).to_have_text(
-        "At most: 768 px, 90 iterations at one scale, 2 min."
+        "At most 768 px, 90 iterations at one size, 2 min."
     )
     sizes = page.locator("#parameter-size option").evaluate_all("all => all.map((o) => o.value)")
 

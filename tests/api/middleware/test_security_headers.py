@@ -1,6 +1,7 @@
 """The headers that restrict what a browser does with a response."""
 
 import base64
+import gzip
 import hashlib
 import re
 from pathlib import Path
@@ -70,13 +71,13 @@ def test_a_browser_revalidates_every_file_of_the_page(client: TestClient) -> Non
         assert again.headers["cache-control"] == "no-cache"
 
 
-def test_the_page_has_less_than_120_kb() -> None:
-    """Without its images. The operator's page has its own budget."""
-    sizes = {file.name: file.stat().st_size for file in WEB.iterdir() if file.is_file()}
-    operator = sum(size for name, size in sizes.items() if name.startswith("operator"))
+def test_the_page_is_small() -> None:
+    """Without its images: compressed, as a proxy sends it, and the font beside it."""
+    files = [file.read_bytes() for file in WEB.iterdir() if file.is_file()]
 
-    assert sum(sizes.values()) - operator < 120 * 1024
-    assert operator < 25 * 1024
+    assert sum(len(gzip.compress(file)) for file in files) < 70 * 1024
+    assert sum(len(file) for file in files) < 200 * 1024
+    assert (WEB / "font" / "fraunces.woff2").stat().st_size < 30 * 1024
 
 
 def test_the_policy_of_the_docs_allows_exactly_their_scripts(client: TestClient) -> None:

@@ -1,0 +1,81 @@
+// Drafts of one photo in all sample styles, as a grid on the canvas: a batch of small jobs.
+
+import { getBlob, getJson, sendJson } from "./api.js";
+import { byId, createElement, setText, setVisible, showBlob } from "./dom.js";
+import { hasEnded } from "./job-stream.js";
+import { retry, sleep } from "./retry.js";
+import { createKey } from "./submit-view.js";
+import { t } from "./text.js";
+
+const DRAFT_SIZE = 256, POLL_SECONDS = 1.5;
+
+export class BatchView {
+  // onPick(style): the user likes this style.
+  constructor({ onPick }) {
+    this.onPick = onPick;
+    this.root = byId("batch");
+    byId("batch-close").addEventListener("click", () => this.close());
+  }
+
+  // Starts a draft for each style. spec: the parameters of the editor; onError(message).
+  async open(photo, styles, { spec, onError }) {
+    this.close();
+    const { signal } = this.closing = new AbortController();
+    const tiles = styles.map((style) => this.#createTile(style));
+    byId("batch-tiles").replaceChildren(...tiles.map(({ root }) => root));
+    setVisible(this.root, true);
+    setText("batch-status", t("uploadingStyles"));
+    try {
+      const [content, ...digests] = await Promise.all(
+        [photo, ...styles].map((one) => retry(() => one.upload(), { signal, onError })));
+      signal.throwIfAborted();
+      const { style_weights: _, ...parameters } = spec;
+      const draft = { ...parameters, size: DRAFT_SIZE, quality: "draft" };
+      const body = { content: [content], styles: digests, spec: draft };
+      const headers = { "Idempotency-Key": createKey() };
+      const send = async () => (await sendJson("POST", "v1/batches", body, headers)).json();
+      let batch = await retry(send, { signal, onError });
+      for (;;) {
+        this.#show(batch, tiles, signal);
+        if (batch.jobs.every(hasEnded)) break;
+        await sleep(POLL_SECONDS, signal);
+        batch = await retry(() => getJson(batch.links.self, { signal }), { signal, onError });
+      }
+    } catch (error) {
+      if (!signal.aborted) setText("batch-status", error.message);
+    }
+  }
+
+  close() {
+    this.closing?.abort();
+    setVisible(this.root, false);
+  }
+
+  #createTile(style) {
+    const thumb = createElement("span", { className: "thumb" });
+    if (style.thumbnail) thumb.append(createElement("img", { src: style.thumbnail, alt: "" }));
+    const status = createElement("span", { className: "status" });
+    const root = createElement("button", { type: "button", onclick: () => this.onPick(style) },
+      thumb, createElement("span", { className: "caption", textContent: style.name }), status);
+    return { root, thumb, status, picture: null };
+  }
+
+  // Jobs are in the order of the styles; a deleted one is missing.
+  #show({ jobs }, tiles, signal) {
+    const done = jobs.filter(hasEnded).length;
+    setText("batch-status", done < jobs.length
+      ? t("draftsDone", { done, n: jobs.length }) : t("pickOne"));
+    jobs.forEach(async (job, i) => {
+      const tile = tiles[i], { result, preview } = job.links;
+      tile.status.textContent = job.status === "succeeded" ? "" : t(`status.${job.status}`);
+      const name = result ? job.outputs[0].id : preview && job.preview;
+      if (!name || tile.picture === name) return;
+      tile.picture = name;
+      try {
+        const blob = await getBlob(result ? `${result}?format=webp` : preview, { signal });
+        tile.thumb.replaceChildren(showBlob(blob));
+        tile.root.classList.add("painted");
+      } catch { tile.picture = null; }
+    });
+  }
+}

@@ -1,0 +1,31 @@
+// The unsent draft: the chosen pictures, parameters and masks, in the browser's database, so that
+// they survive a reload. Where the browser forbids it, the draft lives as long as the page.
+
+const DATABASE = "impasto", STORE = "draft", KEY = "current";
+
+function open() {
+  return new Promise((resolve, reject) => {
+    const opening = indexedDB.open(DATABASE, 1);
+    opening.onupgradeneeded = () => opening.result.createObjectStore(STORE);
+    opening.onsuccess = () => resolve(opening.result);
+    opening.onerror = () => reject(opening.error);
+  });
+}
+
+async function run(mode, action) {
+  try {
+    const database = await open();
+    try {
+      return await new Promise((resolve, reject) => {
+        const transaction = database.transaction(STORE, mode);
+        const call = action(transaction.objectStore(STORE));
+        transaction.oncomplete = () => resolve(call.result);
+        transaction.onerror = transaction.onabort = () => reject(transaction.error);
+      });
+    } finally { database.close(); }
+  } catch { return null; }  // forbidden, full or damaged: the page works without it
+}
+
+export const loadDraft = () => run("readonly", (store) => store.get(KEY));
+
+export const saveDraft = (draft) => run("readwrite", (store) => store.put(draft, KEY));

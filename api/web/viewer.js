@@ -1,0 +1,325 @@
+// The picture on the canvas: the photo below, the painting above it, in one place. It zooms, pans
+// and compares. It does not know where the pictures are from.
+
+import {
+  announce, byId, createElement, encodeCanvas, hideBlob, makeRoving, setText, setValueText,
+  setVisible, showBlob,
+} from "./dom.js";
+import { formatPercent, t } from "./text.js";
+
+const MAX_ZOOM = 16, ZOOM_STEP = 1.5, HOLD_MS = 220, MOVE_PX = 5, PAN_STEP = 60, GRIP_PX = 44;
+
+export class Viewer {
+  constructor() {
+    const stage = this.stage = byId("stage");
+    [this.before, this.after] = stage.querySelectorAll("img.before, img.after");
+    this.divider = byId("divider");
+    this.blend = byId("blend");
+    Object.assign(this, { pointers: new Map(), ratio: 4 / 3, result: null, zoom: 1, x: 0, y: 0 });
+    this.clear();
+    this.divider.addEventListener("input", () => this.render());
+    this.blend.addEventListener("input", () => this.render());
+    new ResizeObserver(() => this.render()).observe(stage);
+    const onClick = (id, action) => byId(id).addEventListener("click", action);
+    onClick("zoom-in", () => this.zoomBy(ZOOM_STEP));
+    onClick("zoom-out", () => this.zoomBy(1 / ZOOM_STEP));
+    onClick("zoom", () => this.toggleFullSize());
+    onClick("full-screen", () => this.toggleFullScreen());
+    setVisible(byId("full-screen"), document.fullscreenEnabled);
+    this.#addHold(byId("hold"));
+    this.#addHandle(stage.querySelector(".handle"));
+    this.#addPointers();
+    byId("canvas").addEventListener("keydown", (event) => this.#onKey(event));
+    this.updateTools = makeRoving(byId("viewer-tools"));
+  }
+
+  // Shows a photo: a blob or an address. It stays when it is shown already.
+  showPhoto(source, alt, { width, height } = {}) {
+    if (this.photoSource === source) return;
+    this.clear();
+    this.photoSource = source;
+    if (width) this.ratio = width / height;
+    this.#load(this.before, source, alt).then(() => {
+      if (this.photoSource === source && !this.result) this.#setRatio(this.before);
+    });
+    this.render();
+  }
+
+  // Shows a painting or a preview over the photo: a blob or an address. isFinal: it has the right
+  // shape; a preview has the shape of the photo, apart from rounding.
+  async showPainting(source, alt, { isFinal = true } = {}) {
+    this.result = source;
+    await this.#load(this.after, source, alt);
+    if (this.result !== source) return;
+    if (isFinal || !this.hasPhoto) this.#setRatio(this.after);
+    this.render();
+  }
+
+  // Removes the painting, so that the photo is seen.
+  removePainting() {
+    this.result = null;
+    hideBlob(this.after);
+    this.setDivider(0);
+  }
+
+  get hasPhoto() { return this.before.hasAttribute("src"); }
+
+  get hasPainting() { return this.after.hasAttribute("src"); }
+
+  async #load(image, source, alt) {
+    if (image.source !== source || !image.hasAttribute("src")) {
+      if (typeof source === "string") {
+        hideBlob(image);
+        Object.assign(image, { alt, src: source });
+      } else showBlob(source, alt, image);
+      image.source = source;
+    }
+    // A browser cannot show every format, and a sample may not be painted yet.
+    await image.decode().catch(() => {
+      if (image.source === source && image.complete && !image.naturalWidth) hideBlob(image);
+    });
+    this.render();
+  }
+
+  #setRatio({ naturalWidth: width, naturalHeight: height }) {
+    if (width) this.ratio = width / height;
+    this.render();
+  }
+
+  // Shows a frame in place of the result; null shows the result again.
+  showFrame(frame) {
+    const image = frame ?? this.result;
+    if (image) this.#load(this.after, image, this.after.alt);
+  }
+
+  clear() {
+    this.result = this.photoSource = null;
+    for (const image of [this.before, this.after]) hideBlob(image);
+    this.blend.value = 100;
+    this.fit();
+    this.setDivider(0);
+  }
+
+  // share: 0 shows the whole painting, 100 the whole photo.
+  setDivider(share) {
+    this.divider.value = share;
+    this.render();
+  }
+
+  // Moves the curtain over the painting and back, once.
+  async sweep() {
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+    const start = performance.now(), { result } = this;
+    const step = (now) => {
+      const time = Math.min(1, (now - start) / 2400);
+      if (this.result !== result || this.isTouched) return;
+      this.setDivider(100 * (1 - time) ** 2 * (1 + 2 * time));
+      if (time < 1) requestAnimationFrame(step);
+    };
+    this.setDivider(100);
+    requestAnimationFrame(step);
+  }
+
+  // ---- geometry: the picture fits the stage at zoom 1; x and y are its corner, in px of the stage.
+
+  get fitted() {
+    const { clientWidth, clientHeight } = this.stage;
+    const width = Math.min(clientWidth, clientHeight * this.ratio);
+    return { width, height: width / this.ratio };
+  }
+
+  // The zoom at which one pixel of the picture is one of the screen.
+  get fullZoom() {
+    const { naturalWidth } = this.hasPainting ? this.after : this.before;
+    return (naturalWidth || 1) / devicePixelRatio / (this.fitted.width || 1);
+  }
+
+  render() {
+    const { stage, fitted } = this, { clientWidth, clientHeight } = stage;
+    const width = fitted.width * this.zoom, height = fitted.height * this.zoom;
+    const place = (corner, size, space) =>
+      (size <= space ? (space - size) / 2 : Math.min(0, Math.max(space - size, corner)));
+    this.x = place(this.x, width, clientWidth);
+    this.y = place(this.y, height, clientHeight);
+    const left = Math.max(0, this.x), right = Math.min(clientWidth, this.x + width);
+    const share = this.divider.value / 100, isCompared = this.hasPhoto && this.hasPainting;
+    const set = (name, value) => stage.style.setProperty(`--${name}`, value);
+    set("w", `${fitted.width}px`);
+    set("h", `${fitted.height}px`);
+    set("x", `${this.x}px`);
+    set("y", `${this.y}px`);
+    set("zoom", this.zoom);
+    const divider = isCompared ? left + share * (right - left) : 0;
+    const grip = Math.min(right - GRIP_PX / 2, Math.max(left + GRIP_PX / 2, divider));
+    set("divider", `${divider}px`);
+    set("grip", `${grip}px`);
+    set("top", `${Math.max(0, this.y)}px`);
+    set("bottom", `${Math.max(0, clientHeight - this.y - height)}px`);
+    set("blend", this.hasPhoto ? this.blend.value / 100 : 1);
+    stage.classList.toggle("comparing", isCompared);
+    stage.classList.toggle("whole", !share);
+    stage.classList.toggle("zoomed", this.zoom > 1.001);
+    stage.classList.toggle("pixelated", this.zoom > Math.max(1.001, 2 * this.fullZoom));
+    const isFull = Math.abs(this.zoom / this.fullZoom - 1) < 0.01 && this.zoom !== 1;
+    byId("zoom").setAttribute("aria-pressed", isFull);
+    setText("zoom-level", formatPercent(this.zoom / this.fullZoom));
+    setVisible(byId("viewer-tools"), this.hasPainting || this.hasPhoto);
+    setVisible(byId("hold"), isCompared);
+    setValueText(this.divider, t("dividerValue", { percent: formatPercent(share) }));
+    setValueText(this.blend, formatPercent(this.blend.value / 100));
+    this.onRender?.();
+  }
+
+  // Keeps the point of the stage where it is; without one, the center.
+  zoomTo(zoom, point = null) {
+    const { clientWidth, clientHeight } = this.stage;
+    const { x, y } = point ?? { x: clientWidth / 2, y: clientHeight / 2 };
+    const next = Math.min(MAX_ZOOM * Math.max(1, this.fullZoom), Math.max(1, zoom));
+    this.x = x - (x - this.x) * next / this.zoom;
+    this.y = y - (y - this.y) * next / this.zoom;
+    this.zoom = next;
+    this.render();
+  }
+
+  zoomBy(factor, point) { this.zoomTo(this.zoom * factor, point); }
+
+  fit() {
+    Object.assign(this, { zoom: 1, x: 0, y: 0 });
+    this.render();
+  }
+
+  // 100 %, or twice the size where that is smaller than the stage; then back.
+  toggleFullSize(point = null) {
+    if (this.zoom > 1.001) this.fit();
+    else this.zoomTo(this.fullZoom > 1.05 ? this.fullZoom : Math.max(2, 2 * this.fullZoom), point);
+    announce(byId("zoom-level").textContent);
+  }
+
+  toggleFullScreen() {
+    if (document.fullscreenElement) document.exitFullscreen();
+    else byId("canvas").requestFullscreen().catch(() => {});
+  }
+
+  // ---- input
+
+  #locate({ clientX, clientY }) {
+    const { left, top } = this.stage.getBoundingClientRect();
+    return { x: clientX - left, y: clientY - top };
+  }
+
+  showOriginal(isShown) {
+    this.stage.classList.toggle("original", isShown && this.hasPhoto && this.hasPainting);
+  }
+
+  // While the button is pressed, the original is shown.
+  #addHold(button) {
+    const set = (isShown) => () => this.showOriginal(isShown);
+    button.addEventListener("pointerdown", set(true));
+    for (const name of ["pointerup", "pointercancel", "pointerleave", "blur"]) {
+      button.addEventListener(name, set(false));
+    }
+    button.addEventListener("keydown", ({ key }) => {
+      if (key === " " || key === "Enter") this.showOriginal(true);
+    });
+    button.addEventListener("keyup", set(false));
+    button.addEventListener("contextmenu", (event) => event.preventDefault());
+  }
+
+  #addHandle(handle) {
+    const follow = (event) => {
+      if (!handle.hasPointerCapture(event.pointerId)) return;
+      const { x } = this.#locate(event), width = this.fitted.width * this.zoom;
+      const left = Math.max(0, this.x), right = Math.min(this.stage.clientWidth, this.x + width);
+      this.setDivider(Math.min(100, Math.max(0, 100 * (x - left) / (right - left))));
+    };
+    handle.addEventListener("pointerdown", (event) => {
+      if (event.button) return;
+      this.isTouched = true;
+      handle.setPointerCapture(event.pointerId);
+    });
+    handle.addEventListener("pointermove", follow);
+  }
+
+  #addPointers() {
+    const { stage, pointers } = this;
+    let holdTimer = null, distance = 0;
+    const isOnPicture = ({ target }) => target === this.before || target === this.after;
+    const endHold = () => { clearTimeout(holdTimer); this.showOriginal(false); };
+    stage.addEventListener("wheel", (event) => {
+      if (!this.hasPhoto && !this.hasPainting) return;
+      if (this.zoom <= 1 && event.deltaY > 0) return;  // then the page scrolls
+      event.preventDefault();
+      const delta = event.deltaY * (event.deltaMode ? 20 : 1);
+      this.zoomBy(Math.exp(-Math.max(-120, Math.min(120, delta)) / 300), this.#locate(event));
+    }, { passive: false });
+    stage.addEventListener("pointerdown", (event) => {
+      this.isTouched = true;
+      if (event.button || !isOnPicture(event)) return;
+      pointers.set(event.pointerId, this.#locate(event));
+      distance = 0;
+      // On a touch screen the same gesture opens the browser's menu, which saves the picture.
+      if (event.pointerType === "mouse") holdTimer = setTimeout(() => this.showOriginal(true), HOLD_MS);
+    });
+    addEventListener("pointermove", (event) => {
+      const from = pointers.get(event.pointerId);
+      if (!from) return;
+      const to = this.#locate(event);
+      distance += Math.hypot(to.x - from.x, to.y - from.y);
+      if (distance > MOVE_PX) endHold();
+      const other = [...pointers].find(([id]) => id !== event.pointerId)?.[1];
+      pointers.set(event.pointerId, to);
+      if (other) {
+        const span = (a) => Math.hypot(a.x - other.x, a.y - other.y) || 1;
+        this.zoomBy(span(to) / span(from), { x: (to.x + other.x) / 2, y: (to.y + other.y) / 2 });
+      }
+      if (this.zoom > 1) {
+        const share = other ? 0.5 : 1;
+        this.x += share * (to.x - from.x);
+        this.y += share * (to.y - from.y);
+        this.render();
+      }
+    });
+    const end = (event) => { pointers.delete(event.pointerId); endHold(); };
+    addEventListener("pointerup", end);
+    addEventListener("pointercancel", end);
+    // Zoomed, dragging pans; otherwise the picture can be dragged out of the page.
+    stage.addEventListener("dragstart", (event) => {
+      endHold();
+      pointers.clear();
+      if (this.zoom > 1) event.preventDefault();
+    });
+    stage.addEventListener("dblclick", (event) => {
+      if (isOnPicture(event)) this.toggleFullSize(this.#locate(event));
+    });
+  }
+
+  #onKey(event) {
+    if (event.target.matches("input:not(#divider), select, #mask-layer") || event.ctrlKey) return;
+    const actions = {
+      "+": () => this.zoomBy(ZOOM_STEP), "=": () => this.zoomBy(ZOOM_STEP),
+      "-": () => this.zoomBy(1 / ZOOM_STEP), 0: () => this.fit(), 1: () => this.zoomTo(this.fullZoom),
+    };
+    if (this.zoom > 1 && event.shiftKey) {
+      const [x, y] = {
+        ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1],
+      }[event.key] ?? [0, 0];
+      if (x || y) actions[event.key] = () => { this.x += x * PAN_STEP; this.y += y * PAN_STEP; };
+    }
+    const action = actions[event.key];
+    if (!action) return;
+    event.preventDefault();
+    this.isTouched = true;
+    action();
+    this.render();
+  }
+
+  // Encodes the blend of photo and result, of the result itself also while a frame is shown.
+  async encodeBlend(type) {
+    const result = await createImageBitmap(this.result), { width, height } = result;
+    const canvas = createElement("canvas", { width, height }), context = canvas.getContext("2d");
+    context.drawImage(this.before, 0, 0, width, height);
+    context.globalAlpha = this.blend.value / 100;
+    context.drawImage(result, 0, 0);
+    return encodeCanvas(canvas, type, 0.95);
+  }
+}
